@@ -1,0 +1,56 @@
+"""Errors that a person can meet, and the exit code each one ends with.
+
+::
+
+    StackllamaError          1  failed
+    ├── UsageError           2  wrong arguments: unknown run, bad name, missing file
+    │   ├── RecipeError      2  a wrong key or value in a recipe; names file, key, value and the way out
+    │   └── DataError        2  a data source that cannot be read as asked
+    ├── RefusedError         3  refused before launch: name taken, run alive, nothing to resume
+    └── StageError           1  a stage ran and cannot go on; the message is the cause
+
+A message says what is wrong, where, and the way out, in one or two sentences.
+"""
+
+import enum
+
+
+class ExitCode(enum.IntEnum):
+    """Exit codes of every command and of every stage (a signal N ends with 128 + N)."""
+
+    DONE = 0
+    FAILED = 1
+    USAGE = 2
+    REFUSED = 3
+    STOPPED = 75
+    """Stopped after saving; resumable (``EX_TEMPFAIL``)."""
+
+
+class StackllamaError(Exception):
+    """Root of the tree. ``exit_code`` is what the command ends with."""
+
+    exit_code: int = ExitCode.FAILED
+
+
+class UsageError(StackllamaError):
+    """The person asked for something that cannot be understood or does not exist."""
+
+    exit_code = ExitCode.USAGE
+
+
+class RecipeError(UsageError):
+    """A recipe has a wrong key or value. Nothing was created."""
+
+
+class DataError(UsageError):
+    """A data source is missing, unreadable, or has other columns than the stage needs."""
+
+
+class RefusedError(StackllamaError):
+    """Understood, but refused before anything was launched."""
+
+    exit_code = ExitCode.REFUSED
+
+
+class StageError(StackllamaError):
+    """A stage ran and cannot go on."""

@@ -1,0 +1,52 @@
+"""Writing files that others read at the same moment, and that a crash must not tear."""
+
+import os
+import tempfile
+from pathlib import Path
+
+PRIVATE_DIR = 0o700
+PRIVATE_FILE = 0o600
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Replace a file at once: temporary file → fsync → rename → fsync of the directory. Mode 0600.
+
+    Raises:
+        OSError: disk full or not writable; the old file is untouched.
+    """
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # mkstemp makes 0600
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    fsync_directory(path.parent)
+
+
+def fsync_directory(path: Path) -> None:
+    """Make renames inside a directory durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def make_private_dir(path: Path) -> None:
+    """Create a directory 0700 whatever the umask, with its missing parents.
+
+    Raises:
+        FileExistsError: it exists already; of two callers exactly one succeeds.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True, mode=PRIVATE_DIR)
+    path.mkdir(mode=PRIVATE_DIR)
+    path.chmod(PRIVATE_DIR)
+
+
+def open_private(path: Path, flags: int) -> int:
+    """``os.open`` with mode 0600 and close-on-exec."""
+    return os.open(path, flags | os.O_CLOEXEC, PRIVATE_FILE)

@@ -1,0 +1,296 @@
+"""Recipes: one frozen Struct a stage, the single place for keys, types, bounds, defaults and help.
+
+Keys are those of TRL and transformers wherever they exist there, so that people can paste what they have.
+Defaults are the published StackLLaMA values (https://huggingface.co/blog/stackllama and the scripts it links).
+Reading and checking is in :mod:`.recipe_io`.
+"""
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from msgspec import Meta, Struct
+
+from .stages import Split, Stage
+
+AtLeastOne = Annotated[int, Meta(ge=1)]
+NotNegative = Annotated[float, Meta(ge=0)]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Scheduler = Literal["linear", "cosine", "constant", "constant_with_warmup", "cosine_with_restarts", "polynomial"]
+KlEstimator = Literal["k1", "k2", "k3"]
+
+
+def _help(text: str, **bounds: Any) -> Meta:
+    return Meta(description=text, **bounds)
+
+
+class ModelRecipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The base model and how it is loaded; shared by every stage that loads one."""
+
+    model_name_or_path: Annotated[
+        str, _help("Hub id, local directory, local .gguf file, a finished merge run, or `demo`.", min_length=1)
+    ]
+    model_revision: Annotated[str | None, _help("Hub revision (branch, tag or commit).")] = None
+    dtype: Annotated[Dtype, _help("Weights that are not quantised; `auto` keeps the checkpoint's own.")] = "auto"
+    attn_implementation: Annotated[
+        Literal["eager", "sdpa", "flash_attention_2"] | None, _help("Attention kernel; empty: transformers chooses.")
+    ] = None
+    trust_remote_code: Annotated[bool, _help("Always off: code from a model repository is never executed.")] = False
+
+
+class TrainRecipe(ModelRecipe, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What SFT, reward and PPO have in common."""
+
+    stage: ClassVar[Stage]
+
+    # base precision
+    load_in_8bit: Annotated[bool, _help("Frozen base in int8 (bitsandbytes LLM.int8()).")] = True
+    load_in_4bit: Annotated[bool, _help("Frozen base in 4 bits (bitsandbytes, QLoRA).")] = False
+    bnb_4bit_quant_type: Annotated[Literal["nf4", "fp4"], _help("4-bit data type.")] = "nf4"
+    use_bnb_nested_quant: Annotated[bool, _help("Quantise the 4-bit scales as well (double quantisation).")] = False
+
+    # adapter
+    use_peft: Annotated[bool, _help("LoRA on a frozen base; false trains every weight.")] = True
+    lora_r: Annotated[int, _help("LoRA rank.", ge=1)] = 16
+    lora_alpha: Annotated[int, _help("LoRA scaling numerator (scale = alpha / r).", ge=1)] = 32
+    lora_dropout: Annotated[float, _help("Dropout on the adapter's input.", ge=0, lt=1)] = 0.05
+    lora_target_modules: Annotated[
+        list[str] | str | None, _help("Module names, `all-linear`, or empty for PEFT's default (q_proj, v_proj).")
+    ] = None
+
+    # data
+    dataset_name: Annotated[
+        str,
+        _help("Hub id, a directory made by `data prepare`, a .jsonl/.parquet file, or `demo`.", min_length=1),
+    ] = "lvwerra/stack-exchange-paired"
+    dataset_config: Annotated[str | None, _help("Hub data set's configuration name.")] = None
+    dataset_train_split: Annotated[str, _help("Split this stage trains on.", min_length=1)]
+    dataset_test_split: Annotated[str, _help("Split held out for evaluation.", min_length=1)] = Split.EVALUATION.value
+    dataset_streaming: Annotated[bool, _help("Stream a hub data set instead of downloading it whole.")] = True
+    max_train_samples: Annotated[AtLeastOne | None, _help("Use only the first N training rows.")] = None
+    max_eval_samples: Annotated[AtLeastOne | None, _help("Use only the first N evaluation rows.")] = None
+
+    # optimisation
+    learning_rate: Annotated[float, _help("Peak learning rate.", gt=0, le=1)]
+    lr_scheduler_type: Annotated[Scheduler, _help("Learning-rate schedule.")] = "linear"
+    warmup_steps: Annotated[int, _help("Optimizer steps of linear warm-up.", ge=0)] = 0
+    weight_decay: Annotated[float, _help("AdamW's decoupled weight decay.", ge=0, le=1)] = 0.0
+    adam_beta1: Annotated[float, _help("AdamW beta1.", ge=0, lt=1)] = 0.9
+    adam_beta2: Annotated[float, _help("AdamW beta2.", ge=0, lt=1)] = 0.999
+    adam_epsilon: Annotated[float, _help("AdamW epsilon.", gt=0)] = 1e-8
+    max_grad_norm: Annotated[float, _help("Clip the gradient norm here.", gt=0)] = 1.0
+    gradient_accumulation_steps: Annotated[int, _help("Micro-batches added up before one optimizer step.", ge=1)] = 1
+    gradient_checkpointing: Annotated[bool, _help("Recompute activations in the backward pass to save memory.")] = False
+    bf16: Annotated[bool, _help("bfloat16 autocast in the forward pass.")] = False
+    fp16: Annotated[bool, _help("float16 autocast with loss scaling (GPU only).")] = False
+    seed: Annotated[int, _help("Seed of everything random.", ge=0, lt=2**32)] = 0
+
+    # reporting and checkpoints
+    logging_steps: Annotated[int, _help("Record metrics every N optimizer steps.", ge=1)] = 10
+    save_steps: Annotated[int, _help("Write a checkpoint every N optimizer steps; 0: only at the end.", ge=0)] = 500
+    save_total_limit: Annotated[int, _help("Keep the newest N checkpoints.", ge=1)] = 3
+    report_to: Annotated[
+        list[Literal["tensorboard", "wandb", "trackio"]], _help("Also report to these, through their own packages.")
+    ] = []
+
+    # machine
+    num_processes: Annotated[AtLeastOne | None, _help("Processes; empty: one a visible GPU, or one on the CPU.")] = None
+    use_cpu: Annotated[bool, _help("Train on the CPU even where there is a GPU.")] = False
+
+    def __post_init__(self) -> None:
+        """Checks between keys.
+
+        Raises:
+            ValueError: two keys that exclude each other; the text names both and the way out.
+        """
+        if self.trust_remote_code:
+            raise ValueError(
+                "`trust_remote_code: true` is refused: code from a model repository is never executed. "
+                "Use a model whose architecture transformers has built in."
+            )
+        if self.load_in_8bit and self.load_in_4bit:
+            raise ValueError("`load_in_8bit` and `load_in_4bit` are both true; choose one of them.")
+        if self.bf16 and self.fp16:
+            raise ValueError("`bf16` and `fp16` are both true; choose one of them.")
+        if not self.use_peft and (self.load_in_8bit or self.load_in_4bit):
+            raise ValueError(
+                "`use_peft: false` trains every weight, which quantised weights do not allow; "
+                "set `load_in_8bit: false` and `load_in_4bit: false`, or keep `use_peft: true`."
+            )
+
+    @property
+    def quantised(self) -> bool:
+        """Whether the base is held in 8 or 4 bits."""
+        return self.load_in_8bit or self.load_in_4bit
+
+
+class SFTRecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Supervised fine-tuning on the better answer of each pair."""
+
+    stage: ClassVar[Stage] = Stage.SFT
+
+    dataset_train_split: Annotated[str, _help("Split this stage trains on.", min_length=1)] = Split.FINETUNE.value
+    learning_rate: Annotated[float, _help("Peak learning rate.", gt=0, le=1)] = 1e-5
+    lr_scheduler_type: Annotated[Scheduler, _help("Learning-rate schedule.")] = "cosine"
+    warmup_steps: Annotated[int, _help("Optimizer steps of linear warm-up.", ge=0)] = 100
+    weight_decay: Annotated[float, _help("AdamW's decoupled weight decay.", ge=0, le=1)] = 0.05
+    per_device_train_batch_size: Annotated[int, _help("Sequences a device and micro-batch.", ge=1)] = 4
+    per_device_eval_batch_size: Annotated[int, _help("Sequences a device in evaluation.", ge=1)] = 4
+    max_steps: Annotated[int, _help("Optimizer steps; -1: `num_train_epochs` decides.", ge=-1)] = 5000
+    num_train_epochs: Annotated[float, _help("Passes over the data when `max_steps` is -1.", gt=0)] = 1.0
+    max_length: Annotated[int, _help("Tokens a sequence; packed chunks have exactly this length.", ge=8)] = 1024
+    packing: Annotated[bool, _help("Fill every sequence with several answers.")] = True
+    packing_strategy: Annotated[
+        Literal["wrapped", "bfd", "bfd_split"],
+        _help("`wrapped`: fixed chunks with EOS between answers, as published; `bfd`: TRL's best-fit decreasing."),
+    ] = "wrapped"
+    eval_steps: Annotated[int, _help("Evaluate every N optimizer steps; 0: only at the end.", ge=0)] = 1000
+
+
+class RewardRecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A reward model: one score a text, trained on pairs by the Bradley-Terry loss."""
+
+    stage: ClassVar[Stage] = Stage.REWARD
+
+    load_in_8bit: Annotated[bool, _help("Frozen base in int8 (bitsandbytes LLM.int8()).")] = False
+    dtype: Annotated[Dtype, _help("Weights that are not quantised; `auto` keeps the checkpoint's own.")] = "bfloat16"
+    lora_r: Annotated[int, _help("LoRA rank.", ge=1)] = 8
+    lora_dropout: Annotated[float, _help("Dropout on the adapter's input.", ge=0, lt=1)] = 0.1
+    dataset_train_split: Annotated[str, _help("Split this stage trains on.", min_length=1)] = Split.REWARD.value
+    max_train_samples: Annotated[AtLeastOne | None, _help("Use only the first N training rows.")] = 100_000
+    max_eval_samples: Annotated[AtLeastOne | None, _help("Use only the first N evaluation rows.")] = 50_000
+    learning_rate: Annotated[float, _help("Peak learning rate.", gt=0, le=1)] = 2e-5
+    weight_decay: Annotated[float, _help("AdamW's decoupled weight decay.", ge=0, le=1)] = 0.001
+    per_device_train_batch_size: Annotated[int, _help("Pairs a device and micro-batch.", ge=1)] = 4
+    per_device_eval_batch_size: Annotated[int, _help("Pairs a device in evaluation.", ge=1)] = 4
+    max_steps: Annotated[int, _help("Optimizer steps; -1: `num_train_epochs` decides.", ge=-1)] = -1
+    num_train_epochs: Annotated[float, _help("Passes over the data when `max_steps` is -1.", gt=0)] = 1.0
+    max_length: Annotated[int, _help("A pair is dropped when either text has more tokens.", ge=8)] = 512
+    eval_steps: Annotated[int, _help("Evaluate every N optimizer steps; 0: only at the end.", ge=0)] = 0
+    center_rewards_coefficient: Annotated[
+        NotNegative | None, _help("Pull the mean reward to zero (arXiv:2312.09244, eq. 2).")
+    ] = None
+
+
+class PPORecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """PPO against the reward model, policy and reference on one frozen base."""
+
+    stage: ClassVar[Stage] = Stage.PPO
+
+    dataset_train_split: Annotated[str, _help("Split this stage trains on.", min_length=1)] = Split.RL.value
+    reward_model_path: Annotated[
+        str, _help("A finished reward run, an adapter directory, or a sequence-classification model.", min_length=1)
+    ]
+    learning_rate: Annotated[float, _help("Peak learning rate.", gt=0, le=1)] = 1.4e-5
+    lr_scheduler_type: Annotated[Scheduler, _help("Learning-rate schedule.")] = "constant"
+
+    # batch: per_device_train_batch_size × gradient_accumulation_steps × num_mini_batches = rollouts a device and step
+    per_device_train_batch_size: Annotated[int, _help("Responses a device and micro-batch of the update.", ge=1)] = 1
+    gradient_accumulation_steps: Annotated[int, _help("Micro-batches added up before one optimizer step.", ge=1)] = 8
+    num_mini_batches: Annotated[int, _help("Optimizer steps an epoch of one rollout.", ge=1)] = 1
+    num_ppo_epochs: Annotated[int, _help("Passes over one rollout.", ge=1)] = 4
+    local_rollout_forward_batch_size: Annotated[
+        int, _help("Responses a device in sampling, reference and reward forwards.", ge=1)
+    ] = 8
+    max_steps: Annotated[int, _help("PPO steps (rollout + update).", ge=1)] = 1000
+
+    # sampling
+    max_prompt_length: Annotated[int, _help("Prompts with as many tokens or more are dropped.", ge=1)] = 512
+    output_min_length: Annotated[
+        int, _help("Response length is drawn from [output_min_length, output_max_length).", ge=1)
+    ] = 32
+    output_max_length: Annotated[
+        int, _help("Response length is drawn from [output_min_length, output_max_length).", ge=2)
+    ] = 128
+    temperature: Annotated[
+        float, _help("Sampling temperature; also divides the logits of every log-probability.", gt=0)
+    ] = 1.0
+    missing_eos_penalty: Annotated[
+        NotNegative | None, _help("Subtract this from the score of a response that never ended.")
+    ] = None
+
+    # reward and KL
+    reward_baseline: Annotated[float, _help("Subtracted from every score.")] = 0.0
+    kl_coef: Annotated[float, _help("Initial KL coefficient.", ge=0)] = 0.2
+    kl_estimator: Annotated[
+        KlEstimator, _help("Per-token KL estimator of the penalty (http://joschu.net/blog/kl-approx.html).")
+    ] = "k1"
+    adap_kl_ctrl: Annotated[bool, _help("Adapt the KL coefficient (arXiv:1909.08593, section 2.2).")] = True
+    target: Annotated[float, _help("KL per response that the adaptive controller aims at.", gt=0)] = 6.0
+    horizon: Annotated[int, _help("Responses over which the controller adapts.", ge=1)] = 10_000
+
+    # PPO
+    gamma: Annotated[float, _help("Discount.", ge=0, le=1)] = 1.0
+    lam: Annotated[float, _help("GAE lambda (arXiv:1506.02438).", ge=0, le=1)] = 0.95
+    whiten_rewards: Annotated[bool, _help("Whiten the per-token rewards (mean kept) before GAE.")] = False
+    cliprange: Annotated[float, _help("Clip range of the policy ratio (arXiv:1707.06347).", gt=0)] = 0.2
+    cliprange_value: Annotated[float, _help("Clip range of the value update.", gt=0)] = 0.2
+    vf_coef: Annotated[float, _help("Weight of the value loss.", ge=0)] = 0.1
+    early_stopping: Annotated[
+        bool, _help("Leave the epochs of a rollout when its policy KL exceeds 1.5 × target_kl.")
+    ] = True
+    target_kl: Annotated[float, _help("Policy KL of one rollout for `early_stopping`.", gt=0)] = 0.1
+    ratio_threshold: Annotated[float, _help("Skip a mini-batch whose mean ratio exceeds this.", gt=1)] = 10.0
+    value_head_init: Annotated[Literal["zero", "reward"], _help("Value head starts at zero or as the reward head.")] = (
+        "zero"
+    )
+
+    # reporting
+    num_sample_generations: Annotated[int, _help("Samples recorded each logged step.", ge=0)] = 4
+
+    def __post_init__(self) -> None:
+        """Checks between keys; see :class:`TrainRecipe`."""
+        super().__post_init__()
+        if not self.use_peft:
+            raise ValueError("PPO needs `use_peft: true`: policy and reference share one frozen base.")
+        if self.output_min_length >= self.output_max_length:
+            raise ValueError(
+                f"`output_min_length` ({self.output_min_length}) must be below "
+                f"`output_max_length` ({self.output_max_length}); the length is drawn from [min, max)."
+            )
+
+    @property
+    def local_batch_size(self) -> int:
+        """Rollouts a device and PPO step."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps * self.num_mini_batches
+
+
+class MergeRecipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Merge an adapter into its base, verified on probe prompts."""
+
+    stage: ClassVar[Stage] = Stage.MERGE
+
+    adapter_path: Annotated[str, _help("A finished SFT, reward or PPO run, or an adapter directory.", min_length=1)]
+    dtype: Annotated[Literal["float32", "bfloat16", "float16"], _help("Merged weights; never 8-bit or 4-bit.")] = (
+        "bfloat16"
+    )
+    num_processes: Annotated[Literal[1], _help("A merge is one process.")] = 1
+    use_cpu: Annotated[bool, _help("Merge on the CPU even where there is a GPU.")] = True
+    seed: Annotated[int, _help("Seed of the probe prompts.", ge=0, lt=2**32)] = 0
+
+
+class PipelineRecipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """SFT → merge → reward → merge → PPO → merge; each stage's inputs are wired from the one before.
+
+    Each section holds that stage's keys with every default written out, except the wired ones (:data:`WIRED`).
+    """
+
+    stage: ClassVar[Stage] = Stage.PIPELINE
+
+    sft: dict[str, Any]
+    reward: dict[str, Any]
+    ppo: dict[str, Any]
+    merge: dict[str, Any]
+
+
+AnyRecipe = SFTRecipe | RewardRecipe | PPORecipe | MergeRecipe | PipelineRecipe
+
+RECIPES: dict[Stage, type[AnyRecipe]] = {
+    cls.stage: cls for cls in (SFTRecipe, RewardRecipe, PPORecipe, MergeRecipe, PipelineRecipe)
+}
+
+WIRED: dict[Stage, tuple[str, ...]] = {
+    Stage.SFT: (),
+    Stage.REWARD: ("model_name_or_path",),
+    Stage.PPO: ("model_name_or_path", "reward_model_path"),
+    Stage.MERGE: ("adapter_path",),
+}
+"""Keys that a pipeline fills in from the stage before."""
