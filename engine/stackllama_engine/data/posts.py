@@ -1,0 +1,150 @@
+"""Posts of a Stack Exchange dump (``Posts.xml``), streamed.
+
+Read with expat, which builds no tree: memory is one chunk and one row, whatever the size of the file. Dumps have no
+DOCTYPE; a file with one is refused as it is declared, so no entity is ever defined, expanded or fetched.
+
+A question has PostTypeId 1, an answer 2 with its question's Id in ParentId; other types (tag wikis, …) are counted
+and left out. https://meta.stackexchange.com/questions/2677 documents the columns.
+"""
+
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from xml.parsers import expat
+
+from msgspec import Struct
+
+from ..contract.errors import DataError
+
+_CHUNK = 1 << 18
+_LONGEST_ROW = 1 << 26  # bytes; a post is at most 30,000 characters, so more than this is an attack or no dump
+_PACKED = {b"7z\xbc\xaf": "7z", b"PK\x03\x04": "zip", b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zX": "xz"}
+
+
+class Post(Struct, frozen=True, array_like=True):
+    """A question (``id == question``) or an answer to one. ``body`` is HTML."""
+
+    id: int
+    question: int
+    score: int
+    """Up-votes minus down-votes."""
+    accepted: int | None
+    """Of a question: the id of the answer its asker accepted."""
+    body: str
+
+
+def read_posts(
+    path: Path, skipped: Counter[str] | None = None, on_bytes: Callable[[bytes], object] | None = None
+) -> Iterator[Post]:
+    """Questions and answers in the order of the file, which promises none.
+
+    Args:
+        path: the dump's ``Posts.xml``.
+        skipped: counts the rows left out, by reason.
+        on_bytes: sees every chunk read (to hash it, to count it).
+
+    Raises:
+        DataError: not readable, not well-formed, cut off, not a Posts.xml, or hostile; names file and position.
+    """
+    posts: list[Post] = []
+    parser = _parser(path, posts, Counter() if skipped is None else skipped)
+    fed = 0
+    with _open(path) as file:
+        while chunk := _read(file, path):
+            if fed == 0:
+                _refuse_packed(chunk, path)
+            fed += len(chunk)
+            if on_bytes is not None:
+                on_bytes(chunk)
+            _parse(parser, chunk, path)
+            yield from posts
+            posts.clear()
+            if fed - parser.CurrentByteIndex > _LONGEST_ROW:
+                raise DataError(f"{path}: line {parser.CurrentLineNumber}: one row is longer than 64 MiB: not a dump.")
+    _finish(parser, path, fed)
+
+
+def _open(path: Path) -> Any:
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}.") from None
+
+
+def _read(file: Any, path: Path) -> bytes:
+    try:
+        return file.read(_CHUNK)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}.") from None
+
+
+def _refuse_packed(head: bytes, path: Path) -> None:
+    for magic, name in _PACKED.items():
+        if head.startswith(magic):
+            raise DataError(f"{path} is a {name} archive: unpack it and give the Posts.xml inside.")
+
+
+def _parser(path: Path, posts: list[Post], skipped: Counter[str]) -> Any:
+    """An expat parser that appends to ``posts`` and refuses what no dump has."""
+    parser = expat.ParserCreate()
+    depth = 0
+
+    def on_doctype(*_: object) -> None:
+        raise DataError(
+            f"{path}: line {parser.CurrentLineNumber}: a DOCTYPE, which no Stack Exchange dump has: refused."
+        )
+
+    def on_start(name: str, attributes: dict[str, str]) -> None:
+        nonlocal depth
+        if depth == 0 and name != "posts":
+            raise DataError(f"{path}: not a Posts.xml: its root element is <{name[:40]}>, not <posts>.")
+        if depth == 1 and name == "row" and (post := _post(attributes, skipped)) is not None:
+            posts.append(post)
+        depth += 1
+
+    def on_end(_: str) -> None:
+        nonlocal depth
+        depth -= 1
+
+    parser.StartDoctypeDeclHandler = on_doctype
+    parser.StartElementHandler = on_start
+    parser.EndElementHandler = on_end
+    return parser
+
+
+def _parse(parser: Any, chunk: bytes, path: Path) -> None:
+    try:
+        parser.Parse(chunk, False)
+    except expat.ExpatError as error:
+        raise DataError(f"{path}: not well-formed XML: {error}.") from None
+
+
+def _finish(parser: Any, path: Path, fed: int) -> None:
+    """Raises: DataError: the document has not ended."""
+    if fed == 0:
+        raise DataError(f"{path} is empty.")
+    try:
+        parser.Parse(b"", True)
+    except expat.ExpatError as error:
+        raise DataError(f"{path}: cut off before </posts>: {error}. Copy or unpack the file again.") from None
+
+
+def _post(attributes: dict[str, str], skipped: Counter[str]) -> Post | None:
+    kind = attributes.get("PostTypeId")
+    if kind not in ("1", "2"):
+        skipped["other post type"] += 1
+        return None
+    accepted = attributes.get("AcceptedAnswerId")
+    with contextlib.suppress(KeyError, ValueError):
+        number = int(attributes["Id"])
+        return Post(
+            id=number,
+            question=number if kind == "1" else int(attributes["ParentId"]),
+            score=int(attributes["Score"]),
+            accepted=int(accepted) if kind == "1" and accepted else None,
+            body=attributes["Body"],
+        )
+    skipped["Id, ParentId, Score or Body missing or wrong"] += 1
+    return None

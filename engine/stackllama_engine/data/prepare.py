@@ -1,0 +1,264 @@
+"""A Stack Exchange dump to a prepared directory: one file of pairs a split, and a manifest.
+
+::
+
+    <out>/finetune.jsonl  reward.jsonl  rl.jsonl  evaluation.jsonl
+    <out>/manifest.json   format, counts, source with SHA-256, licence
+
+A row is ``question_id``, ``question``, ``response_j`` (better), ``response_k`` (worse), ``score_j``, ``score_k``; texts
+are Markdown. The question is the post's body without its title, like the rows of ``lvwerra/stack-exchange-paired``,
+which has no title column; as there, supervised fine-tuning reads ``question`` and ``response_j``.
+
+Rows are shuffled: the order is that of a hash, so it depends on nothing but the posts and ``seed`` (a dump over
+128 MiB is shuffled a part at a time, the parts being hashes of the question).
+
+The directory appears whole or not at all: everything is written beside it and renamed.
+"""
+
+import errno
+import hashlib
+import os
+import secrets
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct, field
+
+from ..contract.errors import DataError, RefusedError, StackllamaError
+from ..contract.files import fsync_directory
+from ..contract.stages import Split
+from .markdown import to_markdown
+from .pairs import MAX_PAIRS, Answer, make_pairs, score
+from .posts import Post, read_posts
+from .splits import split_of, stable_hash
+from .spool import Spool, Thread
+
+FORMAT = "stackllama-pairs"
+VERSION = 1
+MANIFEST = "manifest.json"
+LICENCE = (
+    "Stack Exchange content, by its authors, under CC BY-SA (2.5, 3.0 or 4.0 by date of the post): "
+    "https://stackoverflow.com/help/licensing. Share what you derive from it under the same licence, naming the source."
+)
+
+Progress = Callable[[str, int, int], object]
+"""Called with what is being done (``read``, ``pair``), how much is done, and of how much."""
+
+
+class PreparedRow(Struct, frozen=True):
+    """One line of a split's file."""
+
+    question_id: int
+    question: str
+    response_j: str
+    response_k: str
+    score_j: int
+    score_k: int
+
+
+class SplitCount(Struct):
+    """What one split holds."""
+
+    questions: int = 0
+    """Questions with at least one pair."""
+    pairs: int = 0
+
+
+class Report(Struct, kw_only=True):
+    """What was read and what it gave. This is also the manifest."""
+
+    format: str = FORMAT
+    version: int = VERSION
+    source: str
+    """Name of the file read."""
+    sha256: str = ""
+    site: str = ""
+    seed: int = 0
+    licence: str = LICENCE
+    questions: int = 0
+    answers: int = 0
+    questions_with_two_answers: int = 0
+    """Questions with two answers or more."""
+    pairs: int = 0
+    ties: int = 0
+    """Twos of answers with equal scores; they give no pair."""
+    over_limit: int = 0
+    """Pairs left out of questions with more than ten."""
+    splits: dict[str, SplitCount] = field(default_factory=lambda: {split.value: SplitCount() for split in Split})
+    skipped: dict[str, int] = {}
+    """Rows of the dump that gave nothing, by reason."""
+    seconds: float = 0.0
+
+
+def prepare(
+    posts: Path,
+    out: Path,
+    *,
+    seed: int = 0,
+    site: str = "",
+    max_pairs: int = MAX_PAIRS,
+    on_progress: Progress | None = None,
+) -> Report:
+    """Read a dump's ``Posts.xml``, write ``out``.
+
+    Args:
+        posts: the dump's Posts.xml. While this runs, the disk of ``out`` needs room for it once more.
+        out: the directory to make; it may exist if it is empty.
+        seed: picks the ten pairs of a question with more, and the order. It moves no question to another split.
+        site: name of the site, hashed into the split: give it when several sites' directories are used together
+            and question 7 of each should not land in the same split. Empty: the question's id alone decides.
+        max_pairs: most pairs a question gives.
+        on_progress: told how far it is.
+
+    Raises:
+        DataError: ``posts`` cannot be read as a dump, or has no questions or no pairs.
+        RefusedError: ``out`` exists and is not an empty directory.
+        StackllamaError: ``out`` cannot be written.
+    """
+    began = time.monotonic()
+    posts, out = posts.absolute(), out.absolute()
+    _refuse_taken(out)
+    report = Report(source=posts.name, seed=seed, site=site)
+    with _staging(out) as staging:
+        skipped: Counter[str] = Counter()
+        spool_dir = staging / "spool"
+        spool_dir.mkdir()
+        with Spool(spool_dir, posts.stat().st_size if posts.is_file() else 0, seed) as spool:
+            report.sha256 = _fill(spool, posts, report, skipped, on_progress)
+            _write_pairs(spool, staging, report, skipped, max_pairs, on_progress)
+        spool_dir.rmdir()
+        if report.pairs == 0:
+            raise DataError(f"{posts}: no question has two answers with different scores: there is nothing to learn.")
+        report.skipped = dict(sorted(skipped.items()))
+        report.seconds = round(time.monotonic() - began, 3)
+        _write_manifest(staging, report)
+    return report
+
+
+def _fill(spool: Spool, path: Path, report: Report, skipped: Counter[str], on_progress: Progress | None) -> str:
+    """Deal all posts into the spool; returns the SHA-256 of the file."""
+    digest = hashlib.sha256()
+    done = 0
+
+    def on_bytes(chunk: bytes) -> None:
+        nonlocal done
+        digest.update(chunk)
+        done += len(chunk)
+        if on_progress is not None:
+            on_progress("read", done, size)
+
+    size = path.stat().st_size if path.is_file() else 0
+    for post in read_posts(path, skipped, on_bytes):
+        if post.id == post.question:
+            report.questions += 1
+        else:
+            report.answers += 1
+        spool.add(post)
+    if report.questions == 0:
+        raise DataError(f"{path}: no questions in it. Is it the Posts.xml of a Stack Exchange dump?")
+    return digest.hexdigest()
+
+
+def _write_pairs(
+    spool: Spool,
+    staging: Path,
+    report: Report,
+    skipped: Counter[str],
+    max_pairs: int,
+    on_progress: Progress | None,
+) -> None:
+    encode = msgspec.json.Encoder().encode
+    done = 0
+    with ExitStack() as stack:
+        files = {split: stack.enter_context((staging / f"{split}.jsonl").open("wb")) for split in Split}
+        for threads in spool.buckets(skipped):
+            shuffled: list[tuple[int, Split, PreparedRow]] = []
+            for thread in threads:
+                shuffled += _rows(thread, report, skipped, max_pairs)
+                done += 1
+                if on_progress is not None:
+                    on_progress("pair", done, report.questions)
+            shuffled.sort(key=lambda item: item[0])
+            for _, split, row in shuffled:
+                files[split].write(encode(row) + b"\n")
+        for file in files.values():
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _rows(
+    thread: Thread, report: Report, skipped: Counter[str], max_pairs: int
+) -> Iterator[tuple[int, Split, PreparedRow]]:
+    """The pairs of one question with their place in the shuffled order."""
+    report.questions_with_two_answers += len(thread.answers) > 1
+    if len(thread.answers) < 2:
+        return
+    number = thread.question.id
+    question = _markdown(thread.question, skipped)
+    if not question:
+        return
+    answers = [
+        Answer(post.id, score(post.score, post.id == thread.question.accepted), text)
+        for post in thread.answers
+        if (text := _markdown(post, skipped))
+    ]
+    pairs = make_pairs(number, answers, limit=max_pairs, seed=report.seed)
+    report.ties += pairs.ties
+    report.over_limit += pairs.over_limit
+    report.pairs += len(pairs.kept)
+    split = split_of(f"{report.site}/{number}" if report.site else number)
+    report.splits[split].questions += bool(pairs.kept)
+    report.splits[split].pairs += len(pairs.kept)
+    for better, worse in pairs.kept:
+        order = stable_hash("order", report.seed, number, better.id, worse.id)
+        yield order, split, PreparedRow(number, question, better.text, worse.text, better.score, worse.score)
+
+
+def _markdown(post: Post, skipped: Counter[str]) -> str:
+    """The post's text; empty, and counted, where there is none."""
+    try:
+        text = to_markdown(post.body)
+    except ValueError as error:
+        skipped[str(error)] += 1
+        return ""
+    if not text:
+        skipped["no text in its body"] += 1
+    return text
+
+
+def _refuse_taken(out: Path) -> None:
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise RefusedError(f"{out} exists and is not a directory; choose another --out.")
+    if out.is_dir() and any(out.iterdir()):
+        raise RefusedError(f"{out} is not empty; choose another --out or remove it first.")
+
+
+@contextmanager
+def _staging(out: Path) -> Iterator[Path]:
+    """A directory beside ``out`` that becomes ``out`` at the end, and vanishes when anything fails."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        staging = out.parent / f".{out.name}.tmp-{secrets.token_hex(4)}"
+        staging.mkdir()
+        try:
+            yield staging
+            staging.replace(out)
+            fsync_directory(out.parent)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            raise RefusedError(f"{out} was filled by somebody else meanwhile; choose another --out.") from None
+        raise StackllamaError(f"{out} cannot be written: {error.strerror}.") from None
+
+
+def _write_manifest(staging: Path, report: Report) -> None:
+    with (staging / MANIFEST).open("wb") as file:
+        file.write(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
+        file.flush()
+        os.fsync(file.fileno())

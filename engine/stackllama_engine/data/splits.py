@@ -1,0 +1,27 @@
+"""Which part of the data a question belongs to: a stable hash of the question, nothing else.
+
+A question is therefore in exactly one split, on every machine and in every run, and adding posts moves none. The
+seed of a run has no say: stages of one recipe may use different seeds and must still not see each other's questions.
+
+Shares are those of ``lvwerra/stack-exchange-paired``, whose four parts have 20, 20, 20 and 12 files of equal size:
+5/18 each for finetune, reward and rl, and 3/18 for evaluation.
+"""
+
+import hashlib
+
+from ..contract.stages import Split
+
+SHARES: dict[Split, int] = {Split.FINETUNE: 5, Split.REWARD: 5, Split.RL: 5, Split.EVALUATION: 3}
+
+_PARTS = tuple(split for split, share in SHARES.items() for _ in range(share))
+
+
+def stable_hash(*parts: str | int) -> int:
+    """64 bits of BLAKE2b over the parts; the same on every machine and in every process."""
+    joined = "\x1f".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.blake2b(joined.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
+
+
+def split_of(question: str | int) -> Split:
+    """The split of a question, given its id (within a site) or, where there is none, its text."""
+    return _PARTS[stable_hash("split", question) % len(_PARTS)]
