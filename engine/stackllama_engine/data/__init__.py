@@ -8,6 +8,9 @@
 ``markdown``    HTML of a post to Markdown
 ``pairs``       votes to scores, scores to pairs
 ``prepare``     a dump to a prepared directory
+``manifest``    what a prepared directory says of itself
+``files``       rows of local JSON Lines, JSON and Parquet files
+``hub``         rows of hub data sets
 ``sources``     rows of any source: prepared directory, file, hub data set, embedded demo
 ``preview``     the first rows of a source
 ``demo``        the embedded demo's generator

@@ -27,24 +27,17 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import msgspec
-from msgspec import Struct, field
+from msgspec import Struct
 
 from ..contract.errors import DataError, RefusedError, StackllamaError
 from ..contract.files import fsync_directory
 from ..contract.stages import Split
+from .manifest import MANIFEST, Report
 from .markdown import to_markdown
 from .pairs import MAX_PAIRS, Answer, make_pairs, score
 from .posts import Post, read_posts
 from .splits import split_of, stable_hash
 from .spool import Spool, Thread
-
-FORMAT = "stackllama-pairs"
-VERSION = 1
-MANIFEST = "manifest.json"
-LICENCE = (
-    "Stack Exchange content, by its authors, under CC BY-SA (2.5, 3.0 or 4.0 by date of the post): "
-    "https://stackoverflow.com/help/licensing. Share what you derive from it under the same licence, naming the source."
-)
 
 Progress = Callable[[str, int, int], object]
 """Called with what is being done (``read``, ``pair``), how much is done, and of how much."""
@@ -59,40 +52,6 @@ class PreparedRow(Struct, frozen=True):
     response_k: str
     score_j: int
     score_k: int
-
-
-class SplitCount(Struct):
-    """What one split holds."""
-
-    questions: int = 0
-    """Questions with at least one pair."""
-    pairs: int = 0
-
-
-class Report(Struct, kw_only=True):
-    """What was read and what it gave. This is also the manifest."""
-
-    format: str = FORMAT
-    version: int = VERSION
-    source: str
-    """Name of the file read."""
-    sha256: str = ""
-    site: str = ""
-    seed: int = 0
-    licence: str = LICENCE
-    questions: int = 0
-    answers: int = 0
-    questions_with_two_answers: int = 0
-    """Questions with two answers or more."""
-    pairs: int = 0
-    ties: int = 0
-    """Twos of answers with equal scores; they give no pair."""
-    over_limit: int = 0
-    """Pairs left out of questions with more than ten."""
-    splits: dict[str, SplitCount] = field(default_factory=lambda: {split.value: SplitCount() for split in Split})
-    skipped: dict[str, int] = {}
-    """Rows of the dump that gave nothing, by reason."""
-    seconds: float = 0.0
 
 
 def prepare(

@@ -1,0 +1,56 @@
+"""Rows of a hub data set, through ``datasets``, which is imported here alone and only when asked.
+
+``lvwerra/stack-exchange-paired`` keeps its four splits as directories ``data/<split>``, each with the one split
+``train``; of other sets the split is taken as it is named there.
+"""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from ..contract.errors import DataError
+from ..contract.stages import Split
+
+PAIRED = "lvwerra/stack-exchange-paired"
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether ``name`` can be a hub data set: ``owner/name`` or ``name``."""
+    return len(name) <= 193 and _HUB_ID.fullmatch(name) is not None
+
+
+def read_hub(
+    name: str, split: str, *, config: str | None, revision: str | None, streaming: bool
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(number from 1, row) of one split.
+
+    Raises:
+        DataError: ``datasets`` is not installed, the hub cannot be reached, or there is no such set or split.
+    """
+    options: dict[str, Any] = {"split": split}
+    if name == PAIRED:
+        if split not in list(Split):
+            raise DataError(f"{PAIRED} has the splits {', '.join(Split)}, not {split!r}.")
+        options = {"split": "train", "data_dir": f"data/{split}"}
+    try:
+        import datasets
+    except ImportError:
+        raise DataError(f"{name}: a hub data set needs `datasets`: pip install 'stackllama-console[train]'.") from None
+    number = 0
+    try:
+        rows = datasets.load_dataset(name, config, revision=revision, streaming=streaming, **options)
+        for number, row in enumerate(rows, 1):
+            yield number, dict(row)
+    except Exception as error:  # the loader's errors are an open set: hub, network, files, formats
+        at = f" after row {number}" if number else ""
+        raise DataError(
+            f"Hub data set {name!r}, split {split!r}, cannot be read{at}: {_one_line(error)} "
+            "Check the name, the split and the network, or give a local file."
+        ) from error
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return text[:400] if text.endswith(".") else f"{text[:400]}."

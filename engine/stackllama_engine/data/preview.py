@@ -1,0 +1,144 @@
+"""What ``data preview`` shows of a source: its first rows, how long texts are, how many rows where that is cheap.
+
+A hub source is read in a process of its own (``python -m stackllama_engine.data preview``), so that whoever asks, the
+console above all, never imports ``datasets``; and a hub that hangs can be given up.
+"""
+
+import os
+import statistics
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from ..contract.errors import DataError
+from ..contract.stages import Split
+from .files import count_rows
+from .hub import PAIRED
+from .manifest import read_manifest
+from .sources import ALL, Kind, Row, kind_of, open_rows, text_columns
+from .template import text
+
+_LOOK_AT = 200  # rows
+_PATIENCE = 120.0  # seconds for a hub
+
+
+class Length(Struct, frozen=True):
+    """Characters of a column's texts, over the rows looked at."""
+
+    shortest: int
+    median: int
+    longest: int
+
+
+class Preview(Struct, frozen=True, kw_only=True):
+    """The first rows of a split."""
+
+    source: str
+    kind: Kind
+    split: str
+    columns: list[str]
+    rows: list[dict[str, str]]
+    texts: list[str]
+    """The same rows in the template, with the better answer, as supervised fine-tuning reads them."""
+    looked_at: int
+    """Rows that lengths and skips speak of."""
+    lengths: dict[str, Length]
+    skipped: dict[str, int] = {}
+    """Bad rows among those looked at, by reason."""
+    total: int | None = None
+    """Rows of the split, where they need not be read to be counted."""
+    counts: dict[str, int] = {}
+    """Pairs by split, of a prepared directory."""
+
+
+def preview(
+    name: str,
+    split: str | None = None,
+    *,
+    count: int = 3,
+    config: str | None = None,
+    revision: str | None = None,
+    patience: float = _PATIENCE,
+) -> Preview:
+    """Look at a source. ``split``: finetune unless given; the whole of a file; ``train`` of a hub set.
+
+    Raises:
+        DataError: as :func:`.sources.open_rows`; or the hub did not answer within ``patience`` seconds.
+    """
+    if kind_of(name) == "hub":
+        return _in_process(name, split, count, config, revision, patience)
+    return look(name, split, count=count)
+
+
+def look(
+    name: str, split: str | None = None, *, count: int = 3, config: str | None = None, revision: str | None = None
+) -> Preview:
+    """:func:`preview` in this process, hub or not.
+
+    Raises:
+        DataError: as :func:`.sources.open_rows`.
+    """
+    kind = kind_of(name)
+    split = split or _default_split(name, kind)
+    skipped: Counter[str] = Counter()
+    columns = text_columns(name, split, config=config, revision=revision)
+    rows = list(
+        open_rows(
+            name, split, config=config, revision=revision, limit=max(count, _LOOK_AT), needs=columns, skipped=skipped
+        )
+    )
+    total, counts = _totals(Path(name).expanduser(), kind, split)
+    return Preview(
+        source=name,
+        kind=kind,
+        split=split,
+        columns=list(columns),
+        rows=rows[:count],
+        texts=[text(row["question"], row["response_j"]) for row in rows[:count] if "response_j" in row],
+        looked_at=len(rows),
+        lengths={column: _length(rows, column) for column in columns},
+        skipped=dict(skipped),
+        total=total,
+        counts=counts,
+    )
+
+
+def _default_split(name: str, kind: Kind) -> str:
+    if kind == "file":
+        return ALL
+    return "train" if kind == "hub" and name != PAIRED else Split.FINETUNE.value
+
+
+def _totals(path: Path, kind: Kind, split: str) -> tuple[int | None, dict[str, int]]:
+    """Rows of the split, and by split, where no row has to be read to count them."""
+    if kind == "prepared":
+        counts = {name: count.pairs for name, count in read_manifest(path).splits.items()}
+        return (sum(counts.values()) if split == ALL else counts[split]), counts
+    return (count_rows(path) if kind == "file" and split == ALL else None), {}
+
+
+def _length(rows: list[Row], column: str) -> Length:
+    lengths = [len(row[column]) for row in rows]
+    return Length(shortest=min(lengths), median=round(statistics.median(lengths)), longest=max(lengths))
+
+
+def _in_process(
+    name: str, split: str | None, count: int, config: str | None, revision: str | None, patience: float
+) -> Preview:
+    argv = [sys.executable, "-m", "stackllama_engine.data", "preview", name, "--count", str(count)]
+    for flag, value in (("--split", split), ("--config", config), ("--revision", revision)):
+        argv += [f"{flag}={value}"] if value is not None else []
+    root = str(Path(__file__).resolve().parents[2])
+    path = os.pathsep.join(part for part in (root, os.environ.get("PYTHONPATH")) if part)
+    try:
+        done = subprocess.run(argv, env=os.environ | {"PYTHONPATH": path}, capture_output=True, timeout=patience)
+    except subprocess.TimeoutExpired:
+        raise DataError(f"Hub data set {name!r} did not answer within {patience:.0f} s.") from None
+    if done.returncode != 0:
+        lines = done.stderr.decode(errors="replace").strip().splitlines()
+        raise DataError(lines[-1] if lines else f"Hub data set {name!r} cannot be read (exit {done.returncode}).")
+    return msgspec.json.decode(done.stdout, type=Preview)
