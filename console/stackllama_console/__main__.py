@@ -1,0 +1,70 @@
+"""Entry of ``stackllama-console``: arguments in, exit code out, and no traceback for a person's mistake."""
+
+import contextlib
+import io
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+from stackllama_engine.contract.errors import ExitCode, StackllamaError
+
+from .cli.output import PROGRAM, say
+from .cli.parser import handler, parse
+from .sanitise import one_line
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        The exit code of ``contract/errors.py``; 130 after Ctrl-C, 141 when the reader of stdout went away.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that cannot show a character shows `?`
+    try:
+        return _run(sys.argv[1:] if argv is None else argv)
+    except StackllamaError as error:
+        say(f"{PROGRAM}: {one_line(str(error))}")
+        return int(error.exit_code)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        _silence_stdout()
+        return 128 + signal.SIGPIPE
+    except Exception as error:  # noqa: BLE001 — the outermost guard
+        return _crashed(error)
+
+
+def _run(argv: Sequence[str]) -> int:
+    try:
+        arguments = parse(argv)
+        if arguments.handler is None:
+            arguments.parser.print_help(sys.stderr)
+            return ExitCode.USAGE
+        code = handler(arguments)(arguments)
+    except SystemExit as error:  # argparse after --help and --version
+        code = error.code if isinstance(error.code, int) else ExitCode.DONE
+    sys.stdout.flush()
+    return int(code)
+
+
+def _crashed(error: Exception) -> int:
+    from .crash import write_crash
+
+    file = write_crash(error)
+    where = f"the trace is in {file}" if file else "and the trace could not be written"
+    with contextlib.suppress(OSError):
+        say(f"{PROGRAM}: unexpected {type(error).__name__}: {one_line(str(error))[:200]}; {where}")
+    return ExitCode.FAILED
+
+
+def _silence_stdout() -> None:
+    """Keep the interpreter's last flush from complaining about the same pipe."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

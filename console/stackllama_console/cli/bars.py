@@ -1,0 +1,100 @@
+"""Following with progress bars, one a stage, in 80 columns."""
+
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Column
+from rich.text import Text
+
+from stackllama_engine.contract.events import Event
+
+from ..sanitise import one_line
+from .follow import Tail
+from .lines import chosen
+from .output import duration, number
+
+
+class Bars:
+    """One bar a stage; finished ones stay above the one at work. Remarks are printed above them all."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(stderr=True, highlight=False)
+        self._progress = Progress(
+            TextColumn("{task.description}", markup=False, table_column=Column(width=13, no_wrap=True)),
+            BarColumn(bar_width=16),
+            TextColumn("{task.fields[step]}", markup=False, table_column=Column(width=9, justify="right")),
+            TextColumn("{task.fields[time]}", markup=False, table_column=Column(width=9, justify="right")),
+            TextColumn(
+                "{task.fields[text]}",
+                markup=False,
+                table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"),
+            ),
+            console=self._console,
+            expand=True,
+            refresh_per_second=4,
+        )
+        self._task: TaskID | None = None
+        self._tail: Tail | None = None
+        self._began = 0.0
+        self._ended = False
+        self._progress.start()
+
+    def begin(self, tail: Tail) -> None:
+        """A new bar; the one before is complete."""
+        self._finish()
+        state = tail.run.read_state()
+        self._began = state.started or state.created or time.time()
+        self._tail = tail
+        self._task = self._progress.add_task(tail.title, total=None, step="", time="", text="starting")
+        if tail.history.updated is not None:
+            self._draw()
+        self._ended = state.ended is not None
+        if state.ended is not None:
+            self._show(state.ended)
+
+    def event(self, tail: Tail, event: Event) -> None:
+        """Move the bar; a remark is a line above it."""
+        if event.kind == "health":
+            message = f"{tail.title}: {one_line(str(event.data.get('message', '')))}"
+            self._console.print(Text(message), soft_wrap=True)
+        self._draw()
+        self._ended = event.kind == "end"
+        if self._ended:
+            self._show(event.time)
+
+    def tick(self) -> None:
+        """The clock."""
+        if not self._ended:
+            self._show(time.time())
+
+    def close(self) -> None:
+        """Leave the bars as they are."""
+        self._finish()
+        self._progress.stop()
+
+    def _draw(self) -> None:
+        if self._tail is None or self._task is None:
+            return
+        history = self._tail.history
+        total = history.total_steps
+        text = " ".join(
+            f"{name.rpartition('/')[2]} {number(value)}" for name, value in chosen(self._tail, history.last)
+        )
+        self._progress.update(
+            self._task,
+            completed=history.step,
+            total=total,
+            step=f"{history.step}/{total}" if total else "",
+            text=text or one_line(history.phase or "starting"),
+        )
+
+    def _show(self, now: float) -> None:
+        if self._task is not None:
+            self._progress.update(self._task, time=duration(now - self._began))
+
+    def _finish(self) -> None:
+        """A run that ended well has a full bar, also where it reports no steps, as a merge does."""
+        if self._tail and self._task is not None and self._tail.history.exit_code == 0:
+            total = self._tail.history.total_steps or 1
+            self._progress.update(self._task, total=total, completed=total)

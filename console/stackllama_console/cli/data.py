@@ -1,0 +1,116 @@
+"""``data``: prepare a Stack Exchange dump, preview a source.
+
+A preview is read by a process of its own (``python -m stackllama_engine.data``): a hub source needs ``datasets``,
+which must not come into this one.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+from typing import Any
+
+import msgspec
+
+from stackllama_engine.contract.errors import ExitCode, StackllamaError, UsageError
+from stackllama_engine.launch.argv import source_path
+
+from ..sanitise import one_line, sanitise
+from .output import duration, paint, show, show_fields, show_json
+
+_PATIENCE = 180.0  # seconds for a hub that does not answer
+_TEXT_LINES = 24
+
+
+def prepare(arguments: argparse.Namespace) -> int:
+    """``data prepare POSTS.xml --out DIR``."""
+    from stackllama_engine.data.prepare import prepare as prepare_dump
+
+    from .counter import counting
+
+    with counting() as on_progress:
+        report = prepare_dump(arguments.posts, arguments.out, seed=arguments.seed, on_progress=on_progress)
+    if arguments.json:
+        show_json(msgspec.to_builtins(report) | {"out": str(arguments.out.absolute())})
+        return ExitCode.DONE
+    splits = [
+        f"{name}: {count.pairs:,} pairs of {count.questions:,} questions" for name, count in report.splits.items()
+    ]
+    skipped = [f"{reason}: {count:,}" for reason, count in report.skipped.items()]
+    show_fields(
+        [
+            ("source", f"{report.source}, sha256 {report.sha256[:16]}…"),
+            ("questions", f"{report.questions:,}, {report.questions_with_two_answers:,} with two answers or more"),
+            ("answers", f"{report.answers:,}"),
+            ("pairs", f"{report.pairs:,}; {report.ties:,} ties and {report.over_limit:,} over the limit left out"),
+            ("splits", "\n".join(splits)),
+            ("skipped", "\n".join(skipped) or "nothing"),
+            ("took", duration(report.seconds)),
+            ("written to", str(arguments.out.absolute())),
+            ("licence", report.licence.partition(":")[0]),
+        ]
+    )
+    return ExitCode.DONE
+
+
+def preview(arguments: argparse.Namespace) -> int:
+    """``data preview SOURCE``."""
+    found = _look(arguments)
+    if arguments.json:
+        show_json(found)
+        return ExitCode.DONE
+    _show_preview(found)
+    return ExitCode.DONE
+
+
+def _look(arguments: argparse.Namespace) -> dict[str, Any]:
+    argv = [sys.executable, "-P", "-m", "stackllama_engine.data", "preview", f"--count={arguments.rows}"]
+    for name in ("split", "config", "revision"):
+        value = getattr(arguments, name)
+        argv += [f"--{name}={value}"] if value is not None else []
+    environment = {**os.environ, **source_path(os.environ.get("PYTHONPATH", ""))}
+    try:
+        done = subprocess.run(
+            [*argv, "--", arguments.source], env=environment, capture_output=True, timeout=_PATIENCE, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise StackllamaError(f"{arguments.source}: no answer within {_PATIENCE:.0f} s.") from None
+    if done.returncode == ExitCode.DONE:
+        return msgspec.json.decode(done.stdout, type=dict[str, Any])
+    lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
+    message = lines[-1] if lines else f"{arguments.source} cannot be read (exit code {done.returncode})."
+    raise UsageError(message) if done.returncode == ExitCode.USAGE else StackllamaError(message)
+
+
+def _show_preview(found: dict[str, Any]) -> None:
+    total = f"{found['total']:,}" if found["total"] is not None else "not counted"
+    lengths = [
+        f"{one_line(column)}: {length['shortest']:,} – {length['longest']:,}, median {length['median']:,}"
+        for column, length in found["lengths"].items()
+    ]
+    fields = [
+        ("source", f"{one_line(found['source'])} ({found['kind']}), split {one_line(found['split'])}"),
+        ("rows", total),
+        ("columns", ", ".join(map(one_line, found["columns"]))),
+        (f"characters, first {found['looked_at']} rows", "\n".join(lengths)),
+    ]
+    if counts := found.get("counts"):
+        fields.append(("pairs by split", ", ".join(f"{one_line(name)} {count:,}" for name, count in counts.items())))
+    if skipped := found.get("skipped"):
+        fields.append(("skipped", "\n".join(f"{one_line(reason)}: {count}" for reason, count in skipped.items())))
+    show_fields(fields)
+    for index, row in enumerate(found["rows"]):
+        sys.stdout.write("\n" + paint(f"row {index + 1}, as the model reads it", "bold", sys.stdout) + "\n")
+        texts = found["texts"]
+        _show_text(texts[index] if index < len(texts) else row.get("question", ""))
+        if worse := row.get("response_k"):
+            sys.stdout.write(paint("  the worse answer", "bold", sys.stdout) + "\n")
+            _show_text(worse)
+
+
+def _show_text(text: str) -> None:
+    lines = sanitise(text).splitlines()
+    for line in lines[:_TEXT_LINES]:
+        show(f"    {line}".rstrip())
+    if len(lines) > _TEXT_LINES:
+        show(f"    … {len(lines) - _TEXT_LINES} more lines")

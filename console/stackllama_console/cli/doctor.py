@@ -1,0 +1,165 @@
+"""``doctor``: what this machine has, what it lacks and how to get it. ``info``: where things are kept."""
+
+import argparse
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from stackllama_engine import __version__
+from stackllama_engine.contract.errors import ExitCode
+from stackllama_engine.contract.run_dir import Home
+
+from ..crash import state_dir
+from .nvml import Gpu, find_gpus
+from .output import paint, show, show_fields, show_json, size
+
+TRAINING = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
+OPTIONAL = {"bitsandbytes": "bases in 8 and 4 bits", "gguf": "base models in .gguf files"}
+CONSOLE = ("msgspec", "PyYAML", "psutil", "nvidia-ml-py", "huggingface_hub", "rich", "textual", "lxml", "markdownify")
+LEAST_DISK = 2 * 1024**3
+"""Bytes; a checkpoint of a 7B model's adapters is a few hundred megabytes, a merged model 14 GB."""
+
+
+class Report(Struct, kw_only=True):
+    """What was found. ``problems`` keep training from working, ``advice`` does not."""
+
+    version: str
+    python: str
+    platform: str
+    packages: dict[str, str | None]
+    gpus: list[Gpu]
+    driver: str | None
+    cpus: int
+    memory: int
+    memory_available: int
+    home: str
+    disk_free: int
+    problems: list[str] = []
+    advice: list[str] = []
+
+
+def doctor(arguments: argparse.Namespace) -> int:
+    """Print the report; 0 when training can work here, else 1."""
+    report = examine(Home(arguments.home))
+    if arguments.json:
+        show_json(msgspec.to_builtins(report) | {"can_train": not report.problems})
+    else:
+        _print(report)
+    return ExitCode.FAILED if report.problems else ExitCode.DONE
+
+
+def examine(home: Home) -> Report:
+    """Look at the machine; imports neither torch nor anything else that trains."""
+    import psutil
+
+    memory = psutil.virtual_memory()
+    gpus, driver, trouble = find_gpus()
+    there = nearest_existing(home.path)
+    report = Report(
+        version=__version__,
+        python=platform.python_version(),
+        platform=f"{platform.system()} {platform.release()} {platform.machine()}",
+        packages={name: _version(name) for name in (*TRAINING, *OPTIONAL, *CONSOLE)},
+        gpus=gpus,
+        driver=driver,
+        cpus=len(os.sched_getaffinity(0)),
+        memory=memory.total,
+        memory_available=memory.available,
+        home=str(home.path),
+        disk_free=shutil.disk_usage(there).free,
+    )
+    _judge(report, there, trouble)
+    return report
+
+
+def nearest_existing(path: Path) -> Path:
+    """The path itself or its nearest parent that exists."""
+    return next(parent for parent in (path, *path.parents) if parent.exists())
+
+
+def _judge(report: Report, there: Path, trouble: str | None) -> None:
+    missing = [name for name in TRAINING if report.packages[name] is None]
+    if missing:
+        report.problems.append(f"{', '.join(missing)} missing: pip install 'stackllama-console[train]'")
+    if not sys.platform.startswith("linux"):
+        report.problems.append("runs are supervised through Linux's /proc and flock; this is not Linux")
+    if not os.access(there, os.W_OK | os.X_OK):
+        report.problems.append(f"{there} cannot be written: choose another --home or set STACKLLAMA_HOME")
+    if report.disk_free < LEAST_DISK:
+        text = f"only {size(report.disk_free)} free at {there}: free some, or choose another --home"
+        report.problems.append(text) if report.disk_free < LEAST_DISK // 20 else report.advice.append(text)
+    report.advice += [
+        f"{name} missing ({what}): pip install 'stackllama-console[train]'"
+        for name, what in OPTIONAL.items()
+        if report.packages[name] is None
+    ]
+    if not report.gpus:
+        report.advice.append(f"no GPU ({trouble or 'NVML finds none'}): everything works, on the CPU, slowly")
+    elif (torch := report.packages["torch"]) and torch.endswith("+cpu"):
+        report.advice.append(f"torch {torch} has no CUDA: https://pytorch.org/get-started names the build for your GPU")
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _print(report: Report) -> None:
+    gpus = [f"{gpu.index}: {gpu.name}, {size(gpu.free)} of {size(gpu.memory)} free" for gpu in report.gpus]
+    show_fields(
+        [
+            ("stackllama-console", report.version),
+            ("Python", f"{report.python}, {report.platform}"),
+            ("GPUs", "\n".join(gpus) + f"\ndriver {report.driver}" if gpus else "none"),
+            ("CPUs", str(report.cpus)),
+            ("memory", f"{size(report.memory_available)} of {size(report.memory)} available"),
+            ("home", f"{report.home}, {size(report.disk_free)} free"),
+            ("training", _packages(report, (*TRAINING, *OPTIONAL))),
+            ("console", _packages(report, CONSOLE)),
+        ]
+    )
+    show()
+    for text in report.problems:
+        sys.stdout.write(f"{paint('missing', 'red', sys.stdout)}  ")
+        show(text)
+    for text in report.advice:
+        sys.stdout.write(f"{paint('note', 'yellow', sys.stdout)}     ")
+        show(text)
+    show("Training cannot work here yet." if report.problems else "Training can work here.")
+
+
+def _packages(report: Report, names: tuple[str, ...]) -> str:
+    import textwrap
+
+    texts = [f"{name} {report.packages[name] or '(missing)'}".replace(" ", "\xa0") for name in names]
+    return "\n".join(textwrap.wrap(", ".join(texts), 58, break_on_hyphens=False)).replace("\xa0", " ")
+
+
+def info(arguments: argparse.Namespace) -> int:
+    """Print the paths in use."""
+    home = Home(arguments.home)
+    found = importlib.util.find_spec("stackllama_engine")
+    paths: dict[str, Any] = {
+        "version": __version__,
+        "home": str(home.path),
+        "runs": str(home.runs_dir),
+        "crashes": str(state_dir()),
+        "package": str(Path(found.origin).parent) if found and found.origin else None,
+        "python": sys.executable,
+        "model_cache": os.environ.get("HF_HOME") or str(Path.home() / ".cache" / "huggingface"),
+    }
+    if arguments.json:
+        show_json(paths)
+    else:
+        show_fields([(name.replace("_", " "), str(value)) for name, value in paths.items()])
+    return ExitCode.DONE

@@ -1,0 +1,24 @@
+"""The end of a followed run: what is printed on stdout, and the exit code."""
+
+from stackllama_engine.contract.run_dir import Home, RunDir, State
+from stackllama_engine.contract.stages import Stage
+
+from .outcome import exit_code, facts
+from .output import show_json
+
+
+def finish(home: Home, run: RunDir, state: State, *, as_json: bool) -> int:
+    """One JSON document, or for a finished pipeline its table; returns the run's exit code."""
+    if state.stage is not Stage.PIPELINE:
+        if as_json:
+            show_json(facts(run, state))
+        return exit_code(state)
+    from .report import pipeline_facts, show_samples, show_table
+
+    found = pipeline_facts(home, run, state)
+    if as_json:
+        show_json(found)
+    elif state.phase == "finished":
+        show_table(found)
+        show_samples(found)
+    return exit_code(state)

@@ -1,0 +1,166 @@
+"""Following a run to its end by reading its directory alone; a pipeline through the child that is at work.
+
+Nothing is asked of the run: leaving (Ctrl-C) changes nothing for it.
+"""
+
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+from stackllama_engine.contract.errors import UsageError
+from stackllama_engine.contract.events import Event, EventReader
+from stackllama_engine.contract.history import History
+from stackllama_engine.contract.run_dir import Home, RunDir, State
+from stackllama_engine.contract.stages import Stage
+from stackllama_engine.launch.reconcile import reconcile
+
+from .outcome import say_outcome
+from .output import PROGRAM, can_redraw, say
+
+POLL = 0.2  # seconds between looks
+
+
+class Tail:
+    """One run's events over all its attempts, each returned once, and the history they fold into."""
+
+    def __init__(self, run: RunDir, title: str, stage: Stage) -> None:
+        self.run = run
+        self.title = title
+        self.stage = stage
+        self.history = History()
+        self._readers: dict[Path, EventReader] = {}
+
+    def read(self) -> Iterator[Event]:
+        """The events that are new since the last call, already folded into ``history``."""
+        for path in self.run.events_files():
+            reader = self._readers.setdefault(path, EventReader(path))
+            for event in reader.read():
+                self.history.apply(event)
+                yield event
+
+    @property
+    def bad_lines(self) -> int:
+        """Lines that are not records."""
+        return sum(reader.bad_lines for reader in self._readers.values())
+
+
+class Display(Protocol):
+    """What a person sees of it. Everything goes to stderr."""
+
+    def begin(self, tail: Tail) -> None:
+        """A run, or the next child of a pipeline, is at work; ``tail.history`` is what it did so far."""
+        ...
+
+    def event(self, tail: Tail, event: Event) -> None:
+        """Something new of the run that began last."""
+        ...
+
+    def tick(self) -> None:
+        """Called at every look, also when there is nothing new."""
+        ...
+
+    def close(self) -> None:
+        """The end; also after Ctrl-C."""
+        ...
+
+
+class Follower:
+    """The looks at one run. What happened before the first look is folded in silently."""
+
+    def __init__(self, home: Home, run: RunDir, display: Display) -> None:
+        self.home = home
+        self.run = run
+        self.display = display
+        stage = run.read_state().stage
+        self.is_pipeline = stage is Stage.PIPELINE
+        self._own = Tail(run, str(stage), stage)
+        self._child: Tail | None = None
+        self._awaited: str | None = None
+        for event in self._own.read():
+            self._note_child(event)
+        if not self.is_pipeline:
+            display.begin(self._own)
+
+    def look(self) -> State:
+        """One look: show what is new, return the state. After an ended state nothing is left to read."""
+        state = reconcile(self.run)  # first, so that the last events are there when it has ended
+        for event in self._own.read():
+            if self.is_pipeline:
+                self._note_child(event)
+            else:
+                self.display.event(self._own, event)
+        self._show_child()
+        self.display.tick()
+        return state
+
+    @property
+    def bad_lines(self) -> int:
+        """Event lines that could not be read."""
+        return self._own.bad_lines + (self._child.bad_lines if self._child else 0)
+
+    def _note_child(self, event: Event) -> None:
+        if self.is_pipeline and event.kind == "phase" and event.phase:
+            self._show_child()  # the rest of the one before
+            self._awaited = event.phase
+
+    def _show_child(self) -> None:
+        if self._child:
+            for event in self._child.read():
+                self.display.event(self._child, event)
+        if self._awaited:
+            self._open_child(self._awaited)
+
+    def _open_child(self, name: str) -> None:
+        try:
+            run = self.home.run(name)
+            stage = run.read_state().stage
+        except UsageError:
+            return  # announced before it was created, or a phase that is no run: look again
+        self._awaited = None
+        if self._child and self._child.run.id == run.id:
+            return  # the same child again, in a later attempt of the pipeline
+        title = name.removeprefix(f"{self.run.id}-").replace("-merged", " merge")
+        self._child = Tail(run, title, stage)
+        for _ in self._child.read():
+            pass
+        self.display.begin(self._child)
+
+
+def follow(home: Home, run: RunDir, *, plain: bool) -> State:
+    """Show a run on stderr until it has ended.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C, after saying that the run goes on.
+    """
+    display = choose_display(plain)
+    try:
+        follower = Follower(home, run, display)
+        while not (state := follower.look()).has_ended:
+            time.sleep(POLL)
+    except KeyboardInterrupt:
+        display.close()
+        say(f"\nNo longer looking; {run.id} goes on.")
+        say(f"  look again: {PROGRAM} runs watch {run.id}")
+        say(f"  stop it:    {PROGRAM} runs stop {run.id}")
+        raise
+    except BaseException:
+        display.close()
+        raise
+    display.close()
+    if follower.bad_lines:
+        say(f"{run.id}: {follower.bad_lines} lines of its events could not be read")
+    say_outcome(run, state)
+    return state
+
+
+def choose_display(plain: bool) -> Display:
+    """Bars where a person looks (stderr is a capable terminal), lines otherwise."""
+    if plain or not can_redraw(sys.stderr):
+        from .lines import Lines
+
+        return Lines()
+    from .bars import Bars
+
+    return Bars()

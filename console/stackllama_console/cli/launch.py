@@ -1,0 +1,120 @@
+"""``launch``, ``pipeline``, ``merge``: start a run in the background, and follow it where asked."""
+
+import argparse
+import re
+import shlex
+from pathlib import Path
+
+import msgspec
+
+from stackllama_engine.contract.errors import ExitCode, UsageError
+from stackllama_engine.contract.recipe import AnyRecipe
+from stackllama_engine.contract.recipe_io import load_recipe
+from stackllama_engine.contract.run_dir import Home, RunDir
+from stackllama_engine.contract.stages import Stage
+from stackllama_engine.launch import launcher
+
+from .finish import finish
+from .outcome import facts
+from .output import PROGRAM, say, show, show_json
+
+_OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
+
+
+def launch(arguments: argparse.Namespace) -> int:
+    """``launch STAGE``."""
+    stage = Stage(arguments.stage)
+    file, overrides = split_words(arguments.words)
+    recipe = load_recipe(stage, file, overrides)
+    return dry_run(arguments, stage, recipe) if arguments.dry_run else start(arguments, stage, recipe)
+
+
+def pipeline(arguments: argparse.Namespace) -> int:
+    """``pipeline``: ``launch pipeline`` under its own name."""
+    arguments.stage = Stage.PIPELINE
+    return launch(arguments)
+
+
+def merge(arguments: argparse.Namespace) -> int:
+    """``merge RUN``: ``launch merge adapter_path=RUN``, followed unless told not to."""
+    file, overrides = split_words(arguments.words)
+    if file:
+        raise UsageError(f"`{file}`: merge takes one run and key=value words, no recipe file.")
+    adapter = yaml_string(arguments.run)
+    recipe = load_recipe(Stage.MERGE, None, [f"adapter_path={adapter}", *overrides])
+    return start(arguments, Stage.MERGE, recipe)
+
+
+def split_words(words: list[str]) -> tuple[Path | None, list[str]]:
+    """The recipe file, if one was given, and the ``key=value`` overrides.
+
+    Raises:
+        UsageError: two words that are no overrides.
+    """
+    overrides = [word for word in words if _OVERRIDE.match(word)]
+    files = [word for word in words if not _OVERRIDE.match(word)]
+    if len(files) > 1:
+        raise UsageError(f"`{files[1]}` is neither key=value nor the recipe file, which is `{files[0]}`.")
+    return (Path(files[0]) if files else None), overrides
+
+
+def yaml_string(text: str) -> str:
+    """A string that YAML reads back as exactly this string."""
+    import json
+
+    return json.dumps(text)
+
+
+def start(arguments: argparse.Namespace, stage: Stage, recipe: AnyRecipe) -> int:
+    """Launch, print the run id at once, and follow where asked."""
+    home = Home(arguments.home)
+    run = launcher.launch(home, stage, recipe, arguments.name)
+    if not arguments.json:
+        show(run.id)
+        flush()
+    return follow_or_leave(arguments, home, run)
+
+
+def follow_or_leave(arguments: argparse.Namespace, home: Home, run: RunDir) -> int:
+    """Follow the run and return its exit code, or say how to; with ``--json`` one document, when it is known."""
+    if not arguments.follow:
+        if arguments.json:
+            show_json(facts(run, run.read_state()))
+        say(f"{run.id} runs in the background; this terminal may close.")
+        say(f"  watch it: {PROGRAM} runs watch {run.id}")
+        say(f"  stop it:  {PROGRAM} runs stop {run.id}")
+        return ExitCode.DONE
+    from .follow import follow
+
+    return finish(home, run, follow(home, run, plain=arguments.plain), as_json=arguments.json)
+
+
+def dry_run(arguments: argparse.Namespace, stage: Stage, recipe: AnyRecipe) -> int:
+    """The command that would run, and the recipe with every default written out. Nothing is created.
+
+    As text it is a recipe file, the command a comment on its first line.
+    """
+    plan = launcher.plan(Home(arguments.home), stage, recipe, arguments.name)
+    if arguments.json:
+        show_json({"argv": plan.argv, "environment": plan.environment, "recipe": msgspec.to_builtins(plan.recipe)})
+        return ExitCode.DONE
+    show(f"# {_command(plan.argv, plan.environment)}")
+    show(plan.recipe_yaml.rstrip("\n"))
+    return ExitCode.DONE
+
+
+def _command(argv: list[str], environment: dict[str, str]) -> str:
+    assignments = [f"{name}={shlex.quote(value)}" for name, value in environment.items()]
+    return " ".join([*assignments, shlex.join(argv)])
+
+
+def flush() -> None:
+    """Hand stdout over now: whoever reads the run id must not wait for the run."""
+    import sys
+
+    sys.stdout.flush()
+
+
+def seed_overrides(seed: int) -> list[str]:
+    """A seed for every stage of a pipeline, over whatever its file says."""
+    return [f"seed={seed}", *(f"{stage}.seed={seed}" for stage in ("sft", "reward", "ppo", "merge"))]

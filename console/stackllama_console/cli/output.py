@@ -1,0 +1,125 @@
+"""What the command line prints: data on stdout, narration on stderr, everything sanitised."""
+
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Sequence
+from typing import Any, TextIO
+
+import msgspec
+
+from ..sanitise import one_line, sanitise
+
+PROGRAM = "stackllama-console"
+
+_ESCAPE_IN_JSON = re.compile(
+    "[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufff9-\ufffb\U000e0000-\U000e007f]"
+)
+_COLOURS = {"red": "31", "green": "32", "yellow": "33", "blue": "34", "bold": "1", "dim": "2"}
+
+
+def show(text: str = "") -> None:
+    """One piece of data, on stdout."""
+    sys.stdout.write(sanitise(text) + "\n")
+
+
+def say(text: str = "") -> None:
+    """Narration, on stderr."""
+    sys.stderr.write(sanitise(text) + "\n")
+    sys.stderr.flush()
+
+
+def show_json(value: Any) -> None:
+    """One JSON document on stdout. NaN and infinity are null; what a terminal would obey is ``\\uXXXX``."""
+    plain = msgspec.json.decode(msgspec.json.encode(value))
+    text = json.dumps(plain, indent=2, ensure_ascii=False)
+    sys.stdout.write(_ESCAPE_IN_JSON.sub(_json_escape, text) + "\n")
+
+
+def paint(text: str, colour: str, stream: TextIO) -> str:
+    """Our own text in a colour, where a person looks and has not set ``NO_COLOR`` (https://no-color.org)."""
+    return f"\x1b[{_COLOURS[colour]}m{text}\x1b[0m" if has_colour(stream) else text
+
+
+def has_colour(stream: TextIO) -> bool:
+    """Whether colour may be used on a stream."""
+    return can_redraw(stream) and not os.environ.get("NO_COLOR")
+
+
+def can_redraw(stream: TextIO) -> bool:
+    """Whether a stream is a terminal that can draw over what it showed."""
+    return stream.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
+
+
+def width(stream: TextIO) -> int | None:
+    """Columns of the terminal, or None where nothing must be cut: a file or a pipe."""
+    return shutil.get_terminal_size((80, 24)).columns if stream.isatty() else None
+
+
+def show_table(header: Sequence[str], rows: Sequence[Sequence[str]], colours: dict[str, str], column: int) -> None:
+    """Rows under a header, on stdout; cells in ``column`` take the colour of their text. The last column is cut
+    to the terminal's width."""
+    cells = [[one_line(cell) for cell in row] for row in (header, *rows)]
+    widths = [max(len(row[index]) for row in cells) for index in range(len(header))]
+    limit = width(sys.stdout)
+    for number, row in enumerate(cells):
+        padded = [cell.ljust(size) for cell, size in zip(row, widths, strict=True)]
+        before = sum(widths[:-1]) + 2 * (len(widths) - 1)
+        if limit is not None:
+            padded[-1] = cut(row[-1], max(0, limit - before))
+        if number and (colour := colours.get(row[column])):
+            padded[column] = paint(padded[column], colour, sys.stdout)
+        line = "  ".join(padded).rstrip()
+        sys.stdout.write((line if number else paint(line, "bold", sys.stdout)) + "\n")
+
+
+def show_fields(fields: Sequence[tuple[str, str]]) -> None:
+    """``name  value`` lines on stdout, names in one column; a value's further lines are indented under it."""
+    size = max((len(name) for name, _ in fields), default=0)
+    for name, value in fields:
+        show(f"{name.ljust(size)}  {sanitise(value).replace(chr(10), chr(10) + ' ' * (size + 2))}".rstrip())
+
+
+def cut(text: str, size: int) -> str:
+    """The text in at most ``size`` columns, with an ellipsis where it was cut."""
+    return text if len(text) <= size else text[: max(0, size - 1)] + "…" * (size > 0)
+
+
+def number(value: float | None) -> str:
+    """A metric in at most eight characters: four significant digits, no exponent where none is needed."""
+    if value is None:
+        return "nan"
+    if value == int(value) and abs(value) < 1e6:
+        return str(int(value))
+    return f"{value:.4f}".rstrip("0") if 0.01 <= abs(value) < 10 else f"{value:.4g}"
+
+
+def duration(seconds: float) -> str:
+    """``45 s``, ``3 m 05 s``, ``2 h 07 m``, ``4 d 03 h``."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} m {whole % 60:02d} s"
+    if whole < 86400:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} m"
+    return f"{whole // 86400} d {whole % 86400 // 3600:02d} h"
+
+
+def size(count: float) -> str:
+    """Bytes, in the unit a person would use (powers of 1024)."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(count) < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def _json_escape(match: re.Match[str]) -> str:
+    code = ord(match.group())
+    if code <= 0xFFFF:
+        return f"\\u{code:04x}"
+    code -= 0x10000
+    return f"\\u{0xD800 + (code >> 10):04x}\\u{0xDC00 + (code & 0x3FF):04x}"

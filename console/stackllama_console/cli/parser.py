@@ -1,0 +1,222 @@
+"""The commands and their arguments. Nothing but argparse is imported here; a command's module is loaded when it runs.
+
+Every leaf names its handler as ``module:function``; the function takes the parsed arguments and returns an exit
+code.
+"""
+
+import argparse
+import difflib
+import importlib
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from stackllama_engine import __version__
+from stackllama_engine.contract.errors import UsageError
+
+from .output import PROGRAM
+
+STAGES = ("sft", "reward", "ppo", "merge", "pipeline")
+
+_DESCRIPTION = """\
+The StackLLaMA recipe from a terminal: fine-tuning, reward model and PPO.
+
+  demo       try everything on a tiny embedded model, in minutes, without a GPU
+  launch     start one stage in the background; it outlives this terminal
+  pipeline   start every stage, one after another, each on what the one before made
+  runs       ls, show, logs, watch, stop, resume
+  merge      put a run's adapter into its base
+  data       prepare a Stack Exchange dump, preview a data source
+  doctor     what this machine has and lacks
+  info       where things are kept"""
+
+_EPILOG = """\
+exit codes: 0 done · 1 failed · 2 wrong usage or recipe
+            3 refused before launch · 75 stopped after saving, resumable"""
+
+_RECIPE_EPILOG = """\
+A recipe is YAML with the key names of TRL and transformers.
+`key=value` overrides it: learning_rate=2e-5. In a pipeline: ppo.learning_rate=2e-5."""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose complaints are a :class:`UsageError` with the nearest right word."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.known: list[str] = []
+        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(*args, allow_abbrev=False, **kwargs)
+
+    def add_argument(self, *args: Any, **kwargs: Any) -> argparse.Action:
+        """As argparse's; remembers the option names for suggestions."""
+        action = super().add_argument(*args, **kwargs)
+        self.known += action.option_strings
+        return action
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing usage and exiting."""
+        if wrong := re.search(r"^argument (\S+): invalid choice: '(.*?)' \(choose from (.*)\)$", message, re.DOTALL):
+            what, word, choices = wrong.groups()
+            known = re.findall(r"[\w-]+", choices)
+            raise UsageError(f"no {what} `{word}`: {_suggest(word, known)} ({self.prog} --help)")
+        raise UsageError(f"{message} ({self.prog} --help)")
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments of one command.
+
+    Raises:
+        UsageError: unknown command or option, with the nearest right one; an argument that is not UTF-8.
+        SystemExit: ``--help`` and ``--version``, after printing.
+    """
+    for word in argv:
+        if not _is_text(word):
+            raise UsageError(f"the argument {word!a} is not valid UTF-8.")
+    arguments, rest = build_parser().parse_known_args(argv)
+    leaf: Parser = arguments.parser
+    for word in rest:
+        if word.startswith("-"):
+            near = difflib.get_close_matches(word.partition("=")[0], leaf.known, n=1)
+            hint = f"; did you mean `{near[0]}`?" if near else "."
+            raise UsageError(f"`{leaf.prog}` has no option `{word}`{hint} ({leaf.prog} --help)")
+        if not hasattr(arguments, "words"):
+            raise UsageError(f"`{word}` is one argument too many ({leaf.prog} --help)")
+        arguments.words.append(word)  # an override after an option
+    return arguments
+
+
+def handler(arguments: argparse.Namespace) -> Callable[[argparse.Namespace], int]:
+    """The function behind a command, imported now."""
+    module, _, function = arguments.handler.partition(":")
+    return getattr(importlib.import_module(f".{module}", __package__), function)
+
+
+def build_parser() -> Parser:
+    """The whole tree of commands."""
+    parser = Parser(prog=PROGRAM, usage=f"{PROGRAM} [--home DIR] COMMAND …", description=_DESCRIPTION, epilog=_EPILOG)
+    parser.set_defaults(parser=parser, handler=None)
+    parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
+    parser.add_argument("--home", type=Path, metavar="DIR", help=_HOME_HELP)
+    commands = parser.add_subparsers(metavar="COMMAND", help=argparse.SUPPRESS, title=argparse.SUPPRESS)
+    _add_demo(commands)
+    _add_launch(commands)
+    _add_runs(commands)
+    _add_data(commands)
+    for name, text in (("doctor", "What this machine has and lacks."), ("info", "Where things are kept.")):
+        _leaf(commands, name, text, f"doctor:{name}", json=True)
+    return parser
+
+
+_HOME_HELP = "where runs are kept (default: STACKLLAMA_HOME, else $XDG_DATA_HOME/stackllama)"
+_FOLLOW_HELP = "show it until it ends, and end with its exit code; Ctrl-C only stops looking"
+_Commands = Any  # argparse's _SubParsersAction is private
+
+
+def _leaf(commands: _Commands, name: str, text: str, target: str, *, json: bool = False, epilog: str = "") -> Parser:
+    parser: Parser = commands.add_parser(name, help=text, description=text, epilog=epilog)
+    parser.set_defaults(parser=parser, handler=target, json=False)
+    parser.add_argument("--home", type=Path, metavar="DIR", default=argparse.SUPPRESS, help=_HOME_HELP)
+    if json:
+        parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
+    return parser
+
+
+def _add_demo(commands: _Commands) -> None:
+    text = "Run SFT, reward model and PPO on the embedded model and data, then show what changed."
+    demo = _leaf(commands, "demo", text, "demo:demo", json=True)
+    demo.add_argument("--seed", type=_seed, default=0, metavar="N", help="seed of every stage (default: 0)")
+    demo.add_argument("--plain", action="store_true", help="lines instead of progress bars")
+    _add_words(demo)
+
+
+def _add_launch(commands: _Commands) -> None:
+    launch = _leaf(
+        commands, "launch", "Start one stage; print its run id.", "launch:launch", json=True, epilog=_RECIPE_EPILOG
+    )
+    launch.add_argument("stage", metavar="STAGE", choices=STAGES, help=", ".join(STAGES))
+    text = "Start SFT, merge, reward, merge, PPO, merge; print the run id."
+    pipeline = _leaf(commands, "pipeline", text, "launch:pipeline", json=True, epilog=_RECIPE_EPILOG)
+    for parser in (launch, pipeline):
+        _add_words(parser, "[RECIPE.yaml] [key=value …]")
+        parser.add_argument("--name", metavar="RUN", help="the run's id (default: stage, date and time)")
+        parser.add_argument("--follow", "-f", action="store_true", help=_FOLLOW_HELP)
+        parser.add_argument("--dry-run", action="store_true", help="print command and recipe; start nothing")
+        parser.add_argument("--plain", action="store_true", help="follow with lines instead of progress bars")
+    merge = _leaf(commands, "merge", "Merge a finished run's adapter into its base.", "launch:merge", json=True)
+    merge.add_argument("run", metavar="RUN", help="a finished sft, reward or ppo run, or an adapter directory")
+    _add_words(merge)
+    merge.add_argument("--name", metavar="RUN", help="the merge run's id")
+    merge.add_argument("--follow", "-f", action=argparse.BooleanOptionalAction, default=True, help=_FOLLOW_HELP)
+    merge.add_argument("--plain", action="store_true", help="follow with lines instead of progress bars")
+
+
+def _add_runs(commands: _Commands) -> None:
+    text = "List, look at, stop and resume runs."
+    group: Parser = commands.add_parser("runs", help=text, description=text)
+    group.set_defaults(parser=group, handler=None)
+    runs = group.add_subparsers(metavar="COMMAND", title="commands")
+    ls = _leaf(runs, "ls", "All runs, oldest first.", "runs:ls", json=True)
+    ls.add_argument("--stage", choices=STAGES, help="only this stage")
+    show = _leaf(runs, "show", "One run: state, recipe, metrics, and what to do next.", "runs:show_run", json=True)
+    logs = _leaf(runs, "logs", "What the stage printed.", "runs:logs")
+    logs.add_argument("--follow", "-f", action="store_true", help="go on until the run ends")
+    logs.add_argument("--lines", "-n", type=_count, default=100, metavar="N", help="the last N lines (default: 100)")
+    logs.add_argument("--attempt", type=_count, metavar="N", help="of this attempt (default: the newest)")
+    watch = _leaf(runs, "watch", "Follow a run until it ends; end with its exit code.", "runs:watch", json=True)
+    stop = _leaf(runs, "stop", "Ask a run to save and stop.", "runs:stop", json=True)
+    stop.add_argument("--wait", action=argparse.BooleanOptionalAction, default=True, help="until it has ended")
+    resume = _leaf(runs, "resume", "Go on from the newest checkpoint.", "runs:resume", json=True)
+    resume.add_argument("--follow", "-f", action="store_true", help=_FOLLOW_HELP)
+    for parser in (show, logs, watch):
+        parser.add_argument("run", metavar="RUN", nargs="?", help="run id (default: the newest run)")
+    for parser in (stop, resume):
+        parser.add_argument("run", metavar="RUN", help="run id")
+    for parser in (watch, resume):
+        parser.add_argument("--plain", action="store_true", help="lines instead of progress bars")
+
+
+def _add_data(commands: _Commands) -> None:
+    text = "Prepare a Stack Exchange dump; look at a data source."
+    group: Parser = commands.add_parser("data", help=text, description=text)
+    group.set_defaults(parser=group, handler=None)
+    data = group.add_subparsers(metavar="COMMAND", title="commands")
+    prepare = _leaf(
+        data, "prepare", "A dump's Posts.xml to scored pairs, split by question.", "data:prepare", json=True
+    )
+    prepare.add_argument("posts", type=Path, metavar="POSTS.xml", help="from https://archive.org/details/stackexchange")
+    prepare.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new directory")
+    prepare.add_argument("--seed", type=_seed, default=0, metavar="N", help="of order and choice of pairs (default: 0)")
+    preview = _leaf(data, "preview", "A source's first rows, as the model reads them.", "data:preview", json=True)
+    preview.add_argument("source", metavar="SOURCE", help="`demo`, a prepared directory, .jsonl/.parquet, or a hub id")
+    preview.add_argument("--split", help="finetune, reward, rl, evaluation or all; of other hub sets, their own")
+    preview.add_argument("--config", metavar="NAME", help="a hub set's configuration")
+    preview.add_argument("--revision", metavar="REV", help="a hub set's branch, tag or commit")
+    preview.add_argument("--rows", "-n", type=_count, default=3, metavar="N", help="rows to show (default: 3)")
+
+
+def _add_words(parser: Parser, text: str = "[key=value …]") -> None:
+    parser.add_argument("words", nargs="*", metavar="key=value", help=text)
+
+
+def _suggest(word: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"did you mean `{near[0]}`?" if near else f"there are {', '.join(known)}."
+
+
+def _is_text(word: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in word)
+
+
+def _seed(text: str) -> int:
+    return _whole(text, 0, 2**32 - 1)
+
+
+def _count(text: str) -> int:
+    return _whole(text, 1, 2**31)
+
+
+def _whole(text: str, least: int, most: int) -> int:
+    if not (text.isascii() and text.isdigit()) or not least <= int(text) <= most:
+        raise argparse.ArgumentTypeError(f"`{text}` is not a whole number from {least} to {most}")
+    return int(text)

@@ -1,0 +1,116 @@
+"""What a pipeline achieved: the facts of its stages, a table of them, and questions answered before and after."""
+
+import sys
+import textwrap
+from typing import Any
+
+from stackllama_engine.contract.errors import UsageError
+from stackllama_engine.contract.run_dir import Home, RunDir, State
+from stackllama_engine.launch.children import CHILDREN, child_id
+
+from ..sanitise import sanitise
+from . import outcome
+from .output import duration, paint, show
+
+Facts = dict[str, Any]
+
+_WIDTH = 78
+_ANSWER_LINES = 8
+
+
+def pipeline_facts(home: Home, run: RunDir, state: State) -> Facts:
+    """State of the pipeline and, under each child's name (``sft``, ``sft-merged``, …), its result, run and seconds.
+
+    Children that were never begun are left out.
+    """
+    found = outcome.facts(run, state)
+    found["seconds"] = max(0.0, state.ended - state.created) if state.ended else None
+    for child in CHILDREN:
+        try:
+            directory = home.run(child_id(run.id, child.suffix))
+            child_state = directory.read_state()
+            result = directory.read_json("result.json")
+        except UsageError:
+            continue
+        known = {"run": directory.id, "state": child_state.phase, "seconds": outcome.seconds(child_state)}
+        found[child.suffix] = result | known
+    return found
+
+
+def show_table(facts: Facts) -> None:
+    """The table on stdout: what each stage began and ended with, and how long it took."""
+    heading = f"{'':8}{'':24}{'first':>10}   {'last':>10}{'wall time':>14}"
+    sys.stdout.write(paint(heading, "bold", sys.stdout) + "\n")
+    for child in CHILDREN:
+        if child.suffix in facts:
+            _show_stage(child.suffix, facts[child.suffix])
+    if facts.get("seconds") is not None:
+        show(f"{'total':55}{duration(facts['seconds']):>14}")
+
+
+def _show_stage(suffix: str, result: Facts) -> None:
+    rows = _rows(suffix, result) or [(result["state"], None, None)]
+    took = "" if result["seconds"] is None else duration(result["seconds"])
+    name = "merge" if suffix.endswith("-merged") else {"sft": "SFT", "ppo": "PPO"}.get(suffix, suffix)
+    for index, (label, first, last) in enumerate(rows):
+        start, time = (name, took) if index == 0 else ("", "")
+        arrow = "→" if first is not None else " "
+        show(f"{start:8}{label:24}{_cell(first):>10} {arrow} {_cell(last):>10}{time:>14}".rstrip())
+
+
+def _rows(suffix: str, result: Facts) -> list[tuple[str, Any, Any]]:
+    """(measure, first, last) of a stage; measures that its result lacks are left out."""
+    before, after = _part(result, "before"), _part(result, "after")
+    rows = {
+        "sft": [("loss", result.get("loss_first"), result.get("loss_last"))],
+        "reward": [
+            ("held-out accuracy", None, result.get("accuracy")),
+            ("held-out pairs", None, result.get("pairs")),
+            ("ties among them", None, result.get("ties")),
+        ],
+        "ppo": [
+            ("mean reward", before.get("mean_reward"), after.get("mean_reward")),
+            ("true utility", before.get("true_utility"), after.get("true_utility")),
+            ("KL per response", before.get("kl"), after.get("kl")),
+        ],
+    }.get(suffix, [("difference from parts", None, result.get("max_difference"))])
+    return [row for row in rows if row[2] is not None]
+
+
+def show_samples(facts: Facts) -> None:
+    """Questions with the answers before and after PPO, on stdout."""
+    samples: list[Facts] = _part(facts, "ppo").get("samples") or []
+    for index, sample in enumerate(samples, start=1):
+        sys.stdout.write("\n" + paint(f"Question {index}", "bold", sys.stdout) + "\n")
+        _show_text(str(sample.get("question", "")))
+        for when in ("before", "after"):
+            scores = [
+                f"{label} {_cell(sample[key])}"
+                for label, key in (("reward", f"reward_{when}"), ("true utility", f"utility_{when}"))
+                if sample.get(key) is not None
+            ]
+            sys.stdout.write(paint(f"  {when} PPO", "bold", sys.stdout) + f"  {', '.join(scores)}".rstrip() + "\n")
+            _show_text(str(sample.get(when, "")) or "(nothing)")
+
+
+def _show_text(text: str) -> None:
+    lines = [
+        part
+        for line in sanitise(text).strip().splitlines()
+        for part in textwrap.wrap(line.expandtabs(4), _WIDTH - 4) or [""]
+    ]
+    for line in lines[:_ANSWER_LINES]:
+        show(f"    {line}".rstrip())
+    if len(lines) > _ANSWER_LINES:
+        show(f"    … {len(lines) - _ANSWER_LINES} more lines")
+
+
+def _part(value: Facts, key: str) -> Facts:
+    part: Facts | None = value.get(key)
+    return part or {}
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.1e}" if 0 < abs(value) < 1e-3 else f"{value:.3f}"
+    return "" if value is None else str(value)

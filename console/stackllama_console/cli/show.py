@@ -1,0 +1,123 @@
+"""``runs show``: everything about one run that fits on a screen, and what to do next."""
+
+import sys
+import time
+from typing import Any
+
+from msgspec import to_builtins
+
+from stackllama_engine.contract.errors import ExitCode, UsageError
+from stackllama_engine.contract.events import EventReader
+from stackllama_engine.contract.history import History, fold
+from stackllama_engine.contract.run_dir import Launch, RunDir, State
+
+from ..readings import HEADLINE, checkpoint_steps, last_log_lines, recipe_differences
+from ..sanitise import log_line, one_line, sanitise
+from .outcome import COLOURS, facts, next_steps, seconds
+from .output import cut, duration, number, paint, show, show_fields, show_json, width
+
+_METRICS = 12
+
+
+def show_one(run: RunDir, state: State, *, as_json: bool) -> int:
+    """Print it; ``state`` is the reconciled one."""
+    history, bad_lines = _history(run)
+    recipe, problem = _recipe(run, state)
+    if as_json:
+        show_json(_document(run, state, history, bad_lines, recipe))
+        return ExitCode.DONE
+    heading = paint(state.phase, COLOURS[state.phase], sys.stdout)
+    sys.stdout.write(f"{paint(run.id, 'bold', sys.stdout)}  {heading}\n")
+    show_fields(_fields(run, state, history, bad_lines))
+    _section("recipe, where it is not the default", [f"{key}: {value}" for key, value in recipe.items()] or [problem])
+    _section("metrics, first → last", _metrics(state, history))
+    _section("remarks", [one_line(message) for message in history.health[-6:]])
+    _section("last lines of its log", _log(run, state))
+    _section("next", next_steps(run, state))
+    return ExitCode.DONE
+
+
+def _history(run: RunDir) -> tuple[History, int]:
+    history, bad_lines = History(), 0
+    for path in run.events_files():
+        reader = EventReader(path)
+        fold(reader.read(), history)
+        bad_lines += reader.bad_lines
+    return history, bad_lines
+
+
+def _recipe(run: RunDir, state: State) -> tuple[dict[str, Any], str]:
+    try:
+        return recipe_differences(run, state.stage), "every key has its default"
+    except UsageError as error:  # a damaged recipe must not hide the state
+        return {}, f"cannot be read: {error}"
+
+
+def _launch(run: RunDir) -> Launch | None:
+    return run.read_launch() if (run.path / "launch.json").is_file() else None
+
+
+def _fields(run: RunDir, state: State, history: History, bad_lines: int) -> list[tuple[str, str]]:
+    launch = _launch(run)
+    took = seconds(state)
+    fields = [("stage", str(state.stage))]
+    if state.cause and state.phase != "finished":
+        fields.append(("cause", one_line(state.cause)))
+    if state.exit_code is not None:
+        fields.append(("exit code", str(state.exit_code)))
+    fields.append(("created", time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(state.created))))
+    fields.append(("took", duration(took)) if took is not None else ("running for", _since(state.started)))
+    if history.phase and not state.has_ended:
+        fields.append(("at", f"{one_line(history.phase)}, last heard of {_since(history.updated)} ago"))
+    if history.step or history.total_steps:
+        fields.append(("step", f"{history.step}{f' of {history.total_steps}' if history.total_steps else ''}"))
+    steps = checkpoint_steps(run)
+    if steps:
+        fields.append(("checkpoints", ", ".join(map(str, steps[-8:]))))
+    if state.attempt > 1:
+        fields.append(("attempt", str(state.attempt)))
+    if launch and launch.parents:
+        fields.append(("made from", ", ".join(map(one_line, launch.parents))))
+    if bad_lines:
+        fields.append(("unreadable", f"{bad_lines} lines of its events"))
+    return [*fields, ("directory", str(run.path))]
+
+
+def _since(moment: float | None) -> str:
+    return duration(time.time() - moment) if moment else "a moment"
+
+
+def _metrics(state: State, history: History) -> list[str]:
+    names = [name for name in HEADLINE[state.stage] if name in history.last]
+    names = (names + sorted(name for name in history.last if name not in names))[:_METRICS]
+    size = max((len(name) for name in names), default=0)
+    return [
+        f"{name.ljust(size)}  {number(history.first.get(name)):>9} → {number(history.last[name])}" for name in names
+    ]
+
+
+def _log(run: RunDir, state: State) -> list[str]:
+    if state.phase not in ("failed", "lost"):
+        return []
+    lines = [log_line(line.decode("utf-8", "replace")) for line in last_log_lines(run, 12)]
+    return lines or [log_line(line) for line in state.last_lines[-12:]]
+
+
+def _section(title: str, lines: list[str]) -> None:
+    if not lines:
+        return
+    columns = width(sys.stdout)
+    sys.stdout.write(f"\n{paint(title, 'bold', sys.stdout)}\n")
+    for line in lines:
+        show("  " + (cut(sanitise(line), columns - 2) if columns and title != "next" else line))
+
+
+def _document(run: RunDir, state: State, history: History, bad_lines: int, recipe: dict[str, Any]) -> dict[str, Any]:
+    launch = _launch(run)
+    return facts(run, state) | {
+        "created": state.created, "step": history.step, "total_steps": history.total_steps, "at": history.phase,
+        "first": history.first, "last": history.last, "memory": history.memory, "remarks": history.health,
+        "checkpoints": checkpoint_steps(run), "recipe_differences": recipe, "result": run.read_json("result.json"),
+        "last_lines": state.last_lines, "unreadable_event_lines": bad_lines, "next": next_steps(run, state),
+        "launch": to_builtins(launch) if launch else None,
+    }  # fmt: skip

@@ -1,0 +1,37 @@
+"""What is left of an unexpected crash: one line for the person, a trace without locals in a file."""
+
+import os
+import re
+import tempfile
+import time
+import traceback
+from pathlib import Path
+
+_SECRET_NAME = re.compile(r"TOKEN|KEY|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
+
+
+def state_dir() -> Path:
+    """``$XDG_STATE_HOME/stackllama``, by default ``~/.local/state/stackllama``."""
+    base = os.environ.get("XDG_STATE_HOME")
+    return (Path(base) if base else Path.home() / ".local" / "state") / "stackllama"
+
+
+def write_crash(error: BaseException) -> Path | None:
+    """Write the trace to ``crash-*.txt`` (0600), values of secrets in the environment blanked out.
+
+    Returns:
+        The file, or None where none could be written.
+    """
+    trace = "".join(traceback.format_exception(error))  # capture_locals is off
+    for name, value in os.environ.items():
+        if len(value) >= 8 and _SECRET_NAME.search(name):
+            trace = trace.replace(value, f"<{name}>")
+    try:
+        state_dir().mkdir(parents=True, exist_ok=True, mode=0o700)
+        prefix = time.strftime("crash-%Y%m%d-%H%M%S-")
+        descriptor, path = tempfile.mkstemp(prefix=prefix, suffix=".txt", dir=state_dir())
+        with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(trace)
+    except OSError:
+        return None
+    return Path(path)

@@ -1,0 +1,165 @@
+"""What can be read of a run without following it: state, newest metrics, checkpoints, differences from defaults."""
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from stackllama_engine.contract.events import Event
+from stackllama_engine.contract.history import History, fold
+from stackllama_engine.contract.run_dir import RunDir, State
+from stackllama_engine.contract.stages import Stage
+
+_RECENT_BYTES = 256 * 1024  # a listing reads the end of a long run's events, not a million of them
+_LOG_BYTES = 8 * 1024 * 1024  # a log may be one endless line
+
+HEADLINE: dict[Stage, tuple[str, ...]] = {
+    Stage.SFT: ("loss", "eval_loss", "mean_token_accuracy", "learning_rate", "grad_norm"),
+    Stage.REWARD: ("loss", "accuracy", "eval_accuracy", "margin", "learning_rate"),
+    Stage.PPO: (
+        "objective/scores",
+        "objective/true_utility",
+        "objective/kl",
+        "objective/kl_coef",
+        "policy/clipfrac_avg",
+    ),
+    Stage.MERGE: ("max_difference", "difference_from_base"),
+    Stage.PIPELINE: (),
+}
+"""The metrics of a stage that fit into one line, the most telling first."""
+
+_LISTED: dict[Stage, tuple[tuple[str, str], ...]] = {
+    Stage.SFT: (("loss", "loss"),),
+    Stage.REWARD: (("eval_accuracy", "accuracy"), ("accuracy", "accuracy"), ("loss", "loss")),
+    Stage.PPO: (("objective/scores", "reward"), ("mean_reward", "reward")),
+    Stage.MERGE: (("max_difference", "difference"),),
+    Stage.PIPELINE: (),
+}
+
+
+class Reading(Struct, kw_only=True):
+    """One run at one moment. Times are Unix seconds."""
+
+    id: str
+    stage: Stage
+    state: State
+    history: History
+    result: dict[str, Any] = {}
+
+    @property
+    def age(self) -> float:
+        """Seconds since it was created."""
+        return max(0.0, time.time() - self.state.created)
+
+    @property
+    def step(self) -> str:
+        """``12/60``, ``12``, or empty before the first step."""
+        done, total = self.history.step, self.history.total_steps
+        return f"{done}/{total}" if total else str(done) if done else ""
+
+    @property
+    def last_metric(self) -> tuple[str, float | None] | None:
+        """The one number that says how it went: loss, accuracy or reward."""
+        for name, label in _LISTED[self.stage]:
+            if name in self.history.last:
+                return label, self.history.last[name]
+        return None
+
+
+def read_run(run: RunDir, state: State) -> Reading:
+    """The run as its files say now; ``state`` is the reconciled one."""
+    return Reading(
+        id=run.id, stage=state.stage, state=state, history=recent_history(run), result=run.read_json("result.json")
+    )
+
+
+def recent_history(run: RunDir) -> History:
+    """The fold over the end of every attempt's events (256 KiB each): enough for newest values, not for first ones."""
+    history = History()
+    for path in run.events_files():
+        fold(_recent_events(path), history)
+    return history
+
+
+def _recent_events(path: Path) -> list[Event]:
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - _RECENT_BYTES))
+            lines = file.read(_RECENT_BYTES).split(b"\n")[size > _RECENT_BYTES : -1]  # no torn first or last line
+    except FileNotFoundError:
+        return []
+    decoder = msgspec.json.Decoder(Event)
+    events: list[Event] = []
+    for line in lines:
+        try:
+            events.append(decoder.decode(line))
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            continue  # `runs show` counts them, reading the whole file
+    return events
+
+
+def checkpoint_steps(run: RunDir) -> list[int]:
+    """Steps of the complete checkpoints; one being written has another name."""
+    names = [path.name for path in run.checkpoints.iterdir()] if run.checkpoints.is_dir() else []
+    return sorted(int(name[5:]) for name in names if name.startswith("step-") and name[5:].isdigit())
+
+
+def last_log_lines(run: RunDir, count: int, attempt: int | None = None) -> list[bytes]:
+    """The last lines of an attempt's log, oldest first, read from its end."""
+    attempts = run.attempt_dirs()
+    if attempt is not None:
+        attempts = [path for path in attempts if int(path.name) == attempt]
+    if not attempts:
+        return []
+    try:
+        with (attempts[-1] / "log.txt").open("rb") as file:
+            return tail_lines(file.fileno(), count, os.fstat(file.fileno()).st_size)
+    except FileNotFoundError:
+        return []
+
+
+def tail_lines(descriptor: int, count: int, end: int) -> list[bytes]:
+    """The last lines before byte ``end``; the last one may be unterminated."""
+    data = b""
+    while end > 0 and data.count(b"\n") <= count and len(data) < _LOG_BYTES:
+        start = max(0, end - 65536)
+        data = os.pread(descriptor, end - start, start) + data
+        end = start
+    return data.removesuffix(b"\n").split(b"\n")[-count:] if data else []
+
+
+def recipe_differences(run: RunDir, stage: Stage) -> dict[str, Any]:
+    """Keys whose value is not the recipe's default, and those without a default; a pipeline's as ``sft.key``.
+
+    Raises:
+        RecipeError: ``recipe.yaml`` is missing or was damaged.
+    """
+    from stackllama_engine.contract.recipe_io import load_recipe  # PyYAML is not needed to list runs
+
+    values = msgspec.to_builtins(load_recipe(stage, run.recipe_file))
+    if stage is not Stage.PIPELINE:
+        return _differences(stage, values)
+    return {
+        f"{section}.{key}": value
+        for section, inner in values.items()
+        for key, value in _differences(Stage(section), inner).items()
+    }
+
+
+def _differences(stage: Stage, values: dict[str, Any]) -> dict[str, Any]:
+    from stackllama_engine.contract.recipe import RECIPES
+
+    fields = {field.encode_name: field for field in msgspec.structs.fields(RECIPES[stage])}
+    return {
+        key: value
+        for key, value in values.items()
+        if fields[key].required or msgspec.to_builtins(_default(fields[key])) != value
+    }
+
+
+def _default(field: Any) -> Any:
+    return field.default if field.default is not msgspec.NODEFAULT else field.default_factory()
