@@ -1,5 +1,6 @@
 """Writing files that others read at the same moment, and that a crash must not tear."""
 
+import contextlib
 import os
 import tempfile
 from pathlib import Path
@@ -20,7 +21,7 @@ def write_whole(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
@@ -37,12 +38,15 @@ def fsync_directory(path: Path) -> None:
 
 
 def make_private_dir(path: Path) -> None:
-    """Create a directory 0700 whatever the umask, with its missing parents.
+    """Create a directory 0700 whatever the umask, with its missing parents, 0700 as well.
 
     Raises:
         FileExistsError: it exists already; of two callers exactly one succeeds.
     """
-    path.parent.mkdir(parents=True, exist_ok=True, mode=PRIVATE_DIR)
+    for parent in reversed(path.parents):  # Path.mkdir(parents=True) would make these with the umask's mode
+        with contextlib.suppress(FileExistsError):
+            if not parent.exists():
+                parent.mkdir(mode=PRIVATE_DIR)
     path.mkdir(mode=PRIVATE_DIR)
     path.chmod(PRIVATE_DIR)
 

@@ -127,6 +127,7 @@ class SFTRecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     stage: ClassVar[Stage] = Stage.SFT
 
+    gradient_checkpointing: Annotated[bool, _help("Recompute activations in the backward pass to save memory.")] = True
     dataset_train_split: Annotated[str, _help("Split this stage trains on.", min_length=1)] = Split.FINETUNE.value
     learning_rate: Annotated[float, _help("Peak learning rate.", gt=0, le=1)] = 1e-5
     lr_scheduler_type: Annotated[Scheduler, _help("Learning-rate schedule.")] = "cosine"
@@ -179,6 +180,11 @@ class PPORecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     reward_model_path: Annotated[
         str, _help("A finished reward run, an adapter directory, or a sequence-classification model.", min_length=1)
     ]
+    policy_adapter_path: Annotated[
+        str | None, _help("Continue this adapter; a frozen copy of it becomes the reference.")
+    ] = None
+    max_train_samples: Annotated[AtLeastOne | None, _help("Use only the first N questions.")] = 100_000
+    max_eval_samples: Annotated[AtLeastOne | None, _help("Held-out questions answered before and after.")] = 64
     learning_rate: Annotated[float, _help("Peak learning rate.", gt=0, le=1)] = 1.4e-5
     lr_scheduler_type: Annotated[Scheduler, _help("Learning-rate schedule.")] = "constant"
 
@@ -241,6 +247,8 @@ class PPORecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         super().__post_init__()
         if not self.use_peft:
             raise ValueError("PPO needs `use_peft: true`: policy and reference share one frozen base.")
+        if self.fp16:
+            raise ValueError("PPO does not scale losses for `fp16`; use `bf16: true`.")
         if self.output_min_length >= self.output_max_length:
             raise ValueError(
                 f"`output_min_length` ({self.output_min_length}) must be below "

@@ -6,7 +6,7 @@ that names the file (or the command line), the key, the value and the nearest ri
 
 import difflib
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +18,8 @@ from .recipe import RECIPES, WIRED, AnyRecipe, PipelineRecipe
 from .stages import TRAINING_STAGES, Stage
 
 COMMAND_LINE = "command line"
-_PATH_KEYS = ("model_name_or_path", "dataset_name", "reward_model_path", "adapter_path")
+_NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)  # ValueError: a date that no calendar has
+_PATH_KEYS = ("model_name_or_path", "dataset_name", "reward_model_path", "adapter_path", "policy_adapter_path")
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -26,12 +27,18 @@ class _StrictLoader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
+        pairs: list[tuple[yaml.Node, yaml.Node]] = node.value
+        for key_node, _ in pairs:
+            key = self._construct(key_node)
+            if not isinstance(key, Hashable):
+                raise yaml.constructor.ConstructorError(None, None, "a key is plain text", key_node.start_mark)
             if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key `{key}` is given twice", key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
+
+    def _construct(self, node: yaml.Node) -> Any:
+        return typing.cast("Any", self.construct_object(node, deep=True))  # pyright: ignore[reportUnknownMemberType]
 
 
 def load_recipe(stage: Stage, file: Path | None = None, overrides: Iterable[str] = ()) -> AnyRecipe:
@@ -84,7 +91,7 @@ def build_recipe(
         hint = "; `model_name_or_path=demo` tries the embedded model" if missing[0] == "model_name_or_path" else ""
         raise RecipeError(f"{where}: `{missing[0]}` is required by the {stage} recipe and was not given{hint}.")
     for key in _PATH_KEYS:
-        if key in checked:
+        if checked.get(key):
             checked[key] = _absolute(checked[key])
     try:
         return cls(**checked)
@@ -106,14 +113,23 @@ def _read_file(file: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{file}: cannot be read: {error}.") from None
     try:
-        values = yaml.load(text, Loader=_StrictLoader)  # a SafeLoader
-    except yaml.YAMLError as error:
+        values = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader
+    except _NOT_YAML as error:
         raise RecipeError(f"{file}: not valid YAML: {_one_line(error)}.") from None
     if values is None:
         return {}
-    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+    mapping = _mapping(values)
+    if mapping is None:
         raise RecipeError(f"{file}: a recipe is a mapping of `key: value` lines.")
-    return values
+    return mapping
+
+
+def _mapping(value: Any) -> dict[str, Any] | None:
+    """The value itself when it is a mapping with text keys."""
+    if not isinstance(value, dict):
+        return None
+    mapping = typing.cast("dict[Any, Any]", value)
+    return mapping if all(isinstance(key, str) for key in mapping) else None
 
 
 def _parse_override(text: str) -> tuple[str, Any]:
@@ -121,8 +137,8 @@ def _parse_override(text: str) -> tuple[str, Any]:
     if not equals or not key:
         raise RecipeError(f"{COMMAND_LINE}: `{text}` is not of the form key=value.")
     try:
-        return key.strip(), yaml.load(raw, Loader=_StrictLoader)
-    except yaml.YAMLError:
+        return key.strip(), yaml.load(raw, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader
+    except _NOT_YAML:
         return key.strip(), raw  # a plain string with YAML's special characters in it, such as a path
 
 
@@ -131,16 +147,16 @@ def _assign(values: dict[str, Any], key: str, value: Any) -> None:
     if not dot:
         values[key] = value
         return
-    inner = values.setdefault(section, {})
-    if not isinstance(inner, dict):
+    inner = _mapping(values.setdefault(section, {}))
+    if inner is None:
         raise RecipeError(f"{COMMAND_LINE}: `{key}`: `{section}` is a value, not a section.")
     inner[rest] = value
 
 
 def _leaves(values: Mapping[str, Any]) -> Iterable[str]:
     for key, value in values.items():
-        if isinstance(value, dict):
-            yield from (f"{key}.{inner}" for inner in value)
+        if (section := _mapping(value)) is not None:
+            yield from (f"{key}.{inner}" for inner in section)
         else:
             yield key
 
@@ -184,23 +200,20 @@ def _absolute(value: str) -> str:
 
 def _build_pipeline(values: Mapping[str, Any], origin: Mapping[str, str], where: str) -> PipelineRecipe:
     """Shared keys at the top go to every training stage that has them; a stage's section overrides them."""
-    sections = {Stage(name): values.get(name) or {} for name in ("sft", "reward", "ppo", "merge")}
+    sections = {stage: _pipeline_section(stage, values, where) for stage in (*TRAINING_STAGES, Stage.MERGE)}
     shared = {key: value for key, value in values.items() if key not in {str(stage) for stage in sections}}
     fields = {stage: {f.name for f in msgspec.structs.fields(RECIPES[stage])} for stage in TRAINING_STAGES}
+    all_keys = sorted({key for names in fields.values() for key in names})
     for key, value in shared.items():
         if not any(key in names for names in fields.values()):
-            raise _unknown_key(
-                key, value, origin.get(key, where), "pipeline recipe", sorted(set().union(*fields.values()))
-            )
+            raise _unknown_key(key, value, origin.get(key, where), "pipeline recipe", all_keys)
     resolved: dict[str, dict[str, Any]] = {}
     for stage, section in sections.items():
-        if not isinstance(section, dict):
-            raise RecipeError(f"{where}: `{stage}: {section}`: a section is a mapping of `key: value` lines.")
         for key in WIRED[stage]:
             if key in section:
                 source = origin.get(f"{stage}.{key}", where)
                 raise RecipeError(f"{source}: `{stage}.{key}` is wired from the stage before; remove it.")
-        own = {key: value for key, value in shared.items() if key in fields.get(stage, ())} | section
+        own: dict[str, Any] = {key: value for key, value in shared.items() if key in fields.get(stage, ())} | section
         own |= dict.fromkeys(WIRED[stage], "wired")
         own_origin = {key: origin.get(f"{stage}.{key}", origin.get(key, where)) for key in own}
         recipe = build_recipe(stage, own, own_origin, where)
@@ -208,5 +221,13 @@ def _build_pipeline(values: Mapping[str, Any], origin: Mapping[str, str], where:
     return PipelineRecipe(**resolved)
 
 
-def _one_line(error: yaml.YAMLError) -> str:
+def _pipeline_section(stage: Stage, values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    given = values.get(stage)
+    section = {} if given is None else _mapping(given)
+    if section is None:
+        raise RecipeError(f"{where}: `{stage}: {given}`: a section is a mapping of `key: value` lines.")
+    return section
+
+
+def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())

@@ -1,0 +1,133 @@
+"""The command that trains: argv, environment and accelerate configuration. Never a shell.
+
+Every stage is ``accelerate launch … -m stackllama_engine.train STAGE RUN_DIR``. What surprises in accelerate, and
+why each thing is spelled out here (``accelerate/commands/launch.py``):
+
+- A person's own ``default_config.yaml`` is read unless ``--config_file`` is given: the run gets a file of its own.
+- ``--cpu --num_processes 2`` starts one process; ``--multi_gpu`` with ``ACCELERATE_USE_CPU=true`` starts two (gloo).
+- Without ``--num_cpu_threads_per_process`` it divides by a core count that is unknown in some containers.
+- ``--main_process_port 0`` takes a free port, so that two runs on one machine do not meet.
+- One process that sees several GPUs becomes ``DataParallel`` in the Trainer: it is shown as many as it uses.
+"""
+
+import os
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import yaml
+from msgspec import Struct
+
+import stackllama_engine
+
+from ..contract.recipe import AnyRecipe, MergeRecipe, PipelineRecipe
+from .processes import RUN_MARK
+
+ACCELERATE_FILE = "accelerate.yaml"
+SHUTDOWN_SECONDS = 120
+"""How long torchrun lets its workers save after SIGTERM before it kills them; its own default is 30."""
+
+_SECRET = re.compile(r"TOKEN$|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_KEY|PRIVATE_KEY")
+_FOREIGN = re.compile(
+    # Of a surrounding torchrun, accelerate, MPI or run of ours: each would tell the worker that it is somebody else.
+    r"(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)|(PMI|OMPI_COMM_WORLD|MV2_COMM_WORLD)_\w+"
+    r"|TORCHELASTIC_\w+|TORCH_ELASTIC_SHUTDOWN_TIMEOUT|ACCELERATE_\w+|FSDP_\w+|FORK_LAUNCHED"
+    r"|STACKLLAMA_(RUN|ATTEMPT|WORLD_SIZE)"
+)
+
+
+class Command(Struct, frozen=True, kw_only=True):
+    """How one run is started.
+
+    Attributes:
+        argv: the command, program first.
+        environment: what is added to the inherited environment; no secrets.
+        files: small files, by name, that the command expects in the run directory.
+    """
+
+    argv: list[str]
+    environment: dict[str, str]
+    files: dict[str, str] = {}
+
+
+def build_command(recipe: AnyRecipe, run_dir: Path, gpus: list[str]) -> Command:
+    """The command of a resolved recipe.
+
+    Args:
+        recipe: with ``num_processes`` filled in.
+        run_dir: absolute; need not exist.
+        gpus: visible GPUs, as named in ``CUDA_VISIBLE_DEVICES``.
+    """
+    python_path = source_path(os.environ.get("PYTHONPATH", ""))
+    environment = {RUN_MARK: str(run_dir), "PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1"} | python_path
+    if isinstance(recipe, PipelineRecipe):
+        argv = [sys.executable, "-m", "stackllama_engine.launch.pipeline", str(run_dir)]
+        return Command(argv=argv, environment=environment | {"STACKLLAMA_WORLD_SIZE": "1"})
+    processes = recipe.num_processes or 1
+    on_cpu = recipe.use_cpu or not gpus
+    precision = _mixed_precision(recipe)
+    argv = [
+        sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--quiet",
+        "--config_file", str(run_dir / ACCELERATE_FILE),
+        "--num_machines", "1", "--num_processes", str(processes), *(["--multi_gpu"] if processes > 1 else []),
+        "--mixed_precision", precision, "--main_process_port", "0",
+        "--num_cpu_threads_per_process", str(_threads(processes)),
+        "-m", "stackllama_engine.train", str(recipe.stage), str(run_dir),
+    ]  # fmt: skip
+    environment["STACKLLAMA_WORLD_SIZE"] = str(processes)
+    environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(SHUTDOWN_SECONDS)
+    environment["ACCELERATE_USE_CPU"] = str(on_cpu).lower()
+    if gpus:
+        environment["CUDA_VISIBLE_DEVICES"] = "" if on_cpu else ",".join(gpus[:processes])
+    files = {ACCELERATE_FILE: _accelerate_yaml(processes, on_cpu, precision)}
+    return Command(argv=argv, environment=environment, files=files)
+
+
+def inherited_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The environment that supervisor and worker inherit: all of it, but for marks of other distributed programs."""
+    return {name: value for name, value in environment.items() if not _FOREIGN.fullmatch(name)}
+
+
+def secret_names(environment: Iterable[str] = os.environ) -> list[str]:
+    """Names of variables that look like secrets; their values are passed on and written nowhere."""
+    return sorted(name for name in environment if _SECRET.search(name.upper()))
+
+
+def source_path(python_path: str) -> dict[str, str]:
+    """``PYTHONPATH`` with this package's own root first, in absolute paths: the run works in another directory."""
+    root = Path(stackllama_engine.__file__).resolve().parents[1]
+    if root.name in ("site-packages", "dist-packages"):
+        own: list[str] = []
+    else:
+        own = [str(root)]
+    given = [str(Path(part).absolute()) for part in python_path.split(os.pathsep) if part]
+    parts = list(dict.fromkeys([*own, *given]))
+    return {"PYTHONPATH": os.pathsep.join(parts)} if parts else {}
+
+
+def _mixed_precision(recipe: AnyRecipe) -> str:
+    if isinstance(recipe, (MergeRecipe, PipelineRecipe)):
+        return "no"
+    return "bf16" if recipe.bf16 else "fp16" if recipe.fp16 else "no"
+
+
+def _threads(processes: int) -> int:
+    """CPU threads a process: what the person asked for, else an equal share of the cores we may use."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    if asked.isdecimal() and int(asked) > 0:
+        return int(asked)
+    return max(1, len(os.sched_getaffinity(0)) // processes)
+
+
+def _accelerate_yaml(processes: int, on_cpu: bool, precision: str) -> str:
+    values = {
+        "compute_environment": "LOCAL_MACHINE",
+        "distributed_type": "MULTI_GPU" if processes > 1 else "NO",
+        "num_machines": 1,
+        "num_processes": processes,
+        "machine_rank": 0,
+        "mixed_precision": precision,
+        "use_cpu": on_cpu,
+    }
+    return yaml.safe_dump(values, sort_keys=False)

@@ -1,0 +1,35 @@
+"""The six runs of a pipeline, in order, and where each one's inputs come from."""
+
+from msgspec import Struct
+
+from ..contract.stages import Stage
+
+
+class Child(Struct, frozen=True, kw_only=True):
+    """One run of a pipeline.
+
+    Attributes:
+        suffix: its id is ``<pipeline id>-<suffix>``.
+        stage: what it runs.
+        wired: recipe key → suffix of the child whose output fills it in.
+    """
+
+    suffix: str
+    stage: Stage
+    wired: dict[str, str]
+
+
+CHILDREN = (
+    Child(suffix="sft", stage=Stage.SFT, wired={}),
+    Child(suffix="sft-merged", stage=Stage.MERGE, wired={"adapter_path": "sft"}),
+    Child(suffix="reward", stage=Stage.REWARD, wired={"model_name_or_path": "sft-merged"}),
+    Child(suffix="reward-merged", stage=Stage.MERGE, wired={"adapter_path": "reward"}),
+    # The reward model as an adapter, not merged: PPO can then hold policy, reference and reward on one base.
+    Child(suffix="ppo", stage=Stage.PPO, wired={"model_name_or_path": "sft-merged", "reward_model_path": "reward"}),
+    Child(suffix="ppo-merged", stage=Stage.MERGE, wired={"adapter_path": "ppo"}),
+)
+
+
+def child_id(pipeline_id: str, suffix: str) -> str:
+    """The run id of a pipeline's child."""
+    return f"{pipeline_id}-{suffix}"

@@ -1,0 +1,170 @@
+"""What a recipe's inputs mean: a run, a path, a hub id, or ``demo``; each made explicit before launch.
+
+Looked up in this order: ``demo``, a run of this home, an existing local path, and where one makes sense a hub id.
+"""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+import stackllama_engine
+
+from ..contract.errors import RefusedError, UsageError
+from ..contract.recipe import AnyRecipe, MergeRecipe, PipelineRecipe, PPORecipe, RewardRecipe, SFTRecipe
+from ..contract.run_dir import RUN_ID, Home, RunDir
+from ..contract.stages import TRAINING_STAGES, Stage
+from .sections import PLACEHOLDER, map_sections
+
+DEMO = "demo"
+DEMO_BASE = Path(stackllama_engine.__file__).resolve().parent / "demo_base"
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?", re.ASCII)
+_ADAPTER_STAGES = TRAINING_STAGES
+
+
+def resolve_inputs(home: Home, recipe: AnyRecipe) -> tuple[AnyRecipe, list[str]]:
+    """The recipe with its inputs explicit, and the ids of the runs it takes them from.
+
+    Raises:
+        UsageError: an input is none of the things it may be; the text says which those are.
+        RefusedError: it is a run of the wrong stage, or one that has not finished.
+    """
+    parents: list[str] = []
+
+    def resolved(key: str, value: str, resolve: Callable[[Home, str, str, list[str]], str]) -> str:
+        return value if value == PLACEHOLDER else resolve(home, key, value, parents)
+
+    match recipe:
+        case PipelineRecipe():
+            pipeline = map_sections(recipe, lambda section: _collect(home, section, parents), TRAINING_STAGES)
+            return pipeline, _unique(parents)
+        case MergeRecipe():
+            path = resolved("adapter_path", recipe.adapter_path, _adapter)
+            return msgspec.structs.replace(recipe, adapter_path=path), _unique(parents)
+        case SFTRecipe() | RewardRecipe() | PPORecipe():
+            changed: dict[str, str] = {
+                "model_name_or_path": resolved("model_name_or_path", recipe.model_name_or_path, _model),
+                "dataset_name": resolved("dataset_name", recipe.dataset_name, _dataset),
+            }
+            if isinstance(recipe, PPORecipe):
+                changed["reward_model_path"] = resolved("reward_model_path", recipe.reward_model_path, _reward_model)
+            return msgspec.structs.replace(recipe, **changed), _unique(parents)
+
+
+def _collect(home: Home, recipe: AnyRecipe, parents: list[str]) -> AnyRecipe:
+    recipe, more = resolve_inputs(home, recipe)
+    parents.extend(more)
+    return recipe
+
+
+def _model(home: Home, key: str, value: str, parents: list[str]) -> str:
+    _refuse_hostile(key, value)
+    if value == DEMO:
+        return _demo_base()
+    if run := _find_run(home, value):
+        if run.read_state().stage is not Stage.MERGE:
+            raise RefusedError(
+                f"`{key}: {value}`: that run trained an adapter, not a whole model; "
+                f"merge it first: `stackllama-console merge {value}`."
+            )
+        return _output(run, run.merged, key, parents)
+    return _path_or_hub(home, key, value, "the id of a finished merge run, a hub id, a local path, or `demo`")
+
+
+def _dataset(home: Home, key: str, value: str, parents: list[str]) -> str:
+    _refuse_hostile(key, value)
+    if value == DEMO:
+        return value
+    return _path_or_hub(home, key, value, "a hub id, a directory of `data prepare`, a local file, or `demo`")
+
+
+def _adapter(home: Home, key: str, value: str, parents: list[str]) -> str:
+    _refuse_hostile(key, value)
+    if run := _find_run(home, value):
+        if run.read_state().stage not in _ADAPTER_STAGES:
+            raise RefusedError(
+                f"`{key}: {value}`: that run trained no adapter; name a finished sft, reward or ppo run."
+            )
+        return _output(run, run.adapter, key, parents)
+    if path := _existing(value):
+        return path
+    raise _unknown(home, key, value, "the id of a finished sft, reward or ppo run, or an adapter directory")
+
+
+def _reward_model(home: Home, key: str, value: str, parents: list[str]) -> str:
+    _refuse_hostile(key, value)
+    if run := _find_run(home, value):
+        if run.read_state().stage is Stage.REWARD:
+            return _output(run, run.adapter, key, parents)
+        if _merged_stage(home, run) is not Stage.REWARD:
+            raise RefusedError(f"`{key}: {value}`: that run made no reward model; name a finished reward run.")
+        return _output(run, run.merged, key, parents)
+    return _path_or_hub(
+        home, key, value, "the id of a finished reward run, an adapter directory, or a sequence-classification model"
+    )
+
+
+def _merged_stage(home: Home, run: RunDir) -> Stage | None:
+    """Which stage's adapter a merge run merged; None when it is no merge, or of an adapter from elsewhere."""
+    if run.read_state().stage is not Stage.MERGE:
+        return None
+    for parent in run.read_launch().parents:
+        if (found := _find_run(home, parent)) and found.read_state().stage in _ADAPTER_STAGES:
+            return found.read_state().stage
+    return None
+
+
+def _output(run: RunDir, path: Path, key: str, parents: list[str]) -> str:
+    phase = run.read_state().phase
+    if phase != "finished":
+        raise RefusedError(f"`{key}: {run.id}`: that run is {phase}, not finished; see `runs show {run.id}`.")
+    if not path.is_dir():
+        raise RefusedError(f"`{key}: {run.id}`: that run finished without {path}; it trained or merged something else.")
+    parents.append(run.id)
+    return str(path)
+
+
+def _path_or_hub(home: Home, key: str, value: str, allowed: str) -> str:
+    if path := _existing(value):
+        return path
+    if _HUB_ID.fullmatch(value) and ".." not in value and not value.endswith((".gguf", ".jsonl", ".parquet")):
+        return value
+    raise _unknown(home, key, value, allowed)
+
+
+def _existing(value: str) -> str | None:
+    path = Path(value).expanduser()
+    return str(path.resolve()) if path.exists() else None
+
+
+def _find_run(home: Home, value: str) -> RunDir | None:
+    if not RUN_ID.fullmatch(value):
+        return None
+    try:
+        return home.run(value)
+    except UsageError:  # a well-formed name without a run: it may still be a path or a hub id
+        return None
+
+
+def _demo_base() -> str:
+    if not DEMO_BASE.is_dir():
+        raise UsageError(f"The embedded demo model is missing: {DEMO_BASE} does not exist; reinstall the package.")
+    return str(DEMO_BASE)
+
+
+def _refuse_hostile(key: str, value: str) -> None:
+    if value.startswith("-") or not value.isprintable():
+        raise UsageError(f"`{key}: {value!r}` is refused: a name begins with no `-` and holds no control characters.")
+
+
+def _unknown(home: Home, key: str, value: str, allowed: str) -> UsageError:
+    return UsageError(
+        f"`{key}: {value}` is not found here: give {allowed}. "
+        f"`stackllama-console runs ls` lists the runs of {home.path}."
+    )
+
+
+def _unique(parents: list[str]) -> list[str]:
+    return list(dict.fromkeys(parents))

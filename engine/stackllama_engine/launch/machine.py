@@ -1,0 +1,98 @@
+"""Whether this machine can run a recipe: packages, GPUs, processes. Looks without importing what it looks for."""
+
+import importlib.metadata
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+
+import stackllama_engine
+
+from ..contract.errors import RecipeError, RefusedError
+from ..contract.recipe import AnyRecipe, MergeRecipe, PipelineRecipe, TrainRecipe
+from ..contract.stages import TRAINING_STAGES, Stage
+from .sections import map_sections
+
+_NEEDED = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
+_DISTRIBUTIONS = ("stackllama-console", *_NEEDED, "bitsandbytes", "gguf", "msgspec")
+_REPORTERS = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",), "trackio": ("trackio",)}
+
+
+def resolve_machine(recipe: AnyRecipe, gpus: list[str]) -> AnyRecipe:
+    """The recipe with ``num_processes`` filled in, after everything this machine must have was found.
+
+    Args:
+        recipe: any stage's; of a pipeline every section is resolved.
+        gpus: the visible GPUs.
+
+    Raises:
+        RefusedError: training packages are missing, or more processes are asked for than there are GPUs.
+        RecipeError: a reporter's package is missing, or a precision that a CPU does not have.
+    """
+    if isinstance(recipe, PipelineRecipe):
+        return map_sections(recipe, lambda section: resolve_machine(section, gpus), (*TRAINING_STAGES, Stage.MERGE))
+    _check_packages(recipe)
+    if isinstance(recipe, MergeRecipe):
+        return recipe
+    on_cpu = recipe.use_cpu or not gpus
+    if recipe.fp16 and on_cpu:
+        raise RecipeError("recipe: `fp16: true` needs a GPU and this run is on the CPU; use `bf16: true` or neither.")
+    processes = recipe.num_processes or (1 if on_cpu else len(gpus))
+    if processes > max(1, len(gpus)) and not recipe.use_cpu:
+        raise RefusedError(
+            f"`num_processes: {processes}` asks for more than the {len(gpus)} visible GPUs; "
+            "ask for fewer, or set `use_cpu: true` for several processes on the CPU."
+        )
+    return msgspec.structs.replace(recipe, num_processes=processes)
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of Python and of the packages a result depends on; those not installed are left out."""
+    versions = {"python": sys.version.split()[0], "stackllama-console": stackllama_engine.__version__}
+    for name in _DISTRIBUTIONS:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def git_commit() -> str | None:
+    """The commit of the checkout this package runs from, with ``+`` when files differ; None when there is none."""
+    package = Path(stackllama_engine.__file__).resolve().parent
+    if "site-packages" in package.parts:  # installed: a repository around the environment says nothing about us
+        return None
+    try:
+        head = _git(package, "rev-parse", "HEAD")
+        changed = _git(package, "status", "--porcelain", "--untracked-files=no", "--", ".")
+    except (OSError, subprocess.SubprocessError):  # no git here, or not a checkout: an honest None
+        return None
+    return head + ("+" if changed else "")
+
+
+def _git(directory: Path, *arguments: str) -> str:
+    argv = ["git", "-C", str(directory), *arguments]
+    return subprocess.run(argv, capture_output=True, check=True, timeout=2, text=True).stdout.strip()
+
+
+def _check_packages(recipe: TrainRecipe | MergeRecipe) -> None:
+    needed = list(_NEEDED)
+    if isinstance(recipe, TrainRecipe):
+        needed += ["bitsandbytes"] if recipe.quantised else []
+        needed += ["gguf"] if recipe.model_name_or_path.endswith(".gguf") else []
+        for reporter in recipe.report_to:
+            if not any(_installed(name) for name in _REPORTERS[reporter]):
+                raise RecipeError(
+                    f"recipe: `report_to: {reporter}` needs a package that is not installed: `pip install {reporter}`."
+                )
+    missing = [name for name in needed if not _installed(name)]
+    if missing:
+        raise RefusedError(
+            f"Training needs {', '.join(missing)}, not installed here: `pip install 'stackllama-console[train]'`."
+        )
+
+
+def _installed(name: str) -> bool:
+    return importlib.util.find_spec(name) is not None

@@ -1,0 +1,82 @@
+"""How an attempt ended: the ``end`` event when there is one, else the exit status of its process."""
+
+import os
+import signal
+from pathlib import Path
+
+from msgspec import Struct
+
+from ..contract.errors import ExitCode
+from ..contract.events import Event
+from ..contract.run_dir import Phase
+
+_LAST_LINES = 20
+_LINE_LENGTH = 500
+_TAIL_BYTES = 64 * 1024
+_KILLED = "often the kernel's out-of-memory killer; `dmesg` tells"
+
+
+class Outcome(Struct, frozen=True, kw_only=True):
+    """A final phase, its exit code, and the cause when it is not simply done."""
+
+    phase: Phase
+    exit_code: int
+    cause: str | None = None
+
+
+def from_end_event(event: Event) -> Outcome:
+    """What the worker itself said last."""
+    code = event.data.get("exit_code")
+    cause = event.data.get("cause")
+    if not isinstance(code, int):
+        return Outcome(phase="failed", exit_code=ExitCode.FAILED, cause="The end event carries no exit code.")
+    return _from_code(code, str(cause) if cause else None)
+
+
+def from_status(status: int, last_lines: list[str]) -> Outcome:
+    """What a wait status of the worker's process says (``os.waitpid``)."""
+    code = os.waitstatus_to_exitcode(status)
+    if code < 0:
+        name = _signal_name(-code)
+        hint = f" — {_KILLED}" if -code == signal.SIGKILL else ""
+        return Outcome(phase="failed", exit_code=128 - code, cause=f"killed by {name}{hint}")
+    said = f": {last_lines[-1]}" if last_lines else ""
+    return _from_code(code, None if code in (ExitCode.DONE, ExitCode.STOPPED) else f"exit code {code}{said}")
+
+
+def stopped_by_force(number: signal.Signals, grace: float) -> Outcome:
+    """Stopped as asked, but not by itself: whatever came after the last checkpoint is gone."""
+    return Outcome(
+        phase="stopped",
+        exit_code=128 + number,
+        cause=f"Did not stop by itself within {grace:g} s of the request and was ended by {number.name}; "
+        "resuming goes on from the last checkpoint.",
+    )
+
+
+def last_log_lines(log: Path) -> list[str]:
+    """The last lines of a log, each cut to a readable length; of a progress bar only what it showed last."""
+    try:
+        with log.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - _TAIL_BYTES))
+            text = file.read().decode(errors="replace")
+    except FileNotFoundError:
+        return []
+    lines = (line.rstrip("\r").rpartition("\r")[2].rstrip() for line in text.split("\n"))
+    return [line[:_LINE_LENGTH] for line in lines if line][-_LAST_LINES:]
+
+
+def _from_code(code: int, cause: str | None) -> Outcome:
+    if code == ExitCode.DONE:
+        return Outcome(phase="finished", exit_code=code)
+    if code == ExitCode.STOPPED:
+        return Outcome(phase="stopped", exit_code=code, cause=cause)
+    return Outcome(phase="failed", exit_code=code, cause=cause or f"exit code {code}")
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal has no name
+        return f"signal {number}"

@@ -1,0 +1,174 @@
+"""The coordinator of a pipeline: ``python -m stackllama_engine.launch.pipeline RUN_DIR``.
+
+SFT → merge → reward → merge → PPO → merge. Each child is an ordinary run with a supervisor of its own; the
+coordinator starts them in order, fills in what each takes from the ones before, and waits. It is torch-free, and is
+itself the worker of an ordinary run: stopped by ``control/stop``, resumed by a new attempt.
+"""
+
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from msgspec import Struct
+
+from ..contract.errors import ExitCode, RefusedError, StackllamaError, StageError
+from ..contract.events import EventWriter
+from ..contract.recipe import PipelineRecipe
+from ..contract.recipe_io import load_recipe
+from ..contract.run_dir import Home, RunDir, State
+from ..contract.stages import Stage
+from .children import CHILDREN, Child, child_id
+from .launcher import launch, resume
+from .reconcile import reconcile
+from .sections import stage_recipe
+
+_POLL_SECONDS = 0.2
+_OWN_CODES = (ExitCode.FAILED, ExitCode.USAGE, ExitCode.REFUSED)
+
+
+class _Stopped(Exception):
+    """The pipeline ends with 75, by its own request or because somebody stopped a child."""
+
+
+class Coordinator:
+    """Runs the children of one pipeline in order.
+
+    Args:
+        run: the pipeline's run.
+        events: its events file.
+    """
+
+    def __init__(self, run: RunDir, events: EventWriter) -> None:
+        self.run = run
+        self.events = events
+        self.home = Home(run.path.parents[1])
+        self.stop_asked = False  # set by a signal handler
+        recipe = load_recipe(Stage.PIPELINE, run.recipe_file)
+        if not isinstance(recipe, PipelineRecipe):
+            raise TypeError(f"{run.recipe_file} is not a pipeline recipe")
+        self.recipe = recipe
+
+    def coordinate(self) -> dict[str, Any]:
+        """Run every child that has not finished.
+
+        Returns:
+            ``{"children": {suffix: {"run", "seconds", "result"}}}``; seconds are those of the child's last attempt.
+
+        Raises:
+            StageError: a child failed or was lost; the text names it and its cause.
+            StackllamaError: a child could not be launched.
+        """
+        results: dict[str, Any] = {}
+        for index, child in enumerate(CHILDREN):
+            run_id = child_id(self.run.id, child.suffix)
+            self.events.write("phase", phase=run_id)
+            self.events.write("progress", step=index, total_steps=len(CHILDREN))
+            state = self._complete(child, run_id)
+            results[child.suffix] = {
+                "run": run_id,
+                "seconds": round((state.ended or 0.0) - (state.started or 0.0), 3),
+                "result": self.home.run(run_id).read_json("result.json"),
+            }
+            self.run.write_json("result.json", {"children": results})
+        self.events.write("progress", step=len(CHILDREN), total_steps=len(CHILDREN))
+        return {"children": results}
+
+    def stop_requested(self) -> bool:
+        """Whether the pipeline was asked to stop, by request or by signal."""
+        return self.stop_asked or "stop" in self.run.requests()
+
+    def _complete(self, child: Child, run_id: str) -> State:
+        """Bring one child to its end, from wherever it stands."""
+        run = self._find(run_id)
+        if run is not None and (state := reconcile(run)).phase == "finished":
+            return state
+        if self.stop_requested():
+            raise _Stopped("Stopped before the next stage began.")
+        if run is None:
+            wired = {key: child_id(self.run.id, suffix) for key, suffix in child.wired.items()}
+            recipe = stage_recipe(self.recipe, child.stage, wired)
+            run = launch(self.home, child.stage, recipe, run_id, parents=[self.run.id])
+        elif reconcile(run).has_ended:
+            run = resume(self.home, run_id)
+        return self._follow(run)
+
+    def _find(self, run_id: str) -> RunDir | None:
+        if not (self.home.runs_dir / run_id).exists():
+            return None
+        run = self.home.run(run_id)
+        if (run.path / "launch.json").is_file() and self.run.id not in run.read_launch().parents:
+            raise RefusedError(
+                f"A run `{run_id}` exists already and is not a child of `{self.run.id}`; remove it first."
+            )
+        return run
+
+    def _follow(self, run: RunDir) -> State:
+        asked = False
+        while not (state := reconcile(run)).has_ended:
+            if not asked and self.stop_requested():
+                run.request("stop")
+                asked = True
+            time.sleep(_POLL_SECONDS)
+        if state.phase == "finished":
+            return state
+        if state.phase == "stopped":
+            raise _Stopped(f"Run `{run.id}` was stopped." + (f" {state.cause}" if state.cause else ""))
+        raise _ChildFailed(run.id, state)
+
+
+class _ChildFailed(StageError):
+    """A child failed or was lost."""
+
+    def __init__(self, run_id: str, state: State) -> None:
+        super().__init__(f"Run `{run_id}` {'was lost' if state.phase == 'lost' else 'failed'}: {state.cause}")
+        if state.exit_code is not None and state.exit_code in _OWN_CODES:
+            self.exit_code = state.exit_code
+
+
+class _End(Struct, frozen=True):
+    exit_code: int
+    cause: str | None = None
+
+
+def main(arguments: list[str]) -> int:
+    """Coordinate the pipeline of a run directory; the exit code is also in its ``end`` event."""
+    run = RunDir(Path(arguments[0]))
+    attempt = int(os.environ["STACKLLAMA_ATTEMPT"])
+    events = EventWriter(run.attempt_dir(attempt) / "events.jsonl")
+    end = _guarded(lambda: _coordinate(run, events))
+    events.write("end", data={"exit_code": int(end.exit_code), "cause": end.cause})
+    events.close()
+    return int(end.exit_code)
+
+
+def _coordinate(run: RunDir, events: EventWriter) -> None:
+    coordinator = Coordinator(run, events)
+
+    def ask(_number: int, _frame: object) -> None:
+        coordinator.stop_asked = True
+
+    signal.signal(signal.SIGTERM, ask)
+    signal.signal(signal.SIGINT, ask)
+    coordinator.coordinate()
+
+
+def _guarded(work: Callable[[], None]) -> _End:
+    try:
+        work()
+    except _Stopped as stopped:
+        return _End(ExitCode.STOPPED, str(stopped))
+    except StackllamaError as error:
+        return _End(error.exit_code, str(error))
+    except Exception as error:  # noqa: BLE001 - recorded as the cause, with the traceback in the log
+        traceback.print_exc()
+        return _End(ExitCode.FAILED, f"{type(error).__name__}: {error}")
+    return _End(ExitCode.DONE)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,100 @@
+"""Whoever looks at a run sets it right: a free lock and an unfinished state mean that its supervisor is gone."""
+
+import os
+import time
+
+import msgspec
+
+from ..contract.errors import RefusedError
+from ..contract.events import Event, EventReader
+from ..contract.run_dir import RunDir, State
+from .outcome import from_end_event, last_log_lines
+from .processes import kill_run_processes
+
+_QUEUED_SECONDS = 10.0  # between a run's creation and its lock; a launcher that takes longer has died
+_POLL_SECONDS = 0.1
+
+_LOST = (
+    "The supervisor ended without recording an outcome: it was killed, or the machine went down. {survivors}"
+    "Resuming goes on from the last checkpoint."
+)
+
+
+def reconcile(run: RunDir) -> State:
+    """The state of a run; when nobody holds an unfinished run, its survivors are killed and it becomes ``lost``.
+
+    An attempt that said itself how it ended keeps that outcome.
+
+    Raises:
+        UsageError: the state cannot be read.
+        TimeoutError: a survivor outlived SIGKILL.
+    """
+    state = run.read_state()
+    if not _abandoned(run, state):
+        return state
+    try:
+        lock = run.acquire_lock()
+    except RefusedError:  # somebody took it meanwhile: a resume, or another who looks
+        return run.read_state()
+    except OSError as error:  # a home that may be read but not written: say what is seen, change nothing
+        return msgspec.structs.replace(
+            state, phase="lost", cause=f"{_LOST.format(survivors='')} Not recorded: {error}."
+        )
+    try:
+        state = run.read_state()
+        return state if state.has_ended else _close(run, state)
+    finally:
+        os.close(lock)
+
+
+def stop(run: RunDir, *, wait: bool) -> State:
+    """Ask a run to save and stop.
+
+    Args:
+        run: the run; one that has ended is left as it is.
+        wait: return only when it has ended. The supervisor ends a worker that does not comply.
+
+    Returns:
+        the state now.
+    """
+    state = reconcile(run)
+    if state.has_ended:
+        return state
+    run.request("stop")
+    while wait and not state.has_ended:
+        time.sleep(_POLL_SECONDS)
+        state = reconcile(run)
+    return state
+
+
+def newest_end_event(run: RunDir, attempt: int) -> Event | None:
+    """The ``end`` record of an attempt, if it wrote one."""
+    last: Event | None = None
+    for event in EventReader(run.attempt_dir(attempt) / "events.jsonl").read():
+        if event.kind == "end":
+            last = event
+    return last
+
+
+def _abandoned(run: RunDir, state: State) -> bool:
+    if state.has_ended or run.lock_is_held():
+        return False
+    return state.phase != "queued" or time.time() - state.created > _QUEUED_SECONDS
+
+
+def _close(run: RunDir, state: State) -> State:
+    killed = kill_run_processes(run.path)
+    end = newest_end_event(run, state.attempt)
+    if end is not None:
+        outcome = from_end_event(end)
+        state = msgspec.structs.replace(
+            state, phase=outcome.phase, exit_code=outcome.exit_code, cause=outcome.cause, ended=end.time
+        )
+    else:
+        survivors = f"{killed} of its processes still ran and were ended. " if killed else ""
+        state = msgspec.structs.replace(
+            state, phase="lost", cause=_LOST.format(survivors=survivors), ended=time.time(),
+            last_lines=last_log_lines(run.attempt_dir(state.attempt) / "log.txt"),
+        )  # fmt: skip
+    run.write_state(state)
+    return state

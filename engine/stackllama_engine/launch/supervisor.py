@@ -1,0 +1,298 @@
+"""The one process that watches a run: ``python -m stackllama_engine.launch.supervisor RUN_DIR ATTEMPT LOCK_FD``.
+
+It detaches itself, holds the run's lock for as long as it lives, starts the command of ``launch.json``, and records
+what became of it. Nothing but the lock says that a run is alive, so a supervisor that is killed needs no clean-up.
+
+How a worker is brought to an end::
+
+    stop requested      ── grace ──►  SIGTERM  ── term ──►  SIGKILL    (``control/stop``, or SIGTERM to the supervisor)
+    worker gone, no end             ► SIGTERM  ── term ──►  SIGKILL    (its processes may outlive `accelerate launch`)
+    worker gone, end written                                SIGKILL
+    end written, worker not gone    ── linger ───────────►  SIGKILL    (hangs while it exits)
+
+``STACKLLAMA_STOP_GRACE`` and ``STACKLLAMA_TERM_GRACE`` (seconds) set the first two.
+"""
+
+import contextlib
+import ctypes
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from math import inf
+from pathlib import Path
+
+import msgspec
+
+from ..contract.events import Event, EventReader
+from ..contract.files import open_private
+from ..contract.run_dir import ProcessId, RunDir, State
+from ..contract.stages import Stage
+from .argv import inherited_environment
+from .outcome import Outcome, from_end_event, from_status, last_log_lines, stopped_by_force
+from .processes import identify, kill_run_processes, run_processes, send
+
+STOP_GRACE = 120.0
+TERM_GRACE = 30.0
+LINGER = 60.0
+
+_POLL = 0.2
+_PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
+_DISK_PATIENCE = 600.0  # seconds to go on trying to record the outcome on a full disk
+
+
+class Supervisor:
+    """Runs one attempt to its end."""
+
+    def __init__(self, run: RunDir, attempt: int, *, stop_grace: float, term_grace: float) -> None:
+        self.run = run
+        self.folder = run.attempt_dir(attempt)
+        self.stop_grace = stop_grace
+        self.term_grace = term_grace
+        self.stop_asked = False  # set by a signal handler
+        self.state: State = run.read_state()
+        self._unsaved = False
+        self._reader = EventReader(self.folder / "events.jsonl")
+        self._end: Event | None = None
+        self._worker_pid = 0
+        self._worker: ProcessId | None = None
+        self._status: int | None = None
+        self._term_at = self._kill_at = inf  # monotonic seconds
+        self._stopping = False
+        self._sent: signal.Signals | None = None  # to the processes of the run
+        self._forced: signal.Signals | None = None  # to the worker while it still lived
+
+    def supervise(self) -> None:
+        """Start the worker, follow it to its end, leave no process of the run behind, record the outcome."""
+        self._record(phase="starting", supervisor=identify(os.getpid()))
+        try:
+            self._start_worker()
+        except OSError as error:
+            self._finish(Outcome(phase="failed", exit_code=1, cause=f"The worker could not be started: {error}."))
+            return
+        while True:
+            self._wait_for_worker()
+            self._reap()
+            self._read_events()
+            self._serve_stop()
+            left = self._end_processes()
+            if self._status is not None and not left:
+                break
+        self._read_events()  # what it wrote between the last look and its end
+        self._finish(self._outcome(self._status))
+
+    # the worker
+
+    def _start_worker(self) -> None:
+        launch = self.run.read_launch()
+        log = open_private(self.folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        try:
+            process = subprocess.Popen(
+                launch.argv, cwd=launch.cwd, env=inherited_environment() | launch.environment,
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+            )  # fmt: skip
+        finally:
+            os.close(log)
+        process.returncode = 0  # reaped here with everything else, not by subprocess
+        self._worker_pid = process.pid
+        self._worker = identify(process.pid)
+        self._record(worker=self._worker)
+
+    def _wait_for_worker(self) -> None:
+        """Sleep until the next look, or until the worker has ended."""
+        with contextlib.suppress(ProcessLookupError):
+            if self._status is None:
+                descriptor = os.pidfd_open(self._worker_pid)
+                try:
+                    poll = select.poll()
+                    poll.register(descriptor, select.POLLIN)
+                    poll.poll(_POLL * 1000)
+                finally:
+                    os.close(descriptor)
+                return
+        time.sleep(_POLL / 4)
+
+    def _reap(self) -> None:
+        """Collect every child that ended, adopted ones too; keep the worker's status."""
+        with contextlib.suppress(ChildProcessError):
+            while (ended := os.waitpid(-1, os.WNOHANG)) != (0, 0):
+                pid, status = ended
+                if pid == self._worker_pid:
+                    self._status = status
+
+    def _read_events(self) -> None:
+        seen = False
+        for event in self._reader.read():
+            seen = True
+            if event.kind == "end":
+                self._end = event
+        if seen and self.state.phase == "starting":
+            self._record(phase="running")
+        elif self._unsaved:
+            self._record()
+
+    # ending it
+
+    def _serve_stop(self) -> None:
+        if self._stopping or not (self.stop_asked or "stop" in self.run.requests()):
+            return
+        self._stopping = True
+        now = time.monotonic()
+        self._term_at = min(self._term_at, now + self.stop_grace)
+        self._kill_at = min(self._kill_at, now + self.stop_grace + self.term_grace)
+        try:
+            self.run.request("stop")  # for the worker, when the stop came as a signal
+        except OSError as error:  # a full disk: a signal says the same
+            _note(f"control/stop: {error}; SIGTERM instead")
+            self._term_at = now
+        if self._status is None:
+            self._record(phase="stopping")
+
+    def _end_processes(self) -> bool:
+        """Signal what is due; whether any process of the run is left once the worker has gone."""
+        now = time.monotonic()
+        if self._status is not None:
+            over = self._end is not None
+            self._term_at = min(self._term_at, now)
+            self._kill_at = min(self._kill_at, now if over else now + self.term_grace)
+        elif self._end is not None:
+            self._kill_at = min(self._kill_at, now + LINGER)
+        if now < min(self._term_at, self._kill_at):
+            return True
+        left = run_processes(self.run.path)
+        if self._worker is not None and self._status is None and self._worker not in left:
+            left.append(self._worker)
+        if now >= self._kill_at:
+            self._signal(left, signal.SIGKILL)
+        elif self._sent is None:
+            self._signal(left, signal.SIGTERM)
+        return bool(left)
+
+    def _signal(self, processes: list[ProcessId], number: signal.Signals) -> None:
+        for process in processes:
+            if send(process, number) and process == self._worker:
+                self._forced = number
+        self._sent = number
+
+    # the record
+
+    def _outcome(self, status: int) -> Outcome:
+        if self._end is not None:
+            return from_end_event(self._end)
+        if self._stopping and self._forced is not None:
+            return stopped_by_force(self._forced, self.stop_grace)
+        return from_status(status, last_log_lines(self.folder / "log.txt"))
+
+    def _finish(self, outcome: Outcome) -> None:
+        lines = last_log_lines(self.folder / "log.txt") if outcome.phase != "finished" else []
+        for request in ("stop", "save"):
+            self.run.served(request)
+        self._record(
+            phase=outcome.phase,
+            exit_code=int(outcome.exit_code),
+            cause=outcome.cause,
+            ended=time.time(),
+            last_lines=lines,
+        )
+        deadline = time.monotonic() + _DISK_PATIENCE
+        while self._unsaved and time.monotonic() < deadline:
+            time.sleep(_POLL)
+            self._record()
+
+    def _record(self, **changes: object) -> None:
+        """Change the state; on a full disk it is kept and written at the next look."""
+        self.state = msgspec.structs.replace(self.state, **changes)
+        try:
+            self.run.write_state(self.state)
+        except OSError as error:
+            if not self._unsaved:
+                _note(f"state.json: {error}; trying again until it can be written")
+            self._unsaved = True
+        else:
+            self._unsaved = False
+
+
+def main(arguments: list[str]) -> None:
+    """Detach, then supervise. Does not return."""
+    run, attempt, lock = RunDir(Path(arguments[0])), int(arguments[1]), int(arguments[2])
+    _detach()
+    os.set_inheritable(lock, False)  # no worker may hold the lock after us
+    _adopt_orphans()
+    status = 1
+    try:
+        stop_grace, term_grace = _graces(run.read_state().stage)
+        supervisor = Supervisor(run, attempt, stop_grace=stop_grace, term_grace=term_grace)
+        _handle_signals(supervisor)
+        supervisor.supervise()
+        _drop_empty(supervisor.folder / "supervisor.txt")
+        status = 0
+    except BaseException as error:  # noqa: BLE001 - the last one who can still record anything
+        traceback.print_exc()
+        _record_own_failure(run, error)
+    finally:
+        os._exit(status)
+
+
+def _graces(stage: Stage) -> tuple[float, float]:
+    """Seconds before SIGTERM and before SIGKILL; a pipeline waits for its children's supervisors."""
+    stop = float(os.environ.get("STACKLLAMA_STOP_GRACE", STOP_GRACE))
+    term = float(os.environ.get("STACKLLAMA_TERM_GRACE", TERM_GRACE))
+    return (2 * (stop + term), term) if stage is Stage.PIPELINE else (stop, term)
+
+
+def _detach() -> None:
+    """Double fork and setsid: nobody's child, nobody's terminal. The first process ends with status 0."""
+    os.umask(0o077)
+    if os.fork():
+        os._exit(0)
+    os.setsid()
+    if os.fork():
+        os._exit(0)
+
+
+def _adopt_orphans() -> None:
+    """Become the parent of grandchildren whose own parent ends, so that they can be reaped."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"prctl(PR_SET_CHILD_SUBREAPER): {os.strerror(number)}")
+
+
+def _handle_signals(supervisor: Supervisor) -> None:
+    def ask(_number: int, _frame: object) -> None:
+        supervisor.stop_asked = True
+
+    signal.signal(signal.SIGTERM, ask)
+    signal.signal(signal.SIGINT, ask)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+def _record_own_failure(run: RunDir, error: BaseException) -> None:
+    try:
+        killed = kill_run_processes(run.path)
+        cause = (
+            f"The supervisor itself failed ({error!r}); {killed} processes were ended. Please report supervisor.txt."
+        )
+        state = run.read_state()
+        if not state.has_ended:
+            run.write_state(msgspec.structs.replace(state, phase="failed", exit_code=1, cause=cause, ended=time.time()))
+    except Exception:  # noqa: BLE001 - nothing is left but the log; the free lock will say `lost`
+        traceback.print_exc()
+
+
+def _drop_empty(log: Path) -> None:
+    if log.is_file() and log.stat().st_size == 0:
+        log.unlink()
+
+
+def _note(text: str) -> None:
+    """A line into ``supervisor.txt``, the standard error of this process, if the disk has room for it."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"{time.strftime('%F %T')} {text}\n".encode())
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
