@@ -1,0 +1,1 @@
+"""What trains: the only rooms that import torch."""

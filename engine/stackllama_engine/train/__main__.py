@@ -1,0 +1,92 @@
+"""``accelerate launch … -m stackllama_engine.train STAGE RUN_DIR``: one process of one attempt of one stage.
+
+Whatever happens, rank 0 ends the attempt with an ``end`` event that carries the exit code and the cause, because
+the launcher above maps every failure to exit code 1.
+"""
+
+import importlib
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..contract.errors import ExitCode, StackllamaError
+from ..contract.recipe import AnyRecipe
+from ..contract.recipe_io import load_recipe
+from ..contract.run_dir import RunDir
+from ..contract.stages import Stage
+from .report import Reporter
+from .requests import Stopped
+
+_ROOMS = {Stage.SFT: ".sft", Stage.REWARD: ".reward", Stage.PPO: ".ppo", Stage.MERGE: ".merge"}
+
+
+def main(argv: list[str]) -> int:
+    """Run one stage; returns the exit code."""
+    stage, run = Stage(argv[0]), RunDir(Path(argv[1]))
+    attempt = int(os.environ.get("STACKLLAMA_ATTEMPT", "1"))
+    run.attempt_dir(attempt).mkdir(mode=0o700, parents=True, exist_ok=True)
+    reporter = Reporter(run, attempt, is_main=int(os.environ.get("RANK", "0")) == 0)
+    try:
+        _run_stage(stage, run, reporter)
+    except Stopped:
+        code, cause = ExitCode.STOPPED, None
+    except StackllamaError as error:
+        code, cause = ExitCode(error.exit_code), str(error)
+        traceback.print_exc()  # to the log; the cause is what people see first
+    except Exception as error:  # noqa: BLE001 - the last line of defence turns every failure into a cause
+        code, cause = ExitCode.FAILED, _cause(error, reporter.current_phase)
+        traceback.print_exc()
+    else:
+        code, cause = ExitCode.DONE, None
+    reporter.end(code, cause)
+    return code
+
+
+def _run_stage(stage: Stage, run: RunDir, reporter: Reporter) -> None:
+    reporter.phase("start")
+    started = time.monotonic()
+    recipe = load_recipe(stage, run.recipe_file)
+    from . import models
+    from .session import Session
+
+    models.quiet_libraries()
+    session = Session(run, reporter, use_cpu=recipe.use_cpu)
+    room: Callable[[AnyRecipe, Session], dict[str, Any]] = importlib.import_module(_ROOMS[stage], __package__).run
+    facts = room(recipe, session)
+    _write_lineage(recipe, run, reporter)
+    reporter.result({"stage": stage.value, **facts, "seconds": round(time.monotonic() - started, 1)})
+    session.clean_up()
+
+
+def _write_lineage(recipe: AnyRecipe, run: RunDir, reporter: Reporter) -> None:
+    """``lineage.json``: which base, which data, which runs this one came from."""
+    from .models import base_identity
+
+    name = getattr(recipe, "model_name_or_path", None)
+    base = base_identity(name, getattr(recipe, "model_revision", None)) if name else None
+    if reporter.is_main:
+        parents = run.read_launch().parents if (run.path / "launch.json").exists() else []
+        data = getattr(recipe, "dataset_name", None)
+        run.write_json("lineage.json", {"base": base, "dataset_name": data, "seed": recipe.seed, "parents": parents})
+
+
+def _cause(error: Exception, phase: str) -> str:
+    """A failure in one sentence that a person can act on."""
+    text = str(error).strip().splitlines()
+    first = text[0] if text else ""
+    if type(error).__name__ == "OutOfMemoryError":
+        return (
+            f"Out of GPU memory in phase {phase}. Halve `per_device_train_batch_size` and double "
+            f"`gradient_accumulation_steps`, or set `gradient_checkpointing: true`. ({first})"
+        )
+    if isinstance(error, OSError) and error.errno == 28:
+        return f"The disk is full in phase {phase}: {error.filename or first}."
+    return f"{type(error).__name__} in phase {phase}: {first}"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,158 @@
+"""What the stages on top of transformers' Trainer share: arguments, checkpoints, requests, events."""
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from accelerate import PartialState
+from transformers import TrainerCallback
+
+from ..contract.recipe import RewardRecipe, SFTRecipe, TrainRecipe
+from . import checkpoint, models
+from .report import Reporter
+from .requests import Requests, Stopped
+from .session import SCRATCH, Session
+
+if TYPE_CHECKING:
+    from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
+
+_NOT_METRICS = frozenset({"epoch", "total_flos", "train_loss", "step"})
+
+
+def training_arguments(recipe: SFTRecipe | RewardRecipe, output_dir: Path) -> dict[str, Any]:
+    """The recipe in TrainingArguments' words.
+
+    Checkpoints are written into ``output_dir`` and sealed from there; see :class:`RunCallback`.
+    """
+    evaluate = recipe.eval_steps > 0
+    return {
+        "output_dir": str(output_dir),
+        "learning_rate": recipe.learning_rate,
+        "lr_scheduler_type": recipe.lr_scheduler_type,
+        "warmup_steps": recipe.warmup_steps,
+        "weight_decay": recipe.weight_decay,
+        "adam_beta1": recipe.adam_beta1,
+        "adam_beta2": recipe.adam_beta2,
+        "adam_epsilon": recipe.adam_epsilon,
+        "max_grad_norm": recipe.max_grad_norm,
+        "per_device_train_batch_size": recipe.per_device_train_batch_size,
+        "per_device_eval_batch_size": recipe.per_device_eval_batch_size,
+        "gradient_accumulation_steps": recipe.gradient_accumulation_steps,
+        "gradient_checkpointing": recipe.gradient_checkpointing,
+        # bitsandbytes keeps int8 inputs on its autograd context, which only reentrant checkpointing frees
+        "gradient_checkpointing_kwargs": {"use_reentrant": recipe.load_in_8bit}
+        if recipe.gradient_checkpointing
+        else None,
+        "ddp_find_unused_parameters": False,
+        "max_steps": recipe.max_steps,
+        "num_train_epochs": recipe.num_train_epochs,
+        "max_length": recipe.max_length,
+        "bf16": recipe.bf16,
+        "fp16": recipe.fp16,
+        "use_cpu": recipe.use_cpu,
+        "seed": recipe.seed,
+        "logging_steps": recipe.logging_steps,
+        "logging_first_step": True,
+        "logging_nan_inf_filter": False,  # a NaN is news
+        "eval_strategy": "steps" if evaluate else "no",
+        "eval_steps": recipe.eval_steps if evaluate else None,
+        "save_strategy": "steps" if recipe.save_steps else "no",
+        "save_steps": recipe.save_steps or 500,
+        "report_to": list(recipe.report_to) or "none",
+        "disable_tqdm": True,
+        "max_length": recipe.max_length,
+    }
+
+
+class RunCallback(TrainerCallback):
+    """Events, sealed checkpoints and requests for a Trainer.
+
+    Args:
+        reporter: where events go.
+        requests: polled after every optimizer step.
+        keep: checkpoints kept.
+    """
+
+    def __init__(self, reporter: Reporter, requests: Requests, keep: int) -> None:
+        self.stopped = False
+        self._reporter = reporter
+        self._requests = requests
+        self._keep = keep
+
+    def on_step_end(
+        self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: Any
+    ) -> None:
+        """Serve what was asked for in the meantime."""
+        self._reporter.progress(state.global_step, state.max_steps)
+        wanted = self._requests.poll()
+        if wanted:
+            control.should_save = True
+        if "stop" in wanted and state.global_step < state.max_steps:
+            self.stopped = control.should_training_stop = True
+
+    def on_log(
+        self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: Any
+    ) -> None:
+        """Metrics under the names that TRL gives them."""
+        logs: dict[str, Any] = kwargs["logs"]
+        metrics = {k: v for k, v in logs.items() if isinstance(v, int | float) and k not in _NOT_METRICS}
+        if "train_runtime" not in metrics:
+            self._reporter.metrics(state.global_step, metrics)
+            self._reporter.memory()
+
+    def on_save(
+        self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: Any
+    ) -> None:
+        """Seal what the Trainer has just written; called after every rank has saved its part."""
+        process = PartialState()
+        process.wait_for_everyone()
+        if process.is_main_process:
+            written = Path(args.output_dir or "") / f"checkpoint-{state.global_step}"
+            checkpoints = self._reporter.run.checkpoints
+            target = checkpoint.seal(written, checkpoints, state.global_step)
+            checkpoint.rotate(checkpoints, self._keep)
+            self._reporter.checkpoint(state.global_step, str(target.relative_to(self._reporter.run.path)))
+            self._requests.saved()
+        process.wait_for_everyone()
+
+
+def fit(trainer: "Trainer", callback: RunCallback, reporter: Reporter) -> None:
+    """Train from the newest verified checkpoint, or from the start, to the end.
+
+    Raises:
+        Stopped: asked to stop; a checkpoint was sealed.
+    """
+    models.trainables_to_fp32(trainer.model)
+    resume_from = checkpoint.to_resume(reporter)
+    reporter.phase("train")
+    trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+    if callback.stopped:
+        raise Stopped
+
+
+def save(trainer: "Trainer", tokenizer: Any, recipe: TrainRecipe, session: Session) -> None:
+    """Write what was trained: ``adapter/``, or ``merged/`` after full training."""
+    session.reporter.phase("save")
+    if session.is_main:
+        target = session.run.adapter if recipe.use_peft else session.run.merged
+        if recipe.use_peft:
+            models.save_adapter(trainer.model, target, recipe)
+        else:
+            trainer.model.save_pretrained(target)
+        tokenizer.save_pretrained(target)
+    session.state.wait_for_everyone()
+
+
+def logged(trainer: "Trainer", name: str) -> list[float]:
+    """Every value of one metric that the Trainer logged, over all attempts."""
+    return [entry[name] for entry in trainer.state.log_history if name in entry]
+
+
+def scratch_dir(session: Session) -> Path:
+    """Where the Trainer writes before anything is sealed; emptied at the start of an attempt."""
+    path = session.run.path / SCRATCH
+    if session.is_main:
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir(mode=0o700)
+    session.state.wait_for_everyone()
+    return path

@@ -1,0 +1,248 @@
+"""Loading models and tokenizers, and putting adapters on them: one way for every stage.
+
+A model is a hub id, a local directory or a local ``.gguf`` file (transformers dequantises it). Code from a model
+repository is never executed.
+"""
+
+import hashlib
+import json
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, BitsAndBytesConfig
+
+from ..contract.errors import StageError
+from ..contract.recipe import ModelRecipe, TrainRecipe
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+BASE_FILE = "base.json"
+"""Beside an adapter: which base it was trained on (see :func:`base_identity`)."""
+
+
+def load_tokenizer(name: str, revision: str | None = None) -> "PreTrainedTokenizerBase":
+    """The tokenizer, with a pad token that is not its end token wherever one exists.
+
+    A reward model finds a text's end by the first pad token; were pad and end the same, the end token itself
+    would be taken for padding.
+
+    Raises:
+        StageError: it cannot be loaded, or has no end token.
+    """
+    source, extra = _source(name)
+    with _loading(name, "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False, **extra)
+    if tokenizer.eos_token_id is None:
+        raise StageError(f"The tokenizer of {name} has no end-of-sequence token, which every stage needs.")
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        unknown = tokenizer.unk_token
+        usable = unknown is not None and tokenizer.unk_token_id != tokenizer.eos_token_id
+        tokenizer.pad_token = unknown if usable else tokenizer.eos_token
+    return tokenizer
+
+
+def load_causal_lm(recipe: TrainRecipe, device: torch.device) -> "PreTrainedModel":
+    """The base as a causal language model in the recipe's precision, on ``device``.
+
+    Raises:
+        StageError: it cannot be loaded.
+    """
+    return _load(AutoModelForCausalLM, recipe, _quantization(recipe), device)
+
+
+def load_reward_base(recipe: TrainRecipe, pad_token_id: int, device: torch.device) -> "PreTrainedModel":
+    """The base with one score a sequence (a new head), in the recipe's precision, on ``device``.
+
+    Raises:
+        StageError: it cannot be loaded.
+    """
+    model = _load(AutoModelForSequenceClassification, recipe, _quantization(recipe), device, num_labels=1)
+    model.config.get_text_config().pad_token_id = pad_token_id
+    score_in_head_dtype(model)
+    return model
+
+
+def load_plain(name: str, revision: str | None, dtype: str, reward: bool, device: torch.device) -> "PreTrainedModel":
+    """A model without quantisation, for merging and for separate reward models.
+
+    Raises:
+        StageError: it cannot be loaded.
+    """
+    recipe = ModelRecipe(model_name_or_path=name, model_revision=revision, dtype=dtype)  # type: ignore[arg-type]
+    auto = AutoModelForSequenceClassification if reward else AutoModelForCausalLM
+    model = _load(auto, recipe, None, device, **({"num_labels": 1} if reward else {}))
+    if reward:
+        score_in_head_dtype(model)
+    return model
+
+
+def add_lora(model: "PreTrainedModel", recipe: TrainRecipe, task_type: str) -> "PreTrainedModel | PeftModel":
+    """LoRA on a frozen base (after k-bit preparation where it is quantised), or the model itself for full training.
+
+    Raises:
+        StageError: the target modules do not exist in this model.
+    """
+    if not recipe.use_peft:
+        return model
+    if recipe.quantised:
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=recipe.gradient_checkpointing)
+    try:
+        peft_model = get_peft_model(model, lora_config(recipe, task_type))
+    except ValueError as error:
+        raise StageError(f"LoRA does not fit {recipe.model_name_or_path}: {error} Set `lora_target_modules`.") from None
+    return peft_model
+
+
+def lora_config(recipe: TrainRecipe, task_type: str) -> LoraConfig:
+    """PEFT's configuration of the recipe's adapter; a reward adapter trains and saves its score head."""
+    return LoraConfig(
+        task_type=task_type,
+        r=recipe.lora_r,
+        lora_alpha=recipe.lora_alpha,
+        lora_dropout=recipe.lora_dropout,
+        target_modules=recipe.lora_target_modules,
+        modules_to_save=["score"] if task_type == "SEQ_CLS" else None,
+        bias="none",
+    )
+
+
+def trainables_to_fp32(model: nn.Module) -> None:
+    """Keep what trains in float32.
+
+    TRL casts a quantised model's adapter to bfloat16, whose 8-bit mantissa rounds away an Adam step of 1e-5 on a
+    weight of 1e-2: at the published learning rates such an adapter would hardly move.
+    """
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
+def score_in_head_dtype(model: nn.Module) -> None:
+    """Let the score head read hidden states of any dtype (a float32 head on a bfloat16 trunk)."""
+    head = model.get_submodule("score")
+    head.register_forward_pre_hook(_cast_input)
+
+
+def base_identity(name: str, revision: str | None) -> dict[str, str | None]:
+    """Which base an adapter belongs to: name, revision, and for local weights a fingerprint of the files.
+
+    The fingerprint hashes each weight file's size and its first and last MiB: a safetensors header describes every
+    tensor, and the last MiB changes with any training. Two adapters share a base when fingerprints (hub: names and
+    revisions) agree, wherever the directory lies.
+    """
+    path = Path(name)
+    if not path.exists():
+        return {"name": name, "revision": revision, "fingerprint": None}
+    weights = [path] if path.is_file() else sorted([*path.glob("*.safetensors"), *path.glob("*.bin")])
+    digest = hashlib.sha256()
+    for file in weights:
+        size = file.stat().st_size
+        digest.update(f"{file.name}:{size}".encode())
+        with file.open("rb") as opened:
+            digest.update(opened.read(1 << 20))
+            opened.seek(max(0, size - (1 << 20)))
+            digest.update(opened.read())
+    return {"name": str(path.resolve()), "revision": None, "fingerprint": digest.hexdigest()}
+
+
+def same_base(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two identities are the same weights."""
+    if one.get("fingerprint") or other.get("fingerprint"):
+        return one.get("fingerprint") == other.get("fingerprint")
+    return (one.get("name"), one.get("revision")) == (other.get("name"), other.get("revision"))
+
+
+def save_adapter(model: Any, path: Path, recipe: TrainRecipe) -> None:
+    """Write the adapter, its score head if it has one, and the identity of its base.
+
+    Raises:
+        OSError: disk full or not writable.
+    """
+    model.save_pretrained(path)
+    identity = base_identity(recipe.model_name_or_path, recipe.model_revision)
+    (path / BASE_FILE).write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
+
+
+def head_hidden(model: "PreTrainedModel") -> int:
+    """Width of the last hidden state."""
+    return model.config.get_text_config().hidden_size
+
+
+def _load(auto: Any, recipe: ModelRecipe, quantization: Any, device: torch.device, **more: Any) -> "PreTrainedModel":
+    name = recipe.model_name_or_path
+    source, extra = _source(name)
+    if extra and quantization is not None:
+        raise StageError(
+            f"{name}: a GGUF file is dequantised while it is read and cannot be loaded in 8 or 4 bits; "
+            "set `load_in_8bit: false`, or merge it to a directory first."
+        )
+    dtype = recipe.dtype if recipe.dtype == "auto" else getattr(torch, recipe.dtype)
+    with _loading(name, "model"):
+        model = auto.from_pretrained(
+            source,
+            revision=recipe.model_revision,
+            dtype=dtype,
+            attn_implementation=recipe.attn_implementation,
+            quantization_config=quantization,
+            device_map={"": device} if quantization is not None else None,
+            trust_remote_code=False,
+            **extra,
+            **more,
+        )
+    if extra:  # what a GGUF file was quantised with says nothing about the weights in memory
+        model.hf_quantizer = None
+        model.config.__dict__.pop("quantization_config", None)
+    model.config.use_cache = False
+    return model if quantization is not None else model.to(device)
+
+
+def _quantization(recipe: TrainRecipe) -> BitsAndBytesConfig | None:
+    if not recipe.quantised:
+        return None
+    return BitsAndBytesConfig(
+        load_in_8bit=recipe.load_in_8bit,
+        load_in_4bit=recipe.load_in_4bit,
+        bnb_4bit_quant_type=recipe.bnb_4bit_quant_type,
+        bnb_4bit_use_double_quant=recipe.use_bnb_nested_quant,
+        bnb_4bit_compute_dtype=torch.bfloat16 if recipe.dtype in ("auto", "bfloat16") else getattr(torch, recipe.dtype),
+    )
+
+
+def _source(name: str) -> tuple[str, dict[str, str]]:
+    path = Path(name)
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise StageError(f"{name}: no such file.")
+        return str(path.parent), {"gguf_file": path.name}
+    return name, {}
+
+
+@contextmanager
+def _loading(name: str, what: str) -> "Iterator[None]":
+    """One sentence instead of transformers' many when a model cannot be had."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise StageError(f"Cannot load the {what} of {name}: {first}") from error
+
+
+def _cast_input(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    weight = next(module.parameters())
+    return (inputs[0].to(weight.dtype), *inputs[1:])
+
+
+def quiet_libraries() -> None:
+    """Progress bars of loading and mapping are noise in a log file."""
+    transformers.utils.logging.disable_progress_bar()
+    import datasets
+
+    datasets.disable_progress_bars()

@@ -1,0 +1,167 @@
+"""The mathematics of PPO for language models: tensors and plain numbers in, tensors and plain numbers out.
+
+Shapes: ``B`` responses, ``R`` response positions. ``mask`` is 1.0 on response tokens and 0.0 on padding; padding
+never enters a result. Sources: PPO arXiv:1707.06347; GAE arXiv:1506.02438; fine-tuning from human preferences
+arXiv:1909.08593; the N implementation details of RLHF with PPO (https://huggingface.co/blog/the_n_implementation_details_of_rlhf_with_ppo).
+"""
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the positions where ``mask`` is 1. Shapes alike; returns a scalar."""
+    return (values * mask).sum() / mask.sum()
+
+
+def masked_var(values: Tensor, mask: Tensor) -> Tensor:
+    """Unbiased variance over the positions where ``mask`` is 1 (Bessel's correction). Returns a scalar."""
+    count = mask.sum()
+    centered = (values - masked_mean(values, mask)) * mask
+    return centered.pow(2).sum() / (count - 1)
+
+
+def masked_whiten(values: Tensor, mask: Tensor, shift_mean: bool = True, epsilon: float = 1e-8) -> Tensor:
+    """Scale to unit variance over the mask; with ``shift_mean`` also to zero mean, else the mean is added back."""
+    mean, var = masked_mean(values, mask), masked_var(values, mask)
+    return whiten(values, mean, var, shift_mean, epsilon) * mask
+
+
+def whiten(values: Tensor, mean: Tensor, var: Tensor, shift_mean: bool = True, epsilon: float = 1e-8) -> Tensor:
+    """``(values − mean) / √(var + ε)``, plus ``mean`` again unless ``shift_mean``."""
+    whitened = (values - mean) * torch.rsqrt(var + epsilon)
+    return whitened if shift_mean else whitened + mean
+
+
+def kl_per_token(logprobs: Tensor, ref_logprobs: Tensor, estimator: Literal["k1", "k2", "k3"] = "k1") -> Tensor:
+    """KL(policy ‖ reference) from samples of the policy, a token (http://joschu.net/blog/kl-approx.html).
+
+    With ``log r = ref − policy``: k1 = −log r (unbiased, signed), k2 = ½ log² r, k3 = (r − 1) − log r (unbiased, ≥ 0).
+
+    Args:
+        logprobs: log-probability of each sampled token under the policy, ``[B, R]``.
+        ref_logprobs: the same under the reference, ``[B, R]``.
+    """
+    log_ratio = ref_logprobs - logprobs
+    match estimator:
+        case "k1":
+            return -log_ratio
+        case "k2":
+            return 0.5 * log_ratio.pow(2)
+        case "k3":
+            return torch.expm1(log_ratio) - log_ratio
+
+
+def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
+    """Per-token rewards: −kl_coef · KL on every response token, plus the score on the last one.
+
+    Args:
+        scores: reward of each response, ``[B]``.
+        kl: per-token KL, ``[B, R]``.
+        mask: ``[B, R]``; every row has at least one 1.
+    """
+    rewards = -kl_coef * kl * mask
+    last = (torch.arange(mask.shape[1], device=mask.device) * mask).argmax(dim=1)
+    rewards[torch.arange(len(scores), device=mask.device), last] += scores
+    return rewards
+
+
+def gae(values: Tensor, rewards: Tensor, mask: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
+    """Generalised advantage estimation (arXiv:1506.02438, eq. 16), computed from the last token backwards.
+
+    Args:
+        values: value of the state before each response token, ``[B, R]``.
+        rewards: per-token rewards, ``[B, R]``.
+        mask: ``[B, R]``, response tokens first; what follows a response's end has value 0.
+
+    Returns:
+        ``advantages`` and ``returns`` (= advantages + values), each ``[B, R]`` and 0 outside the mask.
+    """
+    values, rewards = values * mask, rewards * mask
+    advantage = torch.zeros_like(values[:, 0])
+    next_value = torch.zeros_like(values[:, 0])
+    columns: list[Tensor] = []
+    for position in reversed(range(values.shape[1])):
+        delta = rewards[:, position] + gamma * next_value - values[:, position]
+        advantage = (delta + gamma * lam * advantage) * mask[:, position]
+        next_value = values[:, position]
+        columns.append(advantage)
+    advantages = torch.stack(columns[::-1], dim=1)
+    return advantages, advantages + values
+
+
+class PolicyLoss(NamedTuple):
+    """Sums over the mask, to be divided by a token count; scalars."""
+
+    loss: Tensor
+    clipped: Tensor
+    """Tokens on which the clipped branch was the larger loss."""
+    ratio: Tensor
+    approxkl: Tensor
+    """½ (log ratio)²."""
+    policykl: Tensor
+    """old − new log-probability."""
+
+
+def policy_loss(
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, cliprange: float
+) -> PolicyLoss:
+    """The clipped surrogate objective (arXiv:1707.06347, eq. 7), negated. All inputs ``[B, R]``."""
+    log_ratio = (logprobs - old_logprobs) * mask
+    ratio = log_ratio.exp()
+    plain = -advantages * ratio
+    clipped = -advantages * ratio.clamp(1.0 - cliprange, 1.0 + cliprange)
+    return PolicyLoss(
+        loss=(torch.maximum(plain, clipped) * mask).sum(),
+        clipped=((clipped > plain) * mask).sum(),
+        ratio=(ratio * mask).sum(),
+        approxkl=(0.5 * log_ratio.pow(2)).sum(),
+        policykl=-log_ratio.sum(),
+    )
+
+
+class ValueLoss(NamedTuple):
+    """Sums over the mask, to be divided by a token count; scalars."""
+
+    loss: Tensor
+    clipped: Tensor
+
+
+def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, cliprange_value: float) -> ValueLoss:
+    """½ max of plain and clipped squared error, the clip around the values of the rollout. All inputs ``[B, R]``."""
+    clipped_values = torch.clamp(values, old_values - cliprange_value, old_values + cliprange_value)
+    plain = (values - returns).pow(2)
+    clipped = (clipped_values - returns).pow(2)
+    return ValueLoss(
+        loss=0.5 * (torch.maximum(plain, clipped) * mask).sum(),
+        clipped=((clipped > plain) * mask).sum(),
+    )
+
+
+class KLController:
+    """The KL coefficient, fixed or adapted to a target (arXiv:1909.08593, section 2.2).
+
+    Args:
+        coef: initial coefficient.
+        target: KL per response aimed at, or None to keep the coefficient fixed.
+        horizon: responses over which it adapts.
+    """
+
+    def __init__(self, coef: float, target: float | None, horizon: int) -> None:
+        self.coef = coef
+        self.target = target
+        self.horizon = horizon
+
+    def update(self, kl: float, responses: int) -> None:
+        """Take in the mean KL per response of ``responses`` new responses."""
+        if self.target is not None:
+            error = min(max(kl / self.target - 1.0, -0.2), 0.2)
+            self.coef *= 1.0 + error * responses / self.horizon
+
+
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
+    """1 − Var(returns − values) / Var(returns) over the mask. Returns a scalar; 0 where returns do not vary."""
+    var = masked_var(returns, mask)
+    return torch.where(var > 0, 1 - masked_var(returns - values, mask) / var, torch.zeros_like(var))

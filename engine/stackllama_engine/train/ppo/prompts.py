@@ -1,0 +1,82 @@
+"""The questions that PPO answers, in an order that depends on the seed and the step alone."""
+
+from array import array  # 4 bytes a token; a list of ints takes 36
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from ...contract.errors import DataError
+from ...contract.recipe import PPORecipe
+from ...data.sources import unique_questions
+from ..report import Reporter
+from ..rows import encode_prompt, source_rows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class Prompt(NamedTuple):
+    """A question and its tokens in the template."""
+
+    question: str
+    ids: "array[int]"
+
+
+class Prompts:
+    """Prompts that are short enough, reshuffled each time all of them were used.
+
+    Args:
+        prompts: at least one.
+        seed: the recipe's.
+    """
+
+    def __init__(self, prompts: list[Prompt], seed: int) -> None:
+        self._prompts = prompts
+        self._seed = seed
+        self._epoch = -1
+        self._order: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self._prompts)
+
+    def at(self, position: int) -> Prompt:
+        """The prompt at a position of the endless sequence of shuffled passes."""
+        epoch, index = divmod(position, len(self._prompts))
+        if epoch != self._epoch:
+            generator = torch.Generator().manual_seed(self._seed * 1_000_003 + epoch)
+            self._epoch, self._order = epoch, torch.randperm(len(self._prompts), generator=generator).tolist()
+        return self._prompts[self._order[index]]
+
+
+def load_prompts(
+    recipe: PPORecipe, split: str, limit: int | None, tokenizer: "PreTrainedTokenizerBase", reporter: Reporter
+) -> list[Prompt]:
+    """The distinct questions of a split whose prompt is shorter than ``max_prompt_length``.
+
+    Raises:
+        DataError: there is none.
+    """
+    kept: list[Prompt] = []
+    too_long = 0
+    for question in _questions(recipe, split):
+        ids = encode_prompt(tokenizer, question)
+        if len(ids) >= recipe.max_prompt_length:
+            too_long += 1
+            continue
+        kept.append(Prompt(question, array("I", ids)))
+        if len(kept) == limit:
+            break
+    if too_long:
+        reporter.health(f"{too_long} prompts of {split} dropped: {recipe.max_prompt_length} tokens or more")
+    if not kept:
+        raise DataError(
+            f"{recipe.dataset_name}: no question of split `{split}` is shorter than `max_prompt_length: "
+            f"{recipe.max_prompt_length}` tokens; raise it."
+        )
+    return kept
+
+
+def _questions(recipe: PPORecipe, split: str) -> Iterator[str]:
+    rows: Iterator[dict[str, Any]] = source_rows(recipe, split, ("question",), None)
+    yield from (row["question"] for row in unique_questions(rows))

@@ -1,0 +1,152 @@
+"""What judges a response: the reward stage's adapter on the shared base, or a model of its own.
+
+Question and answer reach the reward model through text, in the template and encoding of its training.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ...contract.errors import StageError
+from ...contract.recipe import PPORecipe
+from .. import models
+from ..report import Reporter
+from ..rows import encode_text
+from .shared_base import REWARD, SharedBase, read_identity
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class Answer(NamedTuple):
+    """A response as the judge sees it."""
+
+    question: str
+    text: str
+    ended: bool
+    """Whether it ended with the end token."""
+
+
+class Scorer(Protocol):
+    """Answers in, one score each out."""
+
+    def __call__(self, answers: Sequence[Answer]) -> Tensor:
+        """Scores, float32 ``[B]`` on the base's device."""
+        ...
+
+
+def load_scorer(
+    recipe: PPORecipe, base: SharedBase, tokenizer: "PreTrainedTokenizerBase", reporter: Reporter
+) -> "SharedScorer | SeparateScorer":
+    """The reward model of the recipe; on the shared base when it was trained on that base.
+
+    Raises:
+        StageError: it cannot be loaded, or has no score head.
+    """
+    path = Path(recipe.reward_model_path)
+    size = recipe.local_rollout_forward_batch_size
+    if (path / "adapter_config.json").is_file():
+        identity = read_identity(path)
+        if models.same_base(identity, models.base_identity(recipe.model_name_or_path, recipe.model_revision)):
+            return SharedScorer(base, path, tokenizer, size)
+        reporter.health(
+            f"the reward model's base is {identity['name']}, the policy's {recipe.model_name_or_path}: "
+            "a second model is held in memory"
+        )
+    return SeparateScorer(recipe, base.device, size)
+
+
+class SharedScorer:
+    """The reward adapter and score head on the policy's own base: no second model in memory."""
+
+    def __init__(self, base: SharedBase, path: Path, tokenizer: "PreTrainedTokenizerBase", batch_size: int) -> None:
+        base.add_adapter_from(path, REWARD)
+        self._base = base
+        self._tokenizer = tokenizer
+        self._batch_size = batch_size
+        weight = score_weight(path).to(base.device, torch.float32)
+        self.head = nn.Linear(weight.shape[1], 1, bias=False, device=base.device, dtype=torch.float32)
+        self.head.weight = nn.Parameter(weight, requires_grad=False)
+
+    @torch.no_grad()
+    def __call__(self, answers: Sequence[Answer]) -> Tensor:
+        """Scores, float32 ``[B]``."""
+        scores: list[Tensor] = []
+        with self._base.adapter(REWARD):
+            for input_ids, mask in _batches(self._tokenizer, answers, self._batch_size, self._base.device):
+                hidden = self._base.hidden(input_ids, mask, (mask.cumsum(1) - 1).clamp(min=0))
+                last = last_token(input_ids, int(self._tokenizer.pad_token_id))
+                pooled = hidden[torch.arange(len(last), device=last.device), last]
+                scores.append(self.head(pooled.float()).squeeze(-1))
+        return torch.cat(scores)
+
+
+class SeparateScorer:
+    """A sequence-classification model of its own, with its own tokenizer."""
+
+    def __init__(self, recipe: PPORecipe, device: torch.device, batch_size: int) -> None:
+        name = recipe.reward_model_path
+        self._device = device
+        self._batch_size = batch_size
+        self._tokenizer = models.load_tokenizer(name)
+        self.model = _load_separate(name, recipe, device)
+        self.model.config.get_text_config().pad_token_id = self._tokenizer.pad_token_id
+        self.model.eval().requires_grad_(False)
+        self.head = self.model.get_submodule("score")
+
+    @torch.no_grad()
+    def __call__(self, answers: Sequence[Answer]) -> Tensor:
+        """Scores, float32 ``[B]``."""
+        return torch.cat(
+            [
+                self.model(input_ids=input_ids, attention_mask=mask).logits.squeeze(-1).float()
+                for input_ids, mask in _batches(self._tokenizer, answers, self._batch_size, self._device)
+            ]
+        )
+
+
+def score_weight(adapter: Path) -> Tensor:
+    """The score head that the reward stage saved, ``[1, H]``.
+
+    Raises:
+        StageError: the adapter holds none; its reward would be random.
+    """
+    state = load_file(adapter / "adapter_model.safetensors")
+    found = [value for key, value in state.items() if key.endswith("score.weight")]
+    if len(found) != 1 or found[0].shape[0] != 1:
+        raise StageError(f"{adapter} holds no score head: it is not a reward model, and its reward would be random.")
+    return found[0]
+
+
+def last_token(input_ids: Tensor, pad: int) -> Tensor:
+    """Index of the rightmost token that is not padding, as transformers' sequence classification finds it. ``[B]``."""
+    positions = torch.arange(input_ids.shape[1], device=input_ids.device)
+    return (positions * (input_ids != pad)).argmax(1)
+
+
+def _load_separate(name: str, recipe: PPORecipe, device: torch.device) -> Any:
+    path = Path(name)
+    if not (path / "adapter_config.json").is_file():
+        return models.load_plain(name, None, recipe.dtype, reward=True, device=device)
+    identity = read_identity(path)
+    base = models.load_plain(str(identity["name"]), identity["revision"], recipe.dtype, reward=True, device=device)
+    score_weight(path)  # a reward adapter without its head would score at random
+    return PeftModel.from_pretrained(base, str(path)).merge_and_unload()
+
+
+def _batches(
+    tokenizer: "PreTrainedTokenizerBase", answers: Sequence[Answer], size: int, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Token ids and attention mask, padded on the right, ``[≤ size, T]``."""
+    for start in range(0, len(answers), size):
+        ids = [torch.tensor(encode_text(tokenizer, *answer)) for answer in answers[start : start + size]]
+        mask = [torch.ones_like(row) for row in ids]
+        yield (
+            nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=float(tokenizer.pad_token_id)).to(device),
+            nn.utils.rnn.pad_sequence(mask, batch_first=True).to(device),
+        )

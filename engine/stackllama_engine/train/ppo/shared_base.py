@@ -1,0 +1,209 @@
+"""One frozen base, and everything PPO needs as adapters and heads on it.
+
+Shapes: ``B`` sequences, ``T`` tokens, ``R`` response positions, ``V`` vocabulary, ``H`` hidden width.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ...contract.errors import StageError
+from ...contract.recipe import PPORecipe
+from .. import models
+
+if TYPE_CHECKING:
+    from transformers import DynamicCache, PreTrainedModel
+
+POLICY = "default"  # PEFT saves the adapter of this name at the top of its directory
+REFERENCE = "reference"
+REWARD = "reward"
+
+
+class Outputs(NamedTuple):
+    """What one forward pass says about sampled tokens, float32 ``[B, R]`` each."""
+
+    logprobs: Tensor
+    values: Tensor
+    entropy: Tensor
+
+
+class SharedBase:
+    """Policy, reference, value and, where it belongs to the same base, reward.
+
+    Args:
+        recipe: the PPO recipe.
+        device: where everything lives.
+
+    Raises:
+        StageError: model or adapter cannot be loaded.
+    """
+
+    def __init__(self, recipe: PPORecipe, device: torch.device) -> None:
+        base = models.load_causal_lm(recipe, device)
+        _check_head(base)
+        _drop_dropout(base)
+        peft_model = models.add_lora(base, recipe, "CAUSAL_LM")
+        assert isinstance(peft_model, PeftModel)  # PPORecipe insists on use_peft
+        self.model = peft_model
+        self.device = device
+        self.temperature = recipe.temperature
+        self.checkpointing = recipe.gradient_checkpointing
+        self._bf16 = recipe.bf16
+        self._continues = recipe.policy_adapter_path is not None
+        if recipe.policy_adapter_path:
+            self._continue_from(Path(recipe.policy_adapter_path), recipe)
+        self.value_head = nn.Linear(models.head_hidden(base), 1, bias=False, device=device, dtype=torch.float32)
+        nn.init.zeros_(self.value_head.weight)
+        if self.checkpointing:
+            base.gradient_checkpointing_enable({"use_reentrant": recipe.load_in_8bit})
+            peft_model.enable_input_require_grads()
+        _drop_dropout(self.model)
+        self.model.eval()
+
+    @property
+    def trunk(self) -> nn.Module:
+        """The transformer without its language-model head."""
+        return self.base.get_decoder()
+
+    @property
+    def base(self) -> "PreTrainedModel":
+        """The causal language model under the adapters."""
+        return self.model.get_base_model()  # type: ignore[return-value]
+
+    def trainable(self) -> list[nn.Parameter]:
+        """The policy adapter's parameters and the value head, in a fixed order."""
+        policy = [p for name, p in sorted(self.model.named_parameters()) if f".{POLICY}." in name]
+        return [*policy, *self.value_head.parameters()]
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """Inside, the base is the reference: adapter off, or the frozen copy when the policy continued one."""
+        with self.adapter(REFERENCE) if self._continues else self.model.disable_adapter():
+            yield
+
+    @contextmanager
+    def adapter(self, name: str) -> Iterator[None]:
+        """Inside, another adapter is active; the policy's comes back afterwards."""
+        self.model.set_adapter(name)
+        try:
+            yield
+        finally:
+            self.model.set_adapter(POLICY)
+
+    def autocast(self) -> Any:
+        """bfloat16 autocast where the recipe asks for it."""
+        return torch.autocast(self.device.type, torch.bfloat16) if self._bf16 else nullcontext()
+
+    def hidden(
+        self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, cache: "DynamicCache | None" = None
+    ) -> Tensor:
+        """Last hidden states ``[B, T, H]``; position ids are explicit because prompts are padded on the left."""
+        with self.autocast():
+            return self.trunk(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=cache,
+                use_cache=cache is not None,
+            ).last_hidden_state
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Next-token logits over the temperature, float32 ``[..., V]``; every log-probability goes through here."""
+        head = self.base.get_output_embeddings()
+        with self.autocast():
+            logits = head(hidden.to(head.weight.dtype))
+        return logits.float() / self.temperature
+
+    def outputs(self, input_ids: Tensor, attention_mask: Tensor, responses: int) -> Outputs:
+        """Log-probabilities, values and entropy at the last ``responses`` positions.
+
+        The value of a position is that of the state *before* its token, so both come from the hidden state there.
+
+        Args:
+            input_ids: ``[B, P + R]``: prompts padded on the left, responses on the right.
+            attention_mask: ``[B, P + R]``.
+            responses: ``R``.
+        """
+        positions = (attention_mask.cumsum(1) - 1).clamp(min=0)
+        before = self.hidden(input_ids, attention_mask, positions)[:, -responses - 1 : -1]  # [B, R, H]
+        logits = self.logits(before)
+        normaliser = logits.logsumexp(-1)
+        chosen = logits.gather(-1, input_ids[:, -responses:].unsqueeze(-1)).squeeze(-1)
+        with torch.no_grad():
+            entropy = normaliser - (torch.softmax(logits, -1) * logits).sum(-1)
+        return Outputs(chosen - normaliser, self.value_head(before.float()).squeeze(-1), entropy)
+
+    def policy_state(self) -> dict[str, Tensor]:
+        """The policy adapter's weights under PEFT's names."""
+        return get_peft_model_state_dict(self.model, adapter_name=POLICY)
+
+    def load_policy_state(self, state: dict[str, Tensor], adapter: str = POLICY) -> None:
+        """Set an adapter's weights.
+
+        Raises:
+            StageError: they are another adapter's.
+        """
+        result = set_peft_model_state_dict(self.model, state, adapter_name=adapter)
+        missing = [key for key in result.missing_keys if f".{adapter}." in key]
+        if missing or result.unexpected_keys:
+            odd = [*missing, *result.unexpected_keys][0]
+            raise StageError(f"The adapter does not fit this model (first mismatch: {odd}).")
+
+    def add_adapter_from(self, path: Path, name: str) -> None:
+        """Add a frozen adapter from its directory, without the heads that it may hold.
+
+        Raises:
+            StageError: it does not fit this base.
+        """
+        config = LoraConfig.from_pretrained(str(path))
+        config.modules_to_save = None
+        config.task_type = "CAUSAL_LM"
+        config.lora_dropout = 0.0
+        self.model.add_adapter(name, config)
+        state = load_file(path / "adapter_model.safetensors", device=str(self.device))
+        self.load_policy_state({key: value for key, value in state.items() if "lora_" in key}, name)
+        self.model.set_adapter(POLICY)
+
+    def _continue_from(self, path: Path, recipe: PPORecipe) -> None:
+        identity = read_identity(path)
+        if not models.same_base(identity, models.base_identity(recipe.model_name_or_path, recipe.model_revision)):
+            raise StageError(f"{path} was trained on {identity['name']}, not on {recipe.model_name_or_path}.")
+        state = load_file(path / "adapter_model.safetensors", device=str(self.device))
+        self.load_policy_state(state)
+        self.add_adapter_from(path, REFERENCE)
+
+
+def read_identity(adapter: Path) -> dict[str, Any]:
+    """Which base an adapter was trained on.
+
+    Raises:
+        StageError: the directory does not say.
+    """
+    for name, key in ((models.BASE_FILE, None), ("adapter_config.json", "base_model_name_or_path")):
+        try:
+            content = json.loads((adapter / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        return content if key is None else models.base_identity(content[key], content.get("revision"))
+    raise StageError(f"{adapter} is not an adapter: it has neither {models.BASE_FILE} nor adapter_config.json.")
+
+
+def _check_head(base: "PreTrainedModel") -> None:
+    """Refuse heads that do more than a matrix product, which :meth:`SharedBase.logits` would miss."""
+    config = base.config.get_text_config()
+    for key in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
+        if getattr(config, key, None) not in (None, 1, 1.0):
+            raise StageError(f"{config.model_type} rescales its logits (`{key}`), which PPO does not support yet.")
+
+
+def _drop_dropout(module: nn.Module) -> None:
+    for part in module.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = 0.0

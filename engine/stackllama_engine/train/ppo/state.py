@@ -1,0 +1,112 @@
+"""What a PPO run needs to go on as if it had never stopped: safetensors and JSON, no pickle.
+
+Sampling noise and prompt order follow from (seed, step), dropout is off: no random state is left to save.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from msgspec import Struct
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from .. import checkpoint
+from ..report import Reporter
+from .losses import KLController
+from .shared_base import SharedBase
+
+_FILES = {"policy": "policy.safetensors", "value": "value_head.safetensors", "optimizer": "optimizer.safetensors"}
+
+
+class Progress(Struct, frozen=True, kw_only=True):
+    """``state.json`` of a checkpoint."""
+
+    step: int
+    kl_coef: float
+    scheduler: dict[str, Any]
+    before: dict[str, Any]
+    """The evaluation before training, which only the first attempt can make."""
+
+
+class Trainables:
+    """Everything that changes during training.
+
+    Args:
+        base: policy adapter and value head.
+        optimizer: AdamW over ``base.trainable()``.
+        scheduler: stepped once a PPO step.
+        controller: of the KL coefficient.
+    """
+
+    def __init__(
+        self,
+        base: SharedBase,
+        optimizer: torch.optim.Optimizer,
+        scheduler: torch.optim.lr_scheduler.LRScheduler,
+        controller: KLController,
+    ) -> None:
+        self.base = base
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.controller = controller
+
+    def save(self, reporter: Reporter, step: int, before: dict[str, Any], keep: int) -> None:
+        """Seal a checkpoint after ``step`` steps; rank 0 only, every rank holds the same state.
+
+        Raises:
+            OSError: disk full or not writable.
+        """
+        staging = checkpoint.staging_dir(reporter.run.checkpoints, step)
+        save_file(_dense(self.base.policy_state()), staging / _FILES["policy"])
+        save_file(_dense(self.base.value_head.state_dict()), staging / _FILES["value"])
+        save_file(self._optimizer_tensors(), staging / _FILES["optimizer"])
+        progress = Progress(
+            step=step, kl_coef=self.controller.coef, scheduler=_plain(self.scheduler.state_dict()), before=before
+        )
+        (staging / "state.json").write_bytes(msgspec.json.encode(progress))
+        target = checkpoint.seal(staging, reporter.run.checkpoints, step)
+        checkpoint.rotate(reporter.run.checkpoints, keep)
+        reporter.checkpoint(step, f"checkpoints/{target.name}")
+
+    def load(self, path: Path) -> Progress:
+        """Take everything back from a sealed checkpoint."""
+        device = str(self.base.device)
+        self.base.load_policy_state(load_file(path / _FILES["policy"], device=device))
+        self.base.value_head.load_state_dict(load_file(path / _FILES["value"], device=device))
+        self._load_optimizer(load_file(path / _FILES["optimizer"], device=device))
+        progress = msgspec.json.decode((path / "state.json").read_bytes(), type=Progress)
+        self.scheduler.load_state_dict(progress.scheduler)
+        self.controller.coef = progress.kl_coef
+        for group, rate in zip(self.optimizer.param_groups, self.scheduler.get_last_lr(), strict=True):
+            group["lr"] = rate
+        return progress
+
+    def _parameters(self) -> list[nn.Parameter]:
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+    def _optimizer_tensors(self) -> dict[str, Tensor]:
+        return {
+            f"{index}.{name}": value.detach().clone()
+            for index, parameter in enumerate(self._parameters())
+            for name, value in self.optimizer.state[parameter].items()
+        }
+
+    def _load_optimizer(self, tensors: dict[str, Tensor]) -> None:
+        parameters = self._parameters()
+        for key, value in tensors.items():
+            index, name = key.split(".", 1)
+            # AdamW counts steps on the CPU whatever the parameter's device
+            self.optimizer.state[parameters[int(index)]][name] = value.cpu() if name == "step" else value
+
+
+def _dense(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().contiguous() for name, value in state.items()}
+
+
+def _plain(state: dict[str, Any]) -> dict[str, Any]:
+    """A scheduler's numbers, without the functions it is made of."""
+    return {name: value for name, value in state.items() if name != "lr_lambdas"} | {
+        "lr_lambdas": [None] * len(state.get("lr_lambdas", []))
+    }

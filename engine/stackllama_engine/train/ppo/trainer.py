@@ -1,0 +1,284 @@
+"""The PPO stage: 1 sample · 2 score · 3 reference · 4 rewards · 5 advantages · 6 update."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import get_scheduler
+
+from ...contract.recipe import PPORecipe
+from ...data import demo
+from .. import checkpoint, models
+from ..requests import Stopped
+from ..session import Session
+from . import losses
+from .prompts import Prompt, Prompts, load_prompts
+from .rollout import Rollout, pad_tokens, policy_outputs, sequence_sum
+from .sampling import draw_noise, sample
+from .scorer import Answer, load_scorer
+from .shared_base import SharedBase
+from .state import Trainables
+from .update import Updater, targets
+
+_EVALUATION_STEP = 2**31  # noise of the evaluation before and after: no training step has this number
+
+
+def run(recipe: PPORecipe, session: Session) -> dict[str, Any]:
+    """Run the stage to its end; returns the facts for ``result.json``.
+
+    Raises:
+        StackllamaError: a model or the data cannot be used.
+        Stopped: asked to stop, after saving.
+    """
+    session.reporter.phase("load")
+    return PPO(recipe, session).train()
+
+
+class PPO:
+    """One rank of a PPO run.
+
+    Args:
+        recipe: the PPO recipe.
+        session: rank, device, reporter, requests.
+    """
+
+    def __init__(self, recipe: PPORecipe, session: Session) -> None:
+        self.recipe = recipe
+        self.session = session
+        self.reporter = session.reporter
+        self.tokenizer = models.load_tokenizer(recipe.model_name_or_path, recipe.model_revision)
+        self.base = SharedBase(recipe, session.device)
+        self.scorer = load_scorer(recipe, self.base, self.tokenizer, self.reporter)
+        if recipe.value_head_init == "reward":
+            self.base.value_head.weight.data.copy_(self.scorer.head.weight)
+        self.prompts = Prompts(self._load(recipe.dataset_train_split, recipe.max_train_samples), recipe.seed)
+        self.held_out = self._load(recipe.dataset_test_split, recipe.max_eval_samples)
+        optimizer = torch.optim.AdamW(
+            self.base.trainable(),
+            lr=recipe.learning_rate,
+            betas=(recipe.adam_beta1, recipe.adam_beta2),
+            eps=recipe.adam_epsilon,
+            weight_decay=recipe.weight_decay,
+        )
+        scheduler = get_scheduler(recipe.lr_scheduler_type, optimizer, recipe.warmup_steps, recipe.max_steps)
+        target = recipe.target if recipe.adap_kl_ctrl else None
+        self.controller = losses.KLController(recipe.kl_coef, target, recipe.horizon)
+        self.trainables = Trainables(self.base, optimizer, scheduler, self.controller)
+        self.updater = Updater(recipe, self.base, optimizer, session.reduce)
+
+    def train(self) -> dict[str, Any]:
+        """All steps, with the same held-out questions answered before and after.
+
+        Raises:
+            Stopped: asked to stop, after saving.
+        """
+        recipe, start = self.recipe, 0
+        saved = checkpoint.to_resume(self.reporter)
+        if saved:
+            progress = self.trainables.load(saved)
+            start, before = progress.step, progress.before
+        else:
+            before = self.evaluate()
+        for step in range(start, recipe.max_steps):
+            metrics = self.step(step)
+            done = step + 1
+            self.reporter.progress(done, recipe.max_steps)
+            if done % recipe.logging_steps == 0 or done in (1, recipe.max_steps):
+                self.reporter.metrics(done, metrics)
+                self.reporter.memory()
+            self._save_or_stop(done, before)
+        after = self.evaluate()
+        self._save_adapter()
+        return {
+            "before": _figures(before), "after": _figures(after), "steps": recipe.max_steps,
+            "samples": _side_by_side(before, after),
+        }  # fmt: skip
+
+    def step(self, step: int) -> dict[str, float]:
+        """One PPO step; returns its metrics."""
+        times = [time.perf_counter()]
+        self.reporter.phase("rollout")
+        prompts, noise_at = self._batch(step)
+        responses = self._sample(prompts, step, noise_at)  # 1
+        times.append(time.perf_counter())
+        self.reporter.phase("score")
+        rollout = self._score(prompts, responses)  # 2 and 3
+        times.append(time.perf_counter())
+        self.reporter.phase("update")
+        goal = targets(self.recipe, rollout, self.controller.coef, self.session.reduce)  # 4 and 5
+        shuffle = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + step)
+        statistics = self.updater.update(rollout, goal, shuffle)  # 6
+        metrics = self._objective(rollout, goal.kl, step) | statistics.metrics()
+        metrics["val/var_explained"] = float(losses.explained_variance(rollout.old.values, goal.returns, rollout.mask))
+        self.trainables.scheduler.step()
+        times.append(time.perf_counter())
+        metrics |= {
+            "time/rollout": times[1] - times[0],
+            "time/score": times[2] - times[1],
+            "time/update": times[3] - times[2],
+            "tokens_per_second": metrics["val/num_tokens"] / (times[3] - times[0]),
+        }
+        return metrics
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, Any]:
+        """Answer the held-out questions with noise that is the same each time.
+
+        Returns:
+            Means over all of them, and each rank-0 row for the samples.
+        """
+        self.reporter.phase("evaluate")
+        mine = self.held_out[self.session.rank :: self.session.world_size]
+        indices = range(self.session.rank, len(self.held_out), self.session.world_size)
+        rows: list[dict[str, Any]] = []
+        if mine:
+            responses = self._sample(mine, _EVALUATION_STEP, indices)
+            rollout = self._score(mine, responses)
+            kl = sequence_sum(rollout.old.logprobs - rollout.ref_logprobs, rollout.mask)
+            rows = self._rows(rollout, kl)
+        return {"rows": self.session.gather(rows)}
+
+    def _load(self, split: str, limit: int | None) -> list[Prompt]:
+        return load_prompts(self.recipe, split, limit, self.tokenizer, self.reporter)
+
+    def _batch(self, step: int) -> tuple[list[Prompt], range]:
+        """This rank's prompts of a step, and their positions in the batch over all ranks."""
+        size = self.recipe.local_batch_size
+        first = self.session.rank * size
+        start = step * size * self.session.world_size
+        return [self.prompts.at(start + first + i) for i in range(size)], range(first, first + size)
+
+    def _sample(self, prompts: Sequence[Prompt], step: int, indices: Sequence[int]) -> list[list[int]]:
+        """1 sample."""
+        recipe = self.recipe
+        lengths = (recipe.output_min_length, recipe.output_max_length)
+        noise = [draw_noise(recipe.seed, step, index, lengths) for index in indices]
+        eos, pad = int(self.tokenizer.eos_token_id), int(self.tokenizer.pad_token_id)
+        size = recipe.local_rollout_forward_batch_size
+        responses: list[list[int]] = []
+        for start in range(0, len(prompts), size):
+            ids = [prompt.ids for prompt in prompts[start : start + size]]
+            responses += sample(self.base, ids, noise[start : start + size], eos, pad)
+        return responses
+
+    @torch.no_grad()
+    def _score(self, prompts: Sequence[Prompt], responses: Sequence[Sequence[int]]) -> Rollout:
+        """2 score and 3 reference, and the policy's own log-probabilities and values."""
+        recipe = self.recipe
+        pad = int(self.tokenizer.pad_token_id)
+        ids, attention, mask = pad_tokens([p.ids for p in prompts], responses, pad, self.base.device)
+        answers = [self._answer(prompt.question, response) for prompt, response in zip(prompts, responses, strict=True)]
+        width, size = mask.shape[1], recipe.local_rollout_forward_batch_size
+        with self.base.reference():
+            reference = policy_outputs(self.base, ids, attention, width, size)
+        return Rollout(
+            input_ids=ids,
+            attention_mask=attention,
+            mask=mask,
+            answers=answers,
+            old=policy_outputs(self.base, ids, attention, width, recipe.per_device_train_batch_size),
+            ref_logprobs=reference.logprobs,
+            scores=self.scorer(answers),
+        )
+
+    def _answer(self, question: str, response: Sequence[int]) -> Answer:
+        ended = response[-1] == self.tokenizer.eos_token_id
+        text = self.tokenizer.decode(response[:-1] if ended else response, skip_special_tokens=True)
+        return Answer(question, str(text).strip(), ended)
+
+    def _objective(self, rollout: Rollout, kl: Tensor, step: int) -> dict[str, float]:
+        """What PPO optimises, averaged over the responses of all ranks; feeds the KL controller."""
+        recipe = self.recipe
+        kl_sum = sequence_sum(kl, rollout.mask)
+        columns = torch.stack(
+            [
+                rollout.scores,
+                kl_sum,
+                sequence_sum(-rollout.old.logprobs, rollout.mask),
+                rollout.mask.sum(1),
+                torch.tensor([float(a.ended) for a in rollout.answers], device=kl.device),
+                torch.ones_like(kl_sum),
+            ]
+        ).sum(1)
+        score, total_kl, entropy, length, ended, count = self.session.reduce(columns).tolist()
+        coef = self.controller.coef
+        metrics = {
+            "objective/scores": score / count,
+            "objective/kl": total_kl / count,
+            "objective/kl_coef": coef,
+            "objective/entropy": entropy / count,
+            "objective/rlhf_reward": (score - coef * total_kl) / count,
+            "objective/non_score_reward": -coef * total_kl / count,
+            "val/num_eos_tokens": ended,
+            "val/num_tokens": length,
+            "response_length": length / count,
+            "learning_rate": self.trainables.scheduler.get_last_lr()[0],
+            "episode": (step + 1) * count,
+        }
+        rows = self._rows(rollout, kl_sum)
+        if utilities := [row["utility"] for row in rows if "utility" in row]:
+            metrics["demo/true_utility"] = sum(utilities) / len(utilities)
+        self.reporter.samples(step + 1, rows[: recipe.num_sample_generations])
+        self.controller.update(total_kl / count, int(count))
+        return metrics
+
+    def _rows(self, rollout: Rollout, kl: Tensor) -> list[dict[str, Any]]:
+        """One row a response, as in ``samples.jsonl``."""
+        rows: list[dict[str, Any]] = []
+        lengths = rollout.mask.sum(1).int().tolist()
+        for answer, reward, response_kl, length in zip(
+            rollout.answers, rollout.scores.tolist(), kl.tolist(), lengths, strict=True
+        ):
+            row = {
+                "question": answer.question, "response": answer.text, "reward": reward, "kl": response_kl,
+                "length": length, "ended": answer.ended,
+            }  # fmt: skip
+            if self.recipe.dataset_name == "demo":
+                row["utility"] = demo.utility(answer.question, answer.text)
+            rows.append(row)
+        return rows
+
+    def _save_or_stop(self, done: int, before: dict[str, Any]) -> None:
+        """Serve requests and the schedule of checkpoints at a step boundary."""
+        recipe = self.recipe
+        wanted = self.session.requests.poll()
+        stopping = "stop" in wanted and done < recipe.max_steps
+        if wanted or (recipe.save_steps and done % recipe.save_steps == 0):
+            self.reporter.phase("save")
+            if self.session.is_main:
+                self.trainables.save(self.reporter, done, before, recipe.save_total_limit)
+                self.session.requests.saved()
+            self.session.state.wait_for_everyone()
+        if stopping:
+            raise Stopped
+
+    def _save_adapter(self) -> None:
+        self.reporter.phase("save")
+        if self.session.is_main:
+            models.save_adapter(self.base.model, self.session.run.adapter, self.recipe)
+            self.tokenizer.save_pretrained(self.session.run.adapter)
+        self.session.state.wait_for_everyone()
+
+
+def _figures(evaluation: dict[str, Any]) -> dict[str, float]:
+    rows: list[dict[str, Any]] = evaluation["rows"]
+    names = {"mean_reward": "reward", "true_utility": "utility", "kl": "kl", "response_length": "length"}
+    return {name: sum(row[key] for row in rows) / len(rows) for name, key in names.items() if key in rows[0]} | {
+        "questions": len(rows)
+    }
+
+
+def _side_by_side(before: dict[str, Any], after: dict[str, Any], count: int = 3) -> list[dict[str, Any]]:
+    """The first questions, answered before and after."""
+    return [
+        {"question": old["question"]}
+        | {
+            f"{name}_{when}" if name != "response" else when: row[name]
+            for when, row in (("before", old), ("after", new))
+            for name in ("response", "reward", "utility")
+            if name in row
+        }
+        for old, new in list(zip(before["rows"], after["rows"], strict=True))[:count]
+    ]

@@ -1,0 +1,167 @@
+"""Steps 4 to 6 of PPO: rewards, advantages, and the update of policy and value head.
+
+Every mean is a mean over all ranks: sums are added up first, then divided.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ...contract.recipe import PPORecipe
+from . import losses
+from .rollout import Rollout, Targets
+from .shared_base import SharedBase
+
+Reduce = Callable[[Tensor], Tensor]
+"""Sum over all ranks; the tensor itself where there is one."""
+
+
+def targets(recipe: PPORecipe, rollout: Rollout, kl_coef: float, reduce: Reduce) -> Targets:
+    """4 rewards and 5 advantages of a rollout."""
+    mask = rollout.mask
+    kl = losses.kl_per_token(rollout.old.logprobs, rollout.ref_logprobs, recipe.kl_estimator) * mask
+    rewards = losses.token_rewards(_final_scores(recipe, rollout), kl, mask, kl_coef)
+    if recipe.whiten_rewards:
+        rewards = _whiten(rewards, mask, reduce, shift_mean=False)
+    advantages, returns = losses.gae(rollout.old.values, rewards, mask, recipe.gamma, recipe.lam)
+    return Targets(kl=kl, advantages=_whiten(advantages, mask, reduce), returns=returns)
+
+
+def _final_scores(recipe: PPORecipe, rollout: Rollout) -> Tensor:
+    """Scores as PPO sees them: minus the baseline, minus the penalty of a response that never ended."""
+    scores = rollout.scores - recipe.reward_baseline
+    if recipe.missing_eos_penalty is not None:
+        ended = torch.tensor([answer.ended for answer in rollout.answers], device=scores.device)
+        scores = scores - recipe.missing_eos_penalty * ~ended
+    return scores
+
+
+def _whiten(values: Tensor, mask: Tensor, reduce: Reduce, shift_mean: bool = True) -> Tensor:
+    count, total = reduce(torch.stack([mask.sum(), (values * mask).sum()])).unbind()
+    mean = total / count
+    var = reduce(((values - mean) * mask).pow(2).sum()) / (count - 1).clamp(min=1)
+    return losses.whiten(values, mean, var, shift_mean) * mask
+
+
+@dataclass
+class Statistics:
+    """Sums over the mini-batches that were applied, and how many were not."""
+
+    sums: Tensor
+    """policy loss, value loss, policy clipped, value clipped, ratio, approxkl, entropy, tokens; float32 ``[8]``."""
+    first: Tensor | None = None
+    """The same of the very first mini-batch: its ratio is 1 and its approxkl 0, or something is wrong."""
+    grad_norm: float = 0.0
+    updates: int = 0
+    skipped: int = 0
+    stopped_early: bool = False
+
+    def metrics(self) -> dict[str, float]:
+        """TRL's names."""
+        policy, value, clipped, value_clipped, ratio, approxkl, entropy, tokens = self.sums.tolist()
+        tokens = max(tokens, 1.0)
+        assert self.first is not None
+        first = (self.first / self.first[-1]).tolist()
+        return {
+            "loss/policy_avg": policy / tokens,
+            "loss/value_avg": value / tokens,
+            "policy/clipfrac_avg": clipped / tokens,
+            "val/clipfrac_avg": value_clipped / tokens,
+            "val/ratio": ratio / tokens,
+            "policy/approxkl_avg": approxkl / tokens,
+            "policy/entropy_avg": entropy / tokens,
+            "val/ratio_first": first[4],
+            "policy/approxkl_first": first[5],
+            "grad_norm": self.grad_norm,
+            "ppo/updates": float(self.updates),
+            "ppo/skipped_updates": float(self.skipped),
+        }
+
+
+class Updater:
+    """6 update: epochs of mini-batches of micro-batches over one rollout.
+
+    Args:
+        recipe: the PPO recipe.
+        base: what is trained.
+        optimizer: over ``base.trainable()``.
+        reduce: sum over all ranks.
+    """
+
+    def __init__(self, recipe: PPORecipe, base: SharedBase, optimizer: torch.optim.Optimizer, reduce: Reduce) -> None:
+        self._recipe = recipe
+        self._base = base
+        self._optimizer = optimizer
+        self._reduce = reduce
+
+    def update(self, rollout: Rollout, goal: Targets, generator: torch.Generator) -> Statistics:
+        """All epochs of one rollout; leaves early when the policy has moved too far.
+
+        Args:
+            generator: shuffles all epochs but the first, whose order is that of the recorded log-probabilities.
+        """
+        statistics = Statistics(sums=torch.zeros(8, device=self._base.device))
+        self._base.model.train(self._base.checkpointing)  # checkpointing works in training mode only; dropout is 0
+        for epoch in range(self._recipe.num_ppo_epochs):
+            count = len(rollout.mask)
+            order = torch.randperm(count, generator=generator) if epoch else torch.arange(count)
+            for rows in order.to(self._base.device).chunk(self._recipe.num_mini_batches):
+                if not self._mini_batch(rollout, goal, rows, statistics):
+                    self._base.model.eval()
+                    return statistics
+        self._base.model.eval()
+        return statistics
+
+    def _mini_batch(self, rollout: Rollout, goal: Targets, rows: Tensor, statistics: Statistics) -> bool:
+        """One optimizer step; False when the epochs must end here."""
+        recipe = self._recipe
+        tokens = self._reduce(rollout.mask[rows].sum())
+        sums = torch.zeros(9, device=self._base.device)
+        for micro in rows.split(recipe.per_device_train_batch_size):
+            loss, parts = self._micro_batch(rollout, goal, micro)
+            (loss / tokens).backward()
+            sums += parts
+        sums = self._reduce(sums)
+        if statistics.first is None:
+            statistics.first = sums[:8]
+        mean_ratio, policykl = (sums[torch.tensor([4, 8])] / tokens).tolist()
+        if recipe.early_stopping and policykl > 1.5 * recipe.target_kl:
+            self._optimizer.zero_grad(set_to_none=True)
+            statistics.stopped_early = True
+            return False
+        if mean_ratio > recipe.ratio_threshold:
+            self._optimizer.zero_grad(set_to_none=True)
+            statistics.skipped += 1
+            return True
+        self._sum_gradients()
+        norm = nn.utils.clip_grad_norm_(self._base.trainable(), recipe.max_grad_norm)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        statistics.sums += sums[:8]
+        statistics.grad_norm = float(norm)
+        statistics.updates += 1
+        return True
+
+    def _micro_batch(self, rollout: Rollout, goal: Targets, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss summed over tokens, and the sums of :class:`Statistics` followed by policykl's."""
+        recipe, mask, old = self._recipe, rollout.mask[rows], rollout.old
+        new = self._base.outputs(rollout.input_ids[rows], rollout.attention_mask[rows], rollout.responses)
+        policy = losses.policy_loss(new.logprobs, old.logprobs[rows], goal.advantages[rows], mask, recipe.cliprange)
+        value = losses.value_loss(new.values, old.values[rows], goal.returns[rows], mask, recipe.cliprange_value)
+        loss = policy.loss + recipe.vf_coef * value.loss
+        parts = torch.stack(
+            [
+                policy.loss, value.loss, policy.clipped, value.clipped, policy.ratio, policy.approxkl,
+                (new.entropy * mask).sum(), mask.sum(), policy.policykl,
+            ]
+        )  # fmt: skip
+        return loss, parts.detach()
+
+    def _sum_gradients(self) -> None:
+        """Each rank's loss was divided by the token count of all ranks, so gradients are summed."""
+        gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self._base.trainable()]
+        flat = self._reduce(torch.cat([gradient.flatten() for gradient in gradients]))
+        for parameter, part in zip(self._base.trainable(), flat.split([g.numel() for g in gradients]), strict=True):
+            parameter.grad = part.view_as(parameter)

@@ -1,0 +1,91 @@
+"""What a stage tells the world: events, samples, results. Rank 0 writes, the other ranks are silent."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+import psutil
+import torch
+
+from ..contract.events import EventWriter
+from ..contract.files import open_private
+from ..contract.run_dir import RunDir
+
+
+class Reporter:
+    """The one writer of an attempt's events.
+
+    Args:
+        run: the run directory.
+        attempt: number of the attempt, from 1.
+        is_main: whether this process is rank 0; elsewhere every method does nothing.
+    """
+
+    def __init__(self, run: RunDir, attempt: int, is_main: bool) -> None:
+        self.run = run
+        self.is_main = is_main
+        self.current_phase = "start"
+        self._writer = EventWriter(run.attempt_dir(attempt) / "events.jsonl") if is_main else None
+
+    def phase(self, name: str) -> None:
+        """Enter a phase (load, train, rollout, score, update, evaluate, save, merge)."""
+        self.current_phase = name
+        if self._writer:
+            self._writer.write("phase", phase=name)
+
+    def progress(self, step: int, total_steps: int) -> None:
+        """``step`` of ``total_steps`` optimizer or PPO steps are done."""
+        if self._writer:
+            self._writer.write("progress", step=step, total_steps=total_steps)
+
+    def metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Metrics under TRL's names; a NaN stays visible as a named null."""
+        if self._writer:
+            self._writer.write("metrics", step=step, metrics={k: float(v) for k, v in metrics.items()})
+
+    def memory(self) -> None:
+        """Peaks so far, in bytes: allocated and reserved on a GPU, resident set of this process."""
+        if not self._writer:
+            return
+        peaks = {"rss": float(psutil.Process().memory_info().rss)}
+        if torch.cuda.is_available() and torch.cuda.is_initialized():
+            peaks["allocated"] = float(torch.cuda.max_memory_allocated())
+            peaks["reserved"] = float(torch.cuda.max_memory_reserved())
+        self._writer.write("memory", phase=self.current_phase, metrics=peaks)
+
+    def health(self, message: str) -> None:
+        """Something a person should know, in one sentence."""
+        if self._writer:
+            print(message, flush=True)  # noqa: T201 - the log is a person's first place to look
+            self._writer.write("health", data={"message": message})
+
+    def checkpoint(self, step: int, path: str) -> None:
+        """A checkpoint is whole and sealed."""
+        if self._writer:
+            self._writer.write("checkpoint", step=step, data={"path": path})
+            self._writer.sync()
+
+    def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Append rows to ``samples.jsonl`` and say so."""
+        if not self._writer or not rows:
+            return
+        lines = b"".join(msgspec.json.encode({"step": step, **row}) + b"\n" for row in rows)
+        descriptor = open_private(self.run.samples_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        try:
+            os.write(descriptor, lines)
+        finally:
+            os.close(descriptor)
+        self._writer.write("samples", step=step, data={"count": len(rows)})
+
+    def result(self, facts: Mapping[str, Any]) -> None:
+        """``result.json``: the facts of a finished stage."""
+        if self._writer:
+            self.run.write_json("result.json", dict(facts))
+
+    def end(self, exit_code: int, cause: str | None = None) -> None:
+        """The last record of the attempt."""
+        if self._writer:
+            self._writer.write("end", data={"exit_code": exit_code, "cause": cause})
+            self._writer.close()
+            self._writer = None

@@ -1,0 +1,105 @@
+"""From rows of text to rows of tokens: one encoding for every stage.
+
+Prompt and answer are tokenised apart and joined, so that what PPO samples after a prompt continues exactly the
+tokens that supervised fine-tuning saw there. (The template's prompt ends in a space; tokenised in one piece, that
+space would merge into the answer's first word.)
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from datasets import Dataset, IterableDataset, IterableDatasetDict
+
+from ..contract.recipe import TrainRecipe
+from ..contract.run_dir import RunDir
+from ..data.sources import open_rows, stamp
+from ..data.template import prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Encode = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+def encode_prompt(tokenizer: "PreTrainedTokenizerBase", question: str) -> list[int]:
+    """Token ids of ``Question: …\\n\\nAnswer: `` with the tokenizer's begin token, without its end token."""
+    ids = tokenizer(prompt(question))["input_ids"]
+    return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
+
+
+def encode_answer(tokenizer: "PreTrainedTokenizerBase", answer: str, ended: bool = True) -> list[int]:
+    """Token ids of an answer, followed by the end token when the answer is complete."""
+    ids = tokenizer(answer, add_special_tokens=False)["input_ids"]
+    return [*ids, tokenizer.eos_token_id] if ended else ids
+
+
+def encode_text(tokenizer: "PreTrainedTokenizerBase", question: str, answer: str, ended: bool = True) -> list[int]:
+    """Token ids of question and answer in the template."""
+    return encode_prompt(tokenizer, question) + encode_answer(tokenizer, answer.strip(), ended)
+
+
+def training_rows(
+    recipe: TrainRecipe, run: RunDir, needs: tuple[str, ...], encode: Encode
+) -> Dataset | IterableDataset:
+    """The stage's training rows, encoded; streamed only where the source is a hub stream of unknown length.
+
+    Raises:
+        DataError: the source cannot be read or lacks a column.
+    """
+    if recipe.dataset_streaming and recipe.max_train_samples is None and _is_hub(recipe.dataset_name):
+        rows = IterableDataset.from_generator(
+            _rows, gen_kwargs=_arguments(recipe, recipe.dataset_train_split, needs, None)
+        )
+        assert isinstance(rows, IterableDataset) and not isinstance(rows, IterableDatasetDict)
+        return rows.map(encode, remove_columns=list(needs))
+    return _materialise(recipe, run, recipe.dataset_train_split, needs, encode, recipe.max_train_samples)
+
+
+def evaluation_rows(recipe: TrainRecipe, run: RunDir, needs: tuple[str, ...], encode: Encode) -> Dataset:
+    """The held-out rows, encoded.
+
+    Raises:
+        DataError: the source cannot be read or lacks a column.
+    """
+    return _materialise(recipe, run, recipe.dataset_test_split, needs, encode, recipe.max_eval_samples)
+
+
+def source_rows(recipe: TrainRecipe, split: str, needs: tuple[str, ...], limit: int | None) -> Iterator[dict[str, Any]]:
+    """Rows as text, straight from the source.
+
+    Raises:
+        DataError: the source cannot be read or lacks a column.
+    """
+    yield from _rows(**_arguments(recipe, split, needs, limit))
+
+
+def _materialise(
+    recipe: TrainRecipe, run: RunDir, split: str, needs: tuple[str, ...], encode: Encode, limit: int | None
+) -> Dataset:
+    rows = Dataset.from_generator(
+        _rows,
+        gen_kwargs=_arguments(recipe, split, needs, limit),
+        cache_dir=str(run.path / "cache"),
+        keep_in_memory=False,
+    )
+    assert isinstance(rows, Dataset)
+    return rows.map(encode, remove_columns=rows.column_names)
+
+
+def _arguments(recipe: TrainRecipe, split: str, needs: tuple[str, ...], limit: int | None) -> dict[str, Any]:
+    return {
+        "name": recipe.dataset_name, "split": split, "config": recipe.dataset_config, "seed": recipe.seed,
+        "streaming": recipe.dataset_streaming, "limit": limit, "needs": needs, "identity": stamp(recipe.dataset_name),
+    }  # fmt: skip
+
+
+def _rows(name: str, split: str, identity: str, needs: Iterable[str], **options: Any) -> Iterator[dict[str, Any]]:
+    """``identity`` is part of the arguments so that a changed file is never served from a cache."""
+    wanted = tuple(needs)
+    for row in open_rows(name, split, needs=wanted, **options):
+        yield {column: row[column] for column in wanted}
+
+
+def _is_hub(name: str) -> bool:
+    return name != "demo" and not Path(name).exists()

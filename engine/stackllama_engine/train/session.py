@@ -1,0 +1,93 @@
+"""One process of a stage: its device, its rank, its reporter and its requests."""
+
+import os
+import shutil
+from contextlib import AbstractContextManager
+from itertools import zip_longest
+from typing import Any
+
+import torch
+from accelerate import Accelerator, PartialState
+from torch import distributed
+
+from ..contract.errors import StageError
+from ..contract.run_dir import RunDir
+from .report import Reporter
+from .requests import Requests
+
+SCRATCH = "scratch"
+CACHE = "cache"
+
+
+class Session:
+    """Everything a stage needs besides its recipe.
+
+    Args:
+        run: the run directory.
+        reporter: rank 0's writer of events.
+        use_cpu: stay on the CPU.
+
+    Raises:
+        StageError: another number of processes started than was asked for.
+    """
+
+    def __init__(self, run: RunDir, reporter: Reporter, use_cpu: bool, bf16: bool = False) -> None:
+        self.run = run
+        self.reporter = reporter
+        # an Accelerator before any Trainer: it fixes CPU or GPU for the whole process
+        self.accelerator = Accelerator(cpu=use_cpu, mixed_precision="bf16" if bf16 else "no")
+        self.state = PartialState()
+        self._check_world()
+        self.requests = Requests(run, self.device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where this process computes."""
+        return self.state.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is rank 0."""
+        return self.state.is_main_process
+
+    @property
+    def rank(self) -> int:
+        """This process's rank."""
+        return self.state.process_index
+
+    @property
+    def world_size(self) -> int:
+        """Processes of this stage."""
+        return self.state.num_processes
+
+    def main_first(self) -> AbstractContextManager[None]:
+        """Rank 0 prepares data, the others then read its cache."""
+        return self.state.main_process_first()
+
+    def reduce(self, values: torch.Tensor) -> torch.Tensor:
+        """Sum over all ranks."""
+        if self.world_size > 1:
+            distributed.all_reduce(values)
+        return values
+
+    def gather(self, rows: list[Any]) -> list[Any]:
+        """Rows of all ranks, interleaved: rank r holds rows r, r + world size, …"""
+        if self.world_size == 1:
+            return rows
+        parts: list[list[Any]] = [[] for _ in range(self.world_size)]
+        distributed.all_gather_object(parts, rows)
+        return [row for group in zip_longest(*parts) for row in group if row is not None]
+
+    def clean_up(self) -> None:
+        """Remove scratch files and cached rows of a finished stage."""
+        if self.is_main:
+            for name in (SCRATCH, CACHE):
+                shutil.rmtree(self.run.path / name, ignore_errors=True)
+
+    def _check_world(self) -> None:
+        asked = int(os.environ.get("STACKLLAMA_WORLD_SIZE", "1"))
+        if self.world_size != asked:
+            raise StageError(
+                f"{asked} processes were asked for, {self.world_size} started. Training would silently use another "
+                "batch size; check the accelerate command in launch.json."
+            )

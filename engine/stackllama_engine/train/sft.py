@@ -1,0 +1,62 @@
+"""Supervised fine-tuning: TRL's SFTTrainer on the better answer of each pair.
+
+Departs from the published script in two places: prompt and answer are tokenised apart (see :mod:`.rows`), and what
+trains stays float32 on a quantised base (see :func:`.models.trainables_to_fp32`).
+"""
+
+from typing import Any
+
+from trl import SFTConfig, SFTTrainer
+
+from ..contract.recipe import SFTRecipe
+from . import hf_trainer, models
+from .rows import encode_text, evaluation_rows, training_rows
+from .session import Session
+
+_COLUMNS = ("question", "response_j")
+
+
+def run(recipe: SFTRecipe, session: Session) -> dict[str, Any]:
+    """Run the stage to its end; returns the facts for ``result.json``.
+
+    Raises:
+        StackllamaError: model or data cannot be used.
+        Stopped: asked to stop, after saving.
+    """
+    reporter = session.reporter
+    reporter.phase("load")
+    tokenizer = models.load_tokenizer(recipe.model_name_or_path, recipe.model_revision)
+
+    def encode(row: dict[str, Any]) -> dict[str, Any]:
+        return {"input_ids": encode_text(tokenizer, row["question"], row["response_j"])}
+
+    with session.main_first():
+        train_rows = training_rows(recipe, session.run, _COLUMNS, encode)
+        eval_rows = evaluation_rows(recipe, session.run, _COLUMNS, encode)
+    model = models.add_lora(models.load_causal_lm(recipe, session.device), recipe, "CAUSAL_LM")
+    callback = hf_trainer.RunCallback(reporter, session.requests, recipe.save_total_limit)
+    trainer = SFTTrainer(
+        model=model,
+        args=SFTConfig(
+            **hf_trainer.training_arguments(recipe, hf_trainer.scratch_dir(session)),
+            packing=recipe.packing,
+            packing_strategy=recipe.packing_strategy,
+            eval_packing=False,
+        ),
+        train_dataset=train_rows,
+        eval_dataset=eval_rows,
+        processing_class=tokenizer,
+        callbacks=[callback],
+    )
+    hf_trainer.fit(trainer, callback, reporter)
+    reporter.phase("evaluate")
+    evaluation = trainer.evaluate()
+    hf_trainer.save(trainer, tokenizer, recipe, session)
+    losses = hf_trainer.logged(trainer, "loss")
+    return {
+        "loss_first": losses[0],
+        "loss_last": losses[-1],
+        "eval_loss": evaluation["eval_loss"],
+        "steps": trainer.state.global_step,
+        "tokens": int(hf_trainer.logged(trainer, "num_tokens")[-1]),
+    }
