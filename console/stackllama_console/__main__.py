@@ -1,6 +1,7 @@
 """Entry of ``stackllama-console``: arguments in, exit code out, and no traceback for a person's mistake."""
 
 import contextlib
+import errno
 import io
 import os
 import signal
@@ -12,6 +13,9 @@ from stackllama_engine.contract.errors import ExitCode, StackllamaError
 from .cli.output import PROGRAM, say
 from .cli.parser import handler, parse
 from .sanitise import one_line
+
+_ENVIRONMENT = frozenset({errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOTDIR})
+"""Errors of the system that are a person's to mend, not ours: permissions and full disks."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,6 +37,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         _silence_stdout()
         return 128 + signal.SIGPIPE
+    except OSError as error:
+        if error.errno not in _ENVIRONMENT:
+            return _crashed(error)
+        where = f"{error.filename}: " if error.filename else ""
+        say(f"{PROGRAM}: {one_line(f'{where}{error.strerror}')}")
+        return ExitCode.FAILED
     except Exception as error:  # noqa: BLE001 — the outermost guard
         return _crashed(error)
 
@@ -51,12 +61,12 @@ def _run(argv: Sequence[str]) -> int:
 
 
 def _crashed(error: Exception) -> int:
-    from .crash import write_crash
+    from .crash import redact, write_crash
 
     file = write_crash(error)
     where = f"the trace is in {file}" if file else "and the trace could not be written"
     with contextlib.suppress(OSError):
-        say(f"{PROGRAM}: unexpected {type(error).__name__}: {one_line(str(error))[:200]}; {where}")
+        say(f"{PROGRAM}: unexpected {type(error).__name__}: {one_line(redact(str(error)))[:200]}; {where}")
     return ExitCode.FAILED
 
 

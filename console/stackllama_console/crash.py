@@ -16,16 +16,21 @@ def state_dir() -> Path:
     return (Path(base) if base else Path.home() / ".local" / "state") / "stackllama"
 
 
+def redact(text: str) -> str:
+    """The text with the values of secrets in the environment replaced by their names."""
+    for name, value in os.environ.items():
+        if len(value) >= 8 and _SECRET_NAME.search(name):
+            text = text.replace(value, f"<{name}>")
+    return text
+
+
 def write_crash(error: BaseException) -> Path | None:
     """Write the trace to ``crash-*.txt`` (0600), values of secrets in the environment blanked out.
 
     Returns:
         The file, or None where none could be written.
     """
-    trace = "".join(traceback.format_exception(error))  # capture_locals is off
-    for name, value in os.environ.items():
-        if len(value) >= 8 and _SECRET_NAME.search(name):
-            trace = trace.replace(value, f"<{name}>")
+    trace = redact("".join(traceback.format_exception(error)))  # capture_locals is off
     try:
         state_dir().mkdir(parents=True, exist_ok=True, mode=0o700)
         prefix = time.strftime("crash-%Y%m%d-%H%M%S-")

@@ -24,7 +24,7 @@ The StackLLaMA recipe from a terminal: fine-tuning, reward model and PPO.
 
   demo       try everything on a tiny embedded model, in minutes, without a GPU
   launch     start one stage in the background; it outlives this terminal
-  pipeline   start every stage, one after another, each on what the one before made
+  pipeline   start every stage, each on what the one before made
   runs       ls, show, logs, watch, stop, resume
   merge      put a run's adapter into its base
   data       prepare a Stack Exchange dump, preview a data source
@@ -37,7 +37,8 @@ exit codes: 0 done · 1 failed · 2 wrong usage or recipe
 
 _RECIPE_EPILOG = """\
 A recipe is YAML with the key names of TRL and transformers.
-`key=value` overrides it: learning_rate=2e-5. In a pipeline: ppo.learning_rate=2e-5."""
+`key=value` overrides it: learning_rate=2e-5. For one
+stage of a pipeline: ppo.learning_rate=2e-5."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -98,7 +99,7 @@ def build_parser() -> Parser:
     parser.set_defaults(parser=parser, handler=None)
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     parser.add_argument("--home", type=Path, metavar="DIR", help=_HOME_HELP)
-    commands = parser.add_subparsers(metavar="COMMAND", help=argparse.SUPPRESS, title=argparse.SUPPRESS)
+    commands = parser.add_subparsers(prog=PROGRAM, metavar="COMMAND", help=argparse.SUPPRESS, title=argparse.SUPPRESS)
     _add_demo(commands)
     _add_launch(commands)
     _add_runs(commands)
@@ -127,7 +128,7 @@ def _add_demo(commands: _Commands) -> None:
     demo = _leaf(commands, "demo", text, "demo:demo", json=True)
     demo.add_argument("--seed", type=_seed, default=0, metavar="N", help="seed of every stage (default: 0)")
     demo.add_argument("--plain", action="store_true", help="lines instead of progress bars")
-    _add_words(demo)
+    _add_words(demo, "")
 
 
 def _add_launch(commands: _Commands) -> None:
@@ -138,14 +139,15 @@ def _add_launch(commands: _Commands) -> None:
     text = "Start SFT, merge, reward, merge, PPO, merge; print the run id."
     pipeline = _leaf(commands, "pipeline", text, "launch:pipeline", json=True, epilog=_RECIPE_EPILOG)
     for parser in (launch, pipeline):
-        _add_words(parser, "[RECIPE.yaml] [key=value …]")
+        before = "STAGE [RECIPE.yaml] " if parser is launch else "[RECIPE.yaml] "
+        _add_words(parser, before, "recipe file and overrides of it")
         parser.add_argument("--name", metavar="RUN", help="the run's id (default: stage, date and time)")
         parser.add_argument("--follow", "-f", action="store_true", help=_FOLLOW_HELP)
         parser.add_argument("--dry-run", action="store_true", help="print command and recipe; start nothing")
         parser.add_argument("--plain", action="store_true", help="follow with lines instead of progress bars")
     merge = _leaf(commands, "merge", "Merge a finished run's adapter into its base.", "launch:merge", json=True)
     merge.add_argument("run", metavar="RUN", help="a finished sft, reward or ppo run, or an adapter directory")
-    _add_words(merge)
+    _add_words(merge, "RUN ")
     merge.add_argument("--name", metavar="RUN", help="the merge run's id")
     merge.add_argument("--follow", "-f", action=argparse.BooleanOptionalAction, default=True, help=_FOLLOW_HELP)
     merge.add_argument("--plain", action="store_true", help="follow with lines instead of progress bars")
@@ -195,7 +197,8 @@ def _add_data(commands: _Commands) -> None:
     preview.add_argument("--rows", "-n", type=_count, default=3, metavar="N", help="rows to show (default: 3)")
 
 
-def _add_words(parser: Parser, text: str = "[key=value …]") -> None:
+def _add_words(parser: Parser, before: str, text: str = "override of the recipe") -> None:
+    parser.usage = f"{parser.prog} {before}[key=value …] [options]".replace("  ", " ")
     parser.add_argument("words", nargs="*", metavar="key=value", help=text)
 
 

@@ -1,0 +1,196 @@
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stackllama_console import __main__ as entry
+from stackllama_engine import __version__
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = os.pathsep.join([str(ROOT / "console"), str(ROOT / "engine")])
+
+
+def command(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": SOURCES}
+    return subprocess.run(
+        [sys.executable, "-m", "stackllama_console", *arguments],
+        env=environment, capture_output=True, text=True, timeout=60, check=False, **options,
+    )  # fmt: skip
+
+
+def test_no_arguments_print_the_help_and_end_with_2(run_main: Callable[..., Any]) -> None:
+    result = run_main()
+    assert result.code == 2
+    assert result.out == ""
+    assert "COMMAND" in result.err and "pipeline" in result.err
+
+
+@pytest.mark.parametrize("words", [["--help"], ["launch", "--help"], ["runs", "--help"], ["runs", "stop", "--help"]])
+def test_help_ends_with_0_in_80_columns(
+    words: list[str], run_main: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    result = run_main(*words)
+    assert result.code == 0
+    assert max(map(len, result.out.splitlines())) <= 80
+
+
+def test_version(run_main: Callable[..., Any]) -> None:
+    result = run_main("--version")
+    assert (result.code, result.out) == (0, f"stackllama-console {__version__}\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["lauch", "sft"], "did you mean `launch`?"),
+        (["runs", "sl"], "did you mean `ls`?"),
+        (["launch", "ppp"], "did you mean `ppo`?"),
+        (["launch", "sft", "--folow"], "did you mean `--follow`?"),
+        (["launch", "sft", "--drr-run"], "did you mean `--dry-run`?"),
+        (["doctor", "now"], "one argument too many"),
+        (["demo", "--seed", "-1"], "--seed"),
+        (["demo", "--seed", "x"], "`x` is not a whole number"),
+        (["runs", "logs", "-n", "0"], "`0` is not a whole number"),
+        (["launch", "sft", "learning_rte=1", "model_name_or_path=demo"], "Did you mean `learning_rate`?"),
+        (["launch", "sft", "a.yaml", "b.yaml"], "`b.yaml` is neither key=value nor the recipe file"),
+        (["launch", "sft", "nosuch.yaml"], "no such recipe file"),
+        (["runs", "show", "../x"], "is not a run name"),
+        (["runs", "show", "nosuch"], "No run `nosuch`"),
+        (["launch", "sft", "na\udcffme.yaml"], "not valid UTF-8"),
+    ],
+)
+def test_a_mistake_is_one_line_and_2(words: list[str], expected: str, run_main: Callable[..., Any]) -> None:
+    result = run_main(*words)
+    assert result.code == 2
+    assert result.out == ""
+    assert expected in result.err
+    assert result.err.count("\n") == 1
+
+
+def test_overrides_may_stand_after_options(run_main: Callable[..., Any]) -> None:
+    result = run_main("launch", "sft", "--name", "n", "model_name_or_path=demo", "--dry-run", "nokey=1")
+    assert result.code == 2
+    assert "has no key `nokey`" in result.err
+
+
+def test_an_unexpected_crash_is_one_line_and_a_file_without_secrets(
+    run_main: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_canary_0123456789")
+
+    def broken(_: object) -> None:
+        local_secret = "-".join(["value", "of", "a", "local"])
+        raise ValueError("hf_canary_0123456789 \x1b[2J", len(local_secret))
+
+    monkeypatch.setattr(entry, "handler", lambda _: broken)
+    result = run_main("info")
+    assert result.code == 1
+    assert result.err.count("\n") == 1 and "\x1b" not in result.err
+    (file,) = (tmp_path / "state" / "stackllama").glob("crash-*.txt")
+    assert str(file) in result.err
+    text = file.read_text()
+    assert "ValueError" in text and "in broken" in text
+    assert "hf_canary" not in text and "<HF_TOKEN>" in text
+    assert "value-of-a-local" not in text
+    assert file.stat().st_mode & 0o777 == 0o600
+
+
+def test_secrets_are_blanked_in_the_crash_line_too(
+    run_main: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "canary_0123456789")
+
+    def broken(_: object) -> None:
+        raise ValueError("canary_0123456789")
+
+    monkeypatch.setattr(entry, "handler", lambda _: broken)
+    assert "canary" not in run_main("info").err
+
+
+def test_interrupt_is_130(run_main: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(entry, "handler", lambda _: interrupted)
+    result = run_main("info")
+    assert (result.code, result.err) == (130, "")
+
+
+def test_a_reader_that_goes_away_is_quiet() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    environment = {**os.environ, "PYTHONPATH": SOURCES}
+    done = subprocess.run(
+        [sys.executable, "-m", "stackllama_console", "info", "--json"],
+        env=environment, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_a_terminal_that_cannot_show_a_character_is_no_crash(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": SOURCES, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(
+        [sys.executable, "-m", "stackllama_console", "--home", str(tmp_path / "häuser"), "info"],
+        env=environment, capture_output=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0 and b"h?user" in done.stdout
+
+
+def test_a_home_that_cannot_be_read_is_one_line(run_main: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    result = run_main("--home", str(tmp_path / "file"), "runs", "ls")
+    assert result.err.count("\n") == 1 and result.code in (0, 1, 2)
+    assert "unexpected" not in result.err
+
+
+def test_home_may_stand_before_or_after_the_command(run_main: Callable[..., Any], tmp_path: Path) -> None:
+    before = run_main("--home", str(tmp_path / "a"), "info", "--json").json()
+    after = run_main("info", "--json", "--home", str(tmp_path / "a")).json()
+    assert before["home"] == after["home"] == str(tmp_path / "a")
+
+
+HEAVY = ["torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "textual"]
+PROBE = """
+import sys
+from stackllama_console.__main__ import main
+code = main(sys.argv[2:])
+loaded = [name for name in sys.argv[1].split(",") if name in sys.modules]
+sys.stderr.write("LOADED " + ",".join(loaded))
+sys.exit(code)
+"""
+
+
+def modules(names: list[str], *arguments: str) -> tuple[int, str]:
+    environment = {**os.environ, "PYTHONPATH": SOURCES}
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE, ",".join(names), *arguments],
+        env=environment, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    return done.returncode, done.stderr.rpartition("LOADED ")[2]
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["runs", "ls"], ["runs", "ls", "--json"], ["info"]])
+def test_quick_commands_load_neither_torch_nor_textual_nor_rich(words: list[str]) -> None:
+    assert modules([*HEAVY, "rich", "psutil", "lxml"], *words)[1] == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["doctor"], None),
+        (["launch", "sft", "model_name_or_path=demo", "--dry-run"], None),
+        (["runs", "show", "nosuch"], 2),
+        (["data", "preview", "demo"], 0),
+        (["data", "prepare", "nosuch.xml", "--out", "nosuch"], 2),
+    ],
+)
+def test_no_command_loads_what_trains(words: list[str], code: int | None) -> None:
+    ended, loaded = modules(HEAVY, *words)
+    assert loaded == ""
+    assert code is None or ended == code
