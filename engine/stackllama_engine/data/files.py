@@ -62,7 +62,7 @@ def _lines(path: Path) -> Iterator[tuple[int, Row]]:
                 continue
             try:
                 row = decode(line)
-            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                 raise DataError(f"{path}: line {number}: not JSON: {error}.") from None
             yield number, _object(row, path, f"line {number}")
 
@@ -77,7 +77,7 @@ def _array(path: Path) -> Iterator[tuple[int, Row]]:
         raise DataError(f"{path}: a JSON array over 256 MiB cannot be streamed; write one object a line as .jsonl.")
     try:
         rows = msgspec.json.decode(path.read_bytes().removeprefix(b"\xef\xbb\xbf"), type=list[Any])
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DataError(f"{path}: not JSON: {error}.") from None
     for number, row in enumerate(rows, 1):
         yield number, _object(row, path, f"row {number}")
@@ -114,7 +114,8 @@ def _open_parquet(path: Path) -> Any:
             f"{path}: reading Parquet needs pyarrow: pip install 'stackllama-console[train]', or give a .jsonl file."
         ) from None
     try:
-        return pyarrow.parquet.ParquetFile(path)
+        # Without both, whole column chunks are held: measured, memory then grows with the file.
+        return pyarrow.parquet.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)
     except pyarrow.ArrowException as error:
         raise DataError(f"{path}: not a Parquet file: {error}.") from None
     except OSError as error:

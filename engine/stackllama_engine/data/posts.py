@@ -136,15 +136,36 @@ def _post(attributes: dict[str, str], skipped: Counter[str]) -> Post | None:
     if kind not in ("1", "2"):
         skipped["other post type"] += 1
         return None
-    accepted = attributes.get("AcceptedAnswerId")
     with contextlib.suppress(KeyError, ValueError):
-        number = int(attributes["Id"])
-        return Post(
-            id=number,
-            question=number if kind == "1" else int(attributes["ParentId"]),
-            score=int(attributes["Score"]),
-            accepted=int(accepted) if kind == "1" and accepted else None,
-            body=attributes["Body"],
-        )
+        return _question(attributes) if kind == "1" else _answer(attributes)
     skipped["Id, ParentId, Score or Body missing or wrong"] += 1
     return None
+
+
+def _question(attributes: dict[str, str]) -> Post:
+    number = _number(attributes["Id"])
+    accepted = attributes.get("AcceptedAnswerId")
+    return Post(
+        id=number,
+        question=number,
+        score=_number(attributes["Score"]),
+        accepted=_number(accepted) if accepted else None,
+        body=attributes["Body"],
+    )
+
+
+def _answer(attributes: dict[str, str]) -> Post:
+    number, question = _number(attributes["Id"]), _number(attributes["ParentId"])
+    if number == question:
+        raise ValueError("an answer to itself")
+    return Post(
+        id=number, question=question, score=_number(attributes["Score"]), accepted=None, body=attributes["Body"]
+    )
+
+
+def _number(text: str) -> int:
+    """Raises: ValueError: not an integer of 64 bits."""
+    number = int(text)
+    if abs(number) >= 1 << 63:
+        raise ValueError("larger than 64 bits")
+    return number

@@ -87,7 +87,7 @@ def open_rows(
         if kept == limit:
             break
     if bad:
-        _log.warning("%s, split %s: skipped %s", name, split, ", ".join(f"{n} rows: {why}" for why, n in bad.items()))
+        _log.warning("%s, split %s: skipped %s", name, split, _reasons(bad))
     if kept == 0:
         raise DataError(_nothing(name, split, bad))
 
@@ -241,8 +241,12 @@ def _bad_text(text: str | None) -> str | None:
 
 def _nothing(name: str, split: str, bad: Counter[str]) -> str:
     if bad:
-        return f"{name}: no usable row in split {split}: {', '.join(f'{n} × {why}' for why, n in bad.items())}."
+        return f"{name}: no usable row in split {split}: {_reasons(bad)}."
     way_out = (
         "" if split == ALL or kind_of(name) == "hub" else f" A small file may be used whole with the split `{ALL}`."
     )
     return f"{name}: no row in split {split}.{way_out}"
+
+
+def _reasons(bad: Counter[str]) -> str:
+    return ", ".join(f"{count} × {why}" for why, count in bad.items())
