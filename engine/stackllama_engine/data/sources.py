@@ -108,7 +108,7 @@ def kind_of(name: str) -> Kind:
     """What sort of source a name means.
 
     Raises:
-        DataError: none.
+        DataError: it means none.
     """
     path = Path(name).expanduser()
     if name == DEMO:

@@ -3,7 +3,8 @@
 A dump promises no order: an answer may stand before its question or far behind it, and the largest dump (100 GB) fits
 no memory. So posts are first dealt into files on disk by a hash of their question, each file holding whole questions
 and small enough to be read at once (a Grace hash join: https://en.wikipedia.org/wiki/Hash_join). Everything is read and
-written in sequence; the disk needs room for the bodies once more; memory is one file of about 128 MiB.
+written in sequence. The disk needs room for the bodies once more. Memory is one file as Python objects with its
+Markdown, about three times 128 MiB (a dump over 64 GiB has larger files rather than more: about 600 MiB at 100 GB).
 """
 
 import math
