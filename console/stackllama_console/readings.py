@@ -26,7 +26,7 @@ HEADLINE: dict[Stage, tuple[str, ...]] = {
         "objective/kl_coef",
         "policy/clipfrac_avg",
     ),
-    Stage.MERGE: ("max_difference", "difference_from_base"),
+    Stage.MERGE: ("difference", "difference_from_base"),
     Stage.PIPELINE: (),
 }
 """The metrics of a stage that fit into one line, the most telling first."""
@@ -35,7 +35,7 @@ _LISTED: dict[Stage, tuple[tuple[str, str], ...]] = {
     Stage.SFT: (("loss", "loss"),),
     Stage.REWARD: (("eval_accuracy", "accuracy"), ("accuracy", "accuracy"), ("loss", "loss")),
     Stage.PPO: (("objective/scores", "reward"), ("mean_reward", "reward")),
-    Stage.MERGE: (("max_difference", "difference"),),
+    Stage.MERGE: (("difference", "difference"),),
     Stage.PIPELINE: (),
 }
 
@@ -62,10 +62,11 @@ class Reading(Struct, kw_only=True):
 
     @property
     def last_metric(self) -> tuple[str, float | None] | None:
-        """The one number that says how it went: loss, accuracy or reward."""
+        """The one number that says how it went: loss, accuracy or reward; that of the result once there is one."""
+        values = self.history.last | self.result
         for name, label in _LISTED[self.stage]:
-            if name in self.history.last:
-                return label, self.history.last[name]
+            if name in values:
+                return label, values[name]
         return None
 
 

@@ -10,12 +10,12 @@ https://invisible-island.net/xterm/ctlseqs/ctlseqs.html.
 
 import re
 
-_STRING_END = r"(?:\x07|\x1b\\|\x9c)"
+_STRING = r"[^\x00-\x08\x0a-\x1f\x7f-\x9f]*(?:\x07|\x1b\\|\x9c)"  # within a line, so that none hides what follows
 
 _UNSAFE = re.compile(
     "|".join(
         (
-            rf"(?:\x1b[\]PX^_]|[\x9d\x90\x98\x9e\x9f])[^\x07\x1b\x9c]*{_STRING_END}",  # OSC, DCS, SOS, PM, APC
+            rf"(?:\x1b[\]PX^_]|[\x9d\x90\x98\x9e\x9f]){_STRING}",  # OSC, DCS, SOS, PM, APC
             r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]",  # CSI
             r"\x1b[ -/]*[0-~]",  # other escapes
             r"[\x00-\x08\x0b-\x1f\x7f-\x9f]",  # what is left of C0 (without \t and \n), DEL, C1

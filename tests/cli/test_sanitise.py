@@ -1,3 +1,4 @@
+import time
 from collections.abc import Callable
 
 import pytest
@@ -56,6 +57,17 @@ def test_payloads(payloads: list[str], assert_clean: Callable[[str], None]) -> N
         assert_clean(sanitise(payload))
         assert_clean(one_line(payload))
         assert_clean(log_line(payload))
+
+
+@pytest.mark.parametrize("part", ["\x9d", "\x1b]", "\x1b[", "\x9b0", "\x1b[0;", "\x1b]a", "\x90\t", "\u202e"])
+def test_hostile_lines_take_linear_time(part: str) -> None:
+    started = time.process_time()
+    sanitise(part * 300_000)
+    assert time.process_time() - started < 2  # quadratic would take hours
+
+
+def test_a_string_does_not_hide_the_lines_after_it() -> None:
+    assert sanitise("\x1b]52;c;open\nsecond line\x07\nthird") == "52;c;open\nsecond line\nthird"
 
 
 def test_one_line_and_log_line() -> None:

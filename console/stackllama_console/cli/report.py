@@ -37,25 +37,35 @@ def pipeline_facts(home: Home, run: RunDir, state: State) -> Facts:
     return found
 
 
-def show_table(facts: Facts) -> None:
-    """The table on stdout: what each stage began and ended with, and how long it took."""
-    heading = f"{'':8}{'':24}{'first':>10}   {'last':>10}{'wall time':>14}"
-    sys.stdout.write(paint(heading, "bold", sys.stdout) + "\n")
+def table(facts: Facts) -> list[str]:
+    """Lines of a table, the first one its header: what each stage began and ended with, and how long it took."""
+    lines = [f"{'':8}{'':24}{'first':>10}   {'last':>10}{'wall time':>14}"]
     for child in CHILDREN:
         if child.suffix in facts:
-            _show_stage(child.suffix, facts[child.suffix])
+            lines += _stage(child.suffix, facts[child.suffix])
     if facts.get("seconds") is not None:
-        show(f"{'total':55}{duration(facts['seconds']):>14}")
+        lines.append(f"{'total':55}{duration(facts['seconds']):>14}")
+    return lines
 
 
-def _show_stage(suffix: str, result: Facts) -> None:
+def show_table(facts: Facts) -> None:
+    """The table on stdout."""
+    heading, *lines = table(facts)
+    sys.stdout.write(paint(heading, "bold", sys.stdout) + "\n")
+    for line in lines:
+        show(line)
+
+
+def _stage(suffix: str, result: Facts) -> list[str]:
     rows = _rows(suffix, result) or [(result["state"], None, None)]
     took = "" if result["seconds"] is None else duration(result["seconds"])
     name = "merge" if suffix.endswith("-merged") else {"sft": "SFT", "ppo": "PPO"}.get(suffix, suffix)
+    lines: list[str] = []
     for index, (label, first, last) in enumerate(rows):
         start, time = (name, took) if index == 0 else ("", "")
         arrow = "→" if first is not None else " "
-        show(f"{start:8}{label:24}{_cell(first):>10} {arrow} {_cell(last):>10}{time:>14}".rstrip())
+        lines.append(f"{start:8}{label:24}{_cell(first):>10} {arrow} {_cell(last):>10}{time:>14}".rstrip())
+    return lines
 
 
 def _rows(suffix: str, result: Facts) -> list[tuple[str, Any, Any]]:
@@ -73,7 +83,7 @@ def _rows(suffix: str, result: Facts) -> list[tuple[str, Any, Any]]:
             ("true utility", before.get("true_utility"), after.get("true_utility")),
             ("KL per response", before.get("kl"), after.get("kl")),
         ],
-    }.get(suffix, [("difference from parts", None, result.get("max_difference"))])
+    }.get(suffix, [("difference from parts", None, result.get("difference"))])
     return [row for row in rows if row[2] is not None]
 
 

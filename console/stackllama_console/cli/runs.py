@@ -93,8 +93,9 @@ def show_run(arguments: argparse.Namespace) -> int:
     """``runs show``."""
     from .show import show_one
 
-    run = find(Home(arguments.home), arguments.run)
-    return show_one(run, reconcile(run), as_json=arguments.json)
+    home = Home(arguments.home)
+    run = find(home, arguments.run)
+    return show_one(home, run, reconcile(run), as_json=arguments.json)
 
 
 def logs(arguments: argparse.Namespace) -> int:

@@ -9,17 +9,19 @@ from msgspec import to_builtins
 from stackllama_engine.contract.errors import ExitCode, UsageError
 from stackllama_engine.contract.events import EventReader
 from stackllama_engine.contract.history import History, fold
-from stackllama_engine.contract.run_dir import Launch, RunDir, State
+from stackllama_engine.contract.run_dir import Home, Launch, RunDir, State
+from stackllama_engine.contract.stages import Stage
 
 from ..readings import HEADLINE, checkpoint_steps, last_log_lines, recipe_differences
 from ..sanitise import log_line, one_line, sanitise
 from .outcome import COLOURS, facts, next_steps, seconds
 from .output import cut, duration, number, paint, show, show_fields, show_json, width
+from .report import pipeline_facts, table
 
 _METRICS = 12
 
 
-def show_one(run: RunDir, state: State, *, as_json: bool) -> int:
+def show_one(home: Home, run: RunDir, state: State, *, as_json: bool) -> int:
     """Print it; ``state`` is the reconciled one."""
     history, bad_lines = _history(run)
     recipe, problem = _recipe(run, state)
@@ -30,6 +32,7 @@ def show_one(run: RunDir, state: State, *, as_json: bool) -> int:
     sys.stdout.write(f"{paint(run.id, 'bold', sys.stdout)}  {heading}\n")
     show_fields(_fields(run, state, history, bad_lines))
     _section("recipe, where it is not the default", [f"{key}: {value}" for key, value in recipe.items()] or [problem])
+    _section("stages", _stages(home, run, state))
     _section("metrics, first → last", _metrics(state, history))
     _section("remarks", [one_line(message) for message in history.health[-6:]])
     _section("last lines of its log", _log(run, state))
@@ -85,6 +88,10 @@ def _fields(run: RunDir, state: State, history: History, bad_lines: int) -> list
 
 def _since(moment: float | None) -> str:
     return duration(time.time() - moment) if moment else "a moment"
+
+
+def _stages(home: Home, run: RunDir, state: State) -> list[str]:
+    return table(pipeline_facts(home, run, state)) if state.stage is Stage.PIPELINE else []
 
 
 def _metrics(state: State, history: History) -> list[str]:

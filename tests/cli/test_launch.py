@@ -1,0 +1,166 @@
+"""`launch`, `runs stop`, `runs resume`, `merge`: through the real launcher and supervisor, with a scripted worker."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from stackllama_engine.contract.recipe_io import load_recipe
+from stackllama_engine.contract.run_dir import Home
+from stackllama_engine.contract.stages import Stage
+from stackllama_engine.launch import launcher
+from stackllama_engine.launch.argv import RUN_MARK, Command, source_path
+from stackllama_engine.launch.processes import kill_run_processes, send
+
+WORKER = Path(__file__).with_name("scripted_worker.py")
+DEMO = ["model_name_or_path=demo", "dataset_name=demo", "load_in_8bit=false"]
+
+
+@pytest.fixture
+def scripted(home: Home, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int, float], None]]:
+    """Every launch starts the scripted worker, with so many steps of so many seconds."""
+
+    def use(steps: int, pause: float) -> None:
+        def build(_recipe: Any, run_dir: Path, _gpus: Any) -> Command:
+            argv = [sys.executable, str(WORKER), str(run_dir), str(steps), str(pause)]
+            return Command(argv=argv, environment={RUN_MARK: str(run_dir), **source_path("")})
+
+        monkeypatch.setattr(launcher, "build_command", build)
+
+    yield use
+    for run in home.runs():
+        if supervisor := run.read_state().supervisor:
+            send(supervisor, signal.SIGKILL)
+        kill_run_processes(run.path)
+
+
+def test_dry_run_prints_command_and_recipe_and_creates_nothing(
+    run_main: Callable[..., Any], home: Home, tmp_path: Path
+) -> None:
+    result = run_main("launch", "sft", *DEMO, "learning_rate=2e-5", "--dry-run")
+    assert result.code == 0
+    assert "accelerate" in result.out.splitlines()[0]
+    values = yaml.safe_load(result.out)
+    assert (values["learning_rate"], values["dataset_name"]) == (2e-5, "demo")
+    file = tmp_path / "again.yaml"
+    file.write_text(result.out)  # what was printed is a recipe
+    assert load_recipe(Stage.SFT, file).learning_rate == 2e-5  # type: ignore[union-attr]
+    assert not home.path.exists()
+
+
+def test_dry_run_json(run_main: Callable[..., Any], home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_canary_0123456789")
+    result = run_main("pipeline", *DEMO, "ppo.learning_rate=3e-5", "--dry-run", "--json")
+    document = result.json()
+    assert "stackllama_engine.launch.pipeline" in document["argv"]
+    assert document["recipe"]["ppo"]["learning_rate"] == 3e-5
+    assert "canary" not in result.out + result.err
+    assert not home.path.exists()
+
+
+def test_launch_prints_the_id_and_returns(
+    run_main: Callable[..., Any], home: Home, scripted: Callable[[int, float], None]
+) -> None:
+    scripted(1000, 0.05)
+    started = time.monotonic()
+    result = run_main("launch", "sft", *DEMO, "--name", "one")
+    assert (result.code, result.out) == (0, "one\n")
+    assert time.monotonic() - started < 5
+    assert "runs watch one" in result.err and "runs stop one" in result.err
+    assert home.run("one").lock_is_held()
+    assert run_main("launch", "sft", *DEMO, "--name", "one").code == 3
+
+
+def test_stop_waits_and_resume_goes_on(
+    run_main: Callable[..., Any], home: Home, scripted: Callable[[int, float], None]
+) -> None:
+    scripted(1000, 0.02)
+    run_main("launch", "sft", *DEMO, "--name", "one")
+    wait_until(lambda: "step 2" in run_main("runs", "logs", "one").out)
+    stopped = run_main("runs", "stop", "one")
+    assert stopped.code == 0
+    assert "stopped, exit code 75" in stopped.err and "runs resume one" in stopped.err
+    state = home.run("one").read_state()
+    assert (state.phase, state.exit_code) == ("stopped", 75)
+    (saved,) = (int(path.name[5:]) for path in home.run("one").checkpoints.iterdir())
+
+    scripted(saved + 3, 0.01)
+    resumed = run_main("runs", "resume", "one", "--follow")
+    assert (resumed.code, resumed.out) == (0, "one\n")
+    assert f"{saved + 3}/{saved + 3} loss" in resumed.err and "finished" in resumed.err
+    assert run_main("runs", "logs", "one", "--attempt", "2").out.startswith(f"step {saved + 1}\n")
+    assert run_main("runs", "resume", "one").code == 3
+    assert run_main("runs", "stop", "one").code == 0
+
+
+def test_stop_without_waiting(run_main: Callable[..., Any], home: Home, scripted: Callable[[int, float], None]) -> None:
+    scripted(1000, 0.02)
+    run_main("launch", "sft", *DEMO, "--name", "one")
+    result = run_main("runs", "stop", "one", "--no-wait", "--json")
+    assert result.code == 0
+    assert result.json()["run"] == "one"
+    assert run_main("runs", "watch", "one").code == 75
+    assert home.run("one").read_state().phase == "stopped"
+
+
+def test_follow_ends_with_the_runs_code_and_json_is_one_document(
+    run_main: Callable[..., Any], scripted: Callable[[int, float], None]
+) -> None:
+    scripted(4, 0.01)
+    result = run_main("launch", "sft", *DEMO, "--name", "one", "--follow", "--json")
+    assert result.code == 0
+    document = result.json()
+    assert (document["run"], document["state"], document["exit_code"]) == ("one", "finished", 0)
+    assert "sft 4/4 loss 1" in result.err
+
+
+def test_logs_follow_until_the_end(run_main: Callable[..., Any], scripted: Callable[[int, float], None]) -> None:
+    scripted(10, 0.05)
+    run_main("launch", "sft", *DEMO, "--name", "one")
+    assert run_main("runs", "logs", "one", "-f").out == "".join(f"step {step}\n" for step in range(1, 11))
+
+
+def test_merge_launches_a_merge_of_the_run(
+    run_main: Callable[..., Any], home: Home, scripted: Callable[[int, float], None]
+) -> None:
+    scripted(2, 0.01)
+    run_main("launch", "sft", *DEMO, "--name", "one", "--follow")
+    home.run("one").adapter.mkdir()
+    result = run_main("merge", "one", "dtype=float32", "--name", "two")
+    assert (result.code, result.out) == (0, "two\n")
+    recipe = yaml.safe_load(home.run("two").recipe_file.read_text())
+    assert (recipe["adapter_path"], recipe["dtype"]) == (str(home.run("one").adapter), "float32")
+    assert home.run("two").read_launch().parents == ["one"]
+    assert run_main("merge", "nosuch-run").code == 2
+
+
+def test_ctrl_c_leaves_the_run_alone(home: Home, scripted: Callable[[int, float], None]) -> None:
+    scripted(1000, 0.05)
+    run = launcher.launch(home, Stage.SFT, load_recipe(Stage.SFT, None, DEMO), "one")
+    environment = {**os.environ, **source_path(os.environ.get("PYTHONPATH", ""))}
+    environment["PYTHONPATH"] += f"{os.pathsep}{Path(__file__).resolve().parents[2] / 'console'}"
+    watcher = subprocess.Popen(
+        [sys.executable, "-m", "stackllama_console", "runs", "watch", "one"],
+        env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    assert watcher.stderr is not None
+    assert watcher.stderr.readline() == "-- one\n"
+    os.killpg(watcher.pid, signal.SIGINT)
+    _, said = watcher.communicate(timeout=20)
+    assert watcher.returncode == 130
+    assert "one goes on" in said and "runs stop one" in said and "Traceback" not in said
+    assert run.lock_is_held() and not run.read_state().has_ended
+
+
+def wait_until(what: Callable[[], bool], seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)

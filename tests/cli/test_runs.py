@@ -1,0 +1,206 @@
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import pytest
+
+from stackllama_console.cli.output import cut, duration, number, size
+from stackllama_engine.contract.events import EventWriter
+from stackllama_engine.contract.run_dir import Home, RunDir
+from stackllama_engine.contract.stages import Stage
+
+MakeRun = Callable[..., RunDir]
+
+
+def test_ls_of_an_empty_home(run_main: Callable[..., Any], home: Home) -> None:
+    result = run_main("runs", "ls")
+    assert (result.code, result.out) == (0, "")
+    assert "No runs under" in result.err
+    assert run_main("runs", "ls", "--json").json() == {"home": str(home.path), "runs": [], "damaged": []}
+    assert not home.path.exists()
+
+
+def test_ls(make_run: MakeRun, write_events: Callable[..., None], run_main: Callable[..., Any]) -> None:
+    now = time.time()
+    sft = make_run(Stage.SFT, "a-sft", created=now - 3 * 86400)
+    reward = make_run(Stage.REWARD, "b-reward", "running", created=now - 7200)
+    ppo = make_run(Stage.PPO, "c-ppo", "failed", created=now - 30)
+    make_run(Stage.MERGE, "d-merge", "stopped", created=now - 5)
+    write_events(sft, ("metrics", {"step": 60, "metrics": {"loss": 0.4123, "grad_norm": 1.0}}))
+    write_events(
+        reward,
+        ("metrics", {"step": 7, "metrics": {"loss": 0.6, "accuracy": 0.871}}),
+        ("progress", {"step": 8, "total_steps": 40}),
+    )
+    write_events(ppo, ("metrics", {"step": 2, "metrics": {"objective/scores": -1.5}}))
+    rows = [line.split() for line in run_main("runs", "ls").out.splitlines()]
+    assert rows == [
+        ["RUN", "STAGE", "STATE", "STEP", "AGE", "LAST", "METRIC"],
+        ["a-sft", "sft", "finished", "60", "3d", "loss", "0.4123"],
+        ["b-reward", "reward", "running", "8/40", "2h", "accuracy", "0.871"],
+        ["c-ppo", "ppo", "failed", "2", "30s", "reward", "-1.5"],
+        ["d-merge", "merge", "stopped", "5s"],
+    ]
+    document = run_main("runs", "ls", "--json", "--stage", "reward").json()
+    (only,) = document["runs"]
+    assert only["run"] == "b-reward" and only["last_metric"] == {"name": "accuracy", "value": 0.871}
+    assert (only["step"], only["total_steps"], only["state"]) == (8, 40, "running")
+
+
+def test_ls_shows_what_the_result_says_once_there_is_one(
+    make_run: MakeRun, write_events: Callable[..., None], run_main: Callable[..., Any]
+) -> None:
+    reward = make_run(Stage.REWARD, "r")
+    write_events(reward, ("metrics", {"step": 7, "metrics": {"accuracy": 0.99}}))  # of the batch
+    reward.write_json("result.json", {"stage": "reward", "accuracy": 0.81})  # held out
+    make_run(Stage.MERGE, "s").write_json("result.json", {"stage": "merge", "difference": 0.25})
+    lines = run_main("runs", "ls").out.splitlines()
+    assert lines[1].endswith("accuracy 0.81") and lines[2].endswith("difference 0.25")
+
+
+def test_ls_reconciles(make_run: MakeRun, run_main: Callable[..., Any]) -> None:
+    run = make_run(Stage.SFT, "one", "finished")
+    run.write_state(msgspec.structs.replace(run.read_state(), phase="running", ended=None, exit_code=None))
+    assert "lost" in run_main("runs", "ls").out  # nobody holds its lock
+    assert run.read_state().phase == "lost"
+
+
+def test_one_damaged_run_does_not_hide_the_others(make_run: MakeRun, run_main: Callable[..., Any]) -> None:
+    make_run(Stage.SFT, "good")
+    (make_run(Stage.SFT, "bad").path / "state.json").write_text("{")
+    result = run_main("runs", "ls")
+    assert result.code == 0 and "good" in result.out and "bad" not in result.out
+    assert "left out:" in result.err and "state.json cannot be read" in result.err
+    assert len(run_main("runs", "ls", "--json").json()["damaged"]) == 1
+
+
+def test_ls_reads_only_the_end_of_a_long_run(make_run: MakeRun, run_main: Callable[..., Any]) -> None:
+    run = make_run(Stage.SFT, "long")
+    path = run.attempt_dir(1) / "events.jsonl"
+    line = b'{"seq":1,"time":1.0,"kind":"metrics","step":1,"metrics":{"loss":9.0}}\n'
+    path.write_bytes(line * 500_000)  # 35 MB
+    events = path.open("ab")
+    events.write(b'{"seq":2,"time":2.0,"kind":"metrics","step":500,"metrics":{"loss":0.25}}\n')
+    events.close()
+    started = time.perf_counter()
+    assert "loss 0.25" in run_main("runs", "ls").out
+    assert time.perf_counter() - started < 0.4  # reading it all takes longer
+
+
+def test_show(make_run: MakeRun, write_events: Callable[..., None], run_main: Callable[..., Any]) -> None:
+    run = make_run(
+        Stage.SFT, "one", "failed", cause="out of memory in train", overrides=["learning_rate=3e-4", "seed=7"]
+    )
+    write_events(
+        run,
+        ("metrics", {"step": 1, "metrics": {"loss": 4.0, "grad_norm": 9.0}}),
+        ("metrics", {"step": 2, "metrics": {"loss": 2.0, "grad_norm": float("inf")}}),
+        ("health", {"data": {"message": "3 pairs dropped"}}),
+    )
+    (run.checkpoints / "step-000002").mkdir()
+    (run.checkpoints / ".tmp-step-000003").mkdir()
+    (run.attempt_dir(1) / "log.txt").write_text("10%\r20%\rlast line\n")
+    text = run_main("runs", "show", "one").out
+    assert "out of memory in train" in text and "learning_rate: 0.0003" in text and "seed: 7" in text
+    assert "weight_decay" not in text  # a default
+    assert "4 → 2" in text and "9 → nan" in text and "3 pairs dropped" in text
+    assert "  last line\n" in text and "10%" not in text
+    assert "stackllama-console runs resume one --follow" in text
+    document = run_main("runs", "show", "one", "--json").json()
+    assert document["checkpoints"] == [2]
+    assert document["recipe_differences"] == {
+        "model_name_or_path": "demo", "dataset_name": "demo", "learning_rate": 3e-4, "seed": 7,
+    }  # fmt: skip
+    assert document["first"]["loss"] == 4.0 and document["last"] == {"loss": 2.0, "grad_norm": None}
+    assert (document["state"], document["cause"], document["exit_code"]) == ("failed", "out of memory in train", 1)
+
+
+def test_show_of_the_newest_run_and_of_a_damaged_recipe(make_run: MakeRun, run_main: Callable[..., Any]) -> None:
+    assert run_main("runs", "show").code == 2
+    make_run(Stage.SFT, "old", created=1.0)
+    new = make_run(Stage.PIPELINE, "new", overrides=["ppo.learning_rate=3e-5"])
+    document = run_main("runs", "show", "--json").json()
+    assert document["run"] == "new"
+    assert document["recipe_differences"]["ppo.learning_rate"] == 3e-5
+    assert document["recipe_differences"]["sft.model_name_or_path"] == "demo"
+    new.recipe_file.write_text("nokey: 1\n")
+    result = run_main("runs", "show")
+    assert result.code == 0 and "cannot be read" in result.out and "has no key `nokey`" in result.out
+
+
+def test_a_wrong_run_id_names_the_nearest(make_run: MakeRun, run_main: Callable[..., Any]) -> None:
+    make_run(Stage.SFT, "sft-20260101-120000-abcd")
+    result = run_main("runs", "show", "sft-20260101-120000-abce")
+    assert result.code == 2
+    assert "Did you mean `sft-20260101-120000-abcd`?" in result.err
+
+
+def test_logs(make_run: MakeRun, run_main: Callable[..., Any]) -> None:
+    run = make_run(Stage.SFT, "one")
+    assert "printed nothing" in run_main("runs", "logs").err
+    log = run.attempt_dir(1) / "log.txt"
+    log.write_bytes(b"".join(b"line %d\n" % index for index in range(200_000)) + b"torn \xff")
+    lines = run_main("runs", "logs", "one", "-n", "3").out.splitlines()
+    assert lines == ["line 199998", "line 199999", "torn \ufffd"]
+    assert len(run_main("runs", "logs", "one").out.splitlines()) == 100
+    assert run_main("runs", "logs", "one", "-f", "-n", "2").out.splitlines() == lines[1:]
+    log.write_bytes(b"x" * 20_000_000)  # one endless line: the last megabytes of it, at once
+    assert len(run_main("runs", "logs", "one").out) < 10_000_000
+    result = run_main("runs", "logs", "one", "--attempt", "2")
+    assert result.code == 2 and "there are: 1" in result.err
+
+
+def test_no_command_lets_foreign_text_through(
+    make_run: MakeRun, run_main: Callable[..., Any], payloads: list[str], assert_clean: Callable[[str], None]
+) -> None:
+    poison = "\n".join(payloads)
+    run = make_run(
+        Stage.SFT, "one", "failed", cause=poison, last_lines=payloads, overrides=[f"dataset_name={json.dumps(poison)}"]
+    )
+    (run.attempt_dir(1) / "log.txt").write_text(poison)
+    events = EventWriter(run.attempt_dir(1) / "events.jsonl")
+    events.write("phase", phase=poison)
+    events.write("health", data={"message": poison})
+    events.write("metrics", step=1, metrics={poison: 1.0, "loss": 1.0})
+    events.close()
+    for words in (
+        ["runs", "ls"],
+        ["runs", "show", "one"],
+        ["runs", "logs", "one"],
+        ["runs", "logs", "one", "-f"],
+        ["runs", "watch", "one"],
+        ["runs", "stop", "one"],
+        ["runs", "show", poison.replace("\x00", "")],
+        ["launch", "sft", poison.replace("\x00", "")],
+        ["launch", "sft", f"model_name_or_path={json.dumps(poison)}", "dataset_name=demo"],
+    ):
+        result = run_main(*words)
+        assert_clean(result.out)
+        assert_clean(result.err)
+        assert "unexpected" not in result.err, words
+        assert "[@click=app.quit]markup[/]" in result.out + result.err or words[1] in ("ls", "stop")
+        if words[0] == "runs" and words[1] != "logs" and len(words) == 3 and words[2] == "one":
+            document = run_main(*words, "--json")
+            assert_clean(document.out)
+            assert document.json()["cause"] == poison  # escaped, not lost
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "nan"), (0.0, "0"), (60.0, "60"), (0.4142135, "0.4142"), (0.5, "0.5"), (-1.5, "-1.5"), (2e-5, "2e-05"),
+     (123.456, "123.5"), (0.00123, "0.00123"), (1e7, "1e+07")],
+)  # fmt: skip
+def test_number(value: float | None, text: str) -> None:
+    assert number(value) == text
+
+
+def test_units() -> None:
+    assert [duration(s) for s in (0, 59.4, 60, 185, 7620, 4 * 86400 + 3 * 3600)] == [
+        "0 s", "59 s", "1 m 00 s", "3 m 05 s", "2 h 07 m", "4 d 03 h",
+    ]  # fmt: skip
+    assert [size(n) for n in (0, 1023, 1536, 5 * 1024**3, 3 * 1024**4)] == [
+        "0 B", "1023 B", "1.5 KiB", "5.0 GiB", "3.0 TiB",
+    ]  # fmt: skip
+    assert [cut("abcdef", n) for n in (6, 5, 1, 0)] == ["abcdef", "abcd…", "…", ""]
