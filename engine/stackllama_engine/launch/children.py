@@ -2,6 +2,7 @@
 
 from msgspec import Struct
 
+from ..contract.run_dir import RunDir
 from ..contract.stages import Stage
 
 
@@ -33,3 +34,8 @@ CHILDREN = (
 def child_id(pipeline_id: str, suffix: str) -> str:
     """The run id of a pipeline's child."""
     return f"{pipeline_id}-{suffix}"
+
+
+def parents_of(run: RunDir) -> list[str]:
+    """The runs that a run was made from, as its launcher recorded; none when it was never started."""
+    return run.read_launch().parents if (run.path / "launch.json").is_file() else []

@@ -21,14 +21,13 @@ from ..contract.recipe_io import dump_recipe, load_recipe
 from ..contract.run_dir import Home, Launch, RunDir, check_run_id
 from ..contract.stages import Stage
 from .argv import Command, build_command, inherited_environment, secret_names, source_path
-from .children import CHILDREN, child_id
+from .children import CHILDREN, child_id, parents_of
 from .gpus import visible_gpus
 from .inputs import resolve_inputs
 from .machine import git_commit, package_versions, resolve_machine
 from .processes import run_processes
 from .reconcile import reconcile
-
-SUPERVISOR_LOG = "supervisor.txt"
+from .supervisor import SUPERVISOR_LOG
 
 _ANY_RUN = "RUN_ID"
 
@@ -111,8 +110,8 @@ def resume(home: Home, run_id: str) -> RunDir:
     """
     run = home.run(run_id)
     state = reconcile(run)
-    if state.phase == "finished":
-        raise RefusedError(f"Run `{run.id}` has finished; there is nothing to resume.")
+    if not state.has_ended:
+        raise RefusedError(f"Run `{run.id}` is alive; stop it first: `stackllama-console runs stop {run.id}`.")
     lock = run.acquire_lock()
     try:
         if run.read_state().phase == "finished":
@@ -121,7 +120,7 @@ def resume(home: Home, run_id: str) -> RunDir:
             pids = ", ".join(str(process.pid) for process in left)
             raise RefusedError(f"Processes of run `{run.id}` are still alive ({pids}); try again in a moment.")
         recipe = resolve_machine(load_recipe(state.stage, run.recipe_file), visible_gpus())
-        _start(run, lock, recipe, _parents(run))
+        _start(run, lock, recipe, parents_of(run))
     finally:
         os.close(lock)
     return run
@@ -162,7 +161,10 @@ def start_supervisor(run: RunDir, lock: int, command: Command, parents: list[str
 
 
 def _start(run: RunDir, lock: int, recipe: AnyRecipe, parents: list[str]) -> None:
-    start_supervisor(run, lock, build_command(recipe, run.path, visible_gpus()), parents)
+    try:
+        start_supervisor(run, lock, build_command(recipe, run.path, visible_gpus()), parents)
+    except OSError as error:
+        raise StackllamaError(f"Run `{run.id}` could not be started: {error}.") from error
 
 
 def _spawn(run_path: Path, attempt: int, lock: int, log: Path) -> int:
@@ -183,10 +185,6 @@ def _spawn(run_path: Path, attempt: int, lock: int, log: Path) -> int:
 def _next_attempt(run: RunDir) -> int:
     folders = [int(path.name) for path in run.attempt_dirs()]
     return max([run.read_state().attempt, *folders]) + 1
-
-
-def _parents(run: RunDir) -> list[str]:
-    return run.read_launch().parents if (run.path / "launch.json").is_file() else []
 
 
 def _check_name(home: Home, stage: Stage, name: str | None) -> None:

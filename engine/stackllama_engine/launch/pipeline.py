@@ -22,7 +22,7 @@ from ..contract.recipe import PipelineRecipe
 from ..contract.recipe_io import load_recipe
 from ..contract.run_dir import Home, RunDir, State
 from ..contract.stages import Stage
-from .children import CHILDREN, Child, child_id
+from .children import CHILDREN, Child, child_id, parents_of
 from .launcher import launch, resume
 from .reconcile import reconcile
 from .sections import stage_recipe
@@ -101,7 +101,8 @@ class Coordinator:
         if not (self.home.runs_dir / run_id).exists():
             return None
         run = self.home.run(run_id)
-        if (run.path / "launch.json").is_file() and self.run.id not in run.read_launch().parents:
+        started = (run.path / "launch.json").is_file()  # if not, its launcher died on the way
+        if started and self.run.id not in parents_of(run):
             raise RefusedError(
                 f"A run `{run_id}` exists already and is not a child of `{self.run.id}`; remove it first."
             )

@@ -7,7 +7,9 @@ import msgspec
 
 from ..contract.errors import RefusedError
 from ..contract.events import Event, EventReader
-from ..contract.run_dir import RunDir, State
+from ..contract.run_dir import Home, RunDir, State
+from ..contract.stages import Stage
+from .children import CHILDREN, child_id, parents_of
 from .outcome import from_end_event, last_log_lines
 from .processes import kill_run_processes
 
@@ -54,16 +56,20 @@ def stop(run: RunDir, *, wait: bool) -> State:
         run: the run; one that has ended is left as it is.
         wait: return only when it has ended. The supervisor ends a worker that does not comply.
 
+    Of a pipeline whose coordinator was killed, the child that goes on alone is stopped.
+
     Returns:
         the state now.
     """
     state = reconcile(run)
-    if state.has_ended:
-        return state
-    run.request("stop")
+    if not state.has_ended:
+        run.request("stop")
     while wait and not state.has_ended:
         time.sleep(_POLL_SECONDS)
         state = reconcile(run)
+    if state.has_ended and state.stage is Stage.PIPELINE:
+        for child in _children(run):
+            stop(child, wait=wait)
     return state
 
 
@@ -74,6 +80,12 @@ def newest_end_event(run: RunDir, attempt: int) -> Event | None:
         if event.kind == "end":
             last = event
     return last
+
+
+def _children(pipeline: RunDir) -> list[RunDir]:
+    ids = {child_id(pipeline.id, child.suffix) for child in CHILDREN}
+    runs = (run for run in Home(pipeline.path.parents[1]).runs() if run.id in ids)
+    return [run for run in runs if pipeline.id in parents_of(run)]
 
 
 def _abandoned(run: RunDir, state: State) -> bool:

@@ -10,7 +10,7 @@ How a worker is brought to an end::
     worker gone, end written                                SIGKILL
     end written, worker not gone    ── linger ───────────►  SIGKILL    (hangs while it exits)
 
-``STACKLLAMA_STOP_GRACE`` and ``STACKLLAMA_TERM_GRACE`` (seconds) set the first two.
+``STACKLLAMA_STOP_GRACE``, ``STACKLLAMA_TERM_GRACE`` and ``STACKLLAMA_LINGER`` (seconds) set the three.
 """
 
 import contextlib
@@ -26,7 +26,9 @@ from math import inf
 from pathlib import Path
 
 import msgspec
+from msgspec import Struct
 
+from ..contract.errors import ExitCode
 from ..contract.events import Event, EventReader
 from ..contract.files import open_private
 from ..contract.run_dir import ProcessId, RunDir, State
@@ -35,23 +37,42 @@ from .argv import inherited_environment
 from .outcome import Outcome, from_end_event, from_status, last_log_lines, stopped_by_force
 from .processes import identify, kill_run_processes, run_processes, send
 
-STOP_GRACE = 120.0
-TERM_GRACE = 30.0
-LINGER = 60.0
+SUPERVISOR_LOG = "supervisor.txt"
+"""In the attempt's folder: what the supervisor itself had to complain about."""
 
 _POLL = 0.2
+_IN_ORDER = (ExitCode.DONE, ExitCode.STOPPED)  # torchrun prints a traceback for every code but 0
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 _DISK_PATIENCE = 600.0  # seconds to go on trying to record the outcome on a full disk
+
+
+class Patience(Struct, frozen=True, kw_only=True):
+    """Seconds that a worker is given; see the module."""
+
+    stop: float = 120.0
+    term: float = 30.0
+    linger: float = 60.0
+
+    @classmethod
+    def of(cls, stage: Stage) -> "Patience":
+        """From the environment. A pipeline waits for the supervisor of its child, which waits for its worker."""
+        given = cls(
+            stop=float(os.environ.get("STACKLLAMA_STOP_GRACE", cls().stop)),
+            term=float(os.environ.get("STACKLLAMA_TERM_GRACE", cls().term)),
+            linger=float(os.environ.get("STACKLLAMA_LINGER", cls().linger)),
+        )
+        if stage is Stage.PIPELINE:
+            return msgspec.structs.replace(given, stop=2 * (given.stop + given.term))
+        return given
 
 
 class Supervisor:
     """Runs one attempt to its end."""
 
-    def __init__(self, run: RunDir, attempt: int, *, stop_grace: float, term_grace: float) -> None:
+    def __init__(self, run: RunDir, attempt: int, patience: Patience) -> None:
         self.run = run
         self.folder = run.attempt_dir(attempt)
-        self.stop_grace = stop_grace
-        self.term_grace = term_grace
+        self.patience = patience
         self.stop_asked = False  # set by a signal handler
         self.state: State = run.read_state()
         self._unsaved = False
@@ -141,8 +162,8 @@ class Supervisor:
             return
         self._stopping = True
         now = time.monotonic()
-        self._term_at = min(self._term_at, now + self.stop_grace)
-        self._kill_at = min(self._kill_at, now + self.stop_grace + self.term_grace)
+        self._term_at = min(self._term_at, now + self.patience.stop)
+        self._kill_at = min(self._kill_at, now + self.patience.stop + self.patience.term)
         try:
             self.run.request("stop")  # for the worker, when the stop came as a signal
         except OSError as error:  # a full disk: a signal says the same
@@ -157,9 +178,9 @@ class Supervisor:
         if self._status is not None:
             over = self._end is not None
             self._term_at = min(self._term_at, now)
-            self._kill_at = min(self._kill_at, now if over else now + self.term_grace)
+            self._kill_at = min(self._kill_at, now if over else now + self.patience.term)
         elif self._end is not None:
-            self._kill_at = min(self._kill_at, now + LINGER)
+            self._kill_at = min(self._kill_at, now + self.patience.linger)
         if now < min(self._term_at, self._kill_at):
             return True
         left = run_processes(self.run.path)
@@ -183,11 +204,11 @@ class Supervisor:
         if self._end is not None:
             return from_end_event(self._end)
         if self._stopping and self._forced is not None:
-            return stopped_by_force(self._forced, self.stop_grace)
+            return stopped_by_force(self._forced, self.patience.stop)
         return from_status(status, last_log_lines(self.folder / "log.txt"))
 
     def _finish(self, outcome: Outcome) -> None:
-        lines = last_log_lines(self.folder / "log.txt") if outcome.phase != "finished" else []
+        lines = last_log_lines(self.folder / "log.txt") if outcome.exit_code not in _IN_ORDER else []
         for request in ("stop", "save"):
             self.run.served(request)
         self._record(
@@ -223,24 +244,16 @@ def main(arguments: list[str]) -> None:
     _adopt_orphans()
     status = 1
     try:
-        stop_grace, term_grace = _graces(run.read_state().stage)
-        supervisor = Supervisor(run, attempt, stop_grace=stop_grace, term_grace=term_grace)
+        supervisor = Supervisor(run, attempt, Patience.of(run.read_state().stage))
         _handle_signals(supervisor)
         supervisor.supervise()
-        _drop_empty(supervisor.folder / "supervisor.txt")
+        _drop_empty(supervisor.folder / SUPERVISOR_LOG)
         status = 0
     except BaseException as error:  # noqa: BLE001 - the last one who can still record anything
         traceback.print_exc()
         _record_own_failure(run, error)
     finally:
         os._exit(status)
-
-
-def _graces(stage: Stage) -> tuple[float, float]:
-    """Seconds before SIGTERM and before SIGKILL; a pipeline waits for its children's supervisors."""
-    stop = float(os.environ.get("STACKLLAMA_STOP_GRACE", STOP_GRACE))
-    term = float(os.environ.get("STACKLLAMA_TERM_GRACE", TERM_GRACE))
-    return (2 * (stop + term), term) if stage is Stage.PIPELINE else (stop, term)
 
 
 def _detach() -> None:
@@ -274,7 +287,7 @@ def _record_own_failure(run: RunDir, error: BaseException) -> None:
     try:
         killed = kill_run_processes(run.path)
         cause = (
-            f"The supervisor itself failed ({error!r}); {killed} processes were ended. Please report supervisor.txt."
+            f"The supervisor itself failed ({error!r}); {killed} processes were ended. Please report {SUPERVISOR_LOG}."
         )
         state = run.read_state()
         if not state.has_ended:

@@ -1,0 +1,31 @@
+"""What plans and supervises starts in milliseconds: it loads nothing that trains and nothing that draws."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from stackllama_engine.launch.argv import source_path
+
+HEAVY = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "textual", "rich", "numpy")
+ENTRIES = [
+    "contract.recipe_io", "contract.run_dir", "contract.history", "launch.launcher", "launch.supervisor",
+    "launch.pipeline", "launch.reconcile", "data.sources", "data.preview", "data.prepare", "data.demo",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_light_entries(entry: str) -> None:
+    code = f"import sys, stackllama_engine.{entry}; print(*sorted(set({HEAVY!r}) & set(sys.modules)))"
+    result = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | source_path(""), capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == []
+
+
+def test_the_check_can_fail() -> None:
+    code = f"import sys, numpy; print(*sorted(set({HEAVY!r}) & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ["numpy"]

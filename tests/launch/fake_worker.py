@@ -1,0 +1,94 @@
+"""A worker that speaks the protocol without training: ``python fake_worker.py RUN_DIR MODE``."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from stackllama_engine.contract.events import EventWriter
+from stackllama_engine.contract.run_dir import RunDir
+
+
+class Worker:
+    """One method a mode; each returns the exit code."""
+
+    def __init__(self, run: RunDir) -> None:
+        self.run = run
+        print(f"fake worker: {sys.argv[2]}", flush=True)
+        self.events = EventWriter(run.attempt_dir(int(os.environ["STACKLLAMA_ATTEMPT"])) / "events.jsonl")
+        self.events.write("phase", phase="train")
+
+    def end(self, code: int, cause: str | None = None) -> int:
+        self.events.write("end", data={"exit_code": code, "cause": cause})
+        return code
+
+    def finish(self) -> int:
+        self.run.write_json("result.json", {"loss": 1.5, "recipe": self.run.recipe_file.read_text()})
+        (self.run.path / "written-by-worker.txt").write_text("x")
+        for output in (self.run.adapter, self.run.merged):
+            output.mkdir()
+        return self.end(0)
+
+    def fail(self) -> int:
+        return self.end(1, "out of memory in train")
+
+    def code(self) -> int:
+        print("RuntimeError: no such thing")
+        return 7
+
+    def kill(self) -> int:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return 1
+
+    def orphan(self) -> int:
+        self._start_orphan()
+        return self.end(0)
+
+    def orphan_crash(self) -> int:
+        self._start_orphan()
+        return self.kill()
+
+    def hang_after_end(self) -> int:
+        self.end(0)
+        return self.deaf()
+
+    def stubborn(self) -> int:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        self._start_orphan()
+        return self.deaf()
+
+    def deaf(self) -> int:
+        """Neither looks for requests nor handles SIGTERM."""
+        time.sleep(600)
+        return 1
+
+    def until_stopped(self) -> int:
+        asked: list[int] = []
+        signal.signal(signal.SIGTERM, lambda number, _: asked.append(number))
+        (self.run.path / "worker.pid").write_text(str(os.getpid()))
+        while not asked and "stop" not in self.run.requests():
+            time.sleep(0.01)
+        self.events.write("checkpoint", step=3)
+        return self.end(75, "saved")
+
+    def _start_orphan(self) -> None:
+        """A process in a session of its own whose parent will be gone, deaf to SIGTERM."""
+        code = "import signal, time; signal.signal(15, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
+        orphan = subprocess.Popen([sys.executable, "-c", code], start_new_session=True, stdout=subprocess.PIPE)
+        assert orphan.stdout is not None
+        orphan.stdout.readline()
+        (self.run.path / "orphan.pid").write_text(str(orphan.pid))
+
+
+def wrapper(run_dir: str) -> int:
+    """As `accelerate launch` of one process: dies of SIGTERM and leaves its worker."""
+    return subprocess.run([sys.executable, __file__, run_dir, "until-stopped"]).returncode
+
+
+if __name__ == "__main__":
+    run_dir, mode = sys.argv[1:]
+    sys.exit(
+        wrapper(run_dir) if mode == "wrapper" else getattr(Worker(RunDir(Path(run_dir))), mode.replace("-", "_"))()
+    )

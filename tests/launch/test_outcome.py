@@ -1,0 +1,50 @@
+"""How an attempt ended, from its end event, its exit status and its log."""
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from stackllama_engine.contract.events import Event
+from stackllama_engine.launch.outcome import Outcome, from_end_event, from_status, last_log_lines
+
+
+def end(**data: object) -> Event:
+    return Event(seq=1, time=1.0, kind="end", data=data)
+
+
+@pytest.mark.parametrize(
+    ("data", "outcome"),
+    [
+        ({"exit_code": 0, "cause": None}, Outcome(phase="finished", exit_code=0)),
+        ({"exit_code": 75, "cause": "saved"}, Outcome(phase="stopped", exit_code=75, cause="saved")),
+        ({"exit_code": 1, "cause": "NaN"}, Outcome(phase="failed", exit_code=1, cause="NaN")),
+        ({"exit_code": 2}, Outcome(phase="failed", exit_code=2, cause="exit code 2")),
+        ({}, Outcome(phase="failed", exit_code=1, cause="The end event carries no exit code.")),
+    ],
+)
+def test_end_event(data: dict[str, object], outcome: Outcome) -> None:
+    assert from_end_event(end(**data)) == outcome
+
+
+@pytest.mark.parametrize(
+    ("status", "outcome"),
+    [
+        (0, Outcome(phase="finished", exit_code=0)),
+        (75 << 8, Outcome(phase="stopped", exit_code=75)),
+        (3 << 8, Outcome(phase="failed", exit_code=3, cause="exit code 3: last")),
+        (signal.SIGTERM, Outcome(phase="failed", exit_code=143, cause="killed by SIGTERM")),
+        (signal.SIGSEGV | 0x80, Outcome(phase="failed", exit_code=139, cause="killed by SIGSEGV")),
+    ],
+)
+def test_wait_status(status: int, outcome: Outcome) -> None:
+    assert from_status(int(status), ["first", "last"]) == outcome
+
+
+def test_last_lines_of_a_log(tmp_path: Path) -> None:
+    log = tmp_path / "log.txt"
+    assert last_log_lines(log) == []
+    log.write_bytes(b"old\n" * 50 + b"\xff bad\n\n 10%|#\r 20%|##\r\n" + b"x" * 2000 + b"\nunfinished")
+    lines = last_log_lines(log)
+    assert len(lines) == 20
+    assert lines[-4:] == ["\ufffd bad", " 20%|##", "x" * 500, "unfinished"]
