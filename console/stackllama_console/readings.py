@@ -21,7 +21,7 @@ HEADLINE: dict[Stage, tuple[str, ...]] = {
     Stage.REWARD: ("loss", "accuracy", "eval_accuracy", "margin", "learning_rate"),
     Stage.PPO: (
         "objective/scores",
-        "objective/true_utility",
+        "demo/true_utility",
         "objective/kl",
         "objective/kl_coef",
         "policy/clipfrac_avg",
@@ -63,10 +63,10 @@ class Reading(Struct, kw_only=True):
     @property
     def last_metric(self) -> tuple[str, float | None] | None:
         """The one number that says how it went: loss, accuracy or reward; that of the result once there is one."""
-        values = self.history.last | self.result
-        for name, label in _LISTED[self.stage]:
-            if name in values:
-                return label, values[name]
+        for values in (self.result, self.history.last):
+            for name, label in _LISTED[self.stage]:
+                if name in values:
+                    return label, values[name]
         return None
 
 

@@ -43,15 +43,15 @@ def pipeline(make_run: Callable[..., RunDir]) -> RunDir:
 TABLE = """\
                                      first         last     wall time
 SFT     loss                         3.250 →      0.500          30 s
-merge   difference from parts                   2.5e-06          30 s
+merge   error of the merge                      2.5e-06          30 s
 reward  held-out accuracy                         0.875          30 s
         held-out pairs                              600
         ties among them                               4
-merge   difference from parts                     0.000          30 s
+merge   error of the merge                        0.000          30 s
 PPO     mean reward                 -0.125 →      1.500          30 s
         true utility                 0.500 →      0.750
         KL per response              0.000 →      4.250
-merge   difference from parts                   1.0e-05          30 s
+merge   error of the merge                      1.0e-05          30 s
 total                                                        3 m 05 s
 """
 

@@ -32,12 +32,14 @@ class Bars:
             ),
             console=self._console,
             expand=True,
-            refresh_per_second=4,
+            auto_refresh=False,  # painted on change only: idle, one paint a second goes over the wire
         )
         self._task: TaskID | None = None
         self._tail: Tail | None = None
         self._began = 0.0
         self._ended = False
+        self._changed = False
+        self._shown_time = ""
         self._progress.start()
 
     def begin(self, tail: Tail) -> None:
@@ -46,7 +48,9 @@ class Bars:
         state = tail.run.read_state()
         self._began = state.started or state.created or time.time()
         self._tail = tail
-        self._task = self._progress.add_task(tail.title, total=None, step="", time="", text="starting")
+        self._shown_time = ""
+        self._changed = True
+        self._task = self._progress.add_task(tail.title, total=1, step="", time="", text="starting")
         if tail.history.updated is not None:
             self._draw()
         self._ended = state.ended is not None
@@ -64,13 +68,17 @@ class Bars:
             self._show(event.time)
 
     def tick(self) -> None:
-        """The clock."""
+        """The clock; paints what has changed since the last look."""
         if not self._ended:
             self._show(time.time())
+        if self._changed:
+            self._changed = False
+            self._progress.refresh()
 
     def close(self) -> None:
         """Leave the bars as they are."""
         self._finish()
+        self._progress.refresh()
         self._progress.stop()
 
     def _draw(self) -> None:
@@ -81,20 +89,31 @@ class Bars:
         text = " ".join(
             f"{name.rpartition('/')[2]} {number(value)}" for name, value in chosen(self._tail, history.last)
         )
+        self._changed = True
         self._progress.update(
             self._task,
-            completed=history.step,
-            total=total,
+            completed=history.step if total else 0,
+            total=total or 1,
             step=f"{history.step}/{total}" if total else "",
             text=text or one_line(history.phase or "starting"),
         )
 
     def _show(self, now: float) -> None:
-        if self._task is not None:
-            self._progress.update(self._task, time=duration(now - self._began))
+        text = duration(now - self._began)
+        if self._task is not None and text != self._shown_time:
+            self._shown_time = text
+            self._progress.update(self._task, time=text)
+            self._changed = True
 
     def _finish(self) -> None:
-        """A run that ended well has a full bar, also where it reports no steps, as a merge does."""
-        if self._tail and self._task is not None and self._tail.history.exit_code == 0:
-            total = self._tail.history.total_steps or 1
+        """The bar that was at work: its whole time, and full where it ended well, also without steps as in a merge."""
+        if self._tail is None or self._task is None:
+            return
+        state, history = self._tail.run.read_state(), self._tail.history
+        if state.ended is not None:
+            self._show(state.ended)
+        if history.exit_code == 0 and state.has_ended:
+            total = history.total_steps or 1
             self._progress.update(self._task, total=total, completed=total)
+            if not history.last:
+                self._progress.update(self._task, text="done")

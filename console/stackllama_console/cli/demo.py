@@ -32,6 +32,4 @@ def demo(arguments: argparse.Namespace) -> int:
     say(f"The whole recipe on the embedded demo, seed {arguments.seed}: {run.id}")
     say("It runs in the background; Ctrl-C only stops looking.")
     say()
-    state = follow(home, run, plain=arguments.plain)
-    say()
-    return finish(home, run, state, as_json=arguments.json)
+    return finish(home, run, follow(home, run, plain=arguments.plain), as_json=arguments.json)

@@ -4,7 +4,7 @@ from stackllama_engine.contract.run_dir import Home, RunDir, State
 from stackllama_engine.contract.stages import Stage
 
 from .outcome import exit_code, facts
-from .output import show_json
+from .output import say, show_json
 
 
 def finish(home: Home, run: RunDir, state: State, *, as_json: bool) -> int:
@@ -19,6 +19,7 @@ def finish(home: Home, run: RunDir, state: State, *, as_json: bool) -> int:
     if as_json:
         show_json(found)
     elif state.phase == "finished":
+        say()
         show_table(found)
         show_samples(found)
     return exit_code(state)

@@ -83,7 +83,7 @@ def _rows(suffix: str, result: Facts) -> list[tuple[str, Any, Any]]:
             ("true utility", before.get("true_utility"), after.get("true_utility")),
             ("KL per response", before.get("kl"), after.get("kl")),
         ],
-    }.get(suffix, [("difference from parts", None, result.get("difference"))])
+    }.get(suffix, [("error of the merge", None, result.get("difference"))])
     return [row for row in rows if row[2] is not None]
 
 
