@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from stackllama_console.cli import runs as runs_module
 from stackllama_console.cli.output import cut, duration, number, size
 from stackllama_engine.contract.events import EventWriter
 from stackllama_engine.contract.run_dir import Home, RunDir
@@ -58,6 +59,28 @@ def test_ls_shows_what_the_result_says_once_there_is_one(
     make_run(Stage.MERGE, "s").write_json("result.json", {"stage": "merge", "difference": 0.25})
     lines = run_main("runs", "ls").out.splitlines()
     assert lines[1].endswith("accuracy 0.81") and lines[2].endswith("difference 0.25")
+
+
+def test_ls_in_a_narrow_terminal(
+    make_run: MakeRun, run_main: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = "pipeline-20260101-120000-abcd"
+    for index, (stage, name) in enumerate(
+        [(Stage.PIPELINE, pipeline), (Stage.SFT, f"{pipeline}-sft"), (Stage.MERGE, f"{pipeline}-sft-merged"),
+         (Stage.SFT, "other")]
+    ):  # fmt: skip
+        make_run(stage, name, created=1000.0 + index)
+    assert f"{pipeline}-sft-merged  merge" in run_main("runs", "ls").out  # nothing is cut in a file
+    monkeypatch.setattr(runs_module, "width", lambda _: 80)
+    names = [line.split("  ")[0] or line.split()[0] for line in run_main("runs", "ls").out.splitlines()[1:]]
+    assert names == [pipeline, "…-sft", "…-sft-merged", "other"]
+
+
+def test_the_newest_run_is_the_pipeline_not_its_child(make_run: MakeRun, run_main: Callable[..., Any]) -> None:
+    make_run(Stage.SFT, "a", created=1.0)
+    make_run(Stage.PIPELINE, "p", created=2.0)
+    make_run(Stage.SFT, "p-sft", created=3.0)
+    assert run_main("runs", "show", "--json").json()["run"] == "p"
 
 
 def test_ls_reconciles(make_run: MakeRun, run_main: Callable[..., Any]) -> None:

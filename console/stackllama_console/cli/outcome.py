@@ -41,6 +41,8 @@ def next_steps(run: RunDir, state: State) -> list[str]:
     runs = f"{PROGRAM} runs"
     match state.phase:
         case "finished":
+            if (run.path.parent / f"{run.id}-merged").exists():  # a pipeline's child, merged by it
+                return []
             return {
                 "sft": [f"{PROGRAM} merge {run.id}"],
                 "reward": [f"{PROGRAM} launch ppo reward_model_path={run.id} …"],

@@ -8,17 +8,21 @@ from typing import Any
 
 from stackllama_engine.contract.errors import ExitCode, UsageError
 from stackllama_engine.contract.run_dir import Home, RunDir, State, check_run_id
+from stackllama_engine.contract.stages import Stage
+from stackllama_engine.launch.children import CHILDREN, child_id
 from stackllama_engine.launch.reconcile import reconcile
 
 from ..readings import Reading, last_log_lines, read_run
 from ..sanitise import log_line, one_line
 from .finish import finish
 from .outcome import COLOURS, facts, say_next
-from .output import PROGRAM, number, say, show, show_json, show_table
+from .output import PROGRAM, number, say, show, show_json, show_table, width
+
+_OTHER_COLUMNS = 54  # stage to last metric, with the blanks between
 
 
 def find(home: Home, run_id: str | None) -> RunDir:
-    """The run that was named, or the newest one.
+    """The run that was named, or the newest one; a pipeline rather than its children.
 
     Raises:
         UsageError: no such run; names the nearest one.
@@ -33,7 +37,9 @@ def find(home: Home, run_id: str | None) -> RunDir:
     runs = home.runs()
     if not runs:
         raise UsageError(f"No runs under {home.runs_dir}. `{PROGRAM} demo` makes some.")
-    return runs[-1]
+    ids = {run.id for run in runs}
+    children = {child_id(parent, child.suffix) for parent in ids for child in CHILDREN}
+    return next(run for run in reversed(runs) if run.id not in children)
 
 
 def ls(arguments: argparse.Namespace) -> int:
@@ -44,7 +50,8 @@ def ls(arguments: argparse.Namespace) -> int:
         show_json({"home": str(home.path), "runs": [_listed(reading) for reading in readings], "damaged": damaged})
     elif readings:
         header = ("RUN", "STAGE", "STATE", "STEP", "AGE", "LAST METRIC")
-        show_table(header, [_row(reading) for reading in readings], dict(COLOURS), 2)
+        rows = [(name, *_row(reading)) for name, reading in zip(_names(readings), readings, strict=True)]
+        show_table(header, rows, dict(COLOURS), 2)
     for message in damaged:
         say(f"left out: {one_line(message)}")
     if not readings:
@@ -66,10 +73,25 @@ def _readings(home: Home, stage: str | None) -> tuple[list[Reading], list[str]]:
     return found, damaged
 
 
+def _names(readings: list[Reading]) -> list[str]:
+    """Run ids; where the terminal is too narrow for them, `…` stands for a pipeline's id in those of its children."""
+    names: list[str] = []
+    pipeline = None
+    for reading in readings:
+        if pipeline and reading.id.startswith(f"{pipeline}-"):
+            names.append(f"  …{reading.id.removeprefix(pipeline)}")
+            continue
+        names.append(reading.id)
+        pipeline = reading.id if reading.stage is Stage.PIPELINE else None
+    full = [reading.id for reading in readings]
+    limit = width(sys.stdout)
+    return full if limit is None or max(map(len, full)) + _OTHER_COLUMNS <= limit else names
+
+
 def _row(reading: Reading) -> tuple[str, ...]:
     metric = reading.last_metric
     last = f"{metric[0]} {number(metric[1])}" if metric else ""
-    return (reading.id, reading.stage, reading.state.phase, reading.step, _age(reading.age), last)
+    return (reading.stage, reading.state.phase, reading.step, _age(reading.age), last)
 
 
 def _listed(reading: Reading) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import sys
 import time
 from typing import Any
 
-from msgspec import to_builtins
+from msgspec import json, to_builtins
 
 from stackllama_engine.contract.errors import ExitCode, UsageError
 from stackllama_engine.contract.events import EventReader
@@ -31,8 +31,11 @@ def show_one(home: Home, run: RunDir, state: State, *, as_json: bool) -> int:
     heading = paint(state.phase, COLOURS[state.phase], sys.stdout)
     sys.stdout.write(f"{paint(run.id, 'bold', sys.stdout)}  {heading}\n")
     show_fields(_fields(run, state, history, bad_lines))
-    _section("recipe, where it is not the default", [f"{key}: {value}" for key, value in recipe.items()] or [problem])
+    _section(
+        "recipe, where it is not the default", [f"{key}: {_plain(value)}" for key, value in recipe.items()] or [problem]
+    )
     _section("stages", _stages(home, run, state))
+    _section("result", _result(run))
     _section("metrics, first → last", _metrics(state, history))
     _section("remarks", [one_line(message) for message in history.health[-6:]])
     _section("last lines of its log", _log(run, state))
@@ -92,6 +95,16 @@ def _since(moment: float | None) -> str:
 
 def _stages(home: Home, run: RunDir, state: State) -> list[str]:
     return table(pipeline_facts(home, run, state)) if state.stage is Stage.PIPELINE else []
+
+
+def _result(run: RunDir) -> list[str]:
+    facts = {key: value for key, value in run.read_json("result.json").items() if isinstance(value, int | float | str)}
+    return [f"{key}: {_plain(value)}" for key, value in facts.items() if key not in ("stage", "path")]
+
+
+def _plain(value: Any) -> str:
+    """A value as it is written in a recipe."""
+    return value if isinstance(value, str) else json.encode(value).decode()
 
 
 def _metrics(state: State, history: History) -> list[str]:
