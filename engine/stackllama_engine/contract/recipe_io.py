@@ -102,7 +102,8 @@ def build_recipe(
 def dump_recipe(recipe: AnyRecipe) -> str:
     """The recipe as YAML with every default written out; :func:`load_recipe` reads it back unchanged."""
     header = f"# stage: {recipe.stage}\n"
-    return header + yaml.safe_dump(msgspec.to_builtins(recipe), sort_keys=False, allow_unicode=True, width=100)
+    # ASCII only: PyYAML writes U+0085 and its like as line breaks when unicode is allowed, and reads a blank back.
+    return header + yaml.safe_dump(msgspec.to_builtins(recipe), sort_keys=False, allow_unicode=False, width=100)
 
 
 def _read_file(file: Path) -> dict[str, Any]:

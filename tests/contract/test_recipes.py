@@ -1,0 +1,288 @@
+"""Recipes: every kind of mistake is one error that names file, key, value and the way out; the rest round-trips."""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stackllama_engine.contract.errors import ExitCode, RecipeError
+from stackllama_engine.contract.recipe import RECIPES, WIRED, PipelineRecipe, PPORecipe, SFTRecipe, TrainRecipe
+from stackllama_engine.contract.recipe_io import build_recipe, dump_recipe, load_recipe
+from stackllama_engine.contract.stages import TRAINING_STAGES, Split, Stage
+
+NEEDED: dict[Stage, dict[str, Any]] = {
+    Stage.SFT: {"model_name_or_path": "gpt2"},
+    Stage.REWARD: {"model_name_or_path": "gpt2"},
+    Stage.PPO: {"model_name_or_path": "gpt2", "reward_model_path": "r"},
+    Stage.MERGE: {"adapter_path": "a"},
+    Stage.PIPELINE: {"model_name_or_path": "gpt2"},
+}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "recipe.yaml"
+
+
+def refusal(stage: Stage, file: Path | None = None, *overrides: str) -> str:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(stage, file, overrides)
+    assert caught.value.exit_code == ExitCode.USAGE == 2
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+def sft(file: Path | None = None, *overrides: str) -> SFTRecipe:
+    recipe = load_recipe(Stage.SFT, file, overrides)
+    assert isinstance(recipe, SFTRecipe)
+    return recipe
+
+
+# defaults: the published numbers
+
+
+def test_published_defaults() -> None:
+    recipe = sft(None, "model_name_or_path=gpt2")
+    assert (recipe.learning_rate, recipe.lr_scheduler_type, recipe.warmup_steps) == (1e-5, "cosine", 100)
+    assert (recipe.lora_r, recipe.lora_alpha, recipe.lora_dropout, recipe.max_length) == (16, 32, 0.05, 1024)
+    assert (recipe.dataset_train_split, recipe.dataset_test_split) == ("finetune", "evaluation")
+    ppo = build_recipe(Stage.PPO, NEEDED[Stage.PPO])
+    assert isinstance(ppo, PPORecipe)
+    assert (ppo.learning_rate, ppo.kl_coef, ppo.target, ppo.horizon) == (1.4e-5, 0.2, 6.0, 10_000)
+    assert (ppo.gamma, ppo.lam, ppo.cliprange, ppo.vf_coef, ppo.num_ppo_epochs) == (1.0, 0.95, 0.2, 0.1, 4)
+    assert ppo.local_batch_size == 8
+
+
+def test_every_stage_trains_on_its_own_split() -> None:
+    splits: list[str] = []
+    for stage in TRAINING_STAGES:
+        recipe = build_recipe(stage, NEEDED[stage])
+        assert isinstance(recipe, TrainRecipe)
+        splits.append(recipe.dataset_train_split)
+    assert splits == [Split.FINETUNE, Split.REWARD, Split.RL]
+    assert Split.EVALUATION not in splits
+
+
+@pytest.mark.parametrize("stage", list(Stage))
+def test_every_key_has_a_type_and_help(stage: Stage) -> None:
+    if stage is Stage.PIPELINE:
+        return
+    properties = msgspec.json.schema(RECIPES[stage])["$defs"][RECIPES[stage].__name__]["properties"]
+    assert [key for key, schema in properties.items() if not schema.get("description")] == []
+
+
+# precedence
+
+
+def test_defaults_then_file_then_command_line(file: Path) -> None:
+    file.write_text("model_name_or_path: gpt2\nlearning_rate: 2e-5\nlora_r: 4\n")
+    assert (sft(file).learning_rate, sft(file).lora_r) == (2e-5, 4)
+    recipe = sft(file, "lora_r=2", "lora_r=3", "num_processes=2")
+    assert (recipe.learning_rate, recipe.lora_r, recipe.num_processes) == (2e-5, 3, 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1e-5", 1e-5), ("1E-5", 1e-5), ("1.0e-5", 1e-5), ("0.00001", 1e-5), ('"1e-5"', 1e-5), ("1", 1.0)],
+)
+def test_numbers_as_people_write_them(file: Path, text: str, value: float) -> None:
+    """YAML 1.1 reads 1e-5, without a point, as a string."""
+    file.write_text(f"model_name_or_path: gpt2\nlearning_rate: {text}\n")
+    assert sft(file).learning_rate == value
+    assert sft(None, "model_name_or_path=gpt2", f"learning_rate={text}").learning_rate == value
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        ("packing=false", "packing", False), ("packing=no", "packing", False),
+        ("model_revision=null", "model_revision", None),
+        ("model_revision=", "model_revision", None), ("report_to=[wandb]", "report_to", ["wandb"]),
+        ("lora_target_modules=[q_proj, v_proj]", "lora_target_modules", ["q_proj", "v_proj"]),
+        ("lora_target_modules=all-linear", "lora_target_modules", "all-linear"),
+        ("model_name_or_path=a=b", "model_name_or_path", "a=b"), ("dataset_name={odd: [", "dataset_name", "{odd: ["),
+    ],
+)  # fmt: skip
+def test_command_line_values_are_yaml(override: str, key: str, value: object) -> None:
+    assert getattr(sft(None, "model_name_or_path=gpt2", override), key) == value
+
+
+def test_existing_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "base").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert sft(None, "model_name_or_path=./base").model_name_or_path == str(tmp_path / "base")
+    assert sft(None, "model_name_or_path=org/base").model_name_or_path == "org/base"
+
+
+# mistakes
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("learning_rte: 1e-5", ["`learning_rte: 1e-5`", "Did you mean `learning_rate`?"]),
+        ("zzzzzz: 1", ["has no key `zzzzzz`"]),
+        ("lora_r: many", ["`lora_r: many` is wrong"]),
+        ("lora_r: 0", ["`lora_r: 0`", ">= 1"]),
+        ("lora_r: 1.5", ["`lora_r: 1.5`"]),
+        ("lora_r: true", ["`lora_r: True`"]),
+        ("lora_r: null", ["`lora_r: None`"]),
+        ("learning_rate: 0", ["`learning_rate: 0`", "> 0"]),
+        ("learning_rate: 2", ["<= 1"]),
+        ("learning_rate: .nan", ["`learning_rate: nan`"]),
+        ("learning_rate: .inf", ["`learning_rate: inf`"]),
+        ("lora_dropout: 1", ["`lora_dropout: 1`", "< 1"]),
+        ("packing: maybe", ["`packing: maybe`"]),
+        ("lr_scheduler_type: cosin", ["must be one of", "did you mean `cosine`?"]),
+        ("report_to: [wandbb]", ["must be one of", "`wandb`"]),
+        ("report_to: wandb", ["`report_to: wandb`"]),
+        ("model_name_or_path: ''", ["`model_name_or_path: `"]),
+        ("model_name_or_path: 7", ["`model_name_or_path: 7`"]),
+        ("model_name_or_path: {a: 1}", ["`model_name_or_path: {'a': 1}`"]),
+        ("model_name_or_path: 2024-01-01", ["`model_name_or_path: 2024-01-01`"]),
+        ("adapter_path: x", ["sft recipe has no key `adapter_path`"]),
+        ("trust_remote_code: true", ["trust_remote_code: true", "never executed"]),
+        ("load_in_4bit: true", ["`load_in_8bit` and `load_in_4bit` are both true"]),
+        ("bf16: true\nfp16: true", ["`bf16` and `fp16` are both true"]),
+        ("use_peft: false", ["`use_peft: false`", "load_in_8bit: false"]),
+        ("num_processes: 0", [">= 1"]),
+        ("seed: -1", [">= 0"]),
+    ],
+)
+def test_mistake_in_a_file(file: Path, text: str, named: list[str]) -> None:
+    base = "" if text.startswith("model_name_or_path") else "model_name_or_path: gpt2\n"
+    file.write_text(f"{base}{text}\n")
+    message = refusal(Stage.SFT, file)
+    assert message.startswith(f"{file}: ")
+    assert all(part in message for part in named), message
+
+
+def test_mistake_on_the_command_line_is_not_blamed_on_the_file(file: Path) -> None:
+    file.write_text("model_name_or_path: gpt2\nlora_r: 4\n")
+    assert refusal(Stage.SFT, file, "lora_r=no-number").startswith("command line: `lora_r: no-number` is wrong")
+    assert refusal(Stage.SFT, file, "lorar=3").endswith("Did you mean `lora_r`?")
+    assert "is not of the form key=value" in refusal(Stage.SFT, file, "lora_r")
+    assert "is not of the form key=value" in refusal(Stage.SFT, file, "=3")
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (b"lora_r: 4\nlora_r: 5\n", "key `lora_r` is given twice"),
+        (b"a: {b: 1, b: 2}\n", "key `b` is given twice"),
+        (b"lora_r: [\n", "not valid YAML"),
+        (b"- a\n- b\n", "a recipe is a mapping"),
+        (b"just text\n", "a recipe is a mapping"),
+        (b"1: 2\n", "a recipe is a mapping"),
+        (b"? [a, b]\n: 1\n", "a key is plain text"),
+        (b"? {a: b}\n: 1\n", "a key is plain text"),
+        (b"lora_r: !!python/object/apply:os.system ['true']\n", "not valid YAML"),
+        (b"a: 2024-99-99\n", "not valid YAML"),
+        (b"a: &a [*a]\n", "has no key `a`"),
+        (b"[" * 5000, "not valid YAML"),
+        (b"\xff\xfe\x00", "cannot be read"),
+        (b"a: \x00\n", "not valid YAML"),
+        (b"", "`model_name_or_path` is required by the sft recipe"),
+        (b"# only a comment\n", "`model_name_or_path=demo` tries the embedded model"),
+    ],
+)
+def test_file_that_is_no_recipe(file: Path, content: bytes, named: str) -> None:
+    file.write_bytes(content)
+    message = refusal(Stage.SFT, file)
+    assert message.startswith(f"{file}: ") and named in message
+
+
+def test_file_that_cannot_be_read(tmp_path: Path) -> None:
+    assert "no such recipe file" in refusal(Stage.SFT, tmp_path / "none.yaml")
+    assert "cannot be read" in refusal(Stage.SFT, tmp_path)
+
+
+def test_keys_between_keys_of_ppo() -> None:
+    given = [f"{key}={value}" for key, value in NEEDED[Stage.PPO].items()]
+    assert "must be below" in refusal(Stage.PPO, None, *given, "output_min_length=128")
+    assert "PPO needs `use_peft: true`" in refusal(Stage.PPO, None, *given, "use_peft=false", "load_in_8bit=false")
+    assert "`reward_model_path` is required" in refusal(Stage.PPO, None, "model_name_or_path=gpt2")
+
+
+# round trip
+
+
+@pytest.mark.parametrize("stage", list(Stage))
+def test_dump_reads_back_unchanged_with_every_default(stage: Stage, file: Path) -> None:
+    recipe = build_recipe(stage, NEEDED[stage])
+    file.write_text(dump_recipe(recipe))
+    assert load_recipe(stage, file) == recipe
+    if not isinstance(recipe, PipelineRecipe):
+        assert all(f"\n{name}:" in file.read_text() for name in recipe.__struct_fields__)
+
+
+@settings(max_examples=60)
+@given(
+    name=st.text(min_size=1).filter(lambda text: not text.startswith(("~", "/"))),
+    rate=st.floats(min_value=1e-300, max_value=1, exclude_min=True),
+    modules=st.one_of(st.none(), st.lists(st.text(), max_size=3)),
+)
+def test_any_text_and_number_round_trips(
+    tmp_path_factory: pytest.TempPathFactory, name: str, rate: float, modules: list[str] | None
+) -> None:
+    values = {"model_name_or_path": "gpt2", "dataset_config": name, "learning_rate": rate}
+    recipe = build_recipe(Stage.SFT, values | {"lora_target_modules": modules})
+    file = tmp_path_factory.getbasetemp() / "any.yaml"
+    file.write_text(dump_recipe(recipe))
+    assert load_recipe(Stage.SFT, file) == recipe
+
+
+# pipeline
+
+
+def pipeline(*overrides: str) -> PipelineRecipe:
+    recipe = load_recipe(Stage.PIPELINE, None, overrides)
+    assert isinstance(recipe, PipelineRecipe)
+    return recipe
+
+
+def test_shared_keys_go_to_every_stage_that_has_them_and_sections_override() -> None:
+    recipe = pipeline("model_name_or_path=gpt2", "lora_r=4", "packing=false", "reward.lora_r=2", "merge.dtype=float32")
+    assert (recipe.sft["lora_r"], recipe.reward["lora_r"], recipe.ppo["lora_r"]) == (4, 2, 4)
+    assert recipe.sft["packing"] is False and "packing" not in recipe.ppo
+    assert recipe.merge["dtype"] == "float32" and recipe.sft["dtype"] == "auto"
+    assert recipe.sft["model_name_or_path"] == "gpt2"
+
+
+def test_wired_keys_are_not_in_the_recipe_and_may_not_be_given() -> None:
+    recipe = pipeline("model_name_or_path=gpt2")
+    for stage, keys in WIRED.items():
+        assert not set(keys) & set(getattr(recipe, stage))
+        for key in keys:
+            text = refusal(Stage.PIPELINE, None, "model_name_or_path=gpt2", f"{stage}.{key}=x")
+            assert f"`{stage}.{key}` is wired from the stage before" in text
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("sft.lora_r=0", "`lora_r: 0` is wrong"),
+        ("sft.lorar=1", "Did you mean `lora_r`?"),
+        ("lorar=1", "the pipeline recipe has no key `lorar`. Did you mean `lora_r`?"),
+        ("sft=7", "a section is a mapping"),
+        ("lora_r.x=1", "`lora_r"),
+        ("sft.load_in_4bit=true", "are both true"),
+        ("ppo.output_min_length=500", "must be below"),
+    ],
+)
+def test_mistakes_in_a_pipeline(override: str, named: str) -> None:
+    assert named in refusal(Stage.PIPELINE, None, "model_name_or_path=gpt2", override)
+
+
+def test_pipeline_needs_a_base() -> None:
+    assert "`model_name_or_path` is required by the sft recipe" in refusal(Stage.PIPELINE)
+
+
+def test_section_under_a_plain_value(file: Path) -> None:
+    file.write_text("model_name_or_path: gpt2\nsft: 7\n")
+    assert "`sft: 7`" in refusal(Stage.PIPELINE, file)
+    assert "`sft` is a value, not a section" in refusal(Stage.PIPELINE, file, "sft.lora_r=1")
