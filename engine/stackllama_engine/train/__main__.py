@@ -50,10 +50,13 @@ def _run_stage(stage: Stage, run: RunDir, reporter: Reporter) -> None:
     reporter.phase("start")
     started = time.monotonic()
     recipe = load_recipe(stage, run.recipe_file)
+    from transformers import set_seed
+
     from . import models
     from .session import Session
 
     models.quiet_libraries()
+    set_seed(recipe.seed)  # adapters and heads start at random: alike on every rank and in every attempt
     session = Session(run, reporter, use_cpu=recipe.use_cpu)
     room: Callable[[AnyRecipe, Session], dict[str, Any]] = importlib.import_module(_ROOMS[stage], __package__).run
     facts = room(recipe, session)

@@ -1,5 +1,6 @@
 """What the stages on top of transformers' Trainer share: arguments, checkpoints, requests, events."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 
 _NOT_METRICS = frozenset({"epoch", "total_flos", "train_loss", "step"})
+_TIMINGS = ("_runtime", "_per_second")
 
 
 def training_arguments(recipe: SFTRecipe | RewardRecipe, output_dir: Path) -> dict[str, Any]:
@@ -95,8 +97,12 @@ class RunCallback(TrainerCallback):
     ) -> None:
         """Metrics under the names that TRL gives them."""
         logs: dict[str, Any] = kwargs["logs"]
-        metrics = {k: v for k, v in logs.items() if isinstance(v, int | float) and k not in _NOT_METRICS}
-        if "train_runtime" not in metrics:
+        metrics = {
+            name: value
+            for name, value in logs.items()
+            if isinstance(value, int | float) and name not in _NOT_METRICS and not name.endswith(_TIMINGS)
+        }
+        if "train_runtime" not in logs:
             self._reporter.metrics(state.global_step, metrics)
             self._reporter.memory()
 
@@ -124,10 +130,19 @@ def fit(trainer: "Trainer", callback: RunCallback, reporter: Reporter) -> None:
     """
     models.trainables_to_fp32(trainer.model)
     resume_from = checkpoint.to_resume(reporter)
+    if resume_from:
+        _restore_token_count(trainer, resume_from)
     reporter.phase("train")
     trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
     if callback.stopped:
         raise Stopped
+
+
+def _restore_token_count(trainer: Any, path: Path) -> None:
+    """TRL counts tokens on the trainer, outside the state it saves, and would begin again at 0."""
+    history = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
+    counts = [entry["num_tokens"] for entry in history if "num_tokens" in entry]
+    trainer._total_train_tokens = int(counts[-1]) if counts else 0
 
 
 def save(trainer: "Trainer", tokenizer: Any, recipe: TrainRecipe, session: Session) -> None:

@@ -82,7 +82,7 @@ def run(recipe: MergeRecipe, session: Session) -> dict[str, Any]:
     staging.replace(session.run.merged)
     return {
         "path": str(session.run.merged),
-        "max_difference": differences.merged,
+        "difference": differences.merged,
         "difference_from_base": differences.adapter,
         "probes": PROBES,
         "dtype": recipe.dtype,
@@ -152,4 +152,4 @@ def _cast(recipe: MergeRecipe, source: Path, session: Session) -> dict[str, Any]
     tokenizer = models.load_tokenizer(str(source))
     model = models.load_plain(str(source), None, recipe.dtype, reward, session.device)
     _save(model, tokenizer, session).replace(session.run.merged)
-    return {"path": str(session.run.merged), "max_difference": 0.0, "dtype": recipe.dtype}
+    return {"path": str(session.run.merged), "difference": 0.0, "dtype": recipe.dtype}

@@ -6,10 +6,13 @@ repository is never executed.
 
 import hashlib
 import json
+import logging
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import datasets
 import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
@@ -241,8 +244,8 @@ def _cast_input(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[to
 
 
 def quiet_libraries() -> None:
-    """Progress bars of loading and mapping are noise in a log file."""
+    """Keep a log file readable: no progress bars, and no library's advice to its own callers, once a layer and step."""
     transformers.utils.logging.disable_progress_bar()
-    import datasets
-
     datasets.disable_progress_bars()
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")

@@ -43,7 +43,9 @@ class Session:
     @property
     def device(self) -> torch.device:
         """Where this process computes."""
-        return self.state.device
+        device = self.state.device
+        # safetensors does not know `cpu:0`, which is what accelerate calls the CPU of several processes
+        return torch.device("cpu") if device is None or device.type == "cpu" else device
 
     @property
     def is_main(self) -> bool:

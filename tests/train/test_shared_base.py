@@ -1,0 +1,170 @@
+"""One base, several adapters: each role computes what a model of its own would compute."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from stackllama_engine.contract.errors import StageError
+from stackllama_engine.contract.recipe import PPORecipe
+from stackllama_engine.contract.recipe_io import load_recipe
+from stackllama_engine.contract.run_dir import RunDir
+from stackllama_engine.contract.stages import Stage
+from stackllama_engine.train import models
+from stackllama_engine.train.ppo.rollout import pad_tokens, policy_outputs
+from stackllama_engine.train.ppo.sampling import draw_noise, pick, sample
+from stackllama_engine.train.ppo.scorer import Answer, SharedScorer, score_weight
+from stackllama_engine.train.ppo.shared_base import SharedBase
+from stackllama_engine.train.rows import encode_text
+
+from .toy import PPO
+
+CPU = torch.device("cpu")
+ANSWERS = [Answer("How do I peel garlic?", "Use a knife.", True), Answer("Why?", "Because it is so", False)]
+
+
+def recipe_of(base: Path, *more: str) -> PPORecipe:
+    values = (f"model_name_or_path={base}", "reward_model_path=unused", *PPO, *more)
+    recipe = load_recipe(Stage.PPO, None, values)
+    assert isinstance(recipe, PPORecipe)
+    return recipe
+
+
+@pytest.fixture
+def shared(base: Path) -> SharedBase:
+    torch.manual_seed(0)
+    return SharedBase(recipe_of(base), CPU)
+
+
+def move_policy(shared: SharedBase) -> None:
+    """A policy that is not the reference any more."""
+    generator = torch.Generator().manual_seed(7)
+    for parameter in shared.trainable():
+        parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+
+
+def test_only_the_policy_adapter_and_the_value_head_train(shared: SharedBase) -> None:
+    trainable = {id(p) for p in shared.trainable()}
+    asked = {id(p) for p in (*shared.model.parameters(), *shared.value_head.parameters()) if p.requires_grad}
+    assert trainable == asked
+
+
+def test_the_base_is_held_once(shared: SharedBase, reward_run: RunDir, base: Path) -> None:
+    alone = sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(base).parameters())
+    SharedScorer(shared, reward_run.adapter, models.load_tokenizer(str(base)), 8)
+    storages = {
+        p.untyped_storage().data_ptr(): p.numel() for n, p in shared.model.named_parameters() if "lora" not in n
+    }
+    assert sum(storages.values()) == alone
+
+
+def test_reference_is_the_base_itself(shared: SharedBase, base: Path) -> None:
+    move_policy(shared)
+    ids, attention, mask = pad_tokens([[1, 5, 6], [1, 7]], [[8, 9, 2], [10, 2]], 0, CPU)
+    with shared.reference():
+        reference = policy_outputs(shared, ids, attention, 3, 2).logprobs
+    moved = policy_outputs(shared, ids, attention, 3, 2).logprobs
+    plain = AutoModelForCausalLM.from_pretrained(base).eval()
+    with torch.no_grad():
+        for row, tokens in enumerate(([1, 5, 6, 8, 9, 2], [1, 7, 10, 2])):
+            logits = torch.log_softmax(plain(torch.tensor([tokens])).logits[0].float(), -1)
+            length = int(mask[row].sum())
+            start = len(tokens) - length
+            expected = torch.stack([logits[start + t - 1, tokens[start + t]] for t in range(length)])
+            torch.testing.assert_close(reference[row, :length], expected, atol=1e-5, rtol=1e-5)
+            assert (moved[row, :length] - expected).abs().max() > 1e-3
+
+
+def test_temperature_divides_every_logit(base: Path) -> None:
+    hot, plain = SharedBase(recipe_of(base, "temperature=2.0"), CPU), SharedBase(recipe_of(base), CPU)
+    hidden = torch.randn(1, 3, 64, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(hot.logits(hidden) * 2, plain.logits(hidden))
+
+
+def test_log_probabilities_do_not_depend_on_padding(shared: SharedBase) -> None:
+    move_policy(shared)
+    one = pad_tokens([[1, 7]], [[10, 2]], 0, CPU)
+    two = pad_tokens([[1, 7], [1, 5, 6, 7, 8]], [[10, 2], [11, 12, 13, 2]], 0, CPU)
+    alone = policy_outputs(shared, one[0], one[1], 2, 1)
+    padded = policy_outputs(shared, two[0], two[1], 4, 2)
+    for name in ("logprobs", "values", "entropy"):
+        torch.testing.assert_close(getattr(padded, name)[:1, :2], getattr(alone, name), atol=1e-5, rtol=1e-5)
+
+
+def test_shared_scorer_equals_the_reward_model_it_came_from(shared: SharedBase, reward_run: RunDir, base: Path) -> None:
+    tokenizer = models.load_tokenizer(str(base))
+    scores = SharedScorer(shared, reward_run.adapter, tokenizer, 8)(ANSWERS)
+    classifier = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
+    classifier.config.pad_token_id = tokenizer.pad_token_id
+    judge = PeftModel.from_pretrained(classifier, str(reward_run.adapter)).eval()
+    with torch.no_grad():
+        alone = [judge(torch.tensor([encode_text(tokenizer, *answer)])).logits.item() for answer in ANSWERS]
+    assert scores.tolist() == pytest.approx(alone, abs=1e-5)
+    assert abs(scores[0] - scores[1]) > 1e-4
+
+
+def test_scoring_leaves_the_policy_active_and_trainable(shared: SharedBase, reward_run: RunDir, base: Path) -> None:
+    move_policy(shared)
+    ids, attention, _ = pad_tokens([[1, 5]], [[8, 2]], 0, CPU)
+    before = policy_outputs(shared, ids, attention, 2, 1).logprobs
+    SharedScorer(shared, reward_run.adapter, models.load_tokenizer(str(base)), 8)(ANSWERS)
+    torch.testing.assert_close(policy_outputs(shared, ids, attention, 2, 1).logprobs, before, atol=0, rtol=0)
+    assert all(p.requires_grad for p in shared.trainable())
+    assert not any(p.requires_grad for n, p in shared.model.named_parameters() if ".reward." in n)
+
+
+def test_an_adapter_without_a_head_is_refused(shared: SharedBase, tmp_path: Path) -> None:
+    shared.model.save_pretrained(tmp_path)
+    with pytest.raises(StageError, match="no score head"):
+        score_weight(tmp_path)
+
+
+def test_continued_policy_starts_as_its_adapter_and_keeps_it_as_reference(
+    shared: SharedBase, base: Path, tmp_path: Path
+) -> None:
+    move_policy(shared)
+    models.save_adapter(shared.model, tmp_path, recipe_of(base))
+    ids, attention, _ = pad_tokens([[1, 5, 6]], [[8, 9, 2]], 0, CPU)
+    trained = policy_outputs(shared, ids, attention, 3, 1).logprobs
+    continued = SharedBase(recipe_of(base, f"policy_adapter_path={tmp_path}"), CPU)
+    torch.testing.assert_close(policy_outputs(continued, ids, attention, 3, 1).logprobs, trained)
+    move_policy(continued)
+    with continued.reference():
+        torch.testing.assert_close(policy_outputs(continued, ids, attention, 3, 1).logprobs, trained)
+    assert (policy_outputs(continued, ids, attention, 3, 1).logprobs - trained).abs().max() > 1e-3
+
+
+def test_sampling_with_a_cache_equals_sampling_without(shared: SharedBase) -> None:
+    move_policy(shared)
+    prompts = [[1, 5, 6, 7], [1, 9], [1, 3, 4]]
+    noise = [draw_noise(0, 0, index, (6, 10)) for index in range(3)]
+    together = sample(shared, prompts, noise, eos=2, pad=0)
+    for prompt, drawn, response in zip(prompts, noise, together, strict=True):
+        tokens = list(prompt)
+        for position in range(drawn.length):
+            mask = torch.ones(1, len(tokens), dtype=torch.long)
+            with torch.no_grad():
+                hidden = shared.hidden(torch.tensor([tokens]), mask, mask.cumsum(1) - 1)
+            token = int(pick(shared.logits(hidden[:, -1]), drawn.uniforms[position : position + 1]))
+            tokens.append(token)
+            if token == 2:
+                break
+        assert tokens[len(prompt) :] == response
+
+
+def test_responses_end_at_the_end_token_or_at_their_drawn_length(shared: SharedBase) -> None:
+    noise = [draw_noise(3, 1, index, (4, 9)) for index in range(16)]
+    responses = sample(shared, [[1, 5]] * 16, noise, eos=2, pad=0)
+    for drawn, response in zip(noise, responses, strict=True):
+        assert 2 not in response[:-1]
+        assert len(response) == drawn.length or response[-1] == 2
+        assert 4 <= drawn.length < 9
+
+
+def test_pick_follows_the_distribution() -> None:
+    probabilities = torch.tensor([[0.1, 0.0, 0.6, 0.3]])
+    uniforms = torch.linspace(0, 1, 10_001, dtype=torch.float64)[:-1]
+    tokens = pick(probabilities.log().expand(10_000, 4), uniforms)
+    assert torch.bincount(tokens, minlength=4).tolist() == pytest.approx([1000, 0, 6000, 3000], abs=2)

@@ -1,0 +1,168 @@
+"""Stages through the real command on a toy base: launcher, supervisor, accelerate, training, result."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from stackllama_engine.contract.events import Event, EventReader
+from stackllama_engine.contract.run_dir import Home, RunDir
+from stackllama_engine.contract.stages import Stage
+from stackllama_engine.launch.launcher import launch, resume
+from stackllama_engine.contract.recipe_io import load_recipe
+from stackllama_engine.train import checkpoint
+
+from .toy import PPO, REWARD, SFT, make_base, run_stage, wait_for
+
+pytestmark = pytest.mark.slow
+
+
+def events(run: RunDir, attempt: int = 1) -> list[Event]:
+    return list(EventReader(run.attempt_dir(attempt) / "events.jsonl").read())
+
+
+def metrics(run: RunDir) -> list[dict[str, float | None]]:
+    return [event.metrics for event in events(run) if event.kind == "metrics"]
+
+
+def weights(run: RunDir) -> dict[str, torch.Tensor]:
+    return load_file(run.adapter / "adapter_model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def sft_run(shared_home: Home, base: Path) -> RunDir:
+    return run_stage(shared_home, Stage.SFT, f"model_name_or_path={base}", *SFT)
+
+
+def test_sft_trains_and_leaves_facts(sft_run: RunDir) -> None:
+    result = sft_run.read_json("result.json")
+    assert result["loss_last"] < result["loss_first"]
+    assert result["steps"] == 6
+    assert 6 * 4 * 64 - 64 < result["tokens"] <= 6 * 4 * 64  # packed: every chunk is full but the very last
+    assert any(tensor.abs().sum() > 0 for name, tensor in weights(sft_run).items() if "lora_B" in name)
+    assert [checkpoint.problem(path) for path in sorted(sft_run.checkpoints.iterdir())] == [None, None]
+    assert {"loss", "grad_norm", "learning_rate", "mean_token_accuracy", "entropy"} <= metrics(sft_run)[0].keys()
+    assert events(sft_run)[-1].data == {"exit_code": 0, "cause": None}
+
+
+@pytest.mark.parametrize("more", [("packing=false",), ("packing_strategy=bfd",), ("use_peft=false", "bf16=true")])
+def test_sft_in_other_ways(shared_home: Home, base: Path, more: tuple[str, ...]) -> None:
+    run = run_stage(shared_home, Stage.SFT, f"model_name_or_path={base}", *SFT, "max_steps=2", *more)
+    assert run.read_json("result.json")["steps"] == 2
+    assert (run.merged if "use_peft=false" in more else run.adapter).is_dir()
+
+
+@pytest.mark.parametrize("bits", ["load_in_8bit=true", "load_in_4bit=true"])
+def test_sft_on_a_quantised_base(shared_home: Home, base: Path, bits: str) -> None:
+    run = run_stage(shared_home, Stage.SFT, f"model_name_or_path={base}", *SFT, "max_steps=2", bits)
+    assert {tensor.dtype for tensor in weights(run).values()} == {torch.float32}
+    assert any(tensor.abs().sum() > 0 for name, tensor in weights(run).items() if "lora_B" in name)
+
+
+def test_reward_trains_its_head_and_counts_ties_apart(reward_run: RunDir) -> None:
+    result = reward_run.read_json("result.json")
+    assert 0 <= result["accuracy"] <= 1
+    assert result["pairs"] == 8
+    assert result["ties"] == 0
+    assert any(name.endswith("score.weight") for name in weights(reward_run))
+
+
+def test_reward_drops_and_counts_long_pairs(shared_home: Home, base: Path) -> None:
+    run = run_stage(shared_home, Stage.REWARD, f"model_name_or_path={base}", *REWARD, "max_steps=1", "max_length=70")
+    dropped = run.read_json("result.json")["dropped_too_long"]
+    assert 0 < dropped < 72
+    assert any("70 tokens" in event.data["message"] for event in events(run) if event.kind == "health")
+
+
+def test_ppo_starts_at_ratio_one_and_moves(shared_home: Home, base: Path, reward_run: RunDir) -> None:
+    inputs = (f"model_name_or_path={base}", f"reward_model_path={reward_run.id}")
+    run = run_stage(shared_home, Stage.PPO, *inputs, *PPO)
+    for row in metrics(run):
+        assert row["val/ratio_first"] == 1.0
+        assert row["policy/approxkl_first"] == 0.0
+        assert row["policy/approxkl_avg"] > 0  # type: ignore[operator]
+    assert metrics(run)[0]["objective/kl"] == 0.0  # the policy starts as the reference
+    assert metrics(run)[-1]["objective/kl"] != 0.0
+    samples = [json.loads(line) for line in run.samples_file.read_text().splitlines()]
+    assert {"question", "response", "reward", "kl", "length", "utility", "step"} <= samples[0].keys()
+    result = run.read_json("result.json")
+    assert result["before"]["kl"] == 0.0
+    assert result["before"]["questions"] == 8
+    assert len(result["samples"]) == 3
+    assert run.read_json("lineage.json")["parents"] == [reward_run.id]
+
+
+def test_ppo_on_an_8_bit_base(shared_home: Home, base: Path, reward_run: RunDir) -> None:
+    inputs = (f"model_name_or_path={base}", f"reward_model_path={reward_run.id}", "load_in_8bit=true", "max_steps=2")
+    run = run_stage(shared_home, Stage.PPO, *PPO, *inputs)
+    assert [row["val/ratio_first"] for row in metrics(run)] == [1.0, 1.0]
+
+
+def test_ppo_with_a_reward_model_of_another_base(
+    shared_home: Home, base: Path, reward_run: RunDir, tmp_path: Path
+) -> None:
+    other = make_base(tmp_path / "other", seed=1)
+    inputs = (f"model_name_or_path={other}", f"reward_model_path={reward_run.id}", "max_steps=1")
+    run = run_stage(shared_home, Stage.PPO, *PPO, *inputs)
+    said = [event.data["message"] for event in events(run) if event.kind == "health"]
+    assert any("second model" in message for message in said)
+
+
+def test_two_processes_equal_one(shared_home: Home, base: Path, reward_run: RunDir) -> None:
+    inputs = (*PPO, f"model_name_or_path={base}", f"reward_model_path={reward_run.id}", "max_steps=2")
+    one = run_stage(shared_home, Stage.PPO, *inputs)
+    two = run_stage(shared_home, Stage.PPO, *inputs, "num_processes=2", "gradient_accumulation_steps=1")
+    for mine, theirs in zip(metrics(one), metrics(two), strict=True):
+        for name in ("objective/scores", "objective/kl", "loss/policy_avg", "loss/value_avg", "grad_norm"):
+            assert mine[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-5), name
+    for name, tensor in weights(one).items():
+        torch.testing.assert_close(weights(two)[name], tensor, atol=2e-4, rtol=1e-3)
+
+
+def test_merge_equals_base_plus_adapter(shared_home: Home, sft_run: RunDir) -> None:
+    run = run_stage(shared_home, Stage.MERGE, f"adapter_path={sft_run.id}")
+    result = run.read_json("result.json")
+    assert 0 < result["difference"] < 0.5 * result["difference_from_base"]
+    merged = AutoModelForCausalLM.from_pretrained(run.merged)
+    assert {p.dtype for p in merged.parameters()} == {torch.bfloat16}
+
+
+def test_merge_keeps_the_score_head(shared_home: Home, reward_run: RunDir) -> None:
+    run = run_stage(shared_home, Stage.MERGE, f"adapter_path={reward_run.id}", "dtype=float32")
+    merged = AutoModelForSequenceClassification.from_pretrained(run.merged)
+    trained = next(tensor for name, tensor in weights(reward_run).items() if name.endswith("score.weight"))
+    assert torch.equal(merged.get_submodule("score").weight, trained)
+
+
+@pytest.mark.parametrize("stage", [Stage.SFT, Stage.REWARD, Stage.PPO])
+def test_stopped_and_resumed_equals_straight(shared_home: Home, base: Path, reward_run: RunDir, stage: Stage) -> None:
+    keys = {Stage.SFT: SFT, Stage.REWARD: REWARD, Stage.PPO: (*PPO, f"reward_model_path={reward_run.id}")}[stage]
+    inputs = (f"model_name_or_path={base}", *keys)
+    straight = run_stage(shared_home, stage, *inputs)
+    broken = launch(shared_home, stage, load_recipe(stage, None, inputs))
+    broken.request("stop")  # served at the first step boundary
+    state = wait_for(broken, lambda state: state.has_ended)
+    assert (state.phase, state.exit_code) == ("stopped", 75)
+    path, _ = checkpoint.newest(broken.checkpoints)
+    assert path and checkpoint.step_of(path) < 4
+    resume(shared_home, broken.id)
+    assert wait_for(broken, lambda state: state.attempt == 2 and state.has_ended).phase == "finished"
+    assert weights(broken).keys() == weights(straight).keys()
+    for name, tensor in weights(straight).items():
+        assert torch.equal(weights(broken)[name], tensor), name
+    mine, theirs = (
+        [e.metrics for e in events(run, n) if e.kind == "metrics"][-1] for run, n in ((straight, 1), (broken, 2))
+    )
+    timed = {"tokens_per_second", "time/rollout", "time/score", "time/update"}
+    assert {k: v for k, v in mine.items() if k not in timed} == {k: v for k, v in theirs.items() if k not in timed}
+
+
+def test_a_model_that_does_not_exist_ends_with_a_cause(shared_home: Home, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    run = launch(shared_home, Stage.SFT, load_recipe(Stage.SFT, None, (f"model_name_or_path={tmp_path}/empty", *SFT)))
+    state = wait_for(run, lambda state: state.has_ended)
+    assert (state.phase, state.exit_code) == ("failed", 1)
+    assert state.cause and "Cannot load the tokenizer" in state.cause
