@@ -1,0 +1,45 @@
+# Two commands for a new person: `make run`, `make test`. Everything lives in .venv, installed from the lock file.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: run test quick check format lock clean
+.DEFAULT_GOAL := run
+
+run: $(VENV)/installed
+	$(BIN)/stackllama-console demo
+
+test: $(VENV)/installed
+	$(BIN)/pytest -n 2 --dist worksteal
+
+quick: $(VENV)/installed
+	$(BIN)/pytest -n 2 --dist worksteal -m "not slow"
+
+check: $(VENV)/installed
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+format: $(VENV)/installed
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+$(VENV)/installed: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
+	  { echo "Python 3.11, 3.12 or 3.13 is needed; $(PYTHON) is $$($(PYTHON) -V). Try: make PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# The lock: a fresh environment, the ranges of pyproject.toml, torch pinned, whatever came in written down.
+lock:
+	rm -rf build/lock && $(PYTHON) -m venv build/lock
+	build/lock/bin/python -m pip install --quiet torch==2.13.0 '.[train,dev]'
+	{ echo '# Made by `make lock`. The exact set that is tested.'; \
+	  build/lock/bin/python -m pip freeze --exclude stackllama-console | sed 's/^torch==\([0-9.]*\)+.*/torch==\1/'; } > requirements.lock
+	rm -rf build/lock
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache
