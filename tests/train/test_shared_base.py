@@ -116,7 +116,7 @@ def test_scoring_leaves_the_policy_active_and_trainable(shared: SharedBase, rewa
 
 
 def test_an_adapter_without_a_head_is_refused(shared: SharedBase, tmp_path: Path) -> None:
-    shared.model.save_pretrained(tmp_path)
+    shared.model.save_pretrained(str(tmp_path))
     with pytest.raises(StageError, match="no score head"):
         score_weight(tmp_path)
 

@@ -9,10 +9,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from stackllama_engine.contract.events import Event, EventReader
+from stackllama_engine.contract.recipe_io import load_recipe
 from stackllama_engine.contract.run_dir import Home, RunDir
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch.launcher import launch, resume
-from stackllama_engine.contract.recipe_io import load_recipe
 from stackllama_engine.train import checkpoint
 
 from .toy import PPO, REWARD, SFT, make_base, run_stage, wait_for

@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
 def _run_stage(stage: Stage, run: RunDir, reporter: Reporter) -> None:
     reporter.phase("start")
     started = time.monotonic()
-    recipe = load_recipe(stage, run.recipe_file)
+    recipe: Any = load_recipe(stage, run.recipe_file)  # SFT, reward, PPO or merge
     from transformers import set_seed
 
     from . import models
@@ -65,7 +65,7 @@ def _run_stage(stage: Stage, run: RunDir, reporter: Reporter) -> None:
     session.clean_up()
 
 
-def _write_lineage(recipe: AnyRecipe, run: RunDir, reporter: Reporter) -> None:
+def _write_lineage(recipe: Any, run: RunDir, reporter: Reporter) -> None:
     """``lineage.json``: which base, which data, which runs this one came from."""
     from .models import base_identity
 

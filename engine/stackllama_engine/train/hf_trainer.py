@@ -62,7 +62,6 @@ def training_arguments(recipe: SFTRecipe | RewardRecipe, output_dir: Path) -> di
         "save_steps": recipe.save_steps or 500,
         "report_to": list(recipe.report_to) or "none",
         "disable_tqdm": True,
-        "max_length": recipe.max_length,
     }
 
 
@@ -128,7 +127,7 @@ def fit(trainer: "Trainer", callback: RunCallback, reporter: Reporter) -> None:
     Raises:
         Stopped: asked to stop; a checkpoint was sealed.
     """
-    models.trainables_to_fp32(trainer.model)
+    models.trainables_to_fp32(_model(trainer))
     resume_from = checkpoint.to_resume(reporter)
     if resume_from:
         _restore_token_count(trainer, resume_from)
@@ -151,11 +150,16 @@ def save(trainer: "Trainer", tokenizer: Any, recipe: TrainRecipe, session: Sessi
     if session.is_main:
         target = session.run.adapter if recipe.use_peft else session.run.merged
         if recipe.use_peft:
-            models.save_adapter(trainer.model, target, recipe)
+            models.save_adapter(_model(trainer), target, recipe)
         else:
-            trainer.model.save_pretrained(target)
+            _model(trainer).save_pretrained(target)
         tokenizer.save_pretrained(target)
     session.state.wait_for_everyone()
+
+
+def _model(trainer: "Trainer") -> Any:
+    assert trainer.model is not None
+    return trainer.model
 
 
 def logged(trainer: "Trainer", name: str) -> list[float]:

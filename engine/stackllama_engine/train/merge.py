@@ -119,14 +119,14 @@ def check(differences: Differences, dtype: str) -> None:
     allowed = min(RESOLUTION[dtype] * differences.scale, 0.5 * differences.adapter)
     if differences.merged > max(allowed, TOLERANCE * differences.adapter):
         raise StageError(
-            f"The merged model differs from base + adapter by {differences.merged:.3g}, while the adapter itself changes "
-            f"the base by {differences.adapter:.3g}: rounding to {dtype} loses it. Merge with `dtype: float32`, or "
-            "share the adapter."
+            f"The merged model differs from base + adapter by {differences.merged:.3g}, while the adapter itself "
+            f"changes the base by {differences.adapter:.3g}: rounding to {dtype} loses it. "
+            "Merge with `dtype: float32`, or share the adapter."
         )
 
 
 def _check_head(reloaded: "PreTrainedModel", source: Path) -> None:
-    head = reloaded.get_submodule("score").weight.detach().cpu()
+    head = next(reloaded.get_submodule("score").parameters()).detach().cpu()
     if not torch.equal(head, score_weight(source).to(head.dtype)):
         raise StageError("The merged model does not hold the trained score head: its reward would be random.")
 

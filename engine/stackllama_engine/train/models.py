@@ -52,6 +52,16 @@ def load_tokenizer(name: str, revision: str | None = None) -> "PreTrainedTokeniz
     return tokenizer
 
 
+def eos_id(tokenizer: "PreTrainedTokenizerBase") -> int:
+    """The end token; :func:`load_tokenizer` made sure of it."""
+    return int(tokenizer.eos_token_id)  # type: ignore[arg-type]
+
+
+def pad_id(tokenizer: "PreTrainedTokenizerBase") -> int:
+    """The pad token; :func:`load_tokenizer` made sure of it."""
+    return int(tokenizer.pad_token_id)  # type: ignore[arg-type]
+
+
 def load_causal_lm(recipe: TrainRecipe, device: torch.device) -> "PreTrainedModel":
     """The base as a causal language model in the recipe's precision, on ``device``.
 

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from datasets import Dataset, IterableDataset
 from torch.nn.functional import logsigmoid
-from trl import RewardConfig, RewardTrainer
+from trl.trainer.reward_config import RewardConfig
+from trl.trainer.reward_trainer import RewardTrainer
 
 from ..contract.errors import DataError
 from ..contract.recipe import RewardRecipe
@@ -48,7 +49,7 @@ def run(recipe: RewardRecipe, session: Session) -> dict[str, Any]:
             f"{dropped} training and {held_out_dropped} evaluation pairs dropped: "
             f"one of their texts is longer than {recipe.max_length} tokens"
         )
-    base = models.load_reward_base(recipe, tokenizer.pad_token_id, session.device)
+    base = models.load_reward_base(recipe, models.pad_id(tokenizer), session.device)
     callback = hf_trainer.RunCallback(reporter, session.requests, recipe.save_total_limit)
     trainer = RewardTrainer(
         model=models.add_lora(base, recipe, "SEQ_CLS"),
@@ -80,15 +81,17 @@ def held_out_scores(trainer: RewardTrainer) -> torch.Tensor:
     Returns:
         float32 ``[N, 2]`` on the CPU: the better text's score, the worse text's.
     """
-    trainer.model.eval()
+    model: Any = trainer.model
+    model.eval()
     scores: list[torch.Tensor] = []
     with torch.no_grad():
         for batch in trainer.get_eval_dataloader():
             inputs = trainer._prepare_inputs(batch)
             with trainer.compute_loss_context_manager():
-                both = trainer.model(**inputs, use_cache=False).logits.squeeze(-1).float()  # [2B]: better, then worse
+                both = model(**inputs, use_cache=False).logits.squeeze(-1).float()  # [2B]: better, then worse
             pairs = torch.stack(both.chunk(2), dim=1)
-            scores.append(trainer.accelerator.gather_for_metrics(pairs).cpu())
+            gathered: Any = trainer.accelerator.gather_for_metrics(pairs)
+            scores.append(gathered.cpu())
     return torch.cat(scores)
 
 

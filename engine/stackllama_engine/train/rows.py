@@ -15,6 +15,7 @@ from ..contract.recipe import TrainRecipe
 from ..contract.run_dir import RunDir
 from ..data.sources import open_rows, stamp
 from ..data.template import prompt
+from .models import eos_id
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -24,14 +25,14 @@ Encode = Callable[[dict[str, Any]], dict[str, Any]]
 
 def encode_prompt(tokenizer: "PreTrainedTokenizerBase", question: str) -> list[int]:
     """Token ids of ``Question: …\\n\\nAnswer: `` with the tokenizer's begin token, without its end token."""
-    ids = tokenizer(prompt(question))["input_ids"]
-    return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
+    ids: list[int] = tokenizer(prompt(question))["input_ids"]  # type: ignore[assignment]
+    return ids[:-1] if ids and ids[-1] == eos_id(tokenizer) else ids
 
 
 def encode_answer(tokenizer: "PreTrainedTokenizerBase", answer: str, ended: bool = True) -> list[int]:
     """Token ids of an answer, followed by the end token when the answer is complete."""
-    ids = tokenizer(answer, add_special_tokens=False)["input_ids"]
-    return [*ids, tokenizer.eos_token_id] if ended else ids
+    ids: list[int] = tokenizer(answer, add_special_tokens=False)["input_ids"]  # type: ignore[assignment]
+    return [*ids, eos_id(tokenizer)] if ended else ids
 
 
 def encode_text(tokenizer: "PreTrainedTokenizerBase", question: str, answer: str, ended: bool = True) -> list[int]:

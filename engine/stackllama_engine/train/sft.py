@@ -6,7 +6,8 @@ trains stays float32 on a quantised base (see :func:`.models.trainables_to_fp32`
 
 from typing import Any
 
-from trl import SFTConfig, SFTTrainer
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
 
 from ..contract.recipe import SFTRecipe
 from . import hf_trainer, models

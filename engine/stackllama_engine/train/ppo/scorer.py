@@ -80,7 +80,7 @@ class SharedScorer:
         with self._base.adapter(REWARD):
             for input_ids, mask in _batches(self._tokenizer, answers, self._batch_size, self._base.device):
                 hidden = self._base.hidden(input_ids, mask, (mask.cumsum(1) - 1).clamp(min=0))
-                last = last_token(input_ids, int(self._tokenizer.pad_token_id))
+                last = last_token(input_ids, models.pad_id(self._tokenizer))
                 pooled = hidden[torch.arange(len(last), device=last.device), last]
                 scores.append(self.head(pooled.float()).squeeze(-1))
         return torch.cat(scores)
@@ -147,6 +147,6 @@ def _batches(
         ids = [torch.tensor(encode_text(tokenizer, *answer)) for answer in answers[start : start + size]]
         mask = [torch.ones_like(row) for row in ids]
         yield (
-            nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=float(tokenizer.pad_token_id)).to(device),
+            nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=models.pad_id(tokenizer)).to(device),
             nn.utils.rnn.pad_sequence(mask, batch_first=True).to(device),
         )

@@ -116,7 +116,7 @@ class SharedBase:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits over the temperature, float32 ``[..., V]``; every log-probability goes through here."""
-        head = self.base.get_output_embeddings()
+        head: Any = self.base.get_output_embeddings()
         with self.autocast():
             logits = head(hidden.to(head.weight.dtype))
         return logits.float() / self.temperature
@@ -162,7 +162,7 @@ class SharedBase:
         Raises:
             StageError: it does not fit this base.
         """
-        config = LoraConfig.from_pretrained(str(path))
+        config: Any = LoraConfig.from_pretrained(str(path))
         config.modules_to_save = None
         config.task_type = "CAUSAL_LM"
         config.lora_dropout = 0.0

@@ -155,7 +155,7 @@ class PPO:
         recipe = self.recipe
         lengths = (recipe.output_min_length, recipe.output_max_length)
         noise = [draw_noise(recipe.seed, step, index, lengths) for index in indices]
-        eos, pad = int(self.tokenizer.eos_token_id), int(self.tokenizer.pad_token_id)
+        eos, pad = models.eos_id(self.tokenizer), models.pad_id(self.tokenizer)
         size = recipe.local_rollout_forward_batch_size
         responses: list[list[int]] = []
         for start in range(0, len(prompts), size):
@@ -167,7 +167,7 @@ class PPO:
     def _score(self, prompts: Sequence[Prompt], responses: Sequence[Sequence[int]]) -> Rollout:
         """2 score and 3 reference, and the policy's own log-probabilities and values."""
         recipe = self.recipe
-        pad = int(self.tokenizer.pad_token_id)
+        pad = models.pad_id(self.tokenizer)
         ids, attention, mask = pad_tokens([p.ids for p in prompts], responses, pad, self.base.device)
         answers = [self._answer(prompt.question, response) for prompt, response in zip(prompts, responses, strict=True)]
         width, size = mask.shape[1], recipe.local_rollout_forward_batch_size
@@ -184,8 +184,8 @@ class PPO:
         )
 
     def _answer(self, question: str, response: Sequence[int]) -> Answer:
-        ended = response[-1] == self.tokenizer.eos_token_id
-        text = self.tokenizer.decode(response[:-1] if ended else response, skip_special_tokens=True)
+        ended = response[-1] == models.eos_id(self.tokenizer)
+        text = self.tokenizer.decode(list(response[:-1] if ended else response), skip_special_tokens=True)
         return Answer(question, str(text).strip(), ended)
 
     def _objective(self, rollout: Rollout, kl: Tensor, step: int) -> dict[str, float]:
