@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from stackllama_console.cli import demo as demo_module
@@ -86,6 +87,13 @@ def test_a_pipeline_that_failed_shows_what_there_is(
     assert "reward" not in facts.json()
     text = run_main("runs", "watch", "p")
     assert (text.code, text.out) == (1, "") and "`p-sft-merged` failed: no space" in text.err
+
+
+def test_the_total_of_a_resumed_pipeline_leaves_out_the_time_between(
+    pipeline: RunDir, run_main: Callable[..., Any]
+) -> None:
+    pipeline.write_state(msgspec.structs.replace(pipeline.read_state(), attempt=2, started=1150.0))
+    assert run_main("runs", "watch", "p", "--json").json()["seconds"] == 6 * 30.0
 
 
 def test_show_of_a_pipeline_has_the_table(pipeline: RunDir, run_main: Callable[..., Any]) -> None:

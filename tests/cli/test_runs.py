@@ -76,6 +76,14 @@ def test_ls_in_a_narrow_terminal(
     assert names == [pipeline, "…-sft", "…-sft-merged", "other"]
 
 
+def test_ls_says_where_a_pipeline_is(
+    make_run: MakeRun, write_events: Callable[..., None], run_main: Callable[..., Any]
+) -> None:
+    run = make_run(Stage.PIPELINE, "p", "stopped")
+    write_events(run, ("phase", {"phase": "p-reward"}), ("progress", {"step": 2, "total_steps": 6}))
+    assert run_main("runs", "ls").out.splitlines()[1].split()[3:] == ["2/6", "1m", "at", "reward"]
+
+
 def test_the_newest_run_is_the_pipeline_not_its_child(make_run: MakeRun, run_main: Callable[..., Any]) -> None:
     make_run(Stage.SFT, "a", created=1.0)
     make_run(Stage.PIPELINE, "p", created=2.0)

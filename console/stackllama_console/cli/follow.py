@@ -3,9 +3,11 @@
 Nothing is asked of the run: leaving (Ctrl-C) changes nothing for it.
 """
 
+import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -136,9 +138,10 @@ def follow(home: Home, run: RunDir, *, plain: bool) -> State:
     """
     display = choose_display(plain)
     try:
-        follower = Follower(home, run, display)
-        while not (state := follower.look()).has_ended:
-            time.sleep(POLL)
+        with _terminated_gently():
+            follower = Follower(home, run, display)
+            while not (state := follower.look()).has_ended:
+                time.sleep(POLL)
     except KeyboardInterrupt:
         display.close()
         say(f"\nNo longer looking; {run.id} goes on.")
@@ -153,6 +156,20 @@ def follow(home: Home, run: RunDir, *, plain: bool) -> State:
         say(f"{run.id}: {follower.bad_lines} lines of its events could not be read")
     say_outcome(run, state)
     return state
+
+
+@contextmanager
+def _terminated_gently() -> Generator[None]:
+    """SIGTERM ends with 143 after the terminal was set right: bars hide its cursor."""
+
+    def leave(number: int, _frame: object) -> None:
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def choose_display(plain: bool) -> Display:

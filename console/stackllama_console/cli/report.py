@@ -24,7 +24,6 @@ def pipeline_facts(home: Home, run: RunDir, state: State) -> Facts:
     Children that were never begun are left out.
     """
     found = outcome.facts(run, state)
-    found["seconds"] = max(0.0, state.ended - state.created) if state.ended else None
     for child in CHILDREN:
         try:
             directory = home.run(child_id(run.id, child.suffix))
@@ -34,6 +33,8 @@ def pipeline_facts(home: Home, run: RunDir, state: State) -> Facts:
             continue
         known = {"run": directory.id, "state": child_state.phase, "seconds": outcome.seconds(child_state)}
         found[child.suffix] = result | known
+    if state.attempt > 1:  # between its attempts it did not run
+        found["seconds"] = sum(found[child.suffix]["seconds"] or 0.0 for child in CHILDREN if child.suffix in found)
     return found
 
 

@@ -90,8 +90,15 @@ def _names(readings: list[Reading]) -> list[str]:
 
 def _row(reading: Reading) -> tuple[str, ...]:
     metric = reading.last_metric
-    last = f"{metric[0]} {number(metric[1])}" if metric else ""
+    last = f"{metric[0]} {number(metric[1])}" if metric else _current_child(reading)
     return (reading.stage, reading.state.phase, reading.step, _age(reading.age), last)
+
+
+def _current_child(reading: Reading) -> str:
+    """Where an unfinished pipeline is."""
+    if reading.stage is not Stage.PIPELINE or reading.state.phase == "finished" or not reading.history.phase:
+        return ""
+    return f"at {reading.history.phase.removeprefix(f'{reading.id}-')}"
 
 
 def _listed(reading: Reading) -> dict[str, Any]:
