@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from stackllama_console.cli import runs as runs_module
+from stackllama_console.cli import listing
 from stackllama_console.cli.output import cut, duration, number, size
 from stackllama_engine.contract.events import EventWriter
 from stackllama_engine.contract.run_dir import Home, RunDir
@@ -71,7 +71,7 @@ def test_ls_in_a_narrow_terminal(
     ):  # fmt: skip
         make_run(stage, name, created=1000.0 + index)
     assert f"{pipeline}-sft-merged  merge" in run_main("runs", "ls").out  # nothing is cut in a file
-    monkeypatch.setattr(runs_module, "width", lambda _: 80)
+    monkeypatch.setattr(listing, "width", lambda _: 80)
     names = [line.split("  ")[0] or line.split()[0] for line in run_main("runs", "ls").out.splitlines()[1:]]
     assert names == [pipeline, "…-sft", "…-sft-merged", "other"]
 

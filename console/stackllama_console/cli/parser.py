@@ -158,7 +158,7 @@ def _add_runs(commands: _Commands) -> None:
     group: Parser = commands.add_parser("runs", help=text, description=text)
     group.set_defaults(parser=group, handler=None)
     runs = group.add_subparsers(metavar="COMMAND", title="commands")
-    ls = _leaf(runs, "ls", "All runs, oldest first.", "runs:ls", json=True)
+    ls = _leaf(runs, "ls", "All runs, oldest first.", "listing:ls", json=True)
     ls.add_argument("--stage", choices=STAGES, help="only this stage")
     show = _leaf(runs, "show", "One run: state, recipe, metrics, and what to do next.", "runs:show_run", json=True)
     logs = _leaf(runs, "logs", "What the stage printed.", "runs:logs")

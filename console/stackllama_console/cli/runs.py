@@ -1,24 +1,20 @@
-"""``runs``: ls, show, logs, watch, stop, resume. Whoever looks at a run reconciles it first."""
+"""``runs``: show, logs, watch, stop, resume (``ls`` is in :mod:`.listing`). Whoever looks at a run reconciles it."""
 
 import argparse
 import difflib
 import sys
 import time
-from typing import Any
 
 from stackllama_engine.contract.errors import ExitCode, UsageError
 from stackllama_engine.contract.run_dir import Home, RunDir, State, check_run_id
-from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch.children import CHILDREN, child_id
 from stackllama_engine.launch.reconcile import reconcile
 
-from ..readings import Reading, last_log_lines, read_run
+from ..readings import last_log_lines
 from ..sanitise import log_line, one_line
 from .finish import finish
-from .outcome import COLOURS, facts, say_next
-from .output import PROGRAM, number, say, show, show_json, show_table, width
-
-_OTHER_COLUMNS = 54  # stage to last metric, with the blanks between
+from .outcome import facts, say_next
+from .output import PROGRAM, say, show, show_json
 
 
 def find(home: Home, run_id: str | None) -> RunDir:
@@ -40,82 +36,6 @@ def find(home: Home, run_id: str | None) -> RunDir:
     ids = {run.id for run in runs}
     children = {child_id(parent, child.suffix) for parent in ids for child in CHILDREN}
     return next(run for run in reversed(runs) if run.id not in children)
-
-
-def ls(arguments: argparse.Namespace) -> int:
-    """``runs ls``: one line a run."""
-    home = Home(arguments.home)
-    readings, damaged = _readings(home, arguments.stage)
-    if arguments.json:
-        show_json({"home": str(home.path), "runs": [_listed(reading) for reading in readings], "damaged": damaged})
-    elif readings:
-        header = ("RUN", "STAGE", "STATE", "STEP", "AGE", "LAST METRIC")
-        rows = [(name, *_row(reading)) for name, reading in zip(_names(readings), readings, strict=True)]
-        show_table(header, rows, dict(COLOURS), 2)
-    for message in damaged:
-        say(f"left out: {one_line(message)}")
-    if not readings:
-        say(f"No runs under {home.runs_dir} yet. `{PROGRAM} demo` makes some.")
-    return ExitCode.DONE
-
-
-def _readings(home: Home, stage: str | None) -> tuple[list[Reading], list[str]]:
-    found: list[Reading] = []
-    damaged: list[str] = []
-    for run in home.runs():
-        try:
-            reading = read_run(run, reconcile(run))
-        except (UsageError, TimeoutError) as error:
-            damaged.append(str(error))  # one damaged run must not hide the others
-            continue
-        if stage in (None, reading.stage):
-            found.append(reading)
-    return found, damaged
-
-
-def _names(readings: list[Reading]) -> list[str]:
-    """Run ids; where the terminal is too narrow for them, `…` stands for a pipeline's id in those of its children."""
-    names: list[str] = []
-    pipeline = None
-    for reading in readings:
-        if pipeline and reading.id.startswith(f"{pipeline}-"):
-            names.append(f"  …{reading.id.removeprefix(pipeline)}")
-            continue
-        names.append(reading.id)
-        pipeline = reading.id if reading.stage is Stage.PIPELINE else None
-    full = [reading.id for reading in readings]
-    limit = width(sys.stdout)
-    return full if limit is None or max(map(len, full)) + _OTHER_COLUMNS <= limit else names
-
-
-def _row(reading: Reading) -> tuple[str, ...]:
-    metric = reading.last_metric
-    last = f"{metric[0]} {number(metric[1])}" if metric else _current_child(reading)
-    return (reading.stage, reading.state.phase, reading.step, _age(reading.age), last)
-
-
-def _current_child(reading: Reading) -> str:
-    """Where an unfinished pipeline is."""
-    if reading.stage is not Stage.PIPELINE or reading.state.phase == "finished" or not reading.history.phase:
-        return ""
-    return f"at {reading.history.phase.removeprefix(f'{reading.id}-')}"
-
-
-def _listed(reading: Reading) -> dict[str, Any]:
-    metric = reading.last_metric
-    return {
-        "run": reading.id, "stage": reading.stage, "state": reading.state.phase, "step": reading.history.step,
-        "total_steps": reading.history.total_steps, "age": reading.age, "attempt": reading.state.attempt,
-        "exit_code": reading.state.exit_code, "cause": reading.state.cause,
-        "last_metric": {"name": metric[0], "value": metric[1]} if metric else None,
-    }  # fmt: skip
-
-
-def _age(seconds: float) -> str:
-    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
-        if seconds >= size:
-            return f"{int(seconds // size)}{unit}"
-    return f"{int(seconds)}s"
 
 
 def show_run(arguments: argparse.Namespace) -> int:
@@ -180,7 +100,11 @@ def stop(arguments: argparse.Namespace) -> int:
     else:
         if arguments.wait:
             say(f"{run.id}: asked to save and stop; waiting until it has ended.")
-        state = stop_run(run, wait=arguments.wait)
+        try:
+            state = stop_run(run, wait=arguments.wait)
+        except KeyboardInterrupt:
+            say(f"\nNo longer waiting; {run.id} was asked to stop and will.")
+            raise
     if arguments.json:
         show_json(facts(run, state))
     return _stopped(run, state, waited=arguments.wait)
