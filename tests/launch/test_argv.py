@@ -1,6 +1,8 @@
 """The command and what this machine must have for it."""
 
 import itertools
+import os
+import subprocess
 from pathlib import Path
 
 import msgspec
@@ -128,7 +130,7 @@ def test_fp16_needs_a_gpu() -> None:
     [
         ("trl", {}, "Training needs trl, .*pip install 'stackllama-console\\[train\\]'"),
         ("bitsandbytes", {"load_in_8bit": True}, "Training needs bitsandbytes"),
-        ("gguf", {"model_name_or_path": "m.gguf"}, "Training needs gguf"),
+        ("gguf", {"model_name_or_path": "m.gguf", "load_in_8bit": False}, "Training needs gguf"),
         ("wandb", {"report_to": ["wandb"]}, "`report_to: wandb` .*pip install wandb"),
         ("tensorboard", {"report_to": ["tensorboard"]}, "`report_to: tensorboard`"),
     ],
@@ -198,3 +200,26 @@ def test_accelerate_understands_the_argv(tmp_path: Path) -> None:
         assert parsed.use_cpu == (not visible) and parsed.mixed_precision == ("bf16" if precision else "no")
         assert (parsed.module, parsed.training_script) == (True, "stackllama_engine.train")
         assert parsed.training_script_args == ["sft", str(RUN)]
+
+
+def test_commit_is_read_without_touching_the_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A launch may be killed while git looks: an index.lock that it left would block the person's next commit."""
+    package = tmp_path / "stackllama_engine"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    monkeypatch.setattr(machine.stackllama_engine, "__file__", str(package / "__init__.py"))
+    assert machine.git_commit() is None
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=n", "-c", "user.email=e"]
+    for arguments in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "m"]):
+        subprocess.run([*git, *arguments], check=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    os.utime(package / "__init__.py", (0, 0))  # `git status` would now refresh the index
+    (tmp_path / ".git" / "index.lock").touch()  # another git at work is no reason to fail, nor is its lock ours
+    before = (tmp_path / ".git" / "index").read_bytes()
+    assert machine.git_commit() == head
+    assert (tmp_path / ".git" / "index.lock").exists()
+    (tmp_path / ".git" / "index.lock").unlink()
+    assert machine.git_commit() == head
+    assert (tmp_path / ".git" / "index").read_bytes() == before, "the index was rewritten: a lock was taken"
+    (package / "__init__.py").write_text("changed = True\n")
+    assert machine.git_commit() == f"{head}+"

@@ -28,7 +28,7 @@ def value(recipe: AnyRecipe, key: str) -> str:
 
 
 def sft(model: str, **values: object) -> AnyRecipe:
-    return build_recipe(Stage.SFT, {"model_name_or_path": model, **values})
+    return build_recipe(Stage.SFT, {"model_name_or_path": model, "load_in_8bit": False, **values})
 
 
 def ppo(reward_model: str) -> AnyRecipe:

@@ -158,13 +158,18 @@ def test_resume_of_a_lost_run_ends_its_survivors_first(runs: Runs, home: Home, f
     assert run_processes(run.path) == []
 
 
-def test_supervisor_that_does_not_start_is_reported(runs: Runs, home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_supervisor_that_does_not_start_is_reported(
+    runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = runs.create("mine")
-    monkeypatch.setattr(launcher, "source_path", lambda _: {"PYTHONPATH": "/nowhere"})
+    broken = tmp_path / "python"
+    broken.write_text("#!/bin/sh\necho no such interpreter >&2\nexit 3\n")
+    broken.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(broken))
     with pytest.raises(StackllamaError, match="supervisor could not be started"):
         runs.again(run, "finish")
     assert run.read_state().phase == "failed"
-    assert "No module named" in (run.attempt_dir(1) / "supervisor.txt").read_text()
+    assert "no such interpreter" in (run.attempt_dir(1) / "supervisor.txt").read_text()
 
 
 def test_everything_is_private_whatever_the_umask(runs: Runs, tmp_path: Path) -> None:

@@ -73,7 +73,8 @@ def git_commit() -> str | None:
 
 
 def _git(directory: Path, *arguments: str) -> str:
-    argv = ["git", "-C", str(directory), *arguments]
+    # Without optional locks: `git status` refreshes the index, and killed meanwhile leaves an index.lock behind.
+    argv = ["git", "--no-optional-locks", "-C", str(directory), *arguments]
     return subprocess.run(argv, capture_output=True, check=True, timeout=2, text=True).stdout.strip()
 
 
