@@ -108,6 +108,11 @@ class TrainRecipe(ModelRecipe, frozen=True, kw_only=True, forbid_unknown_fields=
             )
         if self.load_in_8bit and self.load_in_4bit:
             raise ValueError("`load_in_8bit` and `load_in_4bit` are both true; choose one of them.")
+        if self.quantised and self.model_name_or_path.endswith(".gguf"):
+            raise ValueError(
+                "a .gguf model is dequantised while it is read and cannot be loaded in 8 or 4 bits at once; "
+                "set `load_in_8bit: false` and `load_in_4bit: false`."
+            )
         if self.bf16 and self.fp16:
             raise ValueError("`bf16` and `fp16` are both true; choose one of them.")
         if not self.use_peft and (self.load_in_8bit or self.load_in_4bit):

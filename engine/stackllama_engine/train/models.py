@@ -192,11 +192,6 @@ def head_hidden(model: "PreTrainedModel") -> int:
 def _load(auto: Any, recipe: ModelRecipe, quantization: Any, device: torch.device, **more: Any) -> "PreTrainedModel":
     name = recipe.model_name_or_path
     source, extra = _source(name)
-    if extra and quantization is not None:
-        raise StageError(
-            f"{name}: a GGUF file is dequantised while it is read and cannot be loaded in 8 or 4 bits; "
-            "set `load_in_8bit: false`, or merge it to a directory first."
-        )
     dtype = recipe.dtype if recipe.dtype == "auto" else getattr(torch, recipe.dtype)
     with _loading(name, "model"):
         model = auto.from_pretrained(
@@ -210,8 +205,9 @@ def _load(auto: Any, recipe: ModelRecipe, quantization: Any, device: torch.devic
             **extra,
             **more,
         )
-    if extra:  # what a GGUF file was quantised with says nothing about the weights in memory
+    if extra:  # the weights in memory are plain; the Trainer would refuse to train what the file says they were
         model.hf_quantizer = None
+        model.is_quantized = False
         model.config.__dict__.pop("quantization_config", None)
     model.config.use_cache = False
     return model if quantization is not None else model.to(device)
