@@ -1,7 +1,7 @@
 """The embedded demo: questions with answers of *known* quality, and votes that follow it with noise.
 
-Nothing here is learned or downloaded: 36 tasks (:mod:`.demo_facts`) × ten ways to ask × sixteen circumstances make
-5,760 questions; each is in one split, whatever the seed (:mod:`.splits`). Because quality is computed from the text,
+Nothing here is learned or downloaded: 12 tasks (:mod:`.demo_facts`) × twelve ways to ask × 28 circumstances make
+4,032 questions; each is in one split, whatever the seed (:mod:`.splits`). Because quality is computed from the text,
 it can be computed for what a policy writes as well: the demo reports *true* utility beside the reward model's opinion.
 
 **Utility** of an answer, between 0 and 1 (:func:`utility`)::
@@ -51,11 +51,15 @@ OPENINGS = (
     "What helps to",
     "Is there a simple way to",
     "Which tool is right to",
+    "Can you tell me how to",
+    "What would you take to",
 )
 CIRCUMSTANCES = (
-    "", " today", " at home", " at work", " in a hurry", " for a friend", " as a beginner", " without much effort",
-    " for the first time", " with little money", " on my own", " every week", " in an old house", " on a rainy day",
-    " before dinner", " with a child",
+    "", " today", " tonight", " at home", " at work", " in a hurry", " for a friend", " as a beginner",
+    " without much effort", " for the first time", " with little money", " on my own", " every week",
+    " in an old house", " on a rainy day", " before dinner", " with a child", " in winter", " in summer",
+    " after a long day", " without help", " in ten minutes", " for my parents", " at school", " on a train",
+    " once a month", " properly", " quickly",
 )  # fmt: skip
 LEADS = ("Use", "Try", "Take", "I would use")
 FILLERS = (

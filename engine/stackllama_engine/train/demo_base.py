@@ -1,8 +1,10 @@
 """Makes the demo's base model: a tiny Llama that knows the demo's language and facts, but not how to answer.
 
-It is trained from nothing, in full precision, on raw forum-like text: questions with answers of *mixed* quality, one
-post after another, in no template and with an end token only after several posts. So supervised fine-tuning has the
-template and the ending left to learn, the reward model what makes an answer good, and PPO how to write such answers.
+It is trained from nothing, in full precision, on raw forum-like text: questions with answers of *mixed* quality, most
+of them with a reaction of whoever asked, one post after another, in no template and with an end token only after
+several posts. The reactions follow the answers' quality as votes do, which is how a base model comes to know what a
+good answer is without writing such answers. So supervised fine-tuning has the template and the ending left to learn,
+the reward model what people prefer, and PPO how to write it.
 The committed model in ``stackllama_engine/demo_base/`` is the output of::
 
     python -m stackllama_engine.train.demo_base --out engine/stackllama_engine/demo_base --seed 0
@@ -33,18 +35,29 @@ from ..data.template import prompt
 
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"
 _PIECES = r"[\p{L}\p{M}'-]+ ?|\p{N} ?|[^\s\p{L}\p{M}\p{N}]+ ?|\s+"
+_REACTIONS = ("No, that is wrong.", "That helps a bit.", "Thanks, that works.", "Perfect, many thanks.")
+_BOUNDS = (0.15, 0.4, 0.7)
+"""Appeals from which the next reaction is given."""
+_HEAVY = 10.0
 _T = 256
 _B = 16
 
 
 def posts(seed: int) -> Iterator[str]:
-    """Endless raw posts, a question with one answer each, from the fine-tuning questions only."""
+    """Endless raw posts, a question with one answer and perhaps a reaction, from the fine-tuning questions only."""
     draw = random.Random(f"base {seed}")  # noqa: S311
     known = demo.questions("finetune", seed)
     while True:
         question = draw.choice(known)
         answer = demo.write_answer(demo.fact_of(question), draw)
-        yield f"{question}{draw.choice((' ', chr(10)))}{answer}\n"
+        reply = reaction(demo.utility(question, answer) + draw.gauss(0, demo.NOISE))
+        ending = f"\n{reply}\n" if draw.random() < 0.8 else "\n"
+        yield f"{question}{draw.choice((' ', chr(10)))}{answer}{ending}"
+
+
+def reaction(appeal: float) -> str:
+    """What the asker replies to an answer of this appeal (utility with noise)."""
+    return _REACTIONS[sum(appeal >= bound for bound in _BOUNDS)]
 
 
 def build_tokenizer(seed: int, vocab_size: int) -> PreTrainedTokenizerFast:
@@ -102,16 +115,24 @@ def batches(tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[torch.Ten
         tokens = tokens[_B * _T :]
 
 
-def train(model: LlamaForCausalLM, data: Iterator[torch.Tensor], steps: int, peak: float = 3e-3) -> float:
-    """AdamW with warm-up and cosine decay; returns the mean loss of the last tenth."""
+def train(
+    model: LlamaForCausalLM, data: Iterator[torch.Tensor], heavy: list[int], steps: int, peak: float = 3e-3
+) -> float:
+    """AdamW with warm-up and cosine decay; returns the mean loss of the last tenth.
+
+    ``heavy`` tokens weigh more: a reaction is one decision among forty tokens, and worth more than they are.
+    """
     optimizer = torch.optim.AdamW(model.parameters(), lr=peak, weight_decay=0.01)
+    weight = torch.ones(model.config.vocab_size)
+    weight[heavy] = _HEAVY
     model.train()
     losses: list[float] = []
     for step in range(steps):
         rate = min(1.0, (step + 1) / 50) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
         optimizer.param_groups[0]["lr"] = peak * rate
         ids = next(data)
-        loss = model(input_ids=ids, labels=ids).loss
+        logits = model(input_ids=ids).logits[:, :-1]
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), weight=weight)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -128,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Make the demo's tiny base model.")
     parser.add_argument("--out", type=Path, required=True, help="directory for model and tokenizer")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--steps", type=int, default=900)
     parser.add_argument("--vocab-size", type=int, default=1024)
     parser.add_argument("--hidden-size", type=int, default=96)
     parser.add_argument("--layers", type=int, default=3)
@@ -137,7 +158,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     started = time.monotonic()
     tokenizer = build_tokenizer(options.seed, options.vocab_size)
     model = build_model(tokenizer, options.hidden_size, options.layers)
-    loss = train(model, batches(tokenizer, options.seed), options.steps)
+    heavy = [tokenizer(text)["input_ids"][0] for text in _REACTIONS]
+    loss = train(model, batches(tokenizer, options.seed), heavy, options.steps)
     model.to(torch.bfloat16).save_pretrained(options.out)
     tokenizer.save_pretrained(options.out)
     facts = {"parameters": model.num_parameters(), "loss": loss, "seconds": time.monotonic() - started}
