@@ -5,6 +5,7 @@ the launcher above maps every failure to exit code 1.
 """
 
 import importlib
+import logging
 import os
 import sys
 import time
@@ -48,6 +49,8 @@ def main(argv: list[str]) -> int:
 
 def _run_stage(stage: Stage, run: RunDir, reporter: Reporter) -> None:
     reporter.phase("start")
+    # once at import and once a layer and step it tells its callers what they cannot change
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     started = time.monotonic()
     recipe: Any = load_recipe(stage, run.recipe_file)  # SFT, reward, PPO or merge
     from transformers import set_seed

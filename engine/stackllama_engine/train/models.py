@@ -6,7 +6,6 @@ repository is never executed.
 
 import hashlib
 import json
-import logging
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
@@ -253,5 +252,4 @@ def quiet_libraries() -> None:
     """Keep a log file readable: no progress bars, and no library's advice to its own callers, once a layer and step."""
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
-    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
