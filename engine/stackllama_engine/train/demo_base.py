@@ -33,7 +33,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from ..data import demo
 from ..data.template import prompt
 
-PAD, BOS, EOS = "<pad>", "<s>", "</s>"
+PAD, BOS, EOS = "<pad>", "<s>", "</s>"  # ids 0, 1, 2: a trainer's special tokens come first
 _PIECES = r"[\p{L}\p{M}'-]+ ?|\p{N} ?|[^\s\p{L}\p{M}\p{N}]+ ?|\s+"
 _REACTIONS = ("No, that is wrong.", "That helps a bit.", "Thanks, that works.", "Perfect, many thanks.")
 _BOUNDS = (0.15, 0.4, 0.7)
@@ -97,9 +97,9 @@ def build_model(tokenizer: PreTrainedTokenizerFast, hidden_size: int, layers: in
         num_key_value_heads=2,
         max_position_embeddings=2048,
         tie_word_embeddings=True,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
     )
     return LlamaForCausalLM(config)
 
@@ -160,7 +160,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     model = build_model(tokenizer, options.hidden_size, options.layers)
     heavy = [tokenizer(text)["input_ids"][0] for text in _REACTIONS]
     loss = train(model, batches(tokenizer, options.seed), heavy, options.steps)
-    model.to(torch.bfloat16).save_pretrained(options.out)
+    model.bfloat16().save_pretrained(options.out)
     tokenizer.save_pretrained(options.out)
     facts = {"parameters": model.num_parameters(), "loss": loss, "seconds": time.monotonic() - started}
     sys.stdout.write(json.dumps(facts) + "\n")
