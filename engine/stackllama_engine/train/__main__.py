@@ -60,7 +60,7 @@ def _run_stage(stage: Stage, run: RunDir, reporter: Reporter) -> None:
 
     models.quiet_libraries()
     set_seed(recipe.seed)  # adapters and heads start at random: alike on every rank and in every attempt
-    session = Session(run, reporter, use_cpu=recipe.use_cpu)
+    session = Session(run, reporter, use_cpu=recipe.use_cpu, report_to=getattr(recipe, "report_to", ()))
     room: Callable[[AnyRecipe, Session], dict[str, Any]] = importlib.import_module(_ROOMS[stage], __package__).run
     facts = room(recipe, session)
     _write_lineage(recipe, run, reporter)

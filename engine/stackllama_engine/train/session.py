@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from itertools import zip_longest
 from typing import Any
@@ -26,16 +27,19 @@ class Session:
         run: the run directory.
         reporter: rank 0's writer of events.
         use_cpu: stay on the CPU.
+        report_to: trackers besides our own events (tensorboard, wandb, trackio), through their own packages.
 
     Raises:
         StageError: another number of processes started than was asked for.
     """
 
-    def __init__(self, run: RunDir, reporter: Reporter, use_cpu: bool, bf16: bool = False) -> None:
+    def __init__(self, run: RunDir, reporter: Reporter, use_cpu: bool, report_to: Sequence[str] = ()) -> None:
         self.run = run
         self.reporter = reporter
         # an Accelerator before any Trainer: it fixes CPU or GPU for the whole process
-        self.accelerator = Accelerator(cpu=use_cpu, mixed_precision="bf16" if bf16 else "no")
+        self.accelerator = Accelerator(cpu=use_cpu, log_with=list(report_to) or None, project_dir=str(run.path / "tensorboard"))
+        # where the Trainer's own integration writes; its default lies in a scratch directory that is cleaned up
+        os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(run.path / "tensorboard"))
         self.state = PartialState()
         self._check_world()
         self.requests = Requests(run, self.device)

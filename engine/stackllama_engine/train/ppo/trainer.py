@@ -75,6 +75,7 @@ class PPO:
             Stopped: asked to stop, after saving.
         """
         recipe, start = self.recipe, 0
+        self.session.accelerator.init_trackers("stackllama")
         saved = checkpoint.to_resume(self.reporter)
         if saved:
             progress = self.trainables.load(saved)
@@ -87,10 +88,12 @@ class PPO:
             self.reporter.progress(done, recipe.max_steps)
             if done % recipe.logging_steps == 0 or done in (1, recipe.max_steps):
                 self.reporter.metrics(done, metrics)
+                self.session.accelerator.log(metrics, step=done)  # to `report_to`, if anything
                 self.reporter.memory()
             self._save_or_stop(done, before)
         after = self.evaluate()
         self._save_adapter()
+        self.session.accelerator.end_training()
         return {
             "before": _figures(before), "after": _figures(after), "steps": recipe.max_steps,
             "samples": _side_by_side(before, after),
