@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from stackllama_engine.contract.recipe import PipelineRecipe
 from stackllama_engine.contract.recipe_io import load_recipe
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.data import demo
@@ -67,6 +68,7 @@ def test_the_committed_base_is_tiny_and_knows_the_language() -> None:
 
 def test_the_recipe_is_valid_and_written_for_the_cpu() -> None:
     recipe = load_recipe(Stage.PIPELINE, BASE / "demo.yaml")
+    assert isinstance(recipe, PipelineRecipe)
     for section in (recipe.sft, recipe.reward, recipe.ppo):
         assert section["use_cpu"]
         assert not section["load_in_8bit"]

@@ -48,11 +48,20 @@ def test_sft_trains_and_leaves_facts(sft_run: RunDir) -> None:
     assert events(sft_run)[-1].data == {"exit_code": 0, "cause": None}
 
 
-@pytest.mark.parametrize("more", [("packing=false",), ("packing_strategy=bfd",), ("use_peft=false", "bf16=true")])
-def test_sft_in_other_ways(shared_home: Home, base: Path, more: tuple[str, ...]) -> None:
-    run = run_stage(shared_home, Stage.SFT, f"model_name_or_path={base}", *SFT, "max_steps=2", *more)
+@pytest.mark.parametrize("more", ["packing=false", "packing_strategy=bfd"])
+def test_sft_with_other_loaders(shared_home: Home, base: Path, more: str) -> None:
+    run = run_stage(shared_home, Stage.SFT, f"model_name_or_path={base}", *SFT, "max_steps=2", more)
     assert run.read_json("result.json")["steps"] == 2
-    assert (run.merged if "use_peft=false" in more else run.adapter).is_dir()
+
+
+def test_full_training_leaves_a_model_that_merging_only_casts(shared_home: Home, base: Path) -> None:
+    keys = (f"model_name_or_path={base}", *SFT, "max_steps=2", "use_peft=false", "bf16=true", "num_processes=2")
+    run = run_stage(shared_home, Stage.SFT, *keys)
+    assert not run.adapter.exists()
+    merged = run_stage(shared_home, Stage.MERGE, f"adapter_path={run.id}").merged
+    trained, cast = (AutoModelForCausalLM.from_pretrained(path, dtype="auto") for path in (run.merged, merged))
+    for name, tensor in trained.state_dict().items():
+        assert torch.equal(tensor.bfloat16(), cast.state_dict()[name]), name
 
 
 @pytest.mark.parametrize("bits", ["load_in_8bit=true", "load_in_4bit=true"])

@@ -23,7 +23,17 @@ from .output import paint, show, show_fields, show_json, size
 
 TRAINING = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
 OPTIONAL = {"bitsandbytes": "bases in 8 and 4 bits", "gguf": "base models in .gguf files"}
-CONSOLE = ("msgspec", "PyYAML", "psutil", "nvidia-ml-py", "huggingface_hub", "rich", "textual", "beautifulsoup4", "markdownify")
+CONSOLE = (
+    "msgspec",
+    "PyYAML",
+    "psutil",
+    "nvidia-ml-py",
+    "huggingface_hub",
+    "rich",
+    "textual",
+    "beautifulsoup4",
+    "markdownify",
+)
 LEAST_DISK = 2 * 1024**3
 """Bytes; a checkpoint of a 7B model's adapters is a few hundred megabytes, a merged model 14 GB."""
 

@@ -87,7 +87,7 @@ def _adapter(home: Home, key: str, value: str, parents: list[str]) -> str:
             raise RefusedError(
                 f"`{key}: {value}`: that run trained no adapter; name a finished sft, reward or ppo run."
             )
-        return _output(run, run.adapter, key, parents)
+        return _output(run, _trained(run), key, parents)
     if path := _existing(value):
         return path
     raise _unknown(home, key, value, "the id of a finished sft, reward or ppo run, or an adapter directory")
@@ -97,7 +97,7 @@ def _reward_model(home: Home, key: str, value: str, parents: list[str]) -> str:
     _refuse_hostile(key, value)
     if run := _find_run(home, value):
         if run.read_state().stage is Stage.REWARD:
-            return _output(run, run.adapter, key, parents)
+            return _output(run, _trained(run), key, parents)
         if _merged_stage(home, run) is not Stage.REWARD:
             raise RefusedError(f"`{key}: {value}`: that run made no reward model; name a finished reward run.")
         return _output(run, run.merged, key, parents)
@@ -114,6 +114,11 @@ def _merged_stage(home: Home, run: RunDir) -> Stage | None:
         if (found := _find_run(home, parent)) and found.read_state().stage in _ADAPTER_STAGES:
             return found.read_state().stage
     return None
+
+
+def _trained(run: RunDir) -> Path:
+    """What a training run left: an adapter, or a whole model when it trained every weight."""
+    return run.merged if run.merged.is_dir() else run.adapter
 
 
 def _output(run: RunDir, path: Path, key: str, parents: list[str]) -> str:

@@ -37,9 +37,10 @@ class Session:
         self.run = run
         self.reporter = reporter
         # an Accelerator before any Trainer: it fixes CPU or GPU for the whole process
-        self.accelerator = Accelerator(cpu=use_cpu, log_with=list(report_to) or None, project_dir=str(run.path / "tensorboard"))
-        # where the Trainer's own integration writes; its default lies in a scratch directory that is cleaned up
-        os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(run.path / "tensorboard"))
+        tensorboard = str(run.path / "tensorboard")
+        self.accelerator = Accelerator(cpu=use_cpu, log_with=list(report_to) or None, project_dir=tensorboard)
+        # the Trainer's own integration would write into its scratch directory, which is cleaned up
+        os.environ.setdefault("TENSORBOARD_LOGGING_DIR", tensorboard)
         self.state = PartialState()
         self._check_world()
         self.requests = Requests(run, self.device)

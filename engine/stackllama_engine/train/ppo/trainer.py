@@ -274,7 +274,9 @@ def _figures(evaluation: dict[str, Any]) -> dict[str, float]:
 
 
 def _side_by_side(before: dict[str, Any], after: dict[str, Any], count: int = 3) -> list[dict[str, Any]]:
-    """The first questions, answered before and after."""
+    """The first questions whose answer changed (then others), answered before and after."""
+    both = list(zip(before["rows"], after["rows"], strict=True))
+    both.sort(key=lambda pair: pair[0]["response"] == pair[1]["response"])  # stable: changed ones first
     return [
         {"question": old["question"]}
         | {
@@ -283,5 +285,5 @@ def _side_by_side(before: dict[str, Any], after: dict[str, Any], count: int = 3)
             for name in ("response", "reward", "utility")
             if name in row
         }
-        for old, new in list(zip(before["rows"], after["rows"], strict=True))[:count]
+        for old, new in both[:count]
     ]
