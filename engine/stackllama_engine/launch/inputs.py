@@ -118,7 +118,7 @@ def _merged_stage(home: Home, run: RunDir) -> Stage | None:
 
 def _trained(run: RunDir) -> Path:
     """What a training run left: an adapter, or a whole model when it trained every weight."""
-    return run.merged if run.merged.is_dir() else run.adapter
+    return run.merged if run.merged.is_dir() and not run.adapter.is_dir() else run.adapter
 
 
 def _output(run: RunDir, path: Path, key: str, parents: list[str]) -> str:
