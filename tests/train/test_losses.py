@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stackllama_engine.train.ppo import losses
+from stackllama_engine.train.ppo.update import explained_variance, moments
 
 ONES = torch.ones(1, 4)
 
@@ -132,5 +133,20 @@ def test_value_loss_takes_the_worse_of_plain_and_clipped() -> None:
 
 def test_explained_variance() -> None:
     returns, mask = torch.tensor([[1.0, 2.0, 3.0, 9.0]]), torch.tensor([[1.0, 1.0, 1.0, 0.0]])
-    assert float(losses.explained_variance(returns, returns, mask)) == 1.0
-    assert float(losses.explained_variance(torch.zeros(1, 4), returns, mask)) == 0.0
+    assert explained_variance(returns, returns, mask, alone) == 1.0
+    assert explained_variance(torch.zeros(1, 4), returns, mask, alone) == 0.0
+    assert explained_variance(torch.zeros(1, 4), torch.ones(1, 4), mask, alone) == 0.0
+
+
+def test_moments_over_two_ranks_are_those_of_one() -> None:
+    """Two ranks in turns: each reduction adds what the other rank would have brought."""
+    values, mask = torch.tensor([[1.0, 2.0, 3.0, 77.0]]), torch.tensor([[1.0, 1.0, 1.0, 0.0]])
+    both = torch.cat([values, values + 3]), torch.cat([mask, mask])
+    other = iter([torch.tensor([3.0, 15.0]), ((values + 3 - 3.5) * mask).pow(2).sum()])
+    mean, var = moments(values, mask, lambda part: part + next(other))
+    expected = moments(*both, alone)
+    assert (float(mean), float(var)) == (float(expected[0]), float(expected[1])) == (3.5, 3.5)
+
+
+def alone(values: torch.Tensor) -> torch.Tensor:
+    return values

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from datasets import Dataset, IterableDataset
 
+from stackllama_engine.contract.errors import DataError
 from stackllama_engine.contract.recipe import SFTRecipe
 from stackllama_engine.contract.recipe_io import load_recipe
 from stackllama_engine.contract.run_dir import RunDir
@@ -31,6 +32,32 @@ def test_prompt_and_answer_join_without_a_seam(base: Path) -> None:
     assert whole[-1] == models.eos_id(tokenizer)
     assert whole.count(models.eos_id(tokenizer)) == 1
     assert tokenizer.decode(whole[:-1]) == "Question: How do I peel garlic?\n\nAnswer: Use a knife."
+
+
+def test_a_special_token_spelled_out_in_a_text_stays_text(base: Path) -> None:
+    tokenizer = models.load_tokenizer(str(base))
+    ids = rows.encode_text(tokenizer, "Is <s>this</s> struck out?", "No, </s> is <pad>.")
+    assert ids.count(models.eos_id(tokenizer)) == 1
+    assert ids.count(models.pad_id(tokenizer)) == 0
+    assert str(tokenizer.decode(ids[:-1])).endswith("No, </s> is <pad>.")
+
+
+def test_a_stream_needs_to_know_when_to_end(base: Path, tmp_path: Path) -> None:
+    keys = [value for value in SFT if not value.startswith(("max_train_samples", "max_steps"))]
+    recipe = load_recipe(
+        Stage.SFT, None, (*keys, f"model_name_or_path={base}", "dataset_name=someone/pairs", "max_steps=-1")
+    )
+    assert isinstance(recipe, SFTRecipe)
+    with pytest.raises(DataError, match="max_steps"):
+        rows.training_rows(recipe, RunDir(tmp_path), ("question", "response_j"), encode)
+
+
+def test_missing_columns_are_our_own_error(base: Path, tmp_path: Path) -> None:
+    file = tmp_path / "pairs.jsonl"
+    file.write_text('{"title": "why", "body": "because"}\n')
+    recipe = recipe_of(f"model_name_or_path={base}", f"dataset_name={file}", "dataset_train_split=all")
+    with pytest.raises(DataError, match="question"):
+        rows.training_rows(recipe, RunDir(tmp_path), ("question", "response_j"), encode)
 
 
 def test_an_unfinished_answer_has_no_end_token(base: Path) -> None:
@@ -65,8 +92,10 @@ def test_a_hub_set_is_streamed(base: Path, tmp_path: Path, monkeypatch: pytest.M
     assert isinstance(recipe, SFTRecipe)
     streamed = rows.training_rows(recipe, RunDir(tmp_path), ("question", "response_j"), encode)
     assert isinstance(streamed, IterableDataset)
-    assert [row["input_ids"] for row in streamed.take(3)] == [[0, 1], [1, 1], [2, 1]]
-    assert len(taken) < 100
+    lengths = [row["input_ids"][0] for row in streamed.take(3)]
+    assert len(set(lengths)) == 3
+    assert lengths != [0, 1, 2]  # shuffled
+    assert len(taken) <= rows.SHUFFLE_BUFFER + 10
 
 
 def test_a_changed_file_is_never_served_from_a_cache(base: Path, tmp_path: Path) -> None:

@@ -13,10 +13,11 @@ from stackllama_engine.contract.recipe_io import load_recipe
 from stackllama_engine.contract.run_dir import RunDir
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.train import models
-from stackllama_engine.train.ppo.rollout import pad_tokens, policy_outputs
+from stackllama_engine.train.ppo.rollout import Rollout, Targets, pad_tokens, policy_outputs
 from stackllama_engine.train.ppo.sampling import draw_noise, pick, sample
-from stackllama_engine.train.ppo.scorer import Answer, SharedScorer, score_weight
+from stackllama_engine.train.ppo.scorer import Answer, SeparateScorer, SharedScorer, score_weight
 from stackllama_engine.train.ppo.shared_base import SharedBase
+from stackllama_engine.train.ppo.update import Updater
 from stackllama_engine.train.rows import encode_text
 
 from .toy import PPO
@@ -116,7 +117,7 @@ def test_scoring_leaves_the_policy_active_and_trainable(shared: SharedBase, rewa
 
 
 def test_an_adapter_without_a_head_is_refused(shared: SharedBase, tmp_path: Path) -> None:
-    shared.model.save_pretrained(str(tmp_path))
+    shared.model.save_pretrained(str(tmp_path), selected_adapters=["default"])
     with pytest.raises(StageError, match="no score head"):
         score_weight(tmp_path)
 
@@ -125,10 +126,12 @@ def test_continued_policy_starts_as_its_adapter_and_keeps_it_as_reference(
     shared: SharedBase, base: Path, tmp_path: Path
 ) -> None:
     move_policy(shared)
-    models.save_adapter(shared.model, tmp_path, recipe_of(base))
+    path = tmp_path / "adapter"
+    models.save_adapter(shared.model, models.load_tokenizer(str(base)), path, recipe_of(base))
     ids, attention, _ = pad_tokens([[1, 5, 6]], [[8, 9, 2]], 0, CPU)
     trained = policy_outputs(shared, ids, attention, 3, 1).logprobs
-    continued = SharedBase(recipe_of(base, f"policy_adapter_path={tmp_path}"), CPU)
+    # what the recipe says of LoRA does not matter: the adapter brings its own rank and scale
+    continued = SharedBase(recipe_of(base, f"policy_adapter_path={path}", "lora_r=4", "lora_alpha=64"), CPU)
     torch.testing.assert_close(policy_outputs(continued, ids, attention, 3, 1).logprobs, trained)
     move_policy(continued)
     with continued.reference():
@@ -168,3 +171,50 @@ def test_pick_follows_the_distribution() -> None:
     uniforms = torch.linspace(0, 1, 10_001, dtype=torch.float64)[:-1]
     tokens = pick(probabilities.log().expand(10_000, 4), uniforms)
     assert torch.bincount(tokens, minlength=4).tolist() == pytest.approx([1000, 0, 6000, 3000], abs=2)
+
+
+def test_a_language_model_is_no_judge(base: Path) -> None:
+    with pytest.raises(StageError, match="no trained"):
+        SeparateScorer(recipe_of(base, f"reward_model_path={base}"), CPU, 8)
+
+
+def test_an_adapter_in_a_pickle_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "adapter_model.bin").write_bytes(b"pickle")
+    with pytest.raises(StageError, match="pickles"):
+        score_weight(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["layers.0.self_attn.q_proj", "layers.1.mlp.gate_proj", "embed_tokens", "norm"])
+def test_training_any_tensor_makes_another_base(base: Path, tmp_path: Path, name: str) -> None:
+    model = AutoModelForCausalLM.from_pretrained(base)
+    model.save_pretrained(tmp_path / "same")
+    dict(model.named_parameters())[f"model.{name}.weight"].data += 0.01
+    model.save_pretrained(tmp_path / "other")
+    same, other = (models.base_identity(str(tmp_path / part), None) for part in ("same", "other"))
+    assert not models.same_base(same, other)
+    assert models.same_base(same, models.base_identity(str(tmp_path / "same"), "ignored"))
+
+
+def test_ratio_is_one_while_checkpointing_too(base: Path) -> None:
+    shared = SharedBase(recipe_of(base, "gradient_checkpointing=true"), CPU)
+    move_policy(shared)
+    ids, attention, _ = pad_tokens([[1, 5, 6], [1, 7]], [[8, 9, 2], [10, 2]], 0, CPU)
+    old = policy_outputs(shared, ids, attention, 3, 2).logprobs
+    shared.model.train()
+    new = shared.outputs(ids, attention, 3).logprobs
+    assert new.requires_grad
+    assert torch.equal(new.detach(), old)
+
+
+def test_a_nan_is_never_applied(shared: SharedBase) -> None:
+    recipe = recipe_of(Path(shared.base.config._name_or_path))
+    ids, attention, mask = pad_tokens([[1, 5], [1, 7], [1, 8], [1, 9]], [[8, 2], [10, 2], [11, 2], [12, 2]], 0, CPU)
+    old = policy_outputs(shared, ids, attention, 2, 2)
+    rollout = Rollout(ids, attention, mask, [], old, old.logprobs, torch.zeros(4))
+    nan = torch.full_like(mask, float("nan"))
+    goal = Targets(kl=torch.zeros_like(mask), advantages=nan, returns=torch.zeros_like(mask))
+    before = [parameter.detach().clone() for parameter in shared.trainable()]
+    optimizer = torch.optim.AdamW(shared.trainable(), lr=0.1)
+    statistics = Updater(recipe, shared, optimizer, lambda part: part).update(rollout, goal, torch.Generator())
+    assert (statistics.updates, statistics.skipped) == (0, recipe.num_ppo_epochs)
+    assert all(torch.equal(a, b) for a, b in zip(before, shared.trainable(), strict=True))

@@ -1,11 +1,12 @@
 """Stages through the real command on a toy base: launcher, supervisor, accelerate, training, result."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from stackllama_engine.contract.events import Event, EventReader
@@ -97,11 +98,38 @@ def test_ppo_starts_at_ratio_one_and_moves(shared_home: Home, base: Path, reward
     assert metrics(run)[-1]["objective/kl"] != 0.0
     samples = [json.loads(line) for line in run.samples_file.read_text().splitlines()]
     assert {"question", "response", "reward", "kl", "length", "utility", "step"} <= samples[0].keys()
+    assert sorted(path.name for path in run.adapter.glob("*.safetensors")) == [
+        "adapter_model.safetensors",
+        "value_head.safetensors",
+    ]
+    assert not (run.adapter / "reward").exists()  # what is shared is the policy alone
     result = run.read_json("result.json")
     assert result["before"]["kl"] == 0.0
     assert result["before"]["questions"] == 8
     assert len(result["samples"]) == 3
     assert run.read_json("lineage.json")["parents"] == [reward_run.id]
+
+
+def test_ppo_continues_another_run(shared_home: Home, base: Path, sft_run: RunDir, reward_run: RunDir) -> None:
+    inputs = (f"model_name_or_path={base}", f"reward_model_path={reward_run.id}", f"policy_adapter_path={sft_run.id}")
+    run = run_stage(shared_home, Stage.PPO, *PPO, *inputs, "max_steps=1", "lora_r=4")
+    assert metrics(run)[0]["objective/kl"] == 0.0  # the reference is the adapter it began with
+    assert set(run.read_json("lineage.json")["parents"]) == {sft_run.id, reward_run.id}
+
+
+def test_ppo_stops_at_nan_scores(shared_home: Home, base: Path, reward_run: RunDir, tmp_path: Path) -> None:
+    poisoned = tmp_path / "adapter"
+    shutil.copytree(reward_run.adapter, poisoned)
+    state = weights(reward_run)
+    state[next(name for name in state if name.endswith("score.weight"))][0, 0] = float("nan")
+    save_file(state, poisoned / "adapter_model.safetensors")
+    keys = (*PPO, f"model_name_or_path={base}", f"reward_model_path={poisoned}")
+    run = launch(shared_home, Stage.PPO, load_recipe(Stage.PPO, None, keys))
+    state = wait_for(run, lambda state: state.has_ended)
+    assert (state.phase, state.exit_code) == ("failed", 1)
+    assert state.cause
+    assert "NaN or infinity in 8 scores" in state.cause
+    assert not run.adapter.exists()
 
 
 def test_ppo_on_an_8_bit_base(shared_home: Home, base: Path, reward_run: RunDir) -> None:

@@ -85,7 +85,9 @@ class TrainRecipe(ModelRecipe, frozen=True, kw_only=True, forbid_unknown_fields=
 
     # reporting and checkpoints
     logging_steps: Annotated[int, _help("Record metrics every N optimizer steps.", ge=1)] = 10
-    save_steps: Annotated[int, _help("Write a checkpoint every N optimizer steps; 0: only at the end.", ge=0)] = 500
+    save_steps: Annotated[
+        int, _help("Write a checkpoint every N optimizer (PPO: rollout) steps; 0: only when stopped.", ge=0)
+    ] = 500
     save_total_limit: Annotated[int, _help("Keep the newest N checkpoints.", ge=1)] = 3
     report_to: Annotated[
         list[Literal["tensorboard", "wandb", "trackio"]], _help("Also report to these, through their own packages.")
@@ -108,6 +110,13 @@ class TrainRecipe(ModelRecipe, frozen=True, kw_only=True, forbid_unknown_fields=
             )
         if self.load_in_8bit and self.load_in_4bit:
             raise ValueError("`load_in_8bit` and `load_in_4bit` are both true; choose one of them.")
+        if self.warmup_steps and self.lr_scheduler_type == "constant":
+            raise ValueError(
+                f"`lr_scheduler_type: constant` would ignore `warmup_steps: {self.warmup_steps}`; "
+                "use `constant_with_warmup`, or set `warmup_steps: 0`."
+            )
+        if getattr(self, "max_steps", -1) == 0:
+            raise ValueError("`max_steps: 0` trains nothing; give a number of steps, or -1 for `num_train_epochs`.")
         if self.quantised and self.model_name_or_path.endswith(".gguf"):
             raise ValueError(
                 "a .gguf model is dequantised while it is read and cannot be loaded in 8 or 4 bits at once; "
@@ -134,6 +143,7 @@ class SFTRecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     gradient_checkpointing: Annotated[bool, _help("Recompute activations in the backward pass to save memory.")] = True
     dataset_train_split: Annotated[str, _help("Split this stage trains on.", min_length=1)] = Split.FINETUNE.value
+    max_eval_samples: Annotated[AtLeastOne | None, _help("Use only the first N evaluation rows.")] = 4000
     learning_rate: Annotated[float, _help("Peak learning rate.", gt=0, le=1)] = 1e-5
     lr_scheduler_type: Annotated[Scheduler, _help("Learning-rate schedule.")] = "cosine"
     warmup_steps: Annotated[int, _help("Optimizer steps of linear warm-up.", ge=0)] = 100
@@ -185,6 +195,7 @@ class PPORecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     reward_model_path: Annotated[
         str, _help("A finished reward run, an adapter directory, or a sequence-classification model.", min_length=1)
     ]
+    lora_dropout: Annotated[float, _help("Must be 0: PPO compares probabilities before and after.", ge=0, lt=1)] = 0.0
     policy_adapter_path: Annotated[
         str | None, _help("Continue this adapter; a frozen copy of it becomes the reference.")
     ] = None
@@ -245,13 +256,18 @@ class PPORecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     )
 
     # reporting
-    num_sample_generations: Annotated[int, _help("Samples recorded each logged step.", ge=0)] = 4
+    num_sample_generations: Annotated[int, _help("Samples recorded each step.", ge=0)] = 4
 
     def __post_init__(self) -> None:
         """Checks between keys; see :class:`TrainRecipe`."""
         super().__post_init__()
         if not self.use_peft:
             raise ValueError("PPO needs `use_peft: true`: policy and reference share one frozen base.")
+        if self.lora_dropout:
+            raise ValueError(
+                "PPO runs without dropout, so that the ratio is 1 where the policy has not changed; "
+                "set `lora_dropout: 0`."
+            )
         if self.fp16:
             raise ValueError("PPO does not scale losses for `fp16`; use `bf16: true`.")
         if self.output_min_length >= self.output_max_length:

@@ -5,6 +5,7 @@ that names the file (or the command line), the key, the value and the nearest ri
 """
 
 import difflib
+import math
 import typing
 from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
@@ -165,9 +166,12 @@ def _leaves(values: Mapping[str, Any]) -> Iterable[str]:
 def _convert(key: str, value: Any, wanted: Any, source: str) -> Any:
     # YAML 1.1 reads 1e-5 as a string; msgspec's lax mode turns strings into the numbers they spell.
     try:
-        return msgspec.convert(value, wanted, strict=not isinstance(value, str))
+        converted = msgspec.convert(value, wanted, strict=not isinstance(value, str))
     except msgspec.ValidationError as error:
         raise RecipeError(f"{source}: `{key}: {value}` is wrong: {_reason(error, value, wanted)}.") from None
+    if isinstance(converted, float) and not math.isfinite(converted):
+        raise RecipeError(f"{source}: `{key}: {value}` is wrong: expected a finite number.")
+    return converted
 
 
 def _reason(error: msgspec.ValidationError, value: Any, wanted: Any) -> str:

@@ -50,6 +50,10 @@ def resolve_inputs(home: Home, recipe: AnyRecipe) -> tuple[AnyRecipe, list[str]]
             }
             if isinstance(recipe, PPORecipe):
                 changed["reward_model_path"] = resolved("reward_model_path", recipe.reward_model_path, _reward_model)
+                if recipe.policy_adapter_path:
+                    changed["policy_adapter_path"] = resolved(
+                        "policy_adapter_path", recipe.policy_adapter_path, _adapter
+                    )
             return msgspec.structs.replace(recipe, **changed), _unique(parents)
 
 

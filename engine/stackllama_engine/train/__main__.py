@@ -41,6 +41,7 @@ def main(argv: list[str]) -> int:
     except Exception as error:  # noqa: BLE001 - the last line of defence turns every failure into a cause
         code, cause = ExitCode.FAILED, _cause(error, reporter.current_phase)
         traceback.print_exc()
+        cause = _first_cause(run.attempt_dir(attempt), cause)
     else:
         code, cause = ExitCode.DONE, None
     reporter.end(code, cause)
@@ -80,15 +81,33 @@ def _write_lineage(recipe: Any, run: RunDir, reporter: Reporter) -> None:
         run.write_json("lineage.json", {"base": base, "dataset_name": data, "seed": recipe.seed, "parents": parents})
 
 
+def _first_cause(attempt: Path, cause: str) -> str:
+    """The first failure over all ranks: what the others report is that their peer is gone.
+
+    Every failing rank leaves its cause in the attempt's folder; rank 0 reports the earliest.
+    """
+    rank = os.environ.get("RANK", "0")
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return cause
+    (attempt / f"cause-rank-{rank}.txt").write_text(cause, encoding="utf-8")
+    files = sorted(attempt.glob("cause-rank-*.txt"), key=lambda path: path.stat().st_mtime_ns)
+    first = files[0]
+    return cause if first.stem.endswith(f"-{rank}") else f"rank {first.stem[11:]}: {first.read_text(encoding='utf-8')}"
+
+
 def _cause(error: Exception, phase: str) -> str:
     """A failure in one sentence that a person can act on."""
     text = str(error).strip().splitlines()
     first = text[0] if text else ""
     if type(error).__name__ == "OutOfMemoryError":
-        return (
-            f"Out of GPU memory in phase {phase}. Halve `per_device_train_batch_size` and double "
-            f"`gradient_accumulation_steps`, or set `gradient_checkpointing: true`. ({first})"
+        forward = phase in ("rollout", "score", "evaluate")
+        lever = (
+            "Halve `local_rollout_forward_batch_size` (PPO) or `per_device_eval_batch_size`"
+            if forward
+            else "Halve `per_device_train_batch_size` and double `gradient_accumulation_steps`, or use "
+            "`gradient_checkpointing: true` or `load_in_8bit: true` where they are off"
         )
+        return f"Out of GPU memory in phase {phase}. {lever}. ({first})"
     if isinstance(error, OSError) and error.errno == 28:
         return f"The disk is full in phase {phase}: {error.filename or first}."
     return f"{type(error).__name__} in phase {phase}: {first}"

@@ -1,13 +1,16 @@
 """What the stages on top of transformers' Trainer share: arguments, checkpoints, requests, events."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accelerate import PartialState
+from peft import PeftModel
 from transformers import TrainerCallback
 
+from ..contract.errors import StageError
 from ..contract.recipe import RewardRecipe, SFTRecipe, TrainRecipe
 from . import checkpoint, models
 from .report import Reporter
@@ -101,6 +104,13 @@ class RunCallback(TrainerCallback):
             for name, value in logs.items()
             if isinstance(value, int | float) and name not in _NOT_METRICS and not name.endswith(_TIMINGS)
         }
+        for name in ("loss", "grad_norm"):
+            if not math.isfinite(metrics.get(name, 0.0)):
+                self._reporter.metrics(state.global_step, metrics)
+                raise StageError(
+                    f"`{name}` became {metrics[name]} at step {state.global_step}. Lower `learning_rate`, or use "
+                    "`bf16: true` instead of `fp16`; the checkpoints before this step are untouched."
+                )
         if "train_runtime" not in logs:
             self._reporter.metrics(state.global_step, metrics)
             self._reporter.memory()
@@ -127,7 +137,8 @@ def fit(trainer: "Trainer", callback: RunCallback, reporter: Reporter) -> None:
     Raises:
         Stopped: asked to stop; a checkpoint was sealed.
     """
-    models.trainables_to_fp32(_model(trainer))
+    if isinstance(_model(trainer), PeftModel):
+        models.trainables_to_fp32(_model(trainer))
     resume_from = checkpoint.to_resume(reporter)
     if resume_from:
         _restore_token_count(trainer, resume_from)
@@ -148,12 +159,10 @@ def save(trainer: "Trainer", tokenizer: Any, recipe: TrainRecipe, session: Sessi
     """Write what was trained: ``adapter/``, or ``merged/`` after full training."""
     session.reporter.phase("save")
     if session.is_main:
-        target = session.run.adapter if recipe.use_peft else session.run.merged
         if recipe.use_peft:
-            models.save_adapter(_model(trainer), target, recipe)
+            models.save_adapter(_model(trainer), tokenizer, session.run.adapter, recipe)
         else:
-            _model(trainer).save_pretrained(target)
-        tokenizer.save_pretrained(target)
+            models.save_model(_model(trainer), tokenizer, session.run.merged)
     session.state.wait_for_everyone()
 
 

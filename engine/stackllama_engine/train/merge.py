@@ -13,7 +13,6 @@ reloaded head is compared with the trained one. Peak memory is the model in floa
 
 import gc
 import json
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +38,9 @@ EXACT = 1e-3
 ROUNDED = 0.5
 """Largest difference after rounding, relative to what the adapter changes: more, and the rounding lost it."""
 
+CAST = 0.05
+"""Largest difference for a whole model that is only cast, relative to its outputs."""
+
 
 def run(recipe: MergeRecipe, session: Session) -> dict[str, Any]:
     """Run the stage to its end; returns the facts for ``result.json``.
@@ -47,14 +49,17 @@ def run(recipe: MergeRecipe, session: Session) -> dict[str, Any]:
         StageError: nothing to merge, or the merged model is not base + adapter.
     """
     session.reporter.phase("load")
-    source = Path(recipe.adapter_path)
+    source, staging = Path(recipe.adapter_path), session.run.path / ".tmp-verified"
     if not (source / "adapter_config.json").is_file():
-        return _cast(recipe, source, session)
+        return _cast(recipe, source, staging, session)
     config = json.loads((source / "adapter_config.json").read_text(encoding="utf-8"))
     identity, reward = read_identity(source), config.get("task_type") == "SEQ_CLS"
     tokenizer = models.load_tokenizer(str(source))
     probes = _probes(tokenizer, recipe.seed)
-    base = models.load_plain(str(identity["name"]), identity["revision"], "float32", reward, session.device)
+    name, revision = str(identity["name"]), identity["revision"]
+    if not models.same_base(identity, models.base_identity(name, revision)):
+        raise StageError(f"{name} is not the base any more that {source} was trained on: its weights have changed.")
+    base = models.load_plain(name, revision, "float32", session.device, reward=reward, new_head=True)
     if reward:
         score_weight(source)  # refuse an adapter whose score head is lost, before anything is computed
         base.config.get_text_config().pad_token_id = models.pad_id(tokenizer)
@@ -66,13 +71,13 @@ def run(recipe: MergeRecipe, session: Session) -> dict[str, Any]:
     merged: Any = model.merge_and_unload(safe_merge=True)
     effect = difference(with_adapter, without)
     check(difference(outputs(merged, probes, session.device), with_adapter), effect, EXACT, "merging went wrong")
-    staging = _save(merged.to(getattr(torch, recipe.dtype)), tokenizer, session)
+    models.save_model(merged.to(getattr(torch, recipe.dtype)), tokenizer, staging)
     del base, model, merged
     gc.collect()
     session.reporter.phase("verify")
-    reloaded = models.load_plain(str(staging), None, "float32", reward, session.device).eval()
+    reloaded = models.load_plain(str(staging), None, "float32", session.device, reward=reward).eval()
     if reward:
-        _check_head(reloaded, source, getattr(torch, recipe.dtype))
+        _check_head(reloaded, score_weight(source), recipe)
     rounded = difference(outputs(reloaded, probes, session.device), with_adapter)
     check(rounded, effect, ROUNDED, f"rounding to {recipe.dtype} loses it; merge with `dtype: float32`")
     staging.replace(session.run.merged)
@@ -83,6 +88,26 @@ def run(recipe: MergeRecipe, session: Session) -> dict[str, Any]:
         "probes": PROBES,
         "dtype": recipe.dtype,
     }
+
+
+def _cast(recipe: MergeRecipe, source: Path, staging: Path, session: Session) -> dict[str, Any]:
+    """After full training there is no adapter: the model itself is stored in the target dtype, and compared."""
+    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    reward = any("SequenceClassification" in name for name in config.get("architectures") or [])
+    tokenizer = models.load_tokenizer(str(source))
+    probes = _probes(tokenizer, recipe.seed)
+    model: Any = models.load_plain(str(source), None, "float32", session.device, reward=reward).eval()
+    trained = outputs(model, probes, session.device)
+    session.reporter.phase("merge")
+    models.save_model(model.to(getattr(torch, recipe.dtype)), tokenizer, staging)
+    session.reporter.phase("verify")
+    reloaded = models.load_plain(str(staging), None, "float32", session.device, reward=reward).eval()
+    if reward:
+        _check_head(reloaded, next(model.get_submodule("score").parameters()).detach().cpu(), recipe)
+    found = difference(outputs(reloaded, probes, session.device), trained)
+    check(found, difference(trained, torch.zeros_like(trained)), CAST, f"rounding to {recipe.dtype} loses it")
+    staging.replace(session.run.merged)
+    return {"path": str(session.run.merged), "difference": found, "probes": PROBES, "dtype": recipe.dtype}
 
 
 @torch.no_grad()
@@ -121,31 +146,12 @@ def check(found: float, effect: float, allowed: float, reason: str) -> None:
         )
 
 
-def _check_head(reloaded: "PreTrainedModel", source: Path, dtype: torch.dtype) -> None:
+def _check_head(reloaded: "PreTrainedModel", trained: Tensor, recipe: MergeRecipe) -> None:
     head = next(reloaded.get_submodule("score").parameters()).detach().cpu()
-    if not torch.equal(head, score_weight(source).to(dtype).float()):
+    if not torch.equal(head, trained.to(getattr(torch, recipe.dtype)).float()):
         raise StageError("The merged model does not hold the trained score head: its reward would be random.")
 
 
 def _probes(tokenizer: "PreTrainedTokenizerBase", seed: int) -> list[list[int]]:
     """Prompts in the template; any language model gives each of them some distribution."""
     return [encode_prompt(tokenizer, question) for question in demo.questions("evaluation", seed)[:PROBES]]
-
-
-def _save(model: Any, tokenizer: "PreTrainedTokenizerBase", session: Session) -> Path:
-    session.reporter.phase("save")
-    staging = session.run.path / ".tmp-merged"
-    shutil.rmtree(staging, ignore_errors=True)
-    model.save_pretrained(staging)
-    tokenizer.save_pretrained(staging)
-    return staging
-
-
-def _cast(recipe: MergeRecipe, source: Path, session: Session) -> dict[str, Any]:
-    """After full training there is no adapter: the model itself is stored in the target dtype."""
-    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    reward = any("SequenceClassification" in name for name in config.get("architectures") or [])
-    tokenizer = models.load_tokenizer(str(source))
-    model = models.load_plain(str(source), None, recipe.dtype, reward, session.device)
-    _save(model, tokenizer, session).replace(session.run.merged)
-    return {"path": str(session.run.merged), "difference": 0.0, "dtype": recipe.dtype}

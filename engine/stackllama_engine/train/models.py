@@ -6,6 +6,7 @@ repository is never executed.
 
 import hashlib
 import json
+import shutil
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ import datasets
 import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, BitsAndBytesConfig
 
@@ -82,22 +84,47 @@ def load_reward_base(recipe: TrainRecipe, pad_token_id: int, device: torch.devic
     return model
 
 
-def load_plain(name: str, revision: str | None, dtype: str, reward: bool, device: torch.device) -> "PreTrainedModel":
+def load_plain(
+    name: str, revision: str | None, dtype: str, device: torch.device, *, reward: bool = False, new_head: bool = False
+) -> "PreTrainedModel":
     """A model without quantisation, for merging and for separate reward models.
 
+    Args:
+        name: hub id, directory or .gguf file.
+        revision: of the hub.
+        dtype: of the weights.
+        device: where it goes.
+        reward: with one score a sequence instead of a language-model head.
+        new_head: whether the score head may be missing, because an adapter brings it.
+
     Raises:
-        StageError: it cannot be loaded.
+        StageError: it cannot be loaded, or it is to judge and has no trained head.
     """
     recipe = ModelRecipe(model_name_or_path=name, model_revision=revision, dtype=dtype)  # type: ignore[arg-type]
-    auto = AutoModelForSequenceClassification if reward else AutoModelForCausalLM
-    model = _load(auto, recipe, None, device, **({"num_labels": 1} if reward else {}))
-    if reward:
-        score_in_head_dtype(model)
+    if not reward:
+        return _load(AutoModelForCausalLM, recipe, None, device)
+    model, info = _load(
+        AutoModelForSequenceClassification, recipe, None, device, num_labels=1, output_loading_info=True
+    )
+    if info["missing_keys"] and not new_head:
+        raise StageError(
+            f"{name} is not a reward model: it has no trained `{sorted(info['missing_keys'])[0]}`, so its scores would "
+            "be random. Name a finished reward run, its adapter, or a sequence-classification model."
+        )
+    score_in_head_dtype(model)
     return model
 
 
-def add_lora(model: "PreTrainedModel", recipe: TrainRecipe, task_type: str) -> "PreTrainedModel | PeftModel":
+def add_lora(
+    model: "PreTrainedModel", recipe: TrainRecipe, task_type: str, config: LoraConfig | None = None
+) -> "PreTrainedModel | PeftModel":
     """LoRA on a frozen base (after k-bit preparation where it is quantised), or the model itself for full training.
+
+    Args:
+        model: the base.
+        recipe: its LoRA keys are used unless ``config`` is given.
+        task_type: PEFT's ``CAUSAL_LM`` or ``SEQ_CLS``.
+        config: of an adapter that is continued.
 
     Raises:
         StageError: the target modules do not exist in this model.
@@ -107,7 +134,7 @@ def add_lora(model: "PreTrainedModel", recipe: TrainRecipe, task_type: str) -> "
     if recipe.quantised:
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=recipe.gradient_checkpointing)
     try:
-        peft_model = get_peft_model(model, lora_config(recipe, task_type))
+        peft_model = get_peft_model(model, config or lora_config(recipe, task_type))
     except ValueError as error:
         raise StageError(f"LoRA does not fit {recipe.model_name_or_path}: {error} Set `lora_target_modules`.") from None
     return peft_model
@@ -127,7 +154,7 @@ def lora_config(recipe: TrainRecipe, task_type: str) -> LoraConfig:
 
 
 def trainables_to_fp32(model: nn.Module) -> None:
-    """Keep what trains in float32.
+    """Keep an adapter (and its score head) in float32.
 
     TRL casts a quantised model's adapter to bfloat16, whose 8-bit mantissa rounds away an Adam step of 1e-5 on a
     weight of 1e-2: at the published learning rates such an adapter would hardly move.
@@ -138,17 +165,17 @@ def trainables_to_fp32(model: nn.Module) -> None:
 
 
 def score_in_head_dtype(model: nn.Module) -> None:
-    """Let the score head read hidden states of any dtype (a float32 head on a bfloat16 trunk)."""
-    head = model.get_submodule("score")
-    head.register_forward_pre_hook(_cast_input)
+    """Let a score head read hidden states of any dtype (a float32 head on a bfloat16 trunk)."""
+    head = getattr(model, "score", None)  # classifiers of other families have deeper heads, in one dtype
+    if head is not None:
+        head.register_forward_pre_hook(_cast_input)
 
 
 def base_identity(name: str, revision: str | None) -> dict[str, str | None]:
     """Which base an adapter belongs to: name, revision, and for local weights a fingerprint of the files.
 
-    The fingerprint hashes each weight file's size and its first and last MiB: a safetensors header describes every
-    tensor, and the last MiB changes with any training. Two adapters share a base when fingerprints (hub: names and
-    revisions) agree, wherever the directory lies.
+    Two adapters share a base when fingerprints (hub: names and revisions) agree, wherever the directory lies. The
+    fingerprint hashes each file's header and the first KiB of every tensor, so that training any of them shows.
     """
     path = Path(name)
     if not path.exists():
@@ -156,13 +183,27 @@ def base_identity(name: str, revision: str | None) -> dict[str, str | None]:
     weights = [path] if path.is_file() else sorted([*path.glob("*.safetensors"), *path.glob("*.bin")])
     digest = hashlib.sha256()
     for file in weights:
-        size = file.stat().st_size
-        digest.update(f"{file.name}:{size}".encode())
-        with file.open("rb") as opened:
-            digest.update(opened.read(1 << 20))
-            opened.seek(max(0, size - (1 << 20)))
-            digest.update(opened.read())
+        digest.update(f"{file.name}:{file.stat().st_size}".encode())
+        for part in _samples(file):
+            digest.update(part)
     return {"name": str(path.resolve()), "revision": None, "fingerprint": digest.hexdigest()}
+
+
+def _samples(file: Path) -> "Iterator[bytes]":
+    """A safetensors file's header and the beginning of each tensor (the format: 8 bytes length, JSON, data)."""
+    with file.open("rb") as opened:
+        if file.suffix != ".safetensors":
+            while block := opened.read(1 << 20):
+                yield block
+            return
+        length = int.from_bytes(opened.read(8), "little")
+        header = opened.read(length)
+        yield header
+        for _, tensor in sorted(json.loads(header).items()):
+            if "data_offsets" in tensor:
+                begin, end = tensor["data_offsets"]
+                opened.seek(8 + length + begin)
+                yield opened.read(min(1024, end - begin))
 
 
 def same_base(one: dict[str, Any], other: dict[str, Any]) -> bool:
@@ -172,15 +213,67 @@ def same_base(one: dict[str, Any], other: dict[str, Any]) -> bool:
     return (one.get("name"), one.get("revision")) == (other.get("name"), other.get("revision"))
 
 
-def save_adapter(model: Any, path: Path, recipe: TrainRecipe) -> None:
-    """Write the adapter, its score head if it has one, and the identity of its base.
+def save_adapter(
+    model: Any, tokenizer: "PreTrainedTokenizerBase", path: Path, recipe: TrainRecipe, **extra: Any
+) -> None:
+    """Write the adapter, its score head if it has one, the identity of its base, and the tokenizer.
+
+    All or nothing: written beside ``path`` and renamed.
+
+    Args:
+        model: a PeftModel; its first adapter is saved.
+        tokenizer: the base's.
+        path: the adapter's directory.
+        recipe: says which base.
+        extra: safetensors files to add, name → tensors.
 
     Raises:
         OSError: disk full or not writable.
     """
-    model.save_pretrained(path)
+    staging = path.with_name(f".tmp-{path.name}")
+    shutil.rmtree(staging, ignore_errors=True)
+    model.save_pretrained(str(staging), selected_adapters=["default"])
     identity = base_identity(recipe.model_name_or_path, recipe.model_revision)
-    (path / BASE_FILE).write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
+    (staging / BASE_FILE).write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
+    for name, tensors in extra.items():
+        save_file(tensors, staging / f"{name}.safetensors")
+    tokenizer.save_pretrained(str(staging))
+    shutil.rmtree(path, ignore_errors=True)  # of an attempt that was cut off after this point
+    staging.replace(path)
+
+
+def save_model(model: Any, tokenizer: "PreTrainedTokenizerBase", path: Path) -> None:
+    """Write a whole model and its tokenizer, all or nothing.
+
+    Raises:
+        OSError: disk full or not writable.
+    """
+    staging = path.with_name(f".tmp-{path.name}")
+    shutil.rmtree(staging, ignore_errors=True)
+    model.config.use_cache = True  # off while training; generation is slow without it
+    model.save_pretrained(str(staging))
+    tokenizer.save_pretrained(str(staging))
+    shutil.rmtree(path, ignore_errors=True)
+    staging.replace(path)
+
+
+def adapter_weights(path: Path, device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
+    """The tensors of an adapter directory.
+
+    Raises:
+        StageError: it has none in safetensors.
+    """
+    file = path / "adapter_model.safetensors"
+    if not file.is_file():
+        raise StageError(f"{path} has no adapter_model.safetensors; other formats hold pickles and are not read.")
+    return load_file(file, device=str(device))
+
+
+def padding_notice(tokenizer: "PreTrainedTokenizerBase") -> str | None:
+    """What to say when padding and end cannot be told apart, or None."""
+    if pad_id(tokenizer) != eos_id(tokenizer):
+        return None
+    return "pad and end token are the same: the reward model cannot see whether an answer ended"
 
 
 def head_hidden(model: "PreTrainedModel") -> int:
@@ -188,28 +281,31 @@ def head_hidden(model: "PreTrainedModel") -> int:
     return model.config.get_text_config().hidden_size
 
 
-def _load(auto: Any, recipe: ModelRecipe, quantization: Any, device: torch.device, **more: Any) -> "PreTrainedModel":
+def _load(auto: Any, recipe: ModelRecipe, quantization: Any, device: torch.device, **more: Any) -> Any:
     name = recipe.model_name_or_path
     source, extra = _source(name)
     dtype = recipe.dtype if recipe.dtype == "auto" else getattr(torch, recipe.dtype)
+    # straight to the GPU: loading every rank's copy through host memory first would need ranks × the model there
+    direct = quantization is not None or device.type != "cpu"
     with _loading(name, "model"):
-        model = auto.from_pretrained(
+        loaded = auto.from_pretrained(
             source,
             revision=recipe.model_revision,
             dtype=dtype,
             attn_implementation=recipe.attn_implementation,
             quantization_config=quantization,
-            device_map={"": device} if quantization is not None else None,
+            device_map={"": device} if direct else None,
             trust_remote_code=False,
             **extra,
             **more,
         )
+    model = loaded[0] if isinstance(loaded, tuple) else loaded
     if extra:  # the weights in memory are plain; the Trainer would refuse to train what the file says they were
         model.hf_quantizer = None
         model.is_quantized = False
         model.config.__dict__.pop("quantization_config", None)
     model.config.use_cache = False
-    return model if quantization is not None else model.to(device)
+    return loaded
 
 
 def _quantization(recipe: TrainRecipe) -> BitsAndBytesConfig | None:

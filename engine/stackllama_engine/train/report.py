@@ -1,15 +1,15 @@
 """What a stage tells the world: events, samples, results. Rank 0 writes, the other ranks are silent."""
 
 import os
+import resource
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
-import psutil
 import torch
 
 from ..contract.events import EventWriter
-from ..contract.files import open_private
+from ..contract.files import open_private, write_whole
 from ..contract.run_dir import RunDir
 
 
@@ -48,7 +48,7 @@ class Reporter:
         """Peaks so far, in bytes: allocated and reserved on a GPU, resident set of this process."""
         if not self._writer:
             return
-        peaks = {"rss": float(psutil.Process().memory_info().rss)}
+        peaks = {"rss": float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)}  # Linux counts KiB
         if torch.cuda.is_available() and torch.cuda.is_initialized():
             peaks["allocated"] = float(torch.cuda.max_memory_allocated())
             peaks["reserved"] = float(torch.cuda.max_memory_reserved())
@@ -73,10 +73,25 @@ class Reporter:
         lines = b"".join(msgspec.json.encode({"step": step, **row}) + b"\n" for row in rows)
         descriptor = open_private(self.run.samples_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         try:
-            os.write(descriptor, lines)
-        finally:
-            os.close(descriptor)
+            with os.fdopen(descriptor, "ab") as file:
+                file.write(lines)
+        except OSError as error:  # a full disk must not stop training
+            self.health(f"samples of step {step} could not be written: {error.strerror}")
+            return
         self._writer.write("samples", step=step, data={"count": len(rows)})
+
+    def forget_samples_after(self, step: int) -> None:
+        """Drop samples past the checkpoint that a run is resumed from; their steps are about to be made again."""
+        if not self._writer or not self.run.samples_file.exists():
+            return
+        kept: list[bytes] = []
+        for line in self.run.samples_file.read_bytes().splitlines(keepends=True):
+            try:
+                if msgspec.json.decode(line)["step"] <= step:
+                    kept.append(line)
+            except (msgspec.DecodeError, KeyError, TypeError):
+                self.health("a line of samples.jsonl was torn and is dropped")
+        write_whole(self.run.samples_file, b"".join(kept))
 
     def result(self, facts: Mapping[str, Any]) -> None:
         """``result.json``: the facts of a finished stage."""

@@ -40,15 +40,16 @@ def run(recipe: RewardRecipe, session: Session) -> dict[str, Any]:
         }
 
     with session.main_first():
-        train_pairs, dropped = _short_enough(training_rows(recipe, session.run, _COLUMNS, encode), recipe.max_length)
-        held_out, held_out_dropped = _short_enough(
-            evaluation_rows(recipe, session.run, _COLUMNS, encode), recipe.max_length
-        )
-    if dropped or held_out_dropped:
+        short_enough, short_enough_held_out = LengthFilter(recipe.max_length), LengthFilter(recipe.max_length)
+        train_pairs = short_enough(training_rows(recipe, session.run, _COLUMNS, encode))
+        held_out = short_enough_held_out(evaluation_rows(recipe, session.run, _COLUMNS, encode))
+    if short_enough.dropped or short_enough_held_out.dropped:
         reporter.health(
-            f"{dropped} training and {held_out_dropped} evaluation pairs dropped: "
+            f"{short_enough.dropped} training and {short_enough_held_out.dropped} evaluation pairs dropped: "
             f"one of their texts is longer than {recipe.max_length} tokens"
         )
+    if notice := models.padding_notice(tokenizer):
+        reporter.health(notice)
     base = models.load_reward_base(recipe, models.pad_id(tokenizer), session.device)
     callback = hf_trainer.RunCallback(reporter, session.requests, recipe.save_total_limit)
     trainer = RewardTrainer(
@@ -71,7 +72,7 @@ def run(recipe: RewardRecipe, session: Session) -> dict[str, Any]:
     return {
         **figures,
         "steps": trainer.state.global_step,
-        "dropped_too_long": dropped + held_out_dropped,
+        "dropped_too_long": short_enough.dropped + short_enough_held_out.dropped,
     }
 
 
@@ -117,17 +118,33 @@ def pair_figures(scores: torch.Tensor) -> dict[str, float]:
     }
 
 
-def _short_enough(pairs: Dataset | IterableDataset, max_length: int) -> tuple[Dataset | IterableDataset, int]:
-    """Pairs whose texts both fit, and how many did not (0 for a stream, whose pairs are dropped as they come)."""
-    kept = pairs.filter(_fits, fn_kwargs={"max_length": max_length})
-    if isinstance(pairs, IterableDataset) or isinstance(kept, IterableDataset):
-        return kept, 0
-    if not len(kept):
-        raise DataError(
-            f"None of {len(pairs)} pairs has both texts within `max_length: {max_length}` tokens; raise it."
-        )
-    return kept, len(pairs) - len(kept)
+class LengthFilter:
+    """Keeps pairs whose texts both fit, and counts those that do not.
 
+    Args:
+        max_length: most tokens a text may have.
+    """
 
-def _fits(row: dict[str, list[int]], max_length: int) -> bool:
-    return len(row["chosen_ids"]) <= max_length and len(row["rejected_ids"]) <= max_length
+    def __init__(self, max_length: int) -> None:
+        self.max_length = max_length
+        self.dropped = 0
+
+    def __call__(self, pairs: Dataset | IterableDataset) -> Dataset | IterableDataset:
+        """The pairs that fit; those of a stream are dropped and counted as they come.
+
+        Raises:
+            DataError: none fits.
+        """
+        if isinstance(pairs, IterableDataset):
+            return pairs.filter(self._fits)
+        kept = pairs.filter(self._fits, load_from_cache_file=False)
+        if not len(kept):
+            raise DataError(
+                f"None of {len(pairs)} pairs has both texts within `max_length: {self.max_length}` tokens; raise it."
+            )
+        return kept
+
+    def _fits(self, row: dict[str, list[int]]) -> bool:
+        fits = max(len(row["chosen_ids"]), len(row["rejected_ids"])) <= self.max_length
+        self.dropped += not fits
+        return fits

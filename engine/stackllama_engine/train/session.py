@@ -4,11 +4,13 @@ import os
 import shutil
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from datetime import timedelta
 from itertools import zip_longest
 from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
+from accelerate.utils import InitProcessGroupKwargs
 from torch import distributed
 
 from ..contract.errors import StageError
@@ -38,7 +40,13 @@ class Session:
         self.reporter = reporter
         # an Accelerator before any Trainer: it fixes CPU or GPU for the whole process
         tensorboard = str(run.path / "tensorboard")
-        self.accelerator = Accelerator(cpu=use_cpu, log_with=list(report_to) or None, project_dir=tensorboard)
+        self.accelerator = Accelerator(
+            cpu=use_cpu,
+            log_with=list(report_to) or None,
+            project_dir=tensorboard,
+            # the other ranks wait while rank 0 prepares the data, which may take longer than torch's ten minutes
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=3))],
+        )
         # the Trainer's own integration would write into its scratch directory, which is cleaned up
         os.environ.setdefault("TENSORBOARD_LOGGING_DIR", tensorboard)
         self.state = PartialState()

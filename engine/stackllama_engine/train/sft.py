@@ -43,6 +43,7 @@ def run(recipe: SFTRecipe, session: Session) -> dict[str, Any]:
             packing=recipe.packing,
             packing_strategy=recipe.packing_strategy,
             eval_packing=False,
+            shuffle_dataset=True,  # before packing: pairs of one question lie side by side
         ),
         train_dataset=train_rows,
         eval_dataset=eval_rows,

@@ -6,7 +6,8 @@ Where it departs from StackLLaMA's PPO (TRL 0.4, April 2023):
 - dropout is off in rollout and update, so that the ratio is exactly 1 at the first mini-batch;
 - the value head starts at zero (or as the reward head) instead of at random, and has no dropout;
 - each micro-batch's loss is summed over tokens and divided by the mini-batch's token count over all ranks, so that
-  accumulation 1 × 8 equals 8 × 1 and two processes × 4 equal one × 8;
+  accumulation 1 × 8 equals 8 × 1 and two processes × 4 equal one × 8 (with several mini-batches an epoch, each rank
+  shuffles its own rows after the first epoch, so then they are equal in distribution only);
 - sampling noise is drawn per response from (seed, step, position), so that a resumed run and another number of
   processes see the same noise;
 - gradients of the small adapter are summed over ranks by one all-reduce instead of DDP's hooks, which three adapters

@@ -159,9 +159,3 @@ class KLController:
         if self.target is not None:
             error = min(max(kl / self.target - 1.0, -0.2), 0.2)
             self.coef *= 1.0 + error * responses / self.horizon
-
-
-def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
-    """1 − Var(returns − values) / Var(returns) over the mask. Returns a scalar; 0 where returns do not vary."""
-    var = masked_var(returns, mask)
-    return torch.where(var > 0, 1 - masked_var(returns - values, mask) / var, torch.zeros_like(var))

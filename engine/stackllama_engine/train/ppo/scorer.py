@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ...contract.errors import StageError
@@ -97,7 +96,7 @@ class SeparateScorer:
         self.model = _load_separate(name, recipe, device)
         self.model.config.get_text_config().pad_token_id = self._tokenizer.pad_token_id
         self.model.eval().requires_grad_(False)
-        self.head = self.model.get_submodule("score")
+        self.head: nn.Module | None = getattr(self.model, "score", None)
 
     @torch.no_grad()
     def __call__(self, answers: Sequence[Answer]) -> Tensor:
@@ -116,7 +115,7 @@ def score_weight(adapter: Path) -> Tensor:
     Raises:
         StageError: the adapter holds none; its reward would be random.
     """
-    state = load_file(adapter / "adapter_model.safetensors")
+    state = models.adapter_weights(adapter)
     found = [value for key, value in state.items() if key.endswith("score.weight")]
     if len(found) != 1 or found[0].shape[0] != 1:
         raise StageError(f"{adapter} holds no score head: it is not a reward model, and its reward would be random.")
@@ -132,9 +131,11 @@ def last_token(input_ids: Tensor, pad: int) -> Tensor:
 def _load_separate(name: str, recipe: PPORecipe, device: torch.device) -> Any:
     path = Path(name)
     if not (path / "adapter_config.json").is_file():
-        return models.load_plain(name, None, recipe.dtype, reward=True, device=device)
+        return models.load_plain(name, None, recipe.dtype, device, reward=True)
     identity = read_identity(path)
-    base = models.load_plain(str(identity["name"]), identity["revision"], recipe.dtype, reward=True, device=device)
+    base = models.load_plain(
+        str(identity["name"]), identity["revision"], recipe.dtype, device, reward=True, new_head=True
+    )
     score_weight(path)  # a reward adapter without its head would score at random
     return PeftModel.from_pretrained(base, str(path)).merge_and_unload()
 

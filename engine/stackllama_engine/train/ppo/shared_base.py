@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 POLICY = "default"  # PEFT saves the adapter of this name at the top of its directory
 REFERENCE = "reference"
 REWARD = "reward"
+VALUE_FILE = "value_head"
+"""The critic, beside the policy's adapter."""
 
 
 class Outputs(NamedTuple):
@@ -49,18 +51,19 @@ class SharedBase:
         base = models.load_causal_lm(recipe, device)
         _check_head(base)
         _drop_dropout(base)
-        peft_model = models.add_lora(base, recipe, "CAUSAL_LM")
+        continued = Path(recipe.policy_adapter_path) if recipe.policy_adapter_path else None
+        peft_model = models.add_lora(base, recipe, "CAUSAL_LM", _config_of(continued) if continued else None)
         assert isinstance(peft_model, PeftModel)  # PPORecipe insists on use_peft
         self.model = peft_model
         self.device = device
         self.temperature = recipe.temperature
         self.checkpointing = recipe.gradient_checkpointing
         self._bf16 = recipe.bf16
-        self._continues = recipe.policy_adapter_path is not None
-        if recipe.policy_adapter_path:
-            self._continue_from(Path(recipe.policy_adapter_path), recipe)
         self.value_head = nn.Linear(models.head_hidden(base), 1, bias=False, device=device, dtype=torch.float32)
         nn.init.zeros_(self.value_head.weight)
+        self._continues = continued is not None
+        if continued:
+            self._continue_from(continued, recipe)
         if self.checkpointing:
             base.gradient_checkpointing_enable({"use_reentrant": recipe.load_in_8bit})
             peft_model.enable_input_require_grads()
@@ -162,12 +165,8 @@ class SharedBase:
         Raises:
             StageError: it does not fit this base.
         """
-        config: Any = LoraConfig.from_pretrained(str(path))
-        config.modules_to_save = None
-        config.task_type = "CAUSAL_LM"
-        config.lora_dropout = 0.0
-        self.model.add_adapter(name, config)
-        state = load_file(path / "adapter_model.safetensors", device=str(self.device))
+        state = models.adapter_weights(path, self.device)
+        self.model.add_adapter(name, _config_of(path))
         self.load_policy_state({key: value for key, value in state.items() if "lora_" in key}, name)
         self.model.set_adapter(POLICY)
 
@@ -175,9 +174,11 @@ class SharedBase:
         identity = read_identity(path)
         if not models.same_base(identity, models.base_identity(recipe.model_name_or_path, recipe.model_revision)):
             raise StageError(f"{path} was trained on {identity['name']}, not on {recipe.model_name_or_path}.")
-        state = load_file(path / "adapter_model.safetensors", device=str(self.device))
-        self.load_policy_state(state)
+        self.load_policy_state(models.adapter_weights(path, self.device))
         self.add_adapter_from(path, REFERENCE)
+        critic = path / f"{VALUE_FILE}.safetensors"
+        if critic.is_file():
+            self.value_head.load_state_dict(load_file(critic, device=str(self.device)))
 
 
 def read_identity(adapter: Path) -> dict[str, Any]:
@@ -195,6 +196,16 @@ def read_identity(adapter: Path) -> dict[str, Any]:
     raise StageError(f"{adapter} is not an adapter: it has neither {models.BASE_FILE} nor adapter_config.json.")
 
 
+def _config_of(adapter: Path) -> Any:
+    """An adapter's own configuration, for use on a causal language model without dropout."""
+    config: Any = LoraConfig.from_pretrained(str(adapter))
+    config.modules_to_save = None
+    config.task_type = "CAUSAL_LM"
+    config.lora_dropout = 0.0
+    config.inference_mode = False
+    return config
+
+
 def _check_head(base: "PreTrainedModel") -> None:
     """Refuse heads that do more than a matrix product, which :meth:`SharedBase.logits` would miss."""
     config = base.config.get_text_config()
@@ -204,6 +215,10 @@ def _check_head(base: "PreTrainedModel") -> None:
 
 
 def _drop_dropout(module: nn.Module) -> None:
+    """Dropout is 0 in rollout and update, in modules and where attention reads it from a number."""
     for part in module.modules():
         if isinstance(part, nn.Dropout):
             part.p = 0.0
+        for name, value in vars(part).items():
+            if "dropout" in name and isinstance(value, float):
+                setattr(part, name, 0.0)

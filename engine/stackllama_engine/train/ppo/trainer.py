@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import get_scheduler
 
+from ...contract.errors import StageError
 from ...contract.recipe import PPORecipe
 from ...data import demo
 from .. import checkpoint, models
@@ -18,9 +19,9 @@ from .prompts import Prompt, Prompts, load_prompts
 from .rollout import Rollout, pad_tokens, policy_outputs, sequence_sum
 from .sampling import draw_noise, sample
 from .scorer import Answer, load_scorer
-from .shared_base import SharedBase
+from .shared_base import VALUE_FILE, SharedBase
 from .state import Trainables
-from .update import Updater, targets
+from .update import Updater, explained_variance, final_scores, targets
 
 _EVALUATION_STEP = 2**31  # noise of the evaluation before and after: no training step has this number
 
@@ -52,7 +53,9 @@ class PPO:
         self.base = SharedBase(recipe, session.device)
         self.scorer = load_scorer(recipe, self.base, self.tokenizer, self.reporter)
         if recipe.value_head_init == "reward":
-            self.base.value_head.weight.data.copy_(self.scorer.head.weight)
+            self._start_value_as_reward()
+        if notice := models.padding_notice(self.tokenizer):
+            self.reporter.health(notice)
         self.prompts = Prompts(self._load(recipe.dataset_train_split, recipe.max_train_samples), recipe.seed)
         self.held_out = self._load(recipe.dataset_test_split, recipe.max_eval_samples)
         optimizer = torch.optim.AdamW(
@@ -80,6 +83,7 @@ class PPO:
         if saved:
             progress = self.trainables.load(saved)
             start, before = progress.step, progress.before
+            self.reporter.forget_samples_after(start)
         else:
             before = self.evaluate()
         for step in range(start, recipe.max_steps):
@@ -114,7 +118,11 @@ class PPO:
         shuffle = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + step)
         statistics = self.updater.update(rollout, goal, shuffle)  # 6
         metrics = self._objective(rollout, goal.kl, step) | statistics.metrics()
-        metrics["val/var_explained"] = float(losses.explained_variance(rollout.old.values, goal.returns, rollout.mask))
+        metrics["val/var_explained"] = explained_variance(
+            rollout.old.values, goal.returns, rollout.mask, self.session.reduce
+        )
+        if statistics.skipped:
+            self.reporter.health(f"step {step + 1}: {statistics.skipped} mini-batches skipped (ratio or gradient)")
         self.trainables.scheduler.step()
         times.append(time.perf_counter())
         metrics |= {
@@ -147,11 +155,10 @@ class PPO:
         return load_prompts(self.recipe, split, limit, self.tokenizer, self.reporter)
 
     def _batch(self, step: int) -> tuple[list[Prompt], range]:
-        """This rank's prompts of a step, and their positions in the batch over all ranks."""
-        size = self.recipe.local_batch_size
-        first = self.session.rank * size
-        start = step * size * self.session.world_size
-        return [self.prompts.at(start + first + i) for i in range(size)], range(first, first + size)
+        """This rank's prompts of a step, and their positions in the batch over all ranks: every world-size-th."""
+        total = self.recipe.local_batch_size * self.session.world_size
+        mine = range(self.session.rank, total, self.session.world_size)
+        return [self.prompts.at(step * total + index) for index in mine], mine
 
     def _sample(self, prompts: Sequence[Prompt], step: int, indices: Sequence[int]) -> list[list[int]]:
         """1 sample."""
@@ -174,17 +181,44 @@ class PPO:
         ids, attention, mask = pad_tokens([p.ids for p in prompts], responses, pad, self.base.device)
         answers = [self._answer(prompt.question, response) for prompt, response in zip(prompts, responses, strict=True)]
         width, size = mask.shape[1], recipe.local_rollout_forward_batch_size
+        scores = self.scorer(answers)
         with self.base.reference():
             reference = policy_outputs(self.base, ids, attention, width, size)
+        old = policy_outputs(self.base, ids, attention, width, recipe.per_device_train_batch_size)
+        self._check_finite(scores, old.logprobs * mask, reference.logprobs * mask)
         return Rollout(
             input_ids=ids,
             attention_mask=attention,
             mask=mask,
             answers=answers,
-            old=policy_outputs(self.base, ids, attention, width, recipe.per_device_train_batch_size),
+            old=old,
             ref_logprobs=reference.logprobs,
-            scores=self.scorer(answers),
+            scores=scores,
         )
+
+    def _check_finite(self, *tensors: Tensor) -> None:
+        """On all ranks alike.
+
+        Raises:
+            StageError: a score or log-probability is NaN or infinite; nothing of it was applied.
+        """
+        bad = torch.stack([(~torch.isfinite(tensor)).sum() for tensor in tensors])
+        scores, policy, reference = self.session.reduce(bad).tolist()
+        if scores or policy or reference:
+            raise StageError(
+                f"NaN or infinity in {scores} scores, {policy} log-probabilities of the policy and {reference} of the "
+                "reference. Use `bf16: true` or `dtype: bfloat16` instead of float16, or lower `learning_rate`; "
+                "checkpoints are untouched."
+            )
+
+    def _start_value_as_reward(self) -> None:
+        weight = getattr(self.scorer.head, "weight", None)
+        if weight is None or weight.shape != self.base.value_head.weight.shape:
+            raise StageError(
+                "`value_head_init: reward` needs a reward model with one linear score head of the policy's hidden "
+                "width; use `value_head_init: zero`."
+            )
+        self.base.value_head.weight.data.copy_(weight)
 
     def _answer(self, question: str, response: Sequence[int]) -> Answer:
         ended = response[-1] == models.eos_id(self.tokenizer)
@@ -195,6 +229,7 @@ class PPO:
         """What PPO optimises, averaged over the responses of all ranks; feeds the KL controller."""
         recipe = self.recipe
         kl_sum = sequence_sum(kl, rollout.mask)
+        rows = self._rows(rollout, kl_sum)
         columns = torch.stack(
             [
                 rollout.scores,
@@ -203,16 +238,18 @@ class PPO:
                 rollout.mask.sum(1),
                 torch.tensor([float(a.ended) for a in rollout.answers], device=kl.device),
                 torch.ones_like(kl_sum),
+                final_scores(recipe, rollout),
+                torch.tensor([row.get("utility", 0.0) for row in rows], device=kl.device),
             ]
         ).sum(1)
-        score, total_kl, entropy, length, ended, count = self.session.reduce(columns).tolist()
+        score, total_kl, entropy, length, ended, count, final, utility = self.session.reduce(columns).tolist()
         coef = self.controller.coef
         metrics = {
             "objective/scores": score / count,
             "objective/kl": total_kl / count,
             "objective/kl_coef": coef,
             "objective/entropy": entropy / count,
-            "objective/rlhf_reward": (score - coef * total_kl) / count,
+            "objective/rlhf_reward": (final - coef * total_kl) / count,
             "objective/non_score_reward": -coef * total_kl / count,
             "val/num_eos_tokens": ended,
             "val/num_tokens": length,
@@ -220,9 +257,8 @@ class PPO:
             "learning_rate": self.trainables.scheduler.get_last_lr()[0],
             "episode": (step + 1) * count,
         }
-        rows = self._rows(rollout, kl_sum)
-        if utilities := [row["utility"] for row in rows if "utility" in row]:
-            metrics["demo/true_utility"] = sum(utilities) / len(utilities)
+        if recipe.dataset_name == "demo":
+            metrics["demo/true_utility"] = utility / count
         self.reporter.samples(step + 1, rows[: recipe.num_sample_generations])
         self.controller.update(total_kl / count, int(count))
         return metrics
@@ -260,8 +296,10 @@ class PPO:
     def _save_adapter(self) -> None:
         self.reporter.phase("save")
         if self.session.is_main:
-            models.save_adapter(self.base.model, self.session.run.adapter, self.recipe)
-            self.tokenizer.save_pretrained(self.session.run.adapter)
+            critic = {name: value.detach().cpu() for name, value in self.base.value_head.state_dict().items()}
+            models.save_adapter(
+                self.base.model, self.tokenizer, self.session.run.adapter, self.recipe, **{VALUE_FILE: critic}
+            )
         self.session.state.wait_for_everyone()
 
 

@@ -22,14 +22,14 @@ def targets(recipe: PPORecipe, rollout: Rollout, kl_coef: float, reduce: Reduce)
     """4 rewards and 5 advantages of a rollout."""
     mask = rollout.mask
     kl = losses.kl_per_token(rollout.old.logprobs, rollout.ref_logprobs, recipe.kl_estimator) * mask
-    rewards = losses.token_rewards(_final_scores(recipe, rollout), kl, mask, kl_coef)
+    rewards = losses.token_rewards(final_scores(recipe, rollout), kl, mask, kl_coef)
     if recipe.whiten_rewards:
         rewards = _whiten(rewards, mask, reduce, shift_mean=False)
     advantages, returns = losses.gae(rollout.old.values, rewards, mask, recipe.gamma, recipe.lam)
     return Targets(kl=kl, advantages=_whiten(advantages, mask, reduce), returns=returns)
 
 
-def _final_scores(recipe: PPORecipe, rollout: Rollout) -> Tensor:
+def final_scores(recipe: PPORecipe, rollout: Rollout) -> Tensor:
     """Scores as PPO sees them: minus the baseline, minus the penalty of a response that never ended."""
     scores = rollout.scores - recipe.reward_baseline
     if recipe.missing_eos_penalty is not None:
@@ -39,15 +39,26 @@ def _final_scores(recipe: PPORecipe, rollout: Rollout) -> Tensor:
 
 
 def _whiten(values: Tensor, mask: Tensor, reduce: Reduce, shift_mean: bool = True) -> Tensor:
+    mean, var = moments(values, mask, reduce)
+    return losses.whiten(values, mean, var, shift_mean) * mask
+
+
+def moments(values: Tensor, mask: Tensor, reduce: Reduce) -> tuple[Tensor, Tensor]:
+    """Mean and unbiased variance over the mask of all ranks; scalars."""
     count, total = reduce(torch.stack([mask.sum(), (values * mask).sum()])).unbind()
     mean = total / count
-    var = reduce(((values - mean) * mask).pow(2).sum()) / (count - 1).clamp(min=1)
-    return losses.whiten(values, mean, var, shift_mean) * mask
+    return mean, reduce(((values - mean) * mask).pow(2).sum()) / (count - 1).clamp(min=1)
+
+
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor, reduce: Reduce) -> float:
+    """1 − Var(returns − values) / Var(returns) over all ranks; 0 where returns do not vary. Inputs ``[B, R]``."""
+    var = float(moments(returns, mask, reduce)[1])
+    return 1 - float(moments(returns - values, mask, reduce)[1]) / var if var > 0 else 0.0
 
 
 @dataclass
 class Statistics:
-    """Sums over the mini-batches that were applied, and how many were not."""
+    """Sums over the mini-batches that were applied, how many were not, and why."""
 
     sums: Tensor
     """policy loss, value loss, policy clipped, value clipped, ratio, approxkl, entropy, tokens; float32 ``[8]``."""
@@ -57,14 +68,25 @@ class Statistics:
     updates: int = 0
     skipped: int = 0
     stopped_early: bool = False
+    policykl: float = 0.0
+    """Of the newest mini-batch: mean old − new log-probability."""
 
     def metrics(self) -> dict[str, float]:
         """TRL's names."""
         policy, value, clipped, value_clipped, ratio, approxkl, entropy, tokens = self.sums.tolist()
-        tokens = max(tokens, 1.0)
         assert self.first is not None
         first = (self.first / self.first[-1]).tolist()
-        return {
+        facts = {
+            "val/ratio_first": first[4],
+            "policy/approxkl_first": first[5],
+            "policy/policykl": self.policykl,
+            "ppo/updates": float(self.updates),
+            "ppo/skipped_updates": float(self.skipped),
+            "ppo/stopped_early": float(self.stopped_early),
+        }
+        if not self.updates:  # a mean over nothing is not a number worth showing
+            return facts
+        return facts | {
             "loss/policy_avg": policy / tokens,
             "loss/value_avg": value / tokens,
             "policy/clipfrac_avg": clipped / tokens,
@@ -72,11 +94,7 @@ class Statistics:
             "val/ratio": ratio / tokens,
             "policy/approxkl_avg": approxkl / tokens,
             "policy/entropy_avg": entropy / tokens,
-            "val/ratio_first": first[4],
-            "policy/approxkl_first": first[5],
             "grad_norm": self.grad_norm,
-            "ppo/updates": float(self.updates),
-            "ppo/skipped_updates": float(self.skipped),
         }
 
 
@@ -126,17 +144,18 @@ class Updater:
         sums = self._reduce(sums)
         if statistics.first is None:
             statistics.first = sums[:8]
-        mean_ratio, policykl = (sums[torch.tensor([4, 8])] / tokens).tolist()
-        if recipe.early_stopping and policykl > 1.5 * recipe.target_kl:
+        mean_ratio, statistics.policykl = (sums[[4, 8]] / tokens).tolist()
+        if recipe.early_stopping and statistics.policykl > 1.5 * recipe.target_kl:
             self._optimizer.zero_grad(set_to_none=True)
             statistics.stopped_early = True
             return False
-        if mean_ratio > recipe.ratio_threshold:
+        self._sum_gradients()
+        norm = nn.utils.clip_grad_norm_(self._base.trainable(), recipe.max_grad_norm)
+        # every rank holds the same sums and gradients here, so all of them decide alike; a NaN is never applied
+        if not (mean_ratio <= recipe.ratio_threshold and torch.isfinite(sums).all() and torch.isfinite(norm)):
             self._optimizer.zero_grad(set_to_none=True)
             statistics.skipped += 1
             return True
-        self._sum_gradients()
-        norm = nn.utils.clip_grad_norm_(self._base.trainable(), recipe.max_grad_norm)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         statistics.sums += sums[:8]
