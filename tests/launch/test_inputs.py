@@ -7,7 +7,7 @@ import pytest
 
 from stackllama_engine.contract.errors import RefusedError, UsageError
 from stackllama_engine.contract.recipe import AnyRecipe
-from stackllama_engine.contract.recipe_io import build_recipe
+from stackllama_engine.contract.recipe_io import build_recipe, load_recipe
 from stackllama_engine.contract.run_dir import Home, Launch, Phase, RunDir
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch import inputs
@@ -56,6 +56,7 @@ def test_demo_is_the_embedded_base(home: Home, tmp_path: Path, monkeypatch: pyte
 
 def test_local_paths_become_absolute(home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").touch()
     (tmp_path / "rows.jsonl").touch()
     monkeypatch.chdir(tmp_path)
     recipe, parents = resolve_inputs(home, sft("base", dataset_name="rows.jsonl"))
@@ -133,6 +134,7 @@ def test_hostile_names(home: Home, name: str) -> None:
 
 def test_pipeline_resolves_its_sections(home: Home, tmp_path: Path) -> None:
     made(home, Stage.MERGE, "m1", "merged")
+    (tmp_path / "manifest.json").touch()
     recipe = build_recipe(Stage.PIPELINE, {"sft": {"model_name_or_path": "m1"}, "dataset_name": str(tmp_path)})
     resolved, parents = resolve_inputs(home, recipe)
     assert value(resolved, "sft")["model_name_or_path"] == str(home.run("m1").merged)  # type: ignore[index]
@@ -142,3 +144,40 @@ def test_pipeline_resolves_its_sections(home: Home, tmp_path: Path) -> None:
         resolve_inputs(
             home, build_recipe(Stage.PIPELINE, {"model_name_or_path": "gpt2", "ppo": {"dataset_name": "/no"}})
         )
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (("model_name_or_path={empty}",), "not a model"),
+        (("model_name_or_path=demo", "dataset_name={empty}"), "manifest.json"),
+        (("model_name_or_path=demo", "dataset_name=demo", "dataset_train_split=fintune"), "Did you mean `finetune`"),
+        (("model_name_or_path=demo", "dataset_name=demo", "dataset_test_split=all"), "splits"),
+    ],
+)
+def test_what_is_wrong_with_a_local_input_is_said_before_launch(
+    tmp_path: Path, values: tuple[str, ...], said: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    filled = [value.format(empty=tmp_path / "empty") for value in values]
+    with pytest.raises(UsageError, match=said):
+        resolve_inputs(Home(tmp_path / "home"), load_recipe(Stage.SFT, None, filled))
+
+
+@pytest.mark.parametrize("value", ["{empty}", "demo"])
+def test_a_judge_must_look_like_one(tmp_path: Path, value: str) -> None:
+    (tmp_path / "empty").mkdir()
+    keys = (
+        "model_name_or_path=demo",
+        "dataset_name=demo",
+        f"reward_model_path={value.format(empty=tmp_path / 'empty')}",
+    )
+    with pytest.raises(UsageError, match="reward model|neither an adapter"):
+        resolve_inputs(Home(tmp_path / "home"), load_recipe(Stage.PPO, None, keys))
+
+
+def test_an_empty_directory_cannot_be_merged(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    recipe = load_recipe(Stage.MERGE, None, (f"adapter_path={tmp_path / 'empty'}",))
+    with pytest.raises(UsageError, match=r"adapter_config\.json"):
+        resolve_inputs(Home(tmp_path / "home"), recipe)

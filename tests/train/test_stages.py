@@ -197,9 +197,9 @@ def test_stopped_and_resumed_equals_straight(shared_home: Home, base: Path, rewa
     assert {k: v for k, v in mine.items() if k not in timed} == {k: v for k, v in theirs.items() if k not in timed}
 
 
-def test_a_model_that_does_not_exist_ends_with_a_cause(shared_home: Home, tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    run = launch(shared_home, Stage.SFT, load_recipe(Stage.SFT, None, (f"model_name_or_path={tmp_path}/empty", *SFT)))
+def test_a_model_that_cannot_be_loaded_ends_with_a_cause(shared_home: Home, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    run = launch(shared_home, Stage.SFT, load_recipe(Stage.SFT, None, (f"model_name_or_path={tmp_path}", *SFT)))
     state = wait_for(run, lambda state: state.has_ended)
     assert (state.phase, state.exit_code) == ("failed", 1)
     assert state.cause and "Cannot load the tokenizer" in state.cause

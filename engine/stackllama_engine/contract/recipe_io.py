@@ -175,7 +175,7 @@ def _convert(key: str, value: Any, wanted: Any, source: str) -> Any:
 
 
 def _reason(error: msgspec.ValidationError, value: Any, wanted: Any) -> str:
-    text = str(error).split(" - at ")[0]
+    text = str(error).split(" - at ")[0].replace("`array`", "a list such as [a, b]")
     choices = _choices(wanted)
     if "enum value" in text and choices:
         near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.5)
@@ -194,6 +194,10 @@ def _choices(wanted: Any) -> list[str]:
 def _unknown_key(key: str, value: Any, source: str, what: str, known: Iterable[str]) -> RecipeError:
     near = difflib.get_close_matches(key, list(known), n=1, cutoff=0.5)
     hint = f" Did you mean `{near[0]}`?" if near else ""
+    if isinstance(value, dict):
+        if key in RECIPES and not what.startswith("pipeline"):
+            hint = " This looks like a pipeline recipe: use `stackllama-console pipeline`."
+        return RecipeError(f"{source}: the {what} has no section `{key}`.{hint}")
     return RecipeError(f"{source}: `{key}: {value}`: the {what} has no key `{key}`.{hint}")
 
 
@@ -211,7 +215,7 @@ def _build_pipeline(values: Mapping[str, Any], origin: Mapping[str, str], where:
     all_keys = sorted({key for names in fields.values() for key in names})
     for key, value in shared.items():
         if not any(key in names for names in fields.values()):
-            raise _unknown_key(key, value, origin.get(key, where), "pipeline recipe", all_keys)
+            raise _unknown_key(key, value, origin.get(key, where), "pipeline recipe", [*sections, *all_keys])
     resolved: dict[str, dict[str, Any]] = {}
     for stage, section in sections.items():
         for key in WIRED[stage]:

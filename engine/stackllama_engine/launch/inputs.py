@@ -3,6 +3,7 @@
 Looked up in this order: ``demo``, a run of this home, an existing local path, and where one makes sense a hub id.
 """
 
+import difflib
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,8 @@ import stackllama_engine
 from ..contract.errors import RefusedError, UsageError
 from ..contract.recipe import AnyRecipe, MergeRecipe, PipelineRecipe, PPORecipe, RewardRecipe, SFTRecipe
 from ..contract.run_dir import RUN_ID, Home, RunDir
-from ..contract.stages import TRAINING_STAGES, Stage
+from ..contract.stages import TRAINING_STAGES, Split, Stage
+from ..data.sources import kind_of
 from .sections import PLACEHOLDER, map_sections
 
 DEMO = "demo"
@@ -44,6 +46,7 @@ def resolve_inputs(home: Home, recipe: AnyRecipe) -> tuple[AnyRecipe, list[str]]
             path = resolved("adapter_path", recipe.adapter_path, _adapter)
             return msgspec.structs.replace(recipe, adapter_path=path), _unique(parents)
         case SFTRecipe() | RewardRecipe() | PPORecipe():
+            _check_splits(recipe)
             changed: dict[str, str] = {
                 "model_name_or_path": resolved("model_name_or_path", recipe.model_name_or_path, _model),
                 "dataset_name": resolved("dataset_name", recipe.dataset_name, _dataset),
@@ -74,13 +77,21 @@ def _model(home: Home, key: str, value: str, parents: list[str]) -> str:
                 f"merge it first: `stackllama-console merge {value}`."
             )
         return _output(run, run.merged, key, parents)
-    return _path_or_hub(home, key, value, "the id of a finished merge run, a hub id, a local path, or `demo`")
+    path = _path_or_hub(home, key, value, "the id of a finished merge run, a hub id, a local path, or `demo`")
+    if Path(path).is_dir():
+        _needs(key, Path(path), "config.json", why="it is not a model")
+    elif Path(path).is_file() and not path.endswith(".gguf"):
+        raise UsageError(f"`{key}: {path}` is a file; a model is a directory with config.json, or a .gguf file.")
+    return path
 
 
 def _dataset(home: Home, key: str, value: str, parents: list[str]) -> str:
     _refuse_hostile(key, value)
     if value == DEMO:
         return value
+    if path := _existing(value):
+        kind_of(path)  # a directory or file that is no data source is refused here, not in the middle of a run
+        return path
     return _path_or_hub(home, key, value, "a hub id, a directory of `data prepare`, a local file, or `demo`")
 
 
@@ -93,6 +104,7 @@ def _adapter(home: Home, key: str, value: str, parents: list[str]) -> str:
             )
         return _output(run, _trained(run), key, parents)
     if path := _existing(value):
+        _needs(key, Path(path), "adapter_config.json", "config.json", why="it is neither an adapter nor a model")
         return path
     raise _unknown(home, key, value, "the id of a finished sft, reward or ppo run, or an adapter directory")
 
@@ -105,9 +117,13 @@ def _reward_model(home: Home, key: str, value: str, parents: list[str]) -> str:
         if _merged_stage(home, run) is not Stage.REWARD:
             raise RefusedError(f"`{key}: {value}`: that run made no reward model; name a finished reward run.")
         return _output(run, run.merged, key, parents)
-    return _path_or_hub(
-        home, key, value, "the id of a finished reward run, an adapter directory, or a sequence-classification model"
-    )
+    allowed = "the id of a finished reward run, an adapter directory, or a sequence-classification model"
+    if value == DEMO:
+        raise UsageError(f"`{key}: {DEMO}`: the embedded demo holds no reward model; give {allowed}.")
+    path = _path_or_hub(home, key, value, allowed)
+    if Path(path).exists():
+        _needs(key, Path(path), "adapter_config.json", "config.json", why="it is neither an adapter nor a model")
+    return path
 
 
 def _merged_stage(home: Home, run: RunDir) -> Stage | None:
@@ -141,6 +157,26 @@ def _path_or_hub(home: Home, key: str, value: str, allowed: str) -> str:
     if _HUB_ID.fullmatch(value) and ".." not in value and not value.endswith((".gguf", ".jsonl", ".parquet")):
         return value
     raise _unknown(home, key, value, allowed)
+
+
+def _needs(key: str, path: Path, *names: str, why: str) -> None:
+    """Refuse a path that lacks every one of the files that would make it what it should be."""
+    if not any((path / name).is_file() for name in names):
+        raise UsageError(f"`{key}: {path}`: {why}; it has no {' or '.join(names)}.")
+
+
+def _check_splits(recipe: SFTRecipe | RewardRecipe | PPORecipe) -> None:
+    """Splits of data that is here are known before launch; a hub set's are not."""
+    name = recipe.dataset_name
+    if name != DEMO and not _existing(name):
+        return
+    known = [split.value for split in Split] + (["all"] if Path(name).is_file() else [])
+    for key in ("dataset_train_split", "dataset_test_split"):
+        split: str = getattr(recipe, key)
+        if split not in known:
+            near = difflib.get_close_matches(split, known, n=1)
+            hint = f" Did you mean `{near[0]}`?" if near else ""
+            raise UsageError(f"`{key}: {split}`: {name} has the splits {', '.join(known)}.{hint}")
 
 
 def _existing(value: str) -> str | None:

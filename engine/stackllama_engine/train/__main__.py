@@ -37,7 +37,7 @@ def main(argv: list[str]) -> int:
         code, cause = ExitCode.STOPPED, None
     except StackllamaError as error:
         code, cause = ExitCode(error.exit_code), str(error)
-        traceback.print_exc()  # to the log; the cause is what people see first
+        print(error, file=sys.stderr)  # noqa: T201 - a person's mistake: the log says what the cause says
     except Exception as error:  # noqa: BLE001 - the last line of defence turns every failure into a cause
         code, cause = ExitCode.FAILED, _cause(error, reporter.current_phase)
         traceback.print_exc()

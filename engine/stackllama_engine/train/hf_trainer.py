@@ -171,6 +171,14 @@ def _model(trainer: "Trainer") -> Any:
     return trainer.model
 
 
+def final_evaluation(trainer: "Trainer") -> dict[str, Any]:
+    """The evaluation after the last step, made now unless the schedule has just made it."""
+    for entry in reversed(trainer.state.log_history):
+        if "eval_loss" in entry and entry["step"] == trainer.state.global_step:
+            return entry
+    return trainer.evaluate()
+
+
 def logged(trainer: "Trainer", name: str) -> list[float]:
     """Every value of one metric that the Trainer logged, over all attempts."""
     return [entry[name] for entry in trainer.state.log_history if name in entry]

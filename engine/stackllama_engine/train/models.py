@@ -336,7 +336,8 @@ def _loading(name: str, what: str) -> "Iterator[None]":
         yield
     except (OSError, ValueError, KeyError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise StageError(f"Cannot load the {what} of {name}: {first}") from error
+        hub = "" if Path(name).exists() else " (no run and no local path has this name, so it was taken for a hub id)"
+        raise StageError(f"Cannot load the {what} of {name}{hub}: {first}") from error
 
 
 def _cast_input(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:

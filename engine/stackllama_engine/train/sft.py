@@ -52,7 +52,7 @@ def run(recipe: SFTRecipe, session: Session) -> dict[str, Any]:
     )
     hf_trainer.fit(trainer, callback, reporter)
     reporter.phase("evaluate")
-    evaluation = trainer.evaluate()
+    evaluation = hf_trainer.final_evaluation(trainer)
     hf_trainer.save(trainer, tokenizer, recipe, session)
     losses = hf_trainer.logged(trainer, "loss")
     return {
