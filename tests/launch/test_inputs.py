@@ -172,7 +172,7 @@ def test_a_judge_must_look_like_one(tmp_path: Path, value: str) -> None:
         "dataset_name=demo",
         f"reward_model_path={value.format(empty=tmp_path / 'empty')}",
     )
-    with pytest.raises(UsageError, match="reward model|neither an adapter"):
+    with pytest.raises(UsageError, match=r"reward model|neither an adapter"):
         resolve_inputs(Home(tmp_path / "home"), load_recipe(Stage.PPO, None, keys))
 
 
