@@ -18,7 +18,7 @@ _LOG_BYTES = 8 * 1024 * 1024  # a log may be one endless line
 
 HEADLINE: dict[Stage, tuple[str, ...]] = {
     Stage.SFT: ("loss", "eval_loss", "mean_token_accuracy", "learning_rate", "grad_norm"),
-    Stage.REWARD: ("loss", "accuracy", "eval_accuracy", "margin", "learning_rate"),
+    Stage.REWARD: ("loss", "eval_accuracy", "accuracy", "margin", "learning_rate"),
     Stage.PPO: (
         "objective/scores",
         "demo/true_utility",

@@ -228,3 +228,24 @@ def test_bars_only_where_a_person_looks(
     display.close()
     assert isinstance(display, expected)
     assert isinstance(follow_module.choose_display(plain=True), Lines)
+
+
+def test_a_resumed_pipeline_does_not_begin_its_stages_again(
+    home: Home, make_run: MakeRun, write_events: Callable[..., None]
+) -> None:
+    pipe = make_run(Stage.PIPELINE, "p", "running")
+    make_run(Stage.SFT, "p-sft")
+    make_run(Stage.MERGE, "p-sft-merged")
+    reward = make_run(Stage.REWARD, "p-reward", "running")
+    announced = [("phase", {"phase": f"p-{suffix}"}) for suffix in ("sft", "sft-merged", "reward")]
+    write_events(pipe, *announced)
+    recorder = Recorder()
+    follower = Follower(home, pipe, recorder)
+    follower.look()
+    pipe.attempt_dir(2).mkdir()
+    write_events(pipe, *announced, attempt=2)
+    reward.attempt_dir(2).mkdir()
+    write_events(reward, ("metrics", {"step": 6, "metrics": {"loss": 0.5}}), attempt=2)
+    follower.look()
+    begun = ["sft after 0", "sft merge after 0", "reward after 0"]
+    assert recorder.seen == [*(("begin", title) for title in begun), ("reward", "metrics")]

@@ -52,6 +52,7 @@ def test_version(run_main: Callable[..., Any]) -> None:
         (["launch", "ppp"], "did you mean `ppo`?"),
         (["launch", "sft", "--folow"], "did you mean `--follow`?"),
         (["launch", "sft", "--drr-run"], "did you mean `--dry-run`?"),
+        (["--json", "runs", "ls"], "`--json` goes after `runs ls`."),
         (["doctor", "now"], "one argument too many"),
         (["demo", "--seed", "-1"], "--seed"),
         (["demo", "--seed", "x"], "`x` is not a whole number"),

@@ -6,10 +6,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from stackllama_console.cli import listing
+from stackllama_console.cli import listing, output
 from stackllama_console.cli.output import cut, duration, number, size
 from stackllama_engine.contract.events import EventWriter
-from stackllama_engine.contract.run_dir import Home, RunDir
+from stackllama_engine.contract.run_dir import Home, Launch, RunDir
 from stackllama_engine.contract.stages import Stage
 
 MakeRun = Callable[..., RunDir]
@@ -181,6 +181,63 @@ def test_logs(make_run: MakeRun, run_main: Callable[..., Any]) -> None:
     assert len(run_main("runs", "logs", "one").out) < 10_000_000
     result = run_main("runs", "logs", "one", "--attempt", "2")
     assert result.code == 2 and "there are: 1" in result.err
+
+
+def child_of(pipeline: str, child: RunDir) -> RunDir:
+    child.write_launch(Launch(argv=[], cwd="/", host="here", created=1.0, parents=[pipeline]))
+    return child
+
+
+def test_the_log_of_a_pipeline_names_its_stage(make_run: MakeRun, run_main: Callable[..., Any]) -> None:
+    make_run(Stage.PIPELINE, "p", "failed")
+    child_of("p", make_run(Stage.SFT, "p-sft"))
+    child_of("p", make_run(Stage.MERGE, "p-sft-merged", "failed"))
+    said = run_main("runs", "logs", "p").err
+    assert said.splitlines()[0] == "p has printed nothing."
+    assert "stackllama-console runs logs p-sft-merged" in said
+    assert "next: stackllama-console runs logs p-sft-merged" in run_main("runs", "watch", "p").err
+    make_run(Stage.SFT, "one", "running")
+    assert run_main("runs", "logs", "one").err == "one has printed nothing yet.\n"
+
+
+def test_a_stage_that_outlived_its_pipeline_is_named_and_stopped(
+    make_run: MakeRun, run_main: Callable[..., Any]
+) -> None:
+    make_run(Stage.PIPELINE, "p", "lost")
+    child = child_of("p", make_run(Stage.SFT, "p-sft", "running"))
+    assert "its stage `p-sft` still runs" in run_main("runs", "watch", "p").err
+    assert "still runs  its stage `p-sft`" in run_main("runs", "show", "p").out
+    result = run_main("runs", "stop", "p", "--no-wait")
+    assert result.code == 0 and "its stage `p-sft` was still running and was asked to stop" in result.err
+    assert (child.control / "stop").exists()
+    child.write_state(msgspec.structs.replace(child.read_state(), phase="stopped", exit_code=75, ended=time.time()))
+    result = run_main("runs", "stop", "p")
+    assert result.code == 1 and "has ended already" in result.err
+
+
+def test_a_wrong_recipe_is_not_resumed(make_run: MakeRun, run_main: Callable[..., Any]) -> None:
+    make_run(Stage.SFT, "one", "failed", exit_code=2)
+    said = run_main("runs", "watch", "one").err
+    assert "mend the recipe and launch again" in said and "resume" not in said
+
+
+def test_show_of_ppo_has_before_and_after(make_run: MakeRun, run_main: Callable[..., Any]) -> None:
+    result = {"steps": 60, "seconds": 12.3456789, "before": {"mean_reward": -0.125}, "after": {"mean_reward": 1.5}}
+    make_run(Stage.PPO, "one").write_json("result.json", result)
+    text = run_main("runs", "show", "one").out
+    assert "mean reward: -0.125 → 1.5\n" in text and "seconds: 12.35\n" in text and "steps: 60\n" in text
+
+
+@pytest.mark.parametrize(("columns", "last"), [(54, "METRIC"), (53, "AGE"), (40, "STEP")])
+def test_ls_drops_columns_that_do_not_fit(
+    columns: int, last: str, make_run: MakeRun, run_main: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_run(Stage.SFT, "a-run-of-mine")
+    monkeypatch.setattr(listing, "width", lambda _: columns)
+    monkeypatch.setattr(output, "width", lambda _: columns)
+    lines = run_main("runs", "ls").out.splitlines()
+    assert lines[0].split()[-1] == last
+    assert max(map(len, lines)) <= columns
 
 
 def test_no_command_lets_foreign_text_through(

@@ -127,3 +127,15 @@ def test_no_color_is_respected_by_bars(home: Home, running: RunDir) -> None:
     os.killpg(terminal.process.pid, signal.SIGTERM)
     _, text = terminal.end()
     assert not re.search(r"\x1b\[[0-9;]*3[0-9][0-9;]*m", text)
+
+
+def test_control_keys_are_not_echoed_while_following(home: Home, running: RunDir) -> None:
+    terminal = Terminal(home, "runs", "watch", "one")
+    before = termios.tcgetattr(terminal.master)[3]
+    terminal.read(until=b"12/60")
+    assert before & termios.ECHOCTL and not termios.tcgetattr(terminal.master)[3] & termios.ECHOCTL
+    os.killpg(terminal.process.pid, signal.SIGINT)
+    terminal.read(until=b"runs stop one")
+    terminal.process.wait(timeout=20)
+    assert termios.tcgetattr(terminal.master)[3] == before
+    assert terminal.end()[0] == 130

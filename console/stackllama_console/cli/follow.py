@@ -3,8 +3,10 @@
 Nothing is asked of the run: leaving (Ctrl-C) changes nothing for it.
 """
 
+import os
 import signal
 import sys
+import termios
 import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -80,6 +82,7 @@ class Follower:
         self._own = Tail(run, str(stage), stage)
         self._child: Tail | None = None
         self._awaited: str | None = None
+        self._begun: set[str] = set()
         for event in self._own.read():
             self._note_child(event)
         if not self.is_pipeline:
@@ -121,8 +124,9 @@ class Follower:
         except UsageError:
             return  # announced before it was created, or a phase that is no run: look again
         self._awaited = None
-        if self._child and self._child.run.id == run.id:
-            return  # the same child again, in a later attempt of the pipeline
+        if run.id in self._begun:
+            return  # shown already: each attempt of the pipeline announces all its children
+        self._begun.add(run.id)
         title = name.removeprefix(f"{self.run.id}-").replace("-merged", " merge")
         self._child = Tail(run, title, stage)
         for _ in self._child.read():
@@ -138,7 +142,7 @@ def follow(home: Home, run: RunDir, *, plain: bool) -> State:
     """
     display = choose_display(plain)
     try:
-        with _terminated_gently():
+        with _terminated_gently(), _silent_control_keys():
             follower = Follower(home, run, display)
             while not (state := follower.look()).has_ended:
                 time.sleep(POLL)
@@ -170,6 +174,31 @@ def _terminated_gently() -> Generator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _silent_control_keys() -> Generator[None]:
+    """The terminal does not echo ``^C``: at the right edge that would wrap, and bars would be redrawn a row too low."""
+    if not (sys.stdin and sys.stdin.isatty() and _in_foreground(descriptor := sys.stdin.fileno())):
+        yield
+        return
+    before = termios.tcgetattr(descriptor)
+    silent = termios.tcgetattr(descriptor)
+    silent[3] &= ~termios.ECHOCTL
+    termios.tcsetattr(descriptor, termios.TCSADRAIN, silent)
+    try:
+        yield
+    finally:
+        if _in_foreground(descriptor):
+            termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
+
+
+def _in_foreground(terminal: int) -> bool:
+    """Whether its settings are ours to change: a background job that tries is suspended."""
+    try:
+        return os.tcgetpgrp(terminal) == os.getpgrp()
+    except OSError:  # not the terminal that controls us: nobody else's job either
+        return True
 
 
 def choose_display(plain: bool) -> Display:

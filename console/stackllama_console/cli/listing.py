@@ -26,7 +26,8 @@ def ls(arguments: argparse.Namespace) -> int:
     elif readings:
         header = ("RUN", "STAGE", "STATE", "STEP", "AGE", "LAST METRIC")
         rows = [(name, *_row(reading)) for name, reading in zip(_names(readings), readings, strict=True)]
-        show_table(header, rows, dict(COLOURS), 2)
+        count = _columns_that_fit([header, *rows])
+        show_table(header[:count], [row[:count] for row in rows], dict(COLOURS), 2)
     for message in damaged:
         say(f"left out: {one_line(message)}")
     if not readings:
@@ -61,6 +62,17 @@ def _names(readings: list[Reading]) -> list[str]:
     full = [reading.id for reading in readings]
     limit = width(sys.stdout)
     return full if limit is None or max(map(len, full)) + _OTHER_COLUMNS <= limit else names
+
+
+def _columns_that_fit(cells: list[tuple[str, ...]]) -> int:
+    """How many columns a line has room for: the last metric (it may be cut to its title) goes first, then the age."""
+    limit = width(sys.stdout)
+    sizes = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    sizes[-1] = len(cells[0][-1])
+    for count in (len(sizes), len(sizes) - 1):
+        if limit is None or sum(sizes[:count]) + 2 * (count - 1) <= limit:
+            return count
+    return len(sizes) - 2
 
 
 def _row(reading: Reading) -> tuple[str, ...]:

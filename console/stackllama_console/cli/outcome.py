@@ -7,6 +7,7 @@ from stackllama_engine.contract.errors import ExitCode
 from stackllama_engine.contract.run_dir import RunDir, State
 
 from ..sanitise import log_line, one_line
+from .children import newest, still_running
 from .output import PROGRAM, duration, paint, say
 
 COLOURS = {
@@ -37,8 +38,10 @@ def facts(run: RunDir, state: State) -> dict[str, Any]:
 
 
 def next_steps(run: RunDir, state: State) -> list[str]:
-    """Commands that make sense now, the likeliest first."""
+    """What makes sense now, nearly always commands, the likeliest first."""
     runs = f"{PROGRAM} runs"
+    if child := still_running(run, state):
+        return [f"{runs} watch {child.id}", f"{runs} stop {run.id}"]
     match state.phase:
         case "finished":
             if (run.path.parent / f"{run.id}-merged").exists():  # a pipeline's child, merged by it
@@ -49,7 +52,10 @@ def next_steps(run: RunDir, state: State) -> list[str]:
                 "ppo": [f"{PROGRAM} merge {run.id}"],
             }.get(state.stage, [])
         case "failed" | "lost":
-            return [f"{runs} logs {run.id}", f"{runs} resume {run.id} --follow"]
+            again = f"{runs} resume {run.id} --follow"
+            if state.exit_code == ExitCode.USAGE:  # another attempt would read the same recipe
+                again = "mend the recipe and launch again"
+            return [f"{runs} logs {(newest(run, state) or run).id}", again]
         case "stopped":
             return [f"{runs} resume {run.id} --follow"]
         case "stopping":
@@ -69,6 +75,8 @@ def say_outcome(run: RunDir, state: State) -> None:
         say("  last lines of its log:")
         for line in state.last_lines[-8:]:
             say(f"    {log_line(line)}")
+    if child := still_running(run, state):
+        say(f"  its stage `{child.id}` still runs")
     if state.phase != "finished":
         say_next(run, state)
 

@@ -33,7 +33,8 @@ The StackLLaMA recipe from a terminal: fine-tuning, reward model and PPO.
 
 _EPILOG = """\
 exit codes: 0 done · 1 failed · 2 wrong usage or recipe
-            3 refused before launch · 75 stopped after saving, resumable"""
+            3 refused before launch · 75 stopped after saving, resumable
+            128+N ended by signal N"""
 
 _RECIPE_EPILOG = """\
 A recipe is YAML with the key names of TRL and transformers.
@@ -78,6 +79,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     leaf: Parser = arguments.parser
     for word in rest:
         if word.startswith("-"):
+            if word.partition("=")[0] in leaf.known:  # it stood before the command
+                raise UsageError(f"`{word}` goes after `{leaf.prog.removeprefix(PROGRAM).strip()}`.")
             near = difflib.get_close_matches(word.partition("=")[0], leaf.known, n=1)
             hint = f"; did you mean `{near[0]}`?" if near else "."
             raise UsageError(f"`{leaf.prog}` has no option `{word}`{hint} ({leaf.prog} --help)")

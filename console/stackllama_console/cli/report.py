@@ -58,7 +58,7 @@ def show_table(facts: Facts) -> None:
 
 
 def _stage(suffix: str, result: Facts) -> list[str]:
-    rows = _rows(suffix, result) or [(result["state"], None, None)]
+    rows = measures(suffix, result) or [(result["state"], None, None)]
     took = "" if result["seconds"] is None else duration(result["seconds"])
     name = "merge" if suffix.endswith("-merged") else {"sft": "SFT", "ppo": "PPO"}.get(suffix, suffix)
     lines: list[str] = []
@@ -69,8 +69,8 @@ def _stage(suffix: str, result: Facts) -> list[str]:
     return lines
 
 
-def _rows(suffix: str, result: Facts) -> list[tuple[str, Any, Any]]:
-    """(measure, first, last) of a stage; measures that its result lacks are left out."""
+def measures(suffix: str, result: Facts) -> list[tuple[str, Any, Any]]:
+    """(measure, first, last) of a stage or child; measures that its result lacks are left out."""
     before, after = _part(result, "before"), _part(result, "after")
     rows = {
         "sft": [("loss", result.get("loss_first"), result.get("loss_last"))],

@@ -12,6 +12,7 @@ from stackllama_engine.launch.reconcile import reconcile
 
 from ..readings import last_log_lines
 from ..sanitise import log_line, one_line
+from .children import newest, still_running
 from .finish import finish
 from .outcome import facts, say_next
 from .output import PROGRAM, say, show, show_json
@@ -56,13 +57,20 @@ def logs(arguments: argparse.Namespace) -> int:
         there = ", ".join(map(str, attempts)) or "none"
         raise UsageError(f"{run.id} has no attempt {arguments.attempt}; there are: {there}.")
     if arguments.follow:
+        _name_stage_log(run)
         return _follow_log(run, arguments.lines, attempt)
     lines = last_log_lines(run, arguments.lines, attempt)
     for line in lines:
         show(log_line(line.decode("utf-8", "replace")))
     if not lines:
-        say(f"{run.id} has printed nothing yet.")
+        say(f"{run.id} has printed nothing{'' if reconcile(run).has_ended else ' yet'}.")
+        _name_stage_log(run)
     return ExitCode.DONE
+
+
+def _name_stage_log(run: RunDir) -> None:
+    if child := newest(run, reconcile(run)):
+        say(f"Its stages have logs of their own: {PROGRAM} runs logs {child.id}")
 
 
 def _follow_log(run: RunDir, count: int, attempt: int | None) -> int:
@@ -94,19 +102,24 @@ def stop(arguments: argparse.Namespace) -> int:
 
     run = find(Home(arguments.home), arguments.run)
     before = reconcile(run)
-    if before.has_ended:
+    child = still_running(run, before)
+    at_work = child or run
+    if before.has_ended and child is None:
         say(f"{run.id} has ended already: {before.phase}.")
-        state = before
-    else:
-        if arguments.wait:
-            say(f"{run.id}: asked to save and stop; waiting until it has ended.")
-        try:
-            state = stop_run(run, wait=arguments.wait)
-        except KeyboardInterrupt:
-            say(f"\nNo longer waiting; {run.id} was asked to stop and will.")
-            raise
+    elif arguments.wait:
+        say(f"{at_work.id}: asked to save and stop; waiting until it has ended.")
+    try:
+        state = stop_run(run, wait=arguments.wait)
+    except KeyboardInterrupt:
+        say(f"\nNo longer waiting; {at_work.id} was asked to stop and will.")
+        raise
     if arguments.json:
         show_json(facts(run, state))
+    if child is not None:
+        was = "stopped" if arguments.wait else "asked to stop"
+        say(f"{run.id}: {state.phase}; its stage `{child.id}` was still running and was {was}.")
+        say_next(run, state)
+        return ExitCode.DONE
     return _stopped(run, state, waited=arguments.wait)
 
 

@@ -14,9 +14,10 @@ from stackllama_engine.contract.stages import Stage
 
 from ..readings import HEADLINE, checkpoint_steps, last_log_lines, recipe_differences
 from ..sanitise import log_line, one_line, sanitise
+from .children import still_running
 from .outcome import COLOURS, facts, next_steps, seconds
 from .output import cut, duration, number, paint, show, show_fields, show_json, width
-from .report import pipeline_facts, table
+from .report import measures, pipeline_facts, table
 
 _METRICS = 12
 
@@ -35,7 +36,7 @@ def show_one(home: Home, run: RunDir, state: State, *, as_json: bool) -> int:
         "recipe, where it is not the default", [f"{key}: {_plain(value)}" for key, value in recipe.items()] or [problem]
     )
     _section("stages", _stages(home, run, state))
-    _section("result", _result(run))
+    _section("result", _result(run, state.stage))
     _section("metrics, first → last", _metrics(state, history))
     _section("remarks", [one_line(message) for message in history.health[-6:]])
     _section("last lines of its log", _log(run, state))
@@ -69,6 +70,8 @@ def _fields(run: RunDir, state: State, history: History, bad_lines: int) -> list
     fields = [("stage", str(state.stage))]
     if state.cause and state.phase != "finished":
         fields.append(("cause", one_line(state.cause)))
+    if child := still_running(run, state):
+        fields.append(("still runs", f"its stage `{child.id}`"))
     if state.exit_code is not None:
         fields.append(("exit code", str(state.exit_code)))
     fields.append(("created", time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(state.created))))
@@ -97,9 +100,18 @@ def _stages(home: Home, run: RunDir, state: State) -> list[str]:
     return table(pipeline_facts(home, run, state)) if state.stage is Stage.PIPELINE else []
 
 
-def _result(run: RunDir) -> list[str]:
-    facts = {key: value for key, value in run.read_json("result.json").items() if isinstance(value, int | float | str)}
-    return [f"{key}: {_plain(value)}" for key, value in facts.items() if key not in ("stage", "path")]
+def _result(run: RunDir, stage: Stage) -> list[str]:
+    result = run.read_json("result.json")
+    facts = {key: value for key, value in result.items() if isinstance(value, int | float | str)}
+    lines = [f"{key}: {_figure(value)}" for key, value in facts.items() if key not in ("stage", "path")]
+    if stage is Stage.PPO:  # its figures stand under `before` and `after`
+        for label, first, last in measures(stage, result):
+            lines.append(f"{label}: {_figure(first)} → {_figure(last)}")
+    return lines
+
+
+def _figure(value: Any) -> str:
+    return number(value) if value is None or isinstance(value, float) else _plain(value)
 
 
 def _plain(value: Any) -> str:
