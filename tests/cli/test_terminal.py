@@ -29,6 +29,7 @@ class Terminal:
     def __init__(self, home: Home, *arguments: str, **environment: str) -> None:
         self.master, slave = os.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+        self.found = termios.tcgetattr(slave)[3]
         known = {key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "COLUMNS", "LINES")}
         known |= {"PYTHONPATH": SOURCES, "TERM": "xterm-256color", "STACKLLAMA_HOME": str(home.path)} | environment
         self.process = subprocess.Popen(
@@ -131,11 +132,10 @@ def test_no_color_is_respected_by_bars(home: Home, running: RunDir) -> None:
 
 def test_control_keys_are_not_echoed_while_following(home: Home, running: RunDir) -> None:
     terminal = Terminal(home, "runs", "watch", "one")
-    before = termios.tcgetattr(terminal.master)[3]
     terminal.read(until=b"12/60")
-    assert before & termios.ECHOCTL and not termios.tcgetattr(terminal.master)[3] & termios.ECHOCTL
+    assert terminal.found & termios.ECHOCTL and not termios.tcgetattr(terminal.master)[3] & termios.ECHOCTL
     os.killpg(terminal.process.pid, signal.SIGINT)
     terminal.read(until=b"runs stop one")
     terminal.process.wait(timeout=20)
-    assert termios.tcgetattr(terminal.master)[3] == before
+    assert termios.tcgetattr(terminal.master)[3] == terminal.found
     assert terminal.end()[0] == 130
