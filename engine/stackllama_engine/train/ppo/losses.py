@@ -11,24 +11,6 @@ import torch
 from torch import Tensor
 
 
-def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the positions where ``mask`` is 1. Shapes alike; returns a scalar."""
-    return (values * mask).sum() / mask.sum()
-
-
-def masked_var(values: Tensor, mask: Tensor) -> Tensor:
-    """Unbiased variance over the positions where ``mask`` is 1 (Bessel's correction). Returns a scalar."""
-    count = mask.sum()
-    centered = (values - masked_mean(values, mask)) * mask
-    return centered.pow(2).sum() / (count - 1)
-
-
-def masked_whiten(values: Tensor, mask: Tensor, shift_mean: bool = True, epsilon: float = 1e-8) -> Tensor:
-    """Scale to unit variance over the mask; with ``shift_mean`` also to zero mean, else the mean is added back."""
-    mean, var = masked_mean(values, mask), masked_var(values, mask)
-    return whiten(values, mean, var, shift_mean, epsilon) * mask
-
-
 def whiten(values: Tensor, mean: Tensor, var: Tensor, shift_mean: bool = True, epsilon: float = 1e-8) -> Tensor:
     """``(values − mean) / √(var + ε)``, plus ``mean`` again unless ``shift_mean``."""
     whitened = (values - mean) * torch.rsqrt(var + epsilon)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .losses import masked_mean
 from .scorer import Answer
 from .shared_base import Outputs, SharedBase
 
@@ -82,8 +81,3 @@ def policy_outputs(base: SharedBase, input_ids: Tensor, attention_mask: Tensor, 
 def sequence_sum(values: Tensor, mask: Tensor) -> Tensor:
     """Sum over each response, ``[B]``."""
     return (values * mask).sum(1)
-
-
-def mean_entropy(rollout: Rollout) -> Tensor:
-    """Mean entropy of the sampling distribution over response tokens; scalar, nats."""
-    return masked_mean(rollout.old.entropy, rollout.mask)

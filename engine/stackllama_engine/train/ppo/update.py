@@ -24,9 +24,9 @@ def targets(recipe: PPORecipe, rollout: Rollout, kl_coef: float, reduce: Reduce)
     kl = losses.kl_per_token(rollout.old.logprobs, rollout.ref_logprobs, recipe.kl_estimator) * mask
     rewards = losses.token_rewards(final_scores(recipe, rollout), kl, mask, kl_coef)
     if recipe.whiten_rewards:
-        rewards = _whiten(rewards, mask, reduce, shift_mean=False)
+        rewards = whiten(rewards, mask, reduce, shift_mean=False)
     advantages, returns = losses.gae(rollout.old.values, rewards, mask, recipe.gamma, recipe.lam)
-    return Targets(kl=kl, advantages=_whiten(advantages, mask, reduce), returns=returns)
+    return Targets(kl=kl, advantages=whiten(advantages, mask, reduce), returns=returns)
 
 
 def final_scores(recipe: PPORecipe, rollout: Rollout) -> Tensor:
@@ -38,7 +38,8 @@ def final_scores(recipe: PPORecipe, rollout: Rollout) -> Tensor:
     return scores
 
 
-def _whiten(values: Tensor, mask: Tensor, reduce: Reduce, shift_mean: bool = True) -> Tensor:
+def whiten(values: Tensor, mask: Tensor, reduce: Reduce, shift_mean: bool = True) -> Tensor:
+    """Unit variance over the mask of all ranks; zero mean, or the mean kept without ``shift_mean``. ``[B, R]``."""
     mean, var = moments(values, mask, reduce)
     return losses.whiten(values, mean, var, shift_mean) * mask
 
