@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from stackllama_engine.contract.errors import DataError
 from stackllama_engine.contract.stages import Split
 from stackllama_engine.data import files
+from stackllama_engine.data.kinds import kind_of
 from stackllama_engine.data.prepare import prepare
-from stackllama_engine.data.sources import kind_of, open_rows, stamp, unique_questions
+from stackllama_engine.data.sources import open_rows, stamp, unique_questions
 
 ROWS = [{"question": f"q{n}", "response_j": f"good {n}", "response_k": f"bad {n}"} for n in range(40)]
 

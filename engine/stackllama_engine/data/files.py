@@ -11,10 +11,10 @@ from typing import Any
 import msgspec
 
 from ..contract.errors import DataError
+from .kinds import SUFFIXES
 
 Row = Mapping[str, Any]
 
-SUFFIXES = (".jsonl", ".json", ".parquet")
 
 _LONGEST_LINE = 1 << 26  # bytes
 _LARGEST_ARRAY = 1 << 28  # bytes

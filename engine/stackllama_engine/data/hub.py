@@ -4,7 +4,6 @@
 ``train``; of other sets the split is taken as it is named there.
 """
 
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,13 +11,6 @@ from ..contract.errors import DataError
 from ..contract.stages import Split
 
 PAIRED = "lvwerra/stack-exchange-paired"
-
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-
-
-def is_hub_id(name: str) -> bool:
-    """Whether ``name`` can be a hub data set: ``owner/name`` or ``name``."""
-    return len(name) <= 193 and _HUB_ID.fullmatch(name) is not None
 
 
 def read_hub(

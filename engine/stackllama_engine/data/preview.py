@@ -18,8 +18,9 @@ from ..contract.errors import DataError
 from ..contract.stages import Split
 from .files import count_rows
 from .hub import PAIRED
+from .kinds import Kind, kind_of
 from .manifest import read_manifest
-from .sources import ALL, Kind, Row, kind_of, open_rows, text_columns
+from .sources import ALL, Row, open_rows, text_columns
 from .template import text
 
 _LOOK_AT = 200  # rows

@@ -19,19 +19,18 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ..contract.errors import DataError
 from ..contract.stages import Split
-from .files import SUFFIXES, read_file
-from .hub import is_hub_id, read_hub
-from .manifest import MANIFEST, read_manifest
+from .files import read_file
+from .hub import read_hub
+from .kinds import kind_of
+from .manifest import read_manifest
 from .splits import split_of, stable_hash
 
 Row = dict[str, Any]
-Kind = Literal["demo", "prepared", "file", "hub"]
 
-DEMO = "demo"
 ALL = "all"
 TEXT_COLUMNS = ("question", "response_j", "response_k")
 ALIASES: dict[str, tuple[str, ...]] = {
@@ -102,28 +101,6 @@ def text_columns(name: str, split: str, *, config: str | None = None, revision: 
         found = tuple(need for need in TEXT_COLUMNS if any(column in row for column in ALIASES[need]))
         return found or tuple(_columns(row, TEXT_COLUMNS, name))
     raise DataError(_nothing(name, split, Counter()))
-
-
-def kind_of(name: str) -> Kind:
-    """What sort of source a name means.
-
-    Raises:
-        DataError: it means none.
-    """
-    path = Path(name).expanduser()
-    if name == DEMO:
-        return "demo"
-    if path.is_dir():
-        if (path / MANIFEST).is_file():
-            return "prepared"
-        raise DataError(f"{path} has no {MANIFEST}: make a data directory with `data prepare POSTS.xml --out DIR`.")
-    if path.exists() or path.suffix in SUFFIXES:
-        if path.is_file():
-            return "file"
-        raise DataError(f"No file {path}." if not path.exists() else f"{path} is not a regular file.")
-    if is_hub_id(name):
-        return "hub"
-    raise DataError(f"No data source {name!r}: give a directory made by `data prepare`, a file, a hub id, or `demo`.")
 
 
 def stamp(name: str) -> str:

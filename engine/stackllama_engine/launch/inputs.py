@@ -16,7 +16,7 @@ from ..contract.errors import RefusedError, UsageError
 from ..contract.recipe import AnyRecipe, MergeRecipe, PipelineRecipe, PPORecipe, RewardRecipe, SFTRecipe
 from ..contract.run_dir import RUN_ID, Home, RunDir
 from ..contract.stages import TRAINING_STAGES, Split, Stage
-from ..data.sources import kind_of
+from ..data.kinds import kind_of
 from .sections import PLACEHOLDER, map_sections
 
 DEMO = "demo"
