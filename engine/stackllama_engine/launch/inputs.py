@@ -16,10 +16,9 @@ from ..contract.errors import RefusedError, UsageError
 from ..contract.recipe import AnyRecipe, MergeRecipe, PipelineRecipe, PPORecipe, RewardRecipe, SFTRecipe
 from ..contract.run_dir import RUN_ID, Home, RunDir
 from ..contract.stages import TRAINING_STAGES, Split, Stage
-from ..data.kinds import kind_of
+from ..data.kinds import DEMO, kind_of
 from .sections import PLACEHOLDER, map_sections
 
-DEMO = "demo"
 DEMO_BASE = Path(stackllama_engine.__file__).resolve().parent / "demo_base"
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?", re.ASCII)

@@ -7,7 +7,6 @@ so does every stage.) A special token spelled out in a text, such as ``</s>`` in
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset, IterableDataset, IterableDatasetDict
@@ -16,6 +15,7 @@ from datasets.exceptions import DatasetGenerationError
 from ..contract.errors import DataError, StackllamaError
 from ..contract.recipe import TrainRecipe
 from ..contract.run_dir import RunDir
+from ..data.kinds import kind_of
 from ..data.sources import open_rows, stamp
 from ..data.template import prompt
 from .models import eos_id
@@ -124,4 +124,4 @@ def _rows(name: str, split: str, identity: str, needs: Iterable[str], **options:
 
 
 def _is_hub(name: str) -> bool:
-    return name != "demo" and not Path(name).exists()
+    return kind_of(name) == "hub"

@@ -11,6 +11,7 @@ from transformers import get_scheduler
 from ...contract.errors import StageError
 from ...contract.recipe import PPORecipe
 from ...data import demo
+from ...data.kinds import DEMO
 from .. import checkpoint, models
 from ..requests import Stopped
 from ..session import Session
@@ -257,7 +258,7 @@ class PPO:
             "learning_rate": self.trainables.scheduler.get_last_lr()[0],
             "episode": (step + 1) * count,
         }
-        if recipe.dataset_name == "demo":
+        if recipe.dataset_name == DEMO:
             metrics["demo/true_utility"] = utility / count
         self.reporter.samples(step + 1, rows[: recipe.num_sample_generations])
         self.controller.update(total_kl / count, int(count))
@@ -274,7 +275,7 @@ class PPO:
                 "question": answer.question, "response": answer.text, "reward": reward, "kl": response_kl,
                 "length": length, "ended": answer.ended,
             }  # fmt: skip
-            if self.recipe.dataset_name == "demo":
+            if self.recipe.dataset_name == DEMO:
                 row["utility"] = demo.utility(answer.question, answer.text)
             rows.append(row)
         return rows
