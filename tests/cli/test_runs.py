@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from stackllama_console.cli import listing, output
-from stackllama_console.cli.output import cut, duration, number, size
+from stackllama_console.units import cut, duration, number, size
 from stackllama_engine.contract.events import EventWriter
 from stackllama_engine.contract.run_dir import Home, Launch, RunDir
 from stackllama_engine.contract.stages import Stage

@@ -10,9 +10,9 @@ from rich.text import Text
 from stackllama_engine.contract.events import Event
 
 from ..sanitise import one_line
+from ..units import duration, number
 from .follow import Tail
 from .lines import chosen
-from .output import duration, number
 
 
 class Bars:

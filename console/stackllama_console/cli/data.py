@@ -16,7 +16,8 @@ from stackllama_engine.contract.errors import ExitCode, StackllamaError, UsageEr
 from stackllama_engine.launch.argv import source_path
 
 from ..sanitise import one_line, sanitise
-from .output import duration, paint, show, show_fields, show_json
+from ..units import duration
+from .output import paint, show, show_fields, show_json
 
 _PATIENCE = 180.0  # seconds for a hub that does not answer
 _TEXT_LINES = 24

@@ -18,8 +18,9 @@ from stackllama_engine.contract.errors import ExitCode
 from stackllama_engine.contract.run_dir import Home
 
 from ..crash import state_dir
+from ..units import size
 from .nvml import Gpu, find_gpus
-from .output import paint, show, show_fields, show_json, size
+from .output import paint, show, show_fields, show_json
 
 TRAINING = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
 OPTIONAL = {"bitsandbytes": "bases in 8 and 4 bits", "gguf": "base models in .gguf files"}

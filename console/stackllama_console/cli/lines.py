@@ -4,8 +4,9 @@ from stackllama_engine.contract.events import Event
 
 from ..readings import HEADLINE
 from ..sanitise import one_line
+from ..units import number
 from .follow import Tail
-from .output import number, say
+from .output import say
 
 _INTERVAL = 5.0  # seconds of the run between two lines of metrics
 _METRICS = 4  # a line

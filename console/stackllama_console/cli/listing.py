@@ -11,8 +11,9 @@ from stackllama_engine.launch.reconcile import reconcile
 
 from ..readings import Reading, read_run
 from ..sanitise import one_line
+from ..units import age, number
 from .outcome import COLOURS
-from .output import PROGRAM, number, say, show_json, show_table, width
+from .output import PROGRAM, say, show_json, show_table, width
 
 _OTHER_COLUMNS = 54  # stage to last metric, with the blanks between
 
@@ -78,7 +79,7 @@ def _columns_that_fit(cells: list[tuple[str, ...]]) -> int:
 def _row(reading: Reading) -> tuple[str, ...]:
     metric = reading.last_metric
     last = f"{metric[0]} {number(metric[1])}" if metric else _current_child(reading)
-    return (reading.stage, reading.state.phase, reading.step, _age(reading.age), last)
+    return (reading.stage, reading.state.phase, reading.step, age(reading.age), last)
 
 
 def _current_child(reading: Reading) -> str:
@@ -96,10 +97,3 @@ def _listed(reading: Reading) -> dict[str, Any]:
         "exit_code": reading.state.exit_code, "cause": reading.state.cause,
         "last_metric": {"name": metric[0], "value": metric[1]} if metric else None,
     }  # fmt: skip
-
-
-def _age(seconds: float) -> str:
-    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
-        if seconds >= size:
-            return f"{int(seconds // size)}{unit}"
-    return f"{int(seconds)}s"

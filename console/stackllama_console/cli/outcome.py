@@ -7,8 +7,9 @@ from stackllama_engine.contract.errors import ExitCode
 from stackllama_engine.contract.run_dir import RunDir, State
 
 from ..sanitise import log_line, one_line
+from ..units import duration
 from .children import newest, still_running
-from .output import PROGRAM, duration, paint, say
+from .output import PROGRAM, paint, say
 
 COLOURS = {
     "finished": "green", "running": "blue", "starting": "blue", "queued": "dim", "stopping": "yellow",

@@ -11,6 +11,7 @@ from typing import Any, TextIO
 import msgspec
 
 from ..sanitise import one_line, sanitise
+from ..units import cut
 
 PROGRAM = "stackllama-console"
 
@@ -80,41 +81,6 @@ def show_fields(fields: Sequence[tuple[str, str]]) -> None:
     size = max((len(name) for name, _ in fields), default=0)
     for name, value in fields:
         show(f"{name.ljust(size)}  {sanitise(value).replace(chr(10), chr(10) + ' ' * (size + 2))}".rstrip())
-
-
-def cut(text: str, size: int) -> str:
-    """The text in at most ``size`` columns, with an ellipsis where it was cut."""
-    return text if len(text) <= size else text[: max(0, size - 1)] + "…" * (size > 0)
-
-
-def number(value: float | None) -> str:
-    """A metric in at most eight characters: four significant digits, no exponent where none is needed."""
-    if value is None:
-        return "nan"
-    if value == int(value) and abs(value) < 1e6:
-        return str(int(value))
-    return f"{value:.4f}".rstrip("0") if 0.01 <= abs(value) < 10 else f"{value:.4g}"
-
-
-def duration(seconds: float) -> str:
-    """``45 s``, ``3 m 05 s``, ``2 h 07 m``, ``4 d 03 h``."""
-    whole = max(0, round(seconds))
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} m {whole % 60:02d} s"
-    if whole < 86400:
-        return f"{whole // 3600} h {whole % 3600 // 60:02d} m"
-    return f"{whole // 86400} d {whole % 86400 // 3600:02d} h"
-
-
-def size(count: float) -> str:
-    """Bytes, in the unit a person would use (powers of 1024)."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(count) < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"
 
 
 def _json_escape(match: re.Match[str]) -> str:

@@ -9,8 +9,9 @@ from stackllama_engine.contract.run_dir import Home, RunDir, State
 from stackllama_engine.launch.children import CHILDREN, child_id
 
 from ..sanitise import sanitise
+from ..units import duration
 from . import outcome
-from .output import duration, paint, show
+from .output import paint, show
 
 Facts = dict[str, Any]
 

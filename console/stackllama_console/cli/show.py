@@ -14,9 +14,10 @@ from stackllama_engine.contract.stages import Stage
 
 from ..readings import HEADLINE, checkpoint_steps, last_log_lines, recipe_differences
 from ..sanitise import log_line, one_line, sanitise
+from ..units import cut, duration, number
 from .children import still_running
 from .outcome import COLOURS, facts, next_steps, seconds
-from .output import cut, duration, number, paint, show, show_fields, show_json, width
+from .output import paint, show, show_fields, show_json, width
 from .report import measures, pipeline_facts, table
 
 _METRICS = 12
