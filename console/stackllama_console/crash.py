@@ -7,13 +7,9 @@ import time
 import traceback
 from pathlib import Path
 
+from .paths import state_dir
+
 _SECRET_NAME = re.compile(r"TOKEN|KEY|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
-
-
-def state_dir() -> Path:
-    """``$XDG_STATE_HOME/stackllama``, by default ``~/.local/state/stackllama``."""
-    base = os.environ.get("XDG_STATE_HOME")
-    return (Path(base) if base else Path.home() / ".local" / "state") / "stackllama"
 
 
 def redact(text: str) -> str:

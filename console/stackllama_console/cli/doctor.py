@@ -17,7 +17,7 @@ from stackllama_engine import __version__
 from stackllama_engine.contract.errors import ExitCode
 from stackllama_engine.contract.run_dir import Home
 
-from ..crash import state_dir
+from .. import paths as places
 from ..units import size
 from .nvml import Gpu, find_gpus
 from .output import paint, show, show_fields, show_json
@@ -164,10 +164,15 @@ def info(arguments: argparse.Namespace) -> int:
         "version": __version__,
         "home": str(home.path),
         "runs": str(home.runs_dir),
-        "crashes": str(state_dir()),
+        "settings": str(places.settings_file()),
+        "keymap": str(places.keymap_file()),
+        "themes": str(places.themes_dir()),
+        "copied": str(places.copy_file()),
+        "screenshots": str(places.screenshots_dir()),
+        "crashes": str(places.state_dir()),
         "package": str(Path(found.origin).parent) if found and found.origin else None,
         "python": sys.executable,
-        "model_cache": os.environ.get("HF_HOME") or str(Path.home() / ".cache" / "huggingface"),
+        "model_cache": str(places.model_cache()),
     }
     if arguments.json:
         show_json(paths)

@@ -1,0 +1,54 @@
+"""What the console remembers between sessions. Losing it loses comfort, never a run."""
+
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from stackllama_engine.contract.files import make_private_dir, write_whole
+
+from .paths import settings_file
+
+_RECENT = 12
+
+
+class Settings(Struct, kw_only=True, omit_defaults=True):
+    """``settings.json``. Unknown keys of a newer version are ignored."""
+
+    theme: str = "dusk"
+    stage: str = "sft"
+    model: str = ""
+    recent_models: list[str] = []
+    """Newest first."""
+    smoothing: float = 0.6
+    """Weight of the charts' moving average."""
+
+    def remember_model(self, name: str) -> None:
+        """Put a model at the head of the recent ones."""
+        self.model = name
+        self.recent_models = [name, *(other for other in self.recent_models if other != name)][:_RECENT]
+
+
+def load_settings(file: Path | None = None) -> tuple[Settings, str | None]:
+    """The settings, and one sentence when the file there could not be used (the defaults are returned then)."""
+    file = file or settings_file()
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=Settings), None
+    except FileNotFoundError:
+        return Settings(), None
+    except (OSError, msgspec.DecodeError) as error:
+        return Settings(), f"{file} cannot be read ({error}); starting with the defaults."
+
+
+def save_settings(settings: Settings, file: Path | None = None) -> str | None:
+    """Write them whole; one sentence when that failed."""
+    file = file or settings_file()
+    try:
+        if not file.parent.is_dir():
+            make_private_dir(file.parent)
+        write_whole(file, msgspec.json.format(msgspec.json.encode(settings), indent=2) + b"\n")
+    except FileExistsError:  # made by another console in the same moment
+        return save_settings(settings, file)
+    except OSError as error:
+        return f"{file} cannot be written: {error.strerror}."
+    return None
