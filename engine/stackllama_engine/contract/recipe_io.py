@@ -5,6 +5,7 @@ that names the file (or the command line), the key, the value and the nearest ri
 """
 
 import difflib
+import functools
 import math
 import typing
 from collections.abc import Hashable, Iterable, Mapping
@@ -20,6 +21,7 @@ from .stages import TRAINING_STAGES, Stage
 
 COMMAND_LINE = "command line"
 _NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)  # ValueError: a date that no calendar has
+_fields = functools.cache(msgspec.structs.fields)  # a form asks at every keystroke
 _PATH_KEYS = ("model_name_or_path", "dataset_name", "reward_model_path", "adapter_path", "policy_adapter_path")
 
 
@@ -80,7 +82,7 @@ def build_recipe(
     if stage is Stage.PIPELINE:
         return _build_pipeline(values, origin, where)
     cls = RECIPES[stage]
-    fields = {field.name: field for field in msgspec.structs.fields(cls)}
+    fields = {field.name: field for field in _fields(cls)}
     checked: dict[str, Any] = {}
     for key, value in values.items():
         source = origin.get(key, where)
@@ -203,15 +205,18 @@ def _unknown_key(key: str, value: Any, source: str, what: str, known: Iterable[s
 
 def _absolute(value: str) -> str:
     """A path that exists here, made absolute: the stage runs in another directory."""
-    path = Path(value).expanduser()
-    return str(path.resolve()) if path.exists() and ("/" in value or "." in value) else value
+    try:
+        path = Path(value).expanduser()
+        return str(path.resolve()) if path.exists() and ("/" in value or "." in value) else value
+    except (OSError, RuntimeError):  # too long for a path, a folder that may not be entered, `~nobody`: no path of ours
+        return value
 
 
 def _build_pipeline(values: Mapping[str, Any], origin: Mapping[str, str], where: str) -> PipelineRecipe:
     """Shared keys at the top go to every training stage that has them; a stage's section overrides them."""
     sections = {stage: _pipeline_section(stage, values, where) for stage in (*TRAINING_STAGES, Stage.MERGE)}
     shared = {key: value for key, value in values.items() if key not in {str(stage) for stage in sections}}
-    fields = {stage: {f.name for f in msgspec.structs.fields(RECIPES[stage])} for stage in TRAINING_STAGES}
+    fields = {stage: {f.name for f in _fields(RECIPES[stage])} for stage in TRAINING_STAGES}
     all_keys = sorted({key for names in fields.values() for key in names})
     for key, value in shared.items():
         if not any(key in names for names in fields.values()):

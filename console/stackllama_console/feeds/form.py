@@ -1,0 +1,268 @@
+"""A recipe being filled in: what was typed, what is wrong with it, and what it comes to. No Textual.
+
+Only what differs from the defaults is kept. Every error is the recipe's own, in the words of the command line.
+"""
+
+import math
+import re
+import shlex
+from typing import Any
+
+import msgspec
+import yaml
+from msgspec import UNSET
+
+from stackllama_engine.contract.errors import RecipeError
+from stackllama_engine.contract.recipe import RECIPES, WIRED, AnyRecipe, PipelineRecipe
+from stackllama_engine.contract.recipe_io import build_recipe
+from stackllama_engine.contract.stages import TRAINING_STAGES, Stage
+from stackllama_engine.launch.sections import PLACEHOLDER
+
+from . import form_text
+from .form_fields import FormField, fields_of
+
+PROGRAM = "stackllama-console"
+_WHERE = "recipe"
+_NAMED = re.compile(r"`(\w+)(?::[^`]*)?`")
+_TYPE_WORDS = {"`float`": "a number", "`int`": "a whole number", "`str`": "text", "`bool`": "true or false"}
+_PARTS = (*TRAINING_STAGES, Stage.MERGE)
+
+
+class Form:
+    """One stage's recipe under a person's hands.
+
+    Args:
+        stage: which recipe.
+    """
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+        self.fields = fields_of(stage)
+        self.version = 0
+        """Grows with every change."""
+        self._texts: dict[str, str] = {}
+        self._wrong: dict[str, str] = {}  # what is wrong with one value by itself
+        self._errors: dict[str, str] | None = None
+        self._recipe: AnyRecipe | None = None
+
+    # -- values ---------------------------------------------------------------------------------------------------
+
+    def set(self, key: str, text: str) -> None:
+        """Take what was typed. Text that says the default, and empty text where there has to be a value, resets.
+
+        Raises:
+            KeyError: the form has no such key.
+        """
+        self._store(self.fields[key], text.strip())
+
+    def reset(self, key: str) -> None:
+        """Back to the default."""
+        self._texts.pop(self.fields[key].key, None)
+        self._wrong.pop(key, None)
+        self._changed()
+
+    def clear(self) -> None:
+        """Every key back to its default."""
+        self._texts.clear()
+        self._wrong.clear()
+        self._changed()
+
+    def text(self, key: str) -> str:
+        """What stands in the field: what was typed, else the default; empty for a key without one."""
+        return self._texts[key] if key in self._texts else self.default_text(key)
+
+    def default_text(self, key: str) -> str:
+        """The default as text; a pipeline's stages take the shared value for theirs."""
+        field = self.fields[key]
+        if field.stage in TRAINING_STAGES and field.name in self._texts:
+            return self._texts[field.name]
+        return "" if field.default is UNSET else form_text.write_text(field, field.default)
+
+    def differs(self, key: str) -> bool:
+        """Whether the value is not the default."""
+        return key in self._texts
+
+    def differences(self) -> dict[str, str]:
+        """What was typed and is not the default, by key, in the form's order."""
+        return {key: self._texts[key] for key in self.fields if key in self._texts}
+
+    def load(self, recipe: AnyRecipe) -> None:
+        """Fill in from another run's recipe: afterwards :meth:`recipe` gives an equal one.
+
+        Raises:
+            ValueError: it is another stage's.
+        """
+        if recipe.stage is not self.stage:
+            raise ValueError(f"a {recipe.stage} recipe does not fit into the form of {self.stage}")
+        self.clear()
+        values = _pipeline_values(recipe) if isinstance(recipe, PipelineRecipe) else msgspec.structs.asdict(recipe)
+        for key, value in values.items():
+            field = self.fields[key]
+            self._store(field, form_text.write_text(field, value))
+
+    # -- checks ---------------------------------------------------------------------------------------------------
+
+    def error(self, key: str) -> str | None:
+        """What is wrong with this key, by itself or together with others."""
+        return self.errors().get(key)
+
+    def errors(self) -> dict[str, str]:
+        """Everything that is wrong, by key; what no key of the form is named in, under the empty key.
+
+        While a value is wrong by itself, keys are not checked against each other.
+        """
+        if self._errors is None:
+            self._recipe = None
+            self._errors = dict(self._wrong)
+            if not self._wrong:
+                self._errors |= self._check_together()
+            self._errors |= self._missing()
+        return self._errors
+
+    def recipe(self) -> AnyRecipe | None:
+        """The whole recipe, defaults and all; None while anything is wrong."""
+        return None if self.errors() else self._recipe
+
+    # -- what it comes to -----------------------------------------------------------------------------------------
+
+    def overrides(self) -> list[str]:
+        """The differences as the command line takes them: ``key=value`` words."""
+        return [f"{key}={form_text.word(self.fields[key], text)}" for key, text in self.differences().items()]
+
+    def command(self) -> str:
+        """The command that launches this, quoted for a shell."""
+        return shlex.join([PROGRAM, "launch", str(self.stage), *self.overrides()])
+
+    def to_yaml(self) -> str:
+        """The differences as a recipe file."""
+        values = self._values()
+        body = yaml.safe_dump(values, sort_keys=False, allow_unicode=False, width=100) if values else ""
+        return f"# stage: {self.stage}\n{body}"
+
+    # -- inside ---------------------------------------------------------------------------------------------------
+
+    def _changed(self) -> None:
+        self.version += 1
+        self._errors = None
+
+    def _store(self, field: FormField, text: str) -> None:
+        key = field.key
+        self._texts.pop(key, None)
+        self._wrong.pop(key, None)
+        if not self._says_default(field, text):
+            self._texts[key] = text
+            if wrong := self._wrong_alone(field, text):
+                self._wrong[key] = wrong
+        self._changed()
+
+    def _says_default(self, field: FormField, text: str) -> bool:
+        if not text and (field.required or field.by_stage):
+            return True
+        default = self.default_text(field.key)
+        if text == default:
+            return not field.by_stage
+        if field.default is UNSET:
+            return False
+        try:
+            return form_text.converted(field, text) == form_text.converted(field, default)
+        except msgspec.ValidationError:
+            return False
+
+    def _wrong_alone(self, field: FormField, text: str) -> str | None:
+        """What the recipe says about this value alone."""
+        value = form_text.parse(field, text)
+        try:
+            found = form_text.converted(field, text)
+        except msgspec.ValidationError:
+            found = math.nan
+        if not (isinstance(found, float) and not math.isfinite(found)):
+            return None
+        if not text:
+            return "a value is needed"
+        stage = field.stage or (self.stage if self.stage is not Stage.PIPELINE else TRAINING_STAGES[0])
+        try:
+            build_recipe(stage, {field.name: value}, where=_WHERE)
+        except RecipeError as error:
+            return _plain(str(error).removeprefix(f"{_WHERE}: `{field.name}: {value}` is wrong: "))
+        raise AssertionError(f"`{field.key}: {value}` was wrong and is not")
+
+    def _missing(self) -> dict[str, str]:
+        hints = {"model_name_or_path": "needed; `demo` tries the embedded model"}
+        return {
+            key: hints.get(key, "needed")
+            for key, field in self.fields.items()
+            if field.required and key not in self._texts
+        }
+
+    def _values(self) -> dict[str, Any]:
+        """The differences as the mapping of a recipe file."""
+        values: dict[str, Any] = {}
+        for key, text in self.differences().items():
+            field = self.fields[key]
+            place = values if field.stage is None else values.setdefault(str(field.stage), {})
+            place[field.name] = form_text.parse(field, text)
+        return values
+
+    def _check_together(self) -> dict[str, str]:
+        """Keys that exclude each other. Leaves the recipe when there are none."""
+        filled = dict.fromkeys((key for key, field in self.fields.items() if field.required), PLACEHOLDER)
+        values = filled | self._values()
+        try:
+            self._recipe = build_recipe(self.stage, values, where=_WHERE)
+        except RecipeError as error:
+            if self.stage is Stage.PIPELINE:
+                return self._blame_stages(values)
+            return self._blame(str(error), None)
+        return {}
+
+    def _blame_stages(self, values: dict[str, Any]) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for stage in _PARTS:
+            own = {str(part): values.get(str(part), {}) for part in _PARTS}
+            names = {name for name in RECIPES[stage].__struct_fields__}
+            shared = {key: value for key, value in values.items() if key not in own and key in names}
+            section = (shared if stage in TRAINING_STAGES else {}) | own[str(stage)]
+            try:
+                build_recipe(stage, section | dict.fromkeys(WIRED[stage], PLACEHOLDER), where=_WHERE)
+            except RecipeError as error:
+                for key, message in self._blame(str(error), stage).items():
+                    found.setdefault(key, message)
+        return found
+
+    def _blame(self, message: str, stage: Stage | None) -> dict[str, str]:
+        """The message under every key that it names in backticks."""
+        text = message.removeprefix(f"{_WHERE}: ")
+        keys = [self._key_of(name, stage) for name in _NAMED.findall(text)]
+        known = dict.fromkeys(key for key in keys if key in self.fields)
+        return dict.fromkeys(known or [""], f"{stage}: {text}" if stage else text)
+
+    def _key_of(self, name: str, stage: Stage | None) -> str:
+        """The key that decides a name's value: the stage's own, unless only the shared one was typed."""
+        own = f"{stage}.{name}"
+        if stage is None or (name in self._texts and own not in self._texts):
+            return name
+        return own if own in self.fields else name
+
+
+def _pipeline_values(recipe: PipelineRecipe) -> dict[str, Any]:
+    """Keys of the form with the values that make this recipe; what all training stages agree on is said once."""
+    fields = fields_of(Stage.PIPELINE)
+    sections: dict[Stage, dict[str, Any]] = {part: getattr(recipe, part) for part in _PARTS}
+    values: dict[str, Any] = {}
+    for key, field in fields.items():
+        if field.stage is None:
+            having = [stage for stage in TRAINING_STAGES if key in sections[stage]]
+            found = [sections[stage][key] for stage in having]
+            defaults = [fields[own].default if (own := f"{stage}.{key}") in fields else UNSET for stage in having]
+            if found != defaults and all(value == found[0] for value in found):
+                values[key] = found[0]
+        elif field.name not in values or field.stage not in TRAINING_STAGES:
+            values[key] = sections[field.stage][field.name]
+    return values
+
+
+def _plain(reason: str) -> str:
+    """The reason in the form's words instead of the types' names."""
+    for name, words in _TYPE_WORDS.items():
+        reason = reason.replace(name, words)
+    return reason.rstrip(".")
