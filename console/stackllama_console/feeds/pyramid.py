@@ -1,0 +1,66 @@
+"""Minima and maxima of blocks of a growing array, so that a range of any length costs the same to look at.
+
+Level 0 holds the (min, max) of each complete block of 16 values, level k of each 16 blocks of level k − 1. A range
+query reads the ragged ends of each level and goes up: about 2 × 16 values a level, whatever the length.
+"""
+
+from array import array
+from itertools import pairwise
+
+FACTOR = 16
+
+
+class Pyramid:
+    """Complete blocks only; built when asked and not when values are added, so that adding stays cheap."""
+
+    __slots__ = ("_levels", "_values")
+
+    def __init__(self, values: "array[float]") -> None:
+        self._values = values
+        self._levels: list[tuple[array[float], array[float]]] = []
+
+    def extents(self, cuts: list[int]) -> list[tuple[float, float] | None]:
+        """(min, max) of the values between each two neighbouring cuts (ascending indices); None where those agree."""
+        self._build()
+        return [self._extent(a, b) if a < b else None for a, b in pairwise(cuts)]
+
+    def _extent(self, first: int, stop: int) -> tuple[float, float]:
+        lows = highs = self._values
+        least: list[float] = []
+        most: list[float] = []
+        for above in self._levels:
+            head, tail = -(-first // FACTOR), stop // FACTOR
+            if head >= tail:
+                break
+            if first < head * FACTOR:
+                least.append(min(lows[first : head * FACTOR]))
+                most.append(max(highs[first : head * FACTOR]))
+            if tail * FACTOR < stop:
+                least.append(min(lows[tail * FACTOR : stop]))
+                most.append(max(highs[tail * FACTOR : stop]))
+            (lows, highs), first, stop = above, head, tail
+        least.append(min(lows[first:stop]))
+        most.append(max(highs[first:stop]))
+        return min(least), max(most)
+
+    def cut(self, count: int) -> None:
+        """Only the first ``count`` values are left: forget the blocks that held more."""
+        for lows, highs in self._levels:
+            count //= FACTOR
+            del lows[count:], highs[count:]
+
+    def _build(self) -> None:
+        """Add the blocks that have become complete since."""
+        lows = highs = self._values
+        level = 0
+        while len(lows) >= FACTOR:
+            if level == len(self._levels):
+                self._levels.append((array("d"), array("d")))
+            upper_lows, upper_highs = self._levels[level]
+            done, complete = len(upper_lows), len(lows) // FACTOR
+            if done == complete:
+                return  # then nothing is new further up either
+            starts = range(done * FACTOR, complete * FACTOR, FACTOR)
+            upper_lows.extend([min(lows[start : start + FACTOR]) for start in starts])
+            upper_highs.extend([max(highs[start : start + FACTOR]) for start in starts])
+            lows, highs, level = upper_lows, upper_highs, level + 1
