@@ -8,16 +8,20 @@ from array import array
 from itertools import pairwise
 
 FACTOR = 16
+_LONG = 4 * FACTOR
+_KEPT = 1024
 
 
 class Pyramid:
     """Complete blocks only; built when asked and not when values are added, so that adding stays cheap."""
 
-    __slots__ = ("_levels", "_values")
+    __slots__ = ("_known", "_levels", "_values")
 
     def __init__(self, values: "array[float]") -> None:
         self._values = values
         self._levels: list[tuple[array[float], array[float]]] = []
+        self._known: dict[tuple[int, int], tuple[float, float]] = {}
+        """Answers for long ranges: a chart that grows at its end asks for the same ones again and again."""
 
     def extents(self, cuts: list[int]) -> list[tuple[float, float] | None]:
         """(min, max) of the values between each two neighbouring cuts (ascending indices); None where those agree."""
@@ -25,6 +29,17 @@ class Pyramid:
         return [self._extent(a, b) if a < b else None for a, b in pairwise(cuts)]
 
     def _extent(self, first: int, stop: int) -> tuple[float, float]:
+        if stop - first < _LONG:
+            part = self._values[first:stop]
+            return min(part), max(part)
+        known = self._known.get((first, stop))
+        if known is None:
+            if len(self._known) >= _KEPT:
+                self._known.clear()
+            known = self._known[first, stop] = self._look_up(first, stop)
+        return known
+
+    def _look_up(self, first: int, stop: int) -> tuple[float, float]:
         lows = highs = self._values
         least: list[float] = []
         most: list[float] = []
@@ -45,6 +60,7 @@ class Pyramid:
 
     def cut(self, count: int) -> None:
         """Only the first ``count`` values are left: forget the blocks that held more."""
+        self._known.clear()
         for lows, highs in self._levels:
             count //= FACTOR
             del lows[count:], highs[count:]

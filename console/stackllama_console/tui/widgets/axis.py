@@ -1,0 +1,183 @@
+"""Axes: ranges that stay put while points arrive, ticks at 1-2-5, labels of at most eight characters; no Textual."""
+
+import math
+from collections.abc import Iterable
+from typing import Literal
+
+from msgspec import Struct
+
+from ...units import number
+
+Unit = Literal["number", "bytes"]
+Tick = tuple[float, str]
+"""Position in data units, label."""
+
+LABEL = 8
+_MOST = 1e300
+_LEAST = 1e-290
+_USED = 0.4  # below this share the range is too wide; fresh ranges use at least half, so that none flips back
+_BINARY = ("B", "KiB", "MiB", "GiB", "TiB")
+_STEPPED = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+class Axis(Struct, frozen=True):
+    """What a value axis shows."""
+
+    low: float
+    high: float
+    log: bool = False
+
+    def place(self, value: float) -> float:
+        """0 at the bottom, 1 at the top, kept between; on a log axis what is not positive lies at the bottom."""
+        if self.log:
+            if value <= 0:
+                return 0.0
+            share = (math.log10(value) - math.log10(self.low)) / (math.log10(self.high) - math.log10(self.low))
+        else:
+            share = (value - self.low) / (self.high - self.low)
+        return min(1.0, max(0.0, share))
+
+    def holds(self, low: float, high: float) -> bool:
+        """Whether data from ``low`` to ``high`` lies inside and uses enough of the range."""
+        return self.low <= low and high <= self.high and self.place(high) - self.place(low) >= _USED
+
+
+def nice(value: float) -> float:
+    """The smallest of 1, 2, 5 × 10^k that is not below a positive value."""
+    power = 10.0 ** math.floor(math.log10(value))
+    return next((power * digit for digit in (1, 2, 5) if power * digit >= value * (1 - 1e-9)), power * 10)
+
+
+def value_axis(low: float, high: float, held: Axis | None = None, *, unit: Unit = "number") -> Axis:
+    """A linear axis around the data: the one held while it will do, else grown outwards to whole steps."""
+    low, high = (min(_MOST, max(-_MOST, value)) for value in (low, high))
+    if held is not None and not held.log and held.holds(low, high):
+        return held
+    if high - low <= max(abs(low), abs(high)) * 1e-12:  # constant
+        pad = abs(high) * 0.1
+        low, high = (low - pad, high + pad) if pad > _LEAST else (low - 1, high + 1)
+    scale = _binary(max(abs(low), abs(high)))[0] if unit == "bytes" else 1.0
+    step = nice((high - low) / scale / 5) * scale
+    return Axis(math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step)
+
+
+def log_axis(low: float, high: float, held: Axis | None = None) -> Axis:
+    """A log10 axis around positive data, from one of 1, 2, 5 × 10^k to another."""
+    low, high = (min(_MOST, max(_LEAST, value)) for value in (low, high))
+    if held is not None and held.log and held.holds(low, high):
+        return held
+    bottom, top = 1 / nice(1 / low), nice(high)
+    if bottom >= top * (1 - 1e-9):
+        bottom, top = bottom / 2, top * 2
+    return Axis(bottom, top, log=True)
+
+
+def value_ticks(axis: Axis, rows: int, *, unit: Unit = "number") -> list[Tick]:
+    """Ticks for an axis of so many rows, from the bottom up, about one in three rows."""
+    most = max(1, rows // 3)
+    if axis.log:
+        return [(value, _log_label(value)) for value in _log_ticks(axis, max(1, rows // 2))]
+    scale, name = _binary(max(abs(axis.low), abs(axis.high))) if unit == "bytes" else (1.0, "")
+    step = nice((axis.high - axis.low) / scale / most) * scale
+    values = list(_multiples(axis.low, axis.high, step))
+    if unit == "bytes":
+        places = _places(step / scale, 2)
+        return [(value, f"{value / scale:.{places}f} {name}") for value in values]
+    return list(zip(values, _labels(values, step), strict=True))
+
+
+def step_range(first: float, last: float) -> tuple[float, float]:
+    """The range of a step axis that shows everything: whole steps outwards, up to a fifth of it still empty."""
+    if last - first < 1:
+        return first, first + 1
+    step = nice((last - first) / 10)
+    return math.floor(first / step + 1e-9) * step, math.ceil(last / step - 1e-9) * step
+
+
+def step_ticks(start: float, stop: float, columns: int) -> list[Tick]:
+    """Ticks for a step axis of so many columns, about one in ten."""
+    step = max(1.0, nice((stop - start) / max(1, columns // 10)))
+    return [(value, step_label(value, step)) for value in _multiples(start, stop, step)]
+
+
+def step_label(value: float, step: float = 1.0) -> str:
+    """A step as ``750``, ``1.5k`` or ``2M``, where the distance between ticks allows that, else in full."""
+    for size, name in _STEPPED:
+        places = _places(step / size, 9)
+        if abs(value) >= size and places <= (1 if size == 1e3 else 2):
+            return _trimmed(f"{value / size:.{places}f}") + name
+    return _trimmed(f"{value:.2f}") if abs(value) < 1e8 else short(value)
+
+
+def short(value: float) -> str:
+    """A value in at most eight characters: as `units.number` where that is short enough, millions as ``1.235M``."""
+    for size, name in _STEPPED[:2]:
+        if size <= abs(value) < 1e15:
+            return f"{value / size:.4g}{name}" if abs(value) < size * 1e4 else f"{value / size:.0f}{name}"
+    if 1e4 <= abs(value) < 1e6:
+        return f"{value:.0f}"
+    text = number(value)
+    if "e" not in text and len(text) <= LABEL:
+        return text
+    return next(text for digits in (3, 2, 1, 0) if len(text := _exponent(value, digits)) <= LABEL)
+
+
+def _trimmed(text: str) -> str:
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def _exponent(value: float, digits: int) -> str:
+    mantissa, _, power = f"{value:.{digits}e}".partition("e")
+    return f"{_trimmed(mantissa)}e{int(power)}"
+
+
+def _log_label(value: float) -> str:
+    return step_label(value, value) if 1e4 <= value < 1e15 else short(value)
+
+
+def _labels(values: list[float], step: float) -> list[str]:
+    """All with the same number of decimals, so that they line up."""
+    most = max(map(abs, values), default=0.0)
+    if most and (most < 1e-3 or most >= 1e15):
+        digits = min(3, max(0, math.floor(math.log10(most)) - math.floor(math.log10(step) + 1e-9)))
+        return ["0" if value == 0 else _fitting(_exponent(value, digits), value) for value in values]
+    fitting = ((size, name) for size, name in _STEPPED if most >= (1e4 if size == 1e3 else size))
+    size, name = next(fitting, (1.0, ""))
+    places = _places(step / size, 6)
+    return [_fitting("0" if value == 0 and name else f"{value / size:.{places}f}{name}", value) for value in values]
+
+
+def _fitting(text: str, value: float) -> str:
+    return text if len(text) <= LABEL else short(value)
+
+
+def _places(step: float, most: int) -> int:
+    """Decimals needed to tell multiples of a step of 1, 2, 5 × 10^k apart."""
+    return min(most, max(0, -math.floor(math.log10(step) + 1e-9)))
+
+
+def _multiples(low: float, high: float, step: float) -> Iterable[float]:
+    for index in range(math.ceil(low / step - 1e-6), math.floor(high / step + 1e-6) + 1):
+        yield index * step
+
+
+def _log_ticks(axis: Axis, most: int) -> list[float]:
+    """Decades, thinned until they fit; with room to spare also 2 and 5."""
+    first = math.floor(math.log10(axis.low) + 1e-9)
+    last = math.ceil(math.log10(axis.high) - 1e-9)
+    inside = (axis.low * (1 - 1e-9), axis.high * (1 + 1e-9))
+    fine = [digit * 10.0**power for power in range(first, last + 1) for digit in (1, 2, 5)]
+    fine = [value for value in fine if inside[0] <= value <= inside[1]]
+    if len(fine) <= most:
+        return fine
+    decades = [value for power in range(first, last + 1) if inside[0] <= (value := 10.0**power) <= inside[1]]
+    stride = math.ceil(len(decades) / most)
+    return decades[::stride] if len(decades) > 1 else fine[:: max(1, len(fine) - 1)]
+
+
+def _binary(most: float) -> tuple[float, str]:
+    """(bytes, name) of the unit that a number of bytes is written in."""
+    power = 0
+    while power < len(_BINARY) - 1 and most >= 1024 ** (power + 1):
+        power += 1
+    return 1024.0**power, _BINARY[power]

@@ -1,0 +1,234 @@
+"""The chart widget: curves over steps, drawn by `chart_rows`, of which only changed cells are sent.
+
+A screen's timer calls ``update()``. It costs nothing while no series has a new version; otherwise the rows are drawn
+again, compared with those on the screen, and the stretches that differ are refreshed. Over SSH that is the difference
+between tens of KiB and a few KiB a second.
+
+Several curves are told apart without colour: each bears its own mark at intervals, the one shown in the legend; with
+``ascii`` it is drawn in a character of its own.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import ClassVar
+
+from rich.segment import Segment
+from textual.binding import Binding, BindingType
+from textual.geometry import Region
+from textual.strip import Strip
+from textual.widget import Widget
+
+from ...sanitise import one_line
+from .axis import Axis, Unit
+from .chart_line import COMPONENTS, Line
+from .chart_rows import Curve, Picture, draw
+from .chart_summary import summarise
+from .chart_view import Span, View
+
+__all__ = ["SMOOTHING", "Chart", "Curve"]
+
+SMOOTHING = (0.0, 0.6, 0.9, 0.97)
+_FARTHEST = 1e15  # no run takes more steps; a damaged file may claim to
+
+
+class Chart(Widget, can_focus=True):
+    """One or more curves with axes, a legend, zoom, pan and a cursor."""
+
+    DEFAULT_CSS = """
+    Chart {
+        width: 1fr; height: 1fr; background: transparent;
+        & > .chart--curve-1 { color: $primary; }
+        & > .chart--curve-2 { color: $accent; }
+        & > .chart--curve-3 { color: $success; }
+        & > .chart--curve-4 { color: $error; }
+        & > .chart--curve-5 { color: $secondary; }
+        & > .chart--curve-6 { color: $warning; }
+        & > .chart--axis { color: $text-disabled; }
+        & > .chart--text { color: $text-muted; }
+        & > .chart--band { color: $text-disabled; }
+        & > .chart--reference { color: $text; }
+        & > .chart--gap { color: $error; text-style: bold; }
+        & > .chart--cursor { color: $text; text-style: bold; }
+        & > .chart--title { color: $text; }
+        & > .chart--focused { color: $text; text-style: bold underline; }
+    }
+    """
+    COMPONENT_CLASSES: ClassVar[set[str]] = set(COMPONENTS.values())
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("y", "log", "Log axis", id="chart.log", tooltip="Logarithmic value axis, on or off"),
+        Binding("s", "smooth", "Smooth", id="chart.smooth", tooltip="Smoothing: off, 0.6, 0.9, 0.97"),
+        Binding("plus,equals_sign", "zoom(0.5)", "Zoom in", id="chart.zoom_in", show=False),
+        Binding("minus", "zoom(2.0)", "Zoom out", id="chart.zoom_out", show=False),
+        Binding("0", "reset", "Whole run", id="chart.reset", show=False),
+        Binding("left,h", "pan(-1)", "Left", id="chart.pan_left", show=False, tooltip="Pan, or the cursor, left"),
+        Binding(
+            "right,l", "pan(1)", "Right", id="chart.pan_right", show=False, tooltip="Pan, or move the cursor, right"
+        ),
+        Binding("home", "end(-1)", "To the start", id="chart.home", show=False),
+        Binding("end", "end(1)", "To the newest", id="chart.end", show=False),
+        Binding("c", "cursor", "Cursor", id="chart.cursor", tooltip="Read values at a cursor"),
+    ]
+
+    def __init__(
+        self, title: str, *, id: str | None = None, ascii: bool = False, unit: Unit = "number"
+    ) -> None:  # the names are Textual's and the command line's
+        super().__init__(id=id)
+        self.title = one_line(title)
+        self.ascii_only = ascii
+        self.unit: Unit = unit
+        self.view = View()
+        self.log_axis = False
+        self.weight = SMOOTHING[0]
+        self._curves: list[Curve] = []
+        self._reference: tuple[str, float] | None = None
+        self._axis: Axis | None = None
+        self._versions: tuple[int, ...] = ()
+        self._rows: list[Line] = []
+        self._drawn_for = (-1, -1)
+
+    @property
+    def curves(self) -> Sequence[Curve]:
+        """What is shown, with sanitised labels."""
+        return tuple(self._curves)
+
+    @property
+    def rows(self) -> Sequence[str]:
+        """The rows as text, as last drawn."""
+        return tuple("".join(line.cells) for line in self._rows)
+
+    def set_curves(self, curves: Sequence[Curve]) -> None:
+        """Show these curves, in this order; the first is drawn in front."""
+        self._curves = [Curve(one_line(curve.label), curve.series) for curve in curves]
+        self._axis = None
+        self.update(force=True)
+
+    def set_reference(self, label: str, value: float | None) -> None:
+        """A horizontal line at a value (a predicted peak, say); None removes it.
+
+        Raises:
+            ValueError: the value is not finite.
+        """
+        if value is not None and not math.isfinite(value):
+            raise ValueError(f"reference {label!r}: {value} is not finite")
+        self._reference = None if value is None else (one_line(label), value)
+        self.update(force=True)
+
+    def update(self, *, force: bool = False) -> bool:
+        """Draw again if a series has changed and repaint what differs; returns whether anything does."""
+        versions = tuple(curve.series.version for curve in self._curves)
+        if versions == self._versions and not force:
+            return False
+        width, height = self.content_size
+        if not (width and height):
+            self._drawn_for = (-1, -1)  # not shown; what is on the screen next time must be new
+            return False
+        self._versions = versions
+        if self._drawn_for != (width, height):
+            self.refresh()  # drawn when it is asked for
+            return True
+        before, self._rows = self._rows, self._draw(width, height)
+        regions = [
+            Region(first, y, stop - first, 1)
+            for y, (new, old) in enumerate(zip(self._rows, before, strict=True))
+            for first, stop in new.changes(old)
+        ]
+        if regions:
+            self.refresh(*regions)
+        return bool(regions)
+
+    def summary(self) -> str:
+        """The curves in words, one line each."""
+        return summarise(self._curves, self.unit) or "no data yet"
+
+    def render_line(self, y: int) -> Strip:
+        """One row of the chart."""
+        width, height = self.content_size
+        if self._drawn_for != (width, height):
+            self._rows = self._draw(width, height)
+            self._drawn_for = (width, height)
+        if y >= len(self._rows):
+            return Strip.blank(width, self.rich_style)
+        style = self.get_component_rich_style
+        return Strip([Segment(text, style(COMPONENTS[part])) for text, part in self._rows[y].runs()], width)
+
+    def _draw(self, width: int, height: int) -> list[Line]:
+        span = self._span()
+        picture = Picture(
+            title=self.title,
+            curves=self._curves,
+            window=None if span is None else self.view.window(span),
+            unit=self.unit,
+            log=self.log_axis,
+            weight=self.weight,
+            cursor=self.view.cursor,
+            reference=self._reference,
+            following=self.view.following,
+            whole=self.view.width is None,
+            focused=self.has_focus,
+            ascii_only=self.ascii_only,
+        )
+        rows, self._axis = draw(picture, width, height, self._axis)
+        return rows
+
+    def _span(self) -> Span | None:
+        """First and last step of all curves together."""
+        spans = [span for curve in self._curves if (span := curve.series.span) is not None]
+        if not spans:
+            return None
+        first, last = min(first for first, _ in spans), max(last for _, last in spans)
+        return max(-_FARTHEST, min(first, _FARTHEST)), max(-_FARTHEST, min(last, _FARTHEST))
+
+    def on_focus(self) -> None:
+        """Say in the title that keys go here."""
+        self.update(force=True)
+
+    def on_blur(self) -> None:
+        """The title is plain again."""
+        self.update(force=True)
+
+    def action_log(self) -> None:
+        """Logarithmic or linear value axis."""
+        self.log_axis = not self.log_axis
+        self.update(force=True)
+
+    def action_smooth(self) -> None:
+        """The next weight of the moving average."""
+        self.weight = SMOOTHING[(SMOOTHING.index(self.weight) + 1) % len(SMOOTHING)]
+        self.update(force=True)
+
+    def action_zoom(self, factor: float) -> None:
+        """A window ``factor`` times as wide."""
+        if (span := self._span()) is not None:
+            self.view.zoom(factor, span)
+            self.update(force=True)
+
+    def action_reset(self) -> None:
+        """The whole run, following."""
+        self.view.reset()
+        self.update(force=True)
+
+    def action_cursor(self) -> None:
+        """Cursor on, at the newest point in sight, or off."""
+        span = self._span()
+        if self.view.cursor is not None:
+            self.view.cursor = None
+        elif span is not None:
+            self.view.place_cursor(span, [curve.series for curve in self._curves])
+        self.update(force=True)
+
+    def action_pan(self, direction: float) -> None:
+        """Move the cursor by a cell or to the next point; without a cursor, the window by a quarter."""
+        span = self._span()
+        if span is None:
+            return
+        if self.view.cursor is None:
+            self.view.pan(direction, span)
+        else:
+            start, stop = self.view.window(span)
+            reach = (stop - start) / max(1, self.content_size.width)
+            self.view.move_cursor(direction, reach, span, [curve.series for curve in self._curves])
+        self.update(force=True)
+
+    def action_end(self, direction: float) -> None:
+        """Cursor or window to the first or the newest step."""
+        self.action_pan(direction * math.inf)

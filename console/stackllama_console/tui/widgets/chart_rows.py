@@ -1,0 +1,357 @@
+"""A chart drawn into rows of cells: heading, plot, axes. Pure: the widget only compares and shows the rows.
+
+▸ reward                                smooth 0.6 · log      heading
+  ● seed 1 0.512    ▲ seed 2 0.498                            legend (with several curves)
+ 1.0 ┤⠀⢀⡠⠔                                                    plot
+ 0.5 ┤⠒⠁
+     └┬────!────┬───                                          axis; ! where a value was NaN or infinite
+      0         1k
+"""
+
+from collections.abc import Sequence
+
+from msgspec import Struct
+
+from ...feeds.series import Series
+from ...units import size
+from .axis import Axis, Tick, Unit, log_axis, short, step_label, step_ticks, value_axis, value_ticks
+from .canvas import ASCII_MARKS, BAND, CURVES, MARKS, REFERENCE, Canvas
+from .canvas import Span as Dots
+from .chart_line import Line, Part, fitted
+
+Columns = list[tuple[float, float] | None]
+_SIGNS = {"up": "│┤└─┬╌▸·┄", "ascii": "|++-+->|-"}
+_MARK_EVERY = 14
+_VALUE = 8
+
+
+class Curve(Struct, frozen=True):
+    """A series and what to call it; the label is foreign text, made safe and plain by the chart."""
+
+    label: str
+    series: Series
+
+
+class Picture(Struct, kw_only=True):
+    """Everything a chart's appearance depends on besides its size."""
+
+    title: str
+    curves: list[Curve]
+    """Labels already sanitised."""
+    window: tuple[float, float] | None
+    """First and last step shown; None when there is nothing to show yet."""
+    unit: Unit = "number"
+    log: bool = False
+    weight: float = 0.0
+    cursor: float | None = None
+    reference: tuple[str, float] | None = None
+    following: bool = True
+    whole: bool = True
+    focused: bool = False
+    ascii_only: bool = False
+
+
+class Plot(Struct):
+    """Where the plot lies in the chart, and what it spans."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+    start: float
+    stop: float
+    axis: Axis
+
+    def column(self, step: float) -> int:
+        """The cell column, within the plot, of a step."""
+        return min(self.width - 1, max(0, int((step - self.start) / (self.stop - self.start) * self.width)))
+
+
+def draw(picture: Picture, width: int, height: int, held: Axis | None) -> tuple[list[Line], Axis | None]:
+    """The rows and the value axis to hold on to (give it back next time, so that it stays put)."""
+    rows = [Line(width) for _ in range(height)]
+    if not (width and height):
+        return rows, held
+    several = len(picture.curves) > 1
+    legend_row = 1 if several and height >= 8 else 0
+    axis = fit_axis(picture, held)
+    below_zero = axis is not None and axis.log and _reaches_zero(picture)
+    _heading(picture, rows, legend_row, below_zero)
+    top = legend_row + 1
+    scales = 2 if height - top >= 5 else 0
+    if height - top < 1:
+        return rows, axis
+    if picture.window is None or axis is None:
+        text = "no data yet" if picture.window is None else "no value to draw in these steps"
+        if axis is None and picture.log and picture.window is not None:
+            text = "nothing above zero to draw on a log axis"
+        cells = fitted(text, width, ascii_only=picture.ascii_only)
+        rows[top + (height - top) // 2].put_cells((width - len(cells)) // 2, cells, Part.TEXT)
+        return rows, axis
+    ticks = value_ticks(axis, height - top - scales, unit=picture.unit)
+    left = max(5, *(len(label) for _, label in ticks)) + 2 if width >= 28 and scales else 0
+    plot = Plot(left, top, width - left, height - top - scales, *picture.window, axis)
+    _draw_plot(picture, rows, plot)
+    if left:
+        _value_scale(picture, rows, plot, ticks)
+    if scales:
+        _step_scale(picture, rows, plot)
+    return rows, axis
+
+
+def fit_axis(picture: Picture, held: Axis | None) -> Axis | None:
+    """The value axis around what lies in the window; None when nothing that can be drawn does."""
+    if picture.window is None:
+        return None
+    parts = 64 if picture.log else 1  # finer on a log axis, where the smallest positive value is wanted
+    seen = [span for curve in picture.curves for span in curve.series.columns(*picture.window, parts) if span]
+    if not seen:  # a line may still cross the window
+        ends = [point for curve in picture.curves for point in _around(curve.series, picture.window)]
+        seen = [(value, value) for _, value in ends]
+    if picture.reference is not None:
+        seen.append((picture.reference[1], picture.reference[1]))
+    if picture.log:
+        positive = [low if low > 0 else high for low, high in seen if high > 0]
+        return log_axis(min(positive), max(high for _, high in seen), held) if positive else None
+    if not seen:
+        return None
+    return value_axis(min(low for low, _ in seen), max(high for _, high in seen), held, unit=picture.unit)
+
+
+def figure(value: float, unit: Unit) -> str:
+    """A value as the legend shows it."""
+    return size(value) if unit == "bytes" else short(value)
+
+
+def _around(series: Series, window: tuple[float, float]) -> list[tuple[float, float]]:
+    """The points on both sides of a window, when there are both."""
+    before, after = series.before(window[0]), series.after(window[1])
+    return [before, after] if before and after else []
+
+
+def _reaches_zero(picture: Picture) -> bool:
+    assert picture.window is not None
+    spans = (curve.series.columns(*picture.window, 1)[0] for curve in picture.curves)
+    return any(span is not None and span[0] <= 0 for span in spans)
+
+
+def _heading(picture: Picture, rows: list[Line], legend_row: int, below_zero: bool) -> None:
+    """Title and, right-aligned, how the data is shown; the legend beside or beneath it."""
+    signs = _SIGNS["ascii" if picture.ascii_only else "up"]
+    width = len(rows[0].cells)
+    title_part = Part.FOCUSED if picture.focused else Part.TITLE
+    column = rows[0].put(0, f"{signs[6]} " if picture.focused else "  ", title_part) if width >= 12 else 0
+    kept = _VALUE + 2 if picture.curves and not legend_row and width >= 16 else 0
+    cells = fitted(picture.title, width - column - kept, ascii_only=picture.ascii_only)
+    column = rows[0].put_cells(column, cells, title_part)
+    flags = f" {signs[7]} ".join(_flags(picture, below_zero))
+    start = width - len(flags) - 1
+    if legend_row:
+        _legend(picture, rows[1], 2)
+        if start > column + 1:
+            rows[0].put(start, flags, Part.TEXT)
+        return
+    column = _legend(picture, rows[0], column + 2, stop=width)
+    if flags and start > column + 1:
+        rows[0].put(start, flags, Part.TEXT)
+
+
+def _flags(picture: Picture, below_zero: bool) -> list[str]:
+    flags: list[str] = []
+    if picture.cursor is not None:
+        flags.append(f"at step {step_label(picture.cursor)}")
+    gaps = sum(len(curve.series.gaps) for curve in picture.curves)
+    if gaps:
+        flags.append(f"! {gaps} not finite")
+    if picture.weight:
+        flags.append(f"smooth {picture.weight:g}")
+    if picture.log:
+        flags.append("log, 0 and less at the bottom" if below_zero else "log")
+    if not picture.whole:
+        flags.append("zoom" if picture.following else "zoom, held")
+    return flags
+
+
+def _legend(picture: Picture, line: Line, column: int, *, stop: int | None = None) -> int:
+    """Mark, label and value of as many curves as fit; returns the column after it."""
+    several = len(picture.curves) > 1
+    entries: list[tuple[str, str, str, int]] = []
+    for index, curve in enumerate(picture.curves):
+        owner = index % CURVES + 1
+        sign = (ASCII_MARKS if picture.ascii_only else MARKS)[owner - 1] + " " if several else ""
+        label = curve.label if several or curve.label != picture.title else ""
+        entries.append((sign, label, _value_at(picture, curve.series), owner))
+    if picture.reference is not None:
+        sign = _SIGNS["ascii" if picture.ascii_only else "up"][8] * 2 + " "
+        entries.append((sign, picture.reference[0], figure(picture.reference[1], picture.unit), Part.REFERENCE))
+    room = (stop or len(line.cells)) - column
+    fixed = [len(sign) + max(_VALUE, len(value)) + 2 for sign, _, value, _ in entries]
+    wish = max((len(label) for _, label, _, _ in entries), default=0)
+    while wish > 4 and sum(fixed) + sum(min(wish, len(label)) for _, label, _, _ in entries) > room + 1:
+        wish -= 1
+    for index, (sign, label, value, owner) in enumerate(entries):
+        cells = fitted(label, wish, ascii_only=picture.ascii_only)
+        needed = len(sign) + len(cells) + len(value) + bool(cells)
+        if column + needed > len(line.cells):
+            if several and column + 3 <= len(line.cells):
+                column = line.put(column, f"+{len(entries) - index}", Part.TEXT)
+            break
+        column = line.put(column, sign, owner)
+        column = line.put_cells(column, cells, Part.TEXT) + bool(cells)
+        column = line.put(column, f"{value:<{_VALUE}}", owner) + 1
+    return column
+
+
+def _value_at(picture: Picture, series: Series) -> str:
+    """The newest value, or the one at the cursor: a dash where the curve has none near it, nan in a gap."""
+    shown = series.smoothed(picture.weight)
+    if picture.cursor is None or picture.window is None:
+        return "-" if shown.last is None else figure(shown.last, picture.unit)
+    reach = (picture.window[1] - picture.window[0]) / 100
+    near = shown.nearest(picture.cursor)
+    if near is None or abs(near[0] - picture.cursor) > reach:
+        return "nan" if any(series.gap_columns(picture.cursor - reach, picture.cursor + reach, 1)) else "-"
+    return figure(near[1], picture.unit)
+
+
+def _draw_plot(picture: Picture, rows: list[Line], plot: Plot) -> None:
+    canvas = Canvas(plot.width, plot.height, ascii_only=picture.ascii_only)
+    span = (plot.start, plot.stop)
+    if picture.weight:
+        for curve in reversed(picture.curves):
+            for column, dots in enumerate(_dots(curve.series.columns(*span, canvas.columns), plot.axis, canvas.rows)):
+                if dots is not None:
+                    canvas.fill(column, dots, BAND)
+    lines: list[tuple[int, list[Dots | None], list[bool]]] = []
+    for index, curve in enumerate(picture.curves):
+        series = curve.series.smoothed(picture.weight)
+        columns = series.columns(*span, canvas.columns)
+        breaks = series.gap_columns(*span, canvas.columns) if len(series.gaps) else []
+        _carry_to_edges(series, columns, span, plot.axis)
+        lines.append((index, _dots(columns, plot.axis, canvas.rows), breaks))
+    marks: list[tuple[list[Dots | None], int, int]] = []
+    for index, dots, breaks in sorted(lines, key=lambda line: (-_bulk(line[1]), -line[0])):
+        owner = index % CURVES + 1
+        marks.append((canvas.curve(dots, owner, breaks), owner, index))
+    for filled, owner, index in marks:
+        _mark(canvas, filled, owner, index, several=len(picture.curves) > 1)
+    for row in range(plot.height):
+        cells, owners = canvas.row(row)
+        rows[plot.top + row].put_cells(plot.left, cells, Part.AXIS)
+        rows[plot.top + row].parts[plot.left :] = owners
+    _reference(picture, rows, plot)
+    _cursor(picture, rows, plot)
+
+
+def _bulk(dots: list[Dots | None]) -> int:
+    """How much a curve covers, in powers of two, so that the order does not change at every point.
+
+    A noisy curve goes behind a quiet one, which it would hide.
+    """
+    return sum(bottom - top + 1 for top, bottom in filter(None, dots)).bit_length()
+
+
+def _dots(columns: Columns, axis: Axis, height: int) -> list[Dots | None]:
+    """Topmost and bottommost dot row of each column."""
+    most = height - 1
+    if axis.log:
+        place = axis.place
+        return [c and (round((1 - place(c[1])) * most), round((1 - place(c[0])) * most)) for c in columns]
+    high, scale = axis.high, most / (axis.high - axis.low)
+    return [
+        c and (min(most, max(0, round((high - c[1]) * scale))), min(most, max(0, round((high - c[0]) * scale))))
+        for c in columns
+    ]
+
+
+def _carry_to_edges(series: Series, columns: Columns, span: tuple[float, float], axis: Axis) -> None:
+    """Where the line goes on outside the window, give the outermost column the value it has there."""
+    for index, edge in ((0, span[0]), (-1, span[1])):
+        if columns[index] is not None:
+            continue
+        before, after = series.before(edge), series.after(edge)
+        if before is None or after is None or any(series.gap_columns(before[0], after[0], 1)):
+            continue
+        share = (edge - before[0]) / (after[0] - before[0])
+        value = before[1] + share * (after[1] - before[1])
+        columns[index] = (value, value)
+
+
+def _mark(canvas: Canvas, filled: Sequence[Dots | None], owner: int, index: int, *, several: bool) -> None:
+    """A curve's own sign at intervals, staggered, when there are several; and where it is one lonely point."""
+    present = [column for column, span in enumerate(filled) if span is not None]
+    if len(present) == 1:
+        wanted = present
+    elif several and not canvas.ascii_only:
+        first = (index * 5 + _MARK_EVERY // 2) % _MARK_EVERY * canvas.across
+        wanted = [column for column in range(first, canvas.columns, _MARK_EVERY * canvas.across) if filled[column]]
+        wanted = wanted or present[len(present) // 2 :][:1]
+    else:
+        return
+    for column in wanted:
+        span = filled[column]
+        assert span is not None
+        canvas.mark(column // canvas.across, (span[0] + span[1]) // 2 // canvas.down, owner)
+
+
+def _reference(picture: Picture, rows: list[Line], plot: Plot) -> None:
+    """A broken line at a value, behind the curves."""
+    if picture.reference is None:
+        return
+    row = rows[plot.top + _row_of(picture, plot, picture.reference[1])]
+    sign = _SIGNS["ascii" if picture.ascii_only else "up"][8]
+    for column in range(plot.left, plot.left + plot.width):
+        if row.parts[column] in (Part.AXIS, Part.BAND):
+            row.cells[column] = sign
+            row.parts[column] = REFERENCE
+
+
+def _cursor(picture: Picture, rows: list[Line], plot: Plot) -> None:
+    """A vertical line through the empty cells of the cursor's column, and its colour on the others."""
+    if picture.cursor is None or not plot.start <= picture.cursor <= plot.stop:
+        return
+    column = plot.left + plot.column(picture.cursor)
+    sign = _SIGNS["ascii" if picture.ascii_only else "up"][0]
+    for row in rows[plot.top : plot.top + plot.height]:
+        if row.parts[column] in (Part.AXIS, Part.BAND):
+            row.cells[column] = sign
+        row.parts[column] = Part.CURSOR
+
+
+def _row_of(picture: Picture, plot: Plot, value: float) -> int:
+    """The row of cells, within the plot, in which a value is drawn."""
+    down = 1 if picture.ascii_only else 4
+    return round((1 - plot.axis.place(value)) * (plot.height * down - 1)) // down
+
+
+def _value_scale(picture: Picture, rows: list[Line], plot: Plot, ticks: list[Tick]) -> None:
+    signs = _SIGNS["ascii" if picture.ascii_only else "up"]
+    for row in rows[plot.top : plot.top + plot.height]:
+        row.put(plot.left - 1, signs[0], Part.AXIS)
+    taken: set[int] = set()
+    for value, label in ticks:
+        row = _row_of(picture, plot, value)
+        if row not in taken:
+            taken.add(row)
+            rows[plot.top + row].put(0, f"{label:>{plot.left - 2}} ", Part.TEXT)
+            rows[plot.top + row].put(plot.left - 1, signs[1], Part.AXIS)
+
+
+def _step_scale(picture: Picture, rows: list[Line], plot: Plot) -> None:
+    """The axis line with ticks and gap signs, and the labels centred beneath the ticks."""
+    signs = _SIGNS["ascii" if picture.ascii_only else "up"]
+    line, labels = rows[plot.top + plot.height], rows[plot.top + plot.height + 1]
+    line.put(plot.left, signs[3] * plot.width, Part.AXIS)
+    if plot.left:
+        line.put(plot.left - 1, signs[2], Part.AXIS)
+    free = 0
+    for step, label in step_ticks(plot.start, plot.stop, plot.width):
+        column = plot.left + plot.column(step)
+        line.put(column, signs[4], Part.AXIS)
+        start = min(max(0, column - len(label) // 2), len(labels.cells) - len(label))
+        if start >= free:
+            free = labels.put(start, label, Part.TEXT) + 1
+    for curve in picture.curves:
+        for column, gap in enumerate(curve.series.gap_columns(plot.start, plot.stop, plot.width)):
+            if gap:
+                line.put(plot.left + column, "!", Part.GAP)
