@@ -6,9 +6,9 @@ from typing import Any
 from stackllama_engine.contract.errors import ExitCode
 from stackllama_engine.contract.run_dir import RunDir, State
 
+from ..pipelines import newest, still_running
 from ..sanitise import log_line, one_line
 from ..units import duration
-from .children import newest, still_running
 from .output import PROGRAM, paint, say
 
 COLOURS = {

@@ -10,9 +10,9 @@ from stackllama_engine.contract.run_dir import Home, RunDir, State, check_run_id
 from stackllama_engine.launch.children import CHILDREN, child_id
 from stackllama_engine.launch.reconcile import reconcile
 
+from ..pipelines import newest, still_running
 from ..readings import last_log_lines
 from ..sanitise import log_line, one_line
-from .children import newest, still_running
 from .finish import finish
 from .outcome import facts, say_next
 from .output import PROGRAM, say, show, show_json

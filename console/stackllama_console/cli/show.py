@@ -12,10 +12,10 @@ from stackllama_engine.contract.history import History, fold
 from stackllama_engine.contract.run_dir import Home, Launch, RunDir, State
 from stackllama_engine.contract.stages import Stage
 
+from ..pipelines import still_running
 from ..readings import HEADLINE, checkpoint_steps, last_log_lines, recipe_differences
 from ..sanitise import log_line, one_line, sanitise
 from ..units import cut, duration, number
-from .children import still_running
 from .outcome import COLOURS, facts, next_steps, seconds
 from .output import paint, show, show_fields, show_json, width
 from .report import measures, pipeline_facts, table

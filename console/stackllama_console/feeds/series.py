@@ -13,6 +13,7 @@ from itertools import accumulate, islice, pairwise
 from math import isfinite, ulp
 from operator import lt
 from threading import RLock
+from typing import cast
 
 from .pyramid import Pyramid
 
@@ -93,13 +94,12 @@ class Series:
             return
         with self._lock:
             plain = steps[0] > self._end and isfinite(steps[-1]) and all(map(lt, steps, islice(steps, 1, None)))
-            finite = [value for value in values if value is not None and isfinite(value)] if plain else []
-            if len(finite) < len(values):
+            if not (plain and _all_finite(values)):
                 for step, value in zip(steps, values, strict=True):
                     self.append(step, value)
                 return
             self.steps.extend(array("d", steps))
-            self.values.extend(array("d", finite))
+            self.values.extend(array("d", cast("Sequence[float]", values)))
             self._end = self.steps[-1]
             self.version += 1
 
@@ -182,6 +182,14 @@ class Series:
         self.version += 1
         for series in self._smoothed.values():
             series._cut(count)
+
+
+def _all_finite(values: Sequence[float | None]) -> bool:
+    """Cautiously: a sum that overflows says no as well."""
+    try:
+        return isfinite(sum(cast("Sequence[float]", values)))
+    except TypeError:  # None among them
+        return False
 
 
 def _cuts(steps: "array[float]", stop_index: int, start: float, stop: float, count: int) -> list[int]:

@@ -23,30 +23,52 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from .files import open_private
 
 Kind = Literal["phase", "progress", "metrics", "memory", "samples", "checkpoint", "health", "end"]
 
+Step = Annotated[int, Meta(ge=-(1 << 53), le=1 << 53)]
+"""Exact as a float; a larger one is nobody's step, and would overflow whoever computes with it."""
+
 _MAX_LINE = 1 << 20  # longer lines are nobody's record; they are counted as bad
+_BLOCK = 1 << 18  # read at once; what was made of a block still lies in the processor's cache when it is used
+_FEW = 1 << 13  # bytes; so little is decoded line by line once it is known to hold a bad line
+_BAD = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)  # the last one: a value nested without end
+
+T = TypeVar("T")
 
 
-class Event(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Event(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):  # what JSON holds has no cycles
     """One record. Unknown kinds and keys of a newer writer are kept out of the reader's way, not refused."""
 
     seq: int
     time: float
     kind: str
     phase: str | None = None
-    step: int | None = None
-    total_steps: int | None = None
+    step: Step | None = None
+    total_steps: Step | None = None
     metrics: dict[str, float | None] = {}
     nonfinite: list[str] = []
     data: dict[str, Any] = {}
+
+
+class Record(Struct, frozen=True, kw_only=True, gc=False):
+    """An event as one who reads a million of them takes it: None where `Event` would build an empty container."""
+
+    seq: int
+    time: float
+    kind: str
+    phase: str | None = None
+    step: Step | None = None
+    total_steps: Step | None = None
+    metrics: dict[str, float | None] | None = None
+    nonfinite: list[str] | None = None
+    data: dict[str, Any] | None = None
 
 
 class EventWriter:
@@ -103,7 +125,7 @@ class EventWriter:
 
 
 class EventReader:
-    """Follows one events file from where it last stopped.
+    """Follows one events file from where it last stopped. Without news a look costs one ``stat``.
 
     Attributes:
         bad_lines: lines that are not records.
@@ -118,11 +140,31 @@ class EventReader:
         self._tail = b""
         self._skipping = False
         self._inode: int | None = None
-        self._decode = msgspec.json.Decoder(Event).decode
 
     def read(self) -> Iterator[Event]:
-        """Records that are complete now and were not returned before; none while the file is missing."""
+        """Records that are complete now and were not returned before; none while the file is missing.
+
+        Raises:
+            OSError: it is there and cannot be read.
+        """
+        for lines in self._whole_lines():
+            yield from self._decode(_EVENTS, lines)
+
+    def read_batches(self) -> Iterator[list[Record]]:
+        """The same records as `read` would return, some thousand at a time. Use one of the two.
+
+        Raises:
+            OSError: as `read`.
+        """
+        for lines in self._whole_lines():
+            yield self._decode(_RECORDS, lines)
+
+    def _whole_lines(self) -> Iterator[bytes]:
+        """Blocks of terminated lines that were not returned before."""
         try:
+            status = os.stat(self.path)  # noqa: PTH116 - half the price of Path.stat
+            if status.st_ino == self._inode and status.st_size == self._offset:
+                return
             file = self.path.open("rb")
         except FileNotFoundError:
             return
@@ -133,24 +175,60 @@ class EventReader:
                 self._offset, self._tail, self._skipping = 0, b"", False
             self._inode = status.st_ino
             file.seek(self._offset)
-            while block := file.read(_MAX_LINE):
+            while block := file.read(_BLOCK):
                 self._offset += len(block)
-                yield from self._lines(block)
+                if lines := self._cut(block):
+                    yield lines
 
-    def _lines(self, block: bytes) -> Iterator[Event]:
-        *lines, tail = (self._tail + block).split(b"\n")
-        for line in lines:
-            if self._skipping:  # the rest of an endless line, counted when it began
-                self._skipping = False
-            elif line:
-                try:
-                    yield self._decode(line)
-                except (msgspec.DecodeError, UnicodeDecodeError):
-                    self.bad_lines += 1
-        if len(tail) > _MAX_LINE and not self._skipping:
+    def _cut(self, block: bytes) -> bytes:
+        """The terminated lines of what was left over and of a block; the rest is left over for the next one."""
+        if self._skipping:  # the rest of an endless line, counted when it began
+            _, newline, block = block.partition(b"\n")
+            self._skipping = not newline
+        first, end = block.find(b"\n"), block.rfind(b"\n") + 1
+        lines, rest = b"", self._tail + block
+        if end:
+            too_long = len(self._tail) + first > _MAX_LINE
+            self.bad_lines += too_long
+            lines, rest = block[first + 1 : end] if too_long else self._tail + block[:end], block[end:]
+        if len(rest) > _MAX_LINE:
             self.bad_lines += 1
-            self._skipping = True
-        self._tail = b"" if self._skipping else tail
+            self._skipping, rest = True, b""
+        self._tail = rest
+        return lines
+
+    def _decode(self, decoder: msgspec.json.Decoder[T], lines: bytes) -> list[T]:
+        """The records in some terminated lines; on the fast path all at once.
+
+        ``decode_lines`` takes any values with white space between them. Where each line begins with ``{`` and ends
+        with ``}``, no value can go on in the next line, so as many values as lines are one in each.
+        """
+        count = lines.count(b"\n")
+        if lines.startswith(b"{") and lines.count(b"}\n{") == count - 1:
+            try:
+                values = decoder.decode_lines(lines)
+            except _BAD:
+                values = []
+            if len(values) == count:
+                return values
+        middle = lines.rfind(b"\n", 0, len(lines) // 2) + 1
+        if len(lines) > _FEW and middle:
+            return self._decode(decoder, lines[:middle]) + self._decode(decoder, lines[middle:])
+        return self._decode_each(decoder, lines)
+
+    def _decode_each(self, decoder: msgspec.json.Decoder[T], lines: bytes) -> list[T]:
+        found: list[T] = []
+        for line in lines.split(b"\n"):
+            if line:
+                try:
+                    found.append(decoder.decode(line))
+                except _BAD:
+                    self.bad_lines += 1
+        return found
+
+
+_EVENTS = msgspec.json.Decoder(Event)
+_RECORDS = msgspec.json.Decoder(Record)
 
 
 def _split_finite(metrics: dict[str, float]) -> tuple[dict[str, float | None], list[str]]:

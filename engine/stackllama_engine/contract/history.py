@@ -5,7 +5,9 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from .events import Event, EventReader
+from .events import Event, EventReader, Record
+
+_HEALTH_KEPT = 200
 
 
 class History(Struct, kw_only=True):
@@ -20,12 +22,15 @@ class History(Struct, kw_only=True):
     checkpoint: int | None = None
     """Step of the newest checkpoint."""
     health: list[str] = []
+    """The newest messages, newest last; a run that complains at every step does not fill the memory."""
+    health_count: int = 0
+    """How many there were."""
     exit_code: int | None = None
     cause: str | None = None
     updated: float | None = None
 
-    def apply(self, event: Event) -> None:
-        """Take one event in."""
+    def apply(self, event: Event | Record) -> None:
+        """Take one event in, in constant time."""
         self.updated = event.time
         if event.step is not None:
             self.step = event.step
@@ -34,23 +39,26 @@ class History(Struct, kw_only=True):
         match event.kind:
             case "phase":
                 self.phase = event.phase
-            case "metrics":
-                self.first = event.metrics | self.first
-                self.last = self.last | event.metrics
-            case "memory":
-                self.memory = self.memory | event.metrics
+            case "metrics" if metrics := event.metrics:
+                if not self.first.keys() >= metrics.keys():
+                    self.first = metrics | self.first
+                self.last.update(metrics)
+            case "memory" if event.metrics:
+                self.memory.update(event.metrics)
             case "checkpoint":
                 self.checkpoint = event.step
             case "health":
-                self.health = [*self.health, str(event.data.get("message", ""))]
+                self.health.append(str((event.data or {}).get("message", "")))
+                self.health_count += 1
+                del self.health[:-_HEALTH_KEPT]
             case "end":
-                self.exit_code = event.data.get("exit_code")
-                self.cause = event.data.get("cause")
+                self.exit_code = (event.data or {}).get("exit_code")
+                self.cause = (event.data or {}).get("cause")
             case _:
                 pass  # progress carries step and total; kinds of a newer writer are ignored
 
 
-def fold(events: Iterable[Event], history: History | None = None) -> History:
+def fold(events: Iterable[Event | Record], history: History | None = None) -> History:
     """Fold events into a history (a new one unless given)."""
     history = history or History()
     for event in events:

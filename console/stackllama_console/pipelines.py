@@ -1,4 +1,4 @@
-"""The children of a pipeline, as the commands speak of them: which one still runs, which one it is at, which failed."""
+"""The children of a pipeline, for commands and screens: which one still runs, which one it is at, which failed."""
 
 from stackllama_engine.contract.errors import UsageError
 from stackllama_engine.contract.run_dir import Home, RunDir, State
