@@ -21,7 +21,9 @@ STAGES = ("sft", "reward", "ppo", "merge", "pipeline")
 
 _DESCRIPTION = """\
 The StackLLaMA recipe from a terminal: fine-tuning, reward model and PPO.
+Without a command it opens the console.
 
+  open       the console on one run, or on another trainer's directory
   demo       try everything on a tiny embedded model, in minutes, without a GPU
   launch     start one stage in the background; it outlives this terminal
   pipeline   start every stage, each on what the one before made
@@ -98,11 +100,14 @@ def handler(arguments: argparse.Namespace) -> Callable[[argparse.Namespace], int
 
 def build_parser() -> Parser:
     """The whole tree of commands."""
-    parser = Parser(prog=PROGRAM, usage=f"{PROGRAM} [--home DIR] COMMAND …", description=_DESCRIPTION, epilog=_EPILOG)
-    parser.set_defaults(parser=parser, handler=None)
+    usage = f"{PROGRAM} [--home DIR] [--ascii] [--mouse] [COMMAND …]"
+    parser = Parser(prog=PROGRAM, usage=usage, description=_DESCRIPTION, epilog=_EPILOG)
+    parser.set_defaults(parser=parser, handler="console:console")
+    _add_drawing(parser)
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     parser.add_argument("--home", type=Path, metavar="DIR", help=_HOME_HELP)
     commands = parser.add_subparsers(prog=PROGRAM, metavar="COMMAND", help=argparse.SUPPRESS, title=argparse.SUPPRESS)
+    _add_open(commands)
     _add_demo(commands)
     _add_launch(commands)
     _add_runs(commands)
@@ -124,6 +129,22 @@ def _leaf(commands: _Commands, name: str, text: str, target: str, *, json: bool 
     if json:
         parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
     return parser
+
+
+def _add_open(commands: _Commands) -> None:
+    text = "Open the console on a run, or read-only on another trainer's directory."
+    target = _leaf(commands, "open", text, "console:open_target")
+    target.add_argument(
+        "target",
+        metavar="RUN|DIR",
+        help="run id; or a directory with trainer_state.json, trainer_log.jsonl or TensorBoard events",
+    )
+    _add_drawing(target)
+
+
+def _add_drawing(parser: Parser) -> None:
+    parser.add_argument("--ascii", action="store_true", help="draw with ASCII characters alone")
+    parser.add_argument("--mouse", action="store_true", help="take the mouse (off: the terminal selects text)")
 
 
 def _add_demo(commands: _Commands) -> None:

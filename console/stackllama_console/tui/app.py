@@ -1,0 +1,241 @@
+"""The application: options, themes, keys and which screen comes first. Everything else is in screens and widgets."""
+
+import asyncio
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, ClassVar
+
+from msgspec import Struct
+from textual.app import App, SystemCommand
+from textual.binding import Binding, BindingType
+from textual.screen import Screen
+
+from stackllama_engine.contract.files import make_private_dir, write_whole
+from stackllama_engine.contract.run_dir import Home
+
+from ..paths import copy_file, keymap_file, screenshots_dir
+from ..sanitise import one_line
+from ..settings import load_settings, save_settings
+from .driver import GuardedDriver, leave_on_signals
+from .themes import DEFAULT, load_themes
+
+
+class Options(Struct, frozen=True, kw_only=True):
+    """How the console was started.
+
+    Attributes:
+        home: where runs live.
+        target: a run id to open, or a directory of another trainer.
+        ascii: draw with ASCII characters alone.
+        mouse: take the mouse; off, the terminal selects text as usual.
+    """
+
+    home: Home
+    target: str | Path | None = None
+    ascii: bool = False
+    mouse: bool = False
+
+
+class ConsoleApp(App[None]):
+    """``stackllama-console``."""
+
+    TITLE = "stackllama-console"
+    CSS_PATH = "console.tcss"
+    ENABLE_COMMAND_PALETTE = True
+    COMMAND_PALETTE_BINDING = "ctrl+p"
+    NOTIFICATION_TIMEOUT = 6
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("question_mark", "help", "help", id="app.help", key_display="?"),
+        Binding("colon", "command_palette", "commands", id="app.palette", key_display=":", show=False),
+        Binding("q", "quit", "quit", id="app.quit"),
+        Binding("T", "next_theme", "next theme", id="app.theme", show=False),
+        Binding("P", "save_screen", "save this screen as SVG", id="app.screenshot", show=False),
+        Binding("ctrl+q", "quit", "quit", id="app.quit_always", show=False),
+        Binding("ctrl+c", "say_quit", "quit", id="app.interrupt", show=False),
+    ]
+
+    def __init__(self, options: Options) -> None:
+        GuardedDriver.ascii_only = options.ascii
+        super().__init__(driver_class=None if os.environ.get("TEXTUAL_DRIVER") else GuardedDriver)
+        self.options = options
+        self.home = options.home
+        self.settings, self._trouble = load_settings()
+        self.animation_level = "none"
+        self.crash: Exception | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._load_themes()
+
+    def get_theme_variable_defaults(self) -> dict[str, str]:
+        """Colours that our style sheet uses and Textual's own themes do not name."""
+        names = ("primary", "warning", "success", "error", "secondary", "accent")
+        return {f"curve-{index}": f"${name}" for index, name in enumerate(names, start=1)}
+
+    def on_mount(self) -> None:
+        """The first screen."""
+        self._loop = asyncio.get_running_loop()
+        if not self.is_headless:
+            leave_on_signals(self)
+        self._load_keymap()
+        self.push_screen(self._first_screen())
+        if self._trouble:
+            self.notify(one_line(self._trouble), severity="warning", markup=False)
+
+    def _first_screen(self) -> Screen[Any]:
+        from .screens.runs import RunsScreen
+
+        if isinstance(self.options.target, str):
+            self.call_after_refresh(self.open_run, self.options.target)
+        elif self.options.target is not None:
+            self.call_after_refresh(self.open_foreign, self.options.target)
+        return RunsScreen(self.home)
+
+    # where one can go
+
+    def open_run(self, run_id: str) -> None:
+        """The monitor of a run of this home."""
+        from .screens.monitor import MonitorScreen
+
+        self.push_screen(MonitorScreen.of_run(self.home, run_id))
+
+    def open_foreign(self, path: Path) -> None:
+        """The monitor of another trainer's directory."""
+        from .screens.monitor import MonitorScreen
+
+        self.push_screen(MonitorScreen.of_directory(path))
+
+    def open_launch(self, run_id: str | None = None) -> None:
+        """The launch form, filled from a run's recipe where one is named."""
+        from .screens.launch import LaunchScreen
+
+        self.push_screen(LaunchScreen(self.home, self.settings, clone=run_id))
+
+    # actions
+
+    def action_help(self) -> None:
+        """The keys that work here."""
+        from .screens.help import HelpScreen
+
+        self.push_screen(HelpScreen.of(self.screen))
+
+    def action_say_quit(self) -> None:
+        """Ctrl-C copies elsewhere; here it only tells the way out."""
+        self.notify("q leaves the console; runs go on without it.", markup=False)
+
+    def action_next_theme(self) -> None:
+        """The theme after this one; remembered."""
+        names = self._own_themes
+        position = names.index(self.theme) + 1 if self.theme in names else 0
+        self.choose_theme(names[position % len(names)])
+        self.notify(f"theme: {self.theme}", markup=False, timeout=2)
+
+    def choose_theme(self, name: str) -> None:
+        """Wear a theme and remember it."""
+        self.theme = name
+        self.settings.theme = name
+        self.remember()
+
+    def action_save_screen(self) -> None:
+        """The screen as SVG, in the state directory."""
+        try:
+            screenshots_dir().mkdir(parents=True, exist_ok=True, mode=0o700)
+            path = self.save_screenshot(path=str(screenshots_dir()))
+        except OSError as error:
+            self.notify(one_line(f"not saved: {error}"), severity="error", markup=False)
+        else:
+            self.notify(one_line(path), title="screen saved", markup=False)
+
+    def copy_to_clipboard(self, text: str) -> None:
+        """To the terminal's clipboard where it allows that, and always to a file."""
+        self._clipboard = text
+        if isinstance(self._driver, GuardedDriver):
+            self._driver.copy(text)
+        try:
+            if not copy_file().parent.is_dir():
+                make_private_dir(copy_file().parent)
+            write_whole(copy_file(), text.encode() + b"\n")
+        except OSError as error:
+            self.notify(one_line(f"{copy_file()}: {error.strerror}"), severity="error", markup=False)
+        else:
+            self.notify(one_line(f"copied; also in {copy_file()}"), markup=False, timeout=4)
+
+    def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
+        """The palette: every action of the screen, then the themes."""
+        from .screens.help import actions_of
+
+        for binding, node in actions_of(screen):
+            hint = f"{binding.id}  key: {binding.key}"
+            yield SystemCommand(binding.description, hint, lambda b=binding, n=node: self._act(b.action, n))
+        for name in self._own_themes:
+            yield SystemCommand(f"theme: {name}", "wear it, and remember it", lambda n=name: self.choose_theme(n))
+
+    def _act(self, action: str, node: Any) -> None:
+        self.run_worker(self.run_action(action, node), exclusive=False)
+
+    # the end
+
+    def leave_soon(self, code: int) -> None:
+        """End with an exit code; safe to call from a signal handler or a thread."""
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(lambda: self.exit(return_code=code))
+
+    def remember(self) -> None:
+        """Save the settings."""
+        if trouble := save_settings(self.settings):
+            self.notify(one_line(trouble), severity="warning", markup=False)
+
+    def _fatal_error(self) -> None:
+        """An unexpected error: the command line reports it; Textual would print locals, tokens among them."""
+        self._keep_crash()
+        self._close_messages_no_wait()
+
+    def panic(self, *renderables: Any) -> None:
+        """As :meth:`_fatal_error`: what Textual would have printed may hold locals."""
+        self._keep_crash()
+        self._return_code = 1
+        self._close_messages_no_wait()
+
+    def _keep_crash(self) -> None:
+        import sys
+
+        error = sys.exc_info()[1] or self._exception
+        if self.crash is None:
+            self.crash = error if isinstance(error, Exception) else RuntimeError("the console stopped unexpectedly")
+
+    # beginnings
+
+    def _load_themes(self) -> None:
+        themes, self._theme_notices = load_themes()
+        for theme in themes:
+            self.register_theme(theme)
+        self._own_themes = [theme.name for theme in themes]
+        wanted = (self.settings.theme, DEFAULT, "textual-dark")
+        self.theme = next(name for name in wanted if name in self.available_themes)
+        self.call_later(self._say_theme_notices)
+
+    def _say_theme_notices(self) -> None:
+        for notice in self._theme_notices:
+            self.notify(notice, severity="warning", markup=False)
+
+    def _load_keymap(self) -> None:
+        if not keymap_file().is_file():
+            return
+        from .keymap import clashes, read_keymap
+        from .screens import scopes
+
+        known = scopes.all_scopes()
+        keymap, notices = read_keymap(keymap_file(), sorted({name for scope in known for name in scope.ids}))
+        self.set_keymap(keymap)
+        for notice in (*notices, *clashes(known, keymap)):
+            self.notify(notice, title="keymap", severity="warning", markup=False, timeout=15)
+
+
+def run_console(options: Options) -> tuple[int, Exception | None]:
+    """Show the console until it is left.
+
+    Returns:
+        exit code, and the error where it crashed.
+    """
+    app = ConsoleApp(options)
+    app.run(mouse=options.mouse)
+    return app.return_code or 0, app.crash

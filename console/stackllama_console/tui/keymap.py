@@ -1,0 +1,94 @@
+"""Keys: every binding has an id, and a person may give it other keys in ``keymap.yaml``::
+
+    runs.stop: x
+    app.help: "question_mark,f1"
+
+What cannot be right is said once, in sentences, and left out: unknown ids, keys that are no text, and two actions
+on one key where both can be reached.
+"""
+
+import difflib
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from msgspec import Struct
+from textual.binding import Binding, BindingType
+
+from ..sanitise import one_line
+
+
+class Scope(Struct, frozen=True):
+    """Bindings that are reached together: the application's, a screen's, and those of each widget in it."""
+
+    title: str
+    bindings: list[Binding]
+    """The application's and the screen's own."""
+    widgets: dict[str, list[Binding]] = {}
+    """Reached while that widget has the focus."""
+
+    @property
+    def ids(self) -> set[str]:
+        """The ids of all its bindings."""
+        own = (binding for bindings in self.widgets.values() for binding in bindings)
+        return {binding.id for binding in (*self.bindings, *own) if binding.id}
+
+
+def as_bindings(bindings: Iterable[BindingType]) -> list[Binding]:
+    """A class's ``BINDINGS`` as :class:`Binding`; tuples of three are allowed by Textual."""
+    return [binding if isinstance(binding, Binding) else Binding(*binding[:3]) for binding in bindings]
+
+
+def read_keymap(file: Path, known: Iterable[str]) -> tuple[dict[str, str], list[str]]:
+    """Binding id → keys (as Textual writes them, several with commas), and one sentence for each wrong entry."""
+    try:
+        raw: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}, []
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        return {}, [f"{file} cannot be read: {one_line(str(error))}"]
+    if raw is None:
+        return {}, []
+    if not isinstance(raw, dict):
+        return {}, [f"{file} is not a mapping of `binding id: keys` lines"]
+    ids = list(known)
+    keymap: dict[str, str] = {}
+    notices: list[str] = []
+    for name, keys in cast("dict[Any, Any]", raw).items():
+        if name not in ids:
+            near = difflib.get_close_matches(str(name), ids, n=1)
+            hint = f"; did you mean `{near[0]}`?" if near else "; the help (?) lists them"
+            notices.append(one_line(f"{file}: there is no binding `{name}`{hint}"))
+        elif not isinstance(keys, str | int) or isinstance(keys, bool) or not str(keys).strip():
+            notices.append(one_line(f"{file}: `{name}: {keys}` is not a key; write one as in `{name}: x`"))
+        else:
+            keymap[str(name)] = ",".join(_key_name(part) for part in str(keys).split(","))
+    return keymap, notices
+
+
+def clashes(scopes: Iterable[Scope], keymap: Mapping[str, str]) -> list[str]:
+    """One sentence for each key that ``keymap`` gives to two actions that can be reached at once."""
+    found: dict[str, None] = {}
+    for scope in scopes:
+        for widget, own in (scope.widgets or {"": []}).items():
+            users: dict[str, list[Binding]] = defaultdict(list)
+            for binding in (*scope.bindings, *own):
+                keys = keymap.get(binding.id or "", binding.key)
+                for key in keys.split(","):
+                    users[key.strip()].append(binding)
+            for key, bindings in users.items():
+                ids = list(dict.fromkeys(binding.id or binding.action for binding in bindings))
+                if len(ids) > 1 and any(name in keymap for name in ids):
+                    where = f"{scope.title}, {widget}" if widget else scope.title
+                    found[f"`{key}` means {' and '.join(f'`{name}`' for name in ids)} ({where})"] = None
+    return list(found)
+
+
+def _key_name(text: str) -> str:
+    """A single character by Textual's name for it (`?` is `question_mark`)."""
+    from textual.keys import _character_to_key  # pyright: ignore[reportPrivateUsage]
+
+    key = text.strip()
+    return _character_to_key(key) if len(key) == 1 else key

@@ -1,0 +1,35 @@
+"""How a run's state looks: a glyph, a word and a colour, so that none has to be told by colour alone."""
+
+from rich.text import Text
+
+from ..sanitise import one_line
+
+_STATES: dict[str, tuple[str, str]] = {
+    "queued": ("◌", "text-muted"),
+    "starting": ("◔", "primary"),
+    "running": ("●", "primary"),
+    "stalled": ("◍", "warning"),
+    "stopping": ("◑", "warning"),
+    "stopped": ("■", "warning"),
+    "finished": ("✓", "success"),
+    "failed": ("✗", "error"),
+    "lost": ("?", "error"),
+    "unknown": ("·", "text-muted"),
+}
+
+
+def state_text(phase: str, variables: dict[str, str]) -> Text:
+    """Glyph and word in the theme's colour; ``variables`` are the app's theme variables."""
+    glyph, colour = _STATES.get(phase, _STATES["unknown"])
+    return Text(f"{glyph} {one_line(phase)}", style=rich_colour(variables, colour))
+
+
+def rich_colour(variables: dict[str, str], name: str) -> str:
+    """A theme variable as Rich writes colours; empty (the terminal's own) where it has none."""
+    value = variables.get(name, "")
+    if value.startswith("#"):
+        return value[:7]
+    if value.startswith("ansi_"):
+        plain = value.partition(" ")[0].removeprefix("ansi_")
+        return "" if plain == "default" else plain
+    return ""

@@ -1,0 +1,118 @@
+"""What all screens of the console share: a heading, a footer, and one worker that looks while the screen is shown."""
+
+import asyncio
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+from rich.text import Text
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.screen import Screen
+from textual.widgets import Footer, Static
+
+from ..sanitise import one_line
+
+if TYPE_CHECKING:
+    from .app import ConsoleApp
+
+
+class Heading(Static):
+    """The first line: where one is, and what is worth knowing about this machine."""
+
+    DEFAULT_CSS = """
+    Heading {
+        height: 1; dock: top; padding: 0 1; background: $panel; color: $foreground;
+        text-wrap: nowrap; text-overflow: ellipsis;
+    }
+    """
+
+    def __init__(self) -> None:
+        super().__init__("", markup=False)
+        self._shown: Text | None = None
+
+    def show(self, text: Text) -> None:
+        """Replace it; nothing is painted where it says the same."""
+        if self._shown is None or text != self._shown or text.spans != self._shown.spans:
+            self._shown = text
+            self.update(text)
+
+
+class ConsoleScreen(Screen[Any]):
+    """A screen that follows files.
+
+    Subclasses say what to read in :meth:`look`, which runs in a thread and touches no widget, and what to do with it
+    in :meth:`show`, which runs in the event loop and is called only when there is news (not None).
+    """
+
+    HEADING: ClassVar[str] = ""
+    INTERVAL: ClassVar[float] = 0.5  # seconds between looks
+    ESCAPE_TO_MINIMIZE = False
+    WIDGETS_WITH_KEYS: ClassVar[tuple[str, ...]] = ()
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape", "back", "back", id="screen.back", show=False),
+    ]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._visible = asyncio.Event()
+
+    def compose(self) -> ComposeResult:
+        """Heading, :meth:`body`, footer."""
+        yield Heading()
+        yield from self.body()
+        yield Footer(show_command_palette=False)
+
+    def body(self) -> ComposeResult:
+        """The screen's own widgets."""
+        yield from ()
+
+    def on_mount(self) -> None:
+        """Begin to look."""
+        self.set_heading()
+        self.run_worker(self._follow(), group="follow")
+
+    def on_screen_suspend(self) -> None:
+        """Nobody looks: no reading, no bytes."""
+        self._visible.clear()
+
+    def on_screen_resume(self) -> None:
+        """Look again."""
+        self._visible.set()
+
+    @property
+    def console_app(self) -> "ConsoleApp":
+        """The application, by its own type."""
+        return cast("ConsoleApp", self.app)  # pyright: ignore[reportUnknownMemberType]
+
+    def look(self) -> Any:
+        """Read what is new, in a thread; None where nothing is."""
+        return None
+
+    def show(self, news: Any) -> None:
+        """Show what :meth:`look` found."""
+
+    def set_heading(self, *parts: str | Text) -> None:
+        """The heading: the screen's name and ``parts``, foreign ones as plain text."""
+        text = Text(no_wrap=True, overflow="ellipsis")
+        text.append(self.HEADING, style="bold")
+        for part in parts:
+            if part:
+                text.append("  ")
+                text.append(part if isinstance(part, Text) else one_line(part))
+        self.query_one(Heading).show(text)
+
+    def action_back(self) -> None:
+        """To the screen before; the first one stays."""
+        if len(self.console_app.screen_stack) > 2:  # Textual's own blank screen is the first
+            self.console_app.pop_screen()
+
+    def say(self, message: str, *, trouble: bool = False) -> None:
+        """A notice that goes by itself; plain text."""
+        self.console_app.notify(one_line(message), severity="error" if trouble else "information", markup=False)
+
+    async def _follow(self) -> None:
+        while True:
+            await self._visible.wait()
+            news = await asyncio.to_thread(self.look)
+            if news is not None and self.is_attached:
+                self.show(news)
+            await asyncio.sleep(self.INTERVAL)

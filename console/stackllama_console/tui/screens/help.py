@@ -1,0 +1,113 @@
+"""Help, made from the bindings that work where it was asked for; nothing in it is written by hand."""
+
+from collections.abc import Iterator
+from typing import Any, ClassVar, cast
+
+from rich.text import Text
+from textual.app import App, ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import VerticalScroll
+from textual.dom import DOMNode
+from textual.keys import format_key
+from textual.screen import ModalScreen, Screen
+from textual.widgets import Static
+
+from ...paths import keymap_file
+
+_OURS = "stackllama_console"
+
+
+def actions_of(screen: Screen[Any]) -> list[tuple[Binding, DOMNode]]:
+    """Every binding that works on a screen now, the nearest first, each with the node it belongs to."""
+    found: dict[str, tuple[Binding, DOMNode]] = {}
+    for node in _nodes(screen):
+        for bindings in node._bindings.key_to_bindings.values():  # pyright: ignore[reportPrivateUsage]
+            for binding in bindings:
+                if binding.description and binding.id and not binding.system:
+                    found.setdefault(binding.id, (binding, node))
+    return list(found.values())
+
+
+def _nodes(screen: Screen[Any]) -> Iterator[DOMNode]:
+    """The focused widget first, then every other widget with keys of our own, the screen, the application."""
+    application = cast("App[Any]", screen.app)  # pyright: ignore[reportUnknownMemberType]
+    if screen.focused is not None:
+        yield from (node for node in screen.focused.ancestors_with_self if node not in (screen, application))
+    for widget in screen.query("*"):
+        if type(widget).__module__.startswith(_OURS):
+            yield widget
+    yield screen
+    yield application
+
+
+def keys_text(screen: Screen[Any], width: int = 30) -> Text:
+    """Sections of ``keys  description``, in the order in which keys are looked up."""
+    sections: dict[str, list[tuple[str, str, str]]] = {}
+    keymap = cast("App[Any]", screen.app)._keymap  # pyright: ignore
+    for binding, node in actions_of(screen):
+        keys = keymap.get(binding.id or "", _all_keys(node, binding))
+        shown = " ".join(format_key(key) if not binding.key_display else binding.key_display for key in _split(keys))
+        name = binding.id or ""
+        sections.setdefault(name.partition(".")[0], []).append((shown, binding.description, name))
+    text = Text()
+    for title, rows in sections.items():
+        text.append(f"{title}\n", style="bold")
+        for shown, description, name in rows:
+            text.append(f"  {shown:<14} {description:<{width}} ")
+            text.append(f"{name}\n", style="dim")
+        text.append("\n")
+    return text
+
+
+def _all_keys(node: DOMNode, binding: Binding) -> str:
+    keys = [
+        key
+        for key, bindings in node._bindings.key_to_bindings.items()  # pyright: ignore[reportPrivateUsage]
+        if any(other.id == binding.id for other in bindings)
+    ]
+    return ",".join(keys)
+
+
+def _split(keys: str) -> list[str]:
+    return list(dict.fromkeys(key.strip() for key in keys.split(",") if key.strip()))
+
+
+class HelpScreen(ModalScreen[None]):
+    """The keys that work on the screen below it."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape,q,question_mark", "dismiss", "close help", id="help.close"),
+        Binding("j,down", "scroll(1)", "down", id="help.down", show=False),
+        Binding("k,up", "scroll(-1)", "up", id="help.up", show=False),
+    ]
+
+    def __init__(self, text: Text, title: str) -> None:
+        super().__init__()
+        self._text = text
+        self._title = title
+
+    @classmethod
+    def of(cls, screen: Screen[Any]) -> "HelpScreen":
+        """Help for a screen as it is now."""
+        return cls(keys_text(screen), getattr(screen, "HEADING", "") or "help")
+
+    def compose(self) -> ComposeResult:
+        """A scrolling list."""
+        with VerticalScroll(id="help") as scroll:
+            scroll.border_title = "keys"
+            scroll.border_subtitle = "esc closes"
+            yield Static(self._text, markup=False)
+            ways = (
+                "Runs go on without the console: q only stops looking.\n"
+                "A widget's keys work while it has the focus: tab, shift+tab.\n"
+                f"Other keys: `id: key` lines in {keymap_file()}"
+            )
+            yield Static(Text(ways, style="dim"), markup=False)
+
+    def action_scroll(self, lines: int) -> None:
+        """Scroll by lines."""
+        self.query_one(VerticalScroll).scroll_relative(y=lines, animate=False)
+
+    async def action_dismiss(self, result: None = None) -> None:
+        """Close."""
+        self.dismiss(result)

@@ -1,0 +1,50 @@
+"""Which keys can be reached together, for the check of a person's own keymap. Imports every screen."""
+
+from collections.abc import Iterator
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import Any
+
+from textual.binding import Binding
+from textual.screen import Screen
+from textual.widget import Widget
+
+from ..app import ConsoleApp
+from ..keymap import Scope, as_bindings
+from ..screen import ConsoleScreen
+
+
+def all_scopes() -> list[Scope]:
+    """One scope a screen: its own and the application's bindings, and those of the widgets that it names."""
+    for package in ("screens", "widgets"):
+        root = import_module(f"stackllama_console.tui.{package}")
+        for module in iter_modules(root.__path__):
+            import_module(f"{root.__name__}.{module.name}")
+    application = as_bindings(ConsoleApp.BINDINGS)
+    widgets = {kind.__name__: _own(kind) for kind in _subclasses(Widget) if not issubclass(kind, Screen)}
+    return [
+        Scope(
+            title=kind.__name__.removesuffix("Screen").lower(),
+            bindings=[*_own(kind), *application],
+            widgets={name: widgets[name] for name in getattr(kind, "WIDGETS_WITH_KEYS", ()) if name in widgets},
+        )
+        for kind in _subclasses(Screen)
+        if kind is not ConsoleScreen
+    ]
+
+
+def _subclasses(kind: type[Any]) -> Iterator[type[Any]]:
+    for child in kind.__subclasses__():
+        if child.__module__.startswith("stackllama_console"):
+            yield child
+        yield from _subclasses(child)
+
+
+def _own(kind: type[Any]) -> list[Binding]:
+    """The bindings of a class and of those of our classes that it builds on."""
+    return [
+        binding
+        for base in kind.__mro__
+        if base.__module__.startswith("stackllama_console")
+        for binding in as_bindings(vars(base).get("BINDINGS", ()))
+    ]

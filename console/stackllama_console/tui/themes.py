@@ -1,0 +1,107 @@
+"""Colour themes: YAML files with checked values, turned into Textual's.
+
+A file with a mistake is one sentence for the person and is left out; the console never fails over a colour.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import yaml
+from msgspec import Meta, Struct
+from textual.color import Color, ColorParseError
+from textual.theme import Theme
+
+import stackllama_console
+
+from ..paths import themes_dir
+from ..sanitise import one_line
+
+DEFAULT = "dusk"
+CURVES = 6
+_MOST_BYTES = 64 * 1024
+_ANSI_PREFIX = "ansi_"
+
+Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,31}$")]
+
+
+class ThemeFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One ``themes/*.yaml``."""
+
+    name: Name
+    primary: str
+    secondary: str
+    accent: str
+    success: str
+    warning: str
+    error: str
+    foreground: str
+    background: str
+    surface: str
+    panel: str
+    curves: Annotated[list[str], Meta(min_length=CURVES, max_length=CURVES)]
+    dark: bool = True
+    ansi: bool = False
+
+
+def built_in_dir() -> Path:
+    """The themes that came with us: in the package when installed, else in the checkout."""
+    package = Path(stackllama_console.__file__).resolve().parent
+    installed = package / "themes"
+    return installed if installed.is_dir() else package.parents[1] / "themes"
+
+
+def load_themes(directories: Iterable[Path] | None = None) -> tuple[list[Theme], list[str]]:
+    """All themes that are whole, later directories first in rank, and one sentence for each file that is not."""
+    themes: dict[str, Theme] = {}
+    notices: list[str] = []
+    for directory in directories or (built_in_dir(), themes_dir()):
+        for file in sorted(directory.glob("*.yaml")):
+            try:
+                theme = read_theme(file)
+            except ValueError as error:
+                notices.append(f"theme left out: {one_line(str(error))}")
+            else:
+                themes[theme.name] = theme
+    return list(themes.values()), notices
+
+
+def read_theme(file: Path) -> Theme:
+    """One theme.
+
+    Raises:
+        ValueError: not readable, or a wrong key or value; names the file and what is wrong in it.
+    """
+    try:
+        if file.stat().st_size > _MOST_BYTES:
+            raise ValueError(f"{file} is larger than a theme can be")
+        raw: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
+        read = msgspec.convert(raw, ThemeFile)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, msgspec.ValidationError, RecursionError) as error:
+        raise ValueError(f"{file}: {error}") from None
+    colours: dict[str, Any] = {field: getattr(read, field) for field in _COLOURS}
+    for key, value in (*colours.items(), *((f"curves[{index}]", value) for index, value in enumerate(read.curves))):
+        _check(file, key, value, read.ansi)
+    variables = {f"curve-{index}": value for index, value in enumerate(read.curves, start=1)}
+    if not read.ansi:  # a cursor bar that stands out in every theme, with the text on it readable
+        variables |= {"block-cursor-background": read.primary, "block-cursor-foreground": read.background}
+        variables |= {"footer-key-foreground": read.accent}
+    return Theme(name=read.name, dark=read.dark, ansi=read.ansi, variables=variables, **colours)
+
+
+_COLOURS = (
+    "primary", "secondary", "accent", "success", "warning", "error", "foreground", "background", "surface", "panel",
+)  # fmt: skip
+
+
+def _check(file: Path, key: str, value: str, ansi: bool) -> None:
+    try:
+        colour = Color.parse(value)
+    except ColorParseError:
+        raise ValueError(f'{file}: `{key}: {value}` is not a colour; write "#rrggbb"') from None
+    if ansi != value.startswith(_ANSI_PREFIX):
+        wanted = "one of ansi_black … ansi_bright_white or ansi_default" if ansi else '"#rrggbb"'
+        raise ValueError(f"{file}: `{key}: {value}` should be {wanted}")
+    if not ansi and colour.a != 1:
+        raise ValueError(f"{file}: `{key}: {value}` is transparent; write an opaque colour")
