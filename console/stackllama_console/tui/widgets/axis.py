@@ -82,7 +82,7 @@ def value_ticks(axis: Axis, rows: int, *, unit: Unit = "number") -> list[Tick]:
     values = list(_multiples(axis.low, axis.high, step))
     if unit == "bytes":
         places = _places(step / scale, 2)
-        return [(value, f"{value / scale:.{places}f} {name}") for value in values]
+        return [(value, _bytes_label(value / scale, places, name)) for value in values]
     return list(zip(values, _labels(values, step), strict=True))
 
 
@@ -91,7 +91,7 @@ def step_range(first: float, last: float) -> tuple[float, float]:
     if last - first < 1:
         return first, first + 1
     step = nice((last - first) / 10)
-    return math.floor(first / step + 1e-9) * step, math.ceil(last / step - 1e-9) * step
+    return min(first, math.floor(first / step) * step), max(last, math.ceil(last / step) * step)
 
 
 def step_ticks(start: float, stop: float, columns: int) -> list[Tick]:
@@ -104,7 +104,7 @@ def step_label(value: float, step: float = 1.0) -> str:
     """A step as ``750``, ``1.5k`` or ``2M``, where the distance between ticks allows that, else in full."""
     for size, name in _STEPPED:
         places = _places(step / size, 9)
-        if abs(value) >= size and places <= (1 if size == 1e3 else 2):
+        if size <= abs(value) < size * 1e6 and places <= (1 if size == 1e3 else 2):
             return _trimmed(f"{value / size:.{places}f}") + name
     return _trimmed(f"{value:.2f}") if abs(value) < 1e8 else short(value)
 
@@ -129,6 +129,11 @@ def _trimmed(text: str) -> str:
 def _exponent(value: float, digits: int) -> str:
     mantissa, _, power = f"{value:.{digits}e}".partition("e")
     return f"{_trimmed(mantissa)}e{int(power)}"
+
+
+def _bytes_label(value: float, places: int, name: str) -> str:
+    texts = (f"{value:.{count}f} {name}" for count in range(places, -1, -1))
+    return next((text for text in texts if len(text) <= LABEL), short(value))
 
 
 def _log_label(value: float) -> str:

@@ -178,12 +178,9 @@ class Chart(Widget, can_focus=True):
         first, last = min(first for first, _ in spans), max(last for _, last in spans)
         return max(-_FARTHEST, min(first, _FARTHEST)), max(-_FARTHEST, min(last, _FARTHEST))
 
-    def on_focus(self) -> None:
-        """Say in the title that keys go here."""
-        self.update(force=True)
-
-    def on_blur(self) -> None:
-        """The title is plain again."""
+    def watch_has_focus(self, has_focus: bool) -> None:
+        """Say in the title whether keys go here."""
+        super().watch_has_focus(has_focus)
         self.update(force=True)
 
     def action_log(self) -> None:

@@ -17,7 +17,7 @@ from ...units import size
 from .axis import Axis, Tick, Unit, log_axis, short, step_label, step_ticks, value_axis, value_ticks
 from .canvas import ASCII_MARKS, BAND, CURVES, MARKS, REFERENCE, Canvas
 from .canvas import Span as Dots
-from .chart_line import Line, Part, fitted
+from .chart_line import Line, Part, fitted, to_cells
 
 Columns = list[tuple[float, float] | None]
 _SIGNS = {"up": "│┤└─┬╌▸·┄", "ascii": "|++-+->|-"}
@@ -82,9 +82,7 @@ def draw(picture: Picture, width: int, height: int, held: Axis | None) -> tuple[
     if height - top < 1:
         return rows, axis
     if picture.window is None or axis is None:
-        text = "no data yet" if picture.window is None else "no value to draw in these steps"
-        if axis is None and picture.log and picture.window is not None:
-            text = "nothing above zero to draw on a log axis"
+        text = _why_empty(picture)
         cells = fitted(text, width, ascii_only=picture.ascii_only)
         rows[top + (height - top) // 2].put_cells((width - len(cells)) // 2, cells, Part.TEXT)
         return rows, axis
@@ -97,6 +95,14 @@ def draw(picture: Picture, width: int, height: int, held: Axis | None) -> tuple[
     if scales:
         _step_scale(picture, rows, plot)
     return rows, axis
+
+
+def _why_empty(picture: Picture) -> str:
+    if picture.window is None:
+        return "no data yet"
+    if picture.log and any(len(curve.series) for curve in picture.curves):
+        return "nothing above zero to draw on a log axis"
+    return "no value to draw in these steps"
 
 
 def fit_axis(picture: Picture, held: Axis | None) -> Axis | None:
@@ -185,14 +191,16 @@ def _legend(picture: Picture, line: Line, column: int, *, stop: int | None = Non
         sign = _SIGNS["ascii" if picture.ascii_only else "up"][8] * 2 + " "
         entries.append((sign, picture.reference[0], figure(picture.reference[1], picture.unit), Part.REFERENCE))
     room = (stop or len(line.cells)) - column
-    fixed = [len(sign) + max(_VALUE, len(value)) + 2 for sign, _, value, _ in entries]
-    wish = max((len(label) for _, label, _, _ in entries), default=0)
-    while wish > 4 and sum(fixed) + sum(min(wish, len(label)) for _, label, _, _ in entries) > room + 1:
+    fixed = sum(len(sign) + max(_VALUE, len(value)) + 2 for sign, _, value, _ in entries) - 1
+    labels = [len(to_cells(label)) for _, label, _, _ in entries]
+    wish = max(labels, default=0)
+    while wish > 4 and fixed + sum(min(wish, label) for label in labels) > room:
         wish -= 1
+    kept = 4 if several and fixed + sum(min(wish, label) for label in labels) > room else 0  # for "+3"
     for index, (sign, label, value, owner) in enumerate(entries):
         cells = fitted(label, wish, ascii_only=picture.ascii_only)
-        needed = len(sign) + len(cells) + len(value) + bool(cells)
-        if column + needed > len(line.cells):
+        needed = len(sign) + len(cells) + max(len(value), _VALUE if kept else 0) + bool(cells)
+        if column + needed + kept > len(line.cells):
             if several and column + 3 <= len(line.cells):
                 column = line.put(column, f"+{len(entries) - index}", Part.TEXT)
             break
@@ -272,8 +280,8 @@ def _carry_to_edges(series: Series, columns: Columns, span: tuple[float, float],
         before, after = series.before(edge), series.after(edge)
         if before is None or after is None or any(series.gap_columns(before[0], after[0], 1)):
             continue
-        share = (edge - before[0]) / (after[0] - before[0])
-        value = before[1] + share * (after[1] - before[1])
+        share = (edge / 2 - before[0] / 2) / (after[0] / 2 - before[0] / 2)  # halved against overflow
+        value = before[1] * (1 - share) + after[1] * share
         columns[index] = (value, value)
 
 
