@@ -62,7 +62,7 @@ def test_a_pipelines_form_has_shared_keys_and_each_stages_own_without_the_wired_
         own = {field.name for field in fields.values() if field.stage is stage}
         assert own == set(RECIPES[stage].__struct_fields__) - {*WIRED[stage], "model_name_or_path"}
     assert fields["model_name_or_path"].required and fields["model_name_or_path"].wired
-    assert fields["ppo.cliprange"].heading == "PPO · PPO" and fields["lora_r"].heading == "Every stage · Adapter"
+    assert fields["ppo.cliprange"].heading == "PPO" and fields["lora_r"].heading == "Every stage · Adapter"
     assert OTHER not in {field.section for field in fields.values()}
 
 
@@ -283,6 +283,7 @@ def test_a_wrong_value_in_a_pipelines_stage() -> None:
         (Stage.SFT, ["model_name_or_path=demo", 'lora_target_modules=".*(q|v){1,2}"', 'model_revision="on"']),
         (Stage.SFT, ['model_name_or_path="[q]"', 'lora_target_modules="[q]"', 'model_revision=" x "', "report_to=[]"]),
         (Stage.SFT, ["model_name_or_path=demo", 'model_revision=""', 'lora_target_modules="none"']),
+        (Stage.SFT, ["model_name_or_path=demo", "lora_target_modules=[]"]),
         (Stage.REWARD, ["model_name_or_path=a/b", "center_rewards_coefficient=0.01", "report_to=[wandb, trackio]"]),
         (Stage.PPO, ["model_name_or_path=demo", "reward_model_path=r", "learning_rate=1e-7", "bf16=true"]),
         (Stage.MERGE, ["adapter_path=x", "use_cpu=false", "dtype=float32"]),

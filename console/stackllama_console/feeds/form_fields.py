@@ -92,12 +92,17 @@ def fields_of(stage: Stage) -> dict[str, FormField]:
             left_out = {*WIRED[part], "model_name_or_path"}  # the shared key says it once
             fields += [
                 msgspec.structs.replace(
-                    field, key=f"{part}.{field.name}", stage=part, heading=f"{_TITLES[part]} · {field.section}"
+                    field, key=f"{part}.{field.name}", stage=part, heading=_heading(part, field.section)
                 )
                 for field in _stage_fields(part)
                 if field.name not in left_out
             ]
     return {field.key: field for field in fields}
+
+
+def _heading(stage: Stage, section: str) -> str:
+    title = _TITLES[stage]
+    return section if section == title else f"{title} · {section}"
 
 
 def _shared_fields() -> list[FormField]:

@@ -56,6 +56,8 @@ def write(value: Any) -> str:
             return re.sub(r"e-0(\d)$", r"e-\1", repr(value))
         case list():
             words = [str(item) for item in typing.cast("list[Any]", value)]
+            if not words:
+                return ""
             plain = len(words) > 1 and all(re.fullmatch(r"[\w.*-]+", word) for word in words)
             return ", ".join(words) if plain else _flow(words)
         case _:
@@ -63,11 +65,11 @@ def write(value: Any) -> str:
 
 
 def write_text(field: FormField, value: Any) -> str:
-    """Like :func:`write`, for the one kind where text and lists mix: a name that would be read as a list is quoted."""
+    """Like :func:`write`, for this field: what it would read as something else is in quotes or brackets."""
     text = write(value)
-    if isinstance(value, str) and parse(field, text) != value:
-        return quoted(value)
-    return text
+    if parse(field, text) == value or not isinstance(value, str | list):
+        return text
+    return quoted(value) if isinstance(value, str) else "[]"
 
 
 def word(field: FormField, text: str) -> str:

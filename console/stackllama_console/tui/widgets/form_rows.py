@@ -1,0 +1,162 @@
+"""The rows of a recipe form, laid out for a width: headings, fields, and what is wrong right below its field.
+
+Pure: a form goes in, rows and strips come out.
+"""
+
+from collections.abc import Callable, Mapping
+
+from msgspec import Struct
+from rich.cells import cell_len
+from rich.style import Style
+from textual.strip import Strip
+
+from ...feeds.form import Form
+from ...feeds.form_fields import FormField
+from ...sanitise import one_line
+from .cells import Piece, cut, fit, strip_of, wrap
+
+EMPTY = "empty"
+BY_STAGE = "by stage"
+NEEDED = "needed"
+_ERROR_LINES = 3
+_ERROR_INDENT = 4
+_GUTTER = 3
+_GAP = 2
+_LEAST_VALUE = 12
+
+
+class Row(Struct, frozen=True):
+    """One line. Equal rows look the same."""
+
+    kind: str
+    """``note``, ``heading``, ``field`` or ``error``."""
+    text: str
+    """The note, heading or error; a field's name."""
+    key: str = ""
+    """The field that it belongs to; empty for notes and headings."""
+    value: str = ""
+    default: str = ""
+    """The default, where the value is another."""
+    changed: bool = False
+    wrong: bool = False
+
+
+class Glyphs(Struct, frozen=True):
+    """What rows are drawn with."""
+
+    pointer: str = "›"
+    changed: str = "●"
+    wrong: str = "!"
+    rule: str = "─"
+    ellipsis: str = "…"
+
+
+ASCII = Glyphs(pointer=">", changed="*", rule="-", ellipsis="~")
+
+
+def matching(form: Form, text: str, only_changed: bool) -> list[FormField]:
+    """The fields whose key, heading or help holds every word of a text; of these only what differs or is wrong."""
+    words = text.lower().split()
+    errors = form.errors()
+    found: list[FormField] = []
+    for field in form.fields.values():
+        if only_changed and not (form.differs(field.key) or field.key in errors):
+            continue
+        described = f"{field.key} {field.heading} {field.help}".lower()
+        if all(word in described for word in words):
+            found.append(field)
+    return found
+
+
+def build_rows(form: Form, fields: list[FormField], width: int, last_edited: str) -> list[Row]:
+    """Headings, fields and errors of these fields."""
+    errors = form.errors()
+    owners = _owners(form, [field.key for field in fields], errors, last_edited)
+    rows: list[Row] = []
+    heading = ""
+    for field in fields:
+        if field.heading != heading:
+            heading = field.heading
+            rows.append(Row("heading", heading))
+        rows.append(_field_row(form, field, field.key in errors))
+        if owners.get(errors.get(field.key, "")) == field.key:
+            lines = wrap(one_line(errors[field.key]), max(8, width - _ERROR_INDENT - 2), _ERROR_LINES)
+            rows += [Row("error", line, field.key, changed=index == 0) for index, line in enumerate(lines)]
+    return rows
+
+
+def _owners(form: Form, keys: list[str], errors: Mapping[str, str], last_edited: str) -> dict[str, str]:
+    """For each message the one field that it stands under: the last edited, else the first changed that it names."""
+    owners: dict[str, str] = {}
+    for message in set(errors.values()):
+        if message == NEEDED:
+            continue  # the value says it already
+        named = [key for key in keys if errors.get(key) == message]
+        changed = [key for key in named if form.differs(key)]
+        if named:
+            owners[message] = last_edited if last_edited in named else (changed or named)[0]
+    return owners
+
+
+def _field_row(form: Form, field: FormField, wrong: bool) -> Row:
+    changed = form.differs(field.key)
+    default = EMPTY if not field.required else NEEDED
+    if field.by_stage:
+        default = BY_STAGE
+    elif not field.required:
+        default = one_line(form.default_text(field.key)) or EMPTY
+    value = (one_line(form.text(field.key)) or EMPTY) if changed else default
+    return Row("field", field.name, field.key, value, default if changed and not field.required else "", changed, wrong)
+
+
+def key_width(rows: list[Row], width: int) -> int:
+    """Cells for the names: as many as the longest takes, while the values keep theirs."""
+    longest = max((len(row.text) for row in rows if row.kind == "field"), default=0)
+    return max(4, min(longest, width - _GUTTER - _GAP - max(_LEAST_VALUE, width * 2 // 5)))
+
+
+def value_column(rows: list[Row], width: int) -> int:
+    """The column at which values begin."""
+    return _GUTTER + key_width(rows, width) + _GAP
+
+
+def draw(row: Row, rows: list[Row], width: int, cursor: bool, style: Callable[[str], Style], glyphs: Glyphs) -> Strip:
+    """One row as a line; ``style`` gives the style of a part by its name."""
+    base = style("cursor") if cursor else style("value")
+    if row.kind == "heading":
+        text = f"{glyphs.rule * 2} {row.text} "
+        return strip_of([(cut(text, width) + glyphs.rule * (width - len(text)), style("heading"))], width, base)
+    if row.kind == "note":
+        return strip_of([(fit(row.text, width, ellipsis=glyphs.ellipsis), style("note"))], width, base)
+    if row.kind == "error":
+        mark = f"{glyphs.wrong} " if row.changed else ""
+        indent = (" " * (_ERROR_INDENT if row.changed else _ERROR_INDENT + 2), base)
+        return strip_of([indent, (mark + row.text, style("error"))], width, base)
+    return strip_of(_field_pieces(row, key_width(rows, width), width, cursor, style, glyphs), width, base)
+
+
+def _field_pieces(
+    row: Row, keys: int, width: int, cursor: bool, style: Callable[[str], Style], glyphs: Glyphs
+) -> list[Piece]:
+    def of(name: str) -> Style:
+        found = style(name)
+        return style("cursor") + Style(bold=found.bold) if cursor else found
+
+    mark = glyphs.wrong if row.wrong else glyphs.changed if row.changed else " "
+    room = max(0, width - _GUTTER - keys - _GAP)
+    value = cut(row.value, room, keep_end="/" in row.value, ellipsis=glyphs.ellipsis)
+    missing = row.value == NEEDED and not row.changed
+    return [
+        (glyphs.pointer if cursor else " ", of("key")),
+        (f"{mark} ", of("error" if row.wrong else "changed")),
+        (fit(row.text, keys, ellipsis=glyphs.ellipsis) + " " * _GAP, of("changed" if row.changed else "key")),
+        (value + "  ", of("error" if missing else "changed" if row.changed else "default")),
+        *_default_pieces(row, room - cell_len(value) - 2, of, glyphs),
+    ]
+
+
+def _default_pieces(row: Row, room: int, of: Callable[[str], Style], glyphs: Glyphs) -> list[Piece]:
+    """The default beside a value that differs, where there is room for a readable part of it."""
+    if not row.default or room < len("default …"):
+        return []
+    return [(cut(f"default {row.default}", room, ellipsis=glyphs.ellipsis), of("default"))]
