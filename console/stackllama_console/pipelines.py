@@ -31,7 +31,11 @@ def still_running(run: RunDir, state: State) -> RunDir | None:
 
 def newest(run: RunDir, state: State) -> RunDir | None:
     """The child that a pipeline is at, or ended at."""
-    begun = children(run, state)
+    return at_work(children(run, state))
+
+
+def at_work(begun: list[tuple[RunDir, State]]) -> RunDir | None:
+    """Of the children that were begun, in order: the one that runs, else the one that failed, else the last."""
     alive = [pair for pair in begun if not pair[1].has_ended]
     failed = [pair for pair in begun if pair[1].phase in ("failed", "lost")]
     for pairs in (alive, failed, begun):

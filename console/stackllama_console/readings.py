@@ -77,20 +77,20 @@ def read_run(run: RunDir, state: State) -> Reading:
     )
 
 
-def recent_history(run: RunDir) -> History:
-    """The fold over the end of every attempt's events (256 KiB each): enough for newest values, not for first ones."""
+def recent_history(run: RunDir, limit: int = _RECENT_BYTES) -> History:
+    """The fold over the last bytes of every attempt's events: enough for newest values, not for first ones."""
     history = History()
     for path in run.events_files():
-        fold(_recent_events(path), history)
+        fold(_recent_events(path, limit), history)
     return history
 
 
-def _recent_events(path: Path) -> list[Event]:
+def _recent_events(path: Path, limit: int) -> list[Event]:
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - _RECENT_BYTES))
-            lines = file.read(_RECENT_BYTES).split(b"\n")[size > _RECENT_BYTES : -1]  # no torn first or last line
+            file.seek(max(0, size - limit))
+            lines = file.read(limit).split(b"\n")[size > limit : -1]  # no torn first or last line
     except FileNotFoundError:
         return []
     decoder = msgspec.json.Decoder(Event)

@@ -152,7 +152,6 @@ class RunFeed:
         self._memory = Columns()
         self._pace = Pace()
         self._readers: dict[int, EventReader] = {}
-        self._restarts = 0
 
     def _find_attempts(self) -> bool:
         expected = self.state.attempt if self.state else 0
@@ -165,7 +164,9 @@ class RunFeed:
             new = numbers
         for number in new:
             self._readers[number] = EventReader(self.run.attempt_dir(number) / "events.jsonl")
-        self.attempts = [*self.attempts, *(Attempt(number=number) for number in new)]
+        if new:
+            self.attempts = [*self.attempts, *(Attempt(number=number) for number in new)]
+            self._pace = Pace()
         return bool(new)
 
     def _read(self) -> bool:
@@ -203,7 +204,6 @@ class RunFeed:
             return
         if attempt.started is None:
             attempt.started = batch[0].time
-            self._pace = Pace()
         history = self._fold
         for event in batch:
             if event.step is not None:
@@ -233,7 +233,8 @@ class RunFeed:
         if attempt.first_step is None:
             attempt.first_step = step
         attempt.last_step = step
-        self._pace.add(event.time, step)
+        if attempt is self.attempts[-1]:
+            self._pace.add(event.time, step)
 
     def _snapshot(self) -> History:
         """A copy that the next poll does not touch, with everything in it sanitised."""

@@ -32,6 +32,11 @@ class StateWatch:
         self._stamp = Stamp(run.path / "state.json")
         self._reconcile_at = float("-inf")
 
+    @property
+    def deleted(self) -> bool:
+        """Whether its ``state.json`` was missing at the last look."""
+        return self._stamp.missing
+
     def poll(self) -> bool:
         """Look; whether ``state`` or ``trouble`` changed."""
         before = self.state, self.trouble
@@ -48,9 +53,9 @@ class StateWatch:
     def _read(self, changed: bool) -> None:
         if self._clock() >= self._reconcile_at:
             self._reconcile_at = self._clock() + RECONCILE_SECONDS
-            self.state = _clean(reconcile(self.run))
+            self.state = clean_state(reconcile(self.run))
         elif changed:
-            self.state = _clean(self.run.read_state())
+            self.state = clean_state(self.run.read_state())
         else:
             return
         self.trouble = None
@@ -61,6 +66,7 @@ class StateWatch:
         return f"The run was deleted: {one_line(str(self.run.path))} is gone."
 
 
-def _clean(state: State) -> State:
+def clean_state(state: State) -> State:
+    """The same with what came from elsewhere sanitised."""
     cause = None if state.cause is None else one_line(state.cause)
     return msgspec.structs.replace(state, cause=cause, last_lines=[log_line(line) for line in state.last_lines])

@@ -23,24 +23,18 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct
 
 from .files import open_private
+from .lines import LineReader
 
 Kind = Literal["phase", "progress", "metrics", "memory", "samples", "checkpoint", "health", "end"]
 
 Step = Annotated[int, Meta(ge=-(1 << 53), le=1 << 53)]
 """Exact as a float; a larger one is nobody's step, and would overflow whoever computes with it."""
-
-_MAX_LINE = 1 << 20  # longer lines are nobody's record; they are counted as bad
-_BLOCK = 1 << 18  # read at once; what was made of a block still lies in the processor's cache when it is used
-_FEW = 1 << 13  # bytes; so little is decoded line by line once it is known to hold a bad line
-_BAD = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)  # the last one: a value nested without end
-
-T = TypeVar("T")
 
 
 class Event(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):  # what JSON holds has no cycles
@@ -124,22 +118,8 @@ class EventWriter:
         os.close(self._descriptor)
 
 
-class EventReader:
-    """Follows one events file from where it last stopped. Without news a look costs one ``stat``.
-
-    Attributes:
-        bad_lines: lines that are not records.
-        restarts: how often the file was found truncated or replaced; reading began anew each time.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.bad_lines = 0
-        self.restarts = 0
-        self._offset = 0
-        self._tail = b""
-        self._skipping = False
-        self._inode: int | None = None
+class EventReader(LineReader):
+    """Follows one events file from where it last stopped; see `LineReader` for its attributes."""
 
     def read(self) -> Iterator[Event]:
         """Records that are complete now and were not returned before; none while the file is missing.
@@ -147,8 +127,10 @@ class EventReader:
         Raises:
             OSError: it is there and cannot be read.
         """
-        for lines in self._whole_lines():
-            yield from self._decode(_EVENTS, lines)
+        for lines in self.blocks():
+            for event in self.decode(_EVENTS, lines):
+                if event is not None:
+                    yield event
 
     def read_batches(self) -> Iterator[list[Record]]:
         """The same records as `read` would return, some thousand at a time. Use one of the two.
@@ -156,75 +138,8 @@ class EventReader:
         Raises:
             OSError: as `read`.
         """
-        for lines in self._whole_lines():
-            yield self._decode(_RECORDS, lines)
-
-    def _whole_lines(self) -> Iterator[bytes]:
-        """Blocks of terminated lines that were not returned before."""
-        try:
-            status = os.stat(self.path)  # noqa: PTH116 - half the price of Path.stat
-            if status.st_ino == self._inode and status.st_size == self._offset:
-                return
-            file = self.path.open("rb")
-        except FileNotFoundError:
-            return
-        with file:
-            status = os.fstat(file.fileno())
-            if self._inode not in (None, status.st_ino) or status.st_size < self._offset:
-                self.restarts += 1
-                self._offset, self._tail, self._skipping = 0, b"", False
-            self._inode = status.st_ino
-            file.seek(self._offset)
-            while block := file.read(_BLOCK):
-                self._offset += len(block)
-                if lines := self._cut(block):
-                    yield lines
-
-    def _cut(self, block: bytes) -> bytes:
-        """The terminated lines of what was left over and of a block; the rest is left over for the next one."""
-        if self._skipping:  # the rest of an endless line, counted when it began
-            _, newline, block = block.partition(b"\n")
-            self._skipping = not newline
-        first, end = block.find(b"\n"), block.rfind(b"\n") + 1
-        lines, rest = b"", self._tail + block
-        if end:
-            too_long = len(self._tail) + first > _MAX_LINE
-            self.bad_lines += too_long
-            lines, rest = block[first + 1 : end] if too_long else self._tail + block[:end], block[end:]
-        if len(rest) > _MAX_LINE:
-            self.bad_lines += 1
-            self._skipping, rest = True, b""
-        self._tail = rest
-        return lines
-
-    def _decode(self, decoder: msgspec.json.Decoder[T], lines: bytes) -> list[T]:
-        """The records in some terminated lines; on the fast path all at once.
-
-        ``decode_lines`` takes any values with white space between them. Where each line begins with ``{`` and ends
-        with ``}``, no value can go on in the next line, so as many values as lines are one in each.
-        """
-        count = lines.count(b"\n")
-        if lines.startswith(b"{") and lines.count(b"}\n{") == count - 1:
-            try:
-                values = decoder.decode_lines(lines)
-            except _BAD:
-                values = []
-            if len(values) == count:
-                return values
-        middle = lines.rfind(b"\n", 0, len(lines) // 2) + 1
-        if len(lines) > _FEW and middle:
-            return self._decode(decoder, lines[:middle]) + self._decode(decoder, lines[middle:])
-        return self._decode_each(decoder, lines)
-
-    def _decode_each(self, decoder: msgspec.json.Decoder[T], lines: bytes) -> list[T]:
-        found: list[T] = []
-        for line in lines.split(b"\n"):
-            if line:
-                try:
-                    found.append(decoder.decode(line))
-                except _BAD:
-                    self.bad_lines += 1
-        return found
+        for lines in self.blocks():
+            yield [record for record in self.decode(_RECORDS, lines) if record is not None]
 
 
 _EVENTS = msgspec.json.Decoder(Event)
