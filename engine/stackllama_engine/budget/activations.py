@@ -1,0 +1,164 @@
+"""Bytes that one token leaves behind in one layer for the backward pass, and what that pass needs for a moment.
+
+Every function gives bytes a token. h hidden, q = heads · head_dim, kv = kv_heads · head_dim, I intermediate, S tokens
+a sequence. What each operation saves follows from its derivative (torch, ``derivatives.yaml``) and from how
+transformers' modelling files compose them; PyTorch's ``saved tensors`` tutorial explains the principle.
+"""
+
+from typing import Literal
+
+from msgspec import Struct
+
+from .architecture import Architecture, Linear
+from .precision import Precision
+
+Attention = Literal["flash", "efficient", "math", "eager"]
+LAYER_NORMS = ("phi", "neox", "gpt2")
+
+
+class LayerMode(Struct, frozen=True, kw_only=True):
+    """How a layer runs."""
+
+    precision: Precision
+    full: bool = False
+    """Every weight is trained."""
+    targets: tuple[Linear, ...] = ()
+    rank: int = 0
+    dropout: bool = False
+    adapter: int = 4
+    """Bytes of an adapter's element."""
+    attention: Attention = "flash"
+    masked: bool = False
+    """Padded sequences: the kernel is given a mask, and keys and values repeated over groups."""
+    length: int = 1
+    """Tokens a sequence."""
+
+
+def norms(arch: Architecture, mode: LayerMode) -> int:
+    """RMS norms compute in float32 and keep that copy and one factor; layer norms keep their input."""
+    h, compute = arch.hidden, _stream(mode)
+    if arch.family in LAYER_NORMS:
+        count = 1 if arch.family == "phi" else 2  # Phi's one norm feeds attention and MLP
+        return count * (mode.precision.residual * h + 8 + (compute * h if mode.full else 0))
+    count = 4 if arch.norms >= 4 * h else 2
+    kept = compute * h if mode.full else 0  # the normalised input, for the weight's gradient
+    total = count * (4 * h + 4 + kept)
+    if arch.qk_norm:
+        total += 4 * (arch.q + arch.kv) + 4 * (arch.heads + arch.kv_heads)
+        total += mode.precision.compute * (arch.q + arch.kv) if mode.full else 0
+    return total
+
+
+def attention(arch: Architecture, mode: LayerMode) -> int:
+    """Queries, keys, values and output, and what the kernel keeps of the S × S scores."""
+    a, q, length = mode.precision.attention, arch.q, mode.length
+    kv = q if mode.masked or mode.attention in ("math", "eager") else arch.kv
+    kept = a * (2 * q + 2 * kv)
+    match mode.attention:
+        case "flash":
+            return kept + 4 * arch.heads
+        case "efficient":
+            return kept + 4 * arch.heads + (a * length if mode.masked else 0)
+        case "math":  # softmax, and the same with masked rows zeroed
+            return kept + 2 * a * arch.heads * length
+        case "eager":  # softmax in float32, and its copy in the dtype of the values
+            return kept + (4 + (a if a < 4 else 0)) * arch.heads * length
+
+
+def mlp(arch: Architecture, mode: LayerMode) -> int:
+    """Gate, its activation and up where it is gated; the activation's input where it is not."""
+    width = mode.precision.compute * arch.intermediate * arch.experts_used
+    if arch.gated:
+        return 3 * width
+    return 4 * width if arch.activation == "gelu_new" else width
+
+
+def linear_inputs(arch: Architecture, mode: LayerMode) -> int:
+    """Inputs of the matrices, kept for their own gradients or by bitsandbytes' int8 (which keeps them regardless).
+
+    Modules that read one tensor share it. Under autocast a float32 input is cast for each of them anew.
+    """
+    c, stream = mode.precision.compute, _stream(mode)
+    if mode.full:
+        cast = mode.precision.amp and mode.precision.residual == 4
+        readers = {source: sum(one.source == source for one in arch.linears) for source in ("attn", "mlp")}
+        norm_outputs = sum(2 * arch.hidden * readers[s] if cast else stream * arch.hidden for s in ("attn", "mlp"))
+        return norm_outputs + c * arch.intermediate * arch.experts_used
+    if mode.precision.quant == "int8":
+        apart = c * arch.q if mode.precision.amp else 0  # attention's 16-bit output is cast back for the matrix
+        return 2 * stream * arch.hidden + c * arch.intermediate * arch.experts_used + apart
+    return 0
+
+
+def lora(arch: Architecture, mode: LayerMode) -> int:
+    """Inputs of A and B on every target, and dropout's mask."""
+    amp, total = mode.precision.amp, 0
+    shared: set[str] = set()
+    for target in mode.targets:
+        used = arch.experts_used if target.count > 1 else 1
+        wide = 2 if amp else mode.adapter
+        inner = wide * mode.rank
+        if mode.dropout:
+            total += used * ((1 + wide) * target.inputs + inner)
+            continue
+        kept_already = mode.precision.quant == "int8" and not amp
+        same_tensor = wide == mode.precision.compute and not amp
+        if same_tensor and (kept_already or target.source in shared or target.source == "out"):
+            total += used * inner
+            continue
+        shared.add(target.source)
+        total += used * (wide * target.inputs + inner)
+    return total
+
+
+def layer(arch: Architecture, mode: LayerMode) -> int:
+    """Everything one layer keeps a token."""
+    parts = (norms, attention, mlp, linear_inputs, lora)
+    return sum(part(arch, mode) for part in parts)
+
+
+def backward_transient(arch: Architecture, mode: LayerMode) -> int:
+    """The most that a layer's backward pass holds besides what was kept: gradients of the MLP's inner tensors and
+    of the residual stream."""
+    width = mode.precision.compute * arch.intermediate * arch.experts_used
+    inner = 3 * width if arch.gated else 2 * width
+    return inner + 2 * mode.precision.residual * arch.hidden + _score_gradients(arch, mode)
+
+
+def forward_transient(arch: Architecture, mode: LayerMode) -> int:
+    """What one layer holds while it runs without gradients."""
+    p, width = mode.precision, mode.precision.compute * arch.intermediate * arch.experts_used
+    feed = (3 if arch.gated else 2) * width
+    heads = p.attention * (2 * arch.q + 2 * arch.kv) + p.compute * (arch.q + arch.kv)
+    scores = 2 * p.attention * arch.heads * mode.length if mode.attention in ("math", "eager") else 0
+    return 2 * p.residual * arch.hidden + 4 * arch.hidden + max(feed, heads + scores)
+
+
+def dequantised(arch: Architecture, precision: Precision) -> int:
+    """The largest matrix written out for the backward pass; bytes, not a token."""
+    largest = max((one.inputs * one.outputs for one in arch.linears), default=0)
+    match precision.quant:
+        case "int8":
+            return precision.compute * largest
+        case "4bit":
+            return 2 * largest
+        case None:
+            return 0
+
+
+def leak(arch: Architecture, mode: LayerMode) -> int:
+    """int8 under non-reentrant checkpointing: inputs that bitsandbytes keeps where the checkpoint cannot see them."""
+    if mode.precision.quant != "int8":
+        return 0
+    return 2 * _stream(mode) * arch.hidden + mode.precision.compute * (arch.q + arch.intermediate)
+
+
+def _score_gradients(arch: Architecture, mode: LayerMode) -> int:
+    if mode.attention in ("math", "eager"):
+        return 2 * mode.precision.attention * arch.heads * mode.length
+    return 0
+
+
+def _stream(mode: LayerMode) -> int:
+    """Bytes of a norm's output: it has the residual stream's dtype."""
+    return mode.precision.residual

@@ -1,0 +1,53 @@
+"""LoRA: which matrices it is put on, and how many parameters that makes (arXiv:2106.09685)."""
+
+import re
+
+from ..contract.recipe import TrainRecipe
+from .architecture import Architecture, Linear
+
+ALL_LINEAR = "all-linear"
+_PREFIXES = ("", "model.layers.0.self_attn.", "model.layers.0.mlp.", "transformer.h.0.", "gpt_neox.layers.0.attention.")
+
+
+def targets(arch: Architecture, modules: list[str] | str | None) -> tuple[Linear, ...]:
+    """The matrices of one layer that the recipe adapts, as PEFT matches names.
+
+    Args:
+        arch: the model.
+        modules: ``lora_target_modules``: a list of name endings, ``all-linear``, a regular expression over full
+            names, or None for PEFT's default. Where PEFT knows no default it refuses to start; the widest is counted.
+    """
+    if modules is None:
+        if arch.default_targets is None:
+            return arch.linears
+        return tuple(linear for linear in arch.linears if linear.name in arch.default_targets)
+    if modules == ALL_LINEAR:
+        return arch.linears
+    if isinstance(modules, str):
+        return tuple(linear for linear in arch.linears if _matches(modules, linear.name))
+    return tuple(linear for linear in arch.linears if _ends_alike(linear.name, modules))
+
+
+def parameters(chosen: tuple[Linear, ...], rank: int, layers: int) -> int:
+    """Elements of A (rank × inputs) and B (outputs × rank) on every chosen matrix of every layer."""
+    return layers * sum(rank * (linear.inputs + linear.outputs) * linear.count for linear in chosen)
+
+
+def trained_parameters(recipe: TrainRecipe, arch: Architecture) -> int:
+    """Elements that are trained: the adapter, or everything with ``use_peft: false``."""
+    if not recipe.use_peft:
+        return arch.parameters
+    return parameters(targets(arch, recipe.lora_target_modules), recipe.lora_r, arch.layers)
+
+
+def _ends_alike(name: str, wanted: list[str]) -> bool:
+    return any(name == one or name.endswith(f".{one}") or one.endswith(f".{name}") for one in wanted)
+
+
+def _matches(pattern: str, name: str) -> bool:
+    """Whether a pattern over full names takes this one, tried under the usual prefixes."""
+    try:
+        compiled = re.compile(pattern)
+    except re.error:  # PEFT will say so when the run starts; until then nothing is adapted
+        return False
+    return any(compiled.fullmatch(prefix + name) for prefix in _PREFIXES)

@@ -1,0 +1,185 @@
+"""How much memory a recipe takes on one device, phase by phase, before a byte is loaded.
+
+The figures follow what ``train/`` does with a recipe: how models are loaded, batched, checkpointed and stepped.
+"""
+
+from msgspec import Struct
+
+from ..contract.recipe import MergeRecipe, PPORecipe, RewardRecipe, SFTRecipe, TrainRecipe
+from . import adapter, device, head, merging, optimizer, sampling, training, weights
+from .activations import Attention, LayerMode
+from .architecture import DTYPE_BYTES, Architecture
+from .parts import Component, PhaseEstimate
+from .precision import Precision, native_bytes, precision_of
+from .rules import Rule, rules_for
+
+EstimatedRecipe = SFTRecipe | RewardRecipe | PPORecipe | MergeRecipe
+_ADAPTER = 4
+"""Adapters are float32 whatever the base (``train/models.py``)."""
+_RECORD = 8
+"""float32 columns a response token: log-probabilities, values, entropy, reference, mask, KL, advantages, returns."""
+
+
+class Estimate(Struct, frozen=True, kw_only=True):
+    """Bytes on one device. Intervals are (low, high)."""
+
+    phases: list[PhaseEstimate]
+    peak: str
+    """The phase that takes most."""
+    components: tuple[Component, ...]
+    """Of the peak; they sum to ``allocated``."""
+    allocated: int
+    reserved: tuple[int, int]
+    device: tuple[int, int]
+    rules: list[Rule]
+    rough: str | None = None
+    """Why the figures are rough; None where nothing was missing."""
+
+
+def estimate(
+    recipe: EstimatedRecipe, arch: Architecture, *, gpus: int = 1, on_gpu: bool, reward: Architecture | None = None
+) -> Estimate:
+    """The peak of each phase, on one of ``gpus`` devices.
+
+    Args:
+        recipe: any stage's but a pipeline's.
+        arch: of ``model_name_or_path``; of a merge, the adapter's base.
+        gpus: processes; each holds everything, gradients are averaged.
+        on_gpu: on a GPU, or in a CPU's main memory.
+        reward: PPO with a reward model of its own; None: an adapter on the policy's base.
+    """
+    match recipe:
+        case SFTRecipe() | RewardRecipe():
+            found = training.phases(_supervised(recipe, arch, gpus, on_gpu))
+        case PPORecipe():
+            found = _ppo(recipe, arch, on_gpu, reward)
+        case MergeRecipe():
+            chosen = adapter.targets(arch, None)
+            found = merging.phases(arch, adapter.parameters(chosen, 16, arch.layers), DTYPE_BYTES[recipe.dtype])
+    return summed(found, arch, gpus=gpus, on_gpu=on_gpu)
+
+
+def summed(phases: list[PhaseEstimate], arch: Architecture, *, gpus: int, on_gpu: bool) -> Estimate:
+    """An estimate of its phases."""
+    peak = max(phases, key=lambda one: one.bytes)
+    held = device.reserved(peak.bytes, on_gpu=on_gpu)
+    return Estimate(
+        phases=phases,
+        peak=peak.name,
+        components=peak.components,
+        allocated=peak.bytes,
+        reserved=held,
+        device=device.device(held, gpus=gpus, on_gpu=on_gpu),
+        rules=rules_for(arch.parameters),
+        rough=arch.rough,
+    )
+
+
+def attention_kind(recipe: TrainRecipe, arch: Architecture, precision: Precision, *, masked: bool) -> Attention:
+    """The kernel that transformers and torch end up with.
+
+    Flash attention takes 16-bit numbers and no mask. The memory-efficient kernel takes the rest, but no grouped
+    heads, which transformers leaves grouped where there is no mask: then torch falls back to plain matrix products.
+    """
+    if recipe.attn_implementation == "eager" or arch.model_type == "gemma2":
+        return "eager"
+    if recipe.attn_implementation == "flash_attention_2":
+        return "flash"
+    if precision.attention == 2 and not masked:
+        return "flash"
+    if not masked and arch.kv_heads != arch.heads:
+        return "math"
+    return "efficient"
+
+
+def _supervised(recipe: SFTRecipe | RewardRecipe, arch: Architecture, gpus: int, on_gpu: bool) -> training.Workload:
+    precision = precision_of(recipe, arch)
+    pairs = isinstance(recipe, RewardRecipe)
+    masked = pairs or not (recipe.packing and recipe.packing_strategy == "wrapped")
+    sequences = recipe.per_device_train_batch_size * (2 if pairs else 1)
+    width = _ADAPTER if recipe.use_peft else precision.native
+    trained = adapter.trained_parameters(recipe, arch)
+    if pairs:
+        trained = trained + arch.hidden if recipe.use_peft else trained - (0 if arch.tied else arch.embedding)
+    return training.Workload(
+        arch=arch,
+        mode=_mode(recipe, arch, precision, masked=masked, length=recipe.max_length),
+        sequences=sequences,
+        base=weights.base(arch, precision, head=not pairs),
+        trained=trained,
+        adapter=trained * width if recipe.use_peft else 0,
+        width=width,
+        checkpointing=_checkpointing(recipe),
+        optimizer="fused",  # transformers' default
+        accumulates=recipe.gradient_accumulation_steps > 1,
+        head="score" if pairs else "tiled",
+        ddp=gpus > 1,
+        on_gpu=on_gpu,
+    )
+
+
+def _ppo(recipe: PPORecipe, arch: Architecture, on_gpu: bool, reward: Architecture | None) -> list[PhaseEstimate]:
+    precision = precision_of(recipe, arch)
+    prompt, response = max(1, recipe.max_prompt_length - 1), recipe.output_max_length - 1  # both bounds are open
+    length = prompt + response
+    mode = _mode(recipe, arch, precision, masked=True, length=length)
+    trained = adapter.trained_parameters(recipe, arch) + arch.hidden  # and the value head
+    copies = 1 + bool(recipe.policy_adapter_path)
+    judge = None
+    reward_bytes = _ADAPTER * trained
+    if reward is not None:
+        own = Precision(native=native_bytes(recipe, reward))
+        judge = (reward, _mode(recipe, reward, own, masked=True, length=length))
+        reward_bytes = weights.base(reward, own, head=False)
+    record = recipe.local_batch_size * (4 * _RECORD * response + 16 * length)
+    standing = sampling.Standing(
+        base_weights=weights.base(arch, precision),
+        adapter=_ADAPTER * trained * copies,
+        reward_model=reward_bytes,
+        optimizer=optimizer.states(trained, _ADAPTER, "foreach"),
+        rollout_record=record,
+    )
+    asked, held_out = recipe.local_rollout_forward_batch_size, recipe.max_eval_samples
+    rows = min(asked, max(recipe.local_batch_size, asked if held_out is None else held_out))
+    size = recipe.per_device_train_batch_size
+    work = training.Workload(
+        arch=arch,
+        mode=mode,
+        sequences=size,
+        base=standing.base_weights,
+        trained=trained,
+        adapter=standing.adapter,
+        checkpointing=_checkpointing(recipe),
+        optimizer="foreach",
+        accumulates=recipe.gradient_accumulation_steps > 1,
+        head_bytes=head.update(arch.vocab, size * response) + size * length * precision.residual * arch.hidden,
+        on_gpu=on_gpu,
+    )
+    update = max(training.phases(work), key=lambda one: one.bytes)
+    more = (Component("reward model", reward_bytes), Component("rollout record", record))
+    return [
+        sampling.rollout(arch, mode, standing, rows, prompt, response),
+        sampling.score(arch, mode, standing, rows, length, response, judge),
+        PhaseEstimate("update", update.components + more),
+    ]
+
+
+def _mode(recipe: TrainRecipe, arch: Architecture, precision: Precision, *, masked: bool, length: int) -> LayerMode:
+    return LayerMode(
+        precision=precision,
+        full=not recipe.use_peft,
+        targets=adapter.targets(arch, recipe.lora_target_modules) if recipe.use_peft else (),
+        rank=recipe.lora_r if recipe.use_peft else 0,
+        dropout=recipe.lora_dropout > 0,
+        adapter=_ADAPTER,
+        attention=attention_kind(recipe, arch, precision, masked=masked),
+        masked=masked,
+        length=length,
+    )
+
+
+def _checkpointing(recipe: TrainRecipe) -> training.Checkpointing:
+    """Reentrant for int8, whose inputs would be kept otherwise (``train/hf_trainer.py``, ``train/ppo``)."""
+    if not recipe.gradient_checkpointing:
+        return "none"
+    return "reentrant" if recipe.load_in_8bit else "plain"

@@ -1,0 +1,238 @@
+"""Whether a run fits a device, and which changes of its recipe would make it fit, with what each costs."""
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Struct
+
+from ..contract.errors import RecipeError
+from ..contract.recipe import MergeRecipe, PPORecipe, RewardRecipe, SFTRecipe, TrainRecipe
+from ..contract.recipe_io import build_recipe
+from .architecture import Architecture
+from .estimate import Estimate, EstimatedRecipe, estimate
+
+Fits = Literal["yes", "tight", "no"]
+_WORTH = 0.01
+"""Least saving, as a share of the peak, that is worth a line."""
+_WORTH_TOGETHER = 0.03
+"""The same for one of several changes."""
+_MOST_TOGETHER = 8
+_SHORTEST = 64
+_ORDER: dict[Fits, int] = {"yes": 0, "tight": 1, "no": 2}
+
+
+class Suggestion(Struct, frozen=True, kw_only=True):
+    """One change of the recipe."""
+
+    title: str
+    changes: dict[str, Any]
+    """Recipe keys → values."""
+    device_after: tuple[int, int]
+    """Bytes, low and high."""
+    fits: Fits
+    saving: int
+    """Bytes less at the allocated peak."""
+    price: str
+    """What it costs, in speed or in what is learned."""
+
+
+class _Change(Struct, frozen=True):
+    title: str
+    changes: dict[str, Any]
+    price: str
+
+
+def fits(found: Estimate, device_bytes: int) -> Fits:
+    """``yes``: even the pessimistic end fits; ``tight``: only the optimistic one; ``no``: not even that."""
+    low, high = found.device
+    if high <= device_bytes:
+        return "yes"
+    return "tight" if low <= device_bytes else "no"
+
+
+def suggestions(
+    recipe: EstimatedRecipe,
+    arch: Architecture,
+    device_bytes: int,
+    *,
+    gpus: int = 1,
+    on_gpu: bool = True,
+    reward: Architecture | None = None,
+) -> list[Suggestion]:
+    """Changes that save memory: those that make it fit first, among them the cheapest first.
+
+    Where none is enough alone, the last one is several of them together. Every change gives a valid recipe.
+
+    Args:
+        recipe: what is to run.
+        arch: of its model.
+        device_bytes: of one device.
+        gpus: as for :func:`.estimate.estimate`.
+        on_gpu: likewise.
+        reward: likewise.
+    """
+    if isinstance(recipe, MergeRecipe):  # it holds the model in float32, and nothing else
+        return []
+
+    workplace = _Workplace(arch, device_bytes, gpus, on_gpu, reward)
+    before = workplace.measure(recipe)
+    best = [(rank, workplace.best_of(options, recipe, before)) for rank, options in enumerate(_ladders(recipe))]
+    found = [(rank, one) for rank, one in best if one and one.saving > _WORTH * before.allocated]
+    found.sort(key=lambda pair: (_ORDER[pair[1].fits], pair[0]))
+    ranked = [suggestion for _, suggestion in found]
+    if fits(before, device_bytes) != "yes" and not (ranked and ranked[0].fits == "yes"):
+        together = _together(recipe, before, workplace)
+        ranked += [together] if together else []
+    return ranked
+
+
+class _Workplace(Struct, frozen=True):
+    """Everything but the recipe that an estimate depends on."""
+
+    arch: Architecture
+    device_bytes: int
+    gpus: int
+    on_gpu: bool
+    reward: Architecture | None
+
+    def measure(self, recipe: TrainRecipe) -> Estimate:
+        assert isinstance(recipe, SFTRecipe | RewardRecipe | PPORecipe)
+        return estimate(recipe, self.arch, gpus=self.gpus, on_gpu=self.on_gpu, reward=self.reward)
+
+    def best_of(self, options: list[_Change], recipe: TrainRecipe, before: Estimate) -> Suggestion | None:
+        """The mildest option that fits, or the one that comes nearest to it."""
+        own: dict[str, Any] = msgspec.to_builtins(recipe)
+        best: Suggestion | None = None
+        for option in options:
+            changes = {key: value for key, value in option.changes.items() if own[key] != value}
+            changed = _apply(recipe, own | changes)
+            if changed is None:
+                continue
+            after = self.measure(changed)
+            suggestion = Suggestion(
+                title=option.title,
+                changes=changes,
+                device_after=after.device,
+                fits=fits(after, self.device_bytes),
+                saving=before.allocated - after.allocated,
+                price=option.price,
+            )
+            if best is None or _better(suggestion, best):
+                best = suggestion
+            if suggestion.fits == "yes":
+                break
+        return best
+
+
+def _together(recipe: TrainRecipe, before: Estimate, workplace: _Workplace) -> Suggestion | None:
+    """The cheapest changes one after another until it fits, each worth its price; None when it never does."""
+    current, peak = recipe, before
+    steps: dict[str, Suggestion] = {}
+    for _ in range(_MOST_TOGETHER):
+        ladders = enumerate(_ladders(current))
+        options = ((rank, workplace.best_of(ladder, current, peak)) for rank, ladder in ladders)
+        step = next((one for _, one in options if one and one.saving > _WORTH_TOGETHER * peak.allocated), None)
+        if step is None:
+            return None
+        steps[", ".join(step.changes)] = step  # a second step on the same keys replaces the first
+        changed = _apply(current, msgspec.to_builtins(current) | step.changes)
+        assert changed is not None
+        current, peak = changed, workplace.measure(changed)
+        if step.fits == "yes":
+            own: dict[str, Any] = msgspec.to_builtins(recipe)
+            now: dict[str, Any] = msgspec.to_builtins(current)
+            return Suggestion(
+                title=" + ".join(one.title for one in steps.values()),
+                changes={key: value for key, value in now.items() if own[key] != value},
+                device_after=peak.device,
+                fits=step.fits,
+                saving=before.allocated - peak.allocated,
+                price="; ".join(dict.fromkeys(one.price for one in steps.values())),
+            )
+    return None
+
+
+def _better(one: Suggestion, other: Suggestion) -> bool:
+    """Nearer to fitting; where neither fits, the larger saving."""
+    if one.fits != other.fits:
+        return _ORDER[one.fits] < _ORDER[other.fits]
+    return one.fits == "no" and one.saving > other.saving
+
+
+def _ladders(recipe: TrainRecipe) -> Iterator[list[_Change]]:
+    """Kinds of change, the cheapest first; of each the mildest step first."""
+    yield _smaller_batches(recipe)
+    yield _rollout_batches(recipe)
+    if not recipe.bf16 and not recipe.fp16:
+        yield [_Change("bf16 autocast", {"bf16": True}, "none on a GPU that computes in bfloat16")]
+    if not recipe.gradient_checkpointing:
+        price = "each layer runs forward twice: about a third slower"
+        yield [_Change("gradient checkpointing", {"gradient_checkpointing": True}, price)]
+    if not recipe.quantised and recipe.dtype in ("auto", "float32"):
+        yield [_Change("weights in bfloat16", {"dtype": "bfloat16"}, "8 bits of mantissa in the frozen weights")]
+    if not recipe.use_peft:
+        changes = {"use_peft": True}
+        yield [_Change("LoRA instead of every weight", changes, "learns less than full training can")]
+    if not recipe.quantised:
+        changes = {"use_peft": True, "load_in_8bit": True}
+        yield [_Change("base in 8 bits", changes, "about a fifth to a half slower; close to lossless")]
+    if not recipe.load_in_4bit:
+        changes = {"use_peft": True, "load_in_8bit": False, "load_in_4bit": True, "use_bnb_nested_quant": True}
+        yield [_Change("base in 4 bits", changes, "slower, and a little quality of the base")]
+    yield _shorter(recipe)
+
+
+def _smaller_batches(recipe: TrainRecipe) -> list[_Change]:
+    """Smaller micro-batches, accumulation raised so that an optimizer step sees the same number of sequences."""
+    size: int = getattr(recipe, "per_device_train_batch_size", 1)
+    total = size * recipe.gradient_accumulation_steps
+    return [
+        _Change(
+            f"micro-batch {smaller} × {total // smaller} accumulated",
+            {"per_device_train_batch_size": smaller, "gradient_accumulation_steps": total // smaller},
+            "the same result; slower where a small batch leaves the GPU idle",
+        )
+        for smaller in range(size - 1, 0, -1)
+        if total % smaller == 0
+    ]
+
+
+def _rollout_batches(recipe: TrainRecipe) -> list[_Change]:
+    if not isinstance(recipe, PPORecipe):
+        return []
+    sizes: list[int] = []
+    size = recipe.local_rollout_forward_batch_size // 2
+    while size:
+        sizes.append(size)
+        size //= 2
+    return [
+        _Change(
+            f"{size} responses sampled at a time",
+            {"local_rollout_forward_batch_size": size},
+            "the same result; sampling takes longer",
+        )
+        for size in sizes
+    ]
+
+
+def _shorter(recipe: TrainRecipe) -> list[_Change]:
+    if isinstance(recipe, PPORecipe):
+        key, price = "max_prompt_length", "longer questions are dropped"
+    elif recipe.stage == "reward":
+        key, price = "max_length", "longer pairs are dropped"
+    else:
+        key, price = "max_length", "longer texts are cut, or learned in pieces"
+    length: int = getattr(recipe, key)
+    lengths = [length * share // 4 for share in (3, 2, 1) if length * share // 4 >= _SHORTEST]
+    return [_Change(f"{key.replace('_', ' ')} {shorter}", {key: shorter}, price) for shorter in lengths]
+
+
+def _apply(recipe: TrainRecipe, values: dict[str, Any]) -> TrainRecipe | None:
+    """A recipe of these values; None where its keys exclude each other."""
+    try:
+        changed = build_recipe(recipe.stage, values)
+    except RecipeError:  # such as a .gguf base in 8 bits: that change does not exist for this recipe
+        return None
+    assert isinstance(changed, TrainRecipe)
+    return changed

@@ -1,0 +1,71 @@
+"""The language-model head and the loss over its logits; bytes.
+
+V vocabulary, T tokens. Sources: transformers' ``ForCausalLMLoss``; TRL 1.16 ``kernels/chunked_logprob.py``;
+``train/ppo/shared_base.py`` here.
+"""
+
+from typing import Literal
+
+from .architecture import Architecture
+from .precision import Precision
+
+Head = Literal["tiled", "plain", "chunked", "score"]
+"""``tiled``: TRL's fused head; ``plain``: all logits at once; ``chunked``: in eighths; ``score``: one number a text."""
+TILE_TOKENS = 4096
+TILE_VOCABULARY = 32768
+CHUNKS = 8
+
+
+def loss(kind: Head, arch: Architecture, precision: Precision, tokens: int, *, on_gpu: bool, kept: bool = False) -> int:
+    """The most that head and loss hold at once, at the end of the forward pass or in the loss's backward pass.
+
+    Args:
+        kind: which head.
+        arch: the model.
+        precision: how it runs.
+        tokens: T.
+        on_gpu: with Triton's kernels; torch's own operations need copies of the tile.
+        kept: the model's outputs stay alive through the backward pass.
+    """
+    match kind:
+        case "tiled":
+            return tiled(arch, precision, tokens, on_gpu=on_gpu)
+        case "plain":
+            return plain(arch.vocab, tokens, precision.head, kept=kept)
+        case "chunked":
+            return plain(arch.vocab, -(-tokens // CHUNKS), precision.head) + precision.head * arch.vocab * tokens
+        case "score":
+            return 4 * 2 * tokens
+
+
+def tiled(arch: Architecture, precision: Precision, tokens: int, *, on_gpu: bool) -> int:
+    """One tile of logits, its slice of the head, and the hidden states' gradient in float32."""
+    rows = min(tokens, TILE_TOKENS)
+    tile = precision.head * rows * TILE_VOCABULARY
+    columns = min(arch.vocab, TILE_VOCABULARY)
+    folded = 0 if on_gpu else 5 * 4 * rows * columns
+    cast = precision.head * columns * arch.hidden if precision.head != precision.other else 0
+    hidden = (4 + 2 * precision.residual) * arch.hidden * tokens
+    return tile + folded + cast + hidden
+
+
+def plain(vocabulary: int, tokens: int, width: int, *, kept: bool = False) -> int:
+    """Logits, their float32 copy, and in the backward pass the gradient twice: 12 bytes a logit in bf16, 14 when
+    the outputs stay alive."""
+    outputs = width if kept and width < 4 else 0
+    return (12 + outputs) * vocabulary * tokens
+
+
+def update(vocabulary: int, tokens: int) -> int:
+    """PPO's update: float32 logits over the temperature, and gradients of gather and logsumexp."""
+    return 20 * vocabulary * tokens
+
+
+def scoring(vocabulary: int, tokens: int) -> int:
+    """PPO's log-probabilities without gradients: logits, softmax and their product in float32."""
+    return 12 * vocabulary * tokens
+
+
+def sampling(vocabulary: int, rows: int) -> int:
+    """One token's distribution: logits and softmax in float32, its cumulative sum in float64."""
+    return (4 + 4 + 8 + 8) * vocabulary * rows

@@ -1,0 +1,82 @@
+"""The phases of a PPO step that need no gradients: sampling with a key-value cache, and scoring.
+
+Shapes: B responses at a time, P prompt, R response, V vocabulary.
+"""
+
+from msgspec import Struct
+
+from . import activations, head
+from .activations import LayerMode
+from .architecture import Architecture
+from .parts import PhaseEstimate, phase
+
+
+class Standing(Struct, frozen=True, kw_only=True):
+    """What lies on the device through all of PPO, in bytes."""
+
+    base_weights: int
+    adapter: int
+    """Policy, value head, and a frozen copy of a continued policy."""
+    reward_model: int
+    optimizer: int
+    rollout_record: int
+    """Ids, masks, log-probabilities, values, advantages of all rollouts of a step."""
+
+
+def kv_cache(arch: Architecture, mode: LayerMode, rows: int, tokens: int) -> int:
+    """Keys and values of every layer. Rotated keys have the residual stream's dtype, values that of a linear."""
+    wide = max(mode.precision.compute, mode.precision.residual) + mode.precision.compute
+    return arch.layers * arch.kv * wide * rows * tokens
+
+
+def rollout(
+    arch: Architecture, mode: LayerMode, standing: Standing, rows: int, prompt: int, response: int
+) -> PhaseEstimate:
+    """Sampling: the cache at its longest with the copy that grows it by one token, or the prompt's forward pass."""
+    cache = kv_cache(arch, mode, rows, prompt + response)
+    grown = 2 * cache // max(1, arch.layers)
+    last = head.sampling(arch.vocab, rows) + grown + rows * activations.forward_transient(arch, mode)
+    prefill = rows * prompt * activations.forward_transient(arch, mode) - kv_cache(arch, mode, rows, response)
+    return phase(
+        "rollout", **_standing(standing, record=False), kv_cache=cache,
+        temporaries=max(last, prefill) + _decode(arch, mode),
+    )  # fmt: skip
+
+
+def score(
+    arch: Architecture, mode: LayerMode, standing: Standing, rows: int, tokens: int, response: int,
+    judge: tuple[Architecture, LayerMode] | None = None,
+) -> PhaseEstimate:  # fmt: skip
+    """Log-probabilities of policy and reference, and the reward model's forward pass; one after the other.
+
+    Args:
+        arch: the policy's base.
+        mode: how it runs.
+        standing: what is there anyhow.
+        rows: responses at a time.
+        tokens: P + R.
+        response: R.
+        judge: a reward model of its own, and how it runs; None: an adapter on the base.
+    """
+    forward = rows * tokens * activations.forward_transient(arch, mode)
+    judged = forward if judge is None else rows * tokens * activations.forward_transient(*judge)
+    hidden = rows * tokens * mode.precision.residual * arch.hidden
+    logits = head.scoring(arch.vocab, rows * response)
+    if logits + hidden >= max(forward, judged):
+        return phase("score", **_standing(standing), activations=hidden, logits=logits)
+    return phase("score", **_standing(standing), temporaries=max(forward, judged) + _decode(arch, mode))
+
+
+def _standing(standing: Standing, record: bool = True) -> dict[str, int]:
+    return {
+        "base_weights": standing.base_weights,
+        "adapter": standing.adapter,
+        "reward_model": standing.reward_model,
+        "optimizer": standing.optimizer,
+        "rollout_record": standing.rollout_record if record else 0,
+    }
+
+
+def _decode(arch: Architecture, mode: LayerMode) -> int:
+    """4-bit matrices are written out one at a time in the forward pass as well."""
+    return activations.dequantised(arch, mode.precision) if mode.precision.quant == "4bit" else 0

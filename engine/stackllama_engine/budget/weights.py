@@ -1,0 +1,49 @@
+"""Bytes of the weights, a pure function a precision."""
+
+from .architecture import Architecture
+from .precision import Precision
+
+NF4_BLOCK = 64
+"""Elements that share one scale (bitsandbytes, functional.quantize_4bit)."""
+NF4_NESTED_BLOCK = 256
+
+
+def plain(elements: int, width: int) -> int:
+    """Unquantised: 4 bytes (fp32) or 2 (bf16, fp16) each."""
+    return elements * width
+
+
+def int8(elements: int, rows: int) -> int:
+    """LLM.int8(): one byte each, and a float32 scale an output row (arXiv:2208.07339)."""
+    return elements + 4 * rows
+
+
+def four_bit(elements: int, double: bool) -> int:
+    """nf4 or fp4: half a byte each, and a float32 scale a block of 64, itself in 8 bits with double quantisation
+    (arXiv:2305.14314): 0.5625 or 0.516 bytes an element."""
+    blocks = -(-elements // NF4_BLOCK)
+    scales = blocks + 4 * (-(-blocks // NF4_NESTED_BLOCK)) if double else 4 * blocks
+    return -(-elements // 2) + scales
+
+
+def matrices(arch: Architecture, precision: Precision) -> int:
+    """The matrices inside layers, which are what is quantised."""
+    if precision.quant == "int8":
+        return int8(arch.linear, arch.layers * arch.layer_rows)
+    if precision.quant == "4bit":
+        return four_bit(arch.linear, precision.double_quant)
+    return plain(arch.linear, precision.native)
+
+
+def base(arch: Architecture, precision: Precision, *, head: bool = True) -> int:
+    """The whole base on the device.
+
+    Args:
+        arch: the model.
+        precision: how it is held.
+        head: with its language-model head; a reward model has none.
+    """
+    other = arch.other
+    if not head and not arch.tied:
+        other -= arch.embedding
+    return matrices(arch, precision) + plain(other, precision.other)

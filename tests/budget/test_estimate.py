@@ -1,0 +1,150 @@
+"""Estimates of whole recipes: against measured and published figures, and how they must move."""
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from stackllama_engine.budget.architecture import Architecture, read_architecture
+from stackllama_engine.budget.estimate import Estimate, EstimatedRecipe, attention_kind, estimate
+from stackllama_engine.budget.precision import precision_of
+from stackllama_engine.contract.recipe import TrainRecipe
+from stackllama_engine.contract.recipe_io import build_recipe
+from stackllama_engine.contract.stages import Stage
+from stackllama_engine.launch.inputs import DEMO_BASE
+
+GB = 10**9
+FOUR_BIT = {"load_in_8bit": False, "load_in_4bit": True}
+NEEDED: dict[Stage, dict[str, Any]] = {
+    Stage.SFT: {"model_name_or_path": "org/model"},
+    Stage.REWARD: {"model_name_or_path": "org/model"},
+    Stage.PPO: {"model_name_or_path": "org/model", "reward_model_path": "org/judge"},
+    Stage.MERGE: {"adapter_path": "somewhere"},
+}
+
+
+def recipe(stage: Stage, **keys: Any) -> EstimatedRecipe:
+    return build_recipe(stage, NEEDED[stage] | keys)  # type: ignore[return-value]
+
+
+def on_gpu(arch: Architecture, stage: Stage, gpus: int = 1, **keys: Any) -> Estimate:
+    return estimate(recipe(stage, **keys), arch, gpus=gpus, on_gpu=True)
+
+
+@pytest.mark.parametrize("stage", list(NEEDED))
+@pytest.mark.parametrize("gpu", [False, True])
+def test_components_sum_to_the_peak(llama_7b: Architecture, stage: Stage, gpu: bool) -> None:
+    found = estimate(recipe(stage), llama_7b, on_gpu=gpu)
+    assert sum(one.bytes for one in found.components) == found.allocated
+    assert found.allocated == max(one.bytes for one in found.phases)
+    assert next(one for one in found.phases if one.name == found.peak).components == found.components
+    assert all(one.bytes > 0 for phase in found.phases for one in phase.components)
+    assert all(len({one.name for one in phase.components}) == len(phase.components) for phase in found.phases)
+    assert found.allocated <= found.reserved[0] <= found.reserved[1]
+    assert found.reserved[0] < found.device[0] <= found.device[1]
+    assert [rule.name for rule in found.rules]
+
+
+def test_phases_have_names_of_their_stage(llama_7b: Architecture) -> None:
+    assert [one.name for one in on_gpu(llama_7b, Stage.PPO).phases] == ["rollout", "score", "update"]
+    assert {one.name for one in on_gpu(llama_7b, Stage.MERGE).phases} == {"load", "merge", "save", "verify"}
+    assert on_gpu(llama_7b, Stage.SFT).peak in {"loss", "last layer's backward"}
+
+
+def test_int8_lora_at_batch_4_by_1024(llama_7b: Architecture) -> None:
+    """A full trace of allocations gave 12.2 GB with reentrant checkpointing."""
+    assert on_gpu(llama_7b, Stage.SFT).allocated == pytest.approx(12.2 * GB, rel=0.03)
+
+
+def test_int8_lora_at_batch_1_meets_the_rule(llama_7b: Architecture) -> None:
+    """1.2 to 1.4 GB per billion parameters."""
+    found = on_gpu(llama_7b, Stage.SFT, per_device_train_batch_size=1)
+    rule = found.rules[-1]
+    assert rule.low <= found.allocated <= rule.high
+
+
+def test_full_bf16_training_holds_two_plus_two_plus_four_bytes(llama_7b: Architecture) -> None:
+    keys = {"use_peft": False, "load_in_8bit": False, "per_device_train_batch_size": 1, "max_length": 8}
+    found = on_gpu(llama_7b, Stage.SFT, **keys)
+    assert found.allocated == pytest.approx(8 * llama_7b.parameters, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("stage", "more", "less"),
+    [
+        (Stage.SFT, {"load_in_8bit": False}, {}),
+        (Stage.SFT, {}, FOUR_BIT),
+        (Stage.SFT, {"gradient_checkpointing": False}, {}),
+        (Stage.SFT, {"use_peft": False, "load_in_8bit": False}, {"load_in_8bit": False}),
+        (Stage.SFT, FOUR_BIT, FOUR_BIT | {"use_bnb_nested_quant": True}),
+        (Stage.REWARD, {"dtype": "float32"}, {}),
+        (Stage.REWARD, {}, {"gradient_checkpointing": True}),
+        (Stage.PPO, {"local_rollout_forward_batch_size": 64}, {}),
+        (Stage.PPO, {"policy_adapter_path": "somewhere"}, {}),
+    ],
+)  # fmt: skip
+def test_what_saves_memory_saves_memory(
+    llama_7b: Architecture, stage: Stage, more: dict[str, Any], less: dict[str, Any]
+) -> None:
+    assert on_gpu(llama_7b, stage, **less).allocated < on_gpu(llama_7b, stage, **more).allocated
+
+
+def test_a_reward_model_of_its_own_costs_its_weights(llama_7b: Architecture) -> None:
+    shared = estimate(recipe(Stage.PPO), llama_7b, on_gpu=True)
+    separate = estimate(recipe(Stage.PPO, dtype="bfloat16"), llama_7b, on_gpu=True, reward=llama_7b)
+    weights = 2 * (llama_7b.parameters - llama_7b.embedding)
+    small = 4 * 10**7 * 4
+    assert weights - small < separate.allocated - shared.allocated <= weights
+
+
+def test_a_large_rollout_batch_makes_rollout_the_peak(llama_7b: Architecture) -> None:
+    found = on_gpu(llama_7b, Stage.PPO, local_rollout_forward_batch_size=64)
+    assert found.peak == "rollout"
+    assert max(found.components, key=lambda one: one.bytes).name == "kv cache"
+
+
+def test_the_kv_cache_of_7b_in_bf16(llama_7b: Architecture) -> None:
+    """2 · layers · kv · 2 bytes a token."""
+    found = on_gpu(llama_7b, Stage.PPO, load_in_8bit=False, dtype="bfloat16", local_rollout_forward_batch_size=2)
+    cache = next(one for one in found.phases[0].components if one.name == "kv cache")
+    assert cache.bytes == 2 * 32 * 4096 * 2 * 2 * (511 + 127)
+
+
+def test_several_gpus_cost_a_copy_of_the_gradients(llama_7b: Architecture) -> None:
+    one, two = on_gpu(llama_7b, Stage.SFT), on_gpu(llama_7b, Stage.SFT, gpus=2)
+    trained = 32 * 2 * 16 * 8192
+    assert two.allocated - one.allocated == 4 * trained
+    assert two.device[1] - two.reserved[1] > one.device[1] - one.reserved[1]
+
+
+def test_which_attention_kernel_runs(llama_7b: Architecture, llama_3b: Architecture) -> None:
+    def kind(arch: Architecture, masked: bool = False, **keys: Any) -> str:
+        made = recipe(Stage.SFT, **keys)
+        assert isinstance(made, TrainRecipe)
+        return attention_kind(made, arch, precision_of(made, arch), masked=masked)
+
+    assert kind(llama_7b, load_in_8bit=False) == "flash"
+    assert kind(llama_7b, load_in_8bit=False, masked=True) == "efficient"
+    assert kind(llama_7b) == "efficient"  # float32 activations
+    assert kind(llama_3b) == "math"  # float32 and grouped heads
+    assert kind(llama_3b, bf16=True) == "flash"
+    assert kind(llama_3b, attn_implementation="eager") == "eager"
+
+
+def test_rough_figures_say_so(llama_7b: Architecture) -> None:
+    assert on_gpu(llama_7b, Stage.SFT).rough is None
+    unknown = msgspec.structs.replace(llama_7b, rough="unknown architecture")
+    assert on_gpu(unknown, Stage.SFT).rough == "unknown architecture"
+
+
+def test_the_demo_fits_any_machine() -> None:
+    arch = read_architecture(DEMO_BASE)
+    keys = {"load_in_8bit": False, "max_length": 256}
+    found = estimate(recipe(Stage.SFT, **keys), arch, on_gpu=False)
+    assert found.allocated < 700 << 20
+    assert found.device[1] < 3 << 30
+
+
+def test_an_estimate_is_json(llama_7b: Architecture) -> None:
+    found = msgspec.json.decode(msgspec.json.encode(on_gpu(llama_7b, Stage.PPO)))
+    assert {"phases", "peak", "components", "allocated", "reserved", "device", "rules", "rough"} == set(found)

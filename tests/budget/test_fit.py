@@ -1,0 +1,98 @@
+"""Whether it fits, and what would make it fit."""
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from stackllama_engine.budget.architecture import Architecture
+from stackllama_engine.budget.estimate import estimate
+from stackllama_engine.budget.fit import fits, suggestions
+from stackllama_engine.contract.recipe import MergeRecipe
+from stackllama_engine.contract.recipe_io import build_recipe
+from stackllama_engine.contract.stages import Stage
+
+from .test_estimate import recipe
+
+GIB = 1 << 30
+TOO_LARGE: list[tuple[Stage, dict[str, Any], int]] = [
+    (Stage.SFT, {"gradient_checkpointing": False}, 24),
+    (Stage.SFT, {}, 10),
+    (Stage.SFT, {"use_peft": False, "load_in_8bit": False, "dtype": "float32"}, 24),
+    (Stage.REWARD, {"gradient_accumulation_steps": 3}, 24),
+    (Stage.PPO, {"local_rollout_forward_batch_size": 64, "per_device_train_batch_size": 8}, 24),
+    (Stage.PPO, {}, 12),
+]
+
+
+def test_the_verdict_follows_the_interval(llama_7b: Architecture) -> None:
+    found = estimate(recipe(Stage.SFT), llama_7b, on_gpu=True)
+    low, high = found.device
+    assert [fits(found, size) for size in (low - 1, low, high - 1, high)] == ["no", "tight", "tight", "yes"]
+
+
+@pytest.mark.parametrize(("stage", "keys", "gib"), TOO_LARGE)
+def test_every_change_is_a_valid_recipe_and_saves_what_it_says(
+    llama_7b: Architecture, stage: Stage, keys: dict[str, Any], gib: int
+) -> None:
+    before = recipe(stage, **keys)
+    peak = estimate(before, llama_7b, on_gpu=True)
+    assert fits(peak, gib * GIB) != "yes"
+    found = suggestions(before, llama_7b, gib * GIB)
+    assert found
+    for one in found:
+        changed: Any = build_recipe(stage, msgspec.to_builtins(before) | one.changes)
+        after = estimate(changed, llama_7b, on_gpu=True)
+        assert after.device == one.device_after
+        assert one.saving == peak.allocated - after.allocated > 0
+        assert one.fits == fits(after, gib * GIB)
+        assert one.title and one.price
+        assert all(getattr(before, key) != value for key, value in one.changes.items())
+
+
+@pytest.mark.parametrize(("stage", "keys", "gib"), TOO_LARGE)
+def test_one_of_them_makes_it_fit(llama_7b: Architecture, stage: Stage, keys: dict[str, Any], gib: int) -> None:
+    verdicts = [one.fits for one in suggestions(recipe(stage, **keys), llama_7b, gib * GIB)]
+    assert "yes" in verdicts
+    if verdicts[0] == "yes":  # otherwise it is the last: several changes together
+        assert verdicts == sorted(verdicts, key=["yes", "tight", "no"].index)
+    else:
+        assert verdicts[-1] == "yes"
+
+
+@pytest.mark.parametrize("stage", [Stage.SFT, Stage.REWARD, Stage.PPO])
+def test_smaller_batches_keep_the_effective_batch(llama_7b: Architecture, stage: Stage) -> None:
+    keys = {"per_device_train_batch_size": 6, "gradient_accumulation_steps": 2}
+    before: Any = recipe(stage, **keys)
+    found = [one for one in suggestions(before, llama_7b, 16 * GIB) if one.title.startswith("micro-batch")]
+    for one in found:
+        if set(one.changes) <= {"per_device_train_batch_size", "gradient_accumulation_steps"}:
+            after = keys | one.changes
+            assert after["per_device_train_batch_size"] * after["gradient_accumulation_steps"] == 12
+    assert found
+
+
+def test_the_largest_micro_batch_that_fits_is_offered(llama_7b: Architecture) -> None:
+    keys = {"per_device_train_batch_size": 8, "load_in_8bit": False, "gradient_checkpointing": False}
+    found = next(
+        one for one in suggestions(recipe(Stage.SFT, **keys), llama_7b, 40 * GIB) if one.title.startswith("micro-batch")
+    )
+    size = found.changes["per_device_train_batch_size"]
+    larger = estimate(recipe(Stage.SFT, **keys | {"per_device_train_batch_size": 2 * size}), llama_7b, on_gpu=True)
+    assert found.fits == "yes"
+    assert fits(larger, 40 * GIB) != "yes"
+
+
+def test_what_excludes_each_other_is_not_suggested(llama_7b: Architecture) -> None:
+    keys = {"model_name_or_path": "model.gguf", "load_in_8bit": False}
+    titles = [one.title for one in suggestions(recipe(Stage.SFT, **keys), llama_7b, 10 * GIB)]
+    assert titles
+    assert not any("8 bits" in title or "4 bits" in title for title in titles)
+
+
+def test_nothing_is_suggested_that_saves_nothing(llama_7b: Architecture) -> None:
+    found = suggestions(recipe(Stage.REWARD), llama_7b, 80 * GIB)
+    assert all(one.saving > 0.01 * 10**9 for one in found)
+    merge = recipe(Stage.MERGE)
+    assert isinstance(merge, MergeRecipe)
+    assert suggestions(merge, llama_7b, GIB) == []
