@@ -60,8 +60,8 @@ class RecipeForm(Container):
         Binding("ctrl+u,pageup", "page(-1)", "a screen up", id="form.page_up", show=False),
         Binding("right_curly_bracket", "section(1)", "next section", id="form.next_section", show=False),
         Binding("left_curly_bracket", "section(-1)", "previous section", id="form.previous_section", show=False),
-        Binding("enter,e", "edit", "edit", id="form.edit"),
-        Binding("space", "cycle(1)", "next choice", id="form.next_choice"),
+        Binding("e", "edit", "edit", id="form.edit"),  # enter is the screen's: it launches
+        Binding("space", "cycle(1)", "next choice, or edit", id="form.next_choice"),
         Binding("backspace", "cycle(-1)", "previous choice", id="form.previous_choice", show=False),
         Binding("d", "default", "default", id="form.default"),
         Binding("slash", "filter", "filter", id="form.filter"),
@@ -252,9 +252,13 @@ class RecipeForm(Container):
         self._open(one_line(self.form.text(field.key)), field.bounds_text)
 
     def action_cycle(self, direction: int) -> None:
-        """The next or previous choice; on a field that is typed, nothing."""
+        """The next or previous choice; a field that is typed opens with the next."""
         field = self._field()
-        if field is None or self.form is None or field.kind not in ("flag", "choice"):
+        if field is None or self.form is None:
+            return
+        if field.kind not in ("flag", "choice"):
+            if direction > 0:
+                self.action_edit()
             return
         choices = ["true", "false"] if field.kind == "flag" else list(field.choices)
         if field.optional:
