@@ -25,6 +25,7 @@ Without a command it opens the console.
 
   open       the console on one run, or on another trainer's directory
   demo       try everything on a tiny embedded model, in minutes, without a GPU
+  plan       what a recipe will take in memory, and what would make it fit
   launch     start one stage in the background; it outlives this terminal
   pipeline   start every stage, each on what the one before made
   runs       ls, show, logs, watch, stop, resume
@@ -109,6 +110,7 @@ def build_parser() -> Parser:
     commands = parser.add_subparsers(prog=PROGRAM, metavar="COMMAND", help=argparse.SUPPRESS, title=argparse.SUPPRESS)
     _add_open(commands)
     _add_demo(commands)
+    _add_plan(commands)
     _add_launch(commands)
     _add_runs(commands)
     _add_data(commands)
@@ -153,6 +155,14 @@ def _add_demo(commands: _Commands) -> None:
     demo.add_argument("--seed", type=_seed, default=0, metavar="N", help="seed of every stage (default: 0)")
     demo.add_argument("--plain", action="store_true", help="lines instead of progress bars")
     _add_words(demo, "")
+
+
+def _add_plan(commands: _Commands) -> None:
+    text = "What a recipe will take in memory, phase by phase, before a byte is loaded."
+    plan = _leaf(commands, "plan", text, "plan:plan", json=True, epilog=_RECIPE_EPILOG)
+    plan.add_argument("stage", metavar="STAGE", choices=STAGES, help=", ".join(STAGES))
+    _add_words(plan, "STAGE [RECIPE.yaml] ", "recipe file and overrides of it")
+    plan.add_argument("--gpu", metavar="SIZE", help="24GiB, 80GB or a card such as RTX-4090 (default: this machine's)")
 
 
 def _add_launch(commands: _Commands) -> None:

@@ -1,0 +1,142 @@
+"""``plan``: what a recipe will take in memory, before a byte of it is loaded."""
+
+import argparse
+from typing import Any
+
+import msgspec
+
+from stackllama_engine.budget.cards import device_memory
+from stackllama_engine.budget.estimate import EstimatedRecipe
+from stackllama_engine.contract.errors import ExitCode
+from stackllama_engine.contract.recipe import AnyRecipe, MergeRecipe, PipelineRecipe, PPORecipe, RewardRecipe, SFTRecipe
+from stackllama_engine.contract.recipe_io import load_recipe
+from stackllama_engine.contract.run_dir import Home
+from stackllama_engine.contract.stages import TRAINING_STAGES, Stage
+from stackllama_engine.launch.sections import stage_recipe
+
+from ..feeds.plan import Place, Plan, make_plan
+from ..units import size
+from .launch import split_words
+from .nvml import find_gpus
+from .output import paint, say, show, show_fields, show_json, show_table
+
+_VERDICTS = {"yes": ("it fits", "green"), "tight": ("it may fit", "yellow"), "no": ("it does not fit", "red")}
+
+
+def plan(arguments: argparse.Namespace) -> int:
+    """``plan STAGE``: 0 whether it fits or not; the verdict is in the output."""
+    stage = Stage(arguments.stage)
+    file, overrides = split_words(arguments.words)
+    recipe = load_recipe(stage, file, overrides)
+    home = Home(arguments.home)
+    memory = device_memory(arguments.gpu) if arguments.gpu else None
+    plans = [(one, make_plan(home, one, _place(one, memory, arguments.gpu))) for one in _stages(recipe)]
+    largest, worst = max(plans, key=lambda pair: pair[1].estimate.device[1])
+    place = _place(largest, memory, arguments.gpu)
+    if arguments.json:
+        document = as_document(worst, place)
+        if isinstance(recipe, PipelineRecipe):
+            stages = {str(one.stage): as_document(made, _place(one, memory, arguments.gpu)) for one, made in plans}
+            document |= {"stage": str(largest.stage), "stages": stages}
+        show_json(document)
+        return ExitCode.DONE
+    if isinstance(recipe, PipelineRecipe):
+        say(f"Of the pipeline's stages {largest.stage} takes most.")
+    _print(largest, worst, place)
+    return ExitCode.DONE
+
+
+def as_document(made: Plan, place: Place) -> dict[str, Any]:
+    """A plan as JSON; every amount in bytes."""
+    found, arch = made.estimate, made.architecture
+    return {
+        "allocated": found.allocated,
+        "reserved": list(found.reserved),
+        "device": list(found.device),
+        "phase": found.peak,
+        "components": {one.name: one.bytes for one in found.components},
+        "phases": {one.name: one.bytes for one in found.phases},
+        "rule_of_thumb": [msgspec.to_builtins(rule) for rule in found.rules],
+        "fits": made.fits,
+        "suggestions": msgspec.to_builtins(made.suggestions),
+        "rough": found.rough,
+        "model": {"name": arch.name, "type": arch.model_type, "parameters": arch.parameters},
+        "place": msgspec.to_builtins(place),
+    }  # fmt: skip
+
+
+def _stages(recipe: AnyRecipe) -> list[EstimatedRecipe]:
+    """The recipe itself, or the stages of a pipeline, each with the pipeline's first model."""
+    if not isinstance(recipe, PipelineRecipe):
+        return [recipe]
+    base = stage_recipe(recipe, Stage.SFT)
+    assert isinstance(base, SFTRecipe)
+    found: list[EstimatedRecipe] = []
+    for stage in TRAINING_STAGES:
+        section = stage_recipe(recipe, stage)
+        assert isinstance(section, SFTRecipe | RewardRecipe | PPORecipe)
+        found.append(msgspec.structs.replace(section, model_name_or_path=base.model_name_or_path))
+    merge = stage_recipe(recipe, Stage.MERGE)
+    assert isinstance(merge, MergeRecipe)
+    return [*found, msgspec.structs.replace(merge, adapter_path=base.model_name_or_path)]
+
+
+def _place(recipe: EstimatedRecipe, memory: int | None, named: str | None) -> Place:
+    """The device that was named, else a GPU of this machine, else its CPU."""
+    processes = recipe.num_processes
+    if memory is not None:
+        return Place(bytes=memory, name=named or "", on_gpu=True, gpus=processes or 1)
+    gpus, _, _ = find_gpus()
+    if recipe.use_cpu or not gpus:
+        import psutil
+
+        return Place(bytes=psutil.virtual_memory().total, name="this machine's memory", on_gpu=False)
+    smallest = min(gpus, key=lambda gpu: gpu.memory)
+    return Place(bytes=smallest.memory, name=smallest.name, on_gpu=True, gpus=processes or len(gpus))
+
+
+def _print(recipe: EstimatedRecipe, made: Plan, place: Place) -> None:
+    import sys
+
+    found, arch = made.estimate, made.architecture
+    verdict, colour = _VERDICTS[made.fits]
+    show_fields(
+        [
+            ("model", f"{arch.name}: {arch.model_type}, {_count(arch.parameters)} parameters"),
+            ("place", f"{place.name}, {size(place.bytes)}" + (f", one of {place.gpus}" if place.gpus > 1 else "")),
+            ("verdict", paint(verdict, colour, sys.stdout)),
+            ("allocated", f"{size(found.allocated)} at its peak ({recipe.stage}, {found.peak})"),
+            ("reserved", _interval(found.reserved)),
+            ("device", f"{_interval(found.device)}, with what is there before any tensor"),
+            *([("rough", found.rough)] if found.rough else []),
+        ]
+    )
+    show()
+    parts = sorted(found.components, key=lambda one: -one.bytes)
+    show_table(("AT THE PEAK", "SIZE"), [(one.name, size(one.bytes)) for one in parts], {}, 1)
+    show()
+    show_table(("PHASE", "ALLOCATED"), [(one.name, size(one.bytes)) for one in found.phases], {}, 1)
+    show()
+    rules = [(rule.name, _interval((rule.low, rule.high))) for rule in found.rules]
+    show_table(("RULE OF THUMB", "SIZE"), rules, {}, 1)
+    if made.suggestions and made.fits != "yes":
+        show()
+        rows = [
+            (_VERDICTS[one.fits][0], size(one.saving), one.title, _overrides(one.changes)) for one in made.suggestions
+        ]
+        show_table(("THEN", "SAVES", "CHANGE", "KEYS"), rows, {text: hue for text, hue in _VERDICTS.values()}, 0)
+
+
+def _overrides(changes: dict[str, Any]) -> str:
+    """The changes as words of the command line."""
+    words = ((key, str(value).lower() if isinstance(value, bool) else value) for key, value in changes.items())
+    return " ".join(f"{key}={value}" for key, value in words)
+
+
+def _count(parameters: int) -> str:
+    return f"{parameters / 1e9:.2f} billion" if parameters >= 1e8 else f"{parameters / 1e6:.2f} million"
+
+
+def _interval(bounds: tuple[int, int]) -> str:
+    low, high = (size(bound) for bound in bounds)
+    return low if low == high else f"{low} to {high}"

@@ -1,0 +1,144 @@
+"""`plan`: what it prints, and that it needs neither torch nor a network."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stackllama_engine.contract.run_dir import RunDir
+from stackllama_engine.contract.stages import Stage
+
+ROOT = Path(__file__).resolve().parents[2]
+LLAMA_7B = {
+    "model_type": "llama", "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32,
+    "intermediate_size": 11008, "vocab_size": 32000, "dtype": "float16", "tie_word_embeddings": False,
+}  # fmt: skip
+WORDS = ("load_in_8bit=true", "lora_r=16", "per_device_train_batch_size=4", "max_length=1024")
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    path = tmp_path / "model"
+    path.mkdir()
+    (path / "config.json").write_text(json.dumps(LLAMA_7B))
+    return path
+
+
+def test_the_document(model: Path, run_main: Callable[..., Any]) -> None:
+    result = run_main("plan", "sft", f"model_name_or_path={model}", *WORDS, "--json", "--gpu", "12GiB")
+    assert result.code == 0
+    found = result.json()
+    wanted = {"allocated", "reserved", "device", "phase", "components", "rule_of_thumb", "fits", "suggestions"}
+    assert wanted <= set(found)
+    assert 11.8e9 < found["allocated"] < 12.6e9
+    assert sum(found["components"].values()) == found["allocated"] == found["phases"][found["phase"]]
+    assert found["allocated"] <= found["reserved"][0] <= found["reserved"][1] <= found["device"][1]
+    assert found["fits"] in ("tight", "no")
+    assert found["place"] == {"bytes": 12 << 30, "name": "12GiB", "on_gpu": True, "gpus": 1}
+    assert any(one["fits"] == "yes" for one in found["suggestions"])
+    assert found["rule_of_thumb"][-1]["low"] == round(1.2 * found["model"]["parameters"])
+
+
+def test_no_torch_is_imported(model: Path) -> None:
+    code = (
+        "import sys; from stackllama_console.__main__ import main; "
+        f"code = main(['plan', 'sft', 'model_name_or_path={model}', '--json', '--gpu', '24GiB']); "
+        "print(sorted({'torch', 'numpy', 'transformers', 'textual', 'huggingface_hub'} & set(sys.modules)), "
+        "file=sys.stderr); sys.exit(code)"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "console"), str(ROOT / "engine")])}
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr.strip()) == (0, "[]")
+    assert json.loads(result.stdout)["fits"] == "yes"
+
+
+def test_for_people(model: Path, run_main: Callable[..., Any]) -> None:
+    text = run_main("plan", "sft", f"model_name_or_path={model}", "--gpu", "RTX-3080").out
+    assert "6.74 billion parameters" in text
+    assert "it does not fit" in text
+    assert "base weights" in text and "first layer's backward" in text
+    assert "int8 + LoRA" in text
+    assert "per_device_train_batch_size=" in text
+    assert "THEN" not in run_main("plan", "sft", f"model_name_or_path={model}", "--gpu", "H100").out
+
+
+def test_a_pipeline_is_as_large_as_its_largest_stage(model: Path, run_main: Callable[..., Any]) -> None:
+    found = run_main("plan", "pipeline", f"model_name_or_path={model}", "--json", "--gpu", "80GB").json()
+    assert set(found["stages"]) == {"sft", "reward", "ppo", "merge"}
+    assert found["allocated"] == max(stage["allocated"] for name, stage in found["stages"].items() if name != "merge")
+
+
+def test_a_recipe_file_and_the_cpu(model: Path, tmp_path: Path, run_main: Callable[..., Any]) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text("model_name_or_path: demo\nuse_cpu: true\nload_in_8bit: false\n")
+    found = run_main("plan", "sft", str(file), "lora_r=4", "--json").json()
+    assert not found["place"]["on_gpu"]
+    assert found["fits"] == "yes"
+
+
+def test_the_base_of_an_adapter_that_is_merged(
+    model: Path, make_run: Callable[..., RunDir], run_main: Callable[..., Any]
+) -> None:
+    run = make_run(Stage.SFT, "tuned")
+    run.adapter.mkdir()
+    (run.adapter / "adapter_config.json").write_text("{}")
+    (run.adapter / "base.json").write_text(json.dumps({"name": str(model)}))
+    found = run_main("plan", "merge", "adapter_path=tuned", "--json", "--gpu", "80GB").json()
+    assert found["model"]["parameters"] == 6_738_415_616
+    assert found["allocated"] > 4 * 6_738_415_616
+
+
+def test_a_reward_model_on_another_base_is_a_second_model(
+    model: Path, tmp_path: Path, make_run: Callable[..., RunDir], run_main: Callable[..., Any]
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "config.json").write_text(json.dumps(LLAMA_7B))
+    sizes: dict[str, int] = {}
+    for name, base in {"shared": model, "separate": other}.items():
+        run = make_run(Stage.REWARD, name)
+        run.adapter.mkdir()
+        (run.adapter / "adapter_config.json").write_text("{}")
+        (run.adapter / "base.json").write_text(json.dumps({"name": str(base)}))
+        words = (f"model_name_or_path={model}", f"reward_model_path={name}")
+        found = run_main("plan", "ppo", *words, "--json", "--gpu", "80GB").json()
+        sizes[name] = found["allocated"]
+        assert found["rough"] is None
+    assert sizes["separate"] - sizes["shared"] > 13e9
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["sft", "model_name_or_path=org/far"], "not on this machine"),
+        (["sft", "model_name_or_path=/nowhere"], "not on this machine"),
+        (["sft", "model_name_or_path=demo", "--gpu", "RTX4o90"], "did you mean `RTX-4090`?"),
+        (["sft", "model_name_or_path=demo", "max_lenth=3"], "Did you mean `max_length`?"),
+        (["merge", "adapter_path=nothing"], "not on this machine"),
+        (["sft"], "`model_name_or_path` is required"),
+    ],
+)
+def test_mistakes_end_in_one_message(words: list[str], expected: str, run_main: Callable[..., Any]) -> None:
+    result = run_main("plan", *words)
+    assert (result.code, result.out) == (2, "")
+    assert expected in result.err
+    assert len(result.err.splitlines()) == 1
+
+
+def test_a_hostile_model_is_refused_cleanly(
+    model: Path, run_main: Callable[..., Any], payloads: list[str], assert_clean: Callable[[str], None]
+) -> None:
+    for payload in payloads:
+        (model / "config.json").write_text(json.dumps({**LLAMA_7B, "model_type": payload}))
+        result = run_main("plan", "sft", f"model_name_or_path={model}", "--gpu", "24GiB")
+        assert result.code == 0
+        assert_clean(result.out + result.err)
+        (model / "config.json").write_text(json.dumps({**LLAMA_7B, "hidden_size": payload}))
+        result = run_main("plan", "sft", f"model_name_or_path={model}", "--gpu", "24GiB", "--json")
+        assert result.code == 2
+        assert_clean(result.err)
