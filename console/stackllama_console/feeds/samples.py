@@ -84,14 +84,14 @@ class SamplesFile:
         path: the file; it need not exist yet.
         version: grows with every change. Row numbers stay valid unless ``generation`` changed as well.
         generation: how often the file was rewritten, as a resumed run does.
-        trouble: why it cannot be read now.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.version = 0
         self.generation = 0
-        self.trouble: str | None = None
+        self._trouble: str | None = None
+        self._result_trouble: str | None = None
         self._reader = LineReader(path)
         self._index = SampleIndex()
         self._orders: dict[tuple[Key, bool], array[int]] = {}
@@ -104,15 +104,20 @@ class SamplesFile:
         """Lines of the file as it is now that are no samples."""
         return self._reader.bad_lines
 
+    @property
+    def trouble(self) -> str | None:
+        """Why the file, or ``result.json`` when it was last asked for, cannot be read."""
+        return self._trouble or self._result_trouble
+
     def poll(self) -> bool:
         """Index what is new; whether anything changed."""
-        before = self.version, self.trouble, self.bad_lines
-        self.trouble = None
+        before = self.version, self._trouble, self.bad_lines
+        self._trouble = None
         try:
             self._read_on()
         except OSError as error:
-            self.trouble = one_line(f"{self.path} cannot be read: {error.strerror}.")
-        return before != (self.version, self.trouble, self.bad_lines)
+            self._trouble = one_line(f"{self.path} cannot be read: {error.strerror}.")
+        return before != (self.version, self._trouble, self.bad_lines)
 
     def _read_on(self) -> None:
         reader = self._reader
@@ -217,13 +222,14 @@ class SamplesFile:
 
     def _pairs_of_result(self) -> list[Pair]:
         path = self.path.with_name("result.json")
+        self._result_trouble = None
         try:
             with path.open("rb") as file:
                 result = _RESULT.decode(file.read(_RESULT_BYTES))
         except FileNotFoundError:
             return []
         except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            self.trouble = one_line(f"{path} cannot be read: {error}.")
+            self._result_trouble = one_line(f"{path} cannot be read: {error}.")
             return []
         return [_pair_of_side(side) for side in result.samples]
 
