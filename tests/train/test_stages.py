@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,8 +26,16 @@ def events(run: RunDir, attempt: int = 1) -> list[Event]:
     return list(EventReader(run.attempt_dir(attempt) / "events.jsonl").read())
 
 
-def metrics(run: RunDir) -> list[dict[str, float | None]]:
-    return [event.metrics for event in events(run) if event.kind == "metrics"]
+def metrics(run: RunDir, kind: str = "training") -> list[dict[str, float | None]]:
+    """Of one attempt: those of the training steps, or those of PPO's evaluations (``kind="evaluation"``)."""
+    found = [event.metrics for event in events(run) if event.kind == "metrics"]
+    return [row for row in found if (kind == "evaluation") == ("eval/kl" in row)]
+
+
+def samples(run: RunDir, when: str | None = None) -> list[dict[str, Any]]:
+    """Rows of a training step (``when=None``), or of the evaluations before, during or after."""
+    rows = [json.loads(line) for line in run.samples_file.read_text().splitlines()]
+    return [row for row in rows if row.get("when") == when]
 
 
 def weights(run: RunDir) -> dict[str, torch.Tensor]:
@@ -96,8 +105,8 @@ def test_ppo_starts_at_ratio_one_and_moves(shared_home: Home, base: Path, reward
         assert row["policy/approxkl_avg"] > 0  # type: ignore[operator]
     assert metrics(run)[0]["objective/kl"] == 0.0  # the policy starts as the reference
     assert metrics(run)[-1]["objective/kl"] != 0.0
-    samples = [json.loads(line) for line in run.samples_file.read_text().splitlines()]
-    assert {"question", "response", "reward", "kl", "length", "utility", "step"} <= samples[0].keys()
+    assert samples(run)[0].keys() == {"step", "question", "response", "reward", "kl", "length", "ended", "utility"}
+    assert_held_out_answers(run)
     assert sorted(path.name for path in run.adapter.glob("*.safetensors")) == [
         "adapter_model.safetensors",
         "value_head.safetensors",
@@ -108,6 +117,27 @@ def test_ppo_starts_at_ratio_one_and_moves(shared_home: Home, base: Path, reward
     assert result["before"]["questions"] == 8
     assert len(result["samples"]) == 3
     assert run.read_json("lineage.json")["parents"] == [reward_run.id]
+
+
+def assert_held_out_answers(run: RunDir) -> None:
+    """The same questions before, after each step and after, with their means."""
+    before, during, after = (samples(run, when) for when in ("before", "during", "after"))
+    assert [row["step"] for row in before] == [0] * 4
+    assert [row["step"] for row in during] == [1] * 4 + [2] * 4 + [3] * 4
+    assert [row["step"] for row in after] == [4] * 4  # and not twice, although 4 is a multiple of eval_steps
+    questions = [row["question"] for row in before]
+    assert len(set(questions)) == 4
+    assert [row["question"] for row in during + after] == questions * 4
+    assert {row["split"] for row in before + during + after} == {"evaluation"}
+    assert all(row["kl"] == 0.0 for row in before)
+    assert all(row["kl"] != 0.0 for row in after)
+    means = {event.step: event.metrics for event in events(run) if "eval/kl" in event.metrics}
+    assert list(means) == [0, 1, 2, 3, 4]
+    for step, when in ((0, "before"), (4, "after")):
+        facts = {f"eval/{name}": value for name, value in run.read_json("result.json")[when].items()}
+        assert facts.pop("eval/questions") == 8  # all of them, not only the rows that are recorded
+        assert means[step] == pytest.approx(facts)
+        assert means[step].keys() == {"eval/mean_reward", "eval/kl", "eval/response_length", "eval/true_utility"}
 
 
 def test_ppo_continues_another_run(shared_home: Home, base: Path, sft_run: RunDir, reward_run: RunDir) -> None:
@@ -152,6 +182,7 @@ def test_two_processes_equal_one(shared_home: Home, base: Path, reward_run: RunD
     inputs = (*PPO, f"model_name_or_path={base}", f"reward_model_path={reward_run.id}", "max_steps=2")
     one = run_stage(shared_home, Stage.PPO, *inputs)
     two = run_stage(shared_home, Stage.PPO, *inputs, "num_processes=2", "gradient_accumulation_steps=1")
+    assert [row["question"] for row in samples(one, "after")] == [row["question"] for row in samples(two, "after")]
     for mine, theirs in zip(metrics(one), metrics(two), strict=True):
         for name in ("objective/scores", "objective/kl", "loss/policy_avg", "loss/value_avg", "grad_norm"):
             assert mine[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-5), name
@@ -190,11 +221,20 @@ def test_stopped_and_resumed_equals_straight(shared_home: Home, base: Path, rewa
     assert weights(broken).keys() == weights(straight).keys()
     for name, tensor in weights(straight).items():
         assert torch.equal(weights(broken)[name], tensor), name
-    mine, theirs = (
-        [e.metrics for e in events(run, n) if e.kind == "metrics"][-1] for run, n in ((straight, 1), (broken, 2))
-    )
+    done = checkpoint.step_of(path)
+    assert untimed(broken, 1, 0) + untimed(broken, 2, done) == untimed(straight, 1, 0)
+    if stage is Stage.PPO:  # questions, answers and evaluations are in it once each
+        assert broken.samples_file.read_text() == straight.samples_file.read_text()
+
+
+def untimed(run: RunDir, attempt: int, after: int) -> list[tuple[int | None, dict[str, float | None]]]:
+    """What an attempt said of the steps after one: metrics without those that a clock made."""
     timed = {"tokens_per_second", "time/rollout", "time/score", "time/update"}
-    assert {k: v for k, v in mine.items() if k not in timed} == {k: v for k, v in theirs.items() if k not in timed}
+    return [
+        (event.step, {name: value for name, value in event.metrics.items() if name not in timed})
+        for event in events(run, attempt)
+        if event.kind == "metrics" and (event.step or 0) >= after
+    ]
 
 
 def test_a_model_that_cannot_be_loaded_ends_with_a_cause(shared_home: Home, tmp_path: Path) -> None:

@@ -200,7 +200,9 @@ class PPORecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         str | None, _help("Continue this adapter; a frozen copy of it becomes the reference.")
     ] = None
     max_train_samples: Annotated[AtLeastOne | None, _help("Use only the first N questions.")] = 100_000
-    max_eval_samples: Annotated[AtLeastOne | None, _help("Held-out questions answered before and after.")] = 64
+    max_eval_samples: Annotated[
+        AtLeastOne | None, _help("Held-out questions answered before and after (`eval_steps`: and in between).")
+    ] = 64
     learning_rate: Annotated[float, _help("Peak learning rate.", gt=0, le=1)] = 1.4e-5
     lr_scheduler_type: Annotated[Scheduler, _help("Learning-rate schedule.")] = "constant"
 
@@ -256,7 +258,10 @@ class PPORecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     )
 
     # reporting
-    num_sample_generations: Annotated[int, _help("Samples recorded each step.", ge=0)] = 4
+    eval_steps: Annotated[
+        int, _help("Answer the held-out questions again every N PPO steps; 0: only before and after.", ge=0)
+    ] = 0
+    num_sample_generations: Annotated[int, _help("Samples recorded each step and evaluation.", ge=0)] = 4
 
     def __post_init__(self) -> None:
         """Checks between keys; see :class:`TrainRecipe`."""

@@ -81,15 +81,19 @@ class Reporter:
         self._writer.write("samples", step=step, data={"count": len(rows)})
 
     def forget_samples_after(self, step: int) -> None:
-        """Drop samples past the checkpoint that a run is resumed from; their steps are about to be made again."""
+        """Drop samples past the checkpoint that a run is resumed from; their steps are about to be made again.
+
+        Answers after training go as well, also those of the checkpoint's own step: they are made after any checkpoint.
+        """
         if not self._writer or not self.run.samples_file.exists():
             return
         kept: list[bytes] = []
         for line in self.run.samples_file.read_bytes().splitlines(keepends=True):
             try:
-                if msgspec.json.decode(line)["step"] <= step:
+                row = msgspec.json.decode(line)
+                if row["step"] <= step and row.get("when") != "after":
                     kept.append(line)
-            except (msgspec.DecodeError, KeyError, TypeError):
+            except (msgspec.DecodeError, AttributeError, KeyError, TypeError):
                 self.health("a line of samples.jsonl was torn and is dropped")
         write_whole(self.run.samples_file, b"".join(kept))
 

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from transformers import get_scheduler
 
 from ...contract.errors import StageError
 from ...contract.recipe import PPORecipe
+from ...contract.stages import Split
 from ...data import demo
 from ...data.kinds import DEMO
 from .. import checkpoint, models
@@ -24,7 +25,10 @@ from .shared_base import VALUE_FILE, SharedBase
 from .state import Trainables
 from .update import Updater, explained_variance, final_scores, targets
 
-_EVALUATION_STEP = 2**31  # noise of the evaluation before and after: no training step has this number
+_EVALUATION_STEP = 2**31  # noise of every evaluation: no training step has this number
+
+When = Literal["before", "during", "after"]
+"""Of an evaluation: before the first step, between two steps, after the last one."""
 
 
 def run(recipe: PPORecipe, session: Session) -> dict[str, Any]:
@@ -73,7 +77,7 @@ class PPO:
         self.updater = Updater(recipe, self.base, optimizer, session.reduce)
 
     def train(self) -> dict[str, Any]:
-        """All steps, with the same held-out questions answered before and after.
+        """All steps, with the same held-out questions answered before, in between where asked for, and after.
 
         Raises:
             Stopped: asked to stop, after saving.
@@ -86,7 +90,8 @@ class PPO:
             start, before = progress.step, progress.before
             self.reporter.forget_samples_after(start)
         else:
-            before = self.evaluate()
+            self.reporter.forget_samples_after(-1)  # an attempt that saved nothing is made again from its beginning
+            before = self.evaluate(0, "before")
         for step in range(start, recipe.max_steps):
             metrics = self.step(step)
             done = step + 1
@@ -95,8 +100,10 @@ class PPO:
                 self.reporter.metrics(done, metrics)
                 self.session.accelerator.log(metrics, step=done)  # to `report_to`, if anything
                 self.reporter.memory()
+            if recipe.eval_steps and done % recipe.eval_steps == 0 and done < recipe.max_steps:
+                self.evaluate(done, "during")  # before the checkpoint of this step: a resumed run has it already
             self._save_or_stop(done, before)
-        after = self.evaluate()
+        after = self.evaluate(recipe.max_steps, "after")
         self._save_adapter()
         self.session.accelerator.end_training()
         return {
@@ -135,22 +142,29 @@ class PPO:
         return metrics
 
     @torch.no_grad()
-    def evaluate(self) -> dict[str, Any]:
-        """Answer the held-out questions with noise that is the same each time.
+    def evaluate(self, step: int, when: When) -> dict[str, Any]:
+        """Answer the held-out questions with noise that is the same each time, and report means and first rows.
+
+        Args:
+            step: PPO steps done.
+            when: recorded with the rows.
 
         Returns:
-            Means over all of them, and each rank-0 row for the samples.
+            The rows of all ranks, in the order of the questions.
         """
         self.reporter.phase("evaluate")
-        mine = self.held_out[self.session.rank :: self.session.world_size]
-        indices = range(self.session.rank, len(self.held_out), self.session.world_size)
-        rows: list[dict[str, Any]] = []
-        if mine:
-            responses = self._sample(mine, _EVALUATION_STEP, indices)
-            rollout = self._score(mine, responses)
-            kl = sequence_sum(rollout.old.logprobs - rollout.ref_logprobs, rollout.mask)
-            rows = self._rows(rollout, kl)
-        return {"rows": self.session.gather(rows)}
+        mine = range(self.session.rank, len(self.held_out), self.session.world_size)
+        indices = mine or range(1)  # every rank takes part in the sums over all of them
+        prompts = [self.held_out[index] for index in indices]
+        rollout = self._score(prompts, self._sample(prompts, _EVALUATION_STEP, indices))
+        kl = sequence_sum(rollout.old.logprobs - rollout.ref_logprobs, rollout.mask)
+        rows = self.session.gather(self._rows(rollout, kl)[: len(mine)])
+        marks = {"split": Split.EVALUATION.value, "when": when}
+        self.reporter.samples(step, [marks | row for row in rows[: self.recipe.num_sample_generations]])
+        means = {f"eval/{name}": value for name, value in _figures({"rows": rows}).items() if name != "questions"}
+        self.reporter.metrics(step, means)
+        self.session.accelerator.log(means, step=step)
+        return {"rows": rows}
 
     def _load(self, split: str, limit: int | None) -> list[Prompt]:
         return load_prompts(self.recipe, split, limit, self.tokenizer, self.reporter)
