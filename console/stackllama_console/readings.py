@@ -35,7 +35,7 @@ _LISTED: dict[Stage, tuple[tuple[str, str], ...]] = {
     Stage.SFT: (("loss", "loss"),),
     Stage.REWARD: (("eval_accuracy", "accuracy"), ("accuracy", "accuracy"), ("loss", "loss")),
     Stage.PPO: (("objective/scores", "reward"), ("mean_reward", "reward")),
-    Stage.MERGE: (("difference", "difference"),),
+    Stage.MERGE: (("difference", "error"),),
     Stage.PIPELINE: (),
 }
 

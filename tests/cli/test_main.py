@@ -22,11 +22,11 @@ def command(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]
     )  # fmt: skip
 
 
-def test_no_arguments_print_the_help_and_end_with_2(run_main: Callable[..., Any]) -> None:
+def test_no_arguments_want_a_terminal_for_the_console_and_end_with_2(run_main: Callable[..., Any]) -> None:
     result = run_main()
     assert result.code == 2
     assert result.out == ""
-    assert "COMMAND" in result.err and "pipeline" in result.err
+    assert "the console needs a terminal" in result.err and "runs watch" in result.err
 
 
 @pytest.mark.parametrize("words", [["--help"], ["launch", "--help"], ["runs", "--help"], ["runs", "stop", "--help"]])

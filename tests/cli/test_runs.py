@@ -58,7 +58,7 @@ def test_ls_shows_what_the_result_says_once_there_is_one(
     reward.write_json("result.json", {"stage": "reward", "accuracy": 0.81})  # held out
     make_run(Stage.MERGE, "s").write_json("result.json", {"stage": "merge", "difference": 0.25})
     lines = run_main("runs", "ls").out.splitlines()
-    assert lines[1].endswith("accuracy 0.81") and lines[2].endswith("difference 0.25")
+    assert lines[1].endswith("accuracy 0.81") and lines[2].endswith("error 0.25")
 
 
 def test_ls_in_a_narrow_terminal(

@@ -6,12 +6,15 @@ from pathlib import Path
 import stackllama_engine
 from stackllama_engine.contract.errors import StackllamaError, UsageError
 from stackllama_engine.contract.recipe_io import load_recipe
-from stackllama_engine.contract.run_dir import Home
+from stackllama_engine.contract.run_dir import Home, RunDir
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch import launcher
+from stackllama_engine.launch.reconcile import reconcile
 
+from .console import can_show, show_console
 from .finish import finish
 from .launch import seed_overrides, split_words
+from .outcome import say_outcome
 from .output import PROGRAM, say
 
 RECIPE = Path(stackllama_engine.__file__).parent / "demo_base" / "demo.yaml"
@@ -29,7 +32,22 @@ def demo(arguments: argparse.Namespace) -> int:
     recipe = load_recipe(Stage.PIPELINE, RECIPE, [*seed_overrides(arguments.seed), *overrides])
     home = Home(arguments.home)
     run = launcher.launch(home, Stage.PIPELINE, recipe)
+    if not (arguments.plain or arguments.json) and can_show():
+        return _in_console(arguments, home, run)
     say(f"The whole recipe on the embedded demo, seed {arguments.seed}: {run.id}")
     say("It runs in the background; Ctrl-C only stops looking.")
     say()
     return finish(home, run, follow(home, run, plain=arguments.plain), as_json=arguments.json)
+
+
+def _in_console(arguments: argparse.Namespace, home: Home, run: RunDir) -> int:
+    """In a terminal the console opens on the pipeline; what has become of it is said when the person leaves."""
+    code = show_console(arguments, run.id)
+    state = reconcile(run)
+    if state.has_ended:
+        say_outcome(run, state)
+        return finish(home, run, state, as_json=False)
+    say(f"{run.id} goes on in the background.")
+    say(f"  back to it: {PROGRAM} open {run.id}")
+    say(f"  stop it:    {PROGRAM} runs stop {run.id}")
+    return code

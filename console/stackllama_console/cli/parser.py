@@ -28,7 +28,7 @@ Without a command it opens the console.
   plan       what a recipe will take in memory, and what would make it fit
   launch     start one stage in the background; it outlives this terminal
   pipeline   start every stage, each on what the one before made
-  runs       ls, show, logs, watch, stop, resume
+  runs       ls, show, logs, watch, stop, save, resume, rm
   merge      put a run's adapter into its base
   data       prepare a Stack Exchange dump, preview a data source
   doctor     what this machine has and lacks
@@ -153,7 +153,8 @@ def _add_demo(commands: _Commands) -> None:
     text = "Run SFT, reward model and PPO on the embedded model and data, then show what changed."
     demo = _leaf(commands, "demo", text, "demo:demo", json=True)
     demo.add_argument("--seed", type=_seed, default=0, metavar="N", help="seed of every stage (default: 0)")
-    demo.add_argument("--plain", action="store_true", help="lines instead of progress bars")
+    demo.add_argument("--plain", action="store_true", help="lines instead of the console")
+    _add_drawing(demo)
     _add_words(demo, "")
 
 
@@ -206,7 +207,10 @@ def _add_runs(commands: _Commands) -> None:
     resume.add_argument("--follow", "-f", action="store_true", help=_FOLLOW_HELP)
     for parser in (show, logs, watch):
         parser.add_argument("run", metavar="RUN", nargs="?", help="run id (default: the newest run)")
-    for parser in (stop, resume):
+    save = _leaf(runs, "save", "Ask a run for a checkpoint at its next step.", "runs:save", json=True)
+    rm = _leaf(runs, "rm", "Delete a run that has ended; a pipeline with its stages.", "runs:rm", json=True)
+    rm.add_argument("--yes", "-y", action="store_true", help="do not ask")
+    for parser in (stop, save, resume, rm):
         parser.add_argument("run", metavar="RUN", help="run id")
     for parser in (watch, resume):
         parser.add_argument("--plain", action="store_true", help="lines instead of progress bars")

@@ -4,12 +4,14 @@ import argparse
 import difflib
 import sys
 import time
+from collections.abc import Iterator
 
-from stackllama_engine.contract.errors import ExitCode, UsageError
+from stackllama_engine.contract.errors import ExitCode, RefusedError, UsageError
 from stackllama_engine.contract.run_dir import Home, RunDir, State, check_run_id
 from stackllama_engine.launch.children import CHILDREN, child_id
 from stackllama_engine.launch.reconcile import reconcile
 
+from ..feeds.line_follower import LineFollower
 from ..pipelines import newest, still_running
 from ..readings import last_log_lines
 from ..sanitise import log_line, one_line
@@ -74,17 +76,29 @@ def _name_stage_log(run: RunDir) -> None:
 
 
 def _follow_log(run: RunDir, count: int, attempt: int | None) -> int:
-    from .log_tail import LogTail
-
-    tail = LogTail(run, attempt, count)
+    log: LineFollower | None = None
     while True:
         ended = reconcile(run).has_ended  # first, so that the last lines are there when it has
-        for line in tail.read(final=ended):
-            show(log_line(line))
+        if log is None and (attempts := run.attempt_dirs()):
+            log = LineFollower((run.attempt_dir(attempt) if attempt else attempts[-1]) / "log.txt")
+        for line in _new_lines(log, count, final=ended) if log else ():
+            show(log_line(line.decode("utf-8", "replace")))
         sys.stdout.flush()
         if ended:
             return ExitCode.DONE
         time.sleep(0.2)
+
+
+def _new_lines(log: LineFollower, count: int, *, final: bool) -> Iterator[bytes]:
+    """Of what was there at the first look the last ``count`` lines; then all; at the end also one never ended."""
+    if not log.opened:
+        there = [line for lines in log.read() for line in lines]
+        kept = count - bool(log.rest)
+        yield from there[-kept:] if kept else ()
+    for lines in log.read():
+        yield from lines
+    if final and (last := log.finish()) is not None:
+        yield last
 
 
 def watch(arguments: argparse.Namespace) -> int:
@@ -132,6 +146,42 @@ def _stopped(run: RunDir, state: State, *, waited: bool) -> int:
     say(f"{run.id}: {state.phase}{code}{f': {one_line(state.cause)}' if state.cause else ''}")
     say_next(run, state)
     return ExitCode.DONE if state.phase in ("stopped", "finished") else ExitCode.FAILED
+
+
+def save(arguments: argparse.Namespace) -> int:
+    """``runs save``: a checkpoint at the next step; does not wait for it."""
+    from stackllama_engine.launch.reconcile import save as save_run
+
+    run = find(Home(arguments.home), arguments.run)
+    state = save_run(run)
+    if state.has_ended:
+        raise RefusedError(f"{run.id} has ended ({state.phase}): there is nothing to save.")
+    if arguments.json:
+        show_json(facts(run, state))
+    say(f"{run.id}: will save at its next step.")
+    return ExitCode.DONE
+
+
+def rm(arguments: argparse.Namespace) -> int:
+    """``runs rm``: delete, after asking on a terminal; elsewhere `--yes` must say so."""
+    from stackllama_engine.launch.remove import remove, users_of
+
+    home = Home(arguments.home)
+    run = find(home, arguments.run)
+    if not arguments.yes:
+        users = users_of(home, run.id)
+        if users:
+            say(f"Made from it: {', '.join(users)}")
+        if not sys.stdin.isatty():
+            raise UsageError(f"deleting {run.id} cannot be undone: add --yes.")
+        say(f"Delete {run.id} for good? [y/N]")
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+            raise RefusedError(f"{run.id} was not deleted.")
+    removed = remove(home, run.id)
+    if arguments.json:
+        show_json({"deleted": removed})
+    say(f"deleted: {', '.join(removed)}")
+    return ExitCode.DONE
 
 
 def resume(arguments: argparse.Namespace) -> int:

@@ -87,6 +87,9 @@ def read_theme(file: Path) -> Theme:
     if not read.ansi:  # a cursor bar that stands out in every theme, with the text on it readable
         variables |= {"block-cursor-background": read.primary, "block-cursor-foreground": read.background}
         variables |= {"footer-key-foreground": read.accent}
+    else:  # Textual's widgets ask an ansi theme for this one besides its own
+        variables |= {"ansi-background": "ansi_black" if read.dark else "ansi_white"}
+        variables |= {"block-cursor-background": "ansi_blue", "block-cursor-foreground": "ansi_bright_white"}
     return Theme(name=read.name, dark=read.dark, ansi=read.ansi, variables=variables, **colours)
 
 

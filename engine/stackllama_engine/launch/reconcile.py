@@ -73,6 +73,23 @@ def stop(run: RunDir, *, wait: bool) -> State:
     return state
 
 
+def save(run: RunDir) -> State:
+    """Ask a run for a checkpoint at its next step, a pipeline's child at work; one that has ended is left as it is.
+
+    Returns:
+        the state now.
+    """
+    state = reconcile(run)
+    if state.has_ended:
+        return state
+    if state.stage is Stage.PIPELINE:
+        for child in _children(run):
+            save(child)
+    else:
+        run.request("save")
+    return state
+
+
 def newest_end_event(run: RunDir, attempt: int) -> Event | None:
     """The ``end`` record of an attempt, if it wrote one."""
     last: Event | None = None

@@ -1,21 +1,328 @@
-"""All runs: states, steps, last metrics; the hub from which everything else is reached."""
+"""All runs: states, steps, last metrics, pipelines as trees; the hub from which everything else is reached."""
 
-from typing import Any
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from rich.text import Text
+from textual import events, on
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.widgets import DataTable, Input, Static
 
 from stackllama_engine.contract.run_dir import Home
+from stackllama_engine.launch.inputs import DEMO_BASE
 
+from ...feeds.runs_index import Row, RunsIndex
+from ...sanitise import one_line
+from ...units import age, cut, number
+from ..look import state_text
+from ..run_actions import RunActions
 from ..screen import ConsoleScreen
+from ..widgets.status import advice_of_row, now
+from ..widgets.text_lines import TextLines
+from .confirm import AskScreen
+
+_EMPTY = """\
+No runs here yet.
+
+  n   launch the first one: choose a model and a stage, see what it will cost
+  o   look at another trainer's directory
+  :   everything else, by name
+
+`stackllama-console demo` runs the whole recipe in minutes, without a GPU."""
+
+_AGE_SECONDS = 60  # ages are brought up to date this often, and with every change
+
+
+def model_label(model: str) -> str:
+    """A base model in a cell: `demo`, a hub id, or the end of a path."""
+    if model == str(DEMO_BASE):
+        return "demo"
+    return "/".join(Path(model).parts[-2:]) if model.startswith("/") else model
+
+
+class RunsTable(DataTable[Text]):
+    """A table of runs; its cursor keys have names of our own."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("j", "cursor_down", "down", id="table.down", show=False),
+        Binding("k", "cursor_up", "up", id="table.up", show=False),
+        Binding("g", "scroll_top", "first", id="table.top", show=False),
+        Binding("G", "scroll_bottom", "last", id="table.bottom", show=False),
+    ]
 
 
 class RunsScreen(ConsoleScreen):
     """The first screen."""
 
     HEADING = "runs"
+    WIDGETS_WITH_KEYS: ClassVar[tuple[str, ...]] = ("RunsTable",)
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("enter", "open", "look", id="runs.open"),
+        Binding("n", "launch", "new", id="runs.launch"),
+        Binding("x", "run('stop')", "stop", id="runs.stop"),
+        Binding("w", "run('save')", "save now", id="runs.save", show=False),
+        Binding("r", "run('resume')", "resume", id="runs.resume"),
+        Binding("e", "run('clone')", "edit a copy", id="runs.clone", show=False),
+        Binding("a", "run('samples')", "answers", id="runs.samples"),
+        Binding("t", "run('chat')", "talk", id="runs.chat", show=False),
+        Binding("space", "select", "select", id="runs.select"),
+        Binding("c", "compare", "compare", id="runs.compare"),
+        Binding("D", "run('delete')", "delete", id="runs.delete", show=False),
+        Binding("z", "fold", "fold or unfold a pipeline", id="runs.fold", show=False),
+        Binding("o", "attach", "open another trainer's directory", id="runs.attach", show=False),
+        Binding("slash", "filter", "filter", id="runs.filter", key_display="/"),
+    ]
+    DEFAULT_CSS = """
+    RunsScreen {
+        #filter { dock: bottom; margin-bottom: 1; height: 1; border: none; display: none; background: $panel; }
+        #filter.-open { display: block; }
+        #table { height: 1fr; overflow-x: hidden; scrollbar-size-horizontal: 0; }
+        #empty { padding: 1 2; display: none; }
+        #about { height: auto; max-height: 4; padding: 0 1; }
+        &.-low #about { display: none; }
+        &.-empty #table { display: none; }
+        &.-empty #empty { display: block; }
+    }
+    """
 
     def __init__(self, home: Home) -> None:
         super().__init__()
-        self.home = home
+        self.actions = RunActions(self, home)
+        self.index = RunsIndex(home)
+        self.filter_text = ""
+        self.selected: dict[str, None] = {}
+        self.folded: set[str] = set()
+        self._shown: list[Row] = []
+        self._cells: dict[str, tuple[Text, ...]] = {}
+        self._columns: tuple[str, ...] = ()
+        self._read = False
+        self._minute = 0
 
-    def look(self) -> Any:
-        """Nothing yet."""
-        return None
+    def body(self) -> ComposeResult:
+        """The table, or what to do without runs; the run under the cursor in words; the filter."""
+        table = RunsTable(id="table", cursor_type="row", zebra_stripes=False, cell_padding=1)
+        yield table
+        yield Static(_EMPTY, id="empty", markup=False)
+        yield TextLines(id="about")
+        line = Input(id="filter", placeholder="filter: id, stage, state, model", compact=True)
+        line.cursor_blink = False
+        yield line
+
+    def on_mount(self) -> None:
+        """Look at the home."""
+        super().on_mount()
+        self._arrange()
+
+    def look(self) -> bool | None:
+        """Whether any run changed, or a minute has passed."""
+        changed = self.index.poll()
+        minute = int(now() // _AGE_SECONDS)
+        passed, self._minute = minute != self._minute, minute
+        return True if changed or passed or not self._read else None
+
+    def show(self, news: Any) -> None:
+        """Rows and heading."""
+        self._read = True
+        self._fill()
+
+    # the table
+
+    def _fill(self) -> None:
+        rows = [row for row in self.index.rows if self._passes(row)]
+        self.set_class(not self.index.rows, "-empty")
+        for name in [name for name in self.selected if all(row.id != name for row in self.index.rows)]:
+            del self.selected[name]
+        table = self.query_one(RunsTable)
+        columns = self._choose_columns()
+        under = self.row_id
+        cells = {row.id: self._row_cells(row, columns) for row in rows}
+        if columns != self._columns or [row.id for row in rows] != [row.id for row in self._shown]:
+            self._columns = columns
+            table.clear(columns=True)
+            for name in columns:
+                table.add_column(name, key=name)
+            for row in rows:
+                table.add_row(*cells[row.id], key=row.id)
+            if under in cells:
+                table.move_cursor(row=list(cells).index(under), animate=False)
+        else:
+            for row in rows:
+                before = self._cells.get(row.id)
+                for name, old, new in zip(columns, before or (), cells[row.id], strict=False):
+                    if old.plain != new.plain or old.style != new.style:
+                        table.update_cell(row.id, name, new, update_width=True)
+        self._shown, self._cells = rows, cells
+        self._show_about()
+        alive = sum(row.phase in ("queued", "starting", "running", "stalled", "stopping") for row in self.index.rows)
+        parts = [f"{len(self.index.rows)} in {self.index.home.path}", f"{alive} alive" if alive else ""]
+        parts += [f"{len(self.selected)} selected" if self.selected else ""]
+        parts += [f"filter: {self.filter_text}" if self.filter_text else "", self.index.trouble or ""]
+        self.set_heading(*parts)
+
+    def _passes(self, row: Row) -> bool:
+        if row.pipeline in self.folded and not self.filter_text:
+            return False
+        words = self.filter_text.lower().split()
+        text = f"{row.id} {row.stage or ''} {row.phase} {row.model}".lower()
+        return all(word in text for word in words)
+
+    def _choose_columns(self) -> tuple[str, ...]:
+        width = self.size.width
+        names = ["run", "stage", "state", "step", "age", "last"]
+        if width >= 110:
+            names.insert(2, "model")
+        if width < 78:
+            names.remove("stage")
+        if width < 60:
+            names.remove("age")
+        if width < 44:
+            names.remove("step")
+        return tuple(names)
+
+    def _row_cells(self, row: Row, columns: tuple[str, ...]) -> tuple[Text, ...]:
+        variables: Mapping[str, str] = self.console_app.theme_variables
+        mark = "▸" if row.id in self.folded else " "
+        mark = "■" if row.id in self.selected else mark
+        name = row.id if not row.depth else f"└ {row.id.removeprefix(f'{row.pipeline}-')}"
+        metric = f"{row.metric[0]} {number(row.metric[1])}" if row.metric else (f"at {row.at}" if row.at else "")
+        chosen = "bold" if row.id in self.selected else ""
+        step = f"{row.step}/{row.total_steps}" if row.total_steps else str(row.step or "")
+        cells = {
+            "run": Text(f"{mark} {cut(name, max(12, self.size.width // 2 - 6))}", style=chosen),
+            "stage": Text(str(row.stage or "")),
+            "model": Text(cut(model_label(row.model), 28)),
+            "state": state_text(row.phase, dict(variables)),
+            "step": Text(step, justify="right"),
+            "age": Text(age(row.age(now())), justify="right"),
+            "last": Text(one_line(row.trouble or metric)),
+        }
+        return tuple(cells[column] for column in columns)
+
+    @property
+    def row(self) -> Row | None:
+        """The run under the cursor."""
+        position = self.query_one(RunsTable).cursor_row
+        return self._shown[position] if 0 <= position < len(self._shown) else None
+
+    @property
+    def row_id(self) -> str | None:
+        """Its id."""
+        return self.row.id if self.row else None
+
+    @on(DataTable.RowHighlighted)
+    def _moved(self, event: DataTable.RowHighlighted) -> None:
+        self._show_about()
+
+    def _show_about(self) -> None:
+        row = self.row
+        lines: list[Text | str] = []
+        if row is not None:
+            lines.append(
+                Text("  ".join(filter(None, (row.id, str(row.stage or ""), model_label(row.model)))), style="dim")
+            )
+            if row.cause and row.phase != "finished":
+                lines.append(Text(f"cause: {row.cause}"))
+            if hint := advice_of_row(row):
+                lines.append(Text(hint, style="dim"))
+        self.query_one("#about", TextLines).show(lines)
+
+    def on_resize(self, event: events.Resize) -> None:
+        """Other columns for another width."""
+        self._arrange()
+        if self._read:
+            self._fill()
+
+    def _arrange(self) -> None:
+        self.set_class(self.size.height < 12, "-low")
+
+    # keys
+
+    @on(DataTable.RowSelected)
+    def _chosen(self, event: DataTable.RowSelected) -> None:
+        self.action_open()
+
+    def action_open(self) -> None:
+        """The monitor."""
+        if self.row and not self.row.trouble:
+            self.console_app.open_run(self.row.id)
+        elif self.row:
+            self.say(self.row.trouble or "", trouble=True)
+
+    def action_launch(self) -> None:
+        """The launch form."""
+        self.console_app.open_launch()
+
+    def action_run(self, what: str) -> None:
+        """Something done to the run under the cursor."""
+        if self.row is None:
+            self.say("there is no run under the cursor")
+        elif self.row.trouble:
+            self.say(self.row.trouble, trouble=True)
+        else:
+            getattr(self.actions, what)(self.row.id)
+
+    def action_select(self) -> None:
+        """Choose runs to compare; the cursor moves on."""
+        if self.row is None:
+            return
+        if self.row.id in self.selected:
+            del self.selected[self.row.id]
+        else:
+            self.selected[self.row.id] = None
+        self._fill()
+        self.query_one(RunsTable).action_cursor_down()
+
+    def action_compare(self) -> None:
+        """Two or more runs side by side."""
+        from .compare import CompareScreen
+
+        if len(self.selected) < 2:
+            self.say("select two runs or more with space, then compare them")
+            return
+        self.console_app.push_screen(CompareScreen(self.index.home, list(self.selected)))
+
+    def action_fold(self) -> None:
+        """A pipeline's children in or out of sight."""
+        pipeline = self.row.pipeline or self.row.id if self.row else None
+        if pipeline and any(row.pipeline == pipeline for row in self.index.rows):
+            self.folded ^= {pipeline}
+            self._fill()
+
+    def action_attach(self) -> None:
+        """Watch a directory of another trainer."""
+        question = "A directory with trainer_state.json, trainer_log.jsonl or TensorBoard events (it is only read):"
+
+        def answered(path: str | None) -> None:
+            if path and path.strip():
+                self.console_app.open_foreign(Path(path.strip()).expanduser())
+
+        self.console_app.push_screen(AskScreen(question, placeholder="~/outputs/my-run"), answered)
+
+    def action_filter(self) -> None:
+        """Type to narrow the list; escape clears it."""
+        line = self.query_one("#filter", Input)
+        line.add_class("-open")
+        line.focus()
+
+    @on(Input.Changed, "#filter")
+    def _filter_typed(self, event: Input.Changed) -> None:
+        self.filter_text = one_line(event.value)
+        self._fill()
+
+    @on(Input.Submitted, "#filter")
+    def _filter_done(self, event: Input.Submitted) -> None:
+        if not event.value:
+            self.query_one("#filter").remove_class("-open")
+        self.query_one(RunsTable).focus()
+
+    def action_back(self) -> None:
+        """Out of the filter, then out of the selection."""
+        if self.filter_text or self.query_one("#filter").has_class("-open"):
+            self.query_one("#filter", Input).value = ""
+            self.query_one("#filter").remove_class("-open")
+            self.query_one(RunsTable).focus()
+        elif self.selected:
+            self.selected.clear()
+            self._fill()

@@ -1,0 +1,141 @@
+"""What can be done to a run, from whichever screen: stop, save now, resume, delete, clone, samples, chat.
+
+Each is carried out in a thread; what comes of it is one notice. Nothing here waits for a run to obey.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from stackllama_engine.contract.errors import StackllamaError
+from stackllama_engine.contract.run_dir import Home, RunDir, State
+
+from ..sanitise import one_line
+from .screens.confirm import ConfirmScreen
+
+if TYPE_CHECKING:
+    from .screen import ConsoleScreen
+
+
+class RunActions:
+    """The actions of one screen on runs of one home."""
+
+    def __init__(self, screen: "ConsoleScreen", home: Home) -> None:
+        self.screen = screen
+        self.home = home
+
+    def stop(self, run_id: str) -> None:
+        """Ask, then request: the run saves and stops."""
+        question = f"Stop {run_id}?\n\nIt saves a checkpoint first; r resumes it later."
+
+        def work() -> str:
+            from stackllama_engine.launch.reconcile import stop
+
+            state = stop(self.home.run(run_id), wait=False)
+            return f"{run_id} has ended already: {state.phase}" if state.has_ended else f"{run_id} was asked to stop"
+
+        self._ask(question, "stop it", work)
+
+    def save(self, run_id: str) -> None:
+        """A checkpoint at the next step."""
+
+        def work() -> str:
+            from stackllama_engine.launch.reconcile import save
+
+            state = save(self.home.run(run_id))
+            ended = f"{run_id} has ended: there is nothing to save"
+            return ended if state.has_ended else f"{run_id} will save at its next step"
+
+        self._do(work)
+
+    def resume(self, run_id: str) -> None:
+        """A new attempt from the newest checkpoint."""
+
+        def work() -> str:
+            from stackllama_engine.launch.launcher import resume
+
+            resume(self.home, run_id)
+            return f"{run_id} goes on"
+
+        self._do(work)
+
+    def delete(self, run_id: str, then: Callable[[], None] | None = None) -> None:
+        """Ask, naming what else goes or depends on it; then delete."""
+        self.screen.run_worker(self._delete(run_id, then), group="delete", exclusive=True)
+
+    async def _delete(self, run_id: str, then: Callable[[], None] | None) -> None:
+        from stackllama_engine.launch.remove import remove, users_of
+
+        try:
+            users = await asyncio.to_thread(users_of, self.home, run_id)
+            size = await asyncio.to_thread(_size_text, self.home.run(run_id))
+        except StackllamaError as error:
+            self.screen.say(str(error), trouble=True)
+            return
+        question = f"Delete {run_id} for good?\n\n{size}"
+        children = [user for user in users if user.startswith(f"{run_id}-")]
+        others = [user for user in users if user not in children]
+        if children:
+            question += f"\nIts {len(children)} stages go with it."
+        if others:
+            question += f"\nMade from it, and without it no longer resumable: {', '.join(others[:4])}"
+
+        def work() -> str:
+            removed = remove(self.home, run_id)
+            return f"deleted: {run_id}" + (f" and {len(removed) - 1} stages" if len(removed) > 1 else "")
+
+        self._ask(question, "delete it", work, then)
+
+    def clone(self, run_id: str) -> None:
+        """Its recipe in the launch form."""
+        self.screen.console_app.open_launch(run_id)
+
+    def samples(self, run_id: str) -> None:
+        """The browser of its rollouts."""
+        from .screens.samples import SamplesScreen
+
+        self._open(run_id, SamplesScreen)
+
+    def chat(self, run_id: str) -> None:
+        """Talk to what it trained."""
+        from .screens.chat import ChatScreen
+
+        self._open(run_id, ChatScreen)
+
+    def _open(self, run_id: str, screen: Callable[[RunDir], Any]) -> None:
+        try:
+            self.screen.console_app.push_screen(screen(self.home.run(run_id)))
+        except StackllamaError as error:
+            self.screen.say(str(error), trouble=True)
+
+    def _ask(self, question: str, action: str, work: Callable[[], str], then: Callable[[], None] | None = None) -> None:
+        def answered(yes: bool | None) -> None:
+            if yes:
+                self._do(work, then)
+
+        self.screen.console_app.push_screen(ConfirmScreen(question, action), answered)
+
+    def _do(self, work: Callable[[], str], then: Callable[[], None] | None = None) -> None:
+        self.screen.run_worker(self._carry_out(work, then), group="actions")
+
+    async def _carry_out(self, work: Callable[[], str], then: Callable[[], None] | None) -> None:
+        try:
+            message = await asyncio.to_thread(work)
+        except (StackllamaError, OSError, TimeoutError) as error:
+            self.screen.say(str(error), trouble=True)
+        else:
+            self.screen.say(one_line(message))
+            if then:
+                then()
+
+
+def can_resume(state: State | None) -> bool:
+    """Whether a new attempt makes sense."""
+    return state is not None and state.has_ended and state.phase != "finished"
+
+
+def _size_text(run: RunDir) -> str:
+    from ..units import size
+
+    total = sum(path.stat().st_size for path in run.path.rglob("*") if path.is_file() and not path.is_symlink())
+    return f"{size(total)} on disk."

@@ -1,0 +1,320 @@
+"""The monitor: one run, live or over, read from its files alone; a pipeline through the child that is looked at."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import ClassVar
+
+from rich.text import Text
+from textual import events
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Grid, Horizontal, Vertical
+
+from stackllama_engine.contract.errors import StackllamaError
+from stackllama_engine.contract.run_dir import Home
+
+from ...feeds.chart_sets import MEMORY, ChartSet, charts_for
+from ...sanitise import one_line
+from ..run_actions import RunActions
+from ..screen import ConsoleScreen
+from ..watched import News, Watched, watch_directory, watch_run
+from ..widgets.chart import Chart, Curve
+from ..widgets.log_panel import LogPanel
+from ..widgets.panels import figure_lines, pipeline_line, sample_lines
+from ..widgets.status import figures_line, head_line, memory_text, now, outcome_lines, silence_text
+from ..widgets.text_lines import TextLines
+from .text import TextScreen
+
+_CHARTS = 4
+
+
+class MonitorScreen(ConsoleScreen):
+    """Charts, figures, log and samples of one run.
+
+    Args:
+        opening: finds the run's files, in a thread; raises StackllamaError when there are none.
+        title: what to call it until they are read.
+        home: where the run can be acted on; None for another trainer's directory.
+    """
+
+    WIDGETS_WITH_KEYS: ClassVar[tuple[str, ...]] = ("Chart", "LogView", "LogPanel")
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("x", "run('stop')", "stop", id="monitor.stop"),
+        Binding("w", "run('save')", "save now", id="monitor.save"),
+        Binding("r", "run('resume')", "resume", id="monitor.resume"),
+        Binding("e", "run('clone')", "edit a copy", id="monitor.clone"),
+        Binding("a", "run('samples')", "answers", id="monitor.samples"),
+        Binding("t", "run('chat')", "talk", id="monitor.chat"),
+        Binding("D", "run('delete')", "delete", id="monitor.delete", show=False),
+        Binding("left_square_bracket", "page(-1)", "charts before", id="monitor.page_back", show=False),
+        Binding("right_square_bracket", "page(1)", "more charts", id="monitor.page", key_display="]"),
+        Binding("comma", "child(-1)", "pipeline: stage before", id="monitor.child_back", show=False),
+        Binding("full_stop", "child(1)", "pipeline: next stage", id="monitor.child", show=False),
+        Binding("1", "panel(0)", "only chart 1", id="monitor.panel_1", show=False),
+        Binding("2", "panel(1)", "only chart 2", id="monitor.panel_2", show=False),
+        Binding("3", "panel(2)", "only chart 3", id="monitor.panel_3", show=False),
+        Binding("4", "panel(3)", "only chart 4", id="monitor.panel_4", show=False),
+        Binding("5", "panel(4)", "only the log", id="monitor.panel_5", show=False),
+        Binding("6", "panel(5)", "only the figures", id="monitor.panel_6", show=False),
+        Binding("d", "figures", "all figures as text", id="monitor.figures", show=False),
+        Binding("slash", "search", "search the log", id="monitor.search", key_display="/", show=False),
+    ]
+    DEFAULT_CSS = """
+    MonitorScreen {
+        #state { max-height: 14; padding: 0 1; }
+        #middle { height: 1fr; min-height: 3; }
+        #charts { grid-size: 2; grid-gutter: 0 1; height: 1fr; width: 1fr; padding: 0 1; }
+        #side { width: 40; display: none; padding: 0 1; border-left: solid $panel; }
+        #figures { height: auto; max-height: 60%; }
+        #sample { height: 1fr; margin-top: 1; }
+        #log { height: 6; }
+        &.-wide #side { display: block; }
+        &.-tall #log { height: 10; }
+        &.-low #log { display: none; }
+        &.-low #state { max-height: 4; }
+        &.-tiny #middle { display: none; }
+        &.-narrow #charts { grid-size: 1; }
+        #charts.-one { grid-size: 1; }
+        &.-only-log #middle { display: none; }
+        &.-only-log #log { height: 1fr; display: block; }
+        &.-only-figures #charts { display: none; }
+        &.-only-figures #side { display: block; width: 1fr; border: none; }
+        &.-only-figures #log { display: none; }
+    }
+    """
+
+    def __init__(self, opening: Callable[[], Watched], title: str, home: Home | None) -> None:
+        super().__init__()
+        self._opening = opening
+        self._watched: Watched | None = None
+        self._failed: str | None = None
+        self._title = one_line(title)
+        self.actions = RunActions(self, home) if home else None
+        self._sets: list[ChartSet] = []
+        self._shown_sets: list[ChartSet] = []
+        self._page = 0
+        self._only: int | None = None
+        self._series_of: object = None
+
+    @classmethod
+    def of_run(cls, home: Home, run_id: str) -> "MonitorScreen":
+        """The monitor of a run of ours."""
+        return cls(lambda: watch_run(home, run_id), run_id, home)
+
+    @classmethod
+    def of_directory(cls, path: Path) -> "MonitorScreen":
+        """The monitor of another trainer's directory, read-only."""
+        return cls(lambda: watch_directory(path), path.name or str(path), None)
+
+    def body(self) -> ComposeResult:
+        """Empty panels; they are filled with what a thread has read."""
+        yield TextLines(id="state")
+        with Horizontal(id="middle"):
+            with Grid(id="charts"):
+                for index in range(_CHARTS):
+                    yield Chart("", id=f"chart-{index}", ascii=self.console_app.options.ascii)
+            with Vertical(id="side"):
+                yield TextLines(id="figures")
+                yield TextLines(id="sample")
+        yield LogPanel(id="log")
+
+    def on_mount(self) -> None:
+        """Say that it is being read."""
+        super().on_mount()
+        self.set_heading(self._title)
+        self.query_one("#state", TextLines).show([Text("reading …", style="dim")])
+        self._arrange()
+
+    # reading, in a thread
+
+    def look(self) -> News | str | None:
+        """What is new; a sentence where it cannot be read at all."""
+        if self._failed:
+            return None
+        if self._watched is None:
+            try:
+                self._watched = self._opening()
+            except (StackllamaError, OSError) as error:
+                self._failed = one_line(str(error))
+                return self._failed
+        return self._watched.look()
+
+    # showing
+
+    def show(self, news: News | str) -> None:
+        """Only what changed is drawn."""
+        if isinstance(news, str):
+            self.query_one("#state", TextLines).show([Text(f"✗ {news}", style="bold")])
+            return
+        if news.run:
+            self._show_charts()
+            self._show_side()
+        self._show_state(news)
+        if news.log:
+            self.query_one(LogPanel).show(news.log)
+
+    @property
+    def watched(self) -> Watched:
+        """What is watched.
+
+        Raises:
+            RuntimeError: nothing has been read yet; keys check for that.
+        """
+        if self._watched is None:
+            raise RuntimeError("nothing is watched yet")
+        return self._watched
+
+    def _show_state(self, news: News) -> None:
+        watched, moment = self.watched, now()
+        feed, colours = watched.feed, self.console_app.theme_variables
+        trouble = getattr(watched.source, "trouble", None)
+        lines: list[Text] = []
+        if watched.pipeline:
+            lines.append(pipeline_line(watched.pipeline, colours))
+        lines.append(head_line(feed, colours, moment))
+        if (figures := figures_line(feed, feed.stage)).plain:
+            lines.append(figures)
+        machine = "  ".join(filter(None, (news.machine, memory_text(feed, watched.predicted))))
+        if machine:
+            lines.append(Text(machine))
+        notes = [*filter(None, (trouble, silence_text(feed, moment)))]
+        if feed.bad_lines:
+            notes.append(f"{feed.bad_lines} lines of its events could not be read")
+        if remarks := getattr(feed, "remarks", None):
+            notes.append(f"! {remarks[-1]}")
+        lines += [Text(one_line(note), style="italic") for note in notes]
+        lines += outcome_lines(watched.run, watched.state, colours)
+        self.query_one("#state", TextLines).show(lines)
+        self.set_heading(watched.source.title, str(watched.source.stage or "another trainer"), watched.note)
+
+    def _show_charts(self) -> None:
+        feed = self.watched.feed
+        self._sets = charts_for(feed.stage, feed.series, bool(feed.memory))
+        pages = max(1, -(-len(self._sets) // self._per_page))
+        self._page = min(self._page, pages - 1)
+        shown = self._sets[self._page * self._per_page :][: self._per_page]
+        changed = shown != self._shown_sets or self._series_of is not feed
+        self._shown_sets, self._series_of = shown, feed
+        for index in range(_CHARTS):
+            chart = self.query_one(f"#chart-{index}", Chart)
+            chart.display = index < max(1, len(shown)) and (self._only is None or self._only == index)
+            if changed and index < len(shown):
+                self._fill(chart, shown[index])
+            elif changed:
+                chart.title = "no metrics yet" if index == 0 else ""
+                chart.set_curves([])
+            else:
+                chart.update()
+        grid = self.query_one("#charts", Grid)
+        grid.set_class(self._only is not None or len(shown) <= 1, "-one")
+
+    def _fill(self, chart: Chart, chosen: ChartSet) -> None:
+        feed = self.watched.feed
+        chart.title, chart.unit = one_line(chosen.title), chosen.unit
+        if chosen.title == MEMORY:
+            curves = [Curve(name, series) for name, series in feed.memory.items()]
+            chart.set_curves(curves)
+            chart.set_reference("predicted", self.watched.predicted)
+        else:
+            chart.set_curves([Curve(label, feed.series[name]) for name, label in chosen.metrics])
+            chart.set_reference("", None)
+
+    def _show_side(self) -> None:
+        watched = self.watched
+        self.query_one("#figures", TextLines).show(figure_lines(watched.feed))
+        side = self.query_one("#sample", TextLines)
+        side.show(sample_lines(watched.newest_samples, max(20, side.size.width - 1), side.size.height))
+
+    # sizes
+
+    @property
+    def _per_page(self) -> int:
+        return 1 if self.has_class("-narrow") else 4 if self.size.width >= 100 and self.size.height >= 28 else 2
+
+    def on_resize(self, event: events.Resize) -> None:
+        """Another arrangement for another size."""
+        self._arrange()
+
+    def _arrange(self) -> None:
+        width, height = self.size
+        self.set_class(width >= 120, "-wide")
+        self.set_class(width < 56, "-narrow")
+        self.set_class(height >= 36, "-tall")
+        self.set_class(height < 18, "-low")
+        self.set_class(height < 10, "-tiny")
+        if self._watched is not None and self._series_of is not None:
+            self.call_after_refresh(self._show_charts)
+
+    # keys
+
+    def action_page(self, direction: int) -> None:
+        """The next charts; round and round."""
+        pages = max(1, -(-len(self._sets) // self._per_page))
+        self._page = (self._page + direction) % pages
+        if self._watched:
+            self._show_charts()
+            self.set_heading(self._title, f"charts {self._page + 1} of {pages}")
+
+    def action_child(self, direction: int) -> None:
+        """Another stage of a pipeline."""
+        pipeline = self._watched.pipeline if self._watched else None
+        if pipeline is None or not pipeline.children:
+            self.say("only a pipeline has stages to go through")
+            return
+        names = [child.name for child in pipeline.children]
+        current = pipeline.chosen or (pipeline.at_work.name if pipeline.at_work else names[-1])
+        position = names.index(current) if current in names else 0
+        pipeline.chosen = names[(position + direction) % len(names)]
+        self._page = 0
+
+    def action_panel(self, index: int) -> None:
+        """One panel alone; the same key again brings the others back."""
+        self._only = None if self._only == index else index
+        self.set_class(self._only == _CHARTS, "-only-log")
+        self.set_class(self._only == _CHARTS + 1, "-only-figures")
+        if self._only is not None and self._only >= _CHARTS:
+            self._only, kept = None, self._only
+            self._show_charts() if self._watched else None
+            self._only = kept
+        elif self._watched:
+            self._show_charts()
+        if index < _CHARTS:
+            self.query_one(f"#chart-{index}", Chart).focus()
+
+    def action_search(self) -> None:
+        """Search the log."""
+        self.query_one(LogPanel).ask()
+
+    def action_figures(self) -> None:
+        """Every chart and figure in words."""
+        if self._watched is None:
+            return
+        feed = self.watched.feed
+        parts: list[str] = []
+        for chosen in self._sets:
+            chart = Chart(chosen.title)
+            curves = (
+                [Curve(name, series) for name, series in feed.memory.items()]
+                if chosen.title == MEMORY
+                else [Curve(label, feed.series[name]) for name, label in chosen.metrics]
+            )
+            chart.unit = chosen.unit
+            chart.set_curves(curves)
+            parts.append(f"{chosen.title}\n{chart.summary()}")
+        lines = [line.plain for line in figure_lines(feed)]
+        self.console_app.push_screen(TextScreen(self._title, "\n\n".join([*parts, "\n".join(lines)])))
+
+    def action_run(self, what: str) -> None:
+        """Something done to the run shown; for a pipeline to the pipeline, but samples and chat are its stage's."""
+        if self.actions is None:
+            self.say("this directory belongs to another trainer: it is only read")
+            return
+        if self._watched is None or self._watched.run is None:
+            return
+        run = self._watched.shown_run if what in ("samples", "chat", "clone") else self._watched.run
+        if run is None:
+            self.say("no stage of it has begun yet")
+        elif what == "delete":
+            self.actions.delete(run.id, then=self.action_back)
+        else:
+            getattr(self.actions, what)(run.id)

@@ -1,0 +1,196 @@
+"""What the monitor watches: a run, a pipeline, or another trainer's directory, with its log, samples and machine.
+
+:meth:`Watched.look` runs in a thread; everything else only hands out what it found.
+"""
+
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+from msgspec import Struct
+
+from stackllama_engine.contract.errors import StackllamaError, UsageError
+from stackllama_engine.contract.recipe import MergeRecipe, PipelineRecipe
+from stackllama_engine.contract.recipe_io import load_recipe
+from stackllama_engine.contract.run_dir import Home, RunDir, State
+from stackllama_engine.contract.stages import Stage
+
+from ..feeds.foreign import open_foreign
+from ..feeds.logs import LogFeed
+from ..feeds.machine import Machine
+from ..feeds.pipeline_feed import PipelineFeed
+from ..feeds.protocol import Feed
+from ..feeds.run_feed import RunFeed
+from ..feeds.samples import SamplesFile
+
+_MACHINE_SECONDS = 2.0
+_SAMPLES = 3
+
+
+class News(Struct, frozen=True, kw_only=True):
+    """What a look found."""
+
+    run: bool
+    log: LogFeed | None = None
+    """The log, when it has new lines or is another one."""
+    machine: str = ""
+
+
+class Watched:
+    """One thing to look at, and what goes with it.
+
+    Args:
+        source: the feed; of a pipeline its own, which holds the feed of the child shown.
+        run: the run directory; None for another trainer's.
+        log: a log of another trainer, if there is one; ours are found by attempt.
+    """
+
+    def __init__(self, source: Any, run: RunDir | None, log: Path | None = None) -> None:
+        self.source = source
+        self.run = run
+        self.pipeline: PipelineFeed | None = source if isinstance(source, PipelineFeed) else None
+        self.newest_samples: list[dict[str, Any]] = []
+        self.predicted: float | None = None
+        self.note = ""
+        self._foreign_log = log
+        self._log: LogFeed | None = None
+        self._log_of: object = None
+        self._samples: SamplesFile | None = None
+        self._samples_of: object = None
+        self._predicted_of: object = None
+        self._machine = Machine()
+        self._machine_at = 0.0
+        self._machine_text = ""
+        self._looked = False
+
+    @property
+    def feed(self) -> Feed:
+        """What is drawn: of a pipeline the child shown."""
+        return (self.pipeline.shown or self.pipeline) if self.pipeline else self.source
+
+    @property
+    def shown_run(self) -> RunDir | None:
+        """The run that is drawn."""
+        if self.pipeline:
+            return self.pipeline.shown.run if self.pipeline.shown else None
+        return self.run
+
+    @property
+    def state(self) -> State | None:
+        """Of the run itself, not of a pipeline's child."""
+        return self.source.state if self.run else None
+
+    def look(self) -> News | None:
+        """Read what is new; None where nothing is."""
+        shown = self.feed
+        changed = self.source.poll() or not self._looked or shown is not self.feed
+        self._looked = True
+        self._predict()
+        log = self._read_log()
+        samples = self._read_samples()
+        machine = self._read_machine()
+        if not (changed or log or samples or machine):
+            return None
+        return News(run=changed or samples, log=log, machine=self._machine_text)
+
+    def _predict(self) -> None:
+        run = self.shown_run
+        if run is None or self._predicted_of == run.id:
+            return
+        self._predicted_of = run.id
+        self.predicted = predicted_peak(run)
+
+    def _read_log(self) -> LogFeed | None:
+        run = self.shown_run
+        key = run.id if run else self._foreign_log
+        if key is None:
+            return None
+        fresh = key != self._log_of
+        if fresh:
+            self._log_of = key
+            self._log = LogFeed(run if run else self._foreign_log)
+        assert self._log is not None
+        return self._log if self._log.poll() or fresh else None
+
+    def _read_samples(self) -> bool:
+        run = self.shown_run
+        if run is None:
+            return False
+        if self._samples_of != run.id:
+            self._samples_of = run.id
+            self._samples = SamplesFile(run.samples_file)
+        samples = self._samples
+        if samples is None or not samples.poll():
+            return False
+        rows = samples.read(range(len(samples) - 1, max(-1, len(samples) - 1 - _SAMPLES), -1))
+        self.newest_samples = [_sample(row) for row in rows]
+        return True
+
+    def _read_machine(self) -> bool:
+        """The machine's figures, while the run is alive on this machine."""
+        run, state = self.shown_run, getattr(self.feed, "state", None)
+        alive = run is not None and state is not None and not state.has_ended
+        if not alive or time.monotonic() - self._machine_at < _MACHINE_SECONDS:
+            gone = not alive and bool(self._machine_text)
+            if gone:
+                self._machine_text = ""
+            return gone
+        self._machine_at = time.monotonic()
+        before = self._machine_text
+        self._machine_text = self._machine_line(run) if run else ""
+        return before != self._machine_text
+
+    def _machine_line(self, run: RunDir) -> str:
+        try:
+            host = run.read_launch().host
+        except UsageError:
+            host = socket.gethostname()
+        if host != socket.gethostname():
+            self.note = f"runs on {host}: its GPUs and CPU are not seen from here"
+            return ""
+        return self._machine.line(run.path)
+
+
+def watch_run(home: Home, run_id: str) -> Watched:
+    """A run of ours.
+
+    Raises:
+        UsageError: no such run, or it cannot be read.
+    """
+    run = home.run(run_id)
+    pipeline = run.read_state().stage is Stage.PIPELINE
+    return Watched(PipelineFeed(run) if pipeline else RunFeed(run), run)
+
+
+def watch_directory(path: Path) -> Watched:
+    """Another trainer's directory.
+
+    Raises:
+        UsageError: nothing in it that can be watched.
+    """
+    feed = open_foreign(path)
+    watched = Watched(feed, None, getattr(feed, "log_file", None))
+    watched.note = "read-only: another trainer's directory"
+    return watched
+
+
+def predicted_peak(run: RunDir) -> float | None:
+    """What the budget expected of the run's recipe: allocated on a GPU, resident on a CPU; None where it cannot say."""
+    from stackllama_engine.budget.architecture import read_architecture
+    from stackllama_engine.budget.estimate import estimate
+    from stackllama_engine.launch.gpus import visible_gpus
+
+    try:
+        recipe = load_recipe(run.read_state().stage, run.recipe_file)
+        if isinstance(recipe, MergeRecipe | PipelineRecipe):
+            return None
+        on_gpu = bool(visible_gpus()) and not recipe.use_cpu
+        found = estimate(recipe, read_architecture(Path(recipe.model_name_or_path)), on_gpu=on_gpu)
+    except (StackllamaError, OSError):  # a hub model, or files that have gone: no line is drawn
+        return None
+    return float(found.allocated if on_gpu else found.device[1])
+
+
+def _sample(row: Any) -> dict[str, Any]:
+    return {"step": row.step, "question": row.question, "response": row.response, "reward": row.reward, "kl": row.kl}

@@ -1,0 +1,71 @@
+"""The smaller panels of the monitor, as lines of text."""
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.text import Text
+
+from stackllama_engine.launch.children import CHILDREN
+
+from ...feeds.chart_sets import figures_for
+from ...feeds.pipeline_feed import PipelineFeed
+from ...feeds.protocol import Feed
+from ...sanitise import one_line, sanitise
+from ...units import cut, number
+from ..look import state_text
+
+_LABEL = 17
+_TEXT_LINES = 6
+
+
+def figure_lines(feed: Feed) -> list[Text]:
+    """Every metric's first and newest value, the stage's own first."""
+    history = feed.history
+    names = figures_for(feed.stage, history.last)
+    if not names:
+        return []
+    lines = [Text(f"{'':{_LABEL}} {'first':>9} {'now':>9}", style="dim")]
+    for name, label in names:
+        first, last = history.first.get(name), history.last[name]
+        line = Text(f"{cut(one_line(label), _LABEL):{_LABEL}} ")
+        line.append(f"{number(first):>9} ", style="dim")
+        line.append(f"{number(last):>9}", style="bold" if last is not None else "bold reverse")
+        lines.append(line)
+    return lines
+
+
+def sample_lines(rows: Sequence[Mapping[str, Any]], width: int, height: int) -> list[Text]:
+    """The newest answers, as many as fit."""
+    lines: list[Text] = []
+    for row in rows:
+        if lines:
+            lines.append(Text(""))
+        values = [f"step {row.get('step', '?')}"]
+        values += [f"{label} {number(row[key])}" for key, label in (("reward", "reward"), ("kl", "KL")) if key in row]
+        lines.append(Text(cut("  ".join(values), width), style="bold"))
+        for text, style in ((str(row.get("question", "")), "dim"), (str(row.get("response", "")), "")):
+            wrapped = textwrap.wrap(one_line(text), width)[:_TEXT_LINES] or ["(nothing)"]
+            lines += [Text(sanitise(line), style=style) for line in wrapped]
+    return lines[: max(0, height)]
+
+
+def pipeline_line(pipeline: PipelineFeed, variables: Mapping[str, str]) -> Text:
+    """One mark for each stage: what is done, at work, to come; the one that is looked at is underlined."""
+    text = Text()
+    begun = {child.name: child for child in pipeline.children}
+    shown = pipeline.shown.run.id if pipeline.shown else ""
+    for child in CHILDREN:
+        if text:
+            text.append(" → ", style="dim")
+        known = begun.get(child.suffix)
+        name = child.suffix.replace("-merged", " merge")
+        if known is None:
+            text.append(f"· {name}", style="dim")
+            continue
+        mark = state_text(known.state.phase, dict(variables))
+        part = Text(f"{mark.plain[0]} {name}", style=mark.style)
+        if known.run.id == shown:
+            part.stylize("bold underline")
+        text.append_text(part)
+    return text

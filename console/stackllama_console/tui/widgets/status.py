@@ -1,0 +1,167 @@
+"""The lines at the top of the monitor: state, progress, time left, figures of the moment, the machine, the end."""
+
+import time
+from collections.abc import Mapping
+
+from rich.text import Text
+
+from stackllama_engine.contract.run_dir import RunDir, State
+from stackllama_engine.contract.stages import Stage
+
+from ...feeds.eta import Eta
+from ...feeds.protocol import Feed
+from ...feeds.runs_index import Row
+from ...pipelines import newest
+from ...sanitise import log_line, one_line
+from ...units import duration, number, size
+from ..look import rich_colour, state_text
+
+_SHORT: dict[Stage | None, tuple[tuple[str, str], ...]] = {
+    Stage.SFT: (("loss", "loss"), ("eval_loss", "held-out"), ("learning_rate", "lr"), ("tokens_per_second", "tokens/s")),
+    Stage.REWARD: (
+        ("loss", "loss"), ("accuracy", "accuracy"), ("eval_accuracy", "held-out"), ("margin", "margin"),
+        ("learning_rate", "lr"), ("tokens_per_second", "tokens/s"),
+    ),
+    Stage.PPO: (
+        ("objective/scores", "reward"), ("objective/kl", "KL"), ("loss/policy_avg", "policy loss"),
+        ("loss/value_avg", "value loss"), ("learning_rate", "lr"), ("tokens_per_second", "tokens/s"),
+    ),
+    Stage.MERGE: (("difference", "error"),),
+    None: (("loss", "loss"), ("eval_loss", "held-out"), ("reward", "reward"), ("kl", "KL"), ("learning_rate", "lr")),
+}  # fmt: skip
+_BAR = 16
+_SILENT_SECONDS = 120.0
+
+
+def head_line(feed: Feed, variables: Mapping[str, str], now: float) -> Text:
+    """State, phase, step, progress bar, pace and time left. The run's own clock: nothing ticks without news."""
+    colours = dict(variables)
+    text = state_text(feed.phase, colours)
+    history = feed.history
+    state: State | None = getattr(feed, "state", None)
+    if history.phase and not (state and state.has_ended):
+        text.append(f"  {history.phase}", style="bold")
+    total = history.total_steps
+    if total:
+        done = min(1.0, history.step / total)
+        filled = round(done * _BAR)
+        text.append(f"  step {history.step:,}/{total:,}  ")
+        text.append("█" * filled, style=rich_colour(colours, "primary"))
+        text.append("░" * (_BAR - filled), style="dim")
+        text.append(f" {done:.0%}")
+    elif history.step:
+        text.append(f"  step {history.step:,}")
+    if eta := feed.eta(now):
+        text.append(f"  {eta_text(eta)}")
+    elif state and state.ended and (state.started or state.created):
+        text.append(f"  took {duration(state.ended - (state.started or state.created))}")
+    if state and state.attempt > 1:
+        text.append(f"  attempt {state.attempt}", style="dim")
+    return text
+
+
+def eta_text(eta: Eta) -> str:
+    """``9 m left (8–12 m)  1.2 s/step``."""
+    pace = f"{eta.pace:.2g} s/step" if eta.pace >= 1 or eta.pace <= 0 else f"{1 / eta.pace:.3g} steps/s"
+    return f"{duration(eta.likely)} left ({duration(eta.low)} – {duration(eta.high)})  {pace}"
+
+
+def figures_line(feed: Feed, stage: Stage | None) -> Text:
+    """The newest values that matter, in one line; a NaN stands out."""
+    text = Text()
+    last = feed.history.last
+    for name, label in _SHORT.get(stage, _SHORT[None]):
+        if name in last:
+            text.append(f"{label} ", style="dim")
+            value = last[name]
+            text.append(f"{number(value)}  ", style="bold" if value is not None else "bold reverse")
+    return text
+
+
+def memory_text(feed: Feed, predicted: float | None) -> str:
+    """Peaks the engine measured, beside what was predicted."""
+    names = (("allocated", "allocated"), ("reserved", "reserved"), ("device", "device"), ("rss", "RSS"))
+    peaks = [f"{label} {size(value)}" for name, label in names if (value := feed.history.memory.get(name)) is not None]
+    if not peaks:
+        return ""
+    return f"peak {', '.join(peaks)}" + (f"; predicted {size(predicted)}" if predicted else "")
+
+
+def silence_text(feed: Feed, now: float) -> str:
+    """A run that is at work and has said nothing for minutes; in whole minutes, so that it seldom changes."""
+    updated = feed.history.updated
+    if feed.phase not in ("running", "stalled", "stopping") or not updated or now - updated < _SILENT_SECONDS:
+        return ""
+    return f"no news for {int((now - updated) // 60)} m"
+
+
+def outcome_lines(run: RunDir | None, state: State | None, variables: Mapping[str, str]) -> list[Text]:
+    """What became of a run that ended otherwise than well: cause, code or signal, last lines, what to try."""
+    if run is None or state is None or not state.has_ended or state.phase == "finished":
+        return []
+    lines: list[Text] = []
+    if state.cause:
+        cause = Text("cause  ", style=rich_colour(dict(variables), "error") if state.phase != "stopped" else "")
+        cause.append(one_line(state.cause), style="bold")
+        lines.append(cause)
+    if state.exit_code is not None:
+        lines.append(Text(f"ended  {exit_text(state.exit_code)}"))
+    if state.phase in ("failed", "lost"):
+        lines += [Text(f"  │ {log_line(line)}", style="dim") for line in state.last_lines[-6:]]
+    lines.append(Text(f"try    {advice(run, state)}"))
+    return lines
+
+
+def exit_text(code: int) -> str:
+    """An exit code in words."""
+    import signal
+
+    if code > 128:
+        try:
+            return f"signal {signal.Signals(code - 128).name} (exit code {code})"
+        except ValueError:
+            return f"signal {code - 128} (exit code {code})"
+    meaning = {1: "failed", 2: "wrong recipe or input", 3: "refused before it began", 75: "stopped after saving"}
+    return f"exit code {code}" + (f", {meaning[code]}" if code in meaning else "")
+
+
+def advice(run: RunDir, state: State) -> str:
+    """What to press next, by what went wrong."""
+    cause = (state.cause or "").lower()
+    if state.exit_code == 2:
+        return "e: mend the recipe in the form and launch again"
+    if "memory" in cause or "outofmemory" in cause.replace(" ", ""):
+        return "e: smaller batch, shorter sequences or 4 bits in the form; its budget shows what would fit"
+    if "nan" in cause or "infinity" in cause or "became" in cause:
+        return "e: lower learning_rate, or bf16 instead of fp16; r resumes from the last checkpoint"
+    if "no space" in cause or "disk" in cause:
+        return "free some disk, then r to resume from the last checkpoint"
+    if state.phase == "stopped":
+        return "r: resume from the last checkpoint"
+    if state.stage is Stage.PIPELINE:
+        child = newest(run, state)
+        where = f" (its stage {child.id.removeprefix(run.id + '-')} says more: , and .)" if child else ""
+        return f"r: resume with the stage that failed{where}"
+    return "the log below says more (/ searches it); r resumes from the last checkpoint; e changes the recipe"
+
+
+def advice_of_row(row: Row) -> str:
+    """The keys that make sense for a run of the list."""
+    if row.trouble:
+        return ""
+    match row.phase:
+        case "finished":
+            return {
+                Stage.PPO: "enter looks, a reads its answers, t talks to it, e launches a changed copy",
+                Stage.SFT: "enter looks, t talks to it, e launches a changed copy",
+                Stage.PIPELINE: "enter looks at its stages, z folds them away",
+            }.get(row.stage or Stage.MERGE, "enter looks, e launches a changed copy")
+        case "stopped" | "failed" | "lost":
+            return "enter says more, r resumes from the last checkpoint, e launches a changed copy"
+        case _:
+            return "enter looks, x stops it after saving, w saves now"
+
+
+def now() -> float:
+    """Unix seconds; one place, so that tests and screenshots can hold it still."""
+    return time.time()

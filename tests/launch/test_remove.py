@@ -1,0 +1,64 @@
+"""Deleting runs: what has ended goes whole; what is alive stays whole."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from stackllama_engine.contract.errors import RefusedError, UsageError
+from stackllama_engine.contract.run_dir import Home, Launch, RunDir, State
+from stackllama_engine.contract.stages import Stage
+from stackllama_engine.launch.remove import remove, users_of
+
+
+def _run(home: Home, name: str, stage: Stage, phase: str = "finished", parents: tuple[str, ...] = ()) -> RunDir:
+    run = home.create(stage, "# nothing\n", name)
+    run.write_state(State(stage=stage, phase=phase, created=1.0))  # type: ignore[arg-type]
+    run.write_launch(Launch(argv=[], cwd="/", host="h", created=1.0, parents=list(parents)))
+    return run
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    return Home(tmp_path / "home")
+
+
+def test_an_ended_run_goes_and_its_name_is_free(home: Home) -> None:
+    run = _run(home, "old", Stage.SFT)
+    (run.path / "adapter").mkdir()
+    (run.path / "adapter" / "weights").write_bytes(b"x" * 100)
+    assert remove(home, "old") == ["old"]
+    assert list(home.runs_dir.iterdir()) == []
+    assert home.create(Stage.SFT, "# again\n", "old").id == "old"
+
+
+def test_a_pipeline_takes_its_own_stages_and_no_others(home: Home) -> None:
+    _run(home, "p", Stage.PIPELINE)
+    _run(home, "p-sft", Stage.SFT, parents=("p",))
+    _run(home, "p-reward", Stage.REWARD, parents=("elsewhere",))  # somebody else's, with a name that fits
+    assert sorted(remove(home, "p")) == ["p", "p-sft"]
+    assert [run.id for run in home.runs()] == ["p-reward"]
+
+
+def test_a_living_child_keeps_the_whole_pipeline(home: Home) -> None:
+    _run(home, "p", Stage.PIPELINE)
+    child = _run(home, "p-sft", Stage.SFT, phase="running", parents=("p",))
+    lock = child.acquire_lock()
+    try:
+        with pytest.raises(RefusedError, match=r"p-sft.*alive"):
+            remove(home, "p")
+    finally:
+        os.close(lock)
+    assert {run.id for run in home.runs()} == {"p", "p-sft"}
+
+
+def test_what_depends_on_a_run_is_named(home: Home) -> None:
+    _run(home, "base", Stage.MERGE)
+    _run(home, "rm", Stage.REWARD, parents=("base",))
+    assert users_of(home, "base") == ["rm"]
+    assert users_of(home, "rm") == []
+
+
+def test_an_unknown_run_is_said(home: Home) -> None:
+    with pytest.raises(UsageError, match="No run `nothing`"):
+        remove(home, "nothing")
