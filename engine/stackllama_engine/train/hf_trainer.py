@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,6 +83,7 @@ class RunCallback(TrainerCallback):
         self._reporter = reporter
         self._requests = requests
         self._keep = keep
+        self._counted: tuple[float, float] | None = None  # monotonic seconds, tokens, at the newest log
 
     def on_step_end(
         self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: Any
@@ -111,9 +113,20 @@ class RunCallback(TrainerCallback):
                     f"`{name}` became {metrics[name]} at step {state.global_step}. Lower `learning_rate`, or use "
                     "`bf16: true` instead of `fp16`; the checkpoints before this step are untouched."
                 )
+        metrics |= self._throughput(metrics)
         if "train_runtime" not in logs:
             self._reporter.metrics(state.global_step, metrics)
             self._reporter.memory()
+
+    def _throughput(self, metrics: dict[str, Any]) -> dict[str, float]:
+        """``tokens_per_second`` since the log before; an evaluation in between is not counted."""
+        now, before = time.monotonic(), self._counted
+        tokens = metrics.get("num_tokens")
+        if tokens is None:  # an evaluation: training goes on from here
+            self._counted = (now, before[1]) if before else None
+            return {}
+        self._counted = (now, tokens)
+        return {"tokens_per_second": (tokens - before[1]) / (now - before[0])} if before and now > before[0] else {}
 
     def on_save(
         self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: Any
