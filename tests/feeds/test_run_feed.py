@@ -95,7 +95,8 @@ def test_a_published_history_is_not_touched_again(make_run: Make, add: Add) -> N
     before, series = feed.history, feed.series
     add(run, metrics(2, loss=2.0, other=3.0), ("health", {"data": {"message": "two"}}))
     feed.poll()
-    assert (before.last, before.health, list(series)) == ({"loss": 1.0}, ["one"], ["loss"])
+    assert (before.first, before.last, before.health) == ({"loss": 1.0}, {"loss": 1.0}, ["one"])
+    assert list(series) == ["loss"]
     assert (feed.history.last, feed.remarks) == ({"loss": 2.0, "other": 3.0}, ["one", "two"])
 
 
@@ -188,6 +189,20 @@ def test_a_resumed_attempt_does_its_steps_again(make_run: Make, add: Add) -> Non
     eta = feed.eta(T0 + 1012)
     assert eta is not None
     assert (eta.pace, eta.likely) == (2, 8), "4 steps at the 2 s of this attempt, whatever the first one took"
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_the_time_between_two_attempts_is_no_step(make_run: Make, add: Add, at_once: bool) -> None:
+    run = make_run(attempt=2)
+    add(run, progress(4, T0 + 4), progress(5, T0 + 5))
+    feed = RunFeed(run)
+    if not at_once:
+        feed.poll()
+    add(run, progress(6, T0 + 1000), progress(7, T0 + 1003), attempt=2)  # stopped at a checkpoint: nothing twice
+    feed.poll()
+    eta = feed.eta(T0 + 1003)
+    assert eta is not None
+    assert (eta.pace, eta.low, eta.likely, eta.high) == (3.0, 4.5, 9.0, 18.0), "one interval, not three"
 
 
 def test_no_time_left_is_told_of_a_run_that_is_not_at_work(make_run: Make, add: Add) -> None:

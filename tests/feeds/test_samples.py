@@ -207,6 +207,17 @@ def test_a_rewritten_file_is_indexed_anew(path: Path, tmp_path: Path) -> None:
     assert list(samples.order("step", descending=True)) == [1, 0]
 
 
+def test_a_row_is_never_read_out_of_another_file(path: Path, tmp_path: Path) -> None:
+    append(path, row(1, "old"), row(2, "old"))
+    samples = polled(path)
+    append(tmp_path / "other", row(1, "new"), row(2, "new"))
+    (tmp_path / "other").replace(path)
+    assert samples.read([0, 1]) == [], "the steps are the same, the file is not"
+    samples.poll()
+    path.write_bytes(row(3, "odd") + row(2, "new"))
+    assert [sample.row for sample in samples.read([0, 1])] == [1], "the file is the same, the step is not"
+
+
 def test_a_truncated_and_a_deleted_file(path: Path) -> None:
     append(path, row(1), row(2), b"bad\n")
     samples = polled(path)
