@@ -40,7 +40,7 @@ class FormApp(App[None]):
     def __init__(self, form: Form, ascii_only: bool = False) -> None:
         super().__init__()
         self.form = form
-        self.widget = RecipeForm(form, ascii_only=ascii_only)
+        self.widget = RecipeForm(form, ascii=ascii_only)
         self.changes: list[dict[str, str]] = []
         self.highlights: list[str] = []
         self.escaped = 0

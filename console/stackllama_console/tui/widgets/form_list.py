@@ -16,7 +16,7 @@ class FormList(ScrollView, can_focus=True, inherit_bindings=False):
     """Draws rows and keeps the cursor on a field. It changes nothing of the form.
 
     Args:
-        ascii_only: draw with ASCII alone.
+        ascii: draw with ASCII alone.
         id: the widget's id.
     """
 
@@ -50,9 +50,9 @@ class FormList(ScrollView, can_focus=True, inherit_bindings=False):
     class Chosen(Message):
         """The row under the cursor was clicked."""
 
-    def __init__(self, *, ascii_only: bool = False, id: str | None = None) -> None:
+    def __init__(self, *, ascii: bool = False, id: str | None = None) -> None:
         super().__init__(id=id)
-        self.glyphs = ASCII if ascii_only else Glyphs()
+        self.glyphs = ASCII if ascii else Glyphs()
         self.rows: list[Row] = []
         self.cursor = -1
         """Index of the field row that the cursor stands on; -1 without fields."""

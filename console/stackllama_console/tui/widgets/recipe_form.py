@@ -47,7 +47,7 @@ class RecipeForm(Container):
 
     Args:
         form: what is filled in; may come later with :meth:`show`.
-        ascii_only: draw with ASCII alone.
+        ascii: draw with ASCII alone.
         id: the widget's id.
     """
 
@@ -95,10 +95,10 @@ class RecipeForm(Container):
             self.key = key
             super().__init__()
 
-    def __init__(self, form: Form | None = None, *, ascii_only: bool = False, id: str | None = None) -> None:
+    def __init__(self, form: Form | None = None, *, ascii: bool = False, id: str | None = None) -> None:
         super().__init__(id=id)
         self.form = form
-        self._list = FormList(ascii_only=ascii_only, id="form-rows")
+        self._list = FormList(ascii=ascii, id="form-rows")
         self._help = Static("", id="form-help", markup=False)
         self._input = ValueInput("form-input")
         self._editing: FormField | None = None

@@ -1,0 +1,130 @@
+"""The bar of a memory budget and the brackets under it, all on one scale. Pure: bytes in, styled pieces out.
+
+A component is told by its letter and its pattern; its colour is only a help.
+"""
+
+from collections.abc import Callable
+
+from msgspec import Struct
+from rich.cells import cell_len
+from rich.style import Style
+
+from ...feeds.budget_view import BudgetView, Memory, gib, gib_range
+from ...sanitise import one_line
+from .cells import Piece, cut
+
+COLOURS = 6
+_LEAST_NAME = 6
+_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+StyleOf = Callable[[str], Style]
+
+
+class Glyphs(Struct, frozen=True):
+    """What budgets are drawn with. ``patterns`` empty: a component is its letter, repeated."""
+
+    patterns: str = "█▓▒░"
+    overhead: str = "╌"
+    free: str = "·"
+    taken: str = "×"
+    capacity: str = "┃"
+    bracket: str = "├─┤"
+    point: str = "┼"
+    beyond: str = "→"
+    minus: str = "−"
+    verdicts: str = "✓!✗?"
+    """yes, tight, no, unknown."""
+
+
+ASCII = Glyphs("", "-", ".", "x", "|", "[-]", "+", ">", "-", "v!x?")
+
+
+def letter(index: int) -> str:
+    """What a component is called in the bar."""
+    return _LETTERS[index % len(_LETTERS)]
+
+
+def pattern(index: int, glyphs: Glyphs) -> str:
+    """What a component is drawn with."""
+    return glyphs.patterns[index % len(glyphs.patterns)] if glyphs.patterns else letter(index)
+
+
+def scale_of(view: BudgetView) -> int:
+    """Bytes at the right end: what there is or what is needed, whichever is more."""
+    rules = 0 if view.device[1] else max((rule.high for rule in view.rules), default=0)
+    return max(1, view.device[1], rules, *(memory.total for memory in view.memories))
+
+
+def bar(view: BudgetView, memory: Memory | None, width: int, style: StyleOf, glyphs: Glyphs) -> list[Piece]:
+    """The components against one device's memory, in exactly ``width`` cells."""
+    scale = scale_of(view)
+
+    def column(count: int) -> int:
+        return min(width, round(count * width / scale))
+
+    dim = style("dim")
+    total = memory.total if memory else 0
+    cells: list[Piece] = [(glyphs.free, dim)] * column(total) + [(" ", dim)] * (width - column(total))
+    if memory:
+        for place in range(column(memory.free), column(total)):
+            cells[place] = (glyphs.taken, dim)
+    start, counted = 0, 0
+    for index, part in enumerate(view.parts):
+        counted += part.bytes
+        end = max(column(counted), 1 if counted == view.allocated and counted else 0)
+        cells[start:end] = _part_cells(index, end - start, style, glyphs)
+        start = max(start, end)
+    for place in range(start, column(view.device[1])):
+        cells[place] = (glyphs.overhead, style("mark"))
+    if memory:
+        cells[max(0, column(total) - 1)] = (glyphs.capacity, style("capacity"))
+    return cells[:width]
+
+
+def _part_cells(index: int, count: int, style: StyleOf, glyphs: Glyphs) -> list[Piece]:
+    look = style(f"part-{index % COLOURS + 1}")
+    cells = [(pattern(index, glyphs), look)] * max(0, count)
+    if count > 1:
+        cells[0] = (letter(index), look + Style(reverse=bool(glyphs.patterns), bold=True))
+    return cells
+
+
+def bracket(interval: tuple[int, int], name: str, scale: int, width: int, look: Style, glyphs: Glyphs) -> list[Piece]:
+    """An interval on the bar's scale, with its name and figures on the side that has room for them."""
+    figures = gib_range(interval)
+    low, high = (round(end * width / scale) for end in interval)
+    if low >= width:
+        text = _named(name, f"{figures} {glyphs.beyond}", width)
+        return [(" " * (width - cell_len(text)), look), (text, look)]
+    start, end = min(low, width - 1), max(low, min(high, width) - 1)
+    size = end - start + 1
+    drawn = glyphs.point if size == 1 else glyphs.bracket[0] + glyphs.bracket[1] * (size - 2) + glyphs.bracket[2]
+    after, before = width - end - 2, start - 1
+    if max(after, before) < len(figures) + _LEAST_NAME:
+        return [(_named(name, figures, width), look)]
+    if cell_len(f"{name} {figures}") <= after or after >= before:
+        return [(" " * start, look), (drawn + " ", look), (_named(name, figures, after), look)]
+    text = _named(name, figures, before)
+    return [(" " * (before - cell_len(text)), look), (f"{text} ", look), (drawn, look)]
+
+
+def _named(name: str, figures: str, width: int) -> str:
+    """Name and figures; where there is no room for both, the name is cut."""
+    return cut(f"{cut(name, max(1, width - len(figures) - 1))} {figures}", width)
+
+
+def memory_label(memories: tuple[Memory, ...], width: int) -> str:
+    """One kind of device: how many, its name, what it has and how much of it is free."""
+    least = min(memories, key=lambda one: one.free)
+    figures = f"{gib(least.total)}, {gib(least.free)} free"
+    count = f"{len(memories)} × " if len(memories) > 1 else ""
+    name = f"{count}{one_line(least.name)}"
+    return f"{cut(name, max(0, width - len(figures) - 2))}  {figures}"
+
+
+def groups(memories: tuple[Memory, ...]) -> list[tuple[Memory, ...]]:
+    """Devices of the same name and size together."""
+    found: dict[tuple[str, int], list[Memory]] = {}
+    for memory in memories:
+        found.setdefault((memory.name, memory.total), []).append(memory)
+    return [tuple(group) for group in found.values()]

@@ -1,0 +1,213 @@
+"""A memory budget laid out for a width and a height: what matters most stays when there is little room.
+
+Blocks have variants, from the smallest to the fullest. All start small; :data:`_GROWTH` says which grows next.
+"""
+
+from rich.cells import cell_len
+from rich.style import Style
+from textual.strip import Strip
+
+from ...feeds.budget_view import BudgetView, Offer, billions, gib, gib_range
+from ...sanitise import one_line
+from .budget_bar import (
+    COLOURS,
+    Glyphs,
+    StyleOf,
+    bar,
+    bracket,
+    groups,
+    letter,
+    memory_label,
+    pattern,
+    scale_of,
+)
+from .cells import Piece, cut, fit, strip_of, wrap
+
+Line = list[Piece]
+Block = list[Line]
+
+_VERDICTS = {"yes": "fits", "tight": "tight", "no": "does not fit", "unknown": "unknown"}
+_ORDER = ("head", "verdict", "trouble", "devices", "marks", "legend", "totals", "offers")
+_GROWTH = (
+    ("head", 1), ("verdict", 1), ("devices", 1), ("marks", 1), ("marks", 2), ("offers", 1), ("devices", 2),
+    ("offers", 2), ("legend", 1), ("verdict", 2), ("trouble", 1), ("totals", 1), ("legend", 2), ("offers", 3),
+    ("devices", 3), ("marks", 3), ("trouble", 2), ("offers", 4), ("totals", 2),
+)  # fmt: skip
+_LONGEST_TITLE = 44
+OFFERS = 9
+"""As many as have a key."""
+
+
+def budget_lines(view: BudgetView, width: int, height: int, style: StyleOf, glyphs: Glyphs) -> list[Strip]:
+    """The lines of a budget, at most ``height`` of exactly ``width`` cells.
+
+    Args:
+        view: what is shown; its texts are sanitised.
+        width: cells.
+        height: lines.
+        style: the style of a part by its name.
+        glyphs: what bars are drawn with.
+    """
+    blocks = {
+        "head": _head(view, width, style),
+        "verdict": _verdict(view, width, style, glyphs),
+        "trouble": _trouble(view, width, style),
+        "devices": _devices(view, width, style, glyphs),
+        "marks": _marks(view, width, style, glyphs),
+        "legend": _legend(view, width, style, glyphs),
+        "totals": _totals(view, width, style),
+        "offers": _offers(view, width, style, glyphs),
+    }
+    chosen: dict[str, Block] = {name: [] for name in _ORDER}
+    for name, size in _GROWTH:
+        variants = blocks[name]
+        if not variants:
+            continue
+        grown = variants[min(size, len(variants)) - 1]
+        used = sum(len(block) for other, block in chosen.items() if other != name)
+        if used + len(grown) <= height and len(grown) > len(chosen[name]):
+            chosen[name] = grown
+    shown = [chosen[name] for name in _ORDER if chosen[name]]
+    gaps = height - sum(map(len, shown)) >= len(shown) - 1
+    lines: Block = []
+    for index, block in enumerate(shown):
+        if gaps and index > 1:  # the head and the verdict belong together
+            lines.append([])
+        lines += block
+    return [strip_of(line, width, style("text")) for line in lines]
+
+
+def _head(view: BudgetView, width: int, style: StyleOf) -> list[Block]:
+    size = ""
+    if view.parameters:
+        size = f"{'≈ ' if view.guessed else ''}{billions(view.parameters)} parameters"
+        size += ", from its name" if view.guessed else ""
+    name = one_line(view.model) or "no model"
+    room = width - len(size) - 2
+    if size and room >= 6:
+        return [[[(cut(name, room, keep_end="/" in name) + "  ", style("title")), (size, style("dim"))]]]
+    return [[[(cut(name, width, keep_end="/" in name), style("title"))]]]
+
+
+def _verdict(view: BudgetView, width: int, style: StyleOf, glyphs: Glyphs) -> list[Block]:
+    word = f"{glyphs.verdicts[list(_VERDICTS).index(view.verdict)]} {_VERDICTS[view.verdict]}"
+    look = style(view.verdict)
+    reason = one_line(view.reason)
+    short: Line = [(cut(word, width) + "  ", look), (cut(reason, max(0, width - len(word) - 2)), style("text"))]
+    first, *rest = wrap(f"{word.replace(' ', chr(0xA0))}  {reason}", width, 4) or [""]
+    long: Block = [[(word + "  ", look), (first[len(word) :].strip(), style("text"))]]
+    long += [[(line, style("text"))] for line in rest]
+    return [[short], long]
+
+
+def _trouble(view: BudgetView, width: int, style: StyleOf) -> list[Block]:
+    texts = [one_line(text) for text in (view.note, view.trouble) if text]
+    if not texts:
+        return []
+    return [
+        [[(cut(text, width), style("dim"))] for text in texts],
+        [[(line, style("dim"))] for text in texts for line in wrap(text, width, 3)],
+    ]
+
+
+def _devices(view: BudgetView, width: int, style: StyleOf, glyphs: Glyphs) -> list[Block]:
+    if not view.memories:
+        return [[bar(view, None, width, style, glyphs)]] if view.parts else []
+    found: list[Block] = []
+    for group in groups(view.memories):
+        least = min(group, key=lambda one: one.free)
+        found.append([[(memory_label(group, width), style("dim"))], bar(view, least, width, style, glyphs)])
+    return [[found[0][1]], found[0], [line for lines in found for line in lines]]
+
+
+def _marks(view: BudgetView, width: int, style: StyleOf, glyphs: Glyphs) -> list[Block]:
+    """Our interval, and the published rules on the same scale, each by its name."""
+    scale = scale_of(view)
+    lines: Block = []
+    if view.device[1]:
+        lines.append(bracket(view.device, "this run", scale, width, style("mark"), glyphs))
+    lines += [
+        bracket((rule.low, rule.high), one_line(rule.name), scale, width, style("rule"), glyphs) for rule in view.rules
+    ]
+    return [lines[:1], lines[:2], lines] if lines else []
+
+
+def _legend(view: BudgetView, width: int, style: StyleOf, glyphs: Glyphs) -> list[Block]:
+    if not view.parts:
+        return []
+    flow: Block = [[]]
+    used = 0
+    for index, part in enumerate(view.parts):
+        name, figure = one_line(part.name), f" {gib(part.bytes)}  "
+        size = 2 + cell_len(name) + len(figure)
+        if used and used + size - 2 > width:
+            flow.append([])
+            used = 0
+        flow[-1] += [(f"{letter(index)} ", _part_style(index, style)), (name + figure, style("text"))]
+        used += size
+    names = max(cell_len(one_line(part.name)) for part in view.parts)
+    names = min(names, max(4, width - 22))
+    full: Block = [
+        [
+            (f"{letter(index)} ", _part_style(index, style)),
+            (pattern(index, glyphs) * 2 + " ", style(f"part-{index % COLOURS + 1}")),
+            (f"{fit(one_line(part.name), names)} ", style("text")),
+            (f"{gib(part.bytes):>10} ", style("text")),
+            (f"{part.bytes / max(1, view.allocated):4.0%}", style("dim")),
+        ]
+        for index, part in enumerate(view.parts)
+    ]
+    over = (max(0, view.device[0] - view.allocated), max(0, view.device[1] - view.allocated))
+    name = cut("fragments, context", max(0, width - 6 - len(gib_range(over))))
+    full.append(
+        [(f"  {glyphs.overhead * 2} ", style("mark")), (f"{name} ", style("text")), (gib_range(over), style("text"))]
+    )
+    return [flow, full]
+
+
+def _part_style(index: int, style: StyleOf) -> Style:
+    return style(f"part-{index % COLOURS + 1}") + Style(bold=True)
+
+
+def _totals(view: BudgetView, width: int, style: StyleOf) -> list[Block]:
+    if not view.allocated:
+        return []
+    peak = f" at its peak: {one_line(view.peak)}" if view.peak else ""
+    short = f"allocated {gib(view.allocated)}{peak}"
+    more = f"reserved {gib_range(view.reserved)}, on the device {gib_range(view.device)}"
+    lines: Block = [[(line, style("dim"))] for text in (short, more) for line in wrap(text, width, 2)]
+    return [[[(cut(short, width), style("dim"))]], lines]
+
+
+def _offers(view: BudgetView, width: int, style: StyleOf, glyphs: Glyphs) -> list[Block]:
+    offers = view.offers[:OFFERS]
+    if not offers:
+        return []
+    lines = [_offer(number, offer, width, style, glyphs) for number, offer in enumerate(offers, start=1)]
+    heading = f"Press to save memory  {glyphs.verdicts[0]} then it fits"
+    full: Block = [[(cut(heading, width), style("title"))]]
+    for line, offer in zip(lines, offers, strict=True):
+        room = _title_room(offer, width, glyphs)
+        title = wrap(one_line(offer.title), room, 4)
+        first: Line = [*line[:2], (fit(title[0], room) + " ", style("text")), line[3]]
+        full += [first, *([(" " * 6 + text, style("text"))] for text in title[1:])]
+        full += [[(" " * 6 + text, style("dim"))] for text in wrap(one_line(offer.price), width - 6, 3)]
+    return [lines[:1], lines[:3], lines, full]
+
+
+def _offer(number: int, offer: Offer, width: int, style: StyleOf, glyphs: Glyphs) -> Line:
+    sign = glyphs.verdicts[list(_VERDICTS).index(offer.fits)]
+    return [
+        (f" {number} ", style("key")),
+        (f" {sign} ", style(offer.fits)),
+        (fit(one_line(offer.title), _title_room(offer, width, glyphs)) + " ", style("text")),
+        (cut(_saving(offer, glyphs), max(0, width - 7)), style("mark")),
+    ]
+
+
+def _title_room(offer: Offer, width: int, glyphs: Glyphs) -> int:
+    return max(0, min(_LONGEST_TITLE, width - len(_saving(offer, glyphs)) - 7))
+
+
+def _saving(offer: Offer, glyphs: Glyphs) -> str:
+    return f"{glyphs.minus}{gib(offer.saving)}"
