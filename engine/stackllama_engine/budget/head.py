@@ -10,7 +10,8 @@ from .architecture import Architecture
 from .precision import Precision
 
 Head = Literal["tiled", "plain", "chunked", "score"]
-"""``tiled``: TRL's fused head; ``plain``: all logits at once; ``chunked``: in eighths; ``score``: one number a text."""
+"""``tiled``: TRL's fused head; ``plain``: all logits at once; ``chunked``: projected in eighths, compiled;
+``score``: one number a text."""
 TILE_TOKENS = 4096
 TILE_VOCABULARY = 32768
 CHUNKS = 8
@@ -33,9 +34,14 @@ def loss(kind: Head, arch: Architecture, precision: Precision, tokens: int, *, o
         case "plain":
             return plain(arch.vocab, tokens, precision.head, kept=kept)
         case "chunked":
-            return plain(arch.vocab, -(-tokens // CHUNKS), precision.head) + precision.head * arch.vocab * tokens
+            return precision.head * arch.vocab * (tokens + -(-tokens // CHUNKS))
         case "score":
             return 4 * 2 * tokens
+
+
+def gradient_copies(kind: Head) -> int:
+    """Gradients of the head's weights alive at once: one used several times is added to what is there."""
+    return 2 if kind == "chunked" else 1
 
 
 def tiled(arch: Architecture, precision: Precision, tokens: int, *, on_gpu: bool) -> int:

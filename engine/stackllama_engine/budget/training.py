@@ -101,14 +101,19 @@ def phases(work: Workload) -> list[PhaseEstimate]:
         arch, work.mode.precision
     )
     matrix = max((one.inputs * one.outputs for one in arch.linears), default=0) * work.width if full else 0
-    first = one_layer(work) or work.tokens * activations.layer(arch, work.mode)
+    first = again or work.tokens * activations.layer(arch, work.mode)
+    inner = gradients if arch.tied else gradients - embedding  # an untied embedding's gradient comes last of all
+    copies = head.gradient_copies(work.head) if full else 0
     return [
         phase("loss", **fixed, gradients=early, activations=kept + outside, logits=logits,
-              temporaries=head_gradient + autocast),
+              temporaries=head_gradient * max(1, copies) + autocast),
         phase("last layer's backward", **fixed, gradients=max(early, embedding), activations=kept + again,
               logits=outputs, temporaries=transient + autocast + (matrix if work.accumulates else 0)),
-        phase("first layer's backward", **fixed, gradients=gradients, activations=first, logits=outputs,
-              temporaries=transient + autocast + embedding),
+        phase("first layer's backward", **fixed, gradients=max(early, inner), activations=first, logits=outputs,
+              temporaries=transient + autocast),
+        phase("embedding's backward", **fixed, gradients=gradients, logits=outputs,
+              activations=work.tokens * work.mode.precision.residual * arch.hidden,
+              temporaries=embedding if arch.tied or work.accumulates else 0),
         phase("optimizer step", **fixed, gradients=gradients, logits=outputs,
               temporaries=optimizer.step_transient(work.trained, work.width, work.optimizer)),
     ]  # fmt: skip

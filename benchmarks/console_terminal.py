@@ -1,0 +1,167 @@
+"""A process in a pseudo-terminal of 120 × 40 whose output is read as it comes, dated and counted."""
+
+import fcntl
+import os
+import select
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pyte
+
+BENCHMARKS = Path(__file__).resolve().parent
+SOURCES = os.pathsep.join(str(BENCHMARKS.parent / part) for part in ("console", "engine"))
+COLUMNS, ROWS = 120, 40
+CONSOLE = (sys.executable, "-m", "stackllama_console")
+BARE = (sys.executable, str(BENCHMARKS / "console_bare.py"))
+
+_UNSET = ("NO_COLOR", "COLUMNS", "LINES", "TEXTUAL", "TEXTUAL_DRIVER", "TMUX", "STY")
+_TICKS = os.sysconf("SC_CLK_TCK")
+_PATIENCE = 60.0
+
+
+class Terminal:
+    """One process and its terminal. Times are `time.monotonic` seconds, the same clock in every process.
+
+    Args:
+        argv: what runs.
+        scratch: a folder for its settings and state; its home is named in ``argv``.
+        core: the only core it may use; None: any.
+
+    Attributes:
+        started: when it was started.
+        chunks: (time, bytes) of everything that was read.
+    """
+
+    def __init__(self, argv: Sequence[str], scratch: Path, core: int | None = None) -> None:
+        self.chunks: list[tuple[float, bytes]] = []
+        self._master, slave = os.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
+        known = {name: value for name, value in os.environ.items() if name not in _UNSET}
+        known |= {"PYTHONPATH": SOURCES, "TERM": "xterm-256color", "COLORTERM": "truecolor", "LANG": "C.UTF-8"}
+        known |= {f"XDG_{name}_HOME": str(scratch / name.lower()) for name in ("STATE", "CONFIG", "CACHE", "DATA")}
+        self._arrived = threading.Condition()
+        self.started = time.monotonic()
+        self.process = subprocess.Popen(
+            [*argv], stdin=slave, stdout=slave, stderr=slave, env=known, start_new_session=True,
+            preexec_fn=None if core is None else lambda: os.sched_setaffinity(0, {core}),
+        )  # fmt: skip
+        os.close(slave)
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def __enter__(self) -> "Terminal":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the process, and wait until it has gone."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(10)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        self._reader.join(10)
+        if self._master >= 0:
+            os.close(self._master)
+            self._master = -1
+
+    # what came
+
+    def wait_until(self, found: Callable[[bytes], object], seconds: float = _PATIENCE, since: float = 0.0) -> float:
+        """When what had been read from ``since`` on first satisfied ``found``.
+
+        Raises:
+            TimeoutError: it did not within ``seconds``, or the process ended.
+        """
+        deadline = time.monotonic() + seconds
+        data, taken = b"", 0
+        while True:
+            with self._arrived:
+                if taken == len(self.chunks):
+                    self._arrived.wait(0.1)
+                new = self.chunks[taken:]
+            for moment, chunk in new:
+                taken += 1
+                if moment < since:
+                    continue
+                data += chunk
+                if found(data):
+                    return moment
+            if time.monotonic() > deadline or (not new and self.process.poll() is not None):
+                raise TimeoutError(f"not shown within {seconds:g} s; on the screen:\n{self.text()}")
+
+    def wait_for(self, *marks: str, seconds: float = _PATIENCE, since: float = 0.0) -> float:
+        """When the last of some texts was written; see :meth:`wait_until`."""
+        wanted = [mark.encode() for mark in marks]
+        return self.wait_until(lambda data: all(mark in data for mark in wanted), seconds, since)
+
+    def settle(self, quiet: float = 1.5, seconds: float = _PATIENCE) -> None:
+        """Wait until it has written nothing for ``quiet`` seconds, or at most ``seconds``."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            last = self.chunks[-1][0] if self.chunks else self.started
+            if time.monotonic() - last >= quiet:
+                return
+            time.sleep(0.1)
+
+    def bytes_since(self, start: float) -> int:
+        """How many bytes came from a moment on."""
+        return sum(len(chunk) for moment, chunk in self.chunks if moment >= start)
+
+    def text(self) -> str:
+        """What a terminal would show now."""
+        screen = pyte.Screen(COLUMNS, ROWS)
+        pyte.ByteStream(screen).feed(b"".join(chunk for _, chunk in list(self.chunks)))
+        return "\n".join(line.rstrip() for line in screen.display)
+
+    def send(self, keys: str) -> float:
+        """Press keys; when that was."""
+        moment = time.monotonic()
+        os.write(self._master, keys.encode())
+        return moment
+
+    def _read(self) -> None:
+        while True:
+            if not select.select([self._master], [], [], 0.5)[0]:
+                if self.process.poll() is not None:
+                    return
+                continue
+            try:
+                chunk = os.read(self._master, 1 << 16)
+            except OSError:  # EIO: the other side is closed
+                return
+            with self._arrived:
+                self.chunks.append((time.monotonic(), chunk))
+                self._arrived.notify_all()
+
+    # what it costs
+
+    def cpu(self) -> float:
+        """Seconds of processor time it has used."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / _TICKS
+
+    def rss(self) -> int:
+        """Bytes resident now."""
+        return self._status("VmRSS")
+
+    def peak_rss(self) -> int:
+        """Bytes resident at most so far."""
+        return self._status("VmHWM")
+
+    def _status(self, name: str) -> int:
+        for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
+            if line.startswith(name):
+                return int(line.split()[1]) * 1024
+        raise RuntimeError(f"no {name} of process {self.process.pid}")
