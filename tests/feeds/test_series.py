@@ -125,6 +125,15 @@ def test_rewinding_mends_the_pyramid() -> None:
     assert series.columns(4000, 5000, 2) == [(3, 3), (3, 3)]
 
 
+def test_extending_with_gaps_alone_and_with_points_after_them() -> None:
+    series = make({1: 1.0})
+    series.extend([2, 3], [None, NAN])
+    series.extend([4, 5, 6], [4.0, math.inf, 6.0])
+    series.extend([6, 7], [None, 7.0])
+    assert (list(series.steps), list(series.values)) == ([1, 4, 7], [1, 4, 7])
+    assert (list(series.gaps), series.span) == ([2, 3, 5, 6], (1, 7))
+
+
 def test_extend_is_many_appends() -> None:
     series, other = Series("a"), Series("b")
     steps, values = [1, 2, 3, 2, 5], [1.0, None, 3.0, 4.0, NAN]

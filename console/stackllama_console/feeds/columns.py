@@ -1,7 +1,8 @@
 """Metrics gathered over a batch of events, then given to their series at once.
 
 Nearly all events of a run carry the same names. Those are kept as rows under their tuple of names and turned into
-columns when the batch is over, or when names come up that other rows hold as well and the order must be kept.
+columns when the batch is over. When names come up that other rows hold as well, the order must be kept: the rest of
+the batch goes value by value.
 """
 
 from collections.abc import Mapping
@@ -47,8 +48,9 @@ class Columns:
         self.left_out = 0
         self._rows: dict[tuple[str, ...], _Rows] = {}
         self._current: _Rows | None = None
-        self._clean: dict[str, str | None] = {}
-        self._columns: dict[str, _Column] = {}
+        self._mixed = False
+        self._by_name: dict[str, _Column] = {}
+        self._columns: dict[str, _Column] = {}  # by sanitised name
 
     def take(self, step: int, metrics: Mapping[str, float | None]) -> None:
         """Values of one event; None is a gap."""
@@ -56,57 +58,66 @@ class Columns:
         rows = self._current
         if rows is None or rows.names != names:
             rows = self._turn_to(names)
+            if rows is None:
+                self._spread(step, metrics)
+                return
         rows.steps.append(step)
         rows.metrics.append(metrics)
 
     def flush(self) -> None:
         """Give what was taken since to the series. Call it after each batch."""
-        for rows in self._rows.values():
-            self._drain(rows)
-        self._rows.clear()
-        self._current = None
-        new = {name: Series(name) for name in self._columns if name not in self.series}
+        self._drain()
+        self._mixed = False
+        columns = {name: column for name, column in self._columns.items() if column.steps}
+        new = {name: Series(name) for name in columns if name not in self.series}
         if new:
             self.series = self.series | new
-        for name, column in self._columns.items():
+        for name, column in columns.items():
             self.series[name].extend(column.steps, column.values)
-        self._columns.clear()
+            self.first.setdefault(name, column.values[0])
+            self.last[name] = column.values[-1]
+            column.steps, column.values = [], []
 
-    def _turn_to(self, names: tuple[str, ...]) -> _Rows:
-        rows = self._rows.get(names)
-        if rows is None:
-            rows = self._rows[names] = _Rows(names)
-        for other in self._rows.values():
-            if other is not rows and other.steps and not set(names).isdisjoint(other.names):
-                self._drain(other)
-        self._current = rows
-        return rows
+    def _turn_to(self, names: tuple[str, ...]) -> _Rows | None:
+        """The rows of these names; None when this batch goes value by value."""
+        if not self._mixed:
+            rows = self._current = self._rows.get(names)
+            if rows is not None:
+                return rows
+            if all(set(names).isdisjoint(others) for others in self._rows):
+                rows = self._current = self._rows[names] = _Rows(names)
+                return rows
+            self._drain()
+            self._mixed = True
+        return None
 
-    def _drain(self, rows: _Rows) -> None:
-        """Rows → columns."""
-        if not rows.steps:
-            return
-        for name in rows.names:
-            clean = self._name(name)
-            if clean is None:
-                self.left_out += len(rows.steps)
-                continue
-            values = [metrics[name] for metrics in rows.metrics]
-            self.first.setdefault(clean, values[0])
-            self.last[clean] = values[-1]
-            column = self._columns.get(clean)
+    def _spread(self, step: int, metrics: Mapping[str, float | None]) -> None:
+        """One event → columns."""
+        by_name = self._by_name
+        for name, value in metrics.items():
+            column = by_name.get(name) or self._column(name)
             if column is None:
-                self._columns[clean] = _Column(rows.steps.copy(), values)
+                self.left_out += 1
             else:
-                column.steps += rows.steps
-                column.values += values
-        rows.steps.clear()
-        rows.metrics.clear()
+                column.steps.append(step)
+                column.values.append(value)
 
-    def _name(self, name: str) -> str | None:
-        """The sanitised name; None when there are too many."""
-        if name not in self._clean:
-            if len(self._clean) >= NAMES:
-                return None
-            self._clean[name] = one_line(name)
-        return self._clean[name]
+    def _drain(self) -> None:
+        """Rows → columns."""
+        for rows in self._rows.values():
+            for name in rows.names:
+                column = self._column(name)
+                if column is None:
+                    self.left_out += len(rows.steps)
+                else:
+                    column.steps += rows.steps
+                    column.values += [metrics[name] for metrics in rows.metrics]
+        self._rows.clear()
+        self._current = None
+
+    def _column(self, name: str) -> _Column | None:
+        """Where a name's values go; None when there are too many names. Names that look alike are one."""
+        column = self._by_name.get(name)
+        if column is None and len(self._by_name) < NAMES:
+            column = self._by_name[name] = self._columns.setdefault(one_line(name), _Column())
+        return column

@@ -8,10 +8,10 @@ Safe to fill from one thread and to draw from another: each call holds the serie
 
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
-from itertools import accumulate, islice, pairwise
+from collections.abc import Iterable, Sequence
+from itertools import accumulate, compress, islice, pairwise
 from math import isfinite, ulp
-from operator import lt
+from operator import lt, not_
 from threading import RLock
 from typing import cast
 
@@ -83,7 +83,7 @@ class Series:
             self.version += 1
 
     def extend(self, steps: Sequence[float], values: Sequence[float | None]) -> None:
-        """Many `append`, the fast way where the steps ascend and every value is finite.
+        """Many `append`, the fast way where the steps ascend.
 
         Raises:
             ValueError: different lengths, or a step that is not finite.
@@ -94,13 +94,19 @@ class Series:
             return
         with self._lock:
             plain = steps[0] > self._end and isfinite(steps[-1]) and all(map(lt, steps, islice(steps, 1, None)))
-            if not (plain and _all_finite(values)):
+            if not plain:
                 for step, value in zip(steps, values, strict=True):
                     self.append(step, value)
                 return
-            self.steps.extend(array("d", steps))
-            self.values.extend(array("d", cast("Sequence[float]", values)))
-            self._end = self.steps[-1]
+            if _all_finite(values):
+                self.steps.extend(array("d", steps))
+                self.values.extend(array("d", cast("Sequence[float]", values)))
+            else:
+                known = [value is not None and isfinite(value) for value in values]
+                self.steps.extend(compress(steps, known))
+                self.values.extend(cast("Iterable[float]", compress(values, known)))
+                self.gaps.extend(compress(steps, map(not_, known)))
+            self._end = steps[-1]
             self.version += 1
 
     def nearest(self, step: float) -> tuple[float, float] | None:
