@@ -1,0 +1,232 @@
+"""What is about to be launched: a form for each stage, the run's name, and where its values came from. No Textual.
+
+Reading (:func:`read_run`, :func:`read_file`) is for threads; a :class:`Draft` belongs to one thread alone.
+"""
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from stackllama_engine.contract.errors import UsageError
+from stackllama_engine.contract.recipe import AnyRecipe, PipelineRecipe
+from stackllama_engine.contract.recipe_io import load_recipe
+from stackllama_engine.contract.run_dir import Home
+from stackllama_engine.contract.stages import Stage
+from stackllama_engine.data.kinds import DEMO
+from stackllama_engine.launch.inputs import DEMO_BASE
+from stackllama_engine.launch.launcher import Plan
+
+from ..sanitise import one_line
+from .form import PROGRAM, Form
+
+MODEL = "model_name_or_path"
+ADAPTER = "adapter_path"
+_CARRIED = (MODEL, "dataset_name")
+"""What another stage's form takes over, where nothing was typed in it."""
+_PATHS = (MODEL, ADAPTER, "reward_model_path", "policy_adapter_path")
+_OUTPUTS = ("adapter", "merged")
+_MOST_RECIPE = 1 << 20
+_STAGE_LINE = re.compile(r"#\s*stage:\s*(\w+)\s*")
+
+
+class LaunchForm(Form):
+    """A form that also keeps what a launch said about its values, until the next of them changes."""
+
+    def __init__(self, stage: Stage) -> None:
+        super().__init__(stage)
+        self._refused: dict[str, str] = {}
+
+    def refuse(self, message: str) -> str:
+        """Put a launch's refusal under the keys that it names.
+
+        Returns:
+            The first of them; empty where it names no key of the form.
+        """
+        self._refused = {key: text for key, text in self._blame(message, None).items() if key}
+        return next(iter(self._refused), "")
+
+    def errors(self) -> dict[str, str]:
+        """As :meth:`Form.errors`, and what a launch refused."""
+        return super().errors() | self._refused
+
+    def recipe(self) -> AnyRecipe | None:
+        """As :meth:`Form.recipe`; a refusal does not stand in the way of another try."""
+        return None if super().errors() else self._recipe
+
+    def estimable(self) -> AnyRecipe | None:
+        """The recipe with a stand-in for every needed value that is still missing; None while one is wrong."""
+        self.errors()
+        return self._recipe
+
+    def _changed(self) -> None:
+        self._refused = {}
+        super()._changed()
+
+
+class Source(Struct, frozen=True, kw_only=True):
+    """A recipe from somewhere else."""
+
+    recipe: AnyRecipe
+    origin: str
+    """``cloned from …``, sanitised."""
+
+
+class Draft:
+    """The launch being prepared.
+
+    Args:
+        home: where the run will live.
+        stage: the first form shown.
+        model: goes into the forms that take a model; empty: none yet.
+    """
+
+    def __init__(self, home: Home, stage: Stage, model: str = "") -> None:
+        self.home = home
+        self.stage = stage
+        self.name: str | None = None
+        """The run's id; None: one is made."""
+        self.origin = ""
+        self._forms: dict[Stage, LaunchForm] = {}
+        self._touched = False
+        self._carried = {MODEL: model} if model else {}
+        if model and stage is not Stage.MERGE:
+            self.form.set(MODEL, model)
+
+    @property
+    def form(self) -> LaunchForm:
+        """Of the current stage."""
+        if self.stage not in self._forms:
+            self._forms[self.stage] = LaunchForm(self.stage)
+        return self._forms[self.stage]
+
+    @property
+    def model_key(self) -> str:
+        """The key that says what is trained or merged."""
+        return ADAPTER if self.stage is Stage.MERGE else MODEL
+
+    @property
+    def model(self) -> str:
+        """What is trained or merged; empty while none is chosen."""
+        return self.form.text(self.model_key)
+
+    @property
+    def touched(self) -> bool:
+        """Whether leaving would lose what a person typed; the model alone is chosen again in a moment."""
+        return self._touched and any(key != self.model_key for key in self.form.differences())
+
+    def touch(self) -> None:
+        """Something was typed."""
+        self._touched = True
+
+    def switch(self, stage: Stage) -> None:
+        """Show another stage's form; each keeps its own values, and an untouched one takes over model and data."""
+        known = [key for key in _CARRIED if key in self.form.fields]
+        self._carried |= {key: self.form.text(key) for key in known if self.form.differs(key)}
+        self.stage = stage
+        for key, text in self._carried.items():
+            if key in self.form.fields and not self.form.differs(key):
+                self.form.set(key, text)
+
+    def take(self, source: Source) -> None:
+        """Fill the form of the recipe's stage from it."""
+        self.stage = source.recipe.stage
+        self.form.load(source.recipe)
+        self.origin = source.origin
+        self._touched = False
+
+    def clear(self) -> None:
+        """Every default again; the model stays."""
+        model = self.model
+        self.form.clear()
+        if model:
+            self.form.set(self.model_key, model)
+        self.origin = ""
+
+    def command(self) -> str:
+        """The command line that launches this, quoted for a shell."""
+        words = [PROGRAM, "launch", str(self.stage), *self.form.overrides()]
+        words += ["--name", self.name] if self.name else []
+        words += ["--home", str(self.home.path)] if self.home.path != Home().path else []
+        return shlex.join(words)
+
+
+def worker_command(plan: Plan) -> str:
+    """The command that a plan would run, environment first, quoted for a shell."""
+    assignments = [f"{name}={shlex.quote(value)}" for name, value in plan.environment.items()]
+    return " ".join([*assignments, shlex.join(plan.argv)])
+
+
+def read_run(home: Home, run_id: str) -> Source:
+    """A run's recipe. What it took from runs of this home is named by their ids again, so that lineage is kept.
+
+    Raises:
+        UsageError: no such run, or its recipe is missing or damaged.
+    """
+    run = home.run(run_id)
+    recipe = load_recipe(run.read_state().stage, run.recipe_file)
+    return Source(recipe=_by_names(home, recipe), origin=f"cloned from {one_line(run.id)}")
+
+
+def read_file(file: Path, stage: Stage) -> Source:
+    """A recipe file, of the stage that its first line names, else of ``stage``.
+
+    Raises:
+        UsageError: not a readable recipe of that stage.
+    """
+    try:
+        if not file.is_file():
+            raise UsageError(f"{file}: no such recipe file.")
+        if file.stat().st_size > _MOST_RECIPE:
+            raise UsageError(f"{file}: larger than a recipe can be.")
+        with file.open(encoding="utf-8", errors="replace") as opened:
+            named = _STAGE_LINE.fullmatch(opened.readline(256))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{file}: cannot be read: {error}.") from None
+    if named and named[1] in list(Stage):
+        stage = Stage(named[1])
+    return Source(recipe=load_recipe(stage, file), origin=f"from {one_line(str(file))}")
+
+
+def write_file(file: Path, text: str) -> Path:
+    """Write a new recipe file, and return it.
+
+    Raises:
+        UsageError: it exists already, or cannot be written.
+    """
+    try:
+        with file.open("x", encoding="utf-8") as opened:
+            opened.write(text)
+        return file
+    except FileExistsError:
+        raise UsageError(f"{file} exists already; choose another name.") from None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{file}: cannot be written: {error}.") from None
+
+
+def _by_names(home: Home, recipe: AnyRecipe) -> AnyRecipe:
+    if isinstance(recipe, PipelineRecipe):
+        sections: dict[str, dict[str, Any]] = msgspec.structs.asdict(recipe)
+        named = {stage: section | _named(home, section) for stage, section in sections.items()}
+        return msgspec.structs.replace(recipe, **named)
+    return msgspec.structs.replace(recipe, **_named(home, msgspec.structs.asdict(recipe)))
+
+
+def _named(home: Home, values: dict[str, Any]) -> dict[str, str]:
+    return {key: name for key in _PATHS if values.get(key) and (name := _name_of(home, values[key]))}
+
+
+def _name_of(home: Home, value: str) -> str | None:
+    """``demo``, or the finished run that left this path; None for anything else."""
+    path = Path(value)
+    if path == DEMO_BASE:
+        return DEMO
+    if path.name not in _OUTPUTS or path.parents[1:2] != (home.runs_dir,):
+        return None
+    try:
+        return path.parent.name if home.run(path.parent.name).read_state().phase == "finished" else None
+    except UsageError:  # removed since: the path says at least where it was
+        return None

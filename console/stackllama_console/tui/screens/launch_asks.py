@@ -1,0 +1,150 @@
+"""What the launch screen asks for: a model, a run, a name, a file, or whether it is sure."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stackllama_engine.contract.errors import UsageError
+from stackllama_engine.contract.run_dir import check_run_id
+from stackllama_engine.contract.stages import Stage
+
+from ...feeds.choices import RUN_KEYS, Choice, run_choices, typed_models
+from ...feeds.draft import ADAPTER, Source, read_file, write_file
+from ...sanitise import one_line
+from ..widgets.recipe_form import RecipeForm
+from .confirm import AskScreen, ConfirmScreen
+from .pick import PickScreen
+
+if TYPE_CHECKING:
+    from .launch import LaunchScreen
+
+
+class LaunchAsks:
+    """The questions of one launch screen."""
+
+    def __init__(self, screen: "LaunchScreen") -> None:
+        self.screen = screen
+        self._picker: PickScreen | None = None
+
+    def model(self) -> None:
+        """Which model; of a merge, which adapter."""
+        screen = self.screen
+        if screen.draft.stage is Stage.MERGE:
+            self._run(ADAPTER)
+            return
+        home = screen.home
+        self._picker = PickScreen(
+            "model", screen.models, screen.draft.model,
+            typed=lambda text: typed_models(home, text), hint="words to filter, a hub id, or a path",
+        )  # fmt: skip
+        self._show(self._picker, screen.draft.model_key)
+
+    def more_models(self) -> None:
+        """More models have been found."""
+        if self._picker is not None:
+            self._picker.add(self.screen.models)
+
+    def run(self) -> None:
+        """Which finished run for the key under the cursor, or for the stage's first key that takes one."""
+        screen = self.screen
+        keys = [key for key in RUN_KEYS if key in screen.draft.form.fields]
+        cursor = screen.query_one(RecipeForm).cursor_key
+        if keys:
+            self._run(cursor if cursor in keys else keys[0])
+        else:
+            screen.say(f"no key of a {screen.draft.stage} recipe takes a trained run; m lists the merged ones")
+
+    def name(self) -> None:
+        """What the run is to be called."""
+        draft = self.screen.draft
+
+        def named(text: str | None) -> None:
+            if text is None:
+                return
+            try:
+                draft.name = check_run_id(text.strip()) if text.strip() else None
+            except UsageError as error:
+                self.screen.say(str(error), trouble=True)
+            else:
+                self.screen.settle()
+
+        question = "A name for the run (empty: made of stage, date and time)"
+        self.screen.console_app.push_screen(AskScreen(question, draft.name or ""), named)
+
+    def write(self) -> None:
+        """Into which new file the recipe goes: what differs from the defaults."""
+        stage, text = self.screen.draft.stage, self.screen.draft.form.to_yaml()
+
+        def answered(name: str | None) -> None:
+            if name and name.strip():
+                self.screen.run_worker(self._write(name.strip(), text), group="write")
+
+        question = f"Write the {stage} recipe to a new file"
+        self.screen.console_app.push_screen(AskScreen(question, f"{stage}.yaml"), answered)
+
+    def open(self) -> None:
+        """Which recipe file."""
+        stage = self.screen.draft.stage
+
+        def answered(name: str | None) -> None:
+            if name and name.strip():
+                self.load(lambda: read_file(_path(name), stage))
+
+        question = f"Open a recipe file (of {stage}, unless its first line names another stage)"
+        self.screen.console_app.push_screen(AskScreen(question, placeholder="path"), answered)
+
+    def load(self, read: Callable[[], Source]) -> None:
+        """Fill the form with what a thread reads."""
+        self.screen.run_worker(self._load(read), group="load", exclusive=True)
+
+    def sure(self, question: str, action: str, then: Callable[[], None]) -> None:
+        """Yes or no."""
+        self.screen.console_app.push_screen(ConfirmScreen(question, action), lambda yes: then() if yes else None)
+
+    async def _load(self, read: Callable[[], Source]) -> None:
+        try:
+            source = await asyncio.to_thread(read)
+        except UsageError as error:
+            self.screen.refuse(str(error))
+            return
+        self.screen.draft.take(source)
+        self.screen.show_form()
+
+    async def _write(self, name: str, text: str) -> None:
+        try:
+            file = await asyncio.to_thread(write_file, _path(name), text)
+        except UsageError as error:
+            self.screen.say(str(error), trouble=True)
+        else:
+            self.screen.say(f"written: {file}")
+
+    def _run(self, key: str) -> None:
+        self.screen.run_worker(self._choose_run(key), group="runs", exclusive=True)
+
+    async def _choose_run(self, key: str) -> None:
+        screen = self.screen
+        found = await asyncio.to_thread(run_choices, screen.home, RUN_KEYS[key])
+        if not screen.is_current:
+            return
+        picker = PickScreen(
+            f"{key}: a finished {' or '.join(RUN_KEYS[key])} run", found, screen.draft.form.text(key),
+            typed=lambda text: [Choice(value=text, title=one_line(text), facts="as typed")],
+            hint="words to filter, or a path",
+        )  # fmt: skip
+        self._show(picker, key)
+
+    def _show(self, picker: PickScreen, key: str) -> None:
+        def picked(value: str | None) -> None:
+            self._picker = None
+            if value is not None:
+                self.screen.set_value(key, value)
+
+        self.screen.console_app.push_screen(picker, picked)
+
+
+def _path(text: str) -> Path:
+    try:
+        return Path(text.strip()).expanduser().absolute()
+    except RuntimeError:  # `~nobody`: a name like any other
+        return Path(text.strip()).absolute()

@@ -1,0 +1,89 @@
+"""Lines of the launch screen: stages, model, what is wrong, the command. Pure; foreign text is sanitised here."""
+
+from collections.abc import Mapping
+
+from rich.text import Text
+
+from stackllama_engine.contract.stages import Stage
+
+from ...feeds.budget_inputs import Shapes
+from ...feeds.choices import model_facts
+from ...feeds.draft import Draft
+from ...sanitise import one_line
+from ..look import rich_colour
+from ..widgets.cells import cut, wrap
+
+STAGES = tuple(Stage)
+_TITLES = {Stage.SFT: "SFT", Stage.REWARD: "reward", Stage.PPO: "PPO"}
+_WHAT = {
+    Stage.SFT: "imitate the better answer",
+    Stage.REWARD: "learn to judge from pairs",
+    Stage.PPO: "answer, be judged, improve",
+    Stage.MERGE: "adapter into its base",
+    Stage.PIPELINE: "all of them, one after another",
+}
+
+
+def stage_line(stage: Stage, width: int, variables: Mapping[str, str]) -> Text:
+    """The stages with the current one in brackets, and what it does where there is room."""
+    text = Text("stage  ", style="", no_wrap=True)
+    colour = rich_colour(dict(variables), "primary")
+    for one in STAGES:
+        title = _TITLES.get(one, str(one))
+        if one is stage:
+            text.append(f"[{title}]", style=f"bold {colour}".strip())
+        else:
+            text.append(f" {title} ", style="dim")
+        text.append(" ")
+    said = f"  {_WHAT[stage]}"
+    if text.cell_len + len(said) <= width:
+        text.append(said, style="dim")
+    return text
+
+
+def model_line(draft: Draft, shapes: Shapes | None, width: int) -> Text:
+    """The model (of a merge, the adapter) and what its files say."""
+    label = "adapter" if draft.stage is Stage.MERGE else "model"
+    text = Text(f"{label}  ", no_wrap=True)
+    if not draft.model:
+        text.append("none yet", style="bold")
+        text.append("  m chooses one", style="dim")
+        return text
+    entry = shapes.entry if shapes else None
+    facts = model_facts(entry) if entry else []
+    if entry and draft.stage is Stage.MERGE:
+        facts = [f"on {entry.title}", *facts]
+    said = "  ".join(["", " · ".join(facts)]) if facts else ""
+    text.append(cut(one_line(draft.model), max(12, width - text.cell_len - len(said)), keep_end=True), style="bold")
+    text.append(said, style="dim")
+    if shapes and not facts and shapes.trouble:
+        text.append(f"  {shapes.trouble}", style="dim")
+    return text
+
+
+def verdict_parts(draft: Draft, variables: Mapping[str, str]) -> list[str | Text]:
+    """Whether it can be launched, the run's name, where the values came from: for the heading."""
+    errors = draft.form.errors()
+    wrong = [key for key in errors if key]
+    if errors:
+        named = ", ".join(wrong[:3]) + (" …" if len(wrong) > 3 else "")
+        verdict = Text("✗ mend ", style=rich_colour(dict(variables), "error"))
+        verdict.append(one_line(named) or "the recipe")
+    else:
+        verdict = Text("✓ ready", style=rich_colour(dict(variables), "success"))
+    return [verdict, f"as {draft.name}" if draft.name else "", draft.origin]
+
+
+def trouble_lines(message: str, width: int, variables: Mapping[str, str]) -> list[Text]:
+    """What is wrong with no single field, or what a launch refused, whole."""
+    if not message:
+        return []
+    style = rich_colour(dict(variables), "error")
+    lines = wrap(one_line(message), max(8, width - 2), 12)
+    return [Text(("! " if not index else "  ") + line, style=style) for index, line in enumerate(lines)]
+
+
+def command_lines(command: str, width: int, height: int) -> list[Text]:
+    """The command that launches this, as far as there is room."""
+    lines = wrap(one_line(command), max(8, width - 2), height)
+    return [Text(("$ " if not index else "  ") + line, style="dim") for index, line in enumerate(lines)]
