@@ -1,0 +1,506 @@
+"""The log on the screen: following, keys, search, levels, what is painted, wide characters, hostile text, sizes."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from textual import on
+from textual.app import App, ComposeResult
+from textual.color import Color
+from textual.filter import Monochrome
+from textual.geometry import Region
+from textual.pilot import Pilot
+
+from stackllama_console.feeds.logs import LogFeed
+from stackllama_console.tui.widgets.log_rows import LogRows
+from stackllama_console.tui.widgets.log_view import LogView
+
+HOSTILE = [
+    "\x1b]52;c;aGVsbG8=\x07stolen clipboard",
+    "\x1b[2J\x1b[Hcleared",
+    "\x9b2Jcleared in one character",
+    "over\rwritten",
+    "\u202egnp.exe\u202c bidi",
+    "x [/] [/INST] [@click=app.quit]markup[/]",
+    "[bold red]not red[/bold red]",
+    "bell\x07 and nul\x00",
+    "tab\tand tab",
+    "\u0301\u200d\u200b\ufeff nothing to see",
+]
+
+
+class LogApp(App[None]):
+    """The widget alone, and what it posted."""
+
+    def __init__(self, view: LogView) -> None:
+        super().__init__()
+        self.view = view
+        self.statuses: list[str] = []
+
+    def compose(self) -> ComposeResult:
+        yield self.view
+
+    def on_mount(self) -> None:
+        self.view.focus()
+
+    @on(LogView.StatusChanged)
+    def _changed(self, event: LogView.StatusChanged) -> None:
+        assert event.view is self.view and event.control is self.view
+        self.statuses.append(event.view.status)
+
+
+Check = Callable[[Pilot[None]], Awaitable[None]]
+
+
+def run(view: LogView, check: Check, size: tuple[int, int] = (40, 10)) -> None:
+    async def go() -> None:
+        async with LogApp(view).run_test(size=size) as pilot:
+            await pilot.pause()
+            await check(pilot)
+
+    asyncio.run(go())
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    return tmp_path / "log.txt"
+
+
+def append(log: Path, *lines: str) -> None:
+    with log.open("a", encoding="utf-8", newline="") as file:
+        file.write("".join(f"{line}\n" for line in lines))
+
+
+def view_of(log: Path, *lines: str, capacity: int = 1000) -> tuple[LogView, LogFeed]:
+    append(log, *lines)
+    feed = LogFeed(log, capacity=capacity)
+    feed.poll()
+    return LogView(feed), feed
+
+
+def numbered(count: int, first: int = 0) -> list[str]:
+    return [f"line {index}" for index in range(first, first + count)]
+
+
+def shown(view: LogView) -> list[str]:
+    """What is on the screen, gutter left out."""
+    return [view.render_line(y).text[2:].rstrip() for y in range(view.content_size.height)]
+
+
+def painted(view: LogView, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Region, ...]]:
+    """Every refresh from now on; an empty tuple is all of it."""
+    calls: list[tuple[Region, ...]] = []
+    real = view.refresh
+
+    def refresh(*regions: Region, **options: Any) -> Any:
+        calls.append(regions)
+        return real(*regions, **options)
+
+    monkeypatch.setattr(view, "refresh", refresh)
+    return calls
+
+
+def test_an_empty_log_says_so(log: Path) -> None:
+    view = LogView()
+
+    async def check(pilot: Pilot[None]) -> None:
+        assert shown(view)[0] == "no lines yet" and view.following and view.status == ""
+        for key in ("g", "G", "j", "k", "v", "n", "N", "pageup", "pagedown", "left", "right", "space", "b", "h", "l"):
+            await pilot.press(key)
+        assert view.search("x") == 0 and not view.next_match() and not view.previous_match()
+        feed = LogFeed(log)
+        feed.poll()
+        view.set_minimum_level("error")
+        view.show(feed)
+        await pilot.pause()
+        assert shown(view)[0] == "no line of level error or above"
+
+    run(view, check)
+
+
+def test_it_follows_until_one_scrolls_up(log: Path) -> None:
+    view, feed = view_of(log, *numbered(30))
+
+    async def check(pilot: Pilot[None]) -> None:
+        assert shown(view) == numbered(10, 20) and view.following
+        append(log, "more")
+        feed.poll()
+        assert view.update() and shown(view)[-1] == "more"
+        await pilot.press("k")
+        assert not view.following and shown(view) == numbered(10, 20) and view.status == "line 21 of 31"
+        append(log, "and more")
+        feed.poll()
+        view.update()
+        await pilot.pause()
+        assert shown(view) == numbered(10, 20) and view.status == "line 21 of 32"
+        await pilot.press("G")
+        assert view.following and shown(view)[-2:] == ["more", "and more"] and view.status == ""
+
+    run(view, check)
+
+
+def test_keys_move(log: Path) -> None:
+    view, _ = view_of(log, *numbered(100))
+
+    async def check(pilot: Pilot[None]) -> None:
+        for key, first, following in (
+            ("g", 0, False), ("k", 0, False), ("j", 1, False), ("down", 2, False), ("up", 1, False),
+            ("pagedown", 10, False), ("space", 19, False), ("pageup", 10, False), ("b", 1, False), ("end", 90, True),
+            ("j", 90, True), ("pageup", 81, False), ("pagedown", 90, True), ("home", 0, False), ("G", 90, True),
+        ):  # fmt: skip
+            await pilot.press(key)
+            assert (shown(view)[0], view.following) == (f"line {first}", following), key
+
+    run(view, check)
+
+
+def test_where_all_fits_up_does_not_stop_following(log: Path) -> None:
+    view, feed = view_of(log, "one", "two")
+
+    async def check(pilot: Pilot[None]) -> None:
+        await pilot.press("k", "g", "pageup")
+        append(log, *numbered(20))
+        feed.poll()
+        view.update()
+        await pilot.pause()
+        assert view.following and shown(view)[-1] == "line 19"
+
+    run(view, check)
+
+
+def test_the_wheel(log: Path) -> None:
+    view, _ = view_of(log, *numbered(100))
+
+    async def check(pilot: Pilot[None]) -> None:
+        await pilot._post_mouse_events([_wheel_up()], view)  # pyright: ignore
+        await pilot.pause()
+        assert shown(view)[0] == "line 87" and not view.following
+
+    run(view, check)
+
+
+def _wheel_up() -> Any:
+    from textual.events import MouseScrollUp
+
+    return MouseScrollUp
+
+
+def test_only_rows_that_changed_are_painted(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    view, feed = view_of(log, *numbered(3))
+
+    async def check(pilot: Pilot[None]) -> None:
+        calls = painted(view, monkeypatch)
+        for _ in range(5):
+            feed.poll()
+            assert not view.update()
+        await pilot.pause()
+        assert calls == []
+        append(log, "four", "five")
+        feed.poll()
+        assert view.update() and calls == [(Region(0, 3, 40, 1), Region(0, 4, 40, 1))]
+        await pilot.pause()
+        assert shown(view) == [*numbered(3), "four", "five", "", "", "", "", ""]
+        append(log, *numbered(30))
+        feed.poll()
+        view.update()
+        await pilot.press("k")
+        await pilot.pause()
+        calls.clear()
+        append(log, "below what is in sight")
+        feed.poll()
+        assert not view.update() and calls == []
+        with log.open("a") as file:
+            file.write("50%")
+        feed.poll()
+        assert not view.update() and calls == []
+
+    run(view, check)
+
+
+def test_a_progress_bar_is_one_row_in_motion(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    view, feed = view_of(log, "one")
+
+    async def check(pilot: Pilot[None]) -> None:
+        calls = painted(view, monkeypatch)
+        for percent in (10, 20, 30):
+            with log.open("a") as file:
+                file.write(f"\r{percent}%")
+            feed.poll()
+            assert view.update() and shown(view)[:2] == ["one", f"{percent}%"]
+            await pilot.pause()
+        assert calls == [(Region(0, 1, 40, 1),)] * 3
+
+    run(view, check)
+
+
+def test_lines_that_go_take_nothing_out_of_sight(log: Path) -> None:
+    view, feed = view_of(log, *numbered(100), capacity=100)
+
+    async def check(pilot: Pilot[None]) -> None:
+        await pilot.press("k", "k")
+        before = shown(view)
+        assert before[0] == "line 88"
+        append(log, *numbered(50, 100))
+        feed.poll()
+        view.update()
+        assert shown(view) == before and view.status == "line 39 of 100"
+        append(log, *numbered(90, 150))
+        feed.poll()
+        view.update()
+        assert shown(view) == numbered(10, 140)  # those that were in sight are gone: the oldest kept
+        assert len(view._rows.lines) == 100  # pyright: ignore[reportPrivateUsage]
+
+    run(view, check)
+
+
+def test_search(log: Path) -> None:
+    lines = numbered(100)
+    lines[5], lines[40], lines[95] = "a needle here", "A NEEDLE there", "needle and needle"
+    view, feed = view_of(log, *lines)
+
+    async def check(pilot: Pilot[None]) -> None:
+        assert view.search("needle") == view.match_count == 3
+        await pilot.pause()
+        assert view.match_position == 3 and view.following and view.status == "match 3 of 3: needle"
+        assert "needle and needle" in shown(view) and " >needle and needle" in view.rows
+        await pilot.press("N")
+        assert view.match_position == 2 and not view.following and " >A NEEDLE there" in view.rows
+        await pilot.press("N")
+        assert view.match_position == 1
+        await pilot.press("N")
+        assert view.match_position == 3
+        await pilot.press("n", "n")
+        assert view.match_position == 2 and view.status.endswith("match 2 of 3: needle")
+        append(log, "a fourth needle")
+        feed.poll()
+        view.update()
+        assert view.match_count == 4 and view.match_position == 2
+        assert view.search("Needle") == 0 and view.status.endswith("no match: Needle")
+        assert view.search("NEEDLE") == 1
+        assert view.search("[.*") == 0
+        assert view.search("") == 0 and "match" not in view.status
+        await pilot.pause()
+        assert not any(">" in row[:2] for row in view.rows)
+
+    run(view, check)
+
+
+def test_matches_are_marked_in_the_row(log: Path) -> None:
+    view, _ = view_of(log, "x needle y NEEDLE z", "needle")
+
+    async def check(pilot: Pilot[None]) -> None:
+        view.search("needle")
+        await pilot.pause()
+        marked = [segment.text for segment in view.render_line(0) if segment.style and segment.style.reverse]
+        assert marked == ["needle", "NEEDLE"]
+        current = [segment for segment in view.render_line(1) if segment.style and segment.style.underline]
+        assert [segment.text for segment in current] == ["needle"]
+
+    run(view, check)
+
+
+def test_matches_go_with_their_lines(log: Path) -> None:
+    view, feed = view_of(log, *["needle"] * 50, capacity=50)
+
+    async def check(pilot: Pilot[None]) -> None:
+        assert view.search("needle") == 50
+        append(log, *numbered(20))
+        feed.poll()
+        view.update()
+        assert view.match_count == 30
+        append(log, *numbered(50))
+        feed.poll()
+        view.update()
+        assert view.match_count == 0 and view.match_position is None and not view.next_match()
+        assert view.status.endswith("no match: needle")
+
+    run(view, check)
+
+
+def test_levels(log: Path) -> None:
+    view, feed = view_of(
+        log, "DEBUG:a:detail", "loss 1.0", "INFO:a:fine", "WARNING:a:hm", "ERROR:a:no",
+        "Traceback (most recent call last):",
+        '  File "x.py"', "ValueError: x",
+    )  # fmt: skip
+
+    async def check(pilot: Pilot[None]) -> None:
+        assert [row[:1] for row in view.rows[:8]] == ["D", " ", "I", "W", "E", "E", "E", "E"]
+        styles = {next(iter(view.render_line(y))).style for y in (0, 2, 3, 4)}
+        assert len(styles) == 4
+        await pilot.press("v")
+        assert view.minimum_level == "info" and shown(view)[0] == "loss 1.0" and view.status == "info and above"
+        await pilot.press("v")
+        assert shown(view)[:2] == ["WARNING:a:hm", "ERROR:a:no"]
+        await pilot.press("v")
+        assert view.minimum_level == "error" and shown(view)[0] == "ERROR:a:no"
+        append(log, "INFO:a:unseen", "ERROR:a:again")
+        feed.poll()
+        view.update()
+        assert shown(view)[4] == "ERROR:a:again" and view.search("unseen") == 0
+        await pilot.press("v")
+        assert view.minimum_level == "debug" and "INFO:a:unseen" in shown(view)
+
+    run(view, check)
+
+
+def test_another_level_keeps_the_place(log: Path) -> None:
+    lines = [f"{'ERROR' if index % 10 == 0 else 'INFO'}:a:{index}" for index in range(500)]
+    view, _ = view_of(log, *lines)
+
+    async def check(pilot: Pilot[None]) -> None:
+        view.search(":200")
+        await pilot.pause()
+        await pilot.press("pagedown")
+        view.set_minimum_level("error")
+        await pilot.pause()
+        assert "ERROR:a:210" in shown(view)
+        view.set_minimum_level("debug")
+        await pilot.pause()
+        assert "ERROR:a:210" in shown(view)
+
+    run(view, check)
+
+
+def test_long_and_wide_lines_are_cut_at_cells(log: Path) -> None:
+    view, _ = view_of(log, "日本語" * 30, "👩‍🚀🇩🇪" * 20, "abcdefghij" * 10, "e\u0301" * 60, "short")
+
+    async def check(pilot: Pilot[None]) -> None:
+        for left in range(0, 80, 16):
+            for y in range(10):
+                strip = view.render_line(y)
+                assert strip.cell_length == 40 and sum(segment.cell_length for segment in strip) == 40
+            assert view.render_line(2).text[2:] == ("abcdefghij" * 10)[min(left, 142) :].ljust(38)[:38]
+            await pilot.press("l")
+        assert view.render_line(4).text.strip() == ""
+        for _ in range(20):
+            await pilot.press("right")
+        farthest = view._left  # pyright: ignore[reportPrivateUsage]
+        assert farthest == 180 - 38  # the widest line's end is in sight, and no more
+        for _ in range(20):
+            await pilot.press("h")
+        assert shown(view)[4] == "short"
+
+    run(view, check)
+
+
+def test_half_of_a_wide_character_is_a_blank(log: Path) -> None:
+    view, _ = view_of(log, "x" + "漢" * 40)
+
+    async def check(pilot: Pilot[None]) -> None:
+        assert view.render_line(0).text == "  x" + "漢" * 18 + " "
+        await pilot.press("l")
+        assert view.render_line(0).text == "   " + "漢" * 18 + " "
+
+    run(view, check)
+
+
+def test_hostile_lines_are_plain(log: Path) -> None:
+    view, _ = view_of(log, *HOSTILE)
+
+    async def check(pilot: Pilot[None]) -> None:
+        for text in HOSTILE:
+            view.search(text)
+        view.search("markup")
+        await pilot.pause()
+        text = "\n".join(shown(view))
+        assert "[@click=app.quit]markup[/]" in text and "[bold red]not red[/bold red]" in text
+        for row in shown(view):
+            assert not any(ord(letter) < 32 or 127 <= ord(letter) < 160 or letter in "\u202e\u202c" for letter in row)
+        assert "tab     and tab" in text
+        assert isinstance(pilot.app, LogApp)
+        assert all("\x1b" not in status for status in pilot.app.statuses)
+
+    run(view, check, (60, 12))
+
+
+def test_every_segment_has_a_style(log: Path) -> None:
+    view, feed = view_of(log, "INFO:a:b", "日本語" * 30, *HOSTILE, *numbered(3))
+
+    async def check(pilot: Pilot[None]) -> None:
+        view.search("a")
+        await pilot.press("l")
+        for y in range(20):
+            strip = view.render_line(y)
+            assert all(segment.style is not None for segment in strip)
+            strip.apply_filter(Monochrome(), Color(0, 0, 0))
+        assert feed.lines
+
+    run(view, check, (30, 20))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 1), (3, 2), (20, 5), (200, 60)])
+def test_every_size(size: tuple[int, int], log: Path) -> None:
+    view, feed = view_of(log, *numbered(30), "漢" * 200)
+
+    async def check(pilot: Pilot[None]) -> None:
+        view.search("line")
+        for key in ("g", "j", "pagedown", "l", "h", "v", "v", "v", "v", "n", "N", "G"):
+            await pilot.press(key)
+        append(log, "more")
+        feed.poll()
+        view.update()
+        await pilot.resize_terminal(80, 24)
+        await pilot.pause()
+        assert shown(view)[-1] == "more" and len(shown(view)) == 24
+        await pilot.resize_terminal(*size)
+        await pilot.pause()
+        assert len(shown(view)) == size[1]
+
+    run(view, check, size)
+
+
+def test_another_feed_begins_at_its_end(log: Path) -> None:
+    view, feed = view_of(log, *numbered(50))
+
+    async def check(pilot: Pilot[None]) -> None:
+        await pilot.press("g")
+        view.show(feed)
+        assert not view.following
+        other_log = log.with_name("other.txt")
+        append(other_log, *(f"other {index}" for index in range(50)))
+        other = LogFeed(other_log)
+        other.poll()
+        view.show(other)
+        await pilot.pause()
+        assert view.following and shown(view)[-1] == "other 49" and len(shown(view)) == 10
+        view.show(None)
+        await pilot.pause()
+        assert shown(view)[0] == "no lines yet"
+
+    run(view, check)
+
+
+def test_status_tells_what_was_lost(log: Path) -> None:
+    view, feed = view_of(log, *numbered(50), capacity=10)
+
+    async def check(pilot: Pilot[None]) -> None:
+        view.update()
+        assert view.status == "40 lines came too fast to be kept"
+        await pilot.press("g")
+        await pilot.pause()
+        assert isinstance(pilot.app, LogApp)
+        assert pilot.app.statuses[-1] == view.status
+        assert feed.dropped == 40
+
+    run(view, check)
+
+
+def test_every_binding_has_an_id() -> None:
+    ids = [binding.id for binding in LogView.BINDINGS]  # type: ignore[union-attr]
+    assert all(name and name.startswith("log.") for name in ids) and len(set(ids)) == len(ids)
+    wanted = {"log.top", "log.end", "log.down", "log.up", "log.level", "log.next", "log.previous"}
+    assert wanted <= set(ids)
+
+
+def test_rows_know_their_places(log: Path) -> None:
+    _, feed = view_of(log, "a", "b", "a", "b")
+    rows = LogRows()
+    rows.update(feed)
+    rows.search("a")
+    assert rows.matches == [1, 3]
+    assert (rows.match_after(0), rows.match_after(1), rows.match_after(3)) == (1, 3, 1)
+    assert (rows.match_before(4), rows.match_before(3), rows.match_before(1)) == (3, 1, 3)
+    assert (rows.match_position(3), rows.match_position(2), rows.index_of(3)) == (2, None, 2)
