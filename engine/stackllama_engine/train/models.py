@@ -15,7 +15,13 @@ from typing import TYPE_CHECKING, Any
 import datasets
 import torch
 import transformers
-from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from peft import (
+    LoraConfig,
+    PeftModel,
+    get_peft_model,
+    prepare_model_for_kbit_training,
+    set_peft_model_state_dict,
+)
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, BitsAndBytesConfig
@@ -63,13 +69,14 @@ def pad_id(tokenizer: "PreTrainedTokenizerBase") -> int:
     return int(tokenizer.pad_token_id)  # type: ignore[arg-type]
 
 
-def load_causal_lm(recipe: TrainRecipe, device: torch.device) -> "PreTrainedModel":
+def load_causal_lm(recipe: TrainRecipe, device: torch.device, *, safetensors_only: bool = False) -> "PreTrainedModel":
     """The base as a causal language model in the recipe's precision, on ``device``.
 
     Raises:
-        StageError: it cannot be loaded.
+        StageError: it cannot be loaded, or not from safetensors where nothing else will do.
     """
-    return _load(AutoModelForCausalLM, recipe, _quantization(recipe), device)
+    more = _only_safetensors(recipe.model_name_or_path) if safetensors_only else {}
+    return _load(AutoModelForCausalLM, recipe, _quantization(recipe), device, **more)
 
 
 def load_reward_base(recipe: TrainRecipe, pad_token_id: int, device: torch.device) -> "PreTrainedModel":
@@ -85,7 +92,14 @@ def load_reward_base(recipe: TrainRecipe, pad_token_id: int, device: torch.devic
 
 
 def load_plain(
-    name: str, revision: str | None, dtype: str, device: torch.device, *, reward: bool = False, new_head: bool = False
+    name: str,
+    revision: str | None,
+    dtype: str,
+    device: torch.device,
+    *,
+    reward: bool = False,
+    new_head: bool = False,
+    safetensors_only: bool = False,
 ) -> "PreTrainedModel":
     """A model without quantisation, for merging and for separate reward models.
 
@@ -96,13 +110,15 @@ def load_plain(
         device: where it goes.
         reward: with one score a sequence instead of a language-model head.
         new_head: whether the score head may be missing, because an adapter brings it.
+        safetensors_only: refuse other formats of a language model (a .gguf file apart).
 
     Raises:
         StageError: it cannot be loaded, or it is to judge and has no trained head.
     """
     recipe = ModelRecipe(model_name_or_path=name, model_revision=revision, dtype=dtype)  # type: ignore[arg-type]
     if not reward:
-        return _load(AutoModelForCausalLM, recipe, None, device)
+        more = _only_safetensors(name) if safetensors_only else {}
+        return _load(AutoModelForCausalLM, recipe, None, device, **more)
     model, info = _load(
         AutoModelForSequenceClassification, recipe, None, device, num_labels=1, output_loading_info=True
     )
@@ -269,6 +285,19 @@ def adapter_weights(path: Path, device: torch.device | str = "cpu") -> dict[str,
     return load_file(file, device=str(device))
 
 
+def set_adapter_state(model: Any, state: dict[str, torch.Tensor], adapter: str) -> None:
+    """Set the weights of one adapter of a PeftModel; names as PEFT saves them.
+
+    Raises:
+        StageError: they are another adapter's.
+    """
+    result = set_peft_model_state_dict(model, state, adapter_name=adapter)
+    missing = [key for key in result.missing_keys if f".{adapter}." in key]
+    if missing or result.unexpected_keys:
+        odd = [*missing, *result.unexpected_keys][0]
+        raise StageError(f"The adapter does not fit this model (first mismatch: {odd}).")
+
+
 def padding_notice(tokenizer: "PreTrainedTokenizerBase") -> str | None:
     """What to say when padding and end cannot be told apart, or None."""
     if pad_id(tokenizer) != eos_id(tokenizer):
@@ -306,6 +335,10 @@ def _load(auto: Any, recipe: ModelRecipe, quantization: Any, device: torch.devic
         model.config.__dict__.pop("quantization_config", None)
     model.config.use_cache = False
     return loaded
+
+
+def _only_safetensors(name: str) -> dict[str, bool]:
+    return {} if name.endswith(".gguf") else {"use_safetensors": True}
 
 
 def _quantization(recipe: TrainRecipe) -> BitsAndBytesConfig | None:

@@ -17,7 +17,8 @@ from ..report import Reporter
 from .losses import KLController
 from .shared_base import SharedBase
 
-_FILES = {"policy": "policy.safetensors", "value": "value_head.safetensors", "optimizer": "optimizer.safetensors"}
+POLICY_FILE = "policy.safetensors"
+_FILES = {"policy": POLICY_FILE, "value": "value_head.safetensors", "optimizer": "optimizer.safetensors"}
 
 
 class Progress(Struct, frozen=True, kw_only=True):

@@ -1,0 +1,119 @@
+"""``python -m stackllama_engine.train.chat RUN_DIR``: load, say so, answer until stdin ends."""
+
+import argparse
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ...contract.chat import Ask, Delta, Done, Failure, Ready
+from ...contract.errors import ExitCode, StackllamaError
+from ...contract.run_dir import RunDir
+from ...launch.chat import find_target
+from .pipes import Inbox, Outbox
+
+if TYPE_CHECKING:
+    from .sides import Sides
+
+
+def main(argv: list[str]) -> int:
+    """Serve one run; returns the exit code when it cannot, or when nobody reads any more."""
+    parser = argparse.ArgumentParser(prog="chat", description=__doc__)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--checkpoint")
+    parser.add_argument("--cpu", action="store_true")
+    arguments = parser.parse_args(argv)
+    # before torch is imported: whoever started this may be gone before the model is there
+    inbox, outbox = Inbox(0), Outbox(1)
+    try:
+        sides, ready = _load(RunDir(arguments.run.absolute()), arguments.checkpoint, cpu=arguments.cpu)
+        outbox.write(ready)
+        while True:
+            match inbox.next():
+                case Failure() as failure:
+                    outbox.write(failure)
+                case ask:
+                    _answer(sides, ask, inbox, outbox)
+                    inbox.finished(ask.id)
+    except BrokenPipeError:
+        return ExitCode.DONE
+    except StackllamaError as error:
+        outbox.write(Failure(error=str(error)))
+        return error.exit_code
+    except Exception as error:  # noqa: BLE001 - the last line of defence: a sentence, and the trace on stderr
+        traceback.print_exc()
+        outbox.write(Failure(error=_sentence(error)))
+        return ExitCode.FAILED
+
+
+def _load(run: RunDir, checkpoint: str | None, *, cpu: bool) -> "tuple[Sides, Ready]":
+    target = find_target(run, checkpoint)
+    from .. import models
+    from .sides import load_sides
+
+    models.quiet_libraries()
+    sides = load_sides(run, target, cpu=cpu)
+    ready = Ready(
+        sides=sides.names, model=sides.name, checkpoint=target.checkpoint, device=str(sides.device), note=sides.note
+    )
+    return sides, ready
+
+
+def _answer(sides: "Sides", ask: Ask, inbox: Inbox, outbox: Outbox) -> None:
+    """Every side that is asked for; an error ends this question alone."""
+    try:
+        for side in ask.which:
+            _one_side(sides, side, ask, inbox, outbox)
+    except BrokenPipeError:
+        raise
+    except StackllamaError as error:
+        outbox.write(Failure(id=ask.id, error=str(error)))
+    except Exception as error:  # noqa: BLE001 - the next question may fit into memory
+        traceback.print_exc()
+        outbox.write(Failure(id=ask.id, error=_sentence(error)))
+
+
+def _one_side(sides: "Sides", side: str, ask: Ask, inbox: Inbox, outbox: Outbox) -> None:
+    from ..models import eos_id
+    from .answer import Text, tokens
+
+    assert side in ("base", "tuned")
+    text, count, token = Text(sides.tokenizer), 0, None
+    started = time.monotonic()
+    with sides.use(side) as model:
+        answer = tokens(model, sides.tokenizer, ask)
+        while not (cancelled := inbox.cancelled(ask.id)) and (token := next(answer, None)) is not None:
+            count += 1
+            ended = token == eos_id(sides.tokenizer)
+            if piece := text.push(token):
+                outbox.write(Delta(id=ask.id, which=side, text=piece))
+            if ended:
+                break
+    if piece := text.flush():
+        outbox.write(Delta(id=ask.id, which=side, text=piece))
+    outbox.write(
+        Done(
+            id=ask.id, which=side, tokens=count, seconds=round(time.monotonic() - started, 3),
+            ended=token == eos_id(sides.tokenizer), cancelled=cancelled,
+        )
+    )  # fmt: skip
+
+
+def _sentence(error: Exception) -> str:
+    """A failure in one line."""
+    lines = str(error).strip().splitlines()
+    first = lines[0] if lines else ""
+    if type(error).__name__ == "OutOfMemoryError":
+        import torch
+
+        torch.cuda.empty_cache()
+        return f"Out of GPU memory; ask for fewer tokens, or start the chat on the CPU. ({first})"
+    return f"{type(error).__name__}: {first}"
+
+
+if __name__ == "__main__":
+    code = main(sys.argv[1:])
+    sys.stderr.flush()
+    os._exit(code)  # a thread still reads stdin, and tearing torch down serves nobody

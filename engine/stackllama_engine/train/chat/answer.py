@@ -1,0 +1,107 @@
+"""One answer, token by token, and its text as far as it is certain.
+
+Shapes: ``P`` prompt tokens, ``V`` vocabulary.
+"""
+
+import inspect
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft import PeftModel
+from transformers import DynamicCache
+
+from ...contract.chat import Ask
+from ...contract.errors import StageError
+from ..models import eos_id
+from ..ppo.sampling import pick
+from ..rows import encode_prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_GREEDY = 0.01
+"""Temperatures below are 0: the likeliest token."""
+_PARTIAL = "\ufffd"
+
+
+@torch.no_grad()
+def tokens(model: Any, tokenizer: "PreTrainedTokenizerBase", ask: Ask) -> Iterator[int]:
+    """The answer's tokens as they are sampled, the end token included when it comes.
+
+    Args:
+        model: a causal language model, with or without an adapter.
+        tokenizer: the model's.
+        ask: its prompt goes into the template; the same seed draws the same noise for every model.
+
+    Raises:
+        StageError: the prompt leaves no room for an answer.
+    """
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    ids = encode_prompt(tokenizer, ask.prompt)
+    room = _room(base, len(ids))
+    # of a prompt only the last position is asked for: at P × V logits it would cost more than the model's own work
+    keep = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(base.forward).parameters else {}
+    generator = torch.Generator().manual_seed(ask.seed)
+    cache = DynamicCache(config=base.config)
+    given = torch.tensor([ids], device=base.device)
+    for _ in range(min(ask.max_new_tokens, room)):
+        logits = model(input_ids=given, past_key_values=cache, use_cache=True, **keep).logits[:, -1].float()
+        uniform = torch.rand(1, generator=generator, dtype=torch.float64).to(logits.device)
+        given = logits.argmax(-1) if ask.temperature < _GREEDY else pick(logits / ask.temperature, uniform)
+        token = int(given)
+        yield token
+        if token == eos_id(tokenizer):
+            return
+        given = given.unsqueeze(0)
+
+
+class Text:
+    """Tokens to text in pieces, none of which the tokens to come will change.
+
+    A character may take several tokens, and sentencepiece joins words by what stands before them, so a piece is the
+    difference that its tokens make after the ones just before. White space at the very beginning is left out, as PPO
+    does before an answer is judged.
+    """
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
+        self._tokenizer = tokenizer
+        self._ids: list[int] = []  # of the last piece and those not yet said
+        self._said = 0  # how many of them are in a piece already
+        self._begun = False
+
+    def push(self, token: int) -> str:
+        """The certain text that a token adds; empty while a character is incomplete."""
+        self._ids.append(token)
+        return self._piece(final=False)
+
+    def flush(self) -> str:
+        """What is left at the end, replacement characters included."""
+        return self._piece(final=True)
+
+    def _piece(self, *, final: bool) -> str:
+        before = self._decode(self._ids[: self._said])
+        now = self._decode(self._ids)
+        if len(now) <= len(before) or (now.endswith(_PARTIAL) and not final and len(self._ids) - self._said < 8):
+            return ""
+        self._ids, self._said = self._ids[self._said :], len(self._ids) - self._said
+        piece = now[len(before) :] if self._begun else now[len(before) :].lstrip()
+        self._begun = self._begun or bool(piece)
+        return piece
+
+    def _decode(self, ids: list[int]) -> str:
+        return str(self._tokenizer.decode(ids, skip_special_tokens=True))
+
+
+def _room(base: Any, prompt: int) -> int:
+    """Tokens that fit after the prompt.
+
+    Raises:
+        StageError: none.
+    """
+    limit = getattr(base.config.get_text_config(), "max_position_embeddings", None)
+    if limit is None:
+        return 1 << 30
+    if prompt >= limit:
+        raise StageError(f"the question has {prompt} tokens in the template; the model takes {limit} with its answer.")
+    return int(limit) - prompt

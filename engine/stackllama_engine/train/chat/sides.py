@@ -1,0 +1,158 @@
+"""The models to talk to: what a run trained, and what it was before.
+
+After LoRA both are one model in memory, its adapter on or off. After full training and after a merge they are two
+models. What a run wrote is read from safetensors alone, and so is the base wherever it is not a .gguf file.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import torch
+from peft import LoraConfig, PeftModel
+from safetensors.torch import load_file
+
+from ...contract.chat import Side
+from ...contract.errors import StageError
+from ...contract.recipe import MergeRecipe, PPORecipe, SFTRecipe
+from ...contract.recipe_io import load_recipe
+from ...contract.run_dir import RunDir
+from ...contract.stages import Stage
+from ...launch.chat import Target
+from .. import checkpoint, models
+from ..ppo.shared_base import read_identity
+from ..ppo.state import POLICY_FILE
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class Sides:
+    """Models by side.
+
+    Args:
+        tokenizer: of both.
+        tuned: with an adapter, or whole.
+        base: None where ``tuned`` without its adapter is the base, or where there is none.
+        name: the base's, or where the weights came from.
+        bf16: whether the stage computed in bfloat16 autocast.
+        note: why a side is missing.
+    """
+
+    def __init__(
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        tuned: Any,
+        base: "PreTrainedModel | None" = None,
+        *,
+        name: str,
+        bf16: bool = False,
+        note: str | None = None,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.name = name
+        self.note = note
+        self.device: torch.device = tuned.device
+        self._tuned = tuned.eval()
+        self._base = base.eval() if base is not None else None
+        self._bf16 = bf16
+
+    @property
+    def names(self) -> list[Side]:
+        """The sides that there are."""
+        return ["base", "tuned"] if self._base is not None or isinstance(self._tuned, PeftModel) else ["tuned"]
+
+    @contextmanager
+    def use(self, side: Side) -> Iterator[Any]:
+        """The side's model, for as long as the context lasts.
+
+        Raises:
+            StageError: there is no such side.
+        """
+        if side not in self.names:
+            raise StageError(f"there is no {side} model to ask here: {self.note}")
+        autocast = torch.autocast(self.device.type, torch.bfloat16) if self._bf16 else nullcontext()
+        with autocast:
+            if side == "tuned":
+                yield self._tuned
+            elif self._base is not None:
+                yield self._base
+            else:
+                with self._tuned.disable_adapter():
+                    yield self._tuned
+
+
+def load_sides(run: RunDir, target: Target, *, cpu: bool) -> Sides:
+    """Load what is to be talked to.
+
+    Args:
+        run: the run.
+        target: which weights of it.
+        cpu: stay on the CPU even where there is a GPU; a recipe that trained there stays there anyway.
+
+    Raises:
+        StackllamaError: the recipe, the weights or the base cannot be used.
+    """
+    if target.checkpoint and (reason := checkpoint.problem(target.path)):
+        raise StageError(f"checkpoint {target.checkpoint} {reason}; name another one.")
+    recipe: Any = load_recipe(target.stage, run.recipe_file)
+    trained_on_cpu = target.stage is not Stage.MERGE and recipe.use_cpu  # a merge needs no GPU, talking does
+    device = torch.device("cpu" if cpu or trained_on_cpu or not torch.cuda.is_available() else "cuda")
+    match recipe:
+        case MergeRecipe():
+            return _merged(recipe, target.path, device)
+        case SFTRecipe(use_peft=False):
+            tuned, tokenizer = _whole(target.path, device)
+            base = models.load_causal_lm(recipe, device, safetensors_only=True)
+            return Sides(tokenizer, tuned, base, name=recipe.model_name_or_path, bf16=recipe.bf16)
+        case SFTRecipe() | PPORecipe():
+            return _adapted(recipe, target.path, device)
+        case _:
+            raise StageError(f"{run.id} is a {target.stage} run, which writes no text.")
+
+
+def _adapted(recipe: SFTRecipe | PPORecipe, path: Path, device: torch.device) -> Sides:
+    """One model, its adapter on or off."""
+    name, revision = recipe.model_name_or_path, recipe.model_revision
+    if (path / models.BASE_FILE).is_file() and not models.same_base(
+        read_identity(path), models.base_identity(name, revision)
+    ):
+        raise StageError(f"{name} is no longer the base that {path} was trained on; its weights are others now.")
+    tokenizer = models.load_tokenizer(name, revision)
+    quiet = msgspec.structs.replace(recipe, gradient_checkpointing=False)
+    base = models.load_causal_lm(quiet, device, safetensors_only=True)
+    tuned = models.add_lora(base, quiet, "CAUSAL_LM", _adapter_config(recipe, path))
+    policy = path / POLICY_FILE
+    state = load_file(policy, device=str(device)) if policy.is_file() else models.adapter_weights(path, device)
+    models.set_adapter_state(tuned, state, "default")
+    return Sides(tokenizer, tuned, name=name, bf16=recipe.bf16)
+
+
+def _adapter_config(recipe: SFTRecipe | PPORecipe, path: Path) -> LoraConfig:
+    """Beside the weights; a checkpoint of PPO follows from the recipe, or from the adapter that PPO continued."""
+    continued = recipe.policy_adapter_path if isinstance(recipe, PPORecipe) else None
+    for place in (path, Path(continued) if continued else None):
+        if place is not None and (place / "adapter_config.json").is_file():
+            config: Any = LoraConfig.from_pretrained(str(place))
+            return config
+    return models.lora_config(recipe, "CAUSAL_LM")
+
+
+def _merged(recipe: MergeRecipe, path: Path, device: torch.device) -> Sides:
+    """The merged model, and beside it the base when the adapter still says which that was."""
+    tuned, tokenizer = _whole(path, device)
+    adapter = Path(recipe.adapter_path)
+    if not (adapter / "adapter_config.json").is_file():
+        return Sides(tokenizer, tuned, name=str(path), note=f"{adapter} holds no adapter that would name a base.")
+    identity = read_identity(adapter)
+    name, revision = str(identity["name"]), identity["revision"]
+    if not models.same_base(identity, models.base_identity(name, revision)):
+        return Sides(tokenizer, tuned, name=str(path), note=f"{name} is not there any more, or has other weights now.")
+    base = models.load_plain(name, revision, "auto", device, safetensors_only=True)
+    return Sides(tokenizer, tuned, base, name=name)
+
+
+def _whole(path: Path, device: torch.device) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    return models.load_plain(str(path), None, "auto", device, safetensors_only=True), models.load_tokenizer(str(path))
