@@ -1,0 +1,166 @@
+"""Two or more runs: their curves over each other, what differs in their recipes, and their figures."""
+
+from typing import Any, ClassVar, Literal
+
+from msgspec import Struct
+from rich.text import Text
+from textual import events
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Container, Vertical
+from textual.widgets import Static
+
+from stackllama_engine.contract.run_dir import Home
+
+from ...feeds.comparison import Comparison
+from ...feeds.comparison_rows import FactRow, figure_rows, recipe_rows
+from ..screen import ConsoleScreen
+from ..widgets.chart_grid import ChartGrid, Overlay
+from ..widgets.facts_table import FactsTable
+
+_WIDE = 120
+
+View = Literal["charts", "recipe", "figures"]
+
+
+class Compared(Struct, frozen=True, kw_only=True):
+    """What one look found, ready to be shown."""
+
+    overlays: list[Overlay]
+    recipe: list[FactRow]
+    figures: list[FactRow]
+    troubles: list[str]
+
+
+class CompareScreen(ConsoleScreen):
+    """Compare runs of one home."""
+
+    HEADING = "compare"
+    WIDGETS_WITH_KEYS = ("Chart", "FactsTable")
+    AUTO_FOCUS = None
+    DEFAULT_CSS = """
+    CompareScreen {
+        #compare { layout: vertical; height: 1fr; }
+        #tables { width: 1fr; height: 1fr; }
+        #trouble { height: auto; max-height: 3; padding: 0 1; color: $error; }
+        #trouble { text-wrap: nowrap; text-overflow: ellipsis; }
+        &.-wide #compare { layout: horizontal; }
+        &.-wide #grid { width: 3fr; }
+        &.-wide #tables { width: 2fr; margin-left: 1; }
+        &.-wide #recipe { height: auto; max-height: 50%; }
+        &.-wide #figures { margin-top: 1; }
+        &.-wide.-many #grid { width: 1fr; }
+        &.-wide.-many #tables { width: 1fr; }
+        &.-narrow.-charts #tables { display: none; }
+        &.-narrow.-recipe #grid { display: none; }
+        &.-narrow.-recipe #figures { display: none; }
+        &.-narrow.-figures #grid { display: none; }
+        &.-narrow.-figures #recipe { display: none; }
+    }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("1", "view('charts')", "charts", id="compare.charts"),
+        Binding("2", "view('recipe')", "recipe", id="compare.recipe"),
+        Binding("3", "view('figures')", "figures", id="compare.figures"),
+        Binding("right_square_bracket", "turn(1)", "more metrics", id="compare.next", key_display="]"),
+        Binding("left_square_bracket", "turn(-1)", "metrics before", id="compare.previous", show=False),
+    ]
+
+    def __init__(self, home: Home, run_ids: list[str]) -> None:
+        super().__init__()
+        self.comparison = Comparison(home, run_ids)
+        self.view: View = "charts"
+        self._looked = False
+
+    def body(self) -> ComposeResult:
+        """Charts; beside or instead of them the two tables."""
+        ascii_only = self.console_app.options.ascii
+        yield Static("", id="trouble", markup=False)
+        with Container(id="compare"):
+            yield ChartGrid(ascii_only=ascii_only, smoothing=self.console_app.settings.smoothing, id="grid")
+            with Vertical(id="tables"):
+                yield FactsTable("recipe", ascii_only=ascii_only, id="recipe")
+                yield FactsTable("figures", ascii_only=ascii_only, id="figures")
+
+    def on_mount(self) -> None:
+        """Empty at first, charts in front."""
+        self.add_class("-charts")
+        self.set_class(len(self.comparison.sides) > 2, "-many")
+        self.query_one("#trouble").display = False
+
+    def on_resize(self, event: events.Resize) -> None:
+        """Side by side from 120 columns."""
+        self.set_class(event.size.width >= _WIDE, "-wide")
+        self.set_class(event.size.width < _WIDE, "-narrow")
+
+    def look(self) -> Compared | None:
+        """All runs' new events."""
+        comparison = self.comparison
+        if not comparison.poll() and self._looked:
+            return None
+        self._looked = True
+        metrics = comparison.metrics()
+        names = list(zip(comparison.names, comparison.sides, strict=True))
+        overlays: list[Overlay] = []
+        for metric in metrics:
+            having = [(name, side.feed) for name, side in names if side.feed and metric in side.feed.series]
+            overlays.append(Overlay(metric, tuple((name, feed.series[metric]) for name, feed in having)))
+        return Compared(
+            overlays=overlays,
+            recipe=recipe_rows(comparison),
+            figures=figure_rows(comparison, metrics),
+            troubles=comparison.troubles,
+        )
+
+    def show(self, news: Any) -> None:
+        """Charts and tables; only what changed is painted."""
+        found: Compared = news
+        grid = self.query_one(ChartGrid)
+        grid.show_overlays(found.overlays)
+        names = self.comparison.names
+        self.query_one("#recipe", FactsTable).show_facts(names, found.recipe, "No recipe could be read.")
+        self.query_one("#figures", FactsTable).show_facts(names, found.figures)
+        trouble = self.query_one("#trouble", Static)
+        text = Text("\n".join(found.troubles[:3]))
+        if not found.overlays and not found.troubles:
+            text = Text("The runs share no metrics yet; 2 and 3 show recipe and figures.")
+        if trouble.content != text:
+            trouble.update(text)
+            trouble.display = bool(text.plain)
+        if self.focused is None:
+            self._focus_view()
+        self._head()
+
+    def action_view(self, view: View) -> None:
+        """Bring one of the three to the front; where all are shown, give it the keys."""
+        self.remove_class("-charts", "-recipe", "-figures").add_class(f"-{view}")
+        self.view = view
+        self._focus_view(change=True)
+        self._head()
+
+    def action_turn(self, pages: int) -> None:
+        """The next or previous metrics."""
+        if self.view != "charts":
+            self.action_view("charts")
+        self.query_one(ChartGrid).turn(pages)
+        self._head()
+
+    def _focus_view(self, *, change: bool = False) -> None:
+        if self.view == "charts":
+            if change:
+                self.set_focus(None)
+            self.query_one(ChartGrid).focus_first()
+        else:
+            self.query_one(f"#{self.view}", FactsTable).focus()
+
+    def _head(self) -> None:
+        comparison = self.comparison
+        stages = list(dict.fromkeys(str(side.stage) for side in comparison.sides if side.stage))
+        count = len(comparison.sides)
+        parts = [f"{count} run{'s' * (count != 1)} · {', '.join(stages)}" if stages else f"{count} runs"]
+        page, pages = self.query_one(ChartGrid).pages
+        if pages > 1:
+            parts.append(f"metrics {page}/{pages}")
+        if count > 6:
+            parts.append("colours repeat after the sixth run")
+        self.set_heading(*parts)

@@ -1,0 +1,107 @@
+"""As many charts as there is room for, one a metric, a page of them at a time."""
+
+from collections.abc import Sequence
+
+from msgspec import Struct
+from textual import events
+from textual.app import ComposeResult
+from textual.containers import Container
+
+from ...feeds.series import Series
+from ..widgets.chart import SMOOTHING, Chart, Curve
+
+_MOST = 6
+_LEAST_WIDTH = 52
+_LEAST_HEIGHT = 10
+
+
+class Overlay(Struct, frozen=True):
+    """One metric: its name and a (label, series) of each run that has it."""
+
+    metric: str
+    curves: tuple[tuple[str, Series], ...]
+
+
+class ChartGrid(Container):
+    """Charts of equal size, in reading order."""
+
+    DEFAULT_CSS = """
+    ChartGrid { layout: grid; grid-size: 1; width: 1fr; height: 1fr; grid-gutter: 0 1; }
+    ChartGrid > Chart.hidden { display: none; }
+    """
+
+    def __init__(self, *, ascii_only: bool = False, smoothing: float = 0.0, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self.overlays: Sequence[Overlay] = ()
+        self.first = 0
+        """Index of the first metric of the page."""
+        self._charts = [Chart("", ascii=ascii_only) for _ in range(_MOST)]
+        for chart in self._charts:
+            chart.weight = smoothing if smoothing in SMOOTHING else SMOOTHING[0]
+        self._fits = 1
+        self._shown: list[Overlay] = []
+
+    def compose(self) -> ComposeResult:
+        """All charts there can be; those without room or metric are hidden."""
+        for chart in self._charts:
+            chart.add_class("hidden")
+            yield chart
+
+    @property
+    def shown(self) -> Sequence[Overlay]:
+        """The metrics of this page."""
+        return tuple(self._shown)
+
+    @property
+    def pages(self) -> tuple[int, int]:
+        """Number of this page, from 1, and of all pages."""
+        return self.first // self._fits + 1, max(1, -(-len(self.overlays) // self._fits))
+
+    def show_overlays(self, overlays: Sequence[Overlay]) -> None:
+        """Show these metrics, the page staying where it is; charts whose series grew paint what changed."""
+        self.overlays = overlays
+        self._fill()
+
+    def turn(self, pages: int) -> None:
+        """Go on by pages, round at the ends."""
+        count = self.pages[1]
+        self.first = (self.first // self._fits + pages) % count * self._fits
+        for chart in self._charts:
+            chart.view.reset()
+        self._fill()
+
+    def focus_first(self) -> None:
+        """Give the first chart the keys, unless one of them has them."""
+        if self._shown and not any(chart.has_focus for chart in self._charts):
+            self._charts[0].focus()
+
+    def on_resize(self, event: events.Resize) -> None:
+        """More or fewer charts."""
+        columns = max(1, min(2, event.size.width // _LEAST_WIDTH))
+        rows = max(1, min(_MOST // columns, event.size.height // _LEAST_HEIGHT))
+        self.styles.grid_size_columns = columns
+        self._fits = columns * rows
+        self.first = self.first // self._fits * self._fits
+        self._fill()
+
+    def _fill(self) -> None:
+        self.first = min(self.first, max(0, (len(self.overlays) - 1) // self._fits * self._fits))
+        page = list(self.overlays[self.first : self.first + self._fits])
+        before, self._shown = self._shown, page
+        for index, chart in enumerate(self._charts):
+            overlay = page[index] if index < len(page) else None
+            chart.set_class(overlay is None, "hidden")
+            if overlay is None:
+                continue
+            if index < len(before) and _same(before[index], overlay):
+                chart.update()
+                continue
+            chart.title = overlay.metric
+            chart.set_curves([Curve(label, series) for label, series in overlay.curves])
+
+
+def _same(before: Overlay, after: Overlay) -> bool:
+    """The same series in the same order, not merely equal ones."""
+    return before.metric == after.metric and [(label, id(series)) for label, series in before.curves] == [
+        (label, id(series)) for label, series in after.curves
+    ]
