@@ -2,6 +2,7 @@
 
 import sys
 import textwrap
+from collections.abc import Iterator
 from typing import Any
 
 from stackllama_engine.contract.errors import UsageError
@@ -91,30 +92,44 @@ def measures(suffix: str, result: Facts) -> list[tuple[str, Any, Any]]:
 
 def show_samples(facts: Facts) -> None:
     """Questions with the answers before and after PPO, on stdout."""
+    for heading, scores, text in _samples(facts):
+        if not heading.startswith(" "):
+            show()
+        sys.stdout.write(paint(heading, "bold", sys.stdout) + f"  {scores}".rstrip() + "\n")
+        for line in _text_lines(text):
+            show(f"    {line}".rstrip())
+
+
+def sample_lines(facts: Facts) -> list[str]:
+    """The same as lines."""
+    lines: list[str] = []
+    for heading, scores, text in _samples(facts):
+        lines += [f"{heading}  {scores}".rstrip(), *(f"    {line}".rstrip() for line in _text_lines(text))]
+    return lines
+
+
+def _samples(facts: Facts) -> Iterator[tuple[str, str, str]]:
+    """(heading, scores, text) of each question and its two answers."""
     samples: list[Facts] = _part(facts, "ppo").get("samples") or []
     for index, sample in enumerate(samples, start=1):
-        sys.stdout.write("\n" + paint(f"Question {index}", "bold", sys.stdout) + "\n")
-        _show_text(str(sample.get("question", "")))
+        yield f"Question {index}", "", str(sample.get("question", ""))
         for when in ("before", "after"):
             scores = [
                 f"{label} {_cell(sample[key])}"
                 for label, key in (("reward", f"reward_{when}"), ("true utility", f"utility_{when}"))
                 if sample.get(key) is not None
             ]
-            sys.stdout.write(paint(f"  {when} PPO", "bold", sys.stdout) + f"  {', '.join(scores)}".rstrip() + "\n")
-            _show_text(str(sample.get(when, "")) or "(nothing)")
+            yield f"  {when} PPO", ", ".join(scores), str(sample.get(when, "")) or "(nothing)"
 
 
-def _show_text(text: str) -> None:
+def _text_lines(text: str) -> list[str]:
     lines = [
         part
         for line in sanitise(text).strip().splitlines()
         for part in textwrap.wrap(line.expandtabs(4), _WIDTH - 4) or [""]
     ]
-    for line in lines[:_ANSWER_LINES]:
-        show(f"    {line}".rstrip())
-    if len(lines) > _ANSWER_LINES:
-        show(f"    … {len(lines) - _ANSWER_LINES} more lines")
+    more = len(lines) - _ANSWER_LINES
+    return [*lines[:_ANSWER_LINES], *([f"… {more} more lines"] if more > 0 else [])]
 
 
 def _part(value: Facts, key: str) -> Facts:

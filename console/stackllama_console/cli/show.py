@@ -37,7 +37,7 @@ def show_one(home: Home, run: RunDir, state: State, *, as_json: bool) -> int:
         "recipe, where it is not the default", [f"{key}: {_plain(value)}" for key, value in recipe.items()] or [problem]
     )
     _section("stages", _stages(home, run, state))
-    _section("result", _result(run, state.stage))
+    _section("result", result_lines(run, state.stage))
     _section("metrics, first → last", _metrics(state, history))
     _section("remarks", [one_line(message) for message in history.health[-6:]])
     _section("last lines of its log", _log(run, state))
@@ -101,7 +101,12 @@ def _stages(home: Home, run: RunDir, state: State) -> list[str]:
     return table(pipeline_facts(home, run, state)) if state.stage is Stage.PIPELINE else []
 
 
-def _result(run: RunDir, stage: Stage) -> list[str]:
+def result_lines(run: RunDir, stage: Stage) -> list[str]:
+    """The figures of ``result.json``, one a line.
+
+    Raises:
+        UsageError: the file is damaged.
+    """
     result = run.read_json("result.json")
     facts = {key: value for key, value in result.items() if isinstance(value, int | float | str)}
     lines = [f"{key}: {_figure(value)}" for key, value in facts.items() if key not in ("stage", "path")]

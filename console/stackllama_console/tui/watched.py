@@ -51,6 +51,8 @@ class Watched:
         self.run = run
         self.pipeline: PipelineFeed | None = source if isinstance(source, PipelineFeed) else None
         self.newest_samples: list[dict[str, Any]] = []
+        self.result: list[str] = []
+        """What came out of a pipeline, or of a stage without curves, in lines."""
         self.predicted: float | None = None
         self.note = ""
         self._foreign_log = log
@@ -87,6 +89,8 @@ class Watched:
         changed = self.source.poll() or not self._looked or shown is not self.feed
         self._looked = True
         self._predict()
+        if changed:
+            self.result = self._read_result()
         log = self._read_log()
         samples = self._read_samples()
         machine = self._read_machine()
@@ -101,6 +105,28 @@ class Watched:
         self._predicted_of = run.id
         self.predicted = predicted_peak(run)
 
+    @property
+    def shows_result(self) -> bool:
+        """Whether there is a result to show in the place of curves: of a finished pipeline until a stage is chosen."""
+        return bool(self.result) and (not self.feed.series or (self.pipeline is not None and not self.pipeline.chosen))
+
+    def _read_result(self) -> list[str]:
+        run, state = self.run, self.state
+        if self.pipeline and not self.pipeline.chosen and run and state and state.phase == "finished":
+            from ..cli.report import pipeline_facts, sample_lines, table
+
+            facts = pipeline_facts(Home(run.path.parents[1]), run, state)
+            return [*table(facts), "", *sample_lines(facts)]
+        shown = self.shown_run
+        if shown is None or self.feed.series:
+            return []
+        from ..cli.show import result_lines
+
+        try:
+            return result_lines(shown, self.feed.stage or Stage.MERGE)
+        except UsageError as error:
+            return [str(error)]
+
     def _read_log(self) -> LogFeed | None:
         run = self.shown_run
         key = run.id if run else self._foreign_log
@@ -109,7 +135,7 @@ class Watched:
         fresh = key != self._log_of
         if fresh:
             self._log_of = key
-            self._log = LogFeed(run if run else self._foreign_log)
+            self._log = LogFeed(run or self._foreign_log or Path())
         assert self._log is not None
         return self._log if self._log.poll() or fresh else None
 
@@ -176,7 +202,10 @@ def watch_directory(path: Path) -> Watched:
 
 
 def predicted_peak(run: RunDir) -> float | None:
-    """What the budget expected of the run's recipe: allocated on a GPU, resident on a CPU; None where it cannot say."""
+    """What the budget expected of the recipe: allocated on a GPU, the middle of the resident set's range on a CPU.
+
+    None where it cannot say.
+    """
     from stackllama_engine.budget.architecture import read_architecture
     from stackllama_engine.budget.estimate import estimate
     from stackllama_engine.launch.gpus import visible_gpus
@@ -189,7 +218,7 @@ def predicted_peak(run: RunDir) -> float | None:
         found = estimate(recipe, read_architecture(Path(recipe.model_name_or_path)), on_gpu=on_gpu)
     except (StackllamaError, OSError):  # a hub model, or files that have gone: no line is drawn
         return None
-    return float(found.allocated if on_gpu else found.device[1])
+    return float(found.allocated if on_gpu else sum(found.device) / 2)
 
 
 def _sample(row: Any) -> dict[str, Any]:

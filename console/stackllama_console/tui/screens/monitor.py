@@ -14,7 +14,7 @@ from stackllama_engine.contract.errors import StackllamaError
 from stackllama_engine.contract.run_dir import Home
 
 from ...feeds.chart_sets import MEMORY, ChartSet, charts_for
-from ...sanitise import one_line
+from ...sanitise import one_line, sanitise
 from ..run_actions import RunActions
 from ..screen import ConsoleScreen
 from ..watched import News, Watched, watch_directory, watch_run
@@ -64,7 +64,10 @@ class MonitorScreen(ConsoleScreen):
         #state { max-height: 14; padding: 0 1; }
         #middle { height: 1fr; min-height: 3; }
         #charts { grid-size: 2; grid-gutter: 0 1; height: 1fr; width: 1fr; padding: 0 1; }
-        #side { width: 40; display: none; padding: 0 1; border-left: solid $panel; }
+        #result { width: 1fr; height: 1fr; padding: 0 1; display: none; }
+        &.-result #result { display: block; }
+        &.-result #charts { display: none; }
+        #side { width: 42; display: none; padding: 0 1; border-left: solid $panel; }
         #figures { height: auto; max-height: 60%; }
         #sample { height: 1fr; margin-top: 1; }
         #log { height: 6; }
@@ -110,6 +113,7 @@ class MonitorScreen(ConsoleScreen):
         """Empty panels; they are filled with what a thread has read."""
         yield TextLines(id="state")
         with Horizontal(id="middle"):
+            yield TextLines(id="result")
             with Grid(id="charts"):
                 for index in range(_CHARTS):
                     yield Chart("", id=f"chart-{index}", ascii=self.console_app.options.ascii)
@@ -166,7 +170,8 @@ class MonitorScreen(ConsoleScreen):
 
     def _show_state(self, news: News) -> None:
         watched, moment = self.watched, now()
-        feed, colours = watched.feed, self.console_app.theme_variables
+        feed = watched.source if watched.pipeline and watched.shows_result else watched.feed
+        colours = self.console_app.theme_variables
         trouble = getattr(watched.source, "trouble", None)
         lines: list[Text] = []
         if watched.pipeline:
@@ -189,6 +194,8 @@ class MonitorScreen(ConsoleScreen):
 
     def _show_charts(self) -> None:
         feed = self.watched.feed
+        self.set_class(self.watched.shows_result, "-result")
+        self.query_one("#result", TextLines).show([sanitise(line).expandtabs() for line in self.watched.result])
         self._sets = charts_for(feed.stage, feed.series, bool(feed.memory))
         pages = max(1, -(-len(self._sets) // self._per_page))
         self._page = min(self._page, pages - 1)

@@ -55,8 +55,8 @@ class Chart(Widget, can_focus=True):
     """
     COMPONENT_CLASSES: ClassVar[set[str]] = set(COMPONENTS.values())
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("y", "log", "Log axis", id="chart.log", tooltip="Logarithmic value axis, on or off"),
-        Binding("s", "smooth", "Smooth", id="chart.smooth", tooltip="Smoothing: off, 0.6, 0.9, 0.97"),
+        Binding("y", "log", "Log axis", id="chart.log", show=False, tooltip="Logarithmic value axis, on or off"),
+        Binding("s", "smooth", "Smooth", id="chart.smooth", show=False, tooltip="Smoothing: off, 0.6, 0.9, 0.97"),
         Binding("plus,equals_sign", "zoom(0.5)", "Zoom in", id="chart.zoom_in", show=False),
         Binding("minus", "zoom(2.0)", "Zoom out", id="chart.zoom_out", show=False),
         Binding("0", "reset", "Whole run", id="chart.reset", show=False),
@@ -66,7 +66,7 @@ class Chart(Widget, can_focus=True):
         ),
         Binding("home", "end(-1)", "To the start", id="chart.home", show=False),
         Binding("end", "end(1)", "To the newest", id="chart.end", show=False),
-        Binding("c", "cursor", "Cursor", id="chart.cursor", tooltip="Read values at a cursor"),
+        Binding("c", "cursor", "Cursor", id="chart.cursor", show=False, tooltip="Read values at a cursor"),
     ]
 
     def __init__(

@@ -1,0 +1,84 @@
+"""The log with a line above it that says where one is, and a line to type a search on."""
+
+from typing import ClassVar
+
+from textual import on
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Vertical
+from textual.widgets import Input
+
+from ...feeds.logs import LogFeed
+from .log_view import LogView
+from .text_lines import TextLines
+
+
+class LogPanel(Vertical):
+    """Title, search and :class:`LogView`."""
+
+    DEFAULT_CSS = """
+    LogPanel {
+        height: 1fr; padding: 0 1;
+        #log-status { color: $text-muted; }
+        #log-search { height: 1; border: none; display: none; background: $panel; }
+        #log-search.-open { display: block; }
+    }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape", "close_search", "end the search", id="log.close", show=False),
+    ]
+
+    def __init__(self, *, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self._feed: LogFeed | None = None
+
+    def compose(self) -> ComposeResult:
+        """Status above, search where it is asked for, the lines."""
+        yield TextLines(id="log-status")
+        line = Input(id="log-search", placeholder="search the log; enter: next, escape: end", compact=True)
+        line.cursor_blink = False
+        yield line
+        yield LogView(id="log-view")
+
+    def show(self, feed: LogFeed) -> None:
+        """A feed that was polled; another one than before replaces it."""
+        view = self.query_one(LogView)
+        if feed is not self._feed:
+            self._feed = feed
+            view.show(feed)
+        else:
+            view.update()
+        self._say()
+
+    def ask(self) -> None:
+        """Open the line to search on."""
+        line = self.query_one("#log-search", Input)
+        line.add_class("-open")
+        line.focus()
+
+    @on(LogView.StatusChanged)
+    def _say(self) -> None:
+        status = self.query_one(LogView).status
+        self.query_one("#log-status", TextLines).show([f"log  {status}"])
+
+    @on(Input.Changed, "#log-search")
+    def _typed(self, event: Input.Changed) -> None:
+        self.query_one(LogView).search(event.value)
+        self._say()
+
+    @on(Input.Submitted, "#log-search")
+    def _submitted(self, event: Input.Submitted) -> None:
+        view = self.query_one(LogView)
+        view.next_match()
+        view.focus()
+        self._say()
+
+    def action_close_search(self) -> None:
+        """No search; the key goes on to the screen where none was open."""
+        line = self.query_one("#log-search", Input)
+        if not line.has_class("-open"):
+            self.screen.run_worker(self.screen.run_action("back"))
+            return
+        line.value = ""
+        line.remove_class("-open")
+        self.query_one(LogView).focus()
