@@ -17,7 +17,9 @@ from ...units import duration, number, size
 from ..look import rich_colour, state_text
 
 _SHORT: dict[Stage | None, tuple[tuple[str, str], ...]] = {
-    Stage.SFT: (("loss", "loss"), ("eval_loss", "held-out"), ("learning_rate", "lr"), ("tokens_per_second", "tokens/s")),
+    Stage.SFT: (
+        ("loss", "loss"), ("eval_loss", "held-out"), ("learning_rate", "lr"), ("tokens_per_second", "tokens/s"),
+    ),
     Stage.REWARD: (
         ("loss", "loss"), ("accuracy", "accuracy"), ("eval_accuracy", "held-out"), ("margin", "margin"),
         ("learning_rate", "lr"), ("tokens_per_second", "tokens/s"),
