@@ -1,0 +1,394 @@
+"""Other trainers' directories: each kind of file, together, growing, half written, hostile, and never touched."""
+
+import json
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stackllama_console.feeds import foreign, foreign_sources
+from stackllama_console.feeds.foreign import ForeignFeed, open_foreign
+from stackllama_console.feeds.foreign_sources import plain_name
+from stackllama_engine.contract.errors import UsageError
+
+from .event_bytes import event, scalar
+
+PAYLOADS = [
+    "\x1b]52;c;aGVsbG8=\x07stolen",
+    "\x1b[2J\x1b[Hcleared",
+    "\x9b2Jcleared",
+    "\u202egnp.exe\u202c",
+    "x [/] [@click=app.quit]markup[/]",
+    "two\nlines\rand\ttabs\x00",
+]
+
+
+class Clock:
+    now = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def attach(tmp_path: Path, clock: Clock) -> Callable[[], ForeignFeed]:
+    """Attach and read; what is in the directory was written a second ago."""
+
+    def make() -> ForeignFeed:
+        touch(tmp_path, clock.now - 1)
+        feed = ForeignFeed(tmp_path, clock)
+        feed.poll()
+        return feed
+
+    return make
+
+
+def touch(folder: Path, moment: float) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            os.utime(path, (moment, moment))
+
+
+def state(steps: int, total: int = 100, **last: Any) -> dict[str, Any]:
+    history: list[dict[str, Any]] = [
+        {"step": step, "epoch": step / 10, "loss": 5.0 / step, "learning_rate": 1e-5} for step in range(1, steps + 1)
+    ]
+    return {"global_step": steps, "max_steps": total, "log_history": [*history, *([last] if last else [])]}
+
+
+def write_json(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value))
+
+
+def log_line(step: int, **more: Any) -> str:
+    values = {"current_steps": step, "total_steps": 50, "loss": 1.0 / step, "lr": 1e-4, "epoch": 0.1,
+              "percentage": step * 2, "elapsed_time": f"0:00:{step:02d}", "remaining_time": "0:01:00"}  # fmt: skip
+    return json.dumps(values | more) + "\n"
+
+
+def values(feed: ForeignFeed, name: str) -> list[tuple[float, float]]:
+    series = feed.series[name]
+    return list(zip(series.steps, series.values, strict=True))
+
+
+Attach = Callable[[], ForeignFeed]
+
+
+def test_nothing_to_watch_is_said(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UsageError) as error:
+        open_foreign(tmp_path)
+    for name in (str(tmp_path), "trainer_state.json", "trainer_log.jsonl", "events.out.tfevents"):
+        assert name in str(error.value)
+    (tmp_path / "attempts").mkdir()
+    with pytest.raises(UsageError, match="a run of ours"):
+        open_foreign(tmp_path)
+    with pytest.raises(UsageError, match="no such directory"):
+        open_foreign(tmp_path / "nowhere")
+
+
+def test_trainer_state(tmp_path: Path, attach: Attach) -> None:
+    write_json(tmp_path / "trainer_state.json", state(10, step=10, eval_loss=0.75, eval_runtime=1.0))
+    feed = attach()
+    assert feed.sources == ["trainer_state.json"] and feed.stage is None and feed.title == tmp_path.name
+    assert values(feed, "loss")[:2] == [(1, 5.0), (2, 2.5)] and values(feed, "eval_loss") == [(10, 0.75)]
+    assert set(feed.series) == {"epoch", "loss", "learning_rate", "eval_loss", "eval_runtime"}
+    history = feed.history
+    assert (history.step, history.total_steps) == (10, 100)
+    assert (history.first["loss"], history.last["loss"]) == (5.0, 0.5)
+    assert feed.phase == "running" and feed.eta(0.0) is None and not feed.poll()
+
+
+def test_the_newest_checkpoint_speaks_while_the_directory_does_not(
+    tmp_path: Path, attach: Attach, clock: Clock
+) -> None:
+    write_json(tmp_path / "checkpoint-9" / "trainer_state.json", state(9))
+    write_json(tmp_path / "checkpoint-10" / "trainer_state.json", state(10))
+    feed = attach()
+    assert feed.sources == ["checkpoint-10/trainer_state.json"] and feed.history.step == 10
+    loss = feed.series["loss"]
+    write_json(tmp_path / "checkpoint-20" / "trainer_state.json", state(20))
+    assert not feed.poll()
+    clock.now += foreign.SEARCH_SECONDS
+    assert feed.poll() and feed.history.step == 20
+    assert feed.series["loss"] is loss and len(loss) == 20  # went on, was not begun anew
+    write_json(tmp_path / "trainer_state.json", state(25, 25, step=25, train_runtime=3.0))
+    clock.now += foreign.SEARCH_SECONDS
+    assert feed.poll() and feed.sources == ["trainer_state.json"] and len(loss) == 25
+    assert feed.phase == "finished"
+
+
+def test_another_runs_state_begins_anew(tmp_path: Path, attach: Attach) -> None:
+    write_json(tmp_path / "trainer_state.json", state(10, step=10, train_runtime=1.0))
+    feed = attach()
+    assert feed.phase == "finished"
+    other = {"global_step": 2, "max_steps": 100, "log_history": [{"step": 2, "loss": 9.0}]}
+    write_json(tmp_path / "trainer_state.json", other)
+    assert feed.poll()
+    assert values(feed, "loss") == [(2, 9.0)] and "learning_rate" not in feed.series
+    assert feed.history.step == 2 and feed.phase == "running"
+
+
+def test_half_a_state_is_tried_again(tmp_path: Path, attach: Attach) -> None:
+    path = tmp_path / "trainer_state.json"
+    whole = json.dumps(state(10))
+    path.write_text(whole[:50])
+    feed = attach()
+    assert feed.series == {} and feed.trouble is None
+    path.write_text(whole)
+    assert feed.poll() and len(feed.series["loss"]) == 10
+    path.write_text(json.dumps(state(20))[:300])
+    feed.poll()
+    assert feed.trouble is None and len(feed.series["loss"]) == 10
+    path.write_text(json.dumps(state(20)))
+    feed.poll()
+    assert feed.trouble is None and len(feed.series["loss"]) == 20
+
+
+def test_a_state_that_stays_damaged_is_said_once(tmp_path: Path, attach: Attach) -> None:
+    path = tmp_path / "trainer_state.json"
+    path.write_text('{"log_history": [')
+    feed = attach()
+    assert feed.trouble is None
+    touch(tmp_path, 1.0)
+    feed.poll()
+    assert feed.poll()
+    assert feed.trouble == "trainer_state.json is no JSON, or was cut short." and not feed.poll()
+    for text in ("[" * 100_000, "[]", '"x"', '{"log_history": 7, "global_step": "x"}', "1" * 10_000, "\xff"):
+        path.write_text(text, encoding="latin-1")
+        for _ in range(3):
+            feed.poll()
+    assert feed.series == {}
+
+
+def test_a_state_too_large_is_not_read(tmp_path: Path, attach: Attach, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(foreign_sources, "MOST_JSON", 1 << 20)
+    (tmp_path / "trainer_state.json").write_text(" " * (2 << 20) + "{}")
+    assert attach().trouble == "trainer_state.json is larger than 1 MiB."
+
+
+def test_not_finite_values_are_gaps(tmp_path: Path, attach: Attach) -> None:
+    entries = [
+        {"step": 1, "loss": 1.0, "grad_norm": math.nan, "note": "x", "flag": True, "none": None},
+        {"step": 2, "loss": math.nan, "grad_norm": math.inf},
+        {"step": 3, "loss": 10**400},
+        {"step": "x", "loss": 1.0},
+        {"loss": 1.0},
+        7,
+        {"step": 10**30, "loss": 1.0},
+    ]
+    (tmp_path / "trainer_state.json").write_text(json.dumps({"global_step": 3, "log_history": entries}))
+    feed = attach()
+    assert "NaN" in (tmp_path / "trainer_state.json").read_text()
+    assert values(feed, "loss") == [(1, 1.0)] and list(feed.series["loss"].gaps) == [2, 3]
+    assert list(feed.series["grad_norm"].gaps) == [1, 2] and set(feed.series) == {"loss", "grad_norm"}
+    assert feed.history.last["loss"] is None and feed.history.first["loss"] == 1.0
+    write_json(tmp_path / "trainer_state.json", {"log_history": [*entries, {"step": 4, "loss": 2.0}]})
+    feed.poll()
+    assert values(feed, "loss") == [(1, 1.0), (4, 2.0)]
+
+
+def test_trainer_log(tmp_path: Path, attach: Attach, clock: Clock) -> None:
+    path = tmp_path / "trainer_log.jsonl"
+    path.write_text(log_line(1) + log_line(2, vram_allocated=1.5, vram_reserved=2.0) + log_line(3)[:20])
+    feed = attach()
+    assert values(feed, "loss") == [(1, 1.0), (2, 0.5)] and values(feed, "learning_rate")[0] == (1, 1e-4)
+    assert set(feed.series) == {"loss", "learning_rate", "epoch"}
+    assert list(feed.memory["allocated"].values) == [1.5 * 2**30] and feed.history.memory["reserved"] == 2 * 2**30
+    assert (feed.history.step, feed.history.total_steps, feed.phase) == (2, 50, "running")
+    eta = feed.eta(clock.now)
+    assert eta is not None and eta.pace == pytest.approx(1.0) and eta.likely == pytest.approx(47.0)
+    path.write_text(
+        path.read_text()[:-20] + log_line(3) + "no JSON\n\n[]\n" + log_line(50, elapsed_time="1 day, 0:00:50")
+    )
+    assert feed.poll()
+    assert feed.bad_lines == 2 and feed.history.step == 50 and feed.phase == "finished" and feed.eta(clock.now) is None
+
+
+def test_a_trainer_log_begun_anew(tmp_path: Path, attach: Attach) -> None:
+    path = tmp_path / "trainer_log.jsonl"
+    path.write_text("".join(log_line(step) for step in range(1, 30)))
+    feed = attach()
+    path.write_text(log_line(1, loss=7.0))
+    feed.poll()
+    assert values(feed, "loss") == [(1, 7.0)] and feed.history.step == 1
+
+
+def test_quiet_directories_are_not_called_running(tmp_path: Path, attach: Attach, clock: Clock) -> None:
+    (tmp_path / "trainer_log.jsonl").write_text(log_line(1) + log_line(2))
+    feed = attach()
+    assert feed.phase == "running"
+    clock.now += foreign.QUIET_SECONDS
+    assert feed.poll() and feed.phase == "unknown" and feed.history.phase is None and not feed.poll()
+
+
+def test_events(tmp_path: Path, attach: Attach, clock: Clock) -> None:
+    folder = tmp_path / "runs" / "Nov24_host"
+    folder.mkdir(parents=True)
+    first = folder / "events.out.tfevents.1000.host.1.0"
+    first.write_bytes(b"".join(event(step, scalar("train/loss", step), scalar("eval/loss", 2)) for step in range(1, 6)))
+    feed = attach()
+    assert values(feed, "loss") == [(step, step) for step in range(1, 6)] and len(feed.series["eval_loss"]) == 5
+    assert feed.history.step == 5 and feed.history.total_steps is None and feed.phase == "running"
+    with first.open("ab") as file:
+        file.write(event(6, scalar("train/loss", 6.0))[:-3])
+    assert not feed.poll()
+    with first.open("ab") as file:
+        file.write(event(6, scalar("train/loss", 6.0))[-3:])
+    assert feed.poll() and feed.history.last["loss"] == 6.0
+    again = tmp_path / "runs" / "Nov25_host"
+    again.mkdir()
+    (again / "events.out.tfevents.2000.host.2.0").write_bytes(event(4, scalar("train/loss", 40.0)))
+    (again / "1").mkdir()  # transformers' hyper-parameters: newer, and of other tags
+    (again / "1" / "events.out.tfevents.2001.host.2.1").write_bytes(event(0, scalar("hparam/x", 1.0)))
+    clock.now += foreign.SEARCH_SECONDS
+    feed.poll()
+    assert values(feed, "loss") == [(1, 1), (2, 2), (3, 3), (4, 40)]  # resumed from step 3
+    with first.open("ab") as file:
+        file.write(event(7, scalar("train/loss", 7.0)))
+    with (again / "events.out.tfevents.2000.host.2.0").open("ab") as file:
+        file.write(event(5, scalar("train/loss", 50.0)))
+    feed.poll()
+    assert values(feed, "loss")[-2:] == [(4, 40), (5, 50)]  # the older file no longer counts
+
+
+def test_folders_of_events_are_told_apart(tmp_path: Path, attach: Attach, clock: Clock) -> None:
+    for name in ("train", "validation"):
+        (tmp_path / "logs" / name).mkdir(parents=True)
+    (tmp_path / "logs" / "train" / "events.out.tfevents.1.h").write_bytes(event(1, scalar("epoch_loss", 1.0)))
+    feed = attach()
+    assert set(feed.series) == {"epoch_loss"}
+    (tmp_path / "logs" / "validation" / "events.out.tfevents.1.h").write_bytes(event(1, scalar("epoch_loss", 2.0)))
+    clock.now += foreign.SEARCH_SECONDS
+    feed.poll()
+    assert {name: series.last for name, series in feed.series.items()} == {
+        "logs/train/epoch_loss": 1.0, "logs/validation/epoch_loss": 2.0,
+    }  # fmt: skip
+
+
+def test_events_that_are_replaced(tmp_path: Path, attach: Attach) -> None:
+    path = tmp_path / "events.out.tfevents.1.h"
+    path.write_bytes(event(1, scalar("loss", 1.0)) + event(2, scalar("loss", 2.0)))
+    feed = attach()
+    path.write_bytes(event(1, scalar("loss", 9.0)))
+    for _ in range(3):
+        feed.poll()
+    assert values(feed, "loss") == [(1, 9.0)]
+
+
+def test_together_the_farthest_is_shown(tmp_path: Path, attach: Attach, clock: Clock) -> None:
+    write_json(tmp_path / "checkpoint-10" / "trainer_state.json", state(10))
+    (tmp_path / "trainer_log.jsonl").write_text("".join(log_line(step) for step in range(1, 13)))
+    (tmp_path / "events.out.tfevents.1.h").write_bytes(
+        b"".join(
+            event(step, scalar("train/grad_norm", step), scalar("train/loss", 3), time=step) for step in (1, 2, 14)
+        )
+    )
+    (tmp_path / "train.log").write_text("hello\n")
+    feed = attach()
+    assert feed.sources == ["checkpoint-10/trainer_state.json", "trainer_log.jsonl", "events.out.tfevents.1.h"]
+    assert feed.log_file == tmp_path / "train.log"
+    assert feed.series["loss"].span == (1, 14) and feed.series["learning_rate"].span == (1, 12)
+    assert set(feed.series) == {"loss", "learning_rate", "epoch", "grad_norm"}
+    assert (feed.history.step, feed.history.total_steps) == (14, 50)
+    (tmp_path / "trainer_log.jsonl").write_text("".join(log_line(step) for step in range(1, 20)))
+    feed.poll()
+    assert feed.series["loss"].span == (1, 19)
+
+
+def test_links_lead_nowhere(tmp_path: Path, attach: Attach) -> None:
+    inside, outside = tmp_path / "in", tmp_path / "out"
+    inside.mkdir()
+    outside.mkdir()
+    (outside / "events.out.tfevents.1.h").write_bytes(event(1, scalar("secret", 1.0)))
+    write_json(outside / "checkpoint-1" / "trainer_state.json", state(3))
+    write_json(outside / "trainer_log.jsonl", {})
+    (inside / "runs").symlink_to(outside)
+    (inside / "events.out.tfevents.2.h").symlink_to(outside / "events.out.tfevents.1.h")
+    (inside / "checkpoint-1").symlink_to(outside / "checkpoint-1")
+    (inside / "trainer_state.json").symlink_to(outside / "checkpoint-1" / "trainer_state.json")
+    (inside / "trainer_log.jsonl").symlink_to(outside / "trainer_log.jsonl")
+    with pytest.raises(UsageError):
+        open_foreign(inside)
+    os.mkfifo(inside / "events.out.tfevents.3.h")  # opening it to read would wait for ever
+    with pytest.raises(UsageError):
+        open_foreign(inside)
+    linked = tmp_path / "linked"
+    linked.symlink_to(outside)  # the directory itself may be one: it was named
+    feed = open_foreign(linked)
+    feed.poll()
+    assert "secret" in feed.series
+
+
+def test_a_file_in_it_names_the_directory(tmp_path: Path) -> None:
+    (tmp_path / "trainer_log.jsonl").write_text(log_line(1))
+    feed = open_foreign(tmp_path / "trainer_log.jsonl")
+    assert feed.path == tmp_path and feed.poll()
+
+
+def test_nothing_is_written(tmp_path: Path, attach: Attach) -> None:
+    write_json(tmp_path / "trainer_state.json", state(3))
+    (tmp_path / "trainer_log.jsonl").write_text(log_line(1))
+    (tmp_path / "events.out.tfevents.1.h").write_bytes(event(1, scalar("a", 1.0)))
+    (tmp_path / "optimizer.pt").write_bytes(b"cos\nsystem\n(S'touch owned'\ntR.")
+
+    def contents() -> dict[Path, tuple[bytes, int]]:
+        return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in tmp_path.rglob("*") if path.is_file()}
+
+    feed = attach()
+    before = contents()
+    for _ in range(3):
+        feed.poll()
+    assert contents() == before
+
+
+@pytest.mark.parametrize("payload", PAYLOADS)
+def test_hostile_names(payload: str, tmp_path: Path, clock: Clock) -> None:
+    folder = tmp_path / ("run " + payload.replace("/", "_").replace("\x00", ""))
+    write_json(folder / "trainer_state.json", {"global_step": 1, "log_history": [{"step": 1, payload: 1.0}]})
+    (folder / "trainer_log.jsonl").write_text(log_line(1, **{payload + "b": 2.0}))
+    below = folder / payload.replace("/", "_").replace("\x00", "")
+    below.mkdir()
+    (below / "events.out.tfevents.1.h").write_bytes(event(1, scalar("train/" + payload + "c", 3.0)))
+    (folder / "events.out.tfevents.1.h").write_bytes(event(1, scalar(payload + "d", 4.0)))
+    feed = ForeignFeed(folder, clock)
+    feed.poll()
+    assert len(feed.series) == 7
+    for text in (feed.title, *feed.series, *feed.history.first, *feed.history.last, *feed.sources):
+        assert text.isprintable()
+
+
+def test_too_many_names_are_bounded(tmp_path: Path, attach: Attach) -> None:
+    entry = {f"metric {index}": 1.0 for index in range(3000)}
+    write_json(tmp_path / "trainer_state.json", {"log_history": [{"step": 1} | entry]})
+    assert len(attach().series) == foreign_sources.NAMES
+
+
+def test_a_directory_that_goes_is_said(tmp_path: Path, clock: Clock) -> None:
+    folder = tmp_path / "run"
+    write_json(folder / "trainer_state.json", state(3))
+    feed = ForeignFeed(folder, clock)
+    feed.poll()
+    (folder / "trainer_state.json").unlink()
+    folder.rmdir()
+    clock.now += foreign.SEARCH_SECONDS
+    assert feed.poll() and feed.trouble is not None and "cannot be read" in feed.trouble
+    assert len(feed.series["loss"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("tag", "name"),
+    [("train/loss", "loss"), ("eval/loss", "eval_loss"), ("test/x/y", "test_x/y"), ("objective/kl", "objective/kl"),
+     ("train/", "train/"), ("loss", "loss"), ("/x", "/x")],
+)  # fmt: skip
+def test_names_are_turned_back(tag: str, name: str) -> None:
+    assert plain_name(tag) == name
