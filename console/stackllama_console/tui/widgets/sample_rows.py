@@ -1,0 +1,144 @@
+"""Samples as rows of a list and as texts beside it. Pure: samples in, styled text out; all of it sanitised before."""
+
+from rich.text import Text
+
+from ...feeds.samples import Pair, Sample
+from ...feeds.samples_browser import Listing
+from ...sanitise import one_line
+from ...units import number
+from .cells import cut, fit
+from .row_list import Pieces
+
+_ROOMY = 62  # cells from which a row shows KL and length as well
+_NONE = "·"
+_FOLLOW = 8
+
+
+def heading(listing: Listing, width: int) -> str:
+    """Titles of the columns of a listing."""
+    match listing.wanted.mode:
+        case "pairs":
+            return f"{'before':>8} {'after':>8} {'reward':>9}  {'true utility':<13} question"
+        case "prompt":
+            extra = f" {'KL':>8} {'':>{_FOLLOW}} {'length':>6} end" if width >= _ROOMY + 16 else ""
+            return f"{'step':>7} {'reward':>8} {'':>{_FOLLOW}}{extra}  answer"
+        case _:
+            extra = f" {'KL':>8} {'length':>6} end" if width >= _ROOMY else ""
+            return f"{'step':>7} {'reward':>8}{extra}  question → answer"
+
+
+def sample_row(sample: Sample | None, width: int) -> Pieces:
+    """One row of all; blank until its text has been read."""
+    if sample is None:
+        return [(f"{'…':>7}", "dim")]
+    pieces: Pieces = [(f"{_when(sample):>7}", "dim"), (f" {figure(sample.reward):>8}", "plain")]
+    if width >= _ROOMY:
+        pieces += [(f" {figure(sample.kl):>8}", "plain"), (f" {_length(sample):>6} {_ended(sample)}  ", "dim")]
+    else:
+        pieces.append(("  ", "plain"))
+    room = width - sum(len(text) for text, _ in pieces)
+    asked = cut(one_line(sample.question), max(8, room * 2 // 5))
+    return [*pieces, (f"{asked} → ", "dim"), (cut(one_line(sample.response), max(0, room - len(asked) - 3)), "plain")]
+
+
+def prompt_row(sample: Sample | None, before: Sample | None, width: int) -> Pieces:
+    """One row of a prompt that is followed, with what changed since the row before."""
+    if sample is None:
+        return [(f"{'…':>7}", "dim")]
+    pieces: Pieces = [(f"{_when(sample):>7}", "dim"), (f" {figure(sample.reward):>8} ", "plain")]
+    pieces.append(change(before.reward if before else None, sample.reward, _FOLLOW))
+    if width >= _ROOMY + 16:
+        pieces.append((f" {figure(sample.kl):>8} ", "plain"))
+        text, _ = change(before.kl if before else None, sample.kl, _FOLLOW)
+        pieces += [(text, "dim"), (f" {_length(sample):>6} {_ended(sample)}", "dim")]
+    return [*pieces, (f"  {one_line(sample.response)}", "plain")]
+
+
+def pair_row(pair: Pair, width: int) -> Pieces:
+    """One held-out question, before and after."""
+    before, after = pair.before, pair.after
+    rewards = before.reward if before else None, after.reward if after else None
+    utilities = before.utility if before else None, after.utility if after else None
+    known = utilities != (None, None)
+    utility = f"{figure(utilities[0], 2)} → {figure(utilities[1], 2)}" if known else ""
+    pieces: Pieces = [(f"{figure(rewards[0]):>8} {figure(rewards[1]):>8} ", "plain"), change(*rewards, 9)]
+    pieces.append((f"  {utility:<13} ", "dim"))
+    return [*pieces, (cut(one_line(pair.question), max(0, width - 42)), "plain")]
+
+
+def change(before: float | None, after: float | None, width: int) -> tuple[str, str]:
+    """The difference with a sign and an arrow, and the style of its direction."""
+    if before is None or after is None:
+        return " " * width, "dim"
+    difference = after - before
+    if f"{difference:+.2f}" in ("+0.00", "-0.00"):
+        return fit("=".rjust(width), width), "dim"
+    sign, style = ("▲", "up") if difference > 0 else ("▼", "down")
+    return f"{sign}{difference:+.2f}".rjust(width), style
+
+
+def figure(value: float | None, places: int = 3) -> str:
+    """A value with a fixed number of places, so that columns stand under each other."""
+    if value is None:
+        return _NONE
+    return f"{value:.{places}f}" if abs(value) < 1000 else number(value)
+
+
+def facts(sample: Sample) -> Text:
+    """Everything known about a sample but its texts, in one line."""
+    parts = [_when_in_words(sample), f"reward {figure(sample.reward)}"]
+    if sample.kl is not None:
+        parts.append(f"KL {figure(sample.kl)}")
+    if sample.length is not None:
+        parts.append(f"{sample.length:,} tokens")
+    if sample.ended is not None:
+        parts.append("ended by itself" if sample.ended else "cut off at the limit")
+    if sample.utility is not None:
+        parts.append(f"true utility {figure(sample.utility)}")
+    return Text(" · ".join(part for part in parts if part), style="bold")
+
+
+def sample_text(sample: Sample) -> Text:
+    """A sample in full."""
+    text = facts(sample)
+    for title, body in (("question", sample.question), ("answer", sample.response)):
+        text.append(f"\n\n{title}  " if title == "answer" else f"\n{title}  ", style="not bold italic dim")
+        text.append(body or "(empty)", style="not bold")
+    return text
+
+
+def side_text(title: str, sample: Sample | None) -> Text:
+    """One side of a pair in full."""
+    text = Text(f"{title}\n", style="bold")
+    if sample is None:
+        return text.append("not answered yet", style="not bold dim")
+    values = [f"reward {figure(sample.reward)}"]
+    if sample.utility is not None:
+        values.append(f"true utility {figure(sample.utility)}")
+    if sample.kl is not None:
+        values.append(f"KL {figure(sample.kl)}")
+    text.append(" · ".join(values), style="not bold dim")
+    return text.append(f"\n\n{sample.response or '(empty)'}", style="not bold")
+
+
+def question_text(pair: Pair) -> Text:
+    """The question that both sides answer."""
+    return Text.assemble(("question  ", "italic dim"), pair.question, "\n")
+
+
+def _when(sample: Sample) -> str:
+    return cut(sample.when, 7) if sample.when else str(sample.step)
+
+
+def _when_in_words(sample: Sample) -> str:
+    if sample.when in ("before", "after"):
+        return f"{sample.when} PPO, held-out question"
+    return f"step {sample.step}" if sample.row >= 0 else ""
+
+
+def _length(sample: Sample) -> str:
+    return _NONE if sample.length is None else str(sample.length)
+
+
+def _ended(sample: Sample) -> str:
+    return {None: f" {_NONE} ", True: " ✓ ", False: " … "}[sample.ended]
