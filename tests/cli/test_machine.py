@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from stackllama_console.cli import doctor as doctor_module
-from stackllama_console.cli.nvml import Gpu
+from stackllama_console.feeds.nvml import Gpu
 from stackllama_engine.contract.run_dir import Home
 
 POSTS = """<?xml version="1.0" encoding="utf-8"?>

@@ -18,8 +18,8 @@ from stackllama_engine.contract.errors import ExitCode
 from stackllama_engine.contract.run_dir import Home
 
 from .. import paths as places
+from ..feeds.nvml import Gpu, find_gpus
 from ..units import size
-from .nvml import Gpu, find_gpus
 from .output import paint, show, show_fields, show_json
 
 TRAINING = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
