@@ -17,7 +17,7 @@ from stackllama_engine.contract.run_dir import Home
 from ..paths import copy_file, keymap_file, screenshots_dir
 from ..sanitise import one_line
 from ..settings import load_settings, save_settings
-from .driver import GuardedDriver, leave_on_signals
+from .driver import GuardedDriver
 from .themes import DEFAULT, load_themes
 
 
@@ -71,11 +71,12 @@ class ConsoleApp(App[None]):
         names = ("primary", "warning", "success", "error", "secondary", "accent")
         return {f"curve-{index}": f"${name}" for index, name in enumerate(names, start=1)}
 
+    def on_load(self) -> None:
+        """Before the terminal is touched: from here on one can leave."""
+        self._loop = asyncio.get_running_loop()
+
     def on_mount(self) -> None:
         """The first screen."""
-        self._loop = asyncio.get_running_loop()
-        if not self.is_headless:
-            leave_on_signals(self)
         self._load_keymap()
         self.push_screen(self._first_screen())
         if self._trouble:

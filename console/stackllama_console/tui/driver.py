@@ -13,7 +13,8 @@ import select
 import signal
 import termios
 import threading
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 from textual.drivers.linux_driver import LinuxDriver
 
@@ -73,7 +74,8 @@ class GuardedDriver(LinuxDriver):
     ascii_only = False
 
     def __init__(self, app: Any, **options: Any) -> None:
-        super().__init__(app, **options)
+        super().__init__(app, **options)  # pyright: ignore[reportUnknownMemberType]
+        self._leave_soon: Callable[[int], None] = app.leave_soon
         self._trusted = False
 
     def write(self, data: str) -> None:
@@ -90,7 +92,8 @@ class GuardedDriver(LinuxDriver):
             self._trusted = False
 
     def start_application_mode(self) -> None:
-        """As Textual's, and notice a hang-up that comes without SIGHUP (nohup, a new session)."""
+        """As Textual's, and leave on signals and on a hang-up that comes without one (nohup, a new session)."""
+        leave_on_signals(self._leave_soon)  # first: it keeps the terminal's settings as they were found
         super().start_application_mode()
         threading.Thread(target=self._await_hang_up, name="terminal-hang-up", daemon=True).start()
 
@@ -103,17 +106,20 @@ class GuardedDriver(LinuxDriver):
         try:
             self.run_input_thread()
         except OSError:  # EIO: the terminal has gone
-            self._app.leave_soon(128 + signal.SIGHUP)
+            self._leave_soon(128 + signal.SIGHUP)
+
+    def _leave(self, code: int) -> None:
+        cast("Any", self._app).leave_soon(code)  # the application's; Textual's own type is all a driver knows
 
     def _await_hang_up(self) -> None:
         """Textual would read end of file again and again, a core busy with nothing."""
         poll = select.poll()
         poll.register(self.fileno, 0)  # POLLHUP and POLLERR are always reported
         poll.poll()
-        self._app.leave_soon(128 + signal.SIGHUP)
+        self._leave_soon(128 + signal.SIGHUP)
 
 
-def leave_on_signals(app: Any) -> None:
+def leave_on_signals(leave_soon: Callable[[int], None]) -> None:
     """SIGHUP and SIGTERM end the application with 128 + N, the terminal restored.
 
     A plain signal handler, not the event loop's: while the terminal takes no bytes (a stalled SSH link) the loop
@@ -126,7 +132,7 @@ def leave_on_signals(app: Any) -> None:
         watch = threading.Timer(_STOP_SECONDS, _force, args=(code, saved))
         watch.daemon = True
         watch.start()
-        app.leave_soon(code)
+        leave_soon(code)
 
     for number in (signal.SIGHUP, signal.SIGTERM):
         signal.signal(number, leave)

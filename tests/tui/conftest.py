@@ -1,0 +1,82 @@
+"""A home with a run of each kind, held still; terminals that are closed whatever happens."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+from tests.tui.screens_kit import add_samples, isolate, make_run, write_metrics
+from tests.tui.terminal import Terminal
+
+from stackllama_engine.contract.run_dir import Home, RunDir
+from stackllama_engine.contract.stages import Stage
+
+STEPS = 40
+
+
+def curve(first: float, last: float) -> list[float]:
+    """Straight from the first value to the last."""
+    return [first + (last - first) * step / (STEPS - 1) for step in range(STEPS)]
+
+
+def write_log(run: RunDir, *lines: str) -> None:
+    """The newest attempt's log."""
+    (run.attempt_dir(1) / "log.txt").write_text("".join(f"{line}\n" for line in lines))
+
+
+@pytest.fixture
+def stocked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Home]:
+    """`tuned` (SFT) and `aligned` (PPO, with answers) have finished, `broken` has failed, `alive` holds its lock."""
+    home = isolate(tmp_path, monkeypatch)
+    tuned = make_run(home, Stage.SFT, "tuned")
+    write_metrics(tuned, {"loss": curve(4.0, 1.0), "learning_rate": curve(1e-4, 0.0)})
+    write_log(tuned, "INFO begun", "WARNING a shard is small", "INFO saved")
+    tuned.write_json("result.json", {"loss_first": 4.0, "loss_last": 1.0})
+    aligned = make_run(home, Stage.PPO, "aligned")
+    names = ("objective/scores", "objective/kl", "policy/entropy_avg", "val/ratio", "policy/clipfrac_avg", "grad_norm")
+    write_metrics(aligned, {name: curve(index, 2.0 + index) for index, name in enumerate(names)})
+    write_log(aligned, *(f"INFO rollout {step}" for step in range(1, STEPS + 1)))
+    add_samples(
+        aligned,
+        *(
+            {"step": step, "question": f"why {step}?", "response": f"because {step}", "reward": step / 10, "kl": 0.5,
+             "length": 2, "ended": True}
+            for step in range(1, STEPS + 1)
+        ),
+    )  # fmt: skip
+    broken = make_run(home, Stage.REWARD, "broken", phase="failed")
+    write_metrics(broken, {"loss": curve(0.7, 0.6), "accuracy": curve(0.5, 0.6)})
+    state = msgspec.structs.replace(
+        broken.read_state(), exit_code=1, cause="out of memory in train", last_lines=["step 40", "OutOfMemoryError"]
+    )
+    broken.write_state(state)
+    alive = make_run(home, Stage.SFT, "alive", phase="running")
+    write_metrics(alive, {"loss": curve(3.0, 2.0)})
+    write_log(alive, "INFO begun")
+    lock = alive.acquire_lock()
+    yield home
+    os.close(lock)
+
+
+@pytest.fixture
+def terminal(stocked: Home) -> Iterator[Callable[..., Terminal]]:
+    """Opens the console on the stocked home, or what is given instead."""
+    opened: list[Terminal] = []
+
+    def start(*arguments: str, home: Path | None = None, **options: object) -> Terminal:
+        opened.append(Terminal(home or stocked.path, *arguments, **options))  # type: ignore[arg-type]
+        return opened[-1]
+
+    yield start
+    for each in opened:
+        each.close()
+
+
+def snapshot(folder: Path) -> dict[str, tuple[bytes, int]]:
+    """Every file below a folder: its content and the time it was written."""
+    return {
+        str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }

@@ -1,0 +1,182 @@
+"""How the console leaves a real terminal: by key, by signal, by hang-up, stalled, crashed. It is as it was before."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tests.tui.terminal import ALTERNATE, COMMAND, FOCUS, MOUSE, PASTE, SOURCES, Terminal
+
+from stackllama_engine.contract.run_dir import Home
+
+Open = Callable[..., Terminal]
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("options", [pytest.param((), marks=SLOW), ("--mouse",)], ids=["keys", "mouse"])
+def test_q_leaves_with_0_and_the_terminal_as_it_was(terminal: Open, options: tuple[str, ...]) -> None:
+    console = terminal(*options)
+    console.wait_for("tuned", "broken")
+    modes = console.modes()
+    assert modes[ALTERNATE] and modes[PASTE] and modes[FOCUS] and console.settings != console.before
+    assert any(modes.get(mode) for mode in MOUSE) == bool(options)
+    console.send("q")
+    assert console.end() == 0
+    console.assert_left_clean()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=SLOW)])
+def test_signals_end_it_with_128_and_their_number(terminal: Open, number: signal.Signals) -> None:
+    console = terminal("open", "aligned", "--mouse")
+    console.wait_for("rollout 40")
+    console.signal(number)
+    assert console.end(10) == 128 + number
+    console.assert_left_clean()
+
+
+@pytest.mark.slow
+def test_ctrl_c_says_the_way_out_and_ends_nothing(terminal: Open) -> None:
+    console = terminal()
+    console.wait_for("tuned")
+    console.send("\x03")
+    console.wait_for("q leaves the console")
+    console.send("q")
+    assert console.end() == 0
+
+
+@pytest.mark.parametrize("controlling", [pytest.param(True, marks=SLOW), False], ids=["login", "nohup"])
+def test_a_closed_terminal_ends_it_at_once(terminal: Open, controlling: bool) -> None:
+    console = terminal("open", "aligned", controlling=controlling)
+    console.wait_for("rollout 40")
+    console.hang_up()
+    deadline = time.monotonic() + 10
+    while console.process.poll() is None:
+        assert time.monotonic() < deadline, "it outlived its terminal"
+        time.sleep(0.02)
+    assert console.process.returncode == 128 + signal.SIGHUP
+
+
+@pytest.mark.slow
+def test_sigterm_ends_it_while_the_terminal_takes_no_bytes(terminal: Open) -> None:
+    console = terminal(size=(160, 45))
+    console.wait_for("tuned")
+    console.send("T" * 60)  # whole repaints, far more than the terminal's buffer and Textual's queue hold
+    _wait_until_stalled(console)
+    console.signal(signal.SIGTERM)
+    deadline = time.monotonic() + 15
+    while console.process.poll() is None:
+        assert time.monotonic() < deadline, "it hangs in a stalled terminal"
+        time.sleep(0.02)
+    assert console.process.returncode == 128 + signal.SIGTERM
+    assert console.settings == console.before
+
+
+@pytest.mark.slow
+def test_it_goes_on_when_a_stalled_terminal_takes_bytes_again(terminal: Open) -> None:
+    console = terminal(size=(160, 45))
+    console.wait_for("tuned")
+    console.send("T" * 60)
+    _wait_until_stalled(console)
+    assert console.pump() > 4000
+    console.settle()
+    console.send("?")
+    console.wait_for("app.quit")
+    console.send("\x1b")
+    console.wait_gone("app.quit")
+    console.send("q")
+    assert console.end() == 0
+    console.assert_left_clean()
+
+
+def _wait_until_stalled(console: Terminal) -> None:
+    """Until it computes no longer: processor time (all but) stands still."""
+    deadline, last = time.monotonic() + 60, -1.0
+    while (used := console.cpu_seconds()) - last > 0.03:
+        assert time.monotonic() < deadline, "it never stalled"
+        last = used
+        time.sleep(0.5)
+
+
+CRASHES = {
+    "looking": "RunsScreen.look = broken",
+    "showing": "RunsScreen.show = broken",
+    "key": "RunsScreen.action_compare = broken",
+    "painting": "from stackllama_console.tui.widgets.text_lines import TextLines\nTextLines.render_line = broken",
+    "worker": "RunsScreen.action_compare = lambda self: self.run_worker(later(), exit_on_error=True)",
+    "composing": "RunsScreen.body = broken",
+}
+CRASHING = """
+import sys
+from stackllama_console.tui.screens.runs import RunsScreen
+
+def broken(*_):
+    local = "hunter2" * 3
+    raise ValueError("nobody expected [bold]this[/] \\x1b]52;c;aGk=\\x07 of token-0123456789")
+
+async def later():
+    broken()
+
+{patch}
+from stackllama_console.__main__ import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("where", ["looking", *(pytest.param(name, marks=SLOW) for name in list(CRASHES)[1:])])
+def test_a_crash_is_one_line_and_a_trace_without_locals(terminal: Open, tmp_path: Path, where: str) -> None:
+    script = tmp_path / "crashing.py"
+    script.write_text(CRASHING.format(patch=CRASHES[where]))
+    console = terminal(command=(sys.executable, str(script)), environment={"HF_TOKEN": "token-0123456789"})
+    if where in ("key", "worker"):
+        console.wait_for("tuned")
+        console.send("c")
+    assert console.end(20) == 1
+    console.assert_left_clean()
+    said = console.output[console.output.rfind("\x1b[?1049l") :].partition("stackllama-console:")[2].strip()
+    assert said.startswith("the console stopped: ValueError: nobody expected [bold]this[/]") and "\n" not in said
+    assert "Runs go on." in said and "\x1b]" not in console.output
+    (trace,) = (tmp_path / "state" / "stackllama").glob("crash-*.txt")
+    assert trace.name in said
+    text = trace.read_text()
+    assert "in broken" in text and "ValueError: nobody expected" in text
+    assert trace.stat().st_mode & 0o777 == 0o600
+    for secret in ("hunter2hunter2", "token-0123456789"):
+        assert secret not in text and secret not in console.output
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["nonexistent", *(pytest.param(each, marks=SLOW) for each in ("./nonexistent", "../escape", "\x1b]52;c;aGk=\x07"))],
+)
+def test_open_of_what_is_not_there_is_one_line(terminal: Open, target: str) -> None:
+    console = terminal("open", target)
+    assert console.end() == 2
+    assert ALTERNATE not in console.modes() and "\x1b" not in console.output
+    assert len(console.output.strip().splitlines()) == 1
+
+
+def test_open_of_a_directory_without_anything_to_watch_says_what_it_looked_for(terminal: Open, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    console = terminal("open", str(tmp_path / "empty"), size=(400, 24))
+    assert console.end() == 2
+    assert "trainer_state.json" in console.output and ALTERNATE not in console.modes()
+
+
+def test_a_terminal_that_cannot_draw_is_one_line(terminal: Open) -> None:
+    for term in ("dumb", None):
+        console = terminal(environment={"TERM": term}, size=(400, 24))
+        assert console.end() == 2
+        assert "needs a terminal" in console.output and "\x1b" not in console.output
+        assert len(console.output.strip().splitlines()) == 1
+
+
+def test_without_a_terminal_it_says_what_to_do_instead(stocked: Home) -> None:
+    done = subprocess.run(
+        COMMAND, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": SOURCES}
+    )
+    assert done.returncode == 2 and done.stdout == ""
+    assert "runs ls" in done.stderr and len(done.stderr.splitlines()) == 1
