@@ -20,6 +20,8 @@ class Settings(Struct, kw_only=True, omit_defaults=True):
     model: str = ""
     recent_models: list[str] = []
     """Newest first."""
+    smoothing: float = 0.6
+    """Weight of the charts' moving average."""
 
     def remember_model(self, name: str) -> None:
         """Put a model at the head of the recent ones."""

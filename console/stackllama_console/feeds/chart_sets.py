@@ -44,7 +44,10 @@ CHARTS: dict[Stage | None, tuple[ChartSet, ...]] = {
         _RATE, _NORM, _SPEED,
     ),
     Stage.PPO: (
-        ChartSet("reward", (("objective/scores", "score"), ("eval/mean_reward", "held out"), ("demo/true_utility", "true utility"))),
+        ChartSet(
+            "reward",
+            (("objective/scores", "score"), ("eval/mean_reward", "held out"), ("demo/true_utility", "true utility")),
+        ),
         ChartSet("KL to the reference", (("objective/kl", "KL"), ("eval/kl", "held out"))),
         ChartSet("loss", (("loss/policy_avg", "policy"), ("loss/value_avg", "value"))),
         _MEMORY,
@@ -68,8 +71,9 @@ CHARTS: dict[Stage | None, tuple[ChartSet, ...]] = {
 
 FIGURES: dict[Stage | None, tuple[tuple[str, str], ...]] = {
     Stage.SFT: (
-        ("loss", "loss"), ("eval_loss", "held-out loss"), ("mean_token_accuracy", "token accuracy"), ("entropy", "entropy"),
-        ("grad_norm", "gradient norm"), ("learning_rate", "learning rate"), ("tokens_per_second", "tokens/s"),
+        ("loss", "loss"), ("eval_loss", "held-out loss"), ("mean_token_accuracy", "token accuracy"),
+        ("entropy", "entropy"), ("grad_norm", "gradient norm"), ("learning_rate", "learning rate"),
+        ("tokens_per_second", "tokens/s"),
     ),
     Stage.REWARD: (
         ("accuracy", "accuracy"), ("eval_accuracy", "held-out accuracy"), ("margin", "margin"),

@@ -38,7 +38,12 @@ class Scope(Struct, frozen=True):
 
 def as_bindings(bindings: Iterable[BindingType]) -> list[Binding]:
     """A class's ``BINDINGS`` as :class:`Binding`; tuples of three are allowed by Textual."""
-    return [binding if isinstance(binding, Binding) else Binding(*binding[:3]) for binding in bindings]
+    return [binding if isinstance(binding, Binding) else _binding(binding) for binding in bindings]
+
+
+def _binding(short: tuple[str, ...]) -> Binding:
+    key, action, *description = short
+    return Binding(key, action, description[0] if description else "")
 
 
 def read_keymap(file: Path, known: Iterable[str]) -> tuple[dict[str, str], list[str]]:

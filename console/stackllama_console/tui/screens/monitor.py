@@ -127,7 +127,18 @@ class MonitorScreen(ConsoleScreen):
         super().on_mount()
         self.set_heading(self._title)
         self.query_one("#state", TextLines).show([Text("reading …", style="dim")])
+        for chart in self.query(Chart):
+            chart.weight = self.console_app.settings.smoothing
         self._arrange()
+
+    def on_unmount(self) -> None:
+        """The smoothing that was chosen last is the next one's."""
+        weights = [chart.weight for chart in self.query(Chart)]
+        settings = self.console_app.settings
+        changed = next((weight for weight in weights if weight != settings.smoothing), None)
+        if changed is not None:
+            settings.smoothing = changed
+            self.console_app.remember()
 
     # reading, in a thread
 
