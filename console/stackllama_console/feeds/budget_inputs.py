@@ -15,6 +15,7 @@ from stackllama_engine.launch.gpus import visible_gpus
 from ..sanitise import one_line
 from .budget_view import Memory
 from .models import ModelEntry, describe
+from .nvml import find_gpus
 from .recipe_model import recipe_model
 
 _ADAPTER_FILE = "adapter_config.json"
@@ -95,7 +96,7 @@ def _gpus() -> list[Memory]:
     names = visible_gpus()
     if not names:
         return []
-    from ..cli.nvml import find_gpus
+    from .nvml import find_gpus
 
     found, _, _ = find_gpus()
     by_index = {str(gpu.index): gpu for gpu in found}
