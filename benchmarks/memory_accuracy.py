@@ -140,9 +140,8 @@ def show(results: list[dict[str, Any]]) -> None:
         verdict = "fits" if one["error"] <= 0 else "no fit"
         error = verdict if one["metric"] == "capacity" else f"{one['error']:+.1%}"
         theirs = " ".join(f"{one[tool] / 2**30:13.1f}" if one[tool] else f"{'–':>13}" for tool in tools)
-        print(
-            f"{one['id']:4} {one['what'][:58]:58} {one['phase'][:13]:13} {measured:9.2f} {predicted:9.2f} {error:>7} {theirs}"
-        )
+        what = f"{one['id']:4} {one['what'][:58]:58} {one['phase'][:13]:13}"
+        print(f"{what} {measured:9.2f} {predicted:9.2f} {error:>7} {theirs}")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-COLUMNS = (
+COLUMNS: tuple[str, ...] = (
     "id", "stack", "model", "method", "weights_dtype", "quant", "lora_r", "lora_targets", "batch", "seq_len",
     "grad_ckpt", "optimizer", "gpus", "parallel", "hardware", "measured", "unit", "metric", "grade", "notes",
 )  # fmt: skip

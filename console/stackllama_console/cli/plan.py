@@ -14,10 +14,10 @@ from stackllama_engine.contract.run_dir import Home
 from stackllama_engine.contract.stages import TRAINING_STAGES, Stage
 from stackllama_engine.launch.sections import stage_recipe
 
+from ..feeds.nvml import find_gpus
 from ..feeds.plan import Place, Plan, make_plan
 from ..units import size
 from .launch import split_words
-from .nvml import find_gpus
 from .output import paint, say, show, show_fields, show_json, show_table
 
 _VERDICTS = {"yes": ("it fits", "green"), "tight": ("it may fit", "yellow"), "no": ("it does not fit", "red")}

@@ -25,6 +25,8 @@ class LayerMode(Struct, frozen=True, kw_only=True):
     targets: tuple[Linear, ...] = ()
     rank: int = 0
     dropout: bool = False
+    dropout_mask: int = 1
+    """Bytes of one element of dropout's mask: bool on a GPU, float32 on a CPU."""
     adapter: int = 4
     """Bytes of an adapter's element."""
     attention: Attention = "flash"
@@ -61,8 +63,9 @@ def attention(arch: Architecture, mode: LayerMode) -> int:
             return kept + 4 * arch.heads + (a * length if mode.masked else 0)
         case "math":  # softmax, and the same with masked rows zeroed
             return kept + 2 * a * arch.heads * length
-        case "eager":  # softmax in float32, and its copy in the dtype of the values
-            return kept + (4 + (a if a < 4 else 0)) * arch.heads * length
+        case "eager":  # softmax in float32, and its copy in the dtype of the values; Gemma 2 caps the scores
+            capped = a if arch.model_type == "gemma2" else 0
+            return kept + (4 + (a if a < 4 else 0) + capped) * arch.heads * length
 
 
 def mlp(arch: Architecture, mode: LayerMode) -> int:
@@ -99,7 +102,7 @@ def lora(arch: Architecture, mode: LayerMode) -> int:
         wide = 2 if amp else mode.adapter
         inner = wide * mode.rank
         if mode.dropout:
-            total += used * ((1 + wide) * target.inputs + inner)
+            total += used * ((mode.dropout_mask + wide) * target.inputs + inner)
             continue
         kept_already = mode.precision.quant == "int8" and not amp
         same_tensor = wide == mode.precision.compute and not amp
@@ -118,20 +121,21 @@ def layer(arch: Architecture, mode: LayerMode) -> int:
 
 
 def backward_transient(arch: Architecture, mode: LayerMode) -> int:
-    """The most that a layer's backward pass holds besides what was kept: gradients of the MLP's inner tensors and
-    of the residual stream."""
+    """The most that a layer's backward pass holds besides what was kept: gradients of the MLP's inner tensors, or of
+    the scores, by when what the MLP kept is gone; and of the residual stream."""
     width = mode.precision.compute * arch.intermediate * arch.experts_used
     inner = 3 * width if arch.gated else 2 * width
-    return inner + 2 * mode.precision.residual * arch.hidden + _score_gradients(arch, mode)
+    return max(inner, _score_gradients(arch, mode) - mlp(arch, mode)) + 2 * mode.precision.residual * arch.hidden
 
 
 def forward_transient(arch: Architecture, mode: LayerMode) -> int:
-    """What one layer holds while it runs without gradients."""
+    """What one layer holds while it runs without gradients, at its widest place: the MLP, or the attention."""
     p, width = mode.precision, mode.precision.compute * arch.intermediate * arch.experts_used
-    feed = (3 if arch.gated else 2) * width
+    feed = (3 if arch.gated else 4 if arch.activation == "gelu_new" else 2) * width
     heads = p.attention * (2 * arch.q + 2 * arch.kv) + p.compute * (arch.q + arch.kv)
     scores = 2 * p.attention * arch.heads * mode.length if mode.attention in ("math", "eager") else 0
-    return 2 * p.residual * arch.hidden + 4 * arch.hidden + max(feed, heads + scores)
+    mask = mode.length if mode.masked else 0
+    return 4 * p.residual * arch.hidden + mask + max(feed, heads + scores)
 
 
 def dequantised(arch: Architecture, precision: Precision) -> int:
@@ -154,9 +158,11 @@ def leak(arch: Architecture, mode: LayerMode) -> int:
 
 
 def _score_gradients(arch: Architecture, mode: LayerMode) -> int:
-    if mode.attention in ("math", "eager"):
-        return 2 * mode.precision.attention * arch.heads * mode.length
-    return 0
+    """Of plain matrix products: gradients before and behind the softmax in float32, less a 16-bit copy used up."""
+    if mode.attention not in ("math", "eager"):
+        return 0
+    copy = mode.precision.attention if mode.precision.attention < 4 else 0
+    return (8 - copy) * arch.heads * mode.length
 
 
 def _stream(mode: LayerMode) -> int:

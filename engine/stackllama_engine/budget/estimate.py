@@ -103,7 +103,7 @@ def _supervised(recipe: SFTRecipe | RewardRecipe, arch: Architecture, gpus: int,
         trained = trained + arch.hidden if recipe.use_peft else trained - (0 if arch.tied else arch.embedding)
     return training.Workload(
         arch=arch,
-        mode=_mode(recipe, arch, precision, masked=masked, length=recipe.max_length),
+        mode=_mode(recipe, arch, precision, masked=masked, length=recipe.max_length, on_gpu=on_gpu),
         sequences=sequences,
         base=weights.base(arch, precision, head=not pairs),
         trained=trained,
@@ -122,14 +122,14 @@ def _ppo(recipe: PPORecipe, arch: Architecture, on_gpu: bool, reward: Architectu
     precision = precision_of(recipe, arch)
     prompt, response = max(1, recipe.max_prompt_length - 1), recipe.output_max_length - 1  # both bounds are open
     length = prompt + response
-    mode = _mode(recipe, arch, precision, masked=True, length=length)
+    mode = _mode(recipe, arch, precision, masked=True, length=length, on_gpu=on_gpu)
     trained = adapter.trained_parameters(recipe, arch) + arch.hidden  # and the value head
     copies = 1 + bool(recipe.policy_adapter_path)
     judge = None
     reward_bytes = _ADAPTER * trained
     if reward is not None:
         own = Precision(native=native_bytes(recipe, reward))
-        judge = (reward, _mode(recipe, reward, own, masked=True, length=length))
+        judge = (reward, _mode(recipe, reward, own, masked=True, length=length, on_gpu=on_gpu))
         reward_bytes = weights.base(reward, own, head=False)
     record = recipe.local_batch_size * (4 * _RECORD * response + 16 * length)
     standing = sampling.Standing(
@@ -164,13 +164,16 @@ def _ppo(recipe: PPORecipe, arch: Architecture, on_gpu: bool, reward: Architectu
     ]
 
 
-def _mode(recipe: TrainRecipe, arch: Architecture, precision: Precision, *, masked: bool, length: int) -> LayerMode:
+def _mode(
+    recipe: TrainRecipe, arch: Architecture, precision: Precision, *, masked: bool, length: int, on_gpu: bool
+) -> LayerMode:
     return LayerMode(
         precision=precision,
         full=not recipe.use_peft,
         targets=adapter.targets(arch, recipe.lora_target_modules) if recipe.use_peft else (),
         rank=recipe.lora_r if recipe.use_peft else 0,
         dropout=recipe.lora_dropout > 0,
+        dropout_mask=1 if on_gpu else _ADAPTER,
         adapter=_ADAPTER,
         attention=attention_kind(recipe, arch, precision, masked=masked),
         masked=masked,

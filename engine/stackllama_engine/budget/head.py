@@ -39,9 +39,26 @@ def loss(kind: Head, arch: Architecture, precision: Precision, tokens: int, *, o
             return 4 * 2 * tokens
 
 
-def gradient_copies(kind: Head) -> int:
-    """Gradients of the head's weights alive at once: one used several times is added to what is there."""
-    return 2 if kind == "chunked" else 1
+def gradients(kind: Head, elements: int, width: int) -> tuple[int, int]:
+    """Gradients of the head's own weights, where they are trained: during the loss, and in the head's backward pass.
+
+    TRL's fused head adds its tiles up in float32 and casts the sum. One that is used chunk by chunk adds each
+    chunk's gradient to the sum of those before. A plain one makes it after the loss's largest moment.
+    """
+    match kind:
+        case "tiled":
+            return elements * (4 + (width if width < 4 else 0)), 0
+        case "chunked":
+            return 2 * elements * width, 0
+        case "plain":
+            return 0, elements * width
+        case "score":
+            return 0, 0
+
+
+def logit_gradients(kind: Head, vocabulary: int, tokens: int, width: int) -> int:
+    """Gradient of the logits as the head's backward pass finds it, and its float32 form."""
+    return (width + (4 if width < 4 else 0)) * vocabulary * tokens if kind == "plain" else 0
 
 
 def tiled(arch: Architecture, precision: Precision, tokens: int, *, on_gpu: bool) -> int:

@@ -68,9 +68,12 @@ def one_layer(work: Workload) -> int:
 
 
 def outside_layers(work: Workload) -> int:
-    """Token ids, the final norm, and its output."""
+    """Token ids and the final norm; where all is trained, its output as well. Without checkpointing the norm before
+    the first adapter has nothing to pass on and keeps nothing, which makes up for the final one."""
     h, precision = work.arch.hidden, work.mode.precision
-    return work.tokens * (24 + 4 * h + 4 + precision.residual * h)
+    if work.mode.full:
+        return work.tokens * (24 + 4 * h + 4 + precision.residual * h)
+    return work.tokens * (24 if work.checkpointing == "none" else 24 + 4 * h + 4)
 
 
 def phases(work: Workload) -> list[PhaseEstimate]:
@@ -91,26 +94,27 @@ def phases(work: Workload) -> list[PhaseEstimate]:
         )
     else:
         logits = work.head_bytes
-    head_gradient = arch.embedding * (4 + (work.width if work.width < 4 else 0)) if full and work.head == "tiled" else (
-        embedding if work.head != "score" else 0
-    )  # fmt: skip
+    at_loss, at_head = head.gradients(work.head, arch.embedding, work.width) if full else (0, 0)
     kept, again, outside = kept_by_layers(work), one_layer(work), outside_layers(work)
-    autocast = _cast_weights(work)
+    casts, one_cast = cast_weights(work)
+    later = one_cast if again else casts
     outputs = work.mode.precision.head * arch.vocab * work.tokens if work.keeps_outputs and work.head == "plain" else 0
     transient = work.tokens * activations.backward_transient(arch, work.mode) + activations.dequantised(
         arch, work.mode.precision
     )
-    matrix = max((one.inputs * one.outputs for one in arch.linears), default=0) * work.width if full else 0
+    down = max((one.inputs * one.outputs for one in arch.linears), default=0) * work.width if full else 0
     first = again or work.tokens * activations.layer(arch, work.mode)
-    inner = gradients if arch.tied else gradients - embedding  # an untied embedding's gradient comes last of all
-    copies = head.gradient_copies(work.head) if full else 0
+    # an untied embedding's gradient comes last of all, those of the first layer just before it
+    inner = gradients - (arch.layer_linear * work.width - down + (0 if arch.tied else embedding) if full else 0)
     return [
         phase("loss", **fixed, gradients=early, activations=kept + outside, logits=logits,
-              temporaries=head_gradient * max(1, copies) + autocast),
-        phase("last layer's backward", **fixed, gradients=max(early, embedding), activations=kept + again,
-              logits=outputs, temporaries=transient + autocast + (matrix if work.accumulates else 0)),
+              temporaries=at_loss + casts),
+        phase("head's backward", **fixed, gradients=early, activations=kept + outside, temporaries=at_head + casts,
+              logits=outputs + head.logit_gradients(work.head, arch.vocab, work.tokens, work.mode.precision.head)),
+        phase("last layer's backward", **fixed, gradients=max(early, embedding + down), activations=kept + again,
+              logits=outputs, temporaries=transient + later + (down if work.accumulates else 0)),
         phase("first layer's backward", **fixed, gradients=max(early, inner), activations=first, logits=outputs,
-              temporaries=transient + autocast),
+              temporaries=transient + one_cast),
         phase("embedding's backward", **fixed, gradients=gradients, logits=outputs,
               activations=work.tokens * work.mode.precision.residual * arch.hidden,
               temporaries=embedding if arch.tied or work.accumulates else 0),
@@ -119,9 +123,16 @@ def phases(work: Workload) -> list[PhaseEstimate]:
     ]  # fmt: skip
 
 
-def _cast_weights(work: Workload) -> int:
-    """16-bit copies of trained float32 weights, which autocast keeps for the length of a forward pass."""
-    precision = work.mode.precision
-    if not (work.mode.full and precision.amp and precision.native == 4):
-        return 0
-    return 2 * (work.arch.linear + (work.arch.embedding if work.head == "plain" else 0))
+def cast_weights(work: Workload) -> tuple[int, int]:
+    """16-bit copies of float32 weights under autocast: those alive at the end of the forward pass, and one layer's.
+
+    Of trained weights autocast keeps a copy for the length of the forward pass. Of frozen ones it makes a copy for
+    each use, which lives as long as the graph that needs it.
+    """
+    precision, arch = work.mode.precision, work.arch
+    if not precision.amp or precision.native < 4 or precision.quant:
+        return 0, 0
+    one = 2 * arch.layer_linear
+    if work.checkpointing != "none" and not work.mode.full:
+        return one, one
+    return arch.layers * one + (2 * arch.embedding if work.head == "plain" else 0), one
