@@ -3,7 +3,6 @@
 :meth:`Watched.look` runs in a thread; everything else only hands out what it found.
 """
 
-import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from stackllama_engine.contract.stages import Stage
 
 from ..feeds.foreign import open_foreign
 from ..feeds.logs import LogFeed
-from ..feeds.machine import Machine
+from ..feeds.machine import Machine, is_local
 from ..feeds.pipeline_feed import PipelineFeed
 from ..feeds.protocol import Feed
 from ..feeds.run_feed import RunFeed
@@ -61,7 +60,7 @@ class Watched:
         self._samples: SamplesFile | None = None
         self._samples_of: object = None
         self._predicted_of: object = None
-        self._machine = Machine()
+        self._machine = Machine(run.path.parents[1] if run else None)
         self._machine_at = 0.0
         self._machine_text = ""
         self._looked = False
@@ -169,11 +168,11 @@ class Watched:
 
     def _machine_line(self, run: RunDir) -> str:
         try:
-            host = run.read_launch().host
-        except UsageError:
-            host = socket.gethostname()
-        if host != socket.gethostname():
-            self.note = f"runs on {host}: its GPUs and CPU are not seen from here"
+            launch = run.read_launch()
+        except UsageError:  # not started yet
+            return ""
+        if not is_local(launch):
+            self.note = f"runs on {launch.host}: its GPUs and CPU are not seen from here"
             return ""
         return self._machine.line(run.path)
 

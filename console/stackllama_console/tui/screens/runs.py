@@ -99,6 +99,7 @@ class RunsScreen(ConsoleScreen):
         self._columns: tuple[str, ...] = ()
         self._read = False
         self._minute = 0
+        self._machine: str | None = None
 
     def body(self) -> ComposeResult:
         """The table, or what to do without runs; the run under the cursor in words; the filter."""
@@ -118,6 +119,12 @@ class RunsScreen(ConsoleScreen):
     def look(self) -> bool | None:
         """Whether any run changed, or a minute has passed."""
         changed = self.index.poll()
+        if self._read and self._machine is None:  # after the first paint
+            from ...feeds.nvml import find_gpus
+
+            gpus, _, _ = find_gpus()
+            self._machine = ", ".join(gpu.name for gpu in gpus) or "no GPU: runs use the CPU"
+            changed = True
         minute = int(now() // _AGE_SECONDS)
         passed, self._minute = minute != self._minute, minute
         return True if changed or passed or not self._read else None
@@ -159,6 +166,7 @@ class RunsScreen(ConsoleScreen):
         parts = [f"{len(self.index.rows)} in {self.index.home.path}", f"{alive} alive" if alive else ""]
         parts += [f"{len(self.selected)} selected" if self.selected else ""]
         parts += [f"filter: {self.filter_text}" if self.filter_text else "", self.index.trouble or ""]
+        parts.append(self._machine or "")
         self.set_heading(*parts)
 
     def _passes(self, row: Row) -> bool:
