@@ -25,7 +25,7 @@ from msgspec import Struct
 
 from .regular_file import open_regular
 
-MOST_BYTES = 8 << 20
+MOST_BYTES = 2 << 20
 """Read at one `EventFile.read`: a long file comes in portions."""
 
 _LONGEST = 16 << 20  # bytes; images and graphs that are larger are stepped over unread
@@ -203,7 +203,11 @@ def _fields(data: bytes) -> Iterator[_Field]:
     """
     at, end = 0, len(data)
     while at < end:
-        key, at = _varint(data, at)
+        key = data[at]  # nearly always of one byte
+        if key < 0x80:
+            at += 1
+        else:
+            key, at = _varint(data, at)
         kind = key & 7
         if kind == _VARINT:
             value, at = _varint(data, at)
@@ -224,6 +228,8 @@ def _fields(data: bytes) -> Iterator[_Field]:
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
+    if at < len(data) and data[at] < 0x80:
+        return data[at], at + 1
     value = shift = 0
     while at < len(data) and shift < 70:
         byte = data[at]
