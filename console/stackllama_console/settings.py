@@ -20,7 +20,7 @@ class Settings(Struct, kw_only=True, omit_defaults=True):
     model: str = ""
     recent_models: list[str] = []
     """Newest first."""
-    smoothing: float = 0.6
+    smoothing: float = 0.0
     """Weight of the charts' moving average."""
 
     def remember_model(self, name: str) -> None:
