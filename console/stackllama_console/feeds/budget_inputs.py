@@ -96,8 +96,6 @@ def _gpus() -> list[Memory]:
     names = visible_gpus()
     if not names:
         return []
-    from .nvml import find_gpus
-
     found, _, _ = find_gpus()
     by_index = {str(gpu.index): gpu for gpu in found}
     # Named by UUID or as a MIG slice, it cannot be told from the others here: the smallest stands for it.

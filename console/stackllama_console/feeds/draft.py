@@ -188,7 +188,7 @@ def read_file(file: Path, stage: Stage) -> Source:
         raise UsageError(f"{file}: cannot be read: {error}.") from None
     if named and named[1] in list(Stage):
         stage = Stage(named[1])
-    return Source(recipe=load_recipe(stage, file), origin=f"from {one_line(str(file))}")
+    return Source(recipe=load_recipe(stage, file), origin=f"from {one_line(file.name)}")
 
 
 def write_file(file: Path, text: str) -> Path:

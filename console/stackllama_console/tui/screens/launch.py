@@ -30,7 +30,7 @@ from ..widgets.recipe_form import RecipeForm
 from ..widgets.text_lines import TextLines
 from .launch_asks import LaunchAsks
 from .launch_flow import LaunchFlow
-from .launch_lines import STAGES, command_lines, model_line, stage_line, trouble_lines, verdict_parts
+from .launch_lines import STAGES, budget_title, command_lines, model_line, stage_line, trouble_lines, verdict_parts
 
 _WIDE = 120
 _LOW, _TINY = 18, 9
@@ -267,7 +267,11 @@ class LaunchScreen(ConsoleScreen):
             reward=shapes.reward if shapes else None,
             trouble=trouble if self.draft.model else "",
         )
-        self.query_one(BudgetPanel).show(self.budget)
+        panel = self.query_one(BudgetPanel)
+        panel.show(self.budget)
+        title = "memory" if self.has_class("-wide") else budget_title(self.budget, self.size.width - 8)
+        if panel.border_title != title:
+            panel.border_title = title
 
     def _show_list(self) -> None:
         merge = self.draft.stage is Stage.MERGE

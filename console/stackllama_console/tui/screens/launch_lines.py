@@ -7,6 +7,7 @@ from rich.text import Text
 from stackllama_engine.contract.stages import Stage
 
 from ...feeds.budget_inputs import Shapes
+from ...feeds.budget_view import BudgetView
 from ...feeds.choices import model_facts
 from ...feeds.draft import Draft
 from ...sanitise import one_line
@@ -72,6 +73,16 @@ def verdict_parts(draft: Draft, variables: Mapping[str, str]) -> list[str | Text
     else:
         verdict = Text("✓ ready", style=rich_colour(dict(variables), "success"))
     return [verdict, f"as {draft.name}" if draft.name else "", draft.origin]
+
+
+def budget_title(view: BudgetView, width: int) -> str:
+    """Over a short budget: the first of the changes that it offers, which has no line of its own there."""
+    if not view.offers:
+        return "memory"
+    best = view.offers[0]
+    end = " · b all" if len(view.offers) > 1 else ""
+    said = f"memory · 1 {best.title}{', then it fits' if best.fits == 'yes' else ''}"
+    return cut(said, width - len(end)).replace("[", "(") + end  # a title is read as markup
 
 
 def trouble_lines(message: str, width: int, variables: Mapping[str, str]) -> list[Text]:
