@@ -258,6 +258,10 @@ def test_events(tmp_path: Path, attach: Attach, clock: Clock) -> None:
     with (again / "events.out.tfevents.2000.host.2.0").open("ab") as file:
         file.write(event(5, scalar("train/loss", 50.0)))
     feed.poll()
+    assert values(feed, "loss")[-2:] == [(4, 40), (5, 50)]
+    with first.open("ab") as file:
+        file.write(event(8, scalar("train/loss", 8.0)))
+    feed.poll()
     assert values(feed, "loss")[-2:] == [(4, 40), (5, 50)]  # the older file no longer counts
 
 
