@@ -136,7 +136,9 @@ class Watched:
             self._log_of = key
             self._log = LogFeed(run or self._foreign_log or Path())
         assert self._log is not None
-        return self._log if self._log.poll() or fresh else None
+        before = self._log.version
+        self._log.poll()
+        return self._log if fresh or self._log.version != before else None
 
     def _read_samples(self) -> bool:
         run = self.shown_run

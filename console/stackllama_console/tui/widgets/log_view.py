@@ -50,14 +50,14 @@ class LogView(Widget, can_focus=True):
     COMPONENT_CLASSES: ClassVar[set[str]] = {f"log--{part}" for part in (*LETTER, "match", "current")}
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("g,home", "top", "Top", id="log.top", show=False, tooltip="The oldest line kept"),
-        Binding("G,end", "end", "Follow", id="log.end", tooltip="The newest line, and follow it"),
+        Binding("G,end", "end", "Follow", id="log.end", show=False, tooltip="The newest line, and follow it"),
         Binding("j,down", "scroll(1)", "Down", id="log.down", show=False),
         Binding("k,up", "scroll(-1)", "Up", id="log.up", show=False),
         Binding("space,pagedown", "page(1)", "Page down", id="log.page_down", show=False),
         Binding("b,pageup", "page(-1)", "Page up", id="log.page_up", show=False),
         Binding("h,left", "sideways(-1)", "Left", id="log.left", show=False),
         Binding("l,right", "sideways(1)", "Right", id="log.right", show=False),
-        Binding("v", "level", "Level", id="log.level", tooltip="Least level shown: all, info, warning, error"),
+        Binding("v", "level", "Least level shown", id="log.level", show=False, tooltip="all, info, warning, error"),
         Binding("n", "next", "Next match", id="log.next", show=False),
         Binding("N", "previous", "Previous match", id="log.previous", show=False),
     ]
