@@ -271,6 +271,23 @@ def test_b_gives_the_budget_the_screen_and_takes_it_back(home: Home) -> None:
     show(home, wide, size=(120, 40), model="demo")
 
 
+def test_a_short_budget_names_the_first_change_that_it_offers(home: Home) -> None:
+    async def script(driven: Driven) -> None:
+        await driven.until(lambda: driven.screen.budget and driven.screen.budget.offers)
+        await driven.shows(f"memory · 1 {driven.screen.budget.offers[0].title[:20]}")
+
+    show(home, script, model="org/llama-7b")
+
+
+def test_another_theme_is_worn_at_once(home: Home) -> None:
+    async def script(driven: Driven) -> None:
+        before = driven.screen.query_one("#launch-top").lines[0].spans
+        await driven.press("T")
+        await driven.until(lambda: driven.screen.query_one("#launch-top").lines[0].spans != before)
+
+    show(home, script, model="demo")
+
+
 def test_memory_that_hardly_moved_is_no_news(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     free = 8 * GIB
 
@@ -346,6 +363,10 @@ def test_a_recipe_is_written_and_read_back_and_never_over_another(home: Home, tm
         await edit(driven, "lora_r", "64")
         await driven.press("w", "enter")
         await said(driven, "exists already")
+        await driven.press("o", *"sft.yaml", "enter", "n")
+        assert form(driven).text("lora_r") == "64"
+        await driven.press("o", *"sft.yaml", "enter", "y")
+        await driven.until(lambda: form(driven).text("lora_r") == "4")
         await driven.press("right_square_bracket", "o", *"sft.yaml", "enter")
         await driven.until(lambda: driven.screen.draft.stage is Stage.SFT)
         assert form(driven).text("lora_r") == "4"
@@ -359,9 +380,9 @@ def test_a_file_that_is_no_recipe_is_said_whole_and_changes_nothing(home: Home, 
 
     async def script(driven: Driven) -> None:
         await edit(driven, "lora_r", "4")
-        await driven.press("o", *"bad.yaml", "enter")
+        await driven.press("o", *"bad.yaml", "enter", "y")
         await driven.shows("Did you mean `lora_r`")
-        assert form(driven).text("lora_r") == "4"
+        assert form(driven).text("lora_r") == "4" and form(driven).errors() == {}
 
     show(home, script, size=(120, 40), model="demo")
 
@@ -518,6 +539,29 @@ def test_a_supervisor_that_did_not_start_is_said_and_the_form_stays(
         assert driven.app.screen is driven.screen and launches.opened == []
 
     show(home, script, size=(100, 30), model="demo")
+
+
+def test_nobody_leaves_while_a_run_is_being_made(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    launches = Launches(monkeypatch)
+    gate, create = threading.Event(), launches._launch
+
+    def slow(*arguments: Any) -> RunDir:
+        gate.wait(20)
+        return create(*arguments)
+
+    monkeypatch.setattr(launch_flow.launcher, "launch", slow)
+
+    async def script(driven: Driven) -> None:
+        await confirm(driven)
+        await driven.press("enter")
+        await driven.until(lambda: driven.screen.flow.launching)
+        await driven.press("escape", "enter")
+        assert driven.app.screen is driven.screen
+        gate.set()
+        await driven.until(lambda: launches.opened)
+
+    show(home, script, model="demo")
+    assert len(launches.calls) == 1
 
 
 # runs as inputs, clones

@@ -142,6 +142,7 @@ class LaunchScreen(ConsoleScreen):
         self.query_one(RecipeForm).focus()
         self._arrange()
         self._refresh()
+        self.console_app.theme_changed_signal.subscribe(self, lambda _: self._refresh())
         self.run_worker(self._find(), group="models")
         if self._clone is not None:
             run_id = self._clone
@@ -193,10 +194,14 @@ class LaunchScreen(ConsoleScreen):
 
     def refuse(self, message: str) -> None:
         """Show why nothing was launched: whole below the form, and beside the key that it names."""
-        self._message = message
         key = self.draft.form.refuse(message)
         form = self.query_one(RecipeForm)
         form.move_to(key) if key else form.redraw()
+        self.tell(message)
+
+    def tell(self, message: str) -> None:
+        """Show what went wrong whole, until something changes."""
+        self._message = message
         self._refresh()
 
     def show_errors(self) -> None:
@@ -227,8 +232,7 @@ class LaunchScreen(ConsoleScreen):
 
     def settle(self) -> None:
         """Something besides the form's values changed; what a launch refused is asked anew."""
-        self._message = ""
-        self._refresh()
+        self.tell("")
 
     def _arrange(self) -> None:
         width, height = self.size
@@ -292,9 +296,8 @@ class LaunchScreen(ConsoleScreen):
     @on(RecipeForm.Changed)
     def _changed(self, event: RecipeForm.Changed) -> None:
         event.stop()
-        self._message = ""
         self.draft.touch()
-        self._refresh()
+        self.tell("")
 
     @on(BudgetPanel.Apply)
     def _apply(self, event: BudgetPanel.Apply) -> None:
@@ -357,6 +360,8 @@ class LaunchScreen(ConsoleScreen):
         """The form again, or the screen before; asks where typed values would be lost."""
         if self.has_class("-budget") and not self.has_class("-wide"):
             self.action_budget()
+        elif self.flow.launching:
+            self.say("it is being launched; a moment")
         elif self.draft.touched:
             self.asks.sure("Leave? What was typed into the form is lost.", "leave", super().action_back)
         else:

@@ -1,6 +1,7 @@
 """What the launch screen asks for: a model, a run, a name, a file, or whether it is sure."""
 
 import asyncio
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -88,8 +89,13 @@ class LaunchAsks:
         stage = self.screen.draft.stage
 
         def answered(name: str | None) -> None:
-            if name and name.strip():
-                self.load(lambda: read_file(_path(name), stage))
+            if not name or not name.strip():
+                return
+            read = functools.partial(read_file, _path(name), stage)
+            if self.screen.draft.touched:
+                self.sure("Replace what was typed into the form?", "replace it", lambda: self.load(read))
+            else:
+                self.load(read)
 
         question = f"Open a recipe file (of {stage}, unless its first line names another stage)"
         self.screen.console_app.push_screen(AskScreen(question, placeholder="path"), answered)
@@ -106,7 +112,7 @@ class LaunchAsks:
         try:
             source = await asyncio.to_thread(read)
         except UsageError as error:
-            self.screen.refuse(str(error))
+            self.screen.tell(str(error))
             return
         self.screen.draft.take(source)
         self.screen.show_form()

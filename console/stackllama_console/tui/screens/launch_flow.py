@@ -23,6 +23,8 @@ class LaunchFlow:
     def __init__(self, screen: "LaunchScreen") -> None:
         self.screen = screen
         self.busy = False
+        self.launching = False
+        """Whether a run is being made at this moment."""
 
     def begin(self) -> None:
         """Check everything, then ask."""
@@ -56,11 +58,14 @@ class LaunchFlow:
     async def _launch(self, stage: Stage, recipe: AnyRecipe, name: str | None) -> None:
         screen = self.screen
         screen.say(f"launching {name or stage} …")
+        self.launching = True
         try:
             run = await asyncio.to_thread(launcher.launch, screen.home, stage, recipe, name)
         except StackllamaError as error:
             screen.refuse(str(error))
             return
+        finally:
+            self.launching = False
         self._remember(stage, recipe)
         self._follow(run)
 
