@@ -104,6 +104,11 @@ class Driven:
         strips = self.app.screen._compositor.render_strips()
         return ["".join(segment.text for segment in strip) for strip in strips]
 
+    @property
+    def notices(self) -> str:
+        """What was said in notices, line by line; they are not drawn here."""
+        return "\n".join(notice.message for notice in self.app._notifications)
+
     async def press(self, *keys: str) -> None:
         """Press keys and let what they began come to rest."""
         await self.pilot.press(*keys)

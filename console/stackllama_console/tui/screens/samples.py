@@ -93,7 +93,7 @@ class SamplesScreen(ConsoleScreen):
 
     def on_mount(self) -> None:
         """Say whose samples they are."""
-        self.set_heading(self.run_id, "reading…")
+        self.call_next(self.set_heading, self.run_id)  # after the heading that every screen begins with
 
     def on_resize(self, event: events.Resize) -> None:
         """Text beside the list from 120 columns, below it else."""

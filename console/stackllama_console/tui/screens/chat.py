@@ -1,0 +1,300 @@
+"""Talk to what a run made, and to the base it began with: the same question to both, with the same noise.
+
+The generator is a process of its own. It starts when the screen opens and ends when the screen is left.
+"""
+
+import asyncio
+from collections.abc import Callable
+from threading import Lock
+from typing import Any, ClassVar
+
+from textual import events
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.widgets import Input, Static
+
+from stackllama_engine.contract.chat import SIDES, Delta, Done, Failure, Ready, Side
+from stackllama_engine.contract.errors import StackllamaError
+from stackllama_engine.contract.run_dir import RunDir
+
+from ...feeds.chat import ChatEvent, ChatProcess, Ended, start_chat
+from ...readings import checkpoint_steps
+from ...sanitise import one_line, sanitise
+from ..screen import ConsoleScreen
+from ..widgets.turn_list import Answer, Turn, TurnList
+from .choose import ChooseScreen
+
+TEMPERATURES = (0.0, 0.3, 0.7, 1.0, 1.3)
+LENGTHS = (32, 64, 128, 256, 512, 1024)
+RESULT = "result"
+
+Start = Callable[[RunDir, str | None], ChatProcess]
+
+
+class NotStarted(Exception):
+    """There is no generator; why, and what to do, in a sentence."""
+
+
+class ChatScreen(ConsoleScreen):
+    """A conversation with a run's result or one of its checkpoints.
+
+    Args:
+        run: the run.
+        checkpoint: ``step-000100``; None: the result, or while there is none the newest checkpoint.
+        start: starts a generator; raises StackllamaError or OSError.
+    """
+
+    HEADING = "chat"
+    INTERVAL = 0.2  # pieces of an answer are read as they come
+    WIDGETS_WITH_KEYS = ("TurnList",)
+    AUTO_FOCUS = "#prompt"
+    DEFAULT_CSS = """
+    ChatScreen {
+        #status { height: 1; padding: 0 1; text-wrap: nowrap; text-overflow: ellipsis; color: $text-muted; }
+        #status.trouble { color: $error; text-style: bold; height: auto; max-height: 3; text-wrap: wrap; }
+        #bottom { height: 1; padding: 0 1; text-wrap: nowrap; text-overflow: ellipsis; color: $text-muted; }
+        #prompt { height: 1; padding: 0 1; background: $panel; }
+        &.-low #bottom { display: none; }
+        &.-low #status { display: none; }
+    }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("i", "write", "write", id="chat.write", tooltip="Back to the line for questions"),
+        Binding("x", "cancel", "cancel", id="chat.cancel", tooltip="Give up the answers under way"),
+        Binding("t", "temperature", "temperature", id="chat.temperature"),
+        Binding("n", "length", "max tokens", id="chat.length"),
+        Binding("c", "choose", "checkpoint", id="chat.choose"),
+        Binding("r", "restart", "start again", id="chat.restart", show=False),
+    ]
+
+    def __init__(self, run: RunDir, checkpoint: str | None = None, start: Start = start_chat) -> None:
+        super().__init__()
+        self.run_dir = run
+        self.checkpoint = checkpoint
+        self.temperature = 1.0
+        self.length = 128
+        self.process: ChatProcess | None = None
+        self._start = start
+        self._guard = Lock()  # of `process`, `_wanted` and `_left`
+        self._wanted = True
+        self._left = False
+        self._seed = 0
+
+    def body(self) -> ComposeResult:
+        """Status, conversation, settings, and the line to write on."""
+        yield Static("loading…", id="status", markup=False)
+        yield TurnList(id="turns")
+        yield Static("", id="bottom", markup=False)
+        line = Input(placeholder="a question; enter asks, escape leaves the line", compact=True, id="prompt")
+        line.cursor_blink = False
+        yield line
+
+    def on_mount(self) -> None:
+        """Say what is being loaded; the thread of :meth:`look` starts it."""
+        self.call_next(self._head)  # after the heading that every screen begins with
+        self._show_settings()
+
+    def on_resize(self, event: events.Resize) -> None:
+        """Questions and answers first where there is little room."""
+        self.set_class(event.size.height < 10, "-low")
+
+    async def on_unmount(self) -> None:
+        """No generator is left behind, even one that is just being started."""
+        await asyncio.to_thread(self._leave)
+
+    def _leave(self) -> None:
+        with self._guard:
+            self._left = True
+            if self.process:
+                self.process.close()
+
+    # reading, in a thread
+
+    def look(self) -> list[ChatEvent] | NotStarted | None:
+        """Start what is wanted, or take what the generator said."""
+        with self._guard:
+            if self._left:
+                return None
+            if self._wanted:
+                self._wanted = False
+                return self._begin()
+            return (self.process.poll() or None) if self.process else None
+
+    def _begin(self) -> list[ChatEvent] | NotStarted:
+        if self.process:
+            self.process.close()
+            self.process = None
+        try:
+            self.process = self._start(self.run_dir, self.checkpoint)
+        except (StackllamaError, OSError) as error:
+            return NotStarted(one_line(str(error)))
+        return []
+
+    # showing
+
+    def show(self, news: Any) -> None:
+        """Pieces of answers; or why there are none."""
+        if isinstance(news, NotStarted):
+            self._status(f"{_sentence(str(news))} c: choose a checkpoint, esc: back", trouble=True)
+            return
+        turns = self.query_one(TurnList)
+        changed: set[int] = set()
+        for event in news:
+            match event:
+                case Ready():
+                    self._ready(event)
+                case Ended():
+                    self._ended(event)
+                case Delta() | Done() | Failure():
+                    found = turns.turn(event.id) if event.id is not None else None
+                    if found:
+                        found[1].take(event)
+                        changed.add(found[0])
+                    elif isinstance(event, Failure):
+                        self.say(event.error, trouble=True)
+                case _:
+                    pass
+        if changed:
+            turns.changed(min(changed))
+
+    def _ready(self, ready: Ready) -> None:
+        what = " and ".join(ready.sides)
+        where = f", {ready.checkpoint}" if ready.checkpoint else ""
+        note = f"; {ready.note}" if ready.note else ""
+        self._status(f"{what} of {ready.model}{where}, on {ready.device}{note}")
+        turns = self.query_one(TurnList)
+        for turn in turns.turns:  # asked while it was loading, before it was known who answers
+            if turn.open and not any(answer.text for answer in turn.answers.values()):
+                turn.answers = {side: turn.answers[side] for side in ready.sides if side in turn.answers}
+        if turns.turns:
+            turns.changed(0)
+
+    def _ended(self, event: Ended) -> None:
+        self._status(f"{_sentence(event.message)} r: start again, c: choose a checkpoint, esc: back", trouble=True)
+        self._give_up(event.message)
+
+    def _give_up(self, why: str) -> None:
+        turns = self.query_one(TurnList)
+        waiting = [index for index, turn in enumerate(turns.turns) if turn.open]
+        for index in waiting:
+            turns.turns[index].error = why
+        for turn in turns.turns:  # ids begin again with the next process
+            turn.id = 0
+        if waiting:
+            turns.changed(waiting[0])
+
+    def _status(self, text: str, *, trouble: bool = False) -> None:
+        status = self.query_one("#status", Static)
+        status.set_class(trouble, "trouble")
+        status.update(one_line(text))
+
+    def _show_settings(self) -> None:
+        text = f"temperature {self.temperature:g} (t) · at most {self.length} tokens (n) · a new seed each question"
+        self.query_one("#bottom", Static).update(text)
+
+    def _head(self) -> None:
+        self.set_heading(self.run_dir.id, self.checkpoint or "")
+
+    # keys
+
+    def on_input_submitted(self, event: Input.Submitted) -> None:
+        """Ask both sides."""
+        prompt = event.value.strip()
+        if not prompt:
+            return
+        if self.process is None or not self.process.alive:
+            self.say("No generator runs; r starts it, c chooses a checkpoint (escape leaves the line first).")
+            return
+        sides = self.process.ready.sides if self.process.ready else list(SIDES)
+        try:
+            question = self.process.ask(
+                prompt, sides, max_new_tokens=self.length, temperature=self.temperature, seed=self._seed
+            )
+        except StackllamaError as error:
+            self.say(str(error), trouble=True)
+            return
+        self._seed += 1
+        self.query_one("#prompt", Input).value = ""
+        answers: dict[Side, Answer] = {side: Answer() for side in sides}
+        self.query_one(TurnList).add(Turn(id=question, prompt=sanitise(prompt), answers=answers))
+
+    def action_write(self) -> None:
+        """To the line for questions."""
+        self.query_one("#prompt", Input).focus()
+
+    def action_cancel(self) -> None:
+        """Give up the answers under way."""
+        if not self._cancel():
+            self.say("Nothing is being generated.")
+
+    def _cancel(self) -> bool:
+        going_on = [turn for turn in self.query_one(TurnList).turns if turn.open]
+        if self.process:
+            for turn in going_on:
+                self.process.cancel(turn.id)
+        return bool(going_on)
+
+    def action_back(self) -> None:
+        """Give up an answer; without one leave the line, then the screen."""
+        if self._cancel():
+            return
+        if self.query_one("#prompt", Input).has_focus:
+            self.query_one(TurnList).focus()
+        else:
+            super().action_back()
+
+    def action_temperature(self) -> None:
+        """The next of a few temperatures; 0 takes the likeliest token each time."""
+        self.temperature = _next(TEMPERATURES, self.temperature)
+        self._show_settings()
+
+    def action_length(self) -> None:
+        """The next of a few limits."""
+        self.length = _next(LENGTHS, self.length)
+        self._show_settings()
+
+    def action_restart(self) -> None:
+        """Start the generator again."""
+        self._load(self.checkpoint)
+
+    def action_choose(self) -> None:
+        """The result or one of the checkpoints."""
+        self.run_worker(self._choose, group="choose", exclusive=True)
+
+    async def _choose(self) -> None:
+        choices = await asyncio.to_thread(_choices, self.run_dir)
+        if not choices:
+            self.say("This run has neither a result nor a checkpoint yet.")
+            return
+
+        def chosen(name: str | None) -> None:
+            if name is not None:
+                self._load(None if name == RESULT else name)
+
+        self.console_app.push_screen(ChooseScreen("talk to", choices, self.checkpoint or RESULT), chosen)
+
+    def _load(self, checkpoint: str | None) -> None:
+        """Have the thread end this generator and start another one."""
+        self._give_up("another generator was started")
+        self.checkpoint = checkpoint
+        self._wanted = True
+        self._status("loading…")
+        self._head()
+        turns = self.query_one(TurnList)
+        if turns.turns:
+            turns.add(Turn(id=0, prompt=f"— {checkpoint or RESULT} from here on —", answers={}))
+
+
+def _choices(run: RunDir) -> list[tuple[str, str]]:
+    """The result where there is one, then checkpoints, newest first."""
+    result = [(RESULT, "what the run left in the end")] if run.adapter.is_dir() or run.merged.is_dir() else []
+    return [*result, *((f"step-{step:06d}", f"checkpoint after step {step:,}") for step in checkpoint_steps(run)[::-1])]
+
+
+def _next(values: tuple[Any, ...], value: Any) -> Any:
+    return values[(values.index(value) + 1) % len(values)]
+
+
+def _sentence(text: str) -> str:
+    text = one_line(text)
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
