@@ -194,6 +194,29 @@ def test_editing_in_place_validates_and_tells_at_each_keystroke() -> None:
     assert [change.get("lora_r") for change in app.changes] == ["", "x", "", "8"]
 
 
+def test_keys_that_arrive_all_at_once_go_where_they_were_meant_for() -> None:
+    form = Form(Stage.SFT)
+    name = "meta-llama/Llama-2-7b-hf"
+
+    async def steps(app: FormApp, pilot: Pilot[None]) -> None:
+        keys = ["e", *name, "enter", "j", "e", *"main", "enter", "j", "space", "j", "space", "j", "j"]
+        keys += ["slash", *"lora_r", "enter", "e", "ctrl+u", "8", "escape", "e", "0", "down"]
+        for key in keys:  # as a driver posts what it read in one go
+            app.post_message(events.Key(key, key if len(key) == 1 else " " if key == "space" else None))
+        for _ in range(len(keys)):
+            await pilot.pause()
+        assert not app.widget.editing and app.widget.query_one(FormList).has_focus
+
+    drive(form, steps)
+    assert form.differences() == {
+        "model_name_or_path": name,
+        "model_revision": "main",
+        "dtype": "float32",
+        "load_in_8bit": "false",
+        "lora_r": "160",
+    }
+
+
 def test_escape_takes_an_edit_back_to_what_was_typed_before_or_to_the_default() -> None:
     form = sft()
     form.set("lora_alpha", "64")

@@ -10,6 +10,7 @@ from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
 from .form_rows import ASCII, Glyphs, Row, draw, value_column
+from .typed_ahead import KeyTaker
 
 
 class FormList(ScrollView, can_focus=True, inherit_bindings=False):
@@ -56,6 +57,7 @@ class FormList(ScrollView, can_focus=True, inherit_bindings=False):
         self.rows: list[Row] = []
         self.cursor = -1
         """Index of the field row that the cursor stands on; -1 without fields."""
+        self.take_key: KeyTaker | None = None
 
     @property
     def cursor_key(self) -> str:
@@ -150,6 +152,11 @@ class FormList(ScrollView, can_focus=True, inherit_bindings=False):
         """What floats above the rows has to follow."""
         super().watch_scroll_y(old_value, new_value)
         self.post_message(self.Moved())
+
+    async def on_key(self, event: events.Key) -> None:
+        """The form looks at a key first."""
+        if self.take_key is not None:
+            await self.take_key(event)
 
     def on_focus(self) -> None:
         """The cursor shows whether keys arrive here."""

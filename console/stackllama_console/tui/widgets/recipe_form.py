@@ -1,9 +1,9 @@
 """A recipe form on the screen: rows with a cursor, one input that opens on the row being edited, help below."""
 
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 from textual import events, on
-from textual.app import App, ComposeResult
+from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Container
 from textual.content import Content
@@ -16,30 +16,12 @@ from ...sanitise import one_line
 from .cells import cut, wrap
 from .form_list import FormList
 from .form_rows import Row, build_rows, matching
+from .typed_ahead import TypedAhead
+from .value_input import ValueInput
 
-_MOST_TYPED = 4096
 _HELP_FROM_HEIGHT = 8
 _NARROW = 60
-
-
-class ValueInput(Input):
-    """The one input: compact, without a blinking cursor, and closed to control characters."""
-
-    def __init__(self, id: str) -> None:
-        super().__init__(id=id, compact=True, select_on_focus=False, max_length=_MOST_TYPED)
-        self.cursor_blink = False
-
-    def _on_paste(self, event: events.Paste) -> None:
-        event.prevent_default()
-        event.stop()
-        self._insert(event.text)
-
-    def action_paste(self) -> None:
-        """Insert what was cut or copied in this application."""
-        self._insert(cast("App[None]", self.app).clipboard)  # pyright: ignore[reportUnknownMemberType]
-
-    def _insert(self, text: str) -> None:
-        self.replace(one_line(text), *self.selection)
+_ON_ROWS = ("edit", "cycle", "default", "filter", "only_changed", "section", "top", "bottom")
 
 
 class RecipeForm(Container):
@@ -61,11 +43,11 @@ class RecipeForm(Container):
         Binding("right_curly_bracket", "section(1)", "next section", id="form.next_section", show=False),
         Binding("left_curly_bracket", "section(-1)", "previous section", id="form.previous_section", show=False),
         Binding("e", "edit", "edit", id="form.edit"),  # enter is the screen's: it launches
-        Binding("space", "cycle(1)", "next choice, or edit", id="form.next_choice"),
+        Binding("space", "cycle(1)", "next choice, or edit", id="form.next_choice", show=False),
         Binding("backspace", "cycle(-1)", "previous choice", id="form.previous_choice", show=False),
-        Binding("d", "default", "default", id="form.default"),
+        Binding("d", "default", "back to the default", id="form.default", show=False),
         Binding("slash", "filter", "filter", id="form.filter"),
-        Binding("a", "only_changed", "only what differs", id="form.only_changed"),
+        Binding("a", "only_changed", "only what differs", id="form.only_changed", show=False),
         Binding("escape", "cancel", "cancel", id="form.cancel", show=False),
     ]
     DEFAULT_CSS = """
@@ -103,6 +85,9 @@ class RecipeForm(Container):
         self._input = ValueInput("form-input")
         self._editing: FormField | None = None
         self._before: str | None = None  # what was typed before the edit; None: the default
+        self._turns = TypedAhead(self, self._list, self._input, lambda: self.editing)
+        self._list.take_key, self._input.take_key = self._turns.rows_key, self._turns.field_key
+        self._input.submitted = self.finish
         self._filtering = False
         self._filter = ""
         self._only_changed = False
@@ -164,6 +149,10 @@ class RecipeForm(Container):
         """Put the cursor on a key, if it is shown."""
         self.redraw(key)
 
+    def finish(self) -> None:
+        """Close the input and keep what was typed."""
+        self._close(refocus=True)
+
     def redraw(self, key: str = "") -> None:
         """Show what the form says now; the cursor goes to ``key`` or stays."""
         if self.form is None or not self._list.row_width:
@@ -194,24 +183,14 @@ class RecipeForm(Container):
     @on(Input.Changed)
     def _typed(self, event: Input.Changed) -> None:
         event.stop()
-        if self.form is None or event.value != self._input.value:  # an older keystroke's
-            return
-        if self._filtering:
-            self.filter(event.value)
-            self._to_first()
-        elif self._editing is not None and event.value.strip() != one_line(self.form.text(self._editing.key)):
-            self.form.set(self._editing.key, event.value)
-            self._changed(self._editing.key)
-
-    @on(Input.Submitted)
-    def _submitted(self, event: Input.Submitted) -> None:
-        event.stop()
-        self._close(refocus=True)
+        if event.value == self._input.value:  # else another keystroke came after it
+            self._take(event.value)
 
     @on(Input.Blurred)
     def _blurred(self, event: Input.Blurred) -> None:
         event.stop()
-        self._close()
+        if self.screen.focused is not self._input:  # else it is open again
+            self._close()
 
     # -- actions --------------------------------------------------------------------------------------------------
 
@@ -291,27 +270,24 @@ class RecipeForm(Container):
     def action_cancel(self) -> None:
         """Close the input and take back what was typed in it; without one, show every key again."""
         field, before = self._editing, self._before
+        self._close(refocus=True, keep=False)
         if field is None or self.form is None:
-            self._close(refocus=True)
             self._only_changed = False
             self.filter("")
             self.move_to(self._came_from or self.cursor_key)
             self._came_from = ""
-            return
-        self._close(refocus=True)
-        if (self.form.text(field.key) if self.form.differs(field.key) else None) == before:
-            return
-        if before is None:
-            self.form.reset(field.key)
-        else:
-            self.form.set(field.key, before)
-        self._changed(field.key)
+        elif (self.form.text(field.key) if self.form.differs(field.key) else None) != before:
+            if before is None:
+                self.form.reset(field.key)
+            else:
+                self.form.set(field.key, before)
+            self._changed(field.key)
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """``escape`` is the screen's while there is nothing to cancel here."""
+        """``escape`` is the screen's while there is nothing to cancel; letters are the input's while it is open."""
         if action == "cancel":
             return self.editing or bool(self._filter) or self._only_changed
-        return True
+        return action not in _ON_ROWS or not self.editing
 
     # -- inside ---------------------------------------------------------------------------------------------------
 
@@ -329,18 +305,32 @@ class RecipeForm(Container):
             self._input.value = text
         self._input.placeholder = placeholder
         self._input.cursor_position = len(text)
-        self._input.display = True
         self._follow()
-        self._input.focus()
+        self._turns.enter()
 
-    def _close(self, refocus: bool = False) -> None:
+    def _take(self, text: str) -> None:
+        """What stands in the input is the filter, or the value of the key that is edited."""
+        if self._filtering:
+            if text != self._filter:
+                self.filter(text)
+                self._to_first()
+        elif self.form is not None and self._editing is not None:
+            key = self._editing.key
+            if text.strip() != one_line(self.form.text(key)):
+                self.form.set(key, text)
+                self._changed(key)
+
+    def _close(self, refocus: bool = False, keep: bool = True) -> None:
         if not self.editing:
             return
+        if keep:
+            self._take(self._input.value)  # its last keystrokes may not have been told of yet
         was_filtering = self._filtering
         self._editing, self._before, self._filtering = None, None, False
         if refocus:
-            self._list.focus()
-        self._input.display = False
+            self._turns.leave()
+        else:
+            self._input.display = False
         if was_filtering:
             self.redraw()
 
