@@ -181,3 +181,9 @@ def test_an_empty_directory_cannot_be_merged(tmp_path: Path) -> None:
     recipe = load_recipe(Stage.MERGE, None, (f"adapter_path={tmp_path / 'empty'}",))
     with pytest.raises(UsageError, match=r"adapter_config\.json"):
         resolve_inputs(Home(tmp_path / "home"), recipe)
+
+
+@pytest.mark.parametrize("name", ["~nobody-by-this-name/model", "a/" * 3000, "x" * 300 + "/y"])
+def test_a_path_that_cannot_be_looked_at_is_said_not_found(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UsageError, match="is not found here"):
+        resolve_inputs(Home(tmp_path), sft(name))

@@ -54,3 +54,12 @@ def make_private_dir(path: Path) -> None:
 def open_private(path: Path, flags: int) -> int:
     """``os.open`` with mode 0600 and close-on-exec."""
     return os.open(path, flags | os.O_CLOEXEC, PRIVATE_FILE)
+
+
+def existing(text: str) -> Path | None:
+    """The path that a text names here, resolved; None where it names nothing that can be looked at."""
+    try:
+        path = Path(text).expanduser()
+        return path.resolve() if path.exists() else None
+    except (OSError, RuntimeError, ValueError):  # too long, a folder that may not be entered, `~nobody`, a NUL
+        return None

@@ -16,6 +16,7 @@ import msgspec
 import yaml
 
 from .errors import RecipeError
+from .files import existing
 from .recipe import RECIPES, WIRED, AnyRecipe, PipelineRecipe
 from .stages import TRAINING_STAGES, Stage
 
@@ -205,11 +206,8 @@ def _unknown_key(key: str, value: Any, source: str, what: str, known: Iterable[s
 
 def _absolute(value: str) -> str:
     """A path that exists here, made absolute: the stage runs in another directory."""
-    try:
-        path = Path(value).expanduser()
-        return str(path.resolve()) if path.exists() and ("/" in value or "." in value) else value
-    except (OSError, RuntimeError):  # too long for a path, a folder that may not be entered, `~nobody`: no path of ours
-        return value
+    path = existing(value) if "/" in value or "." in value else None
+    return str(path) if path else value
 
 
 def _build_pipeline(values: Mapping[str, Any], origin: Mapping[str, str], where: str) -> PipelineRecipe:

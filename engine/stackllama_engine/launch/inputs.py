@@ -13,6 +13,7 @@ import msgspec
 import stackllama_engine
 
 from ..contract.errors import RefusedError, UsageError
+from ..contract.files import existing
 from ..contract.recipe import AnyRecipe, MergeRecipe, PipelineRecipe, PPORecipe, RewardRecipe, SFTRecipe
 from ..contract.run_dir import RUN_ID, Home, RunDir
 from ..contract.stages import TRAINING_STAGES, Split, Stage
@@ -179,8 +180,8 @@ def _check_splits(recipe: SFTRecipe | RewardRecipe | PPORecipe) -> None:
 
 
 def _existing(value: str) -> str | None:
-    path = Path(value).expanduser()
-    return str(path.resolve()) if path.exists() else None
+    path = existing(value)
+    return str(path) if path else None
 
 
 def _find_run(home: Home, value: str) -> RunDir | None:
