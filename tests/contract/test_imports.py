@@ -11,7 +11,8 @@ from stackllama_engine.launch.argv import source_path
 HEAVY = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "textual", "rich", "numpy")
 ENTRIES = [
     "contract.recipe_io", "contract.run_dir", "contract.history", "launch.launcher", "launch.supervisor",
-    "launch.pipeline", "launch.reconcile", "data.sources", "data.preview", "data.prepare", "data.demo", "budget.fit",
+    "launch.pipeline", "launch.reconcile", "data.sources", "data.preview", "data.prepare", "data.demo",
+    "contract.chat", "launch.chat", "budget.fit",
 ]  # fmt: skip
 
 

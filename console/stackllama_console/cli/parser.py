@@ -30,6 +30,7 @@ Without a command it opens the console.
   pipeline   start every stage, each on what the one before made
   runs       ls, show, logs, watch, stop, save, resume, rm
   merge      put a run's adapter into its base
+  chat       ask a run's model, and the base it began with
   data       prepare a Stack Exchange dump, preview a data source
   doctor     what this machine has and lacks
   info       where things are kept"""
@@ -113,6 +114,7 @@ def build_parser() -> Parser:
     _add_plan(commands)
     _add_launch(commands)
     _add_runs(commands)
+    _add_chat(commands)
     _add_data(commands)
     for name, text in (("doctor", "What this machine has and lacks."), ("info", "Where things are kept.")):
         _leaf(commands, name, text, f"doctor:{name}", json=True)
@@ -216,6 +218,18 @@ def _add_runs(commands: _Commands) -> None:
         parser.add_argument("--plain", action="store_true", help="lines instead of progress bars")
 
 
+def _add_chat(commands: _Commands) -> None:
+    text = "Ask a run's model and the base it began with; without --prompt each line of stdin is a question."
+    chat = _leaf(commands, "chat", text, "chat:chat", json=True)
+    chat.add_argument("run", metavar="RUN", help="an sft, ppo or merge run")
+    chat.add_argument("--checkpoint", metavar="N", help="of this step (default: the result, else the newest)")
+    chat.add_argument("--prompt", metavar="TEXT", help="one question; its template is put around it")
+    chat.add_argument("--max-new-tokens", type=_count, default=128, metavar="N", help="an answer (default: 128)")
+    chat.add_argument("--temperature", type=_temperature, default=1.0, metavar="T", help="0: likeliest (default: 1)")
+    chat.add_argument("--seed", type=_seed, default=0, metavar="N", help="of both sides' noise (default: 0)")
+    chat.add_argument("--cpu", action="store_true", help="leave the GPU to whoever uses it")
+
+
 def _add_data(commands: _Commands) -> None:
     text = "Prepare a Stack Exchange dump; look at a data source."
     group: Parser = commands.add_parser("data", help=text, description=text)
@@ -255,6 +269,16 @@ def _seed(text: str) -> int:
 
 def _count(text: str) -> int:
     return _whole(text, 1, 2**31)
+
+
+def _temperature(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 100:  # NaN is refused as well
+        raise argparse.ArgumentTypeError(f"`{text}` is not a number from 0 to 100")
+    return value
 
 
 def _whole(text: str, least: int, most: int) -> int:

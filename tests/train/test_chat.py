@@ -1,0 +1,306 @@
+"""The generator as a process on toy runs made by hand; its answers are those of transformers' own generation."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from stackllama_engine.contract.recipe import SFTRecipe
+from stackllama_engine.contract.recipe_io import dump_recipe, load_recipe
+from stackllama_engine.contract.run_dir import Home, RunDir, State
+from stackllama_engine.contract.stages import Stage
+from stackllama_engine.data.template import prompt
+from stackllama_engine.launch.chat import chat_command
+from stackllama_engine.train import checkpoint, models
+from stackllama_engine.train.chat.answer import Text
+
+from .toy import PPO, SFT, make_base
+
+QUESTION = "How do I boil an egg properly?"
+PATIENCE = 120.0
+
+
+class Generator:
+    """The real process; lines in and out as they are."""
+
+    def __init__(self, run: RunDir, name: str | None = None) -> None:
+        argv, environment = chat_command(run, name, cpu=True)
+        self.process = subprocess.Popen(
+            argv, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
+
+    def send(self, *requests: dict[str, Any] | bytes) -> None:
+        assert self.process.stdin
+        for request in requests:
+            self.process.stdin.write(request if isinstance(request, bytes) else json.dumps(request).encode() + b"\n")
+        self.process.stdin.flush()
+
+    def line(self) -> dict[str, Any]:
+        assert self.process.stdout
+        return json.loads(self.process.stdout.readline())
+
+    def answer(self, question: int, side: str) -> tuple[str, dict[str, Any]]:
+        """The text of a side, and its last line."""
+        text = ""
+        while "done" not in (line := self.line()):
+            assert (line["id"], line["which"]) == (question, side), line
+            text += line["text"]
+        assert (line["id"], line["which"]) == (question, side)
+        return text, line
+
+    def ended(self) -> int:
+        return self.process.wait(PATIENCE)
+
+
+Begin = Callable[..., Generator]
+
+
+@pytest.fixture
+def begin() -> Iterator[Begin]:
+    started: list[Generator] = []
+
+    def start(run: RunDir, name: str | None = None) -> Generator:
+        started.append(Generator(run, name))
+        return started[-1]
+
+    yield start
+    for generator in started:
+        generator.process.kill()
+        generator.process.communicate()
+
+
+@pytest.fixture(scope="module")
+def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter that changes much, beside the identity of its base."""
+    recipe = load_recipe(Stage.SFT, None, (f"model_name_or_path={base}", *SFT, "lora_r=4"))
+    assert isinstance(recipe, SFTRecipe)
+    torch.manual_seed(3)
+    model: Any = get_peft_model(AutoModelForCausalLM.from_pretrained(base), models.lora_config(recipe, "CAUSAL_LM"))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(std=0.3)
+    path = tmp_path_factory.mktemp("adapter") / "adapter"
+    models.save_adapter(model, models.load_tokenizer(str(base)), path, recipe)
+    return path
+
+
+@pytest.fixture
+def make(tmp_path: Path, base: Path) -> Callable[..., RunDir]:
+    def run(stage: Stage, *overrides: str, phase: str = "finished") -> RunDir:
+        common = {
+            Stage.SFT: (f"model_name_or_path={base}", *SFT, "lora_r=4"),
+            Stage.PPO: (f"model_name_or_path={base}", "reward_model_path=x", *PPO, "lora_r=4"),
+            Stage.MERGE: (),
+        }[stage]
+        made = Home(tmp_path).create(stage, dump_recipe(load_recipe(stage, None, (*common, *overrides))))
+        made.write_state(State(stage=stage, phase=phase))  # type: ignore[arg-type]
+        return made
+
+    return run
+
+
+def expected(base: Path, adapter: Path | None, count: int) -> str:
+    """What transformers itself generates greedily."""
+    tokenizer: Any = AutoTokenizer.from_pretrained(base)
+    model: Any = AutoModelForCausalLM.from_pretrained(base).eval()
+    model = PeftModel.from_pretrained(model, str(adapter)).eval() if adapter else model
+    ids = tokenizer(prompt(QUESTION), return_tensors="pt")
+    made = model.generate(**ids, max_new_tokens=count, do_sample=False, use_cache=False)
+    return tokenizer.decode(made[0, ids["input_ids"].shape[1] :], skip_special_tokens=True).lstrip()
+
+
+def greedy(generator: Generator, question: int = 1, sides: tuple[str, ...] = ("base", "tuned")) -> list[str]:
+    generator.send({"id": question, "prompt": QUESTION, "which": list(sides), "temperature": 0, "max_new_tokens": 24})
+    return [generator.answer(question, side)[0] for side in sides]
+
+
+@pytest.mark.slow
+def test_base_and_tuned_answer_as_transformers_would(
+    base: Path, adapter: Path, make: Callable[..., RunDir], begin: Begin
+) -> None:
+    run = make(Stage.SFT)
+    shutil.copytree(adapter, run.adapter)
+    generator = begin(run)
+    ready = generator.line()
+    assert ready == {
+        "ready": True, "sides": ["base", "tuned"], "model": str(base), "checkpoint": None, "device": "cpu",
+        "note": None,
+    }  # fmt: skip
+    both = [expected(base, None, 24), expected(base, adapter, 24)]
+    assert both[0] != both[1]
+    assert greedy(generator) == both
+    assert greedy(generator, 2, ("tuned", "base")) == both[::-1]  # the adapter is off only while the base answers
+
+    sampled = {"prompt": QUESTION, "which": ["tuned"], "max_new_tokens": 24}
+    generator.send(*({"id": number, **sampled, "seed": seed} for number, seed in ((3, 5), (4, 5), (5, 6))))
+    texts = [generator.answer(number, "tuned")[0] for number in (3, 4, 5)]
+    assert texts[0] == texts[1] != texts[2]
+
+    # what is wrong with a request is said to it, and the next one is answered
+    generator.send(b"nonsense\n", {"id": 6, "prompt": 3}, {"id": 7, "prompt": "long " * 600})
+    assert generator.line()["error"].startswith("not a request")
+    assert generator.line()["id"] == 6
+    refused = generator.line()
+    assert refused["id"] == 7 and "the model takes 512" in refused["error"]
+    assert greedy(generator, 8) == both
+
+    # a cancelled question's sides are still done, and so are those that waited behind it
+    endless = {"prompt": QUESTION, "max_new_tokens": 400, "seed": 1}
+    generator.send({"id": 9, **endless}, {"id": 10, **endless})
+    assert generator.line()["id"] == 9
+    generator.send({"cancel": 10}, {"cancel": 9}, {"cancel": 77})
+    done: list[dict[str, Any]] = []
+    while len(done) < 4:
+        done += [line] if "done" in (line := generator.line()) else []
+    assert [(line["id"], line["which"]) for line in done] == [(n, side) for n in (9, 10) for side in ("base", "tuned")]
+    assert [(line["cancelled"], line["tokens"]) for line in done[2:]] == [(True, 0)] * 2
+    assert done[1]["cancelled"]
+
+    generator.send({"id": 11, **endless})
+    assert generator.line()["id"] == 11
+    assert generator.process.stdin
+    generator.process.stdin.close()  # whoever asked is gone, in the middle of an answer
+    assert generator.ended() == 0
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_ppo(base: Path, adapter: Path, make: Callable[..., RunDir], begin: Begin) -> None:
+    run = make(Stage.PPO, phase="running")
+    staging = checkpoint.staging_dir(run.checkpoints, 3)
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(adapter))
+    save_file(
+        {name: t.contiguous() for name, t in get_peft_model_state_dict(model).items()}, staging / "policy.safetensors"
+    )
+    sealed = checkpoint.seal(staging, run.checkpoints, 3)
+    generator = begin(run)
+    assert generator.line()["checkpoint"] == "step-000003"
+    assert greedy(generator) == [expected(base, None, 24), expected(base, adapter, 24)]
+    with (sealed / "policy.safetensors").open("r+b") as file:
+        file.seek(-4, os.SEEK_END)
+        file.write(b"\0\0\0\0")
+    broken = begin(run, "3")
+    assert (
+        broken.line()["error"] == "checkpoint step-000003 policy.safetensors is not as it was sealed; name another one."
+    )
+    assert broken.ended() == 1
+
+
+@pytest.mark.slow
+def test_a_merge_beside_its_base(base: Path, adapter: Path, make: Callable[..., RunDir], begin: Begin) -> None:
+    run = make(Stage.MERGE, f"adapter_path={adapter}")
+    merged: Any = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(adapter))
+    models.save_model(merged.merge_and_unload(), models.load_tokenizer(str(base)), run.merged)
+    generator = begin(run)
+    assert generator.line()["model"] == str(base)
+    assert greedy(generator) == [expected(base, None, 24), expected(base, adapter, 24)]
+
+    orphan = make(Stage.MERGE, "adapter_path=/nowhere")
+    shutil.copytree(run.merged, orphan.merged)
+    generator = begin(orphan)
+    ready = generator.line()
+    assert ready["sides"] == ["tuned"] and "/nowhere holds no adapter" in ready["note"]
+    assert greedy(generator, 1, ("tuned",)) == [expected(base, adapter, 24)]
+    generator.send({"id": 2, "prompt": QUESTION})
+    assert "no base model" in generator.line()["error"]
+
+
+@pytest.mark.slow
+def test_full_training(base: Path, make: Callable[..., RunDir], begin: Begin, tmp_path: Path) -> None:
+    run = make(Stage.SFT, "use_peft=false")
+    trained = make_base(tmp_path / "trained", seed=9)
+    shutil.copytree(trained, run.merged)
+    generator = begin(run)
+    assert generator.line()["sides"] == ["base", "tuned"]
+    assert greedy(generator) == [expected(base, None, 24), expected(trained, None, 24)]
+
+
+@pytest.mark.slow
+def test_what_cannot_be_loaded(base: Path, adapter: Path, make: Callable[..., RunDir], begin: Begin) -> None:
+    run = make(Stage.SFT)
+    shutil.copytree(adapter, run.adapter)
+    weights = run.adapter / "adapter_model.safetensors"
+    weights.rename(run.adapter / "adapter_model.bin")  # a pickle, for all that anybody knows
+    pickled = begin(run)
+    other = make(Stage.SFT)
+    shutil.copytree(adapter, other.adapter)
+    (other.adapter / models.BASE_FILE).write_text('{"name": "elsewhere", "revision": null, "fingerprint": "0"}')
+    changed = begin(other)
+    whole = make(Stage.SFT, "use_peft=false")
+    shutil.copytree(base, whole.merged)
+    (whole.merged / "model.safetensors").rename(whole.merged / "pytorch_model.bin")
+    unsafe, empty = begin(whole), begin(make(Stage.SFT, phase="queued"))
+    assert "other formats hold pickles and are not read" in pickled.line()["error"]
+    assert "is no longer the base that" in changed.line()["error"]
+    assert "model.safetensors" in unsafe.line()["error"]
+    assert "is queued and has trained nothing" in empty.line()["error"]
+    assert [one.ended() for one in (pickled, changed, unsafe, empty)] == [1, 1, 1, 3]
+
+
+def test_it_ends_with_whoever_started_it_even_while_it_loads(make: Callable[..., RunDir], adapter: Path) -> None:
+    run = make(Stage.SFT)
+    shutil.copytree(adapter, run.adapter)
+    argv, environment = chat_command(run, cpu=True)
+    owner = (
+        "import json, subprocess, sys, time; argv = json.loads(sys.argv[1])\n"
+        "child = subprocess.Popen(argv, stdin=-1, stdout=-1, start_new_session=True)\n"
+        "print(child.pid, flush=True); time.sleep(600)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", owner, json.dumps(argv)], env=environment, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout
+        child = int(process.stdout.readline())
+        descriptor = os.pidfd_open(child)
+        try:
+            process.send_signal(signal.SIGKILL)
+            process.wait(PATIENCE)
+            deadline = time.monotonic() + PATIENCE
+            while not _gone(child):
+                assert time.monotonic() < deadline, "the generator outlived its owner"
+                time.sleep(0.05)
+        finally:
+            if not _gone(child):
+                signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+            os.close(descriptor)
+
+
+def _gone(pid: int) -> bool:
+    """Ended, or a zombie whose new parent has not looked yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+@pytest.mark.parametrize(
+    "text", ["", "plain", "naïve café", "日本語 🎉👩‍👩‍👧", "a\n\n  b\tc", "C'est l'été", "x" * 300, "end \ufffd"]
+)
+def test_pieces_add_up_to_the_text(base: Path, text: str) -> None:
+    tokenizer = models.load_tokenizer(str(base))
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]  # type: ignore[assignment]
+    said = Text(tokenizer)
+    pieces = [said.push(token) for token in [*ids, models.eos_id(tokenizer)]]
+    assert "".join(pieces) + said.flush() == text
+    if "\ufffd" not in text:
+        assert not any("\ufffd" in piece for piece in pieces)  # no half character was ever said
+
+
+def test_leading_white_space_is_left_out_and_half_a_character_is_said_at_the_end(base: Path) -> None:
+    tokenizer = models.load_tokenizer(str(base))
+    ids: list[int] = tokenizer("  \n hi 🎉", add_special_tokens=False)["input_ids"]  # type: ignore[assignment]
+    said = Text(tokenizer)
+    pieces = [said.push(token) for token in ids[:-1]]
+    assert "".join(pieces) == "hi "
+    assert said.flush() == "\ufffd"
