@@ -223,6 +223,7 @@ def test_every_keystroke_redraws_the_budget(home: Home) -> None:
         before = driven.screen.budget.device
         driven.screen.query_one(RecipeForm).move_to("max_length")
         await driven.press("e", "ctrl+u", "8")
+        assert "launch" not in driven.lines[-1]  # enter accepts what is typed
         assert driven.screen.budget.verdict != "unknown" and driven.screen.budget.device < before
         await driven.press("x")
         assert driven.screen.budget.verdict == "unknown" and "wrong" in driven.screen.budget.reason

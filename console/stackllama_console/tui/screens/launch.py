@@ -12,6 +12,7 @@ from textual import events, on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Container
+from textual.widgets import Input
 
 from stackllama_engine.contract.run_dir import Home
 from stackllama_engine.contract.stages import Stage
@@ -368,9 +369,9 @@ class LaunchScreen(ConsoleScreen):
             super().action_back()
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Keys of changes only where the budget offers them."""
+        """Keys of changes only where the budget offers them; enter is the input's while something is typed."""
         if action != "offer":
-            return True
+            return not (action == "launch" and isinstance(self.focused, Input))
         offers = self.budget.offers if self.budget else ()
         return isinstance(number := parameters[0], int) and number <= len(offers)
 

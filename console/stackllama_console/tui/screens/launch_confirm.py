@@ -71,7 +71,7 @@ class CommandScreen(ModalScreen[bool]):
                 yield Static(self._text(), markup=False)
             keys = ["enter  launch"] if self._ask else []
             keys += ["y  copy the command", *(["Y  copy the worker's"] if self.summary.worker else []), "esc  leave it"]
-            yield Static("     ".join(keys), markup=False, classes="answers")
+            yield Static("   ".join(keys), markup=False, classes="answers")
 
     def action_launch(self) -> None:
         """Yes."""

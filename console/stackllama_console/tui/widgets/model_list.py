@@ -81,7 +81,7 @@ class ModelList(OptionList):
             self.post_message(self.Taken(self.choices[event.option_index]))
 
     def _draw(self, choice: Choice) -> Text:
-        width = max(8, (self.scrollable_content_region.width or 40) - len(_INDENT) - 1)
+        width = max(8, (self.scrollable_content_region.width or 40) - len(_INDENT))
         marked = choice.value == self.chosen
         text = Text(_CHOSEN if marked else _INDENT, no_wrap=True, end="")
         text.append(cut(choice.title, width, keep_end=True), style="bold" if marked else "")
