@@ -15,6 +15,7 @@ from stackllama_engine.contract.stages import Stage
 
 from ..readings import HEADLINE, recipe_differences
 from ..sanitise import one_line
+from .chart_sets import FIGURES
 from .form_text import write
 from .run_feed import RunFeed
 
@@ -101,13 +102,14 @@ class Comparison:
         return [trouble for side in self.sides for trouble in side.troubles]
 
     def metrics(self) -> list[str]:
-        """Metrics that at least two of the runs have: their stages' most telling first, then by name."""
+        """Metrics that at least two of the runs have: their stages' most telling first, the rest by name."""
         counts: dict[str, int] = {}
         for side in self.sides:
             for name in side.feed.series if side.feed else ():
                 counts[name] = counts.get(name, 0) + 1
         stages = {side.stage: None for side in self.sides}
         telling = [name for stage in stages if stage for name in HEADLINE[stage]]
+        telling += [name for stage in stages for name, _ in FIGURES.get(stage, ())]
         rank = {name: place for place, name in reversed(list(enumerate(telling)))}
         shared = [name for name, count in counts.items() if count >= min(2, len(self.sides))]
         return sorted(shared, key=lambda name: (rank.get(name, len(telling)), name.startswith("time/"), name))

@@ -14,13 +14,14 @@ from textual.binding import Binding, BindingType
 from textual.widgets import Input, Static
 
 from stackllama_engine.contract.chat import SIDES, Delta, Done, Failure, Ready, Side
-from stackllama_engine.contract.errors import StackllamaError
+from stackllama_engine.contract.errors import StackllamaError, UsageError
 from stackllama_engine.contract.run_dir import RunDir
 
 from ...feeds.chat import ChatEvent, ChatProcess, Ended, start_chat
 from ...readings import checkpoint_steps
 from ...sanitise import one_line, sanitise
 from ..screen import ConsoleScreen
+from ..widgets.cells import cut
 from ..widgets.turn_list import Answer, Turn, TurnList
 from .choose import ChooseScreen
 
@@ -127,7 +128,8 @@ class ChatScreen(ConsoleScreen):
         try:
             self.process = self._start(self.run_dir, self.checkpoint)
         except (StackllamaError, OSError) as error:
-            return NotStarted(one_line(str(error)))
+            way_out = "c: choose a checkpoint" if isinstance(error, UsageError) else "r: look again"
+            return NotStarted(f"{_sentence(str(error))} {way_out}, esc: back")
         return []
 
     # showing
@@ -135,7 +137,7 @@ class ChatScreen(ConsoleScreen):
     def show(self, news: Any) -> None:
         """Pieces of answers; or why there are none."""
         if isinstance(news, NotStarted):
-            self._status(f"{_sentence(str(news))} c: choose a checkpoint, esc: back", trouble=True)
+            self._status(str(news), trouble=True)
             return
         turns = self.query_one(TurnList)
         changed: set[int] = set()
@@ -161,7 +163,8 @@ class ChatScreen(ConsoleScreen):
         what = " and ".join(ready.sides)
         where = f", {ready.checkpoint}" if ready.checkpoint else ""
         note = f"; {ready.note}" if ready.note else ""
-        self._status(f"{what} of {ready.model}{where}, on {ready.device}{note}")
+        model = cut(ready.model, 40, keep_end=True)
+        self._status(f"{what} of {model}{where}, on {ready.device}{note}")
         turns = self.query_one(TurnList)
         for turn in turns.turns:  # asked while it was loading, before it was known who answers
             if turn.open and not any(answer.text for answer in turn.answers.values()):

@@ -7,7 +7,6 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.screen import ModalScreen
-from textual.widgets import Static
 
 from ...sanitise import one_line
 from ..widgets.row_list import Pieces, RowList
@@ -43,16 +42,15 @@ class ChooseScreen(ModalScreen[str | None]):
         self._start = values.index(chosen) if chosen in values else 0
 
     def compose(self) -> ComposeResult:
-        """The question over the list."""
+        """The list, the question as its heading."""
         with Vertical() as frame:
-            frame.styles.height = min(len(self._choices), 16) + 4
-            yield Static(self._question, markup=False)
+            frame.styles.height = min(len(self._choices), 16) + 3
             yield RowList(self._draw, id="choices")
 
     def on_mount(self) -> None:
         """The cursor on what holds now."""
         rows = self.query_one(RowList)
-        rows.show_rows(len(self._choices), self._start, "", keep=False)
+        rows.show_rows(len(self._choices), self._start, self._question, keep=False)
         rows.focus()
 
     def action_choose(self) -> None:

@@ -57,10 +57,10 @@ class SamplesScreen(ConsoleScreen):
     }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("o", "sort", "sort by", id="samples.sort", tooltip="Sort by step, reward, KL, length in turn"),
+        Binding("o", "sort", "sort", id="samples.sort", tooltip="Sort by step, reward, KL, length in turn"),
         Binding("r", "reverse", "reverse", id="samples.reverse"),
         Binding("slash", "filter", "filter", id="samples.filter", key_display="/"),
-        Binding("f", "follow", "follow prompt", id="samples.follow", tooltip="All answers to this question by step"),
+        Binding("f", "follow", "follow", id="samples.follow", tooltip="All answers to this question by step"),
         Binding("b", "pairs", "before/after", id="samples.pairs", tooltip="Held-out questions before and after PPO"),
         Binding("d", "scroll_detail(4)", "text down", id="samples.text_down", show=False),
         Binding("u", "scroll_detail(-4)", "text up", id="samples.text_up", show=False),

@@ -6,7 +6,7 @@ from pkgutil import iter_modules
 from typing import Any
 
 from textual.binding import Binding
-from textual.screen import Screen
+from textual.screen import ModalScreen, Screen
 from textual.widget import Widget
 
 from ..app import ConsoleApp
@@ -15,7 +15,10 @@ from ..screen import ConsoleScreen
 
 
 def all_scopes() -> list[Scope]:
-    """One scope a screen: its own and the application's bindings, and those of the widgets that it names."""
+    """One scope a screen: its own and the application's bindings, and those of the widgets that it names.
+
+    While a modal screen is shown, the application's own keys do not work.
+    """
     for package in ("screens", "widgets"):
         root = import_module(f"stackllama_console.tui.{package}")
         for module in iter_modules(root.__path__):
@@ -25,7 +28,7 @@ def all_scopes() -> list[Scope]:
     return [
         Scope(
             title=kind.__name__.removesuffix("Screen").lower(),
-            bindings=[*_own(kind), *application],
+            bindings=[*_own(kind), *([] if ModalScreen in kind.__mro__ else application)],
             widgets={name: widgets[name] for name in getattr(kind, "WIDGETS_WITH_KEYS", ()) if name in widgets},
         )
         for kind in _subclasses(Screen)

@@ -43,7 +43,8 @@ class FactsTable(ScrollView, can_focus=True, inherit_bindings=False):
         & > .facts--section { color: $text-muted; text-style: italic; }
         & > .facts--key { color: $text-muted; }
         & > .facts--plain { color: $text; }
-        & > .facts--default { color: $text-disabled; text-style: dim; }
+        & > .facts--default { color: $text-disabled; }
+        &:ansi > .facts--default { text-style: dim; }
         & > .facts--missing { color: $text-disabled; }
         & > .facts--best { color: $success; text-style: bold; }
         & > .facts--curve-1 { color: $curve-1; background: $panel; }
@@ -197,9 +198,18 @@ def _row_lines(row: FactRow, columns: Columns) -> list[Pieces]:
     for index in range(max(map(len, wrapped), default=1)):
         pieces: Pieces = [(fit(row.key if index == 0 else "", columns.key), "key")]
         for cell, parts in zip(cells, wrapped, strict=True):
-            pieces.append((" " * _GAP + fit(parts[index] if index < len(parts) else "", columns.run), cell.tone))
+            pieces.append((" " * _GAP, "plain"))
+            pieces += _toned(fit(parts[index] if index < len(parts) else "", columns.run), index, cell.tone)
         lines.append(pieces)
     return lines
+
+
+def _toned(text: str, line: int, tone: str) -> Pieces:
+    """A line of a cell; what stands before a double blank is the newest value, not the best one."""
+    newest, gap, best = text.partition("  ")
+    if tone == "best" and line == 0 and best.strip():
+        return [(newest + gap, "plain"), (best, tone)]
+    return [(text, tone)]
 
 
 def _wrapped(text: str, width: int) -> list[str]:

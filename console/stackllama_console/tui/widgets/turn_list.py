@@ -54,7 +54,8 @@ class Turn(Struct):
             answer.text += event.text
             return
         how = "cancelled" if event.cancelled else "" if event.ended else "cut off at the limit"
-        answer.info = f"{event.tokens:,} tokens · {event.seconds:.1f} s" + (f" · {how}" if how else "")
+        plural = "s" * (event.tokens != 1)
+        answer.info = f"{event.tokens:,} token{plural} · {event.seconds:.1f} s" + (f" · {how}" if how else "")
 
 
 class TurnList(ScrollView, can_focus=True, inherit_bindings=False):
