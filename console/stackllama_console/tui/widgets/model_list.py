@@ -25,7 +25,7 @@ class ModelList(OptionList):
         Binding("k,up", "cursor_up", "previous", id="models.up", show=False),
         Binding("g,home", "first", "first", id="models.top", show=False),
         Binding("G,end", "last", "last", id="models.bottom", show=False),
-        Binding("enter,space", "select", "take it", id="models.take"),
+        Binding("space", "select", "take it (so does enter)", id="models.take"),  # enter is OptionList's own
     ]
     DEFAULT_CSS = """
     ModelList { height: 1fr; border: none; padding: 0; background: transparent; scrollbar-size-vertical: 1; }
