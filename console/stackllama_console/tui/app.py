@@ -17,6 +17,7 @@ from stackllama_engine.contract.run_dir import Home
 from ..paths import copy_file, keymap_file, screenshots_dir
 from ..sanitise import one_line
 from ..settings import load_settings, save_settings
+from .colourless import Colourless
 from .driver import GuardedDriver
 from .themes import DEFAULT, load_themes
 
@@ -58,6 +59,8 @@ class ConsoleApp(App[None]):
     def __init__(self, options: Options) -> None:
         GuardedDriver.ascii_only = options.ascii
         super().__init__(driver_class=None if os.environ.get("TEXTUAL_DRIVER") else GuardedDriver)
+        if self.no_color:
+            self._filters = [Colourless()]
         self.options = options
         self.home = options.home
         self.settings, self._trouble = load_settings()

@@ -262,6 +262,12 @@ class MonitorScreen(ConsoleScreen):
         self.set_class(height < 10, "-tiny")
         if self._watched is not None and self._series_of is not None:
             self.call_after_refresh(self._show_charts)
+            self.call_after_refresh(self._focus_something)
+
+    def _focus_something(self) -> None:
+        """The keys of a chart go to nobody after all were hidden in a terminal of a few lines."""
+        if self.focused is None and self.is_current:
+            self.focus_next(Chart)
 
     # keys
 

@@ -1,6 +1,6 @@
 """All runs: states, steps, last metrics, pipelines as trees; the hub from which everything else is reached."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -32,6 +32,7 @@ No runs here yet.
 
 `stackllama-console demo` runs the whole recipe in minutes, without a GPU."""
 
+_LEAST = {"state": 10, "step": 7, "age": 4, "last": 16}  # room to grow, so that columns seldom move
 _AGE_SECONDS = 60  # ages are brought up to date this often, and with every change
 
 
@@ -40,6 +41,14 @@ def model_label(model: str) -> str:
     if model == str(DEMO_BASE):
         return "demo"
     return "/".join(Path(model).parts[-2:]) if model.startswith("/") else model
+
+
+def _widths(columns: tuple[str, ...], rows: Iterable[tuple[Text, ...]]) -> tuple[int, ...]:
+    """Cells each column takes. Textual's own measuring comes after painting, and what was painted before it stays."""
+    widths = [max(len(name), _LEAST.get(name, 0)) for name in columns]
+    for row in rows:
+        widths = [max(width, cell.cell_len) for width, cell in zip(widths, row, strict=True)]
+    return tuple(widths)
 
 
 class RunsTable(DataTable[Text]):
@@ -97,6 +106,7 @@ class RunsScreen(ConsoleScreen):
         self._shown: list[Row] = []
         self._cells: dict[str, tuple[Text, ...]] = {}
         self._columns: tuple[str, ...] = ()
+        self._widths: tuple[int, ...] = ()
         self._read = False
         self._minute = 0
         self._machine: str | None = None
@@ -145,11 +155,13 @@ class RunsScreen(ConsoleScreen):
         columns = self._choose_columns()
         under = self.row_id
         cells = {row.id: self._row_cells(row, columns) for row in rows}
-        if columns != self._columns or [row.id for row in rows] != [row.id for row in self._shown]:
-            self._columns = columns
+        widths = _widths(columns, cells.values())
+        same = [row.id for row in rows] == [row.id for row in self._shown] and columns == self._columns
+        if not same or any(now > before for now, before in zip(widths, self._widths, strict=True)):
+            self._columns, self._widths = columns, widths
             table.clear(columns=True)
-            for name in columns:
-                table.add_column(name, key=name)
+            for name, width in zip(columns, widths, strict=True):
+                table.add_column(name, key=name, width=width)
             for row in rows:
                 table.add_row(*cells[row.id], key=row.id)
             if under in cells:
@@ -159,14 +171,14 @@ class RunsScreen(ConsoleScreen):
                 before = self._cells.get(row.id)
                 for name, old, new in zip(columns, before or (), cells[row.id], strict=False):
                     if old.plain != new.plain or old.style != new.style:
-                        table.update_cell(row.id, name, new, update_width=True)
+                        table.update_cell(row.id, name, new)
         self._shown, self._cells = rows, cells
         self._show_about()
         alive = sum(row.phase in ("queued", "starting", "running", "stalled", "stopping") for row in self.index.rows)
-        parts = [f"{len(self.index.rows)} in {self.index.home.path}", f"{alive} alive" if alive else ""]
+        parts = [str(len(self.index.rows)), f"{alive} alive" if alive else ""]
         parts += [f"{len(self.selected)} selected" if self.selected else ""]
         parts += [f"filter: {self.filter_text}" if self.filter_text else "", self.index.trouble or ""]
-        parts.append(self._machine or "")
+        parts += [self._machine or "", f"in {self.index.home.path}"]  # last what may be long
         self.set_heading(*parts)
 
     def _passes(self, row: Row) -> bool:
