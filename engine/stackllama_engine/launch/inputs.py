@@ -23,6 +23,7 @@ from .sections import PLACEHOLDER, map_sections
 DEMO_BASE = Path(stackllama_engine.__file__).resolve().parent / "demo_base"
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?", re.ASCII)
+_LONGEST_HUB_ID = 96  # huggingface_hub.utils.validate_repo_id
 _ADAPTER_STAGES = TRAINING_STAGES
 
 
@@ -154,7 +155,12 @@ def _output(run: RunDir, path: Path, key: str, parents: list[str]) -> str:
 def _path_or_hub(home: Home, key: str, value: str, allowed: str) -> str:
     if path := _existing(value):
         return path
-    if _HUB_ID.fullmatch(value) and ".." not in value and not value.endswith((".gguf", ".jsonl", ".parquet")):
+    if (
+        len(value) <= _LONGEST_HUB_ID
+        and _HUB_ID.fullmatch(value)
+        and ".." not in value
+        and not value.endswith((".gguf", ".jsonl", ".parquet"))
+    ):
         return value
     raise _unknown(home, key, value, allowed)
 
