@@ -41,7 +41,7 @@ def head_line(feed: Feed, variables: Mapping[str, str], now: float) -> Text:
     text = state_text(feed.phase, colours)
     history = feed.history
     state: State | None = getattr(feed, "state", None)
-    if history.phase and not (state and state.has_ended):
+    if history.phase and history.phase != feed.phase and not (state and state.has_ended):
         text.append(f"  {history.phase}", style="bold")
     total = history.total_steps
     if total:
