@@ -1,6 +1,7 @@
 """``stackllama-console`` alone, and ``open``: the Textual console. Textual is imported here and nowhere above."""
 
 import argparse
+import gc
 import os
 import sys
 from pathlib import Path
@@ -57,6 +58,7 @@ def show_console(arguments: argparse.Namespace, target: str | Path | None) -> in
         )
     if not (getattr(arguments, "ascii", False) or _speaks_utf8()):
         arguments.ascii = True
+    gc.disable()  # until the first screen is painted: a seventh of the way there would be looking for garbage
     from ..tui.app import Options, run_console
 
     options = Options(

@@ -1,15 +1,17 @@
 """What all screens of the console share: a heading, a footer, and one worker that looks while the screen is shown."""
 
 import asyncio
+import gc
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
-from textual.widgets import Footer, Static
+from textual.widgets import Static
 
 from ..sanitise import one_line
+from .widgets.key_line import KeyLine
 
 if TYPE_CHECKING:
     from .app import ConsoleApp
@@ -54,21 +56,24 @@ class ConsoleScreen(Screen[Any]):
     def __init__(self) -> None:
         super().__init__()
         self._visible = asyncio.Event()
+        self._painted = asyncio.Event()
 
     def compose(self) -> ComposeResult:
         """Heading, :meth:`body`, footer."""
         yield Heading()
         yield from self.body()
-        yield Footer(show_command_palette=False)
+        yield KeyLine()
 
     def body(self) -> ComposeResult:
         """The screen's own widgets."""
         yield from ()
 
     def on_mount(self) -> None:
-        """Begin to look."""
+        """Begin to look, once the screen is painted: nothing is read before."""
         self.set_heading()
-        self.run_worker(self._follow(), group="follow")
+        # the application comes to this only after its own mounting, before which nothing is painted
+        self.console_app.call_later(self.call_after_refresh, self._painted.set)
+        self.run_worker(self._follow, group="follow", exclusive=True)
 
     def on_screen_suspend(self) -> None:
         """Nobody looks: no reading, no bytes."""
@@ -110,6 +115,10 @@ class ConsoleScreen(Screen[Any]):
         self.console_app.notify(one_line(message), severity="error" if trouble else "information", markup=False)
 
     async def _follow(self) -> None:
+        await self._painted.wait()
+        if not gc.isenabled():  # off since the start, see `cli/console.py`
+            gc.freeze()
+            gc.enable()
         while True:
             await self._visible.wait()
             news = await asyncio.to_thread(self.look)
