@@ -121,6 +121,18 @@ def test_figures_view_shows_newest_and_best_of_each(home: Home) -> None:
     drive(home, _compare(home), script)
 
 
+@pytest.mark.parametrize("width", [80, 60])
+def test_only_the_best_value_stands_out_not_the_newest_beside_it(home: Home, width: int) -> None:
+    async def script(driven: Driven) -> None:
+        await driven.until(lambda: driven.screen.query_one(ChartGrid).overlays)
+        await driven.press("3")
+        table = driven.screen.query_one("#figures", FactsTable)
+        pieces = {text.strip(): tone for line in table._lines for text, tone in line}
+        assert pieces["2"] == "plain" and pieces["▲ 3 @2 ◂"] == "best"
+
+    drive(home, _compare(home), script, (width, 24))
+
+
 def test_from_120_columns_all_three_stand_together(home: Home) -> None:
     async def script(driven: Driven) -> None:
         await driven.shows("objective/scores", "learning_rate", "after.true_utility", "lr4-a1")

@@ -199,15 +199,16 @@ def _row_lines(row: FactRow, columns: Columns) -> list[Pieces]:
         pieces: Pieces = [(fit(row.key if index == 0 else "", columns.key), "key")]
         for cell, parts in zip(cells, wrapped, strict=True):
             pieces.append((" " * _GAP, "plain"))
-            pieces += _toned(fit(parts[index] if index < len(parts) else "", columns.run), index, cell.tone)
+            tone = "plain" if cell.tone == "best" and len(parts) > 1 and index == 0 else cell.tone
+            pieces += _toned(fit(parts[index] if index < len(parts) else "", columns.run), tone)
         lines.append(pieces)
     return lines
 
 
-def _toned(text: str, line: int, tone: str) -> Pieces:
+def _toned(text: str, tone: str) -> Pieces:
     """A line of a cell; what stands before a double blank is the newest value, not the best one."""
     newest, gap, best = text.partition("  ")
-    if tone == "best" and line == 0 and best.strip():
+    if tone == "best" and best.strip():
         return [(newest + gap, "plain"), (best, tone)]
     return [(text, tone)]
 
