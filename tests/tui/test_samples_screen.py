@@ -95,7 +95,7 @@ def test_slash_filters_and_escape_leaves_step_by_step(run: RunDir) -> None:
         await driven.press("slash")
         await driven.type("ANSWER 3")
         await driven.press("enter")
-        await driven.shows("11 of 40 samples", "with “ANSWER 3”")
+        await driven.shows("11 of 40 with “ANSWER 3” by step ↓")
         await driven.until(lambda: _steps(driven) == [39, 38, 37, 36, 35, 34, 33, 32, 31, 30, 3])
         await driven.press("o")
         await driven.until(lambda: _steps(driven)[:2] == [34, 33])  # by reward

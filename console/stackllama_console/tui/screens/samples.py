@@ -232,10 +232,12 @@ class SamplesScreen(ConsoleScreen):
         elif wanted.mode == "prompt":
             parts.append(f"one prompt, {len(listing):,} answers by step")
         else:
-            shown = f"{len(listing):,} of {listing.total:,}" if wanted.text else f"{listing.total:,}"
-            parts.append(f"{shown} samples by {_NAMES[wanted.sort]} {'↓' if wanted.descending else '↑'}")
-        if wanted.text and wanted.mode == "rows":
-            parts.append(f"with “{wanted.text}”" + (" (searching…)" if listing.searching else ""))
+            shown = f"{listing.total:,} samples"
+            if wanted.text:
+                shown = f"{len(listing):,} of {listing.total:,} with “{one_line(wanted.text)}”"
+            parts.append(f"{shown} by {_NAMES[wanted.sort]} {'↓' if wanted.descending else '↑'}")
+            if listing.searching:
+                parts.append("searching…")
         if listing.live:
             parts.append("● live")
         self.set_heading(*parts)
