@@ -124,7 +124,6 @@ class MonitorScreen(ConsoleScreen):
 
     def on_mount(self) -> None:
         """Say that it is being read."""
-        super().on_mount()
         self.set_heading(self._title)
         self.query_one("#state", TextLines).show([Text("reading …", style="dim")])
         for chart in self.query(Chart):

@@ -21,6 +21,8 @@ from ..run_actions import RunActions
 from ..screen import ConsoleScreen
 from ..widgets.status import advice_of_row, now
 from ..widgets.text_lines import TextLines
+from ..widgets.typed_ahead import KeyTaker, TypedAhead
+from ..widgets.value_input import ValueInput
 from .confirm import AskScreen
 
 _EMPTY = """\
@@ -60,6 +62,12 @@ class RunsTable(DataTable[Text]):
         Binding("g", "scroll_top", "first", id="table.top", show=False),
         Binding("G", "scroll_bottom", "last", id="table.bottom", show=False),
     ]
+    take_key: KeyTaker | None = None
+
+    async def on_key(self, event: events.Key) -> None:
+        """The screen looks at a key first: what is typed ahead may be meant for the filter."""
+        if self.take_key is not None:
+            await self.take_key(event)
 
 
 class RunsScreen(ConsoleScreen):
@@ -86,7 +94,6 @@ class RunsScreen(ConsoleScreen):
     DEFAULT_CSS = """
     RunsScreen {
         #filter { dock: bottom; margin-bottom: 1; height: 1; border: none; display: none; background: $panel; }
-        #filter.-open { display: block; }
         #table { height: 1fr; overflow-x: hidden; scrollbar-size-horizontal: 0; }
         #empty { padding: 1 2; display: none; }
         #about { height: auto; max-height: 4; padding: 0 1; }
@@ -101,6 +108,7 @@ class RunsScreen(ConsoleScreen):
         self.actions = RunActions(self, home)
         self.index = RunsIndex(home)
         self.filter_text = ""
+        self._typing = False
         self.selected: dict[str, None] = {}
         self.folded: set[str] = set()
         self._shown: list[Row] = []
@@ -117,13 +125,14 @@ class RunsScreen(ConsoleScreen):
         yield table
         yield Static(_EMPTY, id="empty", markup=False)
         yield TextLines(id="about")
-        line = Input(id="filter", placeholder="filter: id, stage, state, model", compact=True)
-        line.cursor_blink = False
+        line = ValueInput(id="filter")
+        line.placeholder = "filter: id, stage, state, model"
+        turns = TypedAhead(self, table, line, lambda: self._typing)
+        table.take_key, line.take_key, line.submitted = turns.rows_key, turns.field_key, self._filter_done
         yield line
 
     def on_mount(self) -> None:
         """Look at the home."""
-        super().on_mount()
         self._arrange()
 
     def look(self) -> bool | None:
@@ -322,27 +331,27 @@ class RunsScreen(ConsoleScreen):
 
     def action_filter(self) -> None:
         """Type to narrow the list; escape clears it."""
+        self._typing = True
         line = self.query_one("#filter", Input)
-        line.add_class("-open")
-        line.focus()
+        line.display = True
+        self.set_focus(line)
 
     @on(Input.Changed, "#filter")
     def _filter_typed(self, event: Input.Changed) -> None:
         self.filter_text = one_line(event.value)
         self._fill()
 
-    @on(Input.Submitted, "#filter")
-    def _filter_done(self, event: Input.Submitted) -> None:
-        if not event.value:
-            self.query_one("#filter").remove_class("-open")
-        self.query_one(RunsTable).focus()
+    def _filter_done(self) -> None:
+        self._typing = False
+        line = self.query_one("#filter", Input)
+        self.set_focus(self.query_one(RunsTable))
+        line.display = bool(line.value)
 
     def action_back(self) -> None:
         """Out of the filter, then out of the selection."""
-        if self.filter_text or self.query_one("#filter").has_class("-open"):
+        if self.filter_text or self._typing:
             self.query_one("#filter", Input).value = ""
-            self.query_one("#filter").remove_class("-open")
-            self.query_one(RunsTable).focus()
+            self._filter_done()
         elif self.selected:
             self.selected.clear()
             self._fill()
