@@ -139,7 +139,6 @@ class LaunchScreen(ConsoleScreen):
 
     def on_mount(self) -> None:
         """Begin to read: devices, models, the run to clone."""
-        super().on_mount()
         self.query_one(RecipeForm).focus()
         self._arrange()
         self._refresh()
