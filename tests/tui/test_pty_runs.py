@@ -1,0 +1,241 @@
+"""Runs and consoles: whatever becomes of a console or its terminal, no run notices."""
+
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from tests.cli.conftest import FORBIDDEN, PAYLOADS
+from tests.tui.conftest import snapshot
+from tests.tui.hostile import hostile_directory, hostile_run
+from tests.tui.terminal import Terminal
+
+from stackllama_console.tui.driver import guarded
+from stackllama_engine.contract.recipe_io import build_recipe, dump_recipe
+from stackllama_engine.contract.run_dir import Home, RunDir
+from stackllama_engine.contract.stages import Stage
+from stackllama_engine.launch import launcher
+from stackllama_engine.launch.argv import RUN_MARK, Command, source_path
+from stackllama_engine.launch.processes import kill_run_processes, send
+
+Open = Callable[..., Terminal]
+WORKER = Path(__file__).parents[1] / "cli" / "scripted_worker.py"
+
+
+@pytest.fixture
+def working(stocked: Home) -> Iterator[RunDir]:
+    """A run at work under a real supervisor: fifty steps a second, for longer than any test."""
+    recipe = build_recipe(Stage.SFT, {"model_name_or_path": "gpt2", "use_cpu": True})
+    run = stocked.create(Stage.SFT, dump_recipe(recipe), "working")
+    environment = {RUN_MARK: str(run.path), "STACKLLAMA_WORLD_SIZE": "1"} | source_path("")
+    argv = [sys.executable, str(WORKER), str(run.path), "1000000", "0.02"]
+    lock = run.acquire_lock()
+    try:
+        launcher.start_supervisor(run, lock, Command(argv=argv, environment=environment), [])
+    finally:
+        os.close(lock)
+    _until(lambda: run.read_state().phase == "running" and _size(run) > 0)
+    yield run
+    if supervisor := run.read_state().supervisor:
+        send(supervisor, signal.SIGKILL)
+    kill_run_processes(run.path)
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, "never came true"
+        time.sleep(0.01)
+
+
+def _size(run: RunDir) -> int:
+    path = run.attempt_dir(1) / "events.jsonl"
+    return path.stat().st_size if path.is_file() else 0
+
+
+def _steps(run: RunDir) -> int:
+    """Steps the worker has done."""
+    return (run.attempt_dir(1) / "events.jsonl").read_bytes().count(b'"progress"')
+
+
+def _shown_step(console: Terminal) -> int:
+    found = re.search(r"step ([0-9,]+)/", console.text())
+    return int(found[1].replace(",", "")) if found else 0
+
+
+def _goes_on(run: RunDir) -> bool:
+    """Whether the worker goes on writing."""
+    before = _size(run)
+    _until(lambda: _size(run) > before)
+    return not run.read_state().has_ended
+
+
+@pytest.mark.slow
+def test_a_stalled_terminal_stalls_no_run_and_the_console_catches_up(terminal: Open, working: RunDir) -> None:
+    console = terminal("open", "working", size=(160, 45))
+    console.wait_for("● running", "loss")
+    console.send("T" * 60)
+    before = _size(working)
+    _until(lambda: _size(working) > before + 10_000)
+    assert _goes_on(working)
+    step = _steps(working)
+    console.until(lambda: _shown_step(console) >= step)
+    console.send("q")
+    assert console.end() == 0
+    console.assert_left_clean()
+    assert _goes_on(working)
+
+
+@pytest.mark.slow
+def test_a_killed_console_touches_no_run(terminal: Open, working: RunDir) -> None:
+    state = working.read_state()
+    for texts in ((), ("working",), ("● running",), ("● running", "loss")):
+        console = terminal("open", "working")
+        if texts:
+            console.wait_for(*texts)
+        console.signal(signal.SIGKILL)
+        assert console.end() == -signal.SIGKILL
+        assert _goes_on(working)
+    assert working.read_state() == state
+    assert list(working.requests()) == []
+
+
+@pytest.mark.slow
+def test_a_hang_up_touches_no_run_and_another_console_shows_its_whole_history(terminal: Open, working: RunDir) -> None:
+    console = terminal("open", "working")
+    console.wait_for("● running", "loss")
+    console.hang_up()
+    _until(lambda: console.process.poll() is not None)
+    assert _goes_on(working)
+    again = terminal("open", "working", size=(160, 45))
+    again.wait_for("● running", "loss")
+    again.send("d")
+    again.wait_for("train: first 4,", "steps 1 to")
+    again.send("\x1b")
+    again.wait_gone("esc closes")
+    again.send("q")
+    assert again.end() == 0
+
+
+@pytest.mark.slow
+def test_two_consoles_change_nothing(terminal: Open, stocked: Home) -> None:
+    before = snapshot(stocked.path)
+    consoles = [terminal(), terminal()]
+    for console in consoles:
+        console.wait_for("aligned", "alive")
+    for keys, text in (
+        ("\r", "rollout 40"),
+        ("d", "KL"),
+        ("\x1b", "rollout 40"),
+        ("a", "because"),
+        ("\x1b\x1b", "tuned"),
+    ):
+        for console in consoles:
+            console.send(keys)
+        for console in consoles:
+            console.wait_for(text)
+            console.settle(0.3)
+    for console in consoles:
+        console.send("q")
+        assert console.end() == 0
+    assert snapshot(stocked.path) == before
+
+
+def test_stop_save_and_delete_need_their_own_keys(terminal: Open, stocked: Home) -> None:
+    """Anything but `y` leaves the run alone."""
+    before = snapshot(stocked.path)
+    console = terminal("open", "aligned")
+    console.wait_for("rollout 40")
+    for key in "xD":
+        console.send(key)
+        console.wait_for("leave it")
+        console.send("n")
+        console.wait_gone("leave it")
+    console.send("q")
+    assert console.end() == 0
+    assert snapshot(stocked.path) == before
+
+
+DEMO = """
+import sys
+from stackllama_engine.launch import launcher
+
+def launch(home, stage, recipe, name=None):
+    from stackllama_engine.contract.recipe_io import dump_recipe
+    from stackllama_engine.contract.run_dir import State
+    run = home.create(stage, dump_recipe(recipe), "the-demo")
+    run.attempt_dir(1).mkdir(mode=0o700)
+    lock = run.acquire_lock()
+    globals()["lock"] = lock
+    run.write_state(State(stage=stage, phase="running", attempt=1, created=1.7e9, started=1.7e9))
+    return run
+
+launcher.launch = launch
+from stackllama_console.__main__ import main
+sys.exit(main(["demo"]))
+"""
+
+
+def test_demo_opens_the_console_on_its_pipeline(terminal: Open, tmp_path: Path) -> None:
+    script = tmp_path / "demo.py"
+    script.write_text(DEMO)
+    console = terminal(command=(sys.executable, str(script)))
+    console.wait_for("the-demo", "· sft → ", "ppo merge")
+    console.send("q")
+    assert console.end() == 0
+    console.assert_left_clean()
+    after = console.output[console.output.rfind("\x1b[?1049l") :]
+    assert "the-demo goes on in the background" in after and "open the-demo" in after
+
+
+# what foreign text can do to a terminal
+
+TOUR = (
+    ("\r", "not red"), ("5", "nested"), ("5", "reward"), ("6", "first"), ("6", "nested"), ("d", "esc closes"),
+    ("\x1b", "nested"), ("a", "question"), ("j", "not red"), ("\x1b", "nested"), ("\x1b", "cause"), ("D", "leave it"),
+    ("n", "cause"), ("?", "runs.open"), ("\x1b", "cause"), ("e", "has no key"), ("\x1b", "cause"),
+)  # fmt: skip
+"""Keys, and what then stands there."""
+
+
+@pytest.mark.slow
+def test_no_payload_reaches_the_terminal(terminal: Open, stocked: Home) -> None:
+    hostile_run(stocked)
+    console = terminal(size=(160, 45))
+    console.wait_for("hostile", "aligned")
+    console.send("/hostile\r")
+    console.wait_for("filter: hostile")
+    for key, text in TOUR:
+        console.send(key)
+        console.settle(0.4)
+        console.wait_for(text)
+    console.send("q")
+    assert console.end() == 0
+    _assert_harmless(console)
+    assert "stolen clipboard" in console.output and "[@click=app.quit]markup[/]" in console.output  # it was shown
+
+
+@pytest.mark.slow
+def test_no_payload_of_another_trainer_reaches_the_terminal(terminal: Open, tmp_path: Path) -> None:
+    console = terminal("open", str(hostile_directory(tmp_path / "outputs")), size=(160, 45))
+    console.wait_for("nested", "not red")
+    for key in "55662]dj":
+        console.send(key)
+        console.settle(0.3)
+    console.send("\x1b")
+    console.settle(0.3)
+    console.send("q")
+    assert console.end() == 0
+    _assert_harmless(console)
+
+
+def _assert_harmless(console: Terminal) -> None:
+    console.assert_left_clean()
+    start, stop = console.output.find("\x1b[?1049h"), console.output.rfind("\x1b[?1049l")
+    sent = console.output[start:stop].replace("\r\n", "\n")  # the carriage return is the terminal's own
+    assert guarded(sent) == sent
+    assert not any(payload in sent for payload in PAYLOADS if FORBIDDEN & set(payload))
