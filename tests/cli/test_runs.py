@@ -292,3 +292,14 @@ def test_units() -> None:
         "0 B", "1023 B", "1.5 KiB", "5.0 GiB", "3.0 TiB",
     ]  # fmt: skip
     assert [cut("abcdef", n) for n in (6, 5, 1, 0)] == ["abcdef", "abcd…", "…", ""]
+
+
+def test_show_has_measured_peaks_and_the_phase_that_took_most(
+    make_run: Callable[..., RunDir], write_events: Callable[..., None], run_main: Callable[..., Any]
+) -> None:
+    run = make_run(Stage.PPO, "measured")
+    for phase, allocated in (("rollout", 2 << 30), ("update", 3 << 30)):
+        peaks = {"allocated": float(allocated), "rss": 1.0}
+        write_events(run, ("memory", {"phase": phase, "metrics": peaks, "data": {"phase": peaks}}))
+    assert "peak allocated 3.0 GiB, RSS 1 B, most in update" in run_main("runs", "show", "measured").out
+    assert run_main("runs", "show", "measured", "--json").json()["memory_by_phase"]["rollout"]["allocated"] == 2 << 30

@@ -190,7 +190,9 @@ def test_history_keeps_first_and_last_and_the_end() -> None:
         Event(seq=0, time=1.0, kind="phase", phase="train"),
         Event(seq=1, time=2.0, kind="metrics", step=1, total_steps=9, metrics={"loss": 3.0}),
         Event(seq=2, time=3.0, kind="metrics", step=2, metrics={"loss": 2.0, "eval_loss": 2.5}),
-        Event(seq=3, time=4.0, kind="memory", metrics={"rss": 5.0}),
+        Event(seq=3, time=4.0, kind="memory", metrics={"rss": 5.0}, phase="load", data={"phase": {"rss": 3.0}}),
+        Event(seq=3, time=4.0, kind="memory", metrics={"rss": 5.0}, phase="load", data={"phase": {"rss": 2, "x": 9}}),
+        Event(seq=3, time=4.0, kind="memory", metrics={"rss": 5.0}, phase="load", data={"phase": ["rss"]}),
         Event(seq=4, time=5.0, kind="checkpoint", step=2),
         Event(seq=5, time=6.0, kind="health", data={"message": "3 pairs dropped"}),
         Event(seq=6, time=7.0, kind="end", data={"exit_code": 75, "cause": "saved"}),
@@ -199,6 +201,7 @@ def test_history_keeps_first_and_last_and_the_end() -> None:
     assert (history.phase, history.step, history.total_steps, history.updated) == ("train", 2, 9, 7.0)
     assert history.first == {"loss": 3.0, "eval_loss": 2.5}
     assert history.last == {"loss": 2.0, "eval_loss": 2.5}
+    assert history.memory_by_phase == {"load": {"rss": 3.0}}
     assert (history.memory, history.checkpoint, history.health) == ({"rss": 5.0}, 2, ["3 pairs dropped"])
     assert (history.exit_code, history.cause) == (75, "saved")
 

@@ -53,7 +53,8 @@ def test_events_become_history_and_series(make_run: Make, add: Add) -> None:
     add(
         run, ("phase", {"phase": "load"}), progress(1, T0 + 5), metrics(1, loss=4.0, kl=0.5),
         ("memory", {"metrics": {"rss": 100.0}}), progress(2, T0 + 6), metrics(2, loss=None, kl=0.75),
-        ("memory", {"metrics": {"rss": 200.0}}), ("phase", {"phase": "update"}),
+        ("memory", {"metrics": {"rss": 200.0}, "phase": "load\x1b", "data": {"phase": {"rss": 50.0}}}),
+        ("phase", {"phase": "update"}),
         metrics(2, **{"time/rollout": 1.5, "time/score": None}),
     )  # fmt: skip
     feed: Feed = polled(run)
@@ -63,6 +64,7 @@ def test_events_become_history_and_series(make_run: Make, add: Add) -> None:
     assert history.first == {"loss": 4.0, "kl": 0.5, "time/rollout": 1.5, "time/score": None}
     assert history.last == {"loss": None, "kl": 0.75, "time/rollout": 1.5, "time/score": None}
     assert history.memory == {"rss": 200.0}
+    assert list(history.memory_by_phase.values()) == [{"rss": 50.0}] and "\x1b" not in "".join(history.memory_by_phase)
     assert isinstance(feed, RunFeed)
     assert points(feed, "loss") == {1: 4.0}
     assert list(feed.series["loss"].gaps) == [2], "NaN was measured there"

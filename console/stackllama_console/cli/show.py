@@ -13,7 +13,7 @@ from stackllama_engine.contract.run_dir import Home, Launch, RunDir, State
 from stackllama_engine.contract.stages import Stage
 
 from ..pipelines import still_running
-from ..readings import HEADLINE, checkpoint_steps, last_log_lines, recipe_differences
+from ..readings import HEADLINE, checkpoint_steps, last_log_lines, measured_peaks, recipe_differences
 from ..sanitise import log_line, one_line, sanitise
 from ..units import cut, duration, number
 from .outcome import COLOURS, facts, next_steps, seconds
@@ -81,6 +81,7 @@ def _fields(run: RunDir, state: State, history: History, bad_lines: int) -> list
         fields.append(("at", f"{one_line(history.phase)}, last heard of {_since(history.updated)} ago"))
     if history.step or history.total_steps:
         fields.append(("step", f"{history.step}{f' of {history.total_steps}' if history.total_steps else ''}"))
+    fields += [("memory", peaks)] if (peaks := measured_peaks(history)) else []
     steps = checkpoint_steps(run)
     if steps:
         fields.append(("checkpoints", ", ".join(map(str, steps[-8:]))))
@@ -154,7 +155,8 @@ def _document(run: RunDir, state: State, history: History, bad_lines: int, recip
     launch = _launch(run)
     return facts(run, state) | {
         "created": state.created, "step": history.step, "total_steps": history.total_steps, "at": history.phase,
-        "first": history.first, "last": history.last, "memory": history.memory, "remarks": history.health,
+        "first": history.first, "last": history.last, "memory": history.memory,
+        "memory_by_phase": history.memory_by_phase, "remarks": history.health,
         "checkpoints": checkpoint_steps(run), "recipe_differences": recipe, "result": run.read_json("result.json"),
         "last_lines": state.last_lines, "unreadable_event_lines": bad_lines, "next": next_steps(run, state),
         "launch": to_builtins(launch) if launch else None,

@@ -217,6 +217,7 @@ class RunFeed:
                     self._metrics.take(history.step, metrics)
                 case "memory" if metrics := event.metrics:
                     self._memory.take(history.step, metrics)
+                    history.take_phase_memory(event)
                 case "progress":
                     self._progress(attempt, event)
                 case _:
@@ -247,6 +248,7 @@ class RunFeed:
             first=self._metrics.first.copy(),
             last=self._metrics.last.copy(),
             memory=self._memory.last.copy(),
+            memory_by_phase={one_line(name): found.copy() for name, found in fold.memory_by_phase.items()},
             health=[one_line(message) for message in fold.health],
         )
 

@@ -10,7 +10,8 @@ Kinds and what they carry:
 ``phase``      ``phase``: load, train, rollout, score, update, evaluate, save, merge …
 ``progress``   ``step`` of ``total_steps``
 ``metrics``    ``step``, ``metrics``: names as in TRL
-``memory``     ``metrics``: bytes, by name (``allocated``, ``reserved``, ``device``, ``rss``)
+``memory``     ``metrics``: peaks of the attempt in bytes (``allocated``, ``reserved``, ``device``, ``rss``);
+               ``phase``; ``data.phase``: the same names, peaks of that phase alone (``rss``: at its end)
 ``samples``    ``step``, ``data.count``: rows added to ``samples.jsonl``
 ``checkpoint`` ``step``, ``data.path``
 ``health``     ``data.message``: what a person should know (pairs dropped, wrong end token, throttling)

@@ -2,12 +2,15 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any, cast
 
 from msgspec import Struct
 
 from .events import Event, EventReader, Record
 
 _HEALTH_KEPT = 200
+_PHASES_KEPT = 32
+_MEASURES = frozenset({"allocated", "reserved", "device", "rss"})
 
 
 class History(Struct, kw_only=True):
@@ -19,6 +22,8 @@ class History(Struct, kw_only=True):
     first: dict[str, float | None] = {}
     last: dict[str, float | None] = {}
     memory: dict[str, float | None] = {}
+    memory_by_phase: dict[str, dict[str, float]] = {}
+    """Bytes by phase and name, the largest that were reported."""
     checkpoint: int | None = None
     """Step of the newest checkpoint."""
     health: list[str] = []
@@ -45,6 +50,7 @@ class History(Struct, kw_only=True):
                 self.last.update(metrics)
             case "memory" if event.metrics:
                 self.memory.update(event.metrics)
+                self.take_phase_memory(event)
             case "checkpoint":
                 self.checkpoint = event.step
             case "health":
@@ -56,6 +62,20 @@ class History(Struct, kw_only=True):
                 self.cause = (event.data or {}).get("cause")
             case _:
                 pass  # progress carries step and total; kinds of a newer writer are ignored
+
+    def take_phase_memory(self, event: Event | Record) -> None:
+        """Of a ``memory`` event, what its phase took alone; another writer's odd shapes are left out."""
+        given: Any = (event.data or {}).get("phase")
+        if event.phase is None or not isinstance(given, dict):
+            return
+        found = cast("dict[str, Any]", given)
+        if event.phase not in self.memory_by_phase and len(self.memory_by_phase) >= _PHASES_KEPT:
+            return
+        kept = self.memory_by_phase.setdefault(event.phase, {})
+        for name in _MEASURES & found.keys():
+            value = found[name]
+            if isinstance(value, int | float) and value > kept.get(name, 0.0):
+                kept[name] = float(value)
 
 
 def fold(events: Iterable[Event | Record], history: History | None = None) -> History:

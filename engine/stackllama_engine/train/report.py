@@ -1,16 +1,15 @@
 """What a stage tells the world: events, samples, results. Rank 0 writes, the other ranks are silent."""
 
 import os
-import resource
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
-import torch
 
 from ..contract.events import EventWriter
 from ..contract.files import open_private, write_whole
 from ..contract.run_dir import RunDir
+from .memory import Peaks
 
 
 class Reporter:
@@ -26,10 +25,18 @@ class Reporter:
         self.run = run
         self.is_main = is_main
         self.current_phase = "start"
+        self._peaks = Peaks()
         self._writer = EventWriter(run.attempt_dir(attempt) / "events.jsonl") if is_main else None
 
     def phase(self, name: str) -> None:
-        """Enter a phase (load, train, rollout, score, update, evaluate, save, merge)."""
+        """Enter a phase (load, train, rollout, score, update, evaluate, save, merge).
+
+        What the one before took at most is reported when it took more than ever before.
+        """
+        if self._writer and name != self.current_phase:
+            if self._peaks.end(self.current_phase):
+                self.memory()
+            self._peaks.begin()
         self.current_phase = name
         if self._writer:
             self._writer.write("phase", phase=name)
@@ -45,14 +52,10 @@ class Reporter:
             self._writer.write("metrics", step=step, metrics={k: float(v) for k, v in metrics.items()})
 
     def memory(self) -> None:
-        """Peaks so far, in bytes: allocated and reserved on a GPU, resident set of this process."""
-        if not self._writer:
-            return
-        peaks = {"rss": float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)}  # Linux counts KiB
-        if torch.cuda.is_available() and torch.cuda.is_initialized():
-            peaks["allocated"] = float(torch.cuda.max_memory_allocated())
-            peaks["reserved"] = float(torch.cuda.max_memory_reserved())
-        self._writer.write("memory", phase=self.current_phase, metrics=peaks)
+        """Peaks so far, in bytes: of the whole attempt, and (``data.phase``) of the phase it is in."""
+        if self._writer:
+            peaks, of_phase = self._peaks.so_far(self.current_phase)
+            self._writer.write("memory", phase=self.current_phase, metrics=peaks, data={"phase": of_phase})
 
     def health(self, message: str) -> None:
         """Something a person should know, in one sentence."""
@@ -105,6 +108,8 @@ class Reporter:
     def end(self, exit_code: int, cause: str | None = None) -> None:
         """The last record of the attempt."""
         if self._writer:
+            if self._peaks.end(self.current_phase):
+                self.memory()
             self._writer.write("end", data={"exit_code": exit_code, "cause": cause})
             self._writer.close()
             self._writer = None

@@ -12,6 +12,7 @@ from ...feeds.eta import Eta
 from ...feeds.protocol import Feed
 from ...feeds.runs_index import Row
 from ...pipelines import newest
+from ...readings import measured_peaks
 from ...sanitise import log_line, one_line
 from ...units import duration, number, size
 from ..look import rich_colour, state_text
@@ -82,11 +83,8 @@ def figures_line(feed: Feed, stage: Stage | None) -> Text:
 
 def memory_text(feed: Feed, predicted: float | None) -> str:
     """Peaks the engine measured, beside what was predicted."""
-    names = (("allocated", "allocated"), ("reserved", "reserved"), ("device", "device"), ("rss", "RSS"))
-    peaks = [f"{label} {size(value)}" for name, label in names if (value := feed.history.memory.get(name)) is not None]
-    if not peaks:
-        return ""
-    return f"peak {', '.join(peaks)}" + (f"; predicted {size(predicted)}" if predicted else "")
+    peaks = measured_peaks(feed.history)
+    return f"{peaks}; predicted {size(predicted)}" if peaks and predicted else peaks
 
 
 def silence_text(feed: Feed, now: float) -> str:
