@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from msgspec import Struct
+from textual._compositor import CompositorUpdate
 from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
@@ -19,6 +20,7 @@ from ..sanitise import one_line
 from ..settings import load_settings, save_settings
 from .colourless import Colourless
 from .driver import GuardedDriver
+from .frames import Frames
 from .themes import DEFAULT, load_themes
 
 
@@ -67,6 +69,7 @@ class ConsoleApp(App[None]):
         self.animation_level = "none"
         self.crash: Exception | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._frames = Frames()
         self._load_themes()
 
     def get_theme_variable_defaults(self) -> dict[str, str]:
@@ -175,6 +178,12 @@ class ConsoleApp(App[None]):
 
     def _act(self, action: str, node: Any) -> None:
         self.run_worker(self.run_action(action, node), exclusive=False)
+
+    def _display(self, screen: Screen[Any], renderable: Any) -> None:
+        """As Textual's, with less for the terminal to read; see `frames`."""
+        if isinstance(renderable, CompositorUpdate):
+            renderable = self._frames.tightened(renderable, self.size)
+        super()._display(screen, renderable)  # pyright: ignore[reportUnknownMemberType]
 
     # the end
 
