@@ -1,6 +1,6 @@
 """The monitor: one run, live or over, read from its files alone; a pipeline through the child that is looked at."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -26,6 +26,7 @@ from ..widgets.text_lines import TextLines
 from .text import TextScreen
 
 _CHARTS = 4
+_WRAPPED = 4  # lines that one sentence may take
 
 
 class MonitorScreen(ConsoleScreen):
@@ -98,6 +99,7 @@ class MonitorScreen(ConsoleScreen):
         self._page = 0
         self._only: int | None = None
         self._series_of: object = None
+        self._news: News | str | None = None
 
     @classmethod
     def of_run(cls, home: Home, run_id: str) -> "MonitorScreen":
@@ -157,8 +159,9 @@ class MonitorScreen(ConsoleScreen):
 
     def show(self, news: News | str) -> None:
         """Only what changed is drawn."""
+        self._news = news
         if isinstance(news, str):
-            self.query_one("#state", TextLines).show([Text(f"✗ {news}", style="bold")])
+            self.query_one("#state", TextLines).show(self._wrapped([Text(f"✗ {news}", style="bold")]))
             return
         if news.run:
             self._show_charts()
@@ -198,9 +201,15 @@ class MonitorScreen(ConsoleScreen):
         if remarks := getattr(feed, "remarks", None):
             notes.append(f"! {remarks[-1]}")
         lines += [Text(one_line(note), style="italic") for note in notes]
-        lines += outcome_lines(watched.run, watched.state, colours)
+        lines += self._wrapped(outcome_lines(watched.run, watched.state, colours))
         self.query_one("#state", TextLines).show(lines)
         self.set_heading(watched.source.title, str(watched.source.stage or "another trainer"), watched.note)
+
+    def _wrapped(self, lines: Sequence[Text]) -> list[Text]:
+        """What must not be cut, each over at most some lines."""
+        console = self.console_app.console
+        width = max(10, self.size.width - 3)
+        return [part for line in lines for part in line.wrap(console, width)[:_WRAPPED]]
 
     def _show_charts(self) -> None:
         feed = self.watched.feed
@@ -262,6 +271,13 @@ class MonitorScreen(ConsoleScreen):
         if self._watched is not None and self._series_of is not None:
             self.call_after_refresh(self._show_charts)
             self.call_after_refresh(self._focus_something)
+        self.call_after_refresh(self._wrap_again)
+
+    def _wrap_again(self) -> None:
+        if isinstance(self._news, News):
+            self._show_state(self._news)
+        elif self._news is not None:
+            self.show(self._news)
 
     def _focus_something(self) -> None:
         """The keys of a chart go to nobody after all were hidden in a terminal of a few lines."""

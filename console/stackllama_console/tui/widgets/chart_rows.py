@@ -87,7 +87,7 @@ def draw(picture: Picture, width: int, height: int, held: Axis | None) -> tuple[
         rows[top + (height - top) // 2].put_cells((width - len(cells)) // 2, cells, Part.TEXT)
         return rows, axis
     ticks = value_ticks(axis, height - top - scales, unit=picture.unit)
-    left = max(5, *(len(label) for _, label in ticks)) + 2 if width >= 28 and scales else 0
+    left = max((5, *(len(label) for _, label in ticks))) + 2 if width >= 28 and scales else 0
     plot = Plot(left, top, width - left, height - top - scales, *picture.window, axis)
     _draw_plot(picture, rows, plot)
     if left:

@@ -1,0 +1,419 @@
+"""The monitor under keys: charts, panels, log, figures, what is done to a run, pipelines, sizes, other trainers."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from tests.tui.app_kit import Script, Shown, run_app
+from tests.tui.conftest import curve, write_log
+from tests.tui.screens_kit import add_samples, isolate, make_run, write_metrics
+from tests.tui.test_runs_screen import Asked
+
+from stackllama_console.tui import watched as watched_module
+from stackllama_console.tui.widgets.chart import Chart
+from stackllama_console.tui.widgets.log_view import LogView
+from stackllama_console.tui.widgets.text_lines import TextLines
+from stackllama_engine.contract.events import EventWriter
+from stackllama_engine.contract.run_dir import Home
+from stackllama_engine.contract.stages import Stage
+
+
+def watch(home: Home, run_id: str, script: Script, size: tuple[int, int] = (80, 24)) -> None:
+    """Open a run and let the script press keys when its files have been read."""
+
+    async def begin(shown: Shown) -> None:
+        await shown.reaches("MonitorScreen")
+        await shown.until(lambda: shown.front._news is not None)
+        await script(shown)
+
+    run_app(home, begin, size=size, target=run_id)
+
+
+def _titles(shown: Shown) -> list[str]:
+    return [chart.title for chart in shown.front.query(Chart) if chart.display and chart.region]
+
+
+def _state(shown: Shown) -> str:
+    return shown.front.query_one("#state", TextLines).plain
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
+    return Asked(monkeypatch)
+
+
+# what it shows
+
+
+def test_a_finished_run_at_80_by_24(stocked: Home) -> None:
+    async def script(shown: Shown) -> None:
+        await shown.shows("rollout 40", "reward", "KL to the reference")
+        assert "✓ finished" in _state(shown) and "took 1 m 00 s" in _state(shown)
+        assert "reward 2" in _state(shown) and "KL 3" in _state(shown)
+        assert "aligned  ppo" in shown.lines[0]
+        assert _titles(shown) == ["reward", "KL to the reference"]
+        assert shown.front.query_one("#side").region.width == 0
+
+    watch(stocked, "aligned", script)
+
+
+def test_more_beside_it_in_a_wide_terminal(stocked: Home) -> None:
+    async def script(shown: Shown) -> None:
+        await shown.shows("rollout 40", "because 40")
+        assert _titles(shown) == ["reward", "KL to the reference", "entropy", "clip fraction"]
+        side = shown.front.query_one("#figures", TextLines).plain
+        assert "clip fraction" in side and "first" in side and "now" in side
+        sample = shown.front.query_one("#sample", TextLines).plain
+        assert sample.startswith("step 40  reward 4  KL 0.5\nwhy 40?\nbecause 40")
+
+    watch(stocked, "aligned", script, size=(160, 45))
+
+
+def test_a_run_at_work_shows_phase_progress_and_what_comes(stocked: Home) -> None:
+    run = stocked.run("alive")
+    (run.attempt_dir(1) / "events.jsonl").unlink()
+    events = EventWriter(run.attempt_dir(1) / "events.jsonl")
+    events.write("phase", phase="rollout")
+    for step in (1, 2, 3):
+        events.write("progress", step=step, total_steps=1200)
+    events.write("metrics", step=3, metrics={"loss": 1.5, "grad_norm": float("nan")})
+    events.write("memory", metrics={"rss": 3 * 1024.0**3})
+    events.write("health", data={"message": "pairs were dropped"})
+
+    async def script(shown: Shown) -> None:
+        await shown.shows("● running", "rollout", "step 3/1,200", "loss 1.5", "RSS 3.0 GiB", "! pairs were dropped")
+        events.write("phase", phase="update")
+        events.write("progress", step=600, total_steps=1200)
+        events.write("metrics", step=600, metrics={"loss": 0.75})
+        await shown.shows("update", "step 600/1,200", "50%", "loss 0.75")
+        write_log(run, "INFO begun", "ERROR it burns")
+        await shown.shows("it burns")
+
+    watch(stocked, "alive", script)
+    events.close()
+
+
+def test_a_failed_run_says_why_how_it_ended_and_what_to_try(stocked: Home) -> None:
+    async def script(shown: Shown) -> None:
+        await shown.shows(
+            "✗ failed", "cause  out of memory in train", "ended  exit code 1, failed", "│ OutOfMemoryError"
+        )
+        assert "smaller batch" in _state(shown).replace("\n", " ")
+
+    watch(stocked, "broken", script)
+
+
+def test_a_long_cause_is_wrapped_and_not_cut(stocked: Home) -> None:
+    run = stocked.run("broken")
+    words = [f"word{index}" for index in range(24)]
+    run.write_state(msgspec.structs.replace(run.read_state(), cause=" ".join(words), exit_code=137, last_lines=[]))
+
+    async def script(shown: Shown) -> None:
+        await shown.shows("word0 ", "signal SIGKILL (exit code 137)")
+        assert [word for word in words if word not in shown.text] == []
+        await shown.pilot.resize_terminal(120, 40)
+        await shown.until(lambda: any("word0 " in line and "word10" in line for line in shown.lines))
+
+    watch(stocked, "broken", script)
+
+
+def test_a_run_that_is_not_there(stocked: Home) -> None:
+    async def script(shown: Shown) -> None:
+        await shown.shows("✗ No run `gone`")
+        for key in ("x", "w", "a", "d", "right_square_bracket", "full_stop", "1", "5", "6", "slash"):
+            await shown.press(key)
+        await shown.press("escape", "escape")
+        await shown.reaches("RunsScreen")
+
+    watch(stocked, "gone", script)
+
+
+def test_a_run_that_goes_away_while_it_is_watched(stocked: Home) -> None:
+    async def script(shown: Shown) -> None:
+        await shown.shows("rollout 40")
+        shutil.rmtree(stocked.run("aligned").path)
+        await shown.until(lambda: "deleted" in _state(shown) or "cannot be read" in _state(shown))
+        await shown.press("d", "escape", "a")
+        await shown.until(lambda: any("aligned" in text for text in shown.said))
+
+    watch(stocked, "aligned", script)
+
+
+# keys of its own
+
+
+def test_pages_of_charts_go_round(stocked: Home) -> None:
+    async def script(shown: Shown) -> None:
+        await shown.shows("rollout 40")
+        seen = [_titles(shown)]
+        for number in (2, 3):
+            await shown.press("right_square_bracket")
+            seen.append(_titles(shown))
+            assert f"charts {number} of 3" in shown.lines[0]
+        assert seen == [["reward", "KL to the reference"], ["entropy", "clip fraction"], ["ratio", "grad_norm"]]
+        await shown.press("right_square_bracket")
+        assert _titles(shown) == seen[0]
+        await shown.press("left_square_bracket")
+        assert _titles(shown) == seen[2]
+
+    watch(stocked, "aligned", script)
+
+
+def test_panels_one_by_one(stocked: Home) -> None:
+    async def script(shown: Shown) -> None:
+        await shown.shows("rollout 40", "because 40")
+        every = _titles(shown)
+        for key, title in zip("1234", every, strict=True):
+            await shown.press(key)
+            assert _titles(shown) == [title] and shown.app.focused.title == title  # type: ignore[union-attr]
+            await shown.press(key)
+            assert _titles(shown) == every
+        await shown.press("5")
+        assert _titles(shown) == [] and shown.front.query_one(LogView).region.height > 30
+        await shown.press("6")
+        assert _titles(shown) == [] and shown.front.query_one("#figures").region.width > 100
+        assert shown.front.query_one(LogView).region.height == 0
+        await shown.press("2")
+        assert _titles(shown) == [every[1]]
+        await shown.press("2")
+        assert _titles(shown) == every
+
+    watch(stocked, "aligned", script, size=(160, 45))
+
+
+def test_a_charts_own_keys_work_at_once(stocked: Home) -> None:
+    async def script(shown: Shown) -> None:
+        await shown.shows("rollout 40")
+        chart: Any = shown.front.query_one("#chart-0", Chart)
+        assert shown.app.focused is chart
+        await shown.press("y", "s", "plus", "c")
+        assert chart.log_axis and chart.weight > 0 and chart.view.cursor is not None and chart.view.width is not None
+        await shown.press("tab")
+        assert shown.app.focused is shown.front.query_one("#chart-1", Chart)
+
+    watch(stocked, "aligned", script)
+
+
+def test_the_log_is_searched(stocked: Home) -> None:
+    async def script(shown: Shown) -> None:
+        await shown.shows("rollout 40")
+        await shown.press("slash")
+        await shown.fill("rollout 7")
+        await shown.shows("match 1 of 1: rollout 7", ">INFO rollout 7")
+        await shown.press("enter")
+        view = shown.front.query_one(LogView)
+        assert view.has_focus and view.match_position == 1
+        await shown.press("G")
+        await shown.shows("rollout 40")
+        await shown.press("escape")
+        assert shown.name == "MonitorScreen" and view.match_count == 0
+        await shown.press("escape")
+        await shown.reaches("RunsScreen")
+
+    watch(stocked, "aligned", script)
+
+
+def test_the_log_is_filtered_by_level(stocked: Home) -> None:
+    async def script(shown: Shown) -> None:
+        await shown.shows("a shard is small")
+        await shown.press("5")
+        shown.front.query_one(LogView).focus()
+        await shown.press("v", "v")
+        await shown.shows("warning and above")
+        assert "a shard is small" in shown.text and "INFO saved" not in shown.text
+
+    watch(stocked, "tuned", script)
+
+
+def test_figures_are_there_as_text_and_can_be_copied(stocked: Home, tmp_path: Path) -> None:
+    async def script(shown: Shown) -> None:
+        await shown.shows("loss 1")
+        await shown.press("d")
+        await shown.reaches("TextScreen")
+        await shown.shows("train: first 4, last 1", "learning rate")
+        await shown.press("Y")
+        await shown.notified("copied; also in")
+        assert "train: first 4, last 1" in (tmp_path / "state" / "stackllama" / "copied.txt").read_text()
+        for key in ("j", "k", "space", "pageup"):
+            await shown.press(key)
+        await shown.press("q")
+        await shown.reaches("MonitorScreen")
+
+    watch(stocked, "tuned", script)
+
+
+def test_what_is_done_to_a_run(stocked: Home, asked: Asked) -> None:
+    async def script(shown: Shown) -> None:
+        await shown.press("x", "n", "x", "y")
+        await shown.notified("alive was asked to stop")
+        await shown.press("w")
+        await shown.notified("alive will save")
+        await shown.press("r")
+        await shown.notified("alive goes on")
+        assert asked.calls == ["stop alive", "save alive", "resume alive"]
+
+    watch(stocked, "alive", script)
+
+
+def test_after_deleting_one_is_back_at_the_list(stocked: Home) -> None:
+    async def script(shown: Shown) -> None:
+        await shown.press("D")
+        await shown.shows("Delete broken for good?")
+        await shown.press("y")
+        await shown.reaches("RunsScreen")
+        await shown.until(lambda: "broken" not in shown.text)
+        assert not (stocked.runs_dir / "broken").exists()
+
+    watch(stocked, "broken", script)
+
+
+@pytest.mark.parametrize(
+    ("key", "screen", "text"),
+    [("e", "LaunchScreen", "cloned from aligned"), ("a", "SamplesScreen", "because"), ("t", "ChatScreen", "nothing")],
+)
+def test_keys_lead_to_other_screens(stocked: Home, key: str, screen: str, text: str) -> None:
+    async def script(shown: Shown) -> None:
+        await shown.press(key)
+        await shown.reaches(screen)
+        await shown.shows(text)
+        await shown.press(*["escape"] * (2 if key == "t" else 1))
+        await shown.reaches("MonitorScreen")
+
+    watch(stocked, "aligned", script)
+
+
+def test_the_memory_that_was_predicted_stands_beside_what_was_measured(
+    stocked: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watched_module, "predicted_peak", lambda run: 2.5 * 1024**3)
+    run = stocked.run("tuned")
+    with (run.attempt_dir(1) / "events.jsonl").open("ab") as file:
+        for step in range(1, 5):
+            file.write(msgspec.json.encode({"seq": step, "time": 0.0, "kind": "memory", "step": step,
+                                            "metrics": {"rss": step * 1024.0**3 / 2}}) + b"\n")  # fmt: skip
+
+    async def script(shown: Shown) -> None:
+        await shown.shows("peak RSS 2.0 GiB; predicted 2.5 GiB")
+        memory = next(chart for chart in shown.front.query(Chart) if chart.title == "memory")
+        assert memory._reference == ("predicted", 2.5 * 1024**3)
+
+    watch(stocked, "tuned", script)
+
+
+# pipelines
+
+
+@pytest.fixture
+def whole(stocked: Home) -> Iterator[Home]:
+    parent = make_run(stocked, Stage.PIPELINE, "whole", phase="running")
+    lock = parent.acquire_lock()
+    for suffix, stage, metrics in (
+        ("sft", Stage.SFT, {"loss": curve(3.0, 1.0)}),
+        ("reward", Stage.REWARD, {"accuracy": curve(0.5, 0.9)}),
+    ):
+        child = make_run(stocked, stage, f"whole-{suffix}", parents=["whole"])
+        write_metrics(child, metrics)
+        write_log(child, f"INFO log of {suffix}")
+    yield stocked
+    os.close(lock)
+
+
+def test_a_pipelines_stages_are_gone_through(whole: Home) -> None:
+    async def script(shown: Shown) -> None:
+        await shown.shows("✓ sft → · sft merge → ✓ reward → ", "· ppo", "log of reward", "accuracy 0.9")
+        await shown.press("full_stop")
+        await shown.shows("log of sft", "loss 1")
+        await shown.press("comma")
+        await shown.shows("log of reward")
+        ppo = make_run(whole, Stage.PPO, "whole-ppo", parents=["whole"])
+        write_metrics(ppo, {"objective/scores": [0.0, 1.0]})
+        await shown.shows("✓ ppo")
+
+    watch(whole, "whole", script)
+
+
+def test_what_is_done_in_a_pipeline_goes_to_the_right_one(whole: Home, asked: Asked) -> None:
+    add_samples(whole.run("whole-reward"), {"step": 1, "question": "q", "response": "of its stage", "reward": 1.0})
+
+    async def script(shown: Shown) -> None:
+        await shown.shows("log of reward")
+        await shown.press("x", "y")
+        await shown.notified("whole was asked to stop")
+        assert asked.calls == ["stop whole"]
+        await shown.press("a")
+        await shown.reaches("SamplesScreen")
+        await shown.shows("of its stage")
+
+    watch(whole, "whole", script)
+
+
+def test_only_a_pipeline_has_stages(stocked: Home) -> None:
+    async def script(shown: Shown) -> None:
+        await shown.press("full_stop")
+        assert any("only a pipeline" in text for text in shown.said)
+
+    watch(stocked, "tuned", script)
+
+
+# other trainers
+
+
+@pytest.fixture
+def other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    isolate(tmp_path, monkeypatch)
+    path = tmp_path / "other-trainer"
+    path.mkdir()
+    rows = [{"step": step, "loss": 4 / step, "learning_rate": 1e-4} for step in range(1, 11)]
+    (path / "trainer_state.json").write_text(json.dumps({"log_history": rows, "global_step": 10, "max_steps": 20}))
+    (path / "train.log").write_text("INFO from another trainer\n")
+    return path
+
+
+def test_another_trainers_directory_is_only_read(other: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in other.rglob("*")}
+
+    async def script(shown: Shown) -> None:
+        await shown.shows("step 10/20", "loss 0.4", "from another trainer", "read-only")
+        for key in ("x", "w", "r", "e", "a", "t", "D"):
+            await shown.press(key)
+        assert shown.name == "MonitorScreen"
+        assert {text for text in shown.said} == {"this directory belongs to another trainer: it is only read"}
+
+    run_app(Home(other.parent / "home"), script, target=other)
+    assert {path: path.stat().st_mtime_ns for path in other.rglob("*")} == before
+
+
+@pytest.mark.parametrize("value", [0.5, 0.0, -3.0, 1e-30, 1e30])
+def test_a_single_point_is_drawn(other: Path, value: float) -> None:
+    state = {"log_history": [{"step": 1, "loss": value}], "global_step": 1}
+    (other / "trainer_state.json").write_text(json.dumps(state))
+
+    async def script(shown: Shown) -> None:
+        await shown.shows("step 1", "loss")
+        for size in ((40, 12), (56, 18), (100, 28), (160, 45), (80, 24)):
+            await shown.pilot.resize_terminal(*size)
+            await shown.pilot.pause()
+
+    run_app(Home(other.parent / "home"), script, target=other)
+
+
+# sizes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("run_id", ["aligned", "broken", "alive"])
+def test_no_size_is_too_small_or_too_large(stocked: Home, run_id: str) -> None:
+    async def script(shown: Shown) -> None:
+        await shown.shows("aligned" if run_id == "aligned" else run_id)
+        for size in ((20, 5), (1, 1), (40, 12), (56, 10), (300, 90), (80, 24)):
+            await shown.pilot.resize_terminal(*size)
+            await shown.press("5", "5", "6", "6", "1", "1", "right_square_bracket", "d", "escape", "x", "n")
+            shown.assert_clean()
+        assert _titles(shown)
+
+    watch(stocked, run_id, script)

@@ -1,0 +1,376 @@
+"""The list of runs under keys: what it shows, filter, selection, folding, and everything that can be done to a run."""
+
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import pytest
+from tests.tui.app_kit import Shown, run_app
+from tests.tui.conftest import snapshot
+from tests.tui.screens_kit import isolate, make_run, write_metrics
+
+from stackllama_engine.contract.errors import RefusedError
+from stackllama_engine.contract.run_dir import Home, RunDir
+from stackllama_engine.contract.stages import Stage
+from stackllama_engine.launch import launcher, reconcile
+
+ROWS = ["aligned", "alive", "broken", "tuned"]  # all were created in the same second: by name
+
+
+def _ids(shown: Shown) -> list[str]:
+    return [row.id for row in shown.front._shown]
+
+
+async def _ready(shown: Shown) -> None:
+    await shown.shows("tuned")
+
+
+def test_each_run_has_state_step_and_last_metric(stocked: Home) -> None:
+    async def script(shown: Shown) -> None:
+        await _ready(shown)
+        assert _ids(shown) == ROWS
+        lines = {name: next(line for line in shown.lines if f"  {name} " in line) for name in ROWS}
+        assert "ppo" in lines["aligned"] and "✓ finished" in lines["aligned"] and "reward 2" in lines["aligned"]
+        assert "● running" in lines["alive"] and "40" in lines["alive"] and "loss 2" in lines["alive"]
+        assert "✗ failed" in lines["broken"] and "accuracy 0.6" in lines["broken"]
+        assert "1 alive" in shown.lines[0] and "runs  4" in shown.lines[0]
+        assert "model" not in shown.lines[1]
+
+    run_app(stocked, script)
+
+
+def test_more_columns_where_there_is_room_fewer_where_not(stocked: Home) -> None:
+    async def script(shown: Shown) -> None:
+        await _ready(shown)
+        for size, there, gone in (
+            ((160, 45), ("run", "stage", "model", "state", "step", "age", "last"), ()),
+            ((70, 24), ("run", "state", "step", "age", "last"), ("stage", "model")),
+            ((50, 12), ("run", "state", "step", "last"), ("stage", "model", "age")),
+            ((40, 12), ("run", "state", "last"), ("step", "age")),
+            ((80, 24), ("run", "stage", "state", "step", "age", "last"), ("model",)),
+        ):
+            await shown.pilot.resize_terminal(*size)
+            await shown.until(lambda size=size: shown.app.size == size)
+            await shown.pilot.pause()
+            header = shown.lines[1].split()
+            assert [name for name in there if name not in header] == [] and not set(gone) & set(header)
+            assert "aligned" in shown.text
+
+    run_app(stocked, script)
+
+
+@pytest.mark.parametrize("size", [(20, 5), (1, 1), (40, 12), (160, 45)])
+def test_no_size_is_too_small(stocked: Home, size: tuple[int, int]) -> None:
+    async def script(shown: Shown) -> None:
+        await shown.until(lambda: len(shown.front._shown) == 4)
+        await shown.press("j", "space", "k", "slash", "escape", "question_mark", "escape", "x", "n")
+        shown.assert_clean()
+
+    run_app(stocked, script, size=size)
+
+
+def test_an_empty_home_says_what_to_do(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = isolate(tmp_path, monkeypatch)
+
+    async def script(shown: Shown) -> None:
+        await shown.shows("No runs here yet", "launch the first one")
+        for key in "xwreatDcz ":
+            await shown.press("space" if key == " " else key)
+        assert "there is no run under the cursor" in shown.said
+        make_run(home, Stage.SFT, "newcomer")
+        await shown.shows("newcomer")
+        assert "No runs here yet" not in shown.text
+
+    run_app(home, script)
+
+
+def test_the_run_under_the_cursor_is_explained(stocked: Home) -> None:
+    async def script(shown: Shown) -> None:
+        await _ready(shown)
+        await shown.press("j", "j")
+        await shown.shows("cause: out of memory in train", "r resumes from the last checkpoint")
+        await shown.press("G")
+        assert shown.front.row_id == "tuned"
+        await shown.press("g")
+        assert shown.front.row_id == "aligned"
+        await shown.shows("a reads its answers")
+
+    run_app(stocked, script)
+
+
+def test_what_changes_is_shown_and_the_cursor_stays_on_its_run(stocked: Home) -> None:
+    async def script(shown: Shown) -> None:
+        await _ready(shown)
+        await shown.press("G")
+        newer = make_run(stocked, Stage.REWARD, "a-newer")
+        newer.write_state(msgspec.structs.replace(newer.read_state(), created=1_800_000_000.0))
+        await shown.shows("a-newer")
+        assert _ids(shown) == ["a-newer", *ROWS] and shown.front.row_id == "tuned"
+        shutil.rmtree(newer.path)
+        await shown.until(lambda: _ids(shown) == ROWS)
+        assert shown.front.row_id == "tuned"
+        alive = stocked.run("alive")
+        write_metrics(alive, {"loss": [0.25]})
+        await shown.shows("loss 0.25")
+
+    run_app(stocked, script)
+
+
+def test_the_filter_narrows_by_any_word_and_escape_ends_it(stocked: Home) -> None:
+    async def script(shown: Shown) -> None:
+        await _ready(shown)
+        await shown.press("slash")
+        await shown.fill("sft finished")
+        await shown.until(lambda: _ids(shown) == ["tuned"])
+        assert "filter: sft finished" in shown.lines[0]
+        await shown.press("enter")
+        assert type(shown.app.focused).__name__ == "RunsTable"
+        await shown.press("escape")
+        await shown.until(lambda: _ids(shown) == ROWS)
+        await shown.press("slash")
+        await shown.fill("nothing like it")
+        await shown.until(lambda: _ids(shown) == [])
+        await shown.press("enter", "x")
+        assert "there is no run under the cursor" in shown.said
+        await shown.press("escape")
+        await shown.until(lambda: _ids(shown) == ROWS)
+
+    run_app(stocked, script)
+
+
+def test_keys_typed_ahead_reach_the_filter(stocked: Home) -> None:
+    """`o` and `x` are commands of the list; behind a slash in the same read they are text."""
+
+    async def script(shown: Shown) -> None:
+        await _ready(shown)
+        await shown.pilot._wait_for_screen()
+        for character in ("slash", "b", "r", "o", "x"):
+            await shown.pilot.press(character)
+        await shown.until(lambda: shown.front.filter_text == "brox")
+        assert shown.name == "RunsScreen"
+
+    run_app(stocked, script)
+
+
+def test_two_selected_runs_are_compared(stocked: Home) -> None:
+    async def script(shown: Shown) -> None:
+        await _ready(shown)
+        await shown.press("c")
+        assert any("select two runs or more" in text for text in shown.said)
+        await shown.press("space", "space", "space")
+        assert list(shown.front.selected) == ["aligned", "alive", "broken"] and "3 selected" in shown.lines[0]
+        assert sum("■ a" in line for line in shown.lines) == 2  # told by a mark, not by colour alone
+        await shown.press("k", "k", "space")
+        assert list(shown.front.selected) == ["aligned", "broken"]
+        await shown.press("c")
+        await shown.reaches("CompareScreen")
+        await shown.press("escape")
+        await shown.reaches("RunsScreen")
+        await shown.press("escape")
+        assert not shown.front.selected
+
+    run_app(stocked, script)
+
+
+@pytest.fixture
+def pipeline(stocked: Home) -> Home:
+    parent = make_run(stocked, Stage.PIPELINE, "whole")
+    parent.write_state(msgspec.structs.replace(parent.read_state(), created=1_800_000_000.0))
+    for suffix, stage in (("sft", Stage.SFT), ("sft-merged", Stage.MERGE), ("ppo", Stage.PPO)):
+        make_run(stocked, stage, f"whole-{suffix}", parents=["whole"])
+    return stocked
+
+
+def test_a_pipeline_is_a_tree_that_folds(pipeline: Home) -> None:
+    async def script(shown: Shown) -> None:
+        await shown.shows("whole", "└ sft", "└ ppo")
+        tree = ["whole", "whole-sft", "whole-sft-merged", "whole-ppo"]
+        assert _ids(shown) == [*tree, *ROWS]
+        await shown.press("j", "j", "z")
+        assert _ids(shown) == ["whole", *ROWS] and "▸ whole" in shown.text
+        await shown.press("g", "z")
+        assert _ids(shown) == [*tree, *ROWS]
+        await shown.press("G", "z")  # no pipeline: nothing to fold
+        assert _ids(shown) == [*tree, *ROWS]
+
+    run_app(pipeline, script)
+
+
+@pytest.mark.parametrize(
+    ("key", "screen", "text"),
+    [
+        ("enter", "MonitorScreen", "rollout 40"), ("n", "LaunchScreen", "model"), ("a", "SamplesScreen", "because 40"),
+        ("e", "LaunchScreen", "cloned from aligned"), ("t", "ChatScreen", "nothing that was saved yet"),
+    ],
+)  # fmt: skip
+def test_keys_lead_to_other_screens_and_escape_comes_back(stocked: Home, key: str, screen: str, text: str) -> None:
+    async def script(shown: Shown) -> None:
+        await _ready(shown)
+        await shown.press(key)
+        await shown.reaches(screen)
+        await shown.shows(text)
+        await shown.press("escape")
+        if key == "t":  # the first leaves the line
+            await shown.press("escape")
+        await shown.reaches("RunsScreen")
+
+    run_app(stocked, script)
+
+
+def test_another_trainers_directory_is_asked_for(stocked: Home, tmp_path: Any) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "trainer_state.json").write_text('{"log_history": [{"step": 1, "loss": 0.5}], "global_step": 1}')
+
+    async def script(shown: Shown) -> None:
+        await _ready(shown)
+        await shown.press("o", "escape")
+        await shown.reaches("RunsScreen")
+        await shown.press("o")
+        await shown.fill(f"  {other} ")
+        await shown.press("enter")
+        await shown.reaches("MonitorScreen")
+        await shown.shows("another trainer", "loss 0.5")
+        await shown.press("escape", "o")
+        await shown.fill(str(tmp_path / "none"))
+        await shown.press("enter")
+        await shown.until(lambda: "no such directory" in " ".join(shown.front.query_one("#state").plain.split()))
+
+    run_app(stocked, script)
+
+
+class Asked:
+    """What was asked of runs, in the place of the real thing."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls: list[str] = []
+        monkeypatch.setattr(reconcile, "stop", lambda run, *, wait: self._note("stop", run, wait))
+        monkeypatch.setattr(reconcile, "save", lambda run: self._note("save", run))
+        monkeypatch.setattr(launcher, "resume", lambda home, run_id: self._note("resume", home.run(run_id)))
+
+    def _note(self, what: str, run: RunDir, wait: bool = False) -> Any:
+        assert not wait
+        self.calls.append(f"{what} {run.id}")
+        return run.read_state()
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
+    return Asked(monkeypatch)
+
+
+def test_stop_asks_first_and_only_y_means_yes(stocked: Home, asked: Asked) -> None:
+    async def script(shown: Shown) -> None:
+        await _ready(shown)
+        await shown.press("j")
+        for no in ("n", "escape", "q"):
+            await shown.press("x")
+            await shown.shows("Stop alive?", "saves a checkpoint first")
+            await shown.press("a", no)
+            await shown.reaches("RunsScreen")
+        assert asked.calls == []
+        await shown.press("x", "y")
+        await shown.notified("alive was asked to stop")
+        assert asked.calls == ["stop alive"]
+        await shown.press("G", "x", "y")
+        await shown.notified("tuned has ended already: finished")
+
+    run_app(stocked, script)
+
+
+def test_save_and_resume_are_asked_for_at_once(stocked: Home, asked: Asked) -> None:
+    async def script(shown: Shown) -> None:
+        await _ready(shown)
+        await shown.press("j", "w")
+        await shown.notified("alive will save at its next step")
+        await shown.press("j", "w")
+        await shown.notified("broken has ended: there is nothing to save")
+        await shown.press("r")
+        await shown.notified("broken goes on")
+        assert asked.calls == ["save alive", "save broken", "resume broken"]
+
+    run_app(stocked, script)
+
+
+def test_what_is_refused_is_said(stocked: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise RefusedError("not now: [bold]busy[/bold] \x1b[2J")
+
+    monkeypatch.setattr(launcher, "resume", refuse)
+
+    async def script(shown: Shown) -> None:
+        await _ready(shown)
+        await shown.press("r")
+        await shown.notified("not now: [bold]busy[/bold]")
+        assert "\x1b" not in "".join(shown.said)
+
+    run_app(stocked, script)
+
+
+def test_delete_asks_names_what_depends_on_it_and_spares_the_living(stocked: Home) -> None:
+    make_run(stocked, Stage.PPO, "child-of-tuned", parents=["tuned"])
+
+    async def script(shown: Shown) -> None:
+        await shown.shows("child-of-tuned")
+        await shown.press("G", "D")
+        await shown.shows("Delete tuned for good?", "on disk", "no longer resumable:", "child-of-tuned ")
+        await shown.press("n")
+        assert (stocked.runs_dir / "tuned").is_dir()
+        await shown.press("D")
+        await shown.shows("Delete tuned")
+        await shown.press("y")
+        await shown.notified("deleted: tuned")
+        await shown.until(lambda: "tuned" not in _ids(shown))
+        assert not (stocked.runs_dir / "tuned").exists()
+        await shown.press("g", "j", "D")
+        await shown.shows("Delete alive")
+        await shown.press("y")
+        await shown.until(lambda: any("alive" in text and "stop" in text for text in shown.said))
+        assert (stocked.runs_dir / "alive").is_dir()
+
+    run_app(stocked, script)
+
+
+def test_a_pipeline_goes_with_its_stages(pipeline: Home) -> None:
+    async def script(shown: Shown) -> None:
+        await shown.shows("whole")
+        await shown.press("D")
+        await shown.shows("Its 3 stages go with it")
+        await shown.press("y")
+        await shown.notified("deleted: whole and 3 stages")
+        await shown.until(lambda: _ids(shown) == ROWS)
+
+    run_app(pipeline, script)
+
+
+@pytest.mark.parametrize("keys", [["enter"], ["x"], ["w"], ["r"], ["e"], ["a"], ["t"], ["D"]])
+def test_a_damaged_run_says_what_is_wrong_and_lets_nothing_be_done(stocked: Home, keys: list[str]) -> None:
+    damaged: Callable[[], RunDir] = lambda: make_run(stocked, Stage.SFT, "zzz")  # noqa: E731
+    (damaged().path / "state.json").write_text("{")
+    before = snapshot(stocked.path)
+
+    async def script(shown: Shown) -> None:
+        await shown.shows("zzz")
+        await shown.press("G", *keys)
+        await shown.until(lambda: any("state.json" in text for text in shown.said))
+        assert shown.name == "RunsScreen"
+
+    run_app(stocked, script)
+    assert snapshot(stocked.path) == before
+
+
+def test_looking_changes_nothing(stocked: Home) -> None:
+    before = snapshot(stocked.path)
+
+    async def script(shown: Shown) -> None:
+        await _ready(shown)
+        await shown.press("enter")
+        await shown.reaches("MonitorScreen")
+        await shown.shows("rollout 40")
+        await shown.press("escape", "a")
+        await shown.shows("because")
+        await shown.press("escape")
+
+    run_app(stocked, script)
+    assert snapshot(stocked.path) == before
