@@ -5,6 +5,8 @@
 import os
 from pathlib import Path
 
+from stackllama_engine.launch.hub_cache import hub_cache
+
 _NAME = "stackllama"
 
 
@@ -45,12 +47,7 @@ def screenshots_dir() -> Path:
 
 def model_cache() -> Path:
     """The Hugging Face cache (``HF_HUB_CACHE``, ``HF_HOME``; huggingface_hub's own defaults)."""
-    if named := os.environ.get("HF_HUB_CACHE"):
-        return Path(named)
-    home = os.environ.get("HF_HOME")
-    cache = os.environ.get("XDG_CACHE_HOME")
-    root = Path(home) if home else (Path(cache) if cache else Path.home() / ".cache") / "huggingface"
-    return root / "hub"
+    return hub_cache()
 
 
 def _base(variable: str, default: str) -> Path:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,8 +11,11 @@ from typing import Any
 
 import pytest
 
-from stackllama_engine.contract.run_dir import RunDir
+from stackllama_engine.budget.calibration import Kind, Row, add_row
+from stackllama_engine.contract.run_dir import Home, RunDir
 from stackllama_engine.contract.stages import Stage
+from stackllama_engine.launch import calibrate
+from stackllama_engine.launch.machine import package_versions
 
 ROOT = Path(__file__).resolve().parents[2]
 LLAMA_7B = {
@@ -110,6 +114,33 @@ def test_a_reward_model_on_another_base_is_a_second_model(
         sizes[name] = found["allocated"]
         assert found["rough"] is None
     assert sizes["separate"] - sizes["shared"] > 13e9
+
+
+def test_what_runs_measured_here_narrows_the_range_and_says_so(
+    model: Path, home: Home, run_main: Callable[..., Any]
+) -> None:
+    words = ("plan", "sft", f"model_name_or_path={model}", "use_cpu=true", "load_in_8bit=false")
+    before = run_main(*words, "--json").json()
+    assert before["calibrated"] is None
+    home.path.mkdir(exist_ok=True)
+    low, high = before["device"]
+    known = package_versions()
+    kind = Kind(
+        machine=calibrate.machine_name(socket.gethostname(), on_gpu=False), stage="sft", gpus=1, on_gpu=False,
+        versions={name: known[name] for name in calibrate.MATTER if name in known}, method="lora auto no autocast",
+    )  # fmt: skip
+    middle = (low + high) // 2
+    for _ in range(3):
+        row = Row(
+            kind=kind, run="r", time=1.0, allocated=before["allocated"], interval=(low, high), measured=middle
+        )  # fmt: skip
+        add_row(home.path, row)
+    after = run_main(*words, "--json").json()
+    assert after["calibrated"] == "range narrowed by 3 finished runs of this kind on this machine"
+    assert low < after["device"][0] < after["device"][1] < high
+    assert after["allocated"] == before["allocated"]
+    assert "range narrowed by 3 finished runs" in run_main(*words).out
+    assert run_main(*words, "--gpu", "H100", "--json").json()["calibrated"] is None, "another machine's card"
 
 
 @pytest.mark.parametrize(

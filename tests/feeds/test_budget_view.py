@@ -15,6 +15,7 @@ from stackllama_console.feeds.budget_view import (
 )
 from stackllama_console.feeds.form import Form
 from stackllama_engine.budget.architecture import Architecture
+from stackllama_engine.budget.calibration import Calibration, Kind, Row
 from stackllama_engine.budget.estimate import estimate
 from stackllama_engine.budget.shapes import architecture_of
 from stackllama_engine.contract.recipe import AnyRecipe
@@ -174,3 +175,20 @@ def test_figures() -> None:
 )
 def test_the_size_in_a_models_name(name: str, count: int | None) -> None:
     assert parameters_of_name(name) == count
+
+
+def test_what_runs_measured_narrows_the_range_and_the_note_says_so(llama: Architecture) -> None:
+    asked = recipe(Stage.SFT, "bf16=true")
+    view = build_view(asked, llama, [gpu(24)], RAM)
+    low, high = view.reserved
+    kind = Kind(machine="here", versions={}, stage="sft", method="lora int8 bf16", gpus=1, on_gpu=True)
+    row = Row(
+        kind=kind, run="r", time=1.0, allocated=view.allocated, interval=view.reserved, measured=low + (high - low) // 4
+    )
+    known = Calibration(cpu="", gpu="here", versions={}, rows=[row] * 3)
+    narrowed = build_view(asked, llama, [gpu(24)], RAM, calibration=known)
+    assert narrowed.note == "range narrowed by 3 finished runs of this kind on this machine"
+    assert low <= narrowed.reserved[0] < narrowed.reserved[1] < high
+    assert narrowed.device[1] < view.device[1] and narrowed.allocated == view.allocated
+    other = build_view(recipe(Stage.REWARD, "bf16=true"), llama, [gpu(24)], RAM, calibration=known)
+    assert "range" not in other.note

@@ -5,13 +5,15 @@ from typing import Any
 
 import msgspec
 
+from stackllama_engine.budget.calibration import Calibration
 from stackllama_engine.budget.cards import device_memory
 from stackllama_engine.budget.estimate import EstimatedRecipe
-from stackllama_engine.contract.errors import ExitCode
+from stackllama_engine.contract.errors import ExitCode, UsageError
 from stackllama_engine.contract.recipe import AnyRecipe, MergeRecipe, PipelineRecipe, PPORecipe, RewardRecipe, SFTRecipe
 from stackllama_engine.contract.recipe_io import load_recipe
 from stackllama_engine.contract.run_dir import Home
 from stackllama_engine.contract.stages import TRAINING_STAGES, Stage
+from stackllama_engine.launch.calibrate import calibration
 from stackllama_engine.launch.sections import stage_recipe
 
 from ..feeds.nvml import find_gpus
@@ -30,7 +32,8 @@ def plan(arguments: argparse.Namespace) -> int:
     recipe = load_recipe(stage, file, overrides)
     home = Home(arguments.home)
     memory = device_memory(arguments.gpu) if arguments.gpu else None
-    plans = [(one, make_plan(home, one, _place(one, memory, arguments.gpu))) for one in _stages(recipe)]
+    known = _calibration(home) if memory is None else None  # another card: what was measured here says nothing
+    plans = [(one, make_plan(home, one, _place(one, memory, arguments.gpu), known)) for one in _stages(recipe)]
     largest, worst = max(plans, key=lambda pair: pair[1].estimate.device[1])
     place = _place(largest, memory, arguments.gpu)
     if arguments.json:
@@ -60,6 +63,7 @@ def as_document(made: Plan, place: Place) -> dict[str, Any]:
         "fits": made.fits,
         "suggestions": msgspec.to_builtins(made.suggestions),
         "rough": found.rough,
+        "calibrated": made.calibrated,
         "model": {"name": arch.name, "type": arch.model_type, "parameters": arch.parameters},
         "place": msgspec.to_builtins(place),
     }  # fmt: skip
@@ -95,6 +99,13 @@ def _place(recipe: EstimatedRecipe, memory: int | None, named: str | None) -> Pl
     return Place(bytes=smallest.memory, name=smallest.name, on_gpu=True, gpus=processes or len(gpus))
 
 
+def _calibration(home: Home) -> Calibration | None:
+    try:
+        return calibration(home.path)
+    except OSError as error:
+        raise UsageError(f"{error.filename} cannot be read: {error.strerror}.") from None
+
+
 def _print(recipe: EstimatedRecipe, made: Plan, place: Place) -> None:
     import sys
 
@@ -108,6 +119,7 @@ def _print(recipe: EstimatedRecipe, made: Plan, place: Place) -> None:
             ("allocated", f"{size(found.allocated)} at its peak ({recipe.stage}, {found.peak})"),
             ("reserved", _interval(found.reserved)),
             ("device", f"{_interval(found.device)}, with what is there before any tensor"),
+            *([("measured", made.calibrated)] if made.calibrated else []),
             *([("rough", found.rough)] if found.rough else []),
         ]
     )

@@ -7,9 +7,11 @@ import psutil
 from msgspec import Struct
 
 from stackllama_engine.budget.architecture import Architecture
+from stackllama_engine.budget.calibration import Calibration
 from stackllama_engine.contract.errors import UsageError
 from stackllama_engine.contract.run_dir import RUN_ID, Home, RunDir
 from stackllama_engine.contract.stages import Stage
+from stackllama_engine.launch.calibrate import calibration
 from stackllama_engine.launch.gpus import visible_gpus
 
 from ..sanitise import one_line
@@ -40,6 +42,8 @@ class Shapes(Struct, frozen=True, kw_only=True):
     """The model that memory is needed for; None while none is named."""
     reward: Architecture | None = None
     """Of a reward model that is a model of its own; None: an adapter on the policy's base, or not known."""
+    calibration: Calibration | None = None
+    """What finished runs of this home measured on this machine."""
     trouble: str = ""
 
     @property
@@ -63,11 +67,18 @@ def read_shapes(home: Home, asked: Asked) -> Shapes:
     if not name:
         return Shapes(asked=asked, trouble=f"{one_line(asked.model)}: its base is not known")
     entry = describe(home, name)
+    trouble = "" if entry.architecture else entry.trouble or ""
+    known: Calibration | None = None
+    try:
+        known = calibration(home.path)
+    except OSError as error:
+        trouble = trouble or one_line(f"{error.filename} cannot be read: {error.strerror}")
     return Shapes(
         asked=asked,
         entry=entry,
         reward=_own_reward(home, asked.reward) if asked.reward else None,
-        trouble="" if entry.architecture else entry.trouble or "",
+        calibration=known,
+        trouble=trouble,
     )
 
 

@@ -11,6 +11,7 @@ from msgspec import Struct
 
 from stackllama_engine.budget import fit
 from stackllama_engine.budget.architecture import Architecture
+from stackllama_engine.budget.calibration import Calibration
 from stackllama_engine.budget.estimate import Estimate, EstimatedRecipe, estimate
 from stackllama_engine.budget.rules import Rule, rules_for
 from stackllama_engine.contract.recipe import AnyRecipe, MergeRecipe, PipelineRecipe
@@ -88,6 +89,9 @@ class _Part(Struct, frozen=True):
     on_gpu: bool
     processes: int
     memories: tuple[Memory, ...]
+    calibration: Calibration | None
+    calibrated: str | None
+    """That earlier runs gave the range, in one line."""
 
     @property
     def room(self) -> int | None:
@@ -105,6 +109,11 @@ class _Part(Struct, frozen=True):
         verdict = fit.fits(self.found, self.room) if self.room is not None else "yes"
         return ("yes", "tight", "no").index(verdict), self.on_gpu, self.found.device[1]
 
+    def adjust(self, recipe: EstimatedRecipe, found: Estimate) -> Estimate:
+        """The same of a changed recipe."""
+        known = self.calibration
+        return known.narrow(found, recipe, gpus=self.processes, on_gpu=self.on_gpu)[0] if known else found
+
     def _least(self, sizes: list[int]) -> int | None:
         return min(sizes) // (1 if self.on_gpu else self.processes) if sizes else None
 
@@ -118,6 +127,7 @@ def build_view(
     model: str = "",
     reward: Architecture | None = None,
     trouble: str = "",
+    calibration: Calibration | None = None,
 ) -> BudgetView:
     """The budget of a recipe on this machine. Takes a few milliseconds, of a pipeline a few more.
 
@@ -129,18 +139,19 @@ def build_view(
         model: the name to show; empty: the architecture's.
         reward: PPO with a reward model of its own.
         trouble: why recipe or architecture is missing, in one sentence.
+        calibration: what earlier runs measured here.
     """
     name = one_line(model or (architecture.name if architecture else ""))
     if recipe is None or architecture is None:
         return _without_estimate(name, architecture, gpus, ram, one_line(trouble))
-    parts = [_part(stage, one, architecture, gpus, ram, reward) for stage, one in _stages(recipe)]
+    parts = [_part(stage, one, architecture, gpus, ram, reward, calibration) for stage, one in _stages(recipe)]
     worst = max(parts, key=lambda part: part.rank)
     verdict, reason = _verdict(worst)
     return BudgetView(
         model=name,
         parameters=architecture.parameters,
         memories=_shown(worst.memories),
-        note=_note(gpus, worst),
+        note="; ".join(filter(None, (_note(gpus, worst), worst.calibrated))),
         parts=tuple(Part(one.name, one.bytes) for one in worst.found.components if one.bytes),
         allocated=worst.found.allocated,
         reserved=worst.found.reserved,
@@ -219,12 +230,16 @@ def _part(
     gpus: Sequence[Memory],
     ram: Memory | None,
     reward: Architecture | None,
+    calibration: Calibration | None,
 ) -> _Part:
     on_gpu = bool(gpus) and not recipe.use_cpu
     processes = recipe.num_processes or (len(gpus) if on_gpu else 1)
     memories = tuple(gpus[:processes]) if on_gpu else (ram,) if ram else ()
     found = estimate(recipe, architecture, gpus=processes, on_gpu=on_gpu, reward=reward)
-    return _Part(recipe, found, stage, on_gpu, processes, memories)
+    told = None
+    if calibration:
+        found, told = calibration.narrow(found, recipe, gpus=processes, on_gpu=on_gpu)
+    return _Part(recipe, found, stage, on_gpu, processes, memories, calibration, told)
 
 
 def _shown(memories: Sequence[Memory]) -> tuple[Memory, ...]:
@@ -270,8 +285,9 @@ def _offers(worst: _Part, architecture: Architecture, reward: Architecture | Non
     if worst.room is None:
         return ()
     found = fit.suggestions(
-        worst.recipe, architecture, worst.room, gpus=worst.processes, on_gpu=worst.on_gpu, reward=reward
-    )
+        worst.recipe, architecture, worst.room, gpus=worst.processes, on_gpu=worst.on_gpu, reward=reward,
+        adjust=worst.adjust,
+    )  # fmt: skip
     found.sort(key=lambda one: one.fits != "yes")  # where only several changes together are enough, they come first
     prefix = f"{worst.stage}." if worst.stage else ""
     return tuple(

@@ -19,6 +19,7 @@ from stackllama_engine.contract.errors import UsageError
 from stackllama_engine.contract.run_dir import RUN_ID, Home, RunDir
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.data.kinds import DEMO
+from stackllama_engine.launch.hub_cache import snapshot
 from stackllama_engine.launch.inputs import DEMO_BASE
 
 from ..paths import model_cache
@@ -30,7 +31,6 @@ MOST = 500
 """Models of each kind."""
 _MOST_SEEN = 5000
 """Entries of one directory that are looked at."""
-_COMMIT = re.compile(r"[0-9a-f]{6,64}")
 _REPOSITORY = re.compile(r"models--([\w.-]+?)(?:--([\w.-]+))?", re.ASCII)
 _WRITES = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 _AWAY = "not on this machine: it would be downloaded"
@@ -119,7 +119,7 @@ def locate(home: Home, name: str, cache: Path | None = None) -> Path | None:
     folder = "models--" + (f"{organisation}--{rest}" if organisation else rest)
     if not _REPOSITORY.fullmatch(folder):
         return None
-    return _snapshot((cache or model_cache()) / folder)
+    return snapshot((cache or model_cache()) / folder)
 
 
 def _entry(name: str, kind: Kind, path: Path, note: str | None = None) -> ModelEntry:
@@ -183,22 +183,12 @@ def _cached(cache: Path) -> Iterator[ModelEntry]:
         if not match:
             continue
         name = "/".join(part for part in match.groups() if part)
-        if snapshot := _snapshot(repository):
-            entry = _entry(name, "cache", snapshot)
-            if entry.architecture is None and not (snapshot / "config.json").exists():
-                yield from (_entry(str(file), "cache", file) for file in _ggufs(snapshot))
+        if files := snapshot(repository):
+            entry = _entry(name, "cache", files)
+            if entry.architecture is None and not (files / "config.json").exists():
+                yield from (_entry(str(file), "cache", file) for file in _ggufs(files))
             elif not (entry.trouble or "").endswith("writes no text"):
                 yield entry
-
-
-def _snapshot(repository: Path) -> Path | None:
-    """The files of a cached repository's main revision."""
-    try:
-        commit = (repository / "refs" / "main").read_bytes()[:128].decode("ascii", "replace").strip()
-    except OSError:  # never downloaded whole, or another revision only
-        return None
-    snapshot = repository / "snapshots" / commit
-    return snapshot if _COMMIT.fullmatch(commit) and snapshot.is_dir() else None
 
 
 def _in_folders(folders: Iterable[Path]) -> Iterator[ModelEntry]:

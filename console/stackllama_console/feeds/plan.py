@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Struct
 
 from stackllama_engine.budget.architecture import Architecture, read_architecture
+from stackllama_engine.budget.calibration import Calibration
 from stackllama_engine.budget.estimate import Estimate, EstimatedRecipe, estimate
 from stackllama_engine.budget.fit import Fits, Suggestion, fits, suggestions
 from stackllama_engine.contract.errors import UsageError
@@ -38,17 +39,20 @@ class Plan(Struct, frozen=True, kw_only=True):
 
     architecture: Architecture
     estimate: Estimate
+    calibrated: str | None = None
+    """That earlier runs gave the intervals, in one line; None: they are the formula's own."""
     fits: Fits
     suggestions: list[Suggestion]
 
 
-def make_plan(home: Home, recipe: EstimatedRecipe, place: Place) -> Plan:
+def make_plan(home: Home, recipe: EstimatedRecipe, place: Place, calibration: Calibration | None = None) -> Plan:
     """Estimate a recipe.
 
     Args:
         home: whose runs it may name.
         recipe: any stage's but a pipeline's.
         place: the device.
+        calibration: what earlier runs measured on that device; None: nothing.
 
     Raises:
         UsageError: the model's files are not on this machine, or not readable.
@@ -58,12 +62,19 @@ def make_plan(home: Home, recipe: EstimatedRecipe, place: Place) -> Plan:
     found = estimate(recipe, architecture, gpus=place.gpus, on_gpu=place.on_gpu, reward=reward)
     if note:
         found = msgspec.structs.replace(found, rough="; ".join(part for part in (found.rough, note) if part))
+
+    def adjusted(changed: EstimatedRecipe, one: Estimate) -> tuple[Estimate, str | None]:
+        return calibration.narrow(one, changed, gpus=place.gpus, on_gpu=place.on_gpu) if calibration else (one, None)
+
+    found, told = adjusted(recipe, found)
     return Plan(
         architecture=architecture,
         estimate=found,
+        calibrated=told,
         fits=fits(found, place.bytes),
         suggestions=suggestions(
-            recipe, architecture, place.bytes, gpus=place.gpus, on_gpu=place.on_gpu, reward=reward
+            recipe, architecture, place.bytes, gpus=place.gpus, on_gpu=place.on_gpu, reward=reward,
+            adjust=lambda changed, one: adjusted(changed, one)[0],
         ),
     )  # fmt: skip
 

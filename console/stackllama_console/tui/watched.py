@@ -10,8 +10,6 @@ from typing import Any
 from msgspec import Struct
 
 from stackllama_engine.contract.errors import StackllamaError, UsageError
-from stackllama_engine.contract.recipe import MergeRecipe, PipelineRecipe
-from stackllama_engine.contract.recipe_io import load_recipe
 from stackllama_engine.contract.run_dir import Home, RunDir, State
 from stackllama_engine.contract.stages import Stage
 
@@ -207,19 +205,15 @@ def predicted_peak(run: RunDir) -> float | None:
 
     None where it cannot say.
     """
-    from stackllama_engine.budget.architecture import read_architecture
-    from stackllama_engine.budget.estimate import estimate
-    from stackllama_engine.launch.gpus import visible_gpus
+    from stackllama_engine.launch.expected import expected
 
     try:
-        recipe = load_recipe(run.read_state().stage, run.recipe_file)
-        if isinstance(recipe, MergeRecipe | PipelineRecipe):
-            return None
-        on_gpu = bool(visible_gpus()) and not recipe.use_cpu
-        found = estimate(recipe, read_architecture(Path(recipe.model_name_or_path)), on_gpu=on_gpu)
-    except (StackllamaError, OSError):  # a hub model, or files that have gone: no line is drawn
+        found = expected(run, run.read_state().stage)
+    except (StackllamaError, OSError):  # files that have gone: no line is drawn
         return None
-    return float(found.allocated if on_gpu else sum(found.device) / 2)
+    if found is None:
+        return None
+    return float(found.estimate.allocated if found.on_gpu else sum(found.estimate.device) / 2)
 
 
 def _sample(row: Any) -> dict[str, Any]:

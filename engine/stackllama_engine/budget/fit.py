@@ -1,6 +1,6 @@
 """Whether a run fits a device, and which changes of its recipe would make it fit, with what each costs."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import msgspec
@@ -13,6 +13,7 @@ from .architecture import Architecture
 from .estimate import Estimate, EstimatedRecipe, estimate
 
 Fits = Literal["yes", "tight", "no"]
+Adjust = Callable[[EstimatedRecipe, Estimate], Estimate]
 _WORTH = 0.01
 """Least saving, as a share of the peak, that is worth a line."""
 _WORTH_TOGETHER = 0.03
@@ -59,6 +60,7 @@ def suggestions(
     gpus: int = 1,
     on_gpu: bool = True,
     reward: Architecture | None = None,
+    adjust: Adjust | None = None,
 ) -> list[Suggestion]:
     """Changes that save memory: those that make it fit first, among them the cheapest first.
 
@@ -71,11 +73,12 @@ def suggestions(
         gpus: as for :func:`.estimate.estimate`.
         on_gpu: likewise.
         reward: likewise.
+        adjust: what earlier runs know about an estimate; None: the formula alone.
     """
     if isinstance(recipe, MergeRecipe):  # it holds the model in float32, and nothing else
         return []
 
-    workplace = _Workplace(arch, device_bytes, gpus, on_gpu, reward)
+    workplace = _Workplace(arch, device_bytes, gpus, on_gpu, reward, adjust)
     before = workplace.measure(recipe)
     best = [(rank, workplace.best_of(options, recipe, before)) for rank, options in enumerate(_ladders(recipe))]
     found = [(rank, one) for rank, one in best if one and one.saving > _WORTH * before.allocated]
@@ -95,10 +98,12 @@ class _Workplace(Struct, frozen=True):
     gpus: int
     on_gpu: bool
     reward: Architecture | None
+    adjust: Adjust | None
 
     def measure(self, recipe: TrainRecipe) -> Estimate:
         assert isinstance(recipe, SFTRecipe | RewardRecipe | PPORecipe)
-        return estimate(recipe, self.arch, gpus=self.gpus, on_gpu=self.on_gpu, reward=self.reward)
+        found = estimate(recipe, self.arch, gpus=self.gpus, on_gpu=self.on_gpu, reward=self.reward)
+        return self.adjust(recipe, found) if self.adjust else found
 
     def best_of(self, options: list[_Change], recipe: TrainRecipe, before: Estimate) -> Suggestion | None:
         """The mildest option that fits, or the one that comes nearest to it."""

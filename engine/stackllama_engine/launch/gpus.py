@@ -2,8 +2,18 @@
 
 import os
 from collections.abc import Mapping
+from typing import Any
 
 import pynvml  # pyright: ignore[reportMissingTypeStubs]
+from msgspec import Struct
+
+
+class Card(Struct, frozen=True):
+    """One GPU."""
+
+    name: str
+    memory: int
+    """Bytes in all."""
 
 
 def visible_gpus(environment: Mapping[str, str] = os.environ) -> list[str]:
@@ -36,3 +46,23 @@ def _device_count() -> int:
         return int(pynvml.nvmlDeviceGetCount())
     finally:
         pynvml.nvmlShutdown()
+
+
+def first_card() -> Card | None:
+    """The first visible GPU; None without one, or where the driver does not say (a slice of a card, perhaps)."""
+    names = visible_gpus()
+    if not names:
+        return None
+    nvml: Any = pynvml
+    try:
+        nvml.nvmlInit()
+        try:
+            by_index = names[0].isdecimal()
+            handle = (
+                nvml.nvmlDeviceGetHandleByIndex(int(names[0])) if by_index else nvml.nvmlDeviceGetHandleByUUID(names[0])
+            )
+            return Card(str(nvml.nvmlDeviceGetName(handle)), int(nvml.nvmlDeviceGetMemoryInfo(handle).total))
+        finally:
+            nvml.nvmlShutdown()
+    except pynvml.NVMLError:
+        return None

@@ -1,11 +1,12 @@
 """Whoever looks at a run sets it right: a free lock and an unfinished state mean that its supervisor is gone."""
 
+import contextlib
 import os
 import time
 
 import msgspec
 
-from ..contract.errors import RefusedError
+from ..contract.errors import RefusedError, StackllamaError
 from ..contract.events import Event, EventReader
 from ..contract.run_dir import Home, RunDir, State
 from ..contract.stages import Stage
@@ -126,4 +127,9 @@ def _close(run: RunDir, state: State) -> State:
             last_lines=last_log_lines(run.attempt_dir(state.attempt) / "log.txt"),
         )  # fmt: skip
     run.write_state(state)
+    if state.phase == "finished":
+        from .calibrate import add_finished
+
+        with contextlib.suppress(OSError, StackllamaError):  # a home that is full: later estimates stay wider
+            add_finished(run, state)
     return state

@@ -218,10 +218,21 @@ class Supervisor:
             ended=time.time(),
             last_lines=lines,
         )
+        if outcome.phase == "finished":
+            self._remember()
         deadline = time.monotonic() + _DISK_PATIENCE
         while self._unsaved and time.monotonic() < deadline:
             time.sleep(_POLL)
             self._record()
+
+    def _remember(self) -> None:
+        """What it took in memory makes later estimates better."""
+        try:
+            from .calibrate import add_finished
+
+            add_finished(self.run, self.state)
+        except Exception as error:  # noqa: BLE001 - the run has finished, and stays so
+            _note(f"what the run took in memory is not remembered: {error!r}")
 
     def _record(self, **changes: object) -> None:
         """Change the state; on a full disk it is kept and written at the next look."""

@@ -270,6 +270,7 @@ class LaunchScreen(ConsoleScreen):
             model=shapes.entry.title if shapes and shapes.entry else self.draft.model,
             reward=shapes.reward if shapes else None,
             trouble=trouble if self.draft.model else "",
+            calibration=shapes.calibration if shapes else None,
         )
         panel = self.query_one(BudgetPanel)
         panel.show(self.budget)

@@ -1,0 +1,97 @@
+"""What the budget expects of a run that exists, from its own files: recipe, launch, and the models that it names."""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from ..budget.architecture import Architecture, read_architecture
+from ..budget.estimate import Estimate, estimate
+from ..contract.errors import UsageError
+from ..contract.files import existing
+from ..contract.recipe import PPORecipe, RewardRecipe, SFTRecipe
+from ..contract.recipe_io import load_recipe
+from ..contract.run_dir import RunDir
+from ..contract.stages import TRAINING_STAGES, Stage
+from .hub_cache import cached_model
+
+TrainedRecipe = SFTRecipe | RewardRecipe | PPORecipe
+_ADAPTER_FILES = (("base.json", "name"), ("adapter_config.json", "base_model_name_or_path"))
+
+
+class Expected(Struct, frozen=True, kw_only=True):
+    """A training run, and its estimate on one of its devices."""
+
+    recipe: TrainedRecipe
+    architecture: Architecture
+    reward: Architecture | None
+    """PPO's reward model where it is one of its own."""
+    gpus: int
+    on_gpu: bool
+    estimate: Estimate
+
+
+def expected(run: RunDir, stage: Stage) -> Expected | None:
+    """The estimate of a launched training run; None for other runs, and where the model's files are not here.
+
+    Raises:
+        UsageError: recipe, launch or model files cannot be read.
+    """
+    if stage not in TRAINING_STAGES:
+        return None
+    recipe = load_recipe(stage, run.recipe_file)
+    assert isinstance(recipe, SFTRecipe | RewardRecipe | PPORecipe)
+    files = _files(recipe.model_name_or_path)
+    if files is None:
+        return None
+    environment = run.read_launch().environment
+    on_gpu = environment.get("ACCELERATE_USE_CPU") == "false"
+    gpus = recipe.num_processes or 1
+    architecture = read_architecture(files)
+    reward = _own_reward(recipe, files) if isinstance(recipe, PPORecipe) else None
+    return Expected(
+        recipe=recipe,
+        architecture=architecture,
+        reward=reward,
+        gpus=gpus,
+        on_gpu=on_gpu,
+        estimate=estimate(recipe, architecture, gpus=gpus, on_gpu=on_gpu, reward=reward),
+    )
+
+
+def _own_reward(recipe: PPORecipe, base: Path) -> Architecture | None:
+    """None: an adapter on the policy's base (or not here, and taken for one)."""
+    files = _files(recipe.reward_model_path)
+    if files is None:
+        return None
+    named = _base_of(files)
+    if named is None:
+        return read_architecture(files)
+    other = _files(named)
+    return None if other in (None, base) else read_architecture(other)
+
+
+def _base_of(adapter: Path) -> str | None:
+    """The base that an adapter names; None for what is no adapter.
+
+    Raises:
+        UsageError: unreadable.
+    """
+    if not (adapter / "adapter_config.json").is_file():
+        return None
+    for file, key in _ADAPTER_FILES:
+        try:
+            facts = msgspec.json.decode((adapter / file).read_bytes(), type=dict[str, Any])
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError) as error:
+            raise UsageError(f"{adapter / file}: cannot be read: {error}.") from None
+        if isinstance(name := facts.get(key), str) and name:
+            return name
+    return ""
+
+
+def _files(name: str) -> Path | None:
+    """Of a resolved recipe's path or hub id."""
+    return (existing(name) or cached_model(name)) if name else None
