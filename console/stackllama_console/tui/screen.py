@@ -119,9 +119,11 @@ class ConsoleScreen(Screen[Any]):
         if not gc.isenabled():  # off since the start, see `cli/console.py`
             gc.freeze()
             gc.enable()
+        clock = asyncio.get_running_loop().time
         while True:
             await self._visible.wait()
+            begun = clock()
             news = await asyncio.to_thread(self.look)
             if news is not None and self.is_attached:
                 self.show(news)
-            await asyncio.sleep(self.INTERVAL)
+            await asyncio.sleep(max(self.INTERVAL / 5, begun + self.INTERVAL - clock()))
