@@ -58,9 +58,9 @@ class TypedAhead:
     async def _run_now(self, event: events.Key) -> None:
         active = self.owner.screen.active_bindings.get(event.key)
         if active is not None and active.enabled and active.node in (self.owner, self.rows, self.field):
-            _stop(event)
             app = cast("App[None]", self.owner.app)  # pyright: ignore[reportUnknownMemberType]
-            await app.run_action(active.binding.action, active.node)
+            if await app.run_action(active.binding.action, active.node):  # else the key means something further up
+                _stop(event)
 
 
 def _stop(event: events.Key) -> None:

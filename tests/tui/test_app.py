@@ -1,0 +1,342 @@
+"""The application's own keys: help, palette, themes, screenshots, keymap, the way out."""
+
+import json
+from pathlib import Path
+
+import pytest
+from tests.tui.app_kit import Shown, run_app
+from tests.tui.screens_kit import isolate
+from textual.binding import Binding
+from textual.command import CommandPalette
+from textual.widgets import Static
+
+from stackllama_console.tui.app import ConsoleApp
+from stackllama_console.tui.keymap import as_bindings
+from stackllama_console.tui.screens.compare import CompareScreen
+from stackllama_console.tui.screens.help import HelpScreen
+from stackllama_console.tui.screens.launch import LaunchScreen
+from stackllama_console.tui.screens.monitor import MonitorScreen
+from stackllama_console.tui.screens.runs import RunsScreen
+from stackllama_console.tui.screens.samples import SamplesScreen
+from stackllama_console.tui.themes import load_themes
+from stackllama_console.tui.widgets.chart import Chart
+from stackllama_console.tui.widgets.log_view import LogView
+from stackllama_engine.contract.run_dir import Home
+
+TO_SCREENS: dict[str, tuple[tuple[str, ...], type, str]] = {
+    "runs": ((), RunsScreen, "tuned"),
+    "monitor": (("enter",), MonitorScreen, "rollout 40"),
+    "launch": (("n",), LaunchScreen, "model"),
+    "samples": (("a",), SamplesScreen, "because"),
+    "compare": (("space", "space", "c"), CompareScreen, "compare  2 runs"),
+}
+
+
+async def _go(shown: Shown, name: str) -> None:
+    keys, kind, text = TO_SCREENS[name]
+    await shown.shows("tuned", "aligned")
+    for key in keys:
+        await shown.press(key)
+    await shown.until(lambda: isinstance(shown.front, kind))
+    await shown.shows(text)
+
+
+def _named(bindings: list[Binding]) -> list[Binding]:
+    return [binding for binding in bindings if binding.id]
+
+
+@pytest.mark.parametrize("name", TO_SCREENS)
+def test_help_lists_every_key_that_works_here_with_its_id(stocked: Home, name: str) -> None:
+    kind = TO_SCREENS[name][1]
+    wanted = _named([*as_bindings(vars(kind)["BINDINGS"]), *as_bindings(ConsoleApp.BINDINGS)])
+    if name == "monitor":
+        wanted += _named([*as_bindings(Chart.BINDINGS), *as_bindings(LogView.BINDINGS)])
+
+    async def script(shown: Shown) -> None:
+        await _go(shown, name)
+        await shown.press("question_mark")
+        await shown.until(lambda: isinstance(shown.front, HelpScreen))
+        lines = str(shown.front.query(Static).first().render()).splitlines()
+        for binding in wanted:
+            row = next((line for line in lines if line.split()[-1:] == [binding.id]), None)
+            assert row is not None and binding.description in row, binding
+            assert row.split()[0] not in (binding.description, binding.id), f"{binding.id} shows no key"
+        await shown.press("question_mark")
+        await shown.until(lambda: isinstance(shown.front, kind))
+
+    run_app(stocked, script)
+
+
+@pytest.mark.slow
+def test_help_scrolls_and_q_only_closes_it(stocked: Home) -> None:
+    async def script(shown: Shown) -> None:
+        await _go(shown, "runs")
+        await shown.press("question_mark")
+        await shown.shows("runs.launch")
+        assert "app.quit_always" not in shown.text
+        await shown.press(*["j"] * 40)
+        await shown.shows("app.quit_always", "q only stops looking", "keymap.yaml")
+        await shown.press(*["k"] * 40)
+        await shown.shows("runs.launch")
+        await shown.press("q")
+        await shown.reaches("RunsScreen")
+
+    run_app(stocked, script)
+
+
+@pytest.mark.parametrize("name", ["runs", "monitor", "samples"])
+def test_q_leaves_from_anywhere_with_0(stocked: Home, name: str) -> None:
+    async def script(shown: Shown) -> None:
+        await _go(shown, name)
+        await shown.press("q")
+        await shown.until(lambda: not shown.app.is_running or shown.app._exit)
+
+    assert run_app(stocked, script).return_code == 0
+
+
+def test_escape_and_ctrl_c_do_not_leave(stocked: Home) -> None:
+    async def script(shown: Shown) -> None:
+        await _go(shown, "runs")
+        await shown.press("escape", "escape", "ctrl+c")
+        await shown.notified("q leaves the console; runs go on")
+        assert shown.name == "RunsScreen" and not shown.app._exit
+
+    run_app(stocked, script)
+
+
+def test_a_run_or_directory_named_on_the_command_line_is_opened(stocked: Home) -> None:
+    async def script(shown: Shown) -> None:
+        await shown.reaches("MonitorScreen")
+        await shown.shows("rollout 40")
+        await shown.press("escape")
+        await shown.shows("tuned")
+
+    run_app(stocked, script, target="aligned")
+
+
+# the palette
+
+
+def test_the_palette_has_every_action_and_theme_and_does_it(stocked: Home) -> None:
+    async def script(shown: Shown) -> None:
+        await _go(shown, "runs")
+        commands = {command.title: command.help for command in shown.app.get_system_commands(shown.front)}
+        for binding in _named(as_bindings(RunsScreen.BINDINGS)):
+            assert (binding.id or "") in commands[binding.description]
+        assert {f"theme: {theme.name}" for theme in load_themes()[0]} <= commands.keys()
+        await shown.press("colon")
+        await shown.until(lambda: isinstance(shown.front, CommandPalette))
+        await shown.fill("edit a copy")
+        await shown.shows("runs.clone")
+        await shown.press("enter")
+        await shown.until(lambda: isinstance(shown.front, LaunchScreen))
+        await shown.shows("cloned from aligned")
+
+    run_app(stocked, script)
+
+
+# themes
+
+
+def _settings(tmp_path: Path) -> dict[str, object]:
+    file = tmp_path / "state" / "stackllama" / "settings.json"
+    return json.loads(file.read_text()) if file.is_file() else {}
+
+
+def test_themes_go_round_and_the_last_one_is_remembered(stocked: Home, tmp_path: Path) -> None:
+    names = [theme.name for theme in load_themes()[0]]
+    assert len(names) >= 5
+
+    async def script(shown: Shown) -> None:
+        await _go(shown, "runs")
+        assert shown.app.theme == "dusk"
+        seen: list[str] = []
+        for _ in names:
+            await shown.press("T")
+            seen.append(shown.app.theme)
+            assert _settings(tmp_path).get("theme", "dusk") == shown.app.theme
+            shown.assert_clean()
+        assert sorted(seen) == sorted(names) and seen[-1] == "dusk"
+        await shown.press("T")
+
+    last = run_app(stocked, script).theme
+    assert last != "dusk"
+
+    async def again(shown: Shown) -> None:
+        assert shown.app.theme == last
+
+    run_app(stocked, again)
+
+
+def _theme(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def test_a_bad_theme_file_is_one_notice(stocked: Home, tmp_path: Path) -> None:
+    folder = tmp_path / "config" / "stackllama" / "themes"
+    _theme(folder / "bad.yaml", "name: bad\nprimary: '[bold]nonsense'\n")
+
+    async def script(shown: Shown) -> None:
+        await _go(shown, "runs")
+        assert len(shown.said) == 1 and "bad.yaml" in shown.said[0]
+        assert "bad" not in shown.app.available_themes and shown.app.theme == "dusk"
+
+    run_app(stocked, script)
+
+
+def test_a_theme_of_ones_own_is_worn(stocked: Home, tmp_path: Path) -> None:
+    source = Path(__file__).parents[2] / "themes" / "dusk.yaml"
+    text = source.read_text().replace("name: dusk", "name: mine")
+    _theme(tmp_path / "config" / "stackllama" / "themes" / "mine.yaml", text)
+
+    async def script(shown: Shown) -> None:
+        await _go(shown, "runs")
+        shown.app.choose_theme("mine")
+        await shown.pilot.pause()
+
+    run_app(stocked, script)
+    assert _settings(tmp_path)["theme"] == "mine"
+
+
+@pytest.mark.parametrize("theme", [theme.name for theme in load_themes()[0]])
+def test_every_screen_wears_every_theme(stocked: Home, theme: str) -> None:
+    async def script(shown: Shown) -> None:
+        shown.app.choose_theme(theme)
+        for name in ("monitor", "launch"):
+            await _go(shown, name)
+            shown.assert_clean()
+            await shown.press("escape")
+        await shown.press("question_mark")
+        await shown.until(lambda: isinstance(shown.front, HelpScreen))
+        shown.assert_clean()
+
+    run_app(stocked, script, size=(130, 40))
+
+
+# screenshots
+
+
+def test_the_screen_is_saved_as_svg(stocked: Home, tmp_path: Path) -> None:
+    async def script(shown: Shown) -> None:
+        await _go(shown, "runs")
+        await shown.press("P")
+        await shown.notified(".svg")
+
+    run_app(stocked, script)
+    (file,) = (tmp_path / "state" / "stackllama" / "screenshots").glob("*.svg")
+    assert "aligned" in file.read_text()
+
+
+def test_a_screen_that_cannot_be_saved_is_said(stocked: Home, tmp_path: Path) -> None:
+    state = tmp_path / "state" / "stackllama"
+    state.mkdir(parents=True)
+    (state / "screenshots").write_text("a file where a folder should be")
+
+    async def script(shown: Shown) -> None:
+        await _go(shown, "runs")
+        await shown.press("P")
+        await shown.notified("not saved")
+
+    run_app(stocked, script)
+
+
+# keys of a person's own
+
+
+def _keymap(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "config" / "stackllama" / "keymap.yaml"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+
+
+def test_a_keymap_changes_keys_and_help_shows_them(stocked: Home, tmp_path: Path) -> None:
+    _keymap(tmp_path, 'runs.launch: "m"\napp.help: "f1,?"\n')
+
+    async def script(shown: Shown) -> None:
+        await _go(shown, "runs")
+        assert shown.said == []
+        await shown.press("n")
+        assert shown.name == "RunsScreen"
+        await shown.press("f1")
+        await shown.until(lambda: isinstance(shown.front, HelpScreen))
+        row = next(line for line in shown.lines if "runs.launch" in line)
+        assert row.split()[1:3] == ["m", "new"]
+        await shown.press("escape", "m")
+        await shown.until(lambda: isinstance(shown.front, LaunchScreen))
+
+    run_app(stocked, script)
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("runs.launch: q\n", ("`q`", "`runs.launch`", "`app.quit`")),
+        ("runs.lunch: m\n", ("no binding `runs.lunch`", "did you mean `runs.launch`")),
+        ("runs.launch: [", ("cannot be read",)),
+        ("'[bold]x[/]': m\n", ("no binding `[bold]x[/]`",)),
+    ],
+)
+def test_what_is_wrong_with_a_keymap_is_said(stocked: Home, tmp_path: Path, text: str, parts: tuple[str, ...]) -> None:
+    _keymap(tmp_path, text)
+
+    async def script(shown: Shown) -> None:
+        await _go(shown, "runs")
+        await shown.notified(*parts)
+
+    run_app(stocked, script)
+
+
+# what is not there, not readable, not writable
+
+
+def test_a_damaged_settings_file_is_one_notice(stocked: Home, tmp_path: Path) -> None:
+    file = tmp_path / "state" / "stackllama" / "settings.json"
+    file.parent.mkdir(parents=True)
+    file.write_text("{")
+
+    async def script(shown: Shown) -> None:
+        await _go(shown, "runs")
+        assert len(shown.said) == 1 and "starting with the defaults" in shown.said[0]
+
+    run_app(stocked, script)
+
+
+def test_nothing_to_write_to_is_said_and_no_crash(stocked: Home, tmp_path: Path) -> None:
+    (tmp_path / "state").write_text("a file where a folder should be")
+
+    async def script(shown: Shown) -> None:
+        await _go(shown, "runs")
+        await shown.press("T")
+        await shown.notified("cannot be written")
+        await shown.press("enter")
+        await shown.shows("rollout 40")
+        await shown.press("d", "Y")
+        await shown.notified("copied.txt")
+
+    run_app(stocked, script)
+
+
+def test_a_home_that_is_a_file_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = isolate(tmp_path, monkeypatch)
+    home.path.mkdir()
+    home.runs_dir.write_text("no folder")
+
+    async def script(shown: Shown) -> None:
+        await shown.shows("runs  0")
+        shown.assert_clean()
+
+    run_app(home, script)
+
+
+def test_notices_are_never_read_as_markup(stocked: Home) -> None:
+    async def script(shown: Shown) -> None:
+        await _go(shown, "runs")
+        shown.front.say("x [/] [@click=app.quit]quit[/] \x1b[2J")
+        shown.front.say("[/INST]", trouble=True)
+        await shown.pilot.pause()
+        raised = list(shown.app._notifications)
+        assert all(not notice.markup for notice in raised) and len(raised) == 2
+        assert raised[0].message == "x [/] [@click=app.quit]quit[/]"
+
+    run_app(stocked, script)
