@@ -52,8 +52,8 @@ def test_phases_have_names_of_their_stage(llama_7b: Architecture) -> None:
 
 
 def test_int8_lora_at_batch_4_by_1024(llama_7b: Architecture) -> None:
-    """A full trace of allocations gave 12.2 GB with reentrant checkpointing."""
-    assert on_gpu(llama_7b, Stage.SFT).allocated == pytest.approx(12.2 * GB, rel=0.03)
+    """Traced with fake tensors: 11.82 GB with reentrant checkpointing."""
+    assert on_gpu(llama_7b, Stage.SFT).allocated == pytest.approx(11.816 * GB, rel=0.01)
 
 
 def test_int8_lora_at_batch_1_meets_the_rule(llama_7b: Architecture) -> None:

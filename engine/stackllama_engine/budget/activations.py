@@ -88,8 +88,7 @@ def linear_inputs(arch: Architecture, mode: LayerMode) -> int:
         norm_outputs = sum(2 * arch.hidden * readers[s] if cast else stream * arch.hidden for s in ("attn", "mlp"))
         return norm_outputs + c * arch.intermediate * arch.experts_used
     if mode.precision.quant == "int8":
-        apart = c * arch.q if mode.precision.amp else 0  # attention's 16-bit output is cast back for the matrix
-        return 2 * stream * arch.hidden + c * arch.intermediate * arch.experts_used + apart
+        return 2 * stream * arch.hidden + c * arch.intermediate * arch.experts_used
     return 0
 
 
@@ -120,18 +119,67 @@ def layer(arch: Architecture, mode: LayerMode) -> int:
     return sum(part(arch, mode) for part in parts)
 
 
-def backward_transient(arch: Architecture, mode: LayerMode) -> int:
-    """The most that a layer's backward pass holds besides what was kept: gradients of the MLP's inner tensors, or of
-    the scores, by when what the MLP kept is gone; and of the residual stream."""
+def spared(arch: Architecture, mode: LayerMode) -> int:
+    """What the first layer does not keep, a token, where nothing before it is trained: its first norm, and the ways
+    of its input to matrices and adapters, have no gradient to pass on."""
+    if mode.full:
+        return 0
+    h, stream = arch.hidden, _stream(mode)
+    first = stream * h + 8 if arch.family in LAYER_NORMS else 4 * h + 4
+    masks = sum(mode.dropout_mask * one.inputs for one in mode.targets if one.source == "attn") if mode.dropout else 0
+    kept_for_int8 = stream * h if mode.precision.quant == "int8" and mode.dropout else 0
+    return first + masks + kept_for_int8
+
+
+def norm_backward(arch: Architecture, mode: LayerMode) -> int:
+    """The most that the backward pass of one norm holds, a token, the stream's gradient included: an RMS norm's is
+    made of five float32 products, a layer norm's is one kernel."""
+    stream = _stream(mode) * arch.hidden
+    return 2 * stream if arch.family in LAYER_NORMS else 5 * 4 * arch.hidden + stream
+
+
+def backward_transient(arch: Architecture, mode: LayerMode, tokens: int) -> int:
+    """The most that a layer's backward pass holds besides what was kept, in bytes: the residual stream's gradient, and
+
+    - where the MLP's gate meets its other half, the gradients of both and of their product, by when what its last
+      matrix kept is gone (but not what bitsandbytes' int8 keeps);
+    - or in that last matrix, its input's gradient and the matrix written out;
+    - or the gradients of the scores, by when what the MLP kept is gone.
+    """
     width = mode.precision.compute * arch.intermediate * arch.experts_used
-    inner = 3 * width if arch.gated else 2 * width
-    return max(inner, _score_gradients(arch, mode) - mlp(arch, mode)) + 2 * mode.precision.residual * arch.hidden
+    inner = (3 if arch.gated else 2) * width - _last_input(arch, mode)
+    narrow = 2 * arch.intermediate if mode.precision.quant == "4bit" and mode.precision.compute == 4 else 0
+    matrix = tokens * (width + narrow) + dequantised(arch, mode.precision)
+    scores = _score_gradients(arch, mode) - mlp(arch, mode)
+    return tokens * mode.precision.residual * arch.hidden + max(tokens * inner, matrix, tokens * scores)
+
+
+def adapters_forward(arch: Architecture, mode: LayerMode) -> int:
+    """The most that a layer's forward pass under gradients holds besides what it keeps, a token, where adapters of
+    the MLP make it more than the backward pass does; 0 where there are none.
+
+    An adapter's product is there twice while it is scaled, beside the matrix's own, when what the MLP's last matrix
+    keeps is still to come; that one's input is there as it is given, and cast or dropped out for the adapter.
+    """
+    width = mode.precision.compute * arch.intermediate
+    wide = (2 if mode.precision.amp else mode.adapter) * arch.intermediate
+    found = 0
+    if any(one.source == "mlp" for one in mode.targets):
+        copied = width if mode.precision.quant == "4bit" else 0
+        found = 2 * wide + copied - _last_input(arch, mode)
+    if any(one.source == "down" for one in mode.targets) and mode.dropout:
+        found = max(found, width + (wide if wide != width and not mode.precision.amp else width))
+    if found <= 0:
+        return 0
+    return found + 3 * _stream(mode) * arch.hidden
 
 
 def forward_transient(arch: Architecture, mode: LayerMode) -> int:
     """What one layer holds while it runs without gradients, at its widest place: the MLP, or the attention."""
     p, width = mode.precision, mode.precision.compute * arch.intermediate * arch.experts_used
     feed = (3 if arch.gated else 4 if arch.activation == "gelu_new" else 2) * width
+    if p.quant == "int8":  # the other half's product in int32, in float16 and as it is given; its input in int8
+        feed = max(feed, (2 if arch.gated else 1) * width + 6 * arch.intermediate * arch.experts_used + arch.hidden)
     heads = p.attention * (2 * arch.q + 2 * arch.kv) + p.compute * (arch.q + arch.kv)
     scores = 2 * p.attention * arch.heads * mode.length if mode.attention in ("math", "eager") else 0
     mask = mode.length if mode.masked else 0
@@ -155,6 +203,17 @@ def leak(arch: Architecture, mode: LayerMode) -> int:
     if mode.precision.quant != "int8":
         return 0
     return 2 * _stream(mode) * arch.hidden + mode.precision.compute * (arch.q + arch.intermediate)
+
+
+def _last_input(arch: Architecture, mode: LayerMode) -> int:
+    """What the MLP's last matrix and its adapter keep of their input, gone once their gradients are there."""
+    wide = arch.intermediate * arch.experts_used
+    if mode.full:
+        return mode.precision.compute * wide
+    if not any(one.source == "down" for one in mode.targets):
+        return 0
+    element = 2 if mode.precision.amp else mode.adapter
+    return (element + (mode.dropout_mask if mode.dropout else 0)) * wide
 
 
 def _score_gradients(arch: Architecture, mode: LayerMode) -> int:

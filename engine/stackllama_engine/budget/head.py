@@ -62,14 +62,16 @@ def logit_gradients(kind: Head, vocabulary: int, tokens: int, width: int) -> int
 
 
 def tiled(arch: Architecture, precision: Precision, tokens: int, *, on_gpu: bool) -> int:
-    """One tile of logits, its slice of the head, and the hidden states' gradient in float32."""
+    """One tile of logits, its slice of the head; hidden states, and their gradient in float32 and in their dtype."""
     rows = min(tokens, TILE_TOKENS)
     tile = precision.head * rows * TILE_VOCABULARY
     columns = min(arch.vocab, TILE_VOCABULARY)
     folded = 0 if on_gpu else 5 * 4 * rows * columns
     cast = precision.head * columns * arch.hidden if precision.head != precision.other else 0
-    hidden = (4 + 2 * precision.residual) * arch.hidden * tokens
-    return tile + folded + cast + hidden
+    stream = precision.residual
+    hidden = (4 + stream + (stream if stream < 4 else 0)) * arch.hidden * tokens
+    narrow = precision.head * arch.hidden * rows if precision.head != stream else 0
+    return tile + folded + cast + hidden + narrow
 
 
 def plain(vocabulary: int, tokens: int, width: int, *, kept: bool = False) -> int:

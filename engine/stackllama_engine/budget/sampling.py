@@ -32,10 +32,11 @@ def kv_cache(arch: Architecture, mode: LayerMode, rows: int, tokens: int) -> int
 def rollout(
     arch: Architecture, mode: LayerMode, standing: Standing, rows: int, prompt: int, response: int
 ) -> PhaseEstimate:
-    """Sampling: the cache at its longest with the copy that grows it by one token, or the prompt's forward pass."""
+    """Sampling: the cache at its longest with one layer's keys twice, while they grow by one token, or the next
+    token's distribution; or the prompt's forward pass."""
     cache = kv_cache(arch, mode, rows, prompt + response)
-    grown = 2 * cache // max(1, arch.layers)
-    last = head.sampling(arch.vocab, rows) + grown + rows * activations.forward_transient(arch, mode)
+    grown = arch.kv * max(mode.precision.compute, mode.precision.residual) * rows * (prompt + response)
+    last = max(head.sampling(arch.vocab, rows), grown) + rows * activations.forward_transient(arch, mode)
     prefill = rows * prompt * activations.forward_transient(arch, mode) - kv_cache(arch, mode, rows, response)
     return phase(
         "rollout", **_standing(standing, record=False), kv_cache=cache,

@@ -55,7 +55,7 @@ def kept_by_layers(work: Workload) -> int:
     """What all layers keep between forward and backward pass."""
     arch, tokens = work.arch, work.tokens
     if work.checkpointing == "none":
-        return arch.layers * tokens * activations.layer(arch, work.mode)
+        return tokens * (arch.layers * activations.layer(arch, work.mode) - activations.spared(arch, work.mode))
     residuals = arch.layers * tokens * work.mode.precision.residual * arch.hidden
     if work.checkpointing == "plain":
         residuals += arch.layers * tokens * activations.leak(arch, work.mode)
@@ -63,22 +63,31 @@ def kept_by_layers(work: Workload) -> int:
 
 
 def one_layer(work: Workload) -> int:
-    """What one layer keeps, made again for its backward pass under checkpointing; 0 where it is there already."""
-    return 0 if work.checkpointing == "none" else work.tokens * activations.layer(work.arch, work.mode)
+    """What one layer keeps, made again for its backward pass under checkpointing; 0 where it is there already.
+
+    A float32 stream needs no copy for the first norm, which so keeps the checkpoint itself. Reentrant checkpointing
+    holds the layer's output while it goes back through it.
+    """
+    if work.checkpointing == "none":
+        return 0
+    arch, stream = work.arch, work.mode.precision.residual * work.arch.hidden
+    again = activations.layer(arch, work.mode)
+    if work.mode.precision.residual == 4 or arch.family in activations.LAYER_NORMS:
+        again -= stream
+    if work.checkpointing == "reentrant":
+        again += stream
+    return work.tokens * again
 
 
 def outside_layers(work: Workload) -> int:
-    """Token ids and the final norm; where all is trained, its output as well. Without checkpointing the norm before
-    the first adapter has nothing to pass on and keeps nothing, which makes up for the final one."""
+    """Token ids and the final norm; where all is trained, its output as well."""
     h, precision = work.arch.hidden, work.mode.precision
-    if work.mode.full:
-        return work.tokens * (24 + 4 * h + 4 + precision.residual * h)
-    return work.tokens * (24 if work.checkpointing == "none" else 24 + 4 * h + 4)
+    return work.tokens * (24 + 4 * h + 4 + (precision.residual * h if work.mode.full else 0))
 
 
 def phases(work: Workload) -> list[PhaseEstimate]:
     """Every phase of a step, from the second one on (the optimizer's states exist)."""
-    arch, full = work.arch, work.mode.full
+    arch, full, precision = work.arch, work.mode.full, work.mode.precision
     gradients = optimizer.gradients(work.trained, work.width)
     early = gradients if work.accumulates else 0
     fixed = {
@@ -99,18 +108,24 @@ def phases(work: Workload) -> list[PhaseEstimate]:
     casts, one_cast = cast_weights(work)
     later = one_cast if again else casts
     outputs = work.mode.precision.head * arch.vocab * work.tokens if work.keeps_outputs and work.head == "plain" else 0
-    transient = work.tokens * activations.backward_transient(arch, work.mode) + activations.dequantised(
-        arch, work.mode.precision
-    )
+    transient = activations.backward_transient(arch, work.mode, work.tokens)
+    forward = work.tokens * activations.adapters_forward(arch, work.mode)
+    # run again while what the final norm's backward pass made is there: its float32 gradient, and the stream's
+    rerun = forward + work.tokens * (4 + precision.residual) * arch.hidden if forward and again else 0
+    transient = max(transient, rerun)
     down = max((one.inputs * one.outputs for one in arch.linears), default=0) * work.width if full else 0
-    first = again or work.tokens * activations.layer(arch, work.mode)
+    first = again or work.tokens * (activations.layer(arch, work.mode) - activations.spared(arch, work.mode))
     # an untied embedding's gradient comes last of all, those of the first layer just before it
     inner = gradients - (arch.layer_linear * work.width - down + (0 if arch.tied else embedding) if full else 0)
     return [
+        phase("last layer's forward", **fixed, gradients=early, activations=kept,
+              temporaries=(0 if again else forward) + casts),
         phase("loss", **fixed, gradients=early, activations=kept + outside, logits=logits,
               temporaries=at_loss + casts),
         phase("head's backward", **fixed, gradients=early, activations=kept + outside, temporaries=at_head + casts,
               logits=outputs + head.logit_gradients(work.head, arch.vocab, work.tokens, work.mode.precision.head)),
+        phase("final norm's backward", **fixed, gradients=max(early, embedding), activations=kept + outside,
+              logits=outputs, temporaries=work.tokens * activations.norm_backward(arch, work.mode) + casts),
         phase("last layer's backward", **fixed, gradients=max(early, embedding + down), activations=kept + again,
               logits=outputs, temporaries=transient + later + (down if work.accumulates else 0)),
         phase("first layer's backward", **fixed, gradients=max(early, inner), activations=first, logits=outputs,

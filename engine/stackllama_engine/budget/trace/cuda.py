@@ -1,0 +1,250 @@
+# pyright: basic
+"""What CUDA does and a CPU does not: which kernels run, what they keep for the backward pass and need for a moment.
+
+Fake tensors have to be CPU tensors where torch has no CUDA, and on a CPU other kernels would be chosen. Each stand-in
+here allocates what the CUDA kernel allocates and computes nothing. Sources: torch ``aten/src/ATen/native`` (dropout,
+``transformers/cuda/sdp_utils.cpp``, ``flash_attn/flash_api.cpp``, ``attention_backward.cu``, ``ReduceOps.cpp``),
+bitsandbytes ``backends/cuda/ops.py``, TRL ``kernels/chunked_logprob.py``.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest import mock
+
+import bitsandbytes
+import torch
+from bitsandbytes.autograd._functions import MatMul8bitLt, MatmulLtState
+from torch import Tensor
+from torch.nn import functional as F
+
+aten: Any = torch.ops.aten
+bnb: Any = torch.ops.bitsandbytes
+
+LARGEST_HEAD = 256
+"""Widest head of the flash kernels."""
+FUSED_4BIT_ROWS = 64
+"""Rows up to which bitsandbytes multiplies 4-bit matrices without writing them out; the card and the shape decide."""
+
+
+def kernels() -> dict[Any, Any]:
+    """Operations that run differently on CUDA, or whose shapes depend on data that fake tensors do not have."""
+    return {
+        aten.index.Tensor: _index,
+        aten._index_put_impl_.default: _index_put,
+        aten.index_put_.default: _index_put,
+        aten.masked_select.default: _masked_select,
+        bnb.int8_vectorwise_quant.default: _int8_quantise,
+        bnb.int8_mixed_scaled_mm.default: _int8_matrix_product,
+        bnb.gemm_4bit.default: _four_bit_product,
+        bnb.dequantize_4bit.default: _four_bit_write_out,
+    }
+
+
+def momentary() -> dict[Any, Any]:
+    """Bytes that a kernel needs besides its results."""
+    return {aten.logsumexp.default: lambda one, *_, **__: one.numel() * one.element_size()}
+
+
+@contextmanager
+def stand_ins(*, padded: bool) -> Iterator[None]:
+    """Inside, attention, dropout, int8 products and TRL's head take the way they take on CUDA.
+
+    Args:
+        padded: whether batches hold padding, which transformers reads from the mask's numbers.
+    """
+    from transformers import masking_utils
+    from trl.kernels import chunked_logprob
+    from trl.trainer import utils
+
+    def nothing(*_: Any, **__: Any) -> None:
+        """Triton's kernels allocate nothing."""
+
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+    with ExitStack() as stack:
+        for owner, name, stand_in in (
+            (F, "scaled_dot_product_attention", attention),
+            (F, "dropout", _dropout),
+            (bitsandbytes, "matmul", _int8_linear),
+            (chunked_logprob, "_forward_tile", nothing),
+            (chunked_logprob, "_backward_tile", nothing),
+            (chunked_logprob, "_addmm_fp32", nothing),
+            (utils, "_use_triton", lambda _: True),
+            (masking_utils, "is_tracing", lambda *_: False),
+            (masking_utils, "fast_all", lambda _: not padded),
+        ):
+            stack.enter_context(mock.patch.object(owner, name, stand_in))
+        yield
+
+
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
+    is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
+) -> Tensor:  # fmt: skip
+    """``scaled_dot_product_attention`` with the kernel that CUDA would choose.
+
+    Flash takes 16-bit numbers, no mask, heads up to 256 wide, grouped or not; the memory-efficient one takes any
+    number and a mask, but no grouped heads; what is left is plain matrix products.
+    """
+    if torch.is_autocast_enabled("cpu"):
+        query, key, value = (one.to(torch.get_autocast_dtype("cpu")) for one in (query, key, value))
+    narrow = query.shape[-1] <= LARGEST_HEAD
+    if query.element_size() == 2 and attn_mask is None and narrow:
+        return _Flash.apply(query, key, value)
+    grouped = enable_gqa and query.shape[1] != key.shape[1]
+    if not grouped:
+        bias = None
+        if attn_mask is not None:
+            bias = _bias(attn_mask, query)
+        return _Efficient.apply(query, key, value, bias)
+    return aten._scaled_dot_product_attention_math(
+        query, key, value, attn_mask, dropout_p, is_causal, None, scale=scale, enable_gqa=enable_gqa
+    )[0]
+
+
+class _Flash(torch.autograd.Function):
+    """FlashAttention 2: keeps queries, keys, values, output and one float32 a row; its backward pass adds queries'
+    gradients up in float32, and gives grouped keys and values a gradient a head before it sums them."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        batch, heads, length, width = query.shape
+        out = query.new_empty(batch, length, heads, width).transpose(1, 2)
+        rows = query.new_empty(batch, heads, length, dtype=torch.float32)
+        ctx.save_for_backward(query, key, value, out, rows)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        query, key, value, _, _ = ctx.saved_tensors
+        batch, heads, length, width = query.shape
+        tall = -(-length // 128) * 128
+        sums = query.new_empty(batch, heads, tall, dtype=torch.float32)
+        added = query.new_empty(batch, tall, heads, -(-width // 32) * 32, dtype=torch.float32)
+        found = [_like(one) for one in (query, key, value)]
+        if heads != key.shape[1]:
+            expanded = [query.new_empty(batch, key.shape[2], heads, width) for _ in range(2)]
+            del expanded
+        del sums, added
+        return tuple(found)
+
+
+class _Efficient(torch.autograd.Function):
+    """The memory-efficient kernel: keeps the mask as well; with 16-bit numbers gradients of the queries are added up
+    in a float32 workspace."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
+        batch, heads, length, width = query.shape
+        out = query.new_empty(batch, length, heads, width).transpose(1, 2)
+        rows = query.new_empty(batch, heads, -(-length // 32) * 32, dtype=torch.float32)
+        ctx.save_for_backward(query, key, value, bias, out, rows)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        query, key, value, _, _, _ = ctx.saved_tensors
+        batch, heads, length, width = query.shape
+        delta = query.new_empty(batch, heads, length, dtype=torch.float32)
+        found = [_like(one) for one in (query, key, value)]
+        if query.element_size() == 2:
+            workspace = query.new_empty(batch, heads, length, width, dtype=torch.float32)
+            del workspace
+        del delta
+        return (*found, None)
+
+
+def _like(one: Tensor) -> Tensor:
+    """A gradient in the layout ``[B, S, H, D]``, seen as ``[B, H, S, D]``."""
+    batch, heads, length, width = one.shape
+    return one.new_empty(batch, length, heads, width).transpose(1, 2)
+
+
+def _bias(mask: Tensor, query: Tensor) -> Tensor:
+    """A mask as numbers to add, its rows padded to the alignment of the kernel."""
+    bias = mask
+    if mask.dtype == torch.bool:
+        bias = torch.where(mask, query.new_zeros(()), query.new_full((), float("-inf")))
+    else:
+        bias = bias.to(query.dtype)
+    align = 16 // query.element_size()
+    short = -bias.shape[-1] % align
+    return F.pad(bias, (0, short))[..., : mask.shape[-1]] if short else bias
+
+
+def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    """CUDA keeps a bool mask, a CPU a mask of the input's dtype."""
+    if not training or p == 0:
+        return input
+    return torch.native_dropout(input, p, training)[0]
+
+
+def _int8_linear(
+    A: Tensor, B: Tensor, out: Any = None, state: Any = None, threshold: float = 0.0, bias: Any = None
+) -> Any:
+    state = state or MatmulLtState()
+    if threshold > 0.0:
+        state.threshold = threshold
+    return MatMul8bitLt.apply(A, B, out, bias, state)
+
+
+def _int8_quantise(A: Tensor, threshold: float = 0.0) -> Any:
+    """No outliers: which columns have any is not known before there are weights, and they are few."""
+    rows = A.new_empty(A.numel() // A.shape[-1], dtype=torch.float32)
+    out = A.new_empty(A.shape, dtype=torch.int8)
+    columns = None
+    if threshold > 0.0:
+        found = A.abs() >= threshold
+        del found
+        columns = A.new_empty(0, dtype=torch.int64)
+    return out, rows, columns
+
+
+def _int8_matrix_product(
+    A: Tensor, CA: Tensor, CB: Tensor, SCA: Tensor, SCB: Tensor, outlier_cols: Any = None, bias: Any = None
+) -> Any:
+    product = CA.new_empty(*CA.shape[:-1], CB.shape[0], dtype=torch.int32)
+    half = product.new_empty(product.shape, dtype=torch.float16)
+    return half.to(A.dtype), A.new_empty(0)
+
+
+def _four_bit_product(
+    A: Tensor, B: Tensor, shapeB: Any, absmax: Tensor, blocksize: int, quant_type: str, bias: Any = None,
+    absmax_8bit: Any = None, absmax_code: Any = None, absmax_offset: Any = None,
+) -> Any:  # fmt: skip
+    if A.numel() // A.shape[-1] <= FUSED_4BIT_ROWS:
+        return A.new_empty(*A.shape[:-1], shapeB[0])
+    if absmax_8bit is not None:
+        scales = A.new_empty(absmax_8bit.shape, dtype=torch.float32)
+        absmax = scales + absmax_offset  # what both of them take is there until the product is
+    return F.linear(A, _four_bit_write_out(B, absmax, blocksize, quant_type, shapeB, A.dtype), bias)
+
+
+def _four_bit_write_out(
+    A: Tensor, absmax: Tensor, blocksize: int, quant_type: str, shape: Any, dtype: torch.dtype
+) -> Tensor:
+    return A.new_empty(*shape, dtype=dtype)
+
+
+def _index(one: Tensor, indices: Any) -> Any:
+    """Rows chosen by a mask: all of them, which is the longest batch."""
+    if len(indices) == 1 and indices[0] is not None and indices[0].dtype == torch.bool:
+        mask = indices[0]
+        places = mask.new_empty(mask.dim(), mask.numel(), dtype=torch.int64)
+        out = one.new_empty(mask.numel(), *one.shape[mask.dim() :])
+        del places
+        return out
+    return NotImplemented
+
+
+def _index_put(one: Tensor, indices: Any, values: Tensor, *more: Any) -> Any:
+    if not any(index is not None and index.dtype == torch.bool for index in indices):
+        return NotImplemented
+    places = [index.new_empty(index.dim(), index.numel(), dtype=torch.int64) for index in indices if index is not None]
+    del places
+    return one
+
+
+def _masked_select(one: Tensor, mask: Tensor) -> Tensor:
+    return one.new_empty(mask.numel())

@@ -1,0 +1,196 @@
+# pyright: basic
+"""One PPO step at its longest: sampling with a full cache, scoring, and two optimizer steps of the update before it.
+
+What runs is ``train/ppo`` itself: the shared base, the log-probabilities, the losses. Only what reads numbers out of
+tensors (which fake ones do not have) is left out: choosing rows, early stopping, statistics.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from ...contract.recipe import PPORecipe
+from ...train import models
+from ...train.ppo.rollout import Rollout, Targets, policy_outputs
+from ...train.ppo.sampling import pick
+from ...train.ppo.shared_base import REFERENCE, REWARD, Outputs, SharedBase
+from ...train.ppo.update import Updater
+from . import build, marks
+from .storages import Storages
+
+PREFILL = "prompts' forward pass"
+SAMPLING = "sampling"
+SCORE = "score"
+_DECODED = 2
+"""Tokens sampled with the cache at its longest."""
+
+
+def trace(
+    recipe: PPORecipe, config: dict[str, Any], judge: dict[str, Any] | None, layers: int, judge_layers: int,
+    storages: Storages,
+) -> None:  # fmt: skip
+    """Fill ``storages.peaks`` with the phases of a second step.
+
+    Args:
+        recipe: the PPO recipe.
+        config: of the policy's base.
+        judge: of a reward model of its own; None: an adapter on the base.
+        layers: of the base.
+        judge_layers: of the reward model.
+        storages: whose phases.
+    """
+    with torch.device("meta"):
+        base = _shared_base(recipe, config, layers, adapter_judges=judge is None)
+        other = build.base(judge, judge_layers, recipe, score=True, plain=True) if judge else None
+    if other is not None:
+        other.eval().requires_grad_(False)
+    marks.mark_layers(base.model, storages)
+    with storages.following():
+        build.fake(base.model)
+        build.fake(base.value_head)
+        if other is not None:
+            build.fake(other)
+        optimizer = torch.optim.AdamW(base.trainable(), lr=1e-5, foreach=True)
+        updater = Updater(recipe, base, optimizer, lambda one: one)
+        storages.enter_phase(marks.FORWARD)
+        _mini_batch(recipe, base, updater, optimizer, storages, *_rollout(recipe))
+        storages.forget_peaks()
+        _sample(recipe, base, storages)
+        storages.enter_phase(SCORE)
+        _score(recipe, base, other)
+        _mini_batch(recipe, base, updater, optimizer, storages, *_rollout(recipe))
+
+
+def _shared_base(recipe: PPORecipe, config: dict[str, Any], layers: int, *, adapter_judges: bool) -> SharedBase:
+    """What ``SharedBase`` makes from files, made from a configuration."""
+    model = build.base(config, layers, recipe)
+    adapted: Any = models.add_lora(model, recipe, "CAUSAL_LM")
+    base = SharedBase.__new__(SharedBase)
+    base.model = adapted
+    base.device = torch.device("cpu")
+    base.temperature = recipe.temperature
+    base.checkpointing = recipe.gradient_checkpointing
+    base._bf16 = recipe.bf16
+    base._continues = recipe.policy_adapter_path is not None
+    base.value_head = nn.Linear(models.head_hidden(model), 1, bias=False, dtype=torch.float32)
+    for name, wanted in ((REFERENCE, base._continues), (REWARD, adapter_judges)):
+        if wanted:
+            base.model.add_adapter(name, models.lora_config(recipe, "CAUSAL_LM"))
+    base.model.set_adapter("default")
+    if recipe.gradient_checkpointing:
+        build.checkpointing(model, recipe)
+    base.model.eval()
+    return base
+
+
+def _lengths(recipe: PPORecipe) -> tuple[int, int]:
+    """Longest prompt and response; both bounds are open."""
+    return max(1, recipe.max_prompt_length - 1), recipe.output_max_length - 1
+
+
+def rows(recipe: PPORecipe) -> int:
+    """Responses sampled or scored at a time, at most: those of a step, or of an evaluation."""
+    asked, held_out = recipe.local_rollout_forward_batch_size, recipe.max_eval_samples
+    return min(asked, max(recipe.local_batch_size, asked if held_out is None else held_out))
+
+
+@torch.no_grad()
+def _sample(recipe: PPORecipe, base: SharedBase, storages: Storages) -> None:
+    """The prompt, and the last tokens of a response after which nobody stopped."""
+    prompt, response = _lengths(recipe)
+    count = rows(recipe)
+    uniforms = torch.zeros(count, response, dtype=torch.float64)
+    cache = DynamicCache(config=base.base.config)
+    storages.enter_phase(PREFILL)
+    tokens = _first_tokens(base, count, prompt, uniforms[:, 0], cache)
+    longest = prompt + response - 1
+    start = max(prompt, longest - _DECODED)
+    for layer in cache.layers:
+        for name in ("keys", "values"):
+            _lengthen(layer, name, start)
+    storages.enter_phase(SAMPLING)
+    mask = torch.ones(count, start, dtype=torch.int64)
+    for position in range(start, longest):
+        mask = torch.cat([mask, mask.new_ones(count, 1)], dim=1)
+        hidden = base.hidden(tokens.unsqueeze(1), mask, mask.sum(1, keepdim=True) - 1, cache)
+        tokens = pick(base.logits(hidden[:, -1]), uniforms[:, position - prompt])
+
+
+def _first_tokens(base: SharedBase, count: int, prompt: int, uniforms: Tensor, cache: DynamicCache) -> Tensor:
+    ids = torch.zeros(count, prompt, dtype=torch.int64)
+    mask = torch.ones_like(ids)
+    hidden = base.hidden(ids, mask, (mask.cumsum(1) - 1).clamp(min=0), cache)
+    return pick(base.logits(hidden[:, -1]), uniforms)
+
+
+def _lengthen(layer: Any, name: str, tokens: int) -> None:
+    """A layer's keys or values as they are after so many tokens."""
+    shape, dtype = getattr(layer, name).shape, getattr(layer, name).dtype
+    setattr(layer, name, None)
+    setattr(layer, name, torch.empty(*shape[:2], tokens, shape[-1], dtype=dtype))
+
+
+@torch.no_grad()
+def _score(recipe: PPORecipe, base: SharedBase, judge: Any) -> None:
+    """The judge, then the reference, then the policy; over a step's responses or an evaluation's, whichever are more,
+    in pieces."""
+    _, response = _lengths(recipe)
+    size = rows(recipe)
+    batch, _ = _rollout(recipe, max(size, recipe.local_batch_size))
+    ids, attention = batch.input_ids, batch.attention_mask
+    for piece, mask in zip(ids.split(size), attention.split(size), strict=True):
+        _judge(base, judge, piece, mask)
+    with base.reference():
+        policy_outputs(base, ids, attention, response, size)
+    policy_outputs(base, ids, attention, response, recipe.per_device_train_batch_size)
+
+
+def _judge(base: SharedBase, judge: Any, ids: Tensor, mask: Tensor) -> None:
+    if judge is not None:
+        judge(input_ids=ids, attention_mask=mask)
+        return
+    with base.adapter(REWARD):
+        base.hidden(ids, mask, (mask.cumsum(1) - 1).clamp(min=0))
+
+
+def _rollout(recipe: PPORecipe, count: int | None = None) -> tuple[Rollout, Targets]:
+    """A step's rollout and its targets, every row as long as it can be."""
+    prompt, response = _lengths(recipe)
+    count = count or recipe.local_batch_size
+    ids = torch.zeros(count, prompt + response, dtype=torch.int64)
+
+    def column() -> Tensor:
+        return torch.zeros(count, response)
+
+    old = Outputs(column(), column(), column())
+    rollout = Rollout(
+        input_ids=ids, attention_mask=torch.ones_like(ids), mask=column(), answers=[], old=old, ref_logprobs=column(),
+        scores=torch.zeros(count),
+    )  # fmt: skip
+    return rollout, Targets(kl=column(), advantages=column(), returns=column())
+
+
+def _mini_batch(
+    recipe: PPORecipe, base: SharedBase, updater: Updater, optimizer: Any, storages: Storages, rollout: Rollout,
+    goal: Targets,
+) -> None:  # fmt: skip
+    """One optimizer step of at most two micro-batches."""
+    base.model.train(base.checkpointing)
+    size = recipe.per_device_train_batch_size
+    for index in range(min(2, recipe.gradient_accumulation_steps)):
+        storages.enter_phase(marks.FORWARD)
+        places = torch.arange(index * size, (index + 1) * size)
+        _backward(updater, rollout, goal, places)
+    storages.enter_phase(marks.STEP)
+    updater._sum_gradients()
+    nn.utils.clip_grad_norm_(base.trainable(), recipe.max_grad_norm)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    base.model.eval()
+
+
+def _backward(updater: Updater, rollout: Rollout, goal: Targets, places: Tensor) -> None:
+    loss, _ = updater._micro_batch(rollout, goal, places)
+    (loss / rollout.mask[places].sum()).backward()

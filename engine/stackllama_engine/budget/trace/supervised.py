@@ -1,0 +1,94 @@
+# pyright: basic
+"""Two optimizer steps of SFT and of the reward model, in the order of transformers' Trainer."""
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...contract.recipe import RewardRecipe, SFTRecipe, TrainRecipe
+from ...train import models
+from . import build, marks
+from .storages import Storages
+
+
+def trace(recipe: SFTRecipe | RewardRecipe, config: dict[str, Any], layers: int, storages: Storages) -> None:
+    """Fill ``storages.peaks`` with the phases of the second step."""
+    pairs = isinstance(recipe, RewardRecipe)
+    with torch.device("meta"):
+        base = build.base(config, layers, recipe, score=pairs)
+        model: Any = models.add_lora(base, recipe, "SEQ_CLS" if pairs else "CAUSAL_LM")
+        if recipe.use_peft:
+            models.trainables_to_fp32(model)
+    if recipe.gradient_checkpointing:
+        build.checkpointing(model, recipe)
+    if not pairs:
+        from trl.trainer.utils import add_fused_lm_head
+
+        inner = model.get_base_model() if recipe.use_peft else model
+        add_fused_lm_head(inner, outputs=("log_probs", "entropy", "is_top1"))
+    marks.mark_layers(model, storages)
+    with storages.following():
+        build.fake(model)
+        model.train()
+        _steps(model, recipe, storages)
+
+
+def _steps(model: Any, recipe: SFTRecipe | RewardRecipe, storages: Storages) -> None:
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-5, weight_decay=recipe.weight_decay, fused=True)
+    batches = min(2, recipe.gradient_accumulation_steps)
+    for step in range(2):
+        if step:
+            storages.forget_peaks()
+        for _ in range(batches):
+            storages.enter_phase(marks.FORWARD)
+            _micro_batch(model, recipe, batches)
+        storages.enter_phase(marks.STEP)
+        nn.utils.clip_grad_norm_(trained, recipe.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+
+def _micro_batch(model: Any, recipe: SFTRecipe | RewardRecipe, batches: int) -> None:
+    inputs = batch(recipe)
+    with autocast(recipe):
+        loss = pair_loss(model, recipe, inputs) if isinstance(recipe, RewardRecipe) else sft_loss(model, inputs)
+    (loss / batches).backward()
+
+
+def batch(recipe: SFTRecipe | RewardRecipe) -> dict[str, Tensor]:
+    """The longest micro-batch."""
+    pairs = isinstance(recipe, RewardRecipe)
+    rows = recipe.per_device_train_batch_size * (2 if pairs else 1)
+    ids = torch.zeros(rows, recipe.max_length, dtype=torch.int64)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    return inputs if pairs else inputs | {"labels": torch.zeros_like(ids)}
+
+
+def padded(recipe: SFTRecipe | RewardRecipe) -> bool:
+    """Whether a batch holds padding: all but those of fixed chunks do."""
+    return isinstance(recipe, RewardRecipe) or not (recipe.packing and recipe.packing_strategy == "wrapped")
+
+
+def autocast(recipe: TrainRecipe) -> Any:
+    """The Trainer's, around forward pass and loss."""
+    if not (recipe.bf16 or recipe.fp16):
+        return nullcontext()
+    return torch.autocast("cpu", torch.bfloat16 if recipe.bf16 else torch.float16)
+
+
+def sft_loss(model: Any, inputs: dict[str, Tensor]) -> Tensor:
+    """TRL's: the mean negative log-likelihood through its fused head."""
+    outputs = model(**inputs, use_cache=False, fused_lm_head=True)
+    return -outputs.log_probs.sum() / torch.as_tensor(outputs.label_mask.sum()).clamp(min=1)
+
+
+def pair_loss(model: Any, recipe: RewardRecipe, inputs: dict[str, Tensor]) -> Tensor:
+    """TRL's: Bradley-Terry, and the pull to a mean of zero where it is asked for."""
+    better, worse = torch.chunk(model(**inputs, use_cache=False).logits.float().squeeze(-1), 2)
+    loss = -nn.functional.logsigmoid(better - worse).mean()
+    if recipe.center_rewards_coefficient is not None:
+        loss = loss + recipe.center_rewards_coefficient * torch.mean((better + worse) ** 2)
+    return loss

@@ -1,0 +1,88 @@
+"""The launcher's side of a trace: a process of its own runs two steps with fake tensors, and answers in JSON.
+
+Torch-free. A trace takes seconds, most of them torch's import; nothing of the model is loaded.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ..contract.errors import UsageError
+from ..contract.recipe import PPORecipe, RewardRecipe, SFTRecipe
+from ..launch.argv import source_path
+from . import gguf
+from .architecture import Architecture, read_architecture, read_config
+from .trace.request import Request, Trace
+
+TIMEOUT = 300.0
+"""Seconds. A 7B takes 5 to 15 of them on one core, most other models less."""
+_MODULE = "stackllama_engine.budget.trace"
+_MOST_WORDS = 300
+
+TracedRecipe = SFTRecipe | RewardRecipe | PPORecipe
+
+
+def trace(recipe: TracedRecipe, model: Path, *, judge: Path | None = None, timeout: float = TIMEOUT) -> Trace:
+    """Allocated bytes of a recipe on one GPU, phase by phase, from running it without weights.
+
+    Args:
+        recipe: of a stage that trains.
+        model: directory or ``.gguf`` file of ``model_name_or_path``; its configuration is all that is read.
+        judge: of a reward model of its own; None: an adapter on the policy's base.
+        timeout: seconds until it is given up.
+
+    Raises:
+        UsageError: the model cannot be traced, the libraries are not installed, or it took too long.
+    """
+    request = Request(
+        stage=recipe.stage,
+        recipe=msgspec.to_builtins(recipe),
+        config=configuration(model),
+        judge=configuration(judge) if judge else None,
+    )
+    return ask(request, timeout=timeout)
+
+
+def ask(request: Request, *, timeout: float = TIMEOUT) -> Trace:
+    """Start the process, hand it the request, take its answer.
+
+    Raises:
+        UsageError: see :func:`trace`.
+    """
+    python_path = source_path(os.environ.get("PYTHONPATH", ""))
+    environment = os.environ | python_path | {"CUDA_VISIBLE_DEVICES": "", "PYTHONSAFEPATH": "1", "HF_HUB_OFFLINE": "1"}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-m", _MODULE],
+            input=msgspec.json.encode(request), capture_output=True, timeout=timeout, env=environment, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise UsageError(f"The trace was given up after {timeout:g} s; the formula's figures stand alone.") from None
+    if done.returncode:
+        raise UsageError(f"This cannot be traced: {_last_line(done.stderr)}")
+    try:
+        return msgspec.json.decode(done.stdout.splitlines()[-1], type=Trace)
+    except (msgspec.DecodeError, IndexError):
+        raise UsageError(f"The trace gave no answer: {_last_line(done.stdout or done.stderr)}") from None
+
+
+def configuration(model: Path) -> dict[str, Any]:
+    """``config.json`` with the dtype that ``dtype: auto`` loads.
+
+    Raises:
+        UsageError: no model there, or not readable.
+    """
+    arch: Architecture = read_architecture(model)
+    config = gguf.as_config(gguf.read_header(model), model) if model.suffix == ".gguf" else read_config(model)
+    return {**config, "dtype": arch.dtypes[0] if arch.dtypes else "float32"}
+
+
+def _last_line(output: bytes) -> str:
+    """The last thing it said, without control characters."""
+    lines = output.decode("utf-8", "replace").strip().splitlines()
+    words = "".join(letter if letter.isprintable() else " " for letter in lines[-1]) if lines else "it said nothing"
+    return words[:_MOST_WORDS]
