@@ -9,6 +9,7 @@ from pathlib import Path
 
 from stackllama_engine.contract.events import EventWriter
 from stackllama_engine.contract.run_dir import RunDir
+from stackllama_engine.launch.inputs import DEMO_BASE
 
 
 class Worker:
@@ -40,6 +41,13 @@ class Worker:
         self.measured()
         (self.run.path / "measured").touch()
         return self.deaf()
+
+    def out_of_memory(self) -> int:
+        """On the demo's model, whose files are here."""
+        recipe = self.run.recipe_file.read_text().replace("gpt2", str(DEMO_BASE)).replace("8bit: true", "8bit: false")
+        self.run.recipe_file.write_text(recipe)
+        said = "Out of memory in phase train. Halve it. (DefaultCPUAllocator: can't allocate memory)"
+        return self.end(1, said)
 
     def fail(self) -> int:
         return self.end(1, "out of memory in train")

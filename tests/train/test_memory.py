@@ -3,12 +3,14 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from stackllama_engine.contract.events import EventReader
 from stackllama_engine.contract.history import read_history
 from stackllama_engine.contract.run_dir import Home, RunDir
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.train import memory
+from stackllama_engine.train.__main__ import _cause
 from stackllama_engine.train.report import Reporter
 
 MIB = 1 << 20
@@ -93,3 +95,26 @@ def test_on_a_cpu_the_resident_set(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_the_resident_set_is_read() -> None:
     assert 10 * MIB < memory.measured()["rss"] < 64 << 30
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to …"),
+            "Out of GPU memory in phase update. ",
+        ),
+        (RuntimeError("CUDA error: out of memory"), "Out of GPU memory in phase update. "),
+        (MemoryError(), "Out of memory in phase update. "),
+        (OSError(12, "Cannot allocate memory"), "Out of memory in phase update. "),
+        (ValueError("memory"), "ValueError in phase update: memory"),
+    ],
+)
+def test_a_failed_allocation_is_named_as_what_it_is(error: Exception, expected: str) -> None:
+    assert _cause(error, "update").startswith(expected)
+
+
+def test_what_torch_says_when_main_memory_is_full_is_known() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(10**15)
+    assert _cause(caught.value, "train").startswith("Out of memory in phase train. ")

@@ -7,6 +7,7 @@ double forks and a supervisor that was killed. Linux only (``/proc``, pidfd).
 
 import functools
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -106,3 +107,13 @@ def _is_marked(proc: Path, mark: bytes) -> bool:
 @functools.cache
 def _boot_id() -> str:
     return (_PROC / "sys/kernel/random/boot_id").read_text().strip()
+
+
+def oom_kills() -> int | None:
+    """How many processes the kernel's out-of-memory killer has ended since boot; None where it does not say."""
+    try:
+        text = (_PROC / "vmstat").read_text(encoding="ascii")
+    except OSError:  # not every sandbox has it
+        return None
+    found = re.search(r"^oom_kill (\d+)$", text, re.MULTILINE)
+    return int(found[1]) if found else None

@@ -11,7 +11,7 @@ from ..contract.events import Event, EventReader
 from ..contract.run_dir import Home, RunDir, State
 from ..contract.stages import Stage
 from .children import CHILDREN, child_id, parents_of
-from .outcome import from_end_event, last_log_lines
+from .outcome import Outcome, from_end_event, last_log_lines
 from .processes import kill_run_processes
 
 _QUEUED_SECONDS = 10.0  # between a run's creation and its lock; a launcher that takes longer has died
@@ -116,7 +116,7 @@ def _close(run: RunDir, state: State) -> State:
     killed = kill_run_processes(run.path)
     end = newest_end_event(run, state.attempt)
     if end is not None:
-        outcome = from_end_event(end)
+        outcome = _explained(run, state, from_end_event(end))
         state = msgspec.structs.replace(
             state, phase=outcome.phase, exit_code=outcome.exit_code, cause=outcome.cause, ended=end.time
         )
@@ -133,3 +133,14 @@ def _close(run: RunDir, state: State) -> State:
         with contextlib.suppress(OSError, StackllamaError):  # a home that is full: later estimates stay wider
             add_finished(run, state)
     return state
+
+
+def _explained(run: RunDir, state: State, outcome: Outcome) -> Outcome:
+    """With what can be said about a death of memory."""
+    from .autopsy import explain
+
+    try:
+        cause = explain(run, state, outcome)
+    except (OSError, StackllamaError):  # its recipe or its model's files have gone: the worker's own words stand
+        cause = None
+    return msgspec.structs.replace(outcome, cause=cause) if cause else outcome

@@ -35,7 +35,7 @@ from ..contract.run_dir import ProcessId, RunDir, State
 from ..contract.stages import Stage
 from .argv import inherited_environment
 from .outcome import Outcome, from_end_event, from_status, last_log_lines, stopped_by_force
-from .processes import identify, kill_run_processes, run_processes, send
+from .processes import identify, kill_run_processes, oom_kills, run_processes, send
 
 SUPERVISOR_LOG = "supervisor.txt"
 """In the attempt's folder: what the supervisor itself had to complain about."""
@@ -76,6 +76,7 @@ class Supervisor:
         self.stop_asked = False  # set by a signal handler
         self.state: State = run.read_state()
         self._unsaved = False
+        self._oom_kills = oom_kills()
         self._reader = EventReader(self.folder / "events.jsonl")
         self._end: Event | None = None
         self._worker_pid = 0
@@ -201,6 +202,19 @@ class Supervisor:
     # the record
 
     def _outcome(self, status: int) -> Outcome:
+        outcome = self._plain_outcome(status)
+        try:
+            from .autopsy import explain
+
+            before, now = self._oom_kills, oom_kills()
+            seen = before is not None and now is not None and now > before
+            cause = explain(self.run, self.state, outcome, silent=self._end is None, killer_seen=seen)
+        except Exception as error:  # noqa: BLE001 - what is known of the end counts more than its explanation
+            _note(f"how the run ended could not be explained further: {error!r}")
+            return outcome
+        return msgspec.structs.replace(outcome, cause=cause) if cause else outcome
+
+    def _plain_outcome(self, status: int) -> Outcome:
         if self._end is not None:
             return from_end_event(self._end)
         if self._stopping and self._forced is not None:

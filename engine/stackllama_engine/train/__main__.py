@@ -4,6 +4,7 @@ Whatever happens, rank 0 ends the attempt with an ``end`` event that carries the
 the launcher above maps every failure to exit code 1.
 """
 
+import errno
 import importlib
 import logging
 import os
@@ -22,6 +23,8 @@ from ..contract.stages import Stage
 from .report import Reporter
 from .requests import Stopped
 
+_GPU_FULL = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA out of memory")
+_CPU_FULL = "DefaultCPUAllocator: can't allocate memory"
 _ROOMS = {Stage.SFT: ".sft", Stage.REWARD: ".reward", Stage.PPO: ".ppo", Stage.MERGE: ".merge"}
 
 
@@ -99,7 +102,7 @@ def _cause(error: Exception, phase: str) -> str:
     """A failure in one sentence that a person can act on."""
     text = str(error).strip().splitlines()
     first = text[0] if text else ""
-    if type(error).__name__ == "OutOfMemoryError":
+    if memory := _memory(error, first):
         forward = phase in ("rollout", "score", "evaluate")
         lever = (
             "Halve `local_rollout_forward_batch_size` (PPO) or `per_device_eval_batch_size`"
@@ -107,10 +110,19 @@ def _cause(error: Exception, phase: str) -> str:
             else "Halve `per_device_train_batch_size` and double `gradient_accumulation_steps`, or use "
             "`gradient_checkpointing: true` or `load_in_8bit: true` where they are off"
         )
-        return f"Out of GPU memory in phase {phase}. {lever}. ({first})"
+        return f"Out of {memory} in phase {phase}. {lever}. ({first})"
     if isinstance(error, OSError) and error.errno == 28:
         return f"The disk is full in phase {phase}: {error.filename or first}."
     return f"{type(error).__name__} in phase {phase}: {first}"
+
+
+def _memory(error: Exception, text: str) -> str | None:
+    """Which memory an allocation failed in; None: it was no such failure."""
+    if type(error).__name__ == "OutOfMemoryError" or any(sign in text for sign in _GPU_FULL):
+        return "GPU memory"
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM or _CPU_FULL in text:
+        return "memory"
+    return None
 
 
 if __name__ == "__main__":

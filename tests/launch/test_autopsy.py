@@ -1,0 +1,183 @@
+"""A run that died of memory names the phase, what took most, and the one change that would have fitted."""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from stackllama_engine.contract.errors import ExitCode
+from stackllama_engine.contract.events import EventWriter
+from stackllama_engine.contract.recipe_io import build_recipe, dump_recipe
+from stackllama_engine.contract.run_dir import Home, Launch, RunDir, State
+from stackllama_engine.contract.stages import Stage
+from stackllama_engine.launch import autopsy, supervisor
+from stackllama_engine.launch.autopsy import explain
+from stackllama_engine.launch.outcome import Outcome
+from stackllama_engine.launch.processes import oom_kills
+from stackllama_engine.launch.reconcile import reconcile
+
+from .conftest import Runs
+
+GIB = 1 << 30
+LLAMA_7B = {
+    "model_type": "llama", "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32,
+    "intermediate_size": 11008, "vocab_size": 32000, "dtype": "float16", "tie_word_embeddings": False,
+}  # fmt: skip
+CUDA = (
+    "(CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of {} of which 18.06 MiB is free. "
+    "Including non-PyTorch memory, this process has 11.66 GiB memory in use.)"
+)
+CPU = "([enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory)"
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Any:
+    """A run of a 7B model whose newest attempt was in a phase when it ended."""
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_bytes(msgspec.json.encode(LLAMA_7B))
+
+    def run(stage: Stage = Stage.SFT, phase: str = "train", *, on_gpu: bool = True, **values: Any) -> RunDir:
+        wanted: dict[str, Any] = {"model_name_or_path": str(model), "num_processes": 1}
+        wanted |= {"reward_model_path": str(tmp_path / "gone")} if stage is Stage.PPO else {}
+        found = Home(tmp_path / "home").create(stage, dump_recipe(build_recipe(stage, wanted | values)))
+        found.attempt_dir(1).mkdir()
+        environment = {"ACCELERATE_USE_CPU": str(not on_gpu).lower()}
+        found.write_launch(Launch(argv=[], cwd="/", host="here", created=1.0, environment=environment))
+        found.write_state(State(stage=stage, phase="running", attempt=1, created=1.0))
+        writer = EventWriter(found.attempt_dir(1) / "events.jsonl")
+        writer.write("phase", phase="load")
+        writer.write("phase", phase=phase)
+        writer.close()
+        return found
+
+    return run
+
+
+def cause(run: RunDir, said: str, *, code: int = 1, silent: bool = False, killer_seen: bool = False) -> str | None:
+    outcome = Outcome(phase="failed", exit_code=code, cause=said)
+    return explain(run, run.read_state(), outcome, silent=silent, killer_seen=killer_seen)
+
+
+def test_on_a_gpu(make: Any) -> None:
+    run = make(per_device_train_batch_size=4, gradient_accumulation_steps=2, bf16=True)
+    told = cause(run, f"Out of GPU memory in phase train. Halve it. {CUDA.format('11.76 GiB')}")
+    assert told is not None
+    assert told.startswith("Out of GPU memory in phase train: of ")
+    assert "GiB expected there `base weights` (" in told and " take most. `" in told
+    assert "per_device_train_batch_size=" in told and "gradient_accumulation_steps=" in told
+    assert "would have fitted" in told and " of 11.8 GiB." in told
+    assert told.endswith(CUDA.format("11.76 GiB")), "what the allocator said stays"
+    assert "Halve it" not in told and "\n" not in told
+
+
+@pytest.mark.parametrize(
+    ("phase", "capacity", "largest"),
+    [("rollout", "23.69", "kv cache"), ("score", "12.00", "temporaries"), ("update", "23.69", "activations")],
+)
+def test_ppo_is_told_about_the_phase_that_died(make: Any, phase: str, capacity: str, largest: str) -> None:
+    run = make(
+        Stage.PPO, phase, load_in_8bit=False, load_in_4bit=True, bf16=True, per_device_train_batch_size=8,
+        local_rollout_forward_batch_size=64,
+    )  # fmt: skip
+    told = cause(run, f"Out of GPU memory in phase {phase}. Halve it. {CUDA.format(f'{capacity} GiB')}")
+    assert told is not None and f"in phase {phase}: " in told and f"`{largest}` (" in told
+    lever = "per_device_train_batch_size=" if phase == "update" else "local_rollout_forward_batch_size="
+    assert lever in told and "would have fitted" in told
+
+
+def test_while_loading_only_smaller_weights_help(make: Any) -> None:
+    run = make(phase="load", per_device_train_batch_size=4, bf16=True, load_in_8bit=False)
+    told = cause(run, f"Out of GPU memory in phase load. Halve it. {CUDA.format('12.00 GiB')}")
+    assert told is not None and "load_in_" in told and "per_device_train_batch_size" not in told
+
+
+def test_where_the_formula_thought_it_would_fit_a_change_that_saves_for_certain(make: Any) -> None:
+    run = make(per_device_train_batch_size=4, bf16=True)
+    told = cause(run, f"Out of GPU memory in phase train. Halve it. {CUDA.format('79.00 GiB')}")
+    assert told is not None and "That fits into 79.0 GiB: something else held memory" in told
+    assert "would have fitted" not in told and "needs less" in told
+
+
+def test_of_an_allocator_of_main_memory(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(autopsy, "_main_memory", lambda: 20 * GIB)
+    on_cpu = make(on_gpu=False, load_in_8bit=False, per_device_train_batch_size=4)
+    told = cause(on_cpu, f"Out of memory in phase train. Halve it. {CPU}")
+    assert told is not None and told.startswith("Out of memory in phase train: of ") and told.endswith(CPU)
+    told = cause(make(), f"rank 1: Out of memory in phase load. Halve it. {CPU}")
+    assert told == f"rank 1: Out of memory in phase load: this machine's main memory, not the GPU's. {CPU}"
+
+
+def test_the_kernels_killer(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(autopsy, "_main_memory", lambda: 64 * GIB)
+    run = make(on_gpu=False, load_in_8bit=False)
+    for code in (137, 1):  # accelerate makes 1 of it
+        told = cause(run, f"exit code {code}", code=code, silent=True, killer_seen=True)
+        assert told is not None
+        assert told.startswith("Killed while the kernel's out-of-memory killer was at work: out of memory in phase tra")
+    assert cause(run, "exit code 1", killer_seen=True) is None, "it said itself why it ended"
+    assert cause(run, "exit code 7", code=7, silent=True, killer_seen=True) is None
+
+
+def test_a_kill_that_nobody_counted_is_memory_only_where_little_was_left(
+    make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make(on_gpu=False, load_in_8bit=False)
+    monkeypatch.setattr(autopsy, "_main_memory", lambda: 512 * GIB)
+    assert cause(run, "killed", code=137, silent=True) is None
+    monkeypatch.setattr(autopsy, "_main_memory", lambda: 16 * GIB)
+    told = cause(run, "killed", code=137, silent=True)
+    assert told is not None and told.startswith("Killed probably for its memory: out of memory in phase train: of ")
+
+
+def test_a_kill_that_accelerate_hides_is_named(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(autopsy, "_main_memory", lambda: 512 * GIB)
+    told = cause(make(on_gpu=False, load_in_8bit=False), "exit code 1: {'loss': '5.9'}", silent=True)
+    assert told is not None and told.startswith("Ended by a signal in phase train; `accelerate launch` hides which.")
+
+
+def test_other_failures_keep_their_cause(make: Any) -> None:
+    run = make()
+    assert cause(run, "`loss` became nan at step 3.") is None
+    assert cause(run, "ValueError in phase train: Out of GPU memory in phase x") is None
+    done = Outcome(phase="finished", exit_code=ExitCode.DONE)
+    assert explain(run, run.read_state(), done, killer_seen=True) is None
+
+
+def test_a_phase_that_no_formula_covers_keeps_the_workers_words(make: Any) -> None:
+    run = make(phase="evaluate")
+    assert cause(run, f"Out of GPU memory in phase evaluate. Halve it. {CUDA.format('12.00 GiB')}") is None
+
+
+def test_the_kernel_counts() -> None:
+    found = oom_kills()
+    assert found is None or found >= 0
+
+
+def test_in_the_state_by_the_supervisor(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, state = runs.end("out-of-memory")
+    assert state.phase == "failed" and state.cause is not None
+    assert state.cause.startswith("Out of memory in phase train: of ") and "expected there" in state.cause
+    assert state.cause.endswith("(DefaultCPUAllocator: can't allocate memory)")
+    assert not (run.attempt_dir(1) / "supervisor.txt").exists()
+
+
+def test_an_explanation_that_fails_costs_no_outcome(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make()
+    (run.path / "launch.json").write_text("{")
+    watching = supervisor.Supervisor(run, 1, supervisor.Patience())
+    notes: list[str] = []
+    monkeypatch.setattr(supervisor, "_note", notes.append)
+    assert watching._outcome(9).cause is not None
+    assert len(notes) == 1 and "launch.json" in notes[0]
+
+
+def test_in_the_state_by_whoever_looks(make: Any) -> None:
+    run = make(per_device_train_batch_size=4, bf16=True)
+    writer = EventWriter(run.attempt_dir(1) / "events.jsonl")
+    said = f"Out of GPU memory in phase train. Halve it. {CUDA.format('11.76 GiB')}"
+    writer.write("end", data={"exit_code": 1, "cause": said})
+    writer.close()
+    state = reconcile(run)
+    assert state.phase == "failed" and state.cause is not None and "would have fitted" in state.cause
