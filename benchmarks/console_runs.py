@@ -1,7 +1,6 @@
 """Run directories for the benchmark, written through the engine's own contract, with a PPO run's usual records."""
 
 import math
-import os
 import random
 import time
 from pathlib import Path
@@ -71,14 +70,17 @@ def memory_at(step: int, noise: random.Random) -> dict[str, float]:
     return {"rss": 6.8e8 + 2e4 * (step % 97) + noise.random() * 1e6}
 
 
-def write_step(writer: EventWriter, step: int, total: int, noise: random.Random) -> None:
-    """The `RECORDS_A_STEP` records of one step."""
+def write_step(writer: EventWriter, step: int, total: int, noise: random.Random, every: int = 1) -> int:
+    """The `RECORDS_A_STEP` records of one step, or those of a step between two that report metrics; how many."""
     for phase in ("rollout", "score", "update"):
         writer.write("phase", phase=phase)
     writer.write("samples", step=step, data={"count": 4})
     writer.write("progress", step=step, total_steps=total)
+    if step % every:
+        return RECORDS_A_STEP - 2
     writer.write("metrics", step=step, metrics=metrics_at(step, total, noise))
     writer.write("memory", phase="update", metrics=memory_at(step, noise))
+    return RECORDS_A_STEP
 
 
 def home_of_runs(path: Path, count: int = 20) -> Home:
@@ -101,16 +103,18 @@ def home_of_runs(path: Path, count: int = 20) -> Home:
     return home
 
 
-def long_ppo(home: Home, name: str, events: int, last: float) -> RunDir:
-    """A finished PPO run of so many events, whose last reward is ``last``."""
+def long_ppo(home: Home, name: str, events: int, last: float, every: int) -> RunDir:
+    """A finished PPO run of so many events, metrics at every ``every``-th step, whose last reward is ``last``."""
     run = make_run(home, Stage.PPO, name, "finished")
-    steps, noise, writer = events // RECORDS_A_STEP, random.Random(0), events_of(run)
-    for step in range(1, steps):
-        write_step(writer, step, steps, noise)
-    for _ in range(events - (steps - 1) * RECORDS_A_STEP - 3):
-        writer.write("phase", phase="update")
-    writer.write("progress", step=steps, total_steps=steps)
-    writer.write("metrics", step=steps, metrics=metrics_at(steps, steps, noise) | {"objective/scores": last})
+    steps = events * every // ((RECORDS_A_STEP - 2) * every + 2)
+    noise, writer, written, step = random.Random(0), events_of(run), 0, 0
+    while written < events - RECORDS_A_STEP:
+        step += 1
+        written += write_step(writer, step, steps, noise, every)
+    writer.write("progress", step=step + 1, total_steps=step + 1)
+    writer.write("metrics", step=step + 1, metrics=metrics_at(steps, steps, noise) | {"objective/scores": last})
+    for _ in range(events - written - 3):
+        writer.write("phase", phase="save")
     writer.write("end", data={"exit_code": 0})
     writer.close()
     (run.attempt_dir(1) / "log.txt").write_text("done\n")
@@ -135,4 +139,4 @@ def long_sft(home: Home, name: str, events: int, last: float) -> RunDir:
 
 def file_size(run: RunDir) -> int:
     """Bytes of its events."""
-    return os.stat(run.attempt_dir(1) / "events.jsonl").st_size
+    return (run.attempt_dir(1) / "events.jsonl").stat().st_size

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import re
 import select
 import signal
 import struct
@@ -10,7 +11,7 @@ import sys
 import termios
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pyte
@@ -24,6 +25,8 @@ BARE = (sys.executable, str(BENCHMARKS / "console_bare.py"))
 _UNSET = ("NO_COLOR", "COLUMNS", "LINES", "TEXTUAL", "TEXTUAL_DRIVER", "TMUX", "STY")
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PATIENCE = 60.0
+_FOREIGN = re.compile(rb"\x1b\[[<>=?][0-9;]*[a-zA-Z$]+")
+"""Private modes and keyboard protocols, which pyte would print in part; none of them draws."""
 
 
 class Terminal:
@@ -47,6 +50,9 @@ class Terminal:
         known |= {"PYTHONPATH": SOURCES, "TERM": "xterm-256color", "COLORTERM": "truecolor", "LANG": "C.UTF-8"}
         known |= {f"XDG_{name}_HOME": str(scratch / name.lower()) for name in ("STATE", "CONFIG", "CACHE", "DATA")}
         self._arrived = threading.Condition()
+        self._screen = pyte.Screen(COLUMNS, ROWS)
+        self._stream = pyte.ByteStream(self._screen)
+        self._shown = 0
         self.started = time.monotonic()
         self.process = subprocess.Popen(
             [*argv], stdin=slave, stdout=slave, stderr=slave, env=known, start_new_session=True,
@@ -78,33 +84,36 @@ class Terminal:
 
     # what came
 
-    def wait_until(self, found: Callable[[bytes], object], seconds: float = _PATIENCE, since: float = 0.0) -> float:
-        """When what had been read from ``since`` on first satisfied ``found``.
+    def wait_for(self, *marks: str, without: str = "", seconds: float = _PATIENCE) -> float:
+        """When the chunk was read after which all of these texts stood on the screen together, and another did not.
 
         Raises:
-            TimeoutError: it did not within ``seconds``, or the process ended.
+            TimeoutError: they did not within ``seconds``, or the process ended.
         """
         deadline = time.monotonic() + seconds
-        data, taken = b"", 0
         while True:
-            with self._arrived:
-                if taken == len(self.chunks):
-                    self._arrived.wait(0.1)
-                new = self.chunks[taken:]
-            for moment, chunk in new:
-                taken += 1
-                if moment < since:
-                    continue
-                data += chunk
-                if found(data):
-                    return moment
-            if time.monotonic() > deadline or (not new and self.process.poll() is not None):
+            moment = self._show_next()
+            text = "\n".join(self._screen.display) if moment is not None else ""
+            if moment is not None and all(mark in text for mark in marks) and not (without and without in text):
+                return moment
+            if time.monotonic() > deadline or (moment is None and self.process.poll() is not None):
                 raise TimeoutError(f"not shown within {seconds:g} s; on the screen:\n{self.text()}")
+            if moment is None:
+                with self._arrived:
+                    self._arrived.wait(0.1)
 
-    def wait_for(self, *marks: str, seconds: float = _PATIENCE, since: float = 0.0) -> float:
-        """When the last of some texts was written; see :meth:`wait_until`."""
-        wanted = [mark.encode() for mark in marks]
-        return self.wait_until(lambda data: all(mark in data for mark in wanted), seconds, since)
+    def frames(self) -> Iterator[tuple[float, str]]:
+        """The screen after each chunk that was not looked at before, with the moment it was read."""
+        while (moment := self._show_next()) is not None:
+            yield moment, "\n".join(self._screen.display)
+
+    def _show_next(self) -> float | None:
+        if self._shown == len(self.chunks):
+            return None
+        moment, chunk = self.chunks[self._shown]
+        self._shown += 1
+        self._stream.feed(_FOREIGN.sub(b"", chunk))
+        return moment
 
     def settle(self, quiet: float = 1.5, seconds: float = _PATIENCE) -> None:
         """Wait until it has written nothing for ``quiet`` seconds, or at most ``seconds``."""
@@ -121,9 +130,9 @@ class Terminal:
 
     def text(self) -> str:
         """What a terminal would show now."""
-        screen = pyte.Screen(COLUMNS, ROWS)
-        pyte.ByteStream(screen).feed(b"".join(chunk for _, chunk in list(self.chunks)))
-        return "\n".join(line.rstrip() for line in screen.display)
+        for _ in self.frames():
+            pass
+        return "\n".join(line.rstrip() for line in self._screen.display)
 
     def send(self, keys: str) -> float:
         """Press keys; when that was."""

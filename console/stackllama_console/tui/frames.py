@@ -170,7 +170,7 @@ def _changes(cells: list[str], looks: list[Look], before: _Row) -> Iterator[tupl
         yield first, min(last + 1, len(cells))
 
 
-@lru_cache(maxsize=8192)
+@lru_cache(maxsize=512)
 def _single(text: str) -> bool:
     """Whether each character fills one cell."""
     if text.isascii():

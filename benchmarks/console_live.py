@@ -1,0 +1,188 @@
+"""A run that goes on while the console watches: charts that grow, a flood of log lines, an hour of it."""
+
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from console_figures import KIB, MB, Figure, median, say, spread
+from console_terminal import BARE, BENCHMARKS, CONSOLE, Terminal
+
+_POINTS = 20_000
+_HOUR, _SETTLED = 3600.0, 300.0
+_HELP = "esc closes"
+_DATED = re.compile(r"t=(\d+\.\d+) line")
+
+
+class Writer:
+    """A stand-in for a trainer, in a process of its own; see `console_writer`."""
+
+    def __init__(self, kind: str, home: Path, name: str, *numbers: float, core: int | None = None) -> None:
+        argv = [sys.executable, str(BENCHMARKS / "console_writer.py"), kind, str(home), name, *map(str, numbers)]
+        if core is not None:
+            argv = ["taskset", "-c", str(core), *argv]
+        self._process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.read()
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.communicate()
+
+    def read(self) -> str:
+        """What it says next."""
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError("the writer has ended")
+        return line
+
+    def go(self) -> None:
+        """Let it begin."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+
+
+def watch(home: Path, name: str, scratch: Path, core: int | None = None) -> Terminal:
+    """A console on a run, its charts drawn."""
+    terminal = Terminal([*CONSOLE, "--home", str(home), "open", name], scratch, core)
+    terminal.wait_for("running", "reward")
+    return terminal
+
+
+def charts(scratch: Path, turns: int, seconds: float) -> list[Figure]:
+    """Bytes and processor time of a monitor with four charts of 20,000 points that get another one twice a second."""
+    rates: dict[str, list[float]] = {"ours": [], "bare": []}
+    loads: dict[str, list[float]] = {"ours": [], "bare": []}
+
+    def measure(side: str, terminal: Terminal) -> None:
+        start, cpu = time.monotonic(), terminal.cpu()
+        time.sleep(seconds)
+        rates[side].append(terminal.bytes_since(start) / seconds)
+        loads[side].append((terminal.cpu() - cpu) / seconds)
+
+    with Writer("live", scratch / "home", "live", _POINTS, 2, 2):
+        for _ in range(turns):
+            with watch(scratch / "home", "live", scratch) as terminal:
+                terminal.wait_for("KL", "memory", "loss")
+                time.sleep(6)  # the first looks and paints are over
+                measure("ours", terminal)
+            with Terminal([*BARE, "sparklines"], scratch) as terminal:
+                time.sleep(4)
+                measure("bare", terminal)
+    rate, load = median(rates["ours"]), median(loads["ours"])
+    return [
+        Figure(
+            name="four live charts of 20,000 points, 2 Hz", wanted="≤ 4 KiB/s and ≤ 5 % of a core",
+            measured=f"{rate / KIB:.2f} KiB/s, {load:.1%}",
+            bare=f"four Sparklines {median(rates['bare']) / KIB:.2f} KiB/s, {median(loads['bare']):.1%}",
+            passed=rate <= 4 * KIB and load <= 0.05,
+            notes=[f"{turns} turns of {seconds:g} s: {spread(rates['ours'], 1 / KIB, 2)} KiB/s, "
+                   f"{spread(loads['ours'], 100)} %; the whole monitor: figures, state line and log change as well"],
+        )
+    ]  # fmt: skip
+
+
+def flood(scratch: Path, rate: float, seconds: float) -> list[Figure]:
+    """Log lines at 50,000 a second: how old the newest line on the screen is, and whether keys are answered."""
+    home = scratch / "home"
+    with Writer("burst", home, "flood", rate, seconds) as writer, watch(home, "flood", scratch) as terminal:
+        time.sleep(3)
+        quiet = _latencies(terminal, 5)
+        writer.go()
+        start = time.monotonic()
+        time.sleep(seconds * 0.5)
+        calm = time.monotonic()
+        cpu = terminal.cpu()
+        lags = _lags(terminal, start + 1, calm)
+        answers = _latencies(terminal, 6)
+        written = float(writer.read())
+        time.sleep(2)
+        load = (terminal.cpu() - cpu) / (time.monotonic() - calm)
+        note = f"{written:,.0f} lines/s written; {len(lags)} paints; keys without a flood {median(quiet) * 1e3:.0f} ms"
+    bare = _bare_flood(scratch, rate, seconds)
+    return [
+        Figure(
+            name=f"log at {rate:,.0f} lines/s", wanted="newest line on the screen ≤ 1 s old, `?` answered in ≤ 200 ms",
+            measured=f"at most {max(lags):.2f} s old, `?` in {median(answers) * 1e3:.0f} ms",
+            bare=bare, passed=max(lags) <= 1 and median(answers) <= 0.2,
+            notes=[note, f"{load:.0%} of a core; `?` {spread(answers, 1e3, 0)} ms; age just before each paint, "
+                   f"median {median(lags):.2f} s"],
+        )
+    ]  # fmt: skip
+
+
+def _bare_flood(scratch: Path, rate: float, seconds: float) -> str:
+    home = scratch / "bare"
+    with Writer("burst", home, "flood", rate, seconds) as writer:
+        log = home / "runs" / "flood" / "attempts" / "001" / "log.txt"
+        with Terminal([*BARE, "log", str(log)], scratch) as terminal:
+            terminal.settle(1.0)
+            writer.go()
+            start, cpu = time.monotonic(), terminal.cpu()
+            time.sleep(seconds * 0.5)
+            end = time.monotonic()
+            load = (terminal.cpu() - cpu) / (end - start)
+            lags = _lags(terminal, start + 1, end)
+    return f"Log at 5 Hz: {max(lags):.2f} s, {load:.0%} of a core" if lags else "Log at 5 Hz: nothing shown"
+
+
+def _lags(terminal: Terminal, start: float, stop: float) -> list[float]:
+    """How old the newest dated line was just before each paint that showed a newer one, seconds."""
+    newest, lags = 0.0, list[float]()
+    for moment, text in terminal.frames():
+        shown = max((float(found) for found in _DATED.findall(text)), default=0.0)
+        if shown > newest:
+            if newest and start <= moment <= stop:
+                lags.append(moment - newest)
+            newest = shown
+        if moment >= stop:
+            break
+    if not lags or stop - newest > 2:
+        lags.append(stop - max(newest, start))  # it fell silent
+    return lags
+
+
+def _latencies(terminal: Terminal, count: int) -> list[float]:
+    """From `?` to the help on the screen, seconds."""
+    times: list[float] = []
+    for _ in range(count):
+        pressed = terminal.send("?")
+        times.append(terminal.wait_for(_HELP) - pressed)
+        terminal.send("q")
+        terminal.wait_for(without=_HELP)
+        time.sleep(0.3)
+    return times
+
+
+def hour(scratch: Path, *, real: bool) -> list[Figure]:
+    """Resident memory over an hour of a live run, two steps and two log lines a second; faster if not ``real``."""
+    speed = 1.0 if real else 20.0
+    samples: list[tuple[float, int]] = []
+    with (
+        Writer("live", scratch / "home", "hour", 1, 2 * speed, 2),
+        watch(scratch / "home", "hour", scratch) as terminal,
+    ):
+        start, cpu = time.monotonic(), terminal.cpu()
+        while (passed := (time.monotonic() - start) * speed) < _HOUR:
+            samples.append((passed, terminal.rss()))
+            time.sleep(1)
+        load = (terminal.cpu() - cpu) / (time.monotonic() - start)
+    first = [rss for passed, rss in samples if _SETTLED <= passed < _SETTLED + 60]
+    last = [rss for passed, rss in samples if passed >= _HOUR - 60]
+    middle = [rss for passed, rss in samples if _HOUR / 2 <= passed < _HOUR / 2 + 60]
+    grown = median(last) - median(first)
+    how = "in real time" if real else f"{speed:g} times as fast, in {_HOUR / speed / 60:.0f} minutes"
+    say(f"       {how}")
+    return [
+        Figure(
+            name="memory over an hour of a live run, after the first five minutes", wanted="grows < 10 MB",
+            measured=f"{grown / MB:+.1f} MB", passed=grown < 10 * MB,
+            notes=[f"written {how}: 7,200 steps of 31 metrics, as many log lines and samples; {load:.1%} of a core",
+                   f"{median(first) / MB:.0f} MB after 5 minutes, {median(middle) / MB:.0f} after 30, "
+                   f"{median(last) / MB:.0f} after 60"],
+        )
+    ]  # fmt: skip
