@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from msgspec import Struct
+from textual import events
 from textual._compositor import CompositorUpdate
 from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
@@ -16,7 +17,7 @@ from stackllama_engine.contract.files import make_private_dir, write_whole
 from stackllama_engine.contract.run_dir import Home
 
 from ..paths import copy_file, keymap_file, screenshots_dir
-from ..sanitise import one_line
+from ..sanitise import one_line, sanitise
 from ..settings import load_settings, save_settings
 from .colourless import Colourless
 from .driver import GuardedDriver
@@ -116,6 +117,12 @@ class ConsoleApp(App[None]):
         from .screens.launch import LaunchScreen
 
         self.push_screen(LaunchScreen(self.home, self.settings, clone=run_id))
+
+    async def on_event(self, event: events.Event) -> None:
+        """What is pasted is foreign text: it enters here."""
+        if isinstance(event, events.Paste) and not event.is_forwarded:
+            event = events.Paste(sanitise(event.text))
+        await super().on_event(event)
 
     # actions
 

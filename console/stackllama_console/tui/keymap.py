@@ -95,5 +95,5 @@ def _key_name(text: str) -> str:
     """A single character by Textual's name for it (`?` is `question_mark`)."""
     from textual.keys import _character_to_key  # pyright: ignore[reportPrivateUsage]
 
-    key = text.strip()
+    key = one_line(text)
     return _character_to_key(key) if len(key) == 1 else key
