@@ -96,3 +96,26 @@ def test_nothing_is_suggested_that_saves_nothing(llama_7b: Architecture) -> None
     merge = recipe(Stage.MERGE)
     assert isinstance(merge, MergeRecipe)
     assert suggestions(merge, llama_7b, GIB) == []
+
+
+@pytest.mark.parametrize(("stage", "keys", "gib"), TOO_LARGE)
+def test_nothing_is_proposed_that_training_does_not_do(
+    llama_7b: Architecture, stage: Stage, keys: dict[str, Any], gib: int
+) -> None:
+    before = recipe(stage, **keys)
+    one, eight = (estimate(before, llama_7b, gpus=gpus, on_gpu=True) for gpus in (1, 8))
+    assert eight.allocated >= one.allocated, "processes hold copies, no shards"
+    words = " ".join(f"{found.title} {found.price}" for found in suggestions(before, llama_7b, gib * GIB, gpus=8))
+    assert not any(word in words.lower() for word in ("shard", "zero", "fsdp", "8-bit optimizer", "num_processes"))
+
+
+def test_measurements_change_what_is_proposed(llama_7b: Architecture) -> None:
+    asked = recipe(Stage.SFT)
+    device = estimate(asked, llama_7b, on_gpu=True).device[1]
+
+    def heavier(_: Any, found: Any) -> Any:
+        return msgspec.structs.replace(found, device=(2 * found.device[0], 2 * found.device[1]))
+
+    plain = suggestions(asked, llama_7b, device)
+    measured = suggestions(asked, llama_7b, device, adjust=heavier)
+    assert plain[0].fits == "yes" and measured[0].device_after[0] > plain[0].device_after[0]

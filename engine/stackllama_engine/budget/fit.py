@@ -1,4 +1,9 @@
-"""Whether a run fits a device, and which changes of its recipe would make it fit, with what each costs."""
+"""Whether a run fits a device, and which changes of its recipe would make it fit, with what each costs.
+
+Only what a recipe's keys can do is proposed. An 8-bit optimizer and sharding over GPUs (ZeRO, FSDP) are not among
+them: the stages step AdamW in the parameters' own dtype, and every process holds everything, so more GPUs make a run
+faster and no smaller.
+"""
 
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
