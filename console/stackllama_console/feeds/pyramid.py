@@ -40,22 +40,27 @@ class Pyramid:
         return known
 
     def _look_up(self, first: int, stop: int) -> tuple[float, float]:
-        lows = highs = self._values
-        least: list[float] = []
-        most: list[float] = []
-        for above in self._levels:
+        """Ragged ends of each level and what is left at the top, gathered in lists: those are compared fastest."""
+        values = self._values
+        head, tail = -(-first // FACTOR), stop // FACTOR
+        if head >= tail:
+            part = values[first:stop].tolist()
+            return min(part), max(part)
+        least = values[first : head * FACTOR].tolist() + values[tail * FACTOR : stop].tolist()
+        most = least.copy()
+        first, stop = head, tail
+        lows, highs = self._levels[0]
+        for above in self._levels[1:]:
             head, tail = -(-first // FACTOR), stop // FACTOR
             if head >= tail:
                 break
-            if first < head * FACTOR:
-                least.append(min(lows[first : head * FACTOR]))
-                most.append(max(highs[first : head * FACTOR]))
-            if tail * FACTOR < stop:
-                least.append(min(lows[tail * FACTOR : stop]))
-                most.append(max(highs[tail * FACTOR : stop]))
+            least += lows[first : head * FACTOR]
+            least += lows[tail * FACTOR : stop]
+            most += highs[first : head * FACTOR]
+            most += highs[tail * FACTOR : stop]
             (lows, highs), first, stop = above, head, tail
-        least.append(min(lows[first:stop]))
-        most.append(max(highs[first:stop]))
+        least += lows[first:stop]
+        most += highs[first:stop]
         return min(least), max(most)
 
     def cut(self, count: int) -> None:
