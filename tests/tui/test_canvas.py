@@ -140,6 +140,25 @@ def test_bytes_have_ticks_in_their_own_unit() -> None:
     assert value_ticks(axis, 15, unit="bytes")[1] == (20 * 2**30, "20 GiB")
 
 
+@pytest.mark.parametrize("rows", [2, 3, 4, 5, 6, 7, 8])
+def test_a_low_plot_has_labels_too(rows: int) -> None:
+    mib = 2.0**20
+    loss = [label for _, label in value_ticks(value_axis(1.12, 1.38), rows)]
+    memory = [label for _, label in value_ticks(value_axis(768 * mib, 790 * mib, unit="bytes"), rows, unit="bytes")]
+    assert loss == (["1.2", "1.4"] if rows > 2 else ["1.10", "1.40"])
+    assert memory == (["770 MiB", "780 MiB", "790 MiB"] if rows > 3 else ["765 MiB", "790 MiB"])
+
+
+@given(st.floats(-1e9, 1e9), st.floats(1e-3, 1e9), st.integers(1, 40))
+def test_an_axis_of_any_height_has_a_label(low: float, length: float, rows: int) -> None:
+    axes = [value_axis(low, low + length)] + ([log_axis(low, low + length)] if low > 0 else [])
+    for axis in axes:
+        ticks = [value for value, _ in value_ticks(axis, rows)]
+        assert len(ticks) >= min(rows, 2)
+        assert ticks == sorted(set(ticks))
+        assert all(-1e-6 <= (value - axis.low) / (axis.high - axis.low) <= 1 + 1e-6 for value in ticks)
+
+
 def test_a_step_axis_shows_all_and_little_more() -> None:
     assert (step_range(1, 1), step_range(0, 1000), step_range(1, 1050)) == ((1, 2), (0, 1000), (0, 1200))
     assert [label for _, label in step_ticks(0, 20_000, 70)] == ["0", "5k", "10k", "15k", "20k"]

@@ -319,6 +319,46 @@ def test_a_reference_line_is_in_the_range_and_in_the_legend() -> None:
     run(chart, check)
 
 
+def test_new_curves_leave_nothing_of_the_old_axis_or_reference() -> None:
+    fresh, reused = Chart("loss"), Chart("loss")
+    fresh.set_curves([Curve("loss", series([10.0, 25.0]))])
+    reused.set_curves([Curve("memory", series([10.0, 40.0]))])
+
+    async def check_fresh(pilot: Pilot[None]) -> None:
+        assert [row.split()[0] for row in fresh.rows if "┤" in row] == ["25", "20", "15", "10"]
+
+    async def check(pilot: Pilot[None]) -> None:
+        reused.set_reference("predicted", 50.0)
+        await pilot.pause()
+        assert "┄┄ predicted 50" in reused.rows[0]
+        reused.set_curves([Curve("loss", series([10.0, 25.0]))])
+        await pilot.pause()
+        assert "┄" not in screen(reused)
+        assert reused.rows[1:] == fresh.rows[1:]
+        reused.set_curves([Curve("loss", series([10.0, 25.0]))], reference=("predicted", 50.0))
+        reused.set_reference("", None)
+        await pilot.pause()
+        assert reused.rows[1:] == fresh.rows[1:]
+        with pytest.raises(ValueError, match="not finite"):
+            reused.set_curves([], reference=("predicted", math.inf))
+
+    run(fresh, check_fresh)
+    run(reused, check)
+
+
+def test_the_value_axis_of_a_low_chart_has_labels() -> None:
+    chart = Chart("loss")
+    chart.set_curves([Curve("loss", series([1.38, 1.25, 1.12]))])
+
+    async def check(pilot: Pilot[None]) -> None:
+        for height in (6, 7, 8, 9):
+            chart.styles.height = height
+            await pilot.pause()
+            assert [row.split()[0] for row in chart.rows if "┤" in row] == ["1.4", "1.2"]
+
+    run(chart, check, size=(40, 20))
+
+
 def test_plain_mode_draws_in_ascii_alone() -> None:
     chart = Chart("compare", ascii=True)
     chart.set_curves(

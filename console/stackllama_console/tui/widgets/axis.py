@@ -73,17 +73,32 @@ def log_axis(low: float, high: float, held: Axis | None = None) -> Axis:
 
 
 def value_ticks(axis: Axis, rows: int, *, unit: Unit = "number") -> list[Tick]:
-    """Ticks for an axis of so many rows, from the bottom up, about one in three rows."""
-    most = max(1, rows // 3)
+    """Ticks for an axis of so many rows, from the bottom up, about one in three rows.
+
+    From two rows on there are at least two, however low the plot: the axis' ends where no steps fit.
+    """
     if axis.log:
         return [(value, _log_label(value)) for value in _log_ticks(axis, max(1, rows // 2))]
     scale, name = _binary(max(abs(axis.low), abs(axis.high))) if unit == "bytes" else (1.0, "")
-    step = nice((axis.high - axis.low) / scale / most) * scale
-    values = list(_multiples(axis.low, axis.high, step))
+    values, step = _value_steps(axis, rows, scale)
     if unit == "bytes":
         places = _places(step / scale, 2)
         return [(value, _bytes_label(value / scale, places, name)) for value in values]
     return list(zip(values, _labels(values, step), strict=True))
+
+
+def _value_steps(axis: Axis, rows: int, scale: float) -> tuple[list[float], float]:
+    """(values of the ticks, their step): the widest step that leaves two, at least a row apart; else the ends."""
+    length = axis.high - axis.low
+    step = nice(length / scale / max(1, rows // 3)) * scale
+    while True:
+        values = list(_multiples(axis.low, axis.high, step))
+        if len(values) > 1 or (values and rows < 2):
+            return values, step
+        step = nice(step / scale / 2.5) * scale
+        if step * (rows - 1) < length:
+            ends = [axis.low, axis.high] if rows > 1 else [axis.low]
+            return ends, nice(length / scale / 10) * scale
 
 
 def step_range(first: float, last: float) -> tuple[float, float]:
@@ -176,8 +191,8 @@ def _log_ticks(axis: Axis, most: int) -> list[float]:
     if len(fine) <= most:
         return fine
     decades = [value for power in range(first, last + 1) if inside[0] <= (value := 10.0**power) <= inside[1]]
-    stride = math.ceil(len(decades) / most)
-    return decades[::stride] if len(decades) > 1 else fine[:: max(1, len(fine) - 1)]
+    thinned = decades[:: math.ceil(len(decades) / most)] if decades else []
+    return thinned if len(thinned) > 1 else decades[:: len(decades) - 1] if len(decades) > 1 else fine[:: len(fine) - 1]
 
 
 def _binary(most: float) -> tuple[float, str]:

@@ -96,8 +96,16 @@ class Chart(Widget, can_focus=True):
         """The rows as text, as last drawn."""
         return tuple("".join(line.cells) for line in self._rows)
 
-    def set_curves(self, curves: Sequence[Curve]) -> None:
-        """Show these curves, in this order; the first is drawn in front."""
+    def set_curves(self, curves: Sequence[Curve], *, reference: tuple[str, float] | None = None) -> None:
+        """Show these curves, in this order; the first is drawn in front.
+
+        The value axis is chosen anew, and the line of the curves before goes with them; ``reference`` is as in
+        `set_reference`.
+
+        Raises:
+            ValueError: the reference is not finite.
+        """
+        self._reference = _checked(reference)
         self._curves = [Curve(one_line(curve.label), curve.series) for curve in curves]
         self._axis = None
         self.update(force=True)
@@ -108,10 +116,11 @@ class Chart(Widget, can_focus=True):
         Raises:
             ValueError: the value is not finite.
         """
-        if value is not None and not math.isfinite(value):
-            raise ValueError(f"reference {label!r}: {value} is not finite")
-        self._reference = None if value is None else (one_line(label), value)
-        self.update(force=True)
+        reference = _checked(None if value is None else (label, value))
+        if reference != self._reference:
+            self._reference = reference
+            self._axis = None  # it was fitted around the other one
+            self.update(force=True)
 
     def update(self, *, force: bool = False) -> bool:
         """Draw again if a series has changed and repaint what differs; returns whether anything does."""
@@ -229,3 +238,12 @@ class Chart(Widget, can_focus=True):
     def action_end(self, direction: float) -> None:
         """Cursor or window to the first or the newest step."""
         self.action_pan(direction * math.inf)
+
+
+def _checked(reference: tuple[str, float] | None) -> tuple[str, float] | None:
+    if reference is None:
+        return None
+    label, value = reference
+    if not math.isfinite(value):
+        raise ValueError(f"reference {label!r}: {value} is not finite")
+    return one_line(label), value
