@@ -61,6 +61,8 @@ def test_help_lists_every_key_that_works_here_with_its_id(stocked: Home, name: s
             row = next((line for line in lines if line.split()[-1:] == [binding.id]), None)
             assert row is not None and binding.description in row, binding
             assert row.split()[0] not in (binding.description, binding.id), f"{binding.id} shows no key"
+            keys = row.split(binding.description)[0].split()
+            assert len(keys) == len(set(keys)), f"{binding.id} shows a key twice"
         await shown.press("question_mark")
         await shown.until(lambda: isinstance(shown.front, kind))
 
@@ -76,6 +78,10 @@ def test_help_scrolls_and_q_only_closes_it(stocked: Home) -> None:
         assert "app.quit_always" not in shown.text
         await shown.press(*["j"] * 40)
         await shown.shows("app.quit_always", "q only stops looking", "keymap.yaml")
+        await shown.press("g")
+        await shown.shows("runs.launch")
+        await shown.press("G")
+        await shown.shows("app.quit_always")
         await shown.press(*["k"] * 40)
         await shown.shows("runs.launch")
         await shown.press("q")
@@ -126,6 +132,7 @@ def test_the_palette_has_every_action_and_theme_and_does_it(stocked: Home) -> No
         assert {f"theme: {theme.name}" for theme in load_themes()[0]} <= commands.keys()
         await shown.press("colon")
         await shown.until(lambda: isinstance(shown.front, CommandPalette))
+        assert "🔎" not in shown.text
         await shown.fill("edit a copy")
         await shown.shows("runs.clone")
         await shown.press("enter")

@@ -341,15 +341,23 @@ def test_the_command_screen_says_what_is_still_missing(home: Home) -> None:
     show(home, script)
 
 
-def test_a_run_is_named_and_a_wrong_name_is_not_taken(home: Home) -> None:
+def test_a_run_is_named_and_a_wrong_name_stays_to_be_mended(home: Home) -> None:
+    make_run(home, Stage.SFT, "taken")
+
     async def script(driven: Driven) -> None:
         await driven.press("N", *"First", "enter")
-        assert driven.screen.draft.name is None
-        await driven.press("N", *"first", "enter")
+        await driven.shows("'First' is not a run name")
+        assert driven.screen.draft.name is None and driven.app.focused.value == "First"  # type: ignore[union-attr]
+        await driven.press("ctrl+u", *"taken")
+        assert "is not a run name" not in driven.text
+        await driven.press("enter")
+        await driven.shows("A run taken exists already")
+        await driven.press("ctrl+u", *"first", "enter")
+        await driven.until(lambda: driven.app.screen is driven.screen)
         assert driven.screen.draft.name == "first"
         await driven.shows("as first", "--name first")
         await driven.press("N", *(["backspace"] * 5), "enter")
-        assert driven.screen.draft.name is None
+        await driven.until(lambda: driven.screen.draft.name is None)
         await driven.press("N", *"x", "escape")
         assert driven.screen.draft.name is None
 
@@ -405,6 +413,7 @@ def test_leaving_asks_where_something_would_be_lost(home: Home) -> None:
         await edit(driven, "lora_r", "4")
         await driven.press("escape")
         assert isinstance(driven.app.screen, ConfirmScreen)
+        await driven.shows("y  leave     n  no, go back")
         await driven.press("n")
         assert driven.app.screen is driven.screen
         await driven.press("escape", "y")
@@ -515,16 +524,17 @@ def test_a_refusal_before_launch_stands_at_its_field_and_whole_below(home: Home)
 
 
 def test_a_name_that_is_taken_is_refused_and_nothing_is_lost(home: Home) -> None:
-    make_run(home, Stage.SFT, "taken")
-
     async def script(driven: Driven) -> None:
         await edit(driven, "lora_r", "8")
         await driven.press("N", *"taken", "enter")
+        await driven.until(lambda: driven.screen.draft.name == "taken")
+        make_run(home, Stage.SFT, "taken")  # meanwhile, by somebody else
         await driven.press("enter")
         await driven.shows("A run `taken` exists already")
         assert form(driven).text("lora_r") == "8" and driven.screen.draft.name == "taken"
         await driven.press("N", *"2", "enter")
-        assert "exists already" not in driven.text
+        await driven.until(lambda: "exists already" not in driven.text)
+        assert driven.screen.draft.name == "2"  # typed over the old one, which is selected
 
     show(home, script, model="demo")
 

@@ -152,9 +152,9 @@ def test_stop_save_and_delete_need_their_own_keys(terminal: Open, stocked: Home)
     console.wait_for("rollout 40")
     for key in "xD":
         console.send(key)
-        console.wait_for("leave it")
+        console.wait_for("no, go back")
         console.send("n")
-        console.wait_gone("leave it")
+        console.wait_gone("no, go back")
     console.send("q")
     assert console.end() == 0
     assert snapshot(stocked.path) == before
@@ -196,7 +196,7 @@ def test_demo_opens_the_console_on_its_pipeline(terminal: Open, tmp_path: Path) 
 
 TOUR = (
     ("\r", "not red"), ("5", "nested"), ("5", "reward"), ("6", "first"), ("6", "nested"), ("d", "esc closes"),
-    ("\x1b", "nested"), ("a", "question"), ("j", "not red"), ("\x1b", "nested"), ("\x1b", "cause"), ("D", "leave it"),
+    ("\x1b", "nested"), ("a", "question"), ("j", "not red"), ("\x1b", "nested"), ("\x1b", "cause"), ("D", "go back"),
     ("n", "cause"), ("?", "runs.open"), ("\x1b", "cause"), ("e", "has no key"), ("\x1b", "cause"),
 )  # fmt: skip
 """Keys, and what then stands there."""

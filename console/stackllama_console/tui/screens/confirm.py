@@ -1,5 +1,7 @@
 """A question before something that cannot be undone, or that asks for a word."""
 
+import asyncio
+from collections.abc import Callable
 from typing import ClassVar
 
 from textual.app import ComposeResult
@@ -8,7 +10,7 @@ from textual.containers import Vertical
 from textual.screen import ModalScreen
 from textual.widgets import Input, Static
 
-from ...sanitise import sanitise
+from ...sanitise import one_line, sanitise
 
 
 class ConfirmScreen(ModalScreen[bool]):
@@ -33,7 +35,7 @@ class ConfirmScreen(ModalScreen[bool]):
         """The question and its two answers."""
         with Vertical(id="confirm"):
             yield Static(self._question, markup=False)
-            yield Static(f"y  {self._action}     n  leave it", markup=False, classes="answers")
+            yield Static(f"y  {self._action}     n  no, go back", markup=False, classes="answers")
 
     def action_answer(self, yes: bool) -> None:
         """Give the answer."""
@@ -41,17 +43,33 @@ class ConfirmScreen(ModalScreen[bool]):
 
 
 class AskScreen(ModalScreen[str | None]):
-    """One line of text; None when left with escape."""
+    """One line of text; None when left with escape.
+
+    Args:
+        question: what is asked, plain text.
+        value: what the line begins with.
+        placeholder: what an empty line shows.
+        check: what is wrong with an answer, empty where nothing is; asked in a thread. The line then stays, to be
+            mended.
+    """
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "leave", "leave it", id="ask.leave"),
     ]
 
-    def __init__(self, question: str, value: str = "", placeholder: str = "") -> None:
+    DEFAULT_CSS = """
+    AskScreen #ask-wrong { color: $error; text-style: bold; display: none; }
+    AskScreen .-wrong #ask-wrong { display: block; }
+    """
+
+    def __init__(
+        self, question: str, value: str = "", placeholder: str = "", *, check: Callable[[str], str] | None = None
+    ) -> None:
         super().__init__()
         self._question = sanitise(question)
         self._value = value
         self._placeholder = placeholder
+        self._check = check
 
     def compose(self) -> ComposeResult:
         """The question and a line to answer on."""
@@ -60,10 +78,23 @@ class AskScreen(ModalScreen[str | None]):
             answer = Input(self._value, placeholder=self._placeholder, compact=True)
             answer.cursor_blink = False
             yield answer
+            yield Static("", id="ask-wrong", markup=False)
 
-    def on_input_submitted(self, event: Input.Submitted) -> None:
-        """The line is the answer."""
-        self.dismiss(event.value)
+    async def on_input_submitted(self, event: Input.Submitted) -> None:
+        """The line is the answer, unless something is wrong with it."""
+        wrong = await asyncio.to_thread(self._check, event.value) if self._check else ""
+        if wrong:
+            self._say_wrong(f"! {one_line(wrong)}")
+        else:
+            self.dismiss(event.value)
+
+    def on_input_changed(self) -> None:
+        """It is being mended."""
+        self._say_wrong("")
+
+    def _say_wrong(self, text: str) -> None:
+        self.query_one("#confirm").set_class(bool(text), "-wrong")
+        self.query_one("#ask-wrong", Static).update(text)
 
     def action_leave(self) -> None:
         """No answer."""

@@ -46,7 +46,7 @@ def keys_text(screen: Screen[Any], width: int = 30) -> Text:
     keymap = cast("App[Any]", screen.app)._keymap  # pyright: ignore
     for binding, node in actions_of(screen):
         keys = keymap.get(binding.id or "", _all_keys(node, binding))
-        shown = " ".join(format_key(key) if not binding.key_display else binding.key_display for key in _split(keys))
+        shown = " ".join(dict.fromkeys(map(_shown, _split(keys))))
         name = binding.id or ""
         sections.setdefault(name.partition(".")[0], []).append((shown, binding.description, name))
     text = Text()
@@ -57,6 +57,10 @@ def keys_text(screen: Screen[Any], width: int = 30) -> Text:
             text.append(f"{name}\n", style="dim")
         text.append("\n")
     return text
+
+
+def _shown(key: str) -> str:
+    return key if key == "enter" else format_key(key)  # a word says it better than an arrow
 
 
 def _all_keys(node: DOMNode, binding: Binding) -> str:
@@ -79,6 +83,8 @@ class HelpScreen(ModalScreen[None]):
         Binding("escape,q,question_mark", "dismiss", "close help", id="help.close"),
         Binding("j,down", "scroll(1)", "down", id="help.down", show=False),
         Binding("k,up", "scroll(-1)", "up", id="help.up", show=False),
+        Binding("g,home", "end(False)", "top", id="help.top", show=False),
+        Binding("G,end", "end(True)", "bottom", id="help.bottom", show=False),
     ]
 
     def __init__(self, text: Text, title: str) -> None:
@@ -107,6 +113,11 @@ class HelpScreen(ModalScreen[None]):
     def action_scroll(self, lines: int) -> None:
         """Scroll by lines."""
         self.query_one(VerticalScroll).scroll_relative(y=lines, animate=False)
+
+    def action_end(self, bottom: bool) -> None:
+        """To the first or the last line."""
+        scroll = self.query_one(VerticalScroll)
+        scroll.scroll_end(animate=False) if bottom else scroll.scroll_home(animate=False)
 
     async def action_dismiss(self, result: None = None) -> None:
         """Close."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stackllama_engine.contract.errors import UsageError
-from stackllama_engine.contract.run_dir import check_run_id
+from stackllama_engine.contract.run_dir import Home, check_run_id
 from stackllama_engine.contract.stages import Stage
 
 from ...feeds.choices import RUN_KEYS, Choice, run_choices, typed_models
@@ -61,17 +61,13 @@ class LaunchAsks:
         draft = self.screen.draft
 
         def named(text: str | None) -> None:
-            if text is None:
-                return
-            try:
-                draft.name = check_run_id(text.strip()) if text.strip() else None
-            except UsageError as error:
-                self.screen.say(str(error), trouble=True)
-            else:
+            if text is not None:
+                draft.name = text.strip() or None
                 self.screen.settle()
 
         question = "A name for the run (empty: made of stage, date and time)"
-        self.screen.console_app.push_screen(AskScreen(question, draft.name or ""), named)
+        check = functools.partial(_name_trouble, self.screen.home)
+        self.screen.console_app.push_screen(AskScreen(question, draft.name or "", check=check), named)
 
     def write(self) -> None:
         """Into which new file the recipe goes: what differs from the defaults."""
@@ -147,6 +143,16 @@ class LaunchAsks:
                 self.screen.set_value(key, value)
 
         self.screen.console_app.push_screen(picker, picked)
+
+
+def _name_trouble(home: Home, text: str) -> str:
+    """Why a run cannot have this name; empty where it can, or where none is given."""
+    try:
+        if (name := text.strip()) and (home.runs_dir / check_run_id(name)).exists():
+            return f"A run {name} exists already; choose another name."
+    except (UsageError, OSError) as error:
+        return str(error)
+    return ""
 
 
 def _path(text: str) -> Path:

@@ -20,6 +20,8 @@ class TextScreen(ModalScreen[None]):
         Binding("Y", "copy", "copy", id="text.copy"),
         Binding("j,down", "scroll(1)", "down", id="text.down", show=False),
         Binding("k,up", "scroll(-1)", "up", id="text.up", show=False),
+        Binding("g,home", "end(False)", "top", id="text.top", show=False),
+        Binding("G,end", "end(True)", "bottom", id="text.bottom", show=False),
         Binding("space,pagedown", "scroll(15)", "page down", id="text.page_down", show=False),
         Binding("pageup", "scroll(-15)", "page up", id="text.page_up", show=False),
     ]
@@ -44,6 +46,11 @@ class TextScreen(ModalScreen[None]):
     def action_scroll(self, lines: int) -> None:
         """Scroll by lines."""
         self.query_one(VerticalScroll).scroll_relative(y=lines, animate=False)
+
+    def action_end(self, bottom: bool) -> None:
+        """To the first or the last line."""
+        scroll = self.query_one(VerticalScroll)
+        scroll.scroll_end(animate=False) if bottom else scroll.scroll_home(animate=False)
 
     def action_copy(self) -> None:
         """To the clipboard and a file."""
