@@ -510,8 +510,39 @@ def test_the_summary_says_it_in_words() -> None:
         ]
     )
     assert chart.summary().split("\n") == [
-        "down: first 20, last 1, min 1, max 20, mean of the last tenth 1.5, falling; steps 1 to 20, 20 points",
-        "still: first 1, last 1.5, min 1, max 2, mean of the last tenth 1.5, flat, 1 not finite; "
-        "steps 1 to 43, 42 points",
-        "[bold]up and away: first 1, last 4, min 1, max 4, mean of the last tenth 4, rising; steps 1 to 3, 3 points",
+        "down: first 20, last 1, min 1, max 20, mean of the last tenth 1.5, falling, second half against first; "
+        "steps 1 to 20, 20 points",
+        "still: first 1, last 1.5, min 1, max 2, mean of the last tenth 1.5, flat, second half against first, "
+        "1 not finite; steps 1 to 43, 42 points",
+        "[bold]up and away: first 1, last 4, min 1, max 4, rising from first to last; steps 1 to 3, 3 points",
     ]
+
+
+def test_few_points_are_not_made_into_a_trend() -> None:
+    chart = Chart("loss")
+    chart.set_curves([Curve("loss", series([4.2581, 4.2107, 4.1893, 4.1933]))])
+    assert chart.summary() == (
+        "loss: first 4.2581, last 4.1933, min 4.1893, max 4.2581, falling from first to last; steps 1 to 4, 4 points"
+    )
+    chart.set_curves([Curve("loss", series([4.2581], first=7))])
+    assert chart.summary() == "loss: one point, 4.2581 at step 7"
+    chart.set_curves([Curve("loss", series([4.2581, math.nan]))])
+    assert chart.summary() == "loss: one point, 4.2581 at step 1, 1 not finite"
+
+
+def test_a_trend_is_told_from_many_points_and_what_was_compared_is_said() -> None:
+    chart = Chart("loss")
+
+    def words(values: Iterable[float]) -> str:
+        chart.set_curves([Curve("loss", series(values))])
+        return chart.summary()
+
+    falling = [20 - i + i % 2 * 3 for i in range(18)]
+    assert falling[-1] > falling[-2]
+    assert "falling, second half against first; steps" in words(falling)
+    assert "mean of the last tenth" not in words(falling)
+    valley = [abs(i - 700) / 100 for i in range(1000)]
+    assert "falling, second half against first; lately rising, last tenth against the one before;" in words(valley)
+    assert "flat, second half against first" in words([(i * 7919) % 101 / 101 for i in range(60)])  # noise
+    assert "flat, second half against first; lately flat" in words([0.0] * 100)
+    assert "rising, second half against first" in words([-1.7e308] * 10 + [1.7e308] * 10)

@@ -1,5 +1,6 @@
 """A chart in words, for those who cannot read charts."""
 
+import math
 from collections.abc import Iterable, Sequence
 
 from ...feeds.series import Series
@@ -8,6 +9,11 @@ from .axis import Unit, step_label
 from .chart_rows import Curve, figure
 
 _FLAT = 0.02
+_HALVES = 10  # points from which on halves are compared; with fewer, the last with the first
+_TENTHS = 100  # points from which on a tenth, ten points, tells where it has been going lately
+_TENTH = 20  # points from which on the last tenth is more than the last point
+_SAMPLED = 1000
+_SURE = 2.0  # standard errors
 
 
 def summarise(curves: Iterable[Curve], unit: Unit = "number") -> str:
@@ -15,37 +21,60 @@ def summarise(curves: Iterable[Curve], unit: Unit = "number") -> str:
     return "\n".join(f"{one_line(curve.label) or 'unnamed'}: {_words(curve.series, unit)}" for curve in curves)
 
 
-def trend(series: Series) -> str:
-    """rising, falling or flat: the last tenth's mean against the tenth before it.
+def trend(values: Sequence[float]) -> str:
+    """Where two or more values are going, and what that was told from.
 
-    Flat is a difference below 2 % of all that the series has spanned.
+    Flat is a change below 2 % of all that the values span or, between the means of parts, one within two standard
+    errors: what chance alone would do.
     """
-    count = max(1, len(series) // 10)
-    if len(series) < 2:
-        return "flat"
-    newest, older = series.values[-count:], series.values[-2 * count : -count]
+    count = len(values)
+    if count < _HALVES:
+        change = values[-1] / 2 - values[0] / 2  # halved against overflow
+        flat = abs(change) <= _FLAT * (max(values) / 2 - min(values) / 2)
+        return f"{_direction(change, flat=flat)} from first to last"
+    text = f"{_compared(values, count // 2)}, second half against first"
+    if count >= _TENTHS:
+        text += f"; lately {_compared(values, count // 10)}, last tenth against the one before"
+    return text
+
+
+def _compared(values: Sequence[float], count: int) -> str:
+    """The last ``count`` values against as many before them; of very many, evenly spaced ones."""
+    stride = -(-count // _SAMPLED)
+    peak = max(abs(max(values)), abs(min(values))) or 1.0
+    newest, older = (
+        [value / peak for value in part[::stride]] for part in (values[-count:], values[-2 * count : -count])
+    )
     change = _mean(newest) - _mean(older)
-    if abs(change) <= _FLAT * (max(series.values) - min(series.values)):
-        return "flat"
-    return "rising" if change > 0 else "falling"
+    error = math.sqrt(_variance(newest) / len(newest) + _variance(older) / len(older))
+    spread = max(values) / peak - min(values) / peak
+    return _direction(change, flat=abs(change) <= max(_FLAT * spread, _SURE * error))
+
+
+def _direction(change: float, *, flat: bool) -> str:
+    return "flat" if flat else "rising" if change > 0 else "falling"
 
 
 def _mean(values: Sequence[float]) -> float:
     return sum(value / len(values) for value in values)  # divided first, so that no sum overflows
 
 
+def _variance(values: Sequence[float]) -> float:
+    mean = _mean(values)
+    return sum((value - mean) ** 2 for value in values) / (len(values) - 1)
+
+
 def _words(series: Series, unit: Unit) -> str:
     gaps = f", {len(series.gaps)} not finite" if len(series.gaps) else ""
-    span = series.span
-    if series.first is None or series.last is None or span is None:
+    values, span = series.values[:], series.span  # a copy: another thread may append or rewind
+    point = series.nearest(math.inf)
+    if not values or span is None or point is None:
         return f"no data yet{gaps}"
-    newest = series.values[-max(1, len(series) // 10) :]
-    figures = {
-        "first": series.first,
-        "last": series.last,
-        "min": min(series.values),
-        "max": max(series.values),
-        "mean of the last tenth": _mean(newest),
-    }
+    if len(values) == 1:
+        return f"one point, {figure(values[0], unit)} at step {step_label(point[0])}{gaps}"
+    figures = {"first": values[0], "last": values[-1], "min": min(values), "max": max(values)}
+    if len(values) >= _TENTH:
+        figures["mean of the last tenth"] = _mean(values[-(len(values) // 10) :])
     text = ", ".join(f"{name} {figure(value, unit)}" for name, value in figures.items())
-    return f"{text}, {trend(series)}{gaps}; steps {step_label(span[0])} to {step_label(span[1])}, {len(series)} points"
+    steps = f"steps {step_label(span[0])} to {step_label(span[1])}"
+    return f"{text}, {trend(values)}{gaps}; {steps}, {len(values)} points"
