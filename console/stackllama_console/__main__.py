@@ -38,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _silence_stdout()
         return 128 + signal.SIGPIPE
     except OSError as error:
+        if error.errno == errno.EIO and not (sys.stdin and sys.stdin.isatty()):  # the terminal has been closed
+            return 128 + signal.SIGHUP
         if error.errno not in _ENVIRONMENT:
             return _crashed(error)
         where = f"{error.filename}: " if error.filename else ""

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from stackllama_console import __main__ as entry
+from stackllama_console.cli.parser import parse
 from stackllama_engine import __version__
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -195,3 +196,9 @@ def test_no_command_loads_what_trains(words: list[str], code: int | None) -> Non
     ended, loaded = modules(HEAVY, *words)
     assert loaded == ""
     assert code is None or ended == code
+
+
+@pytest.mark.parametrize("words", [["--ascii", "open", "x"], ["open", "x", "--ascii"], ["--ascii", "demo"], ["--ascii"]])
+def test_drawing_options_count_before_and_after_the_command(words: list[str]) -> None:
+    arguments = parse(words)
+    assert arguments.ascii is True and arguments.mouse is False

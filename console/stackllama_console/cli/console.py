@@ -39,6 +39,8 @@ def find_target(home: Home, target: str) -> str | Path:
 
         open_foreign(path)  # says now, on the command line, when there is nothing to watch
         return path.resolve()
+    if path.is_file():
+        raise UsageError(f"{target} is a file; open takes a run id, or the directory that a trainer writes to.")
     if "/" in target:
         raise UsageError(f"{target}: no such directory.")
     return find(home, target).id

@@ -110,7 +110,10 @@ def result_lines(run: RunDir, stage: Stage) -> list[str]:
     """
     result = run.read_json("result.json")
     facts = {key: value for key, value in result.items() if isinstance(value, int | float | str)}
-    lines = [f"{key}: {_figure(value)}" for key, value in facts.items() if key not in ("stage", "path")]
+    labels = {"difference": "error of the merge", "difference_from_base": "change against the base"}
+    lines = [
+        f"{labels.get(key, key)}: {_figure(value)}" for key, value in facts.items() if key not in ("stage", "path")
+    ]
     if stage is Stage.PPO:  # its figures stand under `before` and `after`
         for label, first, last in measures(stage, result):
             lines.append(f"{label}: {_figure(first)} → {_figure(last)}")

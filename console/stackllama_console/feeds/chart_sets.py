@@ -46,12 +46,12 @@ CHARTS: dict[Stage | None, tuple[ChartSet, ...]] = {
     Stage.PPO: (
         ChartSet(
             "reward",
-            (("objective/scores", "score"), ("eval/mean_reward", "held out"), ("demo/true_utility", "true utility")),
+            (("objective/scores", "batch"), ("eval/mean_reward", "held out"), ("demo/true_utility", "true utility")),
         ),
-        ChartSet("KL to the reference", (("objective/kl", "KL"), ("eval/kl", "held out"))),
+        ChartSet("KL to the reference", (("objective/kl", "batch"), ("eval/kl", "held out"))),
         ChartSet("loss", (("loss/policy_avg", "policy"), ("loss/value_avg", "value"))),
         _MEMORY,
-        ChartSet("response length", (("response_length", "tokens"), ("eval/response_length", "held out"))),
+        ChartSet("response length", (("response_length", "batch"), ("eval/response_length", "held out"))),
         ChartSet("entropy", (("policy/entropy_avg", "policy"),)),
         ChartSet("clip fraction", (("policy/clipfrac_avg", "policy"), ("val/clipfrac_avg", "value"))),
         ChartSet("ratio", (("val/ratio", "mean"), ("val/ratio_first", "first mini-batch"))),
@@ -81,7 +81,9 @@ FIGURES: dict[Stage | None, tuple[tuple[str, str], ...]] = {
         ("grad_norm", "gradient norm"), ("learning_rate", "learning rate"),
     ),
     Stage.PPO: (
-        ("objective/scores", "reward"), ("demo/true_utility", "true utility"), ("objective/kl", "KL"),
+        ("objective/scores", "reward, batch"), ("eval/mean_reward", "reward, held out"),
+        ("demo/true_utility", "utility, batch"), ("eval/true_utility", "utility, held out"),
+        ("objective/kl", "KL, batch"), ("eval/kl", "KL, held out"),
         ("objective/kl_coef", "KL coefficient"), ("policy/clipfrac_avg", "clip fraction"),
         ("policy/entropy_avg", "entropy"), ("loss/value_avg", "value loss"), ("loss/policy_avg", "policy loss"),
         ("val/ratio", "ratio"), ("response_length", "response length"), ("val/var_explained", "explained variance"),

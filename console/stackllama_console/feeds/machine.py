@@ -211,7 +211,9 @@ def describe(reading: MachineReading) -> str:
     parts.append(f"RAM {size(reading.memory_used)} of {size(reading.memory_total)}")
     if reading.run_memory is not None:
         cpu = f", {reading.run_cpu:.0f} % CPU" if reading.run_cpu is not None else ""
-        parts.append(f"this run {size(reading.run_memory)}{cpu}")
+        count = reading.run_processes
+        of = f" in {count} processes" if count > 1 else ""
+        parts.append(f"this run {size(reading.run_memory)}{of}{cpu}")
     parts += [text for text in (reading.trouble,) if text]
     return "  ".join(parts)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from stackllama_engine.contract.errors import StackllamaError
 from stackllama_engine.contract.run_dir import Home, RunDir, State
+from stackllama_engine.launch.reconcile import reconcile
 
 from ..sanitise import one_line
 from .screens.confirm import ConfirmScreen
@@ -28,13 +29,17 @@ class RunActions:
         """Ask, then request: the run saves and stops."""
         question = f"Stop {run_id}?\n\nIt saves a checkpoint first; r resumes it later."
 
+        def refusal() -> str:
+            state = reconcile(self.home.run(run_id))
+            return f"{run_id} has ended already: {state.phase}" if state.has_ended else ""
+
         def work() -> str:
             from stackllama_engine.launch.reconcile import stop
 
             state = stop(self.home.run(run_id), wait=False)
             return f"{run_id} has ended already: {state.phase}" if state.has_ended else f"{run_id} was asked to stop"
 
-        self._ask(question, "stop it", work)
+        self.screen.run_worker(self._ask_unless(refusal, question, "stop it", work), group="actions")
 
     def save(self, run_id: str) -> None:
         """A checkpoint at the next step."""
@@ -67,22 +72,27 @@ class RunActions:
         from stackllama_engine.launch.remove import remove, users_of
 
         try:
+            state = await asyncio.to_thread(reconcile, self.home.run(run_id))
+            if not state.has_ended:
+                self.screen.say(f"{run_id} is {state.phase}: x stops it, then it can be deleted", trouble=True)
+                return
             users = await asyncio.to_thread(users_of, self.home, run_id)
-            size = await asyncio.to_thread(_size_text, self.home.run(run_id))
+            children = [user for user in users if user.startswith(f"{run_id}-")]
+            runs = [self.home.run(name) for name in (run_id, *children)]
+            size = await asyncio.to_thread(_size_text, runs)
         except StackllamaError as error:
             self.screen.say(str(error), trouble=True)
             return
         question = f"Delete {run_id} for good?\n\n{size}"
-        children = [user for user in users if user.startswith(f"{run_id}-")]
         others = [user for user in users if user not in children]
         if children:
-            question += f"\nIts {len(children)} stages go with it."
+            question += f"\nIts {len(children)} stage{'s go' if len(children) > 1 else ' goes'} with it."
         if others:
             question += f"\nMade from it, and without it no longer resumable: {', '.join(others[:4])}"
 
         def work() -> str:
             removed = remove(self.home, run_id)
-            return f"deleted: {run_id}" + (f" and {len(removed) - 1} stages" if len(removed) > 1 else "")
+            return f"deleted: {run_id}" + (f" and {len(removed) - 1} of its stages" if len(removed) > 1 else "")
 
         self._ask(question, "delete it", work, then)
 
@@ -115,6 +125,19 @@ class RunActions:
 
         self.screen.console_app.push_screen(ConfirmScreen(question, action), answered)
 
+    async def _ask_unless(
+        self, refusal: Callable[[], str], question: str, action: str, work: Callable[[], str]
+    ) -> None:
+        """Ask, unless there is nothing to ask about."""
+        try:
+            refused = await asyncio.to_thread(refusal)
+        except (StackllamaError, OSError, TimeoutError) as error:
+            refused = str(error)
+        if refused:
+            self.screen.say(refused, trouble=True)
+        else:
+            self._ask(question, action, work)
+
     def _do(self, work: Callable[[], str], then: Callable[[], None] | None = None) -> None:
         self.screen.run_worker(self._carry_out(work, then), group="actions")
 
@@ -134,8 +157,9 @@ def can_resume(state: State | None) -> bool:
     return state is not None and state.has_ended and state.phase != "finished"
 
 
-def _size_text(run: RunDir) -> str:
+def _size_text(runs: list[RunDir]) -> str:
     from ..units import size
 
-    total = sum(path.stat().st_size for path in run.path.rglob("*") if path.is_file() and not path.is_symlink())
+    files = (path for run in runs for path in run.path.rglob("*") if path.is_file() and not path.is_symlink())
+    total = sum(path.stat().st_size for path in files)
     return f"{size(total)} on disk."

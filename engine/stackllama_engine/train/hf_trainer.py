@@ -83,6 +83,7 @@ class RunCallback(TrainerCallback):
         self._reporter = reporter
         self._requests = requests
         self._keep = keep
+        self._phase_before: str | None = None  # of an evaluation that the schedule asked for
         self._counted: tuple[float, float] | None = None  # monotonic seconds, tokens, at the newest log
 
     def on_step_end(
@@ -117,6 +118,23 @@ class RunCallback(TrainerCallback):
         if "train_runtime" not in logs:
             self._reporter.metrics(state.global_step, metrics)
             self._reporter.memory()
+
+    def on_prediction_step(
+        self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: Any
+    ) -> None:
+        """An evaluation has begun: it may take longer than many steps, and says so."""
+        if self._phase_before is None:
+            self._phase_before = self._reporter.current_phase
+            if self._phase_before != "evaluate":
+                self._reporter.phase("evaluate")
+
+    def on_evaluate(
+        self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: Any
+    ) -> None:
+        """Back to what was done before."""
+        if self._phase_before not in (None, "evaluate"):
+            self._reporter.phase(str(self._phase_before))
+        self._phase_before = None
 
     def _throughput(self, metrics: dict[str, Any]) -> dict[str, float]:
         """``tokens_per_second`` since the log before; an evaluation in between is not counted."""

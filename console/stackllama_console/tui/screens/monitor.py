@@ -15,7 +15,7 @@ from stackllama_engine.contract.run_dir import Home
 
 from ...feeds.chart_sets import MEMORY, ChartSet, charts_for
 from ...sanitise import one_line, sanitise
-from ..run_actions import RunActions
+from ..run_actions import RunActions, can_resume
 from ..screen import ConsoleScreen
 from ..watched import News, Watched, watch_directory, watch_run
 from ..widgets.chart import Chart, Curve
@@ -98,6 +98,7 @@ class MonitorScreen(ConsoleScreen):
         self._shown_sets: list[ChartSet] = []
         self._page = 0
         self._only: int | None = None
+        self._phase = ""
         self._series_of: object = None
         self._news: News | str | None = None
 
@@ -189,21 +190,41 @@ class MonitorScreen(ConsoleScreen):
         lines: list[Text] = []
         if watched.pipeline:
             lines.append(pipeline_line(watched.pipeline, colours))
-        lines.append(head_line(feed, colours, moment))
+        lines += self._wrapped([head_line(feed, colours, moment)])
         if (figures := figures_line(feed, feed.stage)).plain:
-            lines.append(figures)
+            lines += self._wrapped([figures])
         machine = "  ".join(filter(None, (news.machine, memory_text(feed, watched.predicted))))
         if machine:
-            lines.append(Text(machine))
+            lines += self._wrapped([Text(machine)])
         notes = [*filter(None, (trouble, silence_text(feed, moment)))]
         if feed.bad_lines:
             notes.append(f"{feed.bad_lines} lines of its events could not be read")
-        if remarks := getattr(feed, "remarks", None):
+        state = watched.state
+        if (remarks := getattr(feed, "remarks", None)) and not (state and state.phase == "finished"):
             notes.append(f"! {remarks[-1]}")
         lines += [Text(one_line(note), style="italic") for note in notes]
         lines += self._wrapped(outcome_lines(watched.run, watched.state, colours))
         self.query_one("#state", TextLines).show(lines)
-        self.set_heading(watched.source.title, str(watched.source.stage or "another trainer"), watched.note)
+        pages = max(1, -(-len(self._sets) // self._per_page))
+        where = f"charts {self._page + 1} of {pages}" if pages > 1 and not watched.shows_result else ""
+        self.set_heading(watched.source.title, str(watched.source.stage or "another trainer"), watched.note, where)
+        if (phase := state.phase if state else "") != self._phase:
+            self._phase = phase
+            self.refresh_bindings()
+
+    def shows_key(self, binding: Binding) -> bool:
+        """Whether a key stands in the last line: only those that can do something to the run as it is."""
+        watched = self._watched
+        state = watched.state if watched else None
+        match (binding.id or "").partition(".")[2]:
+            case "stop" | "save":
+                return state is not None and not state.has_ended
+            case "resume":
+                return can_resume(state)
+            case "clone" | "samples" | "chat":
+                return watched is None or watched.run is not None
+            case _:
+                return True
 
     def _wrapped(self, lines: Sequence[Text]) -> list[Text]:
         """What must not be cut, each over at most some lines."""
@@ -292,7 +313,7 @@ class MonitorScreen(ConsoleScreen):
         self._page = (self._page + direction) % pages
         if self._watched:
             self._show_charts()
-            self.set_heading(self._title, f"charts {self._page + 1} of {pages}")
+            self._wrap_again()
 
     def action_child(self, direction: int) -> None:
         """Another stage of a pipeline."""
@@ -308,6 +329,9 @@ class MonitorScreen(ConsoleScreen):
 
     def action_panel(self, index: int) -> None:
         """One panel alone; the same key again brings the others back."""
+        if len(self._shown_sets) <= index < _CHARTS:
+            self.say(f"there are {len(self._shown_sets)} charts here; ] shows more, 5 the log, 6 the figures")
+            return
         self._only = None if self._only == index else index
         self.set_class(self._only == _CHARTS, "-only-log")
         self.set_class(self._only == _CHARTS + 1, "-only-figures")

@@ -1,6 +1,6 @@
 """All runs: states, steps, last metrics, pipelines as trees; the hub from which everything else is reached."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -10,7 +10,7 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.widgets import DataTable, Input, Static
 
-from stackllama_engine.contract.run_dir import Home
+from stackllama_engine.contract.run_dir import ENDED, Home
 from stackllama_engine.launch.inputs import DEMO_BASE
 
 from ...feeds.runs_index import Row, RunsIndex
@@ -61,6 +61,7 @@ class RunsTable(DataTable[Text]):
         Binding("k", "cursor_up", "up", id="table.up", show=False),
         Binding("g", "scroll_top", "first", id="table.top", show=False),
         Binding("G", "scroll_bottom", "last", id="table.bottom", show=False),
+        Binding("enter", "select_cursor", "look", id="runs.open"),
     ]
     take_key: KeyTaker | None = None
 
@@ -76,7 +77,6 @@ class RunsScreen(ConsoleScreen):
     HEADING = "runs"
     WIDGETS_WITH_KEYS: ClassVar[tuple[str, ...]] = ("RunsTable",)
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("enter", "open", "look", id="runs.open"),
         Binding("n", "launch", "new", id="runs.launch"),
         Binding("x", "run('stop')", "stop", id="runs.stop"),
         Binding("w", "run('save')", "save now", id="runs.save", show=False),
@@ -165,6 +165,7 @@ class RunsScreen(ConsoleScreen):
         under = self.row_id
         cells = {row.id: self._row_cells(row, columns) for row in rows}
         widths = _widths(columns, cells.values())
+        self._fit(cells, rows, widths)
         same = [row.id for row in rows] == [row.id for row in self._shown] and columns == self._columns
         if not same or any(now > before for now, before in zip(widths, self._widths, strict=True)):
             self._columns, self._widths = columns, widths
@@ -219,15 +220,23 @@ class RunsScreen(ConsoleScreen):
         chosen = "bold" if row.id in self.selected else ""
         step = f"{row.step}/{row.total_steps}" if row.total_steps else str(row.step or "")
         cells = {
-            "run": Text(f"{mark} {cut(name, max(12, self.size.width // 2 - 6))}", style=chosen),
+            "run": Text(f"{mark} {cut(name, max(12, self.size.width * 2 // 5))}", style=chosen),
             "stage": Text(str(row.stage or "")),
             "model": Text(cut(model_label(row.model), 28)),
             "state": state_text(row.phase, dict(variables)),
             "step": Text(step, justify="right"),
-            "age": Text(age(row.age(now())), justify="right"),
+            "age": Text(age(row.age(now())) if row.created else "", justify="right"),
             "last": Text(one_line(row.trouble or metric)),
         }
         return tuple(cells[column] for column in columns)
+
+    def _fit(self, cells: dict[str, tuple[Text, ...]], rows: list[Row], widths: Sequence[int]) -> None:
+        """Where a metric's name has no room its value stands alone: a figure that is cut reads as another one."""
+        room = self.size.width - sum(widths[:-1]) - 2 * len(widths)
+        for row in rows:
+            *others, last = cells[row.id]
+            if row.metric and not row.trouble and last.cell_len > room:
+                cells[row.id] = (*others, Text(cut(number(row.metric[1]), max(1, room))))
 
     @property
     def row(self) -> Row | None:
@@ -255,7 +264,10 @@ class RunsScreen(ConsoleScreen):
                 lines.append(Text(f"cause: {row.cause}"))
             if hint := advice_of_row(row):
                 lines.append(Text(hint, style="dim"))
+        elif self.filter_text:
+            lines.append(Text("no run matches the filter; esc shows all of them"))
         self.query_one("#about", TextLines).show(lines)
+        self.refresh_bindings()
 
     def on_resize(self, event: events.Resize) -> None:
         """Other columns for another width."""
@@ -265,6 +277,22 @@ class RunsScreen(ConsoleScreen):
 
     def _arrange(self) -> None:
         self.set_class(self.size.height < 12, "-low")
+
+    def shows_key(self, binding: Binding) -> bool:
+        """Whether a key stands in the last line: only those that can do something to the run under the cursor."""
+        row = self.row
+        ended = row is not None and row.phase in ENDED
+        match (binding.id or "").partition(".")[2]:
+            case "samples" | "select":
+                return row is not None
+            case "stop":
+                return row is not None and not ended
+            case "resume":
+                return row is not None and ended and row.phase != "finished"
+            case "compare":
+                return len(self.selected) > 1
+            case _:
+                return True
 
     # keys
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, cast
 from rich.segment import Segment
 from rich.style import Style
 from textual.app import App
+from textual.binding import Binding
 from textual.screen import Screen
 from textual.signal import Signal
 from textual.strip import Strip
@@ -56,7 +57,7 @@ class KeyLine(Widget):
         own: dict[str, _Entry] = {}
         common: dict[str, _Entry] = {}
         for node, binding, enabled, _ in screen.active_bindings.values():
-            if binding.show:
+            if binding.show and _makes_sense(node, binding):
                 key, what = app.get_key_display(binding), binding.description
                 entry = (one_line(key), one_line(what), binding.key, enabled)
                 (common if node is app else own).setdefault(binding.action, entry)
@@ -86,6 +87,12 @@ class KeyLine(Widget):
             Segment(f" {key} ", style("key-line--key" if enabled else "key-line--off") + click),
             Segment(f"{what} ", style("key-line--what" if enabled else "key-line--off") + click),
         ]
+
+
+def _makes_sense(node: Any, binding: Binding) -> bool:
+    """Whether a screen wants a key shown as things stand; pressed all the same, it says why it does nothing."""
+    asked = getattr(node, "shows_key", None)
+    return asked is None or bool(asked(binding))
 
 
 def _length(entry: _Entry) -> int:

@@ -54,8 +54,9 @@ def head_line(feed: Feed, variables: Mapping[str, str], now: float) -> Text:
         text.append(f" {done:.0%}")
     elif history.step:
         text.append(f"  step {history.step:,}")
-    if eta := feed.eta(now):
-        text.append(f"  {eta_text(eta)}")
+    left = total - history.step if total else 0
+    if left > 0 and (eta := feed.eta(now)):
+        text.append(f"  {eta_text(eta, left)}")
     elif state and state.ended and (state.started or state.created):
         text.append(f"  took {duration(state.ended - (state.started or state.created))}")
     if state and state.attempt > 1:
@@ -63,9 +64,10 @@ def head_line(feed: Feed, variables: Mapping[str, str], now: float) -> Text:
     return text
 
 
-def eta_text(eta: Eta) -> str:
-    """``9 m left (8–12 m)  1.2 s/step``."""
-    pace = f"{eta.pace:.2g} s/step" if eta.pace >= 1 or eta.pace <= 0 else f"{1 / eta.pace:.3g} steps/s"
+def eta_text(eta: Eta, left: int) -> str:
+    """``9 m left (8–12 m)  1.2 s/step``, the pace being that of the estimate: what is left over the steps left."""
+    seconds = eta.likely / left
+    pace = f"{seconds:.2g} s/step" if seconds >= 1 or seconds <= 0 else f"{1 / seconds:.3g} steps/s"
     return f"{duration(eta.likely)} left ({duration(eta.low)} – {duration(eta.high)})  {pace}"
 
 
