@@ -113,14 +113,14 @@ def checkpoint_steps(run: RunDir) -> list[int]:
 
 
 def measured_peaks(history: History) -> str:
-    """``peak allocated 12.2 GiB, reserved 13.0 GiB, most in update``; empty where nothing was measured."""
+    """``trainer's peak allocated 12.2 GiB, reserved 13.0 GiB, most in update``; empty where nothing was measured."""
     names = {"allocated": "allocated", "reserved": "reserved", "device": "device", "rss": "RSS"}
     peaks = [f"{label} {size(value)}" for name, label in names.items() if (value := history.memory.get(name))]
     if not peaks:
         return ""
     phases = {phase: found["allocated"] for phase, found in history.memory_by_phase.items() if "allocated" in found}
     most = max(phases, key=phases.__getitem__, default=None)  # of a resident set nobody knows when it was highest
-    return f"peak {', '.join(peaks)}" + (f", most in {one_line(most)}" if most else "")
+    return f"trainer's peak {', '.join(peaks)}" + (f", most in {one_line(most)}" if most else "")
 
 
 def last_log_lines(run: RunDir, count: int, attempt: int | None = None) -> list[bytes]:
