@@ -206,6 +206,7 @@ def test_a_theme_of_ones_own_is_worn(stocked: Home, tmp_path: Path) -> None:
     assert _settings(tmp_path)["theme"] == "mine"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("theme", [theme.name for theme in load_themes()[0]])
 def test_every_screen_wears_every_theme(stocked: Home, theme: str) -> None:
     async def script(shown: Shown) -> None:

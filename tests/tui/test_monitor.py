@@ -164,6 +164,7 @@ def test_pages_of_charts_go_round(stocked: Home) -> None:
     watch(stocked, "aligned", script)
 
 
+@pytest.mark.slow
 def test_panels_one_by_one(stocked: Home) -> None:
     async def script(shown: Shown) -> None:
         await shown.shows("rollout 40", "because 40")

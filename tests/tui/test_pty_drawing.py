@@ -18,7 +18,7 @@ SCREENS: dict[str, tuple[str, tuple[str, ...]]] = {
     "monitor": ("G\r", ("rollout 40", "reward")),
     "launch": ("n", ("sft", "model")),
     "help": ("?", ("runs.launch",)),
-    "confirm": ("x", ("Stop", "no, go back")),
+    "confirm": ("D", ("Delete aligned",)),
     "filter": ("/tuned", ("filter: tuned",)),
     "ask": ("o", ("trainer_state.json",)),
     "samples": ("Ga", ("because",)),

@@ -145,18 +145,18 @@ def test_two_consoles_change_nothing(terminal: Open, stocked: Home) -> None:
     assert snapshot(stocked.path) == before
 
 
-def test_stop_save_and_delete_need_their_own_keys(terminal: Open, stocked: Home) -> None:
-    """Anything but `y` leaves the run alone."""
+def test_anything_but_y_leaves_a_run_alone(terminal: Open, stocked: Home) -> None:
     before = snapshot(stocked.path)
-    console = terminal("open", "aligned")
-    console.wait_for("rollout 40")
-    for key in "xD":
-        console.send(key)
-        console.wait_for("no, go back")
-        console.send("n")
-        console.wait_gone("no, go back")
-    console.send("q")
-    assert console.end() == 0
+    for run_id, key, question in (("alive", "x", "Stop alive?"), ("aligned", "D", "Delete aligned")):
+        console = terminal("open", run_id)
+        console.wait_for(run_id, "loss" if run_id == "alive" else "rollout 40")
+        for no in "nq\x1b":
+            console.send(key)
+            console.wait_for(question)
+            console.send(no)
+            console.wait_gone(question)
+        console.send("q")
+        assert console.end() == 0
     assert snapshot(stocked.path) == before
 
 
