@@ -68,7 +68,7 @@ def yaml_string(text: str) -> str:
 def start(arguments: argparse.Namespace, stage: Stage, recipe: AnyRecipe) -> int:
     """Launch, print the run id at once, and follow where asked."""
     home = Home(arguments.home)
-    run = launcher.launch(home, stage, recipe, arguments.name)
+    run = launcher.launch(home, stage, recipe, arguments.name, canary=getattr(arguments, "canary", None))
     if not arguments.json:
         show(run.id)
         flush()
@@ -94,7 +94,8 @@ def dry_run(arguments: argparse.Namespace, stage: Stage, recipe: AnyRecipe) -> i
 
     As text it is a recipe file, the command a comment on its first line.
     """
-    plan = launcher.plan(Home(arguments.home), stage, recipe, arguments.name)
+    canary: bool | None = getattr(arguments, "canary", None)
+    plan = launcher.plan(Home(arguments.home), stage, recipe, arguments.name, canary=canary)
     if arguments.json:
         show_json({"argv": plan.argv, "environment": plan.environment, "recipe": msgspec.to_builtins(plan.recipe)})
         return ExitCode.DONE

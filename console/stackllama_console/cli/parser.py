@@ -123,6 +123,7 @@ def build_parser() -> Parser:
 
 _HOME_HELP = "where runs are kept (default: STACKLLAMA_HOME, else $XDG_DATA_HOME/stackllama)"
 _FOLLOW_HELP = "show it until it ends, and end with its exit code; Ctrl-C only stops looking"
+_CANARY_HELP = "PPO: the worst step and a checkpoint once, before the run proper (default: on a GPU)"
 _Commands = Any  # argparse's _SubParsersAction is private
 
 
@@ -182,6 +183,7 @@ def _add_launch(commands: _Commands) -> None:
         parser.add_argument("--follow", "-f", action="store_true", help=_FOLLOW_HELP)
         parser.add_argument("--dry-run", action="store_true", help="print command and recipe; start nothing")
         parser.add_argument("--plain", action="store_true", help="follow with lines instead of progress bars")
+    launch.add_argument("--canary", action=argparse.BooleanOptionalAction, default=None, help=_CANARY_HELP)
     merge = _leaf(commands, "merge", "Merge a finished run's adapter into its base.", "launch:merge", json=True)
     merge.add_argument("run", metavar="RUN", help="a finished sft, reward or ppo run, or an adapter directory")
     _add_words(merge, "RUN ")

@@ -33,7 +33,7 @@ _FOREIGN = re.compile(
     # Of a surrounding torchrun, accelerate, MPI or run of ours: each would tell the worker that it is somebody else.
     r"(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)|(PMI|OMPI_COMM_WORLD|MV2_COMM_WORLD)_\w+"
     r"|TORCHELASTIC_\w+|TORCH_ELASTIC_SHUTDOWN_TIMEOUT|ACCELERATE_\w+|FSDP_\w+|FORK_LAUNCHED"
-    r"|STACKLLAMA_(RUN|ATTEMPT|WORLD_SIZE)"
+    r"|STACKLLAMA_(RUN|ATTEMPT|WORLD_SIZE|CANARY)"
 )
 
 

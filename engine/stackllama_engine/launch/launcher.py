@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from ..contract.errors import RefusedError, StackllamaError, UsageError
 from ..contract.files import make_private_dir, open_private, write_whole
-from ..contract.recipe import AnyRecipe
+from ..contract.recipe import AnyRecipe, PPORecipe
 from ..contract.recipe_io import dump_recipe, load_recipe
 from ..contract.run_dir import Home, Launch, RunDir, check_run_id
 from ..contract.stages import Stage
@@ -54,8 +54,10 @@ class Plan(Struct, frozen=True, kw_only=True):
     secrets: list[str]
 
 
-def plan(home: Home, stage: Stage, recipe: AnyRecipe, name: str | None = None) -> Plan:
+def plan(home: Home, stage: Stage, recipe: AnyRecipe, name: str | None = None, *, canary: bool | None = None) -> Plan:
     """Check everything a launch would check, and say what it would run. Touches nothing.
+
+    ``canary``: as for :func:`launch`.
 
     Raises:
         UsageError: an input or the name is wrong (:class:`RecipeError` when it is the recipe).
@@ -63,11 +65,13 @@ def plan(home: Home, stage: Stage, recipe: AnyRecipe, name: str | None = None) -
     """
     if recipe.stage is not stage:
         raise UsageError(f"This is a {recipe.stage} recipe, not a {stage} recipe.")
+    if canary and stage is not Stage.PPO:
+        raise UsageError(f"A canary rehearses PPO's worst step; a {stage} run has none.")
     _check_name(home, stage, name)
     gpus = visible_gpus()
     recipe, parents = resolve_inputs(home, recipe)
     recipe = resolve_machine(recipe, gpus)
-    command = build_command(recipe, home.runs_dir / (name or _ANY_RUN), gpus)
+    command = _command(recipe, home.runs_dir / (name or _ANY_RUN), canary)
     return Plan(
         stage=stage, recipe=recipe, recipe_yaml=dump_recipe(recipe), argv=command.argv,
         environment=command.environment, parents=parents, secrets=secret_names(),
@@ -75,7 +79,13 @@ def plan(home: Home, stage: Stage, recipe: AnyRecipe, name: str | None = None) -
 
 
 def launch(
-    home: Home, stage: Stage, recipe: AnyRecipe, name: str | None = None, *, parents: Iterable[str] = ()
+    home: Home,
+    stage: Stage,
+    recipe: AnyRecipe,
+    name: str | None = None,
+    *,
+    parents: Iterable[str] = (),
+    canary: bool | None = None,
 ) -> RunDir:
     """Create a run and start it; of two launches of one name exactly one succeeds.
 
@@ -85,16 +95,17 @@ def launch(
         recipe: checked by :mod:`..contract.recipe_io`; inputs are resolved here.
         name: the run id; otherwise one is made.
         parents: runs to record as parents besides those the inputs come from.
+        canary: PPO: the worst case once before the run proper (``train/ppo/canary.py``); None: where it is on a GPU.
 
     Raises:
         UsageError, RefusedError: as :func:`plan`, before anything was created; or the name is taken.
         StackllamaError: the supervisor could not be started; the run says why.
     """
-    planned = plan(home, stage, recipe, name)
+    planned = plan(home, stage, recipe, name, canary=canary)
     run = home.create(stage, planned.recipe_yaml, name)
     lock = run.acquire_lock()
     try:
-        _start(run, lock, planned.recipe, [*planned.parents, *parents])
+        _start(run, lock, planned.recipe, [*planned.parents, *parents], canary)
     finally:
         os.close(lock)
     return run
@@ -120,7 +131,7 @@ def resume(home: Home, run_id: str) -> RunDir:
             pids = ", ".join(str(process.pid) for process in left)
             raise RefusedError(f"Processes of run `{run.id}` are still alive ({pids}); try again in a moment.")
         recipe = resolve_machine(load_recipe(state.stage, run.recipe_file), visible_gpus())
-        _start(run, lock, recipe, parents_of(run))
+        _start(run, lock, recipe, parents_of(run), _had_canary(run))
     finally:
         os.close(lock)
     return run
@@ -160,9 +171,24 @@ def start_supervisor(run: RunDir, lock: int, command: Command, parents: list[str
         raise StackllamaError(f"Run `{run.id}`: {cause}")
 
 
-def _start(run: RunDir, lock: int, recipe: AnyRecipe, parents: list[str]) -> None:
+def _command(recipe: AnyRecipe, run_dir: Path, canary: bool | None) -> Command:
+    gpus = visible_gpus()
+    command = build_command(recipe, run_dir, gpus)
+    if canary is None:
+        canary = isinstance(recipe, PPORecipe) and bool(gpus) and not recipe.use_cpu
+    if not canary:
+        return command
+    return msgspec.structs.replace(command, environment=command.environment | {"STACKLLAMA_CANARY": "1"})
+
+
+def _had_canary(run: RunDir) -> bool | None:
+    """Of the attempt before; one that begins at a checkpoint needs none, and leaves it out itself."""
+    return "STACKLLAMA_CANARY" in run.read_launch().environment if (run.path / "launch.json").is_file() else None
+
+
+def _start(run: RunDir, lock: int, recipe: AnyRecipe, parents: list[str], canary: bool | None) -> None:
     try:
-        start_supervisor(run, lock, build_command(recipe, run.path, visible_gpus()), parents)
+        start_supervisor(run, lock, _command(recipe, run.path, canary), parents)
     except OSError as error:
         raise StackllamaError(f"Run `{run.id}` could not be started: {error}.") from error
 

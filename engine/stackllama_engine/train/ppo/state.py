@@ -60,6 +60,17 @@ class Trainables:
             OSError: disk full or not writable.
         """
         staging = checkpoint.staging_dir(reporter.run.checkpoints, step)
+        self.write(staging, step, before)
+        target = checkpoint.seal(staging, reporter.run.checkpoints, step)
+        checkpoint.rotate(reporter.run.checkpoints, keep)
+        reporter.checkpoint(step, f"checkpoints/{target.name}")
+
+    def write(self, staging: Path, step: int, before: dict[str, Any]) -> None:
+        """The files of a checkpoint, not sealed.
+
+        Raises:
+            OSError: disk full or not writable.
+        """
         save_file(_dense(self.base.policy_state()), staging / _FILES["policy"])
         save_file(_dense(self.base.value_head.state_dict()), staging / _FILES["value"])
         save_file(self._optimizer_tensors(), staging / _FILES["optimizer"])
@@ -67,9 +78,6 @@ class Trainables:
             step=step, kl_coef=self.controller.coef, scheduler=_plain(self.scheduler.state_dict()), before=before
         )
         (staging / "state.json").write_bytes(msgspec.json.encode(progress))
-        target = checkpoint.seal(staging, reporter.run.checkpoints, step)
-        checkpoint.rotate(reporter.run.checkpoints, keep)
-        reporter.checkpoint(step, f"checkpoints/{target.name}")
 
     def load(self, path: Path) -> Progress:
         """Take everything back from a sealed checkpoint."""
@@ -84,18 +92,19 @@ class Trainables:
             group["lr"] = rate
         return progress
 
-    def _parameters(self) -> list[nn.Parameter]:
+    def parameters(self) -> list[nn.Parameter]:
+        """What the optimizer steps, in its order."""
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
     def _optimizer_tensors(self) -> dict[str, Tensor]:
         return {
             f"{index}.{name}": value.detach().clone()
-            for index, parameter in enumerate(self._parameters())
+            for index, parameter in enumerate(self.parameters())
             for name, value in self.optimizer.state[parameter].items()
         }
 
     def _load_optimizer(self, tensors: dict[str, Tensor]) -> None:
-        parameters = self._parameters()
+        parameters = self.parameters()
         for key, value in tensors.items():
             index, name = key.split(".", 1)
             # AdamW counts steps on the CPU whatever the parameter's device

@@ -16,10 +16,10 @@ from ...data.kinds import DEMO
 from .. import checkpoint, models
 from ..requests import Stopped
 from ..session import Session
-from . import losses
+from . import canary, losses
 from .prompts import Prompt, Prompts, load_prompts
 from .rollout import Rollout, pad_tokens, policy_outputs, sequence_sum
-from .sampling import draw_noise, sample
+from .sampling import Noise, draw_noise, sample
 from .scorer import Answer, load_scorer
 from .shared_base import VALUE_FILE, SharedBase
 from .state import Trainables
@@ -90,6 +90,8 @@ class PPO:
             start, before = progress.step, progress.before
             self.reporter.forget_samples_after(start)
         else:
+            if canary.asked():
+                self._rehearse()
             self.reporter.forget_samples_after(-1)  # an attempt that saved nothing is made again from its beginning
             before = self.evaluate(0, "before")
         for step in range(start, recipe.max_steps):
@@ -141,6 +143,27 @@ class PPO:
         }
         return metrics
 
+    def _rehearse(self) -> None:
+        """The worst case once, of which nothing stays; see :mod:`.canary`."""
+        recipe, reporter = self.recipe, self.reporter
+        prompts = [self.prompts.at(canary.longest(self.prompts))] * recipe.local_batch_size
+        reporter.phase("rollout")
+        responses = self._respond(prompts, canary.noise(recipe), canary.NO_END)
+        reporter.phase("score")
+        rollout = self._score(prompts, responses)
+        with canary.untouched(self.trainables):
+            reporter.phase("update")
+            goal = targets(recipe, rollout, self.controller.coef, self.session.reduce)
+            self.updater.update(rollout, goal, torch.Generator().manual_seed(recipe.seed))
+            reporter.phase("save")
+            if self.session.is_main:
+                canary.write_checkpoint(self.trainables, self.session.run, responses, recipe.save_total_limit)
+            self.session.state.wait_for_everyone()
+        reporter.health(
+            f"canary: {len(prompts)} prompts of {len(prompts[0].ids)} tokens, {len(responses[0])} tokens answered, one "
+            "update and one checkpoint went through"
+        )
+
     @torch.no_grad()
     def evaluate(self, step: int, when: When) -> dict[str, Any]:
         """Answer the held-out questions with noise that is the same each time, and report means and first rows.
@@ -180,8 +203,10 @@ class PPO:
         recipe = self.recipe
         lengths = (recipe.output_min_length, recipe.output_max_length)
         noise = [draw_noise(recipe.seed, step, index, lengths) for index in indices]
-        eos, pad = models.eos_id(self.tokenizer), models.pad_id(self.tokenizer)
-        size = recipe.local_rollout_forward_batch_size
+        return self._respond(prompts, noise, models.eos_id(self.tokenizer))
+
+    def _respond(self, prompts: Sequence[Prompt], noise: Sequence[Noise], eos: int) -> list[list[int]]:
+        pad, size = models.pad_id(self.tokenizer), self.recipe.local_rollout_forward_batch_size
         responses: list[list[int]] = []
         for start in range(0, len(prompts), size):
             ids = [prompt.ids for prompt in prompts[start : start + size]]

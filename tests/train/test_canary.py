@@ -1,0 +1,136 @@
+"""The canary: the worst case once, of which nothing stays; asked for, or by default where PPO runs on a GPU."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from stackllama_console.__main__ import main
+from stackllama_engine.contract.errors import StageError, UsageError
+from stackllama_engine.contract.events import Event, EventReader
+from stackllama_engine.contract.recipe_io import load_recipe
+from stackllama_engine.contract.run_dir import Home, RunDir
+from stackllama_engine.contract.stages import Stage
+from stackllama_engine.launch import launcher
+from stackllama_engine.train.ppo import canary
+
+from .toy import PPO, REWARD, run_stage, wait_for
+
+RECIPE = load_recipe(Stage.PPO, None, ["model_name_or_path=demo", "reward_model_path=x", "output_max_length=9",
+                                       "output_min_length=2", "num_processes=1"])  # fmt: skip
+
+
+def in_command(recipe: Any, asked: bool | None) -> bool:
+    return "STACKLLAMA_CANARY" in launcher._command(recipe, Path("/run"), asked).environment
+
+
+def test_by_default_where_ppo_runs_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launcher, "visible_gpus", lambda: ["0"])
+    assert in_command(RECIPE, None) and not in_command(RECIPE, False)
+    on_cpu = load_recipe(Stage.PPO, None, ["model_name_or_path=demo", "reward_model_path=x", "use_cpu=true"])
+    assert not in_command(on_cpu, None) and in_command(on_cpu, True)
+    assert not in_command(load_recipe(Stage.SFT, None, ["model_name_or_path=demo"]), None)
+    monkeypatch.setattr(launcher, "visible_gpus", list)
+    assert not in_command(RECIPE, None)
+
+
+def test_other_stages_refuse_it(tmp_path: Path) -> None:
+    sft = load_recipe(Stage.SFT, None, ["model_name_or_path=demo"])
+    with pytest.raises(UsageError, match="a sft run has none"):
+        launcher.launch(Home(tmp_path), Stage.SFT, sft, canary=True)
+    assert list(Home(tmp_path).runs()) == []
+
+
+def test_responses_are_as_long_as_allowed() -> None:
+    noise = canary.noise(RECIPE)  # type: ignore[arg-type]
+    assert len(noise) == RECIPE.local_batch_size  # type: ignore[union-attr]
+    assert {one.length for one in noise} == {8} == {len(one.uniforms) for one in noise}
+
+
+class Kept:
+    """What a canary sees of the trainables: an optimizer over one weight."""
+
+    def __init__(self) -> None:
+        self.weight = torch.nn.Parameter(torch.ones(3))
+        self.optimizer = torch.optim.AdamW([self.weight], lr=0.1)
+
+    def parameters(self) -> list[torch.nn.Parameter]:
+        return [self.weight]
+
+    def write(self, staging: Path, step: int, before: dict[str, Any]) -> None:
+        (staging / "policy").write_bytes(b"x" * 1000)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_was_trained_inside_is_taken_back(fails: bool) -> None:
+    kept: Any = Kept()
+    try:
+        with canary.untouched(kept):
+            kept.weight.sum().backward()
+            kept.optimizer.step()
+            assert not torch.equal(kept.weight, torch.ones(3))
+            if fails:
+                raise StageError("no")
+    except StageError:
+        assert fails
+    assert torch.equal(kept.weight, torch.ones(3)) and kept.weight.grad is None and not kept.optimizer.state
+
+
+def test_a_checkpoint_is_written_and_removed(tmp_path: Path) -> None:
+    run = Home(tmp_path).create(Stage.PPO, "", "run")
+    kept: Any = Kept()
+    assert canary.write_checkpoint(kept, run, [], 3) > 1000
+    assert list(run.checkpoints.iterdir()) == [] and list((run.path / "scratch").iterdir()) == []
+
+
+def test_a_disk_that_holds_one_checkpoint_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Home(tmp_path).create(Stage.PPO, "", "run")
+    kept: Any = Kept()
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=2000))
+    with pytest.raises(StageError, match="save_total_limit"):
+        canary.write_checkpoint(kept, run, [], 3)
+
+
+def ppo(home: Home, name: str, keys: tuple[str, ...], asked: bool) -> RunDir:
+    run = launcher.launch(home, Stage.PPO, load_recipe(Stage.PPO, None, keys), name, canary=asked)
+    state = wait_for(run, lambda state: state.has_ended)
+    assert state.phase == "finished", state.cause
+    return run
+
+
+def events(run: RunDir) -> list[Event]:
+    return list(EventReader(run.attempt_dir(1) / "events.jsonl").read())
+
+
+@pytest.mark.slow
+def test_a_run_is_the_same_with_and_without(shared_home: Home, base: Path) -> None:
+    reward = run_stage(shared_home, Stage.REWARD, f"model_name_or_path={base}", *REWARD, "max_steps=2")
+    keys = (*PPO, "max_steps=2", "eval_steps=0", f"model_name_or_path={base}", f"reward_model_path={reward.id}")
+    plain, sung = ppo(shared_home, "plain", keys, False), ppo(shared_home, "sung", keys, True)
+    said = [event.data["message"] for event in events(sung) if event.kind == "health"]
+    assert any("7 tokens answered, one update and one checkpoint went through" in message for message in said)
+    assert not any("canary" in event.data.get("message", "") for event in events(plain))
+    phases = [event.phase for event in events(sung) if event.kind == "phase"]
+    assert phases[:7] == ["start", "load", "rollout", "score", "update", "save", "evaluate"]
+    for name in ("adapter_model.safetensors", "value_head.safetensors"):
+        one, other = (load_file(run.adapter / name) for run in (plain, sung))
+        assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+    assert plain.samples_file.read_bytes() == sung.samples_file.read_bytes()
+    assert sorted(path.name for path in sung.checkpoints.iterdir()) == ["step-000002"]
+
+
+def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["launch", "sft", "model_name_or_path=demo", "dataset_name=demo", "load_in_8bit=false", "--dry-run"]
+    home = ["--home", str(tmp_path)]
+    assert main([*words, *home, "--canary"]) == 2
+    assert "A canary rehearses PPO's worst step" in capsys.readouterr().err
+    assert main([*words, *home, "--no-canary"]) == main([*words, *home]) == 0
+    judge = tmp_path / "judge"
+    judge.mkdir()
+    (judge / "config.json").write_text("{}")
+    words[1] = "ppo"
+    assert main([*words, f"reward_model_path={judge}", *home, "--canary", "--json"]) == 0
+    assert '"STACKLLAMA_CANARY": "1"' in capsys.readouterr().out
