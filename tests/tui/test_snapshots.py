@@ -62,6 +62,7 @@ SHOTS: dict[str, tuple[tuple[str, ...], tuple[int, int], str, tuple[str, ...]]] 
 
 LEAVING = {"enter", "a", "c"}
 QUICK = {"runs", "monitor", "confirm"}
+REST = sorted(SHOTS.keys() - QUICK)
 
 
 @pytest.mark.parametrize(
