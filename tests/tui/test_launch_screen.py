@@ -90,6 +90,35 @@ async def said(driven: Driven, text: str) -> None:
 # models and stages
 
 
+@pytest.mark.parametrize("size", [(80, 24), (140, 40)])
+def test_a_name_that_cannot_be_launched_is_said_as_soon_as_it_is_typed(home: Home, size: tuple[int, int]) -> None:
+    make_run(home, Stage.SFT, "unfinished", phase="failed")
+
+    async def script(driven: Driven) -> None:
+        await driven.press("m", *"no/such/id/x")
+        await driven.until(lambda: "is not found here" in " ".join(driven.text.split()))
+        assert "would be downloaded" not in driven.text
+        await driven.press("enter")
+        await driven.shows("✗ mend model_name_or_path")
+        assert "✓ ready" not in driven.text and "would be downloaded" not in driven.text
+        assert "is not found here: give" in driven.screen.problem()
+        await edit(driven, "lora_r", "4")  # another value does not make it usable
+        await driven.shows("✗ mend model_name_or_path")
+        await edit(driven, "model_name_or_path", "demo")
+        await driven.shows("✓ ready")
+        await edit(driven, "dataset_name", "demo")
+        await edit(driven, "dataset_train_split", "evaluatio")
+        await driven.shows("✗ mend dataset_train_split")
+        await driven.press("]", "]")
+        assert driven.screen.draft.stage is Stage.PPO
+        await edit(driven, "reward_model_path", "a b c")
+        await edit(driven, "policy_adapter_path", "unfinished")
+        await driven.shows("✗ mend reward_model_path, policy_adapter_path")
+        assert "that run is failed, not finished" in driven.screen.problem()
+
+    show(home, script, size)
+
+
 def test_the_form_is_there_before_any_file_has_been_read(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     gate = threading.Event()
 

@@ -16,6 +16,7 @@ from stackllama_engine.launch.gpus import visible_gpus
 
 from ..sanitise import one_line
 from .budget_view import Memory
+from .input_check import MODEL, refusal
 from .models import ModelEntry, describe
 from .nvml import find_gpus
 from .recipe_model import recipe_model
@@ -67,7 +68,7 @@ def read_shapes(home: Home, asked: Asked) -> Shapes:
     if not name:
         return Shapes(asked=asked, trouble=f"{one_line(asked.model)}: its base is not known")
     entry = describe(home, name)
-    trouble = "" if entry.architecture else entry.trouble or ""
+    trouble = "" if entry.architecture else refusal(home, MODEL, name) or entry.trouble or ""
     known: Calibration | None = None
     try:
         known = calibration(home.path)

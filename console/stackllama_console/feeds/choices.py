@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
+import msgspec
 from msgspec import Struct
 
 from stackllama_engine.contract.errors import UsageError
@@ -13,6 +14,7 @@ from ..readings import read_run
 from ..sanitise import one_line
 from ..units import age, number, size
 from .budget_view import billions
+from .input_check import MODEL, refusal
 from .models import ModelEntry, describe, find_models
 
 RUN_KEYS: dict[str, tuple[Stage, ...]] = {
@@ -65,7 +67,11 @@ def typed_models(home: Home, text: str) -> list[Choice]:
     folder = _folder(text)
     found = [entry for entry in find_models(home, folders=[folder]) if entry.kind == "folder"] if folder else []
     inside = [model_choice(entry) for entry in found if folder and Path(entry.name).parent == folder]
-    return inside or [model_choice(describe(home, text), "as typed")]
+    if inside:
+        return inside
+    entry = describe(home, text)
+    refused = "" if entry.architecture else refusal(home, MODEL, text)
+    return [model_choice(msgspec.structs.replace(entry, trouble=refused or entry.trouble), "as typed")]
 
 
 def run_choices(home: Home, stages: Iterable[Stage]) -> list[Choice]:

@@ -17,28 +17,35 @@ from stackllama_engine.contract.recipe_io import load_recipe
 from stackllama_engine.contract.run_dir import Home
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.data.kinds import DEMO
-from stackllama_engine.launch.inputs import DEMO_BASE
+from stackllama_engine.launch.inputs import DEMO_BASE, INPUTS
 from stackllama_engine.launch.launcher import Plan
 
 from ..sanitise import one_line
 from .form import PROGRAM, Form
+from .input_check import MODEL
 
-MODEL = "model_name_or_path"
 ADAPTER = "adapter_path"
 _CARRIED = (MODEL, "dataset_name")
 """What another stage's form takes over, where nothing was typed in it."""
 _PATHS = (MODEL, ADAPTER, "reward_model_path", "policy_adapter_path")
+_SPLITS = ("dataset_train_split", "dataset_test_split")
 _OUTPUTS = ("adapter", "merged")
 _MOST_RECIPE = 1 << 20
 _STAGE_LINE = re.compile(r"#\s*stage:\s*(\w+)\s*")
 
 
 class LaunchForm(Form):
-    """A form that also keeps what a launch said about its values, until the next of them changes."""
+    """A form that also keeps what a launch says about its values.
+
+    What one refused stands until a value changes; what :func:`.input_check.find_unusable` found out about the names of
+    models, data and runs, as long as that name stands there.
+    """
 
     def __init__(self, stage: Stage) -> None:
         super().__init__(stage)
         self._refused: dict[str, str] = {}
+        self._unusable: dict[str, tuple[str, str]] = {}  # key → the text that was looked up, what is wrong with it
+        self._looked_up: dict[str, str] | None = None
 
     def refuse(self, message: str) -> str:
         """Put a launch's refusal under the keys that it names.
@@ -49,12 +56,40 @@ class LaunchForm(Form):
         self._refused = {key: text for key, text in self._blame(message, None).items() if key}
         return next(iter(self._refused), "")
 
+    def inputs(self) -> dict[str, str]:
+        """What names models, data and runs, and the data's splits, as far as it is given."""
+        named = {key: self.text(key) for key, field in self.fields.items() if field.name in (*INPUTS, *_SPLITS)}
+        return {key: text for key, text in named.items() if text}
+
+    @property
+    def looked_up(self) -> bool:
+        """Whether it is known if all of them can be used."""
+        return self._looked_up == self.inputs()
+
+    def take_unusable(self, inputs: dict[str, str], found: dict[str, str]) -> bool:
+        """What was found out about these inputs; whether that is news.
+
+        Args:
+            inputs: as they were looked up.
+            found: key → why it cannot be used; under an empty key what names its keys itself.
+        """
+        before = self.errors()
+        self._looked_up = inputs
+        blamed = (self._blame(found[""], None) if found.get("") else {}) | {key: found[key] for key in found if key}
+        self._unusable = {key: (inputs.get(key, ""), text) for key, text in blamed.items()}
+        return self.errors() != before
+
     def errors(self) -> dict[str, str]:
-        """As :meth:`Form.errors`, and what a launch refused."""
-        return super().errors() | self._refused
+        """As :meth:`Form.errors`, what cannot be used, and what a launch refused."""
+        unusable = {
+            key: wrong
+            for key, (text, wrong) in self._unusable.items()
+            if not key or key not in self.fields or self.text(key) == text
+        }
+        return unusable | super().errors() | self._refused
 
     def recipe(self) -> AnyRecipe | None:
-        """As :meth:`Form.recipe`; a refusal does not stand in the way of another try."""
+        """As :meth:`Form.recipe`; what was refused or could not be used does not stand in the way of another try."""
         return None if super().errors() else self._recipe
 
     def estimable(self) -> AnyRecipe | None:

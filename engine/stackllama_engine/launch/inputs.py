@@ -61,6 +61,20 @@ def resolve_inputs(home: Home, recipe: AnyRecipe) -> tuple[AnyRecipe, list[str]]
             return msgspec.structs.replace(recipe, **changed), _unique(parents)
 
 
+def check_input(home: Home, key: str, value: str) -> None:
+    """One input by itself, as a launch would look it up; for forms, while it is typed.
+
+    Args:
+        home: whose runs it may name.
+        key: one of :data:`INPUTS`.
+        value: what was given.
+
+    Raises:
+        StackllamaError: a launch would refuse it; the text names key and value.
+    """
+    INPUTS[key](home, key, value, [])
+
+
 def _collect(home: Home, recipe: AnyRecipe, parents: list[str]) -> AnyRecipe:
     recipe, more = resolve_inputs(home, recipe)
     parents.extend(more)
@@ -125,6 +139,16 @@ def _reward_model(home: Home, key: str, value: str, parents: list[str]) -> str:
     if Path(path).exists():
         _needs(key, Path(path), "adapter_config.json", "config.json", why="it is neither an adapter nor a model")
     return path
+
+
+INPUTS: dict[str, Callable[[Home, str, str, list[str]], str]] = {
+    "model_name_or_path": _model,
+    "dataset_name": _dataset,
+    "adapter_path": _adapter,
+    "reward_model_path": _reward_model,
+    "policy_adapter_path": _adapter,
+}
+"""The recipe keys that are inputs, and how each is looked up."""
 
 
 def _merged_stage(home: Home, run: RunDir) -> Stage | None:

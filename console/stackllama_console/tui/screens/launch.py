@@ -20,7 +20,8 @@ from stackllama_engine.contract.stages import Stage
 from ...feeds.budget_inputs import Asked, Devices, Shapes, read_devices, read_shapes
 from ...feeds.budget_view import BudgetView, build_view
 from ...feeds.choices import RUN_KEYS, Choice, model_choice, model_folders, run_choices
-from ...feeds.draft import ADAPTER, Draft, read_run
+from ...feeds.draft import ADAPTER, Draft, LaunchForm, read_run
+from ...feeds.input_check import find_unusable
 from ...feeds.models import find_models
 from ...sanitise import one_line
 from ...settings import Settings
@@ -185,6 +186,16 @@ class LaunchScreen(ConsoleScreen):
             self._show_top()
             self._show_budget()
 
+    async def _look_up(self, form: LaunchForm) -> None:
+        """Whether a launch would take what the form names."""
+        await asyncio.sleep(_PAUSE)
+        inputs = form.inputs()
+        found = await asyncio.to_thread(find_unusable, self.home, inputs, form.estimable())
+        if form is self.draft.form and inputs == form.inputs():
+            if form.take_unusable(inputs, found):
+                self.query_one(RecipeForm).redraw()
+            self._refresh()
+
     # what is shown
 
     def problem(self) -> str:
@@ -244,6 +255,8 @@ class LaunchScreen(ConsoleScreen):
         asked = self._asked()
         if self._shapes is None or self._shapes.asked != asked:
             self.run_worker(self._read_shapes(asked), group="shapes", exclusive=True)
+        if not self.draft.form.looked_up:
+            self.run_worker(self._look_up(self.draft.form), group="inputs", exclusive=True)
         self._show_top()
         self._show_budget()
         width, variables = self.size.width - 2, self.console_app.theme_variables

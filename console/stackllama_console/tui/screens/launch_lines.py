@@ -70,6 +70,8 @@ def verdict_parts(draft: Draft, variables: Mapping[str, str]) -> list[str | Text
         named = ", ".join(wrong[:3]) + (" …" if len(wrong) > 3 else "")
         verdict = Text("✗ mend ", style=rich_colour(dict(variables), "error"))
         verdict.append(one_line(named) or "the recipe")
+    elif not draft.form.looked_up:
+        verdict = Text("… looking up what it names", style="dim")
     else:
         verdict = Text("✓ ready", style=rich_colour(dict(variables), "success"))
     return [verdict, f"as {draft.name}" if draft.name else "", draft.origin]

@@ -1,0 +1,47 @@
+"""Whether a launch would take the models, data and runs that a form names: its own check, asked early. For threads."""
+
+from collections.abc import Mapping
+
+from stackllama_engine.contract.errors import StackllamaError
+from stackllama_engine.contract.recipe import AnyRecipe
+from stackllama_engine.contract.run_dir import Home
+from stackllama_engine.launch.inputs import INPUTS, check_input, resolve_inputs
+
+from ..sanitise import one_line
+
+MODEL = "model_name_or_path"
+
+
+def refusal(home: Home, key: str, value: str) -> str:
+    """Why a launch would refuse this input, sanitised; empty where it would not.
+
+    Args:
+        home: whose runs it may name.
+        key: of the recipe, such as ``model_name_or_path``.
+        value: what was typed.
+    """
+    try:
+        check_input(home, key, value)
+    except (StackllamaError, OSError) as error:
+        return one_line(str(error))
+    return ""
+
+
+def find_unusable(home: Home, inputs: Mapping[str, str], recipe: AnyRecipe | None) -> dict[str, str]:
+    """Form key → why a launch would refuse its value; under an empty key what is wrong with several together.
+
+    Args:
+        home: whose runs they may name.
+        inputs: form key (a stage's own as ``ppo.dataset_name``) → text.
+        recipe: the whole; None while it cannot be made.
+    """
+    named = {key: key.rpartition(".")[2] for key in inputs}
+    found = {key: refusal(home, name, inputs[key]) for key, name in named.items() if name in INPUTS}
+    wrong = {key: text for key, text in found.items() if text}
+    if wrong or recipe is None:
+        return wrong
+    try:
+        resolve_inputs(home, recipe)
+    except (StackllamaError, OSError) as error:
+        return {"": str(error)}
+    return {}
