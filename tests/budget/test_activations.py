@@ -50,4 +50,4 @@ def test_the_head(llama_7b: Architecture) -> None:
     assert head.plain(32000, 100, 2, kept=True) == 14 * 32000 * 100
     tile, hidden = 2 * 100 * 32768, (4 + 2 * 2) * H * 100
     assert head.tiled(llama_7b, BF16, 100, on_gpu=True) == tile + hidden
-    assert head.sampling(32000, 8) == 24 * 32000 * 8
+    assert head.sampling(llama_7b, BF16, 8) == 24 * 32000 * 8

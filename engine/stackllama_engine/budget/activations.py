@@ -14,6 +14,8 @@ from .precision import Precision
 
 Attention = Literal["flash", "efficient", "math", "eager"]
 LAYER_NORMS = ("phi", "neox", "gpt2")
+FUSED_4BIT_ROWS = 64
+"""Rows up to which bitsandbytes multiplies 4-bit matrices without writing them out; the card and the shape decide."""
 
 
 class LayerMode(Struct, frozen=True, kw_only=True):
@@ -40,8 +42,8 @@ def norms(arch: Architecture, mode: LayerMode) -> int:
     """RMS norms compute in float32 and keep that copy and one factor; layer norms keep their input."""
     h, compute = arch.hidden, _stream(mode)
     if arch.family in LAYER_NORMS:
-        count = 1 if arch.family == "phi" else 2  # Phi's one norm feeds attention and MLP
-        return count * (mode.precision.residual * h + 8 + (compute * h if mode.full else 0))
+        count = 2 if arch.family == "gpt2" else 1  # in the others attention and MLP read one tensor
+        return count * mode.precision.residual * h + 16
     count = 4 if arch.norms >= 4 * h else 2
     kept = compute * h if mode.full else 0  # the normalised input, for the weight's gradient
     total = count * (4 * h + 4 + kept)
@@ -56,13 +58,16 @@ def attention(arch: Architecture, mode: LayerMode) -> int:
     a, q, length = mode.precision.attention, arch.q, mode.length
     kv = q if mode.masked or mode.attention in ("math", "eager") else arch.kv
     kept = a * (2 * q + 2 * kv)
+    if arch.family == "neox":  # values are a view of the product that holds queries and keys, before they turn, too
+        kept += 2 * a * q
     match mode.attention:
         case "flash":
             return kept + 4 * arch.heads
         case "efficient":
             return kept + 4 * arch.heads + (a * length if mode.masked else 0)
-        case "math":  # softmax, and the same with masked rows zeroed
-            return kept + 2 * a * arch.heads * length
+        case "math":  # the output is kept by its readers alone
+            read = mode.full or mode.precision.quant == "int8" or _adapted(mode, "out")
+            return kept - (0 if read else a * q) + a * arch.heads * length
         case "eager":  # softmax in float32, and its copy in the dtype of the values; Gemma 2 caps the scores
             capped = a if arch.model_type == "gemma2" else 0
             return kept + (4 + (a if a < 4 else 0) + capped) * arch.heads * length
@@ -149,7 +154,8 @@ def backward_transient(arch: Architecture, mode: LayerMode, tokens: int) -> int:
     width = mode.precision.compute * arch.intermediate * arch.experts_used
     inner = (3 if arch.gated else 2) * width - _last_input(arch, mode)
     narrow = 2 * arch.intermediate if mode.precision.quant == "4bit" and mode.precision.compute == 4 else 0
-    matrix = tokens * (width + narrow) + dequantised(arch, mode.precision)
+    ways = 2 if _adapted(mode, "down") else 1  # an adapter's gradient beside the matrix's
+    matrix = tokens * (ways * width + narrow - _last_input(arch, mode)) + dequantised(arch, mode.precision)
     scores = _score_gradients(arch, mode) - mlp(arch, mode)
     return tokens * mode.precision.residual * arch.hidden + max(tokens * inner, matrix, tokens * scores)
 
@@ -158,32 +164,43 @@ def adapters_forward(arch: Architecture, mode: LayerMode) -> int:
     """The most that a layer's forward pass under gradients holds besides what it keeps, a token, where adapters of
     the MLP make it more than the backward pass does; 0 where there are none.
 
-    An adapter's product is there twice while it is scaled, beside the matrix's own, when what the MLP's last matrix
-    keeps is still to come; that one's input is there as it is given, and cast or dropped out for the adapter.
+    - On one half of the gate: an adapter's product twice, while it is scaled, beside the matrix's own, when what the
+      MLP's last matrix keeps is still to come.
+    - On the last matrix: its input as it is given, as the adapter reads it, and dropped out before it is narrowed.
     """
-    width = mode.precision.compute * arch.intermediate
-    wide = (2 if mode.precision.amp else mode.adapter) * arch.intermediate
+    precision, stream = mode.precision, _stream(mode) * arch.hidden
+    width, wide = precision.compute * arch.intermediate, mode.adapter * arch.intermediate
     found = 0
-    if any(one.source == "mlp" for one in mode.targets):
-        copied = width if mode.precision.quant == "4bit" else 0
-        found = 2 * wide + copied - _last_input(arch, mode)
-    if any(one.source == "down" for one in mode.targets) and mode.dropout:
-        found = max(found, width + (wide if wide != width and not mode.precision.amp else width))
+    if _adapted(mode, "mlp"):
+        found = _scaled(arch, mode) - _last_input(arch, mode)
+    if _adapted(mode, "down"):
+        given = 0 if precision.quant == "int8" else width
+        read = wide if width < wide and (mode.dropout or precision.amp) else 0
+        dropped = wide if mode.dropout and precision.amp else 0
+        found = max(found, given + read + dropped + stream)
     if found <= 0:
         return 0
-    return found + 3 * _stream(mode) * arch.hidden
+    return found + (3 if _stream(mode) < 4 else 2) * stream  # a float32 stream is what its norm keeps
 
 
-def forward_transient(arch: Architecture, mode: LayerMode) -> int:
-    """What one layer holds while it runs without gradients, at its widest place: the MLP, or the attention."""
-    p, width = mode.precision, mode.precision.compute * arch.intermediate * arch.experts_used
+def forward_transient(arch: Architecture, mode: LayerMode, tokens: int) -> int:
+    """What one layer holds while it runs without gradients, at its widest place, in bytes: the MLP, the attention, or
+    a 4-bit matrix of the MLP written out, beside its input and product in 16 bits."""
+    p, inner = mode.precision, arch.intermediate * arch.experts_used
+    width = p.compute * inner
+    other = width if arch.gated else 0
     feed = (3 if arch.gated else 4 if arch.activation == "gelu_new" else 2) * width
-    if p.quant == "int8":  # the other half's product in int32, in float16 and as it is given; its input in int8
-        feed = max(feed, (2 if arch.gated else 1) * width + 6 * arch.intermediate * arch.experts_used + arch.hidden)
+    if p.quant == "int8":  # a product in int32, in float16 and as it is given; its input in int8
+        feed = max(feed, other + width + 6 * inner + arch.hidden)
+    if _adapted(mode, "mlp"):
+        feed = max(feed, other + width + _scaled(arch, mode))
     heads = p.attention * (2 * arch.q + 2 * arch.kv) + p.compute * (arch.q + arch.kv)
     scores = 2 * p.attention * arch.heads * mode.length if mode.attention in ("math", "eager") else 0
-    mask = mode.length if mode.masked else 0
-    return 4 * p.residual * arch.hidden + mask + max(feed, heads + scores)
+    always = 4 * p.residual * arch.hidden + (mode.length if mode.masked else 0)
+    widest = tokens * (always + max(feed, heads + scores))
+    if p.quant == "4bit" and tokens > FUSED_4BIT_ROWS:
+        widest = max(widest, tokens * (always + other + 2 * inner + 2 * arch.hidden) + dequantised(arch, p))
+    return widest
 
 
 def dequantised(arch: Architecture, precision: Precision) -> int:
@@ -205,14 +222,28 @@ def leak(arch: Architecture, mode: LayerMode) -> int:
     return 2 * _stream(mode) * arch.hidden + mode.precision.compute * (arch.q + arch.intermediate)
 
 
+def _adapted(mode: LayerMode, source: str) -> bool:
+    """Whether a matrix that reads this tensor has an adapter."""
+    return any(one.source == source for one in mode.targets)
+
+
+def _scaled(arch: Architecture, mode: LayerMode) -> int:
+    """An adapter's product on the MLP's first matrices and the same scaled, beside the matrix's own; PEFT clones what
+    a 4-bit matrix gives."""
+    cloned = mode.precision.compute if mode.precision.quant == "4bit" else 0
+    return (2 * (2 if mode.precision.amp else mode.adapter) + cloned) * arch.intermediate
+
+
 def _last_input(arch: Architecture, mode: LayerMode) -> int:
     """What the MLP's last matrix and its adapter keep of their input, gone once their gradients are there."""
     wide = arch.intermediate * arch.experts_used
     if mode.full:
         return mode.precision.compute * wide
-    if not any(one.source == "down" for one in mode.targets):
+    if not _adapted(mode, "down"):
         return 0
     element = 2 if mode.precision.amp else mode.adapter
+    if mode.precision.quant == "int8" and not mode.dropout and element == mode.precision.compute:
+        return 0  # bitsandbytes keeps the same tensor
     return (element + (mode.dropout_mask if mode.dropout else 0)) * wide
 
 

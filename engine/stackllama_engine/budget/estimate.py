@@ -137,11 +137,14 @@ def _ppo(recipe: PPORecipe, arch: Architecture, on_gpu: bool, reward: Architectu
         adapter=_ADAPTER * trained * copies,
         reward_model=reward_bytes,
         optimizer=optimizer.states(trained, _ADAPTER, "foreach"),
+        narrowed=2 * trained if precision.amp else 0,
         rollout_record=record,
     )
     asked, held_out = recipe.local_rollout_forward_batch_size, recipe.max_eval_samples
     rows = min(asked, max(recipe.local_batch_size, asked if held_out is None else held_out))
     size = recipe.per_device_train_batch_size
+    kept_by_autocast = precision.native == 4 and not precision.quant and not recipe.gradient_checkpointing
+    narrowed = 0 if kept_by_autocast else head.narrowed(arch, precision)  # which then is among the layers' copies
     work = training.Workload(
         arch=arch,
         mode=mode,
@@ -152,7 +155,9 @@ def _ppo(recipe: PPORecipe, arch: Architecture, on_gpu: bool, reward: Architectu
         checkpointing=_checkpointing(recipe),
         optimizer="foreach",
         accumulates=recipe.gradient_accumulation_steps > 1,
-        head_bytes=head.update(arch.vocab, size * response) + size * length * precision.residual * arch.hidden,
+        head_bytes=head.update(arch.vocab, size * response)
+        + size * length * precision.residual * arch.hidden
+        + narrowed,
         on_gpu=on_gpu,
     )
     update = max(training.phases(work), key=lambda one: one.bytes)

@@ -86,11 +86,18 @@ def update(vocabulary: int, tokens: int) -> int:
     return 20 * vocabulary * tokens
 
 
-def scoring(vocabulary: int, tokens: int) -> int:
-    """PPO's log-probabilities without gradients: logits, softmax and their product in float32."""
-    return 12 * vocabulary * tokens
+def narrowed(arch: Architecture, precision: Precision) -> int:
+    """The 16-bit copy of a float32 head under autocast, as long as its product is needed."""
+    return 2 * arch.embedding if precision.amp and precision.other == 4 else 0
 
 
-def sampling(vocabulary: int, rows: int) -> int:
-    """One token's distribution: logits and softmax in float32, its cumulative sum in float64."""
-    return (4 + 4 + 8 + 8) * vocabulary * rows
+def scoring(arch: Architecture, precision: Precision, tokens: int) -> int:
+    """PPO's log-probabilities without gradients: logits, softmax and their product in float32; or before them the
+    head's narrow copy and what it gives."""
+    return max(12 * arch.vocab * tokens, narrowed(arch, precision) + precision.head * arch.vocab * tokens)
+
+
+def sampling(arch: Architecture, precision: Precision, rows: int) -> int:
+    """One token's distribution: logits and softmax in float32, its cumulative sum in float64; or before them the
+    head's narrow copy and what it gives."""
+    return max((4 + 4 + 8 + 8) * arch.vocab * rows, narrowed(arch, precision) + precision.head * arch.vocab * rows)

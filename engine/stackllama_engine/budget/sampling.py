@@ -19,6 +19,8 @@ class Standing(Struct, frozen=True, kw_only=True):
     """Policy, value head, and a frozen copy of a continued policy."""
     reward_model: int
     optimizer: int
+    narrowed: int = 0
+    """16-bit copies of the adapter's float32 weights, which autocast keeps while it is entered."""
     rollout_record: int
     """Ids, masks, log-probabilities, values, advantages of all rollouts of a step."""
 
@@ -36,11 +38,12 @@ def rollout(
     token's distribution; or the prompt's forward pass."""
     cache = kv_cache(arch, mode, rows, prompt + response)
     grown = arch.kv * max(mode.precision.compute, mode.precision.residual) * rows * (prompt + response)
-    last = max(head.sampling(arch.vocab, rows), grown) + rows * activations.forward_transient(arch, mode)
-    prefill = rows * prompt * activations.forward_transient(arch, mode) - kv_cache(arch, mode, rows, response)
+    logits = head.sampling(arch, mode.precision, rows)
+    last = max(logits, standing.narrowed + grown) + activations.forward_transient(arch, mode, rows)
+    prefill = activations.forward_transient(arch, mode, rows * prompt) - kv_cache(arch, mode, rows, response)
     return phase(
         "rollout", **_standing(standing, record=False), kv_cache=cache,
-        temporaries=max(last, prefill) + _decode(arch, mode),
+        temporaries=max(last, prefill + standing.narrowed),
     )  # fmt: skip
 
 
@@ -59,13 +62,14 @@ def score(
         response: R.
         judge: a reward model of its own, and how it runs; None: an adapter on the base.
     """
-    forward = rows * tokens * activations.forward_transient(arch, mode)
-    judged = forward if judge is None else rows * tokens * activations.forward_transient(*judge)
+    forward = activations.forward_transient(arch, mode, rows * tokens)
+    judged = forward if judge is None else activations.forward_transient(*judge, rows * tokens)
     hidden = rows * tokens * mode.precision.residual * arch.hidden
-    logits = head.scoring(arch.vocab, rows * response)
+    logits = head.scoring(arch, mode.precision, rows * response)
     if logits + hidden >= max(forward, judged):
         return phase("score", **_standing(standing), activations=hidden, logits=logits)
-    return phase("score", **_standing(standing), temporaries=max(forward, judged) + _decode(arch, mode))
+    temporaries = max(forward, judged) + standing.narrowed
+    return phase("score", **_standing(standing), temporaries=temporaries)
 
 
 def _standing(standing: Standing, record: bool = True) -> dict[str, int]:
@@ -76,8 +80,3 @@ def _standing(standing: Standing, record: bool = True) -> dict[str, int]:
         "optimizer": standing.optimizer,
         "rollout_record": standing.rollout_record if record else 0,
     }
-
-
-def _decode(arch: Architecture, mode: LayerMode) -> int:
-    """4-bit matrices are written out one at a time in the forward pass as well."""
-    return activations.dequantised(arch, mode.precision) if mode.precision.quant == "4bit" else 0

@@ -110,8 +110,9 @@ def phases(work: Workload) -> list[PhaseEstimate]:
     outputs = work.mode.precision.head * arch.vocab * work.tokens if work.keeps_outputs and work.head == "plain" else 0
     transient = activations.backward_transient(arch, work.mode, work.tokens)
     forward = work.tokens * activations.adapters_forward(arch, work.mode)
-    # run again while what the final norm's backward pass made is there: its float32 gradient, and the stream's
-    rerun = forward + work.tokens * (4 + precision.residual) * arch.hidden if forward and again else 0
+    # run again while the final norm's float32 gradient is there, and a copy of it in the stream's dtype
+    left = 4 + (precision.residual if precision.residual < 4 else 0)
+    rerun = forward + work.tokens * left * arch.hidden if forward and again else 0
     transient = max(transient, rerun)
     down = max((one.inputs * one.outputs for one in arch.linears), default=0) * work.width if full else 0
     first = again or work.tokens * (activations.layer(arch, work.mode) - activations.spared(arch, work.mode))
@@ -145,9 +146,12 @@ def cast_weights(work: Workload) -> tuple[int, int]:
     each use, which lives as long as the graph that needs it.
     """
     precision, arch = work.mode.precision, work.arch
-    if not precision.amp or precision.native < 4 or precision.quant:
+    if not precision.amp:
         return 0, 0
+    adapters = 0 if work.mode.full or work.checkpointing != "none" else 2 * work.trained
+    if precision.native < 4 or precision.quant:
+        return adapters, adapters // max(1, arch.layers)
     one = 2 * arch.layer_linear
     if work.checkpointing != "none" and not work.mode.full:
         return one, one
-    return arch.layers * one + (2 * arch.embedding if work.head == "plain" else 0), one
+    return arch.layers * one + adapters + (2 * arch.embedding if work.head == "plain" else 0), one

@@ -112,9 +112,10 @@ def checkpointing(model: Any, recipe: TrainRecipe) -> None:
         model.enable_input_require_grads()
 
 
-def _attention(recipe: TrainRecipe) -> str:
-    """Flash attention by name is what ``sdpa`` chooses for unpadded 16-bit sequences."""
-    return "eager" if recipe.attn_implementation == "eager" else "sdpa"
+def _attention(recipe: TrainRecipe) -> str | None:
+    """What the recipe says, else what transformers chooses. Flash attention by name is what the latter chooses for
+    16-bit sequences without padding; its own package is not needed to follow it."""
+    return None if recipe.attn_implementation == "flash_attention_2" else recipe.attn_implementation
 
 
 def _quantise(model: Any, recipe: TrainRecipe) -> None:

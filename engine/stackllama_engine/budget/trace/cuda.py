@@ -19,13 +19,13 @@ from bitsandbytes.autograd._functions import MatMul8bitLt, MatmulLtState
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..activations import FUSED_4BIT_ROWS
+
 aten: Any = torch.ops.aten
 bnb: Any = torch.ops.bitsandbytes
 
 LARGEST_HEAD = 256
 """Widest head of the flash kernels."""
-FUSED_4BIT_ROWS = 64
-"""Rows up to which bitsandbytes multiplies 4-bit matrices without writing them out; the card and the shape decide."""
 
 
 def kernels() -> dict[Any, Any]:
