@@ -105,7 +105,7 @@ def build_parser() -> Parser:
     usage = f"{PROGRAM} [--home DIR] [--ascii] [--mouse] [COMMAND …]"
     parser = Parser(prog=PROGRAM, usage=usage, description=_DESCRIPTION, epilog=_EPILOG)
     parser.set_defaults(parser=parser, handler="console:console")
-    _add_drawing(parser)
+    _add_drawing(parser, default=False)
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     parser.add_argument("--home", type=Path, metavar="DIR", help=_HOME_HELP)
     commands = parser.add_subparsers(prog=PROGRAM, metavar="COMMAND", help=argparse.SUPPRESS, title=argparse.SUPPRESS)
@@ -147,9 +147,14 @@ def _add_open(commands: _Commands) -> None:
     _add_drawing(target)
 
 
-def _add_drawing(parser: Parser) -> None:
-    parser.add_argument("--ascii", action="store_true", help="draw with ASCII characters alone")
-    parser.add_argument("--mouse", action="store_true", help="take the mouse (off: the terminal selects text)")
+def _add_drawing(parser: Parser, default: Any = argparse.SUPPRESS) -> None:
+    """Before the command or after it: a command's own default must not undo what stood before it."""
+    texts = {
+        "--ascii": "draw with ASCII characters alone",
+        "--mouse": "take the mouse (off: the terminal selects text)",
+    }
+    for name, text in texts.items():
+        parser.add_argument(name, action="store_true", default=default, help=text)
 
 
 def _add_demo(commands: _Commands) -> None:
