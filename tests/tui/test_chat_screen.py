@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -149,7 +150,11 @@ def test_c_chooses_a_checkpoint_and_ends_the_generator_before(run: RunDir) -> No
 def test_a_generator_that_dies_is_told_and_r_starts_it_again(run: RunDir) -> None:
     async def script(driven: Driven) -> None:
         await _ask(driven, "die")
-        await driven.shows("ended unexpectedly (exit code 9)", "r: start", "✗ not answered")
+        await driven.shows("ended unexpectedly (exit code 9)", "✗ not answered")
+        status = driven.screen.query_one("#status")
+        await driven.until(lambda: "esc leaves the line, then r: start again" in str(status.content))
+        await driven.press("escape")
+        await driven.until(lambda: "line" not in str(status.content) and "r: start again" in str(status.content))
         await _ask(driven, "still there?")
         assert "No generator runs" in driven.notices
         await driven.press("escape", "r")
@@ -247,6 +252,27 @@ def test_even_a_deaf_generator_is_not_left_behind(run: RunDir) -> None:
         await driven.shows("base and tuned of fake")
 
     _talk(run, Starter("deaf"), script)
+
+
+def test_while_it_loads_it_says_what_takes_so_long_and_which_keys_there_are(run: RunDir) -> None:
+    gate = threading.Event()
+    starter = Starter("echo")
+
+    def slow(run: RunDir, checkpoint: str | None) -> ChatProcess:
+        gate.wait(20)
+        return starter(run, checkpoint)
+
+    async def script(driven: Driven) -> None:
+        await driven.shows("loading the model, in a process of its own", "You can write already.")
+        await driven.press(*"why")
+        await driven.until(lambda: all(words in driven.lines[-1] for words in ("enter ask", "esc back")))
+        await driven.press("escape")
+        await driven.until(lambda: all(words in driven.lines[-1] for words in ("i write", "q quit", "esc back")))
+        gate.set()
+        await driven.shows("base and tuned of fake")
+        assert "loading" not in driven.text
+
+    drive(Home(run.path.parents[1]), lambda: ChatScreen(run, start=slow), script, size=(120, 24))
 
 
 def test_leaving_while_it_loads_leaves_nothing_behind(run: RunDir) -> None:

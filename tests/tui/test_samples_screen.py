@@ -169,6 +169,8 @@ def test_b_shows_before_and_after_from_the_file(run: RunDir) -> None:
         assert "after PPO" in side  # beside each other
         answers = next(line for line in driven.lines if line.strip().startswith("no "))
         assert answers.rstrip().endswith("yes")
+        await driven.press("f")
+        assert "answered only before and after PPO" in driven.notices and "Select" not in driven.notices
         await driven.press("b")
         await driven.shows("42 samples by step")
 

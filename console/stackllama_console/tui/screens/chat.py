@@ -8,6 +8,7 @@ from collections.abc import Callable
 from threading import Lock
 from typing import Any, ClassVar
 
+from msgspec import Struct
 from textual import events
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
@@ -32,8 +33,20 @@ RESULT = "result"
 Start = Callable[[RunDir, str | None], ChatProcess]
 
 
-class NotStarted(Exception):
-    """There is no generator; why, and what to do, in a sentence."""
+_LOADING = "loading the model, in a process of its own; a large one takes a while. You can write already."
+
+
+class NotStarted(Struct, frozen=True):
+    """There is no generator."""
+
+    why: str
+    way_out: str
+
+
+class QuestionLine(Input):
+    """The line for questions; its one key stands among those of the screen."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("enter", "submit", "ask", id="chat.ask", key_display="enter")]
 
 
 class ChatScreen(ConsoleScreen):
@@ -47,7 +60,7 @@ class ChatScreen(ConsoleScreen):
 
     HEADING = "chat"
     INTERVAL = 0.2  # pieces of an answer are read as they come
-    WIDGETS_WITH_KEYS = ("TurnList",)
+    WIDGETS_WITH_KEYS = ("TurnList", "QuestionLine")
     AUTO_FOCUS = "#prompt"
     DEFAULT_CSS = """
     ChatScreen {
@@ -57,9 +70,11 @@ class ChatScreen(ConsoleScreen):
         #prompt { height: 1; padding: 0 1; background: $panel; }
         &.-low #bottom { display: none; }
         &.-low #status { display: none; }
+        &.-low #status.trouble { display: block; }
     }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape", "back", "back", id="screen.back"),  # shown: the only way out of the line for questions
         Binding("i", "write", "write", id="chat.write", tooltip="Back to the line for questions"),
         Binding("x", "cancel", "cancel", id="chat.cancel", tooltip="Give up the answers under way"),
         Binding("t", "temperature", "temperature", id="chat.temperature"),
@@ -80,13 +95,14 @@ class ChatScreen(ConsoleScreen):
         self._wanted = True
         self._left = False
         self._seed = 0
+        self._said = ("", "")
 
     def body(self) -> ComposeResult:
         """Status, conversation, settings, and the line to write on."""
-        yield Static("loading…", id="status", markup=False)
+        yield Static(_LOADING, id="status", markup=False)
         yield TurnList(id="turns")
         yield Static("", id="bottom", markup=False)
-        line = Input(placeholder="a question; enter asks, escape leaves the line", compact=True, id="prompt")
+        line = QuestionLine(placeholder="a question; enter asks, escape leaves the line", compact=True, id="prompt")
         line.cursor_blink = False
         yield line
 
@@ -129,7 +145,7 @@ class ChatScreen(ConsoleScreen):
             self.process = self._start(self.run_dir, self.checkpoint)
         except (StackllamaError, OSError) as error:
             way_out = "c: choose a checkpoint" if isinstance(error, UsageError) else "r: look again"
-            return NotStarted(f"{_sentence(str(error))} {way_out}, esc: back")
+            return NotStarted(_sentence(str(error)), f"{way_out}, esc: back")
         return []
 
     # showing
@@ -137,7 +153,7 @@ class ChatScreen(ConsoleScreen):
     def show(self, news: Any) -> None:
         """Pieces of answers; or why there are none."""
         if isinstance(news, NotStarted):
-            self._status(str(news), trouble=True)
+            self._status(news.why, news.way_out)
             return
         turns = self.query_one(TurnList)
         changed: set[int] = set()
@@ -173,7 +189,7 @@ class ChatScreen(ConsoleScreen):
             turns.changed(0)
 
     def _ended(self, event: Ended) -> None:
-        self._status(f"{_sentence(event.message)} r: start again, c: choose a checkpoint, esc: back", trouble=True)
+        self._status(_sentence(event.message), "r: start again, c: choose a checkpoint, esc: back")
         self._give_up(event.message)
 
     def _give_up(self, why: str) -> None:
@@ -186,10 +202,31 @@ class ChatScreen(ConsoleScreen):
         if waiting:
             turns.changed(waiting[0])
 
-    def _status(self, text: str, *, trouble: bool = False) -> None:
+    def _status(self, text: str, way_out: str = "") -> None:
+        """Say how things stand; with a way out where something is wrong."""
+        self._said = text, way_out
+        self._show_status()
+
+    def _show_status(self) -> None:
+        """The keys of a way out are text to the line for questions: then it says how to leave that first."""
+        text, way_out = self._said
+        if way_out and self.query_one("#prompt").has_focus:
+            way_out = f"esc leaves the line, then {way_out}"
         status = self.query_one("#status", Static)
-        status.set_class(trouble, "trouble")
-        status.update(one_line(text))
+        status.set_class(bool(way_out), "trouble")
+        status.update(one_line(f"{text} {way_out}".strip()))
+
+    def on_descendant_focus(self) -> None:
+        """See :meth:`_show_status`."""
+        self._on_focus_moved()
+
+    def on_descendant_blur(self) -> None:
+        """See :meth:`_show_status`."""
+        self._on_focus_moved()
+
+    def _on_focus_moved(self) -> None:
+        if self._said[1]:
+            self._show_status()
 
     def _show_settings(self) -> None:
         text = f"temperature {self.temperature:g} (t) · at most {self.length} tokens (n) · a new seed each question"
@@ -206,7 +243,7 @@ class ChatScreen(ConsoleScreen):
         if not prompt:
             return
         if self.process is None or not self.process.alive:
-            self.say("No generator runs; r starts it, c chooses a checkpoint (escape leaves the line first).")
+            self.say("No generator runs. Escape leaves the line; then r starts it, c chooses a checkpoint.")
             return
         sides = self.process.ready.sides if self.process.ready else list(SIDES)
         try:
@@ -281,7 +318,7 @@ class ChatScreen(ConsoleScreen):
         self._give_up("another generator was started")
         self.checkpoint = checkpoint
         self._wanted = True
-        self._status("loading…")
+        self._status(_LOADING)
         self._head()
         turns = self.query_one(TurnList)
         if turns.turns:

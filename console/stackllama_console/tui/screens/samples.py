@@ -271,6 +271,8 @@ class SamplesScreen(ConsoleScreen):
             self._want(mode="rows")
         elif self._selected >= 0 and self.wanted.mode == "rows" and len(self.listing):
             self._want(mode="prompt", prompt=self._selected)
+        elif self.wanted.mode == "pairs":
+            self.say("These questions are answered only before and after PPO. b: the rollouts, where f follows one.")
         else:
             self.say("Select a sample first: follow shows all answers to its question.")
 
