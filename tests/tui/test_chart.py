@@ -290,15 +290,108 @@ def test_gaps_are_marked_at_their_steps_and_counted() -> None:
     run(chart, check)
 
 
+def plain(row: str) -> str:
+    return " ".join(row.split())
+
+
 def test_several_curves_bear_marks_shown_in_the_legend() -> None:
     chart = Chart("compare")
     chart.set_curves([Curve(f"run {i}", series([float(i)] * 300)) for i in range(8)])
 
     async def check(pilot: Pilot[None]) -> None:
-        plot = "".join(chart.rows[2:-2])
+        plot = "".join(chart.rows[3:-2])
         assert all(mark in plot for mark in "●▲■◆○△")
-        assert chart.rows[1].split()[0] == "●"
-        assert chart.rows[1].rstrip().endswith("+4")  # so many did not fit
+        assert plain(chart.rows[1]) == "● run 0 0 ▲ run 1 1 ■ run 2 2 ◆ run 3 3"
+        assert plain(chart.rows[2]) == "○ run 4 4 △ run 5 5 ● run 6 6 ▲ run 7 7"
+        chart.styles.width = 30
+        await pilot.pause()
+        assert plain(chart.rows[2]) == "■ run 2 2 ◆ run 3 3 +4"  # so many did not fit
+
+    run(chart, check)
+
+
+def test_values_lose_digits_before_labels_are_cut() -> None:
+    chart = Chart("seconds")
+    names = {"rollout": 0.38481, "score": 0.32642, "update": 1.2345}
+    chart.set_curves([Curve(name, series([value] * 9)) for name, value in names.items()])
+
+    async def check(pilot: Pilot[None]) -> None:
+        for size, wanted in {
+            (38, 9): ["● rollout 0.3848 ▲ score 0.3264", "■ update 1.2345"],
+            (34, 9): ["● rollout 0.385 ▲ score 0.326", "■ update 1.23"],
+            (24, 9): ["● rol… 0.38", "▲ sco… 0.33 ■ upd… 1.2"],
+            (54, 8): ["● rollout 0.385 ▲ score 0.326 ■ update 1.23"],
+            (38, 8): ["● rol… 0.38 ▲ sco… 0.33 ■ upd… 1.2"],
+        }.items():
+            chart.styles.width, chart.styles.height = size
+            await pilot.pause()
+            assert [plain(row) for row in chart.rows[1 : 1 + len(wanted)]] == wanted, size
+
+    run(chart, check)
+
+
+def test_labels_that_begin_alike_are_told_apart_by_their_ends() -> None:
+    chart = Chart("reward")
+    chart.set_curves([Curve(f"ppo-2026-11-24-seed-{i}", series([i / 7] * 9)) for i in range(8)])
+
+    async def check(pilot: Pilot[None]) -> None:
+        assert chart.rows[1].split()[1::3] == [f"…1-24-seed-{i}" for i in range(4)]
+        chart.styles.width = 38
+        await pilot.pause()
+        assert chart.rows[1].split()[1::3] == ["…-seed-0", "…-seed-1"]
+        assert chart.rows[2].split()[-1] == "+4"
+        chart.set_curves([Curve("same", series([1.0])), Curve("same", series([2.0])), Curve("", series([3.0]))])
+        chart.styles.width = 20
+        await pilot.pause()
+        assert chart.rows[1].split() == ["●", "same", "1", "▲", "same", "2"]
+
+    run(chart, check)
+
+
+def test_flags_are_shortened_and_never_left_out() -> None:
+    chart = Chart("loss")
+    policy = series([math.sin(i) / 100 for i in range(64)])
+    chart.set_curves([Curve("policy", policy), Curve("value", series([0.4] * 64))])
+
+    def flags() -> str:
+        return chart.rows[0].partition("loss")[2].strip()
+
+    async def check(pilot: Pilot[None]) -> None:
+        await pilot.press("c", "y", "s")
+        assert flags() == "at step 64 · smooth 0.6 · log, 0 and less at the bottom"
+        wanted = {54: "at step 64 · smooth 0.6 · log≤0", 42: "at step 64 · smooth 0.6 · log≤0"}
+        wanted |= {38: "@64 · smooth 0.6 · log≤0", 26: "@64 sm 0.6 log≤0"}
+        for width, text in wanted.items():
+            for height in (6, 9, 20):
+                chart.styles.width, chart.styles.height = width, height
+                await pilot.pause()
+                assert flags().endswith(text) if height > 6 else all(x in flags() for x in ("64", "0.6", "log≤0")), (
+                    chart.rows
+                )
+        await pilot.press("plus", "left")
+        policy.append(65, math.nan)
+        chart.styles.width = 38
+        await pilot.pause()
+        assert flags() == "@63 !1 sm 0.6 log≤0 held"
+
+    run(chart, check, size=(80, 24))
+
+
+def test_a_single_curve_with_much_to_say_has_its_value_beneath_the_title() -> None:
+    chart = Chart("gradient norm")
+    chart.set_curves([Curve("gradient norm", ramp(64))])
+
+    async def check(pilot: Pilot[None]) -> None:
+        chart.styles.width = 38
+        await pilot.press("c", "y", "s")
+        await pilot.pause()
+        assert plain(chart.rows[0]) == "▸ gradient norm @64 · sm 0.6 · log≤0"
+        assert chart.rows[1].split() == ["0.615"]
+        chart.styles.height = 7
+        await pilot.pause()
+        assert chart.rows[0].split()[-4:] == ["@64", "sm", "0.6", "log≤0"]
+        assert "gradi" in chart.rows[0]
+        assert "0.615" in chart.rows[0]
 
     run(chart, check)
 

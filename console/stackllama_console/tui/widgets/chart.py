@@ -21,7 +21,8 @@ from textual.widget import Widget
 from ...sanitise import one_line
 from .axis import Axis, Unit
 from .chart_line import COMPONENTS, Line
-from .chart_rows import Curve, Picture, draw
+from .chart_picture import Curve, Picture
+from .chart_rows import draw
 from .chart_summary import summarise
 from .chart_view import Span, View
 

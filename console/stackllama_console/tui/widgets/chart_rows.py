@@ -1,7 +1,7 @@
 """A chart drawn into rows of cells: heading, plot, axes. Pure: the widget only compares and shows the rows.
 
 ▸ reward                                smooth 0.6 · log      heading
-  ● seed 1 0.512    ▲ seed 2 0.498                            legend (with several curves)
+  ● seed 1 0.512    ▲ seed 2 0.498                            legend (see `chart_heading`)
  1.0 ┤⠀⢀⡠⠔                                                    plot
  0.5 ┤⠒⠁
      └┬────!────┬───                                          axis; ! where a value was NaN or infinite
@@ -13,42 +13,17 @@ from collections.abc import Sequence
 from msgspec import Struct
 
 from ...feeds.series import Series
-from ...units import size
-from .axis import Axis, Tick, Unit, log_axis, short, step_label, step_ticks, value_axis, value_ticks
-from .canvas import ASCII_MARKS, BAND, CURVES, MARKS, REFERENCE, Canvas
+from .axis import Axis, Tick, log_axis, step_ticks, value_axis, value_ticks
+from .canvas import BAND, CURVES, REFERENCE, Canvas
 from .canvas import Span as Dots
-from .chart_line import Line, Part, fitted, to_cells
+from .chart_heading import heading
+from .chart_line import Line, Part, fitted
+from .chart_picture import SIGNS, Curve, Picture
+
+__all__ = ["Curve", "Picture", "draw", "fit_axis"]
 
 Columns = list[tuple[float, float] | None]
-_SIGNS = {"up": "│┤└─┬╌▸·┄", "ascii": "|++-+->|-"}
 _MARK_EVERY = 14
-_VALUE = 8
-
-
-class Curve(Struct, frozen=True):
-    """A series and what to call it; the label is foreign text, made safe and plain by the chart."""
-
-    label: str
-    series: Series
-
-
-class Picture(Struct, kw_only=True):
-    """Everything a chart's appearance depends on besides its size."""
-
-    title: str
-    curves: list[Curve]
-    """Labels already sanitised."""
-    window: tuple[float, float] | None
-    """First and last step shown; None when there is nothing to show yet."""
-    unit: Unit = "number"
-    log: bool = False
-    weight: float = 0.0
-    cursor: float | None = None
-    reference: tuple[str, float] | None = None
-    following: bool = True
-    whole: bool = True
-    focused: bool = False
-    ascii_only: bool = False
 
 
 class Plot(Struct):
@@ -72,12 +47,11 @@ def draw(picture: Picture, width: int, height: int, held: Axis | None) -> tuple[
     rows = [Line(width) for _ in range(height)]
     if not (width and height):
         return rows, held
-    several = len(picture.curves) > 1
-    legend_row = 1 if several and height >= 8 else 0
     axis = fit_axis(picture, held)
     below_zero = axis is not None and axis.log and _reaches_zero(picture)
-    _heading(picture, rows, legend_row, below_zero)
-    top = legend_row + 1
+    heads = heading(picture, width, height, below_zero=below_zero)
+    top = len(heads)
+    rows[:top] = heads
     scales = 2 if height - top >= 5 else 0
     if height - top < 1:
         return rows, axis
@@ -124,11 +98,6 @@ def fit_axis(picture: Picture, held: Axis | None) -> Axis | None:
     return value_axis(min(low for low, _ in seen), max(high for _, high in seen), held, unit=picture.unit)
 
 
-def figure(value: float, unit: Unit) -> str:
-    """A value as the legend shows it."""
-    return size(value) if unit == "bytes" else short(value)
-
-
 def _around(series: Series, window: tuple[float, float]) -> list[tuple[float, float]]:
     """The points on both sides of a window, when there are both."""
     before, after = series.before(window[0]), series.after(window[1])
@@ -139,87 +108,6 @@ def _reaches_zero(picture: Picture) -> bool:
     assert picture.window is not None
     spans = (curve.series.columns(*picture.window, 1)[0] for curve in picture.curves)
     return any(span is not None and span[0] <= 0 for span in spans)
-
-
-def _heading(picture: Picture, rows: list[Line], legend_row: int, below_zero: bool) -> None:
-    """Title and, right-aligned, how the data is shown; the legend beside or beneath it."""
-    signs = _SIGNS["ascii" if picture.ascii_only else "up"]
-    width = len(rows[0].cells)
-    title_part = Part.FOCUSED if picture.focused else Part.TITLE
-    column = rows[0].put(0, f"{signs[6]} " if picture.focused else "  ", title_part) if width >= 12 else 0
-    kept = _VALUE + 2 if picture.curves and not legend_row and width >= 16 else 0
-    cells = fitted(picture.title, width - column - kept, ascii_only=picture.ascii_only)
-    column = rows[0].put_cells(column, cells, title_part)
-    flags = f" {signs[7]} ".join(_flags(picture, below_zero))
-    start = width - len(flags) - 1
-    if legend_row:
-        _legend(picture, rows[1], 2)
-        if start > column + 1:
-            rows[0].put(start, flags, Part.TEXT)
-        return
-    column = _legend(picture, rows[0], column + 2, stop=width)
-    if flags and start > column + 1:
-        rows[0].put(start, flags, Part.TEXT)
-
-
-def _flags(picture: Picture, below_zero: bool) -> list[str]:
-    flags: list[str] = []
-    if picture.cursor is not None:
-        flags.append(f"at step {step_label(picture.cursor)}")
-    gaps = sum(len(curve.series.gaps) for curve in picture.curves)
-    if gaps:
-        flags.append(f"! {gaps} not finite")
-    if picture.weight:
-        flags.append(f"smooth {picture.weight:g}")
-    if picture.log:
-        flags.append("log, 0 and less at the bottom" if below_zero else "log")
-    if not picture.whole:
-        flags.append("zoom" if picture.following else "zoom, held")
-    return flags
-
-
-def _legend(picture: Picture, line: Line, column: int, *, stop: int | None = None) -> int:
-    """Mark, label and value of as many curves as fit; returns the column after it."""
-    several = len(picture.curves) > 1
-    entries: list[tuple[str, str, str, int]] = []
-    for index, curve in enumerate(picture.curves):
-        owner = index % CURVES + 1
-        sign = (ASCII_MARKS if picture.ascii_only else MARKS)[owner - 1] + " " if several else ""
-        label = curve.label if several or curve.label != picture.title else ""
-        entries.append((sign, label, _value_at(picture, curve.series), owner))
-    if picture.reference is not None:
-        sign = _SIGNS["ascii" if picture.ascii_only else "up"][8] * 2 + " "
-        entries.append((sign, picture.reference[0], figure(picture.reference[1], picture.unit), Part.REFERENCE))
-    room = (stop or len(line.cells)) - column
-    fixed = sum(len(sign) + max(_VALUE, len(value)) + 2 for sign, _, value, _ in entries) - 1
-    labels = [len(to_cells(label)) for _, label, _, _ in entries]
-    wish = max(labels, default=0)
-    while wish > 4 and fixed + sum(min(wish, label) for label in labels) > room:
-        wish -= 1
-    kept = 4 if several and fixed + sum(min(wish, label) for label in labels) > room else 0  # for "+3"
-    for index, (sign, label, value, owner) in enumerate(entries):
-        cells = fitted(label, wish, ascii_only=picture.ascii_only)
-        needed = len(sign) + len(cells) + max(len(value), _VALUE if kept else 0) + bool(cells)
-        if column + needed + kept > len(line.cells):
-            if several and column + 3 <= len(line.cells):
-                column = line.put(column, f"+{len(entries) - index}", Part.TEXT)
-            break
-        column = line.put(column, sign, owner)
-        column = line.put_cells(column, cells, Part.TEXT) + bool(cells)
-        column = line.put(column, f"{value:<{_VALUE}}", owner) + 1
-    return column
-
-
-def _value_at(picture: Picture, series: Series) -> str:
-    """The newest value, or the one at the cursor: a dash where the curve has none near it, nan in a gap."""
-    shown = series.smoothed(picture.weight)
-    if picture.cursor is None or picture.window is None:
-        return "-" if shown.last is None else figure(shown.last, picture.unit)
-    reach = (picture.window[1] - picture.window[0]) / 100
-    near = shown.nearest(picture.cursor)
-    if near is None or abs(near[0] - picture.cursor) > reach:
-        return "nan" if any(series.gap_columns(picture.cursor - reach, picture.cursor + reach, 1)) else "-"
-    return figure(near[1], picture.unit)
 
 
 def _draw_plot(picture: Picture, rows: list[Line], plot: Plot) -> None:
@@ -307,7 +195,7 @@ def _reference(picture: Picture, rows: list[Line], plot: Plot) -> None:
     if picture.reference is None:
         return
     row = rows[plot.top + _row_of(picture, plot, picture.reference[1])]
-    sign = _SIGNS["ascii" if picture.ascii_only else "up"][8]
+    sign = SIGNS["ascii" if picture.ascii_only else "up"][8]
     for column in range(plot.left, plot.left + plot.width):
         if row.parts[column] in (Part.AXIS, Part.BAND):
             row.cells[column] = sign
@@ -319,7 +207,7 @@ def _cursor(picture: Picture, rows: list[Line], plot: Plot) -> None:
     if picture.cursor is None or not plot.start <= picture.cursor <= plot.stop:
         return
     column = plot.left + plot.column(picture.cursor)
-    sign = _SIGNS["ascii" if picture.ascii_only else "up"][0]
+    sign = SIGNS["ascii" if picture.ascii_only else "up"][0]
     for row in rows[plot.top : plot.top + plot.height]:
         if row.parts[column] in (Part.AXIS, Part.BAND):
             row.cells[column] = sign
@@ -333,7 +221,7 @@ def _row_of(picture: Picture, plot: Plot, value: float) -> int:
 
 
 def _value_scale(picture: Picture, rows: list[Line], plot: Plot, ticks: list[Tick]) -> None:
-    signs = _SIGNS["ascii" if picture.ascii_only else "up"]
+    signs = SIGNS["ascii" if picture.ascii_only else "up"]
     for row in rows[plot.top : plot.top + plot.height]:
         row.put(plot.left - 1, signs[0], Part.AXIS)
     taken: set[int] = set()
@@ -347,7 +235,7 @@ def _value_scale(picture: Picture, rows: list[Line], plot: Plot, ticks: list[Tic
 
 def _step_scale(picture: Picture, rows: list[Line], plot: Plot) -> None:
     """The axis line with ticks and gap signs, and the labels centred beneath the ticks."""
-    signs = _SIGNS["ascii" if picture.ascii_only else "up"]
+    signs = SIGNS["ascii" if picture.ascii_only else "up"]
     line, labels = rows[plot.top + plot.height], rows[plot.top + plot.height + 1]
     line.put(plot.left, signs[3] * plot.width, Part.AXIS)
     if plot.left:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from ...feeds.series import Series
 from ...sanitise import one_line
 from .axis import Unit, step_label
-from .chart_rows import Curve, figure
+from .chart_picture import Curve, figure
 
 _FLAT = 0.02
 _HALVES = 10  # points from which on halves are compared; with fewer, the last with the first
