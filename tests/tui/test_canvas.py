@@ -160,7 +160,7 @@ def test_an_axis_of_any_height_has_a_label(low: float, length: float, rows: int)
 
 
 def test_a_step_axis_shows_all_and_little_more() -> None:
-    assert (step_range(1, 1), step_range(0, 1000), step_range(1, 1050)) == ((1, 2), (0, 1000), (0, 1200))
+    assert (step_range(1, 1), step_range(0, 1000), step_range(1, 1050)) == ((0.5, 1.5), (0, 1000), (0, 1200))
     assert [label for _, label in step_ticks(0, 20_000, 70)] == ["0", "5k", "10k", "15k", "20k"]
     assert [label for _, label in step_ticks(12_000, 12_040, 70)] == ["12000", "12010", "12020", "12030", "12040"]
     assert (step_label(1_500_000, 100_000), step_label(999), step_label(1234)) == ("1.5M", "999", "1234")

@@ -75,8 +75,71 @@ def test_an_empty_chart_says_so() -> None:
         assert "no data yet" in screen(chart)
         assert chart.summary() == "no data yet"
         chart.set_curves([Curve("loss", series([math.nan, None]))])
-        assert "no value to draw" in screen(chart)
-        assert chart.summary() == "loss: no data yet, 2 not finite"
+        assert chart.summary() == "loss: all 2 values NaN or infinite"
+
+    run(chart, check)
+
+
+@pytest.mark.parametrize("ascii_only", [False, True])
+def test_a_chart_of_gaps_alone_says_so_and_where_they_are(ascii_only: bool) -> None:
+    chart = Chart("loss", ascii=ascii_only)
+    chart.set_curves([Curve("loss", series([math.nan, None, math.inf], first=5))])
+
+    async def check(pilot: Pilot[None]) -> None:
+        chart.styles.width, chart.styles.height = 38, 9
+        await pilot.pause()
+        for log in ("", "log"):
+            chart.log_axis = bool(log)
+            chart.update(force=True)
+            assert plain(chart.rows[0]).endswith("! 3 not finite" + (log and (" | log" if ascii_only else " · log")))
+            assert [plain(row) for row in chart.rows[1:-2] if row.strip()] == ["all 3 values NaN or infinite"]
+            assert chart.rows[-2].count("!") == 3
+            assert chart.rows[-1].split() == ["5", "6", "7"]
+        chart.set_curves([Curve("loss", series([math.nan], first=5))])
+        assert "the only value is NaN or infinite" in screen(chart)
+        assert chart.rows[-2].index("!") == chart.rows[-1].index("5") == 19
+
+    run(chart, check)
+
+
+@pytest.mark.parametrize("ascii_only", [False, True])
+@pytest.mark.parametrize("log", [False, True])
+def test_a_single_point_is_marked_in_the_middle_between_labels(ascii_only: bool, log: bool) -> None:
+    chart = Chart("loss", ascii=ascii_only)
+    chart.set_curves([Curve("loss", series([4.2581], first=7))])
+    chart.log_axis = log
+
+    async def check(pilot: Pilot[None]) -> None:
+        chart.styles.width, chart.styles.height = 38, 9
+        await pilot.pause()
+        mark = "*" if ascii_only else "●"
+        [(y, row)] = [(y, row) for y, row in enumerate(chart.rows) if mark in row]
+        assert row.index(mark) == chart.rows[-1].index("7") == 22
+        assert chart.rows[-1].split() == ["7"]
+        labels = [float(row.split()[0]) for row in chart.rows[1:-2] if row[:5].strip()]
+        assert len(labels) >= 2
+        assert labels[-1] < 4.2581 < labels[0]
+        assert 1 < y < len(chart.rows) - 3
+        assert plain(chart.rows[0]).startswith(("> loss 4.2581", "▸ loss 4.2581"))
+
+    run(chart, check)
+
+
+def test_single_points_of_several_curves_are_all_marked() -> None:
+    chart = Chart("loss")
+    chart.set_curves(
+        [
+            Curve("train", series([1.3], first=7)),
+            Curve("held out", series([1.4], first=7)),
+            Curve("gone", series([math.nan], first=7)),
+        ]
+    )
+
+    async def check(pilot: Pilot[None]) -> None:
+        plot = "".join(chart.rows[2:-2])
+        assert (plot.count("●"), plot.count("▲"), plot.count("■")) == (1, 1, 0)
+        assert plain(chart.rows[1]) == "● train 1.3 ▲ held out 1.4 ■ gone -"
+        assert chart.rows[-2].count("!") == 1
 
     run(chart, check)
 

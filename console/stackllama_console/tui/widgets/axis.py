@@ -102,7 +102,12 @@ def _value_steps(axis: Axis, rows: int, scale: float) -> tuple[list[float], floa
 
 
 def step_range(first: float, last: float) -> tuple[float, float]:
-    """The range of a step axis that shows everything: whole steps outwards, up to a fifth of it still empty."""
+    """The range of a step axis that shows everything: whole steps outwards, up to a fifth of it still empty.
+
+    A single step lies in the middle.
+    """
+    if first == last:
+        return first - 0.5, first + 0.5
     if last - first < 1:
         return first, first + 1
     step = nice((last - first) / 10)

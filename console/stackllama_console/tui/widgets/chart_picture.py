@@ -41,3 +41,8 @@ def figure(value: float, unit: Unit, digits: int | None = None) -> str:
     if unit == "bytes":
         return size(value)
     return short(value if digits is None else float(f"{value:.{digits}g}"))
+
+
+def none_finite(count: int) -> str:
+    """What to say of so many values, one or more, none of which can be drawn."""
+    return "the only value is NaN or infinite" if count == 1 else f"all {count} values NaN or infinite"

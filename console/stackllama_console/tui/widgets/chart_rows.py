@@ -18,7 +18,7 @@ from .canvas import BAND, CURVES, REFERENCE, Canvas
 from .canvas import Span as Dots
 from .chart_heading import heading
 from .chart_line import Line, Part, fitted
-from .chart_picture import SIGNS, Curve, Picture
+from .chart_picture import SIGNS, Curve, Picture, none_finite
 
 __all__ = ["Curve", "Picture", "draw", "fit_axis"]
 
@@ -56,9 +56,7 @@ def draw(picture: Picture, width: int, height: int, held: Axis | None) -> tuple[
     if height - top < 1:
         return rows, axis
     if picture.window is None or axis is None:
-        text = _why_empty(picture)
-        cells = fitted(text, width, ascii_only=picture.ascii_only)
-        rows[top + (height - top) // 2].put_cells((width - len(cells)) // 2, cells, Part.TEXT)
+        _empty(picture, rows[top:], scales)
         return rows, axis
     ticks = value_ticks(axis, height - top - scales, unit=picture.unit)
     left = max((5, *(len(label) for _, label in ticks))) + 2 if width >= 28 and scales else 0
@@ -71,12 +69,21 @@ def draw(picture: Picture, width: int, height: int, held: Axis | None) -> tuple[
     return rows, axis
 
 
+def _empty(picture: Picture, rows: list[Line], scales: int) -> None:
+    """Why there is nothing to see, above the step axis with its gaps where there are steps."""
+    width, height = len(rows[0].cells), len(rows) - scales
+    cells = fitted(_why_empty(picture), width, ascii_only=picture.ascii_only)
+    rows[height // 2].put_cells((width - len(cells)) // 2, cells, Part.TEXT)
+    if scales and picture.window is not None:
+        _step_scale(picture, rows, Plot(0, 0, width, height, *picture.window, Axis(0, 1)))
+
+
 def _why_empty(picture: Picture) -> str:
     if picture.window is None:
         return "no data yet"
-    if picture.log and any(len(curve.series) for curve in picture.curves):
-        return "nothing above zero to draw on a log axis"
-    return "no value to draw in these steps"
+    if not any(len(curve.series) for curve in picture.curves):
+        return none_finite(sum(len(curve.series.gaps) for curve in picture.curves))
+    return "nothing above zero for a log axis" if picture.log else "no value to draw in these steps"
 
 
 def fit_axis(picture: Picture, held: Axis | None) -> Axis | None:

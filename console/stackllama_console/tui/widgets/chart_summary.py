@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from ...feeds.series import Series
 from ...sanitise import one_line
 from .axis import Unit, step_label
-from .chart_picture import Curve, figure
+from .chart_picture import Curve, figure, none_finite
 
 _FLAT = 0.02
 _HALVES = 10  # points from which on halves are compared; with fewer, the last with the first
@@ -69,7 +69,7 @@ def _words(series: Series, unit: Unit) -> str:
     values, span = series.values[:], series.span  # a copy: another thread may append or rewind
     point = series.nearest(math.inf)
     if not values or span is None or point is None:
-        return f"no data yet{gaps}"
+        return none_finite(len(series.gaps)) if gaps else "no data yet"
     if len(values) == 1:
         return f"one point, {figure(values[0], unit)} at step {step_label(point[0])}{gaps}"
     figures = {"first": values[0], "last": values[-1], "min": min(values), "max": max(values)}
