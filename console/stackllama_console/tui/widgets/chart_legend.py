@@ -82,8 +82,11 @@ def squeezed(entries: Sequence[Entry], width: int, most: int, *, ascii_only: boo
         if rows := _wrapped(_items(entries, [to_cells(entry.label) for entry in entries], digits, kept), width, most):
             return rows
     labels = [entry.label for entry in entries]
-    longest = max((len(to_cells(label)) for label in labels), default=0)
-    for cells in range(min(longest - 1, width), _LEAST_LABEL - 1, -1):
+    longest = [len(to_cells(label)) for label in labels]
+    fixed = sum(len(entry.sign) + len(entry.values[_FEWEST]) for entry in entries)
+    for cells in range(min(max(longest, default=0) - 1, width), _LEAST_LABEL - 1, -1):
+        if fixed + sum(min(cells, length) for length in longest) > width * most:
+            continue
         short = shortened(labels, cells, ascii_only=ascii_only)
         if short and (rows := _wrapped(_items(entries, short, _FEWEST, 0), width, most)):
             return rows
