@@ -78,9 +78,9 @@ def million(scratch: Path, turns: int) -> list[Figure]:
     home = Home(scratch / "home")
     say(f"       writing three runs of {_EVENTS:,} events …")
     runs = {
-        "PPO as the engine writes it, 31 metrics every 10th step": long_ppo(home, "ppo-long", _EVENTS, _LAST, 10),
+        "PPO as the engine writes it, 30 metrics every 10th step": long_ppo(home, "ppo-long", _EVENTS, _LAST, 10),
         "SFT, 4 metrics every step": long_sft(home, "sft-long", _EVENTS, _LAST),
-        "PPO, 31 metrics every step": long_ppo(home, "ppo-dense", _EVENTS, _LAST, 1),
+        "PPO, 30 metrics every step": long_ppo(home, "ppo-dense", _EVENTS, _LAST, 1),
     }
     times: dict[str, list[float]] = {name: [] for name in runs}
     peaks: dict[str, list[int]] = {name: [] for name in runs}

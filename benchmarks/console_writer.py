@@ -1,6 +1,6 @@
 """Stands in for a trainer: holds a run's lock and writes its files. Started by the benchmark.
 
-    console_writer.py live HOME ID HISTORY STEPS_A_SECOND LINES_A_STEP
+    console_writer.py live HOME ID HISTORY STEPS_A_SECOND LINES_A_STEP [STEPS_BETWEEN_METRICS]
         a PPO run that goes on until stdin is closed
     console_writer.py burst HOME ID LINES_A_SECOND SECONDS
         a flood of dated log lines, begun by a line on stdin
@@ -40,7 +40,7 @@ def main() -> None:
     {"live": live, "burst": burst, "work": work}[kind](run, *map(float, numbers))
 
 
-def live(run: RunDir, history: float, rate: float, lines: float) -> None:
+def live(run: RunDir, history: float, rate: float, lines: float, every: float = 1) -> None:
     """``history`` steps at once, then so many a second; each with its log lines and one row of samples."""
     writer, log, samples, noise = events_of(run), _log(run), FileIO(run.samples_file, "a"), random.Random(0)
     step = 0
@@ -48,7 +48,7 @@ def live(run: RunDir, history: float, rate: float, lines: float) -> None:
     def one_step() -> None:
         nonlocal step
         step += 1
-        write_step(writer, step, TOTAL, noise)
+        write_step(writer, step, TOTAL, noise, int(every))
         log.write(b"".join(_line(f"step {step} part {part}") for part in range(int(lines))))
         samples.write(_sample(step, noise))
 
