@@ -32,4 +32,4 @@ def test_where_not_all_fit_the_applications_stay(home: Home) -> None:
         assert " n new " in line and line.rstrip().endswith(" ? help  q quit")
         assert "filter" not in line and "filter" in driven.screen.query_one(KeyLine).plain
 
-    drive(home, lambda: RunsScreen(home), script, size=(40, 24))
+    drive(home, lambda: RunsScreen(home), script, size=(30, 24))
