@@ -39,10 +39,10 @@ class Shots:
 
         home = Home(self.home)
         runs = [(run.id, run.read_state()) for run in home.runs()]
-        ppo = [name for name, state in runs if state.stage is Stage.PPO and state.phase == "finished"]
+        ppo = [name for name, state in runs if state.stage is Stage.PPO and state.has_ended]
         if len(ppo) < 2:
             raise SystemExit(
-                f"{self.home}: two finished PPO runs are needed; `launch ppo RECIPE kl_coef=…` makes another"
+                f"{self.home}: two PPO runs that have ended are needed; `launch ppo RECIPE kl_coef=…` makes another"
             )
         self.hidden = (*hidden, str(Path.home()), str(ROOT))
         app = ConsoleApp(Options(home=home))

@@ -87,7 +87,7 @@ def test_runs(home: Home, no_quit: list[str], size: tuple[int, int]) -> None:
         await shown.until(lambda: isinstance(shown.app.focused, Input))
         await _paste(shown, ALL)
         assert "stolen clipboard" in shown.front.filter_text
-        await _tour(shown, "enter", "escape", "escape", "x", "n", "question_mark", "j", "escape")
+        await _tour(shown, "enter", "escape", "escape", "question_mark", "j", "escape")
         for row in shown.front._shown:
             assert all("\x1b" not in str(text) for text in (row.id, row.cause, row.model, row.at, row.trouble))
         if size[0] >= 80:
