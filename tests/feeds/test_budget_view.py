@@ -14,6 +14,7 @@ from stackllama_console.feeds.budget_view import (
     parameters_of_name,
 )
 from stackllama_console.feeds.form import Form
+from stackllama_engine.budget import fit
 from stackllama_engine.budget.architecture import Architecture
 from stackllama_engine.budget.calibration import Calibration, Kind, Row
 from stackllama_engine.budget.estimate import estimate
@@ -192,3 +193,27 @@ def test_what_runs_measured_narrows_the_range_and_the_note_says_so(llama: Archit
     assert narrowed.device[1] < view.device[1] and narrowed.allocated == view.allocated
     other = build_view(recipe(Stage.REWARD, "bf16=true"), llama, [gpu(24)], RAM, calibration=known)
     assert "range" not in other.note
+
+
+def test_where_no_change_is_enough_it_is_known_whether_all_together_are() -> None:
+    big = CONFIG | {"hidden_size": 8192, "num_hidden_layers": 80, "num_attention_heads": 64, "intermediate_size": 28672}
+    llama_70b = architecture_of(big, "llama-70b", "config.json", frozenset())
+    view = build_view(recipe(Stage.SFT), llama_70b, [gpu(8)], RAM)
+    assert len(view.offers) > 1 and {offer.fits for offer in view.offers} == {"no"} and view.together == "no"
+    enough = build_view(recipe(Stage.SFT), llama_70b, [gpu(80)], RAM)
+    assert enough.together == "unknown"  # one of them does
+
+
+def test_all_together_takes_of_two_changes_that_exclude_each_other_the_better(llama: Architecture) -> None:
+    given = ["load_in_8bit=false", "per_device_train_batch_size=8"]
+    view = build_view(recipe(Stage.SFT, *given), llama, [gpu(3)], RAM)
+    keys = {key for offer in view.offers for key in offer.changes}
+    assert {"load_in_8bit", "load_in_4bit"} <= keys and view.together == "no"
+
+
+def test_all_together_may_do_what_none_does_alone(llama: Architecture, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, places = recipe(Stage.SFT, "per_device_train_batch_size=16"), [gpu(6 + size / 4) for size in range(40)]
+    real = fit.suggestions
+    monkeypatch.setattr(fit, "suggestions", lambda *a, **k: [one for one in real(*a, **k) if one.fits == "no"])
+    found = {build_view(asked, llama, [place], RAM).together for place in places}
+    assert {"no", "tight", "yes"} <= found

@@ -261,3 +261,31 @@ def test_another_size_is_another_layout() -> None:
         assert len(app.lines()) == 8 and not any("price 1" in line for line in app.lines())
 
     drive(steps)
+
+
+def test_38_columns_name_a_rule_whole_without_its_explanation() -> None:
+    lines = drawn(view(), (36, 40))
+    assert "int8 + LoRA 8.0–9.0 GiB" in line_with(lines, "LoRA") and "…" not in line_with(lines, "LoRA")
+
+
+@pytest.mark.parametrize("width", [30, 36, 60])
+def test_a_size_that_only_the_name_tells_is_called_so_at_every_width(width: int) -> None:
+    head = drawn(view(model="some-organisation/model-70b-chat", parameters=70 * 10**9, guessed=True), (width, 40))[0]
+    assert "≈ 70 B" in head and head.endswith(", from its name")
+
+
+@pytest.mark.parametrize(
+    ("together", "said"),
+    [
+        ("no", "None of these is enough alone, nor all together"),
+        ("yes", "None of these is enough alone, all together are"),
+        ("tight", "None of these is enough alone, all together may be"),
+        ("unknown", "None of these is enough alone"),
+    ],
+)
+@pytest.mark.parametrize("height", [14, 40])
+def test_where_no_change_is_enough_one_line_says_so(together: str, said: str, height: int) -> None:
+    offers = tuple(Offer(f"change {n}", GIB, "", {f"key_{n}": "1"}, "no") for n in range(1, 4))
+    lines = drawn(view(offers=offers, together=together), (80, height))
+    assert said in lines and "change 3" in "".join(lines) and "then it fits" not in "".join(lines)
+    assert not any("None of these" in line for line in drawn(view(), (80, height)))

@@ -152,6 +152,21 @@ def test_a_model_is_filtered_and_taken_and_its_files_are_described(home: Home) -
     show(home, script)
 
 
+@pytest.mark.parametrize("size", [(80, 24), (120, 40)])
+def test_where_no_change_makes_it_fit_that_is_said(home: Home, tmp_path: Path, size: tuple[int, int]) -> None:
+    big = CONFIG_7B | {"hidden_size": 8192, "num_hidden_layers": 80, "num_attention_heads": 64}
+    (tmp_path / "big").mkdir()
+    (tmp_path / "big" / "config.json").write_text(json.dumps(big))
+
+    async def script(driven: Driven) -> None:
+        await settled(driven)
+        await driven.shows("enough alone, nor", "all together")  # in two lines where the panel is narrow
+        lora = next((line for line in driven.lines if "int8 + LoRA" in line), "int8 + LoRA")
+        assert "…" not in lora
+
+    show(home, script, size, model=str(tmp_path / "big"))
+
+
 def test_a_typed_hub_id_is_taken_as_it_is_and_escape_takes_nothing(home: Home) -> None:
     async def script(driven: Driven) -> None:
         await driven.press("m")

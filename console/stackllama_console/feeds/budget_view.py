@@ -5,8 +5,9 @@ Everything is in bytes. Names are sanitised here; panels show them as they are.
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
+import msgspec
 from msgspec import Struct
 
 from stackllama_engine.budget import fit
@@ -14,7 +15,9 @@ from stackllama_engine.budget.architecture import Architecture
 from stackllama_engine.budget.calibration import Calibration
 from stackllama_engine.budget.estimate import Estimate, EstimatedRecipe, estimate
 from stackllama_engine.budget.rules import Rule, rules_for
+from stackllama_engine.contract.errors import RecipeError
 from stackllama_engine.contract.recipe import AnyRecipe, MergeRecipe, PipelineRecipe
+from stackllama_engine.contract.recipe_io import build_recipe
 from stackllama_engine.contract.stages import TRAINING_STAGES, Stage
 from stackllama_engine.launch.sections import stage_recipe
 
@@ -75,6 +78,8 @@ class BudgetView(Struct, frozen=True, kw_only=True):
     rules: tuple[Rule, ...] = ()
     """Published rules of thumb, the one for this kind of run first."""
     offers: tuple[Offer, ...] = ()
+    together: Verdict = "unknown"
+    """Whether it fits with every offer taken; unknown while one of them alone makes it fit."""
     trouble: str = ""
     """Why there is no estimate, or why it is rough."""
 
@@ -147,6 +152,7 @@ def build_view(
     parts = [_part(stage, one, architecture, gpus, ram, reward, calibration) for stage, one in _stages(recipe)]
     worst = max(parts, key=lambda part: part.rank)
     verdict, reason = _verdict(worst)
+    found = _suggestions(worst, architecture, reward) if verdict in ("tight", "no") else []
     return BudgetView(
         model=name,
         parameters=architecture.parameters,
@@ -160,7 +166,8 @@ def build_view(
         verdict=verdict,
         reason=reason,
         rules=_rules(worst.found.rules, worst.recipe),
-        offers=_offers(worst, architecture, reward) if verdict in ("tight", "no") else (),
+        offers=_offers(worst, found),
+        together=_together(worst, found, architecture, reward),
         trouble=one_line(worst.found.rough or trouble),
     )
 
@@ -281,14 +288,18 @@ def _rules(rules: list[Rule], recipe: EstimatedRecipe | None) -> tuple[Rule, ...
     return (*full, *quoted) if trains_all else tuple(quoted)
 
 
-def _offers(worst: _Part, architecture: Architecture, reward: Architecture | None) -> tuple[Offer, ...]:
+def _suggestions(worst: _Part, architecture: Architecture, reward: Architecture | None) -> list[fit.Suggestion]:
     if worst.room is None:
-        return ()
+        return []
     found = fit.suggestions(
         worst.recipe, architecture, worst.room, gpus=worst.processes, on_gpu=worst.on_gpu, reward=reward,
         adjust=worst.adjust,
     )  # fmt: skip
     found.sort(key=lambda one: one.fits != "yes")  # where only several changes together are enough, they come first
+    return found
+
+
+def _offers(worst: _Part, found: list[fit.Suggestion]) -> tuple[Offer, ...]:
     prefix = f"{worst.stage}." if worst.stage else ""
     return tuple(
         Offer(
@@ -300,3 +311,24 @@ def _offers(worst: _Part, architecture: Architecture, reward: Architecture | Non
         )
         for one in found
     )
+
+
+def _together(
+    worst: _Part, found: list[fit.Suggestion], architecture: Architecture, reward: Architecture | None
+) -> Verdict:
+    """Whether all changes at once would do, where none does alone; of two that exclude each other the better one."""
+    if worst.room is None or not found or any(one.fits == "yes" for one in found):
+        return "unknown"
+    values: dict[str, object] = msgspec.to_builtins(worst.recipe)
+    changed = worst.recipe
+    taken: dict[str, Any] = {}
+    for one in sorted(found, key=lambda one: -one.saving):
+        more = one.changes | taken
+        try:
+            tried = build_recipe(worst.recipe.stage, values | more)
+        except RecipeError:  # one that saves more excludes it, as 4 bits do 8
+            continue
+        assert not isinstance(tried, PipelineRecipe)
+        changed, taken = tried, more
+    after = estimate(changed, architecture, gpus=worst.processes, on_gpu=worst.on_gpu, reward=reward)
+    return fit.fits(worst.adjust(changed, after), worst.room)

@@ -12,6 +12,7 @@ from ...feeds.choices import model_facts
 from ...feeds.draft import Draft
 from ...sanitise import one_line
 from ..look import rich_colour
+from ..widgets.budget_lines import not_enough
 from ..widgets.cells import cut, wrap
 
 STAGES = tuple(Stage)
@@ -83,6 +84,8 @@ def budget_title(view: BudgetView, width: int) -> str:
         return "memory"
     best = view.offers[0]
     end = " · b all" if len(view.offers) > 1 else ""
+    if short := not_enough(view):  # `these` are not in sight there
+        return cut(f"memory · {short.replace('None of these', 'no change')}", width - len(end)) + end
     said = f"memory · 1 {best.title}{', then it fits' if best.fits == 'yes' else ''}"
     return cut(said, width - len(end)).replace("[", "(") + end  # a title is read as markup
 

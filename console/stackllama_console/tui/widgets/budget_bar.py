@@ -14,7 +14,6 @@ from ...sanitise import one_line
 from .cells import Piece, cut
 
 COLOURS = 6
-_LEAST_NAME = 6
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 StyleOf = Callable[[str], Style]
@@ -100,7 +99,7 @@ def bracket(interval: tuple[int, int], name: str, scale: int, width: int, look: 
     size = end - start + 1
     drawn = glyphs.point if size == 1 else glyphs.bracket[0] + glyphs.bracket[1] * (size - 2) + glyphs.bracket[2]
     after, before = width - end - 2, start - 1
-    if max(after, before) < len(figures) + _LEAST_NAME:
+    if max(after, before) < cell_len(_short(name)) + 1 + len(figures):
         return [(_named(name, figures, width), look)]
     if cell_len(f"{name} {figures}") <= after or after >= before:
         return [(" " * start, look), (drawn + " ", look), (_named(name, figures, after), look)]
@@ -109,8 +108,15 @@ def bracket(interval: tuple[int, int], name: str, scale: int, width: int, look: 
 
 
 def _named(name: str, figures: str, width: int) -> str:
-    """Name and figures; where there is no room for both, the name is cut."""
+    """Name and figures; where there is no room for both, the name without its explanation, in the end cut."""
+    if cell_len(f"{name} {figures}") > width:
+        name = _short(name)
     return cut(f"{cut(name, max(1, width - len(figures) - 1))} {figures}", width)
+
+
+def _short(name: str) -> str:
+    """``int8 + LoRA`` of ``int8 + LoRA: 1.2–1.4 GB/B``."""
+    return name.partition(": ")[0]
 
 
 def memory_label(memories: tuple[Memory, ...], width: int) -> str:

@@ -34,6 +34,7 @@ _GROWTH = (
     ("devices", 3), ("marks", 3), ("trouble", 2), ("offers", 4), ("totals", 2),
 )  # fmt: skip
 _LONGEST_TITLE = 44
+_LEAST_MODEL = 12  # cells of a model's name that the longer way of saying its size leaves
 OFFERS = 9
 """As many as have a key."""
 
@@ -78,13 +79,17 @@ def budget_lines(view: BudgetView, width: int, height: int, style: StyleOf, glyp
 
 
 def _head(view: BudgetView, width: int, style: StyleOf) -> list[Block]:
-    size = ""
-    if view.parameters:
-        size = f"{'≈ ' if view.guessed else ''}{billions(view.parameters)} parameters"
-        size += ", from its name" if view.guessed else ""
     name = one_line(view.model) or "no model"
+    sizes: list[str] = []
+    if view.parameters:
+        count = billions(view.parameters)
+        sizes = [f"{count} parameters"]
+        if view.guessed:  # that it is a guess is said in any case
+            sizes = [f"≈ {count} parameters, from its name", f"≈ {count}, from its name"]
+    size = next((size for size in sizes if width - len(size) - 2 >= min(cell_len(name), _LEAST_MODEL)), "")
+    size = size or next((size for size in sizes[::-1] if width - len(size) - 2 >= 6), "")
     room = width - len(size) - 2
-    if size and room >= 6:
+    if size:
         return [[[(cut(name, room, keep_end="/" in name) + "  ", style("title")), (size, style("dim"))]]]
     return [[[(cut(name, width, keep_end="/" in name), style("title"))]]]
 
@@ -184,15 +189,25 @@ def _offers(view: BudgetView, width: int, style: StyleOf, glyphs: Glyphs) -> lis
     if not offers:
         return []
     lines = [_offer(number, offer, width, style, glyphs) for number, offer in enumerate(offers, start=1)]
-    heading = f"Press to save memory  {glyphs.verdicts[0]} then it fits"
-    full: Block = [[(cut(heading, width), style("title"))]]
+    short = not_enough(view)
+    warned: Block = [[(line, style("no"))] for line in wrap(short, width, 2)] if short else []
+    heading = "Press to save memory" + ("" if short else f"  {glyphs.verdicts[0]} then it fits")
+    full: Block = [[(cut(heading, width), style("title"))], *warned]
     for line, offer in zip(lines, offers, strict=True):
         room = _title_room(offer, width, glyphs)
         title = wrap(one_line(offer.title), room, 4)
         first: Line = [*line[:2], (fit(title[0], room) + " ", style("text")), line[3]]
         full += [first, *([(" " * 6 + text, style("text"))] for text in title[1:])]
         full += [[(" " * 6 + text, style("dim"))] for text in wrap(one_line(offer.price), width - 6, 3)]
-    return [lines[:1], lines[:3], lines, full]
+    return [lines[:1], [*warned, *lines[:3]], [*warned, *lines], full]
+
+
+def not_enough(view: BudgetView) -> str:
+    """That no change offered makes it fit, and what all of them together would do; empty where one does."""
+    if not view.offers or any(offer.fits == "yes" for offer in view.offers):
+        return ""
+    together = {"yes": "all together are", "tight": "all together may be", "no": "nor all together"}.get(view.together)
+    return "None of these is enough alone" + (f", {together}" if together and len(view.offers) > 1 else "")
 
 
 def _offer(number: int, offer: Offer, width: int, style: StyleOf, glyphs: Glyphs) -> Line:
