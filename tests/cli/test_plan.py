@@ -173,3 +173,18 @@ def test_a_hostile_model_is_refused_cleanly(
         result = run_main("plan", "sft", f"model_name_or_path={model}", "--gpu", "24GiB", "--json")
         assert result.code == 2
         assert_clean(result.err)
+
+
+@pytest.mark.slow
+def test_a_trace_beside_the_formula(model: Path, run_main: Callable[..., Any]) -> None:
+    words = ("plan", "sft", f"model_name_or_path={model}", *WORDS, "--trace")
+    found = run_main(*words, "--json").json()["trace"]
+    assert found["allocated"] == found["phases"][found["phase"]]
+    assert abs(found["difference"]) < 0.01
+    assert {"torch", "transformers", "peft", "trl", "bitsandbytes"} == set(found["versions"])
+
+
+def test_a_merge_has_nothing_to_trace(run_main: Callable[..., Any], model: Path) -> None:
+    result = run_main("plan", "merge", f"adapter_path={model}", "--trace")
+    assert result.code == 2
+    assert "a merge has none" in result.err

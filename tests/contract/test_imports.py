@@ -12,7 +12,7 @@ HEAVY = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bits
 ENTRIES = [
     "contract.recipe_io", "contract.run_dir", "contract.history", "launch.launcher", "launch.supervisor",
     "launch.pipeline", "launch.reconcile", "data.sources", "data.preview", "data.prepare", "data.demo",
-    "contract.chat", "launch.chat", "budget.fit",
+    "contract.chat", "launch.chat", "budget.fit", "budget.tracing",
 ]  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from stackllama_engine.launch.sections import stage_recipe
 
 from ..feeds.nvml import find_gpus
 from ..feeds.plan import Place, Plan, make_plan
+from ..feeds.plan_trace import Compared, compare
 from ..units import size
 from .launch import split_words
 from .output import paint, say, show, show_fields, show_json, show_table
@@ -36,16 +37,21 @@ def plan(arguments: argparse.Namespace) -> int:
     plans = [(one, make_plan(home, one, _place(one, memory, arguments.gpu), known)) for one in _stages(recipe)]
     largest, worst = max(plans, key=lambda pair: pair[1].estimate.device[1])
     place = _place(largest, memory, arguments.gpu)
+    traced = compare(home, largest) if arguments.trace else None
     if arguments.json:
         document = as_document(worst, place)
         if isinstance(recipe, PipelineRecipe):
             stages = {str(one.stage): as_document(made, _place(one, memory, arguments.gpu)) for one, made in plans}
             document |= {"stage": str(largest.stage), "stages": stages}
+        if traced:
+            document["trace"] = _traced_document(traced)
         show_json(document)
         return ExitCode.DONE
     if isinstance(recipe, PipelineRecipe):
         say(f"Of the pipeline's stages {largest.stage} takes most.")
     _print(largest, worst, place)
+    if traced:
+        _print_trace(traced)
     return ExitCode.DONE
 
 
@@ -67,6 +73,18 @@ def as_document(made: Plan, place: Place) -> dict[str, Any]:
         "model": {"name": arch.name, "type": arch.model_type, "parameters": arch.parameters},
         "place": msgspec.to_builtins(place),
     }  # fmt: skip
+
+
+def _traced_document(traced: Compared) -> dict[str, Any]:
+    return {
+        "formula": traced.formula,
+        "allocated": traced.trace.allocated,
+        "difference": traced.difference,
+        "phase": traced.trace.peak,
+        "phases": traced.trace.phases,
+        "seconds": traced.trace.seconds,
+        "versions": traced.trace.versions,
+    }
 
 
 def _stages(recipe: AnyRecipe) -> list[EstimatedRecipe]:
@@ -152,3 +170,19 @@ def _count(parameters: int) -> str:
 def _interval(bounds: tuple[int, int]) -> str:
     low, high = (size(bound) for bound in bounds)
     return low if low == high else f"{low} to {high}"
+
+
+def _print_trace(traced: Compared) -> None:
+    """Both figures, their difference, and what the trace found in each phase."""
+    show()
+    versions = ", ".join(f"{name} {version}" for name, version in traced.trace.versions.items())
+    show_fields(
+        [
+            ("on one GPU", f"formula {size(traced.formula)}, trace {size(traced.trace.allocated)} allocated"),
+            ("difference", f"{traced.difference:+.2%}"),
+            ("followed", versions),
+        ]
+    )
+    show()
+    rows = [(name, size(count)) for name, count in traced.trace.phases.items()]
+    show_table(("TRACED PHASE", "ALLOCATED"), rows, {}, 1)

@@ -57,7 +57,7 @@ def make_plan(home: Home, recipe: EstimatedRecipe, place: Place, calibration: Ca
     Raises:
         UsageError: the model's files are not on this machine, or not readable.
     """
-    architecture = read_architecture(_model_files(home, recipe))
+    architecture = read_architecture(model_files(home, recipe))
     reward, note = reward_architecture(home, recipe) if isinstance(recipe, PPORecipe) else (None, None)
     found = estimate(recipe, architecture, gpus=place.gpus, on_gpu=place.on_gpu, reward=reward)
     if note:
@@ -82,6 +82,12 @@ def make_plan(home: Home, recipe: EstimatedRecipe, place: Place, calibration: Ca
 def reward_architecture(home: Home, recipe: PPORecipe) -> tuple[Architecture | None, str | None]:
     """The reward model where it is one of its own, None where it is an adapter on the policy's base; and what had to
     be assumed, if anything."""
+    where, note = reward_files(home, recipe)
+    return (read_architecture(where) if where else None), note
+
+
+def reward_files(home: Home, recipe: PPORecipe) -> tuple[Path | None, str | None]:
+    """Where a reward model of its own lies; else None; and what had to be assumed, if anything."""
     path = recipe.reward_model_path
     if path == PLACEHOLDER:  # a pipeline wires one in that was trained on the policy's base
         return None, None
@@ -89,14 +95,17 @@ def reward_architecture(home: Home, recipe: PPORecipe) -> tuple[Architecture | N
     if where is None:
         return None, "the reward model is not on this machine and is taken for an adapter on the policy's base"
     if not (where / _ADAPTER).is_file():
-        return read_architecture(where), None
+        return where, None
     base = locate(home, _base_of(where))
-    if base is None or base == locate(home, recipe.model_name_or_path):
-        return None, None
-    return read_architecture(base), None
+    return (None if base == locate(home, recipe.model_name_or_path) else base), None
 
 
-def _model_files(home: Home, recipe: EstimatedRecipe) -> Path:
+def model_files(home: Home, recipe: EstimatedRecipe) -> Path:
+    """Directory or file of the model that a recipe loads.
+
+    Raises:
+        UsageError: it is not on this machine.
+    """
     if isinstance(recipe, MergeRecipe):
         name = recipe.adapter_path
         where = _trained(home, name) or locate(home, name)

@@ -196,6 +196,8 @@ def forward_transient(arch: Architecture, mode: LayerMode, tokens: int) -> int:
         feed = max(feed, other + width + _scaled(arch, mode))
     heads = p.attention * (2 * arch.q + 2 * arch.kv) + p.compute * (arch.q + arch.kv)
     scores = 2 * p.attention * arch.heads * mode.length if mode.attention in ("math", "eager") else 0
+    if mode.masked and mode.attention == "efficient":  # the mask as numbers, and once more with rows padded
+        scores = (2 if mode.length * p.attention % 16 else 1) * p.attention * mode.length
     always = 4 * p.residual * arch.hidden + (mode.length if mode.masked else 0)
     widest = tokens * (always + max(feed, heads + scores))
     if p.quant == "4bit" and tokens > FUSED_4BIT_ROWS:
