@@ -43,7 +43,7 @@ class LogFeed:
 
     Attributes:
         open_line: what was written after the last line's end, as it stands now: a progress bar, say.
-        dropped: lines that came faster than they could be kept and were never in the buffer.
+        dropped: lines that came between two polls, faster than they could be kept, and were never in the buffer.
         trouble: why the log cannot be read now; None when all is well.
         version: grows with every change, also of ``open_line``.
     """
@@ -141,13 +141,12 @@ class LogFeed:
             count += len(lines)
         if follower.restarts != restarts:
             self._mark("the log was begun anew")
-        self._pass_over(count - len(waiting))
+        older = count - len(waiting)
+        if self._count:
+            self.dropped += older
+        self._count += older  # of the first look they are simply older than what is kept
         self._take(waiting)
         self._show_rest(follower.rest)
-
-    def _pass_over(self, count: int) -> None:
-        self.dropped += count
-        self._count += count
 
     def _take(self, raw: "deque[bytes] | list[bytes]") -> None:
         if not raw:

@@ -301,7 +301,7 @@ class LogView(Widget, can_focus=True):
         shown = [self._row(line) for line in lines]
         if not shown:
             everything = rows.minimum == "debug"
-            shown.append(("mark", "no lines yet" if everything else f"no line of level {rows.minimum} or above", False))
+            shown.append(("mark", "no lines" if everything else f"no line of level {rows.minimum} or above", False))
         return [*shown, *[_BLANK] * (height - len(shown))]
 
     def _row(self, line: LogLine) -> _Row:
