@@ -198,7 +198,7 @@ def test_no_command_loads_what_trains(words: list[str], code: int | None) -> Non
     assert code is None or ended == code
 
 
-@pytest.mark.parametrize("words", [["--ascii", "open", "x"], ["open", "x", "--ascii"], ["--ascii", "demo"], ["--ascii"]])
-def test_drawing_options_count_before_and_after_the_command(words: list[str]) -> None:
-    arguments = parse(words)
+@pytest.mark.parametrize("words", ["--ascii open x", "open x --ascii", "--ascii demo", "--ascii"])
+def test_drawing_options_count_before_and_after_the_command(words: str) -> None:
+    arguments = parse(words.split())
     assert arguments.ascii is True and arguments.mouse is False

@@ -88,7 +88,7 @@ def figure_rows(comparison: Comparison, metrics: Sequence[str]) -> list[FactRow]
         FactRow("took", tuple(Cell(_took(side)) for side in sides)),
     ]
     if metrics:
-        rows += [FactRow(""), FactRow("newest · ▲ highest or ▼ lowest @step · ◂ best of the runs")]
+        rows += [FactRow(""), FactRow("newest · ▲▼ its best @step · ◂ best run")]
         rows += [_metric_row(name, sides) for name in metrics]
     keys = dict.fromkeys(key for side in sides for key in side.facts.results)
     if keys:
