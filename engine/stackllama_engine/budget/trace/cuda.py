@@ -8,6 +8,7 @@ bitsandbytes ``backends/cuda/ops.py``, TRL ``kernels/chunked_logprob.py``.
 """
 
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -24,6 +25,8 @@ from ..activations import FUSED_4BIT_ROWS
 aten: Any = torch.ops.aten
 bnb: Any = torch.ops.bitsandbytes
 
+_OUTSIDE = ("_engine_run_backward",)
+_WRAPPERS = ("_python_dispatch.py", "_compile.py", "eval_frame.py", "_ops.py")
 LARGEST_HEAD = 256
 """Widest head of the flash kernels."""
 
@@ -31,6 +34,7 @@ LARGEST_HEAD = 256
 def kernels() -> dict[Any, Any]:
     """Operations that run differently on CUDA, or whose shapes depend on data that fake tensors do not have."""
     return {
+        aten.add.Tensor: _accumulate,
         aten.index.Tensor: _index,
         aten._index_put_impl_.default: _index_put,
         aten.index_put_.default: _index_put,
@@ -225,6 +229,26 @@ def _four_bit_write_out(
     A: Tensor, absmax: Tensor, blocksize: int, quant_type: str, shape: Any, dtype: torch.dtype
 ) -> Tensor:
     return A.new_empty(*shape, dtype=dtype)
+
+
+def _accumulate(one: Tensor, other: Any, **more: Any) -> Any:
+    """The engine adds gradients of one tensor in place (``input_buffer.cpp``), but not those of tensors that are not
+    plain, as fake ones are. Its own additions have no Python between them and the call of the engine."""
+    if torch._C._current_graph_task_id() == -1 or more or not isinstance(other, Tensor):
+        return NotImplemented
+    if (one.shape, one.dtype) != (other.shape, other.dtype) or not _from_engine(sys._getframe()):
+        return NotImplemented
+    return one.add_(other)
+
+
+def _from_engine(frame: Any) -> bool:
+    while frame is not None and frame.f_globals.get("__package__") == __package__:
+        frame = frame.f_back
+    while frame is not None and frame.f_code.co_name not in _OUTSIDE:
+        if not frame.f_code.co_filename.endswith(_WRAPPERS):
+            return False
+        frame = frame.f_back
+    return frame is not None
 
 
 def _index(one: Tensor, indices: Any) -> Any:
