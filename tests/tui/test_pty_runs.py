@@ -114,7 +114,7 @@ def test_a_hang_up_touches_no_run_and_another_console_shows_its_whole_history(te
     again = terminal("open", "working", size=(160, 45))
     again.wait_for("● running", "loss")
     again.send("d")
-    again.wait_for("train: first 4,", "steps 1 to")
+    again.wait_for("train: first 4,", "steps 1 to", "esc closes")
     again.send("\x1b")
     again.wait_gone("esc closes")
     again.send("q")
