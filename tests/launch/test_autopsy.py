@@ -1,5 +1,6 @@
 """A run that died of memory names the phase, what took most, and the one change that would have fitted."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,9 @@ def test_in_the_state_by_the_supervisor(runs: Runs, monkeypatch: pytest.MonkeyPa
     assert state.phase == "failed" and state.cause is not None
     assert state.cause.startswith("Out of memory in phase train: of ") and "expected there" in state.cause
     assert state.cause.endswith("(DefaultCPUAllocator: can't allocate memory)")
+    deadline = time.monotonic() + 30
+    while run.lock_is_held() and time.monotonic() < deadline:  # the state is written before the supervisor ends
+        time.sleep(0.02)
     assert not (run.attempt_dir(1) / "supervisor.txt").exists()
 
 

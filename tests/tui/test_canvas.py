@@ -1,7 +1,7 @@
 """The canvas dot by dot, and the axes: ranges, hysteresis, ticks, labels."""
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from stackllama_console.tui.widgets.axis import (
@@ -188,6 +188,7 @@ def test_no_label_of_bytes_is_longer_than_eight(one: float, other: float, rows: 
 
 
 @given(st.integers(-(10**14), 10**14), st.integers(0, 10**15), st.integers(1, 200))
+@example(-124_859_769_501, 4502, 1)
 def test_a_step_axis_holds_its_steps(first: int, length: int, columns: int) -> None:
     start, stop = step_range(first, first + length)
     assert start < stop

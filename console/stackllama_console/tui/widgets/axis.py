@@ -124,7 +124,7 @@ def step_label(value: float, step: float = 1.0) -> str:
     """A step as ``750``, ``1.5k`` or ``2M``, where the distance between ticks allows that, else in full."""
     for size, name in _STEPPED:
         places = _places(step / size, 9)
-        if size <= abs(value) < size * 1e6 and places <= (1 if size == 1e3 else 2):
+        if size <= abs(value) < size * 1e5 and places <= (1 if size == 1e3 else 2):
             return _trimmed(f"{value / size:.{places}f}") + name
     return _trimmed(f"{value:.2f}") if abs(value) < 1e8 else short(value)
 
