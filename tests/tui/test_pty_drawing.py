@@ -6,6 +6,8 @@ from collections.abc import Callable
 import pytest
 from tests.tui.terminal import ALTERNATE, Terminal
 
+pytestmark = pytest.mark.slow  # each starts the real command in a terminal: a second or more
+
 Open = Callable[..., Terminal]
 
 SGR = re.compile(r"\x1b\[([0-9;]*)m")

@@ -122,6 +122,8 @@ async def later():
 
 {patch}
 from stackllama_console.__main__ import main
+
+pytestmark = pytest.mark.slow  # each starts the real command in a terminal: a second or more
 sys.exit(main(sys.argv[1:]))
 """
 

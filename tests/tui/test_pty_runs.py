@@ -176,6 +176,8 @@ def launch(home, stage, recipe, name=None):
 
 launcher.launch = launch
 from stackllama_console.__main__ import main
+
+pytestmark = pytest.mark.slow  # each starts the real command in a terminal: a second or more
 sys.exit(main(["demo"]))
 """
 
