@@ -14,6 +14,7 @@ from stackllama_engine.contract.errors import StackllamaError
 from stackllama_engine.contract.run_dir import Home
 
 from ...feeds.chart_sets import MEMORY, ChartSet, charts_for
+from ...feeds.protocol import Feed
 from ...sanitise import one_line, sanitise
 from ..run_actions import RunActions, can_resume
 from ..screen import ConsoleScreen
@@ -205,7 +206,7 @@ class MonitorScreen(ConsoleScreen):
         lines += [Text(one_line(note), style="italic") for note in notes]
         lines += self._wrapped(outcome_lines(watched.run, watched.state, colours))
         self.query_one("#state", TextLines).show(lines)
-        pages = max(1, -(-len(self._sets) // self._per_page))
+        pages = self._pages
         where = f"charts {self._page + 1} of {pages}" if pages > 1 and not watched.shows_result else ""
         self.set_heading(watched.source.title, str(watched.source.stage or "another trainer"), watched.note, where)
         if (phase := state.phase if state else "") != self._phase:
@@ -237,7 +238,7 @@ class MonitorScreen(ConsoleScreen):
         self.set_class(self.watched.shows_result, "-result")
         self.query_one("#result", TextLines).show([sanitise(line).expandtabs() for line in self.watched.result])
         self._sets = charts_for(feed.stage, feed.series, bool(feed.memory))
-        pages = max(1, -(-len(self._sets) // self._per_page))
+        pages = self._pages
         self._page = min(self._page, pages - 1)
         shown = self._sets[self._page * self._per_page :][: self._per_page]
         changed = shown != self._shown_sets or self._series_of is not feed
@@ -258,13 +259,8 @@ class MonitorScreen(ConsoleScreen):
     def _fill(self, chart: Chart, chosen: ChartSet) -> None:
         feed = self.watched.feed
         chart.title, chart.unit = one_line(chosen.title), chosen.unit
-        if chosen.title == MEMORY:
-            curves = [Curve(name, series) for name, series in feed.memory.items()]
-            chart.set_curves(curves)
-            chart.set_reference("predicted", self.watched.predicted)
-        else:
-            chart.set_curves([Curve(label, feed.series[name]) for name, label in chosen.metrics])
-            chart.set_reference("", None)
+        chart.set_curves(_curves(feed, chosen))
+        chart.set_reference("predicted", self.watched.predicted if chosen.title == MEMORY else None)
 
     def _show_side(self) -> None:
         watched = self.watched
@@ -277,6 +273,10 @@ class MonitorScreen(ConsoleScreen):
     @property
     def _per_page(self) -> int:
         return 1 if self.has_class("-narrow") else 4 if self.size.width >= 100 and self.size.height >= 28 else 2
+
+    @property
+    def _pages(self) -> int:
+        return max(1, -(-len(self._sets) // self._per_page))
 
     def on_resize(self, event: events.Resize) -> None:
         """Another arrangement for another size."""
@@ -309,7 +309,7 @@ class MonitorScreen(ConsoleScreen):
 
     def action_page(self, direction: int) -> None:
         """The next charts; round and round."""
-        pages = max(1, -(-len(self._sets) // self._per_page))
+        pages = self._pages
         self._page = (self._page + direction) % pages
         if self._watched:
             self._show_charts()
@@ -356,13 +356,8 @@ class MonitorScreen(ConsoleScreen):
         parts: list[str] = []
         for chosen in self._sets:
             chart = Chart(chosen.title)
-            curves = (
-                [Curve(name, series) for name, series in feed.memory.items()]
-                if chosen.title == MEMORY
-                else [Curve(label, feed.series[name]) for name, label in chosen.metrics]
-            )
             chart.unit = chosen.unit
-            chart.set_curves(curves)
+            chart.set_curves(_curves(feed, chosen))
             parts.append(f"{chosen.title}\n{chart.summary()}")
         lines = [line.plain for line in figure_lines(feed)]
         self.console_app.push_screen(TextScreen(self._title, "\n\n".join([*parts, "\n".join(lines)])))
@@ -381,3 +376,10 @@ class MonitorScreen(ConsoleScreen):
             self.actions.delete(run.id, then=self.action_back)
         else:
             getattr(self.actions, what)(run.id)
+
+
+def _curves(feed: Feed, chosen: ChartSet) -> list[Curve]:
+    """What a chart of the set shows of a feed."""
+    if chosen.title == MEMORY:
+        return [Curve(name, series) for name, series in feed.memory.items()]
+    return [Curve(label, feed.series[name]) for name, label in chosen.metrics]
