@@ -13,11 +13,12 @@ from tests.tui.terminal import ALTERNATE, COMMAND, FOCUS, MOUSE, PASTE, SOURCES,
 
 from stackllama_engine.contract.run_dir import Home
 
+pytestmark = pytest.mark.slow  # each starts the real command in a terminal: a second or more
+
 Open = Callable[..., Terminal]
-SLOW = pytest.mark.slow
 
 
-@pytest.mark.parametrize("options", [pytest.param((), marks=SLOW), ("--mouse",)], ids=["keys", "mouse"])
+@pytest.mark.parametrize("options", [(), ("--mouse",)], ids=["keys", "mouse"])
 def test_q_leaves_with_0_and_the_terminal_as_it_was(terminal: Open, options: tuple[str, ...]) -> None:
     console = terminal(*options)
     console.wait_for("tuned", "broken")
@@ -29,7 +30,7 @@ def test_q_leaves_with_0_and_the_terminal_as_it_was(terminal: Open, options: tup
     console.assert_left_clean()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=SLOW)])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_signals_end_it_with_128_and_their_number(terminal: Open, number: signal.Signals) -> None:
     console = terminal("open", "aligned", "--mouse")
     console.wait_for("rollout 40")
@@ -38,7 +39,6 @@ def test_signals_end_it_with_128_and_their_number(terminal: Open, number: signal
     console.assert_left_clean()
 
 
-@pytest.mark.slow
 def test_ctrl_c_says_the_way_out_and_ends_nothing(terminal: Open) -> None:
     console = terminal()
     console.wait_for("tuned")
@@ -48,7 +48,7 @@ def test_ctrl_c_says_the_way_out_and_ends_nothing(terminal: Open) -> None:
     assert console.end() == 0
 
 
-@pytest.mark.parametrize("controlling", [pytest.param(True, marks=SLOW), False], ids=["login", "nohup"])
+@pytest.mark.parametrize("controlling", [True, False], ids=["login", "nohup"])
 def test_a_closed_terminal_ends_it_at_once(terminal: Open, controlling: bool) -> None:
     console = terminal("open", "aligned", controlling=controlling)
     console.wait_for("rollout 40")
@@ -60,7 +60,6 @@ def test_a_closed_terminal_ends_it_at_once(terminal: Open, controlling: bool) ->
     assert console.process.returncode == 128 + signal.SIGHUP
 
 
-@pytest.mark.slow
 def test_sigterm_ends_it_while_the_terminal_takes_no_bytes(terminal: Open) -> None:
     console = terminal(size=(160, 45))
     console.wait_for("tuned")
@@ -75,7 +74,6 @@ def test_sigterm_ends_it_while_the_terminal_takes_no_bytes(terminal: Open) -> No
     assert console.settings == console.before
 
 
-@pytest.mark.slow
 def test_it_goes_on_when_a_stalled_terminal_takes_bytes_again(terminal: Open) -> None:
     console = terminal(size=(160, 45))
     console.wait_for("tuned")
@@ -122,13 +120,11 @@ async def later():
 
 {patch}
 from stackllama_console.__main__ import main
-
-pytestmark = pytest.mark.slow  # each starts the real command in a terminal: a second or more
 sys.exit(main(sys.argv[1:]))
 """
 
 
-@pytest.mark.parametrize("where", ["looking", *(pytest.param(name, marks=SLOW) for name in list(CRASHES)[1:])])
+@pytest.mark.parametrize("where", list(CRASHES))
 def test_a_crash_is_one_line_and_a_trace_without_locals(terminal: Open, tmp_path: Path, where: str) -> None:
     script = tmp_path / "crashing.py"
     script.write_text(CRASHING.format(patch=CRASHES[where]))
@@ -152,7 +148,7 @@ def test_a_crash_is_one_line_and_a_trace_without_locals(terminal: Open, tmp_path
 
 @pytest.mark.parametrize(
     "target",
-    ["nonexistent", *(pytest.param(each, marks=SLOW) for each in ("./nonexistent", "../escape", "\x1b]52;c;aGk=\x07"))],
+    ["nonexistent", *(each for each in ("./nonexistent", "../escape", "\x1b]52;c;aGk=\x07"))],
 )
 def test_open_of_what_is_not_there_is_one_line(terminal: Open, target: str) -> None:
     console = terminal("open", target)

@@ -22,6 +22,8 @@ from stackllama_engine.launch import launcher
 from stackllama_engine.launch.argv import RUN_MARK, Command, source_path
 from stackllama_engine.launch.processes import kill_run_processes, send
 
+pytestmark = pytest.mark.slow  # each starts the real command in a terminal: a second or more
+
 Open = Callable[..., Terminal]
 WORKER = Path(__file__).parents[1] / "cli" / "scripted_worker.py"
 
@@ -74,7 +76,6 @@ def _goes_on(run: RunDir) -> bool:
     return not run.read_state().has_ended
 
 
-@pytest.mark.slow
 def test_a_stalled_terminal_stalls_no_run_and_the_console_catches_up(terminal: Open, working: RunDir) -> None:
     console = terminal("open", "working", size=(160, 45))
     console.wait_for("● running", "loss")
@@ -90,7 +91,6 @@ def test_a_stalled_terminal_stalls_no_run_and_the_console_catches_up(terminal: O
     assert _goes_on(working)
 
 
-@pytest.mark.slow
 def test_a_killed_console_touches_no_run(terminal: Open, working: RunDir) -> None:
     state = working.read_state()
     for texts in ((), ("working",), ("● running",), ("● running", "loss")):
@@ -104,7 +104,6 @@ def test_a_killed_console_touches_no_run(terminal: Open, working: RunDir) -> Non
     assert list(working.requests()) == []
 
 
-@pytest.mark.slow
 def test_a_hang_up_touches_no_run_and_another_console_shows_its_whole_history(terminal: Open, working: RunDir) -> None:
     console = terminal("open", "working")
     console.wait_for("● running", "loss")
@@ -121,7 +120,6 @@ def test_a_hang_up_touches_no_run_and_another_console_shows_its_whole_history(te
     assert again.end() == 0
 
 
-@pytest.mark.slow
 def test_two_consoles_change_nothing(terminal: Open, stocked: Home) -> None:
     before = snapshot(stocked.path)
     consoles = [terminal(), terminal()]
@@ -176,8 +174,6 @@ def launch(home, stage, recipe, name=None):
 
 launcher.launch = launch
 from stackllama_console.__main__ import main
-
-pytestmark = pytest.mark.slow  # each starts the real command in a terminal: a second or more
 sys.exit(main(["demo"]))
 """
 
@@ -204,7 +200,6 @@ TOUR = (
 """Keys, and what then stands there."""
 
 
-@pytest.mark.slow
 def test_no_payload_reaches_the_terminal(terminal: Open, stocked: Home) -> None:
     hostile_run(stocked)
     console = terminal(size=(160, 45))
@@ -221,7 +216,6 @@ def test_no_payload_reaches_the_terminal(terminal: Open, stocked: Home) -> None:
     assert "stolen clipboard" in console.output and "[@click=app.quit]markup[/]" in console.output  # it was shown
 
 
-@pytest.mark.slow
 def test_no_payload_of_another_trainer_reaches_the_terminal(terminal: Open, tmp_path: Path) -> None:
     console = terminal("open", str(hostile_directory(tmp_path / "outputs")), size=(160, 45))
     console.wait_for("nested", "not red")
