@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from stackllama_console.cli import doctor as doctor_module
-from stackllama_console.feeds.nvml import Gpu
 from stackllama_engine.contract.run_dir import Home
+from stackllama_engine.launch.nvml import Gpu
 
 POSTS = """<?xml version="1.0" encoding="utf-8"?>
 <posts>

@@ -5,12 +5,16 @@ import json
 import math
 import os
 import stat
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
 import pytest
 
 from stackllama_engine.contract.events import Event, EventReader, EventWriter
 from stackllama_engine.contract.history import fold, read_history
+from stackllama_engine.launch.argv import source_path
 
 LINE = b'{"seq":%d,"time":1.0,"kind":"progress","step":%d}\n'
 
@@ -70,7 +74,7 @@ def test_second_writer_goes_on_after_a_torn_tail(path: Path) -> None:
     assert reader.bad_lines == 1
 
 
-def test_full_disk_is_counted_and_never_raised(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_delays_records_and_is_never_raised(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     writer = EventWriter(path)
     writer.write("progress", step=1)
     write = os.write
@@ -85,8 +89,76 @@ def test_full_disk_is_counted_and_never_raised(path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(os, "write", write)
     writer.write("progress", step=4)
     reader = EventReader(path)
-    assert steps(reader) == [1, 4], "the stub of a short write must not glue onto the next record"
-    assert (writer.lost, reader.bad_lines) == (2, 1)
+    *late, told = reader.read()
+    assert [event.step for event in late] == [1, 2, 3, 4], "a stub must not glue onto the next record"
+    assert [event.seq for event in (*late, told)] == [0, 1, 2, 3, 4]
+    assert (writer.lost, reader.bad_lines) == (0, 1)
+    assert told.kind == "health" and "No space left on device" in told.data["message"]
+    writer.write("progress", step=5)
+    assert steps(reader) == [5], "said once"
+
+
+def test_what_waits_for_room_does_not_fill_the_memory(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = EventWriter(path)
+    write = os.write
+
+    def no_room(_descriptor: int, _data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "write", no_room)
+    for step in range(20):
+        writer.write("samples", step=step, data={"text": "x" * (1 << 19)})
+    monkeypatch.setattr(os, "write", write)
+    writer.write("progress", step=20)
+    found = list(EventReader(path).read())
+    assert writer.lost == 21 - (len(found) - 1) > 0, "the oldest, counted"
+    assert [event.step for event in found] == [*range(writer.lost, 21), None]
+    assert f"{writer.lost} are lost" in found[-1].data["message"]
+
+
+@pytest.mark.parametrize("kind", ["tmpfs", "limit"])
+def test_a_disk_that_is_really_full_costs_at_most_one_record(kind: str, tmp_path: Path) -> None:
+    """In a process of its own: a file system of 64 KiB, and a limit to the size of files, which is there everywhere."""
+    script = textwrap.dedent(FULL_DISK)
+    command = [sys.executable, "-c", script, str(tmp_path), kind]
+    if kind == "tmpfs":
+        command = ["unshare", "--user", "--map-root-user", "--mount", *command]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | source_path(""))
+    if done.returncode == 77 or "unshare" in done.stderr:
+        pytest.skip("no file system may be mounted here")
+    assert done.returncode == 0, done.stderr
+    written, lost, bad_lines, failures = map(int, done.stdout.split())
+    assert failures > 0, "it was never full"
+    assert (written, lost) == (2000, 0) and bad_lines <= 1
+
+
+FULL_DISK = """
+    import errno, os, resource, signal, subprocess, sys
+    from pathlib import Path
+    from stackllama_engine.contract.events import EventReader, EventWriter
+
+    folder, kind = Path(sys.argv[1]), sys.argv[2]
+    if kind == "tmpfs":
+        if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(folder)]).returncode:
+            sys.exit(77)
+    else:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (65000, resource.RLIM_INFINITY))
+    path = folder / "events.jsonl"
+    writer, failures = EventWriter(path), 0
+    for step in range(2000):  # training goes on
+        writer.write("progress", step=step)
+        failures += bool(writer._waiting)
+    if kind == "tmpfs":
+        subprocess.run(["mount", "-o", "remount,size=16m", str(folder)], check=True)
+    else:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    writer.close()
+    reader = EventReader(path)
+    steps = [event.step for event in reader.read() if event.kind == "progress"]
+    assert steps == sorted(set(steps))
+    print(len(steps), writer.lost, reader.bad_lines, failures)
+"""
 
 
 # reading

@@ -14,10 +14,11 @@ from typing import Any
 import pynvml  # pyright: ignore[reportMissingTypeStubs]
 import pytest
 
-from stackllama_console.feeds import machine, nvml
+from stackllama_console.feeds import machine
 from stackllama_console.feeds.machine import Machine, MachineReading, describe, is_local
-from stackllama_console.feeds.nvml import GpuReading
 from stackllama_engine.contract.run_dir import Launch
+from stackllama_engine.launch import nvml
+from stackllama_engine.launch.nvml import GpuReading
 from stackllama_engine.launch.processes import RUN_MARK
 
 GIB = 1 << 30

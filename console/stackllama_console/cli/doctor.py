@@ -16,9 +16,9 @@ from msgspec import Struct
 from stackllama_engine import __version__
 from stackllama_engine.contract.errors import ExitCode
 from stackllama_engine.contract.run_dir import Home
+from stackllama_engine.launch.nvml import Gpu, find_gpus
 
 from .. import paths as places
-from ..feeds.nvml import Gpu, find_gpus
 from ..units import size
 from .output import paint, show, show_fields, show_json
 

@@ -14,9 +14,9 @@ from stackllama_engine.contract.recipe_io import load_recipe
 from stackllama_engine.contract.run_dir import Home
 from stackllama_engine.contract.stages import TRAINING_STAGES, Stage
 from stackllama_engine.launch.calibrate import calibration
+from stackllama_engine.launch.nvml import find_gpus
 from stackllama_engine.launch.sections import stage_recipe
 
-from ..feeds.nvml import find_gpus
 from ..feeds.plan import Place, Plan, make_plan
 from ..feeds.plan_trace import Compared, compare
 from ..units import size

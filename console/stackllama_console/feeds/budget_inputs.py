@@ -13,12 +13,12 @@ from stackllama_engine.contract.run_dir import RUN_ID, Home, RunDir
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch.calibrate import calibration
 from stackllama_engine.launch.gpus import visible_gpus
+from stackllama_engine.launch.nvml import find_gpus
 
 from ..sanitise import one_line
 from .budget_view import Memory
 from .input_check import MODEL, refusal
 from .models import ModelEntry, describe
-from .nvml import find_gpus
 from .recipe_model import recipe_model
 
 _ADAPTER_FILE = "adapter_config.json"

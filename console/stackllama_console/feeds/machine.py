@@ -11,13 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psutil
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from stackllama_engine.contract.run_dir import Home, Launch, ProcessId
+from stackllama_engine.launch.nvml import GpuReading, Nvml, NvmlError
 from stackllama_engine.launch.processes import run_processes
 
+from ..sanitise import one_line
 from ..units import size
-from .nvml import GpuReading, Nvml, NvmlError
 
 FIND_SECONDS = 5.0
 """Between two searches for a run's processes, which read the environment of every process of this user."""
@@ -117,12 +118,12 @@ class Machine:
         try:
             if not nvml.is_open:
                 nvml.open()
-            gpus = nvml.read(self._tree.pids)
+            gpus = [structs.replace(gpu, name=one_line(gpu.name)) for gpu in nvml.read(self._tree.pids)]
         except NvmlError as error:
             if first:
-                self._note = f"no GPU here ({error}): runs use the CPU"
+                self._note = f"no GPU here ({one_line(str(error))}): runs use the CPU"
             else:
-                self._trouble = f"GPUs cannot be read now: {error}"
+                self._trouble = f"GPUs cannot be read now: {one_line(str(error))}"
                 self._open_at = self._clock() + RETRY_SECONDS
             return []
         self._trouble = None

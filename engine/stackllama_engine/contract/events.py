@@ -1,8 +1,9 @@
 """``events.jsonl``: what happens in an attempt, one JSON object a line.
 
-One writer an attempt, any number of readers. A record is one ``os.write`` on an ``O_APPEND`` descriptor, so a
-crash tears at most the last line; a writer that finds such a tail ends it first. Readers keep an unterminated
-tail for later, count the lines they cannot read, and notice truncation and replacement.
+One writer a file, any number of readers. A record is one ``os.write`` on an ``O_APPEND`` descriptor, so a crash tears
+at most the last line; a writer that finds such a tail ends it first. What a full disk does not take waits in memory
+and is written when there is room again. What the supervisor noticed stands beside it in ``health.jsonl``. Readers keep
+an unterminated tail for later, count the lines they cannot read, and notice truncation and replacement.
 
 Kinds and what they carry:
 
@@ -19,9 +20,11 @@ Kinds and what they carry:
 =============  =====================================================================================
 """
 
+import errno
 import math
 import os
 import time
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -36,6 +39,9 @@ Kind = Literal["phase", "progress", "metrics", "memory", "samples", "checkpoint"
 
 Step = Annotated[int, Meta(ge=-(1 << 53), le=1 << 53)]
 """Exact as a float; a larger one is nobody's step, and would overflow whoever computes with it."""
+
+
+_WAITING_BYTES = 8 << 20  # some 50,000 records
 
 
 class Event(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):  # what JSON holds has no cycles
@@ -69,13 +75,21 @@ class Record(Struct, frozen=True, kw_only=True, gc=False):
 class EventWriter:
     """Appends events; the only writer of its file.
 
+    A failed *write* is never raised: a full disk must not stop training. Its record waits, with all that follow, for
+    the next one to find room; a ``health`` event then says so.
+
+    Attributes:
+        lost: records that were given up: more waited than memory should hold, or room never came.
+
     Raises:
-        OSError: the file cannot be opened. A failed *write* is counted in ``lost``, never raised: a full disk
-            must not stop training.
+        OSError: the file cannot be opened.
     """
 
     def __init__(self, path: Path) -> None:
         self.lost = 0
+        self._waiting: deque[bytes] = deque()
+        self._waiting_bytes = 0
+        self._trouble: OSError | None = None
         self._torn = _has_open_tail(path)
         self._seq = _next_seq(path)
         self._descriptor = open_private(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
@@ -92,31 +106,56 @@ class EventWriter:
         data: dict[str, Any] | None = None,
     ) -> None:
         """Append one record; NaN and infinity become null and are named in ``nonfinite``."""
-        finite, nonfinite = _split_finite(metrics or {})
-        event = Event(
-            seq=self._seq, time=time.time(), kind=kind, phase=phase, step=step, total_steps=total_steps,
-            metrics=finite, nonfinite=nonfinite, data=data or {},
-        )  # fmt: skip
-        self._seq += 1
-        line = self._encode(event) + b"\n"
-        if self._torn:
-            line = b"\n" + line
-        try:
-            written = os.write(self._descriptor, line)
-        except OSError:
-            self.lost += 1
-            return
-        self._torn = written != len(line)
-        self.lost += self._torn
+        self._append(kind, phase, step, total_steps, metrics or {}, data or {})
+        self._write_waiting()
+        if self._trouble and not self._waiting:
+            told = f"Events could not be written ({self._trouble.strerror}) and came late; {self.lost} are lost."
+            self._trouble = None
+            self._append("health", None, None, None, {}, {"message": told})
+            self._write_waiting()
 
     def sync(self) -> None:
         """fsync; called at checkpoints and at the end only."""
         os.fsync(self._descriptor)
 
     def close(self) -> None:
-        """Sync and close."""
+        """Sync and close. What still waits is lost."""
+        self._write_waiting()
+        self.lost += len(self._waiting)
+        self._waiting.clear()
         self.sync()
         os.close(self._descriptor)
+
+    def _append(
+        self, kind: Kind, phase: str | None, step: int | None, total_steps: int | None, metrics: dict[str, float],
+        data: dict[str, Any],
+    ) -> None:  # fmt: skip
+        """Put a record to those that wait; of too many the oldest are given up."""
+        finite, nonfinite = _split_finite(metrics)
+        event = Event(
+            seq=self._seq, time=time.time(), kind=kind, phase=phase, step=step, total_steps=total_steps,
+            metrics=finite, nonfinite=nonfinite, data=data,
+        )  # fmt: skip
+        self._seq += 1
+        self._waiting.append(self._encode(event) + b"\n")
+        self._waiting_bytes += len(self._waiting[-1])
+        while self._waiting_bytes > _WAITING_BYTES:
+            self._waiting_bytes -= len(self._waiting.popleft())
+            self.lost += 1
+
+    def _write_waiting(self) -> None:
+        while self._waiting:
+            line = b"\n" + self._waiting[0] if self._torn else self._waiting[0]
+            try:
+                written = os.write(self._descriptor, line)
+                if written != len(line):  # as much as there was room for: a stub, which the next write ends
+                    self._torn = True
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError as error:
+                self._trouble = error
+                return
+            self._torn = False
+            self._waiting_bytes -= len(self._waiting.popleft())
 
 
 class EventReader(LineReader):

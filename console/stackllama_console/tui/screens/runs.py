@@ -139,7 +139,7 @@ class RunsScreen(ConsoleScreen):
         """Whether any run changed, or a minute has passed."""
         changed = self.index.poll()
         if self._read and self._machine is None:  # after the first paint
-            from ...feeds.nvml import find_gpus
+            from stackllama_engine.launch.nvml import find_gpus
 
             gpus, _, _ = find_gpus()
             self._machine = ", ".join(gpu.name for gpu in gpus) or "no GPU: runs use the CPU"

@@ -1,4 +1,4 @@
-"""The GPUs of this machine, asked without torch. The console's only place that speaks to NVML.
+"""The GPUs of this machine, asked without torch: what they do, what is wrong with them, who holds their memory.
 
 Functions and bits: https://docs.nvidia.com/deploy/nvml-api/group__nvmlDeviceQueries.html. What a card or a driver
 does not tell (temperature of a virtual GPU, processes within a container) is None, not an error.
@@ -13,8 +13,6 @@ from typing import Any
 import pynvml
 from msgspec import Struct
 
-from ..sanitise import one_line
-
 _SLOWED = {
     0x04: "power cap",
     0x08: "hardware slowdown",
@@ -23,6 +21,8 @@ _SLOWED = {
     0x80: "power brake",
 }
 """Why clocks are lower than they could be. Idle and chosen clocks are no reasons to tell anybody."""
+_TROUBLE = 0x08 | 0x20 | 0x40 | 0x80
+"""Those that are no part of ordinary work: everything but the power cap."""
 
 
 class Gpu(Struct):
@@ -51,6 +51,20 @@ class GpuReading(Struct, frozen=True, kw_only=True):
     """Pid → bytes, of the processes that were asked for."""
 
 
+class Faults(Struct, frozen=True, kw_only=True):
+    """What is wrong with one GPU. Counts only grow while a driver is loaded; None where NVML does not tell."""
+
+    index: int
+    uncorrected: int | None = None
+    """ECC errors that could not be corrected."""
+    remapped: int | None = None
+    """Rows of memory that were replaced after such an error."""
+    remap_failed: bool = False
+    """No row was left to replace one with: the card has to be changed."""
+    slowed: list[str] = []
+    """Heat, power brake or hardware that holds its clocks down; a power cap is ordinary."""
+
+
 class NvmlError(Exception):
     """NVML does not answer; the message is one line for a person."""
 
@@ -77,12 +91,17 @@ def find_gpus() -> tuple[list[Gpu], str | None, str | None]:
 class Nvml:
     """NVML kept open between readings.
 
+    Args:
+        listen: collect Xid errors.
+
     Raises:
-        NvmlError: from `open` and `read`; NVML is closed then, and may be opened again.
+        NvmlError: from everything but `close`; NVML is closed then, and may be opened again.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, listen: bool = False) -> None:
+        self._listening = listen
         self._handles: list[tuple[Any, str]] | None = None
+        self._xids: Any = None  # an event set; None where there is none
 
     @property
     def is_open(self) -> bool:
@@ -94,15 +113,17 @@ class Nvml:
         try:
             pynvml.nvmlInit()
         except pynvml.NVMLError as error:
-            raise NvmlError(one_line(str(error))) from None
+            raise NvmlError(str(error)) from None
         self._handles = []
         try:
             for index in range(pynvml.nvmlDeviceGetCount()):
                 handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-                self._handles.append((handle, one_line(_text(pynvml.nvmlDeviceGetName(handle)))))
+                self._handles.append((handle, _text(pynvml.nvmlDeviceGetName(handle))))
+            if self._listening:
+                self._listen()
         except pynvml.NVMLError as error:
             self.close()
-            raise NvmlError(one_line(str(error))) from None
+            raise NvmlError(str(error)) from None
 
     def read(self, pids: Collection[int] = ()) -> list[GpuReading]:
         """Every GPU now, with the memory of those of the processes that use it."""
@@ -110,16 +131,55 @@ class Nvml:
             return [self._one(index, *known, pids) for index, known in enumerate(self._handles or [])]
         except pynvml.NVMLError as error:
             self.close()
-            raise NvmlError(one_line(str(error))) from None
+            raise NvmlError(str(error)) from None
+
+    def faults(self) -> list[Faults]:
+        """What is wrong with every GPU."""
+        try:
+            return [_faults(index, handle) for index, (handle, _) in enumerate(self._handles or [])]
+        except pynvml.NVMLError as error:
+            self.close()
+            raise NvmlError(str(error)) from None
+
+    def xids(self) -> list[tuple[int, int]]:
+        """Index and number of the Xid errors since the last call; https://docs.nvidia.com/deploy/xid-errors/."""
+        found: list[tuple[int, int]] = []
+        while self._xids is not None:
+            try:
+                event = pynvml.nvmlEventSetWait_v2(self._xids, 0)
+                found.append((int(pynvml.nvmlDeviceGetIndex(event.device)), int(event.eventData)))
+            except pynvml.NVMLError as error:
+                if getattr(error, "value", None) == pynvml.NVML_ERROR_TIMEOUT:
+                    break
+                self.close()
+                raise NvmlError(str(error)) from None
+        return found
+
+    def holders(self) -> set[int]:
+        """Pids that hold memory of a GPU, as far as the driver tells (not across a container's border)."""
+        try:
+            running = [_ask(pynvml.nvmlDeviceGetComputeRunningProcesses, handle) for handle, _ in self._handles or []]
+        except pynvml.NVMLError as error:
+            self.close()
+            raise NvmlError(str(error)) from None
+        return {int(one.pid) for each in running for one in each or []}
 
     def close(self) -> None:
         """Let go of the library; does nothing when it is not open."""
         if self._handles is not None:
-            self._handles = None
+            self._handles = self._xids = None  # shutting down frees the event set with everything else
             try:
                 pynvml.nvmlShutdown()
             except pynvml.NVMLError:  # it has gone already: there is nothing to close
                 return
+
+    def _listen(self) -> None:
+        """Register for Xid errors where cards report them."""
+        events = _ask(pynvml.nvmlEventSetCreate)
+        for handle, _ in self._handles or []:
+            if events is not None:
+                _ask(pynvml.nvmlDeviceRegisterEvents, handle, pynvml.nvmlEventTypeXidCriticalError, events)
+        self._xids = events
 
     def _one(self, index: int, handle: Any, name: str, pids: Collection[int]) -> GpuReading:
         memory = _ask(pynvml.nvmlDeviceGetMemoryInfo, handle)
@@ -139,6 +199,20 @@ class Nvml:
             slowed=[text for bit, text in _SLOWED.items() if reasons & bit],
             processes=_processes(handle, pids) if pids else {},
         )
+
+
+def _faults(index: int, handle: Any) -> Faults:
+    uncorrected, volatile = pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, pynvml.NVML_VOLATILE_ECC
+    errors = _ask(pynvml.nvmlDeviceGetTotalEccErrors, handle, uncorrected, volatile)
+    rows = _ask(pynvml.nvmlDeviceGetRemappedRows, handle)  # corrected, uncorrected, pending, failed
+    reasons = _slowed(handle) & _TROUBLE
+    return Faults(
+        index=index,
+        uncorrected=None if errors is None else int(errors),
+        remapped=None if rows is None else int(rows[1]),
+        remap_failed=rows is not None and bool(rows[3]),
+        slowed=[text for bit, text in _SLOWED.items() if reasons & bit],
+    )
 
 
 def _slowed(handle: Any) -> int:
