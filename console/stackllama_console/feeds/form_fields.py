@@ -24,11 +24,11 @@ _SECTIONS: dict[str, str] = {
     "Batch & length": """per_device_train_batch_size gradient_accumulation_steps num_mini_batches
         local_rollout_forward_batch_size per_device_eval_batch_size gradient_checkpointing max_length
         max_prompt_length packing packing_strategy""",
-    "PPO": """num_ppo_epochs cliprange cliprange_value vf_coef gamma lam whiten_rewards early_stopping target_kl
-        ratio_threshold value_head_init""",
-    "Sampling": "temperature output_min_length output_max_length missing_eos_penalty",
-    "KL & reward": """kl_coef kl_estimator adap_kl_ctrl target horizon reward_baseline
-        center_rewards_coefficient""",
+    "PPO": """num_ppo_epochs cliprange cliprange_value vf_coef ent_coef gamma lam whiten_rewards whiten_advantages
+        early_stopping target_kl ratio_threshold value_head_init""",
+    "Sampling": "temperature output_min_length output_max_length missing_eos_penalty missing_eos_reward",
+    "KL & reward": """kl_coef kl_estimator adap_kl_ctrl target horizon normalize_reward cliprange_reward
+        reward_baseline center_rewards_coefficient""",
     "Checkpoints & reports": """logging_steps eval_steps save_steps save_total_limit report_to
         num_sample_generations""",
     "Machine": "num_processes use_cpu",

@@ -13,9 +13,12 @@ from .stages import Split, Stage
 
 AtLeastOne = Annotated[int, Meta(ge=1)]
 NotNegative = Annotated[float, Meta(ge=0)]
+Positive = Annotated[float, Meta(gt=0)]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Scheduler = Literal["linear", "cosine", "constant", "constant_with_warmup", "cosine_with_restarts", "polynomial"]
 KlEstimator = Literal["k1", "k2", "k3"]
+_STACKLLAMA = "https://huggingface.co/blog/stackllama"
+_N_DETAILS = "https://huggingface.co/blog/the_n_implementation_details_of_rlhf_with_ppo"
 
 
 def _help(text: str, **bounds: Any) -> Meta:
@@ -76,7 +79,7 @@ class TrainRecipe(ModelRecipe, frozen=True, kw_only=True, forbid_unknown_fields=
     adam_beta1: Annotated[float, _help("AdamW beta1.", ge=0, lt=1)] = 0.9
     adam_beta2: Annotated[float, _help("AdamW beta2.", ge=0, lt=1)] = 0.999
     adam_epsilon: Annotated[float, _help("AdamW epsilon.", gt=0)] = 1e-8
-    max_grad_norm: Annotated[float, _help("Clip the gradient norm here.", gt=0)] = 1.0
+    max_grad_norm: Annotated[float, _help("Clip the gradient norm here (arXiv:1211.5063).", gt=0)] = 1.0
     gradient_accumulation_steps: Annotated[int, _help("Micro-batches added up before one optimizer step.", ge=1)] = 1
     gradient_checkpointing: Annotated[bool, _help("Recompute activations in the backward pass to save memory.")] = False
     bf16: Annotated[bool, _help("bfloat16 autocast in the forward pass.")] = False
@@ -204,13 +207,15 @@ class PPORecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         AtLeastOne | None, _help("Held-out questions answered before and after (`eval_steps`: and in between).")
     ] = 64
     learning_rate: Annotated[float, _help("Peak learning rate.", gt=0, le=1)] = 1.4e-5
-    lr_scheduler_type: Annotated[Scheduler, _help("Learning-rate schedule.")] = "constant"
+    lr_scheduler_type: Annotated[
+        Scheduler, _help(f"Learning-rate schedule over PPO steps; `linear` anneals to 0 ({_N_DETAILS}).")
+    ] = "constant"
 
     # batch: per_device_train_batch_size × gradient_accumulation_steps × num_mini_batches = rollouts a device and step
     per_device_train_batch_size: Annotated[int, _help("Responses a device and micro-batch of the update.", ge=1)] = 1
     gradient_accumulation_steps: Annotated[int, _help("Micro-batches added up before one optimizer step.", ge=1)] = 8
     num_mini_batches: Annotated[int, _help("Optimizer steps an epoch of one rollout.", ge=1)] = 1
-    num_ppo_epochs: Annotated[int, _help("Passes over one rollout.", ge=1)] = 4
+    num_ppo_epochs: Annotated[int, _help("Passes over one rollout (arXiv:1707.06347, algorithm 1).", ge=1)] = 4
     local_rollout_forward_batch_size: Annotated[
         int, _help("Responses a device in sampling, reference and reward forwards.", ge=1)
     ] = 8
@@ -219,43 +224,83 @@ class PPORecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     # sampling
     max_prompt_length: Annotated[int, _help("Prompts with as many tokens or more are dropped.", ge=1)] = 512
     output_min_length: Annotated[
-        int, _help("Response length is drawn from [output_min_length, output_max_length).", ge=1)
+        int, _help(f"Response length is drawn from [output_min_length, output_max_length) ({_STACKLLAMA}).", ge=1)
     ] = 32
     output_max_length: Annotated[
-        int, _help("Response length is drawn from [output_min_length, output_max_length).", ge=2)
+        int, _help(f"Response length is drawn from [output_min_length, output_max_length) ({_STACKLLAMA}).", ge=2)
     ] = 128
     temperature: Annotated[
-        float, _help("Sampling temperature; also divides the logits of every log-probability.", gt=0)
+        float,
+        _help(f"Sampling temperature; also divides the logits of every log-probability ({_N_DETAILS}).", gt=0),
     ] = 1.0
     missing_eos_penalty: Annotated[
-        NotNegative | None, _help("Subtract this from the score of a response that never ended.")
+        NotNegative | None,
+        _help("Subtract this from the score of a response that never ended (arXiv:2403.17031, the EOS trick)."),
     ] = None
+    missing_eos_reward: Annotated[
+        float | None,
+        _help("Or replace the score of a response that never ended by this, after baseline, normalisation and clipping "
+              "(arXiv:2403.17031: −1)."),
+    ] = None  # fmt: skip
 
     # reward and KL
-    reward_baseline: Annotated[float, _help("Subtracted from every score.")] = 0.0
-    kl_coef: Annotated[float, _help("Initial KL coefficient.", ge=0)] = 0.2
+    normalize_reward: Annotated[
+        bool, _help("Subtract the running mean of all scores so far and divide by their deviation (arXiv:2307.04964).")
+    ] = False
+    cliprange_reward: Annotated[
+        Positive | None, _help("Clip scores to ± this, after `normalize_reward` (arXiv:2307.04964, section 5.3.1).")
+    ] = None
+    reward_baseline: Annotated[
+        float, _help(f"Subtracted from every score, after normalisation and clipping ({_STACKLLAMA}).")
+    ] = 0.0
+    kl_coef: Annotated[float, _help("Initial KL coefficient (arXiv:1909.08593, section 2.2).", ge=0)] = 0.2
     kl_estimator: Annotated[
-        KlEstimator, _help("Per-token KL estimator of the penalty (http://joschu.net/blog/kl-approx.html).")
-    ] = "k1"
+        KlEstimator,
+        _help("Per-token KL estimator of the penalty (http://joschu.net/blog/kl-approx.html); the gradient of k1 alone "
+              "is unbiased."),
+    ] = "k1"  # fmt: skip
     adap_kl_ctrl: Annotated[bool, _help("Adapt the KL coefficient (arXiv:1909.08593, section 2.2).")] = True
-    target: Annotated[float, _help("KL per response that the adaptive controller aims at.", gt=0)] = 6.0
-    horizon: Annotated[int, _help("Responses over which the controller adapts.", ge=1)] = 10_000
+    target: Annotated[
+        float, _help("KL per response that the adaptive controller aims at (arXiv:1909.08593, section 2.2).", gt=0)
+    ] = 6.0
+    horizon: Annotated[
+        int, _help("Responses over which the controller adapts (arXiv:1909.08593, section 2.2).", ge=1)
+    ] = 10_000
 
     # PPO
-    gamma: Annotated[float, _help("Discount.", ge=0, le=1)] = 1.0
+    gamma: Annotated[float, _help("Discount of GAE (arXiv:1506.02438).", ge=0, le=1)] = 1.0
     lam: Annotated[float, _help("GAE lambda (arXiv:1506.02438).", ge=0, le=1)] = 0.95
-    whiten_rewards: Annotated[bool, _help("Whiten the per-token rewards (mean kept) before GAE.")] = False
-    cliprange: Annotated[float, _help("Clip range of the policy ratio (arXiv:1707.06347).", gt=0)] = 0.2
-    cliprange_value: Annotated[float, _help("Clip range of the value update.", gt=0)] = 0.2
-    vf_coef: Annotated[float, _help("Weight of the value loss.", ge=0)] = 0.1
-    early_stopping: Annotated[
-        bool, _help("Leave the epochs of a rollout when its policy KL exceeds 1.5 × target_kl.")
-    ] = True
-    target_kl: Annotated[float, _help("Policy KL of one rollout for `early_stopping`.", gt=0)] = 0.1
-    ratio_threshold: Annotated[float, _help("Skip a mini-batch whose mean ratio exceeds this.", gt=1)] = 10.0
-    value_head_init: Annotated[Literal["zero", "reward"], _help("Value head starts at zero or as the reward head.")] = (
-        "zero"
+    whiten_rewards: Annotated[
+        bool, _help(f"Whiten the per-token rewards of all ranks (mean kept) before GAE ({_N_DETAILS}).")
+    ] = False
+    whiten_advantages: Annotated[bool, _help(f"Whiten the advantages of all tokens of all ranks ({_N_DETAILS}).")] = (
+        True
     )
+    cliprange: Annotated[float, _help("Clip range of the policy ratio (arXiv:1707.06347).", gt=0)] = 0.2
+    cliprange_value: Annotated[
+        float, _help(f"Clip range of the value around that of the rollout ({_N_DETAILS}).", gt=0)
+    ] = 0.2
+    vf_coef: Annotated[float, _help("Weight of the value loss (arXiv:1707.06347, eq. 9).", ge=0)] = 0.1
+    ent_coef: Annotated[
+        float, _help("Weight of the entropy bonus, 0: none, which is cheaper (arXiv:1707.06347, eq. 9).", ge=0)
+    ] = 0.0
+    early_stopping: Annotated[
+        bool,
+        _help("Leave the epochs of a rollout when its policy KL exceeds 1.5 × target_kl "
+              "(https://spinningup.openai.com/en/latest/algorithms/ppo.html)."),
+    ] = True  # fmt: skip
+    target_kl: Annotated[
+        float,
+        _help("Policy KL of one rollout for `early_stopping` "
+              "(https://spinningup.openai.com/en/latest/algorithms/ppo.html).", gt=0),
+    ] = 0.1  # fmt: skip
+    ratio_threshold: Annotated[
+        float, _help(f"Skip a mini-batch whose mean ratio exceeds this: loss spikes ({_STACKLLAMA}).", gt=1)
+    ] = 10.0
+    value_head_init: Annotated[
+        Literal["zero", "reward"],
+        _help("Value head starts at zero or as the reward head (arXiv:2403.17031)."),
+    ] = "zero"
 
     # reporting
     eval_steps: Annotated[
@@ -275,6 +320,11 @@ class PPORecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             )
         if self.fp16:
             raise ValueError("PPO does not scale losses for `fp16`; use `bf16: true`.")
+        if self.missing_eos_penalty is not None and self.missing_eos_reward is not None:
+            raise ValueError(
+                "`missing_eos_penalty` and `missing_eos_reward` are both set; one lowers the score of a response that "
+                "never ended, the other replaces it. Leave one of them empty."
+            )
         if self.output_min_length >= self.output_max_length:
             raise ValueError(
                 f"`output_min_length` ({self.output_min_length}) must be below "

@@ -1,14 +1,23 @@
 """The mathematics of PPO for language models: tensors and plain numbers in, tensors and plain numbers out.
 
-Shapes: ``B`` responses, ``R`` response positions. ``mask`` is 1.0 on response tokens and 0.0 on padding; padding
-never enters a result. Sources: PPO arXiv:1707.06347; GAE arXiv:1506.02438; fine-tuning from human preferences
-arXiv:1909.08593; the N implementation details of RLHF with PPO (https://huggingface.co/blog/the_n_implementation_details_of_rlhf_with_ppo).
+Shapes: ``B`` responses, ``R`` response positions. ``mask`` is 1.0 on response tokens and 0.0 on padding; padding,
+be it NaN, never enters a result or a gradient.
+
+Sources: PPO arXiv:1707.06347; GAE arXiv:1506.02438; fine-tuning from human preferences arXiv:1909.08593; the N
+implementation details (https://huggingface.co/blog/the_n_implementation_details_of_rlhf_with_ppo).
 """
 
+import math
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+
+
+def masked(values: Tensor, mask: Tensor) -> Tensor:
+    """``values`` on the mask and 0 elsewhere; a product would keep a NaN, in the value or in its gradient."""
+    return torch.where(mask > 0, values, 0.0)
 
 
 def whiten(values: Tensor, mean: Tensor, var: Tensor, shift_mean: bool = True, epsilon: float = 1e-8) -> Tensor:
@@ -44,7 +53,7 @@ def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> T
         kl: per-token KL, ``[B, R]``.
         mask: ``[B, R]``; every row has at least one 1.
     """
-    rewards = -kl_coef * kl * mask
+    rewards = -kl_coef * masked(kl, mask)
     last = (torch.arange(mask.shape[1], device=mask.device) * mask).argmax(dim=1)
     rewards[torch.arange(len(scores), device=mask.device), last] += scores
     return rewards
@@ -61,7 +70,7 @@ def gae(values: Tensor, rewards: Tensor, mask: Tensor, gamma: float, lam: float)
     Returns:
         ``advantages`` and ``returns`` (= advantages + values), each ``[B, R]`` and 0 outside the mask.
     """
-    values, rewards = values * mask, rewards * mask
+    values, rewards = masked(values, mask), masked(rewards, mask)
     advantage = torch.zeros_like(values[:, 0])
     next_value = torch.zeros_like(values[:, 0])
     columns: list[Tensor] = []
@@ -91,13 +100,14 @@ def policy_loss(
     logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, cliprange: float
 ) -> PolicyLoss:
     """The clipped surrogate objective (arXiv:1707.06347, eq. 7), negated. All inputs ``[B, R]``."""
-    log_ratio = (logprobs - old_logprobs) * mask
+    log_ratio = masked(logprobs - old_logprobs, mask)
+    advantages = masked(advantages, mask)
     ratio = log_ratio.exp()
     plain = -advantages * ratio
     clipped = -advantages * ratio.clamp(1.0 - cliprange, 1.0 + cliprange)
     return PolicyLoss(
-        loss=(torch.maximum(plain, clipped) * mask).sum(),
-        clipped=((clipped > plain) * mask).sum(),
+        loss=torch.maximum(plain, clipped).sum(),  # 0 where the advantage is
+        clipped=(clipped > plain).sum(),
         ratio=(ratio * mask).sum(),
         approxkl=(0.5 * log_ratio.pow(2)).sum(),
         policykl=-log_ratio.sum(),
@@ -113,13 +123,45 @@ class ValueLoss(NamedTuple):
 
 def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, cliprange_value: float) -> ValueLoss:
     """½ max of plain and clipped squared error, the clip around the values of the rollout. All inputs ``[B, R]``."""
+    values, old_values, returns = masked(values, mask), masked(old_values, mask), masked(returns, mask)
     clipped_values = torch.clamp(values, old_values - cliprange_value, old_values + cliprange_value)
     plain = (values - returns).pow(2)
     clipped = (clipped_values - returns).pow(2)
     return ValueLoss(
-        loss=0.5 * (torch.maximum(plain, clipped) * mask).sum(),
-        clipped=((clipped > plain) * mask).sum(),
+        loss=0.5 * torch.maximum(plain, clipped).sum(),
+        clipped=(clipped > plain).sum(),
     )
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Count, mean and sum of squared deviations of numbers seen so far; plain numbers, as they are saved."""
+
+    count: float = 0.0
+    mean: float = 0.0
+    m2: float = 0.0
+
+    @property
+    def std(self) -> float:
+        """Unbiased standard deviation; 0 of fewer than two numbers."""
+        return math.sqrt(self.m2 / (self.count - 1)) if self.count > 1 else 0.0
+
+    def merge(self, other: "Moments") -> "Moments":
+        """Those of both sets of numbers (Chan, Golub & LeVeque, Updating formulae, Stanford STAN-CS-79-773, 1979)."""
+        count = self.count + other.count
+        if not count:
+            return self
+        delta = other.mean - self.mean
+        return Moments(
+            count,
+            self.mean + delta * other.count / count,
+            self.m2 + other.m2 + delta * delta * self.count * other.count / count,
+        )
+
+
+def normalise(scores: Tensor, moments: Moments, epsilon: float = 1e-4) -> Tensor:
+    """``(scores − mean) / (std + ε)``, ``[B]``; ε keeps the rounding of equal scores from looking like an opinion."""
+    return (scores - moments.mean) / (moments.std + epsilon)
 
 
 class KLController:

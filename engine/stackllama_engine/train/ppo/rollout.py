@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from . import losses
 from .scorer import Answer
 from .shared_base import Outputs, SharedBase
 
@@ -80,4 +81,4 @@ def policy_outputs(base: SharedBase, input_ids: Tensor, attention_mask: Tensor, 
 
 def sequence_sum(values: Tensor, mask: Tensor) -> Tensor:
     """Sum over each response, ``[B]``."""
-    return (values * mask).sum(1)
+    return losses.masked(values, mask).sum(1)

@@ -58,6 +58,7 @@ class SharedBase:
         self.device = device
         self.temperature = recipe.temperature
         self.checkpointing = recipe.gradient_checkpointing
+        self._entropy_trains = recipe.ent_coef > 0
         self._bf16 = recipe.bf16
         self.value_head = nn.Linear(models.head_hidden(base), 1, bias=False, device=device, dtype=torch.float32)
         nn.init.zeros_(self.value_head.weight)
@@ -139,7 +140,7 @@ class SharedBase:
         logits = self.logits(before)
         normaliser = logits.logsumexp(-1)
         chosen = logits.gather(-1, input_ids[:, -responses:].unsqueeze(-1)).squeeze(-1)
-        with torch.no_grad():
+        with torch.set_grad_enabled(self._entropy_trains and torch.is_grad_enabled()):
             entropy = normaliser - (torch.softmax(logits, -1) * logits).sum(-1)
         return Outputs(chosen - normaliser, self.value_head(before.float()).squeeze(-1), entropy)
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from .. import checkpoint
 from ..report import Reporter
-from .losses import KLController
+from .losses import KLController, Moments
+from .reward_scaling import RewardScaling
 from .shared_base import SharedBase
 
 POLICY_FILE = "policy.safetensors"
@@ -26,6 +27,8 @@ class Progress(Struct, frozen=True, kw_only=True):
 
     step: int
     kl_coef: float
+    scores: Moments = Moments()
+    """Running statistics of the scores, where the recipe normalises them."""
     scheduler: dict[str, Any]
     before: dict[str, Any]
     """The evaluation before training, which only the first attempt can make."""
@@ -39,6 +42,7 @@ class Trainables:
         optimizer: AdamW over ``base.trainable()``.
         scheduler: stepped once a PPO step.
         controller: of the KL coefficient.
+        scaling: of the scores.
     """
 
     def __init__(
@@ -47,11 +51,13 @@ class Trainables:
         optimizer: torch.optim.Optimizer,
         scheduler: torch.optim.lr_scheduler.LRScheduler,
         controller: KLController,
+        scaling: RewardScaling,
     ) -> None:
         self.base = base
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.controller = controller
+        self.scaling = scaling
 
     def save(self, reporter: Reporter, step: int, before: dict[str, Any], keep: int) -> None:
         """Seal a checkpoint after ``step`` steps; rank 0 only, every rank holds the same state.
@@ -75,7 +81,11 @@ class Trainables:
         save_file(_dense(self.base.value_head.state_dict()), staging / _FILES["value"])
         save_file(self._optimizer_tensors(), staging / _FILES["optimizer"])
         progress = Progress(
-            step=step, kl_coef=self.controller.coef, scheduler=_plain(self.scheduler.state_dict()), before=before
+            step=step,
+            kl_coef=self.controller.coef,
+            scores=self.scaling.moments,
+            scheduler=_plain(self.scheduler.state_dict()),
+            before=before,
         )
         (staging / "state.json").write_bytes(msgspec.json.encode(progress))
 
@@ -88,6 +98,7 @@ class Trainables:
         progress = msgspec.json.decode((path / "state.json").read_bytes(), type=Progress)
         self.scheduler.load_state_dict(progress.scheduler)
         self.controller.coef = progress.kl_coef
+        self.scaling.moments = progress.scores
         for group, rate in zip(self.optimizer.param_groups, self.scheduler.get_last_lr(), strict=True):
             group["lr"] = rate
         return progress

@@ -18,6 +18,7 @@ from ..requests import Stopped
 from ..session import Session
 from . import canary, losses
 from .prompts import Prompt, Prompts, load_prompts
+from .reward_scaling import RewardScaling
 from .rollout import Rollout, pad_tokens, policy_outputs, sequence_sum
 from .sampling import Noise, draw_noise, sample
 from .scorer import Answer, load_scorer
@@ -73,7 +74,8 @@ class PPO:
         scheduler = get_scheduler(recipe.lr_scheduler_type, optimizer, recipe.warmup_steps, recipe.max_steps)
         target = recipe.target if recipe.adap_kl_ctrl else None
         self.controller = losses.KLController(recipe.kl_coef, target, recipe.horizon)
-        self.trainables = Trainables(self.base, optimizer, scheduler, self.controller)
+        self.scaling = RewardScaling(recipe.normalize_reward, recipe.cliprange_reward, session.reduce)
+        self.trainables = Trainables(self.base, optimizer, scheduler, self.controller, self.scaling)
         self.updater = Updater(recipe, self.base, optimizer, session.reduce)
 
     def train(self) -> dict[str, Any]:
@@ -124,10 +126,12 @@ class PPO:
         rollout = self._score(prompts, responses)  # 2 and 3
         times.append(time.perf_counter())
         self.reporter.phase("update")
-        goal = targets(self.recipe, rollout, self.controller.coef, self.session.reduce)  # 4 and 5
+        scaled, scale = self.scaling(rollout.scores)
+        scores = final_scores(self.recipe, scaled, rollout.answers)
+        goal = targets(self.recipe, rollout, scores, self.controller.coef, self.session.reduce)  # 4 and 5
         shuffle = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + step)
         statistics = self.updater.update(rollout, goal, shuffle)  # 6
-        metrics = self._objective(rollout, goal.kl, step) | statistics.metrics()
+        metrics = self._objective(rollout, scores, goal.kl, step) | scale | statistics.metrics()
         metrics["val/var_explained"] = explained_variance(
             rollout.old.values, goal.returns, rollout.mask, self.session.reduce
         )
@@ -153,7 +157,8 @@ class PPO:
         rollout = self._score(prompts, responses)
         with canary.untouched(self.trainables):
             reporter.phase("update")
-            goal = targets(recipe, rollout, self.controller.coef, self.session.reduce)
+            scores = final_scores(recipe, rollout.scores, rollout.answers)  # of which no statistics are kept
+            goal = targets(recipe, rollout, scores, self.controller.coef, self.session.reduce)
             self.updater.update(rollout, goal, torch.Generator().manual_seed(recipe.seed))
             reporter.phase("save")
             if self.session.is_main:
@@ -225,7 +230,7 @@ class PPO:
         with self.base.reference():
             reference = policy_outputs(self.base, ids, attention, width, size)
         old = policy_outputs(self.base, ids, attention, width, recipe.per_device_train_batch_size)
-        self._check_finite(scores, old.logprobs * mask, reference.logprobs * mask)
+        self._check_finite(scores, losses.masked(old.logprobs, mask), losses.masked(reference.logprobs, mask))
         return Rollout(
             input_ids=ids,
             attention_mask=attention,
@@ -265,8 +270,13 @@ class PPO:
         text = self.tokenizer.decode(list(response[:-1] if ended else response), skip_special_tokens=True)
         return Answer(question, str(text).strip(), ended)
 
-    def _objective(self, rollout: Rollout, kl: Tensor, step: int) -> dict[str, float]:
-        """What PPO optimises, averaged over the responses of all ranks; feeds the KL controller."""
+    def _objective(self, rollout: Rollout, scores: Tensor, kl: Tensor, step: int) -> dict[str, float]:
+        """What PPO optimises, averaged over the responses of all ranks; feeds the KL controller.
+
+        Args:
+            scores: as PPO sees them, ``[B]``.
+            kl: ``[B, R]``.
+        """
         recipe = self.recipe
         kl_sum = sequence_sum(kl, rollout.mask)
         rows = self._rows(rollout, kl_sum)
@@ -278,7 +288,7 @@ class PPO:
                 rollout.mask.sum(1),
                 torch.tensor([float(a.ended) for a in rollout.answers], device=kl.device),
                 torch.ones_like(kl_sum),
-                final_scores(recipe, rollout),
+                scores,
                 torch.tensor([row.get("utility", 0.0) for row in rows], device=kl.device),
             ]
         ).sum(1)

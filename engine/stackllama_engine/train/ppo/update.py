@@ -3,7 +3,7 @@
 Every mean is a mean over all ranks: sums are added up first, then divided.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,43 +12,57 @@ from torch import Tensor, nn
 from ...contract.recipe import PPORecipe
 from . import losses
 from .rollout import Rollout, Targets
+from .scorer import Answer
 from .shared_base import SharedBase
 
 Reduce = Callable[[Tensor], Tensor]
 """Sum over all ranks; the tensor itself where there is one."""
 
 
-def targets(recipe: PPORecipe, rollout: Rollout, kl_coef: float, reduce: Reduce) -> Targets:
-    """4 rewards and 5 advantages of a rollout."""
+def targets(recipe: PPORecipe, rollout: Rollout, scores: Tensor, kl_coef: float, reduce: Reduce) -> Targets:
+    """4 rewards and 5 advantages of a rollout.
+
+    Args:
+        scores: what :func:`final_scores` made of the rollout's, ``[B]``.
+    """
     mask = rollout.mask
-    kl = losses.kl_per_token(rollout.old.logprobs, rollout.ref_logprobs, recipe.kl_estimator) * mask
-    rewards = losses.token_rewards(final_scores(recipe, rollout), kl, mask, kl_coef)
+    kl = losses.masked(losses.kl_per_token(rollout.old.logprobs, rollout.ref_logprobs, recipe.kl_estimator), mask)
+    rewards = losses.token_rewards(scores, kl, mask, kl_coef)
     if recipe.whiten_rewards:
         rewards = whiten(rewards, mask, reduce, shift_mean=False)
     advantages, returns = losses.gae(rollout.old.values, rewards, mask, recipe.gamma, recipe.lam)
-    return Targets(kl=kl, advantages=whiten(advantages, mask, reduce), returns=returns)
+    if recipe.whiten_advantages:
+        advantages = whiten(advantages, mask, reduce)
+    return Targets(kl=kl, advantages=advantages, returns=returns)
 
 
-def final_scores(recipe: PPORecipe, rollout: Rollout) -> Tensor:
-    """Scores as PPO sees them: minus the baseline, minus the penalty of a response that never ended."""
-    scores = rollout.scores - recipe.reward_baseline
+def final_scores(recipe: PPORecipe, scores: Tensor, answers: Sequence[Answer]) -> Tensor:
+    """Scores as PPO sees them: minus the baseline; those of responses that never ended penalised, or replaced.
+
+    Args:
+        scores: in the units of the recipe's reward scaling, ``[B]``.
+        answers: ``B`` of them.
+    """
+    scores = scores - recipe.reward_baseline
+    ended = torch.tensor([answer.ended for answer in answers], device=scores.device)
     if recipe.missing_eos_penalty is not None:
-        ended = torch.tensor([answer.ended for answer in rollout.answers], device=scores.device)
         scores = scores - recipe.missing_eos_penalty * ~ended
+    if recipe.missing_eos_reward is not None:
+        scores = scores.masked_fill(~ended, recipe.missing_eos_reward)
     return scores
 
 
 def whiten(values: Tensor, mask: Tensor, reduce: Reduce, shift_mean: bool = True) -> Tensor:
     """Unit variance over the mask of all ranks; zero mean, or the mean kept without ``shift_mean``. ``[B, R]``."""
     mean, var = moments(values, mask, reduce)
-    return losses.whiten(values, mean, var, shift_mean) * mask
+    return losses.masked(losses.whiten(values, mean, var, shift_mean), mask)
 
 
 def moments(values: Tensor, mask: Tensor, reduce: Reduce) -> tuple[Tensor, Tensor]:
     """Mean and unbiased variance over the mask of all ranks; scalars."""
-    count, total = reduce(torch.stack([mask.sum(), (values * mask).sum()])).unbind()
+    count, total = reduce(torch.stack([mask.sum(), losses.masked(values, mask).sum()])).unbind()
     mean = total / count
-    return mean, reduce(((values - mean) * mask).pow(2).sum()) / (count - 1).clamp(min=1)
+    return mean, reduce(losses.masked(values - mean, mask).pow(2).sum()) / (count - 1).clamp(min=1)
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor, reduce: Reduce) -> float:
@@ -170,11 +184,14 @@ class Updater:
         new = self._base.outputs(rollout.input_ids[rows], rollout.attention_mask[rows], rollout.responses)
         policy = losses.policy_loss(new.logprobs, old.logprobs[rows], goal.advantages[rows], mask, recipe.cliprange)
         value = losses.value_loss(new.values, old.values[rows], goal.returns[rows], mask, recipe.cliprange_value)
+        entropy = losses.masked(new.entropy, mask).sum()
         loss = policy.loss + recipe.vf_coef * value.loss
+        if recipe.ent_coef:  # its gradient costs another softmax over the vocabulary
+            loss = loss - recipe.ent_coef * entropy
         parts = torch.stack(
             [
                 policy.loss, value.loss, policy.clipped, value.clipped, policy.ratio, policy.approxkl,
-                (new.entropy * mask).sum(), mask.sum(), policy.policykl,
+                entropy, mask.sum(), policy.policykl,
             ]
         )  # fmt: skip
         return loss, parts.detach()
