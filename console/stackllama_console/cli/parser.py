@@ -28,7 +28,8 @@ Without a command it opens the console.
   plan       what a recipe will take in memory, and what would make it fit
   launch     start one stage in the background; it outlives this terminal
   pipeline   start every stage, each on what the one before made
-  runs       ls, show, logs, watch, stop, save, resume, rm
+  runs       ls, show, logs, watch, stop, resume, rm; of one at work:
+             save, sample, pause, continue, set
   merge      put a run's adapter into its base
   chat       ask a run's model, and the base it began with
   data       prepare a Stack Exchange dump, preview a data source
@@ -217,13 +218,27 @@ def _add_runs(commands: _Commands) -> None:
     resume.add_argument("--follow", "-f", action="store_true", help=_FOLLOW_HELP)
     for parser in (show, logs, watch):
         parser.add_argument("run", metavar="RUN", nargs="?", help="run id (default: the newest run)")
-    save = _leaf(runs, "save", "Ask a run for a checkpoint at its next step.", "runs:save", json=True)
     rm = _leaf(runs, "rm", "Delete a run that has ended; a pipeline with its stages.", "runs:rm", json=True)
     rm.add_argument("--yes", "-y", action="store_true", help="do not ask")
-    for parser in (stop, save, resume, rm):
+    for parser in (stop, resume, rm):
         parser.add_argument("run", metavar="RUN", help="run id")
+    for name, text in _ASKS.items():
+        asked = _leaf(runs, name, text, "ask:ask", json=True)
+        asked.set_defaults(ask=name)
+        asked.add_argument("run", metavar="RUN", help="run id; of a pipeline, its stage at work")
+        if name == "set":
+            asked.add_argument("change", metavar="KEY=VALUE", help="learning_rate=1e-5; of ppo also kl_coef=0.1")
     for parser in (watch, resume):
         parser.add_argument("--plain", action="store_true", help="lines instead of progress bars")
+
+
+_ASKS = {
+    "save": "Ask a run for a checkpoint at its next step.",
+    "sample": "Ask a run to answer a few held-out questions now.",
+    "pause": "Let a run wait after this step; it keeps its memory.",
+    "continue": "Let a paused run go on.",
+    "set": "Change a learning rate or KL coefficient from the next step on.",
+}
 
 
 def _add_chat(commands: _Commands) -> None:

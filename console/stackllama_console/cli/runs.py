@@ -1,4 +1,7 @@
-"""``runs``: show, logs, watch, stop, resume (``ls`` is in :mod:`.listing`). Whoever looks at a run reconciles it."""
+"""``runs``: show, logs, watch, stop, resume, rm. Whoever looks at a run reconciles it.
+
+``ls`` is in :mod:`.listing`; what is asked of a run that goes on, in :mod:`.ask`.
+"""
 
 import argparse
 import difflib
@@ -146,20 +149,6 @@ def _stopped(run: RunDir, state: State, *, waited: bool) -> int:
     say(f"{run.id}: {state.phase}{code}{f': {one_line(state.cause)}' if state.cause else ''}")
     say_next(run, state)
     return ExitCode.DONE if state.phase in ("stopped", "finished") else ExitCode.FAILED
-
-
-def save(arguments: argparse.Namespace) -> int:
-    """``runs save``: a checkpoint at the next step; does not wait for it."""
-    from stackllama_engine.launch.reconcile import save as save_run
-
-    run = find(Home(arguments.home), arguments.run)
-    state = save_run(run)
-    if state.has_ended:
-        raise RefusedError(f"{run.id} has ended ({state.phase}): there is nothing to save.")
-    if arguments.json:
-        show_json(facts(run, state))
-    say(f"{run.id}: will save at its next step.")
-    return ExitCode.DONE
 
 
 def rm(arguments: argparse.Namespace) -> int:

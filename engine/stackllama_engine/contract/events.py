@@ -16,6 +16,8 @@ Kinds and what they carry:
 ``samples``    ``step``, ``data.count``: rows added to ``samples.jsonl``
 ``checkpoint`` ``step``, ``data.path``
 ``health``     ``data.message``: what a person should know (pairs dropped, wrong end token, throttling)
+``request``    ``data.request``: save, sample, pause, continue, set, stop; ``data.key`` and ``data.value`` of set:
+               a request that was served, at ``step``
 ``end``        ``data.exit_code``, ``data.cause``: the last record of an attempt
 =============  =====================================================================================
 """
@@ -35,7 +37,7 @@ from msgspec import Meta, Struct
 from .files import open_private
 from .lines import LineReader
 
-Kind = Literal["phase", "progress", "metrics", "memory", "samples", "checkpoint", "health", "end"]
+Kind = Literal["phase", "progress", "metrics", "memory", "samples", "checkpoint", "health", "request", "end"]
 
 Step = Annotated[int, Meta(ge=-(1 << 53), le=1 << 53)]
 """Exact as a float; a larger one is nobody's step, and would overflow whoever computes with it."""

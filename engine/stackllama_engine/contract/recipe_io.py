@@ -103,6 +103,19 @@ def build_recipe(
         raise RecipeError(f"{where}: {error}") from None
 
 
+def convert_key(stage: Stage, text: str) -> Any:
+    """The value of one ``key=value`` by the type and bounds of a stage's recipe.
+
+    Raises:
+        RecipeError: not of that form, no such key, or a value that the recipe does not take.
+    """
+    key, value = _parse_override(text)
+    fields = {field.name: field for field in _fields(RECIPES[stage])}
+    if key not in fields:
+        raise _unknown_key(key, value, COMMAND_LINE, f"{stage} recipe", fields)
+    return _convert(key, value, fields[key].type, COMMAND_LINE)
+
+
 def dump_recipe(recipe: AnyRecipe) -> str:
     """The recipe as YAML with every default written out; :func:`load_recipe` reads it back unchanged."""
     header = f"# stage: {recipe.stage}\n"

@@ -7,7 +7,7 @@
       launch.json                    the argv really run, versions, commit, host, parents
       state.json                     replaced whole
       lock                           flock held by the supervisor for as long as it lives
-      control/                       requests: stop, save; one file each, removed when served
+      control/                       requests (see :mod:`.requests`); one file each, removed when served
       attempts/001/                  log.txt  events.jsonl
       samples.jsonl                  questions, responses, rewards, KL
       checkpoints/step-000100/       atomic, with a manifest
@@ -39,7 +39,7 @@ Phase = Literal[
 ENDED: frozenset[str] = frozenset({"finished", "failed", "stopped", "lost"})
 RUN_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
-Request = Literal["stop", "save"]
+Request = Literal["stop", "save", "sample", "pause", "continue"]
 
 T = TypeVar("T")
 

@@ -18,6 +18,7 @@ from ..contract.errors import RefusedError, StackllamaError, UsageError
 from ..contract.files import make_private_dir, open_private, write_whole
 from ..contract.recipe import AnyRecipe, PPORecipe
 from ..contract.recipe_io import dump_recipe, load_recipe
+from ..contract.requests import forget_all
 from ..contract.run_dir import Home, Launch, RunDir, check_run_id
 from ..contract.stages import Stage
 from .argv import Command, build_command, inherited_environment, secret_names, source_path
@@ -146,8 +147,7 @@ def start_supervisor(run: RunDir, lock: int, command: Command, parents: list[str
     attempt = _next_attempt(run)
     folder = run.attempt_dir(attempt)
     make_private_dir(folder)
-    for request in ("stop", "save"):  # asked of an attempt that is over
-        run.served(request)
+    forget_all(run)
     for name, text in command.files.items():
         write_whole(run.path / name, text.encode())
     environment = command.environment | {"STACKLLAMA_ATTEMPT": str(attempt)}

@@ -6,8 +6,10 @@ import time
 
 import msgspec
 
+from ..contract import requests
 from ..contract.errors import RefusedError, StackllamaError
 from ..contract.events import Event, EventReader
+from ..contract.requests import Ask
 from ..contract.run_dir import Home, RunDir, State
 from ..contract.stages import Stage
 from .children import CHILDREN, child_id, parents_of
@@ -74,20 +76,44 @@ def stop(run: RunDir, *, wait: bool) -> State:
     return state
 
 
+def ask(run: RunDir, what: Ask, change: str | None = None) -> RunDir:
+    """Ask a run that trains for something; served at its next step boundary. Of a pipeline, its child at work.
+
+    Args:
+        run: the run, or a pipeline.
+        what: see :mod:`..contract.requests`.
+        change: ``key=value`` of ``set``.
+
+    Returns:
+        the run that was asked.
+
+    Raises:
+        RefusedError: it has ended, or its stage cannot.
+        UsageError: ``change`` is not ``key=value``, or a value that the recipe would not take either.
+    """
+    state = reconcile(run)
+    if state.stage is Stage.PIPELINE and not state.has_ended:
+        child = next((child for child in reversed(_children(run)) if not reconcile(child).has_ended), None)
+        if child is None:
+            raise RefusedError(f"{run.id} is between two stages; try again in a moment.")
+        return ask(child, what, change)
+    requests.check(run.id, state, what)
+    requests.write(run, what, requests.parse_change(state.stage, change or "") if what == "set" else None)
+    return run
+
+
 def save(run: RunDir) -> State:
-    """Ask a run for a checkpoint at its next step, a pipeline's child at work; one that has ended is left as it is.
+    """Ask a run for a checkpoint at its next step; one that has ended is left as it is.
 
     Returns:
         the state now.
+
+    Raises:
+        RefusedError: its stage saves nothing on the way.
     """
     state = reconcile(run)
-    if state.has_ended:
-        return state
-    if state.stage is Stage.PIPELINE:
-        for child in _children(run):
-            save(child)
-    else:
-        run.request("save")
+    if not state.has_ended:
+        ask(run, "save")
     return state
 
 

@@ -31,6 +31,7 @@ from msgspec import Struct
 from ..contract.errors import ExitCode
 from ..contract.events import Event, EventReader
 from ..contract.files import open_private
+from ..contract.requests import forget_all
 from ..contract.run_dir import ProcessId, RunDir, State
 from ..contract.stages import Stage
 from .argv import inherited_environment
@@ -223,8 +224,7 @@ class Supervisor:
 
     def _finish(self, outcome: Outcome) -> None:
         lines = last_log_lines(self.folder / "log.txt") if outcome.exit_code not in _IN_ORDER else []
-        for request in ("stop", "save"):
-            self.run.served(request)
+        forget_all(self.run)
         self._record(
             phase=outcome.phase,
             exit_code=int(outcome.exit_code),

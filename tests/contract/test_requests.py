@@ -1,0 +1,75 @@
+"""Requests as files: what is written, what waits, what is refused before it is written."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from stackllama_engine.contract import requests
+from stackllama_engine.contract.errors import RefusedError, UsageError
+from stackllama_engine.contract.requests import Ask, Change
+from stackllama_engine.contract.run_dir import Home, RunDir, State
+from stackllama_engine.contract.stages import Stage
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    return Home(tmp_path).create(Stage.PPO, "", "one")
+
+
+def state(stage: Stage, phase: str = "running") -> State:
+    return State(stage=stage, phase=phase, created=time.time())  # type: ignore[arg-type]
+
+
+def test_a_change_waits_until_it_is_forgotten_and_the_newest_of_a_key_stands(run: RunDir) -> None:
+    requests.write(run, "set", Change("kl_coef", 0.5))
+    requests.write(run, "set", Change("kl_coef", 0.0))
+    requests.write(run, "set", Change("learning_rate", 1e-5))
+    assert requests.changes(run) == ([Change("kl_coef", 0.0), Change("learning_rate", 1e-5)], [])
+    requests.forget_change(run, "kl_coef")
+    requests.forget_change(run, "kl_coef")
+    assert requests.changes(run) == ([Change("learning_rate", 1e-5)], [])
+
+
+def test_a_change_that_cannot_be_read_is_named(run: RunDir) -> None:
+    (run.control / "set-kl_coef").write_text("a lot")
+    assert requests.changes(run) == ([], ["set-kl_coef"])
+    requests.forget_change(run, "set-kl_coef")
+    assert list(run.requests()) == []
+
+
+def test_pause_and_continue_take_each_other_back(run: RunDir) -> None:
+    requests.write(run, "pause")
+    requests.write(run, "continue")
+    assert list(run.requests()) == ["continue"]
+    requests.write(run, "pause")
+    requests.write(run, "sample")
+    assert list(run.requests()) == ["pause", "sample"]
+    requests.forget_all(run)
+    assert list(run.requests()) == []
+
+
+@pytest.mark.parametrize(
+    ("stage", "phase", "ask", "why"),
+    [
+        (Stage.REWARD, "running", "sample", "answers nothing"),
+        (Stage.MERGE, "running", "pause", "can only be stopped"),
+        (Stage.SFT, "stopped", "continue", "has ended"),
+        (Stage.SFT, "stopping", "pause", "stopping already"),
+    ],
+)
+def test_what_cannot_be_served_is_refused(stage: Stage, phase: str, ask: Ask, why: str) -> None:
+    with pytest.raises(RefusedError, match=why):
+        requests.check("one", state(stage, phase), ask)
+
+
+def test_a_change_is_read_by_the_recipes_own_bounds() -> None:
+    assert requests.parse_change(Stage.PPO, "kl_coef=1e-2") == Change("kl_coef", 0.01)
+    assert requests.parse_change(Stage.SFT, "learning_rate=2e-5") == Change("learning_rate", 2e-5)
+    for text in ("kl_coef=-1", "learning_rate=0", "learning_rate=fast", "learning_rate"):
+        with pytest.raises(UsageError):
+            requests.parse_change(Stage.PPO, text)
+    with pytest.raises(RefusedError, match="`gamma` cannot change"):
+        requests.parse_change(Stage.PPO, "gamma=1")
+    with pytest.raises(RefusedError, match="`learning_rate`"):
+        requests.parse_change(Stage.SFT, "kl_coef=0.1")
