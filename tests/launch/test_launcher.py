@@ -58,9 +58,8 @@ def in_a_process(code: str, *arguments: str, umask: int | None = None) -> subpro
 
 
 def test_launch_returns_at_once_and_the_run_finishes(runs: Runs, home: Home, fake_stages: None) -> None:
-    begun = time.monotonic()
     run = launcher.launch(home, Stage.SFT, recipe(), "mine", parents=["elder"])
-    assert time.monotonic() - begun < 1
+    assert not run.read_state().has_ended  # nobody waited for it
     assert run.id == "mine" and wait_for_phase(run, "finished").attempt == 1
     launched = run.read_launch()
     assert launched.argv[-2:] == [str(run.path), "finish"] and launched.cwd == str(run.path)
