@@ -1,5 +1,6 @@
 """The application's own keys: help, palette, themes, screenshots, keymap, the way out."""
 
+import asyncio
 import json
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from tests.tui.app_kit import Shown, run_app
 from tests.tui.screens_kit import isolate
 from textual.binding import Binding
 from textual.command import CommandPalette
+from textual.css.query import NoMatches
 from textual.widgets import Static
 
 from stackllama_console.tui.app import ConsoleApp
@@ -346,5 +348,38 @@ def test_notices_are_never_read_as_markup(stocked: Home) -> None:
         raised = list(shown.app._notifications)
         assert all(not notice.markup for notice in raised) and len(raised) == 2
         assert raised[0].message == "x [/] [@click=app.quit]quit[/]"
+
+    run_app(stocked, script)
+
+
+def test_work_that_outlives_its_screens_widgets_is_no_crash(stocked: Home) -> None:
+    async def script(shown: Shown) -> None:
+        await _go(shown, "monitor")
+        screen, widgets = shown.front, len(shown.front.query("*"))
+        gone: list[bool] = []
+
+        async def work() -> None:
+            while len(screen.query("*")) == widgets:
+                await asyncio.sleep(0)
+            gone.append(True)
+            screen.query_one("#nowhere")
+
+        screen.begin(work(), group="test")
+        await shown.press("escape")
+        await shown.until(lambda: shown.front is not screen)
+        assert gone
+
+    run_app(stocked, script)
+
+
+def test_a_query_for_what_was_never_there_is_a_crash(stocked: Home) -> None:
+    async def script(shown: Shown) -> None:
+        screen = shown.front
+
+        async def work() -> None:
+            screen.query_one("#nowhere")
+
+        with pytest.raises(NoMatches):
+            await screen._while_here(work())
 
     run_app(stocked, script)

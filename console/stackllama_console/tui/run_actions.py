@@ -39,7 +39,7 @@ class RunActions:
             state = stop(self.home.run(run_id), wait=False)
             return f"{run_id} has ended already: {state.phase}" if state.has_ended else f"{run_id} was asked to stop"
 
-        self.screen.run_worker(self._ask_unless(refusal, question, "stop it", work), group="actions")
+        self.screen.begin(self._ask_unless(refusal, question, "stop it", work), group="actions")
 
     def save(self, run_id: str) -> None:
         """A checkpoint at the next step."""
@@ -66,7 +66,7 @@ class RunActions:
 
     def delete(self, run_id: str, then: Callable[[], None] | None = None) -> None:
         """Ask, naming what else goes or depends on it; then delete."""
-        self.screen.run_worker(self._delete(run_id, then), group="delete", exclusive=True)
+        self.screen.begin(self._delete(run_id, then), group="delete", exclusive=True)
 
     async def _delete(self, run_id: str, then: Callable[[], None] | None) -> None:
         from stackllama_engine.launch.remove import remove, users_of
@@ -139,7 +139,7 @@ class RunActions:
             self._ask(question, action, work)
 
     def _do(self, work: Callable[[], str], then: Callable[[], None] | None = None) -> None:
-        self.screen.run_worker(self._carry_out(work, then), group="actions")
+        self.screen.begin(self._carry_out(work, then), group="actions")
 
     async def _carry_out(self, work: Callable[[], str], then: Callable[[], None] | None) -> None:
         try:

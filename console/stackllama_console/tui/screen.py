@@ -2,11 +2,13 @@
 
 import asyncio
 import gc
+from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
+from textual.css.query import NoMatches
 from textual.screen import Screen
 from textual.widgets import Static
 
@@ -73,7 +75,7 @@ class ConsoleScreen(Screen[Any]):
         self.set_heading()
         # the application comes to this only after its own mounting, before which nothing is painted
         self.console_app.call_later(self.call_after_refresh, self._painted.set)
-        self.run_worker(self._follow, group="follow", exclusive=True)
+        self.begin(self._follow(), group="follow", exclusive=True)
 
     def on_screen_suspend(self) -> None:
         """Nobody looks: no reading, no bytes."""
@@ -95,6 +97,16 @@ class ConsoleScreen(Screen[Any]):
     def show(self, news: Any) -> None:
         """Show what :meth:`look` found."""
 
+    def begin(self, work: Coroutine[Any, Any, None], *, group: str, exclusive: bool = False) -> None:
+        """Run a coroutine beside the screen; what comes back after the screen has gone changes nothing.
+
+        Args:
+            work: may wait for threads, and then change widgets.
+            group: of the workers it belongs to.
+            exclusive: end the others of its group.
+        """
+        self.run_worker(self._while_here(work), group=group, exclusive=exclusive)
+
     def set_heading(self, *parts: str | Text) -> None:
         """The heading: the screen's name and ``parts``, foreign ones as plain text."""
         text = Text(no_wrap=True, overflow="ellipsis")
@@ -113,6 +125,14 @@ class ConsoleScreen(Screen[Any]):
     def say(self, message: str, *, trouble: bool = False) -> None:
         """A notice that goes by itself; plain text."""
         self.console_app.notify(one_line(message), severity="error" if trouble else "information", markup=False)
+
+    async def _while_here(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except NoMatches:
+            if self.is_attached and not self._pruning:
+                raise
+            # the widgets go before the screen's workers are ended
 
     async def _follow(self) -> None:
         await self._painted.wait()

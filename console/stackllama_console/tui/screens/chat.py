@@ -299,7 +299,7 @@ class ChatScreen(ConsoleScreen):
 
     def action_choose(self) -> None:
         """The result or one of the checkpoints."""
-        self.run_worker(self._choose, group="choose", exclusive=True)
+        self.begin(self._choose(), group="choose", exclusive=True)
 
     async def _choose(self) -> None:
         choices = await asyncio.to_thread(_choices, self.run_dir)

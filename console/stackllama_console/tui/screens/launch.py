@@ -144,7 +144,7 @@ class LaunchScreen(ConsoleScreen):
         self._arrange()
         self._refresh()
         self.console_app.theme_changed_signal.subscribe(self, lambda _: self._refresh())
-        self.run_worker(self._find(), group="models")
+        self.begin(self._find(), group="models")
         if self._clone is not None:
             run_id = self._clone
             self.asks.load(lambda: read_run(self.home, run_id))
@@ -231,7 +231,7 @@ class LaunchScreen(ConsoleScreen):
         self._refresh()
         self._show_list()
         if self.draft.stage is Stage.MERGE and self._adapters is None:
-            self.run_worker(self._find_adapters(), group="adapters", exclusive=True)
+            self.begin(self._find_adapters(), group="adapters", exclusive=True)
 
     def set_value(self, key: str, value: str) -> None:
         """Put a value that was chosen into the form."""
@@ -254,9 +254,9 @@ class LaunchScreen(ConsoleScreen):
         """Everything but the form itself."""
         asked = self._asked()
         if self._shapes is None or self._shapes.asked != asked:
-            self.run_worker(self._read_shapes(asked), group="shapes", exclusive=True)
+            self.begin(self._read_shapes(asked), group="shapes", exclusive=True)
         if not self.draft.form.looked_up:
-            self.run_worker(self._look_up(self.draft.form), group="inputs", exclusive=True)
+            self.begin(self._look_up(self.draft.form), group="inputs", exclusive=True)
         self._show_top()
         self._show_budget()
         width, variables = self.size.width - 2, self.console_app.theme_variables

@@ -75,7 +75,7 @@ class LaunchAsks:
 
         def answered(name: str | None) -> None:
             if name and name.strip():
-                self.screen.run_worker(self._write(name.strip(), text), group="write")
+                self.screen.begin(self._write(name.strip(), text), group="write")
 
         question = f"Write the {stage} recipe to a new file"
         self.screen.console_app.push_screen(AskScreen(question, f"{stage}.yaml"), answered)
@@ -98,7 +98,7 @@ class LaunchAsks:
 
     def load(self, read: Callable[[], Source]) -> None:
         """Fill the form with what a thread reads."""
-        self.screen.run_worker(self._load(read), group="load", exclusive=True)
+        self.screen.begin(self._load(read), group="load", exclusive=True)
 
     def sure(self, question: str, action: str, then: Callable[[], None]) -> None:
         """Yes or no."""
@@ -122,7 +122,7 @@ class LaunchAsks:
             self.screen.say(f"written: {file}")
 
     def _run(self, key: str) -> None:
-        self.screen.run_worker(self._choose_run(key), group="runs", exclusive=True)
+        self.screen.begin(self._choose_run(key), group="runs", exclusive=True)
 
     async def _choose_run(self, key: str) -> None:
         screen = self.screen

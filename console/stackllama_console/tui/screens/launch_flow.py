@@ -29,11 +29,11 @@ class LaunchFlow:
     def begin(self) -> None:
         """Check everything, then ask."""
         if not self.busy:
-            self.screen.run_worker(self._begin(), group="launch")
+            self.screen.begin(self._begin(), group="launch")
 
     def show_commands(self) -> None:
         """The commands, launchable or not."""
-        self.screen.run_worker(self._show_commands(), group="commands", exclusive=True)
+        self.screen.begin(self._show_commands(), group="commands", exclusive=True)
 
     async def _begin(self) -> None:
         draft = self.screen.draft

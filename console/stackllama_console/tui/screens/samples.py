@@ -1,7 +1,6 @@
 """The rollout browser: what PPO generated, sorted, filtered, one prompt followed, before beside after."""
 
 import asyncio
-from functools import partial
 from threading import Lock
 from typing import Any, ClassVar
 
@@ -174,7 +173,7 @@ class SamplesScreen(ConsoleScreen):
         wanted = [self._selected, *listing.rows[max(0, sight.start - _AHEAD) : sight.stop + _AHEAD]]
         missing = [row for row in wanted if row not in self._texts]
         if self._selected in missing or any(listing.rows[index] not in self._texts for index in sight):
-            self.run_worker(partial(self._read, missing, listing.generation), group="texts", exclusive=True)
+            self.begin(self._read(missing, listing.generation), group="texts", exclusive=True)
         self._show_detail()
 
     def _draw(self, index: int, width: int) -> Pieces:
@@ -308,4 +307,4 @@ class SamplesScreen(ConsoleScreen):
 
     def _want(self, **changes: Any) -> None:
         self.wanted = msgspec.structs.replace(self.wanted, **changes)
-        self.run_worker(self._look_now, group="look", exclusive=True)
+        self.begin(self._look_now(), group="look", exclusive=True)
