@@ -188,6 +188,7 @@ print(rows, questions, peak // 1024)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("suffix", "allowed"), [("jsonl", 4), ("parquet", 32)])
 def test_memory_does_not_grow_with_the_rows(tmp_path: Path, suffix: str, allowed: int) -> None:
     """200,000 rows of 25 questions, over 40 MB, against 1,000 rows. ``allowed``: MiB of buffers (Arrow's are large)."""

@@ -286,7 +286,9 @@ def test_leaving_while_it_loads_leaves_nothing_behind(run: RunDir) -> None:
     assert not any(process.alive for process in starter.processes)
 
 
-@pytest.mark.parametrize("size", [(80, 24), (160, 45), (20, 5)])
+@pytest.mark.parametrize(
+    "size", [(80, 24), pytest.param((160, 45), marks=pytest.mark.slow), pytest.param((20, 5), marks=pytest.mark.slow)]
+)
 def test_hostile_answers_are_plain_and_clean(run: RunDir, size: tuple[int, int]) -> None:
     async def script(driven: Driven) -> None:
         await driven.until(lambda: driven.screen.process and driven.screen.process.ready)

@@ -211,7 +211,9 @@ def test_damaged_files_are_one_line_each(home: Home) -> None:
     drive(home, _compare(home), script)
 
 
-@pytest.mark.parametrize("size", [(80, 24), (160, 45), (20, 5)])
+@pytest.mark.parametrize(
+    "size", [(80, 24), pytest.param((160, 45), marks=pytest.mark.slow), pytest.param((20, 5), marks=pytest.mark.slow)]
+)
 def test_hostile_text_is_plain_and_clean_on_every_view(home: Home, size: tuple[int, int]) -> None:
     for index, run_id in enumerate(IDS):
         run = home.run(run_id)

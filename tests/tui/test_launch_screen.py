@@ -90,7 +90,7 @@ async def said(driven: Driven, text: str) -> None:
 # models and stages
 
 
-@pytest.mark.parametrize("size", [(80, 24), (140, 40)])
+@pytest.mark.parametrize("size", [(80, 24), pytest.param((140, 40), marks=pytest.mark.slow)])
 def test_a_name_that_cannot_be_launched_is_said_as_soon_as_it_is_typed(home: Home, size: tuple[int, int]) -> None:
     make_run(home, Stage.SFT, "unfinished", phase="failed")
 
@@ -681,7 +681,7 @@ def test_a_clone_of_nothing_says_so(home: Home) -> None:
 # everything foreign, every size, every key
 
 
-@pytest.mark.parametrize("size", [(80, 24), (160, 45)])
+@pytest.mark.parametrize("size", [(80, 24), pytest.param((160, 45), marks=pytest.mark.slow)])
 def test_hostile_names_and_recipes_are_shown_plain(home: Home, tmp_path: Path, size: tuple[int, int]) -> None:
     folder = tmp_path / "person" / "models"
     for index, payload in enumerate(PAYLOADS):
@@ -708,7 +708,9 @@ def test_hostile_names_and_recipes_are_shown_plain(home: Home, tmp_path: Path, s
     show(home, script, size=size, clone="hostile")
 
 
-@pytest.mark.parametrize("size", [(20, 5), (80, 24), (120, 40), (160, 45)])
+@pytest.mark.parametrize(
+    "size", [(80, 24), *(pytest.param(size, marks=pytest.mark.slow) for size in ((20, 5), (120, 40), (160, 45)))]
+)
 def test_every_key_at_every_size(home: Home, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]) -> None:
     launches = Launches(monkeypatch)
     make_run(home, Stage.REWARD, "judge")

@@ -283,7 +283,9 @@ def test_a_million_rows_are_read_only_where_they_are_seen(run: RunDir, monkeypat
     drive(_home(run), _browse(run), script)
 
 
-@pytest.mark.parametrize("size", [(80, 24), (160, 45), (20, 5)])
+@pytest.mark.parametrize(
+    "size", [(80, 24), pytest.param((160, 45), marks=pytest.mark.slow), pytest.param((20, 5), marks=pytest.mark.slow)]
+)
 def test_hostile_text_is_plain_and_clean(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]
 ) -> None:
