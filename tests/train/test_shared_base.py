@@ -8,10 +8,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from stackllama_engine.contract.errors import StageError
-from stackllama_engine.contract.recipe import PPORecipe
-from stackllama_engine.contract.recipe_io import load_recipe
 from stackllama_engine.contract.run_dir import RunDir
-from stackllama_engine.contract.stages import Stage
 from stackllama_engine.train import models
 from stackllama_engine.train.ppo.rollout import Rollout, Targets, pad_tokens, policy_outputs
 from stackllama_engine.train.ppo.sampling import draw_noise, pick, sample
@@ -20,17 +17,10 @@ from stackllama_engine.train.ppo.shared_base import SharedBase
 from stackllama_engine.train.ppo.update import Updater
 from stackllama_engine.train.rows import encode_text
 
-from .toy import PPO
+from .toy import ppo_recipe as recipe_of
 
 CPU = torch.device("cpu")
 ANSWERS = [Answer("How do I peel garlic?", "Use a knife.", True), Answer("Why?", "Because it is so", False)]
-
-
-def recipe_of(base: Path, *more: str) -> PPORecipe:
-    values = (f"model_name_or_path={base}", "reward_model_path=unused", *PPO, *more)
-    recipe = load_recipe(Stage.PPO, None, values)
-    assert isinstance(recipe, PPORecipe)
-    return recipe
 
 
 @pytest.fixture

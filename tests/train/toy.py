@@ -9,6 +9,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from stackllama_engine.contract.recipe import PPORecipe
 from stackllama_engine.contract.recipe_io import load_recipe
 from stackllama_engine.contract.run_dir import Home, RunDir, State
 from stackllama_engine.contract.stages import Stage
@@ -49,6 +50,13 @@ def make_base(path: Path, seed: int = 0) -> Path:
     LlamaForCausalLM(config).save_pretrained(path)
     fast.save_pretrained(path)
     return path
+
+
+def ppo_recipe(base: Path, *more: str) -> PPORecipe:
+    """The toy's PPO on a base, for tests in the process; it names a reward model that nobody loads."""
+    recipe = load_recipe(Stage.PPO, None, (f"model_name_or_path={base}", "reward_model_path=unused", *PPO, *more))
+    assert isinstance(recipe, PPORecipe)
+    return recipe
 
 
 def run_stage(home: Home, stage: Stage, *overrides: str, name: str | None = None) -> RunDir:

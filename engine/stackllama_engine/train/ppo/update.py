@@ -55,7 +55,7 @@ def final_scores(recipe: PPORecipe, scores: Tensor, answers: Sequence[Answer]) -
 def whiten(values: Tensor, mask: Tensor, reduce: Reduce, shift_mean: bool = True) -> Tensor:
     """Unit variance over the mask of all ranks; zero mean, or the mean kept without ``shift_mean``. ``[B, R]``."""
     mean, var = moments(values, mask, reduce)
-    return losses.masked(losses.whiten(values, mean, var, shift_mean), mask)
+    return losses.masked(losses.whiten(losses.masked(values, mask), mean, var, shift_mean), mask)
 
 
 def moments(values: Tensor, mask: Tensor, reduce: Reduce) -> tuple[Tensor, Tensor]:
