@@ -24,6 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code of ``contract/errors.py``; 130 after Ctrl-C, 141 when the reader of stdout went away.
     """
+    os.umask(0o077)  # whatever is made from here on is its owner's alone
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that cannot show a character shows `?`

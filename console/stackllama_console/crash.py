@@ -1,23 +1,19 @@
 """What is left of an unexpected crash: one line for the person, a trace without locals in a file."""
 
 import os
-import re
 import tempfile
 import time
 import traceback
 from pathlib import Path
 
-from .paths import state_dir
+from stackllama_engine.contract.redact import redactor
 
-_SECRET_NAME = re.compile(r"TOKEN|KEY|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
+from .paths import state_dir
 
 
 def redact(text: str) -> str:
-    """The text with the values of secrets in the environment replaced by their names."""
-    for name, value in os.environ.items():
-        if len(value) >= 8 and _SECRET_NAME.search(name):
-            text = text.replace(value, f"<{name}>")
-    return text
+    """The text with the values of secrets replaced by their names."""
+    return redactor().text(text)
 
 
 def write_crash(error: BaseException) -> Path | None:

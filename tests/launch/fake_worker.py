@@ -56,6 +56,24 @@ class Worker:
         print("RuntimeError: no such thing")
         return 7
 
+    def leak(self) -> int:
+        """A secret past every Python stream, in a health event, in a file and as the last words."""
+        secret = os.environ["HF_TOKEN"]
+        os.write(1, f"from C: {secret}\n".encode())
+        self.events.write("health", data={"message": f"library says {secret}", "rows": [{secret: secret}]})
+        self.run.write_json("result.json", {"url": f"https://me:{secret}@host"})
+        os.write(2, f"RuntimeError: bad token {secret}".encode())
+        return 7
+
+    def leak_and_lose(self) -> int:
+        """And the supervisor is killed at the same moment."""
+        supervisor = self.run.read_state().supervisor
+        assert supervisor is not None
+        os.kill(supervisor.pid, signal.SIGSTOP)
+        self.leak()
+        os.kill(supervisor.pid, signal.SIGKILL)
+        return self.deaf()
+
     def kill(self) -> int:
         os.kill(os.getpid(), signal.SIGKILL)
         return 1

@@ -36,6 +36,7 @@ from msgspec import Meta, Struct
 
 from .files import open_private
 from .lines import LineReader
+from .redact import redactor
 
 Kind = Literal["phase", "progress", "metrics", "memory", "samples", "checkpoint", "health", "request", "end"]
 
@@ -95,6 +96,7 @@ class EventWriter:
         self._torn = _has_open_tail(path)
         self._seq = _next_seq(path)
         self._descriptor = open_private(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        self._secrets = redactor()
         self._encode = msgspec.json.Encoder().encode
 
     def write(
@@ -107,7 +109,7 @@ class EventWriter:
         metrics: dict[str, float] | None = None,
         data: dict[str, Any] | None = None,
     ) -> None:
-        """Append one record; NaN and infinity become null and are named in ``nonfinite``."""
+        """Append one record; NaN and infinity become null and are named in ``nonfinite``, secrets are blanked."""
         self._append(kind, phase, step, total_steps, metrics or {}, data or {})
         self._write_waiting()
         if self._trouble and not self._waiting:
@@ -136,7 +138,7 @@ class EventWriter:
         finite, nonfinite = _split_finite(metrics)
         event = Event(
             seq=self._seq, time=time.time(), kind=kind, phase=phase, step=step, total_steps=total_steps,
-            metrics=finite, nonfinite=nonfinite, data=data,
+            metrics=finite, nonfinite=nonfinite, data=self._secrets.value(data),
         )  # fmt: skip
         self._seq += 1
         self._waiting.append(self._encode(event) + b"\n")

@@ -31,6 +31,7 @@ from msgspec import Struct
 
 from .errors import RefusedError, UsageError
 from .files import make_private_dir, open_private, write_whole
+from .redact import redactor
 from .stages import Stage
 
 Phase = Literal[
@@ -223,7 +224,11 @@ class RunDir:
 
     def write_state(self, state: State) -> None:
         """Replace ``state.json``. Only the holder of the lock writes."""
-        self._write("state.json", state)
+        secrets = redactor()  # both quote what a library said
+        cause = secrets.text(state.cause) if state.cause else state.cause
+        self._write(
+            "state.json", msgspec.structs.replace(state, cause=cause, last_lines=secrets.value(state.last_lines))
+        )
 
     def read_launch(self) -> Launch:
         """How the newest attempt was started.
@@ -246,8 +251,8 @@ class RunDir:
         return self._read(name, dict[str, Any]) if (self.path / name).is_file() else {}
 
     def write_json(self, name: str, value: Any) -> None:
-        """Replace ``result.json``, ``lineage.json``."""
-        self._write(name, value)
+        """Replace ``result.json``, ``lineage.json``, without the secrets of this moment."""
+        self._write(name, redactor().value(value))
 
     def _read(self, name: str, kind: type[T]) -> T:
         path = self.path / name

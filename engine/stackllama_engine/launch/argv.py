@@ -13,7 +13,7 @@ why each thing is spelled out here (``accelerate/commands/launch.py``):
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import yaml
@@ -28,11 +28,11 @@ ACCELERATE_FILE = "accelerate.yaml"
 SHUTDOWN_SECONDS = 120
 """How long torchrun lets its workers save after SIGTERM before it kills them; its own default is 30."""
 
-_SECRET = re.compile(r"TOKEN$|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_KEY|PRIVATE_KEY")
 _FOREIGN = re.compile(
     # Of a surrounding torchrun, accelerate, MPI or run of ours: each would tell the worker that it is somebody else.
     r"(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)|(PMI|OMPI_COMM_WORLD|MV2_COMM_WORLD)_\w+"
     r"|TORCHELASTIC_\w+|TORCH_ELASTIC_SHUTDOWN_TIMEOUT|ACCELERATE_\w+|FSDP_\w+|FORK_LAUNCHED"
+    r"|TORCH_FORCE_(NO_)?WEIGHTS_ONLY_LOAD"
     r"|STACKLLAMA_(RUN|ATTEMPT|WORLD_SIZE|CANARY)"
 )
 
@@ -77,6 +77,7 @@ def build_command(recipe: AnyRecipe, run_dir: Path, gpus: list[str]) -> Command:
     ]  # fmt: skip
     environment["STACKLLAMA_WORLD_SIZE"] = str(processes)
     environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(SHUTDOWN_SECONDS)
+    environment["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"  # whatever a library asks of `torch.load`: no code from pickles
     environment["ACCELERATE_USE_CPU"] = str(on_cpu).lower()
     if gpus:
         environment["CUDA_VISIBLE_DEVICES"] = "" if on_cpu else ",".join(gpus[:processes])
@@ -87,11 +88,6 @@ def build_command(recipe: AnyRecipe, run_dir: Path, gpus: list[str]) -> Command:
 def inherited_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     """The environment that supervisor and worker inherit: all of it, but for marks of other distributed programs."""
     return {name: value for name, value in environment.items() if not _FOREIGN.fullmatch(name)}
-
-
-def secret_names(environment: Iterable[str] = os.environ) -> list[str]:
-    """Names of variables that look like secrets; their values are passed on and written nowhere."""
-    return sorted(name for name in environment if _SECRET.search(name.upper()))
 
 
 def source_path(python_path: str) -> dict[str, str]:

@@ -18,10 +18,11 @@ from ..contract.errors import RefusedError, StackllamaError, UsageError
 from ..contract.files import make_private_dir, open_private, write_whole
 from ..contract.recipe import AnyRecipe, PPORecipe
 from ..contract.recipe_io import dump_recipe, load_recipe
+from ..contract.redact import redactor, secret_names
 from ..contract.requests import forget_all
 from ..contract.run_dir import Home, Launch, RunDir, check_run_id
 from ..contract.stages import Stage
-from .argv import Command, build_command, inherited_environment, secret_names, source_path
+from .argv import Command, build_command, inherited_environment, source_path
 from .children import CHILDREN, child_id, parents_of
 from .gpus import visible_gpus
 from .inputs import resolve_inputs
@@ -72,9 +73,15 @@ def plan(home: Home, stage: Stage, recipe: AnyRecipe, name: str | None = None, *
     gpus = visible_gpus()
     recipe, parents = resolve_inputs(home, recipe)
     recipe = resolve_machine(recipe, gpus)
+    recipe_yaml = dump_recipe(recipe)
+    if secret := redactor().found_in(recipe_yaml):
+        raise UsageError(
+            f"The recipe holds the value of `{secret}`. A secret stays in the environment, where the stage finds it; "
+            "a recipe is written to disk and shown."
+        )
     command = _command(recipe, home.runs_dir / (name or _ANY_RUN), canary)
     return Plan(
-        stage=stage, recipe=recipe, recipe_yaml=dump_recipe(recipe), argv=command.argv,
+        stage=stage, recipe=recipe, recipe_yaml=recipe_yaml, argv=command.argv,
         environment=command.environment, parents=parents, secrets=secret_names(),
     )  # fmt: skip
 

@@ -20,6 +20,7 @@ from ..contract.errors import ExitCode, RefusedError, StackllamaError, StageErro
 from ..contract.events import EventWriter
 from ..contract.recipe import PipelineRecipe
 from ..contract.recipe_io import load_recipe
+from ..contract.redact import redact_output
 from ..contract.run_dir import Home, RunDir, State
 from ..contract.stages import Stage
 from .children import CHILDREN, Child, child_id, parents_of
@@ -172,4 +173,5 @@ def _guarded(work: Callable[[], None]) -> _End:
 
 
 if __name__ == "__main__":
+    redact_output()
     sys.exit(main(sys.argv[1:]))

@@ -9,12 +9,14 @@ import msgspec
 from ..contract import requests
 from ..contract.errors import RefusedError, StackllamaError
 from ..contract.events import Event, EventReader
+from ..contract.redact import redactor
 from ..contract.requests import Ask
 from ..contract.run_dir import Home, RunDir, State
 from ..contract.stages import Stage
 from .children import CHILDREN, child_id, parents_of
 from .outcome import Outcome, from_end_event, last_log_lines
 from .processes import kill_run_processes
+from .scrub import scrub_folder
 
 _QUEUED_SECONDS = 10.0  # between a run's creation and its lock; a launcher that takes longer has died
 _POLL_SECONDS = 0.1
@@ -140,6 +142,8 @@ def _abandoned(run: RunDir, state: State) -> bool:
 
 def _close(run: RunDir, state: State) -> State:
     killed = kill_run_processes(run.path)
+    with contextlib.suppress(OSError):  # a full disk hinders nobody from knowing how the run ended
+        scrub_folder(run.attempt_dir(state.attempt), redactor())
     end = newest_end_event(run, state.attempt)
     if end is not None:
         outcome = _explained(run, state, from_end_event(end))

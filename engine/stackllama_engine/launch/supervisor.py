@@ -31,12 +31,14 @@ from msgspec import Struct
 from ..contract.errors import ExitCode
 from ..contract.events import Event, EventReader
 from ..contract.files import open_private
+from ..contract.redact import redact_output, redactor
 from ..contract.requests import forget_all
 from ..contract.run_dir import ProcessId, RunDir, State
 from ..contract.stages import Stage
 from .argv import inherited_environment
 from .outcome import Outcome, from_end_event, from_status, last_log_lines, stopped_by_force
 from .processes import identify, kill_run_processes, oom_kills, run_processes, send
+from .scrub import Scrubber, scrub_folder
 
 SUPERVISOR_LOG = "supervisor.txt"
 """In the attempt's folder: what the supervisor itself had to complain about."""
@@ -79,6 +81,8 @@ class Supervisor:
         self._unsaved = False
         self._oom_kills = oom_kills()
         self._reader = EventReader(self.folder / "events.jsonl")
+        self._secrets = redactor()
+        self._log = Scrubber(self.folder / "log.txt", self._secrets)
         self._end: Event | None = None
         self._worker_pid = 0
         self._worker: ProcessId | None = None
@@ -99,12 +103,14 @@ class Supervisor:
         while True:
             self._wait_for_worker()
             self._reap()
+            self._mask_secrets()
             self._read_events()
             self._serve_stop()
             left = self._end_processes()
             if self._status is not None and not left:
                 break
         self._read_events()  # what it wrote between the last look and its end
+        self._mask_secrets()
         self._finish(self._outcome(self._status))
 
     # the worker
@@ -156,6 +162,13 @@ class Supervisor:
             self._record(phase="running")
         elif self._unsaved:
             self._record()
+
+    def _mask_secrets(self) -> None:
+        """In the log as it grows; what was printed at the end is masked before it is quoted."""
+        try:
+            self._log.scrub()
+        except OSError as error:
+            _note(f"log.txt: {error}; it may hold a secret that was printed")
 
     # ending it
 
@@ -273,6 +286,8 @@ def main(arguments: list[str]) -> None:
         _handle_signals(supervisor)
         supervisor.supervise()
         _drop_empty(supervisor.folder / SUPERVISOR_LOG)
+        with contextlib.suppress(OSError):  # a full disk: the streams were redacted, only foreign bytes are left
+            scrub_folder(supervisor.folder, redactor())
         status = 0
     except BaseException as error:  # noqa: BLE001 - the last one who can still record anything
         traceback.print_exc()
@@ -333,4 +348,5 @@ def _note(text: str) -> None:
 
 
 if __name__ == "__main__":
+    redact_output()
     main(sys.argv[1:])

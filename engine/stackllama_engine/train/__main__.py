@@ -18,6 +18,7 @@ from typing import Any
 from ..contract.errors import ExitCode, StackllamaError
 from ..contract.recipe import AnyRecipe
 from ..contract.recipe_io import load_recipe
+from ..contract.redact import redact_output, redactor
 from ..contract.run_dir import RunDir
 from ..contract.stages import Stage
 from .report import Reporter
@@ -92,7 +93,7 @@ def _first_cause(attempt: Path, cause: str) -> str:
     rank = os.environ.get("RANK", "0")
     if os.environ.get("WORLD_SIZE", "1") == "1":
         return cause
-    (attempt / f"cause-rank-{rank}.txt").write_text(cause, encoding="utf-8")
+    (attempt / f"cause-rank-{rank}.txt").write_text(redactor().text(cause), encoding="utf-8")
     files = sorted(attempt.glob("cause-rank-*.txt"), key=lambda path: path.stat().st_mtime_ns)
     first = files[0]
     return cause if first.stem.endswith(f"-{rank}") else f"rank {first.stem[11:]}: {first.read_text(encoding='utf-8')}"
@@ -126,4 +127,6 @@ def _memory(error: Exception, text: str) -> str | None:
 
 
 if __name__ == "__main__":
+    os.umask(0o077)
+    redact_output()
     sys.exit(main(sys.argv[1:]))

@@ -8,6 +8,7 @@ import msgspec
 
 from ..contract.events import EventWriter
 from ..contract.files import open_private, write_whole
+from ..contract.redact import redactor
 from ..contract.run_dir import RunDir
 from .memory import Peaks
 
@@ -25,6 +26,7 @@ class Reporter:
         self.run = run
         self.is_main = is_main
         self.current_phase = "start"
+        self._secrets = redactor()
         self._peaks = Peaks()
         self._writer = EventWriter(run.attempt_dir(attempt) / "events.jsonl") if is_main else None
 
@@ -73,7 +75,7 @@ class Reporter:
         """Append rows to ``samples.jsonl`` and say so."""
         if not self._writer or not rows:
             return
-        lines = b"".join(msgspec.json.encode({"step": step, **row}) + b"\n" for row in rows)
+        lines = b"".join(msgspec.json.encode(self._secrets.value({"step": step, **row})) + b"\n" for row in rows)
         descriptor = open_private(self.run.samples_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         try:
             with os.fdopen(descriptor, "ab") as file:

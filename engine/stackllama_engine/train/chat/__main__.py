@@ -114,6 +114,7 @@ def _sentence(error: Exception) -> str:
 
 
 if __name__ == "__main__":
+    os.umask(0o077)
     code = main(sys.argv[1:])
     sys.stderr.flush()
     os._exit(code)  # a thread still reads stdin, and tearing torch down serves nobody
