@@ -256,7 +256,7 @@ def test_what_is_done_to_a_run(stocked: Home, asked: Asked) -> None:
         await shown.notified("alive will save")
         await shown.press("r")
         await shown.notified("alive goes on")
-        assert asked.calls == ["stop alive", "save alive", "resume alive"]
+        assert asked.calls == ["stop alive", "resume alive"]
 
     watch(stocked, "alive", script)
 
@@ -373,6 +373,34 @@ def other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (path / "trainer_state.json").write_text(json.dumps({"log_history": rows, "global_step": 10, "max_steps": 20}))
     (path / "train.log").write_text("INFO from another trainer\n")
     return path
+
+
+def test_what_a_run_is_asked_for_while_it_trains(stocked: Home) -> None:
+    control = stocked.run("alive").control
+
+    async def script(shown: Shown) -> None:
+        await shown.shows("alive")
+        await shown.press("A")
+        await shown.notified("alive will answer a few held-out questions")
+        await shown.press("p")
+        await shown.notified("alive will pause")
+        await shown.press("V")
+        await shown.fill("kl_coef=0.1")
+        await shown.press("enter")
+        await shown.shows("cannot change while sft runs")
+        await shown.fill("learning_rate=2e-5")
+        await shown.press("enter")
+        await shown.notified("learning_rate=2e-5 from its next step on")
+        assert sorted(path.name for path in control.iterdir()) == ["pause", "sample", "set-learning_rate"]
+        events = EventWriter(stocked.run("alive").attempt_dir(1) / "events.jsonl")
+        events.write("phase", phase="paused")
+        events.close()
+        await shown.shows("paused")
+        await shown.press("p")
+        await shown.notified("alive goes on")
+        assert not (control / "pause").exists()
+
+    watch(stocked, "alive", script)
 
 
 def test_another_trainers_directory_is_only_read(other: Path) -> None:

@@ -1,4 +1,4 @@
-"""What can be done to a run, from whichever screen: stop, save now, resume, delete, clone, samples, chat.
+"""What can be done to a run, from whichever screen: stop, save, pause, sample, change, resume, delete, clone, chat.
 
 Each is carried out in a thread; what comes of it is one notice. Nothing here waits for a run to obey.
 """
@@ -8,11 +8,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from stackllama_engine.contract.errors import StackllamaError
+from stackllama_engine.contract.requests import Ask
 from stackllama_engine.contract.run_dir import Home, RunDir, State
-from stackllama_engine.launch.reconcile import reconcile
+from stackllama_engine.launch.reconcile import ask, check_change, reconcile
 
 from ..sanitise import one_line
-from .screens.confirm import ConfirmScreen
+from .screens.confirm import AskScreen, ConfirmScreen
 
 if TYPE_CHECKING:
     from .screen import ConsoleScreen
@@ -43,13 +44,40 @@ class RunActions:
 
     def save(self, run_id: str) -> None:
         """A checkpoint at the next step."""
+        self._request(run_id, "save", "will save at its next step")
 
+    def sample(self, run_id: str) -> None:
+        """Answers to a few held-out questions now."""
+        self._request(run_id, "sample", "will answer a few held-out questions after this step")
+
+    def pause(self, run_id: str, paused: bool) -> None:
+        """Pause after this step; go on when it is paused."""
+        if paused:
+            self._request(run_id, "continue", "goes on")
+        else:
+            self._request(run_id, "pause", "will pause after this step; its GPU memory stays held")
+
+    def change(self, run_id: str) -> None:
+        """Ask for a value that a running stage can change, and request it."""
+        question = f"Change a value of {run_id} while it runs: learning_rate, and of PPO kl_coef"
+
+        def check(text: str) -> str:
+            try:
+                check_change(self.home.run(run_id), text)
+            except StackllamaError as error:
+                return str(error)
+            return ""
+
+        def answered(text: str | None) -> None:
+            if text is not None:
+                self._request(run_id, "set", f"{text.strip()} from its next step on", text)
+
+        asking = AskScreen(question, placeholder="key=value, such as learning_rate=1e-5", check=check)
+        self.screen.console_app.push_screen(asking, answered)
+
+    def _request(self, run_id: str, what: Ask, promise: str, change: str | None = None) -> None:
         def work() -> str:
-            from stackllama_engine.launch.reconcile import save
-
-            state = save(self.home.run(run_id))
-            ended = f"{run_id} has ended: there is nothing to save"
-            return ended if state.has_ended else f"{run_id} will save at its next step"
+            return f"{ask(self.home.run(run_id), what, change).id} {promise}"
 
         self._do(work)
 

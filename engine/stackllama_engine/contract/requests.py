@@ -27,6 +27,9 @@ from .stages import TRAINING_STAGES, Stage
 Ask = Literal["save", "sample", "pause", "continue", "set"]
 """What is asked of a run that goes on; ``stop`` is ``launch/reconcile.py``'s."""
 
+PAUSED = "paused"
+"""The phase that a paused run reports."""
+
 SAMPLING: frozenset[Stage] = frozenset({Stage.SFT, Stage.PPO})
 """Stages that answer questions."""
 

@@ -93,30 +93,30 @@ def ask(run: RunDir, what: Ask, change: str | None = None) -> RunDir:
         RefusedError: it has ended, or its stage cannot.
         UsageError: ``change`` is not ``key=value``, or a value that the recipe would not take either.
     """
+    asked, state = _asked(run, what)
+    requests.write(asked, what, requests.parse_change(state.stage, change or "") if what == "set" else None)
+    return asked
+
+
+def check_change(run: RunDir, change: str) -> None:
+    """Whether :func:`ask` would take a change now.
+
+    Raises:
+        RefusedError, UsageError: as :func:`ask`.
+    """
+    requests.parse_change(_asked(run, "set")[1].stage, change)
+
+
+def _asked(run: RunDir, what: Ask) -> tuple[RunDir, State]:
+    """Who serves a request, and its state."""
     state = reconcile(run)
     if state.stage is Stage.PIPELINE and not state.has_ended:
         child = next((child for child in reversed(_children(run)) if not reconcile(child).has_ended), None)
         if child is None:
             raise RefusedError(f"{run.id} is between two stages; try again in a moment.")
-        return ask(child, what, change)
+        return _asked(child, what)
     requests.check(run.id, state, what)
-    requests.write(run, what, requests.parse_change(state.stage, change or "") if what == "set" else None)
-    return run
-
-
-def save(run: RunDir) -> State:
-    """Ask a run for a checkpoint at its next step; one that has ended is left as it is.
-
-    Returns:
-        the state now.
-
-    Raises:
-        RefusedError: its stage saves nothing on the way.
-    """
-    state = reconcile(run)
-    if not state.has_ended:
-        ask(run, "save")
-    return state
+    return run, state
 
 
 def newest_end_event(run: RunDir, attempt: int) -> Event | None:

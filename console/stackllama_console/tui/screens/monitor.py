@@ -11,6 +11,7 @@ from textual.binding import Binding, BindingType
 from textual.containers import Grid, Horizontal, Vertical
 
 from stackllama_engine.contract.errors import StackllamaError
+from stackllama_engine.contract.requests import PAUSED
 from stackllama_engine.contract.run_dir import Home
 
 from ...feeds.chart_sets import MEMORY, ChartSet, charts_for
@@ -43,6 +44,9 @@ class MonitorScreen(ConsoleScreen):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("x", "run('stop')", "stop", id="monitor.stop"),
         Binding("w", "run('save')", "save now", id="monitor.save"),
+        Binding("p", "run('pause')", "pause or go on", id="monitor.pause", show=False),
+        Binding("A", "run('sample')", "answer a few questions now", id="monitor.sample", show=False),
+        Binding("V", "run('change')", "change a value while it runs", id="monitor.change", show=False),
         Binding("r", "run('resume')", "resume", id="monitor.resume"),
         Binding("e", "run('clone')", "edit a copy", id="monitor.clone"),
         Binding("a", "run('samples')", "answers", id="monitor.samples"),
@@ -374,6 +378,8 @@ class MonitorScreen(ConsoleScreen):
             self.say("no stage of it has begun yet")
         elif what == "delete":
             self.actions.delete(run.id, then=self.action_back)
+        elif what == "pause":
+            self.actions.pause(run.id, self._watched.feed.history.phase == PAUSED)
         else:
             getattr(self.actions, what)(run.id)
 
