@@ -97,6 +97,14 @@ def test_a_reward_model_of_its_own_costs_its_weights(llama_7b: Architecture) -> 
     assert weights - small < separate.allocated - shared.allocated <= weights
 
 
+def test_a_function_that_judges_costs_nothing(llama_7b: Architecture) -> None:
+    adapter = estimate(recipe(Stage.PPO), llama_7b, on_gpu=True)
+    function = estimate(recipe(Stage.PPO, reward_model_path=None, reward_fn="a:b"), llama_7b, on_gpu=True)
+    judge = next(one for one in adapter.components if one.name == "reward model")
+    assert adapter.allocated - function.allocated == judge.bytes > 0
+    assert all(one.name != "reward model" for phase in function.phases for one in phase.components)
+
+
 def test_a_large_rollout_batch_makes_rollout_the_peak(llama_7b: Architecture) -> None:
     found = on_gpu(llama_7b, Stage.PPO, local_rollout_forward_batch_size=64)
     assert found.peak == "rollout"

@@ -85,7 +85,8 @@ def test_kinds_choices_and_bounds_are_read_off_the_struct() -> None:
     assert fields["attn_implementation"].optional and fields["attn_implementation"].kind == "choice"
     assert fields["report_to"].kind == "list" and fields["report_to"].choices == ("tensorboard", "wandb", "trackio")
     assert fields["lora_target_modules"].kind == "list" and fields["lora_target_modules"].optional
-    assert fields["reward_model_path"].required and fields["seed"].default == 0
+    assert fields["model_name_or_path"].required and fields["seed"].default == 0
+    assert fields["reward_model_path"].optional and not fields["reward_model_path"].required
     assert fields_of(Stage.MERGE)["num_processes"].bounds_text == "always 1"
 
 

@@ -105,7 +105,10 @@ def test_ppo_starts_at_ratio_one_and_moves(shared_home: Home, base: Path, reward
         assert row["policy/approxkl_avg"] > 0  # type: ignore[operator]
     assert metrics(run)[0]["objective/kl"] == 0.0  # the policy starts as the reference
     assert metrics(run)[-1]["objective/kl"] != 0.0
-    assert samples(run)[0].keys() == {"step", "question", "response", "reward", "kl", "length", "ended", "utility"}
+    assert samples(run)[0].keys() == {
+        "step", "question", "response", "reward", "rewards", "kl", "length", "ended", "utility",
+    }  # fmt: skip
+    assert samples(run)[0]["rewards"] == {"model": samples(run)[0]["reward"]}
     assert_held_out_answers(run)
     assert sorted(path.name for path in run.adapter.glob("*.safetensors")) == [
         "adapter_model.safetensors",
@@ -137,7 +140,9 @@ def assert_held_out_answers(run: RunDir) -> None:
         facts = {f"eval/{name}": value for name, value in run.read_json("result.json")[when].items()}
         assert facts.pop("eval/questions") == 8  # all of them, not only the rows that are recorded
         assert means[step] == pytest.approx(facts)
-        assert means[step].keys() == {"eval/mean_reward", "eval/kl", "eval/response_length", "eval/true_utility"}
+        assert means[step].keys() == {
+            "eval/mean_reward", "eval/reward/model", "eval/kl", "eval/response_length", "eval/true_utility",
+        }  # fmt: skip
 
 
 def test_ppo_continues_another_run(shared_home: Home, base: Path, sft_run: RunDir, reward_run: RunDir) -> None:

@@ -29,6 +29,7 @@ _CARRIED = (MODEL, "dataset_name")
 """What another stage's form takes over, where nothing was typed in it."""
 _PATHS = (MODEL, ADAPTER, "reward_model_path", "policy_adapter_path")
 _SPLITS = ("dataset_train_split", "dataset_test_split")
+_FUNCTION = ("reward_fn", "reward_fn_path")
 _OUTPUTS = ("adapter", "merged")
 _MOST_RECIPE = 1 << 20
 _STAGE_LINE = re.compile(r"#\s*stage:\s*(\w+)\s*")
@@ -57,8 +58,9 @@ class LaunchForm(Form):
         return next(iter(self._refused), "")
 
     def inputs(self) -> dict[str, str]:
-        """What names models, data and runs, and the data's splits, as far as it is given."""
-        named = {key: self.text(key) for key, field in self.fields.items() if field.name in (*INPUTS, *_SPLITS)}
+        """What names models, data, runs and functions, and the data's splits, as far as it is given."""
+        looked_up = (*INPUTS, *_SPLITS, *_FUNCTION)
+        named = {key: self.text(key) for key, field in self.fields.items() if field.name in looked_up}
         return {key: text for key, text in named.items() if text}
 
     @property

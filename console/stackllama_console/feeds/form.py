@@ -13,7 +13,7 @@ import yaml
 from msgspec import UNSET
 
 from stackllama_engine.contract.errors import RecipeError
-from stackllama_engine.contract.recipe import RECIPES, WIRED, AnyRecipe, PipelineRecipe
+from stackllama_engine.contract.recipe import ALTERNATIVES, RECIPES, WIRED, AnyRecipe, PipelineRecipe
 from stackllama_engine.contract.recipe_io import build_recipe
 from stackllama_engine.contract.stages import TRAINING_STAGES, Stage
 from stackllama_engine.launch.sections import PLACEHOLDER
@@ -188,11 +188,14 @@ class Form:
 
     def _missing(self) -> dict[str, str]:
         hints = {"model_name_or_path": "needed; `demo` tries the embedded model"}
-        return {
-            key: hints.get(key, "needed")
-            for key, field in self.fields.items()
-            if field.required and key not in self._texts
-        }
+        hints |= {first: f"needed, or `{other}`" for first, other in ALTERNATIVES.values()}
+        return {key: hints.get(key, "needed") for key in self._needed()}
+
+    def _needed(self) -> list[str]:
+        """Keys that have to be given and are not; of those of which one is enough, the first."""
+        found = [key for key, field in self.fields.items() if field.required and key not in self._texts]
+        choice = ALTERNATIVES.get(self.stage, ())
+        return [*found, *choice[:1]] if not self._texts.keys() & set(choice) else found
 
     def _values(self) -> dict[str, Any]:
         """The differences as the mapping of a recipe file."""
@@ -205,8 +208,7 @@ class Form:
 
     def _check_together(self) -> dict[str, str]:
         """Keys that exclude each other. Leaves the recipe when there are none."""
-        filled = dict.fromkeys((key for key, field in self.fields.items() if field.required), PLACEHOLDER)
-        values = filled | self._values()
+        values = dict.fromkeys(self._needed(), PLACEHOLDER) | self._values()
         try:
             self._recipe = build_recipe(self.stage, values, where=_WHERE)
         except RecipeError as error:

@@ -28,7 +28,8 @@ _SECTIONS: dict[str, str] = {
         early_stopping target_kl ratio_threshold value_head_init""",
     "Sampling": "temperature output_min_length output_max_length missing_eos_penalty missing_eos_reward",
     "KL & reward": """kl_coef kl_estimator adap_kl_ctrl target horizon normalize_reward cliprange_reward
-        reward_baseline center_rewards_coefficient""",
+        reward_baseline reward_model_weight reward_fn reward_fn_path reward_fn_weight length_penalty
+        length_penalty_start repetition_penalty repetition_n_grams center_rewards_coefficient""",
     "Checkpoints & reports": """logging_steps eval_steps save_steps save_total_limit report_to
         num_sample_generations""",
     "Machine": "num_processes use_cpu",

@@ -89,7 +89,7 @@ def reward_architecture(home: Home, recipe: PPORecipe) -> tuple[Architecture | N
 def reward_files(home: Home, recipe: PPORecipe) -> tuple[Path | None, str | None]:
     """Where a reward model of its own lies; else None; and what had to be assumed, if anything."""
     path = recipe.reward_model_path
-    if path == PLACEHOLDER:  # a pipeline wires one in that was trained on the policy's base
+    if not path or path == PLACEHOLDER:  # a pipeline wires one in that was trained on the policy's base
         return None, None
     where = _trained(home, path) or locate(home, path)
     if where is None:

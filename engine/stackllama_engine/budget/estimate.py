@@ -46,7 +46,7 @@ def estimate(
         arch: of ``model_name_or_path``; of a merge, the adapter's base.
         gpus: processes; each holds everything, gradients are averaged.
         on_gpu: on a GPU, or in a CPU's main memory.
-        reward: PPO with a reward model of its own; None: an adapter on the policy's base.
+        reward: PPO with a reward model of its own; None: an adapter on the policy's base, or no reward model.
     """
     match recipe:
         case SFTRecipe() | RewardRecipe():
@@ -126,7 +126,7 @@ def _ppo(recipe: PPORecipe, arch: Architecture, on_gpu: bool, reward: Architectu
     trained = adapter.trained_parameters(recipe, arch) + arch.hidden  # and the value head
     copies = 1 + bool(recipe.policy_adapter_path)
     judge = None
-    reward_bytes = _ADAPTER * trained
+    reward_bytes = _ADAPTER * trained if recipe.reward_model_path else 0
     if reward is not None:
         own = Precision(native=native_bytes(recipe, reward))
         judge = (reward, _mode(recipe, reward, own, masked=True, length=length, on_gpu=on_gpu))
@@ -161,11 +161,12 @@ def _ppo(recipe: PPORecipe, arch: Architecture, on_gpu: bool, reward: Architectu
         on_gpu=on_gpu,
     )
     update = max(training.phases(work), key=lambda one: one.bytes)
-    more = (Component("reward model", reward_bytes), Component("rollout record", record))
+    more = [Component("reward model", reward_bytes)] if reward_bytes else []
+    more.append(Component("rollout record", record))
     return [
         sampling.rollout(arch, mode, standing, rows, prompt, response),
         sampling.score(arch, mode, standing, rows, length, response, judge),
-        PhaseEstimate("update", update.components + more),
+        PhaseEstimate("update", (*update.components, *more)),
     ]
 
 

@@ -5,6 +5,7 @@ Defaults are the published StackLLaMA values (https://huggingface.co/blog/stackl
 Reading and checking is in :mod:`.recipe_io`.
 """
 
+import re
 from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta, Struct
@@ -19,6 +20,10 @@ Scheduler = Literal["linear", "cosine", "constant", "constant_with_warmup", "cos
 KlEstimator = Literal["k1", "k2", "k3"]
 _STACKLLAMA = "https://huggingface.co/blog/stackllama"
 _N_DETAILS = "https://huggingface.co/blog/the_n_implementation_details_of_rlhf_with_ppo"
+FUNCTION = re.compile(r"(?P<module>[^\W\d]\w*(\.[^\W\d]\w*)*):(?P<name>[^\W\d]\w*)")
+"""``package.module:function``."""
+REWARD_ARGUMENTS = frozenset({"questions", "responses"})
+"""The keywords that a ``reward_fn`` is called with, a list of texts each."""
 
 
 def _help(text: str, **bounds: Any) -> Meta:
@@ -196,8 +201,32 @@ class PPORecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     dataset_train_split: Annotated[str, _help("Split this stage trains on.", min_length=1)] = Split.RL.value
     reward_model_path: Annotated[
-        str, _help("A finished reward run, an adapter directory, or a sequence-classification model.", min_length=1)
-    ]
+        str | None,
+        _help(
+            "A finished reward run, an adapter directory, or a sequence-classification model; empty: `reward_fn` alone."
+        ),
+    ] = None
+    reward_model_weight: Annotated[float, _help("The reward model's share of the score: a factor of its own.")] = 1.0
+    reward_fn: Annotated[
+        str | None,
+        _help(
+            "`package.module:function` of yours, called with `questions` and `responses`; one number each. "
+            "Looked for in the working directory, in PYTHONPATH and among installed packages."
+        ),
+    ] = None
+    reward_fn_path: Annotated[
+        str | None, _help("Directory that holds the module of `reward_fn`; empty: where it is found at launch.")
+    ] = None
+    reward_fn_weight: Annotated[float, _help("The function's share of the score: a factor of its own.")] = 1.0
+    length_penalty: Annotated[
+        NotNegative, _help("Subtracted from the score for every token beyond `length_penalty_start`.")
+    ] = 0.0
+    length_penalty_start: Annotated[int, _help("Tokens of a response without `length_penalty`.", ge=0)] = 0
+    repetition_penalty: Annotated[
+        NotNegative,
+        _help("Subtracted from the score × the share of repeated n-grams (1 − distinct-n, arXiv:1510.03055)."),
+    ] = 0.0
+    repetition_n_grams: Annotated[int, _help("Tokens of an n-gram of `repetition_penalty`.", ge=1)] = 3
     lora_dropout: Annotated[float, _help("Must be 0: PPO compares probabilities before and after.", ge=0, lt=1)] = 0.0
     policy_adapter_path: Annotated[
         str | None, _help("Continue this adapter; a frozen copy of it becomes the reference.")
@@ -318,6 +347,15 @@ class PPORecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=Tr
                 "PPO runs without dropout, so that the ratio is 1 where the policy has not changed; "
                 "set `lora_dropout: 0`."
             )
+        if not (self.reward_model_path or self.reward_fn):
+            raise ValueError("`reward_model_path` is required by the ppo recipe, unless `reward_fn` gives the reward.")
+        if self.reward_fn is not None and not FUNCTION.fullmatch(self.reward_fn):
+            raise ValueError(
+                f"`reward_fn: {self.reward_fn}` names no function; write `package.module:function`, such as "
+                "`rewards:politeness` for `politeness` in rewards.py."
+            )
+        if self.value_head_init == "reward" and not self.reward_model_path:
+            raise ValueError("`value_head_init: reward` needs `reward_model_path`; use `value_head_init: zero`.")
         if self.fp16:
             raise ValueError("PPO does not scale losses for `fp16`; use `bf16: true`.")
         if self.missing_eos_penalty is not None and self.missing_eos_reward is not None:
@@ -378,3 +416,6 @@ WIRED: dict[Stage, tuple[str, ...]] = {
     Stage.MERGE: ("adapter_path",),
 }
 """Keys that a pipeline fills in from the stage before."""
+
+ALTERNATIVES: dict[Stage, tuple[str, str]] = {Stage.PPO: ("reward_model_path", "reward_fn")}
+"""Keys of which one has to be given, the usual one first."""

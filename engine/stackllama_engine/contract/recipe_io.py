@@ -23,7 +23,9 @@ from .stages import TRAINING_STAGES, Stage
 COMMAND_LINE = "command line"
 _NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)  # ValueError: a date that no calendar has
 _fields = functools.cache(msgspec.structs.fields)  # a form asks at every keystroke
-_PATH_KEYS = ("model_name_or_path", "dataset_name", "reward_model_path", "adapter_path", "policy_adapter_path")
+_PATH_KEYS = (
+    "model_name_or_path", "dataset_name", "reward_model_path", "reward_fn_path", "adapter_path", "policy_adapter_path",
+)  # fmt: skip
 
 
 class _StrictLoader(yaml.SafeLoader):

@@ -61,7 +61,7 @@ def expected(run: RunDir, stage: Stage) -> Expected | None:
 
 
 def _own_reward(recipe: PPORecipe, base: Path) -> Architecture | None:
-    """None: an adapter on the policy's base (or not here, and taken for one)."""
+    """None: there is none, or an adapter on the policy's base (or not here, and taken for one)."""
     files = _files(recipe.reward_model_path)
     if files is None:
         return None
@@ -92,6 +92,6 @@ def _base_of(adapter: Path) -> str | None:
     return ""
 
 
-def _files(name: str) -> Path | None:
+def _files(name: str | None) -> Path | None:
     """Of a resolved recipe's path or hub id."""
     return (existing(name) or cached_model(name)) if name else None

@@ -14,10 +14,19 @@ import stackllama_engine
 
 from ..contract.errors import RefusedError, UsageError
 from ..contract.files import existing
-from ..contract.recipe import AnyRecipe, MergeRecipe, PipelineRecipe, PPORecipe, RewardRecipe, SFTRecipe
+from ..contract.recipe import (
+    REWARD_ARGUMENTS,
+    AnyRecipe,
+    MergeRecipe,
+    PipelineRecipe,
+    PPORecipe,
+    RewardRecipe,
+    SFTRecipe,
+)
 from ..contract.run_dir import RUN_ID, Home, RunDir
 from ..contract.stages import TRAINING_STAGES, Split, Stage
 from ..data.kinds import DEMO, kind_of
+from .functions import find_function
 from .sections import PLACEHOLDER, map_sections
 
 DEMO_BASE = Path(stackllama_engine.__file__).resolve().parent / "demo_base"
@@ -53,11 +62,15 @@ def resolve_inputs(home: Home, recipe: AnyRecipe) -> tuple[AnyRecipe, list[str]]
                 "dataset_name": resolved("dataset_name", recipe.dataset_name, _dataset),
             }
             if isinstance(recipe, PPORecipe):
-                changed["reward_model_path"] = resolved("reward_model_path", recipe.reward_model_path, _reward_model)
+                if recipe.reward_model_path:
+                    path = resolved("reward_model_path", recipe.reward_model_path, _reward_model)
+                    changed["reward_model_path"] = path
                 if recipe.policy_adapter_path:
-                    changed["policy_adapter_path"] = resolved(
-                        "policy_adapter_path", recipe.policy_adapter_path, _adapter
-                    )
+                    path = resolved("policy_adapter_path", recipe.policy_adapter_path, _adapter)
+                    changed["policy_adapter_path"] = path
+                if recipe.reward_fn:
+                    path = find_function("reward_fn", recipe.reward_fn, recipe.reward_fn_path, REWARD_ARGUMENTS)
+                    return msgspec.structs.replace(recipe, **changed, reward_fn_path=path), _unique(parents)
             return msgspec.structs.replace(recipe, **changed), _unique(parents)
 
 

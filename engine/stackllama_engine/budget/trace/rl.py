@@ -42,7 +42,7 @@ def trace(
         storages: whose phases.
     """
     with torch.device("meta"):
-        base = _shared_base(recipe, config, layers, adapter_judges=judge is None)
+        base = _shared_base(recipe, config, layers, adapter_judges=judge is None and bool(recipe.reward_model_path))
         other = build.base(judge, judge_layers, recipe, score=True, plain=True) if judge else None
     if other is not None:
         other.eval().requires_grad_(False)
@@ -150,6 +150,8 @@ def _score(recipe: PPORecipe, base: SharedBase, judge: Any) -> None:
 def _judge(base: SharedBase, judge: Any, ids: Tensor, mask: Tensor) -> None:
     if judge is not None:
         judge(input_ids=ids, attention_mask=mask)
+        return
+    if REWARD not in base.model.peft_config:  # a function judges
         return
     with base.adapter(REWARD):
         base.hidden(ids, mask, (mask.cumsum(1) - 1).clamp(min=0))

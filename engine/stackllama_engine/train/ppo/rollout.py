@@ -4,7 +4,7 @@ Shapes: ``B`` responses, ``P`` longest prompt, ``R`` longest response.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -31,7 +31,9 @@ class Rollout:
     ref_logprobs: Tensor
     """float32 ``[B, R]``."""
     scores: Tensor
-    """The judge's opinion, float32 ``[B]``."""
+    """The weighted sum of the opinions, float32 ``[B]``."""
+    opinions: dict[str, Tensor] = field(default_factory=dict)
+    """What each part of the reward said, by its metric's name; float32 ``[B]`` each."""
 
     @property
     def responses(self) -> int:

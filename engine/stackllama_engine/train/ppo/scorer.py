@@ -47,6 +47,7 @@ def load_scorer(
     Raises:
         StageError: it cannot be loaded, or has no score head.
     """
+    assert recipe.reward_model_path
     path = Path(recipe.reward_model_path)
     size = recipe.local_rollout_forward_batch_size
     if (path / "adapter_config.json").is_file():
@@ -89,6 +90,7 @@ class SeparateScorer:
     """A sequence-classification model of its own, with its own tokenizer."""
 
     def __init__(self, recipe: PPORecipe, device: torch.device, batch_size: int) -> None:
+        assert recipe.reward_model_path
         name = recipe.reward_model_path
         self._device = device
         self._batch_size = batch_size

@@ -19,9 +19,10 @@ from ..session import Session
 from . import canary, losses
 from .prompts import Prompt, Prompts, load_prompts
 from .reward_scaling import RewardScaling
+from .rewards import PREFIX, Rewards
 from .rollout import Rollout, pad_tokens, policy_outputs, sequence_sum
 from .sampling import Noise, draw_noise, sample
-from .scorer import Answer, load_scorer
+from .scorer import Answer
 from .shared_base import VALUE_FILE, SharedBase
 from .state import Trainables
 from .update import Updater, explained_variance, final_scores, targets
@@ -57,7 +58,7 @@ class PPO:
         self.reporter = session.reporter
         self.tokenizer = models.load_tokenizer(recipe.model_name_or_path, recipe.model_revision)
         self.base = SharedBase(recipe, session.device)
-        self.scorer = load_scorer(recipe, self.base, self.tokenizer, self.reporter)
+        self.rewards = Rewards(recipe, self.base, self.tokenizer, self.reporter)
         if recipe.value_head_init == "reward":
             self._start_value_as_reward()
         if notice := models.padding_notice(self.tokenizer):
@@ -226,7 +227,8 @@ class PPO:
         ids, attention, mask = pad_tokens([p.ids for p in prompts], responses, pad, self.base.device)
         answers = [self._answer(prompt.question, response) for prompt, response in zip(prompts, responses, strict=True)]
         width, size = mask.shape[1], recipe.local_rollout_forward_batch_size
-        scores = self.scorer(answers)
+        opinions = self._judge(answers, responses)
+        scores = self.rewards.total(opinions)
         with self.base.reference():
             reference = policy_outputs(self.base, ids, attention, width, size)
         old = policy_outputs(self.base, ids, attention, width, recipe.per_device_train_batch_size)
@@ -239,7 +241,26 @@ class PPO:
             old=old,
             ref_logprobs=reference.logprobs,
             scores=scores,
+            opinions=opinions,
         )
+
+    def _judge(self, answers: Sequence[Answer], responses: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+        """2 score. Where a function of the user's fails on one rank, all of them end with what it said.
+
+        Raises:
+            StageError: it failed.
+        """
+        if not self.recipe.reward_fn:
+            return self.rewards.parts(answers, responses)
+        opinions: dict[str, Tensor] = {}
+        problem = ""
+        try:
+            opinions = self.rewards.parts(answers, responses)
+        except StageError as error:
+            problem = str(error)
+        if problems := [text for text in self.session.gather([problem]) if text]:
+            raise StageError(problems[0])
+        return opinions
 
     def _check_finite(self, *tensors: Tensor) -> None:
         """On all ranks alike.
@@ -257,7 +278,7 @@ class PPO:
             )
 
     def _start_value_as_reward(self) -> None:
-        weight = getattr(self.scorer.head, "weight", None)
+        weight = getattr(self.rewards.head, "weight", None)
         if weight is None or weight.shape != self.base.value_head.weight.shape:
             raise StageError(
                 "`value_head_init: reward` needs a reward model with one linear score head of the policy's hidden "
@@ -290,9 +311,11 @@ class PPO:
                 torch.ones_like(kl_sum),
                 scores,
                 torch.tensor([row.get("utility", 0.0) for row in rows], device=kl.device),
+                *rollout.opinions.values(),
             ]
         ).sum(1)
-        score, total_kl, entropy, length, ended, count, final, utility = self.session.reduce(columns).tolist()
+        sums: list[float] = self.session.reduce(columns).tolist()
+        score, total_kl, entropy, length, ended, count, final, utility, *opinions = sums
         coef = self.controller.coef
         metrics = {
             "objective/scores": score / count,
@@ -307,6 +330,7 @@ class PPO:
             "learning_rate": self.trainables.scheduler.get_last_lr()[0],
             "episode": (step + 1) * count,
         }
+        metrics |= {name: opinion / count for name, opinion in zip(rollout.opinions, opinions, strict=True)}
         if recipe.dataset_name == DEMO:
             metrics["demo/true_utility"] = utility / count
         self.reporter.samples(step + 1, rows[: recipe.num_sample_generations])
@@ -317,12 +341,13 @@ class PPO:
         """One row a response, as in ``samples.jsonl``."""
         rows: list[dict[str, Any]] = []
         lengths = rollout.mask.sum(1).int().tolist()
-        for answer, reward, response_kl, length in zip(
-            rollout.answers, rollout.scores.tolist(), kl.tolist(), lengths, strict=True
-        ):
+        opinions = {name: values.tolist() for name, values in rollout.opinions.items()}
+        columns = zip(rollout.answers, rollout.scores.tolist(), kl.tolist(), lengths, strict=True)
+        for index, (answer, reward, response_kl, length) in enumerate(columns):
             row = {
                 "question": answer.question, "response": answer.text, "reward": reward, "kl": response_kl,
                 "length": length, "ended": answer.ended,
+                "rewards": {name.removeprefix(PREFIX): values[index] for name, values in opinions.items()},
             }  # fmt: skip
             if self.recipe.dataset_name == DEMO:
                 row["utility"] = demo.utility(answer.question, answer.text)
@@ -356,9 +381,9 @@ class PPO:
 def _figures(evaluation: dict[str, Any]) -> dict[str, float]:
     rows: list[dict[str, Any]] = evaluation["rows"]
     names = {"mean_reward": "reward", "true_utility": "utility", "kl": "kl", "response_length": "length"}
-    return {name: sum(row[key] for row in rows) / len(rows) for name, key in names.items() if key in rows[0]} | {
-        "questions": len(rows)
-    }
+    figures = {name: sum(row[key] for row in rows) / len(rows) for name, key in names.items() if key in rows[0]}
+    figures |= {f"{PREFIX}{name}": sum(row["rewards"][name] for row in rows) / len(rows) for name in rows[0]["rewards"]}
+    return figures | {"questions": len(rows)}
 
 
 def _side_by_side(before: dict[str, Any], after: dict[str, Any], count: int = 3) -> list[dict[str, Any]]:

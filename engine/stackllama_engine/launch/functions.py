@@ -1,0 +1,128 @@
+"""Whether a function that a recipe names can be had, told from its source: nothing of it is run before the stage."""
+
+import ast
+import difflib
+import importlib.machinery
+import importlib.util
+import os
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..contract.errors import UsageError
+from ..contract.files import existing
+from ..contract.recipe import FUNCTION
+
+
+def find_function(key: str, reference: str, directory: str | None, arguments: frozenset[str]) -> str | None:
+    """Where to import a function from.
+
+    Looked for in ``directory``; without one in the working directory, in PYTHONPATH, and in what is installed.
+
+    Args:
+        key: the recipe's, for messages.
+        reference: ``package.module:function``.
+        directory: the only place to look, or None.
+        arguments: keywords that it will be called with.
+
+    Returns:
+        An absolute directory; None: it is installed.
+
+    Raises:
+        UsageError: there is no such module or function, its source is no Python, or it cannot be called so.
+    """
+    named = FUNCTION.fullmatch(reference)
+    assert named, reference  # the recipe checks it
+    what, module, name = f"`{key}: {reference}`", named["module"], named["name"]
+    roots = [Path(directory)] if directory else [*_given(), *_installed(module.partition(".")[0])]
+    for root in roots:
+        if file := _file(root, module):
+            _check(what, file, name, arguments)
+            absolute = root.resolve()
+            return None if absolute in _installed_places() else str(absolute)
+    where = directory or f"{Path.cwd()}, in PYTHONPATH or among the installed packages"
+    raise UsageError(
+        f"{what}: there is no module `{module}` in {where}; start from the directory that holds it, "
+        f"or name that with `{key}_path`."
+    )
+
+
+def _given() -> list[Path]:
+    """The working directory and PYTHONPATH."""
+    parts = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    return [Path.cwd(), *(Path(part) for part in parts if existing(part))]
+
+
+def _installed(package: str) -> list[Path]:
+    """Directories that hold an importable top-level name; looking for one runs nothing of it."""
+    importlib.invalidate_caches()  # a console asks again after a person has written the module
+    spec = importlib.util.find_spec(package)
+    if spec is None:
+        return []
+    inside = [*(spec.submodule_search_locations or ()), *([spec.origin] if spec.has_location and spec.origin else [])]
+    return [(Path(one).parents[1] if Path(one).name == "__init__.py" else Path(one).parent) for one in inside]
+
+
+def _installed_places() -> set[Path]:
+    """Of packages: every process of this interpreter looks there."""
+    return {Path(sysconfig.get_path(one)).resolve() for one in ("purelib", "platlib", "stdlib", "platstdlib")}
+
+
+def _file(root: Path, module: str) -> Path | None:
+    """The file of a module under a directory; packages with and without ``__init__.py``."""
+    *packages, last = module.split(".")
+    folder = root.joinpath(*packages)
+    names = [f"{last}/__init__.py", *(f"{last}{suffix}" for suffix in importlib.machinery.all_suffixes())]
+    return next((file for name in names if existing(str(file := folder / name)) and file.is_file()), None)
+
+
+def _check(what: str, file: Path, name: str, arguments: frozenset[str]) -> None:
+    if file.suffix != ".py":  # compiled: seen when the stage imports it
+        return
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError, RecursionError) as error:
+        line = f", line {error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
+        raise UsageError(f"{what}: {file}{line} is no valid Python: {getattr(error, 'msg', error)}.") from None
+    except OSError as error:
+        raise UsageError(f"{what}: {file} cannot be read: {error.strerror}.") from None
+    bound = dict(_bound(tree.body))
+    if name not in bound and not bound.keys() & {"*", "__getattr__"}:
+        near = difflib.get_close_matches(name, bound, n=1)
+        hint = f" Did you mean `{near[0]}`?" if near else ""
+        raise UsageError(f"{what}: {file} defines no `{name}`.{hint}")
+    node = bound.get(name)
+    if isinstance(node, ast.AsyncFunctionDef):
+        raise UsageError(f"{what}: `{name}` in {file} is `async`; give a plain function.")
+    if isinstance(node, ast.FunctionDef) and not node.decorator_list and not _takes(node.args, arguments):
+        words = ", ".join(f"`{word}`" for word in sorted(arguments))
+        raise UsageError(f"{what}: `{name}` in {file} is called with the keywords {words}, and takes others.")
+
+
+def _bound(body: list[ast.stmt]) -> Iterator[tuple[str, ast.stmt]]:
+    """Names that a module's own statements bind, and where; ``*`` for whatever a star import brings."""
+    for statement in body:
+        match statement:
+            case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
+                yield statement.name, statement
+            case ast.Import() | ast.ImportFrom():
+                for alias in statement.names:
+                    yield alias.asname or alias.name.partition(".")[0], statement
+            case ast.Assign() | ast.AnnAssign() | ast.AugAssign():
+                for node in ast.walk(statement):
+                    if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                        yield node.id, statement
+            case _:
+                for part in ("body", "orelse", "finalbody"):
+                    yield from _bound(getattr(statement, part, []))
+                for handler in getattr(statement, "handlers", []):
+                    yield from _bound(handler.body)
+
+
+def _takes(given: ast.arguments, keywords: frozenset[str]) -> bool:
+    """Whether a call with just these keywords fits."""
+    plain = [*given.posonlyargs, *given.args]
+    needed = {one.arg for one in plain[: len(plain) - len(given.defaults)]}
+    needed |= {one.arg for one, value in zip(given.kwonlyargs, given.kw_defaults, strict=True) if value is None}
+    known = {one.arg for one in (*given.args, *given.kwonlyargs)}
+    return needed <= keywords and (given.kwarg is not None or keywords <= known)

@@ -1,0 +1,143 @@
+"""A reward that is a Python function of the user's: found, called with texts, and never believed without a look.
+
+The function is called with two keywords, lists of equal length, once a rollout (and evaluation) and process::
+
+    def politeness(*, questions: list[str], responses: list[str]) -> list[float]:
+        return [float("please" in response) for response in responses]
+
+and gives one finite number each, in their order. Its module is imported from the directory that the launch found it
+in (``reward_fn_path``), else from what is installed.
+"""
+
+import importlib
+import math
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ...contract.errors import StageError
+from ...contract.recipe import FUNCTION
+
+_MOST_SHOWN = 80
+_LARGEST = 3.4028234663852886e38
+"""Of float32, in which scores are kept."""
+
+
+class RewardFunction:
+    """``reward_fn`` of a recipe, imported.
+
+    Args:
+        reference: ``package.module:function``.
+        directory: where its module lies; None: among the installed packages.
+
+    Raises:
+        StageError: it cannot be imported, or is no function.
+    """
+
+    def __init__(self, reference: str, directory: str | None) -> None:
+        named = FUNCTION.fullmatch(reference)
+        assert named, reference  # the recipe checks it
+        self._what = f"`reward_fn: {reference}`"
+        module = self._import(named["module"], directory)
+        self._function: Any = getattr(module, named["name"], None)
+        if not callable(self._function):
+            raise StageError(f"{self._what}: {_place(module)} has no function `{named['name']}`.")
+
+    def __call__(self, questions: Sequence[str], responses: Sequence[str]) -> list[float]:
+        """One finite number a response.
+
+        Raises:
+            StageError: it raised, or gave something else; the text names the response.
+        """
+        try:
+            values = _as_list(self._function(questions=list(questions), responses=list(responses)))
+        except (Exception, SystemExit) as error:
+            traceback.print_exc()  # into the log: where in the function it was
+            raise self._failed(error, questions, responses) from error
+        if values is None:
+            raise StageError(f"{self._what} gave no list of numbers, one a response.")
+        if len(values) != len(responses):
+            missing = "" if len(values) > len(responses) else f" Without one: {_shown(responses, len(values))}."
+            raise StageError(f"{self._what} gave {len(values)} numbers for {len(responses)} responses.{missing}")
+        return [self._number(value, responses, index) for index, value in enumerate(values)]
+
+    def _number(self, value: Any, responses: Sequence[str], index: int) -> float:
+        try:
+            number = math.nan if isinstance(value, str | bytes) else float(value)
+        except Exception:  # noqa: BLE001 - `float` of an unknown object may raise anything
+            number = math.nan
+        if not abs(number) <= _LARGEST:
+            kind = _line(value) if isinstance(value, int | float | str) else f"a {type(value).__name__}"
+            raise StageError(f"{self._what} gave {kind}, which is no finite number, for {_shown(responses, index)}.")
+        return number
+
+    def _failed(self, error: BaseException, questions: Sequence[str], responses: Sequence[str]) -> StageError:
+        """The error with the first response that raises one by itself."""
+        for index, (question, response) in enumerate(zip(questions, responses, strict=True)):
+            try:
+                self._function(questions=[question], responses=[response])
+            except (Exception, SystemExit) as alone:  # noqa: BLE001 - as above
+                return StageError(f"{self._what} raised {_told(alone)}, for {_shown(responses, index)}.")
+        several = f"{len(responses)} responses together, and for none alone; the first is {_shown(responses, 0)}"
+        return StageError(f"{self._what} raised {_told(error)}, for {several}.")
+
+    def _import(self, name: str, directory: str | None) -> Any:
+        try:
+            with _first_on_path(directory):
+                module = importlib.import_module(name)
+        except (Exception, SystemExit) as error:
+            traceback.print_exc()
+            raise StageError(f"{self._what}: importing `{name}` raised {_told(error)}; see the log.") from error
+        if directory and not Path(_place(module)).is_relative_to(directory):
+            raise StageError(
+                f"{self._what}: `{name}` is taken by {_place(module)}, of the stage; rename the one in {directory}."
+            )
+        return module
+
+
+@contextmanager
+def _first_on_path(directory: str | None) -> Iterator[None]:
+    """A directory first where modules are looked for, and last afterwards: what lies beside the function can still be
+    imported, and stands in nobody's way."""
+    if directory is None:
+        yield
+        return
+    sys.path.insert(0, directory)
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        sys.path.remove(directory)
+        sys.path.append(directory)
+
+
+def _as_list(values: Any) -> list[Any] | None:
+    """A list of what was returned; None for what is no sequence of things."""
+    if isinstance(values, str | bytes | dict) or not hasattr(values, "__iter__"):
+        return None
+    return values.tolist() if hasattr(values, "tolist") else list(values)
+
+
+def _place(module: Any) -> str:
+    """Where a module lies."""
+    file = getattr(module, "__file__", None)
+    return str(file) if file else f"`{module.__name__}`"
+
+
+def _shown(responses: Sequence[str], index: int) -> str:
+    return f"response {index} ({_line(responses[index])!r})"
+
+
+def _told(error: BaseException) -> str:
+    message = _line(error)
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
+
+
+def _line(what: object) -> str:
+    """On one line, without control characters, and not too long."""
+    plain = "".join(letter if letter.isprintable() else " " for letter in str(what)[: 8 * _MOST_SHOWN])
+    words = " ".join(plain.split())
+    return words if len(words) <= _MOST_SHOWN else f"{words[: _MOST_SHOWN - 1]}…"

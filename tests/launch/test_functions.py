@@ -1,0 +1,105 @@
+"""Looking for a reward function before launch: found where it will be imported, and judged by its source alone."""
+
+from pathlib import Path
+
+import pytest
+
+from stackllama_engine.contract.errors import UsageError
+from stackllama_engine.contract.recipe import REWARD_ARGUMENTS
+from stackllama_engine.contract.recipe_io import load_recipe
+from stackllama_engine.contract.run_dir import Home
+from stackllama_engine.contract.stages import Stage
+from stackllama_engine.launch.functions import find_function
+from stackllama_engine.launch.inputs import resolve_inputs
+
+GOOD = "def judge(*, questions, responses):\n    return [0.0 for _ in responses]\nraise SystemExit('it was run')\n"
+
+
+def find(reference: str, directory: Path | None = None) -> str | None:
+    return find_function("reward_fn", reference, str(directory) if directory else None, REWARD_ARGUMENTS)
+
+
+def write(file: Path, text: str = GOOD) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+    return file
+
+
+def test_found_in_the_working_directory_then_in_pythonpath_and_never_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    write(there / "judges.py")
+    monkeypatch.chdir(here)
+    with pytest.raises(UsageError, match=r"there is no module `judges` in .*here, in PYTHONPATH"):
+        find("judges:judge")
+    monkeypatch.setenv("PYTHONPATH", f"missing:{there}")
+    assert find("judges:judge") == str(there)
+    write(here / "judges.py")
+    assert find("judges:judge") == str(here)
+    assert find("judges:judge", there) == str(there)
+
+
+@pytest.mark.parametrize("package", ["", "__init__.py"])
+def test_found_in_packages(tmp_path: Path, package: str) -> None:
+    write(tmp_path / "one" / "two" / "judges.py")
+    if package:
+        write(tmp_path / "one" / package)
+    write(tmp_path / "whole" / "__init__.py")
+    assert find("one.two.judges:judge", tmp_path) == find("whole:judge", tmp_path) == str(tmp_path)
+
+
+def test_an_installed_module_needs_no_directory() -> None:
+    assert find("msgspec.json:schema_components") is None
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("def jugde(questions, responses): ...", "defines no `judge`. Did you mean `jugde`?"),
+        ("def judge(questions, responses) ...", "judges.py, line 1 is no valid Python"),
+        ("async def judge(questions, responses): ...", "`async`"),
+        ("def judge(texts): ...", "called with the keywords `questions`, `responses`"),
+        ("def judge(questions, responses, scale): ...", "called with the keywords"),
+        ("def judge(responses, /, questions): ...", "called with the keywords"),
+        ("def judge(responses): ...", "called with the keywords"),
+    ],
+)
+def test_what_cannot_be_called_is_refused(tmp_path: Path, source: str, said: str) -> None:
+    write(tmp_path / "judges.py", source)
+    with pytest.raises(UsageError) as caught:
+        find("judges:judge", tmp_path)
+    assert str(caught.value).startswith("`reward_fn: judges:judge`: ")
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "def judge(questions, responses): ...",
+        "def judge(responses, questions, scale=2, *, more=1): ...",
+        "def judge(responses, **others): ...",
+        "@anything\ndef judge(texts): ...",
+        "judge = make()",
+        "from elsewhere import judge",
+        "from elsewhere import *",
+        "try:\n    import fast as judge\nexcept ImportError:\n    judge = None",
+        "class judge: ...",
+        "def __getattr__(name): ...",
+    ],
+)
+def test_what_might_be_a_function_is_let_through(tmp_path: Path, source: str) -> None:
+    write(tmp_path / "judges.py", source)
+    assert find("judges:judge", tmp_path) == str(tmp_path)
+
+
+def test_a_launch_writes_down_where_the_function_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "judges.py")
+    monkeypatch.chdir(tmp_path)
+    recipe = load_recipe(Stage.PPO, None, ["model_name_or_path=demo", "dataset_name=demo", "reward_fn=judges:judge"])
+    resolved, parents = resolve_inputs(Home(tmp_path / "home"), recipe)
+    assert (getattr(resolved, "reward_fn_path"), parents) == (str(tmp_path), [])  # noqa: B009 - a union of recipes
+    wrong = load_recipe(Stage.PPO, None, ["model_name_or_path=demo", "dataset_name=demo", "reward_fn=judges:judg"])
+    with pytest.raises(UsageError, match="Did you mean `judge`"):
+        resolve_inputs(Home(tmp_path / "home"), wrong)

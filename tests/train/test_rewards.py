@@ -1,0 +1,161 @@
+"""The parts of a reward, by numbers worked by hand, and what a function of the user's may do wrong."""
+
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from stackllama_engine.contract.errors import StageError
+from stackllama_engine.contract.recipe import PPORecipe
+from stackllama_engine.contract.recipe_io import load_recipe
+from stackllama_engine.contract.stages import Stage
+from stackllama_engine.train.ppo import rewards as rewards_module
+from stackllama_engine.train.ppo.penalties import excess_length, repeated_share
+from stackllama_engine.train.ppo.reward_function import RewardFunction
+from stackllama_engine.train.ppo.rewards import Rewards
+from stackllama_engine.train.ppo.scorer import Answer
+
+EOS = 2
+TEXTS = ["a", "bb\x1b[31m", "ccc " * 50]
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Iterator[Any]:
+    """Writes a module and loads a function of it; forgets both."""
+    before, path = set(sys.modules), list(sys.path)
+
+    def write(body: str, name: str = "toy_judges") -> RewardFunction:
+        (tmp_path / f"{name}.py").write_text(f"import math\ndef judge(*, questions, responses):\n    {body}\n")
+        return RewardFunction(f"{name}:judge", str(tmp_path))
+
+    yield write
+    sys.path[:] = path
+    for name in set(sys.modules) - before:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize(("tokens", "start", "excess"), [(5, 5, 0), (4, 5, 0), (9, 5, 4), (3, 0, 3)])
+def test_excess_length(tokens: int, start: int, excess: int) -> None:
+    assert excess_length(tokens, start) == excess
+
+
+@pytest.mark.parametrize(
+    ("ids", "n", "share"),
+    [
+        ([1, 2, 3, 4], 2, 0.0),
+        ([1, 2, 1, 2, 1], 2, 0.5),  # 12 21 12 21: two of four stood there before
+        ([7] * 10, 3, 7 / 8),  # eight trigrams, all the same
+        ([7, 7], 3, 0.0),  # too short for one
+        ([], 1, 0.0),
+        ([5, 5, 6, 5], 1, 0.5),
+    ],
+)
+def test_repeated_share(ids: list[int], n: int, share: float) -> None:
+    assert repeated_share(ids, n) == share
+
+
+def recipe_of(*keys: str) -> PPORecipe:
+    recipe = load_recipe(Stage.PPO, None, ["model_name_or_path=demo", "reward_model_path=judge", *keys])
+    assert isinstance(recipe, PPORecipe)
+    return recipe
+
+
+def test_the_score_is_the_weighted_sum_of_its_parts(written: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    written("return [len(q) + 10 * len(r) for q, r in zip(questions, responses)]")
+    monkeypatch.setattr(rewards_module, "load_scorer", lambda *_: lambda answers: torch.tensor([1.0, -2.0]))
+    recipe = recipe_of(
+        "reward_fn=toy_judges:judge", "reward_model_weight=2", "reward_fn_weight=-0.5", "length_penalty=0.25",
+        "length_penalty_start=3", "repetition_penalty=8", "repetition_n_grams=2",
+    )  # fmt: skip
+    base: Any = SimpleNamespace(device=torch.device("cpu"))
+    tokenizer: Any = SimpleNamespace(eos_token_id=EOS)
+    judges = Rewards(recipe, base, tokenizer, None)  # type: ignore[arg-type] - nobody is told anything
+    answers = [Answer("why", "so", True), Answer("?", "x", False)]
+    # 5 tokens, the end among them but in no bigram: 7 8, 8 7, 7 8; and 4 tokens without an end: 9 9, 9 9, 9 2
+    parts = judges.parts(answers, [[7, 8, 7, 8, EOS], [9, 9, 9, 3]])
+    assert {name: values.tolist() for name, values in parts.items()} == {
+        "reward/model": [1.0, -2.0],
+        "reward/function": [23.0, 11.0],
+        "reward/length_penalty": [-0.5, -0.25],
+        "reward/repetition_penalty": pytest.approx([-8 / 3, -8 / 3]),
+    }
+    assert judges.total(parts).tolist() == pytest.approx([2 - 11.5 - 0.5 - 8 / 3, -4 - 5.5 - 0.25 - 8 / 3])
+
+
+def test_what_is_not_asked_for_is_no_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rewards_module, "load_scorer", lambda *_: lambda answers: torch.tensor([1.0]))
+    base: Any = SimpleNamespace(device=torch.device("cpu"))
+    judges = Rewards(recipe_of(), base, SimpleNamespace(eos_token_id=EOS), None)  # type: ignore[arg-type]
+    parts = judges.parts([Answer("q", "a", True)], [[EOS]])
+    assert list(parts) == ["reward/model"] and torch.equal(judges.total(parts), parts["reward/model"])
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "return [1, 2.5, True]",
+        "return (x for x in (1, 2.5, True))",
+        "import torch; return torch.tensor([1, 2.5, 1])",
+        "import numpy; return numpy.array([1, 2.5, 1])",
+        "import torch; return [torch.tensor(1), torch.tensor(2.5), 1]",
+    ],
+)
+def test_numbers_of_any_kind_are_taken(written: Any, body: str) -> None:
+    assert written(body)(["q"] * 3, TEXTS) == [1.0, 2.5, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("return [1.0 / len(r.strip('b')[1:]) for r in responses]", "raised ZeroDivisionError: float division by zero"),
+        ("raise ValueError('line\\n two \\x1b[1m')", "raised ValueError: line two [1m, for response 0 ('a')"),
+        ("raise SystemExit", "raised SystemExit, for response 0 ('a')"),
+        ("return [1.0 if len(r) < 99 else 1 / 0 for r in responses]", "for response 2 ('ccc ccc"),
+        ("assert len(responses) < 3; return [1.0]", "for 3 responses together, and for none alone; the first is"),
+        ("return [1.0, 2.0]", "gave 2 numbers for 3 responses. Without one: response 2 ('ccc ccc"),
+        ("return [1.0] * 4", "gave 4 numbers for 3 responses."),
+        ("return 1.0", "gave no list of numbers"),
+        ("return 'abc'", "gave no list of numbers"),
+        ("return None", "gave no list of numbers"),
+        ("return [1.0, math.nan, 1.0]", "gave nan, which is no finite number, for response 1 ('bb [31m')"),
+        ("return [1.0, 1.0, -math.inf]", "gave -inf, which is no finite number, for response 2"),
+        ("return [1e300, 1.0, 1.0]", "gave 1e+300, which is no finite number, for response 0"),
+        ("return ['1', 1.0, 1.0]", "gave 1, which is no finite number, for response 0"),
+        ("return [None, 1.0, 1.0]", "gave a NoneType, which is no finite number, for response 0"),
+        ("return [[1.0], 1.0, 1.0]", "gave a list, which is no finite number, for response 0"),
+    ],
+)
+def test_what_goes_wrong_names_the_function_and_the_text(written: Any, body: str, said: str) -> None:
+    judge = written(body)
+    with pytest.raises(StageError) as caught:
+        judge(["q"] * 3, TEXTS)
+    message = str(caught.value)
+    assert message.startswith("`reward_fn: toy_judges:judge` ") and said in message
+    assert message.isprintable() and len(message) < 300
+
+
+def test_modules_that_cannot_be_had(written: Any, tmp_path: Path) -> None:
+    with pytest.raises(StageError, match="importing `toy_judges` raised NameError: name 'nothing'"):
+        written("pass\nnothing")
+    with pytest.raises(StageError, match="importing `absent` raised ModuleNotFoundError"):
+        RewardFunction("absent:judge", str(tmp_path))
+    with pytest.raises(StageError, match=r"`math` is taken by .*; rename"):
+        written("pass", name="math")
+    with pytest.raises(StageError, match="has no function `pi`"):
+        RewardFunction("math:pi", None)
+
+
+def test_what_lies_beside_the_function_can_be_imported_and_shadows_nothing(written: Any, tmp_path: Path) -> None:
+    (tmp_path / "toy_helper.py").write_text("def one():\n    return 1.0\n")
+    (tmp_path / "colorsys.py").write_text("raise RuntimeError('shadowed')\n")
+    judge = written("import toy_helper; return [toy_helper.one() for _ in responses]")
+    assert judge(["q"], ["r"]) == [1.0] and math.isfinite(len(sys.path))
+    sys.modules.pop("colorsys", None)
+    import colorsys
+
+    assert colorsys.__file__ != str(tmp_path / "colorsys.py")
