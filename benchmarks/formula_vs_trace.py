@@ -45,6 +45,11 @@ def batch(size: int, length: int) -> Keys:
     return {"per_device_train_batch_size": size, "max_length": length}
 
 
+def by(optim: str) -> Keys:
+    """An optimizer."""
+    return {"optim": optim}
+
+
 def rollout(rows: int, prompt: int, response: int) -> Keys:
     """Responses at a time, and their lengths."""
     return {
@@ -57,6 +62,15 @@ CASES: list[tuple[str, str, Keys]] = [
     ("gpt2", "sft", FULL | KEPT | batch(4, 1024)),
     ("gpt2", "sft", PLAIN | KEPT | batch(4, 1024)),
     ("SmolLM2-135M", "sft", FULL | batch(8, 512)),
+    ("SmolLM2-135M", "sft", FULL | KEPT | by("adafactor") | batch(1, 128)),
+    ("SmolLM2-135M", "sft", FULL | KEPT | by("adamw_8bit") | batch(1, 128)),
+    ("SmolLM2-135M", "sft", FULL | KEPT | by("adamw_torch") | batch(1, 128)),
+    ("SmolLM2-135M", "sft", FULL | KEPT | by("paged_adamw_32bit") | batch(1, 128)),
+    ("Llama-3.2-1B", "sft", FULL | by("adafactor") | batch(1, 512)),
+    ("Llama-3.2-1B", "sft", FULL | by("adamw_8bit") | batch(1, 512)),
+    ("Llama-3.2-1B", "sft", FULL | by("paged_adamw_8bit") | batch(1, 512)),
+    ("Llama-3.2-1B", "ppo", NF4 | ALL | by("adamw_8bit") | rollout(4, 64, 32)),
+    ("llama-7b", "sft", FULL | by("adafactor") | batch(1, 1024)),
     ("SmolLM2-135M", "sft", WIDE | {"use_peft": False} | KEPT | batch(4, 512)),
     ("SmolLM2-360M", "sft", PLAIN | KEPT | batch(8, 1024)),
     ("SmolLM2-360M", "reward", WIDE | AMP | batch(8, 512)),
@@ -177,6 +191,7 @@ def describe(model: str, stage: str, keys: Keys) -> str:
     words += ["all-linear"] * ("lora_target_modules" in keys)
     words += [f"r{keys['lora_r']}"] if "lora_r" in keys else []
     words += ["amp"] * ("bf16" in keys)
+    words += [keys["optim"]] if "optim" in keys else []
     if "gradient_checkpointing" in keys:
         words.append("checkpointed" if keys["gradient_checkpointing"] else "kept")
     if "max_length" in keys:

@@ -106,7 +106,26 @@ def test_nothing_is_proposed_that_training_does_not_do(
     one, eight = (estimate(before, llama_7b, gpus=gpus, on_gpu=True) for gpus in (1, 8))
     assert eight.allocated >= one.allocated, "processes hold copies, no shards"
     words = " ".join(f"{found.title} {found.price}" for found in suggestions(before, llama_7b, gib * GIB, gpus=8))
-    assert not any(word in words.lower() for word in ("shard", "zero", "fsdp", "8-bit optimizer", "num_processes"))
+    assert not any(word in words.lower() for word in ("shard", "zero", "fsdp", "num_processes"))
+
+
+FULL = {"use_peft": False, "load_in_8bit": False, "dtype": "bfloat16"}
+
+
+def test_an_8_bit_optimizer_is_proposed_where_it_saves(llama_7b: Architecture) -> None:
+    def proposed(on_gpu: bool = True, **keys: Any) -> list[str]:
+        found = suggestions(recipe(Stage.SFT, **keys), llama_7b, 40 * GIB, on_gpu=on_gpu)
+        return [one.changes["optim"] for one in found if set(one.changes) == {"optim"}]
+
+    assert proposed(**FULL) == ["paged_adamw_8bit"]
+    assert proposed(on_gpu=False, **FULL) == ["adamw_8bit"], "a CPU has nowhere to page to"
+    assert proposed(**FULL, optim="paged_adamw_8bit") == []
+    assert proposed(lora_r=16) == [], "an adapter's moments are small beside the base"
+
+
+def test_what_is_rounded_less_is_proposed_first(llama_7b: Architecture) -> None:
+    wide = suggestions(recipe(Stage.SFT, **FULL), llama_7b, 48 * GIB)
+    assert next(one for one in wide if "optim" in one.changes).changes == {"optim": "adamw_8bit"}
 
 
 def test_measurements_change_what_is_proposed(llama_7b: Architecture) -> None:

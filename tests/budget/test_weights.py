@@ -46,9 +46,10 @@ def test_lora_parameters(llama_7b: Architecture) -> None:
     assert adapter.parameters(adapter.targets(llama_7b, None), 16, 32) == 32 * 2 * 16 * (4096 + 4096)
 
 
-def test_adam_follows_the_parameters_dtype() -> None:
-    assert optimizer.states(100, 4, "fused") == 800
-    assert optimizer.states(100, 2, "fused") == 400
-    assert optimizer.states(256, 4, "adamw8bit") == 512 + 8
-    assert optimizer.step_transient(100, 4, "foreach") == 400
-    assert optimizer.step_transient(100, 4, "fused") == 0
+def test_the_tensors_of_a_model_are_all_its_parameters(llama_7b: Architecture, llama_3b: Architecture) -> None:
+    for arch in (llama_7b, llama_3b):
+        assert optimizer.elements(weights.tensors(arch)) == arch.parameters
+    headless = optimizer.elements(weights.tensors(llama_7b, head=False))
+    assert headless == llama_7b.parameters - llama_7b.embedding
+    chosen = adapter.targets(llama_7b, "all-linear")
+    assert optimizer.elements(adapter.tensors(chosen, 16, 32)) == adapter.parameters(chosen, 16, 32)

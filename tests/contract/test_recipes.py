@@ -148,6 +148,7 @@ def test_existing_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.Monk
         ("trust_remote_code: true", ["trust_remote_code: true", "never executed"]),
         ("load_in_4bit: true", ["`load_in_8bit` and `load_in_4bit` are both true"]),
         ("model_name_or_path: m.gguf", ["a .gguf model", "load_in_8bit: false"]),
+        ("optim: adafactor\nadam_beta2: 0.95", ["`optim: adafactor` has no `adam_beta1`"]),
         ("bf16: true\nfp16: true", ["`bf16` and `fp16` are both true"]),
         ("use_peft: false", ["`use_peft: false`", "load_in_8bit: false"]),
         ("num_processes: 0", [">= 1"]),

@@ -119,6 +119,14 @@ def test_more_processes_than_gpus() -> None:
         resolve_machine(sft(num_processes=2), [])
 
 
+@pytest.mark.parametrize("optim", ["paged_adamw_8bit", "paged_adamw_32bit"])
+def test_a_paged_optimizer_needs_a_gpu(optim: str) -> None:
+    for visible, use_cpu in (([], False), (["0"], True)):
+        with pytest.raises(RecipeError, match=f"`optim: {optim}`.*adamw_8bit"):
+            resolve_machine(sft(optim=optim, use_cpu=use_cpu), visible)
+    assert resolve_machine(sft(optim=optim), ["0"])
+
+
 def test_fp16_needs_a_gpu() -> None:
     for visible, use_cpu in (([], False), (["0"], True)):
         with pytest.raises(RecipeError, match="fp16"):

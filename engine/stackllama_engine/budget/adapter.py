@@ -4,6 +4,7 @@ import re
 
 from ..contract.recipe import TrainRecipe
 from .architecture import Architecture, Linear
+from .optimizer import Trained
 
 ALL_LINEAR = "all-linear"
 _PREFIXES = ("", "model.layers.0.self_attn.", "model.layers.0.mlp.", "transformer.h.0.", "gpt_neox.layers.0.attention.")
@@ -31,6 +32,15 @@ def targets(arch: Architecture, modules: list[str] | str | None) -> tuple[Linear
 def parameters(chosen: tuple[Linear, ...], rank: int, layers: int) -> int:
     """Elements of A (rank × inputs) and B (outputs × rank) on every chosen matrix of every layer."""
     return layers * sum(rank * (linear.inputs + linear.outputs) * linear.count for linear in chosen)
+
+
+def tensors(chosen: tuple[Linear, ...], rank: int, layers: int) -> tuple[Trained, ...]:
+    """A and B of every chosen matrix."""
+    return tuple(
+        Trained(rows, columns, layers * linear.count)
+        for linear in chosen
+        for rows, columns in ((rank, linear.inputs), (linear.outputs, rank))
+    )
 
 
 def trained_parameters(recipe: TrainRecipe, arch: Architecture) -> int:

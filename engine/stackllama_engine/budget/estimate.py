@@ -110,7 +110,7 @@ def _supervised(recipe: SFTRecipe | RewardRecipe, arch: Architecture, gpus: int,
         adapter=trained * width if recipe.use_peft else 0,
         width=width,
         checkpointing=_checkpointing(recipe),
-        optimizer="fused",  # transformers' default
+        optimizer=optimizer.kind_of(recipe.optim, on_gpu=on_gpu),
         accumulates=recipe.gradient_accumulation_steps > 1,
         head="score" if pairs else "tiled",
         ddp=gpus > 1,
@@ -124,6 +124,8 @@ def _ppo(recipe: PPORecipe, arch: Architecture, on_gpu: bool, reward: Architectu
     length = prompt + response
     mode = _mode(recipe, arch, precision, masked=True, length=length, on_gpu=on_gpu)
     trained = adapter.trained_parameters(recipe, arch) + arch.hidden  # and the value head
+    tensors = (*adapter.tensors(mode.targets, mode.rank, arch.layers), optimizer.Trained(1, arch.hidden))
+    kind = optimizer.kind_of(recipe.optim, on_gpu=on_gpu)
     copies = 1 + bool(recipe.policy_adapter_path)
     judge = None
     reward_bytes = _ADAPTER * trained if recipe.reward_model_path else 0
@@ -136,7 +138,7 @@ def _ppo(recipe: PPORecipe, arch: Architecture, on_gpu: bool, reward: Architectu
         base_weights=weights.base(arch, precision),
         adapter=_ADAPTER * trained * copies,
         reward_model=reward_bytes,
-        optimizer=optimizer.states(trained, _ADAPTER, "foreach"),
+        optimizer=optimizer.states(tensors, _ADAPTER, kind),
         narrowed=2 * trained if precision.amp else 0,
         rollout_record=record,
     )
@@ -153,7 +155,7 @@ def _ppo(recipe: PPORecipe, arch: Architecture, on_gpu: bool, reward: Architectu
         trained=trained,
         adapter=standing.adapter,
         checkpointing=_checkpointing(recipe),
-        optimizer="foreach",
+        optimizer=kind,
         accumulates=recipe.gradient_accumulation_steps > 1,
         head_bytes=head.update(arch.vocab, size * response)
         + size * length * precision.residual * arch.hidden

@@ -1,8 +1,6 @@
 """Whether a run fits a device, and which changes of its recipe would make it fit, with what each costs.
 
-Only what a recipe's keys can do is proposed. An 8-bit optimizer and sharding over GPUs (ZeRO, FSDP) are not among
-them: the stages step AdamW in the parameters' own dtype, and every process holds everything, so more GPUs make a run
-faster and no smaller.
+Only what a recipe's keys can do is proposed.
 """
 
 from collections.abc import Callable, Iterator
@@ -85,7 +83,8 @@ def suggestions(
 
     workplace = _Workplace(arch, device_bytes, gpus, on_gpu, reward, adjust)
     before = workplace.measure(recipe)
-    best = [(rank, workplace.best_of(options, recipe, before)) for rank, options in enumerate(_ladders(recipe))]
+    ladders = enumerate(_ladders(recipe, on_gpu))
+    best = [(rank, workplace.best_of(options, recipe, before)) for rank, options in ladders]
     found = [(rank, one) for rank, one in best if one and one.saving > _WORTH * before.allocated]
     found.sort(key=lambda pair: (_ORDER[pair[1].fits], pair[0]))
     ranked = [suggestion for _, suggestion in found]
@@ -140,7 +139,7 @@ def _together(recipe: TrainRecipe, before: Estimate, workplace: _Workplace) -> S
     current, peak = recipe, before
     steps: dict[str, Suggestion] = {}
     for _ in range(_MOST_TOGETHER):
-        ladders = enumerate(_ladders(current))
+        ladders = enumerate(_ladders(current, workplace.on_gpu))
         options = ((rank, workplace.best_of(ladder, current, peak)) for rank, ladder in ladders)
         step = next((one for _, one in options if one and one.saving > _WORTH_TOGETHER * peak.allocated), None)
         if step is None:
@@ -170,12 +169,13 @@ def _better(one: Suggestion, other: Suggestion) -> bool:
     return one.fits == "no" and one.saving > other.saving
 
 
-def _ladders(recipe: TrainRecipe) -> Iterator[list[_Change]]:
+def _ladders(recipe: TrainRecipe, on_gpu: bool) -> Iterator[list[_Change]]:
     """Kinds of change, the cheapest first; of each the mildest step first."""
     yield _smaller_batches(recipe)
     yield _rollout_batches(recipe)
     if not recipe.bf16 and not recipe.fp16:
         yield [_Change("bf16 autocast", {"bf16": True}, "none on a GPU that computes in bfloat16")]
+    yield _optimizers(recipe, on_gpu)
     if not recipe.gradient_checkpointing:
         price = "each layer runs forward twice: about a third slower"
         yield [_Change("gradient checkpointing", {"gradient_checkpointing": True}, price)]
@@ -224,6 +224,20 @@ def _rollout_batches(recipe: TrainRecipe) -> list[_Change]:
         )
         for size in sizes
     ]
+
+
+def _optimizers(recipe: TrainRecipe, on_gpu: bool) -> list[_Change]:
+    """Fewer bytes in the optimizer: without copies of everything, then with 8-bit moments, then with those paged."""
+    found: list[_Change] = []
+    if recipe.optim == "adamw_torch":
+        found.append(_Change("fused AdamW", {"optim": "adamw_torch_fused"}, "none: the same step in one kernel"))
+    if recipe.optim in ("adamw_torch", "adamw_torch_fused", "paged_adamw_32bit"):
+        price = "moments rounded to 8 bits in blocks of 256; close to lossless"
+        found.append(_Change("8-bit optimizer", {"optim": "adamw_8bit"}, price))
+    if recipe.optim != "paged_adamw_8bit" and recipe.optim != "adafactor" and on_gpu:
+        price = "8-bit moments that wait in the host's memory when the GPU is full: slower then"
+        found.append(_Change("paged 8-bit optimizer", {"optim": "paged_adamw_8bit"}, price))
+    return found
 
 
 def _shorter(recipe: TrainRecipe) -> list[_Change]:

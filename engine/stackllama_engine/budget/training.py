@@ -8,11 +8,11 @@ from typing import Literal
 
 from msgspec import Struct
 
-from . import activations, head, optimizer
+from . import activations, adapter, head, optimizer, weights
 from .activations import LayerMode
 from .architecture import Architecture
 from .head import Head
-from .optimizer import Optimizer
+from .optimizer import Optimizer, Trained
 from .parts import PhaseEstimate, phase
 
 Checkpointing = Literal["none", "reentrant", "plain"]
@@ -49,6 +49,17 @@ class Workload(Struct, frozen=True, kw_only=True):
     def tokens(self) -> int:
         """Tokens of a micro-batch."""
         return self.sequences * self.mode.length
+
+    @property
+    def tensors(self) -> tuple[Trained, ...]:
+        """What is trained, tensor by tensor; what no matrix accounts for, such as a score head, is a vector."""
+        arch, mode = self.arch, self.mode
+        if mode.full:
+            known = weights.tensors(arch, head=self.head != "score")
+        else:
+            known = adapter.tensors(mode.targets, mode.rank, arch.layers)
+        rest = self.trained - optimizer.elements(known)
+        return (*known, Trained(rest)) if rest > 0 else known
 
 
 def kept_by_layers(work: Workload) -> int:
@@ -93,7 +104,7 @@ def phases(work: Workload) -> list[PhaseEstimate]:
     fixed = {
         "base_weights": work.base,
         "adapter": work.adapter,
-        "optimizer": optimizer.states(work.trained, work.width, work.optimizer),
+        "optimizer": optimizer.states(work.tensors, work.width, work.optimizer),
         "ddp_buckets": gradients if work.ddp else 0,
     }
     embedding = arch.embedding * work.width if full else 0
@@ -135,7 +146,9 @@ def phases(work: Workload) -> list[PhaseEstimate]:
               activations=work.tokens * work.mode.precision.residual * arch.hidden,
               temporaries=embedding if arch.tied or work.accumulates else 0),
         phase("optimizer step", **fixed, gradients=gradients, logits=outputs,
-              temporaries=optimizer.step_transient(work.trained, work.width, work.optimizer)),
+              temporaries=optimizer.step_transient(
+                  work.tensors, work.width, work.optimizer, on_gpu=work.on_gpu
+              )),
     ]  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """Bytes of the weights, a pure function a precision."""
 
 from .architecture import Architecture
+from .optimizer import Trained
 from .precision import Precision
 
 NF4_BLOCK = 64
@@ -47,3 +48,19 @@ def base(arch: Architecture, precision: Precision, *, head: bool = True) -> int:
     if not head and not arch.tied:
         other -= arch.embedding
     return matrices(arch, precision) + plain(other, precision.other)
+
+
+def tensors(arch: Architecture, *, head: bool = True) -> tuple[Trained, ...]:
+    """Every tensor of a model, matrices first, as the Trainer's groups have them.
+
+    Args:
+        arch: the model.
+        head: with its language-model head; a reward model has none.
+    """
+    heads = 1 if head and not arch.tied else 0
+    embedding = Trained(arch.vocab, arch.hidden)
+    matrices_of_layers = tuple(Trained(one.outputs, one.inputs, arch.layers * one.count) for one in arch.linears)
+    positions = (Trained(arch.extra // arch.hidden, arch.hidden),) if arch.extra > 4 * arch.hidden else ()
+    vectors = arch.other - arch.embedding * (1 if arch.tied else 2) - sum(one.elements for one in positions)
+    small = (Trained(arch.hidden, count=vectors // arch.hidden),) if vectors >= arch.hidden else ()
+    return (embedding, *positions, *matrices_of_layers, *(embedding,) * heads, *small)

@@ -18,6 +18,14 @@ Positive = Annotated[float, Meta(gt=0)]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Scheduler = Literal["linear", "cosine", "constant", "constant_with_warmup", "cosine_with_restarts", "polynomial"]
 KlEstimator = Literal["k1", "k2", "k3"]
+Optim = Literal[
+    "adamw_torch_fused", "adamw_torch", "adamw_bnb_8bit", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit",
+    "adafactor",
+]  # fmt: skip
+_OPTIM = (
+    "Optimizer, by transformers' names. 8-bit states (arXiv:2110.02861) take a quarter of float32 ones; paged ones "
+    "move to the host when the GPU is full; `adafactor` keeps sums over rows and columns (arXiv:1804.04235)."
+)
 _STACKLLAMA = "https://huggingface.co/blog/stackllama"
 _N_DETAILS = "https://huggingface.co/blog/the_n_implementation_details_of_rlhf_with_ppo"
 FUNCTION = re.compile(r"(?P<module>[^\W\d]\w*(\.[^\W\d]\w*)*):(?P<name>[^\W\d]\w*)")
@@ -77,6 +85,7 @@ class TrainRecipe(ModelRecipe, frozen=True, kw_only=True, forbid_unknown_fields=
     max_eval_samples: Annotated[AtLeastOne | None, _help("Use only the first N evaluation rows.")] = None
 
     # optimisation
+    optim: Annotated[Optim, _help(_OPTIM)] = "adamw_torch_fused"
     learning_rate: Annotated[float, _help("Peak learning rate.", gt=0, le=1)]
     lr_scheduler_type: Annotated[Scheduler, _help("Learning-rate schedule.")] = "linear"
     warmup_steps: Annotated[int, _help("Optimizer steps of linear warm-up.", ge=0)] = 0
@@ -132,6 +141,11 @@ class TrainRecipe(ModelRecipe, frozen=True, kw_only=True, forbid_unknown_fields=
             )
         if self.bf16 and self.fp16:
             raise ValueError("`bf16` and `fp16` are both true; choose one of them.")
+        if self.optim == "adafactor" and (self.adam_beta1, self.adam_beta2, self.adam_epsilon) != (0.9, 0.999, 1e-8):
+            raise ValueError(
+                "`optim: adafactor` has no `adam_beta1`, `adam_beta2` or `adam_epsilon`; leave them out, "
+                "or use one of the `adamw` optimizers."
+            )
         if not self.use_peft and (self.load_in_8bit or self.load_in_4bit):
             raise ValueError(
                 "`use_peft: false` trains every weight, which quantised weights do not allow; "
@@ -235,6 +249,7 @@ class PPORecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     max_eval_samples: Annotated[
         AtLeastOne | None, _help("Held-out questions answered before and after (`eval_steps`: and in between).")
     ] = 64
+    optim: Annotated[Optim, _help(_OPTIM)] = "adamw_torch"
     learning_rate: Annotated[float, _help("Peak learning rate.", gt=0, le=1)] = 1.4e-5
     lr_scheduler_type: Annotated[
         Scheduler, _help(f"Learning-rate schedule over PPO steps; `linear` anneals to 0 ({_N_DETAILS}).")

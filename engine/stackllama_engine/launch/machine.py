@@ -39,6 +39,11 @@ def resolve_machine(recipe: AnyRecipe, gpus: list[str]) -> AnyRecipe:
     on_cpu = recipe.use_cpu or not gpus
     if recipe.fp16 and on_cpu:
         raise RecipeError("recipe: `fp16: true` needs a GPU and this run is on the CPU; use `bf16: true` or neither.")
+    if recipe.optim.startswith("paged") and on_cpu:
+        raise RecipeError(
+            f"recipe: `optim: {recipe.optim}` pages to and from a GPU and this run is on the CPU; "
+            "use `optim: adamw_8bit`, or `adamw_torch_fused`."
+        )
     processes = recipe.num_processes or (1 if on_cpu else len(gpus))
     if processes > max(1, len(gpus)) and not recipe.use_cpu:
         raise RefusedError(
@@ -81,7 +86,7 @@ def _git(directory: Path, *arguments: str) -> str:
 def _check_packages(recipe: TrainRecipe | MergeRecipe) -> None:
     needed = list(_NEEDED)
     if isinstance(recipe, TrainRecipe):
-        needed += ["bitsandbytes"] if recipe.quantised else []
+        needed += ["bitsandbytes"] if recipe.quantised or "bit" in recipe.optim else []
         needed += ["gguf"] if recipe.model_name_or_path.endswith(".gguf") else []
         for reporter in recipe.report_to:
             if not any(_installed(name) for name in _REPORTERS[reporter]):

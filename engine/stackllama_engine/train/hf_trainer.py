@@ -33,6 +33,7 @@ def training_arguments(recipe: SFTRecipe | RewardRecipe, output_dir: Path) -> di
     evaluate = recipe.eval_steps > 0
     return {
         "output_dir": str(output_dir),
+        "optim": recipe.optim,
         "learning_rate": recipe.learning_rate,
         "lr_scheduler_type": recipe.lr_scheduler_type,
         "warmup_steps": recipe.warmup_steps,

@@ -17,10 +17,12 @@ from unittest import mock
 import bitsandbytes
 import torch
 from bitsandbytes.autograd._functions import MatMul8bitLt, MatmulLtState
+from bitsandbytes.optim.optimizer import Optimizer8bit
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..activations import FUSED_4BIT_ROWS
+from ..optimizer import LEAST_PAGED
 
 aten: Any = torch.ops.aten
 bnb: Any = torch.ops.bitsandbytes
@@ -43,6 +45,8 @@ def kernels() -> dict[Any, Any]:
         bnb.int8_mixed_scaled_mm.default: _int8_matrix_product,
         bnb.gemm_4bit.default: _four_bit_product,
         bnb.dequantize_4bit.default: _four_bit_write_out,
+        bnb.optimizer_update_8bit_blockwise.default: _in_place,
+        bnb.optimizer_update_32bit.default: _in_place,
     }
 
 
@@ -71,6 +75,8 @@ def stand_ins(*, padded: bool) -> Iterator[None]:
             (F, "scaled_dot_product_attention", attention),
             (F, "dropout", _dropout),
             (bitsandbytes, "matmul", _int8_linear),
+            (Optimizer8bit, "get_state_buffer", _state_buffer),
+            (Optimizer8bit, "fill_qmap", _maps),
             (chunked_logprob, "_forward_tile", nothing),
             (chunked_logprob, "_backward_tile", nothing),
             (chunked_logprob, "_addmm_fp32", nothing),
@@ -80,6 +86,14 @@ def stand_ins(*, padded: bool) -> Iterator[None]:
         ):
             stack.enter_context(mock.patch.object(owner, name, stand_in))
         yield
+
+
+def as_there(optimizer: Any) -> Any:
+    """The same with torch's choice on CUDA: foreach, where neither that nor a fused kernel was asked for."""
+    for group in optimizer.param_groups:
+        if "foreach" in group and group["foreach"] is None and not group["fused"]:
+            group["foreach"] = True
+    return optimizer
 
 
 def attention(
@@ -272,3 +286,19 @@ def _index_put(one: Tensor, indices: Any, values: Tensor, *more: Any) -> Any:
 
 def _masked_select(one: Tensor, mask: Tensor) -> Tensor:
     return one.new_empty(mask.numel())
+
+
+def _in_place(*_: Any, **__: Any) -> None:
+    """bitsandbytes' optimizers step states and parameters where they are."""
+
+
+def _state_buffer(self: Optimizer8bit, parameter: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Zeros beside the parameter; managed memory, which is not the GPU's own, is left out."""
+    if self.is_paged and parameter.numel() >= LEAST_PAGED:
+        return parameter.new_empty(0, dtype=dtype)
+    return torch.zeros_like(parameter, dtype=dtype)
+
+
+def _maps(self: Optimizer8bit) -> None:
+    """Of the sizes that bitsandbytes computes with numbers."""
+    self.name2qmap = {"dynamic": torch.empty(256), "udynamic": torch.empty(256)}

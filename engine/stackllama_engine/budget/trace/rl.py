@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from ...contract.recipe import PPORecipe
-from ...train import models
+from ...train import models, optimizers
 from ...train.ppo.rollout import Rollout, Targets, policy_outputs
 from ...train.ppo.sampling import pick
 from ...train.ppo.shared_base import REFERENCE, REWARD, Outputs, SharedBase
 from ...train.ppo.update import Updater
-from . import build, marks
+from . import build, cuda, marks
 from .storages import Storages
 
 PREFILL = "prompts' forward pass"
@@ -52,7 +52,7 @@ def trace(
         build.fake(base.value_head)
         if other is not None:
             build.fake(other)
-        optimizer = torch.optim.AdamW(base.trainable(), lr=1e-5, foreach=True)
+        optimizer = cuda.as_there(optimizers.build(recipe, base.trainable()))
         updater = Updater(recipe, base, optimizer, lambda one: one)
         storages.enter_phase(marks.FORWARD)
         _mini_batch(recipe, base, updater, optimizer, storages, *_rollout(recipe))

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ...contract.recipe import RewardRecipe, SFTRecipe, TrainRecipe
-from ...train import models
-from . import build, marks
+from ...train import models, optimizers
+from . import build, cuda, marks
 from .storages import Storages
 
 
@@ -37,7 +37,7 @@ def trace(recipe: SFTRecipe | RewardRecipe, config: dict[str, Any], layers: int,
 
 def _steps(model: Any, recipe: SFTRecipe | RewardRecipe, storages: Storages) -> None:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-5, weight_decay=recipe.weight_decay, fused=True)
+    optimizer = cuda.as_there(optimizers.build(recipe, trained))
     batches = min(2, recipe.gradient_accumulation_steps)
     for step in range(2):
         if step:

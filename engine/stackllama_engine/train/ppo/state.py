@@ -12,7 +12,7 @@ from msgspec import Struct
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from .. import checkpoint
+from .. import checkpoint, optimizers
 from ..report import Reporter
 from .losses import KLController, Moments
 from .reward_scaling import RewardScaling
@@ -32,6 +32,8 @@ class Progress(Struct, frozen=True, kw_only=True):
     scheduler: dict[str, Any]
     before: dict[str, Any]
     """The evaluation before training, which only the first attempt can make."""
+    optimizer: dict[str, int | float] = {}
+    """What its state holds besides tensors, ``index.name`` → number."""
 
 
 class Trainables:
@@ -39,7 +41,7 @@ class Trainables:
 
     Args:
         base: policy adapter and value head.
-        optimizer: AdamW over ``base.trainable()``.
+        optimizer: over ``base.trainable()``.
         scheduler: stepped once a PPO step.
         controller: of the KL coefficient.
         scaling: of the scores.
@@ -79,13 +81,15 @@ class Trainables:
         """
         save_file(_dense(self.base.policy_state()), staging / _FILES["policy"])
         save_file(_dense(self.base.value_head.state_dict()), staging / _FILES["value"])
-        save_file(self._optimizer_tensors(), staging / _FILES["optimizer"])
+        moments, counts = optimizers.state_of(self.optimizer)
+        save_file(moments, staging / _FILES["optimizer"])
         progress = Progress(
             step=step,
             kl_coef=self.controller.coef,
             scores=self.scaling.moments,
             scheduler=_plain(self.scheduler.state_dict()),
             before=before,
+            optimizer=counts,
         )
         (staging / "state.json").write_bytes(msgspec.json.encode(progress))
 
@@ -94,8 +98,9 @@ class Trainables:
         device = str(self.base.device)
         self.base.load_policy_state(load_file(path / _FILES["policy"], device=device))
         self.base.value_head.load_state_dict(load_file(path / _FILES["value"], device=device))
-        self._load_optimizer(load_file(path / _FILES["optimizer"], device=device))
         progress = msgspec.json.decode((path / "state.json").read_bytes(), type=Progress)
+        moments = load_file(path / _FILES["optimizer"], device=device)
+        optimizers.restore(self.optimizer, moments, progress.optimizer)
         self.scheduler.load_state_dict(progress.scheduler)
         self.controller.coef = progress.kl_coef
         self.scaling.moments = progress.scores
@@ -106,20 +111,6 @@ class Trainables:
     def parameters(self) -> list[nn.Parameter]:
         """What the optimizer steps, in its order."""
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-
-    def _optimizer_tensors(self) -> dict[str, Tensor]:
-        return {
-            f"{index}.{name}": value.detach().clone()
-            for index, parameter in enumerate(self.parameters())
-            for name, value in self.optimizer.state[parameter].items()
-        }
-
-    def _load_optimizer(self, tensors: dict[str, Tensor]) -> None:
-        parameters = self.parameters()
-        for key, value in tensors.items():
-            index, name = key.split(".", 1)
-            # AdamW counts steps on the CPU whatever the parameter's device
-            self.optimizer.state[parameters[int(index)]][name] = value.cpu() if name == "step" else value
 
 
 def _dense(state: dict[str, Tensor]) -> dict[str, Tensor]:

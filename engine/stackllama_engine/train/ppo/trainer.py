@@ -13,7 +13,7 @@ from ...contract.recipe import PPORecipe
 from ...contract.stages import Split
 from ...data import demo
 from ...data.kinds import DEMO
-from .. import checkpoint, models
+from .. import checkpoint, models, optimizers
 from ..requests import Stopped
 from ..session import Session
 from . import canary, losses
@@ -65,13 +65,7 @@ class PPO:
             self.reporter.health(notice)
         self.prompts = Prompts(self._load(recipe.dataset_train_split, recipe.max_train_samples), recipe.seed)
         self.held_out = self._load(recipe.dataset_test_split, recipe.max_eval_samples)
-        optimizer = torch.optim.AdamW(
-            self.base.trainable(),
-            lr=recipe.learning_rate,
-            betas=(recipe.adam_beta1, recipe.adam_beta2),
-            eps=recipe.adam_epsilon,
-            weight_decay=recipe.weight_decay,
-        )
+        optimizer = optimizers.build(recipe, self.base.trainable())
         scheduler = get_scheduler(recipe.lr_scheduler_type, optimizer, recipe.warmup_steps, recipe.max_steps)
         target = recipe.target if recipe.adap_kl_ctrl else None
         self.controller = losses.KLController(recipe.kl_coef, target, recipe.horizon)
