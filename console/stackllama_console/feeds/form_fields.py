@@ -19,7 +19,7 @@ _SECTIONS: dict[str, str] = {
     "Data": """dataset_name dataset_config dataset_train_split dataset_test_split dataset_streaming
         max_train_samples max_eval_samples""",
     "Adapter": "use_peft lora_r lora_alpha lora_dropout lora_target_modules",
-    "Optimisation": """learning_rate lr_scheduler_type warmup_steps max_steps num_train_epochs weight_decay
+    "Optimisation": """optim learning_rate lr_scheduler_type warmup_steps max_steps num_train_epochs weight_decay
         adam_beta1 adam_beta2 adam_epsilon max_grad_norm bf16 fp16 seed""",
     "Batch & length": """per_device_train_batch_size gradient_accumulation_steps num_mini_batches
         local_rollout_forward_batch_size per_device_eval_batch_size gradient_checkpointing max_length
