@@ -8,11 +8,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pynvml  # pyright: ignore[reportMissingTypeStubs]
 import pytest
+from tests.launch.fake_nvml import FakeNvml
 
 from stackllama_console.feeds import machine
 from stackllama_console.feeds.machine import Machine, MachineReading, describe, is_local
@@ -30,87 +30,6 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
-
-
-class NVMLError(Exception):
-    def __init__(self, value: int) -> None:
-        super().__init__(f"error {value}")
-        self.value = value
-
-
-class FakeNvml:
-    """As much of NVML as we ask. ``refused`` maps functions to the error they answer with."""
-
-    NVMLError = NVMLError
-    NVML_TEMPERATURE_GPU = 0
-
-    def __init__(self, count: int = 1) -> None:
-        self.count = count
-        self.refused: dict[str, int] = {}
-        self.opened = self.closed = 0
-        self.bits = 0
-        self.pid = os.getpid()
-        self.name: str | bytes = "A GPU \x1b[2J"
-
-    def _may(self, name: str) -> None:
-        if name in self.refused:
-            raise NVMLError(self.refused[name])
-
-    def nvmlInit(self) -> None:
-        self._may("init")
-        self.opened += 1
-
-    def nvmlShutdown(self) -> None:
-        self.closed += 1
-        self._may("shutdown")
-
-    def nvmlSystemGetDriverVersion(self) -> bytes:
-        return b"600.1"
-
-    def nvmlDeviceGetCount(self) -> int:
-        return self.count
-
-    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:
-        return index
-
-    def nvmlDeviceGetName(self, handle: int) -> str | bytes:
-        return self.name
-
-    def nvmlDeviceGetMemoryInfo(self, handle: int) -> Any:
-        self._may("memory")
-        return SimpleNamespace(total=80 * GIB, used=(10 + handle) * GIB, free=(70 - handle) * GIB)
-
-    def nvmlDeviceGetUtilizationRates(self, handle: int) -> Any:
-        self._may("utilisation")
-        return SimpleNamespace(gpu=90 + handle, memory=1)
-
-    def nvmlDeviceGetPowerUsage(self, handle: int) -> int:
-        self._may("power")
-        return 312_400
-
-    def nvmlDeviceGetEnforcedPowerLimit(self, handle: int) -> int:
-        self._may("limit")
-        return 400_000
-
-    def nvmlDeviceGetTemperature(self, handle: int, sensor: int) -> int:
-        self._may("temperature")
-        return 60 + handle
-
-    def nvmlDeviceGetCurrentClocksEventReasons(self, handle: int) -> int:
-        self._may("reasons")
-        return self.bits
-
-    def nvmlDeviceGetCurrentClocksThrottleReasons(self, handle: int) -> int:
-        self._may("old reasons")
-        return self.bits
-
-    def nvmlDeviceGetComputeRunningProcesses(self, handle: int) -> list[Any]:
-        self._may("processes")
-        return [
-            SimpleNamespace(pid=self.pid, usedGpuMemory=GIB),
-            SimpleNamespace(pid=4, usedGpuMemory=2 * GIB),
-            SimpleNamespace(pid=5, usedGpuMemory=None),
-        ]
 
 
 @pytest.fixture

@@ -140,6 +140,25 @@ def test_remarks_are_the_newest(make_run: Make, add: Add) -> None:
     assert feed.history.health_count == 1000
 
 
+def test_what_the_supervisor_noticed_is_a_remark_and_no_news_of_the_worker(
+    make_run: Make, add: Add, assert_clean: Callable[[Any], None]
+) -> None:
+    run = make_run()
+    add(run, metrics(1, loss=1.0))
+    feed = polled(run)
+    updated = feed.history.updated
+    journal = run.attempt_dir(1) / "health.jsonl"
+    journal.write_bytes(
+        b'{"seq":0,"time":9e9,"kind":"health","data":{"message":"It stands still. \\u001b[2J"}}\n\x00broken\n'
+    )
+    assert feed.poll() and len(feed.remarks) == 1 and "It stands still." in feed.remarks[0]
+    assert_clean(feed.remarks[0])
+    assert (feed.history.updated, feed.bad_lines) == (updated, 1)
+    assert not feed.poll()
+    add(run, metrics(2, loss=0.5))
+    assert feed.poll() and len(feed.remarks) == 1, "an event forgot the remark"
+
+
 def test_metrics_without_a_step_stand_at_the_step_that_was_done(make_run: Make, add: Add) -> None:
     run = make_run()
     add(run, progress(7), metrics(None, loss=1.0))

@@ -107,24 +107,50 @@ class Worker:
         while not asked and "stop" not in self.run.requests():
             time.sleep(0.01)
         self.events.write("checkpoint", step=3)
+        return self.end(75, None if os.environ.get("FAKE_SILENT") else "saved")
+
+    def slow_to_save(self) -> int:
+        """Has saved once, for a second; and takes as long when it stops: longer than the tests' patience."""
+        self.events.write("progress", step=2)
+        time.sleep(1.2)
+        self.events.write("checkpoint", step=2)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        (self.run.path / "worker.pid").write_text(str(os.getpid()))
+        while "stop" not in self.run.requests():
+            time.sleep(0.01)
+        time.sleep(1.2)
         return self.end(75, "saved")
 
-    def _start_orphan(self) -> None:
+    def saves_silently(self) -> int:
+        """Stops when asked to, and does not say why."""
+        while "stop" not in self.run.requests():
+            time.sleep(0.01)
+        return self.end(75)
+
+    def unmarked(self) -> int:
+        """Ends, and leaves a process that does not carry the run's mark."""
+        self._start_orphan(environment={})
+        return self.end(0)
+
+    def _start_orphan(self, environment: dict[str, str] | None = None) -> None:
         """A process in a session of its own whose parent will be gone, deaf to SIGTERM."""
         code = "import signal, time; signal.signal(15, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
-        orphan = subprocess.Popen([sys.executable, "-c", code], start_new_session=True, stdout=subprocess.PIPE)
+        orphan = subprocess.Popen(
+            [sys.executable, "-c", code], start_new_session=True, stdout=subprocess.PIPE, env=environment
+        )
         assert orphan.stdout is not None
         orphan.stdout.readline()
         (self.run.path / "orphan.pid").write_text(str(orphan.pid))
 
 
-def wrapper(run_dir: str) -> int:
+def wrapper(run_dir: str, silent: bool) -> int:
     """As `accelerate launch` of one process: dies of SIGTERM and leaves its worker."""
-    return subprocess.run([sys.executable, __file__, run_dir, "until-stopped"]).returncode
+    environment = os.environ | ({"FAKE_SILENT": "1"} if silent else {})
+    return subprocess.run([sys.executable, __file__, run_dir, "until-stopped"], env=environment).returncode
 
 
 if __name__ == "__main__":
     run_dir, mode = sys.argv[1:]
-    sys.exit(
-        wrapper(run_dir) if mode == "wrapper" else getattr(Worker(RunDir(Path(run_dir))), mode.replace("-", "_"))()
-    )
+    if mode.endswith("wrapper"):
+        sys.exit(wrapper(run_dir, silent=mode == "silent-wrapper"))
+    sys.exit(getattr(Worker(RunDir(Path(run_dir))), mode.replace("-", "_"))())

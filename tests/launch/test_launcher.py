@@ -157,6 +157,29 @@ def test_resume_of_a_lost_run_ends_its_survivors_first(runs: Runs, home: Home, f
     assert run_processes(run.path) == []
 
 
+def test_nothing_is_started_while_anything_of_the_old_attempt_lives(
+    runs: Runs, home: Home, fake_stages: None, tmp_path: Path
+) -> None:
+    """A run that has ended, as its state and its lock say, and a process that carries its mark."""
+    run = runs.start("until-stopped", "mine")
+    wait_for(lambda: (run.path / "worker.pid").exists())
+    stop(run, wait=True)
+    wait_for(lambda: not run.lock_is_held())
+    left = subprocess.Popen(
+        [sys.executable, "-c", "import time; time.sleep(600)"], env=os.environ | {"STACKLLAMA_RUN": str(run.path)}
+    )
+    try:
+        wait_for(lambda: len(run_processes(run.path)) == 1)
+        with pytest.raises(RefusedError, match=f"still alive \\({left.pid}\\)"):
+            launcher.resume(home, "mine")
+        assert run.read_state().phase == "stopped" and len(run.attempt_dirs()) == 1
+    finally:
+        left.kill()
+        left.wait()
+    launcher.resume(home, "mine")
+    assert wait_for_phase(run, "finished").attempt == 2
+
+
 def test_supervisor_that_does_not_start_is_reported(
     runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -108,6 +108,20 @@ def test_orphan_in_its_own_session_is_ended(runs: Runs, mode: str, phase: str) -
     assert run_processes(run.path) == []
 
 
+def test_a_process_without_the_mark_is_ended_as_well(runs: Runs) -> None:
+    run, state = runs.end("unmarked")
+    assert state.phase == "finished"
+    assert identify(int((run.path / "orphan.pid").read_text())) is None
+
+
+def test_a_grace_is_longer_than_the_saves_of_this_run(runs: Runs) -> None:
+    """Its first save took longer than all patience, as its events say."""
+    run = runs.start("slow-to-save")
+    wait_for(lambda: (run.path / "worker.pid").exists())
+    state = stop(run, wait=True)
+    assert (state.phase, state.exit_code, state.cause) == ("stopped", 75, "saved")
+
+
 def test_sigterm_to_the_wrapper_lets_its_orphaned_worker_save(runs: Runs) -> None:
     """As SIGTERM to `accelerate launch`: it dies at once and its worker would go on alone."""
     run = runs.start("wrapper")
@@ -117,6 +131,15 @@ def test_sigterm_to_the_wrapper_lets_its_orphaned_worker_save(runs: Runs) -> Non
     state = wait_for_phase(run, "stopped")
     assert (state.exit_code, state.cause) == (75, "saved")
     assert run_processes(run.path) == []
+
+
+def test_the_cause_names_the_signal_that_came_from_outside(runs: Runs) -> None:
+    run = runs.start("silent-wrapper")
+    wait_for(lambda: (run.path / "worker.pid").exists())
+    wrapper = run.read_state().worker
+    assert wrapper is not None and send(wrapper, signal.SIGTERM)
+    state = wait_for_phase(run, "stopped")
+    assert state.cause == "SIGTERM came to `accelerate launch`; its workers saved and stopped."
 
 
 def test_worker_that_hangs_after_its_end_event_is_ended(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:

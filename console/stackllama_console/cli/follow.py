@@ -43,6 +43,10 @@ class Tail:
             for event in reader.read():
                 self.history.apply(event)
                 yield event
+        for path in self.run.health_files():
+            for event in self._readers.setdefault(path, EventReader(path)).read():
+                self.history.remark(event)
+                yield event
 
     @property
     def bad_lines(self) -> int:

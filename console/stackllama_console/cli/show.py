@@ -51,6 +51,11 @@ def _history(run: RunDir) -> tuple[History, int]:
         reader = EventReader(path)
         fold(reader.read(), history)
         bad_lines += reader.bad_lines
+    for path in run.health_files():
+        reader = EventReader(path)
+        for remark in reader.read():
+            history.remark(remark)
+        bad_lines += reader.bad_lines
     return history, bad_lines
 
 

@@ -15,7 +15,7 @@ from msgspec import Struct, structs
 
 from stackllama_engine.contract.run_dir import Home, Launch, ProcessId
 from stackllama_engine.launch.nvml import GpuReading, Nvml, NvmlError
-from stackllama_engine.launch.processes import run_processes
+from stackllama_engine.launch.processes import run_processes, usage
 
 from ..sanitise import one_line
 from ..units import size
@@ -25,9 +25,7 @@ FIND_SECONDS = 5.0
 RETRY_SECONDS = 30.0
 """Between two attempts to open NVML again after it has vanished."""
 
-_PROC = Path("/proc")
 _TICKS = os.sysconf("SC_CLK_TCK")
-_PAGE = os.sysconf("SC_PAGE_SIZE")
 _FEW = 2
 """GPUs that are shown one by one in a line."""
 
@@ -163,10 +161,10 @@ class _Tree:
                 self._ticks, self._measured_at = {}, None
             self._run, self._find_at = run, now + FIND_SECONDS
             self._known = run_processes(run) if run is not None else []
-        usage = {process: found for process in self._known if (found := _usage(process)) is not None}
-        self.pids = {process.pid for process in usage}
-        self.memory = sum(memory for _, memory in usage.values()) if usage else None
-        ticks = {process: spent for process, (spent, _) in usage.items()}
+        found = {process: used for process in self._known if (used := usage(process)) is not None}
+        self.pids = {process.pid for process in found}
+        self.memory = sum(used.memory for used in found.values()) if found else None
+        ticks = {process: used.ticks for process, used in found.items()}
         self.cpu = self._share(ticks, now)
         self._ticks, self._measured_at = ticks, now
 
@@ -176,18 +174,6 @@ class _Tree:
             return None
         spent = sum(count - self._ticks[process] for process, count in ticks.items() if process in self._ticks)
         return 100 * spent / _TICKS / (now - self._measured_at)
-
-
-def _usage(process: ProcessId) -> tuple[int, int] | None:
-    """CPU ticks and resident bytes; None when it has ended. Fields 14, 15, 22 and 24 of proc_pid_stat(5)."""
-    try:
-        text = (_PROC / str(process.pid) / "stat").read_text(errors="replace")
-    except (FileNotFoundError, ProcessLookupError, PermissionError):
-        return None
-    state, *fields = text.rpartition(")")[2].split()
-    if state in "ZX" or int(fields[18]) != process.start_time:
-        return None
-    return int(fields[10]) + int(fields[11]), int(fields[20]) * _PAGE
 
 
 def _free(path: Path) -> int | None:

@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from stackllama_engine.contract.events import EventReader, Record
 from stackllama_engine.contract.history import History
-from stackllama_engine.contract.run_dir import RunDir, State
+from stackllama_engine.contract.run_dir import HEALTH_FILE, RunDir, State
 from stackllama_engine.contract.stages import Stage
 
 from ..readings import checkpoint_steps
@@ -90,7 +90,7 @@ class RunFeed:
     @property
     def bad_lines(self) -> int:
         """Lines of all attempts that are no records."""
-        return sum(reader.bad_lines for reader in list(self._readers.values()))
+        return sum(reader.bad_lines for reader in [*self._readers.values(), *self._journals.values()])
 
     @property
     def remarks(self) -> list[str]:
@@ -152,6 +152,8 @@ class RunFeed:
         self._memory = Columns()
         self._pace = Pace()
         self._readers: dict[int, EventReader] = {}
+        self._journals: dict[int, EventReader] = {}
+        """What supervisors noticed, by attempt."""
 
     def _find_attempts(self) -> bool:
         expected = self.state.attempt if self.state else 0
@@ -162,12 +164,17 @@ class RunFeed:
         if new and self._readers and new[0] < max(self._readers):
             self._forget()  # an older attempt turned up: only in their order do events make sense
             new = numbers
-        for number in new:
-            self._readers[number] = EventReader(self.run.attempt_dir(number) / "events.jsonl")
+        self._open(new)
         if new:
             self.attempts = [*self.attempts, *(Attempt(number=number) for number in new)]
             self._pace = Pace()
         return bool(new)
+
+    def _open(self, numbers: list[int]) -> None:
+        for number in numbers:
+            folder = self.run.attempt_dir(number)
+            self._readers[number] = EventReader(folder / "events.jsonl")
+            self._journals[number] = EventReader(folder / HEALTH_FILE)
 
     def _read(self) -> bool:
         changed = False
@@ -179,7 +186,7 @@ class RunFeed:
             changed = True
             numbers = list(self._readers)
             self._forget()
-            self._readers = {n: EventReader(self.run.attempt_dir(n) / "events.jsonl") for n in numbers}
+            self._open(numbers)
             self.attempts = [Attempt(number=number) for number in numbers]
         return changed
 
@@ -197,6 +204,11 @@ class RunFeed:
             if reader.restarts:
                 return True, False
             changed |= bad_lines != reader.bad_lines
+            if remarks := list(self._journals[attempt.number].read()):
+                for remark in remarks:
+                    self._fold.remark(remark)
+                self.history = self._snapshot()
+                changed = True
         return changed, True
 
     def _take(self, attempt: Attempt, batch: list[Record]) -> None:

@@ -54,14 +54,18 @@ class History(Struct, kw_only=True):
             case "checkpoint":
                 self.checkpoint = event.step
             case "health":
-                self.health.append(str((event.data or {}).get("message", "")))
-                self.health_count += 1
-                del self.health[:-_HEALTH_KEPT]
+                self.remark(event)
             case "end":
                 self.exit_code = (event.data or {}).get("exit_code")
                 self.cause = (event.data or {}).get("cause")
             case _:
                 pass  # progress carries step and total; kinds of a newer writer are ignored
+
+    def remark(self, event: Event | Record) -> None:
+        """Take in a ``health`` event alone: the supervisor's say nothing of when the worker was last heard of."""
+        self.health.append(str((event.data or {}).get("message", "")))
+        self.health_count += 1
+        del self.health[:-_HEALTH_KEPT]
 
     def take_phase_memory(self, event: Event | Record) -> None:
         """Of a ``memory`` event, what its phase took alone; another writer's odd shapes are left out."""

@@ -8,7 +8,7 @@
       state.json                     replaced whole
       lock                           flock held by the supervisor for as long as it lives
       control/                       requests (see :mod:`.requests`); one file each, removed when served
-      attempts/001/                  log.txt  events.jsonl
+      attempts/001/                  log.txt  events.jsonl; where there was reason to, health.jsonl  stacks.txt
       samples.jsonl                  questions, responses, rewards, KL
       checkpoints/step-000100/       atomic, with a manifest
       adapter/  merged/  result.json  lineage.json
@@ -38,6 +38,8 @@ Phase = Literal[
     "queued", "starting", "running", "stalled", "stopping", "finished", "failed", "stopped", "lost"
 ]  # fmt: skip
 ENDED: frozenset[str] = frozenset({"finished", "failed", "stopped", "lost"})
+HEALTH_FILE = "health.jsonl"
+"""In an attempt's folder: what the supervisor noticed, as events of the kind ``health``."""
 RUN_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 Request = Literal["stop", "save", "sample", "pause", "continue"]
@@ -211,6 +213,10 @@ class RunDir:
     def events_files(self) -> list[Path]:
         """Every attempt's ``events.jsonl``, first to last."""
         return [path / "events.jsonl" for path in self.attempt_dirs()]
+
+    def health_files(self) -> list[Path]:
+        """Every attempt's ``health.jsonl``, first to last; most attempts have none."""
+        return [path / HEALTH_FILE for path in self.attempt_dirs()]
 
     # state
 

@@ -28,10 +28,14 @@ ACCELERATE_FILE = "accelerate.yaml"
 SHUTDOWN_SECONDS = 120
 """How long torchrun lets its workers save after SIGTERM before it kills them; its own default is 30."""
 
+FORWARDED_SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
+"""What torchrun passes on to its workers: its own choice and SIGUSR1, which Slurm sends before the time is up. It
+reads ``PET_SIGNALS_TO_HANDLE`` as its option ``--signals-to-handle``, which `accelerate launch` does not take."""
+
 _FOREIGN = re.compile(
     # Of a surrounding torchrun, accelerate, MPI or run of ours: each would tell the worker that it is somebody else.
     r"(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)|(PMI|OMPI_COMM_WORLD|MV2_COMM_WORLD)_\w+"
-    r"|TORCHELASTIC_\w+|TORCH_ELASTIC_SHUTDOWN_TIMEOUT|ACCELERATE_\w+|FSDP_\w+|FORK_LAUNCHED"
+    r"|TORCHELASTIC_\w+|TORCH_ELASTIC_SHUTDOWN_TIMEOUT|PET_\w+|ACCELERATE_\w+|FSDP_\w+|FORK_LAUNCHED"
     r"|TORCH_FORCE_(NO_)?WEIGHTS_ONLY_LOAD"
     r"|STACKLLAMA_(RUN|ATTEMPT|WORLD_SIZE|CANARY)"
 )
@@ -78,6 +82,7 @@ def build_command(recipe: AnyRecipe, run_dir: Path, gpus: list[str]) -> Command:
     environment["STACKLLAMA_WORLD_SIZE"] = str(processes)
     environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(SHUTDOWN_SECONDS)
     environment["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"  # whatever a library asks of `torch.load`: no code from pickles
+    environment["PET_SIGNALS_TO_HANDLE"] = FORWARDED_SIGNALS
     environment["ACCELERATE_USE_CPU"] = str(on_cpu).lower()
     if gpus:
         environment["CUDA_VISIBLE_DEVICES"] = "" if on_cpu else ",".join(gpus[:processes])

@@ -1,6 +1,7 @@
 """How an attempt ended: the ``end`` event when there is one, else the exit status of its process."""
 
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from ..contract.run_dir import Phase
 _LAST_LINES = 20
 _LINE_LENGTH = 500
 _TAIL_BYTES = 64 * 1024
+_GOT_SIGNAL = re.compile(r"SignalException: Process \d+ got signal: (\d+)")
 _KILLED = "often the kernel's out-of-memory killer; `dmesg` tells"
 
 
@@ -52,6 +54,24 @@ def stopped_by_force(number: signal.Signals, grace: float) -> Outcome:
         cause=f"Did not stop by itself within {grace:g} s of the request and was ended by {number.name}; "
         "resuming goes on from the last checkpoint.",
     )
+
+
+def signal_to_launcher(status: int, last_lines: list[str]) -> str:
+    """Why workers saved and stopped though nobody asked the run to: a signal from outside.
+
+    Args:
+        status: of the launcher, as from ``os.waitpid``. One process: the signal ended it. Several: torchelastic names
+            the signal in its log, forwards it and ends with 1.
+        last_lines: of the log.
+    """
+    name: str | None = None
+    if os.WIFSIGNALED(status):
+        name = _signal_name(os.WTERMSIG(status))
+    elif found := next((match for line in reversed(last_lines) if (match := _GOT_SIGNAL.search(line))), None):
+        name = _signal_name(int(found[1]))
+    if name is None:
+        return "A signal told the workers to save and stop."
+    return f"{name} came to `accelerate launch`; its workers saved and stopped."
 
 
 def last_log_lines(log: Path) -> list[str]:

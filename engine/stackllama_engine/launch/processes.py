@@ -12,24 +12,44 @@ import signal
 import time
 from pathlib import Path
 
+from msgspec import Struct
+
 from ..contract.run_dir import ProcessId
 
 RUN_MARK = "STACKLLAMA_RUN"
 
 _PROC = Path("/proc")
 _GONE = (FileNotFoundError, ProcessLookupError)
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+class Usage(Struct, frozen=True, kw_only=True):
+    """What a process has used since it began.
+
+    Attributes:
+        state: as in proc_pid_stat(5), field 3.
+        ticks: of processor time; ``SC_CLK_TCK`` a second.
+        memory: resident bytes.
+        bytes: read and written, caches and pipes included; 0 where the kernel does not say.
+    """
+
+    state: str
+    ticks: int
+    memory: int
+    bytes: int
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a signal or a debugger has stopped it."""
+        return self.state in "Tt"
 
 
 def identify(pid: int) -> ProcessId | None:
     """The identity of a live process; None when there is none, or only its zombie."""
-    try:
-        text = (_PROC / str(pid) / "stat").read_text(errors="replace")
-    except _GONE:
+    fields = _fields(pid)
+    if fields is None or fields[0] in "ZX":
         return None
-    state, *fields = text.rpartition(")")[2].split()  # the command's name may hold spaces and parentheses
-    if state in "ZX":
-        return None
-    return ProcessId(boot_id=_boot_id(), pid=pid, start_time=int(fields[18]))  # proc_pid_stat(5), field 22
+    return ProcessId(boot_id=_boot_id(), pid=pid, start_time=int(fields[19]))  # proc_pid_stat(5), field 22
 
 
 def alive(process: ProcessId | None) -> bool:
@@ -69,6 +89,78 @@ def run_processes(run_dir: Path) -> list[ProcessId]:
         if process is not None:
             found.append(process)
     return found
+
+
+def descendants(pid: int) -> list[ProcessId]:
+    """Every live process below this one, marked or not."""
+    parents: dict[int, int] = {}
+    for entry in os.scandir(_PROC):
+        if entry.name.isdigit() and (fields := _fields(int(entry.name))) is not None:
+            parents[int(entry.name)] = int(fields[1])  # field 4
+    below: set[int] = set()
+    level = {pid}
+    while level := {child for child, parent in parents.items() if parent in level} - below:
+        below |= level
+    return [process for each in sorted(below) if (process := identify(each)) is not None]
+
+
+def usage(process: ProcessId) -> Usage | None:
+    """What exactly this process has used; None when it has ended. Fields 3, 14, 15, 22 and 24 of proc_pid_stat(5)."""
+    fields = _fields(process.pid)
+    if fields is None or fields[0] in "ZX" or int(fields[19]) != process.start_time:
+        return None
+    return Usage(
+        state=fields[0],
+        ticks=int(fields[11]) + int(fields[12]),
+        memory=int(fields[21]) * _PAGE,
+        bytes=_moved_bytes(process.pid),
+    )
+
+
+def environment_value(process: ProcessId, name: str) -> str | None:
+    """A variable of the environment it was started with; None without one, or where it may not be read."""
+    prefix = f"{name}=".encode()
+    try:
+        variables = (_PROC / str(process.pid) / "environ").read_bytes().split(b"\0")
+    except (*_GONE, PermissionError):
+        return None
+    return next((each[len(prefix) :].decode(errors="replace") for each in variables if each.startswith(prefix)), None)
+
+
+def command_line(process: ProcessId) -> str:
+    """Its arguments in one line; empty when it has gone."""
+    try:
+        text = (_PROC / str(process.pid) / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except (*_GONE, PermissionError):
+        return ""
+    return " ".join(text.split())
+
+
+def catches(process: ProcessId, number: signal.Signals) -> bool:
+    """Whether it has a handler for a signal."""
+    try:
+        text = (_PROC / str(process.pid) / "status").read_text(errors="replace")
+    except (*_GONE, PermissionError):
+        return False
+    found = re.search(r"^SigCgt:\s*([0-9a-f]+)$", text, re.MULTILINE)
+    return found is not None and bool(int(found[1], 16) >> (number - 1) & 1)
+
+
+def _fields(pid: int) -> list[str] | None:
+    """Fields of ``/proc/<pid>/stat`` from the third on; None when there is no such process."""
+    try:
+        text = (_PROC / str(pid) / "stat").read_text(errors="replace")
+    except _GONE:
+        return None
+    return text.rpartition(")")[2].split()  # the command's name may hold spaces and parentheses
+
+
+def _moved_bytes(pid: int) -> int:
+    try:
+        text = (_PROC / str(pid) / "io").read_text(errors="replace")
+    except (*_GONE, PermissionError):
+        return 0
+    return sum(int(number) for number in re.findall(r"^[rw]char: (\d+)$", text, re.MULTILINE))
 
 
 def kill_run_processes(run_dir: Path, patience: float = 10.0) -> int:

@@ -10,7 +10,9 @@ How a worker is brought to an end::
     worker gone, end written                                SIGKILL
     end written, worker not gone    ── linger ───────────►  SIGKILL    (hangs while it exits)
 
-``STACKLLAMA_STOP_GRACE``, ``STACKLLAMA_TERM_GRACE`` and ``STACKLLAMA_LINGER`` (seconds) set the three.
+``STACKLLAMA_STOP_GRACE``, ``STACKLLAMA_TERM_GRACE`` and ``STACKLLAMA_LINGER`` (seconds) set the three; the first two
+are never shorter than three times the longest save of the attempt. Besides it looks for stalls, at the disk and at the
+GPUs (:mod:`.watch`).
 """
 
 import contextlib
@@ -36,9 +38,10 @@ from ..contract.requests import forget_all
 from ..contract.run_dir import ProcessId, RunDir, State
 from ..contract.stages import Stage
 from .argv import inherited_environment
-from .outcome import Outcome, from_end_event, from_status, last_log_lines, stopped_by_force
-from .processes import identify, kill_run_processes, oom_kills, run_processes, send
+from .outcome import Outcome, from_end_event, from_status, last_log_lines, signal_to_launcher, stopped_by_force
+from .processes import descendants, identify, kill_run_processes, oom_kills, run_processes, send
 from .scrub import Scrubber, scrub_folder
+from .watch import Watch
 
 SUPERVISOR_LOG = "supervisor.txt"
 """In the attempt's folder: what the supervisor itself had to complain about."""
@@ -46,6 +49,9 @@ SUPERVISOR_LOG = "supervisor.txt"
 _POLL = 0.2
 _IN_ORDER = (ExitCode.DONE, ExitCode.STOPPED)  # torchrun prints a traceback for every code but 0
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
+_SAVES = 3  # a grace is at least so many times the longest save
+_LONGEST_GRACE = 1800.0  # seconds that a run's own saves may ask for
+_UNKILLABLE = 10.0  # seconds after which a process that survives SIGKILL is worth a remark
 _DISK_PATIENCE = 600.0  # seconds to go on trying to record the outcome on a full disk
 
 
@@ -84,6 +90,9 @@ class Supervisor:
         self._secrets = redactor()
         self._log = Scrubber(self.folder / "log.txt", self._secrets)
         self._end: Event | None = None
+        self._watch: Watch | None = None
+        self._heard = 0.0  # Unix seconds of the newest event
+        self._longest_save = 0.0
         self._worker_pid = 0
         self._worker: ProcessId | None = None
         self._status: int | None = None
@@ -91,6 +100,7 @@ class Supervisor:
         self._stopping = False
         self._sent: signal.Signals | None = None  # to the processes of the run
         self._forced: signal.Signals | None = None  # to the worker while it still lived
+        self._told_unkillable = False
 
     def supervise(self) -> None:
         """Start the worker, follow it to its end, leave no process of the run behind, record the outcome."""
@@ -105,6 +115,7 @@ class Supervisor:
             self._reap()
             self._mask_secrets()
             self._read_events()
+            self._look()
             self._serve_stop()
             left = self._end_processes()
             if self._status is not None and not left:
@@ -117,6 +128,7 @@ class Supervisor:
 
     def _start_worker(self) -> None:
         launch = self.run.read_launch()
+        self._watch = Watch(self.run, self.folder, launch, self.state.stage)
         log = open_private(self.folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         try:
             process = subprocess.Popen(
@@ -158,7 +170,12 @@ class Supervisor:
             seen = True
             if event.kind == "end":
                 self._end = event
-        if seen and self.state.phase == "starting":
+            if event.kind == "checkpoint" and self._heard:  # the event before it was the last thing before the save
+                self._longest_save = max(self._longest_save, event.time - self._heard)
+            self._heard = event.time
+            if self._watch is not None:
+                self._watch.event(event)
+        if seen and self.state.phase in ("starting", "stalled"):
             self._record(phase="running")
         elif self._unsaved:
             self._record()
@@ -170,15 +187,24 @@ class Supervisor:
         except OSError as error:
             _note(f"log.txt: {error}; it may hold a secret that was printed")
 
+    def _look(self) -> None:
+        """At everything that is not the worker's end."""
+        if self._watch is None or self._status is not None or self._end is not None:
+            return
+        self._watch.look()
+        if self._watch.stalled and self.state.phase in ("starting", "running"):
+            self._record(phase="stalled")
+
     # ending it
 
     def _serve_stop(self) -> None:
-        if self._stopping or not (self.stop_asked or "stop" in self.run.requests()):
+        must = self._watch is not None and self._watch.stop_cause is not None
+        if self._stopping or not (must or self.stop_asked or "stop" in self.run.requests()):
             return
         self._stopping = True
         now = time.monotonic()
-        self._term_at = min(self._term_at, now + self.patience.stop)
-        self._kill_at = min(self._kill_at, now + self.patience.stop + self.patience.term)
+        self._term_at = min(self._term_at, now + self._grace(self.patience.stop))
+        self._kill_at = min(self._kill_at, self._term_at + self._grace(self.patience.term))
         try:
             self.run.request("stop")  # for the worker, when the stop came as a signal
         except OSError as error:  # a full disk: a signal says the same
@@ -193,19 +219,31 @@ class Supervisor:
         if self._status is not None:
             over = self._end is not None
             self._term_at = min(self._term_at, now)
-            self._kill_at = min(self._kill_at, now if over else now + self.patience.term)
+            self._kill_at = min(self._kill_at, now if over else now + self._grace(self.patience.term))
         elif self._end is not None:
             self._kill_at = min(self._kill_at, now + self.patience.linger)
         if now < min(self._term_at, self._kill_at):
             return True
         left = run_processes(self.run.path)
-        if self._worker is not None and self._status is None and self._worker not in left:
-            left.append(self._worker)
+        if self.state.stage is not Stage.PIPELINE:  # whose children's supervisors are below this one, and live on
+            left += [process for process in descendants(os.getpid()) if process not in left]  # lost the mark
+        if now >= self._kill_at + _UNKILLABLE:
+            self._tell_unkillable(left)
         if now >= self._kill_at:
             self._signal(left, signal.SIGKILL)
         elif self._sent is None:
             self._signal(left, signal.SIGTERM)
         return bool(left)
+
+    def _grace(self, least: float) -> float:
+        """Seconds; long enough for a save as this run has shown to need."""
+        return max(least, min(_SAVES * self._longest_save, _LONGEST_GRACE))
+
+    def _tell_unkillable(self, left: list[ProcessId]) -> None:
+        if left and self._watch is not None and not self._told_unkillable:
+            self._told_unkillable = True
+            pids = ", ".join(str(process.pid) for process in left)
+            self._watch.journal.write(f"SIGKILL does not end pid {pids}: the kernel or a driver holds it. Waiting.")
 
     def _signal(self, processes: list[ProcessId], number: signal.Signals) -> None:
         for process in processes:
@@ -217,6 +255,8 @@ class Supervisor:
 
     def _outcome(self, status: int) -> Outcome:
         outcome = self._plain_outcome(status)
+        if outcome.phase == "stopped" and outcome.cause is None:
+            outcome = msgspec.structs.replace(outcome, cause=self._why_stopped(status))
         try:
             from .autopsy import explain
 
@@ -226,7 +266,15 @@ class Supervisor:
         except Exception as error:  # noqa: BLE001 - what is known of the end counts more than its explanation
             _note(f"how the run ended could not be explained further: {error!r}")
             return outcome
+        if outcome.phase == "failed" and self._watch is not None:
+            cause = self._watch.explain(cause or outcome.cause)
         return msgspec.structs.replace(outcome, cause=cause) if cause else outcome
+
+    def _why_stopped(self, status: int) -> str | None:
+        """Of a stop that nobody asked for in `control/`; None where somebody did."""
+        if self._stopping:
+            return self._watch.stop_cause if self._watch is not None else None
+        return signal_to_launcher(status, last_log_lines(self.folder / "log.txt"))
 
     def _plain_outcome(self, status: int) -> Outcome:
         if self._end is not None:
@@ -236,6 +284,8 @@ class Supervisor:
         return from_status(status, last_log_lines(self.folder / "log.txt"))
 
     def _finish(self, outcome: Outcome) -> None:
+        if self._watch is not None:
+            self._watch.end()
         lines = last_log_lines(self.folder / "log.txt") if outcome.exit_code not in _IN_ORDER else []
         forget_all(self.run)
         self._record(

@@ -20,6 +20,7 @@ from ..contract.recipe import AnyRecipe
 from ..contract.recipe_io import load_recipe
 from ..contract.redact import redact_output, redactor
 from ..contract.run_dir import RunDir
+from ..contract.stacks import offer_stacks
 from ..contract.stages import Stage
 from .report import Reporter
 from .requests import Stopped
@@ -34,6 +35,7 @@ def main(argv: list[str]) -> int:
     stage, run = Stage(argv[0]), RunDir(Path(argv[1]))
     attempt = int(os.environ.get("STACKLLAMA_ATTEMPT", "1"))
     run.attempt_dir(attempt).mkdir(mode=0o700, parents=True, exist_ok=True)
+    offer_stacks(run.attempt_dir(attempt))
     reporter = Reporter(run, attempt, is_main=int(os.environ.get("RANK", "0")) == 0)
     try:
         _run_stage(stage, run, reporter)

@@ -1,0 +1,110 @@
+"""Whether a run stands still: no event for much longer than a step takes, and a rank that does nothing.
+
+=======================================  =======  ==============================================================
+environment                              default  meaning
+=======================================  =======  ==============================================================
+``STACKLLAMA_STALL_FACTOR``              10       how many median steps without an event are too many
+``STACKLLAMA_STALL_FLOOR``               120      seconds; the limit is never shorter
+``STACKLLAMA_STALL_CEILING``             1800     seconds; never longer
+``STACKLLAMA_STALL_LOAD``                1800     seconds; the limit before a step's duration is known
+=======================================  =======  ==============================================================
+
+A run whose ranks are all at work may be silent for twice the ceiling: an evaluation or a rollout takes its time, but
+ranks that spin in a collective whose link was cut do so for ever.
+"""
+
+import os
+import statistics
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from msgspec import Struct
+
+from ..contract.events import Event
+from .activity import Idle
+
+_STEPS = 50
+_BUSY = 2.0
+_QUIET_PHASES = frozenset({"paused"})  # it waits for a person
+
+
+class StallLimits(Struct, frozen=True, kw_only=True):
+    """See the module; seconds, but for the factor."""
+
+    factor: float = 10.0
+    floor: float = 120.0
+    ceiling: float = 1800.0
+    load: float = 1800.0
+
+    @classmethod
+    def of_environment(cls) -> "StallLimits":
+        """As the environment says."""
+        default = cls()
+        return cls(**{name: _number(f"STACKLLAMA_STALL_{name.upper()}", getattr(default, name)) for name in _LIMITS})
+
+
+_LIMITS = ("factor", "floor", "ceiling", "load")
+
+
+class StallWatch:
+    """Hears of every event and says when there were none for too long.
+
+    Args:
+        limits: what too long is.
+        clock: monotonic seconds.
+    """
+
+    def __init__(self, limits: StallLimits, clock: Callable[[], float] = time.monotonic) -> None:
+        self._limits = limits
+        self._clock = clock
+        self._heard = clock()
+        self._phase: str | None = None
+        self._step: tuple[int, float] | None = None
+        self._durations: deque[float] = deque(maxlen=_STEPS)
+
+    @property
+    def limit(self) -> float:
+        """Seconds without an event that are too many while a rank does nothing."""
+        if not self._durations:
+            return self._limits.load
+        wanted = self._limits.factor * statistics.median(self._durations)
+        return min(max(wanted, self._limits.floor), self._limits.ceiling)
+
+    def event(self, event: Event) -> None:
+        """Something was heard of the run."""
+        self._heard = self._clock()
+        if event.kind == "phase":
+            if event.phase in _QUIET_PHASES or self._phase in _QUIET_PHASES:
+                self._step = None  # the wait is no part of a step
+            self._phase = event.phase
+        if event.kind == "progress" and event.step is not None:
+            if self._step is not None and event.step > self._step[0]:
+                self._durations.append((event.time - self._step[1]) / (event.step - self._step[0]))
+            self._step = event.step, event.time
+
+    def look(self, idle: Sequence[Idle]) -> str | None:
+        """Why it is held to stand still, in a sentence; None while it is not.
+
+        Args:
+            idle: ranks that do nothing, the longest first.
+        """
+        silent = self._clock() - self._heard
+        if self._phase in _QUIET_PHASES or silent < self.limit:
+            return None
+        if idle and idle[0].seconds >= self.limit:
+            return f"No event for {silent:.0f} s ({self._of_limit()}), and {idle[0]}."
+        busy = max(_BUSY * self._limits.ceiling, self.limit)
+        if silent >= busy:
+            return f"No event for {silent:.0f} s (limit {busy:.0f} s), although every rank seems to be at work."
+        return None
+
+    def _of_limit(self) -> str:
+        if not self._durations:
+            return f"limit {self.limit:.0f} s before the first step"
+        return f"limit {self.limit:.0f} s, the median step {statistics.median(self._durations):.2g} s"
+
+
+def _number(name: str, default: float) -> float:
+    given = os.environ.get(name)
+    return float(given) if given else default

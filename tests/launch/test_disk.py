@@ -1,0 +1,104 @@
+"""Room on the disk: a warning, and a stop after saving while there is room for that."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from stackllama_engine.contract.events import EventReader
+from stackllama_engine.contract.run_dir import Home, RunDir
+from stackllama_engine.contract.stages import Stage
+from stackllama_engine.launch import disk
+from stackllama_engine.launch.disk import DiskWatch, free_bytes
+from stackllama_engine.launch.reconcile import stop
+
+from .conftest import Runs, wait_for, wait_for_phase
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    return Home(tmp_path / "home").create(Stage.SFT, "{}")
+
+
+@pytest.fixture
+def room(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The only element: free MiB."""
+    free = [100_000]
+    monkeypatch.setattr(disk, "free_bytes", lambda _: free[0] * MIB)
+    return free
+
+
+def remarks(run: RunDir) -> list[str]:
+    return [event.data["message"] for path in run.health_files() for event in EventReader(path).read()]
+
+
+def test_a_warning_comes_before_the_end_and_neither_comes_twice(run: RunDir, room: list[int]) -> None:
+    watch = DiskWatch(run)
+    assert watch.look() is None
+    room[0] = 1000
+    news = watch.look()
+    assert news is not None and not news.critical
+    assert news.message == (
+        "Little room is left where the runs are: 1000 MiB; below 64 MiB the run is saved and stopped."
+    )
+    room[0] = 1100
+    assert watch.look() is None
+    room[0] = 5000
+    assert watch.look() is None
+    room[0] = 900
+    assert watch.look() is not None, "there was room in the meantime: warned of anew"
+    room[0] = 63
+    news = watch.look()
+    assert news is not None and news.critical and "63 MiB are free" in news.message and "then resume" in news.message
+    assert watch.look() is None
+
+
+def test_what_a_checkpoint_takes_decides(run: RunDir, room: list[int]) -> None:
+    watch = DiskWatch(run)
+    checkpoint = run.checkpoints / "step-000010"
+    checkpoint.mkdir()
+    with (checkpoint / "weights").open("wb") as file:
+        file.truncate(400 * MIB)
+    assert watch.critical == 64 * MIB
+    watch.measure_checkpoint()
+    assert watch.critical == 600 * MIB and watch.warning == 2400 * MIB
+    room[0] = 599
+    news = watch.look()
+    assert news is not None and news.critical
+
+
+def test_the_environment_decides_first(run: RunDir, room: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STACKLLAMA_DISK_CRITICAL", "0")
+    monkeypatch.setenv("STACKLLAMA_DISK_WARNING", "10")
+    watch = DiskWatch(run)
+    room[0] = 9
+    news = watch.look()
+    assert news is not None and news.message == "Little room is left where the runs are: 9 MiB."
+    room[0] = 0
+    assert watch.look() is None
+
+
+def test_free_is_what_this_user_may_write(tmp_path: Path) -> None:
+    found = os.statvfs(tmp_path)
+    assert 0 < free_bytes(tmp_path) <= found.f_bfree * found.f_frsize
+
+
+def test_a_run_is_saved_and_stopped_while_there_is_room_for_that(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STACKLLAMA_DISK_CRITICAL", "1e12")
+    monkeypatch.setenv("STACKLLAMA_STOP_GRACE", "30")
+    run, state = runs.end("saves-silently")
+    assert (state.phase, state.exit_code) == ("stopped", 75)
+    assert state.cause is not None and "The disk is nearly full" in state.cause and "then resume" in state.cause
+    assert remarks(run) == [state.cause]
+
+
+def test_a_warning_stops_nothing(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STACKLLAMA_DISK_WARNING", "1e12")
+    monkeypatch.setenv("STACKLLAMA_DISK_CRITICAL", "0")
+    run = runs.start("until-stopped")
+    wait_for(lambda: len(remarks(run)) == 1)
+    assert wait_for_phase(run, "running").cause is None
+    assert stop(run, wait=True).exit_code == 75
+    assert remarks(run)[0].startswith("Little room is left")
