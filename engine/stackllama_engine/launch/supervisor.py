@@ -16,7 +16,6 @@ GPUs (:mod:`.watch`).
 """
 
 import contextlib
-import ctypes
 import os
 import select
 import signal
@@ -38,6 +37,7 @@ from ..contract.requests import forget_all
 from ..contract.run_dir import ProcessId, RunDir, State
 from ..contract.stages import Stage
 from .argv import inherited_environment
+from .detach import adopt_orphans, detach
 from .outcome import Outcome, from_end_event, from_status, last_log_lines, signal_to_launcher, stopped_by_force
 from .processes import descendants, identify, kill_run_processes, oom_kills, run_processes, send
 from .scrub import Scrubber, scrub_folder
@@ -48,7 +48,6 @@ SUPERVISOR_LOG = "supervisor.txt"
 
 _POLL = 0.2
 _IN_ORDER = (ExitCode.DONE, ExitCode.STOPPED)  # torchrun prints a traceback for every code but 0
-_PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 _SAVES = 3  # a grace is at least so many times the longest save
 _LONGEST_GRACE = 1800.0  # seconds that a run's own saves may ask for
 _UNKILLABLE = 10.0  # seconds after which a process that survives SIGKILL is worth a remark
@@ -327,9 +326,9 @@ class Supervisor:
 def main(arguments: list[str]) -> None:
     """Detach, then supervise. Does not return."""
     run, attempt, lock = RunDir(Path(arguments[0])), int(arguments[1]), int(arguments[2])
-    _detach()
+    detach()
     os.set_inheritable(lock, False)  # no worker may hold the lock after us
-    _adopt_orphans()
+    adopt_orphans()
     status = 1
     try:
         supervisor = Supervisor(run, attempt, Patience.of(run.read_state().stage))
@@ -344,24 +343,6 @@ def main(arguments: list[str]) -> None:
         _record_own_failure(run, error)
     finally:
         os._exit(status)
-
-
-def _detach() -> None:
-    """Double fork and setsid: nobody's child, nobody's terminal. The first process ends with status 0."""
-    os.umask(0o077)
-    if os.fork():
-        os._exit(0)
-    os.setsid()
-    if os.fork():
-        os._exit(0)
-
-
-def _adopt_orphans() -> None:
-    """Become the parent of grandchildren whose own parent ends, so that they can be reaped."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"prctl(PR_SET_CHILD_SUBREAPER): {os.strerror(number)}")
 
 
 def _handle_signals(supervisor: Supervisor) -> None:
