@@ -150,6 +150,8 @@ def test_existing_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.Monk
         ("model_name_or_path: m.gguf", ["a .gguf model", "load_in_8bit: false"]),
         ("optim: adafactor\nadam_beta2: 0.95", ["`optim: adafactor` has no `adam_beta1`"]),
         ("bf16: true\nfp16: true", ["`bf16` and `fp16` are both true"]),
+        ("metric_for_best_model: eval_loss\nsave_steps: 0", ["`metric_for_best_model: eval_loss`", "`save_steps: 0`"]),
+        ("keep_every_steps: 750", ["`keep_every_steps: 750` is no multiple of `save_steps: 500`"]),
         ("use_peft: false", ["`use_peft: false`", "load_in_8bit: false"]),
         ("num_processes: 0", [">= 1"]),
         ("seed: -1", [">= 0"]),

@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from stackllama_engine.contract.checkpoints import read_manifest
 from stackllama_engine.contract.run_dir import Home, RunDir
 from stackllama_engine.launch.argv import source_path
 from stackllama_engine.launch.processes import run_processes
@@ -37,6 +38,7 @@ class Launched:
         (tmp / "site").mkdir(parents=True)
         (tmp / "site" / "sitecustomize.py").write_text(CHATTY)
         self.keys = [f"model_name_or_path={base}", *SFT, "max_steps=2", "save_steps=1", "eval_steps=1"]
+        self.keys += ["metric_for_best_model=eval_loss", "save_total_limit=1"]
         self.printed = self.command("launch", "sft", *self.keys, "--dry-run")
         self.printed += self.command("launch", "sft", *self.keys, "--name", "mine")
         self.run: RunDir = Home(tmp / "user" / "home").run("mine")
@@ -83,7 +85,6 @@ def test_it_finishes_and_its_secrets_are_nowhere(launched: Launched) -> None:
 
 
 def test_everything_is_the_owners_alone(launched: Launched) -> None:
-    assert checkpoint.newest(launched.run.checkpoints)[0] is not None
     paths = [launched.run.path.parents[1], *launched.run.path.parents[1].rglob("*")]
     wrong = {
         str(path): oct(path.stat().st_mode)
@@ -91,6 +92,12 @@ def test_everything_is_the_owners_alone(launched: Launched) -> None:
         if stat.S_IMODE(path.stat().st_mode) != (0o700 if path.is_dir() else 0o600)
     }
     assert wrong == {}
+
+
+def test_its_checkpoints_know_what_was_measured(launched: Launched) -> None:
+    newest, _ = checkpoint.newest(launched.run.checkpoints)
+    assert newest is not None and newest.name == "step-000002"
+    assert {"loss", "eval_loss"} <= read_manifest(newest).metrics.keys()
 
 
 def test_one_process_listens_on_no_port(launched: Launched) -> None:

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from stackllama_engine.contract.checkpoints import read_manifest
 from stackllama_engine.contract.events import Event, EventReader
 from stackllama_engine.contract.recipe_io import load_recipe
 from stackllama_engine.contract.run_dir import Home, RunDir
@@ -116,6 +117,7 @@ def test_ppo_starts_at_ratio_one_and_moves(shared_home: Home, base: Path, reward
     ]
     assert not (run.adapter / "reward").exists()  # what is shared is the policy alone
     result = run.read_json("result.json")
+    assert {"eval/mean_reward", "objective/scores"} <= read_manifest(run.checkpoints / "step-000002").metrics.keys()
     assert result["before"]["kl"] == 0.0
     assert result["before"]["questions"] == 8
     assert len(result["samples"]) == 3

@@ -28,7 +28,7 @@ Without a command it opens the console.
   plan       what a recipe will take in memory, and what would make it fit
   launch     start one stage in the background; it outlives this terminal
   pipeline   start every stage, each on what the one before made
-  runs       ls, show, logs, watch, stop, resume, rm; of one at work:
+  runs       ls, show, logs, watch, verify, stop, resume, rm; at work:
              save, sample, pause, continue, set
   merge      put a run's adapter into its base
   chat       ask a run's model, and the base it began with
@@ -218,6 +218,8 @@ def _add_runs(commands: _Commands) -> None:
     resume.add_argument("--follow", "-f", action="store_true", help=_FOLLOW_HELP)
     for parser in (show, logs, watch):
         parser.add_argument("run", metavar="RUN", nargs="?", help="run id (default: the newest run)")
+    verify = _leaf(runs, "verify", "Read every checkpoint back: which can be resumed from?", "verify:verify", json=True)
+    verify.add_argument("run", metavar="RUN", nargs="?", help="run id (default: the newest run)")
     rm = _leaf(runs, "rm", "Delete a run that has ended; a pipeline with its stages.", "runs:rm", json=True)
     rm.add_argument("--yes", "-y", action="store_true", help="do not ask")
     for parser in (stop, resume, rm):

@@ -106,6 +106,13 @@ class TrainRecipe(ModelRecipe, frozen=True, kw_only=True, forbid_unknown_fields=
         int, _help("Write a checkpoint every N optimizer (PPO: rollout) steps; 0: only when stopped.", ge=0)
     ] = 500
     save_total_limit: Annotated[int, _help("Keep the newest N checkpoints.", ge=1)] = 3
+    metric_for_best_model: Annotated[
+        str | None, _help("Also keep the checkpoint that is best by this metric (eval_loss; PPO: eval/mean_reward).")
+    ] = None
+    greater_is_better: Annotated[
+        bool | None, _help("Of that metric; empty: lower is better where its name ends in `loss`.")
+    ] = None
+    keep_every_steps: Annotated[int, _help("Also keep the checkpoint of every N-th step; 0: none.", ge=0)] = 0
     report_to: Annotated[
         list[Literal["tensorboard", "wandb", "trackio"]], _help("Also report to these, through their own packages.")
     ] = []
@@ -138,6 +145,16 @@ class TrainRecipe(ModelRecipe, frozen=True, kw_only=True, forbid_unknown_fields=
             raise ValueError(
                 "a .gguf model is dequantised while it is read and cannot be loaded in 8 or 4 bits at once; "
                 "set `load_in_8bit: false` and `load_in_4bit: false`."
+            )
+        if self.metric_for_best_model and not self.save_steps:
+            raise ValueError(
+                f"`metric_for_best_model: {self.metric_for_best_model}` chooses among checkpoints and `save_steps: 0` "
+                "writes none; set `save_steps` to a multiple of `eval_steps`."
+            )
+        if self.keep_every_steps and (not self.save_steps or self.keep_every_steps % self.save_steps):
+            raise ValueError(
+                f"`keep_every_steps: {self.keep_every_steps}` is no multiple of `save_steps: {self.save_steps}`, so "
+                "those steps have no checkpoint to keep."
             )
         if self.bf16 and self.fp16:
             raise ValueError("`bf16` and `fp16` are both true; choose one of them.")

@@ -1,95 +1,144 @@
-"""Checkpoints that are whole or do not exist.
+"""Checkpoints that are whole or do not exist, and which of them stay.
 
 A checkpoint is written under a hidden name, its files are fsynced and listed with size and SHA-256 in
-``manifest.json``, and only then it is renamed to ``step-000100``. Nothing else is ever resumed from.
+``manifest.json``, and only then it is renamed to ``step-000100``. Nothing else is ever resumed from, and what is left
+of one that was never sealed is removed when the next attempt begins. What verifies: :mod:`..contract.checkpoints`.
 """
 
-import hashlib
+import math
 import os
-import re
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 from msgspec import Struct
 
+from ..contract.checkpoints import (
+    MANIFEST,
+    UNSEALED,
+    FileSeal,
+    Manifest,
+    digest,
+    newest,
+    problem,
+    read_manifest,
+    sealed,
+    step_of,
+)
 from ..contract.files import fsync_directory, write_whole
+from ..contract.recipe import TrainRecipe
 from .report import Reporter
 
-MANIFEST = "manifest.json"
-_NAME = re.compile(r"step-(\d{6,})")
+__all__ = ["Retention", "newest", "problem", "publish", "rotate", "seal", "staging_dir", "step_of", "to_resume"]
 
 
-class FileSeal(Struct, frozen=True):
-    """One file of a checkpoint."""
+class Retention(Struct, frozen=True, kw_only=True):
+    """Which checkpoints stay: the newest, milestones, and the best by one metric."""
 
-    size: int
-    sha256: str
+    newest: int
+    every: int = 0
+    """Milestones: steps that are a multiple of this one; 0: none."""
+    metric: str | None = None
+    greater_is_better: bool = True
 
+    @classmethod
+    def of(cls, recipe: TrainRecipe) -> "Retention":
+        """As a recipe asks for it; as in transformers, a metric that ends in `loss` is better when it is lower."""
+        metric, greater = recipe.metric_for_best_model, recipe.greater_is_better
+        if greater is None:
+            greater = not (metric or "").endswith("loss")
+        return cls(
+            newest=recipe.save_total_limit, every=recipe.keep_every_steps, metric=metric, greater_is_better=greater
+        )
 
-class Manifest(Struct, frozen=True):
-    """``manifest.json`` of a sealed checkpoint."""
+    def at_most(self, steps: int) -> int:
+        """How many checkpoints a run of so many steps leaves."""
+        return self.newest + (self.metric is not None) + (steps // self.every if self.every else 0)
 
-    step: int
-    files: dict[str, FileSeal]
-    format: int = 1
+    def chosen(self, checkpoints: Sequence[Path]) -> list[Path]:
+        """Those that stay, of all, oldest first."""
+        best = self._best(checkpoints)
+        recent = checkpoints[-self.newest :]
+        return [
+            path
+            for path in checkpoints
+            if path in recent or path == best or (self.every and step_of(path) % self.every == 0)
+        ]
+
+    def _best(self, checkpoints: Sequence[Path]) -> Path | None:
+        """Of equals the newest."""
+        if self.metric is None:
+            return None
+        values: list[tuple[float, int, Path]] = []
+        for path in checkpoints:
+            try:
+                value = read_manifest(path).metrics.get(self.metric)
+            except (OSError, msgspec.DecodeError):  # damaged: whatever it was, it is not the best
+                continue
+            if value is not None:
+                values.append((value if self.greater_is_better else -value, step_of(path), path))
+        return max(values)[2] if values else None
 
 
 def staging_dir(checkpoints: Path, step: int) -> Path:
     """An empty hidden directory to write a checkpoint into."""
-    path = checkpoints / f".tmp-{step:06d}"
+    path = checkpoints / f"{UNSEALED}{step:06d}"
     shutil.rmtree(path, ignore_errors=True)
     path.mkdir(mode=0o700)
     return path
 
 
-def seal(staging: Path, checkpoints: Path, step: int) -> Path:
+def publish(reporter: Reporter, staging: Path, step: int, keep: Retention) -> Path:
+    """Seal what was written, say so, and delete what need not stay; rank 0 only.
+
+    Raises:
+        OSError: disk full or not writable; every checkpoint from before is untouched.
+    """
+    checkpoints, metrics = reporter.run.checkpoints, reporter.metrics_at(step)
+    target = seal(staging, checkpoints, step, metrics)
+    reporter.checkpoint(step, str(target.relative_to(reporter.run.path)))
+    if keep.metric is not None and keep.metric not in metrics:
+        there = ", ".join(sorted(metrics)) or "none"
+        reporter.health(f"no `{keep.metric}` was measured at step {step}, so it cannot be the best ({there})")
+    for reason in rotate(checkpoints, keep):
+        reporter.health(reason)
+    return target
+
+
+def seal(staging: Path, checkpoints: Path, step: int, metrics: Mapping[str, float] | None = None) -> Path:
     """fsync every file, write the manifest, rename. Returns ``checkpoints/step-NNNNNN``.
+
+    Args:
+        staging: the written files, on the file system of ``checkpoints``.
+        checkpoints: the run's.
+        step: steps done.
+        metrics: measured at this step; NaN and infinity are no measurement.
 
     Raises:
         OSError: disk full or not writable; no checkpoint of that name appears.
     """
     target = checkpoints / f"step-{step:06d}"
     files = {str(p.relative_to(staging)): _seal_file(p) for p in sorted(staging.rglob("*")) if p.is_file()}
-    write_whole(staging / MANIFEST, msgspec.json.encode(Manifest(step=step, files=files)))
-    if target.exists():  # the same step was saved before a stop; the newer one holds the same state
-        shutil.rmtree(target)
+    for folder in (path for path in staging.rglob("*") if path.is_dir()):
+        fsync_directory(folder)
+    finite = {name: value for name, value in (metrics or {}).items() if math.isfinite(value)}
+    write_whole(staging / MANIFEST, msgspec.json.encode(Manifest(step=step, files=files, metrics=finite)))
+    if target.exists() or target.is_symlink():  # of this step there is one that was passed over, or from before a stop
+        _discard(target)
     staging.replace(target)
     fsync_directory(checkpoints)
     return target
 
 
-def problem(checkpoint: Path) -> str | None:
-    """Why a checkpoint cannot be trusted, or None when every file is as sealed."""
-    try:
-        manifest = msgspec.json.decode((checkpoint / MANIFEST).read_bytes(), type=Manifest)
-    except FileNotFoundError:
-        return "has no manifest"
-    except (OSError, msgspec.DecodeError) as error:
-        return f"has an unreadable manifest ({error})"
-    for name, sealed in manifest.files.items():
-        path = checkpoint / name
-        if not path.is_file():
-            return f"lacks {name}"
-        if path.stat().st_size != sealed.size or _digest(path) != sealed.sha256:
-            return f"{name} is not as it was sealed"
-    return None
-
-
-def newest(checkpoints: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint that verifies, and what was skipped and why."""
-    skipped: list[str] = []
-    for path in reversed(_sealed(checkpoints)):
-        reason = problem(path)
-        if reason is None:
-            return path, skipped
-        skipped.append(f"checkpoint {path.name} {reason}; skipped")
-    return None, skipped
-
-
 def to_resume(reporter: Reporter) -> Path | None:
-    """The checkpoint to go on from, said aloud together with what was skipped."""
-    path, skipped = newest(reporter.run.checkpoints)
+    """The checkpoint to go on from, said aloud together with what was skipped; what was never sealed is removed."""
+    checkpoints = reporter.run.checkpoints
+    if reporter.is_main:
+        for path in checkpoints.glob(f"{UNSEALED}*"):
+            shutil.rmtree(path)
+            reporter.health(f"removed {path.name}, a checkpoint that was never whole")
+    path, skipped = newest(checkpoints)
     for reason in skipped:
         reporter.health(reason)
     if path:
@@ -97,21 +146,47 @@ def to_resume(reporter: Reporter) -> Path | None:
     return path
 
 
-def step_of(checkpoint: Path) -> int:
-    """The step in a checkpoint's name."""
-    match = _NAME.fullmatch(checkpoint.name)
-    assert match, checkpoint
-    return int(match[1])
+def rotate(checkpoints: Path, keep: Retention) -> list[str]:
+    """Delete what need not stay, once something that stays has been read back and verified.
+
+    Returns:
+        Sentences on what is damaged, when nothing of what should stay verifies; the newest that does is kept then.
+    """
+    every = sealed(checkpoints)
+    kept = keep.chosen(every)
+    doomed = [path for path in every if path not in kept]
+    damaged: list[str] = []
+    if doomed and (reasons := _damage(kept)) is not None:
+        damaged = [f"checkpoint {reason}" for reason in reasons]
+        last = next((path for path in reversed(doomed) if problem(path) is None), None)
+        if last is not None:
+            doomed.remove(last)
+            damaged.append(f"{last.name} stays: it is the newest that verifies")
+    for path in doomed:
+        _discard(path)
+    return damaged
 
 
-def rotate(checkpoints: Path, keep: int) -> None:
-    """Delete all but the newest ``keep`` checkpoints; called only after a newer one was sealed."""
-    for path in _sealed(checkpoints)[:-keep]:
-        shutil.rmtree(path)
+def _damage(paths: Sequence[Path]) -> list[str] | None:
+    """What is wrong with each, or None as soon as one verifies, the newest first."""
+    found: list[str] = []
+    for path in reversed(paths):
+        reason = problem(path)
+        if reason is None:
+            return None
+        found.append(f"{path.name} {reason}")
+    return found
 
 
-def _sealed(checkpoints: Path) -> list[Path]:
-    return sorted((p for p in checkpoints.iterdir() if _NAME.fullmatch(p.name)), key=step_of)
+def _discard(path: Path) -> None:
+    """Under a name that nobody resumes from first: a crash in the middle leaves no half checkpoint."""
+    if path.is_symlink():
+        path.unlink()
+        return
+    gone = path.with_name(f"{UNSEALED}old-{path.name}")
+    shutil.rmtree(gone, ignore_errors=True)
+    path.rename(gone)
+    shutil.rmtree(gone)
 
 
 def _seal_file(path: Path) -> FileSeal:
@@ -120,9 +195,4 @@ def _seal_file(path: Path) -> FileSeal:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-    return FileSeal(size=path.stat().st_size, sha256=_digest(path))
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return FileSeal(size=path.stat().st_size, sha256=digest(path))

@@ -76,10 +76,10 @@ class RunCallback(TrainerCallback):
     Args:
         reporter: where events go.
         requests: polled after every optimizer step.
-        keep: checkpoints kept.
+        keep: which checkpoints stay.
     """
 
-    def __init__(self, reporter: Reporter, requests: Requests, keep: int) -> None:
+    def __init__(self, reporter: Reporter, requests: Requests, keep: checkpoint.Retention) -> None:
         self.stopped = False
         self._reporter = reporter
         self._requests = requests
@@ -155,10 +155,7 @@ class RunCallback(TrainerCallback):
         process.wait_for_everyone()
         if process.is_main_process:
             written = Path(args.output_dir or "") / f"checkpoint-{state.global_step}"
-            checkpoints = self._reporter.run.checkpoints
-            target = checkpoint.seal(written, checkpoints, state.global_step)
-            checkpoint.rotate(checkpoints, self._keep)
-            self._reporter.checkpoint(state.global_step, str(target.relative_to(self._reporter.run.path)))
+            checkpoint.publish(self._reporter, written, state.global_step, self._keep)
             self._requests.saved()
         process.wait_for_everyone()
 

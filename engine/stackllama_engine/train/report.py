@@ -27,6 +27,7 @@ class Reporter:
         self.is_main = is_main
         self.current_phase = "start"
         self._secrets = redactor()
+        self._measured: tuple[int, dict[str, float]] = (-1, {})
         self._peaks = Peaks()
         self._writer = EventWriter(run.attempt_dir(attempt) / "events.jsonl") if is_main else None
 
@@ -50,8 +51,14 @@ class Reporter:
 
     def metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         """Metrics under TRL's names; a NaN stays visible as a named null."""
+        before, known = self._measured
+        self._measured = (step, {**(known if step == before else {}), **metrics})
         if self._writer:
             self._writer.write("metrics", step=step, metrics={k: float(v) for k, v in metrics.items()})
+
+    def metrics_at(self, step: int) -> dict[str, float]:
+        """What was reported of a step; empty when it is not the newest that was reported."""
+        return dict(self._measured[1]) if step == self._measured[0] else {}
 
     def memory(self) -> None:
         """Peaks so far, in bytes: of the whole attempt, and (``data.phase``) of the phase it is in."""

@@ -15,7 +15,7 @@ from trl.trainer.reward_trainer import RewardTrainer
 
 from ..contract.errors import DataError
 from ..contract.recipe import RewardRecipe
-from . import hf_trainer, models
+from . import checkpoint, hf_trainer, models
 from .rows import encode_text, evaluation_rows, training_rows
 from .session import Session
 
@@ -51,7 +51,7 @@ def run(recipe: RewardRecipe, session: Session) -> dict[str, Any]:
     if notice := models.padding_notice(tokenizer):
         reporter.health(notice)
     base = models.load_reward_base(recipe, models.pad_id(tokenizer), session.device)
-    callback = hf_trainer.RunCallback(reporter, session.requests, recipe.save_total_limit)
+    callback = hf_trainer.RunCallback(reporter, session.requests, checkpoint.Retention.of(recipe))
     trainer = RewardTrainer(
         model=models.add_lora(base, recipe, "SEQ_CLS"),
         args=RewardConfig(

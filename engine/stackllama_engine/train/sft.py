@@ -10,7 +10,7 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from ..contract.recipe import SFTRecipe
-from . import hf_trainer, models
+from . import checkpoint, hf_trainer, models
 from .rows import encode_text, evaluation_rows, training_rows
 from .session import Session
 
@@ -35,7 +35,7 @@ def run(recipe: SFTRecipe, session: Session) -> dict[str, Any]:
         train_rows = training_rows(recipe, session.run, _COLUMNS, encode)
         eval_rows = evaluation_rows(recipe, session.run, _COLUMNS, encode)
     model = models.add_lora(models.load_causal_lm(recipe, session.device), recipe, "CAUSAL_LM")
-    callback = hf_trainer.RunCallback(reporter, session.requests, recipe.save_total_limit)
+    callback = hf_trainer.RunCallback(reporter, session.requests, checkpoint.Retention.of(recipe))
     trainer = SFTTrainer(
         model=model,
         args=SFTConfig(

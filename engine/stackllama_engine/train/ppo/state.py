@@ -61,7 +61,7 @@ class Trainables:
         self.controller = controller
         self.scaling = scaling
 
-    def save(self, reporter: Reporter, step: int, before: dict[str, Any], keep: int) -> None:
+    def save(self, reporter: Reporter, step: int, before: dict[str, Any], keep: checkpoint.Retention) -> None:
         """Seal a checkpoint after ``step`` steps; rank 0 only, every rank holds the same state.
 
         Raises:
@@ -69,9 +69,7 @@ class Trainables:
         """
         staging = checkpoint.staging_dir(reporter.run.checkpoints, step)
         self.write(staging, step, before)
-        target = checkpoint.seal(staging, reporter.run.checkpoints, step)
-        checkpoint.rotate(reporter.run.checkpoints, keep)
-        reporter.checkpoint(step, f"checkpoints/{target.name}")
+        checkpoint.publish(reporter, staging, step, keep)
 
     def write(self, staging: Path, step: int, before: dict[str, Any]) -> None:
         """The files of a checkpoint, not sealed.

@@ -157,7 +157,8 @@ class PPO:
             self.updater.update(rollout, goal, torch.Generator().manual_seed(recipe.seed))
             reporter.phase("save")
             if self.session.is_main:
-                canary.write_checkpoint(self.trainables, self.session.run, responses, recipe.save_total_limit)
+                kept = checkpoint.Retention.of(recipe).at_most(recipe.max_steps)
+                canary.write_checkpoint(self.trainables, self.session.run, responses, kept)
             self.session.state.wait_for_everyone()
         reporter.health(
             f"canary: {len(prompts)} prompts of {len(prompts[0].ids)} tokens, {len(responses[0])} tokens answered, one "
@@ -356,7 +357,7 @@ class PPO:
         if wanted or (recipe.save_steps and done % recipe.save_steps == 0):
             self.reporter.phase("save")
             if self.session.is_main:
-                self.trainables.save(self.reporter, done, before, recipe.save_total_limit)
+                self.trainables.save(self.reporter, done, before, checkpoint.Retention.of(recipe))
                 self.session.requests.saved()
             self.session.state.wait_for_everyone()
         if stopping:

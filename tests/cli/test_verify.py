@@ -1,0 +1,64 @@
+"""``runs verify``."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from stackllama_engine.contract.checkpoints import FileSeal, Manifest
+from stackllama_engine.contract.run_dir import RunDir
+from stackllama_engine.contract.stages import Stage
+
+
+def put(run: RunDir, step: int, content: bytes = b"weights") -> Path:
+    path = run.checkpoints / f"step-{step:06d}"
+    path.mkdir()
+    (path / "weights").write_bytes(content)
+    seal = FileSeal(size=7, sha256=hashlib.sha256(b"weights").hexdigest())
+    (path / "manifest.json").write_bytes(msgspec.json.encode(Manifest(step=step, files={"weights": seal})))
+    return path
+
+
+def test_each_checkpoint_and_which_one_counts(make_run: Callable[..., RunDir], run_main: Callable[..., Any]) -> None:
+    run = make_run(Stage.SFT, "mine")
+    put(run, 1)
+    put(run, 2)
+    put(run, 3, b"WEIGHTS")
+    (run.checkpoints / ".tmp-000004").mkdir()
+    result = run_main("runs", "verify", "mine")
+    assert result.code == 0
+    assert result.out.splitlines() == [
+        "step-000001  ok", "step-000002  ok", "step-000003  damaged  weights is not as it was sealed",
+    ]  # fmt: skip
+    found = run_main("runs", "verify", "mine", "--json").json()
+    assert found["resumes_from"] == "step-000002"
+    assert found["checkpoints"][2] == {
+        "checkpoint": "step-000003", "step": 3, "ok": False, "problem": "weights is not as it was sealed",
+    }  # fmt: skip
+
+
+def test_when_none_verifies_it_ends_with_1(make_run: Callable[..., RunDir], run_main: Callable[..., Any]) -> None:
+    run = make_run(Stage.SFT, "mine")
+    assert run_main("runs", "verify").code == 1
+    put(run, 3, b"WEIGHTS")
+    result = run_main("runs", "verify")
+    assert (result.code, "no checkpoint that verifies" in result.err) == (1, True)
+
+
+def test_hostile_names_do_not_reach_the_terminal(
+    make_run: Callable[..., RunDir], run_main: Callable[..., Any], assert_clean: Callable[[str], None]
+) -> None:
+    run = make_run(Stage.SFT, "mine")
+    (put(run, 3) / "\x1b[2J\u202e").write_bytes(b"")
+    result = run_main("runs", "verify", "mine")
+    assert result.code == 1
+    assert_clean(result.out)
+
+
+def test_a_pipeline_names_its_stages(make_run: Callable[..., RunDir], run_main: Callable[..., Any]) -> None:
+    make_run(Stage.PIPELINE, "all")
+    result = run_main("runs", "verify", "all")
+    assert result.code == 2
+    assert "all-sft, all-reward, all-ppo" in result.err

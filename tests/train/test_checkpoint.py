@@ -1,0 +1,144 @@
+"""Sealing, verifying, choosing and deleting checkpoints; no model is needed."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from stackllama_engine.contract import checkpoints as contract
+from stackllama_engine.contract.events import EventReader
+from stackllama_engine.contract.run_dir import Home, RunDir
+from stackllama_engine.contract.stages import Stage
+from stackllama_engine.train import checkpoint
+from stackllama_engine.train.checkpoint import Retention
+from stackllama_engine.train.report import Reporter
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    run = Home(tmp_path).create(Stage.SFT, "", "mine")
+    run.attempt_dir(1).mkdir()
+    return run
+
+
+@pytest.fixture
+def reporter(run: RunDir) -> Reporter:
+    return Reporter(run, 1, is_main=True)
+
+
+def write(run: RunDir, step: int, **metrics: float) -> Path:
+    staging = checkpoint.staging_dir(run.checkpoints, step)
+    (staging / "inner").mkdir()
+    (staging / "weights").write_bytes(f"weights {step}".encode())
+    (staging / "inner" / "state").write_bytes(b"state")
+    return checkpoint.seal(staging, run.checkpoints, step, metrics)
+
+
+def names(run: RunDir) -> list[int]:
+    return [checkpoint.step_of(path) for path in contract.sealed(run.checkpoints)]
+
+
+def said(run: RunDir) -> list[str]:
+    events = EventReader(run.attempt_dir(1) / "events.jsonl").read()
+    return [event.data["message"] for event in events if event.kind == "health"]
+
+
+DAMAGE = {
+    "weights is not as it was sealed": lambda path: (path / "weights").write_bytes(b"weights 4"),
+    "lacks inner/state": lambda path: (path / "inner" / "state").unlink(),
+    "has no manifest": lambda path: (path / "manifest.json").unlink(),
+    "has an unreadable manifest": lambda path: (path / "manifest.json").write_bytes(b'{"step": 3, "fi'),
+    "holds pytorch_model.bin, which was not sealed": lambda path: (path / "pytorch_model.bin").write_bytes(b"x"),
+    "holds link, which was not sealed": lambda path: (path / "link").symlink_to("/etc/passwd"),
+    "weights is not a file": lambda path: (
+        (path / "weights").rename(path.parent / "elsewhere"),
+        (path / "weights").symlink_to(path.parent / "elsewhere"),
+    ),
+    "has the manifest of step 9": lambda path: (path / "manifest.json").write_text(
+        json.dumps(json.loads((path / "manifest.json").read_text()) | {"step": 9})
+    ),
+    "is a link": lambda path: (path.rename(path.parent / "x"), path.symlink_to(path.parent / "x")),
+}
+
+
+@pytest.mark.parametrize("reason", list(DAMAGE))
+def test_damage_is_found_named_and_passed_over(run: RunDir, reporter: Reporter, reason: str) -> None:
+    older, path = write(run, 2), write(run, 3)
+    assert contract.problem(path) is None
+    DAMAGE[reason](path)
+    assert reason in (contract.problem(path) or "")
+    assert checkpoint.to_resume(reporter) == older
+    assert reason in said(run)[0] and said(run)[0].startswith("checkpoint step-000003")
+    assert said(run)[-1] == "resuming from step-000002"
+
+
+def test_what_was_never_sealed_is_removed_and_never_resumed_from(run: RunDir, reporter: Reporter) -> None:
+    (checkpoint.staging_dir(run.checkpoints, 7) / "weights").write_bytes(b"half")
+    assert checkpoint.to_resume(reporter) is None
+    assert list(run.checkpoints.iterdir()) == []
+    assert said(run) == ["removed .tmp-000007, a checkpoint that was never whole"]
+
+
+def test_the_newest_stay_with_milestones_and_the_best(run: RunDir) -> None:
+    keep = Retention(newest=2, every=4, metric="eval_loss", greater_is_better=False)
+    losses = {1: 5.0, 2: 1.0, 3: 2.0, 4: float("nan"), 5: 3.0, 6: 3.0, 7: 1.5}
+    for step, loss in losses.items():
+        write(run, step, eval_loss=loss)
+        assert checkpoint.rotate(run.checkpoints, keep) == []
+        assert len(names(run)) <= keep.at_most(step)
+    assert names(run) == [2, 4, 6, 7]
+    write(run, 8, eval_loss=0.5)
+    checkpoint.rotate(run.checkpoints, keep)
+    assert names(run) == [4, 7, 8]
+
+
+def test_the_best_of_a_reward_is_the_highest_and_of_equals_the_newest(run: RunDir) -> None:
+    keep = Retention(newest=1, metric="eval/mean_reward")
+    for step, reward in ((1, 2.0), (2, 2.0), (3, 1.0), (4, 0.0)):
+        write(run, step, **{"eval/mean_reward": reward})
+        checkpoint.rotate(run.checkpoints, keep)
+    assert names(run) == [2, 4]
+
+
+def test_the_last_that_verifies_is_never_deleted(run: RunDir) -> None:
+    for step in (1, 2, 3, 4):
+        write(run, step)
+    for step in (3, 4):
+        (run.checkpoints / f"step-{step:06d}" / "weights").write_bytes(b"gone bad")
+    reasons = checkpoint.rotate(run.checkpoints, Retention(newest=2))
+    assert names(run) == [2, 3, 4]
+    assert reasons[-1] == "step-000002 stays: it is the newest that verifies"
+    assert checkpoint.newest(run.checkpoints)[0] == run.checkpoints / "step-000002"
+    write(run, 5)  # whole: nothing that is damaged needs to be worked around
+    assert checkpoint.rotate(run.checkpoints, Retention(newest=1)) == []
+    assert names(run) == [5]
+
+
+def test_a_damaged_checkpoint_of_the_same_step_is_replaced(run: RunDir) -> None:
+    path = write(run, 3)
+    (path / "weights").unlink()
+    write(run, 3)
+    assert contract.problem(path) is None
+    assert [path.name for path in run.checkpoints.iterdir()] == ["step-000003"]
+
+
+def test_a_link_is_deleted_and_not_what_it_points_to(run: RunDir, tmp_path: Path) -> None:
+    (tmp_path / "precious").mkdir()
+    (run.checkpoints / "step-000001").symlink_to(tmp_path / "precious")
+    write(run, 2)
+    checkpoint.rotate(run.checkpoints, Retention(newest=1))
+    assert names(run) == [2]
+    assert (tmp_path / "precious").is_dir()
+
+
+def test_what_was_measured_at_the_step_is_sealed_with_it(run: RunDir, reporter: Reporter) -> None:
+    keep = Retention(newest=1, metric="eval_loss", greater_is_better=False)
+    for step, metrics in ((1, {"eval_loss": 1.0}), (2, {"loss": 0.1}), (3, {"eval_loss": 2.0})):
+        reporter.metrics(step, {"grad_norm": 1.0})
+        reporter.metrics(step, metrics)
+        staging = checkpoint.staging_dir(run.checkpoints, step)
+        (staging / "weights").write_bytes(b"x")
+        checkpoint.publish(reporter, staging, step, keep)
+    assert names(run) == [1, 3]
+    assert contract.read_manifest(run.checkpoints / "step-000001").metrics == {"grad_norm": 1.0, "eval_loss": 1.0}
+    assert said(run) == ["no `eval_loss` was measured at step 2, so it cannot be the best (grad_norm, loss)"]
