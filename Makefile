@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test quick check format lock clean
+.PHONY: run test quick torture check format lock clean
 .DEFAULT_GOAL := run
 
 run: $(VENV)/installed
@@ -14,6 +14,13 @@ test: $(VENV)/installed
 
 quick: $(VENV)/installed
 	$(BIN)/pytest -n 2 --dist worksteal -m "not slow"
+
+# Runs killed at random moments, some hundred times each; writes what came of it into docs/reliability.md.
+torture: $(VENV)/installed
+	mkdir -p build && rm -f build/torture.jsonl
+	STACKLLAMA_TORTURE=full STACKLLAMA_TORTURE_RESULTS=$(CURDIR)/build/torture.jsonl \
+	  $(BIN)/pytest -n 2 --dist worksteal tests/torture --timeout 1800
+	$(BIN)/python scripts/torture_table.py build/torture.jsonl
 
 check: $(VENV)/installed
 	$(BIN)/ruff check
