@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 from tests.contract.test_events import test_a_disk_that_is_really_full_costs_at_most_one_record as full_disk
+from tests.launch.conftest import wait_for
+
+from stackllama_engine.contract.run_dir import Home
+from stackllama_engine.contract.stages import Stage
 
 from .conftest import Counted
 
@@ -35,35 +39,41 @@ def save_for_ever(checkpoints: Path, step: int, ready: int) -> None:
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(content(name, step))
         checkpoint.seal(staging, checkpoints, step)
-        checkpoint.rotate(checkpoints, _KEEP)
+        checkpoint.rotate(checkpoints, checkpoint.Retention(newest=_KEEP))
 
 
 def test_killed_while_it_saves_it_is_resumed_from_a_verified_checkpoint(tmp_path: Path, counted: Counted) -> None:
     from stackllama_engine.train import checkpoint
+    from stackllama_engine.train.report import Reporter
 
-    checkpoints = tmp_path / "checkpoints"
-    checkpoints.mkdir()
-    seen = [0]
+    run = Home(tmp_path / "home").create(Stage.SFT, "{}")
+    run.attempt_dir(1).mkdir()
+    reporter = Reporter(run, 1, is_main=True)
+    step = 0
 
     def trial(number: int) -> None:
+        nonlocal step
+        start = max(0, step - (counted.chance.random() < 0.3))  # now and then the same step is saved again
         reader, writer = os.pipe()
         if (pid := os.fork()) == 0:
             try:
-                save_for_ever(checkpoints, seen[0], writer)
+                save_for_ever(run.checkpoints, start, writer)
             finally:
                 os._exit(9)
         os.close(writer)
         assert os.read(reader, 1) == b"x"
         os.close(reader)
-        time.sleep(counted.chance.uniform(0.0, 0.15) + 0.3 * (number == 0))  # the first: until there is one
+        if number == 0:  # until there is one to come back to
+            wait_for(lambda: checkpoint.newest(run.checkpoints)[0] is not None)
+        time.sleep(counted.chance.uniform(0.0, 0.15))
         os.kill(pid, signal.SIGKILL)
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
-        found, skipped = checkpoint.newest(checkpoints)
-        assert found is not None, skipped
+        found = checkpoint.to_resume(reporter)
+        assert found is not None and checkpoint.problem(found) is None
         step = checkpoint.step_of(found)
-        assert step >= seen[0], "an older one than that of the resume before"
+        assert step >= start, "an older one than that of the resume before"
         assert [name for name in _FILES if (found / name).read_bytes() != content(name, step)] == []
-        seen[0] = step
+        assert all(path.name.startswith("step-") for path in run.checkpoints.iterdir()), "not cleaned up"
 
     counted.run(6, "killed during a save, resumed", trial, few=8, all_of_them=100)
 
