@@ -244,6 +244,16 @@ def test_full_disk_delays_the_record_and_loses_nothing(runs: Runs, monkeypatch: 
     assert (state.phase, state.exit_code, state.cause) == ("failed", 1, "out of memory in train")
 
 
+def test_what_cannot_be_watched_costs_no_run(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here its limit is no number, so that the watch fails at its first look; the run's own end stands."""
+    monkeypatch.setenv("STACKLLAMA_DISK_CRITICAL", "a lot")
+    run = runs.start("until-stopped")
+    wait_for(lambda: (run.path / "worker.pid").exists())
+    complaints = run.attempt_dir(1) / "supervisor.txt"
+    wait_for(lambda: "no longer watched" in complaints.read_text())
+    assert stop(run, wait=True).exit_code == 75
+
+
 def test_error_of_the_supervisor_itself_is_recorded(runs: Runs) -> None:
     run = runs.create()
     lock = run.acquire_lock()

@@ -22,11 +22,12 @@ from collections.abc import Callable, Sequence
 from msgspec import Struct
 
 from ..contract.events import Event
+from ..contract.requests import PAUSED
 from .activity import Idle
 
 _STEPS = 50
 _BUSY = 2.0
-_QUIET_PHASES = frozenset({"paused"})  # it waits for a person
+_QUIET_PHASES = frozenset({PAUSED})  # it waits for a person
 
 
 class StallLimits(Struct, frozen=True, kw_only=True):

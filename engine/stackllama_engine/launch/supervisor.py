@@ -190,7 +190,12 @@ class Supervisor:
         """At everything that is not the worker's end."""
         if self._watch is None or self._status is not None or self._end is not None:
             return
-        self._watch.look()
+        try:
+            self._watch.look()
+        except Exception as error:  # noqa: BLE001 - what is only looked at must not cost the run
+            _note(f"the run is no longer watched for stalls, disk and GPUs: {error!r}")
+            self._watch = None
+            return
         if self._watch.stalled and self.state.phase in ("starting", "running"):
             self._record(phase="stalled")
 
@@ -226,6 +231,8 @@ class Supervisor:
         left = run_processes(self.run.path)
         if self.state.stage is not Stage.PIPELINE:  # whose children's supervisors are below this one, and live on
             left += [process for process in descendants(os.getpid()) if process not in left]  # lost the mark
+        if self._watch is not None:
+            self._watch.saw(left)
         if now >= self._kill_at + _UNKILLABLE:
             self._tell_unkillable(left)
         if now >= self._kill_at:

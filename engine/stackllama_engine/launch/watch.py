@@ -4,7 +4,7 @@ It finds and tells, in the attempt's ``health.jsonl``; the supervisor acts.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from ..contract.events import Event
@@ -82,6 +82,10 @@ class Watch:
         if self._stall is not None:
             self._look_for_stall(self._stall)
 
+    def saw(self, processes: Iterable[ProcessId]) -> None:
+        """Processes of the run, whose GPU memory must be free when they have gone."""
+        self._seen |= {process.pid for process in processes}
+
     def explain(self, cause: str | None) -> str | None:
         """The cause of a failure, with the GPU's trouble in the meantime beside it."""
         serious = self._gpus.serious if self._gpus is not None else None
@@ -111,8 +115,8 @@ class Watch:
 
     def _look_for_stall(self, stall: StallWatch) -> None:
         processes = run_processes(self._run.path)
+        self.saw(processes)
         pids = {process.pid for process in processes}
-        self._seen |= pids
         idle = self._activity.look(processes, self._gpus.work(pids) if self._gpus is not None else None)
         why = stall.look(idle)
         if why is None or self.stalled:
