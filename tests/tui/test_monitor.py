@@ -98,6 +98,20 @@ def test_a_run_at_work_shows_phase_progress_and_what_comes(stocked: Home) -> Non
     events.close()
 
 
+def test_a_run_that_stands_still_says_so_and_where_its_stacks_are(stocked: Home) -> None:
+    run = stocked.run("alive")
+    EventWriter(run.attempt_dir(1) / "health.jsonl").write("health", data={"message": "It stands still. See stacks."})
+    running = run.read_state()
+    run.write_state(msgspec.structs.replace(running, phase="stalled"))
+
+    async def script(shown: Shown) -> None:
+        await shown.shows("◍ stalled", "! It stands still. See stacks.")
+        run.write_state(running)
+        await shown.shows("● running")
+
+    watch(stocked, "alive", script)
+
+
 def test_a_failed_run_says_why_how_it_ended_and_what_to_try(stocked: Home) -> None:
     async def script(shown: Shown) -> None:
         await shown.shows(
