@@ -146,16 +146,7 @@ class TrainRecipe(ModelRecipe, frozen=True, kw_only=True, forbid_unknown_fields=
                 "a .gguf model is dequantised while it is read and cannot be loaded in 8 or 4 bits at once; "
                 "set `load_in_8bit: false` and `load_in_4bit: false`."
             )
-        if self.metric_for_best_model and not self.save_steps:
-            raise ValueError(
-                f"`metric_for_best_model: {self.metric_for_best_model}` chooses among checkpoints and `save_steps: 0` "
-                "writes none; set `save_steps` to a multiple of `eval_steps`."
-            )
-        if self.keep_every_steps and (not self.save_steps or self.keep_every_steps % self.save_steps):
-            raise ValueError(
-                f"`keep_every_steps: {self.keep_every_steps}` is no multiple of `save_steps: {self.save_steps}`, so "
-                "those steps have no checkpoint to keep."
-            )
+        self._check_checkpoints()
         if self.bf16 and self.fp16:
             raise ValueError("`bf16` and `fp16` are both true; choose one of them.")
         if self.optim == "adafactor" and (self.adam_beta1, self.adam_beta2, self.adam_epsilon) != (0.9, 0.999, 1e-8):
@@ -167,6 +158,18 @@ class TrainRecipe(ModelRecipe, frozen=True, kw_only=True, forbid_unknown_fields=
             raise ValueError(
                 "`use_peft: false` trains every weight, which quantised weights do not allow; "
                 "set `load_in_8bit: false` and `load_in_4bit: false`, or keep `use_peft: true`."
+            )
+
+    def _check_checkpoints(self) -> None:
+        if self.metric_for_best_model and not self.save_steps:
+            raise ValueError(
+                f"`metric_for_best_model: {self.metric_for_best_model}` chooses among checkpoints and `save_steps: 0` "
+                "writes none; set `save_steps` to a multiple of `eval_steps`."
+            )
+        if self.keep_every_steps and (not self.save_steps or self.keep_every_steps % self.save_steps):
+            raise ValueError(
+                f"`keep_every_steps: {self.keep_every_steps}` is no multiple of `save_steps: {self.save_steps}`, so "
+                "those steps have no checkpoint to keep."
             )
 
     @property

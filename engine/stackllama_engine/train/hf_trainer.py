@@ -2,6 +2,7 @@
 
 import json
 import math
+import pickle  # for its error alone
 import shutil
 import time
 from pathlib import Path
@@ -172,7 +173,13 @@ def fit(trainer: "Trainer", callback: RunCallback, reporter: Reporter) -> None:
     if resume_from:
         _restore_token_count(trainer, resume_from)
     reporter.phase("train")
-    trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+    try:
+        trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+    except pickle.UnpicklingError as error:  # transformers reads its own files with `weights_only`
+        raise StageError(
+            f"{resume_from} was not resumed from: one of its files holds a pickle that is more than tensors and "
+            "numbers, and nothing of it was executed. Remove this checkpoint to go on from the one before."
+        ) from error
     if callback.stopped:
         raise Stopped
 

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import PeftModel
 from torch import Tensor
 
 from ..contract.errors import StageError
@@ -63,7 +62,7 @@ def run(recipe: MergeRecipe, session: Session) -> dict[str, Any]:
     if reward:
         score_weight(source)  # refuse an adapter whose score head is lost, before anything is computed
         base.config.get_text_config().pad_token_id = models.pad_id(tokenizer)
-    model = PeftModel.from_pretrained(base, str(source)).eval()
+    model = models.load_adapter(base, source).eval()
     with_adapter = outputs(model, probes, session.device)
     with model.disable_adapter():
         without = outputs(model, probes, session.device)

@@ -1,14 +1,13 @@
 """Loading models and tokenizers, and putting adapters on them: one way for every stage.
 
 A model is a hub id, a local directory or a local ``.gguf`` file (transformers dequantises it). Code from a model
-repository is never executed.
+repository is never executed, neither as Python nor out of a pickle: weights are safetensors, or they are refused.
 """
 
 import hashlib
 import json
 import shutil
 import warnings
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +27,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from ..contract.errors import StageError
 from ..contract.recipe import ModelRecipe, TrainRecipe
+from .loading import loading
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,7 +48,7 @@ def load_tokenizer(name: str, revision: str | None = None) -> "PreTrainedTokeniz
         StageError: it cannot be loaded, or has no end token.
     """
     source, extra = _source(name)
-    with _loading(name, "tokenizer"):
+    with loading(name, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False, **extra)
     if tokenizer.eos_token_id is None:
         raise StageError(f"The tokenizer of {name} has no end-of-sequence token, which every stage needs.")
@@ -69,14 +69,13 @@ def pad_id(tokenizer: "PreTrainedTokenizerBase") -> int:
     return int(tokenizer.pad_token_id)  # type: ignore[arg-type]
 
 
-def load_causal_lm(recipe: TrainRecipe, device: torch.device, *, safetensors_only: bool = False) -> "PreTrainedModel":
+def load_causal_lm(recipe: TrainRecipe, device: torch.device) -> "PreTrainedModel":
     """The base as a causal language model in the recipe's precision, on ``device``.
 
     Raises:
-        StageError: it cannot be loaded, or not from safetensors where nothing else will do.
+        StageError: it cannot be loaded.
     """
-    more = _only_safetensors(recipe.model_name_or_path) if safetensors_only else {}
-    return _load(AutoModelForCausalLM, recipe, _quantization(recipe), device, **more)
+    return _load(AutoModelForCausalLM, recipe, _quantization(recipe), device)
 
 
 def load_reward_base(recipe: TrainRecipe, pad_token_id: int, device: torch.device) -> "PreTrainedModel":
@@ -99,7 +98,6 @@ def load_plain(
     *,
     reward: bool = False,
     new_head: bool = False,
-    safetensors_only: bool = False,
 ) -> "PreTrainedModel":
     """A model without quantisation, for merging and for separate reward models.
 
@@ -110,15 +108,13 @@ def load_plain(
         device: where it goes.
         reward: with one score a sequence instead of a language-model head.
         new_head: whether the score head may be missing, because an adapter brings it.
-        safetensors_only: refuse other formats of a language model (a .gguf file apart).
 
     Raises:
         StageError: it cannot be loaded, or it is to judge and has no trained head.
     """
     recipe = ModelRecipe(model_name_or_path=name, model_revision=revision, dtype=dtype)  # type: ignore[arg-type]
     if not reward:
-        more = _only_safetensors(name) if safetensors_only else {}
-        return _load(AutoModelForCausalLM, recipe, None, device, **more)
+        return _load(AutoModelForCausalLM, recipe, None, device)
     model, info = _load(
         AutoModelForSequenceClassification, recipe, None, device, num_labels=1, output_loading_info=True
     )
@@ -285,6 +281,19 @@ def adapter_weights(path: Path, device: torch.device | str = "cpu") -> dict[str,
     return load_file(file, device=str(device))
 
 
+def load_adapter(base: "PreTrainedModel", path: Path) -> PeftModel:
+    """A base with an adapter as it was saved, for merging.
+
+    Raises:
+        StageError: the adapter is not in safetensors, or not this base's.
+    """
+    adapter_weights(path)  # PEFT would read a pickle where there is nothing else
+    try:
+        return PeftModel.from_pretrained(base, str(path))
+    except (RuntimeError, ValueError) as error:
+        raise StageError(f"The adapter {path} does not fit its base: {str(error).splitlines()[0]}") from error
+
+
 def set_adapter_state(model: Any, state: dict[str, torch.Tensor], adapter: str) -> None:
     """Set the weights of one adapter of a PeftModel; names as PEFT saves them.
 
@@ -316,7 +325,7 @@ def _load(auto: Any, recipe: ModelRecipe, quantization: Any, device: torch.devic
     dtype = recipe.dtype if recipe.dtype == "auto" else getattr(torch, recipe.dtype)
     # straight to the GPU: loading every rank's copy through host memory first would need ranks × the model there
     direct = quantization is not None or device.type != "cpu"
-    with _loading(name, "model"):
+    with loading(name, "model"):
         loaded = auto.from_pretrained(
             source,
             revision=recipe.model_revision,
@@ -325,6 +334,7 @@ def _load(auto: Any, recipe: ModelRecipe, quantization: Any, device: torch.devic
             quantization_config=quantization,
             device_map={"": device} if direct else None,
             trust_remote_code=False,
+            use_safetensors=None if extra else True,  # of a .gguf file there is nothing else to choose
             **extra,
             **more,
         )
@@ -335,10 +345,6 @@ def _load(auto: Any, recipe: ModelRecipe, quantization: Any, device: torch.devic
         model.config.__dict__.pop("quantization_config", None)
     model.config.use_cache = False
     return loaded
-
-
-def _only_safetensors(name: str) -> dict[str, bool]:
-    return {} if name.endswith(".gguf") else {"use_safetensors": True}
 
 
 def _quantization(recipe: TrainRecipe) -> BitsAndBytesConfig | None:
@@ -360,17 +366,6 @@ def _source(name: str) -> tuple[str, dict[str, str]]:
             raise StageError(f"{name}: no such file.")
         return str(path.parent), {"gguf_file": path.name}
     return name, {}
-
-
-@contextmanager
-def _loading(name: str, what: str) -> "Iterator[None]":
-    """One sentence instead of transformers' many when a model cannot be had."""
-    try:
-        yield
-    except (OSError, ValueError, KeyError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        hub = "" if Path(name).exists() else " (no run and no local path has this name, so it was taken for a hub id)"
-        raise StageError(f"Cannot load the {what} of {name}{hub}: {first}") from error
 
 
 def _cast_input(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:

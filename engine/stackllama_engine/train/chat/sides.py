@@ -105,7 +105,7 @@ def load_sides(run: RunDir, target: Target, *, cpu: bool) -> Sides:
             return _merged(recipe, target.path, device)
         case SFTRecipe(use_peft=False):
             tuned, tokenizer = _whole(target.path, device)
-            base = models.load_causal_lm(recipe, device, safetensors_only=True)
+            base = models.load_causal_lm(recipe, device)
             return Sides(tokenizer, tuned, base, name=recipe.model_name_or_path, bf16=recipe.bf16)
         case SFTRecipe() | PPORecipe():
             return _adapted(recipe, target.path, device)
@@ -122,7 +122,7 @@ def _adapted(recipe: SFTRecipe | PPORecipe, path: Path, device: torch.device) ->
         raise StageError(f"{name} is no longer the base that {path} was trained on; its weights are others now.")
     tokenizer = models.load_tokenizer(name, revision)
     quiet = msgspec.structs.replace(recipe, gradient_checkpointing=False)
-    base = models.load_causal_lm(quiet, device, safetensors_only=True)
+    base = models.load_causal_lm(quiet, device)
     tuned = models.add_lora(base, quiet, "CAUSAL_LM", _adapter_config(recipe, path))
     policy = path / POLICY_FILE
     state = load_file(policy, device=str(device)) if policy.is_file() else models.adapter_weights(path, device)
@@ -150,9 +150,9 @@ def _merged(recipe: MergeRecipe, path: Path, device: torch.device) -> Sides:
     name, revision = str(identity["name"]), identity["revision"]
     if not models.same_base(identity, models.base_identity(name, revision)):
         return Sides(tokenizer, tuned, name=str(path), note=f"{name} is not there any more, or has other weights now.")
-    base = models.load_plain(name, revision, "auto", device, safetensors_only=True)
+    base = models.load_plain(name, revision, "auto", device)
     return Sides(tokenizer, tuned, base, name=name)
 
 
 def _whole(path: Path, device: torch.device) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    return models.load_plain(str(path), None, "auto", device, safetensors_only=True), models.load_tokenizer(str(path))
+    return models.load_plain(str(path), None, "auto", device), models.load_tokenizer(str(path))

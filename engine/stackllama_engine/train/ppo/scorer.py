@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 
 from ...contract.errors import StageError
@@ -139,7 +138,7 @@ def _load_separate(name: str, recipe: PPORecipe, device: torch.device) -> Any:
         str(identity["name"]), identity["revision"], recipe.dtype, device, reward=True, new_head=True
     )
     score_weight(path)  # a reward adapter without its head would score at random
-    return PeftModel.from_pretrained(base, str(path)).merge_and_unload()
+    return models.load_adapter(base, path).merge_and_unload()
 
 
 def _batches(
