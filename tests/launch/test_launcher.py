@@ -1,6 +1,7 @@
 """``launch`` and ``resume``: exactly one winner, nothing leaked, nothing left open, and detached for good."""
 
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -20,10 +21,13 @@ from stackllama_engine.launch import launcher
 from stackllama_engine.launch.argv import source_path
 from stackllama_engine.launch.processes import run_processes, send
 from stackllama_engine.launch.reconcile import reconcile, stop
+from stackllama_engine.launch.settings import NAMES
 
 from .conftest import Runs, wait_for, wait_for_phase
 
 CANARY = "canary-7f3a9c-never-write-this"
+
+RELIABILITY = Path(__file__).parents[2] / "docs" / "reliability.md"
 
 HOSTILE = [
     "../escape", "a/b", "a\nb", "a;b", "$(id)", "`id`", "-rf", "--name", "A", ".hidden", "", " ", "a\u202eb",
@@ -257,6 +261,22 @@ def test_plan_touches_nothing(home: Home, tmp_path: Path) -> None:
     assert planned.argv[-3:] == ["stackllama_engine.train", "sft", str(home.runs_dir / "mine")]
     assert "num_processes: 1\n" in planned.recipe_yaml
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("value", ["a lot", "-1", "nan", "inf"])
+@pytest.mark.parametrize("name", ["STALL_FLOOR", "STOP_GRACE", "DISK_CRITICAL"])
+def test_a_wrong_setting_is_refused_before_anything_is_created(
+    home: Home, fake_stages: None, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(f"STACKLLAMA_{name}", value)
+    with pytest.raises(UsageError, match=f"STACKLLAMA_{name}='{value}' is no number"):
+        launcher.launch(home, Stage.SFT, recipe(), "mine")
+    assert home.runs() == []
+
+
+def test_every_documented_setting_is_checked() -> None:
+    documented = re.findall(r"^\| `(STACKLLAMA_\w+)` \|", RELIABILITY.read_text(), re.MULTILINE)
+    assert sorted(documented) == sorted(NAMES)
 
 
 def test_plan_of_another_stage(home: Home) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from ..contract.run_dir import RunDir
+from .settings import setting
 
 _MIB = 1 << 20
 _LEAST_CRITICAL = 64 * _MIB
@@ -104,5 +105,5 @@ def _size(folder: Path) -> int:
 
 
 def _mib(name: str) -> int | None:
-    given = os.environ.get(name)
-    return round(float(given) * _MIB) if given else None
+    given = setting(name)
+    return None if given is None else round(given * _MIB)

@@ -29,6 +29,7 @@ from .inputs import resolve_inputs
 from .machine import git_commit, package_versions, resolve_machine
 from .processes import run_processes
 from .reconcile import reconcile
+from .settings import check_settings
 from .supervisor import SUPERVISOR_LOG
 
 _ANY_RUN = "RUN_ID"
@@ -69,6 +70,7 @@ def plan(home: Home, stage: Stage, recipe: AnyRecipe, name: str | None = None, *
         raise UsageError(f"This is a {recipe.stage} recipe, not a {stage} recipe.")
     if canary and stage is not Stage.PPO:
         raise UsageError(f"A canary rehearses PPO's worst step; a {stage} run has none.")
+    check_settings()
     _check_name(home, stage, name)
     gpus = visible_gpus()
     recipe, parents = resolve_inputs(home, recipe)
@@ -128,6 +130,7 @@ def resume(home: Home, run_id: str) -> RunDir:
         StackllamaError: the supervisor could not be started; the run says why.
     """
     run = home.run(run_id)
+    check_settings()
     state = reconcile(run)
     if not state.has_ended:
         raise RefusedError(f"Run `{run.id}` is alive; stop it first: `stackllama-console runs stop {run.id}`.")

@@ -13,7 +13,6 @@ A run whose ranks are all at work may be silent for twice the ceiling: an evalua
 ranks that spin in a collective whose link was cut do so for ever.
 """
 
-import os
 import statistics
 import time
 from collections import deque
@@ -24,6 +23,7 @@ from msgspec import Struct
 from ..contract.events import Event
 from ..contract.requests import PAUSED
 from .activity import Idle
+from .settings import setting
 
 _STEPS = 50
 _BUSY = 2.0
@@ -41,11 +41,8 @@ class StallLimits(Struct, frozen=True, kw_only=True):
     @classmethod
     def of_environment(cls) -> "StallLimits":
         """As the environment says."""
-        default = cls()
-        return cls(**{name: _number(f"STACKLLAMA_STALL_{name.upper()}", getattr(default, name)) for name in _LIMITS})
-
-
-_LIMITS = ("factor", "floor", "ceiling", "load")
+        given = {name: setting(f"STACKLLAMA_STALL_{name.upper()}") for name in cls.__struct_fields__}
+        return cls(**{name: value for name, value in given.items() if value is not None})
 
 
 class StallWatch:
@@ -104,8 +101,3 @@ class StallWatch:
         if not self._durations:
             return f"limit {self.limit:.0f} s before the first step"
         return f"limit {self.limit:.0f} s, the median step {statistics.median(self._durations):.2g} s"
-
-
-def _number(name: str, default: float) -> float:
-    given = os.environ.get(name)
-    return float(given) if given else default

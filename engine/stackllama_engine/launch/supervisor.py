@@ -41,6 +41,7 @@ from .detach import adopt_orphans, detach
 from .outcome import Outcome, from_end_event, from_status, last_log_lines, signal_to_launcher, stopped_by_force
 from .processes import descendants, identify, kill_run_processes, oom_kills, run_processes, send
 from .scrub import Scrubber, scrub_folder
+from .settings import setting
 from .watch import Watch
 
 SUPERVISOR_LOG = "supervisor.txt"
@@ -64,11 +65,9 @@ class Patience(Struct, frozen=True, kw_only=True):
     @classmethod
     def of(cls, stage: Stage) -> "Patience":
         """From the environment. A pipeline waits for the supervisor of its child, which waits for its worker."""
-        given = cls(
-            stop=float(os.environ.get("STACKLLAMA_STOP_GRACE", cls().stop)),
-            term=float(os.environ.get("STACKLLAMA_TERM_GRACE", cls().term)),
-            linger=float(os.environ.get("STACKLLAMA_LINGER", cls().linger)),
-        )
+        names = {"stop": "STACKLLAMA_STOP_GRACE", "term": "STACKLLAMA_TERM_GRACE", "linger": "STACKLLAMA_LINGER"}
+        found = {field: setting(name) for field, name in names.items()}
+        given = cls(**{field: value for field, value in found.items() if value is not None})
         if stage is Stage.PIPELINE:
             return msgspec.structs.replace(given, stop=2 * (given.stop + given.term))
         return given
