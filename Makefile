@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test quick torture check format lock clean
+.PHONY: run test oracles quick torture check format lock clean
 .DEFAULT_GOAL := run
 
 run: $(VENV)/installed
@@ -11,6 +11,10 @@ run: $(VENV)/installed
 
 test: $(VENV)/installed
 	$(BIN)/pytest -n 2 --dist worksteal
+
+# torchrl and trl 1.12.0, which tests/oracles asks; without them its tests are skipped
+oracles: $(VENV)/installed
+	$(BIN)/python tests/oracles/environment.py
 
 quick: $(VENV)/installed
 	$(BIN)/pytest -n 2 --dist worksteal -m "not slow"

@@ -1,5 +1,6 @@
 """Recipes: every kind of mistake is one error that names file, key, value and the way out; the rest round-trips."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -290,3 +291,25 @@ def test_section_under_a_plain_value(file: Path) -> None:
     file.write_text("model_name_or_path: gpt2\nsft: 7\n")
     assert "`sft: 7`" in refusal(Stage.PIPELINE, file)
     assert "`sft` is a value, not a section" in refusal(Stage.PIPELINE, file, "sft.lora_r=1")
+
+
+def test_a_response_without_end_is_penalised_or_replaced_not_both() -> None:
+    inputs = ("model_name_or_path=gpt2", "reward_model_path=r")
+    message = refusal(Stage.PPO, None, *inputs, "missing_eos_penalty=1", "missing_eos_reward=-1")
+    assert "`missing_eos_penalty` and `missing_eos_reward` are both set" in message
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "max_grad_norm", "lr_scheduler_type", "num_ppo_epochs", "output_min_length", "output_max_length", "temperature",
+        "missing_eos_penalty", "missing_eos_reward", "normalize_reward", "cliprange_reward", "reward_baseline", "kl_coef",
+        "kl_estimator", "adap_kl_ctrl", "target", "horizon", "gamma", "lam", "whiten_rewards", "whiten_advantages",
+        "cliprange", "cliprange_value", "vf_coef", "ent_coef", "early_stopping", "target_kl", "ratio_threshold",
+        "value_head_init",
+    ],
+)  # fmt: skip
+def test_what_ppo_is_made_of_names_its_source(key: str) -> None:
+    fields = {field.name: field.type for field in msgspec.inspect.type_info(PPORecipe).fields}  # type: ignore[attr-defined]
+    help_text = (fields[key].extra_json_schema or {}).get("description", "")
+    assert re.search(r"arXiv:\d{4}\.\d{4,5}|https?://", help_text), help_text
