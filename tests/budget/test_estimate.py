@@ -105,6 +105,17 @@ def test_a_function_that_judges_costs_nothing(llama_7b: Architecture) -> None:
     assert all(one.name != "reward model" for phase in function.phases for one in phase.components)
 
 
+def test_a_critics_adapter_costs_its_weights_gradients_and_states(llama_7b: Architecture) -> None:
+    own, shared = (on_gpu(llama_7b, Stage.PPO, value_adapter=value) for value in (True, False))
+    one = 32 * 2 * 16 * 8192  # r 16 on q and v of 32 layers
+    assert own.peak == shared.peak == "update"
+    assert own.allocated - shared.allocated == 4 * (1 + 1 + 2) * one
+    # the policy's gradients wait for the critic's pass
+    without_logits = {"output_max_length": 4, "output_min_length": 1, "gradient_accumulation_steps": 1}
+    own, shared = (on_gpu(llama_7b, Stage.PPO, value_adapter=value, **without_logits) for value in (True, False))
+    assert own.allocated - shared.allocated >= 4 * (1 + 1 + 2) * one
+
+
 def test_a_large_rollout_batch_makes_rollout_the_peak(llama_7b: Architecture) -> None:
     found = on_gpu(llama_7b, Stage.PPO, local_rollout_forward_batch_size=64)
     assert found.peak == "rollout"

@@ -45,7 +45,7 @@ def request(stage: Stage, config: dict[str, Any] = SMALL, **keys: Any) -> Reques
         (Stage.SFT, NF4 | BATCH | {"bf16": True, "use_bnb_nested_quant": True}),
         (Stage.REWARD, PLAIN | BATCH),
         (Stage.PPO, PLAIN | ROLLOUT),
-        (Stage.PPO, ROLLOUT | {"bf16": True}),
+        (Stage.PPO, ROLLOUT | {"bf16": True, "value_adapter": True}),
     ],
 )
 def test_formula_and_trace_agree(stage: Stage, keys: dict[str, Any]) -> None:

@@ -25,7 +25,8 @@ _SECTIONS: dict[str, str] = {
         local_rollout_forward_batch_size per_device_eval_batch_size gradient_checkpointing max_length
         max_prompt_length packing packing_strategy""",
     "PPO": """num_ppo_epochs cliprange cliprange_value vf_coef ent_coef gamma lam whiten_rewards whiten_advantages
-        early_stopping target_kl ratio_threshold value_head_init""",
+        early_stopping target_kl ratio_threshold value_head_init
+        value_adapter""",
     "Sampling": "temperature output_min_length output_max_length missing_eos_penalty missing_eos_reward",
     "KL & reward": """kl_coef kl_estimator adap_kl_ctrl target horizon normalize_reward cliprange_reward
         reward_baseline reward_model_weight reward_fn reward_fn_path reward_fn_weight length_penalty

@@ -3,6 +3,7 @@
 The figures follow what ``train/`` does with a recipe: how models are loaded, batched, checkpointed and stepped.
 """
 
+import msgspec
 from msgspec import Struct
 
 from ..contract.recipe import MergeRecipe, PPORecipe, RewardRecipe, SFTRecipe, TrainRecipe
@@ -123,12 +124,14 @@ def _ppo(recipe: PPORecipe, arch: Architecture, on_gpu: bool, reward: Architectu
     prompt, response = max(1, recipe.max_prompt_length - 1), recipe.output_max_length - 1  # both bounds are open
     length = prompt + response
     mode = _mode(recipe, arch, precision, masked=True, length=length, on_gpu=on_gpu)
-    trained = adapter.trained_parameters(recipe, arch) + arch.hidden  # and the value head
-    tensors = (*adapter.tensors(mode.targets, mode.rank, arch.layers), optimizer.Trained(1, arch.hidden))
+    one = adapter.trained_parameters(recipe, arch)
+    adapters = 1 + recipe.value_adapter
+    trained = adapters * one + arch.hidden  # and the value head
+    tensors = (*(adapters * adapter.tensors(mode.targets, mode.rank, arch.layers)), optimizer.Trained(1, arch.hidden))
     kind = optimizer.kind_of(recipe.optim, on_gpu=on_gpu)
-    copies = 1 + bool(recipe.policy_adapter_path)
+    reference = one if recipe.policy_adapter_path else 0
     judge = None
-    reward_bytes = _ADAPTER * trained if recipe.reward_model_path else 0
+    reward_bytes = _ADAPTER * (one + arch.hidden) if recipe.reward_model_path else 0
     if reward is not None:
         own = Precision(native=native_bytes(recipe, reward))
         judge = (reward, _mode(recipe, reward, own, masked=True, length=length, on_gpu=on_gpu))
@@ -136,10 +139,10 @@ def _ppo(recipe: PPORecipe, arch: Architecture, on_gpu: bool, reward: Architectu
     record = recipe.local_batch_size * (4 * _RECORD * response + 16 * length)
     standing = sampling.Standing(
         base_weights=weights.base(arch, precision),
-        adapter=_ADAPTER * trained * copies,
+        adapter=_ADAPTER * (trained + reference),
         reward_model=reward_bytes,
         optimizer=optimizer.states(tensors, _ADAPTER, kind),
-        narrowed=2 * trained if precision.amp else 0,
+        narrowed=2 * (one + arch.hidden) if precision.amp else 0,
         rollout_record=record,
     )
     asked, held_out = recipe.local_rollout_forward_batch_size, recipe.max_eval_samples
@@ -153,6 +156,7 @@ def _ppo(recipe: PPORecipe, arch: Architecture, on_gpu: bool, reward: Architectu
         sequences=size,
         base=standing.base_weights,
         trained=trained,
+        adapters=adapters,
         adapter=standing.adapter,
         checkpointing=_checkpointing(recipe),
         optimizer=kind,
@@ -162,7 +166,11 @@ def _ppo(recipe: PPORecipe, arch: Architecture, on_gpu: bool, reward: Architectu
         + narrowed,
         on_gpu=on_gpu,
     )
-    update = max(training.phases(work), key=lambda one: one.bytes)
+    moments = training.phases(work)
+    if recipe.value_adapter:  # its pass comes after the policy's, whose gradients lie there; it has no logits
+        states = size * (8 * response + precision.residual * length) * arch.hidden
+        moments += training.phases(msgspec.structs.replace(work, accumulates=True, head_bytes=states))
+    update = max(moments, key=lambda moment: moment.bytes)
     more = [Component("reward model", reward_bytes)] if reward_bytes else []
     more.append(Component("rollout record", record))
     return [

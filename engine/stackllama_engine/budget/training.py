@@ -29,6 +29,8 @@ class Workload(Struct, frozen=True, kw_only=True):
     """Bytes of frozen and trained weights without adapters."""
     trained: int
     """Elements that are trained."""
+    adapters: int = 1
+    """Adapters of the mode's shape among them; one pass reads one of them."""
     adapter: int = 0
     """Bytes of adapters and small heads."""
     width: int = 4
@@ -57,7 +59,7 @@ class Workload(Struct, frozen=True, kw_only=True):
         if mode.full:
             known = weights.tensors(arch, head=self.head != "score")
         else:
-            known = adapter.tensors(mode.targets, mode.rank, arch.layers)
+            known = self.adapters * adapter.tensors(mode.targets, mode.rank, arch.layers)
         rest = self.trained - optimizer.elements(known)
         return (*known, Trained(rest)) if rest > 0 else known
 
@@ -161,7 +163,8 @@ def cast_weights(work: Workload) -> tuple[int, int]:
     precision, arch = work.mode.precision, work.arch
     if not precision.amp:
         return 0, 0
-    adapters = 0 if work.mode.full or work.checkpointing != "none" else 2 * work.trained
+    resting = (work.adapters - 1) * adapter.parameters(work.mode.targets, work.mode.rank, arch.layers)
+    adapters = 0 if work.mode.full or work.checkpointing != "none" else 2 * (work.trained - resting)
     if precision.native < 4 or precision.quant:
         return adapters, adapters // max(1, arch.layers)
     one = 2 * arch.layer_linear

@@ -365,6 +365,9 @@ class PPORecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         Literal["zero", "reward"],
         _help("Value head starts at zero or as the reward head (arXiv:2403.17031)."),
     ] = "zero"
+    value_adapter: Annotated[
+        bool, _help("The value head gets an adapter of its own and leaves the policy's alone; one more pass.")
+    ] = False
 
     # reporting
     eval_steps: Annotated[

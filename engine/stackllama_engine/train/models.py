@@ -8,6 +8,7 @@ import hashlib
 import json
 import shutil
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -226,17 +227,23 @@ def same_base(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 
 def save_adapter(
-    model: Any, tokenizer: "PreTrainedTokenizerBase", path: Path, recipe: TrainRecipe, **extra: Any
+    model: Any,
+    tokenizer: "PreTrainedTokenizerBase",
+    path: Path,
+    recipe: TrainRecipe,
+    adapters: Sequence[str] = ("default",),
+    **extra: Any,
 ) -> None:
     """Write the adapter, its score head if it has one, the identity of its base, and the tokenizer.
 
     All or nothing: written beside ``path`` and renamed.
 
     Args:
-        model: a PeftModel; its first adapter is saved.
+        model: a PeftModel.
         tokenizer: the base's.
         path: the adapter's directory.
         recipe: says which base.
+        adapters: which of the model's are saved; all but the first in directories of their names.
         extra: safetensors files to add, name → tensors.
 
     Raises:
@@ -244,7 +251,7 @@ def save_adapter(
     """
     staging = path.with_name(f".tmp-{path.name}")
     shutil.rmtree(staging, ignore_errors=True)
-    model.save_pretrained(str(staging), selected_adapters=["default"])
+    model.save_pretrained(str(staging), selected_adapters=list(adapters))
     identity = base_identity(recipe.model_name_or_path, recipe.model_revision)
     (staging / BASE_FILE).write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
     for name, tensors in extra.items():

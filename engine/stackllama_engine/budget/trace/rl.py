@@ -15,7 +15,7 @@ from ...contract.recipe import PPORecipe
 from ...train import models, optimizers
 from ...train.ppo.rollout import Rollout, Targets, policy_outputs
 from ...train.ppo.sampling import pick
-from ...train.ppo.shared_base import REFERENCE, REWARD, Outputs, SharedBase
+from ...train.ppo.shared_base import CRITIC, POLICY, REFERENCE, REWARD, Outputs, SharedBase
 from ...train.ppo.update import Updater
 from . import build, cuda, marks
 from .storages import Storages
@@ -73,12 +73,14 @@ def _shared_base(recipe: PPORecipe, config: dict[str, Any], layers: int, *, adap
     base.temperature = recipe.temperature
     base.checkpointing = recipe.gradient_checkpointing
     base._bf16 = recipe.bf16
+    base._entropy_trains = recipe.ent_coef > 0
     base._continues = recipe.policy_adapter_path is not None
     base.value_head = nn.Linear(models.head_hidden(model), 1, bias=False, dtype=torch.float32)
-    for name, wanted in ((REFERENCE, base._continues), (REWARD, adapter_judges)):
+    base.has_critic = recipe.value_adapter
+    for name, wanted in ((REFERENCE, base._continues), (REWARD, adapter_judges), (CRITIC, base.has_critic)):
         if wanted:
             base.model.add_adapter(name, models.lora_config(recipe, "CAUSAL_LM"))
-    base.model.set_adapter("default")
+    base._activate(POLICY)
     if recipe.gradient_checkpointing:
         build.checkpointing(model, recipe)
     base.model.eval()
@@ -194,5 +196,4 @@ def _mini_batch(
 
 
 def _backward(updater: Updater, rollout: Rollout, goal: Targets, places: Tensor) -> None:
-    loss, _ = updater._micro_batch(rollout, goal, places)
-    (loss / rollout.mask[places].sum()).backward()
+    updater._micro_batch(rollout, goal, places, rollout.mask[places].sum())

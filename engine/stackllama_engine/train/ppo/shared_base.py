@@ -24,8 +24,10 @@ if TYPE_CHECKING:
 POLICY = "default"  # PEFT saves the adapter of this name at the top of its directory
 REFERENCE = "reference"
 REWARD = "reward"
+CRITIC = "critic"
+"""The value head's own adapter, and the directory in the policy's that it is saved in."""
 VALUE_FILE = "value_head"
-"""The critic, beside the policy's adapter."""
+"""The critic's head, beside the policy's adapter."""
 
 
 class Outputs(NamedTuple):
@@ -38,6 +40,9 @@ class Outputs(NamedTuple):
 
 class SharedBase:
     """Policy, reference, value and, where it belongs to the same base, reward.
+
+    The value head reads the policy's hidden states, or with ``value_adapter`` those of a second trained adapter: one
+    more pass through the trunk, and nothing of the value loss reaches the policy.
 
     Args:
         recipe: the PPO recipe.
@@ -63,8 +68,12 @@ class SharedBase:
         self.value_head = nn.Linear(models.head_hidden(base), 1, bias=False, device=device, dtype=torch.float32)
         nn.init.zeros_(self.value_head.weight)
         self._continues = continued is not None
+        self.has_critic = recipe.value_adapter
+        self._role = POLICY
         if continued:
             self._continue_from(continued, recipe)
+        if self.has_critic:
+            self._add_critic(continued, recipe)
         if self.checkpointing:
             base.gradient_checkpointing_enable({"use_reentrant": recipe.load_in_8bit})
             peft_model.enable_input_require_grads()
@@ -82,24 +91,50 @@ class SharedBase:
         return self.model.get_base_model()  # type: ignore[return-value]
 
     def trainable(self) -> list[nn.Parameter]:
-        """The policy adapter's parameters and the value head, in a fixed order."""
-        policy = [p for name, p in sorted(self.model.named_parameters()) if f".{POLICY}." in name]
-        return [*policy, *self.value_head.parameters()]
+        """The parameters of the policy's adapter, of the critic's if it has one, and the value head; always in this
+        order."""
+        named = sorted(self.model.named_parameters())
+        adapters = [p for adapter in self.saved for name, p in named if f".{adapter}." in name]
+        return [*adapters, *self.value_head.parameters()]
+
+    @property
+    def saved(self) -> tuple[str, ...]:
+        """The adapters that are trained."""
+        return (POLICY, CRITIC) if self.has_critic else (POLICY,)
 
     @contextmanager
     def reference(self) -> Iterator[None]:
         """Inside, the base is the reference: adapter off, or the frozen copy when the policy continued one."""
-        with self.adapter(REFERENCE) if self._continues else self.model.disable_adapter():
+        with self.adapter(REFERENCE) if self._continues else self._without_adapter():
             yield
 
     @contextmanager
     def adapter(self, name: str) -> Iterator[None]:
-        """Inside, another adapter is active; the policy's comes back afterwards."""
-        self.model.set_adapter(name)
+        """Inside, another adapter is active; the policy's comes back afterwards.
+
+        A backward pass under gradient checkpointing runs layers again, so it belongs inside as well.
+        """
+        self._activate(name)
         try:
             yield
         finally:
-            self.model.set_adapter(POLICY)
+            self._activate(POLICY)
+
+    @contextmanager
+    def _without_adapter(self) -> Iterator[None]:
+        self._role = REFERENCE
+        try:
+            with self.model.disable_adapter():
+                yield
+        finally:
+            self._activate(POLICY)
+
+    def _activate(self, name: str) -> None:
+        """PEFT freezes what is not active; the policy and its critic stay trainable, the others frozen."""
+        self.model.set_adapter(name, inference_mode=name not in self.saved)
+        self._role = name
+        for parameter in self.trainable():
+            parameter.requires_grad_(True)
 
     def autocast(self) -> Any:
         """bfloat16 autocast where the recipe asks for it."""
@@ -125,7 +160,7 @@ class SharedBase:
             logits = head(hidden.to(head.weight.dtype))
         return logits.float() / self.temperature
 
-    def outputs(self, input_ids: Tensor, attention_mask: Tensor, responses: int) -> Outputs:
+    def outputs(self, input_ids: Tensor, attention_mask: Tensor, responses: int, *, ask_critic: bool = True) -> Outputs:
         """Log-probabilities, values and entropy at the last ``responses`` positions.
 
         The value of a position is that of the state *before* its token, so both come from the hidden state there.
@@ -134,19 +169,39 @@ class SharedBase:
             input_ids: ``[B, P + R]``: prompts padded on the left, responses on the right.
             attention_mask: ``[B, P + R]``.
             responses: ``R``.
+            ask_critic: False leaves out the pass of a critic with an adapter of its own, and values are 0; so they are
+                of the reference.
         """
-        positions = (attention_mask.cumsum(1) - 1).clamp(min=0)
-        before = self.hidden(input_ids, attention_mask, positions)[:, -responses - 1 : -1]  # [B, R, H]
+        before = self._before(input_ids, attention_mask, responses)
         logits = self.logits(before)
         normaliser = logits.logsumexp(-1)
         chosen = logits.gather(-1, input_ids[:, -responses:].unsqueeze(-1)).squeeze(-1)
         with torch.set_grad_enabled(self._entropy_trains and torch.is_grad_enabled()):
             entropy = normaliser - (torch.softmax(logits, -1) * logits).sum(-1)
-        return Outputs(chosen - normaliser, self.value_head(before.float()).squeeze(-1), entropy)
+        if not self.has_critic:
+            values = self._valued(before)
+        elif ask_critic and self._role == POLICY:
+            with self.adapter(CRITIC):
+                values = self.values(input_ids, attention_mask, responses)
+        else:
+            values = torch.zeros_like(chosen)
+        return Outputs(chosen - normaliser, values, entropy)
 
-    def policy_state(self) -> dict[str, Tensor]:
-        """The policy adapter's weights under PEFT's names."""
-        return get_peft_model_state_dict(self.model, adapter_name=POLICY)
+    def values(self, input_ids: Tensor, attention_mask: Tensor, responses: int) -> Tensor:
+        """What the value head makes of the active adapter's hidden states, ``[B, R]``; arguments as :meth:`outputs`."""
+        return self._valued(self._before(input_ids, attention_mask, responses))
+
+    def _before(self, input_ids: Tensor, attention_mask: Tensor, responses: int) -> Tensor:
+        """Hidden states before each response token, ``[B, R, H]``."""
+        positions = (attention_mask.cumsum(1) - 1).clamp(min=0)
+        return self.hidden(input_ids, attention_mask, positions)[:, -responses - 1 : -1]
+
+    def _valued(self, before: Tensor) -> Tensor:
+        return self.value_head(before.float()).squeeze(-1)
+
+    def policy_state(self, adapter: str = POLICY) -> dict[str, Tensor]:
+        """An adapter's weights under PEFT's names."""
+        return get_peft_model_state_dict(self.model, adapter_name=adapter)
 
     def load_policy_state(self, state: dict[str, Tensor], adapter: str = POLICY) -> None:
         """Set an adapter's weights.
@@ -165,12 +220,25 @@ class SharedBase:
         state = models.adapter_weights(path, self.device)
         self.model.add_adapter(name, _config_of(path))
         self.load_policy_state({key: value for key, value in state.items() if "lora_" in key}, name)
-        self.model.set_adapter(POLICY)
+        self._activate(POLICY)
+
+    def _add_critic(self, continued: Path | None, recipe: PPORecipe) -> None:
+        """The critic's adapter: a continued run's own, else the policy's that its value head was trained on, else a
+        new one."""
+        if continued and (continued / CRITIC).is_dir():
+            self.add_adapter_from(continued / CRITIC, CRITIC)
+        elif continued and (continued / f"{VALUE_FILE}.safetensors").is_file():
+            self.add_adapter_from(continued, CRITIC)
+        else:
+            self.model.add_adapter(CRITIC, models.lora_config(recipe, "CAUSAL_LM"))
+            self._activate(POLICY)
 
     def _continue_from(self, path: Path, recipe: PPORecipe) -> None:
         identity = read_identity(path)
         if not models.same_base(identity, models.base_identity(recipe.model_name_or_path, recipe.model_revision)):
             raise StageError(f"{path} was trained on {identity['name']}, not on {recipe.model_name_or_path}.")
+        if (path / CRITIC).is_dir() and not recipe.value_adapter:
+            raise StageError(f"The value head in {path} has an adapter of its own: set `value_adapter: true`.")
         self.load_policy_state(models.adapter_weights(path, self.device))
         self.add_adapter_from(path, REFERENCE)
         critic = path / f"{VALUE_FILE}.safetensors"

@@ -16,10 +16,13 @@ from .. import checkpoint, optimizers
 from ..report import Reporter
 from .losses import KLController, Moments
 from .reward_scaling import RewardScaling
-from .shared_base import SharedBase
+from .shared_base import CRITIC, SharedBase
 
 POLICY_FILE = "policy.safetensors"
-_FILES = {"policy": POLICY_FILE, "value": "value_head.safetensors", "optimizer": "optimizer.safetensors"}
+_FILES = {
+    "policy": POLICY_FILE, "critic": "critic.safetensors", "value": "value_head.safetensors",
+    "optimizer": "optimizer.safetensors",
+}  # fmt: skip
 
 
 class Progress(Struct, frozen=True, kw_only=True):
@@ -40,7 +43,7 @@ class Trainables:
     """Everything that changes during training.
 
     Args:
-        base: policy adapter and value head.
+        base: policy adapter, value head and, where it has one, its adapter.
         optimizer: over ``base.trainable()``.
         scheduler: stepped once a PPO step.
         controller: of the KL coefficient.
@@ -78,6 +81,8 @@ class Trainables:
             OSError: disk full or not writable.
         """
         save_file(_dense(self.base.policy_state()), staging / _FILES["policy"])
+        if self.base.has_critic:
+            save_file(_dense(self.base.policy_state(CRITIC)), staging / _FILES["critic"])
         save_file(_dense(self.base.value_head.state_dict()), staging / _FILES["value"])
         moments, counts = optimizers.state_of(self.optimizer)
         save_file(moments, staging / _FILES["optimizer"])
@@ -95,6 +100,8 @@ class Trainables:
         """Take everything back from a sealed checkpoint."""
         device = str(self.base.device)
         self.base.load_policy_state(load_file(path / _FILES["policy"], device=device))
+        if self.base.has_critic:
+            self.base.load_policy_state(load_file(path / _FILES["critic"], device=device), CRITIC)
         self.base.value_head.load_state_dict(load_file(path / _FILES["value"], device=device))
         progress = msgspec.json.decode((path / "state.json").read_bytes(), type=Progress)
         moments = load_file(path / _FILES["optimizer"], device=device)

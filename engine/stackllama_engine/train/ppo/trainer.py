@@ -368,7 +368,12 @@ class PPO:
         if self.session.is_main:
             critic = {name: value.detach().cpu() for name, value in self.base.value_head.state_dict().items()}
             models.save_adapter(
-                self.base.model, self.tokenizer, self.session.run.adapter, self.recipe, **{VALUE_FILE: critic}
+                self.base.model,
+                self.tokenizer,
+                self.session.run.adapter,
+                self.recipe,
+                self.base.saved,
+                **{VALUE_FILE: critic},
             )
         self.session.state.wait_for_everyone()
 

@@ -13,7 +13,7 @@ from ...contract.recipe import PPORecipe
 from . import losses
 from .rollout import Rollout, Targets
 from .scorer import Answer
-from .shared_base import SharedBase
+from .shared_base import CRITIC, Outputs, SharedBase
 
 Reduce = Callable[[Tensor], Tensor]
 """Sum over all ranks; the tensor itself where there is one."""
@@ -153,9 +153,7 @@ class Updater:
         tokens = self._reduce(rollout.mask[rows].sum())
         sums = torch.zeros(9, device=self._base.device)
         for micro in rows.split(recipe.per_device_train_batch_size):
-            loss, parts = self._micro_batch(rollout, goal, micro)
-            (loss / tokens).backward()
-            sums += parts
+            sums += self._micro_batch(rollout, goal, micro, tokens)
         sums = self._reduce(sums)
         if statistics.first is None:
             statistics.first = sums[:8]
@@ -178,23 +176,46 @@ class Updater:
         statistics.updates += 1
         return True
 
-    def _micro_batch(self, rollout: Rollout, goal: Targets, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss summed over tokens, and the sums of :class:`Statistics` followed by policykl's."""
+    def _micro_batch(self, rollout: Rollout, goal: Targets, rows: Tensor, tokens: Tensor) -> Tensor:
+        """Gradients of the loss summed over tokens and divided by ``tokens``.
+
+        Returns:
+            The sums of :class:`Statistics` followed by policykl's.
+        """
+        texts = rollout.input_ids[rows], rollout.attention_mask[rows], rollout.responses
+        loss, values, told = self._policy_loss(self._base.outputs(*texts, ask_critic=False), rollout, goal, rows)
+        if self._base.has_critic:
+            (loss / tokens).backward()
+            del (
+                loss,
+                values,
+            )  # and the graph, which keeps int8's inputs: one pass's activations at a time
+            with self._base.adapter(CRITIC):
+                value = self._value_loss(self._base.values(*texts), rollout, goal, rows)
+                (self._recipe.vf_coef * value.loss / tokens).backward()
+        else:
+            value = self._value_loss(values, rollout, goal, rows)
+            ((loss + self._recipe.vf_coef * value.loss) / tokens).backward()
+        policy, clipped, ratio, approxkl, entropy, count, policykl = told
+        parts = (policy, value.loss, clipped, value.clipped, ratio, approxkl, entropy, count, policykl)
+        return torch.stack(parts).detach()
+
+    def _policy_loss(
+        self, new: Outputs, rollout: Rollout, goal: Targets, rows: Tensor
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        """The policy's loss with its entropy bonus, the values, and sums for the statistics without a graph."""
         recipe, mask, old = self._recipe, rollout.mask[rows], rollout.old
-        new = self._base.outputs(rollout.input_ids[rows], rollout.attention_mask[rows], rollout.responses)
         policy = losses.policy_loss(new.logprobs, old.logprobs[rows], goal.advantages[rows], mask, recipe.cliprange)
-        value = losses.value_loss(new.values, old.values[rows], goal.returns[rows], mask, recipe.cliprange_value)
         entropy = losses.masked(new.entropy, mask).sum()
-        loss = policy.loss + recipe.vf_coef * value.loss
+        loss = policy.loss
         if recipe.ent_coef:  # its gradient costs another softmax over the vocabulary
             loss = loss - recipe.ent_coef * entropy
-        parts = torch.stack(
-            [
-                policy.loss, value.loss, policy.clipped, value.clipped, policy.ratio, policy.approxkl,
-                entropy, mask.sum(), policy.policykl,
-            ]
-        )  # fmt: skip
-        return loss, parts.detach()
+        told = (policy.loss, policy.clipped, policy.ratio, policy.approxkl, entropy, mask.sum(), policy.policykl)
+        return loss, new.values, tuple(one.detach() for one in told)
+
+    def _value_loss(self, values: Tensor, rollout: Rollout, goal: Targets, rows: Tensor) -> losses.ValueLoss:
+        old, returns, mask = rollout.old.values[rows], goal.returns[rows], rollout.mask[rows]
+        return losses.value_loss(values, old, returns, mask, self._recipe.cliprange_value)
 
     def _sum_gradients(self) -> None:
         """Each rank's loss was divided by the token count of all ranks, so gradients are summed."""
