@@ -186,7 +186,7 @@ def test_a_terminal_closed_in_mid_run(working: RunDir, stocked_home: Home, count
             again.send("q")
             assert again.end() == 0
 
-    counted.run(1, "terminal closed; another console shows the same run", trial, few=0, all_of_them=20)
+    counted.run(1, "terminal closed; another console shows the same run", trial, few=0, all_of_them=10)
 
 
 def shown_step(console: Terminal) -> int:
@@ -264,4 +264,4 @@ def test_a_damaged_log_is_shown_with_the_count_of_what_is_bad(tmp_path: Path, co
             console.send("q")
             assert console.end() == 0
 
-    counted.run(11, "log damaged, truncated, replaced under the console", trial, few=1, all_of_them=30)
+    counted.run(11, "log damaged, truncated, replaced under the console", trial, few=1, all_of_them=20)

@@ -1,6 +1,7 @@
 """Cases 6 and 10: killed while it saves, and a disk that is full while events are written."""
 
 import os
+import random
 import signal
 import time
 from pathlib import Path
@@ -24,6 +25,14 @@ def content(name: str, step: int) -> bytes:
     """Other bytes in every file of every step."""
     seed = f"{name} of step {step}. ".encode()
     return (seed * (_FILES[name] // len(seed) + 1))[: _FILES[name]]
+
+
+def damage(chance: random.Random, folder: Path) -> None:
+    """As a disk does it, without another size."""
+    path = folder / chance.choice(sorted(_FILES))
+    data = bytearray(path.read_bytes())
+    data[chance.randrange(len(data))] ^= 0x10
+    path.write_bytes(data)
 
 
 def save_for_ever(checkpoints: Path, step: int, ready: int) -> None:
@@ -51,9 +60,17 @@ def test_killed_while_it_saves_it_is_resumed_from_a_verified_checkpoint(tmp_path
     reporter = Reporter(run, 1, is_main=True)
     step = 0
 
+    def verified() -> list[Path]:
+        return [path for path in run.checkpoints.glob("step-*") if checkpoint.problem(path) is None]
+
     def trial(number: int) -> None:
         nonlocal step
-        start = max(0, step - (counted.chance.random() < 0.3))  # now and then the same step is saved again
+        start = step
+        if counted.chance.random() < 0.3 and len(verified()) > 1:  # damaged: passed over, and the step is done again
+            damage(counted.chance, run.checkpoints / f"step-{step:06d}")
+            found = checkpoint.to_resume(reporter)
+            assert found is not None and checkpoint.step_of(found) < step, "resumed from a damaged checkpoint"
+            start = checkpoint.step_of(found)
         reader, writer = os.pipe()
         if (pid := os.fork()) == 0:
             try:

@@ -53,7 +53,7 @@ def test_a_supervisor_killed_at_any_moment_is_a_lost_run_without_survivors(runs:
         wait_for(lambda: reconcile(run).phase == "lost")
         if FULL:
             assert time.monotonic() - looked < 1.0, "not within a second of the next look"
-        for _ in range(10):  # one look is no proof
+        for _ in range(5):  # one look is no proof
             assert run_processes(run.path) == []
             time.sleep(0.01)
         assert reconcile(run).phase == run.read_state().phase == "lost" and not run.lock_is_held()
@@ -71,13 +71,13 @@ def test_a_launcher_that_is_terminated_leaves_no_orphan_and_its_signal_is_record
         wait_for(lambda: (run.path / "worker.pid").exists())
         time.sleep(counted.chance.uniform(0.0, 0.2))
         launched = run.read_state().worker
-        sent = counted.chance.choice([signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
+        sent = counted.chance.choice([signal.SIGTERM, signal.SIGUSR1])  # SIGHUP is ignored, as by nohup
         assert launched is not None and send(launched, sent)
         state = wait_for_phase(run, "stopped")
         assert (state.exit_code, sent.name in (state.cause or "")) == (75, True)
         assert run_processes(run.path) == []
 
-    counted.run(4, "launcher of one process terminated", trial, few=1, all_of_them=50)
+    counted.run(4, "launcher of one process terminated", trial, few=1, all_of_them=30)
 
 
 def test_of_racing_launches_exactly_one_wins(runs: Runs, counted: Counted, home: Home) -> None:
