@@ -162,3 +162,18 @@ def wait_until(what: Callable[[], bool], seconds: float = 20.0) -> None:
     while not what():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--sbatch-option", "time=1"], "belongs to --slurm"),
+        (["--slurm", "--dry-run"], "--dry-run and --slurm exclude each other"),
+        (["--slurm", "--canary"], "--canary and --slurm exclude each other"),
+        (["--slurm", "--sbatch-option", "wrap=id"], "--sbatch-option wrap"),
+    ],
+)
+def test_slurm_options_that_do_not_fit(words: list[str], expected: str, run_main: Callable[..., Any]) -> None:
+    result = run_main("launch", "sft", "model_name_or_path=demo", *words)
+    assert result.code == 2
+    assert expected in result.err

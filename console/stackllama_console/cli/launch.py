@@ -26,6 +26,7 @@ def launch(arguments: argparse.Namespace) -> int:
     stage = Stage(arguments.stage)
     file, overrides = split_words(arguments.words)
     recipe = load_recipe(stage, file, overrides)
+    _check_slurm(arguments)
     return dry_run(arguments, stage, recipe) if arguments.dry_run else start(arguments, stage, recipe)
 
 
@@ -43,6 +44,16 @@ def merge(arguments: argparse.Namespace) -> int:
     adapter = yaml_string(arguments.run)
     recipe = load_recipe(Stage.MERGE, None, [f"adapter_path={adapter}", *overrides])
     return start(arguments, Stage.MERGE, recipe)
+
+
+def _check_slurm(arguments: argparse.Namespace) -> None:
+    if not getattr(arguments, "slurm", False):
+        if getattr(arguments, "sbatch_option", None):
+            raise UsageError("--sbatch-option belongs to --slurm; add it.")
+        return
+    for given, option in ((arguments.canary is not None, "--canary"), (arguments.dry_run, "--dry-run")):
+        if given:
+            raise UsageError(f"{option} and --slurm exclude each other: what a job starts is worked out where it runs.")
 
 
 def split_words(words: list[str]) -> tuple[Path | None, list[str]]:
@@ -68,7 +79,12 @@ def yaml_string(text: str) -> str:
 def start(arguments: argparse.Namespace, stage: Stage, recipe: AnyRecipe) -> int:
     """Launch, print the run id at once, and follow where asked."""
     home = Home(arguments.home)
-    run = launcher.launch(home, stage, recipe, arguments.name, canary=getattr(arguments, "canary", None))
+    if getattr(arguments, "slurm", False):
+        from stackllama_engine.launch import slurm
+
+        run = slurm.submit(home, stage, recipe, arguments.name, arguments.sbatch_option)
+    else:
+        run = launcher.launch(home, stage, recipe, arguments.name, canary=getattr(arguments, "canary", None))
     if not arguments.json:
         show(run.id)
         flush()

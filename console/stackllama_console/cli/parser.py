@@ -190,6 +190,10 @@ def _add_launch(commands: _Commands) -> None:
         parser.add_argument("--follow", "-f", action="store_true", help=_FOLLOW_HELP)
         parser.add_argument("--dry-run", action="store_true", help="print command and recipe; start nothing")
         parser.add_argument("--plain", action="store_true", help="follow with lines instead of progress bars")
+    launch.add_argument("--slurm", action="store_true", help="submit it as a Slurm job that requeues itself")
+    launch.add_argument(
+        "--sbatch-option", action="append", default=[], metavar="KEY=VALUE", help="of sbatch, as in time=8:00:00"
+    )
     launch.add_argument("--canary", action=argparse.BooleanOptionalAction, default=None, help=_CANARY_HELP)
     merge = _leaf(commands, "merge", "Merge a finished run's adapter into its base.", "launch:merge", json=True)
     merge.add_argument("run", metavar="RUN", help="a finished sft, reward or ppo run, or an adapter directory")

@@ -66,26 +66,39 @@ def plan(home: Home, stage: Stage, recipe: AnyRecipe, name: str | None = None, *
         UsageError: an input or the name is wrong (:class:`RecipeError` when it is the recipe).
         RefusedError: this machine cannot run it, or an input is not ready.
     """
-    if recipe.stage is not stage:
-        raise UsageError(f"This is a {recipe.stage} recipe, not a {stage} recipe.")
     if canary and stage is not Stage.PPO:
         raise UsageError(f"A canary rehearses PPO's worst step; a {stage} run has none.")
     check_settings()
-    _check_name(home, stage, name)
     gpus = visible_gpus()
-    recipe, parents = resolve_inputs(home, recipe)
+    recipe, parents = prepare(home, stage, recipe, name)
     recipe = resolve_machine(recipe, gpus)
     recipe_yaml = dump_recipe(recipe)
-    if secret := redactor().found_in(recipe_yaml):
-        raise UsageError(
-            f"The recipe holds the value of `{secret}`. A secret stays in the environment, where the stage finds it; "
-            "a recipe is written to disk and shown."
-        )
     command = _command(recipe, home.runs_dir / (name or _ANY_RUN), canary)
     return Plan(
         stage=stage, recipe=recipe, recipe_yaml=recipe_yaml, argv=command.argv,
         environment=command.environment, parents=parents, secrets=secret_names(),
     )  # fmt: skip
+
+
+def prepare(home: Home, stage: Stage, recipe: AnyRecipe, name: str | None) -> tuple[AnyRecipe, list[str]]:
+    """What is checked wherever the run will be: recipe, name and inputs. Touches nothing.
+
+    Returns:
+        the recipe with its inputs explicit, and the runs they come from.
+
+    Raises:
+        UsageError, RefusedError: as :func:`plan`.
+    """
+    if recipe.stage is not stage:
+        raise UsageError(f"This is a {recipe.stage} recipe, not a {stage} recipe.")
+    _check_name(home, stage, name)
+    recipe, parents = resolve_inputs(home, recipe)
+    if secret := redactor().found_in(dump_recipe(recipe)):
+        raise UsageError(
+            f"The recipe holds the value of `{secret}`. A secret stays in the environment, where the stage finds it; "
+            "a recipe is written to disk and shown."
+        )
+    return recipe, parents
 
 
 def launch(
@@ -134,6 +147,16 @@ def resume(home: Home, run_id: str) -> RunDir:
     state = reconcile(run)
     if not state.has_ended:
         raise RefusedError(f"Run `{run.id}` is alive; stop it first: `stackllama-console runs stop {run.id}`.")
+    begin(run, canary=_had_canary(run))
+    return run
+
+
+def begin(run: RunDir, *, canary: bool | None) -> None:
+    """Start a new attempt of a run that nobody holds, on this machine.
+
+    Raises:
+        RefusedError, StackllamaError: as :func:`resume`.
+    """
     lock = run.acquire_lock()
     try:
         if run.read_state().phase == "finished":
@@ -141,11 +164,10 @@ def resume(home: Home, run_id: str) -> RunDir:
         if left := run_processes(run.path):
             pids = ", ".join(str(process.pid) for process in left)
             raise RefusedError(f"Processes of run `{run.id}` are still alive ({pids}); try again in a moment.")
-        recipe = resolve_machine(load_recipe(state.stage, run.recipe_file), visible_gpus())
-        _start(run, lock, recipe, parents_of(run), _had_canary(run))
+        recipe = resolve_machine(load_recipe(run.read_state().stage, run.recipe_file), visible_gpus())
+        _start(run, lock, recipe, parents_of(run), canary)
     finally:
         os.close(lock)
-    return run
 
 
 def start_supervisor(run: RunDir, lock: int, command: Command, parents: list[str]) -> None:

@@ -17,6 +17,7 @@ from .children import CHILDREN, child_id, parents_of
 from .outcome import Outcome, from_end_event, last_log_lines
 from .processes import kill_run_processes
 from .scrub import scrub_folder
+from .slurm_queue import cancel, in_slurm
 
 _QUEUED_SECONDS = 10.0  # between a run's creation and its lock; a launcher that takes longer has died
 _POLL_SECONDS = 0.1
@@ -66,7 +67,7 @@ def stop(run: RunDir, *, wait: bool) -> State:
     Returns:
         the state now.
     """
-    state = reconcile(run)
+    state = cancel(run, reconcile(run))
     if not state.has_ended:
         run.request("stop")
     while wait and not state.has_ended:
@@ -135,7 +136,7 @@ def _children(pipeline: RunDir) -> list[RunDir]:
 
 
 def _abandoned(run: RunDir, state: State) -> bool:
-    if state.has_ended or run.lock_is_held():
+    if state.has_ended or run.lock_is_held() or in_slurm(run):
         return False
     return state.phase != "queued" or time.time() - state.created > _QUEUED_SECONDS
 

@@ -1,0 +1,205 @@
+"""Runs under Slurm: one job a run, which saves before its time is up, requeues itself and goes on.
+
+``submit`` creates the run and hands ``slurm.sh`` to ``sbatch``. Options are arguments of ``sbatch``, one each; the
+script holds no directive, and of the recipe nothing at all: what it does is start this module with the run's path.
+
+In the job (``python -m stackllama_engine.launch.slurm RUN_DIR``) a new attempt begins, under a supervisor as anywhere
+else, and is waited for. Slurm's SIGUSR1 (``--signal=B:USR1@300``) asks it to save and stop; stopped, the job requeues
+itself, and its next start goes on from the checkpoint. Jobs need process tracking by cgroups, Slurm's recommended one:
+the supervisor has a session of its own. https://slurm.schedmd.com/sbatch.html
+"""
+
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from types import FrameType
+
+import msgspec
+from msgspec import Struct
+
+from ..contract.errors import ExitCode, RefusedError, StackllamaError, UsageError
+from ..contract.files import write_whole
+from ..contract.recipe import AnyRecipe
+from ..contract.recipe_io import dump_recipe
+from ..contract.redact import redact_output, secret_names
+from ..contract.run_dir import Home, Launch, RunDir, State
+from ..contract.stages import Stage
+from .argv import inherited_environment, source_path
+from .launcher import begin, prepare
+from .machine import git_commit, package_versions
+from .reconcile import reconcile
+from .slurm_queue import SLURM_FILE, Job, job_of, tool
+
+SCRIPT = "slurm.sh"
+_SIGNAL = "B:USR1@300"
+_OPTION = re.compile(r"[a-z][a-z0-9-]*")
+_OURS = frozenset({"job-name", "output", "error", "open-mode", "requeue", "no-requeue", "parsable", "wrap", "array"})
+_POLL_SECONDS = 0.2
+_LAST_WORDS = 30.0  # seconds
+
+
+def options_of(words: Iterable[str]) -> dict[str, str]:
+    """``key=value`` words as options of sbatch.
+
+    Raises:
+        UsageError: a word that is no option, that holds control characters, or that this module sets itself.
+    """
+    options = {"signal": _SIGNAL}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or not _OPTION.fullmatch(key) or not value or not value.isprintable():
+            raise UsageError(
+                f"--sbatch-option {word!r}: give key=value as sbatch spells its options, as in time=8:00:00."
+            )
+        if key in _OURS:
+            raise UsageError(f"--sbatch-option {key}=…: this is set for the run; leave it out.")
+        options[key] = value
+    if not options["signal"].startswith("B:USR1@"):
+        raise UsageError(f"--sbatch-option signal={options['signal']}: it must be B:USR1@SECONDS; change the seconds.")
+    return options
+
+
+def sbatch_argv(path: Path, options: dict[str, str]) -> list[str]:
+    """How a run of this path is submitted.
+
+    Raises:
+        UsageError: the path holds what a script or a file pattern of Slurm would read as something else.
+    """
+    if not str(path).isprintable() or "%" in str(path) or "\\" in str(path):
+        raise UsageError(f"{str(path)!r} cannot be a run's path under Slurm: no control characters, `%` or backslash.")
+    given = [f"--{key}={value}" for key, value in options.items()]
+    return [
+        "sbatch", "--parsable", f"--job-name={path.name}", f"--output={path}/slurm-%j.txt", "--open-mode=append",
+        "--requeue", *given, str(path / SCRIPT),
+    ]  # fmt: skip
+
+
+def submit(home: Home, stage: Stage, recipe: AnyRecipe, name: str | None, words: Iterable[str] = ()) -> RunDir:
+    """Create a run and submit it as a job; GPUs are looked for where the job starts.
+
+    Args:
+        home: on a file system that the compute nodes share.
+        stage: a single stage.
+        recipe: checked by :mod:`..contract.recipe_io`; inputs are resolved here.
+        name: the run id; otherwise one is made.
+        words: options of sbatch, ``key=value``.
+
+    Raises:
+        UsageError, RefusedError: as :func:`.launcher.prepare`, or there is no sbatch; nothing was created.
+        StackllamaError: sbatch refused the job; the run says why.
+    """
+    options = options_of(words)
+    if stage is Stage.PIPELINE:
+        raise RefusedError("A pipeline is not submitted as one job; submit its stages one after the other.")
+    recipe, parents = prepare(home, stage, recipe, name)
+    sbatch_argv(home.runs_dir / (name or "x"), options)
+    if not tool("sbatch"):
+        raise RefusedError("There is no `sbatch` here; --slurm is for a login node of a Slurm cluster.")
+    run = home.create(stage, dump_recipe(recipe), name)
+    write_whole(run.path / SCRIPT, _script(run.path).encode())
+    argv = sbatch_argv(run.path, options)
+    run.write_launch(
+        Launch(
+            argv=argv, cwd=str(run.path), host=socket.gethostname(), created=time.time(), versions=package_versions(),
+            git_commit=git_commit(), parents=parents, secrets=secret_names(),
+        )
+    )  # fmt: skip
+    environment = inherited_environment() | source_path(os.environ.get("PYTHONPATH", ""))
+    run.write_json(SLURM_FILE, Job(id="", submitted=time.time()))  # before sbatch: the job may start at once
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, env=environment, cwd=run.path)
+    job = done.stdout.strip().partition(";")[0]  # `job;cluster`
+    if done.returncode != 0 or not job.isdecimal():
+        cause = f"sbatch did not take the job: {(done.stderr or done.stdout).strip()[:500] or 'no job id'}"
+        run.write_state(_changed(run.read_state(), phase="failed", exit_code=1, cause=cause, ended=time.time()))
+        raise StackllamaError(f"Run `{run.id}`: {cause}")
+    run.write_json(SLURM_FILE, Job(id=job, submitted=time.time()))
+    return run
+
+
+class Waiting(Struct):
+    """What the job was told while it waited."""
+
+    requeue: bool = False
+    stop: bool = False
+
+
+def work(run: RunDir, job: str) -> int:
+    """In the job: one attempt from its beginning to its end; returns the exit code.
+
+    Raises:
+        StackllamaError: the attempt cannot begin.
+    """
+    told = Waiting()
+
+    def ask(number: int, _frame: FrameType | None) -> None:
+        told.stop = True
+        told.requeue |= number == signal.SIGUSR1
+
+    for number in (signal.SIGUSR1, signal.SIGTERM):
+        signal.signal(number, ask)
+    first = run.read_state()
+    if first.phase != "queued" and not reconcile(run).has_ended:
+        raise RefusedError(f"Run `{run.id}` is alive elsewhere.")
+    begin(run, canary=None if first.attempt == 0 else False)
+    asked = False
+    while not (state := reconcile(run)).has_ended:
+        if told.stop and not asked:
+            run.request("stop")
+            asked = True
+        time.sleep(_POLL_SECONDS)
+    if state.phase == "stopped" and told.requeue:
+        _requeue(run, state, job)
+    return state.exit_code if state.exit_code is not None else ExitCode.FAILED
+
+
+def _requeue(run: RunDir, state: State, job: str) -> None:
+    """Back into the queue, as far as anyone who looks can tell before Slurm ends this job to do so."""
+    argv = ["scontrol", "requeue", job]
+    deadline = time.monotonic() + _LAST_WORDS
+    while run.lock_is_held() and time.monotonic() < deadline:  # the supervisor has said the last word and is leaving
+        time.sleep(_POLL_SECONDS)
+    lock = run.acquire_lock()
+    try:
+        run.write_state(_changed(state, phase="queued", ended=None, exit_code=None, cause=None))
+        done = subprocess.run(argv, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            cause = f"Saved and stopped; requeueing job {job} failed: {done.stderr.strip()[:500]}"
+            run.write_state(_changed(state, cause=cause))
+    finally:
+        os.close(lock)
+
+
+def _script(path: Path) -> str:
+    argv = [sys.executable, "-P", "-m", "stackllama_engine.launch.slurm", str(path)]
+    return f"#!/bin/sh\nexec {shlex.join(argv)}\n"
+
+
+def _changed(state: State, **changes: object) -> State:
+    return msgspec.structs.replace(state, **changes)
+
+
+def main(arguments: list[str]) -> int:
+    """The job's own process."""
+    run, job = RunDir(Path(arguments[0])), os.environ.get("SLURM_JOB_ID", "")
+    try:
+        known = job_of(run)
+        if not job.isdecimal() or known is None or known.id not in ("", job):
+            raise UsageError(f"This is not the Slurm job of run `{run.id}`.")
+        run.write_json(SLURM_FILE, Job(id=job, submitted=known.submitted))
+        return work(run, job)
+    except StackllamaError as error:
+        print(error, file=sys.stderr, flush=True)  # noqa: T201 - the job's output is all that anyone can look at
+        return error.exit_code
+
+
+if __name__ == "__main__":
+    os.umask(0o077)
+    redact_output()
+    sys.exit(main(sys.argv[1:]))

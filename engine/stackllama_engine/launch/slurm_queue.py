@@ -1,0 +1,100 @@
+"""Which Slurm job a run is, and whether Slurm still has it. Asked by whoever looks at a run whose lock is free.
+
+A run that waits in Slurm's queue has no supervisor yet, and one that computes on another node may hold a lock that
+this node's file system does not see: neither is lost as long as its job is in the queue.
+"""
+
+import os
+import shutil
+import subprocess
+import time
+
+import msgspec
+from msgspec import Struct
+
+from ..contract.errors import UsageError
+from ..contract.run_dir import RunDir, State
+
+SLURM_FILE = "slurm.json"
+_ASK_AGAIN = 30.0  # seconds; screens look every second, and a cluster has many of them
+_TIMEOUT = 10.0
+_answers: dict[str, tuple[float, bool]] = {}
+
+
+class Job(Struct, frozen=True, kw_only=True):
+    """``slurm.json``: the job of a run; empty between its creation and sbatch's answer."""
+
+    id: str
+    submitted: float
+
+
+def job_of(run: RunDir) -> Job | None:
+    """The Slurm job of a run, or None.
+
+    Raises:
+        UsageError: ``slurm.json`` cannot be read.
+    """
+    found = run.read_json(SLURM_FILE)
+    try:
+        return msgspec.convert(found, Job) if found else None
+    except msgspec.ValidationError as error:
+        raise UsageError(f"{run.path / SLURM_FILE} cannot be read: {error}.") from None
+
+
+def tool(name: str) -> str | None:
+    """Where one of Slurm's commands is, if it is here."""
+    return shutil.which(name)
+
+
+def in_slurm(run: RunDir) -> bool:
+    """Whether Slurm has the run's job, waiting or running. Inside that job the run's lock alone is the truth.
+
+    Where Slurm cannot be asked the answer is yes: a run is not called lost without evidence.
+    """
+    job = job_of(run)
+    if job is None or job.id == os.environ.get("SLURM_JOB_ID"):
+        return False
+    if not job.id:
+        return time.time() - job.submitted < _TIMEOUT
+    asked, answer = _answers.get(job.id, (-_ASK_AGAIN, True))
+    if time.monotonic() - asked >= _ASK_AGAIN:
+        answer = _ask(job.id)
+        _answers[job.id] = (time.monotonic(), answer)
+    return answer
+
+
+def cancel(run: RunDir, state: State) -> State:
+    """Take a run that waits out of Slurm's queue.
+
+    Returns:
+        the state now: stopped; as it was when the run is no Slurm job or does not wait any more.
+    """
+    job = job_of(run)
+    if job is None or not job.id or state.phase != "queued" or not tool("scancel"):
+        return state
+    lock = run.acquire_lock()
+    try:
+        state = run.read_state()
+        if state.phase == "queued":
+            argv = ["scancel", job.id]
+            subprocess.run(argv, check=True, timeout=_TIMEOUT, capture_output=True)
+            state = msgspec.structs.replace(
+                state, phase="stopped", cause=f"Slurm job {job.id} was cancelled before it started.", ended=time.time()
+            )
+            run.write_state(state)
+        return state
+    except (OSError, subprocess.SubprocessError) as error:
+        raise UsageError(f"Slurm job {job.id} could not be cancelled: {error}.") from None
+    finally:
+        os.close(lock)
+
+
+def _ask(job: str) -> bool:
+    argv = ["squeue", "--noheader", f"--jobs={job}", "--format=%T"]
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=_TIMEOUT)
+    except (OSError, subprocess.TimeoutExpired):  # no squeue here, or a controller that does not answer
+        return True
+    if done.returncode != 0:
+        return "invalid job id" not in done.stderr.lower()
+    return bool(done.stdout.strip())
