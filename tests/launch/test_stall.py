@@ -68,6 +68,8 @@ def test_before_the_first_step_loading_takes_its_time(clock: Clock) -> None:
     assert watch.look([IDLE]) is None
     clock.now += 1
     assert "before the first step" in (watch.look([IDLE]) or "")
+    clock.now += 1000
+    assert watch.look([IDLE], ranks=2) is None, "rank 0 prepares the data"
 
 
 def test_ranks_at_work_may_be_silent_for_longer_but_not_for_ever(clock: Clock) -> None:
@@ -76,7 +78,19 @@ def test_ranks_at_work_may_be_silent_for_longer_but_not_for_ever(clock: Clock) -
     clock.now += 3599
     assert watch.look([]) is None and watch.look([Idle(rank="0", seconds=60.0, stopped=[])]) is None
     clock.now += 1
-    assert "although every rank seems to be at work" in (watch.look([]) or "")
+    assert "although there are ranks at work" in (watch.look([]) or "")
+
+
+def test_who_waits_for_a_rank_at_work_may_wait_until_the_ceiling(clock: Clock) -> None:
+    """Rank 0 saves, or prepares data, and the others have nothing to do but wait for it."""
+    watch = stepping(clock, 1.0)
+    clock.now += 1799
+    assert watch.look([IDLE], ranks=2) is None
+    stopped = Idle(rank="0", seconds=1e6, stopped=[7])
+    assert "rank 0 is stopped by a signal (pid 7)" in (watch.look([IDLE, stopped], ranks=3) or "")
+    assert watch.look([IDLE, Idle(rank="0", seconds=1e6, stopped=[])], ranks=2) is not None, "nobody works"
+    clock.now += 1
+    assert "while other ranks work), and rank 1 has used no" in (watch.look([IDLE], ranks=2) or "")
 
 
 def test_a_pause_is_no_stall(clock: Clock) -> None:
@@ -135,6 +149,7 @@ def test_a_rank_that_sleeps_is_found_among_those_that_work(clock: Clock, start: 
     wait_for(lambda: (now := usage(busy)) is not None and now.ticks > before.ticks + 20)
     clock.now += 2
     assert activity.look(every) == [Idle(rank="1", seconds=2.0, stopped=[])], "the launcher is no rank"
+    assert activity.ranks == 2
     clock.now += 0.5
     assert [one.rank for one in activity.look(every, {asleep.pid: 90, busy.pid: 1})] == [], "its GPU is at work"
 

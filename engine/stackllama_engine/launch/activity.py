@@ -1,7 +1,7 @@
 """Whether every rank of a run does something: processor time, bytes it reads or writes, its GPU's work.
 
-A rank that waits for another in a collective spins, on GPUs as well as in `gloo` on some transports; so a run stands
-still when *one* of its ranks does nothing, whatever the others seem to do.
+A rank that waits for another in a collective spins with NCCL and sleeps with `gloo`; one that a signal has stopped does
+neither. So each rank is looked at by itself.
 """
 
 import os
@@ -44,9 +44,13 @@ class Activity:
 
     Args:
         clock: monotonic seconds.
+
+    Attributes:
+        ranks: how many there were at the last look.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.ranks = 0
         self._clock = clock
         self._ranks: dict[ProcessId, str | None] = {}
         self._before: dict[ProcessId, Usage] = {}
@@ -69,6 +73,7 @@ class Activity:
             groups.setdefault(self._ranks[process], []).append(process)
         if len(groups) > 1:  # what starts and watches the ranks is none of them
             groups.pop(None, None)
+        self.ranks = len(groups)
         idle: list[Idle] = []
         for rank, members in groups.items():
             stopped = [process.pid for process in members if found[process].stopped]

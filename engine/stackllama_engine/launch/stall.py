@@ -9,8 +9,10 @@ environment                              default  meaning
 ``STACKLLAMA_STALL_LOAD``                1800     seconds; the limit before a step's duration is known
 =======================================  =======  ==============================================================
 
-A run whose ranks are all at work may be silent for twice the ceiling: an evaluation or a rollout takes its time, but
-ranks that spin in a collective whose link was cut do so for ever.
+The limit counts where a rank is stopped by a signal, or none is at work. Where some work and others wait for them (rank
+0 saves) the ceiling counts. A run whose ranks are all at work, or that has not begun to step (rank 0 prepares data), may
+be silent for twice the ceiling: an evaluation or a rollout takes its time, but ranks that spin in a collective whose link
+was cut do so for ever.
 """
 
 import statistics
@@ -81,20 +83,26 @@ class StallWatch:
                 self._durations.append((event.time - self._step[1]) / (event.step - self._step[0]))
             self._step = event.step, event.time
 
-    def look(self, idle: Sequence[Idle]) -> str | None:
+    def look(self, idle: Sequence[Idle], ranks: int = 1) -> str | None:
         """Why it is held to stand still, in a sentence; None while it is not.
 
         Args:
             idle: ranks that do nothing, the longest first.
+            ranks: how many there are.
         """
         silent = self._clock() - self._heard
         if self._phase in _QUIET_PHASES or silent < self.limit:
             return None
-        if idle and idle[0].seconds >= self.limit:
-            return f"No event for {silent:.0f} s ({self._of_limit()}), and {idle[0]}."
+        long = [one for one in idle if one.seconds >= self.limit]
+        still = [one for one in long if one.stopped] or (long if len(long) >= ranks else [])
+        if still:
+            return f"No event for {silent:.0f} s ({self._of_limit()}), and {still[0]}."
+        ceiling = max(self._limits.ceiling, self.limit)
+        if self._durations and long and min(silent, long[0].seconds) >= ceiling:
+            return f"No event for {silent:.0f} s (limit {ceiling:.0f} s while other ranks work), and {long[0]}."
         busy = max(_BUSY * self._limits.ceiling, self.limit)
         if silent >= busy:
-            return f"No event for {silent:.0f} s (limit {busy:.0f} s), although every rank seems to be at work."
+            return f"No event for {silent:.0f} s (limit {busy:.0f} s), although there are ranks at work."
         return None
 
     def _of_limit(self) -> str:

@@ -118,7 +118,7 @@ class Watch:
         self.saw(processes)
         pids = {process.pid for process in processes}
         idle = self._activity.look(processes, self._gpus.work(pids) if self._gpus is not None else None)
-        why = stall.look(idle)
+        why = stall.look(idle, self._activity.ranks)
         if why is None or self.stalled:
             return
         self.stalled = True
