@@ -10,9 +10,9 @@ environment                              default  meaning
 =======================================  =======  ==============================================================
 
 The limit counts where a rank is stopped by a signal, or none is at work. Where some work and others wait for them (rank
-0 saves) the ceiling counts. A run whose ranks are all at work, or that has not begun to step (rank 0 prepares data), may
-be silent for twice the ceiling: an evaluation or a rollout takes its time, but ranks that spin in a collective whose link
-was cut do so for ever.
+0 saves) the ceiling counts. A run whose ranks are all at work, or that has not begun to step (rank 0 prepares data),
+may be silent for twice the ceiling: an evaluation or a rollout takes its time, but ranks that spin in a collective
+whose link was cut do so for ever.
 """
 
 import statistics
