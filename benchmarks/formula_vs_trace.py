@@ -12,6 +12,7 @@ import argparse
 import json
 import statistics
 import sys
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,13 @@ from model_configs import config_of  # noqa: E402
 from stackllama_engine.budget.estimate import Estimate, estimate  # noqa: E402
 from stackllama_engine.budget.shapes import architecture_of  # noqa: E402
 from stackllama_engine.budget.trace.request import Request, Trace  # noqa: E402
+from stackllama_engine.contract.recipe import SFTRecipe  # noqa: E402
 from stackllama_engine.contract.recipe_io import build_recipe  # noqa: E402
 from stackllama_engine.contract.stages import Stage  # noqa: E402
 
 Keys = dict[str, Any]
+DPO = "dpo"
+"""No stage of the engine: see ``dpo.py``."""
 PLAIN: Keys = {"load_in_8bit": False, "dtype": "bfloat16"}
 WIDE: Keys = {"load_in_8bit": False, "dtype": "float32"}
 INT8: Keys = {"load_in_8bit": True, "dtype": "auto"}
@@ -78,6 +82,7 @@ CASES: list[tuple[str, str, Keys]] = [
     ("Qwen2.5-0.5B", "sft", FULL | KEPT | batch(4, 1024)),
     ("Qwen2.5-0.5B", "sft", PLAIN | ALL | batch(8, 1024)),
     ("Qwen2.5-0.5B", "ppo", WIDE | AMP | rollout(8, 256, 128)),
+    ("Qwen2.5-0.5B", "ppo", PLAIN | {"ent_coef": 0.01, "per_device_train_batch_size": 8} | rollout(8, 64, 128)),
     ("Qwen3-0.6B", "sft", PLAIN | KEPT | batch(4, 1024)),
     ("TinyLlama_v1.1", "sft", INT8 | AMP | batch(8, 1024)),
     ("TinyLlama_v1.1", "reward", PLAIN | batch(8, 512)),
@@ -107,6 +112,11 @@ CASES: list[tuple[str, str, Keys]] = [
     ("llama-7b", "sft", NF4 | ALL | AMP | NO_DROPOUT | batch(1, 2048)),
     ("llama-7b", "sft", PLAIN | ALL | NO_DROPOUT | {"lora_r": 64} | batch(4, 1024)),
     ("llama-7b", "sft", FULL | batch(1, 1024) | {"gradient_accumulation_steps": 8}),
+    ("SmolLM2-360M", DPO, PLAIN | KEPT | batch(2, 512)),
+    ("Llama-3.2-1B", DPO, PLAIN | batch(2, 1024)),
+    ("Qwen2.5-1.5B", DPO, NF4 | ALL | AMP | batch(1, 1024)),
+    ("llama-7b", DPO, INT8 | batch(2, 512)),
+    ("llama-7b", DPO, PLAIN | ALL | NO_DROPOUT | KEPT | batch(1, 512)),
     ("llama-7b", "sft", WIDE | AMP | batch(4, 1024)),
     ("llama-7b", "reward", PLAIN | batch(4, 512)),
     ("llama-7b", "reward", INT8 | AGAIN | batch(4, 512)),
@@ -146,7 +156,7 @@ def main() -> int:
     rows: list[dict[str, Any]] = []
     for model, stage, keys in CASES:
         if options.only in describe(model, stage, keys):
-            row = compare(model, Stage(stage), keys)
+            row = compare_pairs(model, keys) if stage == DPO else compare(model, Stage(stage), keys)
             rows.append(row)
             if not options.json:
                 show(row, options.phases)
@@ -179,6 +189,26 @@ def compare(model: str, stage: Stage, keys: Keys) -> dict[str, Any]:
     }
 
 
+def compare_pairs(model: str, keys: Keys) -> dict[str, Any]:
+    """One DPO step by both."""
+    import dpo
+
+    config = config_of(model)
+    recipe = build_recipe(Stage.SFT, {"model_name_or_path": model} | PADDED | keys)
+    assert isinstance(recipe, SFTRecipe)
+    arch = architecture_of(config, model, model, frozenset())
+    start = time.monotonic()
+    predicted, traced = dpo.formula(recipe, arch), dpo.trace(recipe, config)
+    peaks = [max(phases, key=lambda name: phases[name]) for phases in (predicted, traced)]
+    formula, trace = predicted[peaks[0]], traced[peaks[1]]
+    return {
+        "what": describe(model, DPO, keys), "parameters": arch.parameters,
+        "formula": formula, "formula_phase": peaks[0], "formula_phases": predicted,
+        "trace": trace, "trace_phase": peaks[1], "trace_phases": traced,
+        "seconds": time.monotonic() - start, "error": formula / trace - 1,
+    }  # fmt: skip
+
+
 def describe(model: str, stage: str, keys: Keys) -> str:
     """One line about a configuration."""
     if keys.get("load_in_8bit"):
@@ -192,6 +222,7 @@ def describe(model: str, stage: str, keys: Keys) -> str:
     words += [f"r{keys['lora_r']}"] if "lora_r" in keys else []
     words += ["amp"] * ("bf16" in keys)
     words += [keys["optim"]] if "optim" in keys else []
+    words += ["entropy"] if "ent_coef" in keys else []
     if "gradient_checkpointing" in keys:
         words.append("checkpointed" if keys["gradient_checkpointing"] else "kept")
     if "max_length" in keys:

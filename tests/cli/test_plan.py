@@ -48,11 +48,45 @@ def test_the_document(model: Path, run_main: Callable[..., Any]) -> None:
     assert found["rule_of_thumb"][-1]["low"] == round(1.2 * found["model"]["parameters"])
 
 
+FULL = ("load_in_8bit=false", "use_peft=false", "dtype=bfloat16")
+
+
+def test_what_if_it_were_sharded(model: Path, run_main: Callable[..., Any]) -> None:
+    words = ("plan", "sft", f"model_name_or_path={model}", *FULL, "--gpu", "A100-80GB", "--gpus", "8")
+    whole = run_main(*words, "--json").json()
+    assert whole["shard"] is None and whole["place"]["gpus"] == 8
+    assert whole["components"]["ddp buckets"] == 2 * whole["model"]["parameters"]
+    found = run_main(*words, "--shard", "fsdp", "--json").json()
+    assert found["shard"] == {"kind": "fsdp", "ranks": 8}
+    assert 8 * found["components"]["base weights"] == pytest.approx(whole["components"]["base weights"], abs=8)
+    assert sum(found["components"].values()) == found["allocated"] < whole["allocated"] / 3
+    assert (found["fits"], found["suggestions"]) == ("yes", [])
+    assert "which this engine does not launch" in run_main(*words, "--shard", "zero3").out
+
+
+@pytest.mark.parametrize(
+    ("stage", "words", "said"),
+    [
+        ("sft", (*FULL, "--shard", "fsdp", "--gpu", "24GiB"), "--gpus 8"),
+        ("sft", ("--shard", "zero3", "--gpu", "24GiB", "--gpus", "2"), "load_in_8bit: false"),
+        ("ppo", ("reward_model_path=r", "--shard", "zero2", "--gpu", "24GiB", "--gpus", "2"), "Leave `--shard` out"),
+    ],
+)
+def test_what_cannot_be_sharded_says_the_way_out(
+    model: Path, run_main: Callable[..., Any], stage: str, words: tuple[str, ...], said: str
+) -> None:
+    result = run_main("plan", stage, f"model_name_or_path={model}", *words)
+    assert result.code == 2
+    assert said in result.err
+
+
 def test_no_torch_is_imported(model: Path) -> None:
     code = (
         "import sys; from stackllama_console.__main__ import main; "
         f"code = main(['plan', 'sft', 'model_name_or_path={model}', '--json', '--gpu', '24GiB']); "
-        "print(sorted({'torch', 'numpy', 'transformers', 'textual', 'huggingface_hub'} & set(sys.modules)), "
+        "heavy = {'torch', 'numpy', 'transformers', 'textual', 'huggingface_hub', 'pynvml', 'statistics'}; "
+        "heavy |= {'stackllama_engine.launch.launcher', 'stackllama_engine.launch.supervisor'}; "
+        "print(sorted(heavy & set(sys.modules)), "
         "file=sys.stderr); sys.exit(code)"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "console"), str(ROOT / "engine")])}

@@ -13,9 +13,10 @@ from stackllama_engine.launch.reconcile import reconcile
 
 from .console import can_show, show_console
 from .finish import finish
-from .launch import seed_overrides, split_words
+from .launch import seed_overrides
 from .outcome import say_outcome
 from .output import PROGRAM, say
+from .words import split_words
 
 RECIPE = Path(stackllama_engine.__file__).parent / "demo_base" / "demo.yaml"
 

@@ -1,9 +1,7 @@
 """``launch``, ``pipeline``, ``merge``: start a run in the background, and follow it where asked."""
 
 import argparse
-import re
 import shlex
-from pathlib import Path
 
 import msgspec
 
@@ -17,8 +15,7 @@ from stackllama_engine.launch import launcher
 from .finish import finish
 from .outcome import facts
 from .output import PROGRAM, say, show, show_json
-
-_OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
+from .words import split_words
 
 
 def launch(arguments: argparse.Namespace) -> int:
@@ -54,19 +51,6 @@ def _check_slurm(arguments: argparse.Namespace) -> None:
     for given, option in ((arguments.canary is not None, "--canary"), (arguments.dry_run, "--dry-run")):
         if given:
             raise UsageError(f"{option} and --slurm exclude each other: what a job starts is worked out where it runs.")
-
-
-def split_words(words: list[str]) -> tuple[Path | None, list[str]]:
-    """The recipe file, if one was given, and the ``key=value`` overrides.
-
-    Raises:
-        UsageError: two words that are no overrides.
-    """
-    overrides = [word for word in words if _OVERRIDE.match(word)]
-    files = [word for word in words if not _OVERRIDE.match(word)]
-    if len(files) > 1:
-        raise UsageError(f"`{files[1]}` is neither key=value nor the recipe file, which is `{files[0]}`.")
-    return (Path(files[0]) if files else None), overrides
 
 
 def yaml_string(text: str) -> str:

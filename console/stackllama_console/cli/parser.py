@@ -173,6 +173,10 @@ def _add_plan(commands: _Commands) -> None:
     plan.add_argument("stage", metavar="STAGE", choices=STAGES, help=", ".join(STAGES))
     _add_words(plan, "STAGE [RECIPE.yaml] ", "recipe file and overrides of it")
     plan.add_argument("--gpu", metavar="SIZE", help="24GiB, 80GB or a card such as RTX-4090 (default: this machine's)")
+    plan.add_argument("--gpus", type=_count, metavar="N", help="GPUs of that kind (default: all that a run would use)")
+    plan.add_argument(
+        "--shard", choices=("zero2", "zero3", "fsdp"), help="what if it were sharded over them; not launched so"
+    )
     plan.add_argument("--trace", action="store_true", help="also run two steps without weights (seconds; needs torch)")
 
 

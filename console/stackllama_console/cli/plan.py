@@ -1,29 +1,36 @@
-"""``plan``: what a recipe will take in memory, before a byte of it is loaded."""
+"""``plan``: what a recipe will take in memory, before a byte of it is loaded.
+
+It answers while somebody waits: what only some plans need is imported where it is needed.
+"""
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from stackllama_engine.budget.calibration import Calibration
 from stackllama_engine.budget.cards import device_memory
 from stackllama_engine.budget.estimate import EstimatedRecipe
+from stackllama_engine.budget.sharding import Sharding
 from stackllama_engine.contract.errors import ExitCode, UsageError
 from stackllama_engine.contract.recipe import AnyRecipe, MergeRecipe, PipelineRecipe, PPORecipe, RewardRecipe, SFTRecipe
 from stackllama_engine.contract.recipe_io import load_recipe
 from stackllama_engine.contract.run_dir import Home
 from stackllama_engine.contract.stages import TRAINING_STAGES, Stage
-from stackllama_engine.launch.calibrate import calibration
-from stackllama_engine.launch.nvml import find_gpus
 from stackllama_engine.launch.sections import stage_recipe
 
 from ..feeds.plan import Place, Plan, make_plan
-from ..feeds.plan_trace import Compared, compare
 from ..units import size
-from .launch import split_words
 from .output import paint, say, show, show_fields, show_json, show_table
+from .words import split_words
+
+if TYPE_CHECKING:
+    from stackllama_engine.budget.calibration import Calibration
+
+    from ..feeds.plan_trace import Compared
 
 _VERDICTS = {"yes": ("it fits", "green"), "tight": ("it may fit", "yellow"), "no": ("it does not fit", "red")}
+
+_SHARDED = "sharded by {} over {} GPUs, which this engine does not launch"
 
 
 def plan(arguments: argparse.Namespace) -> int:
@@ -34,14 +41,14 @@ def plan(arguments: argparse.Namespace) -> int:
     home = Home(arguments.home)
     memory = device_memory(arguments.gpu) if arguments.gpu else None
     known = _calibration(home) if memory is None else None  # another card: what was measured here says nothing
-    plans = [(one, make_plan(home, one, _place(one, memory, arguments.gpu), known)) for one in _stages(recipe)]
-    largest, worst = max(plans, key=lambda pair: pair[1].estimate.device[1])
-    place = _place(largest, memory, arguments.gpu)
-    traced = compare(home, largest) if arguments.trace else None
+    places = [(one, _place(one, memory, arguments)) for one in _stages(recipe)]
+    plans = [(one, where, make_plan(home, one, where, known, _sharding(where, arguments))) for one, where in places]
+    largest, place, worst = max(plans, key=lambda made: made[2].estimate.device[1])
+    traced = _trace(home, largest) if arguments.trace else None
     if arguments.json:
         document = as_document(worst, place)
         if isinstance(recipe, PipelineRecipe):
-            stages = {str(one.stage): as_document(made, _place(one, memory, arguments.gpu)) for one, made in plans}
+            stages = {str(one.stage): as_document(made, where) for one, where, made in plans}
             document |= {"stage": str(largest.stage), "stages": stages}
         if traced:
             document["trace"] = _traced_document(traced)
@@ -72,10 +79,11 @@ def as_document(made: Plan, place: Place) -> dict[str, Any]:
         "calibrated": made.calibrated,
         "model": {"name": arch.name, "type": arch.model_type, "parameters": arch.parameters},
         "place": msgspec.to_builtins(place),
+        "shard": msgspec.to_builtins(made.shard),
     }  # fmt: skip
 
 
-def _traced_document(traced: Compared) -> dict[str, Any]:
+def _traced_document(traced: "Compared") -> dict[str, Any]:
     return {
         "formula": traced.formula,
         "allocated": traced.trace.allocated,
@@ -103,25 +111,48 @@ def _stages(recipe: AnyRecipe) -> list[EstimatedRecipe]:
     return [*found, msgspec.structs.replace(merge, adapter_path=base.model_name_or_path)]
 
 
-def _place(recipe: EstimatedRecipe, memory: int | None, named: str | None) -> Place:
+def _place(recipe: EstimatedRecipe, memory: int | None, arguments: argparse.Namespace) -> Place:
     """The device that was named, else a GPU of this machine, else its CPU."""
-    processes = recipe.num_processes
+    processes = arguments.gpus or recipe.num_processes
     if memory is not None:
-        return Place(bytes=memory, name=named or "", on_gpu=True, gpus=processes or 1)
+        return Place(bytes=memory, name=arguments.gpu, on_gpu=True, gpus=processes or 1)
+    from stackllama_engine.launch.nvml import find_gpus
+
     gpus, _, _ = find_gpus()
     if recipe.use_cpu or not gpus:
         import psutil
 
-        return Place(bytes=psutil.virtual_memory().total, name="this machine's memory", on_gpu=False)
+        total = psutil.virtual_memory().total
+        return Place(bytes=total, name="this machine's memory", on_gpu=False, gpus=arguments.gpus or 1)
     smallest = min(gpus, key=lambda gpu: gpu.memory)
     return Place(bytes=smallest.memory, name=smallest.name, on_gpu=True, gpus=processes or len(gpus))
 
 
-def _calibration(home: Home) -> Calibration | None:
+def _sharding(place: Place, arguments: argparse.Namespace) -> Sharding | None:
+    if arguments.shard is None:
+        return None
+    if place.gpus < 2:
+        raise UsageError(f"`--shard {arguments.shard}` divides a run among GPUs; say among how many: `--gpus 8`.")
+    return Sharding(kind=arguments.shard, ranks=place.gpus)
+
+
+def _calibration(home: Home) -> "Calibration | None":
+    from stackllama_engine.budget.calibration import FILE
+
+    if not (home.path / FILE).exists():
+        return None
+    from stackllama_engine.launch.calibrate import calibration
+
     try:
         return calibration(home.path)
     except OSError as error:
         raise UsageError(f"{error.filename} cannot be read: {error.strerror}.") from None
+
+
+def _trace(home: Home, recipe: EstimatedRecipe) -> "Compared":
+    from ..feeds.plan_trace import compare
+
+    return compare(home, recipe)
 
 
 def _print(recipe: EstimatedRecipe, made: Plan, place: Place) -> None:
@@ -133,6 +164,7 @@ def _print(recipe: EstimatedRecipe, made: Plan, place: Place) -> None:
         [
             ("model", f"{arch.name}: {arch.model_type}, {_count(arch.parameters)} parameters"),
             ("place", f"{place.name}, {size(place.bytes)}" + (f", one of {place.gpus}" if place.gpus > 1 else "")),
+            *([("what if", _SHARDED.format(made.shard.kind, made.shard.ranks))] if made.shard else []),
             ("verdict", paint(verdict, colour, sys.stdout)),
             ("allocated", f"{size(found.allocated)} at its peak ({recipe.stage}, {found.peak})"),
             ("reserved", _interval(found.reserved)),
@@ -172,7 +204,7 @@ def _interval(bounds: tuple[int, int]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def _print_trace(traced: Compared) -> None:
+def _print_trace(traced: "Compared") -> None:
     """Both figures, their difference, and what the trace found in each phase."""
     show()
     versions = ", ".join(f"{name} {version}" for name, version in traced.trace.versions.items())

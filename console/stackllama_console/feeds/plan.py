@@ -4,21 +4,25 @@ Nothing is loaded and no network is asked; a plan takes milliseconds.
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 from msgspec import Struct
 
 from stackllama_engine.budget.architecture import Architecture, read_architecture
-from stackllama_engine.budget.calibration import Calibration
-from stackllama_engine.budget.estimate import Estimate, EstimatedRecipe, estimate
+from stackllama_engine.budget.estimate import Estimate, EstimatedRecipe, estimate, estimate_sharded
 from stackllama_engine.budget.fit import Fits, Suggestion, fits, suggestions
+from stackllama_engine.budget.sharding import Sharding
 from stackllama_engine.contract.errors import UsageError
-from stackllama_engine.contract.recipe import MergeRecipe, PPORecipe
+from stackllama_engine.contract.recipe import MergeRecipe, PPORecipe, RewardRecipe, SFTRecipe
 from stackllama_engine.contract.run_dir import RUN_ID, Home
 from stackllama_engine.launch.sections import PLACEHOLDER
 
 from ..sanitise import one_line
 from .models import locate
+
+if TYPE_CHECKING:
+    from stackllama_engine.budget.calibration import Calibration
 
 _BASE = "base.json"
 _ADAPTER = "adapter_config.json"
@@ -43,9 +47,17 @@ class Plan(Struct, frozen=True, kw_only=True):
     """That earlier runs gave the intervals, in one line; None: they are the formula's own."""
     fits: Fits
     suggestions: list[Suggestion]
+    shard: Sharding | None = None
+    """The figures are those of one GPU among several that each hold a share, which the engine does not launch."""
 
 
-def make_plan(home: Home, recipe: EstimatedRecipe, place: Place, calibration: Calibration | None = None) -> Plan:
+def make_plan(
+    home: Home,
+    recipe: EstimatedRecipe,
+    place: Place,
+    calibration: "Calibration | None" = None,
+    shard: Sharding | None = None,
+) -> Plan:
     """Estimate a recipe.
 
     Args:
@@ -53,11 +65,14 @@ def make_plan(home: Home, recipe: EstimatedRecipe, place: Place, calibration: Ca
         recipe: any stage's but a pipeline's.
         place: the device.
         calibration: what earlier runs measured on that device; None: nothing.
+        shard: what would be, were the run divided among GPUs; None: what is launched.
 
     Raises:
-        UsageError: the model's files are not on this machine, or not readable.
+        UsageError: the model's files are not on this machine, or not readable; or this recipe cannot be sharded.
     """
     architecture = read_architecture(model_files(home, recipe))
+    if shard:
+        return _sharded(recipe, architecture, place, shard)
     reward, note = reward_architecture(home, recipe) if isinstance(recipe, PPORecipe) else (None, None)
     found = estimate(recipe, architecture, gpus=place.gpus, on_gpu=place.on_gpu, reward=reward)
     if note:
@@ -76,6 +91,18 @@ def make_plan(home: Home, recipe: EstimatedRecipe, place: Place, calibration: Ca
             recipe, architecture, place.bytes, gpus=place.gpus, on_gpu=place.on_gpu, reward=reward,
             adjust=lambda changed, one: adjusted(changed, one)[0],
         ),
+    )  # fmt: skip
+
+
+def _sharded(recipe: EstimatedRecipe, architecture: Architecture, place: Place, shard: Sharding) -> Plan:
+    if not isinstance(recipe, SFTRecipe | RewardRecipe):
+        raise UsageError(
+            f"`--shard {shard.kind}` knows the steps of sft and reward; a {recipe.stage} run cannot be sharded: "
+            "it samples or merges with whole models. Leave `--shard` out."
+        )
+    found = estimate_sharded(recipe, architecture, shard, on_gpu=place.on_gpu)
+    return Plan(
+        architecture=architecture, estimate=found, fits=fits(found, place.bytes), suggestions=[], shard=shard
     )  # fmt: skip
 
 

@@ -16,7 +16,6 @@ never below the allocated bytes, and beyond the formula's own ends only where a 
 import contextlib
 import fcntl
 import os
-import statistics
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -168,6 +167,8 @@ def measured_interval(found: Estimate, *, on_gpu: bool) -> tuple[int, int]:
 
 def _interval(positions: list[float], formula: tuple[int, int]) -> tuple[int, int]:
     """See the module."""
+    import statistics  # slow to import, and not needed while nothing was measured
+
     middle = statistics.median(positions)
     spread = (1 + 2 / len(positions)) * max(abs(position - middle) for position in positions)
     half = max(_LEAST_HALF, spread)

@@ -6,8 +6,9 @@ The figures follow what ``train/`` does with a recipe: how models are loaded, ba
 import msgspec
 from msgspec import Struct
 
+from ..contract.errors import UsageError
 from ..contract.recipe import MergeRecipe, PPORecipe, RewardRecipe, SFTRecipe, TrainRecipe
-from . import adapter, device, head, merging, optimizer, sampling, training, weights
+from . import adapter, device, head, merging, optimizer, sampling, sharding, training, weights
 from .activations import Attention, LayerMode
 from .architecture import DTYPE_BYTES, Architecture
 from .parts import Component, PhaseEstimate
@@ -51,13 +52,31 @@ def estimate(
     """
     match recipe:
         case SFTRecipe() | RewardRecipe():
-            found = training.phases(_supervised(recipe, arch, gpus, on_gpu))
+            found = training.phases(workload(recipe, arch, gpus=gpus, on_gpu=on_gpu))
         case PPORecipe():
             found = _ppo(recipe, arch, on_gpu, reward)
         case MergeRecipe():
             chosen = adapter.targets(arch, None)
             found = merging.phases(arch, adapter.parameters(chosen, 16, arch.layers), DTYPE_BYTES[recipe.dtype])
     return summed(found, arch, gpus=gpus, on_gpu=on_gpu)
+
+
+def estimate_sharded(
+    recipe: SFTRecipe | RewardRecipe, arch: Architecture, shard: sharding.Sharding, *, on_gpu: bool = True
+) -> Estimate:
+    """What one of several GPUs would hold if this run were sharded over them, which the engine does not launch.
+
+    Raises:
+        UsageError: parameters in 8 or 4 bits are to be shared out.
+    """
+    if recipe.quantised and shard.kind != "zero2":
+        raise UsageError(
+            f"{shard.kind} shares out parameters, which int8 and 4-bit weights do not allow; "
+            "set `load_in_8bit: false` and `load_in_4bit: false`, or ask for zero2."
+        )
+    work = workload(recipe, arch, gpus=1, on_gpu=on_gpu)
+    found = [sharding.sharded(one, work, shard) for one in training.phases(work)]
+    return summed(found, arch, gpus=shard.ranks, on_gpu=on_gpu)
 
 
 def summed(phases: list[PhaseEstimate], arch: Architecture, *, gpus: int, on_gpu: bool) -> Estimate:
@@ -93,7 +112,8 @@ def attention_kind(recipe: TrainRecipe, arch: Architecture, precision: Precision
     return "efficient"
 
 
-def _supervised(recipe: SFTRecipe | RewardRecipe, arch: Architecture, gpus: int, on_gpu: bool) -> training.Workload:
+def workload(recipe: SFTRecipe | RewardRecipe, arch: Architecture, *, gpus: int, on_gpu: bool) -> training.Workload:
+    """One training step of SFT or of a reward model; see :func:`estimate`."""
     precision = precision_of(recipe, arch)
     pairs = isinstance(recipe, RewardRecipe)
     masked = pairs or not (recipe.packing and recipe.packing_strategy == "wrapped")

@@ -107,7 +107,7 @@ def phases(work: Workload) -> list[PhaseEstimate]:
         "base_weights": work.base,
         "adapter": work.adapter,
         "optimizer": optimizer.states(work.tensors, work.width, work.optimizer),
-        "ddp_buckets": gradients if work.ddp else 0,
+        "ddp_buckets": gradients if work.ddp else 0,  # buckets together are one copy, see :mod:`.sharding`
     }
     embedding = arch.embedding * work.width if full else 0
     if work.head_bytes is None:

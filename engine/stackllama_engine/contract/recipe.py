@@ -134,11 +134,7 @@ class TrainRecipe(ModelRecipe, frozen=True, kw_only=True, forbid_unknown_fields=
             )
         if self.load_in_8bit and self.load_in_4bit:
             raise ValueError("`load_in_8bit` and `load_in_4bit` are both true; choose one of them.")
-        if self.warmup_steps and self.lr_scheduler_type == "constant":
-            raise ValueError(
-                f"`lr_scheduler_type: constant` would ignore `warmup_steps: {self.warmup_steps}`; "
-                "use `constant_with_warmup`, or set `warmup_steps: 0`."
-            )
+        self._check_optimisation()
         if getattr(self, "max_steps", -1) == 0:
             raise ValueError("`max_steps: 0` trains nothing; give a number of steps, or -1 for `num_train_epochs`.")
         if self.quantised and self.model_name_or_path.endswith(".gguf"):
@@ -149,11 +145,6 @@ class TrainRecipe(ModelRecipe, frozen=True, kw_only=True, forbid_unknown_fields=
         self._check_checkpoints()
         if self.bf16 and self.fp16:
             raise ValueError("`bf16` and `fp16` are both true; choose one of them.")
-        if self.optim == "adafactor" and (self.adam_beta1, self.adam_beta2, self.adam_epsilon) != (0.9, 0.999, 1e-8):
-            raise ValueError(
-                "`optim: adafactor` has no `adam_beta1`, `adam_beta2` or `adam_epsilon`; leave them out, "
-                "or use one of the `adamw` optimizers."
-            )
         if not self.use_peft and (self.load_in_8bit or self.load_in_4bit):
             raise ValueError(
                 "`use_peft: false` trains every weight, which quantised weights do not allow; "
@@ -170,6 +161,18 @@ class TrainRecipe(ModelRecipe, frozen=True, kw_only=True, forbid_unknown_fields=
             raise ValueError(
                 f"`keep_every_steps: {self.keep_every_steps}` is no multiple of `save_steps: {self.save_steps}`, so "
                 "those steps have no checkpoint to keep."
+            )
+
+    def _check_optimisation(self) -> None:
+        if self.warmup_steps and self.lr_scheduler_type == "constant":
+            raise ValueError(
+                f"`lr_scheduler_type: constant` would ignore `warmup_steps: {self.warmup_steps}`; "
+                "use `constant_with_warmup`, or set `warmup_steps: 0`."
+            )
+        if self.optim == "adafactor" and (self.adam_beta1, self.adam_beta2, self.adam_epsilon) != (0.9, 0.999, 1e-8):
+            raise ValueError(
+                "`optim: adafactor` has no `adam_beta1`, `adam_beta2` or `adam_epsilon`; leave them out, "
+                "or use one of the `adamw` optimizers."
             )
 
     @property

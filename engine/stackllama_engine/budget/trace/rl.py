@@ -72,6 +72,7 @@ def _shared_base(recipe: PPORecipe, config: dict[str, Any], layers: int, *, adap
     base.device = torch.device("cpu")
     base.temperature = recipe.temperature
     base.checkpointing = recipe.gradient_checkpointing
+    base._entropy_trains = recipe.ent_coef > 0
     base._bf16 = recipe.bf16
     base._entropy_trains = recipe.ent_coef > 0
     base._continues = recipe.policy_adapter_path is not None
