@@ -38,6 +38,11 @@ def config(command: Command) -> dict[str, object]:
     return yaml.safe_load(command.files[ACCELERATE_FILE])
 
 
+def test_a_persons_own_choice_of_unsafe_loading_is_not_inherited() -> None:
+    """torch refuses to load anything where both variables are set."""
+    assert inherited_environment({"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1", "A": "b"}) == {"A": "b"}
+
+
 def test_worker_is_the_end_of_the_argv_and_one_argument_each() -> None:
     built = command([])
     assert built.argv[-4:] == ["-m", "stackllama_engine.train", "sft", str(RUN)]
@@ -55,11 +60,14 @@ def test_one_process_on_the_cpu() -> None:
     }  # fmt: skip
     assert built.environment["ACCELERATE_USE_CPU"] == "true"
     assert built.environment["STACKLLAMA_WORLD_SIZE"] == "1"
+    assert built.environment["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] == "1"
     assert "CUDA_VISIBLE_DEVICES" not in built.environment
 
 
 def test_two_processes_on_the_cpu_need_multi_gpu_and_never_cpu() -> None:
     built = command([], use_cpu=True, num_processes=2)
+    assert built.environment["GLOO_SOCKET_IFNAME"] == "lo"
+    assert "GLOO_SOCKET_IFNAME" not in command([]).environment
     assert "--multi_gpu" in built.argv and "--cpu" not in built.argv
     assert option(built, "--num_processes") == built.environment["STACKLLAMA_WORLD_SIZE"] == "2"
     assert built.environment["ACCELERATE_USE_CPU"] == "true"

@@ -82,6 +82,8 @@ def build_command(recipe: AnyRecipe, run_dir: Path, gpus: list[str]) -> Command:
     environment["STACKLLAMA_WORLD_SIZE"] = str(processes)
     environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(SHUTDOWN_SECONDS)
     environment["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"  # whatever a library asks of `torch.load`: no code from pickles
+    if processes > 1 and "GLOO_SOCKET_IFNAME" not in os.environ:
+        environment["GLOO_SOCKET_IFNAME"] = "lo"  # all of them are on this machine
     environment["PET_SIGNALS_TO_HANDLE"] = FORWARDED_SIGNALS
     environment["ACCELERATE_USE_CPU"] = str(on_cpu).lower()
     if gpus:
