@@ -116,6 +116,19 @@ def test_a_critics_adapter_costs_its_weights_gradients_and_states(llama_7b: Arch
     assert own.allocated - shared.allocated >= 4 * (1 + 1 + 2) * one
 
 
+def test_ppo_adds_gradients_up_in_a_copy(llama_7b: Architecture) -> None:
+    short = {
+        "max_prompt_length": 2,
+        "output_min_length": 1,
+        "output_max_length": 2,
+        "lora_target_modules": "all-linear",
+    }
+    found = on_gpu(llama_7b, Stage.PPO, lora_r=512, optim="adamw_8bit", max_eval_samples=1, **short)
+    parts = {part.name: part.bytes for part in found.components}
+    assert found.peak == "update"
+    assert parts["temporaries"] == parts["gradients"] > 4 * 10**9
+
+
 def test_a_large_rollout_batch_makes_rollout_the_peak(llama_7b: Architecture) -> None:
     found = on_gpu(llama_7b, Stage.PPO, local_rollout_forward_batch_size=64)
     assert found.peak == "rollout"

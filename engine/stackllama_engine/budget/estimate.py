@@ -180,6 +180,7 @@ def _ppo(recipe: PPORecipe, arch: Architecture, on_gpu: bool, reward: Architectu
         adapter=standing.adapter,
         checkpointing=_checkpointing(recipe),
         optimizer=kind,
+        summed=True,
         accumulates=recipe.gradient_accumulation_steps > 1,
         head_bytes=head.update(arch.vocab, size * response)
         + size * length * precision.residual * arch.hidden

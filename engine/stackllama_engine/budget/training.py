@@ -45,6 +45,8 @@ class Workload(Struct, frozen=True, kw_only=True):
     keeps_outputs: bool = False
     ddp: bool = False
     """A second copy of the gradients, in DDP's buckets."""
+    summed: bool = False
+    """Gradients are added up over ranks in one flat copy, with one rank too (``train/ppo/update.py``)."""
     on_gpu: bool = True
 
     @property
@@ -128,6 +130,7 @@ def phases(work: Workload) -> list[PhaseEstimate]:
     rerun = forward + work.tokens * left * arch.hidden if forward and again else 0
     transient = max(transient, rerun)
     down = max((one.inputs * one.outputs for one in arch.linears), default=0) * work.width if full else 0
+    step = optimizer.step_transient(work.tensors, work.width, work.optimizer, on_gpu=work.on_gpu)
     first = again or work.tokens * (activations.layer(arch, work.mode) - activations.spared(arch, work.mode))
     # an untied embedding's gradient comes last of all, those of the first layer just before it
     inner = gradients - (arch.layer_linear * work.width - down + (0 if arch.tied else embedding) if full else 0)
@@ -148,9 +151,7 @@ def phases(work: Workload) -> list[PhaseEstimate]:
               activations=work.tokens * work.mode.precision.residual * arch.hidden,
               temporaries=embedding if arch.tied or work.accumulates else 0),
         phase("optimizer step", **fixed, gradients=gradients, logits=outputs,
-              temporaries=optimizer.step_transient(
-                  work.tensors, work.width, work.optimizer, on_gpu=work.on_gpu
-              )),
+              temporaries=max(step, gradients if work.summed else 0)),
     ]  # fmt: skip
 
 
