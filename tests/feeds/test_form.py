@@ -6,12 +6,12 @@ from pathlib import Path
 import msgspec
 import pytest
 import yaml
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from stackllama_console.cli.demo import RECIPE as DEMO_RECIPE
-from stackllama_console.cli.launch import split_words
 from stackllama_console.cli.parser import parse as parse_command
+from stackllama_console.cli.words import split_words
 from stackllama_console.feeds.form import Form
 from stackllama_console.feeds.form_fields import OTHER, fields_of
 from stackllama_console.feeds.form_text import converted, write_text
@@ -131,6 +131,7 @@ def test_a_typed_text_becomes_the_word_and_the_value(key: str, text: str, word: 
     assert from_command_line(form) == form.recipe()
 
 
+@settings(deadline=None)  # no clock decides
 @given(st.text(max_size=40))
 @example("\x1b]52;c;aGVsbG8=\x07")
 @example("~nobody/here")
