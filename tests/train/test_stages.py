@@ -106,6 +106,10 @@ def test_ppo_starts_at_ratio_one_and_moves(shared_home: Home, base: Path, reward
         assert row["policy/approxkl_avg"] > 0  # type: ignore[operator]
     assert metrics(run)[0]["objective/kl"] == 0.0  # the policy starts as the reference
     assert metrics(run)[-1]["objective/kl"] != 0.0
+    # adaptive: a KL of 0 is off target by more than −20 %, which takes 0.2 · 4 responses / 10,000 off
+    assert metrics(run)[1]["objective/kl_coef"] == pytest.approx(0.2 * (1 - 0.2 * 4 / 10_000))
+    lengths = {row["length"] for row in samples(run)}
+    assert lengths <= {4, 5, 6, 7} | {row["length"] for row in samples(run) if row["ended"]} and len(lengths) > 1
     assert samples(run)[0].keys() == {
         "step", "question", "response", "reward", "rewards", "kl", "length", "ended", "utility",
     }  # fmt: skip
@@ -185,16 +189,36 @@ def test_ppo_with_a_reward_model_of_another_base(
     assert any("second model" in message for message in said)
 
 
-def test_two_processes_equal_one(shared_home: Home, base: Path, reward_run: RunDir) -> None:
-    inputs = (*PPO, f"model_name_or_path={base}", f"reward_model_path={reward_run.id}", "max_steps=2")
-    one = run_stage(shared_home, Stage.PPO, *inputs)
-    two = run_stage(shared_home, Stage.PPO, *inputs, "num_processes=2", "gradient_accumulation_steps=1")
-    assert [row["question"] for row in samples(one, "after")] == [row["question"] for row in samples(two, "after")]
-    for mine, theirs in zip(metrics(one), metrics(two), strict=True):
-        for name in ("objective/scores", "objective/kl", "loss/policy_avg", "loss/value_avg", "grad_norm"):
-            assert mine[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-5), name
-    for name, tensor in weights(one).items():
-        torch.testing.assert_close(weights(two)[name], tensor, atol=2e-4, rtol=1e-3)
+def test_two_processes_equal_one_and_accumulation(shared_home: Home, base: Path, reward_run: RunDir) -> None:
+    """1 × 8, 2 processes × 4 and accumulation 8 × 1, with all that is a statistic over ranks or tokens."""
+    inputs = (
+        *PPO, f"model_name_or_path={base}", f"reward_model_path={reward_run.id}", "max_steps=2", "eval_steps=0",
+        "lr_scheduler_type=linear", "adap_kl_ctrl=false", "kl_estimator=k3", "normalize_reward=true",
+        "cliprange_reward=1", "missing_eos_reward=-1", "whiten_rewards=true", "ent_coef=0.01",
+    )  # fmt: skip
+    one, two, eight = (
+        run_stage(
+            shared_home, Stage.PPO, *inputs, f"per_device_train_batch_size={size}",
+            f"gradient_accumulation_steps={count}", f"num_processes={processes}",
+        )
+        for size, count, processes in ((8, 1, 1), (4, 1, 2), (1, 8, 1))
+    )  # fmt: skip
+    names = {
+        "objective/scores", "objective/score_mean", "objective/score_std", "objective/score_clipfrac", "objective/kl",
+        "objective/rlhf_reward", "loss/policy_avg", "loss/value_avg", "policy/entropy_avg", "val/num_tokens", "grad_norm",
+    }  # fmt: skip
+    assert [row["learning_rate"] for row in metrics(one)] == [1e-3, 5e-4]  # annealed to 0
+    assert [row["objective/kl_coef"] for row in metrics(one)] == [0.2, 0.2]
+    assert [row["val/ratio_first"] for run in (one, two, eight) for row in metrics(run)] == [1.0] * 6
+    for other in (two, eight):
+        assert [row["question"] for row in samples(one, "after")] == [
+            row["question"] for row in samples(other, "after")
+        ]
+        for mine, theirs in zip(metrics(one), metrics(other), strict=True):
+            for name in names:
+                assert mine[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-5), name
+        for name, tensor in weights(one).items():
+            torch.testing.assert_close(weights(other)[name], tensor, atol=2e-4, rtol=1e-3)
 
 
 def test_merge_equals_base_plus_adapter(shared_home: Home, sft_run: RunDir) -> None:
@@ -214,7 +238,11 @@ def test_merge_keeps_the_score_head(shared_home: Home, reward_run: RunDir) -> No
 
 @pytest.mark.parametrize("stage", [Stage.SFT, Stage.REWARD, Stage.PPO])
 def test_stopped_and_resumed_equals_straight(shared_home: Home, base: Path, reward_run: RunDir, stage: Stage) -> None:
-    keys = {Stage.SFT: SFT, Stage.REWARD: REWARD, Stage.PPO: (*PPO, f"reward_model_path={reward_run.id}")}[stage]
+    keys = {
+        Stage.SFT: SFT,
+        Stage.REWARD: REWARD,
+        Stage.PPO: (*PPO, f"reward_model_path={reward_run.id}", "normalize_reward=true"),
+    }[stage]
     inputs = (f"model_name_or_path={base}", *keys)
     straight = run_stage(shared_home, stage, *inputs)
     broken = launch(shared_home, stage, load_recipe(stage, None, inputs))
