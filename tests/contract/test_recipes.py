@@ -305,8 +305,8 @@ def test_a_response_without_end_is_penalised_or_replaced_not_both() -> None:
         "max_grad_norm", "lr_scheduler_type", "num_ppo_epochs", "output_min_length", "output_max_length", "temperature",
         "missing_eos_penalty", "missing_eos_reward", "normalize_reward", "cliprange_reward", "reward_baseline",
         "kl_coef", "kl_estimator", "adap_kl_ctrl", "target", "horizon", "gamma", "lam", "whiten_rewards",
-        "whiten_advantages", "cliprange", "cliprange_value", "vf_coef", "ent_coef", "early_stopping", "target_kl", "ratio_threshold",
-        "value_head_init",
+        "whiten_advantages", "cliprange", "cliprange_value", "vf_coef", "ent_coef", "early_stopping", "target_kl",
+        "ratio_threshold", "value_head_init",
     ],
 )  # fmt: skip
 def test_what_ppo_is_made_of_names_its_source(key: str) -> None:

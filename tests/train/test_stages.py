@@ -205,7 +205,8 @@ def test_two_processes_equal_one_and_accumulation(shared_home: Home, base: Path,
     )  # fmt: skip
     names = {
         "objective/scores", "objective/score_mean", "objective/score_std", "objective/score_clipfrac", "objective/kl",
-        "objective/rlhf_reward", "loss/policy_avg", "loss/value_avg", "policy/entropy_avg", "val/num_tokens", "grad_norm",
+        "objective/rlhf_reward", "loss/policy_avg", "loss/value_avg", "policy/entropy_avg", "val/num_tokens",
+        "grad_norm",
     }  # fmt: skip
     assert [row["learning_rate"] for row in metrics(one)] == [1e-3, 5e-4]  # annealed to 0
     assert [row["objective/kl_coef"] for row in metrics(one)] == [0.2, 0.2]
