@@ -15,6 +15,7 @@ ONES = torch.ones(1, 4)
 
 def test_gae_of_a_single_reward_at_the_end() -> None:
     # δ = [0, 0, 0.9·1 − 0, 1 − 1] with values = rewards = [0, 0, 0, 1]; A_t = δ_t + 0.9·0.95·A_{t+1}
+    # A_2 = 0.9; A_1 = 0.855 · 0.9 = 0.7695; A_0 = 0.855 · 0.7695 = 0.6579225
     values = rewards = torch.tensor([[0.0, 0.0, 0.0, 1.0]])
     advantages, returns = losses.gae(values, rewards, ONES, gamma=0.9, lam=0.95)
     torch.testing.assert_close(advantages, torch.tensor([[0.6579225, 0.7695, 0.9, 0.0]]))
@@ -46,7 +47,9 @@ def test_gae_equals_the_definition(length: int, gamma: float, lam: float, seed: 
 def test_adaptive_controller() -> None:
     controller = losses.KLController(0.2, target=6.0, horizon=10_000)
     coefficients: list[float] = []
-    for kl in (12.0, 3.0, 6.6):  # errors +1 and −0.5, clipped to ±0.2; then 0.1
+    # errors 12/6 − 1 = 1 and 3/6 − 1 = −0.5, clipped to ±0.2; then 6.6/6 − 1 = 0.1; each times 256/10,000 = 0.0256:
+    # 0.2 · 1.00512 = 0.201024; · 0.99488 = 0.19999476; · 1.00256 = 0.20050674
+    for kl in (12.0, 3.0, 6.6):
         controller.update(kl, responses=256)
         coefficients.append(controller.coef)
     assert coefficients == pytest.approx([0.201024, 0.1999948, 0.2005067], abs=1e-7)
@@ -61,6 +64,7 @@ def test_fixed_controller_never_moves() -> None:
 def test_kl_estimators() -> None:
     logp, ref = torch.tensor([0.5, 0.2, 0.1]), torch.tensor([0.4, 0.3, 0.0])
     torch.testing.assert_close(losses.kl_per_token(logp, ref, "k1"), torch.tensor([0.1, -0.1, 0.1]))
+    # ½ · (±0.1)² = 0.005
     torch.testing.assert_close(losses.kl_per_token(logp, ref, "k2"), torch.tensor([0.005, 0.005, 0.005]))
     k3 = [math.exp(-0.1) - 1 + 0.1, math.exp(0.1) - 1 - 0.1, math.exp(-0.1) - 1 + 0.1]
     torch.testing.assert_close(losses.kl_per_token(logp, ref, "k3"), torch.tensor(k3))

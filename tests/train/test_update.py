@@ -106,6 +106,16 @@ def test_ratio_starts_at_one_and_moves(base: Path) -> None:
     assert facts["ppo/updates"] == 3
 
 
+def test_approxkl_grows_from_epoch_to_epoch(base: Path) -> None:
+    totals = [0.0]
+    for epochs in range(1, 5):
+        one = toy(base, f"num_ppo_epochs={epochs}")
+        totals.append(epochs * one.update(one.goal(), lr=0.003).metrics()["policy/approxkl_avg"])
+    first, *later = (after - before for before, after in zip(totals, totals[1:], strict=False))
+    assert first == 0.0
+    assert 0 < later[0] < later[1] < later[2]
+
+
 def test_epochs_and_mini_batches_are_optimizer_steps(base: Path) -> None:
     one = toy(base, "num_ppo_epochs=3", "num_mini_batches=2", "per_device_train_batch_size=2")
     assert one.update(one.goal()).updates == 6 == len(one.gradients)
