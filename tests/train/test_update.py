@@ -76,6 +76,7 @@ def test_whitened_advantages(base: Path) -> None:
     mean, var = moments(whitened.goal().advantages, mask, alone)
     assert (float(mean), float(var)) == pytest.approx((0.0, 1.0), abs=1e-5)
     mean, var = moments(plain.goal().advantages, mask, alone)
+    assert abs(float(var) - 1) > 0.1
     expected = losses.masked((plain.goal().advantages - mean) / var.sqrt(), mask)
     torch.testing.assert_close(whitened.goal().advantages, expected, atol=1e-5, rtol=1e-5)
 
