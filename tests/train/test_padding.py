@@ -64,7 +64,7 @@ def update_of(one: Toy) -> tuple[dict[str, float], Tensor]:
 @pytest.mark.parametrize("seed", range(3))
 def test_an_update_never_sees_padding(base: Path, seed: int) -> None:
     """Other tokens, values and log-probabilities under padding, left and right: not one bit of the update differs."""
-    keys = ("ent_coef=0.1", "whiten_rewards=true")
+    keys = ("ent_coef=0.1", "whiten_rewards=true", f"value_adapter={str(seed == 2).lower()}")
     clean, dirty = toy(base, *keys), toy(base, *keys)
     generator = torch.Generator().manual_seed(seed)
     rollout, mask = dirty.rollout, dirty.rollout.mask
@@ -96,3 +96,17 @@ def test_accumulation_changes_nothing(base: Path) -> None:
         other, parts = update_of(toy(base, "ent_coef=0.1", *shape))
         assert other == pytest.approx(facts, rel=1e-4, abs=1e-6)
         torch.testing.assert_close(parts, gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_positions_count_from_the_first_token_of_a_prompt(base: Path) -> None:
+    """A model with rotary positions hides a shift; one with learned positions would not."""
+    one = toy(base)
+    seen: list[Tensor] = []
+    one.base.trunk.register_forward_pre_hook(
+        lambda _, __, named: seen.append(named["position_ids"].expand_as(named["input_ids"])), with_kwargs=True
+    )
+    one.update(one.goal())
+    for positions in seen:
+        for row, kept in zip(positions, one.rollout.attention_mask.bool(), strict=True):
+            assert row[kept].tolist() == list(range(int(kept.sum())))
+    assert seen
