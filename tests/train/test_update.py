@@ -1,5 +1,6 @@
 """Every key of rewards, advantages and update does what its help says; what it does in numbers is worked by hand."""
 
+import itertools
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -112,7 +113,7 @@ def test_approxkl_grows_from_epoch_to_epoch(base: Path) -> None:
     for epochs in range(1, 5):
         one = toy(base, f"num_ppo_epochs={epochs}")
         totals.append(epochs * one.update(one.goal(), lr=0.003).metrics()["policy/approxkl_avg"])
-    first, *later = (after - before for before, after in zip(totals, totals[1:], strict=False))
+    first, *later = (after - before for before, after in itertools.pairwise(totals))
     assert first == 0.0
     assert 0 < later[0] < later[1] < later[2]
 

@@ -1,0 +1,52 @@
+"""What a checkpoint of PPO gives back to a run that begins anew: everything that changed."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from stackllama_engine.train.ppo.losses import KLController
+from stackllama_engine.train.ppo.reward_scaling import RewardScaling
+from stackllama_engine.train.ppo.state import Trainables
+from stackllama_engine.train.ppo.update import Updater
+
+from .update_kit import Toy, alone, toy
+
+
+def trainables(one: Toy) -> Trainables:
+    optimizer = torch.optim.AdamW(one.base.trainable(), lr=0.1)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: 1 / (1 + done))
+    return Trainables(
+        one.base,
+        optimizer,
+        scheduler,
+        KLController(0.2, 6.0, 100),
+        RewardScaling(normalise=True, cliprange=None, reduce=alone),
+    )
+
+
+def make_a_step(kept: Trainables, one: Toy) -> torch.Tensor:
+    """Of everything that a step changes; returns what the scores became."""
+    scaled, _ = kept.scaling(one.rollout.scores)
+    Updater(one.recipe, one.base, kept.optimizer, alone).update(one.rollout, one.goal(), torch.Generator())
+    kept.controller.update(1.0, 4)
+    kept.scheduler.step()
+    return scaled
+
+
+def test_a_run_goes_on_with_all_that_had_changed(base: Path, tmp_path: Path) -> None:
+    one, other = toy(base), toy(base)
+    straight, resumed = trainables(one), trainables(other)
+    make_a_step(straight, one)
+    straight.write(tmp_path, 1, {})
+    progress = resumed.load(tmp_path)
+    assert (progress.step, resumed.controller.coef) == (1, straight.controller.coef)
+    assert resumed.controller.coef != 0.2
+    assert resumed.scaling.moments == straight.scaling.moments
+    assert resumed.scaling.moments.count == 4
+    assert resumed.optimizer.param_groups[0]["lr"] == pytest.approx(0.05)
+    one.rollout.scores.mul_(2)
+    other.rollout.scores.mul_(2)
+    assert torch.equal(make_a_step(straight, one), make_a_step(resumed, other))
+    for mine, theirs in zip(one.base.trainable(), other.base.trainable(), strict=True):
+        assert torch.equal(mine, theirs)
