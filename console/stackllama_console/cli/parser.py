@@ -288,7 +288,8 @@ def _add_words(parser: Parser, before: str, text: str = "override of the recipe"
 
 
 def _suggest(word: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    turned = [name for name in known if sorted(name) == sorted(word)]  # `sl`: the commonest slip of fingers
+    near = turned or difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f"did you mean `{near[0]}`?" if near else f"there are {', '.join(known)}."
 
 
