@@ -14,6 +14,8 @@ from stackllama_engine.train.ppo.update import whiten
 
 from .environment import HERE, python_of
 
+pytestmark = pytest.mark.slow
+
 LENGTHS = (5, 2, 4, 1)
 GENERATOR = torch.Generator().manual_seed(11)
 
