@@ -56,6 +56,13 @@ def test_rows_come_back_whole(path: Path) -> None:
     assert (sample.split, sample.when) == (None, None)
 
 
+def test_parts_of_a_reward_come_along_and_their_names_are_sanitised(path: Path) -> None:
+    append(path, row(1, reward=0.5, rewards={"model": 1.5, "leng\x1b[1mth": -1.0, "function": None}))
+    (sample,) = polled(path).read([0])
+    assert list(sample.rewards.values()) == [1.5, -1.0, None]
+    assert next(iter(sample.rewards)) == "model" and all(name.isprintable() for name in sample.rewards)
+
+
 def test_orders_both_ways_with_missing_values_last(path: Path) -> None:
     append(
         path, row(1, reward=2.0, kl=0.3, length=9), row(1, reward=None, kl=0.1, length=5), row(2, reward=3.0, length=5),

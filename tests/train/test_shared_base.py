@@ -1,5 +1,7 @@
 """One base, several adapters: each role computes what a model of its own would compute."""
 
+import gc
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from stackllama_engine.train import models
 from stackllama_engine.train.ppo.rollout import Rollout, Targets, pad_tokens, policy_outputs
 from stackllama_engine.train.ppo.sampling import draw_noise, pick, sample
 from stackllama_engine.train.ppo.scorer import Answer, SeparateScorer, SharedScorer, score_weight
-from stackllama_engine.train.ppo.shared_base import SharedBase
+from stackllama_engine.train.ppo.shared_base import CRITIC, POLICY, REFERENCE, REWARD, SharedBase
 from stackllama_engine.train.ppo.update import Updater
 from stackllama_engine.train.rows import encode_text
 
@@ -42,13 +44,51 @@ def test_only_the_policy_adapter_and_the_value_head_train(shared: SharedBase) ->
     assert trainable == asked
 
 
-def test_the_base_is_held_once(shared: SharedBase, reward_run: RunDir, base: Path) -> None:
-    alone = sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(base).parameters())
-    SharedScorer(shared, reward_run.adapter, models.load_tokenizer(str(base)), 8)
-    storages = {
-        p.untyped_storage().data_ptr(): p.numel() for n, p in shared.model.named_parameters() if "lora" not in n
+def storages(tensors: Iterable[torch.Tensor]) -> dict[int, int]:
+    """Address → bytes of the memory behind tensors; what two of them share counts once."""
+    return {
+        (storage := tensor.untyped_storage()).data_ptr(): storage.nbytes()
+        for tensor in tensors
+        if tensor.layout is torch.strided and tensor.device.type == "cpu"
     }
-    assert sum(storages.values()) == alone
+
+
+def alive() -> dict[int, int]:
+    """Of every tensor that Python knows, wherever it hides."""
+    gc.collect()
+    return storages(one for one in gc.get_objects() if issubclass(type(one), torch.Tensor))
+
+
+@pytest.mark.parametrize("precision", ["dtype=bfloat16", "load_in_8bit=true"])
+def test_the_base_is_held_once(reward_run: RunDir, base: Path, tmp_path: Path, precision: str) -> None:
+    """Policy, its frozen copy, reward and critic on one base, each of them used; counted by storage, not by name."""
+    tokenizer, recipe = models.load_tokenizer(str(base)), recipe_of(base, precision)
+    plain = models.load_causal_lm(recipe, CPU)
+    alone = sum(storages([*plain.parameters(), *plain.buffers()]).values())
+    models.save_adapter(SharedBase(recipe, CPU).model, tokenizer, tmp_path / "adapter", recipe)
+    before = alive()
+
+    shared = SharedBase(
+        recipe_of(base, precision, "value_adapter=true", f"policy_adapter_path={tmp_path / 'adapter'}"), CPU
+    )
+    scorer = SharedScorer(shared, reward_run.adapter, tokenizer, 8)
+    scorer(ANSWERS)
+    ids, attention, _ = pad_tokens([[1, 5, 6], [1, 7]], [[8, 9, 2], [10, 2]], 0, CPU)
+    assert policy_outputs(shared, ids, attention, 3, 2).logprobs.isfinite().all()
+    with shared.reference():
+        assert policy_outputs(shared, ids, attention, 3, 2).logprobs.isfinite().all()
+
+    named = dict(shared.model.named_parameters())
+    base_tensors = [*(p for name, p in named.items() if "lora_" not in name), *shared.model.buffers()]
+    assert sum(storages(base_tensors).values()) == alone
+    adapters = {
+        role: sum(storages(p for name, p in named.items() if f".{role}." in name).values())
+        for role in (POLICY, REFERENCE, CRITIC, REWARD)
+    }
+    assert adapters[POLICY] == adapters[REFERENCE] == adapters[CRITIC] > 0 and adapters[REWARD] > 0
+    new = sum(size for address, size in alive().items() if address not in before)
+    small = 16 << 10  # heads, scales of int8 rows, what the passes left; a second int8 base has 74 KiB at least
+    assert new <= alone + sum(adapters.values()) + small
 
 
 def test_reference_is_the_base_itself(shared: SharedBase, base: Path) -> None:

@@ -7,8 +7,10 @@ import pytest
 from tests.cli.conftest import PAYLOADS
 from tests.tui.screens_kit import Driven, add_samples, drive, isolate, make_run
 
+from stackllama_console.feeds.samples import Sample
 from stackllama_console.tui.screens.samples import SamplesScreen
 from stackllama_console.tui.widgets.row_list import RowList
+from stackllama_console.tui.widgets.sample_rows import facts
 from stackllama_engine.contract.run_dir import Home, RunDir
 from stackllama_engine.contract.stages import Stage
 
@@ -317,3 +319,10 @@ def test_resizing_to_nothing_and_back_survives(run: RunDir) -> None:
         await driven.shows("samples by step")
 
     drive(_home(run), _browse(run), script)
+
+
+def test_a_score_of_several_parts_is_told_apart() -> None:
+    one = Sample(question="q", response="r", reward=0.25, rewards={"model": 0.25})
+    assert "reward 0.250 ·" in f"{facts(one).plain} ·" and "model" not in facts(one).plain
+    two = Sample(question="q", response="r", reward=0.25, rewards={"model": 0.5, "length_penalty": -0.25})
+    assert "reward 0.250 (model 0.500, length penalty -0.250)" in facts(two).plain

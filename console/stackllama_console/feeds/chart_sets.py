@@ -27,6 +27,13 @@ _NORM = ChartSet("gradient norm", (("grad_norm", "norm"),))
 _MEMORY = ChartSet(MEMORY, (), "bytes")
 _SPEED = ChartSet("tokens a second", (("tokens_per_second", "tokens/s"),))
 
+
+def _parts(prefix: str) -> tuple[tuple[str, str], ...]:
+    """Metric and label of what a reward is summed up from."""
+    names = ("model", "function", "length_penalty", "repetition_penalty")
+    return tuple((f"{prefix}{name}", name.replace("_", " ")) for name in names)
+
+
 CHARTS: dict[Stage | None, tuple[ChartSet, ...]] = {
     Stage.SFT: (
         _LOSS,
@@ -58,6 +65,8 @@ CHARTS: dict[Stage | None, tuple[ChartSet, ...]] = {
         ChartSet("policy KL of an update", (("policy/approxkl_avg", "approx. KL"),)),
         ChartSet("KL coefficient", (("objective/kl_coef", "coefficient"),)),
         ChartSet("explained variance", (("val/var_explained", "value head"),)),
+        ChartSet("parts of the reward", _parts("reward/")),
+        ChartSet("parts of the reward, held out", _parts("eval/reward/")),
         ChartSet("seconds a step", (("time/rollout", "rollout"), ("time/score", "score"), ("time/update", "update"))),
         _RATE, _SPEED,
     ),

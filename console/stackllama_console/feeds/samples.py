@@ -35,6 +35,8 @@ class Sample(Struct, frozen=True, kw_only=True):
     row: int = -1
     step: int = 0
     reward: float | None = None
+    rewards: dict[str, float | None] = {}
+    """What each part of it said, by name."""
     kl: float | None = None
     """Sum over the response's tokens, against the reference."""
     length: int | None = None
@@ -263,6 +265,7 @@ def _clean(sample: Sample) -> Sample:
         sample,
         question=sanitise(sample.question),
         response=sanitise(sample.response),
+        rewards={one_line(name): value for name, value in sample.rewards.items()},
         split=None if sample.split is None else one_line(sample.split),
         when=None if sample.when is None else one_line(sample.when),
     )

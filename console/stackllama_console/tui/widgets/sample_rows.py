@@ -86,7 +86,7 @@ def figure(value: float | None, places: int = 3) -> str:
 
 def facts(sample: Sample) -> Text:
     """Everything known about a sample but its texts, in one line."""
-    parts = [_when_in_words(sample), f"reward {figure(sample.reward)}"]
+    parts = [_when_in_words(sample), _reward(sample)]
     if sample.kl is not None:
         parts.append(f"KL {figure(sample.kl)}")
     if sample.length is not None:
@@ -96,6 +96,12 @@ def facts(sample: Sample) -> Text:
     if sample.utility is not None:
         parts.append(f"true utility {figure(sample.utility)}")
     return Text(" · ".join(part for part in parts if part), style="bold")
+
+
+def _reward(sample: Sample) -> str:
+    """The score, and what it is the sum of where that is more than one thing."""
+    parts = [f"{name.replace('_', ' ')} {figure(value)}" for name, value in sample.rewards.items()]
+    return f"reward {figure(sample.reward)}" + (f" ({', '.join(parts)})" if len(parts) > 1 else "")
 
 
 def sample_text(sample: Sample) -> Text:
