@@ -113,6 +113,12 @@ class TrainRecipe(ModelRecipe, frozen=True, kw_only=True, forbid_unknown_fields=
         bool | None, _help("Of that metric; empty: lower is better where its name ends in `loss`.")
     ] = None
     keep_every_steps: Annotated[int, _help("Also keep the checkpoint of every N-th step; 0: none.", ge=0)] = 0
+    max_skipped_steps: Annotated[
+        int, _help("Roll back after N steps in a row whose loss or gradient is not finite (each is skipped).", ge=1)
+    ] = 3
+    max_rollbacks: Annotated[
+        int, _help("Roll back N times, with half the learning rate each, before the run ends; 0: never.", ge=0)
+    ] = 2
     report_to: Annotated[
         list[Literal["tensorboard", "wandb", "trackio"]], _help("Also report to these, through their own packages.")
     ] = []

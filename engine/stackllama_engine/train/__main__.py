@@ -4,7 +4,6 @@ Whatever happens, rank 0 ends the attempt with an ``end`` event that carries the
 the launcher above maps every failure to exit code 1.
 """
 
-import errno
 import importlib
 import logging
 import os
@@ -13,32 +12,37 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..contract.errors import ExitCode, StackllamaError
-from ..contract.recipe import AnyRecipe
+from ..contract.recipe import AnyRecipe, RewardRecipe, SFTRecipe
 from ..contract.recipe_io import load_recipe
 from ..contract.redact import redact_output, redactor
 from ..contract.run_dir import RunDir
 from ..contract.stacks import offer_stacks
 from ..contract.stages import Stage
-from .report import Reporter
-from .requests import Stopped
+from .restart import Restarts
+from .signals import Signals, Stopped
 
-_GPU_FULL = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA out of memory")
-_CPU_FULL = "DefaultCPUAllocator: can't allocate memory"
+if TYPE_CHECKING:
+    from .report import Reporter
+    from .session import Session
+
 _ROOMS = {Stage.SFT: ".sft", Stage.REWARD: ".reward", Stage.PPO: ".ppo", Stage.MERGE: ".merge"}
 
 
 def main(argv: list[str]) -> int:
     """Run one stage; returns the exit code."""
+    signals = Signals()
+    from .report import Reporter  # and with it torch
+
     stage, run = Stage(argv[0]), RunDir(Path(argv[1]))
     attempt = int(os.environ.get("STACKLLAMA_ATTEMPT", "1"))
     run.attempt_dir(attempt).mkdir(mode=0o700, parents=True, exist_ok=True)
     offer_stacks(run.attempt_dir(attempt))
     reporter = Reporter(run, attempt, is_main=int(os.environ.get("RANK", "0")) == 0)
     try:
-        _run_stage(stage, run, reporter)
+        _run_stage(stage, run, reporter, signals, Restarts(run, attempt, signals))
     except Stopped:
         code, cause = ExitCode.STOPPED, None
     except StackllamaError as error:
@@ -54,12 +58,14 @@ def main(argv: list[str]) -> int:
     return code
 
 
-def _run_stage(stage: Stage, run: RunDir, reporter: Reporter) -> None:
+def _run_stage(stage: Stage, run: RunDir, reporter: "Reporter", signals: Signals, restarts: Restarts) -> None:
     reporter.phase("start")
+    signals.load()
+    restarts.start()
     # once at import and once a layer and step it tells its callers what they cannot change
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     started = time.monotonic()
-    recipe: Any = load_recipe(stage, run.recipe_file)  # SFT, reward, PPO or merge
+    recipe: Any = restarts.now.applied(load_recipe(stage, run.recipe_file))  # SFT, reward, PPO or merge
     from transformers import set_seed
 
     from . import models
@@ -67,15 +73,48 @@ def _run_stage(stage: Stage, run: RunDir, reporter: Reporter) -> None:
 
     models.quiet_libraries()
     set_seed(recipe.seed)  # adapters and heads start at random: alike on every rank and in every attempt
-    session = Session(run, reporter, use_cpu=recipe.use_cpu, report_to=getattr(recipe, "report_to", ()))
+    trackers = getattr(recipe, "report_to", ())
+    session = Session(run, reporter, signals, restarts, use_cpu=recipe.use_cpu, report_to=trackers)
     room: Callable[[AnyRecipe, Session], dict[str, Any]] = importlib.import_module(_ROOMS[stage], __package__).run
-    facts = room(recipe, session)
+    try:
+        facts = room(recipe, session)
+    except Exception as error:
+        if isinstance(recipe, SFTRecipe | RewardRecipe):
+            _begin_again(error, recipe, session)
+        raise
     _write_lineage(recipe, run, reporter)
     reporter.result({"stage": stage.value, **facts, "seconds": round(time.monotonic() - started, 1)})
     session.clean_up()
 
 
-def _write_lineage(recipe: Any, run: RunDir, reporter: Reporter) -> None:
+def _begin_again(error: Exception, recipe: SFTRecipe | RewardRecipe, session: "Session") -> None:
+    """On every rank with smaller batches, when memory ran out here, or because another rank does; else return."""
+    from .faults import memory_that_ran_out, smaller_batch
+
+    phase = session.reporter.current_phase
+    memory = memory_that_ran_out(error)
+    if memory is None:
+        if session.world_size > 1:
+            session.restarts.join_peer()
+        return
+    where = f"out of {memory} on rank {session.rank} in phase {phase}: from now on"
+    size, accumulation = recipe.per_device_train_batch_size, recipe.gradient_accumulation_steps
+    if phase == "train" and size > 1:
+        half, passes = smaller_batch(size, accumulation)
+        session.restarts.again(
+            per_device_train_batch_size=half, gradient_accumulation_steps=passes,
+            message=f"{where} `per_device_train_batch_size: {half}` and `gradient_accumulation_steps: {passes}` on "
+            f"every rank (were {size} and {accumulation}); the effective batch stays {size * accumulation} a device",
+        )  # fmt: skip
+    rows = recipe.per_device_eval_batch_size
+    if phase == "evaluate" and rows > 1:
+        session.restarts.again(
+            per_device_eval_batch_size=rows // 2,
+            message=f"{where} `per_device_eval_batch_size: {rows // 2}` on every rank (was {rows})",
+        )
+
+
+def _write_lineage(recipe: Any, run: RunDir, reporter: "Reporter") -> None:
     """``lineage.json``: which base, which data, which runs this one came from."""
     from .models import base_identity
 
@@ -103,9 +142,11 @@ def _first_cause(attempt: Path, cause: str) -> str:
 
 def _cause(error: Exception, phase: str) -> str:
     """A failure in one sentence that a person can act on."""
+    from .faults import is_disk_full, memory_that_ran_out
+
     text = str(error).strip().splitlines()
     first = text[0] if text else ""
-    if memory := _memory(error, first):
+    if memory := memory_that_ran_out(error):
         forward = phase in ("rollout", "score", "evaluate")
         lever = (
             "Halve `local_rollout_forward_batch_size` (PPO) or `per_device_eval_batch_size`"
@@ -114,18 +155,9 @@ def _cause(error: Exception, phase: str) -> str:
             "`gradient_checkpointing: true` or `load_in_8bit: true` where they are off"
         )
         return f"Out of {memory} in phase {phase}. {lever}. ({first})"
-    if isinstance(error, OSError) and error.errno == 28:
-        return f"The disk is full in phase {phase}: {error.filename or first}."
+    if is_disk_full(error):
+        return f"The disk is full in phase {phase}: {getattr(error, 'filename', None) or first}."
     return f"{type(error).__name__} in phase {phase}: {first}"
-
-
-def _memory(error: Exception, text: str) -> str | None:
-    """Which memory an allocation failed in; None: it was no such failure."""
-    if type(error).__name__ == "OutOfMemoryError" or any(sign in text for sign in _GPU_FULL):
-        return "GPU memory"
-    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM or _CPU_FULL in text:
-        return "memory"
-    return None
 
 
 if __name__ == "__main__":

@@ -5,22 +5,27 @@ import math
 import pickle  # for its error alone
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accelerate import PartialState
 from peft import PeftModel
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 
 from ..contract.errors import StageError
 from ..contract.recipe import RewardRecipe, SFTRecipe, TrainRecipe
-from . import checkpoint, models
-from .report import Reporter
-from .requests import Requests, Stopped
+from . import checkpoint, models, schedule
+from .answers import Answers
+from .guard import Guard, Guarded
+from .requests import Change, Service, Stopped, serve
+from .saving import Saver, newest_sealed
 from .session import SCRATCH, Session
 
 if TYPE_CHECKING:
-    from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
+    from transformers import Trainer, TrainerControl, TrainingArguments
 
 _NOT_METRICS = frozenset({"epoch", "total_flos", "train_loss", "step"})
 _TIMINGS = ("_runtime", "_per_second")
@@ -71,32 +76,55 @@ def training_arguments(recipe: SFTRecipe | RewardRecipe, output_dir: Path) -> di
     }
 
 
+class Interrupted(Exception):
+    """A stop was asked for inside an evaluation; raised on every rank alike."""
+
+
 class RunCallback(TrainerCallback):
     """Events, sealed checkpoints and requests for a Trainer.
 
     Args:
-        reporter: where events go.
-        requests: polled after every optimizer step.
+        session: its requests are polled after every optimizer step and every batch of an evaluation.
         keep: which checkpoints stay.
+        answers: for who asks for samples; None where the stage answers nothing.
     """
 
-    def __init__(self, reporter: Reporter, requests: Requests, keep: checkpoint.Retention) -> None:
+    def __init__(self, session: Session, keep: checkpoint.Retention, answers: Answers | None = None) -> None:
         self.stopped = False
-        self._reporter = reporter
-        self._requests = requests
+        self.save_failed = False
+        """Of this rank's part of the checkpoint that is being written."""
+        self.trainer: Any = None
+        self._reporter = session.reporter
+        self._requests = session.requests
+        self._restart = session.restarts.now
+        self._saver = Saver(session.reporter)
+        self._service = Service(self._change, self._answer if answers else None)
+        self._answers = answers
         self._keep = keep
+        self._save_asked = False
         self._phase_before: str | None = None  # of an evaluation that the schedule asked for
         self._counted: tuple[float, float] | None = None  # monotonic seconds, tokens, at the newest log
+
+    def on_train_begin(
+        self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: Any
+    ) -> None:
+        """After a rollback: the smaller learning rate, now that optimizer and scheduler are loaded."""
+        if self._restart.learning_rate is not None and state.global_step == self._restart.at_step:
+            schedule.set_peak(self.trainer.optimizer, self.trainer.lr_scheduler, self._restart.learning_rate)
 
     def on_step_end(
         self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: Any
     ) -> None:
         """Serve what was asked for in the meantime."""
         self._reporter.progress(state.global_step, state.max_steps)
-        wanted = self._requests.poll()
-        if wanted:
+        wanted = serve(self._requests, self._reporter, state.global_step, self._service)
+        self._save_asked = wanted.save
+        if wanted.save:
             control.should_save = True
-        if "stop" in wanted and state.global_step < state.max_steps:
+        # where an evaluation is due now, its first batch breaks off and leaves: random numbers are then drawn as if
+        # the run had gone on
+        if wanted.stop and not control.should_evaluate:
+            control.should_save = True
             self.stopped = control.should_training_stop = True
 
     def on_log(
@@ -109,13 +137,12 @@ class RunCallback(TrainerCallback):
             for name, value in logs.items()
             if isinstance(value, int | float) and name not in _NOT_METRICS and not name.endswith(_TIMINGS)
         }
-        for name in ("loss", "grad_norm"):
-            if not math.isfinite(metrics.get(name, 0.0)):
-                self._reporter.metrics(state.global_step, metrics)
-                raise StageError(
-                    f"`{name}` became {metrics[name]} at step {state.global_step}. Lower `learning_rate`, or use "
-                    "`bf16: true` instead of `fp16`; the checkpoints before this step are untouched."
-                )
+        if not math.isfinite(metrics.get("loss", 0.0)):  # with `fp16`; else such a step is skipped, see `guard`
+            self._reporter.metrics(state.global_step, metrics)
+            raise StageError(
+                f"`loss` became {metrics['loss']} at step {state.global_step}. Lower `learning_rate`, or use "
+                "`bf16: true` instead of `fp16`; the checkpoints before this step are untouched."
+            )
         metrics |= self._throughput(metrics)
         if "train_runtime" not in logs:
             self._reporter.metrics(state.global_step, metrics)
@@ -124,11 +151,25 @@ class RunCallback(TrainerCallback):
     def on_prediction_step(
         self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: Any
     ) -> None:
-        """An evaluation has begun: it may take longer than many steps, and says so."""
+        """An evaluation has begun: it may take longer than many steps, and says so.
+
+        Raises:
+            Interrupted: a stop is wanted.
+        """
         if self._phase_before is None:
             self._phase_before = self._reporter.current_phase
             if self._phase_before != "evaluate":
                 self._reporter.phase("evaluate")
+        self.look()
+
+    def look(self) -> None:
+        """A point inside an evaluation at which every rank learns of a stop.
+
+        Raises:
+            Interrupted: it is wanted.
+        """
+        if self._requests.agree().stop:
+            raise Interrupted
 
     def on_evaluate(
         self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: Any
@@ -152,27 +193,84 @@ class RunCallback(TrainerCallback):
         self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: Any
     ) -> None:
         """Seal what the Trainer has just written; called after every rank has saved its part."""
-        process = PartialState()
-        process.wait_for_everyone()
-        if process.is_main_process:
-            written = Path(args.output_dir or "") / f"checkpoint-{state.global_step}"
-            checkpoint.publish(self._reporter, written, state.global_step, self._keep)
-            self._requests.saved()
-        process.wait_for_everyone()
+        self._seal(Path(args.output_dir or ""), state.global_step)
+        while self._requests.paused and not self.stopped:
+            wanted = serve(self._requests, self._reporter, state.global_step, self._service)
+            if wanted.stop:
+                control.should_training_stop = self.stopped = True
+            if wanted.stop or wanted.save:
+                self._save_asked = wanted.save
+                self._write(state.global_step)
+
+    def save_now(self, step: int) -> None:
+        """Save outside of the Trainer's schedule, unless this step was saved already."""
+        newest = newest_sealed(self._reporter.run.checkpoints)
+        PartialState().wait_for_everyone()  # all have looked
+        if newest is None or checkpoint.step_of(newest) != step or checkpoint.problem(newest):
+            self.stopped = True
+            self._write(step)
+
+    def _write(self, step: int) -> None:
+        self.trainer._save_checkpoint(self.trainer.model, None)
+        self._seal(Path(self.trainer.args.output_dir), step)
+
+    def _seal(self, scratch: Path, step: int) -> None:
+        """Every rank calls it.
+
+        Raises:
+            StageError: the disk is full, and a stop was asked for.
+        """
+        failed = self._requests.agree(self.save_failed).failed
+        self.save_failed = False
+        written = scratch / f"checkpoint-{step}"
+        checkpoints = self._reporter.run.checkpoints
+        if self._reporter.is_main:
+            if failed:
+                self._saver.failed(step)
+            else:
+                failed = not self._saver.save(step, lambda: checkpoint.publish(self._reporter, written, step, self._keep))
+            if failed:
+                shutil.rmtree(written, ignore_errors=True)
+            for what, asked in (("save", self._save_asked), ("stop", self.stopped)):
+                if asked:
+                    self._requests.served(what, step)
+        self._save_asked = False
+        PartialState().wait_for_everyone()
+        if failed and self.stopped:
+            raise self._saver.lost(step, checkpoints)
+
+    def _change(self, change: Change) -> str:
+        now = schedule.set_peak(self.trainer.optimizer, self.trainer.lr_scheduler, change.value)
+        return f"`learning_rate` is {change.value:g} now; the schedule makes it {now:g} for the next step"
+
+    def _answer(self, step: int) -> None:
+        assert self._answers is not None
+        self._reporter.phase("evaluate")
+        if self._reporter.is_main:
+            self._reporter.samples(step, self._answers.rows(self.trainer.model))
+        PartialState().wait_for_everyone()
 
 
-def fit(trainer: "Trainer", callback: RunCallback, reporter: Reporter) -> None:
+def fit(trainer: "Guarded", callback: RunCallback, recipe: SFTRecipe | RewardRecipe, session: Session) -> None:
     """Train from the newest verified checkpoint, or from the start, to the end.
 
     Raises:
-        Stopped: asked to stop; a checkpoint was sealed.
+        Stopped: asked to stop; a checkpoint was sealed, or nothing was trained yet.
+        Interrupted: asked to stop inside an evaluation; see :func:`saving_first`.
     """
+    reporter = session.reporter
+    trainer.guard = Guard(recipe, reporter, session.restarts)
+    trainer.run_callback = callback
+    callback.trainer = trainer
     if isinstance(_model(trainer), PeftModel):
         models.trainables_to_fp32(_model(trainer))
+    session.requests.signals.loaded()
     resume_from = checkpoint.to_resume(reporter)
-    if resume_from:
-        _restore_token_count(trainer, resume_from)
+    if session.restarts.now.message:
+        reporter.health(session.restarts.now.message)
     reporter.phase("train")
+    if resume_from and _take_back(trainer, resume_from, recipe.eval_steps):
+        return
     try:
         trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
     except pickle.UnpicklingError as error:  # transformers reads its own files with `weights_only`
@@ -182,6 +280,34 @@ def fit(trainer: "Trainer", callback: RunCallback, reporter: Reporter) -> None:
         ) from error
     if callback.stopped:
         raise Stopped
+
+
+@contextmanager
+def saving_first(trainer: "Guarded", callback: RunCallback) -> Iterator[None]:
+    """Inside, a stop in the middle of an evaluation saves the state at the last step before it ends the stage.
+
+    Raises:
+        Stopped: asked to stop; a checkpoint is sealed.
+    """
+    try:
+        yield
+    except Interrupted:
+        callback.save_now(trainer.state.global_step)
+        raise Stopped from None
+
+
+def _take_back(trainer: Any, path: Path, eval_steps: int) -> bool:
+    """What the Trainer does not take back from a checkpoint by itself; whether its last step was the run's last."""
+    state = TrainerState.load_from_json(str(path / TRAINER_STATE_NAME))
+    if state.global_step >= state.max_steps:  # the Trainer would make another one
+        trainer._load_from_checkpoint(str(path))
+        trainer.state = state
+        return True
+    evaluated = any("eval_loss" in entry and entry["step"] == state.global_step for entry in state.log_history)
+    if eval_steps and state.global_step and state.global_step % eval_steps == 0 and not evaluated:
+        trainer.args.eval_on_start = True  # the evaluation that a stop broke off
+    _restore_token_count(trainer, path)
+    return False
 
 
 def _restore_token_count(trainer: Any, path: Path) -> None:

@@ -9,6 +9,7 @@ import msgspec
 from ..contract.events import EventWriter
 from ..contract.files import open_private, write_whole
 from ..contract.redact import redactor
+from ..contract.requests import Change
 from ..contract.run_dir import RunDir
 from .memory import Peaks
 
@@ -71,6 +72,12 @@ class Reporter:
         if self._writer:
             print(message, flush=True)  # noqa: T201 - the log is a person's first place to look
             self._writer.write("health", data={"message": message})
+
+    def request(self, what: str, step: int, change: Change | None = None) -> None:
+        """A request was served."""
+        if self._writer:
+            given = {"key": change.key, "value": change.value} if change else {}
+            self._writer.write("request", step=step, data={"request": what, **given})
 
     def checkpoint(self, step: int, path: str) -> None:
         """A checkpoint is whole and sealed."""

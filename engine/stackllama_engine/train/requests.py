@@ -1,47 +1,184 @@
-"""Requests from people and from the system, agreed on by all ranks at step boundaries."""
+"""Requests from people and from the system, agreed on by all ranks.
 
-import signal
-from types import FrameType
+Rank 0 reads ``control/``; one all-reduce tells every rank. Each rank asks equally often: at step boundaries, and at
+the end of each phase of a PPO step and each batch of an evaluation. Between two such points a rank that knows of a
+stop already (:meth:`Requests.leaves_early`) breaks off what it does, and agrees with the others at the next one.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import distributed
 
+from ..contract import requests
+from ..contract.requests import Change
 from ..contract.run_dir import RunDir
+from .report import Reporter
+from .signals import Signals, Stopped
+
+__all__ = ["LeftEarly", "Requests", "Service", "Stopped", "Wanted", "serve"]
+
+_KEYS = ("learning_rate", "kl_coef")
+_LOOK_SECONDS = 0.2  # between two looks into a directory that may be on a network
+_PAUSE_SECONDS = 0.3
 
 
-class Stopped(Exception):
-    """The stage stopped as asked, after saving; the attempt ends with 75."""
+class LeftEarly(Exception):
+    """This rank broke off, because it knows of a stop; what it computed is incomplete."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is asked for, the same on every rank."""
+
+    stop: bool = False
+    save: bool = False
+    sample: bool = False
+    pause: bool = False
+    go_on: bool = False
+    changes: tuple[Change, ...] = ()
+
+
+class Agreed(NamedTuple):
+    """What one rank knows and all must."""
+
+    stop: bool
+    failed: bool
+    problem: bool
 
 
 class Requests:
-    """Polls ``control/`` and remembers SIGTERM and SIGUSR1, both of which mean *save and stop*.
+    """What is asked of this stage.
 
     Args:
         run: the run directory.
+        reporter: journals what was served.
         device: where collectives run.
+        signals: of this process.
     """
 
-    def __init__(self, run: RunDir, device: torch.device) -> None:
+    def __init__(self, run: RunDir, reporter: Reporter, device: torch.device, signals: Signals) -> None:
+        self.paused = False
+        self.signals = signals
         self._run = run
+        self._reporter = reporter
         self._device = device
-        self._signalled = False
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, self._on_signal)
+        self._stop_seen = False
+        self._looked = 0.0
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self._signalled = True
+    def poll(self) -> Wanted:
+        """What is asked for now; a collective."""
+        asked: set[str] = set(self._run.requests()) if self._reporter.is_main else set()
+        changes = self._changes() if self._reporter.is_main else {}
+        flags = [self._stops(asked), "save" in asked, "sample" in asked, "pause" in asked, "continue" in asked]
+        values = [part for key in _KEYS for part in (key in changes, changes.get(key, 0.0))]
+        agreed = self._any([float(one) for one in (*flags, *values)])
+        stop, save, sample, pause, go_on = (bool(flag) for flag in agreed[:5])
+        given = zip(_KEYS, agreed[5::2], agreed[6::2], strict=True)
+        found = tuple(Change(key, value) for key, is_given, value in given if is_given)
+        return Wanted(stop, save, sample, pause, go_on, found)
 
-    def poll(self) -> frozenset[str]:
-        """What is asked for now, the same answer on every rank: any rank's wish is everybody's."""
-        waiting = set(self._run.requests())
-        flags = torch.tensor(
-            [int(self._signalled or "stop" in waiting), int("save" in waiting)], device=self._device, dtype=torch.int32
-        )
+    def agree(self, failed: bool = False, *, problem: bool = False) -> Agreed:
+        """Whether to stop, and whether any rank failed or has a problem; a collective, inside a step."""
+        asked: set[str] = set(self._run.requests()) if self._reporter.is_main else set()
+        flags = self._any([float(self._stops(asked)), float(failed), float(problem)])
+        return Agreed(*(bool(flag) for flag in flags))
+
+    def leave_early(self) -> None:
+        """Called between any two pieces of work of this rank alone, as often as one likes.
+
+        Raises:
+            LeftEarly: a stop waits.
+        """
+        now = time.monotonic()
+        if not self._stop_seen and now - self._looked > _LOOK_SECONDS:
+            self._looked = now
+            self._stop_seen = (self._run.control / "stop").exists()
+        if self._stop_seen or self.signals.received:
+            raise LeftEarly
+
+    def served(self, what: str, step: int, change: Change | None = None) -> None:
+        """Remove a request and journal it; elsewhere than on rank 0 nothing."""
+        if not self._reporter.is_main:
+            return
+        self._reporter.request(what, step, change)
+        if change is not None:
+            requests.forget_change(self._run, change.key)
+        elif what != "stop":  # it stays until the attempt is over: the supervisor reads it as well
+            (self._run.control / what).unlink(missing_ok=True)
+
+    def _stops(self, asked: set[str]) -> bool:
+        return self.signals.received or self._stop_seen or "stop" in asked
+
+    def _changes(self) -> dict[str, float]:
+        found, unreadable = requests.changes(self._run)
+        for name in [*unreadable, *(change.key for change in found if change.key not in _KEYS)]:
+            self._reporter.health(f"control/{name} asks for nothing that can be done; removed")
+            requests.forget_change(self._run, name)
+        return {change.key: change.value for change in found if change.key in _KEYS}
+
+    def _any(self, values: list[float]) -> list[float]:
+        """The largest of each over all ranks; none is negative."""
+        agreed = torch.tensor(values, device=self._device, dtype=torch.float64)
         if distributed.is_available() and distributed.is_initialized():
-            distributed.all_reduce(flags, op=distributed.ReduceOp.MAX)
-        stop, save = flags.tolist()
-        return frozenset(name for name, wanted in (("stop", stop), ("save", save)) if wanted)
+            distributed.all_reduce(agreed, op=distributed.ReduceOp.MAX)
+        return agreed.tolist()
 
-    def saved(self) -> None:
-        """A checkpoint was written: a waiting ``save`` request is served."""
-        self._run.served("save")
+
+@dataclass(frozen=True)
+class Service:
+    """What a stage does when asked.
+
+    Attributes:
+        change: make a change; returns a sentence about it.
+        sample: answer held-out questions after this step; None where the stage answers nothing.
+    """
+
+    change: Callable[[Change], str]
+    sample: Callable[[int], None] | None
+
+
+def serve(asked: Requests, reporter: Reporter, step: int, service: Service) -> Wanted:
+    """Serve what waits after ``step`` steps, and sit out a pause; every rank alike.
+
+    Returns:
+        as soon as a stop or a save is wanted, which are the caller's to do (``asked.paused`` then still holds), or
+        when there is nothing to wait for.
+    """
+    while True:
+        wanted = asked.poll()
+        for change in wanted.changes:
+            reporter.health(f"step {step}: {service.change(change)}")
+            asked.served("set", step, change)
+        if wanted.sample:
+            if service.sample is not None:
+                before = reporter.current_phase
+                service.sample(step)
+                reporter.phase(before)
+            asked.served("sample", step)
+        if wanted.pause:
+            _pause(asked, reporter, step)
+        if wanted.go_on:
+            _go_on(asked, reporter, step)
+        if wanted.stop or wanted.save or not asked.paused:
+            return wanted
+        time.sleep(_PAUSE_SECONDS)
+
+
+def _pause(asked: Requests, reporter: Reporter, step: int) -> None:
+    if not asked.paused:
+        asked.paused = True
+        reporter.phase("paused")
+        reporter.health(f"paused after step {step}; everything stays in memory, the GPU's too, until it is continued")
+    asked.served("pause", step)
+
+
+def _go_on(asked: Requests, reporter: Reporter, step: int) -> None:
+    if asked.paused:
+        asked.paused = False
+        reporter.health(f"continued after step {step}")
+        reporter.phase("train")
+    asked.served("continue", step)

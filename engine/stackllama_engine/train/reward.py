@@ -5,6 +5,7 @@ head is float32, and the final figures are computed pair by pair over the whole 
 averaged over batches.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,10 +17,15 @@ from trl.trainer.reward_trainer import RewardTrainer
 from ..contract.errors import DataError
 from ..contract.recipe import RewardRecipe
 from . import checkpoint, hf_trainer, models
+from .guard import Guarded
 from .rows import encode_text, evaluation_rows, training_rows
 from .session import Session
 
 _COLUMNS = ("question", "response_j", "response_k")
+
+
+class GuardedRewardTrainer(Guarded, RewardTrainer):
+    """TRL's, which survives a NaN and a full disk."""
 
 
 def run(recipe: RewardRecipe, session: Session) -> dict[str, Any]:
@@ -51,8 +57,8 @@ def run(recipe: RewardRecipe, session: Session) -> dict[str, Any]:
     if notice := models.padding_notice(tokenizer):
         reporter.health(notice)
     base = models.load_reward_base(recipe, models.pad_id(tokenizer), session.device)
-    callback = hf_trainer.RunCallback(reporter, session.requests, checkpoint.Retention.of(recipe))
-    trainer = RewardTrainer(
+    callback = hf_trainer.RunCallback(session, checkpoint.Retention.of(recipe))
+    trainer = GuardedRewardTrainer(
         model=models.add_lora(base, recipe, "SEQ_CLS"),
         args=RewardConfig(
             **hf_trainer.training_arguments(recipe, hf_trainer.scratch_dir(session)),
@@ -64,9 +70,10 @@ def run(recipe: RewardRecipe, session: Session) -> dict[str, Any]:
         processing_class=tokenizer,
         callbacks=[callback],
     )
-    hf_trainer.fit(trainer, callback, reporter)
-    reporter.phase("evaluate")
-    figures = pair_figures(held_out_scores(trainer))
+    with hf_trainer.saving_first(trainer, callback):
+        hf_trainer.fit(trainer, callback, recipe, session)
+        reporter.phase("evaluate")
+        figures = pair_figures(held_out_scores(trainer, callback.look))
     reporter.metrics(trainer.state.global_step, {f"eval_{name}": value for name, value in figures.items()})
     hf_trainer.save(trainer, tokenizer, recipe, session)
     return {
@@ -76,8 +83,8 @@ def run(recipe: RewardRecipe, session: Session) -> dict[str, Any]:
     }
 
 
-def held_out_scores(trainer: RewardTrainer) -> torch.Tensor:
-    """Scores of every held-out pair, over all ranks.
+def held_out_scores(trainer: RewardTrainer, each_batch: Callable[[], None] = lambda: None) -> torch.Tensor:
+    """Scores of every held-out pair, over all ranks; ``each_batch`` is called on every rank between batches.
 
     Returns:
         float32 ``[N, 2]`` on the CPU: the better text's score, the worse text's.
@@ -87,6 +94,7 @@ def held_out_scores(trainer: RewardTrainer) -> torch.Tensor:
     scores: list[torch.Tensor] = []
     with torch.no_grad():
         for batch in trainer.get_eval_dataloader():
+            each_batch()
             inputs = trainer._prepare_inputs(batch)
             with trainer.compute_loss_context_manager():
                 both = model(**inputs, use_cache=False).logits.squeeze(-1).float()  # [2B]: better, then worse

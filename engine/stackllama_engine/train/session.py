@@ -17,6 +17,8 @@ from ..contract.errors import StageError
 from ..contract.run_dir import RunDir
 from .report import Reporter
 from .requests import Requests
+from .restart import Restarts
+from .signals import Signals
 
 SCRATCH = "scratch"
 CACHE = "cache"
@@ -28,6 +30,8 @@ class Session:
     Args:
         run: the run directory.
         reporter: rank 0's writer of events.
+        signals: of this process.
+        restarts: of this attempt.
         use_cpu: stay on the CPU.
         report_to: trackers besides our own events (tensorboard, wandb, trackio), through their own packages.
 
@@ -35,8 +39,17 @@ class Session:
         StageError: another number of processes started than was asked for.
     """
 
-    def __init__(self, run: RunDir, reporter: Reporter, use_cpu: bool, report_to: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        run: RunDir,
+        reporter: Reporter,
+        signals: Signals,
+        restarts: Restarts,
+        use_cpu: bool,
+        report_to: Sequence[str] = (),
+    ) -> None:
         self.run = run
+        self.restarts = restarts
         self.reporter = reporter
         # an Accelerator before any Trainer: it fixes CPU or GPU for the whole process
         tensorboard = str(run.path / "tensorboard")
@@ -51,7 +64,7 @@ class Session:
         os.environ.setdefault("TENSORBOARD_LOGGING_DIR", tensorboard)
         self.state = PartialState()
         self._check_world()
-        self.requests = Requests(run, self.device)
+        self.requests = Requests(run, reporter, self.device, signals)
 
     @property
     def device(self) -> torch.device:

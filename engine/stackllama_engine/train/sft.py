@@ -11,10 +11,16 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from ..contract.recipe import SFTRecipe
 from . import checkpoint, hf_trainer, models
+from .answers import Answers
+from .guard import Guarded
 from .rows import encode_text, evaluation_rows, training_rows
 from .session import Session
 
 _COLUMNS = ("question", "response_j")
+
+
+class GuardedSFTTrainer(Guarded, SFTTrainer):
+    """TRL's, which survives a NaN and a full disk."""
 
 
 def run(recipe: SFTRecipe, session: Session) -> dict[str, Any]:
@@ -35,8 +41,9 @@ def run(recipe: SFTRecipe, session: Session) -> dict[str, Any]:
         train_rows = training_rows(recipe, session.run, _COLUMNS, encode)
         eval_rows = evaluation_rows(recipe, session.run, _COLUMNS, encode)
     model = models.add_lora(models.load_causal_lm(recipe, session.device), recipe, "CAUSAL_LM")
-    callback = hf_trainer.RunCallback(reporter, session.requests, checkpoint.Retention.of(recipe))
-    trainer = SFTTrainer(
+    answers = Answers(recipe, tokenizer, session.requests)
+    callback = hf_trainer.RunCallback(session, checkpoint.Retention.of(recipe), answers)
+    trainer = GuardedSFTTrainer(
         model=model,
         args=SFTConfig(
             **hf_trainer.training_arguments(recipe, hf_trainer.scratch_dir(session)),
@@ -50,9 +57,10 @@ def run(recipe: SFTRecipe, session: Session) -> dict[str, Any]:
         processing_class=tokenizer,
         callbacks=[callback],
     )
-    hf_trainer.fit(trainer, callback, reporter)
-    reporter.phase("evaluate")
-    evaluation = hf_trainer.final_evaluation(trainer)
+    with hf_trainer.saving_first(trainer, callback):
+        hf_trainer.fit(trainer, callback, recipe, session)
+        reporter.phase("evaluate")
+        evaluation = hf_trainer.final_evaluation(trainer)
     hf_trainer.save(trainer, tokenizer, recipe, session)
     losses = hf_trainer.logged(trainer, "loss")
     return {

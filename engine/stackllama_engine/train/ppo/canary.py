@@ -50,18 +50,12 @@ def noise(recipe: PPORecipe) -> list[Noise]:
 @contextmanager
 def untouched(trainables: Trainables) -> Iterator[None]:
     """Whatever is trained inside is afterwards as before; the optimizer must not have made a step yet."""
-    optimizer = trainables.optimizer
-    assert not optimizer.state
-    parameters = trainables.parameters()
-    before = [parameter.detach().cpu().clone() for parameter in parameters]
+    before = trainables.snapshot()
+    assert not before.optimizer[0]
     try:
         yield
     finally:
-        with torch.no_grad():
-            for parameter, value in zip(parameters, before, strict=True):
-                parameter.copy_(value)
-        optimizer.zero_grad(set_to_none=True)
-        optimizer.state.clear()
+        trainables.restore(before)
 
 
 def write_checkpoint(trainables: Trainables, run: RunDir, rows: Sequence[object], keep: int) -> int:

@@ -57,13 +57,16 @@ class Rewards:
         """The reward model's score head; None where there is no such model or no single head."""
         return self._model.head if self._model else None
 
-    def parts(self, answers: Sequence[Answer], responses: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+    def parts(
+        self, answers: Sequence[Answer], responses: Sequence[Sequence[int]], size: int | None = None
+    ) -> dict[str, Tensor]:
         """Each part's opinion by its metric's name, float32 ``[B]``: the model's and the function's as they gave it, a
         penalty as what is subtracted (so at most 0).
 
         Args:
             answers: responses as text, ``B`` of them.
             responses: their tokens, the end token included.
+            size: answers that the reward model reads at once; None: the recipe's.
 
         Raises:
             StageError: the function failed.
@@ -71,6 +74,7 @@ class Rewards:
         recipe = self._recipe
         found: dict[str, Tensor] = {}
         if self._model:
+            self._model.batch_size = size or self._model.batch_size
             found[MODEL] = self._model(answers)
         if self._function:
             found[FUNCTION] = self._column(self._function([a.question for a in answers], [a.text for a in answers]))

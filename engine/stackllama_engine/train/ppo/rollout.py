@@ -3,7 +3,7 @@
 Shapes: ``B`` responses, ``P`` longest prompt, ``R`` longest response.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -69,15 +69,22 @@ def pad_tokens(
 
 
 @torch.no_grad()
-def policy_outputs(base: SharedBase, input_ids: Tensor, attention_mask: Tensor, responses: int, size: int) -> Outputs:
+def policy_outputs(
+    base: SharedBase,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    responses: int,
+    size: int,
+    each_batch: Callable[[], None] = lambda: None,
+) -> Outputs:
     """Outputs of the active adapter over the batch, ``size`` rows at a time.
 
     With ``size`` that of the update's micro-batches, the first epoch sees bit-for-bit the same log-probabilities.
     """
-    parts = [
-        base.outputs(ids, attention, responses)
-        for ids, attention in zip(input_ids.split(size), attention_mask.split(size), strict=True)
-    ]
+    parts: list[Outputs] = []
+    for ids, attention in zip(input_ids.split(size), attention_mask.split(size), strict=True):
+        each_batch()  # what it raises ends the pass
+        parts.append(base.outputs(ids, attention, responses))
     return Outputs(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
 

@@ -3,7 +3,7 @@
 Shapes: ``B`` prompts, ``P`` longest prompt, ``R`` longest response, ``V`` vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -38,7 +38,12 @@ def draw_noise(seed: int, step: int, index: int, lengths: tuple[int, int]) -> No
 
 @torch.no_grad()
 def sample(
-    base: SharedBase, prompts: Sequence[Sequence[int]], noise: Sequence[Noise], eos: int, pad: int
+    base: SharedBase,
+    prompts: Sequence[Sequence[int]],
+    noise: Sequence[Noise],
+    eos: int,
+    pad: int,
+    each_token: Callable[[], None] = lambda: None,
 ) -> list[list[int]]:
     """One response a prompt, its end token included; it ends there or at its noise's length.
 
@@ -50,6 +55,7 @@ def sample(
         noise: one a prompt.
         eos: end token.
         pad: pads prompts on the left.
+        each_token: called before each; what it raises ends the sampling.
     """
     width = max(map(len, prompts))
     input_ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=base.device)
@@ -61,6 +67,7 @@ def sample(
     cache = DynamicCache(config=base.base.config)
     hidden = base.hidden(input_ids, mask, (mask.cumsum(1) - 1).clamp(min=0), cache)
     for position in range(int(limits.max())):
+        each_token()
         tokens = pick(base.logits(hidden[:, -1]), uniforms[alive, position])
         for row, token in zip(alive.tolist(), tokens.tolist(), strict=True):
             responses[row].append(token)

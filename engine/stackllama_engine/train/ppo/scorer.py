@@ -67,7 +67,7 @@ class SharedScorer:
         base.add_adapter_from(path, REWARD)
         self._base = base
         self._tokenizer = tokenizer
-        self._batch_size = batch_size
+        self.batch_size = batch_size
         weight = score_weight(path).to(base.device, torch.float32)
         self.head = nn.Linear(weight.shape[1], 1, bias=False, device=base.device, dtype=torch.float32)
         self.head.weight = nn.Parameter(weight, requires_grad=False)
@@ -77,7 +77,7 @@ class SharedScorer:
         """Scores, float32 ``[B]``."""
         scores: list[Tensor] = []
         with self._base.adapter(REWARD):
-            for input_ids, mask in _batches(self._tokenizer, answers, self._batch_size, self._base.device):
+            for input_ids, mask in _batches(self._tokenizer, answers, self.batch_size, self._base.device):
                 hidden = self._base.hidden(input_ids, mask, (mask.cumsum(1) - 1).clamp(min=0))
                 last = last_token(input_ids, models.pad_id(self._tokenizer))
                 pooled = hidden[torch.arange(len(last), device=last.device), last]
@@ -92,7 +92,7 @@ class SeparateScorer:
         assert recipe.reward_model_path
         name = recipe.reward_model_path
         self._device = device
-        self._batch_size = batch_size
+        self.batch_size = batch_size
         self._tokenizer = models.load_tokenizer(name)
         self.model = _load_separate(name, recipe, device)
         self.model.config.get_text_config().pad_token_id = self._tokenizer.pad_token_id
@@ -105,7 +105,7 @@ class SeparateScorer:
         return torch.cat(
             [
                 self.model(input_ids=input_ids, attention_mask=mask).logits.squeeze(-1).float()
-                for input_ids, mask in _batches(self._tokenizer, answers, self._batch_size, self._device)
+                for input_ids, mask in _batches(self._tokenizer, answers, self.batch_size, self._device)
             ]
         )
 

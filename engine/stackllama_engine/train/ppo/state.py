@@ -3,6 +3,7 @@
 Sampling noise and prompt order follow from (seed, step), dropout is off: no random state is left to save.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,19 @@ class Progress(Struct, frozen=True, kw_only=True):
     """The evaluation before training, which only the first attempt can make."""
     optimizer: dict[str, int | float] = {}
     """What its state holds besides tensors, ``index.name`` → number."""
+    owes_evaluation: bool = False
+    """Whether the evaluation after this step was broken off."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What :class:`Trainables` held at one moment, on the CPU."""
+
+    parameters: list[Tensor]
+    optimizer: tuple[dict[str, Tensor], optimizers.Numbers]
+    scheduler: dict[str, Any]
+    kl_coef: float
+    scores: Moments
 
 
 class Trainables:
@@ -64,17 +78,25 @@ class Trainables:
         self.controller = controller
         self.scaling = scaling
 
-    def save(self, reporter: Reporter, step: int, before: dict[str, Any], keep: checkpoint.Retention) -> None:
+    def save(
+        self,
+        reporter: Reporter,
+        step: int,
+        before: dict[str, Any],
+        keep: checkpoint.Retention,
+        *,
+        owes_evaluation: bool = False,
+    ) -> None:
         """Seal a checkpoint after ``step`` steps; rank 0 only, every rank holds the same state.
 
         Raises:
             OSError: disk full or not writable.
         """
         staging = checkpoint.staging_dir(reporter.run.checkpoints, step)
-        self.write(staging, step, before)
+        self.write(staging, step, before, owes_evaluation=owes_evaluation)
         checkpoint.publish(reporter, staging, step, keep)
 
-    def write(self, staging: Path, step: int, before: dict[str, Any]) -> None:
+    def write(self, staging: Path, step: int, before: dict[str, Any], *, owes_evaluation: bool = False) -> None:
         """The files of a checkpoint, not sealed.
 
         Raises:
@@ -93,6 +115,7 @@ class Trainables:
             scheduler=_plain(self.scheduler.state_dict()),
             before=before,
             optimizer=counts,
+            owes_evaluation=owes_evaluation,
         )
         (staging / "state.json").write_bytes(msgspec.json.encode(progress))
 
@@ -104,18 +127,45 @@ class Trainables:
             self.base.load_policy_state(load_file(path / _FILES["critic"], device=device), CRITIC)
         self.base.value_head.load_state_dict(load_file(path / _FILES["value"], device=device))
         progress = msgspec.json.decode((path / "state.json").read_bytes(), type=Progress)
-        moments = load_file(path / _FILES["optimizer"], device=device)
-        optimizers.restore(self.optimizer, moments, progress.optimizer)
-        self.scheduler.load_state_dict(progress.scheduler)
-        self.controller.coef = progress.kl_coef
-        self.scaling.moments = progress.scores
+        self._load_optimizer(load_file(path / _FILES["optimizer"], device=device), progress.optimizer)
+        self._load_numbers(progress.scheduler, progress.kl_coef, progress.scores)
+        return progress
+
+    def snapshot(self) -> "Snapshot":
+        """Everything as it is now, on the CPU; an adapter's worth of memory, three times with AdamW's state."""
+        moments, counts = optimizers.state_of(self.optimizer)
+        return Snapshot(
+            parameters=[parameter.detach().cpu().clone() for parameter in self.parameters()],
+            optimizer=({name: value.cpu() for name, value in moments.items()}, counts),
+            scheduler=dict(self.scheduler.state_dict()),
+            kl_coef=self.controller.coef,
+            scores=self.scaling.moments,
+        )
+
+    @torch.no_grad()
+    def restore(self, snapshot: "Snapshot") -> None:
+        """Everything as it was; gradients are dropped."""
+        for parameter, value in zip(self.parameters(), snapshot.parameters, strict=True):
+            parameter.copy_(value)
+        self.optimizer.zero_grad(set_to_none=True)
+        self._load_optimizer(*snapshot.optimizer)
+        self._load_numbers(snapshot.scheduler, snapshot.kl_coef, snapshot.scores)
+
+    def _load_numbers(self, scheduler: dict[str, Any], kl_coef: float, scores: Moments) -> None:
+        self.scheduler.load_state_dict(scheduler)
+        self.controller.coef = kl_coef
+        self.scaling.moments = scores
         for group, rate in zip(self.optimizer.param_groups, self.scheduler.get_last_lr(), strict=True):
             group["lr"] = rate
-        return progress
 
     def parameters(self) -> list[nn.Parameter]:
         """What the optimizer steps, in its order."""
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+    def _load_optimizer(self, moments: dict[str, Tensor], counts: optimizers.Numbers) -> None:
+        self.optimizer.state.clear()
+        if moments:
+            optimizers.restore(self.optimizer, {name: value.clone() for name, value in moments.items()}, counts)
 
 
 def _dense(state: dict[str, Tensor]) -> dict[str, Tensor]:

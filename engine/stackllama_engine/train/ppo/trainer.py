@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import torch
 from torch import Tensor
@@ -11,26 +11,29 @@ from transformers import get_scheduler
 from ...contract.errors import StageError
 from ...contract.recipe import PPORecipe
 from ...contract.stages import Split
-from ...data import demo
 from ...data.kinds import DEMO
-from .. import checkpoint, models, optimizers
-from ..requests import Stopped
+from .. import checkpoint, models, optimizers, schedule
+from ..faults import Fit, Setbacks
+from ..requests import Change, Service, Stopped, serve
+from ..saving import Saver
 from ..session import Session
 from . import canary, losses
+from .experience import Experience
+from .figures import figures, side_by_side
 from .prompts import Prompt, Prompts, load_prompts
+from .recovery import Abandoned, Together
 from .reward_scaling import RewardScaling
-from .rewards import PREFIX, Rewards
-from .rollout import Rollout, pad_tokens, policy_outputs, sequence_sum
-from .sampling import Noise, draw_noise, sample
-from .scorer import Answer
+from .rewards import Rewards
+from .rollout import Rollout, sequence_sum
+from .sampling import draw_noise
 from .shared_base import VALUE_FILE, SharedBase
 from .state import Trainables
 from .update import Updater, explained_variance, final_scores, targets
 
 _EVALUATION_STEP = 2**31  # noise of every evaluation: no training step has this number
 
-When = Literal["before", "during", "after"]
-"""Of an evaluation: before the first step, between two steps, after the last one."""
+When = Literal["before", "during", "after", "asked"]
+"""Of an evaluation: before the first step, between two steps, after the last one, when somebody asked."""
 
 
 def run(recipe: PPORecipe, session: Session) -> dict[str, Any]:
@@ -71,7 +74,14 @@ class PPO:
         self.controller = losses.KLController(recipe.kl_coef, target, recipe.horizon)
         self.scaling = RewardScaling(recipe.normalize_reward, recipe.cliprange_reward, session.reduce)
         self.trainables = Trainables(self.base, optimizer, scheduler, self.controller, self.scaling)
-        self.updater = Updater(recipe, self.base, optimizer, session.reduce)
+        self.fit = Fit(recipe, self.reporter)
+        self.experience = Experience(recipe, session, self.base, self.tokenizer, self.rewards, self.fit)
+        self.updater = Updater(recipe, self.base, optimizer, session.reduce, self.fit)
+        self.together = Together(session, self.fit)
+        self.setbacks = Setbacks(recipe.max_skipped_steps, recipe.max_rollbacks)
+        self.service = Service(self._change, self._answer_some)
+        self.saver = Saver(self.reporter)
+        self.start = self.trainables.snapshot()
 
     def train(self) -> dict[str, Any]:
         """All steps, with the same held-out questions answered before, in between where asked for, and after.
@@ -79,60 +89,84 @@ class PPO:
         Raises:
             Stopped: asked to stop, after saving.
         """
-        recipe, start = self.recipe, 0
+        recipe = self.recipe
         self.session.accelerator.init_trackers("stackllama")
-        saved = checkpoint.to_resume(self.reporter)
-        if saved:
-            progress = self.trainables.load(saved)
-            start, before = progress.step, progress.before
-            self.reporter.forget_samples_after(start)
-        else:
-            if canary.asked():
-                self._rehearse()
-            self.reporter.forget_samples_after(-1)  # an attempt that saved nothing is made again from its beginning
-            before = self.evaluate(0, "before")
-        for step in range(start, recipe.max_steps):
-            metrics = self.step(step)
-            done = step + 1
+        self.session.requests.signals.loaded()
+        done, before = self._begin()
+        while done < recipe.max_steps:
+            try:
+                metrics, bad = self.step(done)
+            except Abandoned:
+                self._save_and_stop(done, before)
+            done += 1
             self.reporter.progress(done, recipe.max_steps)
-            if done % recipe.logging_steps == 0 or done in (1, recipe.max_steps):
+            if done % recipe.logging_steps == 0 or done in (1, recipe.max_steps) or bad:
                 self.reporter.metrics(done, metrics)
                 self.session.accelerator.log(metrics, step=done)  # to `report_to`, if anything
                 self.reporter.memory()
+            if self.setbacks.after_step(done, bad):
+                done = self._roll_back(done)
+                continue
             if recipe.eval_steps and done % recipe.eval_steps == 0 and done < recipe.max_steps:
-                self.evaluate(done, "during")  # before the checkpoint of this step: a resumed run has it already
-            self._save_or_stop(done, before)
-        after = self.evaluate(recipe.max_steps, "after")
+                self._evaluate_or_stop(done, "during", before)  # before the checkpoint: a resumed run has it already
+            self._serve_and_save(done, before)
+        after = self._evaluate_or_stop(recipe.max_steps, "after", before)
         self._save_adapter()
         self.session.accelerator.end_training()
         return {
-            "before": _figures(before), "after": _figures(after), "steps": recipe.max_steps,
-            "samples": _side_by_side(before, after),
+            "before": figures(before), "after": figures(after), "steps": recipe.max_steps,
+            "samples": side_by_side(before, after),
         }  # fmt: skip
 
-    def step(self, step: int) -> dict[str, float]:
-        """One PPO step; returns its metrics."""
+    def _begin(self) -> tuple[int, dict[str, Any]]:
+        """From the newest verified checkpoint, or from the start: steps done, and the evaluation before them.
+
+        Raises:
+            Stopped: asked to stop before anything was trained; there is nothing to save.
+        """
+        saved = checkpoint.to_resume(self.reporter)
+        if saved:
+            progress = self.trainables.load(saved)
+            self.reporter.forget_samples_after(progress.step)
+            if progress.owes_evaluation:
+                self._evaluate_or_stop(progress.step, "during", progress.before)
+            return progress.step, progress.before
+        try:
+            if canary.asked():
+                self._rehearse()
+            self.reporter.forget_samples_after(-1)  # an attempt that saved nothing is made again from its beginning
+            return 0, self.evaluate(0, "before")
+        except Abandoned:
+            raise Stopped from None
+
+    def step(self, step: int) -> tuple[dict[str, float], str | None]:
+        """One PPO step.
+
+        Returns:
+            its metrics, and what was bad about it; then nothing of it was applied.
+
+        Raises:
+            Abandoned: a stop is wanted; nothing of the step was applied.
+        """
         times = [time.perf_counter()]
         self.reporter.phase("rollout")
         prompts, noise_at = self._batch(step)
-        responses = self._sample(prompts, step, noise_at)  # 1
+        responses = self.together(lambda: self._sample(prompts, step, noise_at))  # 1
         times.append(time.perf_counter())
         self.reporter.phase("score")
-        rollout = self._score(prompts, responses)  # 2 and 3
+        rollout = self.together(lambda: self.experience.score(prompts, responses))  # 2 and 3
         times.append(time.perf_counter())
+        if bad := self.experience.not_finite(rollout):
+            self.reporter.health(f"step {step + 1} skipped: {bad}")
+            self.trainables.scheduler.step()
+            return {"objective/scores": float(rollout.scores.mean()), "ppo/updates": 0.0}, bad
         self.reporter.phase("update")
-        scaled, scale = self.scaling(rollout.scores)
-        scores = final_scores(self.recipe, scaled, rollout.answers)
-        goal = targets(self.recipe, rollout, scores, self.controller.coef, self.session.reduce)  # 4 and 5
-        shuffle = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + step)
-        statistics = self.updater.update(rollout, goal, shuffle)  # 6
-        metrics = self._objective(rollout, scores, goal.kl, step) | scale | statistics.metrics()
-        metrics["val/var_explained"] = explained_variance(
-            rollout.old.values, goal.returns, rollout.mask, self.session.reduce
-        )
-        if statistics.skipped:
-            self.reporter.health(f"step {step + 1}: {statistics.skipped} mini-batches skipped (ratio or gradient)")
-        self.trainables.scheduler.step()
+        before = self.trainables.snapshot()
+        try:
+            metrics, bad = self._learn(step, rollout)
+        except Abandoned:
+            self.trainables.restore(before)
+            raise
         times.append(time.perf_counter())
         metrics |= {
             "time/rollout": times[1] - times[0],
@@ -140,21 +174,40 @@ class PPO:
             "time/update": times[3] - times[2],
             "tokens_per_second": metrics["val/num_tokens"] / (times[3] - times[0]),
         }
-        return metrics
+        return metrics, bad
+
+    def _learn(self, step: int, rollout: Rollout) -> tuple[dict[str, float], str | None]:
+        """4, 5 and 6: rewards, advantages and the update; as :meth:`step`."""
+        scaled, scale = self.scaling(rollout.scores)
+        scores = final_scores(self.recipe, scaled, rollout.answers)
+        goal = targets(self.recipe, rollout, scores, self.controller.coef, self.session.reduce)  # 4 and 5
+        shuffle = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + step)
+        statistics = self.updater.update(rollout, goal, shuffle, self.together.between)  # 6
+        metrics = self._objective(rollout, scores, goal.kl, step) | scale | statistics.metrics()
+        metrics["val/var_explained"] = explained_variance(
+            rollout.old.values, goal.returns, rollout.mask, self.session.reduce
+        )
+        if statistics.skipped:
+            self.reporter.health(f"step {step + 1}: {statistics.skipped} mini-batches skipped (ratio or gradient)")
+        self.trainables.scheduler.step()
+        none_applied = statistics.skipped and not statistics.updates
+        return metrics, "every mini-batch was skipped (ratio or gradient)" if none_applied else None
 
     def _rehearse(self) -> None:
         """The worst case once, of which nothing stays; see :mod:`.canary`."""
         recipe, reporter = self.recipe, self.reporter
         prompts = [self.prompts.at(canary.longest(self.prompts))] * recipe.local_batch_size
         reporter.phase("rollout")
-        responses = self._respond(prompts, canary.noise(recipe), canary.NO_END)
+        responses = self.together(lambda: self.experience.respond(prompts, canary.noise(recipe), canary.NO_END))
         reporter.phase("score")
-        rollout = self._score(prompts, responses)
+        rollout = self.together(lambda: self.experience.score(prompts, responses))
+        self.experience.check_finite(rollout)
         with canary.untouched(self.trainables):
             reporter.phase("update")
             scores = final_scores(recipe, rollout.scores, rollout.answers)  # of which no statistics are kept
             goal = targets(recipe, rollout, scores, self.controller.coef, self.session.reduce)
-            self.updater.update(rollout, goal, torch.Generator().manual_seed(recipe.seed))
+            shuffle = torch.Generator().manual_seed(recipe.seed)
+            self.updater.update(rollout, goal, shuffle, self.together.between)
             reporter.phase("save")
             if self.session.is_main:
                 kept = checkpoint.Retention.of(recipe).at_most(recipe.max_steps)
@@ -171,23 +224,32 @@ class PPO:
 
         Args:
             step: PPO steps done.
-            when: recorded with the rows.
+            when: recorded with the rows. ``asked``: only as many questions as rows are recorded, and no means.
 
         Returns:
             The rows of all ranks, in the order of the questions.
+
+        Raises:
+            Abandoned: a stop is wanted; nothing was reported.
+            StageError: a score or log-probability is not finite.
         """
         self.reporter.phase("evaluate")
-        mine = range(self.session.rank, len(self.held_out), self.session.world_size)
+        recorded = max(self.recipe.num_sample_generations, 1 if when == "asked" else 0)
+        count = min(len(self.held_out), recorded) if when == "asked" else len(self.held_out)
+        mine = range(self.session.rank, count, self.session.world_size)
         indices = mine or range(1)  # every rank takes part in the sums over all of them
         prompts = [self.held_out[index] for index in indices]
-        rollout = self._score(prompts, self._sample(prompts, _EVALUATION_STEP, indices))
+        responses = self.together(lambda: self._sample(prompts, _EVALUATION_STEP, indices))
+        rollout = self.together(lambda: self.experience.score(prompts, responses))
+        self.experience.check_finite(rollout)
         kl = sequence_sum(rollout.old.logprobs - rollout.ref_logprobs, rollout.mask)
-        rows = self.session.gather(self._rows(rollout, kl)[: len(mine)])
+        rows = self.session.gather(self.experience.rows(rollout, kl)[: len(mine)])
         marks = {"split": Split.EVALUATION.value, "when": when}
-        self.reporter.samples(step, [marks | row for row in rows[: self.recipe.num_sample_generations]])
-        means = {f"eval/{name}": value for name, value in _figures({"rows": rows}).items() if name != "questions"}
-        self.reporter.metrics(step, means)
-        self.session.accelerator.log(means, step=step)
+        self.reporter.samples(step, [marks | row for row in rows[:recorded]])
+        if when != "asked":
+            means = {f"eval/{name}": value for name, value in figures({"rows": rows}).items() if name != "questions"}
+            self.reporter.metrics(step, means)
+            self.session.accelerator.log(means, step=step)
         return {"rows": rows}
 
     def _load(self, split: str, limit: int | None) -> list[Prompt]:
@@ -204,73 +266,7 @@ class PPO:
         recipe = self.recipe
         lengths = (recipe.output_min_length, recipe.output_max_length)
         noise = [draw_noise(recipe.seed, step, index, lengths) for index in indices]
-        return self._respond(prompts, noise, models.eos_id(self.tokenizer))
-
-    def _respond(self, prompts: Sequence[Prompt], noise: Sequence[Noise], eos: int) -> list[list[int]]:
-        pad, size = models.pad_id(self.tokenizer), self.recipe.local_rollout_forward_batch_size
-        responses: list[list[int]] = []
-        for start in range(0, len(prompts), size):
-            ids = [prompt.ids for prompt in prompts[start : start + size]]
-            responses += sample(self.base, ids, noise[start : start + size], eos, pad)
-        return responses
-
-    @torch.no_grad()
-    def _score(self, prompts: Sequence[Prompt], responses: Sequence[Sequence[int]]) -> Rollout:
-        """2 score and 3 reference, and the policy's own log-probabilities and values."""
-        recipe = self.recipe
-        pad = models.pad_id(self.tokenizer)
-        ids, attention, mask = pad_tokens([p.ids for p in prompts], responses, pad, self.base.device)
-        answers = [self._answer(prompt.question, response) for prompt, response in zip(prompts, responses, strict=True)]
-        width, size = mask.shape[1], recipe.local_rollout_forward_batch_size
-        opinions = self._judge(answers, responses)
-        scores = self.rewards.total(opinions)
-        with self.base.reference():
-            reference = policy_outputs(self.base, ids, attention, width, size)
-        old = policy_outputs(self.base, ids, attention, width, recipe.per_device_train_batch_size)
-        self._check_finite(scores, losses.masked(old.logprobs, mask), losses.masked(reference.logprobs, mask))
-        return Rollout(
-            input_ids=ids,
-            attention_mask=attention,
-            mask=mask,
-            answers=answers,
-            old=old,
-            ref_logprobs=reference.logprobs,
-            scores=scores,
-            opinions=opinions,
-        )
-
-    def _judge(self, answers: Sequence[Answer], responses: Sequence[Sequence[int]]) -> dict[str, Tensor]:
-        """2 score. Where a function of the user's fails on one rank, all of them end with what it said.
-
-        Raises:
-            StageError: it failed.
-        """
-        if not self.recipe.reward_fn:
-            return self.rewards.parts(answers, responses)
-        opinions: dict[str, Tensor] = {}
-        problem = ""
-        try:
-            opinions = self.rewards.parts(answers, responses)
-        except StageError as error:
-            problem = str(error)
-        if problems := [text for text in self.session.gather([problem]) if text]:
-            raise StageError(problems[0])
-        return opinions
-
-    def _check_finite(self, *tensors: Tensor) -> None:
-        """On all ranks alike.
-
-        Raises:
-            StageError: a score or log-probability is NaN or infinite; nothing of it was applied.
-        """
-        bad = torch.stack([(~torch.isfinite(tensor)).sum() for tensor in tensors])
-        scores, policy, reference = self.session.reduce(bad).tolist()
-        if scores or policy or reference:
-            raise StageError(
-                f"NaN or infinity in {scores} scores, {policy} log-probabilities of the policy and {reference} of the "
-                "reference. Use `bf16: true` or `dtype: bfloat16` instead of float16, or lower `learning_rate`; "
-                "checkpoints are untouched."
-            )
+        return self.experience.respond(prompts, noise, models.eos_id(self.tokenizer))
 
     def _start_value_as_reward(self) -> None:
         weight = getattr(self.rewards.head, "weight", None)
@@ -281,11 +277,6 @@ class PPO:
             )
         self.base.value_head.weight.data.copy_(weight)
 
-    def _answer(self, question: str, response: Sequence[int]) -> Answer:
-        ended = response[-1] == models.eos_id(self.tokenizer)
-        text = self.tokenizer.decode(list(response[:-1] if ended else response), skip_special_tokens=True)
-        return Answer(question, str(text).strip(), ended)
-
     def _objective(self, rollout: Rollout, scores: Tensor, kl: Tensor, step: int) -> dict[str, float]:
         """What PPO optimises, averaged over the responses of all ranks; feeds the KL controller.
 
@@ -295,7 +286,7 @@ class PPO:
         """
         recipe = self.recipe
         kl_sum = sequence_sum(kl, rollout.mask)
-        rows = self._rows(rollout, kl_sum)
+        rows = self.experience.rows(rollout, kl_sum)
         columns = torch.stack(
             [
                 rollout.scores,
@@ -332,36 +323,91 @@ class PPO:
         self.controller.update(total_kl / count, int(count))
         return metrics
 
-    def _rows(self, rollout: Rollout, kl: Tensor) -> list[dict[str, Any]]:
-        """One row a response, as in ``samples.jsonl``."""
-        rows: list[dict[str, Any]] = []
-        lengths = rollout.mask.sum(1).int().tolist()
-        opinions = {name: values.tolist() for name, values in rollout.opinions.items()}
-        columns = zip(rollout.answers, rollout.scores.tolist(), kl.tolist(), lengths, strict=True)
-        for index, (answer, reward, response_kl, length) in enumerate(columns):
-            row = {
-                "question": answer.question, "response": answer.text, "reward": reward, "kl": response_kl,
-                "length": length, "ended": answer.ended,
-                "rewards": {name.removeprefix(PREFIX): values[index] for name, values in opinions.items()},
-            }  # fmt: skip
-            if self.recipe.dataset_name == DEMO:
-                row["utility"] = demo.utility(answer.question, answer.text)
-            rows.append(row)
-        return rows
+    def _serve_and_save(self, done: int, before: dict[str, Any]) -> None:
+        """Serve requests, sit out a pause, and keep the schedule of checkpoints, at a step boundary.
 
-    def _save_or_stop(self, done: int, before: dict[str, Any]) -> None:
-        """Serve requests and the schedule of checkpoints at a step boundary."""
-        recipe = self.recipe
-        wanted = self.session.requests.poll()
-        stopping = "stop" in wanted and done < recipe.max_steps
-        if wanted or (recipe.save_steps and done % recipe.save_steps == 0):
-            self.reporter.phase("save")
-            if self.session.is_main:
-                self.trainables.save(self.reporter, done, before, checkpoint.Retention.of(recipe))
-                self.session.requests.saved()
-            self.session.state.wait_for_everyone()
-        if stopping:
-            raise Stopped
+        Raises:
+            Stopped: asked to stop, after saving.
+        """
+        asked, every = self.session.requests, self.recipe.save_steps
+        due = bool(every) and done % every == 0
+        while True:
+            try:
+                wanted = serve(asked, self.reporter, done, self.service)
+            except Abandoned:  # of answers that somebody asked for
+                self._save_and_stop(done, before)
+            if wanted.stop:
+                self._save_and_stop(done, before)
+            if wanted.save or due:
+                self._save(done, before)
+                due = False
+            if wanted.save:
+                asked.served("save", done)
+            if not asked.paused:
+                return
+
+    def _save_and_stop(self, done: int, before: dict[str, Any], *, owes_evaluation: bool = False) -> NoReturn:
+        """Leave at a boundary.
+
+        Raises:
+            Stopped: after saving.
+            StageError: the disk is full.
+        """
+        saved = self._save(done, before, owes_evaluation=owes_evaluation)
+        self.session.requests.served("stop", done)
+        if not saved:
+            raise self.saver.lost(done, self.session.run.checkpoints)
+        raise Stopped
+
+    def _save(self, done: int, before: dict[str, Any], *, owes_evaluation: bool = False) -> bool:
+        """A checkpoint by rank 0; False there when the disk is full."""
+        self.reporter.phase("save")
+
+        def write() -> None:
+            keep = checkpoint.Retention.of(self.recipe)
+            self.trainables.save(self.reporter, done, before, keep, owes_evaluation=owes_evaluation)
+
+        saved = self.saver.save(done, write) if self.session.is_main else True
+        self.session.state.wait_for_everyone()
+        return saved
+
+    def _evaluate_or_stop(self, done: int, when: When, before: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return self.evaluate(done, when)
+        except Abandoned:
+            self._save_and_stop(done, before, owes_evaluation=when == "during")
+
+    def _roll_back(self, done: int) -> int:
+        """To the newest verified checkpoint, or the start, with half the learning rate; returns the steps done."""
+        rate = schedule.peak(self.trainables.scheduler) / 2
+        saved, skipped = checkpoint.newest(self.session.run.checkpoints)
+        for reason in skipped:
+            self.reporter.health(reason)
+        if saved:
+            start = self.trainables.load(saved).step
+        else:
+            self.trainables.restore(self.start)
+            start = 0
+        schedule.set_peak(self.trainables.optimizer, self.trainables.scheduler, rate)
+        self.reporter.forget_samples_after(start)
+        self.reporter.health(
+            f"rolled back from step {done} to {saved.name if saved else 'the start'}, rollback "
+            f"{self.setbacks.so_far}: goes on with `learning_rate: {rate:g}`, half of before"
+        )
+        self.session.state.wait_for_everyone()
+        return start
+
+    def _change(self, change: Change) -> str:
+        """A new learning rate or KL coefficient; both are part of every later checkpoint."""
+        if change.key == "kl_coef":
+            self.controller.coef = change.value
+            adapts = ", and adapts from there" if self.recipe.adap_kl_ctrl else ""
+            return f"`kl_coef` is {change.value:g} now{adapts}"
+        now = schedule.set_peak(self.trainables.optimizer, self.trainables.scheduler, change.value)
+        return f"`learning_rate` is {change.value:g} now; the schedule makes it {now:g} for the next step"
+
+    def _answer_some(self, done: int) -> None:
+        self.evaluate(done, "asked")
 
     def _save_adapter(self) -> None:
         self.reporter.phase("save")
@@ -376,27 +422,3 @@ class PPO:
                 **{VALUE_FILE: critic},
             )
         self.session.state.wait_for_everyone()
-
-
-def _figures(evaluation: dict[str, Any]) -> dict[str, float]:
-    rows: list[dict[str, Any]] = evaluation["rows"]
-    names = {"mean_reward": "reward", "true_utility": "utility", "kl": "kl", "response_length": "length"}
-    figures = {name: sum(row[key] for row in rows) / len(rows) for name, key in names.items() if key in rows[0]}
-    figures |= {f"{PREFIX}{name}": sum(row["rewards"][name] for row in rows) / len(rows) for name in rows[0]["rewards"]}
-    return figures | {"questions": len(rows)}
-
-
-def _side_by_side(before: dict[str, Any], after: dict[str, Any], count: int = 3) -> list[dict[str, Any]]:
-    """The first questions whose answer changed (then others), answered before and after."""
-    both = list(zip(before["rows"], after["rows"], strict=True))
-    both.sort(key=lambda pair: pair[0]["response"] == pair[1]["response"])  # stable: changed ones first
-    return [
-        {"question": old["question"]}
-        | {
-            f"{name}_{when}" if name != "response" else when: row[name]
-            for when, row in (("before", old), ("after", new))
-            for name in ("response", "reward", "utility")
-            if name in row
-        }
-        for old, new in both[:count]
-    ]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...contract.recipe import PPORecipe
+from ..faults import Fit, memory_that_ran_out
 from . import losses
 from .rollout import Rollout, Targets
 from .scorer import Answer
@@ -121,40 +122,55 @@ class Updater:
         base: what is trained.
         optimizer: over ``base.trainable()``.
         reduce: sum over all ranks.
+        fit: the micro-batches, and what makes them smaller; without it a failed allocation ends the update.
     """
 
-    def __init__(self, recipe: PPORecipe, base: SharedBase, optimizer: torch.optim.Optimizer, reduce: Reduce) -> None:
+    def __init__(
+        self,
+        recipe: PPORecipe,
+        base: SharedBase,
+        optimizer: torch.optim.Optimizer,
+        reduce: Reduce,
+        fit: Fit | None = None,
+    ) -> None:
         self._recipe = recipe
         self._base = base
         self._optimizer = optimizer
         self._reduce = reduce
+        self._fit = fit
 
-    def update(self, rollout: Rollout, goal: Targets, generator: torch.Generator) -> Statistics:
+    def update(
+        self,
+        rollout: Rollout,
+        goal: Targets,
+        generator: torch.Generator,
+        between: Callable[[], None] = lambda: None,
+    ) -> Statistics:
         """All epochs of one rollout; leaves early when the policy has moved too far.
 
         Args:
             generator: shuffles all epochs but the first, whose order is that of the recorded log-probabilities.
+            between: called on every rank before each mini-batch; what it raises ends the update half-way.
         """
         statistics = Statistics(sums=torch.zeros(8, device=self._base.device))
         self._base.model.train(self._base.checkpointing)  # checkpointing works in training mode only; dropout is 0
-        for epoch in range(self._recipe.num_ppo_epochs):
-            count = len(rollout.mask)
-            order = torch.randperm(count, generator=generator) if epoch else torch.arange(count)
-            for rows in order.to(self._base.device).chunk(self._recipe.num_mini_batches):
-                if not self._mini_batch(rollout, goal, rows, statistics):
-                    self._base.model.eval()
-                    return statistics
-        self._base.model.eval()
+        try:
+            for epoch in range(self._recipe.num_ppo_epochs):
+                count = len(rollout.mask)
+                order = torch.randperm(count, generator=generator) if epoch else torch.arange(count)
+                for rows in order.to(self._base.device).chunk(self._recipe.num_mini_batches):
+                    between()
+                    if not self._mini_batch(rollout, goal, rows, statistics):
+                        return statistics
+        finally:
+            self._base.model.eval()
         return statistics
 
     def _mini_batch(self, rollout: Rollout, goal: Targets, rows: Tensor, statistics: Statistics) -> bool:
         """One optimizer step; False when the epochs must end here."""
         recipe = self._recipe
         tokens = self._reduce(rollout.mask[rows].sum())
-        sums = torch.zeros(9, device=self._base.device)
-        for micro in rows.split(recipe.per_device_train_batch_size):
-            sums += self._micro_batch(rollout, goal, micro, tokens)
-        sums = self._reduce(sums)
+        sums = self._accumulate(rollout, goal, rows, tokens)
         if statistics.first is None:
             statistics.first = sums[:8]
         mean_ratio, statistics.policykl = (sums[[4, 8]] / tokens).tolist()
@@ -175,6 +191,27 @@ class Updater:
         statistics.grad_norm = float(norm)
         statistics.updates += 1
         return True
+
+    def _accumulate(self, rollout: Rollout, goal: Targets, rows: Tensor, tokens: Tensor) -> Tensor:
+        """This rank's gradients of a mini-batch, and sums over all ranks, ``[9]``.
+
+        Where memory runs out on any rank, every rank begins the mini-batch again in smaller micro-batches: its
+        gradients are the same up to the order of the sum.
+        """
+        while True:
+            sums = torch.zeros(10, device=self._base.device)  # the last one counts ranks that ran out of memory
+            try:
+                for micro in rows.split(self._fit.micro if self._fit else self._recipe.per_device_train_batch_size):
+                    sums[:9] += self._micro_batch(rollout, goal, micro, tokens)
+            except Exception as error:
+                if self._fit is None or memory_that_ran_out(error) is None:
+                    raise
+                sums[9] = 1
+            sums = self._reduce(sums)
+            if self._fit is None or not sums[9]:
+                return sums[:9]
+            self._optimizer.zero_grad(set_to_none=True)
+            self._fit.halve_micro()
 
     def _micro_batch(self, rollout: Rollout, goal: Targets, rows: Tensor, tokens: Tensor) -> Tensor:
         """Gradients of the loss summed over tokens and divided by ``tokens``.

@@ -1,0 +1,70 @@
+"""Answers of a model in training to a few held-out questions."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..contract.chat import Ask
+from ..contract.recipe import SFTRecipe
+from ..contract.stages import Split
+from ..data.sources import unique_questions
+from .chat.answer import tokens
+from .models import eos_id
+from .requests import LeftEarly, Requests
+from .rows import source_rows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_QUESTIONS = 4
+_TOKENS = 128
+_ROWS = 200  # looked through for that many different questions
+
+
+class Answers:
+    """The first held-out questions, each answered with the likeliest tokens: the same each time it is asked.
+
+    Args:
+        recipe: names the questions' source.
+        tokenizer: the model's.
+        requests: a stop breaks off an answer.
+    """
+
+    def __init__(self, recipe: SFTRecipe, tokenizer: "PreTrainedTokenizerBase", requests: Requests) -> None:
+        self._recipe = recipe
+        self._tokenizer = tokenizer
+        self._requests = requests
+        self._questions: list[str] = []
+
+    def rows(self, model: Any) -> list[dict[str, Any]]:
+        """One row a question, as in ``samples.jsonl``; fewer when a stop came. Nothing random is drawn."""
+        self._questions = self._questions or self._read()
+        rows: list[dict[str, Any]] = []
+        was_training = model.training
+        model.eval()
+        try:
+            for question in self._questions:
+                rows.append(self._answer(model, question))
+        except LeftEarly:
+            pass
+        finally:
+            model.train(was_training)
+        return rows
+
+    def _answer(self, model: Any, question: str) -> dict[str, Any]:
+        ids: list[int] = []
+        ask = Ask(id=0, prompt=question, temperature=0.0, max_new_tokens=_TOKENS)
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=self._recipe.bf16):
+            for token in tokens(model, self._tokenizer, ask):
+                self._requests.leave_early()
+                ids.append(token)
+        ended = bool(ids) and ids[-1] == eos_id(self._tokenizer)
+        text = self._tokenizer.decode(ids, skip_special_tokens=True)
+        return {
+            "question": question, "response": str(text).strip(), "length": len(ids), "ended": ended,
+            "split": Split.EVALUATION.value, "when": "asked",
+        }  # fmt: skip
+
+    def _read(self) -> list[str]:
+        rows = source_rows(self._recipe, self._recipe.dataset_test_split, ("question", "response_j"), _ROWS)
+        return [row["question"] for row, _ in zip(unique_questions(rows), range(_QUESTIONS), strict=False)]

@@ -1,0 +1,150 @@
+"""Failures that training survives: what they look like, the batch sizes that fit, and steps that were bad.
+
+Memory: on every rank together the rows of one forward pass are halved and passes doubled, so that what a step adds up
+to, the effective batch, stays. It is bounded: at one row there is nothing left to halve.
+"""
+
+import errno
+import gc
+from contextlib import suppress
+
+import torch
+
+from ..contract.errors import StageError
+from ..contract.recipe import PPORecipe
+from .report import Reporter
+
+_GPU_FULL = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA out of memory")
+_CPU_FULL = "DefaultCPUAllocator: can't allocate memory"
+# safetensors and torch.save report a write that found no room as errors of their own
+_DISK_FULL = ("No space left on device", "os error 28", "Disk quota exceeded", "os error 122", "failed writing file")
+
+
+def memory_that_ran_out(error: BaseException) -> str | None:
+    """Which memory an allocation failed in; None: it was no such failure."""
+    text = str(error)
+    if type(error).__name__ == "OutOfMemoryError" or any(sign in text for sign in _GPU_FULL):
+        return "GPU memory"
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM or _CPU_FULL in text:
+        return "memory"
+    return None
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether a write failed for want of room."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return any(sign in str(error) for sign in _DISK_FULL)
+
+
+def free_memory() -> None:
+    """Give back what the failed attempt left behind; the caller holds no reference to its traceback any more."""
+    gc.collect()
+    with suppress(RuntimeError):  # a device that is lost says so again, and better, at its next use
+        torch.cuda.empty_cache()
+
+
+def smaller_batch(size: int, accumulation: int) -> tuple[int, int]:
+    """At most half the rows, over as many more passes; their product stays.
+
+    For ``size`` a power of two, exactly half and double.
+    """
+    total = size * accumulation
+    half = next(rows for rows in range(max(size // 2, 1), 0, -1) if total % rows == 0)
+    return half, total // half
+
+
+class Fit:
+    """Rows of a forward pass that fit into memory in PPO: the recipe's, until memory ran out.
+
+    Args:
+        recipe: the PPO recipe.
+        reporter: where each change is recorded.
+    """
+
+    def __init__(self, recipe: PPORecipe, reporter: Reporter) -> None:
+        self.micro = recipe.per_device_train_batch_size
+        """Rows of a micro-batch of the update."""
+        self.accumulation = recipe.gradient_accumulation_steps
+        """Micro-batches of an optimizer step."""
+        self.forward = recipe.local_rollout_forward_batch_size
+        """Rows of sampling and scoring."""
+        self._reporter = reporter
+
+    def halve_micro(self) -> None:
+        """Smaller micro-batches, on this rank as on every other.
+
+        Raises:
+            StageError: they are of one row already.
+        """
+        if self.micro == 1:
+            raise StageError(
+                f"Out of memory in phase {self._reporter.current_phase} with micro-batches of one row. Use "
+                "`gradient_checkpointing: true`, `load_in_8bit: true` or a smaller `output_max_length`."
+            )
+        before = (self.micro, self.accumulation)
+        self.micro, self.accumulation = smaller_batch(*before)
+        self._reporter.health(
+            f"out of memory in phase {self._reporter.current_phase}: from now on `per_device_train_batch_size: "
+            f"{self.micro}` and `gradient_accumulation_steps: {self.accumulation}` on every rank (were {before[0]} "
+            f"and {before[1]}); the effective batch stays {self.micro * self.accumulation} a device"
+        )
+        free_memory()
+
+    def halve_forward(self) -> None:
+        """Fewer rows at once in sampling and scoring, on this rank as on every other.
+
+        Raises:
+            StageError: it is one row already.
+        """
+        if self.forward == 1:  # scoring also takes the policy's own outputs, in micro-batches of the update
+            self.halve_micro()
+            return
+        before = self.forward
+        self.forward = before // 2
+        self._reporter.health(
+            f"out of memory in phase {self._reporter.current_phase}: from now on "
+            f"`local_rollout_forward_batch_size: {self.forward}` on every rank (was {before})"
+        )
+        free_memory()
+
+
+class Setbacks:
+    """Counts bad steps in a row, and rollbacks.
+
+    Args:
+        most_skipped: bad steps in a row before a rollback.
+        most_rollbacks: rollbacks before the end.
+        rollbacks: so many there were.
+    """
+
+    def __init__(self, most_skipped: int, most_rollbacks: int, rollbacks: int = 0) -> None:
+        self._most_skipped = most_skipped
+        self._most_rollbacks = most_rollbacks
+        self._in_a_row = 0
+        self.rollbacks = rollbacks
+
+    def after_step(self, step: int, reason: str | None) -> bool:
+        """Whether to roll back, after ``step`` with what was bad about it (None: nothing).
+
+        Raises:
+            StageError: there were as many rollbacks as are allowed.
+        """
+        self._in_a_row = self._in_a_row + 1 if reason else 0
+        if self._in_a_row < self._most_skipped:
+            return False
+        if self.rollbacks == self._most_rollbacks:
+            raise StageError(
+                f"Step {step}: {reason}; {self._in_a_row} steps in a row could not be applied, after "
+                f"{self.rollbacks} rollbacks with half the learning rate each. Lower `learning_rate`, use "
+                "`bf16: true` or `dtype: bfloat16` instead of float16, or look at the data of these steps; the "
+                "checkpoints are untouched."
+            )
+        self.rollbacks += 1
+        self._in_a_row = 0
+        return True
+
+    @property
+    def so_far(self) -> str:
+        """``1 of 2``."""
+        return f"{self.rollbacks} of {self._most_rollbacks}"

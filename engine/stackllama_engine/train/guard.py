@@ -1,0 +1,92 @@
+"""What TRL's trainers do about a gradient that is not finite and a disk that is full.
+
+A step whose gradient norm is NaN or infinite is skipped: its gradients are dropped on every rank (after DDP's
+all-reduce all hold the same), the optimizer has nothing to do, and the data goes on past its batches. After
+``max_skipped_steps`` of them in a row the weights are in doubt: every rank begins again from the newest verified
+checkpoint, or the start, with half the learning rate (:mod:`.restart`). With ``fp16`` the loss scaler has its own way
+of skipping, and is left alone. A spike that is finite is clipped by ``max_grad_norm`` and not judged further.
+"""
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from ..contract.recipe import RewardRecipe, SFTRecipe
+from . import checkpoint, faults, schedule
+from .report import Reporter
+from .restart import Restarts
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+    from .hf_trainer import RunCallback
+
+    _Base = Trainer
+else:
+    _Base = object
+
+
+class Guard:
+    """Judges the steps of one attempt.
+
+    Args:
+        recipe: how many bad steps, how many rollbacks.
+        reporter: where they are recorded.
+        restarts: begins again.
+    """
+
+    def __init__(self, recipe: SFTRecipe | RewardRecipe, reporter: Reporter, restarts: Restarts) -> None:
+        self._reporter = reporter
+        self._restarts = restarts
+        self._off = recipe.fp16
+        self._setbacks = faults.Setbacks(recipe.max_skipped_steps, recipe.max_rollbacks, restarts.now.rollbacks)
+
+    def judge(self, trainer: Any, norm: float) -> None:
+        """Drop the gradients of a bad step; begin again after too many of them. On every rank alike.
+
+        Raises:
+            StageError: there were as many rollbacks as are allowed.
+        """
+        if self._off:
+            return
+        step = trainer.state.global_step + 1
+        bad = None if math.isfinite(norm) else f"`grad_norm` is {norm}"
+        if bad:
+            for parameter in trainer.model.parameters():
+                parameter.grad = None
+            trainer._tr_loss.nan_to_num_(0.0, 0.0, 0.0)  # else every later average would be NaN as well
+            self._reporter.metrics(step, {"grad_norm": norm})
+            self._reporter.health(f"step {step} skipped: {bad}")
+        if self._setbacks.after_step(step, bad):
+            self._roll_back(trainer, step)
+
+    def _roll_back(self, trainer: Any, step: int) -> None:
+        saved, _ = checkpoint.newest(self._reporter.run.checkpoints)
+        start = checkpoint.step_of(saved) if saved else 0
+        rate = schedule.peak(trainer.lr_scheduler) / 2
+        where = saved.name if saved else "the start"
+        self._restarts.again(
+            learning_rate=rate, at_step=start, rollbacks=self._setbacks.rollbacks,
+            message=f"rolled back from step {step} to {where}, rollback {self._setbacks.so_far}: goes on with "
+            f"`learning_rate: {rate:g}`, half of before",
+        )  # fmt: skip
+
+
+class Guarded(_Base):
+    """Mixed into a TRL trainer, before it."""
+
+    guard: Guard
+    run_callback: "RunCallback"
+
+    def _get_grad_norm(self, model: Any, grad_norm: float | None = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if norm is not None:
+            self.guard.judge(self, float(norm))
+        return norm
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        try:
+            super()._save_checkpoint(model, trial)
+        except Exception as error:  # libraries report a full disk in classes of their own
+            if not faults.is_disk_full(error):
+                raise
+            self.run_callback.save_failed = True

@@ -1,0 +1,142 @@
+"""Steps 1 to 3 of PPO on this rank: sample, score, reference. No collective but where it says so."""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ...contract.errors import StageError
+from ...contract.recipe import PPORecipe
+from ...data import demo
+from ...data.kinds import DEMO
+from .. import models
+from ..faults import Fit
+from ..session import Session
+from . import losses
+from .prompts import Prompt
+from .rewards import PREFIX, Rewards
+from .rollout import Rollout, pad_tokens, policy_outputs
+from .sampling import Noise, sample
+from .scorer import Answer
+from .shared_base import SharedBase
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class Experience:
+    """What the policy does and what is thought of it.
+
+    Args:
+        recipe: the PPO recipe.
+        session: asked between two pieces of work whether to break off; sums over all ranks.
+        base: policy and reference.
+        tokenizer: the policy's.
+        rewards: the judges.
+        fit: how many rows at once.
+    """
+
+    def __init__(
+        self,
+        recipe: PPORecipe,
+        session: Session,
+        base: SharedBase,
+        tokenizer: "PreTrainedTokenizerBase",
+        rewards: Rewards,
+        fit: Fit,
+    ) -> None:
+        self._recipe = recipe
+        self._base = base
+        self._tokenizer = tokenizer
+        self._rewards = rewards
+        self._fit = fit
+        self._leave: Callable[[], None] = session.requests.leave_early
+        self._reduce = session.reduce
+
+    def respond(self, prompts: Sequence[Prompt], noise: Sequence[Noise], eos: int) -> list[list[int]]:
+        """1 sample: a response a prompt.
+
+        Raises:
+            LeftEarly: a stop waits.
+        """
+        pad, size = models.pad_id(self._tokenizer), self._fit.forward
+        responses: list[list[int]] = []
+        for start in range(0, len(prompts), size):
+            ids = [prompt.ids for prompt in prompts[start : start + size]]
+            responses += sample(self._base, ids, noise[start : start + size], eos, pad, self._leave)
+        return responses
+
+    @torch.no_grad()
+    def score(self, prompts: Sequence[Prompt], responses: Sequence[Sequence[int]]) -> Rollout:
+        """2 score and 3 reference, and the policy's own log-probabilities and values.
+
+        Raises:
+            LeftEarly: a stop waits.
+            StageError: a function of the user's failed.
+        """
+        pad, leave = models.pad_id(self._tokenizer), self._leave
+        ids, attention, mask = pad_tokens([p.ids for p in prompts], responses, pad, self._base.device)
+        answers = [self._answer(prompt.question, response) for prompt, response in zip(prompts, responses, strict=True)]
+        width, size = mask.shape[1], self._fit.forward
+        leave()
+        opinions = self._rewards.parts(answers, responses, size)
+        with self._base.reference():
+            reference = policy_outputs(self._base, ids, attention, width, size, leave)
+        old = policy_outputs(self._base, ids, attention, width, self._fit.micro, leave)
+        return Rollout(
+            input_ids=ids,
+            attention_mask=attention,
+            mask=mask,
+            answers=answers,
+            old=old,
+            ref_logprobs=reference.logprobs,
+            scores=self._rewards.total(opinions),
+            opinions=opinions,
+        )
+
+    def _answer(self, question: str, response: Sequence[int]) -> Answer:
+        ended = response[-1] == models.eos_id(self._tokenizer)
+        text = self._tokenizer.decode(list(response[:-1] if ended else response), skip_special_tokens=True)
+        return Answer(question, str(text).strip(), ended)
+
+    def rows(self, rollout: Rollout, kl: Tensor) -> list[dict[str, Any]]:
+        """One row a response, as in ``samples.jsonl``; ``kl`` is ``[B]``."""
+        rows: list[dict[str, Any]] = []
+        lengths = rollout.mask.sum(1).int().tolist()
+        opinions = {name: values.tolist() for name, values in rollout.opinions.items()}
+        columns = zip(rollout.answers, rollout.scores.tolist(), kl.tolist(), lengths, strict=True)
+        for index, (answer, reward, response_kl, length) in enumerate(columns):
+            row = {
+                "question": answer.question, "response": answer.text, "reward": reward, "kl": response_kl,
+                "length": length, "ended": answer.ended,
+                "rewards": {name.removeprefix(PREFIX): values[index] for name, values in opinions.items()},
+            }  # fmt: skip
+            if self._recipe.dataset_name == DEMO:
+                row["utility"] = demo.utility(answer.question, answer.text)
+            rows.append(row)
+        return rows
+
+    def not_finite(self, rollout: Rollout) -> str | None:
+        """What of a rollout is NaN or infinite, over all ranks; None: nothing."""
+        logprobs = (losses.masked(each, rollout.mask) for each in (rollout.old.logprobs, rollout.ref_logprobs))
+        bad = torch.stack([(~torch.isfinite(tensor)).sum() for tensor in (rollout.scores, *logprobs)])
+        scores, policy, reference = self._reduce(bad).tolist()
+        if not (scores or policy or reference):
+            return None
+        return (
+            f"NaN or infinity in {scores} scores, {policy} log-probabilities of the policy and {reference} of the "
+            "reference"
+        )
+
+    def check_finite(self, rollout: Rollout) -> None:
+        """On all ranks alike.
+
+        Raises:
+            StageError: a score or log-probability is NaN or infinite.
+        """
+        if bad := self.not_finite(rollout):
+            raise StageError(
+                f"{bad}. Use `bf16: true` or `dtype: bfloat16` instead of float16, or lower `learning_rate`; "
+                "checkpoints are untouched."
+            )

@@ -1,0 +1,116 @@
+"""SFT and reward begin again in the same attempt: every rank replaces itself by a fresh process.
+
+TRL's trainers and DDP exchange tensors in every micro-batch, so a rank whose memory ran out leaves the others waiting
+in the middle of a collective, from which no library brings them back. What does: ``exec``. The rank that knows why
+writes ``restart.json`` into the attempt's folder; each process that sees it there (a thread looks, whatever its main
+thread waits for) executes its own command line again. It keeps its process id, so torchrun notices nothing; memory,
+communicators and random state begin anew, and training goes on from the newest verified checkpoint or the start.
+
+PPO has its collectives in its own hands and needs none of this (:mod:`.ppo.recovery`).
+"""
+
+import contextlib
+import fcntl
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any, NoReturn
+
+import msgspec
+from msgspec import Struct
+
+from ..contract.errors import StageError
+from ..contract.files import write_whole
+from ..contract.run_dir import RunDir
+from .signals import SIGNALS, Signals
+
+FILE = "restart.json"
+_LOOK_SECONDS = 0.5
+_PEER_SECONDS = 5.0  # between a peer's restart and the failure of the collective that it left, and some more
+_RESTART_COUNT = "TORCHELASTIC_RESTART_COUNT"  # part of the keys under which ranks find each other
+
+
+class Restart(Struct, frozen=True, kw_only=True):
+    """``restart.json``: what is different from the recipe since the attempt began, and why."""
+
+    count: int = 0
+    per_device_train_batch_size: int | None = None
+    gradient_accumulation_steps: int | None = None
+    per_device_eval_batch_size: int | None = None
+    learning_rate: float | None = None
+    """The schedule's peak, where training goes on from ``at_step``; later checkpoints hold it themselves."""
+    at_step: int = 0
+    rollbacks: int = 0
+    message: str = ""
+
+    def applied(self, recipe: Any) -> Any:
+        """The recipe with the batch sizes that fit."""
+        keys = ("per_device_train_batch_size", "gradient_accumulation_steps", "per_device_eval_batch_size")
+        given = {key: value for key in keys if (value := getattr(self, key)) is not None}
+        return msgspec.structs.replace(recipe, **given) if given else recipe
+
+
+class Restarts(threading.Thread):
+    """Restarts of one attempt; the thread looks for those that another rank asks for, and for a stop while loading.
+
+    Args:
+        run: the run directory.
+        attempt: its number.
+        signals: of this process.
+    """
+
+    def __init__(self, run: RunDir, attempt: int, signals: Signals) -> None:
+        super().__init__(daemon=True, name="restarts")
+        self._path = run.attempt_dir(attempt) / FILE
+        self._stop = run.control / "stop"
+        self._signals = signals
+        self.now = self._read()
+
+    def again(self, **changes: Any) -> NoReturn:
+        """Begin again on every rank, with ``changes`` of :class:`Restart`."""
+        write_whole(
+            self._path, msgspec.json.encode(msgspec.structs.replace(self.now, count=self.now.count + 1, **changes))
+        )
+        _execute()
+
+    def join_peer(self) -> None:
+        """After a failed collective: begin again when a peer did, else return."""
+        deadline = time.monotonic() + _PEER_SECONDS
+        while time.monotonic() < deadline:
+            if self._read().count > self.now.count:
+                _execute()
+            time.sleep(_LOOK_SECONDS / 5)
+
+    def run(self) -> None:
+        """Look, until the process ends."""
+        while True:
+            time.sleep(_LOOK_SECONDS)
+            if self._read().count > self.now.count:
+                _execute()
+            if self._signals.loading and self._stop.exists():
+                os.kill(os.getpid(), signal.SIGUSR1)
+
+    def _read(self) -> Restart:
+        try:
+            return msgspec.json.decode(self._path.read_bytes(), type=Restart)
+        except FileNotFoundError:
+            return Restart()
+        except (OSError, msgspec.DecodeError) as error:
+            raise StageError(f"{self._path} cannot be read: {error}.") from None
+
+
+def _execute() -> NoReturn:
+    """Become a fresh process with the same command line; a signal in between waits for it."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    for descriptor in [int(path.name) for path in Path("/proc/self/fd").iterdir()]:
+        if descriptor > 2:  # a GPU or a socket that stays open would outlive what knew of it
+            with contextlib.suppress(OSError):  # closed since it was listed
+                fcntl.fcntl(descriptor, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
+    if _RESTART_COUNT in os.environ:
+        os.environ[_RESTART_COUNT] = str(int(os.environ[_RESTART_COUNT]) + 1)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606

@@ -1,0 +1,73 @@
+"""Saving on a disk that may be full: a save that fails costs that checkpoint, not the run."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from ..contract.checkpoints import UNSEALED, sealed
+from ..contract.errors import StageError
+from . import faults
+from .report import Reporter
+
+_WANTED = 2  # checkpoints' worth of free space
+
+
+def newest_sealed(checkpoints: Path) -> Path | None:
+    """The newest checkpoint by name; whether it verifies is not looked at."""
+    return next(reversed(sealed(checkpoints)), None)
+
+
+class Saver:
+    """Rank 0's saves of one attempt.
+
+    Args:
+        reporter: of rank 0.
+    """
+
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter = reporter
+        self._warned = False
+
+    def warn(self) -> None:
+        """Say once when little room is left, and again after there was enough in between."""
+        run = self._reporter.run
+        newest = newest_sealed(run.checkpoints)
+        if newest is None:
+            return
+        size = sum(path.stat().st_size for path in newest.rglob("*") if path.is_file())
+        free = shutil.disk_usage(run.path).free
+        if free < _WANTED * size and not self._warned:
+            self._reporter.health(
+                f"the disk has {free / (1 << 20):,.0f} MiB free, less than {_WANTED} checkpoints of "
+                f"{size / (1 << 20):,.0f} MiB: make room under {run.path}"
+            )
+        self._warned = free < _WANTED * size
+
+    def save(self, step: int, write: Callable[[], object]) -> bool:
+        """Write a checkpoint; False when the disk had no room for it, which is said, and of it nothing stays."""
+        self.warn()
+        try:
+            write()
+        except Exception as error:  # libraries report a full disk in classes of their own
+            if not faults.is_disk_full(error):
+                raise
+            self.failed(step)
+            return False
+        return True
+
+    def failed(self, step: int) -> None:
+        """Remove what a failed save left behind, and say so."""
+        for path in self._reporter.run.checkpoints.glob(f"{UNSEALED}*"):
+            shutil.rmtree(path, ignore_errors=True)
+        self._reporter.health(
+            f"the disk is full: step {step} was not saved; training goes on, and the next save tries again"
+        )
+
+    def lost(self, step: int, checkpoints: Path) -> StageError:
+        """Why a stage that was asked to stop cannot promise what a stop promises."""
+        newest = newest_sealed(checkpoints)
+        kept = f"`runs resume` goes on from {newest.name}" if newest else "there is no checkpoint before it"
+        return StageError(
+            f"The disk is full in phase save: asked to stop, step {step} could not be saved; {kept}. "
+            f"Make room under {checkpoints.parent}."
+        )
