@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import get_scheduler
 
 from stackllama_console.__main__ import main
 from stackllama_engine.contract.errors import StageError, UsageError
@@ -16,6 +17,9 @@ from stackllama_engine.contract.run_dir import Home, RunDir
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch import launcher
 from stackllama_engine.train.ppo import canary
+from stackllama_engine.train.ppo.losses import KLController
+from stackllama_engine.train.ppo.reward_scaling import RewardScaling
+from stackllama_engine.train.ppo.state import Trainables
 
 from .toy import PPO, REWARD, run_stage, wait_for
 
@@ -50,23 +54,25 @@ def test_responses_are_as_long_as_allowed() -> None:
     assert {one.length for one in noise} == {8} == {len(one.uniforms) for one in noise}
 
 
-class Kept:
-    """What a canary sees of the trainables: an optimizer over one weight."""
+class Kept(Trainables):
+    """One weight and its optimizer."""
 
     def __init__(self) -> None:
         self.weight = torch.nn.Parameter(torch.ones(3))
-        self.optimizer = torch.optim.AdamW([self.weight], lr=0.1)
+        optimizer = torch.optim.AdamW([self.weight], lr=0.1)
+        base: Any = SimpleNamespace(device=torch.device("cpu"))
+        scheduler = get_scheduler("constant", optimizer)
+        super().__init__(
+            base, optimizer, scheduler, KLController(0.2, None, 1), RewardScaling(False, None, lambda x: x)
+        )
 
-    def parameters(self) -> list[torch.nn.Parameter]:
-        return [self.weight]
-
-    def write(self, staging: Path, step: int, before: dict[str, Any]) -> None:
+    def write(self, staging: Path, step: int, before: dict[str, Any], *, owes_evaluation: bool = False) -> None:
         (staging / "policy").write_bytes(b"x" * 1000)
 
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_what_was_trained_inside_is_taken_back(fails: bool) -> None:
-    kept: Any = Kept()
+    kept = Kept()
     try:
         with canary.untouched(kept):
             kept.weight.sum().backward()
@@ -81,14 +87,14 @@ def test_what_was_trained_inside_is_taken_back(fails: bool) -> None:
 
 def test_a_checkpoint_is_written_and_removed(tmp_path: Path) -> None:
     run = Home(tmp_path).create(Stage.PPO, "", "run")
-    kept: Any = Kept()
+    kept = Kept()
     assert canary.write_checkpoint(kept, run, [], 3) > 1000
     assert list(run.checkpoints.iterdir()) == [] and list((run.path / "scratch").iterdir()) == []
 
 
 def test_a_disk_that_holds_one_checkpoint_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Home(tmp_path).create(Stage.PPO, "", "run")
-    kept: Any = Kept()
+    kept = Kept()
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=2000))
     with pytest.raises(StageError, match="save_total_limit"):
         canary.write_checkpoint(kept, run, [], 3)

@@ -228,7 +228,9 @@ class RunCallback(TrainerCallback):
             if failed:
                 self._saver.failed(step)
             else:
-                failed = not self._saver.save(step, lambda: checkpoint.publish(self._reporter, written, step, self._keep))
+                failed = not self._saver.save(
+                    step, lambda: checkpoint.publish(self._reporter, written, step, self._keep)
+                )
             if failed:
                 shutil.rmtree(written, ignore_errors=True)
             for what, asked in (("save", self._save_asked), ("stop", self.stopped)):

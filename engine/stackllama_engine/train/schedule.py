@@ -1,5 +1,6 @@
 """A learning rate that changes while its schedule runs."""
 
+import warnings
 from typing import Any
 
 import torch
@@ -8,6 +9,13 @@ import torch
 def peak(scheduler: Any) -> float:
     """The learning rate at the schedule's top."""
     return float(scheduler.base_lrs[0])
+
+
+def advance(scheduler: Any) -> None:
+    """One step of the schedule; one that was skipped counts as well, of which torch would warn."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Detected call of `lr_scheduler.step\(\)` before", UserWarning)
+        scheduler.step()
 
 
 def set_peak(optimizer: torch.optim.Optimizer, scheduler: Any, rate: float) -> float:

@@ -158,7 +158,7 @@ class PPO:
         times.append(time.perf_counter())
         if bad := self.experience.not_finite(rollout):
             self.reporter.health(f"step {step + 1} skipped: {bad}")
-            self.trainables.scheduler.step()
+            schedule.advance(self.trainables.scheduler)
             return {"objective/scores": float(rollout.scores.mean()), "ppo/updates": 0.0}, bad
         self.reporter.phase("update")
         before = self.trainables.snapshot()
@@ -189,7 +189,7 @@ class PPO:
         )
         if statistics.skipped:
             self.reporter.health(f"step {step + 1}: {statistics.skipped} mini-batches skipped (ratio or gradient)")
-        self.trainables.scheduler.step()
+        schedule.advance(self.trainables.scheduler)
         none_applied = statistics.skipped and not statistics.updates
         return metrics, "every mini-batch was skipped (ratio or gradient)" if none_applied else None
 

@@ -1,0 +1,112 @@
+"""Stages in this process, on a toy base: for faults that a test causes in the middle of a step."""
+
+import importlib
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import set_seed
+
+from stackllama_engine.contract.events import Event, EventReader
+from stackllama_engine.contract.recipe_io import dump_recipe, load_recipe
+from stackllama_engine.contract.run_dir import Home, RunDir
+from stackllama_engine.contract.stages import Stage
+from stackllama_engine.train.report import Reporter
+from stackllama_engine.train.restart import Restarts
+from stackllama_engine.train.session import Session
+from stackllama_engine.train.signals import SIGNALS, Signals, Stopped
+
+from .toy import COMMON
+
+REWARDS = "toy_rewards"
+"""A module that gives PPO its reward, so that no reward model has to be trained first."""
+PPO = (
+    *COMMON, "max_train_samples=16", "max_eval_samples=4", "max_steps=3", "save_steps=0", "output_min_length=4",
+    "output_max_length=8", "early_stopping=false", "per_device_train_batch_size=4", "gradient_accumulation_steps=1",
+    f"reward_fn={REWARDS}:length", "num_ppo_epochs=2", "local_rollout_forward_batch_size=4",
+)  # fmt: skip
+
+
+@dataclass
+class Attempt:
+    """One attempt of a run."""
+
+    run: RunDir
+    number: int
+    recipe: Any
+    session: Session
+
+    @property
+    def events(self) -> list[Event]:
+        return list(EventReader(self.run.attempt_dir(self.number) / "events.jsonl").read())
+
+    @property
+    def health(self) -> str:
+        """Everything a person was told."""
+        return "\n".join(event.data["message"] for event in self.events if event.kind == "health")
+
+    @property
+    def phases(self) -> list[str | None]:
+        return [event.phase for event in self.events if event.kind == "phase"]
+
+    @property
+    def served(self) -> list[dict[str, Any]]:
+        return [event.data for event in self.events if event.kind == "request"]
+
+    def metrics(self, name: str) -> dict[int, float | None]:
+        """Step → value."""
+        return {e.step or 0: e.metrics[name] for e in self.events if e.kind == "metrics" and name in e.metrics}
+
+    def train(self) -> dict[str, Any] | None:
+        """The stage to its end: its facts; None when it stopped as asked."""
+        room = importlib.import_module(f"stackllama_engine.train.{self.recipe.stage}").run
+        try:
+            return room(self.recipe, self.session)
+        except Stopped:
+            return None
+
+
+@contextmanager
+def attempt(home: Home, base: Path, stage: Stage, *keys: str, of: RunDir | None = None) -> Iterator[Attempt]:
+    """A first attempt, or the next one ``of`` a run; signal handlers are put back afterwards."""
+    directory = base.parent / "rewards"  # one for all tests: a module is imported once
+    directory.mkdir(exist_ok=True)
+    text = "def length(*, questions, responses):\n    return [float(len(response)) for response in responses]\n"
+    (directory / f"{REWARDS}.py").write_text(text)
+    given = [f"model_name_or_path={base}", *keys]
+    recipe: Any = load_recipe(stage, None, [*given, f"reward_fn_path={directory}"] if stage is Stage.PPO else given)
+    run = of or home.create(stage, dump_recipe(recipe))
+    number = len(run.attempt_dirs()) + 1
+    run.attempt_dir(number).mkdir()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # more of them wait for each other on a busy machine, and a toy has work for one
+    before = [signal.getsignal(one) for one in SIGNALS]
+    signals = Signals()
+    set_seed(recipe.seed)
+    reporter = Reporter(run, number, is_main=True)
+    try:
+        session = Session(run, reporter, signals, Restarts(run, number, signals), use_cpu=True)
+        yield Attempt(run, number, recipe, session)
+    finally:
+        reporter.end(0)
+        torch.set_num_threads(threads)
+        for one, handler in zip(SIGNALS, before, strict=True):
+            signal.signal(one, handler)
+
+
+def at_call(number: int, then: Callable[[], None], function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function``, before whose ``number``-th call ``then`` is called."""
+    calls = 0
+
+    def counted(*arguments: Any, **named: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == number:
+            then()
+        return function(*arguments, **named)
+
+    return counted
