@@ -30,7 +30,6 @@ from .signals import SIGNALS, Signals
 FILE = "restart.json"
 _LOOK_SECONDS = 0.5
 _PEER_SECONDS = 5.0  # between a peer's restart and the failure of the collective that it left, and some more
-_RESTART_COUNT = "TORCHELASTIC_RESTART_COUNT"  # part of the keys under which ranks find each other
 
 
 class Restart(Struct, frozen=True, kw_only=True):
@@ -109,8 +108,6 @@ def _execute() -> NoReturn:
         if descriptor > 2:  # a GPU or a socket that stays open would outlive what knew of it
             with contextlib.suppress(OSError):  # closed since it was listed
                 fcntl.fcntl(descriptor, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
-    if _RESTART_COUNT in os.environ:
-        os.environ[_RESTART_COUNT] = str(int(os.environ[_RESTART_COUNT]) + 1)
     sys.stdout.flush()
     sys.stderr.flush()
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606

@@ -24,6 +24,9 @@ SCRATCH = "scratch"
 CACHE = "cache"
 
 
+_TIMEOUT = timedelta(hours=3)
+
+
 class Session:
     """Everything a stage needs besides its recipe.
 
@@ -51,6 +54,8 @@ class Session:
         self.run = run
         self.restarts = restarts
         self.reporter = reporter
+        if restarts.now.count:
+            _meet_again(restarts.now.count, use_cpu)
         # an Accelerator before any Trainer: it fixes CPU or GPU for the whole process
         tensorboard = str(run.path / "tensorboard")
         self.accelerator = Accelerator(
@@ -58,7 +63,7 @@ class Session:
             log_with=list(report_to) or None,
             project_dir=tensorboard,
             # the other ranks wait while rank 0 prepares the data, which may take longer than torch's ten minutes
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=3))],
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=_TIMEOUT)],
         )
         # the Trainer's own integration would write into its scratch directory, which is cleaned up
         os.environ.setdefault("TENSORBOARD_LOGGING_DIR", tensorboard)
@@ -119,3 +124,25 @@ class Session:
                 f"{asked} processes were asked for, {self.world_size} started. Training would silently use another "
                 "batch size; check the accelerate command in launch.json."
             )
+
+
+def _meet_again(count: int, use_cpu: bool) -> None:
+    """Before accelerate does: the ranks that began again find each other under keys of their own.
+
+    torchrun's store still holds the addresses under which they met before.
+    """
+    world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    if world == 1:
+        return
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = distributed.TCPStore(host, port, world, is_master=False, timeout=_TIMEOUT)
+    on_gpu = torch.cuda.is_available() and not use_cpu
+    if on_gpu:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    distributed.init_process_group(
+        "nccl" if on_gpu else "gloo",
+        store=distributed.PrefixStore(f"restart-{count}", store),
+        rank=rank,
+        world_size=world,
+        timeout=_TIMEOUT,
+    )
