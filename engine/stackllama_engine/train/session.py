@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import InitProcessGroupKwargs
 from torch import distributed
+from torch._C._distributed_c10d import PrefixStore, TCPStore
 
 from ..contract.errors import StageError
 from ..contract.run_dir import RunDir
@@ -135,13 +136,13 @@ def _meet_again(count: int, use_cpu: bool) -> None:
     if world == 1:
         return
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = distributed.TCPStore(host, port, world, is_master=False, timeout=_TIMEOUT)
+    store = TCPStore(host, port, world, is_master=False, timeout=_TIMEOUT)
     on_gpu = torch.cuda.is_available() and not use_cpu
     if on_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     distributed.init_process_group(
         "nccl" if on_gpu else "gloo",
-        store=distributed.PrefixStore(f"restart-{count}", store),
+        store=PrefixStore(f"restart-{count}", store),
         rank=rank,
         world_size=world,
         timeout=_TIMEOUT,
