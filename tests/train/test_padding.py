@@ -101,12 +101,12 @@ def test_accumulation_changes_nothing(base: Path) -> None:
 def test_positions_count_from_the_first_token_of_a_prompt(base: Path) -> None:
     """A model with rotary positions hides a shift; one with learned positions would not."""
     one = toy(base)
-    seen: list[Tensor] = []
+    seen: list[tuple[Tensor, Tensor]] = []
     one.base.trunk.register_forward_pre_hook(
-        lambda _, __, named: seen.append(named["position_ids"].expand_as(named["input_ids"])), with_kwargs=True
+        lambda _, __, named: seen.append((named["position_ids"], named["attention_mask"])), with_kwargs=True
     )
     one.update(one.goal())
-    for positions in seen:
-        for row, kept in zip(positions, one.rollout.attention_mask.bool(), strict=True):
+    for positions, mask in seen:
+        for row, kept in zip(positions, mask.bool(), strict=True):
             assert row[kept].tolist() == list(range(int(kept.sum())))
     assert seen

@@ -1,11 +1,13 @@
 """A toy rollout, and one update of it whose gradients are kept."""
 
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from stackllama_engine.contract.recipe import PPORecipe
 from stackllama_engine.train.ppo.rollout import Rollout, Targets, pad_tokens, policy_outputs
@@ -35,6 +37,19 @@ class Keeper(torch.optim.SGD):
         kept = [parameter.grad for group in self.param_groups for parameter in group["params"]]
         self.steps.append(torch.cat([gradient.flatten().clone() for gradient in kept]))
         return super().step(closure)
+
+
+class Waits(TorchDispatchMode):
+    """Operations after which a host would have to wait for its GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket._qualified_op_name in ("aten::_local_scalar_dense", "aten::nonzero"):
+            self.seen[str(func)] += 1
+        return func(*args, **(kwargs or {}))
 
 
 @dataclass

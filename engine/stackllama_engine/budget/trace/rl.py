@@ -13,7 +13,7 @@ from transformers import DynamicCache
 
 from ...contract.recipe import PPORecipe
 from ...train import models, optimizers
-from ...train.ppo.rollout import Rollout, Targets, policy_outputs
+from ...train.ppo.rollout import Rollout, Rows, Targets
 from ...train.ppo.sampling import pick
 from ...train.ppo.shared_base import CRITIC, POLICY, REFERENCE, REWARD, Outputs, SharedBase
 from ...train.ppo.update import Updater
@@ -74,7 +74,6 @@ def _shared_base(recipe: PPORecipe, config: dict[str, Any], layers: int, *, adap
     base.checkpointing = recipe.gradient_checkpointing
     base._entropy_trains = recipe.ent_coef > 0
     base._bf16 = recipe.bf16
-    base._entropy_trains = recipe.ent_coef > 0
     base._continues = recipe.policy_adapter_path is not None
     base.value_head = nn.Linear(models.head_hidden(model), 1, bias=False, dtype=torch.float32)
     base.has_critic = recipe.value_adapter
@@ -146,8 +145,16 @@ def _score(recipe: PPORecipe, base: SharedBase, judge: Any) -> None:
     for piece, mask in zip(ids.split(size), attention.split(size), strict=True):
         _judge(base, judge, piece, mask)
     with base.reference():
-        policy_outputs(base, ids, attention, response, size)
-    policy_outputs(base, ids, attention, response, recipe.per_device_train_batch_size)
+        _outputs(base, ids, attention, response, size)
+    _outputs(base, ids, attention, response, recipe.per_device_train_batch_size)
+
+
+def _outputs(base: SharedBase, ids: Tensor, attention: Tensor, response: int, size: int) -> None:
+    """``rollout.policy_outputs`` of rows that are all as long as they can be."""
+    parts = [
+        base.outputs(piece, mask, response) for piece, mask in zip(ids.split(size), attention.split(size), strict=True)
+    ]
+    Outputs(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
 
 def _judge(base: SharedBase, judge: Any, ids: Tensor, mask: Tensor) -> None:
@@ -197,4 +204,5 @@ def _mini_batch(
 
 
 def _backward(updater: Updater, rollout: Rollout, goal: Targets, places: Tensor) -> None:
-    updater._micro_batch(rollout, goal, places, rollout.mask[places].sum())
+    rows = Rows(places, rollout.input_ids.shape[1] - rollout.responses, rollout.responses)
+    updater._micro_batch(rollout, goal, rows, rollout.mask[places].sum())

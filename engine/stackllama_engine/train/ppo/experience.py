@@ -61,11 +61,7 @@ class Experience:
             LeftEarly: a stop waits.
         """
         pad, size = models.pad_id(self._tokenizer), self._fit.forward
-        responses: list[list[int]] = []
-        for start in range(0, len(prompts), size):
-            ids = [prompt.ids for prompt in prompts[start : start + size]]
-            responses += sample(self._base, ids, noise[start : start + size], eos, pad, self._leave)
-        return responses
+        return sample(self._base, [prompt.ids for prompt in prompts], noise, eos, pad, self._leave, size)
 
     @torch.no_grad()
     def score(self, prompts: Sequence[Prompt], responses: Sequence[Sequence[int]]) -> Rollout:
@@ -83,7 +79,7 @@ class Experience:
         opinions = self._rewards.parts(answers, responses, size)
         with self._base.reference():
             reference = policy_outputs(self._base, ids, attention, width, size, leave)
-        old = policy_outputs(self._base, ids, attention, width, self._fit.micro, leave)
+        old = policy_outputs(self._base, ids, attention, width, self._fit.micro, leave, self._recipe.num_mini_batches)
         return Rollout(
             input_ids=ids,
             attention_mask=attention,

@@ -8,9 +8,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
+from .cache import key_value_cache
 from .shared_base import SharedBase
+
+_STRIDE = {"cpu": 1}
+"""Tokens from one look at which rows have ended to the next, by kind of device; elsewhere 8."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +47,9 @@ def sample(
     eos: int,
     pad: int,
     each_token: Callable[[], None] = lambda: None,
+    size: int = 0,
 ) -> list[list[int]]:
     """One response a prompt, its end token included; it ends there or at its noise's length.
-
-    Finished rows leave the batch, so that a step costs what its living rows cost.
 
     Args:
         base: the policy is the active adapter.
@@ -56,31 +58,72 @@ def sample(
         eos: end token.
         pad: pads prompts on the left.
         each_token: called before each; what it raises ends the sampling.
+        size: responses at a time, those with the longest prompts first, so that prompts of one group are about as
+            long; 0: all at once, in their order.
     """
-    width = max(map(len, prompts))
-    input_ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=base.device)
-    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=base.device)
-    uniforms = _pad_uniforms(noise).to(base.device)
-    limits = torch.tensor([n.length for n in noise], device=base.device)
-    alive = torch.arange(len(prompts), device=base.device)
+    order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index])) if size else list(range(len(prompts)))
     responses: list[list[int]] = [[] for _ in prompts]
-    cache = DynamicCache(config=base.base.config)
-    hidden = base.hidden(input_ids, mask, (mask.cumsum(1) - 1).clamp(min=0), cache)
-    for position in range(int(limits.max())):
+    with base.sampling():
+        for start in range(0, len(order), size or len(order)):
+            group = order[start : start + size] if size else order
+            texts, drawn = [prompts[index] for index in group], [noise[index] for index in group]
+            sampled = _sample(base, texts, drawn, eos, pad, each_token)
+            for index, response in zip(group, sampled, strict=True):
+                responses[index] = response
+    return responses
+
+
+def _sample(
+    base: SharedBase,
+    prompts: Sequence[Sequence[int]],
+    noise: Sequence[Noise],
+    eos: int,
+    pad: int,
+    each_token: Callable[[], None],
+) -> list[list[int]]:
+    """A group of responses together.
+
+    Finished rows leave the batch, so that a step costs what its living rows cost. On a GPU the host asks which they are
+    only every few tokens, because asking waits for every kernel; what a row samples after its end is cut off.
+    """
+    width, limits = max(map(len, prompts)), [n.length for n in noise]
+    device, longest, stride = base.device, max(limits), _STRIDE.get(base.device.type, 8)
+    input_ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=device)
+    mask = torch.zeros(len(prompts), width + longest, dtype=torch.int64, device=device)
+    mask[:, :width] = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
+    uniforms, ends = _pad_uniforms(noise).to(device), torch.tensor(limits, device=device)
+    alive = torch.arange(len(prompts), device=device)
+    ended = torch.zeros_like(alive, dtype=torch.bool)
+    sampled = torch.full((len(prompts), longest), eos, device=device)
+    cache = key_value_cache(base.base.config, width + longest)
+    positions = (mask[:, :width].cumsum(1) - 1).clamp(min=0)
+    padded = any(len(prompt) < width for prompt in prompts)
+    hidden = base.hidden(input_ids, mask[:, :width] if padded else None, positions, cache)
+    positions = positions[:, -1:]
+    for position in range(longest):
         each_token()
         tokens = pick(base.logits(hidden[:, -1]), uniforms[alive, position])
-        for row, token in zip(alive.tolist(), tokens.tolist(), strict=True):
-            responses[row].append(token)
-        going = (tokens != eos) & (limits[alive] > position + 1)
-        if not going.any():
+        sampled[alive, position] = tokens
+        ended |= tokens == eos
+        if position + 1 == longest:
             break
-        if not going.all():
-            keep = going.nonzero().squeeze(1)
-            alive, mask, tokens = alive[keep], mask[keep], tokens[keep]
-            cache.batch_select_indices(keep)
-        mask = torch.cat([mask, mask.new_ones(len(alive), 1)], dim=1)
-        hidden = base.hidden(tokens.unsqueeze(1), mask, mask.sum(1, keepdim=True) - 1, cache)
-    return responses
+        if (position + 1) % stride == 0:
+            keep = (~ended & (ends[alive] > position + 1)).nonzero().squeeze(1)
+            if not len(keep):
+                break
+            if len(keep) < len(alive):
+                alive, mask, tokens, ended, positions = (part[keep] for part in (alive, mask, tokens, ended, positions))
+                cache.batch_select_indices(keep)
+        mask[:, width + position] = 1
+        positions = positions + 1
+        seen = mask[:, : width + position + 1] if padded else None
+        hidden = base.hidden(tokens.unsqueeze(1), seen, positions, cache)
+    return [_until(row, eos, limit) for row, limit in zip(sampled.tolist(), limits, strict=True)]
+
+
+def _until(tokens: list[int], eos: int, limit: int) -> list[int]:
+    """Tokens up to the end token, or to the limit."""
+    return tokens[: tokens.index(eos, 0, limit) + 1] if eos in tokens[:limit] else tokens[:limit]
 
 
 def pick(logits: Tensor, uniforms: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ Shapes: ``B`` sequences, ``T`` tokens, ``R`` response positions, ``V`` vocabular
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from ...contract.errors import StageError
 from ...contract.recipe import PPORecipe
 from .. import models
+from . import head
+from .merged import merged
 
 if TYPE_CHECKING:
     from transformers import DynamicCache, PreTrainedModel
@@ -140,10 +142,26 @@ class SharedBase:
         """bfloat16 autocast where the recipe asks for it."""
         return torch.autocast(self.device.type, torch.bfloat16) if self._bf16 else nullcontext()
 
+    @contextmanager
+    def sampling(self) -> Iterator[None]:
+        """Inside, the policy answers without gradients, as fast as it can; see :mod:`.merged`."""
+        with ExitStack() as stack:
+            if not self._bf16 and stack.enter_context(merged(self.model, POLICY)):
+                stack.enter_context(self._without_adapter())
+            yield
+
     def hidden(
-        self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, cache: "DynamicCache | None" = None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        position_ids: Tensor,
+        cache: "DynamicCache | None" = None,
     ) -> Tensor:
-        """Last hidden states ``[B, T, H]``; position ids are explicit because prompts are padded on the left."""
+        """Last hidden states ``[B, T, H]``; position ids are explicit because prompts are padded on the left.
+
+        Without padding the mask should be None: at every token, transformers waits for the device to find out that it
+        masks nothing.
+        """
         with self.autocast():
             return self.trunk(
                 input_ids=input_ids,
@@ -155,12 +173,14 @@ class SharedBase:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits over the temperature, float32 ``[..., V]``; every log-probability goes through here."""
-        head: Any = self.base.get_output_embeddings()
+        module: Any = self.base.get_output_embeddings()
         with self.autocast():
-            logits = head(hidden.to(head.weight.dtype))
+            logits = module(hidden.to(module.weight.dtype))
         return logits.float() / self.temperature
 
-    def outputs(self, input_ids: Tensor, attention_mask: Tensor, responses: int, *, ask_critic: bool = True) -> Outputs:
+    def outputs(
+        self, input_ids: Tensor, attention_mask: Tensor, responses: int, *, ask_critic: bool = True, padded: bool = True
+    ) -> Outputs:
         """Log-probabilities, values and entropy at the last ``responses`` positions.
 
         The value of a position is that of the state *before* its token, so both come from the hidden state there.
@@ -171,30 +191,50 @@ class SharedBase:
             responses: ``R``.
             ask_critic: False leaves out the pass of a critic with an adapter of its own, and values are 0; so they are
                 of the reference.
+            padded: False: the mask is known to be all ones.
         """
-        before = self._before(input_ids, attention_mask, responses)
-        logits = self.logits(before)
-        normaliser = logits.logsumexp(-1)
-        chosen = logits.gather(-1, input_ids[:, -responses:].unsqueeze(-1)).squeeze(-1)
-        with torch.set_grad_enabled(self._entropy_trains and torch.is_grad_enabled()):
-            entropy = normaliser - (torch.softmax(logits, -1) * logits).sum(-1)
+        before = self._before(input_ids, attention_mask, responses, padded)
+        tokens = input_ids[:, -responses:]
+        chosen = self._chosen_by_frozen_head(before, tokens) or self._chosen(before, tokens)
         if not self.has_critic:
             values = self._valued(before)
         elif ask_critic and self._role == POLICY:
             with self.adapter(CRITIC):
-                values = self.values(input_ids, attention_mask, responses)
+                values = self.values(input_ids, attention_mask, responses, padded=padded)
         else:
-            values = torch.zeros_like(chosen)
-        return Outputs(chosen - normaliser, values, entropy)
+            values = torch.zeros_like(chosen.logprobs)
+        return Outputs(chosen.logprobs, values, chosen.entropy)
 
-    def values(self, input_ids: Tensor, attention_mask: Tensor, responses: int) -> Tensor:
+    def values(self, input_ids: Tensor, attention_mask: Tensor, responses: int, *, padded: bool = True) -> Tensor:
         """What the value head makes of the active adapter's hidden states, ``[B, R]``; arguments as :meth:`outputs`."""
-        return self._valued(self._before(input_ids, attention_mask, responses))
+        return self._valued(self._before(input_ids, attention_mask, responses, padded))
 
-    def _before(self, input_ids: Tensor, attention_mask: Tensor, responses: int) -> Tensor:
+    def _chosen_by_frozen_head(self, before: Tensor, tokens: Tensor) -> head.Chosen | None:
+        """A few tokens at a time, where the head is a plain frozen matrix; None where it is not."""
+        module: Any = self.base.get_output_embeddings()
+        if type(module) is not nn.Linear or module.weight.requires_grad:
+            return None
+        dtype = torch.bfloat16 if self._bf16 else module.weight.dtype  # autocast would narrow it for every chunk
+        flat = head.chosen(
+            before.reshape(-1, before.shape[-1]).to(dtype), module.weight.to(dtype),
+            None if module.bias is None else module.bias.to(dtype), tokens.reshape(-1), self.temperature,
+            entropy_trains=self._entropy_trains,
+        )  # fmt: skip
+        return head.Chosen(*(column.view(tokens.shape) for column in flat))
+
+    def _chosen(self, before: Tensor, tokens: Tensor) -> head.Chosen:
+        """All logits at once: the head is quantised, or trained."""
+        logits = self.logits(before)
+        normaliser = logits.logsumexp(-1)
+        logprobs = logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - normaliser
+        with torch.set_grad_enabled(self._entropy_trains and torch.is_grad_enabled()):
+            entropy = normaliser - (torch.softmax(logits, -1) * logits).sum(-1)
+        return head.Chosen(logprobs, entropy)
+
+    def _before(self, input_ids: Tensor, attention_mask: Tensor, responses: int, padded: bool) -> Tensor:
         """Hidden states before each response token, ``[B, R, H]``."""
         positions = (attention_mask.cumsum(1) - 1).clamp(min=0)
-        return self.hidden(input_ids, attention_mask, positions)[:, -responses - 1 : -1]
+        return self.hidden(input_ids, attention_mask if padded else None, positions)[:, -responses - 1 : -1]
 
     def _valued(self, before: Tensor) -> Tensor:
         return self.value_head(before.float()).squeeze(-1)

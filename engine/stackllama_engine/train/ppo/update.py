@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ...contract.recipe import PPORecipe
 from ..faults import Fit, memory_that_ran_out
 from . import losses
-from .rollout import Rollout, Targets
+from .rollout import Rollout, Rows, Targets
 from .scorer import Answer
 from .shared_base import CRITIC, Outputs, SharedBase
 
@@ -158,41 +158,43 @@ class Updater:
             for epoch in range(self._recipe.num_ppo_epochs):
                 count = len(rollout.mask)
                 order = torch.randperm(count, generator=generator) if epoch else torch.arange(count)
-                for rows in order.to(self._base.device).chunk(self._recipe.num_mini_batches):
+                for places in order.chunk(self._recipe.num_mini_batches):
                     between()
-                    if not self._mini_batch(rollout, goal, rows, statistics):
+                    if not self._mini_batch(rollout, goal, places.tolist(), statistics):
                         return statistics
         finally:
             self._base.model.eval()
         return statistics
 
-    def _mini_batch(self, rollout: Rollout, goal: Targets, rows: Tensor, statistics: Statistics) -> bool:
-        """One optimizer step; False when the epochs must end here."""
+    def _mini_batch(self, rollout: Rollout, goal: Targets, places: list[int], statistics: Statistics) -> bool:
+        """One optimizer step, whose numbers are fetched from the device together; False when the epochs must end."""
         recipe = self._recipe
-        tokens = self._reduce(rollout.mask[rows].sum())
-        sums = self._accumulate(rollout, goal, rows, tokens)
+        tokens = self._reduce(rollout.mask[torch.tensor(places, device=self._base.device)].sum())
+        sums = self._accumulate(rollout, goal, places, tokens)
         if statistics.first is None:
             statistics.first = sums[:8]
-        mean_ratio, statistics.policykl = (sums[[4, 8]] / tokens).tolist()
+        self._sum_gradients()
+        norm = nn.utils.clip_grad_norm_(self._base.trainable(), recipe.max_grad_norm)
+        finite = torch.isfinite(sums).all() & torch.isfinite(norm)
+        facts = torch.stack([sums[4] / tokens, sums[8] / tokens, norm, finite.to(norm.dtype)]).tolist()
+        mean_ratio, statistics.policykl, grad_norm, is_finite = facts
         if recipe.early_stopping and statistics.policykl > 1.5 * recipe.target_kl:
             self._optimizer.zero_grad(set_to_none=True)
             statistics.stopped_early = True
             return False
-        self._sum_gradients()
-        norm = nn.utils.clip_grad_norm_(self._base.trainable(), recipe.max_grad_norm)
         # every rank holds the same sums and gradients here, so all of them decide alike; a NaN is never applied
-        if not (mean_ratio <= recipe.ratio_threshold and torch.isfinite(sums).all() and torch.isfinite(norm)):
+        if not (mean_ratio <= recipe.ratio_threshold and is_finite):
             self._optimizer.zero_grad(set_to_none=True)
             statistics.skipped += 1
             return True
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         statistics.sums += sums[:8]
-        statistics.grad_norm = float(norm)
+        statistics.grad_norm = grad_norm
         statistics.updates += 1
         return True
 
-    def _accumulate(self, rollout: Rollout, goal: Targets, rows: Tensor, tokens: Tensor) -> Tensor:
+    def _accumulate(self, rollout: Rollout, goal: Targets, places: list[int], tokens: Tensor) -> Tensor:
         """This rank's gradients of a mini-batch, and sums over all ranks, ``[9]``.
 
         Where memory runs out on any rank, every rank begins the mini-batch again in smaller micro-batches: its
@@ -201,8 +203,9 @@ class Updater:
         while True:
             sums = torch.zeros(10, device=self._base.device)  # the last one counts ranks that ran out of memory
             try:
-                for micro in rows.split(self._fit.micro if self._fit else self._recipe.per_device_train_batch_size):
-                    sums[:9] += self._micro_batch(rollout, goal, micro, tokens)
+                size = self._fit.micro if self._fit else self._recipe.per_device_train_batch_size
+                for rows in rollout.lengths.packed(places, size, self._base.device):
+                    sums[:9] += self._micro_batch(rollout, goal, rows, tokens)
             except Exception as error:
                 if self._fit is None or memory_that_ran_out(error) is None:
                     raise
@@ -213,36 +216,33 @@ class Updater:
             self._optimizer.zero_grad(set_to_none=True)
             self._fit.halve_micro()
 
-    def _micro_batch(self, rollout: Rollout, goal: Targets, rows: Tensor, tokens: Tensor) -> Tensor:
+    def _micro_batch(self, rollout: Rollout, goal: Targets, rows: Rows, tokens: Tensor) -> Tensor:
         """Gradients of the loss summed over tokens and divided by ``tokens``.
 
         Returns:
             The sums of :class:`Statistics` followed by policykl's.
         """
-        texts = rollout.input_ids[rows], rollout.attention_mask[rows], rollout.responses
-        loss, values, told = self._policy_loss(self._base.outputs(*texts, ask_critic=False), rollout, goal, rows)
+        cut, aims = rollout.cut(rows), goal.cut(rows)
+        texts = cut.input_ids, cut.attention_mask, rows.response
+        outputs = self._base.outputs(*texts, ask_critic=False, padded=rows.padded)
+        loss, values, told = self._policy_loss(outputs, cut, aims)
         if self._base.has_critic:
             (loss / tokens).backward()
-            del (
-                loss,
-                values,
-            )  # and the graph, which keeps int8's inputs: one pass's activations at a time
+            del loss, values, outputs  # and the graph, which keeps int8's inputs: one pass's activations at a time
             with self._base.adapter(CRITIC):
-                value = self._value_loss(self._base.values(*texts), rollout, goal, rows)
+                value = self._value_loss(self._base.values(*texts, padded=rows.padded), cut, aims)
                 (self._recipe.vf_coef * value.loss / tokens).backward()
         else:
-            value = self._value_loss(values, rollout, goal, rows)
+            value = self._value_loss(values, cut, aims)
             ((loss + self._recipe.vf_coef * value.loss) / tokens).backward()
         policy, clipped, ratio, approxkl, entropy, count, policykl = told
         parts = (policy, value.loss, clipped, value.clipped, ratio, approxkl, entropy, count, policykl)
         return torch.stack(parts).detach()
 
-    def _policy_loss(
-        self, new: Outputs, rollout: Rollout, goal: Targets, rows: Tensor
-    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+    def _policy_loss(self, new: Outputs, rollout: Rollout, goal: Targets) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         """The policy's loss with its entropy bonus, the values, and sums for the statistics without a graph."""
-        recipe, mask, old = self._recipe, rollout.mask[rows], rollout.old
-        policy = losses.policy_loss(new.logprobs, old.logprobs[rows], goal.advantages[rows], mask, recipe.cliprange)
+        recipe, mask, old = self._recipe, rollout.mask, rollout.old
+        policy = losses.policy_loss(new.logprobs, old.logprobs, goal.advantages, mask, recipe.cliprange)
         entropy = losses.masked(new.entropy, mask).sum()
         loss = policy.loss
         if recipe.ent_coef:  # its gradient costs another softmax over the vocabulary
@@ -250,9 +250,8 @@ class Updater:
         told = (policy.loss, policy.clipped, policy.ratio, policy.approxkl, entropy, mask.sum(), policy.policykl)
         return loss, new.values, tuple(one.detach() for one in told)
 
-    def _value_loss(self, values: Tensor, rollout: Rollout, goal: Targets, rows: Tensor) -> losses.ValueLoss:
-        old, returns, mask = rollout.old.values[rows], goal.returns[rows], rollout.mask[rows]
-        return losses.value_loss(values, old, returns, mask, self._recipe.cliprange_value)
+    def _value_loss(self, values: Tensor, rollout: Rollout, goal: Targets) -> losses.ValueLoss:
+        return losses.value_loss(values, rollout.old.values, goal.returns, rollout.mask, self._recipe.cliprange_value)
 
     def _sum_gradients(self) -> None:
         """Each rank's loss was divided by the token count of all ranks, so gradients are summed."""

@@ -1,0 +1,204 @@
+"""PPO here against the last two PPO trainers of TRL: the same work, each in a process and environment of its own.
+
+    python benchmarks/ppo_vs_trl.py                       # three rounds; builds two environments first (2 GB)
+    python benchmarks/ppo_vs_trl.py --rounds 5 --json
+    python benchmarks/ppo_vs_trl.py --sides ours trl-0.11.4 --environments FOLDER
+
+What is done is in ``ppo_work.py``. In every round each side runs once, in another order each time: a batch to warm up,
+then the batches that count. Printed are medians over all of them, and ours in relation to each. Threads sleep while
+they wait for each other rather than spin (the same for all sides), so that on a machine that others use as well the
+processor seconds count work; *seconds* are by the clock and hold only on a quiet one. *Peak* is the whole process's
+largest resident set; *above the libraries* is without what it was before the first model was loaded.
+"""
+
+import argparse
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import ppo_work as work
+
+HERE = Path(__file__).resolve().parent
+ENVIRONMENTS = {
+    "trl-0.11.4": ["trl==0.11.4", "transformers==4.45.2", "peft==0.13.2", "accelerate==1.0.1", "numpy<2",
+                   "pyarrow<19", "datasets<3.3", "rich"],
+    "trl-1.12.0": ["trl==1.12.0", "transformers", "peft", "accelerate"],
+}  # fmt: skip
+TORCH = "torch==2.13.0"
+WANTED = {
+    ("ours", "trl-0.11.4"): (1.7, 0.8), ("ours", "trl-1.12.0"): (2.2, 0.45),
+    ("ours, bf16 autocast", "trl-0.11.4"): (2.5, None), ("ours, bf16 autocast", "trl-1.12.0"): (3.2, None),
+}  # fmt: skip
+"""At least so many times the samples per second, at most so much of the memory."""
+SIDES = ["ours", "ours, bf16 autocast", *ENVIRONMENTS]
+_MATMUL = """
+import json, time, torch
+torch.set_num_threads({threads})
+found = {{}}
+for dtype in (torch.float32, torch.bfloat16):
+    x, w, best = torch.randn(2048, 2048, dtype=dtype), torch.randn(2048, 2048, dtype=dtype), [1e9, 1e9]
+    for _ in range(30):
+        clocks = time.perf_counter(), time.process_time()
+        x @ w
+        now = time.perf_counter() - clocks[0], time.process_time() - clocks[1]
+        best = [min(pair) for pair in zip(best, now)]
+    found[str(dtype)[6:]] = [2 * 2048**3 / seconds for seconds in best]
+print(json.dumps(found))
+"""
+
+
+def main() -> int:
+    """Build, run, print; 1 when a wanted figure is missed."""
+    options = _options()
+    for name, packages in ENVIRONMENTS.items():
+        if name in options.sides:
+            build(options.environments / name, packages)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        call([sys.executable, HERE / "ppo_ours.py", folder, options.batches + 1, "--prepare"])
+        runs: dict[str, list[dict[str, Any]]] = {side: [] for side in options.sides}
+        speeds: list[dict[str, Any]] = []
+        for number in range(options.rounds):
+            speeds.append(call([sys.executable, "-c", _MATMUL.format(threads=work.THREADS)]))
+            for side in random.Random(number).sample(options.sides, len(options.sides)):
+                load = os.getloadavg()[0]
+                runs[side].append(call(command(side, options, folder)) | {"load": load})
+                print(f"round {number + 1}, {side}: {_brief(runs[side][-1])}", file=sys.stderr, flush=True)
+    document = summary(runs, speeds)
+    print(json.dumps(document | {"runs": runs}, indent=2) if options.json else table(document))
+    return 0 if all(row["met"] for row in document["ratios"]) else 1
+
+
+def build(path: Path, packages: list[str]) -> None:
+    """An environment of its own, unless it is there."""
+    done = path / "complete"
+    if done.exists():
+        return
+    print(f"building {path}", file=sys.stderr, flush=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    subprocess.run([sys.executable, "-m", "venv", "--clear", path], check=True)
+    subprocess.run([path / "bin" / "pip", "install", "--quiet", TORCH, *packages], check=True)
+    done.touch()
+
+
+def command(side: str, options: argparse.Namespace, folder: Path) -> list[Any]:
+    """The process of one side."""
+    arguments = [folder, options.batches]
+    match side:
+        case "ours":
+            return [sys.executable, HERE / "ppo_ours.py", *arguments]
+        case "ours, bf16 autocast":
+            return [sys.executable, HERE / "ppo_ours.py", *arguments, "bf16=true", "dtype=bfloat16"]
+        case "trl-0.11.4":
+            return [options.environments / side / "bin" / "python", HERE / "ppo_trl_0_11.py", *arguments]
+        case _:
+            return [options.environments / side / "bin" / "python", HERE / "ppo_trl_1_12.py", *arguments]
+
+
+def call(arguments: list[Any]) -> dict[str, Any]:
+    """Run a process; its last line as JSON, if it is that.
+
+    Raises:
+        SystemExit: it failed; its last words are shown.
+    """
+    environment = os.environ | {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0", "PYTHONPATH": str(HERE)}
+    done = subprocess.run([str(part) for part in arguments], capture_output=True, text=True, env=environment)
+    lines = done.stdout.strip().splitlines()
+    if done.returncode:
+        raise SystemExit(f"{' '.join(map(str, arguments))} failed:\n{done.stderr[-3000:]}")
+    return json.loads(lines[-1]) if lines and lines[-1].startswith("{") else {}
+
+
+def summary(runs: dict[str, list[dict[str, Any]]], speeds: list[dict[str, Any]]) -> dict[str, Any]:
+    """Medians of each side, and ours in relation to each of TRL's."""
+    speed = {name: [max(row[name][at] for row in speeds) for at in (0, 1)] for name in speeds[0]}
+    sides = {}
+    for name, found in runs.items():
+        seconds = statistics.median(value for run in found for value in run["seconds"])
+        processor = statistics.median(value for run in found for value in run["processor"])
+        dtype = "bfloat16" if "bf16" in name else "float32"
+        sides[name] = {
+            "seconds": seconds,
+            "samples_per_second": work.BATCH / seconds,
+            "processor_seconds": processor,
+            "samples_per_processor_second": work.BATCH / processor,
+            "peak_mb": statistics.median(run["peak"] for run in found) / 1e6,
+            "above_libraries_mb": statistics.median(run["peak"] - run["baseline"] for run in found) / 1e6,
+            "fraction_of_limit": work.flop() / speed[dtype][0] / seconds,
+            "fraction_of_limit_processor": work.flop() / speed[dtype][1] / processor,
+            "load": statistics.median(run["load"] for run in found),
+            "versions": found[0]["versions"],
+        }
+    return {"flop": work.flop(), "matmul_flop_per_second": speed, "sides": sides, "ratios": _ratios(sides)}
+
+
+def _ratios(sides: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    rows = []
+    for (ours, theirs), (faster, smaller) in WANTED.items():
+        if ours not in sides or theirs not in sides:
+            continue
+        mine, other = sides[ours], sides[theirs]
+        row = {
+            "ours": ours, "theirs": theirs, "wanted_speed": faster, "wanted_memory": smaller,
+            "speed": other["seconds"] / mine["seconds"],
+            "speed_processor": other["processor_seconds"] / mine["processor_seconds"],
+            "memory": mine["peak_mb"] / other["peak_mb"],
+        }  # fmt: skip
+        row["met"] = row["speed"] >= faster and (smaller is None or row["memory"] <= smaller)
+        rows.append(row)
+    return rows
+
+
+def table(document: dict[str, Any]) -> str:
+    """For a person, and for docs/performance.md."""
+    speed = document["matmul_flop_per_second"]
+    lines = [
+        f"{document['flop'] / 1e12:.2f} TFLOP a batch; matrix products here: "
+        + ", ".join(f"{name} {rate[0] / 1e9:.0f} GFLOP/s" for name, rate in speed.items()), "",
+        "| | s a batch | samples/s | processor s | peak | above the libraries | of the limit (processor) | load |",
+        "|---|---|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    for name, side in document["sides"].items():
+        lines.append(
+            f"| {name} | {side['seconds']:.1f} | {side['samples_per_second']:.2f} | {side['processor_seconds']:.1f} | "
+            f"{side['peak_mb']:.0f} MB | {side['above_libraries_mb']:.0f} MB | {side['fraction_of_limit']:.0%} "
+            f"({side['fraction_of_limit_processor']:.0%}) | {side['load']:.1f} |"
+        )
+    lines += [
+        "",
+        "| | × samples/s | wanted | × by processor time | × peak memory | wanted | |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in document["ratios"]:
+        memory = f"≤ {row['wanted_memory']}" if row["wanted_memory"] else ""
+        lines.append(
+            f"| {row['ours']} : {row['theirs']} | {row['speed']:.2f} | ≥ {row['wanted_speed']} | "
+            f"{row['speed_processor']:.2f} | {row['memory']:.2f} | {memory} | {'met' if row['met'] else '**missed**'} |"
+        )
+    return "\n".join(lines)
+
+
+def _brief(run: dict[str, Any]) -> str:
+    seconds, processor = (", ".join(f"{value:.1f}" for value in run[key]) for key in ("seconds", "processor"))
+    return f"{seconds} s, {processor} s of processor, {run['peak'] / 1e6:.0f} MB"
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="PPO here against TRL 0.11.4 and 1.12.0.")
+    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "stackllama-benchmarks"
+    parser.add_argument("--rounds", type=int, default=3, help="each side once in each")
+    parser.add_argument("--batches", type=int, default=2, help="batches that count in each run")
+    parser.add_argument("--environments", type=Path, default=cache, help="where TRL's environments are built")
+    parser.add_argument("--sides", nargs="+", default=SIDES, choices=SIDES)
+    parser.add_argument("--json", action="store_true", help="one JSON document")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

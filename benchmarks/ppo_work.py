@@ -1,0 +1,131 @@
+"""One piece of PPO work for every trainer that is compared, and how it is measured.
+
+Imported by each side in its own environment: torch, transformers and the standard library only. Sixteen prompts of 64
+tokens, responses of 64 tokens whose end token is ignored, four epochs of mini-batches of four, LoRA of rank 16 on
+``q_proj`` and ``v_proj``, a value function, a reward model of the same size, and the reference's log-probabilities.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+BATCH, MINI, EPOCHS = 16, 4, 4
+PROMPT, RESPONSE = 64, 64
+VOCABULARY, HIDDEN, LAYERS, INTERMEDIATE, HEADS = 32_000, 512, 8, 1376, 8
+RANK, ALPHA, TARGETS = 16, 32, ["q_proj", "v_proj"]
+LEARNING_RATE, KL, VALUE = 1.4e-5, 0.2, 0.1
+THREADS = 2
+PAD, BEGIN, END = 0, 1, 2
+SPECIAL = ["<pad>", "<s>", "</s>", "Question:", "Answer:"]
+
+
+def prepare(folder: Path, batches: int) -> None:
+    """Write the base, the reward model and the prompts that all sides read.
+
+    ``base/`` is a language model and tokenizer; ``reward/`` the same trunk with a score head; ``prompts.json`` has
+    token ids ``[batches × 16, 64]``; ``questions.jsonl`` the same prompts as text for a template of two words.
+    """
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import (
+        LlamaConfig,
+        LlamaForCausalLM,
+        LlamaForSequenceClassification,
+        PreTrainedTokenizerFast,
+    )
+
+    words = {name: number for number, name in enumerate(SPECIAL)}
+    words |= {f"w{number}": number for number in range(len(SPECIAL), VOCABULARY)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=HIDDEN, intermediate_size=INTERMEDIATE, num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS, num_key_value_heads=HEADS, max_position_embeddings=512, pad_token_id=PAD,
+        bos_token_id=BEGIN, eos_token_id=END, tie_word_embeddings=False,
+    )  # fmt: skip
+    base = LlamaForCausalLM(config)
+    config.num_labels = 1
+    reward = LlamaForSequenceClassification(config)
+    reward.model.load_state_dict(base.model.state_dict())
+    for name, model in (("base", base), ("reward", reward)):
+        model.save_pretrained(folder / name)
+        fast.save_pretrained(folder / name)
+    prompts = torch.randint(len(SPECIAL), VOCABULARY, (batches * BATCH, PROMPT - 2)).tolist()
+    rows = [[SPECIAL.index("Question:"), *row, SPECIAL.index("Answer:")] for row in prompts]
+    (folder / "prompts.json").write_text(json.dumps(rows))
+    questions = (json.dumps({"question": " ".join(f"w{token}" for token in row)}) for row in prompts)
+    (folder / "questions.jsonl").write_text("\n".join(questions) + "\n")
+
+
+def flop() -> float:
+    """Multiply-adds × 2 of one batch that no arrangement of ours avoids; attention's own products are left out.
+
+    With trunk N = 8 × (4 H² + 3 H I) and head V × H parameters, B rows, P prompt and R response tokens:
+    sampling 2 B ((P + R) N + R V H); the policy's and the reference's recorded log-probabilities 2 × 2 B ((P + R) N +
+    R V H); reward 2 B (P + R) N; each epoch forward and, as the base is frozen, an equally large backward
+    2 × 2 B ((P + R) N + R V H).
+    """
+    trunk = LAYERS * (4 * HIDDEN * HIDDEN + 3 * HIDDEN * INTERMEDIATE)
+    reward = 2.0 * BATCH * (PROMPT + RESPONSE) * trunk
+    whole = reward + 2.0 * BATCH * RESPONSE * VOCABULARY * HIDDEN
+    return whole * (1 + 2 + 2 * EPOCHS) + reward
+
+
+class Meter:
+    """Times of batches and peak memory of this process; begun when the libraries are loaded, before any model."""
+
+    def __init__(self) -> None:
+        self._baseline = _status("VmRSS")
+        self._marks: list[tuple[float, float]] = []
+
+    def mark(self) -> None:
+        """A batch ends (the first mark: the warm-up ended)."""
+        self._marks.append((time.perf_counter(), time.process_time()))
+
+    def run(self, step: Callable[[int], object], batches: int) -> None:
+        """One batch to warm up, then ``batches`` that count."""
+        for number in range(batches + 1):
+            step(number)
+            self.mark()
+
+    def report(self, **more: Any) -> None:
+        """One JSON line: seconds and processor seconds a batch, bytes."""
+        pairs = list(zip(self._marks, self._marks[1:], strict=False))
+        print(
+            json.dumps(
+                {
+                    "seconds": [after[0] - before[0] for before, after in pairs],
+                    "processor": [after[1] - before[1] for before, after in pairs],
+                    "peak": _status("VmHWM"),
+                    "baseline": self._baseline,
+                    **more,
+                }
+            ),
+            flush=True,
+        )
+
+
+def versions(*names: str) -> dict[str, str]:
+    """Installed versions."""
+    from importlib.metadata import version
+
+    return {name: version(name) for name in names}
+
+
+def quiet() -> None:
+    """Two threads, no network, no trackers; before torch is imported."""
+    os.environ.update(
+        OMP_NUM_THREADS=str(THREADS), MKL_NUM_THREADS=str(THREADS), HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false",
+        TRANSFORMERS_VERBOSITY="error", CUDA_VISIBLE_DEVICES="", ACCELERATE_USE_CPU="true",
+    )  # fmt: skip
+
+
+def _status(key: str) -> int:
+    """Bytes, from ``/proc/self/status`` (which counts KiB)."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
+    return int(line.split()[1]) * 1024

@@ -1,0 +1,82 @@
+"""Log-probabilities a few tokens at a time: the same numbers and gradients as from all logits at once."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from stackllama_engine.train.ppo import head
+from stackllama_engine.train.ppo.shared_base import SharedBase
+
+from .toy import ppo_recipe
+
+TOKENS, HIDDEN, VOCABULARY = 2 * head.CHUNK + 40, 16, 300
+
+
+def inputs(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(TOKENS, HIDDEN, generator=generator, dtype=dtype).requires_grad_()
+    weight = torch.randn(VOCABULARY, HIDDEN, generator=generator, dtype=dtype)
+    bias = torch.randn(VOCABULARY, generator=generator, dtype=dtype)
+    return hidden, weight, bias, torch.randint(VOCABULARY, (TOKENS,), generator=generator)
+
+
+class Largest(TorchDispatchMode):
+    """The largest array that any operation made."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for tensor in made if isinstance(made, tuple | list) else (made,):
+            if isinstance(tensor, Tensor):
+                self.elements = max(self.elements, tensor.numel())
+        return made
+
+
+@pytest.mark.parametrize("entropy_trains", [False, True])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_values_and_gradients_are_those_of_all_logits_at_once(entropy_trains: bool, temperature: float) -> None:
+    hidden, weight, bias, tokens = inputs(torch.float32)
+    found = head.chosen(hidden, weight, bias, tokens, temperature, entropy_trains=entropy_trains)
+    spread = torch.linspace(-1, 1, TOKENS)
+    (found.logprobs * spread + (found.entropy * spread.flip(0) if entropy_trains else 0)).sum().backward()
+    mine, hidden.grad = hidden.grad, None
+    plain = torch.distributions.Categorical(logits=(hidden @ weight.T + bias) / temperature)
+    logprobs, entropy = plain.log_prob(tokens), plain.entropy()
+    (logprobs * spread + (entropy * spread.flip(0) if entropy_trains else 0)).sum().backward()
+    torch.testing.assert_close(found.logprobs, logprobs)
+    torch.testing.assert_close(found.entropy, entropy, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(mine, hidden.grad, atol=1e-4, rtol=1e-4)
+    assert found.entropy.requires_grad == entropy_trains
+
+
+def test_logits_of_the_whole_batch_never_exist() -> None:
+    hidden, weight, bias, tokens = inputs(torch.float32)
+    with Largest() as largest:
+        head.chosen(hidden, weight, bias, tokens, 1.0, entropy_trains=True).logprobs.sum().backward()
+    assert largest.elements == head.CHUNK * VOCABULARY
+
+
+def test_with_and_without_gradients_the_numbers_are_the_same_bits() -> None:
+    hidden, weight, bias, tokens = inputs(torch.float32)
+    training = head.chosen(hidden, weight, bias, tokens, 1.0, entropy_trains=False)
+    scoring = head.chosen(hidden.detach(), weight, bias, tokens, 1.0, entropy_trains=False)
+    assert training.logprobs.requires_grad
+    assert torch.equal(training.logprobs, scoring.logprobs)
+
+
+def test_a_trained_head_says_the_same(base: Path) -> None:
+    shared = SharedBase(ppo_recipe(base), torch.device("cpu"))
+    ids = torch.tensor([[1, 5, 6, 8, 9, 2]])
+    frozen = shared.outputs(ids, torch.ones_like(ids), 3)
+    module: Any = shared.base.get_output_embeddings()
+    module.weight.requires_grad_()
+    trained = shared.outputs(ids, torch.ones_like(ids), 3)
+    torch.testing.assert_close(frozen, trained)
+    trained.logprobs.sum().backward()
+    assert module.weight.grad.abs().sum() > 0

@@ -1,0 +1,121 @@
+"""What makes sampling faster changes nothing of what is sampled, and leaves nothing behind."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from stackllama_engine.train.ppo import sampling
+from stackllama_engine.train.ppo.cache import key_value_cache
+from stackllama_engine.train.ppo.sampling import draw_noise, sample
+from stackllama_engine.train.ppo.shared_base import SharedBase
+
+from .toy import ppo_recipe
+from .update_kit import Waits
+
+PROMPTS = [[1, 9], [1, 5, 6, 7, 8, 30], [1, 3, 4], [1, 5], [1, 40, 41, 42, 43]]
+
+
+def policy(base: Path, *keys: str) -> SharedBase:
+    """A policy that is not the reference."""
+    torch.manual_seed(0)
+    shared = SharedBase(ppo_recipe(base, *keys), torch.device("cpu"))
+    generator = torch.Generator().manual_seed(7)
+    for parameter in shared.trainable():
+        parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+    return shared
+
+
+def weights(shared: SharedBase) -> dict[str, tuple[int, Tensor]]:
+    """Where each parameter lies, and a copy of it."""
+    return {name: (p.data_ptr(), p.detach().clone()) for name, p in shared.model.named_parameters()}
+
+
+def assert_same(before: dict[str, tuple[int, Tensor]], after: dict[str, tuple[int, Tensor]]) -> None:
+    assert all(after[name][0] == place and torch.equal(after[name][1], copy) for name, (place, copy) in before.items())
+
+
+def test_groups_of_like_length_sample_what_all_together_do(base: Path) -> None:
+    shared = policy(base)
+    noise = [draw_noise(1, 0, index, (3, 9)) for index in range(len(PROMPTS))]
+    together = sample(shared, PROMPTS, noise, eos=2, pad=0)
+    assert sample(shared, PROMPTS, noise, eos=2, pad=0, size=2) == together
+    assert len({len(response) for response in together}) > 1
+
+
+def test_looking_less_often_for_ends_changes_nothing(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = policy(base)
+    noise = [draw_noise(1, 0, index, (3, 12)) for index in range(16)]
+    every = sample(shared, [[1, 5]] * 16, noise, eos=7, pad=0)
+    ends = {token for row in every for token in row}
+    eos = next(iter(ends & {token for row in every for token in row[:-1]}))  # one that is sampled on the way
+    expected = sample(shared, [[1, 5]] * 16, noise, eos=eos, pad=0)
+    monkeypatch.setitem(sampling._STRIDE, "cpu", 8)
+    assert sample(shared, [[1, 5]] * 16, noise, eos=eos, pad=0) == expected
+    assert any(row[-1] == eos and len(row) < drawn.length for row, drawn in zip(expected, noise, strict=True))
+
+
+def test_tokens_that_are_not_looked_at_are_not_waited_for(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = policy(base)
+    monkeypatch.setitem(sampling._STRIDE, "cpu", 8)
+    noise = [draw_noise(1, 0, index, (20, 21)) for index in range(4)]
+    with Waits() as waits:
+        sample(shared, [[1, 5]] * 4, noise, eos=-1, pad=0)
+    assert waits.seen == {"aten.nonzero.default": 2}  # after 8 and after 16 of 20 tokens
+
+
+def test_the_adapter_is_in_the_weights_while_sampling_and_gone_afterwards(base: Path) -> None:
+    shared = policy(base)
+    ids = torch.tensor([[1, 5, 6, 7]])
+    mask, positions = torch.ones_like(ids), torch.arange(4).unsqueeze(0)
+    before = weights(shared)
+    with torch.no_grad():
+        apart = shared.hidden(ids, mask, positions)
+        with shared.sampling():
+            inside = shared.hidden(ids, mask, positions)
+            changed = {name for name, (place, _) in weights(shared).items() if place != before[name][0]}
+        after = shared.hidden(ids, mask, positions)
+    assert changed
+    assert all("base_layer.weight" in name for name in changed)
+    torch.testing.assert_close(inside, apart, atol=1e-4, rtol=1e-4)
+    assert torch.equal(after, apart)
+    assert_same(before, weights(shared))
+    assert all(parameter.requires_grad for parameter in shared.trainable())
+
+
+def test_weights_come_back_when_sampling_fails(base: Path) -> None:
+    shared = policy(base)
+    before = weights(shared)
+    with pytest.raises(RuntimeError, match="full"), shared.sampling():
+        raise RuntimeError("memory is full")
+    assert_same(before, weights(shared))
+
+
+@pytest.mark.parametrize("keys", [("dtype=bfloat16",), ("bf16=true",)])
+def test_narrow_weights_are_left_alone(base: Path, keys: tuple[str, ...]) -> None:
+    shared = policy(base, *keys)
+    before = weights(shared)
+    with shared.sampling():
+        assert_same(before, weights(shared))
+
+
+def test_the_cache_holds_what_transformers_would_and_copies_nothing(base: Path) -> None:
+    shared = policy(base)
+    mine, theirs = key_value_cache(shared.base.config, 6), DynamicCache(config=shared.base.config)
+    ids, keep, places = torch.tensor([[1, 5, 6], [1, 7, 8]]), torch.tensor([1]), set[int]()
+    with torch.no_grad():
+        for cache in (mine, theirs):
+            shared.hidden(ids, torch.ones_like(ids), torch.arange(3).expand(2, 3), cache)
+            cache.batch_select_indices(keep)
+        for position in range(3, 6):
+            step = torch.tensor([[9]]), torch.ones(1, position + 1, dtype=torch.long), torch.tensor([[position]])
+            hidden = [shared.hidden(*step, cache) for cache in (mine, theirs)]
+            torch.testing.assert_close(hidden[0], hidden[1])
+            places.add(mine.layers[0].keys.data_ptr())  # type: ignore[union-attr]
+    assert len(places) == 1
+    pairs: Any = zip(mine.layers, theirs.layers, strict=True)
+    for one, other in pairs:
+        torch.testing.assert_close((one.keys, one.values), (other.keys, other.values))
