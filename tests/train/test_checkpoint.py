@@ -122,6 +122,26 @@ def test_a_damaged_checkpoint_of_the_same_step_is_replaced(run: RunDir) -> None:
     assert [path.name for path in run.checkpoints.iterdir()] == ["step-000003"]
 
 
+def test_killed_while_a_checkpoint_is_replaced_there_is_still_one(
+    run: RunDir, reporter: Reporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = write(run, 3)
+
+    plain = Path.replace
+
+    def killed(self: Path, target: Path) -> Path:
+        if self.is_dir():
+            raise KeyboardInterrupt
+        return plain(self, target)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Path, "replace", killed)
+        write(run, 3)
+    assert not first.exists()
+    assert checkpoint.to_resume(reporter) == first and contract.problem(first) is None
+    assert [path.name for path in run.checkpoints.iterdir()] == [first.name]
+
+
 def test_a_link_is_deleted_and_not_what_it_points_to(run: RunDir, tmp_path: Path) -> None:
     (tmp_path / "precious").mkdir()
     (run.checkpoints / "step-000001").symlink_to(tmp_path / "precious")

@@ -32,6 +32,9 @@ from .report import Reporter
 
 __all__ = ["Retention", "newest", "problem", "publish", "rotate", "seal", "staging_dir", "step_of", "to_resume"]
 
+_REPLACED = ".replaced-"
+"""How the name begins under which a checkpoint waits until another of its step has its name."""
+
 
 class Retention(Struct, frozen=True, kw_only=True):
     """Which checkpoints stay: the newest, milestones, and the best by one metric."""
@@ -124,10 +127,14 @@ def seal(staging: Path, checkpoints: Path, step: int, metrics: Mapping[str, floa
         fsync_directory(folder)
     finite = {name: value for name, value in (metrics or {}).items() if math.isfinite(value)}
     write_whole(staging / MANIFEST, msgspec.json.encode(Manifest(step=step, files=files, metrics=finite)))
-    if target.exists() or target.is_symlink():  # of this step there is one that was passed over, or from before a stop
-        _discard(target)
+    replaced = checkpoints / f"{_REPLACED}{target.name}"
+    if target.is_symlink():
+        target.unlink()
+    elif target.exists():  # of this step there is one that was passed over, or from before a stop
+        target.rename(replaced)
     staging.replace(target)
     fsync_directory(checkpoints)
+    shutil.rmtree(replaced, ignore_errors=True)
     return target
 
 
@@ -135,6 +142,7 @@ def to_resume(reporter: Reporter) -> Path | None:
     """The checkpoint to go on from, said aloud together with what was skipped; what was never sealed is removed."""
     checkpoints = reporter.run.checkpoints
     if reporter.is_main:
+        _put_back(checkpoints)
         for path in checkpoints.glob(f"{UNSEALED}*"):
             shutil.rmtree(path)
             reporter.health(f"removed {path.name}, a checkpoint that was never whole")
@@ -176,6 +184,16 @@ def _damage(paths: Sequence[Path]) -> list[str] | None:
             return None
         found.append(f"{path.name} {reason}")
     return found
+
+
+def _put_back(checkpoints: Path) -> None:
+    """A checkpoint whose replacement was killed between two renames has its name again; any other is removed."""
+    for path in checkpoints.glob(f"{_REPLACED}*"):
+        target = checkpoints / path.name.removeprefix(_REPLACED)
+        if target.exists():
+            shutil.rmtree(path)
+        else:
+            path.rename(target)
 
 
 def _discard(path: Path) -> None:
