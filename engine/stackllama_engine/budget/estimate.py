@@ -182,7 +182,7 @@ def _ppo(recipe: PPORecipe, arch: Architecture, on_gpu: bool, reward: Architectu
         optimizer=kind,
         summed=True,
         accumulates=recipe.gradient_accumulation_steps > 1,
-        head_bytes=head.update(arch.vocab, size * response)
+        head_bytes=head.update(arch, precision, size * response, directions=2 if recipe.ent_coef else 1)
         + size * length * precision.residual * arch.hidden
         + narrowed,
         on_gpu=on_gpu,

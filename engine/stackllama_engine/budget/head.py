@@ -15,6 +15,8 @@ Head = Literal["tiled", "plain", "chunked", "score"]
 TILE_TOKENS = 4096
 TILE_VOCABULARY = 32768
 CHUNKS = 8
+CHUNK_TOKENS = 256
+"""As in ``train/ppo/head.py``."""
 
 
 def loss(kind: Head, arch: Architecture, precision: Precision, tokens: int, *, on_gpu: bool, kept: bool = False) -> int:
@@ -81,9 +83,21 @@ def plain(vocabulary: int, tokens: int, width: int, *, kept: bool = False) -> in
     return (12 + outputs) * vocabulary * tokens
 
 
-def update(vocabulary: int, tokens: int) -> int:
-    """PPO's update: float32 logits over the temperature, and gradients of gather and logsumexp."""
-    return 20 * vocabulary * tokens
+def chunk(arch: Architecture, precision: Precision, tokens: int) -> int:
+    """What ``train/ppo/head.py`` holds of a few hundred tokens: their logarithms and probabilities in float32, and the
+    probabilities once more as narrow as the head."""
+    width = precision.head
+    return (4 + 4 + (width if width < 4 else 0)) * arch.vocab * min(tokens, CHUNK_TOKENS)
+
+
+def update(arch: Architecture, precision: Precision, tokens: int, *, directions: int) -> int:
+    """PPO's log-probabilities with gradients: of each token the hidden state as the head takes it and a float32 vector
+    a direction; beside them the last chunk, or all vectors twice while they are put together, or the gradient."""
+    hidden = 4 * arch.hidden * tokens
+    taken = precision.head * arch.hidden * tokens
+    kept = directions * hidden
+    backward = hidden + (taken if precision.head < 4 else 0)
+    return max(taken + kept + chunk(arch, precision, tokens), taken + 2 * kept, kept + backward)
 
 
 def narrowed(arch: Architecture, precision: Precision) -> int:
@@ -92,9 +106,9 @@ def narrowed(arch: Architecture, precision: Precision) -> int:
 
 
 def scoring(arch: Architecture, precision: Precision, tokens: int) -> int:
-    """PPO's log-probabilities without gradients: logits, softmax and their product in float32; or before them the
-    head's narrow copy and what it gives."""
-    return max(12 * arch.vocab * tokens, narrowed(arch, precision) + precision.head * arch.vocab * tokens)
+    """PPO's log-probabilities without gradients: the states as the head takes them, its narrow copy, and a chunk."""
+    taken = precision.head * arch.hidden * tokens
+    return taken + narrowed(arch, precision) + chunk(arch, precision, tokens)
 
 
 def sampling(arch: Architecture, precision: Precision, rows: int) -> int:
