@@ -83,11 +83,10 @@ def plain(vocabulary: int, tokens: int, width: int, *, kept: bool = False) -> in
     return (12 + outputs) * vocabulary * tokens
 
 
-def chunk(arch: Architecture, precision: Precision, tokens: int) -> int:
-    """What ``train/ppo/head.py`` holds of a few hundred tokens: their logarithms and probabilities in float32, and the
-    probabilities once more as narrow as the head."""
-    width = precision.head
-    return (4 + 4 + (width if width < 4 else 0)) * arch.vocab * min(tokens, CHUNK_TOKENS)
+def chunk(vocabulary: int, tokens: int) -> int:
+    """What ``train/ppo/head.py`` holds of a few hundred tokens: their logarithms, their probabilities and the product
+    of both, in float32."""
+    return 12 * vocabulary * min(tokens, CHUNK_TOKENS)
 
 
 def update(arch: Architecture, precision: Precision, tokens: int, *, directions: int) -> int:
@@ -97,7 +96,7 @@ def update(arch: Architecture, precision: Precision, tokens: int, *, directions:
     taken = precision.head * arch.hidden * tokens
     kept = directions * hidden
     backward = hidden + (taken if precision.head < 4 else 0)
-    return max(taken + kept + chunk(arch, precision, tokens), taken + 2 * kept, kept + backward)
+    return max(taken + kept + chunk(arch.vocab, tokens), taken + 2 * kept, kept + backward)
 
 
 def narrowed(arch: Architecture, precision: Precision) -> int:
@@ -108,7 +107,7 @@ def narrowed(arch: Architecture, precision: Precision) -> int:
 def scoring(arch: Architecture, precision: Precision, tokens: int) -> int:
     """PPO's log-probabilities without gradients: the states as the head takes them, its narrow copy, and a chunk."""
     taken = precision.head * arch.hidden * tokens
-    return taken + narrowed(arch, precision) + chunk(arch, precision, tokens)
+    return taken + narrowed(arch, precision) + chunk(arch.vocab, tokens)
 
 
 def sampling(arch: Architecture, precision: Precision, rows: int) -> int:

@@ -116,8 +116,9 @@ def phases(work: Workload) -> list[PhaseEstimate]:
         logits = head.loss(
             work.head, arch, work.mode.precision, work.tokens, on_gpu=work.on_gpu, kept=work.keeps_outputs
         )
+        backward = head.logit_gradients(work.head, arch.vocab, work.tokens, work.mode.precision.head)
     else:
-        logits = work.head_bytes
+        logits, backward = work.head_bytes, 0
     at_loss, at_head = head.gradients(work.head, arch.embedding, work.width) if full else (0, 0)
     kept, again, outside = kept_by_layers(work), one_layer(work), outside_layers(work)
     casts, one_cast = cast_weights(work)
@@ -140,7 +141,7 @@ def phases(work: Workload) -> list[PhaseEstimate]:
         phase("loss", **fixed, gradients=early, activations=kept + outside, logits=logits,
               temporaries=at_loss + casts),
         phase("head's backward", **fixed, gradients=early, activations=kept + outside, temporaries=at_head + casts,
-              logits=outputs + head.logit_gradients(work.head, arch.vocab, work.tokens, work.mode.precision.head)),
+              logits=outputs + backward),
         phase("final norm's backward", **fixed, gradients=max(early, embedding), activations=kept + outside,
               logits=outputs, temporaries=work.tokens * activations.norm_backward(arch, work.mode) + casts),
         phase("last layer's backward", **fixed, gradients=max(early, embedding + down), activations=kept + again,
