@@ -151,13 +151,13 @@ def test_ctrl_c_leaves_the_run_alone(home: Home, scripted: Callable[[int, float]
     assert watcher.stderr is not None
     assert watcher.stderr.readline() == "-- one\n"
     os.killpg(watcher.pid, signal.SIGINT)
-    _, said = watcher.communicate(timeout=20)
+    _, said = watcher.communicate(timeout=60)
     assert watcher.returncode == 130
     assert "one goes on" in said and "runs stop one" in said and "Traceback" not in said
     assert run.lock_is_held() and not run.read_state().has_ended
 
 
-def wait_until(what: Callable[[], bool], seconds: float = 20.0) -> None:
+def wait_until(what: Callable[[], bool], seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < deadline, "waited in vain"

@@ -39,7 +39,7 @@ class Terminal:
         os.close(slave)
         self.data = b""
 
-    def read(self, until: bytes | None = None, seconds: float = 20.0) -> str:
+    def read(self, until: bytes | None = None, seconds: float = 60.0) -> str:
         """What is shown until ``until`` appears, or to the end."""
         deadline = time.monotonic() + seconds
         while until is None or until not in self.data:
@@ -57,7 +57,7 @@ class Terminal:
 
     def end(self) -> tuple[int, str]:
         text = self.read()
-        code = self.process.wait(timeout=20)
+        code = self.process.wait(timeout=60)
         os.close(self.master)
         return code, text
 
@@ -136,6 +136,6 @@ def test_control_keys_are_not_echoed_while_following(home: Home, running: RunDir
     assert terminal.found & termios.ECHOCTL and not termios.tcgetattr(terminal.master)[3] & termios.ECHOCTL
     os.killpg(terminal.process.pid, signal.SIGINT)
     terminal.read(until=b"runs stop one")
-    terminal.process.wait(timeout=20)
+    terminal.process.wait(timeout=60)
     assert termios.tcgetattr(terminal.master)[3] == terminal.found
     assert terminal.end()[0] == 130

@@ -59,6 +59,18 @@ def test_repeated_share(ids: list[int], n: int, share: float) -> None:
     assert repeated_share(ids, n) == share
 
 
+class Judge:
+    """A reward model with the same opinions whatever it is asked."""
+
+    batch_size = 8
+
+    def __init__(self, *scores: float) -> None:
+        self._scores = scores
+
+    def __call__(self, answers: Any) -> torch.Tensor:
+        return torch.tensor(self._scores)
+
+
 def recipe_of(*keys: str) -> PPORecipe:
     recipe = load_recipe(Stage.PPO, None, ["model_name_or_path=demo", "reward_model_path=judge", *keys])
     assert isinstance(recipe, PPORecipe)
@@ -67,7 +79,7 @@ def recipe_of(*keys: str) -> PPORecipe:
 
 def test_the_score_is_the_weighted_sum_of_its_parts(written: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     written("return [len(q) + 10 * len(r) for q, r in zip(questions, responses)]")
-    monkeypatch.setattr(rewards_module, "load_scorer", lambda *_: lambda answers: torch.tensor([1.0, -2.0]))
+    monkeypatch.setattr(rewards_module, "load_scorer", lambda *_: Judge(1.0, -2.0))
     recipe = recipe_of(
         "reward_fn=toy_judges:judge", "reward_model_weight=2", "reward_fn_weight=-0.5", "length_penalty=0.25",
         "length_penalty_start=3", "repetition_penalty=8", "repetition_n_grams=2",
@@ -88,7 +100,7 @@ def test_the_score_is_the_weighted_sum_of_its_parts(written: Any, monkeypatch: p
 
 
 def test_what_is_not_asked_for_is_no_part(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rewards_module, "load_scorer", lambda *_: lambda answers: torch.tensor([1.0]))
+    monkeypatch.setattr(rewards_module, "load_scorer", lambda *_: Judge(1.0))
     base: Any = SimpleNamespace(device=torch.device("cpu"))
     judges = Rewards(recipe_of(), base, SimpleNamespace(eos_token_id=EOS), None)  # type: ignore[arg-type]
     parts = judges.parts([Answer("q", "a", True)], [[EOS]])

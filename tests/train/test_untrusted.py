@@ -24,6 +24,7 @@ from stackllama_engine.contract.stages import Stage
 from stackllama_engine.train import checkpoint, hf_trainer, models
 from stackllama_engine.train.ppo import scorer
 from stackllama_engine.train.ppo.state import Trainables
+from stackllama_engine.train.restart import Restart
 
 CPU = torch.device("cpu")
 
@@ -138,7 +139,9 @@ def test_a_pickle_in_a_checkpoint_of_ppo_is_no_safetensors(tmp_path: Path, proof
     (tmp_path / "state.json").write_text('{"step": 1, "kl_coef": 0.1, "scheduler": {}, "before": {}}')
     poison(tmp_path / f"{name}.safetensors", proof)
     weight = torch.nn.Linear(1, 1, bias=False)
-    base: Any = SimpleNamespace(device="cpu", load_policy_state=lambda _: None, value_head=torch.nn.Module())
+    base: Any = SimpleNamespace(
+        device="cpu", has_critic=False, load_policy_state=lambda _: None, value_head=torch.nn.Module()
+    )
     trainables: Any = Trainables.__new__(Trainables)
     trainables.base, trainables.optimizer = base, torch.optim.AdamW(weight.parameters())
     with pytest.raises(Exception, match=r"(?i)header"):  # safetensors' own
@@ -173,7 +176,7 @@ def small_trainer(out: Path, steps: int) -> Trainer:
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
 def test_a_pickle_in_a_checkpoint_of_the_trainer(tmp_path: Path, proof: Path, name: str) -> None:
     """Replaced, the manifest says so; with a manifest made anew, the Trainer's own loading refuses it."""
-    small_trainer(tmp_path / "out", 1).train()
+    small_trainer(tmp_path / "out", 2).train()
     sealed = checkpoint.seal(tmp_path / "out" / "checkpoint-1", tmp_path, 1)
     assert checkpoint.problem(sealed) is None
     state = random.getstate()
@@ -185,8 +188,12 @@ def test_a_pickle_in_a_checkpoint_of_the_trainer(tmp_path: Path, proof: Path, na
     reporter: Any = SimpleNamespace(
         run=SimpleNamespace(checkpoints=tmp_path), is_main=True, health=lambda _: None, phase=lambda _: None
     )
+    requests = SimpleNamespace(signals=SimpleNamespace(loaded=lambda: None))
+    session: Any = SimpleNamespace(reporter=reporter, requests=requests, restarts=SimpleNamespace(now=Restart()))
+    recipe: Any = load_recipe(Stage.SFT, None, ["model_name_or_path=demo"])
+    trainer: Any = small_trainer(tmp_path / "more", 2)
     with pytest.raises(StageError, match="nothing of it was executed"):
-        hf_trainer.fit(small_trainer(tmp_path / "more", 2), SimpleNamespace(stopped=False), reporter)  # type: ignore[arg-type]
+        hf_trainer.fit(trainer, SimpleNamespace(stopped=False), recipe, session)  # type: ignore[arg-type]
     assert not proof.exists()
     random.setstate(state)
 

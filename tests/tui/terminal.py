@@ -25,7 +25,7 @@ COMMAND = (sys.executable, "-m", "stackllama_console")
 _UNSET = ("NO_COLOR", "COLUMNS", "LINES", "TEXTUAL", "TEXTUAL_DRIVER", "TMUX", "STY", "LC_ALL", "LC_CTYPE", "COLORTERM")
 _MODE = re.compile(rb"\x1b\[\?([0-9;]+)([hl])")
 _KITTY = re.compile(rb"\x1b\[([<>])[0-9]*u")
-_PATIENCE = 30.0
+_PATIENCE = 60.0
 
 PASTE, FOCUS, ALTERNATE, CURSOR, WRAP, RESIZES = 2004, 1004, 1049, 25, 7, 2048
 MOUSE = (1000, 1002, 1003, 1006, 1015, 1016)

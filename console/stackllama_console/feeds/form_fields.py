@@ -20,7 +20,8 @@ _SECTIONS: dict[str, str] = {
         max_train_samples max_eval_samples""",
     "Adapter": "use_peft lora_r lora_alpha lora_dropout lora_target_modules",
     "Optimisation": """optim learning_rate lr_scheduler_type warmup_steps max_steps num_train_epochs weight_decay
-        adam_beta1 adam_beta2 adam_epsilon max_grad_norm bf16 fp16 seed""",
+        adam_beta1 adam_beta2 adam_epsilon max_grad_norm max_skipped_steps max_rollbacks bf16 fp16
+        seed""",
     "Batch & length": """per_device_train_batch_size gradient_accumulation_steps num_mini_batches
         local_rollout_forward_batch_size per_device_eval_batch_size gradient_checkpointing max_length
         max_prompt_length packing packing_strategy""",
