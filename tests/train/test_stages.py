@@ -158,8 +158,6 @@ def test_ppo_continues_another_run(shared_home: Home, base: Path, sft_run: RunDi
     run = run_stage(shared_home, Stage.PPO, *PPO, *inputs, "max_steps=1", "lora_r=4")
     # the reference is the adapter it began with, asked in batches of another size
     assert abs(metrics(run)[0]["objective/kl"]) < 1e-5
-        abs(metrics(run)[0]["objective/kl"]) < 1e-5
-    )  # in batches of another size; the reference is the adapter it began with
     assert set(run.read_json("lineage.json")["parents"]) == {sft_run.id, reward_run.id}
 
 
