@@ -1,6 +1,7 @@
 """Run directories made by hand, and `main` called in this process with its output captured."""
 
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -46,6 +47,12 @@ PAYLOADS = [
 FORBIDDEN = {chr(code) for code in [*range(9), *range(11, 32), *range(127, 160)]} | set(
     "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 )
+
+
+@pytest.fixture(autouse=True, scope="session")
+def interruptible() -> None:
+    """Whoever starts tests in a shell's background has Ctrl-C ignored, and so would every command started here."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
