@@ -14,7 +14,7 @@ import torch
 from torch import distributed
 
 from ..contract import requests
-from ..contract.requests import Change
+from ..contract.requests import PAUSED, Change
 from ..contract.run_dir import RunDir
 from .report import Reporter
 from .signals import Signals, Stopped
@@ -171,7 +171,7 @@ def serve(asked: Requests, reporter: Reporter, step: int, service: Service) -> W
 def _pause(asked: Requests, reporter: Reporter, step: int) -> None:
     if not asked.paused:
         asked.paused = True
-        reporter.phase("paused")
+        reporter.phase(PAUSED)
         reporter.health(f"paused after step {step}; everything stays in memory, the GPU's too, until it is continued")
     asked.served("pause", step)
 
