@@ -153,7 +153,7 @@ def make_model(path: Path, shape: dict[str, int]) -> tuple[Path, Callable[[str, 
         "pad_token_id": tokenizer.pad_token_id, "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
     }  # fmt: skip
-    LlamaForCausalLM(LlamaConfig(**shape, **special)).to(torch.bfloat16).save_pretrained(path)
+    LlamaForCausalLM(LlamaConfig(**shape, **special)).bfloat16().save_pretrained(path)
     tokenizer.save_pretrained(path)
 
     def count(question: str, answer: str) -> int:

@@ -30,7 +30,9 @@ from stackllama_engine.train.ppo.prompts import Prompt  # noqa: E402
 from stackllama_engine.train.ppo.sampling import draw_noise  # noqa: E402
 from stackllama_engine.train.ppo.trainer import PPO  # noqa: E402
 from stackllama_engine.train.report import Reporter  # noqa: E402
+from stackllama_engine.train.restart import Restarts  # noqa: E402
 from stackllama_engine.train.session import Session  # noqa: E402
+from stackllama_engine.train.signals import Signals  # noqa: E402
 
 
 class Endless(PPO):
@@ -84,9 +86,10 @@ def main(folder: Path, batches: int, more: Sequence[str]) -> None:
         run.control.mkdir()
         set_seed(recipe.seed)
         reporter = Reporter(run, 1, is_main=True)
-        stage = Endless(recipe, Session(run, reporter, use_cpu=True))
+        signals = Signals()
+        stage = Endless(recipe, Session(run, reporter, signals, Restarts(run, 1, signals), use_cpu=True))
         metrics: list[dict[str, float]] = []
-        meter.run(lambda number: metrics.append(stage.step(number)), batches)
+        meter.run(lambda number: metrics.append(stage.step(number)[0]), batches)
     assert all(row["val/num_tokens"] == work.BATCH * work.RESPONSE for row in metrics)
     assert all(row["val/ratio_first"] == 1.0 for row in metrics)
     phases = {name: [row[f"time/{name}"] for row in metrics[1:]] for name in ("rollout", "score", "update")}

@@ -108,7 +108,7 @@ def main() -> None:
     options = parser.parse_args()
     sampler, step = Sampler(0.005), ppo_ours.Endless.step
 
-    def profiled(stage: ppo_ours.Endless, number: int) -> dict[str, float]:
+    def profiled(stage: ppo_ours.Endless, number: int) -> tuple[dict[str, float], str | None]:
         if number:
             sampler.start()
         began = time.perf_counter()
