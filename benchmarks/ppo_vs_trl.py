@@ -7,8 +7,9 @@
 What is done is in ``ppo_work.py``. In every round each side runs once, in another order each time: a batch to warm up,
 then the batches that count. Printed are medians over all of them, and ours in relation to each. Threads sleep while
 they wait for each other rather than spin (the same for all sides), so that on a machine that others use as well the
-processor seconds count work; *seconds* are by the clock and hold only on a quiet one. *Peak* is the whole process's
-largest resident set; *above the libraries* is without what it was before the first model was loaded.
+processor seconds count work; *seconds* are by the clock and hold only on a quiet one. Ours has the memory settings that
+every run on a CPU is launched with (``CPU_MEMORY``). *Peak* is the whole process's largest resident set; *above the
+libraries* is without what it was before the first model was loaded.
 """
 
 import argparse
@@ -25,6 +26,10 @@ from typing import Any
 import ppo_work as work
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent / "engine"))
+
+from stackllama_engine.launch.argv import CPU_MEMORY  # noqa: E402
+
 ENVIRONMENTS = {
     "trl-0.11.4": ["trl==0.11.4", "transformers==4.45.2", "peft==0.13.2", "accelerate==1.0.1", "numpy<2",
                    "pyarrow<19", "datasets<3.3", "rich"],
@@ -108,6 +113,8 @@ def call(arguments: list[Any]) -> dict[str, Any]:
         SystemExit: it failed; its last words are shown.
     """
     environment = os.environ | {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0", "PYTHONPATH": str(HERE)}
+    if HERE / "ppo_ours.py" in arguments:
+        environment |= CPU_MEMORY
     done = subprocess.run([str(part) for part in arguments], capture_output=True, text=True, env=environment)
     lines = done.stdout.strip().splitlines()
     if done.returncode:

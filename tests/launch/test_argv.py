@@ -14,7 +14,14 @@ from stackllama_engine.contract.recipe import AnyRecipe, SFTRecipe
 from stackllama_engine.contract.recipe_io import build_recipe
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch import argv, gpus, machine
-from stackllama_engine.launch.argv import ACCELERATE_FILE, Command, build_command, inherited_environment, source_path
+from stackllama_engine.launch.argv import (
+    ACCELERATE_FILE,
+    CPU_MEMORY,
+    Command,
+    build_command,
+    inherited_environment,
+    source_path,
+)
 from stackllama_engine.launch.machine import resolve_machine
 
 RUN = Path("/home/me/my runs; $(id)/runs/r1")
@@ -62,6 +69,14 @@ def test_one_process_on_the_cpu() -> None:
     assert built.environment["STACKLLAMA_WORLD_SIZE"] == "1"
     assert built.environment["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] == "1"
     assert "CUDA_VISIBLE_DEVICES" not in built.environment
+
+
+def test_memory_is_kept_on_the_cpu_unless_the_person_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert command([]).environment.items() >= CPU_MEMORY.items()
+    assert not command(["0"]).environment.keys() & CPU_MEMORY.keys()
+    name = "MALLOC_TRIM_THRESHOLD_"
+    monkeypatch.setenv(name, "1")
+    assert command([]).environment.keys() & CPU_MEMORY.keys() == CPU_MEMORY.keys() - {name}
 
 
 def test_two_processes_on_the_cpu_need_multi_gpu_and_never_cpu() -> None:

@@ -15,7 +15,7 @@ Head = Literal["tiled", "plain", "chunked", "score"]
 TILE_TOKENS = 4096
 TILE_VOCABULARY = 32768
 CHUNKS = 8
-CHUNK_TOKENS = 256
+CHUNK_TOKENS = 128
 """As in ``train/ppo/head.py``."""
 
 
@@ -83,20 +83,21 @@ def plain(vocabulary: int, tokens: int, width: int, *, kept: bool = False) -> in
     return (12 + outputs) * vocabulary * tokens
 
 
-def chunk(vocabulary: int, tokens: int) -> int:
-    """What ``train/ppo/head.py`` holds of a few hundred tokens: their logarithms, their probabilities and the product
-    of both, in float32."""
-    return 12 * vocabulary * min(tokens, CHUNK_TOKENS)
+def chunk(arch: Architecture, precision: Precision, tokens: int) -> int:
+    """What ``train/ppo/head.py`` holds of a hundred tokens: logarithms and probabilities in float32, and the logits of
+    a narrower head."""
+    narrow = precision.head if precision.head < 4 else 0
+    return (8 + narrow) * arch.vocab * min(tokens, CHUNK_TOKENS)
 
 
 def update(arch: Architecture, precision: Precision, tokens: int, *, directions: int) -> int:
     """PPO's log-probabilities with gradients: of each token the hidden state as the head takes it and a float32 vector
-    a direction; beside them the last chunk, or all vectors twice while they are put together, or the gradient."""
+    a direction; beside them a chunk, or the gradient."""
     hidden = 4 * arch.hidden * tokens
     taken = precision.head * arch.hidden * tokens
     kept = directions * hidden
     backward = hidden + (taken if precision.head < 4 else 0)
-    return max(taken + kept + chunk(arch.vocab, tokens), taken + 2 * kept, kept + backward)
+    return max(taken + kept + chunk(arch, precision, tokens), kept + backward)
 
 
 def narrowed(arch: Architecture, precision: Precision) -> int:
@@ -107,7 +108,7 @@ def narrowed(arch: Architecture, precision: Precision) -> int:
 def scoring(arch: Architecture, precision: Precision, tokens: int) -> int:
     """PPO's log-probabilities without gradients: the states as the head takes them, its narrow copy, and a chunk."""
     taken = precision.head * arch.hidden * tokens
-    return taken + narrowed(arch, precision) + chunk(arch.vocab, tokens)
+    return taken + narrowed(arch, precision) + chunk(arch, precision, tokens)
 
 
 def sampling(arch: Architecture, precision: Precision, rows: int) -> int:

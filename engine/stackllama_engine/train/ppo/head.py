@@ -1,4 +1,4 @@
-"""Log-probabilities of chosen tokens under a frozen head, a few hundred tokens at a time.
+"""Log-probabilities of chosen tokens under a frozen head, a hundred tokens at a time.
 
 The float32 logits of a whole batch never exist: neither in the forward pass nor, as usual, again in the backward
 pass. With ``z = W h / τ`` and ``p = softmax(z)``
@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-CHUNK = 256
-"""Tokens whose logits exist at a time; two float32 arrays of ``[CHUNK, V]``."""
+CHUNK = 128
+"""Tokens whose logits exist at a time; two float32 arrays of ``[CHUNK, V]``, and a third in the head's own type where
+that is narrower. They are filled again for every chunk: on a CPU, fresh memory costs more than the work on it."""
 
 
 class Chosen(NamedTuple):
@@ -50,12 +50,18 @@ class _Chosen(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor, temperature: float, entropy: bool
     ) -> tuple[Tensor, Tensor]:
+        count = len(tokens)
         directions = 1 + entropy if ctx.needs_input_grad[0] else 0
-        parts = [
-            _chunk(states, weight, bias, chosen_tokens, temperature, directions)
-            for states, chosen_tokens in zip(hidden.split(CHUNK), tokens.split(CHUNK), strict=True)
-        ]
-        logprobs, entropies, *kept = (torch.cat(columns) for columns in zip(*parts, strict=True))
+        logprobs, entropies = hidden.new_empty(2, count, dtype=torch.float32).unbind()
+        kept = [hidden.new_empty(hidden.shape, dtype=torch.float32) for _ in range(directions)]
+        logits = hidden.new_empty(min(CHUNK, count), len(weight))
+        arrays = (logits, *(torch.empty_like(logits, dtype=torch.float32) for _ in range(1 + (logits.itemsize < 4))))
+        for start in range(0, count, CHUNK):
+            part = slice(start, min(start + CHUNK, count))
+            room = [array[: part.stop - start] for array in arrays]
+            found = _chunk(hidden[part], weight, bias, tokens[part], temperature, directions, room)
+            for column, values in zip((logprobs, entropies, *kept), found, strict=True):
+                column[part] = values
         ctx.save_for_backward(*kept)
         ctx.dtype = hidden.dtype
         if directions < 2:
@@ -73,20 +79,48 @@ class _Chosen(torch.autograd.Function):
 
 
 def _chunk(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor, temperature: float, directions: int
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    tokens: Tensor,
+    temperature: float,
+    directions: int,
+    room: list[Tensor],
 ) -> tuple[Tensor, ...]:
-    """Log-probabilities, entropies ``[n]``, and the directions asked for, float32 ``[n, H]`` each."""
-    logs = functional.linear(hidden, weight, bias).float()
+    """Log-probabilities, entropies ``[n]``, and the directions asked for, float32 ``[n, H]`` each.
+
+    Args:
+        room: written over, ``[n, V]`` each: in the head's type, then in float32 (the last two, of two or three).
+    """
+    logits, (logs, shares) = room[0], room[-2:]
+    torch.mm(hidden, weight.T, out=logits)
+    if bias is not None:
+        logits.add_(bias)
+    if logits is not logs:
+        logs.copy_(logits)
     if temperature != 1.0:
-        logs = logs.div_(temperature)
-    logs = logs.sub_(logs.logsumexp(-1, keepdim=True))
-    logprobs = logs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
-    shares = logs.exp()
-    entropies = -torch.linalg.vecdot(shares, logs)
+        logs.div_(temperature)
+    logs.sub_(logs.amax(-1, keepdim=True))
+    said = logs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+    torch.exp(logs, out=shares)
+    total = shares.sum(-1)
+    normaliser = total.log()
+    entropies = normaliser - logs.mul_(shares).sum(-1) / total
     kept: list[Tensor] = []
     if directions:
-        kept.append((weight[tokens].float() - (shares.to(weight.dtype) @ weight).float()) / temperature)
-    if directions > 1:
-        surprise = logs.add_(entropies.unsqueeze(-1)).mul_(shares)
-        kept.append((surprise.to(weight.dtype) @ weight).float() / -temperature)
-    return logprobs, entropies, *kept
+        kept.append((weight[tokens].float() - _mean(shares, weight, logits, total)) / temperature)
+    if directions > 1:  # p ⊙ (log p + H), times the total
+        surprise = logs.addcmul_(shares, (entropies - normaliser).unsqueeze(-1))
+        kept.append(_mean(surprise, weight, logits, total) / -temperature)
+    return said - normaliser, entropies, *kept
+
+
+def _mean(shares: Tensor, weight: Tensor, narrow: Tensor, total: Tensor) -> Tensor:
+    """Rows of the head, ``[V, H]``, weighted with ``shares / total``, ``[n, V]`` and ``[n]``; float32 ``[n, H]``.
+
+    Args:
+        narrow: room for the shares in the head's type, unless that is float32.
+    """
+    if weight.dtype != shares.dtype:
+        shares = narrow.copy_(shares)
+    return (shares @ weight).float() / total.unsqueeze(-1)

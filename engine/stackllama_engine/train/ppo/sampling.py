@@ -136,7 +136,8 @@ def pick(logits: Tensor, uniforms: Tensor) -> Tensor:
     Returns:
         Token ids ``[B]``.
     """
-    cumulative = torch.softmax(logits, -1).double().cumsum(-1)
+    shares = (logits - logits.amax(-1, keepdim=True)).exp_()
+    cumulative = shares.cumsum(-1, dtype=torch.float64)
     # the rounding of the sum must not make the last token win
     threshold = (uniforms * cumulative[:, -1]).unsqueeze(-1)
     return torch.searchsorted(cumulative, threshold, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)
