@@ -169,6 +169,19 @@ def test_rough_figures_say_so(llama_7b: Architecture) -> None:
     assert on_gpu(unknown, Stage.SFT).rough == "unknown architecture"
 
 
+def test_vllm_takes_its_share_of_the_card_while_it_samples(llama_7b: Architecture) -> None:
+    keys = {"load_in_8bit": False, "dtype": "bfloat16", "use_vllm": True, "vllm_gpu_memory_utilization": 0.4}
+    ours, theirs = recipe(Stage.PPO, **(keys | {"use_vllm": False})), recipe(Stage.PPO, **keys)
+    card = 80 << 30
+    before, found = (estimate(one, llama_7b, on_gpu=True, device_bytes=card) for one in (ours, theirs))
+    rollout = {part.name: part.bytes for part in found.phases[0].components}
+    assert rollout["vLLM's share"] == round(0.4 * card) and "kv cache" not in rollout
+    assert before.phases[1:] == found.phases[1:]  # asleep it holds nothing that could be counted
+    assert before.rough is None and "context, CUDA graphs" in (found.rough or "")
+    assert "not known" in (estimate(theirs, llama_7b, on_gpu=True).rough or "")
+    assert "no room for the weights" in (estimate(theirs, llama_7b, on_gpu=True, device_bytes=24 << 30).rough or "")
+
+
 def test_the_demo_fits_any_machine() -> None:
     arch = read_architecture(DEMO_BASE)
     keys = {"load_in_8bit": False, "max_length": 256}

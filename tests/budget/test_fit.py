@@ -128,6 +128,14 @@ def test_what_is_rounded_less_is_proposed_first(llama_7b: Architecture) -> None:
     assert next(one for one in wide if "optim" in one.changes).changes == {"optim": "adamw_8bit"}
 
 
+def test_sampling_without_vllm_is_proposed_where_its_share_is_too_much(llama_7b: Architecture) -> None:
+    keys = {"load_in_8bit": False, "dtype": "bfloat16", "use_vllm": True, "vllm_gpu_memory_utilization": 0.5}
+    found = suggestions(recipe(Stage.PPO, **keys), llama_7b, 20 * GIB, card=40 * GIB)  # half of it is taken
+    one = next(one for one in found if "use_vllm" in one.changes)
+    assert one.changes == {"use_vllm": False} and one.fits == "yes"
+    assert one.saving > 15 * GIB  # of the 20 that vLLM takes of the whole card; then our own cache counts
+
+
 def test_measurements_change_what_is_proposed(llama_7b: Architecture) -> None:
     asked = recipe(Stage.SFT)
     device = estimate(asked, llama_7b, on_gpu=True).device[1]

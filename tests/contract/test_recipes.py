@@ -299,6 +299,33 @@ def test_a_response_without_end_is_penalised_or_replaced_not_both() -> None:
     assert "`missing_eos_penalty` and `missing_eos_reward` are both set" in message
 
 
+VLLM = ("model_name_or_path=gpt2", "reward_model_path=r", "use_vllm=true", "load_in_8bit=false", "dtype=bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("keys", "named"),
+    [
+        (["use_cpu=true"], "`use_cpu: true` uses none"),
+        (["load_in_8bit=true"], "a base in 8 bits"),
+        (["load_in_4bit=true"], "a base in 4 bits"),
+        (["model_name_or_path=base.gguf"], "a .gguf base"),
+        (["dtype=float32"], "`dtype: bfloat16`"),
+        (["lora_r=513"], "up to rank 512"),
+        (["temperature=0.001"], "`temperature` of 0.01 or more"),
+    ],
+)
+def test_what_vllm_cannot_sample_from_is_refused_with_a_way_out(keys: list[str], named: str) -> None:
+    assert load_recipe(Stage.PPO, None, VLLM).use_vllm  # type: ignore[union-attr]
+    message = refusal(Stage.PPO, None, *VLLM, *keys)
+    assert "`use_vllm: true`" in message and named in message
+    load_recipe(Stage.PPO, None, [*VLLM, *keys, "use_vllm=false"])
+
+
+@pytest.mark.parametrize("value", ["0", "1"])
+def test_vllm_takes_neither_nothing_nor_everything(value: str) -> None:
+    assert "`vllm_gpu_memory_utilization" in refusal(Stage.PPO, None, *VLLM, f"vllm_gpu_memory_utilization={value}")
+
+
 @pytest.mark.parametrize(
     "key",
     [

@@ -256,3 +256,16 @@ def test_commit_is_read_without_touching_the_repository(tmp_path: Path, monkeypa
     assert (tmp_path / ".git" / "index").read_bytes() == before, "the index was rewritten: a lock was taken"
     (package / "__init__.py").write_text("changed = True\n")
     assert machine.git_commit() == f"{head}+"
+
+
+def test_vllm_needs_its_package_and_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = {"reward_fn": "a:b", "load_in_8bit": False, "dtype": "bfloat16", "use_vllm": True}
+    recipe = build_recipe(Stage.PPO, {"model_name_or_path": "gpt2", **keys})
+    there = machine._installed
+    monkeypatch.setattr(machine, "_installed", lambda name: name != "vllm" and there(name))
+    with pytest.raises(RefusedError, match=r"pip install 'stackllama-console\[vllm\]'"):
+        resolve_machine(recipe, ["0"])
+    monkeypatch.setattr(machine, "_installed", lambda name: name == "vllm" or there(name))
+    assert resolve_machine(recipe, ["0"]).num_processes == 1  # type: ignore[union-attr]
+    with pytest.raises(RecipeError, match="`use_vllm: true` needs a GPU"):
+        resolve_machine(recipe, [])

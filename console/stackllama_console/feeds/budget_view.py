@@ -242,7 +242,8 @@ def _part(
     on_gpu = bool(gpus) and not recipe.use_cpu
     processes = recipe.num_processes or (len(gpus) if on_gpu else 1)
     memories = tuple(gpus[:processes]) if on_gpu else (ram,) if ram else ()
-    found = estimate(recipe, architecture, gpus=processes, on_gpu=on_gpu, reward=reward)
+    card = min((one.total for one in memories), default=None)
+    found = estimate(recipe, architecture, gpus=processes, on_gpu=on_gpu, reward=reward, device_bytes=card)
     told = None
     if calibration:
         found, told = calibration.narrow(found, recipe, gpus=processes, on_gpu=on_gpu)
@@ -293,7 +294,7 @@ def _suggestions(worst: _Part, architecture: Architecture, reward: Architecture 
         return []
     found = fit.suggestions(
         worst.recipe, architecture, worst.room, gpus=worst.processes, on_gpu=worst.on_gpu, reward=reward,
-        adjust=worst.adjust,
+        adjust=worst.adjust, card=worst.empty,
     )  # fmt: skip
     found.sort(key=lambda one: one.fits != "yes")  # where only several changes together are enough, they come first
     return found
@@ -330,5 +331,7 @@ def _together(
             continue
         assert not isinstance(tried, PipelineRecipe)
         changed, taken = tried, more
-    after = estimate(changed, architecture, gpus=worst.processes, on_gpu=worst.on_gpu, reward=reward)
+    after = estimate(
+        changed, architecture, gpus=worst.processes, on_gpu=worst.on_gpu, reward=reward, device_bytes=worst.empty
+    )
     return fit.fits(worst.adjust(changed, after), worst.room)

@@ -35,7 +35,7 @@ _SECTIONS: dict[str, str] = {
     "Checkpoints & reports": """logging_steps eval_steps save_steps save_total_limit
         metric_for_best_model greater_is_better keep_every_steps report_to
         num_sample_generations""",
-    "Machine": "num_processes use_cpu",
+    "Machine": "num_processes use_cpu use_vllm vllm_gpu_memory_utilization",
 }
 OTHER = "Other"
 _PLACE = {

@@ -74,7 +74,9 @@ def make_plan(
     if shard:
         return _sharded(recipe, architecture, place, shard)
     reward, note = reward_architecture(home, recipe) if isinstance(recipe, PPORecipe) else (None, None)
-    found = estimate(recipe, architecture, gpus=place.gpus, on_gpu=place.on_gpu, reward=reward)
+    found = estimate(
+        recipe, architecture, gpus=place.gpus, on_gpu=place.on_gpu, reward=reward, device_bytes=place.bytes
+    )
     if note:
         found = msgspec.structs.replace(found, rough="; ".join(part for part in (found.rough, note) if part))
 

@@ -39,7 +39,13 @@ class Estimate(Struct, frozen=True, kw_only=True):
 
 
 def estimate(
-    recipe: EstimatedRecipe, arch: Architecture, *, gpus: int = 1, on_gpu: bool, reward: Architecture | None = None
+    recipe: EstimatedRecipe,
+    arch: Architecture,
+    *,
+    gpus: int = 1,
+    on_gpu: bool,
+    reward: Architecture | None = None,
+    device_bytes: int | None = None,
 ) -> Estimate:
     """The peak of each phase, on one of ``gpus`` devices.
 
@@ -49,16 +55,22 @@ def estimate(
         gpus: processes; each holds everything, gradients are averaged.
         on_gpu: on a GPU, or in a CPU's main memory.
         reward: PPO with a reward model of its own; None: an adapter on the policy's base, or no reward model.
+        device_bytes: all memory of the device, of which vLLM takes a share; None: nobody knows.
     """
+    rough = arch.rough
     match recipe:
         case SFTRecipe() | RewardRecipe():
             found = training.phases(workload(recipe, arch, gpus=gpus, on_gpu=on_gpu))
         case PPORecipe():
-            found = _ppo(recipe, arch, on_gpu, reward)
+            share = _vllm_share(recipe, device_bytes)
+            found = _ppo(recipe, arch, on_gpu, reward, share)
+            if share is not None:
+                least = weights.base(arch, precision_of(recipe, arch))
+                rough = "; ".join(filter(None, (rough, _vllm_note(recipe, share, least))))
         case MergeRecipe():
             chosen = adapter.targets(arch, None)
             found = merging.phases(arch, adapter.parameters(chosen, 16, arch.layers), DTYPE_BYTES[recipe.dtype])
-    return summed(found, arch, gpus=gpus, on_gpu=on_gpu)
+    return msgspec.structs.replace(summed(found, arch, gpus=gpus, on_gpu=on_gpu), rough=rough)
 
 
 def estimate_sharded(
@@ -139,7 +151,10 @@ def workload(recipe: SFTRecipe | RewardRecipe, arch: Architecture, *, gpus: int,
     )
 
 
-def _ppo(recipe: PPORecipe, arch: Architecture, on_gpu: bool, reward: Architecture | None) -> list[PhaseEstimate]:
+def _ppo(
+    recipe: PPORecipe, arch: Architecture, on_gpu: bool, reward: Architecture | None, share: int | None
+) -> list[PhaseEstimate]:
+    """``share``: of vLLM, in bytes; None: it does not sample."""
     precision = precision_of(recipe, arch)
     prompt, response = max(1, recipe.max_prompt_length - 1), recipe.output_max_length - 1  # both bounds are open
     length = prompt + response
@@ -194,11 +209,26 @@ def _ppo(recipe: PPORecipe, arch: Architecture, on_gpu: bool, reward: Architectu
     update = max(moments, key=lambda moment: moment.bytes)
     more = [Component("reward model", reward_bytes)] if reward_bytes else []
     more.append(Component("rollout record", record))
+    own = sampling.rollout(arch, mode, standing, rows, prompt, response)
     return [
-        sampling.rollout(arch, mode, standing, rows, prompt, response),
+        own if share is None else sampling.vllm_rollout(standing, share),
         sampling.score(arch, mode, standing, rows, length, response, judge),
         PhaseEstimate("update", (*update.components, *more)),
     ]
+
+
+def _vllm_share(recipe: PPORecipe, device_bytes: int | None) -> int | None:
+    """Bytes that vLLM takes while it samples, 0 where the card is unknown; None: it does not sample."""
+    return round(recipe.vllm_gpu_memory_utilization * (device_bytes or 0)) if recipe.use_vllm else None
+
+
+def _vllm_note(recipe: PPORecipe, share: int, base_weights: int) -> str:
+    """What the share does not say. vLLM's weights are as wide as ours: it samples from no quantised base."""
+    if not share:
+        return "vLLM's share is that of a card that is not known, and not counted"
+    if share <= base_weights:
+        return "vLLM's share has no room for the weights: raise `vllm_gpu_memory_utilization`"
+    return "vLLM holds its share while it samples; what it keeps asleep (context, CUDA graphs) is not counted"
 
 
 def _mode(

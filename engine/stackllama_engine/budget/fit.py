@@ -64,6 +64,7 @@ def suggestions(
     on_gpu: bool = True,
     reward: Architecture | None = None,
     adjust: Adjust | None = None,
+    card: int | None = None,
 ) -> list[Suggestion]:
     """Changes that save memory: those that make it fit first, among them the cheapest first.
 
@@ -77,11 +78,12 @@ def suggestions(
         on_gpu: likewise.
         reward: likewise.
         adjust: what earlier runs know about an estimate; None: the formula alone.
+        card: all memory of the device where ``device_bytes`` are those that are free.
     """
     if isinstance(recipe, MergeRecipe):  # it holds the model in float32, and nothing else
         return []
 
-    workplace = _Workplace(arch, device_bytes, gpus, on_gpu, reward, adjust)
+    workplace = _Workplace(arch, device_bytes, gpus, on_gpu, reward, adjust, card or device_bytes)
     before = workplace.measure(recipe)
     ladders = enumerate(_ladders(recipe, on_gpu))
     best = [(rank, workplace.best_of(options, recipe, before)) for rank, options in ladders]
@@ -103,10 +105,13 @@ class _Workplace(Struct, frozen=True):
     on_gpu: bool
     reward: Architecture | None
     adjust: Adjust | None
+    card: int
 
     def measure(self, recipe: TrainRecipe) -> Estimate:
         assert isinstance(recipe, SFTRecipe | RewardRecipe | PPORecipe)
-        found = estimate(recipe, self.arch, gpus=self.gpus, on_gpu=self.on_gpu, reward=self.reward)
+        found = estimate(
+            recipe, self.arch, gpus=self.gpus, on_gpu=self.on_gpu, reward=self.reward, device_bytes=self.card
+        )
         return self.adjust(recipe, found) if self.adjust else found
 
     def best_of(self, options: list[_Change], recipe: TrainRecipe, before: Estimate) -> Suggestion | None:
@@ -173,6 +178,8 @@ def _ladders(recipe: TrainRecipe, on_gpu: bool) -> Iterator[list[_Change]]:
     """Kinds of change, the cheapest first; of each the mildest step first."""
     yield _smaller_batches(recipe)
     yield _rollout_batches(recipe)
+    if isinstance(recipe, PPORecipe) and recipe.use_vllm:
+        yield [_Change("sampling without vLLM", {"use_vllm": False}, "sampling takes longer")]
     if not recipe.bf16 and not recipe.fp16:
         yield [_Change("bf16 autocast", {"bf16": True}, "none on a GPU that computes in bfloat16")]
     yield _optimizers(recipe, on_gpu)

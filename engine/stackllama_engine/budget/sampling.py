@@ -8,7 +8,7 @@ from msgspec import Struct
 from . import activations, head
 from .activations import LayerMode
 from .architecture import Architecture
-from .parts import PhaseEstimate, phase
+from .parts import Component, PhaseEstimate, phase
 
 
 class Standing(Struct, frozen=True, kw_only=True):
@@ -45,6 +45,12 @@ def rollout(
         "rollout", **_standing(standing, record=False), kv_cache=cache,
         temporaries=max(last, prefill + standing.narrowed),
     )  # fmt: skip
+
+
+def vllm_rollout(standing: Standing, share: int) -> PhaseEstimate:
+    """Sampling by vLLM, which holds its weights and its cache in a share of the card that is fixed beforehand."""
+    ours = phase("rollout", **_standing(standing, record=False))
+    return PhaseEstimate("rollout", (*ours.components, Component("vLLM's share", share)))
 
 
 def score(

@@ -27,11 +27,16 @@ _OPTIM = (
     "move to the host when the GPU is full; `adafactor` keeps sums over rows and columns (arXiv:1804.04235)."
 )
 _STACKLLAMA = "https://huggingface.co/blog/stackllama"
+_TRL_VLLM = "https://huggingface.co/docs/trl/vllm_integration"
 _N_DETAILS = "https://huggingface.co/blog/the_n_implementation_details_of_rlhf_with_ppo"
 FUNCTION = re.compile(r"(?P<module>[^\W\d]\w*(\.[^\W\d]\w*)*):(?P<name>[^\W\d]\w*)")
 """``package.module:function``."""
 REWARD_ARGUMENTS = frozenset({"questions", "responses"})
 """The keywords that a ``reward_fn`` is called with, a list of texts each."""
+VLLM_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""Ranks that vLLM can make room for (its ``config/lora.py``)."""
+VLLM_LEAST_TEMPERATURE = 0.01
+"""vLLM raises what is lower to this (its ``sampling_params.py``)."""
 
 
 def _help(text: str, **bounds: Any) -> Meta:
@@ -306,6 +311,13 @@ class PPORecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         float,
         _help(f"Sampling temperature; also divides the logits of every log-probability ({_N_DETAILS}).", gt=0),
     ] = 1.0
+    use_vllm: Annotated[bool, _help(f"Sample with vLLM on the GPU that trains: the extra `[vllm]` ({_TRL_VLLM}).")] = (
+        False
+    )
+    vllm_gpu_memory_utilization: Annotated[
+        float, _help(f"Share of the GPU that vLLM takes while it samples, its own weights included ({_TRL_VLLM}).",
+                     gt=0, lt=1)
+    ] = 0.3  # fmt: skip
     missing_eos_penalty: Annotated[
         NotNegative | None,
         _help("Subtract this from the score of a response that never ended (arXiv:2403.17031, the EOS trick)."),
@@ -414,6 +426,35 @@ class PPORecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             raise ValueError(
                 f"`output_min_length` ({self.output_min_length}) must be below "
                 f"`output_max_length` ({self.output_max_length}); the length is drawn from [min, max)."
+            )
+        if self.use_vllm:
+            self._check_vllm()
+
+    def _check_vllm(self) -> None:
+        """What vLLM cannot sample from, as the policy that is trained."""
+        if self.use_cpu:
+            raise ValueError("`use_vllm: true` needs a GPU, and `use_cpu: true` uses none; set one of them to false.")
+        if self.quantised or self.model_name_or_path.endswith(".gguf"):
+            base = "a .gguf base" if not self.quantised else f"a base in {8 if self.load_in_8bit else 4} bits"
+            raise ValueError(
+                f"`use_vllm: true` cannot sample from {base}, which vLLM would not read as this engine does; use "
+                "safetensors with `load_in_8bit: false`, `load_in_4bit: false` and `dtype: bfloat16`, or "
+                "`use_vllm: false`."
+            )
+        if self.dtype == "float32":
+            raise ValueError(
+                "`use_vllm: true` needs weights in 16 bits, which is all that vLLM applies LoRA to; use "
+                "`dtype: bfloat16`, or `use_vllm: false`."
+            )
+        if self.lora_r > VLLM_LORA_RANKS[-1]:
+            raise ValueError(
+                f"`use_vllm: true` takes adapters up to rank {VLLM_LORA_RANKS[-1]}, and `lora_r` is {self.lora_r}; "
+                "lower it, or use `use_vllm: false`."
+            )
+        if self.temperature < VLLM_LEAST_TEMPERATURE:
+            raise ValueError(
+                f"`use_vllm: true` samples at a `temperature` of {VLLM_LEAST_TEMPERATURE} or more, not at "
+                f"{self.temperature:g}; raise it, or use `use_vllm: false`."
             )
 
     @property

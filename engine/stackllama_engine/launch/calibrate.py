@@ -7,6 +7,7 @@ from pathlib import Path
 from ..budget.calibration import Calibration, Kind, Row, add_row, measured_interval, method_of, read_rows
 from ..contract.events import EventReader
 from ..contract.history import History, fold
+from ..contract.recipe import PPORecipe
 from ..contract.run_dir import RunDir, State
 from .expected import expected
 from .gpus import first_card
@@ -29,6 +30,8 @@ def add_finished(run: RunDir, state: State) -> None:
     known = expected(run, state.stage) if any(phase in history.memory_by_phase for phase in _TRAINS) else None
     measured = _measured(history, on_gpu=known.on_gpu) if known else None
     if known is None or measured is None:
+        return
+    if isinstance(known.recipe, PPORecipe) and known.recipe.use_vllm:  # torch's figures are not vLLM's
         return
     launch = run.read_launch()
     found = known.estimate

@@ -14,6 +14,7 @@ from ..contract.recipe import PPORecipe, RewardRecipe, SFTRecipe
 from ..contract.recipe_io import load_recipe
 from ..contract.run_dir import RunDir
 from ..contract.stages import TRAINING_STAGES, Stage
+from .gpus import first_card
 from .hub_cache import cached_model
 
 TrainedRecipe = SFTRecipe | RewardRecipe | PPORecipe
@@ -50,13 +51,16 @@ def expected(run: RunDir, stage: Stage) -> Expected | None:
     gpus = recipe.num_processes or 1
     architecture = read_architecture(files)
     reward = _own_reward(recipe, files) if isinstance(recipe, PPORecipe) else None
+    card = first_card() if on_gpu and isinstance(recipe, PPORecipe) and recipe.use_vllm else None
     return Expected(
         recipe=recipe,
         architecture=architecture,
         reward=reward,
         gpus=gpus,
         on_gpu=on_gpu,
-        estimate=estimate(recipe, architecture, gpus=gpus, on_gpu=on_gpu, reward=reward),
+        estimate=estimate(
+            recipe, architecture, gpus=gpus, on_gpu=on_gpu, reward=reward, device_bytes=card.memory if card else None
+        ),
     )
 
 

@@ -11,12 +11,12 @@ import msgspec
 import stackllama_engine
 
 from ..contract.errors import RecipeError, RefusedError
-from ..contract.recipe import AnyRecipe, MergeRecipe, PipelineRecipe, TrainRecipe
+from ..contract.recipe import AnyRecipe, MergeRecipe, PipelineRecipe, PPORecipe, TrainRecipe
 from ..contract.stages import TRAINING_STAGES, Stage
 from .sections import map_sections
 
 _NEEDED = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
-_DISTRIBUTIONS = ("stackllama-console", *_NEEDED, "bitsandbytes", "gguf", "msgspec")
+_DISTRIBUTIONS = ("stackllama-console", *_NEEDED, "bitsandbytes", "gguf", "vllm", "msgspec")
 _REPORTERS = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",), "trackio": ("trackio",)}
 
 
@@ -28,8 +28,8 @@ def resolve_machine(recipe: AnyRecipe, gpus: list[str]) -> AnyRecipe:
         gpus: the visible GPUs.
 
     Raises:
-        RefusedError: training packages are missing, or more processes are asked for than there are GPUs.
-        RecipeError: a reporter's package is missing, or a precision that a CPU does not have.
+        RefusedError: training packages or vLLM are missing, or more processes are asked for than there are GPUs.
+        RecipeError: a reporter's package is missing, or something that a CPU does not have.
     """
     if isinstance(recipe, PipelineRecipe):
         return map_sections(recipe, lambda section: resolve_machine(section, gpus), (*TRAINING_STAGES, Stage.MERGE))
@@ -43,6 +43,10 @@ def resolve_machine(recipe: AnyRecipe, gpus: list[str]) -> AnyRecipe:
         raise RecipeError(
             f"recipe: `optim: {recipe.optim}` pages to and from a GPU and this run is on the CPU; "
             "use `optim: adamw_8bit`, or `adamw_torch_fused`."
+        )
+    if isinstance(recipe, PPORecipe) and recipe.use_vllm and on_cpu:
+        raise RecipeError(
+            "recipe: `use_vllm: true` needs a GPU and this run is on the CPU; leave it out, or set `use_vllm: false`."
         )
     processes = recipe.num_processes or (1 if on_cpu else len(gpus))
     if processes > max(1, len(gpus)) and not recipe.use_cpu:
@@ -97,6 +101,11 @@ def _check_packages(recipe: TrainRecipe | MergeRecipe) -> None:
     if missing:
         raise RefusedError(
             f"Training needs {', '.join(missing)}, not installed here: `pip install 'stackllama-console[train]'`."
+        )
+    if isinstance(recipe, PPORecipe) and recipe.use_vllm and not _installed("vllm"):
+        raise RefusedError(
+            "`use_vllm: true` needs vllm, not installed here: `pip install 'stackllama-console[vllm]'`, "
+            "or set `use_vllm: false`."
         )
 
 

@@ -123,7 +123,7 @@ class Requests:
     def _any(self, values: list[float]) -> list[float]:
         """The largest of each over all ranks; none is negative."""
         agreed = torch.tensor(values, device=self._device, dtype=torch.float64)
-        if distributed.is_available() and distributed.is_initialized():
+        if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
             distributed.all_reduce(agreed, op=distributed.ReduceOp.MAX)
         return agreed.tolist()
 

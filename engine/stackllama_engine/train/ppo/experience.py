@@ -20,9 +20,13 @@ from .rollout import Rollout, pad_tokens, policy_outputs
 from .sampling import Noise, sample
 from .scorer import Answer
 from .shared_base import SharedBase
+from .vllm_sampler import VllmSampler
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+Sampler = Callable[[Sequence[Sequence[int]], Sequence[Noise], int], list[list[int]]]
+"""Prompts, their noise and the end token → responses."""
 
 
 class Experience:
@@ -53,15 +57,20 @@ class Experience:
         self._fit = fit
         self._leave: Callable[[], None] = session.requests.leave_early
         self._reduce = session.reduce
+        self._sample: Sampler = VllmSampler(recipe, session, base) if recipe.use_vllm else self._sample_here
 
     def respond(self, prompts: Sequence[Prompt], noise: Sequence[Noise], eos: int) -> list[list[int]]:
         """1 sample: a response a prompt.
 
         Raises:
             LeftEarly: a stop waits.
+            StageError: vLLM found no memory.
         """
+        return self._sample([prompt.ids for prompt in prompts], noise, eos)
+
+    def _sample_here(self, prompts: Sequence[Sequence[int]], noise: Sequence[Noise], eos: int) -> list[list[int]]:
         pad, size = models.pad_id(self._tokenizer), self._fit.forward
-        return sample(self._base, [prompt.ids for prompt in prompts], noise, eos, pad, self._leave, size)
+        return sample(self._base, prompts, noise, eos, pad, self._leave, size)
 
     @torch.no_grad()
     def score(self, prompts: Sequence[Prompt], responses: Sequence[Sequence[int]]) -> Rollout:

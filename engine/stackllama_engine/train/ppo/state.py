@@ -102,10 +102,10 @@ class Trainables:
         Raises:
             OSError: disk full or not writable.
         """
-        save_file(_dense(self.base.policy_state()), staging / _FILES["policy"])
+        save_file(dense(self.base.policy_state()), staging / _FILES["policy"])
         if self.base.has_critic:
-            save_file(_dense(self.base.policy_state(CRITIC)), staging / _FILES["critic"])
-        save_file(_dense(self.base.value_head.state_dict()), staging / _FILES["value"])
+            save_file(dense(self.base.policy_state(CRITIC)), staging / _FILES["critic"])
+        save_file(dense(self.base.value_head.state_dict()), staging / _FILES["value"])
         moments, counts = optimizers.state_of(self.optimizer)
         save_file(moments, staging / _FILES["optimizer"])
         progress = Progress(
@@ -168,7 +168,8 @@ class Trainables:
             optimizers.restore(self.optimizer, {name: value.clone() for name, value in moments.items()}, counts)
 
 
-def _dense(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def dense(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors as safetensors writes them."""
     return {name: value.detach().contiguous() for name, value in state.items()}
 
 

@@ -1,0 +1,180 @@
+"""Sampling responses with vLLM, in the process that trains and on its GPU.
+
+vLLM holds a copy of the base and gets the policy's adapter anew for every rollout. It sleeps, its weights in the host's
+memory and its cache dropped, while PPO scores and updates. Its log-probabilities are never asked for: its kernels round
+otherwise, so what it sampled is scored by the pass that the update is compared with, and the ratio begins at exactly 1.
+
+The same response gets the same seed on every attempt and in every layout of ranks. vLLM's arithmetic depends on what
+else is in a batch, so unlike :mod:`.sampling` it does not promise the same tokens.
+
+Written against the sources of vLLM 0.22.0 and 0.33.0 (``entrypoints/llm.py``, ``engine/arg_utils.py``,
+``sampling_params.py``, ``lora/``) and run against a stand-in only, never on a GPU.
+"""
+
+import importlib
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import distributed
+from torch._C._distributed_c10d import HashStore
+
+from ...contract.errors import StageError
+from ...contract.files import make_private_dir
+from ...contract.recipe import VLLM_LORA_RANKS, PPORecipe
+from ..faults import free_memory
+from ..session import SCRATCH, Session
+from .sampling import Noise
+from .shared_base import POLICY, SharedBase
+from .state import dense
+
+_BATCHED_TOKENS = 4096
+"""Of one step of vLLM. With its own default it reserves memory for eight times as many (TRL's
+``generation/vllm_generation.py``)."""
+
+
+class VllmSampler:
+    """Takes the place of :func:`.sampling.sample` where ``use_vllm`` asks for it; one engine a rank.
+
+    Args:
+        recipe: the PPO recipe.
+        session: rank and run directory; asked before and after a rollout whether to break off, not during one.
+        base: the policy is its active adapter.
+
+    Raises:
+        StageError: vLLM does not start, or could not sample from this policy.
+    """
+
+    def __init__(self, recipe: PPORecipe, session: Session, base: SharedBase) -> None:
+        self._base = base
+        self._leave = session.requests.leave_early
+        self._temperature = recipe.temperature
+        self._folder = session.run.path / SCRATCH / f"vllm-{session.rank}"
+        self._rollouts = 0
+        length = recipe.max_prompt_length - 1 + recipe.output_max_length - 1  # both bounds are open
+        options = {
+            "model": recipe.model_name_or_path, "revision": recipe.model_revision, "dtype": _dtype(base),
+            "load_format": "safetensors", "trust_remote_code": False, "skip_tokenizer_init": True,
+            "generation_config": "vllm", "seed": recipe.seed, "distributed_executor_backend": "external_launcher",
+            "gpu_memory_utilization": recipe.vllm_gpu_memory_utilization, "max_model_len": length,
+            "max_num_seqs": recipe.local_batch_size,
+            "max_num_batched_tokens": max(_BATCHED_TOKENS, length, recipe.local_batch_size),
+            "enable_lora": True, "max_loras": 1, "max_lora_rank": _rank(base), "enable_prefix_caching": False,
+            "enable_sleep_mode": True,
+        }  # fmt: skip
+        _meet(session)
+        try:
+            self._vllm: Any = importlib.import_module("vllm")
+            self._lora: Any = importlib.import_module("vllm.lora.request")
+            self._llm: Any = self._vllm.LLM(**options)
+        except (ImportError, OSError, RuntimeError, ValueError) as error:
+            raise StageError(
+                f"vLLM does not start: {_first_line(error)} Change `vllm_gpu_memory_utilization` if this is about "
+                "memory (its share holds the base's weights as well); or set `use_vllm: false`."
+            ) from error
+        self._llm.sleep(level=1)
+
+    def __call__(self, prompts: Sequence[Sequence[int]], noise: Sequence[Noise], eos: int) -> list[list[int]]:
+        """One response a prompt, its end token included; it ends there or at its noise's length.
+
+        Args:
+            prompts: token ids.
+            noise: one a prompt; gives length and seed.
+            eos: end token; a negative one ends nothing.
+
+        Raises:
+            LeftEarly: a stop waits.
+            StageError: there is no memory to wake up in.
+        """
+        self._leave()
+        asked = [self._asked(one, eos) for one in noise]
+        texts = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
+        with self._awake(), self._policy() as adapter:
+            outputs = self._llm.generate(texts, asked, lora_request=adapter, use_tqdm=False)
+        self._leave()
+        return [list(output.outputs[0].token_ids) for output in outputs]
+
+    def _asked(self, noise: Noise, eos: int) -> Any:
+        """Sampling parameters: the recipe's policy and nothing else; ends that a model's own files name are no ends."""
+        return self._vllm.SamplingParams(
+            temperature=self._temperature, seed=seed_of(noise), max_tokens=noise.length, ignore_eos=True,
+            stop_token_ids=[eos] if eos >= 0 else [], detokenize=False, logprobs=None,
+        )  # fmt: skip
+
+    @contextmanager
+    def _awake(self) -> Iterator[None]:
+        free_memory()  # what torch keeps for itself is not there for vLLM
+        try:
+            self._llm.wake_up()
+        except RuntimeError as error:
+            raise StageError(
+                f"vLLM finds no memory to wake up in: {_first_line(error)} Lower `vllm_gpu_memory_utilization` or "
+                "`per_device_train_batch_size`, or set `use_vllm: false`."
+            ) from error
+        try:
+            yield
+        finally:
+            self._llm.sleep(level=1)
+
+    @contextmanager
+    def _policy(self) -> Iterator[Any]:
+        """The policy as vLLM takes it: a directory, under a name and a number that it has not seen."""
+        self._rollouts += 1
+        shutil.rmtree(self._folder, ignore_errors=True)  # of an attempt that was killed here
+        make_private_dir(self._folder)
+        try:
+            save_file(dense(self._base.policy_state()), self._folder / "adapter_model.safetensors")
+            self._base.model.peft_config[POLICY].save_pretrained(str(self._folder))
+            yield self._lora.LoRARequest(f"policy-{self._rollouts}", self._rollouts, str(self._folder))
+        finally:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def seed_of(noise: Noise) -> int:
+    """A response's seed: the 53 bits of its first uniform number, which follow from recipe, step and position."""
+    return int(float(noise.uniforms[0]) * 2**53)
+
+
+def _dtype(base: SharedBase) -> str:
+    """The base's own, if vLLM can apply LoRA to it (``lora/ops/triton_ops/lora_shrink_op.py``)."""
+    if base.base.dtype not in (torch.bfloat16, torch.float16):
+        raise StageError(
+            f"vLLM applies LoRA to weights in 16 bits alone, and this base has {base.base.dtype}; "
+            "set `dtype: bfloat16`, or `use_vllm: false`."
+        )
+    return str(base.base.dtype).removeprefix("torch.")
+
+
+def _rank(base: SharedBase) -> int:
+    """The room that vLLM must make for the policy's rank; a continued adapter has its own (``lora/peft_helper.py``)."""
+    config: Any = base.model.peft_config[POLICY]
+    special = [name for name in ("use_dora", "lora_bias", "rank_pattern", "alpha_pattern") if getattr(config, name)]
+    special += [] if config.bias == "none" else ["bias"]
+    if special or config.r > VLLM_LORA_RANKS[-1]:
+        what = f"`{special[0]}`" if special else f"rank {config.r}"
+        raise StageError(f"vLLM cannot apply an adapter with {what}; set `use_vllm: false`.")
+    return next(rank for rank in VLLM_LORA_RANKS if rank >= config.r)
+
+
+def _meet(session: Session) -> None:
+    """What vLLM expects of a launcher, in the environment and in torch.
+
+    Of one process it would make a group through a store that listens on all interfaces; one in memory does as well.
+    """
+    os.environ["VLLM_NO_USAGE_STATS"] = "1"  # it would report the machine and the model's architecture to its makers
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ["RANK"] = str(session.rank)
+    os.environ["LOCAL_RANK"] = str(session.state.local_process_index)
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    if not distributed.is_initialized():
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        distributed.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return text[0] if text else f"{type(error).__name__}."
