@@ -28,14 +28,15 @@ _SECTIONS: dict[str, str] = {
     "PPO": """num_ppo_epochs cliprange cliprange_value vf_coef ent_coef gamma lam whiten_rewards whiten_advantages
         early_stopping target_kl ratio_threshold value_head_init
         value_adapter""",
-    "Sampling": "temperature output_min_length output_max_length missing_eos_penalty missing_eos_reward",
+    "Sampling": """temperature output_min_length output_max_length missing_eos_penalty missing_eos_reward use_vllm
+        vllm_gpu_memory_utilization""",
     "KL & reward": """kl_coef kl_estimator adap_kl_ctrl target horizon normalize_reward cliprange_reward
         reward_baseline reward_model_weight reward_fn reward_fn_path reward_fn_weight length_penalty
         length_penalty_start repetition_penalty repetition_n_grams center_rewards_coefficient""",
     "Checkpoints & reports": """logging_steps eval_steps save_steps save_total_limit
         metric_for_best_model greater_is_better keep_every_steps report_to
         num_sample_generations""",
-    "Machine": "num_processes use_cpu use_vllm vllm_gpu_memory_utilization",
+    "Machine": "num_processes use_cpu",
 }
 OTHER = "Other"
 _PLACE = {

@@ -1,5 +1,6 @@
 """The formula beside a trace of the real model's classes: seconds instead of milliseconds, and an answer of its own."""
 
+import msgspec
 from msgspec import Struct
 
 from stackllama_engine.budget.architecture import read_architecture
@@ -33,6 +34,8 @@ def compare(home: Home, recipe: EstimatedRecipe) -> Compared:
     """
     if isinstance(recipe, MergeRecipe):
         raise UsageError("`--trace` follows the steps of a stage that trains; a merge has none.")
+    if isinstance(recipe, PPORecipe):  # what is traced is this engine's own sampling
+        recipe = msgspec.structs.replace(recipe, use_vllm=False)
     model = model_files(home, recipe)
     judge = reward_files(home, recipe)[0] if isinstance(recipe, PPORecipe) else None
     reward = read_architecture(judge) if judge else None
