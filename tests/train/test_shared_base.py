@@ -3,6 +3,7 @@
 import gc
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -134,6 +135,25 @@ def test_shared_scorer_equals_the_reward_model_it_came_from(shared: SharedBase, 
         alone = [judge(torch.tensor([encode_text(tokenizer, *answer)])).logits.item() for answer in ANSWERS]
     assert scores.tolist() == pytest.approx(alone, abs=1e-5)
     assert abs(scores[0] - scores[1]) > 1e-4
+
+
+def test_texts_of_like_length_are_judged_together_and_the_scores_keep_their_places(
+    shared: SharedBase, reward_run: RunDir, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scorer = SharedScorer(shared, reward_run.adapter, models.load_tokenizer(str(base)), 1)
+    answers = [*ANSWERS, *ANSWERS]
+    alone = [float(scorer([answer])) for answer in answers]
+    shapes, hidden = list[tuple[int, ...]](), SharedBase.hidden
+
+    def counted(self: SharedBase, input_ids: torch.Tensor, *arguments: Any) -> torch.Tensor:
+        shapes.append(tuple(input_ids.shape))
+        return hidden(self, input_ids, *arguments)
+
+    monkeypatch.setattr(SharedBase, "hidden", counted)
+    scorer.batch_size = 2
+    torch.testing.assert_close(scorer(answers), torch.tensor(alone))
+    (_, longer), (_, shorter) = shapes
+    assert longer > shorter
 
 
 def test_scoring_leaves_the_policy_active_and_trainable(shared: SharedBase, reward_run: RunDir, base: Path) -> None:

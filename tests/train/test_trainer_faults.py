@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -145,6 +146,9 @@ def test_smaller_batches_are_asked_of_every_rank_and_have_an_end(home: Home, bas
         with pytest.raises(Again):
             _begin_again(full, smaller, one.session)
         assert Restarts(one.run, 1, one.session.requests.signals).now.per_device_eval_batch_size == 2
+        next_attempt = Restarts(one.run, 3, one.session.requests.signals).now  # of a run whose second one never began
+        assert (next_attempt.count, next_attempt.rollbacks) == (0, 0) and "as in attempt 1" in next_attempt.message
+        assert next_attempt.applied(one.recipe) == msgspec.structs.replace(smaller, per_device_eval_batch_size=2)
 
 
 def test_smaller_batches_train_the_same(home: Home, base: Path) -> None:

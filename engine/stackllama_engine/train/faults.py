@@ -71,6 +71,24 @@ class Fit:
         """Rows of sampling and scoring."""
         self._reporter = reporter
 
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """``micro``, ``accumulation`` and ``forward``."""
+        return self.micro, self.accumulation, self.forward
+
+    def keep_to(self, sizes: tuple[int, int, int]) -> None:
+        """What a checkpoint says that fitted; never more than fits since."""
+        before = self.sizes
+        if sizes[0] < self.micro:
+            self.micro, self.accumulation = sizes[:2]
+        self.forward = min(sizes[2], self.forward)
+        if self.sizes != before:
+            self._reporter.health(
+                "memory ran out in an attempt before: goes on with "
+                f"`per_device_train_batch_size: {self.micro}`, `gradient_accumulation_steps: {self.accumulation}` and "
+                f"`local_rollout_forward_batch_size: {self.forward}`"
+            )
+
     def halve_micro(self) -> None:
         """Smaller micro-batches, on this rank as on every other.
 

@@ -45,11 +45,15 @@ class Restart(Struct, frozen=True, kw_only=True):
     rollbacks: int = 0
     message: str = ""
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The batch sizes that fit, where they are not the recipe's."""
+        keys = ("per_device_train_batch_size", "gradient_accumulation_steps", "per_device_eval_batch_size")
+        return {key: value for key in keys if (value := getattr(self, key)) is not None}
+
     def applied(self, recipe: Any) -> Any:
         """The recipe with the batch sizes that fit."""
-        keys = ("per_device_train_batch_size", "gradient_accumulation_steps", "per_device_eval_batch_size")
-        given = {key: value for key in keys if (value := getattr(self, key)) is not None}
-        return msgspec.structs.replace(recipe, **given) if given else recipe
+        return msgspec.structs.replace(recipe, **self.sizes)
 
 
 class Restarts(threading.Thread):
@@ -66,7 +70,7 @@ class Restarts(threading.Thread):
         self._path = run.attempt_dir(attempt) / FILE
         self._stop = run.control / "stop"
         self._signals = signals
-        self.now = self._read()
+        self.now = self._read() if self._path.exists() else _as_before(run, attempt)
 
     def again(self, **changes: Any) -> NoReturn:
         """Begin again on every rank, with ``changes`` of :class:`Restart`."""
@@ -93,12 +97,25 @@ class Restarts(threading.Thread):
                 os.kill(os.getpid(), signal.SIGUSR1)
 
     def _read(self) -> Restart:
-        try:
-            return msgspec.json.decode(self._path.read_bytes(), type=Restart)
-        except FileNotFoundError:
-            return Restart()
-        except (OSError, msgspec.DecodeError) as error:
-            raise StageError(f"{self._path} cannot be read: {error}.") from None
+        return _read(self._path)
+
+
+def _read(path: Path) -> Restart:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Restart)
+    except FileNotFoundError:
+        return Restart()
+    except (OSError, msgspec.DecodeError) as error:
+        raise StageError(f"{path} cannot be read: {error}.") from None
+
+
+def _as_before(run: RunDir, attempt: int) -> Restart:
+    """How a new attempt begins: with the batch sizes that fitted in the attempts before it."""
+    for number in range(attempt - 1, 0, -1):
+        if sizes := _read(run.attempt_dir(number) / FILE).sizes:
+            told = ", ".join(f"`{key}: {value}`" for key, value in sizes.items())
+            return Restart(**sizes, message=f"as in attempt {number}, whose memory ran out: {told}")
+    return Restart()
 
 
 def _execute() -> NoReturn:

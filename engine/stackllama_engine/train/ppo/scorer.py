@@ -75,14 +75,14 @@ class SharedScorer:
     @torch.no_grad()
     def __call__(self, answers: Sequence[Answer]) -> Tensor:
         """Scores, float32 ``[B]``."""
-        scores: list[Tensor] = []
+        scores = torch.empty(len(answers), device=self._base.device)
         with self._base.adapter(REWARD):
-            for input_ids, mask in _batches(self._tokenizer, answers, self.batch_size, self._base.device):
+            for places, input_ids, mask in _batches(self._tokenizer, answers, self.batch_size, self._base.device):
                 hidden = self._base.hidden(input_ids, mask, (mask.cumsum(1) - 1).clamp(min=0))
                 last = last_token(input_ids, models.pad_id(self._tokenizer))
                 pooled = hidden[torch.arange(len(last), device=last.device), last]
-                scores.append(self.head(pooled.float()).squeeze(-1))
-        return torch.cat(scores)
+                scores[places] = self.head(pooled.float()).squeeze(-1)
+        return scores
 
 
 class SeparateScorer:
@@ -102,12 +102,10 @@ class SeparateScorer:
     @torch.no_grad()
     def __call__(self, answers: Sequence[Answer]) -> Tensor:
         """Scores, float32 ``[B]``."""
-        return torch.cat(
-            [
-                self.model(input_ids=input_ids, attention_mask=mask).logits.squeeze(-1).float()
-                for input_ids, mask in _batches(self._tokenizer, answers, self.batch_size, self._device)
-            ]
-        )
+        scores = torch.empty(len(answers), device=self._device)
+        for places, input_ids, mask in _batches(self._tokenizer, answers, self.batch_size, self._device):
+            scores[places] = self.model(input_ids=input_ids, attention_mask=mask).logits.squeeze(-1).float()
+        return scores
 
 
 def score_weight(adapter: Path) -> Tensor:
@@ -143,12 +141,17 @@ def _load_separate(name: str, recipe: PPORecipe, device: torch.device) -> Any:
 
 def _batches(
     tokenizer: "PreTrainedTokenizerBase", answers: Sequence[Answer], size: int, device: torch.device
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Token ids and attention mask, padded on the right, ``[≤ size, T]``."""
-    for start in range(0, len(answers), size):
-        ids = [torch.tensor(encode_text(tokenizer, *answer)) for answer in answers[start : start + size]]
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """The longest texts first, so that those of a batch are about as long: places ``[b]`` of at most ``size`` answers,
+    their token ids and attention mask, padded on the right, ``[b, T]``."""
+    texts = [torch.tensor(encode_text(tokenizer, *answer)) for answer in answers]
+    order = sorted(range(len(texts)), key=lambda place: -len(texts[place]))
+    for start in range(0, len(order), size):
+        places = order[start : start + size]
+        ids = [texts[place] for place in places]
         mask = [torch.ones_like(row) for row in ids]
         yield (
+            torch.tensor(places, device=device),
             nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=models.pad_id(tokenizer)).to(device),
             nn.utils.rnn.pad_sequence(mask, batch_first=True).to(device),
         )

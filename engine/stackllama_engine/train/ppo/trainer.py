@@ -73,8 +73,8 @@ class PPO:
         target = recipe.target if recipe.adap_kl_ctrl else None
         self.controller = losses.KLController(recipe.kl_coef, target, recipe.horizon)
         self.scaling = RewardScaling(recipe.normalize_reward, recipe.cliprange_reward, session.reduce)
-        self.trainables = Trainables(self.base, optimizer, scheduler, self.controller, self.scaling)
         self.fit = Fit(recipe, self.reporter)
+        self.trainables = Trainables(self.base, optimizer, scheduler, self.controller, self.scaling, self.fit)
         self.experience = Experience(recipe, session, self.base, self.tokenizer, self.rewards, self.fit)
         self.updater = Updater(recipe, self.base, optimizer, session.reduce, self.fit)
         self.together = Together(session, self.fit)
