@@ -22,6 +22,7 @@ from stackllama_engine.train.ppo.reward_scaling import RewardScaling
 from stackllama_engine.train.ppo.state import Trainables
 
 from .toy import PPO, REWARD, run_stage, wait_for
+from .update_kit import fit
 
 RECIPE = load_recipe(Stage.PPO, None, ["model_name_or_path=demo", "reward_model_path=x", "output_max_length=9",
                                        "output_min_length=2", "num_processes=1"])  # fmt: skip
@@ -62,9 +63,8 @@ class Kept(Trainables):
         optimizer = torch.optim.AdamW([self.weight], lr=0.1)
         base: Any = SimpleNamespace(device=torch.device("cpu"))
         scheduler = get_scheduler("constant", optimizer)
-        super().__init__(
-            base, optimizer, scheduler, KLController(0.2, None, 1), RewardScaling(False, None, lambda x: x)
-        )
+        scaling = RewardScaling(False, None, lambda x: x)
+        super().__init__(base, optimizer, scheduler, KLController(0.2, None, 1), scaling, fit(RECIPE))  # type: ignore[arg-type]
 
     def write(self, staging: Path, step: int, before: dict[str, Any], *, owes_evaluation: bool = False) -> None:
         (staging / "policy").write_bytes(b"x" * 1000)

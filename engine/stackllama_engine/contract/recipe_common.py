@@ -1,0 +1,180 @@
+"""What recipes have in common: the base model, its adapter, the data, the optimizer, checkpoints, the machine.
+
+Keys are those of TRL and transformers wherever they exist there, so that people can paste what they have.
+"""
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from msgspec import Meta, Struct
+
+from .stages import Split, Stage
+
+AtLeastOne = Annotated[int, Meta(ge=1)]
+NotNegative = Annotated[float, Meta(ge=0)]
+Positive = Annotated[float, Meta(gt=0)]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Scheduler = Literal["linear", "cosine", "constant", "constant_with_warmup", "cosine_with_restarts", "polynomial"]
+Optim = Literal[
+    "adamw_torch_fused", "adamw_torch", "adamw_bnb_8bit", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit",
+    "adafactor",
+]  # fmt: skip
+OPTIM_HELP = (
+    "Optimizer, by transformers' names. 8-bit states (arXiv:2110.02861) take a quarter of float32 ones; paged ones "
+    "move to the host when the GPU is full; `adafactor` keeps sums over rows and columns (arXiv:1804.04235)."
+)
+
+
+def about(text: str, **bounds: Any) -> Meta:
+    """A key's help, with the formula's or the value's source, and its bounds (:class:`msgspec.Meta`)."""
+    return Meta(description=text, **bounds)
+
+
+class ModelRecipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The base model and how it is loaded; shared by every stage that loads one."""
+
+    model_name_or_path: Annotated[
+        str, about("Hub id, local directory, local .gguf file, a finished merge run, or `demo`.", min_length=1)
+    ]
+    model_revision: Annotated[str | None, about("Hub revision (branch, tag or commit).")] = None
+    dtype: Annotated[Dtype, about("Weights that are not quantised; `auto` keeps the checkpoint's own.")] = "auto"
+    attn_implementation: Annotated[
+        Literal["eager", "sdpa", "flash_attention_2"] | None,
+        about("Attention kernel; empty: transformers chooses."),
+    ] = None
+    trust_remote_code: Annotated[bool, about("Always off: code from a model repository is never executed.")] = False
+
+
+class TrainRecipe(ModelRecipe, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What SFT, reward and PPO have in common."""
+
+    stage: ClassVar[Stage]
+
+    # base precision
+    load_in_8bit: Annotated[bool, about("Frozen base in int8 (bitsandbytes LLM.int8()).")] = True
+    load_in_4bit: Annotated[bool, about("Frozen base in 4 bits (bitsandbytes, QLoRA).")] = False
+    bnb_4bit_quant_type: Annotated[Literal["nf4", "fp4"], about("4-bit data type.")] = "nf4"
+    use_bnb_nested_quant: Annotated[bool, about("Quantise the 4-bit scales as well (double quantisation).")] = False
+
+    # adapter
+    use_peft: Annotated[bool, about("LoRA on a frozen base; false trains every weight.")] = True
+    lora_r: Annotated[int, about("LoRA rank.", ge=1)] = 16
+    lora_alpha: Annotated[int, about("LoRA scaling numerator (scale = alpha / r).", ge=1)] = 32
+    lora_dropout: Annotated[float, about("Dropout on the adapter's input.", ge=0, lt=1)] = 0.05
+    lora_target_modules: Annotated[
+        list[str] | str | None, about("Module names, `all-linear`, or empty for PEFT's default (q_proj, v_proj).")
+    ] = None
+
+    # data
+    dataset_name: Annotated[
+        str,
+        about("Hub id, a directory made by `data prepare`, a .jsonl/.parquet file, or `demo`.", min_length=1),
+    ] = "lvwerra/stack-exchange-paired"
+    dataset_config: Annotated[str | None, about("Hub data set's configuration name.")] = None
+    dataset_train_split: Annotated[str, about("Split this stage trains on.", min_length=1)]
+    dataset_test_split: Annotated[str, about("Split held out for evaluation.", min_length=1)] = Split.EVALUATION.value
+    dataset_streaming: Annotated[bool, about("Stream a hub data set instead of downloading it whole.")] = True
+    max_train_samples: Annotated[AtLeastOne | None, about("Use only the first N training rows.")] = None
+    max_eval_samples: Annotated[AtLeastOne | None, about("Use only the first N evaluation rows.")] = None
+
+    # optimisation
+    optim: Annotated[Optim, about(OPTIM_HELP)] = "adamw_torch_fused"
+    learning_rate: Annotated[float, about("Peak learning rate.", gt=0, le=1)]
+    lr_scheduler_type: Annotated[Scheduler, about("Learning-rate schedule.")] = "linear"
+    warmup_steps: Annotated[int, about("Optimizer steps of linear warm-up.", ge=0)] = 0
+    weight_decay: Annotated[float, about("AdamW's decoupled weight decay.", ge=0, le=1)] = 0.0
+    adam_beta1: Annotated[float, about("AdamW beta1.", ge=0, lt=1)] = 0.9
+    adam_beta2: Annotated[float, about("AdamW beta2.", ge=0, lt=1)] = 0.999
+    adam_epsilon: Annotated[float, about("AdamW epsilon.", gt=0)] = 1e-8
+    max_grad_norm: Annotated[float, about("Clip the gradient norm here (arXiv:1211.5063).", gt=0)] = 1.0
+    gradient_accumulation_steps: Annotated[int, about("Micro-batches added up before one optimizer step.", ge=1)] = 1
+    gradient_checkpointing: Annotated[bool, about("Recompute activations in the backward pass to save memory.")] = False
+    bf16: Annotated[bool, about("bfloat16 autocast in the forward pass.")] = False
+    fp16: Annotated[bool, about("float16 autocast with loss scaling (GPU only).")] = False
+    seed: Annotated[int, about("Seed of everything random.", ge=0, lt=2**32)] = 0
+
+    # reporting and checkpoints
+    logging_steps: Annotated[int, about("Record metrics every N optimizer steps.", ge=1)] = 10
+    save_steps: Annotated[
+        int, about("Write a checkpoint every N optimizer (PPO: rollout) steps; 0: only when stopped.", ge=0)
+    ] = 500
+    save_total_limit: Annotated[int, about("Keep the newest N checkpoints.", ge=1)] = 3
+    metric_for_best_model: Annotated[
+        str | None,
+        about("Also keep the checkpoint that is best by this metric (eval_loss; PPO: eval/mean_reward)."),
+    ] = None
+    greater_is_better: Annotated[
+        bool | None, about("Of that metric; empty: lower is better where its name ends in `loss`.")
+    ] = None
+    keep_every_steps: Annotated[int, about("Also keep the checkpoint of every N-th step; 0: none.", ge=0)] = 0
+    max_skipped_steps: Annotated[
+        int, about("Roll back after N steps in a row whose loss or gradient is not finite (each is skipped).", ge=1)
+    ] = 3
+    max_rollbacks: Annotated[
+        int, about("Roll back N times, with half the learning rate each, before the run ends; 0: never.", ge=0)
+    ] = 2
+    report_to: Annotated[
+        list[Literal["tensorboard", "wandb", "trackio"]], about("Also report to these, through their own packages.")
+    ] = []
+
+    # machine
+    num_processes: Annotated[AtLeastOne | None, about("Processes; empty: one a visible GPU, or one on the CPU.")] = None
+    use_cpu: Annotated[bool, about("Train on the CPU even where there is a GPU.")] = False
+
+    def __post_init__(self) -> None:
+        """Checks between keys.
+
+        Raises:
+            ValueError: two keys that exclude each other; the text names both and the way out.
+        """
+        if self.trust_remote_code:
+            raise ValueError(
+                "`trust_remote_code: true` is refused: code from a model repository is never executed. "
+                "Use a model whose architecture transformers has built in."
+            )
+        if self.load_in_8bit and self.load_in_4bit:
+            raise ValueError("`load_in_8bit` and `load_in_4bit` are both true; choose one of them.")
+        self._check_optimisation()
+        if getattr(self, "max_steps", -1) == 0:
+            raise ValueError("`max_steps: 0` trains nothing; give a number of steps, or -1 for `num_train_epochs`.")
+        if self.quantised and self.model_name_or_path.endswith(".gguf"):
+            raise ValueError(
+                "a .gguf model is dequantised while it is read and cannot be loaded in 8 or 4 bits at once; "
+                "set `load_in_8bit: false` and `load_in_4bit: false`."
+            )
+        self._check_checkpoints()
+        if self.bf16 and self.fp16:
+            raise ValueError("`bf16` and `fp16` are both true; choose one of them.")
+        if not self.use_peft and (self.load_in_8bit or self.load_in_4bit):
+            raise ValueError(
+                "`use_peft: false` trains every weight, which quantised weights do not allow; "
+                "set `load_in_8bit: false` and `load_in_4bit: false`, or keep `use_peft: true`."
+            )
+
+    def _check_checkpoints(self) -> None:
+        if self.metric_for_best_model and not self.save_steps:
+            raise ValueError(
+                f"`metric_for_best_model: {self.metric_for_best_model}` chooses among checkpoints and `save_steps: 0` "
+                "writes none; set `save_steps` to a multiple of `eval_steps`."
+            )
+        if self.keep_every_steps and (not self.save_steps or self.keep_every_steps % self.save_steps):
+            raise ValueError(
+                f"`keep_every_steps: {self.keep_every_steps}` is no multiple of `save_steps: {self.save_steps}`, so "
+                "those steps have no checkpoint to keep."
+            )
+
+    def _check_optimisation(self) -> None:
+        if self.warmup_steps and self.lr_scheduler_type == "constant":
+            raise ValueError(
+                f"`lr_scheduler_type: constant` would ignore `warmup_steps: {self.warmup_steps}`; "
+                "use `constant_with_warmup`, or set `warmup_steps: 0`."
+            )
+        if self.optim == "adafactor" and (self.adam_beta1, self.adam_beta2, self.adam_epsilon) != (0.9, 0.999, 1e-8):
+            raise ValueError(
+                "`optim: adafactor` has no `adam_beta1`, `adam_beta2` or `adam_epsilon`; leave them out, "
+                "or use one of the `adamw` optimizers."
+            )
+
+    @property
+    def quantised(self) -> bool:
+        """Whether the base is held in 8 or 4 bits."""
+        return self.load_in_8bit or self.load_in_4bit
