@@ -1,8 +1,46 @@
-"""What an evaluation's rows come to."""
+"""What the rows of a rollout or an evaluation come to."""
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from .rewards import PREFIX
+from .rollout import Rollout, sequence_sum
+from .update import Reduce
+
+
+def objective(
+    rollout: Rollout, scores: Tensor, kl: Tensor, rows: Sequence[dict[str, Any]], coef: float, reduce: Reduce
+) -> tuple[dict[str, float], int]:
+    """What PPO optimises, by TRL's names: means over the responses of all ranks, and the number of these.
+
+    Args:
+        rollout: this rank's.
+        scores: as PPO sees them, ``[B]``.
+        kl: of each response, ``[B]``.
+        rows: the responses as they are recorded; the demo's know their true utility.
+        coef: the KL coefficient.
+        reduce: sum over all ranks.
+    """
+    columns = {
+        "objective/scores": rollout.scores,
+        "objective/kl": kl,
+        "objective/entropy": sequence_sum(-rollout.old.logprobs, rollout.mask),
+        "objective/rlhf_reward": scores - coef * kl,
+        "objective/non_score_reward": -coef * kl,
+        "response_length": rollout.mask.sum(1),
+        "val/num_eos_tokens": kl.new_tensor([float(answer.ended) for answer in rollout.answers]),
+        **rollout.opinions,
+    }
+    if "utility" in rows[0]:
+        columns["demo/true_utility"] = kl.new_tensor([row["utility"] for row in rows])
+    *sums, count = reduce(torch.stack([*columns.values(), torch.ones_like(kl)]).sum(1)).tolist()
+    totals = dict(zip(columns, sums, strict=True))
+    means = {name: total / count for name, total in totals.items()}
+    ended, tokens = totals["val/num_eos_tokens"], totals["response_length"]
+    return means | {"val/num_eos_tokens": ended, "val/num_tokens": tokens}, round(count)
 
 
 def figures(evaluation: dict[str, Any]) -> dict[str, float]:

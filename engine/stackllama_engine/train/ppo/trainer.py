@@ -11,7 +11,6 @@ from transformers import get_scheduler
 from ...contract.errors import StageError
 from ...contract.recipe import PPORecipe
 from ...contract.stages import Split
-from ...data.kinds import DEMO
 from .. import checkpoint, models, optimizers, schedule
 from ..faults import Fit, Setbacks
 from ..requests import Change, Service, Stopped, serve
@@ -19,7 +18,7 @@ from ..saving import Saver
 from ..session import Session
 from . import canary, losses
 from .experience import Experience
-from .figures import figures, side_by_side
+from .figures import figures, objective, side_by_side
 from .prompts import Prompt, Prompts, load_prompts
 from .recovery import Abandoned, Together
 from .reward_scaling import RewardScaling
@@ -278,50 +277,19 @@ class PPO:
         self.base.value_head.weight.data.copy_(weight)
 
     def _objective(self, rollout: Rollout, scores: Tensor, kl: Tensor, step: int) -> dict[str, float]:
-        """What PPO optimises, averaged over the responses of all ranks; feeds the KL controller.
+        """What PPO optimises, for the metrics, the samples and the KL controller.
 
         Args:
             scores: as PPO sees them, ``[B]``.
             kl: ``[B, R]``.
         """
-        recipe = self.recipe
-        kl_sum = sequence_sum(kl, rollout.mask)
-        rows = self.experience.rows(rollout, kl_sum)
-        columns = torch.stack(
-            [
-                rollout.scores,
-                kl_sum,
-                sequence_sum(-rollout.old.logprobs, rollout.mask),
-                rollout.mask.sum(1),
-                torch.tensor([float(a.ended) for a in rollout.answers], device=kl.device),
-                torch.ones_like(kl_sum),
-                scores,
-                torch.tensor([row.get("utility", 0.0) for row in rows], device=kl.device),
-                *rollout.opinions.values(),
-            ]
-        ).sum(1)
-        sums: list[float] = self.session.reduce(columns).tolist()
-        score, total_kl, entropy, length, ended, count, final, utility, *opinions = sums
-        coef = self.controller.coef
-        metrics = {
-            "objective/scores": score / count,
-            "objective/kl": total_kl / count,
-            "objective/kl_coef": coef,
-            "objective/entropy": entropy / count,
-            "objective/rlhf_reward": (final - coef * total_kl) / count,
-            "objective/non_score_reward": -coef * total_kl / count,
-            "val/num_eos_tokens": ended,
-            "val/num_tokens": length,
-            "response_length": length / count,
-            "learning_rate": self.trainables.scheduler.get_last_lr()[0],
-            "episode": (step + 1) * count,
-        }
-        metrics |= {name: opinion / count for name, opinion in zip(rollout.opinions, opinions, strict=True)}
-        if recipe.dataset_name == DEMO:
-            metrics["demo/true_utility"] = utility / count
-        self.reporter.samples(step + 1, rows[: recipe.num_sample_generations])
-        self.controller.update(total_kl / count, int(count))
-        return metrics
+        coef, kl = self.controller.coef, sequence_sum(kl, rollout.mask)
+        rows = self.experience.rows(rollout, kl)
+        metrics, count = objective(rollout, scores, kl, rows, coef, self.session.reduce)
+        self.reporter.samples(step + 1, rows[: self.recipe.num_sample_generations])
+        self.controller.update(metrics["objective/kl"], count)
+        rate = self.trainables.scheduler.get_last_lr()[0]
+        return metrics | {"objective/kl_coef": coef, "learning_rate": rate, "episode": float((step + 1) * count)}
 
     def _serve_and_save(self, done: int, before: dict[str, Any]) -> None:
         """Serve requests, sit out a pause, and keep the schedule of checkpoints, at a step boundary.
