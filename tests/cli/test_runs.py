@@ -155,6 +155,15 @@ def test_show(make_run: MakeRun, write_events: Callable[..., None], run_main: Ca
     assert (document["state"], document["cause"], document["exit_code"]) == ("failed", "out of memory in train", 1)
 
 
+def test_show_names_the_slurm_job(make_run: MakeRun, run_main: Callable[..., Any]) -> None:
+    run = make_run(Stage.SFT, "one", "queued")
+    assert "Slurm" not in run_main("runs", "show", "one").out
+    assert run_main("runs", "show", "one", "--json").json()["slurm_job"] is None
+    run.write_json("slurm.json", {"id": "4242", "submitted": 1.0})
+    assert "Slurm job    4242" in run_main("runs", "show", "one").out
+    assert run_main("runs", "show", "one", "--json").json()["slurm_job"] == "4242"
+
+
 def test_show_of_the_newest_run_and_of_a_damaged_recipe(make_run: MakeRun, run_main: Callable[..., Any]) -> None:
     assert run_main("runs", "show").code == 2
     make_run(Stage.SFT, "old", created=1.0)

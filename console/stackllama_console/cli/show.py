@@ -11,6 +11,7 @@ from stackllama_engine.contract.events import EventReader
 from stackllama_engine.contract.history import History, fold
 from stackllama_engine.contract.run_dir import Home, Launch, RunDir, State
 from stackllama_engine.contract.stages import Stage
+from stackllama_engine.launch.slurm_queue import job_of
 
 from ..pipelines import still_running
 from ..readings import HEADLINE, checkpoint_steps, last_log_lines, measured_peaks, recipe_differences
@@ -71,7 +72,6 @@ def _launch(run: RunDir) -> Launch | None:
 
 
 def _fields(run: RunDir, state: State, history: History, bad_lines: int) -> list[tuple[str, str]]:
-    launch = _launch(run)
     took = seconds(state)
     fields = [("stage", str(state.stage))]
     if state.cause and state.phase != "finished":
@@ -92,11 +92,20 @@ def _fields(run: RunDir, state: State, history: History, bad_lines: int) -> list
         fields.append(("checkpoints", ", ".join(map(str, steps[-8:]))))
     if state.attempt > 1:
         fields.append(("attempt", str(state.attempt)))
-    if launch and launch.parents:
-        fields.append(("made from", ", ".join(map(one_line, launch.parents))))
+    fields += _origin(run)
     if bad_lines:
         fields.append(("unreadable", f"{bad_lines} lines of its events"))
     return [*fields, ("directory", str(run.path))]
+
+
+def _origin(run: RunDir) -> list[tuple[str, str]]:
+    """The job that runs it, and the runs that it was made from."""
+    fields: list[tuple[str, str]] = []
+    if job := job_of(run):
+        fields.append(("Slurm job", one_line(job.id) if job.id else "asked for"))
+    if (launch := _launch(run)) and launch.parents:
+        fields.append(("made from", ", ".join(map(one_line, launch.parents))))
+    return fields
 
 
 def _since(moment: float | None) -> str:
@@ -168,4 +177,5 @@ def _document(run: RunDir, state: State, history: History, bad_lines: int, recip
         "checkpoints": checkpoint_steps(run), "recipe_differences": recipe, "result": run.read_json("result.json"),
         "last_lines": state.last_lines, "unreadable_event_lines": bad_lines, "next": next_steps(run, state),
         "launch": to_builtins(launch) if launch else None,
+        "slurm_job": job.id if (job := job_of(run)) else None,
     }  # fmt: skip
