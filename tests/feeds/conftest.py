@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from tests.launch.conftest import clock, gpus
 
 from stackllama_engine.contract.run_dir import Home, RunDir, State
 from stackllama_engine.contract.stages import Stage
@@ -76,16 +77,4 @@ def assert_clean() -> Callable[[Any], None]:
     return check
 
 
-class Clock:
-    """A clock that a test sets."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
+__all__ = ["CREATED", "FORBIDDEN", "clock", "gpus", "line"]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.launch.conftest import Clock
 
 from stackllama_console.feeds import foreign, foreign_sources
 from stackllama_console.feeds.foreign import ForeignFeed, open_foreign
@@ -24,18 +25,6 @@ PAYLOADS = [
     "x [/] [@click=app.quit]markup[/]",
     "two\nlines\rand\ttabs\x00",
 ]
-
-
-class Clock:
-    now = 1_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture

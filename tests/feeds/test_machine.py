@@ -12,6 +12,7 @@ from typing import Any
 
 import pynvml  # pyright: ignore[reportMissingTypeStubs]
 import pytest
+from tests.launch.conftest import Clock
 from tests.launch.fake_nvml import FakeNvml
 
 from stackllama_console.feeds import machine
@@ -23,25 +24,6 @@ from stackllama_engine.launch.processes import RUN_MARK
 
 GIB = 1 << 30
 _IDLE = "import time; print('up', flush=True); time.sleep(100)"
-
-
-class Clock:
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def gpus(monkeypatch: pytest.MonkeyPatch) -> FakeNvml:
-    fake = FakeNvml()
-    monkeypatch.setattr(nvml, "pynvml", fake)
-    return fake
 
 
 @pytest.fixture

@@ -399,7 +399,7 @@ def test_a_damaged_state_is_said_until_it_is_mended(make_run: Make, clock: Any) 
     assert feed.trouble is not None
     assert "state.json cannot be read" in feed.trouble
     (run.path / "state.json").write_bytes(good)
-    clock.now = 2.0
+    clock.now += 2.0
     assert feed.poll()
     assert (feed.trouble, feed.phase) == (None, "finished")
 
@@ -422,11 +422,11 @@ def test_the_lock_is_asked_for_once_a_second(make_run: Make, clock: Any, monkeyp
 
     monkeypatch.setattr(run_state, "reconcile", counted)
     run = make_run()
-    feed = RunFeed(run, clock)
+    feed, begun = RunFeed(run, clock), clock.now
     for tenths in range(25):
-        clock.now = tenths / 10
+        clock.now = begun + tenths / 10
         feed.poll()
-    assert asked == [0.0, 1.0, 2.0]
+    assert asked == [begun, begun + 1.0, begun + 2.0]
     run.write_state(State(stage=Stage.PPO, phase="stopping", attempt=1))
     assert feed.poll(), "a new state is seen at once"
     assert (feed.phase, len(asked)) == ("stopping", 3)

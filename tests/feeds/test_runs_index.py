@@ -133,7 +133,7 @@ def test_a_new_attempt_is_followed(home: Home, make_run: Make, add: Add, clock: 
     try:
         add(run, ("progress", {"step": 3, "total_steps": 9}), attempt=2)
         run.write_state(_resumed(run))
-        clock.now = 2.0
+        clock.now += 2.0
         assert index.poll()
         (row,) = index.rows
         assert (row.phase, row.attempt, row.step, row.exit_code, row.cause) == ("running", 2, 3, None, None)

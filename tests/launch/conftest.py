@@ -10,10 +10,12 @@ import pytest
 from stackllama_engine.contract.recipe_io import build_recipe, dump_recipe
 from stackllama_engine.contract.run_dir import Home, RunDir, State
 from stackllama_engine.contract.stages import Stage
-from stackllama_engine.launch import launcher
+from stackllama_engine.launch import launcher, nvml
 from stackllama_engine.launch.argv import RUN_MARK, Command, source_path
 from stackllama_engine.launch.processes import kill_run_processes, send
 from stackllama_engine.launch.reconcile import reconcile
+
+from .fake_nvml import FakeNvml
 
 FAKE_WORKER = Path(__file__).with_name("fake_worker.py")
 
@@ -35,6 +37,28 @@ def wait_for_phase(run: RunDir, *phases: str) -> State:
 def fake_command(run_dir: Path, mode: str) -> Command:
     environment = {RUN_MARK: str(run_dir), "STACKLLAMA_WORLD_SIZE": "1"} | source_path("")
     return Command(argv=[sys.executable, str(FAKE_WORKER), str(run_dir), mode], environment=environment)
+
+
+class Clock:
+    """Seconds that a test moves on by hand."""
+
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch) -> FakeNvml:
+    """One GPU, of which a test says what NVML tells."""
+    fake = FakeNvml()
+    monkeypatch.setattr(nvml, "pynvml", fake)
+    return fake
 
 
 class Runs:

@@ -9,32 +9,13 @@ import pytest
 from stackllama_engine.contract.events import EventReader
 from stackllama_engine.contract.run_dir import Home, Launch, RunDir
 from stackllama_engine.contract.stages import Stage
-from stackllama_engine.launch import nvml, watch
+from stackllama_engine.launch import watch
 from stackllama_engine.launch.gpu_watch import GpuWatch, watched_cards
 from stackllama_engine.launch.processes import identify
 from stackllama_engine.launch.watch import Watch
 
+from .conftest import Clock
 from .fake_nvml import FakeNvml
-
-
-class Clock:
-    now = 1000.0
-
-    def __call__(self) -> float:
-        self.now += 0.001
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def gpus(monkeypatch: pytest.MonkeyPatch) -> FakeNvml:
-    fake = FakeNvml()
-    monkeypatch.setattr(nvml, "pynvml", fake)
-    return fake
 
 
 def launch(**environment: str) -> Launch:

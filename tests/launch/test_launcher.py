@@ -107,6 +107,7 @@ def test_killing_the_launchers_group_leaves_the_run_alone(runs: Runs, home: Home
     assert stop(run, wait=True).exit_code == 75
 
 
+@pytest.mark.slow  # a dozen launches
 def test_launcher_killed_at_any_moment_leaves_no_half_run(runs: Runs, home: Home) -> None:
     """Whatever was reached: no run, one that is lost without survivors, or one that lives."""
     seen: set[str] = set()

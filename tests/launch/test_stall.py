@@ -18,22 +18,10 @@ from stackllama_engine.launch.processes import catches, identify, send, usage
 from stackllama_engine.launch.stacks import drop_empty_stacks, write_stacks
 from stackllama_engine.launch.stall import StallLimits, StallWatch
 
-from .conftest import wait_for
+from .conftest import Clock, wait_for
 
 Start = Callable[..., ProcessId]
 IDLE = Idle(rank="1", seconds=1e6, stopped=[])
-
-
-class Clock:
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 def stepping(clock: Clock, seconds: float, count: int = 5) -> StallWatch:

@@ -11,22 +11,19 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from tests.cli.working import WORKER, begin, create, end, size
 from tests.launch.conftest import wait_for
 from tests.tui.terminal import Terminal
 
-from stackllama_engine.contract.recipe_io import build_recipe, dump_recipe
 from stackllama_engine.contract.run_dir import Home, RunDir
 from stackllama_engine.contract.stages import Stage
-from stackllama_engine.launch import launcher
-from stackllama_engine.launch.argv import RUN_MARK, Command, source_path
-from stackllama_engine.launch.processes import kill_run_processes, run_processes, send
+from stackllama_engine.launch.processes import run_processes
 from stackllama_engine.launch.reconcile import reconcile
 
 from .conftest import Counted
 
 pytestmark = pytest.mark.slow
 
-WORKER = Path(__file__).parents[1] / "cli" / "scripted_worker.py"
 SCRIPTED = """
 import sys
 from stackllama_engine.launch import launcher
@@ -43,16 +40,6 @@ sys.exit(main(sys.argv[1:]))
 """The console's command, with a scripted worker in every stage's place."""
 
 
-def create(home: Home, name: str) -> RunDir:
-    return home.create(Stage.SFT, dump_recipe(build_recipe(Stage.SFT, {"model_name_or_path": "gpt2"})), name)
-
-
-def end(run: RunDir) -> None:
-    if supervisor := run.read_state().supervisor:
-        send(supervisor, signal.SIGKILL)
-    kill_run_processes(run.path)
-
-
 @pytest.fixture
 def stocked_home(tmp_path: Path) -> Iterator[Home]:
     made = Home(tmp_path / "place" / "home")
@@ -63,17 +50,7 @@ def stocked_home(tmp_path: Path) -> Iterator[Home]:
 
 @pytest.fixture
 def working(stocked_home: Home) -> RunDir:
-    """At work under a real supervisor, fifty steps a second, for longer than any test."""
-    run = create(stocked_home, "working")
-    environment = {RUN_MARK: str(run.path), "STACKLLAMA_WORLD_SIZE": "1"} | source_path("")
-    argv = [sys.executable, str(WORKER), str(run.path), "1000000", "0.02"]
-    lock = run.acquire_lock()
-    try:
-        launcher.start_supervisor(run, lock, Command(argv=argv, environment=environment), [])
-    finally:
-        os.close(lock)
-    wait_for(lambda: run.read_state().phase == "running")
-    return run
+    return begin(stocked_home)
 
 
 @pytest.fixture
@@ -81,10 +58,6 @@ def scripted(tmp_path: Path) -> tuple[str, str]:
     script = tmp_path / "scripted.py"
     script.write_text(SCRIPTED.format(worker=str(WORKER)))
     return sys.executable, str(script)
-
-
-def size(run: RunDir) -> int:
-    return (run.attempt_dir(1) / "events.jsonl").stat().st_size
 
 
 def pump_for(console: Terminal, seconds: float) -> None:

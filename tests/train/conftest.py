@@ -1,13 +1,25 @@
-"""A toy base and, built once, the runs that several tests look at."""
+"""A toy base and, made once, what several tests look at."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
-from stackllama_engine.contract.run_dir import Home, RunDir
-from stackllama_engine.contract.stages import Stage
+from stackllama_engine.contract.run_dir import Home
 
-from .toy import REWARD, make_base, run_stage
+from .toy import make_base, make_judge
+
+
+@pytest.fixture(scope="package", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Here and in every stage: several would wait for each other on a busy machine, and a toy has work for one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
@@ -21,5 +33,6 @@ def shared_home(tmp_path_factory: pytest.TempPathFactory) -> Home:
 
 
 @pytest.fixture(scope="session")
-def reward_run(shared_home: Home, base: Path) -> RunDir:
-    return run_stage(shared_home, Stage.REWARD, f"model_name_or_path={base}", *REWARD)
+def judge(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Path:
+    """The adapter of a reward model."""
+    return make_judge(base, tmp_path_factory.mktemp("judge") / "adapter")

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import set_seed
 
 from stackllama_engine.contract.events import Event, EventReader
@@ -77,13 +76,12 @@ def attempt(home: Home, base: Path, stage: Stage, *keys: str, of: RunDir | None 
     directory.mkdir(exist_ok=True)
     text = "def length(*, questions, responses):\n    return [float(len(response)) for response in responses]\n"
     (directory / f"{REWARDS}.py").write_text(text)
-    given = [f"model_name_or_path={base}", *keys]
-    recipe: Any = load_recipe(stage, None, [*given, f"reward_fn_path={directory}"] if stage is Stage.PPO else given)
+    given = [] if stage is Stage.MERGE else [f"model_name_or_path={base}"]
+    given += [f"reward_fn_path={directory}"] if stage is Stage.PPO else []
+    recipe: Any = load_recipe(stage, None, [*given, *keys])
     run = of or home.create(stage, dump_recipe(recipe))
     number = len(run.attempt_dirs()) + 1
     run.attempt_dir(number).mkdir()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # more of them wait for each other on a busy machine, and a toy has work for one
     before = [signal.getsignal(one) for one in SIGNALS]
     signals = Signals()
     set_seed(recipe.seed)
@@ -93,9 +91,16 @@ def attempt(home: Home, base: Path, stage: Stage, *keys: str, of: RunDir | None 
         yield Attempt(run, number, recipe, session)
     finally:
         reporter.end(0)
-        torch.set_num_threads(threads)
         for one, handler in zip(SIGNALS, before, strict=True):
             signal.signal(one, handler)
+
+
+def finish(home: Home, base: Path, stage: Stage, *keys: str) -> tuple[RunDir, dict[str, Any]]:
+    """A stage from its beginning to its end: the run, and the facts that `result.json` would hold."""
+    with attempt(home, base, stage, *keys) as one:
+        facts = one.train()
+    assert facts is not None
+    return one.run, facts
 
 
 def at_call(number: int, then: Callable[[], None], function: Callable[..., Any]) -> Callable[..., Any]:

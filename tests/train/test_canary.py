@@ -21,7 +21,8 @@ from stackllama_engine.train.ppo.losses import KLController
 from stackllama_engine.train.ppo.reward_scaling import RewardScaling
 from stackllama_engine.train.ppo.state import Trainables
 
-from .toy import PPO, REWARD, run_stage, wait_for
+from .in_process import finish
+from .toy import PPO
 from .update_kit import fit
 
 RECIPE = load_recipe(Stage.PPO, None, ["model_name_or_path=demo", "reward_model_path=x", "output_max_length=9",
@@ -29,7 +30,7 @@ RECIPE = load_recipe(Stage.PPO, None, ["model_name_or_path=demo", "reward_model_
 
 
 def in_command(recipe: Any, asked: bool | None) -> bool:
-    return "STACKLLAMA_CANARY" in launcher._command(recipe, Path("/run"), asked).environment
+    return canary.CANARY in launcher._command(recipe, Path("/run"), asked).environment
 
 
 def test_by_default_where_ppo_runs_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,27 +101,24 @@ def test_a_disk_that_holds_one_checkpoint_and_no_more(tmp_path: Path, monkeypatc
         canary.write_checkpoint(kept, run, [], 3)
 
 
-def ppo(home: Home, name: str, keys: tuple[str, ...], asked: bool) -> RunDir:
-    run = launcher.launch(home, Stage.PPO, load_recipe(Stage.PPO, None, keys), name, canary=asked)
-    state = wait_for(run, lambda state: state.has_ended)
-    assert state.phase == "finished", state.cause
-    return run
-
-
 def events(run: RunDir) -> list[Event]:
     return list(EventReader(run.attempt_dir(1) / "events.jsonl").read())
 
 
 @pytest.mark.slow
-def test_a_run_is_the_same_with_and_without(shared_home: Home, base: Path) -> None:
-    reward = run_stage(shared_home, Stage.REWARD, f"model_name_or_path={base}", *REWARD, "max_steps=2")
-    keys = (*PPO, "max_steps=2", "eval_steps=0", f"model_name_or_path={base}", f"reward_model_path={reward.id}")
-    plain, sung = ppo(shared_home, "plain", keys, False), ppo(shared_home, "sung", keys, True)
+def test_a_run_is_the_same_with_and_without(
+    tmp_path: Path, base: Path, judge: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = (*PPO, "max_steps=2", "eval_steps=0", f"reward_model_path={judge}")
+    home = Home(tmp_path / "home")
+    plain, _ = finish(home, base, Stage.PPO, *keys)
+    monkeypatch.setenv(canary.CANARY, "1")
+    sung, _ = finish(home, base, Stage.PPO, *keys)
     said = [event.data["message"] for event in events(sung) if event.kind == "health"]
     assert any("7 tokens answered, one update and one checkpoint went through" in message for message in said)
     assert not any("canary" in event.data.get("message", "") for event in events(plain))
     phases = [event.phase for event in events(sung) if event.kind == "phase"]
-    assert phases[:7] == ["start", "load", "rollout", "score", "update", "save", "evaluate"]
+    assert phases[:6] == ["load", "rollout", "score", "update", "save", "evaluate"]
     for name in ("adapter_model.safetensors", "value_head.safetensors"):
         one, other = (load_file(run.adapter / name) for run in (plain, sung))
         assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)

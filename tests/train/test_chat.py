@@ -1,4 +1,4 @@
-"""The generator as a process on toy runs made by hand; its answers are those of transformers' own generation."""
+"""The generator on toy runs made by hand, as a process and in this one; its answers are transformers' own."""
 
 import contextlib
 import json
@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,8 @@ from peft import PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from stackllama_engine.contract.chat import Ask, Delta, Done, Failure, Reply, Side
+from stackllama_engine.contract.errors import StackllamaError
 from stackllama_engine.contract.recipe import SFTRecipe
 from stackllama_engine.contract.recipe_io import dump_recipe, load_recipe
 from stackllama_engine.contract.run_dir import Home, RunDir, State
@@ -25,6 +28,7 @@ from stackllama_engine.contract.stages import Stage
 from stackllama_engine.data.template import prompt
 from stackllama_engine.launch.chat import chat_command
 from stackllama_engine.train import checkpoint, models
+from stackllama_engine.train.chat import __main__ as chat
 from stackllama_engine.train.chat.answer import Text
 
 from .toy import PPO, SFT, make_base
@@ -63,6 +67,27 @@ class Generator:
 
     def ended(self) -> int:
         return self.process.wait(PATIENCE)
+
+
+class Here:
+    """What the process does with a run and its questions, without the process."""
+
+    def __init__(self, run: RunDir, name: str | None = None) -> None:
+        self._sides, self.ready = chat._load(run, name, cpu=True)
+        self._said: list[Reply] = []
+
+    def ask(self, *sides: Side) -> list[Reply]:
+        """Greedy answers of some sides; all that is said."""
+        self._said.clear()
+        inbox, outbox = SimpleNamespace(cancelled=lambda _: False), SimpleNamespace(write=self._said.append)
+        question = Ask(id=1, prompt=QUESTION, which=[*sides], temperature=0, max_new_tokens=24)
+        chat._answer(self._sides, question, inbox, outbox)  # type: ignore[arg-type]
+        return self._said
+
+    def greedy(self, *sides: Side) -> list[str]:
+        said = self.ask(*sides)
+        assert [one.which for one in said if isinstance(one, Done)] == [*sides]
+        return ["".join(one.text for one in said if isinstance(one, Delta) and one.which == side) for side in sides]
 
 
 Begin = Callable[..., Generator]
@@ -181,7 +206,7 @@ def test_base_and_tuned_answer_as_transformers_would(
 
 
 @pytest.mark.slow
-def test_a_checkpoint_of_ppo(base: Path, adapter: Path, make: Callable[..., RunDir], begin: Begin) -> None:
+def test_a_checkpoint_of_ppo(base: Path, adapter: Path, make: Callable[..., RunDir]) -> None:
     run = make(Stage.PPO, phase="running")
     staging = checkpoint.staging_dir(run.checkpoints, 3)
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(adapter))
@@ -189,46 +214,44 @@ def test_a_checkpoint_of_ppo(base: Path, adapter: Path, make: Callable[..., RunD
         {name: t.contiguous() for name, t in get_peft_model_state_dict(model).items()}, staging / "policy.safetensors"
     )
     sealed = checkpoint.seal(staging, run.checkpoints, 3)
-    generator = begin(run)
-    assert generator.line()["checkpoint"] == "step-000003"
-    assert greedy(generator) == [expected(base, None, 24), expected(base, adapter, 24)]
+    generator = Here(run)
+    assert generator.ready.checkpoint == "step-000003"
+    assert generator.greedy("base", "tuned") == [expected(base, None, 24), expected(base, adapter, 24)]
     with (sealed / "policy.safetensors").open("r+b") as file:
         file.seek(-4, os.SEEK_END)
         file.write(b"\0\0\0\0")
-    broken = begin(run, "3")
-    assert (
-        broken.line()["error"] == "checkpoint step-000003 policy.safetensors is not as it was sealed; name another one."
-    )
-    assert broken.ended() == 1
+    with pytest.raises(StackllamaError) as broken:
+        Here(run, "3")
+    said = "checkpoint step-000003 policy.safetensors is not as it was sealed; name another one."
+    assert (str(broken.value), broken.value.exit_code) == (said, 1)
 
 
 @pytest.mark.slow
-def test_a_merge_beside_its_base(base: Path, adapter: Path, make: Callable[..., RunDir], begin: Begin) -> None:
+def test_a_merge_beside_its_base(base: Path, adapter: Path, make: Callable[..., RunDir]) -> None:
     run = make(Stage.MERGE, f"adapter_path={adapter}")
     merged: Any = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(adapter))
     models.save_model(merged.merge_and_unload(), models.load_tokenizer(str(base)), run.merged)
-    generator = begin(run)
-    assert generator.line()["model"] == str(base)
-    assert greedy(generator) == [expected(base, None, 24), expected(base, adapter, 24)]
+    generator = Here(run)
+    assert generator.ready.model == str(base)
+    assert generator.greedy("base", "tuned") == [expected(base, None, 24), expected(base, adapter, 24)]
 
     orphan = make(Stage.MERGE, "adapter_path=/nowhere")
     shutil.copytree(run.merged, orphan.merged)
-    generator = begin(orphan)
-    ready = generator.line()
-    assert ready["sides"] == ["tuned"] and "/nowhere holds no adapter" in ready["note"]
-    assert greedy(generator, 1, ("tuned",)) == [expected(base, adapter, 24)]
-    generator.send({"id": 2, "prompt": QUESTION})
-    assert "no base model" in generator.line()["error"]
+    generator = Here(orphan)
+    assert generator.ready.sides == ["tuned"] and "/nowhere holds no adapter" in (generator.ready.note or "")
+    assert generator.greedy("tuned") == [expected(base, adapter, 24)]
+    (refused,) = generator.ask("base")
+    assert isinstance(refused, Failure) and refused.id == 1 and "no base model" in refused.error
 
 
 @pytest.mark.slow
-def test_full_training(base: Path, make: Callable[..., RunDir], begin: Begin, tmp_path: Path) -> None:
+def test_full_training(base: Path, make: Callable[..., RunDir], tmp_path: Path) -> None:
     run = make(Stage.SFT, "use_peft=false")
     trained = make_base(tmp_path / "trained", seed=9)
     shutil.copytree(trained, run.merged)
-    generator = begin(run)
-    assert generator.line()["sides"] == ["base", "tuned"]
-    assert greedy(generator) == [expected(base, None, 24), expected(trained, None, 24)]
+    generator = Here(run)
+    assert generator.ready.sides == ["base", "tuned"]
+    assert generator.greedy("base", "tuned") == [expected(base, None, 24), expected(trained, None, 24)]
 
 
 @pytest.mark.slow
@@ -237,20 +260,24 @@ def test_what_cannot_be_loaded(base: Path, adapter: Path, make: Callable[..., Ru
     shutil.copytree(adapter, run.adapter)
     weights = run.adapter / "adapter_model.safetensors"
     weights.rename(run.adapter / "adapter_model.bin")  # a pickle, for all that anybody knows
-    pickled = begin(run)
     other = make(Stage.SFT)
     shutil.copytree(adapter, other.adapter)
     (other.adapter / models.BASE_FILE).write_text('{"name": "elsewhere", "revision": null, "fingerprint": "0"}')
-    changed = begin(other)
     whole = make(Stage.SFT, "use_peft=false")
     shutil.copytree(base, whole.merged)
     (whole.merged / "model.safetensors").rename(whole.merged / "pytorch_model.bin")
-    unsafe, empty = begin(whole), begin(make(Stage.SFT, phase="queued"))
+    pickled = begin(run)
+    for unusable, why in (
+        (other, "is no longer the base that"),
+        (whole, "it has no weights in safetensors"),
+    ):
+        with pytest.raises(StackllamaError, match=why) as raised:
+            Here(unusable)
+        assert raised.value.exit_code == 1
+    empty = begin(make(Stage.SFT, phase="queued"))
     assert "other formats hold pickles and are not read" in pickled.line()["error"]
-    assert "is no longer the base that" in changed.line()["error"]
-    assert "it has no weights in safetensors" in unsafe.line()["error"]
     assert "is queued and has trained nothing" in empty.line()["error"]
-    assert [one.ended() for one in (pickled, changed, unsafe, empty)] == [1, 1, 1, 3]
+    assert [one.ended() for one in (pickled, empty)] == [1, 3]
 
 
 @pytest.mark.slow

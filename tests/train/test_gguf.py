@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM
 from stackllama_engine.contract.run_dir import Home
 from stackllama_engine.contract.stages import Stage
 
-from .toy import SFT, run_stage
+from .in_process import finish
+from .toy import SFT
 
 NAMES = {
     "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
@@ -62,7 +63,7 @@ def write_gguf(base: Path, path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_sft_and_merge_from_a_gguf_file(shared_home: Home, base: Path, tmp_path: Path) -> None:
+def test_sft_and_merge_from_a_gguf_file(base: Path, tmp_path: Path) -> None:
     file = tmp_path / "toy.gguf"
     write_gguf(base, file)
     read, original = (
@@ -72,6 +73,7 @@ def test_sft_and_merge_from_a_gguf_file(shared_home: Home, base: Path, tmp_path:
     ids = torch.tensor([[1, 5, 6, 7]])
     with torch.no_grad():
         torch.testing.assert_close(read(ids).logits, original(ids).logits)
-    run = run_stage(shared_home, Stage.SFT, f"model_name_or_path={file}", *SFT, "max_steps=2", "dtype=float32")
-    merged = run_stage(shared_home, Stage.MERGE, f"adapter_path={run.id}", "dtype=float32")
-    assert merged.read_json("result.json")["difference_from_base"] > 0
+    home = Home(tmp_path / "home")
+    run, _ = finish(home, file, Stage.SFT, *SFT, "max_steps=2", "dtype=float32")
+    _, facts = finish(home, file, Stage.MERGE, f"adapter_path={run.adapter}", "dtype=float32")
+    assert facts["difference_from_base"] > 0

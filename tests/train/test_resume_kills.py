@@ -21,9 +21,10 @@ from stackllama_engine.launch.launcher import launch, resume
 from stackllama_engine.launch.processes import command_line, run_processes, send, usage
 from stackllama_engine.train import checkpoint
 
-from .toy import PPO, run_stage, wait_for
+from .in_process import finish
+from .toy import PPO, wait_for
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # six stages, one after the other
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # five stages, one after the other
 
 STEPS = 6
 JUDGES = """
@@ -111,14 +112,14 @@ def files(run: RunDir) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def keys(tmp_path: Path, base: Path, reward_run: RunDir) -> tuple[str, ...]:
+def keys(tmp_path: Path, base: Path, judge: Path) -> tuple[str, ...]:
     (tmp_path / "toy_judges.py").write_text(JUDGES)
-    named = (f"model_name_or_path={base}", f"reward_model_path={reward_run.id}", f"reward_fn_path={tmp_path}")
+    named = (f"model_name_or_path={base}", f"reward_model_path={judge}", f"reward_fn_path={tmp_path}")
     return (*EVERYTHING, *named)
 
 
-def test_killed_three_times_and_resumed_equals_straight(shared_home: Home, keys: tuple[str, ...]) -> None:
-    straight = run_stage(shared_home, Stage.PPO, *keys)
+def test_killed_three_times_and_resumed_equals_straight(shared_home: Home, base: Path, keys: tuple[str, ...]) -> None:
+    straight, _ = finish(shared_home, base, Stage.PPO, *keys)
     said = by_step(straight, 1)
     assert [step for step, evaluated in said if not evaluated] == list(range(1, STEPS + 1))
     assert_parts_add_up(straight, said[STEPS, False][0])

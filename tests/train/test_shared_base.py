@@ -11,7 +11,6 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from stackllama_engine.contract.errors import StageError
-from stackllama_engine.contract.run_dir import RunDir
 from stackllama_engine.train import models
 from stackllama_engine.train.ppo.rollout import Rollout, Targets, pad_tokens, policy_outputs
 from stackllama_engine.train.ppo.sampling import draw_noise, pick, sample
@@ -61,7 +60,7 @@ def alive() -> dict[int, int]:
 
 
 @pytest.mark.parametrize("precision", ["dtype=bfloat16", "load_in_8bit=true"])
-def test_the_base_is_held_once(reward_run: RunDir, base: Path, tmp_path: Path, precision: str) -> None:
+def test_the_base_is_held_once(judge: Path, base: Path, tmp_path: Path, precision: str) -> None:
     """Policy, its frozen copy, reward and critic on one base, each of them used; counted by storage, not by name."""
     tokenizer, recipe = models.load_tokenizer(str(base)), recipe_of(base, precision)
     plain = models.load_causal_lm(recipe, CPU)
@@ -72,7 +71,7 @@ def test_the_base_is_held_once(reward_run: RunDir, base: Path, tmp_path: Path, p
     shared = SharedBase(
         recipe_of(base, precision, "value_adapter=true", f"policy_adapter_path={tmp_path / 'adapter'}"), CPU
     )
-    scorer = SharedScorer(shared, reward_run.adapter, tokenizer, 8)
+    scorer = SharedScorer(shared, judge, tokenizer, 8)
     scorer(ANSWERS)
     ids, attention, _ = pad_tokens([[1, 5, 6], [1, 7]], [[8, 9, 2], [10, 2]], 0, CPU)
     assert policy_outputs(shared, ids, attention, 3, 2).logprobs.isfinite().all()
@@ -125,22 +124,22 @@ def test_log_probabilities_do_not_depend_on_padding(shared: SharedBase) -> None:
         torch.testing.assert_close(getattr(padded, name)[:1, :2], getattr(alone, name), atol=1e-5, rtol=1e-5)
 
 
-def test_shared_scorer_equals_the_reward_model_it_came_from(shared: SharedBase, reward_run: RunDir, base: Path) -> None:
+def test_shared_scorer_equals_the_reward_model_it_came_from(shared: SharedBase, judge: Path, base: Path) -> None:
     tokenizer = models.load_tokenizer(str(base))
-    scores = SharedScorer(shared, reward_run.adapter, tokenizer, 8)(ANSWERS)
+    scores = SharedScorer(shared, judge, tokenizer, 8)(ANSWERS)
     classifier = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
     classifier.config.pad_token_id = tokenizer.pad_token_id
-    judge = PeftModel.from_pretrained(classifier, str(reward_run.adapter)).eval()
+    whole = PeftModel.from_pretrained(classifier, str(judge)).eval()
     with torch.no_grad():
-        alone = [judge(torch.tensor([encode_text(tokenizer, *answer)])).logits.item() for answer in ANSWERS]
+        alone = [whole(torch.tensor([encode_text(tokenizer, *answer)])).logits.item() for answer in ANSWERS]
     assert scores.tolist() == pytest.approx(alone, abs=1e-5)
     assert abs(scores[0] - scores[1]) > 1e-4
 
 
 def test_texts_of_like_length_are_judged_together_and_the_scores_keep_their_places(
-    shared: SharedBase, reward_run: RunDir, base: Path, monkeypatch: pytest.MonkeyPatch
+    shared: SharedBase, judge: Path, base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scorer = SharedScorer(shared, reward_run.adapter, models.load_tokenizer(str(base)), 1)
+    scorer = SharedScorer(shared, judge, models.load_tokenizer(str(base)), 1)
     answers = [*ANSWERS, *ANSWERS]
     alone = [float(scorer([answer])) for answer in answers]
     shapes, hidden = list[tuple[int, ...]](), SharedBase.hidden
@@ -156,11 +155,11 @@ def test_texts_of_like_length_are_judged_together_and_the_scores_keep_their_plac
     assert longer > shorter
 
 
-def test_scoring_leaves_the_policy_active_and_trainable(shared: SharedBase, reward_run: RunDir, base: Path) -> None:
+def test_scoring_leaves_the_policy_active_and_trainable(shared: SharedBase, judge: Path, base: Path) -> None:
     move_policy(shared)
     ids, attention, _ = pad_tokens([[1, 5]], [[8, 2]], 0, CPU)
     before = policy_outputs(shared, ids, attention, 2, 1).logprobs
-    SharedScorer(shared, reward_run.adapter, models.load_tokenizer(str(base)), 8)(ANSWERS)
+    SharedScorer(shared, judge, models.load_tokenizer(str(base)), 8)(ANSWERS)
     torch.testing.assert_close(policy_outputs(shared, ids, attention, 2, 1).logprobs, before, atol=0, rtol=0)
     assert all(p.requires_grad for p in shared.trainable())
     assert not any(p.requires_grad for n, p in shared.model.named_parameters() if ".reward." in n)

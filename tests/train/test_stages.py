@@ -1,4 +1,5 @@
-"""Stages through the real command on a toy base: launcher, supervisor, accelerate, training, result."""
+"""Stages on a toy base: each through the real command (launcher, supervisor, accelerate, training, result), and what
+else they can do in this process."""
 
 import json
 import shutil
@@ -12,13 +13,15 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from stackllama_engine.contract import requests
 from stackllama_engine.contract.checkpoints import read_manifest
+from stackllama_engine.contract.errors import StageError
 from stackllama_engine.contract.events import Event, EventReader
 from stackllama_engine.contract.recipe_io import load_recipe
 from stackllama_engine.contract.run_dir import Home, RunDir
 from stackllama_engine.contract.stages import Stage
-from stackllama_engine.launch.launcher import launch, resume
+from stackllama_engine.launch.launcher import launch, plan, resume
 from stackllama_engine.train import checkpoint
 
+from .in_process import attempt, finish
 from .toy import PPO, REWARD, SFT, make_base, run_stage, wait_for
 
 pytestmark = pytest.mark.slow
@@ -44,9 +47,26 @@ def weights(run: RunDir) -> dict[str, torch.Tensor]:
     return load_file(run.adapter / "adapter_model.safetensors")
 
 
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    """Of what a test runs in this process."""
+    return Home(tmp_path / "home")
+
+
 @pytest.fixture(scope="module")
 def sft_run(shared_home: Home, base: Path) -> RunDir:
     return run_stage(shared_home, Stage.SFT, f"model_name_or_path={base}", *SFT)
+
+
+@pytest.fixture(scope="module")
+def reward_run(shared_home: Home, base: Path) -> RunDir:
+    return run_stage(shared_home, Stage.REWARD, f"model_name_or_path={base}", *REWARD)
+
+
+@pytest.fixture(scope="module")
+def ppo_run(shared_home: Home, base: Path, reward_run: RunDir) -> RunDir:
+    inputs = (f"model_name_or_path={base}", f"reward_model_path={reward_run.id}")
+    return run_stage(shared_home, Stage.PPO, *PPO, *inputs)
 
 
 def test_sft_trains_and_leaves_facts(sft_run: RunDir) -> None:
@@ -61,24 +81,24 @@ def test_sft_trains_and_leaves_facts(sft_run: RunDir) -> None:
 
 
 @pytest.mark.parametrize("more", ["packing=false", "packing_strategy=bfd"])
-def test_sft_with_other_loaders(shared_home: Home, base: Path, more: str) -> None:
-    run = run_stage(shared_home, Stage.SFT, f"model_name_or_path={base}", *SFT, "max_steps=2", more)
-    assert run.read_json("result.json")["steps"] == 2
+def test_sft_with_other_loaders(home: Home, base: Path, more: str) -> None:
+    _, facts = finish(home, base, Stage.SFT, *SFT, "max_steps=2", more)
+    assert facts["steps"] == 2
 
 
-def test_full_training_leaves_a_model_that_merging_only_casts(shared_home: Home, base: Path) -> None:
+def test_full_training_leaves_a_model_that_merging_only_casts(shared_home: Home, home: Home, base: Path) -> None:
     keys = (f"model_name_or_path={base}", *SFT, "max_steps=2", "use_peft=false", "bf16=true", "num_processes=2")
     run = run_stage(shared_home, Stage.SFT, *keys)
     assert not run.adapter.exists()
-    merged = run_stage(shared_home, Stage.MERGE, f"adapter_path={run.id}").merged
+    merged = finish(home, base, Stage.MERGE, f"adapter_path={run.merged}")[0].merged
     trained, cast = (AutoModelForCausalLM.from_pretrained(path, dtype="auto") for path in (run.merged, merged))
     for name, tensor in trained.state_dict().items():
         assert torch.equal(tensor.bfloat16(), cast.state_dict()[name]), name
 
 
 @pytest.mark.parametrize("bits", ["load_in_8bit=true", "load_in_4bit=true"])
-def test_sft_on_a_quantised_base(shared_home: Home, base: Path, bits: str) -> None:
-    run = run_stage(shared_home, Stage.SFT, f"model_name_or_path={base}", *SFT, "max_steps=2", bits)
+def test_sft_on_a_quantised_base(home: Home, base: Path, bits: str) -> None:
+    run, _ = finish(home, base, Stage.SFT, *SFT, "max_steps=2", bits)
     assert {tensor.dtype for tensor in weights(run).values()} == {torch.float32}
     assert any(tensor.abs().sum() > 0 for name, tensor in weights(run).items() if "lora_B" in name)
 
@@ -91,16 +111,14 @@ def test_reward_trains_its_head_and_counts_ties_apart(reward_run: RunDir) -> Non
     assert any(name.endswith("score.weight") for name in weights(reward_run))
 
 
-def test_reward_drops_and_counts_long_pairs(shared_home: Home, base: Path) -> None:
-    run = run_stage(shared_home, Stage.REWARD, f"model_name_or_path={base}", *REWARD, "max_steps=1", "max_length=70")
-    dropped = run.read_json("result.json")["dropped_too_long"]
-    assert 0 < dropped < 72
+def test_reward_drops_and_counts_long_pairs(home: Home, base: Path) -> None:
+    run, facts = finish(home, base, Stage.REWARD, *REWARD, "max_steps=1", "max_length=70")
+    assert 0 < facts["dropped_too_long"] < 72
     assert any("70 tokens" in event.data["message"] for event in events(run) if event.kind == "health")
 
 
-def test_ppo_starts_at_ratio_one_and_moves(shared_home: Home, base: Path, reward_run: RunDir) -> None:
-    inputs = (f"model_name_or_path={base}", f"reward_model_path={reward_run.id}")
-    run = run_stage(shared_home, Stage.PPO, *inputs, *PPO)
+def test_ppo_starts_at_ratio_one_and_moves(ppo_run: RunDir, reward_run: RunDir) -> None:
+    run = ppo_run
     for row in metrics(run):
         assert row["val/ratio_first"] == 1.0
         assert row["policy/approxkl_first"] == 0.0
@@ -153,59 +171,59 @@ def assert_held_out_answers(run: RunDir) -> None:
         }  # fmt: skip
 
 
-def test_ppo_continues_another_run(shared_home: Home, base: Path, sft_run: RunDir, reward_run: RunDir) -> None:
+def test_ppo_continues_another_run(
+    shared_home: Home, home: Home, base: Path, sft_run: RunDir, reward_run: RunDir
+) -> None:
     inputs = (f"model_name_or_path={base}", f"reward_model_path={reward_run.id}", f"policy_adapter_path={sft_run.id}")
-    run = run_stage(shared_home, Stage.PPO, *PPO, *inputs, "max_steps=1", "lora_r=4")
+    keys = (*PPO, "max_steps=1", "lora_r=4")
+    planned = plan(shared_home, Stage.PPO, load_recipe(Stage.PPO, None, (*keys, *inputs)))
+    assert set(planned.parents) == {sft_run.id, reward_run.id}
+    found = (f"policy_adapter_path={sft_run.adapter}", f"reward_model_path={reward_run.adapter}")
+    run, _ = finish(home, base, Stage.PPO, *keys, *found)
     # the reference is the adapter it began with, asked in batches of another size
     assert metrics(run)[0]["objective/kl"] == pytest.approx(0, abs=1e-5)
-    assert set(run.read_json("lineage.json")["parents"]) == {sft_run.id, reward_run.id}
 
 
-def test_ppo_stops_at_nan_scores(shared_home: Home, base: Path, reward_run: RunDir, tmp_path: Path) -> None:
+def test_ppo_stops_at_nan_scores(home: Home, base: Path, judge: Path, tmp_path: Path) -> None:
     poisoned = tmp_path / "adapter"
-    shutil.copytree(reward_run.adapter, poisoned)
-    state = weights(reward_run)
+    shutil.copytree(judge, poisoned)
+    state = load_file(judge / "adapter_model.safetensors")
     state[next(name for name in state if name.endswith("score.weight"))][0, 0] = float("nan")
     save_file(state, poisoned / "adapter_model.safetensors")
-    keys = (*PPO, f"model_name_or_path={base}", f"reward_model_path={poisoned}")
-    run = launch(shared_home, Stage.PPO, load_recipe(Stage.PPO, None, keys))
-    state = wait_for(run, lambda state: state.has_ended)
-    assert (state.phase, state.exit_code) == ("failed", 1)
-    assert state.cause
-    assert "NaN or infinity in 8 scores" in state.cause
-    assert not run.adapter.exists()
+    keys = (*PPO, f"reward_model_path={poisoned}")
+    with attempt(home, base, Stage.PPO, *keys) as one, pytest.raises(StageError, match="NaN or infinity in 8 scores"):
+        one.train()
+    assert not one.run.adapter.exists()
 
 
-def test_ppo_on_an_8_bit_base(shared_home: Home, base: Path, reward_run: RunDir) -> None:
-    inputs = (f"model_name_or_path={base}", f"reward_model_path={reward_run.id}", "load_in_8bit=true", "max_steps=2")
-    run = run_stage(shared_home, Stage.PPO, *PPO, *inputs)
+def test_ppo_on_an_8_bit_base(home: Home, base: Path, judge: Path) -> None:
+    run, _ = finish(home, base, Stage.PPO, *PPO, f"reward_model_path={judge}", "load_in_8bit=true", "max_steps=2")
     assert [row["val/ratio_first"] for row in metrics(run)] == [1.0, 1.0]
 
 
-def test_ppo_with_a_reward_model_of_another_base(
-    shared_home: Home, base: Path, reward_run: RunDir, tmp_path: Path
-) -> None:
+def test_ppo_with_a_reward_model_of_another_base(home: Home, base: Path, judge: Path, tmp_path: Path) -> None:
     other = make_base(tmp_path / "other", seed=1)
-    inputs = (f"model_name_or_path={other}", f"reward_model_path={reward_run.id}", "max_steps=1")
-    run = run_stage(shared_home, Stage.PPO, *PPO, *inputs)
+    run, _ = finish(home, other, Stage.PPO, *PPO, f"reward_model_path={judge}", "max_steps=1")
     said = [event.data["message"] for event in events(run) if event.kind == "health"]
     assert any("second model" in message for message in said)
 
 
-def test_two_processes_equal_one_and_accumulation(shared_home: Home, base: Path, reward_run: RunDir) -> None:
+def test_two_processes_equal_one_and_accumulation(shared_home: Home, home: Home, base: Path, judge: Path) -> None:
     """1 × 8, 2 processes × 4 and accumulation 8 × 1, with all that is a statistic over ranks or tokens."""
     inputs = (
-        *PPO, f"model_name_or_path={base}", f"reward_model_path={reward_run.id}", "max_steps=2", "eval_steps=0",
+        *PPO, f"model_name_or_path={base}", f"reward_model_path={judge}", "max_steps=2", "eval_steps=0",
         "lr_scheduler_type=linear", "adap_kl_ctrl=false", "kl_estimator=k3", "normalize_reward=true",
         "cliprange_reward=1", "missing_eos_reward=-1", "whiten_rewards=true", "ent_coef=0.01",
     )  # fmt: skip
-    one, two, eight = (
-        run_stage(
-            shared_home, Stage.PPO, *inputs, f"per_device_train_batch_size={size}",
-            f"gradient_accumulation_steps={count}", f"num_processes={processes}",
-        )
-        for size, count, processes in ((8, 1, 1), (4, 1, 2), (1, 8, 1))
+    one, eight = (
+        finish(
+            home, base, Stage.PPO, *inputs, f"per_device_train_batch_size={size}",
+            f"gradient_accumulation_steps={count}",
+        )[0]
+        for size, count in ((8, 1), (1, 8))
     )  # fmt: skip
+    ranks = ("per_device_train_batch_size=4", "gradient_accumulation_steps=1", "num_processes=2")
+    two = run_stage(shared_home, Stage.PPO, *inputs, *ranks)
     names = {
         "objective/scores", "objective/score_mean", "objective/score_std", "objective/score_clipfrac", "objective/kl",
         "objective/rlhf_reward", "loss/policy_avg", "loss/value_avg", "policy/entropy_avg", "val/num_tokens",
@@ -233,23 +251,19 @@ def test_merge_equals_base_plus_adapter(shared_home: Home, sft_run: RunDir) -> N
     assert {p.dtype for p in merged.parameters()} == {torch.bfloat16}
 
 
-def test_merge_keeps_the_score_head(shared_home: Home, reward_run: RunDir) -> None:
-    run = run_stage(shared_home, Stage.MERGE, f"adapter_path={reward_run.id}", "dtype=float32")
+def test_merge_keeps_the_score_head(home: Home, base: Path, reward_run: RunDir) -> None:
+    run, _ = finish(home, base, Stage.MERGE, f"adapter_path={reward_run.adapter}", "dtype=float32")
     merged = AutoModelForSequenceClassification.from_pretrained(run.merged)
     trained = next(tensor for name, tensor in weights(reward_run).items() if name.endswith("score.weight"))
     assert torch.equal(merged.get_submodule("score").weight, trained)
 
 
 @pytest.mark.parametrize("stage", [Stage.SFT, Stage.REWARD, Stage.PPO])
-def test_stopped_and_resumed_equals_straight(shared_home: Home, base: Path, reward_run: RunDir, stage: Stage) -> None:
-    keys = {
-        Stage.SFT: SFT,
-        Stage.REWARD: REWARD,
-        Stage.PPO: (*PPO, f"reward_model_path={reward_run.id}", "normalize_reward=true"),
-    }[stage]
-    inputs = (f"model_name_or_path={base}", *keys)
-    straight = run_stage(shared_home, stage, *inputs)
-    broken = launch(shared_home, stage, load_recipe(stage, None, inputs))
+def test_stopped_and_resumed_equals_straight(
+    shared_home: Home, base: Path, sft_run: RunDir, reward_run: RunDir, ppo_run: RunDir, stage: Stage
+) -> None:
+    straight = {Stage.SFT: sft_run, Stage.REWARD: reward_run, Stage.PPO: ppo_run}[stage]
+    broken = launch(shared_home, stage, load_recipe(stage, straight.recipe_file))
     requests.write(broken, "pause")  # served at the first step boundary
     wait_for(broken, lambda _: any(event.phase == "paused" for event in events(broken)))
     broken.request("stop")
@@ -278,9 +292,7 @@ def untimed(run: RunDir, attempt: int, after: int) -> list[tuple[int | None, dic
     ]
 
 
-def test_a_model_that_cannot_be_loaded_ends_with_a_cause(shared_home: Home, tmp_path: Path) -> None:
+def test_a_model_that_cannot_be_loaded_says_so(home: Home, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    run = launch(shared_home, Stage.SFT, load_recipe(Stage.SFT, None, (f"model_name_or_path={tmp_path}", *SFT)))
-    state = wait_for(run, lambda state: state.has_ended)
-    assert (state.phase, state.exit_code) == ("failed", 1)
-    assert state.cause and "Cannot load the tokenizer" in state.cause
+    with attempt(home, tmp_path, Stage.SFT, *SFT) as one, pytest.raises(StageError, match="Cannot load the tokenizer"):
+        one.train()

@@ -1,6 +1,7 @@
 """Pickles and code that come with a model or a checkpoint: refused, and not executed."""
 
 import ast
+import functools
 import inspect
 import json
 import pickle
@@ -53,15 +54,21 @@ def poison(path: Path, proof: Path) -> None:
     proof.unlink()
 
 
-def calls(name: str) -> list[tuple[str, ast.Call]]:
-    """Every call in the engine and the console whose dotted name ends so."""
+@functools.cache
+def all_calls() -> list[tuple[str, str, ast.Call]]:
+    """Every call in the engine and the console: where, and the function's dotted name after a dot."""
     root = Path(stackllama_engine.__file__).parents[1]
-    found: list[tuple[str, ast.Call]] = []
-    for path in [*root.rglob("*.py"), *(root.parent / "console").rglob("*.py")]:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and (f".{ast.unparse(node.func)}").endswith(f".{name}"):
-                found.append((f"{path.name}:{node.lineno}", node))
-    return found
+    return [
+        (f"{path.name}:{node.lineno}", f".{ast.unparse(node.func)}", node)
+        for path in [*root.rglob("*.py"), *(root.parent / "console").rglob("*.py")]
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+    ]
+
+
+def calls(name: str) -> list[tuple[str, ast.Call]]:
+    """Those whose dotted name ends so."""
+    return [(place, call) for place, dotted, call in all_calls() if dotted.endswith(f".{name}")]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from stackllama_engine.contract.recipe import PPORecipe
+from stackllama_engine.contract.recipe import PPORecipe, RewardRecipe
 from stackllama_engine.contract.recipe_io import load_recipe
 from stackllama_engine.contract.run_dir import Home, RunDir, State
 from stackllama_engine.contract.stages import Stage
@@ -17,6 +17,7 @@ from stackllama_engine.data import demo
 from stackllama_engine.data.template import text
 from stackllama_engine.launch.launcher import launch
 from stackllama_engine.launch.reconcile import reconcile
+from stackllama_engine.train import models as train_models
 
 COMMON = (
     "use_cpu=true", "dataset_name=demo", "load_in_8bit=false", "lora_target_modules=all-linear", "learning_rate=1e-3",
@@ -49,6 +50,21 @@ def make_base(path: Path, seed: int = 0) -> Path:
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(path)
     fast.save_pretrained(path)
+    return path
+
+
+def make_judge(base: Path, path: Path, seed: int = 1) -> Path:
+    """A reward model's adapter and head on a base, drawn at random: it has opinions, and nobody trained it."""
+    recipe = load_recipe(Stage.REWARD, None, (f"model_name_or_path={base}", *REWARD))
+    assert isinstance(recipe, RewardRecipe)
+    torch.manual_seed(seed)
+    tokenizer = train_models.load_tokenizer(str(base))
+    scores = train_models.load_reward_base(recipe, train_models.pad_id(tokenizer), torch.device("cpu"))
+    model = train_models.add_lora(scores, recipe, "SEQ_CLS")
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(std=0.1)
+    train_models.save_adapter(model, tokenizer, path, recipe)
     return path
 
 

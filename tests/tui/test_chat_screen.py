@@ -58,6 +58,7 @@ def _talk(run: RunDir, starter: Starter, script: Callable[[Driven], Any], size: 
 
 
 async def _ask(driven: Driven, text: str) -> None:
+    await driven.until(lambda: driven.screen.process is not None)  # a thread starts it
     await driven.press("i")
     await driven.type(text)
     await driven.press("enter")

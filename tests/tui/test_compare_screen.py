@@ -233,6 +233,7 @@ def test_hostile_text_is_plain_and_clean_on_every_view(home: Home, size: tuple[i
     drive(home, _compare(home), script, size)
 
 
+@pytest.mark.slow
 def test_resizing_to_nothing_and_back_survives(home: Home) -> None:
     async def script(driven: Driven) -> None:
         await driven.shows("objective/scores")

@@ -79,6 +79,7 @@ def whole(update: ChopsUpdate, rows: list[Strip]) -> list[Strip]:
     return after
 
 
+@pytest.mark.slow  # eight seconds of examples; those that were worked by hand stand below
 @settings(max_examples=300, deadline=None)
 @given(layouts(), st.lists(changes(), max_size=5))
 def test_the_terminal_shows_what_was_asked_for(first: LayoutUpdate, updates: Sequence[ChopsUpdate]) -> None:

@@ -135,14 +135,17 @@ def _open_screen(console: Terminal, keys: str, texts: tuple[str, ...]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["runs", "monitor", "launch", "samples", "help"])
-def test_nothing_is_sent_while_nothing_happens(terminal: Open, name: str) -> None:
-    console = terminal(size=(120, 40))
-    console.wait_for("aligned", "tuned")
-    _open_screen(console, *SCREENS[name])
-    console.settle(1.5)
-    assert console.count_bytes(4) == 0
-    assert console.modes()[ALTERNATE]
+def test_nothing_is_sent_while_nothing_happens(terminal: Open) -> None:
+    consoles = {name: terminal(size=(120, 40)) for name in ("runs", "monitor", "launch", "samples", "help")}
+    for name, console in consoles.items():
+        console.wait_for("aligned", "tuned")
+        _open_screen(console, *SCREENS[name])
+    for console in consoles.values():
+        console.settle(1.5)
+    # meanwhile what the others send waits to be read
+    assert consoles["runs"].count_bytes(4) == 0
+    assert {name: console.pump(0.0) for name, console in consoles.items()} == dict.fromkeys(consoles, 0)
+    assert all(console.modes()[ALTERNATE] for console in consoles.values())
 
 
 def test_a_finished_run_costs_no_byte(terminal: Open) -> None:

@@ -1,62 +1,32 @@
 """Runs and consoles: whatever becomes of a console or its terminal, no run notices."""
 
-import os
 import re
 import signal
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from tests.cli.conftest import FORBIDDEN, PAYLOADS
+from tests.cli.working import begin, end, size
+from tests.launch.conftest import wait_for
 from tests.tui.conftest import snapshot
 from tests.tui.hostile import hostile_directory, hostile_run
 from tests.tui.terminal import Terminal
 
 from stackllama_console.tui.driver import guarded
-from stackllama_engine.contract.recipe_io import build_recipe, dump_recipe
 from stackllama_engine.contract.run_dir import Home, RunDir
-from stackllama_engine.contract.stages import Stage
-from stackllama_engine.launch import launcher
-from stackllama_engine.launch.argv import RUN_MARK, Command, source_path
-from stackllama_engine.launch.processes import kill_run_processes, send
 
 pytestmark = pytest.mark.slow  # each starts the real command in a terminal: a second or more
 
 Open = Callable[..., Terminal]
-WORKER = Path(__file__).parents[1] / "cli" / "scripted_worker.py"
 
 
 @pytest.fixture
 def working(stocked: Home) -> Iterator[RunDir]:
-    """A run at work under a real supervisor: fifty steps a second, for longer than any test."""
-    recipe = build_recipe(Stage.SFT, {"model_name_or_path": "gpt2", "use_cpu": True})
-    run = stocked.create(Stage.SFT, dump_recipe(recipe), "working")
-    environment = {RUN_MARK: str(run.path), "STACKLLAMA_WORLD_SIZE": "1"} | source_path("")
-    argv = [sys.executable, str(WORKER), str(run.path), "1000000", "0.02"]
-    lock = run.acquire_lock()
-    try:
-        launcher.start_supervisor(run, lock, Command(argv=argv, environment=environment), [])
-    finally:
-        os.close(lock)
-    _until(lambda: run.read_state().phase == "running" and _size(run) > 0)
+    run = begin(stocked)
     yield run
-    if supervisor := run.read_state().supervisor:
-        send(supervisor, signal.SIGKILL)
-    kill_run_processes(run.path)
-
-
-def _until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline, "never came true"
-        time.sleep(0.01)
-
-
-def _size(run: RunDir) -> int:
-    path = run.attempt_dir(1) / "events.jsonl"
-    return path.stat().st_size if path.is_file() else 0
+    end(run)
 
 
 def _steps(run: RunDir) -> int:
@@ -71,8 +41,8 @@ def _shown_step(console: Terminal) -> int:
 
 def _goes_on(run: RunDir) -> bool:
     """Whether the worker goes on writing."""
-    before = _size(run)
-    _until(lambda: _size(run) > before)
+    before = size(run)
+    wait_for(lambda: size(run) > before)
     return not run.read_state().has_ended
 
 
@@ -80,8 +50,8 @@ def test_a_stalled_terminal_stalls_no_run_and_the_console_catches_up(terminal: O
     console = terminal("open", "working", size=(160, 45))
     console.wait_for("● running", "loss")
     console.send("T" * 60)
-    before = _size(working)
-    _until(lambda: _size(working) > before + 10_000)
+    before = size(working)
+    wait_for(lambda: size(working) > before + 10_000)
     assert _goes_on(working)
     step = _steps(working)
     console.until(lambda: _shown_step(console) >= step)
@@ -108,7 +78,7 @@ def test_a_hang_up_touches_no_run_and_another_console_shows_its_whole_history(te
     console = terminal("open", "working")
     console.wait_for("● running", "loss")
     console.hang_up()
-    _until(lambda: console.process.poll() is not None)
+    wait_for(lambda: console.process.poll() is not None)
     assert _goes_on(working)
     again = terminal("open", "working", size=(160, 45))
     again.wait_for("● running", "loss")
