@@ -2,11 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from stackllama_engine.contract import checkpoints as contract
 from stackllama_engine.contract.events import EventReader
+from stackllama_engine.contract.recipe_io import load_recipe
 from stackllama_engine.contract.run_dir import Home, RunDir
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.train import checkpoint
@@ -87,6 +89,7 @@ def test_the_newest_stay_with_milestones_and_the_best(run: RunDir) -> None:
         assert checkpoint.rotate(run.checkpoints, keep) == []
         assert len(names(run)) <= keep.at_most(step)
     assert names(run) == [2, 4, 6, 7]
+    assert contract.read_manifest(run.checkpoints / "step-000004").metrics == {}  # NaN is no measurement
     write(run, 8, eval_loss=0.5)
     checkpoint.rotate(run.checkpoints, keep)
     assert names(run) == [4, 7, 8]
@@ -100,18 +103,42 @@ def test_the_best_of_a_reward_is_the_highest_and_of_equals_the_newest(run: RunDi
     assert names(run) == [2, 4]
 
 
-def test_the_last_that_verifies_is_never_deleted(run: RunDir) -> None:
+@pytest.mark.parametrize(("damaged", "last"), [((3, 4), 2), ((2, 3, 4), 1)])
+def test_the_last_that_verifies_is_never_deleted(run: RunDir, damaged: tuple[int, ...], last: int) -> None:
     for step in (1, 2, 3, 4):
         write(run, step)
-    for step in (3, 4):
+    for step in damaged:
         (run.checkpoints / f"step-{step:06d}" / "weights").write_bytes(b"gone bad")
     reasons = checkpoint.rotate(run.checkpoints, Retention(newest=2))
-    assert names(run) == [2, 3, 4]
-    assert reasons[-1] == "step-000002 stays: it is the newest that verifies"
-    assert checkpoint.newest(run.checkpoints)[0] == run.checkpoints / "step-000002"
+    assert names(run) == [last, 3, 4]
+    assert reasons[-1] == f"step-{last:06d} stays: it is the newest that verifies"
+    assert checkpoint.newest(run.checkpoints)[0] == run.checkpoints / f"step-{last:06d}"
     write(run, 5)  # whole: nothing that is damaged needs to be worked around
     assert checkpoint.rotate(run.checkpoints, Retention(newest=1)) == []
     assert names(run) == [5]
+
+
+def test_what_cannot_be_read_is_not_the_best(run: RunDir) -> None:
+    for step in (1, 2, 3):
+        write(run, step, reward=float(step == 1))
+    (run.checkpoints / "step-000001" / "manifest.json").write_bytes(b'{"step": 1, "me')
+    assert checkpoint.rotate(run.checkpoints, Retention(newest=1, metric="reward")) == []
+    assert names(run) == [3]
+
+
+@pytest.mark.parametrize(
+    ("keys", "greater"),
+    [
+        (["metric_for_best_model=eval_loss"], False),
+        (["metric_for_best_model=eval/mean_reward"], True),
+        (["metric_for_best_model=eval_loss", "greater_is_better=true"], True),
+    ],
+)
+def test_what_is_better_follows_from_the_metric_unless_the_recipe_says(keys: list[str], greater: bool) -> None:
+    given = ["model_name_or_path=demo", "dataset_name=demo", "save_total_limit=2", "keep_every_steps=500", *keys]
+    recipe: Any = load_recipe(Stage.SFT, None, given)
+    metric = recipe.metric_for_best_model
+    assert Retention.of(recipe) == Retention(newest=2, every=500, metric=metric, greater_is_better=greater)
 
 
 def test_a_damaged_checkpoint_of_the_same_step_is_replaced(run: RunDir) -> None:
