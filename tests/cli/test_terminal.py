@@ -100,6 +100,7 @@ def test_leaving_gives_the_cursor_back(home: Home, running: RunDir, number: sign
     assert not running.read_state().has_ended
 
 
+@pytest.mark.slow
 def test_an_idle_run_costs_little(home: Home, running: RunDir) -> None:
     terminal = Terminal(home, "runs", "watch", "one")
     terminal.read(until=b"12/60")

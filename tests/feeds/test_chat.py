@@ -186,6 +186,7 @@ def test_a_generator_that_nobody_polls_waits(start: Start) -> None:
     process.close()  # also while its reader waits for room
 
 
+@pytest.mark.slow
 def test_close_ends_a_generator_that_does_not_listen(start: Start) -> None:
     process = start("deaf")
     until(process, lambda event: isinstance(event, Ready))

@@ -79,6 +79,7 @@ def test_runs_six_children_in_order_and_wires_them(home: Home, monkeypatch: pyte
     assert events[-1].kind == "end" and events[-1].data["exit_code"] == 0
 
 
+@pytest.mark.slow
 def test_failing_child_ends_it_and_resume_goes_on_from_there(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     run = start(home, monkeypatch, reward="fail")
     state = wait_for_phase(run, "failed")
@@ -96,6 +97,7 @@ def test_failing_child_ends_it_and_resume_goes_on_from_there(home: Home, monkeyp
     assert list(run.read_json("result.json")["children"]) == ORDER
 
 
+@pytest.mark.slow
 def test_stop_stops_the_child_and_both_can_be_resumed(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     run = start(home, monkeypatch, sft="until-stopped")
     wait_for(lambda: (home.runs_dir / "p-sft" / "worker.pid").exists())
@@ -119,6 +121,7 @@ def test_child_that_somebody_stopped_stops_the_pipeline(home: Home, monkeypatch:
     assert (state.exit_code, state.cause) == (75, "Run `p-sft-merged` was stopped. saved")
 
 
+@pytest.mark.slow
 def test_coordinator_killed_leaves_its_child_to_a_later_attempt(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     run = start(home, monkeypatch, sft="until-stopped")
     worker = home.runs_dir / "p-sft" / "worker.pid"
@@ -165,6 +168,7 @@ def test_stop_of_a_lost_pipeline_stops_the_child_that_goes_on_alone(
     assert home.run("p-sft").read_state().exit_code == 75
 
 
+@pytest.mark.slow
 def test_foreign_run_with_a_childs_name_is_not_taken_for_a_child(
     runs: Runs, home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:

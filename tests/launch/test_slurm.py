@@ -135,7 +135,7 @@ def test_stopping_what_waits_cancels_its_job(home: Home, cluster: Path) -> None:
     assert (state.phase, (cluster / "scancel").read_text()) == ("stopped", "4242\n")
 
 
-@pytest.mark.parametrize("mode", ["until-stopped", "stubborn"])
+@pytest.mark.parametrize("mode", ["until-stopped", pytest.param("stubborn", marks=pytest.mark.slow)])
 def test_signal_stop_requeue_resume(home: Home, cluster: Path, mode: str) -> None:
     """Saved where the worker listens; killed after the grace where it does not."""
     run = slurm.submit(home, Stage.SFT, recipe(), "mine")

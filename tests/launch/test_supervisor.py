@@ -114,6 +114,7 @@ def test_a_process_without_the_mark_is_ended_as_well(runs: Runs) -> None:
     assert identify(int((run.path / "orphan.pid").read_text())) is None
 
 
+@pytest.mark.slow
 def test_a_grace_is_longer_than_the_saves_of_this_run(runs: Runs) -> None:
     """Its first save took longer than all patience, as its events say."""
     run = runs.start("slow-to-save")

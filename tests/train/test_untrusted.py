@@ -180,7 +180,10 @@ def small_trainer(out: Path, steps: int) -> Trainer:
     return Trainer(LlamaForCausalLM(config), arguments, train_dataset=Rows())
 
 
-@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+@pytest.mark.parametrize(
+    "name",
+    ["optimizer.pt", *(pytest.param(name, marks=pytest.mark.slow) for name in ("scheduler.pt", "rng_state.pth"))],
+)
 def test_a_pickle_in_a_checkpoint_of_the_trainer(tmp_path: Path, proof: Path, name: str) -> None:
     """Replaced, the manifest says so; with a manifest made anew, the Trainer's own loading refuses it."""
     small_trainer(tmp_path / "out", 2).train()

@@ -248,6 +248,7 @@ def test_it_stays_at_the_end_and_nowhere_else(run: RunDir) -> None:
     _talk(run, Starter("flood"), script)
 
 
+@pytest.mark.slow
 def test_even_a_deaf_generator_is_not_left_behind(run: RunDir) -> None:
     async def script(driven: Driven) -> None:
         await driven.shows("base and tuned of fake")

@@ -90,7 +90,8 @@ async def said(driven: Driven, text: str) -> None:
 # models and stages
 
 
-@pytest.mark.parametrize("size", [(80, 24), pytest.param((140, 40), marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [(80, 24), (140, 40)])
 def test_a_name_that_cannot_be_launched_is_said_as_soon_as_it_is_typed(home: Home, size: tuple[int, int]) -> None:
     make_run(home, Stage.SFT, "unfinished", phase="failed")
 
