@@ -431,8 +431,10 @@ def test_a_click_moves_and_a_second_click_opens() -> None:
     drive(sft(), steps)
 
 
-@pytest.mark.parametrize("size", [(40, 12), (38, 8), (20, 5), (10, 3), (1, 1)])
-@pytest.mark.parametrize("stage", [Stage.PPO, Stage.PIPELINE])
+@pytest.mark.parametrize(
+    "size", [(38, 8), *(pytest.param(size, marks=pytest.mark.slow) for size in ((40, 12), (20, 5), (10, 3), (1, 1)))]
+)
+@pytest.mark.parametrize("stage", [Stage.PPO, pytest.param(Stage.PIPELINE, marks=pytest.mark.slow)])
 def test_small_sizes_keep_the_cursor_in_sight_and_crash_nowhere(size: tuple[int, int], stage: Stage) -> None:
     form = Form(stage)
     form.set("load_in_4bit", "true")

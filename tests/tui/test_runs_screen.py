@@ -60,7 +60,9 @@ def test_more_columns_where_there_is_room_fewer_where_not(stocked: Home) -> None
     run_app(stocked, script)
 
 
-@pytest.mark.parametrize("size", [(20, 5), (1, 1), (40, 12), (160, 45)])
+@pytest.mark.parametrize(
+    "size", [(20, 5), *(pytest.param(size, marks=pytest.mark.slow) for size in ((1, 1), (40, 12), (160, 45)))]
+)
 def test_no_size_is_too_small(stocked: Home, size: tuple[int, int]) -> None:
     async def script(shown: Shown) -> None:
         await shown.until(lambda: len(shown.front._shown) == 4)
