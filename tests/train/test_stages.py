@@ -123,8 +123,9 @@ def test_ppo_starts_at_ratio_one_and_moves(ppo_run: RunDir, reward_run: RunDir) 
         assert row["val/ratio_first"] == 1.0
         assert row["policy/approxkl_first"] == 0.0
         assert row["policy/approxkl_avg"] > 0  # type: ignore[operator]
-    assert metrics(run)[0]["objective/kl"] == 0.0  # the policy starts as the reference
-    assert metrics(run)[-1]["objective/kl"] != 0.0
+    # the policy starts as the reference, which is asked in larger batches: to rounding
+    assert metrics(run)[0]["objective/kl"] == pytest.approx(0.0, abs=1e-5)
+    assert abs(metrics(run)[-1]["objective/kl"]) > 1e-4  # type: ignore[arg-type]
     # adaptive: a KL of 0 is off target by more than −20 %, which takes 0.2 · 4 responses / 10,000 off
     assert metrics(run)[1]["objective/kl_coef"] == pytest.approx(0.2 * (1 - 0.2 * 4 / 10_000))
     # lengths are drawn from [4, 8); a response may end before its own
@@ -142,7 +143,7 @@ def test_ppo_starts_at_ratio_one_and_moves(ppo_run: RunDir, reward_run: RunDir) 
     assert not (run.adapter / "reward").exists()  # what is shared is the policy alone
     result = run.read_json("result.json")
     assert {"eval/mean_reward", "objective/scores"} <= read_manifest(run.checkpoints / "step-000002").metrics.keys()
-    assert result["before"]["kl"] == 0.0
+    assert result["before"]["kl"] == pytest.approx(0.0, abs=1e-5)
     assert result["before"]["questions"] == 8
     assert len(result["samples"]) == 3
     assert run.read_json("lineage.json")["parents"] == [reward_run.id]
@@ -158,7 +159,7 @@ def assert_held_out_answers(run: RunDir) -> None:
     assert len(set(questions)) == 4
     assert [row["question"] for row in during + after] == questions * 4
     assert {row["split"] for row in before + during + after} == {"evaluation"}
-    assert all(row["kl"] == 0.0 for row in before)
+    assert all(abs(row["kl"]) < 1e-5 for row in before)
     assert all(row["kl"] != 0.0 for row in after)
     means = {event.step: event.metrics for event in events(run) if "eval/kl" in event.metrics}
     assert list(means) == [0, 1, 2, 3, 4]
