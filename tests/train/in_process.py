@@ -87,8 +87,9 @@ def attempt(home: Home, base: Path, stage: Stage, *keys: str, of: RunDir | None 
     set_seed(recipe.seed)
     reporter = Reporter(run, number, is_main=True)
     try:
-        session = Session(run, reporter, signals, Restarts(run, number, signals), use_cpu=True)
-        yield Attempt(run, number, recipe, session)
+        restarts = Restarts(run, number, signals)
+        session = Session(run, reporter, signals, restarts, use_cpu=True)
+        yield Attempt(run, number, restarts.now.applied(recipe), session)
     finally:
         reporter.end(0)
         for one, handler in zip(SIGNALS, before, strict=True):

@@ -23,7 +23,6 @@ from stackllama_engine.train.ppo.state import Trainables
 
 from .in_process import finish
 from .toy import PPO
-from .update_kit import fit
 
 RECIPE = load_recipe(Stage.PPO, None, ["model_name_or_path=demo", "reward_model_path=x", "output_max_length=9",
                                        "output_min_length=2", "num_processes=1"])  # fmt: skip
@@ -64,8 +63,9 @@ class Kept(Trainables):
         optimizer = torch.optim.AdamW([self.weight], lr=0.1)
         base: Any = SimpleNamespace(device=torch.device("cpu"))
         scheduler = get_scheduler("constant", optimizer)
-        scaling = RewardScaling(False, None, lambda x: x)
-        super().__init__(base, optimizer, scheduler, KLController(0.2, None, 1), scaling, fit(RECIPE))  # type: ignore[arg-type]
+        super().__init__(
+            base, optimizer, scheduler, KLController(0.2, None, 1), RewardScaling(False, None, lambda x: x)
+        )
 
     def write(self, staging: Path, step: int, before: dict[str, Any], *, owes_evaluation: bool = False) -> None:
         (staging / "policy").write_bytes(b"x" * 1000)

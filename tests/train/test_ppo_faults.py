@@ -236,6 +236,32 @@ def test_there_is_an_end_to_rolling_back(home: Home, base: Path, monkeypatch: py
     assert not list(one.run.checkpoints.iterdir())
 
 
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def test_the_next_attempt_begins_as_the_one_before_went_on(
+    home: Home, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = (*PPO, "max_steps=4", "save_steps=2", "max_skipped_steps=2", "max_rollbacks=1")
+    with attempt(home, base, Stage.PPO, *keys) as first, monkeypatch.context() as patch:
+        patch_call(patch, Updater, "_micro_batch", 2, out_of_memory)
+        Poison(patch, range(3, 5))  # steps 3 and 4
+        patch_call(patch, trainer.PPO, "step", 5, interrupt)  # before a checkpoint holds what the rollback changed
+        with pytest.raises(KeyboardInterrupt):
+            first.train()
+    with attempt(home, base, Stage.PPO, *keys, of=first.run) as second, monkeypatch.context() as patch:
+        Poison(patch, range(100))
+        with pytest.raises(StageError, match="after 1 rollbacks"):
+            second.train()
+    assert (second.recipe.per_device_train_batch_size, second.recipe.gradient_accumulation_steps) == (2, 2)
+    assert "as attempt 1 went on: `per_device_train_batch_size: 2`" in second.health
+    assert second.session.restarts.now.learning_rate == 5e-4
+    with attempt(home, base, Stage.PPO, *keys, of=first.run) as third:
+        third.train()
+    assert third.metrics("learning_rate") == {3: 5e-4, 4: 5e-4}
+
+
 def no_room(*_: Any, **__: Any) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 

@@ -4,14 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from msgspec.structs import replace
 
 from stackllama_engine.train.ppo.losses import KLController
 from stackllama_engine.train.ppo.reward_scaling import RewardScaling
 from stackllama_engine.train.ppo.state import Trainables
 from stackllama_engine.train.ppo.update import Updater
 
-from .update_kit import Toy, alone, fit, toy
+from .update_kit import Toy, alone, toy
 
 
 def trainables(one: Toy) -> Trainables:
@@ -23,7 +22,6 @@ def trainables(one: Toy) -> Trainables:
         scheduler,
         KLController(0.2, 6.0, 100),
         RewardScaling(normalise=True, cliprange=None, reduce=alone),
-        fit(one.recipe),
     )
 
 
@@ -40,28 +38,15 @@ def test_a_run_goes_on_with_all_that_had_changed(base: Path, tmp_path: Path) -> 
     one, other = toy(base), toy(base)
     straight, resumed = trainables(one), trainables(other)
     make_a_step(straight, one)
-    straight.fit.halve_forward()
-    straight.fit.halve_micro()
     straight.write(tmp_path, 1, {})
     progress = resumed.load(tmp_path)
     assert (progress.step, resumed.controller.coef) == (1, straight.controller.coef)
     assert resumed.controller.coef != 0.2
     assert resumed.scaling.moments == straight.scaling.moments
     assert resumed.scaling.moments.count == 4
-    assert resumed.fit.sizes == straight.fit.sizes != fit(one.recipe).sizes
     assert resumed.optimizer.param_groups[0]["lr"] == pytest.approx(0.05)
     one.rollout.scores.mul_(2)
     other.rollout.scores.mul_(2)
     assert torch.equal(make_a_step(straight, one), make_a_step(resumed, other))
     for mine, theirs in zip(one.base.trainable(), other.base.trainable(), strict=True):
         assert torch.equal(mine, theirs)
-
-
-def test_batches_that_fit_never_grow_again(base: Path) -> None:
-    recipe = replace(toy(base).recipe, per_device_train_batch_size=4, gradient_accumulation_steps=1)
-    small = fit(recipe)
-    small.halve_micro()
-    small.keep_to((4, 1, 1))  # of a checkpoint from before memory ran out
-    assert small.sizes == (2, 2, 1)
-    small.keep_to((1, 4, 8))
-    assert small.sizes == (1, 4, 1)

@@ -17,7 +17,7 @@ from stackllama_engine.train.ppo.shared_base import CRITIC, POLICY, VALUE_FILE, 
 from stackllama_engine.train.ppo.state import Trainables
 
 from .toy import ppo_recipe
-from .update_kit import CPU, Toy, alone, fit, toy
+from .update_kit import CPU, Toy, alone, toy
 
 OWN = "value_adapter=true"
 
@@ -126,8 +126,7 @@ def test_a_head_trained_on_the_policys_trunk_gets_a_copy_of_it(base: Path, tmp_p
 def trainables(one: Toy) -> Trainables:
     optimizer = torch.optim.AdamW(one.base.trainable(), lr=0.1)
     scheduler = get_scheduler("linear", optimizer, 0, 10)
-    scaling = RewardScaling(False, None, alone)
-    return Trainables(one.base, optimizer, scheduler, KLController(0.2, None, 1), scaling, fit(one.recipe))
+    return Trainables(one.base, optimizer, scheduler, KLController(0.2, None, 1), RewardScaling(False, None, alone))
 
 
 def test_a_checkpoint_holds_the_critic(base: Path, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -11,7 +10,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from stackllama_engine.contract.recipe import PPORecipe
-from stackllama_engine.train.faults import Fit
 from stackllama_engine.train.ppo.rollout import Rollout, Targets, pad_tokens, policy_outputs
 from stackllama_engine.train.ppo.scorer import Answer
 from stackllama_engine.train.ppo.shared_base import SharedBase
@@ -26,12 +24,6 @@ RESPONSES = [[8, 9, 2], [10, 2], [11, 40, 41, 42], [2]]
 
 def alone(values: Tensor) -> Tensor:
     return values
-
-
-def fit(recipe: PPORecipe) -> Fit:
-    """Batch sizes whose changes nobody is told of."""
-    silent: Any = SimpleNamespace(health=lambda _: None, current_phase="update")
-    return Fit(recipe, silent)
 
 
 class Keeper(torch.optim.SGD):

@@ -6,6 +6,7 @@ to, the effective batch, stays. It is bounded: at one row there is nothing left 
 
 import errno
 import gc
+from collections.abc import Callable
 from contextlib import suppress
 
 import torch
@@ -60,9 +61,10 @@ class Fit:
     Args:
         recipe: the PPO recipe.
         reporter: where each change is recorded.
+        note: told the keys that changed, for attempts to come.
     """
 
-    def __init__(self, recipe: PPORecipe, reporter: Reporter) -> None:
+    def __init__(self, recipe: PPORecipe, reporter: Reporter, note: Callable[..., None] = lambda **_: None) -> None:
         self.micro = recipe.per_device_train_batch_size
         """Rows of a micro-batch of the update."""
         self.accumulation = recipe.gradient_accumulation_steps
@@ -70,24 +72,7 @@ class Fit:
         self.forward = recipe.local_rollout_forward_batch_size
         """Rows of sampling and scoring."""
         self._reporter = reporter
-
-    @property
-    def sizes(self) -> tuple[int, int, int]:
-        """``micro``, ``accumulation`` and ``forward``."""
-        return self.micro, self.accumulation, self.forward
-
-    def keep_to(self, sizes: tuple[int, int, int]) -> None:
-        """What a checkpoint says that fitted; never more than fits since."""
-        before = self.sizes
-        if sizes[0] < self.micro:
-            self.micro, self.accumulation = sizes[:2]
-        self.forward = min(sizes[2], self.forward)
-        if self.sizes != before:
-            self._reporter.health(
-                "memory ran out in an attempt before: goes on with "
-                f"`per_device_train_batch_size: {self.micro}`, `gradient_accumulation_steps: {self.accumulation}` and "
-                f"`local_rollout_forward_batch_size: {self.forward}`"
-            )
+        self._note = note
 
     def halve_micro(self) -> None:
         """Smaller micro-batches, on this rank as on every other.
@@ -102,6 +87,7 @@ class Fit:
             )
         before = (self.micro, self.accumulation)
         self.micro, self.accumulation = smaller_batch(*before)
+        self._note(per_device_train_batch_size=self.micro, gradient_accumulation_steps=self.accumulation)
         self._reporter.health(
             f"out of memory in phase {self._reporter.current_phase}: from now on `per_device_train_batch_size: "
             f"{self.micro}` and `gradient_accumulation_steps: {self.accumulation}` on every rank (were {before[0]} "
@@ -120,6 +106,7 @@ class Fit:
             return
         before = self.forward
         self.forward = before // 2
+        self._note(local_rollout_forward_batch_size=self.forward)
         self._reporter.health(
             f"out of memory in phase {self._reporter.current_phase}: from now on "
             f"`local_rollout_forward_batch_size: {self.forward}` on every rank (was {before})"

@@ -6,7 +6,8 @@ writes ``restart.json`` into the attempt's folder; each process that sees it the
 thread waits for) executes its own command line again. It keeps its process id, so torchrun notices nothing; memory,
 communicators and random state begin anew, and training goes on from the newest verified checkpoint or the start.
 
-PPO has its collectives in its own hands and needs none of this (:mod:`.ppo.recovery`).
+PPO has its collectives in its own hands and goes on by itself (:mod:`.ppo.recovery`); it only notes what changed. A new
+attempt begins as the one before it went on.
 """
 
 import contextlib
@@ -39,6 +40,7 @@ class Restart(Struct, frozen=True, kw_only=True):
     per_device_train_batch_size: int | None = None
     gradient_accumulation_steps: int | None = None
     per_device_eval_batch_size: int | None = None
+    local_rollout_forward_batch_size: int | None = None
     learning_rate: float | None = None
     """The schedule's peak, where training goes on from ``at_step``; later checkpoints hold it themselves."""
     at_step: int = 0
@@ -48,7 +50,10 @@ class Restart(Struct, frozen=True, kw_only=True):
     @property
     def sizes(self) -> dict[str, int]:
         """The batch sizes that fit, where they are not the recipe's."""
-        keys = ("per_device_train_batch_size", "gradient_accumulation_steps", "per_device_eval_batch_size")
+        keys = (
+            "per_device_train_batch_size", "gradient_accumulation_steps", "per_device_eval_batch_size",
+            "local_rollout_forward_batch_size",
+        )  # fmt: skip
         return {key: value for key in keys if (value := getattr(self, key)) is not None}
 
     def applied(self, recipe: Any) -> Any:
@@ -74,10 +79,13 @@ class Restarts(threading.Thread):
 
     def again(self, **changes: Any) -> NoReturn:
         """Begin again on every rank, with ``changes`` of :class:`Restart`."""
-        write_whole(
-            self._path, msgspec.json.encode(msgspec.structs.replace(self.now, count=self.now.count + 1, **changes))
-        )
+        self.note(count=self.now.count + 1, **changes)
         _execute()
+
+    def note(self, **changes: Any) -> None:
+        """Keep ``changes`` of :class:`Restart` for attempts to come, and go on."""
+        self.now = msgspec.structs.replace(self.now, **changes)
+        write_whole(self._path, msgspec.json.encode(self.now))
 
     def join_peer(self) -> None:
         """After a failed collective: begin again when a peer did, else return."""
@@ -110,11 +118,14 @@ def _read(path: Path) -> Restart:
 
 
 def _as_before(run: RunDir, attempt: int) -> Restart:
-    """How a new attempt begins: with the batch sizes that fitted in the attempts before it."""
+    """How a new attempt begins: with the batch sizes that fitted before, the rollbacks so far and, until a later
+    checkpoint holds it, the learning rate of the newest of them."""
     for number in range(attempt - 1, 0, -1):
-        if sizes := _read(run.attempt_dir(number) / FILE).sizes:
-            told = ", ".join(f"`{key}: {value}`" for key, value in sizes.items())
-            return Restart(**sizes, message=f"as in attempt {number}, whose memory ran out: {told}")
+        before = _read(run.attempt_dir(number) / FILE)
+        if before != Restart():
+            told = [f"`{key}: {value}`" for key, value in before.sizes.items()]
+            told += [f"rollbacks so far: {before.rollbacks}"] if before.rollbacks else []
+            return msgspec.structs.replace(before, count=0, message=f"as attempt {number} went on: {', '.join(told)}")
     return Restart()
 
 

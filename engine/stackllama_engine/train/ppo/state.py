@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .. import checkpoint, optimizers
-from ..faults import Fit
 from ..report import Reporter
 from .losses import KLController, Moments
 from .reward_scaling import RewardScaling
@@ -41,8 +40,6 @@ class Progress(Struct, frozen=True, kw_only=True):
     """What its state holds besides tensors, ``index.name`` → number."""
     owes_evaluation: bool = False
     """Whether the evaluation after this step was broken off."""
-    fit: tuple[int, int, int] | None = None
-    """:attr:`Fit.sizes`."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +62,6 @@ class Trainables:
         scheduler: stepped once a PPO step.
         controller: of the KL coefficient.
         scaling: of the scores.
-        fit: the batch sizes, smaller than the recipe's where memory ran out.
     """
 
     def __init__(
@@ -75,14 +71,12 @@ class Trainables:
         scheduler: torch.optim.lr_scheduler.LRScheduler,
         controller: KLController,
         scaling: RewardScaling,
-        fit: Fit,
     ) -> None:
         self.base = base
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.controller = controller
         self.scaling = scaling
-        self.fit = fit
 
     def save(
         self,
@@ -122,7 +116,6 @@ class Trainables:
             before=before,
             optimizer=counts,
             owes_evaluation=owes_evaluation,
-            fit=self.fit.sizes,
         )
         (staging / "state.json").write_bytes(msgspec.json.encode(progress))
 
@@ -136,8 +129,6 @@ class Trainables:
         progress = msgspec.json.decode((path / "state.json").read_bytes(), type=Progress)
         self._load_optimizer(load_file(path / _FILES["optimizer"], device=device), progress.optimizer)
         self._load_numbers(progress.scheduler, progress.kl_coef, progress.scores)
-        if progress.fit:
-            self.fit.keep_to(progress.fit)
         return progress
 
     def snapshot(self) -> "Snapshot":

@@ -72,12 +72,15 @@ class PPO:
         target = recipe.target if recipe.adap_kl_ctrl else None
         self.controller = losses.KLController(recipe.kl_coef, target, recipe.horizon)
         self.scaling = RewardScaling(recipe.normalize_reward, recipe.cliprange_reward, session.reduce)
-        self.fit = Fit(recipe, self.reporter)
-        self.trainables = Trainables(self.base, optimizer, scheduler, self.controller, self.scaling, self.fit)
+        self.trainables = Trainables(self.base, optimizer, scheduler, self.controller, self.scaling)
+        self.fit = Fit(recipe, self.reporter, self._note)
         self.experience = Experience(recipe, session, self.base, self.tokenizer, self.rewards, self.fit)
         self.updater = Updater(recipe, self.base, optimizer, session.reduce, self.fit)
         self.together = Together(session, self.fit)
-        self.setbacks = Setbacks(recipe.max_skipped_steps, recipe.max_rollbacks)
+        before = session.restarts.now
+        if before.message:
+            self.reporter.health(before.message)
+        self.setbacks = Setbacks(recipe.max_skipped_steps, recipe.max_rollbacks, before.rollbacks)
         self.service = Service(self._change, self._answer_some)
         self.saver = Saver(self.reporter)
         self.start = self.trainables.snapshot()
@@ -92,6 +95,9 @@ class PPO:
         self.session.accelerator.init_trackers("stackllama")
         self.session.requests.signals.loaded()
         done, before = self._begin()
+        rolled_back = self.session.restarts.now
+        if rolled_back.learning_rate is not None and rolled_back.at_step == done:
+            schedule.set_peak(self.trainables.optimizer, self.trainables.scheduler, rolled_back.learning_rate)
         while done < recipe.max_steps:
             try:
                 metrics, bad = self.step(done)
@@ -357,6 +363,7 @@ class PPO:
             self.trainables.restore(self.start)
             start = 0
         schedule.set_peak(self.trainables.optimizer, self.trainables.scheduler, rate)
+        self._note(learning_rate=rate, at_step=start, rollbacks=self.setbacks.rollbacks)
         self.reporter.forget_samples_after(start)
         self.reporter.health(
             f"rolled back from step {done} to {saved.name if saved else 'the start'}, rollback "
@@ -364,6 +371,11 @@ class PPO:
         )
         self.session.state.wait_for_everyone()
         return start
+
+    def _note(self, **changes: Any) -> None:
+        """For attempts to come; rank 0 only."""
+        if self.session.is_main:
+            self.session.restarts.note(**changes)
 
     def _change(self, change: Change) -> str:
         """A new learning rate or KL coefficient; both are part of every later checkpoint."""
