@@ -162,6 +162,9 @@ def test_show_names_the_slurm_job(make_run: MakeRun, run_main: Callable[..., Any
     run.write_json("slurm.json", {"id": "4242", "submitted": 1.0})
     assert "Slurm job    4242" in run_main("runs", "show", "one").out
     assert run_main("runs", "show", "one", "--json").json()["slurm_job"] == "4242"
+    finished = make_run(Stage.SFT, "two", "finished")
+    finished.write_json("slurm.json", {"id": 5})
+    assert "slurm.json cannot be read" in run_main("runs", "show", "two").out
 
 
 def test_show_of_the_newest_run_and_of_a_damaged_recipe(make_run: MakeRun, run_main: Callable[..., Any]) -> None:

@@ -38,6 +38,21 @@ class Largest(TorchDispatchMode):
         return made
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_gradients_of_a_head_in_another_type(dtype: torch.dtype) -> None:
+    hidden, weight, bias, tokens = inputs(torch.float32)
+    cast = hidden.detach().to(dtype).requires_grad_()
+    found = head.chosen(cast, weight.to(dtype), bias.to(dtype), tokens, 0.7, entropy_trains=True)
+    spread = torch.linspace(-1, 1, TOKENS)
+    (found.logprobs * spread + found.entropy * spread.flip(0)).sum().backward()
+    plain = torch.distributions.Categorical(logits=(hidden @ weight.T + bias) / 0.7)
+    (plain.log_prob(tokens) * spread + plain.entropy() * spread.flip(0)).sum().backward()
+    tolerance = 0.2 if dtype == torch.bfloat16 else 0.03
+    assert cast.grad is not None and hidden.grad is not None and cast.grad.dtype == dtype
+    assert (cast.grad - hidden.grad).norm() < tolerance * hidden.grad.norm()
+    assert found.logprobs.dtype == torch.float32
+
+
 @pytest.mark.parametrize("entropy_trains", [False, True])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_values_and_gradients_are_those_of_all_logits_at_once(entropy_trains: bool, temperature: float) -> None:
@@ -62,8 +77,9 @@ def test_logits_of_the_whole_batch_never_exist() -> None:
     assert largest.elements == head.CHUNK * VOCABULARY
 
 
-def test_with_and_without_gradients_the_numbers_are_the_same_bits() -> None:
-    hidden, weight, bias, tokens = inputs(torch.float32)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_with_and_without_gradients_the_numbers_are_the_same_bits(dtype: torch.dtype) -> None:
+    hidden, weight, bias, tokens = inputs(dtype)
     training = head.chosen(hidden, weight, bias, tokens, 1.0, entropy_trains=False)
     scoring = head.chosen(hidden.detach(), weight, bias, tokens, 1.0, entropy_trains=False)
     assert training.logprobs.requires_grad

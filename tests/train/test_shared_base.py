@@ -114,6 +114,13 @@ def test_temperature_divides_every_logit(base: Path) -> None:
     torch.testing.assert_close(hot.logits(hidden) * 2, plain.logits(hidden))
 
 
+@pytest.mark.parametrize("rows", [1, 8, 32, 33])
+def test_logits_are_the_heads_however_many_rows(shared: SharedBase, rows: int) -> None:
+    module: Any = shared.base.get_output_embeddings()
+    hidden = torch.randn(rows, module.in_features, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(shared.logits(hidden), module(hidden))
+
+
 def test_log_probabilities_do_not_depend_on_padding(shared: SharedBase) -> None:
     move_policy(shared)
     one = pad_tokens([[1, 7]], [[10, 2]], 0, CPU)
@@ -153,6 +160,18 @@ def test_texts_of_like_length_are_judged_together_and_the_scores_keep_their_plac
     torch.testing.assert_close(scorer(answers), torch.tensor(alone))
     (_, longer), (_, shorter) = shapes
     assert longer > shorter
+
+
+def test_a_separate_judges_scores_keep_their_places(base: Path, tmp_path: Path) -> None:
+    judge: Any = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
+    judge.save_pretrained(tmp_path / "judge")
+    models.load_tokenizer(str(base)).save_pretrained(tmp_path / "judge")
+    scorer = SeparateScorer(recipe_of(base, f"reward_model_path={tmp_path / 'judge'}"), CPU, 1)
+    answers = [ANSWERS[1], ANSWERS[0], ANSWERS[1]]  # the longest is not the first
+    alone = [float(scorer([answer])) for answer in answers]
+    scorer.batch_size = 2
+    torch.testing.assert_close(scorer(answers), torch.tensor(alone))
+    assert abs(alone[0] - alone[1]) > 1e-4
 
 
 def test_scoring_leaves_the_policy_active_and_trainable(shared: SharedBase, judge: Path, base: Path) -> None:

@@ -113,7 +113,7 @@ def test_vllm_sleeps_except_while_it_samples(vllm: FakeVllm, ppo: Attempt, polic
     sampler(PROMPTS, noise(), EOS)
     assert vllm.calls[2:] == ["wake", "generate", "sleep"]
     vllm.fails["generate"] = RuntimeError("CUDA error: out of memory")
-    with pytest.raises(RuntimeError, match="out of memory"):  # which PPO knows what to do with
+    with pytest.raises(StageError, match=r"vLLM ran out of memory while it sampled: CUDA.*vllm_gpu_memory_utilization"):
         sampler(PROMPTS, noise(), EOS)
     assert vllm.calls[5:] == ["wake", "generate", "sleep"] and not vllm.adapters[-1].path.exists()
 

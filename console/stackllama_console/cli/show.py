@@ -101,11 +101,20 @@ def _fields(run: RunDir, state: State, history: History, bad_lines: int) -> list
 def _origin(run: RunDir) -> list[tuple[str, str]]:
     """The job that runs it, and the runs that it was made from."""
     fields: list[tuple[str, str]] = []
-    if job := job_of(run):
-        fields.append(("Slurm job", one_line(job.id) if job.id else "asked for"))
+    if (job := _slurm_job(run)) is not None:
+        fields.append(("Slurm job", one_line(job) or "asked for"))
     if (launch := _launch(run)) and launch.parents:
         fields.append(("made from", ", ".join(map(one_line, launch.parents))))
     return fields
+
+
+def _slurm_job(run: RunDir) -> str | None:
+    """Its number, empty until Slurm gave one; None: it is no Slurm job."""
+    try:
+        job = job_of(run)
+    except UsageError as error:  # a damaged file must not hide the state
+        return str(error)
+    return job.id if job else None
 
 
 def _since(moment: float | None) -> str:
@@ -177,5 +186,5 @@ def _document(run: RunDir, state: State, history: History, bad_lines: int, recip
         "checkpoints": checkpoint_steps(run), "recipe_differences": recipe, "result": run.read_json("result.json"),
         "last_lines": state.last_lines, "unreadable_event_lines": bad_lines, "next": next_steps(run, state),
         "launch": to_builtins(launch) if launch else None,
-        "slurm_job": job.id if (job := job_of(run)) else None,
+        "slurm_job": _slurm_job(run),
     }  # fmt: skip

@@ -19,7 +19,7 @@ from torch import Tensor
 
 CHUNK = 128
 """Tokens whose logits exist at a time; two float32 arrays of ``[CHUNK, V]``, and a third in the head's own type where
-that is narrower. They are filled again for every chunk: on a CPU, fresh memory costs more than the work on it."""
+that is another. They are filled again for every chunk: on a CPU, fresh memory costs more than the work on it."""
 
 
 class Chosen(NamedTuple):
@@ -55,7 +55,8 @@ class _Chosen(torch.autograd.Function):
         logprobs, entropies = hidden.new_empty(2, count, dtype=torch.float32).unbind()
         kept = [hidden.new_empty(hidden.shape, dtype=torch.float32) for _ in range(directions)]
         logits = hidden.new_empty(min(CHUNK, count), len(weight))
-        arrays = (logits, *(torch.empty_like(logits, dtype=torch.float32) for _ in range(1 + (logits.itemsize < 4))))
+        wide = 1 if logits.dtype == torch.float32 else 2
+        arrays = (logits, *(torch.empty_like(logits, dtype=torch.float32) for _ in range(wide)))
         for start in range(0, count, CHUNK):
             part = slice(start, min(start + CHUNK, count))
             room = [array[: part.stop - start] for array in arrays]
@@ -115,12 +116,13 @@ def _chunk(
     return said - normaliser, entropies, *kept
 
 
-def _mean(shares: Tensor, weight: Tensor, narrow: Tensor, total: Tensor) -> Tensor:
+def _mean(shares: Tensor, weight: Tensor, room: Tensor, total: Tensor) -> Tensor:
     """Rows of the head, ``[V, H]``, weighted with ``shares / total``, ``[n, V]`` and ``[n]``; float32 ``[n, H]``.
 
     Args:
-        narrow: room for the shares in the head's type, unless that is float32.
+        room: for the weights in the head's type, unless that is float32; in a narrower one, sums of what is not yet
+            divided could overflow.
     """
-    if weight.dtype != shares.dtype:
-        shares = narrow.copy_(shares)
-    return (shares @ weight).float() / total.unsqueeze(-1)
+    if weight.dtype == shares.dtype:
+        return (shares @ weight) / total.unsqueeze(-1)
+    return (torch.div(shares, total.unsqueeze(-1), out=room) @ weight).float()

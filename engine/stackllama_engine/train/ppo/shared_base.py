@@ -175,16 +175,12 @@ class SharedBase:
         """Next-token logits over the temperature, float32 ``[..., V]``; every log-probability goes through here."""
         module: Any = self.base.get_output_embeddings()
         hidden = hidden.to(module.weight.dtype)
-        if type(module) is nn.Linear and module.bias is None and self._on_few_rows(hidden):
+        if type(module) is nn.Linear and module.bias is None and not self._bf16 and _few_rows_on_a_cpu(hidden):
             logits = (module.weight @ hidden.T).T.contiguous()
         else:
             with self.autocast():
                 logits = module(hidden)
         return logits.float() if self.temperature == 1.0 else logits.float() / self.temperature
-
-    def _on_few_rows(self, hidden: Tensor) -> bool:
-        """Whether a CPU multiplies faster with the head as the left factor: 1.3 to 1.9 times for 8 to 32 rows."""
-        return hidden.device.type == "cpu" and hidden.dim() == 2 and 8 <= len(hidden) <= 32 and not self._bf16
 
     def outputs(
         self, input_ids: Tensor, attention_mask: Tensor, responses: int, *, ask_critic: bool = True, padded: bool = True
@@ -292,6 +288,14 @@ class SharedBase:
         critic = path / f"{VALUE_FILE}.safetensors"
         if critic.is_file():
             self.value_head.load_state_dict(load_file(critic, device=str(self.device)))
+
+
+def _few_rows_on_a_cpu(hidden: Tensor) -> bool:
+    """Whether the product is faster with the head as the left factor: for 8 to 32 rows, up to twice as fast with MKL,
+    and only in float32."""
+    return (
+        hidden.device.type == "cpu" and hidden.dtype == torch.float32 and hidden.dim() == 2 and 8 <= len(hidden) <= 32
+    )
 
 
 def read_identity(adapter: Path) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from torch._C._distributed_c10d import HashStore
 from ...contract.errors import StageError
 from ...contract.files import make_private_dir
 from ...contract.recipe import VLLM_LORA_RANKS, PPORecipe
-from ..faults import free_memory
+from ..faults import free_memory, memory_that_ran_out
 from ..session import SCRATCH, Session
 from .sampling import Noise
 from .shared_base import POLICY, SharedBase
@@ -88,13 +88,21 @@ class VllmSampler:
 
         Raises:
             LeftEarly: a stop waits.
-            StageError: there is no memory to wake up in.
+            StageError: there is no memory to wake up in, or to sample in.
         """
         self._leave()
         asked = [self._asked(one, eos) for one in noise]
         texts = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
         with self._awake(), self._policy() as adapter:
-            outputs = self._llm.generate(texts, asked, lora_request=adapter, use_tqdm=False)
+            try:
+                outputs = self._llm.generate(texts, asked, lora_request=adapter, use_tqdm=False)
+            except RuntimeError as error:
+                if memory_that_ran_out(error) is None:
+                    raise
+                raise StageError(  # smaller batches, which PPO would try next, are nothing to vLLM
+                    f"vLLM ran out of memory while it sampled: {_first_line(error)} Lower "
+                    "`vllm_gpu_memory_utilization` or `per_device_train_batch_size`, or set `use_vllm: false`."
+                ) from error
         self._leave()
         return [list(output.outputs[0].token_ids) for output in outputs]
 
