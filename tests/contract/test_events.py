@@ -92,10 +92,42 @@ def test_a_full_disk_delays_records_and_is_never_raised(path: Path, monkeypatch:
     *late, told = reader.read()
     assert [event.step for event in late] == [1, 2, 3, 4], "a stub must not glue onto the next record"
     assert [event.seq for event in (*late, told)] == [0, 1, 2, 3, 4]
-    assert (writer.lost, reader.bad_lines) == (0, 1)
+    assert (writer.lost, reader.bad_lines) == (0, 0)
     assert told.kind == "health" and "No space left on device" in told.data["message"]
     writer.write("progress", step=5)
     assert steps(reader) == [5], "said once"
+
+
+@pytest.mark.parametrize("open_tail", [False, True])
+def test_wherever_a_full_disk_cuts_a_record_it_is_there_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, open_tail: bool
+) -> None:
+    write = os.write
+    for cut in range(100):  # a record has about 70 bytes: all but the end of the line is among them
+        path = tmp_path / f"{cut}.jsonl"
+        path.write_bytes(b"{" if open_tail else b"")
+        writer = EventWriter(path)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "write", lambda descriptor, data, cut=cut: write(descriptor, data[:cut]))
+            writer.write("progress", step=1)
+        writer.write("progress", step=2)
+        reader = EventReader(path)
+        assert [event.step for event in reader.read() if event.kind == "progress"] == [1, 2]
+        assert (writer.lost, reader.bad_lines) == (0, int(open_tail))
+
+
+def test_a_record_that_was_begun_and_given_up_glues_onto_no_other(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer, write = EventWriter(path), os.write
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:10]) if len(data) > 10 else 0)
+        writer.write("progress", step=0)
+        patch.setattr(os, "write", lambda descriptor, data: 0)
+        for step in range(1, 20):
+            writer.write("samples", step=step, data={"text": "x" * (1 << 19)})
+    writer.write("progress", step=20)
+    reader = EventReader(path)
+    assert [event.step for event in reader.read()] == [*range(writer.lost, 21), None]
+    assert writer.lost > 1 and reader.bad_lines == 1
 
 
 def test_what_waits_for_room_does_not_fill_the_memory(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -94,6 +94,7 @@ class EventWriter:
         self._waiting_bytes = 0
         self._trouble: OSError | None = None
         self._torn = _has_open_tail(path)
+        self._begun = False  # of the first that waits, a part is in the file
         self._seq = _next_seq(path)
         self._descriptor = open_private(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         self._secrets = redactor()
@@ -146,20 +147,25 @@ class EventWriter:
         while self._waiting_bytes > _WAITING_BYTES:
             self._waiting_bytes -= len(self._waiting.popleft())
             self.lost += 1
+            self._torn |= self._begun
+            self._begun = False
 
     def _write_waiting(self) -> None:
         while self._waiting:
             line = b"\n" + self._waiting[0] if self._torn else self._waiting[0]
             try:
                 written = os.write(self._descriptor, line)
-                if written != len(line):  # as much as there was room for: a stub, which the next write ends
-                    self._torn = True
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             except OSError as error:
                 self._trouble = error
                 return
             self._torn = False
             self._waiting_bytes -= len(self._waiting.popleft())
+            self._begun = written != len(line)
+            if self._begun:  # as much as there was room for; begun anew, it could be there twice
+                self._waiting.appendleft(line[written:])
+                self._waiting_bytes += len(line) - written
+                self._trouble = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                return
 
 
 class EventReader(LineReader):
