@@ -1,5 +1,6 @@
 """Out of memory on one of two ranks, through the real command: both go on with halved micro-batches."""
 
+import json
 import os
 from pathlib import Path
 
@@ -49,4 +50,6 @@ def test_both_ranks_halve_and_the_effective_batch_stays(
     halved = "`per_device_train_batch_size: 1` and `gradient_accumulation_steps: 4` on every rank (were 2 and 2)"
     assert [halved in message and "effective batch stays 4" in message for message in said].count(True) == 1
     assert (site / "happened").exists()
-    assert (run.attempt_dir(1) / FILE).exists() == (stage is Stage.SFT)
+    noted = json.loads((run.attempt_dir(1) / FILE).read_text())
+    assert (noted["per_device_train_batch_size"], noted["gradient_accumulation_steps"]) == (1, 4)
+    assert noted["count"] == (stage is Stage.SFT), "PPO goes on in the same process"

@@ -37,7 +37,7 @@ def picky(*, questions, responses):
 EVERYTHING = (
     *PPO, f"max_steps={STEPS}", "save_steps=1", "save_total_limit=9", "eval_steps=3", "output_min_length=24",
     "output_max_length=32", "lr_scheduler_type=linear", "value_adapter=true", "normalize_reward=true",
-    "reward_fn=toy_judges:judge", "reward_fn_weight=2", "reward_model_weight=0.5", "length_penalty=0.25",
+    "reward_fn=killed_judges:judge", "reward_fn_weight=2", "reward_model_weight=0.5", "length_penalty=0.25",
     "length_penalty_start=26", "repetition_penalty=0.5", "repetition_n_grams=1",
 )  # fmt: skip
 
@@ -113,7 +113,7 @@ def files(run: RunDir) -> dict[str, bytes]:
 
 @pytest.fixture
 def keys(tmp_path: Path, base: Path, judge: Path) -> tuple[str, ...]:
-    (tmp_path / "toy_judges.py").write_text(JUDGES)
+    (tmp_path / "killed_judges.py").write_text(JUDGES)
     named = (f"model_name_or_path={base}", f"reward_model_path={judge}", f"reward_fn_path={tmp_path}")
     return (*EVERYTHING, *named)
 
@@ -163,12 +163,12 @@ def assert_parts_add_up(run: RunDir, last: dict[str, Any]) -> None:
 
 
 def test_a_function_that_fails_ends_the_run_and_names_the_text(shared_home: Home, keys: tuple[str, ...]) -> None:
-    given = (*keys, "reward_fn=toy_judges:picky", "value_adapter=false")
+    given = (*keys, "reward_fn=killed_judges:picky", "value_adapter=false")
     state = wait_for(
         run := launch(shared_home, Stage.PPO, load_recipe(Stage.PPO, None, given)), lambda state: state.has_ended
     )
     assert (state.phase, state.exit_code) == ("failed", 1)
-    assert state.cause and "`reward_fn: toy_judges:picky` raised ZeroDivisionError" in state.cause
+    assert state.cause and "`reward_fn: killed_judges:picky` raised ZeroDivisionError" in state.cause
     assert "together, and for none alone" in state.cause  # each question by itself stands first
     assert "1 / 0" in (run.attempt_dir(1) / "log.txt").read_text()  # the traceback is in the log alone
     assert "Traceback" not in state.cause
