@@ -75,7 +75,7 @@ class Restarts(threading.Thread):
         self._path = run.attempt_dir(attempt) / FILE
         self._stop = run.control / "stop"
         self._signals = signals
-        self.now = self._read() if self._path.exists() else _as_before(run, attempt)
+        self.now = _read(self._path) if self._path.exists() else _as_before(run, attempt)
 
     def again(self, **changes: Any) -> NoReturn:
         """Begin again on every rank, with ``changes`` of :class:`Restart`."""
@@ -91,7 +91,7 @@ class Restarts(threading.Thread):
         """After a failed collective: begin again when a peer did, else return."""
         deadline = time.monotonic() + _PEER_SECONDS
         while time.monotonic() < deadline:
-            if self._read().count > self.now.count:
+            if _read(self._path).count > self.now.count:
                 _execute()
             time.sleep(_LOOK_SECONDS / 5)
 
@@ -99,13 +99,10 @@ class Restarts(threading.Thread):
         """Look, until the process ends."""
         while True:
             time.sleep(_LOOK_SECONDS)
-            if self._read().count > self.now.count:
+            if _read(self._path).count > self.now.count:
                 _execute()
             if self._signals.loading and self._stop.exists():
                 os.kill(os.getpid(), signal.SIGUSR1)
-
-    def _read(self) -> Restart:
-        return _read(self._path)
 
 
 def _read(path: Path) -> Restart:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from . import losses
+from .batches import longest_first
 from .scorer import Answer
 from .shared_base import Outputs, SharedBase
 
@@ -55,9 +56,7 @@ class Lengths:
         What belongs to which pack follows from places and lengths alone: two passes over the same places see the same
         packs, and so the same numbers bit for bit.
         """
-        order = sorted(places, key=lambda place: -self._prompts[place] - self._responses[place])
-        for start in range(0, len(order), size):
-            pack = order[start : start + size]
+        for pack in longest_first(places, lambda place: self._prompts[place] + self._responses[place], size):
             prompts, responses = ([lengths[place] for place in pack] for lengths in (self._prompts, self._responses))
             padded = len({*prompts}) > 1 or len({*responses}) > 1
             yield Rows(torch.tensor(pack, device=device), max(prompts), max(responses), padded)

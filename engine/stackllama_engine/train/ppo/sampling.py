@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .batches import longest_first
 from .cache import key_value_cache
 from .shared_base import SharedBase
 
@@ -61,11 +62,10 @@ def sample(
         size: responses at a time, those with the longest prompts first, so that prompts of one group are about as
             long; 0: all at once, in their order.
     """
-    order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index])) if size else list(range(len(prompts)))
     responses: list[list[int]] = [[] for _ in prompts]
     with base.sampling():
-        for start in range(0, len(order), size or len(order)):
-            group = order[start : start + size] if size else order
+        everyone = range(len(prompts))
+        for group in longest_first(everyone, lambda index: len(prompts[index]), size) if size else [everyone]:
             texts, drawn = [prompts[index] for index in group], [noise[index] for index in group]
             sampled = _sample(base, texts, drawn, eos, pad, each_token)
             for index, response in zip(group, sampled, strict=True):

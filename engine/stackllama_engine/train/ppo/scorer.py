@@ -15,6 +15,7 @@ from ...contract.recipe import PPORecipe
 from .. import models
 from ..report import Reporter
 from ..rows import encode_text
+from .batches import longest_first
 from .shared_base import REWARD, SharedBase, read_identity
 
 if TYPE_CHECKING:
@@ -145,9 +146,7 @@ def _batches(
     """The longest texts first, so that those of a batch are about as long: places ``[b]`` of at most ``size`` answers,
     their token ids and attention mask, padded on the right, ``[b, T]``."""
     texts = [torch.tensor(encode_text(tokenizer, *answer)) for answer in answers]
-    order = sorted(range(len(texts)), key=lambda place: -len(texts[place]))
-    for start in range(0, len(order), size):
-        places = order[start : start + size]
+    for places in longest_first(range(len(texts)), lambda place: len(texts[place]), size):
         ids = [texts[place] for place in places]
         mask = [torch.ones_like(row) for row in ids]
         yield (
