@@ -3,21 +3,25 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test oracles quick torture check format lock clean
+.PHONY: run test oracles quick slow torture check format lock clean
 .DEFAULT_GOAL := run
 
 run: $(VENV)/installed
 	$(BIN)/stackllama-console demo
 
 test: $(VENV)/installed
-	$(BIN)/pytest -n 2 --dist worksteal
+	$(BIN)/pytest -n 2 --dist worksteal -m "not long"
 
 # torchrl and trl 1.12.0, which tests/oracles asks; without them its tests are skipped
 oracles: $(VENV)/installed
 	$(BIN)/python tests/oracles/environment.py
 
 quick: $(VENV)/installed
-	$(BIN)/pytest -n 2 --dist worksteal -m "not slow"
+	$(BIN)/pytest -n 2 --dist worksteal -m "not slow and not long"
+
+# What takes minutes: outcomes over several seeds, many model families.
+slow: $(VENV)/installed
+	$(BIN)/pytest -n 2 --dist worksteal -m long
 
 # Runs killed at random moments, some hundred times each; writes what came of it into docs/reliability.md.
 torture: $(VENV)/installed
