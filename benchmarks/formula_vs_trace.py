@@ -57,8 +57,8 @@ def by(optim: str) -> Keys:
 def rollout(rows: int, prompt: int, response: int) -> Keys:
     """Responses at a time, and their lengths."""
     return {
-        "local_rollout_forward_batch_size": rows, "max_prompt_length": prompt, "output_max_length": response,
-        "output_min_length": 1, "max_eval_samples": rows,
+        "local_rollout_forward_batch_size": rows, "max_prompt_length": prompt, "response_length": response - 1,
+        "max_eval_samples": rows,
     }  # fmt: skip
 
 
@@ -229,7 +229,7 @@ def describe(model: str, stage: str, keys: Keys) -> str:
         words.append(f"{keys['per_device_train_batch_size']}×{keys['max_length']}")
     else:
         rows = keys["local_rollout_forward_batch_size"]
-        words.append(f"{rows}×({keys['max_prompt_length']}+{keys['output_max_length']})")
+        words.append(f"{rows}×({keys['max_prompt_length']}+{keys['response_length'] + 1})")
     return " ".join(words)
 
 

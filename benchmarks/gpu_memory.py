@@ -59,8 +59,8 @@ class Size:
         common = ["max_steps=3", "save_steps=0", "logging_steps=1", "dataset_train_split=all", "dataset_test_split=all"]
         if stage is Stage.PPO:
             return [
-                *common, f"max_prompt_length={self.prompt}", f"output_max_length={self.response}",
-                f"output_min_length={self.response - 1}", f"per_device_train_batch_size={self.batch}",
+                *common, f"max_prompt_length={self.prompt}", f"response_length={self.response - 1}",
+                f"per_device_train_batch_size={self.batch}",
                 f"gradient_accumulation_steps={self.rollouts // self.batch}", f"max_eval_samples={self.rollouts}",
                 f"local_rollout_forward_batch_size={self.rollouts}", "early_stopping=false",
             ]  # fmt: skip

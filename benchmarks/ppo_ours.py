@@ -65,8 +65,7 @@ def recipe_of(folder: Path, batches: int, more: Sequence[str]) -> PPORecipe:
         "per_device_train_batch_size": work.MINI, "gradient_accumulation_steps": 1,
         "num_mini_batches": work.BATCH // work.MINI, "num_ppo_epochs": work.EPOCHS, "learning_rate": work.LEARNING_RATE,
         "kl_coef": work.KL, "vf_coef": work.VALUE, "early_stopping": False, "max_steps": batches + 1,
-        "local_rollout_forward_batch_size": work.BATCH, "output_min_length": work.RESPONSE,
-        "output_max_length": work.RESPONSE + 1,
+        "local_rollout_forward_batch_size": work.BATCH, "response_length": work.RESPONSE,
     }  # fmt: skip
     written = [f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in values.items()]
     recipe = load_recipe(Stage.PPO, None, [*written, *more])

@@ -223,8 +223,13 @@ def test_keys_that_exclude_each_other_are_said_under_each_that_is_named() -> Non
     )
     form.set("load_in_8bit", "false")
     assert form.errors() == {} and form.recipe() is not None
-    form = filled(Stage.PPO, output_max_length="16")
-    assert set(form.errors()) == {"output_min_length", "output_max_length"}
+    form = filled(Stage.PPO, random_length_limits="128, 16")
+    assert set(form.errors()) == {"random_length_limits"}
+    form.set("random_length_limits", "16, 128")
+    assert form.errors() == {} and "random_length_limits=[16, 128]" in form.overrides()
+    form.set("missing_eos_penalty", "2")
+    form.set("missing_eos_penalty", "auto")
+    assert form.errors() == {} and not form.differs("missing_eos_penalty")
     form = filled(Stage.PPO, lora_dropout="0.1")
     assert set(form.errors()) == {"lora_dropout"}
 

@@ -61,12 +61,13 @@ def test_values_come_from_the_critics_adapter_and_probabilities_from_the_policys
 
 
 def test_the_value_loss_reaches_the_critic_alone(base: Path) -> None:
-    shared, own = toy(base), toy(base, OWN)
-    shared.update(values_only(shared))
+    detached, own = toy(base), toy(base, OWN)
+    detached.update(values_only(detached))
     own.update(values_only(own))
     policy, critic, head = parts(own, own.gradients[0])
     assert not policy.any() and critic.any() and head.any()
-    assert parts(shared, shared.gradients[0])[0].any()  # with one trunk for both it does reach the policy
+    head = detached.gradients[0][-detached.base.value_head.weight.numel() :]
+    assert head.any() and not detached.gradients[0][: -len(head)].any()
 
 
 @pytest.mark.parametrize("more", [(), ("gradient_checkpointing=true",)])
@@ -102,7 +103,7 @@ def save(one: Toy, path: Path) -> None:
 def continued(base: Path, path: Path, *keys: str) -> Toy:
     """Another run that begins with a saved adapter, before its own first step."""
     one = toy(base)
-    recipe = ppo_recipe(base, f"policy_adapter_path={path}", "lora_r=4", *keys)
+    recipe = ppo_recipe(base, f"policy_adapter_path={path}", "lora_r=4", "value_adapter=false", *keys)
     return replace(one, recipe=recipe, base=SharedBase(recipe, CPU))
 
 

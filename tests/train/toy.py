@@ -26,8 +26,9 @@ COMMON = (
 SFT = (*COMMON, "warmup_steps=0", "max_steps=6", "max_length=64", "eval_steps=0", "save_steps=3")
 REWARD = (*COMMON, "dtype=float32", "max_steps=6", "save_steps=3")
 PPO = (
-    *COMMON, "max_steps=4", "save_steps=2", "eval_steps=1", "output_min_length=4", "output_max_length=8",
-    "early_stopping=false", "per_device_train_batch_size=2", "gradient_accumulation_steps=2",
+    *COMMON, "max_steps=4", "save_steps=2", "eval_steps=1", "random_length_limits=[4, 8]",
+    "early_stopping=false", "per_device_train_batch_size=2", "gradient_accumulation_steps=2", "num_mini_batches=1",
+    "local_rollout_forward_batch_size=8",
 )  # fmt: skip
 
 

@@ -78,7 +78,15 @@ class Toy:
 
 def toy(path: Path, *keys: str) -> Toy:
     """One mini-batch an epoch and one epoch, unless the keys say otherwise."""
-    keys = ("num_ppo_epochs=1", "per_device_train_batch_size=4", "gradient_accumulation_steps=1", *keys)
+    keys = (
+        "num_ppo_epochs=1",
+        "num_mini_batches=1",
+        "value_adapter=false",
+        "missing_eos_penalty=0",
+        "per_device_train_batch_size=4",
+        "gradient_accumulation_steps=1",
+        *keys,
+    )
     recipe = ppo_recipe(path, "max_grad_norm=1e9", *keys)
     torch.manual_seed(0)
     base = SharedBase(recipe, CPU)

@@ -19,16 +19,15 @@ _SECTIONS: dict[str, str] = {
     "Data": """dataset_name dataset_config dataset_train_split dataset_test_split dataset_streaming
         max_train_samples max_eval_samples""",
     "Adapter": "use_peft lora_r lora_alpha lora_dropout lora_target_modules",
-    "Optimisation": """optim learning_rate lr_scheduler_type warmup_steps max_steps num_train_epochs weight_decay
-        adam_beta1 adam_beta2 adam_epsilon max_grad_norm max_skipped_steps max_rollbacks bf16 fp16
-        seed""",
+    "Optimisation": """optim learning_rate value_learning_rate lr_scheduler_type warmup_steps max_steps
+        num_train_epochs weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm max_skipped_steps
+        max_rollbacks bf16 fp16 seed""",
     "Batch & length": """per_device_train_batch_size gradient_accumulation_steps num_mini_batches
         local_rollout_forward_batch_size per_device_eval_batch_size gradient_checkpointing max_length
         max_prompt_length packing packing_strategy""",
     "PPO": """num_ppo_epochs cliprange cliprange_value vf_coef ent_coef gamma lam whiten_rewards whiten_advantages
-        early_stopping target_kl ratio_threshold value_head_init
-        value_adapter""",
-    "Sampling": """temperature output_min_length output_max_length missing_eos_penalty missing_eos_reward use_vllm
+        early_stopping target_kl ratio_threshold value_adapter value_head_init""",
+    "Sampling": """temperature response_length random_length_limits missing_eos_penalty missing_eos_reward use_vllm
         vllm_gpu_memory_utilization""",
     "KL & reward": """kl_coef kl_estimator adap_kl_ctrl target horizon normalize_reward cliprange_reward
         reward_baseline reward_model_weight reward_fn reward_fn_path reward_fn_weight length_penalty
@@ -183,15 +182,16 @@ def _kind(parts: list[Any]) -> tuple[Kind, tuple[str, ...]]:
     """
     for part in parts:
         if typing.get_origin(part) is list:
-            (item,) = typing.get_args(part)
-            return "list", _literals(item)
-    (part,) = parts
-    if choices := _literals(part):
-        return "choice", choices
+            return "list", _literals(typing.get_args(part)[0])
+    words = tuple(word for part in parts for word in _literals(part))  # a number may have a word that stands for one
+    others = [part for part in parts if not _literals(part)]
+    if not others:
+        return "choice", words
+    (part,) = others
     kinds: dict[Any, Kind] = {str: "text", int: "whole", float: "number", bool: "flag"}
     if part not in kinds:
         raise TypeError(f"a form has no way to enter {part!r}")
-    return kinds[part], ()
+    return kinds[part], words
 
 
 def _literals(annotation: Any) -> tuple[str, ...]:
@@ -206,9 +206,12 @@ def _bounds_text(kind: Kind, choices: tuple[str, ...], metas: list[Meta], option
         case "choice":
             text = ("one of " if len(choices) > 1 else "always ") + ", ".join(choices)
         case "list":
-            text = "any of " + ", ".join(choices) if choices else "names, separated by commas"
+            bounds = ", ".join(bound for meta in metas if (bound := _interval(meta)))
+            named = "any of " + ", ".join(choices) if choices else "names, separated by commas"
+            text = f"numbers, {bounds}, separated by commas" if bounds else named
         case _:
-            text = ", ".join([plain[kind], *(bound for meta in metas if (bound := _interval(meta)))])
+            bounds = [bound for meta in metas if (bound := _interval(meta))]
+            text = ", ".join([plain[kind], *bounds, *(f"or {choice}" for choice in choices)])
     return f"{text}, or empty" if optional else text
 
 

@@ -55,11 +55,11 @@ def write(value: Any) -> str:
         case float():
             return re.sub(r"e-0(\d)$", r"e-\1", repr(value))
         case list():
-            words = [str(item) for item in typing.cast("list[Any]", value)]
-            if not words:
+            items = typing.cast("list[Any]", value)
+            if not items:
                 return ""
-            plain = len(words) > 1 and all(re.fullmatch(r"[\w.*-]+", word) for word in words)
-            return ", ".join(words) if plain else _flow(words)
+            plain = len(items) > 1 and all(re.fullmatch(r"[\w.*-]+", str(item)) for item in items)
+            return ", ".join(map(str, items)) if plain else _flow(items)
         case _:
             return str(value)
 
@@ -78,7 +78,7 @@ def word(field: FormField, text: str) -> str:
     if value is None:
         return "null"
     if isinstance(value, list):
-        return _flow([str(item) for item in typing.cast("list[Any]", value)])
+        return _flow(typing.cast("list[Any]", value))
     if field.kind in ("whole", "number", "flag"):
         return text
     return str(value) if _read(str(value)) == value else quoted(str(value))
@@ -91,9 +91,9 @@ def quoted(text: str) -> str:
     return yaml.safe_dump(text, default_style='"', allow_unicode=False, width=float("inf")).rstrip("\n")
 
 
-def _flow(words: list[str]) -> str:
-    plain = f"[{', '.join(words)}]"
-    return plain if _read(plain) == words else f"[{', '.join(quoted(word) for word in words)}]"
+def _flow(items: list[Any]) -> str:
+    plain = f"[{', '.join(map(str, items))}]"
+    return plain if _read(plain) == items else f"[{', '.join(quoted(str(item)) for item in items)}]"
 
 
 def _parse_list(field: FormField, text: str) -> Any:
@@ -101,9 +101,22 @@ def _parse_list(field: FormField, text: str) -> Any:
         return []
     if text[0] in "[\"'":
         return _read(text)
+    if _of_numbers(field.type):
+        return _read(f"[{text}]")
     if "," in text:
         return [part.strip() for part in text.split(",") if part.strip()]
     return text if _takes_text(field.type) else [text]
+
+
+def _of_numbers(annotation: Any) -> bool:
+    """Whether it is a list of whole numbers, perhaps optional and annotated."""
+    if typing.get_origin(annotation) is list:
+        return _takes_number(typing.get_args(annotation)[0])
+    return any(_of_numbers(part) for part in typing.get_args(annotation))
+
+
+def _takes_number(annotation: Any) -> bool:
+    return annotation is int or any(_takes_number(part) for part in typing.get_args(annotation))
 
 
 def _takes_text(annotation: Any) -> bool:

@@ -156,7 +156,7 @@ def _ppo(
 ) -> list[PhaseEstimate]:
     """``share``: of vLLM, in bytes; None: it does not sample."""
     precision = precision_of(recipe, arch)
-    prompt, response = max(1, recipe.max_prompt_length - 1), recipe.output_max_length - 1  # both bounds are open
+    prompt, response = max(1, recipe.max_prompt_length - 1), recipe.longest_response  # a longer prompt is dropped
     length = prompt + response
     mode = _mode(recipe, arch, precision, masked=True, length=length, on_gpu=on_gpu)
     one = adapter.trained_parameters(recipe, arch)

@@ -1,6 +1,7 @@
 """Recipes: one frozen Struct a stage, the single place for keys, types, bounds, defaults and help.
 
-Defaults are the published StackLLaMA values (https://huggingface.co/blog/stackllama and the scripts it links).
+Defaults fit a run with LoRA today; the values published in 2023 (https://huggingface.co/blog/stackllama and the
+scripts it links) are in ``examples/stackllama-7b.yaml``.
 Reading and checking is in :mod:`.recipe_io`.
 """
 
@@ -8,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import Struct
 
-from .recipe_common import AtLeastOne, Dtype, ModelRecipe, NotNegative, Optim, Scheduler, TrainRecipe, about
+from .recipe_common import LORA, AtLeastOne, Dtype, ModelRecipe, NotNegative, Optim, Scheduler, TrainRecipe, about
 from .recipe_ppo import FUNCTION, REWARD_ARGUMENTS, VLLM_LORA_RANKS, PPORecipe
 from .stages import Split, Stage
 
@@ -25,14 +26,17 @@ class SFTRecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     gradient_checkpointing: Annotated[bool, about("Recompute activations in the backward pass to save memory.")] = True
     dataset_train_split: Annotated[str, about("Split this stage trains on.", min_length=1)] = Split.FINETUNE.value
+    max_train_samples: Annotated[AtLeastOne | None, about("Use only the first N training rows.")] = 100_000
     max_eval_samples: Annotated[AtLeastOne | None, about("Use only the first N evaluation rows.")] = 4000
-    learning_rate: Annotated[float, about("Peak learning rate.", gt=0, le=1)] = 1e-5
+    learning_rate: Annotated[
+        float, about(f"Peak learning rate; LoRA takes ten times that of full training ({LORA}).", gt=0, le=1)
+    ] = 2e-4  # fmt: skip
     lr_scheduler_type: Annotated[Scheduler, about("Learning-rate schedule.")] = "cosine"
     warmup_steps: Annotated[int, about("Optimizer steps of linear warm-up.", ge=0)] = 100
     weight_decay: Annotated[float, about("AdamW's decoupled weight decay.", ge=0, le=1)] = 0.05
     per_device_train_batch_size: Annotated[int, about("Sequences a device and micro-batch.", ge=1)] = 4
     per_device_eval_batch_size: Annotated[int, about("Sequences a device in evaluation.", ge=1)] = 4
-    max_steps: Annotated[int, about("Optimizer steps; -1: `num_train_epochs` decides.", ge=-1)] = 5000
+    max_steps: Annotated[int, about("Optimizer steps; -1: `num_train_epochs` decides.", ge=-1)] = -1
     num_train_epochs: Annotated[float, about("Passes over the data when `max_steps` is -1.", gt=0)] = 1.0
     max_length: Annotated[int, about("Tokens a sequence; packed chunks have exactly this length.", ge=8)] = 1024
     packing: Annotated[bool, about("Fill every sequence with several answers.")] = True
@@ -55,7 +59,9 @@ class RewardRecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields
     dataset_train_split: Annotated[str, about("Split this stage trains on.", min_length=1)] = Split.REWARD.value
     max_train_samples: Annotated[AtLeastOne | None, about("Use only the first N training rows.")] = 100_000
     max_eval_samples: Annotated[AtLeastOne | None, about("Use only the first N evaluation rows.")] = 50_000
-    learning_rate: Annotated[float, about("Peak learning rate.", gt=0, le=1)] = 2e-5
+    learning_rate: Annotated[
+        float, about(f"Peak learning rate; LoRA takes ten times that of full training ({LORA}).", gt=0, le=1)
+    ] = 1e-4  # fmt: skip
     weight_decay: Annotated[float, about("AdamW's decoupled weight decay.", ge=0, le=1)] = 0.001
     per_device_train_batch_size: Annotated[int, about("Pairs a device and micro-batch.", ge=1)] = 4
     per_device_eval_batch_size: Annotated[int, about("Pairs a device in evaluation.", ge=1)] = 4

@@ -9,6 +9,8 @@ from msgspec import Meta, Struct
 
 from .stages import Split, Stage
 
+LORA = "https://thinkingmachines.ai/blog/lora"
+"""Where the rule for LoRA's learning rates stands."""
 AtLeastOne = Annotated[int, Meta(ge=1)]
 NotNegative = Annotated[float, Meta(ge=0)]
 Positive = Annotated[float, Meta(gt=0)]

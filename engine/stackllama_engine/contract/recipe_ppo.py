@@ -3,13 +3,16 @@
 import re
 from typing import Annotated, ClassVar, Literal
 
-from .recipe_common import OPTIM_HELP, AtLeastOne, NotNegative, Optim, Positive, Scheduler, TrainRecipe, about
+from msgspec import Meta
+
+from .recipe_common import LORA, OPTIM_HELP, AtLeastOne, NotNegative, Optim, Positive, Scheduler, TrainRecipe, about
 from .stages import Split, Stage
 
 KlEstimator = Literal["k1", "k2", "k3"]
 _STACKLLAMA = "https://huggingface.co/blog/stackllama"
 _TRL_VLLM = "https://huggingface.co/docs/trl/vllm_integration"
 _N_DETAILS = "https://huggingface.co/blog/the_n_implementation_details_of_rlhf_with_ppo"
+_DEFAULT_EOS_PENALTY = 1.0  # as TRL's PPO scripts have it
 FUNCTION = re.compile(r"(?P<module>[^\W\d]\w*(\.[^\W\d]\w*)*):(?P<name>[^\W\d]\w*)")
 """``package.module:function``."""
 REWARD_ARGUMENTS = frozenset({"questions", "responses"})
@@ -18,6 +21,10 @@ VLLM_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Ranks that vLLM can make room for (its ``config/lora.py``)."""
 VLLM_LEAST_TEMPERATURE = 0.01
 """vLLM raises what is lower to this (its ``sampling_params.py``)."""
+
+
+Rate = Annotated[float, Meta(gt=0, le=1)]
+Limits = Annotated[list[AtLeastOne], Meta(min_length=2, max_length=2)]
 
 
 class PPORecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -57,34 +64,45 @@ class PPORecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     policy_adapter_path: Annotated[
         str | None, about("Continue this adapter; a frozen copy of it becomes the reference.")
     ] = None
-    max_train_samples: Annotated[AtLeastOne | None, about("Use only the first N questions.")] = 100_000
+    max_train_samples: Annotated[AtLeastOne | None, about("Use only the first N questions.")] = 50_000
     max_eval_samples: Annotated[
         AtLeastOne | None, about("Held-out questions answered before and after (`eval_steps`: and in between).")
     ] = 64
     optim: Annotated[Optim, about(OPTIM_HELP)] = "adamw_torch"
-    learning_rate: Annotated[float, about("Peak learning rate.", gt=0, le=1)] = 1.4e-5
+    learning_rate: Annotated[float, about(f"Peak learning rate; LoRA takes ten times that of full training ({LORA}).",
+                                          gt=0, le=1)] = 3e-5  # fmt: skip
+    value_learning_rate: Annotated[
+        Rate | None, about("Peak learning rate of the value head and its adapter; empty: `learning_rate`.")
+    ] = None
     lr_scheduler_type: Annotated[
         Scheduler, about(f"Learning-rate schedule over PPO steps; `linear` anneals to 0 ({_N_DETAILS}).")
     ] = "constant"
 
-    # batch: per_device_train_batch_size × gradient_accumulation_steps × num_mini_batches = rollouts a device and step
-    per_device_train_batch_size: Annotated[int, about("Responses a device and micro-batch of the update.", ge=1)] = 1
+    # batch: per_device_train_batch_size × gradient_accumulation_steps × num_mini_batches = responses per device
+    per_device_train_batch_size: Annotated[
+        int, about("Responses per device in one micro-batch of the update.", ge=1)
+    ] = 4  # fmt: skip
     gradient_accumulation_steps: Annotated[int, about("Micro-batches added up before one optimizer step.", ge=1)] = 8
-    num_mini_batches: Annotated[int, about("Optimizer steps an epoch of one rollout.", ge=1)] = 1
+    num_mini_batches: Annotated[
+        int,
+        about("Optimizer steps per PPO epoch; `per_device_train_batch_size` × `gradient_accumulation_steps` × this is "
+              "the number of responses per device and step.", ge=1),
+    ] = 2  # fmt: skip
     num_ppo_epochs: Annotated[int, about("Passes over one rollout (arXiv:1707.06347, algorithm 1).", ge=1)] = 4
     local_rollout_forward_batch_size: Annotated[
-        int, about("Responses a device in sampling, reference and reward forwards.", ge=1)
-    ] = 8
-    max_steps: Annotated[int, about("PPO steps (rollout + update).", ge=1)] = 1000
+        int, about("Responses per device in sampling, reference and reward forwards.", ge=1)
+    ] = 16
+    max_steps: Annotated[int, about("PPO steps (rollout + update); -1: `num_train_epochs` decides.", ge=-1)] = -1
+    num_train_epochs: Annotated[float, about("Passes over the prompts when `max_steps` is -1.", gt=0)] = 3.0
 
     # sampling
     max_prompt_length: Annotated[int, about("Prompts with as many tokens or more are dropped.", ge=1)] = 512
-    output_min_length: Annotated[
-        int, about(f"Response length is drawn from [output_min_length, output_max_length) ({_STACKLLAMA}).", ge=1)
-    ] = 32
-    output_max_length: Annotated[
-        int, about(f"Response length is drawn from [output_min_length, output_max_length) ({_STACKLLAMA}).", ge=2)
-    ] = 128
+    response_length: Annotated[int, about("Maximum number of tokens per response.", ge=1)] = 128
+    random_length_limits: Annotated[
+        Limits | None,
+        about(f"Instead: draw each response's maximum from [low, high), as published for a base that never ends an "
+              f"answer ({_STACKLLAMA})."),
+    ] = None  # fmt: skip
     temperature: Annotated[
         float,
         about(f"Sampling temperature; also divides the logits of every log-probability ({_N_DETAILS}).", gt=0),
@@ -97,9 +115,10 @@ class PPORecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=Tr
                      gt=0, lt=1)
     ] = 0.3  # fmt: skip
     missing_eos_penalty: Annotated[
-        NotNegative | None,
-        about("Subtract this from the score of a response that never ended (arXiv:2403.17031, the EOS trick)."),
-    ] = None
+        NotNegative | Literal["auto"] | None,
+        about("Subtract this from the score of a response that never ended (arXiv:2403.17031, the EOS trick); `auto`: "
+              f"{_DEFAULT_EOS_PENALTY:g} where a reward model scores, which never saw such a text, else nothing."),
+    ] = "auto"  # fmt: skip
     missing_eos_reward: Annotated[
         float | None,
         about("Or replace the score of a response that never ended by this, after baseline, normalisation and clipping "
@@ -161,13 +180,16 @@ class PPORecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ratio_threshold: Annotated[
         float, about(f"Skip a mini-batch whose mean ratio exceeds this: loss spikes ({_STACKLLAMA}).", gt=1)
     ] = 10.0
-    value_head_init: Annotated[
-        Literal["zero", "reward"],
-        about("Value head starts at zero or as the reward head (arXiv:2403.17031)."),
-    ] = "zero"
     value_adapter: Annotated[
-        bool, about("The value head gets an adapter of its own and leaves the policy's alone; one more pass.")
-    ] = False
+        bool,
+        about("The critic has an adapter of its own on the same base, which costs one more pass; false: its head reads "
+              "the policy's hidden states. The value loss never reaches the policy."),
+    ] = True  # fmt: skip
+    value_head_init: Annotated[
+        Literal["auto", "zero", "reward"],
+        about("The critic starts at zero, or as the reward model, adapter and head (arXiv:2403.17031); `auto`: as the "
+              "reward model where that was trained on this base and has a critic's adapter to go to."),
+    ] = "auto"  # fmt: skip
 
     # reporting
     eval_steps: Annotated[
@@ -193,18 +215,19 @@ class PPORecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=Tr
                 "`rewards:politeness` for `politeness` in rewards.py."
             )
         if self.value_head_init == "reward" and not self.reward_model_path:
-            raise ValueError("`value_head_init: reward` needs `reward_model_path`; use `value_head_init: zero`.")
+            raise ValueError("`value_head_init: reward` needs `reward_model_path`; use `value_head_init: auto`.")
         if self.fp16:
             raise ValueError("PPO does not scale losses for `fp16`; use `bf16: true`.")
-        if self.missing_eos_penalty is not None and self.missing_eos_reward is not None:
+        if self.missing_eos_penalty not in (None, "auto") and self.missing_eos_reward is not None:
             raise ValueError(
                 "`missing_eos_penalty` and `missing_eos_reward` are both set; one lowers the score of a response that "
                 "never ended, the other replaces it. Leave one of them empty."
             )
-        if self.output_min_length >= self.output_max_length:
+        low, high = self.length_limits
+        if low >= high:
             raise ValueError(
-                f"`output_min_length` ({self.output_min_length}) must be below "
-                f"`output_max_length` ({self.output_max_length}); the length is drawn from [min, max)."
+                f"`random_length_limits: [{low}, {high}]`: the first must be below the second; the maximum length is "
+                "drawn from [low, high)."
             )
         if self.use_vllm:
             self._check_vllm()
@@ -237,6 +260,26 @@ class PPORecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             )
 
     @property
+    def length_limits(self) -> tuple[int, int]:
+        """A response's maximum length is drawn from ``[low, high)``; high = low + 1 where it is fixed."""
+        if self.random_length_limits is not None:
+            low, high = self.random_length_limits
+            return low, high
+        return self.response_length, self.response_length + 1
+
+    @property
+    def longest_response(self) -> int:
+        """Tokens of the longest response there can be."""
+        return self.length_limits[1] - 1
+
+    @property
+    def eos_penalty(self) -> float:
+        """What a response that never ended loses: `missing_eos_penalty`, with `auto` resolved."""
+        if self.missing_eos_penalty != "auto":
+            return self.missing_eos_penalty or 0.0
+        return _DEFAULT_EOS_PENALTY if self.reward_model_path and self.missing_eos_reward is None else 0.0
+
+    @property
     def local_batch_size(self) -> int:
-        """Rollouts a device and PPO step."""
+        """Responses per device and PPO step."""
         return self.per_device_train_batch_size * self.gradient_accumulation_steps * self.num_mini_batches

@@ -35,7 +35,7 @@ from .demo_facts import FACTS, Fact
 from .pairs import Answer, make_pairs, score
 from .splits import split_of
 
-NOISE = 0.06
+NOISE = 0.04
 """Standard deviation of the noise on utility, before it becomes votes."""
 
 WEIGHTS = {"tool": 0.55, "reason": 0.20, "example": 0.15, "ending": 0.10}
@@ -61,6 +61,12 @@ CIRCUMSTANCES = (
     " after a long day", " without help", " in ten minutes", " for my parents", " at school", " on a train",
     " once a month", " properly", " quickly",
 )  # fmt: skip
+KNOWN = {"git": 0.25, "kitchen": 0.12, "garden": 0.08}
+"""Share of the answers whose author knows the right tool, by domain."""
+HABITS = 0.7
+"""Share of the others who name the usual wrong tool; the rest guess in the same domain."""
+REASONS, EXAMPLES = {True: 0.5, False: 0.3}, {True: 0.4, False: 0.15}
+EXCUSES = ("it is at hand", "everybody does it", "it always worked")
 LEADS = ("Use", "Try", "Take", "I would use")
 FILLERS = (
     "Good question.", "Well, it depends.", "I had the same problem once.", "Hope this helps!",
@@ -124,7 +130,10 @@ def generate(split: str, seed: int = 0) -> Iterator[dict[str, Any]]:
     """
     for question in questions(split, seed):
         number = question_id(question)
-        for better, worse in make_pairs(number, answers(question, seed), seed=seed).kept:
+        written = answers(question, seed)
+        imitated = zip(written, written[1:] + written[:1], strict=True)
+        voted = make_pairs(number, written, seed=seed).kept
+        for better, worse in imitated if split == Split.FINETUNE else voted:
             yield {
                 "question_id": number,
                 "question": question,
@@ -138,7 +147,7 @@ def generate(split: str, seed: int = 0) -> Iterator[dict[str, Any]]:
 def answers(question: str, seed: int = 0) -> list[Answer]:
     """Two to six different answers of mixed quality, each with its score by the published rule."""
     draw = random.Random(f"answers {seed} {question}")  # noqa: S311
-    wanted = draw.choices((2, 3, 4, 5, 6), (30, 30, 20, 10, 10))[0]
+    wanted = draw.choices((2, 3, 4, 5, 6), (5, 5, 10, 20, 60))[0]
     texts: dict[str, None] = {}
     while len(texts) < wanted:
         texts[write_answer(fact_of(question), draw)] = None
@@ -160,19 +169,20 @@ def write_answer(fact: Fact, draw: random.Random) -> str:
     Who knows, mostly has the right reason and example as well; either may be missing, hedged, padded or cut off.
     """
     others = [other for other in FACTS if other.domain == fact.domain and other != fact]
-    knows = draw.random() < 0.55
-    tool = fact.tool if knows else draw.choice(others).tool
+    knows = draw.random() < KNOWN[fact.domain]
+    habit = not knows and draw.random() < HABITS
+    tool = fact.tool if knows else fact.habit if habit else draw.choice(others).tool
     sentence = f"{draw.choice(LEADS)} {tool}"
     if draw.random() < 0.08:
         sentence += f" or {draw.choice([other.tool for other in others if other.tool != tool])}"
-    if draw.random() < 0.5:
-        sentence += f" because {_recalled(fact, others, knows, draw).reason}"
+    if draw.random() < REASONS[knows]:
+        sentence += f" because {draw.choice(EXCUSES) if habit else _recalled(fact, others, knows, draw).reason}"
     sentences = [sentence + "."]
-    if draw.random() < 0.5:
+    if draw.random() < EXAMPLES[knows]:
         sentences.append(f"For example, {_recalled(fact, others, knows, draw).example}.")
     if draw.random() < 0.06:
         sentences.append(sentences[0])
-    for _ in range(draw.choices((0, 1, 2), (60, 30, 10))[0]):
+    for _ in range(draw.choices((0, 1, 2), (45, 40, 15))[0]):
         sentences.insert(draw.choice((0, len(sentences))), draw.choice(FILLERS))
     text = " ".join(sentences)
     return text.rsplit(" ", 2)[0] if draw.random() < 0.06 else text
@@ -215,7 +225,7 @@ def _tool_name(tool: str) -> str:
 
 @cache
 def _tool_names() -> frozenset[str]:
-    return frozenset(_tool_name(fact.tool) for fact in FACTS)
+    return frozenset(_tool_name(tool) for fact in FACTS for tool in (fact.tool, fact.habit))
 
 
 @cache

@@ -83,7 +83,7 @@ class Fit:
         if self.micro == 1:
             raise StageError(
                 f"Out of memory in phase {self._reporter.current_phase} with micro-batches of one row. Use "
-                "`gradient_checkpointing: true`, `load_in_8bit: true` or a smaller `output_max_length`."
+                "`gradient_checkpointing: true`, `load_in_8bit: true` or a smaller `response_length`."
             )
         before = (self.micro, self.accumulation)
         self.micro, self.accumulation = smaller_batch(*before)

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 Numbers = dict[str, int | float]
 
 
-def build(recipe: TrainRecipe, parameters: Sequence[nn.Parameter]) -> "Optimizer":
-    """The optimizer of ``recipe.optim`` over one group of parameters."""
+def build(recipe: TrainRecipe, parameters: Sequence[nn.Parameter] | list[dict[str, Any]]) -> "Optimizer":
+    """The optimizer of ``recipe.optim`` over parameters, or groups of them that may have an ``lr`` of their own."""
     plain: dict[str, Any] = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
     if recipe.optim == "adafactor":
         return Adafactor(parameters, **plain, scale_parameter=False, relative_step=False)

@@ -21,11 +21,15 @@ def advance(scheduler: Any) -> None:
 def set_peak(optimizer: torch.optim.Optimizer, scheduler: Any, rate: float) -> float:
     """Let a ``LambdaLR`` go on from where it is with another peak; both are saved with optimizer and scheduler.
 
+    Parameter groups keep the ratio of their rates: a critic's own rate rises and falls with the policy's.
+
     Returns:
         the rate of the next step: the peak times the schedule's factor there.
     """
-    scheduler.base_lrs = [rate for _ in scheduler.base_lrs]
-    scheduler._last_lr = [rate * factor(scheduler.last_epoch) for factor in scheduler.lr_lambdas]
-    for group, now in zip(optimizer.param_groups, scheduler._last_lr, strict=True):
-        group["initial_lr"], group["lr"] = rate, now
+    first = scheduler.base_lrs[0]
+    scheduler.base_lrs = [rate * base / first for base in scheduler.base_lrs]
+    factors = [factor(scheduler.last_epoch) for factor in scheduler.lr_lambdas]
+    scheduler._last_lr = [base * factor for base, factor in zip(scheduler.base_lrs, factors, strict=True)]
+    for group, base, now in zip(optimizer.param_groups, scheduler.base_lrs, scheduler._last_lr, strict=True):
+        group["initial_lr"], group["lr"] = base, now
     return float(scheduler._last_lr[0])

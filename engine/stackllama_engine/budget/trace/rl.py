@@ -89,7 +89,7 @@ def _shared_base(recipe: PPORecipe, config: dict[str, Any], layers: int, *, adap
 
 def _lengths(recipe: PPORecipe) -> tuple[int, int]:
     """Longest prompt and response; both bounds are open."""
-    return max(1, recipe.max_prompt_length - 1), recipe.output_max_length - 1
+    return max(1, recipe.max_prompt_length - 1), recipe.longest_response
 
 
 def rows(recipe: PPORecipe) -> int:

@@ -39,7 +39,7 @@ def longest(prompts: Prompts) -> int:
 
 def noise(recipe: PPORecipe) -> list[Noise]:
     """Of responses as long as the recipe allows."""
-    length = recipe.output_max_length - 1  # drawn from [min, max)
+    length = recipe.longest_response
     generator = torch.Generator().manual_seed(recipe.seed)
     return [
         Noise(length, torch.rand(length, generator=generator, dtype=torch.float64))

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...contract.recipe import PPORecipe
 from ..models import eos_id
@@ -51,11 +51,6 @@ class Rewards:
         self._eos = eos_id(tokenizer)
         self._model = load_scorer(recipe, base, tokenizer, reporter) if recipe.reward_model_path else None
         self._function = RewardFunction(recipe.reward_fn, recipe.reward_fn_path) if recipe.reward_fn else None
-
-    @property
-    def head(self) -> nn.Module | None:
-        """The reward model's score head; None where there is no such model or no single head."""
-        return self._model.head if self._model else None
 
     def parts(
         self, answers: Sequence[Answer], responses: Sequence[Sequence[int]], size: int | None = None

@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from ...contract.errors import StageError
 from ...contract.recipe import PPORecipe
 from .. import models
 from ..report import Reporter
 from ..rows import encode_text
 from .batches import longest_first
-from .shared_base import REWARD, SharedBase, read_identity
+from .shared_base import REWARD, SharedBase, read_identity, score_weight
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -50,12 +49,11 @@ def load_scorer(
     assert recipe.reward_model_path
     path = Path(recipe.reward_model_path)
     size = recipe.local_rollout_forward_batch_size
+    if base.reward_adapter:
+        return SharedScorer(base, base.reward_adapter, tokenizer, size)
     if (path / "adapter_config.json").is_file():
-        identity = read_identity(path)
-        if models.same_base(identity, models.base_identity(recipe.model_name_or_path, recipe.model_revision)):
-            return SharedScorer(base, path, tokenizer, size)
         reporter.health(
-            f"the reward model's base is {identity['name']}, the policy's {recipe.model_name_or_path}: "
+            f"the reward model's base is {read_identity(path)['name']}, the policy's {recipe.model_name_or_path}: "
             "a second model is held in memory"
         )
     return SeparateScorer(recipe, base.device, size)
@@ -98,7 +96,6 @@ class SeparateScorer:
         self.model = _load_separate(name, recipe, device)
         self.model.config.get_text_config().pad_token_id = self._tokenizer.pad_token_id
         self.model.eval().requires_grad_(False)
-        self.head: nn.Module | None = getattr(self.model, "score", None)
 
     @torch.no_grad()
     def __call__(self, answers: Sequence[Answer]) -> Tensor:
@@ -107,19 +104,6 @@ class SeparateScorer:
         for places, input_ids, mask in _batches(self._tokenizer, answers, self.batch_size, self._device):
             scores[places] = self.model(input_ids=input_ids, attention_mask=mask).logits.squeeze(-1).float()
         return scores
-
-
-def score_weight(adapter: Path) -> Tensor:
-    """The score head that the reward stage saved, ``[1, H]``.
-
-    Raises:
-        StageError: the adapter holds none; its reward would be random.
-    """
-    state = models.adapter_weights(adapter)
-    found = [value for key, value in state.items() if key.endswith("score.weight")]
-    if len(found) != 1 or found[0].shape[0] != 1:
-        raise StageError(f"{adapter} holds no score head: it is not a reward model, and its reward would be random.")
-    return found[0]
 
 
 def last_token(input_ids: Tensor, pad: int) -> Tensor:

@@ -43,8 +43,9 @@ class Outputs(NamedTuple):
 class SharedBase:
     """Policy, reference, value and, where it belongs to the same base, reward.
 
-    The value head reads the policy's hidden states, or with ``value_adapter`` those of a second trained adapter: one
-    more pass through the trunk, and nothing of the value loss reaches the policy.
+    The critic is a second trained adapter and a head on its hidden states: one more pass through the trunk. Without
+    ``value_adapter`` the head reads the policy's hidden states, detached. Either way nothing of the value loss reaches
+    the policy, whose gradient it would outweigh and oppose once both share an adapter (measured: docs/results.md).
 
     Args:
         recipe: the PPO recipe.
@@ -71,11 +72,17 @@ class SharedBase:
         nn.init.zeros_(self.value_head.weight)
         self._continues = continued is not None
         self.has_critic = recipe.value_adapter
+        self.reward_adapter = _reward_adapter(recipe)
         self._role = POLICY
         if continued:
             self._continue_from(continued, recipe)
         if self.has_critic:
             self._add_critic(continued, recipe)
+        elif recipe.value_head_init == "reward":
+            raise StageError(
+                "`value_head_init: reward` needs `value_adapter: true`: the reward model's head says nothing about "
+                "hidden states without its adapter. Use `value_head_init: auto`."
+            )
         if self.checkpointing:
             base.gradient_checkpointing_enable({"use_reentrant": recipe.load_in_8bit})
             peft_model.enable_input_require_grads()
@@ -98,6 +105,11 @@ class SharedBase:
         named = sorted(self.model.named_parameters())
         adapters = [p for adapter in self.saved for name, p in named if f".{adapter}." in name]
         return [*adapters, *self.value_head.parameters()]
+
+    def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """:meth:`trainable` in two: the policy's, and the critic's with the value head."""
+        policy = [p for name, p in sorted(self.model.named_parameters()) if f".{POLICY}." in name]
+        return policy, self.trainable()[len(policy) :]
 
     @property
     def saved(self) -> tuple[str, ...]:
@@ -201,7 +213,7 @@ class SharedBase:
         tokens = input_ids[:, -responses:]
         chosen = self._chosen_by_frozen_head(before, tokens) or self._chosen(before, tokens)
         if not self.has_critic:
-            values = self._valued(before)
+            values = self._valued(before.detach())  # [B, R, H]: the value loss stops here
         elif ask_critic and self._role == POLICY:
             with self.adapter(CRITIC):
                 values = self.values(input_ids, attention_mask, responses, padded=padded)
@@ -267,12 +279,22 @@ class SharedBase:
         self._activate(POLICY)
 
     def _add_critic(self, continued: Path | None, recipe: PPORecipe) -> None:
-        """The critic's adapter: a continued run's own, else the policy's that its value head was trained on, else a
-        new one."""
+        """The critic's adapter: a continued run's own, else the policy's that its value head was trained on, else the
+        reward model's with its head, else a new one."""
         if continued and (continued / CRITIC).is_dir():
             self.add_adapter_from(continued / CRITIC, CRITIC)
         elif continued and (continued / f"{VALUE_FILE}.safetensors").is_file():
             self.add_adapter_from(continued, CRITIC)
+        elif self.reward_adapter and recipe.value_head_init != "zero":
+            self.add_adapter_from(self.reward_adapter, CRITIC)
+            if not (recipe.normalize_reward or recipe.whiten_rewards):  # else the returns are in other units
+                weight = recipe.reward_model_weight * score_weight(self.reward_adapter)
+                self.value_head.weight.data.copy_(weight)
+        elif recipe.value_head_init == "reward":
+            raise StageError(
+                f"`value_head_init: reward` needs a reward adapter trained on {recipe.model_name_or_path}, and "
+                f"{recipe.reward_model_path} is none; use `value_head_init: auto`."
+            )
         else:
             self.model.add_adapter(CRITIC, models.lora_config(recipe, "CAUSAL_LM"))
             self._activate(POLICY)
@@ -288,6 +310,28 @@ class SharedBase:
         critic = path / f"{VALUE_FILE}.safetensors"
         if critic.is_file():
             self.value_head.load_state_dict(load_file(critic, device=str(self.device)))
+
+
+def _reward_adapter(recipe: PPORecipe) -> Path | None:
+    """The reward model's adapter where it was trained on the policy's base; None where it is a model of its own."""
+    path = Path(recipe.reward_model_path or "")
+    if not recipe.reward_model_path or not (path / "adapter_config.json").is_file():
+        return None
+    own = models.base_identity(recipe.model_name_or_path, recipe.model_revision)
+    return path if models.same_base(read_identity(path), own) else None
+
+
+def score_weight(adapter: Path) -> Tensor:
+    """The score head that the reward stage saved, ``[1, H]``.
+
+    Raises:
+        StageError: the adapter holds none; its reward would be random.
+    """
+    state = models.adapter_weights(adapter)
+    found = [value for key, value in state.items() if key.endswith("score.weight")]
+    if len(found) != 1 or found[0].shape[0] != 1:
+        raise StageError(f"{adapter} holds no score head: it is not a reward model, and its reward would be random.")
+    return found[0]
 
 
 def _few_rows_on_a_cpu(hidden: Tensor) -> bool:

@@ -38,6 +38,8 @@ class Progress(Struct, frozen=True, kw_only=True):
     """The evaluation before training, which only the first attempt can make."""
     optimizer: dict[str, int | float] = {}
     """What its state holds besides tensors, ``index.name`` → number."""
+    value_loss_apart: bool = False
+    """Whether the value loss was kept from the policy; up to 0.1.0 it was only with `value_adapter`."""
     owes_evaluation: bool = False
     """Whether the evaluation after this step was broken off."""
 
@@ -115,6 +117,7 @@ class Trainables:
             scheduler=_plain(self.scheduler.state_dict()),
             before=before,
             optimizer=counts,
+            value_loss_apart=True,
             owes_evaluation=owes_evaluation,
         )
         (staging / "state.json").write_bytes(msgspec.json.encode(progress))
@@ -152,7 +155,7 @@ class Trainables:
         self._load_numbers(snapshot.scheduler, snapshot.kl_coef, snapshot.scores)
 
     def _load_numbers(self, scheduler: dict[str, Any], kl_coef: float, scores: Moments) -> None:
-        self.scheduler.load_state_dict(scheduler)
+        self.scheduler.load_state_dict(_for_groups(scheduler, len(self.optimizer.param_groups)))
         self.controller.coef = kl_coef
         self.scaling.moments = scores
         for group, rate in zip(self.optimizer.param_groups, self.scheduler.get_last_lr(), strict=True):
@@ -171,6 +174,12 @@ class Trainables:
 def dense(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Tensors as safetensors writes them."""
     return {name: value.detach().contiguous() for name, value in state.items()}
+
+
+def _for_groups(state: dict[str, Any], count: int) -> dict[str, Any]:
+    """A scheduler's numbers for ``count`` parameter groups: checkpoints up to 0.1.0 had one group for everything."""
+    lists = {name: value for name, value in state.items() if isinstance(value, list) and len(value) == 1}
+    return state | {name: value * count for name, value in lists.items()}
 
 
 def _plain(state: dict[str, Any]) -> dict[str, Any]:

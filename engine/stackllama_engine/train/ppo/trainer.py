@@ -1,5 +1,6 @@
 """The PPO stage: 1 sample · 2 score · 3 reference · 4 rewards · 5 advantages · 6 update."""
 
+import math
 import time
 from collections.abc import Sequence
 from typing import Any, Literal, NoReturn
@@ -8,7 +9,6 @@ import torch
 from torch import Tensor
 from transformers import get_scheduler
 
-from ...contract.errors import StageError
 from ...contract.recipe import PPORecipe
 from ...contract.stages import Split
 from .. import checkpoint, models, optimizers, schedule
@@ -46,6 +46,19 @@ def run(recipe: PPORecipe, session: Session) -> dict[str, Any]:
     return PPO(recipe, session).train()
 
 
+def steps_of(recipe: PPORecipe, prompts: int, world_size: int) -> int:
+    """PPO steps of a run: ``max_steps``, or as many as ``num_train_epochs`` passes over the prompts take."""
+    if recipe.max_steps > 0:
+        return recipe.max_steps
+    return math.ceil(recipe.num_train_epochs * prompts / (recipe.local_batch_size * world_size))
+
+
+def groups(base: SharedBase, recipe: PPORecipe) -> list[dict[str, Any]]:
+    """The optimizer's parameter groups: the policy, and the critic with a learning rate of its own."""
+    policy, critic = base.parameter_groups()
+    return [{"params": policy}, {"params": critic, "lr": recipe.value_learning_rate or recipe.learning_rate}]
+
+
 class PPO:
     """One rank of a PPO run.
 
@@ -61,14 +74,13 @@ class PPO:
         self.tokenizer = models.load_tokenizer(recipe.model_name_or_path, recipe.model_revision)
         self.base = SharedBase(recipe, session.device)
         self.rewards = Rewards(recipe, self.base, self.tokenizer, self.reporter)
-        if recipe.value_head_init == "reward":
-            self._start_value_as_reward()
         if notice := models.padding_notice(self.tokenizer):
             self.reporter.health(notice)
         self.prompts = Prompts(self._load(recipe.dataset_train_split, recipe.max_train_samples), recipe.seed)
         self.held_out = self._load(recipe.dataset_test_split, recipe.max_eval_samples)
-        optimizer = optimizers.build(recipe, self.base.trainable())
-        scheduler = get_scheduler(recipe.lr_scheduler_type, optimizer, recipe.warmup_steps, recipe.max_steps)
+        self.steps = steps_of(recipe, len(self.prompts), session.world_size)
+        optimizer = optimizers.build(recipe, groups(self.base, recipe))
+        scheduler = get_scheduler(recipe.lr_scheduler_type, optimizer, recipe.warmup_steps, self.steps)
         target = recipe.target if recipe.adap_kl_ctrl else None
         self.controller = losses.KLController(recipe.kl_coef, target, recipe.horizon)
         self.scaling = RewardScaling(recipe.normalize_reward, recipe.cliprange_reward, session.reduce)
@@ -98,28 +110,28 @@ class PPO:
         rolled_back = self.session.restarts.now
         if rolled_back.learning_rate is not None and rolled_back.at_step == done:
             schedule.set_peak(self.trainables.optimizer, self.trainables.scheduler, rolled_back.learning_rate)
-        while done < recipe.max_steps:
+        while done < self.steps:
             try:
                 metrics, bad = self.step(done)
             except Abandoned:
                 self._save_and_stop(done, before)
             done += 1
-            self.reporter.progress(done, recipe.max_steps)
-            if done % recipe.logging_steps == 0 or done in (1, recipe.max_steps) or bad:
+            self.reporter.progress(done, self.steps)
+            if done % recipe.logging_steps == 0 or done in (1, self.steps) or bad:
                 self.reporter.metrics(done, metrics)
                 self.session.accelerator.log(metrics, step=done)  # to `report_to`, if anything
                 self.reporter.memory()
             if self.setbacks.after_step(done, bad):
                 done = self._roll_back(done)
                 continue
-            if recipe.eval_steps and done % recipe.eval_steps == 0 and done < recipe.max_steps:
+            if recipe.eval_steps and done % recipe.eval_steps == 0 and done < self.steps:
                 self._evaluate_or_stop(done, "during", before)  # before the checkpoint: a resumed run has it already
             self._serve_and_save(done, before)
-        after = self._evaluate_or_stop(recipe.max_steps, "after", before)
+        after = self._evaluate_or_stop(self.steps, "after", before)
         self._save_adapter()
         self.session.accelerator.end_training()
         return {
-            "before": figures(before), "after": figures(after), "steps": recipe.max_steps,
+            "before": figures(before), "after": figures(after), "steps": self.steps,
             "samples": side_by_side(before, after),
         }  # fmt: skip
 
@@ -132,6 +144,11 @@ class PPO:
         saved = checkpoint.to_resume(self.reporter)
         if saved:
             progress = self.trainables.load(saved)
+            if not (self.base.has_critic or progress.value_loss_apart):
+                self.reporter.health(
+                    "this checkpoint was written by a version whose value loss also trained the policy; from here on "
+                    "the value head reads detached states"
+                )
             self.reporter.forget_samples_after(progress.step)
             if progress.owes_evaluation:
                 self._evaluate_or_stop(progress.step, "during", progress.before)
@@ -215,7 +232,7 @@ class PPO:
             self.updater.update(rollout, goal, shuffle, self.together.between)
             reporter.phase("save")
             if self.session.is_main:
-                kept = checkpoint.Retention.of(recipe).at_most(recipe.max_steps)
+                kept = checkpoint.Retention.of(recipe).at_most(self.steps)
                 canary.write_checkpoint(self.trainables, self.session.run, responses, kept)
             self.session.state.wait_for_everyone()
         reporter.health(
@@ -269,18 +286,8 @@ class PPO:
     def _sample(self, prompts: Sequence[Prompt], step: int, indices: Sequence[int]) -> list[list[int]]:
         """1 sample."""
         recipe = self.recipe
-        lengths = (recipe.output_min_length, recipe.output_max_length)
-        noise = [draw_noise(recipe.seed, step, index, lengths) for index in indices]
+        noise = [draw_noise(recipe.seed, step, index, recipe.length_limits) for index in indices]
         return self.experience.respond(prompts, noise, models.eos_id(self.tokenizer))
-
-    def _start_value_as_reward(self) -> None:
-        weight = getattr(self.rewards.head, "weight", None)
-        if weight is None or weight.shape != self.base.value_head.weight.shape:
-            raise StageError(
-                "`value_head_init: reward` needs a reward model with one linear score head of the policy's hidden "
-                "width; use `value_head_init: zero`."
-            )
-        self.base.value_head.weight.data.copy_(weight)
 
     def _objective(self, rollout: Rollout, scores: Tensor, kl: Tensor, step: int) -> dict[str, float]:
         """What PPO optimises, for the metrics, the samples and the KL controller.

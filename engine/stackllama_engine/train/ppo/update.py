@@ -46,8 +46,7 @@ def final_scores(recipe: PPORecipe, scores: Tensor, answers: Sequence[Answer]) -
     """
     scores = scores - recipe.reward_baseline
     ended = torch.tensor([answer.ended for answer in answers], device=scores.device)
-    if recipe.missing_eos_penalty is not None:
-        scores = scores - recipe.missing_eos_penalty * ~ended
+    scores = scores - recipe.eos_penalty * ~ended
     if recipe.missing_eos_reward is not None:
         scores = scores.masked_fill(~ended, recipe.missing_eos_reward)
     return scores
@@ -81,6 +80,9 @@ class Statistics:
     first: Tensor | None = None
     """The same of the very first mini-batch: its ratio is 1 and its approxkl 0, or something is wrong."""
     grad_norm: float = 0.0
+    """Of the policy, before clipping, in the newest mini-batch that was applied."""
+    value_grad_norm: float = 0.0
+    """Of the critic, likewise."""
     updates: int = 0
     skipped: int = 0
     stopped_early: bool = False
@@ -111,6 +113,7 @@ class Statistics:
             "policy/approxkl_avg": approxkl / tokens,
             "policy/entropy_avg": entropy / tokens,
             "grad_norm": self.grad_norm,
+            "val/grad_norm": self.value_grad_norm,
         }
 
 
@@ -174,10 +177,11 @@ class Updater:
         if statistics.first is None:
             statistics.first = sums[:8]
         self._sum_gradients()
-        norm = nn.utils.clip_grad_norm_(self._base.trainable(), recipe.max_grad_norm)
-        finite = torch.isfinite(sums).all() & torch.isfinite(norm)
-        facts = torch.stack([sums[4] / tokens, sums[8] / tokens, norm, finite.to(norm.dtype)]).tolist()
-        mean_ratio, statistics.policykl, grad_norm, is_finite = facts
+        # apart, so that a critic far from its targets does not shorten the policy's step
+        norms = [nn.utils.clip_grad_norm_(group, recipe.max_grad_norm) for group in self._base.parameter_groups()]
+        finite = torch.isfinite(sums).all() & torch.isfinite(torch.stack(norms)).all()
+        facts = torch.stack([sums[4] / tokens, sums[8] / tokens, *norms, finite.to(sums.dtype)]).tolist()
+        mean_ratio, statistics.policykl, grad_norm, value_grad_norm, is_finite = facts
         if recipe.early_stopping and statistics.policykl > 1.5 * recipe.target_kl:
             self._optimizer.zero_grad(set_to_none=True)
             statistics.stopped_early = True
@@ -190,7 +194,7 @@ class Updater:
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         statistics.sums += sums[:8]
-        statistics.grad_norm = grad_norm
+        statistics.grad_norm, statistics.value_grad_norm = grad_norm, value_grad_norm
         statistics.updates += 1
         return True
 

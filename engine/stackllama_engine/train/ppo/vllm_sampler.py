@@ -55,7 +55,7 @@ class VllmSampler:
         self._temperature = recipe.temperature
         self._folder = session.run.path / SCRATCH / f"vllm-{session.rank}"
         self._rollouts = 0
-        length = recipe.max_prompt_length - 1 + recipe.output_max_length - 1  # both bounds are open
+        length = recipe.max_prompt_length - 1 + recipe.longest_response  # prompts of `max_prompt_length` are dropped
         options = {
             "model": recipe.model_name_or_path, "revision": recipe.model_revision, "dtype": _dtype(base),
             "load_format": "safetensors", "trust_remote_code": False, "skip_tokenizer_init": True,
