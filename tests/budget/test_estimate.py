@@ -111,7 +111,7 @@ def test_a_critics_adapter_costs_its_weights_gradients_and_states(llama_7b: Arch
     assert own.peak == shared.peak == "update"
     assert own.allocated - shared.allocated == 4 * (1 + 1 + 2) * one
     # the policy's gradients wait for the critic's pass
-    without_logits = {"output_max_length": 4, "output_min_length": 1, "gradient_accumulation_steps": 1}
+    without_logits = {"response_length": 3, "gradient_accumulation_steps": 1}
     own, shared = (on_gpu(llama_7b, Stage.PPO, value_adapter=value, **without_logits) for value in (True, False))
     assert own.allocated - shared.allocated >= 4 * (1 + 1 + 2) * one
 
@@ -119,8 +119,7 @@ def test_a_critics_adapter_costs_its_weights_gradients_and_states(llama_7b: Arch
 def test_ppo_adds_gradients_up_in_a_copy(llama_7b: Architecture) -> None:
     short = {
         "max_prompt_length": 2,
-        "output_min_length": 1,
-        "output_max_length": 2,
+        "response_length": 1,
         "lora_target_modules": "all-linear",
     }
     found = on_gpu(llama_7b, Stage.PPO, lora_r=512, optim="adamw_8bit", max_eval_samples=1, **short)

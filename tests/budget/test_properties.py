@@ -18,13 +18,13 @@ _SIZED = {
     Stage.SFT: ("per_device_train_batch_size", "max_length", "lora_r"),
     Stage.REWARD: ("per_device_train_batch_size", "max_length", "lora_r"),
     Stage.PPO: (
-        "per_device_train_batch_size", "max_prompt_length", "output_max_length", "lora_r",
+        "per_device_train_batch_size", "max_prompt_length", "response_length", "lora_r",
         "local_rollout_forward_batch_size", "gradient_accumulation_steps", "num_mini_batches",
     ),
 }  # fmt: skip
 
 _FAMILIES = ("llama", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi", "phi3", "gpt_neox", "gpt2")
-_RANGES = {"lora_r": (1, 256), "max_length": (8, 8192), "max_prompt_length": (1, 2048), "output_max_length": (40, 512)}
+_RANGES = {"lora_r": (1, 256), "max_length": (8, 8192), "max_prompt_length": (1, 2048), "response_length": (40, 512)}
 
 
 @st.composite

@@ -22,7 +22,7 @@ PLAIN: dict[str, Any] = {"load_in_8bit": False, "dtype": "bfloat16"}
 NF4: dict[str, Any] = {"load_in_8bit": False, "load_in_4bit": True}
 BATCH: dict[str, Any] = {"per_device_train_batch_size": 4, "max_length": 512}
 KEPT: dict[str, Any] = {"gradient_checkpointing": False}
-ROLLOUT: dict[str, Any] = {"max_prompt_length": 128, "output_max_length": 64, "max_eval_samples": 8}
+ROLLOUT: dict[str, Any] = {"max_prompt_length": 128, "response_length": 63, "max_eval_samples": 8}
 
 
 def request(stage: Stage, config: dict[str, Any] = SMALL, **keys: Any) -> Request:

@@ -24,9 +24,9 @@ from .toy import COMMON
 REWARDS = "toy_rewards"
 """A module that gives PPO its reward, so that no reward model has to be trained first."""
 PPO = (
-    *COMMON, "max_train_samples=16", "max_eval_samples=4", "max_steps=3", "save_steps=0", "output_min_length=4",
-    "output_max_length=8", "early_stopping=false", "per_device_train_batch_size=4", "gradient_accumulation_steps=1",
-    f"reward_fn={REWARDS}:length", "num_ppo_epochs=2", "local_rollout_forward_batch_size=4",
+    *COMMON, "max_train_samples=16", "max_eval_samples=4", "max_steps=3", "save_steps=0", "random_length_limits=[4, 8]",
+    "early_stopping=false", "per_device_train_batch_size=4", "gradient_accumulation_steps=1",
+    f"reward_fn={REWARDS}:length", "num_ppo_epochs=2", "num_mini_batches=1", "local_rollout_forward_batch_size=4",
 )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from stackllama_engine.train.ppo.losses import KLController
 from stackllama_engine.train.ppo.reward_scaling import RewardScaling
 from stackllama_engine.train.ppo.rollout import Targets, policy_outputs
 from stackllama_engine.train.ppo.shared_base import CRITIC, POLICY, VALUE_FILE, SharedBase
-from stackllama_engine.train.ppo.state import Trainables
+from stackllama_engine.train.ppo.state import Evaluations, Trainables
 
 from .toy import ppo_recipe
 from .update_kit import CPU, Toy, alone, toy
@@ -133,7 +133,7 @@ def trainables(one: Toy) -> Trainables:
 def test_a_checkpoint_holds_the_critic(base: Path, tmp_path: Path) -> None:
     one, other = toy(base, OWN), toy(base, OWN)
     shift(one, CRITIC)
-    trainables(one).write(tmp_path, 3, {})
+    trainables(one).write(tmp_path, 3, Evaluations({}))
     assert not torch.equal(outputs(other)[1], outputs(one)[1])
     trainables(other).load(tmp_path)
     assert torch.equal(outputs(other)[1], outputs(one)[1]) and torch.equal(outputs(other)[0], outputs(one)[0])

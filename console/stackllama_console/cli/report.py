@@ -12,6 +12,7 @@ from stackllama_engine.launch.children import CHILDREN, child_id
 from ..sanitise import sanitise
 from ..units import duration
 from . import outcome
+from .comparison import comparison_lines
 from .output import paint, show
 
 Facts = dict[str, Any]
@@ -48,7 +49,8 @@ def table(facts: Facts) -> list[str]:
             lines += _stage(child.suffix, facts[child.suffix])
     if facts.get("seconds") is not None:
         lines.append(f"{'total':55}{duration(facts['seconds']):>14}")
-    return lines
+    compared = comparison_lines(_part(facts, "ppo"))
+    return [*lines, "", *compared] if compared else lines
 
 
 def show_table(facts: Facts) -> None:

@@ -17,6 +17,7 @@ from ..pipelines import still_running
 from ..readings import HEADLINE, checkpoint_steps, last_log_lines, measured_peaks, recipe_differences
 from ..sanitise import log_line, one_line, sanitise
 from ..units import cut, duration, number
+from .comparison import comparison_lines
 from .outcome import COLOURS, facts, next_steps, seconds
 from .output import paint, show, show_fields, show_json, width
 from .report import measures, pipeline_facts, table
@@ -140,6 +141,8 @@ def result_lines(run: RunDir, stage: Stage) -> list[str]:
     if stage is Stage.PPO:  # its figures stand under `before` and `after`
         for label, first, last in measures(stage, result):
             lines.append(f"{label}: {_figure(first)} → {_figure(last)}")
+        compared = comparison_lines(result)
+        lines += ["", *compared] if compared else []
     return lines
 
 

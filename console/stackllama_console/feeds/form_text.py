@@ -109,14 +109,14 @@ def _parse_list(field: FormField, text: str) -> Any:
 
 
 def _of_numbers(annotation: Any) -> bool:
-    """Whether it is a list of whole numbers, perhaps optional and annotated."""
+    """Whether it is a list of numbers, perhaps optional and annotated."""
     if typing.get_origin(annotation) is list:
         return _takes_number(typing.get_args(annotation)[0])
     return any(_of_numbers(part) for part in typing.get_args(annotation))
 
 
 def _takes_number(annotation: Any) -> bool:
-    return annotation is int or any(_takes_number(part) for part in typing.get_args(annotation))
+    return annotation in (int, float) or any(_takes_number(part) for part in typing.get_args(annotation))
 
 
 def _takes_text(annotation: Any) -> bool:

@@ -24,6 +24,7 @@ VLLM_LEAST_TEMPERATURE = 0.01
 
 
 Rate = Annotated[float, Meta(gt=0, le=1)]
+Several = Annotated[int, Meta(ge=2)]
 Limits = Annotated[list[AtLeastOne], Meta(min_length=2, max_length=2)]
 
 
@@ -195,6 +196,15 @@ class PPORecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     eval_steps: Annotated[
         int, about("Answer the held-out questions again every N PPO steps; 0: only before and after.", ge=0)
     ] = 0
+    eval_temperatures: Annotated[
+        list[NotNegative],
+        about("After training, compare policy and base at these temperatures as well; 0: greedy. A policy that is only "
+              "surer of itself is no better than its base at a lower temperature."),
+    ] = []  # noqa: RUF012 - msgspec copies it  # fmt: skip
+    eval_best_of: Annotated[
+        list[Several],
+        about("After training, compare with the best of N responses of the base, by score (arXiv:2112.09332)."),
+    ] = []  # noqa: RUF012 - msgspec copies it  # fmt: skip
     num_sample_generations: Annotated[int, about("Samples recorded each step and evaluation.", ge=0)] = 4
 
     def __post_init__(self) -> None:

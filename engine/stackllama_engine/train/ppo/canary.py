@@ -19,7 +19,7 @@ from .. import checkpoint
 from ..session import SCRATCH
 from .prompts import Prompts
 from .sampling import Noise
-from .state import Trainables
+from .state import Evaluations, Trainables
 
 CANARY = "STACKLLAMA_CANARY"
 """``1`` in the environment of an attempt that begins with it."""
@@ -73,7 +73,7 @@ def write_checkpoint(trainables: Trainables, run: RunDir, rows: Sequence[object]
     folder.mkdir(mode=0o700, parents=True)
     try:
         staging = checkpoint.staging_dir(folder, 0)
-        trainables.write(staging, 0, {"rows": list(rows)})
+        trainables.write(staging, 0, Evaluations({"rows": list(rows)}))
         sealed = checkpoint.seal(staging, folder, 0)
         size = sum(path.stat().st_size for path in sealed.iterdir())
     finally:

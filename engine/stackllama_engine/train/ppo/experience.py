@@ -1,6 +1,7 @@
 """Steps 1 to 3 of PPO on this rank: sample, score, reference. No collective but where it says so."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +21,7 @@ from .rollout import Rollout, pad_tokens, policy_outputs
 from .sampling import Noise, sample
 from .scorer import Answer
 from .shared_base import SharedBase
+from .update import with_ends
 from .vllm_sampler import VllmSampler
 
 if TYPE_CHECKING:
@@ -68,13 +70,34 @@ class Experience:
         """
         return self._sample([prompt.ids for prompt in prompts], noise, eos)
 
+    def respond_here(
+        self, prompts: Sequence[Prompt], noise: Sequence[Noise], eos: int, acting: AbstractContextManager[None]
+    ) -> list[list[int]]:
+        """As :meth:`respond` and never through vLLM: by whom ``acting`` makes active.
+
+        Raises:
+            LeftEarly: a stop waits.
+        """
+        with acting:
+            return self._sample_here([prompt.ids for prompt in prompts], noise, eos)
+
     def _sample_here(self, prompts: Sequence[Sequence[int]], noise: Sequence[Noise], eos: int) -> list[list[int]]:
         pad, size = models.pad_id(self._tokenizer), self._fit.forward
         return sample(self._base, prompts, noise, eos, pad, self._leave, size)
 
     @torch.no_grad()
-    def score(self, prompts: Sequence[Prompt], responses: Sequence[Sequence[int]]) -> Rollout:
+    def score(
+        self,
+        prompts: Sequence[Prompt],
+        responses: Sequence[Sequence[int]],
+        acting: AbstractContextManager[None] | None = None,
+    ) -> Rollout:
         """2 score and 3 reference, and the policy's own log-probabilities and values.
+
+        Args:
+            prompts: ``B`` of them.
+            responses: one per prompt.
+            acting: makes active who sampled, where that was not the policy.
 
         Raises:
             LeftEarly: a stop waits.
@@ -88,7 +111,9 @@ class Experience:
         opinions = self._rewards.parts(answers, responses, size)
         with self._base.reference():
             reference = policy_outputs(self._base, ids, attention, width, size, leave)
-        old = policy_outputs(self._base, ids, attention, width, self._fit.micro, leave, self._recipe.num_mini_batches)
+        micro, minis = self._fit.micro, self._recipe.num_mini_batches
+        with acting or nullcontext():
+            old = policy_outputs(self._base, ids, attention, width, micro, leave, minis)
         return Rollout(
             input_ids=ids,
             attention_mask=attention,
@@ -110,10 +135,12 @@ class Experience:
         rows: list[dict[str, Any]] = []
         lengths = rollout.mask.sum(1).int().tolist()
         opinions = {name: values.tolist() for name, values in rollout.opinions.items()}
-        columns = zip(rollout.answers, rollout.scores.tolist(), kl.tolist(), lengths, strict=True)
-        for index, (answer, reward, response_kl, length) in enumerate(columns):
+        scores = with_ends(self._recipe, rollout.scores, rollout.answers).tolist()
+        columns = zip(rollout.answers, rollout.scores.tolist(), scores, kl.tolist(), lengths, strict=True)
+        for index, (answer, reward, score, response_kl, length) in enumerate(columns):
             row = {
-                "question": answer.question, "response": answer.text, "reward": reward, "kl": response_kl,
+                "question": answer.question, "response": answer.text, "reward": reward, "score": score,
+                "kl": response_kl,
                 "length": length, "ended": answer.ended,
                 "rewards": {name.removeprefix(PREFIX): values[index] for name, values in opinions.items()},
             }  # fmt: skip

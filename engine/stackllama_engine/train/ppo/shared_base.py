@@ -155,10 +155,20 @@ class SharedBase:
         return torch.autocast(self.device.type, torch.bfloat16) if self._bf16 else nullcontext()
 
     @contextmanager
+    def acting(self, *, policy: bool, temperature: float) -> Iterator[None]:
+        """Inside, samples and log-probabilities are those of the policy or of the reference, at a temperature."""
+        before, self.temperature = self.temperature, temperature
+        try:
+            with nullcontext() if policy else self.reference():
+                yield
+        finally:
+            self.temperature = before
+
+    @contextmanager
     def sampling(self) -> Iterator[None]:
-        """Inside, the policy answers without gradients, as fast as it can; see :mod:`.merged`."""
+        """Inside, the active adapter answers without gradients, as fast as it can; see :mod:`.merged`."""
         with ExitStack() as stack:
-            if not self._bf16 and stack.enter_context(merged(self.model, POLICY)):
+            if self._role == POLICY and not self._bf16 and stack.enter_context(merged(self.model, POLICY)):
                 stack.enter_context(self._without_adapter())
             yield
 

@@ -36,12 +36,23 @@ class Progress(Struct, frozen=True, kw_only=True):
     scheduler: dict[str, Any]
     before: dict[str, Any]
     """The evaluation before training, which only the first attempt can make."""
+    best: dict[str, Any] | None = None
+    """Summary of the best evaluation so far."""
     optimizer: dict[str, int | float] = {}
     """What its state holds besides tensors, ``index.name`` → number."""
     value_loss_apart: bool = False
     """Whether the value loss was kept from the policy; up to 0.1.0 it was only with `value_adapter`."""
     owes_evaluation: bool = False
     """Whether the evaluation after this step was broken off."""
+
+
+@dataclass(frozen=True)
+class Evaluations:
+    """What a checkpoint keeps of evaluations; see :class:`Progress`."""
+
+    before: dict[str, Any]
+    best: dict[str, Any] | None = None
+    owed: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,10 +95,8 @@ class Trainables:
         self,
         reporter: Reporter,
         step: int,
-        before: dict[str, Any],
+        evaluations: "Evaluations",
         keep: checkpoint.Retention,
-        *,
-        owes_evaluation: bool = False,
     ) -> None:
         """Seal a checkpoint after ``step`` steps; rank 0 only, every rank holds the same state.
 
@@ -95,10 +104,10 @@ class Trainables:
             OSError: disk full or not writable.
         """
         staging = checkpoint.staging_dir(reporter.run.checkpoints, step)
-        self.write(staging, step, before, owes_evaluation=owes_evaluation)
+        self.write(staging, step, evaluations)
         checkpoint.publish(reporter, staging, step, keep)
 
-    def write(self, staging: Path, step: int, before: dict[str, Any], *, owes_evaluation: bool = False) -> None:
+    def write(self, staging: Path, step: int, evaluations: "Evaluations") -> None:
         """The files of a checkpoint, not sealed.
 
         Raises:
@@ -115,10 +124,11 @@ class Trainables:
             kl_coef=self.controller.coef,
             scores=self.scaling.moments,
             scheduler=_plain(self.scheduler.state_dict()),
-            before=before,
+            before=evaluations.before,
+            best=evaluations.best,
             optimizer=counts,
             value_loss_apart=True,
-            owes_evaluation=owes_evaluation,
+            owes_evaluation=evaluations.owed,
         )
         (staging / "state.json").write_bytes(msgspec.json.encode(progress))
 

@@ -17,6 +17,7 @@ from ..requests import Change, Service, Stopped, serve
 from ..saving import Saver
 from ..session import Session
 from . import canary, losses
+from .evaluation import Evaluator, Row, summary
 from .experience import Experience
 from .figures import figures, objective, side_by_side
 from .prompts import Prompt, Prompts, load_prompts
@@ -26,10 +27,8 @@ from .rewards import Rewards
 from .rollout import Rollout, sequence_sum
 from .sampling import draw_noise
 from .shared_base import VALUE_FILE, SharedBase
-from .state import Trainables
+from .state import Evaluations, Trainables
 from .update import Updater, explained_variance, final_scores, targets
-
-_EVALUATION_STEP = 2**31  # noise of every evaluation: no training step has this number
 
 When = Literal["before", "during", "after", "asked"]
 """Of an evaluation: before the first step, between two steps, after the last one, when somebody asked."""
@@ -89,6 +88,11 @@ class PPO:
         self.experience = Experience(recipe, session, self.base, self.tokenizer, self.rewards, self.fit)
         self.updater = Updater(recipe, self.base, optimizer, session.reduce, self.fit)
         self.together = Together(session, self.fit)
+        self.evaluator = Evaluator(
+            recipe, session, self.base, self.tokenizer, self.experience, self.together, self.held_out
+        )
+        self.best: Row | None = None
+        """Of the evaluations during training, the one with the best score − KL coefficient × KL."""
         before = session.restarts.now
         if before.message:
             self.reporter.health(before.message)
@@ -125,14 +129,16 @@ class PPO:
                 done = self._roll_back(done)
                 continue
             if recipe.eval_steps and done % recipe.eval_steps == 0 and done < self.steps:
-                self._evaluate_or_stop(done, "during", before)  # before the checkpoint: a resumed run has it already
+                # before the checkpoint: a resumed run has it already
+                self._remember(done, self._evaluate_or_stop(done, "during", before), before)
             self._serve_and_save(done, before)
         after = self._evaluate_or_stop(self.steps, "after", before)
+        compared = self._compare_or_stop(before, after)
         self._save_adapter()
         self.session.accelerator.end_training()
         return {
             "before": figures(before), "after": figures(after), "steps": self.steps,
-            "samples": side_by_side(before, after),
+            "temperature": recipe.temperature, "comparison": compared, "samples": side_by_side(before, after),
         }  # fmt: skip
 
     def _begin(self) -> tuple[int, dict[str, Any]]:
@@ -150,8 +156,10 @@ class PPO:
                     "the value head reads detached states"
                 )
             self.reporter.forget_samples_after(progress.step)
+            self.best = progress.best
             if progress.owes_evaluation:
-                self._evaluate_or_stop(progress.step, "during", progress.before)
+                during = self._evaluate_or_stop(progress.step, "during", progress.before)
+                self._remember(progress.step, during, progress.before)
             return progress.step, progress.before
         try:
             if canary.asked():
@@ -240,7 +248,6 @@ class PPO:
             "update and one checkpoint went through"
         )
 
-    @torch.no_grad()
     def evaluate(self, step: int, when: When) -> dict[str, Any]:
         """Answer the held-out questions with noise that is the same each time, and report means and first rows.
 
@@ -257,15 +264,7 @@ class PPO:
         """
         self.reporter.phase("evaluate")
         recorded = max(self.recipe.num_sample_generations, 1 if when == "asked" else 0)
-        count = min(len(self.held_out), recorded) if when == "asked" else len(self.held_out)
-        mine = range(self.session.rank, count, self.session.world_size)
-        indices = mine or range(1)  # every rank takes part in the sums over all of them
-        prompts = [self.held_out[index] for index in indices]
-        responses = self.together(lambda: self._sample(prompts, _EVALUATION_STEP, indices))
-        rollout = self.together(lambda: self.experience.score(prompts, responses))
-        self.experience.check_finite(rollout)
-        kl = sequence_sum(rollout.old.logprobs - rollout.ref_logprobs, rollout.mask)
-        rows = self.session.gather(self.experience.rows(rollout, kl)[: len(mine)])
+        rows = self.evaluator.rows(count=recorded if when == "asked" else None)
         marks = {"split": Split.EVALUATION.value, "when": when}
         self.reporter.samples(step, [marks | row for row in rows[:recorded]])
         if when != "asked":
@@ -346,7 +345,8 @@ class PPO:
 
         def write() -> None:
             keep = checkpoint.Retention.of(self.recipe)
-            self.trainables.save(self.reporter, done, before, keep, owes_evaluation=owes_evaluation)
+            facts = Evaluations(before=before, best=self.best, owed=owes_evaluation)
+            self.trainables.save(self.reporter, done, facts, keep)
 
         saved = self.saver.save(done, write) if self.session.is_main else True
         self.session.state.wait_for_everyone()
@@ -357,6 +357,28 @@ class PPO:
             return self.evaluate(done, when)
         except Abandoned:
             self._save_and_stop(done, before, owes_evaluation=when == "during")
+
+    def _compare_or_stop(self, before: dict[str, Any], after: dict[str, Any]) -> list[Row]:
+        """PPO's table beside its base; empty where the recipe asks for none."""
+        if not (self.recipe.eval_temperatures or self.recipe.eval_best_of):
+            return []
+        self.reporter.phase("evaluate")
+        try:
+            return self.evaluator.compare(before["rows"], after["rows"], self.best)
+        except Abandoned:
+            self._save_and_stop(self.steps, before)
+
+    def _remember(self, step: int, during: dict[str, Any], before: dict[str, Any]) -> None:
+        """Keep an evaluation's summary if it is the best so far."""
+        found = summary(self.evaluator.trained, during["rows"], before["rows"])
+        coef = self.recipe.kl_coef
+        found |= {
+            "name": f"{found['name']}, step {step}",
+            "step": step,
+            "objective": found["score"] - coef * found["kl"],
+        }
+        if self.best is None or found["objective"] > self.best["objective"]:
+            self.best = found
 
     def _roll_back(self, done: int) -> int:
         """To the newest verified checkpoint, or the start, with half the learning rate; returns the steps done."""

@@ -44,7 +44,11 @@ def final_scores(recipe: PPORecipe, scores: Tensor, answers: Sequence[Answer]) -
         scores: in the units of the recipe's reward scaling, ``[B]``.
         answers: ``B`` of them.
     """
-    scores = scores - recipe.reward_baseline
+    return with_ends(recipe, scores - recipe.reward_baseline, answers)
+
+
+def with_ends(recipe: PPORecipe, scores: Tensor, answers: Sequence[Answer]) -> Tensor:
+    """Scores ``[B]``, those of responses that never ended penalised, or replaced."""
     ended = torch.tensor([answer.ended for answer in answers], device=scores.device)
     scores = scores - recipe.eos_penalty * ~ended
     if recipe.missing_eos_reward is not None:

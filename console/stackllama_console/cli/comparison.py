@@ -1,0 +1,40 @@
+"""PPO beside its base: a table of the comparison that a PPO run leaves in ``result.json``."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Row = Mapping[str, Any]
+
+_COLUMNS = (("score", "score", 2), ("kl", "KL", 2), ("true_utility", "utility", 3), ("win_rate", "wins", 2))
+_NAME, _CELL = 24, 13
+
+
+def comparison_lines(result: Mapping[str, Any]) -> list[str]:
+    """Lines of the table, at most 78 columns wide; none where the run compared nothing.
+
+    Args:
+        result: of a PPO run. Its rows are from the engine's ``train/ppo/evaluation.py``.
+    """
+    rows: Sequence[Row] = result.get("comparison") or ()
+    if not rows:
+        return []
+    columns = [column for column in _COLUMNS if any(column[0] in row for row in rows)]
+    head = f"{rows[0].get('questions', '?')} held-out prompts".ljust(_NAME)
+    lines = [head + "".join(f"{label:>{_CELL}}" for _, label, _ in columns)]
+    for row in rows:
+        cells = "".join(f"{_cell(row, key, digits):>{_CELL}}" for key, _, digits in columns)
+        lines.append(f"{str(row.get('name', '?'))[:_NAME]:{_NAME}}{cells}".rstrip())
+    return [
+        *lines,
+        "score: reward less the penalty of a missing end; ±: standard error",
+        "wins: share of prompts with a better score than the base at its own temperature",
+    ]
+
+
+def _cell(row: Row, key: str, digits: int) -> str:
+    value, error = row.get(key), row.get(f"{key}_se")
+    if not isinstance(value, int | float):
+        return ""
+    bound = "≤ " if key == "kl" and row.get("kl_is_bound") else ""
+    spread = f" ±{error:.{digits}f}" if isinstance(error, int | float) else ""
+    return f"{bound}{value:.{digits}f}{spread}"

@@ -1,0 +1,179 @@
+"""Held-out questions, answered by the policy and by the untouched base: one table of how they compare.
+
+A policy that only became surer of itself is no better than its base at a lower temperature, and a reward that rises is
+worth no more than the best of a few samples. So both are sampled over temperatures, greedily and best-of-n, on the same
+questions, and every mean comes with its standard error.
+
+KL is that of what is sampled from against the base at the recipe's temperature, by the k1 estimator, per response. Of
+best-of-n only a bound is known: log n − (n − 1)/n (arXiv:2112.09332, section 3; arXiv:2401.01879).
+"""
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+
+from ...contract.recipe import PPORecipe
+from .. import models
+from ..session import Session
+from .experience import Experience
+from .prompts import Prompt
+from .recovery import Together
+from .rollout import sequence_sum
+from .sampling import draw_noise
+from .shared_base import SharedBase
+
+Row = dict[str, Any]
+EVALUATION_STEP = 2**31  # noise of every evaluation: no training step has this number
+_GREEDY = 1e-4
+"""Temperature that stands for 0: of two tokens the likelier one wins unless their logits differ by less than 0.002."""
+
+
+class Variant(NamedTuple):
+    """Who answers, and how."""
+
+    policy: bool
+    """Or the base without its adapter."""
+    temperature: float
+    """0: the likeliest token."""
+    best_of: int = 1
+    """Responses per question, of which the one with the best score counts."""
+
+    @property
+    def name(self) -> str:
+        """As in a table."""
+        how = "greedy" if self.temperature == 0 else f"T = {self.temperature:g}"
+        best = f", best of {self.best_of}" if self.best_of > 1 else ""
+        return f"{'PPO' if self.policy else 'base'}, {how}{best}"
+
+
+class Evaluator:
+    """Answers the held-out questions.
+
+    Args:
+        recipe: the PPO recipe.
+        session: ranks share the questions.
+        base: policy and base.
+        tokenizer: the policy's.
+        experience: samples and scores.
+        together: every rank until it fits.
+        questions: the held-out ones.
+    """
+
+    def __init__(
+        self,
+        recipe: PPORecipe,
+        session: Session,
+        base: SharedBase,
+        tokenizer: Any,
+        experience: Experience,
+        together: Together,
+        questions: Sequence[Prompt],
+    ) -> None:
+        self._recipe = recipe
+        self._session = session
+        self._base = base
+        self._eos = models.eos_id(tokenizer)
+        self._experience = experience
+        self._together = together
+        self._questions = questions
+        self.trained = Variant(policy=True, temperature=recipe.temperature)
+        """What the update trains."""
+
+    @torch.no_grad()
+    def rows(self, variant: Variant | None = None, count: int | None = None) -> list[Row]:
+        """One row per question, those of all ranks in the order of the questions; the noise is the same each time.
+
+        Args:
+            variant: who answers; None: :attr:`trained`.
+            count: only so many questions.
+
+        Raises:
+            Abandoned: a stop is wanted.
+            StageError: a score or log-probability is not finite.
+        """
+        session, variant = self._session, variant or self.trained
+        total = len(self._questions) if count is None else min(count, len(self._questions))
+        mine = range(session.rank, total, session.world_size)
+        indices = mine or range(1)  # every rank takes part in the sums over all of them
+        drawn = [self._answer(variant, indices, sample) for sample in range(variant.best_of)]
+        best = [max(rows, key=lambda row: row["score"]) for rows in zip(*drawn, strict=True)]  # the first of equals
+        return session.gather(best[: len(mine)])
+
+    def _answer(self, variant: Variant, indices: Sequence[int], sample: int) -> list[Row]:
+        """A response per question; ``sample`` counts those of best-of-n."""
+        recipe, experience = self._recipe, self._experience
+        prompts = [self._questions[index] for index in indices]
+        noise = [draw_noise(recipe.seed, EVALUATION_STEP + sample, index, recipe.length_limits) for index in indices]
+        acting = partial(self._base.acting, policy=variant.policy, temperature=variant.temperature or _GREEDY)
+        if variant == self.trained:
+            responses = self._together(lambda: experience.respond(prompts, noise, self._eos))
+            rollout = self._together(lambda: experience.score(prompts, responses))
+        else:
+            responses = self._together(lambda: experience.respond_here(prompts, noise, self._eos, acting()))
+            rollout = self._together(lambda: experience.score(prompts, responses, acting()))
+        experience.check_finite(rollout)
+        kl = sequence_sum(rollout.old.logprobs - rollout.ref_logprobs, rollout.mask)  # [B]
+        return experience.rows(rollout, kl)
+
+    def compare(self, before: Sequence[Row], after: Sequence[Row], best: Row | None) -> list[Row]:
+        """The comparison's table: the base first, then PPO.
+
+        Args:
+            before: rows of the evaluation before training.
+            after: rows of the one after it.
+            best: what :func:`summary` said of the best evaluation in between; None where there was none.
+
+        Raises:
+            Abandoned: a stop is wanted.
+        """
+        recipe = self._recipe
+        as_trained = self.trained._replace(policy=False)
+        table = [summary(as_trained, before, before)]
+        for temperature in recipe.eval_temperatures:
+            variant = Variant(policy=False, temperature=temperature)
+            table.append(summary(variant, self.rows(variant), before))
+        for count in recipe.eval_best_of:
+            variant = as_trained._replace(best_of=count)
+            table.append(summary(variant, self.rows(variant), before))
+        if best is not None:
+            table.append(best)
+        table.append(summary(self.trained, after, before))
+        for temperature in recipe.eval_temperatures:
+            variant = Variant(policy=True, temperature=temperature)
+            table.append(summary(variant, self.rows(variant), before))
+        return table
+
+
+def summary(variant: Variant, rows: Sequence[Row], base: Sequence[Row]) -> Row:
+    """Means over questions, with their standard errors as ``…_se``.
+
+    Args:
+        variant: who answered.
+        rows: one per question.
+        base: the base's, of the same questions; a win is a higher score than its, a tie half of one.
+    """
+    columns = {"score": "score", "mean_reward": "reward", "kl": "kl", "true_utility": "utility", "length": "length"}
+    found: Row = {
+        "name": variant.name, "policy": variant.policy, "temperature": variant.temperature,
+        "best_of": variant.best_of, "questions": len(rows),
+    }  # fmt: skip
+    for name, key in columns.items():
+        if key in rows[0]:
+            found |= mean_and_error(name, [row[key] for row in rows])
+    if variant.best_of > 1:
+        found |= {"kl": math.log(variant.best_of) - (variant.best_of - 1) / variant.best_of, "kl_is_bound": True}
+        del found["kl_se"]
+    wins = [(one["score"] > other["score"]) + 0.5 * (one["score"] == other["score"])
+            for one, other in zip(rows, base, strict=True)]  # fmt: skip
+    return found if rows is base else found | mean_and_error("win_rate", wins)
+
+
+def mean_and_error(name: str, values: Sequence[float]) -> dict[str, float]:
+    """The mean, and the standard error of it (0 for one value)."""
+    count = len(values)
+    mean = sum(values) / count
+    variance = sum((value - mean) ** 2 for value in values) / max(1, count - 1)
+    return {name: mean, f"{name}_se": math.sqrt(variance / count)}

@@ -1,0 +1,155 @@
+"""PPO learns as well as TRL 1.12.0's, from the same base, reward model, prompts and settings.
+
+TRL's side was recorded (``record_trl.py``); ours runs here, through the real command, for the same seeds. Both are
+evaluated by the same function, question by question, at the training temperature and below it, down to greedy.
+"""
+
+import json
+import math
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from stackllama_engine.contract.recipe_io import build_recipe
+from stackllama_engine.contract.run_dir import Home
+from stackllama_engine.contract.stages import Stage
+from stackllama_engine.launch.launcher import launch
+from stackllama_engine.launch.reconcile import reconcile
+from stackllama_engine.train import models
+
+from . import parts
+from .evaluate import METRICS, evaluate
+from .record_trl import EVALUATION_SEED, HERE
+
+pytestmark = pytest.mark.long
+
+SCORE, KL, UTILITY = range(len(METRICS))
+LAST = 10
+"""Batches of the training objective."""
+SHARE = 0.15
+"""Of TRL's gain, which may be missing."""
+RECORDED: dict[str, Any] = json.loads((HERE / "trl.json").read_text(encoding="utf-8"))
+TRL: dict[str, Tensor] = {name: value.float() for name, value in load_file(HERE / "trl.safetensors").items()}
+KL_COEF = float(parts.settings()["kl_coef"])
+
+
+class Compared(NamedTuple):
+    """A mean of ours and of TRL's, and the standard error of their difference."""
+
+    ours: float
+    theirs: float
+    error: float
+
+
+def compared(ours: Tensor, theirs: Tensor) -> Compared:
+    """Two sides' values ``[seeds, questions]``: paired by question, the spread over seeds added."""
+    difference = (ours - theirs).mean(0)  # [questions]
+    by_question = float(difference.var(correction=1)) / len(difference)
+    by_seed = sum(float(side.mean(1).var(correction=1)) / len(side) for side in (ours, theirs))
+    return Compared(float(ours.mean()), float(theirs.mean()), math.sqrt(by_question + by_seed))
+
+
+def check(what: str, found: Compared, gain: float, *, lower_is_better: bool = False) -> None:
+    """Ours is better, or worse by at most two standard errors and 15 % of TRL's gain."""
+    behind = (found.ours - found.theirs) * (1 if lower_is_better else -1)
+    print(f"{what}: ours {found.ours:.3f}, TRL {found.theirs:.3f}, ± {found.error:.3f}")
+    assert behind <= min(2 * found.error, SHARE * abs(gain)), (what, found, gain)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> parts.Parts:
+    return parts.make(tmp_path_factory.mktemp("parts"))
+
+
+@pytest.fixture(scope="module")
+def runs(made: parts.Parts, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Run directories of the recorded seeds, two at a time, each on one core."""
+    home = Home(tmp_path_factory.mktemp("home"))
+
+    def run(seed: int) -> Path:
+        keys = parts.settings() | {
+            "model_name_or_path": str(made.base), "reward_model_path": str(made.reward), "dataset_name": "demo",
+            "dtype": "float32", "load_in_8bit": False, "use_cpu": True, "save_steps": 0, "logging_steps": 1,
+            "eval_steps": 0, "eval_temperatures": [], "eval_best_of": [], "max_eval_samples": 8, "seed": seed,
+        }  # fmt: skip
+        directory = launch(home, Stage.PPO, build_recipe(Stage.PPO, keys), name=f"seed-{seed}")
+        while not (state := reconcile(directory)).has_ended:
+            time.sleep(0.5)
+        assert state.phase == "finished", state.cause
+        return directory.path
+
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(2) as pool:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        return list(pool.map(run, RECORDED["seeds"]))
+
+
+@pytest.fixture(scope="module")
+def ours(made: parts.Parts, runs: list[Path]) -> Tensor:
+    """``[seeds, temperatures, 3, questions]``, as TRL's."""
+    tokenizer = models.load_tokenizer(str(made.base))
+    base = AutoModelForCausalLM.from_pretrained(made.base, dtype=torch.float32).eval()
+    judge = AutoModelForSequenceClassification.from_pretrained(made.judge, dtype=torch.float32).eval()
+    keys = parts.settings()
+    how: dict[str, Any] = {
+        "length": keys["response_length"], "penalty": keys["missing_eos_penalty"], "seed": EVALUATION_SEED,
+    }  # fmt: skip
+    found: list[Tensor] = []
+    for path in runs:
+        fresh = AutoModelForCausalLM.from_pretrained(made.base, dtype=torch.float32)
+        policy = PeftModel.from_pretrained(fresh, path / "adapter").eval()
+        columns = [evaluate(policy, base, judge, tokenizer, temperature=t, **how) for t in RECORDED["temperatures"]]
+        found.append(torch.stack(columns))
+    return torch.stack(found)
+
+
+def test_the_recording_is_of_todays_demo() -> None:
+    message = "data, base, reward model or recipe changed: record TRL again (tests/outcomes/record_trl.py)"
+    assert RECORDED["fingerprint"] == parts.fingerprint(), message
+
+
+def test_the_demo_can_tell(made: parts.Parts) -> None:
+    """TRL's gain is far above its error, and leaves room above it."""
+    gain = TRL["trl"][:, 0, SCORE] - TRL["base"][0, SCORE]  # [seeds, questions]
+    by_question = gain.mean(0)
+    error = math.sqrt(float(by_question.var()) / len(by_question) + float(gain.mean(1).var()) / len(gain))
+    assert float(gain.mean()) >= 5 * error
+    assert float(TRL["trl"][:, :, UTILITY].mean((0, 2)).max()) < 0.9  # the best there is: 1
+
+
+def test_the_objective_in_training_is_trls(runs: list[Path]) -> None:
+    """Penalised score − coefficient × KL, of the last ten batches."""
+    mine, theirs, first = [], [], []
+    for path, seed in zip(runs, RECORDED["seeds"], strict=True):
+        lines = (path / "attempts" / "001" / "events.jsonl").read_text(encoding="utf-8").splitlines()
+        metrics = [event["metrics"] for event in map(json.loads, lines) if event["kind"] == "metrics"]
+        values = [row["objective/rlhf_reward"] for row in metrics if "objective/rlhf_reward" in row]
+        curve = [row["objective/rlhf_reward"] for row in RECORDED["curves"][str(seed)]]
+        assert len(values) == len(curve)
+        mine.append(values[-LAST:])
+        theirs.append(curve[-LAST:])
+        first.append(curve[0])
+    found = compared(torch.tensor(mine), torch.tensor(theirs))
+    check("objective", found, found.theirs - sum(first) / len(first))
+
+
+def test_held_out_outcomes_are_trls(ours: Tensor) -> None:
+    base = TRL["base"]  # [temperatures, 3, questions]
+    for index, temperature in enumerate(RECORDED["temperatures"]):
+        for metric in (SCORE, UTILITY):
+            gain = TRL["trl"][:, index, metric].mean() - base[index, metric].mean()
+            found = compared(ours[:, index, metric], TRL["trl"][:, index, metric])
+            check(f"{METRICS[metric]} at T = {temperature:g}", found, float(gain))
+    kl = compared(ours[:, 0, KL], TRL["trl"][:, 0, KL])
+    print(f"KL at T = 1: ours {kl.ours:.3f}, TRL {kl.theirs:.3f}")
+    objective = [side[:, 0, SCORE] - KL_COEF * side[:, 0, KL] for side in (ours, TRL["trl"])]
+    start = float((base[0, SCORE] - KL_COEF * base[0, KL]).mean())
+    found = compared(*objective)
+    check("held-out objective at T = 1", found, found.theirs - start)
