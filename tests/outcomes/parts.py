@@ -38,6 +38,15 @@ class Parts(NamedTuple):
     """The reward model as a whole sequence classifier."""
 
 
+SETTINGS = (
+    "lora_r", "lora_alpha", "lora_target_modules", "learning_rate", "lr_scheduler_type", "weight_decay", "max_steps",
+    "per_device_train_batch_size", "gradient_accumulation_steps", "num_mini_batches", "num_ppo_epochs",
+    "response_length", "missing_eos_penalty", "kl_coef", "adap_kl_ctrl", "vf_coef", "cliprange", "cliprange_value",
+    "gamma", "lam", "temperature",
+)  # fmt: skip
+"""Keys of PPO that both sides share."""
+
+
 def settings() -> dict[str, Any]:
     """PPO's keys in the demo's recipe, every default written out."""
     recipe = load_recipe(Stage.PIPELINE, DEMO_BASE / "demo.yaml")
@@ -46,13 +55,14 @@ def settings() -> dict[str, Any]:
 
 
 def fingerprint() -> str:
-    """Of data, base, adapters and recipe: SHA-256."""
+    """Of data, base, adapters and the settings of both sides: SHA-256."""
     digest = hashlib.sha256()
     for split in ("rl", "evaluation"):
         digest.update(json.dumps(sorted(demo.questions(split))).encode())
     digest.update(json.dumps(list(demo.generate("reward"))[:200]).encode())
     digest.update((DEMO_BASE / "model.safetensors").read_bytes())
-    digest.update((DEMO_BASE / "demo.yaml").read_bytes())
+    keys = settings()
+    digest.update(json.dumps({key: keys[key] for key in SETTINGS}).encode())
     for name in ("sft", "reward"):
         digest.update((ADAPTERS / name / "adapter_model.safetensors").read_bytes())
     return digest.hexdigest()

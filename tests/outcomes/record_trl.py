@@ -24,6 +24,11 @@ SEEDS = (0, 1, 3)
 TEMPERATURES = (1.0, 0.6, 0.3, 0.0)
 EVALUATION_SEED = 123
 HERE = Path(__file__).resolve().parent
+SAME = (
+    "learning_rate", "lr_scheduler_type", "weight_decay", "num_mini_batches", "num_ppo_epochs", "response_length",
+    "temperature", "kl_coef", "cliprange", "cliprange_value", "gamma", "lam", "vf_coef", "missing_eos_penalty",
+)  # fmt: skip
+"""Keys by which both call the same thing."""
 CURVE = ("objective/scores", "objective/kl", "objective/rlhf_reward")
 
 
@@ -39,13 +44,16 @@ def record(folder: Path, seeds: tuple[int, ...] = SEEDS) -> None:
     python = python_of("trl")
     if python is None:
         raise SystemExit("TRL's environment is not there: run `make oracles` first.")
-    parts.make(folder / "parts")
+    if not (folder / "parts").exists():
+        parts.make(folder / "parts")
     root = HERE.parents[1]
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join((str(root), str(root / "engine"))), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
         "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true", "TRL_EXPERIMENTAL_SILENCE": "1",
     }  # fmt: skip
     for seed in seeds:
+        if (folder / f"seed-{seed}.json").exists():  # of a recording that was broken off
+            continue
         command = [str(python), "-m", "tests.outcomes.record_trl", "--one", str(seed), "--folder", str(folder)]
         subprocess.run(command, env=environment, cwd=root, check=True)
     found = [load_file(folder / f"seed-{seed}.safetensors") for seed in seeds]
@@ -102,12 +110,8 @@ def one(folder: Path, seed: int) -> None:
         PPOConfig(
             output_dir=str(folder / f"scratch-{seed}"), report_to="none", save_strategy="no", use_cpu=True, bf16=False,
             gradient_checkpointing=False, disable_tqdm=True, seed=seed, logging_steps=1, num_sample_generations=0,
-            learning_rate=keys["learning_rate"], lr_scheduler_type=keys["lr_scheduler_type"], weight_decay=0.0,
-            per_device_train_batch_size=batch, gradient_accumulation_steps=1,
-            num_mini_batches=keys["num_mini_batches"], num_ppo_epochs=keys["num_ppo_epochs"],
-            total_episodes=keys["max_steps"] * batch, local_rollout_forward_batch_size=batch,
-            response_length=keys["response_length"], stop_token="eos", temperature=1.0, kl_coef=keys["kl_coef"],
-            vf_coef=0.1, missing_eos_penalty=keys["missing_eos_penalty"],
+            per_device_train_batch_size=batch, gradient_accumulation_steps=1, local_rollout_forward_batch_size=batch,
+            total_episodes=keys["max_steps"] * batch, stop_token="eos", **{key: keys[key] for key in SAME},
         ),
         tokenizer, policy, None, judge, data, value, eval_dataset=data,
         peft_config=LoraConfig(

@@ -37,4 +37,4 @@ def _cell(row: Row, key: str, digits: int) -> str:
         return ""
     bound = "≤ " if key == "kl" and row.get("kl_is_bound") else ""
     spread = f" ±{error:.{digits}f}" if isinstance(error, int | float) else ""
-    return f"{bound}{value:.{digits}f}{spread}"
+    return f"{bound}{round(value, digits) + 0.0:.{digits}f}{spread}"  # no −0.00
