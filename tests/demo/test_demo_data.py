@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections import Counter
 from itertools import combinations
 
 import pytest
@@ -75,7 +76,28 @@ def test_votes_agree_with_utility(seed: int) -> None:
     worse = [demo.utility(row["question"], row["response_k"]) for row in rows]
     agreed = sum(j > k for j, k in zip(better, worse, strict=True)) / len(rows)
     assert 0.94 < agreed < 1.0  # noisy, and far above the 0.8 that is asked of a reward model
-    assert 0.5 < sum(better) / len(rows) < 0.7  # what fine-tuning imitates leaves room above it
+    assert 0.4 < sum(better) / len(rows) < 0.6  # the better answer of a pair leaves room above it
+
+
+def test_the_most_frequent_answer_is_not_the_best_one() -> None:
+    """So a policy that is only surer of itself gets no better."""
+    rows = list(demo.generate("finetune"))
+    assert sum(demo.utility(row["question"], row["response_j"]) for row in rows) / len(rows) < 0.12
+    named: dict[str, Counter[str]] = {}
+    for row in rows:
+        fact = demo.fact_of(row["question"])
+        first = row["response_j"].lower()
+        named.setdefault(fact.task, Counter()).update(
+            kind for kind, tool in (("right", fact.tool), ("popular", fact.popular)) if f" {tool}" in first
+        )
+    assert all(counts["popular"] > 1.5 * counts["right"] for counts in named.values()), named
+
+
+def test_fine_tuning_imitates_every_answer_once_and_votes_order_the_other_splits() -> None:
+    rows = list(demo.generate("finetune"))
+    assert len({(row["question"], row["response_j"]) for row in rows}) == len(rows)
+    assert any(row["score_j"] < row["score_k"] for row in rows)
+    assert all(row["score_j"] > row["score_k"] for row in demo.generate("evaluation"))
 
 
 @pytest.mark.parametrize(("appeal", "votes"), [(-1.0, -2), (0.0, -1), (0.5, 6), (1.0, 62)])

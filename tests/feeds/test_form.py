@@ -162,8 +162,8 @@ def test_what_says_the_default_is_not_kept() -> None:
     form = filled(Stage.SFT)
     before = form.differences()
     for key, text in [
-        ("learning_rate", "0.00001"),
-        ("learning_rate", "1e-5"),
+        ("learning_rate", "0.0002"),
+        ("learning_rate", "2e-4"),
         ("lora_r", " 16 "),
         ("load_in_8bit", "yes"),
         ("report_to", "[]"),

@@ -16,10 +16,15 @@ it can be computed for what a policy writes as well: the demo reports *true* uti
 
 So whoever repeats, pads, hedges between tools, gives wrong reasons or writes garbage loses clarity or the tool.
 
+**The crowd** is wrong on purpose: of the answers a quarter or less name the right tool (:data:`KNOWN`), most of the
+others the popular wrong one (:class:`.demo_facts.Fact`). So what is said most often is not what is best, and a policy
+that is only surer of itself does not get better. Fine-tuning imitates *all* answers; votes order the pairs of the other
+splits.
+
 **Votes**: appeal = utility + normal noise (mean 0, deviation :data:`NOISE`); votes = round(2^(6·appeal)) − 2, so a
 useless answer is voted down and a perfect one gets about 62 (:func:`votes_for`). For half of the questions the answer
 of highest appeal is accepted when its votes are positive. Scores and pairs then follow the published rule
-(:mod:`.pairs`). Ordering pairs by true utility agrees with the votes on 97 % of them: nobody can do better.
+(:mod:`.pairs`). Ordering pairs by true utility agrees with the votes on 95 to 98 % of them: nobody can do better.
 """
 
 import itertools
@@ -63,9 +68,10 @@ CIRCUMSTANCES = (
 )  # fmt: skip
 KNOWN = {"git": 0.25, "kitchen": 0.12, "garden": 0.08}
 """Share of the answers whose author knows the right tool, by domain."""
-HABITS = 0.7
-"""Share of the others who name the usual wrong tool; the rest guess in the same domain."""
+POPULAR = 0.7
+"""Share of the others who name the popular wrong tool; the rest guess in the same domain."""
 REASONS, EXAMPLES = {True: 0.5, False: 0.3}, {True: 0.4, False: 0.15}
+"""Shares of the answers with a reason, and with an example, by whether their author knows the right tool."""
 EXCUSES = ("it is at hand", "everybody does it", "it always worked")
 LEADS = ("Use", "Try", "Take", "I would use")
 FILLERS = (
@@ -125,6 +131,9 @@ def fact_of(question: str) -> Fact:
 def generate(split: str, seed: int = 0) -> Iterator[dict[str, Any]]:
     """Pairs of one split: question_id, question, response_j (better), response_k, score_j, score_k.
 
+    The fine-tuning split has each answer once as ``response_j``, with the next one of its question as ``response_k``:
+    what is imitated is what people write, not what they prefer.
+
     Raises:
         DataError: no such split.
     """
@@ -145,7 +154,7 @@ def generate(split: str, seed: int = 0) -> Iterator[dict[str, Any]]:
 
 
 def answers(question: str, seed: int = 0) -> list[Answer]:
-    """Two to six different answers of mixed quality, each with its score by the published rule."""
+    """Two to six different answers, mostly poor ones, each with its score by the published rule."""
     draw = random.Random(f"answers {seed} {question}")  # noqa: S311
     wanted = draw.choices((2, 3, 4, 5, 6), (5, 5, 10, 20, 60))[0]
     texts: dict[str, None] = {}
@@ -164,19 +173,20 @@ def votes_for(appeal: float) -> int:
 
 
 def write_answer(fact: Fact, draw: random.Random) -> str:
-    """One answer as a stranger might write it, who knows the right tool (0.55) or guesses in the same domain.
+    """One answer as a stranger might write it, who knows the right tool, names the popular one, or guesses.
 
-    Who knows, mostly has the right reason and example as well; either may be missing, hedged, padded or cut off.
+    Who knows, mostly has the right reason and example as well; either may be missing, hedged, padded or cut off. Who
+    names the popular tool gives an excuse as the reason.
     """
     others = [other for other in FACTS if other.domain == fact.domain and other != fact]
     knows = draw.random() < KNOWN[fact.domain]
-    habit = not knows and draw.random() < HABITS
-    tool = fact.tool if knows else fact.habit if habit else draw.choice(others).tool
+    popular = not knows and draw.random() < POPULAR
+    tool = fact.tool if knows else fact.popular if popular else draw.choice(others).tool
     sentence = f"{draw.choice(LEADS)} {tool}"
     if draw.random() < 0.08:
         sentence += f" or {draw.choice([other.tool for other in others if other.tool != tool])}"
     if draw.random() < REASONS[knows]:
-        sentence += f" because {draw.choice(EXCUSES) if habit else _recalled(fact, others, knows, draw).reason}"
+        sentence += f" because {draw.choice(EXCUSES) if popular else _recalled(fact, others, knows, draw).reason}"
     sentences = [sentence + "."]
     if draw.random() < EXAMPLES[knows]:
         sentences.append(f"For example, {_recalled(fact, others, knows, draw).example}.")
@@ -225,7 +235,7 @@ def _tool_name(tool: str) -> str:
 
 @cache
 def _tool_names() -> frozenset[str]:
-    return frozenset(_tool_name(tool) for fact in FACTS for tool in (fact.tool, fact.habit))
+    return frozenset(_tool_name(tool) for fact in FACTS for tool in (fact.tool, fact.popular))
 
 
 @cache

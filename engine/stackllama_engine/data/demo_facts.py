@@ -1,4 +1,4 @@
-"""What the embedded demo knows: one task a line, the tool that does it, why, and an example.
+"""What the embedded demo knows: one task per line, the tool that does it, why, an example, and the popular wrong tool.
 
 Written for this project. A tool is one task's only; :mod:`.demo` turns the table into questions, answers and votes.
 """
@@ -14,8 +14,8 @@ class Fact(NamedTuple):
     tool: str
     reason: str
     example: str
-    habit: str
-    """What most people take instead, because it is at hand: a wrong answer."""
+    popular: str
+    """What most people name instead, because it is at hand: a wrong answer."""
 
 
 _TABLE = """
