@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from stackllama_engine.contract.errors import ExitCode, StackllamaError
+from stackllama_engine.contract.streams import open_standard_streams
 
 from .cli.output import PROGRAM, say
 from .cli.parser import handler, parse
@@ -24,6 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code of ``contract/errors.py``; 130 after Ctrl-C, 141 when the reader of stdout went away.
     """
+    open_standard_streams()  # first: what is opened next may not be number 0, 1 or 2
     os.umask(0o077)  # whatever is made from here on is its owner's alone
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

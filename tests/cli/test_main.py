@@ -135,6 +135,18 @@ def test_a_reader_that_goes_away_is_quiet() -> None:
     assert (done.returncode, done.stderr) == (141, "")
 
 
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [("runs ls >&-", 0), ("--help >&-", 0), ("runs ls --json <&- >&- 2>&-", 0), ("runs show x 2>&-", 2)],
+)
+def test_closed_streams_are_quiet(words: str, code: int, tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": SOURCES, "XDG_STATE_HOME": str(tmp_path)}
+    shell = ["sh", "-c", f'exec "$0" -m stackllama_console {words}', sys.executable]
+    done = subprocess.run(shell, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == code and "unexpected" not in done.stderr
+    assert not list(tmp_path.rglob("crash-*"))
+
+
 def test_a_terminal_that_cannot_show_a_character_is_no_crash(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": SOURCES, "PYTHONIOENCODING": "ascii"}
     done = subprocess.run(

@@ -33,6 +33,7 @@ from .errors import RefusedError, UsageError
 from .files import make_private_dir, open_private, write_whole
 from .redact import redactor
 from .stages import Stage
+from .streams import above_standard
 
 Phase = Literal[
     "queued", "starting", "running", "stalled", "stopping", "finished", "failed", "stopped", "lost"
@@ -278,7 +279,9 @@ class RunDir:
         Raises:
             RefusedError: somebody else holds it: the run is alive.
         """
-        descriptor = open_private(self.path / "lock", os.O_RDWR | os.O_CREAT)
+        descriptor = above_standard(
+            open_private(self.path / "lock", os.O_RDWR | os.O_CREAT)
+        )  # it is handed on by number
         deadline = time.monotonic() + _LOCK_PATIENCE
         while True:
             try:

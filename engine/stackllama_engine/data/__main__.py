@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 
 from ..contract.errors import StackllamaError
+from ..contract.streams import open_standard_streams
 from .prepare import prepare
 from .preview import look
 
@@ -47,4 +48,5 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
+    open_standard_streams()
     raise SystemExit(main())

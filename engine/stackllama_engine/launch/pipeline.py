@@ -23,6 +23,7 @@ from ..contract.recipe_io import load_recipe
 from ..contract.redact import redact_output
 from ..contract.run_dir import Home, RunDir, State
 from ..contract.stages import Stage
+from ..contract.streams import open_standard_streams
 from .children import CHILDREN, Child, child_id, parents_of
 from .launcher import launch, resume
 from .reconcile import reconcile
@@ -173,5 +174,6 @@ def _guarded(work: Callable[[], None]) -> _End:
 
 
 if __name__ == "__main__":
+    open_standard_streams()
     redact_output()
     sys.exit(main(sys.argv[1:]))

@@ -31,6 +31,7 @@ from ..contract.recipe_io import dump_recipe
 from ..contract.redact import redact_output, secret_names
 from ..contract.run_dir import Home, Launch, RunDir, State
 from ..contract.stages import Stage
+from ..contract.streams import open_standard_streams
 from .argv import inherited_environment, source_path
 from .launcher import begin, prepare
 from .machine import git_commit, package_versions
@@ -200,6 +201,7 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    open_standard_streams()
     os.umask(0o077)
     redact_output()
     sys.exit(main(sys.argv[1:]))

@@ -36,6 +36,7 @@ from ..contract.redact import redact_output, redactor
 from ..contract.requests import forget_all
 from ..contract.run_dir import ProcessId, RunDir, State
 from ..contract.stages import Stage
+from ..contract.streams import open_standard_streams
 from .argv import inherited_environment
 from .detach import adopt_orphans, detach
 from .outcome import Outcome, from_end_event, from_status, last_log_lines, signal_to_launcher, stopped_by_force
@@ -385,5 +386,6 @@ def _note(text: str) -> None:
 
 
 if __name__ == "__main__":
+    open_standard_streams()
     redact_output()
     main(sys.argv[1:])

@@ -21,6 +21,7 @@ from ..contract.redact import redact_output, redactor
 from ..contract.run_dir import RunDir
 from ..contract.stacks import offer_stacks
 from ..contract.stages import Stage
+from ..contract.streams import open_standard_streams
 from .restart import Restarts
 from .signals import Signals, Stopped
 
@@ -161,6 +162,7 @@ def _cause(error: Exception, phase: str) -> str:
 
 
 if __name__ == "__main__":
+    open_standard_streams()
     os.umask(0o077)
     redact_output()
     sys.exit(main(sys.argv[1:]))

@@ -8,6 +8,7 @@ import sys
 import msgspec
 
 from ...contract.errors import StackllamaError
+from ...contract.streams import open_standard_streams
 from .request import Request
 
 
@@ -26,4 +27,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    open_standard_streams()
     sys.exit(main())

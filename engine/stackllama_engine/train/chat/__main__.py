@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from ...contract.chat import Ask, Delta, Done, Failure, Ready
 from ...contract.errors import ExitCode, StackllamaError
 from ...contract.run_dir import RunDir
+from ...contract.streams import open_standard_streams
 from ...launch.chat import find_target
 from .pipes import Inbox, Outbox
 
@@ -114,6 +115,7 @@ def _sentence(error: Exception) -> str:
 
 
 if __name__ == "__main__":
+    open_standard_streams()
     os.umask(0o077)
     code = main(sys.argv[1:])
     sys.stderr.flush()
