@@ -2,9 +2,9 @@
 (https://specifications.freedesktop.org/basedir-spec/latest/). Runs are elsewhere: ``contract.run_dir.Home``.
 """
 
-import os
 from pathlib import Path
 
+from stackllama_engine.contract.user_dirs import user_dir
 from stackllama_engine.launch.hub_cache import hub_cache
 
 _NAME = "stackllama"
@@ -51,6 +51,4 @@ def model_cache() -> Path:
 
 
 def _base(variable: str, default: str) -> Path:
-    # The specification has relative paths ignored.
-    given = os.environ.get(variable, "")
-    return (Path(given) if given.startswith("/") else Path.home() / default) / _NAME
+    return user_dir(variable, default) / _NAME

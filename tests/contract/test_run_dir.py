@@ -143,6 +143,8 @@ def test_home_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     assert Home().path == tmp_path / ".local/share/stackllama"
+    monkeypatch.setenv("XDG_DATA_HOME", "relative")  # the specification has such a value ignored
+    assert Home().path == tmp_path / ".local/share/stackllama"
     monkeypatch.setenv("XDG_DATA_HOME", "/data")
     assert Home().path == Path("/data/stackllama")
     monkeypatch.setenv("STACKLLAMA_HOME", "~/mine")

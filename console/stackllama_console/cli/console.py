@@ -8,6 +8,7 @@ from pathlib import Path
 
 from stackllama_engine.contract.errors import ExitCode, StackllamaError, UsageError
 from stackllama_engine.contract.run_dir import Home
+from stackllama_engine.contract.user_dirs import expanded
 
 from ..sanitise import one_line
 from .output import PROGRAM
@@ -31,7 +32,7 @@ def find_target(home: Home, target: str) -> str | Path:
     """
     from .runs import find
 
-    path = Path(target).expanduser()
+    path = expanded(target)
     if path.is_dir() and ("/" in target or not (home.runs_dir / target).is_dir()):
         if path.resolve().parent == home.runs_dir.resolve():  # a run's own directory, written out
             return find(home, path.resolve().name).id

@@ -9,6 +9,7 @@ from msgspec import Struct
 from stackllama_engine.contract.errors import UsageError
 from stackllama_engine.contract.run_dir import Home
 from stackllama_engine.contract.stages import Stage
+from stackllama_engine.contract.user_dirs import home_dir
 
 from ..readings import read_run
 from ..sanitise import one_line
@@ -59,7 +60,7 @@ def model_facts(entry: ModelEntry) -> list[str]:
 def model_folders(recent: Iterable[str]) -> list[Path]:
     """Where models of one's own may lie: here, ``~/models``, and wherever the recent ones lay."""
     beside = [Path(name).parent for name in recent if name.startswith("/")]
-    return list(dict.fromkeys([Path.cwd(), Path.home() / "models", *beside]))
+    return list(dict.fromkeys([Path.cwd(), home_dir() / "models", *beside]))
 
 
 def typed_models(home: Home, text: str) -> list[Choice]:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from stackllama_engine.contract.errors import UsageError
 from stackllama_engine.contract.history import History
+from stackllama_engine.contract.user_dirs import expanded
 
 from ..sanitise import one_line
 from .eta import Eta, estimate
@@ -45,7 +46,7 @@ def open_foreign(path: Path) -> "ForeignFeed":
     Raises:
         UsageError: there is nothing in it that is known; says what was looked for.
     """
-    path = path.expanduser().absolute()
+    path = expanded(path).absolute()
     folder = path.parent if path.is_file() else path
     if not folder.is_dir():
         raise UsageError(f"{path}: no such directory.")

@@ -146,10 +146,10 @@ def _is_path(value: str) -> bool:
 
 def _kept_in_files(environment: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     """(name, value) of what the libraries read from files of their own."""
-    home = environment.get("HOME", "")
+    home = environment.get("HOME") or os.path.expanduser("~")  # noqa: PTH111 - raises where no home is known
     cache = environment.get("XDG_CACHE_HOME") or f"{home}/.cache"
     hub = Path(environment.get("HF_HOME") or f"{cache}/huggingface")
-    token = Path(environment.get("HF_TOKEN_PATH") or hub / "token").expanduser()
+    token = Path(os.path.expanduser(environment.get("HF_TOKEN_PATH") or hub / "token"))  # noqa: PTH111
     with contextlib.suppress(OSError, UnicodeDecodeError):  # none there, or one that nobody here can use
         yield "HF_TOKEN", token.read_text(encoding="utf-8")
     with contextlib.suppress(OSError, UnicodeDecodeError, netrc.NetrcParseError):

@@ -34,6 +34,7 @@ from .files import make_private_dir, open_private, write_whole
 from .redact import redactor
 from .stages import Stage
 from .streams import above_standard
+from .user_dirs import expanded, user_dir
 
 Phase = Literal[
     "queued", "starting", "running", "stalled", "stopping", "finished", "failed", "stopped", "lost"
@@ -101,7 +102,8 @@ class Home:
     """Where runs live: ``--home``, else ``STACKLLAMA_HOME``, else ``$XDG_DATA_HOME/stackllama``."""
 
     def __init__(self, path: Path | None = None) -> None:
-        self.path = (path or _default_home()).expanduser().absolute()
+        """Raises UsageError where neither names a place and no home directory is known."""
+        self.path = expanded(path or _default_home()).absolute()
 
     @property
     def runs_dir(self) -> Path:
@@ -279,9 +281,8 @@ class RunDir:
         Raises:
             RefusedError: somebody else holds it: the run is alive.
         """
-        descriptor = above_standard(
-            open_private(self.path / "lock", os.O_RDWR | os.O_CREAT)
-        )  # it is handed on by number
+        # Above 2: it is handed on by number, beside standard streams of the child's own.
+        descriptor = above_standard(open_private(self.path / "lock", os.O_RDWR | os.O_CREAT))
         deadline = time.monotonic() + _LOCK_PATIENCE
         while True:
             try:
@@ -338,8 +339,7 @@ def check_run_id(text: str) -> str:
 def _default_home() -> Path:
     if named := os.environ.get("STACKLLAMA_HOME"):
         return Path(named)
-    data = os.environ.get("XDG_DATA_HOME")
-    return (Path(data) if data else Path.home() / ".local" / "share") / "stackllama"
+    return user_dir("XDG_DATA_HOME", ".local/share") / "stackllama"
 
 
 def _new_id(stage: Stage) -> str:

@@ -1,10 +1,10 @@
 """What sort of data source a name means; looks at names and files only, so that a launch can ask."""
 
 import re
-from pathlib import Path
 from typing import Literal
 
 from ..contract.errors import DataError
+from ..contract.user_dirs import expanded
 from .manifest import MANIFEST
 
 Kind = Literal["demo", "prepared", "file", "hub"]
@@ -21,7 +21,7 @@ def kind_of(name: str) -> Kind:
     Raises:
         DataError: it means none.
     """
-    path = Path(name).expanduser()
+    path = expanded(name)
     if name == DEMO:
         return "demo"
     if path.is_dir():

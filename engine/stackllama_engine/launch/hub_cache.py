@@ -7,6 +7,8 @@ import os
 import re
 from pathlib import Path
 
+from ..contract.user_dirs import expanded, user_dir
+
 _COMMIT = re.compile(r"[0-9a-f]{6,64}")
 _REPOSITORY = re.compile(r"models--[\w.-]+", re.ASCII)
 
@@ -14,11 +16,9 @@ _REPOSITORY = re.compile(r"models--[\w.-]+", re.ASCII)
 def hub_cache() -> Path:
     """The Hugging Face cache (``HF_HUB_CACHE``, ``HF_HOME``; huggingface_hub's own defaults)."""
     if named := os.environ.get("HF_HUB_CACHE"):
-        return Path(named)
+        return expanded(named)
     home = os.environ.get("HF_HOME")
-    cache = os.environ.get("XDG_CACHE_HOME")
-    root = Path(home) if home else (Path(cache) if cache else Path.home() / ".cache") / "huggingface"
-    return root / "hub"
+    return (expanded(home) if home else user_dir("XDG_CACHE_HOME", ".cache") / "huggingface") / "hub"
 
 
 def cached_model(name: str, cache: Path | None = None) -> Path | None:

@@ -353,7 +353,7 @@ class RunsScreen(ConsoleScreen):
 
         def answered(path: str | None) -> None:
             if path and path.strip():
-                self.console_app.open_foreign(Path(path.strip()).expanduser())
+                self.console_app.open_foreign(Path(path.strip()))
 
         self.console_app.push_screen(AskScreen(question, placeholder="~/outputs/my-run"), answered)
 
