@@ -270,3 +270,18 @@ def test_requests(home: Home) -> None:
     run.served("stop")
     run.served("stop")
     assert list(run.requests()) == ["save"]
+
+
+def test_full_disk_names_the_file_and_leaves_no_half_run(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    home.create(Stage.SFT, "a: 1\n", "before")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match=r"No space left on device: .*/a\.json") as caught:
+            write_whole(home.path / "a.json", b"{}")
+        assert caught.value.errno == errno.ENOSPC and not list(home.path.glob(".a.json*"))
+        with pytest.raises(RefusedError, match=r"runs/mine/recipe\.yaml cannot be written: No space left on device"):
+            home.create(Stage.SFT, "a: 1\n", "mine")
+    assert home.create(Stage.SFT, "a: 1\n", "mine").id == "mine"  # the name is free

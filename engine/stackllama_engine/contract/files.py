@@ -13,7 +13,7 @@ def write_whole(path: Path, data: bytes) -> None:
     """Replace a file at once: temporary file → fsync → rename → fsync of the directory. Mode 0600.
 
     Raises:
-        OSError: disk full or not writable; the old file is untouched.
+        OSError: disk full or not writable, with the file's name; the old file is untouched.
     """
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # mkstemp makes 0600
     try:
@@ -22,8 +22,10 @@ def write_whole(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         Path(temporary).replace(path)
-    except BaseException:
+    except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:  # of a full disk: a write does not name its file
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     fsync_directory(path.parent)
 

@@ -21,6 +21,7 @@ import fcntl
 import os
 import re
 import secrets
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -149,10 +150,15 @@ class Home:
         except OSError as error:
             raise RefusedError(f"{self.runs_dir} cannot be written: {error.strerror}. Choose another --home.") from None
         run = RunDir(path)
-        for directory in (run.control, run.attempts, run.checkpoints):
-            make_private_dir(directory)
-        write_whole(run.recipe_file, recipe_yaml.encode())
-        run.write_state(State(stage=stage, phase="queued", created=time.time()))
+        try:
+            for directory in (run.control, run.attempts, run.checkpoints):
+                make_private_dir(directory)
+            write_whole(run.recipe_file, recipe_yaml.encode())
+            run.write_state(State(stage=stage, phase="queued", created=time.time()))
+        except OSError as error:
+            shutil.rmtree(path, ignore_errors=True)  # half a run would keep the name from the next attempt
+            where = error.filename or path
+            raise RefusedError(f"{where} cannot be written: {error.strerror}. Choose another --home.") from None
         return run
 
 
