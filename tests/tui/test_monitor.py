@@ -16,6 +16,7 @@ from tests.tui.test_runs_screen import Asked
 
 from stackllama_console.tui import watched as watched_module
 from stackllama_console.tui.widgets.chart import Chart
+from stackllama_console.tui.widgets.key_line import KeyLine
 from stackllama_console.tui.widgets.log_view import LogView
 from stackllama_console.tui.widgets.text_lines import TextLines
 from stackllama_engine.contract.events import EventWriter
@@ -422,6 +423,7 @@ def test_another_trainers_directory_is_only_read(other: Path) -> None:
 
     async def script(shown: Shown) -> None:
         await shown.shows("step 10/20", "loss 0.4", "from another trainer", "read-only")
+        assert shown.front.query_one(KeyLine).plain == "] more charts  ? help  q quit"
         for key in ("x", "w", "r", "e", "a", "t", "D"):
             await shown.press(key)
         assert shown.name == "MonitorScreen"

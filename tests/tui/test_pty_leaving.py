@@ -165,10 +165,10 @@ def test_open_of_a_directory_without_anything_to_watch_says_what_it_looked_for(t
 
 
 def test_a_terminal_that_cannot_draw_is_one_line(terminal: Open) -> None:
-    for term in ("dumb", None):
+    for term, said in (("dumb", "TERM=dumb"), (None, "TERM is not set")):
         console = terminal(environment={"TERM": term}, size=(400, 24))
         assert console.end() == 2
-        assert "needs a terminal" in console.output and "\x1b" not in console.output
+        assert "needs a terminal" in console.output and said in console.output and "\x1b" not in console.output
         assert len(console.output.strip().splitlines()) == 1
 
 

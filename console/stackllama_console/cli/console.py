@@ -3,6 +3,7 @@
 import argparse
 import gc
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from stackllama_engine.contract.user_dirs import expanded
 
 from ..sanitise import one_line
 from .output import PROGRAM
+
+_MOST_CELLS = 1000  # in a row or column, where the terminal does not say
 
 
 def console(arguments: argparse.Namespace) -> int:
@@ -54,13 +57,13 @@ def show_console(arguments: argparse.Namespace, target: str | Path | None) -> in
         UsageError: no terminal to draw on.
         StackllamaError: the console crashed; the trace is in a file.
     """
-    if not can_show():
+    if lacking := _what_is_lacking():
         raise UsageError(
-            f"the console needs a terminal (stdin and stderr); without one use `{PROGRAM} runs ls`, "
-            f"`{PROGRAM} runs watch` or `{PROGRAM} --help`."
+            f"{lacking}; without one use `{PROGRAM} runs ls`, `{PROGRAM} runs watch` or `{PROGRAM} --help`."
         )
-    if not (getattr(arguments, "ascii", False) or _speaks_utf8()):
+    if not (getattr(arguments, "ascii", False) or _speaks_utf8()) or _lacks_braille():
         arguments.ascii = True
+    _forget_size_beyond_terminal()
     gc.disable()  # until the first screen is painted: a seventh of the way there would be looking for garbage
     from ..tui.app import Options, run_console
 
@@ -81,11 +84,33 @@ def show_console(arguments: argparse.Namespace, target: str | Path | None) -> in
 
 def can_show() -> bool:
     """Whether there is a terminal: Textual reads stdin and draws on stderr."""
-    return sys.__stdin__ is not None and sys.__stderr__ is not None and _is_terminal()
+    return not _what_is_lacking()
 
 
-def _is_terminal() -> bool:
-    return os.isatty(0) and os.isatty(2) and os.environ.get("TERM", "") not in ("", "dumb")
+def _what_is_lacking() -> str:
+    """Why the console cannot be drawn here; empty where it can."""
+    no_terminal = [name for name, number in (("stdin", 0), ("stderr", 2)) if not os.isatty(number)]
+    if no_terminal:
+        verb = "is" if len(no_terminal) == 1 else "are"
+        return f"the console needs a terminal, and {' and '.join(no_terminal)} {verb} none"
+    term = os.environ.get("TERM", "")
+    if term in ("", "dumb"):
+        named = f"TERM={term} names one that cannot" if term else "TERM is not set (try TERM=xterm-256color)"
+        return f"the console needs a terminal that can move its cursor: {named}"
+    return ""
+
+
+def _lacks_braille() -> bool:
+    """Whether the terminal's font has no braille patterns: the Linux console's 512 characters, hardware terminals."""
+    return re.match(r"linux|vt\d|ansi|cons25|sun", os.environ.get("TERM", "")) is not None
+
+
+def _forget_size_beyond_terminal() -> None:
+    """Drop ``COLUMNS`` and ``LINES`` that exceed the terminal: what was drawn there could not be seen."""
+    for name, real in zip(("COLUMNS", "LINES"), os.get_terminal_size(2), strict=True):
+        asked = os.environ.get(name, "")
+        if asked.isdecimal() and int(asked) > (real or _MOST_CELLS):  # a terminal that does not know its size says 0
+            del os.environ[name]
 
 
 def _speaks_utf8() -> bool:

@@ -227,7 +227,7 @@ class MonitorScreen(ConsoleScreen):
             case "resume":
                 return can_resume(state)
             case "clone" | "samples" | "chat":
-                return watched is None or watched.run is not None
+                return self.actions is not None
             case _:
                 return True
 
