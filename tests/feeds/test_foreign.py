@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tests.launch.conftest import Clock
 
-from stackllama_console.feeds import foreign, foreign_sources
+from stackllama_console.feeds import foreign, foreign_files, foreign_sources
 from stackllama_console.feeds.foreign import ForeignFeed, open_foreign
 from stackllama_console.feeds.foreign_sources import plain_name
 from stackllama_engine.contract.errors import UsageError
@@ -298,28 +298,35 @@ def test_together_the_farthest_is_shown(tmp_path: Path, attach: Attach, clock: C
     assert feed.series["loss"].span == (1, 19)
 
 
-def test_links_lead_nowhere(tmp_path: Path, attach: Attach) -> None:
+def test_links_are_followed_and_each_file_counts_once(tmp_path: Path, attach: Attach) -> None:
     inside, outside = tmp_path / "in", tmp_path / "out"
     inside.mkdir()
     outside.mkdir()
-    (outside / "events.out.tfevents.1.h").write_bytes(event(1, scalar("secret", 1.0)))
+    (outside / "events.out.tfevents.1.h").write_bytes(event(1, scalar("lr", 1.0)))
     write_json(outside / "checkpoint-1" / "trainer_state.json", state(3))
-    write_json(outside / "trainer_log.jsonl", {})
+    (outside / "trainer_log.jsonl").write_text(log_line(1))
+    (outside / "again").symlink_to(outside)  # a circle
+    (outside / "self").symlink_to("self")
     (inside / "runs").symlink_to(outside)
-    (inside / "events.out.tfevents.2.h").symlink_to(outside / "events.out.tfevents.1.h")
+    (inside / "more").symlink_to(outside)
     (inside / "checkpoint-1").symlink_to(outside / "checkpoint-1")
-    (inside / "trainer_state.json").symlink_to(outside / "checkpoint-1" / "trainer_state.json")
     (inside / "trainer_log.jsonl").symlink_to(outside / "trainer_log.jsonl")
-    with pytest.raises(UsageError):
-        open_foreign(inside)
+    (inside / "scratch").symlink_to(tmp_path / "purged")
+    (inside / "train.log").symlink_to("/etc/passwd")
     os.mkfifo(inside / "events.out.tfevents.3.h")  # opening it to read would wait for ever
-    with pytest.raises(UsageError):
-        open_foreign(inside)
-    linked = tmp_path / "linked"
-    linked.symlink_to(outside)  # the directory itself may be one: it was named
-    feed = open_foreign(linked)
+    feed = open_foreign(inside)
     feed.poll()
-    assert "secret" in feed.series
+    assert len(feed.sources) == 3 and set(feed.series) == {"lr", "loss", "learning_rate", "epoch"}
+    (links,) = [note for note in feed.notes if note.startswith("links")]
+    assert f"scratch → {tmp_path / 'purged'}" in links and "self" in links
+    assert feed.log_file is None and "logs that are links are not read: train.log" in feed.notes
+    linked = tmp_path / "linked"
+    linked.symlink_to(outside)
+    assert len(open_foreign(linked).sources) == 3
+    (empty := tmp_path / "empty").mkdir()
+    (empty / "runs").symlink_to(tmp_path / "purged")
+    with pytest.raises(UsageError, match=f"links that lead to nothing: runs → {tmp_path / 'purged'}"):
+        open_foreign(empty)
 
 
 def test_a_file_in_it_names_the_directory(tmp_path: Path) -> None:
@@ -385,3 +392,175 @@ def test_a_directory_that_goes_is_said(tmp_path: Path, clock: Clock) -> None:
 )  # fmt: skip
 def test_names_are_turned_back(tag: str, name: str) -> None:
     assert plain_name(tag) == name
+
+
+# what is left out is said
+
+
+def events_file(folder: Path, begun: int, *points: tuple[int, float, float], tag: str = "train/loss") -> Path:
+    """An event file of (step, value, seconds)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"events.out.tfevents.{begun}.host.1.0"
+    path.write_bytes(b"".join(event(step, scalar(tag, value), time=time) for step, value, time in points))
+    return path
+
+
+def test_newest_event_files_are_read_and_the_rest_is_counted(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(foreign_files, "MOST_EVENT_FILES", 3)
+    for number in range(1, 6):  # restarts; the newest one's name comes first
+        path = events_file(tmp_path / f"run{9 - number}", number, (number, float(number), float(number)))
+        os.utime(path, (number, number))
+    feed = ForeignFeed(tmp_path, clock)
+    feed.poll()
+    assert [source.partition("/")[0] for source in feed.sources] == ["run4", "run5", "run6"]
+    assert feed.notes == ["of 5 event files the 3 newest are read"]
+    events_file(tmp_path / "run1", 9, (9, 9.0, 9.0))
+    clock.now += foreign.SEARCH_SECONDS
+    feed.poll()
+    assert "run1/events.out.tfevents.9.host.1.0" in feed.sources and feed.history.step == 9
+    assert feed.notes == ["of 6 event files the 3 newest are read"]
+
+
+def test_depth_and_number_of_entries_are_said(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(foreign_files, "DEPTH", 2)
+    events_file(tmp_path / "a" / "b", 1, (1, 1.0, 1.0))
+    events_file(tmp_path / "a" / "b" / "c", 2, (2, 1.0, 2.0))
+    feed = ForeignFeed(tmp_path, clock)
+    feed.poll()
+    assert feed.history.step == 1 and feed.notes == ["folders more than 2 deep are not searched"]
+    monkeypatch.setattr(foreign_files, "MOST_ENTRIES", 2)
+    feed = ForeignFeed(tmp_path, clock)
+    feed.find()
+    assert "the search ended after 2 files and folders" in feed.notes
+
+
+def test_names_beyond_the_limit_are_said(tmp_path: Path, attach: Attach, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(foreign_sources, "NAMES", 2)
+    (tmp_path / "events.out.tfevents.1.h").write_bytes(event(1, *(scalar(f"m{number}", 1.0) for number in range(4))))
+    feed = attach()
+    assert set(feed.series) == {"m0", "m1"}
+    assert [note for note in feed.notes if note.endswith("names are not shown")]
+
+
+def test_rows_without_a_step_are_counted(tmp_path: Path, attach: Attach) -> None:
+    rows = [
+        {"step": 1, "loss": 1.0},
+        {"predict_loss": 0.5, "predict_runtime": 1.0},
+        {"note": "x"},
+        {"predict_loss": 0.6},
+    ]
+    write_json(tmp_path / "trainer_state.json", {"global_step": 1, "log_history": rows})
+    assert attach().notes == ["2 rows of trainer_state.json without a step are not drawn (`predict_loss` …)"]
+
+
+def test_git_lfs_pointers_are_recognised(tmp_path: Path, attach: Attach, clock: Clock) -> None:
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+    names = ("trainer_state.json", "trainer_log.jsonl", "runs/events.out.tfevents.1.h", "train.log")
+    (tmp_path / "runs").mkdir()
+    for name in names:
+        (tmp_path / name).write_text(pointer)
+    with pytest.raises(UsageError, match=r"nothing to watch\. Git LFS pointers .*`git lfs pull`.*and 1 more"):
+        open_foreign(tmp_path)
+    write_json(tmp_path / "checkpoint-3" / "trainer_state.json", state(3))
+    feed = attach()
+    assert feed.sources == ["checkpoint-3/trainer_state.json"] and feed.history.step == 3
+    assert feed.bad_lines == 0 and feed.trouble is None and feed.log_file is None
+    (note,) = feed.notes
+    assert note.startswith("Git LFS pointers") and "train.log" in note
+    for name in names:  # they were fetched
+        (tmp_path / name).unlink()
+    events_file(tmp_path / "runs", 1, (7, 1.0, 7.0))
+    clock.now += foreign.SEARCH_SECONDS
+    feed.poll()
+    assert feed.notes == [] and feed.history.step == 7
+
+
+# several writers
+
+
+def test_workers_that_take_turns_make_one_curve(tmp_path: Path, attach: Attach) -> None:
+    even = [(step, float(step), 100.0 + step) for step in range(0, 20, 2)]
+    odd = [(step, float(step), 100.0 + step) for step in range(1, 20, 2)]
+    events_file(tmp_path, 100, *even)
+    second = events_file(tmp_path, 101, *odd)
+    feed = attach()
+    assert values(feed, "loss") == [(step, step) for step in range(20)] and set(feed.series) == {"loss"}
+    with second.open("ab") as file:
+        file.write(event(21, scalar("train/loss", 21.0), time=121.0))
+    feed.poll()
+    assert values(feed, "loss")[-1] == (21, 21.0) and len(feed.series["loss"]) == 21 and feed.history.step == 21
+
+
+def test_writers_of_the_same_steps_have_curves_of_their_own(tmp_path: Path, attach: Attach) -> None:
+    first = events_file(tmp_path, 100, *((step, 1.0, 100.0 + step) for step in range(1, 6)))
+    events_file(tmp_path, 101, *((step, 2.0, 101.0 + step) for step in range(1, 6)))
+    feed = attach()
+    assert values(feed, "loss") == [(step, 1) for step in range(1, 6)]
+    assert values(feed, "loss (2)") == [(step, 2) for step in range(1, 6)]
+    assert feed.notes == ["2 programs wrote the same steps: `loss (2)` is the second one's `loss`"]
+    with first.open("ab") as file:
+        file.write(event(6, scalar("train/loss", 6.0), time=106.0))
+    feed.poll()
+    assert values(feed, "loss")[-1] == (6, 6)
+
+
+def test_writer_taken_for_ended_is_seen_when_it_goes_on(tmp_path: Path, attach: Attach) -> None:
+    first = events_file(tmp_path, 100, (1, 1.0, 101.0), (2, 1.0, 102.0), (3, 1.0, 103.0))
+    events_file(tmp_path, 200, (2, 2.0, 202.0))
+    feed = attach()
+    assert values(feed, "loss") == [(1, 1), (2, 2)]  # begun again at step 2
+    with first.open("ab") as file:
+        file.write(event(4, scalar("train/loss", 1.0), time=204.0))
+    feed.poll()
+    feed.poll()
+    assert values(feed, "loss") == [(1, 1), (2, 1), (3, 1), (4, 1)] and values(feed, "loss (2)") == [(2, 2)]
+
+
+def test_older_file_that_is_found_later_comes_first(tmp_path: Path, attach: Attach, clock: Clock) -> None:
+    events_file(tmp_path, 200, (3, 3.0, 203.0))
+    feed = attach()
+    events_file(tmp_path, 100, (1, 1.0, 101.0), (5, 1.0, 105.0))
+    clock.now += foreign.SEARCH_SECONDS
+    feed.poll()
+    assert values(feed, "loss") == [(1, 1), (3, 3)]
+
+
+# other trainers' logs
+
+
+def test_logging_of_ms_swift(tmp_path: Path, attach: Attach, clock: Clock) -> None:
+    rows = [
+        {"loss": 2.0, "grad_norm": 0.5, "learning_rate": 1e-4, "memory(GiB)": 2, "train_speed(iter/s)": 0.5,
+         "global_step/max_steps": f"{step}/100", "percentage": f"{step}.00%", "elapsed_time": f"1m {step}s",
+         "remaining_time": "1h 2m 3s"} for step in (1, 2)
+    ]  # fmt: skip
+    rows += [{"loss": "1.5", "iteration": "3/100", "elapsed_time": "63s"}, {"last_model_checkpoint": "x/checkpoint-3"}]
+    (tmp_path / "logging.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    feed = attach()
+    assert values(feed, "loss") == [(1, 2.0), (2, 2.0), (3, 1.5)] and (feed.history.step, feed.history.total_steps) == (
+        3,
+        100,
+    )
+    assert set(feed.series) == {"loss", "grad_norm", "learning_rate", "train_speed(iter/s)"}
+    assert feed.history.memory == {"reserved": 2 * 2**30} and feed.bad_lines == 0 and feed.notes == []
+    eta = feed.eta(clock.now)
+    assert eta is not None and eta.pace == pytest.approx(1.0)
+
+
+def test_history_of_wandb(tmp_path: Path, attach: Attach) -> None:
+    rows = [
+        {"_step": 0, "_runtime": 2.5, "_timestamp": 1.7e9, "train/loss": 2.0, "train/global_step": 10},
+        {"_step": 1, "_runtime": 4.5, "eval/loss": "NaN", "train/global_step": 20, "h": {"_type": "histogram"}},
+        {"_step": 30, "other": 1},
+    ]
+    (tmp_path / "wandb-history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    feed = attach()
+    assert values(feed, "loss") == [(10, 2.0)] and values(feed, "other") == [(30, 1)]
+    assert set(feed.series) == {"loss", "other"} and feed.history.step == 30
+
+
+def test_last_checkpoint_of_a_hub_repository(tmp_path: Path, attach: Attach) -> None:
+    write_json(tmp_path / "last-checkpoint" / "trainer_state.json", state(4))
+    assert attach().sources == ["last-checkpoint/trainer_state.json"]

@@ -1,19 +1,11 @@
 """Another trainer's directory, watched without a trace: whatever of the known files is in it, put together.
 
-==========================  ===========================================================================
-``trainer_state.json``      transformers (and what is built on it), here or in the newest ``checkpoint-*``
-``trainer_log.jsonl``       LLaMA-Factory
-``events.out.tfevents.*``   TensorBoard's scalars, in here and in folders below
-``trainer.log``, ``*.log``  the log; see `logs.newest_log`
-==========================  ===========================================================================
-
-Nothing is written, nothing unpickled, no link followed. Where several files hold a metric, that one is shown which
-has gone farthest. Folders of event files below ``runs/``, and the directory itself, are one run that was begun again;
-any other folders are told apart by their names in front of the metric's.
+Which files those are, and what is left out, says `foreign_files`. Nothing is written, nothing unpickled. Where several
+files hold a metric, that one is shown which has gone farthest. Folders of event files below ``runs/``, and the
+directory itself, are one run that was begun again; any other folders are told apart by their names in front of the
+metric's.
 """
 
-import os
-import re
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -24,8 +16,8 @@ from stackllama_engine.contract.user_dirs import expanded
 
 from ..sanitise import one_line
 from .eta import Eta, estimate
+from .foreign_files import LOOKED_FOR, Files, find_files
 from .foreign_sources import EventsSource, LogSource, StateSource
-from .logs import newest_log
 from .series import Series
 
 SEARCH_SECONDS = 5.0
@@ -33,11 +25,7 @@ SEARCH_SECONDS = 5.0
 QUIET_SECONDS = 600.0
 """A directory in which nothing was written for so long is not known to be at work."""
 
-_DEPTH = 4
-_MOST_ENTRIES = 20_000
-_MOST_EVENT_FILES = 200
-_EVENTS = "events.out.tfevents."
-_CHECKPOINT = re.compile(r"checkpoint-(\d{1,15})")
+_MOST_WATCHED = 1000  # event files that are followed at once, those that come during the watch included
 
 
 def open_foreign(path: Path) -> "ForeignFeed":
@@ -54,10 +42,8 @@ def open_foreign(path: Path) -> "ForeignFeed":
     feed.find()
     if not feed.sources:
         ours = " It looks like a run of ours: open it by its name." if (folder / "attempts").is_dir() else ""
-        raise UsageError(
-            f"{folder}: nothing to watch. Looked for trainer_state.json (also in checkpoint-*), trainer_log.jsonl and "
-            f"{_EVENTS}* (also in folders, {_DEPTH} deep).{ours}"
-        )
+        why = f"{feed.trouble} " if feed.trouble else "".join(f"{note}. " for note in feed.notes)
+        raise UsageError(f"{folder}: nothing to watch. {why}Looked for {LOOKED_FOR}.{ours}")
     return feed
 
 
@@ -91,6 +77,8 @@ class ForeignFeed:
         self._state: StateSource | None = None
         self._log: LogSource | None = None
         self._events: dict[str, EventsSource] = {}
+        self._identities: set[tuple[int, int]] = set()  # of the event files
+        self._found = Files()
         self._unreadable: str | None = None
         self._changed_at = 0.0
 
@@ -114,17 +102,26 @@ class ForeignFeed:
         found += [events.trouble for events in list(self._events.values())]
         return next((f"{text}." for text in found if text), None)
 
+    @property
+    def notes(self) -> list[str]:
+        """What is in the directory and not shown, a sentence each without a full stop; sanitised."""
+        notes = [*self._found.notes]
+        sources = [source for source in (self._state, self._log) if source]
+        notes += [note for source in sources for note in source.notes]
+        notes += [note for events in list(self._events.values()) for note in events.notes]
+        return list(dict.fromkeys(notes))
+
     def poll(self) -> bool:
         """Read what is new; whether anything changed."""
         now = self._clock()
-        before = self.trouble, self.phase, self.bad_lines
+        before = self.trouble, self.phase, self.bad_lines, self.notes
         changed = now >= self._search_at and self.find()
         changed |= self._poll_files()
         if changed:
             self._put_together()
         self.phase = self._find_phase(now)
         self.history.phase = None if self.phase == "unknown" else self.phase
-        return changed or before != (self.trouble, self.phase, self.bad_lines)
+        return changed or before != (self.trouble, self.phase, self.bad_lines, self.notes)
 
     def eta(self, now: float) -> Eta | None:
         """Time left from what the trainer says of its own time; None unless it is at work."""
@@ -149,21 +146,24 @@ class ForeignFeed:
         return before != (self.sources, self.log_file)
 
     def _find(self) -> None:
-        names = {entry.name: entry for entry in _entries(self.path)}
-        state = _newest_state(self.path, names)
-        if state is not None and self._state is None:
-            self._state = StateSource(state)
-        elif state is not None and self._state is not None and self._state.path != state:
-            self._state.turn_to(state)
-        log = names.get("trainer_log.jsonl")
-        if self._log is None and log is not None and log.is_file(follow_symlinks=False):
-            self._log = LogSource(self.path / log.name)
+        found = self._found = find_files(self.path)
+        if found.state is not None and self._state is None:
+            self._state = StateSource(found.state)
+        elif found.state is not None and self._state is not None and self._state.path != found.state:
+            self._state.turn_to(found.state)
+        if self._log is None and found.log is not None:
+            self._log = LogSource(found.log)
         known = {path for events in self._events.values() for path in events.files}
-        for path in sorted(_event_files(self.path)):
-            if path not in known and len(known) < _MOST_EVENT_FILES:
-                known.add(path)
-                self._events.setdefault(_group(path.parent.relative_to(self.path)), EventsSource()).add(path)
-        self.log_file = newest_log(self.path)
+        for event in found.events:
+            if event.path in known or event.identity in self._identities:
+                continue
+            if len(known) >= _MOST_WATCHED:
+                found.notes.append(f"event files beyond the first {_MOST_WATCHED} are not read: open it again")
+                break
+            known.add(event.path)
+            self._identities.add(event.identity)
+            self._events.setdefault(_group(event.path.parent.relative_to(self.path)), EventsSource()).add(event.path)
+        self.log_file = found.text_log
         self._changed_at = max(self._changed_at, self._newest_change())
 
     def _poll_files(self) -> bool:
@@ -182,7 +182,7 @@ class ForeignFeed:
         several = len(self._events) > 1
         for name, events in sorted(self._events.items()):
             prefix = f"{one_line(name)}/" if several and name else ""
-            merged = _farthest([merged, {prefix + key: series for key, series in events.curves.series.items()}])
+            merged = _farthest([merged, {prefix + key: series for key, series in events.series.items()}])
         self.series = merged
         self.memory = self._log.memory.series if self._log else {}
         steps = [source.step for source in (self._state, self._log, *self._events.values()) if source]
@@ -235,47 +235,6 @@ def _newest(series: Series) -> float | None:
     """The newest value; None where that is a gap."""
     last, gap = series.steps[-1:], series.gaps[-1:]
     return None if gap and (not last or gap[0] > last[0]) else series.last
-
-
-def _entries(folder: Path) -> list["os.DirEntry[str]"]:
-    with os.scandir(folder) as entries:
-        return [entry for entry, _ in zip(entries, range(_MOST_ENTRIES), strict=False)]
-
-
-def _newest_state(folder: Path, names: "dict[str, os.DirEntry[str]]") -> Path | None:
-    """The ``trainer_state.json`` that was written last: the directory's own, or that of its newest checkpoint."""
-    found = [folder / "trainer_state.json"] if "trainer_state.json" in names else []
-    checkpoints = [
-        (int(match[1]), name)
-        for name, entry in names.items()
-        if (match := _CHECKPOINT.fullmatch(name)) and entry.is_dir(follow_symlinks=False)
-    ]
-    if checkpoints:
-        found.append(folder / max(checkpoints)[1] / "trainer_state.json")
-    there = [path for path in found if path.is_file() and not path.is_symlink()]
-    return max(there, key=lambda path: path.stat().st_mtime_ns, default=None)
-
-
-def _event_files(folder: Path) -> list[Path]:
-    """Event files here and below; through no link, and not into checkpoints."""
-    found: list[Path] = []
-    waiting, seen = [(folder, 0)], 0
-    while waiting and seen < _MOST_ENTRIES:
-        here, depth = waiting.pop()
-        try:
-            entries = _entries(here)
-        except OSError:
-            if here == folder:
-                raise
-            continue  # a folder that is not ours to read holds nothing for us
-        seen += len(entries)
-        for entry in entries:
-            if entry.name.startswith(_EVENTS):
-                if entry.is_file(follow_symlinks=False):
-                    found.append(here / entry.name)
-            elif depth < _DEPTH and entry.is_dir(follow_symlinks=False) and not _CHECKPOINT.fullmatch(entry.name):
-                waiting.append((here / entry.name, depth + 1))
-    return found
 
 
 def _group(folder: Path) -> str:

@@ -21,6 +21,8 @@ LONGEST = 8192
 """Bytes of a line."""
 MOST_CHARACTERS = 8_000_000
 """In all lines together: thousands of endless lines do not fill the memory either."""
+LOG_NAMES = (".log", "log.txt")
+"""How the names of another trainer's logs end."""
 MOST_BYTES = 64 << 20
 """Taken in at one poll; more than that is passed over."""
 
@@ -197,7 +199,7 @@ def newest_log(folder: Path) -> Path | None:
             found = {
                 entry.name: entry.stat(follow_symlinks=False).st_mtime_ns
                 for entry in entries
-                if entry.name.endswith((".log", "log.txt")) and entry.is_file(follow_symlinks=False)
+                if entry.name.endswith(LOG_NAMES) and entry.is_file(follow_symlinks=False)
             }
     except OSError:
         return None

@@ -4,6 +4,8 @@ import os
 import stat
 from pathlib import Path
 
+_MOST_POINTER = 1024  # bytes, by its specification
+
 
 def open_regular(path: Path) -> int:
     """A descriptor to read from.
@@ -16,6 +18,16 @@ def open_regular(path: Path) -> int:
         os.close(descriptor)
         raise OSError(f"{path} is not a regular file")
     return descriptor
+
+
+def is_lfs_pointer(path: Path) -> bool:
+    """Whether Git LFS left a pointer in the file's place (https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md)."""
+    try:
+        if path.stat().st_size > _MOST_POINTER:
+            return False
+        return (read_whole(path, _MOST_POINTER) or b"").startswith(b"version https://git-lfs.github.com/spec/")
+    except OSError:  # whoever reads it will say so
+        return False
 
 
 def read_whole(path: Path, most: int) -> bytes | None:

@@ -109,6 +109,13 @@ class Series:
             self._end = steps[-1]
             self.version += 1
 
+    def replace(self, steps: Sequence[float], values: Sequence[float | None]) -> None:
+        """Put other points in the place of all; see `extend`."""
+        with self._lock:
+            self._rewind(float("-inf"))
+            self._end = float("-inf")
+            self.extend(steps, values)
+
     def nearest(self, step: float) -> tuple[float, float] | None:
         """(step, value) of the point closest to a step, the earlier of two; None without points."""
         before, after = self.before(step), self.after(step)

@@ -1,6 +1,7 @@
 """The monitor: one run, live or over, read from its files alone; a pipeline through the child that is looked at."""
 
 from collections.abc import Callable, Sequence
+from operator import is_
 from pathlib import Path
 from typing import ClassVar
 
@@ -16,6 +17,7 @@ from stackllama_engine.contract.run_dir import Home
 
 from ...feeds.chart_sets import MEMORY, ChartSet, charts_for
 from ...feeds.protocol import Feed
+from ...feeds.series import Series
 from ...sanitise import one_line, sanitise
 from ..run_actions import RunActions, can_resume
 from ..screen import ConsoleScreen
@@ -105,6 +107,7 @@ class MonitorScreen(ConsoleScreen):
         self._only: int | None = None
         self._phase = ""
         self._series_of: object = None
+        self._drawn: list[Series] = []
         self._news: News | str | None = None
 
     @classmethod
@@ -207,7 +210,8 @@ class MonitorScreen(ConsoleScreen):
         state = watched.state
         if (remarks := getattr(feed, "remarks", None)) and not (state and state.phase == "finished"):
             notes.append(f"! {remarks[-1]}")
-        lines += [Text(one_line(note), style="italic") for note in notes]
+        notes += getattr(feed, "notes", [])
+        lines += self._wrapped([Text(one_line(note), style="italic") for note in notes])
         lines += self._wrapped(outcome_lines(watched.run, watched.state, colours))
         self.query_one("#state", TextLines).show(lines)
         pages = self._pages
@@ -245,8 +249,10 @@ class MonitorScreen(ConsoleScreen):
         pages = self._pages
         self._page = min(self._page, pages - 1)
         shown = self._sets[self._page * self._per_page :][: self._per_page]
-        changed = shown != self._shown_sets or self._series_of is not feed
-        self._shown_sets, self._series_of = shown, feed
+        drawn = [curve.series for chosen in shown for curve in _curves(feed, chosen)]
+        same = len(drawn) == len(self._drawn) and all(map(is_, drawn, self._drawn))  # some begin anew under their name
+        changed = shown != self._shown_sets or self._series_of is not feed or not same
+        self._shown_sets, self._series_of, self._drawn = shown, feed, drawn
         for index in range(_CHARTS):
             chart = self.query_one(f"#chart-{index}", Chart)
             chart.display = index < max(1, len(shown)) and (self._only is None or self._only == index)

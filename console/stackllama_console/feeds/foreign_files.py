@@ -1,0 +1,204 @@
+"""Which files of another trainer's directory are read, and a sentence for each thing that is left out.
+
+==========================  ===========================================================================
+``trainer_state.json``      transformers (and what is built on it), here, in the newest ``checkpoint-*``
+                            or in ``last-checkpoint``
+``trainer_log.jsonl``       LLaMA-Factory; else ``logging.jsonl`` of ms-swift or ``wandb-history.jsonl``
+``events.out.tfevents.*``   TensorBoard's scalars, in here and in folders below
+``trainer.log``, ``*.log``  the log; see `logs.newest_log`
+==========================  ===========================================================================
+
+Links are followed, as TensorBoard does, for which trees of links are the way to put runs together; a folder or an
+event file that two ways lead to counts once, so a circle of links ends. Only regular files are opened. A log is shown
+as it is, so a link to one is not followed: it might lead to any text of this user's.
+"""
+
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from msgspec import Struct, field
+
+from ..sanitise import one_line
+from .logs import LOG_NAMES, newest_log
+from .regular_file import is_lfs_pointer
+
+MOST_EVENT_FILES = 200
+MOST_ENTRIES = 20_000
+"""Names that are looked at in one search, in all folders together."""
+DEPTH = 8
+"""Folders below the directory."""
+LOOKED_FOR = (
+    "trainer_state.json (also in checkpoint-* and last-checkpoint), trainer_log.jsonl, logging.jsonl, "
+    f"wandb-history.jsonl and events.out.tfevents.* (also in folders, {DEPTH} deep)"
+)
+
+_EVENTS = "events.out.tfevents."
+_LOGS = ("trainer_log.jsonl", "logging.jsonl", "wandb-history.jsonl")
+_CHECKPOINT = re.compile(r"checkpoint-(\d{1,15})|last-checkpoint")
+_NAMED = 3  # links, say, that are named before the rest is counted
+
+
+class EventPath(Struct, frozen=True):
+    """An event file as it was found; ``identity`` is its device and inode."""
+
+    path: Path
+    identity: tuple[int, int]
+    changed: int
+
+
+class Files(Struct):
+    """What one search found."""
+
+    state: Path | None = None
+    log: Path | None = None
+    text_log: Path | None = None
+    events: list[EventPath] = field(default_factory=list[EventPath])
+    """Newest first."""
+    notes: list[str] = field(default_factory=list[str])
+    """What was left out, sanitised, without a full stop."""
+
+
+def find_files(folder: Path) -> Files:
+    """Search a directory.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    search = _Search(folder)
+    search.walk()
+    events = sorted(search.events, key=lambda found: (found.changed, found.path.name), reverse=True)
+    kept = [found for found in events[:MOST_EVENT_FILES] if search.is_content(found.path)]
+    if left := len(events) - MOST_EVENT_FILES:
+        search.left_out("event files", left, f"of {len(events)} event files the {MOST_EVENT_FILES} newest are read")
+    states = [path for path in _states(folder, search.names) if search.is_content(path)]
+    logs = [folder / name for name in _LOGS if name in search.names]
+    text_log = newest_log(folder)
+    if not text_log and search.linked_logs:
+        search.left_out("logs", 1, f"logs that are links are not read: {_some(search.linked_logs)}")
+    return Files(
+        state=max(states, key=lambda path: path.stat().st_mtime_ns, default=None),
+        log=next((path for path in logs if path.is_file() and search.is_content(path)), None),
+        text_log=text_log if text_log and search.is_content(text_log) else None,
+        events=kept,
+        notes=search.notes(),
+    )
+
+
+def event_age(path: Path) -> tuple[str, Path]:
+    """Event files in the order of their beginning: ``events.out.tfevents.<Unix seconds>.<host>…``."""
+    seconds = path.name.removeprefix(_EVENTS).partition(".")[0]
+    return (seconds.zfill(20) if seconds.isdigit() else "0", path)
+
+
+class _Search:
+    """One search: folders level by level, those changed last first, and what could not be taken in."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.names: set[str] = set()
+        """Entries of the directory itself."""
+        self.events: list[EventPath] = []
+        self.linked_logs: list[str] = []
+        self._left = MOST_ENTRIES
+        self._seen: set[tuple[int, int]] = set()
+        self._dangling: list[str] = []
+        self._closed: list[str] = []
+        self._pointers: list[str] = []
+        self._limits: dict[str, str] = {}
+
+    def walk(self) -> None:
+        level = [self.folder]
+        for depth in range(DEPTH + 1):
+            below = [found for here in level for found in self._enter(here)]
+            level = [path for _, path in sorted(below, reverse=True)]
+            if depth == DEPTH and level:
+                self.left_out("depth", len(level), f"folders more than {DEPTH} deep are not searched")
+
+    def left_out(self, kind: str, count: int, text: str) -> None:
+        if count > 0:
+            self._limits[kind] = text
+
+    def is_content(self, path: Path) -> bool:
+        """Whether a file is what its name says, not a pointer to it that Git LFS left behind."""
+        if not is_lfs_pointer(path):
+            return True
+        self._pointers.append(self._relative(path))
+        return False
+
+    def notes(self) -> list[str]:
+        found = list(self._limits.values())
+        if self._pointers:
+            found.append(f"Git LFS pointers instead of contents (`git lfs pull` fetches them): {_some(self._pointers)}")
+        if self._dangling:
+            found.append(f"links that lead to nothing: {_some(self._dangling)}")
+        if self._closed:
+            found.append(f"folders that may not be read: {_some(self._closed)}")
+        return found
+
+    def _enter(self, here: Path) -> list[tuple[int, Path]]:
+        """Take in one folder; the folders in it with the time of their last change."""
+        below: list[tuple[int, Path]] = []
+        try:
+            if not self._is_new(here.stat()):
+                return []
+            with os.scandir(here) as entries:
+                for entry in entries:
+                    if self._left <= 0:
+                        self.left_out("entries", 1, f"the search ended after {MOST_ENTRIES} files and folders")
+                        break
+                    self._left -= 1
+                    self._look_at(here, entry, below)
+        except OSError:
+            if here == self.folder:
+                raise
+            self._closed.append(self._relative(here))
+        return below
+
+    def _look_at(self, here: Path, entry: "os.DirEntry[str]", below: list[tuple[int, Path]]) -> None:
+        if here == self.folder:
+            self.names.add(entry.name)
+            if entry.name.endswith(LOG_NAMES) and entry.is_symlink():
+                self.linked_logs.append(one_line(entry.name))
+        path = here / entry.name
+        try:
+            if entry.name.startswith(_EVENTS) and entry.is_file():
+                status = entry.stat()
+                if self._is_new(status):
+                    self.events.append(EventPath(path, (status.st_dev, status.st_ino), status.st_mtime_ns))
+            elif entry.is_dir() and not _CHECKPOINT.fullmatch(entry.name):
+                below.append((entry.stat().st_mtime_ns, path))
+            elif entry.is_symlink() and not path.exists():
+                self._dangling.append(f"{self._relative(path)} → {one_line(str(path.readlink()))}")
+        except OSError:  # gone meanwhile, or a link that leads to itself
+            if entry.is_symlink():
+                self._dangling.append(self._relative(path))
+
+    def _is_new(self, status: os.stat_result) -> bool:
+        identity = (status.st_dev, status.st_ino)
+        if identity in self._seen:
+            return False
+        self._seen.add(identity)
+        return True
+
+    def _relative(self, path: Path) -> str:
+        return one_line(str(path.relative_to(self.folder)))
+
+
+def _states(folder: Path, names: Iterable[str]) -> list[Path]:
+    """Each ``trainer_state.json`` that may speak for the run: the directory's own, those of its last checkpoints."""
+    numbered = [(int(match[1]), name) for name in names if (match := _CHECKPOINT.fullmatch(name)) and match[1]]
+    holders = [
+        folder,
+        folder / "last-checkpoint",
+        *(folder / name for _, name in [max(numbered, default=(0, ""))] if name),
+    ]
+    found = [holder / "trainer_state.json" for holder in holders]
+    return [path for path in found if path.is_file()]
+
+
+def _some(names: list[str]) -> str:
+    names = sorted(names)
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
