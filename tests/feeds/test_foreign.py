@@ -558,7 +558,8 @@ def test_history_of_wandb(tmp_path: Path, attach: Attach) -> None:
     (tmp_path / "wandb-history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     feed = attach()
     assert values(feed, "loss") == [(10, 2.0)] and values(feed, "other") == [(30, 1)]
-    assert set(feed.series) == {"loss", "other"} and feed.history.step == 30
+    assert set(feed.series) == {"loss", "eval_loss", "other"} and feed.history.step == 30
+    assert list(feed.series["eval_loss"].gaps) == [20]
 
 
 def test_last_checkpoint_of_a_hub_repository(tmp_path: Path, attach: Attach) -> None:

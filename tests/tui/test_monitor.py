@@ -433,6 +433,18 @@ def test_another_trainers_directory_is_only_read(other: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in other.rglob("*")} == before
 
 
+def test_curve_that_begins_anew_is_drawn(other: Path) -> None:
+    async def script(shown: Shown) -> None:
+        await shown.shows("loss 0.4", "step 10/20")
+        rows = [{"step": 2, "loss": 7.5, "learning_rate": 1e-4}]
+        state = {"log_history": rows, "global_step": 2, "max_steps": 20}
+        (other / "trainer_state.json").write_text(json.dumps(state))
+        await shown.shows("loss 7.5")
+        assert "7.5" in shown.front.query(Chart).first().summary()
+
+    run_app(Home(other.parent / "home"), script, target=other)
+
+
 @pytest.mark.parametrize(
     "value", [0.5, *(pytest.param(value, marks=pytest.mark.slow) for value in (0.0, -3.0, 1e-30, 1e30))]
 )

@@ -28,7 +28,7 @@ _GIB = 1 << 30
 _TIMES = re.compile(r"(?:(\d{1,6}) days?, )?(\d{1,4}):(\d\d):(\d\d)")
 _SHORT_TIMES = re.compile(r"(?:(\d{1,6})d ?)?(?:(\d{1,4})h ?)?(?:(\d{1,2})m ?)?(?:(\d{1,2})s)?")
 _PROGRESS = re.compile(r"(\d{1,15})/(\d{1,15})")
-_NUMBER = re.compile(r"[-+]?(\d{1,40}(\.\d{0,40})?|\.\d{1,40})([eE][-+]?\d{1,3})?|nan|-?inf")
+_NUMBER = re.compile(r"[-+]?(\d{1,40}(\.\d{0,40})?|\.\d{1,40})(e[-+]?\d{1,3})?|nan|[-+]?inf(inity)?", re.I)
 _STEPS = ("current_steps", "global_step/max_steps", "iteration", "train/global_step", "global_step", "step", "_step")
 """Where a line says its step, the surest first; ms-swift writes ``"7/100"``."""
 _NO_METRICS = frozenset(
