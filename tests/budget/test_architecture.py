@@ -35,6 +35,17 @@ COUNTED: list[tuple[str, tuple[int, ...], dict[str, Any], int]] = [
     ("phi3", (3072, 32, 32, 32, 96, 8192, 32064), UNTIED, 3_821_079_552),
     ("gpt_neox", (6144, 44, 64, 64, 96, 24576, 50432), UNTIED, 20_554_567_680),
     ("gpt2", (768, 12, 12, 12, 64, 3072, 50257), {"n_positions": 1024}, 124_439_808),
+    ("stablelm", (2560, 32, 32, 32, 80, 6912, 50304), UNTIED, 2_795_443_200),
+    ("olmo", (4096, 32, 32, 32, 128, 11008, 50304), UNTIED, 6_888_095_744),
+    ("granite", (4096, 32, 32, 32, 128, 11008, 32000), UNTIED, 6_738_415_616),
+    ("smollm3", (2048, 36, 16, 4, 128, 11008, 128256), TIED, 3_075_098_624),
+    ("mixtral", (4096, 32, 32, 8, 128, 14336, 32000), UNTIED | {"num_local_experts": 8}, 46_702_792_704),
+    (
+        "qwen3_moe",
+        (2048, 24, 32, 4, 64, 6144, 151936),
+        UNTIED | {"num_experts": 128, "moe_intermediate_size": 768},
+        15_350_731_776,
+    ),
 ]
 
 
@@ -43,7 +54,7 @@ def test_parameters_by_formula(model_type: str, sizes: tuple[int, ...], more: di
     config = {"model_type": model_type, **dict(zip(KEYS, sizes, strict=True)), **more}
     found = architecture_of(config, "m", "config.json", frozenset())
     assert found.parameters == parameters
-    assert found.rough is None
+    assert found.unknown is None
 
 
 def test_gpt2_names_of_older_configurations() -> None:
@@ -62,7 +73,7 @@ def test_the_embedded_model() -> None:
     found = read_architecture(DEMO_BASE)
     assert (found.layers, found.hidden, found.heads, found.kv_heads, found.head_dim) == (3, 96, 4, 2, 24)
     assert (found.vocab, found.tied, found.biases, found.experts) == (837, True, False, None)
-    assert (found.parameters, found.dtypes, found.rough) == (385_152, ("bfloat16",), None)
+    assert (found.parameters, found.dtypes, found.rough, found.unknown) == (385_152, ("bfloat16",), None, None)
     assert found.bytes_on_disk == (DEMO_BASE / "model.safetensors").stat().st_size
     assert found.parameters * 2 < found.bytes_on_disk < found.parameters * 2 + 10_000
 
@@ -108,11 +119,11 @@ def test_the_language_model_inside_a_configuration_with_a_vision_tower(tmp_path:
     assert (found.model_type, found.hidden, found.tied) == ("gemma3_text", 64, True)
 
 
-def test_an_unknown_architecture_is_counted_and_says_so(tmp_path: Path) -> None:
+def test_an_unknown_architecture_says_so_and_is_not_counted_as_a_llama(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({**LLAMA_7B, "model_type": "newest"}))
     found = read_architecture(tmp_path)
-    assert found.parameters == 6_738_415_616
-    assert found.rough and "`newest` is not known" in found.rough
+    assert found.unknown == "architecture `newest` is not known"
+    assert found.parameters == 32000 * 4096 + 32 * 4096 * 4096
 
 
 def test_missing_shards_are_named(tmp_path: Path, write_safetensors: Callable[..., Path]) -> None:

@@ -56,12 +56,55 @@ def test_what_if_it_were_sharded(model: Path, run_main: Callable[..., Any]) -> N
     whole = run_main(*words, "--json").json()
     assert whole["shard"] is None and whole["place"]["gpus"] == 8
     assert whole["components"]["ddp buckets"] == 2 * whole["model"]["parameters"]
-    found = run_main(*words, "--shard", "fsdp", "--json").json()
-    assert found["shard"] == {"kind": "fsdp", "ranks": 8}
-    assert 8 * found["components"]["base weights"] == pytest.approx(whole["components"]["base weights"], abs=8)
-    assert sum(found["components"].values()) == found["allocated"] < whole["allocated"] / 3
-    assert (found["fits"], found["suggestions"]) == ("yes", [])
+    result = run_main(*words, "--shard", "fsdp", "--json")
+    found = result.json()
+    assert (result.code, found["fits"], found["suggestions"], found["device"]) == (1, "unknown", [], None)
+    assert found["shard"] == {"kind": "fsdp", "ranks": 8} and "fsdp was never measured" in found["unknown"]
+    assert whole["model"]["parameters"] * 8 / 8 <= found["at_least"] < whole["allocated"] / 3
     assert "which this engine does not launch" in run_main(*words, "--shard", "zero3").out
+
+
+def test_an_adapter_whose_base_is_sharded_is_estimated(model: Path, run_main: Callable[..., Any]) -> None:
+    words = ("plan", "sft", f"model_name_or_path={model}", "load_in_8bit=false", "--gpu", "A100-80GB", "--gpus", "8")
+    whole = run_main(*words, "--json").json()
+    found = run_main(*words, "--shard", "fsdp", "--json").json()
+    assert 8 * found["components"]["base weights"] == pytest.approx(whole["components"]["base weights"], abs=8)
+    assert sum(found["components"].values()) == found["allocated"] < whole["allocated"]
+    assert (found["fits"], found["unknown"], found["at_least"]) == ("yes", None, None)
+
+
+MIXTRAL = {
+    "model_type": "mixtral", "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32,
+    "num_key_value_heads": 8, "intermediate_size": 14336, "num_local_experts": 8, "num_experts_per_tok": 2,
+    "vocab_size": 32000, "dtype": "bfloat16", "tie_word_embeddings": False,
+}  # fmt: skip
+
+
+def test_what_nobody_knows_looks_like_no_success(model: Path, run_main: Callable[..., Any]) -> None:
+    (model / "config.json").write_text(json.dumps(MIXTRAL))
+    words = ("plan", "sft", f"model_name_or_path={model}", "--gpu", "H200")
+    result = run_main(*words)
+    assert result.code == 1
+    assert "unknown: at least 170.2 GiB, which is more than there is" in result.out
+    assert "`load_in_8bit: false`" in result.out and "allocated" not in result.out and "RULE" not in result.out
+    document = run_main(*words, "--json")
+    found = document.json()
+    assert (document.code, found["fits"], found["suggestions"]) == (1, "unknown", [])
+    assert found["at_least"] // (1 << 30) == 170 and "experts" in found["unknown"]
+    figures = ("allocated", "reserved", "device", "phase", "components", "phases", "rule_of_thumb")
+    assert [found[key] for key in figures] == [None] * len(figures)
+
+
+def test_an_unknown_stage_is_not_hidden_by_a_larger_one_that_fits(model: Path, run_main: Callable[..., Any]) -> None:
+    (model / "config.json").write_text(json.dumps(MIXTRAL))
+    words = ("plan", "pipeline", f"model_name_or_path={model}", "--gpu", "100TB")
+    result = run_main(*words)
+    assert result.code == 1
+    assert "decides" in result.err and "unknown: at least 170.2 GiB\n" in result.out
+    stages = run_main(*words, "--json").json()["stages"]
+    assert {name: one["fits"] for name, one in stages.items()} == {
+        "sft": "unknown", "reward": "yes", "ppo": "unknown", "merge": "yes",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -201,7 +244,7 @@ def test_a_hostile_model_is_refused_cleanly(
     for payload in payloads:
         (model / "config.json").write_text(json.dumps({**LLAMA_7B, "model_type": payload}))
         result = run_main("plan", "sft", f"model_name_or_path={model}", "--gpu", "24GiB")
-        assert result.code == 0
+        assert result.code == 1 and "unknown: at least" in result.out
         assert_clean(result.out + result.err)
         (model / "config.json").write_text(json.dumps({**LLAMA_7B, "hidden_size": payload}))
         result = run_main("plan", "sft", f"model_name_or_path={model}", "--gpu", "24GiB", "--json")

@@ -217,3 +217,25 @@ def test_all_together_may_do_what_none_does_alone(llama: Architecture, monkeypat
     monkeypatch.setattr(fit, "suggestions", lambda *a, **k: [one for one in real(*a, **k) if one.fits == "no"])
     found = {build_view(asked, llama, [place], RAM).together for place in places}
     assert {"no", "tight", "yes"} <= found
+
+
+@pytest.mark.parametrize("stage", [Stage.SFT, Stage.REWARD, Stage.PPO, Stage.PIPELINE])
+def test_what_nobody_knows_shows_no_figure_that_could_be_taken_for_one(stage: Stage) -> None:
+    strange = architecture_of(CONFIG | {"kv_lora_rank": 512}, "m", "config.json", frozenset())
+    view = build_view(recipe(stage), strange, [gpu(80000)], Memory("RAM", 1 << 50, 1 << 50))
+    assert (view.verdict, view.parts, view.device, view.rules, view.offers) == ("unknown", (), (0, 0), (), ())
+    assert view.reason.startswith("at least ") and view.least and "`kv_lora_rank`" in view.trouble
+    small = build_view(recipe(stage), strange, [gpu(0.1)], RAM)
+    assert small.reason.endswith("which is more than there is")
+    without = build_view(recipe(stage), strange, [], None)
+    assert without.verdict == "unknown" and without.reason.startswith("at least ")
+
+
+def test_a_mixture_in_8_bits_says_how_it_can_be_known() -> None:
+    config = CONFIG | {"model_type": "mixtral", "num_local_experts": 8, "num_experts_per_tok": 2}
+    mixture = architecture_of(config, "m", "config.json", frozenset())
+    view = build_view(recipe(Stage.SFT), mixture, [gpu(80)], RAM)
+    assert view.verdict == "unknown" and "`load_in_8bit: false`" in view.trouble and not view.least
+    known = build_view(recipe(Stage.SFT, "load_in_8bit=false", "dtype=bfloat16"), mixture, [gpu(40)], RAM)
+    assert known.verdict in ("tight", "no")
+    assert not [one for one in known.offers if {"load_in_8bit", "load_in_4bit"} & set(one.changes)]

@@ -289,3 +289,24 @@ def test_where_no_change_is_enough_one_line_says_so(together: str, said: str, he
     lines = drawn(view(offers=offers, together=together), (80, height))
     assert said in lines and "change 3" in "".join(lines) and "then it fits" not in "".join(lines)
     assert not any("None of these" in line for line in drawn(view(), (80, height)))
+
+
+def test_unknown_is_a_verdict_of_its_own_in_glyph_word_and_colour() -> None:
+    strange = view(
+        verdict="unknown", reason="at least 612.8 GiB, which is more than there is", least=True,
+        parameters=657_970_000_000, parts=(), allocated=0, reserved=(0, 0), device=(0, 0), rules=(), offers=(),
+        trouble="architecture `deepseek_v3` is not known",
+    )  # fmt: skip
+    lines = drawn(strange)
+    assert lines[0].endswith("at least 658 B parameters")
+    assert lines[1] == "? unknown  at least 612.8 GiB, which is more than there is"
+    assert "architecture `deepseek_v3` is not known" in "\n".join(lines)
+    assert not [line for line in lines if "fits" in line or "├" in line]
+    looks: dict[str, str] = {}
+
+    async def steps(app: PanelApp, _pilot: Pilot[None]) -> None:
+        for name in ("yes", "tight", "no", "unknown", "text"):
+            looks[name] = str(app.panel.get_component_rich_style(f"budget--{name}"))
+
+    drive(steps)
+    assert len(set(looks.values())) == len(looks)

@@ -10,6 +10,7 @@ import msgspec
 
 from stackllama_engine.budget.cards import device_memory
 from stackllama_engine.budget.estimate import EstimatedRecipe
+from stackllama_engine.budget.fit import at_least, severity
 from stackllama_engine.budget.sharding import Sharding
 from stackllama_engine.contract.errors import ExitCode, UsageError
 from stackllama_engine.contract.recipe import AnyRecipe, MergeRecipe, PipelineRecipe, PPORecipe, RewardRecipe, SFTRecipe
@@ -28,13 +29,20 @@ if TYPE_CHECKING:
 
     from ..feeds.plan_trace import Compared
 
-_VERDICTS = {"yes": ("it fits", "green"), "tight": ("it may fit", "yellow"), "no": ("it does not fit", "red")}
+_VERDICTS = {
+    "yes": ("it fits", "green"),
+    "tight": ("it may fit", "yellow"),
+    "no": ("it does not fit", "red"),
+    "unknown": ("unknown", "magenta"),
+}
+_FIGURES = ("allocated", "reserved", "device", "phase", "components", "phases", "rule_of_thumb")
+"""Keys of the document that say nothing where the verdict is unknown."""
 
 _SHARDED = "sharded by {} over {} GPUs, which this engine does not launch"
 
 
 def plan(arguments: argparse.Namespace) -> int:
-    """``plan STAGE``: 0 whether it fits or not; the verdict is in the output."""
+    """``plan STAGE``: 0 whether it fits or not, the verdict is in the output; 1 where nobody can say."""
     stage = Stage(arguments.stage)
     file, overrides = split_words(arguments.words)
     recipe = load_recipe(stage, file, overrides)
@@ -43,7 +51,8 @@ def plan(arguments: argparse.Namespace) -> int:
     known = _calibration(home) if memory is None else None  # another card: what was measured here says nothing
     places = [(one, _place(one, memory, arguments)) for one in _stages(recipe)]
     plans = [(one, where, make_plan(home, one, where, known, _sharding(where, arguments))) for one, where in places]
-    largest, place, worst = max(plans, key=lambda made: made[2].estimate.device[1])
+    largest, place, worst = max(plans, key=lambda made: (severity(made[2].fits), made[2].estimate.device[1]))
+    code = ExitCode.FAILED if worst.fits == "unknown" else ExitCode.DONE
     traced = _trace(home, largest) if arguments.trace else None
     if arguments.json:
         document = as_document(worst, place)
@@ -53,19 +62,21 @@ def plan(arguments: argparse.Namespace) -> int:
         if traced:
             document["trace"] = _traced_document(traced)
         show_json(document)
-        return ExitCode.DONE
+        return code
     if isinstance(recipe, PipelineRecipe):
-        say(f"Of the pipeline's stages {largest.stage} takes most.")
+        most = max(plans, key=lambda made: made[2].estimate.device[1])[0]
+        decides = "takes most" if most is largest and worst.fits != "unknown" else "decides"
+        say(f"Of the pipeline's stages {largest.stage} {decides}.")
     _print(largest, worst, place)
     if traced:
         _print_trace(traced)
-    return ExitCode.DONE
+    return code
 
 
 def as_document(made: Plan, place: Place) -> dict[str, Any]:
-    """A plan as JSON; every amount in bytes."""
+    """A plan as JSON; every amount in bytes, and null where the verdict is unknown."""
     found, arch = made.estimate, made.architecture
-    return {
+    document: dict[str, Any] = {
         "allocated": found.allocated,
         "reserved": list(found.reserved),
         "device": list(found.device),
@@ -74,6 +85,8 @@ def as_document(made: Plan, place: Place) -> dict[str, Any]:
         "phases": {one.name: one.bytes for one in found.phases},
         "rule_of_thumb": [msgspec.to_builtins(rule) for rule in found.rules],
         "fits": made.fits,
+        "unknown": found.unknown,
+        "at_least": found.least if found.unknown else None,
         "suggestions": msgspec.to_builtins(made.suggestions),
         "rough": found.rough,
         "calibrated": made.calibrated,
@@ -81,6 +94,7 @@ def as_document(made: Plan, place: Place) -> dict[str, Any]:
         "place": msgspec.to_builtins(place),
         "shard": msgspec.to_builtins(made.shard),
     }  # fmt: skip
+    return document | dict.fromkeys(_FIGURES) if found.unknown else document
 
 
 def _traced_document(traced: "Compared") -> dict[str, Any]:
@@ -160,11 +174,19 @@ def _print(recipe: EstimatedRecipe, made: Plan, place: Place) -> None:
 
     found, arch = made.estimate, made.architecture
     verdict, colour = _VERDICTS[made.fits]
+    count = f"{'at least ' if arch.unknown else ''}{_count(arch.parameters)} parameters"
+    about = [
+        ("model", f"{arch.name}: {arch.model_type}, {count}"),
+        ("place", f"{place.name}, {size(place.bytes)}" + (f", one of {place.gpus}" if place.gpus > 1 else "")),
+        *([("what if", _SHARDED.format(made.shard.kind, made.shard.ranks))] if made.shard else []),
+    ]
+    if found.unknown:
+        said = f"{verdict}: {at_least(found, place.bytes)}"
+        show_fields([*about, ("verdict", paint(said, colour, sys.stdout)), ("because", found.unknown)])
+        return
     show_fields(
         [
-            ("model", f"{arch.name}: {arch.model_type}, {_count(arch.parameters)} parameters"),
-            ("place", f"{place.name}, {size(place.bytes)}" + (f", one of {place.gpus}" if place.gpus > 1 else "")),
-            *([("what if", _SHARDED.format(made.shard.kind, made.shard.ranks))] if made.shard else []),
+            *about,
             ("verdict", paint(verdict, colour, sys.stdout)),
             ("allocated", f"{size(found.allocated)} at its peak ({recipe.stage}, {found.peak})"),
             ("reserved", _interval(found.reserved)),

@@ -28,6 +28,8 @@ Verdict = Literal["yes", "tight", "no", "unknown"]
 
 _IN_NAME = re.compile(r"(?<![a-zA-Z0-9.])(\d{1,4}(?:\.\d{1,3})?)\s?([bBmM])(?![a-zA-Z0-9])")
 _GIB = 1 << 30
+_ANY = 1 << 62
+"""Bytes that everything fits into."""
 
 
 class Memory(Struct, frozen=True):
@@ -63,6 +65,8 @@ class BudgetView(Struct, frozen=True, kw_only=True):
     parameters: int | None = None
     guessed: bool = False
     """The parameters are read from the model's name alone."""
+    least: bool = False
+    """There are at least so many parameters: the model is not known."""
     memories: tuple[Memory, ...] = ()
     """The devices of the run, one a process; of a run on the CPU the RAM."""
     note: str = ""
@@ -110,9 +114,10 @@ class _Part(Struct, frozen=True):
 
     @property
     def rank(self) -> tuple[int, bool, int]:
-        """The part to show has the greatest: what does not fit, else what is on a GPU, else the largest."""
-        verdict = fit.fits(self.found, self.room) if self.room is not None else "yes"
-        return ("yes", "tight", "no").index(verdict), self.on_gpu, self.found.device[1]
+        """The part to show has the greatest: what does not fit, else what nobody knows, else what is on a GPU, else the
+        largest."""
+        verdict = fit.fits(self.found, self.room if self.room is not None else _ANY)
+        return fit.severity(verdict), self.on_gpu, self.found.device[1]
 
     def adjust(self, recipe: EstimatedRecipe, found: Estimate) -> Estimate:
         """The same of a changed recipe."""
@@ -152,6 +157,8 @@ def build_view(
     parts = [_part(stage, one, architecture, gpus, ram, reward, calibration) for stage, one in _stages(recipe)]
     worst = max(parts, key=lambda part: part.rank)
     verdict, reason = _verdict(worst)
+    if worst.found.unknown:
+        return _unknown_view(name, architecture, worst, reason, _note(gpus, worst))
     found = _suggestions(worst, architecture, reward) if verdict in ("tight", "no") else []
     return BudgetView(
         model=name,
@@ -169,6 +176,22 @@ def build_view(
         offers=_offers(worst, found),
         together=_together(worst, found, architecture, reward),
         trouble=one_line(worst.found.rough or trouble),
+    )
+
+
+def _unknown_view(name: str, architecture: Architecture, part: _Part, reason: str, note: str) -> BudgetView:
+    """No figure that could be taken for an estimate: what is certain, and why there is no more."""
+    known = architecture.unknown is None
+    return BudgetView(
+        model=name,
+        parameters=architecture.parameters,
+        least=not known,
+        memories=_shown(part.memories),
+        note=note,
+        verdict="unknown",
+        reason=reason,
+        rules=_rules(part.found.rules, part.recipe) if known else (),
+        trouble=one_line("; ".join(filter(None, (part.found.unknown, part.found.rough)))),
     )
 
 
@@ -213,10 +236,11 @@ def _without_estimate(
         model=name,
         parameters=parameters,
         guessed=architecture is None and parameters is not None,
+        least=architecture is not None and architecture.unknown is not None,
         memories=_shown(memories),
         note="" if gpus else "no GPU: the CPU and its RAM",
         reason=trouble or ("no estimate yet" if name else "choose a model"),
-        rules=_rules(rules_for(parameters), None) if parameters else (),
+        rules=_rules(rules_for(parameters), None) if parameters and not (architecture and architecture.unknown) else (),
     )
 
 
@@ -256,6 +280,8 @@ def _shown(memories: Sequence[Memory]) -> tuple[Memory, ...]:
 
 def _verdict(part: _Part) -> tuple[Verdict, str]:
     room, empty, (low, high) = part.room, part.empty, part.found.device
+    if part.found.unknown:
+        return "unknown", fit.at_least(part.found, empty)
     if room is None or empty is None:
         return "unknown", f"needs {gib_range(part.found.device)}"
     verdict = fit.fits(part.found, room)

@@ -53,7 +53,7 @@ def model_facts(entry: ModelEntry) -> list[str]:
     shape = entry.architecture
     if shape is None:
         return []
-    found = [one_line(shape.model_type), billions(shape.parameters)]
+    found = [one_line(shape.model_type), ("≥ " if shape.unknown else "") + billions(shape.parameters)]
     return [*found, size(shape.bytes_on_disk)] if shape.bytes_on_disk else found
 
 

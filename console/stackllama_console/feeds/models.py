@@ -126,7 +126,7 @@ def _entry(name: str, kind: Kind, path: Path, note: str | None = None) -> ModelE
     """A model of these files; what is wrong with them becomes its trouble."""
     try:
         architecture = read_architecture(path)
-        note = note or _not_a_writer(path) or architecture.rough
+        note = note or _not_a_writer(path) or architecture.unknown or architecture.rough
     except (UsageError, OSError) as error:
         return ModelEntry(name=name, kind=kind, trouble=one_line(str(error)))
     if name.startswith("-") or not name.isprintable():

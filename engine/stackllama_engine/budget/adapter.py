@@ -20,13 +20,13 @@ def targets(arch: Architecture, modules: list[str] | str | None) -> tuple[Linear
     """
     if modules is None:
         if arch.default_targets is None:
-            return arch.linears
-        return tuple(linear for linear in arch.linears if linear.name in arch.default_targets)
+            return arch.adaptable
+        return tuple(linear for linear in arch.adaptable if linear.name in arch.default_targets)
     if modules == ALL_LINEAR:
-        return arch.linears
+        return arch.adaptable
     if isinstance(modules, str):
-        return tuple(linear for linear in arch.linears if _matches(modules, linear.name))
-    return tuple(linear for linear in arch.linears if _ends_alike(linear.name, modules))
+        return tuple(linear for linear in arch.adaptable if _matches(modules, linear.name))
+    return tuple(linear for linear in arch.adaptable if _ends_alike(linear.name, modules))
 
 
 def parameters(chosen: tuple[Linear, ...], rank: int, layers: int) -> int:

@@ -17,6 +17,8 @@ from . import gguf, safetensors
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
 _MOST_CONFIG = 4 << 20
 _CONFIG = "config.json"
+_SAME = 0.02
+"""Share by which a model's files may hold more or less than its sizes make, as with rows of padding."""
 
 
 class Linear(Struct, frozen=True):
@@ -56,7 +58,11 @@ class Architecture(Struct, frozen=True, kw_only=True):
     """Of the checkpoint, as ``config.json`` or the files name them; the most frequent first."""
     bytes_on_disk: int = 0
     rough: str | None = None
-    """Why the numbers are rough: what was missing or unknown. None: nothing was."""
+    """Why the numbers are rough: what was missing. None: nothing was."""
+    unknown: str | None = None
+    """Why `parameters` is but the least that there are: something of the model is not counted. None: all of it is."""
+    packed: float | None = None
+    """Of a checkpoint that is quantised already: least bytes of an element. None: it is not."""
     linears: tuple[Linear, ...] = ()
     norms: int = 0
     """Elements of the norms of one layer."""
@@ -91,9 +97,20 @@ class Architecture(Struct, frozen=True, kw_only=True):
         return sum(linear.inputs * linear.outputs * linear.count for linear in self.linears)
 
     @property
+    def adaptable(self) -> tuple[Linear, ...]:
+        """The matrices that are modules of their own: LoRA may adapt and bitsandbytes quantise them. The experts of a
+        mixture are one parameter of three dimensions in transformers 5, which both leave alone."""
+        return tuple(linear for linear in self.linears if linear.count == 1)
+
+    @property
     def layer_rows(self) -> int:
-        """Output rows of one layer's matrices: int8 has a scale for each."""
-        return sum(linear.outputs * linear.count for linear in self.linears)
+        """Output rows of one layer's matrices that are quantised: int8 has a scale for each."""
+        return sum(linear.outputs for linear in self.adaptable)
+
+    @property
+    def expert(self) -> int:
+        """Elements of the experts of all layers."""
+        return self.layers * sum(one.inputs * one.outputs * one.count for one in self.linears if one.count > 1)
 
     @property
     def linear(self) -> int:
@@ -157,20 +174,35 @@ def _read_directory(path: Path) -> Architecture:
     files = safetensors.read_files(path)
     shape = architecture_of(config, path.name, str(path / _CONFIG), files.modules)
     changes: dict[str, Any] = {"bytes_on_disk": files.bytes_on_disk}
-    notes = [shape.rough] if shape.rough else []
     if not shape.dtypes and files.dtypes:
         changes["dtypes"] = files.dtypes
+    notes = [shape.rough] if shape.rough else []
     if files.missing:
         notes.append(f"{files.missing} of {files.expected} weight files are missing")
-    elif files.parameters:
-        packed = isinstance(config.get("quantization_config"), dict)
-        if packed:
-            notes.append("the checkpoint is quantised already, so its files do not tell the number of parameters")
-        else:
-            changes["parameters"] = files.parameters
-            if abs(files.parameters - shape.parameters) > 0.02 * shape.parameters:
-                notes.append(f"its files hold {files.parameters:,} parameters, its sizes make {shape.parameters:,}")
+    if shape.packed:
+        method = _quantised_by(config)
+        said = f"its weights are quantised already ({method})"
+        changes["unknown"] = "; ".join(filter(None, (shape.unknown, said)))
+    else:
+        promised = files.promised or files.promised_bytes // shape.checkpoint_bytes
+        changes |= _counted(shape, promised if files.missing or not files.parameters else files.parameters)
     return msgspec.structs.replace(shape, **changes, rough="; ".join(notes) or None)
+
+
+def _counted(shape: Architecture, held: int) -> dict[str, Any]:
+    """What the number of elements in a model's files changes: where it is another than its sizes make, something is
+    not counted, and the larger number is believed."""
+    if not held:
+        return {}
+    if shape.unknown or abs(held - shape.parameters) > _SAME * shape.parameters:
+        why = f"its files hold {held:,} parameters, its sizes make {shape.parameters:,}"
+        return {"parameters": max(held, shape.parameters), "unknown": shape.unknown or why}
+    return {"parameters": held}
+
+
+def _quantised_by(config: dict[str, Any]) -> str:
+    """The method of a checkpoint that is quantised already."""
+    return str(config["quantization_config"].get("quant_method", "by what is not said"))[:40]
 
 
 def _read_gguf(path: Path) -> Architecture:
@@ -178,7 +210,6 @@ def _read_gguf(path: Path) -> Architecture:
 
     header = gguf.read_header(path)
     shape = architecture_of(gguf.as_config(header, path), path.stem, str(path), header.modules)
+    changes = _counted(shape, header.parameters)
     # transformers dequantises a .gguf file to float32 and casts from there
-    return msgspec.structs.replace(
-        shape, parameters=header.parameters, bytes_on_disk=path.stat().st_size, dtypes=("float32",)
-    )
+    return msgspec.structs.replace(shape, **changes, bytes_on_disk=path.stat().st_size, dtypes=("float32",))

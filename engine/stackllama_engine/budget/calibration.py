@@ -142,6 +142,8 @@ def narrow(found: Estimate, kind: Kind, rows: Iterable[Row]) -> tuple[Estimate, 
         kind: of the run that is planned.
         rows: of this home.
     """
+    if found.unknown:  # an interval around a guess
+        return found, None
     interval = measured_interval(found, on_gpu=kind.on_gpu)
     size = max(1, interval[0])
     alike = [row for row in rows if row.kind == kind and 1 / _ALIKE <= row.interval[0] / size <= _ALIKE]

@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from ..contract.errors import UsageError
 from ..contract.recipe import MergeRecipe, PPORecipe, RewardRecipe, SFTRecipe, TrainRecipe
-from . import adapter, device, head, merging, optimizer, sampling, sharding, training, weights
+from . import adapter, device, head, least, merging, optimizer, sampling, sharding, training, weights
 from .activations import Attention, LayerMode
 from .architecture import DTYPE_BYTES, Architecture
 from .parts import Component, PhaseEstimate
@@ -36,6 +36,10 @@ class Estimate(Struct, frozen=True, kw_only=True):
     rules: list[Rule]
     rough: str | None = None
     """Why the figures are rough; None where nothing was missing."""
+    unknown: str | None = None
+    """Why the figures are a guess, of which only :attr:`least` is certain; None: they are an estimate."""
+    least: int = 0
+    """Bytes that are certainly needed, where the rest is unknown."""
 
 
 def estimate(
@@ -65,12 +69,18 @@ def estimate(
             share = _vllm_share(recipe, device_bytes)
             found = _ppo(recipe, arch, on_gpu, reward, share)
             if share is not None:
-                least = weights.base(arch, precision_of(recipe, arch))
-                rough = "; ".join(filter(None, (rough, _vllm_note(recipe, share, least))))
+                held = weights.base(arch, precision_of(recipe, arch))
+                rough = "; ".join(filter(None, (rough, _vllm_note(recipe, share, held))))
         case MergeRecipe():
             chosen = adapter.targets(arch, None)
             found = merging.phases(arch, adapter.parameters(chosen, 16, arch.layers), DTYPE_BYTES[recipe.dtype])
-    return msgspec.structs.replace(summed(found, arch, gpus=gpus, on_gpu=on_gpu), rough=rough)
+    why = least.unknown(recipe, arch, reward)
+    return msgspec.structs.replace(
+        summed(found, arch, gpus=gpus, on_gpu=on_gpu),
+        rough=rough,
+        unknown=why,
+        least=least.least(recipe, arch, reward) if why else 0,
+    )
 
 
 def estimate_sharded(
@@ -88,7 +98,12 @@ def estimate_sharded(
         )
     work = workload(recipe, arch, gpus=1, on_gpu=on_gpu)
     found = [sharding.sharded(one, work, shard) for one in training.phases(work)]
-    return summed(found, arch, gpus=shard.ranks, on_gpu=on_gpu)
+    why = least.unknown(recipe, arch, shard=shard)
+    return msgspec.structs.replace(
+        summed(found, arch, gpus=shard.ranks, on_gpu=on_gpu),
+        unknown=why,
+        least=least.least(recipe, arch, shard=shard, phases=found) if why else 0,
+    )
 
 
 def summed(phases: list[PhaseEstimate], arch: Architecture, *, gpus: int, on_gpu: bool) -> Estimate:

@@ -15,7 +15,7 @@ from ..contract.recipe_io import build_recipe
 from .architecture import Architecture
 from .estimate import Estimate, EstimatedRecipe, estimate
 
-Fits = Literal["yes", "tight", "no"]
+Fits = Literal["yes", "tight", "no", "unknown"]
 Adjust = Callable[[EstimatedRecipe, Estimate], Estimate]
 _WORTH = 0.01
 """Least saving, as a share of the peak, that is worth a line."""
@@ -23,7 +23,7 @@ _WORTH_TOGETHER = 0.03
 """The same for one of several changes."""
 _MOST_TOGETHER = 8
 _SHORTEST = 64
-_ORDER: dict[Fits, int] = {"yes": 0, "tight": 1, "no": 2}
+_ORDER: dict[Fits, int] = {"yes": 0, "tight": 1, "unknown": 2, "no": 3}
 
 
 class Suggestion(Struct, frozen=True, kw_only=True):
@@ -48,11 +48,27 @@ class _Change(Struct, frozen=True):
 
 
 def fits(found: Estimate, device_bytes: int) -> Fits:
-    """``yes``: even the pessimistic end fits; ``tight``: only the optimistic one; ``no``: not even that."""
+    """``yes``: even the pessimistic end fits; ``tight``: only the optimistic one; ``no``: not even that; ``unknown``:
+    nobody can say, whatever there is."""
+    if found.unknown:
+        return "unknown"
     low, high = found.device
     if high <= device_bytes:
         return "yes"
     return "tight" if low <= device_bytes else "no"
+
+
+def severity(verdict: Fits) -> int:
+    """Rank of a verdict: of several parts of a run, the one with the highest speaks for all."""
+    return _ORDER[verdict]
+
+
+def at_least(found: Estimate, device_bytes: int | None = None) -> str:
+    """How an unknown verdict goes on: what is certain, and whether that alone is too much."""
+    said = f"at least {found.least / (1 << 30):.1f} GiB"
+    if device_bytes is not None and found.least > device_bytes:
+        return f"{said}, which is more than there is"
+    return said
 
 
 def suggestions(
@@ -68,7 +84,8 @@ def suggestions(
 ) -> list[Suggestion]:
     """Changes that save memory: those that make it fit first, among them the cheapest first.
 
-    Where none is enough alone, the last one is several of them together. Every change gives a valid recipe.
+    Where none is enough alone, the last one is several of them together. Every change gives a valid recipe, and one
+    whose need is known; none is made where the recipe's own is not.
 
     Args:
         recipe: what is to run.
@@ -85,6 +102,8 @@ def suggestions(
 
     workplace = _Workplace(arch, device_bytes, gpus, on_gpu, reward, adjust, card or device_bytes)
     before = workplace.measure(recipe)
+    if before.unknown:  # a saving from a guess is another guess
+        return []
     ladders = enumerate(_ladders(recipe, on_gpu))
     best = [(rank, workplace.best_of(options, recipe, before)) for rank, options in ladders]
     found = [(rank, one) for rank, one in best if one and one.saving > _WORTH * before.allocated]
@@ -124,6 +143,8 @@ class _Workplace(Struct, frozen=True):
             if changed is None:
                 continue
             after = self.measure(changed)
+            if after.unknown:
+                continue
             suggestion = Suggestion(
                 title=option.title,
                 changes=changes,

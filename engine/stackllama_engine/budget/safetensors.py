@@ -6,7 +6,7 @@ https://huggingface.co/docs/safetensors/index#format. Only headers are read, and
 import math
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 from msgspec import Struct
@@ -16,6 +16,7 @@ from ..contract.errors import UsageError
 INDEX = "model.safetensors.index.json"
 _MOST_HEADER = 32 << 20
 _MOST_FILES = 2000
+_MOST_SIZE = 1 << 50
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
 _PICKLES = "*.bin"
 
@@ -46,6 +47,10 @@ class Files(Struct, frozen=True, kw_only=True):
     """Names of tensors of the first layer and outside layers, to tell biases and ties by."""
     missing: int = 0
     expected: int = 0
+    promised: int = 0
+    """Elements that the index says there are; 0: it does not."""
+    promised_bytes: int = 0
+    """Bytes of tensors, likewise."""
 
 
 def read_files(path: Path) -> Files:
@@ -56,8 +61,9 @@ def read_files(path: Path) -> Files:
         OSError: unreadable.
     """
     index = path / INDEX
+    said: dict[str, int] = {}
     if index.is_file():
-        names = _index_files(index)
+        names, said = _read_index(index)
     else:
         names = sorted(file.name for file in path.glob("*.safetensors") if not file.name.startswith("."))
         names = ["model.safetensors"] if "model.safetensors" in names else names
@@ -83,6 +89,8 @@ def read_files(path: Path) -> Files:
         modules=frozenset(seen),
         missing=len(names) - len(present),
         expected=len(names),
+        promised=said.get("total_parameters", 0),
+        promised_bytes=said.get("total_size", 0),
     )
 
 
@@ -117,15 +125,20 @@ def read_header(file: Path, most: int = _MOST_HEADER) -> tuple[dict[str, Tensor]
     return tensors, length
 
 
-def _index_files(index: Path) -> list[str]:
+def _read_index(index: Path) -> tuple[list[str], dict[str, int]]:
+    """The files that an index names, and the sizes that it gives of them together."""
     size = index.stat().st_size
     if size > _MOST_HEADER:
         raise UsageError(f"{index}: larger than any index; it is not read.")
     try:
-        weight_map: Any = msgspec.json.decode(index.read_bytes(), type=dict[str, Any]).get("weight_map")
-        names = set(msgspec.convert(weight_map, dict[str, str]).values())
+        content: dict[str, Any] = msgspec.json.decode(index.read_bytes(), type=dict[str, Any])
+        names = set(msgspec.convert(content.get("weight_map"), dict[str, str]).values())
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError(f"{index}: not an index of weight files: {error}.") from None
     if bad := sorted(name for name in names if "/" in name or "\0" in name or not name.endswith(".safetensors")):
         raise UsageError(f"{index}: names a weight file outside its directory: {bad[0][:80]!r}.")
-    return sorted(names)
+    metadata = content.get("metadata")
+    told = cast("dict[str, Any]", metadata) if isinstance(metadata, dict) else {}
+    # total_size is a float in some files of older writers
+    sizes = {name: int(value) for name, value in told.items() if type(value) in (int, float) and 0 < value < _MOST_SIZE}
+    return sorted(names), sizes

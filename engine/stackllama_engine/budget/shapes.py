@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Struct
 
 from ..contract.errors import UsageError
+from . import known
 from .architecture import DTYPE_BYTES, Architecture, Linear
 
 _QV = ("q_proj", "v_proj")
@@ -23,13 +24,6 @@ _TARGETS: dict[str, tuple[str, ...]] = {
     "gpt_neox": ("query_key_value",),
     "gpt2": ("c_attn",),
 }
-_LLAMA = frozenset(
-    {
-        "llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen2_moe", "qwen3_moe", "gemma", "gemma2", "gemma3",
-        "gemma3_text", "stablelm", "olmo", "granite", "smollm3",
-    }
-)  # fmt: skip
-_KNOWN = _LLAMA | {"phi", "phi3", "gpt_neox", "gpt2"}
 _QKV_BIAS = frozenset({"qwen2", "qwen2_moe"})
 _TIED = frozenset({"gemma", "gemma2", "gemma3", "gemma3_text", "gpt2"})
 """Families whose configuration class ties embedding and head where the file says nothing."""
@@ -40,7 +34,15 @@ _ALIASES = {
     "intermediate_size": ("intermediate_size", "n_inner", "ffn_dim", "d_ff"),
     "max_position_embeddings": ("max_position_embeddings", "n_positions"),
 }
-_DEFAULTS = {"gemma": {"head_dim": 256}, "gemma2": {"head_dim": 256}, "gemma3_text": {"head_dim": 256}}
+_DEFAULTS = {
+    "gemma": {"head_dim": 256},
+    "gemma2": {"head_dim": 256},
+    "gemma3_text": {"head_dim": 256},
+    "mistral": {"num_key_value_heads": 8},
+    "mixtral": {"num_key_value_heads": 8},
+    "qwen3": {"head_dim": 128},
+}
+"""Of transformers' configuration classes, where they differ from what other sizes give."""
 _MOST = {
     "hidden_size": 1 << 20, "num_hidden_layers": 4096, "num_attention_heads": 1 << 14, "num_key_value_heads": 1 << 14,
     "head_dim": 1 << 14, "intermediate_size": 1 << 22, "vocab_size": 1 << 26, "max_position_embeddings": 1 << 32,
@@ -90,7 +92,6 @@ def architecture_of(config: Mapping[str, Any], name: str, where: str, modules: f
     config = _text_config(config)
     given = config.get("model_type") or outer.get("model_type")
     model_type = given if isinstance(given, str) else ""
-    known = model_type in _KNOWN
     sizes = _sizes(config, model_type, where)
     family = _family(model_type)
     linears = _LAYERS[family](sizes, _flag(config, "attention_bias", model_type in _QKV_BIAS), config)
@@ -103,6 +104,11 @@ def architecture_of(config: Mapping[str, Any], name: str, where: str, modules: f
     router = sizes.hidden * sizes.experts if sizes.experts else 0
     head = 0 if tied else sizes.vocab * sizes.hidden
     parameters = sizes.vocab * sizes.hidden + head + extra + sizes.layers * (matrices + bias + norms + router)
+    unknown = known.unknown(model_type, config, outer)
+    if unknown:
+        parameters = known.least_parameters(
+            model_type, config, hidden=sizes.hidden, layers=sizes.layers, vocab=sizes.vocab
+        )
     return Architecture(
         name=name,
         model_type=model_type or "unknown",
@@ -119,7 +125,9 @@ def architecture_of(config: Mapping[str, Any], name: str, where: str, modules: f
         experts=sizes.experts,
         experts_used=sizes.experts_used,
         dtypes=_dtypes(config, outer),
-        rough=_rough(model_type, known, sizes),
+        rough="a mixture of experts: activations are approximate" if sizes.experts and not unknown else None,
+        unknown=unknown,
+        packed=known.packed_bytes(outer),
         linears=linears,
         norms=norms,
         extra=extra,
@@ -249,7 +257,7 @@ def _sizes(config: Mapping[str, Any], model_type: str, where: str) -> Sizes:
     if hidden < heads and "head_dim" not in config:
         raise UsageError(f"{where}: `hidden_size: {hidden}` is less than `num_attention_heads: {heads}`.")
     experts = _size(config, "num_local_experts", where, 0) or _size(config, "num_experts", where, 0)
-    dense = 4 * hidden if model_type in ("gpt2", "") or model_type not in _KNOWN else None
+    dense = 4 * hidden if model_type in ("gpt2", "") or model_type not in known.TYPES else None
     intermediate = _size(config, "intermediate_size", where, dense)
     if experts:
         intermediate = _size(config, "moe_intermediate_size", where, intermediate)
@@ -292,7 +300,7 @@ def _tied(config: Mapping[str, Any], outer: Mapping[str, Any], model_type: str, 
     """What the configuration says, as in transformers, which ties after loading; else the family's default."""
     if modules & {"lm_head.weight", "embed_out.weight"}:
         return _flag(config, "tie_word_embeddings", _flag(outer, "tie_word_embeddings", False))
-    unsaid = model_type in _TIED or model_type not in _KNOWN  # transformers' own default is True
+    unsaid = model_type in _TIED or model_type not in known.TYPES  # transformers' own default is True
     return _flag(config, "tie_word_embeddings", _flag(outer, "tie_word_embeddings", unsaid))
 
 
@@ -311,11 +319,3 @@ def _activation(config: Mapping[str, Any], family: str) -> str:
         if isinstance(value, str):
             return value
     return {"gpt2": "gelu_new", "phi": "gelu_new", "neox": "gelu", "gemma": "gelu_pytorch_tanh"}.get(family, "silu")
-
-
-def _rough(model_type: str, known: bool, sizes: Sizes) -> str | None:
-    if not known:
-        return f"architecture `{model_type[:40] or 'unknown'}` is not known: counted as a Llama of the same sizes"
-    if sizes.experts:
-        return "a mixture of experts: activations are approximate"
-    return None

@@ -28,12 +28,14 @@ def four_bit(elements: int, double: bool) -> int:
 
 
 def matrices(arch: Architecture, precision: Precision) -> int:
-    """The matrices inside layers, which are what is quantised."""
+    """The matrices inside layers, which are what is quantised; the experts of a mixture are not, and are as wide as
+    everything else that is not."""
+    if precision.quant is None:
+        return plain(arch.linear, precision.native)
+    quantised, experts = arch.linear - arch.expert, plain(arch.expert, precision.other)
     if precision.quant == "int8":
-        return int8(arch.linear, arch.layers * arch.layer_rows)
-    if precision.quant == "4bit":
-        return four_bit(arch.linear, precision.double_quant)
-    return plain(arch.linear, precision.native)
+        return int8(quantised, arch.layers * arch.layer_rows) + experts
+    return four_bit(quantised, precision.double_quant) + experts
 
 
 def base(arch: Architecture, precision: Precision, *, head: bool = True) -> int:

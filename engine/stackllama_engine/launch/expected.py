@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from ..budget import least
 from ..budget.architecture import Architecture, read_architecture
 from ..budget.estimate import Estimate, estimate
 from ..contract.errors import UsageError
@@ -34,7 +35,8 @@ class Expected(Struct, frozen=True, kw_only=True):
 
 
 def expected(run: RunDir, stage: Stage) -> Expected | None:
-    """The estimate of a launched training run; None for other runs, and where the model's files are not here.
+    """The estimate of a launched training run; None for other runs, and where nobody can say: the model's files are not
+    here, or not known.
 
     Raises:
         UsageError: recipe, launch or model files cannot be read.
@@ -51,6 +53,8 @@ def expected(run: RunDir, stage: Stage) -> Expected | None:
     gpus = recipe.num_processes or 1
     architecture = read_architecture(files)
     reward = _own_reward(recipe, files) if isinstance(recipe, PPORecipe) else None
+    if least.unknown(recipe, architecture, reward):
+        return None
     card = first_card() if on_gpu and isinstance(recipe, PPORecipe) and recipe.use_vllm else None
     return Expected(
         recipe=recipe,

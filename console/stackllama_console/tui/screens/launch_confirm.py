@@ -14,7 +14,12 @@ from ...sanitise import one_line
 from ..look import rich_colour
 
 _LABEL = 9
-VERDICTS = {"yes": ("✓ fits", "success"), "tight": ("! tight", "warning"), "no": ("✗ does not fit", "error")}
+VERDICTS = {
+    "yes": ("✓ fits", "success"),
+    "tight": ("! tight", "warning"),
+    "no": ("✗ does not fit", "error"),
+    "unknown": ("? unknown", "primary"),
+}
 
 
 class Summary(Struct, frozen=True, kw_only=True):

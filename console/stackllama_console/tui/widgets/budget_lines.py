@@ -83,7 +83,7 @@ def _head(view: BudgetView, width: int, style: StyleOf) -> list[Block]:
     sizes: list[str] = []
     if view.parameters:
         count = billions(view.parameters)
-        sizes = [f"{count} parameters"]
+        sizes = [f"at least {count} parameters", f"≥ {count}"] if view.least else [f"{count} parameters"]
         if view.guessed:  # that it is a guess is said in any case
             sizes = [f"≈ {count} parameters, from its name", f"≈ {count}, from its name"]
     size = next((size for size in sizes if width - len(size) - 2 >= min(cell_len(name), _LEAST_MODEL)), "")

@@ -48,7 +48,7 @@ class BudgetPanel(Widget, can_focus=True):
         & .budget--yes { color: $success; text-style: bold; }
         & .budget--tight { color: $warning; text-style: bold; }
         & .budget--no { color: $error; text-style: bold; }
-        & .budget--unknown { color: $foreground; text-style: bold; }
+        & .budget--unknown { color: $primary; text-style: bold; }
         & .budget--part-1 { color: $primary; }
         & .budget--part-2 { color: $accent; }
         & .budget--part-3 { color: $success; }

@@ -1,0 +1,165 @@
+"""Which configurations are counted exactly, and what is certain of all others.
+
+A model type is here because its count was compared with transformers' own classes (``tests/budget/test_known.py``). A
+key of its configuration that may be a size and is on no list here (``kv_lora_rank``, ``n_routed_experts``) makes the
+model unknown: what it adds is not counted, and a verdict would be a guess.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, cast
+
+TYPES = frozenset(
+    {
+        "llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe", "gemma", "gemma2", "gemma3_text", "stablelm",
+        "olmo", "granite", "smollm3", "phi", "phi3", "gpt_neox", "gpt2",
+    }
+)  # fmt: skip
+"""Model types that are counted exactly."""
+
+_SIZES = frozenset(
+    {
+        "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
+        "intermediate_size", "vocab_size", "max_position_embeddings", "tie_word_embeddings",
+    }
+)  # fmt: skip
+_MOE_SIZES = frozenset({"num_experts", "num_local_experts", "num_experts_per_tok"})
+_OWN: dict[str, frozenset[str]] = {
+    "llama": frozenset({"attention_bias", "mlp_bias"}),
+    "qwen2": frozenset({"attention_bias"}),  # it has biases whatever the file says
+    "qwen3": frozenset({"attention_bias"}),
+    "qwen3_moe": _MOE_SIZES | {"attention_bias", "moe_intermediate_size"},
+    "mixtral": _MOE_SIZES,
+    "gemma": frozenset({"attention_bias"}),
+    "gemma2": frozenset({"attention_bias"}),
+    "gemma3_text": frozenset({"attention_bias"}),
+    "granite": frozenset({"attention_bias", "mlp_bias"}),
+    "olmo": frozenset({"attention_bias"}),
+    "smollm3": frozenset({"attention_bias", "mlp_bias"}),
+    "stablelm": frozenset({"use_qkv_bias"}),
+    "gpt_neox": frozenset({"attention_bias"}),
+    "gpt2": frozenset({"n_embd", "n_layer", "n_head", "n_positions", "n_inner"}),
+}
+"""Further keys that are counted, by model type."""
+_NO_SIZE = frozenset(
+    {
+        "architectures", "attn_logit_softcapping", "auto_map", "chunk_size_feed_forward", "do_sample",
+        "embedding_multiplier", "final_logit_softcapping", "hidden_dropout", "attention_dropout", "id2label",
+        "label2id", "logits_scaling", "max_length", "max_sequence_length", "max_window_layers", "min_length", "n_ctx",
+        "no_rope_layer_interval", "no_rope_layers", "norm_topk_prob", "num_beams", "num_labels",
+        "original_max_position_embeddings", "output_attentions", "output_hidden_states", "output_router_logits",
+        "pretraining_tp", "quantization_config", "query_pre_attn_scalar", "return_dict", "rope_local_base_freq",
+        "rope_parameters", "rope_scaling", "rope_theta", "rotary_emb_base", "scale_attn_weights", "sliding_window",
+        "sliding_window_pattern", "summary_proj_to_labels", "summary_use_proj", "task_specific_params", "top_k",
+        "torchscript", "use_bidirectional_attention", "use_cache", "use_parallel_residual", "use_sliding_window",
+    }
+)  # fmt: skip
+"""Keys that add no parameter, whatever they say."""
+_NEUTRAL: dict[str, tuple[Any, ...]] = {"decoder_sparse_step": (1,), "text_config": ()}
+_LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
+_NO_SIZE_ENDINGS = ("_token_id", "_token_ids", "_token_index")
+_PRIVATE = ("_", "unsloth")
+_MOST_NAMED = 4
+_PACKED_LEAST = 0.2
+"""Bytes: three values in less than two bits, the fewest that any method keeps."""
+_PACKED_BYTES = {"fp8": 1.0, "fbgemm_fp8": 1.0, "mxfp4": 0.5, "awq": 0.5}
+
+_EXPERT_KEYS: dict[str, tuple[str, str]] = {
+    "deepseek_v2": ("n_routed_experts", "moe_intermediate_size"),
+    "deepseek_v3": ("n_routed_experts", "moe_intermediate_size"),
+    "glm4_moe": ("n_routed_experts", "moe_intermediate_size"),
+    "qwen2_moe": ("num_experts", "moe_intermediate_size"),
+    "qwen3_next": ("num_experts", "moe_intermediate_size"),
+    "gpt_oss": ("num_local_experts", "intermediate_size"),
+}
+"""Where a type that is not counted says how many experts it has, and how wide each is."""
+_EXPERTS_OF_ANY = ("n_routed_experts", "num_local_experts", "num_experts", "moe_num_experts")
+
+
+def unknown(model_type: str, config: Mapping[str, Any], outer: Mapping[str, Any]) -> str | None:
+    """Why a configuration is not counted exactly; None: it is.
+
+    Args:
+        model_type: of the language model.
+        config: the language model's part.
+        outer: the whole file.
+    """
+    if model_type not in TYPES:
+        return f"architecture `{model_type[:40] or 'unknown'}` is not known"
+    if strange := sorted({*_strange(model_type, config), *_strange(model_type, outer)}):
+        named = ", ".join(f"`{key[:40]}`" for key in strange[:_MOST_NAMED])
+        more = f" and {len(strange) - _MOST_NAMED} more" if len(strange) > _MOST_NAMED else ""
+        return f"`{model_type}` with {named}{more} is not known: what that adds is not counted"
+    return None
+
+
+def least_parameters(model_type: str, config: Mapping[str, Any], *, hidden: int, layers: int, vocab: int) -> int:
+    """Parameters that a model has at least, whatever it is: an embedding, a square matrix in every layer, and the
+    experts of types that say how many they have.
+
+    Smaller than every causal language model of transformers at its class's own sizes; no bound for models whose layers
+    share weights.
+    """
+    return vocab * hidden + layers * hidden * hidden + _experts(model_type, config, hidden, layers)
+
+
+def experts_of(config: Mapping[str, Any]) -> int:
+    """Experts in each layer, under whatever key a configuration has them; 0: it is no mixture."""
+    found = [part.get(key) for part in (config, _object(config.get("text_config"))) for key in _EXPERTS_OF_ANY]
+    return max((count for count in found if type(count) is int and count > 1), default=0)
+
+
+def packed_bytes(config: Mapping[str, Any]) -> float | None:
+    """Least bytes of an element of a checkpoint that is quantised already; None: it is not."""
+    given = _object(config.get("quantization_config"))
+    if not given:
+        return None
+    bits = given.get("bits")
+    if type(bits) is int and 1 <= bits <= 16:
+        return bits / 8
+    if given.get("load_in_8bit") is True:
+        return 1.0
+    if given.get("load_in_4bit") is True:
+        return 0.5
+    return _PACKED_BYTES.get(str(given.get("quant_method")), _PACKED_LEAST)
+
+
+def _object(value: Any) -> Mapping[str, Any]:
+    """An object of a configuration; empty where it is something else."""
+    return cast("Mapping[str, Any]", value) if isinstance(value, dict) else {}
+
+
+def _strange(model_type: str, config: Mapping[str, Any]) -> Iterable[str]:
+    """Keys that may add parameters and are not counted."""
+    counted = _SIZES | _OWN.get(model_type, frozenset[str]())
+    for key, value in config.items():
+        if key in counted or key in _NO_SIZE or key.endswith(_NO_SIZE_ENDINGS) or key.startswith(_PRIVATE):
+            continue
+        if _may_be_a_size(key, value):
+            yield key
+
+
+def _may_be_a_size(key: str, value: Any) -> bool:
+    """Whether a value says more than a number that scales, a name, or that something is off."""
+    if value is None or value is False or isinstance(value, float | str) or value in (0, [], {}):
+        return False
+    if key == "layer_types" and isinstance(value, list):
+        return not _LAYER_TYPES.issuperset(str(one) for one in cast("list[object]", value))
+    if key == "text_config":
+        return not isinstance(value, dict)
+    return value not in _NEUTRAL.get(key, ())
+
+
+def _experts(model_type: str, config: Mapping[str, Any], hidden: int, layers: int) -> int:
+    keys = _EXPERT_KEYS.get(model_type)
+    if keys is None:
+        return 0
+    count, width = (_whole(config, key) for key in keys)
+    dense, step = _whole(config, "first_k_dense_replace"), max(1, _whole(config, "decoder_sparse_step"))
+    plain = config.get("mlp_only_layers")
+    dense += len(cast("list[object]", plain)) if isinstance(plain, list) else 0
+    return max(0, layers - dense) // step * count * 3 * hidden * width
+
+
+def _whole(config: Mapping[str, Any], key: str) -> int:
+    value = config.get(key)
+    return value if type(value) is int and 0 < value < 1 << 22 else 0

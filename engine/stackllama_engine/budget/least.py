@@ -1,0 +1,96 @@
+"""What a run takes at least where the estimate does not know what it takes: a verdict must then not be "it fits".
+
+Nothing is counted here that might not be there: no activations, no fragmentation, no context of the device.
+"""
+
+from ..contract.recipe import MergeRecipe, PPORecipe, RewardRecipe, SFTRecipe
+from . import optimizer, sharding, weights
+from .architecture import Architecture
+from .parts import PhaseEstimate
+from .precision import Precision, native_bytes, precision_of
+
+_STANDING = ("base weights", "adapter", "gradients", "optimizer")
+_FOUR_BITS = 0.5
+"""Bytes of a weight in nf4 or fp4, without its scales."""
+
+
+def unknown(
+    recipe: SFTRecipe | RewardRecipe | PPORecipe | MergeRecipe,
+    arch: Architecture,
+    reward: Architecture | None = None,
+    shard: sharding.Sharding | None = None,
+) -> str | None:
+    """Why an estimate is but a guess; None: it is one to go by.
+
+    Args:
+        recipe: any stage's but a pipeline's.
+        arch: of the model.
+        reward: PPO's reward model where it is one of its own.
+        shard: how the run would be shared out among GPUs, which is a what-if.
+    """
+    reasons: list[str] = []
+    if arch.unknown:
+        reasons.append(arch.unknown)
+    if reward and reward.unknown:
+        reasons.append(f"reward model: {reward.unknown}")
+    if not isinstance(recipe, MergeRecipe) and recipe.quantised and arch.expert:
+        reasons.append(
+            "the experts of a mixture are not quantised; set `load_in_8bit: false`, `load_in_4bit: false` and "
+            "`dtype: bfloat16`"
+        )
+    if shard and not isinstance(recipe, MergeRecipe) and not recipe.use_peft:
+        reasons.append(f"full training shared out by {shard.kind} was never measured against this estimate")
+    return "; ".join(reasons) or None
+
+
+def least(
+    recipe: SFTRecipe | RewardRecipe | PPORecipe | MergeRecipe,
+    arch: Architecture,
+    reward: Architecture | None = None,
+    shard: sharding.Sharding | None = None,
+    phases: list[PhaseEstimate] | None = None,
+) -> int:
+    """Bytes that one device certainly has to hold.
+
+    Args:
+        recipe, arch, reward, shard: as for :func:`unknown`.
+        phases: of the estimate, where the architecture is known: what stays of them is certain.
+    """
+    if isinstance(recipe, MergeRecipe):
+        return _packed(arch) if arch.packed else 4 * arch.parameters
+    if arch.unknown is None and shard and phases:
+        return max(sum(one.bytes for one in phase.components if one.name in _STANDING) for phase in phases)
+    precision = precision_of(recipe, arch)
+    held = _weights(arch, precision)
+    if reward is not None:
+        held += _weights(reward, Precision(native=native_bytes(recipe, reward)), head=False)
+    if recipe.use_peft:
+        return held if shard is None or shard.kind == "zero2" else sharding.share(held, shard.ranks)
+    trained = optimizer.gradients(arch.parameters, precision.native) + _moments(recipe, arch, precision.native)
+    if shard is None:
+        return held + trained
+    whole = held if shard.kind == "zero2" else sharding.share(held, shard.ranks)
+    return whole + sharding.share(trained, shard.ranks)
+
+
+def _weights(arch: Architecture, precision: Precision, *, head: bool = True) -> int:
+    if arch.packed:
+        return _packed(arch)
+    if arch.unknown is None:
+        return weights.base(arch, precision, head=head)
+    width = 1 if precision.quant == "int8" else _FOUR_BITS if precision.quant else precision.native
+    # a reward model has no head, which the parameters may count
+    elements = arch.parameters - (0 if head else min(arch.embedding, arch.parameters // 2))
+    return int(width * elements)
+
+
+def _packed(arch: Architecture) -> int:
+    """Of a checkpoint that is quantised already."""
+    return max(int((arch.packed or 0) * arch.parameters), arch.bytes_on_disk)
+
+
+def _moments(recipe: SFTRecipe | RewardRecipe | PPORecipe, arch: Architecture, width: int) -> int:
+    """Of the optimizer; what may lie in the host's memory, and Adafactor's sums, count as nothing."""
+    if recipe.optim in ("adamw_torch", "adamw_torch_fused"):
+        return 2 * width * arch.parameters
+    return 2 * arch.parameters if recipe.optim in ("adamw_8bit", "adamw_bnb_8bit") else 0
