@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from stackllama_engine.contract.errors import ExitCode, StackllamaError
+from stackllama_engine.contract.errors import ExitCode, RecipeError, StackllamaError
 from stackllama_engine.contract.streams import open_standard_streams
 from stackllama_engine.contract.user_dirs import settle_home
 
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(sys.argv[1:] if argv is None else argv)
     except StackllamaError as error:
-        say(f"{PROGRAM}: {one_line(str(error))}")
+        say("\n  ".join(_lines(error)))
         return int(error.exit_code)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
@@ -65,6 +65,12 @@ def _run(argv: Sequence[str]) -> int:
         code = error.code if isinstance(error.code, int) else ExitCode.DONE
     sys.stdout.flush()
     return int(code)
+
+
+def _lines(error: StackllamaError) -> list[str]:
+    """A message's lines: one, unless a recipe has several mistakes."""
+    text = f"{PROGRAM}: {error}"
+    return [one_line(line) for line in text.splitlines()] if isinstance(error, RecipeError) else [one_line(text)]
 
 
 def _crashed(error: Exception) -> int:

@@ -158,26 +158,26 @@ def test_existing_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("text", "named"),
     [
-        ("learning_rte: 1e-5", ["`learning_rte: 1e-5`", "Did you mean `learning_rate`?"]),
+        ("learning_rte: 1e-5", ["`learning_rte=1e-5`", "Did you mean `learning_rate`?"]),
         ("zzzzzz: 1", ["has no key `zzzzzz`"]),
-        ("lora_r: many", ["`lora_r: many` is wrong"]),
-        ("lora_r: 0", ["`lora_r: 0`", ">= 1"]),
-        ("lora_r: 1.5", ["`lora_r: 1.5`"]),
-        ("lora_r: true", ["`lora_r: True`"]),
-        ("lora_r: null", ["`lora_r: None`"]),
-        ("learning_rate: 0", ["`learning_rate: 0`", "> 0"]),
+        ("lora_r: many", ["`lora_r=many`: expected a whole number"]),
+        ("lora_r: 0", ["`lora_r=0`", ">= 1"]),
+        ("lora_r: 1.5", ["`lora_r=1.5`"]),
+        ("lora_r: true", ["`lora_r=true`"]),
+        ("lora_r: null", ["`lora_r=null`"]),
+        ("learning_rate: 0", ["`learning_rate=0`", "> 0"]),
         ("learning_rate: 2", ["<= 1"]),
-        ("learning_rate: .nan", ["`learning_rate: nan`"]),
-        ("learning_rate: .inf", ["`learning_rate: inf`"]),
-        ("lora_dropout: 1", ["`lora_dropout: 1`", "< 1"]),
-        ("packing: maybe", ["`packing: maybe`"]),
+        ("learning_rate: .nan", ["`learning_rate=.nan`"]),
+        ("learning_rate: .inf", ["`learning_rate=.inf`"]),
+        ("lora_dropout: 1", ["`lora_dropout=1`", "< 1"]),
+        ("packing: maybe", ["`packing=maybe`"]),
         ("lr_scheduler_type: cosin", ["must be one of", "did you mean `cosine`?"]),
         ("report_to: [wandbb]", ["must be one of", "`wandb`"]),
-        ("report_to: wandb", ["`report_to: wandb`"]),
-        ("model_name_or_path: ''", ["`model_name_or_path: `"]),
-        ("model_name_or_path: 7", ["`model_name_or_path: 7`"]),
-        ("model_name_or_path: {a: 1}", ["`model_name_or_path: {'a': 1}`"]),
-        ("model_name_or_path: 2024-01-01", ["`model_name_or_path: 2024-01-01`"]),
+        ("report_to: mlflow", ["`report_to=mlflow`", "must be one of"]),
+        ("model_name_or_path: ''", ["`model_name_or_path=`"]),
+        ("model_name_or_path: 7", ["`model_name_or_path=7`"]),
+        ("model_name_or_path: {a: 1}", ["`model_name_or_path={a: 1}`"]),
+        ("model_name_or_path: 2024-01-01", ["`model_name_or_path=2024-01-01`"]),
         ("adapter_path: x", ["sft recipe has no key `adapter_path`"]),
         ("trust_remote_code: true", ["trust_remote_code: true", "never executed"]),
         ("load_in_4bit: true", ["`load_in_8bit` and `load_in_4bit` are both true"]),
@@ -201,7 +201,9 @@ def test_mistake_in_a_file(file: Path, text: str, named: list[str]) -> None:
 
 def test_mistake_on_the_command_line_is_not_blamed_on_the_file(file: Path) -> None:
     file.write_text("model_name_or_path: gpt2\nlora_r: 4\n")
-    assert refusal(Stage.SFT, file, "lora_r=no-number").startswith("command line: `lora_r: no-number` is wrong")
+    assert refusal(Stage.SFT, file, "lora_r=no-number").startswith(
+        "command line: `lora_r=no-number`: expected a whole number"
+    )
     assert refusal(Stage.SFT, file, "lorar=3").endswith("Did you mean `lora_r`?")
     assert "is not of the form key=value" in refusal(Stage.SFT, file, "lora_r")
     assert "is not of the form key=value" in refusal(Stage.SFT, file, "=3")
@@ -220,7 +222,7 @@ def test_mistake_on_the_command_line_is_not_blamed_on_the_file(file: Path) -> No
         (b"? {a: b}\n: 1\n", "a key is plain text"),
         (b"lora_r: !!python/object/apply:os.system ['true']\n", "not valid YAML"),
         (b"a: 2024-99-99\n", "not valid YAML"),
-        (b"a: &a [*a]\n", "has no key `a`"),
+        (b"model_name_or_path: x\na: &a [*a]\n", "has no key `a`"),
         (b"[" * 5000, "not valid YAML"),
         (b"\xff\xfe\x00", "cannot be read"),
         (b"a: \x00\n", "not valid YAML"),
@@ -303,7 +305,7 @@ def test_wired_keys_are_not_in_the_recipe_and_may_not_be_given() -> None:
 @pytest.mark.parametrize(
     ("override", "named"),
     [
-        ("sft.lora_r=0", "`lora_r: 0` is wrong"),
+        ("sft.lora_r=0", "`sft.lora_r=0`: expected a whole number >= 1"),
         ("sft.lorar=1", "Did you mean `lora_r`?"),
         ("lorar=1", "the pipeline recipe has no key `lorar`. Did you mean `lora_r`?"),
         ("sft=7", "a section is a mapping"),
@@ -322,8 +324,9 @@ def test_pipeline_needs_a_base() -> None:
 
 def test_section_under_a_plain_value(file: Path) -> None:
     file.write_text("model_name_or_path: gpt2\nsft: 7\n")
-    assert "`sft: 7`" in refusal(Stage.PIPELINE, file)
-    assert "`sft` is a value, not a section" in refusal(Stage.PIPELINE, file, "sft.lora_r=1")
+    assert "`sft=7`: a section is a mapping" in refusal(Stage.PIPELINE, file)
+    assert "`sft=7`: a section is a mapping" in refusal(Stage.PIPELINE, file, "sft.lora_r=1")
+    assert "`sft` is a value, not a section" in refusal(Stage.PIPELINE, file, "sft=1", "sft.lora_r=1")
 
 
 def test_a_response_without_end_is_penalised_or_replaced_not_both() -> None:
@@ -362,7 +365,8 @@ def test_vllm_takes_neither_nothing_nor_everything(value: str) -> None:
 @pytest.mark.parametrize(
     "key",
     [
-        "max_grad_norm", "lr_scheduler_type", "num_ppo_epochs", "random_length_limits", "learning_rate", "temperature",
+        "max_grad_norm", "lr_scheduler_type", "num_ppo_epochs", "random_length_limits", "response_length",
+        "learning_rate", "temperature",
         "missing_eos_penalty", "missing_eos_reward", "normalize_reward", "cliprange_reward", "reward_baseline",
         "kl_coef", "kl_estimator", "adap_kl_ctrl", "target", "horizon", "gamma", "lam", "whiten_rewards",
         "whiten_advantages", "cliprange", "cliprange_value", "vf_coef", "ent_coef", "early_stopping", "target_kl",

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import stackllama_engine
 from stackllama_engine.contract.errors import StackllamaError, UsageError
-from stackllama_engine.contract.recipe_io import load_recipe
+from stackllama_engine.contract.recipe_io import read_recipe
 from stackllama_engine.contract.run_dir import Home, RunDir
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch import launcher
@@ -15,7 +15,7 @@ from .console import can_show, show_console
 from .finish import finish
 from .launch import seed_overrides
 from .outcome import say_outcome
-from .output import PROGRAM, say
+from .output import PROGRAM, say, say_notes
 from .words import split_words
 
 RECIPE = Path(stackllama_engine.__file__).parent / "demo_base" / "demo.yaml"
@@ -30,9 +30,10 @@ def demo(arguments: argparse.Namespace) -> int:
         raise UsageError(f"`{file}`: the demo has its own recipe; `{PROGRAM} pipeline {file}` runs yours.")
     if not RECIPE.is_file():
         raise StackllamaError(f"{RECIPE} is missing: this installation is not complete; install it again.")
-    recipe = load_recipe(Stage.PIPELINE, RECIPE, [*seed_overrides(arguments.seed), *overrides])
+    reading = read_recipe(Stage.PIPELINE, RECIPE, [*seed_overrides(arguments.seed), *overrides])
+    say_notes(reading.notes)
     home = Home(arguments.home)
-    run = launcher.launch(home, Stage.PIPELINE, recipe)
+    run = launcher.launch(home, Stage.PIPELINE, reading.recipe)
     if not (arguments.plain or arguments.json) and can_show():
         return _in_console(arguments, home, run)
     say(f"The whole recipe on the embedded demo, seed {arguments.seed}: {run.id}")

@@ -2,19 +2,19 @@
 
 import argparse
 import shlex
+from collections.abc import Sequence
 
 import msgspec
 
 from stackllama_engine.contract.errors import ExitCode, UsageError
-from stackllama_engine.contract.recipe import AnyRecipe
-from stackllama_engine.contract.recipe_io import load_recipe
+from stackllama_engine.contract.recipe_io import Reading, read_recipe
 from stackllama_engine.contract.run_dir import Home, RunDir
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch import launcher
 
 from .finish import finish
 from .outcome import facts
-from .output import PROGRAM, say, show, show_json
+from .output import PROGRAM, say, say_notes, show, show_json
 from .words import split_words
 
 
@@ -22,9 +22,10 @@ def launch(arguments: argparse.Namespace) -> int:
     """``launch STAGE``."""
     stage = Stage(arguments.stage)
     file, overrides = split_words(arguments.words)
-    recipe = load_recipe(stage, file, overrides)
+    reading = read_recipe(stage, file, overrides)
     _check_slurm(arguments)
-    return dry_run(arguments, stage, recipe) if arguments.dry_run else start(arguments, stage, recipe)
+    say_notes(reading.notes)
+    return (dry_run if arguments.dry_run else start)(arguments, stage, reading)
 
 
 def pipeline(arguments: argparse.Namespace) -> int:
@@ -39,8 +40,9 @@ def merge(arguments: argparse.Namespace) -> int:
     if file:
         raise UsageError(f"`{file}`: merge takes one run and key=value words, no recipe file.")
     adapter = yaml_string(arguments.run)
-    recipe = load_recipe(Stage.MERGE, None, [f"adapter_path={adapter}", *overrides])
-    return start(arguments, Stage.MERGE, recipe)
+    reading = read_recipe(Stage.MERGE, None, [f"adapter_path={adapter}", *overrides])
+    say_notes(reading.notes)
+    return start(arguments, Stage.MERGE, reading)
 
 
 def _check_slurm(arguments: argparse.Namespace) -> None:
@@ -60,8 +62,9 @@ def yaml_string(text: str) -> str:
     return json.dumps(text)
 
 
-def start(arguments: argparse.Namespace, stage: Stage, recipe: AnyRecipe) -> int:
+def start(arguments: argparse.Namespace, stage: Stage, reading: Reading) -> int:
     """Launch, print the run id at once, and follow where asked."""
+    recipe = reading.recipe
     home = Home(arguments.home)
     if getattr(arguments, "slurm", False):
         from stackllama_engine.launch import slurm
@@ -72,32 +75,39 @@ def start(arguments: argparse.Namespace, stage: Stage, recipe: AnyRecipe) -> int
     if not arguments.json:
         show(run.id)
         flush()
-    return follow_or_leave(arguments, home, run)
+    return follow_or_leave(arguments, home, run, reading.notes)
 
 
-def follow_or_leave(arguments: argparse.Namespace, home: Home, run: RunDir) -> int:
+def follow_or_leave(arguments: argparse.Namespace, home: Home, run: RunDir, notes: Sequence[str] = ()) -> int:
     """Follow the run and return its exit code, or say how to; with ``--json`` one document, when it is known."""
     if not arguments.follow:
         if arguments.json:
-            show_json(facts(run, run.read_state()))
+            show_json(facts(run, run.read_state()) | {"notes": notes})
         say(f"{run.id} runs in the background; this terminal may close.")
         say(f"  watch it: {PROGRAM} runs watch {run.id}")
         say(f"  stop it:  {PROGRAM} runs stop {run.id}")
         return ExitCode.DONE
     from .follow import follow
 
-    return finish(home, run, follow(home, run, plain=arguments.plain), as_json=arguments.json)
+    return finish(home, run, follow(home, run, plain=arguments.plain), as_json=arguments.json, notes=notes)
 
 
-def dry_run(arguments: argparse.Namespace, stage: Stage, recipe: AnyRecipe) -> int:
+def dry_run(arguments: argparse.Namespace, stage: Stage, reading: Reading) -> int:
     """The command that would run, and the recipe with every default written out. Nothing is created.
 
     As text it is a recipe file, the command a comment on its first line.
     """
     canary: bool | None = getattr(arguments, "canary", None)
-    plan = launcher.plan(Home(arguments.home), stage, recipe, arguments.name, canary=canary)
+    plan = launcher.plan(Home(arguments.home), stage, reading.recipe, arguments.name, canary=canary)
     if arguments.json:
-        show_json({"argv": plan.argv, "environment": plan.environment, "recipe": msgspec.to_builtins(plan.recipe)})
+        show_json(
+            {
+                "argv": plan.argv,
+                "environment": plan.environment,
+                "recipe": msgspec.to_builtins(plan.recipe),
+                "notes": reading.notes,
+            }
+        )
         return ExitCode.DONE
     show(f"# {_command(plan.argv, plan.environment)}")
     show(plan.recipe_yaml.rstrip("\n"))

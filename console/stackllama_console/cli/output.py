@@ -32,6 +32,12 @@ def say(text: str = "") -> None:
     sys.stderr.flush()
 
 
+def say_notes(notes: Sequence[str]) -> None:
+    """How keys of a recipe were read, on stderr."""
+    for note in notes:
+        say(f"note: {one_line(note)}")
+
+
 def show_json(value: Any) -> None:
     """One JSON document on stdout. NaN and infinity are null; what a terminal would obey is ``\\uXXXX``."""
     plain = msgspec.json.decode(msgspec.json.encode(value))

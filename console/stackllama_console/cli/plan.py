@@ -14,14 +14,14 @@ from stackllama_engine.budget.fit import at_least, severity
 from stackllama_engine.budget.sharding import Sharding
 from stackllama_engine.contract.errors import ExitCode, UsageError
 from stackllama_engine.contract.recipe import AnyRecipe, MergeRecipe, PipelineRecipe, PPORecipe, RewardRecipe, SFTRecipe
-from stackllama_engine.contract.recipe_io import load_recipe
+from stackllama_engine.contract.recipe_io import read_recipe
 from stackllama_engine.contract.run_dir import Home
 from stackllama_engine.contract.stages import TRAINING_STAGES, Stage
 from stackllama_engine.launch.sections import stage_recipe
 
 from ..feeds.plan import Place, Plan, make_plan
 from ..units import size
-from .output import paint, say, show, show_fields, show_json, show_table
+from .output import paint, say, say_notes, show, show_fields, show_json, show_table
 from .words import split_words
 
 if TYPE_CHECKING:
@@ -45,7 +45,9 @@ def plan(arguments: argparse.Namespace) -> int:
     """``plan STAGE``: 0 whether it fits or not, the verdict is in the output; 1 where nobody can say."""
     stage = Stage(arguments.stage)
     file, overrides = split_words(arguments.words)
-    recipe = load_recipe(stage, file, overrides)
+    reading = read_recipe(stage, file, overrides)
+    say_notes(reading.notes)
+    recipe = reading.recipe
     home = Home(arguments.home)
     memory = device_memory(arguments.gpu) if arguments.gpu else None
     known = _calibration(home) if memory is None else None  # another card: what was measured here says nothing
@@ -61,7 +63,7 @@ def plan(arguments: argparse.Namespace) -> int:
             document |= {"stage": str(largest.stage), "stages": stages}
         if traced:
             document["trace"] = _traced_document(traced)
-        show_json(document)
+        show_json(document | {"notes": reading.notes})
         return code
     if isinstance(recipe, PipelineRecipe):
         most = max(plans, key=lambda made: made[2].estimate.device[1])[0]

@@ -3,7 +3,6 @@
 Only what differs from the defaults is kept. Every error is the recipe's own, in the words of the command line.
 """
 
-import math
 import re
 import shlex
 from typing import Any
@@ -16,6 +15,7 @@ from stackllama_engine.contract.errors import RecipeError
 from stackllama_engine.contract.recipe import ALTERNATIVES, RECIPES, WIRED, AnyRecipe, PipelineRecipe
 from stackllama_engine.contract.recipe_io import build_recipe
 from stackllama_engine.contract.stages import TRAINING_STAGES, Stage
+from stackllama_engine.contract.wording import wrong
 from stackllama_engine.launch.sections import PLACEHOLDER
 
 from . import form_text
@@ -23,8 +23,7 @@ from .form_fields import FormField, fields_of
 
 PROGRAM = "stackllama-console"
 _WHERE = "recipe"
-_NAMED = re.compile(r"`(\w+)(?::[^`]*)?`")
-_TYPE_WORDS = {"`float`": "a number", "`int`": "a whole number", "`str`": "text", "`bool`": "true or false"}
+_NAMED = re.compile(r"`(\w+)(?:[:=][^`]*)?`")
 _PARTS = (*TRAINING_STAGES, Stage.MERGE)
 
 
@@ -170,21 +169,8 @@ class Form:
 
     def _wrong_alone(self, field: FormField, text: str) -> str | None:
         """What the recipe says about this value alone."""
-        value = form_text.parse(field, text)
-        try:
-            found = form_text.converted(field, text)
-        except msgspec.ValidationError:
-            found = math.nan
-        if not (isinstance(found, float) and not math.isfinite(found)):
-            return None
-        if not text:
-            return "a value is needed"
-        stage = field.stage or (self.stage if self.stage is not Stage.PIPELINE else TRAINING_STAGES[0])
-        try:
-            build_recipe(stage, {field.name: value}, where=_WHERE)
-        except RecipeError as error:
-            return _plain(str(error).removeprefix(f"{_WHERE}: `{field.name}: {value}` is wrong: "))
-        raise AssertionError(f"`{field.key}: {value}` was wrong and is not")
+        reason = wrong(form_text.parse(field, text), field.type)
+        return "a value is needed" if reason and not text else reason
 
     def _missing(self) -> dict[str, str]:
         hints = {"model_name_or_path": "needed; `demo` tries the embedded model"}
@@ -261,10 +247,3 @@ def _pipeline_values(recipe: PipelineRecipe) -> dict[str, Any]:
         elif field.name not in values or field.stage not in TRAINING_STAGES:
             values[key] = sections[field.stage][field.name]
     return values
-
-
-def _plain(reason: str) -> str:
-    """The reason in the form's words instead of the types' names."""
-    for name, words in _TYPE_WORDS.items():
-        reason = reason.replace(name, words)
-    return reason.rstrip(".")

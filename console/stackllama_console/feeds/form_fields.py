@@ -10,6 +10,7 @@ from msgspec import UNSET, Meta, Struct
 
 from stackllama_engine.contract.recipe import RECIPES, WIRED, TrainRecipe
 from stackllama_engine.contract.stages import TRAINING_STAGES, Stage
+from stackllama_engine.contract.wording import is_steps
 
 Kind = Literal["text", "whole", "number", "flag", "choice", "list"]
 
@@ -19,9 +20,9 @@ _SECTIONS: dict[str, str] = {
     "Data": """dataset_name dataset_config dataset_train_split dataset_test_split dataset_streaming
         max_train_samples max_eval_samples""",
     "Adapter": "use_peft lora_r lora_alpha lora_dropout lora_target_modules",
-    "Optimisation": """optim learning_rate value_learning_rate lr_scheduler_type warmup_steps max_steps
-        num_train_epochs weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm max_skipped_steps
-        max_rollbacks bf16 fp16 seed""",
+    "Optimisation": """optim learning_rate value_learning_rate lr_scheduler_type min_lr_rate warmup_steps max_steps
+        total_episodes num_train_epochs weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm
+        max_skipped_steps max_rollbacks bf16 fp16 seed""",
     "Batch & length": """per_device_train_batch_size gradient_accumulation_steps num_mini_batches
         local_rollout_forward_batch_size per_device_eval_batch_size gradient_checkpointing max_length
         max_prompt_length packing packing_strategy""",
@@ -45,6 +46,7 @@ _PLACE = {
 }  # fmt: skip
 _NOWHERE = (len(_SECTIONS), 0)
 _TITLES = {Stage.SFT: "SFT", Stage.REWARD: "Reward", Stage.PPO: "PPO", Stage.MERGE: "Merge"}
+_STEPS = "whole number, or a share of all steps below 1"
 _LEAST, _MOST = ("ge", "gt"), ("le", "lt")
 
 
@@ -149,7 +151,7 @@ def _field(field: msgspec.structs.FieldInfo) -> FormField:
         required=field.required,
         optional=optional,
         choices=choices,
-        bounds_text=_bounds_text(kind, choices, metas, optional),
+        bounds_text=_STEPS if is_steps(field.type) else _bounds_text(kind, choices, metas, optional),
         help=next((meta.description for meta in metas if meta.description), ""),
         type=field.type,
     )
@@ -187,6 +189,8 @@ def _kind(parts: list[Any]) -> tuple[Kind, tuple[str, ...]]:
     others = [part for part in parts if not _literals(part)]
     if not others:
         return "choice", words
+    if set(others) == {int, float}:
+        return "number", words
     (part,) = others
     kinds: dict[Any, Kind] = {str: "text", int: "whole", float: "number", bool: "flag"}
     if part not in kinds:

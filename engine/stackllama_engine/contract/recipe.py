@@ -9,7 +9,20 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import Struct
 
-from .recipe_common import LORA, AtLeastOne, Dtype, ModelRecipe, NotNegative, Optim, Scheduler, TrainRecipe, about
+from .recipe_common import (
+    EVAL_HELP,
+    LORA,
+    WARMUP_HELP,
+    AtLeastOne,
+    Dtype,
+    ModelRecipe,
+    NotNegative,
+    Optim,
+    Scheduler,
+    Steps,
+    TrainRecipe,
+    about,
+)  # fmt: skip
 from .recipe_ppo import FUNCTION, REWARD_ARGUMENTS, VLLM_LORA_RANKS, PPORecipe
 from .stages import Split, Stage
 
@@ -32,7 +45,7 @@ class SFTRecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         float, about(f"Peak learning rate; LoRA takes ten times that of full training ({LORA}).", gt=0, le=1)
     ] = 2e-4  # fmt: skip
     lr_scheduler_type: Annotated[Scheduler, about("Learning-rate schedule.")] = "cosine"
-    warmup_steps: Annotated[int, about("Optimizer steps of linear warm-up.", ge=0)] = 100
+    warmup_steps: Annotated[Steps, about(WARMUP_HELP)] = 0.03
     weight_decay: Annotated[float, about("AdamW's decoupled weight decay.", ge=0, le=1)] = 0.05
     per_device_train_batch_size: Annotated[int, about("Sequences a device and micro-batch.", ge=1)] = 4
     per_device_eval_batch_size: Annotated[int, about("Sequences a device in evaluation.", ge=1)] = 4
@@ -44,7 +57,7 @@ class SFTRecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         Literal["wrapped", "bfd", "bfd_split"],
         about("`wrapped`: fixed chunks with EOS between answers, as published; `bfd`: TRL's best-fit decreasing."),
     ] = "wrapped"
-    eval_steps: Annotated[int, about("Evaluate every N optimizer steps; 0: only at the end.", ge=0)] = 1000
+    eval_steps: Annotated[Steps, about(EVAL_HELP)] = 1000
 
 
 class RewardRecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -68,7 +81,7 @@ class RewardRecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields
     max_steps: Annotated[int, about("Optimizer steps; -1: `num_train_epochs` decides.", ge=-1)] = -1
     num_train_epochs: Annotated[float, about("Passes over the data when `max_steps` is -1.", gt=0)] = 1.0
     max_length: Annotated[int, about("A pair is dropped when either text has more tokens.", ge=8)] = 512
-    eval_steps: Annotated[int, about("Evaluate every N optimizer steps; 0: only at the end.", ge=0)] = 0
+    eval_steps: Annotated[Steps, about(EVAL_HELP)] = 0
     center_rewards_coefficient: Annotated[
         NotNegative | None, about("Pull the mean reward to zero (arXiv:2312.09244, eq. 2).")
     ] = None

@@ -3,6 +3,7 @@
 Keys are those of TRL and transformers wherever they exist there, so that people can paste what they have.
 """
 
+import math
 from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta, Struct
@@ -14,8 +15,14 @@ LORA = "https://thinkingmachines.ai/blog/lora"
 AtLeastOne = Annotated[int, Meta(ge=1)]
 NotNegative = Annotated[float, Meta(ge=0)]
 Positive = Annotated[float, Meta(gt=0)]
+Share = Annotated[float, Meta(ge=0, lt=1)]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-Scheduler = Literal["linear", "cosine", "constant", "constant_with_warmup", "cosine_with_restarts", "polynomial"]
+Steps = Annotated[int, Meta(ge=0)] | Share
+"""A number of steps, or below 1 a share of all steps; see :func:`steps_of`."""
+Scheduler = Literal[
+    "linear", "cosine", "constant", "constant_with_warmup", "cosine_with_restarts", "polynomial", "cosine_with_min_lr",
+    "inverse_sqrt",
+]  # fmt: skip
 Optim = Literal[
     "adamw_torch_fused", "adamw_torch", "adamw_bnb_8bit", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit",
     "adafactor",
@@ -26,9 +33,18 @@ OPTIM_HELP = (
 )
 
 
+EVAL_HELP = "Evaluate every N optimizer steps; below 1: a share of all steps; 0: only at the end."
+WARMUP_HELP = "Optimizer steps of linear warm-up; below 1: a share of all steps."
+
+
 def about(text: str, **bounds: Any) -> Meta:
     """A key's help, with the formula's or the value's source, and its bounds (:class:`msgspec.Meta`)."""
     return Meta(description=text, **bounds)
+
+
+def steps_of(steps: float, total: int) -> int:
+    """A number of steps, where below 1 it is a share of all of them: rounded up, as in transformers."""
+    return math.ceil(steps * total) if 0 < steps < 1 else int(steps)
 
 
 class ModelRecipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -63,7 +79,11 @@ class TrainRecipe(ModelRecipe, frozen=True, kw_only=True, forbid_unknown_fields=
     lora_alpha: Annotated[int, about("LoRA scaling numerator (scale = alpha / r).", ge=1)] = 32
     lora_dropout: Annotated[float, about("Dropout on the adapter's input.", ge=0, lt=1)] = 0.05
     lora_target_modules: Annotated[
-        list[str] | str | None, about("Module names, `all-linear`, or empty for PEFT's default (q_proj, v_proj).")
+        list[str] | str | None,
+        about(
+            "Module names, `all-linear`, a regular expression over full names such as `.*(q|v)_proj`, or empty for "
+            "PEFT's default (q_proj, v_proj)."
+        ),
     ] = None
 
     # data
@@ -82,7 +102,10 @@ class TrainRecipe(ModelRecipe, frozen=True, kw_only=True, forbid_unknown_fields=
     optim: Annotated[Optim, about(OPTIM_HELP)] = "adamw_torch_fused"
     learning_rate: Annotated[float, about("Peak learning rate.", gt=0, le=1)]
     lr_scheduler_type: Annotated[Scheduler, about("Learning-rate schedule.")] = "linear"
-    warmup_steps: Annotated[int, about("Optimizer steps of linear warm-up.", ge=0)] = 0
+    min_lr_rate: Annotated[
+        Share | None, about("`cosine_with_min_lr`: the least rate, as a share of `learning_rate`.")
+    ] = None
+    warmup_steps: Annotated[Steps, about(WARMUP_HELP)] = 0
     weight_decay: Annotated[float, about("AdamW's decoupled weight decay.", ge=0, le=1)] = 0.0
     adam_beta1: Annotated[float, about("AdamW beta1.", ge=0, lt=1)] = 0.9
     adam_beta2: Annotated[float, about("AdamW beta2.", ge=0, lt=1)] = 0.999
@@ -95,11 +118,18 @@ class TrainRecipe(ModelRecipe, frozen=True, kw_only=True, forbid_unknown_fields=
     seed: Annotated[int, about("Seed of everything random.", ge=0, lt=2**32)] = 0
 
     # reporting and checkpoints
-    logging_steps: Annotated[int, about("Record metrics every N optimizer steps.", ge=1)] = 10
+    logging_steps: Annotated[
+        Annotated[int, Meta(ge=1)] | Annotated[float, Meta(gt=0, lt=1)],
+        about("Record metrics every N optimizer steps; below 1: a share of all steps."),
+    ] = 10
     save_steps: Annotated[
-        int, about("Write a checkpoint every N optimizer (PPO: rollout) steps; 0: only when stopped.", ge=0)
+        Steps,
+        about(
+            "Write a checkpoint every N optimizer (PPO: rollout) steps; below 1: a share of all steps; 0: only when "
+            "stopped."
+        ),
     ] = 500
-    save_total_limit: Annotated[int, about("Keep the newest N checkpoints.", ge=1)] = 3
+    save_total_limit: Annotated[AtLeastOne | None, about("Keep the newest N checkpoints; empty: all of them.")] = 3
     metric_for_best_model: Annotated[
         str | None,
         about("Also keep the checkpoint that is best by this metric (eval_loss; PPO: eval/mean_reward)."),
@@ -158,6 +188,11 @@ class TrainRecipe(ModelRecipe, frozen=True, kw_only=True, forbid_unknown_fields=
                 f"`metric_for_best_model: {self.metric_for_best_model}` chooses among checkpoints and `save_steps: 0` "
                 "writes none; set `save_steps` to a multiple of `eval_steps`."
             )
+        if self.keep_every_steps and 0 < self.save_steps < 1:
+            raise ValueError(
+                f"`keep_every_steps: {self.keep_every_steps}` needs `save_steps` as a number of steps; "
+                f"{self.save_steps:g} is a share of all of them."
+            )
         if self.keep_every_steps and (not self.save_steps or self.keep_every_steps % self.save_steps):
             raise ValueError(
                 f"`keep_every_steps: {self.keep_every_steps}` is no multiple of `save_steps: {self.save_steps}`, so "
@@ -169,6 +204,11 @@ class TrainRecipe(ModelRecipe, frozen=True, kw_only=True, forbid_unknown_fields=
             raise ValueError(
                 f"`lr_scheduler_type: constant` would ignore `warmup_steps: {self.warmup_steps}`; "
                 "use `constant_with_warmup`, or set `warmup_steps: 0`."
+            )
+        if (self.lr_scheduler_type == "cosine_with_min_lr") != (self.min_lr_rate is not None):
+            raise ValueError(
+                "`lr_scheduler_type: cosine_with_min_lr` and `min_lr_rate` belong together: the schedule ends at "
+                f"`learning_rate` × `min_lr_rate`. Given are `{self.lr_scheduler_type}` and `{self.min_lr_rate}`."
             )
         if self.optim == "adafactor" and (self.adam_beta1, self.adam_beta2, self.adam_epsilon) != (0.9, 0.999, 1e-8):
             raise ValueError(

@@ -1,26 +1,34 @@
 """Reading, checking and writing recipes.
 
-Precedence: defaults < file < ``key=value`` on the command line. Whatever is wrong is one :class:`RecipeError`
-that names the file (or the command line), the key, the value and the nearest right key.
+Precedence: defaults < file < ``key=value`` on the command line. All that is wrong is one :class:`RecipeError`, a line
+each, that names the file (or the command line), the key, the value and the way out. Keys and values of TRL and
+transformers are read by :mod:`.translate`, those of earlier versions by :mod:`.old_keys`.
 """
 
-import difflib
 import functools
-import math
+import shlex
 import typing
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 import yaml
+from msgspec import Struct
 
 from .errors import RecipeError
 from .files import existing
+from .findings import Entry, Findings
+from .foreign_keys import format_of, meaning
+from .old_keys import is_old, read_old_keys
 from .recipe import RECIPES, WIRED, AnyRecipe, PipelineRecipe
 from .stages import TRAINING_STAGES, Stage
+from .translate import translate
+from .wording import convert, echo, slip_of, wrong
 
 COMMAND_LINE = "command line"
+_Layer = tuple[str, Mapping[str, Any]]
+"""A source, and its keys and values."""
 _NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)  # ValueError: a date that no calendar has
 _fields = functools.cache(msgspec.structs.fields)  # a form asks at every keystroke
 _PATH_KEYS = (
@@ -47,7 +55,19 @@ class _StrictLoader(yaml.SafeLoader):
         return typing.cast("Any", self.construct_object(node, deep=True))  # pyright: ignore[reportUnknownMemberType]
 
 
-def load_recipe(stage: Stage, file: Path | None = None, overrides: Iterable[str] = ()) -> AnyRecipe:
+class Reading(Struct, frozen=True, kw_only=True):
+    """A recipe, and what a person should know of how its keys were read.
+
+    Attributes:
+        recipe: checked.
+        notes: sentences: keys that do not apply here, old names, values that were read as others.
+    """
+
+    recipe: AnyRecipe
+    notes: tuple[str, ...] = ()
+
+
+def read_recipe(stage: Stage, file: Path | None = None, overrides: Iterable[str] = ()) -> Reading:
     """Read a recipe file, apply ``key=value`` overrides, check everything.
 
     Args:
@@ -56,53 +76,38 @@ def load_recipe(stage: Stage, file: Path | None = None, overrides: Iterable[str]
         overrides: ``key=value`` strings, the value in YAML; for a pipeline also ``sft.key=value``.
 
     Raises:
-        RecipeError: anything wrong in either; nothing was created.
+        RecipeError: all that is wrong in either; nothing was created.
     """
-    values = _read_file(file) if file else {}
-    origin = dict.fromkeys(_leaves(values), str(file))
+    layers: list[_Layer] = []
+    if file:
+        values = read_file(file)
+        _refuse_foreign(file, values)
+        layers.append((str(file), values))
+    given: dict[str, Any] = {}
     for text in overrides:
         key, value = _parse_override(text)
-        _assign(values, key, value)
-        origin[key] = COMMAND_LINE
-    return build_recipe(stage, values, origin, str(file) if file else COMMAND_LINE)
+        _assign(given, key, value)
+    layers.append((COMMAND_LINE, given))
+    return _assemble(stage, layers, str(file) if file else COMMAND_LINE)
 
 
-def build_recipe(
-    stage: Stage, values: Mapping[str, Any], origin: Mapping[str, str] | None = None, where: str = "recipe"
-) -> AnyRecipe:
+def load_recipe(stage: Stage, file: Path | None = None, overrides: Iterable[str] = ()) -> AnyRecipe:
+    """As :func:`read_recipe`, for who has nobody to tell the notes."""
+    return read_recipe(stage, file, overrides).recipe
+
+
+def build_recipe(stage: Stage, values: Mapping[str, Any], where: str = "recipe") -> AnyRecipe:
     """Check a mapping against the stage's Struct.
 
     Args:
         stage: which recipe.
         values: keys and values; local paths in them become absolute.
-        origin: where each key was given, for the message; ``where`` stands for the missing ones.
-        where: the file or source as a whole.
+        where: where they come from, for messages.
 
     Raises:
-        RecipeError: unknown key, wrong value, missing key, or keys that exclude each other.
+        RecipeError: unknown keys, wrong values, missing keys, or keys that exclude each other.
     """
-    origin = origin or {}
-    if stage is Stage.PIPELINE:
-        return _build_pipeline(values, origin, where)
-    cls = RECIPES[stage]
-    fields = {field.name: field for field in _fields(cls)}
-    checked: dict[str, Any] = {}
-    for key, value in values.items():
-        source = origin.get(key, where)
-        if key not in fields:
-            raise _unknown_key(key, value, source, f"{stage} recipe", fields)
-        checked[key] = _convert(key, value, fields[key].type, source)
-    missing = [name for name, field in fields.items() if field.required and name not in checked]
-    if missing:
-        hint = "; `model_name_or_path=demo` tries the embedded model" if missing[0] == "model_name_or_path" else ""
-        raise RecipeError(f"{where}: `{missing[0]}` is required by the {stage} recipe and was not given{hint}.")
-    for key in _PATH_KEYS:
-        if checked.get(key):
-            checked[key] = _absolute(checked[key])
-    try:
-        return cls(**checked)
-    except ValueError as error:
-        raise RecipeError(f"{where}: {error}") from None
+    return _assemble(stage, [(where, values)], where).recipe
 
 
 def convert_key(stage: Stage, text: str) -> Any:
@@ -112,10 +117,13 @@ def convert_key(stage: Stage, text: str) -> Any:
         RecipeError: not of that form, no such key, or a value that the recipe does not take.
     """
     key, value = _parse_override(text)
-    fields = {field.name: field for field in _fields(RECIPES[stage])}
+    fields = _types(stage)
     if key not in fields:
-        raise _unknown_key(key, value, COMMAND_LINE, f"{stage} recipe", fields)
-    return _convert(key, value, fields[key].type, COMMAND_LINE)
+        raise RecipeError(f"{COMMAND_LINE}: {unknown_key(key, key, value, f'{stage} recipe', fields)}")
+    try:
+        return convert(value, fields[key])
+    except ValueError as error:
+        raise RecipeError(f"{COMMAND_LINE}: {echo(key, value)}: {error}.") from None
 
 
 def dump_recipe(recipe: AnyRecipe) -> str:
@@ -125,7 +133,12 @@ def dump_recipe(recipe: AnyRecipe) -> str:
     return header + yaml.safe_dump(msgspec.to_builtins(recipe), sort_keys=False, allow_unicode=False, width=100)
 
 
-def _read_file(file: Path) -> dict[str, Any]:
+def read_file(file: Path) -> dict[str, Any]:
+    """The keys and values of a recipe file, unchecked.
+
+    Raises:
+        RecipeError: unreadable, no YAML, or no mapping.
+    """
     try:
         text = file.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -173,50 +186,90 @@ def _assign(values: dict[str, Any], key: str, value: Any) -> None:
     inner[rest] = value
 
 
-def _leaves(values: Mapping[str, Any]) -> Iterable[str]:
-    for key, value in values.items():
-        if (section := _mapping(value)) is not None:
-            yield from (f"{key}.{inner}" for inner in section)
-        else:
-            yield key
+def _refuse_foreign(file: Path, values: Mapping[str, Any]) -> None:
+    """Another trainer's recipe is one sentence, not one for each of its keys."""
+    if name := format_of(set(values)):
+        raise RecipeError(
+            f"{file}: this is a recipe of {name}, whose keys mean other things. "
+            f"`stackllama-console recipe convert {shlex.quote(str(file))}` makes one for this engine from it and lists "
+            "what is left out."
+        )
 
 
-def _convert(key: str, value: Any, wanted: Any, source: str) -> Any:
-    # YAML 1.1 reads 1e-5 as a string; msgspec's lax mode turns strings into the numbers they spell.
+def _assemble(stage: Stage, layers: Sequence[_Layer], where: str) -> Reading:
+    """Later layers over earlier ones; everything that is wrong in any of them is one error."""
+    findings = Findings()
+    if stage is Stage.PIPELINE:
+        recipe = _build_pipeline(layers, where, findings)
+    else:
+        entries: dict[str, Entry] = {}
+        for source, values in layers:
+            entries |= translate(values, _types(stage), source, findings)
+        recipe = _build(stage, entries, where, findings)
+    findings.check()
+    assert recipe is not None
+    return Reading(recipe=recipe, notes=tuple(findings.notes))
+
+
+def _build(stage: Stage, entries: dict[str, Entry], where: str, findings: Findings) -> AnyRecipe | None:
+    """One stage's recipe; None where something is wrong, which ``findings`` then says."""
+    fields = _fields(RECIPES[stage])
+    types = _types(stage)
+    checked: dict[str, Any] = {}
+    wrong = False
+    for key, entry in read_old_keys(entries, types, findings).items():
+        if key not in types:
+            findings.wrong(entry.source, unknown_key(key, entry.key, entry.typed, f"{stage} recipe", types))
+            wrong = True
+            continue
+        try:
+            checked[key] = convert(entry.value, types[key])
+        except ValueError as error:
+            findings.wrong(entry.source, f"{entry.echo}: {error}")
+            wrong = True
+    for name in (field.name for field in fields if field.required and field.name not in entries):
+        hint = "; `model_name_or_path=demo` tries the embedded model" if name == "model_name_or_path" else ""
+        findings.wrong(where, f"`{name}` is required by the {stage} recipe and was not given{hint}")
+        wrong = True
+    if wrong:
+        return None
+    for key in _PATH_KEYS:
+        if checked.get(key):
+            checked[key] = _absolute(checked[key])
     try:
-        converted = msgspec.convert(value, wanted, strict=not isinstance(value, str))
-    except msgspec.ValidationError as error:
-        raise RecipeError(f"{source}: `{key}: {value}` is wrong: {_reason(error, value, wanted)}.") from None
-    if isinstance(converted, float) and not math.isfinite(converted):
-        raise RecipeError(f"{source}: `{key}: {value}` is wrong: expected a finite number.")
-    return converted
+        return RECIPES[stage](**checked)
+    except ValueError as error:
+        findings.wrong(where, str(error))
+        return None
 
 
-def _reason(error: msgspec.ValidationError, value: Any, wanted: Any) -> str:
-    text = str(error).split(" - at ")[0].replace("`array`", "a list such as [a, b]")
-    choices = _choices(wanted)
-    if "enum value" in text and choices:
-        near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.5)
-        hint = f"; did you mean `{near[0]}`?" if near else ""
-        return f"it must be one of {', '.join(f'`{choice}`' for choice in choices)}{hint}"
-    return text[:1].lower() + text[1:]
+def unknown_key(key: str, typed: str, value: Any, what: str, known: Mapping[str, Any]) -> str:
+    """What is said of a key that a recipe does not have: what it is here by meaning, else one that is all but the same.
+
+    Args:
+        key: the key.
+        typed: the same with its section, as it was typed.
+        value: its value.
+        what: the recipe, as in ``sft recipe``.
+        known: the recipe's keys and their types.
+    """
+    if isinstance(value, dict) and key in RECIPES and not what.startswith("pipeline"):
+        return (
+            f"the {what} has no section `{key}`. This looks like a pipeline recipe: use `stackllama-console pipeline`."
+        )
+    return f"{echo(typed, value)}: the {what} has no key `{key}`.{_hint(key, value, what, known)}"
 
 
-def _choices(wanted: Any) -> list[str]:
-    """The values of every Literal inside a type annotation."""
-    if typing.get_origin(wanted) is Literal:
-        return [str(choice) for choice in typing.get_args(wanted)]
-    return [choice for part in typing.get_args(wanted) for choice in _choices(part)]
-
-
-def _unknown_key(key: str, value: Any, source: str, what: str, known: Iterable[str]) -> RecipeError:
-    near = difflib.get_close_matches(key, list(known), n=1, cutoff=0.5)
-    hint = f" Did you mean `{near[0]}`?" if near else ""
-    if isinstance(value, dict):
-        if key in RECIPES and not what.startswith("pipeline"):
-            hint = " This looks like a pipeline recipe: use `stackllama-console pipeline`."
-        return RecipeError(f"{source}: the {what} has no section `{key}`.{hint}")
-    return RecipeError(f"{source}: `{key}: {value}`: the {what} has no key `{key}`.{hint}")
+def _hint(key: str, value: Any, what: str, known: Mapping[str, Any]) -> str:
+    if foreign := meaning(key):
+        if foreign.ours in known:
+            return f" Here it is `{foreign.ours}`" + (f": {foreign.why}." if foreign.why else ".")
+        return f" Leave it out: {foreign.why}." if foreign.why else ""
+    others = [str(stage) for stage in (*TRAINING_STAGES, Stage.MERGE) if key in _types(stage)]
+    if others:
+        return f" It is one of the {' and '.join(others)} recipe{'s' * (len(others) > 1)}."
+    near = slip_of(key, known)
+    return f" Did you mean `{near}`?" if near and wrong(value, known[near]) is None else ""
 
 
 def _absolute(value: str) -> str:
@@ -225,35 +278,52 @@ def _absolute(value: str) -> str:
     return str(path) if path else value
 
 
-def _build_pipeline(values: Mapping[str, Any], origin: Mapping[str, str], where: str) -> PipelineRecipe:
+def _build_pipeline(layers: Sequence[_Layer], where: str, findings: Findings) -> PipelineRecipe | None:
     """Shared keys at the top go to every training stage that has them; a stage's section overrides them."""
-    sections = {stage: _pipeline_section(stage, values, where) for stage in (*TRAINING_STAGES, Stage.MERGE)}
-    shared = {key: value for key, value in values.items() if key not in {str(stage) for stage in sections}}
-    fields = {stage: {f.name for f in _fields(RECIPES[stage])} for stage in TRAINING_STAGES}
-    all_keys = sorted({key for names in fields.values() for key in names})
-    for key, value in shared.items():
-        if not any(key in names for names in fields.values()):
-            raise _unknown_key(key, value, origin.get(key, where), "pipeline recipe", [*sections, *all_keys])
+    types = {stage: _types(stage) for stage in (*TRAINING_STAGES, Stage.MERGE)}
+    sections: dict[Stage, dict[str, Entry]] = {stage: {} for stage in types}
+    shared: dict[str, Entry] = {}
+    shared_types = {key: wanted for stage in TRAINING_STAGES for key, wanted in types[stage].items()}
+    for source, values in layers:
+        top = {key: value for key, value in values.items() if key not in {str(stage) for stage in types}}
+        shared |= translate(top, shared_types, source, findings)
+        for stage in types:
+            section = _section(stage, values, source, findings)
+            for key in set(WIRED[stage]) & set(section):
+                findings.wrong(source, f"`{stage}.{key}` is wired from the stage before; remove it")
+                del section[key]
+            sections[stage] |= translate(section, types[stage], source, findings, prefix=f"{stage}.")
+    for key, entry in shared.items():
+        if key not in shared_types and not is_old(key, shared_types):
+            known = shared_types | dict.fromkeys(sections, dict[str, Any])
+            findings.wrong(entry.source, unknown_key(key, entry.key, entry.typed, "pipeline recipe", known))
     resolved: dict[str, dict[str, Any]] = {}
     for stage, section in sections.items():
-        for key in WIRED[stage]:
-            if key in section:
-                source = origin.get(f"{stage}.{key}", where)
-                raise RecipeError(f"{source}: `{stage}.{key}` is wired from the stage before; remove it.")
-        own: dict[str, Any] = {key: value for key, value in shared.items() if key in fields.get(stage, ())} | section
-        own |= dict.fromkeys(WIRED[stage], "wired")
-        own_origin = {key: origin.get(f"{stage}.{key}", origin.get(key, where)) for key in own}
-        recipe = build_recipe(stage, own, own_origin, where)
-        resolved[stage] = {k: v for k, v in msgspec.to_builtins(recipe).items() if k not in WIRED[stage]}
-    return PipelineRecipe(**resolved)
+        taken = shared if stage in TRAINING_STAGES else {}
+        own = {key: entry for key, entry in taken.items() if key in types[stage] or is_old(key, types[stage])}
+        own |= section | {key: _wired(key) for key in WIRED[stage]}
+        if recipe := _build(stage, own, where, findings):
+            resolved[stage] = {k: v for k, v in msgspec.to_builtins(recipe).items() if k not in WIRED[stage]}
+    return None if len(resolved) < len(sections) else PipelineRecipe(**resolved)
 
 
-def _pipeline_section(stage: Stage, values: Mapping[str, Any], where: str) -> dict[str, Any]:
+def _wired(key: str) -> Entry:
+    return Entry(source="pipeline", key=key, typed="wired", value="wired")
+
+
+def _section(stage: Stage, values: Mapping[str, Any], source: str, findings: Findings) -> dict[str, Any]:
     given = values.get(stage)
     section = {} if given is None else _mapping(given)
     if section is None:
-        raise RecipeError(f"{where}: `{stage}: {given}`: a section is a mapping of `key: value` lines.")
-    return section
+        findings.wrong(source, f"{echo(stage, given)}: a section is a mapping of `key: value` lines")
+        return {}
+    return dict(section)
+
+
+@functools.cache
+def _types(stage: Stage) -> dict[str, Any]:
+    """A recipe's keys and their types."""
+    return {field.name: field.type for field in _fields(RECIPES[stage])}
 
 
 def _one_line(error: Exception) -> str:

@@ -5,7 +5,18 @@ from typing import Annotated, ClassVar, Literal
 
 from msgspec import Meta
 
-from .recipe_common import LORA, OPTIM_HELP, AtLeastOne, NotNegative, Optim, Positive, Scheduler, TrainRecipe, about
+from .recipe_common import (
+    LORA,
+    OPTIM_HELP,
+    AtLeastOne,
+    NotNegative,
+    Optim,
+    Positive,
+    Scheduler,
+    Steps,
+    TrainRecipe,
+    about,
+)
 from .stages import Split, Stage
 
 KlEstimator = Literal["k1", "k2", "k3"]
@@ -95,10 +106,16 @@ class PPORecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ] = 16
     max_steps: Annotated[int, about("PPO steps (rollout + update); -1: `num_train_epochs` decides.", ge=-1)] = -1
     num_train_epochs: Annotated[float, about("Passes over the prompts when `max_steps` is -1.", gt=0)] = 3.0
+    total_episodes: Annotated[
+        AtLeastOne | None,
+        about("Responses in all, over all processes; given, it decides over `max_steps` and `num_train_epochs`."),
+    ] = None
 
     # sampling
     max_prompt_length: Annotated[int, about("Prompts with as many tokens or more are dropped.", ge=1)] = 512
-    response_length: Annotated[int, about("Maximum number of tokens per response.", ge=1)] = 128
+    response_length: Annotated[
+        int, about("Maximum number of tokens per response (https://huggingface.co/docs/trl/ppo_trainer).", ge=1)
+    ] = 128
     random_length_limits: Annotated[
         Limits | None,
         about(f"Instead: draw each response's maximum from [low, high), as published for a base that never ends an "
@@ -194,7 +211,11 @@ class PPORecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     # reporting
     eval_steps: Annotated[
-        int, about("Answer the held-out questions again every N PPO steps; 0: only before and after.", ge=0)
+        Steps,
+        about(
+            "Answer the held-out questions again every N PPO steps; below 1: a share of all steps; 0: only before and "
+            "after."
+        ),
     ] = 0
     eval_temperatures: Annotated[
         list[NotNegative],

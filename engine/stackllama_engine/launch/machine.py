@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import importlib.util
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -54,7 +55,16 @@ def resolve_machine(recipe: AnyRecipe, gpus: list[str]) -> AnyRecipe:
             f"`num_processes: {processes}` asks for more than the {len(gpus)} visible GPUs; "
             "ask for fewer, or set `use_cpu: true` for several processes on the CPU."
         )
-    return msgspec.structs.replace(recipe, num_processes=processes)
+    recipe = msgspec.structs.replace(recipe, num_processes=processes)
+    return _in_steps(recipe, processes) if isinstance(recipe, PPORecipe) else recipe
+
+
+def _in_steps(recipe: PPORecipe, processes: int) -> PPORecipe:
+    """``total_episodes`` as ``max_steps``, now that the number of processes is known; rounded up, as in TRL."""
+    if recipe.total_episodes is None:
+        return recipe
+    steps = math.ceil(recipe.total_episodes / (recipe.local_batch_size * processes))
+    return msgspec.structs.replace(recipe, max_steps=steps, total_episodes=None)
 
 
 def package_versions() -> dict[str, str]:

@@ -39,7 +39,8 @@ _REPLACED = ".replaced-"
 class Retention(Struct, frozen=True, kw_only=True):
     """Which checkpoints stay: the newest, milestones, and the best by one metric."""
 
-    newest: int
+    newest: int | None
+    """None: all of them."""
     every: int = 0
     """Milestones: steps that are a multiple of this one; 0: none."""
     metric: str | None = None
@@ -55,13 +56,17 @@ class Retention(Struct, frozen=True, kw_only=True):
             newest=recipe.save_total_limit, every=recipe.keep_every_steps, metric=metric, greater_is_better=greater
         )
 
-    def at_most(self, steps: int) -> int:
-        """How many checkpoints a run of so many steps leaves."""
+    def at_most(self, steps: int, save_every: int = 1) -> int:
+        """How many checkpoints a run of so many steps leaves that writes one every so many; 0: when it stops."""
+        if self.newest is None:
+            return 1 + (steps // save_every if save_every else 0)
         return self.newest + (self.metric is not None) + (steps // self.every if self.every else 0)
 
     def chosen(self, checkpoints: Sequence[Path]) -> list[Path]:
         """Those that stay, of all, oldest first."""
         best = self._best(checkpoints)
+        if self.newest is None:
+            return list(checkpoints)
         recent = checkpoints[-self.newest :]
         return [
             path

@@ -17,6 +17,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from ..contract.errors import StageError
 from ..contract.recipe import RewardRecipe, SFTRecipe, TrainRecipe
+from ..contract.recipe_common import steps_of
 from . import checkpoint, models, schedule
 from .answers import Answers
 from .guard import Guard, Guarded
@@ -42,6 +43,7 @@ def training_arguments(recipe: SFTRecipe | RewardRecipe, output_dir: Path) -> di
         "optim": recipe.optim,
         "learning_rate": recipe.learning_rate,
         "lr_scheduler_type": recipe.lr_scheduler_type,
+        "lr_scheduler_kwargs": schedule.extra_arguments(recipe),
         "warmup_steps": recipe.warmup_steps,
         "weight_decay": recipe.weight_decay,
         "adam_beta1": recipe.adam_beta1,
@@ -298,13 +300,14 @@ def saving_first(trainer: "Guarded", callback: RunCallback) -> Iterator[None]:
         raise Stopped from None
 
 
-def _take_back(trainer: Any, path: Path, eval_steps: int) -> bool:
+def _take_back(trainer: Any, path: Path, eval_steps: float) -> bool:
     """What the Trainer does not take back from a checkpoint by itself; whether its last step was the run's last."""
     state = TrainerState.load_from_json(str(path / TRAINER_STATE_NAME))
     if state.global_step >= state.max_steps:  # the Trainer would make another one
         trainer._load_from_checkpoint(str(path))
         trainer.state = state
         return True
+    eval_steps = steps_of(eval_steps, state.max_steps)
     evaluated = any("eval_loss" in entry and entry["step"] == state.global_step for entry in state.log_history)
     if eval_steps and state.global_step and state.global_step % eval_steps == 0 and not evaluated:
         trainer.args.eval_on_start = True  # the evaluation that a stop broke off

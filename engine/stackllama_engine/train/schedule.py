@@ -5,6 +5,13 @@ from typing import Any
 
 import torch
 
+from ..contract.recipe import TrainRecipe
+
+
+def extra_arguments(recipe: TrainRecipe) -> dict[str, Any]:
+    """What the recipe's schedule takes beside warm-up and length."""
+    return {} if recipe.min_lr_rate is None else {"min_lr_rate": recipe.min_lr_rate}
+
 
 def peak(scheduler: Any) -> float:
     """The learning rate at the schedule's top."""

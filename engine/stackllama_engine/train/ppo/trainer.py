@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import get_scheduler
 
 from ...contract.recipe import PPORecipe
+from ...contract.recipe_common import steps_of
 from ...contract.stages import Split
 from .. import checkpoint, models, optimizers, schedule
 from ..faults import Fit, Setbacks
@@ -45,7 +46,7 @@ def run(recipe: PPORecipe, session: Session) -> dict[str, Any]:
     return PPO(recipe, session).train()
 
 
-def steps_of(recipe: PPORecipe, prompts: int, world_size: int) -> int:
+def total_steps(recipe: PPORecipe, prompts: int, world_size: int) -> int:
     """PPO steps of a run: ``max_steps``, or as many as ``num_train_epochs`` passes over the prompts take."""
     if recipe.max_steps > 0:
         return recipe.max_steps
@@ -77,9 +78,10 @@ class PPO:
             self.reporter.health(notice)
         self.prompts = Prompts(self._load(recipe.dataset_train_split, recipe.max_train_samples), recipe.seed)
         self.held_out = self._load(recipe.dataset_test_split, recipe.max_eval_samples)
-        self.steps = steps_of(recipe, len(self.prompts), session.world_size)
+        self.steps = total_steps(recipe, len(self.prompts), session.world_size)
         optimizer = optimizers.build(recipe, groups(self.base, recipe))
-        scheduler = get_scheduler(recipe.lr_scheduler_type, optimizer, recipe.warmup_steps, self.steps)
+        warmup, more = steps_of(recipe.warmup_steps, self.steps), schedule.extra_arguments(recipe)
+        scheduler = get_scheduler(recipe.lr_scheduler_type, optimizer, warmup, self.steps, more)
         target = recipe.target if recipe.adap_kl_ctrl else None
         self.controller = losses.KLController(recipe.kl_coef, target, recipe.horizon)
         self.scaling = RewardScaling(recipe.normalize_reward, recipe.cliprange_reward, session.reduce)
@@ -114,6 +116,7 @@ class PPO:
         rolled_back = self.session.restarts.now
         if rolled_back.learning_rate is not None and rolled_back.at_step == done:
             schedule.set_peak(self.trainables.optimizer, self.trainables.scheduler, rolled_back.learning_rate)
+        log_every, eval_every = (steps_of(n, self.steps) for n in (recipe.logging_steps, recipe.eval_steps))
         while done < self.steps:
             try:
                 metrics, bad = self.step(done)
@@ -121,14 +124,14 @@ class PPO:
                 self._save_and_stop(done, before)
             done += 1
             self.reporter.progress(done, self.steps)
-            if done % recipe.logging_steps == 0 or done in (1, self.steps) or bad:
+            if done % log_every == 0 or done in (1, self.steps) or bad:
                 self.reporter.metrics(done, metrics)
                 self.session.accelerator.log(metrics, step=done)  # to `report_to`, if anything
                 self.reporter.memory()
             if self.setbacks.after_step(done, bad):
                 done = self._roll_back(done)
                 continue
-            if recipe.eval_steps and done % recipe.eval_steps == 0 and done < self.steps:
+            if eval_every and done % eval_every == 0 and done < self.steps:
                 # before the checkpoint: a resumed run has it already
                 self._remember(done, self._evaluate_or_stop(done, "during", before), before)
             self._serve_and_save(done, before)
@@ -240,7 +243,7 @@ class PPO:
             self.updater.update(rollout, goal, shuffle, self.together.between)
             reporter.phase("save")
             if self.session.is_main:
-                kept = checkpoint.Retention.of(recipe).at_most(self.steps)
+                kept = checkpoint.Retention.of(recipe).at_most(self.steps, steps_of(recipe.save_steps, self.steps))
                 canary.write_checkpoint(self.trainables, self.session.run, responses, kept)
             self.session.state.wait_for_everyone()
         reporter.health(
@@ -309,7 +312,7 @@ class PPO:
         Raises:
             Stopped: asked to stop, after saving.
         """
-        asked, every = self.session.requests, self.recipe.save_steps
+        asked, every = self.session.requests, steps_of(self.recipe.save_steps, self.steps)
         due = bool(every) and done % every == 0
         while True:
             try:

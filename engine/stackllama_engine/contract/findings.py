@@ -1,0 +1,68 @@
+"""What reading a recipe finds: everything that is wrong, and what a person should know of the rest."""
+
+from typing import Any
+
+from msgspec import Struct
+
+from .errors import RecipeError
+from .wording import echo
+
+
+class Entry(Struct, frozen=True, kw_only=True):
+    """One key of a recipe as it was given, and as this engine reads it.
+
+    Attributes:
+        source: the file, or the command line.
+        key: as it was typed.
+        typed: its value as it was typed.
+        value: the value in the words of this engine's key.
+    """
+
+    source: str
+    key: str
+    typed: Any
+    value: Any
+
+    @property
+    def echo(self) -> str:
+        """``key=value`` for messages."""
+        return echo(self.key, self.typed)
+
+
+class Findings(Struct, kw_only=True):
+    """Problems and notes, each once, in the order in which they were found.
+
+    Attributes:
+        problems: (source, sentence).
+        notes: sentences.
+    """
+
+    problems: dict[tuple[str, str], None] = {}
+    notes: dict[str, None] = {}
+
+    def wrong(self, source: str, text: str) -> None:
+        """Take down a problem; the text ends without a full stop or with one."""
+        self.problems[source, text if text[-1] in ".?" else f"{text}."] = None
+
+    def note(self, text: str) -> None:
+        """Take down what is no problem."""
+        self.notes[text] = None
+
+    def check(self) -> None:
+        """Pass if nothing is wrong.
+
+        Raises:
+            RecipeError: all problems: one on a line of its own, several under a heading, a line each.
+        """
+        if not self.problems:
+            return
+        sources = {source for source, _ in self.problems}
+        if len(self.problems) == 1:
+            raise RecipeError("".join(f"{source}: {text}" for source, text in self.problems))
+        if len(sources) == 1:
+            lines = [f"{source}: {len(self.problems)} mistakes:" for source in sources]
+            lines += [text for _, text in self.problems]
+        else:
+            lines = [f"{len(self.problems)} mistakes in the recipe:"]
+            lines += [f"{source}: {text}" for source, text in self.problems]
+        raise RecipeError("\n  ".join(" ".join(line.split()) for line in lines))

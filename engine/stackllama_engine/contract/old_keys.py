@@ -1,0 +1,62 @@
+"""Keys of earlier versions of this engine, still read, with a note."""
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, cast
+
+from msgspec import Struct
+
+from .findings import Entry, Findings
+
+
+class OldKeys(Struct, frozen=True):
+    """Keys that were, and how they are read.
+
+    Attributes:
+        new: the key that took their place.
+        read: the new key's value, from the old keys' values and from the new one's where that is given too.
+        defaults: the old keys and the values they had when they were left out.
+    """
+
+    new: str
+    read: Callable[[Mapping[str, Any], Any], Any]
+    defaults: Mapping[str, Any]
+
+
+def _length_limits(old: Mapping[str, Any], given: Any) -> Any:
+    """The bounds of a response's length, each from the old key, else as given under the new one, else as it was."""
+    before = cast("list[Any]", given) if isinstance(given, list) else []
+    limits: dict[str, Any] = dict(zip(_LENGTHS, before, strict=False))
+    return [(_LENGTHS | limits | dict(old))[key] for key in _LENGTHS]
+
+
+_LENGTHS: dict[str, Any] = {"output_min_length": 32, "output_max_length": 128}
+OLD_KEYS: tuple[OldKeys, ...] = (
+    OldKeys("random_length_limits", _length_limits, _LENGTHS),  # the length was drawn from [min, max)
+)
+
+
+def is_old(key: str, known: Collection[str]) -> bool:
+    """Whether a recipe with these keys reads an old one."""
+    return any(key in old.defaults and old.new in known for old in OLD_KEYS)
+
+
+def read_old_keys(entries: dict[str, Entry], known: Collection[str], findings: Findings) -> dict[str, Entry]:
+    """The entries with old keys replaced by the new ones.
+
+    Args:
+        entries: all layers' entries of one recipe, by key.
+        known: the recipe's keys; an old key that is still one of them is left alone.
+        findings: where the notes go.
+    """
+    for old in OLD_KEYS:
+        given = {key: entries[key] for key in old.defaults if key in entries and key not in known}
+        if not given or old.new not in known:
+            continue
+        entries = {key: entry for key, entry in entries.items() if key not in given}
+        before = entries[old.new].value if old.new in entries else None
+        value = old.read({key: entry.value for key, entry in given.items()}, before)
+        last = list(given.values())[-1]
+        entries[old.new] = Entry(source=last.source, key=old.new, typed=value, value=value)
+        names = ", ".join(f"`{key}`" for key in given)
+        findings.note(f"{last.source}: {names}: read as `{old.new}={value}`, the key's name by now.")
+    return entries

@@ -1,0 +1,139 @@
+"""Words for a wrong value, the same on the command line and in the console: "expected a number"."""
+
+import difflib
+import math
+import re
+import types
+import typing
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import msgspec
+import yaml
+
+_LONG = 8  # letters of a key in which two may be wrong
+_MOST_SHOWN = 60  # characters of a value that a message repeats
+_TYPE_WORDS = {
+    "int": "a whole number", "float": "a number", "str": "text", "bool": "true or false", "null": "null",
+    "array": "a list such as [a, b]", "object": "a mapping", "date": "a date", "datetime": "a date",
+}  # fmt: skip
+_STEPS = "a whole number, or a share of all steps between 0 and 1"
+
+
+def convert(value: Any, wanted: Any) -> Any:
+    """A YAML value as a key's type.
+
+    Raises:
+        ValueError: it is none; the text says what was expected.
+    """
+    if isinstance(value, float) and value.is_integer() and is_steps(wanted):
+        value = int(value)  # `100.0`: not a share
+    # YAML 1.1 reads 1e-5 as a string; msgspec's lax mode turns strings into the numbers they spell.
+    try:
+        converted = msgspec.convert(value, wanted, strict=not isinstance(value, str))
+    except msgspec.ValidationError as error:
+        raise ValueError(_reason(error, value, wanted)) from None
+    if isinstance(converted, float) and not math.isfinite(converted):
+        raise ValueError("expected a finite number")
+    return converted
+
+
+def wrong(value: Any, wanted: Any) -> str | None:
+    """What is wrong with a value, or None."""
+    try:
+        convert(value, wanted)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def echo(key: str, value: Any) -> str:
+    """``key=value`` as it was typed, on one line and not too long."""
+    if isinstance(value, str):
+        text = value
+    else:
+        text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=float("inf"), sort_keys=False)
+        text = text.removesuffix("...\n")
+    text = " ".join(text.split())
+    return f"`{key}={text if len(text) <= _MOST_SHOWN else text[: _MOST_SHOWN - 1] + '…'}`"
+
+
+def nearest(word: str, known: Iterable[str], cutoff: float) -> str | None:
+    """The most similar of some words, if one is similar enough."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
+    return near[0] if near else None
+
+
+def slip_of(word: str, known: Iterable[str]) -> str | None:
+    """The one of some keys that a word can only be a slip of the fingers for.
+
+    Keys that are spelt alike often mean different things (``max_samples``, ``max_eval_samples``): one letter may be
+    wrong, two in a long word; upper case, dashes and missing underscores do not count, digits must agree.
+    """
+    plain = {_plain(name): name for name in known}
+    slips = {name: _edits(_plain(word), name) for name in plain if _digits(name) == _digits(word)}
+    near = min(slips, key=lambda name: slips[name], default=None)
+    if near is None or slips[near] > (2 if len(near) >= _LONG else 1):
+        return None
+    return plain[near]
+
+
+def _plain(key: str) -> str:
+    return re.sub(r"[\W_]", "", key).lower()
+
+
+def _digits(key: str) -> str:
+    return re.sub(r"\D", "", key)
+
+
+def _edits(one: str, other: str) -> int:
+    """Letters to insert, remove, replace or swap with their neighbour: optimal string alignment."""
+    before, last = list[int](), list(range(len(other) + 1))
+    for i, letter in enumerate(one, start=1):
+        row = [i]
+        for j, wanted in enumerate(other, start=1):
+            least = min(last[j] + 1, row[j - 1] + 1, last[j - 1] + (letter != wanted))
+            if i > 1 and j > 1 and letter == other[j - 2] and one[i - 2] == wanted:
+                least = min(least, before[j - 2] + 1)
+            row.append(least)
+        before, last = last, row
+    return last[-1]
+
+
+def members(wanted: Any) -> list[Any]:
+    """The types that an annotation admits, without their bounds."""
+    origin = typing.get_origin(wanted)
+    if origin is typing.Annotated:
+        return members(typing.get_args(wanted)[0])
+    if origin in (typing.Union, types.UnionType):
+        return [member for part in typing.get_args(wanted) for member in members(part)]
+    return [wanted]
+
+
+def is_steps(wanted: Any) -> bool:
+    """Whether a key counts steps, or is a share of all of them."""
+    return {int, float} <= {member for member in members(wanted) if isinstance(member, type)}
+
+
+def _reason(error: msgspec.ValidationError, value: Any, wanted: Any) -> str:
+    text = str(error).split(" - at ")[0]
+    choices = _choices(wanted)
+    if choices and ("enum value" in text or (isinstance(value, str) and "got `str`" in text)):
+        near = nearest(str(value), choices, 0.5)
+        hint = f"; did you mean `{near}`?" if near else ""
+        return f"it must be one of {', '.join(f'`{choice}`' for choice in choices)}{hint}"
+    if is_steps(wanted):
+        return f"expected {_STEPS}"
+    text = re.sub(r"`([a-z| ]+)`", _type_words, text)
+    return text[:1].lower() + text[1:]
+
+
+def _type_words(match: re.Match[str]) -> str:
+    return " or ".join(_TYPE_WORDS.get(name, f"`{name}`") for name in match[1].split(" | "))
+
+
+def _choices(wanted: Any) -> list[str]:
+    """The values of every Literal inside a type annotation."""
+    if typing.get_origin(wanted) is Literal:
+        return [str(choice) for choice in typing.get_args(wanted)]
+    return [choice for part in typing.get_args(wanted) for choice in _choices(part)]
