@@ -25,6 +25,7 @@ Without a command it opens the console.
 
   open       the console on one run, or on another trainer's directory
   demo       try everything on a tiny embedded model, in minutes, without a GPU
+  recipe     convert one of TRL, LLaMA-Factory or axolotl
   plan       what a recipe will take in memory, and what would make it fit
   launch     start one stage in the background; it outlives this terminal
   pipeline   start every stage, each on what the one before made
@@ -112,6 +113,7 @@ def build_parser() -> Parser:
     commands = parser.add_subparsers(prog=PROGRAM, metavar="COMMAND", help=argparse.SUPPRESS, title=argparse.SUPPRESS)
     _add_open(commands)
     _add_demo(commands)
+    _add_recipe(commands)
     _add_plan(commands)
     _add_launch(commands)
     _add_runs(commands)
@@ -178,6 +180,19 @@ def _add_plan(commands: _Commands) -> None:
         "--shard", choices=("zero2", "zero3", "fsdp"), help="what if it were sharded over them; not launched so"
     )
     plan.add_argument("--trace", action="store_true", help="also run two steps without weights (seconds; needs torch)")
+
+
+def _add_recipe(commands: _Commands) -> None:
+    text = "Convert another trainer's recipe."
+    group: Parser = commands.add_parser("recipe", help=text, description=text)
+    group.set_defaults(parser=group, handler=None)
+    recipe = group.add_subparsers(metavar="COMMAND", title="commands")
+    text = "Turn a recipe of TRL, LLaMA-Factory or axolotl into one for this engine; list what is left out."
+    convert = _leaf(recipe, "convert", text, "recipe:convert", json=True)
+    convert.add_argument("file", type=Path, metavar="FILE", help="another trainer's YAML")
+    convert.add_argument("--out", type=Path, metavar="FILE", help="write a new file (default: print it)")
+    convert.add_argument("--stage", choices=STAGES[:3], help="the stage to make a recipe of (default: the file's own)")
+    convert.add_argument("--force", action="store_true", help="replace the file of --out")
 
 
 def _add_launch(commands: _Commands) -> None:

@@ -117,7 +117,7 @@ def convert_key(stage: Stage, text: str) -> Any:
         RecipeError: not of that form, no such key, or a value that the recipe does not take.
     """
     key, value = _parse_override(text)
-    fields = _types(stage)
+    fields = key_types(stage)
     if key not in fields:
         raise RecipeError(f"{COMMAND_LINE}: {unknown_key(key, key, value, f'{stage} recipe', fields)}")
     try:
@@ -204,7 +204,7 @@ def _assemble(stage: Stage, layers: Sequence[_Layer], where: str) -> Reading:
     else:
         entries: dict[str, Entry] = {}
         for source, values in layers:
-            entries |= translate(values, _types(stage), source, findings)
+            entries |= translate(values, key_types(stage), source, findings)
         recipe = _build(stage, entries, where, findings)
     findings.check()
     assert recipe is not None
@@ -214,7 +214,7 @@ def _assemble(stage: Stage, layers: Sequence[_Layer], where: str) -> Reading:
 def _build(stage: Stage, entries: dict[str, Entry], where: str, findings: Findings) -> AnyRecipe | None:
     """One stage's recipe; None where something is wrong, which ``findings`` then says."""
     fields = _fields(RECIPES[stage])
-    types = _types(stage)
+    types = key_types(stage)
     checked: dict[str, Any] = {}
     wrong = False
     for key, entry in read_old_keys(entries, types, findings).items():
@@ -265,7 +265,7 @@ def _hint(key: str, value: Any, what: str, known: Mapping[str, Any]) -> str:
         if foreign.ours in known:
             return f" Here it is `{foreign.ours}`" + (f": {foreign.why}." if foreign.why else ".")
         return f" Leave it out: {foreign.why}." if foreign.why else ""
-    others = [str(stage) for stage in (*TRAINING_STAGES, Stage.MERGE) if key in _types(stage)]
+    others = [str(stage) for stage in (*TRAINING_STAGES, Stage.MERGE) if key in key_types(stage)]
     if others:
         return f" It is one of the {' and '.join(others)} recipe{'s' * (len(others) > 1)}."
     near = slip_of(key, known)
@@ -280,7 +280,7 @@ def _absolute(value: str) -> str:
 
 def _build_pipeline(layers: Sequence[_Layer], where: str, findings: Findings) -> PipelineRecipe | None:
     """Shared keys at the top go to every training stage that has them; a stage's section overrides them."""
-    types = {stage: _types(stage) for stage in (*TRAINING_STAGES, Stage.MERGE)}
+    types = {stage: key_types(stage) for stage in (*TRAINING_STAGES, Stage.MERGE)}
     sections: dict[Stage, dict[str, Entry]] = {stage: {} for stage in types}
     shared: dict[str, Entry] = {}
     shared_types = {key: wanted for stage in TRAINING_STAGES for key, wanted in types[stage].items()}
@@ -321,7 +321,7 @@ def _section(stage: Stage, values: Mapping[str, Any], source: str, findings: Fin
 
 
 @functools.cache
-def _types(stage: Stage) -> dict[str, Any]:
+def key_types(stage: Stage) -> dict[str, Any]:
     """A recipe's keys and their types."""
     return {field.name: field.type for field in _fields(RECIPES[stage])}
 

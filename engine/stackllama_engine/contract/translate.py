@@ -159,7 +159,7 @@ _VALUES: dict[str, Callable[[Any, Values], Read]] = {
 def _warmup_ratio(value: Any, values: Values) -> Read:
     if values.get("warmup_steps"):
         return {}, "`warmup_steps` is given as well and counts, as in transformers"
-    ratio = _number(value)
+    ratio = number(value)
     if ratio is None or not 0 <= ratio < 1:
         raise ValueError("expected a share of all steps, from 0 to below 1")
     return {"warmup_steps": ratio}, ""
@@ -182,12 +182,12 @@ def _strategy(ours: str, never: str) -> Callable[[Any, Values], Read]:
 
 def _each_epoch(ours: str, values: Values) -> Read:
     """Each epoch's end as a share of all steps; the end of the last one is the run's."""
-    epochs = _number(values.get("num_train_epochs"))
+    epochs = number(values.get("num_train_epochs"))
     if ours == "save_steps" and (epochs is None or epochs <= 1):
         return {}, "`save_steps` decides; the run's end is saved anyway"
     if ours == "eval_steps" and epochs is not None and epochs <= 1:
         return {ours: 0}, "read as `eval_steps=0`: the end of the only epoch"
-    if epochs is None or _number(values.get("max_steps", -1)) != -1:
+    if epochs is None or number(values.get("max_steps", -1)) != -1:
         return {}, f"`{ours}` decides"
     share = int(1e6 / epochs) / 1e6  # not above the epoch's end, whose step is rounded up
     return {ours: share}, f"read as `{ours}={share:g}`, a share of all steps"
@@ -197,7 +197,7 @@ def _lr_scheduler_kwargs(value: Any, values: Values) -> Read:
     if not value:
         return {}, ""
     given = cast("dict[str, Any]", value) if isinstance(value, dict) else {}
-    rate, peak = _number(given.get("min_lr")), _number(values.get("learning_rate"))
+    rate, peak = number(given.get("min_lr")), number(values.get("learning_rate"))
     if set(given) == {"min_lr_rate"}:
         return {"min_lr_rate": given["min_lr_rate"]}, ""
     if set(given) == {"min_lr"} and rate is not None and peak:
@@ -214,7 +214,8 @@ _COMPUTED: dict[str, tuple[str, Callable[[Any, Values], Read]]] = {
 }  # fmt: skip
 
 
-def _number(value: Any) -> float | None:
+def number(value: Any) -> float | None:
+    """A YAML value as a number; None where it is none."""
     try:
         return None if isinstance(value, bool) else float(value)  # YAML 1.1 reads 1e-1 as text
     except (TypeError, ValueError):

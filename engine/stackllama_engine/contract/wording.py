@@ -11,6 +11,7 @@ from typing import Any, Literal
 import msgspec
 import yaml
 
+_ALIKE = 0.8  # of a choice: `bfloat61` is near `bfloat16`, `flex_attention` is not near `flash_attention_2`
 _LONG = 8  # letters of a key in which two may be wrong
 _MOST_SHOWN = 60  # characters of a value that a message repeats
 _TYPE_WORDS = {
@@ -56,12 +57,6 @@ def echo(key: str, value: Any) -> str:
         text = text.removesuffix("...\n")
     text = " ".join(text.split())
     return f"`{key}={text if len(text) <= _MOST_SHOWN else text[: _MOST_SHOWN - 1] + '…'}`"
-
-
-def nearest(word: str, known: Iterable[str], cutoff: float) -> str | None:
-    """The most similar of some words, if one is similar enough."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
-    return near[0] if near else None
 
 
 def slip_of(word: str, known: Iterable[str]) -> str | None:
@@ -119,13 +114,18 @@ def _reason(error: msgspec.ValidationError, value: Any, wanted: Any) -> str:
     text = str(error).split(" - at ")[0]
     choices = _choices(wanted)
     if choices and ("enum value" in text or (isinstance(value, str) and "got `str`" in text)):
-        near = nearest(str(value), choices, 0.5)
+        near = _nearest(str(value), choices)
         hint = f"; did you mean `{near}`?" if near else ""
         return f"it must be one of {', '.join(f'`{choice}`' for choice in choices)}{hint}"
     if is_steps(wanted):
         return f"expected {_STEPS}"
     text = re.sub(r"`([a-z| ]+)`", _type_words, text)
     return text[:1].lower() + text[1:]
+
+
+def _nearest(value: str, choices: list[str]) -> str | None:
+    near = difflib.get_close_matches(value, choices, n=1, cutoff=_ALIKE)
+    return near[0] if near else None
 
 
 def _type_words(match: re.Match[str]) -> str:

@@ -1,0 +1,355 @@
+"""A recipe of TRL, the alignment handbook, LLaMA-Factory or axolotl turned into one of this engine.
+
+What can be said here is said, with the other trainer's defaults written out where ours differ; the rest is listed
+with the reason. The result loads: nothing is guessed that this engine would refuse.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from msgspec import Struct
+
+from .errors import RecipeError
+from .findings import Findings
+from .foreign_keys import AXOLOTL, LLAMA_FACTORY, ForeignKey, format_of
+from .recipe import RECIPES
+from .recipe_io import build_recipe, key_types, read_file, unknown_key
+from .stages import Stage
+from .translate import number, translate
+from .wording import echo, wrong
+
+TRL = "TRL"
+_NO_STAGE = {
+    "dpo": "DPO", "kto": "KTO", "orpo": "ORPO", "ipo": "IPO", "simpo": "SimPO", "grpo": "GRPO", "pt": "pre-training",
+    "ebft": "EBFT", "gdpo": "GDPO",
+}  # fmt: skip
+_STAGES = {"sft": Stage.SFT, "rm": Stage.REWARD, "ppo": Stage.PPO}
+
+_TRAINER: dict[str, Any] = {
+    "use_peft": False, "load_in_8bit": False, "dataset_streaming": False, "dataset_train_split": "train",
+    "dataset_test_split": "test", "max_eval_samples": None, "optim": "adamw_torch_fused",
+    "lr_scheduler_type": "linear", "warmup_steps": 0, "weight_decay": 0.0, "per_device_train_batch_size": 8,
+    "max_steps": -1, "num_train_epochs": 3.0, "gradient_checkpointing": False, "eval_steps": 0,
+    "save_total_limit": None, "seed": 42,
+}  # fmt: skip
+"""transformers' TrainingArguments, where ours differ."""
+_TRL = _TRAINER | {"gradient_checkpointing": True, "dtype": "float32", "bf16": True, "max_length": 1024}
+_TRL_PPO = {
+    "learning_rate": 3e-6, "num_train_epochs": None, "kl_coef": 0.05, "adap_kl_ctrl": False, "temperature": 0.7,
+    "response_length": 53, "early_stopping": False, "max_steps": None, "use_peft": True, "eval_steps": None,
+}  # fmt: skip
+DEFAULTS: dict[tuple[str, Stage], dict[str, Any]] = {
+    (TRL, Stage.SFT): _TRL | {"learning_rate": 2e-5, "packing": False},
+    (TRL, Stage.REWARD): _TRL | {"learning_rate": 1e-4, "lora_r": 16, "lora_dropout": 0.05},
+    (TRL, Stage.PPO): {key: value for key, value in (_TRL | _TRL_PPO).items() if value is not None},
+    ("LLaMA-Factory", Stage.SFT): _TRAINER
+    | {"learning_rate": 5e-5, "packing": False, "max_length": 2048, "use_peft": True, "lora_r": 8, "lora_dropout": 0.0,
+       "lora_target_modules": "all-linear", "gradient_checkpointing": True},
+    ("axolotl", Stage.SFT): _TRAINER
+    | {"per_device_train_batch_size": 1, "num_train_epochs": 1.0, "max_length": 512, "packing": False,
+       "lr_scheduler_type": "cosine"},
+}  # fmt: skip
+"""Defaults of other trainers (their configuration classes), by our keys."""
+DEFAULTS["LLaMA-Factory", Stage.REWARD] = DEFAULTS["LLaMA-Factory", Stage.SFT]
+DEFAULTS["axolotl", Stage.REWARD] = DEFAULTS["axolotl", Stage.SFT]
+
+
+class Converted(Struct, frozen=True, kw_only=True):
+    """A recipe of this engine, made from another's.
+
+    Attributes:
+        stage: which recipe.
+        source: whose recipe it was.
+        values: our keys and values.
+        left_out: sentences: each key that has no place here, and why.
+        defaults: keys that were not given and have the other trainer's default.
+        text: all of it as a recipe file.
+    """
+
+    stage: Stage
+    source: str
+    values: dict[str, Any]
+    left_out: tuple[str, ...]
+    defaults: tuple[str, ...]
+    text: str
+
+
+def convert_recipe(file: Path, stage: Stage | None = None) -> Converted:
+    """Read another trainer's recipe as one of this engine.
+
+    Args:
+        file: YAML.
+        stage: which recipe to make; None: the one that the file is for.
+
+    Raises:
+        RecipeError: unreadable, of a stage that this engine does not have, or without what a recipe needs.
+    """
+    given = read_file(file)
+    source = format_of(set(given)) or TRL
+    stage = stage or _stage_of(file, source, given)
+    left = Findings()
+    values = _spelt_as_trl(source, stage, given, left)
+    values = _ours(stage, values, left)
+    defaults = {
+        key: value for key, value in DEFAULTS.get((source, stage), {}).items()
+        if key in key_types(stage) and key not in values
+    }  # fmt: skip
+    if "max_steps" in values:
+        defaults.pop("num_train_epochs", None)
+    values = _consistent(stage, values | defaults, left)
+    defaults = {key: value for key, value in defaults.items() if values.get(key, "") == value}
+    build_recipe(stage, values, where=str(file))
+    left_out = tuple(text for _, text in left.problems) + tuple(left.notes)
+    text = _as_text(file, source, stage, values, defaults, left_out)
+    return Converted(
+        stage=stage, source=source, values=values, left_out=left_out, defaults=tuple(defaults), text=text
+    )  # fmt: skip
+
+
+def _stage_of(file: Path, source: str, given: Mapping[str, Any]) -> Stage:
+    """The stage that a file is for.
+
+    Raises:
+        RecipeError: it is none of this engine's.
+    """
+    if source == TRL:
+        if {"beta", "loss_type", "rpo_alpha"} & set(given):
+            raise _no_stage(file, "DPO or its like")
+        keys = set(given)
+        if keys & {"reward_model_path", "total_episodes", "num_ppo_epochs", "kl_coef", "sft_model_path"}:
+            return Stage.PPO
+        return Stage.REWARD if "center_rewards_coefficient" in keys else Stage.SFT
+    named = str(given.get("stage") if source == "LLaMA-Factory" else given.get("rl") or "sft")
+    if given.get("reward_model") is True:  # axolotl
+        return Stage.REWARD
+    if named in _STAGES:
+        return _STAGES[named]
+    raise _no_stage(file, _NO_STAGE.get(named, named))
+
+
+def _no_stage(file: Path, name: str) -> RecipeError:
+    return RecipeError(
+        f"{file}: this is a recipe of {name}, which this engine does not have. `--stage reward` makes one that trains "
+        "a reward model on its pairs."
+    )
+
+
+# -- other spellings ----------------------------------------------------------------------------------------------
+
+
+def _spelt_as_trl(source: str, stage: Stage, given: Mapping[str, Any], left: Findings) -> dict[str, Any]:
+    """The keys that LLaMA-Factory and axolotl call otherwise, as TRL or this engine calls them."""
+    if source == TRL:
+        return _one_data_set(dict(given), left)
+    table = LLAMA_FACTORY if source == "LLaMA-Factory" else AXOLOTL
+    special = _llama_factory(given, left) if source == "LLaMA-Factory" else _axolotl(given, left)
+    values: dict[str, Any] = {}
+    for key, value in given.items():
+        if key in special or value is None:
+            continue
+        known = table.get(key)
+        if known is None:
+            values[key] = value
+        elif known.ours in key_types(stage):
+            values[known.ours] = known.read(value) if known.read else value
+        elif value:
+            left.wrong("", f"{echo(key, value)}: {_reason(known, stage)}")
+    for made in special.values():
+        values |= made
+    return values
+
+
+def _reason(known: ForeignKey, stage: Stage) -> str:
+    if known.ours:
+        return f"`{known.ours}` is no key of the {stage} recipe" + (f": {known.why}" if known.why else "")
+    return known.why
+
+
+def _llama_factory(given: Mapping[str, Any], left: Findings) -> dict[str, dict[str, Any]]:
+    """Keys of LLaMA-Factory that are several of ours, or that only it reads so."""
+    kind = given.get("finetuning_type", "lora")
+    bits = given.get("quantization_bit")
+    if kind not in ("lora", "full"):
+        left.wrong("", f"{echo('finetuning_type', kind)}: LoRA or every weight is trained here; LoRA is taken")
+    if bits not in (None, 4, 8):
+        left.wrong("", f"{echo('quantization_bit', bits)}: a base is held in 8 or 4 bits, or not quantised")
+    names = [name.strip() for name in str(given.get("dataset", "")).split(",") if name.strip()]
+    if names:
+        left.wrong(
+            "",
+            f"{echo('dataset', given['dataset'])}: LLaMA-Factory looks names up in dataset_info.json; put the "
+            f"file or hub id of one of them in the place of `dataset_name: {names[0]}`",
+        )
+    alpha = {} if given.get("lora_alpha") else {"lora_alpha": 2 * int(number(given.get("lora_rank")) or 8)}
+    return {
+        "stage": {},
+        "finetuning_type": {"use_peft": kind != "full"} | alpha,
+        "quantization_bit": {"load_in_8bit": bits == 8, "load_in_4bit": bits == 4},
+        "quantization_method": {},
+        "dataset": {"dataset_name": names[0]} if names else {},
+    }
+
+
+def _axolotl(given: Mapping[str, Any], left: Findings) -> dict[str, dict[str, Any]]:
+    """Keys of axolotl that are several of ours, or that only it reads so."""
+    adapter = given.get("adapter")
+    if adapter not in (None, "", "lora", "qlora"):
+        left.wrong("", f"{echo('adapter', adapter)}: LoRA or every weight is trained here; LoRA is taken")
+    epochs = number(given.get("num_epochs")) or 1
+    special: dict[str, dict[str, Any]] = {
+        "adapter": {"use_peft": bool(adapter)},
+        "load_in_8bit": {"load_in_8bit": bool(given.get("load_in_8bit"))},
+        "load_in_4bit": {"load_in_4bit": bool(given.get("load_in_4bit"))},
+        "lora_target_linear": {"lora_target_modules": "all-linear"} if given.get("lora_target_linear") else {},
+        "datasets": _first_data_set("datasets", given.get("datasets"), "path", left),
+        "reward_model": {},
+        "gradient_checkpointing": {"gradient_checkpointing": bool(given.get("gradient_checkpointing"))},
+        "wandb_project": {"report_to": ["wandb"]} if given.get("wandb_project") else {},
+    }
+    if given.get("lora_target_linear"):
+        special["lora_target_modules"] = {}
+    for key, ours in (("evals_per_epoch", "eval_steps"), ("saves_per_epoch", "save_steps")):
+        each = number(given.get(key)) or 0
+        share = 1 / (each * epochs) if each > 0 else 0
+        special[key] = {ours: int(1e6 * share) / 1e6} if 0 < share < 1 else {}
+    return special
+
+
+def _one_data_set(given: dict[str, Any], left: Findings) -> dict[str, Any]:
+    """The alignment handbook's mixture as its first data set, where no other is named."""
+    mixture: Any = given.pop("dataset_mixture", None)
+    mixer: Any = given.pop("dataset_mixer", None)
+    made: dict[str, Any] = {}
+    if isinstance(mixture, dict) and mixture:
+        facts = cast("dict[str, Any]", mixture)
+        made = _first_data_set("dataset_mixture", facts.get("datasets"), "id", left)
+        if facts.get("test_split_size"):
+            left.wrong("", f"{echo('test_split_size', facts['test_split_size'])}: rows are held out by a split, "
+                           "`dataset_test_split`, and limited by `max_eval_samples`")  # fmt: skip
+    elif isinstance(mixer, dict) and mixer:
+        names = [str(name) for name in cast("dict[Any, Any]", mixer)]
+        made = {"dataset_name": names[0]}
+        left.wrong("", f"{echo('dataset_mixer', mixer)}: a run has one data set; the first is taken, whole")
+    return made | given
+
+
+def _first_data_set(key: str, listed: Any, name: str, left: Findings) -> dict[str, Any]:
+    entries = [cast("dict[str, Any]", one) for one in cast("list[Any]", listed or []) if isinstance(one, dict)]
+    entries = [one for one in entries if isinstance(one.get(name), str)]
+    if not entries:
+        return {}
+    first = entries[0]
+    others = [str(one[name]) for one in entries[1:]]
+    if others:
+        left.wrong("", f"`{key}`: a run has one data set, `{first[name]}`; left out: {', '.join(others)}")
+    if more := {k: v for k, v in first.items() if k not in (name, "config", "name", "split", "splits")}:
+        left.wrong("", f"{echo(f'{key}[0]', more)}: columns are found by their names, and every row is taken")
+    made: dict[str, Any] = {"dataset_name": first[name]}
+    config = first.get("config") or first.get("name")
+    split = first.get("split") or first.get("splits")
+    return made | ({"dataset_config": config} if config else {}) | (
+        {"dataset_train_split": split} if isinstance(split, str) else {}
+    )  # fmt: skip
+
+
+# -- our keys -----------------------------------------------------------------------------------------------------
+
+
+def _ours(stage: Stage, values: Mapping[str, Any], left: Findings) -> dict[str, Any]:
+    """What the stage's recipe takes; the rest is taken down as left out."""
+    types = key_types(stage)
+    entries = translate(values, types, "", left)
+    left.notes = {note.removeprefix(": "): None for note in left.notes}
+    made: dict[str, Any] = {}
+    for key, entry in entries.items():
+        if key not in types:
+            if entry.typed is not None:
+                left.wrong("", unknown_key(key, entry.key, entry.typed, f"{stage} recipe", types))
+        elif reason := wrong(entry.value, types[key]):
+            if entry.value is not None:
+                left.wrong("", f"{entry.echo}: {reason}")
+        else:
+            made[key] = entry.value
+    return made
+
+
+def _consistent(stage: Stage, values: dict[str, Any], left: Findings) -> dict[str, Any]:
+    """Without what this engine would refuse beside other keys."""
+    values = dict(values)
+    if stage is Stage.PPO:
+        if not values["use_peft"]:
+            left.wrong("", "`use_peft=false`: PPO here needs an adapter, so that policy and reference share one base")
+        values |= {"use_peft": True, "lora_dropout": 0.0}
+    if not values["use_peft"]:
+        if values.get("load_in_8bit") or values.get("load_in_4bit"):
+            left.wrong("", "a quantised base is trained through LoRA alone; it is loaded whole")
+        values |= {"load_in_8bit": False, "load_in_4bit": False}
+    if values.get("lr_scheduler_type") == "cosine_with_min_lr":
+        values.setdefault("min_lr_rate", 0.0)
+    for applies, keys, why in _CLASHES:
+        for key in keys if applies(values) else ():
+            value = values.pop(key, None)
+            if value not in (None, False):
+                left.wrong("", f"{echo(key, value)}: {why}")
+    return values
+
+
+_CLASHES: tuple[tuple[Callable[[Mapping[str, Any]], bool], tuple[str, ...], str], ...] = (
+    (lambda values: True, ("trust_remote_code",), "code from a model repository is never executed"),
+    (
+        lambda values: not values["use_peft"],
+        ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"),
+        "every weight is trained",
+    ),
+    (
+        lambda values: values.get("lr_scheduler_type") == "constant" and values.get("warmup_steps", 0) > 0,
+        ("warmup_steps",),
+        "`constant` has no warm-up; `constant_with_warmup` has",
+    ),
+    (
+        lambda values: values.get("lr_scheduler_type") != "cosine_with_min_lr",
+        ("min_lr_rate",),
+        "belongs to `cosine_with_min_lr`",
+    ),
+    (lambda values: bool(values.get("bf16")), ("fp16",), "`bf16` is set as well"),
+    (
+        lambda values: values.get("optim") == "adafactor",
+        ("adam_beta1", "adam_beta2", "adam_epsilon"),
+        "`adafactor` has none",
+    ),
+    (
+        lambda values: values.get("save_steps") == 0,
+        ("metric_for_best_model",),
+        "no checkpoints are written to choose from",
+    ),
+)
+"""When, keys that go, and why."""
+
+
+def _as_text(
+    file: Path, source: str, stage: Stage, values: Mapping[str, Any], defaults: Mapping[str, Any], left: tuple[str, ...]
+) -> str:
+    """The recipe file, its comments first."""
+    order = [name for name in RECIPES[stage].__struct_fields__ if name in values]
+    lines = [
+        f"# stage: {stage}",
+        f"# Converted from {source}'s {_plain(file.name)} by `stackllama-console recipe convert`.",
+    ]
+    if left:
+        lines += ["#", "# Left out, or read as something else:", *(f"#   {_plain(text)}" for text in left)]
+    lines += [_yaml({name: values[name]}) for name in order if name not in defaults]
+    if defaults:
+        lines += ["", f"# Not given there: {source}'s own defaults, where this engine's differ"]
+        lines += [_yaml({name: values[name]}) for name in order if name in defaults]
+    return "\n".join(lines) + "\n"
+
+
+def _yaml(values: dict[str, Any]) -> str:
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=False, width=100).rstrip("\n")
+
+
+def _plain(text: str) -> str:
+    """Text that ends no comment, and that YAML can hold."""
+    return "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))
