@@ -27,7 +27,7 @@ from .input_check import MODEL
 ADAPTER = "adapter_path"
 _CARRIED = (MODEL, "dataset_name")
 """What another stage's form takes over, where nothing was typed in it."""
-_PATHS = (MODEL, ADAPTER, "reward_model_path", "policy_adapter_path")
+_PATHS = (MODEL, ADAPTER, "reward_model_path", "policy_adapter_path", "base_model_name_or_path")
 _SPLITS = ("dataset_train_split", "dataset_test_split")
 _FUNCTION = ("reward_fn", "reward_fn_path")
 _OUTPUTS = ("adapter", "merged")

@@ -15,7 +15,8 @@ from stackllama_engine.contract.wording import is_steps
 Kind = Literal["text", "whole", "number", "flag", "choice", "list"]
 
 _SECTIONS: dict[str, str] = {
-    "Model": """model_name_or_path adapter_path reward_model_path policy_adapter_path model_revision dtype
+    "Model": """model_name_or_path adapter_path reward_model_path policy_adapter_path base_model_name_or_path
+        model_revision dtype
         load_in_8bit load_in_4bit bnb_4bit_quant_type use_bnb_nested_quant attn_implementation trust_remote_code""",
     "Data": """dataset_name dataset_config dataset_train_split dataset_test_split dataset_streaming
         max_train_samples max_eval_samples""",

@@ -139,7 +139,7 @@ def model_files(home: Home, recipe: EstimatedRecipe) -> Path:
         name = recipe.adapter_path
         where = _trained(home, name) or locate(home, name)
         if where and (where / _ADAPTER).is_file():
-            name = _base_of(where)
+            name = recipe.base_model_name_or_path or _base_of(where)
             where = locate(home, name)
         key = "adapter_path"
     else:

@@ -33,6 +33,7 @@ _NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)  # ValueError: a date t
 _fields = functools.cache(msgspec.structs.fields)  # a form asks at every keystroke
 _PATH_KEYS = (
     "model_name_or_path", "dataset_name", "reward_model_path", "reward_fn_path", "adapter_path", "policy_adapter_path",
+    "base_model_name_or_path",
 )  # fmt: skip
 
 

@@ -54,7 +54,12 @@ def resolve_inputs(home: Home, recipe: AnyRecipe) -> tuple[AnyRecipe, list[str]]
             return pipeline, _unique(parents)
         case MergeRecipe():
             path = resolved("adapter_path", recipe.adapter_path, _adapter)
-            return msgspec.structs.replace(recipe, adapter_path=path), _unique(parents)
+            named = recipe.base_model_name_or_path
+            base = resolved("base_model_name_or_path", named, _model) if named else None
+            return (
+                msgspec.structs.replace(recipe, adapter_path=path, base_model_name_or_path=base),
+                _unique(parents),
+            )
         case SFTRecipe() | RewardRecipe() | PPORecipe():
             _check_splits(recipe)
             changed: dict[str, str] = {
@@ -160,6 +165,7 @@ INPUTS: dict[str, Callable[[Home, str, str, list[str]], str]] = {
     "adapter_path": _adapter,
     "reward_model_path": _reward_model,
     "policy_adapter_path": _adapter,
+    "base_model_name_or_path": _model,
 }
 """The recipe keys that are inputs, and how each is looked up."""
 

@@ -144,9 +144,9 @@ def _first_cause(attempt: Path, cause: str) -> str:
 def _cause(error: Exception, phase: str) -> str:
     """A failure in one sentence that a person can act on."""
     from .faults import is_disk_full, memory_that_ran_out
+    from .loading import one_line
 
-    text = str(error).strip().splitlines()
-    first = text[0] if text else ""
+    reason = one_line(error)
     if memory := memory_that_ran_out(error):
         forward = phase in ("rollout", "score", "evaluate")
         lever = (
@@ -155,10 +155,10 @@ def _cause(error: Exception, phase: str) -> str:
             else "Halve `per_device_train_batch_size` and double `gradient_accumulation_steps`, or use "
             "`gradient_checkpointing: true` or `load_in_8bit: true` where they are off"
         )
-        return f"Out of {memory} in phase {phase}. {lever}. ({first})"
+        return f"Out of {memory} in phase {phase}. {lever}. ({reason})"
     if is_disk_full(error):
-        return f"The disk is full in phase {phase}: {getattr(error, 'filename', None) or first}."
-    return f"{type(error).__name__} in phase {phase}: {first}"
+        return f"The disk is full in phase {phase}: {getattr(error, 'filename', None) or reason}."
+    return f"{type(error).__name__} in phase {phase}: {reason}"
 
 
 if __name__ == "__main__":

@@ -1,33 +1,69 @@
-"""One sentence instead of transformers' many when a model cannot be had, and no invitation to trust what it holds."""
+"""One sentence with the file and the whole reason when a library cannot load, and no invitation to trust a file."""
 
+import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..contract.errors import StageError
+from safetensors import SafetensorError
 
+from ..budget.safetensors import read_header
+from ..contract.errors import StageError, UsageError
+from .faults import memory_that_ran_out
+
+_LIBRARY = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, ImportError, SafetensorError)
+"""What libraries raise about files: damaged, of another shape, with a null or without a key that they read. Not
+:class:`.signals.Stopped`."""
 _CODE = re.compile(r"trust_remote_code|custom code")
 _NO_SAFETENSORS = re.compile(r"(no file named|not appear to have a file named).*safetensors")  # transformers' words
+_REPORTED = re.compile(r"MISMATCH|CONVERSION")  # a line of transformers' load report, to which its error refers
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+_LONGEST = 700  # characters of a reason
 
 
 @contextmanager
 def loading(name: str, what: str) -> Iterator[None]:
-    """While a library loads a model or tokenizer.
+    """While a library loads a model, an adapter or a tokenizer.
 
     Raises:
-        StageError: it cannot; says why.
+        StageError: it cannot; says which file, and why.
     """
+    report = _Report()
+    logger = logging.getLogger("transformers")
+    logger.addHandler(report)
     try:
         yield
-    except (OSError, ValueError, KeyError) as error:
+    except _LIBRARY as error:
+        if memory_that_ran_out(error):
+            raise
         hub = "" if Path(name).exists() else " (no run and no local path has this name, so it was taken for a hub id)"
-        reason = _reason(str(error).strip()) or type(error).__name__
-        raise StageError(f"Cannot load the {what} of {name}{hub}: {reason}") from error
+        raise StageError(f"Cannot load the {what} of {name}{hub}: {_reason(error, name, report.lines)}") from error
+    finally:
+        logger.removeHandler(report)
 
 
-def _reason(text: str) -> str:
-    """The library's first line; where it would be trusted with code, why that is refused."""
+def one_line(error: BaseException) -> str:
+    """A library's message, which may take many lines, in one; the first line alone often has no reason in it."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} …"
+
+
+def damaged_file(path: Path) -> str | None:
+    """What is wrong with the first safetensors file of a model or an adapter whose header cannot be read."""
+    for file in sorted(path.glob("*.safetensors")) if path.is_dir() else []:
+        try:
+            read_header(file)
+        except UsageError as error:
+            return str(error)
+        except OSError as error:
+            return f"{file}: {error.strerror}."
+    return None
+
+
+def _reason(error: Exception, name: str, report: list[str]) -> str:
+    """The library's reason; where it would be trusted with code, why that is refused."""
+    text = str(error)
     if _CODE.search(text):
         return (
             "it needs code from its own repository, which is never executed. Use a model whose architecture "
@@ -39,4 +75,23 @@ def _reason(text: str) -> str:
             "Convert them where that can do no harm (`save_pretrained` writes safetensors), or name a revision that "
             "has them (`model_revision`)."
         )
-    return text.splitlines()[0] if text else ""
+    if damage := damaged_file(Path(name)):
+        return f"{damage} Copy or download it again."
+    reason = f"its weights do not fit its config.json: {'; '.join(report)}" if report else one_line(error)
+    if isinstance(error, OSError | StageError) or (isinstance(error, ValueError) and reason):
+        return reason
+    return f"{type(error).__name__}: {reason}"
+
+
+class _Report(logging.Handler):
+    """Catches the lines of transformers' load report that say what did not fit; its error only points there."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep the lines that are the reason."""
+        for line in _COLOURS.sub("", record.getMessage()).splitlines():
+            if _REPORTED.search(line) and "|" in line:
+                self.lines.append(" ".join(line.replace("|", " ").split()))

@@ -7,6 +7,10 @@ computed in float32, so that what is compared is the weights and not the noise o
 2. the saved directory, loaded again, must still do so, up to what rounding to the target dtype explains, and must
    not give what the base alone gives.
 
+Both differences are held against what the adapter changes, and neither can be told from noise below a floor: that of
+float32 arithmetic, and of rounding to the target dtype. A young adapter may change less than that (peft#1035); it is
+merged, and the result says that it was too small to verify.
+
 Merging a reward adapter in the published recipe silently lost its score head (huggingface/trl#297, #368); here the
 reloaded head is compared with the trained one. Peak memory is the model in float32.
 """
@@ -14,17 +18,20 @@ reloaded head is compared with the trained one. Peak memory is the model in floa
 import gc
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..contract.base import BASE_FILE, Base, find_base
 from ..contract.errors import StageError
 from ..contract.recipe import MergeRecipe
+from ..contract.run_dir import Home
 from ..data import demo
+from ..launch.inputs import DEMO_BASE
 from . import models
+from .loading import one_line
 from .ppo.scorer import score_weight
-from .ppo.shared_base import read_identity
 from .rows import encode_prompt
 from .session import Session
 
@@ -36,9 +43,24 @@ EXACT = 1e-3
 """Largest difference before rounding, relative to what the adapter changes."""
 ROUNDED = 0.5
 """Largest difference after rounding, relative to what the adapter changes: more, and the rounding lost it."""
-
 CAST = 0.05
 """Largest difference for a whole model that is only cast, relative to its outputs."""
+
+NOISE = 4.0
+"""How many times the measured noise a difference may be: two measurements of one noise differ by less."""
+HALF = 0.5
+"""Share of the adapter's effect that a check has to tell from nothing; with less, it verifies nothing."""
+OFF_GRID = 1.37
+"""A factor that moves weights between the values of a 16-bit dtype; any that is no power of two does."""
+
+
+class Check(NamedTuple):
+    """What one comparison of merged and unmerged outputs came to."""
+
+    difference: float
+    noise: float
+    verified: bool
+    """False: the adapter changes too little to be told from noise."""
 
 
 def run(recipe: MergeRecipe, session: Session) -> dict[str, Any]:
@@ -51,25 +73,24 @@ def run(recipe: MergeRecipe, session: Session) -> dict[str, Any]:
     source, staging = Path(recipe.adapter_path), session.run.path / ".tmp-verified"
     if not (source / "adapter_config.json").is_file():
         return _cast(recipe, source, staging, session)
-    config = json.loads((source / "adapter_config.json").read_text(encoding="utf-8"))
-    identity, reward = read_identity(source), config.get("task_type") == "SEQ_CLS"
+    reward = _json(source / "adapter_config.json").get("task_type") == "SEQ_CLS"
+    where = _base(recipe, source, session)
     tokenizer = models.load_tokenizer(str(source))
     probes = _probes(tokenizer, recipe.seed)
-    name, revision = str(identity["name"]), identity["revision"]
-    if not models.same_base(identity, models.base_identity(name, revision)):
-        raise StageError(f"{name} is not the base any more that {source} was trained on: its weights have changed.")
-    base = models.load_plain(name, revision, "float32", session.device, reward=reward, new_head=True)
+    base = models.load_plain(where.name, where.revision, "float32", session.device, reward=reward, new_head=True)
     if reward:
         score_weight(source)  # refuse an adapter whose score head is lost, before anything is computed
         base.config.get_text_config().pad_token_id = models.pad_id(tokenizer)
     model = models.load_adapter(base, source).eval()
     with_adapter = outputs(model, probes, session.device)
+    noise = arithmetic_noise(model, probes, with_adapter, session.device)
     with model.disable_adapter():
         without = outputs(model, probes, session.device)
     session.reporter.phase("merge")
     merged: Any = model.merge_and_unload(safe_merge=True)
     effect = difference(with_adapter, without)
-    check(difference(outputs(merged, probes, session.device), with_adapter), effect, EXACT, "merging went wrong")
+    exact = difference(outputs(merged, probes, session.device), with_adapter)
+    before = check(exact, effect, EXACT, noise, "merging went wrong")
     models.save_model(merged.to(getattr(torch, recipe.dtype)), tokenizer, staging)
     del base, model, merged
     gc.collect()
@@ -77,21 +98,45 @@ def run(recipe: MergeRecipe, session: Session) -> dict[str, Any]:
     reloaded = models.load_plain(str(staging), None, "float32", session.device, reward=reward).eval()
     if reward:
         _check_head(reloaded, score_weight(source), recipe)
-    rounded = difference(outputs(reloaded, probes, session.device), with_adapter)
-    check(rounded, effect, ROUNDED, f"rounding to {recipe.dtype} loses it; merge with `dtype: float32`")
+    again = outputs(reloaded, probes, session.device)
+    if recipe.dtype != "float32" and not difference(again, with_adapter) <= ROUNDED * effect:
+        noise = max(noise, rounding_noise(reloaded, probes, again, recipe.dtype, session.device))
+    loses = f"rounding to {recipe.dtype} loses it; merge with `dtype: float32`"
+    after = check(difference(again, with_adapter), effect, ROUNDED, noise, loses)
     staging.replace(session.run.merged)
+    verified = before.verified and after.verified
+    if not verified:
+        session.reporter.health(_too_small(effect, after.noise, recipe))
     return {
         "path": str(session.run.merged),
-        "difference": rounded,
+        "difference": after.difference,
         "difference_from_base": effect,
+        "noise": after.noise,
+        "verified": verified,
         "probes": PROBES,
         "dtype": recipe.dtype,
     }
 
 
+def _base(recipe: MergeRecipe, source: Path, session: Session) -> Base:
+    """Where the adapter's base is now: as named, as recorded, or a model of this home with the same weights."""
+    merges = [run.merged for run in Home(session.run.path.parents[1]).runs() if run.merged.is_dir()]
+    try:
+        found = find_base(source, recipe.base_model_name_or_path, [*merges, DEMO_BASE])
+    except OSError as error:
+        raise StageError(f"The base of {source} cannot be read: {one_line(error)}.") from error
+    if found.notice:
+        session.reporter.health(found.notice)
+    elif not (source / BASE_FILE).is_file():
+        session.reporter.health(f"the adapter's base is {found.name}, by its adapter_config.json")
+    return found
+
+
 def _cast(recipe: MergeRecipe, source: Path, staging: Path, session: Session) -> dict[str, Any]:
     """After full training there is no adapter: the model itself is stored in the target dtype, and compared."""
-    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    if recipe.base_model_name_or_path:
+        raise StageError(f"`base_model_name_or_path`: {source} is a whole model and has no base; leave the key out.")
+    config = _json(source / "config.json")
     reward = any("SequenceClassification" in name for name in config.get("architectures") or [])
     tokenizer = models.load_tokenizer(str(source))
     probes = _probes(tokenizer, recipe.seed)
@@ -104,18 +149,29 @@ def _cast(recipe: MergeRecipe, source: Path, staging: Path, session: Session) ->
     if reward:
         _check_head(reloaded, next(model.get_submodule("score").parameters()).detach().cpu(), recipe)
     found = difference(outputs(reloaded, probes, session.device), trained)
-    check(found, difference(trained, torch.zeros_like(trained)), CAST, f"rounding to {recipe.dtype} loses it")
+    if not found <= CAST * magnitude(trained):  # a NaN fails as well
+        raise StageError(
+            f"The saved model differs from the trained one by {found:.3g}, of outputs of {magnitude(trained):.3g}: "
+            f"rounding to {recipe.dtype} loses it. The trained model is untouched."
+        )
     staging.replace(session.run.merged)
     return {"path": str(session.run.merged), "difference": found, "probes": PROBES, "dtype": recipe.dtype}
 
 
 @torch.no_grad()
-def outputs(model: Any, probes: list[list[int]], device: torch.device) -> Tensor:
-    """Next-token log-probabilities (or scores) of each probe, float32 on the CPU, one row a probe."""
+def outputs(model: Any, probes: list[list[int]], device: torch.device, copies: int = 1) -> Tensor:
+    """Next-token log-probabilities (or scores) of each probe, float32 on the CPU, one row per probe.
+
+    Args:
+        model: a language model or a classifier.
+        probes: token ids.
+        device: where it is.
+        copies: rows of one forward pass, all the same; the outputs of one of them are returned.
+    """
     rows: list[Tensor] = []
     for ids in probes:
-        logits = model(input_ids=torch.tensor([ids], device=device)).logits.float()
-        rows.append(logits[0] if logits.dim() == 2 else torch.log_softmax(logits[0, -1], -1))
+        logits = model(input_ids=torch.tensor([ids] * copies, device=device)).logits.float()
+        rows.append(logits[-1] if logits.dim() == 2 else torch.log_softmax(logits[-1, -1], -1))
     return torch.stack(rows).cpu()
 
 
@@ -124,25 +180,91 @@ def difference(one: Tensor, other: Tensor) -> float:
     return float((one - other).abs().mean())
 
 
-def check(found: float, effect: float, allowed: float, reason: str) -> None:
+def magnitude(one: Tensor) -> float:
+    """Mean absolute output."""
+    return float(one.abs().mean())
+
+
+def arithmetic_noise(model: Any, probes: list[list[int]], known: Tensor, device: torch.device) -> float:
+    """What float32 arithmetic alone changes in the outputs.
+
+    Measured: the same model on the same probes in another batch shape, which sums in another order. At least one unit
+    in the last place of an output, where a small model happens to sum alike.
+
+    Args:
+        model: any.
+        probes: token ids.
+        known: its :func:`outputs`.
+        device: where it is.
+    """
+    measured = difference(outputs(model, probes, device, copies=3), known)
+    return max(measured, torch.finfo(torch.float32).eps * magnitude(known))
+
+
+@torch.no_grad()
+def rounding_noise(model: Any, probes: list[list[int]], known: Tensor, dtype: str, device: torch.device) -> float:
+    """What rounding weights to a dtype changes in the outputs, whatever the weights.
+
+    They lie on the dtype's grid already; moved off it by a factor, rounded and moved back, each has an error as large
+    as any weight's. The model is spent afterwards.
+
+    Args:
+        model: float32, its weights rounded to ``dtype`` before.
+        probes: token ids.
+        known: its :func:`outputs`.
+        dtype: the grid.
+        device: where it is.
+    """
+    for parameter in model.parameters():
+        parameter.copy_((parameter * OFF_GRID).to(getattr(torch, dtype)).float() / OFF_GRID)
+    return difference(outputs(model, probes, device), known)
+
+
+def check(found: float, effect: float, allowed: float, noise: float, reason: str) -> Check:
     """Accept a merge or say why not.
 
     Args:
         found: difference between merged and unmerged output.
         effect: difference between base + adapter and the base alone.
         allowed: largest share of ``effect`` that ``found`` may be.
+        noise: difference that means nothing.
         reason: what it means when it is more.
 
     Raises:
-        StageError: the adapter does nothing, or the merged model is not base + adapter.
+        StageError: the merged model is not base + adapter.
     """
-    if effect == 0:
-        raise StageError("The adapter changes nothing: base and base + adapter give the same output on every probe.")
-    if not found <= allowed * effect:  # a NaN fails as well
+    by_effect, by_noise = allowed * effect, NOISE * noise
+    if not found <= max(by_effect, by_noise):  # a NaN fails as well
         raise StageError(
             f"The merged model differs from base + adapter by {found:.3g}, while the adapter changes the base by "
             f"{effect:.3g}: {reason}. The adapter itself is untouched and can be shared."
         )
+    return Check(found, noise, effect > 0 and (found <= by_effect or by_noise <= HALF * effect))
+
+
+def _too_small(effect: float, noise: float, recipe: MergeRecipe) -> str:
+    if effect == 0:
+        return "the adapter changes nothing on any probe: merged, and equal to its base; was it trained long enough?"
+    rounded = f", or merge with `dtype: float32` instead of {recipe.dtype}" if recipe.dtype != "float32" else ""
+    return (
+        f"the adapter changes the base by {effect:.3g}, which cannot be told from noise of {noise:.3g}: merged, but "
+        f"too small to verify; train longer{rounded}"
+    )
+
+
+def _json(file: Path) -> dict[str, Any]:
+    """A configuration file.
+
+    Raises:
+        StageError: it cannot be read.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise StageError(f"{file} cannot be read: {one_line(error)}.") from error
+    if not isinstance(content, dict):
+        raise StageError(f"{file} cannot be read: it is not a JSON object.")
+    return content
 
 
 def _check_head(reloaded: "PreTrainedModel", trained: Tensor, recipe: MergeRecipe) -> None:

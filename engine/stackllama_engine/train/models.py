@@ -4,7 +4,6 @@ A model is a hub id, a local directory or a local ``.gguf`` file (transformers d
 repository is never executed, neither as Python nor out of a pickle: weights are safetensors, or they are refused.
 """
 
-import hashlib
 import json
 import shutil
 import warnings
@@ -19,6 +18,7 @@ from peft import (
     LoraConfig,
     PeftModel,
     get_peft_model,
+    get_peft_model_state_dict,
     prepare_model_for_kbit_training,
     set_peft_model_state_dict,
 )
@@ -26,17 +26,16 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, BitsAndBytesConfig
 
+from ..contract.base import BASE_FILE as BASE_FILE
+from ..contract.base import base_identity as base_identity
+from ..contract.base import same_base as same_base
 from ..contract.errors import StageError
 from ..contract.recipe import ModelRecipe, TrainRecipe
-from .loading import loading
+from .faults import memory_that_ran_out
+from .loading import loading, one_line
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-BASE_FILE = "base.json"
-"""Beside an adapter: which base it was trained on (see :func:`base_identity`)."""
 
 
 def load_tokenizer(name: str, revision: str | None = None) -> "PreTrainedTokenizerBase":
@@ -184,48 +183,6 @@ def score_in_head_dtype(model: nn.Module) -> None:
         head.register_forward_pre_hook(_cast_input)
 
 
-def base_identity(name: str, revision: str | None) -> dict[str, str | None]:
-    """Which base an adapter belongs to: name, revision, and for local weights a fingerprint of the files.
-
-    Two adapters share a base when fingerprints (hub: names and revisions) agree, wherever the directory lies. The
-    fingerprint hashes each file's header and the first KiB of every tensor, so that training any of them shows.
-    """
-    path = Path(name)
-    if not path.exists():
-        return {"name": name, "revision": revision, "fingerprint": None}
-    weights = [path] if path.is_file() else sorted([*path.glob("*.safetensors"), *path.glob("*.bin")])
-    digest = hashlib.sha256()
-    for file in weights:
-        digest.update(f"{file.name}:{file.stat().st_size}".encode())
-        for part in _samples(file):
-            digest.update(part)
-    return {"name": str(path.resolve()), "revision": None, "fingerprint": digest.hexdigest()}
-
-
-def _samples(file: Path) -> "Iterator[bytes]":
-    """A safetensors file's header and the beginning of each tensor (the format: 8 bytes length, JSON, data)."""
-    with file.open("rb") as opened:
-        if file.suffix != ".safetensors":
-            while block := opened.read(1 << 20):
-                yield block
-            return
-        length = int.from_bytes(opened.read(8), "little")
-        header = opened.read(length)
-        yield header
-        for _, tensor in sorted(json.loads(header).items()):
-            if "data_offsets" in tensor:
-                begin, end = tensor["data_offsets"]
-                opened.seek(8 + length + begin)
-                yield opened.read(min(1024, end - begin))
-
-
-def same_base(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether two identities are the same weights."""
-    if one.get("fingerprint") or other.get("fingerprint"):
-        return one.get("fingerprint") == other.get("fingerprint")
-    return (one.get("name"), one.get("revision")) == (other.get("name"), other.get("revision"))
-
-
 def save_adapter(
     model: Any,
     tokenizer: "PreTrainedTokenizerBase",
@@ -280,12 +237,13 @@ def adapter_weights(path: Path, device: torch.device | str = "cpu") -> dict[str,
     """The tensors of an adapter directory.
 
     Raises:
-        StageError: it has none in safetensors.
+        StageError: it has none in safetensors, or they cannot be read.
     """
     file = path / "adapter_model.safetensors"
     if not file.is_file():
         raise StageError(f"{path} has no adapter_model.safetensors; other formats hold pickles and are not read.")
-    return load_file(file, device=str(device))
+    with loading(str(path), "adapter"):
+        return load_file(file, device=str(device))
 
 
 def load_adapter(base: "PreTrainedModel", path: Path) -> PeftModel:
@@ -294,11 +252,15 @@ def load_adapter(base: "PreTrainedModel", path: Path) -> PeftModel:
     Raises:
         StageError: the adapter is not in safetensors, or not this base's.
     """
-    adapter_weights(path)  # PEFT would read a pickle where there is nothing else
-    try:
-        return PeftModel.from_pretrained(base, str(path))
-    except (RuntimeError, ValueError) as error:
-        raise StageError(f"The adapter {path} does not fit its base: {str(error).splitlines()[0]}") from error
+    saved = adapter_weights(path)  # PEFT would read a pickle where there is nothing else
+    with loading(str(path), "adapter"):
+        model = PeftModel.from_pretrained(base, str(path))
+        there = get_peft_model_state_dict(model, save_embedding_layers=False)
+    for name, tensor in ((name, tensor) for name, tensor in saved.items() if "lora_" in name):
+        # of a tensor that it finds no place for, PEFT only warns
+        if name not in there or not torch.equal(there[name].cpu(), tensor.to(there[name].dtype)):
+            raise StageError(f"The adapter {path} does not fit its base: it has no place for {name}.")
+    return model
 
 
 def set_adapter_state(model: Any, state: dict[str, torch.Tensor], adapter: str) -> None:
@@ -307,7 +269,12 @@ def set_adapter_state(model: Any, state: dict[str, torch.Tensor], adapter: str) 
     Raises:
         StageError: they are another adapter's.
     """
-    result = set_peft_model_state_dict(model, state, adapter_name=adapter)
+    try:
+        result = set_peft_model_state_dict(model, state, adapter_name=adapter)
+    except RuntimeError as error:  # of another rank
+        if memory_that_ran_out(error):
+            raise
+        raise StageError(f"The adapter does not fit this model: {one_line(error)}") from error
     missing = [key for key in result.missing_keys if f".{adapter}." in key]
     if missing or result.unexpected_keys:
         odd = [*missing, *result.unexpected_keys][0]
@@ -346,7 +313,9 @@ def _load(auto: Any, recipe: ModelRecipe, quantization: Any, device: torch.devic
             **more,
         )
     model = loaded[0] if isinstance(loaded, tuple) else loaded
-    if extra:  # the weights in memory are plain; the Trainer would refuse to train what the file says they were
+    if extra:
+        model.name_or_path = name  # PEFT writes it into adapter_config.json: the file, not the folder it lies in
+        # the weights in memory are plain; the Trainer would refuse to train what the file says they were
         model.hf_quantizer = None
         model.is_quantized = False
         model.config.__dict__.pop("quantization_config", None)

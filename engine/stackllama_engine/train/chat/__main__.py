@@ -104,14 +104,15 @@ def _one_side(sides: "Sides", side: str, ask: Ask, inbox: Inbox, outbox: Outbox)
 
 def _sentence(error: Exception) -> str:
     """A failure in one line."""
-    lines = str(error).strip().splitlines()
-    first = lines[0] if lines else ""
+    from ..loading import one_line
+
+    reason = one_line(error)
     if type(error).__name__ == "OutOfMemoryError":
         import torch
 
         torch.cuda.empty_cache()
-        return f"Out of GPU memory; ask for fewer tokens, or start the chat on the CPU. ({first})"
-    return f"{type(error).__name__}: {first}"
+        return f"Out of GPU memory; ask for fewer tokens, or start the chat on the CPU. ({reason})"
+    return f"{type(error).__name__}: {reason}"
 
 
 if __name__ == "__main__":

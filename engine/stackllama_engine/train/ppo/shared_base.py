@@ -3,7 +3,6 @@
 Shapes: ``B`` sequences, ``T`` tokens, ``R`` response positions, ``V`` vocabulary, ``H`` hidden width.
 """
 
-import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
@@ -14,6 +13,7 @@ from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ...contract.base import read_identity as read_identity
 from ...contract.errors import StageError
 from ...contract.recipe import PPORecipe
 from .. import models
@@ -350,21 +350,6 @@ def _few_rows_on_a_cpu(hidden: Tensor) -> bool:
     return (
         hidden.device.type == "cpu" and hidden.dtype == torch.float32 and hidden.dim() == 2 and 8 <= len(hidden) <= 32
     )
-
-
-def read_identity(adapter: Path) -> dict[str, Any]:
-    """Which base an adapter was trained on.
-
-    Raises:
-        StageError: the directory does not say.
-    """
-    for name, key in ((models.BASE_FILE, None), ("adapter_config.json", "base_model_name_or_path")):
-        try:
-            content = json.loads((adapter / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        return content if key is None else models.base_identity(content[key], content.get("revision"))
-    raise StageError(f"{adapter} is not an adapter: it has neither {models.BASE_FILE} nor adapter_config.json.")
 
 
 def _config_of(adapter: Path) -> Any:
