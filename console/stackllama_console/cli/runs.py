@@ -10,6 +10,8 @@ import time
 from collections.abc import Iterator
 
 from stackllama_engine.contract.errors import ExitCode, RefusedError, UsageError
+from stackllama_engine.contract.recipe_io import load_recipe
+from stackllama_engine.contract.resuming import check_resume
 from stackllama_engine.contract.run_dir import Home, RunDir, State, check_run_id
 from stackllama_engine.launch.children import CHILDREN, child_id
 from stackllama_engine.launch.reconcile import reconcile
@@ -181,6 +183,8 @@ def resume(arguments: argparse.Namespace) -> int:
 
     home = Home(arguments.home)
     run = launcher.resume(home, find(home, arguments.run).id)
+    if notice := check_resume(run, load_recipe(run.read_state().stage, run.recipe_file)):
+        say(one_line(notice))
     if not arguments.json:
         show(run.id)
         flush()

@@ -95,9 +95,7 @@ class MergeRecipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     adapter_path: Annotated[str, about("A finished SFT, reward or PPO run, or an adapter directory.", min_length=1)]
     base_model_name_or_path: Annotated[
         str | None,
-        about(
-            "The adapter's base, where it is not (or no longer) what the adapter says: a path, a merge run, a hub id."
-        ),
+        about("The adapter's base where it is not, or no longer, what the adapter says: a path, merge run or hub id."),
     ] = None
     dtype: Annotated[Literal["float32", "bfloat16", "float16"], about("Merged weights; never 8-bit or 4-bit.")] = (
         "bfloat16"

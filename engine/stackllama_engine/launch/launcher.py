@@ -20,6 +20,7 @@ from ..contract.recipe import AnyRecipe, PPORecipe
 from ..contract.recipe_io import dump_recipe, load_recipe
 from ..contract.redact import redactor, secret_names
 from ..contract.requests import forget_all
+from ..contract.resuming import check_resume
 from ..contract.run_dir import Home, Launch, RunDir, check_run_id
 from ..contract.stages import Stage
 from .argv import Command, build_command, inherited_environment, source_path
@@ -165,6 +166,7 @@ def begin(run: RunDir, *, canary: bool | None) -> None:
             pids = ", ".join(str(process.pid) for process in left)
             raise RefusedError(f"Processes of run `{run.id}` are still alive ({pids}); try again in a moment.")
         recipe = resolve_machine(load_recipe(run.read_state().stage, run.recipe_file), visible_gpus())
+        check_resume(run, recipe)
         _start(run, lock, recipe, parents_of(run), canary)
     finally:
         os.close(lock)

@@ -26,8 +26,10 @@ from ..contract.checkpoints import (
     sealed,
     step_of,
 )
+from ..contract.errors import StageError
 from ..contract.files import fsync_directory, write_whole
 from ..contract.recipe import TrainRecipe
+from ..contract.resuming import changes, remember
 from .report import Reporter
 
 __all__ = ["Retention", "newest", "problem", "publish", "rotate", "seal", "staging_dir", "step_of", "to_resume"]
@@ -104,6 +106,8 @@ def publish(reporter: Reporter, staging: Path, step: int, keep: Retention) -> Pa
         OSError: disk full or not writable; every checkpoint from before is untouched.
     """
     checkpoints, metrics = reporter.run.checkpoints, reporter.metrics_at(step)
+    if reporter.recipe is not None:
+        remember(staging, reporter.recipe)
     target = seal(staging, checkpoints, step, metrics)
     reporter.checkpoint(step, str(target.relative_to(reporter.run.path)))
     if keep.metric is not None and keep.metric not in metrics:
@@ -143,8 +147,14 @@ def seal(staging: Path, checkpoints: Path, step: int, metrics: Mapping[str, floa
     return target
 
 
-def to_resume(reporter: Reporter) -> Path | None:
-    """The checkpoint to go on from, said aloud together with what was skipped; what was never sealed is removed."""
+def to_resume(reporter: Reporter, recipe: TrainRecipe | None = None) -> Path | None:
+    """The checkpoint to go on from, said aloud together with what was skipped and how the recipe changed since; what
+    was never sealed is removed.
+
+    Raises:
+        StageError: the recipe changed in what cannot change within a run.
+    """
+    reporter.recipe = recipe
     checkpoints = reporter.run.checkpoints
     if reporter.is_main:
         _put_back(checkpoints)
@@ -156,7 +166,21 @@ def to_resume(reporter: Reporter) -> Path | None:
         reporter.health(reason)
     if path:
         reporter.health(f"resuming from {path.name}")
+        _compare(path, recipe, reporter)
     return path
+
+
+def _compare(path: Path, recipe: TrainRecipe | None, reporter: Reporter) -> None:
+    """Say how the recipe changed since a checkpoint.
+
+    Raises:
+        StageError: in what cannot change within a run.
+    """
+    found = changes(path, recipe) if recipe else None
+    if found and (refusal := found.refusal()):
+        raise StageError(refusal)
+    if found and (notice := found.notice()):
+        reporter.health(notice)
 
 
 def rotate(checkpoints: Path, keep: Retention) -> list[str]:

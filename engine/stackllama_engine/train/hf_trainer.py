@@ -18,7 +18,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from ..contract.errors import StageError
 from ..contract.recipe import RewardRecipe, SFTRecipe, TrainRecipe
 from ..contract.recipe_common import steps_of
-from . import checkpoint, models, schedule
+from . import checkpoint, models, rehearsal, schedule
 from .answers import Answers
 from .guard import Guard, Guarded
 from .requests import Change, Service, Stopped, serve
@@ -269,7 +269,7 @@ def fit(trainer: "Guarded", callback: RunCallback, recipe: SFTRecipe | RewardRec
     if isinstance(_model(trainer), PeftModel):
         models.trainables_to_fp32(_model(trainer))
     session.requests.signals.loaded()
-    resume_from = checkpoint.to_resume(reporter)
+    resume_from = checkpoint.to_resume(reporter, recipe)
     if session.restarts.now.message:
         reporter.health(session.restarts.now.message)
     reporter.phase("train")
@@ -284,6 +284,15 @@ def fit(trainer: "Guarded", callback: RunCallback, recipe: SFTRecipe | RewardRec
         ) from error
     if callback.stopped:
         raise Stopped
+
+
+def rehearse_save(trainer: "Trainer", tokenizer: Any, recipe: TrainRecipe, session: Session) -> None:
+    """Save once before the first step; see :mod:`.rehearsal`.
+
+    Raises:
+        StageError: what would be trained cannot be saved.
+    """
+    rehearsal.rehearse_save(_model(trainer), tokenizer, recipe.model_name_or_path, session)
 
 
 @contextmanager
@@ -303,7 +312,8 @@ def saving_first(trainer: "Guarded", callback: RunCallback) -> Iterator[None]:
 def _take_back(trainer: Any, path: Path, eval_steps: float) -> bool:
     """What the Trainer does not take back from a checkpoint by itself; whether its last step was the run's last."""
     state = TrainerState.load_from_json(str(path / TRAINER_STATE_NAME))
-    if state.global_step >= state.max_steps:  # the Trainer would make another one
+    asked = trainer.args.max_steps  # of the recipe, which may have changed
+    if state.global_step >= (asked if asked > 0 else state.max_steps):  # the Trainer would make another one
         trainer._load_from_checkpoint(str(path))
         trainer.state = state
         return True

@@ -8,6 +8,7 @@ import msgspec
 
 from ..contract.events import EventWriter
 from ..contract.files import open_private, write_whole
+from ..contract.recipe import TrainRecipe
 from ..contract.redact import redactor
 from ..contract.requests import Change
 from ..contract.run_dir import RunDir
@@ -27,6 +28,8 @@ class Reporter:
         self.run = run
         self.is_main = is_main
         self.current_phase = "start"
+        self.recipe: TrainRecipe | None = None
+        """What checkpoints are written under."""
         self._secrets = redactor()
         self._measured: tuple[int, dict[str, float]] = (-1, {})
         self._peaks = Peaks()

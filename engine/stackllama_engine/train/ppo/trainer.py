@@ -150,7 +150,7 @@ class PPO:
         Raises:
             Stopped: asked to stop before anything was trained; there is nothing to save.
         """
-        saved = checkpoint.to_resume(self.reporter)
+        saved = checkpoint.to_resume(self.reporter, self.recipe)
         if saved:
             progress = self.trainables.load(saved)
             if not (self.base.has_critic or progress.value_loss_apart):

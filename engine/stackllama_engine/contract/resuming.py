@@ -1,0 +1,217 @@
+"""A recipe that changed since the checkpoint a run is resumed from: what is applied, what is kept, what is refused.
+
+A checkpoint holds the recipe it was written under (``recipe.yaml``) and its base's identity (``base.json``). Those of
+before 0.2 hold neither; of them only what the adapter itself says is compared. `docs/reliability.md` has the table.
+"""
+
+import functools
+import json
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+from msgspec import Struct
+
+from .base import BASE_FILE, BASE_KEY, CONFIG_FILE, base_identity, same_base
+from .checkpoints import sealed, step_of
+from .errors import RecipeError, RefusedError
+from .files import write_whole
+from .recipe import AnyRecipe, TrainRecipe
+from .recipe_io import dump_recipe, load_recipe
+from .run_dir import RunDir
+from .stages import Stage
+
+RECIPE_FILE = "recipe.yaml"
+MODEL = "model_name_or_path"
+
+REFUSED = frozenset(
+    {
+        "model_revision", "use_peft", "lora_r", "lora_alpha", "lora_target_modules", "optim", "policy_adapter_path",
+        "value_adapter",
+    }
+)  # fmt: skip
+"""What the weights or the optimizer's state were made for (the base itself is compared by its fingerprint)."""
+_OPTIMIZER = frozenset({"learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon"})
+KEPT: dict[Stage, frozenset[str]] = {
+    Stage.SFT: _OPTIMIZER,
+    Stage.REWARD: _OPTIMIZER,
+    Stage.PPO: frozenset({"learning_rate", "value_learning_rate", "kl_coef", "value_head_init"}),
+}
+"""What the state in the checkpoint holds, and goes on with; every other key is applied from the next step on."""
+_SIZES = frozenset(
+    {
+        "per_device_train_batch_size", "gradient_accumulation_steps", "per_device_eval_batch_size",
+        "local_rollout_forward_batch_size",
+    }
+)  # fmt: skip
+_RESTART = "restart.json"
+_POLICY = "policy.safetensors"
+
+
+class Change(Struct, frozen=True):
+    """One key: its value in the checkpoint's recipe, and in the run's now."""
+
+    key: str
+    before: Any
+    now: Any
+
+    def __str__(self) -> str:
+        return f"`{self.key}` {_shown(self.before)} → {_shown(self.now)}"
+
+
+class Changes(Struct, frozen=True, kw_only=True):
+    """What is different from the checkpoint's recipe, and what becomes of it."""
+
+    checkpoint: str
+    applied: list[Change] = []
+    kept: list[Change] = []
+    refused: list[Change] = []
+    beyond: int | None = None
+    """``max_steps`` where the checkpoint is past it."""
+
+    def refusal(self) -> str | None:
+        """Why it cannot be resumed with this recipe, and the way out."""
+        if self.beyond is not None:
+            return (
+                f"`max_steps: {self.beyond}`: {self.checkpoint} is beyond it; raise it, or remove the checkpoints "
+                "after that step."
+            )
+        if not self.refused:
+            return None
+        them = "them" if len(self.refused) > 1 else "it"
+        return (
+            f"The recipe has changed since {self.checkpoint} was saved, in what its weights were trained with: "
+            f"{', '.join(map(str, self.refused))}. Set {them} back in recipe.yaml, or start a new run."
+        )
+
+    def notice(self) -> str | None:
+        """What is applied and what is ignored, in one line; None when nothing changed."""
+        parts: list[str] = []
+        if self.applied:
+            parts.append(f"applied from here on: {', '.join(map(str, self.applied))}")
+        if self.kept:
+            kept = ", ".join(f"`{each.key}` stays {_shown(each.before)}, not {_shown(each.now)}" for each in self.kept)
+            parts.append(f"kept from the checkpoint: {kept}")
+        return f"the recipe has changed since {self.checkpoint}: {'; '.join(parts)}" if parts else None
+
+
+def remember(folder: Path, recipe: TrainRecipe) -> None:
+    """Write into a checkpoint what it is saved under.
+
+    Raises:
+        OSError: disk full or not writable.
+    """
+    write_whole(folder / RECIPE_FILE, dump_recipe(cast("AnyRecipe", recipe)).encode())
+    identity = _identity(recipe.model_name_or_path, recipe.model_revision)
+    write_whole(folder / BASE_FILE, json.dumps(identity, indent=2).encode() + b"\n")
+
+
+def changes(checkpoint: Path, recipe: TrainRecipe, *, check_base: bool = True) -> Changes:
+    """Compare a recipe with the one a checkpoint was written under.
+
+    Args:
+        checkpoint: a sealed one.
+        recipe: the run's now.
+        check_base: whether the base's weights are looked at even where its name is the same.
+    """
+    before = _recorded(checkpoint, recipe.stage)
+    now: dict[str, Any] = msgspec.to_builtins(recipe)
+    different = [Change(key, before[key], now.get(key)) for key in before if not _equal(key, before[key], now.get(key))]
+    refused = [change for change in different if change.key in REFUSED]
+    base = next((change for change in different if change.key == MODEL), None)
+    if (base or check_base) and not _same_weights(checkpoint, recipe, before.get(MODEL)):
+        refused.append(base or Change("the weights of", "those it was trained on", recipe.model_name_or_path))
+    kept = [change for change in different if change.key in KEPT[recipe.stage]]
+    step, most = step_of(checkpoint), int(now["max_steps"])
+    return Changes(
+        checkpoint=checkpoint.name,
+        applied=[change for change in different if change not in refused and change not in kept],
+        kept=kept,
+        refused=refused,
+        beyond=most if 0 < most < step else None,
+    )
+
+
+def check_resume(run: RunDir, recipe: AnyRecipe) -> str | None:
+    """What a resume would say of a changed recipe, before anything is started; verifies no checkpoint.
+
+    Raises:
+        RefusedError: the recipe changed in what cannot change within a run.
+    """
+    newest = next(reversed(sealed(run.checkpoints)), None)
+    if newest is None or not isinstance(recipe, TrainRecipe):
+        return None
+    found = changes(newest, recipe, check_base=False)
+    if refusal := found.refusal():
+        raise RefusedError(f"Run `{run.id}`: {refusal}")
+    if any((folder / _RESTART).is_file() for folder in run.attempt_dirs()):  # sizes that fitted go on, and are said
+        found = msgspec.structs.replace(found, applied=[change for change in found.applied if change.key not in _SIZES])
+    return found.notice()
+
+
+def _recorded(checkpoint: Path, stage: Stage) -> dict[str, Any]:
+    """The keys that are known of the recipe a checkpoint was written under."""
+    file = checkpoint / RECIPE_FILE
+    if file.is_file():
+        try:
+            values: dict[str, Any] = msgspec.to_builtins(load_recipe(stage, file))
+        except RecipeError:  # of another version: what the adapter says is still there
+            pass
+        else:
+            return values
+    return _of_adapter(checkpoint) or _of_policy(checkpoint)
+
+
+def _of_adapter(checkpoint: Path) -> dict[str, Any]:
+    """From PEFT's own file, in checkpoints of sft and reward."""
+    try:
+        config: dict[str, Any] = msgspec.json.decode((checkpoint / CONFIG_FILE).read_bytes(), type=dict[str, Any])
+    except (OSError, msgspec.DecodeError):
+        return {}
+    names = {"lora_r": "r", "lora_alpha": "lora_alpha", "lora_target_modules": "target_modules", MODEL: BASE_KEY}
+    return {key: config[name] for key, name in names.items() if config.get(name) is not None}
+
+
+def _of_policy(checkpoint: Path) -> dict[str, Any]:
+    """The rank, from the shapes of PPO's policy."""
+    try:
+        with (checkpoint / _POLICY).open("rb") as file:
+            header = file.read(int.from_bytes(file.read(8), "little"))
+        tensors: dict[str, Any] = msgspec.json.decode(header)
+        return {"lora_r": next(each["shape"][0] for name, each in tensors.items() if "lora_A" in name)}
+    except (OSError, msgspec.DecodeError, StopIteration, KeyError, TypeError):
+        return {}
+
+
+def _equal(key: str, before: Any, now: Any) -> bool:
+    if key != "lora_target_modules":
+        return before == now
+    if isinstance(before, list) and not isinstance(now, list):  # PEFT wrote out what `all-linear` or its default meant
+        return True
+    return before == now or (
+        isinstance(before, list) and isinstance(now, list) and sorted(map(str, before)) == sorted(map(str, now))
+    )  # fmt: skip
+
+
+def _same_weights(checkpoint: Path, recipe: TrainRecipe, before: Any) -> bool:
+    """Whether the base is the one the checkpoint was trained on; true where nothing is left to tell."""
+    now = _identity(recipe.model_name_or_path, recipe.model_revision)
+    try:
+        recorded = msgspec.json.decode((checkpoint / BASE_FILE).read_bytes(), type=dict[str, Any])
+    except (OSError, msgspec.DecodeError):
+        if not isinstance(before, str) or not Path(before).is_absolute() or not Path(before).exists():
+            return True
+        recorded = _identity(before, None)
+    return same_base(recorded, now)
+
+
+@functools.lru_cache(maxsize=4)
+def _identity(name: str, revision: str | None) -> dict[str, str | None]:
+    """Once a process: of a .gguf file every byte is read."""
+    return base_identity(name, revision)
+
+
+def _shown(value: Any) -> str:
+    return (
+        "empty" if value is None else json.dumps(value, ensure_ascii=False) if isinstance(value, list) else f"{value}"
+    )

@@ -1,0 +1,140 @@
+"""What becomes of a recipe that changed since the checkpoint a run is resumed from."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from stackllama_engine.contract import resuming
+from stackllama_engine.contract.errors import RefusedError
+from stackllama_engine.contract.recipe import RECIPES, PPORecipe, RewardRecipe, SFTRecipe, TrainRecipe
+from stackllama_engine.contract.recipe_io import dump_recipe, load_recipe
+from stackllama_engine.contract.resuming import Changes, changes, check_resume, remember
+from stackllama_engine.contract.run_dir import Home
+from stackllama_engine.contract.stages import TRAINING_STAGES, Stage
+
+GIVEN = ["model_name_or_path=some/base", "load_in_8bit=false", "max_steps=10"]
+
+
+def recipe(stage: Stage, *keys: str) -> Any:
+    extra = ["reward_model_path=some/judge"] if stage is Stage.PPO else []
+    return load_recipe(stage, None, [*GIVEN, *extra, *keys])
+
+
+def after(folder: Path, stage: Stage, before: TrainRecipe, *keys: str) -> Changes:
+    checkpoint = folder / "step-000002"
+    checkpoint.mkdir(exist_ok=True)
+    remember(checkpoint, before)
+    return changes(checkpoint, recipe(stage, *keys))
+
+
+@pytest.mark.parametrize("stage", TRAINING_STAGES)
+def test_an_unchanged_recipe_says_nothing(tmp_path: Path, stage: Stage) -> None:
+    found = after(tmp_path, stage, recipe(stage))
+    assert (found.notice(), found.refusal()) == (None, None)
+
+
+def test_the_learning_rate_stays_and_a_dropout_is_applied_and_both_are_said(tmp_path: Path) -> None:
+    found = after(tmp_path, Stage.SFT, recipe(Stage.SFT), "learning_rate=0.5", "lora_dropout=0.25", "max_steps=20")
+    assert found.refusal() is None
+    assert found.notice() == (
+        "the recipe has changed since step-000002: applied from here on: `lora_dropout` 0.05 → 0.25, `max_steps` 10 → "
+        "20; kept from the checkpoint: `learning_rate` stays 1e-05, not 0.5"
+    )
+
+
+def test_optimizer_numbers_are_kept_by_the_trainer_and_applied_by_ppo(tmp_path: Path) -> None:
+    sft = after(tmp_path, Stage.SFT, recipe(Stage.SFT), "weight_decay=0.5")
+    assert [change.key for change in sft.kept] == ["weight_decay"]
+    ppo = after(tmp_path, Stage.PPO, recipe(Stage.PPO), "weight_decay=0.5", "kl_coef=0.9")
+    assert [change.key for change in ppo.applied] == ["weight_decay"]
+    assert [change.key for change in ppo.kept] == ["kl_coef"]
+
+
+@pytest.mark.parametrize(
+    ("key", "quoted"),
+    [
+        ("lora_r=8", "`lora_r` 16 → 8"),
+        ("lora_alpha=64", "`lora_alpha` 32 → 64"),
+        ("lora_target_modules=[q_proj]", '`lora_target_modules` empty → ["q_proj"]'),
+        ("model_name_or_path=other/base", "`model_name_or_path` some/base → other/base"),
+        ("optim=adafactor", "`optim` adamw_torch_fused → adafactor"),
+    ],
+)
+def test_what_the_weights_were_trained_with_is_refused(tmp_path: Path, key: str, quoted: str) -> None:
+    refusal = after(tmp_path, Stage.SFT, recipe(Stage.SFT), key).refusal()
+    assert refusal is not None and quoted in refusal and "start a new run" in refusal
+
+
+def test_fewer_steps_than_are_done_are_refused(tmp_path: Path) -> None:
+    refusal = after(tmp_path, Stage.SFT, recipe(Stage.SFT), "max_steps=1").refusal()
+    assert refusal is not None and "`max_steps: 1`: step-000002 is beyond it" in refusal
+
+
+def test_a_moved_base_is_applied_and_an_altered_one_refused(tmp_path: Path) -> None:
+    def base(name: str, content: bytes) -> Path:
+        (tmp_path / name).mkdir()
+        header = json.dumps({"a": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]}}).encode()
+        (tmp_path / name / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + content)
+        return tmp_path / name
+
+    one, moved, other = base("one", b"same"), base("moved", b"same"), base("other", b"else")
+    before = recipe(Stage.SFT, f"model_name_or_path={one}")
+    assert [each.key for each in after(tmp_path, Stage.SFT, before, f"model_name_or_path={moved}").applied] == [
+        "model_name_or_path"
+    ]
+    assert after(tmp_path, Stage.SFT, before, f"model_name_or_path={other}").refusal() is not None
+    (one / "model.safetensors").write_bytes((other / "model.safetensors").read_bytes())
+    resuming._identity.cache_clear()
+    refusal = changes(tmp_path / "step-000002", before).refusal()
+    assert refusal is not None and f"→ {one}" in refusal
+
+
+@pytest.mark.parametrize(("rank", "alpha", "refused"), [(16, 32, []), (8, 32, ["lora_r"]), (16, 64, ["lora_alpha"])])
+def test_of_an_older_checkpoint_the_adapter_speaks(tmp_path: Path, rank: int, alpha: int, refused: list[str]) -> None:
+    checkpoint = tmp_path / "step-000002"
+    checkpoint.mkdir()
+    config = {"r": rank, "lora_alpha": alpha, "target_modules": ["q", "v"], "base_model_name_or_path": "some/base"}
+    (checkpoint / "adapter_config.json").write_text(json.dumps(config))
+    found = changes(checkpoint, recipe(Stage.SFT))
+    assert [change.key for change in found.refused] == refused and found.notice() is None
+
+
+def test_of_an_older_checkpoint_of_ppo_the_shapes_speak(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "step-000002"
+    checkpoint.mkdir()
+    header = json.dumps({"m.lora_A.weight": {"dtype": "F32", "shape": [4, 9], "data_offsets": [0, 144]}}).encode()
+    (checkpoint / "policy.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(144))
+    assert [str(change) for change in changes(checkpoint, recipe(Stage.PPO)).refused] == ["`lora_r` 4 → 16"]
+
+
+def test_a_resume_is_refused_before_anything_is_started(tmp_path: Path) -> None:
+    run = Home(tmp_path).create(Stage.SFT, dump_recipe(recipe(Stage.SFT)), "changed")
+    assert check_resume(run, recipe(Stage.SFT)) is None  # nothing to resume from
+    (run.checkpoints / "step-000002").mkdir()
+    remember(run.checkpoints / "step-000002", recipe(Stage.SFT))
+    notice = check_resume(run, recipe(Stage.SFT, "max_steps=12"))
+    assert notice is not None and "`max_steps` 10 → 12" in notice
+    with pytest.raises(RefusedError, match=r"Run `changed`: The recipe has changed .*`lora_r` 16 → 8"):
+        check_resume(run, recipe(Stage.SFT, "lora_r=8"))
+
+
+def test_batch_sizes_that_fitted_are_not_called_a_change(tmp_path: Path) -> None:
+    run = Home(tmp_path).create(Stage.SFT, dump_recipe(recipe(Stage.SFT)), "halved")
+    (run.checkpoints / "step-000002").mkdir()
+    halved = msgspec.structs.replace(recipe(Stage.SFT), per_device_train_batch_size=2)
+    remember(run.checkpoints / "step-000002", halved)
+    assert check_resume(run, recipe(Stage.SFT)) is not None
+    run.attempt_dir(1).mkdir()
+    (run.attempt_dir(1) / "restart.json").write_text("{}")
+    assert check_resume(run, recipe(Stage.SFT)) is None
+
+
+def test_every_key_that_is_kept_or_refused_is_one_of_a_recipe() -> None:
+    coming = {"value_learning_rate"}
+    for stage, cls in ((Stage.SFT, SFTRecipe), (Stage.REWARD, RewardRecipe), (Stage.PPO, PPORecipe)):
+        assert RECIPES[stage] is cls
+        assert resuming.KEPT[stage] - coming <= set(cls.__struct_fields__)
+    assert set(PPORecipe.__struct_fields__) >= resuming.REFUSED
