@@ -14,6 +14,7 @@ import torch
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file
 
+from ...contract.base import find_base, read_identity
 from ...contract.chat import Side
 from ...contract.errors import StageError
 from ...contract.recipe import MergeRecipe, PPORecipe, SFTRecipe
@@ -22,7 +23,6 @@ from ...contract.run_dir import RunDir
 from ...contract.stages import Stage
 from ...launch.chat import Target
 from .. import checkpoint, models
-from ..ppo.shared_base import read_identity
 from ..ppo.state import POLICY_FILE
 
 if TYPE_CHECKING:
@@ -119,7 +119,8 @@ def _adapted(recipe: SFTRecipe | PPORecipe, path: Path, device: torch.device) ->
     if (path / models.BASE_FILE).is_file() and not models.same_base(
         read_identity(path), models.base_identity(name, revision)
     ):
-        raise StageError(f"{name} is no longer the base that {path} was trained on; its weights are others now.")
+        why = "its weights are others now" if Path(name).exists() else "it is not there any more"
+        raise StageError(f"{name} is no longer the base that {path} was trained on; {why}.")
     tokenizer = models.load_tokenizer(name, revision)
     quiet = msgspec.structs.replace(recipe, gradient_checkpointing=False)
     base = models.load_causal_lm(quiet, device)
@@ -146,12 +147,12 @@ def _merged(recipe: MergeRecipe, path: Path, device: torch.device) -> Sides:
     adapter = Path(recipe.adapter_path)
     if not (adapter / "adapter_config.json").is_file():
         return Sides(tokenizer, tuned, name=str(path), note=f"{adapter} holds no adapter that would name a base.")
-    identity = read_identity(adapter)
-    name, revision = str(identity["name"]), identity["revision"]
-    if not models.same_base(identity, models.base_identity(name, revision)):
-        return Sides(tokenizer, tuned, name=str(path), note=f"{name} is not there any more, or has other weights now.")
-    base = models.load_plain(name, revision, "auto", device)
-    return Sides(tokenizer, tuned, base, name=name)
+    try:
+        found = find_base(adapter, recipe.base_model_name_or_path)
+    except StageError as error:
+        return Sides(tokenizer, tuned, name=str(path), note=str(error))
+    base = models.load_plain(found.name, found.revision, "auto", device)
+    return Sides(tokenizer, tuned, base, name=found.name)
 
 
 def _whole(path: Path, device: torch.device) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":

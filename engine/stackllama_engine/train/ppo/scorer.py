@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from ...contract.base import find_base, read_identity
 from ...contract.recipe import PPORecipe
 from .. import models
 from ..report import Reporter
 from ..rows import encode_text
 from .batches import longest_first
-from .shared_base import REWARD, SharedBase, read_identity, score_weight
+from .shared_base import REWARD, SharedBase, score_weight
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -116,10 +117,8 @@ def _load_separate(name: str, recipe: PPORecipe, device: torch.device) -> Any:
     path = Path(name)
     if not (path / "adapter_config.json").is_file():
         return models.load_plain(name, None, recipe.dtype, device, reward=True)
-    identity = read_identity(path)
-    base = models.load_plain(
-        str(identity["name"]), identity["revision"], recipe.dtype, device, reward=True, new_head=True
-    )
+    found = find_base(path)
+    base = models.load_plain(found.name, found.revision, recipe.dtype, device, reward=True, new_head=True)
     score_weight(path)  # a reward adapter without its head would score at random
     return models.load_adapter(base, path).merge_and_unload()
 
