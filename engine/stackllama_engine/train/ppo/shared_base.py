@@ -13,7 +13,7 @@ from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ...contract.base import read_identity as read_identity
+from ...contract.base import read_identity
 from ...contract.errors import StageError
 from ...contract.recipe import PPORecipe
 from .. import models
