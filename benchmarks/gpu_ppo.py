@@ -53,7 +53,7 @@ def main() -> int:
         "Random LLaMA of 0.9 billion parameters, LoRA on all linear layers, four epochs; "
         f"{_ROLLOUTS} responses a step, medians of {options.steps} steps after the first. "
         "Written by `benchmarks/gpu_ppo.py`.", "",
-        "| base | samples/s | tokens/s | sampling | scoring | update | peak allocated |",
+        "| base | samples/s | response tokens/s | sampling | scoring | update | peak allocated |",
         "|---" * 7 + "|",
         *rows,
     ]  # fmt: skip
@@ -74,7 +74,7 @@ def _measure(grid: Grid, precision: str) -> str:
     steps, peak = _read(run)
     times = {phase: statistics.median(step[f"time/{phase}"] for step in steps[1:]) for phase in _PHASES}
     whole = sum(times.values())
-    tokens = statistics.median(step["tokens_per_second"] for step in steps[1:])
+    tokens = statistics.median(step["response_tokens_per_second"] for step in steps[1:])
     shares = " | ".join(f"{seconds / whole:.0%}" for seconds in times.values())
     return f"| {precision} | {_ROLLOUTS / whole:.2f} | {tokens:.0f} | {shares} | {peak / 2**30:.2f} GiB |"
 

@@ -35,7 +35,7 @@ HEADLINE: dict[Stage, tuple[str, ...]] = {
 """The metrics of a stage that fit into one line, the most telling first."""
 
 _LISTED: dict[Stage, tuple[tuple[str, str], ...]] = {
-    Stage.SFT: (("loss", "loss"),),
+    Stage.SFT: (("eval_loss", "eval_loss"), ("loss", "loss")),
     Stage.REWARD: (("eval_accuracy", "accuracy"), ("accuracy", "accuracy"), ("loss", "loss")),
     Stage.PPO: (("objective/scores", "reward"), ("mean_reward", "reward")),
     Stage.MERGE: (("difference", "error"),),

@@ -22,7 +22,7 @@ RESULTS: dict[str, dict[str, Any]] = {
     "ppo": {
         "stage": "ppo", "steps": 60,
         "before": {"mean_reward": -0.125, "true_utility": 0.5, "kl": 0.0},
-        "after": {"mean_reward": 1.5, "true_utility": 0.75, "kl": 4.25},
+        "after": {"mean_reward": 1.5, "true_utility": 0.75, "kl": 4.25, "questions": 1280},
         "samples": [
             {"question": f"How do I boil egg {index}?", "before": "With \x1b[2Jwater.", "after": "word " * 100,
              "reward_before": -0.5, "reward_after": 1.25, "utility_before": 0.25, "utility_after": 0.875}
@@ -43,7 +43,8 @@ def pipeline(make_run: Callable[..., RunDir]) -> RunDir:
 
 TABLE = """\
                                      first         last     wall time
-SFT     loss                         3.250 →      0.500          30 s
+SFT     held-out eval_loss                        0.600          30 s
+        loss, training batch         3.250 →      0.500
 merge   error of the merge                      2.5e-06          30 s
 reward  held-out accuracy                         0.875          30 s
         held-out pairs                              600
@@ -52,6 +53,7 @@ merge   error of the merge                        0.000          30 s
 PPO     mean reward                 -0.125 →      1.500          30 s
         true utility                 0.500 →      0.750
         KL per response              0.000 →      4.250
+        held-out: T = 1, 1 sample per prompt, 1,280 prompts
 merge   error of the merge                      1.0e-05          30 s
 total                                                        3 m 05 s
 """
@@ -71,6 +73,7 @@ def test_the_table_and_three_questions(pipeline: RunDir, run_main: Callable[...,
 def test_the_same_facts_as_json(pipeline: RunDir, run_main: Callable[..., Any]) -> None:
     facts = run_main("runs", "watch", pipeline.id, "--json").json()
     assert (facts["run"], facts["state"], facts["exit_code"], facts["seconds"]) == ("p", "finished", 0, 185.0)
+    assert facts["ppo"].pop("temperature") == 1.0
     for suffix, result in RESULTS.items():
         assert facts[suffix] == {**result, "run": f"p-{suffix}", "state": "finished", "seconds": 30.0}
 
@@ -94,6 +97,31 @@ def test_the_total_of_a_resumed_pipeline_leaves_out_the_time_between(
 ) -> None:
     pipeline.write_state(msgspec.structs.replace(pipeline.read_state(), attempt=2, started=1150.0))
     assert run_main("runs", "watch", "p", "--json").json()["seconds"] == 6 * 30.0
+
+
+def test_a_stage_shown_alone_keeps_a_batch_and_held_out_rows_apart(
+    pipeline: RunDir, run_main: Callable[..., Any]
+) -> None:
+    shown = run_main("runs", "show", "p-sft").out
+    assert "  held-out eval_loss: 0.6\n" in shown and "  loss, training batch: 3.25 → 0.5\n" in shown
+    assert "loss_last" not in shown
+    shown = run_main("runs", "show", "p-ppo").out
+    assert "  held-out: T = 1, 1 sample per prompt, 1,280 prompts\n" in shown
+
+
+def test_a_run_without_a_readable_recipe_says_what_it_knows(pipeline: RunDir, run_main: Callable[..., Any]) -> None:
+    run = Home(pipeline.path.parents[1]).run("p-ppo")
+    run.recipe_file.write_text("temperature: [")
+    assert "  held-out: 1 sample per prompt, 1,280 prompts\n" in run_main("runs", "show", "p-ppo").out
+    run.recipe_file.write_text("temperature: 0.7\noutput_min_length: 4\n")  # a key of an older version
+    assert "  held-out: T = 0.7, 1 sample" in run_main("runs", "show", "p-ppo").out
+    run.write_json("result.json", RESULTS["ppo"] | {"temperature": 0.5})  # what was really used
+    assert "  held-out: T = 0.5, 1 sample" in run_main("runs", "show", "p-ppo").out
+
+
+def test_the_list_shows_the_held_out_loss_of_a_finished_sft_run(pipeline: RunDir, run_main: Callable[..., Any]) -> None:
+    (row,) = [run for run in run_main("runs", "ls", "--json").json()["runs"] if run["run"] == "p-sft"]
+    assert row["last_metric"] == {"name": "eval_loss", "value": 0.6}
 
 
 def test_show_of_a_pipeline_has_the_table(pipeline: RunDir, run_main: Callable[..., Any]) -> None:

@@ -20,6 +20,7 @@ OPTIONS = {
     "model", "revision", "dtype", "load_format", "trust_remote_code", "skip_tokenizer_init", "generation_config",
     "seed", "distributed_executor_backend", "gpu_memory_utilization", "max_model_len", "max_num_seqs",
     "max_num_batched_tokens", "enable_lora", "max_loras", "max_lora_rank", "enable_prefix_caching", "enable_sleep_mode",
+    "logprobs_mode",
 }  # fmt: skip
 
 
@@ -35,7 +36,7 @@ class SamplingParams:
         detokenize: bool = True,
         logprobs: int | None = None,
     ) -> None:
-        assert ignore_eos and not detokenize and logprobs is None
+        assert ignore_eos and not detokenize and logprobs == 0
         assert stop_token_ids is not None and all(token >= 0 for token in stop_token_ids)
         self.temperature = temperature
         self.seed = seed
@@ -121,16 +122,18 @@ class Engine:
             len(t) + p.max_tokens <= options["max_model_len"] for t, p in zip(texts, sampling_params, strict=True)
         )
         return [
-            SimpleNamespace(outputs=[SimpleNamespace(token_ids=_continued(policy, text, params))])
+            SimpleNamespace(outputs=[_continued(policy, text, params, options["logprobs_mode"])])
             for text, params in zip(texts, sampling_params, strict=True)
         ]
 
 
 @torch.no_grad()
-def _continued(policy: Any, prompt: list[int], params: SamplingParams) -> list[int]:
-    assert params.seed is not None
+def _continued(policy: Any, prompt: list[int], params: SamplingParams, mode: str) -> SimpleNamespace:
+    assert params.seed is not None and mode == "processed_logprobs"
     random, tokens = torch.Generator().manual_seed(params.seed), list[int]()
+    said: list[dict[int, SimpleNamespace]] = []
     while len(tokens) < params.max_tokens and not (tokens and tokens[-1] in params.ends):
         logits = policy(torch.tensor([prompt + tokens])).logits[0, -1].float() / params.temperature
         tokens.append(int(torch.multinomial(torch.softmax(logits, -1), 1, generator=random)))
-    return tokens
+        said.append({tokens[-1]: SimpleNamespace(logprob=float(logits.log_softmax(-1)[tokens[-1]]))})
+    return SimpleNamespace(token_ids=tokens, logprobs=said)

@@ -198,6 +198,8 @@ def test_ppo_scores_what_vllm_sampled_itself(vllm: FakeVllm, ppo: Attempt, monke
     facts = ppo.train()
     assert facts is not None and facts["steps"] == 3
     assert set(ppo.metrics("val/ratio_first").values()) == {1.0}
+    assert all(0 < value < 0.1 for value in ppo.metrics("sampling/logprob_difference").values() if value is not None)
+    assert "does not draw" not in ppo.health
     assert vllm.calls == ["start", "sleep", *["wake", "generate", "sleep"] * 6]  # canary, before, 3 steps, after
     assert len(vllm.asked[0]) == 4 and {params.max_tokens for params in vllm.asked[0]} == {7}
     first, last = (next(value for name, value in weights.items() if "lora_B" in name) for weights in

@@ -63,6 +63,21 @@ def test_a_finished_run_at_80_by_24(stocked: Home) -> None:
     watch(stocked, "aligned", script)
 
 
+def test_held_out_figures_say_how_they_were_sampled(stocked: Home) -> None:
+    """A run that has ended: its recipe says the temperature, its result the number of prompts."""
+    run = stocked.run("aligned")
+    write_metrics(run, {"eval/mean_reward": [0.5, 1.5], "tokens_per_second": [100.0], "val/ratio_first": [1.0]})
+    run.write_json("result.json", {"stage": "ppo", "before": {"questions": 64}, "after": {"questions": 64}})
+
+    async def script(shown: Shown) -> None:
+        await shown.shows("rollout 40", "reward, held out")
+        side = shown.front.query_one("#figures", TextLines).plain
+        assert "held out: T = 1, 1 sample per prompt,\n64 prompts" in side
+        assert "tokens/s" in side
+
+    watch(stocked, "aligned", script, size=(160, 45))
+
+
 def test_more_beside_it_in_a_wide_terminal(stocked: Home) -> None:
     async def script(shown: Shown) -> None:
         await shown.shows("rollout 40", "because 40")

@@ -166,6 +166,7 @@ def test_b_shows_before_and_after_from_the_file(run: RunDir) -> None:
         await driven.shows("answer 40")
         await driven.press("b")
         await driven.shows("1 questions before and after PPO", "▲+2.50", "0.25 → 0.50", "new?")
+        assert "PPO  T = 1, 1 sample per prompt" in driven.lines[0]
         await driven.shows("before PPO", "reward -1.000 · true utility 0.250", "after PPO")
         side = next(line for line in driven.lines if "before PPO" in line)
         assert "after PPO" in side  # beside each other

@@ -7,8 +7,10 @@ from typing import Any
 
 from stackllama_engine.contract.errors import UsageError
 from stackllama_engine.contract.run_dir import Home, RunDir, State
+from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch.children import CHILDREN, child_id
 
+from ..evaluation import conditions, temperature_of
 from ..sanitise import sanitise
 from ..units import duration
 from . import outcome
@@ -35,6 +37,8 @@ def pipeline_facts(home: Home, run: RunDir, state: State) -> Facts:
         except UsageError:
             continue
         known = {"run": directory.id, "state": child_state.phase, "seconds": outcome.seconds(child_state)}
+        if child_state.stage is Stage.PPO and (temperature := temperature_of(directory)) is not None:
+            result = {"temperature": temperature} | result
         found[child.suffix] = result | known
     if state.attempt > 1:  # between its attempts it did not run
         found["seconds"] = sum(found[child.suffix]["seconds"] or 0.0 for child in CHILDREN if child.suffix in found)
@@ -70,14 +74,22 @@ def _stage(suffix: str, result: Facts) -> list[str]:
         start, time = (name, took) if index == 0 else ("", "")
         arrow = "→" if first is not None else " "
         lines.append(f"{start:8}{label:24}{_cell(first):>10} {arrow} {_cell(last):>10}{time:>14}".rstrip())
+    if suffix == "ppo" and result.get("after"):
+        lines.append(f"{'':8}held-out: {conditions(result)}")
     return lines
 
 
 def measures(suffix: str, result: Facts) -> list[tuple[str, Any, Any]]:
-    """(measure, first, last) of a stage or child; measures that its result lacks are left out."""
+    """(measure, first, last) of a stage or child; measures that its result lacks are left out.
+
+    A loss of a training batch and one of the held-out rows never stand in one line.
+    """
     before, after = _part(result, "before"), _part(result, "after")
     rows = {
-        "sft": [("loss", result.get("loss_first"), result.get("loss_last"))],
+        "sft": [
+            ("held-out eval_loss", None, result.get("eval_loss")),
+            ("loss, training batch", result.get("loss_first"), result.get("loss_last")),
+        ],
         "reward": [
             ("held-out accuracy", None, result.get("accuracy")),
             ("held-out pairs", None, result.get("pairs")),

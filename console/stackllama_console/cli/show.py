@@ -13,6 +13,7 @@ from stackllama_engine.contract.run_dir import Home, Launch, RunDir, State
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch.slurm_queue import job_of
 
+from ..evaluation import conditions, temperature_of
 from ..pipelines import still_running
 from ..readings import HEADLINE, checkpoint_steps, last_log_lines, measured_peaks, recipe_differences
 from ..sanitise import log_line, one_line, sanitise
@@ -23,6 +24,8 @@ from .output import paint, show, show_fields, show_json, width
 from .report import measures, pipeline_facts, table
 
 _METRICS = 12
+_TOLD = frozenset({"stage", "path", "loss_first", "loss_last", "eval_loss", "temperature", "questions"})
+"""Keys of a result that its measures or the heading say already."""
 
 
 def show_one(home: Home, run: RunDir, state: State, *, as_json: bool) -> int:
@@ -135,12 +138,12 @@ def result_lines(run: RunDir, stage: Stage) -> list[str]:
     result = run.read_json("result.json")
     facts = {key: value for key, value in result.items() if isinstance(value, int | float | str)}
     labels = {"difference": "error of the merge", "difference_from_base": "change against the base"}
-    lines = [
-        f"{labels.get(key, key)}: {_figure(value)}" for key, value in facts.items() if key not in ("stage", "path")
-    ]
-    if stage is Stage.PPO:  # its figures stand under `before` and `after`
+    lines = [f"{labels.get(key, key)}: {_figure(value)}" for key, value in facts.items() if key not in _TOLD]
+    if stage in (Stage.SFT, Stage.PPO):  # PPO's figures stand under `before` and `after`
         for label, first, last in measures(stage, result):
-            lines.append(f"{label}: {_figure(first)} → {_figure(last)}")
+            lines.append(f"{label}: {'' if first is None else f'{_figure(first)} → '}{_figure(last)}")
+    if stage is Stage.PPO and result.get("after"):
+        lines.append(f"held-out: {conditions({'temperature': temperature_of(run)} | result)}")
         compared = comparison_lines(result)
         lines += ["", *compared] if compared else []
     return lines

@@ -25,7 +25,9 @@ _LOSS = ChartSet("loss", (("loss", "train"), ("eval_loss", "held out")))
 _RATE = ChartSet("learning rate", (("learning_rate", "learning rate"),))
 _NORM = ChartSet("gradient norm", (("grad_norm", "norm"),))
 _MEMORY = ChartSet(MEMORY, (), "bytes")
-_SPEED = ChartSet("tokens a second", (("tokens_per_second", "tokens/s"),))
+_SPEED = ChartSet(
+    "tokens per second", (("tokens_per_second", "all tokens"), ("response_tokens_per_second", "response tokens"))
+)
 
 
 def _parts(prefix: str) -> tuple[tuple[str, str], ...]:
@@ -55,17 +57,34 @@ CHARTS: dict[Stage | None, tuple[ChartSet, ...]] = {
             "reward",
             (("objective/scores", "batch"), ("eval/mean_reward", "held out"), ("demo/true_utility", "true utility")),
         ),
-        ChartSet("KL to the reference", (("objective/kl", "batch"), ("eval/kl", "held out"))),
+        ChartSet(
+            "KL to the reference",
+            (
+                ("objective/kl", "batch"), ("eval/kl", "held out"), ("objective/kl_k2", "penalty, k2"),
+                ("objective/kl_k3", "penalty, k3"),
+            ),
+        ),
         ChartSet("loss", (("loss/policy_avg", "policy"), ("loss/value_avg", "value"))),
         _MEMORY,
         ChartSet("response length", (("response_length", "batch"), ("eval/response_length", "held out"))),
         ChartSet("entropy", (("policy/entropy_avg", "policy"),)),
         ChartSet("clip fraction", (("policy/clipfrac_avg", "policy"), ("val/clipfrac_avg", "value"))),
-        ChartSet("ratio", (("val/ratio", "mean"), ("val/ratio_first", "first mini-batch"))),
+        ChartSet("ratio", (("val/ratio", "mean"), ("val/ratio_first", "determinism"))),
+        ChartSet(
+            "sampler against learner",
+            (("sampling/logprob_difference", "largest difference"), ("sampling/kl_mismatch", "KL per token")),
+        ),
         ChartSet("policy KL of an update", (("policy/approxkl_avg", "approx. KL"),)),
         ChartSet("KL coefficient", (("objective/kl_coef", "coefficient"),)),
         ChartSet("explained variance", (("val/var_explained", "value head"),)),
         ChartSet("parts of the reward", _parts("reward/")),
+        ChartSet(
+            "what PPO optimizes",
+            (
+                ("objective/rlhf_reward", "sum"), ("objective/scaled_scores", "scaled scores"),
+                ("objective/penalties", "penalties"), ("objective/non_score_reward", "KL penalty"),
+            ),
+        ),
         ChartSet("parts of the reward, held out", _parts("eval/reward/")),
         ChartSet("seconds a step", (("time/rollout", "rollout"), ("time/score", "score"), ("time/update", "update"))),
         _RATE, _SPEED,
@@ -80,7 +99,7 @@ CHARTS: dict[Stage | None, tuple[ChartSet, ...]] = {
 
 FIGURES: dict[Stage | None, tuple[tuple[str, str], ...]] = {
     Stage.SFT: (
-        ("loss", "loss"), ("eval_loss", "held-out loss"), ("mean_token_accuracy", "token accuracy"),
+        ("eval_loss", "loss, held out"), ("loss", "loss, batch"), ("mean_token_accuracy", "token accuracy"),
         ("entropy", "entropy"), ("grad_norm", "gradient norm"), ("learning_rate", "learning rate"),
         ("tokens_per_second", "tokens/s"),
     ),
@@ -95,8 +114,11 @@ FIGURES: dict[Stage | None, tuple[tuple[str, str], ...]] = {
         ("objective/kl", "KL, batch"), ("eval/kl", "KL, held out"),
         ("objective/kl_coef", "KL coefficient"), ("policy/clipfrac_avg", "clip fraction"),
         ("policy/entropy_avg", "entropy"), ("loss/value_avg", "value loss"), ("loss/policy_avg", "policy loss"),
-        ("val/ratio", "ratio"), ("response_length", "response length"), ("val/var_explained", "explained variance"),
-        ("learning_rate", "learning rate"), ("tokens_per_second", "tokens/s"), ("time/rollout", "rollout s"),
+        ("val/ratio", "ratio"), ("sampling/logprob_difference", "sampler mismatch"),
+        ("response_length", "response length"), ("val/var_explained", "explained variance"),
+        ("objective/rlhf_reward", "objective"), ("objective/penalties", "penalties"),
+        ("learning_rate", "learning rate"), ("tokens_per_second", "tokens/s"),
+        ("response_tokens_per_second", "response tokens/s"), ("time/rollout", "rollout s"),
         ("time/score", "score s"), ("time/update", "update s"),
     ),
     Stage.MERGE: (("difference", "error of the merge"), ("difference_from_base", "change against the base")),

@@ -16,9 +16,9 @@ Tone = Literal["plain", "default", "best", "missing"]
 HIGHER = frozenset({
     "accuracy", "eval_accuracy", "margin", "eval_margin", "mean_token_accuracy", "eval_mean_token_accuracy",
     "objective/scores", "objective/rlhf_reward", "demo/true_utility", "tokens_per_second",
-    "after.mean_reward", "after.true_utility",
+    "response_tokens_per_second", "after.mean_reward", "after.true_utility",
 })  # fmt: skip
-LOWER = frozenset({"loss", "eval_loss", "loss_last", "difference"})
+LOWER = frozenset({"loss", "eval_loss", "difference"})
 """Metrics of which the best value is the highest or the lowest; of others none is called best."""
 
 _MISSING = "·"

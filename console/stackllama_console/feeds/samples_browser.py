@@ -8,9 +8,11 @@ from typing import Literal
 
 from msgspec import Struct
 
+from stackllama_engine.contract.errors import UsageError
 from stackllama_engine.contract.run_dir import RunDir, State
 from stackllama_engine.contract.stages import Stage
 
+from ..evaluation import conditions_of
 from ..sanitise import one_line
 from .run_state import StateWatch
 from .samples import Key, Pair, Sample, SamplesFile
@@ -52,6 +54,7 @@ class Listing(Struct, kw_only=True):
         total: rows of the file.
         generation: row numbers of another generation mean other rows.
         searching: a filter has not come to the end yet.
+        evaluation: in mode ``pairs``, how the questions were answered.
         live: whether more may come.
         note: a sentence for the person; why there is nothing, or what went wrong.
     """
@@ -63,6 +66,7 @@ class Listing(Struct, kw_only=True):
     total: int = 0
     generation: int = 0
     searching: bool = False
+    evaluation: str = ""
     live: bool = False
     note: str = ""
 
@@ -104,6 +108,7 @@ class SamplesBrowser:
             total=len(samples),
             generation=samples.generation,
             searching=self._resume_at < len(samples) and bool(wanted.text),
+            evaluation=self._evaluation() if pairs else "",
             live=state is not None and not state.has_ended,
             note=samples.trouble or self._watch.trouble or self._reason(wanted, rows, pairs),
         )
@@ -112,6 +117,12 @@ class SamplesBrowser:
         """The texts of rows; those that are gone are left out."""
         count = len(self.samples)
         return self.samples.read([row for row in rows if row < count])
+
+    def _evaluation(self) -> str:
+        try:
+            return conditions_of(self.run)
+        except UsageError:  # a damaged result; the note says so where the pairs come from it
+            return ""
 
     def _rows(self, wanted: Wanted) -> Sequence[int]:
         samples = self.samples

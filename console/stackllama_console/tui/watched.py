@@ -13,6 +13,7 @@ from stackllama_engine.contract.errors import StackllamaError, UsageError
 from stackllama_engine.contract.run_dir import Home, RunDir, State
 from stackllama_engine.contract.stages import Stage
 
+from ..evaluation import conditions_of
 from ..feeds.foreign import open_foreign
 from ..feeds.logs import LogFeed
 from ..feeds.machine import Machine, is_local
@@ -20,6 +21,7 @@ from ..feeds.pipeline_feed import PipelineFeed
 from ..feeds.protocol import Feed
 from ..feeds.run_feed import RunFeed
 from ..feeds.samples import SamplesFile
+from ..sanitise import one_line
 
 _MACHINE_SECONDS = 2.0
 _SAMPLES = 3
@@ -51,6 +53,8 @@ class Watched:
         self.result: list[str] = []
         """What came out of a pipeline, or of a stage without curves, in lines."""
         self.predicted: float | None = None
+        self.evaluation = ""
+        """How the held-out prompts were answered, where the figures of that are shown."""
         self.note = ""
         self._foreign_log = log
         self._log: LogFeed | None = None
@@ -58,6 +62,8 @@ class Watched:
         self._samples: SamplesFile | None = None
         self._samples_of: object = None
         self._predicted_of: object = None
+        self._evaluation = ""
+        self._evaluation_of: object = None
         self._machine = Machine(run.path.parents[1] if run else None)
         self._machine_at = 0.0
         self._machine_text = ""
@@ -88,6 +94,7 @@ class Watched:
         self._predict()
         if changed:
             self.result = self._read_result()
+            self.evaluation = self._read_evaluation()
         log = self._read_log()
         samples = self._read_samples()
         machine = self._read_machine()
@@ -123,6 +130,18 @@ class Watched:
             return result_lines(shown, self.feed.stage or Stage.MERGE)
         except UsageError as error:
             return [str(error)]
+
+    def _read_evaluation(self) -> str:
+        run, state = self.shown_run, getattr(self.feed, "state", None)
+        if run is None or self.feed.stage is not Stage.PPO or "eval/mean_reward" not in self.feed.history.last:
+            return ""
+        if self._evaluation_of != (run.id, state):
+            self._evaluation_of = run.id, state
+            try:
+                self._evaluation = conditions_of(run)
+            except UsageError as error:
+                self._evaluation = one_line(str(error))
+        return self._evaluation
 
     def _read_log(self) -> LogFeed | None:
         run = self.shown_run

@@ -104,6 +104,12 @@ class Session:
             distributed.all_reduce(values)
         return values
 
+    def largest(self, values: torch.Tensor) -> torch.Tensor:
+        """Largest over all ranks, number by number."""
+        if self.world_size > 1:
+            distributed.all_reduce(values, distributed.ReduceOp.MAX)
+        return values
+
     def gather(self, rows: list[Any]) -> list[Any]:
         """Rows of all ranks, interleaved: rank r holds rows r, r + world size, …"""
         if self.world_size == 1:

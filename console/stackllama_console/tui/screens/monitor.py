@@ -274,7 +274,7 @@ class MonitorScreen(ConsoleScreen):
 
     def _show_side(self) -> None:
         watched = self.watched
-        self.query_one("#figures", TextLines).show(figure_lines(watched.feed))
+        self.query_one("#figures", TextLines).show(figure_lines(watched.feed, watched.evaluation))
         side = self.query_one("#sample", TextLines)
         side.show(sample_lines(watched.newest_samples, max(20, side.size.width - 1), side.size.height))
 
@@ -369,7 +369,7 @@ class MonitorScreen(ConsoleScreen):
             chart.unit = chosen.unit
             chart.set_curves(_curves(feed, chosen))
             parts.append(f"{chosen.title}\n{chart.summary()}")
-        lines = [line.plain for line in figure_lines(feed)]
+        lines = [line.plain for line in figure_lines(feed, self.watched.evaluation)]
         self.console_app.push_screen(TextScreen(self._title, "\n\n".join([*parts, "\n".join(lines)])))
 
     def action_run(self, what: str) -> None:

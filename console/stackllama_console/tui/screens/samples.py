@@ -227,7 +227,7 @@ class SamplesScreen(ConsoleScreen):
         listing, wanted = self.listing, self.wanted
         parts: list[str] = [self.run_id]
         if wanted.mode == "pairs":
-            parts.append(f"{len(listing)} questions before and after PPO")
+            parts += [f"{len(listing)} questions before and after PPO", listing.evaluation]
         elif wanted.mode == "prompt":
             parts.append(f"one prompt, {len(listing):,} answers by step")
         else:

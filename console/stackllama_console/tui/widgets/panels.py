@@ -19,8 +19,8 @@ _LABEL = 17
 _TEXT_LINES = 6
 
 
-def figure_lines(feed: Feed) -> list[Text]:
-    """Every metric's first and newest value, the stage's own first."""
+def figure_lines(feed: Feed, evaluation: str = "") -> list[Text]:
+    """Every metric's first and newest value, the stage's own first; then how held-out prompts were answered."""
     history = feed.history
     names = figures_for(feed.stage, history.last)
     if not names:
@@ -32,6 +32,8 @@ def figure_lines(feed: Feed) -> list[Text]:
         line.append(f"{number(first):>9} ", style="dim")
         line.append(f"{number(last):>9}", style="bold" if last is not None else "bold reverse")
         lines.append(line)
+    if evaluation:
+        lines += [Text(part, style="dim") for part in textwrap.wrap(f"held out: {evaluation}", _LABEL + 20)]
     return lines
 
 

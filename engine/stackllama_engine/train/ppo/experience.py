@@ -18,7 +18,7 @@ from . import losses
 from .prompts import Prompt
 from .rewards import PREFIX, Rewards
 from .rollout import Rollout, pad_tokens, policy_outputs
-from .sampling import Noise, sample
+from .sampling import Noise, Responses, sample
 from .scorer import Answer
 from .shared_base import SharedBase
 from .update import with_ends
@@ -27,7 +27,7 @@ from .vllm_sampler import VllmSampler
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Sampler = Callable[[Sequence[Sequence[int]], Sequence[Noise], int], list[list[int]]]
+Sampler = Callable[[Sequence[Sequence[int]], Sequence[Noise], int], Responses]
 """Prompts, their noise and the end token → responses."""
 
 
@@ -61,7 +61,7 @@ class Experience:
         self._reduce = session.reduce
         self._sample: Sampler = VllmSampler(recipe, session, base) if recipe.use_vllm else self._sample_here
 
-    def respond(self, prompts: Sequence[Prompt], noise: Sequence[Noise], eos: int) -> list[list[int]]:
+    def respond(self, prompts: Sequence[Prompt], noise: Sequence[Noise], eos: int) -> Responses:
         """1 sample: a response a prompt.
 
         Raises:
@@ -72,7 +72,7 @@ class Experience:
 
     def respond_here(
         self, prompts: Sequence[Prompt], noise: Sequence[Noise], eos: int, acting: AbstractContextManager[None]
-    ) -> list[list[int]]:
+    ) -> Responses:
         """As :meth:`respond` and never through vLLM: by whom ``acting`` makes active.
 
         Raises:
@@ -81,7 +81,7 @@ class Experience:
         with acting:
             return self._sample_here([prompt.ids for prompt in prompts], noise, eos)
 
-    def _sample_here(self, prompts: Sequence[Sequence[int]], noise: Sequence[Noise], eos: int) -> list[list[int]]:
+    def _sample_here(self, prompts: Sequence[Sequence[int]], noise: Sequence[Noise], eos: int) -> Responses:
         pad, size = models.pad_id(self._tokenizer), self._fit.forward
         return sample(self._base, prompts, noise, eos, pad, self._leave, size)
 

@@ -1,46 +1,99 @@
 """What the rows of a rollout or an evaluation come to."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ...contract.recipe import PPORecipe
+from . import losses
 from .rewards import PREFIX
 from .rollout import Rollout, sequence_sum
 from .update import Reduce
 
 
+@dataclass(frozen=True)
+class Scores:
+    """The scores of a rollout on their way into the rewards, ``[B]`` each; all but the first in PPO's units."""
+
+    raw: Tensor
+    """What the judges said."""
+    scaled: Tensor
+    """After normalisation and clipping."""
+    final: Tensor
+    """After the baseline and what a missing end costs."""
+
+
 def objective(
-    rollout: Rollout, scores: Tensor, kl: Tensor, rows: Sequence[dict[str, Any]], coef: float, reduce: Reduce
+    rollout: Rollout,
+    scores: Scores,
+    penalty: Tensor,
+    rows: Sequence[dict[str, Any]],
+    recipe: PPORecipe,
+    coef: float,
+    reduce: Reduce,
 ) -> tuple[dict[str, float], int]:
     """What PPO optimises, by TRL's names: means over the responses of all ranks, and the number of these.
 
+    ``objective/rlhf_reward`` is the sum of ``objective/scores`` (``objective/scaled_scores`` where the recipe scales
+    them), ``objective/penalties`` and ``objective/non_score_reward``. ``objective/kl`` is k1's estimate whatever the
+    penalty's estimator is, as in an evaluation; another one's has its own name.
+
     Args:
         rollout: this rank's.
-        scores: as PPO sees them, ``[B]``.
-        kl: of each response, ``[B]``.
+        scores: of this rank.
+        penalty: KL of each response by the recipe's estimator, ``[B]``.
         rows: the responses as they are recorded; the demo's know their true utility.
+        recipe: the PPO recipe.
         coef: the KL coefficient.
         reduce: sum over all ranks.
     """
-    columns = {
-        "objective/scores": rollout.scores,
-        "objective/kl": kl,
+    columns = {"objective/scores": scores.raw}
+    if recipe.normalize_reward or recipe.cliprange_reward is not None:
+        columns["objective/scaled_scores"] = scores.scaled
+    columns |= {
+        "objective/penalties": scores.final - scores.scaled,
+        "objective/non_score_reward": -coef * penalty,
+        "objective/rlhf_reward": scores.final - coef * penalty,
+        "objective/kl": response_kl(rollout),
         "objective/entropy": sequence_sum(-rollout.old.logprobs, rollout.mask),
-        "objective/rlhf_reward": scores - coef * kl,
-        "objective/non_score_reward": -coef * kl,
         "response_length": rollout.mask.sum(1),
-        "val/num_eos_tokens": kl.new_tensor([float(answer.ended) for answer in rollout.answers]),
+        "val/num_prompt_tokens": rollout.attention_mask.sum(1) - rollout.mask.sum(1),
+        "val/num_eos_tokens": penalty.new_tensor([float(answer.ended) for answer in rollout.answers]),
         **rollout.opinions,
     }
+    if recipe.kl_estimator != "k1":
+        columns[f"objective/kl_{recipe.kl_estimator}"] = penalty
     if "utility" in rows[0]:
-        columns["demo/true_utility"] = kl.new_tensor([row["utility"] for row in rows])
-    *sums, count = reduce(torch.stack([*columns.values(), torch.ones_like(kl)]).sum(1)).tolist()
+        columns["demo/true_utility"] = penalty.new_tensor([row["utility"] for row in rows])
+    *sums, count = reduce(torch.stack([*columns.values(), torch.ones_like(penalty)]).sum(1)).tolist()
     totals = dict(zip(columns, sums, strict=True))
     means = {name: total / count for name, total in totals.items()}
-    ended, tokens = totals["val/num_eos_tokens"], totals["response_length"]
-    return means | {"val/num_eos_tokens": ended, "val/num_tokens": tokens}, round(count)
+    counts = {name: totals[name] for name in ("val/num_eos_tokens", "val/num_prompt_tokens")}
+    return means | counts | {"val/num_tokens": totals["response_length"]}, round(count)
+
+
+def response_kl(rollout: Rollout) -> Tensor:
+    """KL(policy ‖ reference) of each response by k1, ``[B]``."""
+    return sequence_sum(losses.kl_per_token(rollout.old.logprobs, rollout.ref_logprobs), rollout.mask)
+
+
+def throughput(metrics: Mapping[str, float], seconds: float) -> dict[str, float]:
+    """Tokens of all ranks per second of a step, each counted once however many epochs read it.
+
+    ``tokens_per_second`` counts prompts and responses, as SFT counts its texts.
+
+    Args:
+        metrics: of :func:`objective`.
+        seconds: that the step took.
+    """
+    responses = metrics["val/num_tokens"]
+    return {
+        "tokens_per_second": (metrics["val/num_prompt_tokens"] + responses) / seconds,
+        "response_tokens_per_second": responses / seconds,
+    }
 
 
 def figures(evaluation: dict[str, Any]) -> dict[str, float]:

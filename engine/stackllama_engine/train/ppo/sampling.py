@@ -3,7 +3,7 @@
 Shapes: ``B`` prompts, ``P`` longest prompt, ``R`` longest response, ``V`` vocabulary.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,19 @@ from .shared_base import SharedBase
 
 _STRIDE = {"cpu": 1}
 """Tokens from one look at which rows have ended to the next, by kind of device; elsewhere 8."""
+
+
+class Responses(list[list[int]]):
+    """Sampled tokens of each response, its end token included, and what the sampler drew them with.
+
+    Args:
+        tokens: of each response.
+        logprobs: of each response's tokens, under the distribution that they were drawn from.
+    """
+
+    def __init__(self, tokens: Iterable[list[int]], logprobs: Iterable[list[float]]) -> None:
+        super().__init__(tokens)
+        self.logprobs = list(logprobs)
 
 
 @dataclass(frozen=True)
@@ -49,7 +62,7 @@ def sample(
     pad: int,
     each_token: Callable[[], None] = lambda: None,
     size: int = 0,
-) -> list[list[int]]:
+) -> Responses:
     """One response a prompt, its end token included; it ends there or at its noise's length.
 
     Args:
@@ -62,14 +75,14 @@ def sample(
         size: responses at a time, those with the longest prompts first, so that prompts of one group are about as
             long; 0: all at once, in their order.
     """
-    responses: list[list[int]] = [[] for _ in prompts]
+    responses = Responses(([] for _ in prompts), ([] for _ in prompts))
     with base.sampling():
         everyone = range(len(prompts))
         for group in longest_first(everyone, lambda index: len(prompts[index]), size) if size else [everyone]:
             texts, drawn = [prompts[index] for index in group], [noise[index] for index in group]
             sampled = _sample(base, texts, drawn, eos, pad, each_token)
-            for index, response in zip(group, sampled, strict=True):
-                responses[index] = response
+            for index, response, logprobs in zip(group, sampled, sampled.logprobs, strict=True):
+                responses[index], responses.logprobs[index] = response, logprobs
     return responses
 
 
@@ -80,7 +93,7 @@ def _sample(
     eos: int,
     pad: int,
     each_token: Callable[[], None],
-) -> list[list[int]]:
+) -> Responses:
     """A group of responses together.
 
     Finished rows leave the batch, so that a step costs what its living rows cost. On a GPU the host asks which they are
@@ -95,6 +108,7 @@ def _sample(
     alive = torch.arange(len(prompts), device=device)
     ended = torch.zeros_like(alive, dtype=torch.bool)
     sampled = torch.full((len(prompts), longest), eos, device=device)
+    logprobs = torch.zeros(len(prompts), longest, device=device)
     cache = key_value_cache(base.base.config, width + longest)
     positions = (mask[:, :width].cumsum(1) - 1).clamp(min=0)
     padded = any(len(prompt) < width for prompt in prompts)
@@ -102,7 +116,7 @@ def _sample(
     positions = positions[:, -1:]
     for position in range(longest):
         each_token()
-        tokens = pick(base.logits(hidden[:, -1]), uniforms[alive, position])
+        tokens, logprobs[alive, position] = draw(base.logits(hidden[:, -1]), uniforms[alive, position])
         sampled[alive, position] = tokens
         ended |= tokens == eos
         if position + 1 == longest:
@@ -118,7 +132,8 @@ def _sample(
         positions = positions + 1
         seen = mask[:, : width + position + 1] if padded else None
         hidden = base.hidden(tokens.unsqueeze(1), seen, positions, cache)
-    return [_until(row, eos, limit) for row, limit in zip(sampled.tolist(), limits, strict=True)]
+    responses = [_until(row, eos, limit) for row, limit in zip(sampled.tolist(), limits, strict=True)]
+    return Responses(responses, (row[: len(r)] for row, r in zip(logprobs.tolist(), responses, strict=True)))
 
 
 def _until(tokens: list[int], eos: int, limit: int) -> list[int]:
@@ -127,6 +142,11 @@ def _until(tokens: list[int], eos: int, limit: int) -> list[int]:
 
 
 def pick(logits: Tensor, uniforms: Tensor) -> Tensor:
+    """The tokens of :func:`draw`, ``[B]``."""
+    return draw(logits, uniforms)[0]
+
+
+def draw(logits: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
     """Sample by the inverse of the cumulative distribution.
 
     Args:
@@ -134,13 +154,17 @@ def pick(logits: Tensor, uniforms: Tensor) -> Tensor:
         uniforms: ``[B]`` in [0, 1).
 
     Returns:
-        Token ids ``[B]``.
+        Token ids and their log-probabilities, float32, ``[B]`` each.
     """
-    shares = (logits - logits.amax(-1, keepdim=True)).exp_()
+    highest = logits.amax(-1, keepdim=True)
+    shares = (logits - highest).exp_()
     cumulative = shares.cumsum(-1, dtype=torch.float64)
+    total = cumulative[:, -1]
     # the rounding of the sum must not make the last token win
-    threshold = (uniforms * cumulative[:, -1]).unsqueeze(-1)
-    return torch.searchsorted(cumulative, threshold, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)
+    threshold = (uniforms * total).unsqueeze(-1)
+    tokens = torch.searchsorted(cumulative, threshold, right=True).clamp(max=logits.shape[-1] - 1)
+    logprobs = (logits.gather(-1, tokens) - highest).squeeze(-1) - total.log()
+    return tokens.squeeze(-1), logprobs.float()
 
 
 def _pad_uniforms(noise: Sequence[Noise]) -> Tensor:

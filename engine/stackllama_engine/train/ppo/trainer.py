@@ -20,13 +20,14 @@ from ..session import Session
 from . import canary, losses
 from .evaluation import Evaluator, Row, summary
 from .experience import Experience
-from .figures import figures, objective, side_by_side
+from .figures import Scores, figures, objective, response_kl, side_by_side, throughput
+from .mismatch import SamplerCheck
 from .prompts import Prompt, Prompts, load_prompts
 from .recovery import Abandoned, Together
 from .reward_scaling import RewardScaling
 from .rewards import Rewards
 from .rollout import Rollout, sequence_sum
-from .sampling import draw_noise
+from .sampling import Responses, draw_noise
 from .shared_base import VALUE_FILE, SharedBase
 from .state import Evaluations, Trainables
 from .update import Updater, explained_variance, final_scores, targets
@@ -88,6 +89,7 @@ class PPO:
         self.trainables = Trainables(self.base, optimizer, scheduler, self.controller, self.scaling)
         self.fit = Fit(recipe, self.reporter, self._note)
         self.experience = Experience(recipe, session, self.base, self.tokenizer, self.rewards, self.fit)
+        self.sampler_check = SamplerCheck(recipe, session, self.base)
         self.updater = Updater(recipe, self.base, optimizer, session.reduce, self.fit)
         self.together = Together(session, self.fit)
         self.evaluator = Evaluator(
@@ -193,6 +195,7 @@ class PPO:
             self.reporter.health(f"step {step + 1} skipped: {bad}")
             schedule.advance(self.trainables.scheduler)
             return {"objective/scores": float(rollout.scores.mean()), "ppo/updates": 0.0}, bad
+        mismatch = self.sampler_check(step, responses, rollout)
         self.reporter.phase("update")
         before = self.trainables.snapshot()
         try:
@@ -201,11 +204,11 @@ class PPO:
             self.trainables.restore(before)
             raise
         times.append(time.perf_counter())
-        metrics |= {
+        metrics |= mismatch | {
             "time/rollout": times[1] - times[0],
             "time/score": times[2] - times[1],
             "time/update": times[3] - times[2],
-            "tokens_per_second": metrics["val/num_tokens"] / (times[3] - times[0]),
+            **throughput(metrics, times[3] - times[0]),
         }
         return metrics, bad
 
@@ -216,7 +219,8 @@ class PPO:
         goal = targets(self.recipe, rollout, scores, self.controller.coef, self.session.reduce)  # 4 and 5
         shuffle = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + step)
         statistics = self.updater.update(rollout, goal, shuffle, self.together.between)  # 6
-        metrics = self._objective(rollout, scores, goal.kl, step) | scale | statistics.metrics()
+        whole = Scores(rollout.scores, scaled, scores)
+        metrics = self._objective(rollout, whole, goal.kl, step) | scale | statistics.metrics()
         metrics["val/var_explained"] = explained_variance(
             rollout.old.values, goal.returns, rollout.mask, self.session.reduce
         )
@@ -285,24 +289,25 @@ class PPO:
         mine = range(self.session.rank, total, self.session.world_size)
         return [self.prompts.at(step * total + index) for index in mine], mine
 
-    def _sample(self, prompts: Sequence[Prompt], step: int, indices: Sequence[int]) -> list[list[int]]:
+    def _sample(self, prompts: Sequence[Prompt], step: int, indices: Sequence[int]) -> Responses:
         """1 sample."""
         recipe = self.recipe
         noise = [draw_noise(recipe.seed, step, index, recipe.length_limits) for index in indices]
         return self.experience.respond(prompts, noise, models.eos_id(self.tokenizer))
 
-    def _objective(self, rollout: Rollout, scores: Tensor, kl: Tensor, step: int) -> dict[str, float]:
+    def _objective(self, rollout: Rollout, scores: Scores, kl: Tensor, step: int) -> dict[str, float]:
         """What PPO optimises, for the metrics, the samples and the KL controller.
 
         Args:
-            scores: as PPO sees them, ``[B]``.
-            kl: ``[B, R]``.
+            scores: on their way into the rewards.
+            kl: by the penalty's estimator, ``[B, R]``.
         """
-        coef, kl = self.controller.coef, sequence_sum(kl, rollout.mask)
-        rows = self.experience.rows(rollout, kl)
-        metrics, count = objective(rollout, scores, kl, rows, coef, self.session.reduce)
-        self.reporter.samples(step + 1, rows[: self.recipe.num_sample_generations])
-        self.controller.update(metrics["objective/kl"], count)
+        recipe, coef, penalty = self.recipe, self.controller.coef, sequence_sum(kl, rollout.mask)
+        rows = self.experience.rows(rollout, response_kl(rollout))
+        metrics, count = objective(rollout, scores, penalty, rows, recipe, coef, self.session.reduce)
+        self.reporter.samples(step + 1, rows[: recipe.num_sample_generations])
+        # the controller steers what is subtracted, so it reads the penalty's own estimate, as TRL's did
+        self.controller.update(metrics.get(f"objective/kl_{recipe.kl_estimator}", metrics["objective/kl"]), count)
         rate = self.trainables.scheduler.get_last_lr()[0]
         return metrics | {"objective/kl_coef": coef, "learning_rate": rate, "episode": float((step + 1) * count)}
 

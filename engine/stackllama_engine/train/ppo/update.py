@@ -82,7 +82,8 @@ class Statistics:
     sums: Tensor
     """policy loss, value loss, policy clipped, value clipped, ratio, approxkl, entropy, tokens; float32 ``[8]``."""
     first: Tensor | None = None
-    """The same of the very first mini-batch: its ratio is 1 and its approxkl 0, or something is wrong."""
+    """The same of the very first mini-batch. The learner is compared with itself there: a ratio of 1 and an approxkl of
+    0 prove that its pass is deterministic, and nothing about the sampler (see :mod:`.mismatch`)."""
     grad_norm: float = 0.0
     """Of the policy, before clipping, in the newest mini-batch that was applied."""
     value_grad_norm: float = 0.0

@@ -1,8 +1,9 @@
 """Sampling responses with vLLM, in the process that trains and on its GPU.
 
 vLLM holds a copy of the base and gets the policy's adapter anew for every rollout. It sleeps, its weights in the host's
-memory and its cache dropped, while PPO scores and updates. Its log-probabilities are never asked for: its kernels round
-otherwise, so what it sampled is scored by the pass that the update is compared with, and the ratio begins at exactly 1.
+memory and its cache dropped, while PPO scores and updates. Its log-probabilities are compared with the learner's and
+never trained on: its kernels round otherwise, so what it sampled is scored by the pass that the update is compared
+with, and the ratio begins at exactly 1.
 
 The same response gets the same seed on every attempt and in every layout of ranks. vLLM's arithmetic depends on what
 else is in a batch, so unlike :mod:`.sampling` it does not promise the same tokens.
@@ -28,7 +29,7 @@ from ...contract.files import make_private_dir
 from ...contract.recipe import VLLM_LORA_RANKS, PPORecipe
 from ..faults import free_memory, memory_that_ran_out
 from ..session import SCRATCH, Session
-from .sampling import Noise
+from .sampling import Noise, Responses
 from .shared_base import POLICY, SharedBase
 from .state import dense
 
@@ -64,7 +65,7 @@ class VllmSampler:
             "max_num_seqs": recipe.local_batch_size,
             "max_num_batched_tokens": max(_BATCHED_TOKENS, length, recipe.local_batch_size),
             "enable_lora": True, "max_loras": 1, "max_lora_rank": _rank(base), "enable_prefix_caching": False,
-            "enable_sleep_mode": True,
+            "enable_sleep_mode": True, "logprobs_mode": "processed_logprobs",  # after the temperature
         }  # fmt: skip
         _meet(session)
         try:
@@ -78,7 +79,7 @@ class VllmSampler:
             ) from error
         self._llm.sleep(level=1)
 
-    def __call__(self, prompts: Sequence[Sequence[int]], noise: Sequence[Noise], eos: int) -> list[list[int]]:
+    def __call__(self, prompts: Sequence[Sequence[int]], noise: Sequence[Noise], eos: int) -> Responses:
         """One response a prompt, its end token included; it ends there or at its noise's length.
 
         Args:
@@ -104,13 +105,14 @@ class VllmSampler:
                     "`vllm_gpu_memory_utilization` or `per_device_train_batch_size`, or set `use_vllm: false`."
                 ) from error
         self._leave()
-        return [list(output.outputs[0].token_ids) for output in outputs]
+        given = [output.outputs[0] for output in outputs]
+        return Responses((list(one.token_ids) for one in given), (_logprobs(one) for one in given))
 
     def _asked(self, noise: Noise, eos: int) -> Any:
         """Sampling parameters: the recipe's policy and nothing else; ends that a model's own files name are no ends."""
         return self._vllm.SamplingParams(
             temperature=self._temperature, seed=seed_of(noise), max_tokens=noise.length, ignore_eos=True,
-            stop_token_ids=[eos] if eos >= 0 else [], detokenize=False, logprobs=None,
+            stop_token_ids=[eos] if eos >= 0 else [], detokenize=False, logprobs=0,  # those of the sampled tokens alone
         )  # fmt: skip
 
     @contextmanager
@@ -145,6 +147,11 @@ class VllmSampler:
 def seed_of(noise: Noise) -> int:
     """A response's seed: the 53 bits of its first uniform number, which follow from recipe, step and position."""
     return int(float(noise.uniforms[0]) * 2**53)
+
+
+def _logprobs(output: Any) -> list[float]:
+    """Log-probability of each sampled token, from a dictionary for each position (``logprobs.py``)."""
+    return [float(known[token].logprob) for token, known in zip(output.token_ids, output.logprobs, strict=True)]
 
 
 def _dtype(base: SharedBase) -> str:

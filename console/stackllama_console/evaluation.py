@@ -1,0 +1,39 @@
+"""How the held-out prompts of a PPO run were answered: what stands beside every figure of an evaluation."""
+
+from typing import Any
+
+from stackllama_engine.contract.run_dir import RunDir
+
+
+def conditions(result: dict[str, Any]) -> str:
+    """``T = 1, 1 sample per prompt, 128 prompts``; what ``result.json`` does not say is left out.
+
+    Args:
+        result: of a PPO run, with its ``temperature``: that of the recipe in runs that do not record it.
+    """
+    after: Any = result.get("after")
+    temperature, prompts = result.get("temperature"), after.get("questions") if isinstance(after, dict) else None
+    parts = [f"T = {temperature:g}"] if isinstance(temperature, int | float) else []
+    parts.append("1 sample per prompt")
+    return ", ".join([*parts, f"{prompts:,} prompts"] if isinstance(prompts, int) else parts)
+
+
+def conditions_of(run: RunDir) -> str:
+    """The same of a PPO run as its files say now, which may still be running.
+
+    Raises:
+        UsageError: ``result.json`` is damaged.
+    """
+    return conditions({"temperature": temperature_of(run)} | run.read_json("result.json"))
+
+
+def temperature_of(run: RunDir) -> float | None:
+    """What the run samples at; None where its recipe cannot be read. Keys of older recipes do not matter."""
+    import yaml  # not needed to list runs
+
+    try:
+        values: Any = yaml.safe_load(run.recipe_file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):  # `runs show` says what is wrong with it
+        return None
+    given = values.get("temperature") if isinstance(values, dict) else None
+    return float(given) if isinstance(given, int | float) else None
