@@ -289,8 +289,9 @@ def padding_notice(tokenizer: "PreTrainedTokenizerBase") -> str | None:
 
 
 def head_hidden(model: "PreTrainedModel") -> int:
-    """Width of the last hidden state."""
-    return model.config.get_text_config().hidden_size
+    """Width of the hidden states that the language-model head reads; not every configuration has it as a key."""
+    head: Any = model.get_output_embeddings()
+    return int(getattr(head, "in_features", None) or head.weight.shape[-1])
 
 
 def _load(auto: Any, recipe: ModelRecipe, quantization: Any, device: torch.device, **more: Any) -> Any:

@@ -38,8 +38,12 @@ class _Preallocated(DynamicLayer):
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Only these rows go on."""
+        self.reorder_cache(indices)
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Rows in this order, some perhaps left out."""
         length = self.get_seq_length()
-        self._arrays = [array[indices] for array in self._arrays]
+        self._arrays = [array[beam_idx] for array in self._arrays]
         self.keys, self.values = (array[:, :, :length] for array in self._arrays)
 
     def _array(self, states: Tensor) -> Tensor:

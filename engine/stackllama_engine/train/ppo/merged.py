@@ -1,8 +1,8 @@
 """An adapter inside the weights for as long as something is sampled.
 
 One matrix product a layer and token instead of three. Only where a weight is float32: a narrower one would round the
-adapter away, and what is sampled would not be the policy. Afterwards each weight is the very tensor that it was before;
-nothing is subtracted.
+adapter away, and what is sampled would not be the policy. Afterwards each weight is the very parameter that it was
+before; nothing is subtracted.
 """
 
 from collections.abc import Iterator
@@ -20,18 +20,20 @@ def merged(model: PeftModel, adapter: str) -> Iterator[bool]:
     """Inside, the base's weights hold the adapter, which must then be off; yields whether they do.
 
     A model with anything else than plain LoRA on float32 matrices is left as it is. Takes the memory of the weights
-    that the adapter changes.
+    that the adapter changes. Each adapted layer gets a parameter of its own: one that other modules use as well (a head
+    tied to the embeddings) must stay what it is for them.
     """
-    layers = _plain_layers(model, adapter)
-    kept = [(layer.get_base_layer().weight, layer.get_base_layer().weight.data) for layer in layers]
+    adapted = _plain_layers(model, adapter)
+    layers = [layer.get_base_layer() for layer in adapted]
+    kept = [layer.weight for layer in layers]
     try:
         with torch.no_grad():
-            for (weight, original), layer in zip(kept, layers, strict=True):
-                weight.data = original + layer.get_delta_weight(adapter)
+            for base, weight, layer in zip(layers, kept, adapted, strict=True):
+                base.weight = nn.Parameter(weight + layer.get_delta_weight(adapter), requires_grad=False)
         yield bool(layers)
     finally:
-        for weight, original in kept:
-            weight.data = original
+        for base, weight in zip(layers, kept, strict=True):
+            base.weight = weight
 
 
 def _plain_layers(model: PeftModel, adapter: str) -> list[Any]:

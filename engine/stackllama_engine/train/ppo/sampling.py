@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .batches import longest_first
-from .cache import key_value_cache
+from .decoding import Decoder
 from .shared_base import SharedBase
 
 _STRIDE = {"cpu": 1}
@@ -99,21 +99,15 @@ def _sample(
     Finished rows leave the batch, so that a step costs what its living rows cost. On a GPU the host asks which they are
     only every few tokens, because asking waits for every kernel; what a row samples after its end is cut off.
     """
-    width, limits = max(map(len, prompts)), [n.length for n in noise]
+    limits = [n.length for n in noise]
     device, longest, stride = base.device, max(limits), _STRIDE.get(base.device.type, 8)
-    input_ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=device)
-    mask = torch.zeros(len(prompts), width + longest, dtype=torch.int64, device=device)
-    mask[:, :width] = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
     uniforms, ends = _pad_uniforms(noise).to(device), torch.tensor(limits, device=device)
     alive = torch.arange(len(prompts), device=device)
     ended = torch.zeros_like(alive, dtype=torch.bool)
     sampled = torch.full((len(prompts), longest), eos, device=device)
     logprobs = torch.zeros(len(prompts), longest, device=device)
-    cache = key_value_cache(base.base.config, width + longest)
-    positions = (mask[:, :width].cumsum(1) - 1).clamp(min=0)
-    padded = any(len(prompt) < width for prompt in prompts)
-    hidden = base.hidden(input_ids, mask[:, :width] if padded else None, positions, cache)
-    positions = positions[:, -1:]
+    decoder = Decoder(base, prompts, longest, pad)
+    hidden = decoder.prefill()
     for position in range(longest):
         each_token()
         tokens, logprobs[alive, position] = draw(base.logits(hidden[:, -1]), uniforms[alive, position])
@@ -125,13 +119,10 @@ def _sample(
             keep = (~ended & (ends[alive] > position + 1)).nonzero().squeeze(1)
             if not len(keep):
                 break
-            if len(keep) < len(alive):
-                alive, mask, tokens, ended, positions = (part[keep] for part in (alive, mask, tokens, ended, positions))
-                cache.batch_select_indices(keep)
-        mask[:, width + position] = 1
-        positions = positions + 1
-        seen = mask[:, : width + position + 1] if padded else None
-        hidden = base.hidden(tokens.unsqueeze(1), seen, positions, cache)
+            if len(keep) < len(alive) and decoder.drops_rows:
+                alive, tokens, ended = (part[keep] for part in (alive, tokens, ended))
+                decoder.keep(keep)
+        hidden = decoder.step(tokens)
     responses = [_until(row, eos, limit) for row, limit in zip(sampled.tolist(), limits, strict=True)]
     return Responses(responses, (row[: len(r)] for row, r in zip(logprobs.tolist(), responses, strict=True)))
 

@@ -18,6 +18,7 @@ from ...contract.errors import StageError
 from ...contract.recipe import PPORecipe
 from .. import models
 from . import head
+from .decoding import DecodingMode
 from .merged import merged
 
 if TYPE_CHECKING:
@@ -55,9 +56,11 @@ class SharedBase:
         StageError: model or adapter cannot be loaded.
     """
 
+    decoding = DecodingMode()
+    """How responses are sampled."""
+
     def __init__(self, recipe: PPORecipe, device: torch.device) -> None:
         base = models.load_causal_lm(recipe, device)
-        _check_head(base)
         _drop_dropout(base)
         continued = Path(recipe.policy_adapter_path) if recipe.policy_adapter_path else None
         peft_model = models.add_lora(base, recipe, "CAUSAL_LM", _config_of(continued) if continued else None)
@@ -168,7 +171,8 @@ class SharedBase:
     def sampling(self) -> Iterator[None]:
         """Inside, the active adapter answers without gradients, as fast as it can; see :mod:`.merged`."""
         with ExitStack() as stack:
-            if self._role == POLICY and not self._bf16 and stack.enter_context(merged(self.model, POLICY)):
+            merging = self.decoding.merge and self._role == POLICY and not self._bf16
+            if merging and stack.enter_context(merged(self.model, POLICY)):
                 stack.enter_context(self._without_adapter())
             yield
 
@@ -360,14 +364,6 @@ def _config_of(adapter: Path) -> Any:
     config.lora_dropout = 0.0
     config.inference_mode = False
     return config
-
-
-def _check_head(base: "PreTrainedModel") -> None:
-    """Refuse heads that do more than a matrix product, which :meth:`SharedBase.logits` would miss."""
-    config = base.config.get_text_config()
-    for key in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
-        if getattr(config, key, None) not in (None, 1, 1.0):
-            raise StageError(f"{config.model_type} rescales its logits (`{key}`), which PPO does not support yet.")
 
 
 def _drop_dropout(module: nn.Module) -> None:
