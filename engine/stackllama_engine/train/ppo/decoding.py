@@ -5,7 +5,7 @@ Shapes: ``B`` rows, ``P`` longest prompt, ``H`` hidden width.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -68,7 +68,8 @@ class Decoder:
         """Continue with these rows only, int64 ``[b]``."""
         self._ids, self._mask, self._positions = (part[rows] for part in (self._ids, self._mask, self._positions))
         if self._cache is not None:
-            self._cache.reorder_cache(rows)  # the one selection of rows that every kind of cache layer has
+            rows_kept: Any = rows  # annotated as a LongTensor, which no tensor of torch is
+            self._cache.reorder_cache(rows_kept)  # the one selection of rows that every kind of cache layer has
 
     def _read(self) -> Tensor:
         seen = self._mask[:, : self._length] if self._padded else None

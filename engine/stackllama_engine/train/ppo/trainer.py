@@ -22,6 +22,7 @@ from .evaluation import Evaluator, Row, summary
 from .experience import Experience
 from .figures import Scores, figures, objective, response_kl, side_by_side, throughput
 from .mismatch import SamplerCheck
+from .model_checks import check_policy
 from .prompts import Prompt, Prompts, load_prompts
 from .recovery import Abandoned, Together
 from .reward_scaling import RewardScaling
@@ -74,6 +75,7 @@ class PPO:
         self.reporter = session.reporter
         self.tokenizer = models.load_tokenizer(recipe.model_name_or_path, recipe.model_revision)
         self.base = SharedBase(recipe, session.device)
+        check_policy(recipe, self.base, self.tokenizer, self.reporter)
         self.rewards = Rewards(recipe, self.base, self.tokenizer, self.reporter)
         if notice := models.padding_notice(self.tokenizer):
             self.reporter.health(notice)

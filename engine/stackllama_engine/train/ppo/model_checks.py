@@ -1,0 +1,234 @@
+"""What PPO takes for granted about a model, measured once at load against the model's own forward pass.
+
+- Its logits are its output head times the hidden states of its trunk, which is how :class:`.shared_base.SharedBase`
+  computes every log-probability. Models that scale or cap their logits in between are refused.
+- A row in a padded batch has the log-probabilities that it has alone.
+- So it has while it is sampled: adapter merged, keys and states cached, finished rows removed. A shortcut that changes
+  them is turned off.
+
+A few short rows, with the policy's adapter moved at random so that it matters. The difference of two passes is the mean
+over positions of Σ p · |Δ log p| over the vocabulary, in nats per token.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...contract.errors import StageError
+from ...contract.recipe import PPORecipe
+from .. import models
+from ..faults import memory_that_ran_out
+from ..report import Reporter
+from ..rows import encode_prompt
+from .decoding import Decoder
+from .shared_base import POLICY, SharedBase
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_TEXT = "How do I keep coffee beans fresh for longer than a week, and does it matter how I grind them?"
+_LENGTHS = ((13, 6), (5, 9), (9, 3))
+"""Tokens of prompt and response of each row."""
+_NOISE = 0.02
+"""Standard deviation of what is added to the adapter's weights for as long as is measured."""
+_EXACT, _ROUNDED, _QUANTISED = 1e-3, 0.05, 0.1
+"""Largest difference that passes for rounding, in nats per token: in float32, in 16 bits, and with inputs rounded to
+8 bits, whose outliers depend on the batch."""
+_SAME = 0.01
+"""Of these limits for the head, where both sides do the same arithmetic; a cap that small logits hardly feel shows."""
+
+Row = tuple[list[int], list[int]]
+"""Prompt and response."""
+
+
+class Difference(NamedTuple):
+    """Of one way to compute log-probabilities from the model's own."""
+
+    nats: float
+    """Per token; infinite where something is not finite."""
+    error: str = ""
+    """What the model raised instead of an answer."""
+
+    def __str__(self) -> str:
+        return f"fails ({self.error})" if self.error else f"is off by {self.nats:.2g} nats per token"
+
+
+def check_policy(recipe: PPORecipe, base: SharedBase, tokenizer: "PreTrainedTokenizerBase", reporter: Reporter) -> None:
+    """Measure the policy; turn off the shortcuts of sampling that do not agree, and tell the reporter.
+
+    Raises:
+        StageError: PPO cannot compute this model's log-probabilities.
+    """
+    rows, limit = _rows(tokenizer), _limit(recipe, base)
+    batch = max(recipe.local_rollout_forward_batch_size, recipe.per_device_train_batch_size)
+    with _moved_adapter(base), torch.no_grad():
+        own = [_own(base, [*prompt, *response]) for prompt, response in rows]
+        _check_head(recipe, base, rows, own, _SAME * limit)
+        if batch > 1:
+            _check_padding(recipe, base, rows, own, limit)
+        if not recipe.use_vllm:
+            groups = [rows] if recipe.local_rollout_forward_batch_size > 1 else [[row] for row in rows]
+            _choose_decoding(base, groups, own, models.pad_id(tokenizer), limit, reporter)
+
+
+def _check_head(recipe: PPORecipe, base: SharedBase, rows: Sequence[Row], own: Sequence[Tensor], limit: float) -> None:
+    difference = _measure(own, lambda: [_alone(base, [*prompt, *response]) for prompt, response in rows])
+    if difference.nats > limit:
+        raise StageError(
+            f"`model_name_or_path={recipe.model_name_or_path}`: {_kind(base)} makes its logits by more than its output "
+            f"head, and PPO, which multiplies hidden states with the head, {difference}; use a model that neither "
+            "scales nor caps its logits, such as Llama, Mistral or Qwen."
+        )
+
+
+def _check_padding(
+    recipe: PPORecipe, base: SharedBase, rows: Sequence[Row], own: Sequence[Tensor], limit: float
+) -> None:
+    difference = _measure(own, lambda: _together(base, rows))
+    if difference.nats > limit:
+        raise StageError(
+            f"`model_name_or_path={recipe.model_name_or_path}`: {_kind(base)} in a padded batch {difference} against "
+            "each row alone; set `local_rollout_forward_batch_size=1` and `per_device_train_batch_size=1`, so that "
+            "nothing is padded, or use another model."
+        )
+
+
+def _choose_decoding(
+    base: SharedBase, groups: Sequence[Sequence[Row]], own: Sequence[Tensor], pad: int, limit: float, reporter: Reporter
+) -> None:
+    """Set ``base.decoding`` to the fastest mode that agrees."""
+    if (merging := _measure(own, lambda: _inside_sampling(base, groups))).nats > limit:
+        base.decoding = replace(base.decoding, merge=False)
+        reporter.health(f"sampling with the adapter merged into {_kind(base)} {merging}: it stays unmerged, slower")
+    told: list[str] = []
+    for changes, loss in (
+        ({}, ""),
+        ({"drop_rows": False}, "finished rows stay in the batch"),
+        ({"cache": False}, "every token reads the whole text, much slower"),
+    ):
+        base.decoding = replace(base.decoding, **{"drop_rows": True, "cache": True, **changes})
+        difference = _measure(own, lambda: _decoded(base, groups, pad))
+        if difference.nats <= limit:
+            if told:
+                reporter.health(f"{'; '.join(told)}: {loss}")
+            return
+        told.append(
+            f"sampling from {_kind(base)} with a cache{'' if told else ' and without finished rows'} {difference}"
+        )
+    raise StageError(f"{told[-1]}, and so it does without a cache; use another model.")
+
+
+def _measure(own: Sequence[Tensor], compute: Callable[[], Sequence[Tensor]]) -> Difference:
+    """The difference of some log-probabilities from a model's own, ``[T, V]`` per row.
+
+    What the model raises is the answer to the question whether it can do this, and is told; only a lack of memory is
+    none.
+    """
+    try:
+        found = compute()
+    except Exception as error:
+        if memory_that_ran_out(error) is not None:
+            raise
+        return Difference(float("inf"), f"{type(error).__name__}: {str(error).strip().splitlines()[0][:120]}")
+    nats = max(float(difference(one, other)) for one, other in zip(own, found, strict=True))
+    return Difference(nats if nats == nats else float("inf"))
+
+
+def difference(own: Tensor, other: Tensor) -> Tensor:
+    """Mean over positions of Σ p · |Δ log p|, a scalar; log-probabilities ``[T, V]``, ``p`` those of ``own``."""
+    likely = own.exp()
+    return torch.where(likely > 0, likely * (own - other).abs(), 0).sum(-1).mean()
+
+
+def _own(base: SharedBase, ids: list[int]) -> Tensor:
+    """The model's own log-probabilities of a row alone, over the temperature; ``[T, V]``."""
+    with base.autocast():
+        logits = base.model(input_ids=torch.tensor([ids], device=base.device), use_cache=False).logits[0]
+    return torch.log_softmax(logits.float() / base.temperature, -1)
+
+
+def _alone(base: SharedBase, ids: list[int]) -> Tensor:
+    """PPO's log-probabilities of a row alone, ``[T, V]``."""
+    positions = torch.arange(len(ids), device=base.device).unsqueeze(0)
+    hidden = base.hidden(torch.tensor([ids], device=base.device), None, positions)
+    return torch.log_softmax(base.logits(hidden)[0], -1)
+
+
+def _together(base: SharedBase, rows: Sequence[Row]) -> list[Tensor]:
+    """PPO's log-probabilities, prompts padded on the left and responses on the right; ``[T, V]`` per row."""
+    left, right = (max(len(row[side]) for row in rows) for side in (0, 1))
+    ids = torch.zeros(len(rows), left + right, dtype=torch.int64, device=base.device)
+    mask = torch.zeros_like(ids)
+    spans = [slice(left - len(prompt), left + len(response)) for prompt, response in rows]
+    for index, (span, (prompt, response)) in enumerate(zip(spans, rows, strict=True)):
+        ids[index, span] = torch.tensor([*prompt, *response], device=base.device)
+        mask[index, span] = 1
+    hidden = base.hidden(ids, mask, (mask.cumsum(1) - 1).clamp(min=0))
+    return [torch.log_softmax(base.logits(hidden[index, span]), -1) for index, span in enumerate(spans)]
+
+
+def _inside_sampling(base: SharedBase, groups: Sequence[Sequence[Row]]) -> list[Tensor]:
+    """PPO's log-probabilities of each row alone, as the policy is while it is sampled."""
+    with base.sampling():
+        return [_alone(base, [*prompt, *response]) for group in groups for prompt, response in group]
+
+
+def _decoded(base: SharedBase, groups: Sequence[Sequence[Row]], pad: int) -> list[Tensor]:
+    """Log-probabilities while the given responses are decoded token by token; prompts as they were read."""
+    with base.sampling():
+        return [logprobs for group in groups for logprobs in _decoded_together(base, group, pad)]
+
+
+def _decoded_together(base: SharedBase, rows: Sequence[Row], pad: int) -> list[Tensor]:
+    longest = max(len(response) for _, response in rows)
+    decoder = Decoder(base, [prompt for prompt, _ in rows], longest, pad)
+    hidden, alive = decoder.prefill(), list(range(len(rows)))
+    found = [list(hidden[index, -len(prompt) :].unbind()) for index, (prompt, _) in enumerate(rows)]
+    for position in range(longest):
+        keep = [place for place, index in enumerate(alive) if len(rows[index][1]) > position]
+        if len(keep) < len(alive) and decoder.drops_rows:
+            decoder.keep(torch.tensor(keep, device=base.device))
+            alive = [alive[place] for place in keep]
+        tokens = [(rows[index][1] + [pad] * longest)[position] for index in alive]
+        hidden = decoder.step(torch.tensor(tokens, device=base.device))
+        for place, index in enumerate(alive):
+            if position < len(rows[index][1]):
+                found[index].append(hidden[place, -1])
+    return [torch.log_softmax(base.logits(torch.stack(states)), -1) for states in found]
+
+
+def _rows(tokenizer: "PreTrainedTokenizerBase") -> list[Row]:
+    ids = encode_prompt(tokenizer, _TEXT)
+    longest = max(prompt + response for prompt, response in _LENGTHS)
+    ids = (ids * longest)[:longest]
+    return [(ids[:prompt], ids[prompt : prompt + response]) for prompt, response in _LENGTHS]
+
+
+def _limit(recipe: PPORecipe, base: SharedBase) -> float:
+    if recipe.quantised:
+        return _QUANTISED
+    return _EXACT if base.base.dtype == torch.float32 and not recipe.bf16 else _ROUNDED
+
+
+@contextmanager
+def _moved_adapter(base: SharedBase) -> Iterator[None]:
+    """Inside, the policy's adapter is not the identity that it begins as; afterwards it is what it was, bit for bit."""
+    generator = torch.Generator().manual_seed(0)  # global random numbers are the run's
+    weights = [parameter for name, parameter in base.model.named_parameters() if f".{POLICY}." in name]
+    before = [weight.detach().clone() for weight in weights]
+    try:
+        for weight in weights:
+            noise = _NOISE * torch.randn(weight.shape, generator=generator)
+            weight.data.add_(noise.to(weight.device, weight.dtype))
+        yield
+    finally:
+        for weight, original in zip(weights, before, strict=True):
+            weight.data.copy_(original)
+
+
+def _kind(base: SharedBase) -> str:
+    return str(base.base.config.model_type)
