@@ -24,7 +24,13 @@ from peft import (
 )
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, BitsAndBytesConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+)
 
 from ..contract.base import BASE_FILE as BASE_FILE
 from ..contract.base import base_identity as base_identity
@@ -38,24 +44,31 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-def load_tokenizer(name: str, revision: str | None = None) -> "PreTrainedTokenizerBase":
+def load_tokenizer(name: str, revision: str | None = None, *, must_end: bool = True) -> "PreTrainedTokenizerBase":
     """The tokenizer, with a pad token that is not its end token wherever one exists.
 
     A reward model finds a text's end by the first pad token; were pad and end the same, the end token itself
     would be taken for padding.
 
+    Args:
+        name: hub id, directory or .gguf file.
+        revision: of the hub.
+        must_end: whether an end token is needed, as it is for every text that is written or trained on here.
+
     Raises:
-        StageError: it cannot be loaded, or has no end token.
+        StageError: it cannot be loaded, or has no end token, or nothing to pad with.
     """
     source, extra = _source(name)
     with loading(name, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False, **extra)
-    if tokenizer.eos_token_id is None:
+    if tokenizer.eos_token_id is None and must_end:
         raise StageError(f"The tokenizer of {name} has no end-of-sequence token, which every stage needs.")
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         unknown = tokenizer.unk_token
         usable = unknown is not None and tokenizer.unk_token_id != tokenizer.eos_token_id
         tokenizer.pad_token = unknown if usable else tokenizer.eos_token
+    if tokenizer.pad_token_id is None:
+        raise StageError(f"The tokenizer of {name} has no pad token, and none that could stand in for it; add one.")
     return tokenizer
 
 
@@ -115,16 +128,29 @@ def load_plain(
     recipe = ModelRecipe(model_name_or_path=name, model_revision=revision, dtype=dtype)  # type: ignore[arg-type]
     if not reward:
         return _load(AutoModelForCausalLM, recipe, None, device)
-    model, info = _load(
-        AutoModelForSequenceClassification, recipe, None, device, num_labels=1, output_loading_info=True
-    )
+    labels = {} if _own_labels(name, revision) and not new_head else {"num_labels": 1}
+    model, info = _load(AutoModelForSequenceClassification, recipe, None, device, output_loading_info=True, **labels)
     if info["missing_keys"] and not new_head:
         raise StageError(
             f"{name} is not a reward model: it has no trained `{sorted(info['missing_keys'])[0]}`, so its scores would "
             "be random. Name a finished reward run, its adapter, or a sequence-classification model."
         )
+    if model.config.num_labels != 1:
+        named = ", ".join(str(label) for label in list(model.config.id2label.values())[:4])
+        raise StageError(
+            f"{name} gives {model.config.num_labels} scores per text ({named}), and a reward is one; name a model with "
+            "one label, or turn its scores into one in a `reward_fn`."
+        )
     score_in_head_dtype(model)
     return model
+
+
+def _own_labels(name: str, revision: str | None) -> bool:
+    """Whether a model was saved with a classification head, whose labels its configuration then counts."""
+    source, extra = _source(name)
+    with loading(name, "model"):
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False, **extra)
+    return any("Classification" in architecture for architecture in config.architectures or ())
 
 
 def add_lora(

@@ -16,7 +16,7 @@ from trl.trainer.reward_trainer import RewardTrainer
 
 from ..contract.errors import DataError
 from ..contract.recipe import RewardRecipe
-from . import checkpoint, hf_trainer, models
+from . import checkpoint, hf_trainer, limits, models
 from .guard import Guarded
 from .rows import encode_text, evaluation_rows, training_rows
 from .session import Session
@@ -57,6 +57,10 @@ def run(recipe: RewardRecipe, session: Session) -> dict[str, Any]:
     if notice := models.padding_notice(tokenizer):
         reporter.health(notice)
     base = models.load_reward_base(recipe, models.pad_id(tokenizer), session.device)
+    limits.check_tokens(base, tokenizer, recipe.model_name_or_path)
+    limits.check_length(
+        base, recipe.model_name_or_path, recipe.max_length, f"`max_length={recipe.max_length}`", reporter
+    )
     callback = hf_trainer.RunCallback(session, checkpoint.Retention.of(recipe))
     trainer = GuardedRewardTrainer(
         model=models.add_lora(base, recipe, "SEQ_CLS"),

@@ -10,7 +10,7 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from ..contract.recipe import SFTRecipe
-from . import checkpoint, hf_trainer, models
+from . import checkpoint, hf_trainer, limits, models
 from .answers import Answers
 from .guard import Guarded
 from .rows import encode_text, evaluation_rows, training_rows
@@ -40,7 +40,12 @@ def run(recipe: SFTRecipe, session: Session) -> dict[str, Any]:
     with session.main_first():
         train_rows = training_rows(recipe, session.run, _COLUMNS, encode)
         eval_rows = evaluation_rows(recipe, session.run, _COLUMNS, encode)
-    model = models.add_lora(models.load_causal_lm(recipe, session.device), recipe, "CAUSAL_LM")
+    base = models.load_causal_lm(recipe, session.device)
+    limits.check_tokens(base, tokenizer, recipe.model_name_or_path)
+    limits.check_length(
+        base, recipe.model_name_or_path, recipe.max_length, f"`max_length={recipe.max_length}`", reporter
+    )
+    model = models.add_lora(base, recipe, "CAUSAL_LM")
     answers = Answers(recipe, tokenizer, session.requests)
     callback = hf_trainer.RunCallback(session, checkpoint.Retention.of(recipe), answers)
     trainer = GuardedSFTTrainer(

@@ -13,6 +13,7 @@ from transformers import DynamicCache
 
 from ...contract.chat import Ask
 from ...contract.errors import StageError
+from ..limits import positions
 from ..models import eos_id
 from ..ppo.sampling import pick
 from ..rows import encode_prompt
@@ -99,9 +100,11 @@ def _room(base: Any, prompt: int) -> int:
     Raises:
         StageError: none.
     """
-    limit = getattr(base.config.get_text_config(), "max_position_embeddings", None)
+    limit = positions(base)
     if limit is None:
         return 1 << 30
-    if prompt >= limit:
-        raise StageError(f"the question has {prompt} tokens in the template; the model takes {limit} with its answer.")
-    return int(limit) - prompt
+    if prompt >= limit.tokens:
+        raise StageError(
+            f"the question has {prompt} tokens in the template; the model takes {limit.tokens} with its answer."
+        )
+    return limit.tokens - prompt

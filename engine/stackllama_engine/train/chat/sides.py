@@ -22,7 +22,7 @@ from ...contract.recipe_io import load_recipe
 from ...contract.run_dir import RunDir
 from ...contract.stages import Stage
 from ...launch.chat import Target
-from .. import checkpoint, models
+from .. import checkpoint, limits, models
 from ..ppo.state import POLICY_FILE
 
 if TYPE_CHECKING:
@@ -55,14 +55,14 @@ class Sides:
         self.name = name
         self.note = note
         self.device: torch.device = tuned.device
-        self._tuned = tuned.eval()
+        self.tuned = tuned.eval()
         self._base = base.eval() if base is not None else None
         self._bf16 = bf16
 
     @property
     def names(self) -> list[Side]:
         """The sides that there are."""
-        return ["base", "tuned"] if self._base is not None or isinstance(self._tuned, PeftModel) else ["tuned"]
+        return ["base", "tuned"] if self._base is not None or isinstance(self.tuned, PeftModel) else ["tuned"]
 
     @contextmanager
     def use(self, side: Side) -> Iterator[Any]:
@@ -76,12 +76,12 @@ class Sides:
         autocast = torch.autocast(self.device.type, torch.bfloat16) if self._bf16 else nullcontext()
         with autocast:
             if side == "tuned":
-                yield self._tuned
+                yield self.tuned
             elif self._base is not None:
                 yield self._base
             else:
-                with self._tuned.disable_adapter():
-                    yield self._tuned
+                with self.tuned.disable_adapter():
+                    yield self.tuned
 
 
 def load_sides(run: RunDir, target: Target, *, cpu: bool) -> Sides:
@@ -100,6 +100,12 @@ def load_sides(run: RunDir, target: Target, *, cpu: bool) -> Sides:
     recipe: Any = load_recipe(target.stage, run.recipe_file)
     trained_on_cpu = target.stage is not Stage.MERGE and recipe.use_cpu  # a merge needs no GPU, talking does
     device = torch.device("cpu" if cpu or trained_on_cpu or not torch.cuda.is_available() else "cuda")
+    sides = _sides(run, recipe, target, device)
+    limits.check_tokens(sides.tuned, sides.tokenizer, sides.name)
+    return sides
+
+
+def _sides(run: RunDir, recipe: Any, target: Target, device: torch.device) -> Sides:
     match recipe:
         case MergeRecipe():
             return _merged(recipe, target.path, device)

@@ -114,6 +114,7 @@ class Evaluator:
         else:
             responses = self._together(lambda: experience.respond_here(prompts, noise, self._eos, acting()))
             rollout = self._together(lambda: experience.score(prompts, responses, acting()))
+        rollout = experience.settle(rollout)
         experience.check_finite(rollout)
         kl = sequence_sum(rollout.old.logprobs - rollout.ref_logprobs, rollout.mask)  # [B]
         return experience.rows(rollout, kl)

@@ -1,7 +1,9 @@
 """Steps 1 to 3 of PPO on this rank: sample, score, reference. No collective but where it says so."""
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +18,7 @@ from ..faults import Fit
 from ..session import Session
 from . import losses
 from .prompts import Prompt
-from .rewards import PREFIX, Rewards
+from .rewards import PREFIX, Rewards, fill_unjudged, unjudged
 from .rollout import Rollout, pad_tokens, policy_outputs
 from .sampling import Noise, Responses, sample
 from .scorer import Answer
@@ -125,6 +127,12 @@ class Experience:
             opinions=opinions,
         )
 
+    def settle(self, rollout: Rollout) -> Rollout:
+        """Give responses that every judge abstained from the mean of the others; every rank calls it."""
+        if not self._recipe.reward_fn:
+            return rollout
+        return replace(rollout, scores=fill_unjudged(rollout.scores, unjudged(rollout.opinions), self._reduce))
+
     def _answer(self, question: str, response: Sequence[int]) -> Answer:
         ended = response[-1] == models.eos_id(self._tokenizer)
         text = self._tokenizer.decode(list(response[:-1] if ended else response), skip_special_tokens=True)
@@ -142,7 +150,11 @@ class Experience:
                 "question": answer.question, "response": answer.text, "reward": reward, "score": score,
                 "kl": response_kl,
                 "length": length, "ended": answer.ended,
-                "rewards": {name.removeprefix(PREFIX): values[index] for name, values in opinions.items()},
+                "rewards": {
+                    name.removeprefix(PREFIX): values[index]
+                    for name, values in opinions.items()
+                    if not math.isnan(values[index])  # abstained
+                },
             }  # fmt: skip
             if self._recipe.dataset_name == DEMO:
                 row["utility"] = demo.utility(answer.question, answer.text)

@@ -1,5 +1,6 @@
 """What the rows of a rollout or an evaluation come to."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from ...contract.recipe import PPORecipe
 from . import losses
-from .rewards import PREFIX
+from .rewards import ABSTAINED, FUNCTION, PREFIX
 from .rollout import Rollout, sequence_sum
 from .update import Reduce
 
@@ -62,8 +63,10 @@ def objective(
         "response_length": rollout.mask.sum(1),
         "val/num_prompt_tokens": rollout.attention_mask.sum(1) - rollout.mask.sum(1),
         "val/num_eos_tokens": penalty.new_tensor([float(answer.ended) for answer in rollout.answers]),
-        **rollout.opinions,
+        **{name: values.nan_to_num(0) for name, values in rollout.opinions.items()},
     }
+    if FUNCTION in rollout.opinions:
+        columns[ABSTAINED] = rollout.opinions[FUNCTION].isnan().float()
     if recipe.kl_estimator != "k1":
         columns[f"objective/kl_{recipe.kl_estimator}"] = penalty
     if "utility" in rows[0]:
@@ -71,6 +74,9 @@ def objective(
     *sums, count = reduce(torch.stack([*columns.values(), torch.ones_like(penalty)]).sum(1)).tolist()
     totals = dict(zip(columns, sums, strict=True))
     means = {name: total / count for name, total in totals.items()}
+    if ABSTAINED in means:  # the function's mean is over what it judged
+        judged = count - totals[ABSTAINED]
+        means[FUNCTION] = totals[FUNCTION] / judged if judged else math.nan
     counts = {name: totals[name] for name in ("val/num_eos_tokens", "val/num_prompt_tokens")}
     return means | counts | {"val/num_tokens": totals["response_length"]}, round(count)
 
@@ -101,7 +107,9 @@ def figures(evaluation: dict[str, Any]) -> dict[str, float]:
     rows: list[dict[str, Any]] = evaluation["rows"]
     names = {"mean_reward": "reward", "true_utility": "utility", "kl": "kl", "response_length": "length"}
     found = {name: sum(row[key] for row in rows) / len(rows) for name, key in names.items() if key in rows[0]}
-    found |= {f"{PREFIX}{name}": sum(row["rewards"][name] for row in rows) / len(rows) for name in rows[0]["rewards"]}
+    for name in {name: None for row in rows for name in row["rewards"]}:
+        given = [row["rewards"][name] for row in rows if name in row["rewards"]]  # a function may abstain
+        found[f"{PREFIX}{name}"] = sum(given) / len(given)
     return found | {"questions": len(rows)}
 
 

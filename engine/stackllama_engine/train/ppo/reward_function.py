@@ -5,15 +5,17 @@ The function is called with two keywords, lists of equal length, once a rollout 
     def politeness(*, questions: list[str], responses: list[str]) -> list[float]:
         return [float("please" in response) for response in responses]
 
-and gives one finite number each, in their order. Its module is imported from the directory that the launch found it
-in (``reward_fn_path``), else from what is installed.
+and gives one finite number each, in their order, or None for a response that it has no opinion of. What may pass by
+itself, such as a service that does not answer, is asked again a few times before the run ends. Its module is imported
+from the directory that the launch found it in (``reward_fn_path``), else from what is installed.
 """
 
 import importlib
 import math
 import sys
+import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,10 @@ from ...contract.errors import StageError
 from ...contract.recipe import FUNCTION
 
 _MOST_SHOWN = 80
+_WAITS = (1.0, 5.0, 25.0)
+"""Seconds before the function is asked again, after its first, second and third failure."""
+_MISTAKES = (ArithmeticError, AssertionError, AttributeError, ImportError, NameError, NotImplementedError, TypeError)
+"""Errors of the code itself: the same call would raise them again."""
 _LARGEST = 3.4028234663852886e38
 """Of float32, in which scores are kept."""
 
@@ -32,31 +38,46 @@ class RewardFunction:
     Args:
         reference: ``package.module:function``.
         directory: where its module lies; None: among the installed packages.
+        notice: told about each failure after which the function is asked again.
+        wait: sleeps some seconds before that.
 
     Raises:
         StageError: it cannot be imported, or is no function.
     """
 
-    def __init__(self, reference: str, directory: str | None) -> None:
+    def __init__(
+        self,
+        reference: str,
+        directory: str | None,
+        notice: Callable[[str], None] = print,
+        wait: Callable[[float], None] = time.sleep,
+    ) -> None:
         named = FUNCTION.fullmatch(reference)
         assert named, reference  # the recipe checks it
         self._what = f"`reward_fn: {reference}`"
+        self._notice, self._wait = notice, wait
         module = self._import(named["module"], directory)
         self._function: Any = getattr(module, named["name"], None)
         if not callable(self._function):
             raise StageError(f"{self._what}: {_place(module)} has no function `{named['name']}`.")
 
     def __call__(self, questions: Sequence[str], responses: Sequence[str]) -> list[float]:
-        """One finite number a response.
+        """One finite number a response; NaN where the function gave None.
 
         Raises:
-            StageError: it raised, or gave something else; the text names the response.
+            StageError: it raised, again and again where that could pass, or gave something else; the text names the
+                response.
         """
-        try:
-            values = _as_list(self._function(questions=list(questions), responses=list(responses)))
-        except (Exception, SystemExit) as error:
-            traceback.print_exc()  # into the log: where in the function it was
-            raise self._failed(error, questions, responses) from error
+        for seconds in (*_WAITS, None):
+            try:
+                values = _as_list(self._function(questions=list(questions), responses=list(responses)))
+                break
+            except (Exception, SystemExit) as error:
+                traceback.print_exc()  # into the log: where in the function it was
+                if seconds is None or isinstance(error, (*_MISTAKES, SystemExit)):
+                    raise self._failed(error, questions, responses) from error
+                self._notice(f"{self._what} raised {_told(error)}; asking again in {seconds:g} s")
+                self._wait(seconds)
         if values is None:
             raise StageError(f"{self._what} gave no list of numbers, one a response.")
         if len(values) != len(responses):
@@ -65,6 +86,8 @@ class RewardFunction:
         return [self._number(value, responses, index) for index, value in enumerate(values)]
 
     def _number(self, value: Any, responses: Sequence[str], index: int) -> float:
+        if value is None:
+            return math.nan
         try:
             number = math.nan if isinstance(value, str | bytes) else float(value)
         except Exception:  # noqa: BLE001 - `float` of an unknown object may raise anything
@@ -118,6 +141,8 @@ def _as_list(values: Any) -> list[Any] | None:
     """A list of what was returned; None for what is no sequence of things."""
     if isinstance(values, str | bytes | dict) or not hasattr(values, "__iter__"):
         return None
+    if getattr(values, "ndim", 1) == 2 and values.shape[1] == 1:  # a model's logits, as they come
+        values = values.reshape(-1)
     return values.tolist() if hasattr(values, "tolist") else list(values)
 
 

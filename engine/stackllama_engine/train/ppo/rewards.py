@@ -3,10 +3,14 @@
 score = ``reward_model_weight`` · reward model + ``reward_fn_weight`` · function
 − ``length_penalty`` · tokens beyond ``length_penalty_start`` − ``repetition_penalty`` · share of repeated n-grams.
 
+A function may abstain from a response: its part is then NaN, and left out of the sum. Where nothing else judges the
+response either, its score is the mean of those that were judged (:func:`fill_unjudged`), which speaks neither for it
+nor against it.
+
 Normalisation, clipping, the baseline and the penalty of a missing end come after the sum.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,6 +30,8 @@ if TYPE_CHECKING:
 PREFIX = "reward/"
 MODEL = f"{PREFIX}model"
 FUNCTION = f"{PREFIX}function"
+ABSTAINED = f"{PREFIX}function_abstained"
+"""Share of the responses that the function abstained from."""
 LENGTH = f"{PREFIX}length_penalty"
 REPETITION = f"{PREFIX}repetition_penalty"
 
@@ -50,7 +56,14 @@ class Rewards:
         self._device = base.device
         self._eos = eos_id(tokenizer)
         self._model = load_scorer(recipe, base, tokenizer, reporter) if recipe.reward_model_path else None
-        self._function = RewardFunction(recipe.reward_fn, recipe.reward_fn_path) if recipe.reward_fn else None
+        self._function = (
+            RewardFunction(recipe.reward_fn, recipe.reward_fn_path, reporter.health) if recipe.reward_fn else None
+        )
+
+    def check_length(self, tokens: int, keys: str, reporter: Reporter) -> None:
+        """Compare the longest text with what a reward model of its own takes; see :func:`..limits.check_length`."""
+        if self._model:
+            self._model.check_length(tokens, keys, reporter)
 
     def parts(
         self, answers: Sequence[Answer], responses: Sequence[Sequence[int]], size: int | None = None
@@ -83,9 +96,28 @@ class Rewards:
         return found
 
     def total(self, parts: Mapping[str, Tensor]) -> Tensor:
-        """The weighted sum of :meth:`parts`, float32 ``[B]``."""
+        """The weighted sum of :meth:`parts`, float32 ``[B]``; NaN where every judge abstained."""
         weights = {MODEL: self._recipe.reward_model_weight, FUNCTION: self._recipe.reward_fn_weight}
-        return torch.stack([weights.get(name, 1.0) * values for name, values in parts.items()]).sum(0)
+        given = {name: values.nan_to_num(0) if name == FUNCTION else values for name, values in parts.items()}
+        total = torch.stack([weights.get(name, 1.0) * values for name, values in given.items()]).sum(0)
+        return total.masked_fill(unjudged(parts), torch.nan)
 
     def _column(self, values: Sequence[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float32, device=self._device)
+
+
+def unjudged(parts: Mapping[str, Tensor]) -> Tensor:
+    """Responses that every judge abstained from, bool ``[B]``; a reward model abstains from none."""
+    abstained = parts[FUNCTION].isnan() if FUNCTION in parts else None
+    return torch.zeros_like(parts[MODEL], dtype=torch.bool) if abstained is None or MODEL in parts else abstained
+
+
+def fill_unjudged(scores: Tensor, without: Tensor, reduce: Callable[[Tensor], Tensor]) -> Tensor:
+    """Scores ``[B]`` with the mean of the judged responses of all ranks where there is none; NaN if there are none.
+
+    Args:
+        without: those that nobody judged, bool ``[B]``.
+        reduce: sum over all ranks; every rank calls it.
+    """
+    total, count = reduce(torch.stack([scores.masked_fill(without, 0).double().sum(), (~without).double().sum()]))
+    return torch.where(without, (total / count).to(scores.dtype), scores)

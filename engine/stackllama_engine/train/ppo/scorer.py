@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from ...contract.base import find_base, read_identity
+from ...contract.errors import StageError
 from ...contract.recipe import PPORecipe
-from .. import models
+from ...data.template import text
+from .. import limits, models
 from ..report import Reporter
 from ..rows import encode_text
 from .batches import longest_first
@@ -72,6 +74,9 @@ class SharedScorer:
         self.head = nn.Linear(weight.shape[1], 1, bias=False, device=base.device, dtype=torch.float32)
         self.head.weight = nn.Parameter(weight, requires_grad=False)
 
+    def check_length(self, tokens: int, keys: str, reporter: Reporter) -> None:
+        """The policy's own check holds for this model, which is the policy's base."""
+
     @torch.no_grad()
     def __call__(self, answers: Sequence[Answer]) -> Tensor:
         """Scores, float32 ``[B]``."""
@@ -93,16 +98,29 @@ class SeparateScorer:
         name = recipe.reward_model_path
         self._device = device
         self.batch_size = batch_size
-        self._tokenizer = models.load_tokenizer(name)
+        self._name = name
+        self._tokenizer = models.load_tokenizer(name, must_end=False)
         self.model = _load_separate(name, recipe, device)
+        limits.check_tokens(self.model, self._tokenizer, f"`reward_model_path={name}`")
+        most = limits.positions(self.model)
+        self._most = most.tokens if most and most.hard else None
         self.model.config.get_text_config().pad_token_id = self._tokenizer.pad_token_id
         self.model.eval().requires_grad_(False)
+
+    def check_length(self, tokens: int, keys: str, reporter: Reporter) -> None:
+        """Compare the longest text, counted in the policy's tokens, with what this model takes."""
+        limits.check_length(self.model, self._name, tokens, keys, reporter, "reward model")
 
     @torch.no_grad()
     def __call__(self, answers: Sequence[Answer]) -> Tensor:
         """Scores, float32 ``[B]``."""
         scores = torch.empty(len(answers), device=self._device)
         for places, input_ids, mask in _batches(self._tokenizer, answers, self.batch_size, self._device):
+            if self._most is not None and input_ids.shape[1] > self._most:
+                raise StageError(
+                    f"`reward_model_path={self._name}`: a text has {input_ids.shape[1]} of its tokens, and it takes "
+                    f"{self._most}; lower `max_prompt_length` or `response_length`, or use another reward model."
+                )
             scores[places] = self.model(input_ids=input_ids, attention_mask=mask).logits.squeeze(-1).float()
         return scores
 
@@ -111,6 +129,14 @@ def last_token(input_ids: Tensor, pad: int) -> Tensor:
     """Index of the rightmost token that is not padding, as transformers' sequence classification finds it. ``[B]``."""
     positions = torch.arange(input_ids.shape[1], device=input_ids.device)
     return (positions * (input_ids != pad)).argmax(1)
+
+
+def _encode(tokenizer: "PreTrainedTokenizerBase", answer: Answer) -> list[int]:
+    """Token ids of question and answer. A tokenizer without an end token (BERT's) wraps the text in its own."""
+    if tokenizer.eos_token_id is not None:
+        return encode_text(tokenizer, *answer)
+    ids: Any = tokenizer(text(answer.question, answer.text.strip()), split_special_tokens=True)["input_ids"]
+    return ids
 
 
 def _load_separate(name: str, recipe: PPORecipe, device: torch.device) -> Any:
@@ -128,7 +154,7 @@ def _batches(
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """The longest texts first, so that those of a batch are about as long: places ``[b]`` of at most ``size`` answers,
     their token ids and attention mask, padded on the right, ``[b, T]``."""
-    texts = [torch.tensor(encode_text(tokenizer, *answer)) for answer in answers]
+    texts = [torch.tensor(_encode(tokenizer, answer)) for answer in answers]
     for places in longest_first(range(len(texts)), lambda place: len(texts[place]), size):
         ids = [texts[place] for place in places]
         mask = [torch.ones_like(row) for row in ids]

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 from transformers import get_scheduler
 
+from ...contract.checkpoints import newest_sealed
+from ...contract.errors import StageError
 from ...contract.recipe import PPORecipe
 from ...contract.recipe_common import steps_of
 from ...contract.stages import Split
-from .. import checkpoint, models, optimizers, schedule
+from .. import checkpoint, limits, models, optimizers, schedule
 from ..faults import Fit, Setbacks
 from ..requests import Change, Service, Stopped, serve
 from ..saving import Saver
@@ -75,12 +77,14 @@ class PPO:
         self.reporter = session.reporter
         self.tokenizer = models.load_tokenizer(recipe.model_name_or_path, recipe.model_revision)
         self.base = SharedBase(recipe, session.device)
+        limits.check_tokens(self.base.base, self.tokenizer, recipe.model_name_or_path)
         check_policy(recipe, self.base, self.tokenizer, self.reporter)
         self.rewards = Rewards(recipe, self.base, self.tokenizer, self.reporter)
         if notice := models.padding_notice(self.tokenizer):
             self.reporter.health(notice)
         self.prompts = Prompts(self._load(recipe.dataset_train_split, recipe.max_train_samples), recipe.seed)
         self.held_out = self._load(recipe.dataset_test_split, recipe.max_eval_samples)
+        self._check_lengths()
         self.steps = total_steps(recipe, len(self.prompts), session.world_size)
         optimizer = optimizers.build(recipe, groups(self.base, recipe))
         warmup, more = steps_of(recipe.warmup_steps, self.steps), schedule.extra_arguments(recipe)
@@ -126,6 +130,9 @@ class PPO:
                 metrics, bad = self.step(done)
             except Abandoned:
                 self._save_and_stop(done, before)
+            except StageError:  # nothing of the step was applied: what was trained until here is not lost with it
+                self._save_unless_saved(done, before)
+                raise
             done += 1
             self.reporter.progress(done, self.steps)
             if done % log_every == 0 or done in (1, self.steps) or bad:
@@ -191,7 +198,7 @@ class PPO:
         responses = self.together(lambda: self._sample(prompts, step, noise_at))  # 1
         times.append(time.perf_counter())
         self.reporter.phase("score")
-        rollout = self.together(lambda: self.experience.score(prompts, responses))  # 2 and 3
+        rollout = self._score(prompts, responses)  # 2 and 3
         times.append(time.perf_counter())
         if bad := self.experience.not_finite(rollout):
             self.reporter.health(f"step {step + 1} skipped: {bad}")
@@ -202,7 +209,7 @@ class PPO:
         before = self.trainables.snapshot()
         try:
             metrics, bad = self._learn(step, rollout)
-        except Abandoned:
+        except (Abandoned, StageError):
             self.trainables.restore(before)
             raise
         times.append(time.perf_counter())
@@ -239,7 +246,7 @@ class PPO:
         reporter.phase("rollout")
         responses = self.together(lambda: self.experience.respond(prompts, canary.noise(recipe), canary.NO_END))
         reporter.phase("score")
-        rollout = self.together(lambda: self.experience.score(prompts, responses))
+        rollout = self._score(prompts, responses)
         self.experience.check_finite(rollout)
         with canary.untouched(self.trainables):
             reporter.phase("update")
@@ -282,6 +289,16 @@ class PPO:
             self.session.accelerator.log(means, step=step)
         return {"rows": rows}
 
+    def _check_lengths(self) -> None:
+        """Compare the longest text, prompt and response, with what policy and reward model take."""
+        recipe = self.recipe
+        held_out = max(len(prompt.ids) for prompt in self.held_out)
+        longest = max(held_out, len(self.prompts.at(canary.longest(self.prompts)).ids))
+        tokens = longest + recipe.longest_response
+        keys = f"`max_prompt_length={recipe.max_prompt_length}` and `response_length={recipe.longest_response}`"
+        limits.check_length(self.base.base, recipe.model_name_or_path, tokens, keys, self.reporter)
+        self.rewards.check_length(tokens, keys, self.reporter)
+
     def _load(self, split: str, limit: int | None) -> list[Prompt]:
         return load_prompts(self.recipe, split, limit, self.tokenizer, self.reporter)
 
@@ -296,6 +313,10 @@ class PPO:
         recipe = self.recipe
         noise = [draw_noise(recipe.seed, step, index, recipe.length_limits) for index in indices]
         return self.experience.respond(prompts, noise, models.eos_id(self.tokenizer))
+
+    def _score(self, prompts: Sequence[Prompt], responses: Sequence[Sequence[int]]) -> Rollout:
+        """2 score and 3 reference, on every rank."""
+        return self.experience.settle(self.together(lambda: self.experience.score(prompts, responses)))
 
     def _objective(self, rollout: Rollout, scores: Scores, kl: Tensor, step: int) -> dict[str, float]:
         """What PPO optimises, for the metrics, the samples and the KL controller.
@@ -362,11 +383,21 @@ class PPO:
         self.session.state.wait_for_everyone()
         return saved
 
+    def _save_unless_saved(self, done: int, before: dict[str, Any], *, owes_evaluation: bool = False) -> None:
+        """A checkpoint of a step that has none, before an error ends the run."""
+        newest = newest_sealed(self.session.run.checkpoints)
+        self.session.state.wait_for_everyone()  # all have looked
+        if done and (newest is None or checkpoint.step_of(newest) != done):
+            self._save(done, before, owes_evaluation=owes_evaluation)
+
     def _evaluate_or_stop(self, done: int, when: When, before: dict[str, Any]) -> dict[str, Any]:
         try:
             return self.evaluate(done, when)
         except Abandoned:
             self._save_and_stop(done, before, owes_evaluation=when == "during")
+        except StageError:
+            self._save_unless_saved(done, before, owes_evaluation=when == "during")
+            raise
 
     def _compare_or_stop(self, before: dict[str, Any], after: dict[str, Any]) -> list[Row]:
         """PPO's table beside its base; empty where the recipe asks for none."""
