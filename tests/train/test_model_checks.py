@@ -121,7 +121,8 @@ def test_a_model_that_scales_its_logits_is_refused_whatever_the_key_is_called(ba
 
 def test_a_model_that_padding_changes_is_refused_and_taken_one_row_at_a_time(tied: Path) -> None:
     def leaky(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        return args, kwargs | {"attention_mask": None}
+        mask = kwargs["attention_mask"]
+        return args, kwargs | {"attention_mask": None if mask is None else torch.ones_like(mask)}
 
     recipe = ppo_recipe(tied)
     shared = SharedBase(recipe, CPU)

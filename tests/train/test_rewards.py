@@ -17,7 +17,7 @@ from stackllama_engine.contract.stages import Stage
 from stackllama_engine.train.ppo import rewards as rewards_module
 from stackllama_engine.train.ppo.penalties import excess_length, repeated_share
 from stackllama_engine.train.ppo.reward_function import RewardFunction
-from stackllama_engine.train.ppo.rewards import Rewards
+from stackllama_engine.train.ppo.rewards import Rewards, fill_unjudged, unjudged
 from stackllama_engine.train.ppo.scorer import Answer
 
 EOS = 2
@@ -31,7 +31,7 @@ def written(tmp_path: Path) -> Iterator[Any]:
 
     def write(body: str, name: str = "toy_judges") -> RewardFunction:
         (tmp_path / f"{name}.py").write_text(f"import math\ndef judge(*, questions, responses):\n    {body}\n")
-        return RewardFunction(f"{name}:judge", str(tmp_path))
+        return RewardFunction(f"{name}:judge", str(tmp_path), lambda _: None, lambda _: None)
 
     yield write
     sys.path[:] = path
@@ -86,7 +86,7 @@ def test_the_score_is_the_weighted_sum_of_its_parts(written: Any, monkeypatch: p
     )  # fmt: skip
     base: Any = SimpleNamespace(device=torch.device("cpu"))
     tokenizer: Any = SimpleNamespace(eos_token_id=EOS)
-    judges = Rewards(recipe, base, tokenizer, None)  # type: ignore[arg-type] - nobody is told anything
+    judges = Rewards(recipe, base, tokenizer, SimpleNamespace(health=print))  # type: ignore[arg-type]
     answers = [Answer("why", "so", True), Answer("?", "x", False)]
     # 5 tokens, the end among them but in no bigram: 7 8, 8 7, 7 8; and 4 tokens without an end: 9 9, 9 9, 9 2
     parts = judges.parts(answers, [[7, 8, 7, 8, EOS], [9, 9, 9, 3]])
@@ -115,6 +115,7 @@ def test_what_is_not_asked_for_is_no_part(monkeypatch: pytest.MonkeyPatch) -> No
         "import torch; return torch.tensor([1, 2.5, 1])",
         "import numpy; return numpy.array([1, 2.5, 1])",
         "import torch; return [torch.tensor(1), torch.tensor(2.5), 1]",
+        "import torch; return torch.tensor([[1], [2.5], [1]])",
     ],
 )
 def test_numbers_of_any_kind_are_taken(written: Any, body: str) -> None:
@@ -138,7 +139,6 @@ def test_numbers_of_any_kind_are_taken(written: Any, body: str) -> None:
         ("return [1.0, 1.0, -math.inf]", "gave -inf, which is no finite number, for response 2"),
         ("return [1e300, 1.0, 1.0]", "gave 1e+300, which is no finite number, for response 0"),
         ("return ['1', 1.0, 1.0]", "gave 1, which is no finite number, for response 0"),
-        ("return [None, 1.0, 1.0]", "gave a NoneType, which is no finite number, for response 0"),
         ("return [[1.0], 1.0, 1.0]", "gave a list, which is no finite number, for response 0"),
     ],
 )
@@ -171,3 +171,56 @@ def test_what_lies_beside_the_function_can_be_imported_and_shadows_nothing(writt
     import colorsys
 
     assert colorsys.__file__ != str(tmp_path / "colorsys.py")
+
+
+def test_what_may_pass_is_asked_again_and_told(tmp_path: Path, written: Any) -> None:
+    written("pass", name="toy_service")
+    calls, notices, waits = list[int](), list[str](), list[float]()
+
+    def service(*, questions: list[str], responses: list[str]) -> list[float]:
+        calls.append(len(responses))
+        if len(calls) < 3:
+            raise TimeoutError("read timed out")
+        return [1.0] * len(responses)
+
+    judge = RewardFunction("toy_service:judge", str(tmp_path), notices.append, waits.append)
+    judge._function = service
+    assert judge(["q"] * 3, TEXTS) == [1.0] * 3
+    assert calls == [3, 3, 3] and waits == [1.0, 5.0]
+    assert notices[0] == "`reward_fn: toy_service:judge` raised TimeoutError: read timed out; asking again in 1 s"
+    judge._function = lambda **_: 1 / 0
+    with pytest.raises(StageError, match="ZeroDivisionError"):  # a mistake does not pass
+        judge(["q"], ["r"])
+    assert len(waits) == 2
+
+
+def test_a_service_that_stays_away_ends_the_run_at_last(written: Any) -> None:
+    judge = written("raise TimeoutError('read timed out')")
+    waits: list[float] = []
+    judge._wait = waits.append
+    with pytest.raises(StageError, match=r"raised TimeoutError: read timed out, for response 0 \('a'\)"):
+        judge(["q"] * 3, TEXTS)
+    assert waits == [1.0, 5.0, 25.0]
+
+
+def test_an_abstention_is_left_out_of_the_sum_and_without_another_judge_stands_at_the_mean(
+    written: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written("return [None, 2.0, 4.0]")
+    monkeypatch.setattr(rewards_module, "load_scorer", lambda *_: Judge(1.0, 1.0, math.nan))
+    base: Any = SimpleNamespace(device=torch.device("cpu"))
+    tokenizer: Any = SimpleNamespace(eos_token_id=EOS)
+    reporter: Any = SimpleNamespace(health=print)
+    answers, tokens = [Answer("q", "a", True)] * 3, [[5, EOS]] * 3
+    both = Rewards(recipe_of("reward_fn=toy_judges:judge"), base, tokenizer, reporter)
+    parts = both.parts(answers, tokens)
+    assert not unjudged(parts).any()
+    assert str(both.total(parts).tolist()) == "[1.0, 3.0, nan]"  # NaN of a model is an error, and stays one
+    alone = Rewards(recipe_of("reward_fn=toy_judges:judge", "length_penalty=1"), base, tokenizer, reporter)
+    alone._model = None
+    parts = alone.parts(answers, tokens)
+    scores = alone.total(parts)
+    assert unjudged(parts).tolist() == [True, False, False]
+    assert fill_unjudged(scores, unjudged(parts), lambda part: part).tolist() == [1.0, 0.0, 2.0]
+    nobody = torch.ones(3, dtype=torch.bool)
+    assert fill_unjudged(scores, nobody, lambda part: part).isnan().all()

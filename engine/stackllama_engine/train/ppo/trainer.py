@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from transformers import get_scheduler
 
-from ...contract.checkpoints import newest_sealed
 from ...contract.errors import StageError
 from ...contract.recipe import PPORecipe
 from ...contract.recipe_common import steps_of
@@ -17,7 +16,7 @@ from ...contract.stages import Split
 from .. import checkpoint, limits, models, optimizers, schedule
 from ..faults import Fit, Setbacks
 from ..requests import Change, Service, Stopped, serve
-from ..saving import Saver
+from ..saving import Saver, newest_sealed
 from ..session import Session
 from . import canary, losses
 from .evaluation import Evaluator, Row, summary
