@@ -90,9 +90,13 @@ def test_a_bad_file_is_one_clear_error(tmp_path: Path, content: bytes, message: 
 
 
 def test_missing_file_and_directory(tmp_path: Path) -> None:
-    for path in (tmp_path / "none.xml", tmp_path):
-        with pytest.raises(DataError, match="cannot be read"):
-            list(read_posts(path))
+    with pytest.raises(DataError, match="cannot be read"):
+        list(read_posts(tmp_path / "none.xml"))
+    with pytest.raises(DataError, match=r"is a directory: give the Posts\.xml of a dump"):
+        list(read_posts(tmp_path))
+    (tmp_path / "Posts.xml").touch()
+    with pytest.raises(DataError, match=r"is a directory: give .*/Posts\.xml"):
+        list(read_posts(tmp_path))
 
 
 def test_an_endless_row_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -188,6 +188,11 @@ def test_progress_is_told(dump: Any, tmp_path: Path) -> None:
         ("<ul><li>a</li><li>b</li></ul>", "* a\n* b"),
         ("http://x.org", "http://x.org"),
         ("<script>x</script><!-- c -->", ""),
+        ("x<sup>2</sup>, 10<sup>-5</sup>, <i>x</i><sub>i</sub><sup>n</sup>", "x^2, 10^{-5}, *x*_i^n"),
+        ("H<sub>2</sub>O and <code>2<sup>n</sup></code>", "H_2O and `2^n`"),
+        ("text <sup>small print</sup>", "text small print"),
+        ("<p><sup>1</sup> a note</p>", "1 a note"),
+        ("<del>a</del> <s>b</s> <strike>c</strike>", "~~a~~ ~~b~~ ~~c~~"),
         ("", ""),
     ],
 )

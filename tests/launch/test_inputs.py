@@ -57,7 +57,7 @@ def test_demo_is_the_embedded_base(home: Home, tmp_path: Path, monkeypatch: pyte
 def test_local_paths_become_absolute(home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "config.json").touch()
-    (tmp_path / "rows.jsonl").touch()
+    (tmp_path / "rows.jsonl").write_text('{"question": "q", "response_j": "a"}\n')
     monkeypatch.chdir(tmp_path)
     recipe, parents = resolve_inputs(home, sft("base", dataset_name="rows.jsonl"))
     assert value(recipe, "model_name_or_path") == str(tmp_path / "base")
@@ -134,8 +134,9 @@ def test_hostile_names(home: Home, name: str) -> None:
 
 def test_pipeline_resolves_its_sections(home: Home, tmp_path: Path) -> None:
     made(home, Stage.MERGE, "m1", "merged")
-    (tmp_path / "manifest.json").touch()
-    recipe = build_recipe(Stage.PIPELINE, {"sft": {"model_name_or_path": "m1"}, "dataset_name": str(tmp_path)})
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text('{"question": "q", "chosen": "a", "rejected": "b"}\n')
+    recipe = build_recipe(Stage.PIPELINE, {"sft": {"model_name_or_path": "m1"}, "dataset_name": str(pairs)})
     resolved, parents = resolve_inputs(home, recipe)
     assert value(resolved, "sft")["model_name_or_path"] == str(home.run("m1").merged)  # type: ignore[index]
     assert "model_name_or_path" not in value(resolved, "ppo")

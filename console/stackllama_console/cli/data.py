@@ -95,6 +95,10 @@ def _show_preview(found: dict[str, Any]) -> None:
         ("columns", ", ".join(map(one_line, found["columns"]))),
         (f"characters, first {found['looked_at']} rows", "\n".join(lengths)),
     ]
+    if stages := found.get("stages"):
+        fields.append(("usable for", ", ".join(stages)))
+    if notices := found.get("notices"):
+        fields.append(("note", "\n".join(map(one_line, notices))))
     if counts := found.get("counts"):
         fields.append(("pairs by split", ", ".join(f"{one_line(name)} {count:,}" for name, count in counts.items())))
     if skipped := found.get("skipped"):

@@ -11,6 +11,7 @@ from stackllama_engine.contract.recipe_io import Reading, read_recipe
 from stackllama_engine.contract.run_dir import Home, RunDir
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch import launcher
+from stackllama_engine.launch.data_check import data_notices
 
 from .finish import finish
 from .outcome import facts
@@ -72,10 +73,13 @@ def start(arguments: argparse.Namespace, stage: Stage, reading: Reading) -> int:
         run = slurm.submit(home, stage, recipe, arguments.name, arguments.sbatch_option)
     else:
         run = launcher.launch(home, stage, recipe, arguments.name, canary=getattr(arguments, "canary", None))
+    notices = data_notices(recipe)
     if not arguments.json:
         show(run.id)
         flush()
-    return follow_or_leave(arguments, home, run, reading.notes)
+        for notice in notices:
+            say(f"note: {notice}")
+    return follow_or_leave(arguments, home, run, [*reading.notes, *notices])
 
 
 def follow_or_leave(arguments: argparse.Namespace, home: Home, run: RunDir, notes: Sequence[str] = ()) -> int:
@@ -102,14 +106,14 @@ def dry_run(arguments: argparse.Namespace, stage: Stage, reading: Reading) -> in
     if arguments.json:
         show_json(
             {
-                "argv": plan.argv,
-                "environment": plan.environment,
-                "recipe": msgspec.to_builtins(plan.recipe),
-                "notes": reading.notes,
+                "argv": plan.argv, "environment": plan.environment, "recipe": msgspec.to_builtins(plan.recipe),
+                "notes": [*reading.notes, *plan.notices],
             }
-        )
+        )  # fmt: skip
         return ExitCode.DONE
     show(f"# {_command(plan.argv, plan.environment)}")
+    for notice in plan.notices:
+        show(f"# note: {notice}")
     show(plan.recipe_yaml.rstrip("\n"))
     return ExitCode.DONE
 

@@ -11,10 +11,8 @@ from typing import Any
 import msgspec
 
 from ..contract.errors import DataError
-from .kinds import SUFFIXES
 
 Row = Mapping[str, Any]
-
 
 _LONGEST_LINE = 1 << 26  # bytes
 _LARGEST_ARRAY = 1 << 28  # bytes
@@ -25,10 +23,8 @@ def read_file(path: Path) -> Iterator[tuple[int, Row]]:
     """Rows of a ``.jsonl``, ``.json`` or ``.parquet`` file.
 
     Raises:
-        DataError: unreadable, of another kind, or malformed; names the line.
+        DataError: unreadable or malformed; names the line. Other suffixes were refused by :func:`.kinds.kind_of`.
     """
-    if path.suffix not in SUFFIXES:
-        raise DataError(f"{path}: a data file is {', '.join(SUFFIXES)}; a Posts.xml goes through `data prepare` first.")
     try:
         if path.suffix == ".parquet":
             yield from _parquet(path)

@@ -9,8 +9,7 @@ from typing import Any
 
 from ..contract.errors import DataError
 from ..contract.stages import Split
-
-PAIRED = "lvwerra/stack-exchange-paired"
+from .kinds import PAIRED
 
 
 def read_hub(

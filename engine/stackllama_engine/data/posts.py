@@ -67,6 +67,9 @@ def read_posts(
 
 
 def _open(path: Path) -> Any:
+    if path.is_dir():
+        inside = path / "Posts.xml"
+        raise DataError(f"{path} is a directory: give {inside if inside.is_file() else 'the Posts.xml of a dump'}.")
     try:
         return path.open("rb")
     except OSError as error:

@@ -16,12 +16,13 @@ from msgspec import Struct
 
 from ..contract.errors import DataError
 from ..contract.stages import Split
+from .columns import NEEDS, Row, notices
 from .files import count_rows
-from .hub import PAIRED
-from .kinds import Kind, kind_of
+from .kinds import PAIRED, Kind, has_known_columns, kind_of
+from .local import ALL
 from .manifest import read_manifest
-from .sources import ALL, Row, open_rows, text_columns
-from .template import text
+from .sources import open_rows, read_columns, text_columns
+from .template import prompt, text
 
 _LOOK_AT = 200  # rows
 _PATIENCE = 120.0  # seconds for a hub
@@ -44,7 +45,12 @@ class Preview(Struct, frozen=True, kw_only=True):
     columns: list[str]
     rows: list[dict[str, str]]
     texts: list[str]
-    """The same rows in the template, with the better answer, as supervised fine-tuning reads them."""
+    """The same rows in the template, with the better answer, as supervised fine-tuning reads them; without one, the
+    prompt alone, as PPO does."""
+    stages: list[str] = []
+    """Stages that can use the source, by its columns."""
+    notices: list[str] = []
+    """How the prompt is made where it has several columns, and which text is not read."""
     looked_at: int
     """Rows that lengths and skips speak of."""
     lengths: dict[str, Length]
@@ -68,7 +74,8 @@ def preview(
     """Look at a source. ``split``: finetune unless given; the whole of a file; ``train`` of a hub set.
 
     Raises:
-        DataError: as :func:`.sources.open_rows`; or the hub did not answer within ``patience`` seconds.
+        DataError: as :func:`.sources.open_rows`; it has no prompt, so no stage can use it; or the hub did not answer
+            within ``patience`` seconds.
     """
     if kind_of(name) == "hub":
         return _in_process(name, split, count, config, revision, patience)
@@ -81,7 +88,7 @@ def look(
     """:func:`preview` in this process, hub or not.
 
     Raises:
-        DataError: as :func:`.sources.open_rows`.
+        DataError: as :func:`.sources.open_rows`; or it has no prompt.
     """
     kind = kind_of(name)
     split = split or _default_split(name, kind)
@@ -92,6 +99,7 @@ def look(
             name, split, config=config, revision=revision, limit=max(count, _LOOK_AT), needs=columns, skipped=skipped
         )
     )
+    found = read_columns(name, split, columns, config=config, revision=revision)
     total, counts = _totals(Path(name).expanduser(), kind, split)
     return Preview(
         source=name,
@@ -99,7 +107,12 @@ def look(
         split=split,
         columns=list(columns),
         rows=rows[:count],
-        texts=[text(row["question"], row["response_j"]) for row in rows[:count] if "response_j" in row],
+        texts=[
+            text(row["question"], row["response_j"]) if "response_j" in row else prompt(row["question"])
+            for row in rows[:count]
+        ],
+        stages=[stage.value for stage, needs in NEEDS.items() if set(needs) <= set(columns)],
+        notices=[] if has_known_columns(name) else notices(name, found),
         looked_at=len(rows),
         lengths={column: _length(rows, column) for column in columns},
         skipped=dict(skipped),

@@ -8,7 +8,8 @@ a ``.jsonl``, ``.json`` or ``.parquet`` file   has no splits: each row goes to t
 a hub id                                       through ``datasets``; see :mod:`.hub`
 =============================================  =====================================================================
 
-A path that exists is taken before a hub id of the same name. Columns may have other usual names (:data:`ALIASES`).
+A path that exists is taken before a hub id of the same name. Columns may have other usual names, and a prompt may be
+spread over several (:mod:`.columns`).
 
 A text column that is missing, or holds something other than text, is an error that names the row: it would be so in
 every row. A text that is null, blank, or has a NUL byte (C code downstream cuts there) is one bad row: it is skipped,
@@ -22,22 +23,11 @@ from pathlib import Path
 from typing import Any
 
 from ..contract.errors import DataError
-from ..contract.stages import Split
-from .files import read_file
+from .columns import ALIASES, TEXT_COLUMNS, Columns, Row, clean_row, columns_of, look_at
 from .hub import read_hub
 from .kinds import kind_of
-from .manifest import read_manifest
-from .splits import split_of, stable_hash
-
-Row = dict[str, Any]
-
-ALL = "all"
-TEXT_COLUMNS = ("question", "response_j", "response_k")
-ALIASES: dict[str, tuple[str, ...]] = {
-    "question": ("question", "prompt", "instruction"),
-    "response_j": ("response_j", "chosen", "response", "answer", "completion"),
-    "response_k": ("response_k", "rejected"),
-}
+from .local import ALL, local_rows
+from .splits import stable_hash
 
 _log = logging.getLogger(__name__)
 
@@ -75,10 +65,10 @@ def open_rows(
     if limit is not None and limit <= 0:
         return
     kept = 0
-    columns: dict[str, str] = {}
+    columns: Columns | None = None
     for where, row in _raw_rows(name, split, config=config, revision=revision, streaming=streaming, seed=seed):
-        columns = columns or _columns(row, wanted, name)
-        clean = _clean(row, columns, f"{name}: {where}", bad)
+        columns = columns or columns_of(row, wanted, name)
+        clean = clean_row(row, columns, f"{name}: {where}", bad)
         if clean is None:
             continue
         kept += 1
@@ -91,15 +81,36 @@ def open_rows(
         raise DataError(_nothing(name, split, bad))
 
 
-def text_columns(name: str, split: str, *, config: str | None = None, revision: str | None = None) -> tuple[str, ...]:
-    """Those of :data:`TEXT_COLUMNS` that the source has, by its first row.
+def read_columns(
+    name: str,
+    split: str,
+    needs: Iterable[str],
+    *,
+    config: str | None = None,
+    revision: str | None = None,
+    streaming: bool = True,
+) -> Columns:
+    """How the columns of a source are used, by its first rows.
 
     Raises:
-        DataError: no such source or split, unreadable, no row, or none of these columns.
+        DataError: as :func:`open_rows`.
+    """
+    rows = _raw_rows(name, split, config=config, revision=revision, streaming=streaming, seed=0)
+    columns = look_at(rows, needs, name)
+    if columns is None:
+        raise DataError(_nothing(name, split, Counter()))
+    return columns
+
+
+def text_columns(name: str, split: str, *, config: str | None = None, revision: str | None = None) -> tuple[str, ...]:
+    """Those of :data:`TEXT_COLUMNS` that the source has, by its first row; the question is among them.
+
+    Raises:
+        DataError: no such source or split, unreadable, no row, or no question.
     """
     for _, row in _raw_rows(name, split, config=config, revision=revision, streaming=True, seed=0):
-        found = tuple(need for need in TEXT_COLUMNS if any(column in row for column in ALIASES[need]))
-        return found or tuple(_columns(row, TEXT_COLUMNS, name))
+        columns_of(row, ("question",), name)
+        return tuple(need for need in TEXT_COLUMNS if any(column in row for column in ALIASES[need]))
     raise DataError(_nothing(name, split, Counter()))
 
 
@@ -137,83 +148,11 @@ def _raw_rows(
     name: str, split: str, *, config: str | None, revision: str | None, streaming: bool, seed: int
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """(where it stands, row as found)."""
-    kind = kind_of(name)
-    if kind == "hub":
-        for number, row in read_hub(name, split, config=config, revision=revision, streaming=streaming):
-            yield f"row {number}", row
+    if kind_of(name) != "hub":
+        yield from local_rows(name, split, seed=seed)
         return
-    splits = _splits(name, split)
-    path = Path(name).expanduser()
-    if kind == "demo":
-        from .demo import generate
-
-        for part in splits:
-            yield from (("demo", row) for row in generate(part.value, seed))
-    elif kind == "prepared":
-        read_manifest(path)
-        for part in splits:
-            yield from ((f"{part}.jsonl, line {n}", row) for n, row in read_file(path / f"{part}.jsonl"))
-    else:
-        label = "line" if path.suffix == ".jsonl" else "row"
-        whole = split == ALL
-        for number, row in read_file(path):
-            if whole or _split_of_row(row) in splits:
-                yield f"{label} {number}", row
-
-
-def _splits(name: str, split: str) -> tuple[Split, ...]:
-    if split == ALL:
-        return tuple(Split)
-    if split in list(Split):
-        return (Split(split),)
-    raise DataError(f"{name}: no split {split!r}: it is one of {', '.join(Split)}, or {ALL}.")
-
-
-def _split_of_row(row: Mapping[str, Any]) -> Split:
-    """By the question's text; a row without one is kept in the first split, where reading it reports it."""
-    for column in ALIASES["question"]:
-        if isinstance(text := row.get(column), str):
-            return split_of(text)
-    return Split.FINETUNE
-
-
-def _columns(row: Mapping[str, Any], needs: tuple[str, ...], name: str) -> dict[str, str]:
-    """Which column of the source gives each needed one."""
-    found: dict[str, str] = {}
-    for need in needs:
-        names = ALIASES.get(need, (need,))
-        column = next((candidate for candidate in names if candidate in row), None)
-        if column is None:
-            also = f" (or {', '.join(names[1:])})" if names[1:] else ""
-            raise DataError(f"{name}: no column {need}{also}; its columns are {', '.join(map(str, row)) or 'none'}.")
-        found[need] = column
-    return found
-
-
-def _clean(row: Mapping[str, Any], columns: dict[str, str], where: str, bad: Counter[str]) -> Row | None:
-    """The needed columns under their own names; ``None``, and counted, for a bad row."""
-    clean: Row = {}
-    for need, column in columns.items():
-        if column not in row:
-            raise DataError(f"{where}: no column {column}, which earlier rows have.")
-        value = row[column]
-        if need in ALIASES:
-            if value is not None and not isinstance(value, str):
-                hint = " A chat has to be flattened to text first." if isinstance(value, (list, dict)) else ""
-                raise DataError(f"{where}: column {column} holds {type(value).__name__}, not text.{hint}")
-            if reason := _bad_text(value):
-                bad[f"{column} {reason}"] += 1
-                return None
-        clean[need] = value
-    return clean
-
-
-def _bad_text(text: str | None) -> str | None:
-    if text is None:
-        return "is null"
-    if not text or text.isspace():
-        return "is blank"
-    return "has a NUL byte" if "\0" in text else None
+    for number, row in read_hub(name, split, config=config, revision=revision, streaming=streaming):
+        yield f"row {number}", row
 
 
 def _nothing(name: str, split: str, bad: Counter[str]) -> str:

@@ -25,7 +25,8 @@ from ..contract.recipe import (
 )
 from ..contract.run_dir import RUN_ID, Home, RunDir
 from ..contract.stages import TRAINING_STAGES, Split, Stage
-from ..data.kinds import DEMO, kind_of
+from ..data.kinds import DEMO, FILE_SUFFIXES, kind_of
+from .data_check import check_data
 from .functions import find_function
 from .sections import PLACEHOLDER, map_sections
 
@@ -66,6 +67,7 @@ def resolve_inputs(home: Home, recipe: AnyRecipe) -> tuple[AnyRecipe, list[str]]
                 "model_name_or_path": resolved("model_name_or_path", recipe.model_name_or_path, _model),
                 "dataset_name": resolved("dataset_name", recipe.dataset_name, _dataset),
             }
+            check_data(msgspec.structs.replace(recipe, **changed))
             if isinstance(recipe, PPORecipe):
                 if recipe.reward_model_path:
                     path = resolved("reward_model_path", recipe.reward_model_path, _reward_model)
@@ -202,7 +204,7 @@ def _path_or_hub(home: Home, key: str, value: str, allowed: str) -> str:
         len(value) <= _LONGEST_HUB_ID
         and _HUB_ID.fullmatch(value)
         and ".." not in value
-        and not value.endswith((".gguf", ".jsonl", ".parquet"))
+        and not value.endswith((".gguf", *FILE_SUFFIXES))
     ):
         return value
     raise _unknown(home, key, value, allowed)

@@ -25,6 +25,7 @@ from ..contract.run_dir import Home, Launch, RunDir, check_run_id
 from ..contract.stages import Stage
 from .argv import Command, build_command, inherited_environment, source_path
 from .children import CHILDREN, child_id, parents_of
+from .data_check import data_notices
 from .gpus import visible_gpus
 from .inputs import resolve_inputs
 from .machine import git_commit, package_versions, resolve_machine
@@ -47,6 +48,7 @@ class Plan(Struct, frozen=True, kw_only=True):
         environment: what would be added to the environment.
         parents: runs that inputs are taken from.
         secrets: names of the secrets that would be passed on.
+        notices: what a person should know about how the data will be read.
     """
 
     stage: Stage
@@ -56,6 +58,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     environment: dict[str, str]
     parents: list[str]
     secrets: list[str]
+    notices: list[str] = []
 
 
 def plan(home: Home, stage: Stage, recipe: AnyRecipe, name: str | None = None, *, canary: bool | None = None) -> Plan:
@@ -78,6 +81,7 @@ def plan(home: Home, stage: Stage, recipe: AnyRecipe, name: str | None = None, *
     return Plan(
         stage=stage, recipe=recipe, recipe_yaml=recipe_yaml, argv=command.argv,
         environment=command.environment, parents=parents, secrets=secret_names(),
+        notices=data_notices(recipe),
     )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ so does every stage.) A special token spelled out in a text, such as ``</s>`` in
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset, IterableDataset, IterableDatasetDict
@@ -15,10 +16,12 @@ from datasets.exceptions import DatasetGenerationError
 from ..contract.errors import DataError, StackllamaError
 from ..contract.recipe import TrainRecipe
 from ..contract.run_dir import RunDir
-from ..data.kinds import kind_of
-from ..data.sources import open_rows, stamp
+from ..data.columns import notices
+from ..data.kinds import has_known_columns, kind_of
+from ..data.sources import open_rows, read_columns, stamp
 from ..data.template import prompt
 from .models import eos_id
+from .report import Reporter
 from .session import CACHE
 
 if TYPE_CHECKING:
@@ -77,6 +80,22 @@ def evaluation_rows(recipe: TrainRecipe, run: RunDir, needs: tuple[str, ...], en
         DataError: the source cannot be read or lacks a column.
     """
     return _materialise(recipe, run, recipe.dataset_test_split, needs, encode, recipe.max_eval_samples)
+
+
+def report_columns(recipe: TrainRecipe, needs: tuple[str, ...], reporter: Reporter) -> None:
+    """Say how prompts are made of several columns, and which text is not read.
+
+    Raises:
+        DataError: the source cannot be read or lacks a column.
+    """
+    if not reporter.is_main or has_known_columns(recipe.dataset_name):
+        return
+    columns = read_columns(
+        recipe.dataset_name, recipe.dataset_train_split, needs,
+        config=recipe.dataset_config, streaming=recipe.dataset_streaming,
+    )  # fmt: skip
+    for notice in notices(Path(recipe.dataset_name).name, columns):
+        reporter.health(notice)
 
 
 def source_rows(recipe: TrainRecipe, split: str, needs: tuple[str, ...], limit: int | None) -> Iterator[dict[str, Any]]:

@@ -1,0 +1,58 @@
+"""Rows of the sources that are on this machine, as they are found: the demo, prepared directories, files.
+
+Apart from :mod:`.sources`, which also reads hub sets, so that a launch can look at its data without ``datasets``.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..contract.errors import DataError
+from ..contract.stages import Split
+from .columns import prompt_of
+from .files import read_file
+from .kinds import kind_of
+from .manifest import read_manifest
+from .splits import split_of
+
+ALL = "all"
+
+
+def local_rows(name: str, split: str, *, seed: int = 0) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """(where it stands, row as found) of one split, or of ``all``.
+
+    Raises:
+        DataError: no such split, or unreadable.
+    """
+    splits = _splits(name, split)
+    path = Path(name).expanduser()
+    kind = kind_of(name)
+    if kind == "demo":
+        from .demo import generate
+
+        for part in splits:
+            yield from (("demo", row) for row in generate(part.value, seed))
+    elif kind == "prepared":
+        read_manifest(path)
+        for part in splits:
+            yield from ((f"{part}.jsonl, line {n}", row) for n, row in read_file(path / f"{part}.jsonl"))
+    else:
+        label = "line" if path.suffix == ".jsonl" else "row"
+        whole = split == ALL
+        for number, row in read_file(path):
+            if whole or _split_of_row(row) in splits:
+                yield f"{label} {number}", row
+
+
+def _splits(name: str, split: str) -> tuple[Split, ...]:
+    if split == ALL:
+        return tuple(Split)
+    if split in list(Split):
+        return (Split(split),)
+    raise DataError(f"{name}: no split {split!r}: it is one of {', '.join(Split)}, or {ALL}.")
+
+
+def _split_of_row(row: Mapping[str, Any]) -> Split:
+    """By the prompt's text; a row without one is kept in the first split, where reading it reports it."""
+    text = prompt_of(row)
+    return Split.FINETUNE if text is None else split_of(text)

@@ -1,0 +1,55 @@
+"""What a launch can know of its data: local files are opened and their first rows are read as the stage will.
+
+A hub set is not asked here. It is read by the stage, which says the same things about it.
+"""
+
+import importlib.util
+from pathlib import Path
+
+from ..contract.errors import DataError
+from ..contract.files import existing
+from ..contract.recipe import AnyRecipe, MergeRecipe, PipelineRecipe, PPORecipe, RewardRecipe, SFTRecipe
+from ..contract.stages import TRAINING_STAGES
+from ..data.columns import NEEDS, Columns, look_at, notices
+from ..data.kinds import DEMO, has_known_columns, kind_of
+from ..data.local import ALL, local_rows
+from .sections import stage_recipe
+
+
+def check_data(recipe: SFTRecipe | RewardRecipe | PPORecipe) -> Columns | None:
+    """The columns of local data, by its first rows; None for a hub set, or where Parquet cannot be read here.
+
+    Raises:
+        DataError: unreadable, without rows, without a column the stage needs, or with something other than text in it.
+    """
+    path = None if recipe.dataset_name == DEMO else existing(recipe.dataset_name)
+    if path is None:
+        return None
+    if path.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
+        return None  # where the run will be, it may be installed
+    # which split a file's row belongs to is known by reading it, and the first one may be far down
+    split = recipe.dataset_train_split if kind_of(str(path)) == "prepared" else ALL
+    given = f"`dataset_name={recipe.dataset_name}`"
+    columns = look_at(local_rows(str(path), split), NEEDS[recipe.stage], given)
+    if columns is None:
+        raise DataError(f"{given}: there is no row in split {split}.")
+    return columns
+
+
+def data_notices(recipe: AnyRecipe) -> list[str]:
+    """What a person should know about how a launch's stages will read their local data.
+
+    Raises:
+        DataError: as :func:`check_data`.
+    """
+    match recipe:
+        case MergeRecipe():
+            return []
+        case PipelineRecipe():
+            of_stages = [data_notices(stage_recipe(recipe, stage)) for stage in TRAINING_STAGES]
+            return list(dict.fromkeys(notice for found in of_stages for notice in found))
+        case SFTRecipe() | RewardRecipe() | PPORecipe():
+            columns = check_data(recipe)
+            if columns is None or has_known_columns(recipe.dataset_name):
+                return []
+            return notices(Path(recipe.dataset_name).name, columns)
