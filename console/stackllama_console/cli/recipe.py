@@ -47,7 +47,7 @@ def _write(file: Path, text: str, *, replace: bool) -> None:
 
 
 def _narrate(arguments: argparse.Namespace, made: Converted) -> None:
-    say(f"A {made.stage} recipe from {made.source}'s {one_line(str(arguments.file))}.")
+    say(f"A recipe for {made.stage}, from {made.source}'s {one_line(str(arguments.file))}.")
     if made.left_out:
         say("Left out, or read as something else:")
     for text in made.left_out:

@@ -37,11 +37,19 @@ IGNORED: dict[str, str] = {
 """What does not apply here and changes no result: accepted with one note. Reason → keys."""
 IGNORED_KEYS = {key: reason for reason, keys in IGNORED.items() for key in keys.split()}
 
-_DPO = "belongs to DPO and its like, which this engine does not have: a reward model is trained on the pairs, then PPO"
-_TEXT = "has no place here: a text is `Question: … Answer: …`, with the tokenizer's own special tokens; leave it out"
-_SHARDED = "is not done here: every GPU holds the whole model, in 8 or 4 bits if need be (`load_in_8bit`); leave it out"
-_MIXTURE = "is not read: a run has one data set. Give it as `dataset_name`, its split as `dataset_train_split`"
-_ADAPTER = "is not done here: adapters are plain LoRA; leave it out"
+TRL_ONLY = frozenset(
+    {"output_dir", "overwrite_output_dir", "do_train", "do_eval", "eval_strategy", "save_strategy", "torch_dtype",
+     "max_seq_length", "hub_model_id", "push_to_hub", "warmup_ratio", "dataset_num_proc"}
+)  # fmt: skip
+"""Keys that give a recipe of TRL or transformers away."""
+
+_DPO = "a key of DPO and its like, which this engine does not have: a reward model is trained on the pairs, then PPO"
+_TEXT = "a text is `Question: … Answer: …` here, with the tokenizer's own special tokens; leave it out"
+_SHARDED = (
+    "nothing is sharded here: every GPU holds the whole model, in 8 or 4 bits if need be (`load_in_8bit`); leave it out"
+)
+_MIXTURE = "a run has one data set; give it as `dataset_name`, its split as `dataset_train_split`"
+_ADAPTER = "adapters are plain LoRA here; leave it out"
 REFUSED: dict[str, str] = {
     "push_to_hub": "nothing is uploaded from here; leave it out, and upload the merged model yourself",
     "resume_from_checkpoint": "a run is resumed by its id, `stackllama-console runs resume RUN`; leave it out",
@@ -148,8 +156,8 @@ def _attention(value: Any) -> str | None:
     return {"fa2": "flash_attention_2", "sdpa": "sdpa", "disabled": "eager"}.get(str(value))
 
 
-_OTHER_OPTIMIZER = "is another optimizer than those of `optim`"
-_IMAGES = "is for images, sound or video; this engine reads text"
+_OTHER_OPTIMIZER = "another optimizer than those of `optim`"
+_IMAGES = "for images, sound or video; this engine reads text"
 _VOCABULARY = "the tokenizer is taken as it is"
 _TEMPLATE = "a text is `Question: … Answer: …` here, without a chat template"
 
@@ -191,12 +199,12 @@ LLAMA_FACTORY: dict[str, ForeignKey] = {
     ),
     **_why(_OTHER_OPTIMIZER, "use_galore use_apollo use_badam use_adam_mini use_muon loraplus_lr_ratio"),
     **_why(
-        "is another way of training than LoRA or every weight",
+        "another way of training than LoRA or every weight",
         "freeze_trainable_layers freeze_trainable_modules freeze_extra_modules use_llama_pro mixture_of_depths "
         "pissa_init pissa_iter pissa_convert additional_target shift_attn oft_rank oft_target oft_block_size fp8 "
         "fp8_backend",
     ),
-    **_why("is another loss than the published one", "use_dft_loss use_asft_loss asft_alpha use_eaft_loss eaft_alpha"),
+    **_why("another loss than the published one", "use_dft_loss use_asft_loss asft_alpha use_eaft_loss eaft_alpha"),
     **_why(
         _IMAGES,
         "freeze_vision_tower freeze_multi_modal_projector freeze_language_model image_max_pixels image_min_pixels "
@@ -250,7 +258,7 @@ AXOLOTL: dict[str, ForeignKey] = {
     **_why("use `report_to: [wandb]`; wandb reads the rest from its environment variables",
            "wandb_project wandb_entity wandb_watch wandb_name wandb_run_id wandb_log_model wandb_mode"),
     **_why("use `report_to: [trackio]`", "trackio_project_name trackio_run_name trackio_space_id"),
-    **_why("is not done here", "relora relora_steps relora_prune_ratio relora_cpu_offload jagged_restart_steps "
+    **_why("not done here", "relora relora_steps relora_prune_ratio relora_cpu_offload jagged_restart_steps "
            "jagged_restart_warmup_steps jagged_restart_anneal_steps lr_quadratic_warmup unfrozen_parameters "
            "loss_watchdog_threshold loss_watchdog_patience early_stopping_patience quantize_moe_experts "
            "lora_fan_in_fan_out peft_use_rslora peft_use_dora ebft trl model_config gptq gptq_groupsize gptq_model_v1 "
@@ -268,7 +276,7 @@ _FAMILIES = (
     ("fsdp_", _SHARDED), ("liger_", "its kernels are not used; results do not depend on them"),
     ("kto_", _DPO), ("dpo_", _DPO), ("orpo_", _DPO), ("simpo_", _DPO), ("oft_", _ADAPTER),
     ("fp8_", "8 bits are bitsandbytes' here, `load_in_8bit`"), ("kt_", "KTransformers is not used here"),
-    ("llama4_", "is not done here"), ("gemma4_", "is not done here"),
+    ("llama4_", "not done here"), ("gemma4_", "not done here"),
 )  # fmt: skip
 """Keys that begin alike and have one answer."""
 

@@ -38,7 +38,7 @@ _TRAINER: dict[str, Any] = {
 _TRL = _TRAINER | {"gradient_checkpointing": True, "dtype": "float32", "bf16": True, "max_length": 1024}
 _TRL_PPO = {
     "learning_rate": 3e-6, "num_train_epochs": None, "kl_coef": 0.05, "adap_kl_ctrl": False, "temperature": 0.7,
-    "response_length": 53, "early_stopping": False, "max_steps": None, "use_peft": True, "eval_steps": None,
+    "response_length": 53, "early_stopping": False, "max_steps": None, "eval_steps": None,
 }  # fmt: skip
 DEFAULTS: dict[tuple[str, Stage], dict[str, Any]] = {
     (TRL, Stage.SFT): _TRL | {"learning_rate": 2e-5, "packing": False},
@@ -131,7 +131,7 @@ def _stage_of(file: Path, source: str, given: Mapping[str, Any]) -> Stage:
 
 def _no_stage(file: Path, name: str) -> RecipeError:
     return RecipeError(
-        f"{file}: this is a recipe of {name}, which this engine does not have. `--stage reward` makes one that trains "
+        f"{file}: this recipe is for {name}, which this engine does not have. `--stage reward` makes one that trains "
         "a reward model on its pairs."
     )
 
@@ -288,6 +288,11 @@ def _consistent(stage: Stage, values: dict[str, Any], left: Findings) -> dict[st
         values |= {"load_in_8bit": False, "load_in_4bit": False}
     if values.get("lr_scheduler_type") == "cosine_with_min_lr":
         values.setdefault("min_lr_rate", 0.0)
+    if values.get("lr_scheduler_type") == "constant" and values.get("warmup_steps"):
+        left.wrong(
+            "", f"{echo('warmup_steps', values['warmup_steps'])}: `constant` has none; `constant_with_warmup` has"
+        )
+        values["warmup_steps"] = 0
     for applies, keys, why in _CLASHES:
         for key in keys if applies(values) else ():
             value = values.pop(key, None)
@@ -302,11 +307,6 @@ _CLASHES: tuple[tuple[Callable[[Mapping[str, Any]], bool], tuple[str, ...], str]
         lambda values: not values["use_peft"],
         ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"),
         "every weight is trained",
-    ),
-    (
-        lambda values: values.get("lr_scheduler_type") == "constant" and values.get("warmup_steps", 0) > 0,
-        ("warmup_steps",),
-        "`constant` has no warm-up; `constant_with_warmup` has",
     ),
     (
         lambda values: values.get("lr_scheduler_type") != "cosine_with_min_lr",

@@ -19,12 +19,12 @@ from msgspec import Struct
 from .errors import RecipeError
 from .files import existing
 from .findings import Entry, Findings
-from .foreign_keys import format_of, meaning
+from .foreign_keys import TRL_ONLY, format_of, meaning
 from .old_keys import is_old, read_old_keys
-from .recipe import RECIPES, WIRED, AnyRecipe, PipelineRecipe
+from .recipe import RECIPES, WIRED, AnyRecipe, PipelineRecipe, TrainRecipe
 from .stages import TRAINING_STAGES, Stage
 from .translate import translate
-from .wording import convert, echo, slip_of, wrong
+from .wording import convert, echo, is_of_type, slip_of
 
 COMMAND_LINE = "command line"
 _Layer = tuple[str, Mapping[str, Any]]
@@ -209,7 +209,16 @@ def _assemble(stage: Stage, layers: Sequence[_Layer], where: str) -> Reading:
         recipe = _build(stage, entries, where, findings)
     findings.check()
     assert recipe is not None
+    _note_adapter(recipe, layers, findings)
     return Reading(recipe=recipe, notes=tuple(findings.notes))
+
+
+def _note_adapter(recipe: AnyRecipe, layers: Sequence[_Layer], findings: Findings) -> None:
+    """Say that an adapter is trained where a recipe from TRL, by its other keys, asks for none."""
+    given = {key for _, values in layers for key in values}
+    if isinstance(recipe, TrainRecipe) and recipe.use_peft and "use_peft" not in given and given & TRL_ONLY:
+        base = " on an int8 base" if recipe.load_in_8bit and "load_in_8bit" not in given else ""
+        findings.note(f"`use_peft` is not given: LoRA{base} is trained here, where TRL would train every weight.")
 
 
 def _build(stage: Stage, entries: dict[str, Entry], where: str, findings: Findings) -> AnyRecipe | None:
@@ -234,6 +243,9 @@ def _build(stage: Stage, entries: dict[str, Entry], where: str, findings: Findin
         wrong = True
     if wrong:
         return None
+    if _counts_epochs(stage, checked):
+        checked["max_steps"] = -1
+        findings.note(f"{where}: `num_train_epochs` decides in the {stage} recipe, as `max_steps` is not given.")
     for key in _PATH_KEYS:
         if checked.get(key):
             checked[key] = _absolute(checked[key])
@@ -242,6 +254,12 @@ def _build(stage: Stage, entries: dict[str, Entry], where: str, findings: Findin
     except ValueError as error:
         findings.wrong(where, str(error))
         return None
+
+
+def _counts_epochs(stage: Stage, checked: Mapping[str, Any]) -> bool:
+    """Whether epochs were asked for where this engine's default is a number of steps, which would win over them."""
+    default = {field.name: field.default for field in _fields(RECIPES[stage])}.get("max_steps", -1)
+    return default != -1 and "num_train_epochs" in checked and "max_steps" not in checked
 
 
 def unknown_key(key: str, typed: str, value: Any, what: str, known: Mapping[str, Any]) -> str:
@@ -270,7 +288,7 @@ def _hint(key: str, value: Any, what: str, known: Mapping[str, Any]) -> str:
     if others:
         return f" It is one of the {' and '.join(others)} recipe{'s' * (len(others) > 1)}."
     near = slip_of(key, known)
-    return f" Did you mean `{near}`?" if near and wrong(value, known[near]) is None else ""
+    return f" Did you mean `{near}`?" if near and is_of_type(value, known[near]) else ""
 
 
 def _absolute(value: str) -> str:

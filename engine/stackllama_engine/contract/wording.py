@@ -48,6 +48,11 @@ def wrong(value: Any, wanted: Any) -> str | None:
     return None
 
 
+def is_of_type(value: Any, wanted: Any) -> bool:
+    """Whether a value is of a key's type, its bounds aside."""
+    return wrong(value, typing.Union[tuple(members(wanted))]) is None  # noqa: UP007 - of a list
+
+
 def echo(key: str, value: Any) -> str:
     """``key=value`` as it was typed, on one line and not too long."""
     if isinstance(value, str):
@@ -114,7 +119,8 @@ def _reason(error: msgspec.ValidationError, value: Any, wanted: Any) -> str:
     text = str(error).split(" - at ")[0]
     choices = _choices(wanted)
     if choices and ("enum value" in text or (isinstance(value, str) and "got `str`" in text)):
-        near = _nearest(str(value), choices)
+        items: list[Any] = typing.cast("list[Any]", value) if isinstance(value, list) else [value]
+        near = next((near for item in items if item not in choices and (near := _nearest(str(item), choices))), None)
         hint = f"; did you mean `{near}`?" if near else ""
         return f"it must be one of {', '.join(f'`{choice}`' for choice in choices)}{hint}"
     if is_steps(wanted):
