@@ -6,6 +6,7 @@ from stackllama_engine.contract.errors import StackllamaError
 from stackllama_engine.contract.recipe import AnyRecipe
 from stackllama_engine.contract.run_dir import Home
 from stackllama_engine.launch.inputs import INPUTS, check_input, resolve_inputs
+from stackllama_engine.launch.preflight import preflight
 
 from ..sanitise import one_line
 
@@ -41,7 +42,8 @@ def find_unusable(home: Home, inputs: Mapping[str, str], recipe: AnyRecipe | Non
     if wrong or recipe is None:
         return wrong
     try:
-        resolve_inputs(home, recipe)
+        resolved, _ = resolve_inputs(home, recipe)
+        preflight(resolved)
     except (StackllamaError, OSError) as error:
         return {"": str(error)}
     return {}

@@ -7,6 +7,8 @@ from .architecture import Architecture, Linear
 from .optimizer import Trained
 
 ALL_LINEAR = "all-linear"
+FUSED = ("w1", "w2", "w3", "gate_up_proj", "experts")
+"""Names by which PEFT and older checkpoints know the experts of a mixture."""
 _PREFIXES = ("", "model.layers.0.self_attn.", "model.layers.0.mlp.", "transformer.h.0.", "gpt_neox.layers.0.attention.")
 
 
@@ -27,6 +29,16 @@ def targets(arch: Architecture, modules: list[str] | str | None) -> tuple[Linear
     if isinstance(modules, str):
         return tuple(linear for linear in arch.adaptable if _matches(modules, linear.name))
     return tuple(linear for linear in arch.adaptable if _ends_alike(linear.name, modules))
+
+
+def names_experts(arch: Architecture, modules: list[str] | str | None) -> bool:
+    """Whether the recipe adapts the experts of a mixture, which PEFT does through their parameters."""
+    if not arch.expert or modules is None or modules == ALL_LINEAR:
+        return False
+    names = [*(linear.name for linear in arch.linears if linear.count > 1), *FUSED]
+    if isinstance(modules, str):
+        return any(_matches(modules, name) for name in names)
+    return any(one.rpartition(".")[2] in names for one in modules)
 
 
 def parameters(chosen: tuple[Linear, ...], rank: int, layers: int) -> int:

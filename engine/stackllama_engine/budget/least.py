@@ -4,7 +4,7 @@ Nothing is counted here that might not be there: no activations, no fragmentatio
 """
 
 from ..contract.recipe import MergeRecipe, PPORecipe, RewardRecipe, SFTRecipe
-from . import optimizer, sharding, weights
+from . import adapter, optimizer, sharding, weights
 from .architecture import Architecture
 from .parts import PhaseEstimate
 from .precision import Precision, native_bytes, precision_of
@@ -38,6 +38,12 @@ def unknown(
             "the experts of a mixture are not quantised; set `load_in_8bit: false`, `load_in_4bit: false` and "
             "`dtype: bfloat16`"
         )
+    if (
+        not isinstance(recipe, MergeRecipe)
+        and recipe.use_peft
+        and adapter.names_experts(arch, recipe.lora_target_modules)
+    ):
+        reasons.append("an adapter on the experts of a mixture is not counted")
     if shard and not isinstance(recipe, MergeRecipe) and not recipe.use_peft:
         reasons.append(f"full training shared out by {shard.kind} was never measured against this estimate")
     return "; ".join(reasons) or None

@@ -47,6 +47,8 @@ class Files(Struct, frozen=True, kw_only=True):
     """Names of tensors of the first layer and outside layers, to tell biases and ties by."""
     missing: int = 0
     expected: int = 0
+    names: tuple[str, ...] = ()
+    """Of the files that there should be."""
     promised: int = 0
     """Elements that the index says there are; 0: it does not."""
     promised_bytes: int = 0
@@ -89,6 +91,7 @@ def read_files(path: Path) -> Files:
         modules=frozenset(seen),
         missing=len(names) - len(present),
         expected=len(names),
+        names=tuple(names),
         promised=said.get("total_parameters", 0),
         promised_bytes=said.get("total_size", 0),
     )

@@ -29,6 +29,7 @@ from .data_check import data_notices
 from .gpus import visible_gpus
 from .inputs import resolve_inputs
 from .machine import git_commit, package_versions, resolve_machine
+from .preflight import preflight
 from .processes import run_processes
 from .reconcile import reconcile
 from .settings import check_settings
@@ -98,6 +99,7 @@ def prepare(home: Home, stage: Stage, recipe: AnyRecipe, name: str | None) -> tu
         raise UsageError(f"This is a {recipe.stage} recipe, not a {stage} recipe.")
     _check_name(home, stage, name)
     recipe, parents = resolve_inputs(home, recipe)
+    preflight(recipe)
     if secret := redactor().found_in(dump_recipe(recipe)):
         raise UsageError(
             f"The recipe holds the value of `{secret}`. A secret stays in the environment, where the stage finds it; "

@@ -1,0 +1,306 @@
+"""What a stage would refuse once it has begun, and its files say before: looked at for every stage at launch.
+
+Each row of :data:`CHECKS` is one question to a recipe and the files of its model. A pipeline asks all of them for all
+its stages, so that the last one's refusal is known before the first one runs. Of a hub model that is not in the cache
+nothing is known, and nothing is said. No check loads anything.
+"""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+from msgspec import Struct
+
+from ..budget import gguf, known, safetensors
+from ..budget.architecture import Architecture, read_architecture, read_config
+from ..contract.errors import RecipeError, RefusedError, StackllamaError, UsageError
+from ..contract.files import existing
+from ..contract.recipe import AnyRecipe, PipelineRecipe, PPORecipe, RewardRecipe, SFTRecipe
+from ..contract.stages import TRAINING_STAGES, Stage
+from .hub_cache import cached_model
+from .installed_types import can_classify, has_default_targets
+from .module_names import HEADS, TIED, module_names, short_names, taken, takes
+from .sections import PLACEHOLDER, stage_recipe
+from .token_ids import special_ids
+
+TrainingRecipe = SFTRecipe | RewardRecipe | PPORecipe
+_RESCALES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+"""Keys of a head that does more than a matrix product (``train/ppo/shared_base.py``)."""
+_RESCALES_UNSAID = {"gemma2": "final_logit_softcapping", "cohere": "logit_scale", "cohere2": "logit_scale"}
+"""Types whose configuration class does so where the file says nothing."""
+_POSITIONS = {
+    "gpt2": "n_positions", "gpt_bigcode": "n_positions", "openai-gpt": "n_positions",
+    "opt": "max_position_embeddings", "gpt_neo": "max_position_embeddings", "biogpt": "max_position_embeddings",
+}  # fmt: skip
+"""Types that learn a vector for each position, and the key that says how many."""
+
+
+class Case(Struct, frozen=True, kw_only=True):
+    """One stage, and what the files of its model say."""
+
+    recipe: TrainingRecipe
+    path: Path
+    """Directory or ``.gguf`` file."""
+    config: dict[str, Any]
+    """``config.json``."""
+    architecture: Architecture | None
+    """None: its sizes are not all there."""
+
+    @property
+    def text(self) -> dict[str, Any]:
+        """The language model's part of the configuration."""
+        inner = self.config.get("text_config")
+        return cast("dict[str, Any]", inner) if isinstance(inner, dict) else self.config
+
+    @property
+    def model_type(self) -> str:
+        """As transformers and PEFT look it up."""
+        given = self.config.get("model_type")
+        return given if isinstance(given, str) else ""
+
+    @property
+    def counted(self) -> Architecture | None:
+        """The architecture where its modules are known by name."""
+        return self.architecture if self.architecture and self.architecture.unknown is None else None
+
+
+class Check(Struct, frozen=True):
+    """One question; the answer is what is wrong and the way out, or None."""
+
+    name: str
+    find: Callable[[Case], str | None]
+    refuses: bool = False
+    """No change of the recipe but another model helps."""
+
+
+class Problem(Struct, frozen=True):
+    """One answer."""
+
+    stage: Stage
+    check: Check
+    text: str
+
+
+def find_problems(recipe: AnyRecipe) -> list[Problem]:
+    """What every stage of a recipe would refuse, in their order; empty where nothing is known to be wrong.
+
+    Args:
+        recipe: with its inputs resolved (:mod:`.inputs`).
+    """
+    cases = [case for one in _stages(recipe) if (case := _case(one))]
+    found = ((case.recipe.stage, check, check.find(case)) for case in cases for check in CHECKS)
+    return [Problem(stage, check, text) for stage, check, text in found if text]
+
+
+def preflight(recipe: AnyRecipe) -> None:
+    """Refuse what a stage would refuse later; all problems together.
+
+    Raises:
+        RecipeError: a change of the recipe is the way out.
+        RefusedError: another model is.
+    """
+    problems = find_problems(recipe)
+    if not problems:
+        return
+    error: type[StackllamaError] = RefusedError if any(one.check.refuses for one in problems) else RecipeError
+    if not isinstance(recipe, PipelineRecipe):
+        raise error(" ".join(one.text for one in problems))
+    by_text: dict[str, list[str]] = {}
+    for one in problems:
+        by_text.setdefault(one.text, []).append(str(one.stage))
+    raise error(" ".join(f"{', '.join(stages)}: {text}" for text, stages in by_text.items()))
+
+
+def _stages(recipe: AnyRecipe) -> list[TrainingRecipe]:
+    """The stages that train, each with the model that it will have."""
+    if isinstance(recipe, TrainingRecipe):
+        return [recipe]
+    if not isinstance(recipe, PipelineRecipe):
+        return []
+    base = stage_recipe(recipe, Stage.SFT)
+    assert isinstance(base, SFTRecipe)
+    model = {"model_name_or_path": base.model_name_or_path}
+    found: list[TrainingRecipe] = []
+    for stage in TRAINING_STAGES:
+        wired = model if stage is not Stage.PPO else model | {"reward_model_path": PLACEHOLDER}
+        part = stage_recipe(recipe, stage, wired if stage is not Stage.SFT else {})
+        assert isinstance(part, TrainingRecipe)
+        found.append(part)
+    return found
+
+
+def _case(recipe: TrainingRecipe) -> Case | None:
+    """None where the model's files are not here, or say nothing that could be read."""
+    name = recipe.model_name_or_path
+    path = existing(name) or (None if recipe.model_revision else cached_model(name))
+    if path is None:
+        return None
+    try:
+        config = read_config(path) if path.is_dir() else gguf.as_config(gguf.read_header(path), path)
+    except (UsageError, OSError):  # the stage says what is wrong with its model; here nothing is known
+        return None
+    try:
+        architecture = read_architecture(path)
+    except (UsageError, OSError):  # of a kind without the sizes that a budget needs, or torn: see _weights
+        architecture = None
+    return Case(recipe=recipe, path=path, config=config, architecture=architecture)
+
+
+def _weights(case: Case) -> str | None:
+    if not case.path.is_dir():
+        return None
+    try:
+        files = safetensors.read_files(case.path)
+    except UsageError as error:
+        return f"{error} Fetch or copy it again."
+    except OSError as error:
+        return f"{error.filename}: cannot be read: {error.strerror}."
+    if files.missing:
+        names = [name for name in files.names if not (case.path / name).is_file()]
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        return f"{case.path / names[0]}{more}: a weight file that the model's index names is missing; fetch it."
+    return None
+
+
+def _targets(case: Case) -> str | None:
+    recipe, arch = case.recipe, case.counted
+    if not recipe.use_peft or (isinstance(recipe, PPORecipe) and recipe.policy_adapter_path):
+        return None  # a continued adapter has its own
+    targets = recipe.lora_target_modules
+    has = f"the modules of {arch.model_type} are {', '.join(short_names(arch))}" if arch else ""
+    if targets is None:
+        if not case.model_type or has_default_targets(case.model_type) is not False:
+            return None
+        names = f"; {has}" if has else ", such as [q_proj, v_proj] where the model has them"
+        return (
+            f"`lora_target_modules` is needed: PEFT has no default for `{case.model_type[:40]}`{names}, or all-linear."
+        )
+    if arch is None:
+        return None
+    names = module_names(arch, recipe.stage)
+    if isinstance(targets, list):
+        absent = [target for target in targets if not takes(target, names)]
+        if not absent:
+            return None
+        said, wrong = ", ".join(absent), f"{arch.name} has no such module" + (" to adapt" if arch.expert else "")
+        return f"`lora_target_modules={said}`: {wrong}; {has}."
+    try:
+        if taken(targets, names):
+            return None
+        wrong = "is a pattern that matches the full name of no module"
+    except re.error as error:
+        wrong = f"is no pattern: {error}"
+    hint = f"; for several names write [{targets}]" if "," in targets else ""
+    return f"`lora_target_modules={targets}`: a text {wrong}{hint}; {has}."
+
+
+def _tied(case: Case) -> str | None:
+    """Targets that are the embedding and the head at once, and an SFT head, which TRL refuses once it is loaded."""
+    recipe, targets = case.recipe, case.recipe.lora_target_modules
+    if not recipe.use_peft or not targets:
+        return None
+    hit = _ends(targets, case) & TIED
+    if recipe.stage is Stage.SFT and (heads := hit & HEADS):
+        return (
+            f"`lora_target_modules` holds `{min(heads)}`: SFT computes its loss from the head's own weights and would "
+            "not train an adapter there; leave it out."
+        )
+    arch = case.counted
+    is_tied = arch.tied if arch else case.text.get("tie_word_embeddings") is True
+    if not hit or not is_tied or recipe.stage is Stage.REWARD:
+        return None
+    return (
+        f"`lora_target_modules` holds `{min(hit)}`: head and embedding of this model are one matrix "
+        "(`tie_word_embeddings`), so an adapter on one would change the other as well once it is merged; leave it out."
+    )
+
+
+def _ends(targets: list[str] | str, case: Case) -> set[str]:
+    """Last names of what the targets take; of a model whose modules are not known, of the targets themselves."""
+    if isinstance(targets, list):
+        return {target.rpartition(".")[2] for target in targets}
+    if case.counted is None:
+        return set()
+    try:
+        return {name.rpartition(".")[2] for name in taken(targets, module_names(case.counted, case.recipe.stage))}
+    except re.error:  # said by the row before
+        return set()
+
+
+def _classifier(case: Case) -> str | None:
+    if not isinstance(case.recipe, RewardRecipe) or can_classify(case.model_type) is not False:
+        return None
+    return (
+        f"`{case.model_type[:40]}`: transformers has no sequence-classification class for this architecture, which a "
+        "reward model is; choose a base of another one, or train PPO with a `reward_fn`."
+    )
+
+
+def _rescales(case: Case) -> str | None:
+    if not isinstance(case.recipe, PPORecipe):
+        return None
+    unsaid = _RESCALES_UNSAID.get(case.model_type)
+    scaling = [key for key in _RESCALES if case.text.get(key) not in (None, 1, 1.0)]
+    if unsaid and unsaid not in case.text:
+        scaling.append(unsaid)
+    if not scaling:
+        return None
+    said = f"`{case.model_type}` rescales its logits (`{scaling[0]}`), which PPO does not support yet"
+    return f"{said}; choose another base."
+
+
+def _length(case: Case) -> str | None:
+    key = _POSITIONS.get(case.model_type)
+    most = case.text.get(key) if key else None
+    most = most if most is not None or key is None else case.text.get("max_position_embeddings")  # as .gguf files say
+    if type(most) is not int or most < 1:
+        return None
+    recipe = case.recipe
+    if isinstance(recipe, PPORecipe):
+        longest = recipe.max_prompt_length - 1 + recipe.output_max_length - 1  # both bounds are open
+        named = f"`max_prompt_length={recipe.max_prompt_length}` and `output_max_length={recipe.output_max_length}`"
+        named += f" make up to {longest} tokens"
+    else:
+        longest, named = recipe.max_length, f"`max_length={recipe.max_length}`"
+    if longest <= most:
+        return None
+    return f"{named}: the model has learned {most} positions (`{key}`) and fails beyond; lower it to at most {most}."
+
+
+def _token_ids(case: Case) -> str | None:
+    rows = case.text.get("vocab_size")
+    if not case.path.is_dir() or type(rows) is not int:
+        return None
+    for role, (token, number) in special_ids(case.path).items():
+        if number >= rows:
+            return (
+                f"{case.path}: the tokenizer's {role} token {token[:40]!r} has the id {number}, and the model has rows "
+                f"for {rows} tokens; choose a {role} token below that in tokenizer_config.json, or resize the model's "
+                "embedding."
+            )
+    return None
+
+
+def _experts(case: Case) -> str | None:
+    recipe = case.recipe
+    if not recipe.quantised or not (count := known.experts_of(case.config)):
+        return None
+    key = "load_in_8bit" if recipe.load_in_8bit else "load_in_4bit"
+    return (
+        f"`{key}=true`: the {count} experts of each layer are one parameter, which bitsandbytes does not quantise, so "
+        f"they would take more than in 16 bits; set `{key}: false` and `dtype: bfloat16`."
+    )
+
+
+CHECKS: tuple[Check, ...] = (
+    Check("weights", _weights, refuses=True),
+    Check("classifier", _classifier, refuses=True),
+    Check("head", _rescales, refuses=True),
+    Check("token ids", _token_ids, refuses=True),
+    Check("experts", _experts),
+    Check("targets", _targets),
+    Check("tied targets", _tied),
+    Check("length", _length),
+)
+"""In the order in which they are told; a stage that comes to refuse something more adds a row."""
