@@ -87,9 +87,8 @@ def test_a_moved_base_is_applied_and_an_altered_one_refused(tmp_path: Path) -> N
     ]
     assert after(tmp_path, Stage.SFT, before, f"model_name_or_path={other}").refusal() is not None
     (one / "model.safetensors").write_bytes((other / "model.safetensors").read_bytes())
-    resuming._identity.cache_clear()
     refusal = changes(tmp_path / "step-000002", before).refusal()
-    assert refusal is not None and f"→ {one}" in refusal
+    assert refusal is not None and f"→ {one} with other weights" in refusal
 
 
 @pytest.mark.parametrize(("rank", "alpha", "refused"), [(16, 32, []), (8, 32, ["lora_r"]), (16, 64, ["lora_alpha"])])

@@ -81,7 +81,7 @@ def test_a_difference_within_the_noise_is_no_failure(found: float, effect: float
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("scale", "dtype"), [(1e-7, "bfloat16"), (1e-7, "float32"), (0.0, "bfloat16")])
+@pytest.mark.parametrize(("scale", "dtype"), [(1e-7, "bfloat16"), (0.0, "float32")])
 def test_an_adapter_too_small_to_verify_is_merged_and_says_so(
     base: Path, tmp_path: Path, merging: Callable[..., Any], scale: float, dtype: str
 ) -> None:

@@ -11,7 +11,7 @@ from stackllama_engine.contract.errors import StackllamaError
 from stackllama_engine.contract.run_dir import Home, RunDir
 from stackllama_engine.contract.stages import Stage
 
-from .in_process import attempt, finish
+from .in_process import attempt
 
 pytestmark = pytest.mark.slow
 
@@ -41,8 +41,14 @@ def test_a_stopped_run_resumes_or_is_refused_in_one_sentence(old: Path, name: st
     assert run.adapter.is_dir()
 
 
-@pytest.mark.parametrize("name", ["sft", "reward", "ppo"])
-def test_an_old_adapter_merges_with_its_base(old: Path, name: str) -> None:
+def test_an_old_adapter_merges_with_its_base_wherever_it_lies(old: Path) -> None:
     home = Home(old / "home")
-    _, facts = finish(home, old / "base", Stage.MERGE, f"adapter_path={home.run(name).adapter}", "dtype=float32")
-    assert facts["verified"]
+    keys = (f"adapter_path={home.run('reward').adapter}", "dtype=float32")
+    base = (old / "base").rename(old / "moved")
+    with attempt(home, base, Stage.MERGE, *keys) as lost, pytest.raises(StackllamaError, match="is not there any more"):
+        lost.train()
+    with attempt(home, base, Stage.MERGE, *keys, f"base_model_name_or_path={base}") as one:
+        facts = one.train()
+    base.rename(old / "base")
+    assert facts is not None and facts["verified"]
+    assert f"is now {base}" in one.health

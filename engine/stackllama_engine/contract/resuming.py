@@ -120,7 +120,8 @@ def changes(checkpoint: Path, recipe: TrainRecipe, *, check_base: bool = True) -
     refused = [change for change in different if change.key in REFUSED]
     base = next((change for change in different if change.key == MODEL), None)
     if (base or check_base) and not _same_weights(checkpoint, recipe, before.get(MODEL)):
-        refused.append(base or Change("the weights of", "those it was trained on", recipe.model_name_or_path))
+        name = recipe.model_name_or_path
+        refused.append(base or Change(MODEL, f"{name} as it was", f"{name} with other weights"))
     kept = [change for change in different if change.key in KEPT[recipe.stage]]
     step, most = step_of(checkpoint), int(now["max_steps"])
     return Changes(
@@ -195,19 +196,19 @@ def _equal(key: str, before: Any, now: Any) -> bool:
 
 def _same_weights(checkpoint: Path, recipe: TrainRecipe, before: Any) -> bool:
     """Whether the base is the one the checkpoint was trained on; true where nothing is left to tell."""
-    now = _identity(recipe.model_name_or_path, recipe.model_revision)
+    now = base_identity(recipe.model_name_or_path, recipe.model_revision)
     try:
         recorded = msgspec.json.decode((checkpoint / BASE_FILE).read_bytes(), type=dict[str, Any])
     except (OSError, msgspec.DecodeError):
         if not isinstance(before, str) or not Path(before).is_absolute() or not Path(before).exists():
             return True
-        recorded = _identity(before, None)
+        recorded = base_identity(before, None)
     return same_base(recorded, now)
 
 
 @functools.lru_cache(maxsize=4)
 def _identity(name: str, revision: str | None) -> dict[str, str | None]:
-    """Once a process: of a .gguf file every byte is read."""
+    """For every checkpoint of a process, once: of a .gguf file every byte is read."""
     return base_identity(name, revision)
 
 
