@@ -1,6 +1,7 @@
 """What sort of data source a name means; looks at names and files only, so that a launch can ask."""
 
 import re
+from pathlib import Path
 from typing import Literal
 
 from ..contract.errors import DataError
