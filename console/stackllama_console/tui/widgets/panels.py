@@ -20,20 +20,21 @@ _TEXT_LINES = 6
 
 
 def figure_lines(feed: Feed, evaluation: str = "") -> list[Text]:
-    """Every metric's first and newest value, the stage's own first; then how held-out prompts were answered."""
+    """Every metric's first and newest value, the stage's own first, under how held-out prompts were answered."""
     history = feed.history
     names = figures_for(feed.stage, history.last)
     if not names:
         return []
     lines = [Text(f"{'':{_LABEL}} {'first':>9} {'now':>9}", style="dim")]
+    if evaluation:  # above, because the panel shows no more than fits
+        parts = textwrap.wrap(f"held out: {evaluation}", len(lines[0]))
+        lines = [*(Text(part, style="dim") for part in parts), *lines]
     for name, label in names:
         first, last = history.first.get(name), history.last[name]
         line = Text(f"{cut(one_line(label), _LABEL):{_LABEL}} ")
         line.append(f"{number(first):>9} ", style="dim")
         line.append(f"{number(last):>9}", style="bold" if last is not None else "bold reverse")
         lines.append(line)
-    if evaluation:
-        lines += [Text(part, style="dim") for part in textwrap.wrap(f"held out: {evaluation}", _LABEL + 20)]
     return lines
 
 
