@@ -1,6 +1,6 @@
 """How the held-out prompts of a PPO run were answered: what stands beside every figure of an evaluation."""
 
-from typing import Any
+from typing import Any, cast
 
 from stackllama_engine.contract.run_dir import RunDir
 
@@ -11,8 +11,9 @@ def conditions(result: dict[str, Any]) -> str:
     Args:
         result: of a PPO run, with its ``temperature``: that of the recipe in runs that do not record it.
     """
-    after: Any = result.get("after")
-    temperature, prompts = result.get("temperature"), after.get("questions") if isinstance(after, dict) else None
+    after = result.get("after")
+    counted: dict[str, Any] = cast("dict[str, Any]", after) if isinstance(after, dict) else {}
+    temperature, prompts = result.get("temperature"), counted.get("questions")
     parts = [f"T = {temperature:g}"] if isinstance(temperature, int | float) else []
     parts.append("1 sample per prompt")
     return ", ".join([*parts, f"{prompts:,} prompts"] if isinstance(prompts, int) else parts)
@@ -35,5 +36,6 @@ def temperature_of(run: RunDir) -> float | None:
         values: Any = yaml.safe_load(run.recipe_file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError):  # `runs show` says what is wrong with it
         return None
-    given = values.get("temperature") if isinstance(values, dict) else None
+    keys: dict[str, Any] = cast("dict[str, Any]", values) if isinstance(values, dict) else {}
+    given = keys.get("temperature")
     return float(given) if isinstance(given, int | float) else None

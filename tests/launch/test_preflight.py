@@ -276,7 +276,8 @@ def test_module_names_are_those_of_transformers() -> None:
     from stackllama_engine.budget.shapes import architecture_of
 
     for model_type in sorted(TYPES):
-        config = CONFIG_MAPPING[model_type](num_hidden_layers=2)
+        make: Any = CONFIG_MAPPING[model_type]
+        config = make(num_hidden_layers=2)
         arch = architecture_of(json.loads(config.to_json_string(use_diff=False)), "m", "c", frozenset())
         for stage, auto in ((Stage.SFT, AutoModelForCausalLM), (Stage.REWARD, AutoModelForSequenceClassification)):
             if stage is Stage.REWARD and not installed_types.can_classify(model_type):

@@ -19,7 +19,7 @@ from stackllama_engine.launch import launcher
 from stackllama_engine.train.ppo import canary
 from stackllama_engine.train.ppo.losses import KLController
 from stackllama_engine.train.ppo.reward_scaling import RewardScaling
-from stackllama_engine.train.ppo.state import Trainables
+from stackllama_engine.train.ppo.state import Evaluations, Trainables
 
 from .in_process import finish
 from .toy import PPO
@@ -67,7 +67,7 @@ class Kept(Trainables):
             base, optimizer, scheduler, KLController(0.2, None, 1), RewardScaling(False, None, lambda x: x)
         )
 
-    def write(self, staging: Path, step: int, before: dict[str, Any], *, owes_evaluation: bool = False) -> None:
+    def write(self, staging: Path, step: int, evaluations: Evaluations) -> None:
         (staging / "policy").write_bytes(b"x" * 1000)
 
 

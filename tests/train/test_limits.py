@@ -37,6 +37,10 @@ TINY: dict[str, Any] = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention
 GPT2 = GPT2Config(n_embd=8, n_layer=1, n_head=2, n_positions=32, vocab_size=400, bos_token_id=1, eos_token_id=2)
 
 
+def tiny(**more: Any) -> dict[str, Any]:
+    return TINY | more
+
+
 class Told:
     """A reporter that keeps what it is told."""
 
@@ -111,7 +115,7 @@ def test_rotary_positions_beyond_training_are_told(base: Path) -> None:
 
 def test_a_token_without_an_embedding_is_refused_unless_no_text_becomes_it(base: Path) -> None:
     tokenizer = models.load_tokenizer(str(base))
-    model = LlamaForCausalLM(LlamaConfig(**TINY | {"vocab_size": len(tokenizer)}, intermediate_size=8))
+    model = LlamaForCausalLM(LlamaConfig(**tiny(vocab_size=len(tokenizer)), intermediate_size=8))
     limits.check_tokens(model, tokenizer, "m")
     tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})  # as Gemma 3's
     limits.check_tokens(model, tokenizer, "m")
@@ -123,7 +127,7 @@ def test_a_token_without_an_embedding_is_refused_unless_no_text_becomes_it(base:
 def bert(base: Path, path: Path, labels: int, most: int = 64) -> Path:
     """A classifier whose tokenizer has no end token and wraps every text itself."""
     tokenizer: Any = models.load_tokenizer(str(base))
-    config = BertConfig(**TINY, intermediate_size=8, max_position_embeddings=most, num_labels=labels, pad_token_id=0)
+    config = BertConfig(**tiny(num_labels=labels), intermediate_size=8, max_position_embeddings=most, pad_token_id=0)
     torch.manual_seed(0)
     BertForSequenceClassification(config).save_pretrained(path)
     PreTrainedTokenizerFast(
@@ -156,7 +160,7 @@ def test_a_reward_model_of_two_labels_is_refused_in_a_sentence(base: Path, tmp_p
     if kind == "bert":
         path = bert(base, tmp_path / "two", 2)
     else:
-        config = LlamaConfig(**TINY, intermediate_size=8, num_labels=2, id2label={0: "BAD", 1: "GOOD"}, pad_token_id=0)
+        config = LlamaConfig(**tiny(num_labels=2, id2label={0: "BAD", 1: "GOOD"}), intermediate_size=8, pad_token_id=0)
         path = saved(base, tmp_path / "two", LlamaForSequenceClassification(config))
     named = "BAD, GOOD" if kind == "llama" else "LABEL_0, LABEL_1"
     with pytest.raises(StageError, match=rf"gives 2 scores per text \({named}\), and a reward is one; name a model"):

@@ -93,14 +93,15 @@ def test_a_merge_that_changes_the_policy_is_not_used(base: Path, monkeypatch: py
 
     @contextmanager
     def wrong(self: SharedBase) -> Iterator[None]:
+        weight: Any = self.trunk.get_submodule("norm").weight
         with real(self):
             if self.decoding.merge:
-                self.trunk.get_submodule("norm").weight.data *= 2
+                weight.data *= 2
             try:
                 yield
             finally:
                 if self.decoding.merge:
-                    self.trunk.get_submodule("norm").weight.data /= 2
+                    weight.data /= 2
 
     monkeypatch.setattr(SharedBase, "sampling", wrong)
     notices = checked(recipe, shared)
@@ -205,4 +206,5 @@ def test_rows_leave_layers_that_keep_recurrent_states() -> None:
     layer.update_conv_state(torch.arange(3.0).view(3, 1, 1))
     cache.reorder_cache(torch.tensor([2]))
     assert [layer.keys.flatten().tolist() for layer in cache.layers] == [[2.0], [2.0]]
-    assert layer.conv_states[0].flatten().tolist() == [2.0]
+    states: Any = layer.conv_states[0]
+    assert states.flatten().tolist() == [2.0]

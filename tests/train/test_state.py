@@ -7,7 +7,7 @@ import torch
 
 from stackllama_engine.train.ppo.losses import KLController
 from stackllama_engine.train.ppo.reward_scaling import RewardScaling
-from stackllama_engine.train.ppo.state import Trainables
+from stackllama_engine.train.ppo.state import Evaluations, Trainables
 from stackllama_engine.train.ppo.update import Updater
 
 from .update_kit import Toy, alone, toy
@@ -38,7 +38,7 @@ def test_a_run_goes_on_with_all_that_had_changed(base: Path, tmp_path: Path) -> 
     one, other = toy(base), toy(base)
     straight, resumed = trainables(one), trainables(other)
     make_a_step(straight, one)
-    straight.write(tmp_path, 1, {})
+    straight.write(tmp_path, 1, Evaluations({}))
     progress = resumed.load(tmp_path)
     assert (progress.step, resumed.controller.coef) == (1, straight.controller.coef)
     assert resumed.controller.coef != 0.2

@@ -189,9 +189,9 @@ def _equal(key: str, before: Any, now: Any) -> bool:
         return before == now
     if isinstance(before, list) and not isinstance(now, list):  # PEFT wrote out what `all-linear` or its default meant
         return True
-    return before == now or (
-        isinstance(before, list) and isinstance(now, list) and sorted(map(str, before)) == sorted(map(str, now))
-    )  # fmt: skip
+    if isinstance(before, list) and isinstance(now, list):
+        return sorted(map(str, cast("list[Any]", before))) == sorted(map(str, cast("list[Any]", now)))
+    return before == now
 
 
 def _same_weights(checkpoint: Path, recipe: TrainRecipe, before: Any) -> bool:

@@ -258,8 +258,8 @@ def _length(case: Case) -> str | None:
         return None
     recipe = case.recipe
     if isinstance(recipe, PPORecipe):
-        longest = recipe.max_prompt_length - 1 + recipe.output_max_length - 1  # both bounds are open
-        named = f"`max_prompt_length={recipe.max_prompt_length}` and `output_max_length={recipe.output_max_length}`"
+        longest = recipe.max_prompt_length - 1 + recipe.longest_response  # a longer prompt is dropped
+        named = f"`max_prompt_length={recipe.max_prompt_length}` and `response_length={recipe.longest_response}`"
         named += f" make up to {longest} tokens"
     else:
         longest, named = recipe.max_length, f"`max_length={recipe.max_length}`"

@@ -79,7 +79,8 @@ def check_tokens(model: Any, tokenizer: "PreTrainedTokenizerBase", name: str) ->
     vocabulary = tokenizer.get_vocab()
     if max(vocabulary.values(), default=-1) < rows:
         return
-    used = {tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id}
+    names: tuple[Any, ...] = ("pad_token_id", "eos_token_id", "bos_token_id", "unk_token_id")
+    used = {getattr(tokenizer, name) for name in names}
     unused = set(tokenizer.all_special_ids) - used
     unused |= {index for index, token in tokenizer.added_tokens_decoder.items() if token.special} - used
     beyond = sorted((index, token) for token, index in vocabulary.items() if index >= rows and index not in unused)

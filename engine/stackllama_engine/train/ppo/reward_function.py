@@ -68,6 +68,7 @@ class RewardFunction:
             StageError: it raised, again and again where that could pass, or gave something else; the text names the
                 response.
         """
+        values: list[Any] | None = None
         for seconds in (*_WAITS, None):
             try:
                 values = _as_list(self._function(questions=list(questions), responses=list(responses)))
