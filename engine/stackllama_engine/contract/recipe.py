@@ -51,12 +51,15 @@ class SFTRecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     per_device_eval_batch_size: Annotated[int, about("Sequences a device in evaluation.", ge=1)] = 4
     max_steps: Annotated[int, about("Optimizer steps; -1: `num_train_epochs` decides.", ge=-1)] = -1
     num_train_epochs: Annotated[float, about("Passes over the data when `max_steps` is -1.", gt=0)] = 1.0
-    max_length: Annotated[int, about("Tokens a sequence; packed chunks have exactly this length.", ge=8)] = 1024
+    max_length: Annotated[int, about("Tokens per sequence.", ge=8)] = 1024
     packing: Annotated[bool, about("Fill every sequence with several answers.")] = True
     packing_strategy: Annotated[
         Literal["wrapped", "bfd", "bfd_split"],
-        about("`wrapped`: fixed chunks with EOS between answers, as published; `bfd`: TRL's best-fit decreasing."),
-    ] = "wrapped"
+        about(
+            "`bfd`: whole answers by best fit (arXiv:2404.10830), none sees another, longer ones are cut; `bfd_split`: "
+            "longer ones are split; `wrapped`: one text cut into chunks, answers see those before, as in 2023."
+        ),
+    ] = "bfd"
     eval_steps: Annotated[Steps, about(EVAL_HELP)] = 1000
 
 

@@ -5,27 +5,26 @@ head is float32, and the final figures are computed pair by pair over the whole 
 averaged over batches.
 """
 
-from collections.abc import Callable
 from typing import Any
 
-import torch
 from datasets import Dataset, IterableDataset
-from torch.nn.functional import logsigmoid
 from trl.trainer.reward_config import RewardConfig
 from trl.trainer.reward_trainer import RewardTrainer
 
-from ..contract.errors import DataError
 from ..contract.recipe import RewardRecipe
 from . import checkpoint, hf_trainer, limits, models
+from .evaluation import PairWeighted, pair_figures, pair_scores
 from .guard import Guarded
-from .rows import encode_text, evaluation_rows, training_rows
+from .overlap import COLUMN, Overlap, question_hash
+from .pair_filter import PairFilter, pair_notices
+from .rows import encode_text, evaluation_rows, report_columns, training_rows
 from .session import Session
 
 _COLUMNS = ("question", "response_j", "response_k")
 
 
-class GuardedRewardTrainer(Guarded, RewardTrainer):
-    """TRL's, which survives a NaN and a full disk."""
+class GuardedRewardTrainer(Guarded, PairWeighted, RewardTrainer):
+    """TRL's, which survives a NaN and a full disk, and evaluates pair by pair."""
 
 
 def run(recipe: RewardRecipe, session: Session) -> dict[str, Any]:
@@ -43,17 +42,25 @@ def run(recipe: RewardRecipe, session: Session) -> dict[str, Any]:
         return {
             "chosen_ids": encode_text(tokenizer, row["question"], row["response_j"]),
             "rejected_ids": encode_text(tokenizer, row["question"], row["response_k"]),
+            COLUMN: question_hash(row["question"]),
         }
 
+    report_columns(recipe, _COLUMNS, reporter)
     with session.main_first():
-        short_enough, short_enough_held_out = LengthFilter(recipe.max_length), LengthFilter(recipe.max_length)
-        train_pairs = short_enough(training_rows(recipe, session.run, _COLUMNS, encode))
-        held_out = short_enough_held_out(evaluation_rows(recipe, session.run, _COLUMNS, encode))
-    if short_enough.dropped or short_enough_held_out.dropped:
-        reporter.health(
-            f"{short_enough.dropped} training and {short_enough_held_out.dropped} evaluation pairs dropped: "
-            f"one of their texts is longer than {recipe.max_length} tokens"
-        )
+        training, held_out = PairFilter(recipe.max_length), PairFilter(recipe.max_length)
+        eval_pairs = held_out(evaluation_rows(recipe, session.run, _COLUMNS, encode))
+        assert isinstance(eval_pairs, Dataset)
+        overlap = Overlap(eval_pairs)
+        train_pairs = overlap.watch(training(training_rows(recipe, session.run, _COLUMNS, encode)))
+
+    def report_rows() -> None:
+        for notice in (*pair_notices(training, held_out), overlap.notice(recipe)):
+            if notice:
+                reporter.health(notice)
+
+    streamed = isinstance(train_pairs, IterableDataset)
+    if not streamed:
+        report_rows()
     if notice := models.padding_notice(tokenizer):
         reporter.health(notice)
     base = models.load_reward_base(recipe, models.pad_id(tokenizer), session.device)
@@ -70,7 +77,7 @@ def run(recipe: RewardRecipe, session: Session) -> dict[str, Any]:
             disable_dropout=False,  # TRL's default would turn off the recipe's lora_dropout
         ),
         train_dataset=train_pairs,
-        eval_dataset=held_out,
+        eval_dataset=eval_pairs.remove_columns(COLUMN),
         processing_class=tokenizer,
         callbacks=[callback],
     )
@@ -78,86 +85,14 @@ def run(recipe: RewardRecipe, session: Session) -> dict[str, Any]:
     with hf_trainer.saving_first(trainer, callback):
         hf_trainer.fit(trainer, callback, recipe, session)
         reporter.phase("evaluate")
-        figures = pair_figures(held_out_scores(trainer, callback.look))
+        figures = pair_figures(pair_scores(trainer, trainer.get_eval_dataloader(), callback.look))
+    if streamed:  # counted as they came
+        report_rows()
     reporter.metrics(trainer.state.global_step, {f"eval_{name}": value for name, value in figures.items()})
     hf_trainer.save(trainer, tokenizer, recipe, session)
     return {
         **figures,
         "steps": trainer.state.global_step,
-        "dropped_too_long": short_enough.dropped + short_enough_held_out.dropped,
+        "dropped_too_long": training.too_long + held_out.too_long,
+        "dropped_identical": training.identical + held_out.identical,
     }
-
-
-def held_out_scores(trainer: RewardTrainer, each_batch: Callable[[], None] = lambda: None) -> torch.Tensor:
-    """Scores of every held-out pair, over all ranks; ``each_batch`` is called on every rank between batches.
-
-    Returns:
-        float32 ``[N, 2]`` on the CPU: the better text's score, the worse text's.
-    """
-    model: Any = trainer.model
-    model.eval()
-    scores: list[torch.Tensor] = []
-    with torch.no_grad():
-        for batch in trainer.get_eval_dataloader():
-            each_batch()
-            inputs = trainer._prepare_inputs(batch)
-            with trainer.compute_loss_context_manager():
-                both = model(**inputs, use_cache=False).logits.squeeze(-1).float()  # [2B]: better, then worse
-            pairs = torch.stack(both.chunk(2), dim=1)
-            gathered: Any = trainer.accelerator.gather_for_metrics(pairs)
-            scores.append(gathered.cpu())
-    return torch.cat(scores)
-
-
-def pair_figures(scores: torch.Tensor) -> dict[str, float]:
-    """Figures of a set of scored pairs.
-
-    Args:
-        scores: ``[N, 2]``, the better text's score first.
-
-    Returns:
-        ``accuracy`` over the pairs whose scores differ, ``ties`` (equal scores, counted apart), ``margin`` (mean
-        difference), ``loss`` (Bradley-Terry: −log σ(difference)), ``mean_reward`` and the number of ``pairs``.
-    """
-    margin = scores[:, 0] - scores[:, 1]
-    ties = int((margin == 0).sum())
-    return {
-        "accuracy": int((margin > 0).sum()) / max(margin.numel() - ties, 1),
-        "margin": float(margin.mean()),
-        "loss": float(-logsigmoid(margin).mean()),
-        "mean_reward": float(scores.mean()),
-        "pairs": margin.numel(),
-        "ties": ties,
-    }
-
-
-class LengthFilter:
-    """Keeps pairs whose texts both fit, and counts those that do not.
-
-    Args:
-        max_length: most tokens a text may have.
-    """
-
-    def __init__(self, max_length: int) -> None:
-        self.max_length = max_length
-        self.dropped = 0
-
-    def __call__(self, pairs: Dataset | IterableDataset) -> Dataset | IterableDataset:
-        """The pairs that fit; those of a stream are dropped and counted as they come.
-
-        Raises:
-            DataError: none fits.
-        """
-        if isinstance(pairs, IterableDataset):
-            return pairs.filter(self._fits)
-        kept = pairs.filter(self._fits, load_from_cache_file=False)
-        if not len(kept):
-            raise DataError(
-                f"None of {len(pairs)} pairs has both texts within `max_length: {self.max_length}` tokens; raise it."
-            )
-        return kept
-
-    def _fits(self, row: dict[str, list[int]]) -> bool:
-        fits = max(len(row["chosen_ids"]), len(row["rejected_ids"])) <= self.max_length
-        self.dropped += not fits
-        return fits

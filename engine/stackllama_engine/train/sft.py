@@ -1,26 +1,43 @@
 """Supervised fine-tuning: TRL's SFTTrainer on the better answer of each pair.
 
-Departs from the published script in two places: prompt and answer are tokenised apart (see :mod:`.rows`), and what
-trains stays float32 on a quantised base (see :func:`.models.trainables_to_fp32`).
+Departs from the published script in four places: prompt and answer are tokenised apart (see :mod:`.rows`), packed
+answers do not see each other unless ``packing_strategy`` is ``wrapped`` (see :mod:`.packing`), what trains stays
+float32 on a quantised base (see :func:`.models.trainables_to_fp32`), and the evaluation weighs every token alike
+(:mod:`.evaluation`).
 """
 
 from typing import Any
 
+from datasets import Dataset, IterableDataset
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from ..contract.recipe import SFTRecipe
 from . import checkpoint, hf_trainer, limits, models
 from .answers import Answers
+from .evaluation import TokenWeighted
 from .guard import Guarded
-from .rows import encode_text, evaluation_rows, training_rows
+from .lengths import PROMPT, LengthLimit
+from .overlap import COLUMN, Overlap, question_hash
+from .packing import Collator, check_apart, keeps_apart
+from .rows import encode_answer, encode_prompt, evaluation_rows, report_columns, training_rows
 from .session import Session
 
 _COLUMNS = ("question", "response_j")
 
 
-class GuardedSFTTrainer(Guarded, SFTTrainer):
-    """TRL's, which survives a NaN and a full disk."""
+class GuardedSFTTrainer(Guarded, TokenWeighted, SFTTrainer):
+    """TRL's, which survives a NaN and a full disk, evaluates token by token, and counts the tokens of packed rows."""
+
+    def compute_loss(self, model: Any, inputs: Any, *arguments: Any, **named: Any) -> Any:
+        """TRL's loss; of packed rows without a mask it would count one row's tokens for all."""
+        in_rows, before = inputs.pop("num_tokens", None), self._total_train_tokens
+        loss = super().compute_loss(model, inputs, *arguments, **named)
+        if in_rows is not None:
+            tokens: Any = self.accelerator.gather(in_rows.sum())
+            self._total_train_tokens = before + int(tokens.sum())
+            self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
+        return loss
 
 
 def run(recipe: SFTRecipe, session: Session) -> dict[str, Any]:
@@ -35,11 +52,27 @@ def run(recipe: SFTRecipe, session: Session) -> dict[str, Any]:
     tokenizer = models.load_tokenizer(recipe.model_name_or_path, recipe.model_revision)
 
     def encode(row: dict[str, Any]) -> dict[str, Any]:
-        return {"input_ids": encode_text(tokenizer, row["question"], row["response_j"])}
+        prompt = encode_prompt(tokenizer, row["question"])
+        ids = prompt + encode_answer(tokenizer, row["response_j"].strip())
+        return {"input_ids": ids, PROMPT: len(prompt), COLUMN: question_hash(row["question"])}
 
+    report_columns(recipe, _COLUMNS, reporter)
+    training = LengthLimit(recipe.max_length, cuts=not recipe.packing or recipe.packing_strategy == "bfd")
+    held_out = LengthLimit(recipe.max_length, cuts=True)  # evaluation is never packed
     with session.main_first():
-        train_rows = training_rows(recipe, session.run, _COLUMNS, encode)
-        eval_rows = evaluation_rows(recipe, session.run, _COLUMNS, encode)
+        eval_rows = held_out(evaluation_rows(recipe, session.run, _COLUMNS, encode))
+        assert isinstance(eval_rows, Dataset)
+        overlap = Overlap(eval_rows)
+        train_rows = overlap.watch(training(training_rows(recipe, session.run, _COLUMNS, encode)))
+
+    def report_rows() -> None:
+        for notice in (training.notice("training"), held_out.notice("evaluation"), overlap.notice(recipe)):
+            if notice:
+                reporter.health(notice)
+
+    streamed = isinstance(train_rows, IterableDataset)
+    if not streamed:
+        report_rows()
     base = models.load_causal_lm(recipe, session.device)
     limits.check_tokens(base, tokenizer, recipe.model_name_or_path)
     limits.check_length(
@@ -58,16 +91,22 @@ def run(recipe: SFTRecipe, session: Session) -> dict[str, Any]:
             shuffle_dataset=True,  # before packing: pairs of one question lie side by side
         ),
         train_dataset=train_rows,
-        eval_dataset=eval_rows,
+        eval_dataset=eval_rows.remove_columns(COLUMN),
         processing_class=tokenizer,
         callbacks=[callback],
     )
     hf_trainer.rehearse_save(trainer, tokenizer, recipe, session)
+    collator = Collator(models.pad_id(tokenizer), flat=recipe.attn_implementation == "flash_attention_2")
+    trainer.data_collator = collator  # TRL refuses another one in its constructor when it packs
+    if keeps_apart(recipe):
+        check_apart(recipe, trainer.model, collator, trainer.compute_loss_context_manager())
     with hf_trainer.saving_first(trainer, callback):
         hf_trainer.fit(trainer, callback, recipe, session)
         reporter.phase("evaluate")
         evaluation = hf_trainer.final_evaluation(trainer)
     hf_trainer.save(trainer, tokenizer, recipe, session)
+    if streamed:  # counted as they came
+        report_rows()
     losses = hf_trainer.logged(trainer, "loss")
     return {
         "loss_first": losses[0],
@@ -75,4 +114,6 @@ def run(recipe: SFTRecipe, session: Session) -> dict[str, Any]:
         "eval_loss": evaluation["eval_loss"],
         "steps": trainer.state.global_step,
         "tokens": int(hf_trainer.logged(trainer, "num_tokens")[-1]),
+        "cut_too_long": training.cut + held_out.cut,
+        "dropped_too_long": training.dropped + held_out.dropped,
     }

@@ -9,8 +9,9 @@ import torch
 from ...contract.errors import DataError
 from ...contract.recipe import PPORecipe
 from ...data.sources import unique_questions
+from ..overlap import overlap_notice
 from ..report import Reporter
-from ..rows import encode_prompt, source_rows
+from ..rows import encode_prompt, report_columns, source_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -75,6 +76,15 @@ def load_prompts(
             f"{recipe.max_prompt_length}` tokens; raise it."
         )
     return kept
+
+
+def report_prompts(recipe: PPORecipe, training: list[Prompt], held_out: list[Prompt], reporter: Reporter) -> None:
+    """Say how prompts are made of the source's columns, and whether held-out ones are trained on."""
+    report_columns(recipe, ("question",), reporter)
+    trained = {prompt.question for prompt in training}
+    shared = sum(prompt.question in trained for prompt in held_out)
+    if notice := overlap_notice(recipe, shared, len(held_out), "prompts"):
+        reporter.health(notice)
 
 
 def _questions(recipe: PPORecipe, split: str) -> Iterator[str]:

@@ -24,7 +24,7 @@ from .experience import Experience
 from .figures import Scores, figures, objective, response_kl, side_by_side, throughput
 from .mismatch import SamplerCheck
 from .model_checks import check_policy
-from .prompts import Prompt, Prompts, load_prompts
+from .prompts import Prompt, Prompts, load_prompts, report_prompts
 from .recovery import Abandoned, Together
 from .reward_scaling import RewardScaling
 from .rewards import Rewards
@@ -81,8 +81,10 @@ class PPO:
         self.rewards = Rewards(recipe, self.base, self.tokenizer, self.reporter)
         if notice := models.padding_notice(self.tokenizer):
             self.reporter.health(notice)
-        self.prompts = Prompts(self._load(recipe.dataset_train_split, recipe.max_train_samples), recipe.seed)
+        training = self._load(recipe.dataset_train_split, recipe.max_train_samples)
+        self.prompts = Prompts(training, recipe.seed)
         self.held_out = self._load(recipe.dataset_test_split, recipe.max_eval_samples)
+        report_prompts(recipe, training, self.held_out, self.reporter)
         self._check_lengths()
         self.steps = total_steps(recipe, len(self.prompts), session.world_size)
         optimizer = optimizers.build(recipe, groups(self.base, recipe))

@@ -1,0 +1,117 @@
+"""Evaluation figures over all tokens or all pairs, not means of batch means.
+
+The mean of the batches' means gives a token of a short batch more weight than one of a long batch, so that it changes
+with ``per_device_eval_batch_size`` and with the number of processes (transformers#24839, #39241). Here every row's sums
+are added up over the whole evaluation and over all ranks; rows that ranks share to fill the last batch count once.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+from transformers.trainer_utils import EvalLoopOutput
+
+if TYPE_CHECKING:
+    from torch.utils.data import DataLoader
+    from transformers import Trainer
+
+    _Base = Any  # TRL's trainers come after it
+else:
+    _Base = object
+
+
+class TokenWeighted(_Base):
+    """Mixed into TRL's SFTTrainer, before it: evaluation figures per token."""
+
+    _sums: list[Tensor]
+
+    def prediction_step(
+        self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[Tensor | None, None, None]:
+        """One batch: its sums are kept for :meth:`evaluation_loop`, its mean is returned."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            outputs = model(**inputs, use_cache=False, fused_lm_head=True)
+        rows = torch.stack(
+            [
+                one.float().sum(dim=1)
+                for one in (-outputs.log_probs, outputs.label_mask, outputs.entropy, outputs.is_top1)
+            ],
+            dim=1,
+        )  # [B, 4]
+        gathered: Any = self.accelerator.gather_for_metrics(rows)
+        self._sums.append(gathered.double().sum(dim=0).cpu())
+        nll, tokens = rows.sum(dim=0)[:2]
+        return nll / tokens.clamp(min=1), None, None
+
+    def evaluation_loop(self, *arguments: Any, metric_key_prefix: str = "eval", **named: Any) -> EvalLoopOutput:
+        """The evaluation, with figures of all its tokens."""
+        self._sums = []
+        output = super().evaluation_loop(*arguments, metric_key_prefix=metric_key_prefix, **named)
+        nll, tokens, entropy, correct = torch.stack(self._sums).sum(dim=0).tolist()
+        tokens = max(tokens, 1.0)
+        figures = {"loss": nll / tokens, "entropy": entropy / tokens, "mean_token_accuracy": correct / tokens}
+        assert output.metrics is not None
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in figures.items()})
+        return output
+
+
+class PairWeighted(_Base):
+    """Mixed into TRL's RewardTrainer, before it: evaluation figures per pair."""
+
+    def evaluation_loop(
+        self, dataloader: "DataLoader[Any]", *arguments: Any, metric_key_prefix: str = "eval", **named: Any
+    ) -> EvalLoopOutput:
+        """The evaluation: :func:`pair_figures` of all its pairs."""
+
+        def each_batch() -> None:
+            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+
+        scores = pair_scores(self, dataloader, each_batch)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in pair_figures(scores).items()}
+        return EvalLoopOutput(predictions=scores.numpy(), label_ids=None, metrics=metrics, num_samples=len(scores))
+
+
+def pair_scores(trainer: "Trainer", batches: "DataLoader[Any]", each_batch: Callable[[], None]) -> Tensor:
+    """Scores of every pair, over all ranks; ``each_batch`` is called on every rank before each batch.
+
+    Returns:
+        float32 ``[N, 2]`` on the CPU: the better text's score, the worse text's.
+    """
+    model: Any = trainer.model
+    model.eval()
+    scores: list[Tensor] = []
+    with torch.no_grad():
+        for batch in batches:
+            each_batch()
+            inputs = trainer._prepare_inputs(batch)
+            with trainer.compute_loss_context_manager():
+                both = model(**inputs, use_cache=False).logits.squeeze(-1).float()  # [2B]: better, then worse
+            pairs = torch.stack(both.chunk(2), dim=1)
+            gathered: Any = trainer.accelerator.gather_for_metrics(pairs)
+            scores.append(gathered.cpu())
+    return torch.cat(scores)
+
+
+def pair_figures(scores: Tensor) -> dict[str, float]:
+    """Figures of a set of scored pairs.
+
+    Args:
+        scores: ``[N, 2]``, the better text's score first.
+
+    Returns:
+        ``accuracy`` over the pairs whose scores differ, ``ties`` (equal scores, counted apart), ``margin`` (mean
+        difference), ``loss`` (Bradley-Terry: −log σ(difference)), ``mean_reward`` and the number of ``pairs``.
+    """
+    margin = scores[:, 0] - scores[:, 1]
+    ties = int((margin == 0).sum())
+    return {
+        "accuracy": int((margin > 0).sum()) / max(margin.numel() - ties, 1),
+        "margin": float(margin.mean()),
+        "loss": float(-logsigmoid(margin).mean()),
+        "mean_reward": float(scores.mean()),
+        "pairs": margin.numel(),
+        "ties": ties,
+    }

@@ -1,0 +1,73 @@
+"""Rows of supervised fine-tuning that ``max_length`` changes: counted, said, and dropped where no answer is left.
+
+Without packing, and packed by ``bfd``, a sequence longer than ``max_length`` loses its end: part of the answer and the
+end token, which the model then does not learn to write after it. A row whose prompt alone fills the sequence would
+train on a question without an answer; it is dropped. ``bfd_split`` makes several sequences of a long row, and
+``wrapped`` cuts everywhere by design: there nothing is lost.
+"""
+
+from typing import Any
+
+from datasets import Dataset, IterableDataset
+
+from ..contract.errors import DataError
+
+PROMPT = "prompt_length"
+"""Column: tokens of the prompt."""
+
+
+class LengthLimit:
+    """Counts the rows that are cut and drops those without room for an answer.
+
+    Args:
+        max_length: tokens of a sequence.
+        cuts: whether longer rows are cut; otherwise they are split, and all are kept.
+    """
+
+    def __init__(self, max_length: int, *, cuts: bool) -> None:
+        self.max_length = max_length
+        self.dropped = 0
+        self.cut = 0
+        """Rows that lose their end, the end token at least."""
+        self.only_end = 0
+        """Those of them that lose the end token alone."""
+        self._cuts = cuts
+
+    def __call__(self, rows: Dataset | IterableDataset) -> Dataset | IterableDataset:
+        """The rows with room for an answer, without their prompt length; those of a stream are counted as they come.
+
+        Raises:
+            DataError: none has.
+        """
+        if isinstance(rows, IterableDataset):
+            return rows.filter(self._keep).remove_columns(PROMPT)
+        kept = rows.filter(self._keep, load_from_cache_file=False)
+        if not len(kept):
+            raise DataError(
+                f"`max_length={self.max_length}`: none of {len(rows)} rows has a prompt that leaves room for an "
+                "answer; raise it."
+            )
+        return kept.remove_columns(PROMPT)
+
+    def notice(self, what: str) -> str | None:
+        """What to say of these rows (``training``, ``evaluation``), or None."""
+        parts: list[str] = []
+        if self.cut:
+            parts.append(
+                f"{self.cut} {what} rows are cut to `max_length={self.max_length}` tokens and train no end of an answer"
+                + (f" ({self.only_end} lose only the end token)" if self.only_end else "")
+            )
+        if self.dropped:
+            parts.append(f"{self.dropped} {what} rows dropped: their prompt alone fills {self.max_length} tokens")
+        return "; ".join(parts) or None
+
+    def _keep(self, row: dict[str, Any]) -> bool:
+        if not self._cuts:
+            return True
+        if row[PROMPT] >= self.max_length:
+            self.dropped += 1
+            return False
+        over = len(row["input_ids"]) - self.max_length
+        self.cut += over > 0
+        self.only_end += over == 1
+        return True

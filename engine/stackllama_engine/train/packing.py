@@ -1,0 +1,117 @@
+"""Packed rows in which no answer sees another: one collator, and the measurement that a model takes part.
+
+Positions restart with every document and no mask is passed; from both transformers derives a mask in which a token
+sees its own document alone (``masking_utils.find_packed_sequence_indices``). Rows stay ``[B, L]``. TRL's own collator
+lays the whole batch end to end instead, which flash attention's kernels for ragged batches need, but every other kernel
+would pay for with a mask of ``[B·L, B·L]``; it is used with ``flash_attention_2`` alone.
+
+Not every model listens: some take no positions, some mix tokens outside of attention. So it is measured (:func:`leak`).
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+from ..contract.errors import StageError
+from ..contract.recipe import SFTRecipe
+
+MOST_LEAK = 0.1
+"""Of what a document changes when it follows another one openly. Rounding is far below, the smallest fault above."""
+_LENGTH = 12  # tokens of each of the two documents that are measured
+
+Batch = dict[str, Any]
+
+
+class Collator:
+    """Batches of fine-tuning: packed rows with their documents apart, other rows padded.
+
+    Args:
+        pad_token_id: fills up rows.
+        flat: whether packed rows are laid end to end, for flash attention.
+    """
+
+    def __init__(self, pad_token_id: int, *, flat: bool) -> None:
+        self._padded = DataCollatorForLanguageModeling(pad_token_id)
+        self._packed = DataCollatorForLanguageModeling(pad_token_id, padding_free=flat, return_position_ids=not flat)
+        self._flat = flat
+
+    def __call__(self, rows: list[Batch]) -> Batch:
+        """A batch for the model; of packed rows also ``num_tokens`` ``[B]``, which the trainer takes out again."""
+        if "seq_lengths" not in rows[0]:
+            return self._padded(rows)
+        batch = self._packed(rows)
+        if not self._flat:
+            batch["num_tokens"] = batch.pop("attention_mask").sum(
+                dim=1
+            )  # [B]; with a mask, positions are not looked at
+            # The first token of a document is predicted from the one before, which is another's. Padding has position
+            # 0 throughout: each of its tokens is a document of its own.
+            batch["labels"][batch["position_ids"] == 0] = -100
+        return batch
+
+
+def keeps_apart(recipe: SFTRecipe) -> bool:
+    """Whether a recipe packs several answers into a row and keeps them apart."""
+    return recipe.packing and recipe.packing_strategy != "wrapped"
+
+
+def check_apart(recipe: SFTRecipe, model: Any, collator: Collator, autocast: Any) -> None:
+    """Refuse a model that would train across the documents of a packed row.
+
+    Args:
+        recipe: for its words.
+        model: as it is trained, on its device.
+        collator: as it is trained with.
+        autocast: the trainer's context around a forward pass.
+
+    Raises:
+        StageError: it does not keep them apart.
+    """
+    try:
+        with autocast:
+            share = leak(model, collator)
+    except (TypeError, ValueError) as error:  # a forward that knows no positions
+        why = f"it takes no position ids ({str(error).splitlines()[0]})"
+    else:
+        if share <= MOST_LEAK:
+            return
+        why = f"measured, a document is changed by the one before it by {share:.0%} of what an open one would change"
+    raise StageError(
+        f"`packing_strategy={recipe.packing_strategy}`: {recipe.model_name_or_path} does not keep packed answers "
+        f"apart: {why}. Use `packing=false`, or `packing_strategy=wrapped` to train across them."
+    )
+
+
+def leak(model: Any, collator: Collator) -> float:
+    """How much a document's logits change with its place in a packed row, relative to doing so in one text.
+
+    0: not at all; 1: as if the documents were one.
+    """
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    generator = torch.Generator().manual_seed(0)
+    ids: list[int] = torch.randint(vocabulary, (2 * _LENGTH,), generator=generator).tolist()
+    turned = ids[_LENGTH:] + ids[:_LENGTH]
+    lengths = [_LENGTH, _LENGTH]
+    packed = collator([{"input_ids": row, "seq_lengths": lengths} for row in (ids, turned)])
+    joined = {"input_ids": torch.tensor([ids, turned])}
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            apart, together = (_difference(model, batch) for batch in (packed, joined))
+    finally:
+        model.train(was_training)
+    return apart / together if together else float(apart > 0)
+
+
+def _difference(model: Any, batch: Batch) -> float:
+    """Mean difference of one document's logits, second in the first row and first in the second row."""
+    device = model.get_input_embeddings().weight.device
+    inputs = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+    for name in ("labels", "num_tokens"):
+        inputs.pop(name, None)
+    logits = model(**inputs, use_cache=False).logits.float()
+    rows = logits.reshape(2, 2 * _LENGTH, -1)  # flat batches are one row
+    return float((rows[0, _LENGTH:] - rows[1, :_LENGTH]).abs().mean())
