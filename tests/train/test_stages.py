@@ -80,7 +80,7 @@ def test_sft_trains_and_leaves_facts(sft_run: RunDir) -> None:
     assert events(sft_run)[-1].data == {"exit_code": 0, "cause": None}
 
 
-@pytest.mark.parametrize("more", ["packing=false", "packing_strategy=bfd"])
+@pytest.mark.parametrize("more", ["packing=false", "packing_strategy=wrapped"])
 def test_sft_with_other_loaders(home: Home, base: Path, more: str) -> None:
     _, facts = finish(home, base, Stage.SFT, *SFT, "max_steps=2", more)
     assert facts["steps"] == 2
