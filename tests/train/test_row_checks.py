@@ -28,27 +28,32 @@ def streamed(rows: Dataset) -> IterableDataset:
 
 
 def test_cut_rows_are_counted_and_those_without_an_answer_dropped() -> None:
-    limit = LengthLimit(8, cuts=True)
+    limit = LengthLimit(8, "training", cuts=True)
     kept = limit(rows_of((3, 8), (3, 9), (3, 20), (7, 12), (8, 12), (9, 12)))
     assert [len(row["input_ids"]) for row in kept] == [8, 9, 20, 12]  # type: ignore[index,call-overload]
     assert kept.column_names == ["input_ids"]
     assert (limit.cut, limit.only_end, limit.dropped) == (3, 1, 2)
-    assert limit.notice("training") == (
-        "3 training rows are cut to `max_length=8` tokens and train no end of an answer (1 lose only the end token); "
+    assert limit.notice() == (
+        "3 training rows are cut to `max_length=8` tokens and lose the end of the answer (1 lose only the end token); "
         "2 training rows dropped: their prompt alone fills 8 tokens"
     )
-    with pytest.raises(DataError, match="`max_length=8`: none of 1 rows has a prompt that leaves room for an answer"):
-        LengthLimit(8, cuts=True)(rows_of((8, 9)))
+    with pytest.raises(
+        DataError, match="`max_length=8`: none of 1 training rows has a prompt that leaves room for an answer"
+    ):
+        LengthLimit(8, "training", cuts=True)(rows_of((8, 9)))
 
 
 def test_what_is_split_or_fits_is_not_counted() -> None:
-    for limit, rows in ((LengthLimit(8, cuts=False), rows_of((8, 20))), (LengthLimit(8, cuts=True), rows_of((3, 8)))):
+    for limit, rows in (
+        (LengthLimit(8, "training", cuts=False), rows_of((8, 20))),
+        (LengthLimit(8, "training", cuts=True), rows_of((3, 8))),
+    ):
         assert len(limit(rows)) == 1  # type: ignore[arg-type]
-        assert limit.notice("training") is None
+        assert limit.notice() is None
 
 
 def test_rows_of_a_stream_are_counted_as_they_come() -> None:
-    limit = LengthLimit(8, cuts=True)
+    limit = LengthLimit(8, "training", cuts=True)
     assert [row["input_ids"] for row in limit(streamed(rows_of((9, 9), (3, 9))))] == [[7] * 9]
     assert (limit.cut, limit.dropped) == (1, 1)
 
@@ -58,7 +63,7 @@ def pairs_of(*pairs: tuple[str, str]) -> Dataset:
 
 
 def test_identical_pairs_are_dropped_and_contradicting_ones_counted() -> None:
-    training, held_out = PairFilter(4), PairFilter(4)
+    training, held_out = PairFilter(4, "training"), PairFilter(4, "evaluation")
     rows = pairs_of(("ab", "ab"), ("ab", "ac"), ("ac", "ab"), ("ab", "ac"), ("abcde", "a"), ("ab", "ad"))
     assert len(training(rows)) == 4  # type: ignore[arg-type]
     assert (training.identical, training.too_long, training.contradicting) == (1, 1, 2)
@@ -69,8 +74,10 @@ def test_identical_pairs_are_dropped_and_contradicting_ones_counted() -> None:
         "1 training and 1 evaluation pairs dropped: both of their texts are the same",
         "2 training and 0 evaluation pairs contradict another one of the same question (A over B, and B over A)",
     ]
-    with pytest.raises(DataError, match=r"None of 1 pairs can be used: 0 have a text .*, 1 have the same text twice"):
-        PairFilter(4)(pairs_of(("a", "a")))
+    with pytest.raises(
+        DataError, match=r"None of 1 training pairs can be used: 0 have a text .*, 1 have the same text twice"
+    ):
+        PairFilter(4, "training")(pairs_of(("a", "a")))
 
 
 def test_evaluation_rows_that_are_trained_on_are_found() -> None:

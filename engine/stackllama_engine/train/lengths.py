@@ -21,16 +21,18 @@ class LengthLimit:
 
     Args:
         max_length: tokens of a sequence.
+        what: the rows, in a word (``training``, ``evaluation``).
         cuts: whether longer rows are cut; otherwise they are split, and all are kept.
     """
 
-    def __init__(self, max_length: int, *, cuts: bool) -> None:
+    def __init__(self, max_length: int, what: str, *, cuts: bool) -> None:
         self.max_length = max_length
         self.dropped = 0
         self.cut = 0
         """Rows that lose their end, the end token at least."""
         self.only_end = 0
         """Those of them that lose the end token alone."""
+        self._what = what
         self._cuts = cuts
 
     def __call__(self, rows: Dataset | IterableDataset) -> Dataset | IterableDataset:
@@ -44,21 +46,21 @@ class LengthLimit:
         kept = rows.filter(self._keep, load_from_cache_file=False)
         if not len(kept):
             raise DataError(
-                f"`max_length={self.max_length}`: none of {len(rows)} rows has a prompt that leaves room for an "
-                "answer; raise it."
+                f"`max_length={self.max_length}`: none of {len(rows)} {self._what} rows has a prompt that leaves "
+                "room for an answer; raise it."
             )
         return kept.remove_columns(PROMPT)
 
-    def notice(self, what: str) -> str | None:
-        """What to say of these rows (``training``, ``evaluation``), or None."""
+    def notice(self) -> str | None:
+        """What to say of these rows, or None."""
         parts: list[str] = []
         if self.cut:
             parts.append(
-                f"{self.cut} {what} rows are cut to `max_length={self.max_length}` tokens and train no end of an answer"
-                + (f" ({self.only_end} lose only the end token)" if self.only_end else "")
+                f"{self.cut} {self._what} rows are cut to `max_length={self.max_length}` tokens and lose the end of "
+                "the answer" + (f" ({self.only_end} lose only the end token)" if self.only_end else "")
             )
         if self.dropped:
-            parts.append(f"{self.dropped} {what} rows dropped: their prompt alone fills {self.max_length} tokens")
+            parts.append(f"{self.dropped} {self._what} rows dropped: their prompt alone fills {self.max_length} tokens")
         return "; ".join(parts) or None
 
     def _keep(self, row: dict[str, Any]) -> bool:

@@ -17,10 +17,12 @@ class PairFilter:
 
     Args:
         max_length: most tokens a text may have.
+        what: the pairs, in a word (``training``, ``evaluation``).
     """
 
-    def __init__(self, max_length: int) -> None:
+    def __init__(self, max_length: int, what: str) -> None:
         self.max_length = max_length
+        self._what = what
         self.too_long = 0
         self.identical = 0
         self.contradicting = 0
@@ -40,7 +42,7 @@ class PairFilter:
         self._seen = None
         if not len(kept):
             raise DataError(
-                f"None of {len(pairs)} pairs can be used: {self.too_long} have a text over `max_length="
+                f"None of {len(pairs)} {self._what} pairs can be used: {self.too_long} have a text over `max_length="
                 f"{self.max_length}` tokens (raise it), {self.identical} have the same text twice."
             )
         return kept

@@ -47,7 +47,7 @@ def run(recipe: RewardRecipe, session: Session) -> dict[str, Any]:
 
     report_columns(recipe, _COLUMNS, reporter)
     with session.main_first():
-        training, held_out = PairFilter(recipe.max_length), PairFilter(recipe.max_length)
+        training, held_out = (PairFilter(recipe.max_length, what) for what in ("training", "evaluation"))
         eval_pairs = held_out(evaluation_rows(recipe, session.run, _COLUMNS, encode))
         assert isinstance(eval_pairs, Dataset)
         overlap = Overlap(eval_pairs)

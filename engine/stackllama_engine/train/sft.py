@@ -57,8 +57,8 @@ def run(recipe: SFTRecipe, session: Session) -> dict[str, Any]:
         return {"input_ids": ids, PROMPT: len(prompt), COLUMN: question_hash(row["question"])}
 
     report_columns(recipe, _COLUMNS, reporter)
-    training = LengthLimit(recipe.max_length, cuts=not recipe.packing or recipe.packing_strategy == "bfd")
-    held_out = LengthLimit(recipe.max_length, cuts=True)  # evaluation is never packed
+    training = LengthLimit(recipe.max_length, "training", cuts=not recipe.packing or recipe.packing_strategy == "bfd")
+    held_out = LengthLimit(recipe.max_length, "evaluation", cuts=True)  # evaluation is never packed
     with session.main_first():
         eval_rows = held_out(evaluation_rows(recipe, session.run, _COLUMNS, encode))
         assert isinstance(eval_rows, Dataset)
@@ -66,7 +66,7 @@ def run(recipe: SFTRecipe, session: Session) -> dict[str, Any]:
         train_rows = overlap.watch(training(training_rows(recipe, session.run, _COLUMNS, encode)))
 
     def report_rows() -> None:
-        for notice in (training.notice("training"), held_out.notice("evaluation"), overlap.notice(recipe)):
+        for notice in (training.notice(), held_out.notice(), overlap.notice(recipe)):
             if notice:
                 reporter.health(notice)
 
