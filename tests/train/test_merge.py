@@ -142,12 +142,17 @@ def test_weights_lost_while_saving_are_found(
 
 
 @pytest.mark.slow
-def test_a_tensor_of_the_adapter_without_a_place_is_found(
+def test_tensors_that_adapter_or_model_lacks_are_found(
     adapter: Path, tmp_path: Path, merging: Callable[..., Any]
 ) -> None:
     shutil.copytree(adapter, tmp_path / "renamed")
     file = tmp_path / "renamed" / "adapter_model.safetensors"
     save_file({name.replace("layers.1", "layers.7"): value for name, value in load_file(file).items()}, file)
+    with pytest.raises(StageError, match=r"lacks .*layers\.1"):
+        merging(tmp_path / "renamed")
+    weights = load_file(adapter / "adapter_model.safetensors")
+    more = {name.replace("layers.1", "layers.7"): value for name, value in weights.items()}
+    save_file(weights | more, file)
     with pytest.raises(StageError, match=r"has no place for .*layers\.7"):
         merging(tmp_path / "renamed")
 

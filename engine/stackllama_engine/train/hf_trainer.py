@@ -110,7 +110,12 @@ class RunCallback(TrainerCallback):
     def on_train_begin(
         self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: Any
     ) -> None:
-        """After a rollback: the smaller learning rate, now that optimizer and scheduler are loaded."""
+        """The recipe's intervals, and after a rollback the smaller learning rate, now that a checkpoint's are loaded.
+
+        The Trainer would go on with the checkpoint's `logging_steps`, `eval_steps` and `save_steps`
+        (transformers#36303).
+        """
+        state.compute_steps(args, state.max_steps)
         if self._restart.learning_rate is not None and state.global_step == self._restart.at_step:
             schedule.set_peak(self.trainer.optimizer, self.trainer.lr_scheduler, self._restart.learning_rate)
 

@@ -282,6 +282,8 @@ def load_adapter(base: "PreTrainedModel", path: Path) -> PeftModel:
     with loading(str(path), "adapter"):
         model = PeftModel.from_pretrained(base, str(path))
         there = get_peft_model_state_dict(model, save_embedding_layers=False)
+    if lacking := sorted(name for name in there if "lora_" in name and name not in saved):
+        raise StageError(f"The adapter {path} does not fit its adapter_config.json: it lacks {lacking[0]}.")
     for name, tensor in ((name, tensor) for name, tensor in saved.items() if "lora_" in name):
         # of a tensor that it finds no place for, PEFT only warns
         if name not in there or not torch.equal(there[name].cpu(), tensor.to(there[name].dtype)):
