@@ -118,7 +118,7 @@ def test_a_pipeline_reports_the_mistakes_of_all_sections() -> None:
         ("max_samples=10", "Here it is `max_train_samples`."), ("base_model=x", "Here it is `model_name_or_path`."),
         ("micro_batch_size=2", "`per_device_train_batch_size`"), ("lora_target=all", "`all` is `all-linear`"),
         ("kl_coef=0.1", "It is one of the ppo recipe."), ("wandb_project=p", "Leave it out: use `report_to: [wandb]`"),
-        ("learning-rate=1e-4", ""), ("learningRate=1e-4", "Did you mean `learning_rate`?"),
+        ("learningRate=1e-4", "Did you mean `learning_rate`?"),
         ("learning_rte=1e-4", "Did you mean `learning_rate`?"), ("warmup_step=3", "Did you mean `warmup_steps`?"),
     ],
 )  # fmt: skip
@@ -139,6 +139,15 @@ def test_no_key_is_in_two_tables_of_answers(stage: Stage) -> None:
     assert not known & set(REFUSED) and not set(IGNORED_KEYS) & set(REFUSED)
     named = {entry.ours for entry in (*LLAMA_FACTORY.values(), *AXOLOTL.values()) if entry.ours}
     assert named <= {key for one in TRAINING_STAGES for key in key_types(one)}
+
+
+def test_keys_of_one_stage_have_no_sections() -> None:
+    message = refusal("training={learning_rate: 1e-4, num_epochs: 2}")
+    assert "It has no sections; put `learning_rate`, `num_epochs` at the top." in message
+
+
+def test_a_key_left_empty_says_that_it_may_be_left_out() -> None:
+    assert "leave it out for the default" in refusal("lora_r=")
 
 
 # values as TRL and transformers take them
@@ -175,6 +184,7 @@ def test_a_handbook_recipe_is_accepted_with_notes(file: Path) -> None:
         ("evaluation_strategy=no", "eval_steps", 0), ("save_strategy=steps", "save_steps", 500),
         ("packing_strategy=ffd", "packing_strategy", "bfd"), ("no_cuda=true", "use_cpu", True),
         ("lr_scheduler_type=inverse_sqrt", "lr_scheduler_type", "inverse_sqrt"),
+        ("lr_scheduler_kwargs='{}'", "min_lr_rate", None),
     ],
 )  # fmt: skip
 def test_values_as_transformers_takes_them(override: str, key: str, value: Any) -> None:
@@ -222,6 +232,12 @@ def test_epochs_that_are_given_decide_over_default_steps() -> None:
     assert sft("num_train_epochs=2").max_steps == -1 and "`num_train_epochs` decides" in notes("num_train_epochs=2")
     assert sft("num_train_epochs=2", "max_steps=10").max_steps == 10
     assert sft().max_steps == 5000
+
+
+def test_arguments_of_the_schedule_may_be_json_in_quotes() -> None:
+    given = ("lr_scheduler_type=cosine_with_min_lr", "learning_rate=1e-3")
+    for text in ("{min_lr_rate: 0.1}", "'{\"min_lr_rate\": 0.1}'", "{min_lr: 1e-4}"):
+        assert sft(*given, f"lr_scheduler_kwargs={text}").min_lr_rate == pytest.approx(0.1)
 
 
 def test_a_share_of_steps_is_rounded_up() -> None:

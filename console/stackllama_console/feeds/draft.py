@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from stackllama_engine.contract.errors import UsageError
 from stackllama_engine.contract.recipe import AnyRecipe, PipelineRecipe
-from stackllama_engine.contract.recipe_io import load_recipe
+from stackllama_engine.contract.recipe_io import load_recipe, read_recipe
 from stackllama_engine.contract.run_dir import Home
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.data.kinds import DEMO
@@ -110,6 +110,8 @@ class Source(Struct, frozen=True, kw_only=True):
     recipe: AnyRecipe
     origin: str
     """``cloned from …``, sanitised."""
+    notes: tuple[str, ...] = ()
+    """How keys of it were read; sentences."""
 
 
 class Draft:
@@ -225,7 +227,8 @@ def read_file(file: Path, stage: Stage) -> Source:
         raise UsageError(f"{file}: cannot be read: {error}.") from None
     if named and named[1] in list(Stage):
         stage = Stage(named[1])
-    return Source(recipe=load_recipe(stage, file), origin=f"from {one_line(file.name)}")
+    reading = read_recipe(stage, file)
+    return Source(recipe=reading.recipe, origin=f"from {one_line(file.name)}", notes=reading.notes)
 
 
 def write_file(file: Path, text: str) -> Path:

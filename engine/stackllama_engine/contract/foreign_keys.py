@@ -23,7 +23,7 @@ IGNORED: dict[str, str] = {
         include_tokens_per_second include_inputs_for_metrics plot_loss""",
     "nothing is uploaded": """hub_model_id hub_strategy hub_token hub_private_repo hub_always_push hub_revision
         hub_model_revision push_to_hub_model_id push_to_hub_organization push_to_hub_token""",
-    "the stage is the one that is launched": "do_train do_eval do_predict lora_task_type",
+    "the stage is the one that is launched": "do_train do_eval do_predict predict_with_generate lora_task_type",
     "the engine sees to it": """dataset_num_proc preprocessing_num_workers dataset_batch_size ddp_timeout ddp_backend
         ddp_bucket_cap_mb ddp_broadcast_buffers ddp_find_unused_parameters remove_unused_columns
         gradient_checkpointing_kwargs dataloader_num_workers dataloader_pin_memory dataloader_prefetch_factor

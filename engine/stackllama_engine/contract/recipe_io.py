@@ -235,7 +235,8 @@ def _build(stage: Stage, entries: dict[str, Entry], where: str, findings: Findin
         try:
             checked[key] = convert(entry.value, types[key])
         except ValueError as error:
-            findings.wrong(entry.source, f"{entry.echo}: {error}")
+            way_out = "; leave it out for the default" if entry.value is None else ""
+            findings.wrong(entry.source, f"{entry.echo}: {error}{way_out}")
             wrong = True
     for name in (field.name for field in fields if field.required and field.name not in entries):
         hint = "; `model_name_or_path=demo` tries the embedded model" if name == "model_name_or_path" else ""
@@ -280,7 +281,9 @@ def unknown_key(key: str, typed: str, value: Any, what: str, known: Mapping[str,
 
 
 def _hint(key: str, value: Any, what: str, known: Mapping[str, Any]) -> str:
-    if foreign := meaning(key):
+    if (inner := _mapping(value)) and set(inner) & set(known):
+        return f" It has no sections; put {', '.join(f'`{name}`' for name in inner)} at the top."
+    if foreign := meaning(key.replace("-", "_")):
         if foreign.ours in known:
             return f" Here it is `{foreign.ours}`" + (f": {foreign.why}." if foreign.why else ".")
         return f" Leave it out: {foreign.why}." if foreign.why else ""

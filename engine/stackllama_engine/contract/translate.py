@@ -3,9 +3,12 @@
 A layer of a recipe (its file, or its command line) goes through :func:`translate` before it is checked.
 """
 
+import contextlib
 import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, cast
+
+import yaml
 
 from .findings import Entry, Findings
 from .foreign_keys import ACCEPTED, IGNORED_KEYS, refusal
@@ -194,6 +197,9 @@ def _each_epoch(ours: str, values: Values) -> Read:
 
 
 def _lr_scheduler_kwargs(value: Any, values: Values) -> Read:
+    if isinstance(value, str):  # JSON in quotes, as transformers takes it
+        with contextlib.suppress(yaml.YAMLError):
+            value = yaml.safe_load(value)
     if not value:
         return {}, ""
     given = cast("dict[str, Any]", value) if isinstance(value, dict) else {}

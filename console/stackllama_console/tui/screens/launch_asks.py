@@ -112,6 +112,8 @@ class LaunchAsks:
             return
         self.screen.draft.take(source)
         self.screen.show_form()
+        if source.notes:
+            self.screen.say("; ".join(note.rstrip(".") for note in source.notes))
 
     async def _write(self, name: str, text: str) -> None:
         try:
