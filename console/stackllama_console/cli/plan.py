@@ -232,10 +232,11 @@ def _print_trace(traced: "Compared") -> None:
     """Both figures, their difference, and what the trace found in each phase."""
     show()
     versions = ", ".join(f"{name} {version}" for name, version in traced.trace.versions.items())
+    formula = f"formula {size(traced.formula)}, " if traced.formula is not None else ""
     show_fields(
         [
-            ("on one GPU", f"formula {size(traced.formula)}, trace {size(traced.trace.allocated)} allocated"),
-            ("difference", f"{traced.difference:+.2%}"),
+            ("on one GPU", f"{formula}trace {size(traced.trace.allocated)} allocated"),
+            *([("difference", f"{traced.difference:+.2%}")] if traced.difference is not None else []),
             ("followed", versions),
         ]
     )

@@ -17,13 +17,14 @@ from .plan import model_files, reward_files
 class Compared(Struct, frozen=True, kw_only=True):
     """Allocated bytes on one GPU, by both."""
 
-    formula: int
+    formula: int | None
+    """None: the formula does not know this model."""
     trace: Trace
 
     @property
-    def difference(self) -> float:
+    def difference(self) -> float | None:
         """(formula − trace) / trace: negative where the formula is the more optimistic."""
-        return self.formula / self.trace.allocated - 1
+        return None if self.formula is None else self.formula / self.trace.allocated - 1
 
 
 def compare(home: Home, recipe: EstimatedRecipe) -> Compared:
@@ -40,4 +41,4 @@ def compare(home: Home, recipe: EstimatedRecipe) -> Compared:
     judge = reward_files(home, recipe)[0] if isinstance(recipe, PPORecipe) else None
     reward = read_architecture(judge) if judge else None
     found = estimate(recipe, read_architecture(model), on_gpu=True, reward=reward)
-    return Compared(formula=found.allocated, trace=trace(recipe, model, judge=judge))
+    return Compared(formula=None if found.unknown else found.allocated, trace=trace(recipe, model, judge=judge))

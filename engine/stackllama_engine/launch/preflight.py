@@ -168,16 +168,15 @@ def _targets(case: Case) -> str | None:
     if not recipe.use_peft or (isinstance(recipe, PPORecipe) and recipe.policy_adapter_path):
         return None  # a continued adapter has its own
     targets = recipe.lora_target_modules
-    has = f"the modules of {arch.model_type} are {', '.join(short_names(arch))}" if arch else ""
     if targets is None:
         if not case.model_type or has_default_targets(case.model_type) is not False:
             return None
-        names = f"; {has}" if has else ", such as [q_proj, v_proj] where the model has them"
-        return (
-            f"`lora_target_modules` is needed: PEFT has no default for `{case.model_type[:40]}`{names}, or all-linear."
-        )
+        example = f"some of {', '.join(short_names(arch))}" if arch else "[q_proj, v_proj] where the model has them"
+        kind = case.model_type[:40]
+        return f"`lora_target_modules` is needed, as PEFT has no default for `{kind}`; set {example}, or all-linear."
     if arch is None:
         return None
+    has = f"the modules of {arch.model_type} are {', '.join(short_names(arch))}"
     names = module_names(arch, recipe.stage)
     if isinstance(targets, list):
         absent = [target for target in targets if not takes(target, names)]
