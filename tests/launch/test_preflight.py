@@ -96,6 +96,8 @@ def test_a_type_without_a_default_says_which_targets_it_has(model: Callable[...,
     assert said(Stage.SFT, path, lora_target_modules=["qkv_proj"]) == {}
     assert said(Stage.SFT, path, use_peft=False) == {}
     assert "all-linear" in said(Stage.PPO, model({"model_type": "olmo2", **SIZES}))["targets"]
+    mixtral = {"model_type": "mixtral", **SIZES, "num_local_experts": 4}
+    assert "some of q_proj, k_proj, v_proj, o_proj, or all-linear" in said(Stage.SFT, model(mixtral))["targets"]
 
 
 @pytest.mark.parametrize("stage", [Stage.SFT, Stage.PPO])
