@@ -42,13 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _silence_stdout()
         return 128 + signal.SIGPIPE
     except OSError as error:
-        if error.errno == errno.EIO and not (sys.stdin and sys.stdin.isatty()):  # the terminal has been closed
-            return 128 + signal.SIGHUP
-        if error.errno not in _ENVIRONMENT:
-            return _crashed(error)
-        where = f"{error.filename}: " if error.filename else ""
-        say(f"{PROGRAM}: {one_line(f'{where}{error.strerror}')}")
-        return ExitCode.FAILED
+        return _system_error(error)
     except Exception as error:  # noqa: BLE001 — the outermost guard
         return _crashed(error)
 
@@ -73,6 +67,20 @@ def _lines(error: StackllamaError) -> list[str]:
     return [one_line(line) for line in text.splitlines()] if isinstance(error, RecipeError) else [one_line(text)]
 
 
+def _system_error(error: OSError) -> int:
+    """Say what the system refused, where a person can mend that; else it is a crash."""
+    if error.errno == errno.EIO and not (sys.stdin and sys.stdin.isatty()):  # the terminal has been closed
+        return 128 + signal.SIGHUP
+    if error.errno == errno.ENOENT and not _has_directory():
+        say(f"{PROGRAM}: the current directory has been deleted; change to another one, or write paths out.")
+        return ExitCode.FAILED
+    if error.errno not in _ENVIRONMENT:
+        return _crashed(error)
+    where = f"{error.filename}: " if error.filename else ""
+    say(f"{PROGRAM}: {one_line(f'{where}{error.strerror}')}")
+    return ExitCode.FAILED
+
+
 def _crashed(error: Exception) -> int:
     from .crash import redact, write_crash
 
@@ -81,6 +89,14 @@ def _crashed(error: Exception) -> int:
     with contextlib.suppress(OSError):
         say(f"{PROGRAM}: unexpected {type(error).__name__}: {one_line(redact(str(error)))[:200]}; {where}")
     return ExitCode.FAILED
+
+
+def _has_directory() -> bool:
+    """Whether the current directory still exists; relative paths mean nothing without it."""
+    try:
+        return bool(os.getcwd())  # noqa: PTH109 - Path.cwd is the same
+    except OSError:
+        return False
 
 
 def _silence_stdout() -> None:

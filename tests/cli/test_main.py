@@ -9,6 +9,7 @@ import pytest
 
 from stackllama_console import __main__ as entry
 from stackllama_console.cli.parser import parse
+from stackllama_console.feeds.choices import model_folders
 from stackllama_engine import __version__
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -161,6 +162,19 @@ def test_a_home_that_cannot_be_read_is_one_line(run_main: Callable[..., Any], tm
     result = run_main("--home", str(tmp_path / "file"), "runs", "ls")
     assert result.err.count("\n") == 1 and result.code in (0, 1, 2)
     assert "unexpected" not in result.err
+
+
+def test_deleted_current_directory_is_a_sentence(
+    run_main: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (gone := tmp_path / "gone").mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    for words in (["--home", "relative", "runs", "ls"], ["open", "."]):
+        result = run_main(*words)
+        assert result.code == 1 and "current directory has been deleted" in result.err
+    assert run_main("runs", "ls").code == 0  # which needs none
+    assert model_folders(["/models/one"])[-1] == Path("/models")
 
 
 def test_home_may_stand_before_or_after_the_command(run_main: Callable[..., Any], tmp_path: Path) -> None:

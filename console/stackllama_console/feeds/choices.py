@@ -60,7 +60,11 @@ def model_facts(entry: ModelEntry) -> list[str]:
 def model_folders(recent: Iterable[str]) -> list[Path]:
     """Where models of one's own may lie: here, ``~/models``, and wherever the recent ones lay."""
     beside = [Path(name).parent for name in recent if name.startswith("/")]
-    return list(dict.fromkeys([Path.cwd(), home_dir() / "models", *beside]))
+    try:
+        here = [Path.cwd()]
+    except FileNotFoundError:  # deleted meanwhile
+        here = []
+    return list(dict.fromkeys([*here, home_dir() / "models", *beside]))
 
 
 def typed_models(home: Home, text: str) -> list[Choice]:
