@@ -210,9 +210,9 @@ class MonitorScreen(ConsoleScreen):
         state = watched.state
         if (remarks := getattr(feed, "remarks", None)) and not (state and state.phase == "finished"):
             notes.append(f"! {remarks[-1]}")
-        notes += getattr(feed, "notes", [])
-        lines += self._wrapped([Text(one_line(note), style="italic") for note in notes])
+        lines += [Text(one_line(note), style="italic") for note in notes]
         lines += self._wrapped(outcome_lines(watched.run, watched.state, colours))
+        lines += self._wrapped([Text(one_line(note), style="italic") for note in getattr(feed, "notes", [])])
         self.query_one("#state", TextLines).show(lines)
         pages = self._pages
         where = f"charts {self._page + 1} of {pages}" if pages > 1 and not watched.shows_result else ""
