@@ -18,6 +18,7 @@ from stackllama_engine.contract.run_dir import Home, RunDir
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.train import checkpoint
 from stackllama_engine.train.ppo import experience, trainer
+from stackllama_engine.train.ppo.reward_function import RewardFunction
 from stackllama_engine.train.ppo.shared_base import SharedBase
 from stackllama_engine.train.ppo.update import Updater
 
@@ -293,3 +294,24 @@ def test_a_disk_that_fills_up_is_said_once(home: Home, base: Path, monkeypatch: 
         patch.setattr("stackllama_engine.train.saving.shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
         one.train()
     assert one.health.count("less than 2 checkpoints") == 1
+
+
+def test_a_reward_that_fails_for_good_ends_the_run_after_what_was_trained_is_saved(
+    home: Home, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = 0
+
+    def sometimes(self: Any, questions: Any, responses: Any) -> list[float]:
+        nonlocal calls
+        calls += 1
+        if calls == 3:  # evaluation, step 1, step 2
+            raise StageError("the service is away")
+        return [float("nan") if index == 0 else 1.0 for index in range(len(responses))]  # one abstains
+
+    monkeypatch.setattr(RewardFunction, "__call__", sometimes)
+    with attempt(home, base, Stage.PPO, *PPO) as one:
+        with pytest.raises(StageError, match="the service is away"):
+            one.train()
+        assert [path.name for path in one.run.checkpoints.iterdir()] == ["step-000001"]
+        assert one.metrics("objective/scores")[1] == one.metrics("reward/function")[1] == 1.0
+        assert one.metrics("reward/function_abstained")[1] == 0.25

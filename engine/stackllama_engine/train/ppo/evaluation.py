@@ -9,9 +9,10 @@ best-of-n only a bound is known: log n − (n − 1)/n (arXiv:2112.09332, sectio
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -21,11 +22,23 @@ from ..session import Session
 from .experience import Experience
 from .prompts import Prompt
 from .recovery import Together
-from .rollout import sequence_sum
+from .rollout import Rollout, sequence_sum
 from .sampling import draw_noise
 from .shared_base import SharedBase
 
 Row = dict[str, Any]
+Acting = Callable[[], AbstractContextManager[None]]
+"""Makes a context inside of which somebody is active."""
+
+
+class Score(Protocol):
+    """Scores responses on every rank; ``acting`` makes active who sampled, where that was not the policy."""
+
+    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[Sequence[int]], acting: Acting = ...) -> Rollout:
+        """A rollout with scores, log-probabilities and the reference's."""
+        ...
+
+
 EVALUATION_STEP = 2**31  # noise of every evaluation: no training step has this number
 _GREEDY = 1e-4
 """Temperature that stands for 0: of two tokens the likelier one wins unless their logits differ by less than 0.002."""
@@ -59,6 +72,7 @@ class Evaluator:
         tokenizer: the policy's.
         experience: samples and scores.
         together: every rank until it fits.
+        score: scores responses, on every rank.
         questions: the held-out ones.
     """
 
@@ -70,6 +84,7 @@ class Evaluator:
         tokenizer: Any,
         experience: Experience,
         together: Together,
+        score: Score,
         questions: Sequence[Prompt],
     ) -> None:
         self._recipe = recipe
@@ -78,6 +93,7 @@ class Evaluator:
         self._eos = models.eos_id(tokenizer)
         self._experience = experience
         self._together = together
+        self._score = score
         self._questions = questions
         self.trained = Variant(policy=True, temperature=recipe.temperature)
         """What the update trains."""
@@ -92,6 +108,7 @@ class Evaluator:
 
         Raises:
             Abandoned: a stop is wanted.
+            Unscored: responses cannot be scored.
             StageError: a score or log-probability is not finite.
         """
         session, variant = self._session, variant or self.trained
@@ -110,11 +127,10 @@ class Evaluator:
         acting = partial(self._base.acting, policy=variant.policy, temperature=variant.temperature or _GREEDY)
         if variant == self.trained:
             responses = self._together(lambda: experience.respond(prompts, noise, self._eos))
-            rollout = self._together(lambda: experience.score(prompts, responses))
+            rollout = self._score(prompts, responses)
         else:
             responses = self._together(lambda: experience.respond_here(prompts, noise, self._eos, acting()))
-            rollout = self._together(lambda: experience.score(prompts, responses, acting()))
-        rollout = experience.settle(rollout)
+            rollout = self._score(prompts, responses, acting)
         experience.check_finite(rollout)
         kl = sequence_sum(rollout.old.logprobs - rollout.ref_logprobs, rollout.mask)  # [B]
         return experience.rows(rollout, kl)

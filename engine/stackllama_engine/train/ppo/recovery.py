@@ -24,6 +24,10 @@ class Abandoned(Exception):
     """A stop was asked for in the middle of a step or an evaluation; raised on every rank alike."""
 
 
+class Unscored(StageError):
+    """A rollout could not be scored; the policy is as sound as it was, and worth saving."""
+
+
 class Together:
     """Runs a phase on every rank until it fits, or until a stop is wanted.
 

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, Literal, NoReturn
 
 import torch
@@ -19,13 +20,13 @@ from ..requests import Change, Service, Stopped, serve
 from ..saving import Saver, newest_sealed
 from ..session import Session
 from . import canary, losses
-from .evaluation import Evaluator, Row, summary
+from .evaluation import Acting, Evaluator, Row, summary
 from .experience import Experience
 from .figures import Scores, figures, objective, response_kl, side_by_side, throughput
 from .mismatch import SamplerCheck
 from .model_checks import check_policy
 from .prompts import Prompt, Prompts, load_prompts, report_prompts
-from .recovery import Abandoned, Together
+from .recovery import Abandoned, Together, Unscored
 from .reward_scaling import RewardScaling
 from .rewards import Rewards
 from .rollout import Rollout, sequence_sum
@@ -100,7 +101,7 @@ class PPO:
         self.updater = Updater(recipe, self.base, optimizer, session.reduce, self.fit)
         self.together = Together(session, self.fit)
         self.evaluator = Evaluator(
-            recipe, session, self.base, self.tokenizer, self.experience, self.together, self.held_out
+            recipe, session, self.base, self.tokenizer, self.experience, self.together, self._score, self.held_out
         )
         self.best: Row | None = None
         """Of the evaluations during training, the one with the best score − KL coefficient × KL."""
@@ -131,7 +132,7 @@ class PPO:
                 metrics, bad = self.step(done)
             except Abandoned:
                 self._save_and_stop(done, before)
-            except StageError:  # nothing of the step was applied: what was trained until here is not lost with it
+            except Unscored:  # nothing of the step was applied: what was trained until here is not lost with it
                 self._save_unless_saved(done, before)
                 raise
             done += 1
@@ -210,7 +211,7 @@ class PPO:
         before = self.trainables.snapshot()
         try:
             metrics, bad = self._learn(step, rollout)
-        except (Abandoned, StageError):
+        except Abandoned:
             self.trainables.restore(before)
             raise
         times.append(time.perf_counter())
@@ -315,9 +316,25 @@ class PPO:
         noise = [draw_noise(recipe.seed, step, index, recipe.length_limits) for index in indices]
         return self.experience.respond(prompts, noise, models.eos_id(self.tokenizer))
 
-    def _score(self, prompts: Sequence[Prompt], responses: Sequence[Sequence[int]]) -> Rollout:
-        """2 score and 3 reference, on every rank."""
-        return self.experience.settle(self.together(lambda: self.experience.score(prompts, responses)))
+    def _score(
+        self, prompts: Sequence[Prompt], responses: Sequence[Sequence[int]], acting: Acting = nullcontext
+    ) -> Rollout:
+        """2 score and 3 reference, on every rank.
+
+        Args:
+            prompts: of this rank.
+            responses: one per prompt.
+            acting: makes active who sampled, where that was not the policy as it is trained.
+
+        Raises:
+            Abandoned: a stop is wanted.
+            Unscored: a function of the user's failed, a text was too long, or memory ran out.
+        """
+        try:
+            scored = self.together(lambda: self.experience.score(prompts, responses, acting()))
+        except StageError as error:
+            raise Unscored(str(error)) from error
+        return self.experience.settle(scored)
 
     def _objective(self, rollout: Rollout, scores: Scores, kl: Tensor, step: int) -> dict[str, float]:
         """What PPO optimises, for the metrics, the samples and the KL controller.
@@ -396,7 +413,7 @@ class PPO:
             return self.evaluate(done, when)
         except Abandoned:
             self._save_and_stop(done, before, owes_evaluation=when == "during")
-        except StageError:
+        except Unscored:
             self._save_unless_saved(done, before, owes_evaluation=when == "during")
             raise
 
