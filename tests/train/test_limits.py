@@ -80,11 +80,12 @@ def saved(base: Path, path: Path, model: Any) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "keys", "said"),
     [
         (Stage.SFT, (*SFT, "lora_target_modules=[c_attn]"), "`max_length=64`: texts of 64 tokens"),
-        (Stage.REWARD, (*REWARD, "max_length=64", "lora_target_modules=[c_attn]"), "`max_length=64`: texts of 64"),
+        (Stage.REWARD, (*REWARD, "lora_target_modules=[c_attn]"), "`max_length=512`: texts of 512"),
         (
             Stage.PPO,
             (*PPO, "lora_target_modules=[c_attn]", "output_max_length=60"),
