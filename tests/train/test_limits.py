@@ -99,7 +99,7 @@ def test_every_stage_refuses_texts_beyond_the_models_positions(
     small = saved(base, base.parent / "short", GPT2LMHeadModel(GPT2))
     with (
         attempt(Home(tmp_path / "home"), small, stage, *keys) as one,
-        pytest.raises(StageError, match=r"are longer than the 32 positions of the model .*; lower it") as refused,
+        pytest.raises(StageError, match=r"are longer than the 32 positions of the model .*; shorten them") as refused,
     ):
         one.train()
     assert said in str(refused.value)

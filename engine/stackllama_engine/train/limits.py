@@ -59,7 +59,7 @@ def check_length(model: Any, name: str, tokens: int, keys: str, reporter: Report
     if limit.hard:
         raise StageError(
             f"{keys}: texts of {tokens} tokens are longer than the {limit.tokens} positions of the {what} {name}; "
-            "lower it, or use a model with a longer context."
+            "shorten them, or use a model with a longer context."
         )
     reporter.health(
         f"{keys}: texts of up to {tokens} tokens, and the {what} {name} was trained on at most {limit.tokens} "
