@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +52,14 @@ def record(folder: Path, seeds: tuple[int, ...] = SEEDS) -> None:
         "PYTHONPATH": os.pathsep.join((str(root), str(root / "engine"))), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
         "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true", "TRL_EXPERIMENTAL_SILENCE": "1",
     }  # fmt: skip
-    for seed in seeds:
-        if (folder / f"seed-{seed}.json").exists():  # of a recording that was broken off
-            continue
-        command = [str(python), "-m", "tests.outcomes.record_trl", "--one", str(seed), "--folder", str(folder)]
-        subprocess.run(command, env=environment, cwd=root, check=True)
+
+    def run(seed: int) -> None:
+        if not (folder / f"seed-{seed}.json").exists():  # of a recording that was broken off
+            command = [str(python), "-m", "tests.outcomes.record_trl", "--one", str(seed), "--folder", str(folder)]
+            subprocess.run(command, env=environment, cwd=root, check=True)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(run, seeds))
     found = [load_file(folder / f"seed-{seed}.safetensors") for seed in seeds]
     save_file(
         {"trl": torch.stack([one["trl"] for one in found]).half(), "base": found[0]["base"].half()},
