@@ -21,7 +21,7 @@ quick: $(VENV)/installed
 
 # What takes minutes: outcomes over several seeds, many model families.
 slow: $(VENV)/installed
-	$(BIN)/pytest -n 2 --dist worksteal -m long
+	$(BIN)/pytest -n 2 --dist loadfile -m long
 
 # Runs killed at random moments, some hundred times each; writes what came of it into docs/reliability.md.
 torture: $(VENV)/installed
