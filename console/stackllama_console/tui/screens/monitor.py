@@ -56,6 +56,8 @@ class MonitorScreen(ConsoleScreen):
         Binding("D", "run('delete')", "delete", id="monitor.delete", show=False),
         Binding("left_square_bracket", "page(-1)", "charts before", id="monitor.page_back", show=False),
         Binding("right_square_bracket", "page(1)", "more charts", id="monitor.page", key_display="]"),
+        Binding("pageup", "page(-1)", "charts or result: page up", id="monitor.page_up", show=False),
+        Binding("pagedown", "page(1)", "charts or result: page down", id="monitor.page_down", show=False),
         Binding("comma", "child(-1)", "pipeline: stage before", id="monitor.child_back", show=False),
         Binding("full_stop", "child(1)", "pipeline: next stage", id="monitor.child", show=False),
         Binding("1", "panel(0)", "only chart 1", id="monitor.panel_1", show=False),
@@ -318,7 +320,12 @@ class MonitorScreen(ConsoleScreen):
     # keys
 
     def action_page(self, direction: int) -> None:
-        """The next charts; round and round."""
+        """The next charts, round and round; of a result, what is further down or up."""
+        if self._watched and self._watched.shows_result:
+            self.query_one("#result", TextLines).scroll_relative(
+                y=direction * max(1, self.query_one("#result").size.height - 1), animate=False
+            )
+            return
         pages = self._pages
         self._page = (self._page + direction) % pages
         if self._watched:
