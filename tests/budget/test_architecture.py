@@ -72,8 +72,8 @@ def test_gpt2_names_of_older_configurations() -> None:
 def test_the_embedded_model() -> None:
     found = read_architecture(DEMO_BASE)
     assert (found.layers, found.hidden, found.heads, found.kv_heads, found.head_dim) == (3, 96, 4, 2, 24)
-    assert (found.vocab, found.tied, found.biases, found.experts) == (837, True, False, None)
-    assert (found.parameters, found.dtypes, found.rough, found.unknown) == (385_152, ("bfloat16",), None, None)
+    assert (found.vocab, found.tied, found.biases, found.experts) == (899, True, False, None)
+    assert (found.parameters, found.dtypes, found.rough, found.unknown) == (391_104, ("bfloat16",), None, None)
     assert found.bytes_on_disk == (DEMO_BASE / "model.safetensors").stat().st_size
     assert found.parameters * 2 < found.bytes_on_disk < found.parameters * 2 + 10_000
 

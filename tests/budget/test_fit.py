@@ -129,7 +129,14 @@ def test_what_is_rounded_less_is_proposed_first(llama_7b: Architecture) -> None:
 
 
 def test_sampling_without_vllm_is_proposed_where_its_share_is_too_much(llama_7b: Architecture) -> None:
-    keys = {"load_in_8bit": False, "dtype": "bfloat16", "use_vllm": True, "vllm_gpu_memory_utilization": 0.5}
+    keys = {
+        "load_in_8bit": False,
+        "dtype": "bfloat16",
+        "use_vllm": True,
+        "vllm_gpu_memory_utilization": 0.5,
+        "local_rollout_forward_batch_size": 8,
+        "per_device_train_batch_size": 1,
+    }
     found = suggestions(recipe(Stage.PPO, **keys), llama_7b, 20 * GIB, card=40 * GIB)  # half of it is taken
     one = next(one for one in found if "use_vllm" in one.changes)
     assert one.changes == {"use_vllm": False} and one.fits == "yes"

@@ -170,10 +170,10 @@ def test_show_names_the_slurm_job(make_run: MakeRun, run_main: Callable[..., Any
 def test_show_of_the_newest_run_and_of_a_damaged_recipe(make_run: MakeRun, run_main: Callable[..., Any]) -> None:
     assert run_main("runs", "show").code == 2
     make_run(Stage.SFT, "old", created=1.0)
-    new = make_run(Stage.PIPELINE, "new", overrides=["ppo.learning_rate=3e-5"])
+    new = make_run(Stage.PIPELINE, "new", overrides=["ppo.learning_rate=4e-5"])
     document = run_main("runs", "show", "--json").json()
     assert document["run"] == "new"
-    assert document["recipe_differences"]["ppo.learning_rate"] == 3e-5
+    assert document["recipe_differences"]["ppo.learning_rate"] == 4e-5
     assert document["recipe_differences"]["sft.model_name_or_path"] == "demo"
     new.recipe_file.write_text("nokey: 1\n")
     result = run_main("runs", "show")

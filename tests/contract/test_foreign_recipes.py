@@ -228,10 +228,11 @@ def test_warmup_steps_count_over_a_ratio_as_in_transformers() -> None:
     assert sft("warmup_steps=0", "warmup_ratio=0.1").warmup_steps == 0.1
 
 
-def test_epochs_that_are_given_decide_over_default_steps() -> None:
-    assert sft("num_train_epochs=2").max_steps == -1 and "`num_train_epochs` decides" in notes("num_train_epochs=2")
+def test_epochs_decide_unless_steps_are_given() -> None:
+    """As in transformers, and without a default number of steps that would win silently."""
+    assert (sft("num_train_epochs=2").max_steps, ppo("num_train_epochs=2").max_steps) == (-1, -1)
     assert sft("num_train_epochs=2", "max_steps=10").max_steps == 10
-    assert sft().max_steps == 5000
+    assert sft().max_steps == -1
 
 
 def test_arguments_of_the_schedule_may_be_json_in_quotes() -> None:
@@ -250,7 +251,16 @@ def test_milestones_need_checkpoints_at_whole_steps() -> None:
 
 def test_total_episodes_become_steps_where_the_processes_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "_check_packages", lambda recipe: None)
-    recipe = machine.resolve_machine(ppo("total_episodes=100", "use_cpu=true", "num_processes=2"), [])
+    recipe = machine.resolve_machine(
+        ppo(
+            "total_episodes=100",
+            "use_cpu=true",
+            "num_processes=2",
+            "num_mini_batches=1",
+            "gradient_accumulation_steps=2",
+        ),
+        [],
+    )
     assert isinstance(recipe, PPORecipe)
     assert (recipe.max_steps, recipe.total_episodes) == (7, None)  # 100 / (8 × 2), rounded up
 

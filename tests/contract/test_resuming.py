@@ -41,7 +41,7 @@ def test_the_learning_rate_stays_and_a_dropout_is_applied_and_both_are_said(tmp_
     assert found.refusal() is None
     assert found.notice() == (
         "the recipe has changed since step-000002: applied from here on: `lora_dropout` 0.05 → 0.25, `max_steps` 10 → "
-        "20; kept from the checkpoint: `learning_rate` stays 1e-05, not 0.5"
+        "20; kept from the checkpoint: `learning_rate` stays 0.0002, not 0.5"
     )
 
 

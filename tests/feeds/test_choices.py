@@ -94,7 +94,7 @@ def test_an_adapter_s_base_is_what_its_run_or_its_configuration_names(home: Home
 def test_shapes_follow_what_the_form_names(home: Home, tmp_path: Path) -> None:
     assert read_shapes(home, Asked(Stage.SFT)).entry is None
     shapes = read_shapes(home, Asked(Stage.SFT, "demo"))
-    assert shapes.architecture is not None and shapes.architecture.parameters == 385_152
+    assert shapes.architecture is not None and shapes.architecture.parameters == 391_104
     _run(home, Stage.SFT, "sft")
     merge = read_shapes(home, Asked(Stage.MERGE, "sft"))
     assert merge.entry is not None and merge.entry.name == "demo"

@@ -57,7 +57,7 @@ def listed(home: Home, cache: Path, **more: Any) -> list[ModelEntry]:
 
 def test_the_demo_comes_first_and_alone_on_an_empty_machine(home: Home, tmp_path: Path) -> None:
     (demo,) = listed(home, tmp_path / "nowhere", folders=[tmp_path / "nowhere"])
-    assert (demo.name, demo.kind, demo.parameters, demo.trouble) == ("demo", "demo", 385_152, None)
+    assert (demo.name, demo.kind, demo.parameters, demo.trouble) == ("demo", "demo", 391_104, None)
     assert demo.bytes_on_disk and demo.bytes_on_disk > 700_000
 
 

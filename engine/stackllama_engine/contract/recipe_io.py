@@ -244,9 +244,6 @@ def _build(stage: Stage, entries: dict[str, Entry], where: str, findings: Findin
         wrong = True
     if wrong:
         return None
-    if _counts_epochs(stage, checked):
-        checked["max_steps"] = -1
-        findings.note(f"{where}: `num_train_epochs` decides in the {stage} recipe, as `max_steps` is not given.")
     for key in _PATH_KEYS:
         if checked.get(key):
             checked[key] = _absolute(checked[key])
@@ -255,12 +252,6 @@ def _build(stage: Stage, entries: dict[str, Entry], where: str, findings: Findin
     except ValueError as error:
         findings.wrong(where, str(error))
         return None
-
-
-def _counts_epochs(stage: Stage, checked: Mapping[str, Any]) -> bool:
-    """Whether epochs were asked for where this engine's default is a number of steps, which would win over them."""
-    default = {field.name: field.default for field in _fields(RECIPES[stage])}.get("max_steps", -1)
-    return default != -1 and "num_train_epochs" in checked and "max_steps" not in checked
 
 
 def unknown_key(key: str, typed: str, value: Any, what: str, known: Mapping[str, Any]) -> str:
