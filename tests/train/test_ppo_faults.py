@@ -315,3 +315,62 @@ def test_a_reward_that_fails_for_good_ends_the_run_after_what_was_trained_is_sav
         assert [path.name for path in one.run.checkpoints.iterdir()] == ["step-000001"]
         assert one.metrics("objective/scores")[1] == one.metrics("reward/function")[1] == 1.0
         assert one.metrics("reward/function_abstained")[1] == 0.25
+
+
+def test_a_reward_that_abstains_from_everything_is_named_and_not_the_precision(
+    home: Home, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RewardFunction, "__call__", lambda _, questions, responses: [float("nan")] * len(responses))
+    with attempt(home, base, Stage.PPO, *PPO) as one, pytest.raises(StageError) as caught:
+        one.train()
+    assert "`reward_fn: toy_rewards:length` abstained from all 4 responses" in str(caught.value)
+    assert "bf16" not in str(caught.value) and "reward_model_path" in str(caught.value)
+
+
+def test_steps_that_nobody_judges_are_skipped_and_no_reason_to_roll_back(
+    home: Home, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = 0
+
+    def only_evaluations(self: Any, questions: Any, responses: Any) -> list[float]:
+        nonlocal calls
+        calls += 1
+        return [1.0 if calls in (1, 5) else float("nan")] * len(responses)
+
+    monkeypatch.setattr(RewardFunction, "__call__", only_evaluations)
+    with attempt(home, base, Stage.PPO, *PPO) as one:
+        assert one.train()
+    assert "step 3 skipped: `reward_fn: toy_rewards:length` abstained from all 4" in one.health
+    assert "rolled back" not in one.health
+
+
+def test_a_comparison_that_fails_costs_nothing_of_the_training(
+    home: Home, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = 0
+
+    def sometimes(self: Any, questions: Any, responses: Any) -> list[float]:
+        nonlocal calls
+        calls += 1
+        if calls == 4:  # evaluation, the only step, evaluation, the comparison
+            raise StageError("the service is away")
+        return [1.0] * len(responses)
+
+    monkeypatch.setattr(RewardFunction, "__call__", sometimes)
+    with attempt(home, base, Stage.PPO, *PPO, "max_steps=1", "eval_temperatures=[0]") as one:
+        with pytest.raises(StageError, match="the service is away"):
+            one.train()
+        assert [path.name for path in one.run.checkpoints.iterdir()] == ["step-000001"]
+
+
+def test_other_held_out_questions_after_a_resume_are_answered_by_the_base_again(home: Home, base: Path) -> None:
+    keys = (*PPO, "max_steps=1", "save_steps=1", "eval_temperatures=[0]")
+    with attempt(home, base, Stage.PPO, *keys, "max_eval_samples=2") as first:
+        first.train()
+    more = (*PPO, "max_steps=2", "eval_temperatures=[0]", "max_eval_samples=3")
+    with attempt(home, base, Stage.PPO, *more, of=first.run) as second:
+        facts = second.train()
+    assert facts is not None and facts["before"]["questions"] == facts["after"]["questions"] == 3
+    assert "other held-out questions" in second.health
+    table = {row["name"]: row for row in facts["comparison"]}
+    assert table["base, T = 1"]["kl"] == pytest.approx(0, abs=1e-5)

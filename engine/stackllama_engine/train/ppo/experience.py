@@ -18,6 +18,7 @@ from ..faults import Fit
 from ..session import Session
 from . import losses
 from .prompts import Prompt
+from .recovery import Unscored
 from .rewards import PREFIX, Rewards, fill_unjudged, unjudged
 from .rollout import Rollout, pad_tokens, policy_outputs
 from .sampling import Noise, Responses, sample
@@ -168,6 +169,8 @@ class Experience:
         scores, policy, reference = self._reduce(bad).tolist()
         if not (scores or policy or reference):
             return None
+        if self.nobody_judged(rollout) and not (policy or reference):
+            return f"`reward_fn: {self._recipe.reward_fn}` abstained from all {scores} responses and is the only judge"
         return (
             f"NaN or infinity in {scores} scores, {policy} log-probabilities of the policy and {reference} of the "
             "reference"
@@ -177,10 +180,22 @@ class Experience:
         """On all ranks alike.
 
         Raises:
+            Unscored: nobody judged any response.
             StageError: a score or log-probability is NaN or infinite.
         """
-        if bad := self.not_finite(rollout):
-            raise StageError(
-                f"{bad}. Use `bf16: true` or `dtype: bfloat16` instead of float16, or lower `learning_rate`; "
-                "checkpoints are untouched."
-            )
+        if not (bad := self.not_finite(rollout)):
+            return
+        if self.nobody_judged(rollout):
+            raise Unscored(f"{bad}: return a number for some of them, or name a `reward_model_path` as well.")
+        raise StageError(
+            f"{bad}. Use `bf16: true` or `dtype: bfloat16` instead of float16, or lower `learning_rate`; "
+            "checkpoints are untouched."
+        )
+
+    def nobody_judged(self, rollout: Rollout) -> bool:
+        """Whether every judge abstained from every response of all ranks; after :meth:`settle`, alike on all of them.
+
+        A mean of others fills a gap, so that gaps on all of a rank mean that there is no other on any rank.
+        """
+        alone = self._recipe.reward_fn is not None and self._recipe.reward_model_path is None
+        return alone and bool((rollout.scores.isnan() & unjudged(rollout.opinions)).all())

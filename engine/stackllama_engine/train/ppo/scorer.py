@@ -17,6 +17,7 @@ from ...data.template import text
 from .. import limits, models
 from ..report import Reporter
 from ..rows import encode_text
+from ..sharing import own_base
 from .batches import longest_first
 from .shared_base import REWARD, SharedBase, score_weight
 
@@ -55,10 +56,10 @@ def load_scorer(
     if base.reward_adapter:
         return SharedScorer(base, base.reward_adapter, tokenizer, size)
     if (path / "adapter_config.json").is_file():
-        reporter.health(
-            f"the reward model's base is {read_identity(path)['name']}, the policy's {recipe.model_name_or_path}: "
-            "a second model is held in memory"
-        )
+        changed = own_base(path)
+        why = f"its base is {read_identity(path)['name']}, the policy's {recipe.model_name_or_path}"
+        why = f"its `{changed}` changes the base that it would share" if changed else why
+        reporter.health(f"the reward model: {why}; a second model is held in memory")
     return SeparateScorer(recipe, base.device, size)
 
 

@@ -17,6 +17,7 @@ from ...contract.base import read_identity
 from ...contract.errors import StageError
 from ...contract.recipe import PPORecipe
 from .. import models
+from ..sharing import check_shares, own_base
 from . import head
 from .decoding import DecodingMode
 from .merged import merged
@@ -60,9 +61,11 @@ class SharedBase:
     """How responses are sampled."""
 
     def __init__(self, recipe: PPORecipe, device: torch.device) -> None:
+        continued = Path(recipe.policy_adapter_path) if recipe.policy_adapter_path else None
+        if continued:
+            check_shares(continued, "policy_adapter_path")
         base = models.load_causal_lm(recipe, device)
         _drop_dropout(base)
-        continued = Path(recipe.policy_adapter_path) if recipe.policy_adapter_path else None
         peft_model = models.add_lora(base, recipe, "CAUSAL_LM", _config_of(continued) if continued else None)
         assert isinstance(peft_model, PeftModel)  # PPORecipe insists on use_peft
         self.model = peft_model
@@ -327,12 +330,12 @@ class SharedBase:
 
 
 def _reward_adapter(recipe: PPORecipe) -> Path | None:
-    """The reward model's adapter where it was trained on the policy's base; None where it is a model of its own."""
+    """The reward model's adapter where it can share the policy's base; None where it is a model of its own."""
     path = Path(recipe.reward_model_path or "")
     if not recipe.reward_model_path or not (path / "adapter_config.json").is_file():
         return None
     own = models.base_identity(recipe.model_name_or_path, recipe.model_revision)
-    return path if models.same_base(read_identity(path), own) else None
+    return path if models.same_base(read_identity(path), own) and own_base(path) is None else None
 
 
 def score_weight(adapter: Path) -> Tensor:
@@ -363,6 +366,7 @@ def _config_of(adapter: Path) -> Any:
     config.task_type = "CAUSAL_LM"
     config.lora_dropout = 0.0
     config.inference_mode = False
+    config.init_lora_weights = True  # the saved weights follow; some initialisations write into the base
     return config
 
 

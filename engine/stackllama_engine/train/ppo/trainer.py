@@ -173,15 +173,37 @@ class PPO:
                 )
             self.reporter.forget_samples_after(progress.step)
             self.best = progress.best
+            before = self._comparable(progress.before)
             if progress.owes_evaluation:
-                during = self._evaluate_or_stop(progress.step, "during", progress.before)
-                self._remember(progress.step, during, progress.before)
-            return progress.step, progress.before
+                during = self._evaluate_or_stop(progress.step, "during", before)
+                self._remember(progress.step, during, before)
+            return progress.step, before
         try:
             if canary.asked():
                 self._rehearse()
             self.reporter.forget_samples_after(-1)  # an attempt that saved nothing is made again from its beginning
             return 0, self.evaluate(0, "before")
+        except Abandoned:
+            raise Stopped from None
+
+    def _comparable(self, before: dict[str, Any]) -> dict[str, Any]:
+        """A checkpoint's evaluation before training, made again where it is of other questions than today's (the recipe
+        changed), or of a version that wrote no ``score``. The base is still there to be asked.
+
+        Raises:
+            Stopped: asked to stop; the checkpoint stays as it is.
+        """
+        now = [prompt.question for prompt in self.held_out]
+        if [row["question"] for row in before["rows"]] == now and all("score" in row for row in before["rows"]):
+            return before
+        self.reporter.health(
+            "the evaluation before training is of other held-out questions, or of an older version: the base answers "
+            "today's again, to compare with"
+        )
+        self.best = None
+        self.reporter.phase("evaluate")
+        try:
+            return {"rows": self.evaluator.rows(self.evaluator.trained._replace(policy=False))}
         except Abandoned:
             raise Stopped from None
 
@@ -205,7 +227,8 @@ class PPO:
         if bad := self.experience.not_finite(rollout):
             self.reporter.health(f"step {step + 1} skipped: {bad}")
             schedule.advance(self.trainables.scheduler)
-            return {"objective/scores": float(rollout.scores.mean()), "ppo/updates": 0.0}, bad
+            fault = None if self.experience.nobody_judged(rollout) else bad  # nothing that a rollback would mend
+            return {"objective/scores": float(rollout.scores.mean()), "ppo/updates": 0.0}, fault
         mismatch = self.sampler_check(step, responses, rollout)
         self.reporter.phase("update")
         before = self.trainables.snapshot()
@@ -365,6 +388,9 @@ class PPO:
                 wanted = serve(asked, self.reporter, done, self.service)
             except Abandoned:  # of answers that somebody asked for
                 self._save_and_stop(done, before)
+            except Unscored:
+                self._save_unless_saved(done, before)
+                raise
             if wanted.stop:
                 self._save_and_stop(done, before)
             if wanted.save or due:
@@ -426,6 +452,9 @@ class PPO:
             return self.evaluator.compare(before["rows"], after["rows"], self.best)
         except Abandoned:
             self._save_and_stop(self.steps, before)
+        except StageError:  # the policy was evaluated, and is sound
+            self._save_unless_saved(self.steps, before)
+            raise
 
     def _remember(self, step: int, during: dict[str, Any], before: dict[str, Any]) -> None:
         """Keep an evaluation's summary if it is the best so far."""
