@@ -66,6 +66,16 @@ def test_bad_companions_are_named_or_counted(tmp_path: Path) -> None:
     assert prompts(write(tmp_path / "nul.jsonl", good, good | {"input": "a\0b"})) == ["q\n\ni"]
 
 
+def test_a_companion_that_only_later_rows_have_is_part_of_their_prompt(tmp_path: Path) -> None:
+    first: dict[str, Any] = {"instruction": "Write.", "output": "a"}
+    name = write(tmp_path / "rows.jsonl", *[first] * 30, first | {"input": "A text."}, first | {"system": "Be brief."})
+    assert prompts(name)[30:] == ["Write.\n\nA text.", "Be brief.\n\nWrite."]
+    early = write(tmp_path / "early.jsonl", first, first | {"input": "A text."})
+    assert said(early, "question", "response_j") == (
+        "rows: the prompt is instruction and input, joined with a blank line between"
+    )
+
+
 def said(name: str, *needs: str) -> str:
     return "\n".join(notices("rows", read_columns(name, "all", needs)))
 

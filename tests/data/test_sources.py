@@ -213,6 +213,17 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path, suffix: str, allowed
     assert most[2] - least[2] < allowed, f"{least[2]} MiB for 1,000 rows, {most[2]} MiB for 200,000"
 
 
+def test_copies_of_a_question_are_in_one_split_and_asked_once(tmp_path: Path) -> None:
+    rows = [f"Is {n} a caf\u00e9?" for n in range(40)]
+    copies = [copy for text in rows for copy in (text, f"{text}\n", f" {text}", text.replace("\u00e9", "e\u0301"))]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"question": one}) + "\n" for one in copies))
+    for split in Split:
+        found = [row["question"] for row in open_rows(str(path), split, needs=("question",))]
+        assert found and len(found) == 4 * len({text for text in rows if text in found})
+    assert len(list(unique_questions(open_rows(str(path), "all", needs=("question",))))) == 40
+
+
 def test_unique_questions_keep_the_first() -> None:
     rows = [{"question": "a", "n": 1}, {"question": "b", "n": 2}, {"question": "a", "n": 3}]
     assert list(unique_questions(rows)) == rows[:2]

@@ -92,6 +92,9 @@ def test_evaluation_rows_that_are_trained_on_are_found() -> None:
         assert "not held out: 3 of 4 evaluation rows have a question that is also" in (overlap.notice(recipe) or "")
         assert "`dataset_test_split=test`" in (overlap.notice(recipe) or "")
     overlap = Overlap(held_out)
+    overlap.watch(rows(" A\n"))  # a copy that came through another exporter
+    assert overlap.rows == 1
+    overlap = Overlap(held_out)
     overlap.watch(rows("x"))
     assert overlap.notice(recipe) is None
 

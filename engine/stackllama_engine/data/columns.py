@@ -97,12 +97,22 @@ def look_at(rows: Iterable[tuple[str, Mapping[str, Any]]], needs: Iterable[str],
         DataError: as :func:`columns_of`, or a text column holds something else.
     """
     found: Columns | None = None
+    before: set[str] = set()
+    after: set[str] = set()
     unread: dict[str, None] = {}
     for (where, row), _ in zip(rows, range(LOOK_AT), strict=False):
         found = found or columns_of(row, needs, name)
         clean_row(row, found, f"{name}: {where}", Counter())
-        unread |= dict.fromkeys(_unread(row, found))
-    return found and Columns(found.sources, found.before, found.after, tuple(unread))
+        of_row = columns_of(row, needs, name)
+        before.update(of_row.before)
+        after.update(of_row.after)
+        unread |= dict.fromkeys(_unread(row, Columns(found.sources, of_row.before, of_row.after)))
+    return found and Columns(
+        found.sources,
+        tuple(column for column in BEFORE_QUESTION if column in before),
+        tuple(column for column in AFTER_QUESTION if column in after),
+        tuple(unread),
+    )
 
 
 def clean_row(row: Mapping[str, Any], columns: Columns, where: str, bad: Counter[str]) -> Row | None:
@@ -120,13 +130,17 @@ def clean_row(row: Mapping[str, Any], columns: Columns, where: str, bad: Counter
             bad[f"{column} {reason}"] += 1
             return None
         clean[need] = value
-    if not (columns.before or columns.after):
+    if "question" not in clean:
         return clean
     for column in (*columns.before, *columns.after):
-        if "\0" in (_text(row.get(column), column, where) or ""):
+        _text(row.get(column), column, where)
+    # by this row, not the first: exporters leave a column out of the rows that have nothing in it (datasets#5726)
+    before, after = _companions(row, BEFORE_QUESTION), _companions(row, AFTER_QUESTION)
+    for column in (*before, *after):
+        if "\0" in (row[column] or ""):
             bad[f"{column} has a NUL byte"] += 1
             return None
-    clean["question"] = _joined(row, clean["question"], columns.before, columns.after)
+    clean["question"] = _joined(row, clean["question"], before, after)
     return clean
 
 

@@ -13,7 +13,7 @@ from .columns import prompt_of
 from .files import read_file
 from .kinds import kind_of
 from .manifest import read_manifest
-from .splits import split_of
+from .splits import same_text, split_of
 
 ALL = "all"
 
@@ -55,4 +55,4 @@ def _splits(name: str, split: str) -> tuple[Split, ...]:
 def _split_of_row(row: Mapping[str, Any]) -> Split:
     """By the prompt's text; a row without one is kept in the first split, where reading it reports it."""
     text = prompt_of(row)
-    return Split.FINETUNE if text is None else split_of(text)
+    return Split.FINETUNE if text is None else split_of(same_text(text))

@@ -27,7 +27,7 @@ from .columns import ALIASES, TEXT_COLUMNS, Columns, Row, clean_row, columns_of,
 from .hub import read_hub
 from .kinds import kind_of
 from .local import ALL, local_rows
-from .splits import stable_hash
+from .splits import same_text, stable_hash
 
 _log = logging.getLogger(__name__)
 
@@ -135,10 +135,10 @@ def stamp(name: str) -> str:
 
 
 def unique_questions(rows: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
-    """The first row of every question. Memory: a 64-bit hash a question."""
+    """The first row of every question, by :func:`.splits.same_text`. Memory: a 64-bit hash a question."""
     seen: set[int] = set()
     for row in rows:
-        digest = stable_hash(row["question"])
+        digest = stable_hash(same_text(row["question"]))
         if digest not in seen:
             seen.add(digest)
             yield row

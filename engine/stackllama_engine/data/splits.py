@@ -8,6 +8,7 @@ Shares are those of ``lvwerra/stack-exchange-paired``, whose four parts have 20,
 """
 
 import hashlib
+import unicodedata
 
 from ..contract.stages import Split
 
@@ -20,6 +21,14 @@ def stable_hash(*parts: str | int) -> int:
     """64 bits of BLAKE2b over the parts; the same on every machine and in every process."""
     joined = "\x1f".join(str(part) for part in parts)
     return int.from_bytes(hashlib.blake2b(joined.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
+
+
+def same_text(text: str) -> str:
+    """A text without what copies of it differ in: ends of lines, composed accents, and space around it.
+
+    A question that came through another editor or exporter must not land in another split (DBRD#6).
+    """
+    return unicodedata.normalize("NFC", text.replace("\r\n", "\n")).strip()
 
 
 def split_of(question: str | int) -> Split:

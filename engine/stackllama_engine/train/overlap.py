@@ -8,14 +8,14 @@ from typing import Any
 from datasets import Dataset, IterableDataset
 
 from ..contract.recipe import TrainRecipe
-from ..data.splits import stable_hash
+from ..data.splits import same_text, stable_hash
 
 COLUMN = "question_hash"
 
 
 def question_hash(question: str) -> int:
-    """63 bits that stand for a question (Arrow's integers have a sign)."""
-    return stable_hash(question) >> 1
+    """63 bits that stand for a question, whatever its case and its spaces (Arrow's integers have a sign)."""
+    return stable_hash(" ".join(same_text(question).casefold().split())) >> 1
 
 
 class Overlap:
