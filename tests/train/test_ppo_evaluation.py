@@ -42,6 +42,7 @@ def test_best_of_n_has_a_bound_instead_of_a_kl() -> None:
     found = summary(BASE._replace(best_of=4), rows((1.0, 0.3, 0.5)), rows((0.0, 0.0, 0.5)))
     assert found["kl"] == pytest.approx(math.log(4) - 3 / 4) and found["kl_is_bound"] and "kl_se" not in found
     assert found["name"] == "base, T = 1, best of 4"
+    assert not {*BASE.samples} & {*BASE._replace(best_of=4).samples}  # it may lose to the base's one response
     assert Variant(policy=True, temperature=0).name == "PPO, greedy"
 
 
@@ -89,6 +90,5 @@ def test_a_run_leaves_its_table(base: Path, tmp_path: Path) -> None:
     assert best["step"] in (1, 2) and best["name"] == f"PPO, T = 1, step {best['step']}"
     assert table["base, T = 1"]["mean_reward"] == pytest.approx(result["before"]["mean_reward"])
     assert table["PPO, T = 1"]["mean_reward"] == pytest.approx(result["after"]["mean_reward"])
-    assert table["base, T = 1, best of 2"]["score"] >= table["base, T = 1"]["score"]  # the same first response
     assert table["base, T = 1"]["kl"] == pytest.approx(0, abs=1e-5)
     assert table["base, greedy"]["kl"] > 0.1  # one answer for sure, of many

@@ -55,6 +55,12 @@ class Variant(NamedTuple):
     """Responses per question, of which the one with the best score counts."""
 
     @property
+    def samples(self) -> range:
+        """Which noise each response has. Best-of-n has none in common with the one response that it is compared with,
+        else it could not lose to it."""
+        return range(1) if self.best_of == 1 else range(1, self.best_of + 1)
+
+    @property
     def name(self) -> str:
         """As in a table."""
         how = "greedy" if self.temperature == 0 else f"T = {self.temperature:g}"
@@ -115,7 +121,7 @@ class Evaluator:
         total = len(self._questions) if count is None else min(count, len(self._questions))
         mine = range(session.rank, total, session.world_size)
         indices = mine or range(1)  # every rank takes part in the sums over all of them
-        drawn = [self._answer(variant, indices, sample) for sample in range(variant.best_of)]
+        drawn = [self._answer(variant, indices, sample) for sample in variant.samples]
         best = [max(rows, key=lambda row: row["score"]) for rows in zip(*drawn, strict=True)]  # the first of equals
         return session.gather(best[: len(mine)])
 
