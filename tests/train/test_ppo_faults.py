@@ -19,7 +19,6 @@ from stackllama_engine.contract.stages import Stage
 from stackllama_engine.train import checkpoint
 from stackllama_engine.train.ppo import experience, trainer
 from stackllama_engine.train.ppo.reward_function import RewardFunction
-from stackllama_engine.train.ppo.shared_base import SharedBase
 from stackllama_engine.train.ppo.update import Updater
 
 from .in_process import PPO, at_call, attempt
@@ -58,7 +57,7 @@ def patch_call(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, number: i
 
 STOPS = {
     "before training": (trainer.PPO, "evaluate", 1, None),
-    "in the first rollout": (SharedBase, "logits", 12, 0),  # the evaluation before took at most 10
+    "in the first rollout": (trainer.PPO, "_sample", 1, 0),
     "between two mini-batches": (Updater, "_mini_batch", 3, 1),  # the first of step 2 is applied
     "in the last evaluation": (trainer.PPO, "evaluate", 2, 3),
 }
@@ -222,7 +221,7 @@ def test_bad_steps_in_a_row_lead_back_to_the_checkpoint_with_half_the_learning_r
     keys = (*PPO, "max_steps=4", "save_steps=2", "max_skipped_steps=2")
     with attempt(home, base, Stage.PPO, *keys) as one:
         assert one.train() is not None
-    assert "rolled back from step 4 to step-000002, rollback 1 of 2: goes on with `learning_rate: 0.0005`" in one.health
+    assert "rolled back from step 4 to step-000002, rollback 1 of 2: continuing with `learning_rate: 0.0005`" in one.health
     assert one.metrics("learning_rate") == {1: 1e-3, 2: 1e-3, 3: 5e-4, 4: 5e-4}
     assert one.metrics("ppo/updates") == {1: 2.0, 2: 2.0, 3: 2.0, 4: 2.0}
 

@@ -67,13 +67,13 @@ def start(arguments: argparse.Namespace, stage: Stage, reading: Reading) -> int:
     """Launch, print the run id at once, and follow where asked."""
     recipe = reading.recipe
     home = Home(arguments.home)
+    notices = data_notices(recipe)  # before the launch: what cannot be read is said without a run
     if getattr(arguments, "slurm", False):
         from stackllama_engine.launch import slurm
 
         run = slurm.submit(home, stage, recipe, arguments.name, arguments.sbatch_option)
     else:
         run = launcher.launch(home, stage, recipe, arguments.name, canary=getattr(arguments, "canary", None))
-    notices = data_notices(recipe)
     if not arguments.json:
         show(run.id)
         flush()

@@ -182,8 +182,10 @@ def resume(arguments: argparse.Namespace) -> int:
     from .launch import flush, follow_or_leave
 
     home = Home(arguments.home)
-    run = launcher.resume(home, find(home, arguments.run).id)
-    if notice := check_resume(run, load_recipe(run.read_state().stage, run.recipe_file)):
+    run = find(home, arguments.run)
+    notice = check_resume(run, load_recipe(run.read_state().stage, run.recipe_file))
+    run = launcher.resume(home, run.id)
+    if notice:
         say(one_line(notice))
     if not arguments.json:
         show(run.id)

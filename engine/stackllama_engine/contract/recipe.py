@@ -47,8 +47,8 @@ class SFTRecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     lr_scheduler_type: Annotated[Scheduler, about("Learning-rate schedule.")] = "cosine"
     warmup_steps: Annotated[Steps, about(WARMUP_HELP)] = 0.03
     weight_decay: Annotated[float, about("AdamW's decoupled weight decay.", ge=0, le=1)] = 0.05
-    per_device_train_batch_size: Annotated[int, about("Sequences a device and micro-batch.", ge=1)] = 4
-    per_device_eval_batch_size: Annotated[int, about("Sequences a device in evaluation.", ge=1)] = 4
+    per_device_train_batch_size: Annotated[int, about("Sequences per device and micro-batch.", ge=1)] = 4
+    per_device_eval_batch_size: Annotated[int, about("Sequences per device in evaluation.", ge=1)] = 4
     max_steps: Annotated[int, about("Optimizer steps; -1: `num_train_epochs` decides.", ge=-1)] = -1
     num_train_epochs: Annotated[float, about("Passes over the data when `max_steps` is -1.", gt=0)] = 1.0
     max_length: Annotated[int, about("Tokens per sequence.", ge=8)] = 1024
@@ -74,13 +74,13 @@ class RewardRecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields
     lora_dropout: Annotated[float, about("Dropout on the adapter's input.", ge=0, lt=1)] = 0.1
     dataset_train_split: Annotated[str, about("Split this stage trains on.", min_length=1)] = Split.REWARD.value
     max_train_samples: Annotated[AtLeastOne | None, about("Use only the first N training rows.")] = 100_000
-    max_eval_samples: Annotated[AtLeastOne | None, about("Use only the first N evaluation rows.")] = 50_000
+    max_eval_samples: Annotated[AtLeastOne | None, about("Use only the first N evaluation rows.")] = 4000
     learning_rate: Annotated[
         float, about(f"Peak learning rate; LoRA takes ten times that of full training ({LORA}).", gt=0, le=1)
     ] = 1e-4  # fmt: skip
     weight_decay: Annotated[float, about("AdamW's decoupled weight decay.", ge=0, le=1)] = 0.001
-    per_device_train_batch_size: Annotated[int, about("Pairs a device and micro-batch.", ge=1)] = 4
-    per_device_eval_batch_size: Annotated[int, about("Pairs a device in evaluation.", ge=1)] = 4
+    per_device_train_batch_size: Annotated[int, about("Pairs per device and micro-batch.", ge=1)] = 4
+    per_device_eval_batch_size: Annotated[int, about("Pairs per device in evaluation.", ge=1)] = 4
     max_steps: Annotated[int, about("Optimizer steps; -1: `num_train_epochs` decides.", ge=-1)] = -1
     num_train_epochs: Annotated[float, about("Passes over the data when `max_steps` is -1.", gt=0)] = 1.0
     max_length: Annotated[int, about("A pair is dropped when either text has more tokens.", ge=8)] = 512

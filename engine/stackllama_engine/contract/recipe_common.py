@@ -132,7 +132,7 @@ class TrainRecipe(ModelRecipe, frozen=True, kw_only=True, forbid_unknown_fields=
     save_total_limit: Annotated[AtLeastOne | None, about("Keep the newest N checkpoints; empty: all of them.")] = 3
     metric_for_best_model: Annotated[
         str | None,
-        about("Also keep the checkpoint that is best by this metric (eval_loss; PPO: eval/mean_reward)."),
+        about("Also keep the checkpoint that is best by this metric (eval_loss; PPO: eval/objective)."),
     ] = None
     greater_is_better: Annotated[
         bool | None, about("Of that metric; empty: lower is better where its name ends in `loss`.")

@@ -248,10 +248,13 @@ def _build(stage: Stage, entries: dict[str, Entry], where: str, findings: Findin
         if checked.get(key):
             checked[key] = _absolute(checked[key])
     try:
-        return RECIPES[stage](**checked)
+        recipe = RECIPES[stage](**checked)
     except ValueError as error:
         findings.wrong(where, str(error))
         return None
+    if checked.get("random_length_limits") and "response_length" in entries:
+        findings.note(f"{where}: `random_length_limits` decides, so `response_length` is ignored.")
+    return recipe
 
 
 def unknown_key(key: str, typed: str, value: Any, what: str, known: Mapping[str, Any]) -> str:

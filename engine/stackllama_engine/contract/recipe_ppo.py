@@ -209,7 +209,10 @@ class PPORecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=Tr
               "reward model where that was trained on this base and has a critic's adapter to go to."),
     ] = "auto"  # fmt: skip
 
-    # reporting
+    # reporting and checkpoints
+    save_steps: Annotated[
+        Steps, about("Write a checkpoint every N PPO steps; below 1: a share of all steps; 0: only when stopped.")
+    ] = 50
     eval_steps: Annotated[
         Steps,
         about(
@@ -302,6 +305,13 @@ class PPORecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def longest_response(self) -> int:
         """Tokens of the longest response there can be."""
         return self.length_limits[1] - 1
+
+    @property
+    def length_key(self) -> str:
+        """The key that decides how long a response may be, with its value, for messages."""
+        if self.random_length_limits is not None:
+            return f"`random_length_limits={self.random_length_limits}`"
+        return f"`response_length={self.response_length}`"
 
     @property
     def eos_penalty(self) -> float:

@@ -26,7 +26,7 @@ from .token_ids import special_ids
 
 TrainingRecipe = SFTRecipe | RewardRecipe | PPORecipe
 _RESCALES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
-"""Keys of a head that does more than a matrix product (``train/ppo/shared_base.py``)."""
+"""Keys of a head that does more than a matrix product: an early word of what ``train/ppo/model_checks.py`` measures."""
 _RESCALES_UNSAID = {"gemma2": "final_logit_softcapping", "cohere": "logit_scale", "cohere2": "logit_scale"}
 """Types whose configuration class does so where the file says nothing."""
 _POSITIONS = {
@@ -261,7 +261,7 @@ def _length(case: Case) -> str | None:
     recipe = case.recipe
     if isinstance(recipe, PPORecipe):
         longest = recipe.max_prompt_length - 1 + recipe.longest_response  # a longer prompt is dropped
-        named = f"`max_prompt_length={recipe.max_prompt_length}` and `response_length={recipe.longest_response}`"
+        named = f"`max_prompt_length={recipe.max_prompt_length}` and {recipe.length_key}"
         named += f" make up to {longest} tokens"
     else:
         longest, named = recipe.max_length, f"`max_length={recipe.max_length}`"

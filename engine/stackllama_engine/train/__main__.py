@@ -105,7 +105,7 @@ def _begin_again(error: Exception, recipe: SFTRecipe | RewardRecipe, session: "S
         session.restarts.again(
             per_device_train_batch_size=half, gradient_accumulation_steps=passes,
             message=f"{where} `per_device_train_batch_size: {half}` and `gradient_accumulation_steps: {passes}` on "
-            f"every rank (were {size} and {accumulation}); the effective batch stays {size * accumulation} a device",
+            f"every rank (were {size} and {accumulation}); the effective batch stays {size * accumulation} per device",
         )  # fmt: skip
     rows = recipe.per_device_eval_batch_size
     if phase == "evaluate" and rows > 1:

@@ -91,7 +91,7 @@ class Fit:
         self._reporter.health(
             f"out of memory in phase {self._reporter.current_phase}: from now on `per_device_train_batch_size: "
             f"{self.micro}` and `gradient_accumulation_steps: {self.accumulation}` on every rank (were {before[0]} "
-            f"and {before[1]}); the effective batch stays {self.micro * self.accumulation} a device"
+            f"and {before[1]}); the effective batch stays {self.micro * self.accumulation} per device"
         )
         free_memory()
 

@@ -66,7 +66,7 @@ class Guard:
         where = saved.name if saved else "the start"
         self._restarts.again(
             learning_rate=rate, at_step=start, rollbacks=self._setbacks.rollbacks,
-            message=f"rolled back from step {step} to {where}, rollback {self._setbacks.so_far}: goes on with "
+            message=f"rolled back from step {step} to {where}, rollback {self._setbacks.so_far}: continuing with "
             f"`learning_rate: {rate:g}`, half of before",
         )  # fmt: skip
 

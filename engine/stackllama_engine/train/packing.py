@@ -16,6 +16,8 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from ..contract.errors import StageError
 from ..contract.recipe import SFTRecipe
+from .faults import memory_that_ran_out
+from .loading import one_line
 
 MOST_LEAK = 0.1
 """Of what a document changes when it follows another one openly. Rounding is far below, the smallest fault above."""
@@ -72,8 +74,10 @@ def check_apart(recipe: SFTRecipe, model: Any, collator: Collator, autocast: Any
     try:
         with autocast:
             share = leak(model, collator)
-    except (TypeError, ValueError) as error:  # a forward that knows no positions
-        why = f"it takes no position ids ({str(error).splitlines()[0]})"
+    except Exception as error:  # a forward that knows no positions, or cannot do with these
+        if memory_that_ran_out(error) is not None:
+            raise
+        why = f"it takes no position ids ({type(error).__name__}: {one_line(error)})"
     else:
         if share <= MOST_LEAK:
             return

@@ -154,8 +154,9 @@ class Evaluator:
         """
         recipe = self._recipe
         as_trained = self.trained._replace(policy=False)
+        others = [one for one in recipe.eval_temperatures if one != recipe.temperature]
         table = [summary(as_trained, before, before)]
-        for temperature in recipe.eval_temperatures:
+        for temperature in others:
             variant = Variant(policy=False, temperature=temperature)
             table.append(summary(variant, self.rows(variant), before))
         for count in recipe.eval_best_of:
@@ -164,7 +165,7 @@ class Evaluator:
         if best is not None:
             table.append(best)
         table.append(summary(self.trained, after, before))
-        for temperature in recipe.eval_temperatures:
+        for temperature in others:
             variant = Variant(policy=True, temperature=temperature)
             table.append(summary(variant, self.rows(variant), before))
         return table
@@ -192,6 +193,11 @@ def summary(variant: Variant, rows: Sequence[Row], base: Sequence[Row]) -> Row:
     wins = [(one["score"] > other["score"]) + 0.5 * (one["score"] == other["score"])
             for one, other in zip(rows, base, strict=True)]  # fmt: skip
     return found if rows is base else found | mean_and_error("win_rate", wins)
+
+
+def held_out_objective(rows: Sequence[Row], kl_coef: float) -> float:
+    """What PPO maximises, on held-out questions: mean score − ``kl_coef`` × mean KL."""
+    return sum(row["score"] - kl_coef * row["kl"] for row in rows) / len(rows)
 
 
 def mean_and_error(name: str, values: Sequence[float]) -> dict[str, float]:

@@ -70,7 +70,7 @@ def check_policy(recipe: PPORecipe, base: SharedBase, tokenizer: "PreTrainedToke
         _check_head(recipe, base, rows, own, _SAME * limit)
         if batch > 1:
             _check_padding(recipe, base, rows, own, limit)
-        if not recipe.use_vllm:
+        if not recipe.use_vllm or recipe.eval_temperatures or recipe.eval_best_of:  # which vLLM does not sample
             groups = [rows] if recipe.local_rollout_forward_batch_size > 1 else [[row] for row in rows]
             _choose_decoding(base, groups, own, models.pad_id(tokenizer), limit, reporter)
 

@@ -26,7 +26,16 @@ from ...contract.recipe import FUNCTION
 _MOST_SHOWN = 80
 _WAITS = (1.0, 5.0, 25.0)
 """Seconds before the function is asked again, after its first, second and third failure."""
-_MISTAKES = (ArithmeticError, AssertionError, AttributeError, ImportError, NameError, NotImplementedError, TypeError)
+_MISTAKES = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    NameError,
+    NotImplementedError,
+    TypeError,
+)
 """Errors of the code itself: the same call would raise them again."""
 _LARGEST = 3.4028234663852886e38
 """Of float32, in which scores are kept."""

@@ -14,13 +14,13 @@ from ...contract.errors import StageError
 from ...contract.recipe import PPORecipe
 from ...contract.recipe_common import steps_of
 from ...contract.stages import Split
-from .. import checkpoint, limits, models, optimizers, schedule
+from .. import checkpoint, limits, models, optimizers, rehearsal, schedule
 from ..faults import Fit, Setbacks
 from ..requests import Change, Service, Stopped, serve
 from ..saving import Saver, newest_sealed
 from ..session import Session
 from . import canary, losses
-from .evaluation import Acting, Evaluator, Row, summary
+from .evaluation import Acting, Evaluator, Row, held_out_objective, summary
 from .experience import Experience
 from .figures import Scores, figures, objective, response_kl, side_by_side, throughput
 from .mismatch import SamplerCheck
@@ -122,6 +122,7 @@ class PPO:
         recipe = self.recipe
         self.session.accelerator.init_trackers("stackllama")
         self.session.requests.signals.loaded()
+        rehearsal.rehearse_save(self.base.model, self.tokenizer, recipe.model_name_or_path, self.session)
         done, before = self._begin()
         rolled_back = self.session.restarts.now
         if rolled_back.learning_rate is not None and rolled_back.at_step == done:
@@ -310,6 +311,7 @@ class PPO:
         self.reporter.samples(step, [marks | row for row in rows[:recorded]])
         if when != "asked":
             means = {f"eval/{name}": value for name, value in figures({"rows": rows}).items() if name != "questions"}
+            means["eval/objective"] = held_out_objective(rows, self.recipe.kl_coef)
             self.reporter.metrics(step, means)
             self.session.accelerator.log(means, step=step)
         return {"rows": rows}
@@ -320,7 +322,7 @@ class PPO:
         held_out = max(len(prompt.ids) for prompt in self.held_out)
         longest = max(held_out, len(self.prompts.at(canary.longest(self.prompts)).ids))
         tokens = longest + recipe.longest_response
-        keys = f"`max_prompt_length={recipe.max_prompt_length}` and `response_length={recipe.longest_response}`"
+        keys = f"`max_prompt_length={recipe.max_prompt_length}` and {recipe.length_key}"
         limits.check_length(self.base.base, recipe.model_name_or_path, tokens, keys, self.reporter)
         self.rewards.check_length(tokens, keys, self.reporter)
 
@@ -459,12 +461,8 @@ class PPO:
     def _remember(self, step: int, during: dict[str, Any], before: dict[str, Any]) -> None:
         """Keep an evaluation's summary if it is the best so far."""
         found = summary(self.evaluator.trained, during["rows"], before["rows"])
-        coef = self.recipe.kl_coef
-        found |= {
-            "name": f"{found['name']}, step {step}",
-            "step": step,
-            "objective": found["score"] - coef * found["kl"],
-        }
+        objective = held_out_objective(during["rows"], self.recipe.kl_coef)
+        found |= {"name": f"{found['name']}, step {step}", "step": step, "objective": objective}
         if self.best is None or found["objective"] > self.best["objective"]:
             self.best = found
 
@@ -475,16 +473,17 @@ class PPO:
         for reason in skipped:
             self.reporter.health(reason)
         if saved:
-            start = self.trainables.load(saved).step
+            progress = self.trainables.load(saved)
+            start, self.best = progress.step, progress.best
         else:
             self.trainables.restore(self.start)
-            start = 0
+            start, self.best = 0, None
         schedule.set_peak(self.trainables.optimizer, self.trainables.scheduler, rate)
         self._note(learning_rate=rate, at_step=start, rollbacks=self.setbacks.rollbacks)
         self.reporter.forget_samples_after(start)
         self.reporter.health(
             f"rolled back from step {done} to {saved.name if saved else 'the start'}, rollback "
-            f"{self.setbacks.so_far}: goes on with `learning_rate: {rate:g}`, half of before"
+            f"{self.setbacks.so_far}: continuing with `learning_rate: {rate:g}`, half of before"
         )
         self.session.state.wait_for_everyone()
         return start
