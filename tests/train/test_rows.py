@@ -45,7 +45,7 @@ def test_a_special_token_spelled_out_in_a_text_stays_text(base: Path) -> None:
 def test_a_stream_needs_to_know_when_to_end(base: Path, tmp_path: Path) -> None:
     keys = [value for value in SFT if not value.startswith(("max_train_samples", "max_steps"))]
     recipe = load_recipe(
-        Stage.SFT, None, (*keys, f"model_name_or_path={base}", "dataset_name=someone/pairs", "max_steps=-1")
+        Stage.SFT, None, (*keys, f"model_name_or_path={base}", "dataset_name=someone/pairs", "max_train_samples=null")
     )
     assert isinstance(recipe, SFTRecipe)
     with pytest.raises(DataError, match="max_steps"):
@@ -86,8 +86,8 @@ def test_a_hub_set_is_streamed(base: Path, tmp_path: Path, monkeypatch: pytest.M
             yield {"question": "q" * index, "response_j": "a"}
 
     monkeypatch.setattr(rows, "open_rows", endless)
-    values = (f"model_name_or_path={base}", "dataset_name=someone/pairs")
-    unlimited = [value for value in (*SFT, *values) if not value.startswith("max_train_samples")]
+    values = (f"model_name_or_path={base}", "dataset_name=someone/pairs", "max_train_samples=null")
+    unlimited = [value for value in (*SFT, *values) if not value.startswith("max_train_samples=6")]
     recipe = load_recipe(Stage.SFT, None, unlimited)
     assert isinstance(recipe, SFTRecipe)
     streamed = rows.training_rows(recipe, RunDir(tmp_path), ("question", "response_j"), encode)

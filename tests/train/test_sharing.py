@@ -65,10 +65,8 @@ def test_a_reward_adapter_that_changes_its_base_leaves_the_policys_alone_and_sco
         rows = [trained(torch.tensor([encode_text(tokenizer, *answer)])).logits[0, 0] for answer in ANSWERS]
     torch.testing.assert_close(scorer(ANSWERS), torch.stack(rows), atol=1e-4, rtol=1e-3)
     plain: Any = models.load_plain(str(base), None, "float32", CPU).get_decoder()
-    assert torch.equal(
-        shared.trunk.get_submodule("layers.0.self_attn.q_proj.base_layer").weight,
-        plain.layers[0].self_attn.q_proj.weight,
-    )
+    layer: Any = shared.trunk.get_submodule("layers.0.self_attn.q_proj.base_layer")
+    assert torch.equal(layer.weight, plain.layers[0].self_attn.q_proj.weight)
 
 
 def test_a_policy_cannot_continue_such_an_adapter(base: Path, tmp_path: Path) -> None:
