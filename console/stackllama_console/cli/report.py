@@ -98,7 +98,7 @@ def measures(suffix: str, result: Facts) -> list[tuple[str, Any, Any]]:
         "ppo": [
             ("mean reward", before.get("mean_reward"), after.get("mean_reward")),
             ("true utility", before.get("true_utility"), after.get("true_utility")),
-            ("KL per response", before.get("kl"), after.get("kl")),
+            ("KL per response", _zero(before.get("kl")), _zero(after.get("kl"))),
         ],
     }.get(suffix, [("error of the merge", None, result.get("difference"))])
     return [row for row in rows if row[2] is not None]
@@ -149,6 +149,11 @@ def _text_lines(text: str) -> list[str]:
 def _part(value: Facts, key: str) -> Facts:
     part: Facts | None = value.get(key)
     return part or {}
+
+
+def _zero(value: Any) -> Any:
+    """0 for what rounding left of it."""
+    return 0.0 if isinstance(value, float) and abs(value) < 1e-6 else value
 
 
 def _cell(value: Any) -> str:
