@@ -9,7 +9,6 @@ from ..contract.stages import Stage
 _BODY = {"gpt2": "transformer.h", "neox": "gpt_neox.layers"}
 _ATTENTION = {"gpt2": "attn", "neox": "attention"}
 _EMBEDDINGS = {"gpt2": ("transformer.wte", "transformer.wpe"), "neox": ("gpt_neox.embed_in",)}
-_HEADS = {"neox": "embed_out"}
 HEADS = frozenset({"lm_head", "embed_out"})
 TIED = HEADS | {"embed_tokens", "wte", "embed_in"}
 """Last names of the head and of the embedding that it may be."""
@@ -25,7 +24,7 @@ def module_names(arch: Architecture, stage: Stage) -> list[str]:
     if arch.expert:
         inside += [f"mlp.{name}" for name in FUSED]
     names = [f"{body}.{layer}.{name}" for layer in range(arch.layers) for name in inside]
-    head = "score" if stage is Stage.REWARD else _HEADS.get(arch.family, "lm_head")
+    head = "score" if stage is Stage.REWARD else "lm_head"
     return [*_EMBEDDINGS.get(arch.family, ("model.embed_tokens",)), *names, head]
 
 
