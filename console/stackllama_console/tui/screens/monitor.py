@@ -56,8 +56,6 @@ class MonitorScreen(ConsoleScreen):
         Binding("D", "run('delete')", "delete", id="monitor.delete", show=False),
         Binding("left_square_bracket", "page(-1)", "charts before", id="monitor.page_back", show=False),
         Binding("right_square_bracket", "page(1)", "more charts", id="monitor.page", key_display="]"),
-        Binding("pageup", "page(-1)", "charts or result: page up", id="monitor.page_up", show=False),
-        Binding("pagedown", "page(1)", "charts or result: page down", id="monitor.page_down", show=False),
         Binding("comma", "child(-1)", "pipeline: stage before", id="monitor.child_back", show=False),
         Binding("full_stop", "child(1)", "pipeline: next stage", id="monitor.child", show=False),
         Binding("1", "panel(0)", "only chart 1", id="monitor.panel_1", show=False),
