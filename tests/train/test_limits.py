@@ -88,8 +88,8 @@ def saved(base: Path, path: Path, model: Any) -> Path:
         (Stage.REWARD, (*REWARD, "lora_target_modules=[c_attn]"), "`max_length=512`: texts of 512"),
         (
             Stage.PPO,
-            (*PPO, "lora_target_modules=[c_attn]", "output_max_length=60"),
-            "and `output_max_length=60`: texts",
+            (*PPO, "lora_target_modules=[c_attn]", "random_length_limits=[4, 60]"),
+            "and `random_length_limits=[4, 60]`: texts",
         ),
     ],
 )

@@ -151,7 +151,7 @@ def test_tensors_that_adapter_or_model_lacks_are_found(
     with pytest.raises(StageError, match=r"lacks .*layers\.1"):
         merging(tmp_path / "renamed")
     weights = load_file(adapter / "adapter_model.safetensors")
-    more = {name.replace("layers.1", "layers.7"): value for name, value in weights.items()}
+    more = {name.replace("layers.1", "layers.7"): value.clone() for name, value in weights.items()}
     save_file(weights | more, file)
     with pytest.raises(StageError, match=r"has no place for .*layers\.7"):
         merging(tmp_path / "renamed")
