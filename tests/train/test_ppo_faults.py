@@ -1,6 +1,7 @@
 """PPO in the face of stops, pauses, full memory, NaN and a full disk."""
 
 import errno
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -296,19 +297,25 @@ def test_a_disk_that_fills_up_is_said_once(home: Home, base: Path, monkeypatch: 
     assert one.health.count("less than 2 checkpoints") == 1
 
 
+def judge_by_call(monkeypatch: pytest.MonkeyPatch, judge: Callable[[int, int], list[float]]) -> None:
+    """Let the reward function say what ``judge`` does, given the number of the call, from 1, and of responses."""
+    calls = itertools.count(1)
+
+    def judged(self: Any, questions: Any, responses: Any) -> list[float]:
+        return judge(next(calls), len(responses))
+
+    monkeypatch.setattr(RewardFunction, "__call__", judged)
+
+
 def test_a_reward_that_fails_for_good_ends_the_run_after_what_was_trained_is_saved(
     home: Home, base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls = 0
-
-    def sometimes(self: Any, questions: Any, responses: Any) -> list[float]:
-        nonlocal calls
-        calls += 1
-        if calls == 3:  # evaluation, step 1, step 2
+    def sometimes(call: int, count: int) -> list[float]:
+        if call == 3:  # evaluation, step 1, step 2
             raise StageError("the service is away")
-        return [float("nan") if index == 0 else 1.0 for index in range(len(responses))]  # one abstains
+        return [float("nan") if index == 0 else 1.0 for index in range(count)]  # one abstains
 
-    monkeypatch.setattr(RewardFunction, "__call__", sometimes)
+    judge_by_call(monkeypatch, sometimes)
     with attempt(home, base, Stage.PPO, *PPO) as one:
         with pytest.raises(StageError, match="the service is away"):
             one.train()
@@ -330,14 +337,10 @@ def test_a_reward_that_abstains_from_everything_is_named_and_not_the_precision(
 def test_steps_that_nobody_judges_are_skipped_and_no_reason_to_roll_back(
     home: Home, base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls = 0
+    def only_evaluations(call: int, count: int) -> list[float]:
+        return [1.0 if call in (1, 5) else float("nan")] * count
 
-    def only_evaluations(self: Any, questions: Any, responses: Any) -> list[float]:
-        nonlocal calls
-        calls += 1
-        return [1.0 if calls in (1, 5) else float("nan")] * len(responses)
-
-    monkeypatch.setattr(RewardFunction, "__call__", only_evaluations)
+    judge_by_call(monkeypatch, only_evaluations)
     with attempt(home, base, Stage.PPO, *PPO) as one:
         assert one.train()
     assert "step 3 skipped: `reward_fn: toy_rewards:length` abstained from all 4" in one.health

@@ -108,14 +108,14 @@ class SharedBase:
     def trainable(self) -> list[nn.Parameter]:
         """The parameters of the policy's adapter, of the critic's if it has one, and the value head; always in this
         order."""
-        named = sorted(self.model.named_parameters())
-        adapters = [p for adapter in self.saved for name, p in named if f".{adapter}." in name]
-        return [*adapters, *self.value_head.parameters()]
+        policy, critic = self.parameter_groups()
+        return [*policy, *critic]
 
     def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """:meth:`trainable` in two: the policy's, and the critic's with the value head."""
-        policy = [p for name, p in sorted(self.model.named_parameters()) if f".{POLICY}." in name]
-        return policy, self.trainable()[len(policy) :]
+        named = sorted(self.model.named_parameters())
+        policy, *critic = ([p for name, p in named if f".{adapter}." in name] for adapter in self.saved)
+        return policy, [*(p for adapter in critic for p in adapter), *self.value_head.parameters()]
 
     @property
     def saved(self) -> tuple[str, ...]:
