@@ -29,6 +29,8 @@ def still(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs_module, "now", lambda: NOW)
     monkeypatch.setattr("stackllama_console.tui.screens.monitor.now", lambda: NOW)
     monkeypatch.setattr("stackllama_console.tui.watched.predicted_peak", lambda run: None)
+    keymap = "/home/you/.config/stackllama/keymap.yaml"  # a test's own path wraps where its folder's name is long
+    monkeypatch.setattr("stackllama_console.tui.screens.help.keymap_file", lambda: keymap)
 
 
 def check(name: str, svg: str) -> None:
