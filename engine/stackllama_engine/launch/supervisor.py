@@ -29,6 +29,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
+from ..contract import run_lock
 from ..contract.errors import ExitCode
 from ..contract.events import Event, EventReader
 from ..contract.files import open_private
@@ -333,8 +334,7 @@ class Supervisor:
 def main(arguments: list[str]) -> None:
     """Detach, then supervise. Does not return."""
     run, attempt, lock = RunDir(Path(arguments[0])), int(arguments[1]), int(arguments[2])
-    detach()
-    os.set_inheritable(lock, False)  # no worker may hold the lock after us
+    detach(lambda: run_lock.take_over(run.path, lock))  # open as long as this process lives, and in no worker
     adopt_orphans()
     status = 1
     try:
