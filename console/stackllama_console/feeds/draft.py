@@ -264,7 +264,7 @@ def _name_of(home: Home, value: str) -> str | None:
     path = Path(value)
     if path == DEMO_BASE:
         return DEMO
-    if path.name not in _OUTPUTS or path.parents[1:2] != (home.runs_dir,):
+    if path.name not in _OUTPUTS or path.parent.parent.resolve() != home.runs_dir.resolve():
         return None
     try:
         return path.parent.name if home.run(path.parent.name).read_state().phase == "finished" else None

@@ -16,6 +16,7 @@ from msgspec import Struct
 
 from ..contract.errors import RefusedError, StackllamaError, UsageError
 from ..contract.files import make_private_dir, open_private, write_whole
+from ..contract.host import this_host
 from ..contract.recipe import AnyRecipe, PPORecipe
 from ..contract.recipe_io import dump_recipe, load_recipe
 from ..contract.redact import redactor, secret_names
@@ -29,6 +30,7 @@ from .data_check import data_notices
 from .gpus import visible_gpus
 from .inputs import resolve_inputs
 from .machine import git_commit, package_versions, resolve_machine
+from .marks import marks
 from .preflight import preflight
 from .processes import run_processes
 from .reconcile import reconcile
@@ -190,7 +192,7 @@ def start_supervisor(run: RunDir, lock: int, command: Command, parents: list[str
     forget_all(run)
     for name, text in command.files.items():
         write_whole(run.path / name, text.encode())
-    environment = command.environment | {"STACKLLAMA_ATTEMPT": str(attempt)}
+    environment = command.environment | marks(run.path) | {"STACKLLAMA_ATTEMPT": str(attempt)}
     run.write_launch(
         Launch(
             argv=command.argv, cwd=str(run.path), host=socket.gethostname(), created=time.time(),
@@ -199,8 +201,8 @@ def start_supervisor(run: RunDir, lock: int, command: Command, parents: list[str
         )
     )  # fmt: skip
     state = msgspec.structs.replace(
-        run.read_state(), phase="starting", attempt=attempt, started=time.time(), ended=None, supervisor=None,
-        worker=None, exit_code=None, cause=None, last_lines=[],
+        run.read_state(), phase="starting", attempt=attempt, started=time.time(), ended=None, host=this_host(),
+        supervisor=None, worker=None, exit_code=None, cause=None, last_lines=[],
     )  # fmt: skip
     run.write_state(state)
     if _spawn(run.path, attempt, lock, folder / SUPERVISOR_LOG) != 0:
