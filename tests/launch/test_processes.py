@@ -73,7 +73,7 @@ def found(path: Path) -> list[int]:
 
 
 def test_a_mark_by_another_path_is_the_same_run(tmp_path: Path) -> None:
-    """Marked as a run of before 0.3 is: by its path alone."""
+    """Marked as a run of before 0.2 is: by its path alone."""
     run, other = tmp_path / "real" / "run", tmp_path / "real" / "run-2"
     run.mkdir(parents=True)
     other.mkdir()

@@ -19,7 +19,7 @@ class Host(Struct, frozen=True, kw_only=True):
 
     Attributes:
         name: its host name.
-        boot_id: of the kernel that ran then; empty where a run of before 0.3 does not say.
+        boot_id: of the kernel that ran then; empty where a run of before 0.2 does not say.
         clock: seconds since that boot, suspended time included (``CLOCK_BOOTTIME``): a clock that nobody sets.
     """
 

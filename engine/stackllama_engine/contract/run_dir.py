@@ -61,7 +61,7 @@ class State(Struct, frozen=True, kw_only=True, omit_defaults=True):
     started: float | None = None
     ended: float | None = None
     host: Host | None = None
-    """Where and when it was created, or its newest attempt was started; None in runs of before 0.3."""
+    """Where and when it was created, or its newest attempt was started; None in runs of before 0.2."""
     supervisor: ProcessId | None = None
     worker: ProcessId | None = None
     exit_code: int | None = None
@@ -288,7 +288,13 @@ class RunDir:
         try:
             return run_lock.acquire(self.path, holder_gone=holder_gone)
         except BlockingIOError:
-            raise RefusedError(f"Run `{self.id}` is alive; stop it first: runs stop {self.id}") from None
+            hosts = run_lock.hosts_out_of_sight(self.path)
+            where = f" on {hosts[0]}, as far as can be told from here (or add --host-gone {hosts[0]})" if hosts else ""
+            raise RefusedError(f"Run `{self.id}` is alive{where}; stop it first: runs stop {self.id}") from None
+
+    def release_lock(self, descriptor: int) -> None:
+        """Give back what `acquire_lock` returned; nobody else sees that as long as an inherited copy is open."""
+        run_lock.release(descriptor)
 
     def lock_is_held(self) -> bool:
         """Whether a supervisor (or a launcher on its way) is alive."""

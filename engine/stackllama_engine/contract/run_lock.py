@@ -11,9 +11,8 @@ gives the lock back, as with flock. A record of another machine counts until som
 nothing of it can be seen from here but its files.
 
 A contender takes a number above all others, writes, and only then looks: it gives up its record when there is a higher
-one, or any other that counts. Two who both stayed cannot be: the lower one looked before the higher one's file was
-there, so its own was complete when the higher one looked. Dead records are removed only below one's own, so that a
-number which is used again never is the highest.
+one, any other that counts, or its own is missing. Two who both stayed cannot be: the lower one looked before the higher
+one's file was there, so its own was complete when the higher one looked. Whoever holds the lock removes what is dead.
 """
 
 import contextlib
@@ -94,6 +93,21 @@ def acquire(run: Path, *, holder_gone: bool = False) -> int:
     except BaseException:
         os.close(descriptor)
         raise
+
+
+def release(descriptor: int) -> None:
+    """Give it back: close it, and without flock also remove what other machines would go on taking for alive."""
+    record = (_PROC / "self/fd" / str(descriptor)).readlink()  # its directory may have another name by now
+    with contextlib.suppress(OSError):  # what cannot be removed here is known by the closing, on this machine
+        if record.parent.name == HOLDERS and _same(os.fstat(descriptor), record):
+            record.unlink()
+    os.close(descriptor)
+
+
+def hosts_out_of_sight(run: Path) -> list[str]:
+    """Names of machines on which somebody holds the lock, for all that can be told from here."""
+    holders = [holder for path in _counting(run) if (holder := _read(path)) is not None]
+    return [holder.host.name for holder in holders if holder.is_out_of_sight]
 
 
 def is_held(run: Path) -> bool:
@@ -192,18 +206,22 @@ def _counting(run: Path, *, holder_gone: bool = False) -> list[Path]:
     """Records whose holders are alive, as far as can be told from here."""
     counting: list[Path] = []
     for path in _records(run):
-        try:
-            holder = msgspec.json.decode(path.read_bytes(), type=Holder)
-        except (FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError):  # given up, or not complete: see above
-            continue
-        if not holder_gone if holder.is_out_of_sight else holder.holds(path):
+        holder = _read(path)
+        if holder is not None and (not holder_gone if holder.is_out_of_sight else holder.holds(path)):
             counting.append(path)
     return counting
 
 
+def _read(record: Path) -> Holder | None:
+    try:
+        return msgspec.json.decode(record.read_bytes(), type=Holder)
+    except (FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError):  # given back, or not complete: see the module
+        return None
+
+
 def _records(run: Path) -> list[Path]:
     try:
-        return [path for path in (run / HOLDERS).iterdir() if path.name.isascii() and path.name.isdecimal()]
+        return [path for path in (run / HOLDERS).iterdir() if path.name.isdecimal()]
     except (FileNotFoundError, NotADirectoryError):
         return []
 

@@ -33,7 +33,8 @@ from .machine import git_commit, package_versions, resolve_machine
 from .marks import marks
 from .preflight import preflight
 from .processes import run_processes
-from .reconcile import reconcile
+from .reconcile import ensure_ended
+from .resubmit import resubmission
 from .settings import check_settings
 from .supervisor import SUPERVISOR_LOG
 
@@ -139,34 +140,44 @@ def launch(
     try:
         _start(run, lock, planned.recipe, [*planned.parents, *parents], canary)
     finally:
-        os.close(lock)
+        run.release_lock(lock)
     return run
 
 
-def resume(home: Home, run_id: str) -> RunDir:
+def resume(home: Home, run_id: str, *, host_gone: str | None = None) -> RunDir:
     """Start a new attempt of a run that stopped, failed or was lost; it goes on from its newest checkpoint.
 
+    Args:
+        home: where runs live.
+        run_id: the run.
+        host_gone: name of another machine that is gone for good, with whatever of the run was there.
+
     Raises:
-        UsageError: no such run.
-        RefusedError: it has finished, or something of it is alive.
+        UsageError: no such run; it is on another machine than the one that is gone.
+        RefusedError: it has finished, something of it is alive, or it is a Slurm job's.
         StackllamaError: the supervisor could not be started; the run says why.
     """
     run = home.run(run_id)
     check_settings()
-    state = reconcile(run)
-    if not state.has_ended:
-        raise RefusedError(f"Run `{run.id}` is alive; stop it first: `stackllama-console runs stop {run.id}`.")
-    begin(run, canary=_had_canary(run))
+    ensure_ended(run, "resume", host_gone)
+    if command := resubmission(run):
+        raise RefusedError(
+            f"Run `{run.id}` is a Slurm run, and would train on {socket.gethostname()} if it was resumed like this. "
+            f"Submit it again: {command}"
+        )
+    begin(run, canary=_had_canary(run), holder_gone=host_gone is not None)
     return run
 
 
-def begin(run: RunDir, *, canary: bool | None) -> None:
+def begin(run: RunDir, *, canary: bool | None, holder_gone: bool = False) -> None:
     """Start a new attempt of a run that nobody holds, on this machine.
+
+    ``holder_gone``: whoever may hold it on another machine is known to be gone.
 
     Raises:
         RefusedError, StackllamaError: as :func:`resume`.
     """
-    lock = run.acquire_lock()
+    lock = run.acquire_lock(holder_gone=holder_gone)
     try:
         if run.read_state().phase == "finished":
             raise RefusedError(f"Run `{run.id}` has finished; there is nothing to resume.")
@@ -177,7 +188,7 @@ def begin(run: RunDir, *, canary: bool | None) -> None:
         check_resume(run, recipe)
         _start(run, lock, recipe, parents_of(run), canary)
     finally:
-        os.close(lock)
+        run.release_lock(lock)
 
 
 def start_supervisor(run: RunDir, lock: int, command: Command, parents: list[str]) -> None:

@@ -2,7 +2,7 @@
 
 ===============================  ========================================================================
 ``STACKLLAMA_RUN``               the run directory's path when the process was started
-``STACKLLAMA_RUN_INODE``         the directory itself, ``device:inode`` (runs of before 0.3 have none)
+``STACKLLAMA_RUN_INODE``         the directory itself, ``device:inode`` (runs of before 0.2 have none)
 ===============================  ========================================================================
 
 A directory has many paths (symbolic links, bind mounts) and may be renamed, so paths are never compared as text. A
