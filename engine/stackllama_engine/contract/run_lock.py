@@ -34,6 +34,12 @@ from .streams import above_standard
 LOCK = "lock"
 HOLDERS = "lock.d"
 
+BY_FILE = (
+    f"The runs' file system has no flock: who holds this run is written down in its {HOLDERS}. Another machine cannot "
+    "tell whether a process of this one is alive."
+)
+"""What is said of a run whose lock is held without flock."""
+
 _NO_FLOCK = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK})
 _PATIENCE = 2.0  # seconds; a reader that looks whether the lock is held holds it for microseconds
 _PROC = Path("/proc")

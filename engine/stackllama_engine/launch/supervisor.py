@@ -132,6 +132,8 @@ class Supervisor:
     def _start_worker(self) -> None:
         launch = self.run.read_launch()
         self._watch = Watch(self.run, self.folder, launch, self.state.stage)
+        if run_lock.is_by_file(self.run.path):
+            self._watch.journal.write(run_lock.BY_FILE)
         log = open_private(self.folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         try:
             process = subprocess.Popen(

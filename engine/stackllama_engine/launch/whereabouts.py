@@ -72,18 +72,15 @@ def elsewhere(run: RunDir, state: State) -> Elsewhere | None:
 def host_of(run: RunDir, state: State) -> Host | None:
     """The machine that created an unfinished run, or started its newest attempt; None where nothing says which.
 
-    A run of before 0.2 has written down the boot of its supervisor, and its launcher's host name.
+    Of a run of before 0.2 it is known once it had a supervisor, which wrote down its boot; its launcher, the host name.
     """
-    if state.host is not None:
+    if state.host is not None or state.supervisor is None:
         return state.host
     try:
         name = run.read_launch().host
-    except UsageError:  # never started, or damaged
-        name = ""
-    boot_id = state.supervisor.boot_id if state.supervisor is not None else ""
-    if not name and not boot_id:
-        return None
-    return Host(name=name or UNKNOWN_HOST, boot_id=boot_id)
+    except UsageError:
+        name = UNKNOWN_HOST
+    return Host(name=name, boot_id=state.supervisor.boot_id)
 
 
 def last_sign(run: RunDir, state: State) -> float | None:
@@ -98,8 +95,13 @@ def refuse_elsewhere(run: RunDir, there: Elsewhere, verb: str) -> RefusedError:
     return RefusedError(
         f"Run `{run.id}` is alive on {there.host}, as far as can be told from here: it can be looked at and stopped "
         f"(`{_PROGRAM} runs stop {run.id}`), the rest is done on {there.host}. If that machine is gone for good: "
-        f"`{_PROGRAM} runs {verb} {run.id} --host-gone {shlex.quote(there.host)}`."
+        f"`{gone_command(run, there, verb)}`."
     )
+
+
+def gone_command(run: RunDir, there: Elsewhere, verb: str) -> str:
+    """The command that resumes or deletes a run of a machine that is gone for good."""
+    return f"{_PROGRAM} runs {verb} {run.id} --host-gone {shlex.quote(there.host)}"
 
 
 def check_gone(run: RunDir, state: State, host_gone: str | None) -> bool:
