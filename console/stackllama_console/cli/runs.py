@@ -150,10 +150,8 @@ def _stopped(run: RunDir, state: State, *, waited: bool) -> int:
     if not state.has_ended:
         say(f"{run.id}: {'still ' + state.phase if waited else 'asked to stop'}.")
         if waited and (there := elsewhere(run, state)):
-            say(
-                f"  {one_line(there.host)} has not answered, and no file of the run has changed for minutes. The request"
-            )
-            say(f"  stays. Look there; if that machine is gone for good: {gone_command(run, there, 'resume')}")
+            say(f"  {one_line(there.host)} has not answered: no file of the run has changed for minutes. Look there;")
+            say(f"  if that machine is gone for good: {one_line(gone_command(run, there, 'resume'))}")
         say_next(run, state)
         return ExitCode.FAILED if waited else ExitCode.DONE
     code = f", exit code {state.exit_code}" if state.exit_code is not None else ""

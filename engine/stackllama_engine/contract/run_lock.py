@@ -68,6 +68,23 @@ class Holder(Struct, frozen=True, kw_only=True):
         return self.host.is_elsewhere or (self.host.is_this_kernel and self.pids != _pid_namespace())
 
 
+def try_flock(descriptor: int, operation: int) -> bool | None:
+    """``flock`` without waiting: whether the lock was got; None: this file system has none.
+
+    Raises:
+        OSError: it failed for another reason.
+    """
+    try:
+        fcntl.flock(descriptor, operation | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_FLOCK:
+            raise
+        return None
+    return True
+
+
 def acquire(run: Path, *, holder_gone: bool = False) -> int:
     """Take the lock of a run directory; it is held until the descriptor, and every inherited copy, is closed.
 
@@ -85,7 +102,7 @@ def acquire(run: Path, *, holder_gone: bool = False) -> int:
     descriptor = above_standard(open_private(run / LOCK, os.O_RDWR | os.O_CREAT))
     try:
         deadline = time.monotonic() + _PATIENCE
-        while not (locked := _flock(descriptor, fcntl.LOCK_EX)):
+        while not (locked := try_flock(descriptor, fcntl.LOCK_EX)):
             if locked is None:
                 record = _acquire_by_file(run, holder_gone=holder_gone)
                 os.close(descriptor)
@@ -127,7 +144,7 @@ def is_held(run: Path) -> bool:
     except FileNotFoundError:
         return False
     try:
-        return _flock(descriptor, fcntl.LOCK_SH) is False or is_by_file(run)
+        return try_flock(descriptor, fcntl.LOCK_SH) is False or is_by_file(run)
     finally:
         os.close(descriptor)
 
@@ -152,19 +169,6 @@ def take_over(run: Path, descriptor: int) -> int:
     _, record = _write_down(run)  # above all others; its former holder counts until it is complete
     os.close(descriptor)
     return record
-
-
-def _flock(descriptor: int, operation: int) -> bool | None:
-    """Whether the lock was got; None: this file system has none."""
-    try:
-        fcntl.flock(descriptor, operation | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno not in _NO_FLOCK:
-            raise
-        return None
-    return True
 
 
 def _acquire_by_file(run: Path, *, holder_gone: bool) -> int:
