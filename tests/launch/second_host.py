@@ -49,20 +49,18 @@ class SecondHost:
         own.touch(mode=0o600)
         self.mounts += [str(own), str(run.path / "lock")]
 
-    def start(self, *argv: str, stdin: int | None = None, **environment: str) -> subprocess.Popen[str]:
+    def start(self, *argv: str, stdin: int | None = None) -> subprocess.Popen[str]:
         """A process there; it and all that it starts end with it."""
         inside = ["sh", "-c", _ENTER, "sh", self.name, str(self.folder / "boot_id"), *self.mounts, "--", *argv]
         return subprocess.Popen(
             ["unshare", "--mount", "--pid", "--uts", "--fork", "--kill-child", "--mount-proc", *inside],
-            env=os.environ | source_path(os.environ.get("PYTHONPATH", "")) | environment,
+            env=os.environ | source_path(os.environ.get("PYTHONPATH", "")),
             stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
 
-    def command(self, home: Home, *words: str, **environment: str) -> tuple[int, str, str]:
+    def command(self, home: Home, *words: str) -> tuple[int, str, str]:
         """The console's command there: exit code, stdout, stderr."""
-        process = self.start(
-            sys.executable, "-m", "stackllama_console", *words, "--home", str(home.path), **environment
-        )
+        process = self.start(sys.executable, "-m", "stackllama_console", *words, "--home", str(home.path))
         out, err = process.communicate(timeout=120)
         return process.returncode, out, err
 
