@@ -13,8 +13,9 @@ import pytest
 from stackllama_engine.contract.errors import RefusedError, UsageError
 from stackllama_engine.contract.host import Host, this_host
 from stackllama_engine.contract.run_dir import Launch, ProcessId, RunDir, State
+from stackllama_engine.contract.run_lock import Holder
 from stackllama_engine.launch import launcher, whereabouts
-from stackllama_engine.launch.processes import run_processes
+from stackllama_engine.launch.processes import identify, run_processes
 from stackllama_engine.launch.reconcile import reconcile, stop
 from stackllama_engine.launch.remove import remove
 from stackllama_engine.launch.whereabouts import elsewhere
@@ -172,6 +173,22 @@ def test_the_children_of_a_pipeline_go_with_its_host(runs: Runs) -> None:
     with pytest.raises(UsageError):  # its recipe is none of a pipeline: that comes after the children were seen to
         launcher.resume(runs.home, "mine", host_gone="gpu17")
     assert child.read_state().phase == "lost" and "gpu17" in str(child.read_state().cause)
+
+
+def test_a_container_without_flock_is_seen_by_what_it_wrote_down(runs: Runs, fake_stages: None) -> None:
+    """Its processes are not seen from here, although the kernel is the same."""
+    run = recorded(runs)
+    here = identify(os.getpid())
+    assert here is not None
+    holder = Holder(host=msgspec.structs.replace(this_host(), name="box"), process=here, pids="pid:[1]")
+    (run.path / "lock").touch()
+    (run.path / "lock.d").mkdir()
+    (run.path / "lock.d" / "000001").write_bytes(msgspec.json.encode(holder))
+    assert reconcile(run).phase == "running"
+    with pytest.raises(RefusedError, match="alive on box"):
+        launcher.resume(runs.home, "mine")
+    launcher.resume(runs.home, "mine", host_gone="box")
+    assert wait_for_phase(run, "finished").attempt == 2
 
 
 def test_no_age_is_claimed_where_clocks_disagree(runs: Runs) -> None:

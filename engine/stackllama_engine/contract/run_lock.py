@@ -112,6 +112,8 @@ def acquire(run: Path, *, holder_gone: bool = False) -> int:
             time.sleep(0.02)
         if _counting(run, holder_gone=holder_gone):
             raise _held(run / HOLDERS)
+        for dead in _records(run):
+            dead.unlink(missing_ok=True)
         return descriptor
     except BaseException:
         os.close(descriptor)
@@ -128,9 +130,9 @@ def release(descriptor: int) -> None:
 
 
 def hosts_out_of_sight(run: Path) -> list[str]:
-    """Names of machines on which somebody holds the lock, for all that can be told from here."""
-    holders = [holder for path in _counting(run) if (holder := _read(path)) is not None]
-    return [holder.host.name for holder in holders if holder.is_out_of_sight]
+    """Names of machines and containers that hold the lock, for all that can be told from here."""
+    holders = [_read(path) for path in _records(run)]
+    return [holder.host.name for holder in holders if holder is not None and holder.is_out_of_sight]
 
 
 def is_held(run: Path) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from ..contract import run_lock
 from ..contract.errors import RefusedError, UsageError
 from ..contract.host import Host
 from ..contract.run_dir import HEALTH_FILE, RunDir, State
@@ -62,11 +63,15 @@ class Silence:
 
 
 def elsewhere(run: RunDir, state: State) -> Elsewhere | None:
-    """The other machine that a run is on; None of one that has ended, is here, or waits in Slurm's queue."""
-    host = host_of(run, state)
-    if state.has_ended or host is None or not host.is_elsewhere or _waits_in_slurm(run, state):
+    """The other machine that a run is on, or the other container of this one where there is no flock.
+
+    None of a run that has ended, is here, or waits in Slurm's queue.
+    """
+    if state.has_ended or _waits_in_slurm(run, state):
         return None
-    return Elsewhere(host=host.name, last_sign=last_sign(run, state))
+    host = host_of(run, state)
+    hosts = [host.name] if host is not None and host.is_elsewhere else run_lock.hosts_out_of_sight(run.path)
+    return Elsewhere(host=hosts[0], last_sign=last_sign(run, state)) if hosts else None
 
 
 def host_of(run: RunDir, state: State) -> Host | None:
