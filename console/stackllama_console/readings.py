@@ -12,6 +12,7 @@ from stackllama_engine.contract.events import Event
 from stackllama_engine.contract.history import History, fold
 from stackllama_engine.contract.run_dir import RunDir, State
 from stackllama_engine.contract.stages import Stage
+from stackllama_engine.launch.whereabouts import Elsewhere, elsewhere
 
 from .sanitise import one_line
 from .units import size
@@ -51,6 +52,7 @@ class Reading(Struct, kw_only=True):
     state: State
     history: History
     result: dict[str, Any] = {}
+    elsewhere: Elsewhere | None = None
 
     @property
     def age(self) -> float:
@@ -76,7 +78,12 @@ class Reading(Struct, kw_only=True):
 def read_run(run: RunDir, state: State) -> Reading:
     """The run as its files say now; ``state`` is the reconciled one."""
     return Reading(
-        id=run.id, stage=state.stage, state=state, history=recent_history(run), result=run.read_json("result.json")
+        id=run.id,
+        stage=state.stage,
+        state=state,
+        history=recent_history(run),
+        result=run.read_json("result.json"),
+        elsewhere=elsewhere(run, state),
     )
 
 

@@ -14,7 +14,7 @@ from stackllama_console.cli import follow as follow_module
 from stackllama_console.cli.bars import Bars
 from stackllama_console.cli.follow import Follower, Tail
 from stackllama_console.cli.lines import Lines, metrics_line
-from stackllama_engine.contract.events import EventWriter
+from stackllama_engine.contract.events import Event, EventWriter
 from stackllama_engine.contract.run_dir import Home, RunDir
 from stackllama_engine.contract.stages import Stage
 
@@ -214,6 +214,16 @@ def test_lines_are_clean(
 def test_metrics_line_without_known_names(make_run: MakeRun) -> None:
     tail = Tail(make_run(Stage.SFT, "one", "running"), "sft", Stage.SFT)
     assert metrics_line(tail, {"zeta": 1.0, "alpha": 2.5}, 3) == "sft 3 zeta 1 alpha 2.5"
+
+
+def test_a_clock_that_was_set_back_silences_nobody(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run(Stage.SFT, "one", "running")
+    tail, display = Tail(run, "one", Stage.SFT), Lines()
+    display.begin(tail)
+    for step, moment in enumerate((7200.0, 3601.0, 3607.0), start=1):
+        display.event(tail, Event(seq=step, time=moment, kind="metrics", step=step, metrics={"loss": float(step)}))
+    said = capsys.readouterr().err
+    assert all(f"one {step} loss" in said for step in (1, 2, 3)), said
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,8 @@ from stackllama_console.feeds import machine
 from stackllama_console.feeds.machine import Machine, MachineReading, describe, is_local
 from stackllama_engine.contract.run_dir import Launch
 from stackllama_engine.launch import nvml
+from stackllama_engine.launch.marks import RUN_MARK
 from stackllama_engine.launch.nvml import GpuReading
-from stackllama_engine.launch.processes import RUN_MARK
 
 GIB = 1 << 30
 _IDLE = "import time; print('up', flush=True); time.sleep(100)"

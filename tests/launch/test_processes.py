@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from stackllama_engine.launch.marks import marks
 from stackllama_engine.launch.processes import alive, identify, kill_run_processes, run_processes, send
 
 from .conftest import wait_for
@@ -61,3 +62,48 @@ def test_marked_processes_and_no_others(tmp_path: Path) -> None:
     assert processes[longer].poll() is None
     assert kill_run_processes(longer) == 1
     processes[longer].wait()
+
+
+def start_marked(path: Path, **more: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(SLEEP, env={**os.environ, "STACKLLAMA_RUN": str(path), **more}, start_new_session=True)
+
+
+def found(path: Path) -> list[int]:
+    return [process.pid for process in run_processes(path)]
+
+
+def test_a_mark_by_another_path_is_the_same_run(tmp_path: Path) -> None:
+    """Marked as a run of before 0.2 is: by its path alone."""
+    run, other = tmp_path / "real" / "run", tmp_path / "real" / "run-2"
+    run.mkdir(parents=True)
+    other.mkdir()
+    (tmp_path / "link").symlink_to("real")
+    by_link = tmp_path / "link" / "run"
+    process = start_marked(by_link)
+    try:
+        wait_for(lambda: found(by_link) == [process.pid])
+        assert found(run) == found(tmp_path / "link" / ".." / "real" / "run") == [process.pid]
+        assert found(other) == []
+        assert kill_run_processes(run) == 1
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_process_follows_its_directory_and_its_path(tmp_path: Path) -> None:
+    """Renamed, a run keeps its processes; one that was made anew has those that write into it by its path."""
+    run, renamed = tmp_path / "run", tmp_path / "renamed"
+    run.mkdir()
+    process = start_marked(run, **marks(run))
+    try:
+        wait_for(lambda: found(run) == [process.pid])
+        run.rename(renamed)
+        assert found(renamed) == [process.pid] and found(run) == [process.pid]  # no such directory: the same text
+        run.mkdir()
+        assert found(renamed) == [process.pid]
+        assert found(run) == [process.pid]
+        run.rename(tmp_path / "third")
+        assert found(tmp_path / "third") == [] and found(renamed) == [process.pid]
+    finally:
+        process.kill()
+        process.wait()

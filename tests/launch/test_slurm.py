@@ -1,19 +1,23 @@
 """Slurm by stand-ins for sbatch, scontrol, squeue and scancel; script, job and worker are real processes."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from stackllama_engine.contract.errors import RefusedError, StackllamaError, UsageError
+from stackllama_engine.contract.host import Host
 from stackllama_engine.contract.recipe import AnyRecipe
 from stackllama_engine.contract.recipe_io import load_recipe
 from stackllama_engine.contract.run_dir import Home, RunDir
 from stackllama_engine.contract.stages import Stage
-from stackllama_engine.launch import slurm, slurm_queue
+from stackllama_engine.launch import launcher, slurm, slurm_queue
 from stackllama_engine.launch.processes import run_processes
 from stackllama_engine.launch.reconcile import reconcile, stop
 
@@ -23,7 +27,10 @@ TOOLS = {
     "sbatch": 'printf "%s\\n" "$@" > "$SLURM_TEST/sbatch"; echo "4242;cluster"',
     "scontrol": 'echo "$@" >> "$SLURM_TEST/scontrol"',
     "scancel": 'echo "$@" >> "$SLURM_TEST/scancel"',
-    "squeue": 'cat "$SLURM_TEST/queue" 2>/dev/null || { echo "error: Invalid job id specified" >&2; exit 1; }',
+    "squeue": """
+        touch "$SLURM_TEST/asked"
+        cat "$SLURM_TEST/queue" 2>/dev/null || { echo "error: Invalid job id specified" >&2; exit 1; }
+    """,
 }
 FAKE_STAGE = f"""\
 import os, sys
@@ -159,6 +166,87 @@ def test_a_job_of_another_run_does_nothing(home: Home, cluster: Path) -> None:
     job = start_job(run, "finish", "77")
     assert job.wait(60) == 2
     assert run.read_state().phase == "queued" and not (run.path / "written-by-worker.txt").exists()
+
+
+def stopped_job(home: Home, cluster: Path, *options: str) -> RunDir:
+    """A run whose job was stopped by hand, and that Slurm has forgotten."""
+    run = slurm.submit(home, Stage.SFT, recipe(), "mine", options)
+    job = start_job(run, "until-stopped")
+    wait_for(lambda: (run.path / "worker.pid").exists() and run.read_state().phase == "running", 60)
+    run.request("stop")
+    assert job.wait(60) == 75, job.communicate()[1]
+    (cluster / "queue").unlink()
+    wait_for(lambda: not run.lock_is_held())
+    return run
+
+
+def command_of(error: RefusedError) -> list[str]:
+    return shlex.split(str(error).partition("Submit it again: ")[2])
+
+
+def test_resume_on_the_login_node_is_refused_with_the_command_that_resubmits(home: Home, cluster: Path) -> None:
+    run = stopped_job(home, cluster, "time=8:00:00", "comment=a b; $(id)")
+    first = (cluster / "sbatch").read_text()
+    with pytest.raises(RefusedError, match="Submit it again: sbatch") as caught:
+        launcher.resume(home, "mine")
+    assert run.read_state().phase == "stopped" and len(run.attempt_dirs()) == 1
+    subprocess.run(command_of(caught.value), check=True, stdout=subprocess.DEVNULL)
+    assert (cluster / "sbatch").read_text() == first, "not the options it was submitted with"
+    again = start_job(run, "finish", "5353")
+    assert again.wait(60) == 0, again.communicate()[1]
+    state = run.read_state()
+    assert (state.phase, state.attempt, run.read_json("slurm.json")["id"]) == ("finished", 2, "5353")
+    assert run.read_json("slurm.json")["options"]["time"] == "8:00:00"
+
+
+def test_another_job_waits_until_slurm_has_forgotten_the_first(home: Home, cluster: Path) -> None:
+    run = stopped_job(home, cluster)
+    (cluster / "queue").write_text("COMPLETING\n")
+    again = start_job(run, "finish", "5353")
+    wait_for(lambda: (cluster / "asked").exists(), 60)
+    assert run.read_state().phase == "stopped" and len(run.attempt_dirs()) == 1
+    (cluster / "queue").unlink()
+    assert again.wait(60) == 0, again.communicate()[1]
+    assert run.read_state().attempt == 2
+
+
+def test_a_run_submitted_by_an_earlier_version(home: Home, cluster: Path) -> None:
+    """Its options were not written down: the command says so, and works."""
+    run = stopped_job(home, cluster)
+    run.write_json("slurm.json", {"id": "4242", "submitted": 1.0})
+    (run.path / "slurm.sh").write_text("#!/bin/sh\nexec /no/such/python\n")
+    with pytest.raises(RefusedError, match=r"Submit it again: sbatch .*slurm\.sh  # and \[the --sbatch-options"):
+        launcher.resume(home, "mine")
+    again = start_job(run, "finish", "5353")
+    assert again.wait(60) == 0, again.communicate()[1]
+
+
+def test_a_node_that_died_with_its_job(home: Home, cluster: Path) -> None:
+    """Slurm starts the same job again on another one; until it has gone nobody calls the run lost."""
+    run = slurm.submit(home, Stage.SFT, recipe(), "mine")
+    gone = Host(name="node1", boot_id="another-boot")
+    run.write_state(msgspec.structs.replace(run.read_state(), phase="running", attempt=1, host=gone))
+    assert reconcile(run).phase == "running"
+    again = start_job(run, "finish")
+    assert again.wait(60) == 0, again.communicate()[1]
+    assert (run.read_state().phase, run.read_state().attempt) == ("finished", 2)
+    run.write_state(msgspec.structs.replace(run.read_state(), phase="running", ended=None, attempt=3, host=gone))
+    (cluster / "queue").unlink()
+    assert reconcile(run).phase == "lost"
+
+
+def test_a_job_without_its_number_is_judged_by_no_clock_that_is_set(home: Home, cluster: Path) -> None:
+    run = slurm.submit(home, Stage.SFT, recipe(), "mine")
+    job = slurm_queue.job_of(run)
+    assert job is not None and job.host is not None
+    asked = msgspec.structs.replace(job, id="", submitted=time.time() + 3600)
+    slurm_queue.write_job(run, asked)
+    assert reconcile(run).phase == "queued"
+    slurm_queue.write_job(run, msgspec.structs.replace(asked, host=Host(name="login2", boot_id="another-boot")))
+    assert reconcile(run).phase == "queued"
+    earlier = msgspec.structs.replace(job.host, clock=job.host.clock - 60)
+    slurm_queue.write_job(run, msgspec.structs.replace(asked, host=earlier))
+    assert reconcile(run).phase == "lost"
 
 
 def test_what_cannot_be_submitted(home: Home, cluster: Path, tmp_path: Path) -> None:

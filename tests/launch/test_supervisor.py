@@ -202,7 +202,12 @@ def test_two_who_look_at_once_agree(runs: Runs) -> None:
 def test_queued_run_of_a_launcher_that_died(runs: Runs) -> None:
     run = runs.create()
     assert reconcile(run).phase == "queued", "the launcher may still be on its way"
-    run.write_state(msgspec.structs.replace(run.read_state(), created=time.time() - 60))
+    state = run.read_state()
+    assert state.host is not None
+    run.write_state(msgspec.structs.replace(state, created=time.time() - 60))  # a clock that was set says nothing
+    assert reconcile(run).phase == "queued"
+    then = msgspec.structs.replace(state.host, clock=state.host.clock - 60)
+    run.write_state(msgspec.structs.replace(state, created=time.time() + 3600, host=then))  # an hour back, since
     assert reconcile(run).phase == "lost"
 
 

@@ -9,6 +9,7 @@ import msgspec
 from stackllama_engine.contract.errors import ExitCode, UsageError
 from stackllama_engine.contract.recipe_io import Reading, read_recipe
 from stackllama_engine.contract.run_dir import Home, RunDir
+from stackllama_engine.contract.run_lock import BY_FILE, is_by_file
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch import launcher
 from stackllama_engine.launch.data_check import data_notices
@@ -79,6 +80,8 @@ def start(arguments: argparse.Namespace, stage: Stage, reading: Reading) -> int:
         flush()
         for notice in notices:
             say(f"note: {notice}")
+        if is_by_file(run.path):
+            say(f"note: {BY_FILE}")
     return follow_or_leave(arguments, home, run, [*reading.notes, *notices])
 
 

@@ -37,7 +37,7 @@ class Lines:
                 say(f"{tail.title}: {one_line(event.phase)}")
             case "metrics":
                 self._waiting = (tail, event)
-                if event.time - self._printed >= _INTERVAL:
+                if abs(event.time - self._printed) >= _INTERVAL:  # also when the run's clock was set back
                     self._flush()
             case "checkpoint":
                 self._flush()

@@ -9,6 +9,7 @@ from stackllama_engine.contract.run_dir import Home
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch.reconcile import reconcile
 
+from ..elsewhere import as_facts, in_words
 from ..readings import Reading, read_run
 from ..sanitise import one_line
 from ..units import age, number
@@ -79,6 +80,7 @@ def _columns_that_fit(cells: list[tuple[str, ...]]) -> int:
 def _row(reading: Reading) -> tuple[str, ...]:
     metric = reading.last_metric
     last = f"{metric[0]} {number(metric[1])}" if metric else _current_child(reading)
+    last = "  ".join(filter(None, (in_words(reading.elsewhere), last)))
     return (reading.stage, reading.state.phase, reading.step, age(reading.age), last)
 
 
@@ -95,5 +97,6 @@ def _listed(reading: Reading) -> dict[str, Any]:
         "run": reading.id, "stage": reading.stage, "state": reading.state.phase, "step": reading.history.step,
         "total_steps": reading.history.total_steps, "age": reading.age, "attempt": reading.state.attempt,
         "exit_code": reading.state.exit_code, "cause": reading.state.cause,
+        "elsewhere": as_facts(reading.elsewhere),
         "last_metric": {"name": metric[0], "value": metric[1]} if metric else None,
     }  # fmt: skip

@@ -5,7 +5,9 @@ from typing import Any
 
 from stackllama_engine.contract.errors import ExitCode
 from stackllama_engine.contract.run_dir import RunDir, State
+from stackllama_engine.launch.whereabouts import elsewhere
 
+from ..elsewhere import as_facts
 from ..pipelines import newest, still_running
 from ..sanitise import log_line, one_line
 from ..units import duration
@@ -35,6 +37,7 @@ def facts(run: RunDir, state: State) -> dict[str, Any]:
     return {
         "run": run.id, "stage": state.stage, "state": state.phase, "exit_code": state.exit_code, "cause": state.cause,
         "attempt": state.attempt, "seconds": seconds(state), "path": str(run.path),
+        "elsewhere": as_facts(elsewhere(run, state)),
     }  # fmt: skip
 
 

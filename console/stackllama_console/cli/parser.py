@@ -127,6 +127,7 @@ def build_parser() -> Parser:
 _HOME_HELP = "where runs are kept (default: STACKLLAMA_HOME, else $XDG_DATA_HOME/stackllama)"
 _FOLLOW_HELP = "show it until it ends, and end with its exit code; Ctrl-C only stops looking"
 _CANARY_HELP = "PPO: the worst step and a checkpoint once, before the run proper (default: on a GPU)"
+_HOST_GONE_HELP = "the machine that the run is on, if it is gone for good: nothing there can be seen or ended from here"
 _Commands = Any  # argparse's _SubParsersAction is private
 
 
@@ -239,12 +240,14 @@ def _add_runs(commands: _Commands) -> None:
     stop.add_argument("--wait", action=argparse.BooleanOptionalAction, default=True, help="until it has ended")
     resume = _leaf(runs, "resume", "Go on from the newest checkpoint.", "runs:resume", json=True)
     resume.add_argument("--follow", "-f", action="store_true", help=_FOLLOW_HELP)
+    resume.add_argument("--host-gone", metavar="HOST", help=_HOST_GONE_HELP)
     for parser in (show, logs, watch):
         parser.add_argument("run", metavar="RUN", nargs="?", help="run id (default: the newest run)")
     verify = _leaf(runs, "verify", "Read every checkpoint back: which can be resumed from?", "verify:verify", json=True)
     verify.add_argument("run", metavar="RUN", nargs="?", help="run id (default: the newest run)")
     rm = _leaf(runs, "rm", "Delete a run that has ended; a pipeline with its stages.", "runs:rm", json=True)
     rm.add_argument("--yes", "-y", action="store_true", help="do not ask")
+    rm.add_argument("--host-gone", metavar="HOST", help=_HOST_GONE_HELP)
     for parser in (stop, resume, rm):
         parser.add_argument("run", metavar="RUN", help="run id")
     for name, text in _ASKS.items():

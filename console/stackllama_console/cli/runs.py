@@ -15,7 +15,9 @@ from stackllama_engine.contract.resuming import check_resume
 from stackllama_engine.contract.run_dir import Home, RunDir, State, check_run_id
 from stackllama_engine.launch.children import CHILDREN, child_id
 from stackllama_engine.launch.reconcile import reconcile
+from stackllama_engine.launch.whereabouts import elsewhere, gone_command
 
+from ..elsewhere import elsewhere_text
 from ..feeds.line_follower import LineFollower
 from ..pipelines import newest, still_running
 from ..readings import last_log_lines
@@ -126,7 +128,9 @@ def stop(arguments: argparse.Namespace) -> int:
     if before.has_ended and child is None:
         say(f"{run.id} has ended already: {before.phase}.")
     elif arguments.wait:
-        say(f"{at_work.id}: asked to save and stop; waiting until it has ended.")
+        there = elsewhere_text(at_work, reconcile(at_work))
+        where = f" It is {there}, and stops when that machine sees the request." if there else ""
+        say(f"{at_work.id}: asked to save and stop; waiting until it has ended.{where}")
     try:
         state = stop_run(run, wait=arguments.wait)
     except KeyboardInterrupt:
@@ -145,6 +149,9 @@ def stop(arguments: argparse.Namespace) -> int:
 def _stopped(run: RunDir, state: State, *, waited: bool) -> int:
     if not state.has_ended:
         say(f"{run.id}: {'still ' + state.phase if waited else 'asked to stop'}.")
+        if waited and (there := elsewhere(run, state)):
+            say(f"  {one_line(there.host)} has not answered: no file of the run has changed for minutes. Look there;")
+            say(f"  if that machine is gone for good: {one_line(gone_command(run, there, 'resume'))}")
         say_next(run, state)
         return ExitCode.FAILED if waited else ExitCode.DONE
     code = f", exit code {state.exit_code}" if state.exit_code is not None else ""
@@ -168,7 +175,7 @@ def rm(arguments: argparse.Namespace) -> int:
         say(f"Delete {run.id} for good? [y/N]")
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
             raise RefusedError(f"{run.id} was not deleted.")
-    removed = remove(home, run.id)
+    removed = remove(home, run.id, host_gone=arguments.host_gone)
     if arguments.json:
         show_json({"deleted": removed})
     say(f"deleted: {', '.join(removed)}")
@@ -184,7 +191,7 @@ def resume(arguments: argparse.Namespace) -> int:
     home = Home(arguments.home)
     run = find(home, arguments.run)
     notice = check_resume(run, load_recipe(run.read_state().stage, run.recipe_file))
-    run = launcher.resume(home, run.id)
+    run = launcher.resume(home, run.id, host_gone=arguments.host_gone)
     if notice:
         say(one_line(notice))
     if not arguments.json:

@@ -13,6 +13,7 @@ from stackllama_engine.contract.run_dir import Home, Launch, RunDir, State
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch.slurm_queue import job_of
 
+from ..elsewhere import elsewhere_text
 from ..evaluation import conditions, temperature_of
 from ..pipelines import still_running
 from ..readings import HEADLINE, checkpoint_steps, last_log_lines, measured_peaks, recipe_differences
@@ -80,6 +81,8 @@ def _fields(run: RunDir, state: State, history: History, bad_lines: int) -> list
     fields = [("stage", str(state.stage))]
     if state.cause and state.phase != "finished":
         fields.append(("cause", one_line(state.cause)))
+    if there := elsewhere_text(run, state):
+        fields.append(("host", f"{there}; from here it is looked at and stopped"))
     if child := still_running(run, state):
         fields.append(("still runs", f"its stage `{child.id}`"))
     if state.exit_code is not None:

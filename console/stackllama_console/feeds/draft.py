@@ -19,6 +19,7 @@ from stackllama_engine.contract.stages import Stage
 from stackllama_engine.data.kinds import DEMO
 from stackllama_engine.launch.inputs import DEMO_BASE, INPUTS
 from stackllama_engine.launch.launcher import Plan
+from stackllama_engine.launch.slurm_queue import job_of
 
 from ..sanitise import one_line
 from .form import PROGRAM, Form
@@ -112,6 +113,8 @@ class Source(Struct, frozen=True, kw_only=True):
     """``cloned from …``, sanitised."""
     notes: tuple[str, ...] = ()
     """How keys of it were read; sentences."""
+    sbatch: dict[str, str] | None = None
+    """Of a Slurm run: the options of sbatch that it was submitted with."""
 
 
 class Draft:
@@ -129,6 +132,8 @@ class Draft:
         self.name: str | None = None
         """The run's id; None: one is made."""
         self.origin = ""
+        self.sbatch: dict[str, str] | None = None
+        """Options of sbatch where the form was filled from a Slurm run; None: it runs on this machine."""
         self._forms: dict[Stage, LaunchForm] = {}
         self._touched = False
         self._carried = {MODEL: model} if model else {}
@@ -175,6 +180,7 @@ class Draft:
         self.stage = source.recipe.stage
         self.form.load(source.recipe)
         self.origin = source.origin
+        self.sbatch = source.sbatch
         self._touched = False
 
     def clear(self) -> None:
@@ -184,12 +190,15 @@ class Draft:
         if model:
             self.form.set(self.model_key, model)
         self.origin = ""
+        self.sbatch = None
 
     def command(self) -> str:
         """The command line that launches this, quoted for a shell."""
         words = [PROGRAM, "launch", str(self.stage), *self.form.overrides()]
         words += ["--name", self.name] if self.name else []
         words += ["--home", str(self.home.path)] if self.home.path != Home().path else []
+        if self.sbatch is not None:
+            words += ["--slurm", *(f"--sbatch-option={key}={value}" for key, value in self.sbatch.items())]
         return shlex.join(words)
 
 
@@ -207,7 +216,9 @@ def read_run(home: Home, run_id: str) -> Source:
     """
     run = home.run(run_id)
     recipe = load_recipe(run.read_state().stage, run.recipe_file)
-    return Source(recipe=_by_names(home, recipe), origin=f"cloned from {one_line(run.id)}")
+    job = job_of(run)
+    sbatch = (job.options or {}) if job is not None else None
+    return Source(recipe=_by_names(home, recipe), origin=f"cloned from {one_line(run.id)}", sbatch=sbatch)
 
 
 def read_file(file: Path, stage: Stage) -> Source:
@@ -264,7 +275,7 @@ def _name_of(home: Home, value: str) -> str | None:
     path = Path(value)
     if path == DEMO_BASE:
         return DEMO
-    if path.name not in _OUTPUTS or path.parents[1:2] != (home.runs_dir,):
+    if path.name not in _OUTPUTS or path.parent.parent.resolve() != home.runs_dir.resolve():
         return None
     try:
         return path.parent.name if home.run(path.parent.name).read_state().phase == "finished" else None

@@ -77,6 +77,11 @@ class PipelineFeed:
         return self.own.phase
 
     @property
+    def elsewhere(self) -> str:
+        """On which other machine its coordinator is, in words."""
+        return self.own.elsewhere
+
+    @property
     def state(self) -> State | None:
         """Of the pipeline."""
         return self.own.state

@@ -78,6 +78,11 @@ class RunFeed:
         return self._watch.trouble or self._unreadable
 
     @property
+    def elsewhere(self) -> str:
+        """On which other machine it is, in words; empty where it is on this one."""
+        return self._watch.elsewhere
+
+    @property
     def series(self) -> dict[str, Series]:
         """Metric name → values over steps. After a resume the newer attempt's values stand."""
         return self._metrics.series

@@ -9,6 +9,7 @@ from stackllama_engine.contract.errors import UsageError
 from stackllama_engine.contract.run_dir import RunDir, State
 from stackllama_engine.launch.reconcile import reconcile
 
+from ..elsewhere import elsewhere_text
 from ..sanitise import log_line, one_line
 from .stamp import Stamp
 
@@ -22,12 +23,14 @@ class StateWatch:
         run: the run directory.
         state: as last read, its texts sanitised; None until it could be read once.
         trouble: why it cannot be read now: deleted, damaged, not permitted.
+        elsewhere: on which other machine it is, in words; empty where it is on this one.
     """
 
     def __init__(self, run: RunDir, clock: Callable[[], float] = time.monotonic) -> None:
         self.run = run
         self.state: State | None = None
         self.trouble: str | None = None
+        self.elsewhere = ""
         self._clock = clock
         self._stamp = Stamp(run.path / "state.json")
         self._reconcile_at = float("-inf")
@@ -39,7 +42,7 @@ class StateWatch:
 
     def poll(self) -> bool:
         """Look; whether ``state`` or ``trouble`` changed."""
-        before = self.state, self.trouble
+        before = self.state, self.trouble, self.elsewhere
         try:
             changed = self._stamp.changed()
             if self._stamp.missing:
@@ -48,12 +51,13 @@ class StateWatch:
                 self._read(changed)
         except (UsageError, OSError, TimeoutError) as error:
             self.trouble = one_line(str(error))
-        return before != (self.state, self.trouble)
+        return before != (self.state, self.trouble, self.elsewhere)
 
     def _read(self, changed: bool) -> None:
         if self._clock() >= self._reconcile_at:
             self._reconcile_at = self._clock() + RECONCILE_SECONDS
             self.state = clean_state(reconcile(self.run))
+            self.elsewhere = elsewhere_text(self.run, self.state)
         elif changed:
             self.state = clean_state(self.run.read_state())
         else:

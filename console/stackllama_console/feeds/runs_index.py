@@ -44,6 +44,8 @@ class Row(Struct, frozen=True, kw_only=True):
     ended: float | None = None
     metric: tuple[str, float | None] | None = None
     """Name and value of the number that says how it went; None as value: NaN or infinite."""
+    elsewhere: str = ""
+    """On which other machine it is, in words."""
     at: str = ""
     """What it is at: an unfinished run's phase of work, a pipeline's child."""
     attempt: int = 0
@@ -181,6 +183,7 @@ class _Watched:
             total_steps=history.total_steps, model=self._model, created=state.created, started=state.started,
             ended=state.ended, metric=metric, at=at.removeprefix(f"{self.row.id}-"), attempt=state.attempt,
             exit_code=state.exit_code, cause=state.cause, trouble=trouble,
+            elsewhere=self._state.elsewhere,
         )  # fmt: skip
 
     def _set(self, row: Row) -> bool:

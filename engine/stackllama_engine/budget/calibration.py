@@ -14,6 +14,7 @@ never below the allocated bytes, and beyond the formula's own ends only where a 
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import time
@@ -26,6 +27,7 @@ from msgspec import Meta, Struct
 
 from ..contract.files import open_private, write_whole
 from ..contract.recipe import MergeRecipe
+from ..contract.run_lock import try_flock
 from . import device
 from .estimate import Estimate, EstimatedRecipe
 
@@ -188,13 +190,10 @@ def _position(row: Row) -> float:
 
 def _lock(descriptor: int) -> None:
     deadline = time.monotonic() + _PATIENCE
-    while True:
-        try:
-            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.02)
+    while try_flock(descriptor, fcntl.LOCK_EX) is False:  # without flock two rows at once may cost one of them
+        if time.monotonic() > deadline:
+            raise BlockingIOError(errno.EWOULDBLOCK, os.strerror(errno.EWOULDBLOCK), FILE)
+        time.sleep(0.02)
 
 
 _DECODER = msgspec.json.Decoder(Row)

@@ -6,18 +6,17 @@
       recipe.yaml                    everything resolved, every default written out
       launch.json                    the argv really run, versions, commit, host, parents
       state.json                     replaced whole
-      lock                           flock held by the supervisor for as long as it lives
+      lock                           flock held by the supervisor for as long as it lives (see :mod:`.run_lock`)
       control/                       requests (see :mod:`.requests`); one file each, removed when served
       attempts/001/                  log.txt  events.jsonl; where there was reason to, health.jsonl  stacks.txt
       samples.jsonl                  questions, responses, rewards, KL
       checkpoints/step-000100/       atomic, with a manifest
       adapter/  merged/  result.json  lineage.json
 
-Held lock = alive. Free lock and not finished = lost.
+Held lock = alive. Free lock and not finished = lost, on the machine that the run is on: ``State.host``.
 """
 
 import contextlib
-import fcntl
 import os
 import re
 import secrets
@@ -30,11 +29,13 @@ from typing import Any, Literal, TypeVar
 import msgspec
 from msgspec import Struct
 
+from . import run_lock
 from .errors import RefusedError, UsageError
 from .files import make_private_dir, open_private, write_whole
+from .host import Host, this_host
+from .process_id import ProcessId
 from .redact import redactor
 from .stages import Stage
-from .streams import above_standard
 from .user_dirs import expanded, user_dir
 
 Phase = Literal[
@@ -49,17 +50,6 @@ Request = Literal["stop", "save", "sample", "pause", "continue"]
 
 T = TypeVar("T")
 
-_LOCK_PATIENCE = 2.0  # seconds; a reader that looks whether the lock is held holds it for microseconds
-
-
-class ProcessId(Struct, frozen=True):
-    """A process that cannot be mistaken for a later one with the same pid."""
-
-    boot_id: str
-    pid: int
-    start_time: int
-    """Clock ticks since boot, field 22 of ``/proc/<pid>/stat``."""
-
 
 class State(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """``state.json``. Times are Unix seconds."""
@@ -70,6 +60,8 @@ class State(Struct, frozen=True, kw_only=True, omit_defaults=True):
     created: float = 0.0
     started: float | None = None
     ended: float | None = None
+    host: Host | None = None
+    """Where and when it was created, or its newest attempt was started; None in runs of before 0.2."""
     supervisor: ProcessId | None = None
     worker: ProcessId | None = None
     exit_code: int | None = None
@@ -103,8 +95,12 @@ class Home:
     """Where runs live: ``--home``, else ``STACKLLAMA_HOME``, else ``$XDG_DATA_HOME/stackllama``."""
 
     def __init__(self, path: Path | None = None) -> None:
-        """Raises UsageError where neither names a place and no home directory is known."""
-        self.path = expanded(path or _default_home()).absolute()
+        """Raises UsageError where neither names a place and no home directory is known, or a link leads to itself."""
+        given = expanded(path or _default_home())
+        try:
+            self.path = given.resolve()  # one home has one name, whichever way led to it
+        except (OSError, RuntimeError, ValueError) as error:
+            raise UsageError(f"--home {str(given)!r} leads nowhere: {error}.") from None
 
     @property
     def runs_dir(self) -> Path:
@@ -154,7 +150,7 @@ class Home:
             for directory in (run.control, run.attempts, run.checkpoints):
                 make_private_dir(directory)
             write_whole(run.recipe_file, recipe_yaml.encode())
-            run.write_state(State(stage=stage, phase="queued", created=time.time()))
+            run.write_state(State(stage=stage, phase="queued", created=time.time(), host=this_host()))
         except OSError as error:
             shutil.rmtree(path, ignore_errors=True)  # half a run would keep the name from the next attempt
             where = error.filename or path
@@ -281,39 +277,28 @@ class RunDir:
 
     # lock
 
-    def acquire_lock(self) -> int:
+    def acquire_lock(self, *, holder_gone: bool = False) -> int:
         """Take the run's lock; it is held until the returned descriptor, and every inherited copy, is closed.
+
+        ``holder_gone``: whoever may hold it on another machine is known to be gone.
 
         Raises:
             RefusedError: somebody else holds it: the run is alive.
         """
-        # Above 2: it is handed on by number, beside standard streams of the child's own.
-        descriptor = above_standard(open_private(self.path / "lock", os.O_RDWR | os.O_CREAT))
-        deadline = time.monotonic() + _LOCK_PATIENCE
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return descriptor
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    os.close(descriptor)
-                    raise RefusedError(f"Run `{self.id}` is alive; stop it first: runs stop {self.id}") from None
-                time.sleep(0.02)
+        try:
+            return run_lock.acquire(self.path, holder_gone=holder_gone)
+        except BlockingIOError:
+            hosts = run_lock.hosts_out_of_sight(self.path)
+            where = f" on {hosts[0]}, as far as can be told from here (or add --host-gone {hosts[0]})" if hosts else ""
+            raise RefusedError(f"Run `{self.id}` is alive{where}; stop it first: runs stop {self.id}") from None
+
+    def release_lock(self, descriptor: int) -> None:
+        """Give back what `acquire_lock` returned; nobody else sees that as long as an inherited copy is open."""
+        run_lock.release(descriptor)
 
     def lock_is_held(self) -> bool:
         """Whether a supervisor (or a launcher on its way) is alive."""
-        try:
-            descriptor = os.open(self.path / "lock", os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return False
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        else:
-            return False
-        finally:
-            os.close(descriptor)
+        return run_lock.is_held(self.path)
 
     # requests
 

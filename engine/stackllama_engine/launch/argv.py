@@ -22,7 +22,7 @@ from msgspec import Struct
 import stackllama_engine
 
 from ..contract.recipe import AnyRecipe, MergeRecipe, PipelineRecipe
-from .processes import RUN_MARK
+from .marks import RUN_MARK
 
 ACCELERATE_FILE = "accelerate.yaml"
 SHUTDOWN_SECONDS = 120
@@ -42,7 +42,7 @@ _FOREIGN = re.compile(
     r"(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)|(PMI|OMPI_COMM_WORLD|MV2_COMM_WORLD)_\w+"
     r"|TORCHELASTIC_\w+|TORCH_ELASTIC_SHUTDOWN_TIMEOUT|PET_\w+|ACCELERATE_\w+|FSDP_\w+|FORK_LAUNCHED"
     r"|TORCH_FORCE_(NO_)?WEIGHTS_ONLY_LOAD"
-    r"|STACKLLAMA_(RUN|ATTEMPT|WORLD_SIZE|CANARY)"
+    r"|STACKLLAMA_(RUN|RUN_INODE|ATTEMPT|WORLD_SIZE|CANARY)"
 )
 
 

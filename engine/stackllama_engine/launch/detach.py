@@ -2,18 +2,37 @@
 
 import ctypes
 import os
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
 
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
 
-def detach() -> None:
-    """Double fork and setsid: nobody's child, nobody's terminal. The first process ends with status 0."""
+def detach(settle: Callable[[], T]) -> T:
+    """Double fork and setsid: nobody's child, nobody's terminal.
+
+    Args:
+        settle: what has to be done before the first process ends, with status 0, and whoever waits for it goes on.
+
+    Returns:
+        what ``settle`` did, in the process that is left.
+    """
     os.umask(0o077)
+    reader, writer = os.pipe()
     if os.fork():
+        os.close(writer)
+        os.read(reader, 1)  # until the last copy of the other end is closed, be it by a death
         os._exit(0)
+    os.close(reader)
     os.setsid()
     if os.fork():
         os._exit(0)
+    try:
+        return settle()
+    finally:
+        os.close(writer)
 
 
 def adopt_orphans() -> None:

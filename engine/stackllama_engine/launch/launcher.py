@@ -16,6 +16,7 @@ from msgspec import Struct
 
 from ..contract.errors import RefusedError, StackllamaError, UsageError
 from ..contract.files import make_private_dir, open_private, write_whole
+from ..contract.host import this_host
 from ..contract.recipe import AnyRecipe, PPORecipe
 from ..contract.recipe_io import dump_recipe, load_recipe
 from ..contract.redact import redactor, secret_names
@@ -29,9 +30,11 @@ from .data_check import data_notices
 from .gpus import visible_gpus
 from .inputs import resolve_inputs
 from .machine import git_commit, package_versions, resolve_machine
+from .marks import marks
 from .preflight import preflight
 from .processes import run_processes
-from .reconcile import reconcile
+from .reconcile import ensure_ended
+from .resubmit import resubmission
 from .settings import check_settings
 from .supervisor import SUPERVISOR_LOG
 
@@ -137,34 +140,44 @@ def launch(
     try:
         _start(run, lock, planned.recipe, [*planned.parents, *parents], canary)
     finally:
-        os.close(lock)
+        run.release_lock(lock)
     return run
 
 
-def resume(home: Home, run_id: str) -> RunDir:
+def resume(home: Home, run_id: str, *, host_gone: str | None = None) -> RunDir:
     """Start a new attempt of a run that stopped, failed or was lost; it goes on from its newest checkpoint.
 
+    Args:
+        home: where runs live.
+        run_id: the run.
+        host_gone: name of another machine that is gone for good, with whatever of the run was there.
+
     Raises:
-        UsageError: no such run.
-        RefusedError: it has finished, or something of it is alive.
+        UsageError: no such run; it is on another machine than the one that is gone.
+        RefusedError: it has finished, something of it is alive, or it is a Slurm job's.
         StackllamaError: the supervisor could not be started; the run says why.
     """
     run = home.run(run_id)
     check_settings()
-    state = reconcile(run)
-    if not state.has_ended:
-        raise RefusedError(f"Run `{run.id}` is alive; stop it first: `stackllama-console runs stop {run.id}`.")
-    begin(run, canary=_had_canary(run))
+    ensure_ended(run, "resume", host_gone)
+    if command := resubmission(run):
+        raise RefusedError(
+            f"Run `{run.id}` is a Slurm run, and would train on {socket.gethostname()} if it was resumed like this. "
+            f"Submit it again: {command}"
+        )
+    begin(run, canary=_had_canary(run), holder_gone=host_gone is not None)
     return run
 
 
-def begin(run: RunDir, *, canary: bool | None) -> None:
+def begin(run: RunDir, *, canary: bool | None, holder_gone: bool = False) -> None:
     """Start a new attempt of a run that nobody holds, on this machine.
+
+    ``holder_gone``: whoever may hold it on another machine is known to be gone.
 
     Raises:
         RefusedError, StackllamaError: as :func:`resume`.
     """
-    lock = run.acquire_lock()
+    lock = run.acquire_lock(holder_gone=holder_gone)
     try:
         if run.read_state().phase == "finished":
             raise RefusedError(f"Run `{run.id}` has finished; there is nothing to resume.")
@@ -175,7 +188,7 @@ def begin(run: RunDir, *, canary: bool | None) -> None:
         check_resume(run, recipe)
         _start(run, lock, recipe, parents_of(run), canary)
     finally:
-        os.close(lock)
+        run.release_lock(lock)
 
 
 def start_supervisor(run: RunDir, lock: int, command: Command, parents: list[str]) -> None:
@@ -190,7 +203,7 @@ def start_supervisor(run: RunDir, lock: int, command: Command, parents: list[str
     forget_all(run)
     for name, text in command.files.items():
         write_whole(run.path / name, text.encode())
-    environment = command.environment | {"STACKLLAMA_ATTEMPT": str(attempt)}
+    environment = command.environment | marks(run.path) | {"STACKLLAMA_ATTEMPT": str(attempt)}
     run.write_launch(
         Launch(
             argv=command.argv, cwd=str(run.path), host=socket.gethostname(), created=time.time(),
@@ -199,8 +212,8 @@ def start_supervisor(run: RunDir, lock: int, command: Command, parents: list[str
         )
     )  # fmt: skip
     state = msgspec.structs.replace(
-        run.read_state(), phase="starting", attempt=attempt, started=time.time(), ended=None, supervisor=None,
-        worker=None, exit_code=None, cause=None, last_lines=[],
+        run.read_state(), phase="starting", attempt=attempt, started=time.time(), ended=None, host=this_host(),
+        supervisor=None, worker=None, exit_code=None, cause=None, last_lines=[],
     )  # fmt: skip
     run.write_state(state)
     if _spawn(run.path, attempt, lock, folder / SUPERVISOR_LOG) != 0:

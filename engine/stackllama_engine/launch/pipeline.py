@@ -73,7 +73,7 @@ class Coordinator:
             state = self._complete(child, run_id)
             results[child.suffix] = {
                 "run": run_id,
-                "seconds": round((state.ended or 0.0) - (state.started or 0.0), 3),
+                "seconds": round(max(0.0, (state.ended or 0.0) - (state.started or 0.0)), 3),
                 "result": self.home.run(run_id).read_json("result.json"),
             }
             self.run.write_json("result.json", {"children": results})

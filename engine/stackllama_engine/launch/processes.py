@@ -1,11 +1,10 @@
 """Processes of this machine: who they are, whether they live, which of them belong to a run, how they end.
 
 A pid alone can be reused; a process is a (boot id, pid, start time), checked again at the moment of a signal.
-Every process of a run carries ``STACKLLAMA_RUN=<run directory>`` in its environment, which survives new sessions,
-double forks and a supervisor that was killed. Linux only (``/proc``, pidfd).
+Every process of a run carries a mark in its environment (:mod:`.marks`), which survives new sessions, double forks
+and a supervisor that was killed. Linux only (``/proc``, pidfd).
 """
 
-import functools
 import os
 import re
 import signal
@@ -14,9 +13,8 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from ..contract.run_dir import ProcessId
-
-RUN_MARK = "STACKLLAMA_RUN"
+from ..contract.process_id import ProcessId, identify, stat_fields
+from .marks import Place, belongs
 
 _PROC = Path("/proc")
 _GONE = (FileNotFoundError, ProcessLookupError)
@@ -42,14 +40,6 @@ class Usage(Struct, frozen=True, kw_only=True):
     def stopped(self) -> bool:
         """Whether a signal or a debugger has stopped it."""
         return self.state in "Tt"
-
-
-def identify(pid: int) -> ProcessId | None:
-    """The identity of a live process; None when there is none, or only its zombie."""
-    fields = _fields(pid)
-    if fields is None or fields[0] in "ZX":
-        return None
-    return ProcessId(boot_id=_boot_id(), pid=pid, start_time=int(fields[19]))  # proc_pid_stat(5), field 22
 
 
 def alive(process: ProcessId | None) -> bool:
@@ -80,12 +70,12 @@ def send(process: ProcessId, number: signal.Signals) -> bool:
 
 def run_processes(run_dir: Path) -> list[ProcessId]:
     """Every live process of this user that is marked as belonging to the run, except the caller itself."""
-    mark = f"{RUN_MARK}={run_dir}".encode()
+    place = Place.of(run_dir)
     found: list[ProcessId] = []
     for entry in os.scandir(_PROC):
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
-        process = identify(int(entry.name)) if _is_marked(Path(entry.path), mark) else None
+        process = identify(int(entry.name)) if _is_marked(Path(entry.path), place) else None
         if process is not None:
             found.append(process)
     return found
@@ -95,7 +85,7 @@ def descendants(pid: int) -> list[ProcessId]:
     """Every live process below this one, marked or not."""
     parents: dict[int, int] = {}
     for entry in os.scandir(_PROC):
-        if entry.name.isdigit() and (fields := _fields(int(entry.name))) is not None:
+        if entry.name.isdigit() and (fields := stat_fields(int(entry.name))) is not None:
             parents[int(entry.name)] = int(fields[1])  # field 4
     below: set[int] = set()
     level = {pid}
@@ -106,7 +96,7 @@ def descendants(pid: int) -> list[ProcessId]:
 
 def usage(process: ProcessId) -> Usage | None:
     """What exactly this process has used; None when it has ended. Fields 3, 14, 15, 22 and 24 of proc_pid_stat(5)."""
-    fields = _fields(process.pid)
+    fields = stat_fields(process.pid)
     if fields is None or fields[0] in "ZX" or int(fields[19]) != process.start_time:
         return None
     return Usage(
@@ -146,15 +136,6 @@ def catches(process: ProcessId, number: signal.Signals) -> bool:
     return found is not None and bool(int(found[1], 16) >> (number - 1) & 1)
 
 
-def _fields(pid: int) -> list[str] | None:
-    """Fields of ``/proc/<pid>/stat`` from the third on; None when there is no such process."""
-    try:
-        text = (_PROC / str(pid) / "stat").read_text(errors="replace")
-    except _GONE:
-        return None
-    return text.rpartition(")")[2].split()  # the command's name may hold spaces and parentheses
-
-
 def _moved_bytes(pid: int) -> int:
     try:
         text = (_PROC / str(pid) / "io").read_text(errors="replace")
@@ -187,18 +168,11 @@ def kill_run_processes(run_dir: Path, patience: float = 10.0) -> int:
     return len(killed)
 
 
-def _is_marked(proc: Path, mark: bytes) -> bool:
+def _is_marked(proc: Path, place: Place) -> bool:
     try:
-        if proc.stat().st_uid != os.getuid():
-            return False
-        return mark in (proc / "environ").read_bytes().split(b"\0")
+        return proc.stat().st_uid == os.getuid() and belongs(proc, place)
     except (*_GONE, PermissionError):  # ended meanwhile, or not ours to read
         return False
-
-
-@functools.cache
-def _boot_id() -> str:
-    return (_PROC / "sys/kernel/random/boot_id").read_text().strip()
 
 
 def oom_kills() -> int | None:

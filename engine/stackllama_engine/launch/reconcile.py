@@ -1,23 +1,27 @@
-"""Whoever looks at a run sets it right: a free lock and an unfinished state mean that its supervisor is gone."""
+"""Whoever looks at a run sets it right: a free lock and an unfinished state mean that its supervisor is gone.
+
+Only on the machine that the run is on (:mod:`.whereabouts`), and never because of what two wall clocks say.
+"""
 
 import contextlib
-import os
 import time
 
 import msgspec
 
 from ..contract import requests
-from ..contract.errors import RefusedError, StackllamaError
+from ..contract.errors import RefusedError, StackllamaError, UsageError
 from ..contract.events import Event, EventReader
 from ..contract.redact import redactor
 from ..contract.requests import Ask
 from ..contract.run_dir import Home, RunDir, State
 from ..contract.stages import Stage
 from .children import CHILDREN, child_id, parents_of
+from .kept_directory import KeptDirectory
 from .outcome import Outcome, from_end_event, last_log_lines
 from .processes import kill_run_processes
 from .scrub import scrub_folder
-from .slurm_queue import cancel, in_slurm
+from .slurm_queue import cancel, in_slurm, is_inside, job_of
+from .whereabouts import Silence, check_gone, elsewhere, refuse_elsewhere
 
 _QUEUED_SECONDS = 10.0  # between a run's creation and its lock; a launcher that takes longer has died
 _POLL_SECONDS = 0.1
@@ -26,33 +30,55 @@ _LOST = (
     "The supervisor ended without recording an outcome: it was killed, or the machine went down. {survivors}"
     "Resuming goes on from the last checkpoint."
 )
+_HOST_GONE = "{host}, which it ran on, was said to be gone for good. Resuming goes on from the last checkpoint."
 
 
-def reconcile(run: RunDir) -> State:
+def reconcile(run: RunDir, *, host_gone: str | None = None) -> State:
     """The state of a run; when nobody holds an unfinished run, its survivors are killed and it becomes ``lost``.
 
-    An attempt that said itself how it ended keeps that outcome.
+    An attempt that said itself how it ended keeps that outcome. A run on another machine is left as it is.
+
+    Args:
+        run: the run.
+        host_gone: name of another machine that is gone for good, with whatever of the run was there.
 
     Raises:
-        UsageError: the state cannot be read.
+        UsageError: the state cannot be read; the run is on another machine than the one that is gone.
         TimeoutError: a survivor outlived SIGKILL.
     """
     state = run.read_state()
-    if not _abandoned(run, state):
+    gone = check_gone(run, state, host_gone)
+    if not gone and not _abandoned(run, state):
         return state
+    lost = _HOST_GONE.format(host=host_gone) if gone else _LOST
     try:
-        lock = run.acquire_lock()
+        lock = run.acquire_lock(holder_gone=gone)
     except RefusedError:  # somebody took it meanwhile: a resume, or another who looks
         return run.read_state()
     except OSError as error:  # a home that may be read but not written: say what is seen, change nothing
-        return msgspec.structs.replace(
-            state, phase="lost", cause=f"{_LOST.format(survivors='')} Not recorded: {error}."
-        )
+        return msgspec.structs.replace(state, phase="lost", cause=f"{lost.format(survivors='')} Not recorded: {error}.")
     try:
         state = run.read_state()
-        return state if state.has_ended else _close(run, state)
+        return state if state.has_ended else _close(run, state, lost)
     finally:
-        os.close(lock)
+        run.release_lock(lock)
+
+
+def ensure_ended(run: RunDir, verb: str, host_gone: str | None = None) -> None:
+    """See to it that nothing of a run is alive, or of the children of a pipeline on a machine that is gone.
+
+    Raises:
+        RefusedError: it is; says what can be done instead of the verb.
+        UsageError: it is on another machine than the one that is gone.
+    """
+    state = reconcile(run, host_gone=host_gone)
+    if not state.has_ended:
+        if there := elsewhere(run, state):
+            raise refuse_elsewhere(run, there, verb)
+        raise RefusedError(f"Run `{run.id}` is alive; stop it first: `stackllama-console runs stop {run.id}`.")
+    if host_gone is not None and state.stage is Stage.PIPELINE:
+        for child in children_of(run):
+            reconcile(child, host_gone=host_gone)
 
 
 def stop(run: RunDir, *, wait: bool) -> State:
@@ -60,23 +86,42 @@ def stop(run: RunDir, *, wait: bool) -> State:
 
     Args:
         run: the run; one that has ended is left as it is.
-        wait: return only when it has ended. The supervisor ends a worker that does not comply.
+        wait: return only when it has ended, or when another machine that it is on has been silent for too long. The
+            supervisor ends a worker that does not comply. A directory that is renamed meanwhile is found again.
 
     Of a pipeline whose coordinator was killed, the child that goes on alone is stopped.
 
     Returns:
         the state now.
+
+    Raises:
+        UsageError: the state cannot be read; the directory was removed meanwhile.
     """
     state = cancel(run, reconcile(run))
     if not state.has_ended:
         run.request("stop")
-    while wait and not state.has_ended:
-        time.sleep(_POLL_SECONDS)
-        state = reconcile(run)
+        if wait:
+            state = _wait_for_end(run, state)
     if state.has_ended and state.stage is Stage.PIPELINE:
-        for child in _children(run):
+        for child in children_of(run):
             stop(child, wait=wait)
     return state
+
+
+def _wait_for_end(run: RunDir, state: State) -> State:
+    silence = Silence()
+    directory = KeptDirectory(run.path)
+    try:
+        while not state.has_ended and not silence.too_long(run, state):
+            time.sleep(_POLL_SECONDS)
+            path = directory.find()
+            if path is None:
+                raise UsageError(f"{run.path} was removed while run `{run.id}` was waited for; its processes end now.")
+            run = RunDir(path)
+            state = reconcile(run)
+        return state
+    finally:
+        directory.close()
 
 
 def ask(run: RunDir, what: Ask, change: str | None = None) -> RunDir:
@@ -112,7 +157,7 @@ def _asked(run: RunDir, what: Ask) -> tuple[RunDir, State]:
     """Who serves a request, and its state."""
     state = reconcile(run)
     if state.stage is Stage.PIPELINE and not state.has_ended:
-        child = next((child for child in reversed(_children(run)) if not reconcile(child).has_ended), None)
+        child = next((child for child in reversed(children_of(run)) if not reconcile(child).has_ended), None)
         if child is None:
             raise RefusedError(f"{run.id} is between two stages; try again in a moment.")
         return _asked(child, what)
@@ -129,19 +174,27 @@ def newest_end_event(run: RunDir, attempt: int) -> Event | None:
     return last
 
 
-def _children(pipeline: RunDir) -> list[RunDir]:
+def children_of(pipeline: RunDir) -> list[RunDir]:
+    """The runs that a pipeline has made."""
     ids = {child_id(pipeline.id, child.suffix) for child in CHILDREN}
     runs = (run for run in Home(pipeline.path.parents[1]).runs() if run.id in ids)
     return [run for run in runs if pipeline.id in parents_of(run)]
 
 
 def _abandoned(run: RunDir, state: State) -> bool:
-    if state.has_ended or run.lock_is_held() or in_slurm(run):
+    if state.has_ended or run.lock_is_held():
         return False
-    return state.phase != "queued" or time.time() - state.created > _QUEUED_SECONDS
+    job = job_of(run)
+    if job is not None and not is_inside(job):
+        return not in_slurm(job)  # which knows of every machine
+    if elsewhere(run, state) is not None:
+        return False
+    if state.phase != "queued":
+        return True
+    return job is None and (state.host is None or not state.host.within(_QUEUED_SECONDS))
 
 
-def _close(run: RunDir, state: State) -> State:
+def _close(run: RunDir, state: State, lost: str) -> State:
     killed = kill_run_processes(run.path)
     with contextlib.suppress(OSError):  # a full disk hinders nobody from knowing how the run ended
         scrub_folder(run.attempt_dir(state.attempt), redactor())
@@ -154,7 +207,7 @@ def _close(run: RunDir, state: State) -> State:
     else:
         survivors = f"{killed} of its processes still ran and were ended. " if killed else ""
         state = msgspec.structs.replace(
-            state, phase="lost", cause=_LOST.format(survivors=survivors), ended=time.time(),
+            state, phase="lost", cause=lost.format(survivors=survivors), ended=time.time(),
             last_lines=last_log_lines(run.attempt_dir(state.attempt) / "log.txt"),
         )  # fmt: skip
     run.write_state(state)

@@ -1,6 +1,5 @@
 """Deleting runs: only what has ended, at once or not at all."""
 
-import os
 import secrets
 import shutil
 
@@ -9,10 +8,10 @@ from ..contract.run_dir import Home, RunDir
 from ..contract.stages import Stage
 from .children import CHILDREN, child_id, parents_of
 from .processes import run_processes
-from .reconcile import reconcile
+from .reconcile import ensure_ended
 
 
-def remove(home: Home, run_id: str, *, children: bool = True) -> list[str]:
+def remove(home: Home, run_id: str, *, children: bool = True, host_gone: str | None = None) -> list[str]:
     """Delete a run that has ended; of a pipeline its children as well.
 
     The directory is renamed first, so that nobody sees half a run, and its name is free at once.
@@ -21,6 +20,7 @@ def remove(home: Home, run_id: str, *, children: bool = True) -> list[str]:
         home: where runs live.
         run_id: the run.
         children: of a pipeline also delete what it made.
+        host_gone: name of another machine that is gone for good, with whatever of the run was there.
 
     Returns:
         ids of what was deleted.
@@ -32,10 +32,10 @@ def remove(home: Home, run_id: str, *, children: bool = True) -> list[str]:
     run = home.run(run_id)
     doomed = [run, *(_children(home, run) if children else [])]
     for each in doomed:
-        _check(each)
+        _check(each, host_gone)
     removed: list[str] = []
     for each in reversed(doomed):
-        _remove(each)
+        _remove(each, holder_gone=host_gone is not None)
         removed.append(each.id)
     return removed
 
@@ -52,22 +52,21 @@ def _children(home: Home, run: RunDir) -> list[RunDir]:
     return [other for other in home.runs() if other.id in ids and run.id in parents_of(other)]
 
 
-def _check(run: RunDir) -> None:
-    if not reconcile(run).has_ended:
-        raise RefusedError(f"Run `{run.id}` is alive; stop it first: `stackllama-console runs stop {run.id}`.")
+def _check(run: RunDir, host_gone: str | None) -> None:
+    ensure_ended(run, "rm", host_gone)
     if left := run_processes(run.path):
         pids = ", ".join(str(process.pid) for process in left)
         raise RefusedError(f"Processes of run `{run.id}` are still alive ({pids}); try again in a moment.")
 
 
-def _remove(run: RunDir) -> None:
+def _remove(run: RunDir, *, holder_gone: bool) -> None:
     try:
-        lock = run.acquire_lock()  # nobody resumes it meanwhile
+        lock = run.acquire_lock(holder_gone=holder_gone)  # nobody resumes it meanwhile
         try:
             gone = run.path.with_name(f".deleted-{run.id}-{secrets.token_hex(4)}")  # a leading dot: no run id
             run.path.rename(gone)
             shutil.rmtree(gone)
         finally:
-            os.close(lock)
+            run.release_lock(lock)
     except OSError as error:
         raise RefusedError(f"Run `{run.id}` could not be deleted: {error}.") from None

@@ -10,8 +10,6 @@ the supervisor has a session of its own. https://slurm.schedmd.com/sbatch.html
 """
 
 import os
-import re
-import shlex
 import signal
 import socket
 import subprocess
@@ -26,6 +24,7 @@ from msgspec import Struct
 
 from ..contract.errors import ExitCode, RefusedError, StackllamaError, UsageError
 from ..contract.files import write_whole
+from ..contract.host import this_host
 from ..contract.recipe import AnyRecipe
 from ..contract.recipe_io import dump_recipe
 from ..contract.redact import redact_output, secret_names
@@ -36,50 +35,14 @@ from .argv import inherited_environment, source_path
 from .launcher import begin, prepare
 from .machine import git_commit, package_versions
 from .reconcile import reconcile
-from .slurm_queue import SLURM_FILE, Job, job_of, tool
+from .resubmit import SCRIPT, options_of, sbatch_argv, script
+from .slurm_queue import Job, has_job, job_of, tool, write_job
+from .whereabouts import elsewhere
 
-SCRIPT = "slurm.sh"
-_SIGNAL = "B:USR1@300"
-_OPTION = re.compile(r"[a-z][a-z0-9-]*")
-_OURS = frozenset({"job-name", "output", "error", "open-mode", "requeue", "no-requeue", "parsable", "wrap", "array"})
 _POLL_SECONDS = 0.2
 _LAST_WORDS = 30.0  # seconds
-
-
-def options_of(words: Iterable[str]) -> dict[str, str]:
-    """``key=value`` words as options of sbatch.
-
-    Raises:
-        UsageError: a word that is no option, that holds control characters, or that this module sets itself.
-    """
-    options = {"signal": _SIGNAL}
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not equals or not _OPTION.fullmatch(key) or not value or not value.isprintable():
-            raise UsageError(
-                f"--sbatch-option {word!r}: give key=value as sbatch spells its options, as in time=8:00:00."
-            )
-        if key in _OURS:
-            raise UsageError(f"--sbatch-option {key}=…: this is set for the run; leave it out.")
-        options[key] = value
-    if not options["signal"].startswith("B:USR1@"):
-        raise UsageError(f"--sbatch-option signal={options['signal']}: it must be B:USR1@SECONDS; change the seconds.")
-    return options
-
-
-def sbatch_argv(path: Path, options: dict[str, str]) -> list[str]:
-    """How a run of this path is submitted.
-
-    Raises:
-        UsageError: the path holds what a script or a file pattern of Slurm would read as something else.
-    """
-    if not str(path).isprintable() or "%" in str(path) or "\\" in str(path):
-        raise UsageError(f"{str(path)!r} cannot be a run's path under Slurm: no control characters, `%` or backslash.")
-    given = [f"--{key}={value}" for key, value in options.items()]
-    return [
-        "sbatch", "--parsable", f"--job-name={path.name}", f"--output={path}/slurm-%j.txt", "--open-mode=append",
-        "--requeue", *given, str(path / SCRIPT),
-    ]  # fmt: skip
+_COMPLETING = 120.0  # seconds that Slurm may take to clear away a job that has ended
+_ASK_SECONDS = 2.0
 
 
 def submit(home: Home, stage: Stage, recipe: AnyRecipe, name: str | None, words: Iterable[str] = ()) -> RunDir:
@@ -104,7 +67,7 @@ def submit(home: Home, stage: Stage, recipe: AnyRecipe, name: str | None, words:
     if not tool("sbatch"):
         raise RefusedError("There is no `sbatch` here; --slurm is for a login node of a Slurm cluster.")
     run = home.create(stage, dump_recipe(recipe), name)
-    write_whole(run.path / SCRIPT, _script(run.path).encode())
+    write_whole(run.path / SCRIPT, script(run.path).encode())
     argv = sbatch_argv(run.path, options)
     run.write_launch(
         Launch(
@@ -113,14 +76,15 @@ def submit(home: Home, stage: Stage, recipe: AnyRecipe, name: str | None, words:
         )
     )  # fmt: skip
     environment = inherited_environment() | source_path(os.environ.get("PYTHONPATH", ""))
-    run.write_json(SLURM_FILE, Job(id="", submitted=time.time()))  # before sbatch: the job may start at once
+    asked = Job(id="", submitted=time.time(), host=this_host(), options=options)
+    write_job(run, asked)  # before sbatch: the job may start at once
     done = subprocess.run(argv, capture_output=True, text=True, check=False, env=environment, cwd=run.path)
     job = done.stdout.strip().partition(";")[0]  # `job;cluster`
     if done.returncode != 0 or not job.isdecimal():
         cause = f"sbatch did not take the job: {(done.stderr or done.stdout).strip()[:500] or 'no job id'}"
         run.write_state(_changed(run.read_state(), phase="failed", exit_code=1, cause=cause, ended=time.time()))
         raise StackllamaError(f"Run `{run.id}`: {cause}")
-    run.write_json(SLURM_FILE, Job(id=job, submitted=time.time()))
+    write_job(run, msgspec.structs.replace(asked, id=job))
     return run
 
 
@@ -146,7 +110,8 @@ def work(run: RunDir, job: str) -> int:
     for number in (signal.SIGUSR1, signal.SIGTERM):
         signal.signal(number, ask)
     first = run.read_state()
-    if first.phase != "queued" and not reconcile(run).has_ended:
+    before = elsewhere(run, first)  # Slurm starts a job again when its node died: what was there is gone
+    if first.phase != "queued" and not reconcile(run, host_gone=before.host if before else None).has_ended:
         raise RefusedError(f"Run `{run.id}` is alive elsewhere.")
     begin(run, canary=None if first.attempt == 0 else False)
     asked = False
@@ -174,12 +139,7 @@ def _requeue(run: RunDir, state: State, job: str) -> None:
             cause = f"Saved and stopped; requeueing job {job} failed: {done.stderr.strip()[:500]}"
             run.write_state(_changed(state, cause=cause))
     finally:
-        os.close(lock)
-
-
-def _script(path: Path) -> str:
-    argv = [sys.executable, "-P", "-m", "stackllama_engine.launch.slurm", str(path)]
-    return f"#!/bin/sh\nexec {shlex.join(argv)}\n"
+        run.release_lock(lock)
 
 
 def _changed(state: State, **changes: object) -> State:
@@ -191,13 +151,30 @@ def main(arguments: list[str]) -> int:
     run, job = RunDir(Path(arguments[0])), os.environ.get("SLURM_JOB_ID", "")
     try:
         known = job_of(run)
-        if not job.isdecimal() or known is None or known.id not in ("", job):
+        if not job.isdecimal() or known is None:
             raise UsageError(f"This is not the Slurm job of run `{run.id}`.")
-        run.write_json(SLURM_FILE, Job(id=job, submitted=known.submitted))
+        if known.id not in ("", job):
+            _check_resubmission(run, known)
+        write_job(run, msgspec.structs.replace(known, id=job))
         return work(run, job)
     except StackllamaError as error:
         print(error, file=sys.stderr, flush=True)  # noqa: T201 - the job's output is all that anyone can look at
         return error.exit_code
+
+
+def _check_resubmission(run: RunDir, known: Job) -> None:
+    """Whether another job may go on: the run has ended, and Slurm has forgotten the job that it was.
+
+    Raises:
+        UsageError: it may not.
+    """
+    if not reconcile(run).has_ended:
+        raise UsageError(f"This is not the Slurm job of run `{run.id}`, which is job {known.id} and has not ended.")
+    deadline = time.monotonic() + _COMPLETING
+    while has_job(known.id):
+        if time.monotonic() > deadline:
+            raise UsageError(f"Slurm still has job {known.id} of run `{run.id}`; submit it again when that has gone.")
+        time.sleep(_ASK_SECONDS)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from ..contract.errors import UsageError
+from ..contract.host import Host
 from ..contract.run_dir import RunDir, State
 
 SLURM_FILE = "slurm.json"
@@ -21,11 +22,20 @@ _TIMEOUT = 10.0
 _answers: dict[str, tuple[float, bool]] = {}
 
 
-class Job(Struct, frozen=True, kw_only=True):
-    """``slurm.json``: the job of a run; empty between its creation and sbatch's answer."""
+class Job(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """``slurm.json``: the job of a run.
+
+    Attributes:
+        id: empty between the run's creation and sbatch's answer.
+        submitted: Unix seconds.
+        host: where and when it was submitted; None in files of before 0.2.
+        options: sbatch's, as the person gave them; None in files of before 0.2.
+    """
 
     id: str
     submitted: float
+    host: Host | None = None
+    options: dict[str, str] | None = None
 
 
 def job_of(run: RunDir) -> Job | None:
@@ -41,24 +51,31 @@ def job_of(run: RunDir) -> Job | None:
         raise UsageError(f"{run.path / SLURM_FILE} cannot be read: {error}.") from None
 
 
+def write_job(run: RunDir, job: Job) -> None:
+    """Replace ``slurm.json``."""
+    run.write_json(SLURM_FILE, msgspec.to_builtins(job))
+
+
 def tool(name: str) -> str | None:
     """Where one of Slurm's commands is, if it is here."""
     return shutil.which(name)
 
 
-def in_slurm(run: RunDir) -> bool:
-    """Whether Slurm has the run's job, waiting or running. Inside that job the run's lock alone is the truth.
+def is_inside(job: Job) -> bool:
+    """Whether this process is of that job: there the run's lock alone is the truth."""
+    return bool(job.id) and job.id == os.environ.get("SLURM_JOB_ID")
+
+
+def in_slurm(job: Job) -> bool:
+    """Whether Slurm has a job, waiting or running.
 
     Where Slurm cannot be asked the answer is yes: a run is not called lost without evidence.
     """
-    job = job_of(run)
-    if job is None or job.id == os.environ.get("SLURM_JOB_ID"):
-        return False
-    if not job.id:
-        return time.time() - job.submitted < _TIMEOUT
+    if not job.id:  # sbatch was not back yet
+        return job.host is not None and (job.host.is_elsewhere or job.host.within(_TIMEOUT))
     asked, answer = _answers.get(job.id, (-_ASK_AGAIN, True))
     if time.monotonic() - asked >= _ASK_AGAIN:
-        answer = _ask(job.id)
+        answer = has_job(job.id)
         _answers[job.id] = (time.monotonic(), answer)
     return answer
 
@@ -86,10 +103,11 @@ def cancel(run: RunDir, state: State) -> State:
     except (OSError, subprocess.SubprocessError) as error:
         raise UsageError(f"Slurm job {job.id} could not be cancelled: {error}.") from None
     finally:
-        os.close(lock)
+        run.release_lock(lock)
 
 
-def _ask(job: str) -> bool:
+def has_job(job: str) -> bool:
+    """Ask Slurm now whether it has a job; yes where it cannot be asked."""
     argv = ["squeue", "--noheader", f"--jobs={job}", "--format=%T"]
     try:
         done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=_TIMEOUT)

@@ -29,6 +29,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
+from ..contract import run_lock
 from ..contract.errors import ExitCode
 from ..contract.events import Event, EventReader
 from ..contract.files import open_private
@@ -41,6 +42,7 @@ from .argv import inherited_environment
 from .detach import adopt_orphans, detach
 from .outcome import Outcome, from_end_event, from_status, last_log_lines, signal_to_launcher, stopped_by_force
 from .processes import descendants, identify, kill_run_processes, oom_kills, run_processes, send
+from .renamed import Renamed
 from .scrub import Scrubber, scrub_folder
 from .settings import setting
 from .watch import Watch
@@ -90,7 +92,8 @@ class Supervisor:
         self._log = Scrubber(self.folder / "log.txt", self._secrets)
         self._end: Event | None = None
         self._watch: Watch | None = None
-        self._heard = 0.0  # Unix seconds of the newest event
+        self._renamed = Renamed(run.path)
+        self._heard: float | None = None  # monotonic seconds of the newest event
         self._longest_save = 0.0
         self._worker_pid = 0
         self._worker: ProcessId | None = None
@@ -112,6 +115,7 @@ class Supervisor:
         while True:
             self._wait_for_worker()
             self._reap()
+            self._find_directory()
             self._mask_secrets()
             self._read_events()
             self._look()
@@ -128,6 +132,8 @@ class Supervisor:
     def _start_worker(self) -> None:
         launch = self.run.read_launch()
         self._watch = Watch(self.run, self.folder, launch, self.state.stage)
+        if run_lock.is_by_file(self.run.path):
+            self._watch.journal.write(run_lock.BY_FILE)
         log = open_private(self.folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         try:
             process = subprocess.Popen(
@@ -165,19 +171,32 @@ class Supervisor:
 
     def _read_events(self) -> None:
         seen = False
+        now = time.monotonic()  # the worker's clock may be set meanwhile
         for event in self._reader.read():
             seen = True
             if event.kind == "end":
                 self._end = event
-            if event.kind == "checkpoint" and self._heard:  # the event before it was the last thing before the save
-                self._longest_save = max(self._longest_save, event.time - self._heard)
-            self._heard = event.time
+            if event.kind == "checkpoint" and self._heard is not None:  # by the event before it the save began
+                self._longest_save = max(self._longest_save, now - self._heard)
+            self._heard = now
             if self._watch is not None:
                 self._watch.event(event)
         if seen and self.state.phase in ("starting", "stalled"):
             self._record(phase="running")
         elif self._unsaved:
             self._record()
+
+    def _find_directory(self) -> None:
+        """Go on in the directory under its new name, and bring the run to an end: the worker knows the old one."""
+        if not self._renamed.look():
+            return
+        _note(self._renamed.cause or "")
+        self.run = RunDir(self._renamed.path)
+        self.folder = self.run.attempt_dir(self.state.attempt)
+        self._reader.path, self._log.path = self.folder / "events.jsonl", self.folder / "log.txt"
+        self._watch = None  # which looks at the old name
+        if not self._renamed.can_save:
+            self._term_at = self._kill_at = time.monotonic()
 
     def _mask_secrets(self) -> None:
         """In the log as it grows; what was printed at the end is masked before it is quoted."""
@@ -202,7 +221,7 @@ class Supervisor:
     # ending it
 
     def _serve_stop(self) -> None:
-        must = self._watch is not None and self._watch.stop_cause is not None
+        must = self._renamed.cause is not None or (self._watch is not None and self._watch.stop_cause is not None)
         if self._stopping or not (must or self.stop_asked or "stop" in self.run.requests()):
             return
         self._stopping = True
@@ -261,6 +280,8 @@ class Supervisor:
 
     def _outcome(self, status: int) -> Outcome:
         outcome = self._plain_outcome(status)
+        if self._renamed.cause is not None:
+            return self._renamed.stopped(outcome)
         if outcome.phase == "stopped" and outcome.cause is None:
             outcome = msgspec.structs.replace(outcome, cause=self._why_stopped(status))
         try:
@@ -292,6 +313,7 @@ class Supervisor:
     def _finish(self, outcome: Outcome) -> None:
         if self._watch is not None:
             self._watch.end()
+        self._renamed.remove_link()
         lines = last_log_lines(self.folder / "log.txt") if outcome.exit_code not in _IN_ORDER else []
         forget_all(self.run)
         self._record(
@@ -304,7 +326,7 @@ class Supervisor:
         if outcome.phase == "finished":
             self._remember()
         deadline = time.monotonic() + _DISK_PATIENCE
-        while self._unsaved and time.monotonic() < deadline:
+        while self._unsaved and not self._renamed.is_gone and time.monotonic() < deadline:
             time.sleep(_POLL)
             self._record()
 
@@ -333,8 +355,7 @@ class Supervisor:
 def main(arguments: list[str]) -> None:
     """Detach, then supervise. Does not return."""
     run, attempt, lock = RunDir(Path(arguments[0])), int(arguments[1]), int(arguments[2])
-    detach()
-    os.set_inheritable(lock, False)  # no worker may hold the lock after us
+    lock = detach(lambda: run_lock.take_over(run.path, lock))
     adopt_orphans()
     status = 1
     try:
@@ -349,6 +370,8 @@ def main(arguments: list[str]) -> None:
         traceback.print_exc()
         _record_own_failure(run, error)
     finally:
+        with contextlib.suppress(OSError):
+            run_lock.release(lock)
         os._exit(status)
 
 

@@ -98,6 +98,11 @@ class LaunchFlow:
     async def _summary(self, recipe: AnyRecipe) -> tuple[Summary, str]:
         """What would run; or why nothing would."""
         draft = self.screen.draft
+        if draft.sbatch is not None:
+            return self._described("", ""), (
+                f"{draft.origin}, a Slurm run: launched here it would train on this machine. Submit it instead: "
+                f"{draft.command()}"
+            )
         try:
             plan = await asyncio.to_thread(launcher.plan, draft.home, draft.stage, recipe, draft.name)
         except StackllamaError as error:

@@ -204,7 +204,8 @@ class MonitorScreen(ConsoleScreen):
         machine = "  ".join(filter(None, (news.machine, memory_text(feed, watched.predicted))))
         if machine:
             lines += self._wrapped([Text(machine)])
-        notes = [*filter(None, (trouble, silence_text(feed, moment)))]
+        there = getattr(watched.source, "elsewhere", "")
+        notes = [*filter(None, (trouble, f"it is {there}" if there else "", silence_text(feed, moment)))]
         if feed.bad_lines:
             notes.append(f"{feed.bad_lines} lines of its events could not be read")
         state = watched.state

@@ -217,6 +217,8 @@ class RunsScreen(ConsoleScreen):
         mark = "■" if row.id in self.selected else mark
         name = row.id if not row.depth else f"└ {row.id.removeprefix(f'{row.pipeline}-')}"
         metric = f"{row.metric[0]} {number(row.metric[1])}" if row.metric else (f"at {row.at}" if row.at else "")
+        if row.elsewhere:
+            metric = "  ".join(filter(None, (row.elsewhere, metric)))
         chosen = "bold" if row.id in self.selected else ""
         step = f"{row.step}/{row.total_steps}" if row.total_steps else str(row.step or "")
         cells = {
@@ -235,7 +237,7 @@ class RunsScreen(ConsoleScreen):
         room = self.size.width - sum(widths[:-1]) - 2 * len(widths)
         for row in rows:
             *others, last = cells[row.id]
-            if row.metric and not row.trouble and last.cell_len > room:
+            if row.metric and not row.trouble and not row.elsewhere and last.cell_len > room:
                 cells[row.id] = (*others, Text(cut(number(row.metric[1]), max(1, room))))
 
     @property
@@ -260,6 +262,8 @@ class RunsScreen(ConsoleScreen):
             lines.append(
                 Text("  ".join(filter(None, (row.id, str(row.stage or ""), model_label(row.model)))), style="dim")
             )
+            if row.elsewhere:
+                lines.append(Text(f"{row.phase} {row.elsewhere}: from here it is looked at and stopped"))
             if row.cause and row.phase != "finished":
                 lines.append(Text(f"cause: {row.cause}"))
             if hint := advice_of_row(row):

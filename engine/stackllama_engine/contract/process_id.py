@@ -1,0 +1,35 @@
+"""A process that cannot be mistaken for a later one with the same pid. Linux only (``/proc``)."""
+
+from pathlib import Path
+
+from msgspec import Struct
+
+from .host import boot_id
+
+_PROC = Path("/proc")
+
+
+class ProcessId(Struct, frozen=True):
+    """A process that cannot be mistaken for a later one with the same pid."""
+
+    boot_id: str
+    pid: int
+    start_time: int
+    """Clock ticks since boot, field 22 of ``/proc/<pid>/stat``."""
+
+
+def identify(pid: int) -> ProcessId | None:
+    """The identity of a live process; None when there is none, or only its zombie."""
+    fields = stat_fields(pid)
+    if fields is None or fields[0] in "ZX":
+        return None
+    return ProcessId(boot_id=boot_id(), pid=pid, start_time=int(fields[19]))  # proc_pid_stat(5), field 22
+
+
+def stat_fields(pid: int) -> list[str] | None:
+    """Fields of ``/proc/<pid>/stat`` from the third on; None when there is no such process."""
+    try:
+        text = (_PROC / str(pid) / "stat").read_text(errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return text.rpartition(")")[2].split()  # the command's name may hold spaces and parentheses

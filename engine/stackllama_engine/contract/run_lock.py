@@ -1,0 +1,265 @@
+"""The lock of a run: whoever holds it is alive, and nobody else starts, closes or deletes the run meanwhile.
+
+It is an ``flock`` on the file ``lock``, which the kernel gives back whatever becomes of the holder. Some file systems
+have none (some FUSE, Lustre without ``-o flock``). There the holder writes itself down in a file of ``lock.d``, which
+it creates (``O_EXCL``) and keeps open::
+
+    lock.d/000007     {"host": …, "process": …, "pids": …}
+
+A record counts while exactly that process still has the file open (``/proc/PID/fd``), so that closing the descriptor
+gives the lock back, as with flock. A record of another machine counts until somebody says that the machine is gone:
+nothing of it can be seen from here but its files.
+
+A contender takes a number above all others, writes, and only then looks: it gives up its record when there is a higher
+one, any other that counts, or its own is missing. Two who both stayed cannot be: the lower one looked before the higher
+one's file was there, so its own was complete when the higher one looked. Whoever holds the lock removes what is dead.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import random
+import time
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from .files import make_private_dir, open_private
+from .host import Host, this_host
+from .process_id import ProcessId, identify
+from .streams import above_standard
+
+LOCK = "lock"
+HOLDERS = "lock.d"
+
+BY_FILE = (
+    f"The runs' file system has no flock: who holds this run is written down in its {HOLDERS}. Another machine cannot "
+    "tell whether a process of this one is alive."
+)
+"""What is said of a run whose lock is held without flock."""
+
+_NO_FLOCK = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK})
+_PATIENCE = 2.0  # seconds; a reader that looks whether the lock is held holds it for microseconds
+_PROC = Path("/proc")
+
+
+class Holder(Struct, frozen=True, kw_only=True):
+    """Who holds a lock without flock.
+
+    Attributes:
+        host: where.
+        process: there.
+        pids: the namespace that its pid is of, as ``/proc/self/ns/pid`` names it.
+    """
+
+    host: Host
+    process: ProcessId
+    pids: str
+
+    def holds(self, record: Path) -> bool:
+        """Whether it has the record open, as far as that can be seen from here."""
+        return identify(self.process.pid) == self.process and _has_open(self.process.pid, record)
+
+    @property
+    def is_out_of_sight(self) -> bool:
+        """Whether its process cannot be seen from here: on another machine, or in another container of this one."""
+        return self.host.is_elsewhere or (self.host.is_this_kernel and self.pids != _pid_namespace())
+
+
+def try_flock(descriptor: int, operation: int) -> bool | None:
+    """``flock`` without waiting: whether the lock was got; None: this file system has none.
+
+    Raises:
+        OSError: it failed for another reason.
+    """
+    try:
+        fcntl.flock(descriptor, operation | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_FLOCK:
+            raise
+        return None
+    return True
+
+
+def acquire(run: Path, *, holder_gone: bool = False) -> int:
+    """Take the lock of a run directory; it is held until the descriptor, and every inherited copy, is closed.
+
+    Without flock it is this process that holds it: one that inherits it calls :func:`take_over`.
+
+    Args:
+        run: the directory.
+        holder_gone: whoever holds it out of sight is known to be gone.
+
+    Raises:
+        BlockingIOError: somebody else holds it.
+        OSError: the lock cannot be opened.
+    """
+    # Above 2: it is handed on by number, beside standard streams of the child's own.
+    descriptor = above_standard(open_private(run / LOCK, os.O_RDWR | os.O_CREAT))
+    try:
+        deadline = time.monotonic() + _PATIENCE
+        while not (locked := try_flock(descriptor, fcntl.LOCK_EX)):
+            if locked is None:
+                record = _acquire_by_file(run, holder_gone=holder_gone)
+                os.close(descriptor)
+                return record
+            if time.monotonic() > deadline:
+                raise _held(run / LOCK)
+            time.sleep(0.02)
+        if _counting(run, holder_gone=holder_gone):
+            raise _held(run / HOLDERS)
+        for dead in _records(run):
+            dead.unlink(missing_ok=True)
+        return descriptor
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def release(descriptor: int) -> None:
+    """Give it back: close it, and without flock also remove what other machines would go on taking for alive."""
+    record = (_PROC / "self/fd" / str(descriptor)).readlink()  # its directory may have another name by now
+    with contextlib.suppress(OSError):  # what cannot be removed here is known by the closing, on this machine
+        if record.parent.name == HOLDERS and _same(os.fstat(descriptor), record):
+            record.unlink()
+    os.close(descriptor)
+
+
+def hosts_out_of_sight(run: Path) -> list[str]:
+    """Names of machines and containers that hold the lock, for all that can be told from here."""
+    holders = [_read(path) for path in _records(run)]
+    return [holder.host.name for holder in holders if holder is not None and holder.is_out_of_sight]
+
+
+def is_held(run: Path) -> bool:
+    """Whether somebody holds the lock of a run directory.
+
+    Raises:
+        OSError: it cannot be looked at.
+    """
+    try:
+        descriptor = os.open(run / LOCK, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        return try_flock(descriptor, fcntl.LOCK_SH) is False or is_by_file(run)
+    finally:
+        os.close(descriptor)
+
+
+def is_by_file(run: Path) -> bool:
+    """Whether somebody holds the lock who is written down in a file, there being no flock."""
+    return bool(_counting(run))
+
+
+def take_over(run: Path, descriptor: int) -> int:
+    """Hold the lock that was inherited; to be called while its former holder still does.
+
+    Returns:
+        the descriptor to keep open; no child inherits it.
+
+    Raises:
+        OSError: there is no flock, and this process cannot be written down.
+    """
+    if _same(os.fstat(descriptor), run / LOCK):
+        os.set_inheritable(descriptor, False)
+        return descriptor
+    _, record = _write_down(run)  # above all others; its former holder counts until it is complete
+    os.close(descriptor)
+    return record
+
+
+def _acquire_by_file(run: Path, *, holder_gone: bool) -> int:
+    with contextlib.suppress(FileExistsError):
+        make_private_dir(run / HOLDERS)
+    deadline = time.monotonic() + _PATIENCE
+    while not _counting(run, holder_gone=holder_gone):
+        mine, descriptor = _write_down(run)
+        others = [path for path in _records(run) if path != mine]
+        if all(_number(path) < _number(mine) for path in others) and _counting(run, holder_gone=holder_gone) == [mine]:
+            for path in others:
+                path.unlink(missing_ok=True)
+            return descriptor
+        mine.unlink(missing_ok=True)
+        os.close(descriptor)
+        if time.monotonic() > deadline:
+            break
+        time.sleep(random.uniform(0.0, 0.02))  # noqa: S311 - so that two who gave up do not meet again
+    raise _held(run / HOLDERS)
+
+
+def _write_down(run: Path) -> tuple[Path, int]:
+    """This process in a record above all others, and the descriptor that holds it."""
+    process = identify(os.getpid())
+    assert process is not None
+    holder = Holder(host=this_host(), process=process, pids=_pid_namespace())
+    number = max(map(_number, _records(run)), default=0)
+    while True:
+        number += 1
+        path = run / HOLDERS / f"{number:06d}"
+        with contextlib.suppress(FileExistsError):
+            descriptor = above_standard(open_private(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+            break
+    try:
+        os.write(descriptor, msgspec.json.encode(holder))
+        os.fsync(descriptor)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
+        raise
+    return path, descriptor
+
+
+def _counting(run: Path, *, holder_gone: bool = False) -> list[Path]:
+    """Records whose holders are alive, as far as can be told from here."""
+    counting: list[Path] = []
+    for path in _records(run):
+        holder = _read(path)
+        if holder is not None and (not holder_gone if holder.is_out_of_sight else holder.holds(path)):
+            counting.append(path)
+    return counting
+
+
+def _read(record: Path) -> Holder | None:
+    try:
+        return msgspec.json.decode(record.read_bytes(), type=Holder)
+    except (FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError):  # given back, or not complete: see the module
+        return None
+
+
+def _records(run: Path) -> list[Path]:
+    try:
+        return [path for path in (run / HOLDERS).iterdir() if path.name.isdecimal()]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _number(record: Path) -> int:
+    return int(record.name)
+
+
+def _held(path: Path) -> BlockingIOError:
+    return BlockingIOError(errno.EWOULDBLOCK, "held by somebody else", str(path))
+
+
+def _has_open(pid: int, record: Path) -> bool:
+    try:
+        status = record.stat()
+        return any(_same(status, entry) for entry in (_PROC / str(pid) / "fd").iterdir())
+    except OSError:
+        return False
+
+
+def _same(status: os.stat_result, path: Path) -> bool:
+    try:
+        return os.path.samestat(status, path.stat())
+    except OSError:
+        return False
+
+
+def _pid_namespace() -> str:
+    return str((_PROC / "self/ns/pid").readlink())

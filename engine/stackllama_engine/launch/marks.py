@@ -1,0 +1,78 @@
+"""Which run a process belongs to: what is written into its environment, and how that is compared with a directory.
+
+===============================  ========================================================================
+``STACKLLAMA_RUN``               the run directory's path when the process was started
+``STACKLLAMA_RUN_INODE``         the directory itself, ``device:inode`` (runs of before 0.2 have none)
+===============================  ========================================================================
+
+A directory has many paths (symbolic links, bind mounts) and may be renamed, so paths are never compared as text. A
+process belongs to a run when the directory it was started for *is* the run's, or when the path it was given *leads* to
+it now. Either is enough, because either can do harm: of a run directory that was renamed, the processes are known by
+the inode alone; of one that was deleted and made anew under the same name, the survivors of the former write into the
+new one by its path. An inode number that a later directory got by chance can only attribute survivors of a directory
+that was deleted under them, which nobody wants to keep either.
+"""
+
+import os
+from pathlib import Path
+
+from msgspec import Struct
+
+RUN_MARK = "STACKLLAMA_RUN"
+INODE_MARK = "STACKLLAMA_RUN_INODE"
+
+_PATH = f"{RUN_MARK}=".encode()
+_INODE = f"{INODE_MARK}=".encode()
+
+
+class Place(Struct, frozen=True):
+    """A directory, whatever it is called."""
+
+    path: Path
+    inode: bytes | None
+    """``device:inode``; None where there is no such directory (any more): then only the same text is the same."""
+
+    @classmethod
+    def of(cls, path: Path) -> "Place":
+        """Look at a directory."""
+        return cls(path, _inode(path))
+
+
+def marks(run_dir: Path) -> dict[str, str]:
+    """What the environment of a run's processes gains.
+
+    Raises:
+        OSError: there is no such directory.
+    """
+    status = run_dir.stat()
+    return {RUN_MARK: str(run_dir), INODE_MARK: f"{status.st_dev}:{status.st_ino}"}
+
+
+def belongs(proc: Path, place: Place) -> bool:
+    """Whether a process is marked as one of a run.
+
+    Args:
+        proc: its directory in ``/proc``.
+        place: the run's directory.
+
+    Raises:
+        OSError: it has ended, or may not be looked at.
+    """
+    variables = (proc / "environ").read_bytes().split(b"\0")
+    path = next((each[len(_PATH) :] for each in variables if each.startswith(_PATH)), b"")
+    if not path:
+        return False
+    if place.inode is None:
+        return path == os.fsencode(place.path)
+    marked = next((each[len(_INODE) :] for each in variables if each.startswith(_INODE)), None)
+    # Where the process itself would find it, which may see other mounts; then as it is found from here.
+    leads_to = _inode(Path(f"{proc}/root{os.fsdecode(path)}")) or _inode(Path(os.fsdecode(path)))
+    return place.inode in (marked, leads_to)
+
+
+def _inode(path: Path) -> bytes | None:
+    try:
+        status = os.stat(path)  # noqa: PTH116 - asked for every process of this user
+    except (OSError, ValueError):
+        return None
+    return f"{status.st_dev}:{status.st_ino}".encode()

@@ -1,0 +1,137 @@
+"""Where an unfinished run is. Of one on another machine nothing is seen from here but its files.
+
+Its lock may be known to that machine alone, its processes are, and the clocks differ. So from here it is looked at, and
+asked to stop; never called lost, resumed or deleted, unless a person says that the machine is gone for good.
+"""
+
+import shlex
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from msgspec import Struct
+
+from ..contract import run_lock
+from ..contract.errors import RefusedError, UsageError
+from ..contract.host import Host
+from ..contract.run_dir import HEALTH_FILE, RunDir, State
+from .slurm_queue import job_of
+
+UNKNOWN_HOST = "an unknown host"
+SILENCE = 300.0
+"""Seconds without a changed file after which another machine is waited for no longer."""
+
+_PROGRAM = "stackllama-console"
+
+
+class Elsewhere(Struct, frozen=True, kw_only=True):
+    """Another machine that a run is on.
+
+    Attributes:
+        host: its name.
+        last_sign: Unix seconds by the file server's clock, or by that machine's: when a file of the run last changed.
+    """
+
+    host: str
+    last_sign: float | None
+
+    def age(self, now: float) -> float | None:
+        """Seconds since the last sign of life; None where the clocks disagree, or there never was one."""
+        seconds = None if self.last_sign is None else now - self.last_sign
+        return seconds if seconds is not None and seconds >= 0.0 else None
+
+
+class Silence:
+    """How long another machine has given no sign of life, by the clock of whoever waits for it.
+
+    Args:
+        clock: monotonic seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._sign: float | None = None
+        self._since = clock()
+
+    def too_long(self, run: RunDir, state: State) -> bool:
+        """Whether waiting has no end; never of a run on this machine, whose supervisor is seen."""
+        there = elsewhere(run, state)
+        if there is None or there.last_sign != self._sign:
+            self._sign = there.last_sign if there is not None else None
+            self._since = self._clock()
+        return self._clock() - self._since > SILENCE
+
+
+def elsewhere(run: RunDir, state: State) -> Elsewhere | None:
+    """The other machine that a run is on, or the other container of this one where there is no flock.
+
+    None of a run that has ended, is here, or waits in Slurm's queue.
+    """
+    if state.has_ended or _waits_in_slurm(run, state):
+        return None
+    host = host_of(run, state)
+    hosts = [host.name] if host is not None and host.is_elsewhere else run_lock.hosts_out_of_sight(run.path)
+    return Elsewhere(host=hosts[0], last_sign=last_sign(run, state)) if hosts else None
+
+
+def host_of(run: RunDir, state: State) -> Host | None:
+    """The machine that created an unfinished run, or started its newest attempt; None where nothing says which.
+
+    Of a run of before 0.2 it is known once it had a supervisor, which wrote down its boot; its launcher, the host name.
+    """
+    if state.host is not None or state.supervisor is None:
+        return state.host
+    try:
+        name = run.read_launch().host
+    except UsageError:
+        name = UNKNOWN_HOST
+    return Host(name=name, boot_id=state.supervisor.boot_id)
+
+
+def last_sign(run: RunDir, state: State) -> float | None:
+    """When a file that the run writes last changed, in Unix seconds of whoever stamps it."""
+    folder = run.attempt_dir(state.attempt)
+    files = [run.path / "state.json", *(folder / name for name in ("events.jsonl", "log.txt", HEALTH_FILE))]
+    return max((time for path in files if (time := _changed(path)) is not None), default=None)
+
+
+def refuse_elsewhere(run: RunDir, there: Elsewhere, verb: str) -> RefusedError:
+    """Why a run on another machine is not resumed or deleted from here, and the ways out."""
+    return RefusedError(
+        f"Run `{run.id}` is alive on {there.host}, as far as can be told from here: it can be looked at and stopped "
+        f"(`{_PROGRAM} runs stop {run.id}`), the rest is done on {there.host}. If that machine is gone for good: "
+        f"`{gone_command(run, there, verb)}`."
+    )
+
+
+def gone_command(run: RunDir, there: Elsewhere, verb: str) -> str:
+    """The command that resumes or deletes a run of a machine that is gone for good."""
+    return f"{_PROGRAM} runs {verb} {run.id} --host-gone {shlex.quote(there.host)}"
+
+
+def check_gone(run: RunDir, state: State, host_gone: str | None) -> bool:
+    """Whether the machine that a run is on was said to be gone.
+
+    Raises:
+        UsageError: another one was named.
+    """
+    there = elsewhere(run, state)
+    if host_gone is None or there is None:
+        return False
+    if there.host != host_gone:
+        raise UsageError(f"--host-gone {host_gone}: run `{run.id}` is on {there.host}.")
+    return True
+
+
+def _waits_in_slurm(run: RunDir, state: State) -> bool:
+    try:
+        return state.phase == "queued" and job_of(run) is not None
+    except UsageError:
+        return False
+
+
+def _changed(path: Path) -> float | None:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return None

@@ -1,0 +1,75 @@
+"""Runs of other machines on the command line."""
+
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import pytest
+
+from stackllama_engine.contract.host import Host
+from stackllama_engine.contract.run_dir import Home, RunDir
+from stackllama_engine.contract.stages import Stage
+from stackllama_engine.launch import whereabouts
+
+
+@pytest.fixture
+def far(make_run: Callable[..., RunDir]) -> RunDir:
+    """Running on another machine, silent for five minutes; its lock is free as seen from here."""
+    run = make_run(Stage.SFT, "far", phase="running", host=Host(name="gpu17\x1b[2J", boot_id="another-boot"))
+    (run.path / "lock").unlink()
+    set_sign(run, -310)
+    return run
+
+
+def set_sign(run: RunDir, seconds: float) -> None:
+    then = time.time() + seconds
+    os.utime(run.path / "state.json", (then, then))
+
+
+def test_ls_show_and_their_documents(
+    far: RunDir, run_main: Callable[..., Any], assert_clean: Callable[[str], None]
+) -> None:
+    before = (far.path / "state.json").read_bytes()
+    listed = run_main("runs", "ls")
+    shown = run_main("runs", "show", "far")
+    for result in (listed, shown):
+        assert result.code == 0 and "running" in result.out and ", last sign 5m ago" in result.out
+        assert_clean(result.out)
+    (fact,) = run_main("runs", "ls", "--json").json()["runs"]
+    assert fact["elsewhere"] == run_main("runs", "show", "--json").json()["elsewhere"] | fact["elsewhere"]
+    assert fact["elsewhere"]["host"] == "gpu17\x1b[2J" and 310 <= fact["elsewhere"]["last_sign_age"] < 600
+    assert (far.path / "state.json").read_bytes() == before
+
+
+def test_no_age_where_the_clocks_disagree(far: RunDir, run_main: Callable[..., Any]) -> None:
+    set_sign(far, 3600)
+    assert "last sign just now" in run_main("runs", "ls").out
+    assert run_main("runs", "show", "far", "--json").json()["elsewhere"]["last_sign_age"] is None
+
+
+def test_a_run_here_has_no_such_fact(make_run: Callable[..., RunDir], run_main: Callable[..., Any]) -> None:
+    make_run(Stage.SFT, "near", phase="running")
+    make_run(Stage.SFT, "over", host=Host(name="gpu17", boot_id="another-boot"))
+    assert [row["elsewhere"] for row in run_main("runs", "ls", "--json").json()["runs"]] == [None, None]
+
+
+def test_a_stop_that_is_not_answered_has_an_end(
+    far: RunDir, run_main: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(whereabouts, "SILENCE", 0.3)
+    result = run_main("runs", "stop", "far")
+    assert result.code == 1 and "still running" in result.err
+    assert "has not answered" in result.err and "runs resume far --host-gone" in result.err
+    assert list(far.requests()) == ["stop"] and far.read_state().phase == "running"
+
+
+def test_a_machine_that_is_gone_is_named(far: RunDir, home: Home, run_main: Callable[..., Any]) -> None:
+    far.write_state(msgspec.structs.replace(far.read_state(), host=Host(name="gpu17", boot_id="another-boot")))
+    for words in (("resume", "far"), ("rm", "far", "--yes")):
+        result = run_main("runs", *words)
+        assert result.code == 3 and f"runs {words[0]} far --host-gone gpu17" in result.err
+        result = run_main("runs", *words, "--host-gone", "gpu18")
+        assert result.code == 2 and "is on gpu17" in result.err
+    assert run_main("runs", "rm", "far", "--yes", "--host-gone", "gpu17").code == 0 and home.runs() == []
