@@ -140,7 +140,9 @@ def test_the_cause_names_the_signal_that_came_from_outside(runs: Runs) -> None:
     wrapper = run.read_state().worker
     assert wrapper is not None and send(wrapper, signal.SIGTERM)
     state = wait_for_phase(run, "stopped")
-    assert state.cause == "SIGTERM came to `accelerate launch`; its workers saved and stopped."
+    assert state.cause == "SIGTERM came to `accelerate launch`; its workers stopped. " + (
+        "There is no checkpoint yet: resuming begins at step 0."
+    )
 
 
 def test_worker_that_hangs_after_its_end_event_is_ended(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@
 Whoever asks calls :func:`check` first: a request that a stage cannot serve is refused there, and never written.
 """
 
+import contextlib
 from collections.abc import Mapping
 from typing import Literal
 
@@ -22,6 +23,7 @@ from .errors import RefusedError
 from .files import write_whole
 from .recipe_io import convert_key
 from .run_dir import RunDir, State
+from .run_files import UNDECODABLE, decode_file
 from .stages import TRAINING_STAGES, Stage
 
 Ask = Literal["save", "sample", "pause", "continue", "set"]
@@ -39,6 +41,7 @@ SETTABLE: dict[Stage, tuple[str, ...]] = {
 """Recipe keys that may change at a step boundary."""
 
 _PREFIX = "set-"
+_MOST_CHANGE = 4096  # bytes of a number
 
 
 class Change(Struct, frozen=True):
@@ -108,11 +111,11 @@ def changes(run: RunDir) -> tuple[list[Change], list[str]]:
         if not name.startswith(_PREFIX):
             continue
         try:
-            value = msgspec.json.decode((run.control / name).read_bytes(), type=float)
+            value = decode_file(run.control / name, float, _MOST_CHANGE)
             found.append(Change(name.removeprefix(_PREFIX), float(value)))
         except FileNotFoundError:  # taken back
             continue
-        except (OSError, msgspec.DecodeError):
+        except (OSError, *UNDECODABLE):
             unreadable.append(name)
     return found, unreadable
 
@@ -123,6 +126,7 @@ def forget_change(run: RunDir, name: str) -> None:
 
 
 def forget_all(run: RunDir) -> None:
-    """Remove every request: they were asked of an attempt that is over."""
+    """Remove every request: they were asked of an attempt that is over. A folder among them is none, and stays."""
     for name in list(run.requests()):
-        (run.control / name).unlink(missing_ok=True)
+        with contextlib.suppress(IsADirectoryError):
+            (run.control / name).unlink(missing_ok=True)

@@ -13,8 +13,8 @@ from ..contract.redact import redactor
 from ..contract.requests import Ask
 from ..contract.run_dir import Home, RunDir, State
 from ..contract.stages import Stage
-from .children import CHILDREN, child_id, parents_of
-from .outcome import Outcome, from_end_event, last_log_lines
+from .children import CHILDREN, child_id, known_parents
+from .outcome import Outcome, from_end_event, last_log_lines, on_resume
 from .processes import kill_run_processes
 from .scrub import scrub_folder
 from .slurm_queue import cancel, in_slurm
@@ -23,8 +23,7 @@ _QUEUED_SECONDS = 10.0  # between a run's creation and its lock; a launcher that
 _POLL_SECONDS = 0.1
 
 _LOST = (
-    "The supervisor ended without recording an outcome: it was killed, or the machine went down. {survivors}"
-    "Resuming goes on from the last checkpoint."
+    "The supervisor ended without recording an outcome: it was killed, or the machine went down. {survivors}{on_resume}"
 )
 
 
@@ -45,9 +44,7 @@ def reconcile(run: RunDir) -> State:
     except RefusedError:  # somebody took it meanwhile: a resume, or another who looks
         return run.read_state()
     except OSError as error:  # a home that may be read but not written: say what is seen, change nothing
-        return msgspec.structs.replace(
-            state, phase="lost", cause=f"{_LOST.format(survivors='')} Not recorded: {error}."
-        )
+        return msgspec.structs.replace(state, phase="lost", cause=f"{_lost(run, state)} Not recorded: {error}.")
     try:
         state = run.read_state()
         return state if state.has_ended else _close(run, state)
@@ -123,7 +120,7 @@ def _asked(run: RunDir, what: Ask) -> tuple[RunDir, State]:
 def newest_end_event(run: RunDir, attempt: int) -> Event | None:
     """The ``end`` record of an attempt, if it wrote one."""
     last: Event | None = None
-    for event in EventReader(run.attempt_dir(attempt) / "events.jsonl").read():
+    for event in EventReader(run.attempt_dir(attempt) / "events.jsonl").read_what_can_be():
         if event.kind == "end":
             last = event
     return last
@@ -132,13 +129,17 @@ def newest_end_event(run: RunDir, attempt: int) -> Event | None:
 def _children(pipeline: RunDir) -> list[RunDir]:
     ids = {child_id(pipeline.id, child.suffix) for child in CHILDREN}
     runs = (run for run in Home(pipeline.path.parents[1]).runs() if run.id in ids)
-    return [run for run in runs if pipeline.id in parents_of(run)]
+    return [run for run in runs if pipeline.id in known_parents(run)]
 
 
 def _abandoned(run: RunDir, state: State) -> bool:
     if state.has_ended or run.lock_is_held() or in_slurm(run):
         return False
     return state.phase != "queued" or time.time() - state.created > _QUEUED_SECONDS
+
+
+def _lost(run: RunDir, state: State, survivors: str = "") -> str:
+    return _LOST.format(survivors=survivors, on_resume=on_resume(run, state.stage))
 
 
 def _close(run: RunDir, state: State) -> State:
@@ -154,7 +155,7 @@ def _close(run: RunDir, state: State) -> State:
     else:
         survivors = f"{killed} of its processes still ran and were ended. " if killed else ""
         state = msgspec.structs.replace(
-            state, phase="lost", cause=_LOST.format(survivors=survivors), ended=time.time(),
+            state, phase="lost", cause=_lost(run, state, survivors), ended=time.time(),
             last_lines=last_log_lines(run.attempt_dir(state.attempt) / "log.txt"),
         )  # fmt: skip
     run.write_state(state)

@@ -1,19 +1,20 @@
 """Deleting runs: only what has ended, at once or not at all."""
 
+import errno
 import os
-import secrets
-import shutil
 
-from ..contract.errors import RefusedError
-from ..contract.run_dir import Home, RunDir
+from ..contract.errors import DamagedError, RefusedError
+from ..contract.run_dir import Home, RunDir, check_run_id, kind_of
 from ..contract.stages import Stage
-from .children import CHILDREN, child_id, parents_of
+from .children import CHILDREN, child_id, known_parents
+from .leftovers import delete_marked, remove_leftover
 from .processes import run_processes
 from .reconcile import reconcile
+from .repair import stage_of
 
 
 def remove(home: Home, run_id: str, *, children: bool = True) -> list[str]:
-    """Delete a run that has ended; of a pipeline its children as well.
+    """Delete a run that has ended; of a pipeline its children as well. What a launch left under the name goes too.
 
     The directory is renamed first, so that nobody sees half a run, and its name is free at once.
 
@@ -29,6 +30,10 @@ def remove(home: Home, run_id: str, *, children: bool = True) -> list[str]:
         UsageError: no such run.
         RefusedError: it, or a child, is alive; or it cannot be deleted. Nothing was changed.
     """
+    path = home.runs_dir / check_run_id(run_id)
+    if kind_of(path) == "leftover":
+        remove_leftover(path)
+        return [run_id]
     run = home.run(run_id)
     doomed = [run, *(_children(home, run) if children else [])]
     for each in doomed:
@@ -42,32 +47,56 @@ def remove(home: Home, run_id: str, *, children: bool = True) -> list[str]:
 
 def users_of(home: Home, run_id: str) -> list[str]:
     """Runs that were made from this one, and would lose what they name in their recipes."""
-    return [other.id for other in home.runs() if other.id != run_id and run_id in parents_of(other)]
+    return [other.id for other in home.runs() if other.id != run_id and run_id in known_parents(other)]
 
 
 def _children(home: Home, run: RunDir) -> list[RunDir]:
-    if run.read_state().stage is not Stage.PIPELINE:
+    if _stage(run) is not Stage.PIPELINE:
         return []
     ids = {child_id(run.id, child.suffix) for child in CHILDREN}
-    return [other for other in home.runs() if other.id in ids and run.id in parents_of(other)]
+    return [other for other in home.runs() if other.id in ids and run.id in known_parents(other)]
+
+
+def _stage(run: RunDir) -> Stage | None:
+    try:
+        return run.read_state().stage
+    except DamagedError:
+        return stage_of(run)
 
 
 def _check(run: RunDir) -> None:
-    if not reconcile(run).has_ended:
+    if not _has_ended(run):
         raise RefusedError(f"Run `{run.id}` is alive; stop it first: `stackllama-console runs stop {run.id}`.")
     if left := run_processes(run.path):
         pids = ", ".join(str(process.pid) for process in left)
         raise RefusedError(f"Processes of run `{run.id}` are still alive ({pids}); try again in a moment.")
 
 
+def _has_ended(run: RunDir) -> bool:
+    """Of a run whose state cannot be read: whether nobody holds its lock."""
+    try:
+        return reconcile(run).has_ended
+    except DamagedError:
+        return not run.lock_is_held()
+
+
 def _remove(run: RunDir) -> None:
     try:
-        lock = run.acquire_lock()  # nobody resumes it meanwhile
+        lock = _acquire_lock(run)  # nobody resumes it meanwhile
         try:
-            gone = run.path.with_name(f".deleted-{run.id}-{secrets.token_hex(4)}")  # a leading dot: no run id
-            run.path.rename(gone)
-            shutil.rmtree(gone)
+            delete_marked(run.path)
         finally:
-            os.close(lock)
+            if lock is not None:
+                os.close(lock)
     except OSError as error:
         raise RefusedError(f"Run `{run.id}` could not be deleted: {error}.") from None
+
+
+def _acquire_lock(run: RunDir) -> int | None:
+    """The run's lock; None where something else than a file is in its place, which nobody can hold."""
+    try:
+        return run.acquire_lock()
+    except OSError as error:
+        if error.errno in (errno.EISDIR, errno.ELOOP, errno.ENXIO):
+            return None
+        raise

@@ -149,8 +149,8 @@ def advice(run: RunDir, state: State) -> str:
 
 def advice_of_row(row: Row) -> str:
     """The keys that make sense for a run of the list."""
-    if row.trouble:
-        return ""
+    if row.phase == "damaged":
+        return "r rebuilds its records from its other files, D deletes it"
     match row.phase:
         case "finished":
             return {
