@@ -29,8 +29,8 @@ def ls(arguments: argparse.Namespace) -> int:
     readings, damaged = _readings(home, arguments.stage)
     left = [each for each in leftovers(home) if not each.busy]
     if arguments.json:
-        document = {"home": str(home.path), "runs": [_listed(reading) for reading in readings]}
-        document["runs"] += [_listed_damaged(each) for each in damaged]
+        listed = [_listed(reading) for reading in readings] + [_listed_damaged(each) for each in damaged]
+        document: dict[str, Any] = {"home": str(home.path), "runs": listed}
         show_json(document | {"damaged": [each.reason for each in damaged], "leftovers": [it.path.name for it in left]})
     elif readings or damaged:
         header = ("RUN", "STAGE", "STATE", "STEP", "AGE", "LAST METRIC")
