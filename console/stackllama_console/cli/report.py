@@ -11,7 +11,7 @@ from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch.children import CHILDREN, child_id
 
 from ..evaluation import conditions, temperature_of
-from ..readings import read_result
+from ..readings import mappings, read_result
 from ..sanitise import sanitise
 from ..units import duration
 from . import outcome
@@ -125,10 +125,7 @@ def sample_lines(facts: Facts) -> list[str]:
 
 def _samples(facts: Facts) -> Iterator[tuple[str, str, str]]:
     """(heading, scores, text) of each question and its two answers."""
-    given: Any = _part(facts, "ppo").get("samples")
-    rows = cast("list[Any]", given) if isinstance(given, list) else []
-    samples = [cast("Facts", row) for row in rows if isinstance(row, dict)]
-    for index, sample in enumerate(samples, start=1):
+    for index, sample in enumerate(mappings(_part(facts, "ppo").get("samples")), start=1):
         yield f"Question {index}", "", str(sample.get("question", ""))
         for when in ("before", "after"):
             scores = [

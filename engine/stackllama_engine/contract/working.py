@@ -4,6 +4,7 @@ The mark is a ``flock`` on the directory itself: it ends with the process, howev
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 from collections.abc import Generator
@@ -16,31 +17,33 @@ def working_on(folder: Path) -> Generator[None]:
 
     Raises:
         BlockingIOError: somebody else works on it.
-        OSError: it is no directory that can be opened.
+        OSError: it is no directory that can be opened, or it was removed or replaced meanwhile.
     """
     descriptor = _open(folder)
     try:
         _lock(descriptor)
+        _check_same(descriptor, folder)
         yield
     finally:
         os.close(descriptor)
 
 
 @contextlib.contextmanager
-def left_alone(folder: Path) -> Generator[bool]:
-    """Whether nobody works on it, and then nobody begins to while this is held.
+def left_alone(folder: Path) -> Generator[bool | None]:
+    """Whether nobody works on it, and then nobody begins to while this is held; None: it cannot be known.
 
-    Where that cannot be known, the file system having no locks, the answer is no.
+    The last is the answer of a file system without locks.
 
     Raises:
-        OSError: it is no directory that can be opened.
+        OSError: it is no directory that can be opened, or it was removed or replaced meanwhile.
     """
     descriptor = _open(folder)
     try:
         try:
-            alone = _lock(descriptor)
+            alone = True if _lock(descriptor) else None
         except BlockingIOError:
             alone = False
+        _check_same(descriptor, folder)
         yield alone
     finally:
         os.close(descriptor)
@@ -48,6 +51,17 @@ def left_alone(folder: Path) -> Generator[bool]:
 
 def _open(folder: Path) -> int:
     return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+
+
+def _check_same(descriptor: int, folder: Path) -> None:
+    """Whether the directory that was opened still has its name: somebody may have removed it meanwhile.
+
+    Raises:
+        FileNotFoundError: it has not.
+    """
+    mine, now = os.fstat(descriptor), os.lstat(folder)
+    if (mine.st_dev, mine.st_ino) != (now.st_dev, now.st_ino):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))
 
 
 def _lock(descriptor: int) -> bool:
