@@ -11,7 +11,7 @@ from tests.cli.conftest import OVERRIDES
 from stackllama_engine.contract.checkpoints import FileSeal, Manifest
 from stackllama_engine.contract.events import EventWriter
 from stackllama_engine.contract.recipe_io import dump_recipe, load_recipe
-from stackllama_engine.contract.run_dir import Home, Launch, ProcessId, RunDir, State
+from stackllama_engine.contract.run_dir import Home, Launch, Phase, ProcessId, RunDir, State
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch.children import CHILDREN, child_id
 
@@ -32,7 +32,7 @@ def stock(home: Home) -> None:
 
 
 def _run(
-    home: Home, stage: Stage, name: str, phase: str, *, attempts: int = 1, parents: list[str] | None = None
+    home: Home, stage: Stage, name: str, phase: Phase, *, attempts: int = 1, parents: list[str] | None = None
 ) -> None:
     text = dump_recipe(load_recipe(stage, None, OVERRIDES[stage]))
     run = home.create(stage, text, name)
@@ -67,7 +67,7 @@ def _run(
     run.write_state(
         State(
             stage=stage, phase=phase, attempt=attempts, created=T0, started=T0 + 10, supervisor=gone, worker=gone,
-             # type: ignore[arg-type]
+
             cause=None if phase == "finished" else "out of memory in train", last_lines=["one", "two"], **ends,
         )
     )  # fmt: skip
@@ -158,15 +158,14 @@ class Stock:
             else:
                 self._files.append((name, each.read_bytes()))
 
-    def lay_out(self, path: Path, name: str) -> Home:
-        """A home with one of the runs, its children, and those that it is compared with."""
-        wanted = ("whole", "ppo", name)
+    def lay_out(self, path: Path, name: str | None = None) -> Home:
+        """A home with all of the runs; or with one of them, its children, and those that it is compared with."""
         path.mkdir()
         for folder in self._folders:
-            if folder == "runs" or _run_of(folder, name) in wanted:
+            if name is None or folder == "runs" or _run_of(folder, name) in ("whole", "ppo", name):
                 (path / folder).mkdir()
         for file, content in self._files:
-            if _run_of(file, name) in wanted:
+            if name is None or _run_of(file, name) in ("whole", "ppo", name):
                 (path / file).write_bytes(content)
         return Home(path)
 

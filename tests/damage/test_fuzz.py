@@ -11,7 +11,6 @@ import os
 import random
 import shutil
 import signal
-import tempfile
 import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -19,16 +18,16 @@ from pathlib import Path
 import pytest
 from tests.damage.looks import SCREENS, command, look
 from tests.damage.mutations import make_removable, mutate
-from tests.damage.stock import NAMES, Stock, stock
+from tests.damage.stock import NAMES, Stock
 
 import stackllama_console.__main__ as console
 from stackllama_console.cli import parser
 from stackllama_engine.contract import run_dir
-from stackllama_engine.contract.run_dir import Home, RunDir
+from stackllama_engine.contract.run_dir import RunDir
 from stackllama_engine.launch import launcher
 
 SEED = os.environ.get("STACKLLAMA_DAMAGE_SEED")
-FEW, MANY, PARTS = 250, 10_000, 4
+FEW, MANY, PARTS = 150, 10_000, 4
 CODES = {0, 1, 2, 3, 75}
 HANG_SECONDS = 60.0
 """Generous: a slow machine with other work."""
@@ -36,22 +35,6 @@ HANG_SECONDS = 60.0
 
 class _Hang(BaseException):
     """Nothing may catch it on its way."""
-
-
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Stock:
-    home = Home(tmp_path_factory.mktemp("stock") / "home")
-    stock(home)
-    return Stock(home.path)
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Iterator[Path]:
-    """In memory where that can be: a trial makes some hundred files and syncs some of them."""
-    memory = Path("/dev/shm")
-    made = Path(tempfile.mkdtemp(dir=memory if os.access(memory, os.W_OK) else tmp_path))
-    yield made
-    shutil.rmtree(made, ignore_errors=True)
 
 
 @pytest.fixture
