@@ -13,6 +13,7 @@ from stackllama_engine.contract.errors import RefusedError
 from stackllama_engine.contract.run_dir import Home, RunDir
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch import launcher, reconcile
+from stackllama_engine.launch.recipe_changes import RecipeChangedError
 
 ROWS = ["aligned", "alive", "broken", "tuned"]  # all were created in the same second: by name
 
@@ -90,7 +91,7 @@ def test_the_run_under_the_cursor_is_explained(stocked: Home) -> None:
     async def script(shown: Shown) -> None:
         await _ready(shown)
         await shown.press("j", "j")
-        await shown.shows("cause: out of memory in train", "r resumes from the last checkpoint")
+        await shown.shows("cause: out of memory in train", "r: resume from the last checkpoint")
         await shown.press("G")
         assert shown.front.row_id == "tuned"
         await shown.press("g")
@@ -304,6 +305,32 @@ def test_what_is_refused_is_said(stocked: Home, monkeypatch: pytest.MonkeyPatch)
         await shown.press("r")
         await shown.notified("not now: [bold]busy[/bold]")
         assert "\x1b" not in "".join(shown.said)
+
+    run_app(stocked, script)
+
+
+def test_a_recipe_that_changed_is_asked_about_before_a_resume(stocked: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[bool] = []
+
+    def resume(_home: Home, _run_id: str, *, recipe_changed: bool = False) -> None:
+        calls.append(recipe_changed)
+        if not recipe_changed:
+            raise RecipeChangedError(["Run `broken`: its recipe has changed since attempt 1: `seed` 0 → 8."])
+
+    monkeypatch.setattr(launcher, "resume", resume)
+
+    async def script(shown: Shown) -> None:
+        await _ready(shown)
+        await shown.press("j", "j", "r")
+        await shown.shows("Resume with the recipe as it is now?", "`seed` 0 → 8")
+        await shown.press("n")
+        await shown.reaches("RunsScreen")
+        assert calls == [False]
+        await shown.press("r")
+        await shown.shows("`seed` 0 → 8")
+        await shown.press("y")
+        await shown.notified("broken goes on")
+        assert calls == [False, False, True]
 
     run_app(stocked, script)
 
