@@ -15,8 +15,9 @@ from stackllama_engine.contract.run_dir import Home, Launch, Phase, ProcessId, R
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch.children import CHILDREN, child_id
 
-NAMES = ("sft", "ppo", "p", "p-sft", "alive")
-"""Runs that are damaged: one that failed, one that finished, a pipeline and its child, one that runs."""
+NAMES = ("sft", "ppo", "p", "p-sft", "alive", "adrift")
+"""Runs that are damaged: one that failed, one that finished, a pipeline and its child, one that runs, and one that
+nobody holds although it has not ended."""
 T0 = 1_700_000_000.0
 
 
@@ -29,6 +30,7 @@ def stock(home: Home) -> None:
     for child in CHILDREN[:3]:
         _run(home, child.stage, child_id("p", child.suffix), "stopped", parents=["p"])
     _run(home, Stage.REWARD, "alive", "running")
+    _run(home, Stage.MERGE, "adrift", "running")
 
 
 def _run(

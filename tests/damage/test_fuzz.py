@@ -80,7 +80,7 @@ def trial(seed: int, template: Stock, folder: Path) -> None:
     alive = name == "alive"
     lock = run.acquire_lock() if alive else None
     told = f"seed {seed}: {name}/{mutate(rng, run)}"
-    words, screen = command(rng, name, ended=not alive), rng.choice(list(SCREENS))
+    words, screen = command(rng, name, ended=name not in ("alive", "adrift")), rng.choice(list(SCREENS))
     told += f"\n  {' '.join(words)}; screen {screen}"
     try:
         with deadline():

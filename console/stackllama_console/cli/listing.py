@@ -8,7 +8,7 @@ from typing import Any
 from msgspec import Struct
 
 from stackllama_engine.contract.errors import ExitCode, UsageError
-from stackllama_engine.contract.run_dir import Home
+from stackllama_engine.contract.run_dir import Home, RunDir, State
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch.leftovers import leftovers
 from stackllama_engine.launch.reconcile import reconcile
@@ -63,8 +63,8 @@ def _readings(home: Home, stage: str | None) -> tuple[list[Reading], list[_Damag
     damaged: list[_Damaged] = []
     for run in home.runs():
         try:
-            reading = read_run(run, reconcile(run))
-        except (UsageError, TimeoutError, OSError) as error:  # one damaged run must not hide the others
+            reading = read_run(run, _state(run))
+        except (UsageError, OSError) as error:  # one damaged run must not hide the others
             one = _Damaged(run.id, stage_of(run), max(0.0, time.time() - run.touched()), str(error))
             if stage in (None, one.stage) or one.stage is None:
                 damaged.append(one)
@@ -72,6 +72,15 @@ def _readings(home: Home, stage: str | None) -> tuple[list[Reading], list[_Damag
         if stage in (None, reading.stage):
             found.append(reading)
     return found, damaged
+
+
+def _state(run: RunDir) -> State:
+    """Reconciled; as it was written where a process outlives SIGKILL."""
+    try:
+        return reconcile(run)
+    except TimeoutError as error:
+        say(f"{run.id}: {one_line(str(error))}")
+        return run.read_state()
 
 
 def _damaged_row(one: _Damaged) -> tuple[str, ...]:

@@ -290,8 +290,14 @@ class RunDir:
         try:
             return decode_file(path, kind)
         except (OSError, *UNDECODABLE) as error:
-            why = f"{path} cannot be read: {why_unreadable(error)}."
-            raise DamagedError(f"{why} `stackllama-console runs repair {self.id}` rebuilds what it can.") from None
+            raise self.damaged(name, why_unreadable(error)) from None
+
+    def damaged(self, name: str, why: str) -> DamagedError:
+        """The error that one of its records cannot be read, with the way out."""
+        return DamagedError(
+            f"{self.path / name} cannot be read: {why}. "
+            f"`stackllama-console runs repair {self.id}` rebuilds what it can."
+        )
 
     def _write(self, name: str, value: Any) -> None:
         write_whole(self.path / name, encode_json(value))

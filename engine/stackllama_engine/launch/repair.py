@@ -17,7 +17,7 @@ from ..contract.run_files import read_file
 from ..contract.stages import Stage
 from .outcome import from_end_event, last_log_lines, on_resume
 from .processes import kill_run_processes
-from .slurm_queue import SLURM_FILE
+from .slurm_queue import SLURM_FILE, job_of
 
 RECORDS = ("launch.json", "result.json", "lineage.json", SLURM_FILE)
 """Beside ``state.json``: a run goes on without them."""
@@ -121,6 +121,8 @@ def _is_damaged(run: RunDir, name: str) -> bool:
     try:
         if name == "launch.json":
             run.read_launch()
+        elif name == SLURM_FILE:
+            job_of(run)
         else:
             run.read_json(name)
     except DamagedError:
