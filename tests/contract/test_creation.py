@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from stackllama_engine.contract import creation
+from stackllama_engine.contract import creation, working
 from stackllama_engine.contract.errors import RefusedError, UsageError
 from stackllama_engine.contract.run_dir import Home, kind_of
 from stackllama_engine.contract.stages import Stage
@@ -123,6 +123,40 @@ def test_what_is_being_written_is_no_leftover(tmp_path: Path, monkeypatch: pytes
     assert home.run("mine").read_state().phase == "queued"
 
 
+def test_one_who_only_looks_does_not_refuse_a_creation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`runs ls` asks who works on a hidden directory at the moment in which it was made and not marked."""
+    home = Home(tmp_path)
+    home.create(Stage.SFT, RECIPE, "before")
+    flock, tries = working.fcntl.flock, []
+
+    def busy_at_first(descriptor: int, operation: int) -> None:
+        tries.append(operation)
+        if len(tries) == 1:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(working.fcntl, "flock", busy_at_first)
+    assert home.create(Stage.SFT, RECIPE, "mine").id == "mine" and len(tries) == 2
+
+
+def test_one_taken_for_a_leftover_before_it_was_marked_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = Home(tmp_path)
+    made: list[Path] = []
+    make = creation.make_private_dir
+
+    def made_and_removed(path: Path) -> None:
+        make(path)
+        made.append(path)
+        if len(made) == 1:
+            assert remove_leftovers(home) == ([path.name], [])
+
+    monkeypatch.setattr(creation, "make_private_dir", made_and_removed)
+    assert home.create(Stage.SFT, RECIPE, "mine").recipe_file.read_text() == RECIPE
+    assert leftovers(home) == []
+
+
 def test_what_older_versions_left_is_said_and_can_be_removed(tmp_path: Path) -> None:
     home = Home(tmp_path)
     half = home.runs_dir / "half"
@@ -143,9 +177,13 @@ def test_a_full_disk_frees_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    for name in ("fsync", "rename"):
+    def full_at_the_end(_: object) -> None:
+        if (home.runs_dir / "mine").exists():
+            full()
+
+    for name, refuse in (("fsync", full), ("rename", full), ("fsync", full_at_the_end)):
         with monkeypatch.context() as patch:
-            patch.setattr(os, name, full)
+            patch.setattr(os, name, refuse)
             with pytest.raises(RefusedError, match=r"runs/mine.* cannot be written: No space left on device"):
                 home.create(Stage.SFT, RECIPE, "mine")
         assert leftovers(home) == [] and not any(home.runs_dir.iterdir())

@@ -4,6 +4,7 @@ A hidden directory's name begins with :data:`NEW` and it is marked as being work
 left is listed and removed by :mod:`..launch.leftovers`.
 """
 
+import contextlib
 import errno
 import os
 import secrets
@@ -29,19 +30,33 @@ def create_whole(runs_dir: Path, run_id: str, recipe: bytes, state: bytes) -> Pa
     """
     path = runs_dir / run_id
     check_free(path)
-    hidden = runs_dir / f"{NEW}{run_id}-{secrets.token_hex(4)}"
+    while True:
+        with contextlib.suppress(_Vanished):
+            return _create(runs_dir, path, recipe, state)
+
+
+class _Vanished(Exception):
+    """Somebody took the hidden directory for a leftover in the moment between its making and its marking."""
+
+
+def _create(runs_dir: Path, path: Path, recipe: bytes, state: bytes) -> Path:
+    hidden = runs_dir / f"{NEW}{path.name}-{secrets.token_hex(4)}"
     try:
         make_private_dir(hidden)
     except OSError as error:
         raise RefusedError(f"{runs_dir} cannot be written: {error.strerror}. Choose another --home.") from None
+    made = hidden
     try:
         with working_on(hidden):
             _fill(hidden, recipe, state)
             # Where a directory with anything in it has the name, this fails, and every run has something in it.
             os.rename(hidden, path)  # noqa: PTH104 - Path.rename is the same
+            made = path
             fsync_directory(runs_dir)
     except OSError as error:
-        shutil.rmtree(hidden, ignore_errors=True)
+        if isinstance(error, FileNotFoundError) and runs_dir.is_dir() and not hidden.exists() and made == hidden:
+            raise _Vanished from None
+        shutil.rmtree(made, ignore_errors=True)
         if error.errno in _TAKEN and os.path.lexists(path):
             check_free(path)
         where = str(error.filename or path).replace(str(hidden), str(path))

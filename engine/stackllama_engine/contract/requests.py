@@ -12,7 +12,6 @@
 Whoever asks calls :func:`check` first: a request that a stage cannot serve is refused there, and never written.
 """
 
-import contextlib
 from collections.abc import Mapping
 from typing import Literal
 
@@ -126,7 +125,6 @@ def forget_change(run: RunDir, name: str) -> None:
 
 
 def forget_all(run: RunDir) -> None:
-    """Remove every request: they were asked of an attempt that is over. A folder among them is none, and stays."""
+    """Remove every request: they were asked of an attempt that is over."""
     for name in list(run.requests()):
-        with contextlib.suppress(IsADirectoryError):
-            (run.control / name).unlink(missing_ok=True)
+        (run.control / name).unlink(missing_ok=True)

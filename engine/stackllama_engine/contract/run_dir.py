@@ -349,9 +349,9 @@ class RunDir:
         os.close(open_private(self.control / what, os.O_WRONLY | os.O_CREAT))
 
     def requests(self) -> Iterator[str]:
-        """The requests that wait."""
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            yield from sorted(path.name for path in self.control.iterdir())
+        """The requests that wait. What is no file asks for nothing."""
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(self.control) as entries:
+            yield from sorted(entry.name for entry in entries if entry.is_file(follow_symlinks=False))
 
     def served(self, what: Request) -> None:
         """Remove a request."""

@@ -7,8 +7,11 @@ import contextlib
 import errno
 import fcntl
 import os
+import time
 from collections.abc import Generator
 from pathlib import Path
+
+_PATIENCE = 2.0  # seconds
 
 
 @contextlib.contextmanager
@@ -16,12 +19,20 @@ def working_on(folder: Path) -> Generator[None]:
     """Hold the mark. Where the file system has no locks the work is done without it.
 
     Raises:
-        BlockingIOError: somebody else works on it.
+        BlockingIOError: somebody else works on it; one who only looks holds it for microseconds.
         OSError: it is no directory that can be opened, or it was removed or replaced meanwhile.
     """
     descriptor = _open(folder)
     try:
-        _lock(descriptor)
+        deadline = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                _lock(descriptor)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.02)
         _check_same(descriptor, folder)
         yield
     finally:
