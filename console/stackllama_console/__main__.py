@@ -16,8 +16,14 @@ from .cli.output import PROGRAM, say
 from .cli.parser import handler, parse
 from .sanitise import one_line
 
-_ENVIRONMENT = frozenset({errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOTDIR})
-"""Errors of the system that are a person's to mend, not ours: permissions and full disks."""
+_ENVIRONMENT = frozenset(
+    {
+        errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ELOOP,
+        errno.ENXIO,
+    }
+)  # fmt: skip
+"""Errors of the system that are a person's to mend, not ours: permissions, full disks, a link or a pipe in the place
+of a folder or file."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

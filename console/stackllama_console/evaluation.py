@@ -3,6 +3,11 @@
 from typing import Any, cast
 
 from stackllama_engine.contract.run_dir import RunDir
+from stackllama_engine.contract.run_files import read_file
+
+from .readings import is_metric, read_result
+
+_MOST_RECIPE = 1 << 20  # bytes
 
 
 def conditions(result: dict[str, Any]) -> str:
@@ -14,18 +19,18 @@ def conditions(result: dict[str, Any]) -> str:
     after = result.get("after")
     counted: dict[str, Any] = cast("dict[str, Any]", after) if isinstance(after, dict) else {}
     temperature, prompts = result.get("temperature"), counted.get("questions")
-    parts = [f"T = {temperature:g}"] if isinstance(temperature, int | float) else []
+    parts = [f"T = {temperature:g}"] if temperature is not None and is_metric(temperature) else []
     parts.append("1 sample per prompt")
-    return ", ".join([*parts, f"{prompts:,} prompts"] if isinstance(prompts, int) else parts)
+    return ", ".join([*parts, f"{prompts:,} prompts"] if _is_count(prompts) else parts)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and 0 <= value < 1 << 53
 
 
 def conditions_of(run: RunDir) -> str:
-    """The same of a PPO run as its files say now, which may still be running.
-
-    Raises:
-        UsageError: ``result.json`` is damaged.
-    """
-    return conditions({"temperature": temperature_of(run)} | run.read_json("result.json"))
+    """The same of a PPO run as its files say now, which may still be running; a damaged result says nothing."""
+    return conditions({"temperature": temperature_of(run)} | read_result(run)[0])
 
 
 def temperature_of(run: RunDir) -> float | None:
@@ -33,9 +38,9 @@ def temperature_of(run: RunDir) -> float | None:
     import yaml  # not needed to list runs
 
     try:
-        values: Any = yaml.safe_load(run.recipe_file.read_text(encoding="utf-8"))
+        values: Any = yaml.safe_load(read_file(run.recipe_file, _MOST_RECIPE).decode())
     except (OSError, ValueError, RecursionError, yaml.YAMLError):  # `runs show` says what is wrong with it
         return None
     keys: dict[str, Any] = cast("dict[str, Any]", values) if isinstance(values, dict) else {}
     given = keys.get("temperature")
-    return float(given) if isinstance(given, int | float) else None
+    return float(given) if is_metric(given) and given is not None else None

@@ -1,16 +1,20 @@
 """What can be read of a run without following it: state, newest metrics, checkpoints, differences from defaults."""
 
+import contextlib
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 from msgspec import Struct
 
+from stackllama_engine.contract.checkpoints import sealed, step_of
+from stackllama_engine.contract.errors import DamagedError
 from stackllama_engine.contract.events import Event
 from stackllama_engine.contract.history import History, fold
-from stackllama_engine.contract.run_dir import RunDir, State
+from stackllama_engine.contract.run_dir import Launch, RunDir, State
+from stackllama_engine.contract.run_files import UNDECODABLE, open_file
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch.whereabouts import Elsewhere, elsewhere
 
@@ -18,6 +22,7 @@ from .sanitise import one_line
 from .units import size
 
 _RECENT_BYTES = 256 * 1024  # a listing reads the end of a long run's events, not a million of them
+_LARGEST = 1.7e308
 _LOG_BYTES = 8 * 1024 * 1024  # a log may be one endless line
 
 HEADLINE: dict[Stage, tuple[str, ...]] = {
@@ -70,53 +75,84 @@ class Reading(Struct, kw_only=True):
         """The one number that says how it went: loss, accuracy or reward; that of the result once there is one."""
         for values in (self.result, self.history.last):
             for name, label in _LISTED[self.stage]:
-                if name in values:
+                if name in values and is_metric(values[name]):
                     return label, values[name]
         return None
 
 
+def is_metric(value: Any) -> bool:
+    """Whether a value of ``result.json`` is a number that can be shown; null is one that was not finite."""
+    if value is None:
+        return True
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST
+
+
+def mappings(value: Any) -> list[dict[str, Any]]:
+    """Those values of a list that are mappings; of what is no list none."""
+    rows = cast("list[Any]", value) if isinstance(value, list) else []
+    return [cast("dict[str, Any]", row) for row in rows if isinstance(row, dict)]
+
+
 def read_run(run: RunDir, state: State) -> Reading:
-    """The run as its files say now; ``state`` is the reconciled one."""
+    """The run as its files say now; ``state`` is the reconciled one. What is damaged is left out."""
     return Reading(
         id=run.id,
         stage=state.stage,
         state=state,
         history=recent_history(run),
-        result=run.read_json("result.json"),
+        result=read_result(run)[0],
         elsewhere=elsewhere(run, state),
     )
+
+
+def read_result(run: RunDir) -> tuple[dict[str, Any], str]:
+    """``result.json``, and why it cannot be read: empty where it can, or is not there yet."""
+    try:
+        return run.read_json("result.json"), ""
+    except DamagedError as error:
+        return {}, str(error)
+
+
+def read_launch(run: RunDir) -> tuple[Launch | None, str]:
+    """``launch.json``, and why it cannot be read: empty where it can, or is not there yet."""
+    if not os.path.lexists(run.path / "launch.json"):
+        return None, ""
+    try:
+        return run.read_launch(), ""
+    except DamagedError as error:
+        return None, str(error)
 
 
 def recent_history(run: RunDir, limit: int = _RECENT_BYTES) -> History:
     """The fold over the last bytes of every attempt's events: enough for newest values, not for first ones."""
     history = History()
-    for path in run.events_files():
-        fold(_recent_events(path, limit), history)
+    with contextlib.suppress(OSError):  # `attempts/` may not be read, which `runs show` says
+        for path in run.events_files():
+            fold(_recent_events(path, limit), history)
     return history
 
 
 def _recent_events(path: Path, limit: int) -> list[Event]:
     try:
-        with path.open("rb") as file:
+        with os.fdopen(open_file(path), "rb") as file:
             end = file.seek(0, os.SEEK_END)
             file.seek(max(0, end - limit))
             lines = file.read(limit).split(b"\n")[end > limit : -1]  # no torn first or last line
-    except FileNotFoundError:
+    except OSError:  # `runs show` says what is wrong with it
         return []
     decoder = msgspec.json.Decoder(Event)
     events: list[Event] = []
     for line in lines:
         try:
             events.append(decoder.decode(line))
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except UNDECODABLE:
             continue  # `runs show` counts them, reading the whole file
     return events
 
 
 def checkpoint_steps(run: RunDir) -> list[int]:
     """Steps of the complete checkpoints; one being written has another name."""
-    names = [path.name for path in run.checkpoints.iterdir()] if run.checkpoints.is_dir() else []
-    return sorted(int(name[5:]) for name in names if name.startswith("step-") and name[5:].isdigit())
+    return [step_of(path) for path in sealed(run.checkpoints)]
 
 
 def measured_peaks(history: History) -> str:
@@ -131,14 +167,18 @@ def measured_peaks(history: History) -> str:
 
 
 def last_log_lines(run: RunDir, count: int, attempt: int | None = None) -> list[bytes]:
-    """The last lines of an attempt's log, oldest first, read from its end."""
+    """The last lines of an attempt's log, oldest first, read from its end.
+
+    Raises:
+        OSError: it is there and cannot be read.
+    """
     attempts = run.attempt_dirs()
     if attempt is not None:
         attempts = [path for path in attempts if int(path.name) == attempt]
     if not attempts:
         return []
     try:
-        with (attempts[-1] / "log.txt").open("rb") as file:
+        with os.fdopen(open_file(attempts[-1] / "log.txt"), "rb") as file:
             return tail_lines(file.fileno(), count, os.fstat(file.fileno()).st_size)
     except FileNotFoundError:
         return []

@@ -20,7 +20,12 @@ def test_ls_of_an_empty_home(run_main: Callable[..., Any], home: Home) -> None:
     result = run_main("runs", "ls")
     assert (result.code, result.out) == (0, "")
     assert "No runs under" in result.err
-    assert run_main("runs", "ls", "--json").json() == {"home": str(home.path), "runs": [], "damaged": []}
+    assert run_main("runs", "ls", "--json").json() == {
+        "home": str(home.path),
+        "runs": [],
+        "damaged": [],
+        "leftovers": [],
+    }
     assert not home.path.exists()
 
 
@@ -103,9 +108,13 @@ def test_one_damaged_run_does_not_hide_the_others(make_run: MakeRun, run_main: C
     make_run(Stage.SFT, "good")
     (make_run(Stage.SFT, "bad").path / "state.json").write_text("{")
     result = run_main("runs", "ls")
-    assert result.code == 0 and "good" in result.out and "bad" not in result.out
-    assert "left out:" in result.err and "state.json cannot be read" in result.err
-    assert len(run_main("runs", "ls", "--json").json()["damaged"]) == 1
+    assert result.code == 0 and "good" in result.out
+    assert ["bad", "sft", "damaged", "0s"] in [line.split() for line in result.out.splitlines()]
+    assert "damaged: bad: " in result.err and "state.json cannot be read" in result.err
+    assert "runs repair bad" in result.err and "runs rm bad" in result.err
+    document = run_main("runs", "ls", "--json").json()
+    assert len(document["damaged"]) == 1
+    assert {run["run"]: run["state"] for run in document["runs"]} == {"good": "finished", "bad": "damaged"}
 
 
 def _bytes_read() -> int:

@@ -3,16 +3,18 @@
 import errno
 import multiprocessing
 import os
+import shutil
 import stat
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
-from stackllama_engine.contract.errors import ExitCode, RefusedError, UsageError
+from stackllama_engine.contract.errors import DamagedError, ExitCode, RefusedError, UsageError
 from stackllama_engine.contract.files import make_private_dir, open_private, write_whole
 from stackllama_engine.contract.run_dir import ENDED, Home, RunDir, State, check_run_id
 from stackllama_engine.contract.stages import Stage
@@ -270,6 +272,53 @@ def test_requests(home: Home) -> None:
     run.served("stop")
     run.served("stop")
     assert list(run.requests()) == ["save"]
+
+
+def test_what_is_no_file_asks_for_nothing_and_is_not_waited_for(home: Home) -> None:
+    run = home.create(Stage.SFT, "", "a")
+    (run.control / "stop").mkdir()
+    os.mkfifo(run.control / "save")
+    (run.control / "pause").symlink_to("/dev/zero")
+    assert list(run.requests()) == []
+    for what in ("stop", "save", "pause"):
+        with pytest.raises(OSError, match=what):
+            run.request(what)
+    shutil.rmtree(run.control)
+    run.control.write_text("")
+    assert list(run.requests()) == []
+
+
+@pytest.mark.parametrize(
+    ("put", "said"),
+    [
+        (lambda path: path.mkdir(), "a directory, not a file"),
+        (lambda path: os.mkfifo(path), "a pipe, not a file"),
+        (lambda path: path.symlink_to("/dev/zero"), "a link, not a file"),
+        (lambda path: path.write_bytes(b'{"stage": "sft", "phase": "fail\xffed"}'), "not UTF-8"),
+        (lambda path: path.write_bytes(b'{"a":' * 100_000), "nested too deeply"),
+        (lambda path: path.write_bytes(b'{"stage": "sft", "phase": "failed", "created": 1e999}'), "out of range"),
+        (lambda path: path.write_bytes(b'{"stage": "sft", "phase": "failed", "created": 1e300}'), "$.created"),
+        (lambda path: path.write_bytes(b'{"stage": "sft", "phase": "failed", "exit_code": 4096}'), "<= 255"),
+        (lambda path: path.touch() or os.truncate(path, 80 << 20), "larger than"),
+    ],
+)
+def test_whatever_stands_in_the_place_of_a_record_is_one_error(home: Home, put: Any, said: str) -> None:
+    run = home.create(Stage.SFT, "", "a")
+    (run.path / "state.json").unlink()
+    put(run.path / "state.json")
+    with pytest.raises(DamagedError) as caught:
+        run.read_state()
+    assert said in str(caught.value) and "runs repair a" in str(caught.value)
+    assert [found.id for found in home.runs()] == ["a"]
+
+
+def test_attempts_with_odd_names_are_none(home: Home) -> None:
+    run = home.create(Stage.SFT, "", "a")
+    for name in ("001", "010", "²", "٣٣٣", "-01", "x", "9999999999"):
+        (run.attempts / name).mkdir()
+    (run.attempts / "002").touch()
+    (run.attempts / "003").symlink_to(run.attempts)
+    assert [path.name for path in run.attempt_dirs()] == ["001", "010"]
 
 
 def test_full_disk_names_the_file_and_leaves_no_half_run(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -408,7 +408,7 @@ def test_events_that_may_not_be_read_are_trouble_and_no_exception(make_run: Make
     run = make_run()
     (run.attempt_dir(1) / "events.jsonl").mkdir()
     feed = polled(run)
-    assert feed.trouble == f"{run.attempt_dir(1) / 'events.jsonl'} cannot be read: Is a directory."
+    assert feed.trouble == f"{run.attempt_dir(1) / 'events.jsonl'} cannot be read: a directory, not a file."
     assert feed.phase == "running"
 
 

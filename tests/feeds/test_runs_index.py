@@ -172,11 +172,11 @@ def test_a_run_without_a_supervisor_becomes_lost(home: Home, make_run: Make) -> 
 
 def test_a_damaged_run_is_a_row_that_says_so(home: Home, make_run: Make, assert_clean: Callable[[Any], None]) -> None:
     make_run(name="good", phase="finished")
-    bad = make_run(name="bad", phase="finished", created=T0 + 1)
+    bad = make_run(name="bad", phase="finished", created=T0 + 1, recipe="# stage: ppo\nmodel_name_or_path: demo\n")
     (bad.path / "state.json").write_bytes(b'{"stage": "\x1b[2Jnone"}')
     rows = {row.id: row for row in polled(home).rows}
     assert rows["good"].trouble is None
-    assert (rows["bad"].stage, rows["bad"].phase) == (None, "unknown")
+    assert (rows["bad"].stage, rows["bad"].phase) == (Stage.PPO, "damaged")  # the recipe tells
     assert "state.json cannot be read" in (rows["bad"].trouble or "")
     assert_clean(rows["bad"].trouble)
 

@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 
 from stackllama_engine.contract.errors import RefusedError, UsageError
-from stackllama_engine.contract.events import EventReader
+from stackllama_engine.contract.events import EventReader, EventWriter
 from stackllama_engine.contract.recipe import AnyRecipe, MergeRecipe, PPORecipe, RewardRecipe
-from stackllama_engine.contract.recipe_io import build_recipe, load_recipe
+from stackllama_engine.contract.recipe_io import build_recipe, dump_recipe, load_recipe
 from stackllama_engine.contract.run_dir import Home, RunDir
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch import launcher
 from stackllama_engine.launch.argv import RUN_MARK, Command, source_path
 from stackllama_engine.launch.children import CHILDREN
+from stackllama_engine.launch.pipeline import Coordinator
 from stackllama_engine.launch.processes import run_processes, send
 from stackllama_engine.launch.reconcile import reconcile, stop
 
@@ -77,6 +78,19 @@ def test_runs_six_children_in_order_and_wires_them(home: Home, monkeypatch: pyte
         (step, 6) for step in range(7)
     ]
     assert events[-1].kind == "end" and events[-1].data["exit_code"] == 0
+
+
+def test_what_a_cut_launch_left_of_a_child_is_removed_and_the_child_made_anew(home: Home) -> None:
+    run = home.create(Stage.PIPELINE, dump_recipe(recipe()), "p")
+    run.attempt_dir(1).mkdir()
+    events = EventWriter(run.attempt_dir(1) / "events.jsonl")
+    for name in ("control", "attempts", "checkpoints"):  # as versions before this one made them first
+        (home.runs_dir / "p-sft" / name).mkdir(parents=True)
+    coordinator = Coordinator(run, events)
+    assert coordinator._find("p-sft") is None and not (home.runs_dir / "p-sft").exists()
+    home.create(Stage.SFT, "# stage: sft\n", "p-sft")
+    assert coordinator._find("p-sft") is not None
+    events.close()
 
 
 @pytest.mark.slow

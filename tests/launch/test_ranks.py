@@ -74,7 +74,10 @@ def signal_the_launcher(run: RunDir, number: signal.Signals) -> None:
     assert launched is not None and send(launched, number)
     state = wait_for_phase(run, "stopped")
     assert state.exit_code == 75
-    assert state.cause == f"{number.name} came to `accelerate launch`; its workers saved and stopped."
+    assert state.cause == (
+        f"{number.name} came to `accelerate launch`; its workers stopped. "
+        "There is no checkpoint yet: resuming begins at step 0."
+    )
     log = (run.attempt_dir(1) / "log.txt").read_text()
     assert f"got signal: {int(number)}" in log, "torchrun did not pass it on: the supervisor had to"
     assert sorted(path.name for path in run.path.glob("saved-by-*")) == ["saved-by-0", "saved-by-1"]

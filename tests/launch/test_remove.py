@@ -1,6 +1,7 @@
 """Deleting runs: what has ended goes whole; what is alive stays whole."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from stackllama_engine.contract.errors import RefusedError, UsageError
 from stackllama_engine.contract.run_dir import Home, Launch, RunDir, State
 from stackllama_engine.contract.stages import Stage
+from stackllama_engine.launch.leftovers import leftovers, remove_leftovers
 from stackllama_engine.launch.remove import remove, users_of
 
 
@@ -57,6 +59,26 @@ def test_what_depends_on_a_run_is_named(home: Home) -> None:
     _run(home, "rm", Stage.REWARD, parents=("base",))
     assert users_of(home, "base") == ["rm"]
     assert users_of(home, "rm") == []
+
+
+def test_a_deletion_that_was_cut_short_is_a_leftover_and_one_at_work_is_none(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bool] = []
+
+    def cut_short(path: Path) -> None:
+        seen.extend(each.busy for each in leftovers(home))
+        raise OSError(5, "Input/output error", str(path))
+
+    _run(home, "old", Stage.SFT)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", cut_short)
+        with pytest.raises(RefusedError, match="Input/output error"):
+            remove(home, "old")
+    assert seen == [True] and home.runs() == []
+    (left,) = leftovers(home)
+    assert left.path.name.startswith(".deleted-old-") and (left.of, left.busy) == ("deletion", False)
+    assert remove_leftovers(home) == ([left.path.name], []) and list(home.runs_dir.iterdir()) == []
 
 
 def test_an_unknown_run_is_said(home: Home) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from stackllama_engine.contract.errors import RefusedError
 from stackllama_engine.contract.run_dir import ProcessId, RunDir, State
+from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch import launcher
 from stackllama_engine.launch.argv import Command
 from stackllama_engine.launch.launcher import start_supervisor
@@ -140,7 +141,22 @@ def test_the_cause_names_the_signal_that_came_from_outside(runs: Runs) -> None:
     wrapper = run.read_state().worker
     assert wrapper is not None and send(wrapper, signal.SIGTERM)
     state = wait_for_phase(run, "stopped")
-    assert state.cause == "SIGTERM came to `accelerate launch`; its workers saved and stopped."
+    assert state.cause == "SIGTERM came to `accelerate launch`; its workers stopped. " + (
+        "There is no checkpoint yet: resuming begins at step 0."
+    )
+
+
+def test_a_merge_that_a_signal_cut_off_has_saved_nothing(runs: Runs) -> None:
+    run = runs.home.create(Stage.MERGE, "# stage: merge\n", "m")
+    runs.again(run, "silent-wrapper")
+    wait_for(lambda: (run.path / "worker.pid").exists())
+    wrapper = run.read_state().worker
+    assert wrapper is not None and send(wrapper, signal.SIGTERM)
+    state = wait_for_phase(run, "stopped")
+    assert state.cause == (
+        "SIGTERM came to `accelerate launch`; its workers stopped. "
+        "A merge saves nothing on its way: resuming begins it anew."
+    )
 
 
 def test_worker_that_hangs_after_its_end_event_is_ended(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,6 @@
 """The list of runs under keys: what it shows, filter, selection, folding, and everything that can be done to a run."""
 
 import shutil
-from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -14,6 +13,7 @@ from stackllama_engine.contract.errors import RefusedError
 from stackllama_engine.contract.run_dir import Home, RunDir
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch import launcher, reconcile
+from stackllama_engine.launch.recipe_changes import RecipeChangedError
 
 ROWS = ["aligned", "alive", "broken", "tuned"]  # all were created in the same second: by name
 
@@ -91,7 +91,7 @@ def test_the_run_under_the_cursor_is_explained(stocked: Home) -> None:
     async def script(shown: Shown) -> None:
         await _ready(shown)
         await shown.press("j", "j")
-        await shown.shows("cause: out of memory in train", "r resumes from the last checkpoint")
+        await shown.shows("cause: out of memory in train", "r: resume from the last checkpoint")
         await shown.press("G")
         assert shown.front.row_id == "tuned"
         await shown.press("g")
@@ -309,6 +309,32 @@ def test_what_is_refused_is_said(stocked: Home, monkeypatch: pytest.MonkeyPatch)
     run_app(stocked, script)
 
 
+def test_a_recipe_that_changed_is_asked_about_before_a_resume(stocked: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[bool] = []
+
+    def resume(_home: Home, _run_id: str, *, recipe_changed: bool = False) -> None:
+        calls.append(recipe_changed)
+        if not recipe_changed:
+            raise RecipeChangedError(["Run `broken`: its recipe has changed since attempt 1: `seed` 0 → 8."])
+
+    monkeypatch.setattr(launcher, "resume", resume)
+
+    async def script(shown: Shown) -> None:
+        await _ready(shown)
+        await shown.press("j", "j", "r")
+        await shown.shows("Resume with the recipe as it is now?", "Run `broken`", "`seed`")
+        await shown.press("n")
+        await shown.reaches("RunsScreen")
+        assert calls == [False]
+        await shown.press("r")
+        await shown.shows("Resume with the recipe as it is now?")
+        await shown.press("y")
+        await shown.notified("broken goes on")
+        assert calls == [False, False, True]
+
+    run_app(stocked, script)
+
+
 def test_delete_asks_names_what_depends_on_it_and_spares_the_living(stocked: Home) -> None:
     make_run(stocked, Stage.PPO, "child-of-tuned", parents=["tuned"])
 
@@ -344,20 +370,54 @@ def test_a_pipeline_goes_with_its_stages(pipeline: Home) -> None:
     run_app(pipeline, script)
 
 
-@pytest.mark.parametrize("keys", [["enter"], ["x"], ["w"], ["r"], ["e"], ["a"], ["t"], ["D"]])
-def test_a_damaged_run_says_what_is_wrong_and_lets_nothing_be_done(stocked: Home, keys: list[str]) -> None:
-    damaged: Callable[[], RunDir] = lambda: make_run(stocked, Stage.SFT, "zzz")  # noqa: E731
-    (damaged().path / "state.json").write_text("{")
+def _damaged(home: Home) -> RunDir:
+    """The first row: its recipe's age is all that is known of its own."""
+    run = make_run(home, Stage.SFT, "zzz")
+    (run.path / "state.json").write_text("{")
+    return run
+
+
+def test_a_damaged_run_says_what_is_wrong_and_lets_nothing_else_be_done(stocked: Home) -> None:
+    _damaged(stocked)
     before = snapshot(stocked.path)
 
     async def script(shown: Shown) -> None:
-        await shown.shows("zzz")
-        await shown.press("G", *keys)
-        await shown.until(lambda: any("state.json" in text for text in shown.said))
-        assert shown.name == "RunsScreen"
+        await shown.shows("zzz", "! damaged", "D deletes it")
+        await shown.press("g")
+        for count, key in enumerate(["enter", "x", "w", "e", "a", "t"], start=1):
+            await shown.press(key)
+            await shown.until(lambda n=count: sum("state.json cannot be read" in text for text in shown.said) == n)
+            assert shown.name == "RunsScreen"
 
     run_app(stocked, script)
     assert snapshot(stocked.path) == before
+
+
+def test_a_damaged_run_is_repaired_in_place(stocked: Home) -> None:
+    run = _damaged(stocked)
+
+    async def script(shown: Shown) -> None:
+        await shown.shows("zzz", "! damaged")
+        await shown.press("g", "r")
+        await shown.notified("state.json was rebuilt: sft, lost, attempt 1", "state.json.damaged-1")
+        await shown.shows("? lost")
+
+    run_app(stocked, script)
+    assert run.read_state().phase == "lost" and (run.path / "state.json.damaged-1").read_text() == "{"
+
+
+def test_a_damaged_run_is_deleted_after_asking(stocked: Home) -> None:
+    run = _damaged(stocked)
+
+    async def script(shown: Shown) -> None:
+        await shown.shows("zzz", "! damaged")
+        await shown.press("g", "D")
+        await shown.reaches("ConfirmScreen")
+        await shown.press("y")
+        await shown.notified("deleted: zzz")
+
+    run_app(stocked, script)
+    assert not run.path.exists()
 
 
 def test_looking_changes_nothing(stocked: Home) -> None:

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..readings import is_metric, mappings
+
 Row = Mapping[str, Any]
 
 _COLUMNS = (("score", "score", 2), ("kl", "KL", 2), ("true_utility", "utility", 3), ("win_rate", "wins", 2))
@@ -15,7 +17,7 @@ def comparison_lines(result: Mapping[str, Any]) -> list[str]:
     Args:
         result: of a PPO run. Its rows are from the engine's ``train/ppo/evaluation.py``.
     """
-    rows: Sequence[Row] = result.get("comparison") or ()
+    rows: Sequence[Row] = mappings(result.get("comparison"))
     if not rows:
         return []
     columns = [column for column in _COLUMNS if any(column[0] in row for row in rows)]
@@ -33,8 +35,8 @@ def comparison_lines(result: Mapping[str, Any]) -> list[str]:
 
 def _cell(row: Row, key: str, digits: int) -> str:
     value, error = row.get(key), row.get(f"{key}_se")
-    if not isinstance(value, int | float):
+    if value is None or not is_metric(value):
         return ""
     bound = "≤ " if key == "kl" and row.get("kl_is_bound") else ""
-    spread = f" ±{error:.{digits}f}" if isinstance(error, int | float) else ""
+    spread = f" ±{error:.{digits}f}" if error is not None and is_metric(error) else ""
     return f"{bound}{round(value, digits) + 0.0:.{digits}f}{spread}"  # no −0.00

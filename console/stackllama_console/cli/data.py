@@ -17,7 +17,7 @@ from stackllama_engine.launch.argv import source_path
 
 from ..sanitise import one_line, sanitise
 from ..units import duration
-from .output import paint, show, show_fields, show_json
+from .output import paint, say, show, show_fields, show_json
 
 _PATIENCE = 180.0  # seconds for a hub that does not answer
 _TEXT_LINES = 24
@@ -30,7 +30,13 @@ def prepare(arguments: argparse.Namespace) -> int:
     from .counter import counting
 
     with counting() as on_progress:
-        report = prepare_dump(arguments.posts, arguments.out, seed=arguments.seed, on_progress=on_progress)
+        report = prepare_dump(
+            arguments.posts,
+            arguments.out,
+            seed=arguments.seed,
+            on_progress=on_progress,
+            on_notice=lambda text: say(f"note: {one_line(text)}"),
+        )
     if arguments.json:
         show_json(msgspec.to_builtins(report) | {"out": str(arguments.out.absolute())})
         return ExitCode.DONE

@@ -40,11 +40,11 @@ class Tail:
         """The events that are new since the last call, already folded into ``history``."""
         for path in self.run.events_files():
             reader = self._readers.setdefault(path, EventReader(path))
-            for event in reader.read():
+            for event in reader.read_what_can_be():
                 self.history.apply(event)
                 yield event
         for path in self.run.health_files():
-            for event in self._readers.setdefault(path, EventReader(path)).read():
+            for event in self._readers.setdefault(path, EventReader(path)).read_what_can_be():
                 self.history.remark(event)
                 yield event
 

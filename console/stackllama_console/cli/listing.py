@@ -2,18 +2,23 @@
 
 import argparse
 import sys
+import time
 from typing import Any
 
+from msgspec import Struct
+
 from stackllama_engine.contract.errors import ExitCode, UsageError
-from stackllama_engine.contract.run_dir import Home
+from stackllama_engine.contract.run_dir import Home, RunDir, State
 from stackllama_engine.contract.stages import Stage
+from stackllama_engine.launch.leftovers import leftovers
 from stackllama_engine.launch.reconcile import reconcile
+from stackllama_engine.launch.repair import stage_of
 
 from ..elsewhere import as_facts, in_words
 from ..readings import Reading, read_run
 from ..sanitise import one_line
 from ..units import age, number
-from .outcome import COLOURS
+from .outcome import COLOURS, DAMAGED
 from .output import PROGRAM, say, show_json, show_table, width
 
 _OTHER_COLUMNS = 54  # stage to last metric, with the blanks between
@@ -23,32 +28,68 @@ def ls(arguments: argparse.Namespace) -> int:
     """``runs ls``: one line a run."""
     home = Home(arguments.home)
     readings, damaged = _readings(home, arguments.stage)
+    left = [each for each in leftovers(home) if not each.busy]
     if arguments.json:
-        show_json({"home": str(home.path), "runs": [_listed(reading) for reading in readings], "damaged": damaged})
-    elif readings:
+        listed = [_listed(reading) for reading in readings] + [_listed_damaged(each) for each in damaged]
+        document: dict[str, Any] = {"home": str(home.path), "runs": listed}
+        show_json(document | {"damaged": [each.reason for each in damaged], "leftovers": [it.path.name for it in left]})
+    elif readings or damaged:
         header = ("RUN", "STAGE", "STATE", "STEP", "AGE", "LAST METRIC")
         rows = [(name, *_row(reading)) for name, reading in zip(_names(readings), readings, strict=True)]
+        rows += [_damaged_row(each) for each in damaged]
         count = _columns_that_fit([header, *rows])
         show_table(header[:count], [row[:count] for row in rows], dict(COLOURS), 2)
-    for message in damaged:
-        say(f"left out: {one_line(message)}")
-    if not readings:
+    for each in damaged:
+        say(f"damaged: {each.id}: {one_line(each.reason)} `{PROGRAM} runs rm {each.id}` removes it.")
+    if left:
+        names = ", ".join(one_line(each.path.name) for each in left)
+        say(f"leftovers: {names}; `{PROGRAM} runs rm --leftovers` removes them.")
+    if not readings and not damaged:
         say(f"No runs under {home.runs_dir} yet. `{PROGRAM} demo` makes some.")
     return ExitCode.DONE
 
 
-def _readings(home: Home, stage: str | None) -> tuple[list[Reading], list[str]]:
+class _Damaged(Struct, frozen=True):
+    """A run whose state cannot be read, and why."""
+
+    id: str
+    stage: Stage | None
+    age: float
+    reason: str
+
+
+def _readings(home: Home, stage: str | None) -> tuple[list[Reading], list[_Damaged]]:
+    """Those of a stage; damaged ones also where nothing tells their stage."""
     found: list[Reading] = []
-    damaged: list[str] = []
+    damaged: list[_Damaged] = []
     for run in home.runs():
         try:
-            reading = read_run(run, reconcile(run))
-        except (UsageError, TimeoutError) as error:
-            damaged.append(str(error))  # one damaged run must not hide the others
+            reading = read_run(run, _state(run))
+        except (UsageError, OSError) as error:  # one damaged run must not hide the others
+            one = _Damaged(run.id, stage_of(run), max(0.0, time.time() - run.touched()), str(error))
+            if stage in (None, one.stage) or one.stage is None:
+                damaged.append(one)
             continue
         if stage in (None, reading.stage):
             found.append(reading)
     return found, damaged
+
+
+def _state(run: RunDir) -> State:
+    """Reconciled; as it was written where a process outlives SIGKILL."""
+    try:
+        return reconcile(run)
+    except TimeoutError as error:
+        say(f"{run.id}: {one_line(str(error))}")
+        return run.read_state()
+
+
+def _damaged_row(one: _Damaged) -> tuple[str, ...]:
+    return (one.id, one.stage or "", DAMAGED, "", age(one.age), "")
+
+
+def _listed_damaged(one: _Damaged) -> dict[str, Any]:
+    return {"run": one.id, "stage": one.stage, "state": DAMAGED, "age": one.age, "cause": one.reason}
 
 
 def _names(readings: list[Reading]) -> list[str]:

@@ -15,8 +15,11 @@ from .output import PROGRAM, paint, say
 
 COLOURS = {
     "finished": "green", "running": "blue", "starting": "blue", "queued": "dim", "stopping": "yellow",
-    "stalled": "yellow", "stopped": "yellow", "failed": "red", "lost": "red",
+    "stalled": "yellow", "stopped": "yellow", "failed": "red", "lost": "red", "damaged": "red",
 }  # fmt: skip
+
+DAMAGED = "damaged"
+"""In the place of a phase: of a run whose state cannot be read."""
 
 
 def exit_code(state: State) -> int:

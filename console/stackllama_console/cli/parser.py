@@ -29,8 +29,8 @@ Without a command it opens the console.
   plan       what a recipe will take in memory, and what would make it fit
   launch     start one stage in the background; it outlives this terminal
   pipeline   start every stage, each on what the one before made
-  runs       ls, show, logs, watch, verify, stop, resume, rm; at work:
-             save, sample, pause, continue, set
+  runs       ls, show, logs, watch, verify, stop, resume, rm,
+             repair; at work: save, sample, pause, continue, set
   merge      put a run's adapter into its base
   chat       ask a run's model, and the base it began with
   data       prepare a Stack Exchange dump, preview a data source
@@ -241,14 +241,20 @@ def _add_runs(commands: _Commands) -> None:
     resume = _leaf(runs, "resume", "Go on from the newest checkpoint.", "runs:resume", json=True)
     resume.add_argument("--follow", "-f", action="store_true", help=_FOLLOW_HELP)
     resume.add_argument("--host-gone", metavar="HOST", help=_HOST_GONE_HELP)
+    resume.add_argument("--recipe-changed", action="store_true", help="its recipe was edited since its last attempt")
     for parser in (show, logs, watch):
         parser.add_argument("run", metavar="RUN", nargs="?", help="run id (default: the newest run)")
-    verify = _leaf(runs, "verify", "Read every checkpoint back: which can be resumed from?", "verify:verify", json=True)
+    text = "Read every checkpoint back: which can be resumed from? Ends with 1 where one is damaged, or there is none."
+    verify = _leaf(runs, "verify", text, "verify:verify", json=True)
     verify.add_argument("run", metavar="RUN", nargs="?", help="run id (default: the newest run)")
     rm = _leaf(runs, "rm", "Delete a run that has ended; a pipeline with its stages.", "runs:rm", json=True)
     rm.add_argument("--yes", "-y", action="store_true", help="do not ask")
     rm.add_argument("--host-gone", metavar="HOST", help=_HOST_GONE_HELP)
-    for parser in (stop, resume, rm):
+    rm.add_argument("--leftovers", action="store_true", help="what launches and deletions that were cut short left")
+    rm.add_argument("run", metavar="RUN", nargs="?", help="run id")
+    text = "Rebuild the records of a damaged run from its other files."
+    repair = _leaf(runs, "repair", text, "runs:repair", json=True)
+    for parser in (stop, resume, repair):
         parser.add_argument("run", metavar="RUN", help="run id")
     for name, text in _ASKS.items():
         asked = _leaf(runs, name, text, "ask:ask", json=True)

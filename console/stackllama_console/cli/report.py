@@ -3,7 +3,7 @@
 import sys
 import textwrap
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 from stackllama_engine.contract.errors import UsageError
 from stackllama_engine.contract.run_dir import Home, RunDir, State
@@ -11,6 +11,7 @@ from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch.children import CHILDREN, child_id
 
 from ..evaluation import conditions, temperature_of
+from ..readings import mappings, read_result
 from ..sanitise import sanitise
 from ..units import duration
 from . import outcome
@@ -33,9 +34,9 @@ def pipeline_facts(home: Home, run: RunDir, state: State) -> Facts:
         try:
             directory = home.run(child_id(run.id, child.suffix))
             child_state = directory.read_state()
-            result = directory.read_json("result.json")
         except UsageError:
             continue
+        result = read_result(directory)[0]
         known = {"run": directory.id, "state": child_state.phase, "seconds": outcome.seconds(child_state)}
         if child_state.stage is Stage.PPO and (temperature := temperature_of(directory)) is not None:
             result = {"temperature": temperature} | result
@@ -124,8 +125,7 @@ def sample_lines(facts: Facts) -> list[str]:
 
 def _samples(facts: Facts) -> Iterator[tuple[str, str, str]]:
     """(heading, scores, text) of each question and its two answers."""
-    samples: list[Facts] = _part(facts, "ppo").get("samples") or []
-    for index, sample in enumerate(samples, start=1):
+    for index, sample in enumerate(mappings(_part(facts, "ppo").get("samples")), start=1):
         yield f"Question {index}", "", str(sample.get("question", ""))
         for when in ("before", "after"):
             scores = [
@@ -147,8 +147,8 @@ def _text_lines(text: str) -> list[str]:
 
 
 def _part(value: Facts, key: str) -> Facts:
-    part: Facts | None = value.get(key)
-    return part or {}
+    part: Any = value.get(key)
+    return cast("Facts", part) if isinstance(part, dict) else {}
 
 
 def _zero(value: Any) -> Any:

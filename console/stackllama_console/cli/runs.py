@@ -8,11 +8,12 @@ import difflib
 import sys
 import time
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from stackllama_engine.contract.errors import ExitCode, RefusedError, UsageError
-from stackllama_engine.contract.recipe_io import load_recipe
+from stackllama_engine.contract.errors import DamagedError, ExitCode, RefusedError, UsageError
 from stackllama_engine.contract.resuming import check_resume
-from stackllama_engine.contract.run_dir import Home, RunDir, State, check_run_id
+from stackllama_engine.contract.run_dir import Home, RunDir, State, check_run_id, kind_of
+from stackllama_engine.contract.run_files import why_unreadable
 from stackllama_engine.launch.children import CHILDREN, child_id
 from stackllama_engine.launch.reconcile import reconcile
 from stackllama_engine.launch.whereabouts import elsewhere, gone_command
@@ -25,6 +26,9 @@ from ..sanitise import log_line, one_line
 from .finish import finish
 from .outcome import facts, say_next
 from .output import PROGRAM, say, show, show_json
+
+if TYPE_CHECKING:
+    from stackllama_engine.launch.recipe_changes import RecipeChangedError
 
 
 def find(home: Home, run_id: str | None) -> RunDir:
@@ -50,11 +54,15 @@ def find(home: Home, run_id: str | None) -> RunDir:
 
 def show_run(arguments: argparse.Namespace) -> int:
     """``runs show``."""
-    from .show import show_one
+    from .show import show_damaged, show_one
 
     home = Home(arguments.home)
     run = find(home, arguments.run)
-    return show_one(home, run, reconcile(run), as_json=arguments.json)
+    try:
+        state = reconcile(run)
+    except DamagedError as error:
+        return show_damaged(run, str(error), as_json=arguments.json)
+    return show_one(home, run, state, as_json=arguments.json)
 
 
 def logs(arguments: argparse.Namespace) -> int:
@@ -68,28 +76,46 @@ def logs(arguments: argparse.Namespace) -> int:
     if arguments.follow:
         _name_stage_log(run)
         return _follow_log(run, arguments.lines, attempt)
-    lines = last_log_lines(run, arguments.lines, attempt)
+    try:
+        lines = last_log_lines(run, arguments.lines, attempt)
+    except OSError as error:
+        raise DamagedError(f"the log of {run.id} cannot be read: {why_unreadable(error)}.") from None
     for line in lines:
         show(log_line(line.decode("utf-8", "replace")))
     if not lines:
-        say(f"{run.id} has printed nothing{'' if reconcile(run).has_ended else ' yet'}.")
+        say(f"{run.id} has printed nothing{'' if _has_ended(run) else ' yet'}.")
         _name_stage_log(run)
     return ExitCode.DONE
 
 
+def _has_ended(run: RunDir) -> bool:
+    """Of a run whose state cannot be read: whether nobody holds its lock."""
+    try:
+        return reconcile(run).has_ended
+    except DamagedError:
+        return not run.lock_is_held()
+
+
 def _name_stage_log(run: RunDir) -> None:
-    if child := newest(run, reconcile(run)):
+    try:
+        child = newest(run, reconcile(run))
+    except DamagedError as error:  # the log can be read all the same
+        return say(one_line(str(error)))
+    if child:
         say(f"Its stages have logs of their own: {PROGRAM} runs logs {child.id}")
 
 
 def _follow_log(run: RunDir, count: int, attempt: int | None) -> int:
     log: LineFollower | None = None
     while True:
-        ended = reconcile(run).has_ended  # first, so that the last lines are there when it has
+        ended = _has_ended(run)  # first, so that the last lines are there when it has
         if log is None and (attempts := run.attempt_dirs()):
             log = LineFollower((run.attempt_dir(attempt) if attempt else attempts[-1]) / "log.txt")
-        for line in _new_lines(log, count, final=ended) if log else ():
-            show(log_line(line.decode("utf-8", "replace")))
+        try:
+            for line in _new_lines(log, count, final=ended) if log else ():
+                show(log_line(line.decode("utf-8", "replace")))
+        except OSError as error:
+            raise DamagedError(f"the log of {run.id} cannot be read: {why_unreadable(error)}.") from None
         sys.stdout.flush()
         if ended:
             return ExitCode.DONE
@@ -122,7 +148,10 @@ def stop(arguments: argparse.Namespace) -> int:
     from stackllama_engine.launch.reconcile import stop as stop_run
 
     run = find(Home(arguments.home), arguments.run)
-    before = reconcile(run)
+    try:
+        before = reconcile(run)
+    except DamagedError as error:
+        return _stop_damaged(run, error, wait=arguments.wait)
     child = still_running(run, before)
     at_work = child or run
     if before.has_ended and child is None:
@@ -146,6 +175,17 @@ def stop(arguments: argparse.Namespace) -> int:
     return _stopped(run, state, waited=arguments.wait)
 
 
+def _stop_damaged(run: RunDir, error: DamagedError, *, wait: bool) -> int:
+    """A supervisor keeps the state in its memory: it serves a request, and writes ``state.json`` anew."""
+    if not run.lock_is_held():
+        raise RefusedError(f"nothing of {run.id} is running. {error}")
+    run.request("stop")
+    say(f"{run.id}: asked to save and stop{'; waiting until it has ended' if wait else ''}.")
+    while wait and run.lock_is_held():
+        time.sleep(0.2)
+    return ExitCode.DONE
+
+
 def _stopped(run: RunDir, state: State, *, waited: bool) -> int:
     if not state.has_ended:
         say(f"{run.id}: {'still ' + state.phase if waited else 'asked to stop'}.")
@@ -165,6 +205,12 @@ def rm(arguments: argparse.Namespace) -> int:
     from stackllama_engine.launch.remove import remove, users_of
 
     home = Home(arguments.home)
+    if arguments.leftovers:
+        return _rm_leftovers(home, arguments)
+    if arguments.run is None:
+        raise UsageError("name a run, or say --leftovers.")
+    if kind_of(home.runs_dir / check_run_id(arguments.run)) == "leftover":
+        return _say_removed(arguments, remove(home, arguments.run))
     run = find(home, arguments.run)
     if not arguments.yes:
         users = users_of(home, run.id)
@@ -175,23 +221,73 @@ def rm(arguments: argparse.Namespace) -> int:
         say(f"Delete {run.id} for good? [y/N]")
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
             raise RefusedError(f"{run.id} was not deleted.")
-    removed = remove(home, run.id, host_gone=arguments.host_gone)
+    return _say_removed(arguments, remove(home, run.id, host_gone=arguments.host_gone))
+
+
+def _confirm_recipe(run: RunDir, error: "RecipeChangedError") -> None:
+    """Ask on a terminal; elsewhere the flag must have said it.
+
+    Raises:
+        RecipeChangedError: nobody can be asked.
+        RefusedError: the answer was no.
+    """
+    if not sys.stdin.isatty():
+        raise error
+    for text in error.changes:
+        say(one_line(text))
+    say(f"Resume {run.id} with the recipe as it is now? [y/N]")
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise RefusedError(f"{run.id} was not resumed.")
+
+
+def _rm_leftovers(home: Home, arguments: argparse.Namespace) -> int:
+    from stackllama_engine.launch.leftovers import remove_leftovers
+
+    if arguments.run is not None:
+        raise UsageError("--leftovers removes what is no run; leave the run out.")
+    removed, busy = remove_leftovers(home)
+    for name in busy:
+        say(f"left: {one_line(name)} is being written, or nobody can tell whether it is.")
+    return _say_removed(arguments, removed)
+
+
+def _say_removed(arguments: argparse.Namespace, removed: list[str]) -> int:
     if arguments.json:
         show_json({"deleted": removed})
-    say(f"deleted: {', '.join(removed)}")
+    say(f"deleted: {', '.join(map(one_line, removed)) or 'nothing'}")
+    return ExitCode.DONE
+
+
+def repair(arguments: argparse.Namespace) -> int:
+    """``runs repair``: rebuild what was damaged from what was not."""
+    from stackllama_engine.launch.repair import repair as repair_run
+
+    home = Home(arguments.home)
+    run = find(home, arguments.run)
+    done = repair_run(home, run.id)
+    if arguments.json:
+        show_json({"run": run.id, "repaired": done})
+    for sentence in done or ["nothing is damaged."]:
+        say(f"{run.id}: {one_line(sentence)}")
     return ExitCode.DONE
 
 
 def resume(arguments: argparse.Namespace) -> int:
     """``runs resume``: a new attempt from the newest complete checkpoint."""
     from stackllama_engine.launch import launcher
+    from stackllama_engine.launch.recipe_changes import RecipeChangedError, load_own_recipe
 
     from .launch import flush, follow_or_leave
 
     home = Home(arguments.home)
     run = find(home, arguments.run)
-    notice = check_resume(run, load_recipe(run.read_state().stage, run.recipe_file))
-    run = launcher.resume(home, run.id, host_gone=arguments.host_gone)
+    gone = arguments.host_gone
+    notice = check_resume(run, load_own_recipe(run, run.read_state().stage))
+    try:
+        run = launcher.resume(home, run.id, host_gone=gone, recipe_changed=arguments.recipe_changed)
+    except RecipeChangedError as error:
+        _confirm_recipe(run, error)
+        run = launcher.resume(home, run.id, host_gone=gone, recipe_changed=True)
     if notice:
         say(one_line(notice))
     if not arguments.json:

@@ -9,19 +9,29 @@ from msgspec import json, to_builtins
 from stackllama_engine.contract.errors import ExitCode, UsageError
 from stackllama_engine.contract.events import EventReader
 from stackllama_engine.contract.history import History, fold
-from stackllama_engine.contract.run_dir import Home, Launch, RunDir, State
+from stackllama_engine.contract.run_dir import Home, RunDir, State
+from stackllama_engine.contract.run_files import why_unreadable
 from stackllama_engine.contract.stages import Stage
+from stackllama_engine.launch.repair import stage_of
 from stackllama_engine.launch.slurm_queue import job_of
 
 from ..elsewhere import elsewhere_text
 from ..evaluation import conditions, temperature_of
 from ..pipelines import still_running
-from ..readings import HEADLINE, checkpoint_steps, last_log_lines, measured_peaks, recipe_differences
+from ..readings import (
+    HEADLINE,
+    checkpoint_steps,
+    last_log_lines,
+    measured_peaks,
+    read_launch,
+    read_result,
+    recipe_differences,
+)
 from ..sanitise import log_line, one_line, sanitise
 from ..units import cut, duration, number
 from .comparison import comparison_lines
-from .outcome import COLOURS, facts, next_steps, seconds
-from .output import paint, show, show_fields, show_json, width
+from .outcome import COLOURS, DAMAGED, facts, next_steps, seconds
+from .output import PROGRAM, paint, show, show_fields, show_json, width
 from .report import measures, pipeline_facts, table
 
 _METRICS = 12
@@ -29,12 +39,29 @@ _TOLD = frozenset({"stage", "path", "loss_first", "loss_last", "eval_loss", "tem
 """Keys of a result that its measures or the heading say already."""
 
 
+def show_damaged(run: RunDir, reason: str, *, as_json: bool) -> int:
+    """What can be said of a run whose state cannot be read."""
+    steps = [f"{PROGRAM} runs repair {run.id}", f"{PROGRAM} runs rm {run.id}"]
+    if as_json:
+        facts = {"run": run.id, "stage": stage_of(run), "state": DAMAGED, "cause": reason, "path": str(run.path)}
+        show_json(facts | {"checkpoints": checkpoint_steps(run), "next": steps})
+        return ExitCode.DONE
+    sys.stdout.write(f"{paint(run.id, 'bold', sys.stdout)}  {paint(DAMAGED, COLOURS[DAMAGED], sys.stdout)}\n")
+    fields = [("stage", str(stage_of(run) or "not known")), ("cause", one_line(reason))]
+    if checkpoints := checkpoint_steps(run):
+        fields.append(("checkpoints", ", ".join(map(str, checkpoints[-8:]))))
+    show_fields([*fields, ("directory", str(run.path))])
+    _section("next", steps)
+    return ExitCode.DONE
+
+
 def show_one(home: Home, run: RunDir, state: State, *, as_json: bool) -> int:
     """Print it; ``state`` is the reconciled one."""
-    history, bad_lines = _history(run)
+    history, bad_lines, troubles = _history(run)
     recipe, problem = _recipe(run, state)
+    troubles += [trouble for trouble in (read_result(run)[1], read_launch(run)[1]) if trouble]
     if as_json:
-        show_json(_document(run, state, history, bad_lines, recipe))
+        show_json(_document(run, state, history, bad_lines, recipe) | {"damaged": troubles})
         return ExitCode.DONE
     heading = paint(state.phase, COLOURS[state.phase], sys.stdout)
     sys.stdout.write(f"{paint(run.id, 'bold', sys.stdout)}  {heading}\n")
@@ -42,6 +69,7 @@ def show_one(home: Home, run: RunDir, state: State, *, as_json: bool) -> int:
     _section(
         "recipe, where it is not the default", [f"{key}: {_plain(value)}" for key, value in recipe.items()] or [problem]
     )
+    _section("damaged", [one_line(trouble) for trouble in troubles])
     _section("stages", _stages(home, run, state))
     _section("result", result_lines(run, state.stage))
     _section("metrics, first → last", _metrics(state, history))
@@ -51,18 +79,22 @@ def show_one(home: Home, run: RunDir, state: State, *, as_json: bool) -> int:
     return ExitCode.DONE
 
 
-def _history(run: RunDir) -> tuple[History, int]:
+def _history(run: RunDir) -> tuple[History, int, list[str]]:
+    """What its events say, how many lines are none, and the files of events that cannot be read."""
     history, bad_lines = History(), 0
+    troubles: list[str] = []
     for path in run.events_files():
         reader = EventReader(path)
-        fold(reader.read(), history)
+        fold(reader.read_what_can_be(), history)
         bad_lines += reader.bad_lines
+        troubles += [reader.trouble] if reader.trouble else []
     for path in run.health_files():
         reader = EventReader(path)
-        for remark in reader.read():
+        for remark in reader.read_what_can_be():
             history.remark(remark)
         bad_lines += reader.bad_lines
-    return history, bad_lines
+        troubles += [reader.trouble] if reader.trouble else []
+    return history, bad_lines, troubles
 
 
 def _recipe(run: RunDir, state: State) -> tuple[dict[str, Any], str]:
@@ -70,10 +102,6 @@ def _recipe(run: RunDir, state: State) -> tuple[dict[str, Any], str]:
         return recipe_differences(run, state.stage), "every key has its default"
     except UsageError as error:  # a damaged recipe must not hide the state
         return {}, f"cannot be read: {error}"
-
-
-def _launch(run: RunDir) -> Launch | None:
-    return run.read_launch() if (run.path / "launch.json").is_file() else None
 
 
 def _fields(run: RunDir, state: State, history: History, bad_lines: int) -> list[tuple[str, str]]:
@@ -110,7 +138,7 @@ def _origin(run: RunDir) -> list[tuple[str, str]]:
     fields: list[tuple[str, str]] = []
     if (job := _slurm_job(run)) is not None:
         fields.append(("Slurm job", one_line(job) or "asked for"))
-    if (launch := _launch(run)) and launch.parents:
+    if (launch := read_launch(run)[0]) and launch.parents:
         fields.append(("made from", ", ".join(map(one_line, launch.parents))))
     return fields
 
@@ -133,12 +161,10 @@ def _stages(home: Home, run: RunDir, state: State) -> list[str]:
 
 
 def result_lines(run: RunDir, stage: Stage) -> list[str]:
-    """The figures of ``result.json``, one a line.
-
-    Raises:
-        UsageError: the file is damaged.
-    """
-    result = run.read_json("result.json")
+    """The figures of ``result.json``, one a line; of a damaged one that it is."""
+    result, trouble = read_result(run)
+    if trouble:
+        return [one_line(trouble)]
     facts = {key: value for key, value in result.items() if isinstance(value, int | float | str)}
     labels = {"difference": "error of the merge", "difference_from_base": "change against the base"}
     lines = [f"{labels.get(key, key)}: {_figure(value)}" for key, value in facts.items() if key not in _TOLD]
@@ -173,7 +199,10 @@ def _metrics(state: State, history: History) -> list[str]:
 def _log(run: RunDir, state: State) -> list[str]:
     if state.phase not in ("failed", "lost"):
         return []
-    lines = [log_line(line.decode("utf-8", "replace")) for line in last_log_lines(run, 12)]
+    try:
+        lines = [log_line(line.decode("utf-8", "replace")) for line in last_log_lines(run, 12)]
+    except OSError as error:  # what the state says of it stands
+        lines = [f"log.txt: {why_unreadable(error)}"]
     return lines or [log_line(line) for line in state.last_lines[-12:]]
 
 
@@ -187,12 +216,12 @@ def _section(title: str, lines: list[str]) -> None:
 
 
 def _document(run: RunDir, state: State, history: History, bad_lines: int, recipe: dict[str, Any]) -> dict[str, Any]:
-    launch = _launch(run)
+    launch = read_launch(run)[0]
     return facts(run, state) | {
         "created": state.created, "step": history.step, "total_steps": history.total_steps, "at": history.phase,
         "first": history.first, "last": history.last, "memory": history.memory,
         "memory_by_phase": history.memory_by_phase, "remarks": history.health,
-        "checkpoints": checkpoint_steps(run), "recipe_differences": recipe, "result": run.read_json("result.json"),
+        "checkpoints": checkpoint_steps(run), "recipe_differences": recipe, "result": read_result(run)[0],
         "last_lines": state.last_lines, "unreadable_event_lines": bad_lines, "next": next_steps(run, state),
         "launch": to_builtins(launch) if launch else None,
         "slurm_job": _slurm_job(run),

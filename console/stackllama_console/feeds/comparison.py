@@ -13,7 +13,7 @@ from stackllama_engine.contract.recipe_io import load_recipe
 from stackllama_engine.contract.run_dir import Home
 from stackllama_engine.contract.stages import Stage
 
-from ..readings import HEADLINE, recipe_differences
+from ..readings import HEADLINE, is_metric, read_launch, read_result, recipe_differences
 from ..sanitise import one_line
 from .chart_sets import FIGURES
 from .form_text import write
@@ -129,15 +129,13 @@ def read_facts(feed: RunFeed, stage: Stage) -> Facts:
         defaults = frozenset(one_line(key) for key in recipe if key not in changed)
     except RecipeError as error:
         troubles.append(one_line(str(error)))
-    try:
-        if (run.path / "launch.json").is_file():  # a queued run has none yet
-            launch = run.read_launch()
-            values["git commit"] = one_line(launch.git_commit or "—")[:12]
-            values |= {f"version: {one_line(name)}": one_line(text) for name, text in launch.versions.items()}
-        found = run.read_json("result.json").items()
-        results = {one_line(key): value for key, value in _numbers(found, "") if not key.startswith(_SAMPLES)}
-    except UsageError as error:
-        troubles.append(one_line(str(error)))
+    launch, trouble = read_launch(run)
+    if launch is not None:  # a queued run has none yet
+        values["git commit"] = one_line(launch.git_commit or "—")[:12]
+        values |= {f"version: {one_line(name)}": one_line(text) for name, text in launch.versions.items()}
+    found, wrong = read_result(run)
+    results = {one_line(key): value for key, value in _numbers(found.items(), "") if not key.startswith(_SAMPLES)}
+    troubles += [one_line(each) for each in (trouble, wrong) if each]
     return Facts(values=values, defaults=defaults, results=results, troubles=tuple(troubles))
 
 
@@ -172,5 +170,5 @@ def _numbers(items: Iterable[tuple[str, Any]], prefix: str) -> Iterable[tuple[st
     for key, value in items:
         if isinstance(value, dict):
             yield from _numbers(cast("dict[str, Any]", value).items(), f"{prefix}{key}.")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
+        elif value is not None and is_metric(value):
             yield f"{prefix}{key}", float(value)

@@ -1,7 +1,10 @@
 """Which model a recipe starts from, without reading YAML as a whole: a listing asks it of every run."""
 
+import os
 import re
 from pathlib import Path
+
+from stackllama_engine.contract.run_files import open_file
 
 _HEAD = 64 * 1024
 _FOLDED = r"(?:\n {2,}[^\s:][^:\n]*(?=\n|\Z))*"  # PyYAML goes on in the next line where a long value has a blank
@@ -17,7 +20,7 @@ def recipe_model(path: Path) -> str:
     Raises:
         OSError: the file cannot be read.
     """
-    with path.open("rb") as file:
+    with os.fdopen(open_file(path), "rb") as file:
         text = file.read(_HEAD).decode("utf-8", "replace")
     match = _KEYS.search(text)
     if match is None:

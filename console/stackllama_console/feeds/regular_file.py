@@ -1,5 +1,6 @@
 """Opening files that belong to others: never a pipe or a device, on which a reader would hang."""
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -16,7 +17,7 @@ def open_regular(path: Path) -> int:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise OSError(f"{path} is not a regular file")
+        raise OSError(errno.EINVAL, "is not a regular file", str(path))
     return descriptor
 
 

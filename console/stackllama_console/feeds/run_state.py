@@ -37,8 +37,8 @@ class StateWatch:
 
     @property
     def deleted(self) -> bool:
-        """Whether its ``state.json`` was missing at the last look."""
-        return self._stamp.missing
+        """Whether its directory was gone at the last look; ``state.json`` alone may be missing of a damaged run."""
+        return self._stamp.missing and not self.run.path.is_dir()
 
     def poll(self) -> bool:
         """Look; whether ``state`` or ``trouble`` changed."""
@@ -66,7 +66,8 @@ class StateWatch:
 
     def _what_is_missing(self) -> str:
         if self.run.path.is_dir():
-            return f"{one_line(str(self.run.path / 'state.json'))} is missing: this is no run, or a damaged one."
+            missing = one_line(str(self.run.path / "state.json"))
+            return f"{missing} is missing: this is no run, or a damaged one, which `runs repair` rebuilds."
         return f"The run was deleted: {one_line(str(self.run.path))} is gone."
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from msgspec import Struct, structs
 
-from stackllama_engine.contract.errors import UsageError
 from stackllama_engine.contract.history import History
 from stackllama_engine.contract.run_dir import RUN_ID, Home, RunDir, State
 from stackllama_engine.contract.stages import Stage
-from stackllama_engine.launch.children import CHILDREN, child_id, parents_of
+from stackllama_engine.launch.children import CHILDREN, child_id, known_parents
+from stackllama_engine.launch.repair import stage_of
 
-from ..readings import Reading, recent_history
+from ..readings import Reading, read_launch, read_result, recent_history
 from ..sanitise import one_line
 from .recipe_model import recipe_model
 from .run_state import StateWatch
@@ -35,6 +35,7 @@ class Row(Struct, frozen=True, kw_only=True):
     """Id of the pipeline it stands beneath."""
     stage: Stage | None = None
     phase: str = "unknown"
+    """``damaged``: its state cannot be read, and ``trouble`` says why."""
     step: int = 0
     total_steps: int | None = None
     model: str = ""
@@ -93,7 +94,7 @@ class RunsIndex:
         """Runs that came and went."""
         if not self._folder.changed() and not any(watched.gone for watched in self._watched.values()):
             return False
-        there = {run.id: run for run in _runs(self.home)}
+        there = {run.id: run for run in self.home.unsorted_runs()}
         gone = self._watched.keys() - there.keys()
         new = there.keys() - self._watched.keys()
         for name in gone:
@@ -137,6 +138,8 @@ class _Watched:
         self._recipe = Stamp(run.recipe_file)
         self._model = ""
         self._launch = Stamp(run.path / "launch.json")
+        self._launch_trouble = ""
+        self._trouble: str | None = None
 
     def poll(self) -> bool:
         """Look; whether its row or its place changed."""
@@ -144,16 +147,17 @@ class _Watched:
         state = self._state.state
         self.gone = self._state.deleted
         if state is None:
-            return self._set(Row(id=self.row.id, path=self.run.path, trouble=self._state.trouble)) or self.gone
+            return self._set(self._damaged_row()) or self.gone
         if not changed and state.has_ended and self.row.trouble is None and self.row.phase == state.phase:
             return self.gone
-        trouble = self._state.trouble
         before = self.parents
+        self._trouble = None
         try:
             metric = self._read(state)
-        except (UsageError, OSError) as error:
-            metric, trouble = self.row.metric, trouble or one_line(str(error))
-        return self._set(self._row(state, metric, trouble)) or before != self.parents or self.gone
+        except OSError as error:
+            metric, self._trouble = self.row.metric, one_line(str(error))
+        row = self._row(state, metric, self._state.trouble or self._trouble)
+        return self._set(row) or before != self.parents or self.gone
 
     def _read(self, state: State) -> tuple[str, float | None] | None:
         """What its files say besides the state.
@@ -163,7 +167,8 @@ class _Watched:
             OSError: one of them cannot be read.
         """
         if self._launch.changed():
-            self.parents = parents_of(self.run)
+            self.parents = known_parents(self.run)
+            self._launch_trouble = read_launch(self.run)[1]
         if self._recipe.changed():
             self._model = "" if self._recipe.missing else _short(recipe_model(self.run.recipe_file))
         if self._events is None or self._attempt != state.attempt:
@@ -172,8 +177,15 @@ class _Watched:
         if self._events.changed():
             history = recent_history(self.run, _GLANCE)
             self._history = history if history.last else recent_history(self.run)
-        result = self.run.read_json("result.json") if state.has_ended else {}
+        result, trouble = read_result(self.run) if state.has_ended else ({}, "")
+        self._trouble = one_line(self._launch_trouble or trouble) or None
         return Reading(id=self.run.id, stage=state.stage, state=state, history=self._history, result=result).last_metric
+
+    def _damaged_row(self) -> Row:
+        return Row(
+            id=self.row.id, path=self.run.path, phase="damaged", stage=stage_of(self.run),
+            created=self.run.touched(), trouble=self._state.trouble,
+        )  # fmt: skip
 
     def _row(self, state: State, metric: tuple[str, float | None] | None, trouble: str | None) -> Row:
         history = self._history
@@ -195,17 +207,6 @@ def _short(model: str) -> str:
     """What a run made, by that run's id; wherever its home was when the recipe was written."""
     made = _MADE.search(model)
     return made[1] if made else one_line(model)
-
-
-def _runs(home: Home) -> list[RunDir]:
-    """As `Home.runs`, without reading their states."""
-    if not home.runs_dir.is_dir():
-        return []
-    return [
-        RunDir(path)
-        for path in home.runs_dir.iterdir()
-        if RUN_ID.fullmatch(path.name) and not path.is_symlink() and (path / "state.json").is_file()
-    ]
 
 
 def _place(name: str, parent: str, pipelines: set[str]) -> tuple[int, str] | None:

@@ -16,6 +16,7 @@ import msgspec
 from msgspec import Struct
 
 from stackllama_engine.contract.lines import MAX_LINE, LineReader
+from stackllama_engine.contract.run_files import UNDECODABLE, open_file, read_file, why_unreadable
 
 from ..sanitise import one_line, sanitise
 from .sample_index import AFTER, BEFORE, DECODER, TRAINING, SampleIndex
@@ -226,20 +227,19 @@ class SamplesFile:
         path = self.path.with_name("result.json")
         self._result_trouble = None
         try:
-            with path.open("rb") as file:
-                result = _RESULT.decode(file.read(_RESULT_BYTES))
+            result = _RESULT.decode(read_file(path, _RESULT_BYTES))
         except FileNotFoundError:
             return []
-        except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            self._result_trouble = one_line(f"{path} cannot be read: {error}.")
+        except (OSError, *UNDECODABLE) as error:
+            self._result_trouble = one_line(f"{path} cannot be read: {why_unreadable(error)}.")
             return []
         return [_pair_of_side(side) for side in result.samples]
 
     def _read_raw(self, rows: Iterable[int]) -> Iterator[Sample]:
         index = self._index
         try:
-            file = self.path.open("rb")
-        except FileNotFoundError:
+            file = os.fdopen(open_file(self.path), "rb")
+        except OSError:  # `poll` says what is wrong with it
             return
         with file:
             if os.fstat(file.fileno()).st_ino != self._reader.inode:
@@ -256,7 +256,7 @@ def _read_one(file: BufferedReader, offset: int) -> Sample | None:
         file.seek(offset)
     try:
         return _SAMPLE.decode(file.readline(MAX_LINE + 1))
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except UNDECODABLE:
         return None
 
 

@@ -14,6 +14,7 @@ _STATES: dict[str, tuple[str, str]] = {
     "finished": ("✓", "success"),
     "failed": ("✗", "error"),
     "lost": ("?", "error"),
+    "damaged": ("!", "error"),
     "unknown": ("·", "text-muted"),
 }
 

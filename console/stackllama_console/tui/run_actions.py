@@ -7,9 +7,9 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from stackllama_engine.contract.errors import StackllamaError
+from stackllama_engine.contract.errors import DamagedError, StackllamaError
 from stackllama_engine.contract.requests import Ask
-from stackllama_engine.contract.run_dir import Home, RunDir, State
+from stackllama_engine.contract.run_dir import ENDED, Home, RunDir, State
 from stackllama_engine.launch.reconcile import ask, check_change, reconcile
 
 from ..sanitise import one_line
@@ -82,13 +82,33 @@ class RunActions:
         self._do(work)
 
     def resume(self, run_id: str) -> None:
-        """A new attempt from the newest checkpoint."""
+        """A new attempt from the newest checkpoint; a recipe that has changed since the last one is asked about."""
+        self.screen.begin(self._resume(run_id), group="actions")
+
+    async def _resume(self, run_id: str) -> None:
+        from stackllama_engine.launch.launcher import resume
+        from stackllama_engine.launch.recipe_changes import RecipeChangedError
 
         def work() -> str:
-            from stackllama_engine.launch.launcher import resume
-
-            resume(self.home, run_id)
+            resume(self.home, run_id, recipe_changed=True)
             return f"{run_id} goes on"
+
+        try:
+            await asyncio.to_thread(resume, self.home, run_id)
+        except RecipeChangedError as changed:
+            self._ask("\n\n".join(["Resume with the recipe as it is now?", *changed.changes]), "resume it", work)
+        except (StackllamaError, OSError, TimeoutError) as error:
+            self.screen.say(str(error), trouble=True)
+        else:
+            self.screen.say(one_line(f"{run_id} goes on"))
+
+    def repair(self, run_id: str) -> None:
+        """Rebuild what was damaged from what was not."""
+
+        def work() -> str:
+            from stackllama_engine.launch.repair import repair
+
+            return f"{run_id}: {' '.join(repair(self.home, run_id)) or 'nothing is damaged'}"
 
         self._do(work)
 
@@ -100,15 +120,15 @@ class RunActions:
         from stackllama_engine.launch.remove import remove, users_of
 
         try:
-            state = await asyncio.to_thread(reconcile, self.home.run(run_id))
-            if not state.has_ended:
-                self.screen.say(f"{run_id} is {state.phase}: x stops it, then it can be deleted", trouble=True)
+            phase = await asyncio.to_thread(_phase, self.home.run(run_id))
+            if phase not in (*ENDED, "damaged"):
+                self.screen.say(f"{run_id} is {phase}: x stops it, then it can be deleted", trouble=True)
                 return
             users = await asyncio.to_thread(users_of, self.home, run_id)
             children = [user for user in users if user.startswith(f"{run_id}-")]
             runs = [self.home.run(name) for name in (run_id, *children)]
             size = await asyncio.to_thread(_size_text, runs)
-        except StackllamaError as error:
+        except (StackllamaError, OSError, TimeoutError) as error:
             self.screen.say(str(error), trouble=True)
             return
         question = f"Delete {run_id} for good?\n\n{size}"
@@ -183,6 +203,14 @@ class RunActions:
 def can_resume(state: State | None) -> bool:
     """Whether a new attempt makes sense."""
     return state is not None and state.has_ended and state.phase != "finished"
+
+
+def _phase(run: RunDir) -> str:
+    """As reconciled; ``damaged`` where that cannot be read, which deleting looks at again."""
+    try:
+        return reconcile(run).phase
+    except DamagedError:
+        return "damaged"
 
 
 def _size_text(runs: list[RunDir]) -> str:

@@ -126,10 +126,7 @@ class Watched:
             return []
         from ..cli.show import result_lines
 
-        try:
-            return result_lines(shown, self.feed.stage or Stage.MERGE)
-        except UsageError as error:
-            return [str(error)]
+        return result_lines(shown, self.feed.stage or Stage.MERGE)
 
     def _read_evaluation(self) -> str:
         run, state = self.shown_run, getattr(self.feed, "state", None)
@@ -137,10 +134,7 @@ class Watched:
             return ""
         if self._evaluation_of != (run.id, state):
             self._evaluation_of = run.id, state
-            try:
-                self._evaluation = conditions_of(run)
-            except UsageError as error:
-                self._evaluation = one_line(str(error))
+            self._evaluation = one_line(conditions_of(run))
         return self._evaluation
 
     def _read_log(self) -> LogFeed | None:

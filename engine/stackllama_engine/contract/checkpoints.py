@@ -6,17 +6,19 @@ resumed from.
 """
 
 import hashlib
+import os
 import re
 from pathlib import Path
 
-import msgspec
 from msgspec import Struct
+
+from .run_files import UNDECODABLE, decode_file, open_file, why_unreadable
 
 MANIFEST = "manifest.json"
 UNSEALED = ".tmp-"
 """How the name of whatever is not a checkpoint yet, or no more, begins."""
 
-_NAME = re.compile(r"step-(\d{6,})")
+_NAME = re.compile(r"step-([0-9]{6,15})")
 
 
 class FileSeal(Struct, frozen=True):
@@ -53,8 +55,8 @@ def problem(checkpoint: Path) -> str | None:
                 return reason
     except FileNotFoundError as error:
         return "has no manifest" if str(error.filename).endswith(MANIFEST) else f"lacks {error.filename}"
-    except msgspec.DecodeError as error:
-        return f"has an unreadable manifest ({error})"
+    except UNDECODABLE as error:
+        return f"has an unreadable manifest ({why_unreadable(error)})"
     except OSError as error:
         return f"cannot be read ({error})"
     return None
@@ -64,9 +66,9 @@ def read_manifest(checkpoint: Path) -> Manifest:
     """The manifest, unchecked.
 
     Raises:
-        OSError, msgspec.DecodeError: there is none that can be read.
+        OSError, and those of ``UNDECODABLE``: there is none that can be read.
     """
-    return msgspec.json.decode((checkpoint / MANIFEST).read_bytes(), type=Manifest)
+    return decode_file(checkpoint / MANIFEST, Manifest)
 
 
 def sealed(checkpoints: Path) -> list[Path]:
@@ -96,7 +98,7 @@ def step_of(checkpoint: Path) -> int:
 
 def digest(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
+    with os.fdopen(open_file(path), "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

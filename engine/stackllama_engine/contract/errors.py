@@ -5,6 +5,7 @@
     StackllamaError          1  failed
     ├── UsageError           2  wrong arguments: unknown run, bad name, missing file
     │   ├── RecipeError      2  a wrong key or value in a recipe; names file, key, value and the way out
+    │   ├── DamagedError     2  a file of a run directory that is not what was written there
     │   └── DataError        2  a data source that cannot be read as asked
     ├── RefusedError         3  refused before launch: name taken, run alive, nothing to resume
     └── StageError           1  a stage ran and cannot go on; the message is the cause
@@ -40,6 +41,10 @@ class UsageError(StackllamaError):
 
 class RecipeError(UsageError):
     """A recipe has a wrong key or value. Nothing was created."""
+
+
+class DamagedError(UsageError):
+    """A file of a run directory cannot be read as what it is: bytes were changed, or something else is in its place."""
 
 
 class DataError(UsageError):

@@ -37,6 +37,8 @@ from msgspec import Meta, Struct
 from .files import open_private
 from .lines import LineReader
 from .redact import redactor
+from .run_files import why_unreadable
+from .times import UnixTime
 
 Kind = Literal["phase", "progress", "metrics", "memory", "samples", "checkpoint", "health", "request", "end"]
 
@@ -51,7 +53,7 @@ class Event(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):  #
     """One record. Unknown kinds and keys of a newer writer are kept out of the reader's way, not refused."""
 
     seq: int
-    time: float
+    time: UnixTime
     kind: str
     phase: str | None = None
     step: Step | None = None
@@ -65,7 +67,7 @@ class Record(Struct, frozen=True, kw_only=True, gc=False):
     """An event as one who reads a million of them takes it: None where `Event` would build an empty container."""
 
     seq: int
-    time: float
+    time: UnixTime
     kind: str
     phase: str | None = None
     step: Step | None = None
@@ -169,7 +171,13 @@ class EventWriter:
 
 
 class EventReader(LineReader):
-    """Follows one events file from where it last stopped; see `LineReader` for its attributes."""
+    """Follows one events file from where it last stopped; see `LineReader` for its attributes.
+
+    Attributes:
+        trouble: why `read_what_can_be` could not read the file; None when it could.
+    """
+
+    trouble: str | None = None
 
     def read(self) -> Iterator[Event]:
         """Records that are complete now and were not returned before; none while the file is missing.
@@ -181,6 +189,14 @@ class EventReader(LineReader):
             for event in self.decode(_EVENTS, lines):
                 if event is not None:
                     yield event
+
+    def read_what_can_be(self) -> Iterator[Event]:
+        """As `read`, for who has other things to tell: of a file that cannot be read nothing; `trouble` says why."""
+        self.trouble = None
+        try:
+            yield from self.read()
+        except OSError as error:
+            self.trouble = f"{self.path} cannot be read: {why_unreadable(error)}."
 
     def read_batches(self) -> Iterator[list[Record]]:
         """The same records as `read` would return, some thousand at a time. Use one of the two.

@@ -54,8 +54,12 @@ def make_private_dir(path: Path) -> None:
 
 
 def open_private(path: Path, flags: int) -> int:
-    """``os.open`` with mode 0600 and close-on-exec."""
-    return os.open(path, flags | os.O_CLOEXEC, PRIVATE_FILE)
+    """``os.open`` with mode 0600 and close-on-exec. A link is not followed, a pipe's reader not waited for.
+
+    Raises:
+        OSError: as ``os.open``.
+    """
+    return os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, PRIVATE_FILE)
 
 
 def existing(text: str) -> Path | None:

@@ -56,8 +56,9 @@ class History(Struct, kw_only=True):
             case "health":
                 self.remark(event)
             case "end":
-                self.exit_code = (event.data or {}).get("exit_code")
-                self.cause = (event.data or {}).get("cause")
+                code, cause = ((event.data or {}).get(key) for key in ("exit_code", "cause"))
+                self.exit_code = code if isinstance(code, int) else None
+                self.cause = None if cause is None else str(cause)
             case _:
                 pass  # progress carries step and total; kinds of a newer writer are ignored
 
@@ -94,5 +95,5 @@ def read_history(events_files: Iterable[Path]) -> History:
     """The history of a run over all its attempts."""
     history = History()
     for path in events_files:
-        fold(EventReader(path).read(), history)
+        fold(EventReader(path).read_what_can_be(), history)
     return history

@@ -11,10 +11,11 @@ from typing import TypeVar
 
 import msgspec
 
+from .run_files import UNDECODABLE, open_file
+
 MAX_LINE = 1 << 20  # longer lines are nobody's record; they are counted as bad
 _BLOCK = 1 << 18  # read at once; what was made of a block still lies in the processor's cache when it is used
 _FEW = 1 << 13  # bytes; so little is decoded line by line once it is known to hold a bad line
-_BAD = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)  # the last one: a value nested without end
 
 T = TypeVar("T")
 
@@ -49,8 +50,8 @@ class LineReader:
             status = os.stat(self.path)  # noqa: PTH116 - half the price of Path.stat
             if status.st_ino == self.inode and status.st_size == self._offset:
                 return
-            file = self.path.open("rb")
-        except FileNotFoundError:
+            file = os.fdopen(open_file(self.path), "rb")
+        except (FileNotFoundError, NotADirectoryError):
             return
         with file:
             status = os.fstat(file.fileno())
@@ -74,7 +75,7 @@ class LineReader:
         if lines.startswith(b"{") and lines.count(b"}\n{") == count - 1:
             try:
                 values = decoder.decode_lines(lines)
-            except _BAD:
+            except UNDECODABLE:
                 values = []
             if len(values) == count:
                 return [*values]
@@ -88,7 +89,7 @@ class LineReader:
             return None
         try:
             return decoder.decode(line)
-        except _BAD:
+        except UNDECODABLE:
             self.bad_lines += 1
             return None
 

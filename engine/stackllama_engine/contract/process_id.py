@@ -1,8 +1,9 @@
 """A process that cannot be mistaken for a later one with the same pid. Linux only (``/proc``)."""
 
 from pathlib import Path
+from typing import Annotated
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from .host import boot_id
 
@@ -13,8 +14,8 @@ class ProcessId(Struct, frozen=True):
     """A process that cannot be mistaken for a later one with the same pid."""
 
     boot_id: str
-    pid: int
-    start_time: int
+    pid: Annotated[int, Meta(ge=1, le=1 << 22)]
+    start_time: Annotated[int, Meta(ge=0, le=1 << 62)]
     """Clock ticks since boot, field 22 of ``/proc/<pid>/stat``."""
 
 

@@ -141,6 +141,8 @@ def read_file(file: Path) -> dict[str, Any]:
         RecipeError: unreadable, no YAML, or no mapping.
     """
     try:
+        if file.exists() and not file.is_file():
+            raise RecipeError(f"{file}: cannot be read: not a regular file.")
         text = file.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise RecipeError(f"{file}: no such recipe file.") from None

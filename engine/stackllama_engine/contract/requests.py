@@ -22,6 +22,7 @@ from .errors import RefusedError
 from .files import write_whole
 from .recipe_io import convert_key
 from .run_dir import RunDir, State
+from .run_files import UNDECODABLE, decode_file
 from .stages import TRAINING_STAGES, Stage
 
 Ask = Literal["save", "sample", "pause", "continue", "set"]
@@ -39,6 +40,7 @@ SETTABLE: dict[Stage, tuple[str, ...]] = {
 """Recipe keys that may change at a step boundary."""
 
 _PREFIX = "set-"
+_MOST_CHANGE = 4096  # bytes of a number
 
 
 class Change(Struct, frozen=True):
@@ -108,11 +110,11 @@ def changes(run: RunDir) -> tuple[list[Change], list[str]]:
         if not name.startswith(_PREFIX):
             continue
         try:
-            value = msgspec.json.decode((run.control / name).read_bytes(), type=float)
+            value = decode_file(run.control / name, float, _MOST_CHANGE)
             found.append(Change(name.removeprefix(_PREFIX), float(value)))
         except FileNotFoundError:  # taken back
             continue
-        except (OSError, msgspec.DecodeError):
+        except (OSError, *UNDECODABLE):
             unreadable.append(name)
     return found, unreadable
 

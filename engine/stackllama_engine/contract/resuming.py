@@ -6,6 +6,7 @@ before 0.2 hold neither; of them only what the adapter itself says is compared. 
 
 import functools
 import json
+import os
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,6 +20,7 @@ from .files import write_whole
 from .recipe import AnyRecipe, TrainRecipe
 from .recipe_io import dump_recipe, load_recipe
 from .run_dir import RunDir
+from .run_files import UNDECODABLE, decode_file, open_file
 from .stages import Stage
 
 RECIPE_FILE = "recipe.yaml"
@@ -46,6 +48,7 @@ _SIZES = frozenset(
 )  # fmt: skip
 _RESTART = "restart.json"
 _POLICY = "policy.safetensors"
+_MOST_HEADER = 64 << 20
 
 
 class Change(Struct, frozen=True):
@@ -68,6 +71,11 @@ class Changes(Struct, frozen=True, kw_only=True):
     refused: list[Change] = []
     beyond: int | None = None
     """``max_steps`` where the checkpoint is past it."""
+
+    @property
+    def all(self) -> list[Change]:
+        """Every key that changed."""
+        return [*self.applied, *self.kept, *self.refused]
 
     def refusal(self) -> str | None:
         """Why it cannot be resumed with this recipe, and the way out."""
@@ -139,15 +147,23 @@ def check_resume(run: RunDir, recipe: AnyRecipe) -> str | None:
     Raises:
         RefusedError: the recipe changed in what cannot change within a run.
     """
-    newest = next(reversed(sealed(run.checkpoints)), None)
-    if newest is None or not isinstance(recipe, TrainRecipe):
+    found = changes_of(run, recipe) if isinstance(recipe, TrainRecipe) else None
+    if found is None:
         return None
-    found = changes(newest, recipe, check_base=False)
     if refusal := found.refusal():
         raise RefusedError(f"Run `{run.id}`: {refusal}")
+    return found.notice()
+
+
+def changes_of(run: RunDir, recipe: TrainRecipe) -> Changes | None:
+    """Compare a run's recipe with its newest checkpoint's; None while there is no checkpoint."""
+    newest = next(reversed(sealed(run.checkpoints)), None)
+    if newest is None:
+        return None
+    found = changes(newest, recipe, check_base=False)
     if any((folder / _RESTART).is_file() for folder in run.attempt_dirs()):  # sizes that fitted go on, and are said
         found = msgspec.structs.replace(found, applied=[change for change in found.applied if change.key not in _SIZES])
-    return found.notice()
+    return found
 
 
 def _recorded(checkpoint: Path, stage: Stage) -> dict[str, Any]:
@@ -166,8 +182,8 @@ def _recorded(checkpoint: Path, stage: Stage) -> dict[str, Any]:
 def _of_adapter(checkpoint: Path) -> dict[str, Any]:
     """From PEFT's own file, in checkpoints of sft and reward."""
     try:
-        config: dict[str, Any] = msgspec.json.decode((checkpoint / CONFIG_FILE).read_bytes(), type=dict[str, Any])
-    except (OSError, msgspec.DecodeError):
+        config: dict[str, Any] = decode_file(checkpoint / CONFIG_FILE, dict[str, Any])
+    except (OSError, *UNDECODABLE):
         return {}
     names = {"lora_r": "r", "lora_alpha": "lora_alpha", "lora_target_modules": "target_modules", MODEL: BASE_KEY}
     return {key: config[name] for key, name in names.items() if config.get(name) is not None}
@@ -176,11 +192,11 @@ def _of_adapter(checkpoint: Path) -> dict[str, Any]:
 def _of_policy(checkpoint: Path) -> dict[str, Any]:
     """The rank, from the shapes of PPO's policy."""
     try:
-        with (checkpoint / _POLICY).open("rb") as file:
-            header = file.read(int.from_bytes(file.read(8), "little"))
+        with os.fdopen(open_file(checkpoint / _POLICY), "rb") as file:
+            header = file.read(min(int.from_bytes(file.read(8), "little"), _MOST_HEADER))
         tensors: dict[str, Any] = msgspec.json.decode(header)
         return {"lora_r": next(each["shape"][0] for name, each in tensors.items() if "lora_A" in name)}
-    except (OSError, msgspec.DecodeError, StopIteration, KeyError, TypeError):
+    except (OSError, *UNDECODABLE, StopIteration, LookupError, TypeError, AttributeError):
         return {}
 
 
@@ -198,8 +214,8 @@ def _same_weights(checkpoint: Path, recipe: TrainRecipe, before: Any) -> bool:
     """Whether the base is the one the checkpoint was trained on; true where nothing is left to tell."""
     now = base_identity(recipe.model_name_or_path, recipe.model_revision)
     try:
-        recorded = msgspec.json.decode((checkpoint / BASE_FILE).read_bytes(), type=dict[str, Any])
-    except (OSError, msgspec.DecodeError):
+        recorded = decode_file(checkpoint / BASE_FILE, dict[str, Any])
+    except (OSError, *UNDECODABLE):
         if not isinstance(before, str) or not Path(before).is_absolute() or not Path(before).exists():
             return True
         recorded = base_identity(before, None)

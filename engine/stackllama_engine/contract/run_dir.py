@@ -8,7 +8,7 @@
       state.json                     replaced whole
       lock                           flock held by the supervisor for as long as it lives (see :mod:`.run_lock`)
       control/                       requests (see :mod:`.requests`); one file each, removed when served
-      attempts/001/                  log.txt  events.jsonl; where there was reason to, health.jsonl  stacks.txt
+      attempts/001/                  recipe.yaml  log.txt  events.jsonl; with reason, health.jsonl  stacks.txt
       samples.jsonl                  questions, responses, rewards, KL
       checkpoints/step-000100/       atomic, with a manifest
       adapter/  merged/  result.json  lineage.json
@@ -20,22 +20,23 @@ import contextlib
 import os
 import re
 import secrets
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from . import run_lock
-from .errors import RefusedError, UsageError
-from .files import make_private_dir, open_private, write_whole
+from .errors import DamagedError, RefusedError, UsageError
+from .files import open_private, write_whole
 from .host import Host, this_host
 from .process_id import ProcessId
 from .redact import redactor
+from .run_files import UNDECODABLE, decode_file, why_unreadable
 from .stages import Stage
+from .times import UnixTime
 from .user_dirs import expanded, user_dir
 
 Phase = Literal[
@@ -44,6 +45,7 @@ Phase = Literal[
 ENDED: frozenset[str] = frozenset({"finished", "failed", "stopped", "lost"})
 HEALTH_FILE = "health.jsonl"
 """In an attempt's folder: what the supervisor noticed, as events of the kind ``health``."""
+_ATTEMPT = re.compile(r"[0-9]{3,6}")
 RUN_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 Request = Literal["stop", "save", "sample", "pause", "continue"]
@@ -56,15 +58,15 @@ class State(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     stage: Stage
     phase: Phase
-    attempt: int = 0
-    created: float = 0.0
-    started: float | None = None
-    ended: float | None = None
+    attempt: Annotated[int, Meta(ge=0, lt=1_000_000)] = 0
+    created: UnixTime = 0.0
+    started: UnixTime | None = None
+    ended: UnixTime | None = None
     host: Host | None = None
     """Where and when it was created, or its newest attempt was started; None in runs of before 0.2."""
     supervisor: ProcessId | None = None
     worker: ProcessId | None = None
-    exit_code: int | None = None
+    exit_code: Annotated[int, Meta(ge=0, le=255)] | None = None
     cause: str | None = None
     """Why it failed, in a sentence a person can act on."""
     last_lines: list[str] = []
@@ -81,10 +83,12 @@ class Launch(Struct, frozen=True, kw_only=True):
     argv: list[str]
     cwd: str
     host: str
-    created: float
+    created: UnixTime
     versions: dict[str, str] = {}
     git_commit: str | None = None
     parents: list[str] = []
+    recipe_sha256: str | None = None
+    """Of ``recipe.yaml`` when the attempt began; ``attempts/NNN/recipe.yaml`` is a copy. None in older runs."""
     environment: dict[str, str] = {}
     """What the launcher added to the environment. Never a secret."""
     secrets: list[str] = []
@@ -115,47 +119,45 @@ class Home:
         """
         check_run_id(run_id)
         path = self.runs_dir / run_id
-        if path.is_symlink() or not (path / "state.json").is_file():
-            raise UsageError(f"No run `{run_id}` under {self.runs_dir}. `stackllama-console runs ls` lists them.")
-        return RunDir(path)
+        match kind_of(path):
+            case "run":
+                return RunDir(path)
+            case "leftover":
+                raise UsageError(
+                    f"`{run_id}` is what is left of a launch that was cut short, not a run; "
+                    f"`stackllama-console runs rm {run_id}` removes it."
+                )
+            case _:
+                raise UsageError(f"No run `{run_id}` under {self.runs_dir}. `stackllama-console runs ls` lists them.")
 
     def runs(self) -> list["RunDir"]:
-        """All runs, oldest first by creation. Directories that are not runs are left out."""
+        """All runs, oldest first by creation, damaged ones among them. What is no run is left out."""
+        return sorted(self.unsorted_runs(), key=lambda run: (_created(run), run.id))
+
+    def unsorted_runs(self) -> list["RunDir"]:
+        """As :meth:`runs`, without reading their states.
+
+        Raises:
+            OSError: the directory of runs cannot be read.
+        """
         if not self.runs_dir.is_dir():
             return []
-        found = [
-            RunDir(path)
-            for path in self.runs_dir.iterdir()
-            if RUN_ID.fullmatch(path.name) and not path.is_symlink() and (path / "state.json").is_file()
-        ]
-        return sorted(found, key=lambda run: (_created(run), run.id))
+        return [RunDir(path) for path in self.runs_dir.iterdir() if kind_of(path) == "run"]
 
     def create(self, stage: Stage, recipe_yaml: str, name: str | None = None) -> "RunDir":
         """A new run directory with its recipe and a ``queued`` state; of two callers with one name one succeeds.
+
+        It appears whole: everything is written in a hidden directory, which is then renamed (:mod:`.creation`).
 
         Raises:
             UsageError: ``name`` is not a run id.
             RefusedError: the name is taken, or the home cannot be written.
         """
+        from .creation import create_whole
+
         run_id = check_run_id(name) if name else _new_id(stage)
-        path = self.runs_dir / run_id
-        try:
-            make_private_dir(path)
-        except FileExistsError:
-            raise RefusedError(f"A run `{run_id}` exists already; choose another --name.") from None
-        except OSError as error:
-            raise RefusedError(f"{self.runs_dir} cannot be written: {error.strerror}. Choose another --home.") from None
-        run = RunDir(path)
-        try:
-            for directory in (run.control, run.attempts, run.checkpoints):
-                make_private_dir(directory)
-            write_whole(run.recipe_file, recipe_yaml.encode())
-            run.write_state(State(stage=stage, phase="queued", created=time.time(), host=this_host()))
-        except OSError as error:
-            shutil.rmtree(path, ignore_errors=True)  # half a run would keep the name from the next attempt
-            where = error.filename or path
-            raise RefusedError(f"{where} cannot be written: {error.strerror}. Choose another --home.") from None
-        return run
+        state = State(stage=stage, phase="queued", created=time.time(), host=this_host())
+        return RunDir(create_whole(self.runs_dir, run_id, recipe_yaml.encode(), encode_json(state)))
 
 
 class RunDir:
@@ -212,8 +214,15 @@ class RunDir:
         return self.attempts / f"{attempt:03d}"
 
     def attempt_dirs(self) -> list[Path]:
-        """Every attempt's folder, first to last."""
-        return sorted(path for path in self.attempts.iterdir() if path.name.isdigit()) if self.attempts.is_dir() else []
+        """Every attempt's folder, first to last; what has another name or is no folder is none.
+
+        Raises:
+            OSError: ``attempts/`` may not be read.
+        """
+        if not self.attempts.is_dir():
+            return []
+        found = (path for path in self.attempts.iterdir() if _ATTEMPT.fullmatch(path.name))
+        return sorted((path for path in found if path.is_dir() and not path.is_symlink()), key=lambda it: int(it.name))
 
     def events_files(self) -> list[Path]:
         """Every attempt's ``events.jsonl``, first to last."""
@@ -223,13 +232,20 @@ class RunDir:
         """Every attempt's ``health.jsonl``, first to last; most attempts have none."""
         return [path / HEALTH_FILE for path in self.attempt_dirs()]
 
+    def touched(self) -> float:
+        """When its recipe was written, of a run that does not say when it was created; 0 where there is none."""
+        try:
+            return os.lstat(self.recipe_file).st_mtime
+        except OSError:
+            return 0.0
+
     # state
 
     def read_state(self) -> State:
         """The state as last written.
 
         Raises:
-            UsageError: ``state.json`` is missing or unreadable.
+            DamagedError: ``state.json`` is missing or unreadable.
         """
         return self._read("state.json", State)
 
@@ -245,7 +261,7 @@ class RunDir:
         """How the newest attempt was started.
 
         Raises:
-            UsageError: ``launch.json`` is missing or unreadable.
+            DamagedError: ``launch.json`` is missing or unreadable.
         """
         return self._read("launch.json", Launch)
 
@@ -257,9 +273,9 @@ class RunDir:
         """``result.json`` or ``lineage.json``; empty when there is none yet.
 
         Raises:
-            UsageError: the file is unreadable.
+            DamagedError: the file is unreadable.
         """
-        return self._read(name, dict[str, Any]) if (self.path / name).is_file() else {}
+        return self._read(name, dict[str, Any]) if os.path.lexists(self.path / name) else {}
 
     def write_json(self, name: str, value: Any) -> None:
         """Replace ``result.json``, ``lineage.json``, without the secrets of this moment."""
@@ -268,12 +284,19 @@ class RunDir:
     def _read(self, name: str, kind: type[T]) -> T:
         path = self.path / name
         try:
-            return msgspec.json.decode(path.read_bytes(), type=kind)
-        except (OSError, msgspec.DecodeError) as error:
-            raise UsageError(f"{path} cannot be read: {error}.") from None
+            return decode_file(path, kind)
+        except (OSError, *UNDECODABLE) as error:
+            raise self.damaged(name, why_unreadable(error)) from None
+
+    def damaged(self, name: str, why: str) -> DamagedError:
+        """The error that one of its records cannot be read, with the way out."""
+        return DamagedError(
+            f"{self.path / name} cannot be read: {why}. "
+            f"`stackllama-console runs repair {self.id}` rebuilds what it can."
+        )
 
     def _write(self, name: str, value: Any) -> None:
-        write_whole(self.path / name, msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
+        write_whole(self.path / name, encode_json(value))
 
     # lock
 
@@ -303,17 +326,41 @@ class RunDir:
     # requests
 
     def request(self, what: Request) -> None:
-        """Ask the run for something; served at the next step boundary."""
+        """Ask the run for something; served at the next step boundary.
+
+        Raises:
+            OSError: ``control/`` cannot be written.
+        """
         os.close(open_private(self.control / what, os.O_WRONLY | os.O_CREAT))
 
     def requests(self) -> Iterator[str]:
-        """The requests that wait."""
-        with contextlib.suppress(FileNotFoundError):
-            yield from sorted(path.name for path in self.control.iterdir())
+        """The requests that wait. What is no file asks for nothing."""
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(self.control) as entries:
+            yield from sorted(entry.name for entry in entries if entry.is_file(follow_symlinks=False))
 
     def served(self, what: Request) -> None:
         """Remove a request."""
         (self.control / what).unlink(missing_ok=True)
+
+
+def kind_of(path: Path) -> Literal["run", "leftover"] | None:
+    """What an entry of ``runs/`` is: a run, what a launch that was cut short left under a real name, or neither.
+
+    A directory without ``state.json`` is a run that was damaged where anything shows that it was ever started.
+    """
+    if not RUN_ID.fullmatch(path.name) or path.is_symlink():
+        return None
+    if os.path.lexists(path / "state.json"):
+        return "run"
+    if not path.is_dir():
+        return None
+    started = any(os.path.lexists(path / name) for name in ("launch.json", "result.json", "samples.jsonl"))
+    return "run" if started or any(map(_holds_something, (path / "attempts", path / "checkpoints"))) else "leftover"
+
+
+def encode_json(value: Any) -> bytes:
+    """A value as the files of a run directory hold it."""
+    return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
 
 
 def check_run_id(text: str) -> str:
@@ -337,8 +384,15 @@ def _new_id(stage: Stage) -> str:
     return f"{stage}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
 
 
+def _holds_something(folder: Path) -> bool:
+    try:
+        return any(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
 def _created(run: RunDir) -> float:
     try:
         return run.read_state().created
-    except UsageError:
-        return 0.0
+    except DamagedError:
+        return run.touched()

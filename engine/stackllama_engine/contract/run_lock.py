@@ -142,7 +142,7 @@ def is_held(run: Path) -> bool:
         OSError: it cannot be looked at.
     """
     try:
-        descriptor = os.open(run / LOCK, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(run / LOCK, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
         return False
     try:

@@ -28,6 +28,10 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+def _say(text: str) -> None:
+    sys.stderr.write(f"note: {text}\n")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m stackllama_engine.data", description=__doc__)
     commands = parser.add_subparsers(required=True)
@@ -36,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--out", type=Path, required=True)
     one.add_argument("--seed", type=int, default=0)
     one.add_argument("--site", default="")
-    one.set_defaults(run=lambda o: prepare(o.posts, o.out, seed=o.seed, site=o.site))
+    one.set_defaults(run=lambda o: prepare(o.posts, o.out, seed=o.seed, site=o.site, on_notice=_say))
     two = commands.add_parser("preview", help="the first rows of a source")
     two.add_argument("source")
     two.add_argument("--split")

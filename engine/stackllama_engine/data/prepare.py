@@ -18,8 +18,6 @@ The directory appears whole or not at all: everything is written beside it and r
 import errno
 import hashlib
 import os
-import secrets
-import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -38,6 +36,7 @@ from .pairs import MAX_PAIRS, Answer, make_pairs, score
 from .posts import Post, read_posts
 from .splits import split_of, stable_hash
 from .spool import Spool, Thread
+from .staging import Notice, own_staging
 
 Progress = Callable[[str, int, int], object]
 """Called with what is being done (``read``, ``pair``), how much is done, and of how much."""
@@ -62,6 +61,7 @@ def prepare(
     site: str = "",
     max_pairs: int = MAX_PAIRS,
     on_progress: Progress | None = None,
+    on_notice: Notice | None = None,
 ) -> Report:
     """Read a dump's ``Posts.xml``, write ``out``.
 
@@ -73,17 +73,18 @@ def prepare(
             and question 7 of each should not land in the same split. Empty: the question's id alone decides.
         max_pairs: most pairs a question gives.
         on_progress: told how far it is.
+        on_notice: told what an earlier one left and what became of it.
 
     Raises:
         DataError: ``posts`` cannot be read as a dump, or has no questions or no pairs.
-        RefusedError: ``out`` exists and is not an empty directory.
+        RefusedError: ``out`` exists and is not an empty directory, or another process makes it.
         StackllamaError: ``out`` cannot be written.
     """
     began = time.monotonic()
     posts, out = posts.absolute(), out.absolute()
     _refuse_taken(out)
     report = Report(source=posts.name, seed=seed, site=site)
-    with _staging(out) as staging:
+    with _staging(out, on_notice) as staging:
         skipped: Counter[str] = Counter()
         spool_dir = staging / "spool"
         spool_dir.mkdir()
@@ -198,18 +199,14 @@ def _refuse_taken(out: Path) -> None:
 
 
 @contextmanager
-def _staging(out: Path) -> Iterator[Path]:
+def _staging(out: Path, on_notice: Notice | None) -> Iterator[Path]:
     """A directory beside ``out`` that becomes ``out`` at the end, and vanishes when anything fails."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        staging = out.parent / f".{out.name}.tmp-{secrets.token_hex(4)}"
-        staging.mkdir()
-        try:
+        with own_staging(out, on_notice) as staging:
             yield staging
             staging.replace(out)
             fsync_directory(out.parent)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
     except OSError as error:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
             raise RefusedError(f"{out} was filled by somebody else meanwhile; choose another --out.") from None

@@ -71,7 +71,7 @@ def explain(
     killed = silent and outcome.exit_code in (_EXIT_SIGKILL, ExitCode.FAILED)
     if not said and not killed:
         return None
-    history = fold(EventReader(run.attempt_dir(state.attempt) / "events.jsonl").read())
+    history = fold(EventReader(run.attempt_dir(state.attempt) / "events.jsonl").read_what_can_be())
     known = expected(run, state.stage)
     if said:
         detail = _DETAIL.search(outcome.cause or "")

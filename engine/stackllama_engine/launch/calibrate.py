@@ -26,7 +26,7 @@ def add_finished(run: RunDir, state: State) -> None:
         OSError: the calibration file cannot be written.
         UsageError: the run's files cannot be read.
     """
-    history = fold(EventReader(run.attempt_dir(state.attempt) / "events.jsonl").read())
+    history = fold(EventReader(run.attempt_dir(state.attempt) / "events.jsonl").read_what_can_be())
     known = expected(run, state.stage) if any(phase in history.memory_by_phase for phase in _TRAINS) else None
     measured = _measured(history, on_gpu=known.on_gpu) if known else None
     if known is None or measured is None:

@@ -1,7 +1,10 @@
 """The six runs of a pipeline, in order, and where each one's inputs come from."""
 
+import os
+
 from msgspec import Struct
 
+from ..contract.errors import DamagedError
 from ..contract.run_dir import RunDir
 from ..contract.stages import Stage
 
@@ -37,5 +40,17 @@ def child_id(pipeline_id: str, suffix: str) -> str:
 
 
 def parents_of(run: RunDir) -> list[str]:
-    """The runs that a run was made from, as its launcher recorded; none when it was never started."""
-    return run.read_launch().parents if (run.path / "launch.json").is_file() else []
+    """The runs that a run was made from, as its launcher recorded; none when it was never started.
+
+    Raises:
+        DamagedError: ``launch.json`` cannot be read.
+    """
+    return run.read_launch().parents if os.path.lexists(run.path / "launch.json") else []
+
+
+def known_parents(run: RunDir) -> list[str]:
+    """As :func:`parents_of`; none where the record is damaged, for who looks at many runs."""
+    try:
+        return parents_of(run)
+    except DamagedError:
+        return []

@@ -14,11 +14,12 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
+from ..contract.creation import check_free
 from ..contract.errors import RefusedError, StackllamaError, UsageError
 from ..contract.files import make_private_dir, open_private, write_whole
 from ..contract.host import this_host
 from ..contract.recipe import AnyRecipe, PPORecipe
-from ..contract.recipe_io import dump_recipe, load_recipe
+from ..contract.recipe_io import dump_recipe
 from ..contract.redact import redactor, secret_names
 from ..contract.requests import forget_all
 from ..contract.resuming import check_resume
@@ -33,6 +34,7 @@ from .machine import git_commit, package_versions, resolve_machine
 from .marks import marks
 from .preflight import preflight
 from .processes import run_processes
+from .recipe_changes import keep_recipe, load_own_recipe, refuse_changed
 from .reconcile import ensure_ended
 from .resubmit import resubmission
 from .settings import check_settings
@@ -144,16 +146,18 @@ def launch(
     return run
 
 
-def resume(home: Home, run_id: str, *, host_gone: str | None = None) -> RunDir:
+def resume(home: Home, run_id: str, *, host_gone: str | None = None, recipe_changed: bool = False) -> RunDir:
     """Start a new attempt of a run that stopped, failed or was lost; it goes on from its newest checkpoint.
 
     Args:
         home: where runs live.
         run_id: the run.
         host_gone: name of another machine that is gone for good, with whatever of the run was there.
+        recipe_changed: whether somebody knows that its recipe is not the one of its last attempt.
 
     Raises:
-        UsageError: no such run; it is on another machine than the one that is gone.
+        UsageError: no such run, its recipe cannot be read, or it is on another machine than the one that is gone.
+        RecipeChangedError: its recipe has changed, and ``recipe_changed`` does not say so.
         RefusedError: it has finished, something of it is alive, or it is a Slurm job's.
         StackllamaError: the supervisor could not be started; the run says why.
     """
@@ -165,6 +169,9 @@ def resume(home: Home, run_id: str, *, host_gone: str | None = None) -> RunDir:
             f"Run `{run.id}` is a Slurm run, and would train on {socket.gethostname()} if it was resumed like this. "
             f"Submit it again: {command}"
         )
+    state = run.read_state()
+    if not recipe_changed and state.phase != "finished":
+        refuse_changed(run, state.stage)
     begin(run, canary=_had_canary(run), holder_gone=host_gone is not None)
     return run
 
@@ -184,7 +191,7 @@ def begin(run: RunDir, *, canary: bool | None, holder_gone: bool = False) -> Non
         if left := run_processes(run.path):
             pids = ", ".join(str(process.pid) for process in left)
             raise RefusedError(f"Processes of run `{run.id}` are still alive ({pids}); try again in a moment.")
-        recipe = resolve_machine(load_recipe(run.read_state().stage, run.recipe_file), visible_gpus())
+        recipe = resolve_machine(load_own_recipe(run, run.read_state().stage), visible_gpus())
         check_resume(run, recipe)
         _start(run, lock, recipe, parents_of(run), canary)
     finally:
@@ -208,7 +215,7 @@ def start_supervisor(run: RunDir, lock: int, command: Command, parents: list[str
         Launch(
             argv=command.argv, cwd=str(run.path), host=socket.gethostname(), created=time.time(),
             versions=package_versions(), git_commit=git_commit(), parents=parents,
-            environment=environment, secrets=secret_names(),
+            environment=environment, secrets=secret_names(), recipe_sha256=keep_recipe(run, attempt),
         )
     )  # fmt: skip
     state = msgspec.structs.replace(
@@ -263,7 +270,10 @@ def _spawn(run_path: Path, attempt: int, lock: int, log: Path) -> int:
 
 def _next_attempt(run: RunDir) -> int:
     folders = [int(path.name) for path in run.attempt_dirs()]
-    return max([run.read_state().attempt, *folders]) + 1
+    number = max([run.read_state().attempt, *folders]) + 1
+    while os.path.lexists(run.attempt_dir(number)):  # something else than a folder has the name
+        number += 1
+    return number
 
 
 def _check_name(home: Home, stage: Stage, name: str | None) -> None:
@@ -273,5 +283,4 @@ def _check_name(home: Home, stage: Stage, name: str | None) -> None:
     wanted = [name, *(child_id(name, child.suffix) for child in CHILDREN)] if stage is Stage.PIPELINE else [name]
     for run_id in wanted:
         check_run_id(run_id)
-        if (home.runs_dir / run_id).exists():
-            raise RefusedError(f"A run `{run_id}` exists already; choose another --name.")
+        check_free(home.runs_dir / run_id)

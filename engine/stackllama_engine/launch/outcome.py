@@ -7,9 +7,12 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from ..contract.checkpoints import sealed
 from ..contract.errors import ExitCode
 from ..contract.events import Event
-from ..contract.run_dir import Phase
+from ..contract.run_dir import Phase, RunDir
+from ..contract.run_files import open_file
+from ..contract.stages import TRAINING_STAGES, Stage
 
 _LAST_LINES = 20
 _LINE_LENGTH = 500
@@ -30,7 +33,7 @@ def from_end_event(event: Event) -> Outcome:
     """What the worker itself said last."""
     code = event.data.get("exit_code")
     cause = event.data.get("cause")
-    if not isinstance(code, int):
+    if not isinstance(code, int) or isinstance(code, bool) or not 0 <= code <= 255:
         return Outcome(phase="failed", exit_code=ExitCode.FAILED, cause="The end event carries no exit code.")
     return _from_code(code, str(cause) if cause else None)
 
@@ -46,23 +49,40 @@ def from_status(status: int, last_lines: list[str]) -> Outcome:
     return _from_code(code, None if code in (ExitCode.DONE, ExitCode.STOPPED) else f"exit code {code}{said}")
 
 
-def stopped_by_force(number: signal.Signals, grace: float) -> Outcome:
-    """Stopped as asked, but not by itself: whatever came after the last checkpoint is gone."""
+def on_resume(run: RunDir, stage: Stage) -> str:
+    """What a resume would begin with, in a sentence that is true of the stage."""
+    if stage is Stage.PIPELINE:
+        return "Resuming goes on with the stage it was at."
+    if stage not in TRAINING_STAGES:
+        return f"A {stage} saves nothing on its way: resuming begins it anew."
+    if sealed(run.checkpoints):
+        return "Resuming goes on from the last checkpoint."
+    return "There is no checkpoint yet: resuming begins at step 0."
+
+
+def stopped_by_force(number: signal.Signals, grace: float, on_resume: str) -> Outcome:
+    """Stopped as asked, but not by itself: whatever came after the last checkpoint is gone.
+
+    Args:
+        number: the signal that ended it.
+        grace: seconds that it was given.
+        on_resume: what :func:`on_resume` says.
+    """
     return Outcome(
         phase="stopped",
         exit_code=128 + number,
-        cause=f"Did not stop by itself within {grace:g} s of the request and was ended by {number.name}; "
-        "resuming goes on from the last checkpoint.",
+        cause=f"Did not stop by itself within {grace:g} s of the request and was ended by {number.name}. {on_resume}",
     )
 
 
-def signal_to_launcher(status: int, last_lines: list[str]) -> str:
-    """Why workers saved and stopped though nobody asked the run to: a signal from outside.
+def signal_to_launcher(status: int, last_lines: list[str], on_resume: str) -> str:
+    """Why workers stopped though nobody asked the run to: a signal from outside.
 
     Args:
         status: of the launcher, as from ``os.waitpid``. One process: the signal ended it. Several: torchelastic names
             the signal in its log, forwards it and ends with 1.
         last_lines: of the log.
+        on_resume: what :func:`on_resume` says; whether anything was saved is in it.
     """
     name: str | None = None
     if os.WIFSIGNALED(status):
@@ -70,18 +90,18 @@ def signal_to_launcher(status: int, last_lines: list[str]) -> str:
     elif found := next((match for line in reversed(last_lines) if (match := _GOT_SIGNAL.search(line))), None):
         name = _signal_name(int(found[1]))
     if name is None:
-        return "A signal told the workers to save and stop."
-    return f"{name} came to `accelerate launch`; its workers saved and stopped."
+        return f"A signal told the workers to stop. {on_resume}"
+    return f"{name} came to `accelerate launch`; its workers stopped. {on_resume}"
 
 
 def last_log_lines(log: Path) -> list[str]:
     """The last lines of a log, each cut to a readable length; of a progress bar only what it showed last."""
     try:
-        with log.open("rb") as file:
+        with os.fdopen(open_file(log), "rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - _TAIL_BYTES))
             text = file.read().decode(errors="replace")
-    except FileNotFoundError:
+    except OSError:  # none, or something else in its place: there is nothing to quote
         return []
     lines = (line.rstrip("\r").rpartition("\r")[2].rstrip() for line in text.split("\n"))
     return [line[:_LINE_LENGTH] for line in lines if line][-_LAST_LINES:]

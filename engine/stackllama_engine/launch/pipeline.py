@@ -16,16 +16,17 @@ from typing import Any
 
 from msgspec import Struct
 
-from ..contract.errors import ExitCode, RefusedError, StackllamaError, StageError
+from ..contract.errors import DamagedError, ExitCode, RefusedError, StackllamaError, StageError
 from ..contract.events import EventWriter
 from ..contract.recipe import PipelineRecipe
 from ..contract.recipe_io import load_recipe
 from ..contract.redact import redact_output
-from ..contract.run_dir import Home, RunDir, State
+from ..contract.run_dir import Home, RunDir, State, kind_of
 from ..contract.stages import Stage
 from ..contract.streams import open_standard_streams
 from .children import CHILDREN, Child, child_id, parents_of
 from .launcher import launch, resume
+from .leftovers import remove_leftover
 from .reconcile import reconcile
 from .sections import stage_recipe
 
@@ -74,11 +75,19 @@ class Coordinator:
             results[child.suffix] = {
                 "run": run_id,
                 "seconds": round(max(0.0, (state.ended or 0.0) - (state.started or 0.0)), 3),
-                "result": self.home.run(run_id).read_json("result.json"),
+                "result": self._result(run_id),
             }
             self.run.write_json("result.json", {"children": results})
         self.events.write("progress", step=len(CHILDREN), total_steps=len(CHILDREN))
         return {"children": results}
+
+    def _result(self, run_id: str) -> dict[str, Any]:
+        """What a finished child made; damaged, it hinders nobody: the stages after it read its model."""
+        try:
+            return self.home.run(run_id).read_json("result.json")
+        except DamagedError as error:
+            self.events.write("health", data={"message": str(error)})
+            return {}
 
     def stop_requested(self) -> bool:
         """Whether the pipeline was asked to stop, by request or by signal."""
@@ -96,11 +105,15 @@ class Coordinator:
             recipe = stage_recipe(self.recipe, child.stage, wired)
             run = launch(self.home, child.stage, recipe, run_id, parents=[self.run.id])
         elif reconcile(run).has_ended:
-            run = resume(self.home, run_id)
+            run = resume(self.home, run_id, recipe_changed=True)  # asked of who resumed the pipeline
         return self._follow(run)
 
     def _find(self, run_id: str) -> RunDir | None:
-        if not (self.home.runs_dir / run_id).exists():
+        """The child as it stands; what a launch that was cut short left of it is removed, and it is made anew."""
+        path = self.home.runs_dir / run_id
+        if kind_of(path) == "leftover":
+            remove_leftover(path)
+        if not os.path.lexists(path):
             return None
         run = self.home.run(run_id)
         started = (run.path / "launch.json").is_file()  # if not, its launcher died on the way

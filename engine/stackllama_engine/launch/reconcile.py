@@ -15,9 +15,9 @@ from ..contract.redact import redactor
 from ..contract.requests import Ask
 from ..contract.run_dir import Home, RunDir, State
 from ..contract.stages import Stage
-from .children import CHILDREN, child_id, parents_of
+from .children import CHILDREN, child_id, known_parents
 from .kept_directory import KeptDirectory
-from .outcome import Outcome, from_end_event, last_log_lines
+from .outcome import Outcome, from_end_event, last_log_lines, on_resume
 from .processes import kill_run_processes
 from .scrub import scrub_folder
 from .slurm_queue import cancel, in_slurm, is_inside, job_of
@@ -27,10 +27,9 @@ _QUEUED_SECONDS = 10.0  # between a run's creation and its lock; a launcher that
 _POLL_SECONDS = 0.1
 
 _LOST = (
-    "The supervisor ended without recording an outcome: it was killed, or the machine went down. {survivors}"
-    "Resuming goes on from the last checkpoint."
+    "The supervisor ended without recording an outcome: it was killed, or the machine went down. {survivors}{on_resume}"
 )
-_HOST_GONE = "{host}, which it ran on, was said to be gone for good. Resuming goes on from the last checkpoint."
+_HOST_GONE = "{host}, which it ran on, was said to be gone for good. {on_resume}"
 
 
 def reconcile(run: RunDir, *, host_gone: str | None = None) -> State:
@@ -50,16 +49,17 @@ def reconcile(run: RunDir, *, host_gone: str | None = None) -> State:
     gone = check_gone(run, state, host_gone)
     if not gone and not _abandoned(run, state):
         return state
-    lost = _HOST_GONE.format(host=host_gone) if gone else _LOST
+    gone_host = host_gone if gone else None
     try:
         lock = run.acquire_lock(holder_gone=gone)
     except RefusedError:  # somebody took it meanwhile: a resume, or another who looks
         return run.read_state()
     except OSError as error:  # a home that may be read but not written: say what is seen, change nothing
-        return msgspec.structs.replace(state, phase="lost", cause=f"{lost.format(survivors='')} Not recorded: {error}.")
+        cause = f"{_why_lost(run, state, gone_host)} Not recorded: {error}."
+        return msgspec.structs.replace(state, phase="lost", cause=cause)
     try:
         state = run.read_state()
-        return state if state.has_ended else _close(run, state, lost)
+        return state if state.has_ended else _close(run, state, gone_host)
     finally:
         run.release_lock(lock)
 
@@ -168,7 +168,7 @@ def _asked(run: RunDir, what: Ask) -> tuple[RunDir, State]:
 def newest_end_event(run: RunDir, attempt: int) -> Event | None:
     """The ``end`` record of an attempt, if it wrote one."""
     last: Event | None = None
-    for event in EventReader(run.attempt_dir(attempt) / "events.jsonl").read():
+    for event in EventReader(run.attempt_dir(attempt) / "events.jsonl").read_what_can_be():
         if event.kind == "end":
             last = event
     return last
@@ -178,7 +178,7 @@ def children_of(pipeline: RunDir) -> list[RunDir]:
     """The runs that a pipeline has made."""
     ids = {child_id(pipeline.id, child.suffix) for child in CHILDREN}
     runs = (run for run in Home(pipeline.path.parents[1]).runs() if run.id in ids)
-    return [run for run in runs if pipeline.id in parents_of(run)]
+    return [run for run in runs if pipeline.id in known_parents(run)]
 
 
 def _abandoned(run: RunDir, state: State) -> bool:
@@ -194,7 +194,12 @@ def _abandoned(run: RunDir, state: State) -> bool:
     return job is None and (state.host is None or not state.host.within(_QUEUED_SECONDS))
 
 
-def _close(run: RunDir, state: State, lost: str) -> State:
+def _why_lost(run: RunDir, state: State, gone_host: str | None, survivors: str = "") -> str:
+    text = _HOST_GONE if gone_host else _LOST
+    return text.format(host=gone_host, survivors=survivors, on_resume=on_resume(run, state.stage))
+
+
+def _close(run: RunDir, state: State, gone_host: str | None) -> State:
     killed = kill_run_processes(run.path)
     with contextlib.suppress(OSError):  # a full disk hinders nobody from knowing how the run ended
         scrub_folder(run.attempt_dir(state.attempt), redactor())
@@ -207,7 +212,7 @@ def _close(run: RunDir, state: State, lost: str) -> State:
     else:
         survivors = f"{killed} of its processes still ran and were ended. " if killed else ""
         state = msgspec.structs.replace(
-            state, phase="lost", cause=lost.format(survivors=survivors), ended=time.time(),
+            state, phase="lost", cause=_why_lost(run, state, gone_host, survivors), ended=time.time(),
             last_lines=last_log_lines(run.attempt_dir(state.attempt) / "log.txt"),
         )  # fmt: skip
     run.write_state(state)

@@ -1,18 +1,19 @@
 """Deleting runs: only what has ended, at once or not at all."""
 
-import secrets
-import shutil
+import errno
 
-from ..contract.errors import RefusedError
-from ..contract.run_dir import Home, RunDir
+from ..contract.errors import DamagedError, RefusedError
+from ..contract.run_dir import Home, RunDir, check_run_id, kind_of
 from ..contract.stages import Stage
-from .children import CHILDREN, child_id, parents_of
+from .children import CHILDREN, child_id, known_parents
+from .leftovers import delete_marked, remove_leftover
 from .processes import run_processes
 from .reconcile import ensure_ended
+from .repair import stage_of
 
 
 def remove(home: Home, run_id: str, *, children: bool = True, host_gone: str | None = None) -> list[str]:
-    """Delete a run that has ended; of a pipeline its children as well.
+    """Delete a run that has ended; of a pipeline its children as well. What a launch left under the name goes too.
 
     The directory is renamed first, so that nobody sees half a run, and its name is free at once.
 
@@ -29,6 +30,10 @@ def remove(home: Home, run_id: str, *, children: bool = True, host_gone: str | N
         UsageError: no such run.
         RefusedError: it, or a child, is alive; or it cannot be deleted. Nothing was changed.
     """
+    path = home.runs_dir / check_run_id(run_id)
+    if kind_of(path) == "leftover":
+        remove_leftover(path)
+        return [run_id]
     run = home.run(run_id)
     doomed = [run, *(_children(home, run) if children else [])]
     for each in doomed:
@@ -42,18 +47,31 @@ def remove(home: Home, run_id: str, *, children: bool = True, host_gone: str | N
 
 def users_of(home: Home, run_id: str) -> list[str]:
     """Runs that were made from this one, and would lose what they name in their recipes."""
-    return [other.id for other in home.runs() if other.id != run_id and run_id in parents_of(other)]
+    return [other.id for other in home.runs() if other.id != run_id and run_id in known_parents(other)]
 
 
 def _children(home: Home, run: RunDir) -> list[RunDir]:
-    if run.read_state().stage is not Stage.PIPELINE:
+    if _stage(run) is not Stage.PIPELINE:
         return []
     ids = {child_id(run.id, child.suffix) for child in CHILDREN}
-    return [other for other in home.runs() if other.id in ids and run.id in parents_of(other)]
+    return [other for other in home.runs() if other.id in ids and run.id in known_parents(other)]
+
+
+def _stage(run: RunDir) -> Stage | None:
+    try:
+        return run.read_state().stage
+    except DamagedError:
+        return stage_of(run)
 
 
 def _check(run: RunDir, host_gone: str | None) -> None:
-    ensure_ended(run, "rm", host_gone)
+    try:
+        ensure_ended(run, "rm", host_gone)
+    except DamagedError:  # nobody can say how it stands; whether somebody holds its lock can be seen
+        if run.lock_is_held():
+            raise RefusedError(
+                f"Run `{run.id}` is alive; stop it first: `stackllama-console runs stop {run.id}`."
+            ) from None
     if left := run_processes(run.path):
         pids = ", ".join(str(process.pid) for process in left)
         raise RefusedError(f"Processes of run `{run.id}` are still alive ({pids}); try again in a moment.")
@@ -61,12 +79,21 @@ def _check(run: RunDir, host_gone: str | None) -> None:
 
 def _remove(run: RunDir, *, holder_gone: bool) -> None:
     try:
-        lock = run.acquire_lock(holder_gone=holder_gone)  # nobody resumes it meanwhile
+        lock = _acquire_lock(run, holder_gone=holder_gone)  # nobody resumes it meanwhile
         try:
-            gone = run.path.with_name(f".deleted-{run.id}-{secrets.token_hex(4)}")  # a leading dot: no run id
-            run.path.rename(gone)
-            shutil.rmtree(gone)
+            delete_marked(run.path)
         finally:
-            run.release_lock(lock)
+            if lock is not None:
+                run.release_lock(lock)
     except OSError as error:
         raise RefusedError(f"Run `{run.id}` could not be deleted: {error}.") from None
+
+
+def _acquire_lock(run: RunDir, *, holder_gone: bool) -> int | None:
+    """The run's lock; None where something else than a file is in its place, which nobody can hold."""
+    try:
+        return run.acquire_lock(holder_gone=holder_gone)
+    except OSError as error:
+        if error.errno in (errno.EISDIR, errno.ELOOP, errno.ENXIO):
+            return None
+        raise

@@ -8,13 +8,15 @@ import os
 import shutil
 import subprocess
 import time
+from typing import Annotated
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from ..contract.errors import UsageError
 from ..contract.host import Host
 from ..contract.run_dir import RunDir, State
+from ..contract.times import UnixTime
 
 SLURM_FILE = "slurm.json"
 _ASK_AGAIN = 30.0  # seconds; screens look every second, and a cluster has many of them
@@ -32,8 +34,9 @@ class Job(Struct, frozen=True, kw_only=True, omit_defaults=True):
         options: sbatch's, as the person gave them; None in files of before 0.2.
     """
 
-    id: str
-    submitted: float
+    id: Annotated[str, Meta(pattern=r"^[0-9A-Za-z_.+\[\]-]{0,64}$")]
+    """It becomes an argument of Slurm's commands."""
+    submitted: UnixTime
     host: Host | None = None
     options: dict[str, str] | None = None
 
@@ -42,13 +45,13 @@ def job_of(run: RunDir) -> Job | None:
     """The Slurm job of a run, or None.
 
     Raises:
-        UsageError: ``slurm.json`` cannot be read.
+        DamagedError: ``slurm.json`` cannot be read.
     """
     found = run.read_json(SLURM_FILE)
     try:
         return msgspec.convert(found, Job) if found else None
     except msgspec.ValidationError as error:
-        raise UsageError(f"{run.path / SLURM_FILE} cannot be read: {error}.") from None
+        raise run.damaged(SLURM_FILE, str(error)) from None
 
 
 def write_job(run: RunDir, job: Job) -> None:

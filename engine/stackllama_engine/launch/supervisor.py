@@ -40,7 +40,15 @@ from ..contract.stages import Stage
 from ..contract.streams import open_standard_streams
 from .argv import inherited_environment
 from .detach import adopt_orphans, detach
-from .outcome import Outcome, from_end_event, from_status, last_log_lines, signal_to_launcher, stopped_by_force
+from .outcome import (
+    Outcome,
+    from_end_event,
+    from_status,
+    last_log_lines,
+    on_resume,
+    signal_to_launcher,
+    stopped_by_force,
+)
 from .processes import descendants, identify, kill_run_processes, oom_kills, run_processes, send
 from .renamed import Renamed
 from .scrub import Scrubber, scrub_folder
@@ -172,7 +180,7 @@ class Supervisor:
     def _read_events(self) -> None:
         seen = False
         now = time.monotonic()  # the worker's clock may be set meanwhile
-        for event in self._reader.read():
+        for event in self._reader.read_what_can_be():
             seen = True
             if event.kind == "end":
                 self._end = event
@@ -301,13 +309,14 @@ class Supervisor:
         """Of a stop that nobody asked for in `control/`; None where somebody did."""
         if self._stopping:
             return self._watch.stop_cause if self._watch is not None else None
-        return signal_to_launcher(status, last_log_lines(self.folder / "log.txt"))
+        lines = last_log_lines(self.folder / "log.txt")
+        return signal_to_launcher(status, lines, on_resume(self.run, self.state.stage))
 
     def _plain_outcome(self, status: int) -> Outcome:
         if self._end is not None:
             return from_end_event(self._end)
         if self._stopping and self._forced is not None:
-            return stopped_by_force(self._forced, self.patience.stop)
+            return stopped_by_force(self._forced, self.patience.stop, on_resume(self.run, self.state.stage))
         return from_status(status, last_log_lines(self.folder / "log.txt"))
 
     def _finish(self, outcome: Outcome) -> None:

@@ -34,6 +34,8 @@ No runs here yet.
 
 `stackllama-console demo` runs the whole recipe in minutes, without a GPU."""
 
+_OF_DAMAGED = {"delete": "delete", "resume": "repair"}
+"""What can be done to a run whose state cannot be read, and how."""
 _LEAST = {"state": 10, "step": 7, "age": 4, "last": 16}  # room to grow, so that columns seldom move
 _AGE_SECONDS = 60  # ages are brought up to date this often, and with every change
 
@@ -264,6 +266,8 @@ class RunsScreen(ConsoleScreen):
             )
             if row.elsewhere:
                 lines.append(Text(f"{row.phase} {row.elsewhere}: from here it is looked at and stopped"))
+            if row.trouble:
+                lines.append(Text(row.trouble))
             if row.cause and row.phase != "finished":
                 lines.append(Text(f"cause: {row.cause}"))
             if hint := advice_of_row(row):
@@ -290,7 +294,7 @@ class RunsScreen(ConsoleScreen):
             case "samples" | "select":
                 return row is not None
             case "stop":
-                return row is not None and not ended
+                return row is not None and not ended and row.phase != "damaged"
             case "resume":
                 return row is not None and ended and row.phase != "finished"
             case "compare":
@@ -306,7 +310,7 @@ class RunsScreen(ConsoleScreen):
 
     def action_open(self) -> None:
         """The monitor."""
-        if self.row and not self.row.trouble:
+        if self.row and self.row.phase != "damaged":
             self.console_app.open_run(self.row.id)
         elif self.row:
             self.say(self.row.trouble or "", trouble=True)
@@ -319,10 +323,11 @@ class RunsScreen(ConsoleScreen):
         """Something done to the run under the cursor."""
         if self.row is None:
             self.say("there is no run under the cursor")
-        elif self.row.trouble:
-            self.say(self.row.trouble, trouble=True)
+        elif self.row.phase == "damaged" and what not in _OF_DAMAGED:
+            self.say(self.row.trouble or "", trouble=True)
         else:
-            getattr(self.actions, what)(self.row.id)
+            action = _OF_DAMAGED[what] if self.row.phase == "damaged" else what
+            getattr(self.actions, action)(self.row.id)
 
     def action_select(self) -> None:
         """Choose runs to compare; the cursor moves on."""

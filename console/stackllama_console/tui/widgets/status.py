@@ -137,20 +137,28 @@ def advice(run: RunDir, state: State) -> str:
     if "nan" in cause or "infinity" in cause or "became" in cause:
         return "e: lower learning_rate, or bf16 instead of fp16; r resumes from the last checkpoint"
     if "no space" in cause or "disk" in cause:
-        return "free some disk, then r to resume from the last checkpoint"
+        return f"free some disk, then r: {_resume(state.stage)}"
     if state.phase == "stopped":
-        return "r: resume from the last checkpoint"
+        return f"r: {_resume(state.stage)}"
     if state.stage is Stage.PIPELINE:
         child = newest(run, state)
         where = f" (its stage {child.id.removeprefix(run.id + '-')} says more: , and .)" if child else ""
         return f"r: resume with the stage that failed{where}"
-    return "the log below says more (/ searches it); r resumes from the last checkpoint; e changes the recipe"
+    return f"the log below says more (/ searches it); r: {_resume(state.stage)}; e changes the recipe"
+
+
+def _resume(stage: Stage | None) -> str:
+    """What a resume does: a merge saves nothing on its way."""
+    return {
+        Stage.MERGE: "begin it anew",
+        Stage.PIPELINE: "resume with the stage it was at",
+    }.get(stage or Stage.SFT, "resume from the last checkpoint")
 
 
 def advice_of_row(row: Row) -> str:
     """The keys that make sense for a run of the list."""
-    if row.trouble:
-        return ""
+    if row.phase == "damaged":
+        return "r rebuilds its records from its other files, D deletes it"
     match row.phase:
         case "finished":
             return {
@@ -159,7 +167,7 @@ def advice_of_row(row: Row) -> str:
                 Stage.PIPELINE: "enter looks at its stages, z folds them away",
             }.get(row.stage or Stage.MERGE, "enter looks, e launches a changed copy")
         case "stopped" | "failed" | "lost":
-            return "enter says more, r resumes from the last checkpoint, e launches a changed copy"
+            return f"enter says more, r: {_resume(row.stage)}, e launches a changed copy"
         case _:
             return "enter looks, x stops it after saving, w saves now"
 

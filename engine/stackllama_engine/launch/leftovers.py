@@ -1,0 +1,114 @@
+"""What launches and deletions that were cut short left in ``runs/``: named, and removed unless somebody works on it."""
+
+import os
+import secrets
+import shutil
+from pathlib import Path
+
+from msgspec import Struct
+
+from ..contract.creation import DELETED, NEW
+from ..contract.errors import RefusedError
+from ..contract.run_dir import Home, kind_of
+from ..contract.working import left_alone, working_on
+
+
+class Leftover(Struct, frozen=True, kw_only=True):
+    """An entry of ``runs/`` that is no run.
+
+    Attributes:
+        path: where it is.
+        of: what left it: ``launch`` or ``deletion``.
+        busy: whether somebody works on it, so that it is none yet.
+    """
+
+    path: Path
+    of: str
+    busy: bool
+
+
+def leftovers(home: Home) -> list[Leftover]:
+    """All of a home, by name.
+
+    Raises:
+        OSError: the directory of runs cannot be read.
+    """
+    if not home.runs_dir.is_dir():
+        return []
+    found = [(path, _origin(path)) for path in sorted(home.runs_dir.iterdir())]
+    return [Leftover(path=path, of=of, busy=_is_busy(path)) for path, of in found if of is not None]
+
+
+def remove_leftovers(home: Home) -> tuple[list[str], list[str]]:
+    """Remove all that nobody works on.
+
+    Returns:
+        names of what was removed, and of what was left because somebody works on it.
+
+    Raises:
+        RefusedError: one cannot be removed.
+    """
+    removed: list[str] = []
+    busy: list[str] = []
+    for each in leftovers(home):
+        (busy if each.busy else removed).append(each.path.name)
+        if not each.busy:
+            remove_leftover(each.path)
+    return removed, busy
+
+
+def remove_leftover(path: Path) -> None:
+    """Remove one. Under a real name it is renamed first, so that the name is free at once.
+
+    Raises:
+        RefusedError: somebody works on it, or it cannot be removed.
+    """
+    try:
+        if path.is_symlink() or not path.is_dir():
+            path.unlink()
+            return
+        with left_alone(path) as alone:
+            if not alone:
+                raise RefusedError(f"{path} is being written, or was left where nobody can tell; try again later.")
+            delete_whole(path)
+    except FileNotFoundError:  # somebody else removed it
+        return
+    except OSError as error:
+        raise RefusedError(f"{path} could not be removed: {error.strerror}.") from None
+
+
+def delete_whole(path: Path) -> None:
+    """Delete a directory under another, hidden name: nobody sees half of it, and its name is free at once.
+
+    Raises:
+        OSError: it cannot be deleted; what is left of it is a leftover.
+    """
+    if not path.name.startswith((NEW, DELETED)):
+        path = path.rename(path.with_name(f"{DELETED}{path.name}-{secrets.token_hex(4)}"))  # a leading dot: no run id
+    shutil.rmtree(path)
+
+
+def delete_marked(path: Path) -> None:
+    """As :func:`delete_whole`, marked as being worked on meanwhile.
+
+    Raises:
+        OSError: as there.
+    """
+    with working_on(path):
+        delete_whole(path)
+
+
+def _origin(path: Path) -> str | None:
+    if path.name.startswith(DELETED):
+        return "deletion"
+    return "launch" if path.name.startswith(NEW) or kind_of(path) == "leftover" else None
+
+
+def _is_busy(path: Path) -> bool:
+    if path.is_symlink() or not path.is_dir():
+        return False
+    try:
+        with left_alone(path) as alone:
+            return not alone
+    except OSError:
+        return not os.path.lexists(path)  # gone: somebody removes it; not permitted: removing it will say so

@@ -1,0 +1,136 @@
+"""What is tried on a damaged home: commands as a person types them, and what the screens read."""
+
+import contextlib
+import random
+from collections.abc import Callable
+from typing import Any
+
+from stackllama_console.feeds.choices import run_choices
+from stackllama_console.feeds.comparison import Comparison
+from stackllama_console.feeds.comparison_rows import figure_rows, recipe_rows
+from stackllama_console.feeds.draft import read_run
+from stackllama_console.feeds.logs import LogFeed
+from stackllama_console.feeds.run_feed import RunFeed
+from stackllama_console.feeds.runs_index import RunsIndex
+from stackllama_console.feeds.samples import SamplesFile
+from stackllama_console.tui.watched import watch_run
+from stackllama_console.tui.widgets.status import advice, advice_of_row
+from stackllama_engine.contract.errors import StackllamaError
+from stackllama_engine.contract.run_dir import Home, RunDir
+from stackllama_engine.contract.stages import Stage
+from stackllama_engine.launch.chat import find_target
+
+COMMANDS = """\
+ls
+ls --json
+ls --stage sft
+show
+show RUN
+show RUN --json
+logs RUN
+logs RUN -n 2
+logs RUN --attempt 1
+stop RUN --no-wait
+stop RUN --no-wait --json
+verify RUN
+verify RUN --json
+repair RUN
+repair RUN --json
+rm RUN
+rm RUN --yes
+rm --leftovers
+resume RUN
+resume RUN --recipe-changed --json
+""".splitlines()
+OF_ENDED = ["watch RUN", "watch RUN --json", "watch RUN --plain", "logs RUN -f"]
+"""Those that follow a run to its end."""
+OF_ALIVE = ["save RUN", "sample RUN", "pause RUN", "continue RUN", "set RUN learning_rate=1e-4"]
+ELSEWHERE = [
+    "launch merge adapter_path=RUN --dry-run",
+    "plan merge adapter_path=RUN",
+    "launch ppo model_name_or_path=demo dataset_name=demo reward_model_path=RUN --dry-run",
+    "launch sft model_name_or_path=demo dataset_name=demo --name RUN --dry-run",
+]
+"""Commands of which a run is the input, or has the name."""
+
+
+def command(rng: random.Random, run_id: str, *, ended: bool) -> list[str]:
+    """One command on a run."""
+    if rng.random() < 0.06:
+        text = rng.choice(ELSEWHERE)
+    else:
+        text = f"runs {rng.choice([*COMMANDS, *(OF_ENDED if ended else OF_ALIVE * 3)])}"
+    return [word.replace("RUN", run_id) for word in text.split()]
+
+
+def _index(home: Home, run_id: str) -> Any:
+    index = RunsIndex(home)
+    index.poll()
+    index.poll()
+    return [(row, advice_of_row(row), row.age(2e9)) for row in index.rows]
+
+
+def _feed(home: Home, run_id: str) -> Any:
+    feed = RunFeed(RunDir(home.runs_dir / run_id))
+    feed.poll()
+    feed.poll()
+    for series in [*feed.series.values(), *feed.memory.values()]:
+        if len(series):
+            series.columns(0, 10, 20)
+            series.smoothed(0.5)
+    seen = feed.state, feed.trouble, feed.remarks, feed.timings, feed.started, feed.first_step, feed.bad_lines
+    return seen, feed.eta(2e9), feed.checkpoints, advice(feed.run, feed.state) if feed.state else ""
+
+
+def _log(home: Home, run_id: str) -> Any:
+    log = LogFeed(RunDir(home.runs_dir / run_id))
+    log.poll()
+    log.poll()
+    return log.lines, log.trouble, log.open_line
+
+
+def _samples(home: Home, run_id: str) -> Any:
+    samples = SamplesFile(RunDir(home.runs_dir / run_id).samples_file)
+    samples.poll()
+    samples.poll()
+    orders = [samples.order(key, descending=True, part="training") for key in ("step", "reward", "kl", "length")]
+    found = samples.search("because"), samples.pairs(), samples.steps(), samples.read(range(len(samples)))
+    return orders, found, samples.trouble, samples.of_question(0) if len(samples) else None
+
+
+def _compare(home: Home, run_id: str) -> Any:
+    compared = Comparison(home, ["whole", run_id, "ppo"])
+    compared.poll()
+    compared.poll()
+    return compared.metrics(), compared.troubles, recipe_rows(compared), figure_rows(compared, compared.metrics())
+
+
+def _watched(home: Home, run_id: str) -> Any:
+    watched = watch_run(home, run_id)
+    watched.look()
+    watched.look()
+    return watched.result, watched.evaluation, watched.newest_samples, watched.predicted, watched.feed.history
+
+
+def _choices(home: Home, run_id: str) -> Any:
+    return run_choices(home, list(Stage))
+
+
+def _draft(home: Home, run_id: str) -> Any:
+    return read_run(home, run_id)
+
+
+def _chat(home: Home, run_id: str) -> Any:
+    return find_target(home.run(run_id)), find_target(home.run(run_id), "2")
+
+
+SCREENS: dict[str, Callable[[Home, str], Any]] = {
+    "runs": _index, "monitor": _feed, "log": _log, "samples": _samples, "compare": _compare, "watched": _watched,
+    "choices": _choices, "launch form": _draft, "chat": _chat,
+}  # fmt: skip
+
+
+def look(screen: str, home: Home, run_id: str) -> None:
+    """Read what a screen reads; an error that it would show as a sentence is one of ours."""
+    with contextlib.suppress(StackllamaError):
+        repr(SCREENS[screen](home, run_id))

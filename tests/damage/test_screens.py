@@ -1,0 +1,78 @@
+"""The console itself over a home in which several runs are damaged: every screen of every run, and none that crashes.
+
+``STACKLLAMA_DAMAGE_SEED=7`` repeats trial 7; a failing one prints its seed.
+"""
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+from tests.damage.mutations import mutate
+from tests.damage.stock import NAMES, Stock
+from tests.tui.app_kit import Shown, run_app
+from tests.tui.screens_kit import isolate
+
+from stackllama_engine.contract.run_dir import RunDir
+
+SEED = os.environ.get("STACKLLAMA_DAMAGE_SEED")
+MANY = 40
+KEYS = ("enter", "a", "e", "t", "h")
+"""Monitor, answers, launch form, chat, and a key that does nothing here."""
+
+
+async def visit(shown: Shown, rng: random.Random) -> None:
+    """Two screens of every run in the list, then two runs beside each other."""
+    await shown.until(lambda: len(shown.front.index.rows) >= len(NAMES))
+    await shown.press("g")
+    for _ in range(len(NAMES) + 2):
+        for key in rng.sample(KEYS, 2):
+            await shown.press(key)
+            shown.assert_clean()
+            await back(shown)
+        await shown.press("space")
+    await shown.press("c")
+    shown.assert_clean()
+    await back(shown)
+
+
+async def back(shown: Shown) -> None:
+    """To the list, from however deep."""
+    for _ in range(8):
+        if shown.name == "RunsScreen":
+            return
+        await shown.press("escape")
+    assert shown.name == "RunsScreen"
+
+
+def trial(seed: int, template: Stock, folder: Path) -> None:
+    rng = random.Random(seed)
+    home = template.lay_out(folder / f"home-{seed}")
+    told = f"seed {seed}: " + "; ".join(
+        f"{name}/{mutate(rng, RunDir(home.runs_dir / name))}" for name in rng.sample(NAMES, 3)
+    )
+    lock = RunDir(home.runs_dir / "whole").acquire_lock()
+    try:
+        run_app(home, lambda shown: visit(shown, rng))
+    except BaseException as error:
+        error.add_note(told)
+        raise
+    finally:
+        os.close(lock)
+
+
+def test_the_console_survives_some_damage(
+    template: Stock, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    isolate(tmp_path, monkeypatch)
+    trial(int(SEED or 0), template, folder)
+
+
+@pytest.mark.long
+def test_the_console_survives_any_damage(
+    template: Stock, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    isolate(tmp_path, monkeypatch)
+    begin = int.from_bytes(os.urandom(4), "big") << 8
+    for number in range(MANY):
+        trial(begin + number, template, folder)
