@@ -39,6 +39,7 @@ from ..contract.stages import Stage
 from ..contract.streams import open_standard_streams
 from .argv import inherited_environment
 from .detach import adopt_orphans, detach
+from .meeting import make_meeting_place, meeting_environment, remove_meeting_place
 from .outcome import Outcome, from_end_event, from_status, last_log_lines, signal_to_launcher, stopped_by_force
 from .processes import descendants, identify, kill_run_processes, oom_kills, run_processes, send
 from .scrub import Scrubber, scrub_folder
@@ -100,6 +101,7 @@ class Supervisor:
         self._sent: signal.Signals | None = None  # to the processes of the run
         self._forced: signal.Signals | None = None  # to the worker while it still lived
         self._told_unkillable = False
+        self._meeting: Path | None = None  # of several ranks
 
     def supervise(self) -> None:
         """Start the worker, follow it to its end, leave no process of the run behind, record the outcome."""
@@ -128,10 +130,14 @@ class Supervisor:
     def _start_worker(self) -> None:
         launch = self.run.read_launch()
         self._watch = Watch(self.run, self.folder, launch, self.state.stage)
+        environment = inherited_environment() | launch.environment
+        if int(launch.environment.get("STACKLLAMA_WORLD_SIZE", "1")) > 1:
+            self._meeting = make_meeting_place(self.folder)
+            environment |= meeting_environment(self._meeting)
         log = open_private(self.folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         try:
             process = subprocess.Popen(
-                launch.argv, cwd=launch.cwd, env=inherited_environment() | launch.environment,
+                launch.argv, cwd=launch.cwd, env=environment,
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
         finally:
@@ -290,6 +296,8 @@ class Supervisor:
         return from_status(status, last_log_lines(self.folder / "log.txt"))
 
     def _finish(self, outcome: Outcome) -> None:
+        if self._meeting is not None:
+            remove_meeting_place(self._meeting)
         if self._watch is not None:
             self._watch.end()
         lines = last_log_lines(self.folder / "log.txt") if outcome.exit_code not in _IN_ORDER else []
