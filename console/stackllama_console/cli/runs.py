@@ -9,11 +9,13 @@ import sys
 import time
 from collections.abc import Iterator
 
-from stackllama_engine.contract.errors import ExitCode, RefusedError, UsageError
+from stackllama_engine.contract.errors import ExitCode, FunctionChangedError, RefusedError, UsageError
 from stackllama_engine.contract.recipe_io import load_recipe
 from stackllama_engine.contract.resuming import check_resume
 from stackllama_engine.contract.run_dir import Home, RunDir, State, check_run_id
 from stackllama_engine.launch.children import CHILDREN, child_id
+from stackllama_engine.launch.function_hash import unrecorded_notice
+from stackllama_engine.launch.owners import check_run
 from stackllama_engine.launch.reconcile import reconcile
 
 from ..feeds.line_follower import LineFollower
@@ -120,6 +122,7 @@ def stop(arguments: argparse.Namespace) -> int:
     from stackllama_engine.launch.reconcile import stop as stop_run
 
     run = find(Home(arguments.home), arguments.run)
+    check_run(run)
     before = reconcile(run)
     child = still_running(run, before)
     at_work = child or run
@@ -183,9 +186,18 @@ def resume(arguments: argparse.Namespace) -> int:
 
     home = Home(arguments.home)
     run = find(home, arguments.run)
-    notice = check_resume(run, load_recipe(run.read_state().stage, run.recipe_file))
-    run = launcher.resume(home, run.id)
-    if notice:
+    recipe = load_recipe(run.read_state().stage, run.recipe_file)
+    notices = [check_resume(run, recipe), unrecorded_notice(run, recipe)]
+    try:
+        run = launcher.resume(home, run.id, function_changed=arguments.reward_fn_changed)
+    except FunctionChangedError as error:
+        if not sys.stdin.isatty():
+            raise
+        say(f"{one_line(error.reason)}\nExecute it as it is now? [y/N]")
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+            raise RefusedError(f"{run.id} was not resumed.") from None
+        run = launcher.resume(home, run.id, function_changed=True)
+    for notice in filter(None, notices):
         say(one_line(notice))
     if not arguments.json:
         show(run.id)

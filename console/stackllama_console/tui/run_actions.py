@@ -7,9 +7,11 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from stackllama_engine.contract.errors import StackllamaError
+from stackllama_engine.contract.errors import FunctionChangedError, StackllamaError
+from stackllama_engine.contract.recipe_io import load_recipe
 from stackllama_engine.contract.requests import Ask
 from stackllama_engine.contract.run_dir import Home, RunDir, State
+from stackllama_engine.launch.owners import check_run
 from stackllama_engine.launch.reconcile import ask, check_change, reconcile
 
 from ..sanitise import one_line
@@ -31,6 +33,7 @@ class RunActions:
         question = f"Stop {run_id}?\n\nIt saves a checkpoint first; r resumes it later."
 
         def refusal() -> str:
+            check_run(self.home.run(run_id))
             state = reconcile(self.home.run(run_id))
             return f"{run_id} has ended already: {state.phase}" if state.has_ended else ""
 
@@ -84,13 +87,30 @@ class RunActions:
     def resume(self, run_id: str) -> None:
         """A new attempt from the newest checkpoint."""
 
-        def work() -> str:
-            from stackllama_engine.launch.launcher import resume
+        self.screen.begin(self._resume(run_id), group="actions")
 
+    async def _resume(self, run_id: str) -> None:
+        from stackllama_engine.launch.function_hash import unrecorded_notice
+        from stackllama_engine.launch.launcher import resume
+
+        def work() -> str:
+            run = self.home.run(run_id)
+            notice = unrecorded_notice(run, load_recipe(run.read_state().stage, run.recipe_file))
             resume(self.home, run_id)
+            return notice or f"{run_id} goes on"
+
+        def with_what_changed() -> str:
+            resume(self.home, run_id, function_changed=True)
             return f"{run_id} goes on"
 
-        self._do(work)
+        try:
+            message = await asyncio.to_thread(work)
+        except FunctionChangedError as changed:
+            self._ask(f"{changed.reason}\n\nExecute it as it is now?", "resume", with_what_changed)
+        except (StackllamaError, OSError, TimeoutError) as error:
+            self.screen.say(str(error), trouble=True)
+        else:
+            self.screen.say(one_line(message))
 
     def delete(self, run_id: str, then: Callable[[], None] | None = None) -> None:
         """Ask, naming what else goes or depends on it; then delete."""
@@ -100,6 +120,7 @@ class RunActions:
         from stackllama_engine.launch.remove import remove, users_of
 
         try:
+            await asyncio.to_thread(check_run, self.home.run(run_id))
             state = await asyncio.to_thread(reconcile, self.home.run(run_id))
             if not state.has_ended:
                 self.screen.say(f"{run_id} is {state.phase}: x stops it, then it can be deleted", trouble=True)

@@ -7,6 +7,7 @@
     │   ├── RecipeError      2  a wrong key or value in a recipe; names file, key, value and the way out
     │   └── DataError        2  a data source that cannot be read as asked
     ├── RefusedError         3  refused before launch: name taken, run alive, nothing to resume
+    │   └── FunctionChangedError 3  code that a recipe names is not what it was at launch; may be confirmed
     └── StageError           1  a stage ran and cannot go on; the message is the cause
 
 A message says what is wrong, where, and the way out, in one or two sentences.
@@ -50,6 +51,20 @@ class RefusedError(StackllamaError):
     """Understood, but refused before anything was launched."""
 
     exit_code = ExitCode.REFUSED
+
+
+class FunctionChangedError(RefusedError):
+    """Code that a recipe names is no longer what it was at launch; a person may confirm it.
+
+    Args:
+        run_id: the run that was to be resumed.
+        reason: what is different, in a sentence.
+    """
+
+    def __init__(self, run_id: str, reason: str) -> None:
+        self.reason = f"Run `{run_id}`: {reason} It would be executed with your rights."
+        way_out = f"Look at it; if it is what you want: `stackllama-console runs resume {run_id} --reward-fn-changed`."
+        super().__init__(f"{self.reason} {way_out}")
 
 
 class StageError(StackllamaError):

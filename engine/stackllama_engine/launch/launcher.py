@@ -21,14 +21,16 @@ from ..contract.recipe_io import dump_recipe, load_recipe
 from ..contract.redact import redactor, secret_names
 from ..contract.requests import forget_all
 from ..contract.resuming import check_resume
-from ..contract.run_dir import Home, Launch, RunDir, check_run_id
+from ..contract.run_dir import FunctionFile, Home, Launch, RunDir, check_run_id
 from ..contract.stages import Stage
 from .argv import Command, build_command, inherited_environment, source_path
 from .children import CHILDREN, child_id, parents_of
 from .data_check import data_notices
+from .function_hash import check_function, reward_function
 from .gpus import visible_gpus
 from .inputs import resolve_inputs
 from .machine import git_commit, package_versions, resolve_machine
+from .owners import check_home, check_run
 from .preflight import preflight
 from .processes import run_processes
 from .reconcile import reconcile
@@ -97,6 +99,7 @@ def prepare(home: Home, stage: Stage, recipe: AnyRecipe, name: str | None) -> tu
     """
     if recipe.stage is not stage:
         raise UsageError(f"This is a {recipe.stage} recipe, not a {stage} recipe.")
+    check_home(home)
     _check_name(home, stage, name)
     recipe, parents = resolve_inputs(home, recipe)
     preflight(recipe)
@@ -132,38 +135,47 @@ def launch(
         StackllamaError: the supervisor could not be started; the run says why.
     """
     planned = plan(home, stage, recipe, name, canary=canary)
+    function = reward_function(planned.recipe)
     run = home.create(stage, planned.recipe_yaml, name)
     lock = run.acquire_lock()
     try:
-        _start(run, lock, planned.recipe, [*planned.parents, *parents], canary)
+        _start(run, lock, planned.recipe, [*planned.parents, *parents], canary, function)
     finally:
         os.close(lock)
     return run
 
 
-def resume(home: Home, run_id: str) -> RunDir:
+def resume(home: Home, run_id: str, *, function_changed: bool = False) -> RunDir:
     """Start a new attempt of a run that stopped, failed or was lost; it goes on from its newest checkpoint.
+
+    Args:
+        home: where runs live.
+        run_id: the run.
+        function_changed: the person knows that the code of ``reward_fn`` is not what it was at launch.
 
     Raises:
         UsageError: no such run.
-        RefusedError: it has finished, or something of it is alive.
+        RefusedError: it has finished, something of it is alive, or it is somebody else's.
+        FunctionChangedError: the code of ``reward_fn`` has changed.
         StackllamaError: the supervisor could not be started; the run says why.
     """
     run = home.run(run_id)
+    check_run(run)
     check_settings()
     state = reconcile(run)
     if not state.has_ended:
         raise RefusedError(f"Run `{run.id}` is alive; stop it first: `stackllama-console runs stop {run.id}`.")
-    begin(run, canary=_had_canary(run))
+    begin(run, canary=_had_canary(run), function_changed=function_changed)
     return run
 
 
-def begin(run: RunDir, *, canary: bool | None) -> None:
+def begin(run: RunDir, *, canary: bool | None, function_changed: bool = False) -> None:
     """Start a new attempt of a run that nobody holds, on this machine.
 
     Raises:
         RefusedError, StackllamaError: as :func:`resume`.
     """
+    check_run(run)
     lock = run.acquire_lock()
     try:
         if run.read_state().phase == "finished":
@@ -173,12 +185,15 @@ def begin(run: RunDir, *, canary: bool | None) -> None:
             raise RefusedError(f"Processes of run `{run.id}` are still alive ({pids}); try again in a moment.")
         recipe = resolve_machine(load_recipe(run.read_state().stage, run.recipe_file), visible_gpus())
         check_resume(run, recipe)
-        _start(run, lock, recipe, parents_of(run), canary)
+        function = check_function(run, recipe, accepted=function_changed)
+        _start(run, lock, recipe, parents_of(run), canary, function)
     finally:
         os.close(lock)
 
 
-def start_supervisor(run: RunDir, lock: int, command: Command, parents: list[str]) -> None:
+def start_supervisor(
+    run: RunDir, lock: int, command: Command, parents: list[str], function: FunctionFile | None = None
+) -> None:
     """Begin the next attempt with the lock held: its folder, ``launch.json``, state, and a detached supervisor.
 
     Raises:
@@ -195,7 +210,7 @@ def start_supervisor(run: RunDir, lock: int, command: Command, parents: list[str
         Launch(
             argv=command.argv, cwd=str(run.path), host=socket.gethostname(), created=time.time(),
             versions=package_versions(), git_commit=git_commit(), parents=parents,
-            environment=environment, secrets=secret_names(),
+            environment=environment, secrets=secret_names(), reward_fn=function,
         )
     )  # fmt: skip
     state = msgspec.structs.replace(
@@ -226,9 +241,11 @@ def _had_canary(run: RunDir) -> bool | None:
     return "STACKLLAMA_CANARY" in run.read_launch().environment if (run.path / "launch.json").is_file() else None
 
 
-def _start(run: RunDir, lock: int, recipe: AnyRecipe, parents: list[str], canary: bool | None) -> None:
+def _start(
+    run: RunDir, lock: int, recipe: AnyRecipe, parents: list[str], canary: bool | None, function: FunctionFile | None
+) -> None:
     try:
-        start_supervisor(run, lock, _command(recipe, run.path, canary), parents)
+        start_supervisor(run, lock, _command(recipe, run.path, canary), parents, function)
     except OSError as error:
         raise StackllamaError(f"Run `{run.id}` could not be started: {error}.") from error
 

@@ -15,6 +15,7 @@ from ..contract.run_dir import Home, RunDir, State
 from ..contract.stages import Stage
 from .children import CHILDREN, child_id, parents_of
 from .outcome import Outcome, from_end_event, last_log_lines
+from .owners import check_run, run_problem
 from .processes import kill_run_processes
 from .scrub import scrub_folder
 from .slurm_queue import cancel, in_slurm
@@ -40,14 +41,14 @@ def reconcile(run: RunDir) -> State:
     state = run.read_state()
     if not _abandoned(run, state):
         return state
+    if problem := run_problem(run):  # somebody else's: it is looked at, and left for him to set right
+        return _unrecorded(state, problem)
     try:
         lock = run.acquire_lock()
     except RefusedError:  # somebody took it meanwhile: a resume, or another who looks
         return run.read_state()
     except OSError as error:  # a home that may be read but not written: say what is seen, change nothing
-        return msgspec.structs.replace(
-            state, phase="lost", cause=f"{_LOST.format(survivors='')} Not recorded: {error}."
-        )
+        return _unrecorded(state, f"{error}.")
     try:
         state = run.read_state()
         return state if state.has_ended else _close(run, state)
@@ -66,7 +67,11 @@ def stop(run: RunDir, *, wait: bool) -> State:
 
     Returns:
         the state now.
+
+    Raises:
+        RefusedError: it is somebody else's (:mod:`.owners`).
     """
+    check_run(run)
     state = cancel(run, reconcile(run))
     if not state.has_ended:
         run.request("stop")
@@ -91,9 +96,10 @@ def ask(run: RunDir, what: Ask, change: str | None = None) -> RunDir:
         the run that was asked.
 
     Raises:
-        RefusedError: it has ended, or its stage cannot.
+        RefusedError: it has ended, its stage cannot, or it is somebody else's (:mod:`.owners`).
         UsageError: ``change`` is not ``key=value``, or a value that the recipe would not take either.
     """
+    check_run(run)
     asked, state = _asked(run, what)
     requests.write(asked, what, requests.parse_change(state.stage, change or "") if what == "set" else None)
     return asked
@@ -139,6 +145,10 @@ def _abandoned(run: RunDir, state: State) -> bool:
     if state.has_ended or run.lock_is_held() or in_slurm(run):
         return False
     return state.phase != "queued" or time.time() - state.created > _QUEUED_SECONDS
+
+
+def _unrecorded(state: State, why: str) -> State:
+    return msgspec.structs.replace(state, phase="lost", cause=f"{_LOST.format(survivors='')} Not recorded: {why}")
 
 
 def _close(run: RunDir, state: State) -> State:

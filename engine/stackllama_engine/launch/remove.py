@@ -8,6 +8,7 @@ from ..contract.errors import RefusedError
 from ..contract.run_dir import Home, RunDir
 from ..contract.stages import Stage
 from .children import CHILDREN, child_id, parents_of
+from .owners import check_run
 from .processes import run_processes
 from .reconcile import reconcile
 
@@ -27,11 +28,12 @@ def remove(home: Home, run_id: str, *, children: bool = True) -> list[str]:
 
     Raises:
         UsageError: no such run.
-        RefusedError: it, or a child, is alive; or it cannot be deleted. Nothing was changed.
+        RefusedError: it, or a child, is alive or not to be trusted; or it cannot be deleted. Nothing was changed.
     """
     run = home.run(run_id)
     doomed = [run, *(_children(home, run) if children else [])]
     for each in doomed:
+        check_run(each)
         _check(each)
     removed: list[str] = []
     for each in reversed(doomed):
