@@ -62,7 +62,11 @@ def imported_file(key: str, reference: str, directory: str | None) -> Path:
     if named is None:  # of a recipe that was changed by hand
         raise UsageError(f"`{key}: {reference}` names no function; write `package.module:function`.")
     module = named["module"]
-    roots = [Path(directory)] if directory else [*_given()[1:], *_installed(module.partition(".")[0])]
+    if directory:
+        roots = [Path(directory)]
+    else:  # a stage works in its run's directory, and looks into PYTHONPATH first
+        parts = [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part]
+        roots = [*map(Path, parts), *_installed(module.partition(".")[0])]
     if file := next(filter(None, (_file(root, module) for root in roots)), None):
         return file.resolve()
     raise UsageError(f"`{key}: {reference}`: its module `{module}` is no longer in {directory or 'what is installed'}.")
