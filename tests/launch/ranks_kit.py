@@ -57,8 +57,14 @@ for name in ("torchrun", "ranks-0"):
 
 
 def start_ranks(runs: Runs, processes: int) -> RunDir:
-    """The command of a stage, with the toy in the stage's place."""
+    """A new run of the toy; returns when its ranks have met."""
     run = runs.create()
+    again(run, processes)
+    return run
+
+
+def again(run: RunDir, processes: int = 2) -> None:
+    """The next attempt: the command of a stage, with the toy in the stage's place."""
     recipe = msgspec.structs.replace(load_recipe(Stage.SFT, run.recipe_file), num_processes=processes)
     command = build_command(resolve_machine(recipe, []), run.path, [])
     argv = [*command.argv[: command.argv.index("stackllama_engine.train") - 1], str(TOY), str(run.path)]
@@ -68,12 +74,11 @@ def start_ranks(runs: Runs, processes: int) -> RunDir:
     finally:
         os.close(lock)
     wait_for(lambda: steps(run) > 5, seconds=120)
-    return run
 
 
 def steps(run: RunDir) -> int:
-    """Steps that its first attempt has told of."""
-    path = run.attempt_dir(1) / "events.jsonl"
+    """Steps that its newest attempt has told of."""
+    path = run.attempt_dirs()[-1] / "events.jsonl"
     return path.read_bytes().count(b'"progress"') if path.is_file() else 0
 
 

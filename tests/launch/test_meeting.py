@@ -23,21 +23,32 @@ def without_dev_shm(monkeypatch: pytest.MonkeyPatch, temporary: Path) -> None:
 
 
 def test_it_is_its_owners_alone_and_another_one_each_time(tmp_path: Path) -> None:
-    first, second = (meeting.make_meeting_place(tmp_path) for _ in range(2))
+    attempts = [tmp_path / "001", tmp_path / "002"]
+    for attempt in attempts:
+        attempt.mkdir()
+    places = [meeting.make_meeting_place(attempt) for attempt in attempts]
     try:
-        assert first != second
-        assert {place.stat().st_mode & 0o777 for place in (first, second)} == {0o700}
-        assert list(first.iterdir()) == []
+        assert places[0] != places[1]
+        assert {place.stat().st_mode & 0o777 for place in places} == {0o700}
+        assert list(places[0].iterdir()) == []
     finally:
-        meeting.remove_meeting_place(first)
-        meeting.remove_meeting_place(second)
-    assert not first.exists() and not second.exists()
+        for attempt in attempts:
+            meeting.remove_meeting_place(attempt)
+    assert not any(place.exists() for place in places) and list(tmp_path.glob("*/*")) == []
+
+
+def test_nothing_but_a_meeting_place_is_removed(tmp_path: Path) -> None:
+    meeting.remove_meeting_place(tmp_path)  # of one process: there is none
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "meeting").symlink_to(tmp_path / "precious")
+    meeting.remove_meeting_place(tmp_path)
+    assert (tmp_path / "precious").is_dir()
 
 
 def test_where_files_cannot_be_locked_it_lies_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    temporary, attempt = tmp_path / "temporary", tmp_path / "attempt"
-    temporary.mkdir()
-    attempt.mkdir()
+    temporary, attempt, other = tmp_path / "temporary", tmp_path / "attempt", tmp_path / "other"
+    for folder in (temporary, attempt, other):
+        folder.mkdir()
     without_dev_shm(monkeypatch, temporary)
     assert meeting.make_meeting_place(attempt).parent == temporary
     real = fcntl.flock
@@ -50,7 +61,7 @@ def test_where_files_cannot_be_locked_it_lies_elsewhere(tmp_path: Path, monkeypa
         real(descriptor, operation)
 
     monkeypatch.setattr(meeting.fcntl, "flock", flock)
-    assert meeting.make_meeting_place(attempt).parent == attempt
+    assert meeting.make_meeting_place(other).parent == other
     assert len(list(temporary.iterdir())) == 1, "the directory without locks was removed again"
 
 

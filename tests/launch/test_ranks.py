@@ -11,10 +11,10 @@ from stackllama_engine.contract.run_dir import Home, RunDir
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch import launcher
 from stackllama_engine.launch.processes import identify, run_processes, send
-from stackllama_engine.launch.reconcile import stop
+from stackllama_engine.launch.reconcile import reconcile, stop
 
 from .conftest import Runs, wait_for, wait_for_phase
-from .ranks_kit import check_nobody_comes_in, meeting_place, needs_root, start_ranks, steps
+from .ranks_kit import again, check_nobody_comes_in, meeting_place, needs_root, start_ranks, steps
 
 pytestmark = pytest.mark.slow  # three processes that import torch
 
@@ -51,7 +51,7 @@ def signal_the_launcher(run: RunDir, number: signal.Signals) -> None:
     state = wait_for_phase(run, "stopped")
     assert state.exit_code == 75
     assert state.cause == f"{number.name} came to `accelerate launch`; its workers saved and stopped."
-    log = (run.attempt_dir(1) / "log.txt").read_text()
+    log = (run.attempt_dirs()[-1] / "log.txt").read_text()
     assert f"got signal: {int(number)}" in log, "torchrun did not pass it on: the supervisor had to"
     assert sorted(path.name for path in run.path.glob("saved-by-*")) == ["saved-by-0", "saved-by-1"]
     assert run_processes(run.path) == []
@@ -76,6 +76,27 @@ def test_a_stopped_rank_is_a_stall_and_sigusr1_reaches_every_rank(runs: Runs, sh
 def test_a_second_user_neither_reads_nor_writes_what_the_ranks_tell_each_other(runs: Runs) -> None:
     run = start_ranks(runs, 2)
     check_nobody_comes_in(run)
+    signal_the_launcher(run, signal.SIGTERM)
+
+
+@pytest.mark.long
+def test_ranks_meet_again_after_a_rank_and_after_everything_was_killed(runs: Runs) -> None:
+    """Nothing that a dead attempt leaves behind keeps the next one from meeting."""
+    run = start_ranks(runs, 2)
+    first = meeting_place(run)
+    killed = identify(int((run.path / "rank-1.pid").read_text()))
+    assert killed is not None and send(killed, signal.SIGKILL)
+    wait_for(lambda: run.read_state().has_ended, seconds=120)
+    assert run.read_state().phase == "failed" and not Path(first).exists()
+    again(run)
+    second = meeting_place(run)
+    supervisor = run.read_state().supervisor
+    assert supervisor is not None and send(supervisor, signal.SIGKILL)
+    wait_for(lambda: reconcile(run).phase == "lost")
+    assert run_processes(run.path) == []
+    assert not Path(second).exists()
+    again(run)
+    assert meeting_place(run) not in (first, second)
     signal_the_launcher(run, signal.SIGTERM)
 
 

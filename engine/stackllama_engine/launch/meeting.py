@@ -5,10 +5,11 @@ both use a ``FileStore``, and what protects it is the directory's mode, 0700. It
 torchrun looks into its file every second as long as the run lasts, and NCCL writes into its own when it first needs a
 communicator, neither of which may fail because the run's home is full or does not answer.
 
-The supervisor makes one for each attempt and removes it at the end. One whose supervisor was killed is left behind,
-under a name that is not used again.
+The supervisor makes one for each attempt and removes it at the end. Where it was killed, whoever records that the run
+is lost removes it: a link in the attempt's folder says where it is.
 """
 
+import contextlib
 import fcntl
 import os
 import shutil
@@ -19,20 +20,25 @@ from pathlib import Path
 MEETING = "STACKLLAMA_MEETING"
 """Environment variable: the directory of an attempt with several processes."""
 
+_LINK = "meeting"
+_PREFIX = "stackllama-"
 _PROBE_BYTES = 1 << 16  # more than the files of a large run
 
 
-def make_meeting_place(fallback: Path) -> Path:
+def make_meeting_place(attempt: Path) -> Path:
     """A new directory, 0700, in which files can be locked and hold what a run writes into them.
 
     Args:
-        fallback: where to make it when neither /dev/shm nor the directory of temporary files will do.
+        attempt: the attempt's folder; the place lies there when neither /dev/shm nor the directory of temporary files
+            will do.
 
     Raises:
         OSError: that will not do either.
     """
-    candidates = [Path("/dev/shm"), Path(tempfile.gettempdir()), fallback]  # noqa: S108 - mkdtemp chooses the name
-    return _first_usable(candidates)
+    candidates = [Path("/dev/shm"), Path(tempfile.gettempdir()), attempt]  # noqa: S108 - mkdtemp chooses the name
+    place = _first_usable(candidates)
+    (attempt / _LINK).symlink_to(place)
+    return place
 
 
 def meeting_environment(place: Path) -> dict[str, str]:
@@ -45,16 +51,21 @@ def meeting_environment(place: Path) -> dict[str, str]:
     }
 
 
-def remove_meeting_place(place: Path) -> None:
-    """Remove it with its files, as far as that can be done."""
-    shutil.rmtree(place, ignore_errors=True)
+def remove_meeting_place(attempt: Path) -> None:
+    """Remove an attempt's place with its files, where it has one and as far as that can be done."""
+    link = attempt / _LINK
+    with contextlib.suppress(OSError):  # most attempts have none
+        place = link.readlink()
+        if place.name.startswith(_PREFIX):  # else it is not what `make_meeting_place` left there
+            shutil.rmtree(place, ignore_errors=True)
+        link.unlink()
 
 
 def _first_usable(candidates: Iterable[Path]) -> Path:
     problem: OSError | None = None
     for parent in candidates:
         try:
-            place = Path(tempfile.mkdtemp(prefix="stackllama-", dir=parent))
+            place = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
         except OSError as error:
             problem = error
             continue
@@ -62,7 +73,7 @@ def _first_usable(candidates: Iterable[Path]) -> Path:
             _probe(place / "probe")
         except OSError as error:
             problem = error
-            remove_meeting_place(place)
+            shutil.rmtree(place, ignore_errors=True)
         else:
             return place
     assert problem is not None

@@ -14,6 +14,7 @@ from ..contract.requests import Ask
 from ..contract.run_dir import Home, RunDir, State
 from ..contract.stages import Stage
 from .children import CHILDREN, child_id, parents_of
+from .meeting import remove_meeting_place
 from .outcome import Outcome, from_end_event, last_log_lines
 from .owners import check_run, run_problem
 from .processes import kill_run_processes
@@ -153,6 +154,7 @@ def _unrecorded(state: State, why: str) -> State:
 
 def _close(run: RunDir, state: State) -> State:
     killed = kill_run_processes(run.path)
+    remove_meeting_place(run.attempt_dir(state.attempt))
     with contextlib.suppress(OSError):  # a full disk hinders nobody from knowing how the run ended
         scrub_folder(run.attempt_dir(state.attempt), redactor())
     end = newest_end_event(run, state.attempt)

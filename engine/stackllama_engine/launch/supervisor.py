@@ -101,7 +101,6 @@ class Supervisor:
         self._sent: signal.Signals | None = None  # to the processes of the run
         self._forced: signal.Signals | None = None  # to the worker while it still lived
         self._told_unkillable = False
-        self._meeting: Path | None = None  # of several ranks
 
     def supervise(self) -> None:
         """Start the worker, follow it to its end, leave no process of the run behind, record the outcome."""
@@ -132,8 +131,7 @@ class Supervisor:
         self._watch = Watch(self.run, self.folder, launch, self.state.stage)
         environment = inherited_environment() | launch.environment
         if int(launch.environment.get("STACKLLAMA_WORLD_SIZE", "1")) > 1:
-            self._meeting = make_meeting_place(self.folder)
-            environment |= meeting_environment(self._meeting)
+            environment |= meeting_environment(make_meeting_place(self.folder))
         log = open_private(self.folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         try:
             process = subprocess.Popen(
@@ -296,8 +294,7 @@ class Supervisor:
         return from_status(status, last_log_lines(self.folder / "log.txt"))
 
     def _finish(self, outcome: Outcome) -> None:
-        if self._meeting is not None:
-            remove_meeting_place(self._meeting)
+        remove_meeting_place(self.folder)
         if self._watch is not None:
             self._watch.end()
         lines = last_log_lines(self.folder / "log.txt") if outcome.exit_code not in _IN_ORDER else []
