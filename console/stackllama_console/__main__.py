@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from stackllama_engine.contract.errors import ExitCode, RecipeError, StackllamaError
 from stackllama_engine.contract.streams import open_standard_streams
 from stackllama_engine.contract.user_dirs import settle_home
+from stackllama_engine.launch.owners import trust
 
 from .cli.output import PROGRAM, say
 from .cli.parser import handler, parse
@@ -60,6 +61,7 @@ def _run(argv: Sequence[str]) -> int:
             arguments.parser.print_help(sys.stderr)
             return ExitCode.USAGE
         settle_home(getattr(arguments, "home", None))
+        trust(getattr(arguments, "trust_owner", None))
         code = handler(arguments)(arguments)
     except SystemExit as error:  # argparse after --help and --version
         code = error.code if isinstance(error.code, int) else ExitCode.DONE

@@ -1,5 +1,6 @@
 """`launch`, `runs stop`, `runs resume`, `merge`: through the real launcher and supervisor, with a scripted worker."""
 
+import io
 import os
 import signal
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 import yaml
 
 from stackllama_engine.contract.recipe_io import load_recipe
-from stackllama_engine.contract.run_dir import Home
+from stackllama_engine.contract.run_dir import FunctionFile, Home, Launch, RunDir
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch import launcher
 from stackllama_engine.launch.argv import RUN_MARK, Command, source_path
@@ -96,6 +97,57 @@ def test_stop_waits_and_resume_goes_on(
     assert run_main("runs", "logs", "one", "--attempt", "2").out.startswith(f"step {saved + 1}\n")
     assert run_main("runs", "resume", "one").code == 3
     assert run_main("runs", "stop", "one").code == 0
+
+
+class Terminal(io.StringIO):
+    """Standard input of somebody at a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def changed(make_run: Callable[..., RunDir], tmp_path: Path) -> RunDir:
+    """A PPO run that stopped, whose function has changed since it was launched."""
+    code = tmp_path / "judges.py"
+    code.write_text("def judge(*, questions, responses): ...\n")
+    keys = ["reward_fn=judges:judge", f"reward_fn_path={tmp_path}", "load_in_8bit=false", "num_processes=1"]
+    run = make_run(Stage.PPO, "p", "stopped", overrides=keys)
+    function = FunctionFile(reference="judges:judge", file=str(code), sha256="0" * 64)
+    run.write_launch(Launch(argv=["x"], cwd="/", host="h", created=0.0, reward_fn=function))
+    return run
+
+
+def test_changed_code_is_confirmed_by_an_option_where_nobody_can_be_asked(
+    changed: RunDir, run_main: Callable[..., Any], scripted: Callable[[int, float], None]
+) -> None:
+    scripted(2, 0.01)
+    refused = run_main("runs", "resume", "p")
+    assert refused.code == 3 and "has changed since the launch" in refused.err and "--reward-fn-changed" in refused.err
+    assert not changed.attempt_dir(2).exists()
+    assert run_main("runs", "resume", "p", "--reward-fn-changed", "--follow").code == 0
+
+
+@pytest.mark.parametrize("answer", ["y", "n", ""])
+def test_changed_code_is_asked_about_at_a_terminal(
+    answer: str, changed: RunDir, run_main: Callable[..., Any], scripted: Callable[[int, float], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    scripted(2, 0.01)
+    monkeypatch.setattr("sys.stdin", Terminal(f"{answer}\n"))
+    result = run_main("runs", "resume", "p")
+    assert "has changed since the launch" in result.err and "Execute it as it is now? [y/N]" in result.err
+    assert result.code == (0 if answer == "y" else 3)
+    assert changed.attempt_dir(2).exists() == (answer == "y")
+
+
+def test_an_old_run_s_code_is_recorded_and_said_at_its_first_resume(
+    changed: RunDir, run_main: Callable[..., Any], scripted: Callable[[int, float], None]
+) -> None:
+    scripted(2, 0.01)
+    changed.write_launch(Launch(argv=["x"], cwd="/", host="h", created=0.0))
+    result = run_main("runs", "resume", "p", "--follow")
+    assert result.code == 0 and "did not record its code; from now on it is" in result.err
 
 
 def test_stop_without_waiting(run_main: Callable[..., Any], home: Home, scripted: Callable[[int, float], None]) -> None:

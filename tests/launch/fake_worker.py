@@ -100,6 +100,11 @@ class Worker:
         time.sleep(600)
         return 1
 
+    def until_released(self) -> int:
+        while not (self.run.path / "release").exists():
+            time.sleep(0.02)
+        return self.finish()
+
     def until_stopped(self) -> int:
         asked: list[int] = []
         signal.signal(signal.SIGTERM, lambda number, _: asked.append(number))

@@ -87,6 +87,8 @@ def test_two_processes_on_the_cpu_need_multi_gpu_and_never_cpu() -> None:
     assert option(built, "--num_processes") == built.environment["STACKLLAMA_WORLD_SIZE"] == "2"
     assert built.environment["ACCELERATE_USE_CPU"] == "true"
     assert int(built.environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"]) > 30, "torchrun's own grace is shorter than a save"
+    assert option(built, "--rdzv_backend") == "c10d" and "store_type=file" in option(built, "--rdzv_conf")
+    assert "--rdzv_backend" not in command([]).argv
     assert built.environment["PET_SIGNALS_TO_HANDLE"] == "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
 
 
@@ -191,6 +193,7 @@ def test_marks_of_a_surrounding_program_are_not_inherited() -> None:
         "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PMI_SIZE",
         "OMPI_COMM_WORLD_SIZE", "TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION", "STACKLLAMA_RUN",
         "STACKLLAMA_ATTEMPT", "STACKLLAMA_WORLD_SIZE", "PET_SIGNALS_TO_HANDLE", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT",
+        "STACKLLAMA_MEETING", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "PET_RDZV_ENDPOINT",
     ]  # fmt: skip
     kept = ["HF_HUB_OFFLINE", "HF_HOME", "HF_TOKEN", "PATH", "STACKLLAMA_HOME", "STACKLLAMA_STOP_GRACE", "MY_RANK"]
     assert list(inherited_environment(dict.fromkeys([*foreign, *kept], "1"))) == kept

@@ -16,6 +16,7 @@ from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch import launcher
 from stackllama_engine.launch.argv import RUN_MARK, Command, source_path
 from stackllama_engine.launch.children import CHILDREN
+from stackllama_engine.launch.function_hash import FunctionChangedError
 from stackllama_engine.launch.pipeline import Coordinator
 from stackllama_engine.launch.processes import run_processes, send
 from stackllama_engine.launch.reconcile import reconcile, stop
@@ -196,3 +197,42 @@ def test_foreign_run_with_a_childs_name_is_not_taken_for_a_child(
     state = wait_for_phase(run, "failed")
     assert state.exit_code == 3
     assert state.cause is not None and "not a child of `p`" in state.cause
+
+
+@pytest.mark.long
+def test_a_function_that_changes_before_its_stage_ends_the_pipeline_until_it_is_confirmed(
+    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = tmp_path / "judges.py"
+    code.write_text("def judge(*, questions, responses): ...\n")
+    function = {"reward_fn": "judges:judge", "reward_fn_path": str(tmp_path)}
+    keys = {"model_name_or_path": "gpt2", "load_in_8bit": False, "ppo": function}
+    monkeypatch.setenv("FAKE_MODES", json.dumps({"ppo": "fail"}))
+    run = launcher.launch(home, Stage.PIPELINE, build_recipe(Stage.PIPELINE, keys), "p")
+    wait_for_phase(run, "failed")
+    monkeypatch.setenv("FAKE_MODES", "{}")
+    code.write_text("def judge(*, questions, responses): ... # changed\n")
+    with pytest.raises(FunctionChangedError, match="resume p --reward-fn-changed"):
+        launcher.resume(home, "p")
+    launcher.resume(home, "p", function_changed=True)  # once for the pipeline, and its stage
+    wait_for_phase(run, "finished")
+    assert home.run("p-ppo").read_launch().reward_fn == run.read_launch().reward_fn
+
+
+def test_a_function_that_changes_while_the_pipeline_runs_is_not_executed(
+    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = tmp_path / "judges.py"
+    code.write_text("def judge(*, questions, responses): ...\n")
+    function = {"reward_fn": "judges:judge", "reward_fn_path": str(tmp_path)}
+    keys = {"model_name_or_path": "gpt2", "load_in_8bit": False, "ppo": function}
+    monkeypatch.setenv("FAKE_MODES", json.dumps({"reward-merged": "until_released"}))
+    run = launcher.launch(home, Stage.PIPELINE, build_recipe(Stage.PIPELINE, keys), "p")
+    before = home.runs_dir / "p-reward-merged"
+    wait_for(lambda: (before / "launch.json").is_file(), seconds=60)
+    code.write_text("def judge(*, questions, responses): ... # changed\n")
+    (before / "release").touch()
+    state = wait_for_phase(run, "failed")
+    assert state.exit_code == 3 and f"{code}, which holds `reward_fn: judges:judge`, has changed" in (state.cause or "")
+    assert "resume p --reward-fn-changed" in (state.cause or "")
+    assert not (home.runs_dir / "p-ppo").exists()

@@ -1,46 +1,22 @@
-"""Two real ranks under a real `accelerate launch`: one that is stopped, and signals that come to the launcher."""
+"""Two real ranks under a real `accelerate launch`: one is stopped, signals come to the launcher, a stranger looks."""
 
-import os
 import signal
 from pathlib import Path
 
-import msgspec
 import pytest
 
 from stackllama_engine.contract.events import EventReader
 from stackllama_engine.contract.recipe_io import load_recipe
-from stackllama_engine.contract.run_dir import RunDir
+from stackllama_engine.contract.run_dir import Home, RunDir
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch import launcher
-from stackllama_engine.launch.argv import build_command
-from stackllama_engine.launch.machine import resolve_machine
 from stackllama_engine.launch.processes import identify, run_processes, send
+from stackllama_engine.launch.reconcile import reconcile, stop
 
 from .conftest import Runs, wait_for, wait_for_phase
+from .ranks_kit import again, check_nobody_comes_in, meeting_place, needs_root, start_ranks, steps
 
 pytestmark = pytest.mark.slow  # three processes that import torch
-
-TOY = Path(__file__).with_name("toy_ranks.py")
-
-
-def start_ranks(runs: Runs, processes: int) -> RunDir:
-    """The command of a stage, with the toy in the stage's place."""
-    run = runs.create()
-    recipe = msgspec.structs.replace(load_recipe(Stage.SFT, run.recipe_file), num_processes=processes)
-    command = build_command(resolve_machine(recipe, []), run.path, [])
-    argv = [*command.argv[: command.argv.index("stackllama_engine.train") - 1], str(TOY), str(run.path)]
-    lock = run.acquire_lock()
-    try:
-        launcher.start_supervisor(run, lock, msgspec.structs.replace(command, argv=argv), [])
-    finally:
-        os.close(lock)
-    wait_for(lambda: steps(run) > 5, seconds=120)
-    return run
-
-
-def steps(run: RunDir) -> int:
-    path = run.attempt_dir(1) / "events.jsonl"
-    return path.read_bytes().count(b'"progress"') if path.is_file() else 0
 
 
 def remarks(run: RunDir) -> list[str]:
@@ -78,7 +54,7 @@ def signal_the_launcher(run: RunDir, number: signal.Signals) -> None:
         f"{number.name} came to `accelerate launch`; its workers stopped. "
         "There is no checkpoint yet: resuming begins at step 0."
     )
-    log = (run.attempt_dir(1) / "log.txt").read_text()
+    log = (run.attempt_dirs()[-1] / "log.txt").read_text()
     assert f"got signal: {int(number)}" in log, "torchrun did not pass it on: the supervisor had to"
     assert sorted(path.name for path in run.path.glob("saved-by-*")) == ["saved-by-0", "saved-by-1"]
     assert run_processes(run.path) == []
@@ -93,4 +69,49 @@ def short_limits(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_stopped_rank_is_a_stall_and_sigusr1_reaches_every_rank(runs: Runs, short_limits: None) -> None:
     run = start_ranks(runs, 2)
     stop_one_rank_and_let_it_go_on(run)
+    place = meeting_place(run)
+    assert Path(place).is_dir()
     signal_the_launcher(run, signal.SIGUSR1)
+    wait_for(lambda: not Path(place).exists())  # nothing of the meeting is left
+
+
+@needs_root
+def test_a_second_user_neither_reads_nor_writes_what_the_ranks_tell_each_other(runs: Runs) -> None:
+    run = start_ranks(runs, 2)
+    check_nobody_comes_in(run)
+    signal_the_launcher(run, signal.SIGTERM)
+
+
+@pytest.mark.long
+def test_ranks_meet_again_after_a_rank_and_after_everything_was_killed(runs: Runs) -> None:
+    """Nothing that a dead attempt leaves behind keeps the next one from meeting."""
+    run = start_ranks(runs, 2)
+    first = meeting_place(run)
+    killed = identify(int((run.path / "rank-1.pid").read_text()))
+    assert killed is not None and send(killed, signal.SIGKILL)
+    wait_for(lambda: run.read_state().has_ended, seconds=120)
+    assert run.read_state().phase == "failed" and not Path(first).exists()
+    again(run)
+    second = meeting_place(run)
+    supervisor = run.read_state().supervisor
+    assert supervisor is not None and send(supervisor, signal.SIGKILL)
+    wait_for(lambda: reconcile(run).phase == "lost")
+    assert run_processes(run.path) == []
+    assert not Path(second).exists()
+    again(run)
+    assert meeting_place(run) not in (first, second)
+    signal_the_launcher(run, signal.SIGTERM)
+
+
+@needs_root
+@pytest.mark.long
+def test_a_second_user_gets_nothing_of_a_real_sft_on_two_ranks(home: Home) -> None:
+    keys = (
+        "model_name_or_path=demo", "dataset_name=demo", "use_cpu=true", "num_processes=2", "load_in_8bit=false",
+        "max_steps=100000", "save_steps=0", "eval_steps=0",
+    )  # fmt: skip
+    run = launcher.launch(home, Stage.SFT, load_recipe(Stage.SFT, None, keys))
+    wait_for(lambda: run.read_state().has_ended or steps(run) > 0, seconds=300)
+    assert not run.read_state().has_ended, run.read_state()
+    check_nobody_comes_in(run)
+    assert stop(run, wait=True).exit_code == 75

@@ -12,6 +12,7 @@ from torch import distributed
 from stackllama_engine.contract.events import EventWriter
 from stackllama_engine.contract.run_dir import RunDir
 from stackllama_engine.contract.stacks import offer_stacks
+from stackllama_engine.train.meeting import meet
 
 
 def main(run: RunDir) -> int:
@@ -20,7 +21,7 @@ def main(run: RunDir) -> int:
     asked: list[int] = []
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, lambda number, _: asked.append(number))
-    distributed.init_process_group("gloo")
+    meet(0, use_cpu=True)
     rank = distributed.get_rank()
     (run.path / f"rank-{rank}.pid").write_text(str(os.getpid()))
     events = EventWriter(folder / "events.jsonl") if rank == 0 else None

@@ -13,6 +13,7 @@ from stackllama_engine.contract.errors import RefusedError
 from stackllama_engine.contract.run_dir import Home, RunDir
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch import launcher, reconcile
+from stackllama_engine.launch.function_hash import FunctionChangedError
 from stackllama_engine.launch.recipe_changes import RecipeChangedError
 
 ROWS = ["aligned", "alive", "broken", "tuned"]  # all were created in the same second: by name
@@ -290,6 +291,32 @@ def test_save_and_resume_are_asked_for_at_once(stocked: Home, asked: Asked) -> N
         await shown.press("r")
         await shown.notified("broken goes on")
         assert asked.calls == ["resume broken"] and list(stocked.run("alive").requests()) == ["save"]
+
+    run_app(stocked, script)
+
+
+def test_changed_code_is_asked_about_before_it_is_executed(stocked: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    resumed: list[bool] = []
+
+    def resume(_home: Home, run_id: str, *, function_changed: bool = False) -> None:
+        if not function_changed:
+            raise FunctionChangedError(run_id, "/code/judges.py has changed since the launch.")
+        resumed.append(function_changed)
+
+    monkeypatch.setattr(launcher, "resume", resume)
+
+    async def script(shown: Shown) -> None:
+        await _ready(shown)
+        await shown.press("r")
+        await shown.shows("/code/judges.py has changed since the launch.", "Execute it as it is now?")
+        await shown.press("n")
+        await shown.reaches("RunsScreen")
+        assert resumed == []
+        await shown.press("r")
+        await shown.shows("Execute it as it is now?")
+        await shown.press("y")
+        await shown.notified("goes on")
+        assert resumed == [True]
 
     run_app(stocked, script)
 

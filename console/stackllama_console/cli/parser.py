@@ -110,6 +110,7 @@ def build_parser() -> Parser:
     _add_drawing(parser, default=False)
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     parser.add_argument("--home", type=Path, metavar="DIR", help=_HOME_HELP)
+    parser.add_argument("--trust-owner", metavar="USER", help=_TRUST_HELP)
     commands = parser.add_subparsers(prog=PROGRAM, metavar="COMMAND", help=argparse.SUPPRESS, title=argparse.SUPPRESS)
     _add_open(commands)
     _add_demo(commands)
@@ -125,6 +126,7 @@ def build_parser() -> Parser:
 
 
 _HOME_HELP = "where runs are kept (default: STACKLLAMA_HOME, else $XDG_DATA_HOME/stackllama)"
+_TRUST_HELP = "also use a home that this user owns or lets others write (STACKLLAMA_TRUST_OWNER)"
 _FOLLOW_HELP = "show it until it ends, and end with its exit code; Ctrl-C only stops looking"
 _CANARY_HELP = "PPO: the worst step and a checkpoint once, before the run proper (default: on a GPU)"
 _HOST_GONE_HELP = "the machine that the run is on, if it is gone for good: nothing there can be seen or ended from here"
@@ -135,6 +137,7 @@ def _leaf(commands: _Commands, name: str, text: str, target: str, *, json: bool 
     parser: Parser = commands.add_parser(name, help=text, description=text, epilog=epilog)
     parser.set_defaults(parser=parser, handler=target, json=False)
     parser.add_argument("--home", type=Path, metavar="DIR", default=argparse.SUPPRESS, help=_HOME_HELP)
+    parser.add_argument("--trust-owner", metavar="USER", default=argparse.SUPPRESS, help=_TRUST_HELP)
     if json:
         parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
     return parser
@@ -242,6 +245,11 @@ def _add_runs(commands: _Commands) -> None:
     resume.add_argument("--follow", "-f", action="store_true", help=_FOLLOW_HELP)
     resume.add_argument("--host-gone", metavar="HOST", help=_HOST_GONE_HELP)
     resume.add_argument("--recipe-changed", action="store_true", help="its recipe was edited since its last attempt")
+    resume.add_argument(
+        "--reward-fn-changed",
+        action="store_true",
+        help="execute the code of reward_fn although it changed since launch",
+    )
     for parser in (show, logs, watch):
         parser.add_argument("run", metavar="RUN", nargs="?", help="run id (default: the newest run)")
     text = "Read every checkpoint back: which can be resumed from? Ends with 1 where one is damaged, or there is none."

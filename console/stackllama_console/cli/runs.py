@@ -8,13 +8,14 @@ import difflib
 import sys
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
-from stackllama_engine.contract.errors import DamagedError, ExitCode, RefusedError, UsageError
+from stackllama_engine.contract.errors import DamagedError, ExitCode, RefusedError, UnconfirmedError, UsageError
 from stackllama_engine.contract.resuming import check_resume
 from stackllama_engine.contract.run_dir import Home, RunDir, State, check_run_id, kind_of
 from stackllama_engine.contract.run_files import why_unreadable
 from stackllama_engine.launch.children import CHILDREN, child_id
+from stackllama_engine.launch.function_hash import unrecorded_notice
+from stackllama_engine.launch.owners import check_run
 from stackllama_engine.launch.reconcile import reconcile
 from stackllama_engine.launch.whereabouts import elsewhere, gone_command
 
@@ -26,9 +27,6 @@ from ..sanitise import log_line, one_line
 from .finish import finish
 from .outcome import facts, say_next
 from .output import PROGRAM, say, show, show_json
-
-if TYPE_CHECKING:
-    from stackllama_engine.launch.recipe_changes import RecipeChangedError
 
 
 def find(home: Home, run_id: str | None) -> RunDir:
@@ -148,6 +146,7 @@ def stop(arguments: argparse.Namespace) -> int:
     from stackllama_engine.launch.reconcile import stop as stop_run
 
     run = find(Home(arguments.home), arguments.run)
+    check_run(run)
     try:
         before = reconcile(run)
     except DamagedError as error:
@@ -224,18 +223,18 @@ def rm(arguments: argparse.Namespace) -> int:
     return _say_removed(arguments, remove(home, run.id, host_gone=arguments.host_gone))
 
 
-def _confirm_recipe(run: RunDir, error: "RecipeChangedError") -> None:
+def _confirm(run: RunDir, error: UnconfirmedError) -> None:
     """Ask on a terminal; elsewhere the flag must have said it.
 
     Raises:
-        RecipeChangedError: nobody can be asked.
+        UnconfirmedError: nobody can be asked.
         RefusedError: the answer was no.
     """
     if not sys.stdin.isatty():
         raise error
-    for text in error.changes:
+    for text in error.reasons:
         say(one_line(text))
-    say(f"Resume {run.id} with the recipe as it is now? [y/N]")
+    say(f"{error.question} [y/N]")
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise RefusedError(f"{run.id} was not resumed.")
 
@@ -275,20 +274,23 @@ def repair(arguments: argparse.Namespace) -> int:
 def resume(arguments: argparse.Namespace) -> int:
     """``runs resume``: a new attempt from the newest complete checkpoint."""
     from stackllama_engine.launch import launcher
-    from stackllama_engine.launch.recipe_changes import RecipeChangedError, load_own_recipe
+    from stackllama_engine.launch.recipe_changes import load_own_recipe
 
     from .launch import flush, follow_or_leave
 
     home = Home(arguments.home)
     run = find(home, arguments.run)
-    gone = arguments.host_gone
-    notice = check_resume(run, load_own_recipe(run, run.read_state().stage))
-    try:
-        run = launcher.resume(home, run.id, host_gone=gone, recipe_changed=arguments.recipe_changed)
-    except RecipeChangedError as error:
-        _confirm_recipe(run, error)
-        run = launcher.resume(home, run.id, host_gone=gone, recipe_changed=True)
-    if notice:
+    recipe = load_own_recipe(run, run.read_state().stage)
+    notices = [check_resume(run, recipe), unrecorded_notice(run, recipe)]
+    confirmed = {"recipe_changed": arguments.recipe_changed, "function_changed": arguments.reward_fn_changed}
+    while True:
+        try:
+            run = launcher.resume(home, run.id, host_gone=arguments.host_gone, **confirmed)
+            break
+        except UnconfirmedError as error:
+            _confirm(run, error)
+            confirmed[error.key] = True
+    for notice in filter(None, notices):
         say(one_line(notice))
     if not arguments.json:
         show(run.id)

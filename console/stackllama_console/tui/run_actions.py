@@ -7,9 +7,10 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from stackllama_engine.contract.errors import DamagedError, StackllamaError
+from stackllama_engine.contract.errors import DamagedError, StackllamaError, UnconfirmedError
 from stackllama_engine.contract.requests import Ask
 from stackllama_engine.contract.run_dir import ENDED, Home, RunDir, State
+from stackllama_engine.launch.owners import check_run
 from stackllama_engine.launch.reconcile import ask, check_change, reconcile
 
 from ..sanitise import one_line
@@ -31,6 +32,7 @@ class RunActions:
         question = f"Stop {run_id}?\n\nIt saves a checkpoint first; r resumes it later."
 
         def refusal() -> str:
+            check_run(self.home.run(run_id))
             state = reconcile(self.home.run(run_id))
             return f"{run_id} has ended already: {state.phase}" if state.has_ended else ""
 
@@ -85,22 +87,29 @@ class RunActions:
         """A new attempt from the newest checkpoint; a recipe that has changed since the last one is asked about."""
         self.screen.begin(self._resume(run_id), group="actions")
 
-    async def _resume(self, run_id: str) -> None:
+    async def _resume(self, run_id: str, **confirmed: bool) -> None:
+        from stackllama_engine.launch.function_hash import unrecorded_notice
         from stackllama_engine.launch.launcher import resume
-        from stackllama_engine.launch.recipe_changes import RecipeChangedError
+        from stackllama_engine.launch.recipe_changes import load_own_recipe
 
         def work() -> str:
-            resume(self.home, run_id, recipe_changed=True)
-            return f"{run_id} goes on"
+            run = self.home.run(run_id)
+            notice = unrecorded_notice(run, load_own_recipe(run, run.read_state().stage))
+            resume(self.home, run_id, **confirmed)
+            return notice or f"{run_id} goes on"
+
+        def go_on(key: str) -> None:
+            self.screen.begin(self._resume(run_id, **confirmed, **{key: True}), group="actions")
 
         try:
-            await asyncio.to_thread(resume, self.home, run_id)
-        except RecipeChangedError as changed:
-            self._ask("\n\n".join(["Resume with the recipe as it is now?", *changed.changes]), "resume it", work)
+            message = await asyncio.to_thread(work)
+        except UnconfirmedError as unconfirmed:
+            text, key = "\n\n".join([unconfirmed.question, *unconfirmed.reasons]), unconfirmed.key
+            self._ask_then(text, "resume it", lambda: go_on(key))
         except (StackllamaError, OSError, TimeoutError) as error:
             self.screen.say(str(error), trouble=True)
         else:
-            self.screen.say(one_line(f"{run_id} goes on"))
+            self.screen.say(one_line(message))
 
     def repair(self, run_id: str) -> None:
         """Rebuild what was damaged from what was not."""
@@ -120,6 +129,7 @@ class RunActions:
         from stackllama_engine.launch.remove import remove, users_of
 
         try:
+            await asyncio.to_thread(check_run, self.home.run(run_id))
             phase = await asyncio.to_thread(_phase, self.home.run(run_id))
             if phase not in (*ENDED, "damaged"):
                 self.screen.say(f"{run_id} is {phase}: x stops it, then it can be deleted", trouble=True)
@@ -167,9 +177,12 @@ class RunActions:
             self.screen.say(str(error), trouble=True)
 
     def _ask(self, question: str, action: str, work: Callable[[], str], then: Callable[[], None] | None = None) -> None:
+        self._ask_then(question, action, lambda: self._do(work, then))
+
+    def _ask_then(self, question: str, action: str, then: Callable[[], None]) -> None:
         def answered(yes: bool | None) -> None:
             if yes:
-                self._do(work, then)
+                then()
 
         self.screen.console_app.push_screen(ConfirmScreen(question, action), answered)
 

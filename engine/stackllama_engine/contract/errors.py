@@ -8,6 +8,7 @@
     │   ├── DamagedError     2  a file of a run directory that is not what was written there
     │   └── DataError        2  a data source that cannot be read as asked
     ├── RefusedError         3  refused before launch: name taken, run alive, nothing to resume
+    │   └── FunctionChangedError 3  code that a recipe names is not what it was at launch; may be confirmed
     └── StageError           1  a stage ran and cannot go on; the message is the cause
 
 A message says what is wrong, where, and the way out, in one or two sentences.
@@ -55,6 +56,25 @@ class RefusedError(StackllamaError):
     """Understood, but refused before anything was launched."""
 
     exit_code = ExitCode.REFUSED
+
+
+class UnconfirmedError(RefusedError):
+    """Something is no longer what it was at launch, and nobody has said yet that this is meant.
+
+    Args:
+        key: the keyword of :func:`..launch.launcher.resume` that says so.
+        flag: the same on the command line.
+        reasons: what is different, a sentence each.
+        question: to ask a person.
+        way_out: what to do where nobody can be asked.
+    """
+
+    def __init__(self, key: str, flag: str, reasons: list[str], question: str, way_out: str) -> None:
+        self.key = key
+        self.flag = flag
+        self.reasons = reasons
+        self.question = question
+        super().__init__(" ".join([*reasons, way_out]))
 
 
 class StageError(StackllamaError):

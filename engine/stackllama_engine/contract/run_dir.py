@@ -77,6 +77,15 @@ class State(Struct, frozen=True, kw_only=True, omit_defaults=True):
         return self.phase in ENDED
 
 
+class FunctionFile(Struct, frozen=True, kw_only=True):
+    """The code of a recipe's ``reward_fn``, as the stage imports it."""
+
+    reference: str
+    """``package.module:function``."""
+    file: str
+    sha256: str
+
+
 class Launch(Struct, frozen=True, kw_only=True):
     """``launch.json``: how the newest attempt was started."""
 
@@ -93,6 +102,8 @@ class Launch(Struct, frozen=True, kw_only=True):
     """What the launcher added to the environment. Never a secret."""
     secrets: list[str] = []
     """Names of the secrets that were present, never their values."""
+    reward_fn: FunctionFile | msgspec.UnsetType | None = msgspec.UNSET
+    """None: the recipe has none. Unset: written by a version that did not record it."""
 
 
 class Home:

@@ -6,7 +6,9 @@ why each thing is spelled out here (``accelerate/commands/launch.py``):
 - A person's own ``default_config.yaml`` is read unless ``--config_file`` is given: the run gets a file of its own.
 - ``--cpu --num_processes 2`` starts one process; ``--multi_gpu`` with ``ACCELERATE_USE_CPU=true`` starts two (gloo).
 - Without ``--num_cpu_threads_per_process`` it divides by a core count that is unknown in some containers.
-- ``--main_process_port 0`` takes a free port, so that two runs on one machine do not meet.
+- ``--rdzv_backend c10d`` with ``store_type=file`` gives torchrun a file (:mod:`.meeting`) instead of a server on all
+  interfaces, which its own choice, ``static``, is. A sign of life every five seconds has no reader where it is alone.
+- ``--main_process_port 0``: without it accelerate looks whether 29500 is in use. Nothing listens on it.
 - One process that sees several GPUs becomes ``DataParallel`` in the Trainer: it is shown as many as it uses.
 """
 
@@ -32,6 +34,8 @@ FORWARDED_SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
 """What torchrun passes on to its workers: its own choice and SIGUSR1, which Slurm sends before the time is up. It
 reads ``PET_SIGNALS_TO_HANDLE`` as its option ``--signals-to-handle``, which `accelerate launch` does not take."""
 
+_SEVERAL = ["--multi_gpu", "--rdzv_backend", "c10d", "--rdzv_conf", "store_type=file,keep_alive_interval=86400"]
+
 CPU_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 25), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
 """For training on a CPU: glibc keeps what tensors gave back instead of returning it to the kernel, which would hand it
 out again page by page, zeroed (300,000 page faults a PPO update otherwise). 32 MiB is the most that every glibc takes
@@ -42,7 +46,7 @@ _FOREIGN = re.compile(
     r"(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)|(PMI|OMPI_COMM_WORLD|MV2_COMM_WORLD)_\w+"
     r"|TORCHELASTIC_\w+|TORCH_ELASTIC_SHUTDOWN_TIMEOUT|PET_\w+|ACCELERATE_\w+|FSDP_\w+|FORK_LAUNCHED"
     r"|TORCH_FORCE_(NO_)?WEIGHTS_ONLY_LOAD"
-    r"|STACKLLAMA_(RUN|RUN_INODE|ATTEMPT|WORLD_SIZE|CANARY)"
+    r"|TORCH_DISABLE_SHARE_RDZV_TCP_STORE|STACKLLAMA_(RUN|RUN_INODE|ATTEMPT|WORLD_SIZE|CANARY|MEETING)"
 )
 
 
@@ -79,7 +83,7 @@ def build_command(recipe: AnyRecipe, run_dir: Path, gpus: list[str]) -> Command:
     argv = [
         sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--quiet",
         "--config_file", str(run_dir / ACCELERATE_FILE),
-        "--num_machines", "1", "--num_processes", str(processes), *(["--multi_gpu"] if processes > 1 else []),
+        "--num_machines", "1", "--num_processes", str(processes), *(_SEVERAL if processes > 1 else []),
         "--mixed_precision", precision, "--main_process_port", "0",
         "--num_cpu_threads_per_process", str(_threads(processes)),
         "-m", "stackllama_engine.train", str(recipe.stage), str(run_dir),

@@ -47,6 +47,31 @@ def find_function(key: str, reference: str, directory: str | None, arguments: fr
     )
 
 
+def imported_file(key: str, reference: str, directory: str | None) -> Path:
+    """The file that a stage would import the module of a function from.
+
+    Args:
+        key: the recipe's, for messages.
+        reference: ``package.module:function``.
+        directory: as :func:`find_function` returned it.
+
+    Raises:
+        UsageError: there is none.
+    """
+    named = FUNCTION.fullmatch(reference)
+    if named is None:  # of a recipe that was changed by hand
+        raise UsageError(f"`{key}: {reference}` names no function; write `package.module:function`.")
+    module = named["module"]
+    if directory:
+        roots = [Path(directory)]
+    else:  # a stage works in its run's directory, and looks into PYTHONPATH first
+        parts = [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part]
+        roots = [*map(Path, parts), *_installed(module.partition(".")[0])]
+    if file := next(filter(None, (_file(root, module) for root in roots)), None):
+        return file.resolve()
+    raise UsageError(f"`{key}: {reference}`: its module `{module}` is no longer in {directory or 'what is installed'}.")
+
+
 def _given() -> list[Path]:
     """The working directory and PYTHONPATH."""
     parts = os.environ.get("PYTHONPATH", "").split(os.pathsep)

@@ -23,15 +23,17 @@ from ..contract.recipe_io import dump_recipe
 from ..contract.redact import redactor, secret_names
 from ..contract.requests import forget_all
 from ..contract.resuming import check_resume
-from ..contract.run_dir import Home, Launch, RunDir, check_run_id
+from ..contract.run_dir import FunctionFile, Home, Launch, RunDir, check_run_id
 from ..contract.stages import Stage
 from .argv import Command, build_command, inherited_environment, source_path
 from .children import CHILDREN, child_id, parents_of
 from .data_check import data_notices
+from .function_hash import check_function, reward_function
 from .gpus import visible_gpus
 from .inputs import resolve_inputs
 from .machine import git_commit, package_versions, resolve_machine
 from .marks import marks
+from .owners import check_home, check_run
 from .preflight import preflight
 from .processes import run_processes
 from .recipe_changes import keep_recipe, load_own_recipe, refuse_changed
@@ -102,6 +104,7 @@ def prepare(home: Home, stage: Stage, recipe: AnyRecipe, name: str | None) -> tu
     """
     if recipe.stage is not stage:
         raise UsageError(f"This is a {recipe.stage} recipe, not a {stage} recipe.")
+    check_home(home)
     _check_name(home, stage, name)
     recipe, parents = resolve_inputs(home, recipe)
     preflight(recipe)
@@ -137,16 +140,24 @@ def launch(
         StackllamaError: the supervisor could not be started; the run says why.
     """
     planned = plan(home, stage, recipe, name, canary=canary)
+    function = reward_function(planned.recipe)
     run = home.create(stage, planned.recipe_yaml, name)
     lock = run.acquire_lock()
     try:
-        _start(run, lock, planned.recipe, [*planned.parents, *parents], canary)
+        _start(run, lock, planned.recipe, [*planned.parents, *parents], canary, function)
     finally:
         run.release_lock(lock)
     return run
 
 
-def resume(home: Home, run_id: str, *, host_gone: str | None = None, recipe_changed: bool = False) -> RunDir:
+def resume(
+    home: Home,
+    run_id: str,
+    *,
+    host_gone: str | None = None,
+    recipe_changed: bool = False,
+    function_changed: bool = False,
+) -> RunDir:
     """Start a new attempt of a run that stopped, failed or was lost; it goes on from its newest checkpoint.
 
     Args:
@@ -154,14 +165,16 @@ def resume(home: Home, run_id: str, *, host_gone: str | None = None, recipe_chan
         run_id: the run.
         host_gone: name of another machine that is gone for good, with whatever of the run was there.
         recipe_changed: whether somebody knows that its recipe is not the one of its last attempt.
+        function_changed: whether somebody knows that the code of ``reward_fn`` is not what it was at launch.
 
     Raises:
         UsageError: no such run, its recipe cannot be read, or it is on another machine than the one that is gone.
-        RecipeChangedError: its recipe has changed, and ``recipe_changed`` does not say so.
-        RefusedError: it has finished, something of it is alive, or it is a Slurm job's.
+        RefusedError: it has finished, something of it is alive, it is a Slurm job's, or somebody else's.
+        UnconfirmedError: its recipe or the code of ``reward_fn`` has changed, and nobody says so.
         StackllamaError: the supervisor could not be started; the run says why.
     """
     run = home.run(run_id)
+    check_run(run)
     check_settings()
     ensure_ended(run, "resume", host_gone)
     if command := resubmission(run):
@@ -172,11 +185,11 @@ def resume(home: Home, run_id: str, *, host_gone: str | None = None, recipe_chan
     state = run.read_state()
     if not recipe_changed and state.phase != "finished":
         refuse_changed(run, state.stage)
-    begin(run, canary=_had_canary(run), holder_gone=host_gone is not None)
+    begin(run, canary=_had_canary(run), holder_gone=host_gone is not None, function_changed=function_changed)
     return run
 
 
-def begin(run: RunDir, *, canary: bool | None, holder_gone: bool = False) -> None:
+def begin(run: RunDir, *, canary: bool | None, holder_gone: bool = False, function_changed: bool = False) -> None:
     """Start a new attempt of a run that nobody holds, on this machine.
 
     ``holder_gone``: whoever may hold it on another machine is known to be gone.
@@ -184,6 +197,7 @@ def begin(run: RunDir, *, canary: bool | None, holder_gone: bool = False) -> Non
     Raises:
         RefusedError, StackllamaError: as :func:`resume`.
     """
+    check_run(run)
     lock = run.acquire_lock(holder_gone=holder_gone)
     try:
         if run.read_state().phase == "finished":
@@ -193,12 +207,15 @@ def begin(run: RunDir, *, canary: bool | None, holder_gone: bool = False) -> Non
             raise RefusedError(f"Processes of run `{run.id}` are still alive ({pids}); try again in a moment.")
         recipe = resolve_machine(load_own_recipe(run, run.read_state().stage), visible_gpus())
         check_resume(run, recipe)
-        _start(run, lock, recipe, parents_of(run), canary)
+        function = check_function(run, recipe, accepted=function_changed)
+        _start(run, lock, recipe, parents_of(run), canary, function)
     finally:
         run.release_lock(lock)
 
 
-def start_supervisor(run: RunDir, lock: int, command: Command, parents: list[str]) -> None:
+def start_supervisor(
+    run: RunDir, lock: int, command: Command, parents: list[str], function: FunctionFile | None = None
+) -> None:
     """Begin the next attempt with the lock held: its folder, ``launch.json``, state, and a detached supervisor.
 
     Raises:
@@ -216,6 +233,7 @@ def start_supervisor(run: RunDir, lock: int, command: Command, parents: list[str
             argv=command.argv, cwd=str(run.path), host=socket.gethostname(), created=time.time(),
             versions=package_versions(), git_commit=git_commit(), parents=parents,
             environment=environment, secrets=secret_names(), recipe_sha256=keep_recipe(run, attempt),
+            reward_fn=function,
         )
     )  # fmt: skip
     state = msgspec.structs.replace(
@@ -246,9 +264,11 @@ def _had_canary(run: RunDir) -> bool | None:
     return "STACKLLAMA_CANARY" in run.read_launch().environment if (run.path / "launch.json").is_file() else None
 
 
-def _start(run: RunDir, lock: int, recipe: AnyRecipe, parents: list[str], canary: bool | None) -> None:
+def _start(
+    run: RunDir, lock: int, recipe: AnyRecipe, parents: list[str], canary: bool | None, function: FunctionFile | None
+) -> None:
     try:
-        start_supervisor(run, lock, _command(recipe, run.path, canary), parents)
+        start_supervisor(run, lock, _command(recipe, run.path, canary), parents, function)
     except OSError as error:
         raise StackllamaError(f"Run `{run.id}` could not be started: {error}.") from error
 

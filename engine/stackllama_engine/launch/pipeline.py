@@ -25,6 +25,7 @@ from ..contract.run_dir import Home, RunDir, State, kind_of
 from ..contract.stages import Stage
 from ..contract.streams import open_standard_streams
 from .children import CHILDREN, Child, child_id, parents_of
+from .function_hash import check_function
 from .launcher import launch, resume
 from .leftovers import remove_leftover
 from .reconcile import reconcile
@@ -100,12 +101,15 @@ class Coordinator:
             return state
         if self.stop_requested():
             raise _Stopped("Stopped before the next stage began.")
+        if child.stage is Stage.PPO:
+            check_function(self.run, self.recipe)  # what was confirmed for the pipeline is confirmed for its stage
         if run is None:
             wired = {key: child_id(self.run.id, suffix) for key, suffix in child.wired.items()}
             recipe = stage_recipe(self.recipe, child.stage, wired)
             run = launch(self.home, child.stage, recipe, run_id, parents=[self.run.id])
         elif reconcile(run).has_ended:
-            run = resume(self.home, run_id, recipe_changed=True)  # asked of who resumed the pipeline
+            # who resumed the pipeline was asked
+            run = resume(self.home, run_id, recipe_changed=True, function_changed=True)
         return self._follow(run)
 
     def _find(self, run_id: str) -> RunDir | None:

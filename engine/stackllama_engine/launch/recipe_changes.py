@@ -13,7 +13,7 @@ from typing import Any, cast
 import msgspec
 
 from ..contract.checkpoints import sealed
-from ..contract.errors import DamagedError, RecipeError, RefusedError
+from ..contract.errors import DamagedError, RecipeError, UnconfirmedError
 from ..contract.files import write_whole
 from ..contract.recipe import AnyRecipe, TrainRecipe
 from ..contract.recipe_io import load_recipe
@@ -27,16 +27,16 @@ FLAG = "--recipe-changed"
 _MOST_RECIPE = 1 << 20  # bytes
 
 
-class RecipeChangedError(RefusedError):
+class RecipeChangedError(UnconfirmedError):
     """A recipe is not the one that the run began with, and nobody has confirmed that yet.
 
-    Attributes:
+    Args:
         changes: what changed, a sentence for every run that it concerns.
     """
 
     def __init__(self, changes: list[str]) -> None:
-        self.changes = changes
-        super().__init__(f"{' '.join(changes)} Add {FLAG} to resume with it as it is now.")
+        way_out = f"Add {FLAG} to resume with it as it is now."
+        super().__init__("recipe_changed", FLAG, changes, "Resume with the recipe as it is now?", way_out)
 
 
 def keep_recipe(run: RunDir, attempt: int) -> str:

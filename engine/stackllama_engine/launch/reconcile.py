@@ -17,7 +17,9 @@ from ..contract.run_dir import Home, RunDir, State
 from ..contract.stages import Stage
 from .children import CHILDREN, child_id, known_parents
 from .kept_directory import KeptDirectory
+from .meeting import remove_meeting_place
 from .outcome import Outcome, from_end_event, last_log_lines, on_resume
+from .owners import check_run, run_problem
 from .processes import kill_run_processes
 from .scrub import scrub_folder
 from .slurm_queue import cancel, in_slurm, is_inside, job_of
@@ -50,13 +52,14 @@ def reconcile(run: RunDir, *, host_gone: str | None = None) -> State:
     if not gone and not _abandoned(run, state):
         return state
     gone_host = host_gone if gone else None
+    if problem := run_problem(run):  # somebody else's: it is looked at, and left for him to set right
+        return _unrecorded(run, state, gone_host, problem)
     try:
         lock = run.acquire_lock(holder_gone=gone)
     except RefusedError:  # somebody took it meanwhile: a resume, or another who looks
         return run.read_state()
     except OSError as error:  # a home that may be read but not written: say what is seen, change nothing
-        cause = f"{_why_lost(run, state, gone_host)} Not recorded: {error}."
-        return msgspec.structs.replace(state, phase="lost", cause=cause)
+        return _unrecorded(run, state, gone_host, f"{error}.")
     try:
         state = run.read_state()
         return state if state.has_ended else _close(run, state, gone_host)
@@ -96,7 +99,9 @@ def stop(run: RunDir, *, wait: bool) -> State:
 
     Raises:
         UsageError: the state cannot be read; the directory was removed meanwhile.
+        RefusedError: it is somebody else's (:mod:`.owners`).
     """
+    check_run(run)
     state = cancel(run, reconcile(run))
     if not state.has_ended:
         run.request("stop")
@@ -136,9 +141,10 @@ def ask(run: RunDir, what: Ask, change: str | None = None) -> RunDir:
         the run that was asked.
 
     Raises:
-        RefusedError: it has ended, or its stage cannot.
+        RefusedError: it has ended, its stage cannot, or it is somebody else's (:mod:`.owners`).
         UsageError: ``change`` is not ``key=value``, or a value that the recipe would not take either.
     """
+    check_run(run)
     asked, state = _asked(run, what)
     requests.write(asked, what, requests.parse_change(state.stage, change or "") if what == "set" else None)
     return asked
@@ -199,8 +205,14 @@ def _why_lost(run: RunDir, state: State, gone_host: str | None, survivors: str =
     return text.format(host=gone_host, survivors=survivors, on_resume=on_resume(run, state.stage))
 
 
+def _unrecorded(run: RunDir, state: State, gone_host: str | None, why: str) -> State:
+    cause = f"{_why_lost(run, state, gone_host)} Not recorded: {why}"
+    return msgspec.structs.replace(state, phase="lost", cause=cause)
+
+
 def _close(run: RunDir, state: State, gone_host: str | None) -> State:
     killed = kill_run_processes(run.path)
+    remove_meeting_place(run.attempt_dir(state.attempt))
     with contextlib.suppress(OSError):  # a full disk hinders nobody from knowing how the run ended
         scrub_folder(run.attempt_dir(state.attempt), redactor())
     end = newest_end_event(run, state.attempt)

@@ -7,6 +7,7 @@ from ..contract.run_dir import Home, RunDir, check_run_id, kind_of
 from ..contract.stages import Stage
 from .children import CHILDREN, child_id, known_parents
 from .leftovers import delete_marked, remove_leftover
+from .owners import check_run
 from .processes import run_processes
 from .reconcile import ensure_ended
 from .repair import stage_of
@@ -28,7 +29,7 @@ def remove(home: Home, run_id: str, *, children: bool = True, host_gone: str | N
 
     Raises:
         UsageError: no such run.
-        RefusedError: it, or a child, is alive; or it cannot be deleted. Nothing was changed.
+        RefusedError: it, or a child, is alive or not to be trusted; or it cannot be deleted. Nothing was changed.
     """
     path = home.runs_dir / check_run_id(run_id)
     if kind_of(path) == "leftover":
@@ -37,6 +38,7 @@ def remove(home: Home, run_id: str, *, children: bool = True, host_gone: str | N
     run = home.run(run_id)
     doomed = [run, *(_children(home, run) if children else [])]
     for each in doomed:
+        check_run(each)
         _check(each, host_gone)
     removed: list[str] = []
     for each in reversed(doomed):

@@ -32,6 +32,7 @@ from ..contract.run_dir import Home, Launch, RunDir, State
 from ..contract.stages import Stage
 from ..contract.streams import open_standard_streams
 from .argv import inherited_environment, source_path
+from .function_hash import reward_function
 from .launcher import begin, prepare
 from .machine import git_commit, package_versions
 from .reconcile import reconcile
@@ -66,13 +67,14 @@ def submit(home: Home, stage: Stage, recipe: AnyRecipe, name: str | None, words:
     sbatch_argv(home.runs_dir / (name or "x"), options)
     if not tool("sbatch"):
         raise RefusedError("There is no `sbatch` here; --slurm is for a login node of a Slurm cluster.")
+    function = reward_function(recipe)
     run = home.create(stage, dump_recipe(recipe), name)
     write_whole(run.path / SCRIPT, script(run.path).encode())
     argv = sbatch_argv(run.path, options)
     run.write_launch(
         Launch(
             argv=argv, cwd=str(run.path), host=socket.gethostname(), created=time.time(), versions=package_versions(),
-            git_commit=git_commit(), parents=parents, secrets=secret_names(),
+            git_commit=git_commit(), parents=parents, secrets=secret_names(), reward_fn=function,
         )
     )  # fmt: skip
     environment = inherited_environment() | source_path(os.environ.get("PYTHONPATH", ""))

@@ -40,6 +40,7 @@ from ..contract.stages import Stage
 from ..contract.streams import open_standard_streams
 from .argv import inherited_environment
 from .detach import adopt_orphans, detach
+from .meeting import make_meeting_place, meeting_environment, remove_meeting_place
 from .outcome import (
     Outcome,
     from_end_event,
@@ -142,10 +143,13 @@ class Supervisor:
         self._watch = Watch(self.run, self.folder, launch, self.state.stage)
         if run_lock.is_by_file(self.run.path):
             self._watch.journal.write(run_lock.BY_FILE)
+        environment = inherited_environment() | launch.environment
+        if int(launch.environment.get("STACKLLAMA_WORLD_SIZE", "1")) > 1:
+            environment |= meeting_environment(make_meeting_place(self.folder))
         log = open_private(self.folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         try:
             process = subprocess.Popen(
-                launch.argv, cwd=launch.cwd, env=inherited_environment() | launch.environment,
+                launch.argv, cwd=launch.cwd, env=environment,
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
         finally:
@@ -320,6 +324,7 @@ class Supervisor:
         return from_status(status, last_log_lines(self.folder / "log.txt"))
 
     def _finish(self, outcome: Outcome) -> None:
+        remove_meeting_place(self.folder)
         if self._watch is not None:
             self._watch.end()
         self._renamed.remove_link()

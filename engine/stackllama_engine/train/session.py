@@ -4,18 +4,17 @@ import os
 import shutil
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from datetime import timedelta
-from itertools import zip_longest
 from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import InitProcessGroupKwargs
 from torch import distributed
-from torch._C._distributed_c10d import PrefixStore, TCPStore
 
 from ..contract.errors import StageError
 from ..contract.run_dir import RunDir
+from .exchange import gather_rows
+from .meeting import TIMEOUT, meet
 from .report import Reporter
 from .requests import Requests
 from .restart import Restarts
@@ -23,9 +22,6 @@ from .signals import Signals
 
 SCRATCH = "scratch"
 CACHE = "cache"
-
-
-_TIMEOUT = timedelta(hours=3)
 
 
 class Session:
@@ -55,16 +51,14 @@ class Session:
         self.run = run
         self.restarts = restarts
         self.reporter = reporter
-        if restarts.now.count:
-            _meet_again(restarts.now.count, use_cpu)
+        meet(restarts.now.count, use_cpu)  # before accelerate does, which would listen on all interfaces
         # an Accelerator before any Trainer: it fixes CPU or GPU for the whole process
         tensorboard = str(run.path / "tensorboard")
         self.accelerator = Accelerator(
             cpu=use_cpu,
             log_with=list(report_to) or None,
             project_dir=tensorboard,
-            # the other ranks wait while rank 0 prepares the data, which may take longer than torch's ten minutes
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=_TIMEOUT)],
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)],
         )
         # the Trainer's own integration would write into its scratch directory, which is cleaned up
         os.environ.setdefault("TENSORBOARD_LOGGING_DIR", tensorboard)
@@ -111,12 +105,8 @@ class Session:
         return values
 
     def gather(self, rows: list[Any]) -> list[Any]:
-        """Rows of all ranks, interleaved: rank r holds rows r, r + world size, …"""
-        if self.world_size == 1:
-            return rows
-        parts: list[list[Any]] = [[] for _ in range(self.world_size)]
-        distributed.all_gather_object(parts, rows)
-        return [row for group in zip_longest(*parts) for row in group if row is not None]
+        """Rows of all ranks, interleaved: rank r holds rows r, r + world size, …; see :func:`.exchange.gather_rows`."""
+        return rows if self.world_size == 1 else gather_rows(rows, self.device)
 
     def clean_up(self) -> None:
         """Remove scratch files and cached rows of a finished stage."""
@@ -131,25 +121,3 @@ class Session:
                 f"{asked} processes were asked for, {self.world_size} started. Training would silently use another "
                 "batch size; check the accelerate command in launch.json."
             )
-
-
-def _meet_again(count: int, use_cpu: bool) -> None:
-    """Before accelerate does: the ranks that began again find each other under keys of their own.
-
-    torchrun's store still holds the addresses under which they met before.
-    """
-    world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
-    if world == 1:
-        return
-    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = TCPStore(host, port, world, is_master=False, timeout=_TIMEOUT)
-    on_gpu = torch.cuda.is_available() and not use_cpu
-    if on_gpu:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    distributed.init_process_group(
-        "nccl" if on_gpu else "gloo",
-        store=PrefixStore(f"restart-{count}", store),
-        rank=rank,
-        world_size=world,
-        timeout=_TIMEOUT,
-    )

@@ -1,0 +1,91 @@
+"""Where the processes of one machine meet: files in a directory that nobody else can enter.
+
+torchrun and torch's process groups usually meet at a TCP server on all interfaces, which asks nobody who they are. Here
+both use a ``FileStore``, and what protects it is the directory's mode, 0700. It lies on a tmpfs of this machine:
+torchrun looks into its file every second as long as the run lasts, and NCCL writes into its own when it first needs a
+communicator, neither of which may fail because the run's home is full or does not answer.
+
+The supervisor makes one for each attempt and removes it at the end. Where it was killed, whoever records that the run
+is lost removes it: a link in the attempt's folder says where it is.
+"""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+MEETING = "STACKLLAMA_MEETING"
+"""Environment variable: the directory of an attempt with several processes."""
+
+_LINK = "meeting"
+_PREFIX = "stackllama-"
+_PROBE_BYTES = 1 << 16  # more than the files of a large run
+
+
+def make_meeting_place(attempt: Path) -> Path:
+    """A new directory, 0700, in which files can be locked and hold what a run writes into them.
+
+    Args:
+        attempt: the attempt's folder; the place lies there when neither /dev/shm nor the directory of temporary files
+            will do.
+
+    Raises:
+        OSError: that will not do either.
+    """
+    candidates = [Path("/dev/shm"), Path(tempfile.gettempdir()), attempt]  # noqa: S108 - mkdtemp chooses the name
+    place = _first_usable(candidates)
+    (attempt / _LINK).symlink_to(place)
+    return place
+
+
+def meeting_environment(place: Path) -> dict[str, str]:
+    """What torchrun and the ranks have to know; torchrun reads ``PET_…`` as its options."""
+    return {
+        MEETING: str(place),
+        "PET_RDZV_ENDPOINT": str(place / "torchrun"),
+        "PET_LOCAL_ADDR": "localhost",  # else it looks up this machine's name, for nothing
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # else it opens a server for the ranks, which have a file
+    }
+
+
+def remove_meeting_place(attempt: Path) -> None:
+    """Remove an attempt's place with its files, where it has one and as far as that can be done."""
+    link = attempt / _LINK
+    with contextlib.suppress(OSError):  # most attempts have none
+        place = link.readlink()
+        if place.name.startswith(_PREFIX):  # else it is not what `make_meeting_place` left there
+            shutil.rmtree(place, ignore_errors=True)
+        link.unlink()
+
+
+def _first_usable(candidates: Iterable[Path]) -> Path:
+    problem: OSError | None = None
+    for parent in candidates:
+        try:
+            place = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
+        except OSError as error:
+            problem = error
+            continue
+        try:
+            _probe(place / "probe")
+        except OSError as error:
+            problem = error
+            shutil.rmtree(place, ignore_errors=True)
+        else:
+            return place
+    assert problem is not None
+    raise problem
+
+
+def _probe(file: Path) -> None:
+    """Lock, write and remove a file."""
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        os.write(descriptor, bytes(_PROBE_BYTES))
+    finally:
+        os.close(descriptor)
+        file.unlink()

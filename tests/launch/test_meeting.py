@@ -1,0 +1,71 @@
+"""The directory in which ranks meet: private, usable, and never the same one twice."""
+
+import errno
+import fcntl
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from stackllama_engine.launch import meeting
+
+
+def without_dev_shm(monkeypatch: pytest.MonkeyPatch, temporary: Path) -> None:
+    real = tempfile.mkdtemp
+
+    def mkdtemp(*, prefix: str, dir: Path) -> str:
+        if str(dir) == "/dev/shm":
+            raise PermissionError(errno.EACCES, "no shared memory here", str(dir))
+        return real(prefix=prefix, dir=dir)
+
+    monkeypatch.setattr(meeting.tempfile, "mkdtemp", mkdtemp)
+    monkeypatch.setattr(meeting.tempfile, "gettempdir", lambda: str(temporary))
+
+
+def test_it_is_its_owners_alone_and_another_one_each_time(tmp_path: Path) -> None:
+    attempts = [tmp_path / "001", tmp_path / "002"]
+    for attempt in attempts:
+        attempt.mkdir()
+    places = [meeting.make_meeting_place(attempt) for attempt in attempts]
+    try:
+        assert places[0] != places[1]
+        assert {place.stat().st_mode & 0o777 for place in places} == {0o700}
+        assert list(places[0].iterdir()) == []
+    finally:
+        for attempt in attempts:
+            meeting.remove_meeting_place(attempt)
+    assert not any(place.exists() for place in places) and list(tmp_path.glob("*/*")) == []
+
+
+def test_nothing_but_a_meeting_place_is_removed(tmp_path: Path) -> None:
+    meeting.remove_meeting_place(tmp_path)  # of one process: there is none
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "meeting").symlink_to(tmp_path / "precious")
+    meeting.remove_meeting_place(tmp_path)
+    assert (tmp_path / "precious").is_dir()
+
+
+def test_where_files_cannot_be_locked_it_lies_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    temporary, attempt, other = tmp_path / "temporary", tmp_path / "attempt", tmp_path / "other"
+    for folder in (temporary, attempt, other):
+        folder.mkdir()
+    without_dev_shm(monkeypatch, temporary)
+    assert meeting.make_meeting_place(attempt).parent == temporary
+    real = fcntl.flock
+    refused: list[int] = []
+
+    def flock(descriptor: int, operation: int) -> None:
+        if not refused:
+            refused.append(descriptor)
+            raise OSError(errno.ENOLCK, "No locks available")
+        real(descriptor, operation)
+
+    monkeypatch.setattr(meeting.fcntl, "flock", flock)
+    assert meeting.make_meeting_place(other).parent == other
+    assert len(list(temporary.iterdir())) == 1, "the directory without locks was removed again"
+
+
+def test_nowhere_is_an_error_that_names_the_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_dev_shm(monkeypatch, tmp_path / "missing")
+    with pytest.raises(FileNotFoundError, match="gone"):
+        meeting.make_meeting_place(tmp_path / "gone")
