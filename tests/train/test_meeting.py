@@ -41,6 +41,9 @@ for exchange in (
         print(type(error).__name__)
     else:
         print("came through")
+plain = ["/psm_1", 2, None, {"a": [1.5, True]}] if rank == 0 else [None] * 4
+distributed.broadcast_object_list(plain, src=0)
+print(plain)
 """
 
 WRONG_SECRET = """
@@ -76,16 +79,17 @@ def two_ranks(program: str, place: Path) -> list[str]:
     return [output for output, _ in done]
 
 
-def test_rows_arrive_as_they_were_and_objects_are_not_unpickled(tmp_path: Path) -> None:
+def test_rows_arrive_as_they_were_and_no_pickle_executes_anything(tmp_path: Path) -> None:
     odd = (
         "{'nan': nan, 'inf': [inf, -inf], 'zero': -0.0, 'sum': 0.30000000000000004, 'least': 5e-324, "
         "'whole': 1180591620717411303424, 'one': 1.0, 'yes': True, 'none': None, 'half': '\\ud800 ü', 'empty': [], "
         "'rank': 0}"
     )
     rows = f"[None, 'a', {odd}, None, 3]"
+    plain = "['/psm_1', 2, None, {'a': [1.5, True]}]"
     first, second = two_ranks(EXCHANGE, tmp_path)
-    assert first.splitlines() == [rows, "StageError", "came through"], "rank 0 has what it sends"
-    assert second.splitlines() == [rows, "StageError", "StageError"]
+    assert first.splitlines() == [rows, "StageError", "came through", plain], "rank 0 has what it sends"
+    assert second.splitlines() == [rows, "StageError", "StageError", plain]
 
 
 def test_a_peer_that_does_not_know_the_secret_is_no_peer(tmp_path: Path) -> None:

@@ -6,11 +6,13 @@ other user of the machine can read or write what the ranks tell each other there
 - NCCL connects with a number from that file.
 - Gloo listens on the loopback interface and takes whoever comes first for the peer. Every pair of ranks therefore
   exchanges secrets from the file before anything else; a stranger does not know them.
-- Objects that a library sends would be unpickled where they arrive, which executes what the sender wants. That is
-  switched off: tensors travel, and rows as JSON (:mod:`.exchange`).
+- Objects that a library sends would be unpickled where they arrive, which executes what the sender wants. Ours are
+  tensors, and rows as JSON (:mod:`.exchange`); of a library's, only texts, numbers, lists and dictionaries are read, as
+  vLLM sends one to see which ranks share a machine.
 """
 
 import os
+import pickle  # to restrict what torch does with it
 import secrets
 from datetime import timedelta
 from pathlib import Path
@@ -50,7 +52,7 @@ def meet(count: int, use_cpu: bool) -> None:
             f"{world} processes have no place to meet: `{MEETING}` names no directory. Start the run with "
             "`stackllama-console`, whose supervisor makes one."
         )
-    refuse_pickles()
+    read_plain_objects_alone()
     store = FileStore(str(place / f"ranks-{count}"), world)
     on_gpu = torch.cuda.is_available() and not use_cpu
     if on_gpu:
@@ -86,14 +88,19 @@ def check_peers(store: Store, rank: int, world: int) -> None:
         )
 
 
-def refuse_pickles() -> None:
-    """From now on torch's collectives of objects raise where they would unpickle what another process sent."""
+class PlainObjects(pickle.Unpickler):
+    """Reads texts, numbers, lists and dictionaries. Whatever would look a class or function up is refused."""
 
-    def refuse(*_arguments: Any, **_named: Any) -> NoReturn:
+    def find_class(self, module: str, name: str, /) -> NoReturn:
+        """Refuse: with one of these a pickle can execute anything."""
         raise StageError(
-            "A library exchanged Python objects between processes, which unpickles what arrives. That is switched off."
+            f"A library sent a Python object ({module}.{name}) to another process, where it would be unpickled and "
+            "could execute anything. That is switched off."
         )
 
-    if not hasattr(distributed_c10d, "_tensor_to_object"):
+
+def read_plain_objects_alone() -> None:
+    """Let torch's collectives of objects, which libraries use, read nothing but plain ones from now on."""
+    if not hasattr(distributed_c10d, "_unpickler"):
         raise StageError("This version of torch unpickles what arrives at another place than the one known here.")
-    distributed_c10d._tensor_to_object = refuse  # the one place where all of them unpickle
+    distributed_c10d._unpickler = PlainObjects  # the one place where all of them unpickle
