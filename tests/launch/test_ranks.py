@@ -1,7 +1,9 @@
 """Two real ranks under a real `accelerate launch`: one that is stopped, and signals that come to the launcher."""
 
 import os
+import re
 import signal
+import socket
 from pathlib import Path
 
 import msgspec
@@ -9,7 +11,7 @@ import pytest
 
 from stackllama_engine.contract.events import EventReader
 from stackllama_engine.contract.recipe_io import load_recipe
-from stackllama_engine.contract.run_dir import RunDir
+from stackllama_engine.contract.run_dir import RunDir, State
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch import launcher
 from stackllama_engine.launch.argv import build_command
@@ -91,3 +93,27 @@ def test_a_stopped_rank_is_a_stall_and_sigusr1_reaches_every_rank(runs: Runs, sh
     run = start_ranks(runs, 2)
     stop_one_rank_and_let_it_go_on(run)
     signal_the_launcher(run, signal.SIGUSR1)
+
+
+def kill_one_rank(run: RunDir, rank: int) -> State:
+    """By somebody, from outside: the state says who it was and by what, whatever the other rank complains of."""
+    killed = identify(int((run.path / f"rank-{rank}.pid").read_text()))
+    assert killed is not None and send(killed, signal.SIGKILL)
+    state = wait_for_phase(run, "failed")
+    assert state.exit_code == 137
+    cause = state.cause or ""
+    assert cause.startswith(f"rank {rank} on {socket.gethostname()} was killed by SIGKILL in phase train"), cause
+    assert re.search(r"he run held [\d.]+ [GM]iB of [\d.]+ [GM]iB \(", cause)
+    assert run_processes(run.path) == []
+    return state
+
+
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.long), 1])
+def test_a_killed_rank_is_named_with_its_host_its_signal_and_both_figures_of_memory(
+    runs: Runs, short_limits: None, rank: int
+) -> None:
+    run = start_ranks(runs, 2)
+    kill_one_rank(run, rank)
+    if rank == 1:
+        log = (run.attempt_dir(1) / "log.txt").read_text()
+        assert re.search(r"Connection (closed|reset) by peer", log), "rank 0 wrote nothing of its peer"

@@ -7,6 +7,7 @@ why each thing is spelled out here (``accelerate/commands/launch.py``):
 - ``--cpu --num_processes 2`` starts one process; ``--multi_gpu`` with ``ACCELERATE_USE_CPU=true`` starts two (gloo).
 - Without ``--num_cpu_threads_per_process`` it divides by a core count that is unknown in some containers.
 - ``--main_process_port 0`` takes a free port, so that two runs on one machine do not meet.
+- One process's exit code becomes 1 whatever it was, a signal's as well: :mod:`..train.accelerate_cli` keeps it.
 - One process that sees several GPUs becomes ``DataParallel`` in the Trainer: it is shown as many as it uses.
 """
 
@@ -77,7 +78,7 @@ def build_command(recipe: AnyRecipe, run_dir: Path, gpus: list[str]) -> Command:
     on_cpu = recipe.use_cpu or not gpus
     precision = _mixed_precision(recipe)
     argv = [
-        sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--quiet",
+        sys.executable, "-m", "stackllama_engine.train.accelerate_cli", "launch",
         "--config_file", str(run_dir / ACCELERATE_FILE),
         "--num_machines", "1", "--num_processes", str(processes), *(["--multi_gpu"] if processes > 1 else []),
         "--mixed_precision", precision, "--main_process_port", "0",
