@@ -84,6 +84,7 @@ class Guarded(_Base):
         return norm
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self.run_callback.begin_save()
         try:
             super()._save_checkpoint(model, trial)
         except Exception as error:  # libraries report a full disk in classes of their own
