@@ -99,8 +99,9 @@ def kill_one_rank(run: RunDir, rank: int) -> State:
     """By somebody, from outside: the state says who it was and by what, whatever the other rank complains of."""
     killed = identify(int((run.path / f"rank-{rank}.pid").read_text()))
     assert killed is not None and send(killed, signal.SIGKILL)
-    state = wait_for_phase(run, "failed")
-    assert state.exit_code == 137
+    wait_for(lambda: run.read_state().has_ended, seconds=120)
+    state = run.read_state()
+    assert (state.phase, state.exit_code) == ("failed", 137), state
     cause = state.cause or ""
     assert cause.startswith(f"rank {rank} on {socket.gethostname()} was killed by SIGKILL in phase train"), cause
     assert re.search(r"he run held [\d.]+ [GM]iB of [\d.]+ [GM]iB \(", cause)

@@ -173,17 +173,16 @@ def _way_out(known: Expected, found: Estimate, phase: str, room: int | None) -> 
     if phase == "load":
         options = [one for one in options if one.changes.keys() & _WEIGHT_KEYS]
     fitting = [one for one in options if one.fits == "yes"]
+    fits = bool(room) and found.device[1] <= (room or 0)
+    elsewhere = f"That fits into {_gib(room or 0)}: something else held memory, or the estimate is wrong"
     if not fitting:
         best = max(options, key=lambda one: one.saving, default=None)
         more = f"; `{_words(best)}` saves most ({_gib(best.saving)})" if best else ""
-        return f"No change of the recipe is sure to fit{more}."
+        return f"{elsewhere if fits else 'No change of the recipe is sure to fit'}{more}."
     best = min(fitting, key=lambda one: " + " in one.title)  # one change before several; the cheapest is the first
     after = " to ".join(map(_gib, best.device_after))
-    if room and found.device[1] <= room:
-        return (
-            f"That fits into {_gib(room)}: something else held memory, or the estimate is wrong. "
-            f"`{_words(best)}` needs less: {after}."
-        )
+    if fits:
+        return f"{elsewhere}. `{_words(best)}` needs less: {after}."
     return f"`{_words(best)}` would have fitted: {after}" + (f" of {_gib(room)}." if room else ".")
 
 
