@@ -119,6 +119,28 @@ def test_resumed_from_wherever_the_clock_saved_equals_straight(
         assert torch.equal(found[name], tensor), name
 
 
+@pytest.mark.parametrize("stage", [Stage.SFT, pytest.param(Stage.REWARD, marks=pytest.mark.long)])
+def test_what_is_logged_next_is_as_if_nothing_had_happened(
+    stage: Stage, home: Home, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A log speaks of the steps since the one before, and the clock saves between two."""
+    keys = (*KEYS[stage], *BY_TIME_ALONE, "logging_steps=3", "max_steps=6", "max_train_samples=32")
+    with attempt(home, base, stage, *keys) as straight:
+        assert straight.train() is not None
+    with attempt(home, base, stage, *keys) as first, monkeypatch.context() as patch:
+        due_after(patch, 5)
+        cut_at(patch, 6)
+        with pytest.raises(PowerCut):
+            first.train()
+    with attempt(home, base, stage, *keys, of=first.run) as second:
+        assert second.train() is not None
+    names = {name for event in straight.events for name in event.metrics if not name.startswith(("eval_", "time/"))}
+    names -= {"tokens_per_second", "allocated", "device", "reserved", "rss"}  # of clocks and machines
+    assert {"loss", "num_tokens"} <= names
+    for name in names:
+        assert second.metrics(name).get(6) == straight.metrics(name).get(6), name
+
+
 def test_saving_by_the_clock_changes_nothing_that_is_trained(
     home: Home, base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,7 +18,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from ..contract.errors import StageError
 from ..contract.recipe import RewardRecipe, SFTRecipe, TrainRecipe
 from ..contract.recipe_common import steps_of
-from . import checkpoint, models, rehearsal, schedule
+from . import averages, checkpoint, models, rehearsal, schedule
 from .answers import Answers
 from .guard import Guard, Guarded
 from .requests import Change, Service, Stopped, serve
@@ -97,6 +97,7 @@ class RunCallback(TrainerCallback):
         self.save_failed = False
         """Of this rank's part of the checkpoint that is being written."""
         self.trainer: Any = None
+        self.resumed_from: Path | None = None
         self._reporter = session.reporter
         self._requests = session.requests
         self._restart = session.restarts.now
@@ -112,12 +113,15 @@ class RunCallback(TrainerCallback):
     def on_train_begin(
         self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: Any
     ) -> None:
-        """The recipe's intervals, and after a rollback the smaller learning rate, now that a checkpoint's are loaded.
+        """The recipe's intervals, the averages since the last log, and after a rollback the smaller learning rate, now
+        that a checkpoint's state is loaded.
 
         The Trainer would go on with the checkpoint's `logging_steps`, `eval_steps` and `save_steps`
         (transformers#36303).
         """
         state.compute_steps(args, state.max_steps)
+        if self.resumed_from is not None:
+            averages.restore(self.trainer, self.resumed_from)
         if self._restart.learning_rate is not None and state.global_step == self._restart.at_step:
             schedule.set_peak(self.trainer.optimizer, self.trainer.lr_scheduler, self._restart.learning_rate)
 
@@ -287,7 +291,7 @@ def fit(trainer: "Guarded", callback: RunCallback, recipe: SFTRecipe | RewardRec
     if isinstance(_model(trainer), PeftModel):
         models.trainables_to_fp32(_model(trainer))
     session.requests.signals.loaded()
-    resume_from = checkpoint.to_resume(reporter, recipe)
+    callback.resumed_from = resume_from = checkpoint.to_resume(reporter, recipe)
     if session.restarts.now.message:
         reporter.health(session.restarts.now.message)
     reporter.phase("train")
