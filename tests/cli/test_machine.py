@@ -1,11 +1,13 @@
 """`doctor`, `info`, `data`."""
 
 import json
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.small_cgroup import LIMIT, console_inside, small_cgroup
 
 from stackllama_console.cli import doctor as doctor_module
 from stackllama_engine.contract.run_dir import Home
@@ -28,6 +30,15 @@ def test_doctor_names_versions_and_says_whether_training_can_work(run_main: Call
     text = run_main("doctor")
     assert text.code == report.code
     assert f"msgspec {facts['packages']['msgspec']}" in text.out
+
+
+def test_doctor_counts_the_limit_of_a_cgroup_above_its_own() -> None:
+    with small_cgroup() as cgroup:
+        told = subprocess.run(console_inside(cgroup, "doctor", "--json"), capture_output=True, text=True)
+        text = subprocess.run(console_inside(cgroup, "doctor"), capture_output=True, text=True).stdout
+    facts = json.loads(told.stdout)
+    assert facts["memory"] == LIMIT and 0 < facts["memory_available"] <= LIMIT
+    assert f"available, limited by {facts['memory_limit']}" in text and cgroup.parent.name in facts["memory_limit"]
 
 
 def test_doctor_says_what_is_missing_and_how_to_get_it(

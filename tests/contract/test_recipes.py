@@ -109,6 +109,16 @@ def test_every_key_has_a_type_and_help(stage: Stage) -> None:
     assert [key for key, schema in properties.items() if not schema.get("description")] == []
 
 
+@pytest.mark.parametrize("stage", TRAINING_STAGES)
+def test_every_stage_saves_by_the_clock_unless_told_not_to(stage: Stage) -> None:
+    """Also one whose recipe was written out before the key was: `save_steps` may be hours."""
+    recipe = build_recipe(stage, NEEDED[stage])
+    assert isinstance(recipe, TrainRecipe) and recipe.save_minutes == 15
+    assert "save_minutes: 15.0\n" in dump_recipe(recipe)
+    off = build_recipe(stage, NEEDED[stage] | {"save_minutes": 0, "save_steps": 0})
+    assert isinstance(off, TrainRecipe) and off.save_minutes == 0
+
+
 # precedence
 
 
@@ -170,6 +180,8 @@ def test_existing_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.Monk
         ("learning_rate: .nan", ["`learning_rate=.nan`"]),
         ("learning_rate: .inf", ["`learning_rate=.inf`"]),
         ("lora_dropout: 1", ["`lora_dropout=1`", "< 1"]),
+        ("save_minutes: -1", ["`save_minutes=-1`", ">= 0"]),
+        ("save_minutes: .inf", ["`save_minutes=.inf`"]),
         ("packing: maybe", ["`packing=maybe`"]),
         ("lr_scheduler_type: cosin", ["must be one of", "did you mean `cosine`?"]),
         ("report_to: [wandbb]", ["must be one of", "`wandb`"]),

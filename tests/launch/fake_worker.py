@@ -137,6 +137,29 @@ class Worker:
         self._start_orphan(environment={})
         return self.end(0)
 
+    def lost_a_rank(self, code: int = 1, cause: str | None = "RuntimeError in phase train: Connection closed.") -> int:
+        """As `accelerate launch` of two ranks, one of which is killed; the other says something, and ends as well."""
+        ranks = [
+            subprocess.Popen(
+                [sys.executable, "-c", "import time; time.sleep(600)", str(self.run.path)],
+                env=os.environ | {"RANK": str(rank)},
+            )
+            for rank in range(2)
+        ]
+        (self.run.path / "rank-1.pid").write_text(str(ranks[1].pid))
+        status = ranks[1].wait()
+        self.end(code, cause)
+        ranks[0].terminate()
+        ranks[0].wait()
+        for rank in (1, 0):  # as torchelastic's table has it
+            number = status if rank == 1 else -signal.SIGTERM
+            print(f"  rank      : {rank} (local_rank: {rank})\n  exitcode  : {number} (pid: {ranks[rank].pid})")
+        return 1
+
+    def stopped_without_a_rank(self) -> int:
+        """And the other, told to end by torchelastic, saves and says that it stopped."""
+        return self.lost_a_rank(75, None)
+
     def _start_orphan(self, environment: dict[str, str] | None = None) -> None:
         """A process in a session of its own whose parent will be gone, deaf to SIGTERM."""
         code = "import signal, time; signal.signal(15, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"

@@ -53,7 +53,7 @@ def test_a_persons_own_choice_of_unsafe_loading_is_not_inherited() -> None:
 def test_worker_is_the_end_of_the_argv_and_one_argument_each() -> None:
     built = command([])
     assert built.argv[-4:] == ["-m", "stackllama_engine.train", "sft", str(RUN)]
-    assert built.argv[1:4] == ["-m", "accelerate.commands.accelerate_cli", "launch"]
+    assert built.argv[1:4] == ["-m", "stackllama_engine.train.accelerate_cli", "launch"]
     assert option(built, "--config_file") == str(RUN / "accelerate.yaml")
     assert option(built, "--main_process_port") == "0"
 

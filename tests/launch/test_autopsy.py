@@ -14,8 +14,10 @@ from stackllama_engine.contract.run_dir import Home, Launch, RunDir, State
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch import autopsy, supervisor
 from stackllama_engine.launch.autopsy import explain
+from stackllama_engine.launch.main_memory import MainMemory
+from stackllama_engine.launch.oom import Killer
 from stackllama_engine.launch.outcome import Outcome
-from stackllama_engine.launch.processes import oom_kills
+from stackllama_engine.launch.ranks import Death
 from stackllama_engine.launch.reconcile import reconcile
 
 from .conftest import Runs
@@ -29,6 +31,8 @@ CUDA = (
     "(CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of {} of which 18.06 MiB is free. "
     "Including non-PyTorch memory, this process has 11.66 GiB memory in use.)"
 )
+KILLED = Death(rank="1", host="node7", pid=4242, number=9, seen=1.0, held=1900 << 20)
+KERNEL = Killer(seen=True, limit=2 * GIB, whose="memory.max of cgroup /job")
 CPU = "([enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory)"
 
 
@@ -58,7 +62,12 @@ def make(tmp_path: Path) -> Any:
 
 def cause(run: RunDir, said: str, *, code: int = 1, silent: bool = False, killer_seen: bool = False) -> str | None:
     outcome = Outcome(phase="failed", exit_code=code, cause=said)
-    return explain(run, run.read_state(), outcome, silent=silent, killer_seen=killer_seen)
+    killer = Killer(seen=killer_seen, limit=autopsy.main_memory().total, whose="this machine's memory")
+    return explain(run, run.read_state(), outcome, silent=silent, killer=killer)
+
+
+def machine_has(monkeypatch: pytest.MonkeyPatch, memory: int) -> None:
+    monkeypatch.setattr(autopsy, "main_memory", lambda: MainMemory(memory, memory))
 
 
 def test_on_a_gpu(make: Any) -> None:
@@ -102,7 +111,7 @@ def test_where_the_formula_thought_it_would_fit_a_change_that_saves_for_certain(
 
 
 def test_of_an_allocator_of_main_memory(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(autopsy, "_main_memory", lambda: 20 * GIB)
+    machine_has(monkeypatch, 20 * GIB)
     on_cpu = make(on_gpu=False, load_in_8bit=False, per_device_train_batch_size=4)
     told = cause(on_cpu, f"Out of memory in phase train. Halve it. {CPU}")
     assert told is not None and told.startswith("Out of memory in phase train: of ") and told.endswith(CPU)
@@ -111,7 +120,7 @@ def test_of_an_allocator_of_main_memory(make: Any, monkeypatch: pytest.MonkeyPat
 
 
 def test_the_kernels_killer(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(autopsy, "_main_memory", lambda: 64 * GIB)
+    machine_has(monkeypatch, 64 * GIB)
     run = make(on_gpu=False, load_in_8bit=False)
     for code in (137, 1):  # accelerate makes 1 of it
         told = cause(run, f"exit code {code}", code=code, silent=True, killer_seen=True)
@@ -125,17 +134,63 @@ def test_a_kill_that_nobody_counted_is_memory_only_where_little_was_left(
     make: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = make(on_gpu=False, load_in_8bit=False)
-    monkeypatch.setattr(autopsy, "_main_memory", lambda: 512 * GIB)
+    machine_has(monkeypatch, 512 * GIB)
     assert cause(run, "killed", code=137, silent=True) is None
-    monkeypatch.setattr(autopsy, "_main_memory", lambda: 16 * GIB)
+    machine_has(monkeypatch, 16 * GIB)
     told = cause(run, "killed", code=137, silent=True)
     assert told is not None and told.startswith("Killed probably for its memory: out of memory in phase train: of ")
 
 
 def test_a_kill_that_accelerate_hides_is_named(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(autopsy, "_main_memory", lambda: 512 * GIB)
+    machine_has(monkeypatch, 512 * GIB)
     told = cause(make(on_gpu=False, load_in_8bit=False), "exit code 1: {'loss': '5.9'}", silent=True)
     assert told is not None and told.startswith("Ended by a signal in phase train; `accelerate launch` hides which.")
+
+
+def killed_cause(run: RunDir, killed: Death = KILLED, killer: Killer = KERNEL) -> str:
+    """What is said where rank 0 could only say that its peer had gone."""
+    outcome = Outcome(
+        phase="failed", exit_code=137, cause="RuntimeError in phase train: Connection closed by peer. GLHF!"
+    )
+    told = explain(run, run.read_state(), outcome, killer=killer, killed=killed)
+    assert told is not None and "GLHF" not in told
+    return told
+
+
+def test_a_rank_that_the_kernel_killed_is_named_with_both_figures(make: Any) -> None:
+    told = killed_cause(make(on_gpu=False, load_in_8bit=False))
+    assert told.startswith(
+        "rank 1 on node7 was killed by SIGKILL in phase train by the kernel's out-of-memory killer: the run held "
+        "1.9 GiB of 2.0 GiB (memory.max of cgroup /job). Of "
+    )
+    assert "GiB expected there `base weights` (" in told
+    on_gpu = killed_cause(make(), killer=msgspec.structs.replace(KERNEL, peak=GIB))
+    assert on_gpu.endswith("(memory.max of cgroup /job). This machine's main memory, not the GPU's.")
+
+
+def test_without_a_measurement_the_cgroups_peak_is_what_was_held(make: Any) -> None:
+    run, killed = make(), msgspec.structs.replace(KILLED, held=0)
+    assert "the run held 1.0 GiB of 2.0 GiB" in killed_cause(run, killed, msgspec.structs.replace(KERNEL, peak=GIB))
+    assert "the limit is 2.0 GiB (memory.max of cgroup /job)" in killed_cause(run, killed)
+
+
+def test_a_sigkill_that_the_kernel_did_not_count(make: Any) -> None:
+    run = make(on_gpu=False, load_in_8bit=False)
+    roomy = Killer(seen=False, limit=512 * GIB, whose="this machine's memory")
+    assert killed_cause(run, killer=roomy) == (
+        "rank 1 on node7 was killed by SIGKILL in phase train; the kernel's out-of-memory killer ended nothing "
+        "meanwhile, so somebody or another program sent it. The run held 1.9 GiB of 512.0 GiB (this machine's memory)."
+    )
+    assert "`dmesg` tells. The run held" in killed_cause(run, killer=msgspec.structs.replace(roomy, seen=None))
+    near = killed_cause(run, killer=msgspec.structs.replace(roomy, limit=2 * GIB))
+    assert "SIGKILL in phase train, probably for its memory: the run held 1.9 GiB of 2.0 GiB" in near
+
+
+def test_of_another_signal_its_name_is_all(make: Any) -> None:
+    killed = msgspec.structs.replace(KILLED, number=11, rank=None)
+    assert killed_cause(make(), killed) == "the worker on node7 was killed by SIGSEGV in phase train."
+    unnamed = killed_cause(make(), msgspec.structs.replace(KILLED, number=None))
+    assert unnamed.startswith("rank 1 on node7 was killed by a signal that nobody named in phase train")
 
 
 def test_other_failures_keep_their_cause(make: Any) -> None:
@@ -143,17 +198,12 @@ def test_other_failures_keep_their_cause(make: Any) -> None:
     assert cause(run, "`loss` became nan at step 3.") is None
     assert cause(run, "ValueError in phase train: Out of GPU memory in phase x") is None
     done = Outcome(phase="finished", exit_code=ExitCode.DONE)
-    assert explain(run, run.read_state(), done, killer_seen=True) is None
+    assert explain(run, run.read_state(), done, killer=KERNEL, killed=KILLED) is None
 
 
 def test_a_phase_that_no_formula_covers_keeps_the_workers_words(make: Any) -> None:
     run = make(phase="evaluate")
     assert cause(run, f"Out of GPU memory in phase evaluate. Halve it. {CUDA.format('12.00 GiB')}") is None
-
-
-def test_the_kernel_counts() -> None:
-    found = oom_kills()
-    assert found is None or found >= 0
 
 
 def test_in_the_state_by_the_supervisor(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:

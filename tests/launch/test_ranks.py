@@ -1,13 +1,15 @@
 """Two real ranks under a real `accelerate launch`: one is stopped, signals come to the launcher, a stranger looks."""
 
+import re
 import signal
+import socket
 from pathlib import Path
 
 import pytest
 
 from stackllama_engine.contract.events import EventReader
 from stackllama_engine.contract.recipe_io import load_recipe
-from stackllama_engine.contract.run_dir import Home, RunDir
+from stackllama_engine.contract.run_dir import Home, RunDir, State
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch import launcher
 from stackllama_engine.launch.processes import identify, run_processes, send
@@ -115,3 +117,28 @@ def test_a_second_user_gets_nothing_of_a_real_sft_on_two_ranks(home: Home) -> No
     assert not run.read_state().has_ended, run.read_state()
     check_nobody_comes_in(run)
     assert stop(run, wait=True).exit_code == 75
+
+
+def kill_one_rank(run: RunDir, rank: int) -> State:
+    """By somebody, from outside: the state says who it was and by what, whatever the other rank complains of."""
+    killed = identify(int((run.path / f"rank-{rank}.pid").read_text()))
+    assert killed is not None and send(killed, signal.SIGKILL)
+    wait_for(lambda: run.read_state().has_ended, seconds=120)
+    state = run.read_state()
+    assert (state.phase, state.exit_code) == ("failed", 137), state
+    cause = state.cause or ""
+    assert cause.startswith(f"rank {rank} on {socket.gethostname()} was killed by SIGKILL in phase train"), cause
+    assert re.search(r"he run held [\d.]+ [GM]iB of [\d.]+ [GM]iB \(", cause)
+    assert run_processes(run.path) == []
+    return state
+
+
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.long), 1])
+def test_a_killed_rank_is_named_with_its_host_its_signal_and_both_figures_of_memory(
+    runs: Runs, short_limits: None, rank: int
+) -> None:
+    run = start_ranks(runs, 2)
+    kill_one_rank(run, rank)
+    if rank == 1:
+        log = (run.attempt_dir(1) / "log.txt").read_text()
+        assert re.search(r"Connection (closed|reset) by peer", log), "rank 0 wrote nothing of its peer"

@@ -1,9 +1,12 @@
 """The real supervisor with fake workers: every way an attempt can end."""
 
+import contextlib
 import errno
 import os
 import signal
+import socket
 import time
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -52,6 +55,32 @@ def test_killed_by_signal(runs: Runs) -> None:
     _, state = runs.end("kill")
     assert (state.phase, state.exit_code) == ("failed", 137)
     assert state.cause is not None and "killed by SIGKILL" in state.cause and "dmesg" in state.cause
+
+
+@pytest.mark.parametrize("mode", ["lost-a-rank", "stopped-without-a-rank"])
+def test_a_killed_rank_is_the_cause_whatever_rank_0_says_of_it(runs: Runs, mode: str) -> None:
+    run = runs.create()
+    lock = run.acquire_lock()
+    command = fake_command(run.path, mode)
+    two = command.environment | {"STACKLLAMA_WORLD_SIZE": "2"}
+    start_supervisor(run, lock, msgspec.structs.replace(command, environment=two), [])
+    os.close(lock)
+    wait_for(lambda: (run.path / "rank-1.pid").exists() and (run.path / "rank-1.pid").read_text() != "")
+    wait_for(lambda: pidfds(supervisor_of(run)) >= 2, seconds=60)  # it knows both ranks
+    os.kill(int((run.path / "rank-1.pid").read_text()), signal.SIGKILL)
+    wait_for(lambda: run.read_state().has_ended, seconds=60)
+    state = run.read_state()
+    assert (state.phase, state.exit_code) == ("failed", 137), state
+    assert (state.cause or "").startswith(f"rank 1 on {socket.gethostname()} was killed by SIGKILL in phase train")
+
+
+def pidfds(process: ProcessId) -> int:
+    """How many it holds besides the one of the worker, which it opens for each look."""
+    count = -1
+    for path in Path(f"/proc/{process.pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            count += "pidfd" in str(path.readlink())
+    return count
 
 
 def test_program_that_does_not_exist(runs: Runs) -> None:

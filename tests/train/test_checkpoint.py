@@ -28,12 +28,12 @@ def reporter(run: RunDir) -> Reporter:
     return Reporter(run, 1, is_main=True)
 
 
-def write(run: RunDir, step: int, **metrics: float) -> Path:
+def write(run: RunDir, step: int, *, by_time: bool = False, **metrics: float) -> Path:
     staging = checkpoint.staging_dir(run.checkpoints, step)
     (staging / "inner").mkdir()
     (staging / "weights").write_bytes(f"weights {step}".encode())
     (staging / "inner" / "state").write_bytes(b"state")
-    return checkpoint.seal(staging, run.checkpoints, step, metrics)
+    return checkpoint.seal(staging, run.checkpoints, step, metrics, by_time=by_time)
 
 
 def names(run: RunDir) -> list[int]:
@@ -98,9 +98,35 @@ def test_the_newest_stay_with_milestones_and_the_best(run: RunDir) -> None:
 def test_the_best_of_a_reward_is_the_highest_and_of_equals_the_newest(run: RunDir) -> None:
     keep = Retention(newest=1, metric="eval/mean_reward")
     for step, reward in ((1, 2.0), (2, 2.0), (3, 1.0), (4, 0.0)):
-        write(run, step, **{"eval/mean_reward": reward})
+        write(run, step, by_time=False, **{"eval/mean_reward": reward})
         checkpoint.rotate(run.checkpoints, keep)
     assert names(run) == [2, 4]
+
+
+def test_those_by_time_count_as_any_other_where_there_is_a_limit(run: RunDir) -> None:
+    for step in range(1, 6):
+        write(run, step, by_time=step != 2)
+        checkpoint.rotate(run.checkpoints, Retention(newest=2, every=3))
+    assert names(run) == [3, 4, 5]
+
+
+def test_without_a_limit_one_by_time_stays_until_the_next(run: RunDir) -> None:
+    """How many hours a run takes nobody knows, nor how much room these would."""
+    keep = Retention(newest=None)
+    for step in range(1, 10):
+        write(run, step, by_time=step not in (4, 8))
+        checkpoint.rotate(run.checkpoints, keep)
+        assert names(run)[-1] == step and len(names(run)) <= keep.at_most(step, 4)
+    assert names(run) == [4, 8, 9]
+
+
+def test_nobody_is_told_that_nothing_was_measured_where_the_clock_chose_the_step(
+    run: RunDir, reporter: Reporter
+) -> None:
+    for step in (1, 2):
+        staging = checkpoint.staging_dir(run.checkpoints, step)
+        checkpoint.publish(reporter, staging, step, Retention(newest=1, metric="eval_loss"), by_time=step == 1)
+    assert said(run) == ["no `eval_loss` was measured at step 2, so it cannot be the best (none)"]
 
 
 @pytest.mark.parametrize(("damaged", "last"), [((3, 4), 2), ((2, 3, 4), 1)])

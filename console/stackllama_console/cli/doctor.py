@@ -16,6 +16,7 @@ from msgspec import Struct
 from stackllama_engine import __version__
 from stackllama_engine.contract.errors import ExitCode
 from stackllama_engine.contract.run_dir import Home
+from stackllama_engine.launch.main_memory import main_memory
 from stackllama_engine.launch.nvml import Gpu, find_gpus
 
 from .. import paths as places
@@ -51,6 +52,8 @@ class Report(Struct, kw_only=True):
     cpus: int
     memory: int
     memory_available: int
+    memory_limit: str | None
+    """What leaves less than the machine has; None: nothing."""
     home: str
     disk_free: int
     problems: list[str] = []
@@ -69,9 +72,7 @@ def doctor(arguments: argparse.Namespace) -> int:
 
 def examine(home: Home) -> Report:
     """Look at the machine; imports neither torch nor anything else that trains."""
-    import psutil
-
-    memory = psutil.virtual_memory()
+    memory = main_memory()
     gpus, driver, trouble = find_gpus()
     there = nearest_existing(home.path)
     report = Report(
@@ -84,6 +85,7 @@ def examine(home: Home) -> Report:
         cpus=len(os.sched_getaffinity(0)),
         memory=memory.total,
         memory_available=memory.available,
+        memory_limit=str(memory.limit) if memory.limit else None,
         home=str(home.path),
         disk_free=shutil.disk_usage(there).free,
     )
@@ -127,13 +129,14 @@ def _version(name: str) -> str | None:
 
 def _print(report: Report) -> None:
     gpus = [f"{gpu.index}: {gpu.name}, {size(gpu.free)} of {size(gpu.memory)} free" for gpu in report.gpus]
+    limited = f", limited by {report.memory_limit}" if report.memory_limit else ""
     show_fields(
         [
             ("stackllama-console", report.version),
             ("Python", f"{report.python}, {report.platform}"),
             ("GPUs", "\n".join(gpus) + f"\ndriver {report.driver}" if gpus else "none"),
             ("CPUs", str(report.cpus)),
-            ("memory", f"{size(report.memory_available)} of {size(report.memory)} available"),
+            ("memory", f"{size(report.memory_available)} of {size(report.memory)} available{limited}"),
             ("home", f"{report.home}, {size(report.disk_free)} free"),
             ("training", _packages(report, (*TRAINING, *OPTIONAL))),
             ("console", _packages(report, CONSOLE)),

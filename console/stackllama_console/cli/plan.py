@@ -136,10 +136,9 @@ def _place(recipe: EstimatedRecipe, memory: int | None, arguments: argparse.Name
 
     gpus, _, _ = find_gpus()
     if recipe.use_cpu or not gpus:
-        import psutil
+        from stackllama_engine.launch.main_memory import main_memory
 
-        total = psutil.virtual_memory().total
-        return Place(bytes=total, name="this machine's memory", on_gpu=False, gpus=arguments.gpus or 1)
+        return Place(bytes=main_memory().total, name="this machine's memory", on_gpu=False, gpus=arguments.gpus or 1)
     smallest = min(gpus, key=lambda gpu: gpu.memory)
     return Place(bytes=smallest.memory, name=smallest.name, on_gpu=True, gpus=processes or len(gpus))
 

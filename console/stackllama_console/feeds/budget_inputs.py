@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import msgspec
-import psutil
 from msgspec import Struct
 
 from stackllama_engine.budget.architecture import Architecture
@@ -13,6 +12,7 @@ from stackllama_engine.contract.run_dir import RUN_ID, Home, RunDir
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch.calibrate import calibration
 from stackllama_engine.launch.gpus import visible_gpus
+from stackllama_engine.launch.main_memory import main_memory
 from stackllama_engine.launch.nvml import find_gpus
 
 from ..sanitise import one_line
@@ -100,8 +100,8 @@ def base_of(home: Home, adapter: str) -> str:
 
 def read_devices() -> Devices:
     """The visible GPUs, and the main memory. Without a GPU, or a driver for it, just the latter."""
-    memory = psutil.virtual_memory()
-    return Devices(tuple(_gpus()), Memory("RAM", int(memory.total), int(memory.available)))
+    memory = main_memory()
+    return Devices(tuple(_gpus()), Memory("RAM", memory.total, memory.available))
 
 
 def _gpus() -> list[Memory]:

@@ -14,6 +14,7 @@ import psutil
 from msgspec import Struct, structs
 
 from stackllama_engine.contract.run_dir import Home, Launch, ProcessId
+from stackllama_engine.launch.main_memory import main_memory
 from stackllama_engine.launch.nvml import GpuReading, Nvml, NvmlError
 from stackllama_engine.launch.processes import run_processes, usage
 
@@ -82,7 +83,7 @@ class Machine:
 
     def read(self, run: Path | None = None) -> MachineReading:
         """A reading, with what the processes of the run in this directory take."""
-        memory = psutil.virtual_memory()
+        memory = main_memory()
         self._tree.read(run)
         gpus = self._gpus()
         return MachineReading(

@@ -36,6 +36,13 @@ class Manifest(Struct, frozen=True):
     format: int = 1
     metrics: dict[str, float] = {}
     """What was measured at this step; it decides which checkpoint is the best, also after a resume."""
+    by_time: bool = False
+    """Whether only the clock asked for it (`save_minutes`)."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of its files."""
+        return sum(file.size for file in self.files.values())
 
 
 def problem(checkpoint: Path) -> str | None:

@@ -125,11 +125,21 @@ class TrainRecipe(ModelRecipe, frozen=True, kw_only=True, forbid_unknown_fields=
     save_steps: Annotated[
         Steps,
         about(
-            "Write a checkpoint every N optimizer (PPO: rollout) steps; below 1: a share of all steps; 0: only when "
-            "stopped."
+            "Write a checkpoint every N optimizer (PPO: rollout) steps; below 1: a share of all steps; 0: only by time "
+            "(`save_minutes`) and when stopped."
         ),
     ] = 500
-    save_total_limit: Annotated[AtLeastOne | None, about("Keep the newest N checkpoints; empty: all of them.")] = 3
+    save_minutes: Annotated[
+        float,
+        about(
+            "Also write a checkpoint at the first step that ends N minutes after the last one; the first in the first "
+            "minutes, to learn what one costs; 0: only by steps.", ge=0,
+        ),
+    ] = 15.0  # fmt: skip
+    save_total_limit: Annotated[
+        AtLeastOne | None,
+        about("Keep the newest N checkpoints; empty: all of them, of those by `save_minutes` the newest."),
+    ] = 3
     metric_for_best_model: Annotated[
         str | None,
         about("Also keep the checkpoint that is best by this metric (eval_loss; PPO: eval/objective)."),
@@ -186,7 +196,7 @@ class TrainRecipe(ModelRecipe, frozen=True, kw_only=True, forbid_unknown_fields=
         if self.metric_for_best_model and not self.save_steps:
             raise ValueError(
                 f"`metric_for_best_model: {self.metric_for_best_model}` chooses among checkpoints and `save_steps: 0` "
-                "writes none; set `save_steps` to a multiple of `eval_steps`."
+                "writes none where the metric is measured; set `save_steps` to a multiple of `eval_steps`."
             )
         if self.keep_every_steps and 0 < self.save_steps < 1:
             raise ValueError(

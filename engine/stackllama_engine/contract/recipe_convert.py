@@ -322,7 +322,7 @@ _CLASHES: tuple[tuple[Callable[[Mapping[str, Any]], bool], tuple[str, ...], str]
     (
         lambda values: values.get("save_steps") == 0,
         ("metric_for_best_model",),
-        "no checkpoints are written to choose from",
+        "no checkpoints are written where it is measured",
     ),
 )
 """When, keys that go, and why."""

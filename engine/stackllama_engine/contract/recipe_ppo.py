@@ -211,7 +211,11 @@ class PPORecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     # reporting and checkpoints
     save_steps: Annotated[
-        Steps, about("Write a checkpoint every N PPO steps; below 1: a share of all steps; 0: only when stopped.")
+        Steps,
+        about(
+            "Write a checkpoint every N PPO steps; below 1: a share of all steps; 0: only by time (`save_minutes`) and "
+            "when stopped."
+        ),
     ] = 50
     eval_steps: Annotated[
         Steps,

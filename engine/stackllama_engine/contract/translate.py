@@ -215,7 +215,7 @@ _COMPUTED: dict[str, tuple[str, Callable[[Any, Values], Read]]] = {
     "warmup_ratio": ("warmup_steps", _warmup_ratio),
     "eval_strategy": ("eval_steps", _strategy("eval_steps", "the held-out rows are still evaluated at the end")),
     "evaluation_strategy": ("eval_steps", _strategy("eval_steps", "the held-out rows are still evaluated at the end")),
-    "save_strategy": ("save_steps", _strategy("save_steps", "a checkpoint is written only when the run is stopped")),
+    "save_strategy": ("save_steps", _strategy("save_steps", "`save_minutes` alone decides, and a stop")),
     "lr_scheduler_kwargs": ("min_lr_rate", _lr_scheduler_kwargs),
 }  # fmt: skip
 

@@ -9,6 +9,7 @@ why each thing is spelled out here (``accelerate/commands/launch.py``):
 - ``--rdzv_backend c10d`` with ``store_type=file`` gives torchrun a file (:mod:`.meeting`) instead of a server on all
   interfaces, which its own choice, ``static``, is. A sign of life every five seconds has no reader where it is alone.
 - ``--main_process_port 0``: without it accelerate looks whether 29500 is in use. Nothing listens on it.
+- One process's exit code becomes 1 whatever it was, a signal's as well: :mod:`..train.accelerate_cli` keeps it.
 - One process that sees several GPUs becomes ``DataParallel`` in the Trainer: it is shown as many as it uses.
 """
 
@@ -81,7 +82,7 @@ def build_command(recipe: AnyRecipe, run_dir: Path, gpus: list[str]) -> Command:
     on_cpu = recipe.use_cpu or not gpus
     precision = _mixed_precision(recipe)
     argv = [
-        sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--quiet",
+        sys.executable, "-m", "stackllama_engine.train.accelerate_cli", "launch",
         "--config_file", str(run_dir / ACCELERATE_FILE),
         "--num_machines", "1", "--num_processes", str(processes), *(_SEVERAL if processes > 1 else []),
         "--mixed_precision", precision, "--main_process_port", "0",

@@ -13,6 +13,7 @@ from ..contract.events import Event
 from ..contract.run_dir import Phase, RunDir
 from ..contract.run_files import open_file
 from ..contract.stages import TRAINING_STAGES, Stage
+from .ranks import signal_name
 
 _LAST_LINES = 20
 _LINE_LENGTH = 500
@@ -42,7 +43,7 @@ def from_status(status: int, last_lines: list[str]) -> Outcome:
     """What a wait status of the worker's process says (``os.waitpid``)."""
     code = os.waitstatus_to_exitcode(status)
     if code < 0:
-        name = _signal_name(-code)
+        name = signal_name(-code)
         hint = f" — {_KILLED}" if -code == signal.SIGKILL else ""
         return Outcome(phase="failed", exit_code=128 - code, cause=f"killed by {name}{hint}")
     said = f": {last_lines[-1]}" if last_lines else ""
@@ -86,25 +87,35 @@ def signal_to_launcher(status: int, last_lines: list[str], on_resume: str) -> st
     """
     name: str | None = None
     if os.WIFSIGNALED(status):
-        name = _signal_name(os.WTERMSIG(status))
-    elif found := next((match for line in reversed(last_lines) if (match := _GOT_SIGNAL.search(line))), None):
-        name = _signal_name(int(found[1]))
+        name = signal_name(os.WTERMSIG(status))
+    elif (number := got_signal("\n".join(last_lines))) is not None:
+        name = signal_name(number)
     if name is None:
         return f"A signal told the workers to stop. {on_resume}"
     return f"{name} came to `accelerate launch`; its workers stopped. {on_resume}"
 
 
+def got_signal(log: str) -> int | None:
+    """The signal that torchelastic says it got, the newest; None: none."""
+    found = list(_GOT_SIGNAL.finditer(log))
+    return int(found[-1][1]) if found else None
+
+
 def last_log_lines(log: Path) -> list[str]:
     """The last lines of a log, each cut to a readable length; of a progress bar only what it showed last."""
+    lines = (line.rstrip("\r").rpartition("\r")[2].rstrip() for line in log_end(log).split("\n"))
+    return [line[:_LINE_LENGTH] for line in lines if line][-_LAST_LINES:]
+
+
+def log_end(log: Path) -> str:
+    """The end of a log; empty where there is none."""
     try:
         with os.fdopen(open_file(log), "rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - _TAIL_BYTES))
-            text = file.read().decode(errors="replace")
+            return file.read().decode(errors="replace")
     except OSError:  # none, or something else in its place: there is nothing to quote
-        return []
-    lines = (line.rstrip("\r").rpartition("\r")[2].rstrip() for line in text.split("\n"))
-    return [line[:_LINE_LENGTH] for line in lines if line][-_LAST_LINES:]
+        return ""
 
 
 def _from_code(code: int, cause: str | None) -> Outcome:
@@ -113,10 +124,3 @@ def _from_code(code: int, cause: str | None) -> Outcome:
     if code == ExitCode.STOPPED:
         return Outcome(phase="stopped", exit_code=code, cause=cause)
     return Outcome(phase="failed", exit_code=code, cause=cause or f"exit code {code}")
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:  # a real-time signal has no name
-        return f"signal {number}"

@@ -81,6 +81,12 @@ def run_processes(run_dir: Path) -> list[ProcessId]:
     return found
 
 
+def children(pid: int) -> list[int]:
+    """Pids of the processes that a process started and has not collected yet."""
+    entries = (entry.name for entry in os.scandir(_PROC) if entry.name.isdigit())
+    return [int(name) for name in entries if (fields := stat_fields(int(name))) is not None and int(fields[1]) == pid]
+
+
 def descendants(pid: int) -> list[ProcessId]:
     """Every live process below this one, marked or not."""
     parents: dict[int, int] = {}
@@ -117,13 +123,18 @@ def environment_value(process: ProcessId, name: str) -> str | None:
     return next((each[len(prefix) :].decode(errors="replace") for each in variables if each.startswith(prefix)), None)
 
 
+def arguments(process: ProcessId) -> list[str]:
+    """Its arguments, the program first; none when it has gone."""
+    try:
+        text = (_PROC / str(process.pid) / "cmdline").read_bytes()
+    except (*_GONE, PermissionError):
+        return []
+    return [os.fsdecode(argument) for argument in text.split(b"\0")[:-1]]
+
+
 def command_line(process: ProcessId) -> str:
     """Its arguments in one line; empty when it has gone."""
-    try:
-        text = (_PROC / str(process.pid) / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-    except (*_GONE, PermissionError):
-        return ""
-    return " ".join(text.split())
+    return " ".join(os.fsencode(" ".join(arguments(process))).decode(errors="replace").split())
 
 
 def catches(process: ProcessId, number: signal.Signals) -> bool:
@@ -173,13 +184,3 @@ def _is_marked(proc: Path, place: Place) -> bool:
         return proc.stat().st_uid == os.getuid() and belongs(proc, place)
     except (*_GONE, PermissionError):  # ended meanwhile, or not ours to read
         return False
-
-
-def oom_kills() -> int | None:
-    """How many processes the kernel's out-of-memory killer has ended since boot; None where it does not say."""
-    try:
-        text = (_PROC / "vmstat").read_text(encoding="ascii")
-    except OSError:  # not every sandbox has it
-        return None
-    found = re.search(r"^oom_kill (\d+)$", text, re.MULTILINE)
-    return int(found[1]) if found else None

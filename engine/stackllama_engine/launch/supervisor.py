@@ -41,16 +41,20 @@ from ..contract.streams import open_standard_streams
 from .argv import inherited_environment
 from .detach import adopt_orphans, detach
 from .meeting import make_meeting_place, meeting_environment, remove_meeting_place
+from .oom import OomWatch
 from .outcome import (
     Outcome,
     from_end_event,
     from_status,
+    got_signal,
     last_log_lines,
+    log_end,
     on_resume,
     signal_to_launcher,
     stopped_by_force,
 )
-from .processes import descendants, identify, kill_run_processes, oom_kills, run_processes, send
+from .processes import descendants, identify, kill_run_processes, run_processes, send
+from .ranks import Death, Ranks
 from .renamed import Renamed
 from .scrub import Scrubber, scrub_folder
 from .settings import setting
@@ -95,7 +99,8 @@ class Supervisor:
         self.stop_asked = False  # set by a signal handler
         self.state: State = run.read_state()
         self._unsaved = False
-        self._oom_kills = oom_kills()
+        self._oom = OomWatch()
+        self._ranks: Ranks | None = None
         self._reader = EventReader(self.folder / "events.jsonl")
         self._secrets = redactor()
         self._log = Scrubber(self.folder / "log.txt", self._secrets)
@@ -123,6 +128,7 @@ class Supervisor:
             return
         while True:
             self._wait_for_worker()
+            self._look_at_ranks()
             self._reap()
             self._find_directory()
             self._mask_secrets()
@@ -143,9 +149,12 @@ class Supervisor:
         self._watch = Watch(self.run, self.folder, launch, self.state.stage)
         if run_lock.is_by_file(self.run.path):
             self._watch.journal.write(run_lock.BY_FILE)
+        world_size = int(launch.environment.get("STACKLLAMA_WORLD_SIZE", "1"))
         environment = inherited_environment() | launch.environment
-        if int(launch.environment.get("STACKLLAMA_WORLD_SIZE", "1")) > 1:
+        if world_size > 1:
             environment |= meeting_environment(make_meeting_place(self.folder))
+        if self.state.stage is not Stage.PIPELINE:
+            self._ranks = Ranks(self.run.path, world_size)
         log = open_private(self.folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         try:
             process = subprocess.Popen(
@@ -160,18 +169,30 @@ class Supervisor:
         self._record(worker=self._worker)
 
     def _wait_for_worker(self) -> None:
-        """Sleep until the next look, or until the worker has ended."""
+        """Sleep until the next look, or until the worker or a rank has ended."""
         with contextlib.suppress(ProcessLookupError):
             if self._status is None:
                 descriptor = os.pidfd_open(self._worker_pid)
                 try:
                     poll = select.poll()
-                    poll.register(descriptor, select.POLLIN)
+                    for each in (descriptor, *(self._ranks.descriptors if self._ranks is not None else ())):
+                        poll.register(each, select.POLLIN)
                     poll.poll(_POLL * 1000)
                 finally:
                     os.close(descriptor)
                 return
         time.sleep(_POLL / 4)
+
+    def _look_at_ranks(self) -> None:
+        """Until this process signals them itself, whoever vanishes did not by its hand."""
+        if self._ranks is None or self._sent is not None:
+            return
+        try:
+            self._ranks.look(self._worker_pid)
+        except OSError as error:
+            _note(f"the ranks are no longer watched: {error}; a killed one may go unnamed")
+            self._ranks.close()
+            self._ranks = None
 
     def _reap(self) -> None:
         """Collect every child that ended, adopted ones too; keep the worker's status."""
@@ -294,14 +315,17 @@ class Supervisor:
         outcome = self._plain_outcome(status)
         if self._renamed.cause is not None:
             return self._renamed.stopped(outcome)
+        killed = self._killed(status) if outcome.phase != "finished" else None
+        if killed is not None:  # whatever the others said of it: they have lost a peer
+            code = ExitCode.FAILED if killed.number is None else 128 + killed.number
+            outcome = Outcome(phase="failed", exit_code=code, cause=f"{killed}.")
         if outcome.phase == "stopped" and outcome.cause is None:
             outcome = msgspec.structs.replace(outcome, cause=self._why_stopped(status))
         try:
             from .autopsy import explain
 
-            before, now = self._oom_kills, oom_kills()
-            seen = before is not None and now is not None and now > before
-            cause = explain(self.run, self.state, outcome, silent=self._end is None, killer_seen=seen)
+            silent = self._end is None
+            cause = explain(self.run, self.state, outcome, silent=silent, killer=self._oom.look(), killed=killed)
         except Exception as error:  # noqa: BLE001 - what is known of the end counts more than its explanation
             _note(f"how the run ended could not be explained further: {error!r}")
             return outcome
@@ -315,6 +339,15 @@ class Supervisor:
             return self._watch.stop_cause if self._watch is not None else None
         lines = last_log_lines(self.folder / "log.txt")
         return signal_to_launcher(status, lines, on_resume(self.run, self.state.stage))
+
+    def _killed(self, status: int) -> Death | None:
+        """The rank whose death by a signal ended the attempt, which was not asked to stop."""
+        if self._ranks is None or self._stopping:
+            return None
+        log = log_end(self.folder / "log.txt")
+        if os.WIFSIGNALED(status) or got_signal(log) is not None:  # the launcher was told to end, and ended its ranks
+            return None
+        return self._ranks.first_killed(log, self.folder, os.waitstatus_to_exitcode(status))
 
     def _plain_outcome(self, status: int) -> Outcome:
         if self._end is not None:

@@ -42,7 +42,8 @@ class Retention(Struct, frozen=True, kw_only=True):
     """Which checkpoints stay: the newest, milestones, and the best by one metric."""
 
     newest: int | None
-    """None: all of them."""
+    """None: all of them, but of those that only the clock asked for none but the newest: a run's hours are unknown, and
+    so would be the room that they take."""
     every: int = 0
     """Milestones: steps that are a multiple of this one; 0: none."""
     metric: str | None = None
@@ -68,7 +69,7 @@ class Retention(Struct, frozen=True, kw_only=True):
         """Those that stay, of all, oldest first."""
         best = self._best(checkpoints)
         if self.newest is None:
-            return list(checkpoints)
+            return [path for path in checkpoints if path == checkpoints[-1] or path == best or not _is_by_time(path)]
         recent = checkpoints[-self.newest :]
         return [
             path
@@ -91,6 +92,21 @@ class Retention(Struct, frozen=True, kw_only=True):
         return max(values)[2] if values else None
 
 
+def _is_by_time(path: Path) -> bool:
+    try:
+        return read_manifest(path).by_time
+    except (OSError, msgspec.DecodeError):  # damaged: nobody deletes it for what it may be
+        return False
+
+
+def size(checkpoints: Path, step: int) -> int | None:
+    """Bytes of the checkpoint of a step; None where there is none."""
+    try:
+        return read_manifest(checkpoints / f"step-{step:06d}").size
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
 def staging_dir(checkpoints: Path, step: int) -> Path:
     """An empty hidden directory to write a checkpoint into."""
     path = checkpoints / f"{UNSEALED}{step:06d}"
@@ -99,8 +115,15 @@ def staging_dir(checkpoints: Path, step: int) -> Path:
     return path
 
 
-def publish(reporter: Reporter, staging: Path, step: int, keep: Retention) -> Path:
+def publish(reporter: Reporter, staging: Path, step: int, keep: Retention, *, by_time: bool = False) -> Path:
     """Seal what was written, say so, and delete what need not stay; rank 0 only.
+
+    Args:
+        reporter: of rank 0.
+        staging: the written files.
+        step: steps done.
+        keep: which checkpoints stay.
+        by_time: only the clock asked for it: that nothing was measured at this step surprises nobody.
 
     Raises:
         OSError: disk full or not writable; every checkpoint from before is untouched.
@@ -108,9 +131,9 @@ def publish(reporter: Reporter, staging: Path, step: int, keep: Retention) -> Pa
     checkpoints, metrics = reporter.run.checkpoints, reporter.metrics_at(step)
     if reporter.recipe is not None:
         remember(staging, reporter.recipe)
-    target = seal(staging, checkpoints, step, metrics)
+    target = seal(staging, checkpoints, step, metrics, by_time=by_time)
     reporter.checkpoint(step, str(target.relative_to(reporter.run.path)))
-    if keep.metric is not None and keep.metric not in metrics:
+    if keep.metric is not None and keep.metric not in metrics and not by_time:
         there = ", ".join(sorted(metrics)) or "none"
         reporter.health(f"no `{keep.metric}` was measured at step {step}, so it cannot be the best ({there})")
     for reason in rotate(checkpoints, keep):
@@ -118,7 +141,9 @@ def publish(reporter: Reporter, staging: Path, step: int, keep: Retention) -> Pa
     return target
 
 
-def seal(staging: Path, checkpoints: Path, step: int, metrics: Mapping[str, float] | None = None) -> Path:
+def seal(
+    staging: Path, checkpoints: Path, step: int, metrics: Mapping[str, float] | None = None, *, by_time: bool = False
+) -> Path:
     """fsync every file, write the manifest, rename. Returns ``checkpoints/step-NNNNNN``.
 
     Args:
@@ -126,6 +151,7 @@ def seal(staging: Path, checkpoints: Path, step: int, metrics: Mapping[str, floa
         checkpoints: the run's.
         step: steps done.
         metrics: measured at this step; NaN and infinity are no measurement.
+        by_time: see :class:`Manifest`.
 
     Raises:
         OSError: disk full or not writable; no checkpoint of that name appears.
@@ -135,7 +161,8 @@ def seal(staging: Path, checkpoints: Path, step: int, metrics: Mapping[str, floa
     for folder in (path for path in staging.rglob("*") if path.is_dir()):
         fsync_directory(folder)
     finite = {name: value for name, value in (metrics or {}).items() if math.isfinite(value)}
-    write_whole(staging / MANIFEST, msgspec.json.encode(Manifest(step=step, files=files, metrics=finite)))
+    manifest = Manifest(step=step, files=files, metrics=finite, by_time=by_time)
+    write_whole(staging / MANIFEST, msgspec.json.encode(manifest))
     replaced = checkpoints / f"{_REPLACED}{target.name}"
     if target.is_symlink():
         target.unlink()

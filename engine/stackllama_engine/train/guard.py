@@ -8,10 +8,11 @@ of skipping, and is left alone. A spike that is finite is clipped by ``max_grad_
 """
 
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..contract.recipe import RewardRecipe, SFTRecipe
-from . import checkpoint, faults, schedule
+from . import averages, checkpoint, faults, schedule
 from .report import Reporter
 from .restart import Restarts
 
@@ -84,8 +85,10 @@ class Guarded(_Base):
         return norm
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self.run_callback.begin_save()
         try:
             super()._save_checkpoint(model, trial)
+            averages.keep(self, Path(self.args.output_dir or "") / f"checkpoint-{self.state.global_step}")
         except Exception as error:  # libraries report a full disk in classes of their own
             if not faults.is_disk_full(error):
                 raise

@@ -18,10 +18,11 @@ from transformers.trainer import TRAINER_STATE_NAME
 from ..contract.errors import StageError
 from ..contract.recipe import RewardRecipe, SFTRecipe, TrainRecipe
 from ..contract.recipe_common import steps_of
-from . import checkpoint, models, rehearsal, schedule
+from . import averages, checkpoint, models, rehearsal, schedule
 from .answers import Answers
 from .guard import Guard, Guarded
 from .requests import Change, Service, Stopped, serve
+from .save_timer import SaveTimer
 from .saving import Saver, newest_sealed
 from .session import SCRATCH, Session
 
@@ -96,6 +97,7 @@ class RunCallback(TrainerCallback):
         self.save_failed = False
         """Of this rank's part of the checkpoint that is being written."""
         self.trainer: Any = None
+        self.resumed_from: Path | None = None
         self._reporter = session.reporter
         self._requests = session.requests
         self._restart = session.restarts.now
@@ -104,18 +106,22 @@ class RunCallback(TrainerCallback):
         self._answers = answers
         self._keep = keep
         self._save_asked = False
+        self._by_time = False  # the next save has no other reason
         self._phase_before: str | None = None  # of an evaluation that the schedule asked for
         self._counted: tuple[float, float] | None = None  # monotonic seconds, tokens, at the newest log
 
     def on_train_begin(
         self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: Any
     ) -> None:
-        """The recipe's intervals, and after a rollback the smaller learning rate, now that a checkpoint's are loaded.
+        """The recipe's intervals, the averages since the last log, and after a rollback the smaller learning rate, now
+        that a checkpoint's state is loaded.
 
         The Trainer would go on with the checkpoint's `logging_steps`, `eval_steps` and `save_steps`
         (transformers#36303).
         """
         state.compute_steps(args, state.max_steps)
+        if self.resumed_from is not None:
+            averages.restore(self.trainer, self.resumed_from)
         if self._restart.learning_rate is not None and state.global_step == self._restart.at_step:
             schedule.set_peak(self.trainer.optimizer, self.trainer.lr_scheduler, self._restart.learning_rate)
 
@@ -126,7 +132,8 @@ class RunCallback(TrainerCallback):
         self._reporter.progress(state.global_step, state.max_steps)
         wanted = serve(self._requests, self._reporter, state.global_step, self._service)
         self._save_asked = wanted.save
-        if wanted.save:
+        self._by_time = wanted.due and not (control.should_save or wanted.save or wanted.stop)
+        if wanted.save or wanted.due:
             control.should_save = True
         # where an evaluation is due now, its first batch breaks off and leaves: random numbers are then drawn as if
         # the run had gone on
@@ -205,16 +212,22 @@ class RunCallback(TrainerCallback):
             wanted = serve(self._requests, self._reporter, state.global_step, self._service)
             if wanted.stop:
                 control.should_training_stop = self.stopped = True
-            if wanted.stop or wanted.save:
+            if wanted.stop or wanted.save or wanted.due:
                 self._save_asked = wanted.save
+                self._by_time = wanted.due and not (wanted.stop or wanted.save)
                 self._write(state.global_step)
+
+    def begin_save(self) -> None:
+        """The Trainer is about to write."""
+        if self._requests.timer is not None:
+            self._requests.timer.begin()
 
     def save_now(self, step: int) -> None:
         """Save outside of the Trainer's schedule, unless this step was saved already."""
         newest = newest_sealed(self._reporter.run.checkpoints)
         PartialState().wait_for_everyone()  # all have looked
         if newest is None or checkpoint.step_of(newest) != step or checkpoint.problem(newest):
-            self.stopped = True
+            self.stopped, self._by_time = True, False
             self._write(step)
 
     def _write(self, step: int) -> None:
@@ -236,15 +249,19 @@ class RunCallback(TrainerCallback):
                 self._saver.failed(step)
             else:
                 failed = not self._saver.save(
-                    step, lambda: checkpoint.publish(self._reporter, written, step, self._keep)
+                    step,
+                    lambda: checkpoint.publish(self._reporter, written, step, self._keep, by_time=self._by_time),
                 )
             if failed:
                 shutil.rmtree(written, ignore_errors=True)
             for what, asked in (("save", self._save_asked), ("stop", self.stopped)):
                 if asked:
                     self._requests.served(what, step)
-        self._save_asked = False
+        self._save_asked = self._by_time = False
         PartialState().wait_for_everyone()
+        if self._reporter.is_main and self._requests.timer is not None:
+            size = None if failed else checkpoint.size(checkpoints, step)
+            self._requests.timer.end(step, size, last=self.stopped)
         if failed and self.stopped:
             raise self._saver.lost(step, checkpoints)
 
@@ -274,10 +291,11 @@ def fit(trainer: "Guarded", callback: RunCallback, recipe: SFTRecipe | RewardRec
     if isinstance(_model(trainer), PeftModel):
         models.trainables_to_fp32(_model(trainer))
     session.requests.signals.loaded()
-    resume_from = checkpoint.to_resume(reporter, recipe)
+    callback.resumed_from = resume_from = checkpoint.to_resume(reporter, recipe)
     if session.restarts.now.message:
         reporter.health(session.restarts.now.message)
     reporter.phase("train")
+    session.requests.timer = SaveTimer(recipe.save_minutes, reporter)
     if resume_from and _take_back(trainer, resume_from, recipe.eval_steps):
         return
     try:

@@ -17,6 +17,7 @@ from ..contract import requests
 from ..contract.requests import PAUSED, Change
 from ..contract.run_dir import RunDir
 from .report import Reporter
+from .save_timer import SaveTimer
 from .signals import Signals, Stopped
 
 __all__ = ["LeftEarly", "Requests", "Service", "Stopped", "Wanted", "serve"]
@@ -39,6 +40,8 @@ class Wanted:
     sample: bool = False
     pause: bool = False
     go_on: bool = False
+    due: bool = False
+    """A checkpoint, because the last one is long ago (:mod:`.save_timer`)."""
     changes: tuple[Change, ...] = ()
 
 
@@ -63,23 +66,26 @@ class Requests:
     def __init__(self, run: RunDir, reporter: Reporter, device: torch.device, signals: Signals) -> None:
         self.paused = False
         self.signals = signals
+        self.timer: SaveTimer | None = None
+        """Of checkpoints by time, once there is something to save."""
         self._run = run
         self._reporter = reporter
         self._device = device
         self._stop_seen = False
         self._looked = 0.0
 
-    def poll(self) -> Wanted:
-        """What is asked for now; a collective."""
+    def poll(self, step: int) -> Wanted:
+        """What is asked for now, after ``step`` steps; a collective."""
         asked: set[str] = set(self._run.requests()) if self._reporter.is_main else set()
         changes = self._changes() if self._reporter.is_main else {}
-        flags = [self._stops(asked), "save" in asked, "sample" in asked, "pause" in asked, "continue" in asked]
+        due = self._reporter.is_main and self.timer is not None and self.timer.due(step)
+        flags = [self._stops(asked), "save" in asked, "sample" in asked, "pause" in asked, "continue" in asked, due]
         values = [part for key in _KEYS for part in (key in changes, changes.get(key, 0.0))]
         agreed = self._any([float(one) for one in (*flags, *values)])
-        stop, save, sample, pause, go_on = (bool(flag) for flag in agreed[:5])
-        given = zip(_KEYS, agreed[5::2], agreed[6::2], strict=True)
+        stop, save, sample, pause, go_on, due = (bool(flag) for flag in agreed[: len(flags)])
+        given = zip(_KEYS, agreed[len(flags) :: 2], agreed[len(flags) + 1 :: 2], strict=True)
         found = tuple(Change(key, value) for key, is_given, value in given if is_given)
-        return Wanted(stop, save, sample, pause, go_on, found)
+        return Wanted(stop, save, sample, pause, go_on, due, found)
 
     def agree(self, failed: bool = False, *, problem: bool = False) -> Agreed:
         """Whether to stop, and whether any rank failed or has a problem; a collective, inside a step."""
@@ -145,11 +151,11 @@ def serve(asked: Requests, reporter: Reporter, step: int, service: Service) -> W
     """Serve what waits after ``step`` steps, and sit out a pause; every rank alike.
 
     Returns:
-        as soon as a stop or a save is wanted, which are the caller's to do (``asked.paused`` then still holds), or
-        when there is nothing to wait for.
+        as soon as a stop or a save is wanted, or a save due, which are the caller's to do (``asked.paused`` then still
+        holds), or when there is nothing to wait for.
     """
     while True:
-        wanted = asked.poll()
+        wanted = asked.poll(step)
         for change in wanted.changes:
             reporter.health(f"step {step}: {service.change(change)}")
             asked.served("set", step, change)
@@ -163,7 +169,7 @@ def serve(asked: Requests, reporter: Reporter, step: int, service: Service) -> W
             _pause(asked, reporter, step)
         if wanted.go_on:
             _go_on(asked, reporter, step)
-        if wanted.stop or wanted.save or not asked.paused:
+        if wanted.stop or wanted.save or wanted.due or not asked.paused:
             return wanted
         time.sleep(_PAUSE_SECONDS)
 

@@ -97,6 +97,8 @@ class Trainables:
         step: int,
         evaluations: "Evaluations",
         keep: checkpoint.Retention,
+        *,
+        by_time: bool = False,
     ) -> None:
         """Seal a checkpoint after ``step`` steps; rank 0 only, every rank holds the same state.
 
@@ -105,7 +107,7 @@ class Trainables:
         """
         staging = checkpoint.staging_dir(reporter.run.checkpoints, step)
         self.write(staging, step, evaluations)
-        checkpoint.publish(reporter, staging, step, keep)
+        checkpoint.publish(reporter, staging, step, keep, by_time=by_time)
 
     def write(self, staging: Path, step: int, evaluations: "Evaluations") -> None:
         """The files of a checkpoint, not sealed.

@@ -17,6 +17,7 @@ from ...contract.stages import Split
 from .. import checkpoint, limits, models, optimizers, rehearsal, schedule
 from ..faults import Fit, Setbacks
 from ..requests import Change, Service, Stopped, serve
+from ..save_timer import SaveTimer
 from ..saving import Saver, newest_sealed
 from ..session import Session
 from . import canary, losses
@@ -127,6 +128,7 @@ class PPO:
         rolled_back = self.session.restarts.now
         if rolled_back.learning_rate is not None and rolled_back.at_step == done:
             schedule.set_peak(self.trainables.optimizer, self.trainables.scheduler, rolled_back.learning_rate)
+        self.session.requests.timer = SaveTimer(recipe.save_minutes, self.reporter)
         log_every, eval_every = (steps_of(n, self.steps) for n in (recipe.logging_steps, recipe.eval_steps))
         while done < self.steps:
             try:
@@ -395,8 +397,8 @@ class PPO:
                 raise
             if wanted.stop:
                 self._save_and_stop(done, before)
-            if wanted.save or due:
-                self._save(done, before)
+            if wanted.save or wanted.due or due:
+                self._save(done, before, by_time=not (wanted.save or due))
                 due = False
             if wanted.save:
                 asked.served("save", done)
@@ -410,23 +412,31 @@ class PPO:
             Stopped: after saving.
             StageError: the disk is full.
         """
-        saved = self._save(done, before, owes_evaluation=owes_evaluation)
+        saved = self._save(done, before, owes_evaluation=owes_evaluation, last=True)
         self.session.requests.served("stop", done)
         if not saved:
             raise self.saver.lost(done, self.session.run.checkpoints)
         raise Stopped
 
-    def _save(self, done: int, before: dict[str, Any], *, owes_evaluation: bool = False) -> bool:
+    def _save(
+        self, done: int, before: dict[str, Any], *, owes_evaluation: bool = False, by_time: bool = False,
+        last: bool = False,
+    ) -> bool:  # fmt: skip
         """A checkpoint by rank 0; False there when the disk is full."""
         self.reporter.phase("save")
+        timer = self.session.requests.timer
+        if timer is not None:
+            timer.begin()
 
         def write() -> None:
             keep = checkpoint.Retention.of(self.recipe)
             facts = Evaluations(before=before, best=self.best, owed=owes_evaluation)
-            self.trainables.save(self.reporter, done, facts, keep)
+            self.trainables.save(self.reporter, done, facts, keep, by_time=by_time)
 
         saved = self.saver.save(done, write) if self.session.is_main else True
         self.session.state.wait_for_everyone()
+        if timer is not None and self.session.is_main:
+            timer.end(done, checkpoint.size(self.session.run.checkpoints, done) if saved else None, last=last)
         return saved
 
     def _save_unless_saved(self, done: int, before: dict[str, Any], *, owes_evaluation: bool = False) -> None:

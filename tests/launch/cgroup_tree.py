@@ -1,0 +1,53 @@
+"""File systems as processes in control groups see them, made of a few files."""
+
+from pathlib import Path
+
+GIB = 1 << 30
+MIB = 1 << 20
+
+
+class Tree:
+    """``/proc`` and ``/sys/fs/cgroup`` under a directory of a test, for one process.
+
+    Args:
+        root: takes the place of ``/``.
+        memory: of the machine, in bytes.
+    """
+
+    def __init__(self, root: Path, memory: int = 64 * GIB) -> None:
+        self.root = root
+        self._write("proc/meminfo", f"MemTotal:  {memory >> 10} kB\nMemFree: 1 kB\nMemAvailable: {memory >> 11} kB\n")
+        self.killed(0)
+
+    def version_2(self, path: str, *, shown: str = "/") -> None:
+        """The process is in this cgroup; ``shown`` is the part of the tree that is mounted."""
+        self._write("proc/self/cgroup", f"0::{path}\n")
+        self._write(
+            "proc/self/mountinfo",
+            "22 1 8:1 / / rw shared:1 - ext4 /dev/sda1 rw\n"
+            f"30 22 0:26 {shown} /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate\n",
+        )
+
+    def version_1(self, path: str, *, shown: str = "/") -> None:
+        """As :meth:`version_2`, on a machine that mounts version 2 beside it for systemd alone."""
+        self._write("proc/self/cgroup", f"9:name=systemd:/x\n4:memory:{path}\n1:cpu:/elsewhere\n0::/x\n")
+        self._write(
+            "proc/self/mountinfo",
+            "31 22 0:27 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n"
+            f"32 22 0:28 {shown} /sys/fs/cgroup/memory rw shared:9 - cgroup cgroup rw,memory\n"
+            "33 22 0:29 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n",
+        )
+
+    def put(self, folder: str, **files: object) -> None:
+        """Files of a cgroup; ``memory_max`` is written as ``memory.max``."""
+        for name, value in files.items():
+            self._write(f"sys/fs/cgroup/{folder}/{name.replace('memory_', 'memory.').replace('__', '.')}", f"{value}\n")
+
+    def killed(self, count: int) -> None:
+        """How many processes the machine's killer has ended so far."""
+        self._write("proc/vmstat", f"nr_free_pages 1\noom_kill {count}\npgfault 2\n")
+
+    def _write(self, name: str, text: str) -> None:
+        path = self.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)

@@ -1,0 +1,126 @@
+"""Which rank went first, as the supervisor sees it: real processes below this one, which takes the launcher's place."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from stackllama_engine.launch.ranks import Ranks
+
+from .conftest import Clock, wait_for
+
+HERE = socket.gethostname()
+TABLE = """
+W1130 03:23:11.883000 31891 torch/distributed/elastic/multiprocessing/api.py:1028] Sending process {0} closing signal
+E1130 03:23:12.554000 31891 torch/distributed/elastic/multiprocessing/api.py:1] failed (exitcode: {3}) local_rank: 1 \
+(pid: {1}) of binary: /usr/bin/python
+[1]:
+  rank      : 0 (local_rank: 0)
+  exitcode  : {2} (pid: {0})  (SIGTERM)
+Root Cause (first observed failure):
+[0]:
+  rank      : 1 (local_rank: 1)
+  exitcode  : {3} (pid: {1})  (SIGKILL)
+"""
+
+
+class Below:
+    """Processes of a run, and those that watch them."""
+
+    def __init__(self, run: Path, clock: Clock, count: int) -> None:
+        run.mkdir(exist_ok=True)
+        self.run = run
+        self.clock = clock
+        self.ranks = Ranks(run, count, clock)
+        self.processes = [self._start(str(rank) if count > 1 else None) for rank in range(count)]
+        wait_for(lambda: self._look() == count, seconds=60)
+
+    def end(self, number: int, sent: signal.Signals) -> None:
+        process = self.processes[number]
+        process.send_signal(sent)
+        before = len(self.ranks.descriptors)
+        wait_for(lambda: self._look() < before, seconds=60)
+        process.wait()
+
+    def log(self, *codes: int) -> str:
+        return TABLE.format(*(process.pid for process in self.processes), *codes)
+
+    def says(self, rank: int, at: float) -> None:
+        path = self.run / f"cause-rank-{rank}.txt"
+        path.write_text("RuntimeError in phase train: Connection closed by peer")
+        os.utime(path, (at, at))
+
+    def first(self, log: str, code: int = 1) -> str:
+        return str(self.ranks.first_killed(log, self.run, code))
+
+    def _look(self) -> int:
+        self.clock.now += 0.1
+        self.ranks.look(os.getpid())
+        return len(self.ranks.descriptors)
+
+    def _start(self, rank: str | None) -> subprocess.Popen[bytes]:
+        environment = {name: value for name, value in os.environ.items() if name != "RANK"}
+        environment |= {} if rank is None else {"RANK": rank}
+        return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", str(self.run)], env=environment)
+
+
+@pytest.fixture
+def below(tmp_path: Path, clock: Clock) -> Iterator[Below]:
+    found = Below(tmp_path / "with a space", clock, 2)
+    yield found
+    found.ranks.close()
+    for process in found.processes:
+        process.kill()
+        process.wait()
+
+
+def test_the_first_that_was_killed_is_named_not_who_missed_it(below: Below) -> None:
+    below.end(1, signal.SIGKILL)
+    below.says(0, below.clock.now - 0.05)  # a moment before its peer was seen to be gone
+    below.end(0, signal.SIGTERM)
+    log = below.log(-15, -9)
+    assert below.first(log) == f"rank 1 on {HERE} was killed by SIGKILL"
+    killed = below.ranks.first_killed(log, below.run, 1)
+    assert killed is not None and killed.held > 2 << 20, "what both held"
+
+
+def test_a_rank_that_failed_in_words_long_before_stays_the_cause(below: Below) -> None:
+    """torchelastic kills who has not ended some time after that."""
+    below.says(1, below.clock.now)
+    below.clock.now += 120
+    below.end(0, signal.SIGKILL)
+    below.end(1, signal.SIGTERM)
+    assert below.first(below.log(-9, 1)) == "None"
+
+
+def test_a_rank_that_failed_without_words_stays_the_cause(below: Below) -> None:
+    below.end(1, signal.SIGTERM)  # stands for an exit with 3
+    below.end(0, signal.SIGTERM)
+    assert below.first(below.log(-15, 3)) == "None"
+
+
+def test_whose_exit_code_is_missing_is_named_all_the_same(below: Below) -> None:
+    below.end(1, signal.SIGKILL)
+    assert below.first("nothing of the kind") == f"rank 1 on {HERE} was killed by a signal that nobody named"
+
+
+def test_of_two_that_are_gone_at_one_look_it_is_not_the_one_whose_watchdog_gave_up(below: Below) -> None:
+    for process in below.processes:
+        process.kill()
+        process.wait()
+    below.ranks.look(os.getpid())
+    assert below.first(below.log(-6, -11)) == f"rank 1 on {HERE} was killed by SIGSEGV"
+
+
+@pytest.mark.parametrize(("code", "said"), [(137, "SIGKILL"), (139, "SIGSEGV"), (1, None), (75, None), (-15, None)])
+def test_one_process_is_known_by_its_launchers_exit_code(
+    tmp_path: Path, clock: Clock, code: int, said: str | None
+) -> None:
+    below = Below(tmp_path, clock, 1)
+    below.end(0, signal.SIGKILL)
+    assert below.first("", code) == (f"the worker on {HERE} was killed by {said}" if said else "None")
