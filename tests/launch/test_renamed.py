@@ -92,6 +92,7 @@ def test_a_run_whose_directory_is_removed_ends_at_once(runs: Runs) -> None:
     wait_for(lambda: not alive(worker) and not alive(supervisor))
 
 
+@pytest.mark.long
 def test_a_home_that_is_renamed(runs: Runs, tmp_path: Path) -> None:
     run = at_work(runs)
     moved = RunDir(runs.home.path.rename(tmp_path / "moved") / "runs" / "mine")

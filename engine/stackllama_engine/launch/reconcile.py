@@ -58,8 +58,9 @@ def reconcile(run: RunDir, *, host_gone: str | None = None) -> State:
     except OSError as error:  # a home that may be read but not written: say what is seen, change nothing
         return msgspec.structs.replace(state, phase="lost", cause=f"{lost.format(survivors='')} Not recorded: {error}.")
     try:
-        state = run.read_state()
-        return state if state.has_ended else _close(run, state, lost)
+        before, state = state, run.read_state()
+        meanwhile = state.has_ended or state.host != before.host  # somebody looked, or began another attempt
+        return state if meanwhile else _close(run, state, lost)
     finally:
         run.release_lock(lock)
 
