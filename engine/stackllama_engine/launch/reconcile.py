@@ -19,6 +19,7 @@ from .children import CHILDREN, child_id, parents_of
 from .kept_directory import KeptDirectory
 from .outcome import Outcome, from_end_event, last_log_lines
 from .processes import kill_run_processes
+from .renamed import remove_leftover_link
 from .scrub import scrub_folder
 from .slurm_queue import cancel, in_slurm, is_inside, job_of
 from .whereabouts import Silence, check_gone, elsewhere, refuse_elsewhere
@@ -197,6 +198,7 @@ def _abandoned(run: RunDir, state: State) -> bool:
 
 def _close(run: RunDir, state: State, lost: str) -> State:
     killed = kill_run_processes(run.path)
+    remove_leftover_link(run)
     with contextlib.suppress(OSError):  # a full disk hinders nobody from knowing how the run ended
         scrub_folder(run.attempt_dir(state.attempt), redactor())
     end = newest_end_event(run, state.attempt)
