@@ -20,7 +20,7 @@ from .fake_nvml import FakeNvml
 FAKE_WORKER = Path(__file__).with_name("fake_worker.py")
 
 
-def wait_for(what: Callable[[], bool], seconds: float = 15.0) -> None:
+def wait_for(what: Callable[[], bool], seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < deadline, "waited in vain"

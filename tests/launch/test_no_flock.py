@@ -28,7 +28,7 @@ fcntl.flock = refuse
 """
 
 
-@pytest.fixture(params=["ENOSYS", "EOPNOTSUPP", "ENOLCK"])
+@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.long) for name in ("ENOSYS", "EOPNOTSUPP")] + ["ENOLCK"])
 def no_flock(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither in this process nor in any that is started from it."""
     site = tmp_path / "site"

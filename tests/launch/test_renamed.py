@@ -92,6 +92,21 @@ def test_a_run_whose_directory_is_removed_ends_at_once(runs: Runs) -> None:
     wait_for(lambda: not alive(worker) and not alive(supervisor))
 
 
+def test_a_supervisor_killed_while_it_leads_its_worker_on_leaves_no_link(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STACKLLAMA_STOP_GRACE", "60")
+    run = at_work(runs, "stubborn")  # which takes its time
+    renamed = rename(run, "renamed")
+    wait_for(run.path.is_symlink)
+    supervisor = run.read_state().supervisor
+    assert supervisor is not None and send(supervisor, signal.SIGKILL)
+    wait_for(lambda: not renamed.lock_is_held())
+    assert reconcile(renamed).phase == "lost" and run_processes(renamed.path) == []
+    assert list(runs.home.runs_dir.iterdir()) == [renamed.path]
+
+
+@pytest.mark.long
 def test_a_home_that_is_renamed(runs: Runs, tmp_path: Path) -> None:
     run = at_work(runs)
     moved = RunDir(runs.home.path.rename(tmp_path / "moved") / "runs" / "mine")

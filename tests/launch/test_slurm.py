@@ -199,6 +199,7 @@ def test_resume_on_the_login_node_is_refused_with_the_command_that_resubmits(hom
     assert run.read_json("slurm.json")["options"]["time"] == "8:00:00"
 
 
+@pytest.mark.long
 def test_another_job_waits_until_slurm_has_forgotten_the_first(home: Home, cluster: Path) -> None:
     run = stopped_job(home, cluster)
     (cluster / "queue").write_text("COMPLETING\n")
@@ -210,6 +211,7 @@ def test_another_job_waits_until_slurm_has_forgotten_the_first(home: Home, clust
     assert run.read_state().attempt == 2
 
 
+@pytest.mark.long
 def test_a_run_submitted_by_an_earlier_version(home: Home, cluster: Path) -> None:
     """Its options were not written down: the command says so, and works."""
     run = stopped_job(home, cluster)

@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from stackllama_engine.contract.errors import RefusedError
+from stackllama_engine.contract.events import EventWriter
 from stackllama_engine.contract.run_dir import ProcessId, RunDir, State
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch import launcher
@@ -319,3 +320,20 @@ def test_error_of_the_supervisor_itself_is_recorded(runs: Runs) -> None:
     state = run.read_state()
     assert state.phase == "failed" and state.cause is not None and "The supervisor itself failed" in state.cause
     assert "Traceback" in (run.attempt_dir(1) / "supervisor.txt").read_text()
+
+
+def test_a_clock_that_is_set_makes_no_long_save(runs: Runs) -> None:
+    """What a save takes decides how long a stop may take; an hour forward between two events is none."""
+    run = runs.create()
+    folder = run.attempt_dir(1)
+    folder.mkdir()
+    supervisor = Supervisor(run, 1, Patience(stop=0.5))
+    events = EventWriter(folder / "events.jsonl")
+    events.write("progress", step=1)
+    supervisor._read_events()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(time, "time", lambda now=time.time: now() + 3600)
+        events.write("checkpoint", step=1)
+    supervisor._read_events()
+    assert supervisor._grace(0.5) < 900
+    events.close()

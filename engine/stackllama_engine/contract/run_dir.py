@@ -114,8 +114,8 @@ class Home:
         given = expanded(path or _default_home())
         try:
             self.path = given.resolve()  # one home has one name, whichever way led to it
-        except (OSError, RuntimeError, ValueError) as error:
-            raise UsageError(f"--home {str(given)!r} leads nowhere: {error}.") from None
+        except RuntimeError:
+            raise UsageError(f"{str(given)!r} cannot be the home of runs: the link leads to itself.") from None
 
     @property
     def runs_dir(self) -> Path:

@@ -21,6 +21,7 @@ from .meeting import remove_meeting_place
 from .outcome import Outcome, from_end_event, last_log_lines, on_resume
 from .owners import check_run, run_problem
 from .processes import kill_run_processes
+from .renamed import remove_leftover_link
 from .scrub import scrub_folder
 from .slurm_queue import cancel, in_slurm, is_inside, job_of
 from .whereabouts import Silence, check_gone, elsewhere, refuse_elsewhere
@@ -61,8 +62,9 @@ def reconcile(run: RunDir, *, host_gone: str | None = None) -> State:
     except OSError as error:  # a home that may be read but not written: say what is seen, change nothing
         return _unrecorded(run, state, gone_host, f"{error}.")
     try:
-        state = run.read_state()
-        return state if state.has_ended else _close(run, state, gone_host)
+        before, state = state, run.read_state()
+        meanwhile = state.has_ended or state.host != before.host  # somebody looked, or began another attempt
+        return state if meanwhile else _close(run, state, gone_host)
     finally:
         run.release_lock(lock)
 
@@ -213,6 +215,7 @@ def _unrecorded(run: RunDir, state: State, gone_host: str | None, why: str) -> S
 def _close(run: RunDir, state: State, gone_host: str | None) -> State:
     killed = kill_run_processes(run.path)
     remove_meeting_place(run.attempt_dir(state.attempt))
+    remove_leftover_link(run)
     with contextlib.suppress(OSError):  # a full disk hinders nobody from knowing how the run ended
         scrub_folder(run.attempt_dir(state.attempt), redactor())
     end = newest_end_event(run, state.attempt)

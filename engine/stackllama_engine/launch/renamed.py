@@ -11,9 +11,18 @@ from pathlib import Path
 
 import msgspec
 
-from ..contract.errors import ExitCode
+from ..contract.errors import ExitCode, UsageError
+from ..contract.run_dir import RunDir
 from .kept_directory import KeptDirectory
 from .outcome import Outcome
+
+
+def remove_leftover_link(run: RunDir) -> None:
+    """Of a supervisor that was killed while it led its worker on: that link would keep the run's former name."""
+    with contextlib.suppress(OSError, UsageError):
+        former = Path(run.read_launch().cwd)  # the directory as it was called when the attempt began
+        if former.is_symlink() and former.samefile(run.path) and former != run.path:
+            former.unlink()
 
 
 class Renamed:

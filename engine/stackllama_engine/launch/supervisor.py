@@ -107,7 +107,8 @@ class Supervisor:
         self._end: Event | None = None
         self._watch: Watch | None = None
         self._renamed = Renamed(run.path)
-        self._heard: float | None = None  # monotonic seconds of the newest event
+        self._looked = time.monotonic()
+        self._heard: tuple[float, float] | None = None  # the newest event's time; the look before it was heard
         self._longest_save = 0.0
         self._worker_pid = 0
         self._worker: ProcessId | None = None
@@ -204,14 +205,16 @@ class Supervisor:
 
     def _read_events(self) -> None:
         seen = False
-        now = time.monotonic()  # the worker's clock may be set meanwhile
+        before, self._looked = self._looked, time.monotonic()
         for event in self._reader.read_what_can_be():
             seen = True
             if event.kind == "end":
                 self._end = event
-            if event.kind == "checkpoint" and self._heard is not None:  # by the event before it the save began
-                self._longest_save = max(self._longest_save, now - self._heard)
-            self._heard = now
+            if event.kind == "checkpoint" and self._heard is not None:
+                began, since = self._heard  # the event before it was the last thing before the save
+                passed = self._looked - since  # by this clock, which nobody sets meanwhile
+                self._longest_save = max(self._longest_save, min(event.time - began, passed))
+            self._heard = event.time, before
             if self._watch is not None:
                 self._watch.event(event)
         if seen and self.state.phase in ("starting", "stalled"):
