@@ -3,6 +3,7 @@
 ``launch`` and ``resume`` return at once; the supervisor lives on without the terminal, the console or this process.
 """
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -29,6 +30,7 @@ from .children import CHILDREN, child_id, parents_of
 from .data_check import data_notices
 from .gpus import visible_gpus
 from .inputs import resolve_inputs
+from .leftovers import delete_marked
 from .machine import git_commit, package_versions, resolve_machine
 from .preflight import preflight
 from .processes import run_processes
@@ -135,11 +137,17 @@ def launch(
     """
     planned = plan(home, stage, recipe, name, canary=canary)
     run = home.create(stage, planned.recipe_yaml, name)
-    lock = run.acquire_lock()
     try:
-        _start(run, lock, planned.recipe, [*planned.parents, *parents], canary)
-    finally:
-        os.close(lock)
+        lock = run.acquire_lock()
+        try:
+            start_supervisor(run, lock, _command(planned.recipe, run.path, canary), [*planned.parents, *parents])
+        finally:
+            os.close(lock)
+    except OSError as error:  # a full disk: nothing was started, and half a run would keep the name
+        with contextlib.suppress(OSError):
+            delete_marked(run.path)
+        where = f"{error.filename} cannot be written" if error.filename else "It could not be started"
+        raise RefusedError(f"{where}: {error.strerror}. Nothing was started, and `{run.id}` is free again.") from error
     return run
 
 
@@ -183,7 +191,9 @@ def begin(run: RunDir, *, canary: bool | None) -> None:
             raise RefusedError(f"Processes of run `{run.id}` are still alive ({pids}); try again in a moment.")
         recipe = resolve_machine(load_own_recipe(run, run.read_state().stage), visible_gpus())
         check_resume(run, recipe)
-        _start(run, lock, recipe, parents_of(run), canary)
+        start_supervisor(run, lock, _command(recipe, run.path, canary), parents_of(run))
+    except OSError as error:
+        raise StackllamaError(f"Run `{run.id}` could not be started: {error}.") from error
     finally:
         os.close(lock)
 
@@ -234,13 +244,6 @@ def _command(recipe: AnyRecipe, run_dir: Path, canary: bool | None) -> Command:
 def _had_canary(run: RunDir) -> bool | None:
     """Of the attempt before; one that begins at a checkpoint needs none, and leaves it out itself."""
     return "STACKLLAMA_CANARY" in run.read_launch().environment if (run.path / "launch.json").is_file() else None
-
-
-def _start(run: RunDir, lock: int, recipe: AnyRecipe, parents: list[str], canary: bool | None) -> None:
-    try:
-        start_supervisor(run, lock, _command(recipe, run.path, canary), parents)
-    except OSError as error:
-        raise StackllamaError(f"Run `{run.id}` could not be started: {error}.") from error
 
 
 def _spawn(run_path: Path, attempt: int, lock: int, log: Path) -> int:
