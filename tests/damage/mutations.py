@@ -206,7 +206,8 @@ def _intrude(rng: random.Random, run: RunDir) -> str:
 
 
 _OF_FILES: list[Mutation] = [
-    _flip, _bad_text, _bad_text, _replace, _truncate, _insert, _rewrite, _rewrite, _value, _value, _value, _replace, _forbid,
+    _flip, _bad_text, _bad_text, _replace, _truncate, _insert, _rewrite, _rewrite, _value, _value, _value, _replace,
+    _forbid,
 ]  # fmt: skip
 
 
