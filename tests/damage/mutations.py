@@ -37,9 +37,8 @@ def mutate(rng: random.Random, run: RunDir) -> str:
     if rng.random() < 0.12:
         return _intrude(rng, run)
     paths = sorted(path for path in run.path.rglob("*") if not path.is_symlink())
-    path = rng.choice(paths)
-    if path.is_dir() and rng.random() < 0.7:  # a file is more telling
-        path = rng.choice([one for one in paths if one.is_file()])
+    read = [path for path in paths if path.is_file() and (path.parent == run.path or "attempts" in path.parts)]
+    path = rng.choice(read if rng.random() < 0.8 else paths)  # those that commands and screens read, more often
     what = _replace if path.is_dir() else rng.choice(_OF_FILES)
     return f"{path.relative_to(run.path)}: {what(rng, path)}"
 
@@ -53,6 +52,16 @@ def _flip(rng: random.Random, path: Path) -> str:
             data[place] = rng.choice(others)
     path.write_bytes(data)
     return "bytes flipped"
+
+
+def _bad_text(rng: random.Random, path: Path) -> str:
+    """A byte that is no UTF-8, within a text."""
+    data = bytearray(path.read_bytes())
+    letters = [place for place, byte in enumerate(data) if chr(byte).isalpha()]
+    if letters:
+        data[rng.choice(letters)] = rng.choice([0xFF, 0x80, 0xC3, 0xED])
+    path.write_bytes(data)
+    return "a byte that is no UTF-8"
 
 
 def _truncate(rng: random.Random, path: Path) -> str:
@@ -197,7 +206,8 @@ def _intrude(rng: random.Random, run: RunDir) -> str:
 
 
 _OF_FILES: list[Mutation] = [
-    _flip, _flip, _truncate, _insert, _rewrite, _rewrite, _value, _value, _value, _replace, _forbid,
+    _flip, _bad_text, _bad_text, _replace, _truncate, _insert, _rewrite, _rewrite, _value, _value, _value, _replace,
+    _forbid,
 ]  # fmt: skip
 
 

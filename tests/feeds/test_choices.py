@@ -47,9 +47,10 @@ def test_only_finished_runs_of_the_stages_asked_for_the_newest_first(home: Home)
     _run(home, Stage.SFT, "sft")
     torn = _run(home, Stage.REWARD, "torn", created=3.0)
     (torn.path / "result.json").write_text("{")
+    (_run(home, Stage.REWARD, "damaged", created=4.0).path / "state.json").write_text("{")
     found = run_choices(home, (Stage.REWARD,))
-    assert [choice.value for choice in found] == ["new", "old"]
-    assert "accuracy 0.85" in found[0].facts and found[0].facts.startswith("reward")
+    assert [choice.value for choice in found] == ["torn", "new", "old"], "a result that cannot be read hides no model"
+    assert "accuracy 0.85" in found[1].facts and found[1].facts.startswith("reward")
 
 
 def test_a_typed_folder_names_its_models_and_anything_else_itself(home: Home, tmp_path: Path) -> None:

@@ -404,6 +404,16 @@ def test_a_damaged_state_is_said_until_it_is_mended(make_run: Make, clock: Any) 
     assert (feed.trouble, feed.phase) == (None, "finished")
 
 
+def test_events_of_one_attempt_that_cannot_be_read_hide_no_other(make_run: Make, add: Add) -> None:
+    run = make_run(attempt=2)
+    os.mkfifo(run.attempt_dir(1) / "events.jsonl")
+    (run.attempt_dir(1) / "health.jsonl").mkdir()
+    add(run, ("metrics", {"step": 3, "metrics": {"loss": 0.5}}), attempt=2)
+    feed = polled(run)
+    assert feed.trouble is not None and "not a file" in feed.trouble
+    assert feed.history.last == {"loss": 0.5} and feed.series["loss"].last is not None
+
+
 def test_events_that_may_not_be_read_are_trouble_and_no_exception(make_run: Make) -> None:
     run = make_run()
     (run.attempt_dir(1) / "events.jsonl").mkdir()

@@ -1,5 +1,6 @@
 """``launch`` and ``resume``: exactly one winner, nothing leaked, nothing left open, and detached for good."""
 
+import errno
 import os
 import re
 import signal
@@ -19,6 +20,7 @@ from stackllama_engine.contract.run_dir import Home, RunDir
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch import launcher
 from stackllama_engine.launch.argv import source_path
+from stackllama_engine.launch.leftovers import leftovers
 from stackllama_engine.launch.processes import run_processes, send
 from stackllama_engine.launch.reconcile import reconcile, stop
 from stackllama_engine.launch.settings import NAMES
@@ -183,6 +185,20 @@ def test_nothing_is_started_while_anything_of_the_old_attempt_lives(
         left.wait()
     launcher.resume(home, "mine")
     assert wait_for_phase(run, "finished").attempt == 2
+
+
+def test_a_disk_that_fills_during_a_launch_leaves_no_run(
+    runs: Runs, home: Home, fake_stages: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(run: RunDir, _launch: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(run.path / "launch.json"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunDir, "write_launch", full)
+        with pytest.raises(RefusedError, match=r"launch\.json cannot be written: No space left.*`mine` is free again"):
+            launcher.launch(home, Stage.SFT, recipe(), "mine")
+    assert home.runs() == [] and leftovers(home) == []
+    assert wait_for_phase(launcher.launch(home, Stage.SFT, recipe(), "mine"), "finished").attempt == 1
 
 
 def test_supervisor_that_does_not_start_is_reported(

@@ -112,6 +112,17 @@ def test_a_living_run_is_not_touched(home: Home) -> None:
     assert not list(run.path.glob("*.damaged-*"))
 
 
+def test_one_of_another_machine_is_repaired_only_where_it_cannot_be_alive(home: Home) -> None:
+    elsewhere = Launch(argv=[], cwd="/", host="another-machine", created=1.0)
+    silent, ended = _run(home, end=None, name="silent"), _run(home, end={"exit_code": 0}, name="ended")
+    for run in (silent, ended):
+        run.write_launch(elsewhere)
+    with pytest.raises(RefusedError, match="was started on another-machine and may be alive there"):
+        repair(home, "silent")
+    assert not list(silent.path.glob("*.damaged-*"))
+    assert "finished" in repair(home, "ended")[0]
+
+
 def test_a_damaged_run_is_removed_and_so_is_one_beside_a_damaged_one(home: Home) -> None:
     _run(home, end=None, name="damaged")
     whole = _run(home, end={"exit_code": 0}, name="whole")

@@ -1,6 +1,7 @@
 """The list of runs under keys: what it shows, filter, selection, folding, and everything that can be done to a run."""
 
 import shutil
+import socket
 from typing import Any
 
 import msgspec
@@ -400,6 +401,7 @@ def test_a_pipeline_goes_with_its_stages(pipeline: Home) -> None:
 def _damaged(home: Home) -> RunDir:
     """The first row: its recipe's age is all that is known of its own."""
     run = make_run(home, Stage.SFT, "zzz")
+    run.write_launch(msgspec.structs.replace(run.read_launch(), host=socket.gethostname()))
     (run.path / "state.json").write_text("{")
     return run
 

@@ -145,7 +145,7 @@ class RunFeed:
             changed |= self._read()
             changed |= self._find_checkpoints()
         except OSError as error:
-            self._unreadable = one_line(f"{error.filename or self.run.path} cannot be read: {error.strerror}.")
+            self._cannot_read(error)
         return changed or before != self._unreadable
 
     def _forget(self) -> None:
@@ -199,22 +199,39 @@ class RunFeed:
         """Whether there was anything new; whether it goes on from what is known, no file having begun anew."""
         changed = False
         for attempt in self.attempts:
-            reader = self._readers[attempt.number]
-            bad_lines = reader.bad_lines
-            for batch in reader.read_batches():
-                if reader.restarts:
+            for read in (self._read_events, self._read_journal):
+                try:
+                    news, whole = read(attempt)
+                except OSError as error:  # something else in a file's place: the others can be read
+                    self._cannot_read(error)
+                    continue
+                changed |= news
+                if not whole:
                     return True, False
-                self._take(attempt, batch)
-                changed = True
-            if reader.restarts:
-                return True, False
-            changed |= bad_lines != reader.bad_lines
-            if remarks := list(self._journals[attempt.number].read()):
-                for remark in remarks:
-                    self._fold.remark(remark)
-                self.history = self._snapshot()
-                changed = True
         return changed, True
+
+    def _read_events(self, attempt: Attempt) -> tuple[bool, bool]:
+        """As `_read_on`, of one file."""
+        reader = self._readers[attempt.number]
+        changed, bad_lines = False, reader.bad_lines
+        for batch in reader.read_batches():
+            if reader.restarts:
+                break
+            self._take(attempt, batch)
+            changed = True
+        return changed or bad_lines != reader.bad_lines, not reader.restarts
+
+    def _read_journal(self, attempt: Attempt) -> tuple[bool, bool]:
+        """As `_read_on`, of one file."""
+        remarks = list(self._journals[attempt.number].read())
+        for remark in remarks:
+            self._fold.remark(remark)
+        if remarks:
+            self.history = self._snapshot()
+        return bool(remarks), True
+
+    def _cannot_read(self, error: OSError) -> None:
+        self._unreadable = one_line(f"{error.filename or self.run.path} cannot be read: {error.strerror}.")
 
     def _take(self, attempt: Attempt, batch: list[Record]) -> None:
         if not batch:

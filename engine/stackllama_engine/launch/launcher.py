@@ -3,6 +3,7 @@
 ``launch`` and ``resume`` return at once; the supervisor lives on without the terminal, the console or this process.
 """
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -31,6 +32,7 @@ from .data_check import data_notices
 from .function_hash import check_function, reward_function
 from .gpus import visible_gpus
 from .inputs import resolve_inputs
+from .leftovers import delete_marked
 from .machine import git_commit, package_versions, resolve_machine
 from .marks import marks
 from .owners import check_home, check_run
@@ -142,11 +144,18 @@ def launch(
     planned = plan(home, stage, recipe, name, canary=canary)
     function = reward_function(planned.recipe)
     run = home.create(stage, planned.recipe_yaml, name)
-    lock = run.acquire_lock()
     try:
-        _start(run, lock, planned.recipe, [*planned.parents, *parents], canary, function)
-    finally:
-        run.release_lock(lock)
+        lock = run.acquire_lock()
+        try:
+            command = _command(planned.recipe, run.path, canary)
+            start_supervisor(run, lock, command, [*planned.parents, *parents], function)
+        finally:
+            run.release_lock(lock)
+    except OSError as error:  # a full disk: nothing was started, and half a run would keep the name
+        with contextlib.suppress(OSError):
+            delete_marked(run.path)
+        where = f"{error.filename} cannot be written" if error.filename else "It could not be started"
+        raise RefusedError(f"{where}: {error.strerror}. Nothing was started, and `{run.id}` is free again.") from error
     return run
 
 
@@ -208,7 +217,9 @@ def begin(run: RunDir, *, canary: bool | None, holder_gone: bool = False, functi
         recipe = resolve_machine(load_own_recipe(run, run.read_state().stage), visible_gpus())
         check_resume(run, recipe)
         function = check_function(run, recipe, accepted=function_changed)
-        _start(run, lock, recipe, parents_of(run), canary, function)
+        start_supervisor(run, lock, _command(recipe, run.path, canary), parents_of(run), function)
+    except OSError as error:
+        raise StackllamaError(f"Run `{run.id}` could not be started: {error}.") from error
     finally:
         run.release_lock(lock)
 
@@ -262,15 +273,6 @@ def _command(recipe: AnyRecipe, run_dir: Path, canary: bool | None) -> Command:
 def _had_canary(run: RunDir) -> bool | None:
     """Of the attempt before; one that begins at a checkpoint needs none, and leaves it out itself."""
     return "STACKLLAMA_CANARY" in run.read_launch().environment if (run.path / "launch.json").is_file() else None
-
-
-def _start(
-    run: RunDir, lock: int, recipe: AnyRecipe, parents: list[str], canary: bool | None, function: FunctionFile | None
-) -> None:
-    try:
-        start_supervisor(run, lock, _command(recipe, run.path, canary), parents, function)
-    except OSError as error:
-        raise StackllamaError(f"Run `{run.id}` could not be started: {error}.") from error
 
 
 def _spawn(run_path: Path, attempt: int, lock: int, log: Path) -> int:

@@ -7,8 +7,11 @@ Outcome: that attempt's ``end`` event, else `lost`. Every file that cannot be re
 
 import os
 import re
+import socket
 import time
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from ..contract.errors import DamagedError, RefusedError
 from ..contract.events import Event, EventReader
@@ -74,8 +77,10 @@ def _rebuild(run: RunDir) -> str:
             f"No file of {run.path} tells which stage `{run.id}` is. Put `# stage: sft` (or reward, ppo, merge, "
             f"pipeline) into the first line of its recipe.yaml, or remove it: `stackllama-console runs rm {run.id}`."
         )
-    killed = kill_run_processes(run.path)
     state = _state(run, stage)
+    if state.phase == "lost":
+        _refuse_elsewhere(run)
+    killed = kill_run_processes(run.path)
     kept = ""
     if os.path.lexists(run.path / "state.json"):
         kept = f" The damaged one is {_set_aside(run.path / 'state.json').name}."
@@ -102,10 +107,18 @@ def _state(run: RunDir, stage: Stage) -> State:
 def _ended(state: State, end: Event | None) -> State:
     if end is None:
         return state
-    from msgspec.structs import replace
-
     outcome = from_end_event(end)
     return replace(state, phase=outcome.phase, exit_code=outcome.exit_code, cause=outcome.cause, ended=end.time)
+
+
+def _refuse_elsewhere(run: RunDir) -> None:
+    """A run that did not say that it has ended may be alive where its lock cannot be seen from here."""
+    launch = _launch(run)
+    if launch is not None and launch.host != socket.gethostname():
+        raise RefusedError(
+            f"Run `{run.id}` was started on {launch.host} and may be alive there: repair it there, or, if that machine "
+            f"is gone, remove {run.path / 'launch.json'} first."
+        )
 
 
 def _launch(run: RunDir) -> Launch | None:
