@@ -122,7 +122,7 @@ def test_a_changed_recipe_is_confirmed_on_a_terminal(
     (run.attempt_dir(1) / "recipe.yaml").write_text(run.recipe_file.read_text().replace("\nseed: 0\n", "\nseed: 9\n"))
     asked: list[bool] = []
 
-    def resume(_home: Home, run_id: str, *, recipe_changed: bool = False) -> RunDir:
+    def resume(_home: Home, run_id: str, *, recipe_changed: bool = False, **_: object) -> RunDir:
         asked.append(recipe_changed)
         if not recipe_changed:
             raise RecipeChangedError(["Run `one`: `seed` 9 → 0."])

@@ -180,7 +180,7 @@ def test_a_link_is_as_good_as_what_it_leads_to(tmp_path: Path, run_main: Callabl
     (tmp_path / "link").symlink_to(tmp_path / "theirs")
     os.chown(tmp_path / "theirs", NOBODY, NOBODY)
     refused = run_main("launch", "sft", *DEMO, "--dry-run", "--home", str(tmp_path / "link"))
-    assert refused.code == 3 and f"{tmp_path / 'link'} belongs to" in refused.err
+    assert refused.code == 3 and f"{tmp_path / 'theirs'} belongs to" in refused.err
 
 
 @needs_root

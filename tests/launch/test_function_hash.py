@@ -105,7 +105,7 @@ def test_the_same_code_in_another_place_and_another_function_are_changes(
     ):
         run.recipe_file.write_text(whole.replace(before, after))
         with pytest.raises(FunctionChangedError, match=said):
-            launcher.resume(home, "p")
+            launcher.resume(home, "p", recipe_changed=True)
     assert attempts(run) == 1
 
 

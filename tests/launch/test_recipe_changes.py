@@ -121,4 +121,4 @@ def test_a_pipeline_asks_about_the_stages_that_it_would_resume(home: Home) -> No
         _edit(child, "\nseed: 0\n", "\nseed: 8\n")
     with pytest.raises(RecipeChangedError) as caught:
         refuse_changed(pipeline, Stage.PIPELINE)
-    assert len(caught.value.changes) == 1 and caught.value.changes[0].startswith("Run `p-sft`: its recipe has changed")
+    assert len(caught.value.reasons) == 1 and caught.value.reasons[0].startswith("Run `p-sft`: its recipe has changed")

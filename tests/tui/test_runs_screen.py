@@ -299,7 +299,7 @@ def test_save_and_resume_are_asked_for_at_once(stocked: Home, asked: Asked) -> N
 def test_changed_code_is_asked_about_before_it_is_executed(stocked: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     resumed: list[bool] = []
 
-    def resume(_home: Home, run_id: str, *, function_changed: bool = False) -> None:
+    def resume(_home: Home, run_id: str, *, function_changed: bool = False, **_: object) -> None:
         if not function_changed:
             raise FunctionChangedError(run_id, "/code/judges.py has changed since the launch.")
         resumed.append(function_changed)
@@ -340,7 +340,7 @@ def test_what_is_refused_is_said(stocked: Home, monkeypatch: pytest.MonkeyPatch)
 def test_a_recipe_that_changed_is_asked_about_before_a_resume(stocked: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[bool] = []
 
-    def resume(_home: Home, _run_id: str, *, recipe_changed: bool = False) -> None:
+    def resume(_home: Home, _run_id: str, *, recipe_changed: bool = False, **_: object) -> None:
         calls.append(recipe_changed)
         if not recipe_changed:
             raise RecipeChangedError(["Run `broken`: its recipe has changed since attempt 1: `seed` 0 → 8."])

@@ -112,6 +112,8 @@ class Home:
     def __init__(self, path: Path | None = None) -> None:
         """Raises UsageError where neither names a place and no home directory is known, or a link leads to itself."""
         given = expanded(path or _default_home())
+        self.given = given.absolute()
+        """The way that led to it, links and all."""
         try:
             self.path = given.resolve()  # one home has one name, whichever way led to it
         except RuntimeError:

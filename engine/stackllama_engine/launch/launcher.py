@@ -183,6 +183,7 @@ def resume(
         StackllamaError: the supervisor could not be started; the run says why.
     """
     run = home.run(run_id)
+    check_home(home)
     check_run(run)
     check_settings()
     ensure_ended(run, "resume", host_gone)

@@ -72,7 +72,7 @@ def _refuse(problem: str) -> None:
 
 
 def _home_problem(home: Home, named: frozenset[int]) -> str:
-    above = (_problem(place, named, on_the_way=True) for place in dict.fromkeys(_places_above(home.path)))
+    above = (_problem(place, named, on_the_way=True) for place in dict.fromkeys(_places_above(home.given)))
     return next(filter(None, above), "") or _first_problem([home.path, home.runs_dir], named)
 
 
