@@ -31,8 +31,9 @@ import msgspec
 from msgspec import Struct
 
 from .errors import RefusedError, UsageError
-from .files import make_private_dir, open_private, write_whole
+from .files import keep_spare, make_private_dir, open_private, write_into_spare, write_whole
 from .redact import redactor
+from .room import is_full
 from .stages import Stage
 from .streams import above_standard
 from .user_dirs import expanded, user_dir
@@ -48,6 +49,9 @@ RUN_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 Request = Literal["stop", "save", "sample", "pause", "continue"]
 
 T = TypeVar("T")
+
+_SPARE = ".state.spare"
+_SPARE_BYTES = 64 << 10  # more than a state with its last lines takes
 
 _LOCK_PATIENCE = 2.0  # seconds; a reader that looks whether the lock is held holds it for microseconds
 
@@ -238,12 +242,32 @@ class RunDir:
         return self._read("state.json", State)
 
     def write_state(self, state: State) -> None:
-        """Replace ``state.json``. Only the holder of the lock writes."""
+        """Replace ``state.json``; on a full disk into the spare file, where one is kept. Only the lock's holder writes.
+
+        Raises:
+            OSError: it cannot be written; the old one stays.
+        """
         secrets = redactor()  # both quote what a library said
         cause = secrets.text(state.cause) if state.cause else state.cause
-        self._write(
-            "state.json", msgspec.structs.replace(state, cause=cause, last_lines=secrets.value(state.last_lines))
-        )
+        state = msgspec.structs.replace(state, cause=cause, last_lines=secrets.value(state.last_lines))
+        try:
+            self._write("state.json", state)
+        except OSError as error:
+            if not is_full(error) or not (self.path / _SPARE).exists():
+                raise
+            write_into_spare(self.path / _SPARE, self.path / "state.json", _encoded(state))
+
+    def keep_spare_state(self) -> None:
+        """Have room at hand for one more state on a full disk; the spare file is one that an ended run has not.
+
+        Raises:
+            OSError: there is no room for it.
+        """
+        keep_spare(self.path / _SPARE, _SPARE_BYTES)
+
+    def drop_spare_state(self) -> None:
+        """Give it back."""
+        (self.path / _SPARE).unlink(missing_ok=True)
 
     def read_launch(self) -> Launch:
         """How the newest attempt was started.
@@ -277,7 +301,7 @@ class RunDir:
             raise UsageError(f"{path} cannot be read: {error}.") from None
 
     def _write(self, name: str, value: Any) -> None:
-        write_whole(self.path / name, msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
+        write_whole(self.path / name, _encoded(value))
 
     # lock
 
@@ -329,6 +353,10 @@ class RunDir:
     def served(self, what: Request) -> None:
         """Remove a request."""
         (self.control / what).unlink(missing_ok=True)
+
+
+def _encoded(value: Any) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
 
 
 def check_run_id(text: str) -> str:

@@ -3,7 +3,7 @@
 The worker says so itself when an allocator refused (``train/__main__.py``). One that the kernel's out-of-memory
 killer ended says nothing, and `accelerate launch` makes a plain exit code 1 of its SIGKILL. SIGKILL may come from
 anybody, so it counts as memory only where the kernel counted a kill meanwhile, or where estimate or measurement come
-near to what the machine has.
+near to what the machine has. Where the disk is full, that is named instead: a worker there may have no last words.
 """
 
 import os
@@ -22,6 +22,7 @@ from ..contract.events import EventReader
 from ..contract.history import History, fold
 from ..contract.recipe import PPORecipe
 from ..contract.run_dir import RunDir, State
+from .disk import full_disk
 from .expected import Expected, expected
 from .gpus import first_card
 from .outcome import Outcome
@@ -30,6 +31,8 @@ _SAID = re.compile(r"((?:rank \d+: )?Out of (GPU )?memory) in phase (\w+)\. ")
 _DETAIL = re.compile(r"\(.*\)$", re.DOTALL)
 _CAPACITY = re.compile(r"total capacity of (\d{1,6}(?:\.\d{1,3})?) (GiB|MiB)")
 _EXIT_SIGKILL = 128 + signal.SIGKILL
+_EXIT_FLUSH = 120  # Python could not flush its output at the end
+_WORDLESS = frozenset({ExitCode.FAILED, _EXIT_FLUSH, _EXIT_SIGKILL, 128 + signal.SIGBUS})  # a mapped file grew no more
 _WEIGHT_KEYS = {"load_in_8bit", "load_in_4bit", "dtype"}
 _NEAR = 0.8
 """Share of the machine's memory from which on a killed process is taken for one that used it up."""
@@ -67,6 +70,13 @@ def explain(
     """
     if outcome.phase != "failed":
         return None
+    if silent and not killer_seen and outcome.exit_code in _WORDLESS:
+        seen = full_disk(run, run.attempt_dir(state.attempt))
+        if seen:
+            return (
+                f"The disk is full ({seen}), and the worker ended without being able to say more. Make room under "
+                f"{run.path}, then resume."
+            )
     said = _SAID.match(outcome.cause or "")
     killed = silent and outcome.exit_code in (_EXIT_SIGKILL, ExitCode.FAILED)
     if not said and not killed:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import time
 
 import msgspec
@@ -11,11 +12,12 @@ from ..contract.errors import RefusedError, StackllamaError
 from ..contract.events import Event, EventReader
 from ..contract.redact import redactor
 from ..contract.requests import Ask
+from ..contract.room import Reserve, is_full
 from ..contract.run_dir import Home, RunDir, State
 from ..contract.stages import Stage
 from .children import CHILDREN, child_id, parents_of
 from .outcome import Outcome, from_end_event, last_log_lines
-from .processes import kill_run_processes
+from .processes import kill_run_processes, send
 from .scrub import scrub_folder
 from .slurm_queue import cancel, in_slurm
 
@@ -69,7 +71,7 @@ def stop(run: RunDir, *, wait: bool) -> State:
     """
     state = cancel(run, reconcile(run))
     if not state.has_ended:
-        run.request("stop")
+        _request_stop(run, state)
     while wait and not state.has_ended:
         time.sleep(_POLL_SECONDS)
         state = reconcile(run)
@@ -77,6 +79,23 @@ def stop(run: RunDir, *, wait: bool) -> State:
         for child in _children(run):
             stop(child, wait=wait)
     return state
+
+
+def _request_stop(run: RunDir, state: State) -> None:
+    """By a file; where the disk has no room for one, by a signal to the supervisor, which says the same.
+
+    Raises:
+        RefusedError: there is neither room nor a supervisor on this machine.
+    """
+    try:
+        run.request("stop")
+    except OSError as error:
+        if not is_full(error):
+            raise
+        if state.supervisor is None or not send(state.supervisor, signal.SIGTERM):
+            raise RefusedError(
+                f"The disk is full: the request to stop {run.id} could not be written. Make room under {run.path}."
+            ) from None
 
 
 def ask(run: RunDir, what: Ask, change: str | None = None) -> RunDir:
@@ -95,7 +114,12 @@ def ask(run: RunDir, what: Ask, change: str | None = None) -> RunDir:
         UsageError: ``change`` is not ``key=value``, or a value that the recipe would not take either.
     """
     asked, state = _asked(run, what)
-    requests.write(asked, what, requests.parse_change(state.stage, change or "") if what == "set" else None)
+    try:
+        requests.write(asked, what, requests.parse_change(state.stage, change or "") if what == "set" else None)
+    except OSError as error:
+        if not is_full(error):
+            raise
+        raise RefusedError(f"The disk is full: {asked.id} cannot be asked. Make room under {asked.path}.") from None
     return asked
 
 
@@ -143,6 +167,7 @@ def _abandoned(run: RunDir, state: State) -> bool:
 
 def _close(run: RunDir, state: State) -> State:
     killed = kill_run_processes(run.path)
+    Reserve(run.path).release()
     with contextlib.suppress(OSError):  # a full disk hinders nobody from knowing how the run ended
         scrub_folder(run.attempt_dir(state.attempt), redactor())
     end = newest_end_event(run, state.attempt)
@@ -157,7 +182,13 @@ def _close(run: RunDir, state: State) -> State:
             state, phase="lost", cause=_LOST.format(survivors=survivors), ended=time.time(),
             last_lines=last_log_lines(run.attempt_dir(state.attempt) / "log.txt"),
         )  # fmt: skip
-    run.write_state(state)
+    try:
+        run.write_state(state)
+    except OSError as error:
+        if not is_full(error):
+            raise
+        return state  # known, and recorded by whoever looks when there is room
+    run.drop_spare_state()
     if state.phase == "finished":
         from .calibrate import add_finished
 

@@ -34,6 +34,7 @@ from ..contract.events import Event, EventReader
 from ..contract.files import open_private
 from ..contract.redact import redact_output, redactor
 from ..contract.requests import forget_all
+from ..contract.room import Reserve
 from ..contract.run_dir import ProcessId, RunDir, State
 from ..contract.stages import Stage
 from ..contract.streams import open_standard_streams
@@ -292,6 +293,7 @@ class Supervisor:
     def _finish(self, outcome: Outcome) -> None:
         if self._watch is not None:
             self._watch.end()
+        Reserve(self.run.path).release()  # of a worker that did not come to it
         lines = last_log_lines(self.folder / "log.txt") if outcome.exit_code not in _IN_ORDER else []
         forget_all(self.run)
         self._record(
@@ -307,6 +309,8 @@ class Supervisor:
         while self._unsaved and time.monotonic() < deadline:
             time.sleep(_POLL)
             self._record()
+        if not self._unsaved:
+            self.run.drop_spare_state()
 
     def _remember(self) -> None:
         """What it took in memory makes later estimates better."""
@@ -322,6 +326,8 @@ class Supervisor:
         self.state = msgspec.structs.replace(self.state, **changes)
         try:
             self.run.write_state(self.state)
+            if not self.state.has_ended:
+                self.run.keep_spare_state()
         except OSError as error:
             if not self._unsaved:
                 _note(f"state.json: {error}; trying again until it can be written")

@@ -18,6 +18,7 @@ from ..contract.requests import PAUSED, Change
 from ..contract.run_dir import RunDir
 from .report import Reporter
 from .signals import Signals, Stopped
+from .waiting import wait_for_room
 
 __all__ = ["LeftEarly", "Requests", "Service", "Stopped", "Wanted", "serve"]
 
@@ -40,6 +41,8 @@ class Wanted:
     pause: bool = False
     go_on: bool = False
     changes: tuple[Change, ...] = ()
+    waits: bool = False
+    """Not asked for: something could not be written, for which the run has to wait."""
 
 
 class Agreed(NamedTuple):
@@ -74,12 +77,13 @@ class Requests:
         asked: set[str] = set(self._run.requests()) if self._reporter.is_main else set()
         changes = self._changes() if self._reporter.is_main else {}
         flags = [self._stops(asked), "save" in asked, "sample" in asked, "pause" in asked, "continue" in asked]
+        flags.append(self._reporter.is_main and self._reporter.room.waits)
         values = [part for key in _KEYS for part in (key in changes, changes.get(key, 0.0))]
         agreed = self._any([float(one) for one in (*flags, *values)])
-        stop, save, sample, pause, go_on = (bool(flag) for flag in agreed[:5])
-        given = zip(_KEYS, agreed[5::2], agreed[6::2], strict=True)
+        stop, save, sample, pause, go_on, waits = (bool(flag) for flag in agreed[:6])
+        given = zip(_KEYS, agreed[6::2], agreed[7::2], strict=True)
         found = tuple(Change(key, value) for key, is_given, value in given if is_given)
-        return Wanted(stop, save, sample, pause, go_on, found)
+        return Wanted(stop, save, sample, pause, go_on, found, waits)
 
     def agree(self, failed: bool = False, *, problem: bool = False) -> Agreed:
         """Whether to stop, and whether any rank failed or has a problem; a collective, inside a step."""
@@ -150,6 +154,10 @@ def serve(asked: Requests, reporter: Reporter, step: int, service: Service) -> W
     """
     while True:
         wanted = asked.poll()
+        if wanted.waits and not wanted.stop:
+            if wait_for_room(asked, reporter, step):
+                return Wanted(stop=True)
+            continue
         for change in wanted.changes:
             reporter.health(f"step {step}: {service.change(change)}")
             asked.served("set", step, change)

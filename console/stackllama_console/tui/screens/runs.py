@@ -217,6 +217,7 @@ class RunsScreen(ConsoleScreen):
         mark = "■" if row.id in self.selected else mark
         name = row.id if not row.depth else f"└ {row.id.removeprefix(f'{row.pipeline}-')}"
         metric = f"{row.metric[0]} {number(row.metric[1])}" if row.metric else (f"at {row.at}" if row.at else "")
+        metric = row.at if row.waits else metric
         chosen = "bold" if row.id in self.selected else ""
         step = f"{row.step}/{row.total_steps}" if row.total_steps else str(row.step or "")
         cells = {
@@ -235,7 +236,7 @@ class RunsScreen(ConsoleScreen):
         room = self.size.width - sum(widths[:-1]) - 2 * len(widths)
         for row in rows:
             *others, last = cells[row.id]
-            if row.metric and not row.trouble and last.cell_len > room:
+            if row.metric and not row.trouble and not row.waits and last.cell_len > room:
                 cells[row.id] = (*others, Text(cut(number(row.metric[1]), max(1, room))))
 
     @property

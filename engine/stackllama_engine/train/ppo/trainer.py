@@ -14,11 +14,12 @@ from ...contract.errors import StageError
 from ...contract.recipe import PPORecipe
 from ...contract.recipe_common import steps_of
 from ...contract.stages import Split
-from .. import checkpoint, limits, models, optimizers, rehearsal, schedule
+from .. import checkpoint, limits, models, optimizers, rehearsal, schedule, trackers
 from ..faults import Fit, Setbacks
 from ..requests import Change, Service, Stopped, serve
 from ..saving import Saver, newest_sealed
 from ..session import Session
+from ..waiting import Saved, until_saved, write_result
 from . import canary, losses
 from .evaluation import Acting, Evaluator, Row, held_out_objective, summary
 from .experience import Experience
@@ -140,7 +141,7 @@ class PPO:
             self.reporter.progress(done, self.steps)
             if done % log_every == 0 or done in (1, self.steps) or bad:
                 self.reporter.metrics(done, metrics)
-                self.session.accelerator.log(metrics, step=done)  # to `report_to`, if anything
+                trackers.log(self.session.accelerator, metrics, done, self.reporter)  # to `report_to`, if anything
                 self.reporter.memory()
             if self.setbacks.after_step(done, bad):
                 done = self._roll_back(done)
@@ -152,7 +153,7 @@ class PPO:
         after = self._evaluate_or_stop(self.steps, "after", before)
         compared = self._compare_or_stop(before, after)
         self._save_adapter()
-        self.session.accelerator.end_training()
+        trackers.end(self.session.accelerator, self.reporter)
         return {
             "before": figures(before), "after": figures(after), "steps": self.steps,
             "temperature": recipe.temperature, "comparison": compared, "samples": side_by_side(before, after),
@@ -313,7 +314,7 @@ class PPO:
             means = {f"eval/{name}": value for name, value in figures({"rows": rows}).items() if name != "questions"}
             means["eval/objective"] = held_out_objective(rows, self.recipe.kl_coef)
             self.reporter.metrics(step, means)
-            self.session.accelerator.log(means, step=step)
+            trackers.log(self.session.accelerator, means, step, self.reporter)
         return {"rows": rows}
 
     def _check_lengths(self) -> None:
@@ -396,7 +397,9 @@ class PPO:
             if wanted.stop:
                 self._save_and_stop(done, before)
             if wanted.save or due:
-                self._save(done, before)
+                saved = self._save(done, before)
+                if saved.stop:
+                    self._leave(done, saved)
                 due = False
             if wanted.save:
                 asked.served("save", done)
@@ -410,14 +413,17 @@ class PPO:
             Stopped: after saving.
             StageError: the disk is full.
         """
-        saved = self._save(done, before, owes_evaluation=owes_evaluation)
+        self._leave(done, self._save(done, before, owes_evaluation=owes_evaluation, stop=True))
+
+    def _leave(self, done: int, saved: Saved) -> NoReturn:
+        """At a boundary, after a save; raises as :meth:`_save_and_stop`."""
         self.session.requests.served("stop", done)
-        if not saved:
+        if not saved.saved:
             raise self.saver.lost(done, self.session.run.checkpoints)
         raise Stopped
 
-    def _save(self, done: int, before: dict[str, Any], *, owes_evaluation: bool = False) -> bool:
-        """A checkpoint by rank 0; False there when the disk is full."""
+    def _save(self, done: int, before: dict[str, Any], *, owes_evaluation: bool = False, stop: bool = False) -> Saved:
+        """A checkpoint by rank 0. On a full disk it waits for room, unless the run is to ``stop`` after it."""
         self.reporter.phase("save")
 
         def write() -> None:
@@ -425,16 +431,18 @@ class PPO:
             facts = Evaluations(before=before, best=self.best, owed=owes_evaluation)
             self.trainables.save(self.reporter, done, facts, keep)
 
-        saved = self.saver.save(done, write) if self.session.is_main else True
-        self.session.state.wait_for_everyone()
-        return saved
+        def save() -> bool:
+            saved = self.saver.save(done, write) if self.session.is_main else True
+            return not self.session.requests.agree(not saved).failed
+
+        return until_saved(self.session.requests, self.reporter, done, save, stop=stop)
 
     def _save_unless_saved(self, done: int, before: dict[str, Any], *, owes_evaluation: bool = False) -> None:
         """A checkpoint of a step that has none, before an error ends the run."""
         newest = newest_sealed(self.session.run.checkpoints)
         self.session.state.wait_for_everyone()  # all have looked
         if done and (newest is None or checkpoint.step_of(newest) != done):
-            self._save(done, before, owes_evaluation=owes_evaluation)
+            self._save(done, before, owes_evaluation=owes_evaluation, stop=True)
 
     def _evaluate_or_stop(self, done: int, when: When, before: dict[str, Any]) -> dict[str, Any]:
         try:
@@ -507,7 +515,8 @@ class PPO:
 
     def _save_adapter(self) -> None:
         self.reporter.phase("save")
-        if self.session.is_main:
+
+        def write() -> None:
             critic = {name: value.detach().cpu() for name, value in self.base.value_head.state_dict().items()}
             models.save_adapter(
                 self.base.model,
@@ -517,4 +526,6 @@ class PPO:
                 self.base.saved,
                 **{VALUE_FILE: critic},
             )
+
+        write_result(self.session.requests, self.reporter, self.steps, write)
         self.session.state.wait_for_everyone()
