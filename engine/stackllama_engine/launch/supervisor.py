@@ -309,8 +309,6 @@ class Supervisor:
         while self._unsaved and time.monotonic() < deadline:
             time.sleep(_POLL)
             self._record()
-        if not self._unsaved:
-            self.run.drop_spare_state()
 
     def _remember(self) -> None:
         """What it took in memory makes later estimates better."""
@@ -326,7 +324,9 @@ class Supervisor:
         self.state = msgspec.structs.replace(self.state, **changes)
         try:
             self.run.write_state(self.state)
-            if not self.state.has_ended:
+            if self.state.has_ended:
+                self.run.drop_spare_state()
+            else:
                 self.run.keep_spare_state()
         except OSError as error:
             if not self._unsaved:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..contract.errors import ExitCode, StackllamaError, StageError
+from ..contract.errors import ExitCode, StackllamaError
 from ..contract.recipe import AnyRecipe, RewardRecipe, SFTRecipe
 from ..contract.recipe_io import load_recipe
 from ..contract.redact import redact_output, redactor
@@ -77,7 +77,7 @@ def _run_stage(stage: Stage, run: RunDir, reporter: "Reporter", signals: Signals
 
     from . import models
     from .session import Session
-    from .waiting import write_at_last
+    from .waiting import write_result
 
     models.quiet_libraries()
     set_seed(recipe.seed)  # adapters and heads start at random: alike on every rank and in every attempt
@@ -96,9 +96,7 @@ def _run_stage(stage: Stage, run: RunDir, reporter: "Reporter", signals: Signals
         _write_lineage(recipe, run)
         reporter.result({"stage": stage.value, **facts, "seconds": seconds})
 
-    reporter.room.release()  # what is left to write is small, and part of what it was held for
-    if not write_at_last(session.requests, reporter, int(facts.get("steps", 0)), leave):
-        raise StageError(f"The disk is full: result.json could not be written. Make room under {run.path}.")
+    write_result(session.requests, reporter, int(facts.get("steps", 0)), leave, what="result.json")
     session.clean_up()
 
 

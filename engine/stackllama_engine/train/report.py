@@ -9,7 +9,7 @@ from ..contract.events import EventWriter
 from ..contract.files import write_whole
 from ..contract.recipe import TrainRecipe
 from ..contract.redact import redactor
-from ..contract.requests import Change
+from ..contract.requests import WAITING_FOR_ROOM, Change
 from ..contract.room import append_whole
 from ..contract.run_dir import RunDir
 from .memory import Peaks
@@ -49,7 +49,7 @@ class Reporter:
             reason: why it waits, of one that waits for room: that is said on a full disk as well.
         """
         if self._writer and name != self.current_phase:
-            if self._peaks.end(self.current_phase):
+            if self.current_phase != WAITING_FOR_ROOM and self._peaks.end(self.current_phase):
                 self.memory()
             self._peaks.begin()
         self.current_phase = name

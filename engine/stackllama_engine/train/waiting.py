@@ -53,8 +53,8 @@ def wait_for_room(asked: "Requests", reporter: Reporter, step: int) -> bool:
             if reporter.is_main:
                 why = "as asked" if agreed.stop else f"after waiting {now - began:.0f} s for room"
                 reporter.stop_cause = (
-                    f"The disk is full: {reason}. Saved into the room that was held back and stopped after step "
-                    f"{step}, {why}. Make room under {reporter.run.path}, then resume."
+                    f"The disk is full: {reason}. Saved and stopped after step {step}, {why}. Make room under "
+                    f"{reporter.run.path}, then resume."
                 )
                 room.release()
             reporter.phase(before)
@@ -125,11 +125,13 @@ def patience() -> float:
     return _PATIENCE if given is None else given
 
 
-def write_result(asked: "Requests", reporter: Reporter, step: int, write: Callable[[], object]) -> None:
-    """Write what a stage has trained, after its last step; arguments as of :func:`write_at_last`.
+def write_result(
+    asked: "Requests", reporter: Reporter, step: int, write: Callable[[], object], *, what: str = "what was trained"
+) -> None:
+    """Write what a stage leaves behind after its last step; arguments as of :func:`write_at_last`.
 
     Raises:
-        Stopped: there was no room for it, but a checkpoint holds it all: a resume has nothing to train.
+        Stopped: there was no room for it, but a checkpoint holds all of the training: a resume has nothing to train.
         StageError: there was no room for it.
     """
     if write_at_last(asked, reporter, step, write):
@@ -137,9 +139,9 @@ def write_result(asked: "Requests", reporter: Reporter, step: int, write: Callab
     where = reporter.run.path
     newest, _ = checkpoints.newest(reporter.run.checkpoints)
     if newest is None or checkpoints.step_of(newest) != step:
-        raise StageError(f"The disk is full: what was trained could not be written. Make room under {where}.")
+        raise StageError(f"The disk is full: {what} could not be written. Make room under {where}, then resume.")
     reporter.stop_cause = (
-        f"The disk is full: what was trained could not be written. {newest.name} holds all of it: make room under "
+        f"The disk is full: {what} could not be written. {newest.name} holds all of the training: make room under "
         f"{where}, then resume, which trains nothing again."
     )
     raise Stopped
