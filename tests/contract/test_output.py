@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,7 +23,7 @@ class Disk(io.RawIOBase):
         self.number = number
         self.taken = b""
 
-    def write(self, data: bytes, /) -> int:
+    def write(self, data: Any, /) -> int:
         part = bytes(data)[: self.room]
         if not part:
             raise OSError(self.number, os.strerror(self.number))
