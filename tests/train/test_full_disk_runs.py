@@ -20,7 +20,7 @@ from stackllama_engine.launch.reconcile import reconcile
 from stackllama_engine.launch.reconcile import stop as stop_run
 from stackllama_engine.train import checkpoint
 
-from .in_process import finish
+from .in_process import finish, write_rewards
 from .test_full_disk import KEYS, assert_same_weights
 from .toy import wait_for
 
@@ -41,6 +41,7 @@ def disk(tmp_path: Path) -> Iterator[SmallDisk]:
 
 def start(disk: SmallDisk, base: Path, stage: Stage, *more: str) -> RunDir:
     rewards = base.parent / "rewards"
+    write_rewards(rewards)
     given = () if stage is Stage.MERGE else (f"model_name_or_path={base}", *KEYS[stage], *MORE)
     given += (f"reward_fn_path={rewards}",) if stage is Stage.PPO else ()
     return launch(Home(disk.path / "home"), stage, load_recipe(stage, None, (*given, *more)))
@@ -151,6 +152,22 @@ def test_a_merge_fails_with_one_sentence_and_leaves_the_old_one(
     assert state.cause.startswith("The disk is full: the merged model takes ") and "\n" not in state.cause
     assert [path.name for path in run.path.iterdir() if "merged" in path.name or ".tmp" in path.name] == []
     assert {path.name: path.read_bytes() for path in old.merged.iterdir()} == before
+    disk.clear()
+    resume(Home(disk.path / "home"), run.id)
+    assert ended(run).phase == "finished"
+
+
+@pytest.mark.parametrize("stage", [Stage.SFT, Stage.PPO])
+def test_two_ranks_wait_together_are_stopped_together_and_resumed(
+    stage: Stage, disk: SmallDisk, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STACKLLAMA_DISK_PATIENCE", "1")
+    run = start(disk, base, stage, "num_processes=2")
+    frozen(run, WHEN["before a save"], disk.fill)
+    state = ended(run)
+    assert (state.phase, state.exit_code) == ("stopped", 75) and "The disk is full" in str(state.cause)
+    found, _ = checkpoint.newest(run.checkpoints)
+    assert found is not None and checkpoint.step_of(found) == history(run).step
     disk.clear()
     resume(Home(disk.path / "home"), run.id)
     assert ended(run).phase == "finished"

@@ -76,6 +76,7 @@ class Guarded(_Base):
 
     guard: Guard
     run_callback: "RunCallback"
+    _saves = False
 
     def _get_grad_norm(self, model: Any, grad_norm: float | None = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
@@ -83,10 +84,20 @@ class Guarded(_Base):
             self.guard.judge(self, float(norm))
         return norm
 
+    def store_flos(self) -> None:
+        """A collective; inside of a save it has been made already."""
+        if not self._saves:
+            super().store_flos()
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        # the only collective of a save comes first: a rank that fails before it would leave the others waiting in it
+        self.store_flos()
+        self._saves = True
         try:
             super()._save_checkpoint(model, trial)
         except Exception as error:  # libraries report a full disk in classes of their own
             if not faults.is_disk_full(error):
                 raise
             self.run_callback.save_failed = True
+        finally:
+            self._saves = False

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from transformers import Trainer, TrainerControl, TrainingArguments
 
 _NOT_METRICS = frozenset({"epoch", "total_flos", "train_loss", "step"})
-_TIMINGS = ("_runtime", "_per_second")
+_TIMINGS = ("_runtime", "_per_second", "_preparation_time")
 
 
 def training_arguments(recipe: SFTRecipe | RewardRecipe, output_dir: Path) -> dict[str, Any]:

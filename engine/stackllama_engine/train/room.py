@@ -123,8 +123,11 @@ class Room:
     # the reserve
 
     def hold_least(self) -> None:
-        """Before anything is known of a checkpoint: room for a cause or a result."""
-        self._hold(_LEAST, _FEW)
+        """Before anything is known of a checkpoint: room for a cause or a result; more, where a restart left more."""
+        if (held := self._reserve.held) < _LEAST:
+            self._hold(_LEAST, _FEW)
+        else:
+            self._held = (held, _FEW)
 
     def expect(self, written: Path, model: "nn.Module", *, whole: bool) -> str | None:
         """Hold back room for a checkpoint, of which a rehearsed save tells the size.
@@ -183,9 +186,7 @@ class Room:
     def _hold(self, size: int, files: int) -> bool:
         try:
             held = self._reserve.hold(size, files)
-        except OSError as error:
-            if not is_full(error):
-                raise
+        except OSError:  # no room after all, or a directory that takes no more files
             held = False
         self._held = (size, files) if held else (0, 0)
         return held
