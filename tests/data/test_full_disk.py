@@ -22,7 +22,9 @@ def content(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("room", ["none", "for the posts", "for the pairs", "but no inodes"])
+@pytest.mark.parametrize(
+    "room", ["none", pytest.param("for the posts", marks=pytest.mark.long), "for the pairs", "but no inodes"]
+)
 def test_it_says_what_it_takes_and_leaves_nothing(room: str, dump: Any, tmp_path: Path) -> None:
     posts = dump.write(dump.forum(800))
     size = posts.stat().st_size

@@ -181,6 +181,7 @@ def test_it_is_saved_and_stopped_when_room_never_comes_and_resumed_to_the_same(
     assert_same_weights(one.run, wanted.run)
 
 
+@pytest.mark.long
 def test_a_stop_is_served_while_it_waits(
     home: Home, base: Path, disk: SmallDisk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -219,6 +220,7 @@ def test_a_result_that_finds_no_room_for_good_is_in_the_last_checkpoint(
     assert_same_weights(one.run, straight(Stage.SFT).run)
 
 
+@pytest.mark.long
 def test_a_save_that_finds_no_room_in_the_reserve_names_the_disk(
     home: Home, base: Path, disk: SmallDisk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -260,7 +262,7 @@ def adapter(straight: Straight) -> Path:
     return straight(Stage.SFT).run.adapter
 
 
-@pytest.mark.parametrize("when", ["before", "while it is written"])
+@pytest.mark.parametrize("when", [pytest.param("before", marks=pytest.mark.long), "while it is written"])
 def test_a_merge_without_room_names_the_bytes_and_leaves_nothing(
     when: str, home: Home, base: Path, disk: SmallDisk, adapter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

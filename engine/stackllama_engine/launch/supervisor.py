@@ -324,16 +324,21 @@ class Supervisor:
         self.state = msgspec.structs.replace(self.state, **changes)
         try:
             self.run.write_state(self.state)
-            if self.state.has_ended:
-                self.run.drop_spare_state()
-            else:
-                self.run.keep_spare_state()
         except OSError as error:
             if not self._unsaved:
                 _note(f"state.json: {error}; trying again until it can be written")
             self._unsaved = True
         else:
             self._unsaved = False
+            self._keep_spare()
+
+    def _keep_spare(self) -> None:
+        """Room for the next state, which a full disk would not take."""
+        with contextlib.suppress(OSError):  # there is none now: at the next change of the state
+            if self.state.has_ended:
+                self.run.drop_spare_state()
+            else:
+                self.run.keep_spare_state()
 
 
 def main(arguments: list[str]) -> None:
