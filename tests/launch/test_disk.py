@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from stackllama_engine.contract.events import EventReader
+from stackllama_engine.contract.room import Free
 from stackllama_engine.contract.run_dir import Home, RunDir
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch import disk
-from stackllama_engine.launch.disk import DiskWatch, free_bytes
+from stackllama_engine.launch.disk import DiskWatch, free_room
 from stackllama_engine.launch.reconcile import stop
 
 from .conftest import Runs, wait_for, wait_for_phase
@@ -26,7 +27,7 @@ def run(tmp_path: Path) -> RunDir:
 def room(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The only element: free MiB."""
     free = [100_000]
-    monkeypatch.setattr(disk, "free_bytes", lambda _: free[0] * MIB)
+    monkeypatch.setattr(disk, "free_room", lambda _: Free(free[0] * MIB, None))
     return free
 
 
@@ -82,7 +83,7 @@ def test_the_environment_decides_first(run: RunDir, room: list[int], monkeypatch
 
 def test_free_is_what_this_user_may_write(tmp_path: Path) -> None:
     found = os.statvfs(tmp_path)
-    assert 0 < free_bytes(tmp_path) <= found.f_bfree * found.f_frsize
+    assert 0 < free_room(tmp_path).bytes <= found.f_bfree * found.f_frsize
 
 
 def test_a_run_is_saved_and_stopped_while_there_is_room_for_that(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:

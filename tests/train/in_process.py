@@ -69,13 +69,18 @@ class Attempt:
             return None
 
 
+def write_rewards(directory: Path) -> None:
+    """The module that :data:`PPO` takes its reward from."""
+    directory.mkdir(exist_ok=True)
+    text = "def length(*, questions, responses):\n    return [float(len(response)) for response in responses]\n"
+    (directory / f"{REWARDS}.py").write_text(text)
+
+
 @contextmanager
 def attempt(home: Home, base: Path, stage: Stage, *keys: str, of: RunDir | None = None) -> Iterator[Attempt]:
     """A first attempt, or the next one ``of`` a run; signal handlers are put back afterwards."""
     directory = base.parent / "rewards"  # one for all tests: a module is imported once
-    directory.mkdir(exist_ok=True)
-    text = "def length(*, questions, responses):\n    return [float(len(response)) for response in responses]\n"
-    (directory / f"{REWARDS}.py").write_text(text)
+    write_rewards(directory)
     given = [] if stage is Stage.MERGE else [f"model_name_or_path={base}"]
     given += [f"reward_fn_path={directory}"] if stage is Stage.PPO else []
     recipe: Any = load_recipe(stage, None, [*given, *keys])

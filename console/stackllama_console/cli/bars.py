@@ -95,7 +95,7 @@ class Bars:
             completed=history.step if total else 0,
             total=total or 1,
             step=f"{history.step}/{total}" if total else "",
-            text=text or one_line(history.phase or "starting"),
+            text=one_line(history.at or "starting") if history.reason or not text else text,
         )
 
     def _show(self, now: float) -> None:

@@ -121,6 +121,8 @@ def _columns_that_fit(cells: list[tuple[str, ...]]) -> int:
 def _row(reading: Reading) -> tuple[str, ...]:
     metric = reading.last_metric
     last = f"{metric[0]} {number(metric[1])}" if metric else _current_child(reading)
+    if reading.history.reason and not reading.state.has_ended:  # it waits: that is what to know of it
+        last = one_line(str(reading.history.at))
     last = "  ".join(filter(None, (in_words(reading.elsewhere), last)))
     return (reading.stage, reading.state.phase, reading.step, age(reading.age), last)
 
@@ -138,6 +140,6 @@ def _listed(reading: Reading) -> dict[str, Any]:
         "run": reading.id, "stage": reading.stage, "state": reading.state.phase, "step": reading.history.step,
         "total_steps": reading.history.total_steps, "age": reading.age, "attempt": reading.state.attempt,
         "exit_code": reading.state.exit_code, "cause": reading.state.cause,
-        "elsewhere": as_facts(reading.elsewhere),
+        "elsewhere": as_facts(reading.elsewhere), "at": reading.history.at,
         "last_metric": {"name": metric[0], "value": metric[1]} if metric else None,
     }  # fmt: skip

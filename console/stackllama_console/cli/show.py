@@ -118,7 +118,7 @@ def _fields(run: RunDir, state: State, history: History, bad_lines: int) -> list
     fields.append(("created", time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(state.created))))
     fields.append(("took", duration(took)) if took is not None else ("running for", _since(state.started)))
     if history.phase and not state.has_ended:
-        fields.append(("at", f"{one_line(history.phase)}, last heard of {_since(history.updated)} ago"))
+        fields.append(("at", f"{one_line(str(history.at))}, last heard of {_since(history.updated)} ago"))
     if history.step or history.total_steps:
         fields.append(("step", f"{history.step}{f' of {history.total_steps}' if history.total_steps else ''}"))
     fields += [("memory", peaks)] if (peaks := measured_peaks(history)) else []
@@ -218,7 +218,7 @@ def _section(title: str, lines: list[str]) -> None:
 def _document(run: RunDir, state: State, history: History, bad_lines: int, recipe: dict[str, Any]) -> dict[str, Any]:
     launch = read_launch(run)[0]
     return facts(run, state) | {
-        "created": state.created, "step": history.step, "total_steps": history.total_steps, "at": history.phase,
+        "created": state.created, "step": history.step, "total_steps": history.total_steps, "at": history.at,
         "first": history.first, "last": history.last, "memory": history.memory,
         "memory_by_phase": history.memory_by_phase, "remarks": history.health,
         "checkpoints": checkpoint_steps(run), "recipe_differences": recipe, "result": read_result(run)[0],

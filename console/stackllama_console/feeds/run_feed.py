@@ -246,7 +246,7 @@ class RunFeed:
                 history.total_steps = event.total_steps
             match event.kind:
                 case "phase":
-                    history.phase = event.phase
+                    history.enter(event)
                 case "metrics" if metrics := event.metrics:
                     self._metrics.take(history.step, metrics)
                 case "memory" if metrics := event.metrics:
@@ -277,6 +277,7 @@ class RunFeed:
         return msgspec.structs.replace(
             fold,
             phase=_text(fold.phase),
+            reason=_text(fold.reason),
             cause=_text(fold.cause),
             exit_code=code if isinstance(code, int) else None,
             first=self._metrics.first.copy(),

@@ -8,7 +8,8 @@ from pathlib import Path
 from msgspec import Struct, structs
 
 from stackllama_engine.contract.history import History
-from stackllama_engine.contract.run_dir import RUN_ID, Home, RunDir, State
+from stackllama_engine.contract.requests import WAITING_FOR_ROOM
+from stackllama_engine.contract.run_dir import ENDED, RUN_ID, Home, RunDir, State
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch.children import CHILDREN, child_id, known_parents
 from stackllama_engine.launch.repair import stage_of
@@ -53,6 +54,11 @@ class Row(Struct, frozen=True, kw_only=True):
     exit_code: int | None = None
     cause: str | None = None
     trouble: str | None = None
+
+    @property
+    def waits(self) -> bool:
+        """Whether it waits for room on the disk: then that is what to know of it."""
+        return self.at.startswith(WAITING_FOR_ROOM) and self.phase not in ENDED
 
     def age(self, now: float) -> float:
         """Seconds since it was created."""
@@ -189,7 +195,7 @@ class _Watched:
 
     def _row(self, state: State, metric: tuple[str, float | None] | None, trouble: str | None) -> Row:
         history = self._history
-        at = "" if state.phase == "finished" or not history.phase else one_line(history.phase)
+        at = "" if state.phase == "finished" or not history.at else one_line(history.at)
         return Row(
             id=self.row.id, path=self.run.path, stage=state.stage, phase=state.phase, step=history.step,
             total_steps=history.total_steps, model=self._model, created=state.created, started=state.started,

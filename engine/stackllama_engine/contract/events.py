@@ -2,13 +2,15 @@
 
 One writer a file, any number of readers. A record is one ``os.write`` on an ``O_APPEND`` descriptor, so a crash tears
 at most the last line; a writer that finds such a tail ends it first. What a full disk does not take waits in memory
-and is written when there is room again. What the supervisor noticed stands beside it in ``health.jsonl``. Readers keep
-an unterminated tail for later, count the lines they cannot read, and notice truncation and replacement.
+and is written when there is room again. Behind the file's end blocks are allocated ahead, as long as there is room, so
+that on a full disk a run can still say that it waits, and how it ended. What the supervisor noticed stands beside it in
+``health.jsonl``. Readers keep an unterminated tail for later, count the lines they cannot read, and notice truncation
+and replacement.
 
 Kinds and what they carry:
 
 =============  =====================================================================================
-``phase``      ``phase``: load, train, rollout, score, update, evaluate, save, merge …
+``phase``      ``phase``: load, train, rollout, score, update, evaluate, save, merge …; ``data.reason``: why it waits
 ``progress``   ``step`` of ``total_steps``
 ``metrics``    ``step``, ``metrics``: names as in TRL
 ``memory``     ``metrics``: peaks of the attempt in bytes (``allocated``, ``reserved``, ``device``, ``rss``);
@@ -28,6 +30,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -37,6 +40,7 @@ from msgspec import Meta, Struct
 from .files import open_private
 from .lines import LineReader
 from .redact import redactor
+from .room import preallocate
 from .run_files import why_unreadable
 from .times import UnixTime
 
@@ -47,6 +51,8 @@ Step = Annotated[int, Meta(ge=-(1 << 53), le=1 << 53)]
 
 
 _WAITING_BYTES = 8 << 20  # some 50,000 records
+_AHEAD = 64 << 10  # bytes allocated behind the file's end, again as soon as less than a half is left
+_ORDINARY, _URGENT, _LAST = _AHEAD // 2, _AHEAD // 4, 0  # of them, what a record must leave for the more important ones
 
 
 class Event(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):  # what JSON holds has no cycles
@@ -99,8 +105,15 @@ class EventWriter:
         self._begun = False  # of the first that waits, a part is in the file
         self._seq = _next_seq(path)
         self._descriptor = open_private(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        self._size = self._allocated = os.fstat(self._descriptor).st_size
+        self._allocates = True
         self._secrets = redactor()
         self._encode = msgspec.json.Encoder().encode
+
+    @property
+    def waits(self) -> bool:
+        """Whether there are records that found no room."""
+        return bool(self._waiting)
 
     def write(
         self,
@@ -111,63 +124,113 @@ class EventWriter:
         total_steps: int | None = None,
         metrics: dict[str, float] | None = None,
         data: dict[str, Any] | None = None,
+        urgent: bool = False,
     ) -> None:
-        """Append one record; NaN and infinity become null and are named in ``nonfinite``, secrets are blanked."""
-        self._append(kind, phase, step, total_steps, metrics or {}, data or {})
-        self._write_waiting()
+        """Append one record; NaN and infinity become null and are named in ``nonfinite``, secrets are blanked.
+
+        An ``urgent`` one, and the last one, are written on a full disk as well, ahead of those that wait.
+        """
+        line = self._line(kind, phase, step, total_steps, metrics or {}, data or {})
+        self._flush()
+        ahead = (urgent or kind == "end") and self._waiting and not self._begun
+        if ahead and (written := self._put(line, _LAST if kind == "end" else _URGENT)):
+            self._keep_rest(line[written:])
+            return
+        self._keep(line)
+        self.write_waiting()
+
+    def write_waiting(self) -> None:
+        """Try again to write what found no room, and say so once all of it is there."""
+        self._flush()
         if self._trouble and not self._waiting:
             told = f"Events could not be written ({self._trouble.strerror}) and came late; {self.lost} are lost."
             self._trouble = None
-            self._append("health", None, None, None, {}, {"message": told})
-            self._write_waiting()
+            self._keep(self._line("health", None, None, None, {}, {"message": told}))
+            self._flush()
 
     def sync(self) -> None:
-        """fsync; called at checkpoints and at the end only."""
-        os.fsync(self._descriptor)
+        """fsync; called at checkpoints and at the end only. Where it fails (a network's full disk) a remark says so."""
+        try:
+            os.fsync(self._descriptor)
+        except OSError as error:
+            self._trouble = error
 
     def close(self) -> None:
-        """Sync and close. What still waits is lost."""
-        self._write_waiting()
+        """Sync and close, and give back what was allocated ahead. What still waits is lost."""
+        self.write_waiting()
         self.lost += len(self._waiting)
         self._waiting.clear()
+        with suppress(OSError):
+            os.ftruncate(self._descriptor, os.fstat(self._descriptor).st_size)
         self.sync()
         os.close(self._descriptor)
 
-    def _append(
+    def _line(
         self, kind: Kind, phase: str | None, step: int | None, total_steps: int | None, metrics: dict[str, float],
         data: dict[str, Any],
-    ) -> None:  # fmt: skip
-        """Put a record to those that wait; of too many the oldest are given up."""
+    ) -> bytes:  # fmt: skip
         finite, nonfinite = _split_finite(metrics)
         event = Event(
             seq=self._seq, time=time.time(), kind=kind, phase=phase, step=step, total_steps=total_steps,
             metrics=finite, nonfinite=nonfinite, data=self._secrets.value(data),
         )  # fmt: skip
         self._seq += 1
-        self._waiting.append(self._encode(event) + b"\n")
-        self._waiting_bytes += len(self._waiting[-1])
+        return self._encode(event) + b"\n"
+
+    def _keep(self, line: bytes) -> None:
+        """Put a record to those that wait; of too many the oldest are given up."""
+        self._waiting.append(line)
+        self._waiting_bytes += len(line)
         while self._waiting_bytes > _WAITING_BYTES:
             self._waiting_bytes -= len(self._waiting.popleft())
             self.lost += 1
             self._torn |= self._begun
             self._begun = False
 
-    def _write_waiting(self) -> None:
-        while self._waiting:
-            line = b"\n" + self._waiting[0] if self._torn else self._waiting[0]
+    def _flush(self) -> None:
+        while self._waiting and (written := self._put(self._waiting[0], _ORDINARY)):
+            line = self._waiting.popleft()
+            self._waiting_bytes -= len(line)
+            self._keep_rest(line[written:])
+            if self._begun:
+                return
+
+    def _keep_rest(self, rest: bytes) -> None:
+        """Of a record as much is in the file as there was room for; begun anew, it could be there twice."""
+        self._begun = bool(rest)
+        if rest:
+            self._waiting.appendleft(rest)
+            self._waiting_bytes += len(rest)
+
+    def _put(self, line: bytes, least: int) -> int:
+        """Bytes of the record that found room, while ``least`` stay allocated behind it; 0: it was not begun."""
+        ended = b"\n" + line if self._torn else line
+        if not self._allocate(len(ended), least):
+            return 0
+        try:
+            written = os.write(self._descriptor, ended)
+        except OSError as error:
+            self._trouble = error
+            return 0
+        self._size += written
+        if written < len(ended):
+            self._trouble = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if written and self._torn:
+            self._torn = False
+            return written - 1
+        return written
+
+    def _allocate(self, length: int, least: int) -> bool:
+        """Whether so much may be written now. A file system that cannot allocate ahead says so at the write itself."""
+        end = self._size + length
+        if self._allocates and end + _ORDINARY > self._allocated:
             try:
-                written = os.write(self._descriptor, line)
+                self._allocates = preallocate(self._descriptor, self._size, length + _AHEAD)
             except OSError as error:
                 self._trouble = error
-                return
-            self._torn = False
-            self._waiting_bytes -= len(self._waiting.popleft())
-            self._begun = written != len(line)
-            if self._begun:  # as much as there was room for; begun anew, it could be there twice
-                self._waiting.appendleft(line[written:])
-                self._waiting_bytes += len(line) - written
-                self._trouble = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                return
+                return end + least <= self._allocated
+            self._allocated = end + _AHEAD
+        return True
 
 
 class EventReader(LineReader):

@@ -1,6 +1,7 @@
 """Writing files that others read at the same moment, and that a crash must not tear."""
 
 import contextlib
+import errno
 import os
 import tempfile
 from pathlib import Path
@@ -28,6 +29,39 @@ def write_whole(path: Path, data: bytes) -> None:
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     fsync_directory(path.parent)
+
+
+def write_into_spare(spare: Path, path: Path, data: bytes) -> None:
+    """Replace a file as :func:`write_whole` does, on a disk that has no room: by one that was made while it had.
+
+    Args:
+        spare: of :func:`keep_spare`, at least as long as ``data``; it becomes ``path``.
+        path: the file.
+        data: its new content.
+
+    Raises:
+        OSError: there is no spare, or it is too short; the old file is untouched.
+    """
+    descriptor = os.open(spare, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        if os.fstat(descriptor).st_size < len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        os.pwrite(descriptor, data, 0)
+        os.ftruncate(descriptor, len(data))
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    spare.replace(path)
+
+
+def keep_spare(spare: Path, size: int) -> None:
+    """Have a file of zeros at hand, whose blocks and whose inode a full disk takes from nobody.
+
+    Raises:
+        OSError: there is no room for it.
+    """
+    if not spare.exists():
+        write_whole(spare, bytes(size))
 
 
 def fsync_directory(path: Path) -> None:

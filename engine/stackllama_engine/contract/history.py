@@ -17,6 +17,8 @@ class History(Struct, kw_only=True):
     """What the events say so far. ``first`` and ``last`` hold the earliest and newest value of each metric."""
 
     phase: str | None = None
+    reason: str | None = None
+    """Why a phase that waits does, with figures."""
     step: int = 0
     total_steps: int | None = None
     first: dict[str, float | None] = {}
@@ -34,6 +36,17 @@ class History(Struct, kw_only=True):
     cause: str | None = None
     updated: float | None = None
 
+    @property
+    def at(self) -> str | None:
+        """The phase, and why it waits where it does."""
+        return f"{self.phase}: {self.reason}" if self.phase and self.reason else self.phase
+
+    def enter(self, event: Event | Record) -> None:
+        """Take in a ``phase`` event."""
+        self.phase = event.phase
+        reason = (event.data or {}).get("reason")
+        self.reason = reason if isinstance(reason, str) else None
+
     def apply(self, event: Event | Record) -> None:
         """Take one event in, in constant time."""
         self.updated = event.time
@@ -43,7 +56,7 @@ class History(Struct, kw_only=True):
             self.total_steps = event.total_steps
         match event.kind:
             case "phase":
-                self.phase = event.phase
+                self.enter(event)
             case "metrics" if metrics := event.metrics:
                 if not self.first.keys() >= metrics.keys():
                     self.first = metrics | self.first

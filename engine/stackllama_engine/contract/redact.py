@@ -17,6 +17,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+from .output import surviving
+
 T = TypeVar("T")
 
 SHORTEST = 8
@@ -120,13 +122,18 @@ def redactor() -> Redactor:
 
 
 def redact_output() -> None:
-    """From here on, what this process prints holds no secret; before anything keeps a reference to the streams."""
+    """From here on, what this process prints holds no secret, and a full disk costs it no more than its text.
+
+    To be called before anything keeps a reference to the streams.
+    """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         setattr(
             sys,
             name,
-            RedactedStream(stream.detach(), encoding="utf-8", errors="backslashreplace", line_buffering=True),
+            RedactedStream(
+                surviving(stream.detach()), encoding="utf-8", errors="backslashreplace", line_buffering=True
+            ),
         )
 
 

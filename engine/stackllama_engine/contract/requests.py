@@ -31,6 +31,9 @@ Ask = Literal["save", "sample", "pause", "continue", "set"]
 PAUSED = "paused"
 """The phase that a paused run reports."""
 
+WAITING_FOR_ROOM = "waiting for room on the disk"
+"""The phase of a run that waits because something of it could not be written; its event carries figures."""
+
 SAMPLING: frozenset[Stage] = frozenset({Stage.SFT, Stage.PPO})
 """Stages that answer questions."""
 

@@ -30,10 +30,11 @@ from msgspec import Meta, Struct
 
 from . import run_lock
 from .errors import DamagedError, RefusedError, UsageError
-from .files import open_private, write_whole
+from .files import keep_spare, open_private, write_into_spare, write_whole
 from .host import Host, this_host
 from .process_id import ProcessId
 from .redact import redactor
+from .room import is_full
 from .run_files import UNDECODABLE, decode_file, why_unreadable
 from .stages import Stage
 from .times import UnixTime
@@ -51,6 +52,9 @@ RUN_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 Request = Literal["stop", "save", "sample", "pause", "continue"]
 
 T = TypeVar("T")
+
+_SPARE = ".state.spare"
+_SPARE_BYTES = 64 << 10  # more than a state with its last lines takes
 
 
 class State(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -263,12 +267,32 @@ class RunDir:
         return self._read("state.json", State)
 
     def write_state(self, state: State) -> None:
-        """Replace ``state.json``. Only the holder of the lock writes."""
+        """Replace ``state.json``; on a full disk into the spare file, where one is kept. Only the lock's holder writes.
+
+        Raises:
+            OSError: it cannot be written; the old one stays.
+        """
         secrets = redactor()  # both quote what a library said
         cause = secrets.text(state.cause) if state.cause else state.cause
-        self._write(
-            "state.json", msgspec.structs.replace(state, cause=cause, last_lines=secrets.value(state.last_lines))
-        )
+        state = msgspec.structs.replace(state, cause=cause, last_lines=secrets.value(state.last_lines))
+        try:
+            self._write("state.json", state)
+        except OSError as error:
+            if not is_full(error) or not (self.path / _SPARE).exists():
+                raise
+            write_into_spare(self.path / _SPARE, self.path / "state.json", encode_json(state))
+
+    def keep_spare_state(self) -> None:
+        """Have room at hand for one more state on a full disk; the spare file is one that an ended run has not.
+
+        Raises:
+            OSError: there is no room for it.
+        """
+        keep_spare(self.path / _SPARE, _SPARE_BYTES)
+
+    def drop_spare_state(self) -> None:
+        """Give it back."""
+        (self.path / _SPARE).unlink(missing_ok=True)
 
     def read_launch(self) -> Launch:
         """How the newest attempt was started.

@@ -29,6 +29,7 @@ from msgspec import Struct
 
 from ..contract.errors import DataError, RefusedError, StackllamaError
 from ..contract.files import fsync_directory
+from ..contract.room import free, is_full, mib
 from ..contract.stages import Split
 from .manifest import MANIFEST, Report
 from .markdown import to_markdown
@@ -84,7 +85,7 @@ def prepare(
     posts, out = posts.absolute(), out.absolute()
     _refuse_taken(out)
     report = Report(source=posts.name, seed=seed, site=site)
-    with _staging(out, on_notice) as staging:
+    with _staging(out, posts, on_notice) as staging:
         skipped: Counter[str] = Counter()
         spool_dir = staging / "spool"
         spool_dir.mkdir()
@@ -199,7 +200,7 @@ def _refuse_taken(out: Path) -> None:
 
 
 @contextmanager
-def _staging(out: Path, on_notice: Notice | None) -> Iterator[Path]:
+def _staging(out: Path, posts: Path, on_notice: Notice | None) -> Iterator[Path]:
     """A directory beside ``out`` that becomes ``out`` at the end, and vanishes when anything fails."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -210,7 +211,19 @@ def _staging(out: Path, on_notice: Notice | None) -> Iterator[Path]:
     except OSError as error:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
             raise RefusedError(f"{out} was filled by somebody else meanwhile; choose another --out.") from None
+        if is_full(error):
+            raise StackllamaError(_no_room(out, posts)) from None
         raise StackllamaError(f"{out} cannot be written: {error.strerror}.") from None
+
+
+def _no_room(out: Path, posts: Path) -> str:
+    """Said after what was written is gone again."""
+    size = posts.stat().st_size
+    return (
+        f"The disk is full: {out} could not be written, and nothing of it was left behind. It takes room for "
+        f"{posts.name} once more, {mib(size)} ({size:,} bytes), and for the pairs; there are {free(out.parent)}. Make "
+        "room, or choose another --out."
+    )
 
 
 def _write_manifest(staging: Path, report: Report) -> None:

@@ -3,7 +3,7 @@
 The worker says so itself when an allocator refused (``train/__main__.py``). One that the kernel's out-of-memory
 killer ended says nothing; its supervisor saw it go (:mod:`.ranks`). SIGKILL may come from anybody, so it counts as
 memory only where the kernel counted a kill meanwhile (:mod:`.oom`), or where estimate or measurement come near to the
-limit.
+limit. Where the disk is full, that is named instead: a worker there may have no last words.
 """
 
 import re
@@ -20,6 +20,7 @@ from ..contract.events import EventReader
 from ..contract.history import History, fold
 from ..contract.recipe import PPORecipe
 from ..contract.run_dir import RunDir, State
+from .disk import full_disk
 from .expected import Expected, expected
 from .gpus import first_card
 from .main_memory import main_memory
@@ -31,6 +32,8 @@ _SAID = re.compile(r"((?:rank \d+: )?Out of (GPU )?memory) in phase (\w+)\. ")
 _DETAIL = re.compile(r"\(.*\)$", re.DOTALL)
 _CAPACITY = re.compile(r"total capacity of (\d{1,6}(?:\.\d{1,3})?) (GiB|MiB)")
 _EXIT_SIGKILL = 128 + signal.SIGKILL
+_EXIT_FLUSH = 120  # Python could not flush its output at the end
+_WORDLESS = frozenset({ExitCode.FAILED, _EXIT_FLUSH, _EXIT_SIGKILL, 128 + signal.SIGBUS})  # a mapped file grew no more
 _WEIGHT_KEYS = {"load_in_8bit", "load_in_4bit", "dtype"}
 _NEAR = 0.8
 """Share of the machine's memory from which on a killed process is taken for one that used it up."""
@@ -76,6 +79,13 @@ def explain(
     """
     if outcome.phase != "failed":
         return None
+    if silent and killed is None and killer is None and outcome.exit_code in _WORDLESS:
+        seen = full_disk(run, run.attempt_dir(state.attempt))
+        if seen:
+            return (
+                f"The disk is full ({seen}), and the worker ended without being able to say more. Make room under "
+                f"{run.path}, then resume."
+            )
     said = None if killed else _SAID.match(outcome.cause or "")
     unnamed = not killed and silent and outcome.exit_code in (_EXIT_SIGKILL, ExitCode.FAILED)
     if not (said or killed or unnamed):

@@ -23,6 +23,9 @@ class Journal:
     def write(self, message: str) -> None:
         """Add a remark, one sentence for a person; on a full disk it is kept for later."""
         self._waiting = [*self._waiting, message][-_KEPT:]
+        self._write_waiting()
+
+    def _write_waiting(self) -> None:
         if self._writer is None:
             try:
                 self._writer = EventWriter(self._path)
@@ -34,6 +37,8 @@ class Journal:
 
     def close(self) -> None:
         """Bring it to the disk."""
+        if self._waiting:
+            self._write_waiting()
         if self._writer is not None:
             self._writer.close()
             self._writer = None

@@ -4,6 +4,7 @@ Only on the machine that the run is on (:mod:`.whereabouts`), and never because 
 """
 
 import contextlib
+import signal
 import time
 
 import msgspec
@@ -13,6 +14,7 @@ from ..contract.errors import RefusedError, StackllamaError, UsageError
 from ..contract.events import Event, EventReader
 from ..contract.redact import redactor
 from ..contract.requests import Ask
+from ..contract.room import Reserve, is_full
 from ..contract.run_dir import Home, RunDir, State
 from ..contract.stages import Stage
 from .children import CHILDREN, child_id, known_parents
@@ -20,7 +22,7 @@ from .kept_directory import KeptDirectory
 from .meeting import remove_meeting_place
 from .outcome import Outcome, from_end_event, last_log_lines, on_resume
 from .owners import check_run, run_problem
-from .processes import kill_run_processes
+from .processes import kill_run_processes, send
 from .renamed import remove_leftover_link
 from .scrub import scrub_folder
 from .slurm_queue import cancel, in_slurm, is_inside, job_of
@@ -106,7 +108,7 @@ def stop(run: RunDir, *, wait: bool) -> State:
     check_run(run)
     state = cancel(run, reconcile(run))
     if not state.has_ended:
-        run.request("stop")
+        _request_stop(run, state)
         if wait:
             state = _wait_for_end(run, state)
     if state.has_ended and state.stage is Stage.PIPELINE:
@@ -131,6 +133,23 @@ def _wait_for_end(run: RunDir, state: State) -> State:
         directory.close()
 
 
+def _request_stop(run: RunDir, state: State) -> None:
+    """By a file; where the disk has no room for one, by a signal to the supervisor, which says the same.
+
+    Raises:
+        RefusedError: there is neither room nor a supervisor on this machine.
+    """
+    try:
+        run.request("stop")
+    except OSError as error:
+        if not is_full(error):
+            raise
+        if state.supervisor is None or not send(state.supervisor, signal.SIGTERM):
+            raise RefusedError(
+                f"The disk is full: the request to stop {run.id} could not be written. Make room under {run.path}."
+            ) from None
+
+
 def ask(run: RunDir, what: Ask, change: str | None = None) -> RunDir:
     """Ask a run that trains for something; served at its next step boundary. Of a pipeline, its child at work.
 
@@ -148,7 +167,12 @@ def ask(run: RunDir, what: Ask, change: str | None = None) -> RunDir:
     """
     check_run(run)
     asked, state = _asked(run, what)
-    requests.write(asked, what, requests.parse_change(state.stage, change or "") if what == "set" else None)
+    try:
+        requests.write(asked, what, requests.parse_change(state.stage, change or "") if what == "set" else None)
+    except OSError as error:
+        if not is_full(error):
+            raise
+        raise RefusedError(f"The disk is full: {asked.id} cannot be asked. Make room under {asked.path}.") from None
     return asked
 
 
@@ -216,6 +240,7 @@ def _close(run: RunDir, state: State, gone_host: str | None) -> State:
     killed = kill_run_processes(run.path)
     remove_meeting_place(run.attempt_dir(state.attempt))
     remove_leftover_link(run)
+    Reserve(run.path).release()
     with contextlib.suppress(OSError):  # a full disk hinders nobody from knowing how the run ended
         scrub_folder(run.attempt_dir(state.attempt), redactor())
     end = newest_end_event(run, state.attempt)
@@ -230,7 +255,13 @@ def _close(run: RunDir, state: State, gone_host: str | None) -> State:
             state, phase="lost", cause=_why_lost(run, state, gone_host, survivors), ended=time.time(),
             last_lines=last_log_lines(run.attempt_dir(state.attempt) / "log.txt"),
         )  # fmt: skip
-    run.write_state(state)
+    try:
+        run.write_state(state)
+    except OSError as error:
+        if not is_full(error):
+            raise
+        return state  # known, and recorded by whoever looks when there is room
+    run.drop_spare_state()
     if state.phase == "finished":
         from .calibrate import add_finished
 

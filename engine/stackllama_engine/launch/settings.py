@@ -9,7 +9,7 @@ NAMES = tuple(
     f"STACKLLAMA_{name}"
     for name in (
         "STOP_GRACE", "TERM_GRACE", "LINGER", "STALL_FACTOR", "STALL_FLOOR", "STALL_CEILING", "STALL_LOAD",
-        "DISK_CRITICAL", "DISK_WARNING",
+        "DISK_CRITICAL", "DISK_WARNING", "DISK_PATIENCE",
     )
 )  # fmt: skip
 """Their meaning: docs/reliability.md."""

@@ -23,13 +23,13 @@ from collections.abc import Callable, Sequence
 from msgspec import Struct
 
 from ..contract.events import Event
-from ..contract.requests import PAUSED
+from ..contract.requests import PAUSED, WAITING_FOR_ROOM
 from .activity import Idle
 from .settings import setting
 
 _STEPS = 50
 _BUSY = 2.0
-_QUIET_PHASES = frozenset({PAUSED})  # it waits for a person
+_QUIET_PHASES = frozenset({PAUSED, WAITING_FOR_ROOM})  # it waits for a person
 
 
 class StallLimits(Struct, frozen=True, kw_only=True):

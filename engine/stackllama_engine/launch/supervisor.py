@@ -35,6 +35,7 @@ from ..contract.events import Event, EventReader
 from ..contract.files import open_private
 from ..contract.redact import redact_output, redactor
 from ..contract.requests import forget_all
+from ..contract.room import Reserve
 from ..contract.run_dir import ProcessId, RunDir, State
 from ..contract.stages import Stage
 from ..contract.streams import open_standard_streams
@@ -364,6 +365,7 @@ class Supervisor:
         if self._watch is not None:
             self._watch.end()
         self._renamed.remove_link()
+        Reserve(self.run.path).release()  # of a worker that did not come to it
         lines = last_log_lines(self.folder / "log.txt") if outcome.exit_code not in _IN_ORDER else []
         forget_all(self.run)
         self._record(
@@ -400,6 +402,15 @@ class Supervisor:
             self._unsaved = True
         else:
             self._unsaved = False
+            self._keep_spare()
+
+    def _keep_spare(self) -> None:
+        """Room for the next state, which a full disk would not take."""
+        with contextlib.suppress(OSError):  # there is none now: at the next change of the state
+            if self.state.has_ended:
+                self.run.drop_spare_state()
+            else:
+                self.run.keep_spare_state()
 
 
 def main(arguments: list[str]) -> None:

@@ -4,6 +4,7 @@ Whatever happens, rank 0 ends the attempt with an ``end`` event that carries the
 the launcher above maps every failure to exit code 1.
 """
 
+import contextlib
 import importlib
 import logging
 import os
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from .report import Reporter
     from .session import Session
 
+_MAKE_ROOM = "Make room, then resume."
 _ROOMS = {Stage.SFT: ".sft", Stage.REWARD: ".reward", Stage.PPO: ".ppo", Stage.MERGE: ".merge"}
 
 
@@ -45,14 +47,15 @@ def main(argv: list[str]) -> int:
     try:
         _run_stage(stage, run, reporter, signals, Restarts(run, attempt, signals))
     except Stopped:
-        code, cause = ExitCode.STOPPED, None
+        code, cause = ExitCode.STOPPED, reporter.stop_cause
     except StackllamaError as error:
         code, cause = ExitCode(error.exit_code), str(error)
         print(error, file=sys.stderr)  # noqa: T201 - a person's mistake: the log says what the cause says
     except Exception as error:  # noqa: BLE001 - the last line of defence turns every failure into a cause
         code, cause = ExitCode.FAILED, _cause(error, reporter.current_phase)
         traceback.print_exc()
-        cause = _first_cause(run.attempt_dir(attempt), cause)
+        with contextlib.suppress(OSError):  # a full disk: this rank's own cause stands
+            cause = _first_cause(run.attempt_dir(attempt), cause)
     else:
         code, cause = ExitCode.DONE, None
     reporter.end(code, cause)
@@ -61,6 +64,9 @@ def main(argv: list[str]) -> int:
 
 def _run_stage(stage: Stage, run: RunDir, reporter: "Reporter", signals: Signals, restarts: Restarts) -> None:
     reporter.phase("start")
+    if reporter.is_main:
+        restarts.room = reporter.room
+        reporter.room.hold_least()
     signals.load()
     restarts.start()
     # once at import and once a layer and step it tells its callers what they cannot change
@@ -71,6 +77,7 @@ def _run_stage(stage: Stage, run: RunDir, reporter: "Reporter", signals: Signals
 
     from . import models
     from .session import Session
+    from .waiting import write_result
 
     models.quiet_libraries()
     set_seed(recipe.seed)  # adapters and heads start at random: alike on every rank and in every attempt
@@ -83,8 +90,13 @@ def _run_stage(stage: Stage, run: RunDir, reporter: "Reporter", signals: Signals
         if isinstance(recipe, SFTRecipe | RewardRecipe):
             _begin_again(error, recipe, session)
         raise
-    _write_lineage(recipe, run, reporter)
-    reporter.result({"stage": stage.value, **facts, "seconds": round(time.monotonic() - started, 1)})
+    seconds = round(time.monotonic() - started, 1)
+
+    def leave() -> None:
+        _write_lineage(recipe, run)
+        reporter.result({"stage": stage.value, **facts, "seconds": seconds})
+
+    write_result(session.requests, reporter, int(facts.get("steps", 0)), leave, what="result.json")
     session.clean_up()
 
 
@@ -115,16 +127,15 @@ def _begin_again(error: Exception, recipe: SFTRecipe | RewardRecipe, session: "S
         )
 
 
-def _write_lineage(recipe: Any, run: RunDir, reporter: "Reporter") -> None:
-    """``lineage.json``: which base, which data, which runs this one came from."""
+def _write_lineage(recipe: Any, run: RunDir) -> None:
+    """``lineage.json``: which base, which data, which runs this one came from; rank 0 only."""
     from .models import base_identity
 
     name = getattr(recipe, "model_name_or_path", None)
     base = base_identity(name, getattr(recipe, "model_revision", None)) if name else None
-    if reporter.is_main:
-        parents = run.read_launch().parents if (run.path / "launch.json").exists() else []
-        data = getattr(recipe, "dataset_name", None)
-        run.write_json("lineage.json", {"base": base, "dataset_name": data, "seed": recipe.seed, "parents": parents})
+    parents = run.read_launch().parents if (run.path / "launch.json").exists() else []
+    data = getattr(recipe, "dataset_name", None)
+    run.write_json("lineage.json", {"base": base, "dataset_name": data, "seed": recipe.seed, "parents": parents})
 
 
 def _first_cause(attempt: Path, cause: str) -> str:
@@ -157,7 +168,7 @@ def _cause(error: Exception, phase: str) -> str:
         )
         return f"Out of {memory} in phase {phase}. {lever}. ({reason})"
     if is_disk_full(error):
-        return f"The disk is full in phase {phase}: {getattr(error, 'filename', None) or reason}."
+        return f"The disk is full in phase {phase}: {getattr(error, 'filename', None) or reason}. {_MAKE_ROOM}"
     return f"{type(error).__name__} in phase {phase}: {reason}"
 
 

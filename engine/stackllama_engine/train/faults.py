@@ -14,11 +14,14 @@ import torch
 from ..contract.errors import StageError
 from ..contract.recipe import PPORecipe
 from .report import Reporter
+from .room import is_disk_full
+
+__all__ = [
+    "Fit", "Setbacks", "free_memory", "is_disk_full", "memory_that_ran_out", "smaller_batch",
+]  # fmt: skip
 
 _GPU_FULL = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA out of memory")
 _CPU_FULL = "DefaultCPUAllocator: can't allocate memory"
-# safetensors and torch.save report a write that found no room as errors of their own
-_DISK_FULL = ("No space left on device", "os error 28", "Disk quota exceeded", "os error 122", "failed writing file")
 
 
 def memory_that_ran_out(error: BaseException) -> str | None:
@@ -29,13 +32,6 @@ def memory_that_ran_out(error: BaseException) -> str | None:
     if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM or _CPU_FULL in text:
         return "memory"
     return None
-
-
-def is_disk_full(error: BaseException) -> bool:
-    """Whether a write failed for want of room."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return True
-    return any(sign in str(error) for sign in _DISK_FULL)
 
 
 def free_memory() -> None:

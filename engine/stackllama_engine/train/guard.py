@@ -77,6 +77,7 @@ class Guarded(_Base):
 
     guard: Guard
     run_callback: "RunCallback"
+    _saves = False
 
     def _get_grad_norm(self, model: Any, grad_norm: float | None = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
@@ -84,8 +85,16 @@ class Guarded(_Base):
             self.guard.judge(self, float(norm))
         return norm
 
+    def store_flos(self) -> None:
+        """A collective; inside of a save it has been made already."""
+        if not self._saves:
+            super().store_flos()
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         self.run_callback.begin_save()
+        # the only collective of a save comes first: a rank that fails before it would leave the others waiting in it
+        self.store_flos()
+        self._saves = True
         try:
             super()._save_checkpoint(model, trial)
             averages.keep(self, Path(self.args.output_dir or "") / f"checkpoint-{self.state.global_step}")
@@ -93,3 +102,5 @@ class Guarded(_Base):
             if not faults.is_disk_full(error):
                 raise
             self.run_callback.save_failed = True
+        finally:
+            self._saves = False

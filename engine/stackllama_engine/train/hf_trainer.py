@@ -25,12 +25,14 @@ from .requests import Change, Service, Stopped, serve
 from .save_timer import SaveTimer
 from .saving import Saver, newest_sealed
 from .session import SCRATCH, Session
+from .trackers import survive_trackers
+from .waiting import until_saved, write_result
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainerControl, TrainingArguments
 
 _NOT_METRICS = frozenset({"epoch", "total_flos", "train_loss", "step"})
-_TIMINGS = ("_runtime", "_per_second")
+_TIMINGS = ("_runtime", "_per_second", "_preparation_time")
 
 
 def training_arguments(recipe: SFTRecipe | RewardRecipe, output_dir: Path) -> dict[str, Any]:
@@ -208,6 +210,8 @@ class RunCallback(TrainerCallback):
     ) -> None:
         """Seal what the Trainer has just written; called after every rank has saved its part."""
         self._seal(Path(args.output_dir or ""), state.global_step)
+        if self.stopped:
+            control.should_training_stop = True
         while self._requests.paused and not self.stopped:
             wanted = serve(self._requests, self._reporter, state.global_step, self._service)
             if wanted.stop:
@@ -235,15 +239,36 @@ class RunCallback(TrainerCallback):
         self._seal(Path(self.trainer.args.output_dir), step)
 
     def _seal(self, scratch: Path, step: int) -> None:
-        """Every rank calls it.
+        """Every rank calls it. Where the disk is full it waits and has the Trainer write again.
 
         Raises:
-            StageError: the disk is full, and a stop was asked for.
+            StageError: there was no room also in the reserve, and the run has to stop.
         """
+        written = iter([True])  # the first time, the Trainer has just done so
+
+        def save() -> bool:
+            if not next(written, False):
+                self.trainer._save_checkpoint(self.trainer.model, None)
+            return self._publish(scratch / f"checkpoint-{step}", step)
+
+        saved = until_saved(self._requests, self._reporter, step, save, stop=self.stopped)
+        self.stopped = saved.stop
+        for what, asked in (("save", self._save_asked), ("stop", self.stopped)):
+            if asked:
+                self._requests.served(what, step)
+        self._save_asked = self._by_time = False
+        PartialState().wait_for_everyone()
+        checkpoints = self._reporter.run.checkpoints
+        if self._reporter.is_main and self._requests.timer is not None:
+            size = checkpoint.size(checkpoints, step) if saved.saved else None
+            self._requests.timer.end(step, size, last=self.stopped)
+        if not saved.saved:
+            raise self._saver.lost(step, checkpoints)
+
+    def _publish(self, written: Path, step: int) -> bool:
+        """Whether what every rank has written is a checkpoint now; the same on every rank."""
         failed = self._requests.agree(self.save_failed).failed
         self.save_failed = False
-        written = scratch / f"checkpoint-{step}"
-        checkpoints = self._reporter.run.checkpoints
         if self._reporter.is_main:
             if failed:
                 self._saver.failed(step)
@@ -254,16 +279,7 @@ class RunCallback(TrainerCallback):
                 )
             if failed:
                 shutil.rmtree(written, ignore_errors=True)
-            for what, asked in (("save", self._save_asked), ("stop", self.stopped)):
-                if asked:
-                    self._requests.served(what, step)
-        self._save_asked = self._by_time = False
-        PartialState().wait_for_everyone()
-        if self._reporter.is_main and self._requests.timer is not None:
-            size = None if failed else checkpoint.size(checkpoints, step)
-            self._requests.timer.end(step, size, last=self.stopped)
-        if failed and self.stopped:
-            raise self._saver.lost(step, checkpoints)
+        return not self._requests.agree(failed).failed
 
     def _change(self, change: Change) -> str:
         now = schedule.set_peak(self.trainer.optimizer, self.trainer.lr_scheduler, change.value)
@@ -288,6 +304,7 @@ def fit(trainer: "Guarded", callback: RunCallback, recipe: SFTRecipe | RewardRec
     trainer.guard = Guard(recipe, reporter, session.restarts)
     trainer.run_callback = callback
     callback.trainer = trainer
+    survive_trackers(trainer, reporter)
     if isinstance(_model(trainer), PeftModel):
         models.trainables_to_fp32(_model(trainer))
     session.requests.signals.loaded()
@@ -356,13 +373,20 @@ def _restore_token_count(trainer: Any, path: Path) -> None:
 
 
 def save(trainer: "Trainer", tokenizer: Any, recipe: TrainRecipe, session: Session) -> None:
-    """Write what was trained: ``adapter/``, or ``merged/`` after full training."""
+    """Write what was trained: ``adapter/``, or ``merged/`` after full training.
+
+    Raises:
+        Stopped, StageError: the disk is full, and waiting for room is over; see :func:`.waiting.write_result`.
+    """
     session.reporter.phase("save")
-    if session.is_main:
+
+    def write() -> None:
         if recipe.use_peft:
             models.save_adapter(_model(trainer), tokenizer, session.run.adapter, recipe)
         else:
             models.save_model(_model(trainer), tokenizer, session.run.merged)
+
+    write_result(session.requests, session.reporter, trainer.state.global_step, write)
     session.state.wait_for_everyone()
 
 

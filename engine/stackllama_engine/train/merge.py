@@ -15,8 +15,11 @@ Merging a reward adapter in the published recipe silently lost its score head (h
 reloaded head is compared with the trained one. Peak memory is the model in float32.
 """
 
+import errno
 import gc
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -26,12 +29,14 @@ from torch import Tensor
 from ..contract.base import BASE_FILE, Base, find_base
 from ..contract.errors import StageError
 from ..contract.recipe import MergeRecipe
+from ..contract.room import free, mib
 from ..contract.run_dir import Home
 from ..data import demo
 from ..launch.inputs import DEMO_BASE
 from . import models
 from .loading import one_line
 from .ppo.scorer import score_weight
+from .room import is_disk_full
 from .rows import encode_prompt
 from .session import Session
 
@@ -71,6 +76,14 @@ def run(recipe: MergeRecipe, session: Session) -> dict[str, Any]:
     """
     session.reporter.phase("load")
     source, staging = Path(recipe.adapter_path), session.run.path / ".tmp-verified"
+    try:
+        return _merge(recipe, source, staging, session)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _merge(recipe: MergeRecipe, source: Path, staging: Path, session: Session) -> dict[str, Any]:
+    """Base + adapter, written to ``staging``, verified there and renamed; as :func:`run`."""
     if not (source / "adapter_config.json").is_file():
         return _cast(recipe, source, staging, session)
     reward = _json(source / "adapter_config.json").get("task_type") == "SEQ_CLS"
@@ -91,7 +104,7 @@ def run(recipe: MergeRecipe, session: Session) -> dict[str, Any]:
     effect = difference(with_adapter, without)
     exact = difference(outputs(merged, probes, session.device), with_adapter)
     before = check(exact, effect, EXACT, noise, "merging went wrong")
-    models.save_model(merged.to(getattr(torch, recipe.dtype)), tokenizer, staging)
+    _save(merged.to(getattr(torch, recipe.dtype)), tokenizer, staging)
     del base, model, merged
     gc.collect()
     session.reporter.phase("verify")
@@ -116,6 +129,26 @@ def run(recipe: MergeRecipe, session: Session) -> dict[str, Any]:
         "probes": PROBES,
         "dtype": recipe.dtype,
     }
+
+
+def _save(model: Any, tokenizer: "PreTrainedTokenizerBase", staging: Path) -> None:
+    """Write the model where there is room for it.
+
+    Raises:
+        StageError: there is none; nothing of it is left behind.
+    """
+    size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+    try:
+        if not free(staging.parent).holds(size, 1):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(staging))
+        models.save_model(model, tokenizer, staging)
+    except Exception as error:  # libraries report a full disk in classes of their own
+        if not is_disk_full(error):
+            raise
+        raise StageError(
+            f"The disk is full: the merged model takes {mib(size)} ({size:,} bytes) under {staging.parent}, where "
+            f"there are {free(staging.parent)}. Nothing of it was left behind; make room, then resume."
+        ) from error
 
 
 def _base(recipe: MergeRecipe, source: Path, session: Session) -> Base:
@@ -143,7 +176,7 @@ def _cast(recipe: MergeRecipe, source: Path, staging: Path, session: Session) ->
     model: Any = models.load_plain(str(source), None, "float32", session.device, reward=reward).eval()
     trained = outputs(model, probes, session.device)
     session.reporter.phase("merge")
-    models.save_model(model.to(getattr(torch, recipe.dtype)), tokenizer, staging)
+    _save(model.to(getattr(torch, recipe.dtype)), tokenizer, staging)
     session.reporter.phase("verify")
     reloaded = models.load_plain(str(staging), None, "float32", session.device, reward=reward).eval()
     if reward:

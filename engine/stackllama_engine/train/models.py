@@ -7,7 +7,8 @@ repository is never executed, neither as Python nor out of a pickle: weights are
 import json
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -232,16 +233,13 @@ def save_adapter(
     Raises:
         OSError: disk full or not writable.
     """
-    staging = path.with_name(f".tmp-{path.name}")
-    shutil.rmtree(staging, ignore_errors=True)
-    model.save_pretrained(str(staging), selected_adapters=list(adapters))
-    identity = base_identity(recipe.model_name_or_path, recipe.model_revision)
-    (staging / BASE_FILE).write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
-    for name, tensors in extra.items():
-        save_file(tensors, staging / f"{name}.safetensors")
-    tokenizer.save_pretrained(str(staging))
-    shutil.rmtree(path, ignore_errors=True)  # of an attempt that was cut off after this point
-    staging.replace(path)
+    with _whole(path) as staging:
+        model.save_pretrained(str(staging), selected_adapters=list(adapters))
+        identity = base_identity(recipe.model_name_or_path, recipe.model_revision)
+        (staging / BASE_FILE).write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
+        for name, tensors in extra.items():
+            save_file(tensors, staging / f"{name}.safetensors")
+        tokenizer.save_pretrained(str(staging))
 
 
 def save_model(model: Any, tokenizer: "PreTrainedTokenizerBase", path: Path) -> None:
@@ -250,13 +248,23 @@ def save_model(model: Any, tokenizer: "PreTrainedTokenizerBase", path: Path) -> 
     Raises:
         OSError: disk full or not writable.
     """
+    with _whole(path) as staging:
+        model.config.use_cache = True  # off while training; generation is slow without it
+        model.save_pretrained(str(staging))
+        tokenizer.save_pretrained(str(staging))
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """A directory beside ``path`` that replaces it at the end, and of which nothing stays when anything fails."""
     staging = path.with_name(f".tmp-{path.name}")
     shutil.rmtree(staging, ignore_errors=True)
-    model.config.use_cache = True  # off while training; generation is slow without it
-    model.save_pretrained(str(staging))
-    tokenizer.save_pretrained(str(staging))
-    shutil.rmtree(path, ignore_errors=True)
-    staging.replace(path)
+    try:
+        yield staging
+        shutil.rmtree(path, ignore_errors=True)  # of an attempt that was cut off after this point
+        staging.replace(path)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def adapter_weights(path: Path, device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:

@@ -1,18 +1,19 @@
 """What a stage tells the world: events, samples, results. Rank 0 writes, the other ranks are silent."""
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from ..contract.events import EventWriter
-from ..contract.files import open_private, write_whole
+from ..contract.files import write_whole
 from ..contract.recipe import TrainRecipe
 from ..contract.redact import redactor
-from ..contract.requests import Change
+from ..contract.requests import WAITING_FOR_ROOM, Change
+from ..contract.room import append_whole
 from ..contract.run_dir import RunDir
 from .memory import Peaks
+from .room import Room
 
 
 class Reporter:
@@ -30,23 +31,30 @@ class Reporter:
         self.current_phase = "start"
         self.recipe: TrainRecipe | None = None
         """What checkpoints are written under."""
+        self.stop_cause: str | None = None
+        """Of a stop that nobody asked for."""
         self._secrets = redactor()
         self._measured: tuple[int, dict[str, float]] = (-1, {})
         self._peaks = Peaks()
         self._writer = EventWriter(run.attempt_dir(attempt) / "events.jsonl") if is_main else None
+        self.room = Room(run, self._writer)
 
-    def phase(self, name: str) -> None:
+    def phase(self, name: str, reason: str | None = None) -> None:
         """Enter a phase (load, train, rollout, score, update, evaluate, save, merge).
 
         What the one before took at most is reported when it took more than ever before.
+
+        Args:
+            name: of the phase.
+            reason: why it waits, of one that waits for room: that is said on a full disk as well.
         """
         if self._writer and name != self.current_phase:
-            if self._peaks.end(self.current_phase):
+            if self.current_phase != WAITING_FOR_ROOM and self._peaks.end(self.current_phase):
                 self.memory()
             self._peaks.begin()
         self.current_phase = name
         if self._writer:
-            self._writer.write("phase", phase=name)
+            self._writer.write("phase", phase=name, data={"reason": reason} if reason else None, urgent=bool(reason))
 
     def progress(self, step: int, total_steps: int) -> None:
         """``step`` of ``total_steps`` optimizer or PPO steps are done."""
@@ -70,11 +78,11 @@ class Reporter:
             peaks, of_phase = self._peaks.so_far(self.current_phase)
             self._writer.write("memory", phase=self.current_phase, metrics=peaks, data={"phase": of_phase})
 
-    def health(self, message: str) -> None:
-        """Something a person should know, in one sentence."""
+    def health(self, message: str, *, urgent: bool = False) -> None:
+        """Something a person should know, in one sentence; an urgent one is said on a full disk as well."""
         if self._writer:
+            self._writer.write("health", data={"message": message}, urgent=urgent)
             print(message, flush=True)  # noqa: T201 - the log is a person's first place to look
-            self._writer.write("health", data={"message": message})
 
     def request(self, what: str, step: int, change: Change | None = None) -> None:
         """A request was served."""
@@ -93,13 +101,8 @@ class Reporter:
         if not self._writer or not rows:
             return
         lines = b"".join(msgspec.json.encode(self._secrets.value({"step": step, **row})) + b"\n" for row in rows)
-        descriptor = open_private(self.run.samples_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-        try:
-            with os.fdopen(descriptor, "ab") as file:
-                file.write(lines)
-        except OSError as error:  # a full disk must not stop training
-            self.health(f"samples of step {step} could not be written: {error.strerror}")
-            return
+        if not self.room.write("samples", lambda: append_whole(self.run.samples_file, lines), len(lines)):
+            self.health(f"the disk is full: samples of step {step} wait for room")
         self._writer.write("samples", step=step, data={"count": len(rows)})
 
     def forget_samples_after(self, step: int) -> None:
@@ -109,6 +112,9 @@ class Reporter:
         """
         if not self._writer or not self.run.samples_file.exists():
             return
+        self.room.write("samples", lambda: self._forget_samples_after(step))
+
+    def _forget_samples_after(self, step: int) -> None:
         kept: list[bytes] = []
         for line in self.run.samples_file.read_bytes().splitlines(keepends=True):
             try:
@@ -127,6 +133,7 @@ class Reporter:
     def end(self, exit_code: int, cause: str | None = None) -> None:
         """The last record of the attempt."""
         if self._writer:
+            self.room.release()
             if self._peaks.end(self.current_phase):
                 self.memory()
             self._writer.write("end", data={"exit_code": exit_code, "cause": cause})

@@ -19,6 +19,7 @@ from ..contract.run_dir import RunDir
 from .report import Reporter
 from .save_timer import SaveTimer
 from .signals import Signals, Stopped
+from .waiting import wait_for_room
 
 __all__ = ["LeftEarly", "Requests", "Service", "Stopped", "Wanted", "serve"]
 
@@ -43,6 +44,8 @@ class Wanted:
     due: bool = False
     """A checkpoint, because the last one is long ago (:mod:`.save_timer`)."""
     changes: tuple[Change, ...] = ()
+    waits: bool = False
+    """Not asked for: something could not be written, for which the run has to wait."""
 
 
 class Agreed(NamedTuple):
@@ -79,13 +82,15 @@ class Requests:
         asked: set[str] = set(self._run.requests()) if self._reporter.is_main else set()
         changes = self._changes() if self._reporter.is_main else {}
         due = self._reporter.is_main and self.timer is not None and self.timer.due(step)
-        flags = [self._stops(asked), "save" in asked, "sample" in asked, "pause" in asked, "continue" in asked, due]
+        waits = self._reporter.is_main and self._reporter.room.waits
+        asks = ("save", "sample", "pause", "continue")
+        flags = [self._stops(asked), *(what in asked for what in asks), due, waits]
         values = [part for key in _KEYS for part in (key in changes, changes.get(key, 0.0))]
         agreed = self._any([float(one) for one in (*flags, *values)])
-        stop, save, sample, pause, go_on, due = (bool(flag) for flag in agreed[: len(flags)])
+        stop, save, sample, pause, go_on, due, waits = (bool(flag) for flag in agreed[: len(flags)])
         given = zip(_KEYS, agreed[len(flags) :: 2], agreed[len(flags) + 1 :: 2], strict=True)
         found = tuple(Change(key, value) for key, is_given, value in given if is_given)
-        return Wanted(stop, save, sample, pause, go_on, due, found)
+        return Wanted(stop, save, sample, pause, go_on, due, found, waits)
 
     def agree(self, failed: bool = False, *, problem: bool = False) -> Agreed:
         """Whether to stop, and whether any rank failed or has a problem; a collective, inside a step."""
@@ -156,6 +161,10 @@ def serve(asked: Requests, reporter: Reporter, step: int, service: Service) -> W
     """
     while True:
         wanted = asked.poll(step)
+        if wanted.waits and not wanted.stop:
+            if wait_for_room(asked, reporter, step):
+                return Wanted(stop=True)
+            continue
         for change in wanted.changes:
             reporter.health(f"step {step}: {service.change(change)}")
             asked.served("set", step, change)

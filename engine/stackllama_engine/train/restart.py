@@ -18,15 +18,19 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import msgspec
 from msgspec import Struct
 
 from ..contract.errors import StageError
 from ..contract.files import write_whole
+from ..contract.room import Reserve, is_full
 from ..contract.run_dir import RunDir
 from .signals import SIGNALS, Signals
+
+if TYPE_CHECKING:
+    from .room import Room
 
 FILE = "restart.json"
 _LOOK_SECONDS = 0.5
@@ -75,16 +79,32 @@ class Restarts(threading.Thread):
         self._path = run.attempt_dir(attempt) / FILE
         self._stop = run.control / "stop"
         self._signals = signals
+        self._run = run
+        self.room: Room | None = None
+        """Of rank 0, from when there is one."""
         self.now = _read(self._path) if self._path.exists() else _as_before(run, attempt)
 
     def again(self, **changes: Any) -> NoReturn:
         """Begin again on every rank, with ``changes`` of :class:`Restart`."""
-        self.note(count=self.now.count + 1, **changes)
+        self.now = msgspec.structs.replace(self.now, count=self.now.count + 1, **changes)
+        try:
+            self._write()
+        except OSError as error:
+            if not is_full(error):
+                raise
+            Reserve(self._run.path).release()  # held for such a moment; the fresh process holds another
+            self._write()
         _execute()
 
     def note(self, **changes: Any) -> None:
-        """Keep ``changes`` of :class:`Restart` for attempts to come, and go on."""
+        """Keep ``changes`` of :class:`Restart` for attempts to come, and go on; a full disk gets them later."""
         self.now = msgspec.structs.replace(self.now, **changes)
+        if self.room is None:
+            self._write()
+        else:
+            self.room.write("restart.json", self._write)
+
+    def _write(self) -> None:
         write_whole(self._path, msgspec.json.encode(self.now))
 
     def join_peer(self) -> None:

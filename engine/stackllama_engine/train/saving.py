@@ -1,4 +1,4 @@
-"""Saving on a disk that may be full: a save that fails costs that checkpoint, not the run."""
+"""Saving on a disk that may be full: a run whose save finds no room waits, and saves when there is some."""
 
 import shutil
 from collections.abc import Callable
@@ -53,15 +53,17 @@ class Saver:
                 raise
             self.failed(step)
             return False
+        newest = newest_sealed(self._reporter.run.checkpoints)
+        if newest is not None and (notice := self._reporter.room.measure(newest)):
+            self._reporter.health(notice)
         return True
 
     def failed(self, step: int) -> None:
         """Remove what a failed save left behind, and say so."""
         for path in self._reporter.run.checkpoints.glob(f"{UNSEALED}*"):
             shutil.rmtree(path, ignore_errors=True)
-        self._reporter.health(
-            f"the disk is full: step {step} was not saved; training goes on, and the next save tries again"
-        )
+        self._reporter.room.refused()
+        self._reporter.health(f"the disk is full: step {step} was not saved; it is tried again when there is room")
 
     def lost(self, step: int, checkpoints: Path) -> StageError:
         """Why a stage that was asked to stop cannot promise what a stop promises."""

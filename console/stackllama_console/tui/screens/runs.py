@@ -219,6 +219,7 @@ class RunsScreen(ConsoleScreen):
         mark = "■" if row.id in self.selected else mark
         name = row.id if not row.depth else f"└ {row.id.removeprefix(f'{row.pipeline}-')}"
         metric = f"{row.metric[0]} {number(row.metric[1])}" if row.metric else (f"at {row.at}" if row.at else "")
+        metric = row.at if row.waits else metric
         if row.elsewhere:
             metric = "  ".join(filter(None, (row.elsewhere, metric)))
         chosen = "bold" if row.id in self.selected else ""
@@ -239,7 +240,8 @@ class RunsScreen(ConsoleScreen):
         room = self.size.width - sum(widths[:-1]) - 2 * len(widths)
         for row in rows:
             *others, last = cells[row.id]
-            if row.metric and not row.trouble and not row.elsewhere and last.cell_len > room:
+            plain = not (row.trouble or row.elsewhere or row.waits)
+            if row.metric and plain and last.cell_len > room:
                 cells[row.id] = (*others, Text(cut(number(row.metric[1]), max(1, room))))
 
     @property

@@ -43,7 +43,7 @@ def head_line(feed: Feed, variables: Mapping[str, str], now: float) -> Text:
     history = feed.history
     state: State | None = getattr(feed, "state", None)
     if history.phase and history.phase != feed.phase and not (state and state.has_ended):
-        text.append(f"  {history.phase}", style="bold")
+        text.append(f"  {history.at}", style="bold")
     total = history.total_steps
     if total:
         done = min(1.0, history.step / total)

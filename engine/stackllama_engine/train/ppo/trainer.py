@@ -14,12 +14,13 @@ from ...contract.errors import StageError
 from ...contract.recipe import PPORecipe
 from ...contract.recipe_common import steps_of
 from ...contract.stages import Split
-from .. import checkpoint, limits, models, optimizers, rehearsal, schedule
+from .. import checkpoint, limits, models, optimizers, rehearsal, schedule, trackers
 from ..faults import Fit, Setbacks
 from ..requests import Change, Service, Stopped, serve
 from ..save_timer import SaveTimer
 from ..saving import Saver, newest_sealed
 from ..session import Session
+from ..waiting import Saved, until_saved, write_result
 from . import canary, losses
 from .evaluation import Acting, Evaluator, Row, held_out_objective, summary
 from .experience import Experience
@@ -142,7 +143,7 @@ class PPO:
             self.reporter.progress(done, self.steps)
             if done % log_every == 0 or done in (1, self.steps) or bad:
                 self.reporter.metrics(done, metrics)
-                self.session.accelerator.log(metrics, step=done)  # to `report_to`, if anything
+                trackers.log(self.session.accelerator, metrics, done, self.reporter)  # to `report_to`, if anything
                 self.reporter.memory()
             if self.setbacks.after_step(done, bad):
                 done = self._roll_back(done)
@@ -154,7 +155,7 @@ class PPO:
         after = self._evaluate_or_stop(self.steps, "after", before)
         compared = self._compare_or_stop(before, after)
         self._save_adapter()
-        self.session.accelerator.end_training()
+        trackers.end(self.session.accelerator, self.reporter)
         return {
             "before": figures(before), "after": figures(after), "steps": self.steps,
             "temperature": recipe.temperature, "comparison": compared, "samples": side_by_side(before, after),
@@ -315,7 +316,7 @@ class PPO:
             means = {f"eval/{name}": value for name, value in figures({"rows": rows}).items() if name != "questions"}
             means["eval/objective"] = held_out_objective(rows, self.recipe.kl_coef)
             self.reporter.metrics(step, means)
-            self.session.accelerator.log(means, step=step)
+            trackers.log(self.session.accelerator, means, step, self.reporter)
         return {"rows": rows}
 
     def _check_lengths(self) -> None:
@@ -398,7 +399,9 @@ class PPO:
             if wanted.stop:
                 self._save_and_stop(done, before)
             if wanted.save or wanted.due or due:
-                self._save(done, before, by_time=not (wanted.save or due))
+                saved = self._save(done, before, by_time=not (wanted.save or due))
+                if saved.stop:
+                    self._leave(done, saved)
                 due = False
             if wanted.save:
                 asked.served("save", done)
@@ -412,31 +415,43 @@ class PPO:
             Stopped: after saving.
             StageError: the disk is full.
         """
-        saved = self._save(done, before, owes_evaluation=owes_evaluation, last=True)
+        self._leave(done, self._save(done, before, owes_evaluation=owes_evaluation, stop=True))
+
+    def _leave(self, done: int, saved: Saved) -> NoReturn:
+        """At a boundary, after a save; raises as :meth:`_save_and_stop`."""
         self.session.requests.served("stop", done)
-        if not saved:
+        if not saved.saved:
             raise self.saver.lost(done, self.session.run.checkpoints)
         raise Stopped
 
     def _save(
-        self, done: int, before: dict[str, Any], *, owes_evaluation: bool = False, by_time: bool = False,
-        last: bool = False,
-    ) -> bool:  # fmt: skip
-        """A checkpoint by rank 0; False there when the disk is full."""
+        self,
+        done: int,
+        before: dict[str, Any],
+        *,
+        owes_evaluation: bool = False,
+        by_time: bool = False,
+        stop: bool = False,
+    ) -> Saved:
+        """A checkpoint by rank 0. On a full disk it waits for room, unless the run is to ``stop`` after it."""
         self.reporter.phase("save")
         timer = self.session.requests.timer
-        if timer is not None:
-            timer.begin()
 
         def write() -> None:
             keep = checkpoint.Retention.of(self.recipe)
             facts = Evaluations(before=before, best=self.best, owed=owes_evaluation)
             self.trainables.save(self.reporter, done, facts, keep, by_time=by_time)
 
-        saved = self.saver.save(done, write) if self.session.is_main else True
-        self.session.state.wait_for_everyone()
+        def save() -> bool:
+            if timer is not None:
+                timer.begin()  # what it waits for room is no cost of a save
+            saved = self.saver.save(done, write) if self.session.is_main else True
+            return not self.session.requests.agree(not saved).failed
+
+        saved = until_saved(self.session.requests, self.reporter, done, save, stop=stop)
         if timer is not None and self.session.is_main:
-            timer.end(done, checkpoint.size(self.session.run.checkpoints, done) if saved else None, last=last)
+            size = checkpoint.size(self.session.run.checkpoints, done) if saved.saved else None
+            timer.end(done, size, last=saved.stop)
         return saved
 
     def _save_unless_saved(self, done: int, before: dict[str, Any], *, owes_evaluation: bool = False) -> None:
@@ -444,7 +459,7 @@ class PPO:
         newest = newest_sealed(self.session.run.checkpoints)
         self.session.state.wait_for_everyone()  # all have looked
         if done and (newest is None or checkpoint.step_of(newest) != done):
-            self._save(done, before, owes_evaluation=owes_evaluation)
+            self._save(done, before, owes_evaluation=owes_evaluation, stop=True)
 
     def _evaluate_or_stop(self, done: int, when: When, before: dict[str, Any]) -> dict[str, Any]:
         try:
@@ -517,7 +532,8 @@ class PPO:
 
     def _save_adapter(self) -> None:
         self.reporter.phase("save")
-        if self.session.is_main:
+
+        def write() -> None:
             critic = {name: value.detach().cpu() for name, value in self.base.value_head.state_dict().items()}
             models.save_adapter(
                 self.base.model,
@@ -527,4 +543,6 @@ class PPO:
                 self.base.saved,
                 **{VALUE_FILE: critic},
             )
+
+        write_result(self.session.requests, self.reporter, self.steps, write)
         self.session.state.wait_for_everyone()

@@ -1,0 +1,170 @@
+"""Supervisor, stop and whoever looks, on a disk that takes nothing more."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+from tests.full_disk import MIB, SmallDisk, small_disk
+
+from stackllama_engine.contract.errors import RefusedError
+from stackllama_engine.contract.events import EventWriter
+from stackllama_engine.contract.requests import WAITING_FOR_ROOM
+from stackllama_engine.contract.room import RESERVE, Free, Reserve
+from stackllama_engine.contract.run_dir import Home, RunDir, State
+from stackllama_engine.contract.stages import Stage
+from stackllama_engine.launch import disk as disk_module
+from stackllama_engine.launch.autopsy import explain
+from stackllama_engine.launch.disk import DiskWatch
+from stackllama_engine.launch.outcome import Outcome, from_status
+from stackllama_engine.launch.processes import kill_run_processes, send
+from stackllama_engine.launch.reconcile import ask, reconcile, stop
+
+from .conftest import Runs, wait_for, wait_for_phase
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    with small_disk(tmp_path / "disk", 8 * MIB, inodes=300) as disk:
+        yield disk
+
+
+@pytest.fixture
+def runs(disk: SmallDisk, monkeypatch: pytest.MonkeyPatch) -> Iterator[Runs]:
+    monkeypatch.setenv("STACKLLAMA_STOP_GRACE", "20")
+    monkeypatch.setenv("STACKLLAMA_DISK_CRITICAL", "0")
+    runs = Runs(Home(disk.path / "home"))
+    yield runs
+    disk.clear()
+    for run in runs.home.runs():
+        if supervisor := run.read_state().supervisor:
+            send(supervisor, signal.SIGKILL)
+        kill_run_processes(run.path)
+
+
+def fill(disk: SmallDisk, what: str) -> None:
+    disk.fill()
+    if what == "inodes":
+        disk.take_inodes()
+
+
+@pytest.mark.parametrize("what", ["blocks", "inodes"])
+def test_a_run_on_a_full_disk_is_stopped_and_its_end_is_recorded(runs: Runs, disk: SmallDisk, what: str) -> None:
+    run = runs.start("until-stopped")
+    wait_for(lambda: (run.path / "worker.pid").exists())
+    wait_for_phase(run, "running")
+    fill(disk, what)
+    state = stop(run, wait=True)
+    assert (state.phase, state.exit_code, state.cause) == ("stopped", 75, "saved")
+    assert run.read_state() == state, "on the disk, not only in memory"
+    assert [path.name for path in run.path.iterdir() if "spare" in path.name] == []
+
+
+def test_without_room_for_a_request_nothing_else_can_be_asked(runs: Runs, disk: SmallDisk) -> None:
+    run = runs.start("until-stopped")
+    wait_for_phase(run, "running")
+    disk.take_inodes()
+    with pytest.raises(RefusedError, match=r"The disk is full: .* cannot be asked. Make room under"):
+        ask(run, "save")
+
+
+def test_a_stop_without_room_and_without_a_supervisor_says_so(runs: Runs, disk: SmallDisk) -> None:
+    run = runs.create()
+    disk.take_inodes()
+    with pytest.raises(RefusedError, match=r"The disk is full: the request to stop .* Make room under"):
+        stop(run, wait=False)
+
+
+def test_who_looks_knows_how_a_run_ended_though_it_cannot_be_recorded(runs: Runs, disk: SmallDisk) -> None:
+    run = runs.create()
+    run.write_state(State(stage=Stage.SFT, phase="running", attempt=1, created=1.0))
+    os.close(run.acquire_lock())
+    run.attempt_dir(1).mkdir()
+    writer = EventWriter(run.attempt_dir(1) / "events.jsonl")
+    writer.write("end", data={"exit_code": 75, "cause": "saved"})
+    writer.close()
+    Reserve(run.path).hold(MIB, 4)
+    fill(disk, "inodes")
+    disk.fill()
+    assert (reconcile(run).phase, reconcile(run).cause) == ("stopped", "saved")
+    assert not (run.path / RESERVE).exists(), "given back"
+    disk.clear()
+    assert reconcile(run) == run.read_state() and run.read_state().phase == "stopped"
+
+
+# the cause
+
+
+def wordless(run: RunDir, code: int = 1) -> str | None:
+    outcome = Outcome(phase="failed", exit_code=code, cause=from_status(signal.SIGKILL, []).cause)
+    return explain(run, run.read_state(), outcome, silent=True)
+
+
+@pytest.mark.parametrize("code", [1, 120, 128 + signal.SIGKILL, 128 + signal.SIGBUS])
+def test_a_worker_without_last_words_on_a_full_disk_is_not_taken_for_one_that_used_up_memory(
+    runs: Runs, disk: SmallDisk, code: int
+) -> None:
+    run = runs.create()
+    run.write_state(msgspec.structs.replace(run.read_state(), phase="running", attempt=1))
+    run.attempt_dir(1).mkdir()
+    disk.fill()
+    cause = wordless(run, code)
+    assert cause is not None and cause.startswith("The disk is full (0 MiB free), and the worker ended")
+    assert "memory" not in cause and str(run.path) in cause
+
+
+def test_a_disk_that_was_full_is_known_by_the_log_and_by_the_phase(runs: Runs) -> None:
+    run = runs.create()
+    run.write_state(msgspec.structs.replace(run.read_state(), phase="running", attempt=1))
+    run.attempt_dir(1).mkdir()
+    assert "disk" not in (wordless(run) or "")
+    log = run.attempt_dir(1) / "log.txt"
+    log.write_text("12 bytes of output were lost while the disk was full.\n")
+    assert "The disk is full (its log says so; now " in (wordless(run) or "")
+    log.unlink()
+    writer = EventWriter(run.attempt_dir(1) / "events.jsonl")
+    writer.write("phase", phase=WAITING_FOR_ROOM)
+    assert "The disk is full (it waited for room; now " in (wordless(run) or "")
+
+
+# what the supervisor looks at
+
+
+@pytest.fixture
+def room(monkeypatch: pytest.MonkeyPatch) -> list[Free]:
+    """The only element: what is free."""
+    found = [Free(1 << 40, 1 << 20)]
+    monkeypatch.setattr(disk_module, "free_room", lambda _: found[0])
+    return found
+
+
+def test_a_run_that_holds_a_reserve_is_left_to_wait(tmp_path: Path, room: list[Free]) -> None:
+    run = Home(tmp_path / "home").create(Stage.SFT, "{}")
+    if not Reserve(run.path).hold(3 * MIB, 4):
+        pytest.skip("this file system holds nothing back")
+    watch = DiskWatch(run)
+    room[0] = Free(10 * MIB, None)
+    news = watch.look()
+    assert news is not None and not news.critical
+    assert "10 MiB are free" in news.message and "3 MiB are held back for a last checkpoint" in news.message
+    assert watch.look() is None
+    room[0] = Free(1 << 40, None)
+    assert watch.look() is None
+    Reserve(run.path).release()
+    room[0] = Free(10 * MIB, None)
+    news = watch.look()
+    assert news is not None and news.critical
+
+
+def test_files_that_can_still_be_made_are_looked_at_alike(tmp_path: Path, room: list[Free]) -> None:
+    watch = DiskWatch(Home(tmp_path / "home").create(Stage.SFT, "{}"))
+    room[0] = Free(1 << 40, 900)
+    news = watch.look()
+    assert news is not None and not news.critical and "900 more files can be made" in news.message
+    room[0] = Free(1 << 40, 10)
+    news = watch.look()
+    assert news is not None and news.critical and "10 more files can be made where the runs are" in news.message
+    room[0] = Free(1 << 40, None)  # a file system that counts none
+    assert DiskWatch(Home(tmp_path / "other").create(Stage.SFT, "{}")).look() is None
