@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from stackllama_engine.contract.errors import ExitCode, RecipeError, StackllamaError
+from stackllama_engine.contract.people_files import UnsuitableFileError
 from stackllama_engine.contract.streams import open_standard_streams
 from stackllama_engine.contract.user_dirs import settle_home
 
@@ -74,9 +75,12 @@ def _system_error(error: OSError) -> int:
     if error.errno == errno.ENOENT and not _has_directory():
         say(f"{PROGRAM}: the current directory has been deleted; change to another one, or write paths out.")
         return ExitCode.FAILED
+    where = f"{error.filename}: " if error.filename else ""
+    if isinstance(error, UnsuitableFileError):
+        say(f"{PROGRAM}: {one_line(f'{where}cannot be read: {error}')}.")
+        return ExitCode.USAGE
     if error.errno not in _ENVIRONMENT:
         return _crashed(error)
-    where = f"{error.filename}: " if error.filename else ""
     say(f"{PROGRAM}: {one_line(f'{where}{error.strerror}')}")
     return ExitCode.FAILED
 

@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-import msgspec
 import psutil
 from msgspec import Struct
 
 from stackllama_engine.budget.architecture import Architecture
 from stackllama_engine.budget.calibration import Calibration
 from stackllama_engine.contract.errors import UsageError
+from stackllama_engine.contract.people_files import any_object
 from stackllama_engine.contract.run_dir import RUN_ID, Home, RunDir
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch.calibrate import calibration
@@ -90,10 +90,8 @@ def base_of(home: Home, adapter: str) -> str:
         if run is not None:
             return recipe_model(run.recipe_file)
         file = Path(adapter).expanduser() / _ADAPTER_FILE
-        if not file.is_file() or file.stat().st_size > _MOST_CONFIG:
-            return ""
-        found = msgspec.json.decode(file.read_bytes(), type=dict[str, object]).get("base_model_name_or_path")
-    except (OSError, RuntimeError, ValueError, RecursionError):  # nothing there that could be read: not known
+        found = any_object(file, _MOST_CONFIG).get("base_model_name_or_path")
+    except (OSError, RuntimeError, ValueError):  # nothing there that could be read: not known
         return ""
     return found if isinstance(found, str) else ""
 

@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+from stackllama_engine.contract.people_files import open_file
+
 _HEAD = 64 * 1024
 _FOLDED = r"(?:\n {2,}[^\s:][^:\n]*(?=\n|\Z))*"  # PyYAML goes on in the next line where a long value has a blank
 _KEYS = re.compile(rf"^ *(?:model_name_or_path|adapter_path): *(.*{_FOLDED})", re.MULTILINE)
@@ -17,7 +19,7 @@ def recipe_model(path: Path) -> str:
     Raises:
         OSError: the file cannot be read.
     """
-    with path.open("rb") as file:
+    with open_file(path) as file:
         text = file.read(_HEAD).decode("utf-8", "replace")
     match = _KEYS.search(text)
     if match is None:
@@ -25,9 +27,10 @@ def recipe_model(path: Path) -> str:
     value = match[1].strip()
     if "\n" not in value and not value.startswith(("'", '"', "|", ">")):
         return "" if value in ("null", "~") else value
-    import yaml  # quoted or folded: rare, and not worth 20 ms otherwise
+    # quoted or folded: rare, and not worth 20 ms otherwise
+    from stackllama_engine.contract.people_yaml import YamlError, load_yaml
 
     try:
-        return str(yaml.safe_load(value))
-    except (yaml.YAMLError, ValueError, RecursionError):
+        return str(load_yaml(value))
+    except YamlError:
         return value

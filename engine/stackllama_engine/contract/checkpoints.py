@@ -9,8 +9,9 @@ import hashlib
 import re
 from pathlib import Path
 
-import msgspec
 from msgspec import Struct
+
+from .people_files import open_file, read_json
 
 MANIFEST = "manifest.json"
 UNSEALED = ".tmp-"
@@ -53,7 +54,7 @@ def problem(checkpoint: Path) -> str | None:
                 return reason
     except FileNotFoundError as error:
         return "has no manifest" if str(error.filename).endswith(MANIFEST) else f"lacks {error.filename}"
-    except msgspec.DecodeError as error:
+    except ValueError as error:
         return f"has an unreadable manifest ({error})"
     except OSError as error:
         return f"cannot be read ({error})"
@@ -64,9 +65,9 @@ def read_manifest(checkpoint: Path) -> Manifest:
     """The manifest, unchecked.
 
     Raises:
-        OSError, msgspec.DecodeError: there is none that can be read.
+        OSError, ValueError: there is none that can be read.
     """
-    return msgspec.json.decode((checkpoint / MANIFEST).read_bytes(), type=Manifest)
+    return read_json(checkpoint / MANIFEST, Manifest)
 
 
 def sealed(checkpoints: Path) -> list[Path]:
@@ -96,7 +97,7 @@ def step_of(checkpoint: Path) -> int:
 
 def digest(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
+    with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

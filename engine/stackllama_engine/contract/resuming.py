@@ -16,6 +16,7 @@ from .base import BASE_FILE, BASE_KEY, CONFIG_FILE, base_identity, same_base
 from .checkpoints import sealed, step_of
 from .errors import RecipeError, RefusedError
 from .files import write_whole
+from .people_files import MOST_HEADER, any_object, decode_json, open_file
 from .recipe import AnyRecipe, TrainRecipe
 from .recipe_io import dump_recipe, load_recipe
 from .run_dir import RunDir
@@ -166,8 +167,8 @@ def _recorded(checkpoint: Path, stage: Stage) -> dict[str, Any]:
 def _of_adapter(checkpoint: Path) -> dict[str, Any]:
     """From PEFT's own file, in checkpoints of sft and reward."""
     try:
-        config: dict[str, Any] = msgspec.json.decode((checkpoint / CONFIG_FILE).read_bytes(), type=dict[str, Any])
-    except (OSError, msgspec.DecodeError):
+        config = any_object(checkpoint / CONFIG_FILE)
+    except (OSError, ValueError):
         return {}
     names = {"lora_r": "r", "lora_alpha": "lora_alpha", "lora_target_modules": "target_modules", MODEL: BASE_KEY}
     return {key: config[name] for key, name in names.items() if config.get(name) is not None}
@@ -176,11 +177,11 @@ def _of_adapter(checkpoint: Path) -> dict[str, Any]:
 def _of_policy(checkpoint: Path) -> dict[str, Any]:
     """The rank, from the shapes of PPO's policy."""
     try:
-        with (checkpoint / _POLICY).open("rb") as file:
-            header = file.read(int.from_bytes(file.read(8), "little"))
-        tensors: dict[str, Any] = msgspec.json.decode(header)
+        with open_file(checkpoint / _POLICY) as file:
+            header = file.read(min(int.from_bytes(file.read(8), "little"), MOST_HEADER))
+        tensors = decode_json(header, dict[str, Any])
         return {"lora_r": next(each["shape"][0] for name, each in tensors.items() if "lora_A" in name)}
-    except (OSError, msgspec.DecodeError, StopIteration, KeyError, TypeError):
+    except (OSError, ValueError, StopIteration, KeyError, TypeError):
         return {}
 
 
@@ -198,8 +199,8 @@ def _same_weights(checkpoint: Path, recipe: TrainRecipe, before: Any) -> bool:
     """Whether the base is the one the checkpoint was trained on; true where nothing is left to tell."""
     now = base_identity(recipe.model_name_or_path, recipe.model_revision)
     try:
-        recorded = msgspec.json.decode((checkpoint / BASE_FILE).read_bytes(), type=dict[str, Any])
-    except (OSError, msgspec.DecodeError):
+        recorded = any_object(checkpoint / BASE_FILE)
+    except (OSError, ValueError):
         if not isinstance(before, str) or not Path(before).is_absolute() or not Path(before).exists():
             return True
         recorded = base_identity(before, None)
