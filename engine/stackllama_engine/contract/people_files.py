@@ -25,8 +25,8 @@ MOST_HEADER = 100_000_000
 _PIPE_SECONDS = 10.0
 _POLL_MILLISECONDS = 100
 _KINDS = (
-    (stat.S_ISDIR, "a directory"), (stat.S_ISFIFO, "a pipe"), (stat.S_ISCHR, "a device or a terminal"), (stat.S_ISBLK, "a device"),
-    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISDIR, "a directory"), (stat.S_ISFIFO, "a pipe"), (stat.S_ISCHR, "a device or a terminal"),
+    (stat.S_ISBLK, "a device"), (stat.S_ISSOCK, "a socket"),
 )  # fmt: skip
 _T = TypeVar("_T")
 

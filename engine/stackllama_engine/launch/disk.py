@@ -9,14 +9,18 @@ environment                   default                                    meaning
 ============================  =========================================  =========================================
 """
 
+import errno
 import os
 from pathlib import Path
 
 from msgspec import Struct
 
 from ..contract.run_dir import RunDir
+from .asking import Asker, UnansweredError
 from .settings import setting
 
+_FILE_SYSTEM = Asker("the file system")
+_SECONDS = 2.0
 _MIB = 1 << 20
 _LEAST_CRITICAL = 64 * _MIB
 _LEAST_WARNING = 1024 * _MIB
@@ -90,7 +94,10 @@ def free_bytes(path: Path) -> int:
     Raises:
         OSError: it cannot be told.
     """
-    found = os.statvfs(path)
+    try:
+        found = _FILE_SYSTEM.answer(lambda: os.statvfs(path), _SECONDS)
+    except UnansweredError as error:  # a mount whose server has gone
+        raise OSError(errno.ETIMEDOUT, str(error)) from None
     return found.f_bavail * found.f_frsize
 
 

@@ -16,6 +16,7 @@ GPUs (:mod:`.watch`).
 """
 
 import contextlib
+import fcntl
 import os
 import select
 import signal
@@ -349,6 +350,9 @@ def main(arguments: list[str]) -> None:
         traceback.print_exc()
         _record_own_failure(run, error)
     finally:
+        # closing it would do, but for a thread that a driver holds in the kernel and that holds all files open
+        with contextlib.suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_UN)
         os._exit(status)
 
 

@@ -282,7 +282,7 @@ class LaunchScreen(ConsoleScreen):
             devices.ram,
             model=shapes.entry.title if shapes and shapes.entry else self.draft.model,
             reward=shapes.reward if shapes else None,
-            trouble=trouble if self.draft.model else "",
+            trouble=(devices.trouble or trouble) if self.draft.model else "",
             calibration=shapes.calibration if shapes else None,
         )
         panel = self.query_one(BudgetPanel)
@@ -391,6 +391,6 @@ class LaunchScreen(ConsoleScreen):
 
 def _moved(before: Devices, now: Devices) -> bool:
     pairs = [*zip(before.gpus, now.gpus, strict=False), *([(before.ram, now.ram)] if before.ram and now.ram else [])]
-    return len(before.gpus) != len(now.gpus) or any(
+    return (len(before.gpus), bool(before.trouble)) != (len(now.gpus), bool(now.trouble)) or any(
         one.name != other.name or abs(one.free - other.free) > _MOVED * other.total for one, other in pairs
     )
