@@ -1,11 +1,17 @@
 """Entry of ``stackllama-console``: arguments in, exit code out, and no traceback for a person's mistake."""
 
+import sys
+
+from .leaving import interruptible, leave_at_once
+
+if __name__ == "__main__" or sys.argv[0].endswith("/stackllama-console"):  # not where a test imports it
+    leave_at_once()
+
 import contextlib
 import errno
 import io
 import os
 import signal
-import sys
 from collections.abc import Sequence
 
 from stackllama_engine.contract.errors import ExitCode, RecipeError, StackllamaError
@@ -55,7 +61,9 @@ def _run(argv: Sequence[str]) -> int:
             arguments.parser.print_help(sys.stderr)
             return ExitCode.USAGE
         settle_home(getattr(arguments, "home", None))
-        code = handler(arguments)(arguments)
+        command = handler(arguments)
+        with interruptible():
+            code = command(arguments)
     except SystemExit as error:  # argparse after --help and --version
         code = error.code if isinstance(error.code, int) else ExitCode.DONE
     sys.stdout.flush()

@@ -120,7 +120,7 @@ class GuardedDriver(LinuxDriver):
 
 
 def leave_on_signals(leave_soon: Callable[[int], None]) -> None:
-    """SIGHUP and SIGTERM end the application with 128 + N, the terminal restored.
+    """SIGHUP, SIGINT and SIGTERM end the application with 128 + N, the terminal restored.
 
     A plain signal handler, not the event loop's: while the terminal takes no bytes (a stalled SSH link) the loop
     stands still. Then the terminal's settings are put back directly and the process ends by itself.
@@ -134,7 +134,7 @@ def leave_on_signals(leave_soon: Callable[[int], None]) -> None:
         watch.start()
         leave_soon(code)
 
-    for number in (signal.SIGHUP, signal.SIGTERM):
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):  # Ctrl-C comes as a key, SIGINT from elsewhere
         signal.signal(number, leave)
 
 

@@ -34,6 +34,7 @@ from .processes import run_processes
 from .reconcile import reconcile
 from .settings import check_settings
 from .supervisor import SUPERVISOR_LOG
+from .uninterrupted import uninterrupted
 
 _ANY_RUN = "RUN_ID"
 
@@ -132,12 +133,13 @@ def launch(
         StackllamaError: the supervisor could not be started; the run says why.
     """
     planned = plan(home, stage, recipe, name, canary=canary)
-    run = home.create(stage, planned.recipe_yaml, name)
-    lock = run.acquire_lock()
-    try:
-        _start(run, lock, planned.recipe, [*planned.parents, *parents], canary)
-    finally:
-        os.close(lock)
+    with uninterrupted():
+        run = home.create(stage, planned.recipe_yaml, name)
+        lock = run.acquire_lock()
+        try:
+            _start(run, lock, planned.recipe, [*planned.parents, *parents], canary)
+        finally:
+            os.close(lock)
     return run
 
 
@@ -173,7 +175,8 @@ def begin(run: RunDir, *, canary: bool | None) -> None:
             raise RefusedError(f"Processes of run `{run.id}` are still alive ({pids}); try again in a moment.")
         recipe = resolve_machine(load_recipe(run.read_state().stage, run.recipe_file), visible_gpus())
         check_resume(run, recipe)
-        _start(run, lock, recipe, parents_of(run), canary)
+        with uninterrupted():
+            _start(run, lock, recipe, parents_of(run), canary)
     finally:
         os.close(lock)
 
