@@ -205,7 +205,7 @@ def hung_runs(runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ca
     return begin
 
 
-@pytest.mark.parametrize("calls", [0, 30])
+@pytest.mark.parametrize("calls", [pytest.param(0, marks=pytest.mark.long), 30])
 def test_a_stop_works_while_nvml_hangs(hung_runs: Callable[[int], RunDir], calls: int) -> None:
     run = hung_runs(calls)
     supervisor = run.read_state().supervisor

@@ -30,7 +30,7 @@ COMMANDS = {
     "console": ((), 1.2),
     "list": (("runs", "ls"), 0.3),
     "plan": (("plan", "sft", "model_name_or_path=demo", "dataset_name=demo"), 0.5),
-    "launch": (("launch", "sft", "model_name_or_path=demo", "dataset_name=demo", "use_cpu=true", "--name=mine"), 1.0),
+    "launch": (("launch", "sft", "model_name_or_path=demo", "dataset_name=demo", "use_cpu=true", "--name=mine"), 1.6),
 }  # fmt: skip
 """Words, and seconds within which most of it happens."""
 SCRIPTED = """
@@ -72,6 +72,7 @@ def wait_until_ours(terminal: Terminal) -> None:
 
 def assert_left_alone(terminal: Terminal, number: signal.Signals, code: int, *, whole: bool) -> None:
     """Ended by the signal, or just before; nothing on the terminal that is not a sentence."""
+    code = 128 - code if code < 0 else code  # as a shell has it: Python lets go of its handlers at its very end
     assert code == 128 + number or (whole and code == 0), (code, terminal.output)
     assert "Traceback" not in terminal.output and "Exception ignored" not in terminal.output, terminal.output
     modes = terminal.modes()
@@ -114,5 +115,5 @@ def test_a_signal_in_the_first_second_leaves_nothing_behind(tmp_path: Path, coun
             assert_whole_or_none(home)
 
     begun = time.monotonic()
-    counted.run(19, "signal in the first second of a command", trial, few=4, all_of_them=200)
+    counted.run(19, "signal in the first second of a command", trial, few=2, all_of_them=200)
     print(f"{len(started)} launches were whole, {time.monotonic() - begun:.0f} s")
