@@ -95,8 +95,9 @@ def load_yaml(text: str, *, strict: bool = False) -> Any:
     Raises:
         YamlError: no YAML, or beyond the bounds.
     """
+    loader = _StrictLoader if strict else _Loader
     try:
-        return yaml.load(text, Loader=_StrictLoader if strict else _Loader)  # noqa: S506 - SafeLoaders
+        return yaml.load(text, Loader=loader)  # noqa: S506 - both are SafeLoaders
     except _ANYTHING as error:
         said = " ".join(str(error).split())
         raise YamlError(said if isinstance(error, yaml.YAMLError) else f"a value is not of its type ({said})") from None
