@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from stackllama_console.cli import doctor
 from stackllama_console.feeds import budget_inputs, machine
 from stackllama_console.feeds.budget_inputs import read_devices
 from stackllama_console.feeds.machine import Machine
@@ -57,6 +58,7 @@ def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hanging]:
         monkeypatch.setattr(module, "NVML_SECONDS", _SHORT)
     yield fake
     fake.released.set()
+    wait_for(lambda: not asker.hangs)  # else its thread would go on with the next test's stand-in
 
 
 # asking
@@ -240,6 +242,15 @@ def test_commands_refuse_what_they_cannot_know(
     with pytest.raises(RefusedError, match=hangs):
         launcher.launch(home, Stage.SFT, recipe, "mine")
     assert home.runs() == [] and len(hanging.threads) == 1
+
+
+def test_doctor_calls_it_a_problem(hanging: Hanging, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hanging.hangs_in = "init"
+    monkeypatch.setattr(doctor, "NVML", nvml.NVML)
+    monkeypatch.setattr(doctor, "find_gpus", lambda: nvml.find_gpus(_SHORT))
+    report = doctor.examine(Home(tmp_path / "home"))
+    assert any("the GPUs' driver hangs" in problem for problem in report.problems), report
+    assert not any("no GPU" in advice for advice in report.advice)
 
 
 def test_a_screen_says_so_and_goes_on(hanging: Hanging, tmp_path: Path, clock: Clock, monkeypatch: Any) -> None:

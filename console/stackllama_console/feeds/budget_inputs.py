@@ -106,7 +106,7 @@ def read_devices() -> Devices:
     try:
         return Devices(tuple(_gpus()), ram)
     except RefusedError as error:
-        return Devices((), ram, one_line(str(error)))
+        return Devices((), ram, one_line(str(error).partition(". ")[0]))
 
 
 def _gpus() -> list[Memory]:

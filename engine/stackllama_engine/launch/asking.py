@@ -84,6 +84,11 @@ class Asker:
         self._turn = threading.Lock()
         self._since = 0.0
 
+    @property
+    def hangs(self) -> bool:
+        """Whether a question waits for its answer."""
+        return self._turn.locked()
+
     def ask(self, question: Callable[[], T], seconds: float) -> Asked[T]:
         """Put a question, when the one before has been answered.
 
