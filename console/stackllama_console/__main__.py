@@ -1,14 +1,21 @@
 """Entry of ``stackllama-console``: arguments in, exit code out, and no traceback for a person's mistake."""
 
+import sys
+
+from .leaving import interruptible, leave_at_once
+
+if __name__ == "__main__" or sys.argv[0].endswith("/stackllama-console"):  # not where a test imports it
+    leave_at_once()
+
 import contextlib
 import errno
 import io
 import os
 import signal
-import sys
 from collections.abc import Sequence
 
 from stackllama_engine.contract.errors import ExitCode, RecipeError, StackllamaError
+from stackllama_engine.contract.people_files import UnsuitableFileError
 from stackllama_engine.contract.streams import open_standard_streams
 from stackllama_engine.contract.user_dirs import settle_home
 from stackllama_engine.launch.owners import trust
@@ -62,7 +69,9 @@ def _run(argv: Sequence[str]) -> int:
             return ExitCode.USAGE
         settle_home(getattr(arguments, "home", None))
         trust(getattr(arguments, "trust_owner", None))
-        code = handler(arguments)(arguments)
+        command = handler(arguments)
+        with interruptible():
+            code = command(arguments)
     except SystemExit as error:  # argparse after --help and --version
         code = error.code if isinstance(error.code, int) else ExitCode.DONE
     sys.stdout.flush()
@@ -82,9 +91,12 @@ def _system_error(error: OSError) -> int:
     if error.errno == errno.ENOENT and not _has_directory():
         say(f"{PROGRAM}: the current directory has been deleted; change to another one, or write paths out.")
         return ExitCode.FAILED
+    where = f"{error.filename}: " if error.filename else ""
+    if isinstance(error, UnsuitableFileError):
+        say(f"{PROGRAM}: {one_line(f'{where}cannot be read: {error}')}.")
+        return ExitCode.USAGE
     if error.errno not in _ENVIRONMENT:
         return _crashed(error)
-    where = f"{error.filename}: " if error.filename else ""
     say(f"{PROGRAM}: {one_line(f'{where}{error.strerror}')}")
     return ExitCode.FAILED
 

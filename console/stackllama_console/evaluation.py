@@ -35,11 +35,11 @@ def conditions_of(run: RunDir) -> str:
 
 def temperature_of(run: RunDir) -> float | None:
     """What the run samples at; None where its recipe cannot be read. Keys of older recipes do not matter."""
-    import yaml  # not needed to list runs
+    from stackllama_engine.contract.people_yaml import load_yaml  # not needed to list runs
 
     try:
-        values: Any = yaml.safe_load(read_file(run.recipe_file, _MOST_RECIPE).decode())
-    except (OSError, ValueError, RecursionError, yaml.YAMLError):  # `runs show` says what is wrong with it
+        values: Any = load_yaml(read_file(run.recipe_file, _MOST_RECIPE).decode())
+    except (OSError, ValueError):  # `runs show` says what is wrong with it
         return None
     keys: dict[str, Any] = cast("dict[str, Any]", values) if isinstance(values, dict) else {}
     given = keys.get("temperature")

@@ -6,6 +6,7 @@ import msgspec
 from msgspec import Struct
 
 from stackllama_engine.contract.files import make_private_dir, write_whole
+from stackllama_engine.contract.people_files import read_json
 
 from .paths import settings_file
 
@@ -33,10 +34,10 @@ def load_settings(file: Path | None = None) -> tuple[Settings, str | None]:
     """The settings, and one sentence when the file there could not be used (the defaults are returned then)."""
     file = file or settings_file()
     try:
-        return msgspec.json.decode(file.read_bytes(), type=Settings), None
+        return read_json(file, Settings), None
     except FileNotFoundError:
         return Settings(), None
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, ValueError) as error:
         return Settings(), f"{file} cannot be read ({error}); starting with the defaults."
 
 

@@ -234,7 +234,7 @@ def test_mistake_on_the_command_line_is_not_blamed_on_the_file(file: Path) -> No
         (b"? {a: b}\n: 1\n", "a key is plain text"),
         (b"lora_r: !!python/object/apply:os.system ['true']\n", "not valid YAML"),
         (b"a: 2024-99-99\n", "not valid YAML"),
-        (b"model_name_or_path: x\na: &a [*a]\n", "has no key `a`"),
+        (b"model_name_or_path: x\na: &a [*a]\n", "an alias of what it is a part of"),
         (b"[" * 5000, "not valid YAML"),
         (b"\xff\xfe\x00", "cannot be read"),
         (b"a: \x00\n", "not valid YAML"),

@@ -214,7 +214,7 @@ def test_truncated_and_replaced(log: Path) -> None:
 def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
     feed = LogFeed(tmp_path)
     feed.poll()
-    assert feed.trouble is not None and "is not a regular file" in feed.trouble
+    assert feed.trouble is not None and "not a regular file" in feed.trouble
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     hanging = LogFeed(pipe)  # nobody writes to it: opening it as a file would wait for ever

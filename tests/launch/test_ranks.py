@@ -34,7 +34,8 @@ def stop_one_rank_and_let_it_go_on(run: RunDir) -> None:
     stacks = run.attempt_dir(1) / "stacks.txt"
     wait_for(lambda: any("stands still" in remark for remark in remarks(run)))
     (said,) = [remark for remark in remarks(run) if "stands still" in remark]
-    assert f"rank 1 is stopped by a signal (pid {stopped.pid})" in said and "attempts/001/stacks.txt" in said
+    assert f"rank 1 is stopped by a signal (pid {stopped.pid})" in said
+    wait_for(lambda: "Its stacks: attempts/001/stacks.txt." in remarks(run))
     text = stacks.read_text()
     waiting = text[text.index("rank 0:") :].split("=== ")[0]
     assert "all_reduce" in waiting and "toy_ranks.py" in waiting

@@ -14,7 +14,7 @@ import pytest
 from stackllama_engine.contract.errors import RefusedError, StackllamaError, UsageError
 from stackllama_engine.contract.host import Host
 from stackllama_engine.contract.recipe import AnyRecipe
-from stackllama_engine.contract.recipe_io import load_recipe
+from stackllama_engine.contract.recipe_io import dump_recipe, load_recipe
 from stackllama_engine.contract.run_dir import Home, RunDir
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch import launcher, slurm, slurm_queue
@@ -27,10 +27,7 @@ TOOLS = {
     "sbatch": 'printf "%s\\n" "$@" > "$SLURM_TEST/sbatch"; echo "4242;cluster"',
     "scontrol": 'echo "$@" >> "$SLURM_TEST/scontrol"',
     "scancel": 'echo "$@" >> "$SLURM_TEST/scancel"',
-    "squeue": """
-        touch "$SLURM_TEST/asked"
-        cat "$SLURM_TEST/queue" 2>/dev/null || { echo "error: Invalid job id specified" >&2; exit 1; }
-    """,
+    "squeue": 'echo "$@" >> "$SLURM_TEST/squeue"; cat "$SLURM_TEST/queue" 2>/dev/null || true',
 }
 FAKE_STAGE = f"""\
 import os, sys
@@ -57,13 +54,14 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     site.write_text(FAKE_STAGE)
     told = tmp_path / "told"
     told.mkdir()
-    (told / "queue").write_text("PENDING\n")
+    (told / "queue").write_text("17\n4242\n")
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(site.parent), os.environ.get("PYTHONPATH", "")]))
     monkeypatch.setenv("SLURM_TEST", str(told))
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
-    monkeypatch.setattr(slurm_queue, "_answers", {})
-    monkeypatch.setattr(slurm_queue, "_ASK_AGAIN", 0.0)
+    monkeypatch.setattr(slurm_queue, "_queue", slurm_queue._Queue())
+    for name in ("_ASK_AGAIN", "_ASK_AGAIN_MISSING", "_JUST_NOW"):
+        monkeypatch.setattr(slurm_queue, name, 0.0)
     return told
 
 
@@ -136,6 +134,26 @@ def test_waiting_is_not_lost_until_the_job_has_gone(home: Home, cluster: Path, m
     assert reconcile(run).phase == "lost"
 
 
+@pytest.mark.parametrize("squeue", ["echo 1; echo 2", "sleep 60"], ids=["answers", "hangs"])
+def test_many_runs_cost_one_squeue(
+    home: Home, cluster: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, squeue: str
+) -> None:
+    (tmp_path / "bin" / "squeue").write_text(f'#!/bin/sh\necho "$@" >> "$SLURM_TEST/squeue"\n{squeue}\n')
+    monkeypatch.setattr("stackllama_engine.launch.reconcile._QUEUED_SECONDS", -1.0)
+    monkeypatch.setattr(slurm_queue, "_ASK_AGAIN", 600.0)
+    monkeypatch.setattr(slurm_queue, "_ASK_AGAIN_MISSING", 600.0)
+    monkeypatch.setattr(slurm_queue, "_TIMEOUT", 1.0)
+    phases: list[str] = []
+    for number in range(6):
+        run = home.create(Stage.SFT, dump_recipe(recipe()), f"run-{number}")
+        run.write_json("slurm.json", {"id": str(number), "submitted": 1.0})
+        phases.append(reconcile(run).phase)
+    asked = (cluster / "squeue").read_text().splitlines()
+    assert asked == [f"--noheader --user={os.getuid()} --format=%i"]
+    there = "queued" if squeue == "sleep 60" else "lost"  # nobody is called lost without evidence
+    assert phases == [there, "queued", "queued", there, there, there]
+
+
 def test_stopping_what_waits_cancels_its_job(home: Home, cluster: Path) -> None:
     run = slurm.submit(home, Stage.SFT, recipe(), "mine")
     state = stop(run, wait=True)
@@ -202,11 +220,12 @@ def test_resume_on_the_login_node_is_refused_with_the_command_that_resubmits(hom
 @pytest.mark.long
 def test_another_job_waits_until_slurm_has_forgotten_the_first(home: Home, cluster: Path) -> None:
     run = stopped_job(home, cluster)
-    (cluster / "queue").write_text("COMPLETING\n")
+    (cluster / "queue").write_text("4242\n5353\n")
+    asked = (cluster / "squeue").read_text() if (cluster / "squeue").exists() else ""
     again = start_job(run, "finish", "5353")
-    wait_for(lambda: (cluster / "asked").exists(), 60)
+    wait_for(lambda: (cluster / "squeue").exists() and (cluster / "squeue").read_text() != asked, 60)
     assert run.read_state().phase == "stopped" and len(run.attempt_dirs()) == 1
-    (cluster / "queue").unlink()
+    (cluster / "queue").write_text("5353\n")
     assert again.wait(60) == 0, again.communicate()[1]
     assert run.read_state().attempt == 2
 

@@ -11,6 +11,7 @@ from stackllama_engine.contract.errors import ExitCode, StackllamaError, UsageEr
 from stackllama_engine.contract.run_dir import Home
 from stackllama_engine.contract.user_dirs import expanded
 
+from ..leaving import leave_at_once
 from ..sanitise import one_line
 from .output import PROGRAM
 
@@ -61,6 +62,7 @@ def show_console(arguments: argparse.Namespace, target: str | Path | None) -> in
         raise UsageError(
             f"{lacking}; without one use `{PROGRAM} runs ls`, `{PROGRAM} runs watch` or `{PROGRAM} --help`."
         )
+    leave_at_once()  # until there is a screen to leave
     if not (getattr(arguments, "ascii", False) or _speaks_utf8()) or _lacks_braille():
         arguments.ascii = True
     _forget_size_beyond_terminal()
@@ -71,6 +73,7 @@ def show_console(arguments: argparse.Namespace, target: str | Path | None) -> in
         home=Home(arguments.home), target=target, ascii=arguments.ascii, mouse=getattr(arguments, "mouse", False)
     )
     code, crash = run_console(options)
+    leave_at_once()  # the terminal is as it was
     if crash is not None:
         from ..crash import redact, write_crash
 

@@ -17,7 +17,7 @@ from stackllama_engine import __version__
 from stackllama_engine.contract.errors import ExitCode
 from stackllama_engine.contract.run_dir import Home
 from stackllama_engine.launch.main_memory import main_memory
-from stackllama_engine.launch.nvml import Gpu, find_gpus
+from stackllama_engine.launch.nvml import NVML, Gpu, find_gpus
 
 from .. import paths as places
 from ..units import size
@@ -114,7 +114,9 @@ def _judge(report: Report, there: Path, trouble: str | None) -> None:
         for name, what in OPTIONAL.items()
         if report.packages[name] is None
     ]
-    if not report.gpus:
+    if not report.gpus and NVML.hangs:
+        report.problems.append(f"{trouble}: the GPUs' driver hangs, and with it whatever asks for a GPU; reboot")
+    elif not report.gpus:
         report.advice.append(f"no GPU ({trouble or 'NVML finds none'}): everything works, on the CPU, slowly")
     elif (torch := report.packages["torch"]) and torch.endswith("+cpu"):
         report.advice.append(f"torch {torch} has no CUDA: https://pytorch.org/get-started names the build for your GPU")

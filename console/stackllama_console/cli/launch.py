@@ -13,6 +13,7 @@ from stackllama_engine.contract.run_lock import BY_FILE, is_by_file
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch import launcher
 from stackllama_engine.launch.data_check import data_notices
+from stackllama_engine.launch.uninterrupted import uninterrupted
 
 from .finish import finish
 from .outcome import facts
@@ -72,7 +73,8 @@ def start(arguments: argparse.Namespace, stage: Stage, reading: Reading) -> int:
     if getattr(arguments, "slurm", False):
         from stackllama_engine.launch import slurm
 
-        run = slurm.submit(home, stage, recipe, arguments.name, arguments.sbatch_option)
+        with uninterrupted():
+            run = slurm.submit(home, stage, recipe, arguments.name, arguments.sbatch_option)
     else:
         run = launcher.launch(home, stage, recipe, arguments.name, canary=getattr(arguments, "canary", None))
     if not arguments.json:

@@ -132,10 +132,10 @@ def _place(recipe: EstimatedRecipe, memory: int | None, arguments: argparse.Name
     processes = arguments.gpus or recipe.num_processes
     if memory is not None:
         return Place(bytes=memory, name=arguments.gpu, on_gpu=True, gpus=processes or 1)
-    from stackllama_engine.launch.nvml import find_gpus
+    from stackllama_engine.launch.nvml import known_gpus
 
-    gpus, _, _ = find_gpus()
-    if recipe.use_cpu or not gpus:
+    gpus = [] if recipe.use_cpu else known_gpus()
+    if not gpus:
         from stackllama_engine.launch.main_memory import main_memory
 
         return Place(bytes=main_memory().total, name="this machine's memory", on_gpu=False, gpus=arguments.gpus or 1)

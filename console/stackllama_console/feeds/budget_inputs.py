@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-import msgspec
 from msgspec import Struct
 
 from stackllama_engine.budget.architecture import Architecture
 from stackllama_engine.budget.calibration import Calibration
-from stackllama_engine.contract.errors import UsageError
+from stackllama_engine.contract.errors import RefusedError, UsageError
+from stackllama_engine.contract.people_files import any_object
 from stackllama_engine.contract.run_dir import RUN_ID, Home, RunDir
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch.calibrate import calibration
@@ -18,6 +18,7 @@ from stackllama_engine.launch.nvml import find_gpus
 from ..sanitise import one_line
 from .budget_view import Memory
 from .input_check import MODEL, refusal
+from .machine import NVML_SECONDS
 from .models import ModelEntry, describe
 from .recipe_model import recipe_model
 
@@ -58,6 +59,8 @@ class Devices(Struct, frozen=True):
 
     gpus: tuple[Memory, ...] = ()
     ram: Memory | None = None
+    trouble: str = ""
+    """Why the GPUs are not known: their driver hangs."""
 
 
 def read_shapes(home: Home, asked: Asked) -> Shapes:
@@ -90,10 +93,8 @@ def base_of(home: Home, adapter: str) -> str:
         if run is not None:
             return recipe_model(run.recipe_file)
         file = Path(adapter).expanduser() / _ADAPTER_FILE
-        if not file.is_file() or file.stat().st_size > _MOST_CONFIG:
-            return ""
-        found = msgspec.json.decode(file.read_bytes(), type=dict[str, object]).get("base_model_name_or_path")
-    except (OSError, RuntimeError, ValueError, RecursionError):  # nothing there that could be read: not known
+        found = any_object(file, _MOST_CONFIG).get("base_model_name_or_path")
+    except (OSError, RuntimeError, ValueError):  # nothing there that could be read: not known
         return ""
     return found if isinstance(found, str) else ""
 
@@ -101,14 +102,18 @@ def base_of(home: Home, adapter: str) -> str:
 def read_devices() -> Devices:
     """The visible GPUs, and the main memory. Without a GPU, or a driver for it, just the latter."""
     memory = main_memory()
-    return Devices(tuple(_gpus()), Memory("RAM", memory.total, memory.available))
+    ram = Memory("RAM", memory.total, memory.available)
+    try:
+        return Devices(tuple(_gpus()), ram)
+    except RefusedError as error:
+        return Devices((), ram, one_line(str(error).partition(". ")[0]))
 
 
 def _gpus() -> list[Memory]:
-    names = visible_gpus()
+    names = visible_gpus(seconds=NVML_SECONDS)
     if not names:
         return []
-    found, _, _ = find_gpus()
+    found, _, _ = find_gpus(NVML_SECONDS)
     by_index = {str(gpu.index): gpu for gpu in found}
     # Named by UUID or as a MIG slice, it cannot be told from the others here: the smallest stands for it.
     smallest = min(found, key=lambda gpu: gpu.free, default=None)

@@ -14,9 +14,10 @@ from typing import Any
 import msgspec
 import yaml
 
+from stackllama_engine.contract.people_yaml import YamlError, load_yaml
+
 from .form_fields import FormField
 
-_NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
 _NONE = ("null", "~", "none")
 
 
@@ -134,8 +135,8 @@ def _literal_values(annotation: Any) -> tuple[Any, ...]:
 @functools.lru_cache(maxsize=1024)  # every keystroke asks for every difference again, and YAML takes its time
 def _scalar(text: str) -> Any:
     try:
-        return yaml.safe_load(text)
-    except _NOT_YAML:
+        return load_yaml(text)
+    except YamlError:
         return text
 
 

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from .regular_file import open_regular
+from stackllama_engine.contract.people_files import open_regular
 
 FIRST_BYTES = 8 << 20
 CUT = " ... (cut)"

@@ -3,19 +3,21 @@
 Only of use on the host where the run is: see `is_local`.
 """
 
+import contextlib
 import os
-import shutil
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import psutil
 from msgspec import Struct, structs
 
 from stackllama_engine.contract.run_dir import Home, Launch, ProcessId
+from stackllama_engine.launch.asking import Asked, UnansweredError
+from stackllama_engine.launch.disk import free_bytes
 from stackllama_engine.launch.main_memory import main_memory
-from stackllama_engine.launch.nvml import GpuReading, Nvml, NvmlError
+from stackllama_engine.launch.nvml import NVML, GpuReading, Nvml, NvmlError
 from stackllama_engine.launch.processes import run_processes, usage
 
 from ..sanitise import one_line
@@ -23,6 +25,8 @@ from ..units import size
 
 FIND_SECONDS = 5.0
 """Between two searches for a run's processes, which read the environment of every process of this user."""
+NVML_SECONDS = 2.0
+"""To wait for NVML, once; what it answers later is taken then."""
 RETRY_SECONDS = 30.0
 """Between two attempts to open NVML again after it has vanished."""
 
@@ -75,6 +79,9 @@ class Machine:
         self._home = home or Home().path
         self._clock = clock
         self._nvml: Nvml | None = None
+        self._asked: Asked[list[GpuReading]] | None = None
+        self._first = False
+        """Whether NVML was asked and has never answered."""
         self._open_at = 0.0
         self._note: str | None = None
         self._trouble: str | None = None
@@ -107,25 +114,30 @@ class Machine:
     def close(self) -> None:
         """Let go of NVML."""
         if self._nvml is not None:
-            self._nvml.close()
+            with contextlib.suppress(UnansweredError):  # a driver that hangs keeps it
+                NVML.answer(self._nvml.close, NVML_SECONDS)
 
     def _gpus(self) -> list[GpuReading]:
-        if self._note is not None or self._clock() < self._open_at:
+        if self._note is not None or (self._asked is None and self._clock() < self._open_at):
             return []
-        first = self._nvml is None
-        nvml = self._nvml = self._nvml or Nvml()
+        nvml, pids = self._nvml or Nvml(), frozenset(self._tree.pids)
+        first, self._nvml = self._nvml is None or self._first, nvml
         try:
-            if not nvml.is_open:
-                nvml.open()
-            gpus = [structs.replace(gpu, name=one_line(gpu.name)) for gpu in nvml.read(self._tree.pids)]
+            self._asked = self._asked or NVML.ask(lambda: _read(nvml, pids), NVML_SECONDS)
+            read = self._asked.answer(NVML_SECONDS)
+        except UnansweredError as error:
+            self._first, self._trouble = first, f"GPUs cannot be read now: {error}"
+            return []
         except NvmlError as error:
+            self._asked, self._first, self._trouble = None, False, None
             if first:
                 self._note = f"no GPU here ({one_line(str(error))}): runs use the CPU"
             else:
                 self._trouble = f"GPUs cannot be read now: {one_line(str(error))}"
                 self._open_at = self._clock() + RETRY_SECONDS
             return []
-        self._trouble = None
+        self._asked, self._first, self._trouble = None, False, None
+        gpus = [structs.replace(gpu, name=one_line(gpu.name)) for gpu in read]
         if first and not gpus:
             self._note = "no GPU here: runs use the CPU"
         return gpus
@@ -138,6 +150,12 @@ class Machine:
         if before is None or total <= before[1]:
             return None
         return max(0.0, min(100.0, 100 * (1 - (idle - before[0]) / (total - before[1]))))
+
+
+def _read(nvml: Nvml, pids: Collection[int]) -> list[GpuReading]:
+    if not nvml.is_open:
+        nvml.open()
+    return nvml.read(pids)
 
 
 class _Tree:
@@ -181,7 +199,7 @@ def _free(path: Path) -> int | None:
     """Free bytes there, or at its nearest parent that exists."""
     for place in (path, *path.parents):
         try:
-            return shutil.disk_usage(place).free
+            return free_bytes(place)
         except FileNotFoundError:
             continue
         except OSError:

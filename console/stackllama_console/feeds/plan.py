@@ -14,6 +14,7 @@ from stackllama_engine.budget.estimate import Estimate, EstimatedRecipe, estimat
 from stackllama_engine.budget.fit import Fits, Suggestion, fits, suggestions
 from stackllama_engine.budget.sharding import Sharding
 from stackllama_engine.contract.errors import UsageError
+from stackllama_engine.contract.people_files import any_object
 from stackllama_engine.contract.recipe import MergeRecipe, PPORecipe, RewardRecipe, SFTRecipe
 from stackllama_engine.contract.run_dir import RUN_ID, Home
 from stackllama_engine.launch.sections import PLACEHOLDER
@@ -172,10 +173,10 @@ def _base_of(adapter: Path) -> str:
     """
     for file, key in ((_BASE, "name"), (_ADAPTER, "base_model_name_or_path")):
         try:
-            facts = msgspec.json.decode((adapter / file).read_bytes(), type=dict[str, object])
+            facts = any_object(adapter / file)
         except FileNotFoundError:
             continue
-        except (OSError, msgspec.DecodeError) as error:
+        except (OSError, ValueError) as error:
             raise UsageError(f"{adapter / file}: cannot be read: {error}.") from None
         name = facts.get(key)
         if isinstance(name, str) and name:

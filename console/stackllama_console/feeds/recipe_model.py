@@ -28,9 +28,10 @@ def recipe_model(path: Path) -> str:
     value = match[1].strip()
     if "\n" not in value and not value.startswith(("'", '"', "|", ">")):
         return "" if value in ("null", "~") else value
-    import yaml  # quoted or folded: rare, and not worth 20 ms otherwise
+    # quoted or folded: rare, and not worth 20 ms otherwise
+    from stackllama_engine.contract.people_yaml import YamlError, load_yaml
 
     try:
-        return str(yaml.safe_load(value))
-    except (yaml.YAMLError, ValueError, RecursionError):
+        return str(load_yaml(value))
+    except YamlError:
         return value

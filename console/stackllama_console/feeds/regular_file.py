@@ -1,24 +1,10 @@
-"""Opening files that belong to others: never a pipe or a device, on which a reader would hang."""
+"""Files that belong to others, as :mod:`..contract.people_files` opens them, and what Git LFS leaves in their place."""
 
-import errno
-import os
-import stat
 from pathlib import Path
 
+from stackllama_engine.contract.people_files import open_file
+
 _MOST_POINTER = 1024  # bytes, by its specification
-
-
-def open_regular(path: Path) -> int:
-    """A descriptor to read from.
-
-    Raises:
-        OSError: missing, not permitted, or not a regular file.
-    """
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(errno.EINVAL, "is not a regular file", str(path))
-    return descriptor
 
 
 def is_lfs_pointer(path: Path) -> bool:
@@ -35,8 +21,8 @@ def read_whole(path: Path, most: int) -> bytes | None:
     """A whole file; None where it is larger than ``most`` bytes.
 
     Raises:
-        OSError: as `open_regular`.
+        OSError: as `open_file`.
     """
-    with os.fdopen(open_regular(path), "rb") as file:
+    with open_file(path) as file:
         data = file.read(most + 1)
     return data if len(data) <= most else None

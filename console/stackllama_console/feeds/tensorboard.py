@@ -23,7 +23,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from .regular_file import open_regular
+from stackllama_engine.contract.people_files import open_regular
 
 MOST_BYTES = 2 << 20
 """Read at one `EventFile.read`: a long file comes in portions."""

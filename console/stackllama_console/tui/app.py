@@ -69,6 +69,8 @@ class ConsoleApp(App[None]):
         self.settings, self._trouble = load_settings()
         self.animation_level = "none"
         self.crash: Exception | None = None
+        self.left_with: int | None = None
+        """The exit code that a signal or a hang-up asked for; None: nothing did."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._frames = Frames()
         self._load_themes()
@@ -196,6 +198,7 @@ class ConsoleApp(App[None]):
 
     def leave_soon(self, code: int) -> None:
         """End with an exit code; safe to call from a signal handler or a thread."""
+        self.left_with = code
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(lambda: self.exit(return_code=code))
 
@@ -258,4 +261,6 @@ def run_console(options: Options) -> tuple[int, Exception | None]:
     """
     app = ConsoleApp(options)
     app.run(mouse=options.mouse)
+    if app.left_with is not None:  # a screen that was left while it was still being made fails, and nobody misses it
+        return app.left_with, None
     return app.return_code or 0, app.crash

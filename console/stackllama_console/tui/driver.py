@@ -27,6 +27,8 @@ _OURS = re.compile(
     r"|\?(?:2026|2048)\$p|[<>][0-9]*u)"  # questions about modes, the kitty keyboard protocol
 )
 _STOP_SECONDS = 3.0
+_RESET = b"\x1b[?7h\x1b[?1000l\x1b[?1003l\x1b[?1006l\x1b[?1015l\x1b[?2004l\x1b[<u\x1b[?1049l\x1b[?25h\x1b[?1004l"
+"""What Textual sets, put back: lines wrap, no mouse, no paste marks, kitty's keys, main screen, cursor, focus."""
 
 _LOOKALIKES = {
     "-": "─━┄┅┈┉╌═╴╶▔▁–—−",
@@ -120,7 +122,7 @@ class GuardedDriver(LinuxDriver):
 
 
 def leave_on_signals(leave_soon: Callable[[int], None]) -> None:
-    """SIGHUP and SIGTERM end the application with 128 + N, the terminal restored.
+    """SIGHUP, SIGINT and SIGTERM end the application with 128 + N, the terminal restored.
 
     A plain signal handler, not the event loop's: while the terminal takes no bytes (a stalled SSH link) the loop
     stands still. Then the terminal's settings are put back directly and the process ends by itself.
@@ -134,7 +136,7 @@ def leave_on_signals(leave_soon: Callable[[int], None]) -> None:
         watch.start()
         leave_soon(code)
 
-    for number in (signal.SIGHUP, signal.SIGTERM):
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):  # Ctrl-C comes as a key, SIGINT from elsewhere
         signal.signal(number, leave)
 
 
@@ -151,5 +153,5 @@ def _force(code: int, saved: list[Any] | None) -> None:
             termios.tcsetattr(0, termios.TCSANOW, saved)
     with contextlib.suppress(OSError):
         os.set_blocking(2, False)
-        os.write(2, b"\x1b[?1000l\x1b[?1003l\x1b[?1006l\x1b[?1015l\x1b[?2004l\x1b[<u\x1b[?1049l\x1b[?25h\x1b[?1004l")
+        os.write(2, _RESET)
     os._exit(code)

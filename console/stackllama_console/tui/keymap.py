@@ -13,11 +13,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
-import yaml
 from msgspec import Struct
 from textual.binding import Binding, BindingType
 
+from stackllama_engine.contract.people_files import read_text
+from stackllama_engine.contract.people_yaml import load_yaml
+
 from ..sanitise import one_line
+
+_MOST_BYTES = 64 * 1024
 
 
 class Scope(Struct, frozen=True):
@@ -49,10 +53,10 @@ def _binding(short: tuple[str, ...]) -> Binding:
 def read_keymap(file: Path, known: Iterable[str]) -> tuple[dict[str, str], list[str]]:
     """Binding id → keys (as Textual writes them, several with commas), and one sentence for each wrong entry."""
     try:
-        raw: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
+        raw: Any = load_yaml(read_text(file, _MOST_BYTES))
     except FileNotFoundError:
         return {}, []
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         return {}, [f"{file} cannot be read: {one_line(str(error))}"]
     if raw is None:
         return {}, []

@@ -14,6 +14,8 @@ from textual.color import Color, ColorParseError
 from textual.theme import Theme
 
 import stackllama_console
+from stackllama_engine.contract.people_files import read_text
+from stackllama_engine.contract.people_yaml import load_yaml
 
 from ..paths import themes_dir
 from ..sanitise import one_line
@@ -75,13 +77,11 @@ def read_theme(file: Path) -> Theme:
         ValueError: not readable, or a wrong key or value; names the file and what is wrong in it.
     """
     try:
-        if file.stat().st_size > _MOST_BYTES:
-            raise ValueError(f"{file} is larger than a theme can be")
+        text = read_text(file, _MOST_BYTES)
         ours = file.parent == built_in_dir()  # in anybody else's, endless nesting would end the process in C
-        loader: Any = _FAST if ours else yaml.SafeLoader
-        raw: Any = yaml.load(file.read_text(encoding="utf-8"), Loader=loader)  # noqa: S506 - both are safe loaders
+        raw: Any = yaml.load(text, Loader=_FAST) if ours else load_yaml(text)  # noqa: S506 - a safe loader
         read = msgspec.convert(raw, ThemeFile)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, msgspec.ValidationError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"{file}: {error}") from None
     colours: dict[str, Any] = {field: getattr(read, field) for field in _COLOURS}
     for key, value in (*colours.items(), *((f"curves[{index}]", value) for index, value in enumerate(read.curves))):

@@ -12,10 +12,10 @@ import msgspec
 from msgspec import Struct
 
 from ..contract.errors import UsageError
+from ..contract.people_files import UnsuitableFileError, any_object
 from . import gguf, safetensors
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
-_MOST_CONFIG = 4 << 20
 _CONFIG = "config.json"
 _SAME = 0.02
 """Share by which a model's files may hold more or less than its sizes make, as with rows of padding."""
@@ -155,15 +155,12 @@ def read_config(path: Path) -> dict[str, Any]:
     """
     file = path / _CONFIG
     try:
-        with file.open("rb") as opened:
-            data = opened.read(_MOST_CONFIG + 1)
+        return any_object(file)
     except FileNotFoundError:
         raise UsageError(f"{path}: it is not a model; it has no {_CONFIG}.") from None
-    if len(data) > _MOST_CONFIG:
-        raise UsageError(f"{file}: larger than any {_CONFIG}; it is not read.")
-    try:
-        return msgspec.json.decode(data, type=dict[str, Any])
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except UnsuitableFileError as error:
+        raise UsageError(f"{file}: cannot be read: {error}.") from None
+    except ValueError as error:
         raise UsageError(f"{file}: not a JSON object: {error}.") from None
 
 

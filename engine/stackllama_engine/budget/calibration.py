@@ -26,6 +26,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from ..contract.files import open_private, write_whole
+from ..contract.people_files import open_file
 from ..contract.recipe import MergeRecipe
 from ..contract.run_lock import try_flock
 from . import device
@@ -107,7 +108,7 @@ def method_of(recipe: EstimatedRecipe) -> str:
 def read_rows(home: Path) -> list[Row]:
     """Every row that can be read, oldest first; a torn or foreign line is none. Empty while there is no file."""
     try:
-        with (home / FILE).open("rb") as file:
+        with open_file(home / FILE) as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - _MOST_BYTES))
             lines = file.read(_MOST_BYTES).split(b"\n")[size > _MOST_BYTES :]

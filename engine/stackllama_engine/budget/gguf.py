@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 from msgspec import Struct
 
 from ..contract.errors import UsageError
+from ..contract.people_files import open_file
 
 _MOST_HEADER = 256 << 20
 _MOST_STRING = 1 << 20
@@ -60,7 +61,7 @@ def read_header(path: Path) -> Header:
         UsageError: torn, hostile, or another version.
         OSError: unreadable.
     """
-    with path.open("rb") as file:
+    with open_file(path) as file:
         reader = _Reader(file, path)
         if reader.take(4) != b"GGUF":
             raise UsageError(f"{path}: not a GGUF file.")

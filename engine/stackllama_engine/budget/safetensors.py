@@ -4,6 +4,7 @@ https://huggingface.co/docs/safetensors/index#format. Only headers are read, and
 """
 
 import math
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any, cast
@@ -12,6 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from ..contract.errors import UsageError
+from ..contract.people_files import UnsuitableFileError, any_object, open_file
 
 INDEX = "model.safetensors.index.json"
 _MOST_HEADER = 32 << 20
@@ -103,8 +105,8 @@ def read_header(file: Path, most: int = _MOST_HEADER) -> tuple[dict[str, Tensor]
     Raises:
         UsageError: torn, not safetensors, or a header larger than ``most``.
     """
-    size = file.stat().st_size
-    with file.open("rb") as opened:
+    with open_file(file) as opened:
+        size = os.fstat(opened.fileno()).st_size
         length = int.from_bytes(opened.read(8), "little")
         if size < 8 or length > size - 8:
             raise UsageError(f"{file}: torn, or not a safetensors file: it ends inside its header.")
@@ -130,13 +132,12 @@ def read_header(file: Path, most: int = _MOST_HEADER) -> tuple[dict[str, Tensor]
 
 def _read_index(index: Path) -> tuple[list[str], dict[str, int]]:
     """The files that an index names, and the sizes that it gives of them together."""
-    size = index.stat().st_size
-    if size > _MOST_HEADER:
-        raise UsageError(f"{index}: larger than any index; it is not read.")
     try:
-        content: dict[str, Any] = msgspec.json.decode(index.read_bytes(), type=dict[str, Any])
+        content = any_object(index, _MOST_HEADER)
         names = set(msgspec.convert(content.get("weight_map"), dict[str, str]).values())
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except UnsuitableFileError as error:
+        raise UsageError(f"{index}: cannot be read: {error}.") from None
+    except ValueError as error:
         raise UsageError(f"{index}: not an index of weight files: {error}.") from None
     if bad := sorted(name for name in names if "/" in name or "\0" in name or not name.endswith(".safetensors")):
         raise UsageError(f"{index}: names a weight file outside its directory: {bad[0][:80]!r}.")

@@ -6,12 +6,12 @@ files. An adapter from elsewhere has no ``base.json``, and says no more than ``b
 """
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, BinaryIO, NamedTuple, cast
 
 from .errors import StageError
+from .people_files import MOST_HEADER, decode_json, open_file, read_json
 
 BASE_FILE = "base.json"
 """Beside an adapter and in a checkpoint: which base it was trained on (see :func:`base_identity`)."""
@@ -156,7 +156,7 @@ def _read(file: Path) -> dict[str, Any] | None:
         StageError: it cannot be read.
     """
     try:
-        content: Any = json.loads(file.read_text(encoding="utf-8"))
+        content = read_json(file, object)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
@@ -183,22 +183,27 @@ def _samples(file: Path) -> Iterator[bytes]:
     """A safetensors file's header and the beginning of each tensor (the format: 8 bytes length, JSON, data).
 
     Raises:
-        StageError: its header cannot be read.
+        StageError: it cannot be read, or its header.
     """
-    with file.open("rb") as opened:
-        if file.suffix != ".safetensors":
+    try:
+        with open_file(file) as opened:
+            if file.suffix == ".safetensors":
+                yield from _safetensors_samples(opened)
+                return
             while block := opened.read(1 << 20):
                 yield block
-            return
-        length = int.from_bytes(opened.read(8), "little")
-        header = opened.read(min(length, file.stat().st_size))
-        yield header
-        try:
-            tensors: dict[str, Any] = json.loads(header)
-        except ValueError:
-            raise StageError(f"{file} is truncated or not a safetensors file.") from None
-        for _, tensor in sorted(tensors.items()):
-            if "data_offsets" in tensor:
-                begin, end = tensor["data_offsets"]
-                opened.seek(8 + length + begin)
-                yield opened.read(min(1024, end - begin))
+    except OSError as error:
+        raise StageError(f"{file} cannot be read: {error.strerror or error}.") from None
+    except (ValueError, TypeError):
+        raise StageError(f"{file} is truncated or not a safetensors file.") from None
+
+
+def _safetensors_samples(opened: BinaryIO) -> Iterator[bytes]:
+    length = int.from_bytes(opened.read(8), "little")
+    header = opened.read(min(length, MOST_HEADER))
+    yield header
+    for _, tensor in sorted(decode_json(header, dict[str, Any]).items()):
+        if "data_offsets" in tensor:
+            begin, end = tensor["data_offsets"]
+            opened.seek(8 + length + begin)
+            yield opened.read(max(0, min(1024, end - begin)))

@@ -8,7 +8,7 @@ transformers are read by :mod:`.translate`, those of earlier versions by :mod:`.
 import functools
 import shlex
 import typing
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from .files import existing
 from .findings import Entry, Findings
 from .foreign_keys import TRL_ONLY, format_of, meaning
 from .old_keys import is_old, read_old_keys
+from .people_files import read_text
+from .people_yaml import YamlError, load_yaml
 from .recipe import RECIPES, WIRED, AnyRecipe, PipelineRecipe, TrainRecipe
 from .stages import TRAINING_STAGES, Stage
 from .translate import translate
@@ -29,31 +31,12 @@ from .wording import convert, echo, is_of_type, slip_of
 COMMAND_LINE = "command line"
 _Layer = tuple[str, Mapping[str, Any]]
 """A source, and its keys and values."""
-_NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)  # ValueError: a date that no calendar has
+_MOST = 1 << 20  # bytes of a recipe file
 _fields = functools.cache(msgspec.structs.fields)  # a form asks at every keystroke
 _PATH_KEYS = (
     "model_name_or_path", "dataset_name", "reward_model_path", "reward_fn_path", "adapter_path", "policy_adapter_path",
     "base_model_name_or_path",
 )  # fmt: skip
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice instead of keeping the last one."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        pairs: list[tuple[yaml.Node, yaml.Node]] = node.value
-        for key_node, _ in pairs:
-            key = self._construct(key_node)
-            if not isinstance(key, Hashable):
-                raise yaml.constructor.ConstructorError(None, None, "a key is plain text", key_node.start_mark)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key `{key}` is given twice", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-    def _construct(self, node: yaml.Node) -> Any:
-        return typing.cast("Any", self.construct_object(node, deep=True))  # pyright: ignore[reportUnknownMemberType]
 
 
 class Reading(Struct, frozen=True, kw_only=True):
@@ -141,17 +124,15 @@ def read_file(file: Path) -> dict[str, Any]:
         RecipeError: unreadable, no YAML, or no mapping.
     """
     try:
-        if file.exists() and not file.is_file():
-            raise RecipeError(f"{file}: cannot be read: not a regular file.")
-        text = file.read_text(encoding="utf-8")
+        text = read_text(file, _MOST, pipe=True)
     except FileNotFoundError:
         raise RecipeError(f"{file}: no such recipe file.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{file}: cannot be read: {error}.") from None
     try:
-        values = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader
-    except _NOT_YAML as error:
-        raise RecipeError(f"{file}: not valid YAML: {_one_line(error)}.") from None
+        values = load_yaml(text, strict=True)
+    except YamlError as error:
+        raise RecipeError(f"{file}: not valid YAML: {error}.") from None
     if values is None:
         return {}
     mapping = _mapping(values)
@@ -173,8 +154,8 @@ def _parse_override(text: str) -> tuple[str, Any]:
     if not equals or not key:
         raise RecipeError(f"{COMMAND_LINE}: `{text}` is not of the form key=value.")
     try:
-        return key.strip(), yaml.load(raw, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader
-    except _NOT_YAML:
+        return key.strip(), load_yaml(raw, strict=True)
+    except YamlError:
         return key.strip(), raw  # a plain string with YAML's special characters in it, such as a path
 
 
@@ -342,7 +323,3 @@ def _section(stage: Stage, values: Mapping[str, Any], source: str, findings: Fin
 def key_types(stage: Stage) -> dict[str, Any]:
     """A recipe's keys and their types."""
     return {field.name: field.type for field in _fields(RECIPES[stage])}
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from .output import surviving
+from .people_files import MIB, open_regular, read_text
 
 T = TypeVar("T")
 
@@ -158,8 +159,10 @@ def _kept_in_files(environment: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     hub = Path(environment.get("HF_HOME") or f"{cache}/huggingface")
     token = Path(os.path.expanduser(environment.get("HF_TOKEN_PATH") or hub / "token"))  # noqa: PTH111
     with contextlib.suppress(OSError, UnicodeDecodeError):  # none there, or one that nobody here can use
-        yield "HF_TOKEN", token.read_text(encoding="utf-8")
+        yield "HF_TOKEN", read_text(token, MIB)
     with contextlib.suppress(OSError, UnicodeDecodeError, netrc.NetrcParseError):
-        entries = netrc.netrc(environment.get("NETRC") or f"{home}/.netrc").hosts
+        file = Path(environment.get("NETRC") or f"{home}/.netrc")
+        os.close(open_regular(file))  # netrc would wait for whoever writes into a pipe
+        entries = netrc.netrc(file).hosts
         for host, (_login, _account, password) in entries.items():
             yield f"netrc:{host}", password

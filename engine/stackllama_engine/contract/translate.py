@@ -8,10 +8,9 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, cast
 
-import yaml
-
 from .findings import Entry, Findings
 from .foreign_keys import ACCEPTED, IGNORED_KEYS, refusal
+from .people_yaml import YamlError, load_yaml
 from .wording import echo
 
 _NAMES = re.compile(r"[\w.-]+(\s*[,\s]\s*[\w.-]+)*,?")
@@ -198,8 +197,8 @@ def _each_epoch(ours: str, values: Values) -> Read:
 
 def _lr_scheduler_kwargs(value: Any, values: Values) -> Read:
     if isinstance(value, str):  # JSON in quotes, as transformers takes it
-        with contextlib.suppress(yaml.YAMLError):
-            value = yaml.safe_load(value)
+        with contextlib.suppress(YamlError):
+            value = load_yaml(value)
     if not value:
         return {}, ""
     given = cast("dict[str, Any]", value) if isinstance(value, dict) else {}

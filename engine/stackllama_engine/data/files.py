@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from ..contract.errors import DataError
+from ..contract.people_files import decode_json, open_file, read_bytes
 
 Row = Mapping[str, Any]
 
@@ -47,7 +48,7 @@ def count_rows(path: Path) -> int | None:
 
 def _lines(path: Path) -> Iterator[tuple[int, Row]]:
     decode = msgspec.json.Decoder().decode
-    with path.open("rb") as file:
+    with open_file(path) as file:
         number = 0
         while line := file.readline(_LONGEST_LINE):
             number += 1
@@ -64,7 +65,7 @@ def _lines(path: Path) -> Iterator[tuple[int, Row]]:
 
 
 def _is_array(path: Path) -> bool:
-    with path.open("rb") as file:
+    with open_file(path) as file:
         return file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
 
 
@@ -72,8 +73,8 @@ def _array(path: Path) -> Iterator[tuple[int, Row]]:
     if path.stat().st_size > _LARGEST_ARRAY:
         raise DataError(f"{path}: a JSON array over 256 MiB cannot be streamed; write one object a line as .jsonl.")
     try:
-        rows = msgspec.json.decode(path.read_bytes().removeprefix(b"\xef\xbb\xbf"), type=list[Any])
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        rows = decode_json(read_bytes(path, _LARGEST_ARRAY).removeprefix(b"\xef\xbb\xbf"), list[Any])
+    except ValueError as error:
         raise DataError(f"{path}: not JSON: {error}.") from None
     for number, row in enumerate(rows, 1):
         yield number, _object(row, path, f"row {number}")

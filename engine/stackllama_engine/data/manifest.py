@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-import msgspec
 from msgspec import Struct, field
 
 from ..contract.errors import DataError
+from ..contract.people_files import read_json
 from ..contract.stages import Split
 
 FORMAT = "stackllama-pairs"
@@ -59,8 +59,8 @@ def read_manifest(directory: Path) -> Report:
     """
     path = directory / MANIFEST
     try:
-        report = msgspec.json.decode(path.read_bytes(), type=Report)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        report = read_json(path, Report)
+    except (OSError, ValueError) as error:
         raise DataError(f"{path} is not the manifest of a prepared directory: {error}.") from None
     if report.format != FORMAT or report.version > VERSION:
         raise DataError(f"{path}: format {report.format} {report.version}; this version reads {FORMAT} {VERSION}.")

@@ -17,6 +17,7 @@ from xml.parsers import expat
 from msgspec import Struct
 
 from ..contract.errors import DataError
+from ..contract.people_files import open_file
 
 _CHUNK = 1 << 18
 _LONGEST_ROW = 1 << 26  # bytes; a post is at most 30,000 characters, so more than this is an attack or no dump
@@ -71,7 +72,7 @@ def _open(path: Path) -> Any:
         inside = path / "Posts.xml"
         raise DataError(f"{path} is a directory: give {inside if inside.is_file() else 'the Posts.xml of a dump'}.")
     try:
-        return path.open("rb")
+        return open_file(path)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}.") from None
 

@@ -4,10 +4,10 @@ import os
 import sys
 from pathlib import Path
 
-import msgspec
 from msgspec import Struct
 
 from ..contract.errors import RefusedError, UsageError
+from ..contract.people_files import any_object
 from ..contract.run_dir import RunDir
 from ..contract.stages import Stage
 from .argv import inherited_environment, source_path
@@ -79,8 +79,8 @@ def _checkpoints(run: RunDir) -> list[str]:
 def _judges(model: Path) -> bool:
     """Whether a model's directory holds a sequence classifier."""
     try:
-        config = msgspec.json.decode((model / "config.json").read_bytes(), type=dict[str, object])
-    except (OSError, msgspec.DecodeError):  # none there, or one that loading will complain about
+        config = any_object(model / "config.json")
+    except (OSError, ValueError):  # none there, or one that loading will complain about
         return False
     return "SequenceClassification" in str(config.get("architectures"))
 

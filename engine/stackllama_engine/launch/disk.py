@@ -17,6 +17,7 @@ environment                   default                                    meaning
 Files that can still be made (inodes) are looked at alike; their limits are fixed.
 """
 
+import errno
 import re
 from pathlib import Path
 
@@ -27,9 +28,12 @@ from ..contract.history import fold
 from ..contract.requests import WAITING_FOR_ROOM
 from ..contract.room import Free, Reserve, free, size_of
 from ..contract.run_dir import RunDir
+from .asking import Asker, UnansweredError
 from .outcome import last_log_lines
 from .settings import setting
 
+_FILE_SYSTEM = Asker("the file system")
+_SECONDS = 2.0
 _MIB = 1 << 20
 _LEAST_CRITICAL = 64 * _MIB
 _LEAST_WARNING = 1024 * _MIB
@@ -166,7 +170,10 @@ def free_room(path: Path) -> Free:
     Raises:
         OSError: it cannot be told.
     """
-    return free(path)
+    try:
+        return _FILE_SYSTEM.answer(lambda: free(path), _SECONDS)
+    except UnansweredError as error:  # a mount whose server has gone
+        raise OSError(errno.ETIMEDOUT, str(error)) from None
 
 
 def _mib(name: str) -> int | None:

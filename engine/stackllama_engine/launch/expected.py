@@ -1,9 +1,7 @@
 """What the budget expects of a run that exists, from its own files: recipe, launch, and the models that it names."""
 
 from pathlib import Path
-from typing import Any
 
-import msgspec
 from msgspec import Struct
 
 from ..budget import least
@@ -11,6 +9,7 @@ from ..budget.architecture import Architecture, read_architecture
 from ..budget.estimate import Estimate, estimate
 from ..contract.errors import UsageError
 from ..contract.files import existing
+from ..contract.people_files import any_object
 from ..contract.recipe import PPORecipe, RewardRecipe, SFTRecipe
 from ..contract.recipe_io import load_recipe
 from ..contract.run_dir import RunDir
@@ -90,7 +89,7 @@ def _base_of(adapter: Path) -> str | None:
         return None
     for file, key in _ADAPTER_FILES:
         try:
-            facts = msgspec.json.decode((adapter / file).read_bytes(), type=dict[str, Any])
+            facts = any_object(adapter / file)
         except FileNotFoundError:
             continue
         except (OSError, ValueError) as error:

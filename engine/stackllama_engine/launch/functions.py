@@ -11,7 +11,10 @@ from pathlib import Path
 
 from ..contract.errors import UsageError
 from ..contract.files import existing
+from ..contract.people_files import read_bytes
 from ..contract.recipe import FUNCTION
+
+_MOST_SOURCE = 4 << 20  # bytes
 
 
 def find_function(key: str, reference: str, directory: str | None, arguments: frozenset[str]) -> str | None:
@@ -105,7 +108,7 @@ def _check(what: str, file: Path, name: str, arguments: frozenset[str]) -> None:
     if file.suffix != ".py":  # compiled: seen when the stage imports it
         return
     try:
-        tree = ast.parse(file.read_bytes())
+        tree = ast.parse(read_bytes(file, _MOST_SOURCE))
     except (SyntaxError, ValueError, RecursionError) as error:
         line = f", line {error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
         raise UsageError(f"{what}: {file}{line} is no valid Python: {getattr(error, 'msg', error)}.") from None

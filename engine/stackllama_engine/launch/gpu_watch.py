@@ -3,10 +3,15 @@
 import time
 from collections.abc import Callable, Collection, Mapping
 
+from msgspec import Struct
+
 from ..contract.run_dir import Launch
-from .nvml import Faults, Nvml, NvmlError
+from .asking import Asked, UnansweredError
+from .nvml import NVML, Faults, Nvml, NvmlError
 
 _RETRY_SECONDS = 30.0
+_SECONDS = 1.0  # that the supervisor waits for NVML, once; it goes on and finds the answer later
+_SILENT_SECONDS = 30.0  # without an answer, that are worth a word
 _SAME_SECONDS = 600.0  # between two remarks about one card being slowed for one reason
 _LOOKS = 2  # that a card must be slowed for: for a moment is ordinary
 _XIDS = {
@@ -28,6 +33,14 @@ _XIDS = {
 """In our words; the list: https://docs.nvidia.com/deploy/xid-errors/."""
 
 
+class _Seen(Struct, frozen=True, kw_only=True):
+    """NVML's answers at one moment."""
+
+    xids: list[tuple[int, int]]
+    faults: list[Faults]
+    work: dict[int, int]
+
+
 class GpuWatch:
     """Asks NVML about the GPUs of a run. Quiet on a machine without any.
 
@@ -41,6 +54,9 @@ class GpuWatch:
 
     def __init__(self, cards: Collection[int] | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self.serious: str | None = None
+        self._asked: Asked[_Seen] | None = None
+        self._hangs = False
+        self._work: dict[int, int] = {}
         self._cards = cards
         self._clock = clock
         self._nvml = Nvml(listen=True)
@@ -52,42 +68,60 @@ class GpuWatch:
 
     def look(self) -> list[str]:
         """Remarks since the last look, each a sentence."""
-        if self._absent or self._clock() < self._open_at:
+        if self._absent or (self._asked is None and self._clock() < self._open_at):
             return []
-        again: list[str] = []
         try:
-            if not self._nvml.is_open:
-                self._nvml.open()
-                again = ["The GPUs can be asked again."] if self._gone else []
-                self._gone = False
-            told = [self._xid(*each) for each in self._nvml.xids() if self._is_ours(each[0])]
-            for faults in self._nvml.faults():
-                if self._is_ours(faults.index):
-                    told += self._compare(faults)
+            self._asked = self._asked or NVML.ask(self._see, _SECONDS)
+            seen = self._asked.answer(_SECONDS)
+        except UnansweredError as error:
+            return self._hang(str(error))
         except NvmlError as error:
-            return self._lost(str(error))
+            return self._answers() + self._lost(str(error))
+        again = self._answers()
+        if self._gone:
+            self._gone = False
+            again.append("The GPUs can be asked again.")
+        self._work = seen.work
+        told = [self._xid(*each) for each in seen.xids if self._is_ours(each[0])]
+        for faults in seen.faults:
+            if self._is_ours(faults.index):
+                told += self._compare(faults)
         return again + told
 
     def work(self, pids: Collection[int]) -> Mapping[int, int]:
-        """Pid → per cent that the GPU is at work whose memory it holds, of those pids for which that can be told."""
-        if not self._nvml.is_open:
-            return {}
-        try:
-            readings = self._nvml.read(pids)
-        except NvmlError:  # said at the next look
-            return {}
-        return {pid: gpu.utilisation or 0 for gpu in readings for pid in gpu.processes}
+        """Pid → per cent that the GPU is at work whose memory it holds, at the last look; none while NVML hangs."""
+        return {} if self._asked is not None else {pid: self._work[pid] for pid in pids if pid in self._work}
 
-    def holders(self) -> set[int]:
-        """Pids that hold GPU memory now; empty where that cannot be told."""
+    def holders(self) -> set[int] | None:
+        """Pids that hold GPU memory now, as far as the driver tells; None where it does not answer."""
         try:
-            return self._nvml.holders()
+            if self._asked is not None:
+                self._asked.answer()
+                self._asked = None
+            return set(NVML.answer(self._nvml.work, _SECONDS))
+        except UnansweredError:
+            return None
         except NvmlError:  # gone: nothing can be said of it
             return set()
 
-    def close(self) -> None:
-        """Let go of NVML."""
-        self._nvml.close()
+    def _see(self) -> "_Seen":
+        """Everything that a look needs, in one go; in a thread of its own."""
+        if not self._nvml.is_open:
+            self._nvml.open()
+        return _Seen(xids=self._nvml.xids(), faults=self._nvml.faults(), work=self._nvml.work())
+
+    def _hang(self, error: str) -> list[str]:
+        """No answer yet: worth a word when it takes long, once."""
+        if self._hangs or self._asked is None or self._asked.seconds < _SILENT_SECONDS:
+            return []
+        self._hangs = True
+        self.serious = f"{error}: the GPUs' driver hangs, and they are not watched."
+        return [self.serious]
+
+    def _answers(self) -> list[str]:
+        self._asked = None
+        again, self._hangs = (["NVML answers again."] if self._hangs else []), False
+        return again
 
     def _is_ours(self, index: int) -> bool:
         return self._cards is None or index in self._cards

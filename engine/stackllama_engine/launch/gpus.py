@@ -7,6 +7,10 @@ from typing import Any
 import pynvml  # pyright: ignore[reportMissingTypeStubs]
 from msgspec import Struct
 
+from ..contract.errors import RefusedError
+from .asking import UnansweredError
+from .nvml import NVML, PATIENCE, hung
+
 
 class Card(Struct, frozen=True):
     """One GPU."""
@@ -16,15 +20,23 @@ class Card(Struct, frozen=True):
     """Bytes in all."""
 
 
-def visible_gpus(environment: Mapping[str, str] = os.environ) -> list[str]:
+def visible_gpus(environment: Mapping[str, str] = os.environ, seconds: float = PATIENCE) -> list[str]:
     """Names for ``CUDA_VISIBLE_DEVICES`` of the GPUs that are visible, in their order.
 
     As in CUDA, an unset variable means all of them, and the list ends at the first name that is not a device.
+
+    Raises:
+        RefusedError: NVML does not answer within so many seconds: what a run could use is not known.
     """
-    count = _device_count()
+    listed = environment.get("CUDA_VISIBLE_DEVICES")
+    if listed is not None and not listed.strip():
+        return []
+    try:
+        count = NVML.answer(_device_count, seconds)
+    except UnansweredError as error:
+        raise hung(error) from None
     if count == 0:
         return []
-    listed = environment.get("CUDA_VISIBLE_DEVICES")
     if listed is None:
         return [str(index) for index in range(count)]
     visible: list[str] = []
@@ -48,19 +60,26 @@ def _device_count() -> int:
         pynvml.nvmlShutdown()
 
 
-def first_card() -> Card | None:
-    """The first visible GPU; None without one, or where the driver does not say (a slice of a card, perhaps)."""
-    names = visible_gpus()
-    if not names:
+def first_card(seconds: float = 2.0) -> Card | None:
+    """The first visible GPU; None without one, or where the driver does not say (a slice of a card, perhaps).
+
+    Args:
+        seconds: to wait for NVML.
+    """
+    try:
+        names = visible_gpus(seconds=seconds)
+        return NVML.answer(lambda: _card(names[0]), seconds) if names else None
+    except (RefusedError, UnansweredError):
         return None
+
+
+def _card(name: str) -> Card | None:
     nvml: Any = pynvml
     try:
         nvml.nvmlInit()
         try:
-            by_index = names[0].isdecimal()
-            handle = (
-                nvml.nvmlDeviceGetHandleByIndex(int(names[0])) if by_index else nvml.nvmlDeviceGetHandleByUUID(names[0])
-            )
+            by_index = name.isdecimal()
+            handle = nvml.nvmlDeviceGetHandleByIndex(int(name)) if by_index else nvml.nvmlDeviceGetHandleByUUID(name)
             return Card(str(nvml.nvmlDeviceGetName(handle)), int(nvml.nvmlDeviceGetMemoryInfo(handle).total))
         finally:
             nvml.nvmlShutdown()

@@ -7,8 +7,10 @@ import os
 import re
 from pathlib import Path
 
+from ..contract.people_files import read_bytes
 from ..contract.user_dirs import expanded, user_dir
 
+_MOST_REFERENCE = 4096
 _COMMIT = re.compile(r"[0-9a-f]{6,64}")
 _REPOSITORY = re.compile(r"models--[\w.-]+", re.ASCII)
 
@@ -37,7 +39,7 @@ def cached_model(name: str, cache: Path | None = None) -> Path | None:
 def snapshot(repository: Path) -> Path | None:
     """The files of a cached repository's main revision."""
     try:
-        commit = (repository / "refs" / "main").read_bytes()[:128].decode("ascii", "replace").strip()
+        commit = read_bytes(repository / "refs" / "main", _MOST_REFERENCE).decode("ascii", "replace").strip()
     except OSError:  # never downloaded whole, or another revision only
         return None
     found = repository / "snapshots" / commit

@@ -43,6 +43,7 @@ from .reconcile import ensure_ended
 from .resubmit import resubmission
 from .settings import check_settings
 from .supervisor import SUPERVISOR_LOG
+from .uninterrupted import uninterrupted
 
 _ANY_RUN = "RUN_ID"
 
@@ -143,19 +144,21 @@ def launch(
     """
     planned = plan(home, stage, recipe, name, canary=canary)
     function = reward_function(planned.recipe)
-    run = home.create(stage, planned.recipe_yaml, name)
-    try:
-        lock = run.acquire_lock()
+    with uninterrupted():
+        run = home.create(stage, planned.recipe_yaml, name)
         try:
-            command = _command(planned.recipe, run.path, canary)
-            start_supervisor(run, lock, command, [*planned.parents, *parents], function)
-        finally:
-            run.release_lock(lock)
-    except OSError as error:  # a full disk: nothing was started, and half a run would keep the name
-        with contextlib.suppress(OSError):
-            delete_marked(run.path)
-        where = f"{error.filename} cannot be written" if error.filename else "It could not be started"
-        raise RefusedError(f"{where}: {error.strerror}. Nothing was started, and `{run.id}` is free again.") from error
+            lock = run.acquire_lock()
+            try:
+                command = _command(planned.recipe, run.path, canary)
+                start_supervisor(run, lock, command, [*planned.parents, *parents], function)
+            finally:
+                run.release_lock(lock)
+        except OSError as error:  # a full disk: nothing was started, and half a run would keep the name
+            with contextlib.suppress(OSError):
+                delete_marked(run.path)
+            where = f"{error.filename} cannot be written" if error.filename else "It could not be started"
+            message = f"{where}: {error.strerror}. Nothing was started, and `{run.id}` is free again."
+            raise RefusedError(message) from error
     return run
 
 
@@ -218,7 +221,8 @@ def begin(run: RunDir, *, canary: bool | None, holder_gone: bool = False, functi
         recipe = resolve_machine(load_own_recipe(run, run.read_state().stage), visible_gpus())
         check_resume(run, recipe)
         function = check_function(run, recipe, accepted=function_changed)
-        start_supervisor(run, lock, _command(recipe, run.path, canary), parents_of(run), function)
+        with uninterrupted():
+            start_supervisor(run, lock, _command(recipe, run.path, canary), parents_of(run), function)
     except OSError as error:
         raise StackllamaError(f"Run `{run.id}` could not be started: {error}.") from error
     finally:

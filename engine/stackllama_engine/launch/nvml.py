@@ -13,6 +13,9 @@ from typing import Any
 import pynvml
 from msgspec import Struct
 
+from ..contract.errors import RefusedError
+from .asking import Asker, UnansweredError
+
 _SLOWED = {
     0x04: "power cap",
     0x08: "hardware slowdown",
@@ -69,8 +72,45 @@ class NvmlError(Exception):
     """NVML does not answer; the message is one line for a person."""
 
 
-def find_gpus() -> tuple[list[Gpu], str | None, str | None]:
-    """GPUs, the driver's version and, where NVML cannot say, why."""
+NVML = Asker("NVML")
+"""Whoever asks NVML asks here: a driver that hangs must not hang the asker."""
+PATIENCE = 10.0
+"""Seconds that a command waits for NVML: a driver that nobody holds open takes a second or two for each GPU."""
+
+
+def find_gpus(seconds: float = PATIENCE) -> tuple[list[Gpu], str | None, str | None]:
+    """GPUs, the driver's version and, where NVML cannot say, why.
+
+    Args:
+        seconds: to wait for NVML.
+    """
+    try:
+        return NVML.answer(_find_gpus, seconds)
+    except UnansweredError as error:
+        return [], None, str(error)
+
+
+def known_gpus(seconds: float = PATIENCE) -> list[Gpu]:
+    """The GPUs, for whoever has to know; none without a driver for them.
+
+    Raises:
+        RefusedError: NVML does not answer in time.
+    """
+    try:
+        return NVML.answer(_find_gpus, seconds)[0]
+    except UnansweredError as error:
+        raise hung(error) from None
+
+
+def hung(error: UnansweredError) -> RefusedError:
+    """What is said where nothing can be done without the GPUs."""
+    return RefusedError(
+        f"{error}: the GPUs' driver hangs. Until it is back (often a reboot), `use_cpu=true` plans for the CPU, and "
+        "`CUDA_VISIBLE_DEVICES= ` before a command leaves the GPUs alone."
+    )
+
+
+def _find_gpus() -> tuple[list[Gpu], str | None, str | None]:
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:
@@ -89,7 +129,7 @@ def find_gpus() -> tuple[list[Gpu], str | None, str | None]:
 
 
 class Nvml:
-    """NVML kept open between readings.
+    """NVML kept open between readings. All of it may hang: through `NVML` alone, never from a thread that must go on.
 
     Args:
         listen: collect Xid errors.
@@ -155,14 +195,19 @@ class Nvml:
                 raise NvmlError(str(error)) from None
         return found
 
-    def holders(self) -> set[int]:
-        """Pids that hold memory of a GPU, as far as the driver tells (not across a container's border)."""
+    def work(self) -> dict[int, int]:
+        """Pids that hold memory of a GPU → per cent that it is at work; not across a container's border."""
+        found: dict[int, int] = {}
         try:
-            running = [_ask(pynvml.nvmlDeviceGetComputeRunningProcesses, handle) for handle, _ in self._handles or []]
+            for handle, _ in self._handles or []:
+                running = _ask(pynvml.nvmlDeviceGetComputeRunningProcesses, handle) or []
+                rates = _ask(pynvml.nvmlDeviceGetUtilizationRates, handle) if running else None
+                for one in running:
+                    found[int(one.pid)] = max(found.get(int(one.pid), 0), 0 if rates is None else int(rates.gpu))
         except pynvml.NVMLError as error:
             self.close()
             raise NvmlError(str(error)) from None
-        return {int(one.pid) for each in running for one in each or []}
+        return found
 
     def close(self) -> None:
         """Let go of the library; does nothing when it is not open."""

@@ -7,6 +7,7 @@ this node's file system does not see: neither is lost as long as its job is in t
 import os
 import shutil
 import subprocess
+import threading
 import time
 from typing import Annotated
 
@@ -19,9 +20,10 @@ from ..contract.run_dir import RunDir, State
 from ..contract.times import UnixTime
 
 SLURM_FILE = "slurm.json"
+_ASK_AGAIN_MISSING = 2.0  # about a job that was not there
 _ASK_AGAIN = 30.0  # seconds; screens look every second, and a cluster has many of them
 _TIMEOUT = 10.0
-_answers: dict[str, tuple[float, bool]] = {}
+_JUST_NOW = 10.0  # seconds since a submission
 
 
 class Job(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -76,11 +78,10 @@ def in_slurm(job: Job) -> bool:
     """
     if not job.id:  # sbatch was not back yet
         return job.host is not None and (job.host.is_elsewhere or job.host.within(_TIMEOUT))
-    asked, answer = _answers.get(job.id, (-_ASK_AGAIN, True))
-    if time.monotonic() - asked >= _ASK_AGAIN:
-        answer = has_job(job.id)
-        _answers[job.id] = (time.monotonic(), answer)
-    return answer
+    if job.host is not None and job.host.within(_JUST_NOW):  # squeue may have been asked before
+        return True
+    jobs = _queue.jobs(job.id)
+    return jobs is None or job.id in jobs
 
 
 def cancel(run: RunDir, state: State) -> State:
@@ -111,11 +112,39 @@ def cancel(run: RunDir, state: State) -> State:
 
 def has_job(job: str) -> bool:
     """Ask Slurm now whether it has a job; yes where it cannot be asked."""
-    argv = ["squeue", "--noheader", f"--jobs={job}", "--format=%T"]
+    jobs = _ask()
+    return jobs is None or job in jobs
+
+
+class _Queue:
+    """This user's jobs, all asked for at once: a list of many runs costs one squeue, and one wait where it hangs."""
+
+    def __init__(self) -> None:
+        self._jobs: set[str] | None = None
+        self._asked = -_ASK_AGAIN
+        self._lock = threading.Lock()
+
+    def jobs(self, wanted: str) -> set[str] | None:
+        """Ids of the jobs that wait or run; None where Slurm cannot be asked.
+
+        Args:
+            wanted: a job that may be newer than the last answer, which is then asked for again sooner.
+        """
+        with self._lock:
+            missing = self._jobs is not None and wanted not in self._jobs
+            if time.monotonic() - self._asked >= (_ASK_AGAIN_MISSING if missing else _ASK_AGAIN):
+                self._jobs = _ask()
+                self._asked = time.monotonic()
+            return self._jobs
+
+
+def _ask() -> set[str] | None:
+    argv = ["squeue", "--noheader", f"--user={os.getuid()}", "--format=%i"]
     try:
         done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=_TIMEOUT)
     except (OSError, subprocess.TimeoutExpired):  # no squeue here, or a controller that does not answer
-        return True
-    if done.returncode != 0:
-        return "invalid job id" not in done.stderr.lower()
-    return bool(done.stdout.strip())
+        return None
+    return set(done.stdout.split()) if done.returncode == 0 else None
+
+
+_queue = _Queue()

@@ -16,6 +16,7 @@ GPUs (:mod:`.watch`).
 """
 
 import contextlib
+import fcntl
 import os
 import select
 import signal
@@ -431,6 +432,9 @@ def main(arguments: list[str]) -> None:
         traceback.print_exc()
         _record_own_failure(run, error)
     finally:
+        with contextlib.suppress(OSError):
+            # closing it would do, but for a thread that a driver holds in the kernel and that holds all files open
+            fcntl.flock(lock, fcntl.LOCK_UN)
         with contextlib.suppress(OSError):
             run_lock.release(lock)
         os._exit(status)

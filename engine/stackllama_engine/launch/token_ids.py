@@ -6,6 +6,8 @@ from typing import Any, TypeVar, cast
 import msgspec
 from msgspec import Struct
 
+from ..contract.people_files import read_json
+
 _MOST = 64 << 20
 _T = TypeVar("_T")
 
@@ -65,8 +67,6 @@ def _content(token: Any) -> str | None:
 def _read(file: Path, kind: type[_T]) -> _T | None:
     """A file's content; None where it is missing, very large, or of another form."""
     try:
-        if file.stat().st_size > _MOST:
-            return None
-        return msgspec.json.decode(file.read_bytes(), type=kind)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return read_json(file, kind, _MOST)
+    except (OSError, ValueError):
         return None

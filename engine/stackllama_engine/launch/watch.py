@@ -1,6 +1,7 @@
 """What the supervisor looks at besides the worker's end: whether it stands still, room on the disk, the GPUs.
 
-It finds and tells, in the attempt's ``health.jsonl``; the supervisor acts.
+It finds and tells, in the attempt's ``health.jsonl``; the supervisor acts. What may hang is asked in a thread
+(:mod:`.asking`): a stop is served whatever becomes of a driver.
 """
 
 import time
@@ -11,6 +12,7 @@ from ..contract.events import Event
 from ..contract.run_dir import Launch, ProcessId, RunDir
 from ..contract.stages import Stage
 from .activity import Activity
+from .asking import Asked, Asker, UnansweredError
 from .disk import DiskWatch
 from .gpu_watch import GpuWatch, watched_cards
 from .health import Journal
@@ -52,6 +54,8 @@ class Watch:
         self._look_at = 0.0
         self._seen: set[int] = set()
         self._stacks = 0
+        self._stacks_asker = Asker("py-spy")
+        self._stacks_asked: Asked[Path] | None = None
         self._activity = Activity(clock)
         self._disk = DiskWatch(run)
         cards = watched_cards(launch)
@@ -79,6 +83,7 @@ class Watch:
         for remark in self._gpus.look() if self._gpus is not None else ():
             self.journal.write(remark)
         self._look_at_disk()
+        self._tell_stacks()
         if self._stall is not None:
             self._look_for_stall(self._stall)
 
@@ -96,15 +101,19 @@ class Watch:
     def end(self) -> None:
         """After the last process has gone: wait until the GPUs' memory is free again, and say so where it is not."""
         if self._gpus is not None:
-            deadline = self._clock() + _MEMORY_SECONDS
-            while (left := self._gpus.holders() & self._seen) and self._clock() < deadline:
-                time.sleep(_SHORTEST)
-            if left:
-                pids = ", ".join(map(str, sorted(left)))
-                self.journal.write(f"The driver still holds GPU memory for processes that have ended: pid {pids}.")
-            self._gpus.close()
+            self._wait_for_memory(self._gpus)
         drop_empty_stacks(self._folder)
         self.journal.close()
+
+    def _wait_for_memory(self, gpus: GpuWatch) -> None:
+        """Not for a driver that hangs: what it holds, nobody can tell."""
+        deadline = self._clock() + _MEMORY_SECONDS
+        while (held := gpus.holders()) and (left := held & self._seen):
+            if self._clock() >= deadline:
+                pids = ", ".join(map(str, sorted(left)))
+                self.journal.write(f"The driver still holds GPU memory for processes that have ended: pid {pids}.")
+                return
+            time.sleep(_SHORTEST)
 
     def _look_at_disk(self) -> None:
         news = self._disk.look()
@@ -122,14 +131,28 @@ class Watch:
         if why is None or self.stalled:
             return
         self.stalled = True
-        self.journal.write(f"It stands still. {why}{self._write_stacks(processes)}")
-
-    def _write_stacks(self, processes: list[ProcessId]) -> str:
+        self.journal.write(f"It stands still. {why}")
         self._stacks += 1
-        if self._stacks > _STACKS:
-            return ""
+        if self._stacks <= _STACKS:
+            self._write_stacks(processes)
+
+    def _write_stacks(self, processes: list[ProcessId]) -> None:
+        """Begin to; a debugger may hang on a process that hangs, and the supervisor has a run to end."""
         try:
-            path = write_stacks(self._folder, processes)
+            self._stacks_asked = self._stacks_asker.ask(lambda: write_stacks(self._folder, processes), 0.0)
+        except UnansweredError:  # those of the stall before are still being written
+            return
+        self._tell_stacks()
+
+    def _tell_stacks(self) -> None:
+        if self._stacks_asked is None:
+            return
+        try:
+            path = self._stacks_asked.answer()
+        except UnansweredError:
+            return
         except OSError as error:
-            return f" Its stacks could not be written: {error}."
-        return f" Stacks: {path.relative_to(self._run.path)}."
+            self.journal.write(f"Its stacks could not be written: {error}.")
+        else:
+            self.journal.write(f"Its stacks: {path.relative_to(self._run.path)}.")
+        self._stacks_asked = None

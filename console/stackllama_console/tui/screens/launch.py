@@ -8,6 +8,7 @@ import asyncio
 import itertools
 from typing import ClassVar
 
+from msgspec import structs
 from textual import events, on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
@@ -282,9 +283,11 @@ class LaunchScreen(ConsoleScreen):
             devices.ram,
             model=shapes.entry.title if shapes and shapes.entry else self.draft.model,
             reward=shapes.reward if shapes else None,
-            trouble=trouble if self.draft.model else "",
+            trouble=devices.trouble or (trouble if self.draft.model else ""),
             calibration=shapes.calibration if shapes else None,
         )
+        if devices.trouble:
+            self.budget = structs.replace(self.budget, note="the GPUs are not known")
         panel = self.query_one(BudgetPanel)
         panel.show(self.budget)
         title = "memory" if self.has_class("-wide") else budget_title(self.budget, self.size.width - 8)
@@ -391,6 +394,6 @@ class LaunchScreen(ConsoleScreen):
 
 def _moved(before: Devices, now: Devices) -> bool:
     pairs = [*zip(before.gpus, now.gpus, strict=False), *([(before.ram, now.ram)] if before.ram and now.ram else [])]
-    return len(before.gpus) != len(now.gpus) or any(
+    return (len(before.gpus), bool(before.trouble)) != (len(now.gpus), bool(now.trouble)) or any(
         one.name != other.name or abs(one.free - other.free) > _MOVED * other.total for one, other in pairs
     )

@@ -37,6 +37,7 @@ No runs here yet.
 _OF_DAMAGED = {"delete": "delete", "resume": "repair"}
 """What can be done to a run whose state cannot be read, and how."""
 _LEAST = {"state": 10, "step": 7, "age": 4, "last": 16}  # room to grow, so that columns seldom move
+_NVML_SECONDS = 2.0  # to wait for NVML before the heading says that it does not answer
 _AGE_SECONDS = 60  # ages are brought up to date this often, and with every change
 
 
@@ -120,6 +121,7 @@ class RunsScreen(ConsoleScreen):
         self._read = False
         self._minute = 0
         self._machine: str | None = None
+        self._machine_known = False
 
     def body(self) -> ComposeResult:
         """The table, or what to do without runs; the run under the cursor in words; the filter."""
@@ -140,15 +142,26 @@ class RunsScreen(ConsoleScreen):
     def look(self) -> bool | None:
         """Whether any run changed, or a minute has passed."""
         changed = self.index.poll()
-        if self._read and self._machine is None:  # after the first paint
-            from stackllama_engine.launch.nvml import find_gpus
-
-            gpus, _, _ = find_gpus()
-            self._machine = ", ".join(gpu.name for gpu in gpus) or "no GPU: runs use the CPU"
-            changed = True
+        if self._read and not self._machine_known:  # after the first paint
+            changed = self._look_at_machine() or changed
         minute = int(now() // _AGE_SECONDS)
         passed, self._minute = minute != self._minute, minute
         return True if changed or passed or not self._read else None
+
+    def _look_at_machine(self) -> bool:
+        """Name its GPUs; a driver that does not answer is asked again. Whether that is news."""
+        from stackllama_engine.contract.errors import RefusedError
+        from stackllama_engine.launch.nvml import known_gpus
+
+        before = self._machine
+        try:
+            gpus = known_gpus(_NVML_SECONDS)
+        except RefusedError:
+            self._machine = "GPUs: NVML does not answer"
+        else:
+            self._machine_known = True
+            self._machine = ", ".join(gpu.name for gpu in gpus) or "no GPU: runs use the CPU"
+        return self._machine != before
 
     def show(self, news: Any) -> None:
         """Rows and heading."""

@@ -1,0 +1,36 @@
+"""What a signal does to a command before its work has begun, and after: it ends at once, quietly, with 128 + N.
+
+Python would raise KeyboardInterrupt wherever it is, most likely in the middle of an import, print a traceback, or lose
+the interrupt in a module that is being loaded. Nothing of the terminal or the disk is to be put right then.
+"""
+
+import contextlib
+import os
+import signal
+from collections.abc import Generator
+
+_NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def leave_at_once() -> None:
+    """From now on; a signal that is ignored (nohup, a shell's background) stays ignored."""
+    for number in _NUMBERS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _leave)
+
+
+@contextlib.contextmanager
+def interruptible() -> Generator[None]:
+    """Meanwhile Ctrl-C raises KeyboardInterrupt, as commands expect that put things right before they end."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is _leave:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        if before is _leave:
+            signal.signal(signal.SIGINT, _leave)
+
+
+def _leave(number: int, _frame: object) -> None:
+    os._exit(128 + number)
