@@ -88,13 +88,13 @@ def assert_whole_or_none(home: Home) -> None:
     wait_for(lambda: reconcile(run).phase == "running", 60)
     assert [path.name for path in home.runs_dir.iterdir()] == ["mine"] and run.lock_is_held()
     assert len(run_processes(run.path)) == 1
-    end(run)
 
 
 def test_a_signal_in_the_first_second_leaves_nothing_behind(tmp_path: Path, counted: Counted) -> None:
     script = tmp_path / "scripted.py"
     script.write_text(SCRIPTED.format(worker=str(WORKER)))
     started: list[RunDir] = []
+    homes: list[Home] = []
 
     def trial(trial_number: int) -> None:
         what = sorted(COMMANDS)[trial_number % len(COMMANDS)]
@@ -103,6 +103,7 @@ def test_a_signal_in_the_first_second_leaves_nothing_behind(tmp_path: Path, coun
         if what in ("console", "list"):
             create(home, "other")
         number = counted.chance.choice(SIGNALS)
+        homes.append(home)
         with Terminal(home.path, *words, command=(sys.executable, str(script))) as terminal:
             wait_until_ours(terminal)
             pump_for(terminal, counted.chance.uniform(0.0, seconds))
@@ -113,7 +114,13 @@ def test_a_signal_in_the_first_second_leaves_nothing_behind(tmp_path: Path, coun
         if what == "launch":
             started.extend(home.runs())
             assert_whole_or_none(home)
+            for run in home.runs():
+                end(run)
 
     begun = time.monotonic()
-    counted.run(19, "signal in the first second of a command", trial, few=2, all_of_them=200)
+    try:
+        counted.run(19, "signal in the first second of a command", trial, few=2, all_of_them=200)
+    finally:
+        for run in (run for home in homes for run in home.runs()):
+            end(run)  # of a trial that failed
     print(f"{len(started)} launches were whole, {time.monotonic() - begun:.0f} s")
