@@ -30,7 +30,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from .errors import DamagedError, RefusedError, UsageError
-from .files import open_private, write_whole
+from .files import make_private_dir, open_private, write_whole
 from .redact import redactor
 from .run_files import UNDECODABLE, decode_file, why_unreadable
 from .stages import Stage
@@ -346,7 +346,17 @@ class RunDir:
         Raises:
             OSError: ``control/`` cannot be written.
         """
+        self.make_control()
         os.close(open_private(self.control / what, os.O_WRONLY | os.O_CREAT))
+
+    def make_control(self) -> None:
+        """``control/``, should it be gone.
+
+        Raises:
+            OSError: it cannot be made.
+        """
+        with contextlib.suppress(FileExistsError):
+            make_private_dir(self.control)
 
     def requests(self) -> Iterator[str]:
         """The requests that wait. What is no file asks for nothing."""
