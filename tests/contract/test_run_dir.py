@@ -284,6 +284,9 @@ def test_what_is_no_file_asks_for_nothing_and_is_not_waited_for(home: Home) -> N
         with pytest.raises(OSError, match=what):
             run.request(what)
     shutil.rmtree(run.control)
+    run.request("stop")
+    assert list(run.requests()) == ["stop"]
+    shutil.rmtree(run.control)
     run.control.write_text("")
     assert list(run.requests()) == []
 

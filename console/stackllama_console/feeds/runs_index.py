@@ -162,7 +162,7 @@ class _Watched:
             metric = self._read(state)
         except OSError as error:
             metric, self._trouble = self.row.metric, one_line(str(error))
-        row = self._row(state, metric, self._state.trouble or self._trouble)
+        row = self._row(state, metric, self._named(self._state.trouble or self._trouble))
         return self._set(row) or before != self.parents or self.gone
 
     def _read(self, state: State) -> tuple[str, float | None] | None:
@@ -187,10 +187,14 @@ class _Watched:
         self._trouble = one_line(self._launch_trouble or trouble) or None
         return Reading(id=self.run.id, stage=state.stage, state=state, history=self._history, result=result).last_metric
 
+    def _named(self, trouble: str | None) -> str | None:
+        """Without the run's directory, which the row's name tells."""
+        return trouble.replace(f"{one_line(str(self.run.path))}/", "") if trouble else trouble
+
     def _damaged_row(self) -> Row:
         return Row(
             id=self.row.id, path=self.run.path, phase="damaged", stage=stage_of(self.run),
-            created=self.run.touched(), trouble=self._state.trouble,
+            created=self.run.touched(), trouble=self._named(self._state.trouble),
         )  # fmt: skip
 
     def _row(self, state: State, metric: tuple[str, float | None] | None, trouble: str | None) -> Row:

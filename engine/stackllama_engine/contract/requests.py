@@ -97,6 +97,7 @@ def write(run: RunDir, ask: Ask, change: Change | None = None) -> None:
     """
     if ask == "set":
         assert change is not None
+        run.make_control()
         write_whole(run.control / f"{_PREFIX}{change.key}", msgspec.json.encode(change.value))
         return
     opposite: dict[str, Literal["pause", "continue"]] = {"pause": "continue", "continue": "pause"}

@@ -30,7 +30,7 @@ from msgspec import Meta, Struct
 
 from . import run_lock
 from .errors import DamagedError, RefusedError, UsageError
-from .files import keep_spare, open_private, write_into_spare, write_whole
+from .files import keep_spare, make_private_dir, open_private, write_into_spare, write_whole
 from .host import Host, this_host
 from .process_id import ProcessId
 from .redact import redactor
@@ -368,7 +368,17 @@ class RunDir:
         Raises:
             OSError: ``control/`` cannot be written.
         """
+        self.make_control()
         os.close(open_private(self.control / what, os.O_WRONLY | os.O_CREAT))
+
+    def make_control(self) -> None:
+        """``control/``, should it be gone.
+
+        Raises:
+            OSError: it cannot be made.
+        """
+        with contextlib.suppress(FileExistsError):
+            make_private_dir(self.control)
 
     def requests(self) -> Iterator[str]:
         """The requests that wait. What is no file asks for nothing."""
