@@ -31,7 +31,7 @@ from ..data import demo
 from ..launch.inputs import DEMO_BASE
 from . import models
 from .loading import one_line
-from .ppo.scorer import score_weight
+from .ppo.rewards import score_weight
 from .rows import encode_prompt
 from .session import Session
 
