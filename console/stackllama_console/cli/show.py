@@ -9,13 +9,14 @@ from msgspec import json, to_builtins
 from stackllama_engine.contract.errors import ExitCode, UsageError
 from stackllama_engine.contract.events import EventReader
 from stackllama_engine.contract.history import History, fold
+from stackllama_engine.contract.metrics import headline_names
 from stackllama_engine.contract.run_dir import Home, Launch, RunDir, State
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch.slurm_queue import job_of
 
 from ..evaluation import conditions, temperature_of
 from ..pipelines import still_running
-from ..readings import HEADLINE, checkpoint_steps, last_log_lines, measured_peaks, recipe_differences
+from ..readings import checkpoint_steps, last_log_lines, measured_peaks, recipe_differences
 from ..sanitise import log_line, one_line, sanitise
 from ..units import cut, duration, number
 from .comparison import comparison_lines
@@ -159,7 +160,7 @@ def _plain(value: Any) -> str:
 
 
 def _metrics(state: State, history: History) -> list[str]:
-    names = [name for name in HEADLINE[state.stage] if name in history.last]
+    names = [name for name in headline_names(state.stage) if name in history.last]
     names = (names + sorted(name for name in history.last if name not in names))[:_METRICS]
     size = max((len(name) for name in names), default=0)
     return [
