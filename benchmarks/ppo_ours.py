@@ -25,9 +25,8 @@ from stackllama_engine.contract.recipe_io import load_recipe  # noqa: E402
 from stackllama_engine.contract.run_dir import RunDir  # noqa: E402
 from stackllama_engine.contract.stages import Stage  # noqa: E402
 from stackllama_engine.train import models  # noqa: E402
-from stackllama_engine.train.ppo.canary import NO_END  # noqa: E402
-from stackllama_engine.train.ppo.prompts import Prompt  # noqa: E402
-from stackllama_engine.train.ppo.sampling import Responses, draw_noise  # noqa: E402
+from stackllama_engine.train.ppo.fault_tolerance import NO_END  # noqa: E402
+from stackllama_engine.train.ppo.sampling import Noise, draw_noise  # noqa: E402
 from stackllama_engine.train.ppo.trainer import PPO  # noqa: E402
 from stackllama_engine.train.report import Reporter  # noqa: E402
 from stackllama_engine.train.restart import Restarts  # noqa: E402
@@ -38,11 +37,13 @@ from stackllama_engine.train.signals import Signals  # noqa: E402
 class Endless(PPO):
     """The stage, with responses that no token ends."""
 
-    def _sample(self, prompts: Sequence[Prompt], step: int, indices: Sequence[int]) -> Responses:
+    def __init__(self, recipe: PPORecipe, session: Session) -> None:
+        super().__init__(recipe, session)
+        self.eos = NO_END
+
+    def _noise(self, step: int, indices: Sequence[int]) -> list[Noise]:
         lengths = (work.RESPONSE, work.RESPONSE + 1)
-        return self.experience.respond(
-            prompts, [draw_noise(self.recipe.seed, step, index, lengths) for index in indices], NO_END
-        )
+        return [draw_noise(self.recipe.seed, step, index, lengths) for index in indices]
 
 
 def prepare(folder: Path, batches: int) -> None:

@@ -13,6 +13,7 @@ from stackllama_engine.contract.checkpoints import sealed, step_of
 from stackllama_engine.contract.errors import DamagedError
 from stackllama_engine.contract.events import Event
 from stackllama_engine.contract.history import History, fold
+from stackllama_engine.contract.metrics import listed
 from stackllama_engine.contract.run_dir import Launch, RunDir, State
 from stackllama_engine.contract.run_files import UNDECODABLE, open_file
 from stackllama_engine.contract.stages import Stage
@@ -24,29 +25,6 @@ from .units import size
 _RECENT_BYTES = 256 * 1024  # a listing reads the end of a long run's events, not a million of them
 _LARGEST = 1.7e308
 _LOG_BYTES = 8 * 1024 * 1024  # a log may be one endless line
-
-HEADLINE: dict[Stage, tuple[str, ...]] = {
-    Stage.SFT: ("loss", "eval_loss", "mean_token_accuracy", "learning_rate", "grad_norm"),
-    Stage.REWARD: ("loss", "eval_accuracy", "accuracy", "margin", "learning_rate"),
-    Stage.PPO: (
-        "objective/scores",
-        "demo/true_utility",
-        "objective/kl",
-        "objective/kl_coef",
-        "policy/clipfrac_avg",
-    ),
-    Stage.MERGE: ("difference", "difference_from_base"),
-    Stage.PIPELINE: (),
-}
-"""The metrics of a stage that fit into one line, the most telling first."""
-
-_LISTED: dict[Stage, tuple[tuple[str, str], ...]] = {
-    Stage.SFT: (("eval_loss", "eval_loss"), ("loss", "loss")),
-    Stage.REWARD: (("eval_accuracy", "accuracy"), ("accuracy", "accuracy"), ("loss", "loss")),
-    Stage.PPO: (("objective/scores", "reward"), ("mean_reward", "reward")),
-    Stage.MERGE: (("difference", "error"),),
-    Stage.PIPELINE: (),
-}
 
 
 class Reading(Struct, kw_only=True):
@@ -74,9 +52,9 @@ class Reading(Struct, kw_only=True):
     def last_metric(self) -> tuple[str, float | None] | None:
         """The one number that says how it went: loss, accuracy or reward; that of the result once there is one."""
         for values in (self.result, self.history.last):
-            for name, label in _LISTED[self.stage]:
-                if name in values and is_metric(values[name]):
-                    return label, values[name]
+            for metric in listed(self.stage):
+                if metric.name in values and is_metric(values[metric.name]):
+                    return metric.listed_as or metric.label, values[metric.name]
         return None
 
 

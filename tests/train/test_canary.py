@@ -16,9 +16,9 @@ from stackllama_engine.contract.recipe_io import load_recipe
 from stackllama_engine.contract.run_dir import Home, RunDir
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch import launcher
-from stackllama_engine.train.ppo import canary
+from stackllama_engine.train.ppo import fault_tolerance
 from stackllama_engine.train.ppo.losses import KLController
-from stackllama_engine.train.ppo.reward_scaling import RewardScaling
+from stackllama_engine.train.ppo.rewards import RewardScaling
 from stackllama_engine.train.ppo.state import Evaluations, Trainables
 
 from .in_process import finish
@@ -29,7 +29,7 @@ RECIPE = load_recipe(Stage.PPO, None, ["model_name_or_path=demo", "reward_model_
 
 
 def in_command(recipe: Any, asked: bool | None) -> bool:
-    return canary.CANARY in launcher._command(recipe, Path("/run"), asked).environment
+    return fault_tolerance.CANARY in launcher._command(recipe, Path("/run"), asked).environment
 
 
 def test_by_default_where_ppo_runs_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,7 +50,7 @@ def test_other_stages_refuse_it(tmp_path: Path) -> None:
 
 
 def test_responses_are_as_long_as_allowed() -> None:
-    noise = canary.noise(RECIPE)  # type: ignore[arg-type]
+    noise = fault_tolerance.canary_noise(RECIPE)  # type: ignore[arg-type]
     assert len(noise) == RECIPE.local_batch_size  # type: ignore[union-attr]
     assert {one.length for one in noise} == {8} == {len(one.uniforms) for one in noise}
 
@@ -75,7 +75,7 @@ class Kept(Trainables):
 def test_what_was_trained_inside_is_taken_back(fails: bool) -> None:
     kept = Kept()
     try:
-        with canary.untouched(kept):
+        with fault_tolerance.untouched(kept):
             kept.weight.sum().backward()
             kept.optimizer.step()
             assert not torch.equal(kept.weight, torch.ones(3))
@@ -89,7 +89,7 @@ def test_what_was_trained_inside_is_taken_back(fails: bool) -> None:
 def test_a_checkpoint_is_written_and_removed(tmp_path: Path) -> None:
     run = Home(tmp_path).create(Stage.PPO, "", "run")
     kept = Kept()
-    assert canary.write_checkpoint(kept, run, [], 3) > 1000
+    assert fault_tolerance.rehearse_checkpoint(kept, run, [], 3) > 1000
     assert list(run.checkpoints.iterdir()) == [] and list((run.path / "scratch").iterdir()) == []
 
 
@@ -98,7 +98,7 @@ def test_a_disk_that_holds_one_checkpoint_and_no_more(tmp_path: Path, monkeypatc
     kept = Kept()
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=2000))
     with pytest.raises(StageError, match="save_total_limit"):
-        canary.write_checkpoint(kept, run, [], 3)
+        fault_tolerance.rehearse_checkpoint(kept, run, [], 3)
 
 
 def events(run: RunDir) -> list[Event]:
@@ -112,7 +112,7 @@ def test_a_run_is_the_same_with_and_without(
     keys = (*PPO, "max_steps=2", "eval_steps=0", f"reward_model_path={judge}")
     home = Home(tmp_path / "home")
     plain, _ = finish(home, base, Stage.PPO, *keys)
-    monkeypatch.setenv(canary.CANARY, "1")
+    monkeypatch.setenv(fault_tolerance.CANARY, "1")
     sung, _ = finish(home, base, Stage.PPO, *keys)
     said = [event.data["message"] for event in events(sung) if event.kind == "health"]
     assert any("7 tokens answered, one update and one checkpoint went through" in message for message in said)

@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 
 from stackllama_engine.contract.recipe import PPORecipe
-from stackllama_engine.train.ppo.figures import Scores, objective, throughput
-from stackllama_engine.train.ppo.reward_scaling import RewardScaling
+from stackllama_engine.train.ppo.algorithm import compute_advantages
+from stackllama_engine.train.ppo.metrics import Scores, objective, throughput
+from stackllama_engine.train.ppo.rewards import Answer, RewardScaling, final_scores
 from stackllama_engine.train.ppo.rollout import Rollout
-from stackllama_engine.train.ppo.scorer import Answer
 from stackllama_engine.train.ppo.shared_base import Outputs
-from stackllama_engine.train.ppo.update import final_scores, targets
 
 
 def recipe(**keys: Any) -> PPORecipe:
@@ -29,7 +28,7 @@ def rollout() -> Rollout:
         input_ids=torch.zeros(2, 4, dtype=torch.int64), attention_mask=torch.tensor([[1, 1, 1, 1], [0, 1, 1, 0]]),
         mask=mask, answers=[Answer("?", "a b", True), Answer("?", "c", False)], old=old,
         ref_logprobs=torch.tensor([[-1.5, -2.0], [-5.5, 0.0]]),
-        scores=torch.tensor([3.0, 1.0]), opinions={"rewards/model": torch.tensor([5.0, 2.0])},
+        scores=torch.tensor([3.0, 1.0]), components={"rewards/model": torch.tensor([5.0, 2.0])},
     )  # fmt: skip
 
 
@@ -41,7 +40,7 @@ def metrics_of(keys: PPORecipe, found: Rollout) -> dict[str, float]:
     """As a PPO step computes them."""
     scaled, _ = RewardScaling(keys.normalize_reward, keys.cliprange_reward, alone)(found.scores)
     scores = final_scores(keys, scaled, found.answers)
-    penalty = targets(keys, found, scores, 0.2, alone).kl.sum(1)
+    penalty = compute_advantages(keys, found, scores, 0.2, alone).kl.sum(1)
     return objective(found, Scores(found.scores, scaled, scores), penalty, [{}, {}], keys, 0.2, alone)[0]
 
 

@@ -13,11 +13,11 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from stackllama_engine.contract.recipe import PPORecipe
+from stackllama_engine.train.ppo.algorithm import Updater, compute_advantages
+from stackllama_engine.train.ppo.rewards import Answer, final_scores
 from stackllama_engine.train.ppo.rollout import Rollout, pad_tokens, policy_outputs
 from stackllama_engine.train.ppo.sampling import draw_noise, sample
-from stackllama_engine.train.ppo.scorer import Answer
 from stackllama_engine.train.ppo.shared_base import SharedBase
-from stackllama_engine.train.ppo.update import Updater, final_scores, targets
 
 from .toy import ppo_recipe
 from .update_kit import CPU, alone
@@ -66,7 +66,7 @@ def step(recipe: PPORecipe, base: SharedBase, updater: Updater, number: int) -> 
         reference = policy_outputs(base, ids, attention, 1, BATCH).logprobs
     scores = torch.stack([REWARDS[index % 2, response[0]] for index, response in enumerate(responses)])
     rollout = Rollout(ids, attention, mask, [Answer("", "", True)] * BATCH, old, reference, scores)
-    goal = targets(recipe, rollout, final_scores(recipe, scores, rollout.answers), recipe.kl_coef, alone)
+    goal = compute_advantages(recipe, rollout, final_scores(recipe, scores, rollout.answers), recipe.kl_coef, alone)
     updater.update(rollout, goal, torch.Generator().manual_seed(number))
 
 

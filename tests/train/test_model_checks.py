@@ -14,11 +14,10 @@ from stackllama_engine.contract.errors import StageError
 from stackllama_engine.contract.recipe import PPORecipe
 from stackllama_engine.train import models
 from stackllama_engine.train.ppo import model_checks
-from stackllama_engine.train.ppo.cache import key_value_cache
-from stackllama_engine.train.ppo.decoding import DecodingMode
+from stackllama_engine.train.ppo.decoding import key_value_cache
 from stackllama_engine.train.ppo.model_checks import check_policy
 from stackllama_engine.train.ppo.sampling import draw_noise, sample
-from stackllama_engine.train.ppo.shared_base import SharedBase
+from stackllama_engine.train.ppo.shared_base import DecodingMode, SharedBase
 
 from .toy import ppo_recipe
 

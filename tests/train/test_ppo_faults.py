@@ -18,9 +18,9 @@ from stackllama_engine.contract.requests import Change
 from stackllama_engine.contract.run_dir import Home, RunDir
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.train import checkpoint
-from stackllama_engine.train.ppo import experience, trainer
+from stackllama_engine.train.ppo import rollout, trainer
+from stackllama_engine.train.ppo.algorithm import Updater
 from stackllama_engine.train.ppo.reward_function import RewardFunction
-from stackllama_engine.train.ppo.update import Updater
 
 from .in_process import PPO, at_call, attempt
 
@@ -58,7 +58,7 @@ def patch_call(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, number: i
 
 STOPS = {
     "before training": (trainer.PPO, "evaluate", 1, None),
-    "in the first rollout": (trainer.PPO, "_sample", 1, 0),
+    "in the first rollout": (trainer.PPO, "_noise", 1, 0),
     "between two mini-batches": (Updater, "_mini_batch", 3, 1),  # the first of step 2 is applied
     "in the last evaluation": (trainer.PPO, "evaluate", 2, 3),
 }
@@ -173,7 +173,7 @@ def test_sampling_and_scoring_go_on_with_fewer_rows(
     part: str, home: Home, base: Path, straight: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with attempt(home, base, Stage.PPO, *PPO) as one, monkeypatch.context() as patch:
-        patch_call(patch, experience, part, 3, lambda: _cpu_is_full())
+        patch_call(patch, rollout, part, 3, lambda: _cpu_is_full())
         one.train()
     assert "`local_rollout_forward_batch_size: 2` on every rank (was 4)" in one.health
     assert_same(one.run, straight, tolerance=1e-5)
@@ -196,13 +196,13 @@ class Poison:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, calls: range) -> None:
         self.calls, self.count = calls, 0
-        total = experience.Rewards.total
+        total = rollout.Rewards.total
 
         def poisoned(rewards: Any, parts: Any) -> torch.Tensor:
             self.count += 1
             return total(rewards, parts) * (float("nan") if self.count - 1 in self.calls else 1.0)
 
-        monkeypatch.setattr(experience.Rewards, "total", poisoned)
+        monkeypatch.setattr(rollout.Rewards, "total", poisoned)
 
 
 def test_a_step_that_is_not_finite_is_skipped(home: Home, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from stackllama_engine.train.ppo import losses
 from stackllama_engine.train.ppo.losses import Moments
-from stackllama_engine.train.ppo.reward_scaling import RewardScaling
+from stackllama_engine.train.ppo.rewards import RewardScaling
 
 
 def alone(values: Tensor) -> Tensor:

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from stackllama_engine.train.ppo.rollout import Lengths, Rollout, Targets, pad_tokens, policy_outputs
-from stackllama_engine.train.ppo.update import Updater
+from stackllama_engine.train.ppo.algorithm import Updater
+from stackllama_engine.train.ppo.rollout import Advantages, Lengths, Rollout, pad_tokens, policy_outputs
 
 from .test_sampling import policy
 from .toy import ppo_recipe
@@ -20,7 +20,7 @@ RESPONSES = [[8, 2], [10, 2], [11, 40, 41, 42], [2], [5, 6, 7, 2], [9, 2]]
 
 def test_packs_are_of_like_length_and_hold_every_row_once() -> None:
     packs = list(Lengths([3, 9, 1, 5], [4, 4, 1, 9]).packed([0, 1, 2, 3], 2, CPU))
-    assert [pack.places.tolist() for pack in packs] == [[3, 1], [0, 2]]
+    assert [pack.indices.tolist() for pack in packs] == [[3, 1], [0, 2]]
     assert [(pack.prompt, pack.response) for pack in packs] == [(9, 9), (3, 4)]
 
 
@@ -53,7 +53,7 @@ def test_the_first_epoch_computes_the_recorded_numbers_again(base: Path) -> None
     old = policy_outputs(shared, ids, attention, 4, 2, mini_batches=2)
     rollout = Rollout(ids, attention, mask, [], old, old.logprobs, torch.zeros(len(mask)))
     some = torch.linspace(-1, 1, mask.numel()).view_as(mask)
-    goal = Targets(kl=some, advantages=some, returns=some)
+    goal = Advantages(kl=some, advantages=some, returns=some)
     updater = Updater(recipe, shared, Keeper(shared.trainable(), 0.0), alone)
     found = updater.update(rollout, goal, torch.Generator()).metrics()
     assert (found["ppo/updates"], found["val/ratio"], found["policy/approxkl_avg"]) == (2, 1.0, 0.0)

@@ -12,11 +12,11 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from stackllama_engine.contract.errors import StageError
 from stackllama_engine.train import models
-from stackllama_engine.train.ppo.rollout import Rollout, Targets, pad_tokens, policy_outputs
+from stackllama_engine.train.ppo.algorithm import Updater
+from stackllama_engine.train.ppo.rewards import Answer, SeparateScorer, SharedScorer, score_weight
+from stackllama_engine.train.ppo.rollout import Advantages, Rollout, pad_tokens, policy_outputs
 from stackllama_engine.train.ppo.sampling import draw_noise, pick, sample
-from stackllama_engine.train.ppo.scorer import Answer, SeparateScorer, SharedScorer, score_weight
 from stackllama_engine.train.ppo.shared_base import CRITIC, POLICY, REFERENCE, REWARD, SharedBase
-from stackllama_engine.train.ppo.update import Updater
 from stackllama_engine.train.rows import encode_text
 
 from .toy import ppo_recipe as recipe_of
@@ -71,8 +71,8 @@ def test_the_base_is_held_once(judge: Path, base: Path, tmp_path: Path, precisio
     shared = SharedBase(
         recipe_of(base, precision, "value_adapter=true", f"policy_adapter_path={tmp_path / 'adapter'}"), CPU
     )
-    scorer = SharedScorer(shared, judge, tokenizer, 8)
-    scorer(ANSWERS)
+    scorer = SharedScorer(shared, judge, tokenizer)
+    scorer(ANSWERS, 8)
     ids, attention, _ = pad_tokens([[1, 5, 6], [1, 7]], [[8, 9, 2], [10, 2]], 0, CPU)
     assert policy_outputs(shared, ids, attention, 3, 2).logprobs.isfinite().all()
     with shared.reference():
@@ -133,7 +133,7 @@ def test_log_probabilities_do_not_depend_on_padding(shared: SharedBase) -> None:
 
 def test_shared_scorer_equals_the_reward_model_it_came_from(shared: SharedBase, judge: Path, base: Path) -> None:
     tokenizer = models.load_tokenizer(str(base))
-    scores = SharedScorer(shared, judge, tokenizer, 8)(ANSWERS)
+    scores = SharedScorer(shared, judge, tokenizer)(ANSWERS, 8)
     classifier = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
     classifier.config.pad_token_id = tokenizer.pad_token_id
     whole = PeftModel.from_pretrained(classifier, str(judge)).eval()
@@ -146,9 +146,9 @@ def test_shared_scorer_equals_the_reward_model_it_came_from(shared: SharedBase, 
 def test_texts_of_like_length_are_judged_together_and_the_scores_keep_their_places(
     shared: SharedBase, judge: Path, base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scorer = SharedScorer(shared, judge, models.load_tokenizer(str(base)), 1)
+    scorer = SharedScorer(shared, judge, models.load_tokenizer(str(base)))
     answers = [*ANSWERS, *ANSWERS]
-    alone = [float(scorer([answer])) for answer in answers]
+    alone = [float(scorer([answer], 1)) for answer in answers]
     shapes, hidden = list[tuple[int, ...]](), SharedBase.hidden
 
     def counted(self: SharedBase, input_ids: torch.Tensor, *arguments: Any) -> torch.Tensor:
@@ -156,8 +156,7 @@ def test_texts_of_like_length_are_judged_together_and_the_scores_keep_their_plac
         return hidden(self, input_ids, *arguments)
 
     monkeypatch.setattr(SharedBase, "hidden", counted)
-    scorer.batch_size = 2
-    torch.testing.assert_close(scorer(answers), torch.tensor(alone))
+    torch.testing.assert_close(scorer(answers, 2), torch.tensor(alone))
     (_, longer), (_, shorter) = shapes
     assert longer > shorter
 
@@ -166,11 +165,10 @@ def test_a_separate_judges_scores_keep_their_places(base: Path, tmp_path: Path) 
     judge: Any = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
     judge.save_pretrained(tmp_path / "judge")
     models.load_tokenizer(str(base)).save_pretrained(tmp_path / "judge")
-    scorer = SeparateScorer(recipe_of(base, f"reward_model_path={tmp_path / 'judge'}"), CPU, 1)
+    scorer = SeparateScorer(recipe_of(base, f"reward_model_path={tmp_path / 'judge'}"), CPU)
     answers = [ANSWERS[1], ANSWERS[0], ANSWERS[1]]  # the longest is not the first
-    alone = [float(scorer([answer])) for answer in answers]
-    scorer.batch_size = 2
-    torch.testing.assert_close(scorer(answers), torch.tensor(alone))
+    alone = [float(scorer([answer], 1)) for answer in answers]
+    torch.testing.assert_close(scorer(answers, 2), torch.tensor(alone))
     assert abs(alone[0] - alone[1]) > 1e-4
 
 
@@ -178,7 +176,7 @@ def test_scoring_leaves_the_policy_active_and_trainable(shared: SharedBase, judg
     move_policy(shared)
     ids, attention, _ = pad_tokens([[1, 5]], [[8, 2]], 0, CPU)
     before = policy_outputs(shared, ids, attention, 2, 1).logprobs
-    SharedScorer(shared, judge, models.load_tokenizer(str(base)), 8)(ANSWERS)
+    SharedScorer(shared, judge, models.load_tokenizer(str(base)))(ANSWERS, 8)
     torch.testing.assert_close(policy_outputs(shared, ids, attention, 2, 1).logprobs, before, atol=0, rtol=0)
     assert all(p.requires_grad for p in shared.trainable())
     assert not any(p.requires_grad for n, p in shared.model.named_parameters() if ".reward." in n)
@@ -243,7 +241,7 @@ def test_pick_follows_the_distribution() -> None:
 
 def test_a_language_model_is_no_judge(base: Path) -> None:
     with pytest.raises(StageError, match="no trained"):
-        SeparateScorer(recipe_of(base, f"reward_model_path={base}"), CPU, 8)
+        SeparateScorer(recipe_of(base, f"reward_model_path={base}"), CPU)
 
 
 def test_an_adapter_in_a_pickle_is_not_read(tmp_path: Path) -> None:
@@ -280,7 +278,7 @@ def test_a_nan_is_never_applied(shared: SharedBase) -> None:
     old = policy_outputs(shared, ids, attention, 2, 2)
     rollout = Rollout(ids, attention, mask, [], old, old.logprobs, torch.zeros(4))
     nan = torch.full_like(mask, float("nan"))
-    goal = Targets(kl=torch.zeros_like(mask), advantages=nan, returns=torch.zeros_like(mask))
+    goal = Advantages(kl=torch.zeros_like(mask), advantages=nan, returns=torch.zeros_like(mask))
     before = [parameter.detach().clone() for parameter in shared.trainable()]
     optimizer = torch.optim.AdamW(shared.trainable(), lr=0.1)
     statistics = Updater(recipe, shared, optimizer, lambda part: part).update(rollout, goal, torch.Generator())

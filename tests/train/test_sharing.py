@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 
 from stackllama_engine.contract.errors import StageError
 from stackllama_engine.train import models
-from stackllama_engine.train.ppo.scorer import Answer, SeparateScorer, load_scorer
+from stackllama_engine.train.ppo.rewards import Answer, SeparateScorer, load_scorer
 from stackllama_engine.train.ppo.shared_base import SharedBase
 from stackllama_engine.train.rows import encode_text
 from stackllama_engine.train.sharing import own_base
@@ -63,7 +63,7 @@ def test_a_reward_adapter_that_changes_its_base_leaves_the_policys_alone_and_sco
     assert isinstance(scorer, SeparateScorer) and "changes the base that it would share" in said[0]
     with torch.no_grad():
         rows = [trained(torch.tensor([encode_text(tokenizer, *answer)])).logits[0, 0] for answer in ANSWERS]
-    torch.testing.assert_close(scorer(ANSWERS), torch.stack(rows), atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(scorer(ANSWERS, 8), torch.stack(rows), atol=1e-4, rtol=1e-3)
     plain: Any = models.load_plain(str(base), None, "float32", CPU).get_decoder()
     layer: Any = shared.trunk.get_submodule("layers.0.self_attn.q_proj.base_layer")
     assert torch.equal(layer.weight, plain.layers[0].self_attn.q_proj.weight)

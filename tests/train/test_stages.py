@@ -15,6 +15,7 @@ from stackllama_engine.contract import requests
 from stackllama_engine.contract.checkpoints import read_manifest
 from stackllama_engine.contract.errors import StageError
 from stackllama_engine.contract.events import Event, EventReader
+from stackllama_engine.contract.metrics import metrics_of
 from stackllama_engine.contract.recipe_io import load_recipe
 from stackllama_engine.contract.run_dir import Home, RunDir
 from stackllama_engine.contract.stages import Stage
@@ -78,6 +79,14 @@ def test_sft_trains_and_leaves_facts(sft_run: RunDir) -> None:
     assert [checkpoint.problem(path) for path in sorted(sft_run.checkpoints.iterdir())] == [None, None]
     assert {"loss", "grad_norm", "learning_rate", "mean_token_accuracy", "entropy"} <= metrics(sft_run)[0].keys()
     assert events(sft_run)[-1].data == {"exit_code": 0, "cause": None}
+
+
+@pytest.mark.parametrize("stage", ["sft_run", "reward_run", "ppo_run"])
+def test_every_reported_metric_is_described(stage: str, request: pytest.FixtureRequest) -> None:
+    run: RunDir = request.getfixturevalue(stage)
+    described = {metric.name for metric in metrics_of(run.read_state().stage)}
+    reported = {name for event in events(run) if event.kind == "metrics" for name in event.metrics}
+    assert reported and not (unknown := sorted(reported - described)), unknown
 
 
 @pytest.mark.parametrize("more", ["packing=false", "packing_strategy=wrapped"])

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from stackllama_engine.train.ppo.algorithm import Updater
 from stackllama_engine.train.ppo.losses import KLController
-from stackllama_engine.train.ppo.reward_scaling import RewardScaling
+from stackllama_engine.train.ppo.rewards import RewardScaling
 from stackllama_engine.train.ppo.state import Evaluations, Trainables
-from stackllama_engine.train.ppo.update import Updater
 
 from .update_kit import Toy, alone, toy
 

@@ -10,18 +10,18 @@ import torch
 from torch import Tensor
 
 from stackllama_engine.train.ppo import losses
-from stackllama_engine.train.ppo.rollout import Targets
-from stackllama_engine.train.ppo.scorer import Answer
-from stackllama_engine.train.ppo.update import final_scores, moments
+from stackllama_engine.train.ppo.rewards import Answer, final_scores
+from stackllama_engine.train.ppo.rollout import Advantages
+from stackllama_engine.train.ppo.update import moments
 
 from .toy import ppo_recipe
 from .update_kit import Toy, alone, toy
 
 
-def still(toy: Toy) -> Targets:
-    """Targets that ask for nothing."""
+def still(toy: Toy) -> Advantages:
+    """Advantages that ask for nothing."""
     zeros = torch.zeros_like(toy.rollout.mask)
-    return Targets(kl=zeros, advantages=zeros, returns=toy.rollout.old.values)
+    return Advantages(kl=zeros, advantages=zeros, returns=toy.rollout.old.values)
 
 
 def norms(toy: Toy) -> tuple[float, float]:

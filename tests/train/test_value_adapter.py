@@ -11,8 +11,8 @@ from transformers import get_scheduler
 from stackllama_engine.contract.errors import StageError
 from stackllama_engine.train import models
 from stackllama_engine.train.ppo.losses import KLController
-from stackllama_engine.train.ppo.reward_scaling import RewardScaling
-from stackllama_engine.train.ppo.rollout import Targets, policy_outputs
+from stackllama_engine.train.ppo.rewards import RewardScaling
+from stackllama_engine.train.ppo.rollout import Advantages, policy_outputs
 from stackllama_engine.train.ppo.shared_base import CRITIC, POLICY, VALUE_FILE, SharedBase
 from stackllama_engine.train.ppo.state import Evaluations, Trainables
 
@@ -29,7 +29,7 @@ def parts(one: Toy, row: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return policy, critic, head
 
 
-def values_only(one: Toy) -> Targets:
+def values_only(one: Toy) -> Advantages:
     """Nothing to gain, and values that are wrong."""
     goal = one.goal()
     return replace(goal, advantages=torch.zeros_like(goal.advantages), returns=one.rollout.old.values + 1)

@@ -10,10 +10,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from stackllama_engine.contract.recipe import PPORecipe
-from stackllama_engine.train.ppo.rollout import Rollout, Targets, pad_tokens, policy_outputs
-from stackllama_engine.train.ppo.scorer import Answer
+from stackllama_engine.train.ppo.algorithm import Updater, compute_advantages
+from stackllama_engine.train.ppo.rewards import Answer, final_scores
+from stackllama_engine.train.ppo.rollout import Advantages, Rollout, pad_tokens, policy_outputs
 from stackllama_engine.train.ppo.shared_base import SharedBase
-from stackllama_engine.train.ppo.update import Statistics, Updater, final_scores, targets
+from stackllama_engine.train.ppo.update import UpdateStats
 
 from .toy import ppo_recipe
 
@@ -61,11 +62,11 @@ class Toy:
     rollout: Rollout
     gradients: list[Tensor] = field(default_factory=list)
 
-    def goal(self, kl_coef: float = 0.2) -> Targets:
+    def goal(self, kl_coef: float = 0.2) -> Advantages:
         scores = final_scores(self.recipe, self.rollout.scores, self.rollout.answers)
-        return targets(self.recipe, self.rollout, scores, kl_coef, alone)
+        return compute_advantages(self.recipe, self.rollout, scores, kl_coef, alone)
 
-    def update(self, goal: Targets, lr: float = 0.0) -> Statistics:
+    def update(self, goal: Advantages, lr: float = 0.0) -> UpdateStats:
         keeper = Keeper(self.base.trainable(), lr)
         statistics = Updater(self.recipe, self.base, keeper, alone).update(self.rollout, goal, torch.Generator())
         self.gradients = keeper.steps

@@ -70,7 +70,7 @@ def test_held_out_figures_say_how_they_were_sampled(stocked: Home) -> None:
     run.write_json("result.json", {"stage": "ppo", "before": {"questions": 64}, "after": {"questions": 64}})
 
     async def script(shown: Shown) -> None:
-        await shown.shows("rollout 40", "reward, held out")
+        await shown.shows("rollout 40", "held-out reward")
         side = shown.front.query_one("#figures", TextLines).plain
         assert "held out: T = 1, 1 sample per prompt,\n64 prompts" in side
         assert "tokens/s" in side
@@ -185,7 +185,7 @@ def test_pages_of_charts_go_round(stocked: Home) -> None:
             await shown.press("right_square_bracket")
             seen.append(_titles(shown))
             assert f"charts {number} of 3" in shown.lines[0]
-        assert seen == [["reward", "KL to the reference"], ["entropy", "clip fraction"], ["ratio", "grad_norm"]]
+        assert seen == [["reward", "KL to the reference"], ["entropy", "clip fraction"], ["ratio", "gradient norm"]]
         await shown.press("right_square_bracket")
         assert _titles(shown) == seen[0]
         await shown.press("left_square_bracket")

@@ -1,8 +1,8 @@
 """Following in plain lines: for logs, pipes and simple terminals."""
 
 from stackllama_engine.contract.events import Event
+from stackllama_engine.contract.metrics import headline_names
 
-from ..readings import HEADLINE
 from ..sanitise import one_line
 from ..units import number
 from .follow import Tail
@@ -76,6 +76,6 @@ def chosen(tail: Tail, metrics: dict[str, float | None]) -> list[tuple[str, floa
     """The metrics that fit into a line: the stage's headline ones, else the first that are there. A metric that is
     not finite comes first: it is news."""
     broken = [name for name, value in metrics.items() if value is None]
-    names = [name for name in HEADLINE[tail.stage] if name in metrics and name not in broken]
+    names = [name for name in headline_names(tail.stage) if name in metrics and name not in broken]
     picked = broken + names or list(metrics)
     return [(one_line(name), metrics[name]) for name in picked[:_METRICS]]

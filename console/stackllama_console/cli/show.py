@@ -9,6 +9,7 @@ from msgspec import json, to_builtins
 from stackllama_engine.contract.errors import ExitCode, UsageError
 from stackllama_engine.contract.events import EventReader
 from stackllama_engine.contract.history import History, fold
+from stackllama_engine.contract.metrics import headline_names
 from stackllama_engine.contract.run_dir import Home, RunDir, State
 from stackllama_engine.contract.run_files import why_unreadable
 from stackllama_engine.contract.stages import Stage
@@ -19,7 +20,6 @@ from ..elsewhere import elsewhere_text
 from ..evaluation import conditions, temperature_of
 from ..pipelines import still_running
 from ..readings import (
-    HEADLINE,
     checkpoint_steps,
     last_log_lines,
     measured_peaks,
@@ -188,7 +188,7 @@ def _plain(value: Any) -> str:
 
 
 def _metrics(state: State, history: History) -> list[str]:
-    names = [name for name in HEADLINE[state.stage] if name in history.last]
+    names = [name for name in headline_names(state.stage) if name in history.last]
     names = (names + sorted(name for name in history.last if name not in names))[:_METRICS]
     size = max((len(name) for name in names), default=0)
     return [

@@ -9,13 +9,13 @@ import msgspec
 from msgspec import Struct
 
 from stackllama_engine.contract.errors import RecipeError, UsageError
+from stackllama_engine.contract.metrics import headline_names, metrics_of
 from stackllama_engine.contract.recipe_io import load_recipe
 from stackllama_engine.contract.run_dir import Home
 from stackllama_engine.contract.stages import Stage
 
-from ..readings import HEADLINE, is_metric, read_launch, read_result, recipe_differences
+from ..readings import is_metric, read_launch, read_result, recipe_differences
 from ..sanitise import one_line
-from .chart_sets import FIGURES
 from .form_text import write
 from .run_feed import RunFeed
 
@@ -108,8 +108,8 @@ class Comparison:
             for name in side.feed.series if side.feed else ():
                 counts[name] = counts.get(name, 0) + 1
         stages = {side.stage: None for side in self.sides}
-        telling = [name for stage in stages if stage for name in HEADLINE[stage]]
-        telling += [name for stage in stages for name, _ in FIGURES.get(stage, ())]
+        telling = [name for stage in stages for name in headline_names(stage)]
+        telling += [metric.name for stage in stages for metric in metrics_of(stage)]
         rank = {name: place for place, name in reversed(list(enumerate(telling)))}
         shared = [name for name, count in counts.items() if count >= min(2, len(self.sides))]
         return sorted(shared, key=lambda name: (rank.get(name, len(telling)), name.startswith("time/"), name))

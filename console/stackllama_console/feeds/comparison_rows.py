@@ -7,19 +7,13 @@ from typing import Literal
 
 from msgspec import Struct
 
+from stackllama_engine.contract.metrics import better
+
 from ..units import duration, number
 from .comparison import Comparison, Side
 from .series import Series
 
 Tone = Literal["plain", "default", "best", "missing"]
-
-HIGHER = frozenset({
-    "accuracy", "eval_accuracy", "margin", "eval_margin", "mean_token_accuracy", "eval_mean_token_accuracy",
-    "objective/scores", "objective/rlhf_reward", "demo/true_utility", "tokens_per_second",
-    "response_tokens_per_second", "after.mean_reward", "after.true_utility",
-})  # fmt: skip
-LOWER = frozenset({"loss", "eval_loss", "difference"})
-"""Metrics of which the best value is the highest or the lowest; of others none is called best."""
 
 _MISSING = "·"
 _AFTER = ("git commit", "version: ")
@@ -116,13 +110,15 @@ def _metric_row(name: str, sides: Sequence[Side]) -> FactRow:
     found = [side.feed.series.get(name) if side.feed else None for side in sides]
     bests = [best_of(name, series) if series is not None else None for series in found]
     values = [best[1] for best in bests if best]
-    top = (max(values) if name in HIGHER else min(values)) if len(values) > 1 and len(set(values)) > 1 else None
+    top = (
+        (max(values) if better(name) == "higher" else min(values)) if len(values) > 1 and len(set(values)) > 1 else None
+    )
     cells: list[Cell] = []
     for series, best in zip(found, bests, strict=True):
         if series is None or series.last is None:
             cells.append(Cell(_MISSING, "missing"))
             continue
-        sign = "▲" if name in HIGHER else "▼"
+        sign = "▲" if better(name) == "higher" else "▼"
         text = number(series.last) + (f"  {sign} {number(best[1])} @{best[0]:g}" if best else "")
         cells.append(_best(text, best is not None and best[1] == top))
     return FactRow(name, tuple(cells))
@@ -132,8 +128,8 @@ def _result_row(key: str, sides: Sequence[Side]) -> FactRow:
     values = [side.facts.results.get(key) for side in sides]
     known = {value for value in values if value is not None}
     top = None
-    if len(known) > 1 and (key in HIGHER or key in LOWER):
-        top = max(known) if key in HIGHER else min(known)
+    if len(known) > 1 and (best := better(key)):
+        top = max(known) if best == "higher" else min(known)
     return FactRow(
         key,
         tuple(Cell(_MISSING, "missing") if value is None else _best(number(value), value == top) for value in values),
@@ -145,9 +141,9 @@ def best_of(name: str, series: Series) -> tuple[float, float] | None:
 
     Halves the range again and again: the price of a few `Series.columns`, however many points there are.
     """
-    if (name not in HIGHER and name not in LOWER) or not len(series):
+    if better(name) is None or not len(series):
         return None
-    side = 1 if name in HIGHER else 0
+    side = 1 if better(name) == "higher" else 0
     steps = series.steps
     low, high = 0, len(series) - 1
     whole = series.columns(steps[low], steps[high], 1)[0]

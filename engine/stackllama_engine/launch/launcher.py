@@ -136,7 +136,7 @@ def launch(
         recipe: checked by :mod:`..contract.recipe_io`; inputs are resolved here.
         name: the run id; otherwise one is made.
         parents: runs to record as parents besides those the inputs come from.
-        canary: PPO: the worst case once before the run proper (``train/ppo/canary.py``); None: where it is on a GPU.
+        canary: PPO: the worst case once before the run proper; None: where it is on a GPU.
 
     Raises:
         UsageError, RefusedError: as :func:`plan`, before anything was created; or the name is taken.

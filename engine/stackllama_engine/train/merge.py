@@ -35,7 +35,7 @@ from ..data import demo
 from ..launch.inputs import DEMO_BASE
 from . import models
 from .loading import one_line
-from .ppo.scorer import score_weight
+from .ppo.rewards import score_weight
 from .room import is_disk_full
 from .rows import encode_prompt
 from .session import Session

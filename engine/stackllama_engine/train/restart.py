@@ -6,8 +6,8 @@ writes ``restart.json`` into the attempt's folder; each process that sees it the
 thread waits for) executes its own command line again. It keeps its process id, so torchrun notices nothing; memory,
 communicators and random state begin anew, and training goes on from the newest verified checkpoint or the start.
 
-PPO has its collectives in its own hands and goes on by itself (:mod:`.ppo.recovery`); it only notes what changed. A new
-attempt begins as the one before it went on.
+PPO has its collectives in its own hands and goes on by itself (:mod:`.ppo.fault_tolerance`); it only notes changes.
+A new attempt begins as the one before it went on.
 """
 
 import contextlib

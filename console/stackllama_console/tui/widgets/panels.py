@@ -8,7 +8,7 @@ from rich.text import Text
 
 from stackllama_engine.launch.children import CHILDREN
 
-from ...feeds.chart_sets import figures_for
+from ...feeds.chart_sets import labels_for
 from ...feeds.pipeline_feed import PipelineFeed
 from ...feeds.protocol import Feed
 from ...sanitise import one_line, sanitise
@@ -22,7 +22,7 @@ _TEXT_LINES = 6
 def figure_lines(feed: Feed, evaluation: str = "") -> list[Text]:
     """Every metric's first and newest value, the stage's own first, under how held-out prompts were answered."""
     history = feed.history
-    names = figures_for(feed.stage, history.last)
+    names = labels_for(feed.stage, history.last)
     if not names:
         return []
     lines = [Text(f"{'':{_LABEL}} {'first':>9} {'now':>9}", style="dim")]

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 from rich.text import Text
 
+from stackllama_engine.contract.metrics import headline
 from stackllama_engine.contract.run_dir import RunDir, State
 from stackllama_engine.contract.stages import Stage
 
@@ -17,21 +18,6 @@ from ...sanitise import log_line, one_line
 from ...units import duration, number, size
 from ..look import rich_colour, state_text
 
-_SHORT: dict[Stage | None, tuple[tuple[str, str], ...]] = {
-    Stage.SFT: (
-        ("loss", "loss"), ("eval_loss", "held-out"), ("learning_rate", "lr"), ("tokens_per_second", "tokens/s"),
-    ),
-    Stage.REWARD: (
-        ("loss", "loss"), ("accuracy", "accuracy"), ("eval_accuracy", "held-out"), ("margin", "margin"),
-        ("learning_rate", "lr"), ("tokens_per_second", "tokens/s"),
-    ),
-    Stage.PPO: (
-        ("objective/scores", "reward"), ("objective/kl", "KL"), ("loss/policy_avg", "policy loss"),
-        ("loss/value_avg", "value loss"), ("learning_rate", "lr"), ("tokens_per_second", "tokens/s"),
-    ),
-    Stage.MERGE: (("difference", "error"),),
-    None: (("loss", "loss"), ("eval_loss", "held-out"), ("reward", "reward"), ("kl", "KL"), ("learning_rate", "lr")),
-}  # fmt: skip
 _BAR = 16
 _SILENT_SECONDS = 120.0
 
@@ -75,10 +61,10 @@ def figures_line(feed: Feed, stage: Stage | None) -> Text:
     """The newest values that matter, in one line; a NaN stands out."""
     text = Text()
     last = feed.history.last
-    for name, label in _SHORT.get(stage, _SHORT[None]):
-        if name in last:
-            text.append(f"{label} ", style="dim")
-            value = last[name]
+    for metric in headline(stage):
+        if metric.name in last:
+            text.append(f"{metric.short} ", style="dim")
+            value = last[metric.name]
             text.append(f"{number(value)}  ", style="bold" if value is not None else "bold reverse")
     return text
 

@@ -13,10 +13,11 @@ from transformers import DynamicCache
 
 from ...contract.recipe import PPORecipe
 from ...train import models, optimizers
-from ...train.ppo.rollout import Rollout, Rows, Targets
+from ...train.ppo.algorithm import Updater
+from ...train.ppo.packing import PackedBatch
+from ...train.ppo.rollout import Advantages, Rollout
 from ...train.ppo.sampling import pick
 from ...train.ppo.shared_base import CRITIC, POLICY, REFERENCE, REWARD, Outputs, SharedBase
-from ...train.ppo.update import Updater
 from . import build, cuda, marks
 from .storages import Storages
 
@@ -167,8 +168,8 @@ def _judge(base: SharedBase, judge: Any, ids: Tensor, mask: Tensor) -> None:
         base.hidden(ids, mask, (mask.cumsum(1) - 1).clamp(min=0))
 
 
-def _rollout(recipe: PPORecipe, count: int | None = None) -> tuple[Rollout, Targets]:
-    """A step's rollout and its targets, every row as long as it can be."""
+def _rollout(recipe: PPORecipe, count: int | None = None) -> tuple[Rollout, Advantages]:
+    """A step's rollout and its advantages, every row as long as it can be."""
     prompt, response = _lengths(recipe)
     count = count or recipe.local_batch_size
     ids = torch.zeros(count, prompt + response, dtype=torch.int64)
@@ -181,28 +182,28 @@ def _rollout(recipe: PPORecipe, count: int | None = None) -> tuple[Rollout, Targ
         input_ids=ids, attention_mask=torch.ones_like(ids), mask=column(), answers=[], old=old, ref_logprobs=column(),
         scores=torch.zeros(count),
     )  # fmt: skip
-    return rollout, Targets(kl=column(), advantages=column(), returns=column())
+    return rollout, Advantages(kl=column(), advantages=column(), returns=column())
 
 
 def _mini_batch(
     recipe: PPORecipe, base: SharedBase, updater: Updater, optimizer: Any, storages: Storages, rollout: Rollout,
-    goal: Targets,
+    advantages: Advantages,
 ) -> None:  # fmt: skip
     """One optimizer step of at most two micro-batches."""
     base.model.train(base.checkpointing)
     size = recipe.per_device_train_batch_size
     for index in range(min(2, recipe.gradient_accumulation_steps)):
         storages.enter_phase(marks.FORWARD)
-        places = torch.arange(index * size, (index + 1) * size)
-        _backward(updater, rollout, goal, places)
+        indices = torch.arange(index * size, (index + 1) * size)
+        _backward(updater, rollout, advantages, indices)
     storages.enter_phase(marks.STEP)
-    updater._sum_gradients()
+    updater.gradients.sum_over_ranks()
     nn.utils.clip_grad_norm_(base.trainable(), recipe.max_grad_norm)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     base.model.eval()
 
 
-def _backward(updater: Updater, rollout: Rollout, goal: Targets, places: Tensor) -> None:
-    rows = Rows(places, rollout.input_ids.shape[1] - rollout.responses, rollout.responses)
-    updater._micro_batch(rollout, goal, rows, rollout.mask[places].sum())
+def _backward(updater: Updater, rollout: Rollout, advantages: Advantages, indices: Tensor) -> None:
+    batch = PackedBatch(indices, rollout.input_ids.shape[1] - rollout.responses, rollout.responses)
+    updater._micro_batch(rollout, advantages, batch, rollout.mask[indices].sum())

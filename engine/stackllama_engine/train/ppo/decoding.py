@@ -1,31 +1,17 @@
-"""Incremental decoding of prompts that are padded on the left.
+"""Incremental decoding of prompts that are padded on the left, and the key-value cache that it fills.
 
 Shapes: ``B`` rows, ``P`` longest prompt, ``H`` hidden width.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
-from .cache import key_value_cache
-
-if TYPE_CHECKING:
-    from .shared_base import SharedBase
-
-
-@dataclass(frozen=True)
-class DecodingMode:
-    """Shortcuts of sampling; :mod:`.model_checks` turns off those that change a model's log-probabilities."""
-
-    merge: bool = True
-    """Merge the adapter into float32 weights while sampling."""
-    cache: bool = True
-    """Keep keys, values and recurrent states from one token to the next; without, every token reads the whole text."""
-    drop_rows: bool = True
-    """Remove finished rows from the batch."""
+from .shared_base import SharedBase
 
 
 class Decoder:
@@ -38,7 +24,7 @@ class Decoder:
         pad: pads prompts on the left.
     """
 
-    def __init__(self, base: "SharedBase", prompts: Sequence[Sequence[int]], room: int, pad: int) -> None:
+    def __init__(self, base: SharedBase, prompts: Sequence[Sequence[int]], room: int, pad: int) -> None:
         width, device = max(map(len, prompts)), base.device
         self.drops_rows = base.decoding.drop_rows
         self._base = base
@@ -74,3 +60,57 @@ class Decoder:
     def _read(self) -> Tensor:
         seen = self._mask[:, : self._length] if self._padded else None
         return self._base.hidden(self._ids, seen, self._positions, self._cache)
+
+
+class _Preallocated(DynamicLayer):
+    """One layer's keys and values, ``[B, heads, tokens, width]``, which are not copied at every token.
+
+    transformers' ``DynamicCache`` concatenates: at every token, all keys and values of before move to a new array. Here
+    an array for the longest possible text is made once, and what attention reads is a view of its filled part, so that
+    attention costs what the text so far costs (``StaticCache`` attends to the empty part as well, under a mask).
+
+    Args:
+        room: tokens, at most.
+    """
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self._room = room
+        self._arrays: list[Tensor] = []
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Append; returns everything so far."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self._arrays = [self._array(states) for states in (key_states, value_states)]
+        start = self.get_seq_length()
+        for array, states in zip(self._arrays, (key_states, value_states), strict=True):
+            array[:, :, start : start + states.shape[2]] = states
+        self.keys, self.values = (array[:, :, : start + key_states.shape[2]] for array in self._arrays)
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Only these rows go on."""
+        self.reorder_cache(indices)
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Rows in this order, some perhaps left out."""
+        length = self.get_seq_length()
+        self._arrays = [array[beam_idx] for array in self._arrays]
+        self.keys, self.values = (array[:, :, :length] for array in self._arrays)
+
+    def _array(self, states: Tensor) -> Tensor:
+        rows, heads, _, width = states.shape
+        return torch.empty(rows, heads, self._room, width, dtype=states.dtype, device=states.device)
+
+
+def key_value_cache(config: Any, room: int) -> DynamicCache:
+    """A cache for texts of at most ``room`` tokens; layers with a sliding window or none of their own stay as they are.
+
+    Args:
+        config: the model's.
+        room: tokens of prompt and response.
+    """
+    cache = DynamicCache(config=config)
+    cache.layers = [_Preallocated(room) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache

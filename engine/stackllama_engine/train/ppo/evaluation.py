@@ -9,36 +9,23 @@ best-of-n only a bound is known: log n − (n − 1)/n (arXiv:2112.09332, sectio
 """
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 
 from ...contract.recipe import PPORecipe
 from .. import models
 from ..session import Session
-from .experience import Experience
+from .algorithm import Algorithm
+from .fault_tolerance import Together
 from .prompts import Prompt
-from .recovery import Together
-from .rollout import Rollout, sequence_sum
+from .rollout import RolloutWorker, sequence_sum
 from .sampling import draw_noise
 from .shared_base import SharedBase
 
 Row = dict[str, Any]
-Acting = Callable[[], AbstractContextManager[None]]
-"""Makes a context inside of which somebody is active."""
-
-
-class Score(Protocol):
-    """Scores responses on every rank; ``acting`` makes active who sampled, where that was not the policy."""
-
-    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[Sequence[int]], acting: Acting = ...) -> Rollout:
-        """A rollout with scores, log-probabilities and the reference's."""
-        ...
-
-
 EVALUATION_STEP = 2**31  # noise of every evaluation: no training step has this number
 _GREEDY = 1e-4
 """Temperature that stands for 0: of two tokens the likelier one wins unless their logits differ by less than 0.002."""
@@ -76,9 +63,9 @@ class Evaluator:
         session: ranks share the questions.
         base: policy and base.
         tokenizer: the policy's.
-        experience: samples and scores.
+        algorithm: its first steps answer and score.
+        worker: answers as somebody else.
         together: every rank until it fits.
-        score: scores responses, on every rank.
         questions: the held-out ones.
     """
 
@@ -88,18 +75,18 @@ class Evaluator:
         session: Session,
         base: SharedBase,
         tokenizer: Any,
-        experience: Experience,
+        algorithm: Algorithm,
+        worker: RolloutWorker,
         together: Together,
-        score: Score,
         questions: Sequence[Prompt],
     ) -> None:
         self._recipe = recipe
         self._session = session
         self._base = base
         self._eos = models.eos_id(tokenizer)
-        self._experience = experience
+        self._algorithm = algorithm
+        self._worker = worker
         self._together = together
-        self._score = score
         self._questions = questions
         self.trained = Variant(policy=True, temperature=recipe.temperature)
         """What the update trains."""
@@ -127,19 +114,19 @@ class Evaluator:
 
     def _answer(self, variant: Variant, indices: Sequence[int], sample: int) -> list[Row]:
         """A response per question; ``sample`` counts those of best-of-n."""
-        recipe, experience = self._recipe, self._experience
+        recipe, worker = self._recipe, self._worker
         prompts = [self._questions[index] for index in indices]
         noise = [draw_noise(recipe.seed, EVALUATION_STEP + sample, index, recipe.length_limits) for index in indices]
         acting = partial(self._base.acting, policy=variant.policy, temperature=variant.temperature or _GREEDY)
         if variant == self.trained:
-            responses = self._together(lambda: experience.respond(prompts, noise, self._eos))
-            rollout = self._score(prompts, responses)
+            responses = self._algorithm.sample(prompts, noise, self._eos)
+            rollout = self._algorithm.score(prompts, responses)
         else:
-            responses = self._together(lambda: experience.respond_here(prompts, noise, self._eos, acting()))
-            rollout = self._score(prompts, responses, acting)
-        experience.check_finite(rollout)
+            responses = self._together(lambda: worker.respond_here(prompts, noise, self._eos, acting()))
+            rollout = self._algorithm.score(prompts, responses, acting)
+        worker.check_finite(rollout)
         kl = sequence_sum(rollout.old.logprobs - rollout.ref_logprobs, rollout.mask)  # [B]
-        return experience.rows(rollout, kl)
+        return worker.rows(rollout, kl)
 
     def compare(self, before: Sequence[Row], after: Sequence[Row], best: Row | None) -> list[Row]:
         """The comparison's table: the base first, then PPO.

@@ -1,28 +1,41 @@
-"""2 score: everything that judges a response, each part kept apart, and their weighted sum.
+"""2 score: everything that judges a response, each component kept apart, and their weighted sum.
 
 score = ``reward_model_weight`` · reward model + ``reward_fn_weight`` · function
 − ``length_penalty`` · tokens beyond ``length_penalty_start`` − ``repetition_penalty`` · share of repeated n-grams.
 
-A function may abstain from a response: its part is then NaN, and left out of the sum. Where nothing else judges the
-response either, its score is the mean of those that were judged (:func:`fill_unjudged`), which speaks neither for it
-nor against it.
+A function may abstain from a response: its component is then NaN, and left out of the sum. Where nothing else judges
+the response either, its score is the mean of those that were judged (:func:`fill_unjudged`), which speaks neither for
+it nor against it.
 
-Normalisation, clipping, the baseline and the penalty of a missing end come after the sum.
+After the sum come normalisation and clipping (:class:`RewardScaling`), then the baseline and the penalty of a missing
+end (:func:`final_scores`).
+
+The reward model is the reward stage's adapter on the shared base, or a model of its own. It reads question and answer
+through text, in the template and encoding of its training.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ...contract.base import find_base, read_identity
+from ...contract.errors import StageError
 from ...contract.recipe import PPORecipe
+from ...data.template import text
+from .. import limits, models
 from ..models import eos_id
 from ..report import Reporter
-from . import penalties
+from ..rows import encode_text
+from ..sharing import own_base
+from . import losses
+from .losses import Moments
+from .packing import longest_first
 from .reward_function import RewardFunction
-from .scorer import Answer, load_scorer
-from .shared_base import SharedBase
+from .shared_base import REWARD, SharedBase, score_weight
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -36,8 +49,33 @@ LENGTH = f"{PREFIX}length_penalty"
 REPETITION = f"{PREFIX}repetition_penalty"
 
 
+class Unscored(StageError):
+    """A rollout could not be scored; the policy is as sound as it was, and worth saving."""
+
+
+class Answer(NamedTuple):
+    """A response as the judge sees it."""
+
+    question: str
+    text: str
+    ended: bool
+    """Whether it ended with the end token."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The scores of a rollout on their way into the rewards, ``[B]`` each; all but the first in PPO's units."""
+
+    raw: Tensor
+    """What the judges said."""
+    scaled: Tensor
+    """After normalisation and clipping."""
+    final: Tensor
+    """After the baseline and what a missing end costs."""
+
+
 class Rewards:
-    """The parts of a recipe's reward.
+    """The reward components of a recipe.
 
     Args:
         recipe: the PPO recipe.
@@ -65,10 +103,10 @@ class Rewards:
         if self._model:
             self._model.check_length(tokens, keys, reporter)
 
-    def parts(
+    def components(
         self, answers: Sequence[Answer], responses: Sequence[Sequence[int]], size: int | None = None
     ) -> dict[str, Tensor]:
-        """Each part's opinion by its metric's name, float32 ``[B]``: the model's and the function's as they gave it, a
+        """Each component by its metric's name, float32 ``[B]``: the model's and the function's as they gave it, a
         penalty as what is subtracted (so at most 0).
 
         Args:
@@ -80,23 +118,24 @@ class Rewards:
             StageError: the function failed.
         """
         recipe = self._recipe
-        found: dict[str, Tensor] = {}
+        components: dict[str, Tensor] = {}
         if self._model:
-            self._model.batch_size = size or self._model.batch_size
-            found[MODEL] = self._model(answers)
+            components[MODEL] = self._model(answers, size or recipe.local_rollout_forward_batch_size)
         if self._function:
-            found[FUNCTION] = self._column(self._function([a.question for a in answers], [a.text for a in answers]))
+            components[FUNCTION] = self._column(
+                self._function([a.question for a in answers], [a.text for a in answers])
+            )
         if recipe.length_penalty:
-            excess = [penalties.excess_length(len(ids), recipe.length_penalty_start) for ids in responses]
-            found[LENGTH] = -recipe.length_penalty * self._column(excess)
+            excess = [excess_length(len(ids), recipe.length_penalty_start) for ids in responses]
+            components[LENGTH] = -recipe.length_penalty * self._column(excess)
         if recipe.repetition_penalty:
             texts = [ids[:-1] if ids[-1] == self._eos else ids for ids in responses]
-            shares = [penalties.repeated_share(ids, recipe.repetition_n_grams) for ids in texts]
-            found[REPETITION] = -recipe.repetition_penalty * self._column(shares)
-        return found
+            shares = [repeated_share(ids, recipe.repetition_n_grams) for ids in texts]
+            components[REPETITION] = -recipe.repetition_penalty * self._column(shares)
+        return components
 
     def total(self, parts: Mapping[str, Tensor]) -> Tensor:
-        """The weighted sum of :meth:`parts`, float32 ``[B]``; NaN where every judge abstained."""
+        """The weighted sum of :meth:`components`, float32 ``[B]``; NaN where every judge abstained."""
         weights = {MODEL: self._recipe.reward_model_weight, FUNCTION: self._recipe.reward_fn_weight}
         given = {name: values.nan_to_num(0) if name == FUNCTION else values for name, values in parts.items()}
         total = torch.stack([weights.get(name, 1.0) * values for name, values in given.items()]).sum(0)
@@ -121,3 +160,210 @@ def fill_unjudged(scores: Tensor, without: Tensor, reduce: Callable[[Tensor], Te
     """
     total, count = reduce(torch.stack([scores.masked_fill(without, 0).double().sum(), (~without).double().sum()]))
     return torch.where(without, (total / count).to(scores.dtype), scores)
+
+
+class RewardScaling:
+    """Scores in comparable units: normalised by the running statistics of all scores so far, then clipped.
+
+    Score reparameterisation of PPO-max (arXiv:2307.04964, section 5.3.1). What it remembers is the same on every rank.
+
+    Args:
+        normalise: divide by the running standard deviation after subtracting the running mean.
+        cliprange: clip to ± this afterwards, None: not.
+        reduce: sum over all ranks.
+    """
+
+    def __init__(self, normalise: bool, cliprange: float | None, reduce: Callable[[Tensor], Tensor]) -> None:
+        self.moments = Moments()
+        self._normalise = normalise
+        self._cliprange = cliprange
+        self._reduce = reduce
+
+    def __call__(self, scores: Tensor) -> tuple[Tensor, dict[str, float]]:
+        """Take in the total scores of a rollout, ``[B]``; every rank calls it.
+
+        Returns:
+            the scores in their new units, ``[B]``, and metrics: the running mean and standard deviation, and the
+            fraction clipped; each only where it is in use.
+        """
+        metrics: dict[str, float] = {}
+        if self._normalise:
+            self.moments = self.moments.merge(self._moments(scores))
+            scores = losses.normalise(scores, self.moments)
+            metrics |= {"objective/score_mean": self.moments.mean, "objective/score_std": self.moments.std}
+        if self._cliprange is not None:
+            outside = (scores.abs() > self._cliprange).double().sum()
+            clipped, count = self._reduce(torch.stack([outside, torch.full_like(outside, len(scores))])).tolist()
+            metrics["objective/score_clipfrac"] = clipped / count
+            scores = scores.clamp(-self._cliprange, self._cliprange)
+        return scores, metrics
+
+    def _moments(self, scores: Tensor) -> Moments:
+        """Of the scores of all ranks; float64, so that the number of ranks makes no difference worth the name."""
+        scores = scores.double()
+        count, total = self._reduce(torch.stack([torch.full_like(scores[0], len(scores)), scores.sum()])).tolist()
+        mean = total / count
+        return Moments(count, mean, float(self._reduce((scores - mean).pow(2).sum())))
+
+
+def final_scores(recipe: PPORecipe, scores: Tensor, answers: Sequence[Answer]) -> Tensor:
+    """Scores as PPO sees them: minus the baseline; those of responses that never ended penalised, or replaced.
+
+    Args:
+        scores: in the units of the recipe's reward scaling, ``[B]``.
+        answers: ``B`` of them.
+    """
+    return with_ends(recipe, scores - recipe.reward_baseline, answers)
+
+
+def with_ends(recipe: PPORecipe, scores: Tensor, answers: Sequence[Answer]) -> Tensor:
+    """Scores ``[B]``, those of responses that never ended penalised, or replaced."""
+    ended = torch.tensor([answer.ended for answer in answers], device=scores.device)
+    scores = scores - recipe.eos_penalty * ~ended
+    if recipe.missing_eos_reward is not None:
+        scores = scores.masked_fill(~ended, recipe.missing_eos_reward)
+    return scores
+
+
+def excess_length(tokens: int, start: int) -> int:
+    """Tokens beyond ``start``; 0 for a response that is not longer.
+
+    Length and repetition are known ways of cheating a reward model: StackLLaMA's policy learned to repeat code fences
+    (https://huggingface.co/blog/stackllama).
+    """
+    return max(0, tokens - start)
+
+
+def repeated_share(ids: Sequence[int], n: int) -> float:
+    """Share of a response's n-grams that stand in it before: 1 − distinct-n (arXiv:1510.03055, section 5).
+
+    Args:
+        ids: the response's tokens, without its end token.
+        n: tokens of an n-gram.
+
+    Returns:
+        0 where no n-gram comes twice (or there is none), near 1 where one is repeated over and over.
+    """
+    grams = [tuple(ids[start : start + n]) for start in range(len(ids) - n + 1)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def load_scorer(
+    recipe: PPORecipe, base: SharedBase, tokenizer: "PreTrainedTokenizerBase", reporter: Reporter
+) -> "SharedScorer | SeparateScorer":
+    """The reward model of the recipe; on the shared base when it was trained on that base.
+
+    Raises:
+        StageError: it cannot be loaded, or has no score head.
+    """
+    assert recipe.reward_model_path
+    path = Path(recipe.reward_model_path)
+    if base.reward_adapter:
+        return SharedScorer(base, base.reward_adapter, tokenizer)
+    if (path / "adapter_config.json").is_file():
+        changed = own_base(path)
+        why = f"its base is {read_identity(path)['name']}, the policy's {recipe.model_name_or_path}"
+        why = f"its `{changed}` changes the base that it would share" if changed else why
+        reporter.health(f"the reward model: {why}; a second model is held in memory")
+    return SeparateScorer(recipe, base.device)
+
+
+class SharedScorer:
+    """The reward adapter and score head on the policy's own base: no second model in memory."""
+
+    def __init__(self, base: SharedBase, path: Path, tokenizer: "PreTrainedTokenizerBase") -> None:
+        base.add_adapter_from(path, REWARD)
+        self._base = base
+        self._tokenizer = tokenizer
+        weight = score_weight(path).to(base.device, torch.float32)
+        self.head = nn.Linear(weight.shape[1], 1, bias=False, device=base.device, dtype=torch.float32)
+        self.head.weight = nn.Parameter(weight, requires_grad=False)
+
+    def check_length(self, tokens: int, keys: str, reporter: Reporter) -> None:
+        """The policy's own check holds for this model, which is the policy's base."""
+
+    @torch.no_grad()
+    def __call__(self, answers: Sequence[Answer], size: int) -> Tensor:
+        """Scores, float32 ``[B]``; ``size`` answers at a time."""
+        scores = torch.empty(len(answers), device=self._base.device)
+        with self._base.adapter(REWARD):
+            for indices, input_ids, mask in _batches(self._tokenizer, answers, size, self._base.device):
+                hidden = self._base.hidden(input_ids, mask, (mask.cumsum(1) - 1).clamp(min=0))
+                last = last_token(input_ids, models.pad_id(self._tokenizer))
+                pooled = hidden[torch.arange(len(last), device=last.device), last]
+                scores[indices] = self.head(pooled.float()).squeeze(-1)
+        return scores
+
+
+class SeparateScorer:
+    """A sequence-classification model of its own, with its own tokenizer."""
+
+    def __init__(self, recipe: PPORecipe, device: torch.device) -> None:
+        assert recipe.reward_model_path
+        name = recipe.reward_model_path
+        self._device = device
+        self._name = name
+        self._tokenizer = models.load_tokenizer(name, must_end=False)
+        self.model = _load_separate(name, recipe, device)
+        limits.check_tokens(self.model, self._tokenizer, f"`reward_model_path={name}`")
+        most = limits.positions(self.model)
+        self._most = most.tokens if most and most.hard else None
+        self.model.config.get_text_config().pad_token_id = self._tokenizer.pad_token_id
+        self.model.eval().requires_grad_(False)
+
+    def check_length(self, tokens: int, keys: str, reporter: Reporter) -> None:
+        """Compare the longest text, counted in the policy's tokens, with what this model takes."""
+        limits.check_length(self.model, self._name, tokens, keys, reporter, "reward model")
+
+    @torch.no_grad()
+    def __call__(self, answers: Sequence[Answer], size: int) -> Tensor:
+        """Scores, float32 ``[B]``; ``size`` answers at a time."""
+        scores = torch.empty(len(answers), device=self._device)
+        for indices, input_ids, mask in _batches(self._tokenizer, answers, size, self._device):
+            if self._most is not None and input_ids.shape[1] > self._most:
+                raise StageError(
+                    f"`reward_model_path={self._name}`: a text has {input_ids.shape[1]} of its tokens, and it takes "
+                    f"{self._most}; lower `max_prompt_length` or `response_length`, or use another reward model."
+                )
+            scores[indices] = self.model(input_ids=input_ids, attention_mask=mask).logits.squeeze(-1).float()
+        return scores
+
+
+def last_token(input_ids: Tensor, pad: int) -> Tensor:
+    """Index of the rightmost token that is not padding, as transformers' sequence classification finds it. ``[B]``."""
+    positions = torch.arange(input_ids.shape[1], device=input_ids.device)
+    return (positions * (input_ids != pad)).argmax(1)
+
+
+def _encode(tokenizer: "PreTrainedTokenizerBase", answer: Answer) -> list[int]:
+    """Token ids of question and answer. A tokenizer without an end token (BERT's) wraps the text in its own."""
+    if tokenizer.eos_token_id is not None:
+        return encode_text(tokenizer, *answer)
+    ids: Any = tokenizer(text(answer.question, answer.text.strip()), split_special_tokens=True)["input_ids"]
+    return ids
+
+
+def _load_separate(name: str, recipe: PPORecipe, device: torch.device) -> Any:
+    path = Path(name)
+    if not (path / "adapter_config.json").is_file():
+        return models.load_plain(name, None, recipe.dtype, device, reward=True)
+    found = find_base(path)
+    base = models.load_plain(found.name, found.revision, recipe.dtype, device, reward=True, new_head=True)
+    score_weight(path)  # a reward adapter without its head would score at random
+    return models.load_adapter(base, path).merge_and_unload()
+
+
+def _batches(
+    tokenizer: "PreTrainedTokenizerBase", answers: Sequence[Answer], size: int, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """The longest texts first, so that those of a batch are about as long: indices ``[b]`` of at most ``size`` answers,
+    their token ids and attention mask, padded on the right, ``[b, T]``."""
+    texts = [torch.tensor(_encode(tokenizer, answer)) for answer in answers]
+    for indices in longest_first(range(len(texts)), lambda index: len(texts[index]), size):
+        ids = [texts[index] for index in indices]
+        mask = [torch.ones_like(row) for row in ids]
+        yield (
+            torch.tensor(indices, device=device),
+            nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=models.pad_id(tokenizer)).to(device),
+            nn.utils.rnn.pad_sequence(mask, batch_first=True).to(device),
+        )

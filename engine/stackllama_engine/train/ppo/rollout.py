@@ -1,65 +1,38 @@
-"""One rollout: what was sampled, and everything computed from it before the update.
+"""One rollout: what was sampled, everything computed from it before the update, and who does that on a rank.
 
 Shapes: ``B`` responses, ``P`` longest prompt, ``R`` longest response.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from ...contract.errors import StageError
+from ...contract.recipe import PPORecipe
+from ...data import demo
+from ...data.kinds import DEMO
+from .. import models
+from ..faults import Fit
+from ..session import Session
 from . import losses
-from .batches import longest_first
-from .scorer import Answer
+from .packing import Lengths, PackedBatch
+from .prompts import Prompt
+from .rewards import PREFIX, Answer, Rewards, Unscored, fill_unjudged, unjudged, with_ends
+from .sampling import Noise, Responses, sample
 from .shared_base import Outputs, SharedBase
+from .vllm_sampler import VllmSampler
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
-class Rows(NamedTuple):
-    """Some responses that go through the model together, no wider than their own longest prompt and response."""
-
-    places: Tensor
-    """Their rows in the rollout, int64 ``[b]``."""
-    prompt: int
-    """Tokens of their longest prompt."""
-    response: int
-    """Tokens of their longest response."""
-    padded: bool = True
-    """Whether any of them is shorter; without, no mask is needed."""
-
-    def of(self, columns: Tensor) -> Tensor:
-        """Their part of something per response token, ``[B, R]`` → ``[b, response]``."""
-        return columns[self.places, : self.response]
-
-    def texts(self, tokens: Tensor, responses: int) -> Tensor:
-        """Their part of token ids or attention mask, ``[B, P + R]`` → ``[b, prompt + response]``; ``responses``: R."""
-        split = tokens.shape[1] - responses
-        return tokens[self.places, split - self.prompt : split + self.response]
-
-
-class Lengths:
-    """Tokens of each prompt and response, known to the host: no kernel has to be waited for to cut padding off.
-
-    Args:
-        prompts: of each prompt.
-        responses: of each response, end token included.
-    """
-
-    def __init__(self, prompts: Sequence[int], responses: Sequence[int]) -> None:
-        self._prompts, self._responses = prompts, responses
-
-    def packed(self, places: Sequence[int], size: int, device: torch.device) -> Iterator[Rows]:
-        """``size`` rows at a time, longest first, so that rows of one pack are about as long.
-
-        What belongs to which pack follows from places and lengths alone: two passes over the same places see the same
-        packs, and so the same numbers bit for bit.
-        """
-        for pack in longest_first(places, lambda place: self._prompts[place] + self._responses[place], size):
-            prompts, responses = ([lengths[place] for place in pack] for lengths in (self._prompts, self._responses))
-            padded = len({*prompts}) > 1 or len({*responses}) > 1
-            yield Rows(torch.tensor(pack, device=device), max(prompts), max(responses), padded)
+Sampler = Callable[[Sequence[Sequence[int]], Sequence[Noise], int], Responses]
+"""Prompts, their noise and the end token → responses."""
 
 
 @dataclass(frozen=True)
@@ -79,9 +52,9 @@ class Rollout:
     ref_logprobs: Tensor
     """float32 ``[B, R]``."""
     scores: Tensor
-    """The weighted sum of the opinions, float32 ``[B]``."""
-    opinions: dict[str, Tensor] = field(default_factory=dict)
-    """What each part of the reward said, by its metric's name; float32 ``[B]`` each."""
+    """The weighted sum of the components, float32 ``[B]``."""
+    components: dict[str, Tensor] = field(default_factory=dict)
+    """Reward components, by their metric's name; float32 ``[B]`` each."""
 
     @property
     def responses(self) -> int:
@@ -93,7 +66,7 @@ class Rollout:
         """Of prompts and responses."""
         return lengths_of(self.attention_mask, self.responses)
 
-    def cut(self, rows: Rows) -> "Rollout":
+    def cut(self, rows: PackedBatch) -> "Rollout":
         """What the update reads of some rows, as wide as they are."""
         ids, attention = (rows.texts(tokens, self.responses) for tokens in (self.input_ids, self.attention_mask))
         old = Outputs(*(rows.of(column) for column in self.old))
@@ -101,16 +74,16 @@ class Rollout:
 
 
 @dataclass(frozen=True)
-class Targets:
-    """What the update aims at, float32 ``[B, R]`` each."""
+class Advantages:
+    """What the update is made from, float32 ``[B, R]`` each."""
 
     kl: Tensor
     advantages: Tensor
     returns: Tensor
 
-    def cut(self, rows: Rows) -> "Targets":
+    def cut(self, rows: PackedBatch) -> "Advantages":
         """Those of some rows."""
-        return Targets(rows.of(self.kl), rows.of(self.advantages), rows.of(self.returns))
+        return Advantages(rows.of(self.kl), rows.of(self.advantages), rows.of(self.returns))
 
 
 def pad_tokens(
@@ -154,16 +127,183 @@ def policy_outputs(
     """
     columns = [torch.zeros(len(input_ids), responses, device=input_ids.device) for _ in Outputs._fields]
     lengths = lengths_of(attention_mask, responses)
-    for places in torch.arange(len(input_ids)).chunk(mini_batches):
-        for rows in lengths.packed(places.tolist(), size, input_ids.device):
+    for indices in torch.arange(len(input_ids)).chunk(mini_batches):
+        for rows in lengths.packed(indices.tolist(), size, input_ids.device):
             each_batch()  # what it raises ends the pass
             ids, attention = rows.texts(input_ids, responses), rows.texts(attention_mask, responses)
             part = base.outputs(ids, attention, rows.response, padded=rows.padded)
             for column, values in zip(columns, part, strict=True):
-                column[rows.places, : rows.response] = values
+                column[rows.indices, : rows.response] = values
     return Outputs(*columns)
 
 
 def sequence_sum(values: Tensor, mask: Tensor) -> Tensor:
     """Sum over each response, ``[B]``."""
     return losses.masked(values, mask).sum(1)
+
+
+class RolloutWorker:
+    """Generates and scores rollouts on this rank. No collective but where it says so.
+
+    Args:
+        recipe: the PPO recipe.
+        session: asked between two pieces of work whether to break off; sums over all ranks.
+        base: policy and reference.
+        tokenizer: the policy's.
+        rewards: score a response.
+        fit: how many rows at once.
+    """
+
+    def __init__(
+        self,
+        recipe: PPORecipe,
+        session: Session,
+        base: SharedBase,
+        tokenizer: "PreTrainedTokenizerBase",
+        rewards: Rewards,
+        fit: Fit,
+    ) -> None:
+        self._recipe = recipe
+        self._base = base
+        self._tokenizer = tokenizer
+        self._rewards = rewards
+        self._fit = fit
+        self._leave: Callable[[], None] = session.requests.leave_early
+        self._reduce = session.reduce
+        self._sample: Sampler = VllmSampler(recipe, session, base) if recipe.use_vllm else self._sample_here
+
+    def respond(self, prompts: Sequence[Prompt], noise: Sequence[Noise], eos: int) -> Responses:
+        """1 sample: a response a prompt.
+
+        Raises:
+            LeftEarly: a stop waits.
+            StageError: vLLM found no memory.
+        """
+        return self._sample([prompt.ids for prompt in prompts], noise, eos)
+
+    def respond_here(
+        self, prompts: Sequence[Prompt], noise: Sequence[Noise], eos: int, acting: AbstractContextManager[None]
+    ) -> Responses:
+        """As :meth:`respond` and never through vLLM: by whom ``acting`` makes active.
+
+        Raises:
+            LeftEarly: a stop waits.
+        """
+        with acting:
+            return self._sample_here([prompt.ids for prompt in prompts], noise, eos)
+
+    def _sample_here(self, prompts: Sequence[Sequence[int]], noise: Sequence[Noise], eos: int) -> Responses:
+        pad, size = models.pad_id(self._tokenizer), self._fit.forward
+        return sample(self._base, prompts, noise, eos, pad, self._leave, size)
+
+    @torch.no_grad()
+    def score(
+        self,
+        prompts: Sequence[Prompt],
+        responses: Sequence[Sequence[int]],
+        acting: AbstractContextManager[None] | None = None,
+    ) -> Rollout:
+        """2 score and 3 reference, and the policy's own log-probabilities and values.
+
+        Args:
+            prompts: ``B`` of them.
+            responses: one per prompt.
+            acting: makes active who sampled, where that was not the policy.
+
+        Raises:
+            LeftEarly: a stop waits.
+            StageError: a function of the user's failed.
+        """
+        pad, leave = models.pad_id(self._tokenizer), self._leave
+        ids, attention, mask = pad_tokens([p.ids for p in prompts], responses, pad, self._base.device)
+        answers = [self._answer(prompt.question, response) for prompt, response in zip(prompts, responses, strict=True)]
+        width, size = mask.shape[1], self._fit.forward
+        leave()
+        components = self._rewards.components(answers, responses, size)
+        with self._base.reference():
+            reference = policy_outputs(self._base, ids, attention, width, size, leave)
+        micro, minis = self._fit.micro, self._recipe.num_mini_batches
+        with acting or nullcontext():
+            old = policy_outputs(self._base, ids, attention, width, micro, leave, minis)
+        return Rollout(
+            input_ids=ids,
+            attention_mask=attention,
+            mask=mask,
+            answers=answers,
+            old=old,
+            ref_logprobs=reference.logprobs,
+            scores=self._rewards.total(components),
+            components=components,
+        )
+
+    def settle(self, rollout: Rollout) -> Rollout:
+        """Give responses that every judge abstained from the mean of the others; every rank calls it."""
+        if not self._recipe.reward_fn:
+            return rollout
+        return replace(rollout, scores=fill_unjudged(rollout.scores, unjudged(rollout.components), self._reduce))
+
+    def _answer(self, question: str, response: Sequence[int]) -> Answer:
+        ended = response[-1] == models.eos_id(self._tokenizer)
+        text = self._tokenizer.decode(list(response[:-1] if ended else response), skip_special_tokens=True)
+        return Answer(question, str(text).strip(), ended)
+
+    def rows(self, rollout: Rollout, kl: Tensor) -> list[dict[str, Any]]:
+        """One row a response, as in ``samples.jsonl``; ``kl`` is ``[B]``."""
+        rows: list[dict[str, Any]] = []
+        lengths = rollout.mask.sum(1).int().tolist()
+        components = {name: values.tolist() for name, values in rollout.components.items()}
+        scores = with_ends(self._recipe, rollout.scores, rollout.answers).tolist()
+        columns = zip(rollout.answers, rollout.scores.tolist(), scores, kl.tolist(), lengths, strict=True)
+        for index, (answer, reward, score, response_kl, length) in enumerate(columns):
+            row = {
+                "question": answer.question, "response": answer.text, "reward": reward, "score": score,
+                "kl": response_kl,
+                "length": length, "ended": answer.ended,
+                "rewards": {
+                    name.removeprefix(PREFIX): values[index]
+                    for name, values in components.items()
+                    if not math.isnan(values[index])  # abstained
+                },
+            }  # fmt: skip
+            if self._recipe.dataset_name == DEMO:
+                row["utility"] = demo.utility(answer.question, answer.text)
+            rows.append(row)
+        return rows
+
+    def not_finite(self, rollout: Rollout) -> str | None:
+        """What of a rollout is NaN or infinite, over all ranks; None: nothing."""
+        logprobs = (losses.masked(each, rollout.mask) for each in (rollout.old.logprobs, rollout.ref_logprobs))
+        bad = torch.stack([(~torch.isfinite(tensor)).sum() for tensor in (rollout.scores, *logprobs)])
+        scores, policy, reference = self._reduce(bad).tolist()
+        if not (scores or policy or reference):
+            return None
+        if self.nobody_judged(rollout) and not (policy or reference):
+            return f"`reward_fn: {self._recipe.reward_fn}` abstained from all {scores} responses and is the only judge"
+        return (
+            f"NaN or infinity in {scores} scores, {policy} log-probabilities of the policy and {reference} of the "
+            "reference"
+        )
+
+    def check_finite(self, rollout: Rollout) -> None:
+        """On all ranks alike.
+
+        Raises:
+            Unscored: nobody judged any response.
+            StageError: a score or log-probability is NaN or infinite.
+        """
+        if not (bad := self.not_finite(rollout)):
+            return
+        if self.nobody_judged(rollout):
+            raise Unscored(f"{bad}: return a number for some of them, or name a `reward_model_path` as well.")
+        raise StageError(
+            f"{bad}. Use `bf16: true` or `dtype: bfloat16` instead of float16, or lower `learning_rate`; "
+            "checkpoints are untouched."
+        )
+
+    def nobody_judged(self, rollout: Rollout) -> bool:
+        """Whether every judge abstained from every response of all ranks; after :meth:`settle`, alike on all of them.
+
+        A mean of others fills a gap, so that gaps on all of a rank mean that there is no other on any rank.
+        """
+        alone = self._recipe.reward_fn is not None and self._recipe.reward_model_path is None
+        return alone and bool((rollout.scores.isnan() & unjudged(rollout.components)).all())

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .batches import longest_first
 from .decoding import Decoder
+from .packing import longest_first
 from .shared_base import SharedBase
 
 _STRIDE = {"cpu": 1}

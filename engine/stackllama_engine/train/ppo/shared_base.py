@@ -5,11 +5,13 @@ Shapes: ``B`` sequences, ``T`` tokens, ``R`` response positions, ``V`` vocabular
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
+from peft.tuners.lora import layer as lora
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -19,8 +21,6 @@ from ...contract.recipe import PPORecipe
 from .. import models
 from ..sharing import check_shares, own_base
 from . import head
-from .decoding import DecodingMode
-from .merged import merged
 
 if TYPE_CHECKING:
     from transformers import DynamicCache, PreTrainedModel
@@ -40,6 +40,18 @@ class Outputs(NamedTuple):
     logprobs: Tensor
     values: Tensor
     entropy: Tensor
+
+
+@dataclass(frozen=True)
+class DecodingMode:
+    """Shortcuts of sampling; :mod:`.model_checks` turns off those that change a model's log-probabilities."""
+
+    merge: bool = True
+    """Merge the adapter into float32 weights while sampling."""
+    cache: bool = True
+    """Keep keys, values and recurrent states from one token to the next; without, every token reads the whole text."""
+    drop_rows: bool = True
+    """Remove finished rows from the batch."""
 
 
 class SharedBase:
@@ -172,7 +184,7 @@ class SharedBase:
 
     @contextmanager
     def sampling(self) -> Iterator[None]:
-        """Inside, the active adapter answers without gradients, as fast as it can; see :mod:`.merged`."""
+        """Inside, the active adapter answers without gradients, as fast as it can; see :func:`merged`."""
         with ExitStack() as stack:
             merging = self.decoding.merge and self._role == POLICY and not self._bf16
             if merging and stack.enter_context(merged(self.model, POLICY)):
@@ -378,3 +390,40 @@ def _drop_dropout(module: nn.Module) -> None:
         for name, value in vars(part).items():
             if "dropout" in name and isinstance(value, float):
                 setattr(part, name, 0.0)
+
+
+@contextmanager
+def merged(model: PeftModel, adapter: str) -> Iterator[bool]:
+    """Inside, the base's weights hold the adapter, which must then be off; yields whether they do.
+
+    One matrix product per layer and token instead of three while something is sampled. Only where a weight is float32:
+    a narrower one would round the adapter away, and what is sampled would not be the policy. Afterwards each weight is
+    the very parameter that it was before; nothing is subtracted.
+
+    A model with anything else than plain LoRA on float32 matrices is left as it is. Takes the memory of the weights
+    that the adapter changes. Each adapted layer gets a parameter of its own: one that other modules use as well (a head
+    tied to the embeddings) must stay what it is for them.
+    """
+    adapted = _plain_layers(model, adapter)
+    layers = [layer.get_base_layer() for layer in adapted]
+    kept = [layer.weight for layer in layers]
+    try:
+        with torch.no_grad():
+            for base, weight, layer in zip(layers, kept, adapted, strict=True):
+                base.weight = nn.Parameter(weight + layer.get_delta_weight(adapter), requires_grad=False)
+        yield bool(layers)
+    finally:
+        for base, weight in zip(layers, kept, strict=True):
+            base.weight = weight
+
+
+def _plain_layers(model: PeftModel, adapter: str) -> list[Any]:
+    """Layers that the adapter changes; none where one of them cannot be merged."""
+    found = [module for module in model.modules() if isinstance(module, lora.LoraLayer) and adapter in module.r]
+    return found if all(_is_plain(layer, adapter) for layer in found) else []
+
+
+def _is_plain(layer: Any, adapter: str) -> bool:
+    base = layer.get_base_layer()
+    special = adapter in layer.lora_variant or layer.lora_bias.get(adapter, False)
+    return type(layer) is lora.Linear and type(base) is nn.Linear and base.weight.dtype == torch.float32 and not special

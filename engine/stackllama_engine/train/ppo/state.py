@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .. import checkpoint, optimizers
 from ..report import Reporter
 from .losses import KLController, Moments
-from .reward_scaling import RewardScaling
+from .rewards import RewardScaling
 from .shared_base import CRITIC, SharedBase
 
 POLICY_FILE = "policy.safetensors"

@@ -1,13 +1,11 @@
-"""The PPO stage: 1 sample · 2 score · 3 reference · 4 rewards · 5 advantages · 6 update."""
+"""The PPO stage around the algorithm (:mod:`.algorithm`): load, evaluate, serve requests, save, roll back."""
 
 import math
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Any, Literal, NoReturn
 
 import torch
-from torch import Tensor
 from transformers import get_scheduler
 
 from ...contract.errors import StageError
@@ -21,21 +19,20 @@ from ..save_timer import SaveTimer
 from ..saving import Saver, newest_sealed
 from ..session import Session
 from ..waiting import Saved, until_saved, write_result
-from . import canary, losses
-from .evaluation import Acting, Evaluator, Row, held_out_objective, summary
-from .experience import Experience
-from .figures import Scores, figures, objective, response_kl, side_by_side, throughput
+from . import fault_tolerance, losses
+from .algorithm import Algorithm, Learned, Updater
+from .evaluation import Evaluator, Row, held_out_objective, summary
+from .fault_tolerance import Abandoned, Together
+from .metrics import figures, objective, response_kl, side_by_side, throughput
 from .mismatch import SamplerCheck
 from .model_checks import check_policy
 from .prompts import Prompt, Prompts, load_prompts, report_prompts
-from .recovery import Abandoned, Together, Unscored
-from .reward_scaling import RewardScaling
-from .rewards import Rewards
-from .rollout import Rollout, sequence_sum
-from .sampling import Responses, draw_noise
+from .rewards import Rewards, RewardScaling, Unscored
+from .rollout import Rollout, RolloutWorker, sequence_sum
+from .sampling import Noise, draw_noise
 from .shared_base import VALUE_FILE, SharedBase
 from .state import Evaluations, Trainables
-from .update import Updater, explained_variance, final_scores, targets
+from .update import explained_variance
 
 When = Literal["before", "during", "after", "asked"]
 """Of an evaluation: before the first step, between two steps, after the last one, when somebody asked."""
@@ -78,6 +75,7 @@ class PPO:
         self.session = session
         self.reporter = session.reporter
         self.tokenizer = models.load_tokenizer(recipe.model_name_or_path, recipe.model_revision)
+        self.eos = models.eos_id(self.tokenizer)
         self.base = SharedBase(recipe, session.device)
         limits.check_tokens(self.base.base, self.tokenizer, recipe.model_name_or_path)
         check_policy(recipe, self.base, self.tokenizer, self.reporter)
@@ -98,12 +96,15 @@ class PPO:
         self.scaling = RewardScaling(recipe.normalize_reward, recipe.cliprange_reward, session.reduce)
         self.trainables = Trainables(self.base, optimizer, scheduler, self.controller, self.scaling)
         self.fit = Fit(recipe, self.reporter, self._note)
-        self.experience = Experience(recipe, session, self.base, self.tokenizer, self.rewards, self.fit)
+        self.worker = RolloutWorker(recipe, session, self.base, self.tokenizer, self.rewards, self.fit)
         self.sampler_check = SamplerCheck(recipe, session, self.base)
-        self.updater = Updater(recipe, self.base, optimizer, session.reduce, self.fit)
+        updater = Updater(recipe, self.base, optimizer, session.reduce, self.fit)
         self.together = Together(session, self.fit)
+        self.algorithm = Algorithm(
+            recipe, self.worker, self.scaling, self.controller, updater, self.together, session.reduce
+        )
         self.evaluator = Evaluator(
-            recipe, session, self.base, self.tokenizer, self.experience, self.together, self._score, self.held_out
+            recipe, session, self.base, self.tokenizer, self.algorithm, self.worker, self.together, self.held_out
         )
         self.best: Row | None = None
         """Of the evaluations during training, the one with the best score − KL coefficient × KL."""
@@ -183,7 +184,7 @@ class PPO:
                 self._remember(progress.step, during, before)
             return progress.step, before
         try:
-            if canary.asked():
+            if fault_tolerance.canary_asked():
                 self._rehearse()
             self.reporter.forget_samples_after(-1)  # an attempt that saved nothing is made again from its beginning
             return 0, self.evaluate(0, "before")
@@ -222,16 +223,16 @@ class PPO:
         """
         times = [time.perf_counter()]
         self.reporter.phase("rollout")
-        prompts, noise_at = self._batch(step)
-        responses = self.together(lambda: self._sample(prompts, step, noise_at))  # 1
+        prompts, indices = self._batch(step)
+        responses = self.algorithm.sample(prompts, self._noise(step, indices), self.eos)
         times.append(time.perf_counter())
         self.reporter.phase("score")
-        rollout = self._score(prompts, responses)  # 2 and 3
+        rollout = self.algorithm.score(prompts, responses)
         times.append(time.perf_counter())
-        if bad := self.experience.not_finite(rollout):
+        if bad := self.worker.not_finite(rollout):
             self.reporter.health(f"step {step + 1} skipped: {bad}")
             schedule.advance(self.trainables.scheduler)
-            fault = None if self.experience.nobody_judged(rollout) else bad  # nothing that a rollback would mend
+            fault = None if self.worker.nobody_judged(rollout) else bad  # nothing that a rollback would fix
             return {"objective/scores": float(rollout.scores.mean()), "ppo/updates": 0.0}, fault
         mismatch = self.sampler_check(step, responses, rollout)
         self.reporter.phase("update")
@@ -251,42 +252,53 @@ class PPO:
         return metrics, bad
 
     def _learn(self, step: int, rollout: Rollout) -> tuple[dict[str, float], str | None]:
-        """4, 5 and 6: rewards, advantages and the update; as :meth:`step`."""
-        scaled, scale = self.scaling(rollout.scores)
-        scores = final_scores(self.recipe, scaled, rollout.answers)
-        goal = targets(self.recipe, rollout, scores, self.controller.coef, self.session.reduce)  # 4 and 5
+        """Update from a rollout, record it, and move what moves once per step; as :meth:`step`."""
         shuffle = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + step)
-        statistics = self.updater.update(rollout, goal, shuffle, self.together.between)  # 6
-        whole = Scores(rollout.scores, scaled, scores)
-        metrics = self._objective(rollout, whole, goal.kl, step) | scale | statistics.metrics()
-        metrics["val/var_explained"] = explained_variance(
-            rollout.old.values, goal.returns, rollout.mask, self.session.reduce
+        learned = self.algorithm.learn(rollout, shuffle)
+        stats, kl_coef = learned.stats, self.controller.coef
+        rows = self.worker.rows(rollout, response_kl(rollout))
+        metrics, count = self._objective(rollout, learned, rows)
+        self.reporter.samples(step + 1, rows[: self.recipe.num_sample_generations])
+        self.algorithm.adapt_kl_coef(
+            metrics.get(f"objective/kl_{self.recipe.kl_estimator}", metrics["objective/kl"]), count
         )
-        if statistics.skipped:
-            self.reporter.health(f"step {step + 1}: {statistics.skipped} mini-batches skipped (ratio or gradient)")
+        metrics["objective/kl_coef"] = kl_coef
+        metrics["learning_rate"] = float(self.trainables.scheduler.get_last_lr()[0])
+        metrics["episode"] = float((step + 1) * count)
+        metrics |= learned.scaling
+        metrics |= stats.metrics()
+        metrics["val/var_explained"] = explained_variance(
+            rollout.old.values, learned.advantages.returns, rollout.mask, self.session.reduce
+        )
+        if stats.skipped:
+            self.reporter.health(f"step {step + 1}: {stats.skipped} mini-batches skipped (ratio or gradient)")
         schedule.advance(self.trainables.scheduler)
-        none_applied = statistics.skipped and not statistics.updates
+        none_applied = stats.skipped and not stats.updates
         return metrics, "every mini-batch was skipped (ratio or gradient)" if none_applied else None
 
+    def _objective(
+        self, rollout: Rollout, learned: Learned, rows: list[dict[str, Any]]
+    ) -> tuple[dict[str, float], int]:
+        """What PPO optimises, as metrics over the responses of all ranks, and the number of these."""
+        penalty = sequence_sum(learned.advantages.kl, rollout.mask)  # [B]
+        return objective(rollout, learned.scores, penalty, rows, self.recipe, self.controller.coef, self.session.reduce)
+
     def _rehearse(self) -> None:
-        """The worst case once, of which nothing stays; see :mod:`.canary`."""
+        """The worst case once, of which nothing stays; see :mod:`.fault_tolerance`."""
         recipe, reporter = self.recipe, self.reporter
-        prompts = [self.prompts.at(canary.longest(self.prompts))] * recipe.local_batch_size
+        prompts = [self.prompts.at(fault_tolerance.longest_prompt(self.prompts))] * recipe.local_batch_size
         reporter.phase("rollout")
-        responses = self.together(lambda: self.experience.respond(prompts, canary.noise(recipe), canary.NO_END))
+        responses = self.algorithm.sample(prompts, fault_tolerance.canary_noise(recipe), fault_tolerance.NO_END)
         reporter.phase("score")
-        rollout = self._score(prompts, responses)
-        self.experience.check_finite(rollout)
-        with canary.untouched(self.trainables):
+        rollout = self.algorithm.score(prompts, responses)
+        self.worker.check_finite(rollout)
+        with fault_tolerance.untouched(self.trainables):
             reporter.phase("update")
-            scores = final_scores(recipe, rollout.scores, rollout.answers)  # of which no statistics are kept
-            goal = targets(recipe, rollout, scores, self.controller.coef, self.session.reduce)
-            shuffle = torch.Generator().manual_seed(recipe.seed)
-            self.updater.update(rollout, goal, shuffle, self.together.between)
+            self.algorithm.rehearse(rollout, torch.Generator().manual_seed(recipe.seed))
             reporter.phase("save")
             if self.session.is_main:
                 kept = checkpoint.Retention.of(recipe).at_most(self.steps, steps_of(recipe.save_steps, self.steps))
-                canary.write_checkpoint(self.trainables, self.session.run, responses, kept)
+                fault_tolerance.rehearse_checkpoint(self.trainables, self.session.run, responses, kept)
             self.session.state.wait_for_everyone()
         reporter.health(
             f"canary: {len(prompts)} prompts of {len(prompts[0].ids)} tokens, {len(responses[0])} tokens answered, one "
@@ -323,7 +335,7 @@ class PPO:
         """Compare the longest text, prompt and response, with what policy and reward model take."""
         recipe = self.recipe
         held_out = max(len(prompt.ids) for prompt in self.held_out)
-        longest = max(held_out, len(self.prompts.at(canary.longest(self.prompts)).ids))
+        longest = max(held_out, len(self.prompts.at(fault_tolerance.longest_prompt(self.prompts)).ids))
         tokens = longest + recipe.longest_response
         keys = f"`max_prompt_length={recipe.max_prompt_length}` and {recipe.length_key}"
         limits.check_length(self.base.base, recipe.model_name_or_path, tokens, keys, self.reporter)
@@ -338,47 +350,9 @@ class PPO:
         mine = range(self.session.rank, total, self.session.world_size)
         return [self.prompts.at(step * total + index) for index in mine], mine
 
-    def _sample(self, prompts: Sequence[Prompt], step: int, indices: Sequence[int]) -> Responses:
-        """1 sample."""
-        recipe = self.recipe
-        noise = [draw_noise(recipe.seed, step, index, recipe.length_limits) for index in indices]
-        return self.experience.respond(prompts, noise, models.eos_id(self.tokenizer))
-
-    def _score(
-        self, prompts: Sequence[Prompt], responses: Sequence[Sequence[int]], acting: Acting = nullcontext
-    ) -> Rollout:
-        """2 score and 3 reference, on every rank.
-
-        Args:
-            prompts: of this rank.
-            responses: one per prompt.
-            acting: makes active who sampled, where that was not the policy as it is trained.
-
-        Raises:
-            Abandoned: a stop is wanted.
-            Unscored: a function of the user's failed, a text was too long, or memory ran out.
-        """
-        try:
-            scored = self.together(lambda: self.experience.score(prompts, responses, acting()))
-        except StageError as error:
-            raise Unscored(str(error)) from error
-        return self.experience.settle(scored)
-
-    def _objective(self, rollout: Rollout, scores: Scores, kl: Tensor, step: int) -> dict[str, float]:
-        """What PPO optimises, for the metrics, the samples and the KL controller.
-
-        Args:
-            scores: on their way into the rewards.
-            kl: by the penalty's estimator, ``[B, R]``.
-        """
-        recipe, coef, penalty = self.recipe, self.controller.coef, sequence_sum(kl, rollout.mask)
-        rows = self.experience.rows(rollout, response_kl(rollout))
-        metrics, count = objective(rollout, scores, penalty, rows, recipe, coef, self.session.reduce)
-        self.reporter.samples(step + 1, rows[: recipe.num_sample_generations])
-        # the controller steers what is subtracted, so it reads the penalty's own estimate, as TRL's did
-        self.controller.update(metrics.get(f"objective/kl_{recipe.kl_estimator}", metrics["objective/kl"]), count)
-        rate = self.trainables.scheduler.get_last_lr()[0]
-        return metrics | {"objective/kl_coef": coef, "learning_rate": rate, "episode": float((step + 1) * count)}
+    def _noise(self, step: int, indices: Sequence[int]) -> list[Noise]:
+        """Of the responses at these positions in the batch over all ranks."""
+        return [draw_noise(self.recipe.seed, step, index, self.recipe.length_limits) for index in indices]
 
     def _serve_and_save(self, done: int, before: dict[str, Any]) -> None:
         """Serve requests, sit out a pause, and keep the schedule of checkpoints, at a step boundary.

@@ -1,8 +1,7 @@
-"""What the rows of a rollout or an evaluation come to."""
+"""Aggregate metrics of a rollout or an evaluation."""
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,21 +9,9 @@ from torch import Tensor
 
 from ...contract.recipe import PPORecipe
 from . import losses
-from .rewards import ABSTAINED, FUNCTION, PREFIX
+from .rewards import ABSTAINED, FUNCTION, PREFIX, Scores
 from .rollout import Rollout, sequence_sum
 from .update import Reduce
-
-
-@dataclass(frozen=True)
-class Scores:
-    """The scores of a rollout on their way into the rewards, ``[B]`` each; all but the first in PPO's units."""
-
-    raw: Tensor
-    """What the judges said."""
-    scaled: Tensor
-    """After normalisation and clipping."""
-    final: Tensor
-    """After the baseline and what a missing end costs."""
 
 
 def objective(
@@ -63,10 +50,10 @@ def objective(
         "response_length": rollout.mask.sum(1),
         "val/num_prompt_tokens": rollout.attention_mask.sum(1) - rollout.mask.sum(1),
         "val/num_eos_tokens": penalty.new_tensor([float(answer.ended) for answer in rollout.answers]),
-        **{name: values.nan_to_num(0) for name, values in rollout.opinions.items()},
+        **{name: values.nan_to_num(0) for name, values in rollout.components.items()},
     }
-    if FUNCTION in rollout.opinions:
-        columns[ABSTAINED] = rollout.opinions[FUNCTION].isnan().float()
+    if FUNCTION in rollout.components:
+        columns[ABSTAINED] = rollout.components[FUNCTION].isnan().float()
     if recipe.kl_estimator != "k1":
         columns[f"objective/kl_{recipe.kl_estimator}"] = penalty
     if "utility" in rows[0]:

@@ -1,0 +1,422 @@
+"""Every metric a run reports: name, labels, unit, which way is better, where it is drawn. The only place.
+
+Charts, the monitor's panel and status line, ``runs ls``, ``runs watch``, comparisons and docs/metrics.md are views of
+:data:`METRICS`. Its order is theirs: the most telling metrics of a stage first. Names are TRL's where TRL has one.
+"""
+
+from collections.abc import Iterable
+from typing import Literal
+
+from msgspec import Struct
+
+from .stages import Stage
+
+Unit = Literal["number", "bytes", "seconds", "tokens/s", "tokens"]
+Better = Literal["higher", "lower"]
+
+SFT, REWARD, PPO, MERGE = Stage.SFT, Stage.REWARD, Stage.PPO, Stage.MERGE
+MEMORY = "memory"
+"""Its values are not in events of metrics: a view reads them from those of memory."""
+OTHER = None
+"""A run of another trainer."""
+_TRAINED = (SFT, REWARD, PPO, OTHER)
+
+
+class Metric(Struct, frozen=True, kw_only=True):
+    """One metric.
+
+    Attributes:
+        name: in events and files.
+        stages: that report it; several metrics may share a name, one per stage.
+        label: in lists.
+        chart: title of the chart that it is drawn in; empty: in one of its own.
+        series: its label within that chart; empty: :attr:`label`.
+        short: its label in one line; empty: it is not shown there.
+        listed: its rank as the one number of a run in ``runs ls``; 0: never.
+        listed_as: its label there, which scripts read as well; empty: :attr:`label`.
+        better: which way is better; None: neither.
+        unit: of its values.
+        help: its definition, a sentence.
+    """
+
+    name: str
+    stages: tuple[Stage | None, ...]
+    label: str
+    chart: str = ""
+    series: str = ""
+    short: str = ""
+    listed: int = 0
+    listed_as: str = ""
+    better: Better | None = None
+    unit: Unit = "number"
+    help: str = ""
+
+
+_KL = "KL to the reference"
+_OBJECTIVE = "PPO's objective"
+
+METRICS: tuple[Metric, ...] = (
+    # SFT and reward model
+    Metric(
+        name="accuracy", stages=(REWARD,), label="accuracy", chart="accuracy", series="train", short="accuracy",
+        listed=2, better="higher", help="Share of pairs whose chosen response scores higher.",
+    ),
+    Metric(
+        name="eval_accuracy", stages=(REWARD,), label="held-out accuracy", chart="accuracy", series="held-out",
+        short="held-out accuracy", listed=1, listed_as="accuracy", better="higher",
+        help="`accuracy` of held-out pairs.",
+    ),
+    Metric(
+        name="loss", stages=(SFT, REWARD, OTHER), label="loss", chart="loss", series="train", short="loss", listed=3,
+        better="lower", help="Of training batches: per token in SFT, per pair in the reward stage.",
+    ),
+    Metric(
+        name="eval_loss", stages=(SFT, REWARD, OTHER), label="held-out loss", chart="loss", series="held-out",
+        short="held-out loss", listed=2, listed_as="eval_loss", better="lower", help="`loss` of held-out rows.",
+    ),
+    Metric(
+        name="mean_token_accuracy", stages=(SFT,), label="token accuracy", chart="token accuracy", series="train",
+        short="token accuracy", better="higher", help="Share of tokens that are the most likely one.",
+    ),
+    Metric(
+        name="eval_mean_token_accuracy", stages=(SFT,), label="held-out token accuracy", chart="token accuracy",
+        series="held-out", better="higher", help="`mean_token_accuracy` of held-out rows.",
+    ),
+    Metric(
+        name="margin", stages=(REWARD,), label="margin", chart="margin", series="train", short="margin",
+        better="higher", help="Mean score of chosen minus rejected responses.",
+    ),
+    Metric(
+        name="eval_margin", stages=(REWARD,), label="held-out margin", chart="margin", series="held-out",
+        better="higher", help="`margin` of held-out pairs.",
+    ),
+    # PPO
+    Metric(
+        name="objective/scores", stages=(PPO,), label="reward", chart="reward", series="train", short="reward",
+        listed=1, better="higher", help="Weighted sum of the reward components; raw.",
+    ),
+    Metric(
+        name="eval/mean_reward", stages=(PPO,), label="held-out reward", chart="reward", series="held-out",
+        better="higher", help="`objective/scores` of held-out prompts, without penalties.",
+    ),
+    Metric(
+        name="demo/true_utility", stages=(PPO,), label="true utility", chart="reward", series="true utility",
+        short="utility", better="higher", help="The demo alone: how good its answers really are.",
+    ),
+    Metric(
+        name="eval/true_utility", stages=(PPO,), label="held-out true utility", better="higher",
+        help="`demo/true_utility` of held-out prompts.",
+    ),
+    Metric(
+        name="objective/kl", stages=(PPO,), label="KL", chart=_KL, series="train", short="KL",
+        help="KL of a response to the reference, estimated by k1 (the sum of log-ratios), whatever `kl_estimator` is.",
+    ),
+    Metric(
+        name="eval/kl", stages=(PPO,), label="held-out KL", chart=_KL, series="held-out",
+        help="`objective/kl` of held-out prompts.",
+    ),
+    Metric(
+        name="objective/kl_k2", stages=(PPO,), label="KL by k2", chart=_KL, series="penalty, k2",
+        help="With `kl_estimator: k2`: what the penalty subtracts, and what an adaptive `kl_coef` steers to `target`.",
+    ),
+    Metric(
+        name="objective/kl_k3", stages=(PPO,), label="KL by k3", chart=_KL, series="penalty, k3",
+        help="With `kl_estimator: k3`: likewise.",
+    ),
+    Metric(
+        name="loss/policy_avg", stages=(PPO,), label="policy loss", chart="loss", series="policy",
+        short="policy loss", help="Clipped surrogate objective, negated, per token.",
+    ),
+    Metric(
+        name="loss/value_avg", stages=(PPO,), label="value loss", chart="loss", series="value", short="value loss",
+        help="Half the clipped squared error of the values, per token.",
+    ),
+    Metric(
+        name=MEMORY, stages=(SFT, REWARD, PPO), label="memory", chart="memory", unit="bytes",
+        help="Bytes allocated on the device, or resident in main memory; from events of the kind `memory`.",
+    ),
+    # other trainers
+    Metric(name="reward", stages=(OTHER,), label="reward", chart="reward", short="reward", better="higher"),
+    Metric(name="objective/scores", stages=(OTHER,), label="score", chart="reward", series="score", better="higher"),
+    Metric(name="rewards/mean", stages=(OTHER,), label="mean reward", chart="reward", series="mean", better="higher"),
+    Metric(name="kl", stages=(OTHER,), label="KL", chart="KL", short="KL"),
+    Metric(name="objective/kl", stages=(OTHER,), label="KL", chart="KL"),
+    # reward model
+    Metric(
+        name="mean_reward", stages=(REWARD,), label="mean reward", chart="reward", series="mean",
+        help="Mean score of all responses of a batch.",
+    ),
+    Metric(
+        name="min_reward", stages=(REWARD,), label="lowest reward", chart="reward", series="min",
+        help="Lowest score of a batch.",
+    ),
+    Metric(
+        name="max_reward", stages=(REWARD,), label="highest reward", chart="reward", series="max",
+        help="Highest score of a batch.",
+    ),
+    # PPO, what explains it
+    Metric(
+        name="response_length", stages=(PPO,), label="response length", chart="response length", series="train",
+        unit="tokens", help="Mean tokens per response, the end token included.",
+    ),
+    Metric(
+        name="eval/response_length", stages=(PPO,), label="held-out response length", chart="response length",
+        series="held-out", unit="tokens", help="`response_length` of held-out prompts.",
+    ),
+    Metric(
+        name="policy/entropy_avg", stages=(PPO,), label="entropy", chart="entropy", series="policy",
+        help="Entropy of the next-token distribution, in nats per token.",
+    ),
+    Metric(
+        name="policy/clipfrac_avg", stages=(PPO,), label="clip fraction", chart="clip fraction", series="policy",
+        help="Share of tokens whose ratio was clipped.",
+    ),
+    Metric(
+        name="val/clipfrac_avg", stages=(PPO,), label="value clip fraction", chart="clip fraction", series="value",
+        help="Share of tokens whose value was clipped.",
+    ),
+    Metric(
+        name="val/ratio", stages=(PPO,), label="ratio", chart="ratio", series="mean",
+        help="Mean probability ratio of new to old policy.",
+    ),
+    Metric(
+        name="val/ratio_first", stages=(PPO,), label="ratio, first mini-batch", chart="ratio",
+        series="first mini-batch",
+        help="Of the very first mini-batch. The learner is compared with itself, so 1 proves that its pass is "
+        "deterministic, and nothing about the sampler.",
+    ),
+    Metric(
+        name="policy/approxkl_first", stages=(PPO,), label="approximate KL, first mini-batch",
+        help="Of the very first mini-batch; 0 where `val/ratio_first` is 1.",
+    ),
+    Metric(
+        name="sampling/logprob_difference", stages=(PPO,), label="sampler mismatch", chart="sampler against learner",
+        series="largest difference", better="lower",
+        help="Largest difference of a token's log-probability between sampler and learner, in nats.",
+    ),
+    Metric(
+        name="sampling/kl_mismatch", stages=(PPO,), label="sampler KL", chart="sampler against learner",
+        series="KL per token", better="lower",
+        help="KL(sampler ‖ learner) per token: the mean of (r − 1) − log r with r = learner ÷ sampler (k3), over all "
+        "sampled tokens.",
+    ),
+    Metric(
+        name="policy/approxkl_avg", stages=(PPO,), label="approximate KL", chart="policy KL of an update",
+        series="approximate KL", help="½ (log ratio)², per token.",
+    ),
+    Metric(
+        name="policy/policykl", stages=(PPO,), label="policy KL", chart="policy KL of an update", series="policy KL",
+        help="Mean old − new log-probability in the newest mini-batch; `early_stopping` looks at it.",
+    ),
+    Metric(
+        name="objective/kl_coef", stages=(PPO,), label="KL coefficient", chart="KL coefficient", series="coefficient",
+        help="Weight of the KL penalty in this step.",
+    ),
+    Metric(
+        name="val/var_explained", stages=(PPO,), label="explained variance", chart="explained variance",
+        series="critic", better="higher", help="1 − Var(returns − values) / Var(returns).",
+    ),
+    Metric(
+        name="reward/model", stages=(PPO,), label="reward model", chart="reward components", series="model",
+        help="What the reward model said.",
+    ),
+    Metric(
+        name="reward/function", stages=(PPO,), label="reward function", chart="reward components", series="function",
+        help="What `reward_fn` said, of the responses that it did not abstain from.",
+    ),
+    Metric(
+        name="reward/length_penalty", stages=(PPO,), label="length penalty", chart="reward components",
+        series="length penalty", help="What `length_penalty` subtracts.",
+    ),
+    Metric(
+        name="reward/repetition_penalty", stages=(PPO,), label="repetition penalty", chart="reward components",
+        series="repetition penalty", help="What `repetition_penalty` subtracts.",
+    ),
+    Metric(
+        name="reward/function_abstained", stages=(PPO,), label="abstained",
+        help="Share of responses that `reward_fn` abstained from.",
+    ),
+    Metric(
+        name="objective/rlhf_reward", stages=(PPO,), label="objective", chart=_OBJECTIVE, series="sum",
+        better="higher",
+        help="`objective/scores` (`objective/scaled_scores` where scores are scaled) + `objective/penalties` + "
+        "`objective/non_score_reward`.",
+    ),
+    Metric(
+        name="objective/scaled_scores", stages=(PPO,), label="scaled scores", chart=_OBJECTIVE, series="scaled scores",
+        help="`objective/scores` after `normalize_reward` and `cliprange_reward`, where either is set.",
+    ),
+    Metric(
+        name="objective/penalties", stages=(PPO,), label="penalties", chart=_OBJECTIVE, series="penalties",
+        help="What `reward_baseline` and `missing_eos_penalty` or `missing_eos_reward` change, in the units of the "
+        "scaled scores.",
+    ),
+    Metric(
+        name="objective/non_score_reward", stages=(PPO,), label="KL penalty", chart=_OBJECTIVE, series="KL penalty",
+        help="−`kl_coef` × the penalty's KL.",
+    ),
+    Metric(
+        name="objective/score_mean", stages=(PPO,), label="running mean of scores", chart="reward scaling",
+        series="mean", help="With `normalize_reward`: what scores are centred by.",
+    ),
+    Metric(
+        name="objective/score_std", stages=(PPO,), label="running deviation of scores", chart="reward scaling",
+        series="standard deviation", help="With `normalize_reward`: what scores are divided by.",
+    ),
+    Metric(
+        name="objective/score_clipfrac", stages=(PPO,), label="clipped scores",
+        help="With `cliprange_reward`: share of scores that were clipped.",
+    ),
+    Metric(
+        name="eval/objective", stages=(PPO,), label="held-out objective", better="higher",
+        help="What PPO maximises, on held-out prompts: score − `kl_coef` × KL.",
+    ),
+    Metric(
+        name="eval/reward/model", stages=(PPO,), label="held-out reward model", chart="held-out reward components",
+        series="model", help="`reward/model` of held-out prompts.",
+    ),
+    Metric(
+        name="eval/reward/function", stages=(PPO,), label="held-out reward function",
+        chart="held-out reward components", series="function", help="`reward/function` of held-out prompts.",
+    ),
+    Metric(
+        name="eval/reward/length_penalty", stages=(PPO,), label="held-out length penalty",
+        chart="held-out reward components", series="length penalty", help="Likewise.",
+    ),
+    Metric(
+        name="eval/reward/repetition_penalty", stages=(PPO,), label="held-out repetition penalty",
+        chart="held-out reward components", series="repetition penalty", help="Likewise.",
+    ),
+    # every stage
+    Metric(
+        name="learning_rate", stages=_TRAINED, label="learning rate", chart="learning rate", series="learning rate",
+        short="lr", help="Of the policy's parameters.",
+    ),
+    Metric(
+        name="grad_norm", stages=_TRAINED, label="gradient norm", chart="gradient norm", series="norm",
+        help="Before clipping; in PPO the policy's, in the newest mini-batch that was applied.",
+    ),
+    Metric(
+        name="val/grad_norm", stages=(PPO,), label="gradient norm of the critic", chart="gradient norm",
+        series="critic", help="`grad_norm` of the critic, which is clipped apart.",
+    ),
+    Metric(
+        name="entropy", stages=(SFT,), label="entropy", chart="entropy", series="train",
+        help="Entropy of the next-token distribution, in nats per token.",
+    ),
+    Metric(
+        name="eval_entropy", stages=(SFT,), label="held-out entropy", chart="entropy", series="held-out",
+        help="`entropy` of held-out rows.",
+    ),
+    Metric(
+        name="tokens_per_second", stages=(SFT, REWARD, PPO), label="tokens/s", chart="tokens per second",
+        series="all tokens", short="tokens/s", better="higher", unit="tokens/s",
+        help="Tokens per second of the step, prompt and response, each counted once however many epochs read it. SFT "
+        "and reward model: training tokens without padding. PPO: of rollout, scoring and update together.",
+    ),
+    Metric(
+        name="response_tokens_per_second", stages=(PPO,), label="response tokens/s", chart="tokens per second",
+        series="response tokens", better="higher", unit="tokens/s", help="The response tokens among them.",
+    ),
+    Metric(
+        name="time/rollout", stages=(PPO,), label="seconds per rollout", chart="seconds per step", series="rollout",
+        unit="seconds", help="Sampling of a step.",
+    ),
+    Metric(
+        name="time/score", stages=(PPO,), label="seconds per scoring", chart="seconds per step", series="score",
+        unit="seconds", help="Reward, reference and values of a step.",
+    ),
+    Metric(
+        name="time/update", stages=(PPO,), label="seconds per update", chart="seconds per step", series="update",
+        unit="seconds", help="Update of policy and critic of a step.",
+    ),
+    # counts
+    Metric(
+        name="num_tokens", stages=(SFT, REWARD), label="tokens so far", unit="tokens",
+        help="Training tokens so far, without padding.",
+    ),
+    Metric(
+        name="episode", stages=(PPO,), label="responses so far", help="Responses of all ranks that were trained on.",
+    ),
+    Metric(
+        name="val/num_tokens", stages=(PPO,), label="response tokens", unit="tokens",
+        help="Response tokens of a step, over all ranks.",
+    ),
+    Metric(
+        name="val/num_prompt_tokens", stages=(PPO,), label="prompt tokens", unit="tokens",
+        help="Prompt tokens of a step, over all ranks.",
+    ),
+    Metric(
+        name="val/num_eos_tokens", stages=(PPO,), label="responses that end",
+        help="Responses of a step that end with the end token, over all ranks.",
+    ),
+    Metric(
+        name="objective/entropy", stages=(PPO,), label="surprise per response",
+        help="Mean of −log-probability summed over a response: an estimate of the sequence's entropy.",
+    ),
+    Metric(
+        name="ppo/updates", stages=(PPO,), label="updates", help="Mini-batches of a step that were applied.",
+    ),
+    Metric(
+        name="ppo/skipped_updates", stages=(PPO,), label="skipped updates", better="lower",
+        help="Mini-batches of a step that were not applied, for their ratio or gradient.",
+    ),
+    Metric(
+        name="ppo/stopped_early", stages=(PPO,), label="stopped early",
+        help="1 where `early_stopping` ended a step's update.",
+    ),
+    Metric(
+        name="eval_pairs", stages=(REWARD,), label="held-out pairs", help="Pairs that were evaluated.",
+    ),
+    Metric(
+        name="eval_ties", stages=(REWARD,), label="held-out ties",
+        help="Held-out pairs whose scores are equal; `eval_accuracy` leaves them out.",
+    ),
+    Metric(
+        name="eval_mean_reward", stages=(REWARD,), label="held-out reward",
+        help="`mean_reward` of held-out pairs.",
+    ),
+    # results
+    Metric(
+        name="difference", stages=(MERGE,), label="error of the merge", short="error", listed=1, listed_as="error",
+        better="lower",
+        help="Difference of the merged model's logits from base and adapter.",
+    ),
+    Metric(
+        name="difference_from_base", stages=(MERGE,), label="change against the base", short="change",
+        help="Difference of the merged model's logits from the base alone.",
+    ),
+    Metric(
+        name="mean_reward", stages=(PPO,), label="held-out reward", listed=2, listed_as="reward", better="higher",
+        help="In results: `eval/mean_reward` after training.",
+    ),
+)  # fmt: skip
+
+RESULTS: dict[str, Better] = {"after.mean_reward": "higher", "after.true_utility": "higher"}
+"""Numbers of ``result.json`` that are no metric of an event, and which way is better."""
+
+
+def metrics_of(stage: Stage | None) -> list[Metric]:
+    """The metrics of a stage, the most telling first; None: of another trainer's run."""
+    return [metric for metric in METRICS if stage in metric.stages]
+
+
+def headline(stage: Stage | None) -> list[Metric]:
+    """Those that stand in one line."""
+    return [metric for metric in metrics_of(stage) if metric.short]
+
+
+def headline_names(stage: Stage | None) -> list[str]:
+    """Their names."""
+    return [metric.name for metric in headline(stage)]
+
+
+def listed(stage: Stage) -> list[Metric]:
+    """Candidates for the one number that says how a run went, the best first."""
+    return sorted((metric for metric in metrics_of(stage) if metric.listed), key=lambda metric: metric.listed)
+
+
+def better(name: str) -> Better | None:
+    """Which way of a metric is better, whatever the stage; None: neither."""
+    found: Iterable[Better | None] = (metric.better for metric in METRICS if metric.name == name)
+    return RESULTS.get(name) or next((each for each in found if each), None)

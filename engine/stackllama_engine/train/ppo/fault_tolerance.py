@@ -1,0 +1,157 @@
+"""What a PPO run does when a step cannot be finished, and the canary that learns early what cannot.
+
+- A stop in the middle of a step abandons it: nothing of it stays, the state at the last boundary is saved, and the
+  resumed run makes the same step again.
+- Out of memory on any rank: every rank begins the phase again with half as many rows at once (:class:`..faults.Fit`).
+- A step that is not finite, or none of whose mini-batches could be applied, is skipped. After ``max_skipped_steps``
+  of them in a row the weights themselves are in doubt: back to the newest verified checkpoint (or the start) with
+  half the learning rate, because with the same one the same would happen again. After ``max_rollbacks`` of that, the
+  run ends.
+- The canary is the worst case once, before a run proper: longest prompt, longest responses, one update, one checkpoint.
+  What would end the run for want of memory or disk at hour nine ends it in its first minutes instead. Nothing of it
+  stays: policy, value head, optimizer and checkpoints are afterwards what they were before, so that a run with a canary
+  and one without are the same, bit for bit.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+
+from ...contract.errors import StageError
+from ...contract.recipe import PPORecipe
+from ...contract.run_dir import RunDir
+from .. import checkpoint
+from ..faults import Fit, memory_that_ran_out
+from ..requests import LeftEarly
+from ..session import SCRATCH, Session
+from .prompts import Prompts
+from .sampling import Noise
+from .state import Evaluations, Trainables
+
+T = TypeVar("T")
+
+CANARY = "STACKLLAMA_CANARY"
+"""``1`` in the environment of an attempt that begins with it."""
+NO_END = -1
+"""No token ends a response: each is as long as its noise."""
+
+
+class Abandoned(Exception):
+    """A stop was asked for in the middle of a step or an evaluation; raised on every rank alike."""
+
+
+class Together:
+    """Runs a phase on every rank until it fits, or until a stop is wanted.
+
+    Args:
+        session: its requests ask all ranks at the end of a phase.
+        fit: how many rows at once.
+    """
+
+    def __init__(self, session: Session, fit: Fit) -> None:
+        self._session = session
+        self._requests = session.requests
+        self._fit = fit
+
+    def __call__(self, work: Callable[[], T]) -> T:
+        """The result of ``work``, which holds no collective and calls ``requests.leave_early`` between its pieces.
+
+        Raises:
+            Abandoned: a stop is wanted.
+            StageError: memory ran out with one row at a time; or ``work`` raised it, on every rank the first one's.
+        """
+        while True:
+            results: list[T] = []
+            failed, problem = False, ""
+            try:
+                results.append(work())
+            except LeftEarly:
+                pass  # the others learn of the stop below
+            except StageError as error:
+                problem = str(error)
+            except Exception as error:
+                if memory_that_ran_out(error) is None:
+                    raise
+                failed = True
+            agreed = self._requests.agree(failed, problem=bool(problem))
+            if agreed.problem:
+                raise StageError(next(text for text in self._session.gather([problem]) if text))
+            if agreed.stop:
+                raise Abandoned
+            if not agreed.failed:
+                return results[0]
+            del results
+            self._fit.halve_forward()
+
+    def between(self) -> None:
+        """A point inside the update at which every rank learns of a stop.
+
+        Raises:
+            Abandoned: it is wanted.
+        """
+        if self._requests.agree(failed=False).stop:
+            raise Abandoned
+
+
+def canary_asked() -> bool:
+    """Whether this attempt begins with a canary."""
+    return os.environ.get(CANARY) == "1"
+
+
+def longest_prompt(prompts: Prompts) -> int:
+    """Position of the longest prompt in the first pass over the data."""
+    return max(range(len(prompts)), key=lambda position: len(prompts.at(position).ids))
+
+
+def canary_noise(recipe: PPORecipe) -> list[Noise]:
+    """Of responses as long as the recipe allows."""
+    length = recipe.longest_response
+    generator = torch.Generator().manual_seed(recipe.seed)
+    return [
+        Noise(length, torch.rand(length, generator=generator, dtype=torch.float64))
+        for _ in range(recipe.local_batch_size)
+    ]
+
+
+@contextmanager
+def untouched(trainables: Trainables) -> Iterator[None]:
+    """Whatever is trained inside is afterwards as before; the optimizer must not have made a step yet."""
+    before = trainables.snapshot()
+    assert not before.optimizer[0]
+    try:
+        yield
+    finally:
+        trainables.restore(before)
+
+
+def rehearse_checkpoint(trainables: Trainables, run: RunDir, rows: Sequence[object], keep: int) -> int:
+    """Write and seal a checkpoint where none is looked for, and remove it.
+
+    Returns:
+        its size in bytes.
+
+    Raises:
+        OSError: the disk is full.
+        StageError: there is room for one, and not for as many as the recipe keeps.
+    """
+    folder = run.path / SCRATCH / "canary"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(mode=0o700, parents=True)
+    try:
+        staging = checkpoint.staging_dir(folder, 0)
+        trainables.write(staging, 0, Evaluations({"rows": list(rows)}))
+        sealed = checkpoint.seal(staging, folder, 0)
+        size = sum(path.stat().st_size for path in sealed.iterdir())
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    need, free = (keep + 1) * size, shutil.disk_usage(run.path).free  # a new one is whole before an old one goes
+    if need > free:
+        raise StageError(
+            f"The disk has {free / (1 << 30):.1f} GiB free, and {keep + 1} checkpoints of {size / (1 << 20):.0f} MiB "
+            f"need {need / (1 << 30):.1f} GiB: lower `save_total_limit`, or make room under {run.path}."
+        )
+    return size
