@@ -145,7 +145,7 @@ def test_a_file_system_that_does_not_answer_is_a_remark(
     run: RunDir, clock: Clock, monkeypatch: pytest.MonkeyPatch, gpus: FakeNvml
 ) -> None:
     release = threading.Event()
-    monkeypatch.setattr(disk.os, "statvfs", lambda _: release.wait())
+    monkeypatch.setattr(os, "statvfs", lambda _: release.wait())
     monkeypatch.setattr(disk, "_SECONDS", _SHORT)
     monkeypatch.setattr(disk, "_FILE_SYSTEM", Asker("the file system"))
     watched = watching(run, clock)

@@ -86,7 +86,8 @@ def test_every_reported_metric_is_described(stage: str, request: pytest.FixtureR
     run: RunDir = request.getfixturevalue(stage)
     described = {metric.name for metric in metrics_of(run.read_state().stage)}
     reported = {name for event in events(run) if event.kind == "metrics" for name in event.metrics}
-    assert reported and not (unknown := sorted(reported - described)), unknown
+    unknown = sorted(reported - described)
+    assert reported and not unknown
 
 
 @pytest.mark.parametrize("more", ["packing=false", "packing_strategy=wrapped"])

@@ -15,7 +15,7 @@ from msgspec import Struct, structs
 
 from stackllama_engine.contract.run_dir import Home, Launch, ProcessId
 from stackllama_engine.launch.asking import Asked, UnansweredError
-from stackllama_engine.launch.disk import free_bytes
+from stackllama_engine.launch.disk import free_room
 from stackllama_engine.launch.main_memory import main_memory
 from stackllama_engine.launch.nvml import NVML, GpuReading, Nvml, NvmlError
 from stackllama_engine.launch.processes import run_processes, usage
@@ -199,7 +199,7 @@ def _free(path: Path) -> int | None:
     """Free bytes there, or at its nearest parent that exists."""
     for place in (path, *path.parents):
         try:
-            return free_bytes(place)
+            return free_room(place).bytes
         except FileNotFoundError:
             continue
         except OSError:

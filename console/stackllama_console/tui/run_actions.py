@@ -87,7 +87,7 @@ class RunActions:
         """A new attempt from the newest checkpoint; a recipe that has changed since the last one is asked about."""
         self.screen.begin(self._resume(run_id), group="actions")
 
-    async def _resume(self, run_id: str, **confirmed: bool) -> None:
+    async def _resume(self, run_id: str, *, recipe_changed: bool = False, function_changed: bool = False) -> None:
         from stackllama_engine.launch.function_hash import unrecorded_notice
         from stackllama_engine.launch.launcher import resume
         from stackllama_engine.launch.recipe_changes import load_own_recipe
@@ -95,11 +95,12 @@ class RunActions:
         def work() -> str:
             run = self.home.run(run_id)
             notice = unrecorded_notice(run, load_own_recipe(run, run.read_state().stage))
-            resume(self.home, run_id, **confirmed)
+            resume(self.home, run_id, recipe_changed=recipe_changed, function_changed=function_changed)
             return notice or f"{run_id} goes on"
 
         def go_on(key: str) -> None:
-            self.screen.begin(self._resume(run_id, **confirmed, **{key: True}), group="actions")
+            confirmed = {"recipe_changed": recipe_changed, "function_changed": function_changed} | {key: True}
+            self.screen.begin(self._resume(run_id, **confirmed), group="actions")
 
         try:
             message = await asyncio.to_thread(work)
