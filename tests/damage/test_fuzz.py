@@ -22,7 +22,7 @@ from tests.damage.stock import NAMES, Stock
 
 import stackllama_console.__main__ as console
 from stackllama_console.cli import parser
-from stackllama_engine.contract import run_dir
+from stackllama_engine.contract import run_lock
 from stackllama_engine.contract.run_dir import RunDir
 from stackllama_engine.launch import launcher
 
@@ -50,7 +50,7 @@ def no_starts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]
     monkeypatch.setenv("SLURM_JOB_ID", "4242")  # nobody asks Slurm
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     monkeypatch.setattr(parser, "build_parser", functools.cache(parser.build_parser))
-    monkeypatch.setattr(run_dir, "_LOCK_PATIENCE", 0.0)
+    monkeypatch.setattr(run_lock, "_PATIENCE", 0.0)
     monkeypatch.setattr(time, "sleep", lambda _: None)
     umask = os.umask(0o077)
     yield

@@ -1,17 +1,25 @@
-"""One PPO step, in the order of the algorithm. Read this file beside the papers; the others carry it out.
+"""One PPO step, in the order of the algorithm: the one file to read beside the papers.
 
 1. **sample**: the policy answers this step's prompts → token ids of ``B`` responses.
-2. **score**: the reward components and their weighted sum → scores ``[B]``.
-3. **reference**: log-probabilities of policy and reference, and the critic's values → ``[B, R]`` each.
-4. **rewards**: −kl_coef · KL at every token, plus the score at the last one → ``[B, R]``.
-5. **advantages**: generalised advantage estimation from rewards and values → advantages and returns, ``[B, R]`` each.
-6. **update**: epochs of mini-batches of the clipped surrogate objective and the clipped value loss → policy and critic.
+2. **score**: the reward components and their weighted sum → ``scores``, ``[B]``.
+3. **reference**: over the same tokens, log-probabilities of the policy that sampled (``old``) and of the reference (the
+   base without the policy's adapter), and values of the critic, all by the pass that trains → ``[B, R]`` each.
+4. **rewards**: scores are scaled and penalised where the recipe says so; then every token's reward is −kl_coef · its KL
+   to the reference, and the last token's also has the score → ``[B, R]``.
+5. **advantages**: generalised advantage estimation from rewards and values → ``advantages``, ``returns``, ``[B, R]``.
+6. **update**: epochs of mini-batches: clipped surrogate objective for the policy, clipped squared error for the critic.
 
-Sources: PPO arXiv:1707.06347; GAE arXiv:1506.02438; KL penalty and its controller arXiv:1909.08593. The formulas are in
-:mod:`.losses`, the rewards' parts in :mod:`.rewards`; where this differs from StackLLaMA's PPO says the package.
+The trainer calls :meth:`Algorithm.sample` (1), :meth:`Algorithm.score` (2, 3), :meth:`Algorithm.learn` (4 to 6) and at
+last :meth:`Algorithm.adapt_kl_coef`. Departures from StackLLaMA's PPO are listed in the package's docstring.
 
-Shapes: ``B`` responses on this rank, ``b`` of a micro-batch, ``R`` response positions. ``mask`` is 1 on response tokens
-(the end token included) and 0 on padding, which enters nothing. Every mean is over the tokens of all ranks.
+Sources: PPO arXiv:1707.06347; GAE arXiv:1506.02438; KL penalty and its controller arXiv:1909.08593. Each formula is a
+function of :mod:`.losses`.
+
+Shapes: ``B`` responses on this rank, ``b`` of a micro-batch, ``R`` response positions. ``mask`` is 1 on response
+tokens, the end token included, and 0 on padding, which enters nothing. ``reduce`` sums over all ranks.
+
+Three divergences, not to be confused: **kl**, policy against reference, per token, is penalised; **approxkl** and
+**policykl**, new against old policy, say how far an update has moved.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,7 +33,7 @@ from ...contract.errors import StageError
 from ...contract.recipe import PPORecipe
 from ..faults import Fit
 from . import losses
-from .fault_tolerance import Together
+from .fault_tolerance import RunOnAllRanks
 from .packing import PackedBatch
 from .prompts import Prompt
 from .rewards import RewardScaling, Scores, Unscored, final_scores
@@ -35,11 +43,15 @@ from .shared_base import CRITIC, SharedBase
 from .update import Gradients, PPOStats, Reduce, UpdateStats, whiten
 
 Acting = Callable[[], AbstractContextManager[None]]
-"""Makes a context inside of which somebody is active."""
+"""Makes a context in which another model than the policy is active, in an evaluation."""
 
 
-class Learned(NamedTuple):
-    """What steps 4 to 6 made of a rollout."""
+_EARLY_STOP = 1.5
+"""Times ``target_kl``, as in TRL 0.11's ``early_stopping``."""
+
+
+class LearnResult(NamedTuple):
+    """Results of steps 4 to 6."""
 
     scores: Scores
     advantages: Advantages
@@ -49,15 +61,15 @@ class Learned(NamedTuple):
 
 
 class Algorithm:
-    """PPO's six steps on one rank; the trainer calls :meth:`sample`, :meth:`score` and :meth:`learn` in turn.
+    """PPO's six steps on one rank.
 
     Args:
         recipe: the PPO recipe.
-        worker: samples and scores.
-        scaling: of the scores, with running statistics.
-        controller: of the KL coefficient.
-        updater: step 6.
-        together: runs a phase on every rank.
+        worker: generates and scores rollouts.
+        scaling: normalises and clips scores, with running statistics.
+        controller: holds the KL coefficient.
+        updater: carries out step 6.
+        run_on_all_ranks: runs a phase on every rank until it fits into memory.
         reduce: sum over all ranks.
     """
 
@@ -68,7 +80,7 @@ class Algorithm:
         scaling: RewardScaling,
         controller: losses.KLController,
         updater: "Updater",
-        together: Together,
+        run_on_all_ranks: RunOnAllRanks,
         reduce: Reduce,
     ) -> None:
         self._recipe = recipe
@@ -76,16 +88,21 @@ class Algorithm:
         self._scaling = scaling
         self._controller = controller
         self._updater = updater
-        self._together = together
+        self._run_on_all_ranks = run_on_all_ranks
         self._reduce = reduce
 
     def sample(self, prompts: Sequence[Prompt], noise: Sequence[Noise], eos: int) -> Responses:
-        """1 sample: one response per prompt, from noise that belongs to its place in the step.
+        """1 sample: one response per prompt.
+
+        Args:
+            prompts: of this rank.
+            noise: random numbers of each response; they follow from seed, step and position in the step.
+            eos: end token.
 
         Raises:
             Abandoned: a stop is wanted.
         """
-        return self._together(lambda: self._worker.respond(prompts, noise, eos))
+        return self._run_on_all_ranks(lambda: self._worker.respond(prompts, noise, eos))
 
     def score(
         self, prompts: Sequence[Prompt], responses: Sequence[Sequence[int]], acting: Acting = nullcontext
@@ -95,48 +112,54 @@ class Algorithm:
         Args:
             prompts: of this rank.
             responses: one per prompt.
-            acting: makes active who sampled, where that was not the policy as it is trained.
+            acting: context in which the model that sampled is active; by default that is the policy.
 
         Raises:
             Abandoned: a stop is wanted.
             Unscored: a function of the user's failed, a text was too long, or memory ran out.
         """
         try:
-            rollout = self._together(lambda: self._worker.score(prompts, responses, acting()))
+            rollout = self._run_on_all_ranks(lambda: self._worker.score(prompts, responses, acting()))
         except StageError as error:
             raise Unscored(str(error)) from error
-        return self._worker.settle(rollout)
+        return self._worker.fill_unjudged(rollout)
 
-    def learn(self, rollout: Rollout, shuffle: torch.Generator) -> Learned:
-        """4 rewards, 5 advantages, 6 update. The KL coefficient moves afterwards (:meth:`adapt_kl_coef`).
+    def learn(self, rollout: Rollout, shuffle: torch.Generator) -> LearnResult:
+        """4 rewards, 5 advantages, 6 update, with the KL coefficient as it is before :meth:`adapt_kl_coef`.
+
+        Changes the running statistics of the scores, then policy, critic and optimizer.
 
         Args:
             rollout: of this rank.
             shuffle: orders the rows of every epoch but the first.
 
         Raises:
-            Abandoned: a stop is wanted; the update is half done.
+            Abandoned: a stop is wanted; the update is half done, and the caller restores what was before.
+            StageError: memory ran out with one row at a time.
         """
-        scaled, scaling = self._scaling(rollout.scores)  # [B]; its running statistics move here
+        scaled, scaling = self._scaling(rollout.scores)  # [B]; running statistics move here
         final = final_scores(self._recipe, scaled, rollout.answers)  # [B]
         advantages = compute_advantages(
             self._recipe, rollout, final, self._controller.coef, self._reduce
         )  # [B, R] each
-        stats = self._updater.update(rollout, advantages, shuffle, self._together.between)
-        return Learned(Scores(rollout.scores, scaled, final), advantages, stats, scaling)
+        stats = self._updater.update(rollout, advantages, shuffle, self._run_on_all_ranks.check_stop)
+        return LearnResult(Scores(rollout.scores, scaled, final), advantages, stats, scaling)
 
     def rehearse(self, rollout: Rollout, shuffle: torch.Generator) -> None:
-        """Steps 4 to 6 of a canary: no statistics are kept; the weights are the caller's to restore."""
+        """Steps 4 to 6 of a canary (one worst case before training), of scores that are not scaled, so that no running
+        statistics move. Weights and optimizer state are the caller's to restore."""
         final = final_scores(self._recipe, rollout.scores, rollout.answers)
         advantages = compute_advantages(self._recipe, rollout, final, self._controller.coef, self._reduce)
-        self._updater.update(rollout, advantages, shuffle, self._together.between)
+        self._updater.update(rollout, advantages, shuffle, self._run_on_all_ranks.check_stop)
 
     def adapt_kl_coef(self, kl: float, responses: int) -> None:
-        """Move the KL coefficient towards its target, where the recipe has one; once per step, after the update.
+        """Move the KL coefficient so that the KL nears ``target``, where the recipe has one (``adap_kl_ctrl``).
+
+        The trainer calls it once per step, after :meth:`learn`: the next step is the first to use the new coefficient.
 
         Args:
-            kl: mean KL per response by the penalty's own estimator, as in TRL: it is what the coefficient multiplies.
-            responses: of all ranks.
+            kl: mean over responses of this step's KL per response (its tokens' sum), by the penalty's estimator.
+            responses: their number, over all ranks.
         """
         self._controller.update(kl, responses)
 
@@ -144,7 +167,10 @@ class Algorithm:
 def compute_advantages(
     recipe: PPORecipe, rollout: Rollout, scores: Tensor, kl_coef: float, reduce: Reduce
 ) -> Advantages:
-    """4 rewards and 5 advantages of a rollout. Another estimator of advantages would begin here.
+    """4 rewards and 5 advantages of a rollout.
+
+    Another estimator of advantages begins here: this is the only place that makes them, and whatever it returns is what
+    the update uses.
 
     Args:
         recipe: estimator of KL, discount, what is whitened.
@@ -154,13 +180,13 @@ def compute_advantages(
         reduce: sum over all ranks.
     """
     mask = rollout.mask  # [B, R]
-    # 4: the penalty at every token, the score at the last
+    # 4: −kl_coef · KL at every token, the score added at the last; whitening keeps the mean
     kl = losses.kl_per_token(rollout.old.logprobs, rollout.ref_logprobs, recipe.kl_estimator)  # [B, R]
     kl = losses.masked(kl, mask)
     rewards = losses.token_rewards(scores, kl, mask, kl_coef)  # [B, R]
     if recipe.whiten_rewards:
         rewards = whiten(rewards, mask, reduce, shift_mean=False)
-    # 5: from the last token backwards
+    # 5: from the last token backwards; whitening shifts the mean to 0 and leaves the returns alone
     advantages, returns = losses.gae(rollout.old.values, rewards, mask, recipe.gamma, recipe.lam)  # [B, R] each
     if recipe.whiten_advantages:
         advantages = whiten(advantages, mask, reduce)
@@ -197,7 +223,7 @@ class Updater:
         rollout: Rollout,
         advantages: Advantages,
         shuffle: torch.Generator,
-        between: Callable[[], None] = lambda: None,
+        check_stop: Callable[[], None] = lambda: None,
     ) -> UpdateStats:
         """All epochs of one rollout; leaves early when the policy has moved too far.
 
@@ -206,7 +232,7 @@ class Updater:
             advantages: of the same responses.
             shuffle: orders the rows of every epoch but the first, which keeps the order of the recorded
                 log-probabilities.
-            between: called on every rank before each mini-batch; what it raises ends the update half-way.
+            check_stop: called on every rank before each mini-batch; what it raises ends the update half-way.
         """
         stats = UpdateStats.empty(self._base.device)
         self._base.model.train(self._base.checkpointing)  # checkpointing works in training mode only; dropout is 0
@@ -215,7 +241,7 @@ class Updater:
                 count = len(rollout.mask)
                 order = torch.randperm(count, generator=shuffle) if epoch else torch.arange(count)
                 for indices in order.chunk(self._recipe.num_mini_batches):
-                    between()
+                    check_stop()
                     self._mini_batch(rollout, advantages, indices.tolist(), stats)
                     if stats.stopped_early:
                         return stats
@@ -224,25 +250,28 @@ class Updater:
         return stats
 
     def _mini_batch(self, rollout: Rollout, advantages: Advantages, indices: list[int], stats: UpdateStats) -> None:
-        """One optimizer step on the rows ``indices`` of this rank and their like on the others; or none, if it must not
-        be made."""
+        """One optimizer step on these rows of this rank and as many on every other. It is not made, and the mini-batch
+        counts as skipped, where the mean ratio is above ``ratio_threshold`` or a number is not finite. Early stopping
+        ends the whole update."""
         recipe = self._recipe
-        tokens = self._reduce(rollout.mask[torch.tensor(indices, device=self._base.device)].sum())  # of all ranks
+        token_count = self._reduce(rollout.mask[torch.tensor(indices, device=self._base.device)].sum())  # all ranks
         sums = self.gradients.accumulate(
-            rollout, indices, lambda batch: self._micro_batch(rollout, advantages, batch, tokens)
+            rollout, indices, lambda batch: self._micro_batch(rollout, advantages, batch, token_count)
         )
         if stats.first is None:
             stats.first = sums
         self.gradients.sum_over_ranks()
-        # apart, so that a critic far from its returns does not shorten the policy's step
+        # policy and critic are clipped apart, so that a critic far from its returns does not shorten the policy's step
         norms = [nn.utils.clip_grad_norm_(group, recipe.max_grad_norm) for group in self._base.parameter_groups()]
         finite = torch.isfinite(torch.stack(sums)).all() & torch.isfinite(torch.stack(norms)).all()
         # the numbers that decide, fetched from the device together
-        numbers = torch.stack([sums.ratio / tokens, sums.policykl / tokens, *norms, finite.to(sums.ratio.dtype)])
+        numbers = torch.stack(
+            [sums.ratio / token_count, sums.policykl / token_count, *norms, finite.to(sums.ratio.dtype)]
+        )
         mean_ratio, policykl, policy_norm, critic_norm, is_finite = numbers.tolist()
         stats.policykl = policykl
         # every rank holds the same sums and gradients here, so all of them decide alike; a NaN is never applied
-        if recipe.early_stopping and policykl > 1.5 * recipe.target_kl:
+        if recipe.early_stopping and policykl > _EARLY_STOP * recipe.target_kl:
             stats.stopped_early = True
         elif not (mean_ratio <= recipe.ratio_threshold and is_finite):
             stats.skipped += 1
@@ -251,14 +280,20 @@ class Updater:
             stats.add(sums, policy_norm, critic_norm)
         self._optimizer.zero_grad(set_to_none=True)
 
-    def _micro_batch(self, rollout: Rollout, advantages: Advantages, batch: PackedBatch, tokens: Tensor) -> PPOStats:
-        """Add the gradients of one micro-batch: its loss summed over its own tokens, divided by those of the whole
-        mini-batch on all ranks. So each token weighs the same, whatever the length of its response."""
+    def _micro_batch(
+        self, rollout: Rollout, advantages: Advantages, batch: PackedBatch, token_count: Tensor
+    ) -> PPOStats:
+        """Add the gradients of one micro-batch: the loss summed over its tokens, divided by the token count of the
+        whole mini-batch on all ranks. So each token weighs the same, whatever its response's length and its rank.
+
+        Returns:
+            sums over its tokens, for the statistics.
+        """
         recipe = self._recipe
         rows, targets = rollout.cut(batch), advantages.cut(batch)  # [b, R] each, as wide as their longest
         mask = rows.mask
-        texts = rows.input_ids, rows.attention_mask, batch.response
-        outputs = self._base.outputs(*texts, ask_critic=False, padded=batch.padded)
+        inputs = rows.input_ids, rows.attention_mask, batch.response
+        outputs = self._base.outputs(*inputs, ask_critic=False, padded=batch.padded)
         policy = losses.policy_loss(
             outputs.logprobs, rows.old.logprobs, targets.advantages, mask, recipe.cliprange
         )  # a sum over tokens, like every loss here
@@ -266,18 +301,18 @@ class Updater:
         loss = policy.loss
         if recipe.ent_coef:  # its gradient costs another softmax over the vocabulary
             loss = loss - recipe.ent_coef * entropy
-        if self._base.has_critic:  # an adapter of its own: a pass of its own
-            (loss / tokens).backward()
+        if self._base.has_critic:  # the critic has an adapter of its own, and so a forward pass of its own
+            (loss / token_count).backward()
             policy = losses.PolicyLoss(*(part.detach() for part in policy))
             entropy = entropy.detach()
-            del loss, outputs  # and the graph, which keeps int8's inputs: one pass's activations at a time
+            del loss, outputs  # frees the policy's graph before the critic's pass makes another
             with self._base.adapter(CRITIC):
-                values = self._base.values(*texts, padded=batch.padded)  # [b, R]
+                values = self._base.values(*inputs, padded=batch.padded)  # [b, R]
                 value = self._value_loss(values, rows, targets)
-                (recipe.vf_coef * value.loss / tokens).backward()
-        else:  # the value head reads the policy's states, detached: its loss does not reach the policy
+                (recipe.vf_coef * value.loss / token_count).backward()
+        else:  # the value head reads the policy's detached hidden states: no gradient of the value loss reaches it
             value = self._value_loss(outputs.values, rows, targets)
-            ((loss + recipe.vf_coef * value.loss) / tokens).backward()
+            ((loss + recipe.vf_coef * value.loss) / token_count).backward()
         return PPOStats(
             policy_loss=policy.loss,
             value_loss=value.loss,
@@ -291,5 +326,5 @@ class Updater:
         )
 
     def _value_loss(self, values: Tensor, rows: Rollout, targets: Advantages) -> losses.ValueLoss:
-        """Both clipped around the values of the rollout; ``[b, R]`` in, a sum over tokens out."""
+        """Squared error to the returns, clipped around the rollout's values; ``[b, R]`` in, a sum over tokens out."""
         return losses.value_loss(values, rows.old.values, targets.returns, rows.mask, self._recipe.cliprange_value)

@@ -19,7 +19,7 @@ from ...contract.recipe import PPORecipe
 from .. import models
 from ..session import Session
 from .algorithm import Algorithm
-from .fault_tolerance import Together
+from .fault_tolerance import RunOnAllRanks
 from .prompts import Prompt
 from .rollout import RolloutWorker, sequence_sum
 from .sampling import draw_noise
@@ -65,7 +65,7 @@ class Evaluator:
         tokenizer: the policy's.
         algorithm: its first steps answer and score.
         worker: answers as somebody else.
-        together: every rank until it fits.
+        run_on_all_ranks: runs a phase on every rank until it fits.
         questions: the held-out ones.
     """
 
@@ -77,7 +77,7 @@ class Evaluator:
         tokenizer: Any,
         algorithm: Algorithm,
         worker: RolloutWorker,
-        together: Together,
+        run_on_all_ranks: RunOnAllRanks,
         questions: Sequence[Prompt],
     ) -> None:
         self._recipe = recipe
@@ -86,7 +86,7 @@ class Evaluator:
         self._eos = models.eos_id(tokenizer)
         self._algorithm = algorithm
         self._worker = worker
-        self._together = together
+        self._run_on_all_ranks = run_on_all_ranks
         self._questions = questions
         self.trained = Variant(policy=True, temperature=recipe.temperature)
         """What the update trains."""
@@ -122,7 +122,7 @@ class Evaluator:
             responses = self._algorithm.sample(prompts, noise, self._eos)
             rollout = self._algorithm.score(prompts, responses)
         else:
-            responses = self._together(lambda: worker.respond_here(prompts, noise, self._eos, acting()))
+            responses = self._run_on_all_ranks(lambda: worker.respond_here(prompts, noise, self._eos, acting()))
             rollout = self._algorithm.score(prompts, responses, acting)
         worker.check_finite(rollout)
         kl = sequence_sum(rollout.old.logprobs - rollout.ref_logprobs, rollout.mask)  # [B]

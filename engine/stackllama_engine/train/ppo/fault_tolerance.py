@@ -44,7 +44,7 @@ class Abandoned(Exception):
     """A stop was asked for in the middle of a step or an evaluation; raised on every rank alike."""
 
 
-class Together:
+class RunOnAllRanks:
     """Runs a phase on every rank until it fits, or until a stop is wanted.
 
     Args:
@@ -87,7 +87,7 @@ class Together:
             del results
             self._fit.halve_forward()
 
-    def between(self) -> None:
+    def check_stop(self) -> None:
         """A point inside the update at which every rank learns of a stop.
 
         Raises:

@@ -236,7 +236,7 @@ class RolloutWorker:
             components=components,
         )
 
-    def settle(self, rollout: Rollout) -> Rollout:
+    def fill_unjudged(self, rollout: Rollout) -> Rollout:
         """Give responses that every judge abstained from the mean of the others; every rank calls it."""
         if not self._recipe.reward_fn:
             return rollout
@@ -301,7 +301,7 @@ class RolloutWorker:
         )
 
     def nobody_judged(self, rollout: Rollout) -> bool:
-        """Whether every judge abstained from every response of all ranks; after :meth:`settle`, alike on all of them.
+        """Whether every judge abstained from every response of all ranks; after :meth:`fill_unjudged`, alike on all.
 
         A mean of others fills a gap, so that gaps on all of a rank mean that there is no other on any rank.
         """

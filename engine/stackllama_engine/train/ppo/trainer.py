@@ -20,9 +20,9 @@ from ..saving import Saver, newest_sealed
 from ..session import Session
 from ..waiting import Saved, until_saved, write_result
 from . import fault_tolerance, losses
-from .algorithm import Algorithm, Learned, Updater
+from .algorithm import Algorithm, LearnResult, Updater
 from .evaluation import Evaluator, Row, held_out_objective, summary
-from .fault_tolerance import Abandoned, Together
+from .fault_tolerance import Abandoned, RunOnAllRanks
 from .metrics import figures, objective, response_kl, side_by_side, throughput
 from .mismatch import SamplerCheck
 from .model_checks import check_policy
@@ -99,12 +99,12 @@ class PPO:
         self.worker = RolloutWorker(recipe, session, self.base, self.tokenizer, self.rewards, self.fit)
         self.sampler_check = SamplerCheck(recipe, session, self.base)
         updater = Updater(recipe, self.base, optimizer, session.reduce, self.fit)
-        self.together = Together(session, self.fit)
+        run_on_all_ranks = RunOnAllRanks(session, self.fit)
         self.algorithm = Algorithm(
-            recipe, self.worker, self.scaling, self.controller, updater, self.together, session.reduce
+            recipe, self.worker, self.scaling, self.controller, updater, run_on_all_ranks, session.reduce
         )
         self.evaluator = Evaluator(
-            recipe, session, self.base, self.tokenizer, self.algorithm, self.worker, self.together, self.held_out
+            recipe, session, self.base, self.tokenizer, self.algorithm, self.worker, run_on_all_ranks, self.held_out
         )
         self.best: Row | None = None
         """Of the evaluations during training, the one with the best score − KL coefficient × KL."""
@@ -277,7 +277,7 @@ class PPO:
         return metrics, "every mini-batch was skipped (ratio or gradient)" if none_applied else None
 
     def _objective(
-        self, rollout: Rollout, learned: Learned, rows: list[dict[str, Any]]
+        self, rollout: Rollout, learned: LearnResult, rows: list[dict[str, Any]]
     ) -> tuple[dict[str, float], int]:
         """What PPO optimises, as metrics over the responses of all ranks, and the number of these."""
         penalty = sequence_sum(learned.advantages.kl, rollout.mask)  # [B]
