@@ -216,7 +216,7 @@ def test_a_pipe_as_a_manifest_is_no_checkpoint(tmp_path: Path) -> None:
     checkpoint = tmp_path / "step-000001"
     checkpoint.mkdir()
     os.mkfifo(checkpoint / "manifest.json")
-    assert problem(checkpoint) == "cannot be read (it is a pipe, not a regular file)"
+    assert problem(checkpoint) == "cannot be read (a pipe, not a file)"
 
 
 def test_a_pipe_as_netrc_or_token_hangs_nobody(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def slow(*arguments):
         time.sleep(0.05)
     start(*arguments)
 
-start, launcher._start, launcher.build_command = launcher._start, slow, scripted
+start, launcher.start_supervisor, launcher.build_command = launcher.start_supervisor, slow, scripted
 sys.exit(main(sys.argv[1:]))
 """
 MOUNTING = """

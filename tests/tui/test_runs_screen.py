@@ -250,7 +250,7 @@ class Asked:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.calls: list[str] = []
         monkeypatch.setattr(reconcile, "stop", lambda run, *, wait: self._note("stop", run, wait))
-        monkeypatch.setattr(launcher, "resume", lambda home, run_id: self._note("resume", home.run(run_id)))
+        monkeypatch.setattr(launcher, "resume", lambda home, run_id, **_: self._note("resume", home.run(run_id)))
 
     def _note(self, what: str, run: RunDir, wait: bool = False) -> Any:
         assert not wait

@@ -65,7 +65,7 @@ def problem(checkpoint: Path) -> str | None:
     except UNDECODABLE as error:
         return f"has an unreadable manifest ({why_unreadable(error)})"
     except OSError as error:
-        return f"cannot be read ({error})"
+        return f"cannot be read ({why_unreadable(error)})"
     return None
 
 
