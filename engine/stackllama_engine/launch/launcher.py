@@ -38,7 +38,7 @@ from .marks import marks
 from .owners import check_home, check_run
 from .preflight import preflight
 from .processes import run_processes
-from .recipe_changes import keep_recipe, load_own_recipe, refuse_changed
+from .recipe_changes import keep_recipe, load_own_recipe, recipe_hash, refuse_changed
 from .reconcile import ensure_ended
 from .resubmit import resubmission
 from .settings import check_settings
@@ -190,16 +190,25 @@ def resume(
     check_run(run)
     check_settings()
     ensure_ended(run, "resume", host_gone)
-    if command := resubmission(run):
+    state = run.read_state()
+    if not recipe_changed and state.phase != "finished":
+        refuse_changed(run, state.stage)
+    if state.phase != "finished" and (command := resubmission(run)):
+        _record_confirmed(run, state.stage, function_changed=function_changed)
         raise RefusedError(
             f"Run `{run.id}` is a Slurm run, and would train on {socket.gethostname()} if it was resumed like this. "
             f"Submit it again: {command}"
         )
-    state = run.read_state()
-    if not recipe_changed and state.phase != "finished":
-        refuse_changed(run, state.stage)
     begin(run, canary=_had_canary(run), holder_gone=host_gone is not None, function_changed=function_changed)
     return run
+
+
+def _record_confirmed(run: RunDir, stage: Stage, *, function_changed: bool) -> None:
+    """Write down the recipe and the code that a person has confirmed, for a job that begins where nobody is asked."""
+    if not (run.path / "launch.json").is_file():
+        return
+    function = check_function(run, load_own_recipe(run, stage), accepted=function_changed)
+    run.write_launch(msgspec.structs.replace(run.read_launch(), recipe_sha256=recipe_hash(run), reward_fn=function))
 
 
 def begin(run: RunDir, *, canary: bool | None, holder_gone: bool = False, function_changed: bool = False) -> None:
