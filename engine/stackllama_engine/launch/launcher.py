@@ -19,7 +19,7 @@ from ..contract.creation import check_free
 from ..contract.errors import RefusedError, StackllamaError, UsageError
 from ..contract.files import make_private_dir, open_private, write_whole
 from ..contract.host import this_host
-from ..contract.recipe import AnyRecipe, PPORecipe
+from ..contract.recipe import AnyRecipe, PipelineRecipe, PPORecipe
 from ..contract.recipe_io import dump_recipe
 from ..contract.redact import redactor, secret_names
 from ..contract.requests import forget_all
@@ -84,7 +84,7 @@ def plan(home: Home, stage: Stage, recipe: AnyRecipe, name: str | None = None, *
     if canary and stage is not Stage.PPO:
         raise UsageError(f"A canary rehearses PPO's worst step; a {stage} run has none.")
     check_settings()
-    gpus = visible_gpus()
+    gpus = _gpus(recipe)
     recipe, parents = prepare(home, stage, recipe, name)
     recipe = resolve_machine(recipe, gpus)
     recipe_yaml = dump_recipe(recipe)
@@ -227,7 +227,8 @@ def begin(run: RunDir, *, canary: bool | None, holder_gone: bool = False, functi
         if left := run_processes(run.path):
             pids = ", ".join(str(process.pid) for process in left)
             raise RefusedError(f"Processes of run `{run.id}` are still alive ({pids}); try again in a moment.")
-        recipe = resolve_machine(load_own_recipe(run, run.read_state().stage), visible_gpus())
+        recipe = load_own_recipe(run, run.read_state().stage)
+        recipe = resolve_machine(recipe, _gpus(recipe))
         check_resume(run, recipe)
         function = check_function(run, recipe, accepted=function_changed)
         with uninterrupted():
@@ -275,13 +276,27 @@ def start_supervisor(
 
 
 def _command(recipe: AnyRecipe, run_dir: Path, canary: bool | None) -> Command:
-    gpus = visible_gpus()
+    gpus = _gpus(recipe)
     command = build_command(recipe, run_dir, gpus)
     if canary is None:
         canary = isinstance(recipe, PPORecipe) and bool(gpus) and not recipe.use_cpu
     if not canary:
         return command
     return msgspec.structs.replace(command, environment=command.environment | {"STACKLLAMA_CANARY": "1"})
+
+
+def _gpus(recipe: AnyRecipe) -> list[str]:
+    """The GPUs that a run may see.
+
+    Raises:
+        RefusedError: their driver does not answer, and the run is not for the CPU.
+    """
+    try:
+        return visible_gpus()
+    except RefusedError:
+        if not isinstance(recipe, PipelineRecipe) and recipe.use_cpu:
+            return []
+        raise
 
 
 def _had_canary(run: RunDir) -> bool | None:
