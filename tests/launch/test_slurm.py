@@ -19,6 +19,7 @@ from stackllama_engine.contract.run_dir import Home, RunDir
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch import launcher, slurm, slurm_queue
 from stackllama_engine.launch.processes import run_processes
+from stackllama_engine.launch.recipe_changes import RecipeChangedError
 from stackllama_engine.launch.reconcile import reconcile, stop
 
 from .conftest import FAKE_WORKER, wait_for
@@ -215,6 +216,20 @@ def test_resume_on_the_login_node_is_refused_with_the_command_that_resubmits(hom
     state = run.read_state()
     assert (state.phase, state.attempt, run.read_json("slurm.json")["id"]) == ("finished", 2, "5353")
     assert run.read_json("slurm.json")["options"]["time"] == "8:00:00"
+
+
+def test_a_job_does_not_begin_with_a_recipe_that_changed_until_somebody_confirms_it(home: Home, cluster: Path) -> None:
+    run = stopped_job(home, cluster)
+    run.recipe_file.write_text(run.recipe_file.read_text().replace("\nseed: ", "\nseed: 7"))
+    job = start_job(run, "finish", "5353")
+    assert job.wait(60) == 3 and "its recipe has changed" in job.communicate()[1]
+    assert run.read_state().phase == "stopped" and len(run.attempt_dirs()) == 1
+    with pytest.raises(RecipeChangedError):
+        launcher.resume(home, "mine")
+    with pytest.raises(RefusedError, match="Submit it again: sbatch"):
+        launcher.resume(home, "mine", recipe_changed=True)
+    again = start_job(run, "finish", "5454")
+    assert again.wait(60) == 0, again.communicate()[1]
 
 
 @pytest.mark.long

@@ -152,14 +152,14 @@ def full_disk(run: RunDir, folder: Path) -> str | None:
         folder: of its attempt.
     """
     try:
-        now = free(run.path)
+        now = free_room(run.path)
     except OSError:
         return None
     if now.is_full:
         return str(now)
     if any(_SIGNS.search(line) for line in last_log_lines(folder / "log.txt")):
         return f"its log says so; now {now}"
-    if fold(EventReader(folder / "events.jsonl").read()).phase == WAITING_FOR_ROOM:
+    if fold(EventReader(folder / "events.jsonl").read_what_can_be()).phase == WAITING_FOR_ROOM:
         return f"it waited for room; now {now}"
     return None
 

@@ -19,7 +19,7 @@ from ..contract.creation import check_free
 from ..contract.errors import RefusedError, StackllamaError, UsageError
 from ..contract.files import make_private_dir, open_private, write_whole
 from ..contract.host import this_host
-from ..contract.recipe import AnyRecipe, PPORecipe
+from ..contract.recipe import AnyRecipe, PipelineRecipe, PPORecipe
 from ..contract.recipe_io import dump_recipe
 from ..contract.redact import redactor, secret_names
 from ..contract.requests import forget_all
@@ -38,7 +38,7 @@ from .marks import marks
 from .owners import check_home, check_run
 from .preflight import preflight
 from .processes import run_processes
-from .recipe_changes import keep_recipe, load_own_recipe, refuse_changed
+from .recipe_changes import keep_recipe, load_own_recipe, recipe_hash, refuse_changed
 from .reconcile import ensure_ended
 from .resubmit import resubmission
 from .settings import check_settings
@@ -84,7 +84,7 @@ def plan(home: Home, stage: Stage, recipe: AnyRecipe, name: str | None = None, *
     if canary and stage is not Stage.PPO:
         raise UsageError(f"A canary rehearses PPO's worst step; a {stage} run has none.")
     check_settings()
-    gpus = visible_gpus()
+    gpus = _gpus(recipe)
     recipe, parents = prepare(home, stage, recipe, name)
     recipe = resolve_machine(recipe, gpus)
     recipe_yaml = dump_recipe(recipe)
@@ -190,16 +190,25 @@ def resume(
     check_run(run)
     check_settings()
     ensure_ended(run, "resume", host_gone)
-    if command := resubmission(run):
+    state = run.read_state()
+    if not recipe_changed and state.phase != "finished":
+        refuse_changed(run, state.stage)
+    if state.phase != "finished" and (command := resubmission(run)):
+        _record_confirmed(run, state.stage, function_changed=function_changed)
         raise RefusedError(
             f"Run `{run.id}` is a Slurm run, and would train on {socket.gethostname()} if it was resumed like this. "
             f"Submit it again: {command}"
         )
-    state = run.read_state()
-    if not recipe_changed and state.phase != "finished":
-        refuse_changed(run, state.stage)
     begin(run, canary=_had_canary(run), holder_gone=host_gone is not None, function_changed=function_changed)
     return run
+
+
+def _record_confirmed(run: RunDir, stage: Stage, *, function_changed: bool) -> None:
+    """Write down the recipe and the code that a person has confirmed, for a job that begins where nobody is asked."""
+    if not (run.path / "launch.json").is_file():
+        return
+    function = check_function(run, load_own_recipe(run, stage), accepted=function_changed)
+    run.write_launch(msgspec.structs.replace(run.read_launch(), recipe_sha256=recipe_hash(run), reward_fn=function))
 
 
 def begin(run: RunDir, *, canary: bool | None, holder_gone: bool = False, function_changed: bool = False) -> None:
@@ -218,7 +227,8 @@ def begin(run: RunDir, *, canary: bool | None, holder_gone: bool = False, functi
         if left := run_processes(run.path):
             pids = ", ".join(str(process.pid) for process in left)
             raise RefusedError(f"Processes of run `{run.id}` are still alive ({pids}); try again in a moment.")
-        recipe = resolve_machine(load_own_recipe(run, run.read_state().stage), visible_gpus())
+        recipe = load_own_recipe(run, run.read_state().stage)
+        recipe = resolve_machine(recipe, _gpus(recipe))
         check_resume(run, recipe)
         function = check_function(run, recipe, accepted=function_changed)
         with uninterrupted():
@@ -266,13 +276,27 @@ def start_supervisor(
 
 
 def _command(recipe: AnyRecipe, run_dir: Path, canary: bool | None) -> Command:
-    gpus = visible_gpus()
+    gpus = _gpus(recipe)
     command = build_command(recipe, run_dir, gpus)
     if canary is None:
         canary = isinstance(recipe, PPORecipe) and bool(gpus) and not recipe.use_cpu
     if not canary:
         return command
     return msgspec.structs.replace(command, environment=command.environment | {"STACKLLAMA_CANARY": "1"})
+
+
+def _gpus(recipe: AnyRecipe) -> list[str]:
+    """The GPUs that a run may see.
+
+    Raises:
+        RefusedError: their driver does not answer, and the run is not for the CPU.
+    """
+    try:
+        return visible_gpus()
+    except RefusedError:
+        if not isinstance(recipe, PipelineRecipe) and recipe.use_cpu:
+            return []
+        raise
 
 
 def _had_canary(run: RunDir) -> bool | None:

@@ -50,6 +50,15 @@ def keep_recipe(run: RunDir, attempt: int) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def recipe_hash(run: RunDir) -> str:
+    """SHA-256 of a run's recipe as it is now.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    return hashlib.sha256(read_file(run.recipe_file, _MOST_RECIPE)).hexdigest()
+
+
 def load_own_recipe(run: RunDir, stage: Stage) -> AnyRecipe:
     """The recipe of a run that exists.
 
@@ -122,6 +131,8 @@ def _told(run: RunDir, stage: Stage) -> str:
             f"Run `{run.id}`: its recipe has changed since {since}: {', '.join(map(str, changes))}. "
             f"To undo that: {restore}."
         )
+    if launched is not None:  # of a job that has not begun yet there is no copy
+        return f"Run `{run.id}`: its recipe has changed since it was submitted."
     return ""
 
 

@@ -35,6 +35,7 @@ from .argv import inherited_environment, source_path
 from .function_hash import reward_function
 from .launcher import begin, prepare
 from .machine import git_commit, package_versions
+from .recipe_changes import recipe_hash, refuse_changed
 from .reconcile import reconcile
 from .resubmit import SCRIPT, options_of, sbatch_argv, script
 from .slurm_queue import Job, has_job, job_of, tool, write_job
@@ -75,6 +76,7 @@ def submit(home: Home, stage: Stage, recipe: AnyRecipe, name: str | None, words:
         Launch(
             argv=argv, cwd=str(run.path), host=socket.gethostname(), created=time.time(), versions=package_versions(),
             git_commit=git_commit(), parents=parents, secrets=secret_names(), reward_fn=function,
+            recipe_sha256=recipe_hash(run),
         )
     )  # fmt: skip
     environment = inherited_environment() | source_path(os.environ.get("PYTHONPATH", ""))
@@ -115,6 +117,7 @@ def work(run: RunDir, job: str) -> int:
     before = elsewhere(run, first)  # Slurm starts a job again when its node died: what was there is gone
     if first.phase != "queued" and not reconcile(run, host_gone=before.host if before else None).has_ended:
         raise RefusedError(f"Run `{run.id}` is alive elsewhere.")
+    refuse_changed(run, first.stage)  # nobody can be asked here: `runs resume` asks, and writes the answer down
     begin(run, canary=None if first.attempt == 0 else False)
     asked = False
     while not (state := reconcile(run)).has_ended:

@@ -18,11 +18,13 @@ from ..contract.errors import UsageError
 from ..contract.host import Host
 from ..contract.run_dir import RunDir, State
 from ..contract.times import UnixTime
+from .asking import Asker, UnansweredError
 
 SLURM_FILE = "slurm.json"
 _ASK_AGAIN_MISSING = 2.0  # about a job that was not there
 _ASK_AGAIN = 30.0  # seconds; screens look every second, and a cluster has many of them
 _TIMEOUT = 10.0
+_SQUEUE = Asker("squeue")
 _JUST_NOW = 10.0  # seconds since a submission
 
 
@@ -140,9 +142,13 @@ class _Queue:
 
 def _ask() -> set[str] | None:
     argv = ["squeue", "--noheader", f"--user={os.getuid()}", "--format=%i"]
-    try:
-        done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=_TIMEOUT)
-    except (OSError, subprocess.TimeoutExpired):  # no squeue here, or a controller that does not answer
+
+    def ask() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=_TIMEOUT)
+
+    try:  # one that the kernel holds is not ended by its time limit
+        done = _SQUEUE.answer(ask, _TIMEOUT + 1.0)
+    except (OSError, subprocess.TimeoutExpired, UnansweredError):  # no squeue here, or it does not answer
         return None
     return set(done.stdout.split()) if done.returncode == 0 else None
 

@@ -178,7 +178,8 @@ class Supervisor:
                 descriptor = os.pidfd_open(self._worker_pid)
                 try:
                     poll = select.poll()
-                    for each in (descriptor, *(self._ranks.descriptors if self._ranks is not None else ())):
+                    watched = self._ranks.descriptors if self._ranks is not None and self._sent is None else ()
+                    for each in (descriptor, *watched):  # one that has ended stays readable until it is looked at
                         poll.register(each, select.POLLIN)
                     poll.poll(_POLL * 1000)
                 finally:
