@@ -22,7 +22,8 @@ CHANGING = [
     ["launch", "sft", *DEMO], ["launch", "sft", *DEMO, "--dry-run"], ["pipeline", *DEMO], ["demo", "--plain"],
     ["merge", "one"], ["runs", "resume", "one"], ["runs", "stop", "one"], ["runs", "stop", "alive", "--no-wait"],
     ["runs", "rm", "one", "--yes"], *(["runs", ask, "alive"] for ask in ("save", "sample", "pause", "continue")),
-    ["runs", "set", "alive", "learning_rate=1e-5"],
+    ["runs", "set", "alive", "learning_rate=1e-5"], ["runs", "repair", "torn"], ["runs", "rm", "half"],
+    ["runs", "rm", "--leftovers"],
 ]  # fmt: skip
 READING = [["runs", "ls"], ["runs", "show", "one"], ["runs", "logs", "one"], ["runs", "ls", "--json"]]
 
@@ -36,9 +37,11 @@ def _nobody_is_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def stocked(home: Home, make_run: MakeRun) -> Home:
-    """A run that stopped and one that is alive."""
+    """A run that stopped, one that is alive, a damaged one, and what a deletion left."""
     make_run(Stage.SFT, "one", "stopped", overrides=["load_in_8bit=false"])
     make_run(Stage.SFT, "alive", "running")
+    (make_run(Stage.SFT, "torn", "stopped").path / "state.json").write_bytes(b"\xff")
+    (home.runs_dir / "half" / "control").mkdir(parents=True)
     return home
 
 

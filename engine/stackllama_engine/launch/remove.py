@@ -7,7 +7,7 @@ from ..contract.run_dir import Home, RunDir, check_run_id, kind_of
 from ..contract.stages import Stage
 from .children import CHILDREN, child_id, known_parents
 from .leftovers import delete_marked, remove_leftover
-from .owners import check_run
+from .owners import check_home, check_run
 from .processes import run_processes
 from .reconcile import ensure_ended
 from .repair import stage_of
@@ -31,6 +31,7 @@ def remove(home: Home, run_id: str, *, children: bool = True, host_gone: str | N
         UsageError: no such run.
         RefusedError: it, or a child, is alive or not to be trusted; or it cannot be deleted. Nothing was changed.
     """
+    check_home(home)
     path = home.runs_dir / check_run_id(run_id)
     if kind_of(path) == "leftover":
         remove_leftover(path)

@@ -19,6 +19,7 @@ from ..contract.run_dir import Home, Launch, RunDir, State
 from ..contract.run_files import read_file
 from ..contract.stages import Stage
 from .outcome import from_end_event, last_log_lines, on_resume
+from .owners import check_run
 from .processes import kill_run_processes
 from .slurm_queue import SLURM_FILE, job_of
 
@@ -40,9 +41,10 @@ def repair(home: Home, run_id: str) -> list[str]:
     Raises:
         UsageError: no such run.
         RefusedError: it is alive (its supervisor writes ``state.json`` anew by itself), no file tells its stage, or the
-            directory cannot be written.
+            directory cannot be written or is somebody else's (:mod:`.owners`).
     """
     run = home.run(run_id)
+    check_run(run)
     try:
         lock = run.acquire_lock()
         try:
