@@ -50,7 +50,7 @@ def repair(home: Home, run_id: str) -> list[str]:
         try:
             return _repair(run)
         finally:
-            os.close(lock)
+            run.release_lock(lock)
     except OSError as error:
         raise RefusedError(f"Run `{run.id}` could not be repaired: {error}.") from None
 
