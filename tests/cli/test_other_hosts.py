@@ -1,5 +1,6 @@
 """Runs of other machines on the command line."""
 
+import errno
 import os
 import time
 from collections.abc import Callable
@@ -93,6 +94,35 @@ def test_a_damaged_one_that_said_its_end_there_is_deleted(torn: RunDir, run_main
     events.write("end", data={"exit_code": 0})
     events.close()
     assert run_main("runs", "rm", "far", "--yes").code == 0 and not torn.path.exists()
+
+
+@pytest.mark.parametrize("lock", ["seen nowhere", "written down"])
+def test_a_damaged_one_is_asked_to_stop_and_not_waited_for_without_end(
+    torn: RunDir, run_main: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, lock: str
+) -> None:
+    if lock == "written down":
+        write_holder(torn)
+    monkeypatch.setattr(whereabouts, "SILENCE", 0.3)
+    result = run_main("runs", "stop", "far")
+    assert list(torn.requests()) == ["stop"]
+    assert result.code == 1 and "It may be on gpu17" in result.err and "runs repair far" in result.err
+
+
+def test_of_a_damaged_one_here_only_this_machine_is_spoken_for(torn: RunDir, run_main: Callable[..., Any]) -> None:
+    (torn.path / "launch.json").unlink()
+    result = run_main("runs", "stop", "far")
+    assert result.code == 3 and "nothing of far is running on this machine" in result.err
+
+
+def test_a_damaged_one_on_a_full_disk_says_what_to_do(
+    torn: RunDir, run_main: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(RunDir, "request", full)
+    result = run_main("runs", "stop", "far")
+    assert result.code == 3 and f"Make room under {torn.path}" in result.err
 
 
 def write_holder(run: RunDir) -> None:
