@@ -161,6 +161,17 @@ def test_an_owner_that_nobody_knows_is_a_mistake(stocked: Home, run_main: Callab
     assert result.code == 2 and "no user is called 'nobody-of-that-name'" in result.err
 
 
+def test_an_owner_that_nobody_knows_makes_no_run_a_damaged_one(
+    stocked: Home, make_run: MakeRun, run_main: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(Stage.SFT, "gone", "stopped")
+    run.write_state(msgspec.structs.replace(run.read_state(), phase="running", ended=None, exit_code=None))
+    monkeypatch.setenv(TRUST, "nobody-of-that-name")
+    result = run_main("runs", "ls")
+    assert result.code == 2 and "no user is called 'nobody-of-that-name'" in result.err
+    assert "damaged" not in result.out + result.err and "runs rm" not in result.err
+
+
 def test_a_home_behind_a_directory_that_everybody_may_rename_in(tmp_path: Path, run_main: Callable[..., Any]) -> None:
     """The sticky bit, as /tmp has it, makes the difference; a link on the way counts like a directory."""
     shared = tmp_path / "shared"
