@@ -1,5 +1,6 @@
 """Runs of other machines on the command line."""
 
+import errno
 import os
 import time
 from collections.abc import Callable
@@ -8,8 +9,10 @@ from typing import Any
 import msgspec
 import pytest
 
+from stackllama_engine.contract.events import EventWriter
 from stackllama_engine.contract.host import Host
-from stackllama_engine.contract.run_dir import Home, RunDir
+from stackllama_engine.contract.run_dir import Home, Launch, ProcessId, RunDir
+from stackllama_engine.contract.run_lock import Holder
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch import whereabouts
 
@@ -63,6 +66,74 @@ def test_a_stop_that_is_not_answered_has_an_end(
     assert result.code == 1 and "still running" in result.err
     assert "has not answered" in result.err and "runs resume far --host-gone" in result.err
     assert list(far.requests()) == ["stop"] and far.read_state().phase == "running"
+
+
+@pytest.fixture
+def torn(far: RunDir) -> RunDir:
+    """The same with a state that cannot be read."""
+    far.write_launch(Launch(argv=[], cwd="/", host="gpu17", created=1.0))
+    (far.path / "state.json").write_bytes(b"\xff")
+    return far
+
+
+@pytest.mark.parametrize("lock", ["seen nowhere", "written down"])
+def test_a_damaged_one_that_may_be_alive_there_is_kept(torn: RunDir, run_main: Callable[..., Any], lock: str) -> None:
+    if lock == "written down":
+        (torn.path / "launch.json").unlink()
+        write_holder(torn)
+    refused = run_main("runs", "rm", "far", "--yes")
+    assert refused.code == 3 and "runs rm far --host-gone gpu17" in refused.err
+    other = run_main("runs", "rm", "far", "--yes", "--host-gone", "gpu18")
+    assert other.code == 2 and "is on gpu17" in other.err
+    assert torn.path.is_dir()
+    assert run_main("runs", "rm", "far", "--yes", "--host-gone", "gpu17").code == 0 and not torn.path.exists()
+
+
+def test_a_damaged_one_that_said_its_end_there_is_deleted(torn: RunDir, run_main: Callable[..., Any]) -> None:
+    events = EventWriter(torn.attempt_dir(1) / "events.jsonl")
+    events.write("end", data={"exit_code": 0})
+    events.close()
+    assert run_main("runs", "rm", "far", "--yes").code == 0 and not torn.path.exists()
+
+
+@pytest.mark.parametrize("lock", ["seen nowhere", "written down"])
+def test_a_damaged_one_is_asked_to_stop_and_not_waited_for_without_end(
+    torn: RunDir, run_main: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, lock: str
+) -> None:
+    if lock == "written down":
+        write_holder(torn)
+    monkeypatch.setattr(whereabouts, "SILENCE", 0.3)
+    result = run_main("runs", "stop", "far")
+    assert list(torn.requests()) == ["stop"]
+    assert result.code == 1 and "It may be on gpu17" in result.err and "runs repair far" in result.err
+
+
+def test_of_a_damaged_one_here_only_this_machine_is_spoken_for(torn: RunDir, run_main: Callable[..., Any]) -> None:
+    (torn.path / "launch.json").unlink()
+    result = run_main("runs", "stop", "far")
+    assert result.code == 3 and "nothing of far is running on this machine" in result.err
+
+
+def test_a_damaged_one_on_a_full_disk_says_what_to_do(
+    torn: RunDir, run_main: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(RunDir, "request", full)
+    result = run_main("runs", "stop", "far")
+    assert result.code == 3 and f"Make room under {torn.path}" in result.err
+
+
+def write_holder(run: RunDir) -> None:
+    """gpu17 holds the lock, on a file system without flock."""
+    there = Host(name="gpu17", boot_id="another-boot")
+    process = ProcessId(boot_id="another-boot", pid=1, start_time=1)
+    (run.path / "lock").touch()
+    (run.path / "lock.d").mkdir()
+    (run.path / "lock.d" / "000001").write_bytes(
+        msgspec.json.encode(Holder(host=there, process=process, pids="pid:[1]"))
+    )
 
 
 def test_a_machine_that_is_gone_is_named(far: RunDir, home: Home, run_main: Callable[..., Any]) -> None:

@@ -22,7 +22,8 @@ CHANGING = [
     ["launch", "sft", *DEMO], ["launch", "sft", *DEMO, "--dry-run"], ["pipeline", *DEMO], ["demo", "--plain"],
     ["merge", "one"], ["runs", "resume", "one"], ["runs", "stop", "one"], ["runs", "stop", "alive", "--no-wait"],
     ["runs", "rm", "one", "--yes"], *(["runs", ask, "alive"] for ask in ("save", "sample", "pause", "continue")),
-    ["runs", "set", "alive", "learning_rate=1e-5"],
+    ["runs", "set", "alive", "learning_rate=1e-5"], ["runs", "repair", "torn"], ["runs", "rm", "half"],
+    ["runs", "rm", "--leftovers"],
 ]  # fmt: skip
 READING = [["runs", "ls"], ["runs", "show", "one"], ["runs", "logs", "one"], ["runs", "ls", "--json"]]
 
@@ -36,9 +37,11 @@ def _nobody_is_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def stocked(home: Home, make_run: MakeRun) -> Home:
-    """A run that stopped and one that is alive."""
+    """A run that stopped, one that is alive, a damaged one, and what a deletion left."""
     make_run(Stage.SFT, "one", "stopped", overrides=["load_in_8bit=false"])
     make_run(Stage.SFT, "alive", "running")
+    (make_run(Stage.SFT, "torn", "stopped").path / "state.json").write_bytes(b"\xff")
+    (home.runs_dir / "half" / "control").mkdir(parents=True)
     return home
 
 
@@ -156,6 +159,17 @@ def test_naming_oneself_lifts_what_others_may_write(stocked: Home, run_main: Cal
 def test_an_owner_that_nobody_knows_is_a_mistake(stocked: Home, run_main: Callable[..., Any]) -> None:
     result = run_main("runs", "stop", "one", "--trust-owner", "nobody-of-that-name")
     assert result.code == 2 and "no user is called 'nobody-of-that-name'" in result.err
+
+
+def test_an_owner_that_nobody_knows_makes_no_run_a_damaged_one(
+    stocked: Home, make_run: MakeRun, run_main: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(Stage.SFT, "gone", "stopped")
+    run.write_state(msgspec.structs.replace(run.read_state(), phase="running", ended=None, exit_code=None))
+    monkeypatch.setenv(TRUST, "nobody-of-that-name")
+    result = run_main("runs", "ls")
+    assert result.code == 2 and "no user is called 'nobody-of-that-name'" in result.err
+    assert "damaged" not in result.out + result.err and "runs rm" not in result.err
 
 
 def test_a_home_behind_a_directory_that_everybody_may_rename_in(tmp_path: Path, run_main: Callable[..., Any]) -> None:

@@ -115,6 +115,41 @@ def test_damaged_records_count_for_nothing(run: RunDir, content: bytes) -> None:
     run.release_lock(run.acquire_lock())
 
 
+@pytest.mark.parametrize("what", ["folder", "full folder", "pipe", "link", "endless"])
+@pytest.mark.parametrize("with_flock", [False, True], ids=["by file", "flock"])
+def test_what_is_no_record_holds_nothing_and_hangs_nothing(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch, what: str, with_flock: bool
+) -> None:
+    leave_record(run, OTHER)
+    path = run.path / "lock.d" / "000007"
+    path.unlink()
+    if what in ("folder", "full folder"):
+        path.mkdir()
+        (path / "x" if what == "full folder" else path).mkdir(exist_ok=True)
+    elif what == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero" if what == "endless" else path.name)
+    if with_flock:
+        monkeypatch.undo()
+    assert not run.lock_is_held() and run_lock.hosts_out_of_sight(run.path) == []
+    lock = run.acquire_lock()
+    assert run.lock_is_held()
+    run.release_lock(lock)
+    assert not run.lock_is_held()
+
+
+def test_a_record_that_cannot_be_read_now_is_not_taken_for_none(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    leave_record(run, OTHER)
+
+    def no_answer(path: Path, *_: object) -> Holder:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    monkeypatch.setattr(run_lock, "decode_file", no_answer)
+    with pytest.raises(OSError, match="Input/output error"):
+        run.lock_is_held()
+
+
 def test_who_inherits_it_takes_it_over_without_a_gap(run: RunDir) -> None:
     lock = run.acquire_lock()
     os.set_inheritable(lock, True)

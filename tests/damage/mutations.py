@@ -192,8 +192,8 @@ def _intrude(rng: random.Random, run: RunDir) -> str:
     """Something that nobody expects where it is."""
     name = rng.choice(
         ["attempts/²", "attempts/٣٣٣", "attempts/003", "attempts/000", "attempts/999999", "attempts/9999999999",
-         "attempts/-01", "attempts/x", "control/stop", "control/set-", "control/set-x", "control/\x1b[2J",
-         "control/pause",
+         "attempts/-01", "attempts/x", "lock.d/000001", "control/stop", "control/set-", "control/set-x",
+         "control/\x1b[2J", "control/pause",
          "checkpoints/step-000099", "checkpoints/step-٣٣٣٣٣٣", "checkpoints/step-999999999999999999999",
          "checkpoints/.tmp-000004", "checkpoints/step-000002/new", "state.json.damaged-1", "restart.json",
          "../.new-x-0123", "../.deleted-x-0123", "../half", "../é", "../half/recipe.yaml", "adapter/x", "\u202e"]

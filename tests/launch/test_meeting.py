@@ -45,6 +45,48 @@ def test_nothing_but_a_meeting_place_is_removed(tmp_path: Path) -> None:
     assert (tmp_path / "precious").is_dir()
 
 
+@pytest.mark.parametrize("where", ["elsewhere/stackllama-mine", "temporary/../elsewhere/stackllama-mine"])
+def test_a_directory_with_a_fitting_name_elsewhere_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    monkeypatch.setattr(meeting.tempfile, "gettempdir", lambda: str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    place = tmp_path / "elsewhere" / "stackllama-mine"
+    place.mkdir(parents=True, mode=0o700)
+    (place / "torchrun").touch()
+    (tmp_path / "meeting").symlink_to(tmp_path / where)
+    meeting.remove_meeting_place(tmp_path)
+    assert [path.name for path in place.iterdir()] == ["torchrun"]
+    assert not (tmp_path / "meeting").is_symlink()
+
+
+@pytest.mark.parametrize("what", ["holds more", "is open to others", "is a link"])
+def test_where_places_are_made_others_lie_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    monkeypatch.setattr(meeting.tempfile, "gettempdir", lambda: str(tmp_path / "temporary"))
+    attempt, place, real = tmp_path / "attempt", tmp_path / "temporary" / "stackllama-mine", tmp_path / "real"
+    for folder in (attempt, tmp_path / "temporary", real):
+        folder.mkdir(mode=0o700)
+    if what == "is a link":
+        place.symlink_to(real)
+    else:
+        place.mkdir(mode=0o700)
+    if what == "is open to others":
+        place.chmod(0o755)
+    (place / ("precious" if what == "holds more" else "torchrun")).touch()
+    (attempt / "meeting").symlink_to(place)
+    meeting.remove_meeting_place(attempt)
+    assert len(list(place.iterdir())) == 1
+    assert list(attempt.iterdir()) == []
+
+
+def test_what_torchrun_and_the_ranks_left_goes_with_the_place(tmp_path: Path) -> None:
+    place = meeting.make_meeting_place(tmp_path)
+    for name in ("torchrun", "ranks-0", "ranks-11"):
+        (place / name).touch()
+    meeting.remove_meeting_place(tmp_path)
+    assert not place.exists() and list(tmp_path.iterdir()) == []
+
+
 def test_where_files_cannot_be_locked_it_lies_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     temporary, attempt, other = tmp_path / "temporary", tmp_path / "attempt", tmp_path / "other"
     for folder in (temporary, attempt, other):

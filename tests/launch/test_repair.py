@@ -6,6 +6,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from stackllama_engine.contract import run_lock
 from stackllama_engine.contract.errors import DamagedError, RefusedError
 from stackllama_engine.contract.events import EventWriter
 from stackllama_engine.contract.run_dir import Home, Launch, RunDir, State
@@ -110,6 +111,14 @@ def test_a_living_run_is_not_touched(home: Home) -> None:
     finally:
         os.close(lock)
     assert not list(run.path.glob("*.damaged-*"))
+
+
+def test_without_flock_nothing_says_afterwards_that_it_is_held(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another machine cannot see that who repaired it has ended."""
+    monkeypatch.setattr(run_lock, "try_flock", lambda _descriptor, _operation: None)
+    run = _run(home, end={"exit_code": 0})
+    repair(home, "one")
+    assert (run.path / "lock.d").is_dir() and list((run.path / "lock.d").iterdir()) == []
 
 
 def test_one_of_another_machine_is_repaired_only_where_it_cannot_be_alive(home: Home) -> None:

@@ -161,6 +161,18 @@ def test_stopping_what_waits_cancels_its_job(home: Home, cluster: Path) -> None:
     assert (state.phase, (cluster / "scancel").read_text()) == ("stopped", "4242\n")
 
 
+def test_a_damaged_record_of_the_job_hinders_no_stop(home: Home, cluster: Path) -> None:
+    run = slurm.submit(home, Stage.SFT, recipe(), "mine")
+    run.write_state(msgspec.structs.replace(run.read_state(), phase="running", attempt=1))
+    (run.path / "slurm.json").write_bytes(b"\xff")
+    lock = run.acquire_lock()
+    try:
+        assert stop(run, wait=False).phase == "running"
+    finally:
+        run.release_lock(lock)
+    assert list(run.requests()) == ["stop"] and not (cluster / "scancel").exists()
+
+
 @pytest.mark.parametrize("mode", ["until-stopped", pytest.param("stubborn", marks=pytest.mark.slow)])
 def test_signal_stop_requeue_resume(home: Home, cluster: Path, mode: str) -> None:
     """Saved where the worker listens; killed after the grace where it does not."""

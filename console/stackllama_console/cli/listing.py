@@ -7,7 +7,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from stackllama_engine.contract.errors import ExitCode, UsageError
+from stackllama_engine.contract.errors import DamagedError, ExitCode
 from stackllama_engine.contract.run_dir import Home, RunDir, State
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch.leftovers import leftovers
@@ -65,7 +65,7 @@ def _readings(home: Home, stage: str | None) -> tuple[list[Reading], list[_Damag
     for run in home.runs():
         try:
             reading = read_run(run, _state(run))
-        except (UsageError, OSError) as error:  # one damaged run must not hide the others
+        except (DamagedError, OSError) as error:  # one damaged run must not hide the others
             one = _Damaged(run.id, stage_of(run), max(0.0, time.time() - run.touched()), str(error))
             if stage in (None, one.stage) or one.stage is None:
                 damaged.append(one)

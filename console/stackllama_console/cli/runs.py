@@ -11,15 +11,16 @@ from collections.abc import Iterator
 
 from stackllama_engine.contract.errors import DamagedError, ExitCode, RefusedError, UnconfirmedError, UsageError
 from stackllama_engine.contract.resuming import check_resume
+from stackllama_engine.contract.room import is_full
 from stackllama_engine.contract.run_dir import Home, RunDir, State, check_run_id, kind_of
 from stackllama_engine.contract.run_files import why_unreadable
 from stackllama_engine.launch.children import CHILDREN, child_id
 from stackllama_engine.launch.function_hash import unrecorded_notice
 from stackllama_engine.launch.owners import check_run
 from stackllama_engine.launch.reconcile import reconcile
-from stackllama_engine.launch.whereabouts import elsewhere, gone_command
+from stackllama_engine.launch.whereabouts import Silence, elsewhere, elsewhere_of_damaged, gone_command
 
-from ..elsewhere import elsewhere_text
+from ..elsewhere import elsewhere_text, in_words
 from ..feeds.line_follower import LineFollower
 from ..pipelines import newest, still_running
 from ..readings import last_log_lines
@@ -176,11 +177,25 @@ def stop(arguments: argparse.Namespace) -> int:
 
 def _stop_damaged(run: RunDir, error: DamagedError, *, wait: bool) -> int:
     """A supervisor keeps the state in its memory: it serves a request, and writes ``state.json`` anew."""
-    if not run.lock_is_held():
-        raise RefusedError(f"nothing of {run.id} is running. {error}")
-    run.request("stop")
-    say(f"{run.id}: asked to save and stop{'; waiting until it has ended' if wait else ''}.")
-    while wait and run.lock_is_held():
+    there = elsewhere_of_damaged(run)
+    if there is None and not run.lock_is_held():
+        raise RefusedError(f"nothing of {run.id} is running on this machine. {error}")
+    try:
+        run.request("stop")
+    except OSError as full:
+        if not is_full(full):
+            raise
+        raise RefusedError(
+            f"the disk is full: the request to stop {run.id} could not be written. Make room under {run.path}."
+        ) from None
+    where = f" It may be {in_words(there)}, and stops when that machine sees the request." if there else ""
+    say(f"{run.id}: asked to save and stop{'; waiting until it has ended' if wait else ''}.{where}")
+    silence = Silence()
+    while wait and (run.lock_is_held() or elsewhere_of_damaged(run)):
+        if silence.too_long(run, None):
+            say("  No file of the run has changed for minutes. Look there; if that machine is gone for good:")
+            say(f"  {PROGRAM} runs repair {run.id} says what can be done.")
+            return ExitCode.FAILED
         time.sleep(0.2)
     return ExitCode.DONE
 

@@ -21,6 +21,7 @@ import fcntl
 import os
 import random
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
@@ -29,6 +30,7 @@ from msgspec import Struct
 from .files import make_private_dir, open_private
 from .host import Host, this_host
 from .process_id import ProcessId, identify
+from .run_files import UNDECODABLE, decode_file
 from .streams import above_standard
 
 LOCK = "lock"
@@ -41,6 +43,8 @@ BY_FILE = (
 """What is said of a run whose lock is held without flock."""
 
 _NO_FLOCK = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK})
+_NO_ANSWER = frozenset({errno.EIO, errno.ETIMEDOUT})
+_MOST_BYTES = 64 << 10  # of a record
 _PATIENCE = 2.0  # seconds; a reader that looks whether the lock is held holds it for microseconds
 _PROC = Path("/proc")
 
@@ -112,8 +116,7 @@ def acquire(run: Path, *, holder_gone: bool = False) -> int:
             time.sleep(0.02)
         if _counting(run, holder_gone=holder_gone):
             raise _held(run / HOLDERS)
-        for dead in _records(run):
-            dead.unlink(missing_ok=True)
+        _remove(_records(run))
         return descriptor
     except BaseException:
         os.close(descriptor)
@@ -181,8 +184,7 @@ def _acquire_by_file(run: Path, *, holder_gone: bool) -> int:
         mine, descriptor = _write_down(run)
         others = [path for path in _records(run) if path != mine]
         if all(_number(path) < _number(mine) for path in others) and _counting(run, holder_gone=holder_gone) == [mine]:
-            for path in others:
-                path.unlink(missing_ok=True)
+            _remove(others)
             return descriptor
         mine.unlink(missing_ok=True)
         os.close(descriptor)
@@ -226,9 +228,19 @@ def _counting(run: Path, *, holder_gone: bool = False) -> list[Path]:
 
 def _read(record: Path) -> Holder | None:
     try:
-        return msgspec.json.decode(record.read_bytes(), type=Holder)
-    except (FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError):  # given back, or not complete: see the module
+        return decode_file(record, Holder, _MOST_BYTES)
+    except UNDECODABLE:  # not complete: see the module
         return None
+    except OSError as error:  # given back, or something else in its place, which nobody holds
+        if error.errno in _NO_ANSWER:  # then it is not known that nobody does
+            raise
+        return None
+
+
+def _remove(dead: Iterable[Path]) -> None:
+    for path in dead:
+        with contextlib.suppress(OSError):  # a folder: it counts for nothing where it is
+            path.unlink()
 
 
 def _records(run: Path) -> list[Path]:

@@ -11,6 +11,7 @@ from ..contract.creation import DELETED, NEW
 from ..contract.errors import RefusedError
 from ..contract.run_dir import Home, kind_of
 from ..contract.working import left_alone, working_on
+from .owners import check_home
 
 
 class Leftover(Struct, frozen=True, kw_only=True):
@@ -46,8 +47,9 @@ def remove_leftovers(home: Home) -> tuple[list[str], list[str]]:
         names of what was removed, and of what was left because somebody works on it.
 
     Raises:
-        RefusedError: one cannot be removed.
+        RefusedError: one cannot be removed, or the home is somebody else's (:mod:`.owners`).
     """
+    check_home(home)
     removed: list[str] = []
     busy: list[str] = []
     for each in leftovers(home):

@@ -13,6 +13,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -22,6 +23,7 @@ MEETING = "STACKLLAMA_MEETING"
 
 _LINK = "meeting"
 _PREFIX = "stackllama-"
+_OURS = ("torchrun", "ranks-*")
 _PROBE_BYTES = 1 << 16  # more than the files of a large run
 
 
@@ -35,8 +37,7 @@ def make_meeting_place(attempt: Path) -> Path:
     Raises:
         OSError: that will not do either.
     """
-    candidates = [Path("/dev/shm"), Path(tempfile.gettempdir()), attempt]  # noqa: S108 - mkdtemp chooses the name
-    place = _first_usable(candidates)
+    place = _first_usable(_parents(attempt))
     (attempt / _LINK).symlink_to(place)
     return place
 
@@ -52,13 +53,33 @@ def meeting_environment(place: Path) -> dict[str, str]:
 
 
 def remove_meeting_place(attempt: Path) -> None:
-    """Remove an attempt's place with its files, where it has one and as far as that can be done."""
+    """Remove an attempt's place with its files, where it has one and as far as that can be done.
+
+    The link may have been made by anybody who could write there, and whoever looks at a run comes here: nothing is
+    removed but what `make_meeting_place` makes where it makes it, and of that only what torchrun and the ranks write.
+    """
     link = attempt / _LINK
     with contextlib.suppress(OSError):  # most attempts have none
         place = link.readlink()
-        if place.name.startswith(_PREFIX):  # else it is not what `make_meeting_place` left there
-            shutil.rmtree(place, ignore_errors=True)
+        if place.name.startswith(_PREFIX) and place.parent in _parents(attempt):
+            _remove_place(place)
         link.unlink()
+
+
+def _parents(attempt: Path) -> list[Path]:
+    return [Path("/dev/shm"), Path(tempfile.gettempdir()), attempt]  # noqa: S108 - mkdtemp chooses the name
+
+
+def _remove_place(place: Path) -> None:
+    with contextlib.suppress(OSError):
+        facts = place.lstat()
+        private = stat.S_ISDIR(facts.st_mode) and facts.st_mode & 0o777 == 0o700
+        if not private or facts.st_uid != os.geteuid():
+            return
+        for pattern in _OURS:
+            for file in place.glob(pattern):
+                file.unlink()
+        place.rmdir()
 
 
 def _first_usable(candidates: Iterable[Path]) -> Path:

@@ -7,10 +7,11 @@ from ..contract.run_dir import Home, RunDir, check_run_id, kind_of
 from ..contract.stages import Stage
 from .children import CHILDREN, child_id, known_parents
 from .leftovers import delete_marked, remove_leftover
-from .owners import check_run
+from .owners import check_home, check_run
 from .processes import run_processes
 from .reconcile import ensure_ended
 from .repair import stage_of
+from .whereabouts import elsewhere_of_damaged, is_gone, refuse_elsewhere
 
 
 def remove(home: Home, run_id: str, *, children: bool = True, host_gone: str | None = None) -> list[str]:
@@ -31,6 +32,7 @@ def remove(home: Home, run_id: str, *, children: bool = True, host_gone: str | N
         UsageError: no such run.
         RefusedError: it, or a child, is alive or not to be trusted; or it cannot be deleted. Nothing was changed.
     """
+    check_home(home)
     path = home.runs_dir / check_run_id(run_id)
     if kind_of(path) == "leftover":
         remove_leftover(path)
@@ -69,14 +71,20 @@ def _stage(run: RunDir) -> Stage | None:
 def _check(run: RunDir, host_gone: str | None) -> None:
     try:
         ensure_ended(run, "rm", host_gone)
-    except DamagedError:  # nobody can say how it stands; whether somebody holds its lock can be seen
-        if run.lock_is_held():
-            raise RefusedError(
-                f"Run `{run.id}` is alive; stop it first: `stackllama-console runs stop {run.id}`."
-            ) from None
+    except DamagedError:
+        _check_damaged(run, host_gone)
     if left := run_processes(run.path):
         pids = ", ".join(str(process.pid) for process in left)
         raise RefusedError(f"Processes of run `{run.id}` are still alive ({pids}); try again in a moment.")
+
+
+def _check_damaged(run: RunDir, host_gone: str | None) -> None:
+    """Nobody can say how it stands; who holds its lock can be seen, and where it was started be read."""
+    there = elsewhere_of_damaged(run)
+    if there is not None and not is_gone(run, there, host_gone):
+        raise refuse_elsewhere(run, there, "rm")
+    if there is None and run.lock_is_held():
+        raise RefusedError(f"Run `{run.id}` is alive; stop it first: `stackllama-console runs stop {run.id}`.")
 
 
 def _remove(run: RunDir, *, holder_gone: bool) -> None:

@@ -7,7 +7,6 @@ Outcome: that attempt's ``end`` event, else `lost`. Every file that cannot be re
 
 import os
 import re
-import socket
 import time
 from pathlib import Path
 
@@ -19,8 +18,10 @@ from ..contract.run_dir import Home, Launch, RunDir, State
 from ..contract.run_files import read_file
 from ..contract.stages import Stage
 from .outcome import from_end_event, last_log_lines, on_resume
+from .owners import check_run
 from .processes import kill_run_processes
 from .slurm_queue import SLURM_FILE, job_of
+from .whereabouts import elsewhere_of_damaged
 
 RECORDS = ("launch.json", "result.json", "lineage.json", SLURM_FILE)
 """Beside ``state.json``: a run goes on without them."""
@@ -40,15 +41,16 @@ def repair(home: Home, run_id: str) -> list[str]:
     Raises:
         UsageError: no such run.
         RefusedError: it is alive (its supervisor writes ``state.json`` anew by itself), no file tells its stage, or the
-            directory cannot be written.
+            directory cannot be written or is somebody else's (:mod:`.owners`).
     """
     run = home.run(run_id)
+    check_run(run)
     try:
         lock = run.acquire_lock()
         try:
             return _repair(run)
         finally:
-            os.close(lock)
+            run.release_lock(lock)
     except OSError as error:
         raise RefusedError(f"Run `{run.id}` could not be repaired: {error}.") from None
 
@@ -78,8 +80,7 @@ def _rebuild(run: RunDir) -> str:
             f"pipeline) into the first line of its recipe.yaml, or remove it: `stackllama-console runs rm {run.id}`."
         )
     state = _state(run, stage)
-    if state.phase == "lost":
-        _refuse_elsewhere(run)
+    _refuse_elsewhere(run)
     killed = kill_run_processes(run.path)
     kept = ""
     if os.path.lexists(run.path / "state.json"):
@@ -113,10 +114,9 @@ def _ended(state: State, end: Event | None) -> State:
 
 def _refuse_elsewhere(run: RunDir) -> None:
     """A run that did not say that it has ended may be alive where its lock cannot be seen from here."""
-    launch = _launch(run)
-    if launch is not None and launch.host != socket.gethostname():
+    if there := elsewhere_of_damaged(run):
         raise RefusedError(
-            f"Run `{run.id}` was started on {launch.host} and may be alive there: repair it there, or, if that machine "
+            f"Run `{run.id}` was started on {there.host} and may be alive there: repair it there, or, if that machine "
             f"is gone, remove {run.path / 'launch.json'} first."
         )
 

@@ -92,8 +92,10 @@ def cancel(run: RunDir, state: State) -> State:
     Returns:
         the state now: stopped; as it was when the run is no Slurm job or does not wait any more.
     """
+    if state.phase != "queued":  # first: a file that cannot be read hinders nobody from stopping what runs
+        return state
     job = job_of(run)
-    if job is None or not job.id or state.phase != "queued" or not tool("scancel"):
+    if job is None or not job.id or not tool("scancel"):
         return state
     lock = run.acquire_lock()
     try:

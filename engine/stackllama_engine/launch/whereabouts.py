@@ -5,6 +5,7 @@ asked to stop; never called lost, resumed or deleted, unless a person says that 
 """
 
 import shlex
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,8 @@ from pathlib import Path
 from msgspec import Struct
 
 from ..contract import run_lock
-from ..contract.errors import RefusedError, UsageError
+from ..contract.errors import DamagedError, RefusedError, UsageError
+from ..contract.events import EventReader
 from ..contract.host import Host
 from ..contract.run_dir import HEALTH_FILE, RunDir, State
 from .slurm_queue import job_of
@@ -53,9 +55,12 @@ class Silence:
         self._sign: float | None = None
         self._since = clock()
 
-    def too_long(self, run: RunDir, state: State) -> bool:
-        """Whether waiting has no end; never of a run on this machine, whose supervisor is seen."""
-        there = elsewhere(run, state)
+    def too_long(self, run: RunDir, state: State | None) -> bool:
+        """Whether waiting has no end; never of a run on this machine, whose supervisor is seen.
+
+        ``state``: None where a record of the run cannot be read.
+        """
+        there = elsewhere_of_damaged(run) if state is None else elsewhere(run, state)
         if there is None or there.last_sign != self._sign:
             self._sign = there.last_sign if there is not None else None
             self._since = self._clock()
@@ -74,6 +79,21 @@ def elsewhere(run: RunDir, state: State) -> Elsewhere | None:
     return Elsewhere(host=hosts[0], last_sign=last_sign(run, state)) if hosts else None
 
 
+def elsewhere_of_damaged(run: RunDir) -> Elsewhere | None:
+    """The same of a run with a record that cannot be read. Without a state: where ``launch.json`` says it was started.
+
+    None also where the newest attempt said itself that it has ended.
+    """
+    try:
+        return elsewhere(run, run.read_state())
+    except DamagedError:
+        folder = next(reversed(run.attempt_dirs()), None)
+    hosts = run_lock.hosts_out_of_sight(run.path)
+    if not hosts and (folder is None or not _said_its_end(folder)):
+        hosts = _started_elsewhere(run)
+    return Elsewhere(host=hosts[0], last_sign=_last_change(run, folder)) if hosts else None
+
+
 def host_of(run: RunDir, state: State) -> Host | None:
     """The machine that created an unfinished run, or started its newest attempt; None where nothing says which.
 
@@ -90,9 +110,7 @@ def host_of(run: RunDir, state: State) -> Host | None:
 
 def last_sign(run: RunDir, state: State) -> float | None:
     """When a file that the run writes last changed, in Unix seconds of whoever stamps it."""
-    folder = run.attempt_dir(state.attempt)
-    files = [run.path / "state.json", *(folder / name for name in ("events.jsonl", "log.txt", HEALTH_FILE))]
-    return max((time for path in files if (time := _changed(path)) is not None), default=None)
+    return _last_change(run, run.attempt_dir(state.attempt))
 
 
 def refuse_elsewhere(run: RunDir, there: Elsewhere, verb: str) -> RefusedError:
@@ -115,7 +133,15 @@ def check_gone(run: RunDir, state: State, host_gone: str | None) -> bool:
     Raises:
         UsageError: another one was named.
     """
-    there = elsewhere(run, state)
+    return is_gone(run, elsewhere(run, state), host_gone)
+
+
+def is_gone(run: RunDir, there: Elsewhere | None, host_gone: str | None) -> bool:
+    """As :func:`check_gone`, of a machine that was found already.
+
+    Raises:
+        UsageError: as there.
+    """
     if host_gone is None or there is None:
         return False
     if there.host != host_gone:
@@ -128,6 +154,25 @@ def _waits_in_slurm(run: RunDir, state: State) -> bool:
         return state.phase == "queued" and job_of(run) is not None
     except UsageError:
         return False
+
+
+def _started_elsewhere(run: RunDir) -> list[str]:
+    try:
+        host = run.read_launch().host
+    except DamagedError:
+        return []
+    return [host] if host != socket.gethostname() else []
+
+
+def _said_its_end(attempt: Path) -> bool:
+    return any(event.kind == "end" for event in EventReader(attempt / "events.jsonl").read_what_can_be())
+
+
+def _last_change(run: RunDir, attempt: Path | None) -> float | None:
+    files = [run.path / "state.json"]
+    if attempt is not None:
+        files += [attempt / name for name in ("events.jsonl", "log.txt", HEALTH_FILE)]
+    return max((time for path in files if (time := _changed(path)) is not None), default=None)
 
 
 def _changed(path: Path) -> float | None:
