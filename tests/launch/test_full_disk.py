@@ -18,6 +18,7 @@ from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch import disk as disk_module
 from stackllama_engine.launch.autopsy import explain
 from stackllama_engine.launch.disk import DiskWatch
+from stackllama_engine.launch.oom import OomWatch
 from stackllama_engine.launch.outcome import Outcome, from_status
 from stackllama_engine.launch.processes import kill_run_processes, send
 from stackllama_engine.launch.reconcile import ask, reconcile, stop
@@ -99,7 +100,7 @@ def test_who_looks_knows_how_a_run_ended_though_it_cannot_be_recorded(runs: Runs
 
 def wordless(run: RunDir, code: int = 1) -> str | None:
     outcome = Outcome(phase="failed", exit_code=code, cause=from_status(signal.SIGKILL, []).cause)
-    return explain(run, run.read_state(), outcome, silent=True)
+    return explain(run, run.read_state(), outcome, silent=True, killer=OomWatch().look())  # as the supervisor asks
 
 
 @pytest.mark.parametrize("code", [1, 120, 128 + signal.SIGKILL, 128 + signal.SIGBUS])
@@ -113,6 +114,29 @@ def test_a_worker_without_last_words_on_a_full_disk_is_not_taken_for_one_that_us
     cause = wordless(run, code)
     assert cause is not None and cause.startswith("The disk is full (0 MiB free), and the worker ended")
     assert "memory" not in cause and str(run.path) in cause
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGBUS], ids=["exit 1", "SIGBUS"])
+def test_the_supervisor_names_the_disk_of_a_worker_that_dies_there_wordless(
+    runs: Runs, disk: SmallDisk, number: signal.Signals
+) -> None:
+    run = runs.start("wordless")
+    wait_for_phase(run, "running")
+    wait_for((run.path / "worker.pid").exists)
+    disk.fill()
+    worker = run.read_state().worker
+    assert worker is not None and send(worker, number)
+    cause = wait_for_phase(run, "failed").cause
+    assert cause is not None and cause.startswith("The disk is full (") and "memory" not in cause
+
+
+def test_who_finds_a_run_whose_supervisor_died_on_a_full_disk_names_the_disk(runs: Runs, disk: SmallDisk) -> None:
+    run = runs.create()
+    run.write_state(State(stage=Stage.SFT, phase="running", attempt=1, created=1.0))
+    run.attempt_dir(1).mkdir()
+    disk.fill()
+    cause = reconcile(run).cause
+    assert cause is not None and "The disk is full (0 MiB free): make room under " in cause
 
 
 def test_a_disk_that_was_full_is_known_by_the_log_and_by_the_phase(runs: Runs) -> None:

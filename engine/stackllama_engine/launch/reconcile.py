@@ -18,6 +18,7 @@ from ..contract.room import Reserve, is_full
 from ..contract.run_dir import Home, RunDir, State
 from ..contract.stages import Stage
 from .children import CHILDREN, child_id, known_parents
+from .disk import full_disk
 from .kept_directory import KeptDirectory
 from .meeting import remove_meeting_place
 from .outcome import Outcome, from_end_event, last_log_lines, on_resume
@@ -251,8 +252,11 @@ def _close(run: RunDir, state: State, gone_host: str | None) -> State:
         )
     else:
         survivors = f"{killed} of its processes still ran and were ended. " if killed else ""
+        cause = _why_lost(run, state, gone_host, survivors)
+        if seen := None if gone_host else full_disk(run, run.attempt_dir(state.attempt)):
+            cause += f" The disk is full ({seen}): make room under {run.path} first."
         state = msgspec.structs.replace(
-            state, phase="lost", cause=_why_lost(run, state, gone_host, survivors), ended=time.time(),
+            state, phase="lost", cause=cause, ended=time.time(),
             last_lines=last_log_lines(run.attempt_dir(state.attempt) / "log.txt"),
         )  # fmt: skip
     try:
