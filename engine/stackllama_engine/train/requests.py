@@ -68,6 +68,8 @@ class Requests:
 
     def __init__(self, run: RunDir, reporter: Reporter, device: torch.device, signals: Signals) -> None:
         self.paused = False
+        self.must_stop = False
+        """All ranks agreed to stop, though no request and no signal says so."""
         self.signals = signals
         self.timer: SaveTimer | None = None
         """Of checkpoints by time, once there is something to save."""
@@ -122,7 +124,7 @@ class Requests:
             (self._run.control / what).unlink(missing_ok=True)
 
     def _stops(self, asked: set[str]) -> bool:
-        return self.signals.received or self._stop_seen or "stop" in asked
+        return self.must_stop or self.signals.received or self._stop_seen or "stop" in asked
 
     def _changes(self) -> dict[str, float]:
         found, unreadable = requests.changes(self._run)
@@ -163,6 +165,7 @@ def serve(asked: Requests, reporter: Reporter, step: int, service: Service) -> W
         wanted = asked.poll(step)
         if wanted.waits and not wanted.stop:
             if wait_for_room(asked, reporter, step):
+                asked.must_stop = True
                 return Wanted(stop=True)
             continue
         for change in wanted.changes:
