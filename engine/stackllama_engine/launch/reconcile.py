@@ -109,7 +109,7 @@ def stop(run: RunDir, *, wait: bool) -> State:
     check_run(run)
     state = cancel(run, reconcile(run))
     if not state.has_ended:
-        _request_stop(run, state)
+        request_stop(run, state)
         if wait:
             state = _wait_for_end(run, state)
     if state.has_ended and state.stage is Stage.PIPELINE:
@@ -134,21 +134,31 @@ def _wait_for_end(run: RunDir, state: State) -> State:
         directory.close()
 
 
-def _request_stop(run: RunDir, state: State) -> None:
-    """By a file; where the disk has no room for one, by a signal to the supervisor, which says the same.
+def request_stop(run: RunDir, state: State) -> None:
+    """Ask a run to stop, by a file; where none can be written, by a signal to the supervisor, which says the same.
 
     Raises:
-        RefusedError: there is neither room nor a supervisor on this machine.
+        RefusedError: no file can be written, and no supervisor is on this machine.
     """
     try:
         run.request("stop")
     except OSError as error:
+        if state.supervisor is not None and send(state.supervisor, signal.SIGTERM):
+            return
         if not is_full(error):
-            raise
-        if state.supervisor is None or not send(state.supervisor, signal.SIGTERM):
-            raise RefusedError(
-                f"The disk is full: the request to stop {run.id} could not be written. Make room under {run.path}."
-            ) from None
+            raise RefusedError(f"The request to stop {run.id} could not be written: {error}.") from None
+        raise RefusedError(
+            f"The disk is full: the request to stop {run.id} could not be written. Make room under {run.path}."
+        ) from None
+
+
+def try_to_stop(run: RunDir, state: State) -> bool:
+    """As :func:`request_stop`, for who looks again in a moment: whether the run was asked."""
+    try:
+        request_stop(run, state)
+    except RefusedError:
+        return False
+    return True
 
 
 def ask(run: RunDir, what: Ask, change: str | None = None) -> RunDir:
@@ -172,7 +182,7 @@ def ask(run: RunDir, what: Ask, change: str | None = None) -> RunDir:
         requests.write(asked, what, requests.parse_change(state.stage, change or "") if what == "set" else None)
     except OSError as error:
         if not is_full(error):
-            raise
+            raise RefusedError(f"{asked.id} cannot be asked: {error}.") from None
         raise RefusedError(f"The disk is full: {asked.id} cannot be asked. Make room under {asked.path}.") from None
     return asked
 
