@@ -372,7 +372,8 @@ class Supervisor:
         self._renamed.remove_link()
         Reserve(self.run.path).release()  # of a worker that did not come to it
         lines = last_log_lines(self.folder / "log.txt") if outcome.exit_code not in _IN_ORDER else []
-        forget_all(self.run)
+        with contextlib.suppress(OSError):  # the next attempt forgets them before it begins
+            forget_all(self.run)
         self._record(
             phase=outcome.phase,
             exit_code=int(outcome.exit_code),
