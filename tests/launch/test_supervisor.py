@@ -332,6 +332,7 @@ def test_error_of_the_supervisor_itself_is_recorded(runs: Runs) -> None:
         (run.path / "launch.json").mkdir()  # what it must read cannot be read
         with pytest.raises(IsADirectoryError):
             start_supervisor(run, lock, fake_command(run.path, "finish"), [])
+        run.attempt_dir(1).mkdir()
         assert launcher._spawn(run.path, 1, lock, run.attempt_dir(1) / "supervisor.txt") == 0
     finally:
         os.close(lock)
