@@ -1,7 +1,11 @@
 """Requests as files: what is written, what waits, what is refused before it is written."""
 
+import errno
+import os
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -26,15 +30,15 @@ def test_a_change_waits_until_it_is_forgotten_and_the_newest_of_a_key_stands(run
     requests.write(run, "set", Change("kl_coef", 0.0))
     requests.write(run, "set", Change("learning_rate", 1e-5))
     assert requests.changes(run) == ([Change("kl_coef", 0.0), Change("learning_rate", 1e-5)], [])
-    requests.forget_change(run, "kl_coef")
-    requests.forget_change(run, "kl_coef")
+    requests.forget(run, "set-kl_coef")
+    requests.forget(run, "set-kl_coef")
     assert requests.changes(run) == ([Change("learning_rate", 1e-5)], [])
 
 
 def test_a_change_that_cannot_be_read_is_named(run: RunDir) -> None:
     (run.control / "set-kl_coef").write_text("a lot")
     assert requests.changes(run) == ([], ["set-kl_coef"])
-    requests.forget_change(run, "set-kl_coef")
+    requests.forget(run, "set-kl_coef")
     assert list(run.requests()) == []
 
 
@@ -47,6 +51,26 @@ def test_pause_and_continue_take_each_other_back(run: RunDir) -> None:
     assert list(run.requests()) == ["pause", "sample"]
     requests.forget_all(run)
     assert list(run.requests()) == []
+
+
+def test_a_directory_that_cannot_be_looked_at_asks_for_nothing(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    requests.write(run, "save")
+    run.request("stop")
+    assert run.asked_to_stop()
+    for number in (errno.EACCES, errno.EIO, errno.ESTALE, errno.ELOOP):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "scandir", failing(number))
+            patch.setattr(os, "stat", failing(number))
+            assert list(run.requests()) == [] and not run.asked_to_stop()
+            requests.forget_all(run)
+    assert list(run.requests()) == ["save", "stop"]
+
+
+def failing(number: int) -> Callable[..., NoReturn]:
+    def fail(*_: object, **__: object) -> NoReturn:
+        raise OSError(number, os.strerror(number))
+
+    return fail
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,12 @@ class Worker:
         print("RuntimeError: no such thing")
         return 7
 
+    def wordless(self) -> int:
+        """Ends at SIGUSR1 without having said anything."""
+        signal.signal(signal.SIGUSR1, lambda *_: os._exit(1))
+        (self.run.path / "worker.pid").write_text(str(os.getpid()))
+        return self.deaf()
+
     def leak(self) -> int:
         """A secret past every Python stream, in a health event, in a file and as the last words."""
         secret = os.environ["HF_TOKEN"]
@@ -114,6 +120,10 @@ class Worker:
         self.events.write("checkpoint", step=3)
         return self.end(75, None if os.environ.get("FAKE_SILENT") else "saved")
 
+    def trains(self) -> int:
+        self.events.write("progress", step=1)
+        return self.until_stopped()
+
     def slow_to_save(self) -> int:
         """Has saved once, for a second; and takes as long when it stops: longer than the tests' patience."""
         self.events.write("progress", step=2)
@@ -127,7 +137,8 @@ class Worker:
         return self.end(75, "saved")
 
     def saves_silently(self) -> int:
-        """Stops when asked to, and does not say why."""
+        """Trains; stops when asked to, and does not say why."""
+        self.events.write("progress", step=1)
         while "stop" not in self.run.requests():
             time.sleep(0.01)
         return self.end(75)

@@ -5,15 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from stackllama_engine.contract.events import EventReader
+from stackllama_engine.contract.events import Event, EventReader
 from stackllama_engine.contract.room import Free
-from stackllama_engine.contract.run_dir import Home, RunDir
+from stackllama_engine.contract.run_dir import Home, Launch, RunDir
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch import disk
 from stackllama_engine.launch.disk import DiskWatch, free_room
 from stackllama_engine.launch.reconcile import stop
+from stackllama_engine.launch.watch import Watch
 
-from .conftest import Runs, wait_for, wait_for_phase
+from .conftest import Clock, Runs, wait_for, wait_for_phase
 
 MIB = 1 << 20
 
@@ -92,7 +93,46 @@ def test_a_run_is_saved_and_stopped_while_there_is_room_for_that(runs: Runs, mon
     run, state = runs.end("saves-silently")
     assert (state.phase, state.exit_code) == ("stopped", 75)
     assert state.cause is not None and "The disk is nearly full" in state.cause and "then resume" in state.cause
-    assert remarks(run) == [state.cause]
+    assert remarks(run)[-1] == state.cause
+
+
+def test_the_cause_names_the_disk_whatever_the_worker_says(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STACKLLAMA_DISK_CRITICAL", "1e12")
+    monkeypatch.setenv("STACKLLAMA_STOP_GRACE", "30")
+    _, state = runs.end("trains")
+    assert state.cause is not None and state.cause.startswith("The disk is nearly full: ")
+    assert state.cause.endswith("Free some, then resume. saved")
+
+
+def watched(run: RunDir, stage: Stage, clock: Clock) -> Watch:
+    launch = Launch(argv=[], cwd="/", host="here", created=1.0)
+    return Watch(run, run.attempt_dir(1), launch, stage, clock)
+
+
+def test_a_run_that_still_loads_is_not_stopped(run: RunDir, room: list[int], clock: Clock) -> None:
+    """In a moment it may hold a reserve, and wait."""
+    run.attempt_dir(1).mkdir()
+    watch = watched(run, Stage.SFT, clock)
+    room[0] = 10
+    watch.look()
+    assert watch.stop_cause is None
+    assert remarks(run) == ["Little room is left where the runs are: 10 MiB."]
+    watch.event(Event(seq=1, time=clock.now, kind="progress", step=1, total_steps=2))
+    clock.now += 100
+    watch.look()
+    assert watch.stop_cause is not None and "The disk is nearly full: 10 MiB are free" in watch.stop_cause
+    watch.end()
+
+
+def test_a_pipeline_leaves_it_to_its_stages(run: RunDir, room: list[int], clock: Clock) -> None:
+    run.attempt_dir(1).mkdir()
+    watch = watched(run, Stage.PIPELINE, clock)
+    watch.event(Event(seq=1, time=clock.now, kind="progress", step=1, total_steps=6))
+    room[0] = 0
+    watch.look()
+    assert watch.stop_cause is None
+    assert remarks(run) == ["Little room is left where the runs are: 0 MiB."]
+    watch.end()
 
 
 def test_a_warning_stops_nothing(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:

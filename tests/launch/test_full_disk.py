@@ -10,15 +10,19 @@ import pytest
 from tests.full_disk import MIB, SmallDisk, small_disk
 
 from stackllama_engine.contract.errors import RefusedError
-from stackllama_engine.contract.events import EventWriter
+from stackllama_engine.contract.events import EventReader, EventWriter
+from stackllama_engine.contract.recipe_io import build_recipe, dump_recipe
 from stackllama_engine.contract.requests import WAITING_FOR_ROOM
 from stackllama_engine.contract.room import RESERVE, Free, Reserve
 from stackllama_engine.contract.run_dir import Home, RunDir, State
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch import disk as disk_module
 from stackllama_engine.launch.autopsy import explain
+from stackllama_engine.launch.children import CHILDREN
 from stackllama_engine.launch.disk import DiskWatch
+from stackllama_engine.launch.oom import OomWatch
 from stackllama_engine.launch.outcome import Outcome, from_status
+from stackllama_engine.launch.pipeline import Coordinator, _Stopped
 from stackllama_engine.launch.processes import kill_run_processes, send
 from stackllama_engine.launch.reconcile import ask, reconcile, stop
 
@@ -94,12 +98,97 @@ def test_who_looks_knows_how_a_run_ended_though_it_cannot_be_recorded(runs: Runs
     assert reconcile(run) == run.read_state() and run.read_state().phase == "stopped"
 
 
+def test_an_attempt_that_finds_no_room_leaves_no_folder(runs: Runs, disk: SmallDisk) -> None:
+    run, _ = runs.end("fail")
+    wait_for(lambda: not run.lock_is_held())
+    disk.fill()
+    with pytest.raises(OSError, match="No space left on device"):
+        runs.again(run, "finish")
+    assert run.attempt_dirs() == [run.attempt_dir(1)] and run.read_state().phase == "failed"
+
+
+# a pipeline
+
+
+@pytest.fixture
+def coordinator(runs: Runs) -> Iterator[Coordinator]:
+    keys = {"model_name_or_path": "gpt2", "load_in_8bit": False}
+    run = runs.home.create(Stage.PIPELINE, dump_recipe(build_recipe(Stage.PIPELINE, keys)), "p")
+    run.attempt_dir(1).mkdir()
+    events = EventWriter(run.attempt_dir(1) / "events.jsonl")
+    yield Coordinator(run, events)
+    events.close()
+
+
+def told(coordinator: Coordinator) -> str:
+    events = EventReader(coordinator.run.attempt_dir(1) / "events.jsonl").read()
+    return "\n".join(event.data["message"] for event in events if event.kind == "health")
+
+
+def freed_at_the_second_look(coordinator: Coordinator, disk: SmallDisk, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = iter([False, False])
+
+    def look() -> bool:
+        if next(looks, None) is None:
+            disk.clear()
+        return False
+
+    monkeypatch.setattr("stackllama_engine.launch.pipeline._ROOM_SECONDS", 0.1)
+    monkeypatch.setattr(coordinator, "stop_requested", look)
+
+
+@pytest.mark.parametrize("what", ["blocks", "inodes"])
+def test_a_pipeline_waits_for_room_for_its_next_stage(
+    what: str, coordinator: Coordinator, disk: SmallDisk, fake_stages: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(disk, what)
+    freed_at_the_second_look(coordinator, disk, monkeypatch)
+    state = coordinator._complete(CHILDREN[0], "p-sft")
+    assert (state.phase, state.attempt) == ("finished", 1)
+    assert WAITING_FOR_ROOM in told(coordinator) and "there is room on the disk again" in told(coordinator)
+
+
+def test_a_pipeline_that_waits_for_room_serves_a_stop(
+    coordinator: Coordinator, disk: SmallDisk, fake_stages: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(disk, "inodes")
+    asked = iter([False])
+    monkeypatch.setattr(coordinator, "stop_requested", lambda: next(asked, True))
+    with pytest.raises(_Stopped, match="The disk is full, and a stop was asked for meanwhile"):
+        coordinator._complete(CHILDREN[0], "p-sft")
+
+
+def test_a_pipelines_result_is_written_when_there_is_room(
+    coordinator: Coordinator, disk: SmallDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = State(stage=Stage.SFT, phase="finished", attempt=1, created=1.0)
+    monkeypatch.setattr(coordinator, "_complete", lambda *_: done)
+    monkeypatch.setattr(coordinator, "_result", lambda _: {"text": "x" * 5000})
+    fill(disk, "inodes")
+    freed_at_the_second_look(coordinator, disk, monkeypatch)
+    coordinator.coordinate()
+    assert len(coordinator.run.read_json("result.json")["children"]) == 6
+    assert "result.json could not be written yet" in told(coordinator)
+
+
+def test_a_pipeline_stops_its_child_though_no_request_can_be_written(
+    runs: Runs, coordinator: Coordinator, disk: SmallDisk
+) -> None:
+    child = runs.start("until-stopped")
+    wait_for((child.path / "worker.pid").exists)
+    wait_for_phase(child, "running")
+    fill(disk, "inodes")
+    coordinator.stop_asked = True
+    with pytest.raises(_Stopped, match=f"Run `{child.id}` was stopped. saved"):
+        coordinator._follow(child)
+
+
 # the cause
 
 
 def wordless(run: RunDir, code: int = 1) -> str | None:
     outcome = Outcome(phase="failed", exit_code=code, cause=from_status(signal.SIGKILL, []).cause)
-    return explain(run, run.read_state(), outcome, silent=True)
+    return explain(run, run.read_state(), outcome, silent=True, killer=OomWatch().look())  # as the supervisor asks
 
 
 @pytest.mark.parametrize("code", [1, 120, 128 + signal.SIGKILL, 128 + signal.SIGBUS])
@@ -113,6 +202,29 @@ def test_a_worker_without_last_words_on_a_full_disk_is_not_taken_for_one_that_us
     cause = wordless(run, code)
     assert cause is not None and cause.startswith("The disk is full (0 MiB free), and the worker ended")
     assert "memory" not in cause and str(run.path) in cause
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGBUS], ids=["exit 1", "SIGBUS"])
+def test_the_supervisor_names_the_disk_of_a_worker_that_dies_there_wordless(
+    runs: Runs, disk: SmallDisk, number: signal.Signals
+) -> None:
+    run = runs.start("wordless")
+    wait_for_phase(run, "running")
+    wait_for((run.path / "worker.pid").exists)
+    disk.fill()
+    worker = run.read_state().worker
+    assert worker is not None and send(worker, number)
+    cause = wait_for_phase(run, "failed").cause
+    assert cause is not None and cause.startswith("The disk is full (") and "memory" not in cause
+
+
+def test_who_finds_a_run_whose_supervisor_died_on_a_full_disk_names_the_disk(runs: Runs, disk: SmallDisk) -> None:
+    run = runs.create()
+    run.write_state(State(stage=Stage.SFT, phase="running", attempt=1, created=1.0))
+    run.attempt_dir(1).mkdir()
+    disk.fill()
+    cause = reconcile(run).cause
+    assert cause is not None and "The disk is full (0 MiB free): make room under " in cause
 
 
 def test_a_disk_that_was_full_is_known_by_the_log_and_by_the_phase(runs: Runs) -> None:

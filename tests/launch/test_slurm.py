@@ -1,5 +1,6 @@
 """Slurm by stand-ins for sbatch, scontrol, squeue and scancel; script, job and worker are real processes."""
 
+import errno
 import os
 import shlex
 import signal
@@ -309,3 +310,44 @@ def test_what_cannot_be_submitted(home: Home, cluster: Path, tmp_path: Path) -> 
     with pytest.raises(RefusedError, match="no `sbatch` here"):
         slurm.submit(home, Stage.SFT, recipe(), "other")
     assert [run.id for run in home.runs()] == ["mine"]
+
+
+def test_a_full_disk_leaves_no_half_of_a_submission(home: Home, cluster: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "launch.json")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunDir, "write_launch", full)
+        with pytest.raises(RefusedError, match=r"No space left on device. Nothing was started, and `mine` is free"):
+            slurm.submit(home, Stage.SFT, recipe(), "mine")
+    assert list(home.runs_dir.iterdir()) == [] and not (cluster / "sbatch").exists()
+    slurm.submit(home, Stage.SFT, recipe(), "mine")
+
+
+def test_an_sbatch_that_does_not_answer(
+    home: Home, cluster: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bin" / "sbatch").write_text("#!/bin/sh\nexec sleep 600\n")
+    monkeypatch.setattr(slurm, "_ANSWER", 0.2)
+    with pytest.raises(StackllamaError, match=r"Run `mine`: `sbatch` did not answer within 0.2 s; look with `squeue`"):
+        slurm.submit(home, Stage.SFT, recipe(), "mine")
+    assert home.run("mine").read_state().phase == "failed"
+
+
+@pytest.mark.parametrize("scontrol", [None, "#!/bin/sh\nexec sleep 600\n"], ids=["missing", "hangs"])
+def test_a_job_that_cannot_be_requeued_stays_stopped_and_says_why(
+    home: Home, cluster: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scontrol: str | None
+) -> None:
+    tool = tmp_path / "bin" / "scontrol"
+    if scontrol is None:
+        tool.unlink()
+        monkeypatch.setenv("PATH", str(tool.parent))
+    else:
+        tool.write_text(scontrol)
+    monkeypatch.setattr(slurm, "_ANSWER", 0.2)
+    run = home.create(Stage.SFT, dump_recipe(recipe()), "mine")
+    stopped = msgspec.structs.replace(run.read_state(), phase="stopped", attempt=1, exit_code=75)
+    slurm._requeue(run, stopped, "4242")
+    state = run.read_state()
+    assert (state.phase, state.exit_code) == ("stopped", 75) and state.cause is not None
+    assert state.cause.startswith("Saved and stopped; requeueing job 4242 failed: `scontrol` ")

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import shutil
 import signal
 import socket
 import time
@@ -19,7 +20,7 @@ from stackllama_engine.launch import launcher
 from stackllama_engine.launch.argv import Command
 from stackllama_engine.launch.launcher import start_supervisor
 from stackllama_engine.launch.processes import alive, identify, run_processes, send
-from stackllama_engine.launch.reconcile import newest_end_event, reconcile, stop
+from stackllama_engine.launch.reconcile import ask, newest_end_event, reconcile, stop
 from stackllama_engine.launch.supervisor import Patience, Supervisor
 
 from .conftest import Runs, fake_command, wait_for, wait_for_phase
@@ -109,6 +110,24 @@ def test_sigterm_to_the_supervisor_is_a_stop_request(runs: Runs) -> None:
     assert send(supervisor_of(run), signal.SIGTERM)
     state = wait_for_phase(run, "stopped")
     assert state.exit_code == 75
+
+
+def test_a_run_whose_control_is_a_link_in_a_circle_goes_on_stops_and_is_resumed(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STACKLLAMA_TERM_GRACE", "30")
+    run = runs.start("until-stopped")
+    wait_for((run.path / "worker.pid").exists)
+    shutil.rmtree(run.control)
+    run.control.symlink_to(run.control)
+    wait_for_phase(run, "running")
+    with pytest.raises(RefusedError, match=f"{run.id} cannot be asked: "):
+        ask(run, "save")
+    state = stop(run, wait=True)
+    assert (state.phase, state.exit_code, state.cause) == ("stopped", 75, "saved")
+    wait_for(lambda: not run.lock_is_held())
+    runs.again(run, "finish")
+    wait_for_phase(run, "finished")
 
 
 def test_worker_without_handler_ends_by_sigterm_after_the_grace(runs: Runs) -> None:
@@ -313,6 +332,7 @@ def test_error_of_the_supervisor_itself_is_recorded(runs: Runs) -> None:
         (run.path / "launch.json").mkdir()  # what it must read cannot be read
         with pytest.raises(IsADirectoryError):
             start_supervisor(run, lock, fake_command(run.path, "finish"), [])
+        run.attempt_dir(1).mkdir()
         assert launcher._spawn(run.path, 1, lock, run.attempt_dir(1) / "supervisor.txt") == 0
     finally:
         os.close(lock)

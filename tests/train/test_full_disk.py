@@ -14,6 +14,7 @@ from tests.full_disk import MIB, SmallDisk, small_disk
 from stackllama_engine.contract import events as events_module
 from stackllama_engine.contract import requests
 from stackllama_engine.contract.errors import StageError
+from stackllama_engine.contract.files import write_whole
 from stackllama_engine.contract.requests import WAITING_FOR_ROOM
 from stackllama_engine.contract.room import RESERVE, Reserve
 from stackllama_engine.contract.run_dir import Home, RunDir
@@ -179,6 +180,24 @@ def test_it_is_saved_and_stopped_when_room_never_comes_and_resumed_to_the_same(
         assert second.train() is not None
     assert losses(one) | losses(second) == losses(wanted)
     assert_same_weights(one.run, wanted.run)
+
+
+def test_it_stops_where_an_evaluation_is_due_as_well(
+    home: Home, base: Path, disk: SmallDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The evaluation breaks off and leaves the saving to whoever began it."""
+
+    def fill() -> None:
+        disk.fill()
+        one.session.reporter.room.write("rows", lambda: write_whole(one.run.path / "rows", bytes(100_000)))
+
+    monkeypatch.setenv("STACKLLAMA_DISK_PATIENCE", "0")
+    with attempt(home, base, Stage.SFT, *KEYS[Stage.SFT], "eval_steps=3") as one, monkeypatch.context() as patch:
+        patch.setattr(Requests, "poll", at_call(3, fill, Requests.poll))
+        assert one.train() is None, "it stopped"
+        assert "Saved and stopped after step 3" in str(one.session.reporter.stop_cause)
+    found, _ = checkpoint.newest(one.run.checkpoints)
+    assert found is not None and checkpoint.step_of(found) == 3 and 3 not in one.metrics("eval_loss")
 
 
 @pytest.mark.long

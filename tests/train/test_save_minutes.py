@@ -171,6 +171,7 @@ def test_a_pause_is_no_reason_not_to_save_and_none_to_save_twice(
         requests.write(one.run, "pause")
 
         def wait(_: float) -> None:
+            assert one.phases[-1] == "paused", "a save ends no pause"
             monkeypatch.setattr(save_timer, "FIRST_SECONDS", 0.0)
             if timer := one.session.requests.timer:
                 timer._wait = 0.0  # as if the minutes were over, again and again

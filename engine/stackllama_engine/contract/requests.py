@@ -12,7 +12,7 @@
 Whoever asks calls :func:`check` first: a request that a stage cannot serve is refused there, and never written.
 """
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Literal
 
 import msgspec
@@ -106,12 +106,12 @@ def write(run: RunDir, ask: Ask, change: Change | None = None) -> None:
     run.request(ask)
 
 
-def changes(run: RunDir) -> tuple[list[Change], list[str]]:
-    """Changes that wait, and names of files that ask for one in no readable way."""
+def changes(run: RunDir, but: Container[str] = ()) -> tuple[list[Change], list[str]]:
+    """Changes that wait, ``but`` for some files, and names of files that ask for one in no readable way."""
     found: list[Change] = []
     unreadable: list[str] = []
     for name in run.requests():
-        if not name.startswith(_PREFIX):
+        if not name.startswith(_PREFIX) or name in but:
             continue
         try:
             value = decode_file(run.control / name, float, _MOST_CHANGE)
@@ -123,12 +123,20 @@ def changes(run: RunDir) -> tuple[list[Change], list[str]]:
     return found, unreadable
 
 
-def forget_change(run: RunDir, name: str) -> None:
-    """Remove the request of a change: it was made, or cannot be."""
-    (run.control / f"{_PREFIX}{name.removeprefix(_PREFIX)}").unlink(missing_ok=True)
+def forget(run: RunDir, name: str) -> None:
+    """Remove one request by the name of its file: it was served, or cannot be.
+
+    Raises:
+        OSError: it cannot be removed.
+    """
+    (run.control / name).unlink(missing_ok=True)
 
 
 def forget_all(run: RunDir) -> None:
-    """Remove every request: they were asked of an attempt that is over."""
+    """Remove every request: they were asked of an attempt that is over.
+
+    Raises:
+        OSError: one cannot be removed.
+    """
     for name in list(run.requests()):
-        (run.control / name).unlink(missing_ok=True)
+        forget(run, name)

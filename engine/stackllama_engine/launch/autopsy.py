@@ -79,7 +79,9 @@ def explain(
     """
     if outcome.phase != "failed":
         return None
-    if silent and killed is None and killer is None and outcome.exit_code in _WORDLESS:
+    by_kernel = killer is not None and bool(killer.seen)
+    by_signal = killed is not None and killed.number != signal.SIGBUS  # which a full disk does not send
+    if silent and not (by_kernel or by_signal) and outcome.exit_code in _WORDLESS:
         seen = full_disk(run, run.attempt_dir(state.attempt))
         if seen:
             return (

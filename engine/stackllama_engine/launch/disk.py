@@ -1,8 +1,9 @@
 """Room on the file system of a run: a warning while there is time, and what stands between the run and a full disk.
 
 A run that holds a reserve for its last checkpoint (:class:`..contract.room.Reserve`) is left to itself: it waits when
-something cannot be written, and is saved and stopped when that takes too long. One that holds none (it still loads, or
-its file system cannot do that) is saved and stopped here while a checkpoint still fits.
+something cannot be written, and is saved and stopped when that takes too long. One that holds none though it trains
+(its file system cannot do that) is saved and stopped here while a checkpoint still fits. Nothing else is: a run that
+still loads has nothing to save and may hold a reserve in a moment, and a pipeline's stages look for themselves.
 
 ============================  =========================================  =========================================
 environment                   default                                    meaning
@@ -54,9 +55,14 @@ class DiskNews(Struct, frozen=True):
 
 
 class DiskWatch:
-    """Looks at the room that is left for a run."""
+    """Looks at the room that is left for a run.
 
-    def __init__(self, run: RunDir) -> None:
+    Attributes:
+        stops: whether too little room is a reason to stop it.
+    """
+
+    def __init__(self, run: RunDir, *, stops: bool = True) -> None:
+        self.stops = stops
         self._run = run
         self._reserve = Reserve(run.path)
         self._checkpoint = 0
@@ -94,7 +100,7 @@ class DiskWatch:
         if self._is_critical(now):
             if _mib("STACKLLAMA_DISK_CRITICAL") is None and (held := self._reserve.held):
                 return self._leave_to_the_run(now, held)
-            if not self._ended:
+            if self.stops and not self._ended:
                 self._ended = True
                 return DiskNews(
                     f"The disk is nearly full: {self._of(now)} where the runs are, and below "
@@ -104,7 +110,11 @@ class DiskWatch:
                 )
         if self._is_little(now, 1.0) and not self._warned:
             self._warned = True
-            then = f"; below {self.critical // _MIB} MiB the run is saved and stopped" if self.critical else ""
+            then = (
+                f"; below {self.critical // _MIB} MiB the run is saved and stopped"
+                if self.stops and self.critical
+                else ""
+            )
             if _mib("STACKLLAMA_DISK_CRITICAL") is None and self._reserve.held:
                 then = "; when nothing more can be written the run waits"
             return DiskNews(f"Little room is left where the runs are: {self._left_of(now)}{then}.", critical=False)

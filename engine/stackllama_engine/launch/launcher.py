@@ -5,11 +5,12 @@
 
 import contextlib
 import os
+import shutil
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from pathlib import Path
 
 import msgspec
@@ -24,7 +25,7 @@ from ..contract.recipe_io import dump_recipe
 from ..contract.redact import redactor, secret_names
 from ..contract.requests import forget_all
 from ..contract.resuming import check_resume
-from ..contract.run_dir import FunctionFile, Home, Launch, RunDir, check_run_id
+from ..contract.run_dir import FunctionFile, Home, Launch, RunDir, State, check_run_id
 from ..contract.stages import Stage
 from .argv import Command, build_command, inherited_environment, source_path
 from .children import CHILDREN, child_id, parents_of
@@ -146,20 +147,31 @@ def launch(
     function = reward_function(planned.recipe)
     with uninterrupted():
         run = home.create(stage, planned.recipe_yaml, name)
-        try:
+        with gone_unless_written(run):
             lock = run.acquire_lock()
             try:
                 command = _command(planned.recipe, run.path, canary)
                 start_supervisor(run, lock, command, [*planned.parents, *parents], function)
             finally:
                 run.release_lock(lock)
-        except OSError as error:  # a full disk: nothing was started, and half a run would keep the name
-            with contextlib.suppress(OSError):
-                delete_marked(run.path)
-            where = f"{error.filename} cannot be written" if error.filename else "It could not be started"
-            message = f"{where}: {error.strerror}. Nothing was started, and `{run.id}` is free again."
-            raise RefusedError(message) from error
     return run
+
+
+@contextlib.contextmanager
+def gone_unless_written(run: RunDir) -> Generator[None]:
+    """What a new run needs before anything is started; on a full disk half a run would keep the name.
+
+    Raises:
+        RefusedError: something could not be written, and the run was removed.
+    """
+    try:
+        yield
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            delete_marked(run.path)
+        where = f"{error.filename} cannot be written" if error.filename else "It could not be started"
+        message = f"{where}: {error.strerror}. Nothing was started, and `{run.id}` is free again."
+        raise RefusedError(message) from error
 
 
 def resume(
@@ -246,10 +258,28 @@ def start_supervisor(
 
     Raises:
         StackllamaError: the supervisor did not come up; state says ``failed``.
+        OSError: something cannot be written; there is no new attempt.
     """
     attempt = _next_attempt(run)
     folder = run.attempt_dir(attempt)
     make_private_dir(folder)
+    try:
+        state = _prepare_attempt(run, attempt, command, parents, function)
+    except OSError:  # whoever tries again and again on a full disk would leave a folder each time
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    if _spawn(run.path, attempt, lock, folder / SUPERVISOR_LOG) != 0:
+        cause = f"The supervisor could not be started; see {folder / SUPERVISOR_LOG}."
+        run.write_state(
+            msgspec.structs.replace(state, phase="failed", exit_code=1, cause=cause, ended=time.time())
+        )  # fmt: skip
+        raise StackllamaError(f"Run `{run.id}`: {cause}")
+
+
+def _prepare_attempt(
+    run: RunDir, attempt: int, command: Command, parents: list[str], function: FunctionFile | None
+) -> State:
+    """What is on disk before its supervisor starts; the state, which is written last."""
     forget_all(run)
     for name, text in command.files.items():
         write_whole(run.path / name, text.encode())
@@ -267,12 +297,7 @@ def start_supervisor(
         supervisor=None, worker=None, exit_code=None, cause=None, last_lines=[],
     )  # fmt: skip
     run.write_state(state)
-    if _spawn(run.path, attempt, lock, folder / SUPERVISOR_LOG) != 0:
-        cause = f"The supervisor could not be started; see {folder / SUPERVISOR_LOG}."
-        run.write_state(
-            msgspec.structs.replace(state, phase="failed", exit_code=1, cause=cause, ended=time.time())
-        )  # fmt: skip
-        raise StackllamaError(f"Run `{run.id}`: {cause}")
+    return state
 
 
 def _command(recipe: AnyRecipe, run_dir: Path, canary: bool | None) -> Command:

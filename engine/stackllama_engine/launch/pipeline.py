@@ -12,7 +12,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from msgspec import Struct
 
@@ -21,6 +21,8 @@ from ..contract.events import EventWriter
 from ..contract.recipe import PipelineRecipe
 from ..contract.recipe_io import load_recipe
 from ..contract.redact import redact_output
+from ..contract.requests import WAITING_FOR_ROOM
+from ..contract.room import is_full
 from ..contract.run_dir import Home, RunDir, State, kind_of
 from ..contract.stages import Stage
 from ..contract.streams import open_standard_streams
@@ -28,11 +30,15 @@ from .children import CHILDREN, Child, child_id, parents_of
 from .function_hash import check_function
 from .launcher import launch, resume
 from .leftovers import remove_leftover
-from .reconcile import reconcile
+from .reconcile import reconcile, try_to_stop
 from .sections import stage_recipe
 
 _POLL_SECONDS = 0.2
+_ROOM_SECONDS = 5.0  # between two tries on a full disk
 _OWN_CODES = (ExitCode.FAILED, ExitCode.USAGE, ExitCode.REFUSED)
+
+
+Made = TypeVar("Made")
 
 
 class _Stopped(Exception):
@@ -78,9 +84,19 @@ class Coordinator:
                 "seconds": round(max(0.0, (state.ended or 0.0) - (state.started or 0.0)), 3),
                 "result": self._result(run_id),
             }
-            self.run.write_json("result.json", {"children": results})
+            self._write_results(results)
+        self._when_there_is_room(lambda: self.run.write_json("result.json", {"children": results}))
         self.events.write("progress", step=len(CHILDREN), total_steps=len(CHILDREN))
         return {"children": results}
+
+    def _write_results(self, results: dict[str, Any]) -> None:
+        """Of the children so far; where the disk is full, after the next child or at the end."""
+        try:
+            self.run.write_json("result.json", {"children": results})
+        except OSError as error:
+            if not is_full(error):
+                raise
+            self.events.write("health", data={"message": f"result.json could not be written yet: {error}"})
 
     def _result(self, run_id: str) -> dict[str, Any]:
         """What a finished child made; damaged, it hinders nobody: the stages after it read its model."""
@@ -103,14 +119,47 @@ class Coordinator:
             raise _Stopped("Stopped before the next stage began.")
         if child.stage is Stage.PPO:
             check_function(self.run, self.recipe)  # what was confirmed for the pipeline is confirmed for its stage
+        return self._follow(self._when_there_is_room(lambda: self._begin(child, run_id)))
+
+    def _begin(self, child: Child, run_id: str) -> RunDir:
+        """Launch or resume one child, unless it is alive."""
+        run = self._find(run_id)
         if run is None:
             wired = {key: child_id(self.run.id, suffix) for key, suffix in child.wired.items()}
             recipe = stage_recipe(self.recipe, child.stage, wired)
-            run = launch(self.home, child.stage, recipe, run_id, parents=[self.run.id])
-        elif reconcile(run).has_ended:
+            return launch(self.home, child.stage, recipe, run_id, parents=[self.run.id])
+        if reconcile(run).has_ended:
             # who resumed the pipeline was asked
-            run = resume(self.home, run_id, recipe_changed=True, function_changed=True)
-        return self._follow(run)
+            return resume(self.home, run_id, recipe_changed=True, function_changed=True)
+        return run
+
+    def _when_there_is_room(self, do: Callable[[], Made]) -> Made:
+        """Do what a full disk may refuse, as often as it takes.
+
+        Raises:
+            _Stopped: a stop was asked for while it waited.
+        """
+        waited = False
+        while True:
+            try:
+                made = do()
+            except (OSError, StackllamaError) as error:
+                if not _lacked_room(error):
+                    raise
+                if not waited:
+                    waited = True
+                    self.events.write("health", data={"message": f"{WAITING_FOR_ROOM}: {error}"}, urgent=True)
+            else:
+                if waited:
+                    self.events.write("health", data={"message": "there is room on the disk again"})
+                return made
+            deadline = time.monotonic() + _ROOM_SECONDS
+            while time.monotonic() < deadline:
+                if self.stop_requested():
+                    raise _Stopped(
+                        f"The disk is full, and a stop was asked for meanwhile. Make room under {self.home.path}."
+                    )
+                time.sleep(_POLL_SECONDS)
 
     def _find(self, run_id: str) -> RunDir | None:
         """The child as it stands; what a launch that was cut short left of it is removed, and it is made anew."""
@@ -131,14 +180,18 @@ class Coordinator:
         asked = False
         while not (state := reconcile(run)).has_ended:
             if not asked and self.stop_requested():
-                run.request("stop")
-                asked = True
+                asked = try_to_stop(run, state)
             time.sleep(_POLL_SECONDS)
         if state.phase == "finished":
             return state
         if state.phase == "stopped":
             raise _Stopped(f"Run `{run.id}` was stopped." + (f" {state.cause}" if state.cause else ""))
         raise _ChildFailed(run.id, state)
+
+
+def _lacked_room(error: BaseException) -> bool:
+    """Whether a full disk is why; what people are told stands in place of the system's error, and remembers it."""
+    return any(one is not None and is_full(one) for one in (error, error.__cause__, error.__context__))
 
 
 class _ChildFailed(StageError):

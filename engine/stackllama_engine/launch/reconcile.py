@@ -18,6 +18,7 @@ from ..contract.room import Reserve, is_full
 from ..contract.run_dir import Home, RunDir, State
 from ..contract.stages import Stage
 from .children import CHILDREN, child_id, known_parents
+from .disk import full_disk
 from .kept_directory import KeptDirectory
 from .meeting import remove_meeting_place
 from .outcome import Outcome, from_end_event, last_log_lines, on_resume
@@ -108,7 +109,7 @@ def stop(run: RunDir, *, wait: bool) -> State:
     check_run(run)
     state = cancel(run, reconcile(run))
     if not state.has_ended:
-        _request_stop(run, state)
+        request_stop(run, state)
         if wait:
             state = _wait_for_end(run, state)
     if state.has_ended and state.stage is Stage.PIPELINE:
@@ -133,21 +134,31 @@ def _wait_for_end(run: RunDir, state: State) -> State:
         directory.close()
 
 
-def _request_stop(run: RunDir, state: State) -> None:
-    """By a file; where the disk has no room for one, by a signal to the supervisor, which says the same.
+def request_stop(run: RunDir, state: State) -> None:
+    """Ask a run to stop, by a file; where none can be written, by a signal to the supervisor, which says the same.
 
     Raises:
-        RefusedError: there is neither room nor a supervisor on this machine.
+        RefusedError: no file can be written, and no supervisor is on this machine.
     """
     try:
         run.request("stop")
     except OSError as error:
+        if state.supervisor is not None and send(state.supervisor, signal.SIGTERM):
+            return
         if not is_full(error):
-            raise
-        if state.supervisor is None or not send(state.supervisor, signal.SIGTERM):
-            raise RefusedError(
-                f"The disk is full: the request to stop {run.id} could not be written. Make room under {run.path}."
-            ) from None
+            raise RefusedError(f"The request to stop {run.id} could not be written: {error}.") from None
+        raise RefusedError(
+            f"The disk is full: the request to stop {run.id} could not be written. Make room under {run.path}."
+        ) from None
+
+
+def try_to_stop(run: RunDir, state: State) -> bool:
+    """As :func:`request_stop`, for who looks again in a moment: whether the run was asked."""
+    try:
+        request_stop(run, state)
+    except RefusedError:
+        return False
+    return True
 
 
 def ask(run: RunDir, what: Ask, change: str | None = None) -> RunDir:
@@ -171,7 +182,7 @@ def ask(run: RunDir, what: Ask, change: str | None = None) -> RunDir:
         requests.write(asked, what, requests.parse_change(state.stage, change or "") if what == "set" else None)
     except OSError as error:
         if not is_full(error):
-            raise
+            raise RefusedError(f"{asked.id} cannot be asked: {error}.") from None
         raise RefusedError(f"The disk is full: {asked.id} cannot be asked. Make room under {asked.path}.") from None
     return asked
 
@@ -251,8 +262,11 @@ def _close(run: RunDir, state: State, gone_host: str | None) -> State:
         )
     else:
         survivors = f"{killed} of its processes still ran and were ended. " if killed else ""
+        cause = _why_lost(run, state, gone_host, survivors)
+        if seen := None if gone_host else full_disk(run, run.attempt_dir(state.attempt)):
+            cause += f" The disk is full ({seen}): make room under {run.path} first."
         state = msgspec.structs.replace(
-            state, phase="lost", cause=_why_lost(run, state, gone_host, survivors), ended=time.time(),
+            state, phase="lost", cause=cause, ended=time.time(),
             last_lines=last_log_lines(run.attempt_dir(state.attempt) / "log.txt"),
         )  # fmt: skip
     try:

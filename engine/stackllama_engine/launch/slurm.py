@@ -9,6 +9,7 @@ itself, and its next start goes on from the checkpoint. Jobs need process tracki
 the supervisor has a session of its own. https://slurm.schedmd.com/sbatch.html
 """
 
+import contextlib
 import os
 import signal
 import socket
@@ -18,6 +19,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import msgspec
 from msgspec import Struct
@@ -33,10 +35,10 @@ from ..contract.stages import Stage
 from ..contract.streams import open_standard_streams
 from .argv import inherited_environment, source_path
 from .function_hash import reward_function
-from .launcher import begin, prepare
+from .launcher import begin, gone_unless_written, prepare
 from .machine import git_commit, package_versions
 from .recipe_changes import recipe_hash, refuse_changed
-from .reconcile import reconcile
+from .reconcile import reconcile, try_to_stop
 from .resubmit import SCRIPT, options_of, sbatch_argv, script
 from .slurm_queue import Job, has_job, job_of, tool, write_job
 from .whereabouts import elsewhere
@@ -45,6 +47,7 @@ _POLL_SECONDS = 0.2
 _LAST_WORDS = 30.0  # seconds
 _COMPLETING = 120.0  # seconds that Slurm may take to clear away a job that has ended
 _ASK_SECONDS = 2.0
+_ANSWER = 60.0  # seconds that sbatch and scontrol may take
 
 
 def submit(home: Home, stage: Stage, recipe: AnyRecipe, name: str | None, words: Iterable[str] = ()) -> RunDir:
@@ -70,26 +73,48 @@ def submit(home: Home, stage: Stage, recipe: AnyRecipe, name: str | None, words:
         raise RefusedError("There is no `sbatch` here; --slurm is for a login node of a Slurm cluster.")
     function = reward_function(recipe)
     run = home.create(stage, dump_recipe(recipe), name)
-    write_whole(run.path / SCRIPT, script(run.path).encode())
     argv = sbatch_argv(run.path, options)
-    run.write_launch(
-        Launch(
-            argv=argv, cwd=str(run.path), host=socket.gethostname(), created=time.time(), versions=package_versions(),
-            git_commit=git_commit(), parents=parents, secrets=secret_names(), reward_fn=function,
-            recipe_sha256=recipe_hash(run),
-        )
-    )  # fmt: skip
-    environment = inherited_environment() | source_path(os.environ.get("PYTHONPATH", ""))
     asked = Job(id="", submitted=time.time(), host=this_host(), options=options)
-    write_job(run, asked)  # before sbatch: the job may start at once
-    done = subprocess.run(argv, capture_output=True, text=True, check=False, env=environment, cwd=run.path)
+    with gone_unless_written(run):
+        write_whole(run.path / SCRIPT, script(run.path).encode())
+        run.write_launch(
+            Launch(
+                argv=argv, cwd=str(run.path), host=socket.gethostname(), created=time.time(),
+                versions=package_versions(), git_commit=git_commit(), parents=parents, secrets=secret_names(),
+                reward_fn=function, recipe_sha256=recipe_hash(run),
+            )
+        )  # fmt: skip
+        write_job(run, asked)  # before sbatch: the job may start at once
+    environment = inherited_environment() | source_path(os.environ.get("PYTHONPATH", ""))
+    job, problem = _submitted(argv, environment, run.path)
+    if problem:
+        with contextlib.suppress(OSError):  # a full disk: it is said here, and the run becomes lost
+            run.write_state(_changed(run.read_state(), phase="failed", exit_code=1, cause=problem, ended=time.time()))
+        raise StackllamaError(f"Run `{run.id}`: {problem}")
+    with contextlib.suppress(OSError):  # a full disk: the job writes its number itself
+        write_job(run, msgspec.structs.replace(asked, id=job))
+    return run
+
+
+def _submitted(argv: list[str], environment: dict[str, str], folder: Path) -> tuple[str, str | None]:
+    """The job's number, and what hindered sbatch from giving one."""
+    done = _asked_slurm(argv, env=environment, cwd=folder)
+    if isinstance(done, str):
+        return "", done
     job = done.stdout.strip().partition(";")[0]  # `job;cluster`
     if done.returncode != 0 or not job.isdecimal():
-        cause = f"sbatch did not take the job: {(done.stderr or done.stdout).strip()[:500] or 'no job id'}"
-        run.write_state(_changed(run.read_state(), phase="failed", exit_code=1, cause=cause, ended=time.time()))
-        raise StackllamaError(f"Run `{run.id}`: {cause}")
-    write_job(run, msgspec.structs.replace(asked, id=job))
-    return run
+        return "", f"sbatch did not take the job: {(done.stderr or done.stdout).strip()[:500] or 'no job id'}"
+    return job, None
+
+
+def _asked_slurm(argv: list[str], **more: Any) -> subprocess.CompletedProcess[str] | str:
+    """What one of Slurm's commands says, or why it says nothing."""
+    try:
+        return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=_ANSWER, **more)
+    except subprocess.TimeoutExpired:
+        return f"`{argv[0]}` did not answer within {_ANSWER:g} s; look with `squeue` whether it took it all the same."
+    except OSError as error:
+        return f"`{argv[0]}` cannot be run here: {error.strerror}."
 
 
 class Waiting(Struct):
@@ -122,8 +147,7 @@ def work(run: RunDir, job: str) -> int:
     asked = False
     while not (state := reconcile(run)).has_ended:
         if told.stop and not asked:
-            run.request("stop")
-            asked = True
+            asked = try_to_stop(run, state)
         time.sleep(_POLL_SECONDS)
     if state.phase == "stopped" and told.requeue:
         _requeue(run, state, job)
@@ -138,11 +162,15 @@ def _requeue(run: RunDir, state: State, job: str) -> None:
         time.sleep(_POLL_SECONDS)
     lock = run.acquire_lock()
     try:
-        run.write_state(_changed(state, phase="queued", ended=None, exit_code=None, cause=None))
-        done = subprocess.run(argv, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            cause = f"Saved and stopped; requeueing job {job} failed: {done.stderr.strip()[:500]}"
-            run.write_state(_changed(state, cause=cause))
+        with contextlib.suppress(OSError):  # a full disk: it stays `stopped`, and goes on all the same
+            run.write_state(_changed(state, phase="queued", ended=None, exit_code=None, cause=None))
+        done = _asked_slurm(argv)
+        if isinstance(done, str) or done.returncode != 0:
+            problem = done if isinstance(done, str) else done.stderr.strip()[:500]
+            cause = f"Saved and stopped; requeueing job {job} failed: {problem}"
+            print(cause, file=sys.stderr, flush=True)  # noqa: T201 - the job's output, which stays
+            with contextlib.suppress(OSError):
+                run.write_state(_changed(state, cause=cause))
     finally:
         run.release_lock(lock)
 

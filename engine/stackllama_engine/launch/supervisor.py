@@ -325,8 +325,8 @@ class Supervisor:
         if killed is not None:  # whatever the others said of it: they have lost a peer
             code = ExitCode.FAILED if killed.number is None else 128 + killed.number
             outcome = Outcome(phase="failed", exit_code=code, cause=f"{killed}.")
-        if outcome.phase == "stopped" and outcome.cause is None:
-            outcome = msgspec.structs.replace(outcome, cause=self._why_stopped(status))
+        if outcome.phase == "stopped":
+            outcome = msgspec.structs.replace(outcome, cause=self._why_stopped(outcome.cause, status))
         try:
             from .autopsy import explain
 
@@ -339,10 +339,14 @@ class Supervisor:
             cause = self._watch.explain(cause or outcome.cause)
         return msgspec.structs.replace(outcome, cause=cause) if cause else outcome
 
-    def _why_stopped(self, status: int) -> str | None:
-        """Of a stop that nobody asked for in `control/`; None where somebody did."""
+    def _why_stopped(self, said: str | None, status: int) -> str | None:
+        """Of a stop that nobody asked for in `control/`; what was ``said`` of the end where somebody did."""
         if self._stopping:
-            return self._watch.stop_cause if self._watch is not None else None
+            why = self._watch.stop_cause if self._watch is not None else None
+            names_it = said is not None and "disk" in said  # the worker knows more of what it met
+            return said if why is None or names_it else " ".join(filter(None, (why, said)))
+        if said is not None:
+            return said
         lines = last_log_lines(self.folder / "log.txt")
         return signal_to_launcher(status, lines, on_resume(self.run, self.state.stage))
 
@@ -369,7 +373,8 @@ class Supervisor:
         self._renamed.remove_link()
         Reserve(self.run.path).release()  # of a worker that did not come to it
         lines = last_log_lines(self.folder / "log.txt") if outcome.exit_code not in _IN_ORDER else []
-        forget_all(self.run)
+        with contextlib.suppress(OSError):  # the next attempt forgets them before it begins
+            forget_all(self.run)
         self._record(
             phase=outcome.phase,
             exit_code=int(outcome.exit_code),

@@ -57,9 +57,9 @@ class Watch:
         self._stacks_asker = Asker("py-spy")
         self._stacks_asked: Asked[Path] | None = None
         self._activity = Activity(clock)
-        self._disk = DiskWatch(run)
+        self._disk = DiskWatch(run, stops=False)
         cards = watched_cards(launch)
-        coordinates = stage is Stage.PIPELINE
+        self._coordinates = coordinates = stage is Stage.PIPELINE
         self._gpus = GpuWatch(cards, clock) if not coordinates and cards != () else None
         self._stall = None if coordinates else StallWatch(StallLimits.of_environment(), clock)
 
@@ -67,6 +67,9 @@ class Watch:
         """The worker said something: it does not stand still."""
         if self._stall is not None:
             self._stall.event(event)
+        if event.kind == "progress" and not self._coordinates and not self._disk.stops:
+            self._disk.stops = True  # it trains, and holds a reserve if it can
+            self._look_at = 0.0
         if event.kind == "checkpoint":
             self._disk.measure_checkpoint()
         if self.stalled:

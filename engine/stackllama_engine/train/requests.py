@@ -68,6 +68,8 @@ class Requests:
 
     def __init__(self, run: RunDir, reporter: Reporter, device: torch.device, signals: Signals) -> None:
         self.paused = False
+        self.must_stop = False
+        """All ranks agreed to stop, though no request and no signal says so."""
         self.signals = signals
         self.timer: SaveTimer | None = None
         """Of checkpoints by time, once there is something to save."""
@@ -76,10 +78,11 @@ class Requests:
         self._device = device
         self._stop_seen = False
         self._looked = 0.0
+        self._stuck: set[str] = set()  # served, and still there
 
     def poll(self, step: int) -> Wanted:
         """What is asked for now, after ``step`` steps; a collective."""
-        asked: set[str] = set(self._run.requests()) if self._reporter.is_main else set()
+        asked = self._asked()
         changes = self._changes() if self._reporter.is_main else {}
         due = self._reporter.is_main and self.timer is not None and self.timer.due(step)
         waits = self._reporter.is_main and self._reporter.room.waits
@@ -94,8 +97,7 @@ class Requests:
 
     def agree(self, failed: bool = False, *, problem: bool = False) -> Agreed:
         """Whether to stop, and whether any rank failed or has a problem; a collective, inside a step."""
-        asked: set[str] = set(self._run.requests()) if self._reporter.is_main else set()
-        flags = self._any([float(self._stops(asked)), float(failed), float(problem)])
+        flags = self._any([float(self._stops(self._asked())), float(failed), float(problem)])
         return Agreed(*(bool(flag) for flag in flags))
 
     def leave_early(self) -> None:
@@ -107,7 +109,7 @@ class Requests:
         now = time.monotonic()
         if not self._stop_seen and now - self._looked > _LOOK_SECONDS:
             self._looked = now
-            self._stop_seen = (self._run.control / "stop").exists()
+            self._stop_seen = self._run.asked_to_stop()
         if self._stop_seen or self.signals.received:
             raise LeftEarly
 
@@ -117,18 +119,29 @@ class Requests:
             return
         self._reporter.request(what, step, change)
         if change is not None:
-            requests.forget_change(self._run, change.key)
+            self._remove(f"set-{change.key}")
         elif what != "stop":  # it stays until the attempt is over: the supervisor reads it as well
-            (self._run.control / what).unlink(missing_ok=True)
+            self._remove(what)
+
+    def _asked(self) -> set[str]:
+        return set(self._run.requests()) - self._stuck if self._reporter.is_main else set()
+
+    def _remove(self, name: str) -> None:
+        """Of ``control/``; what cannot be removed is said once, and not served again."""
+        try:
+            requests.forget(self._run, name)
+        except OSError as error:
+            self._stuck.add(name)
+            self._reporter.health(f"control/{name} cannot be removed ({error.strerror}); it is asked for once only")
 
     def _stops(self, asked: set[str]) -> bool:
-        return self.signals.received or self._stop_seen or "stop" in asked
+        return self.must_stop or self.signals.received or self._stop_seen or "stop" in asked
 
     def _changes(self) -> dict[str, float]:
-        found, unreadable = requests.changes(self._run)
-        for name in [*unreadable, *(change.key for change in found if change.key not in _KEYS)]:
+        found, unreadable = requests.changes(self._run, but=self._stuck)
+        for name in [*unreadable, *(f"set-{change.key}" for change in found if change.key not in _KEYS)]:
             self._reporter.health(f"control/{name} asks for nothing that can be done; removed")
-            requests.forget_change(self._run, name)
+            self._remove(name)
         return {change.key: change.value for change in found if change.key in _KEYS}
 
     def _any(self, values: list[float]) -> list[float]:
@@ -163,6 +176,7 @@ def serve(asked: Requests, reporter: Reporter, step: int, service: Service) -> W
         wanted = asked.poll(step)
         if wanted.waits and not wanted.stop:
             if wait_for_room(asked, reporter, step):
+                asked.must_stop = True
                 return Wanted(stop=True)
             continue
         for change in wanted.changes:

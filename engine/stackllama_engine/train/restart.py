@@ -77,7 +77,6 @@ class Restarts(threading.Thread):
     def __init__(self, run: RunDir, attempt: int, signals: Signals) -> None:
         super().__init__(daemon=True, name="restarts")
         self._path = run.attempt_dir(attempt) / FILE
-        self._stop = run.control / "stop"
         self._signals = signals
         self._run = run
         self.room: Room | None = None
@@ -121,7 +120,7 @@ class Restarts(threading.Thread):
             time.sleep(_LOOK_SECONDS)
             if _read(self._path).count > self.now.count:
                 _execute()
-            if self._signals.loading and self._stop.exists():
+            if self._signals.loading and self._run.asked_to_stop():
                 os.kill(os.getpid(), signal.SIGUSR1)
 
 

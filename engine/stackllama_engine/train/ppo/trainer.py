@@ -408,6 +408,7 @@ class PPO:
         stop: bool = False,
     ) -> Saved:
         """A checkpoint by rank 0. On a full disk it waits for room, unless the run is to ``stop`` after it."""
+        phase_before = self.reporter.current_phase
         self.reporter.phase("save")
         timer = self.session.requests.timer
 
@@ -426,6 +427,8 @@ class PPO:
         if timer is not None and self.session.is_main:
             size = checkpoint.size(self.session.run.checkpoints, done) if saved.saved else None
             timer.end(done, size, last=saved.stop)
+        if self.session.requests.paused:
+            self.reporter.phase(phase_before)
         return saved
 
     def _save_unless_saved(self, done: int, before: dict[str, Any], *, owes_evaluation: bool = False) -> None:
