@@ -2,6 +2,7 @@
 
 import importlib
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -81,6 +82,9 @@ def attempt(home: Home, base: Path, stage: Stage, *keys: str, of: RunDir | None 
     """A first attempt, or the next one ``of`` a run; signal handlers are put back afterwards."""
     directory = base.parent / "rewards"  # one for all tests: a module is imported once
     write_rewards(directory)
+    known = sys.modules.get(REWARDS)
+    if known is not None and Path(known.__file__ or "").parent != directory:
+        del sys.modules[REWARDS]  # of another base: tests of another folder ran in this process
     given = [] if stage is Stage.MERGE else [f"model_name_or_path={base}"]
     given += [f"reward_fn_path={directory}"] if stage is Stage.PPO else []
     recipe: Any = load_recipe(stage, None, [*given, *keys])

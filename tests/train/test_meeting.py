@@ -43,7 +43,8 @@ for exchange in (
         print("came through")
 plain = ["/psm_1", 2, None, {"a": [1.5, True]}] if rank == 0 else [None] * 4
 distributed.broadcast_object_list(plain, src=0)
-print(plain)
+print(plain, flush=True)
+distributed.destroy_process_group()  # Gloo's threads must not outlive what they belong to
 """
 
 WRONG_SECRET = """
