@@ -18,10 +18,10 @@ from ..contract.files import write_whole
 from ..contract.recipe import AnyRecipe, TrainRecipe
 from ..contract.recipe_io import load_recipe
 from ..contract.resuming import RECIPE_FILE, Change, changes_of
-from ..contract.run_dir import Home, RunDir
+from ..contract.run_dir import RunDir
 from ..contract.run_files import read_file, why_unreadable
 from ..contract.stages import Stage
-from .children import CHILDREN, child_id, known_parents
+from .reconcile import children_of
 
 FLAG = "--recipe-changed"
 _MOST_RECIPE = 1 << 20  # bytes
@@ -91,11 +91,8 @@ def _children(run: RunDir, stage: Stage) -> list[tuple[RunDir, Stage]]:
     """The stages that a pipeline has begun and not finished."""
     if stage is not Stage.PIPELINE:
         return []
-    ids = {child_id(run.id, child.suffix) for child in CHILDREN}
     found: list[tuple[RunDir, Stage]] = []
-    for other in Home(run.path.parents[1]).unsorted_runs():
-        if other.id not in ids or run.id not in known_parents(other):
-            continue
+    for other in children_of(run):
         try:
             state = other.read_state()
         except DamagedError:  # the pipeline says so when it comes to it

@@ -5,11 +5,11 @@ import errno
 from ..contract.errors import DamagedError, RefusedError
 from ..contract.run_dir import Home, RunDir, check_run_id, kind_of
 from ..contract.stages import Stage
-from .children import CHILDREN, child_id, known_parents
+from .children import known_parents
 from .leftovers import delete_marked, remove_leftover
 from .owners import check_home, check_run
 from .processes import run_processes
-from .reconcile import ensure_ended
+from .reconcile import children_of, ensure_ended
 from .repair import stage_of
 from .whereabouts import elsewhere_of_damaged, is_gone, refuse_elsewhere
 
@@ -38,7 +38,7 @@ def remove(home: Home, run_id: str, *, children: bool = True, host_gone: str | N
         remove_leftover(path)
         return [run_id]
     run = home.run(run_id)
-    doomed = [run, *(_children(home, run) if children else [])]
+    doomed = [run, *(_children(run) if children else [])]
     for each in doomed:
         check_run(each)
         _check(each, host_gone)
@@ -54,11 +54,8 @@ def users_of(home: Home, run_id: str) -> list[str]:
     return [other.id for other in home.runs() if other.id != run_id and run_id in known_parents(other)]
 
 
-def _children(home: Home, run: RunDir) -> list[RunDir]:
-    if _stage(run) is not Stage.PIPELINE:
-        return []
-    ids = {child_id(run.id, child.suffix) for child in CHILDREN}
-    return [other for other in home.runs() if other.id in ids and run.id in known_parents(other)]
+def _children(run: RunDir) -> list[RunDir]:
+    return children_of(run) if _stage(run) is Stage.PIPELINE else []
 
 
 def _stage(run: RunDir) -> Stage | None:
