@@ -199,16 +199,21 @@ def test_foreign_run_with_a_childs_name_is_not_taken_for_a_child(
     assert state.cause is not None and "not a child of `p`" in state.cause
 
 
+def judged(folder: Path) -> tuple[Path, AnyRecipe]:
+    """The file of a reward function, and a pipeline that it judges."""
+    code = folder / "judges.py"
+    code.write_text("def judge(*, questions, responses): ...\n")
+    function = {"reward_fn": "judges:judge", "reward_fn_path": str(folder)}
+    return code, build_recipe(Stage.PIPELINE, {"model_name_or_path": "gpt2", "load_in_8bit": False, "ppo": function})
+
+
 @pytest.mark.long
 def test_a_function_that_changes_before_its_stage_ends_the_pipeline_until_it_is_confirmed(
     home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    code = tmp_path / "judges.py"
-    code.write_text("def judge(*, questions, responses): ...\n")
-    function = {"reward_fn": "judges:judge", "reward_fn_path": str(tmp_path)}
-    keys = {"model_name_or_path": "gpt2", "load_in_8bit": False, "ppo": function}
+    code, recipe = judged(tmp_path)
     monkeypatch.setenv("FAKE_MODES", json.dumps({"ppo": "fail"}))
-    run = launcher.launch(home, Stage.PIPELINE, build_recipe(Stage.PIPELINE, keys), "p")
+    run = launcher.launch(home, Stage.PIPELINE, recipe, "p")
     wait_for_phase(run, "failed")
     monkeypatch.setenv("FAKE_MODES", "{}")
     code.write_text("def judge(*, questions, responses): ... # changed\n")
@@ -222,12 +227,9 @@ def test_a_function_that_changes_before_its_stage_ends_the_pipeline_until_it_is_
 def test_a_function_that_changes_while_the_pipeline_runs_is_not_executed(
     home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    code = tmp_path / "judges.py"
-    code.write_text("def judge(*, questions, responses): ...\n")
-    function = {"reward_fn": "judges:judge", "reward_fn_path": str(tmp_path)}
-    keys = {"model_name_or_path": "gpt2", "load_in_8bit": False, "ppo": function}
+    code, recipe = judged(tmp_path)
     monkeypatch.setenv("FAKE_MODES", json.dumps({"reward-merged": "until_released"}))
-    run = launcher.launch(home, Stage.PIPELINE, build_recipe(Stage.PIPELINE, keys), "p")
+    run = launcher.launch(home, Stage.PIPELINE, recipe, "p")
     before = home.runs_dir / "p-reward-merged"
     wait_for(lambda: (before / "launch.json").is_file(), seconds=60)
     code.write_text("def judge(*, questions, responses): ... # changed\n")
