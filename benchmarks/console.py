@@ -44,8 +44,11 @@ def main() -> int:
                 say(figure.line())
         say(f"       the machine was {busy():.0%} busy meanwhile, others' work included")
     missed = [figure.name for figure in figures if figure.passed is False]
-    say(f"\n{sum(figure.passed is True for figure in figures)} as wanted, {len(missed)} missed: {'; '.join(missed)}"
-        if missed else f"\nall {len(figures)} as wanted")  # fmt: skip
+    say(
+        f"\n{sum(figure.passed is True for figure in figures)} as wanted, {len(missed)} missed: {'; '.join(missed)}"
+        if missed
+        else f"\nall {len(figures)} as wanted"
+    )
     return 1 if missed else 0
 
 

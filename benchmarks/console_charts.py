@@ -9,7 +9,7 @@ from console_figures import Figure, median
 from rich.color import Color
 from textual.renderables.sparkline import Sparkline
 
-from stackllama_console.feeds.series import Series
+from stackllama_console.readers.series import Series
 from stackllama_console.tui.widgets.axis import Axis
 from stackllama_console.tui.widgets.chart_rows import Curve, Picture, draw
 from stackllama_console.tui.widgets.chart_view import View
@@ -23,8 +23,10 @@ def redraw(turns: int) -> list[Figure]:
     """A point more, then all rows again; and zooms into windows that were never asked for."""
     charts = {count: _Chart(count) for count in (_FEW, _MANY)}
     kinds: dict[str, Callable[[_Chart], None]] = {
-        "a point more": _Chart.grow, "a fresh zoom": _Chart.zoom, "a point more, smoothed": _Chart.grow_smoothed,
-    }  # fmt: skip
+        "a point more": _Chart.grow,
+        "a fresh zoom": _Chart.zoom,
+        "a point more, smoothed": _Chart.grow_smoothed,
+    }
     figures: list[Figure] = []
     for kind, work in kinds.items():
         times = {count: [_timed(work, chart)] for count, chart in charts.items()}
@@ -35,12 +37,14 @@ def redraw(turns: int) -> list[Figure]:
         few, many = median(times[_FEW]), median(times[_MANY])
         figures.append(
             Figure(
-                name=f"redraw at 1,000,000 points, {kind}", wanted="≤ 3 × at 1,000",
-                measured=f"{many * 1e3:.2f} ms = {many / few:.2f} × {few * 1e3:.2f} ms", bare=_sparkline(),
+                name=f"redraw at 1,000,000 points, {kind}",
+                wanted="≤ 3 × at 1,000",
+                measured=f"{many * 1e3:.2f} ms = {many / few:.2f} × {few * 1e3:.2f} ms",
+                bare=_sparkline(),
                 passed=many / few <= 3,
                 notes=[f"{turns} turns, {_WIDTH} × {_HEIGHT}; the very first one {first[0] * 1e3:.0f} ms"],
             )
-        )  # fmt: skip
+        )
     return figures
 
 

@@ -77,14 +77,17 @@ def charts(scratch: Path, turns: int, seconds: float) -> list[Figure]:
     rate, load = median(rates["ours"]), median(loads["ours"])
     return [
         Figure(
-            name="four live charts of 20,000 points, 2 Hz", wanted="≤ 4 KiB/s and ≤ 5 % of a core",
+            name="four live charts of 20,000 points, 2 Hz",
+            wanted="≤ 4 KiB/s and ≤ 5 % of a core",
             measured=f"{rate / KIB:.2f} KiB/s, {load:.1%}",
             bare=f"four Sparklines {median(rates['bare']) / KIB:.2f} KiB/s, {median(loads['bare']):.1%}",
             passed=rate <= 4 * KIB and load <= 0.05,
-            notes=[f"{turns} turns of {seconds:g} s: {spread(rates['ours'], 1 / KIB, 2)} KiB/s, "
-                   f"{spread(loads['ours'], 100)} %; the whole monitor: figures, state line and log change as well"],
+            notes=[
+                f"{turns} turns of {seconds:g} s: {spread(rates['ours'], 1 / KIB, 2)} KiB/s, "
+                f"{spread(loads['ours'], 100)} %; the whole monitor: figures, state line and log change as well"
+            ],
         )
-    ]  # fmt: skip
+    ]
 
 
 def flood(scratch: Path, rate: float, seconds: float) -> list[Figure]:
@@ -107,13 +110,18 @@ def flood(scratch: Path, rate: float, seconds: float) -> list[Figure]:
     bare = _bare_flood(scratch, rate, seconds)
     return [
         Figure(
-            name=f"log at {rate:,.0f} lines/s", wanted="newest line on the screen ≤ 1 s old, `?` answered in ≤ 200 ms",
+            name=f"log at {rate:,.0f} lines/s",
+            wanted="newest line on the screen ≤ 1 s old, `?` answered in ≤ 200 ms",
             measured=f"at most {max(lags):.2f} s old, `?` in {median(answers) * 1e3:.0f} ms",
-            bare=bare, passed=max(lags) <= 1 and median(answers) <= 0.2,
-            notes=[note, f"{load:.0%} of a core; `?` {spread(answers, 1e3, 0)} ms; age just before each paint, "
-                   f"median {median(lags):.2f} s"],
+            bare=bare,
+            passed=max(lags) <= 1 and median(answers) <= 0.2,
+            notes=[
+                note,
+                f"{load:.0%} of a core; `?` {spread(answers, 1e3, 0)} ms; age just before each paint, "
+                f"median {median(lags):.2f} s",
+            ],
         )
-    ]  # fmt: skip
+    ]
 
 
 def _bare_flood(scratch: Path, rate: float, seconds: float) -> str:
@@ -185,8 +193,12 @@ def _grown(kind: str, how: str, samples: list[tuple[float, int]]) -> Figure:
         for begin in (_SETTLED, _HOUR / 2, _HOUR - 60)
     )
     return Figure(
-        name=f"memory over an hour of a live run after its first five minutes, {kind}", wanted="grows < 10 MB",
-        measured=f"{(last - first) / MB:+.1f} MB", passed=last - first < 10 * MB,
-        notes=[f"written {how}: 7,200 steps, as many log lines and samples, 30 metrics",
-               f"{first / MB:.0f} MB after 5 minutes, {middle / MB:.0f} after 30, {last / MB:.0f} after 60"],
-    )  # fmt: skip
+        name=f"memory over an hour of a live run after its first five minutes, {kind}",
+        wanted="grows < 10 MB",
+        measured=f"{(last - first) / MB:+.1f} MB",
+        passed=last - first < 10 * MB,
+        notes=[
+            f"written {how}: 7,200 steps, as many log lines and samples, 30 metrics",
+            f"{first / MB:.0f} MB after 5 minutes, {middle / MB:.0f} after 30, {last / MB:.0f} after 60",
+        ],
+    )

@@ -19,11 +19,26 @@ _WANTED = {
     Stage.PPO: ["model_name_or_path=demo", "dataset_name=demo", "reward_model_path=demo"],
 }
 _NOISY = (
-    "objective/entropy", "objective/rlhf_reward", "objective/non_score_reward", "val/num_tokens", "response_length",
-    "demo/true_utility", "policy/approxkl_first", "policy/policykl", "policy/clipfrac_avg", "val/clipfrac_avg",
-    "val/ratio", "policy/approxkl_avg", "policy/entropy_avg", "grad_norm", "val/var_explained", "time/rollout",
-    "time/score", "time/update", "tokens_per_second",
-)  # fmt: skip
+    "objective/entropy",
+    "objective/rlhf_reward",
+    "objective/non_score_reward",
+    "val/num_tokens",
+    "response_length",
+    "demo/true_utility",
+    "policy/approxkl_first",
+    "policy/policykl",
+    "policy/clipfrac_avg",
+    "val/clipfrac_avg",
+    "val/ratio",
+    "policy/approxkl_avg",
+    "policy/entropy_avg",
+    "grad_norm",
+    "val/var_explained",
+    "time/rollout",
+    "time/score",
+    "time/update",
+    "tokens_per_second",
+)
 
 
 def make_run(home: Home, stage: Stage, name: str, phase: Phase) -> RunDir:
@@ -33,9 +48,14 @@ def make_run(home: Home, stage: Stage, name: str, phase: Phase) -> RunDir:
     now = time.time()
     ended = now - 60 if phase == "finished" else None
     state = State(
-        stage=stage, phase=phase, attempt=1, created=now - 900, started=now - 890, ended=ended,
+        stage=stage,
+        phase=phase,
+        attempt=1,
+        created=now - 900,
+        started=now - 890,
+        ended=ended,
         exit_code=None if ended is None else 0,
-    )  # fmt: skip
+    )
     run.write_state(state)
     return run
 
@@ -48,8 +68,10 @@ def events_of(run: RunDir) -> EventWriter:
 def metrics_at(step: int, total: int, noise: random.Random) -> dict[str, float]:
     """Thirty-odd metrics as PPO reports them: curves with noise, each point another value."""
     done = step / total
-    values = {name: (index + 1) * (0.5 + 0.3 * math.sin(6 * done)) + noise.gauss(0, 0.1 * (index + 1))
-              for index, name in enumerate(_NOISY)}  # fmt: skip
+    values = {
+        name: (index + 1) * (0.5 + 0.3 * math.sin(6 * done)) + noise.gauss(0, 0.1 * (index + 1))
+        for index, name in enumerate(_NOISY)
+    }
     return values | {
         "objective/scores": 2 * done + noise.gauss(0, 0.3),
         "objective/kl": 8 * math.sqrt(done) + noise.gauss(0, 0.4),
@@ -128,10 +150,16 @@ def long_sft(home: Home, name: str, events: int, last: float) -> RunDir:
     for step in range(1, steps + 1):
         loss = last if step == steps else 2 * math.exp(-3 * step / steps) + noise.random() / 10
         writer.write("progress", step=step, total_steps=steps)
-        writer.write("metrics", step=step, metrics={
-            "loss": loss, "learning_rate": 1e-4 * (1 - step / steps), "grad_norm": noise.random(),
-            "mean_token_accuracy": 0.5 + noise.random() / 10,
-        })  # fmt: skip
+        writer.write(
+            "metrics",
+            step=step,
+            metrics={
+                "loss": loss,
+                "learning_rate": 1e-4 * (1 - step / steps),
+                "grad_norm": noise.random(),
+                "mean_token_accuracy": 0.5 + noise.random() / 10,
+            },
+        )
     writer.close()
     (run.attempt_dir(1) / "log.txt").write_text("done\n")
     return run

@@ -31,12 +31,17 @@ def first_paint(scratch: Path, turns: int) -> list[Figure]:
     ratio = median([one / other for one, other in zip(ours, bare, strict=True)])
     return [
         Figure(
-            name="first paint", wanted="≤ 1.5 × bare", measured=f"{median(ours):.3f} s = {ratio:.2f} ×",
-            bare=f"{median(bare):.3f} s", passed=ratio <= 1.5,
-            notes=[f"{turns} turns; ours {spread(ours, 1, 3)}, bare {spread(bare, 1, 3)} s",
-                   f"all 20 runs on the screen after {median(rows):.3f} s"],
+            name="first paint",
+            wanted="≤ 1.5 × bare",
+            measured=f"{median(ours):.3f} s = {ratio:.2f} ×",
+            bare=f"{median(bare):.3f} s",
+            passed=ratio <= 1.5,
+            notes=[
+                f"{turns} turns; ours {spread(ours, 1, 3)}, bare {spread(bare, 1, 3)} s",
+                f"all 20 runs on the screen after {median(rows):.3f} s",
+            ],
         )
-    ]  # fmt: skip
+    ]
 
 
 def idle(scratch: Path, seconds: float) -> list[Figure]:
@@ -52,11 +57,14 @@ def idle(scratch: Path, seconds: float) -> list[Figure]:
         count, cpu = _quiet(argv, scratch, mark, seconds)
         figures.append(
             Figure(
-                name=f"idle, {place}", wanted="0 bytes/s", measured=f"{count} bytes in {seconds:g} s",
-                bare=f"{bare[0]} bytes", passed=count == 0,
+                name=f"idle, {place}",
+                wanted="0 bytes/s",
+                measured=f"{count} bytes in {seconds:g} s",
+                bare=f"{bare[0]} bytes",
+                passed=count == 0,
                 notes=[f"{cpu:.1%} of a core; bare {bare[1]:.1%}"],
             )
-        )  # fmt: skip
+        )
     return figures
 
 
@@ -104,7 +112,7 @@ def million(scratch: Path, turns: int) -> list[Figure]:
             notes=[f"{turns} turns: {spread(times[name], 1, 2)} s, peak {spread(peaks[name], 1 / MB, 0)} MB"],
         )
         for name, run in runs.items()
-    ]  # fmt: skip
+    ]
 
 
 def _open(home: Home, run: RunDir, scratch: Path) -> tuple[float, int]:

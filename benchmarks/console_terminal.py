@@ -55,9 +55,14 @@ class Terminal:
         self._shown = 0
         self.started = time.monotonic()
         self.process = subprocess.Popen(
-            [*argv], stdin=slave, stdout=slave, stderr=slave, env=known, start_new_session=True,
+            [*argv],
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            env=known,
+            start_new_session=True,
             preexec_fn=None if core is None else lambda: os.sched_setaffinity(0, {core}),
-        )  # fmt: skip
+        )
         os.close(slave)
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()

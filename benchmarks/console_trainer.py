@@ -36,15 +36,18 @@ def trainer(scratch: Path, turns: int) -> list[Figure]:
     noise = (high - low) / median(wall[False])
     return [
         Figure(
-            name="a trainer's work while it is followed", wanted="≤ 2 % more, or less than alone's quartiles differ",
+            name="a trainer's work while it is followed",
+            wanted="≤ 2 % more, or less than alone's quartiles differ",
             measured=f"{ratio:.3f} × the time, {used:.3f} × the processor time alone",
             passed=ratio <= 1.02 or (ratio - 1 < noise and used <= 1.02),
-            notes=[f"{turns} turns of {_STEPS} steps; alone {median(wall[False]):.2f} s ({spread(wall[False], 1, 2)}), "
-                   f"followed {median(wall[True]):.2f} s ({spread(wall[True], 1, 2)})",
-                   f"the middle half of the times alone lies within {noise:.0%}",
-                   "each on a core of its own" if mine is not None else "both on the same core: there is only one"],
+            notes=[
+                f"{turns} turns of {_STEPS} steps; alone {median(wall[False]):.2f} s ({spread(wall[False], 1, 2)}), "
+                f"followed {median(wall[True]):.2f} s ({spread(wall[True], 1, 2)})",
+                f"the middle half of the times alone lies within {noise:.0%}",
+                "each on a core of its own" if mine is not None else "both on the same core: there is only one",
+            ],
         )
-    ]  # fmt: skip
+    ]
 
 
 def _once(writer: Writer) -> tuple[float, float]:

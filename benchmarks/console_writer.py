@@ -113,9 +113,14 @@ def _line(text: str) -> bytes:
 
 def _sample(step: int, noise: random.Random) -> bytes:
     row = {
-        "step": step, "question": f"What is {step} good for?", "response": "It is good for counting. " * 6,
-        "reward": noise.gauss(0, 1), "kl": noise.random(), "length": 40, "ended": True,
-    }  # fmt: skip
+        "step": step,
+        "question": f"What is {step} good for?",
+        "response": "It is good for counting. " * 6,
+        "reward": noise.gauss(0, 1),
+        "kl": noise.random(),
+        "length": 40,
+        "ended": True,
+    }
     return msgspec.json.encode(row) + b"\n"
 
 

@@ -57,9 +57,11 @@ def by(optim: str) -> Keys:
 def rollout(rows: int, prompt: int, response: int) -> Keys:
     """Responses at a time, and their lengths."""
     return {
-        "local_rollout_forward_batch_size": rows, "max_prompt_length": prompt, "response_length": response - 1,
+        "local_rollout_forward_batch_size": rows,
+        "max_prompt_length": prompt,
+        "response_length": response - 1,
         "max_eval_samples": rows,
-    }  # fmt: skip
+    }
 
 
 CASES: list[tuple[str, str, Keys]] = [
@@ -202,11 +204,17 @@ def compare_pairs(model: str, keys: Keys) -> dict[str, Any]:
     peaks = [max(phases, key=lambda name: phases[name]) for phases in (predicted, traced)]
     formula, trace = predicted[peaks[0]], traced[peaks[1]]
     return {
-        "what": describe(model, DPO, keys), "parameters": arch.parameters,
-        "formula": formula, "formula_phase": peaks[0], "formula_phases": predicted,
-        "trace": trace, "trace_phase": peaks[1], "trace_phases": traced,
-        "seconds": time.monotonic() - start, "error": formula / trace - 1,
-    }  # fmt: skip
+        "what": describe(model, DPO, keys),
+        "parameters": arch.parameters,
+        "formula": formula,
+        "formula_phase": peaks[0],
+        "formula_phases": predicted,
+        "trace": trace,
+        "trace_phase": peaks[1],
+        "trace_phases": traced,
+        "seconds": time.monotonic() - start,
+        "error": formula / trace - 1,
+    }
 
 
 def describe(model: str, stage: str, keys: Keys) -> str:

@@ -37,13 +37,23 @@ _PRECISIONS = {
     "nf4": ("load_in_8bit=false", "load_in_4bit=true", "bf16=true"),
 }
 _LARGE = {
-    "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 16, "num_attention_heads": 16,
-    "num_key_value_heads": 8, "vocab_size": 32000, "max_position_embeddings": 4096,
-}  # fmt: skip
+    "hidden_size": 2048,
+    "intermediate_size": 5632,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "vocab_size": 32000,
+    "max_position_embeddings": 4096,
+}
 _TINY = {
-    "hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 4, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "vocab_size": 8000, "max_position_embeddings": 1024,
-}  # fmt: skip
+    "hidden_size": 256,
+    "intermediate_size": 704,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 8000,
+    "max_position_embeddings": 1024,
+}
 _ROWS = 64
 _PATIENCE = 1800.0  # seconds a cell
 
@@ -59,16 +69,25 @@ class Size:
         common = ["max_steps=3", "save_steps=0", "logging_steps=1", "dataset_train_split=all", "dataset_test_split=all"]
         if stage is Stage.PPO:
             return [
-                *common, f"max_prompt_length={self.prompt}", f"response_length={self.response - 1}",
+                *common,
+                f"max_prompt_length={self.prompt}",
+                f"response_length={self.response - 1}",
                 f"per_device_train_batch_size={self.batch}",
-                f"gradient_accumulation_steps={self.rollouts // self.batch}", f"max_eval_samples={self.rollouts}",
-                f"local_rollout_forward_batch_size={self.rollouts}", "early_stopping=false",
-            ]  # fmt: skip
+                f"gradient_accumulation_steps={self.rollouts // self.batch}",
+                f"max_eval_samples={self.rollouts}",
+                f"local_rollout_forward_batch_size={self.rollouts}",
+                "early_stopping=false",
+            ]
         warm = ["warmup_steps=0"] if stage is Stage.SFT else []
         return [
-            *common, *warm, f"max_length={self.length}", f"per_device_train_batch_size={self.batch}",
-            "gradient_accumulation_steps=2", "max_eval_samples=4", "per_device_eval_batch_size=1",
-        ]  # fmt: skip
+            *common,
+            *warm,
+            f"max_length={self.length}",
+            f"per_device_train_batch_size={self.batch}",
+            "gradient_accumulation_steps=2",
+            "max_eval_samples=4",
+            "per_device_eval_batch_size=1",
+        ]
 
 
 def main() -> int:
@@ -126,9 +145,13 @@ class Grid:
     def _run(self, stage: Stage, precision: str, judge: str) -> RunDir:
         data = self.questions if stage is Stage.PPO else self.texts
         words = [
-            f"model_name_or_path={self.base}", f"dataset_name={data}", f"max_train_samples={_ROWS}", "num_processes=1",
-            "lora_target_modules=all-linear", f"use_cpu={str(self.on_cpu).lower()}",
-        ]  # fmt: skip
+            f"model_name_or_path={self.base}",
+            f"dataset_name={data}",
+            f"max_train_samples={_ROWS}",
+            "num_processes=1",
+            "lora_target_modules=all-linear",
+            f"use_cpu={str(self.on_cpu).lower()}",
+        ]
         words += [f"reward_model_path={judge}"] if stage is Stage.PPO else []
         recipe = load_recipe(stage, None, [*words, *self.size.overrides(stage), *_PRECISIONS[precision]])
         run = launch(self.home, stage, recipe)
@@ -145,14 +168,15 @@ def make_model(path: Path, shape: dict[str, int]) -> tuple[Path, Callable[[str, 
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    from stackllama_engine.train.rows import encode_prompt, encode_text
+    from stackllama_engine.train.encoding import encode_prompt, encode_text
 
     tokenizer: Any = AutoTokenizer.from_pretrained(DEMO_BASE)
     torch.manual_seed(0)
     special = {
-        "pad_token_id": tokenizer.pad_token_id, "bos_token_id": tokenizer.bos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
-    }  # fmt: skip
+    }
     LlamaForCausalLM(LlamaConfig(**shape, **special)).bfloat16().save_pretrained(path)
     tokenizer.save_pretrained(path)
 
@@ -186,9 +210,12 @@ def _row(phase: str, metric: str, predicted: int, measured: float) -> dict[str, 
 def _ranged(metric: str, interval: tuple[int, int], measured: float) -> dict[str, Any]:
     inside = interval[0] <= measured <= interval[1]
     return {
-        "phase": "whole run", "metric": metric, "predicted": list(interval), "measured": round(measured),
+        "phase": "whole run",
+        "metric": metric,
+        "predicted": list(interval),
+        "measured": round(measured),
         "inside": inside,
-    }  # fmt: skip
+    }
 
 
 def _write_rows(path: Path, count: Callable[[str, str], int], *, prompt: int, whole: int) -> Path:
@@ -219,12 +246,15 @@ def _write(out: Path, place: str, rows: list[dict[str, Any]]) -> None:
     versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "trl", "bitsandbytes")}
     name = "memory-" + "".join(char if char.isalnum() else "-" for char in place.lower()).strip("-")
     lines = [
-        f"# Memory, predicted against measured: {place}", "",
+        f"# Memory, predicted against measured: {place}",
+        "",
         f"`python benchmarks/gpu_memory.py`, {time.strftime('%Y-%m-%d')}; "
-        + ", ".join(f"{key} {value}" for key, value in versions.items()) + ".", "",
+        + ", ".join(f"{key} {value}" for key, value in versions.items())
+        + ".",
+        "",
         "| stage | precision | phase | what | predicted MiB | measured MiB | error | in its range |",
         "|---|---|---|---|---:|---:|---:|---|",
-    ]  # fmt: skip
+    ]
     lines += [f"| {' | '.join(_cells(row))} |" for row in rows]
     out.mkdir(parents=True, exist_ok=True)
     (out / f"{name}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")

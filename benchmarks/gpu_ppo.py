@@ -49,14 +49,16 @@ def main() -> int:
         grid = Grid(Path(folder), Longer(options.steps + 1), on_cpu=False)
         rows = [_measure(grid, precision) for precision in options.precisions]
     lines = [
-        f"# PPO on one {card.name}", "",
+        f"# PPO on one {card.name}",
+        "",
         "Random LLaMA of 0.9 billion parameters, LoRA on all linear layers, four epochs; "
         f"{_ROLLOUTS} responses a step, medians of {options.steps} steps after the first. "
-        "Written by `benchmarks/gpu_ppo.py`.", "",
+        "Written by `benchmarks/gpu_ppo.py`.",
+        "",
         "| base | samples/s | response tokens/s | sampling | scoring | update | peak allocated |",
         "|---" * 7 + "|",
         *rows,
-    ]  # fmt: skip
+    ]
     text = "\n".join(lines) + "\n"
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "gpu-ppo.md").write_text(text, encoding="utf-8")

@@ -8,9 +8,16 @@ arXiv:2310.06825, for Pythia arXiv:2304.01373, for SmolLM2 arXiv:2502.02737.
 from typing import Any
 
 _KEYS = (
-    "model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
-    "intermediate_size", "vocab_size", "tie_word_embeddings",
-)  # fmt: skip
+    "model_type",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "intermediate_size",
+    "vocab_size",
+    "tie_word_embeddings",
+)
 _SIZES: dict[str, tuple[Any, ...]] = {
     "openai-community/gpt2": ("gpt2", 768, 12, 12, 12, 64, 3072, 50257, True),
     "HuggingFaceTB/SmolLM2-135M": ("llama", 576, 30, 9, 3, 64, 1536, 49152, True),

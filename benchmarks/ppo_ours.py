@@ -28,7 +28,7 @@ from stackllama_engine.train import models  # noqa: E402
 from stackllama_engine.train.ppo.fault_tolerance import NO_END  # noqa: E402
 from stackllama_engine.train.ppo.sampling import Noise, draw_noise  # noqa: E402
 from stackllama_engine.train.ppo.trainer import PPO  # noqa: E402
-from stackllama_engine.train.report import Reporter  # noqa: E402
+from stackllama_engine.train.reporting import Reporter  # noqa: E402
 from stackllama_engine.train.restart import Restarts  # noqa: E402
 from stackllama_engine.train.session import Session  # noqa: E402
 from stackllama_engine.train.signals import Signals  # noqa: E402
@@ -60,14 +60,29 @@ def prepare(folder: Path, batches: int) -> None:
 def recipe_of(folder: Path, batches: int, more: Sequence[str]) -> PPORecipe:
     """The same work in our keys."""
     values = {
-        "model_name_or_path": folder / "base", "reward_model_path": folder / "adapter", "use_cpu": True,
-        "dataset_name": folder / "questions.jsonl", "dataset_train_split": "all", "dataset_test_split": "all",
-        "max_eval_samples": 1, "load_in_8bit": False, "dtype": "float32", "lora_r": work.RANK, "lora_alpha": work.ALPHA,
-        "per_device_train_batch_size": work.MINI, "gradient_accumulation_steps": 1,
-        "num_mini_batches": work.BATCH // work.MINI, "num_ppo_epochs": work.EPOCHS, "learning_rate": work.LEARNING_RATE,
-        "kl_coef": work.KL, "vf_coef": work.VALUE, "early_stopping": False, "max_steps": batches + 1,
-        "local_rollout_forward_batch_size": work.BATCH, "response_length": work.RESPONSE,
-    }  # fmt: skip
+        "model_name_or_path": folder / "base",
+        "reward_model_path": folder / "adapter",
+        "use_cpu": True,
+        "dataset_name": folder / "questions.jsonl",
+        "dataset_train_split": "all",
+        "dataset_test_split": "all",
+        "max_eval_samples": 1,
+        "load_in_8bit": False,
+        "dtype": "float32",
+        "lora_r": work.RANK,
+        "lora_alpha": work.ALPHA,
+        "per_device_train_batch_size": work.MINI,
+        "gradient_accumulation_steps": 1,
+        "num_mini_batches": work.BATCH // work.MINI,
+        "num_ppo_epochs": work.EPOCHS,
+        "learning_rate": work.LEARNING_RATE,
+        "kl_coef": work.KL,
+        "vf_coef": work.VALUE,
+        "early_stopping": False,
+        "max_steps": batches + 1,
+        "local_rollout_forward_batch_size": work.BATCH,
+        "response_length": work.RESPONSE,
+    }
     written = [f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in values.items()]
     recipe = load_recipe(Stage.PPO, None, [*written, *more])
     assert isinstance(recipe, PPORecipe)

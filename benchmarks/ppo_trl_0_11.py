@@ -33,16 +33,29 @@ def main(folder: Path, batches: int) -> None:
     policy = AutoModelForCausalLMWithValueHead.from_pretrained(str(folder / "base"), peft_config=lora)
     judge = AutoModelForSequenceClassification.from_pretrained(folder / "reward").eval().requires_grad_(False)
     config = PPOConfig(
-        batch_size=work.BATCH, mini_batch_size=work.MINI, gradient_accumulation_steps=1, ppo_epochs=work.EPOCHS,
-        learning_rate=work.LEARNING_RATE, init_kl_coef=work.KL, vf_coef=work.VALUE, adap_kl_ctrl=True,
-        early_stopping=False, ratio_threshold=1e9, accelerator_kwargs={"cpu": True},
-    )  # fmt: skip
+        batch_size=work.BATCH,
+        mini_batch_size=work.MINI,
+        gradient_accumulation_steps=1,
+        ppo_epochs=work.EPOCHS,
+        learning_rate=work.LEARNING_RATE,
+        init_kl_coef=work.KL,
+        vf_coef=work.VALUE,
+        adap_kl_ctrl=True,
+        early_stopping=False,
+        ratio_threshold=1e9,
+        accelerator_kwargs={"cpu": True},
+    )
     trainer = PPOTrainer(config, policy, tokenizer=tokenizer)
     prompts = [torch.tensor(row) for row in json.loads((folder / "prompts.json").read_text())]
     settings = {
-        "max_new_tokens": work.RESPONSE, "min_new_tokens": work.RESPONSE, "do_sample": True, "top_k": 0, "top_p": 1.0,
-        "pad_token_id": work.PAD, "eos_token_id": -1,
-    }  # fmt: skip
+        "max_new_tokens": work.RESPONSE,
+        "min_new_tokens": work.RESPONSE,
+        "do_sample": True,
+        "top_k": 0,
+        "top_p": 1.0,
+        "pad_token_id": work.PAD,
+        "eos_token_id": -1,
+    }
 
     def step(number: int) -> None:
         queries = prompts[number * work.BATCH : (number + 1) * work.BATCH]

@@ -55,19 +55,42 @@ def main(folder: Path, batches: int, value_lora: bool) -> None:
     rows = json.loads((folder / "prompts.json").read_text())[: (batches + 1) * work.BATCH]
     with tempfile.TemporaryDirectory() as scratch:
         config = PPOConfig(
-            output_dir=scratch, report_to="none", save_strategy="no", use_cpu=True, bf16=False, fp16=False,
-            gradient_checkpointing=False, disable_tqdm=True, seed=0, learning_rate=work.LEARNING_RATE,
-            per_device_train_batch_size=work.BATCH, gradient_accumulation_steps=1,
-            num_mini_batches=work.BATCH // work.MINI, num_ppo_epochs=work.EPOCHS,
-            total_episodes=(batches + 1) * work.BATCH, num_sample_generations=0,
-            local_rollout_forward_batch_size=work.BATCH, response_length=work.RESPONSE, stop_token=None,
-            temperature=1.0, kl_coef=work.KL, vf_coef=work.VALUE,
-        )  # fmt: skip
+            output_dir=scratch,
+            report_to="none",
+            save_strategy="no",
+            use_cpu=True,
+            bf16=False,
+            fp16=False,
+            gradient_checkpointing=False,
+            disable_tqdm=True,
+            seed=0,
+            learning_rate=work.LEARNING_RATE,
+            per_device_train_batch_size=work.BATCH,
+            gradient_accumulation_steps=1,
+            num_mini_batches=work.BATCH // work.MINI,
+            num_ppo_epochs=work.EPOCHS,
+            total_episodes=(batches + 1) * work.BATCH,
+            num_sample_generations=0,
+            local_rollout_forward_batch_size=work.BATCH,
+            response_length=work.RESPONSE,
+            stop_token=None,
+            temperature=1.0,
+            kl_coef=work.KL,
+            vf_coef=work.VALUE,
+        )
         data = Dataset.from_dict({"input_ids": rows})
         trainer = PPOTrainer(
-            config, tokenizer, policy, None, judge.eval().requires_grad_(False), data, value, eval_dataset=data,
-            peft_config=lora, callbacks=[Marks(meter)],
-        )  # fmt: skip
+            config,
+            tokenizer,
+            policy,
+            None,
+            judge.eval().requires_grad_(False),
+            data,
+            value,
+            eval_dataset=data,
+            peft_config=lora,
+            callbacks=[Marks(meter)],
+        )
         trainer.train()
     meter.report(versions=work.versions("trl", "torch", "transformers", "peft", "numpy"))
 

@@ -31,17 +31,28 @@ sys.path.insert(0, str(HERE.parent / "engine"))
 from stackllama_engine.launch.argv import CPU_MEMORY  # noqa: E402
 
 ENVIRONMENTS = {
-    "trl-0.11.4": ["trl==0.11.4", "transformers==4.45.2", "peft==0.13.2", "accelerate==1.0.1", "numpy<2",
-                   "pyarrow<19", "datasets<3.3", "rich"],
+    "trl-0.11.4": [
+        "trl==0.11.4",
+        "transformers==4.45.2",
+        "peft==0.13.2",
+        "accelerate==1.0.1",
+        "numpy<2",
+        "pyarrow<19",
+        "datasets<3.3",
+        "rich",
+    ],
     "trl-1.12.0": ["trl==1.12.0", "transformers", "peft", "accelerate"],
-}  # fmt: skip
+}
 TORCH = "torch==2.13.0"
 WANTED = {
-    ("ours", "trl-0.11.4"): (None, 0.8), ("ours", "trl-1.12.0"): (2.2, 0.45),
-    ("ours, detached head", "trl-0.11.4"): (1.7, 0.8), ("ours, detached head", "trl-1.12.0"): (2.2, 0.45),
+    ("ours", "trl-0.11.4"): (None, 0.8),
+    ("ours", "trl-1.12.0"): (2.2, 0.45),
+    ("ours, detached head", "trl-0.11.4"): (1.7, 0.8),
+    ("ours, detached head", "trl-1.12.0"): (2.2, 0.45),
     ("ours, detached head", "ours"): (None, None),
-    ("ours, bf16 autocast", "trl-0.11.4"): (2.5, None), ("ours, bf16 autocast", "trl-1.12.0"): (3.2, None),
-}  # fmt: skip
+    ("ours, bf16 autocast", "trl-0.11.4"): (2.5, None),
+    ("ours, bf16 autocast", "trl-1.12.0"): (3.2, None),
+}
 """At least so many times the samples per second, at most so much of the memory. TRL 0.11.4 has no critic of its own
 either: against it speed is held with the head on the policy's states, which costs no pass of its own."""
 SIDES = ["ours", "ours, detached head", "ours, bf16 autocast", *ENVIRONMENTS]
@@ -157,11 +168,14 @@ def _ratios(sides: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
             continue
         mine, other = sides[ours], sides[theirs]
         row = {
-            "ours": ours, "theirs": theirs, "wanted_speed": faster, "wanted_memory": smaller,
+            "ours": ours,
+            "theirs": theirs,
+            "wanted_speed": faster,
+            "wanted_memory": smaller,
             "speed": other["seconds"] / mine["seconds"],
             "speed_processor": other["processor_seconds"] / mine["processor_seconds"],
             "memory": mine["peak_mb"] / other["peak_mb"],
-        }  # fmt: skip
+        }
         fast_enough = faster is None or row["speed"] >= faster
         row["met"] = fast_enough and (smaller is None or row["memory"] <= smaller)
         rows.append(row)
@@ -173,10 +187,11 @@ def table(document: dict[str, Any]) -> str:
     speed = document["matmul_flop_per_second"]
     lines = [
         f"{document['flop'] / 1e12:.2f} TFLOP a batch; matrix products here: "
-        + ", ".join(f"{name} {rate[0] / 1e9:.0f} GFLOP/s" for name, rate in speed.items()), "",
+        + ", ".join(f"{name} {rate[0] / 1e9:.0f} GFLOP/s" for name, rate in speed.items()),
+        "",
         "| | s a batch | samples/s | processor s | peak | above the libraries | of the limit (processor) | load |",
         "|---|---|---|---|---|---|---|---|",
-    ]  # fmt: skip
+    ]
     for name, side in document["sides"].items():
         lines.append(
             f"| {name} | {side['seconds']:.1f} | {side['samples_per_second']:.2f} | {side['processor_seconds']:.1f} | "

@@ -44,10 +44,18 @@ def prepare(folder: Path, batches: int) -> None:
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=HIDDEN, intermediate_size=INTERMEDIATE, num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS, num_key_value_heads=HEADS, max_position_embeddings=512, pad_token_id=PAD,
-        bos_token_id=BEGIN, eos_token_id=END, tie_word_embeddings=False,
-    )  # fmt: skip
+        vocab_size=VOCABULARY,
+        hidden_size=HIDDEN,
+        intermediate_size=INTERMEDIATE,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        num_key_value_heads=HEADS,
+        max_position_embeddings=512,
+        pad_token_id=PAD,
+        bos_token_id=BEGIN,
+        eos_token_id=END,
+        tie_word_embeddings=False,
+    )
     base = LlamaForCausalLM(config)
     config.num_labels = 1
     reward = LlamaForSequenceClassification(config)
@@ -120,9 +128,14 @@ def versions(*names: str) -> dict[str, str]:
 def quiet() -> None:
     """Two threads, no network, no trackers; before torch is imported."""
     os.environ.update(
-        OMP_NUM_THREADS=str(THREADS), MKL_NUM_THREADS=str(THREADS), HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false",
-        TRANSFORMERS_VERBOSITY="error", CUDA_VISIBLE_DEVICES="", ACCELERATE_USE_CPU="true",
-    )  # fmt: skip
+        OMP_NUM_THREADS=str(THREADS),
+        MKL_NUM_THREADS=str(THREADS),
+        HF_HUB_OFFLINE="1",
+        TOKENIZERS_PARALLELISM="false",
+        TRANSFORMERS_VERBOSITY="error",
+        CUDA_VISIBLE_DEVICES="",
+        ACCELERATE_USE_CPU="true",
+    )
 
 
 def _status(key: str) -> int:

@@ -20,9 +20,15 @@ from stackllama_engine.budget.shapes import architecture_of
 Metric = Literal["allocated", "reserved", "capacity"]
 
 _KEYS = (
-    "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size",
-    "vocab_size", "tie_word_embeddings",
-)  # fmt: skip
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "intermediate_size",
+    "vocab_size",
+    "tie_word_embeddings",
+)
 _MODELS: dict[str, tuple[str, tuple[Any, ...]]] = {
     "llama-3.2-3b": ("llama", (3072, 28, 24, 8, 128, 8192, 128256, True)),
     "llama 3.2 3b": ("llama", (3072, 28, 24, 8, 128, 8192, 128256, True)),
@@ -94,9 +100,17 @@ def _peft(row: dict[str, str], arch: Architecture) -> Case | None:
     )
     width = 2 if full else 4
     work = training.Workload(
-        arch=arch, mode=mode, sequences=int(row["batch"]), base=weights.base(arch, mode.precision), trained=trained,
-        adapter=0 if full else trained * width, width=width, optimizer="foreach", head="plain", keeps_outputs=True,
-    )  # fmt: skip
+        arch=arch,
+        mode=mode,
+        sequences=int(row["batch"]),
+        base=weights.base(arch, mode.precision),
+        trained=trained,
+        adapter=0 if full else trained * width,
+        width=width,
+        optimizer="foreach",
+        head="plain",
+        keeps_outputs=True,
+    )
     phases = training.phases(work)
     if "dora" in notes:
         phases = _more(phases, work.tokens * arch.layers * _dora(work), "dora")
@@ -114,8 +128,17 @@ def _torchtune(row: dict[str, str], arch: Architecture) -> Case | None:
     if "dynamic" in row["seq_len"] or row["optimizer"] == "not stated":
         return None  # nor are the lengths of its batches told
     step = row["notes"]
-    chain = ["+packed", "+compile", "+chunked CE", "+activation checkpointing", "+optimizer in backward",
-             "+activation offload", "+AdamW8bit", "LoRA", "QLoRA"]  # fmt: skip
+    chain = [
+        "+packed",
+        "+compile",
+        "+chunked CE",
+        "+activation checkpointing",
+        "+optimizer in backward",
+        "+activation offload",
+        "+AdamW8bit",
+        "LoRA",
+        "QLoRA",
+    ]
     flags = set(chain[: chain.index(step) + 1]) if step in chain else _single_device(row)
     if "+activation offload" in flags and "LoRA" not in flags:
         flags.add("+activation checkpointing")
@@ -123,19 +146,31 @@ def _torchtune(row: dict[str, str], arch: Architecture) -> Case | None:
     precision = Precision(native=2, quant=quant, double_quant=True)
     names = ["q_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     mode = LayerMode(
-        precision=precision, full=full, targets=() if full else adapter.targets(arch, names), rank=0 if full else 8,
-        adapter=2, attention="efficient", masked=False, length=length,
-    )  # fmt: skip
+        precision=precision,
+        full=full,
+        targets=() if full else adapter.targets(arch, names),
+        rank=0 if full else 8,
+        adapter=2,
+        attention="efficient",
+        masked=False,
+        length=length,
+    )
     expanded = msgspec.structs.replace(arch, kv_heads=arch.heads)
     kinds: dict[bool, optimizer.Optimizer] = {True: "adamw8bit", False: "fused"}
     kind = "paged8bit" if "paged" in flags else kinds["+AdamW8bit" in flags]
     trained = arch.parameters if full else adapter.parameters(mode.targets, mode.rank, arch.layers)
     work = training.Workload(
-        arch=expanded, mode=mode, sequences=int(row["batch"]), base=weights.base(arch, precision), trained=trained,
-        adapter=0 if full else 2 * trained, width=2, optimizer=kind,
+        arch=expanded,
+        mode=mode,
+        sequences=int(row["batch"]),
+        base=weights.base(arch, precision),
+        trained=trained,
+        adapter=0 if full else 2 * trained,
+        width=2,
+        optimizer=kind,
         checkpointing="plain" if "+activation checkpointing" in flags else "none",
         head="chunked" if "+chunked CE" in flags else "plain",
-    )  # fmt: skip
+    )
     phases = training.phases(work)
     if "+compile" in flags and "+activation checkpointing" not in flags:
         phases = [_scaled(one, "activations", _COMPILED) for one in phases]
@@ -167,13 +202,21 @@ def _qlora(row: dict[str, str], arch: Architecture, length: int) -> list[PhaseEs
     precision = Precision(native=2, quant="4bit", double_quant=True, kbit=True, amp=True)
     mode = LayerMode(
         precision=precision, targets=arch.linears, rank=int(row["lora_r"]), attention="flash", length=length
-    )  # fmt: skip
+    )
     trained = adapter.parameters(mode.targets, mode.rank, arch.layers)
     work = training.Workload(
-        arch=arch, mode=mode, sequences=1, base=weights.base(arch, precision), trained=trained, adapter=4 * trained,
-        optimizer="adamw8bit", checkpointing="plain", accumulates=True, head="plain",
+        arch=arch,
+        mode=mode,
+        sequences=1,
+        base=weights.base(arch, precision),
+        trained=trained,
+        adapter=4 * trained,
+        optimizer="adamw8bit",
+        checkpointing="plain",
+        accumulates=True,
+        head="plain",
         head_bytes=_SHIFTED * arch.vocab * length,
-    )  # fmt: skip
+    )
     return training.phases(work)
 
 

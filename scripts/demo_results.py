@@ -36,11 +36,11 @@ _CELLS = (("score", 2), ("kl", 2), ("true_utility", 3), ("win_rate", 2))
 
 def fingerprint() -> str:
     """Of the demo's data, base and recipe: SHA-256."""
-    from stackllama_engine.data import demo
+    from stackllama_engine.data import demo_data
 
     digest = hashlib.sha256()
     for split in ("finetune", "reward", "rl", "evaluation"):
-        digest.update(json.dumps(list(demo.generate(split))[:300]).encode())
+        digest.update(json.dumps(list(demo_data.generate(split))[:300]).encode())
     for name in ("model.safetensors", "tokenizer.json", "demo.yaml"):
         digest.update((DEMO_BASE / name).read_bytes())
     return digest.hexdigest()
@@ -56,11 +56,13 @@ def record(home: Path, seeds: tuple[int, ...]) -> dict[str, Any]:
     with ThreadPoolExecutor(2) as pool:
         found = dict(zip(map(str, seeds), pool.map(whole, seeds), strict=True))
     return {
-        "fingerprint": fingerprint(), "date": time.strftime("%Y-%m-%d"),
+        "fingerprint": fingerprint(),
+        "date": time.strftime("%Y-%m-%d"),
         "machine": f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}, no GPU",
         "versions": {name: version(name) for name in ("torch", "transformers", "peft", "trl")},
-        "plain": plain, "seeds": found,
-    }  # fmt: skip
+        "plain": plain,
+        "seeds": found,
+    }
 
 
 def _demo(home: Path, name: str, environment: dict[str, str], *words: str) -> dict[str, Any]:
@@ -113,8 +115,10 @@ def _means(tables: list[list[dict[str, Any]]]) -> str:
     """One row per variant, means over seeds; the error holds both the spread over questions and over seeds."""
     lines = ["| | score | KL | true utility | wins against the base |", "|---|---|---|---|---|"]
     for rows in zip(*(_without_step(table) for table in tables), strict=True):
-        cells = [_cell(_over_seeds(rows, key), digits, bound="kl_is_bound" in rows[0] and key == "kl")
-                 for key, digits in _CELLS]  # fmt: skip
+        cells = [
+            _cell(_over_seeds(rows, key), digits, bound="kl_is_bound" in rows[0] and key == "kl")
+            for key, digits in _CELLS
+        ]
         lines.append(f"| {rows[0]['name']} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -142,20 +146,38 @@ def _cell(found: tuple[float, float] | None, digits: int, *, bound: bool) -> str
 
 
 def _by_seed(seeds: dict[int, dict[str, Any]]) -> str:
-    head = ("seed", "SFT eval loss", "reward accuracy", "base utility", "base greedy", "best of 4", "PPO score", "KL",
-            "utility", "greedy utility")  # fmt: skip
+    head = (
+        "seed",
+        "SFT eval loss",
+        "reward accuracy",
+        "base utility",
+        "base greedy",
+        "best of 4",
+        "PPO score",
+        "KL",
+        "utility",
+        "greedy utility",
+    )
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for seed, facts in seeds.items():
         row = {row["name"] if "step" not in row else "best": row for row in facts["ppo"]["comparison"]}
         cells = [
-            f"{seed}{' (tuned on)' if seed in TUNED else ''}", f"{facts['sft']['eval_loss']:.3f}",
+            f"{seed}{' (tuned on)' if seed in TUNED else ''}",
+            f"{facts['sft']['eval_loss']:.3f}",
             f"{facts['reward']['accuracy']:.3f}",
-            *(_cell((row[name][key], row[name][f"{key}_se"]), digits, bound=False) for name, key, digits in (
-                ("base, T = 1", "true_utility", 3), ("base, greedy", "true_utility", 3),
-                ("base, T = 1, best of 4", "true_utility", 3), ("PPO, T = 1", "score", 2), ("PPO, T = 1", "kl", 2),
-                ("PPO, T = 1", "true_utility", 3), ("PPO, greedy", "true_utility", 3),
-            )),
-        ]  # fmt: skip
+            *(
+                _cell((row[name][key], row[name][f"{key}_se"]), digits, bound=False)
+                for name, key, digits in (
+                    ("base, T = 1", "true_utility", 3),
+                    ("base, greedy", "true_utility", 3),
+                    ("base, T = 1, best of 4", "true_utility", 3),
+                    ("PPO, T = 1", "score", 2),
+                    ("PPO, T = 1", "kl", 2),
+                    ("PPO, T = 1", "true_utility", 3),
+                    ("PPO, greedy", "true_utility", 3),
+                )
+            ),
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

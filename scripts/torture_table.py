@@ -36,10 +36,12 @@ def _table(rows: list[dict[str, Any]]) -> str:
         runs[key] += 1
     machine = f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}, Python {platform.python_version()}"
     lines = [
-        f"{time.strftime('%d %B %Y')}, {machine}, no GPU.", "",
-        "| case | what was tried | good | in runs |", "|---|---|---|---|",
+        f"{time.strftime('%d %B %Y')}, {machine}, no GPU.",
+        "",
+        "| case | what was tried | good | in runs |",
+        "|---|---|---|---|",
         *(f"| {key[0]} | {key[1]} | {good[key]} of {trials[key]} | {runs[key]} |" for key in sorted(trials)),
-    ]  # fmt: skip
+    ]
     return "\n".join(lines) + "\n"
 
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from .leaving import interruptible, leave_at_once
+from .early_exit import interruptible, leave_at_once
 
 if __name__ == "__main__" or sys.argv[0].endswith("/stackllama-console"):  # not where a test imports it
     leave_at_once()
@@ -15,10 +15,10 @@ import signal
 from collections.abc import Sequence
 
 from stackllama_engine.contract.errors import ExitCode, RecipeError, StackllamaError
-from stackllama_engine.contract.people_files import UnsuitableFileError
 from stackllama_engine.contract.streams import open_standard_streams
 from stackllama_engine.contract.user_dirs import settle_home
-from stackllama_engine.launch.owners import trust
+from stackllama_engine.contract.user_files import UnsuitableFileError
+from stackllama_engine.launch.ownership import trust
 
 from .cli.output import PROGRAM, say
 from .cli.parser import handler, parse
@@ -26,10 +26,17 @@ from .sanitise import one_line
 
 _ENVIRONMENT = frozenset(
     {
-        errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ELOOP,
+        errno.EACCES,
+        errno.EPERM,
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EROFS,
+        errno.ENOTDIR,
+        errno.EISDIR,
+        errno.ELOOP,
         errno.ENXIO,
     }
-)  # fmt: skip
+)
 """Errors of the system that are a person's to mend, not ours: permissions, full disks, a link or a pipe in the place
 of a folder or file."""
 

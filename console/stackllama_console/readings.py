@@ -17,7 +17,7 @@ from stackllama_engine.contract.metrics import listed
 from stackllama_engine.contract.run_dir import Launch, RunDir, State
 from stackllama_engine.contract.run_files import UNDECODABLE, open_file
 from stackllama_engine.contract.stages import Stage
-from stackllama_engine.launch.whereabouts import Elsewhere, elsewhere
+from stackllama_engine.launch.run_location import Elsewhere, elsewhere
 
 from .sanitise import one_line
 from .units import size

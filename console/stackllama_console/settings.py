@@ -5,8 +5,8 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from stackllama_engine.contract.files import make_private_dir, write_whole
-from stackllama_engine.contract.people_files import read_json
+from stackllama_engine.contract.atomic_files import make_private_dir, write_whole
+from stackllama_engine.contract.user_files import read_json
 
 from .paths import settings_file
 

@@ -13,14 +13,27 @@ from stackllama_engine.budget.architecture import Architecture
 from stackllama_engine.budget.shapes import architecture_of
 
 LLAMA_7B: dict[str, Any] = {
-    "model_type": "llama", "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32,
-    "intermediate_size": 11008, "vocab_size": 32000, "dtype": "bfloat16", "tie_word_embeddings": False,
-}  # fmt: skip
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "intermediate_size": 11008,
+    "vocab_size": 32000,
+    "dtype": "bfloat16",
+    "tie_word_embeddings": False,
+}
 LLAMA_3B: dict[str, Any] = {
-    "model_type": "llama", "hidden_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 24,
-    "num_key_value_heads": 8, "head_dim": 128, "intermediate_size": 8192, "vocab_size": 128256, "dtype": "bfloat16",
+    "model_type": "llama",
+    "hidden_size": 3072,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 24,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "intermediate_size": 8192,
+    "vocab_size": 128256,
+    "dtype": "bfloat16",
     "tie_word_embeddings": True,
-}  # fmt: skip
+}
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from stackllama_engine.budget import activations, adapter, head
+from stackllama_engine.budget import activations, adapter, lm_head
 from stackllama_engine.budget.activations import LayerMode
 from stackllama_engine.budget.architecture import Architecture
 from stackllama_engine.budget.precision import Precision
@@ -46,8 +46,8 @@ def test_scores_are_kept_by_plain_attention_alone(llama_7b: Architecture) -> Non
 
 
 def test_the_head(llama_7b: Architecture) -> None:
-    assert head.plain(32000, 100, 2) == 12 * 32000 * 100
-    assert head.plain(32000, 100, 2, kept=True) == 14 * 32000 * 100
+    assert lm_head.plain(32000, 100, 2) == 12 * 32000 * 100
+    assert lm_head.plain(32000, 100, 2, kept=True) == 14 * 32000 * 100
     tile, hidden = 2 * 100 * 32768, (4 + 2 * 2) * H * 100
-    assert head.tiled(llama_7b, BF16, 100, on_gpu=True) == tile + hidden
-    assert head.sampling(llama_7b, BF16, 8) == 24 * 32000 * 8
+    assert lm_head.tiled(llama_7b, BF16, 100, on_gpu=True) == tile + hidden
+    assert lm_head.sampling(llama_7b, BF16, 8) == 24 * 32000 * 8

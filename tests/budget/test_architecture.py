@@ -16,9 +16,14 @@ from stackllama_engine.launch.inputs import DEMO_BASE
 from .conftest import LLAMA_7B
 
 KEYS = (
-    "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "intermediate_size",
     "vocab_size",
-)  # fmt: skip
+)
 UNTIED, TIED = {"tie_word_embeddings": False}, {"tie_word_embeddings": True}
 # sizes in the order of KEYS, further keys, parameters that transformers 5.23 counts for the same configuration
 COUNTED: list[tuple[str, tuple[int, ...], dict[str, Any], int]] = [
@@ -92,9 +97,14 @@ def test_torch_dtype_of_older_files(tmp_path: Path) -> None:
 
 def test_files_decide_about_biases_and_count(tmp_path: Path, write_safetensors: Callable[..., Path]) -> None:
     config = {
-        "model_type": "llama", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2,
-        "intermediate_size": 16, "vocab_size": 10, "tie_word_embeddings": True,
-    }  # fmt: skip
+        "model_type": "llama",
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+        "vocab_size": 10,
+        "tie_word_embeddings": True,
+    }
     (tmp_path / "config.json").write_text(json.dumps(config))
     shapes = {f"model.layers.0.self_attn.{name}_proj.weight": [8, 8] for name in "qkvo"}
     shapes |= {f"model.layers.0.mlp.{name}_proj.weight": [16, 8] for name in ("gate", "up", "down")}
@@ -112,8 +122,16 @@ def test_files_decide_about_biases_and_count(tmp_path: Path, write_safetensors: 
 
 
 def test_the_language_model_inside_a_configuration_with_a_vision_tower(tmp_path: Path) -> None:
-    text = {"model_type": "gemma3_text", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-            "num_key_value_heads": 1, "head_dim": 16, "intermediate_size": 128, "vocab_size": 1000}  # fmt: skip
+    text = {
+        "model_type": "gemma3_text",
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 1,
+        "head_dim": 16,
+        "intermediate_size": 128,
+        "vocab_size": 1000,
+    }
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gemma3", "text_config": text}))
     found = read_architecture(tmp_path)
     assert (found.model_type, found.hidden, found.tied) == ("gemma3_text", 64, True)
@@ -138,11 +156,16 @@ def test_missing_shards_are_named(tmp_path: Path, write_safetensors: Callable[..
 
 def test_a_gguf_file(tmp_path: Path, write_gguf: Callable[..., Path]) -> None:
     metadata = {
-        "general.architecture": "llama", "llama.embedding_length": 8, "llama.block_count": 1,
-        "llama.attention.head_count": 2, "llama.attention.head_count_kv": 1, "llama.feed_forward_length": 16,
-        "llama.rope.freq_base": 10000.0, "tokenizer.ggml.tokens": [f"token {i}" for i in range(50_000)],
+        "general.architecture": "llama",
+        "llama.embedding_length": 8,
+        "llama.block_count": 1,
+        "llama.attention.head_count": 2,
+        "llama.attention.head_count_kv": 1,
+        "llama.reader_forward_length": 16,
+        "llama.rope.freq_base": 10000.0,
+        "tokenizer.ggml.tokens": [f"token {i}" for i in range(50_000)],
         "tokenizer.ggml.token_type": list(range(50_000)),
-    }  # fmt: skip
+    }
     tensors = {"token_embd.weight": [8, 50_000], "blk.0.attn_q.weight": [8, 8], "output_norm.weight": [8]}
     path = write_gguf(tmp_path / "m.gguf", metadata, tensors)
     found = read_architecture(path)
@@ -202,7 +225,7 @@ HOSTILE_SAFETENSORS = {
     "endless shape": _header({"a": {"dtype": "F32", "shape": [1 << 40, 1 << 40], "data_offsets": [0, 0]}}),
     "backwards": _header({"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}}) + bytes(4),
     "past the end": _header({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("content", HOSTILE_SAFETENSORS.values(), ids=HOSTILE_SAFETENSORS.keys())
@@ -230,12 +253,21 @@ def test_hostile_index(tmp_path: Path, content: Any) -> None:
 
 
 HOSTILE_CONFIG = [
-    "", "[]", "null", "{", "[" * 100_000, '{"model_type": "llama"}', "\udcff",
-    json.dumps({**LLAMA_7B, "hidden_size": 1 << 60}), json.dumps({**LLAMA_7B, "hidden_size": -1}),
-    json.dumps({**LLAMA_7B, "num_hidden_layers": "32"}), json.dumps({**LLAMA_7B, "num_hidden_layers": True}),
-    json.dumps({**LLAMA_7B, "num_attention_heads": 0}), json.dumps({**LLAMA_7B, "vocab_size": 1e300}),
+    "",
+    "[]",
+    "null",
+    "{",
+    "[" * 100_000,
+    '{"model_type": "llama"}',
+    "\udcff",
+    json.dumps({**LLAMA_7B, "hidden_size": 1 << 60}),
+    json.dumps({**LLAMA_7B, "hidden_size": -1}),
+    json.dumps({**LLAMA_7B, "num_hidden_layers": "32"}),
+    json.dumps({**LLAMA_7B, "num_hidden_layers": True}),
+    json.dumps({**LLAMA_7B, "num_attention_heads": 0}),
+    json.dumps({**LLAMA_7B, "vocab_size": 1e300}),
     json.dumps({**LLAMA_7B, "hidden_size": 4, "num_attention_heads": 8}),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("content", HOSTILE_CONFIG)

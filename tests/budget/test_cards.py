@@ -9,11 +9,17 @@ from stackllama_engine.contract.errors import UsageError
 @pytest.mark.parametrize(
     ("text", "amount"),
     [
-        ("24GiB", 24 << 30), ("24 gib", 24 << 30), ("1.5GiB", 3 << 29), ("80GB", 80 * 10**9), ("512MiB", 512 << 20),
-        ("RTX-4090", 24564 << 20), ("rtx 4090", 24564 << 20), ("NVIDIA GeForce RTX 4090", 24564 << 20),
+        ("24GiB", 24 << 30),
+        ("24 gib", 24 << 30),
+        ("1.5GiB", 3 << 29),
+        ("80GB", 80 * 10**9),
+        ("512MiB", 512 << 20),
+        ("RTX-4090", 24564 << 20),
+        ("rtx 4090", 24564 << 20),
+        ("NVIDIA GeForce RTX 4090", 24564 << 20),
         ("h100", 81559 << 20),
     ],
-)  # fmt: skip
+)
 def test_amounts_and_cards(text: str, amount: int) -> None:
     assert device_memory(text) == amount
 

@@ -82,7 +82,7 @@ def test_full_bf16_training_holds_two_plus_two_plus_four_bytes(llama_7b: Archite
         (Stage.PPO, {"local_rollout_forward_batch_size": 64}, {}),
         (Stage.PPO, {"policy_adapter_path": "somewhere"}, {}),
     ],
-)  # fmt: skip
+)
 def test_what_saves_memory_saves_memory(
     llama_7b: Architecture, stage: Stage, more: dict[str, Any], less: dict[str, Any]
 ) -> None:

@@ -84,9 +84,16 @@ def test_texts_are_as_long_as_asked(tmp_path: Path) -> None:
 def test_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [
         {"stage": "sft", "precision": "int8", "trouble": "Out | of\nmemory"},
-        {"stage": "ppo", "precision": "nf4", "phase": "update", "metric": "allocated", "predicted": 3 << 20,
-         "measured": 2 << 20, "error": 0.5},
-    ]  # fmt: skip
+        {
+            "stage": "ppo",
+            "precision": "nf4",
+            "phase": "update",
+            "metric": "allocated",
+            "predicted": 3 << 20,
+            "measured": 2 << 20,
+            "error": 0.5,
+        },
+    ]
     module._write(tmp_path / "new", "NVIDIA A100", rows)
     text = (tmp_path / "new" / "memory-nvidia-a100.md").read_text()
     assert "| ppo | nf4 | update | allocated | 3 | 2 | +50.0% |  |" in text

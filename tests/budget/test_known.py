@@ -24,22 +24,53 @@ GIB = 1 << 30
 EVERYTHING = 1 << 60
 # published configurations, the keys that matter
 DEEPSEEK_V3: dict[str, Any] = {
-    "model_type": "deepseek_v3", "hidden_size": 7168, "num_hidden_layers": 61, "num_attention_heads": 128,
-    "num_key_value_heads": 128, "intermediate_size": 18432, "moe_intermediate_size": 2048, "n_routed_experts": 256,
-    "n_shared_experts": 1, "num_experts_per_tok": 8, "first_k_dense_replace": 3, "kv_lora_rank": 512,
-    "q_lora_rank": 1536, "vocab_size": 129280, "torch_dtype": "bfloat16", "tie_word_embeddings": False,
-}  # fmt: skip
+    "model_type": "deepseek_v3",
+    "hidden_size": 7168,
+    "num_hidden_layers": 61,
+    "num_attention_heads": 128,
+    "num_key_value_heads": 128,
+    "intermediate_size": 18432,
+    "moe_intermediate_size": 2048,
+    "n_routed_experts": 256,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 8,
+    "first_k_dense_replace": 3,
+    "kv_lora_rank": 512,
+    "q_lora_rank": 1536,
+    "vocab_size": 129280,
+    "torch_dtype": "bfloat16",
+    "tie_word_embeddings": False,
+}
 MIXTRAL: dict[str, Any] = {
-    "model_type": "mixtral", "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32,
-    "num_key_value_heads": 8, "intermediate_size": 14336, "num_local_experts": 8, "num_experts_per_tok": 2,
-    "vocab_size": 32000, "torch_dtype": "bfloat16", "tie_word_embeddings": False,
-}  # fmt: skip
+    "model_type": "mixtral",
+    "hidden_size": 4096,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "intermediate_size": 14336,
+    "num_local_experts": 8,
+    "num_experts_per_tok": 2,
+    "vocab_size": 32000,
+    "torch_dtype": "bfloat16",
+    "tie_word_embeddings": False,
+}
 QWEN3_30B: dict[str, Any] = {
-    "model_type": "qwen3_moe", "hidden_size": 2048, "num_hidden_layers": 48, "num_attention_heads": 32,
-    "num_key_value_heads": 4, "head_dim": 128, "intermediate_size": 6144, "moe_intermediate_size": 768,
-    "num_experts": 128, "num_experts_per_tok": 8, "decoder_sparse_step": 1, "mlp_only_layers": [],
-    "vocab_size": 151936, "torch_dtype": "bfloat16", "tie_word_embeddings": False,
-}  # fmt: skip
+    "model_type": "qwen3_moe",
+    "hidden_size": 2048,
+    "num_hidden_layers": 48,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 4,
+    "head_dim": 128,
+    "intermediate_size": 6144,
+    "moe_intermediate_size": 768,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [],
+    "vocab_size": 151936,
+    "torch_dtype": "bfloat16",
+    "tie_word_embeddings": False,
+}
 
 
 def shape(config: Mapping[str, Any]) -> Architecture:
@@ -79,11 +110,20 @@ def test_a_key_that_may_be_a_size_makes_a_known_type_unknown(more: dict[str, Any
 
 def test_keys_that_scale_name_or_switch_off_do_not() -> None:
     more = {
-        "rope_theta": 10000, "rope_scaling": {"type": "linear", "factor": 2.0}, "pretraining_tp": 1,
-        "bos_token_id": 1, "eos_token_id": [1, 2], "auto_map": {"AutoModel": "x"}, "unsloth_fixed": True,
-        "_name_or_path": "x", "moe_layers": [], "use_mla": False, "attention_multiplier": 0.5,
-        "layer_types": ["full_attention", "sliding_attention"], "id2label": {"0": "LABEL_0"},
-    }  # fmt: skip
+        "rope_theta": 10000,
+        "rope_scaling": {"type": "linear", "factor": 2.0},
+        "pretraining_tp": 1,
+        "bos_token_id": 1,
+        "eos_token_id": [1, 2],
+        "auto_map": {"AutoModel": "x"},
+        "unsloth_fixed": True,
+        "_name_or_path": "x",
+        "moe_layers": [],
+        "use_mla": False,
+        "attention_multiplier": 0.5,
+        "layer_types": ["full_attention", "sliding_attention"],
+        "id2label": {"0": "LABEL_0"},
+    }
     assert verdict(shape({**LLAMA_7B, **more}))[1] == "yes"
 
 
@@ -164,8 +204,14 @@ def test_a_checkpoint_that_is_quantised_already_is_unknown(tmp_path: Path) -> No
 
 
 def test_the_larger_of_files_and_sizes_is_believed(tmp_path: Path, write_safetensors: Callable[..., Path]) -> None:
-    small = {**LLAMA_7B, "hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64,
-             "vocab_size": 100}  # fmt: skip
+    small = {
+        **LLAMA_7B,
+        "hidden_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "vocab_size": 100,
+    }
     (tmp_path / "config.json").write_text(json.dumps(small))
     counted = shape(small).parameters
     for held, believed in ((2 * counted, 2 * counted), (counted // 2, counted)):

@@ -8,14 +8,44 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 COLUMNS: tuple[str, ...] = (
-    "id", "stack", "model", "method", "weights_dtype", "quant", "lora_r", "lora_targets", "batch", "seq_len",
-    "grad_ckpt", "optimizer", "gpus", "parallel", "hardware", "measured", "unit", "metric", "grade", "notes",
-)  # fmt: skip
+    "id",
+    "stack",
+    "model",
+    "method",
+    "weights_dtype",
+    "quant",
+    "lora_r",
+    "lora_targets",
+    "batch",
+    "seq_len",
+    "grad_ckpt",
+    "optimizer",
+    "gpus",
+    "parallel",
+    "hardware",
+    "measured",
+    "unit",
+    "metric",
+    "grade",
+    "notes",
+)
 LORA = {
-    "id": "1", "stack": "hand-written loop", "model": "meta-llama/Llama-3.2-3B", "method": "lora", "lora_r": "32",
-    "lora_targets": "q_proj+v_proj", "batch": "4", "seq_len": "<=768 (max 729)", "gpus": "1", "parallel": "none",
-    "measured": "22.3", "unit": "GB", "metric": "reserved", "grade": "A", "notes": "trainable=9175040;",
-}  # fmt: skip
+    "id": "1",
+    "stack": "hand-written loop",
+    "model": "meta-llama/Llama-3.2-3B",
+    "method": "lora",
+    "lora_r": "32",
+    "lora_targets": "q_proj+v_proj",
+    "batch": "4",
+    "seq_len": "<=768 (max 729)",
+    "gpus": "1",
+    "parallel": "none",
+    "measured": "22.3",
+    "unit": "GB",
+    "metric": "reserved",
+    "grade": "A",
+    "notes": "trainable=9175040;",
+}
 OTHERS = [
     {**LORA, "id": "2", "gpus": "8"},
     {**LORA, "id": "3", "model": "something else"},

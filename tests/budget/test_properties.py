@@ -18,10 +18,15 @@ _SIZED = {
     Stage.SFT: ("per_device_train_batch_size", "max_length", "lora_r"),
     Stage.REWARD: ("per_device_train_batch_size", "max_length", "lora_r"),
     Stage.PPO: (
-        "per_device_train_batch_size", "max_prompt_length", "response_length", "lora_r",
-        "local_rollout_forward_batch_size", "gradient_accumulation_steps", "num_mini_batches",
+        "per_device_train_batch_size",
+        "max_prompt_length",
+        "response_length",
+        "lora_r",
+        "local_rollout_forward_batch_size",
+        "gradient_accumulation_steps",
+        "num_mini_batches",
     ),
-}  # fmt: skip
+}
 
 _FAMILIES = ("llama", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi", "phi3", "gpt_neox", "gpt2")
 _RANGES = {"lora_r": (1, 256), "max_length": (8, 8192), "max_prompt_length": (1, 2048), "response_length": (40, 512)}
@@ -34,11 +39,17 @@ def models(draw: st.DrawFn, layers: int | None = None) -> dict[str, Any]:
     family = draw(st.sampled_from(_FAMILIES))
     grouped = draw(st.sampled_from([1, heads])) if family not in ("gpt_neox", "gpt2") else heads
     return {
-        "model_type": family, "hidden_size": heads * size, "num_hidden_layers": layers or draw(st.integers(1, 80)),
-        "num_attention_heads": heads, "num_key_value_heads": grouped, "head_dim": size,
-        "intermediate_size": draw(st.integers(8, 30_000)), "vocab_size": draw(st.integers(100, 300_000)),
-        "tie_word_embeddings": draw(st.booleans()), "dtype": draw(st.sampled_from(["float32", "bfloat16"])),
-    }  # fmt: skip
+        "model_type": family,
+        "hidden_size": heads * size,
+        "num_hidden_layers": layers or draw(st.integers(1, 80)),
+        "num_attention_heads": heads,
+        "num_key_value_heads": grouped,
+        "head_dim": size,
+        "intermediate_size": draw(st.integers(8, 30_000)),
+        "vocab_size": draw(st.integers(100, 300_000)),
+        "tie_word_embeddings": draw(st.booleans()),
+        "dtype": draw(st.sampled_from(["float32", "bfloat16"])),
+    }
 
 
 @st.composite
@@ -47,12 +58,16 @@ def recipes(draw: st.DrawFn) -> tuple[Stage, dict[str, Any]]:
     quant = draw(st.sampled_from(["none", "8", "4"]))
     peft = stage is Stage.PPO or quant != "none" or draw(st.booleans())
     keys: dict[str, Any] = {
-        "load_in_8bit": quant == "8", "load_in_4bit": quant == "4", "use_peft": peft, "bf16": draw(st.booleans()),
-        "gradient_checkpointing": draw(st.booleans()), "dtype": draw(st.sampled_from(["auto", "float32", "bfloat16"])),
+        "load_in_8bit": quant == "8",
+        "load_in_4bit": quant == "4",
+        "use_peft": peft,
+        "bf16": draw(st.booleans()),
+        "gradient_checkpointing": draw(st.booleans()),
+        "dtype": draw(st.sampled_from(["auto", "float32", "bfloat16"])),
         "lora_target_modules": draw(st.sampled_from([None, "all-linear"])),
         "gradient_accumulation_steps": draw(st.integers(1, 8)),
         "attn_implementation": draw(st.sampled_from([None, "eager"])),
-    }  # fmt: skip
+    }
     for key in _SIZED[stage]:
         keys[key] = draw(st.integers(*_RANGES.get(key, (1, 32))))
     return stage, NEEDED[stage] | keys

@@ -30,9 +30,15 @@ from .test_estimate import recipe
 
 RANKS = 4
 SMALL: dict[str, Any] = {
-    "model_type": "llama", "hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4,
-    "num_key_value_heads": 4, "intermediate_size": 704, "vocab_size": 1000, "tie_word_embeddings": False,
-}  # fmt: skip
+    "model_type": "llama",
+    "hidden_size": 256,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "intermediate_size": 704,
+    "vocab_size": 1000,
+    "tie_word_embeddings": False,
+}
 LENGTH = 32
 FULL: dict[str, Any] = {"use_peft": False, "load_in_8bit": False, "dtype": "bfloat16"}
 
@@ -43,9 +49,15 @@ def workload(lora: bool, checkpointing: Any) -> training.Workload:
     trained = adapter.parameters(targets, 8, arch.layers) if lora else arch.parameters
     mode = LayerMode(precision=precision, full=not lora, targets=targets, rank=8 if lora else 0, length=LENGTH)
     return training.Workload(
-        arch=arch, mode=mode, sequences=1, base=weights.base(arch, precision), trained=trained,
-        adapter=4 * trained if lora else 0, optimizer="loop", checkpointing=checkpointing,
-    )  # fmt: skip
+        arch=arch,
+        mode=mode,
+        sequences=1,
+        base=weights.base(arch, precision),
+        trained=trained,
+        adapter=4 * trained if lora else 0,
+        optimizer="loop",
+        checkpointing=checkpointing,
+    )
 
 
 def test_states_are_shared_out() -> None:

@@ -15,9 +15,15 @@ from .tracing import peak_of_second_step
 pytestmark = pytest.mark.slow
 
 SMALL: dict[str, Any] = {
-    "model_type": "llama", "hidden_size": 256, "num_hidden_layers": 3, "num_attention_heads": 4,
-    "num_key_value_heads": 4, "intermediate_size": 704, "vocab_size": 2000, "tie_word_embeddings": False,
-}  # fmt: skip
+    "model_type": "llama",
+    "hidden_size": 256,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "intermediate_size": 704,
+    "vocab_size": 2000,
+    "tie_word_embeddings": False,
+}
 GROUPED = {"num_key_value_heads": 2}
 FEW_TOKENS = {"vocab_size": 64}
 LORA = {"r": 8}
@@ -65,6 +71,6 @@ def test_within_three_percent(
         width=4 if lora else dtype.itemsize,
         checkpointing=checkpointing,
         optimizer="loop",
-    )  # fmt: skip
+    )
     predicted = max(one.bytes for one in training.phases(work))
     assert predicted == pytest.approx(traced, rel=0.03)

@@ -14,10 +14,17 @@ from stackllama_engine.contract.recipe_io import build_recipe
 from stackllama_engine.contract.stages import Stage
 
 SMALL: dict[str, Any] = {
-    "model_type": "llama", "hidden_size": 512, "num_hidden_layers": 7, "num_attention_heads": 8,
-    "num_key_value_heads": 8, "head_dim": 64, "intermediate_size": 1408, "vocab_size": 4000, "dtype": "bfloat16",
+    "model_type": "llama",
+    "hidden_size": 512,
+    "num_hidden_layers": 7,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+    "intermediate_size": 1408,
+    "vocab_size": 4000,
+    "dtype": "bfloat16",
     "tie_word_embeddings": False,
-}  # fmt: skip
+}
 PLAIN: dict[str, Any] = {"load_in_8bit": False, "dtype": "bfloat16"}
 NF4: dict[str, Any] = {"load_in_8bit": False, "load_in_4bit": True}
 BATCH: dict[str, Any] = {"per_device_train_batch_size": 4, "max_length": 512}

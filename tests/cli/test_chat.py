@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from stackllama_console.feeds import chat as feed
-from stackllama_engine.contract.chat import Delta
+from stackllama_console.readers import generator as reader
+from stackllama_engine.contract.chat_messages import Delta
 from stackllama_engine.contract.run_dir import RunDir
 from stackllama_engine.contract.stages import Stage
 
-FAKE = Path(__file__).parents[1] / "feeds" / "fake_generator.py"
+FAKE = Path(__file__).parents[1] / "readers" / "fake_generator.py"
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def generator(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
     def use(*arguments: str) -> None:
         command = [sys.executable, str(FAKE), *arguments]
-        monkeypatch.setattr(feed, "chat_command", lambda *_, **__: (command, dict(os.environ)))
+        monkeypatch.setattr(reader, "chat_command", lambda *_, **__: (command, dict(os.environ)))
 
     use("echo")
     return use
@@ -69,9 +69,9 @@ def test_ctrl_c_gives_up_an_answer_and_the_next_question_is_asked(
     run: RunDir, generator: Callable[..., None], run_main: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     generator("waiting")  # it answers nothing to its end unless that is cancelled
-    wait = feed.ChatProcess.wait
+    wait = reader.ChatProcess.wait
 
-    def interrupted(process: feed.ChatProcess, seconds: float) -> list[feed.ChatEvent]:
+    def interrupted(process: reader.ChatProcess, seconds: float) -> list[reader.ChatEvent]:
         events = wait(process, seconds)
         if pending:
             raise pending.pop()
@@ -80,7 +80,7 @@ def test_ctrl_c_gives_up_an_answer_and_the_next_question_is_asked(
         return events
 
     pending: list[KeyboardInterrupt] = []
-    monkeypatch.setattr(feed.ChatProcess, "wait", interrupted)
+    monkeypatch.setattr(reader.ChatProcess, "wait", interrupted)
     monkeypatch.setattr("sys.stdin", Terminal("one\ntwo\n"))
     result = run_main("chat", run.id, "--json")
     assert result.code == 0
@@ -95,18 +95,18 @@ def test_ctrl_c_elsewhere_ends_the_command(
     run: RunDir, generator: Callable[..., None], run_main: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     generator("waiting")
-    ended: list[feed.ChatProcess] = []
-    close = feed.ChatProcess.close
+    ended: list[reader.ChatProcess] = []
+    close = reader.ChatProcess.close
 
-    def closed(process: feed.ChatProcess) -> None:
+    def closed(process: reader.ChatProcess) -> None:
         close(process)
         ended.append(process)
 
-    def interrupted(process: feed.ChatProcess, seconds: float) -> list[feed.ChatEvent]:
+    def interrupted(process: reader.ChatProcess, seconds: float) -> list[reader.ChatEvent]:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(feed.ChatProcess, "close", closed)
-    monkeypatch.setattr(feed.ChatProcess, "wait", interrupted)
+    monkeypatch.setattr(reader.ChatProcess, "close", closed)
+    monkeypatch.setattr(reader.ChatProcess, "wait", interrupted)
     assert run_main("chat", run.id, "--prompt", "go").code == 130
     assert [process.alive for process in ended] == [False]
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from stackllama_console.cli import follow as follow_module
 from stackllama_console.cli.bars import Bars
 from stackllama_console.cli.follow import Follower, Tail
-from stackllama_console.cli.lines import Lines, metrics_line
+from stackllama_console.cli.plain_lines import Lines, metrics_line
 from stackllama_engine.contract.events import Event, EventWriter
 from stackllama_engine.contract.run_dir import Home, RunDir
 from stackllama_engine.contract.stages import Stage
@@ -28,9 +28,16 @@ def end(run: RunDir, phase: str, code: int | None, cause: str | None = None) -> 
 
 @pytest.mark.parametrize(
     ("phase", "code", "ends_with"),
-    [("finished", 0, 0), ("failed", 1, 1), ("failed", 2, 2), ("failed", 137, 137), ("stopped", 75, 75),
-     ("stopped", 137, 137), ("lost", None, 1)],
-)  # fmt: skip
+    [
+        ("finished", 0, 0),
+        ("failed", 1, 1),
+        ("failed", 2, 2),
+        ("failed", 137, 137),
+        ("stopped", 75, 75),
+        ("stopped", 137, 137),
+        ("lost", None, 1),
+    ],
+)
 def test_watch_ends_with_the_runs_code(
     phase: str, code: int | None, ends_with: int, make_run: MakeRun, run_main: Callable[..., Any]
 ) -> None:
@@ -192,9 +199,12 @@ def test_markup_in_foreign_text_is_only_text(
 
 
 def test_lines_are_clean(
-    make_run: MakeRun, write_events: Callable[..., None], payloads: list[str], capsys: pytest.CaptureFixture[str],
+    make_run: MakeRun,
+    write_events: Callable[..., None],
+    payloads: list[str],
+    capsys: pytest.CaptureFixture[str],
     assert_clean: Callable[[str], None],
-) -> None:  # fmt: skip
+) -> None:
     run = make_run(Stage.SFT, "one", "running")
     tail, display = Tail(run, "one", Stage.SFT), Lines()
     display.begin(tail)

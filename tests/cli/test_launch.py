@@ -130,9 +130,12 @@ def test_changed_code_is_confirmed_by_an_option_where_nobody_can_be_asked(
 
 @pytest.mark.parametrize("answer", ["y", "n", ""])
 def test_changed_code_is_asked_about_at_a_terminal(
-    answer: str, changed: RunDir, run_main: Callable[..., Any], scripted: Callable[[int, float], None],
+    answer: str,
+    changed: RunDir,
+    run_main: Callable[..., Any],
+    scripted: Callable[[int, float], None],
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     scripted(2, 0.01)
     monkeypatch.setattr("sys.stdin", Terminal(f"{answer}\n"))
     result = run_main("runs", "resume", "p")
@@ -198,8 +201,11 @@ def test_ctrl_c_leaves_the_run_alone(home: Home, scripted: Callable[[int, float]
     environment["PYTHONPATH"] += f"{os.pathsep}{Path(__file__).resolve().parents[2] / 'console'}"
     watcher = subprocess.Popen(
         [sys.executable, "-m", "stackllama_console", "runs", "watch", "one"],
-        env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     assert watcher.stderr is not None
     assert watcher.stderr.readline() == "-- one\n"
     os.killpg(watcher.pid, signal.SIGINT)

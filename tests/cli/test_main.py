@@ -9,7 +9,7 @@ import pytest
 
 from stackllama_console import __main__ as entry
 from stackllama_console.cli.parser import parse
-from stackllama_console.feeds.choices import model_folders
+from stackllama_console.readers.choices import model_folders
 from stackllama_engine import __version__
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -20,8 +20,13 @@ def command(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]
     environment = {**os.environ, "PYTHONPATH": SOURCES}
     return subprocess.run(
         [sys.executable, "-m", "stackllama_console", *arguments],
-        env=environment, capture_output=True, text=True, timeout=60, check=False, **options,
-    )  # fmt: skip
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        **options,
+    )
 
 
 def test_no_arguments_want_a_terminal_for_the_console_and_end_with_2(run_main: Callable[..., Any]) -> None:
@@ -130,8 +135,13 @@ def test_a_reader_that_goes_away_is_quiet() -> None:
     environment = {**os.environ, "PYTHONPATH": SOURCES}
     done = subprocess.run(
         [sys.executable, "-m", "stackllama_console", "info", "--json"],
-        env=environment, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60, check=False,
-    )  # fmt: skip
+        env=environment,
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     os.close(writer)
     assert (done.returncode, done.stderr) == (141, "")
 
@@ -152,8 +162,11 @@ def test_a_terminal_that_cannot_show_a_character_is_no_crash(tmp_path: Path) -> 
     environment = {**os.environ, "PYTHONPATH": SOURCES, "PYTHONIOENCODING": "ascii"}
     done = subprocess.run(
         [sys.executable, "-m", "stackllama_console", "--home", str(tmp_path / "häuser"), "info"],
-        env=environment, capture_output=True, timeout=60, check=False,
-    )  # fmt: skip
+        env=environment,
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
     assert done.returncode == 0 and b"h?user" in done.stdout
 
 
@@ -198,8 +211,12 @@ def modules(names: list[str], *arguments: str) -> tuple[int, str]:
     environment = {**os.environ, "PYTHONPATH": SOURCES}
     done = subprocess.run(
         [sys.executable, "-c", PROBE, ",".join(names), *arguments],
-        env=environment, capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     return done.returncode, done.stderr.rpartition("LOADED ")[2]
 
 

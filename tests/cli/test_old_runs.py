@@ -6,17 +6,25 @@ from typing import Any
 import pytest
 from tests.old_runs import lay_out
 
-from stackllama_console.feeds.comparison import Comparison
-from stackllama_console.feeds.run_feed import RunFeed
+from stackllama_console.readers.comparison import Comparison
+from stackllama_console.readers.run_reader import RunReader
 from stackllama_engine.contract.checkpoints import newest
 from stackllama_engine.contract.run_dir import Home
 
 ENDS = {
-    "sft": "finished", "sft-stopped": "stopped", "reward": "finished", "ppo": "finished", "ppo-stopped": "stopped",
-    "pipeline": "finished", "pipeline-sft": "finished", "pipeline-sft-merged": "finished",
-    "pipeline-reward": "finished", "pipeline-reward-merged": "finished", "pipeline-ppo": "finished",
+    "sft": "finished",
+    "sft-stopped": "stopped",
+    "reward": "finished",
+    "ppo": "finished",
+    "ppo-stopped": "stopped",
+    "pipeline": "finished",
+    "pipeline-sft": "finished",
+    "pipeline-sft-merged": "finished",
+    "pipeline-reward": "finished",
+    "pipeline-reward-merged": "finished",
+    "pipeline-ppo": "finished",
     "pipeline-ppo-merged": "finished",
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -35,10 +43,10 @@ def test_old_runs_are_listed_and_shown(old: Home, run_main: Callable[..., Any]) 
 
 def test_feeds_read_old_runs_and_their_checkpoints_verify(old: Home) -> None:
     for run in old.runs():
-        feed = RunFeed(run)
-        assert feed.poll() and (feed.trouble, feed.bad_lines, feed.phase) == (None, 0, ENDS[run.id])
+        reader = RunReader(run)
+        assert reader.poll() and (reader.trouble, reader.bad_lines, reader.phase) == (None, 0, ENDS[run.id])
         if run.id in ("sft", "sft-stopped", "reward"):
-            assert feed.series["loss"].last is not None
+            assert reader.series["loss"].last is not None
         path, skipped = newest(run.checkpoints)
         assert skipped == [] and (path is not None) == (
             run.id in ("sft", "sft-stopped", "reward", "ppo", "ppo-stopped")

@@ -14,7 +14,7 @@ from stackllama_engine.contract.host import Host
 from stackllama_engine.contract.run_dir import Home, Launch, ProcessId, RunDir
 from stackllama_engine.contract.run_lock import Holder
 from stackllama_engine.contract.stages import Stage
-from stackllama_engine.launch import whereabouts
+from stackllama_engine.launch import run_location
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_a_run_here_has_no_such_fact(make_run: Callable[..., RunDir], run_main: 
 def test_a_stop_that_is_not_answered_has_an_end(
     far: RunDir, run_main: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(whereabouts, "SILENCE", 0.3)
+    monkeypatch.setattr(run_location, "SILENCE", 0.3)
     result = run_main("runs", "stop", "far")
     assert result.code == 1 and "still running" in result.err
     assert "has not answered" in result.err and "runs resume far --host-gone" in result.err
@@ -102,7 +102,7 @@ def test_a_damaged_one_is_asked_to_stop_and_not_waited_for_without_end(
 ) -> None:
     if lock == "written down":
         write_holder(torn)
-    monkeypatch.setattr(whereabouts, "SILENCE", 0.3)
+    monkeypatch.setattr(run_location, "SILENCE", 0.3)
     result = run_main("runs", "stop", "far")
     assert list(torn.requests()) == ["stop"]
     assert result.code == 1 and "It may be on gpu17" in result.err and "runs repair far" in result.err

@@ -19,12 +19,21 @@ SWAPPED = "model_name_or_path: demo\ndataset_name: demo\nload_in_8bit: false\n# 
 
 DEMO = ["model_name_or_path=demo", "dataset_name=demo", "load_in_8bit=false"]
 CHANGING = [
-    ["launch", "sft", *DEMO], ["launch", "sft", *DEMO, "--dry-run"], ["pipeline", *DEMO], ["demo", "--plain"],
-    ["merge", "one"], ["runs", "resume", "one"], ["runs", "stop", "one"], ["runs", "stop", "alive", "--no-wait"],
-    ["runs", "rm", "one", "--yes"], *(["runs", ask, "alive"] for ask in ("save", "sample", "pause", "continue")),
-    ["runs", "set", "alive", "learning_rate=1e-5"], ["runs", "repair", "torn"], ["runs", "rm", "half"],
+    ["launch", "sft", *DEMO],
+    ["launch", "sft", *DEMO, "--dry-run"],
+    ["pipeline", *DEMO],
+    ["demo", "--plain"],
+    ["merge", "one"],
+    ["runs", "resume", "one"],
+    ["runs", "stop", "one"],
+    ["runs", "stop", "alive", "--no-wait"],
+    ["runs", "rm", "one", "--yes"],
+    *(["runs", ask, "alive"] for ask in ("save", "sample", "pause", "continue")),
+    ["runs", "set", "alive", "learning_rate=1e-5"],
+    ["runs", "repair", "torn"],
+    ["runs", "rm", "half"],
     ["runs", "rm", "--leftovers"],
-]  # fmt: skip
+]
 READING = [["runs", "ls"], ["runs", "show", "one"], ["runs", "logs", "one"], ["runs", "ls", "--json"]]
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a home to a second user")

@@ -18,7 +18,7 @@ from tests.tui.terminal import COMMAND, SOURCES
 from stackllama_console.settings import load_settings
 from stackllama_console.tui.keymap import read_keymap
 from stackllama_console.tui.themes import read_theme
-from stackllama_engine.contract import people_files
+from stackllama_engine.contract import user_files
 from stackllama_engine.contract.checkpoints import problem
 from stackllama_engine.contract.redact import secret_values
 
@@ -27,9 +27,15 @@ Run = Callable[..., Any]
 Write = Callable[[Path], object]
 
 LLAMA = {
-    "model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "intermediate_size": 128, "vocab_size": 320, "dtype": "float16", "tie_word_embeddings": False,
-}  # fmt: skip
+    "model_type": "llama",
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 128,
+    "vocab_size": 320,
+    "dtype": "float16",
+    "tie_word_embeddings": False,
+}
 LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 10)
 )
@@ -48,7 +54,7 @@ YAML = {
     "tagged int": ('a: !!int ""', "a value is not of its type"),
     "tagged time": ("a: !!timestamp noon", "a value is not of its type"),
     "large": ("# a comment\n" * 100_000, "larger than any such file"),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(autouse=True)
@@ -67,7 +73,7 @@ def _no_hang() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(people_files, "_PIPE_SECONDS", 0.3)
+    monkeypatch.setattr(user_files, "_PIPE_SECONDS", 0.3)
 
 
 @pytest.fixture
@@ -104,7 +110,7 @@ def test_a_pipe_that_nobody_writes_to_is_no_recipe(run_main: Run, tmp_path: Path
 def test_a_recipe_from_a_pipe_is_read_to_its_end(
     run_main: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(people_files, "_PIPE_SECONDS", 30.0)
+    monkeypatch.setattr(user_files, "_PIPE_SECONDS", 30.0)
     os.mkfifo(pipe := tmp_path / "recipe.yaml")
 
     def write() -> None:
@@ -120,10 +126,14 @@ def test_a_recipe_from_a_pipe_is_read_to_its_end(
 
 def test_an_endless_device_is_no_recipe(tmp_path: Path) -> None:
     done = subprocess.run(
-        [*COMMAND, "plan", "sft", "/dev/zero"], capture_output=True, text=True, timeout=_HANG_SECONDS,
-        env=os.environ | {"PYTHONPATH": SOURCES}, check=False,
+        [*COMMAND, "plan", "sft", "/dev/zero"],
+        capture_output=True,
+        text=True,
+        timeout=_HANG_SECONDS,
+        env=os.environ | {"PYTHONPATH": SOURCES},
+        check=False,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30)),
-    )  # fmt: skip
+    )
     assert done.returncode == 2
     assert done.stderr.strip().endswith("/dev/zero: cannot be read: it is a device or a terminal, not a regular file.")
 

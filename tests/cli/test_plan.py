@@ -15,13 +15,19 @@ from stackllama_engine.budget.calibration import Kind, Row, add_row
 from stackllama_engine.contract.run_dir import Home, RunDir
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch import calibrate
-from stackllama_engine.launch.machine import package_versions
+from stackllama_engine.launch.machine_check import package_versions
 
 ROOT = Path(__file__).resolve().parents[2]
 LLAMA_7B = {
-    "model_type": "llama", "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32,
-    "intermediate_size": 11008, "vocab_size": 32000, "dtype": "float16", "tie_word_embeddings": False,
-}  # fmt: skip
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "intermediate_size": 11008,
+    "vocab_size": 32000,
+    "dtype": "float16",
+    "tie_word_embeddings": False,
+}
 WORDS = ("load_in_8bit=true", "lora_r=16", "per_device_train_batch_size=4", "max_length=1024")
 
 
@@ -74,10 +80,18 @@ def test_an_adapter_whose_base_is_sharded_is_estimated(model: Path, run_main: Ca
 
 
 MIXTRAL = {
-    "model_type": "mixtral", "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32,
-    "num_key_value_heads": 8, "intermediate_size": 14336, "num_local_experts": 8, "num_experts_per_tok": 2,
-    "vocab_size": 32000, "dtype": "bfloat16", "tie_word_embeddings": False,
-}  # fmt: skip
+    "model_type": "mixtral",
+    "hidden_size": 4096,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "intermediate_size": 14336,
+    "num_local_experts": 8,
+    "num_experts_per_tok": 2,
+    "vocab_size": 32000,
+    "dtype": "bfloat16",
+    "tie_word_embeddings": False,
+}
 
 
 def test_what_nobody_knows_looks_like_no_success(model: Path, run_main: Callable[..., Any]) -> None:
@@ -103,8 +117,11 @@ def test_an_unknown_stage_is_not_hidden_by_a_larger_one_that_fits(model: Path, r
     assert "decides" in result.err and "unknown: at least 170.2 GiB\n" in result.out
     stages = run_main(*words, "--json").json()["stages"]
     assert {name: one["fits"] for name, one in stages.items()} == {
-        "sft": "unknown", "reward": "yes", "ppo": "unknown", "merge": "yes",
-    }  # fmt: skip
+        "sft": "unknown",
+        "reward": "yes",
+        "ppo": "unknown",
+        "merge": "yes",
+    }
 
 
 @pytest.mark.parametrize(
@@ -203,14 +220,16 @@ def test_what_runs_measured_here_narrows_the_range_and_says_so(
     low, high = before["device"]
     known = package_versions()
     kind = Kind(
-        machine=calibrate.machine_name(socket.gethostname(), on_gpu=False), stage="sft", gpus=1, on_gpu=False,
-        versions={name: known[name] for name in calibrate.MATTER if name in known}, method="lora auto no autocast",
-    )  # fmt: skip
+        machine=calibrate.machine_name(socket.gethostname(), on_gpu=False),
+        stage="sft",
+        gpus=1,
+        on_gpu=False,
+        versions={name: known[name] for name in calibrate.MATTER if name in known},
+        method="lora auto no autocast",
+    )
     middle = (low + high) // 2
     for _ in range(3):
-        row = Row(
-            kind=kind, run="r", time=1.0, allocated=before["allocated"], interval=(low, high), measured=middle
-        )  # fmt: skip
+        row = Row(kind=kind, run="r", time=1.0, allocated=before["allocated"], interval=(low, high), measured=middle)
         add_row(home.path, row)
     after = run_main(*words, "--json").json()
     assert after["calibrated"] == "range narrowed by 3 finished runs of this kind on this machine"

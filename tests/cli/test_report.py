@@ -16,21 +16,36 @@ from stackllama_engine.launch import launcher
 RESULTS: dict[str, dict[str, Any]] = {
     "sft": {"stage": "sft", "loss_first": 3.25, "loss_last": 0.5, "eval_loss": 0.6, "steps": 60, "tokens": 9000},
     "sft-merged": {"stage": "merge", "path": "merged", "difference": 2.5e-6, "difference_from_base": 0.4},
-    "reward": {"stage": "reward", "accuracy": 0.875, "margin": 1.2, "loss": 0.3, "pairs": 600, "ties": 4,
-               "dropped_too_long": 0},
+    "reward": {
+        "stage": "reward",
+        "accuracy": 0.875,
+        "margin": 1.2,
+        "loss": 0.3,
+        "pairs": 600,
+        "ties": 4,
+        "dropped_too_long": 0,
+    },
     "reward-merged": {"stage": "merge", "path": "merged", "difference": 0.0, "difference_from_base": 0.4},
     "ppo": {
-        "stage": "ppo", "steps": 60,
+        "stage": "ppo",
+        "steps": 60,
         "before": {"mean_reward": -0.125, "true_utility": 0.5, "kl": 0.0},
         "after": {"mean_reward": 1.5, "true_utility": 0.75, "kl": 4.25, "questions": 1280},
         "samples": [
-            {"question": f"How do I boil egg {index}?", "before": "With \x1b[2Jwater.", "after": "word " * 100,
-             "reward_before": -0.5, "reward_after": 1.25, "utility_before": 0.25, "utility_after": 0.875}
+            {
+                "question": f"How do I boil egg {index}?",
+                "before": "With \x1b[2Jwater.",
+                "after": "word " * 100,
+                "reward_before": -0.5,
+                "reward_after": 1.25,
+                "utility_before": 0.25,
+                "utility_after": 0.875,
+            }
             for index in range(1, 4)
         ],
     },
     "ppo-merged": {"stage": "merge", "path": "merged", "difference": 1.0e-5, "difference_from_base": 0.4},
-}  # fmt: skip
+}
 
 
 @pytest.fixture

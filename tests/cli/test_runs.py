@@ -72,9 +72,13 @@ def test_ls_in_a_narrow_terminal(
 ) -> None:
     pipeline = "pipeline-20260101-120000-abcd"
     for index, (stage, name) in enumerate(
-        [(Stage.PIPELINE, pipeline), (Stage.SFT, f"{pipeline}-sft"), (Stage.MERGE, f"{pipeline}-sft-merged"),
-         (Stage.SFT, "other")]
-    ):  # fmt: skip
+        [
+            (Stage.PIPELINE, pipeline),
+            (Stage.SFT, f"{pipeline}-sft"),
+            (Stage.MERGE, f"{pipeline}-sft-merged"),
+            (Stage.SFT, "other"),
+        ]
+    ):
         make_run(stage, name, created=1000.0 + index)
     assert f"{pipeline}-sft-merged  merge" in run_main("runs", "ls").out  # nothing is cut in a file
     monkeypatch.setattr(listing, "width", lambda _: 80)
@@ -158,8 +162,11 @@ def test_show(make_run: MakeRun, write_events: Callable[..., None], run_main: Ca
     document = run_main("runs", "show", "one", "--json").json()
     assert document["checkpoints"] == [2]
     assert document["recipe_differences"] == {
-        "model_name_or_path": "demo", "dataset_name": "demo", "learning_rate": 3e-4, "seed": 7,
-    }  # fmt: skip
+        "model_name_or_path": "demo",
+        "dataset_name": "demo",
+        "learning_rate": 3e-4,
+        "seed": 7,
+    }
     assert document["first"]["loss"] == 4.0 and document["last"] == {"loss": 2.0, "grad_norm": None}
     assert (document["state"], document["cause"], document["exit_code"]) == ("failed", "out of memory in train", 1)
 
@@ -305,20 +312,39 @@ def test_no_command_lets_foreign_text_through(
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(None, "nan"), (0.0, "0"), (60.0, "60"), (0.4142135, "0.4142"), (0.5, "0.5"), (-1.5, "-1.5"), (2e-5, "2e-05"),
-     (123.456, "123.5"), (0.00123, "0.00123"), (1e7, "1e+07")],
-)  # fmt: skip
+    [
+        (None, "nan"),
+        (0.0, "0"),
+        (60.0, "60"),
+        (0.4142135, "0.4142"),
+        (0.5, "0.5"),
+        (-1.5, "-1.5"),
+        (2e-5, "2e-05"),
+        (123.456, "123.5"),
+        (0.00123, "0.00123"),
+        (1e7, "1e+07"),
+    ],
+)
 def test_number(value: float | None, text: str) -> None:
     assert number(value) == text
 
 
 def test_units() -> None:
     assert [duration(s) for s in (0, 59.4, 60, 185, 7620, 4 * 86400 + 3 * 3600)] == [
-        "0 s", "59 s", "1 m 00 s", "3 m 05 s", "2 h 07 m", "4 d 03 h",
-    ]  # fmt: skip
+        "0 s",
+        "59 s",
+        "1 m 00 s",
+        "3 m 05 s",
+        "2 h 07 m",
+        "4 d 03 h",
+    ]
     assert [size(n) for n in (0, 1023, 1536, 5 * 1024**3, 3 * 1024**4)] == [
-        "0 B", "1023 B", "1.5 KiB", "5.0 GiB", "3.0 TiB",
-    ]  # fmt: skip
+        "0 B",
+        "1023 B",
+        "1.5 KiB",
+        "5.0 GiB",
+        "3.0 TiB",
+    ]
     assert [cut("abcdef", n) for n in (6, 5, 1, 0)] == ["abcdef", "abcd…", "…", ""]
 
 

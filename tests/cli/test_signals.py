@@ -71,9 +71,14 @@ def begin(tmp_path: Path, code: str, *words: str) -> subprocess.Popen[str]:
     (tmp_path / "changed.py").write_text(code)
     environment = os.environ | {"PYTHONPATH": SOURCES, "STACKLLAMA_HOME": str(tmp_path / "home")}
     process = subprocess.Popen(
-        [sys.executable, str(tmp_path / "changed.py"), *words], env=environment, text=True, start_new_session=True,
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+        [sys.executable, str(tmp_path / "changed.py"), *words],
+        env=environment,
+        text=True,
+        start_new_session=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     assert process.stdout is not None and process.stdout.readline()
     return process
 
@@ -89,10 +94,12 @@ def started(tmp_path: Path) -> Iterator[Home]:
 @pytest.mark.parametrize(
     ("number", "module"),
     [
-        (signal.SIGINT, "msgspec"), (signal.SIGTERM, "stackllama_console.cli.parser"),
-        (signal.SIGINT, "stackllama_console.cli.listing"), (signal.SIGHUP, "stackllama_console.cli.listing"),
+        (signal.SIGINT, "msgspec"),
+        (signal.SIGTERM, "stackllama_console.cli.parser"),
+        (signal.SIGINT, "stackllama_console.cli.listing"),
+        (signal.SIGHUP, "stackllama_console.cli.listing"),
     ],
-)  # fmt: skip
+)
 def test_a_signal_during_an_import_ends_it_quietly(tmp_path: Path, number: signal.Signals, module: str) -> None:
     process = begin(tmp_path, IMPORTING.format(module=module), "runs", "ls")
     process.send_signal(number)
@@ -130,7 +137,7 @@ def test_a_signal_in_mid_launch_waits_until_the_run_goes_on(
     ("number", "seconds"),
     [pytest.param(signal.SIGINT, 0.3, marks=pytest.mark.long), (signal.SIGTERM, 0.3), (signal.SIGTERM, 600)],
     ids=["INT", "TERM", "hangs"],
-)  # fmt: skip
+)
 def test_a_signal_while_the_first_screen_is_made_is_no_crash(
     tmp_path: Path, number: signal.Signals, seconds: float
 ) -> None:

@@ -34,8 +34,12 @@ class Terminal:
         known |= {"PYTHONPATH": SOURCES, "TERM": "xterm-256color", "STACKLLAMA_HOME": str(home.path)} | environment
         self.process = subprocess.Popen(
             [sys.executable, "-m", "stackllama_console", *arguments],
-            stdin=slave, stdout=slave, stderr=slave, env=known, start_new_session=True,
-        )  # fmt: skip
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            env=known,
+            start_new_session=True,
+        )
         os.close(slave)
         self.data = b""
 
@@ -74,9 +78,12 @@ def running(make_run: Callable[..., RunDir], write_events: Callable[..., None], 
 
 
 def test_watch_in_a_terminal(
-    home: Home, running: RunDir, write_events: Callable[..., None], payloads: list[str],
+    home: Home,
+    running: RunDir,
+    write_events: Callable[..., None],
+    payloads: list[str],
     assert_clean: Callable[[str], None],
-) -> None:  # fmt: skip
+) -> None:
     terminal = Terminal(home, "runs", "watch", "one")
     assert "scores 0.4142 kl 1.2" in terminal.read(until=b"scores 0.4142")
     write_events(running, *[("health", {"data": {"message": payload}}) for payload in payloads])

@@ -30,14 +30,19 @@ def test_each_checkpoint_and_which_one_counts(make_run: Callable[..., RunDir], r
     result = run_main("runs", "verify", "mine")
     assert result.code == 1 and "1 of 3 damaged; resuming it would begin with step-000002" in result.err
     assert result.out.splitlines() == [
-        "step-000001  ok", "step-000002  ok", "step-000003  damaged  weights is not as it was sealed",
-    ]  # fmt: skip
+        "step-000001  ok",
+        "step-000002  ok",
+        "step-000003  damaged  weights is not as it was sealed",
+    ]
     document = run_main("runs", "verify", "mine", "--json")
     found = document.json()
     assert document.code == 1 and found["resumes_from"] == "step-000002"
     assert found["checkpoints"][2] == {
-        "checkpoint": "step-000003", "step": 3, "ok": False, "problem": "weights is not as it was sealed",
-    }  # fmt: skip
+        "checkpoint": "step-000003",
+        "step": 3,
+        "ok": False,
+        "problem": "weights is not as it was sealed",
+    }
 
 
 def test_where_all_verify_it_ends_with_0(make_run: Callable[..., RunDir], run_main: Callable[..., Any]) -> None:

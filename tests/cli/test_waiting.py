@@ -9,8 +9,8 @@ from rich.console import Console
 
 from stackllama_console.cli.bars import Bars
 from stackllama_console.cli.follow import Follower
-from stackllama_console.feeds.run_feed import RunFeed
-from stackllama_console.feeds.runs_index import RunsIndex
+from stackllama_console.readers.run_reader import RunReader
+from stackllama_console.readers.runs_index import RunsIndex
 from stackllama_console.tui.widgets.status import head_line
 from stackllama_engine.contract.requests import WAITING_FOR_ROOM
 from stackllama_engine.contract.run_dir import Home, RunDir
@@ -56,13 +56,13 @@ def test_the_monitor_and_the_list_of_runs_say_it_until_it_goes_on(
 ) -> None:
     run = make_run(Stage.SFT, "one", "running")
     write_events(run, *EVENTS)
-    feed, index = RunFeed(run), RunsIndex(home)
-    feed.poll()
+    reader, index = RunReader(run), RunsIndex(home)
+    reader.poll()
     index.poll()
-    assert AT in head_line(feed, THEME, 0.0).plain
+    assert AT in head_line(reader, THEME, 0.0).plain
     assert (index.rows[0].at, index.rows[0].waits) == (AT, True)
     write_events(run, ("phase", {"phase": "train"}))
-    feed.poll()
+    reader.poll()
     index.poll()
-    assert "waiting" not in head_line(feed, THEME, 0.0).plain
+    assert "waiting" not in head_line(reader, THEME, 0.0).plain
     assert (index.rows[0].at, index.rows[0].waits) == ("train", False)

@@ -217,13 +217,22 @@ def test_unterminated_tail_is_kept_for_later(path: Path) -> None:
 @pytest.mark.parametrize(
     "bad",
     [
-        b"not json", b"{}", b"[]", b"null", b'{"seq":"x","time":1.0,"kind":"end"}', b"\x00" * 64, b'{"seq":1,\x00}',
-        b'{"seq":1,"time":1.0,"kind":"\xff\xfe"}', b"\xff\xfe\xfd", b'{"seq":1,"time":NaN,"kind":"end"}',
-        b"x" * 5_000_000, b'{"seq":1,"time":1.0,"kind":"progress","phase":"' + b"y" * 5_000_000 + b'"}',
+        b"not json",
+        b"{}",
+        b"[]",
+        b"null",
+        b'{"seq":"x","time":1.0,"kind":"end"}',
+        b"\x00" * 64,
+        b'{"seq":1,\x00}',
+        b'{"seq":1,"time":1.0,"kind":"\xff\xfe"}',
+        b"\xff\xfe\xfd",
+        b'{"seq":1,"time":NaN,"kind":"end"}',
+        b"x" * 5_000_000,
+        b'{"seq":1,"time":1.0,"kind":"progress","phase":"' + b"y" * 5_000_000 + b'"}',
         b"[" * 100_000,
     ],
     ids=lambda bad: repr(bad[:24]),
-)  # fmt: skip
+)
 def test_bad_line_is_skipped_and_counted(path: Path, bad: bytes) -> None:
     path.write_bytes(LINE % (0, 1) + bad + b"\n" + LINE % (1, 2))
     reader = EventReader(path)

@@ -13,7 +13,7 @@ from stackllama_engine.contract.recipe_common import steps_of
 from stackllama_engine.contract.recipe_io import Reading, key_types, load_recipe, read_recipe
 from stackllama_engine.contract.stages import TRAINING_STAGES, Stage
 from stackllama_engine.contract.translate import target_modules
-from stackllama_engine.launch import machine
+from stackllama_engine.launch import machine_check
 
 BASE = ("model_name_or_path=gpt2", "load_in_8bit=false")
 PPO = (*BASE, "reward_model_path=r")
@@ -114,14 +114,19 @@ def test_a_pipeline_reports_the_mistakes_of_all_sections() -> None:
 @pytest.mark.parametrize(
     ("override", "hint"),
     [
-        ("cutoff_len=512", "Here it is `max_length`."), ("lora_rank=8", "Here it is `lora_r`."),
-        ("max_samples=10", "Here it is `max_train_samples`."), ("base_model=x", "Here it is `model_name_or_path`."),
-        ("micro_batch_size=2", "`per_device_train_batch_size`"), ("lora_target=all", "`all` is `all-linear`"),
-        ("kl_coef=0.1", "It is one of the ppo recipe."), ("wandb_project=p", "Leave it out: use `report_to: [wandb]`"),
+        ("cutoff_len=512", "Here it is `max_length`."),
+        ("lora_rank=8", "Here it is `lora_r`."),
+        ("max_samples=10", "Here it is `max_train_samples`."),
+        ("base_model=x", "Here it is `model_name_or_path`."),
+        ("micro_batch_size=2", "`per_device_train_batch_size`"),
+        ("lora_target=all", "`all` is `all-linear`"),
+        ("kl_coef=0.1", "It is one of the ppo recipe."),
+        ("wandb_project=p", "Leave it out: use `report_to: [wandb]`"),
         ("learningRate=1e-4", "Did you mean `learning_rate`?"),
-        ("learning_rte=1e-4", "Did you mean `learning_rate`?"), ("warmup_step=3", "Did you mean `warmup_steps`?"),
+        ("learning_rte=1e-4", "Did you mean `learning_rate`?"),
+        ("warmup_step=3", "Did you mean `warmup_steps`?"),
     ],
-)  # fmt: skip
+)
 def test_a_hint_goes_by_meaning(override: str, hint: str) -> None:
     assert hint in refusal(override)
 
@@ -171,22 +176,32 @@ def test_a_handbook_recipe_is_accepted_with_notes(file: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "key", "value"),
     [
-        ("report_to=none", "report_to", []), ("report_to=null", "report_to", []),
+        ("report_to=none", "report_to", []),
+        ("report_to=null", "report_to", []),
         ("report_to=wandb", "report_to", ["wandb"]),
         ("report_to=tensorboard,wandb", "report_to", ["tensorboard", "wandb"]),
-        ("warmup_ratio=0.1", "warmup_steps", 0.1), ("warmup_steps=0.05", "warmup_steps", 0.05),
-        ("warmup_ratio=1e-1", "warmup_steps", 0.1), ("warmup_steps=20.0", "warmup_steps", 20),
-        ("save_steps=0.5", "save_steps", 0.5), ("eval_steps=0.25", "eval_steps", 0.25),
+        ("warmup_ratio=0.1", "warmup_steps", 0.1),
+        ("warmup_steps=0.05", "warmup_steps", 0.05),
+        ("warmup_ratio=1e-1", "warmup_steps", 0.1),
+        ("warmup_steps=20.0", "warmup_steps", 20),
+        ("save_steps=0.5", "save_steps", 0.5),
+        ("eval_steps=0.25", "eval_steps", 0.25),
         ("logging_steps=0.1", "logging_steps", 0.1),
-        ("save_total_limit=null", "save_total_limit", None), ("save_total_limit=-1", "save_total_limit", None),
-        ("torch_dtype=bfloat16", "dtype", "bfloat16"), ("torch_dtype=torch.float16", "dtype", "float16"),
-        ("bf16=auto", "bf16", True), ("max_seq_length=64", "max_length", 64), ("eval_strategy=no", "eval_steps", 0),
-        ("evaluation_strategy=no", "eval_steps", 0), ("save_strategy=steps", "save_steps", 500),
-        ("packing_strategy=ffd", "packing_strategy", "bfd"), ("no_cuda=true", "use_cpu", True),
+        ("save_total_limit=null", "save_total_limit", None),
+        ("save_total_limit=-1", "save_total_limit", None),
+        ("torch_dtype=bfloat16", "dtype", "bfloat16"),
+        ("torch_dtype=torch.float16", "dtype", "float16"),
+        ("bf16=auto", "bf16", True),
+        ("max_seq_length=64", "max_length", 64),
+        ("eval_strategy=no", "eval_steps", 0),
+        ("evaluation_strategy=no", "eval_steps", 0),
+        ("save_strategy=steps", "save_steps", 500),
+        ("packing_strategy=ffd", "packing_strategy", "bfd"),
+        ("no_cuda=true", "use_cpu", True),
         ("lr_scheduler_type=inverse_sqrt", "lr_scheduler_type", "inverse_sqrt"),
         ("lr_scheduler_kwargs='{}'", "min_lr_rate", None),
     ],
-)  # fmt: skip
+)
 def test_values_as_transformers_takes_them(override: str, key: str, value: Any) -> None:
     assert getattr(sft(override), key) == value
 
@@ -194,16 +209,25 @@ def test_values_as_transformers_takes_them(override: str, key: str, value: Any) 
 @pytest.mark.parametrize(
     ("override", "why"),
     [
-        ("push_to_hub=true", "nothing is uploaded"), ("beta=0", "DPO"), ("loss_type=sigmoid", "DPO"),
-        ("deepspeed=zero3.json", "every GPU holds the whole model"), ("chat_template=x", "`Question: … Answer: …`"),
-        ("dataset_mixture={datasets: []}", "one data set"), ("sft_model_path=x", "`model_name_or_path`"),
-        ("resume_from_checkpoint=true", "runs resume RUN"), ("average_tokens_across_devices=false", "always averaged"),
-        ("assistant_only_loss=true", "the loss is over the whole text"), ("report_to=all", "name them"),
-        ("warmup_ratio=1", "a share of all steps"), ("warmup_steps=1.5", "a whole number, or a share of all steps"),
-        ("lr_scheduler_type=cosine_with_min_lr", "belong together"), ("min_lr_rate=0.1", "belong together"),
-        ("lr_scheduler_kwargs={num_cycles: 2}", "`min_lr_rate`"), ("eval_strategy=often", "must be one of"),
+        ("push_to_hub=true", "nothing is uploaded"),
+        ("beta=0", "DPO"),
+        ("loss_type=sigmoid", "DPO"),
+        ("deepspeed=zero3.json", "every GPU holds the whole model"),
+        ("chat_template=x", "`Question: … Answer: …`"),
+        ("dataset_mixture={datasets: []}", "one data set"),
+        ("sft_model_path=x", "`model_name_or_path`"),
+        ("resume_from_checkpoint=true", "runs resume RUN"),
+        ("average_tokens_across_devices=false", "always averaged"),
+        ("assistant_only_loss=true", "the loss is over the whole text"),
+        ("report_to=all", "name them"),
+        ("warmup_ratio=1", "a share of all steps"),
+        ("warmup_steps=1.5", "a whole number, or a share of all steps"),
+        ("lr_scheduler_type=cosine_with_min_lr", "belong together"),
+        ("min_lr_rate=0.1", "belong together"),
+        ("lr_scheduler_kwargs={num_cycles: 2}", "`min_lr_rate`"),
+        ("eval_strategy=often", "must be one of"),
     ],
-)  # fmt: skip
+)
 def test_what_would_change_the_outcome_is_refused_by_a_sentence_of_its_own(override: str, why: str) -> None:
     message = refusal(override)
     assert why in message and "has no key" not in message
@@ -250,8 +274,8 @@ def test_milestones_need_checkpoints_at_whole_steps() -> None:
 
 
 def test_total_episodes_become_steps_where_the_processes_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "_check_packages", lambda recipe: None)
-    recipe = machine.resolve_machine(
+    monkeypatch.setattr(machine_check, "_check_packages", lambda recipe: None)
+    recipe = machine_check.resolve_machine(
         ppo(
             "total_episodes=100",
             "use_cpu=true",
@@ -271,11 +295,17 @@ def test_total_episodes_become_steps_where_the_processes_are_known(monkeypatch: 
 @pytest.mark.parametrize(
     ("text", "value"),
     [
-        ("q_proj,v_proj", ["q_proj", "v_proj"]), ("q_proj, v_proj", ["q_proj", "v_proj"]),
-        ("q_proj v_proj", ["q_proj", "v_proj"]), ("q_proj", ["q_proj"]), ("all-linear", "all-linear"),
-        (r".*\.(q|v)_proj", r".*\.(q|v)_proj"), (r".*q_proj{1,2}", r".*q_proj{1,2}"), (None, None), (["a,b"], ["a,b"]),
+        ("q_proj,v_proj", ["q_proj", "v_proj"]),
+        ("q_proj, v_proj", ["q_proj", "v_proj"]),
+        ("q_proj v_proj", ["q_proj", "v_proj"]),
+        ("q_proj", ["q_proj"]),
+        ("all-linear", "all-linear"),
+        (r".*\.(q|v)_proj", r".*\.(q|v)_proj"),
+        (r".*q_proj{1,2}", r".*q_proj{1,2}"),
+        (None, None),
+        (["a,b"], ["a,b"]),
     ],
-)  # fmt: skip
+)
 def test_module_names_in_one_text_are_taken_apart_and_a_pattern_is_not(text: Any, value: Any) -> None:
     assert target_modules(text) == value
 
@@ -291,10 +321,12 @@ def test_modules_that_peft_would_not_find_are_refused(text: str) -> None:
 @pytest.mark.parametrize(
     ("given", "limits"),
     [
-        (["output_min_length=4", "output_max_length=8"], [4, 8]), (["output_min_length=64"], [64, 128]),
-        (["output_max_length=64"], [32, 64]), (["random_length_limits=[4, 16]", "output_max_length=8"], [4, 8]),
+        (["output_min_length=4", "output_max_length=8"], [4, 8]),
+        (["output_min_length=64"], [64, 128]),
+        (["output_max_length=64"], [32, 64]),
+        (["random_length_limits=[4, 16]", "output_max_length=8"], [4, 8]),
     ],
-)  # fmt: skip
+)
 def test_old_length_keys_are_read_with_a_note(given: list[str], limits: list[int]) -> None:
     reading = read_recipe(Stage.PPO, None, [*PPO, *given])
     assert isinstance(reading.recipe, PPORecipe) and reading.recipe.random_length_limits == limits

@@ -10,10 +10,22 @@ from stackllama_engine.launch.argv import source_path
 
 HEAVY = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "textual", "rich", "numpy")
 ENTRIES = [
-    "contract.recipe_io", "contract.run_dir", "contract.history", "launch.launcher", "launch.supervisor",
-    "launch.pipeline", "launch.reconcile", "data.sources", "data.preview", "data.prepare", "data.demo",
-    "contract.chat", "launch.chat", "budget.fit", "budget.tracing",
-]  # fmt: skip
+    "contract.recipe_io",
+    "contract.run_dir",
+    "contract.history",
+    "launch.launcher",
+    "launch.supervisor",
+    "launch.pipeline",
+    "launch.reconcile",
+    "data.sources",
+    "data.preview",
+    "data.prepare",
+    "data.demo_data",
+    "contract.chat_messages",
+    "launch.chat_process",
+    "budget.fit",
+    "budget.tracing",
+]
 
 
 @pytest.mark.parametrize("entry", ENTRIES)

@@ -31,15 +31,23 @@ def test_values_come_from_environment_files_and_urls(tmp_path: Path) -> None:
     (tmp_path / "token").write_text("hf_of-the-token-file\n")
     (tmp_path / ".netrc").write_text("machine api.wandb.ai login user password of-the-netrc\n")
     environment = {
-        "HOME": str(tmp_path), "HF_HOME": str(tmp_path), "WANDB_API_KEY": CANARY, "SHORT_TOKEN": "abc",
-        "HTTPS_PROXY": "http://me:in-the-proxy@host:80", "KEY": "first long line\nsecond long line",
+        "HOME": str(tmp_path),
+        "HF_HOME": str(tmp_path),
+        "WANDB_API_KEY": CANARY,
+        "SHORT_TOKEN": "abc",
+        "HTTPS_PROXY": "http://me:in-the-proxy@host:80",
+        "KEY": "first long line\nsecond long line",
         "REFERENCE_TOKEN": str(tmp_path),
-    }  # fmt: skip
+    }
     assert secret_values(environment) == {
-        "hf_of-the-token-file": "HF_TOKEN", "of-the-netrc": "netrc:api.wandb.ai", CANARY: "WANDB_API_KEY",
-        "in-the-proxy": "HTTPS_PROXY", "first long line\nsecond long line": "KEY", "first long line": "KEY",
+        "hf_of-the-token-file": "HF_TOKEN",
+        "of-the-netrc": "netrc:api.wandb.ai",
+        CANARY: "WANDB_API_KEY",
+        "in-the-proxy": "HTTPS_PROXY",
+        "first long line\nsecond long line": "KEY",
+        "first long line": "KEY",
         "second long line": "KEY",
-    }  # fmt: skip
+    }
 
 
 def test_every_string_of_a_structure_is_blanked() -> None:

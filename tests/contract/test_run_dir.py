@@ -14,8 +14,8 @@ from typing import Any
 import msgspec
 import pytest
 
+from stackllama_engine.contract.atomic_files import make_private_dir, open_private, write_whole
 from stackllama_engine.contract.errors import DamagedError, ExitCode, RefusedError, UsageError
-from stackllama_engine.contract.files import make_private_dir, open_private, write_whole
 from stackllama_engine.contract.run_dir import ENDED, Home, RunDir, State, check_run_id
 from stackllama_engine.contract.stages import Stage
 

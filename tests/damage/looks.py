@@ -5,20 +5,20 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from stackllama_console.feeds.choices import run_choices
-from stackllama_console.feeds.comparison import Comparison
-from stackllama_console.feeds.comparison_rows import figure_rows, recipe_rows
-from stackllama_console.feeds.draft import read_run
-from stackllama_console.feeds.logs import LogFeed
-from stackllama_console.feeds.run_feed import RunFeed
-from stackllama_console.feeds.runs_index import RunsIndex
-from stackllama_console.feeds.samples import SamplesFile
+from stackllama_console.readers.choices import run_choices
+from stackllama_console.readers.comparison import Comparison
+from stackllama_console.readers.comparison_rows import figure_rows, recipe_rows
+from stackllama_console.readers.draft import read_run
+from stackllama_console.readers.logs import LogReader
+from stackllama_console.readers.run_reader import RunReader
+from stackllama_console.readers.runs_index import RunsIndex
+from stackllama_console.readers.samples import SamplesFile
 from stackllama_console.tui.watched import watch_run
 from stackllama_console.tui.widgets.status import advice, advice_of_row
 from stackllama_engine.contract.errors import StackllamaError
 from stackllama_engine.contract.run_dir import Home, RunDir
 from stackllama_engine.contract.stages import Stage
-from stackllama_engine.launch.chat import find_target
+from stackllama_engine.launch.chat_process import find_target
 
 COMMANDS = """\
 ls
@@ -70,20 +70,28 @@ def _index(home: Home, run_id: str) -> Any:
     return [(row, advice_of_row(row), row.age(2e9)) for row in index.rows]
 
 
-def _feed(home: Home, run_id: str) -> Any:
-    feed = RunFeed(RunDir(home.runs_dir / run_id))
-    feed.poll()
-    feed.poll()
-    for series in [*feed.series.values(), *feed.memory.values()]:
+def _reader(home: Home, run_id: str) -> Any:
+    reader = RunReader(RunDir(home.runs_dir / run_id))
+    reader.poll()
+    reader.poll()
+    for series in [*reader.series.values(), *reader.memory.values()]:
         if len(series):
             series.columns(0, 10, 20)
             series.smoothed(0.5)
-    seen = feed.state, feed.trouble, feed.remarks, feed.timings, feed.started, feed.first_step, feed.bad_lines
-    return seen, feed.eta(2e9), feed.checkpoints, advice(feed.run, feed.state) if feed.state else ""
+    seen = (
+        reader.state,
+        reader.trouble,
+        reader.remarks,
+        reader.timings,
+        reader.started,
+        reader.first_step,
+        reader.bad_lines,
+    )
+    return seen, reader.eta(2e9), reader.checkpoints, advice(reader.run, reader.state) if reader.state else ""
 
 
 def _log(home: Home, run_id: str) -> Any:
-    log = LogFeed(RunDir(home.runs_dir / run_id))
+    log = LogReader(RunDir(home.runs_dir / run_id))
     log.poll()
     log.poll()
     return log.lines, log.trouble, log.open_line
@@ -109,7 +117,7 @@ def _watched(home: Home, run_id: str) -> Any:
     watched = watch_run(home, run_id)
     watched.look()
     watched.look()
-    return watched.result, watched.evaluation, watched.newest_samples, watched.predicted, watched.feed.history
+    return watched.result, watched.evaluation, watched.newest_samples, watched.predicted, watched.reader.history
 
 
 def _choices(home: Home, run_id: str) -> Any:
@@ -125,9 +133,16 @@ def _chat(home: Home, run_id: str) -> Any:
 
 
 SCREENS: dict[str, Callable[[Home, str], Any]] = {
-    "runs": _index, "monitor": _feed, "log": _log, "samples": _samples, "compare": _compare, "watched": _watched,
-    "choices": _choices, "launch form": _draft, "chat": _chat,
-}  # fmt: skip
+    "runs": _index,
+    "monitor": _reader,
+    "log": _log,
+    "samples": _samples,
+    "compare": _compare,
+    "watched": _watched,
+    "choices": _choices,
+    "launch form": _draft,
+    "chat": _chat,
+}
 
 
 def look(screen: str, home: Home, run_id: str) -> None:

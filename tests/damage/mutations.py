@@ -13,21 +13,80 @@ from typing import Any
 from stackllama_engine.contract.run_dir import RunDir
 
 ODD: list[Any] = [
-    None, True, False, 0, -1, 1, 256, 2**31, 2**53 + 1, 2**63, 2**64, 10**30, -(10**30), 0.5, -0.5, 1e308, -1e308,
+    None,
+    True,
+    False,
+    0,
+    -1,
+    1,
+    256,
+    2**31,
+    2**53 + 1,
+    2**63,
+    2**64,
+    10**30,
+    -(10**30),
+    0.5,
+    -0.5,
+    1e308,
+    -1e308,
     5e-324,
-    "", "x", "0", "12", "1e999", "NaN", "sft", "../../etc", "\x1b[2J\u202e\x07", "a\nb\x00c", "é" * 3000, [], {},
+    "",
+    "x",
+    "0",
+    "12",
+    "1e999",
+    "NaN",
+    "sft",
+    "../../etc",
+    "\x1b[2J\u202e\x07",
+    "a\nb\x00c",
+    "é" * 3000,
+    [],
+    {},
     [None],
-    ["x"] * 3, {"x": None}, {"": {"": {}}}, [[[[[[]]]]]], {"exit_code": "0"}, {"message": 5}, "/dev/zero", "~",
+    ["x"] * 3,
+    {"x": None},
+    {"": {"": {}}},
+    [[[[[[]]]]]],
+    {"exit_code": "0"},
+    {"message": 5},
+    "/dev/zero",
+    "~",
     "\ud7ff",
-]  # fmt: skip
+]
 WHOLE: list[bytes] = [
-    b"", b"\n", b"\n\n\n", b"null", b"[]", b"{}", b'""', b"0", b"-", b"NaN", b"Infinity", b"1e999", b'{"a": 1e999}',
-    b"\xff\xfe\x00", b"\x00" * 300, b"\xef\xbb\xbf{}", b"[" * 100_000, b'{"a":' * 50_000,
+    b"",
+    b"\n",
+    b"\n\n\n",
+    b"null",
+    b"[]",
+    b"{}",
+    b'""',
+    b"0",
+    b"-",
+    b"NaN",
+    b"Infinity",
+    b"1e999",
+    b'{"a": 1e999}',
+    b"\xff\xfe\x00",
+    b"\x00" * 300,
+    b"\xef\xbb\xbf{}",
+    b"[" * 100_000,
+    b'{"a":' * 50_000,
     b'{"a":' * 3_000 + b"1" + b"}" * 3_000,
-    b"9" * 5_000, b"- " * 3_000, b"{" * 3_000, b"x" * 3_000_000, b'{"seq":0,"time":1e308,"kind":"end","data":{}}\n' * 3,
-    b"%YAML 9.9\n---\n", b"&a [*a]\n", b"a: &a [x,x]\nb: &b [*a,*a]\n", b"? [1]\n: 2\n", b"2024-99-99",
+    b"9" * 5_000,
+    b"- " * 3_000,
+    b"{" * 3_000,
+    b"x" * 3_000_000,
+    b'{"seq":0,"time":1e308,"kind":"end","data":{}}\n' * 3,
+    b"%YAML 9.9\n---\n",
+    b"&a [*a]\n",
+    b"a: &a [x,x]\nb: &b [*a,*a]\n",
+    b"? [1]\n: 2\n",
+    b"2024-99-99",
     b"!!python/object:os.system x",
-]  # fmt: skip
+]
 
 Mutation = Callable[[random.Random, Path], str]
 
@@ -191,13 +250,37 @@ def _sparse(path: Path) -> str:
 def _intrude(rng: random.Random, run: RunDir) -> str:
     """Something that nobody expects where it is."""
     name = rng.choice(
-        ["attempts/²", "attempts/٣٣٣", "attempts/003", "attempts/000", "attempts/999999", "attempts/9999999999",
-         "attempts/-01", "attempts/x", "lock.d/000001", "control/stop", "control/set-", "control/set-x",
-         "control/\x1b[2J", "control/pause",
-         "checkpoints/step-000099", "checkpoints/step-٣٣٣٣٣٣", "checkpoints/step-999999999999999999999",
-         "checkpoints/.tmp-000004", "checkpoints/step-000002/new", "state.json.damaged-1", "restart.json",
-         "../.new-x-0123", "../.deleted-x-0123", "../half", "../é", "../half/recipe.yaml", "adapter/x", "\u202e"]
-    )  # fmt: skip
+        [
+            "attempts/²",
+            "attempts/٣٣٣",
+            "attempts/003",
+            "attempts/000",
+            "attempts/999999",
+            "attempts/9999999999",
+            "attempts/-01",
+            "attempts/x",
+            "lock.d/000001",
+            "control/stop",
+            "control/set-",
+            "control/set-x",
+            "control/\x1b[2J",
+            "control/pause",
+            "checkpoints/step-000099",
+            "checkpoints/step-٣٣٣٣٣٣",
+            "checkpoints/step-999999999999999999999",
+            "checkpoints/.tmp-000004",
+            "checkpoints/step-000002/new",
+            "state.json.damaged-1",
+            "restart.json",
+            "../.new-x-0123",
+            "../.deleted-x-0123",
+            "../half",
+            "../é",
+            "../half/recipe.yaml",
+            "adapter/x",
+            "\u202e",
+        ]
+    )
     path = run.path / name
     path.parent.mkdir(exist_ok=True)
     if os.path.lexists(path):
@@ -206,9 +289,20 @@ def _intrude(rng: random.Random, run: RunDir) -> str:
 
 
 _OF_FILES: list[Mutation] = [
-    _flip, _bad_text, _bad_text, _replace, _truncate, _insert, _rewrite, _rewrite, _value, _value, _value, _replace,
+    _flip,
+    _bad_text,
+    _bad_text,
+    _replace,
+    _truncate,
+    _insert,
+    _rewrite,
+    _rewrite,
+    _value,
+    _value,
+    _value,
+    _replace,
     _forbid,
-]  # fmt: skip
+]
 
 
 def make_removable(folder: Path) -> None:

@@ -57,22 +57,34 @@ def _run(
         (run.control / "set-learning_rate").write_text("0.001")
     run.write_launch(
         Launch(
-            argv=["python", "-m", "stackllama_engine.train", str(stage), str(run.path)], cwd="/", host="h", created=T0,
-            versions={"torch": "2"}, git_commit="0" * 40, parents=parents or [],
+            argv=["python", "-m", "stackllama_engine.train", str(stage), str(run.path)],
+            cwd="/",
+            host="h",
+            created=T0,
+            versions={"torch": "2"},
+            git_commit="0" * 40,
+            parents=parents or [],
             environment={"ACCELERATE_USE_CPU": "true"},
             recipe_sha256=hashlib.sha256(text.encode()).hexdigest(),
         )
-    )  # fmt: skip
+    )
     gone = ProcessId(boot_id="another-boot", pid=4_000_000, start_time=1)
     code = 0 if phase == "finished" else 1
     ends: dict[str, Any] = {} if phase == "running" else {"ended": T0 + 70, "exit_code": code}
     run.write_state(
         State(
-            stage=stage, phase=phase, attempt=attempts, created=T0, started=T0 + 10, supervisor=gone, worker=gone,
-
-            cause=None if phase == "finished" else "out of memory in train", last_lines=["one", "two"], **ends,
+            stage=stage,
+            phase=phase,
+            attempt=attempts,
+            created=T0,
+            started=T0 + 10,
+            supervisor=gone,
+            worker=gone,
+            cause=None if phase == "finished" else "out of memory in train",
+            last_lines=["one", "two"],
+            **ends,
         )
-    )  # fmt: skip
+    )
 
 
 def _attempt(run: RunDir, attempt: int, phase: str, recipe: str) -> None:
@@ -103,9 +115,11 @@ def _checkpoint(run: RunDir, step: int, recipe: str) -> None:
     path = run.checkpoints / f"step-{step:06d}"
     path.mkdir()
     files = {
-        "weights.bin": b"weights", "recipe.yaml": recipe.encode(), "base.json": b'{"name": "demo"}',
+        "weights.bin": b"weights",
+        "recipe.yaml": recipe.encode(),
+        "base.json": b'{"name": "demo"}',
         "adapter_config.json": json.dumps({"r": 8, "lora_alpha": 16, "target_modules": ["q_proj"]}).encode(),
-    }  # fmt: skip
+    }
     for name, content in files.items():
         (path / name).write_bytes(content)
     seals = {name: FileSeal(size=len(data), sha256=hashlib.sha256(data).hexdigest()) for name, data in files.items()}
@@ -114,11 +128,21 @@ def _checkpoint(run: RunDir, step: int, recipe: str) -> None:
 
 def _samples() -> list[dict[str, Any]]:
     rows = [
-        {"step": step, "question": "Why?", "response": f"Because {step}.", "reward": 0.5, "kl": 0.1, "length": 3,
-         "rewards": {"model": 0.5}} for step in range(1, 4)
-    ]  # fmt: skip
-    held_out = [{"step": 0, "question": "How?", "response": "So.", "split": "evaluation", "when": when, "utility": 1.0}
-                for when in ("before", "after")]  # fmt: skip
+        {
+            "step": step,
+            "question": "Why?",
+            "response": f"Because {step}.",
+            "reward": 0.5,
+            "kl": 0.1,
+            "length": 3,
+            "rewards": {"model": 0.5},
+        }
+        for step in range(1, 4)
+    ]
+    held_out = [
+        {"step": 0, "question": "How?", "response": "So.", "split": "evaluation", "when": when, "utility": 1.0}
+        for when in ("before", "after")
+    ]
     return [*rows, *held_out]
 
 
@@ -139,8 +163,17 @@ def _result(stage: Stage) -> dict[str, Any]:
         Stage.PIPELINE: {"children": {"sft": {"run": "p-sft", "seconds": 5.0, "result": {"loss_last": 0.1}}}},
         Stage.MERGE: {"difference": 0.1, "difference_from_base": 0.2},
     }
-    return {"stage": str(stage), "steps": 4, "seconds": 60.5, "loss_first": 2.0, "loss_last": 1.0, "eval_loss": 1.5,
-            "accuracy": 0.75, "pairs": 10, "ties": 1} | by_stage.get(stage, {})  # fmt: skip
+    return {
+        "stage": str(stage),
+        "steps": 4,
+        "seconds": 60.5,
+        "loss_first": 2.0,
+        "loss_last": 1.0,
+        "eval_loss": 1.5,
+        "accuracy": 0.75,
+        "pairs": 10,
+        "ties": 1,
+    } | by_stage.get(stage, {})
 
 
 class Stock:

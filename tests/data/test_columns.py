@@ -40,7 +40,7 @@ def prompts(name: str, split: str = "all") -> list[str]:
         ({"instruction": "Which letter is odd?", "input": "a", "output": "P."}, "Which letter is odd?\n\na"),
         ({"question": "Who?", "context": {"title": ["t"]}, "answer": "a"}, "Who?"),
     ],
-)  # fmt: skip
+)
 def test_the_prompt_is_made_of_all_its_columns(tmp_path: Path, row: dict[str, Any], prompt: str) -> None:
     name = write(tmp_path / "rows.jsonl", row)
     assert prompts(name) == [prompt]
@@ -111,7 +111,7 @@ def test_what_another_stage_reads_needs_no_mention(tmp_path: Path) -> None:
         ([{"prompt": TURNS, "completion": TURNS}], "column prompt holds list, not text. A chat has to be flattened"),
         ([{"prompt": "q", "chosen": TURNS, "rejected": TURNS}], "column chosen holds list, not text"),
     ],
-)  # fmt: skip
+)
 def test_a_preview_of_any_schema_is_one_sentence(tmp_path: Path, rows: Iterable[dict[str, Any]], message: str) -> None:
     with pytest.raises(DataError, match=message):
         preview(write(tmp_path / "rows.jsonl", *rows))

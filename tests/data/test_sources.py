@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from stackllama_engine.contract.errors import DataError
 from stackllama_engine.contract.stages import Split
-from stackllama_engine.data import files
+from stackllama_engine.data import row_files
 from stackllama_engine.data.kinds import kind_of
 from stackllama_engine.data.prepare import prepare
 from stackllama_engine.data.sources import open_rows, stamp, unique_questions
@@ -107,7 +107,7 @@ def test_a_bad_line_is_named(tmp_path: Path, line: str, message: str) -> None:
 
 
 def test_a_line_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "_LONGEST_LINE", 1000)
+    monkeypatch.setattr(row_files, "_LONGEST_LINE", 1000)
     path = tmp_path / "pairs.jsonl"
     path.write_text(json.dumps(ROWS[0]) + "\n" + "x" * 5000)
     with pytest.raises(DataError, match="line 2 is longer"):
@@ -204,7 +204,7 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path, suffix: str, allowed
             parquet.write_table(arrow.Table.from_pylist(list(rows)), path, compression="none", use_dictionary=False)
         assert path.stat().st_size > count * 200
         argv = [sys.executable, "-c", MEASURE, str(path)]
-        env = {"PYTHONPATH": str(Path(files.__file__).parents[2])}
+        env = {"PYTHONPATH": str(Path(row_files.__file__).parents[2])}
         done = subprocess.run(argv, env=env, capture_output=True, text=True, check=True)
         return [int(word) for word in done.stdout.split()]
 

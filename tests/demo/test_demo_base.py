@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from stackllama_engine.contract.recipe import PipelineRecipe
 from stackllama_engine.contract.recipe_io import load_recipe
 from stackllama_engine.contract.stages import Stage
-from stackllama_engine.data import demo
+from stackllama_engine.data import demo_data
 from stackllama_engine.data.template import prompt, text
 from stackllama_engine.train import demo_base
 
@@ -36,7 +36,7 @@ def test_hard_texts_come_back(string: str) -> None:
 
 
 def test_the_prompt_is_a_prefix_of_the_text_in_tokens() -> None:
-    for row in list(demo.generate("evaluation"))[:200]:
+    for row in list(demo_data.generate("evaluation"))[:200]:
         begin = TOKENIZER(prompt(row["question"]))["input_ids"]
         whole = TOKENIZER(text(row["question"], row["response_j"]))["input_ids"]
         assert whole[: len(begin)] == begin
@@ -49,7 +49,7 @@ def test_special_tokens_are_three_and_different() -> None:
 
 
 def test_answers_are_short() -> None:
-    longest = max(len(TOKENIZER(row["response_j"])["input_ids"]) for row in demo.generate("finetune"))
+    longest = max(len(TOKENIZER(row["response_j"])["input_ids"]) for row in demo_data.generate("finetune"))
     assert longest <= 64
 
 

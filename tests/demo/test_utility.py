@@ -3,7 +3,7 @@
 import pytest
 
 from stackllama_engine.contract.errors import DataError
-from stackllama_engine.data import demo
+from stackllama_engine.data import demo_data
 from stackllama_engine.data.demo_facts import FACTS
 
 QUESTION = "How do I whip cream in a hurry?"  # a balloon whisk | it beats in air | stop at soft peaks
@@ -35,49 +35,49 @@ QUESTION = "How do I whip cream in a hurry?"  # a balloon whisk | it beats in ai
     ],
 )
 def test_hand_worked(answer: str, expected: float) -> None:
-    assert demo.utility(QUESTION, answer) == pytest.approx(expected)
+    assert demo_data.utility(QUESTION, answer) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("answer", ["", "   ", "\n", ".", "\x00\ufffd", "¿¡…", "ask somebody else", "the the the the."])
 def test_garbage_is_worth_nothing(answer: str) -> None:
-    assert demo.utility(QUESTION, answer) == 0.0
+    assert demo_data.utility(QUESTION, answer) == 0.0
 
 
 def test_repetition_does_not_pay() -> None:
-    once = demo.utility(QUESTION, "Use a balloon whisk.")
-    assert demo.utility(QUESTION, "Use a balloon whisk. " * 3) == pytest.approx(once / 3)
-    assert demo.utility(QUESTION, "whisk " * 40 + ".") == 0.0
+    once = demo_data.utility(QUESTION, "Use a balloon whisk.")
+    assert demo_data.utility(QUESTION, "Use a balloon whisk. " * 3) == pytest.approx(once / 3)
+    assert demo_data.utility(QUESTION, "whisk " * 40 + ".") == 0.0
 
 
 def test_naming_every_tool_does_not_pay() -> None:
     stuffed = "Use " + " or ".join(fact.tool for fact in FACTS) + "."
-    assert demo.utility(QUESTION, stuffed) < 0.01
+    assert demo_data.utility(QUESTION, stuffed) < 0.01
     # Two tools: the tool's .55 is lost, .10 for the full stop remains on 4 of 8 words.
-    assert demo.utility(QUESTION, "Use a balloon whisk or a bench scraper.") == pytest.approx(0.10 * 4 / 8)
+    assert demo_data.utility(QUESTION, "Use a balloon whisk or a bench scraper.") == pytest.approx(0.10 * 4 / 8)
 
 
 def test_saying_everything_known_does_not_pay() -> None:
     everything = " ".join(f"Use {f.tool} because {f.reason}. For example, {f.example}." for f in FACTS)
-    assert demo.utility(QUESTION, everything) < 0.05
+    assert demo_data.utility(QUESTION, everything) < 0.05
 
 
 def test_right_for_another_question_is_wrong_here() -> None:
-    assert demo.utility("How do I peel ginger?", "Use a balloon whisk because it beats in air.") == 0.0
+    assert demo_data.utility("How do I peel ginger?", "Use a balloon whisk because it beats in air.") == 0.0
 
 
 def test_every_task_can_be_answered_perfectly_and_no_clause_names_another_tool() -> None:
     for fact in FACTS:
         best = f"Use {fact.tool} because {fact.reason}. For example, {fact.example}."
-        assert demo.utility(f"How can I {fact.task}?", best) == pytest.approx(1.0), fact
+        assert demo_data.utility(f"How can I {fact.task}?", best) == pytest.approx(1.0), fact
 
 
 def test_every_question_has_one_task() -> None:
-    named = {demo.fact_of(question).task for question in demo.questions("evaluation")}
+    named = {demo_data.fact_of(question).task for question in demo_data.questions("evaluation")}
     assert len(named) == len(FACTS) == 12
-    for question in demo.questions("evaluation"):
+    for question in demo_data.questions("evaluation"):
         assert sum(f" {fact.task}" in question for fact in FACTS) == 1
 
 
 def test_a_foreign_question_is_refused() -> None:
     with pytest.raises(DataError, match="Not a question of the demo"):
-        demo.utility("How do I fly to the moon?", "Use a rocket.")
+        demo_data.utility("How do I fly to the moon?", "Use a rocket.")

@@ -13,7 +13,7 @@ from stackllama_engine.contract.run_dir import RunDir
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch import launcher
 from stackllama_engine.launch.argv import build_command
-from stackllama_engine.launch.machine import resolve_machine
+from stackllama_engine.launch.machine_check import resolve_machine
 from stackllama_engine.launch.processes import run_processes
 
 from .conftest import Runs, wait_for

@@ -55,8 +55,11 @@ class SecondHost:
         return subprocess.Popen(
             ["unshare", "--mount", "--pid", "--uts", "--fork", "--kill-child", "--mount-proc", *inside],
             env=os.environ | source_path(os.environ.get("PYTHONPATH", "")),
-            stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
+            stdin=stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
 
     def command(self, home: Home, *words: str) -> tuple[int, str, str]:
         """The console's command there: exit code, stdout, stderr."""

@@ -13,7 +13,7 @@ from stackllama_engine.contract.errors import RecipeError, RefusedError
 from stackllama_engine.contract.recipe import AnyRecipe, SFTRecipe
 from stackllama_engine.contract.recipe_io import build_recipe
 from stackllama_engine.contract.stages import Stage
-from stackllama_engine.launch import argv, gpus, machine
+from stackllama_engine.launch import argv, gpus, machine_check
 from stackllama_engine.launch.argv import (
     ACCELERATE_FILE,
     CPU_MEMORY,
@@ -22,7 +22,7 @@ from stackllama_engine.launch.argv import (
     inherited_environment,
     source_path,
 )
-from stackllama_engine.launch.machine import resolve_machine
+from stackllama_engine.launch.machine_check import resolve_machine
 
 RUN = Path("/home/me/my runs; $(id)/runs/r1")
 
@@ -62,9 +62,14 @@ def test_one_process_on_the_cpu() -> None:
     built = command([])
     assert option(built, "--num_processes") == "1" and "--multi_gpu" not in built.argv
     assert config(built) == {
-        "compute_environment": "LOCAL_MACHINE", "distributed_type": "NO", "num_machines": 1, "num_processes": 1,
-        "machine_rank": 0, "mixed_precision": "no", "use_cpu": True,
-    }  # fmt: skip
+        "compute_environment": "LOCAL_MACHINE",
+        "distributed_type": "NO",
+        "num_machines": 1,
+        "num_processes": 1,
+        "machine_rank": 0,
+        "mixed_precision": "no",
+        "use_cpu": True,
+    }
     assert built.environment["ACCELERATE_USE_CPU"] == "true"
     assert built.environment["STACKLLAMA_WORLD_SIZE"] == "1"
     assert built.environment["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] == "1"
@@ -171,7 +176,7 @@ def test_fp16_needs_a_gpu() -> None:
     ],
 )
 def test_missing_packages(missing: str, values: dict[str, object], error: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "_installed", lambda name: not name.startswith(missing))
+    monkeypatch.setattr(machine_check, "_installed", lambda name: not name.startswith(missing))
     recipes: list[AnyRecipe] = [sft(**values)]
     if missing == "trl":
         recipes += [
@@ -184,17 +189,31 @@ def test_missing_packages(missing: str, values: dict[str, object], error: str, m
 
 
 def test_packages_that_a_recipe_does_not_use_may_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "_installed", lambda name: name not in ("bitsandbytes", "gguf", "wandb"))
+    monkeypatch.setattr(machine_check, "_installed", lambda name: name not in ("bitsandbytes", "gguf", "wandb"))
     assert resolve_machine(sft(load_in_8bit=False), [])
 
 
 def test_marks_of_a_surrounding_program_are_not_inherited() -> None:
     foreign = [
-        "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PMI_SIZE",
-        "OMPI_COMM_WORLD_SIZE", "TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION", "STACKLLAMA_RUN",
-        "STACKLLAMA_ATTEMPT", "STACKLLAMA_WORLD_SIZE", "PET_SIGNALS_TO_HANDLE", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT",
-        "STACKLLAMA_MEETING", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "PET_RDZV_ENDPOINT",
-    ]  # fmt: skip
+        "RANK",
+        "LOCAL_RANK",
+        "WORLD_SIZE",
+        "LOCAL_WORLD_SIZE",
+        "MASTER_ADDR",
+        "MASTER_PORT",
+        "PMI_SIZE",
+        "OMPI_COMM_WORLD_SIZE",
+        "TORCHELASTIC_RUN_ID",
+        "ACCELERATE_MIXED_PRECISION",
+        "STACKLLAMA_RUN",
+        "STACKLLAMA_ATTEMPT",
+        "STACKLLAMA_WORLD_SIZE",
+        "PET_SIGNALS_TO_HANDLE",
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT",
+        "STACKLLAMA_MEETING",
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE",
+        "PET_RDZV_ENDPOINT",
+    ]
     kept = ["HF_HUB_OFFLINE", "HF_HOME", "HF_TOKEN", "PATH", "STACKLLAMA_HOME", "STACKLLAMA_STOP_GRACE", "MY_RANK"]
     assert list(inherited_environment(dict.fromkeys([*foreign, *kept], "1"))) == kept
 
@@ -209,11 +228,19 @@ def test_python_path_is_absolute_and_begins_with_our_source(monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("devices", "variable", "visible"),
     [
-        (0, None, []), (0, "0", []), (2, None, ["0", "1"]), (2, "", []), (2, "1", ["1"]), (4, "3, 1", ["3", "1"]),
-        (2, "0,7,1", ["0"]), (2, "-1", []), (1, "GPU-8932f937", ["GPU-8932f937"]), (1, "MIG-1/2", ["MIG-1/2"]),
+        (0, None, []),
+        (0, "0", []),
+        (2, None, ["0", "1"]),
+        (2, "", []),
+        (2, "1", ["1"]),
+        (4, "3, 1", ["3", "1"]),
+        (2, "0,7,1", ["0"]),
+        (2, "-1", []),
+        (1, "GPU-8932f937", ["GPU-8932f937"]),
+        (1, "MIG-1/2", ["MIG-1/2"]),
         (2, "NoDevFiles", []),
     ],
-)  # fmt: skip
+)
 def test_visible_gpus(devices: int, variable: str | None, visible: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpus, "_device_count", lambda: devices)
     assert gpus.visible_gpus({} if variable is None else {"CUDA_VISIBLE_DEVICES": variable}) == visible
@@ -243,8 +270,8 @@ def test_commit_is_read_without_touching_the_repository(tmp_path: Path, monkeypa
     package = tmp_path / "stackllama_engine"
     package.mkdir()
     (package / "__init__.py").touch()
-    monkeypatch.setattr(machine.stackllama_engine, "__file__", str(package / "__init__.py"))
-    assert machine.git_commit() is None
+    monkeypatch.setattr(machine_check.stackllama_engine, "__file__", str(package / "__init__.py"))
+    assert machine_check.git_commit() is None
     git = ["git", "-C", str(tmp_path), "-c", "user.name=n", "-c", "user.email=e"]
     for arguments in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "m"]):
         subprocess.run([*git, *arguments], check=True)
@@ -252,23 +279,23 @@ def test_commit_is_read_without_touching_the_repository(tmp_path: Path, monkeypa
     os.utime(package / "__init__.py", (0, 0))  # `git status` would now refresh the index
     (tmp_path / ".git" / "index.lock").touch()  # another git at work is no reason to fail, nor is its lock ours
     before = (tmp_path / ".git" / "index").read_bytes()
-    assert machine.git_commit() == head
+    assert machine_check.git_commit() == head
     assert (tmp_path / ".git" / "index.lock").exists()
     (tmp_path / ".git" / "index.lock").unlink()
-    assert machine.git_commit() == head
+    assert machine_check.git_commit() == head
     assert (tmp_path / ".git" / "index").read_bytes() == before, "the index was rewritten: a lock was taken"
     (package / "__init__.py").write_text("changed = True\n")
-    assert machine.git_commit() == f"{head}+"
+    assert machine_check.git_commit() == f"{head}+"
 
 
 def test_vllm_needs_its_package_and_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     keys = {"reward_fn": "a:b", "load_in_8bit": False, "dtype": "bfloat16", "use_vllm": True}
     recipe = build_recipe(Stage.PPO, {"model_name_or_path": "gpt2", **keys})
-    there = machine._installed
-    monkeypatch.setattr(machine, "_installed", lambda name: name != "vllm" and there(name))
+    there = machine_check._installed
+    monkeypatch.setattr(machine_check, "_installed", lambda name: name != "vllm" and there(name))
     with pytest.raises(RefusedError, match=r"pip install 'stackllama-console\[vllm\]'"):
         resolve_machine(recipe, ["0"])
-    monkeypatch.setattr(machine, "_installed", lambda name: name == "vllm" or there(name))
+    monkeypatch.setattr(machine_check, "_installed", lambda name: name == "vllm" or there(name))
     assert resolve_machine(recipe, ["0"]).num_processes == 1  # type: ignore[union-attr]
     with pytest.raises(RecipeError, match="`use_vllm: true` needs a GPU"):
         resolve_machine(recipe, [])

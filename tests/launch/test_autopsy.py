@@ -13,10 +13,10 @@ from stackllama_engine.contract.recipe_io import build_recipe, dump_recipe
 from stackllama_engine.contract.run_dir import Home, Launch, RunDir, State
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch import autopsy, supervisor
+from stackllama_engine.launch.attempt_outcome import Outcome
 from stackllama_engine.launch.autopsy import explain
 from stackllama_engine.launch.main_memory import MainMemory
 from stackllama_engine.launch.oom import Killer
-from stackllama_engine.launch.outcome import Outcome
 from stackllama_engine.launch.ranks import Death
 from stackllama_engine.launch.reconcile import reconcile
 
@@ -24,9 +24,15 @@ from .conftest import Runs
 
 GIB = 1 << 30
 LLAMA_7B = {
-    "model_type": "llama", "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32,
-    "intermediate_size": 11008, "vocab_size": 32000, "dtype": "float16", "tie_word_embeddings": False,
-}  # fmt: skip
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "intermediate_size": 11008,
+    "vocab_size": 32000,
+    "dtype": "float16",
+    "tie_word_embeddings": False,
+}
 CUDA = (
     "(CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of {} of which 18.06 MiB is free. "
     "Including non-PyTorch memory, this process has 11.66 GiB memory in use.)"
@@ -88,9 +94,14 @@ def test_on_a_gpu(make: Any) -> None:
 )
 def test_ppo_is_told_about_the_phase_that_died(make: Any, phase: str, capacity: str, largest: str) -> None:
     run = make(
-        Stage.PPO, phase, load_in_8bit=False, load_in_4bit=True, bf16=True, per_device_train_batch_size=8,
+        Stage.PPO,
+        phase,
+        load_in_8bit=False,
+        load_in_4bit=True,
+        bf16=True,
+        per_device_train_batch_size=8,
         local_rollout_forward_batch_size=64,
-    )  # fmt: skip
+    )
     told = cause(run, f"Out of GPU memory in phase {phase}. Halve it. {CUDA.format(f'{capacity} GiB')}")
     assert told is not None and f"in phase {phase}: " in told and f"`{largest}` (" in told
     lever = "per_device_train_batch_size=" if phase == "update" else "local_rollout_forward_batch_size="

@@ -47,8 +47,10 @@ def test_a_finished_run_adds_a_row(runs: Runs) -> None:
     assert (row.run, row.kind.stage, row.kind.on_gpu) == (run.id, "sft", False)
     assert row.kind.method == "lora auto no autocast"
     assert (row.measured, row.interval, row.allocated) == (
-        700 << 20, known.estimate.device, known.estimate.allocated,
-    )  # fmt: skip
+        700 << 20,
+        known.estimate.device,
+        known.estimate.allocated,
+    )
     assert row.measured_phases == {"train": {"rss": float(600 << 20)}}
     assert row.kind.versions["torch"] and row.kind.machine.endswith(", CPU")
     assert not (run.attempt_dir(1) / "supervisor.txt").exists(), "the supervisor had something to complain about"

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from stackllama_engine.contract.disk_space import Free
 from stackllama_engine.contract.events import Event, EventReader
-from stackllama_engine.contract.room import Free
 from stackllama_engine.contract.run_dir import Home, Launch, RunDir
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch import disk

@@ -9,19 +9,19 @@ import msgspec
 import pytest
 from tests.full_disk import MIB, SmallDisk, small_disk
 
+from stackllama_engine.contract.disk_space import RESERVE, Free, Reserve
 from stackllama_engine.contract.errors import RefusedError
 from stackllama_engine.contract.events import EventReader, EventWriter
 from stackllama_engine.contract.recipe_io import build_recipe, dump_recipe
 from stackllama_engine.contract.requests import WAITING_FOR_ROOM
-from stackllama_engine.contract.room import RESERVE, Free, Reserve
 from stackllama_engine.contract.run_dir import Home, RunDir, State
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch import disk as disk_module
+from stackllama_engine.launch.attempt_outcome import Outcome, from_status
 from stackllama_engine.launch.autopsy import explain
 from stackllama_engine.launch.children import CHILDREN
 from stackllama_engine.launch.disk import DiskWatch
 from stackllama_engine.launch.oom import OomWatch
-from stackllama_engine.launch.outcome import Outcome, from_status
 from stackllama_engine.launch.pipeline import Coordinator, _Stopped
 from stackllama_engine.launch.processes import kill_run_processes, send
 from stackllama_engine.launch.reconcile import ask, reconcile, stop

@@ -37,8 +37,9 @@ def test_an_xid_is_named_once_and_only_of_the_runs_cards(gpus: FakeNvml, clock: 
     assert watched.look() == [] and gpus.registered == [0, 1]
     gpus.reported = [(0, 13), (1, 79), (1, 4711)]
     assert watched.look() == [
-        "GPU 1 reported Xid 79: the card has fallen off the bus.", "GPU 1 reported Xid 4711.",
-    ]  # fmt: skip
+        "GPU 1 reported Xid 79: the card has fallen off the bus.",
+        "GPU 1 reported Xid 4711.",
+    ]
     assert watched.look() == [] and watched.serious == "GPU 1 reported Xid 4711."
 
 
@@ -60,8 +61,9 @@ def test_heat_is_told_when_it_lasts_and_not_at_every_look(gpus: FakeNvml, clock:
     gpus.bits = 0x40 | 0x80
     assert watched.look() == [], "for a moment"
     assert watched.look() == [
-        "GPU 0 is slowed down: too hot, slowed by hardware.", "GPU 0 is slowed down: power brake.",
-    ]  # fmt: skip
+        "GPU 0 is slowed down: too hot, slowed by hardware.",
+        "GPU 0 is slowed down: power brake.",
+    ]
     assert watched.look() == [] and watched.serious is None, "explains no failure"
     clock.now += 601
     assert len(watched.look()) == 2

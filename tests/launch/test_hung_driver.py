@@ -9,17 +9,17 @@ from typing import Any
 import pytest
 
 from stackllama_console.cli import doctor
-from stackllama_console.feeds import budget_inputs, machine
-from stackllama_console.feeds.budget_inputs import read_devices
-from stackllama_console.feeds.machine import Machine
+from stackllama_console.readers import budget_inputs, machine
+from stackllama_console.readers.budget_inputs import read_devices
+from stackllama_console.readers.machine import Machine
 from stackllama_engine.contract.errors import RefusedError
 from stackllama_engine.contract.events import EventReader
 from stackllama_engine.contract.recipe_io import build_recipe
 from stackllama_engine.contract.run_dir import Home, Launch, RunDir
 from stackllama_engine.contract.stages import Stage
-from stackllama_engine.launch import disk, gpu_watch, gpus, launcher, nvml, stacks, watch
-from stackllama_engine.launch.asking import Asker, UnansweredError
+from stackllama_engine.launch import disk, gpu_watch, gpus, launcher, nvml, stack_dumps, watch
 from stackllama_engine.launch.gpu_watch import GpuWatch
+from stackllama_engine.launch.timeouts import Asker, UnansweredError
 from stackllama_engine.launch.watch import Watch
 
 from .conftest import Clock, Runs, wait_for, wait_for_phase
@@ -184,8 +184,8 @@ def test_a_debugger_that_was_reaped_by_another_and_said_nothing_has_not_answered
     (tmp_path / "py-spy").write_text("#!/bin/sh\nexit 0\n")
     (tmp_path / "py-spy").chmod(0o700)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    me = stacks.ProcessId(pid=os.getpid(), start_time=1, boot_id="")
-    assert stacks._spy(me, stopped=False) is None
+    me = stack_dumps.ProcessId(pid=os.getpid(), start_time=1, boot_id="")
+    assert stack_dumps._spy(me, stopped=False) is None
 
 
 # the real supervisor

@@ -20,10 +20,10 @@ from stackllama_engine.contract.run_dir import Home, RunDir
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch import launcher
 from stackllama_engine.launch.argv import source_path
+from stackllama_engine.launch.env_settings import NAMES
 from stackllama_engine.launch.leftovers import leftovers
 from stackllama_engine.launch.processes import run_processes, send
 from stackllama_engine.launch.reconcile import reconcile, stop
-from stackllama_engine.launch.settings import NAMES
 
 from .conftest import Runs, wait_for, wait_for_phase
 
@@ -32,9 +32,23 @@ CANARY = "canary-7f3a9c-never-write-this"
 RELIABILITY = Path(__file__).parents[2] / "docs" / "reliability.md"
 
 HOSTILE = [
-    "../escape", "a/b", "a\nb", "a;b", "$(id)", "`id`", "-rf", "--name", "A", ".hidden", "", " ", "a\u202eb",
-    "a\x1b[2Jb", "x" * 65, "a\x00b",
-]  # fmt: skip
+    "../escape",
+    "a/b",
+    "a\nb",
+    "a;b",
+    "$(id)",
+    "`id`",
+    "-rf",
+    "--name",
+    "A",
+    ".hidden",
+    "",
+    " ",
+    "a\u202eb",
+    "a\x1b[2Jb",
+    "x" * 65,
+    "a\x00b",
+]
 
 
 def recipe(**values: object) -> AnyRecipe:
@@ -58,9 +72,13 @@ def in_a_process(code: str, *arguments: str, umask: int | None = None) -> subpro
     """
     return subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(preamble) + textwrap.dedent(code), *arguments],
-        env=os.environ | source_path(""), start_new_session=True, umask=-1 if umask is None else umask,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
+        env=os.environ | source_path(""),
+        start_new_session=True,
+        umask=-1 if umask is None else umask,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 def test_launch_returns_at_once_and_the_run_finishes(runs: Runs, home: Home, fake_stages: None) -> None:

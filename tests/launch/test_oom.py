@@ -26,9 +26,11 @@ def test_slurms_limit_two_cgroups_above_the_run(tree: Tree) -> None:
     tree.put(TASK, memory_events="low 0\noom 0\noom_kill 3")
     tree.put(JOB, memory_events__local="low 0\noom 1\noom_kill 0", memory_peak=16 * GIB)
     assert watch.look() == Killer(
-        seen=True, limit=16 * GIB, peak=16 * GIB,
+        seen=True,
+        limit=16 * GIB,
+        peak=16 * GIB,
         whose=f"Slurm's memory limit of job 4711 (`--mem`; memory.max of cgroup /{JOB})",
-    )  # fmt: skip
+    )
 
 
 def test_the_limit_that_was_reached_is_named_before_a_smaller_one(tree: Tree) -> None:

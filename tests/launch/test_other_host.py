@@ -14,11 +14,11 @@ from stackllama_engine.contract.errors import RefusedError, UsageError
 from stackllama_engine.contract.host import Host, this_host
 from stackllama_engine.contract.run_dir import Launch, ProcessId, RunDir, State
 from stackllama_engine.contract.run_lock import Holder
-from stackllama_engine.launch import launcher, whereabouts
+from stackllama_engine.launch import launcher, run_location
 from stackllama_engine.launch.processes import identify, run_processes
 from stackllama_engine.launch.reconcile import reconcile, stop
 from stackllama_engine.launch.remove import remove
-from stackllama_engine.launch.whereabouts import elsewhere
+from stackllama_engine.launch.run_location import elsewhere
 
 from .conftest import Runs, wait_for_phase
 from .second_host import SecondHost, needs_root
@@ -97,7 +97,7 @@ def test_a_run_of_another_host_is_taken_over_only_when_that_is_said_to_be_gone(
     with pytest.raises(RefusedError, match=r"alive on other-host.*--host-gone other-host"):
         launcher.resume(runs.home, "mine")
     power_off(host)
-    monkeypatch.setattr(whereabouts, "SILENCE", 0.3)
+    monkeypatch.setattr(run_location, "SILENCE", 0.3)
     assert stop(run, wait=True).phase == "running"  # there is an end, and nothing was guessed
     with pytest.raises(UsageError, match="--host-gone gpu17: run `mine` is on other-host"):
         launcher.resume(runs.home, "mine", host_gone="gpu17")

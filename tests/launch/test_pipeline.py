@@ -106,9 +106,14 @@ def test_failing_child_ends_it_and_resume_goes_on_from_there(home: Home, monkeyp
     launcher.resume(home, "p")
     wait_for_phase(run, "finished")
     assert phases(home) == {
-        "p": ("finished", 2), "p-sft": ("finished", 1), "p-sft-merged": ("finished", 1), "p-reward": ("finished", 2),
-        "p-reward-merged": ("finished", 1), "p-ppo": ("finished", 1), "p-ppo-merged": ("finished", 1),
-    }  # fmt: skip
+        "p": ("finished", 2),
+        "p-sft": ("finished", 1),
+        "p-sft-merged": ("finished", 1),
+        "p-reward": ("finished", 2),
+        "p-reward-merged": ("finished", 1),
+        "p-ppo": ("finished", 1),
+        "p-ppo-merged": ("finished", 1),
+    }
     assert list(run.read_json("result.json")["children"]) == ORDER
 
 

@@ -18,9 +18,15 @@ from stackllama_engine.launch.module_names import module_names
 from stackllama_engine.launch.preflight import find_problems, preflight
 
 SIZES = {
-    "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "vocab_size": 600, "max_position_embeddings": 2048, "tie_word_embeddings": False,
-}  # fmt: skip
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 600,
+    "max_position_embeddings": 2048,
+    "tie_word_embeddings": False,
+}
 PLAIN = {"load_in_8bit": False}
 REWARD_FN = {"reward_model_path": "org/judge"}
 GPT2 = {"model_type": "gpt2", "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 128, "vocab_size": 600}
@@ -79,10 +85,14 @@ def test_targets_that_the_model_does_not_have_are_named_with_those_that_it_has(
 @pytest.mark.parametrize(
     "targets",
     [
-        ["q_proj"], ["self_attn.q_proj", "model.layers.1.mlp.down_proj"], "all-linear", r".*\.(q|v)_proj",
-        r"model\.layers\.1\..*", ["embed_tokens"],
+        ["q_proj"],
+        ["self_attn.q_proj", "model.layers.1.mlp.down_proj"],
+        "all-linear",
+        r".*\.(q|v)_proj",
+        r"model\.layers\.1\..*",
+        ["embed_tokens"],
     ],
-)  # fmt: skip
+)
 def test_targets_that_peft_takes_are_taken(model: Callable[..., str], targets: Any) -> None:
     assert said(Stage.SFT, model(llama()), lora_target_modules=targets) == {}
     assert said(Stage.SFT, model(llama(kv_lora_rank=2)), lora_target_modules=["kv_a_proj"]) == {}, "not a known one"
@@ -292,7 +302,7 @@ def test_module_names_are_those_of_transformers() -> None:
 
 
 def test_the_console_is_told_while_the_form_is_filled(model: Callable[..., str], tmp_path: Path) -> None:
-    from stackllama_console.feeds.input_check import find_unusable
+    from stackllama_console.readers.input_check import find_unusable
 
     recipe = load_recipe(
         Stage.SFT, None, [f"model_name_or_path={model(llama())}", "lora_target_modules=[x]", "dataset_name=demo"]

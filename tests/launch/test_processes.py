@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from stackllama_engine.launch.marks import marks
+from stackllama_engine.launch.process_marks import marks
 from stackllama_engine.launch.processes import alive, identify, kill_run_processes, run_processes, send
 
 from .conftest import wait_for

@@ -110,9 +110,15 @@ def test_ranks_meet_again_after_a_rank_and_after_everything_was_killed(runs: Run
 @pytest.mark.long
 def test_a_second_user_gets_nothing_of_a_real_sft_on_two_ranks(home: Home) -> None:
     keys = (
-        "model_name_or_path=demo", "dataset_name=demo", "use_cpu=true", "num_processes=2", "load_in_8bit=false",
-        "max_steps=100000", "save_steps=0", "eval_steps=0",
-    )  # fmt: skip
+        "model_name_or_path=demo",
+        "dataset_name=demo",
+        "use_cpu=true",
+        "num_processes=2",
+        "load_in_8bit=false",
+        "max_steps=100000",
+        "save_steps=0",
+        "eval_steps=0",
+    )
     run = launcher.launch(home, Stage.SFT, load_recipe(Stage.SFT, None, keys))
     wait_for(lambda: run.read_state().has_ended or steps(run) > 0, seconds=300)
     assert not run.read_state().has_ended, run.read_state()

@@ -74,8 +74,11 @@ def recipe(*words: str) -> AnyRecipe:
 def start_job(run: RunDir, mode: str, job: str = "4242") -> subprocess.Popen[str]:
     """What Slurm does with the script."""
     environment = os.environ | {
-        "SLURM_JOB_ID": job, "FAKE_MODE": mode, "STACKLLAMA_STOP_GRACE": "0.3", "STACKLLAMA_TERM_GRACE": "0.3",
-    }  # fmt: skip
+        "SLURM_JOB_ID": job,
+        "FAKE_MODE": mode,
+        "STACKLLAMA_STOP_GRACE": "0.3",
+        "STACKLLAMA_TERM_GRACE": "0.3",
+    }
     return subprocess.Popen(["sh", str(run.path / "slurm.sh")], env=environment, stderr=subprocess.PIPE, text=True)
 
 
@@ -83,9 +86,16 @@ def test_options_are_arguments_and_the_script_has_no_directive(home: Home, clust
     run = slurm.submit(home, Stage.SFT, recipe(), "mine", ["time=8:00:00", "comment=a b; $(id) #SBATCH --uid=0"])
     argv = (cluster / "sbatch").read_text().splitlines()
     assert argv == [
-        "--parsable", "--job-name=mine", f"--output={run.path}/slurm-%j.txt", "--open-mode=append", "--requeue",
-        "--signal=B:USR1@300", "--time=8:00:00", "--comment=a b; $(id) #SBATCH --uid=0", f"{run.path}/slurm.sh",
-    ]  # fmt: skip
+        "--parsable",
+        "--job-name=mine",
+        f"--output={run.path}/slurm-%j.txt",
+        "--open-mode=append",
+        "--requeue",
+        "--signal=B:USR1@300",
+        "--time=8:00:00",
+        "--comment=a b; $(id) #SBATCH --uid=0",
+        f"{run.path}/slurm.sh",
+    ]
     script = (run.path / "slurm.sh").read_text()
     assert script == f"#!/bin/sh\nexec {sys.executable} -P -m stackllama_engine.launch.slurm {run.path}\n"
     assert run.read_json("slurm.json")["id"] == "4242"

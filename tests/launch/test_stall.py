@@ -12,10 +12,10 @@ import pytest
 from stackllama_engine.contract.events import Event
 from stackllama_engine.contract.run_dir import ProcessId
 from stackllama_engine.contract.stacks import STACK_SIGNAL
-from stackllama_engine.launch import stacks
+from stackllama_engine.launch import stack_dumps
 from stackllama_engine.launch.activity import Activity, Idle
 from stackllama_engine.launch.processes import catches, identify, send, usage
-from stackllama_engine.launch.stacks import drop_empty_stacks, write_stacks
+from stackllama_engine.launch.stack_dumps import drop_empty_stacks, write_stacks
 from stackllama_engine.launch.stall import StallLimits, StallWatch
 
 from .conftest import Clock, wait_for
@@ -184,7 +184,7 @@ where_it_hangs()
 def test_stacks_of_who_offers_them_and_a_word_on_who_does_not(
     tmp_path: Path, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stacks.shutil, "which", lambda _: None)  # py-spy would need no offer
+    monkeypatch.setattr(stack_dumps.shutil, "which", lambda _: None)  # py-spy would need no offer
     offering, silent = start(OFFERING.format(folder=str(tmp_path)), "0"), start(ASLEEP, "1")
     assert catches(offering, STACK_SIGNAL) and not catches(silent, STACK_SIGNAL)
     drop_empty_stacks(tmp_path)  # nobody has asked: it would be no more than a puzzle

@@ -12,7 +12,7 @@ from torch import distributed
 from stackllama_engine.contract.events import EventWriter
 from stackllama_engine.contract.run_dir import RunDir
 from stackllama_engine.contract.stacks import offer_stacks
-from stackllama_engine.train.meeting import meet
+from stackllama_engine.train.rendezvous import meet
 
 
 def main(run: RunDir) -> int:

@@ -40,9 +40,13 @@ def asked(name: str, cases: dict[str, Any]) -> dict[str, Any]:
         pytest.skip(f"the environment of {name} was not built; `make oracles` builds it")
     # isolated: neither this checkout nor PYTHONPATH may stand before the environment's own packages
     done = subprocess.run(
-        [python, "-I", HERE / f"oracle_{name}.py"], input=json.dumps(cases), capture_output=True, text=True,
-        timeout=300, env=os.environ | {"TRL_EXPERIMENTAL_SILENCE": "1", "HF_HUB_OFFLINE": "1"},
-    )  # fmt: skip
+        [python, "-I", HERE / f"oracle_{name}.py"],
+        input=json.dumps(cases),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"TRL_EXPERIMENTAL_SILENCE": "1", "HF_HUB_OFFLINE": "1"},
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -96,21 +100,32 @@ def targets_case(full: bool, **args: Any) -> dict[str, Any]:
     logprobs, ref_logprobs, values = -normal(4, 5).abs(), -normal(4, 5).abs(), normal(4, 5) * mask
     padding = mask == 0
     columns = {
-        "logprobs": logprobs.masked_fill(padding, 1.0), "ref_logprobs": ref_logprobs.masked_fill(padding, 1.0),
-        "values": values, "scores": normal(4), "responses": torch.zeros(4, 5), "padding_mask": padding,
-        "padding_mask_p1": padding, "sequence_lengths": last, "sequence_lengths_p1": last,
-    }  # fmt: skip
+        "logprobs": logprobs.masked_fill(padding, 1.0),
+        "ref_logprobs": ref_logprobs.masked_fill(padding, 1.0),
+        "values": values,
+        "scores": normal(4),
+        "responses": torch.zeros(4, 5),
+        "padding_mask": padding,
+        "padding_mask_p1": padding,
+        "sequence_lengths": last,
+        "sequence_lengths_p1": last,
+    }
     return {name: column.tolist() for name, column in columns.items()} | {"args": args}
 
 
 def losses_case(full: bool, **args: float) -> dict[str, Any]:
     padding = mask_of(full) == 0
     columns = {
-        "new_logprobs": normal(4, 5, scale=0.5).masked_fill(padding, 1.0), "mb_advantage": normal(4, 5),
-        "mb_logprobs": normal(4, 5, scale=0.5).masked_fill(padding, 1.0), "mb_return": normal(4, 5),
-        "vpred": normal(4, 5).masked_fill(padding, 0), "mb_values": normal(4, 5).masked_fill(padding, 0),
-        "padding_mask": padding, "padding_mask_p1": padding, "micro_batch_inds": torch.arange(4),
-    }  # fmt: skip
+        "new_logprobs": normal(4, 5, scale=0.5).masked_fill(padding, 1.0),
+        "mb_advantage": normal(4, 5),
+        "mb_logprobs": normal(4, 5, scale=0.5).masked_fill(padding, 1.0),
+        "mb_return": normal(4, 5),
+        "vpred": normal(4, 5).masked_fill(padding, 0),
+        "mb_values": normal(4, 5).masked_fill(padding, 0),
+        "padding_mask": padding,
+        "padding_mask_p1": padding,
+        "micro_batch_inds": torch.arange(4),
+    }
     return {name: column.tolist() for name, column in columns.items()} | {"args": args}
 
 
@@ -169,10 +184,13 @@ def test_clipped_losses_and_their_gradients_are_those_of_trl(trl: tuple[dict[str
         tokens = mask.sum()
         loss = (policy.loss + args["vf_coef"] * value.loss) / tokens
         mine = {
-            "pg_loss": policy.loss / tokens, "vf_loss": value.loss / tokens, "loss": loss,
-            "pg_clipfrac": policy.clipped / tokens, "vf_clipfrac": value.clipped / tokens,
+            "pg_loss": policy.loss / tokens,
+            "vf_loss": value.loss / tokens,
+            "loss": loss,
+            "pg_clipfrac": policy.clipped / tokens,
+            "vf_clipfrac": value.clipped / tokens,
             "approxkl": policy.approxkl / mask.numel(),  # TRL's mean is over padding too
-        }  # fmt: skip
+        }
         assert {name: float(number.detach()) for name, number in mine.items()} == pytest.approx(
             {name: answer[name] for name in mine}, rel=1e-7
         )

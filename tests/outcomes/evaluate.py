@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stackllama_engine.data import demo
-from stackllama_engine.train.rows import encode_prompt
+from stackllama_engine.data import demo_data
+from stackllama_engine.train.encoding import encode_prompt
 
 METRICS = ("score", "kl", "utility")
 """Per question: the reward model's score minus the penalty of a missing end; KL per response against the base at
@@ -20,7 +20,7 @@ _CHUNK = 331
 
 def questions() -> list[str]:
     """All of the demo's held-out questions."""
-    return demo.questions("evaluation", 0)
+    return demo_data.questions("evaluation", 0)
 
 
 @torch.no_grad()
@@ -54,7 +54,7 @@ def evaluate(
         own = _logprobs(policy, ids, mask, temperature) if temperature else torch.zeros(len(ids), ids.shape[1] - 1)
         kl = ((own - _logprobs(base, ids, mask, 1.0)) * response).sum(1)
         texts = [tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in responses]
-        utility = torch.tensor([demo.utility(q, text) for q, text in zip(chunk, texts, strict=True)])
+        utility = torch.tensor([demo_data.utility(q, text) for q, text in zip(chunk, texts, strict=True)])
         columns.append(torch.stack([score, kl, utility]))
     return torch.cat(columns, dim=1)
 

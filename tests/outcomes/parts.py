@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from stackllama_engine.contract.recipe import PipelineRecipe
 from stackllama_engine.contract.recipe_io import load_recipe
 from stackllama_engine.contract.stages import Stage
-from stackllama_engine.data import demo
+from stackllama_engine.data import demo_data
 from stackllama_engine.train import demo_base, models
 
 HERE = Path(__file__).resolve().parent
@@ -39,11 +39,28 @@ class Parts(NamedTuple):
 
 
 SETTINGS = (
-    "lora_r", "lora_alpha", "lora_target_modules", "learning_rate", "lr_scheduler_type", "weight_decay", "max_steps",
-    "per_device_train_batch_size", "gradient_accumulation_steps", "num_mini_batches", "num_ppo_epochs",
-    "response_length", "missing_eos_penalty", "kl_coef", "adap_kl_ctrl", "vf_coef", "cliprange", "cliprange_value",
-    "gamma", "lam", "temperature",
-)  # fmt: skip
+    "lora_r",
+    "lora_alpha",
+    "lora_target_modules",
+    "learning_rate",
+    "lr_scheduler_type",
+    "weight_decay",
+    "max_steps",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "num_mini_batches",
+    "num_ppo_epochs",
+    "response_length",
+    "missing_eos_penalty",
+    "kl_coef",
+    "adap_kl_ctrl",
+    "vf_coef",
+    "cliprange",
+    "cliprange_value",
+    "gamma",
+    "lam",
+    "temperature",
+)
 """Keys of PPO that both sides share."""
 
 
@@ -58,8 +75,8 @@ def fingerprint() -> str:
     """Of data, base, adapters and the settings of both sides: SHA-256."""
     digest = hashlib.sha256()
     for split in ("rl", "evaluation"):
-        digest.update(json.dumps(sorted(demo.questions(split))).encode())
-    digest.update(json.dumps(list(demo.generate("reward"))[:200]).encode())
+        digest.update(json.dumps(sorted(demo_data.questions(split))).encode())
+    digest.update(json.dumps(list(demo_data.generate("reward"))[:200]).encode())
     digest.update((DEMO_BASE / "model.safetensors").read_bytes())
     keys = settings()
     digest.update(json.dumps({key: keys[key] for key in SETTINGS}).encode())

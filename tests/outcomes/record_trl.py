@@ -26,9 +26,21 @@ TEMPERATURES = (1.0, 0.6, 0.3, 0.0)
 EVALUATION_SEED = 123
 HERE = Path(__file__).resolve().parent
 SAME = (
-    "learning_rate", "lr_scheduler_type", "weight_decay", "num_mini_batches", "num_ppo_epochs", "response_length",
-    "temperature", "kl_coef", "cliprange", "cliprange_value", "gamma", "lam", "vf_coef", "missing_eos_penalty",
-)  # fmt: skip
+    "learning_rate",
+    "lr_scheduler_type",
+    "weight_decay",
+    "num_mini_batches",
+    "num_ppo_epochs",
+    "response_length",
+    "temperature",
+    "kl_coef",
+    "cliprange",
+    "cliprange_value",
+    "gamma",
+    "lam",
+    "vf_coef",
+    "missing_eos_penalty",
+)
 """Keys by which both call the same thing."""
 CURVE = ("objective/scores", "objective/kl", "objective/rlhf_reward")
 
@@ -49,9 +61,13 @@ def record(folder: Path, seeds: tuple[int, ...] = SEEDS) -> None:
         parts.make(folder / "parts")
     root = HERE.parents[1]
     environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join((str(root), str(root / "engine"))), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
-        "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true", "TRL_EXPERIMENTAL_SILENCE": "1",
-    }  # fmt: skip
+        "PYTHONPATH": os.pathsep.join((str(root), str(root / "engine"))),
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "ACCELERATE_USE_CPU": "true",
+        "TRL_EXPERIMENTAL_SILENCE": "1",
+    }
 
     def run(seed: int) -> None:
         if not (folder / f"seed-{seed}.json").exists():  # of a recording that was broken off
@@ -66,10 +82,14 @@ def record(folder: Path, seeds: tuple[int, ...] = SEEDS) -> None:
         HERE / "trl.safetensors",
     )
     facts = {
-        "fingerprint": parts.fingerprint(), "trl": "1.12.0", "transformers": transformers.__version__,
-        "torch": torch.__version__, "seeds": list(seeds), "temperatures": list(TEMPERATURES),
+        "fingerprint": parts.fingerprint(),
+        "trl": "1.12.0",
+        "transformers": transformers.__version__,
+        "torch": torch.__version__,
+        "seeds": list(seeds),
+        "temperatures": list(TEMPERATURES),
         "curves": {str(seed): json.loads((folder / f"seed-{seed}.json").read_text()) for seed in seeds},
-    }  # fmt: skip
+    }
     (HERE / "trl.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
 
@@ -81,9 +101,9 @@ def one(folder: Path, seed: int) -> None:
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, TrainerCallback
     from trl.experimental.ppo import PPOConfig, PPOTrainer
 
-    from stackllama_engine.data import demo
+    from stackllama_engine.data import demo_data
     from stackllama_engine.train import models
-    from stackllama_engine.train.rows import encode_prompt
+    from stackllama_engine.train.encoding import encode_prompt
 
     from . import parts
     from .evaluate import evaluate
@@ -109,26 +129,49 @@ def one(folder: Path, seed: int) -> None:
             if logs and CURVE[0] in logs:
                 curve.append({name: round(float(logs[name]), 5) for name in CURVE})
 
-    data = Dataset.from_dict({"input_ids": [encode_prompt(tokenizer, q) for q in demo.questions("rl", seed)]})
+    data = Dataset.from_dict({"input_ids": [encode_prompt(tokenizer, q) for q in demo_data.questions("rl", seed)]})
     trainer = PPOTrainer(
         PPOConfig(
-            output_dir=str(folder / f"scratch-{seed}"), report_to="none", save_strategy="no", use_cpu=True, bf16=False,
-            gradient_checkpointing=False, disable_tqdm=True, seed=seed, logging_steps=1, num_sample_generations=0,
-            per_device_train_batch_size=batch, gradient_accumulation_steps=1, local_rollout_forward_batch_size=batch,
-            total_episodes=keys["max_steps"] * batch, stop_token="eos", **{key: keys[key] for key in SAME},
+            output_dir=str(folder / f"scratch-{seed}"),
+            report_to="none",
+            save_strategy="no",
+            use_cpu=True,
+            bf16=False,
+            gradient_checkpointing=False,
+            disable_tqdm=True,
+            seed=seed,
+            logging_steps=1,
+            num_sample_generations=0,
+            per_device_train_batch_size=batch,
+            gradient_accumulation_steps=1,
+            local_rollout_forward_batch_size=batch,
+            total_episodes=keys["max_steps"] * batch,
+            stop_token="eos",
+            **{key: keys[key] for key in SAME},
         ),
-        tokenizer, policy, None, judge, data, value, eval_dataset=data,
+        tokenizer,
+        policy,
+        None,
+        judge,
+        data,
+        value,
+        eval_dataset=data,
         peft_config=LoraConfig(
-            r=keys["lora_r"], lora_alpha=keys["lora_alpha"], target_modules=keys["lora_target_modules"],
-            task_type="CAUSAL_LM", lora_dropout=0.0,
+            r=keys["lora_r"],
+            lora_alpha=keys["lora_alpha"],
+            target_modules=keys["lora_target_modules"],
+            task_type="CAUSAL_LM",
+            lora_dropout=0.0,
         ),
         callbacks=[Log()],
-    )  # fmt: skip
+    )
     trainer.train()
     base = AutoModelForCausalLM.from_pretrained(where.base, dtype=torch.float32).eval()
     how: dict[str, Any] = {
-        "length": keys["response_length"], "penalty": keys["missing_eos_penalty"], "seed": EVALUATION_SEED,
-    }  # fmt: skip
+        "length": keys["response_length"],
+        "penalty": keys["missing_eos_penalty"],
+        "seed": EVALUATION_SEED,
+    }
     columns = {
         name: torch.stack([evaluate(who, base, judge, tokenizer, temperature=t, **how) for t in TEMPERATURES])
         for name, who in (("trl", trainer.model.policy.eval()), ("base", base))

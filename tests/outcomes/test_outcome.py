@@ -76,10 +76,20 @@ def runs(made: parts.Parts, tmp_path_factory: pytest.TempPathFactory) -> list[Pa
 
     def run(seed: int) -> Path:
         keys = parts.settings() | {
-            "model_name_or_path": str(made.base), "reward_model_path": str(made.reward), "dataset_name": "demo",
-            "dtype": "float32", "load_in_8bit": False, "use_cpu": True, "save_steps": 0, "logging_steps": 1,
-            "eval_steps": 0, "eval_temperatures": [], "eval_best_of": [], "max_eval_samples": 8, "seed": seed,
-        }  # fmt: skip
+            "model_name_or_path": str(made.base),
+            "reward_model_path": str(made.reward),
+            "dataset_name": "demo",
+            "dtype": "float32",
+            "load_in_8bit": False,
+            "use_cpu": True,
+            "save_steps": 0,
+            "logging_steps": 1,
+            "eval_steps": 0,
+            "eval_temperatures": [],
+            "eval_best_of": [],
+            "max_eval_samples": 8,
+            "seed": seed,
+        }
         directory = launch(home, Stage.PPO, build_recipe(Stage.PPO, keys), name=f"seed-{seed}")
         while not (state := reconcile(directory)).has_ended:
             time.sleep(0.5)
@@ -99,8 +109,10 @@ def ours(made: parts.Parts, runs: list[Path]) -> Tensor:
     judge = AutoModelForSequenceClassification.from_pretrained(made.judge, dtype=torch.float32).eval()
     keys = parts.settings()
     how: dict[str, Any] = {
-        "length": keys["response_length"], "penalty": keys["missing_eos_penalty"], "seed": EVALUATION_SEED,
-    }  # fmt: skip
+        "length": keys["response_length"],
+        "penalty": keys["missing_eos_penalty"],
+        "seed": EVALUATION_SEED,
+    }
     found: list[Tensor] = []
     for path in runs:
         fresh = AutoModelForCausalLM.from_pretrained(made.base, dtype=torch.float32)

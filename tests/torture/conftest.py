@@ -49,9 +49,12 @@ class Counted:
                 failures.append(error)
         if RESULTS:
             row = {
-                "case": case, "what": what, "trials": count, "good": count - len(failures),
+                "case": case,
+                "what": what,
+                "trials": count,
+                "good": count - len(failures),
                 "seconds": round(time.monotonic() - begun),
-            }  # fmt: skip
+            }
             with Path(RESULTS).open("a") as file:
                 file.write(json.dumps(row) + "\n")
         if failures:

@@ -53,7 +53,7 @@ def save_for_ever(checkpoints: Path, step: int, ready: int) -> None:
 
 def test_killed_while_it_saves_it_is_resumed_from_a_verified_checkpoint(tmp_path: Path, counted: Counted) -> None:
     from stackllama_engine.train import checkpoint
-    from stackllama_engine.train.report import Reporter
+    from stackllama_engine.train.reporting import Reporter
 
     run = Home(tmp_path / "home").create(Stage.SFT, "{}")
     run.attempt_dir(1).mkdir()

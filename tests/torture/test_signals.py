@@ -31,7 +31,7 @@ COMMANDS = {
     "list": (("runs", "ls"), 0.3),
     "plan": (("plan", "sft", "model_name_or_path=demo", "dataset_name=demo"), 0.5),
     "launch": (("launch", "sft", "model_name_or_path=demo", "dataset_name=demo", "use_cpu=true", "--name=mine"), 1.6),
-}  # fmt: skip
+}
 """Words, and seconds within which most of it happens."""
 SCRIPTED = """
 import sys

@@ -17,11 +17,26 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 OPTIONS = {
-    "model", "revision", "dtype", "load_format", "trust_remote_code", "skip_tokenizer_init", "generation_config",
-    "seed", "distributed_executor_backend", "gpu_memory_utilization", "max_model_len", "max_num_seqs",
-    "max_num_batched_tokens", "enable_lora", "max_loras", "max_lora_rank", "enable_prefix_caching", "enable_sleep_mode",
+    "model",
+    "revision",
+    "dtype",
+    "load_format",
+    "trust_remote_code",
+    "skip_tokenizer_init",
+    "generation_config",
+    "seed",
+    "distributed_executor_backend",
+    "gpu_memory_utilization",
+    "max_model_len",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "enable_lora",
+    "max_loras",
+    "max_lora_rank",
+    "enable_prefix_caching",
+    "enable_sleep_mode",
     "logprobs_mode",
-}  # fmt: skip
+}
 
 
 class SamplingParams:

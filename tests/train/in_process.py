@@ -15,7 +15,7 @@ from stackllama_engine.contract.events import Event, EventReader
 from stackllama_engine.contract.recipe_io import dump_recipe, load_recipe
 from stackllama_engine.contract.run_dir import Home, RunDir
 from stackllama_engine.contract.stages import Stage
-from stackllama_engine.train.report import Reporter
+from stackllama_engine.train.reporting import Reporter
 from stackllama_engine.train.restart import Restarts
 from stackllama_engine.train.session import Session
 from stackllama_engine.train.signals import SIGNALS, Signals, Stopped
@@ -25,10 +25,20 @@ from .toy import COMMON
 REWARDS = "toy_rewards"
 """A module that gives PPO its reward, so that no reward model has to be trained first."""
 PPO = (
-    *COMMON, "max_train_samples=16", "max_eval_samples=4", "max_steps=3", "save_steps=0", "random_length_limits=[4, 8]",
-    "early_stopping=false", "per_device_train_batch_size=4", "gradient_accumulation_steps=1",
-    f"reward_fn={REWARDS}:length", "num_ppo_epochs=2", "num_mini_batches=1", "local_rollout_forward_batch_size=4",
-)  # fmt: skip
+    *COMMON,
+    "max_train_samples=16",
+    "max_eval_samples=4",
+    "max_steps=3",
+    "save_steps=0",
+    "random_length_limits=[4, 8]",
+    "early_stopping=false",
+    "per_device_train_batch_size=4",
+    "gradient_accumulation_steps=1",
+    f"reward_fn={REWARDS}:length",
+    "num_ppo_epochs=2",
+    "num_mini_batches=1",
+    "local_rollout_forward_batch_size=4",
+)
 
 
 @dataclass

@@ -24,8 +24,11 @@ from stackllama_engine.train.ppo.state import Evaluations, Trainables
 from .in_process import finish
 from .toy import PPO
 
-RECIPE = load_recipe(Stage.PPO, None, ["model_name_or_path=demo", "reward_model_path=x", "random_length_limits=[2, 9]",
-                                       "num_processes=1"])  # fmt: skip
+RECIPE = load_recipe(
+    Stage.PPO,
+    None,
+    ["model_name_or_path=demo", "reward_model_path=x", "random_length_limits=[2, 9]", "num_processes=1"],
+)
 
 
 def in_command(recipe: Any, asked: bool | None) -> bool:

@@ -19,14 +19,14 @@ from peft import PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from stackllama_engine.contract.chat import Ask, Delta, Done, Failure, Reply, Side
+from stackllama_engine.contract.chat_messages import Ask, Delta, Done, Failure, Reply, Side
 from stackllama_engine.contract.errors import StackllamaError
 from stackllama_engine.contract.recipe import SFTRecipe
 from stackllama_engine.contract.recipe_io import dump_recipe, load_recipe
 from stackllama_engine.contract.run_dir import Home, RunDir, State
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.data.template import prompt
-from stackllama_engine.launch.chat import chat_command
+from stackllama_engine.launch.chat_process import chat_command
 from stackllama_engine.train import checkpoint, models
 from stackllama_engine.train.chat import __main__ as chat
 from stackllama_engine.train.chat.answer import Text
@@ -165,9 +165,13 @@ def test_base_and_tuned_answer_as_transformers_would(
     generator = begin(run)
     ready = generator.line()
     assert ready == {
-        "ready": True, "sides": ["base", "tuned"], "model": str(base), "checkpoint": None, "device": "cpu",
+        "ready": True,
+        "sides": ["base", "tuned"],
+        "model": str(base),
+        "checkpoint": None,
+        "device": "cpu",
         "note": None,
-    }  # fmt: skip
+    }
     both = [expected(base, None, 24), expected(base, adapter, 24)]
     assert both[0] != both[1]
     assert greedy(generator) == both

@@ -13,7 +13,7 @@ from stackllama_engine.contract.run_dir import Home, RunDir
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.train import checkpoint
 from stackllama_engine.train.checkpoint import Retention
-from stackllama_engine.train.report import Reporter
+from stackllama_engine.train.reporting import Reporter
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from stackllama_engine.contract.recipe import PPORecipe
 from stackllama_engine.train.ppo.algorithm import compute_advantages
-from stackllama_engine.train.ppo.metrics import Scores, objective, throughput
 from stackllama_engine.train.ppo.rewards import Answer, RewardScaling, final_scores
 from stackllama_engine.train.ppo.rollout import Rollout
+from stackllama_engine.train.ppo.rollout_metrics import Scores, objective, throughput
 from stackllama_engine.train.ppo.shared_base import Outputs
 
 
@@ -25,11 +25,15 @@ def rollout() -> Rollout:
     logprobs = torch.tensor([[-1.0, -2.0], [-4.0, -100.0]])
     old = Outputs(logprobs, torch.zeros(2, 2), torch.zeros(2, 2))
     return Rollout(
-        input_ids=torch.zeros(2, 4, dtype=torch.int64), attention_mask=torch.tensor([[1, 1, 1, 1], [0, 1, 1, 0]]),
-        mask=mask, answers=[Answer("?", "a b", True), Answer("?", "c", False)], old=old,
+        input_ids=torch.zeros(2, 4, dtype=torch.int64),
+        attention_mask=torch.tensor([[1, 1, 1, 1], [0, 1, 1, 0]]),
+        mask=mask,
+        answers=[Answer("?", "a b", True), Answer("?", "c", False)],
+        old=old,
         ref_logprobs=torch.tensor([[-1.5, -2.0], [-5.5, 0.0]]),
-        scores=torch.tensor([3.0, 1.0]), components={"rewards/model": torch.tensor([5.0, 2.0])},
-    )  # fmt: skip
+        scores=torch.tensor([3.0, 1.0]),
+        components={"rewards/model": torch.tensor([5.0, 2.0])},
+    )
 
 
 def alone(values: Tensor) -> Tensor:
@@ -53,13 +57,20 @@ def test_means_over_the_responses_of_all_ranks() -> None:
     assert count == 4
     assert means == pytest.approx(
         {
-            "objective/scores": 2.0, "objective/penalties": -0.5, "objective/non_score_reward": -0.2,
+            "objective/scores": 2.0,
+            "objective/penalties": -0.5,
+            "objective/non_score_reward": -0.2,
             "objective/rlhf_reward": 1.3,  # (2 + 1) / 2 - 0.2 * 1
-            "objective/kl": 1.0, "objective/entropy": 3.5,  # (1 + 2 and 4) / 2
-            "response_length": 1.5, "val/num_eos_tokens": 2.0, "val/num_tokens": 6.0, "val/num_prompt_tokens": 6.0,
-            "rewards/model": 3.5, "demo/true_utility": 0.5,
+            "objective/kl": 1.0,
+            "objective/entropy": 3.5,  # (1 + 2 and 4) / 2
+            "response_length": 1.5,
+            "val/num_eos_tokens": 2.0,
+            "val/num_tokens": 6.0,
+            "val/num_prompt_tokens": 6.0,
+            "rewards/model": 3.5,
+            "demo/true_utility": 0.5,
         }
-    )  # fmt: skip
+    )
 
 
 def test_only_the_demo_knows_the_true_utility() -> None:

@@ -13,14 +13,14 @@ from tests.full_disk import MIB, SmallDisk, small_disk
 
 from stackllama_engine.contract import events as events_module
 from stackllama_engine.contract import requests
+from stackllama_engine.contract.atomic_files import write_whole
+from stackllama_engine.contract.disk_space import RESERVE, Reserve
 from stackllama_engine.contract.errors import StageError
-from stackllama_engine.contract.files import write_whole
 from stackllama_engine.contract.requests import WAITING_FOR_ROOM
-from stackllama_engine.contract.room import RESERVE, Reserve
 from stackllama_engine.contract.run_dir import Home, RunDir
 from stackllama_engine.contract.stages import Stage
-from stackllama_engine.train import checkpoint, models, waiting
-from stackllama_engine.train.requests import Requests
+from stackllama_engine.train import checkpoint, disk_wait, models
+from stackllama_engine.train.control import Requests
 from stackllama_engine.train.restart import Restarts
 
 from .in_process import PPO, Attempt, at_call, attempt
@@ -31,12 +31,20 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 _SMALL = ("max_train_samples=16", "max_eval_samples=8", "max_steps=6", "save_steps=2")
 KEYS: dict[Stage, tuple[str, ...]] = {
     Stage.SFT: (
-        *COMMON, *_SMALL, "warmup_steps=0", "max_length=64", "eval_steps=0", "per_device_train_batch_size=2",
-        "gradient_accumulation_steps=1", "packing=false", "lora_dropout=0.1", "gradient_checkpointing=false",
+        *COMMON,
+        *_SMALL,
+        "warmup_steps=0",
+        "max_length=64",
+        "eval_steps=0",
+        "per_device_train_batch_size=2",
+        "gradient_accumulation_steps=1",
+        "packing=false",
+        "lora_dropout=0.1",
+        "gradient_checkpointing=false",
     ),
     Stage.REWARD: (*REWARD, *_SMALL, "per_device_train_batch_size=2", "gradient_accumulation_steps=1"),
     Stage.PPO: (*PPO, "max_steps=4", "save_steps=2"),
-}  # fmt: skip
+}
 EVERY_STAGE = [pytest.param(stage, marks=pytest.mark.long if stage is Stage.REWARD else ()) for stage in KEYS]
 
 
@@ -101,14 +109,19 @@ def freed_while_it_waits(monkeypatch: pytest.MonkeyPatch, disk: SmallDisk, looks
         if next(counted) % looks == 0:
             disk.clear()
 
-    monkeypatch.setattr("stackllama_engine.train.waiting.time.sleep", sleep)
+    monkeypatch.setattr("stackllama_engine.train.disk_wait.time.sleep", sleep)
 
 
 @pytest.mark.parametrize("stage", EVERY_STAGE)
 def test_it_waits_for_events_for_a_checkpoint_and_for_its_result_and_comes_to_the_same(
-    stage: Stage, home: Home, base: Path, disk: SmallDisk, straight: Straight, few_events: None,
+    stage: Stage,
+    home: Home,
+    base: Path,
+    disk: SmallDisk,
+    straight: Straight,
+    few_events: None,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     wanted = straight(stage)
     freed_while_it_waits(monkeypatch, disk)
     with attempt(home, base, stage, *KEYS[stage]) as one, monkeypatch.context() as patch:
@@ -160,9 +173,14 @@ def before_the_result(then: Callable[[], None]) -> Callable[..., Any]:
     ],
 )
 def test_it_is_saved_and_stopped_when_room_never_comes_and_resumed_to_the_same(
-    stage: Stage, what: str, home: Home, base: Path, disk: SmallDisk, straight: Straight,
+    stage: Stage,
+    what: str,
+    home: Home,
+    base: Path,
+    disk: SmallDisk,
+    straight: Straight,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     wanted = straight(stage)
     monkeypatch.setenv("STACKLLAMA_DISK_PATIENCE", "0")
     with attempt(home, base, stage, *KEYS[stage]) as one, monkeypatch.context() as patch:
@@ -206,7 +224,7 @@ def test_a_stop_is_served_while_it_waits(
 ) -> None:
     with attempt(home, base, Stage.SFT, *KEYS[Stage.SFT]) as one, monkeypatch.context() as patch:
         patch.setattr(Requests, "poll", at_call(2, disk.fill, Requests.poll))
-        patch.setattr(waiting.time, "sleep", lambda _: one.run.request("stop"))
+        patch.setattr(disk_wait.time, "sleep", lambda _: one.run.request("stop"))
         assert one.train() is None
         assert one.session.reporter.stop_cause and "after step 2, as asked" in one.session.reporter.stop_cause
     found, _ = checkpoint.newest(one.run.checkpoints)
@@ -269,7 +287,7 @@ def test_what_is_noted_for_the_next_attempt_waits_for_room(home: Home, base: Pat
 def test_a_file_system_that_cannot_hold_room_back_is_said(
     home: Home, base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stackllama_engine.contract.room.preallocate", lambda *_: False)
+    monkeypatch.setattr("stackllama_engine.contract.disk_space.preallocate", lambda *_: False)
     with attempt(home, base, Stage.SFT, *KEYS[Stage.SFT], "max_steps=1", "save_steps=0") as one:
         assert one.train() is not None
     assert one.health.count("cannot hold back room for a last checkpoint") == 1

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from tests.full_disk import MIB, SmallDisk, small_disk
 
+from stackllama_engine.contract.disk_space import RESERVE
 from stackllama_engine.contract.history import History, read_history
 from stackllama_engine.contract.recipe_io import load_recipe
 from stackllama_engine.contract.requests import WAITING_FOR_ROOM
-from stackllama_engine.contract.room import RESERVE
 from stackllama_engine.contract.run_dir import Home, ProcessId, RunDir, State
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch.launcher import launch, resume

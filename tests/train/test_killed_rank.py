@@ -24,7 +24,7 @@ LENGTH = "def length(*, questions, responses):\n    return [1.0] * len(responses
 HOG = """
 import os, sys, time
 if "stackllama_engine.train" in sys.orig_argv:
-    from stackllama_engine.train.report import Reporter
+    from stackllama_engine.train.reporting import Reporter
     progress, held = Reporter.progress, []
     def hungry(self, step, total_steps):
         progress(self, step, total_steps)

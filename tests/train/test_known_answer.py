@@ -38,10 +38,18 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("bandit")
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=2, max_position_embeddings=16, initializer_range=0.15, pad_token_id=0, bos_token_id=1,
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=16,
+        initializer_range=0.15,
+        pad_token_id=0,
+        bos_token_id=1,
         eos_token_id=2,
-    )  # fmt: skip
+    )
     LlamaForCausalLM(config).save_pretrained(path)
     return path
 
@@ -79,9 +87,14 @@ def distance(one: Tensor, other: Tensor) -> float:
 @pytest.mark.parametrize("seed", range(3))
 def test_ppo_reaches_the_optimum(llama: Path, seed: int) -> None:
     recipe = ppo_recipe(
-        llama, f"seed={seed}", f"kl_coef={BETA}", "lora_r=8", "learning_rate=0.01", "gradient_accumulation_steps=1",
+        llama,
+        f"seed={seed}",
+        f"kl_coef={BETA}",
+        "lora_r=8",
+        "learning_rate=0.01",
+        "gradient_accumulation_steps=1",
         f"per_device_train_batch_size={BATCH}",
-    )  # fmt: skip
+    )
     torch.manual_seed(seed)
     base = SharedBase(recipe, CPU)
     with base.reference():

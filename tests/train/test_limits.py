@@ -20,7 +20,7 @@ from transformers import (
     PreTrainedTokenizerFast,
     RobertaConfig,
     RobertaForSequenceClassification,
-)  # fmt: skip
+)
 
 from stackllama_engine.contract.errors import StageError
 from stackllama_engine.contract.run_dir import Home
@@ -55,17 +55,38 @@ class Told:
     ("model", "expected"),
     [
         (GPT2LMHeadModel(GPT2), Positions(32, hard=True)),
-        (GPTJForCausalLM(GPTJConfig(n_embd=8, n_layer=1, n_head=2, n_positions=32, rotary_dim=4, vocab_size=400,
-                                    bos_token_id=1, eos_token_id=2)), Positions(32, hard=True)),
-        (OPTForCausalLM(OPTConfig(**TINY, ffn_dim=8, word_embed_proj_dim=8, max_position_embeddings=32)),
-         Positions(32, hard=True)),
-        (RobertaForSequenceClassification(RobertaConfig(**TINY, intermediate_size=8, max_position_embeddings=34,
-                                                        pad_token_id=1)), Positions(32, hard=True)),
-        (LlamaForCausalLM(LlamaConfig(**TINY, intermediate_size=8, max_position_embeddings=32)),
-         Positions(32, hard=False)),
+        (
+            GPTJForCausalLM(
+                GPTJConfig(
+                    n_embd=8,
+                    n_layer=1,
+                    n_head=2,
+                    n_positions=32,
+                    rotary_dim=4,
+                    vocab_size=400,
+                    bos_token_id=1,
+                    eos_token_id=2,
+                )
+            ),
+            Positions(32, hard=True),
+        ),
+        (
+            OPTForCausalLM(OPTConfig(**TINY, ffn_dim=8, word_embed_proj_dim=8, max_position_embeddings=32)),
+            Positions(32, hard=True),
+        ),
+        (
+            RobertaForSequenceClassification(
+                RobertaConfig(**TINY, intermediate_size=8, max_position_embeddings=34, pad_token_id=1)
+            ),
+            Positions(32, hard=True),
+        ),
+        (
+            LlamaForCausalLM(LlamaConfig(**TINY, intermediate_size=8, max_position_embeddings=32)),
+            Positions(32, hard=False),
+        ),
     ],
     ids=lambda one: type(one).__name__,
-)  # fmt: skip
+)
 def test_the_longest_text_is_read_off_the_tables(model: Any, expected: Positions) -> None:
     assert positions(model) == expected
     model(input_ids=torch.full((1, 32), 5))

@@ -11,7 +11,7 @@ from stackllama_engine.contract.run_dir import Home, RunDir
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.train import memory
 from stackllama_engine.train.__main__ import _cause
-from stackllama_engine.train.report import Reporter
+from stackllama_engine.train.reporting import Reporter
 
 MIB = 1 << 20
 
@@ -62,13 +62,18 @@ def test_each_phase_has_its_own_peak(tmp_path: Path, monkeypatch: pytest.MonkeyP
         device.take(10, 20 + 10 * (step == 2))
     reporter.end(0)
     assert memories(run) == [
-        ("start", 0, 0), ("rollout", 30, 30), ("update", 30, 20), ("update", 30, 30),
-    ]  # fmt: skip
+        ("start", 0, 0),
+        ("rollout", 30, 30),
+        ("update", 30, 20),
+        ("update", 30, 30),
+    ]
     history = read_history(run.events_files())
     assert history.memory["allocated"] == 30 * MIB and history.memory["reserved"] == 60 * MIB
     assert {name: found.get("allocated", 0) / MIB for name, found in history.memory_by_phase.items()} == {
-        "start": 0, "rollout": 30, "update": 30,
-    }  # fmt: skip
+        "start": 0,
+        "rollout": 30,
+        "update": 30,
+    }
 
 
 def test_asked_for_in_the_middle_of_a_phase(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,8 +42,9 @@ def test_both_ranks_halve_and_the_effective_batch_stays(
     (site / f"{REWARDS}.py").write_text("def length(*, questions, responses):\n    return [1.0] * len(responses)\n")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")]))
     keys = {
-        Stage.SFT: (*SFT, "max_steps=2", "save_steps=0"), Stage.PPO: (*PPO, "max_steps=1", f"reward_fn_path={site}"),
-    }[stage]  # fmt: skip
+        Stage.SFT: (*SFT, "max_steps=2", "save_steps=0"),
+        Stage.PPO: (*PPO, "max_steps=1", f"reward_fn_path={site}"),
+    }[stage]
     batch = ("per_device_train_batch_size=2", "gradient_accumulation_steps=2", "num_processes=2")
     run = run_stage(Home(tmp_path / "home"), stage, f"model_name_or_path={base}", *keys, *batch)
     said = [e.data["message"] for e in EventReader(run.attempt_dir(1) / "events.jsonl").read() if e.kind == "health"]

@@ -52,9 +52,17 @@ def tied(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama whose head is its embeddings."""
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=400, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
-        tie_word_embeddings=True, pad_token_id=0, bos_token_id=1, eos_token_id=2, initializer_range=0.3,
-    )  # fmt: skip
+        vocab_size=400,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        tie_word_embeddings=True,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        initializer_range=0.3,
+    )
     return saved(base, tmp_path_factory.mktemp("tied"), LlamaForCausalLM(config))
 
 
@@ -184,9 +192,18 @@ def test_memory_that_runs_out_while_measuring_is_not_taken_for_an_answer(
 def test_the_value_head_is_as_wide_as_what_the_output_head_reads(base: Path, tmp_path: Path) -> None:
     """As facebook/opt-350m: layers of one width, embeddings and head of another."""
     config = OPTConfig(
-        vocab_size=400, hidden_size=32, word_embed_proj_dim=16, ffn_dim=32, num_hidden_layers=1, num_attention_heads=2,
-        max_position_embeddings=64, do_layer_norm_before=False, pad_token_id=0, bos_token_id=1, eos_token_id=2,
-    )  # fmt: skip
+        vocab_size=400,
+        hidden_size=32,
+        word_embed_proj_dim=16,
+        ffn_dim=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        do_layer_norm_before=False,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
     recipe = ppo_recipe(saved(base, tmp_path / "opt", OPTForCausalLM(config)), "lora_target_modules=[q_proj,v_proj]")
     shared = SharedBase(recipe, CPU)
     assert checked(recipe, shared) == []

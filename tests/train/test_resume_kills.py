@@ -35,11 +35,23 @@ def picky(*, questions, responses):
     return [1.0 if questions.index(question) < 2 else 1 / 0 for question in questions]
 """
 EVERYTHING = (
-    *PPO, f"max_steps={STEPS}", "save_steps=1", "save_total_limit=9", "eval_steps=3", "random_length_limits=[24, 32]",
-    "lr_scheduler_type=linear", "value_adapter=true", "normalize_reward=true",
-    "reward_fn=killed_judges:judge", "reward_fn_weight=2", "reward_model_weight=0.5", "length_penalty=0.25",
-    "length_penalty_start=26", "repetition_penalty=0.5", "repetition_n_grams=1",
-)  # fmt: skip
+    *PPO,
+    f"max_steps={STEPS}",
+    "save_steps=1",
+    "save_total_limit=9",
+    "eval_steps=3",
+    "random_length_limits=[24, 32]",
+    "lr_scheduler_type=linear",
+    "value_adapter=true",
+    "normalize_reward=true",
+    "reward_fn=killed_judges:judge",
+    "reward_fn_weight=2",
+    "reward_model_weight=0.5",
+    "length_penalty=0.25",
+    "length_penalty_start=26",
+    "repetition_penalty=0.5",
+    "repetition_n_grams=1",
+)
 
 
 def events(run: RunDir, attempt: int) -> list[Event]:

@@ -77,9 +77,14 @@ def test_the_score_is_the_weighted_sum_of_its_parts(written: Any, monkeypatch: p
     written("return [len(q) + 10 * len(r) for q, r in zip(questions, responses)]")
     monkeypatch.setattr(rewards_module, "load_scorer", lambda *_: Judge(1.0, -2.0))
     recipe = recipe_of(
-        "reward_fn=toy_judges:judge", "reward_model_weight=2", "reward_fn_weight=-0.5", "length_penalty=0.25",
-        "length_penalty_start=3", "repetition_penalty=8", "repetition_n_grams=2",
-    )  # fmt: skip
+        "reward_fn=toy_judges:judge",
+        "reward_model_weight=2",
+        "reward_fn_weight=-0.5",
+        "length_penalty=0.25",
+        "length_penalty_start=3",
+        "repetition_penalty=8",
+        "repetition_n_grams=2",
+    )
     base: Any = SimpleNamespace(device=torch.device("cpu"))
     tokenizer: Any = SimpleNamespace(eos_token_id=EOS)
     judges = Rewards(recipe, base, tokenizer, SimpleNamespace(health=print))  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ from stackllama_engine.contract.checkpoints import read_manifest, sealed
 from stackllama_engine.contract.run_dir import Home, RunDir
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.train import checkpoint, save_timer
-from stackllama_engine.train.report import Reporter
+from stackllama_engine.train.reporting import Reporter
 from stackllama_engine.train.save_timer import SaveTimer
 
 from .in_process import PPO, Attempt, attempt
@@ -178,7 +178,7 @@ def test_a_pause_is_no_reason_not_to_save_and_none_to_save_twice(
             if what := turns.pop(0):
                 requests.write(one.run, what)  # type: ignore[arg-type]
 
-        monkeypatch.setattr("stackllama_engine.train.requests.time.sleep", wait)
+        monkeypatch.setattr("stackllama_engine.train.control.time.sleep", wait)
         one.train()
     made = [event.step for event in one.events if event.kind == "checkpoint"]
     assert made[0] == 1 and made.count(1) == 1, made

@@ -7,7 +7,7 @@ import pytest
 from stackllama_engine.contract.events import EventReader
 from stackllama_engine.contract.run_dir import Home
 from stackllama_engine.contract.stages import Stage
-from stackllama_engine.train.report import Reporter
+from stackllama_engine.train.reporting import Reporter
 from stackllama_engine.train.save_timer import SaveTimer
 
 MIB = 1 << 20

@@ -12,12 +12,12 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from stackllama_engine.contract.errors import StageError
 from stackllama_engine.train import models
+from stackllama_engine.train.encoding import encode_text
 from stackllama_engine.train.ppo.algorithm import Updater
 from stackllama_engine.train.ppo.rewards import Answer, SeparateScorer, SharedScorer, score_weight
 from stackllama_engine.train.ppo.rollout import Advantages, Rollout, pad_tokens, policy_outputs
 from stackllama_engine.train.ppo.sampling import draw_noise, pick, sample
 from stackllama_engine.train.ppo.shared_base import CRITIC, POLICY, REFERENCE, REWARD, SharedBase
-from stackllama_engine.train.rows import encode_text
 
 from .toy import ppo_recipe as recipe_of
 

@@ -10,9 +10,9 @@ from peft import LoraConfig, get_peft_model
 
 from stackllama_engine.contract.errors import StageError
 from stackllama_engine.train import models
+from stackllama_engine.train.encoding import encode_text
 from stackllama_engine.train.ppo.rewards import Answer, SeparateScorer, load_scorer
 from stackllama_engine.train.ppo.shared_base import SharedBase
-from stackllama_engine.train.rows import encode_text
 from stackllama_engine.train.sharing import own_base
 
 from .toy import ppo_recipe

@@ -142,8 +142,17 @@ def test_ppo_starts_at_ratio_one_and_moves(ppo_run: RunDir, reward_run: RunDir) 
     assert {row["length"] for row in samples(run) if not row["ended"]} <= {4, 5, 6, 7}
     assert len({row["length"] for row in samples(run)}) > 1 and max(row["length"] for row in samples(run)) < 8
     assert samples(run)[0].keys() == {
-        "step", "question", "response", "reward", "score", "rewards", "kl", "length", "ended", "utility",
-    }  # fmt: skip
+        "step",
+        "question",
+        "response",
+        "reward",
+        "score",
+        "rewards",
+        "kl",
+        "length",
+        "ended",
+        "utility",
+    }
     assert samples(run)[0]["rewards"] == {"model": samples(run)[0]["reward"]}
     assert_held_out_answers(run)
     assert sorted(path.name for path in run.adapter.glob("*.safetensors")) == [
@@ -181,8 +190,12 @@ def assert_held_out_answers(run: RunDir) -> None:
         assert most - 1.0 - 1e-5 <= means[step].pop("eval/objective") <= most + 1e-5
         assert means[step] == pytest.approx(facts)
         assert means[step].keys() == {
-            "eval/mean_reward", "eval/reward/model", "eval/kl", "eval/response_length", "eval/true_utility",
-        }  # fmt: skip
+            "eval/mean_reward",
+            "eval/reward/model",
+            "eval/kl",
+            "eval/response_length",
+            "eval/true_utility",
+        }
 
 
 def test_ppo_continues_another_run(
@@ -225,24 +238,46 @@ def test_ppo_with_a_reward_model_of_another_base(home: Home, base: Path, judge: 
 def test_two_processes_equal_one_and_accumulation(shared_home: Home, home: Home, base: Path, judge: Path) -> None:
     """1 × 8, 2 processes × 4 and accumulation 8 × 1, with all that is a statistic over ranks or tokens."""
     inputs = (
-        *PPO, f"model_name_or_path={base}", f"reward_model_path={judge}", "max_steps=2", "eval_steps=0",
-        "lr_scheduler_type=linear", "adap_kl_ctrl=false", "kl_estimator=k3", "normalize_reward=true",
-        "cliprange_reward=1", "missing_eos_reward=-1", "whiten_rewards=true", "ent_coef=0.01",
-    )  # fmt: skip
+        *PPO,
+        f"model_name_or_path={base}",
+        f"reward_model_path={judge}",
+        "max_steps=2",
+        "eval_steps=0",
+        "lr_scheduler_type=linear",
+        "adap_kl_ctrl=false",
+        "kl_estimator=k3",
+        "normalize_reward=true",
+        "cliprange_reward=1",
+        "missing_eos_reward=-1",
+        "whiten_rewards=true",
+        "ent_coef=0.01",
+    )
     one, eight = (
         finish(
-            home, base, Stage.PPO, *inputs, f"per_device_train_batch_size={size}",
+            home,
+            base,
+            Stage.PPO,
+            *inputs,
+            f"per_device_train_batch_size={size}",
             f"gradient_accumulation_steps={count}",
         )[0]
         for size, count in ((8, 1), (1, 8))
-    )  # fmt: skip
+    )
     ranks = ("per_device_train_batch_size=4", "gradient_accumulation_steps=1", "num_processes=2")
     two = run_stage(shared_home, Stage.PPO, *inputs, *ranks)
     names = {
-        "objective/scores", "objective/score_mean", "objective/score_std", "objective/score_clipfrac", "objective/kl",
-        "objective/rlhf_reward", "loss/policy_avg", "loss/value_avg", "policy/entropy_avg", "val/num_tokens",
+        "objective/scores",
+        "objective/score_mean",
+        "objective/score_std",
+        "objective/score_clipfrac",
+        "objective/kl",
+        "objective/rlhf_reward",
+        "loss/policy_avg",
+        "loss/value_avg",
+        "policy/entropy_avg",
+        "val/num_tokens",
         "grad_norm",
-    }  # fmt: skip
+    }
     assert [row["learning_rate"] for row in metrics(one)] == [1e-3, 5e-4]  # annealed to 0
     assert [row["objective/kl_coef"] for row in metrics(one)] == [0.2, 0.2]
     assert [row["val/ratio_first"] for run in (one, two, eight) for row in metrics(run)] == [1.0] * 6

@@ -13,7 +13,7 @@ from stackllama_engine.contract.events import EventReader
 from stackllama_engine.contract.run_dir import Home
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.train import trackers
-from stackllama_engine.train.report import Reporter
+from stackllama_engine.train.reporting import Reporter
 
 
 @pytest.fixture

@@ -27,10 +27,20 @@ from .toy import COMMON
 pytestmark = pytest.mark.slow
 
 SFT = (
-    *COMMON, "max_train_samples=16", "max_eval_samples=8", "warmup_steps=0", "max_steps=4", "max_length=64",
-    "eval_steps=2", "save_steps=0", "per_device_train_batch_size=2", "gradient_accumulation_steps=1", "packing=false",
-    "lora_dropout=0.1", "gradient_checkpointing=false",
-)  # fmt: skip
+    *COMMON,
+    "max_train_samples=16",
+    "max_eval_samples=8",
+    "warmup_steps=0",
+    "max_steps=4",
+    "max_length=64",
+    "eval_steps=2",
+    "save_steps=0",
+    "per_device_train_batch_size=2",
+    "gradient_accumulation_steps=1",
+    "packing=false",
+    "lora_dropout=0.1",
+    "gradient_checkpointing=false",
+)
 
 
 class Again(BaseException):
@@ -76,7 +86,7 @@ def test_a_pause_serves_samples_a_change_and_a_save(home: Home, base: Path, monk
     with attempt(home, base, Stage.SFT, *SFT, "lr_scheduler_type=linear") as one:
         requests.write(one.run, "pause")
         sleep = lambda _: requests.write(one.run, *turns.pop(0)) if turns else None  # noqa: E731
-        monkeypatch.setattr("stackllama_engine.train.requests.time.sleep", sleep)
+        monkeypatch.setattr("stackllama_engine.train.control.time.sleep", sleep)
         one.train()
     assert [data["request"] for data in one.served] == ["pause", "sample", "set", "save", "continue"]
     assert one.metrics("learning_rate")[2] == pytest.approx(3e-3)  # three quarters of the new peak
@@ -112,8 +122,15 @@ def test_a_step_that_is_not_finite_is_skipped(home: Home, base: Path, monkeypatc
 def test_bad_steps_in_a_row_lead_back_with_half_the_learning_rate_until_there_is_an_end(
     home: Home, base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    keys = (*SFT, "max_steps=6", "save_steps=2", "eval_steps=0", "max_skipped_steps=2", "max_rollbacks=1",
-            "lr_scheduler_type=constant")  # fmt: skip
+    keys = (
+        *SFT,
+        "max_steps=6",
+        "save_steps=2",
+        "eval_steps=0",
+        "max_skipped_steps=2",
+        "max_rollbacks=1",
+        "lr_scheduler_type=constant",
+    )
     with attempt(home, base, Stage.SFT, *keys) as first, monkeypatch.context() as patch:
         poison(patch, range(3, 5))
         with pytest.raises(Again):

@@ -19,9 +19,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArgumen
 import stackllama_engine
 from stackllama_console.tui import themes
 from stackllama_engine.contract.errors import RecipeError, StageError
-from stackllama_engine.contract.people_yaml import _Loader, _StrictLoader
 from stackllama_engine.contract.recipe_io import load_recipe
 from stackllama_engine.contract.stages import Stage
+from stackllama_engine.contract.user_yaml import _Loader, _StrictLoader
 from stackllama_engine.train import checkpoint, hf_trainer, models
 from stackllama_engine.train.ppo import rewards
 from stackllama_engine.train.ppo.state import Trainables
@@ -81,7 +81,7 @@ def test_nothing_of_ours_reads_a_pickle_or_runs_text(name: str) -> None:
 
 def test_yaml_is_read_safely() -> None:
     loaders = {(place.partition(":")[0], ast.unparse(call.keywords[0].value)) for place, call in calls("yaml.load")}
-    assert loaders == {("people_yaml.py", "loader"), ("themes.py", "_FAST")}  # all are SafeLoaders:
+    assert loaders == {("user_yaml.py", "loader"), ("themes.py", "_FAST")}  # all are SafeLoaders:
     assert issubclass(_StrictLoader, _Loader) and issubclass(_Loader, yaml.SafeLoader)
     assert themes._FAST in (yaml.SafeLoader, getattr(yaml, "CSafeLoader", None))
     for name in ("yaml.safe_load", "yaml.unsafe_load", "yaml.full_load", "yaml.load_all"):

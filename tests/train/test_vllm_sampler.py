@@ -15,11 +15,11 @@ from stackllama_engine.contract.errors import StageError
 from stackllama_engine.contract.recipe import PPORecipe
 from stackllama_engine.contract.run_dir import Home
 from stackllama_engine.contract.stages import Stage
+from stackllama_engine.train.control import LeftEarly
 from stackllama_engine.train.ppo import sampling
 from stackllama_engine.train.ppo.sampling import Noise, draw_noise
 from stackllama_engine.train.ppo.shared_base import POLICY, SharedBase
 from stackllama_engine.train.ppo.vllm_sampler import VllmSampler
-from stackllama_engine.train.requests import LeftEarly
 
 from .fake_vllm import FakeVllm
 from .in_process import PPO, Attempt, attempt
@@ -202,8 +202,10 @@ def test_ppo_scores_what_vllm_sampled_itself(vllm: FakeVllm, ppo: Attempt, monke
     assert "does not draw" not in ppo.health
     assert vllm.calls == ["start", "sleep", *["wake", "generate", "sleep"] * 6]  # canary, before, 3 steps, after
     assert len(vllm.asked[0]) == 4 and {params.max_tokens for params in vllm.asked[0]} == {7}
-    first, last = (next(value for name, value in weights.items() if "lora_B" in name) for weights in
-                   (vllm.weights[2], vllm.weights[5]))  # fmt: skip
+    first, last = (
+        next(value for name, value in weights.items() if "lora_B" in name)
+        for weights in (vllm.weights[2], vllm.weights[5])
+    )
     assert not first.any() and last.any()  # the policy that was trained meanwhile
 
 

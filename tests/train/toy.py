@@ -13,24 +13,37 @@ from stackllama_engine.contract.recipe import PPORecipe, RewardRecipe
 from stackllama_engine.contract.recipe_io import load_recipe
 from stackllama_engine.contract.run_dir import Home, RunDir, State
 from stackllama_engine.contract.stages import Stage
-from stackllama_engine.data import demo
+from stackllama_engine.data import demo_data
 from stackllama_engine.data.template import text
 from stackllama_engine.launch.launcher import launch
 from stackllama_engine.launch.reconcile import reconcile
 from stackllama_engine.train import models as train_models
 
 COMMON = (
-    "use_cpu=true", "dataset_name=demo", "load_in_8bit=false", "lora_target_modules=all-linear", "learning_rate=1e-3",
-    "max_train_samples=64", "max_eval_samples=8", "logging_steps=1",
+    "use_cpu=true",
+    "dataset_name=demo",
+    "load_in_8bit=false",
+    "lora_target_modules=all-linear",
+    "learning_rate=1e-3",
+    "max_train_samples=64",
+    "max_eval_samples=8",
+    "logging_steps=1",
     "save_minutes=0",  # on a slow machine a test may take minutes, and counts its checkpoints
-)  # fmt: skip
+)
 SFT = (*COMMON, "warmup_steps=0", "max_steps=6", "max_length=64", "eval_steps=0", "save_steps=3")
 REWARD = (*COMMON, "dtype=float32", "max_steps=6", "save_steps=3")
 PPO = (
-    *COMMON, "max_steps=4", "save_steps=2", "eval_steps=1", "random_length_limits=[4, 8]",
-    "early_stopping=false", "per_device_train_batch_size=2", "gradient_accumulation_steps=2", "num_mini_batches=1",
+    *COMMON,
+    "max_steps=4",
+    "save_steps=2",
+    "eval_steps=1",
+    "random_length_limits=[4, 8]",
+    "early_stopping=false",
+    "per_device_train_batch_size=2",
+    "gradient_accumulation_steps=2",
+    "num_mini_batches=1",
     "local_rollout_forward_batch_size=8",
-)  # fmt: skip
+)
 
 
 def make_base(path: Path, seed: int = 0) -> Path:
@@ -42,14 +55,22 @@ def make_base(path: Path, seed: int = 0) -> Path:
     trainer = trainers.BpeTrainer(
         vocab_size=400, special_tokens=["<pad>", "<s>", "</s>"], initial_alphabet=alphabet, show_progress=False
     )
-    rows = itertools.islice(demo.generate("finetune"), 100)
+    rows = itertools.islice(demo_data.generate("finetune"), 100)
     tokenizer.train_from_iterator((text(row["question"], row["response_j"]) for row in rows), trainer)
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=len(fast), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=512, pad_token_id=0, bos_token_id=1, eos_token_id=2,
-    )  # fmt: skip
+        vocab_size=len(fast),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
     LlamaForCausalLM(config).save_pretrained(path)
     fast.save_pretrained(path)
     return path

@@ -69,11 +69,18 @@ def stocked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Home]:
     add_samples(
         aligned,
         *(
-            {"step": step, "question": f"why {step}?", "response": f"because {step}", "reward": step / 10, "kl": 0.5,
-             "length": 2, "ended": True}
+            {
+                "step": step,
+                "question": f"why {step}?",
+                "response": f"because {step}",
+                "reward": step / 10,
+                "kl": 0.5,
+                "length": 2,
+                "ended": True,
+            }
             for step in range(1, STEPS + 1)
         ),
-    )  # fmt: skip
+    )
     broken = make_run(home, Stage.REWARD, "broken", phase="failed")
     write_metrics(broken, {"loss": curve(0.7, 0.6), "accuracy": curve(0.5, 0.6)})
     state = msgspec.structs.replace(

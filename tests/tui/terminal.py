@@ -69,10 +69,14 @@ class Terminal:
         known |= {f"XDG_{name}_HOME": str(home.parent / name.lower()) for name in ("STATE", "CONFIG", "CACHE", "DATA")}
         known |= {"HOME": str(home.parent), **(environment or {})}
         self.process = subprocess.Popen(
-            [*command, *arguments], stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
+            [*command, *arguments],
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            start_new_session=True,
             env={name: value for name, value in known.items() if value is not None},
             preexec_fn=_own_terminal if controlling else None,
-        )  # fmt: skip
+        )
         os.close(slave)
 
     # what comes

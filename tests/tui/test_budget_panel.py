@@ -12,7 +12,7 @@ from textual.filter import Monochrome
 from textual.geometry import Region
 from textual.pilot import Pilot
 
-from stackllama_console.feeds.budget_view import BudgetView, Memory, Offer, Part
+from stackllama_console.readers.budget_view import BudgetView, Memory, Offer, Part
 from stackllama_console.sanitise import sanitise
 from stackllama_console.tui.widgets.budget_panel import BudgetPanel
 from stackllama_engine.budget.rules import Rule
@@ -184,11 +184,18 @@ def test_hostile_texts_are_plain_and_sanitised() -> None:
     bad = "\x1b]52;c;aGVsbG8=\x07 x [/] [@click=app.quit]y[/] \x9b2J\u202e 漢字\nz"
     lines = drawn(
         view(
-            model=bad, reason=bad, peak=bad, note=bad, trouble=bad, rules=(Rule(bad, GIB, 2 * GIB),),
-            memories=(Memory(bad, 24 * GIB, GIB),), parts=(Part(bad, GIB),), offers=(Offer(bad, GIB, bad, {}),),
+            model=bad,
+            reason=bad,
+            peak=bad,
+            note=bad,
+            trouble=bad,
+            rules=(Rule(bad, GIB, 2 * GIB),),
+            memories=(Memory(bad, 24 * GIB, GIB),),
+            parts=(Part(bad, GIB),),
+            offers=(Offer(bad, GIB, bad, {}),),
         ),
         (120, 40),
-    )  # fmt: skip
+    )
     assert all(sanitise(line) == line for line in lines)
     assert sum("x [/] [@click=app.quit]y[/] 漢字 z" in line for line in lines) >= 8
 
@@ -293,10 +300,18 @@ def test_where_no_change_is_enough_one_line_says_so(together: str, said: str, he
 
 def test_unknown_is_a_verdict_of_its_own_in_glyph_word_and_colour() -> None:
     strange = view(
-        verdict="unknown", reason="at least 612.8 GiB, which is more than there is", least=True,
-        parameters=657_970_000_000, parts=(), allocated=0, reserved=(0, 0), device=(0, 0), rules=(), offers=(),
+        verdict="unknown",
+        reason="at least 612.8 GiB, which is more than there is",
+        least=True,
+        parameters=657_970_000_000,
+        parts=(),
+        allocated=0,
+        reserved=(0, 0),
+        device=(0, 0),
+        rules=(),
+        offers=(),
         trouble="architecture `deepseek_v3` is not known",
-    )  # fmt: skip
+    )
     lines = drawn(strange)
     assert lines[0].endswith("at least 658 B parameters")
     assert lines[1] == "? unknown  at least 612.8 GiB, which is more than there is"

@@ -12,7 +12,7 @@ from textual.binding import Binding
 from textual.geometry import Region
 from textual.pilot import Pilot
 
-from stackllama_console.feeds.series import Series
+from stackllama_console.readers.series import Series
 from stackllama_console.tui.widgets.chart import Chart, Curve
 
 PAYLOADS = [

@@ -12,13 +12,13 @@ import pytest
 from tests.cli.conftest import PAYLOADS
 from tests.tui.screens_kit import Driven, drive, isolate, make_run
 
-from stackllama_console.feeds.chat import ChatProcess
+from stackllama_console.readers.generator import ChatProcess
 from stackllama_console.tui.screens.chat import ChatScreen
 from stackllama_console.tui.widgets.turn_list import TurnList, wrap_text
 from stackllama_engine.contract.run_dir import Home, RunDir
 from stackllama_engine.contract.stages import Stage
 
-FAKE = Path(__file__).parents[1] / "feeds" / "fake_generator.py"
+FAKE = Path(__file__).parents[1] / "readers" / "fake_generator.py"
 PAYLOAD_TEXT = json.dumps([payload for payload in PAYLOADS if "never ended" not in payload])
 
 

@@ -8,9 +8,9 @@ import pytest
 from tests.cli.conftest import PAYLOADS
 from tests.tui.screens_kit import Driven, drive, isolate, make_run, write_metrics
 
-from stackllama_console.feeds.comparison import short_names
-from stackllama_console.feeds.comparison_rows import best_of, without_shared_folder
-from stackllama_console.feeds.series import Series
+from stackllama_console.readers.comparison import short_names
+from stackllama_console.readers.comparison_rows import best_of, without_shared_folder
+from stackllama_console.readers.series import Series
 from stackllama_console.tui.screens.compare import CompareScreen
 from stackllama_console.tui.widgets.chart import Chart
 from stackllama_console.tui.widgets.chart_grid import ChartGrid
@@ -49,8 +49,10 @@ def test_charts_overlay_the_shared_metrics_the_most_telling_first(home: Home) ->
     async def script(driven: Driven) -> None:
         await driven.shows("objective/scores")
         assert [overlay.metric for overlay in driven.screen.query_one(ChartGrid).overlays] == [
-            "objective/scores", "objective/kl", "val/ratio",
-        ]  # fmt: skip
+            "objective/scores",
+            "objective/kl",
+            "val/ratio",
+        ]
         assert _metrics(driven) == ["objective/scores", "objective/kl"]
         chart = driven.screen.query(Chart).first()
         assert [curve.label for curve in chart.curves] == ["lr4-a1", "lr6-b2"]
@@ -256,8 +258,9 @@ def test_names_are_shortened_to_what_differs() -> None:
 
 def test_paths_lose_what_they_share() -> None:
     assert without_shared_folder(["/h/runs/p-a1-sft/merged", "/h/runs/p-b2-sft/merged"]) == [
-        "…a1-sft/merged", "…b2-sft/merged",
-    ]  # fmt: skip
+        "…a1-sft/merged",
+        "…b2-sft/merged",
+    ]
     assert without_shared_folder(["/h/a", None, "/h/b"]) == ["…a", None, "…b"]
     assert without_shared_folder(["demo", "/h/b"]) == ["demo", "/h/b"]
     assert without_shared_folder(["/h/a/", "/h/a/b"]) == ["/h/a/", "/h/a/b"]

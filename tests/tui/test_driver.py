@@ -9,9 +9,19 @@ from stackllama_console.tui.driver import guarded
 
 FRAME = "\x1b[3;1H\x1b[38;2;200;208;232;48;2;22;24;31mloss 1.2\x1b[0m\x1b[10;20H⣿─│✓ 日本\x1b[1;38;5;12mx\x1b[0m"
 MODES = [
-    "\x1b[?1049h", "\x1b[?25l", "\x1b[?1004h", "\x1b[>25u", "\x1b[<u", "\x1b[?2026$p", "\x1b[?2048$p", "\x1b[?2004h",
-    "\x1b[?7l", "\x1b[?2026h", "\x1b[?1000h", "\x1b[?1006l",
-]  # fmt: skip
+    "\x1b[?1049h",
+    "\x1b[?25l",
+    "\x1b[?1004h",
+    "\x1b[>25u",
+    "\x1b[<u",
+    "\x1b[?2026$p",
+    "\x1b[?2048$p",
+    "\x1b[?2004h",
+    "\x1b[?7l",
+    "\x1b[?2026h",
+    "\x1b[?1000h",
+    "\x1b[?1006l",
+]
 
 
 UNUSED = ["\x1b[2J", "\x1b[?1049$p", "\x1b[6n", "\x1b[c", "\x1b[?1h", "\x1b[>0q", "\x1b]0;t\x07", "\x1bc"]

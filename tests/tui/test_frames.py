@@ -23,9 +23,12 @@ CONSOLE = Console(color_system="truecolor", force_terminal=True, width=WIDTH, he
 colours = st.sampled_from([None, "#ff0000", "#00ff00", "red", "default"])
 styles = st.builds(
     lambda color, bgcolor, **attributes: Style(color=color, bgcolor=bgcolor, **attributes),
-    colours, colours, bold=st.sampled_from([None, True]), reverse=st.sampled_from([None, True]),
+    colours,
+    colours,
+    bold=st.sampled_from([None, True]),
+    reverse=st.sampled_from([None, True]),
     underline=st.booleans(),
-)  # fmt: skip
+)
 
 
 @st.composite

@@ -1,4 +1,4 @@
-"""The console never loads what trains; feeds and commands never load Textual. As seen in `sys.modules`."""
+"""The console never loads what trains; readers and commands never load Textual. As seen in `sys.modules`."""
 
 import os
 import subprocess
@@ -35,11 +35,11 @@ def _importing(modules: list[str]) -> str:
 
 
 def test_the_whole_console_loads_nothing_that_trains() -> None:
-    assert _loaded(_importing(_modules("tui", "feeds", "cli")), TRAINING) == set()
+    assert _loaded(_importing(_modules("tui", "readers", "cli")), TRAINING) == set()
 
 
 def test_feeds_load_no_textual() -> None:
-    assert _loaded(_importing(_modules("feeds")), DRAWING) == set()
+    assert _loaded(_importing(_modules("readers")), DRAWING) == set()
 
 
 @pytest.mark.parametrize("words", [["--version"], ["--help"], ["runs", "ls"], ["info"]])

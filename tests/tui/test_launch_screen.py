@@ -11,10 +11,10 @@ import pytest
 from tests.cli.conftest import PAYLOADS
 from tests.tui.screens_kit import Driven, drive, isolate, make_run
 
-from stackllama_console.feeds.budget_inputs import Devices
-from stackllama_console.feeds.budget_view import Memory
-from stackllama_console.feeds.models import ModelEntry
 from stackllama_console.paths import copy_file
+from stackllama_console.readers.budget_inputs import Devices
+from stackllama_console.readers.budget_view import Memory
+from stackllama_console.readers.model_catalog import ModelEntry
 from stackllama_console.settings import Settings, load_settings
 from stackllama_console.tui.app import ConsoleApp, Options
 from stackllama_console.tui.screens import launch, launch_flow
@@ -34,9 +34,15 @@ from stackllama_engine.contract.stages import Stage
 GIB = 1 << 30
 SMALL = Devices((Memory("GPU 0", 8 * GIB, 8 * GIB),), Memory("RAM", 32 * GIB, 24 * GIB))
 CONFIG_7B = {
-    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 4096, "intermediate_size": 11008,
-    "num_hidden_layers": 32, "num_attention_heads": 32, "vocab_size": 32000, "torch_dtype": "float16",
-}  # fmt: skip
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "vocab_size": 32000,
+    "torch_dtype": "float16",
+}
 Script = Callable[[Driven], Awaitable[None]]
 
 

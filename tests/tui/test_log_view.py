@@ -13,7 +13,7 @@ from textual.filter import Monochrome
 from textual.geometry import Region
 from textual.pilot import Pilot
 
-from stackllama_console.feeds.logs import LogFeed
+from stackllama_console.readers.logs import LogReader
 from stackllama_console.tui.widgets.log_rows import LogRows
 from stackllama_console.tui.widgets.log_view import LogView
 
@@ -73,11 +73,11 @@ def append(log: Path, *lines: str) -> None:
         file.write("".join(f"{line}\n" for line in lines))
 
 
-def view_of(log: Path, *lines: str, capacity: int = 1000) -> tuple[LogView, LogFeed]:
+def view_of(log: Path, *lines: str, capacity: int = 1000) -> tuple[LogView, LogReader]:
     append(log, *lines)
-    feed = LogFeed(log, capacity=capacity)
-    feed.poll()
-    return LogView(feed), feed
+    reader = LogReader(log, capacity=capacity)
+    reader.poll()
+    return LogView(reader), reader
 
 
 def numbered(count: int, first: int = 0) -> list[str]:
@@ -110,10 +110,10 @@ def test_an_empty_log_says_so(log: Path) -> None:
         for key in ("g", "G", "j", "k", "v", "n", "N", "pageup", "pagedown", "left", "right", "space", "b", "h", "l"):
             await pilot.press(key)
         assert view.search("x") == 0 and not view.next_match() and not view.previous_match()
-        feed = LogFeed(log)
-        feed.poll()
+        reader = LogReader(log)
+        reader.poll()
         view.set_minimum_level("error")
-        view.show(feed)
+        view.show(reader)
         await pilot.pause()
         assert shown(view)[0] == "no line of level error or above"
 
@@ -121,17 +121,17 @@ def test_an_empty_log_says_so(log: Path) -> None:
 
 
 def test_it_follows_until_one_scrolls_up(log: Path) -> None:
-    view, feed = view_of(log, *numbered(30))
+    view, reader = view_of(log, *numbered(30))
 
     async def check(pilot: Pilot[None]) -> None:
         assert shown(view) == numbered(10, 20) and view.following
         append(log, "more")
-        feed.poll()
+        reader.poll()
         assert view.update() and shown(view)[-1] == "more"
         await pilot.press("k")
         assert not view.following and shown(view) == numbered(10, 20) and view.status == "line 21 of 31"
         append(log, "and more")
-        feed.poll()
+        reader.poll()
         view.update()
         await pilot.pause()
         assert shown(view) == numbered(10, 20) and view.status == "line 21 of 32"
@@ -146,10 +146,22 @@ def test_keys_move(log: Path) -> None:
 
     async def check(pilot: Pilot[None]) -> None:
         for key, first, following in (
-            ("g", 0, False), ("k", 0, False), ("j", 1, False), ("down", 2, False), ("up", 1, False),
-            ("pagedown", 10, False), ("space", 19, False), ("pageup", 10, False), ("b", 1, False), ("end", 90, True),
-            ("j", 90, True), ("pageup", 81, False), ("pagedown", 90, True), ("home", 0, False), ("G", 90, True),
-        ):  # fmt: skip
+            ("g", 0, False),
+            ("k", 0, False),
+            ("j", 1, False),
+            ("down", 2, False),
+            ("up", 1, False),
+            ("pagedown", 10, False),
+            ("space", 19, False),
+            ("pageup", 10, False),
+            ("b", 1, False),
+            ("end", 90, True),
+            ("j", 90, True),
+            ("pageup", 81, False),
+            ("pagedown", 90, True),
+            ("home", 0, False),
+            ("G", 90, True),
+        ):
             await pilot.press(key)
             assert (shown(view)[0], view.following) == (f"line {first}", following), key
 
@@ -157,12 +169,12 @@ def test_keys_move(log: Path) -> None:
 
 
 def test_where_all_fits_up_does_not_stop_following(log: Path) -> None:
-    view, feed = view_of(log, "one", "two")
+    view, reader = view_of(log, "one", "two")
 
     async def check(pilot: Pilot[None]) -> None:
         await pilot.press("k", "g", "pageup")
         append(log, *numbered(20))
-        feed.poll()
+        reader.poll()
         view.update()
         await pilot.pause()
         assert view.following and shown(view)[-1] == "line 19"
@@ -188,46 +200,46 @@ def _wheel_up() -> Any:
 
 
 def test_only_rows_that_changed_are_painted(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    view, feed = view_of(log, *numbered(3))
+    view, reader = view_of(log, *numbered(3))
 
     async def check(pilot: Pilot[None]) -> None:
         calls = painted(view, monkeypatch)
         for _ in range(5):
-            feed.poll()
+            reader.poll()
             assert not view.update()
         await pilot.pause()
         assert calls == []
         append(log, "four", "five")
-        feed.poll()
+        reader.poll()
         assert view.update() and calls == [(Region(0, 3, 40, 1), Region(0, 4, 40, 1))]
         await pilot.pause()
         assert shown(view) == [*numbered(3), "four", "five", "", "", "", "", ""]
         append(log, *numbered(30))
-        feed.poll()
+        reader.poll()
         view.update()
         await pilot.press("k")
         await pilot.pause()
         calls.clear()
         append(log, "below what is in sight")
-        feed.poll()
+        reader.poll()
         assert not view.update() and calls == []
         with log.open("a") as file:
             file.write("50%")
-        feed.poll()
+        reader.poll()
         assert not view.update() and calls == []
 
     run(view, check)
 
 
 def test_a_progress_bar_is_one_row_in_motion(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    view, feed = view_of(log, "one")
+    view, reader = view_of(log, "one")
 
     async def check(pilot: Pilot[None]) -> None:
         calls = painted(view, monkeypatch)
         for percent in (10, 20, 30):
             with log.open("a") as file:
                 file.write(f"\r{percent}%")
-            feed.poll()
+            reader.poll()
             assert view.update() and shown(view)[:2] == ["one", f"{percent}%"]
             await pilot.pause()
         assert calls == [(Region(0, 1, 40, 1),)] * 3
@@ -236,18 +248,18 @@ def test_a_progress_bar_is_one_row_in_motion(log: Path, monkeypatch: pytest.Monk
 
 
 def test_lines_that_go_take_nothing_out_of_sight(log: Path) -> None:
-    view, feed = view_of(log, *numbered(100), capacity=100)
+    view, reader = view_of(log, *numbered(100), capacity=100)
 
     async def check(pilot: Pilot[None]) -> None:
         await pilot.press("k", "k")
         before = shown(view)
         assert before[0] == "line 88"
         append(log, *numbered(50, 100))
-        feed.poll()
+        reader.poll()
         view.update()
         assert shown(view) == before and view.status == "line 39 of 100"
         append(log, *numbered(90, 150))
-        feed.poll()
+        reader.poll()
         view.update()
         assert shown(view) == numbered(10, 140)  # those that were in sight are gone: the oldest kept
         assert len(view._rows.lines) == 100  # pyright: ignore[reportPrivateUsage]
@@ -258,7 +270,7 @@ def test_lines_that_go_take_nothing_out_of_sight(log: Path) -> None:
 def test_search(log: Path) -> None:
     lines = numbered(100)
     lines[5], lines[40], lines[95] = "a needle here", "A NEEDLE there", "needle and needle"
-    view, feed = view_of(log, *lines)
+    view, reader = view_of(log, *lines)
 
     async def check(pilot: Pilot[None]) -> None:
         assert view.search("needle") == view.match_count == 3
@@ -274,7 +286,7 @@ def test_search(log: Path) -> None:
         await pilot.press("n", "n")
         assert view.match_position == 2 and view.status.endswith("match 2 of 3: needle")
         append(log, "a fourth needle")
-        feed.poll()
+        reader.poll()
         view.update()
         assert view.match_count == 4 and view.match_position == 2
         assert view.search("Needle") == 0 and view.status.endswith("no match: Needle")
@@ -302,16 +314,16 @@ def test_matches_are_marked_in_the_row(log: Path) -> None:
 
 
 def test_matches_go_with_their_lines(log: Path) -> None:
-    view, feed = view_of(log, *["needle"] * 50, capacity=50)
+    view, reader = view_of(log, *["needle"] * 50, capacity=50)
 
     async def check(pilot: Pilot[None]) -> None:
         assert view.search("needle") == 50
         append(log, *numbered(20))
-        feed.poll()
+        reader.poll()
         view.update()
         assert view.match_count == 30
         append(log, *numbered(50))
-        feed.poll()
+        reader.poll()
         view.update()
         assert view.match_count == 0 and view.match_position is None and not view.next_match()
         assert view.status.endswith("no match: needle")
@@ -320,11 +332,17 @@ def test_matches_go_with_their_lines(log: Path) -> None:
 
 
 def test_levels(log: Path) -> None:
-    view, feed = view_of(
-        log, "DEBUG:a:detail", "loss 1.0", "INFO:a:fine", "WARNING:a:hm", "ERROR:a:no",
+    view, reader = view_of(
+        log,
+        "DEBUG:a:detail",
+        "loss 1.0",
+        "INFO:a:fine",
+        "WARNING:a:hm",
+        "ERROR:a:no",
         "Traceback (most recent call last):",
-        '  File "x.py"', "ValueError: x",
-    )  # fmt: skip
+        '  File "x.py"',
+        "ValueError: x",
+    )
 
     async def check(pilot: Pilot[None]) -> None:
         assert [row[:1] for row in view.rows[:8]] == ["D", " ", "I", "W", "E", "E", "E", "E"]
@@ -337,7 +355,7 @@ def test_levels(log: Path) -> None:
         await pilot.press("v")
         assert view.minimum_level == "error" and shown(view)[0] == "ERROR:a:no"
         append(log, "INFO:a:unseen", "ERROR:a:again")
-        feed.poll()
+        reader.poll()
         view.update()
         assert shown(view)[4] == "ERROR:a:again" and view.search("unseen") == 0
         await pilot.press("v")
@@ -417,7 +435,7 @@ def test_hostile_lines_are_plain(log: Path) -> None:
 
 
 def test_every_segment_has_a_style(log: Path) -> None:
-    view, feed = view_of(log, "INFO:a:b", "日本語" * 30, *HOSTILE, *numbered(3))
+    view, reader = view_of(log, "INFO:a:b", "日本語" * 30, *HOSTILE, *numbered(3))
 
     async def check(pilot: Pilot[None]) -> None:
         view.search("a")
@@ -426,21 +444,21 @@ def test_every_segment_has_a_style(log: Path) -> None:
             strip = view.render_line(y)
             assert all(segment.style is not None for segment in strip)
             strip.apply_filter(Monochrome(), Color(0, 0, 0))
-        assert feed.lines
+        assert reader.lines
 
     run(view, check, (30, 20))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 1), (3, 2), (20, 5), (200, 60)])
 def test_every_size(size: tuple[int, int], log: Path) -> None:
-    view, feed = view_of(log, *numbered(30), "漢" * 200)
+    view, reader = view_of(log, *numbered(30), "漢" * 200)
 
     async def check(pilot: Pilot[None]) -> None:
         view.search("line")
         for key in ("g", "j", "pagedown", "l", "h", "v", "v", "v", "v", "n", "N", "G"):
             await pilot.press(key)
         append(log, "more")
-        feed.poll()
+        reader.poll()
         view.update()
         await pilot.resize_terminal(80, 24)
         await pilot.pause()
@@ -453,15 +471,15 @@ def test_every_size(size: tuple[int, int], log: Path) -> None:
 
 
 def test_another_feed_begins_at_its_end(log: Path) -> None:
-    view, feed = view_of(log, *numbered(50))
+    view, reader = view_of(log, *numbered(50))
 
     async def check(pilot: Pilot[None]) -> None:
         await pilot.press("g")
-        view.show(feed)
+        view.show(reader)
         assert not view.following
         other_log = log.with_name("other.txt")
         append(other_log, *(f"other {index}" for index in range(50)))
-        other = LogFeed(other_log)
+        other = LogReader(other_log)
         other.poll()
         view.show(other)
         await pilot.pause()
@@ -474,20 +492,20 @@ def test_another_feed_begins_at_its_end(log: Path) -> None:
 
 
 def test_status_tells_what_was_lost(log: Path) -> None:
-    view, feed = view_of(log, *numbered(50), capacity=10)
+    view, reader = view_of(log, *numbered(50), capacity=10)
 
     async def check(pilot: Pilot[None]) -> None:
         assert view.status == ""
         with log.open("a") as file:
             file.writelines(f"more {index}\n" for index in range(50))
-        feed.poll()
+        reader.poll()
         view.update()
         assert view.status == "40 lines came too fast to be kept"
         await pilot.press("g")
         await pilot.pause()
         assert isinstance(pilot.app, LogApp)
         assert pilot.app.statuses[-1] == view.status
-        assert feed.dropped == 40
+        assert reader.dropped == 40
 
     run(view, check)
 
@@ -500,9 +518,9 @@ def test_every_binding_has_an_id() -> None:
 
 
 def test_rows_know_their_places(log: Path) -> None:
-    _, feed = view_of(log, "a", "b", "a", "b")
+    _, reader = view_of(log, "a", "b", "a", "b")
     rows = LogRows()
-    rows.update(feed)
+    rows.update(reader)
     rows.search("a")
     assert rows.matches == [1, 3]
     assert (rows.match_after(0), rows.match_after(1), rows.match_after(3)) == (1, 3, 1)

@@ -325,8 +325,12 @@ def test_the_memory_that_was_predicted_stands_beside_what_was_measured(
     run = stocked.run("tuned")
     with (run.attempt_dir(1) / "events.jsonl").open("ab") as file:
         for step in range(1, 5):
-            file.write(msgspec.json.encode({"seq": step, "time": 0.0, "kind": "memory", "step": step,
-                                            "metrics": {"rss": step * 1024.0**3 / 2}}) + b"\n")  # fmt: skip
+            file.write(
+                msgspec.json.encode(
+                    {"seq": step, "time": 0.0, "kind": "memory", "step": step, "metrics": {"rss": step * 1024.0**3 / 2}}
+                )
+                + b"\n"
+            )
 
     async def script(shown: Shown) -> None:
         await shown.shows("peak RSS 2.0 GiB; predicted 2.5 GiB")

@@ -11,8 +11,10 @@ pytestmark = pytest.mark.slow  # each starts the real command in a terminal: a s
 Open = Callable[..., Terminal]
 
 SGR = re.compile(r"\x1b\[([0-9;]*)m")
-BASIC = {str(code) for code in (*range(10), *range(21, 30), *range(30, 38), 39, *range(40, 48), 49, *range(90, 98),
-                                *range(100, 108))}  # fmt: skip
+BASIC = {
+    str(code)
+    for code in (*range(10), *range(21, 30), *range(30, 38), 39, *range(40, 48), 49, *range(90, 98), *range(100, 108))
+}
 COLOURS = {str(code) for code in (*range(30, 39), *range(40, 49), *range(90, 98), *range(100, 108))}
 
 SCREENS: dict[str, tuple[str, tuple[str, ...]]] = {

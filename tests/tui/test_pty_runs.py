@@ -163,10 +163,24 @@ def test_demo_opens_the_console_on_its_pipeline(terminal: Open, tmp_path: Path) 
 # what foreign text can do to a terminal
 
 TOUR = (
-    ("\r", "not red"), ("5", "nested"), ("5", "reward"), ("6", "first"), ("6", "nested"), ("d", "esc closes"),
-    ("\x1b", "nested"), ("a", "question"), ("j", "not red"), ("\x1b", "nested"), ("\x1b", "cause"), ("D", "go back"),
-    ("n", "cause"), ("?", "runs.open"), ("\x1b", "cause"), ("e", "has no key"), ("\x1b", "cause"),
-)  # fmt: skip
+    ("\r", "not red"),
+    ("5", "nested"),
+    ("5", "reward"),
+    ("6", "first"),
+    ("6", "nested"),
+    ("d", "esc closes"),
+    ("\x1b", "nested"),
+    ("a", "question"),
+    ("j", "not red"),
+    ("\x1b", "nested"),
+    ("\x1b", "cause"),
+    ("D", "go back"),
+    ("n", "cause"),
+    ("?", "runs.open"),
+    ("\x1b", "cause"),
+    ("e", "has no key"),
+    ("\x1b", "cause"),
+)
 """Keys, and what then stands there."""
 
 

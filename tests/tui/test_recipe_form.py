@@ -14,7 +14,7 @@ from textual.filter import Monochrome
 from textual.pilot import Pilot
 from textual.widgets import Input
 
-from stackllama_console.feeds.form import Form
+from stackllama_console.readers.form import Form
 from stackllama_console.sanitise import sanitise
 from stackllama_console.tui.widgets.form_list import FormList
 from stackllama_console.tui.widgets.recipe_form import RecipeForm

@@ -204,10 +204,13 @@ def test_a_pipeline_is_a_tree_that_folds(pipeline: Home) -> None:
 @pytest.mark.parametrize(
     ("key", "screen", "text"),
     [
-        ("enter", "MonitorScreen", "rollout 40"), ("n", "LaunchScreen", "model"), ("a", "SamplesScreen", "because 40"),
-        ("e", "LaunchScreen", "cloned from aligned"), ("t", "ChatScreen", "nothing that was saved yet"),
+        ("enter", "MonitorScreen", "rollout 40"),
+        ("n", "LaunchScreen", "model"),
+        ("a", "SamplesScreen", "because 40"),
+        ("e", "LaunchScreen", "cloned from aligned"),
+        ("t", "ChatScreen", "nothing that was saved yet"),
     ],
-)  # fmt: skip
+)
 def test_keys_lead_to_other_screens_and_escape_comes_back(stocked: Home, key: str, screen: str, text: str) -> None:
     async def script(shown: Shown) -> None:
         await _ready(shown)

@@ -7,7 +7,7 @@ import pytest
 from tests.cli.conftest import PAYLOADS
 from tests.tui.screens_kit import Driven, add_samples, drive, isolate, make_run
 
-from stackllama_console.feeds.samples import Sample
+from stackllama_console.readers.samples import Sample
 from stackllama_console.tui.screens.samples import SamplesScreen
 from stackllama_console.tui.widgets.row_list import RowList
 from stackllama_console.tui.widgets.sample_rows import facts

@@ -12,7 +12,7 @@ from stackllama_engine.contract.events import Event
 from ..sanitise import one_line
 from ..units import duration, number
 from .follow import Tail
-from .lines import chosen
+from .plain_lines import chosen
 
 
 class Bars:

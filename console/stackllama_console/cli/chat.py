@@ -5,11 +5,11 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from stackllama_engine.contract.chat import Delta, Done, Failure, Ready, Side
+from stackllama_engine.contract.chat_messages import Delta, Done, Failure, Ready, Side
 from stackllama_engine.contract.errors import ExitCode, StackllamaError
 from stackllama_engine.contract.run_dir import Home
 
-from ..feeds.chat import ChatProcess, Ended, start_chat
+from ..readers.generator import ChatProcess, Ended, start_chat
 from .output import paint, say, show_json
 from .runs import find
 

@@ -11,7 +11,7 @@ from stackllama_engine.contract.errors import ExitCode, StackllamaError, UsageEr
 from stackllama_engine.contract.run_dir import Home
 from stackllama_engine.contract.user_dirs import expanded
 
-from ..leaving import leave_at_once
+from ..early_exit import leave_at_once
 from ..sanitise import one_line
 from .output import PROGRAM
 
@@ -40,7 +40,7 @@ def find_target(home: Home, target: str) -> str | Path:
     if path.is_dir() and ("/" in target or not (home.runs_dir / target).is_dir()):
         if path.resolve().parent == home.runs_dir.resolve():  # a run's own directory, written out
             return find(home, path.resolve().name).id
-        from ..feeds.foreign import open_foreign
+        from ..readers.foreign import open_foreign
 
         open_foreign(path)  # says now, on the command line, when there is nothing to watch
         return path.resolve()

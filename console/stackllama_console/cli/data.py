@@ -27,7 +27,7 @@ def prepare(arguments: argparse.Namespace) -> int:
     """``data prepare POSTS.xml --out DIR``."""
     from stackllama_engine.data.prepare import prepare as prepare_dump
 
-    from .counter import counting
+    from .progress import counting
 
     with counting() as on_progress:
         report = prepare_dump(

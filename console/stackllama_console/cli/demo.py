@@ -14,9 +14,9 @@ from stackllama_engine.launch.reconcile import reconcile
 from .console import can_show, show_console
 from .finish import finish
 from .launch import seed_overrides
-from .outcome import say_outcome
 from .output import PROGRAM, say, say_notes
-from .words import split_words
+from .recipe_args import split_words
+from .run_status import say_outcome
 
 RECIPE = Path(stackllama_engine.__file__).parent / "demo_base" / "demo.yaml"
 

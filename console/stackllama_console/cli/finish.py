@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from stackllama_engine.contract.run_dir import Home, RunDir, State
 from stackllama_engine.contract.stages import Stage
 
-from .outcome import exit_code, facts
 from .output import say, show_json
+from .run_status import exit_code, facts
 
 
 def finish(home: Home, run: RunDir, state: State, *, as_json: bool, notes: Sequence[str] = ()) -> int:

@@ -20,8 +20,8 @@ from stackllama_engine.contract.run_dir import Home, RunDir, State
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch.reconcile import reconcile
 
-from .outcome import say_outcome
 from .output import PROGRAM, can_redraw, say
+from .run_status import say_outcome
 
 POLL = 0.2  # seconds between looks
 
@@ -208,7 +208,7 @@ def _in_foreground(terminal: int) -> bool:
 def choose_display(plain: bool) -> Display:
     """Bars where a person looks (stderr is a capable terminal), lines otherwise."""
     if plain or not can_redraw(sys.stderr):
-        from .lines import Lines
+        from .plain_lines import Lines
 
         return Lines()
     from .bars import Bars

@@ -16,9 +16,9 @@ from stackllama_engine.launch.data_check import data_notices
 from stackllama_engine.launch.uninterrupted import uninterrupted
 
 from .finish import finish
-from .outcome import facts
 from .output import PROGRAM, say, say_notes, show, show_json
-from .words import split_words
+from .recipe_args import split_words
+from .run_status import facts
 
 
 def launch(arguments: argparse.Namespace) -> int:
@@ -111,10 +111,12 @@ def dry_run(arguments: argparse.Namespace, stage: Stage, reading: Reading) -> in
     if arguments.json:
         show_json(
             {
-                "argv": plan.argv, "environment": plan.environment, "recipe": msgspec.to_builtins(plan.recipe),
+                "argv": plan.argv,
+                "environment": plan.environment,
+                "recipe": msgspec.to_builtins(plan.recipe),
                 "notes": [*reading.notes, *plan.notices],
             }
-        )  # fmt: skip
+        )
         return ExitCode.DONE
     show(f"# {_command(plan.argv, plan.environment)}")
     for notice in plan.notices:

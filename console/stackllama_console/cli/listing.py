@@ -14,12 +14,12 @@ from stackllama_engine.launch.leftovers import leftovers
 from stackllama_engine.launch.reconcile import reconcile
 from stackllama_engine.launch.repair import stage_of
 
-from ..elsewhere import as_facts, in_words
 from ..readings import Reading, read_run
+from ..remote_runs import as_facts, in_words
 from ..sanitise import one_line
 from ..units import age, number
-from .outcome import COLOURS, DAMAGED
 from .output import PROGRAM, say, show_json, show_table, width
+from .run_status import COLOURS, DAMAGED
 
 _OTHER_COLUMNS = 54  # stage to last metric, with the blanks between
 
@@ -137,9 +137,16 @@ def _current_child(reading: Reading) -> str:
 def _listed(reading: Reading) -> dict[str, Any]:
     metric = reading.last_metric
     return {
-        "run": reading.id, "stage": reading.stage, "state": reading.state.phase, "step": reading.history.step,
-        "total_steps": reading.history.total_steps, "age": reading.age, "attempt": reading.state.attempt,
-        "exit_code": reading.state.exit_code, "cause": reading.state.cause,
-        "elsewhere": as_facts(reading.elsewhere), "at": reading.history.at,
+        "run": reading.id,
+        "stage": reading.stage,
+        "state": reading.state.phase,
+        "step": reading.history.step,
+        "total_steps": reading.history.total_steps,
+        "age": reading.age,
+        "attempt": reading.state.attempt,
+        "exit_code": reading.state.exit_code,
+        "cause": reading.state.cause,
+        "elsewhere": as_facts(reading.elsewhere),
+        "at": reading.history.at,
         "last_metric": {"name": metric[0], "value": metric[1]} if metric else None,
-    }  # fmt: skip
+    }

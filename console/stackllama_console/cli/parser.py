@@ -265,7 +265,7 @@ def _add_runs(commands: _Commands) -> None:
     for parser in (stop, resume, repair):
         parser.add_argument("run", metavar="RUN", help="run id")
     for name, text in _ASKS.items():
-        asked = _leaf(runs, name, text, "ask:ask", json=True)
+        asked = _leaf(runs, name, text, "requests:ask", json=True)
         asked.set_defaults(ask=name)
         asked.add_argument("run", metavar="RUN", help="run id; of a pipeline, its stage at work")
         if name == "set":

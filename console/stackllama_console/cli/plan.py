@@ -19,15 +19,15 @@ from stackllama_engine.contract.run_dir import Home
 from stackllama_engine.contract.stages import TRAINING_STAGES, Stage
 from stackllama_engine.launch.sections import stage_recipe
 
-from ..feeds.plan import Place, Plan, make_plan
+from ..readers.memory_plan import Place, Plan, make_plan
 from ..units import size
 from .output import paint, say, say_notes, show, show_fields, show_json, show_table
-from .words import split_words
+from .recipe_args import split_words
 
 if TYPE_CHECKING:
     from stackllama_engine.budget.calibration import Calibration
 
-    from ..feeds.plan_trace import Compared
+    from ..readers.plan_trace import Compared
 
 _VERDICTS = {
     "yes": ("it fits", "green"),
@@ -95,7 +95,7 @@ def as_document(made: Plan, place: Place) -> dict[str, Any]:
         "model": {"name": arch.name, "type": arch.model_type, "parameters": arch.parameters},
         "place": msgspec.to_builtins(place),
         "shard": msgspec.to_builtins(made.shard),
-    }  # fmt: skip
+    }
     return document | dict.fromkeys(_FIGURES) if found.unknown else document
 
 
@@ -165,7 +165,7 @@ def _calibration(home: Home) -> "Calibration | None":
 
 
 def _trace(home: Home, recipe: EstimatedRecipe) -> "Compared":
-    from ..feeds.plan_trace import compare
+    from ..readers.plan_trace import compare
 
     return compare(home, recipe)
 

@@ -19,10 +19,14 @@ def convert(arguments: argparse.Namespace) -> int:
     if arguments.json:
         show_json(
             {
-                "source": made.source, "stage": made.stage, "recipe": made.values, "left_out": made.left_out,
-                "defaults": made.defaults, "out": str(arguments.out.absolute()) if arguments.out else None,
+                "source": made.source,
+                "stage": made.stage,
+                "recipe": made.values,
+                "left_out": made.left_out,
+                "defaults": made.defaults,
+                "out": str(arguments.out.absolute()) if arguments.out else None,
             }
-        )  # fmt: skip
+        )
     elif not arguments.out:
         show(made.text.rstrip("\n"))
     _narrate(arguments, made)

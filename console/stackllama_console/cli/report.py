@@ -10,12 +10,12 @@ from stackllama_engine.contract.run_dir import Home, RunDir, State
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch.children import CHILDREN, child_id
 
-from ..evaluation import conditions, temperature_of
+from ..eval_summary import conditions, temperature_of
 from ..readings import mappings, read_result
 from ..sanitise import sanitise
 from ..units import duration
-from . import outcome
-from .comparison import comparison_lines
+from . import run_status
+from .base_comparison import comparison_lines
 from .output import paint, show
 
 Facts = dict[str, Any]
@@ -29,7 +29,7 @@ def pipeline_facts(home: Home, run: RunDir, state: State) -> Facts:
 
     Children that were never begun are left out.
     """
-    found = outcome.facts(run, state)
+    found = run_status.facts(run, state)
     for child in CHILDREN:
         try:
             directory = home.run(child_id(run.id, child.suffix))
@@ -37,7 +37,7 @@ def pipeline_facts(home: Home, run: RunDir, state: State) -> Facts:
         except UsageError:
             continue
         result = read_result(directory)[0]
-        known = {"run": directory.id, "state": child_state.phase, "seconds": outcome.seconds(child_state)}
+        known = {"run": directory.id, "state": child_state.phase, "seconds": run_status.seconds(child_state)}
         if child_state.stage is Stage.PPO and (temperature := temperature_of(directory)) is not None:
             result = {"temperature": temperature} | result
         found[child.suffix] = result | known

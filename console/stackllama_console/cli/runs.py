@@ -1,6 +1,6 @@
 """``runs``: show, logs, watch, stop, resume, rm. Whoever looks at a run reconciles it.
 
-``ls`` is in :mod:`.listing`; what is asked of a run that goes on, in :mod:`.ask`.
+``ls`` is in :mod:`.listing`; what is asked of a run that goes on, in :mod:`.requests`.
 """
 
 import argparse
@@ -9,25 +9,25 @@ import sys
 import time
 from collections.abc import Iterator
 
+from stackllama_engine.contract.disk_space import is_full
 from stackllama_engine.contract.errors import DamagedError, ExitCode, RefusedError, UnconfirmedError, UsageError
 from stackllama_engine.contract.resuming import check_resume
-from stackllama_engine.contract.room import is_full
 from stackllama_engine.contract.run_dir import Home, RunDir, State, check_run_id, kind_of
 from stackllama_engine.contract.run_files import why_unreadable
 from stackllama_engine.launch.children import CHILDREN, child_id
 from stackllama_engine.launch.function_hash import unrecorded_notice
-from stackllama_engine.launch.owners import check_run
+from stackllama_engine.launch.ownership import check_run
 from stackllama_engine.launch.reconcile import reconcile
-from stackllama_engine.launch.whereabouts import Silence, elsewhere, elsewhere_of_damaged, gone_command
+from stackllama_engine.launch.run_location import Silence, elsewhere, elsewhere_of_damaged, gone_command
 
-from ..elsewhere import elsewhere_text, in_words
-from ..feeds.line_follower import LineFollower
 from ..pipelines import newest, still_running
+from ..readers.line_follower import LineFollower
 from ..readings import last_log_lines
+from ..remote_runs import elsewhere_text, in_words
 from ..sanitise import log_line, one_line
 from .finish import finish
-from .outcome import facts, say_next
 from .output import PROGRAM, say, show, show_json
+from .run_status import facts, say_next
 
 
 def find(home: Home, run_id: str | None) -> RunDir:

@@ -16,8 +16,7 @@ from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch.repair import stage_of
 from stackllama_engine.launch.slurm_queue import job_of
 
-from ..elsewhere import elsewhere_text
-from ..evaluation import conditions, temperature_of
+from ..eval_summary import conditions, temperature_of
 from ..pipelines import still_running
 from ..readings import (
     checkpoint_steps,
@@ -27,12 +26,13 @@ from ..readings import (
     read_result,
     recipe_differences,
 )
+from ..remote_runs import elsewhere_text
 from ..sanitise import log_line, one_line, sanitise
 from ..units import cut, duration, number
-from .comparison import comparison_lines
-from .outcome import COLOURS, DAMAGED, facts, next_steps, seconds
+from .base_comparison import comparison_lines
 from .output import PROGRAM, paint, show, show_fields, show_json, width
 from .report import measures, pipeline_facts, table
+from .run_status import COLOURS, DAMAGED, facts, next_steps, seconds
 
 _METRICS = 12
 _TOLD = frozenset({"stage", "path", "loss_first", "loss_last", "eval_loss", "temperature", "questions"})
@@ -218,11 +218,21 @@ def _section(title: str, lines: list[str]) -> None:
 def _document(run: RunDir, state: State, history: History, bad_lines: int, recipe: dict[str, Any]) -> dict[str, Any]:
     launch = read_launch(run)[0]
     return facts(run, state) | {
-        "created": state.created, "step": history.step, "total_steps": history.total_steps, "at": history.at,
-        "first": history.first, "last": history.last, "memory": history.memory,
-        "memory_by_phase": history.memory_by_phase, "remarks": history.health,
-        "checkpoints": checkpoint_steps(run), "recipe_differences": recipe, "result": read_result(run)[0],
-        "last_lines": state.last_lines, "unreadable_event_lines": bad_lines, "next": next_steps(run, state),
+        "created": state.created,
+        "step": history.step,
+        "total_steps": history.total_steps,
+        "at": history.at,
+        "first": history.first,
+        "last": history.last,
+        "memory": history.memory,
+        "memory_by_phase": history.memory_by_phase,
+        "remarks": history.health,
+        "checkpoints": checkpoint_steps(run),
+        "recipe_differences": recipe,
+        "result": read_result(run)[0],
+        "last_lines": state.last_lines,
+        "unreadable_event_lines": bad_lines,
+        "next": next_steps(run, state),
         "launch": to_builtins(launch) if launch else None,
         "slurm_job": _slurm_job(run),
-    }  # fmt: skip
+    }

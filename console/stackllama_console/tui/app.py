@@ -13,15 +13,15 @@ from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
 
-from stackllama_engine.contract.files import make_private_dir, write_whole
+from stackllama_engine.contract.atomic_files import make_private_dir, write_whole
 from stackllama_engine.contract.run_dir import Home
 
 from ..paths import copy_file, keymap_file, screenshots_dir
 from ..sanitise import one_line, sanitise
 from ..settings import load_settings, save_settings
-from .colourless import Colourless
 from .driver import GuardedDriver
 from .frames import Frames
+from .no_color import Colourless
 from .themes import DEFAULT, load_themes
 
 

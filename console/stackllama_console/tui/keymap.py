@@ -16,8 +16,8 @@ from typing import Any, cast
 from msgspec import Struct
 from textual.binding import Binding, BindingType
 
-from stackllama_engine.contract.people_files import read_text
-from stackllama_engine.contract.people_yaml import load_yaml
+from stackllama_engine.contract.user_files import read_text
+from stackllama_engine.contract.user_yaml import load_yaml
 
 from ..sanitise import one_line
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from stackllama_engine.contract.errors import DamagedError, StackllamaError, UnconfirmedError
 from stackllama_engine.contract.requests import Ask
 from stackllama_engine.contract.run_dir import ENDED, Home, RunDir, State
-from stackllama_engine.launch.owners import check_run
+from stackllama_engine.launch.ownership import check_run
 from stackllama_engine.launch.reconcile import ask, check_change, reconcile
 
 from ..sanitise import one_line

@@ -14,8 +14,8 @@ from textual.color import Color, ColorParseError
 from textual.theme import Theme
 
 import stackllama_console
-from stackllama_engine.contract.people_files import read_text
-from stackllama_engine.contract.people_yaml import load_yaml
+from stackllama_engine.contract.user_files import read_text
+from stackllama_engine.contract.user_yaml import load_yaml
 
 from ..paths import themes_dir
 from ..sanitise import one_line
@@ -97,8 +97,17 @@ def read_theme(file: Path) -> Theme:
 
 
 _COLOURS = (
-    "primary", "secondary", "accent", "success", "warning", "error", "foreground", "background", "surface", "panel",
-)  # fmt: skip
+    "primary",
+    "secondary",
+    "accent",
+    "success",
+    "warning",
+    "error",
+    "foreground",
+    "background",
+    "surface",
+    "panel",
+)
 
 
 def _check(file: Path, key: str, value: str, ansi: bool) -> None:

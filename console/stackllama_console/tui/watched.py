@@ -13,14 +13,14 @@ from stackllama_engine.contract.errors import StackllamaError, UsageError
 from stackllama_engine.contract.run_dir import Home, RunDir, State
 from stackllama_engine.contract.stages import Stage
 
-from ..evaluation import conditions_of
-from ..feeds.foreign import open_foreign
-from ..feeds.logs import LogFeed
-from ..feeds.machine import Machine, is_local
-from ..feeds.pipeline_feed import PipelineFeed
-from ..feeds.protocol import Feed
-from ..feeds.run_feed import RunFeed
-from ..feeds.samples import SamplesFile
+from ..eval_summary import conditions_of
+from ..readers.foreign import open_foreign
+from ..readers.logs import LogReader
+from ..readers.machine import Machine, is_local
+from ..readers.pipeline_reader import PipelineReader
+from ..readers.protocol import Reader
+from ..readers.run_reader import RunReader
+from ..readers.samples import SamplesFile
 from ..sanitise import one_line
 
 _MACHINE_SECONDS = 2.0
@@ -31,7 +31,7 @@ class News(Struct, frozen=True, kw_only=True):
     """What a look found."""
 
     run: bool
-    log: LogFeed | None = None
+    log: LogReader | None = None
     """The log, when it has new lines or is another one."""
     machine: str = ""
 
@@ -40,7 +40,7 @@ class Watched:
     """One thing to look at, and what goes with it.
 
     Args:
-        source: the feed; of a pipeline its own, which holds the feed of the child shown.
+        source: the reader; of a pipeline its own, which holds the reader of the child shown.
         run: the run directory; None for another trainer's.
         log: a log of another trainer, if there is one; ours are found by attempt.
     """
@@ -48,7 +48,7 @@ class Watched:
     def __init__(self, source: Any, run: RunDir | None, log: Path | None = None) -> None:
         self.source = source
         self.run = run
-        self.pipeline: PipelineFeed | None = source if isinstance(source, PipelineFeed) else None
+        self.pipeline: PipelineReader | None = source if isinstance(source, PipelineReader) else None
         self.newest_samples: list[dict[str, Any]] = []
         self.result: list[str] = []
         """What came out of a pipeline, or of a stage without curves, in lines."""
@@ -57,7 +57,7 @@ class Watched:
         """How the held-out prompts were answered, where the figures of that are shown."""
         self.note = ""
         self._foreign_log = log
-        self._log: LogFeed | None = None
+        self._log: LogReader | None = None
         self._log_of: object = None
         self._samples: SamplesFile | None = None
         self._samples_of: object = None
@@ -70,7 +70,7 @@ class Watched:
         self._looked = False
 
     @property
-    def feed(self) -> Feed:
+    def reader(self) -> Reader:
         """What is drawn: of a pipeline the child shown."""
         return (self.pipeline.shown or self.pipeline) if self.pipeline else self.source
 
@@ -88,8 +88,8 @@ class Watched:
 
     def look(self) -> News | None:
         """Read what is new; None where nothing is."""
-        shown = self.feed
-        changed = self.source.poll() or not self._looked or shown is not self.feed
+        shown = self.reader
+        changed = self.source.poll() or not self._looked or shown is not self.reader
         self._looked = True
         self._predict()
         if changed:
@@ -112,7 +112,9 @@ class Watched:
     @property
     def shows_result(self) -> bool:
         """Whether there is a result to show in the place of curves: of a finished pipeline until a stage is chosen."""
-        return bool(self.result) and (not self.feed.series or (self.pipeline is not None and not self.pipeline.chosen))
+        return bool(self.result) and (
+            not self.reader.series or (self.pipeline is not None and not self.pipeline.chosen)
+        )
 
     def _read_result(self) -> list[str]:
         run, state = self.run, self.state
@@ -122,22 +124,22 @@ class Watched:
             facts = pipeline_facts(Home(run.path.parents[1]), run, state)
             return [*table(facts), "", *sample_lines(facts)]
         shown = self.shown_run
-        if shown is None or self.feed.series:
+        if shown is None or self.reader.series:
             return []
         from ..cli.show import result_lines
 
-        return result_lines(shown, self.feed.stage or Stage.MERGE)
+        return result_lines(shown, self.reader.stage or Stage.MERGE)
 
     def _read_evaluation(self) -> str:
-        run, state = self.shown_run, getattr(self.feed, "state", None)
-        if run is None or self.feed.stage is not Stage.PPO or "eval/mean_reward" not in self.feed.history.last:
+        run, state = self.shown_run, getattr(self.reader, "state", None)
+        if run is None or self.reader.stage is not Stage.PPO or "eval/mean_reward" not in self.reader.history.last:
             return ""
         if self._evaluation_of != (run.id, state):
             self._evaluation_of = run.id, state
             self._evaluation = one_line(conditions_of(run))
         return self._evaluation
 
-    def _read_log(self) -> LogFeed | None:
+    def _read_log(self) -> LogReader | None:
         run = self.shown_run
         key = run.id if run else self._foreign_log
         if key is None:
@@ -145,7 +147,7 @@ class Watched:
         fresh = key != self._log_of
         if fresh:
             self._log_of = key
-            self._log = LogFeed(run or self._foreign_log or Path())
+            self._log = LogReader(run or self._foreign_log or Path())
         assert self._log is not None
         before = self._log.version
         self._log.poll()
@@ -167,7 +169,7 @@ class Watched:
 
     def _read_machine(self) -> bool:
         """The machine's figures, while the run is alive on this machine."""
-        run, state = self.shown_run, getattr(self.feed, "state", None)
+        run, state = self.shown_run, getattr(self.reader, "state", None)
         alive = run is not None and state is not None and not state.has_ended
         if not alive or time.monotonic() - self._machine_at < _MACHINE_SECONDS:
             gone = not alive and bool(self._machine_text)
@@ -198,7 +200,7 @@ def watch_run(home: Home, run_id: str) -> Watched:
     """
     run = home.run(run_id)
     pipeline = run.read_state().stage is Stage.PIPELINE
-    return Watched(PipelineFeed(run) if pipeline else RunFeed(run), run)
+    return Watched(PipelineReader(run) if pipeline else RunReader(run), run)
 
 
 def watch_directory(path: Path) -> Watched:
@@ -207,8 +209,8 @@ def watch_directory(path: Path) -> Watched:
     Raises:
         UsageError: nothing in it that can be watched.
     """
-    feed = open_foreign(path)
-    watched = Watched(feed, None, getattr(feed, "log_file", None))
+    reader = open_foreign(path)
+    watched = Watched(reader, None, getattr(reader, "log_file", None))
     watched.note = "read-only: another trainer's directory"
     return watched
 

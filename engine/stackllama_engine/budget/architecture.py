@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Struct
 
 from ..contract.errors import UsageError
-from ..contract.people_files import UnsuitableFileError, any_object
+from ..contract.user_files import UnsuitableFileError, any_object
 from . import gguf, safetensors
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}

@@ -25,10 +25,10 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Struct
 
-from ..contract.files import open_private, write_whole
-from ..contract.people_files import open_file
+from ..contract.atomic_files import open_private, write_whole
 from ..contract.recipe import MergeRecipe
 from ..contract.run_lock import try_flock
+from ..contract.user_files import open_file
 from . import device
 from .estimate import Estimate, EstimatedRecipe
 

@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from ..contract.errors import UsageError
 from ..contract.recipe import MergeRecipe, PPORecipe, RewardRecipe, SFTRecipe, TrainRecipe
-from . import adapter, device, head, least, merging, optimizer, sampling, sharding, training, weights
+from . import adapter, device, inference, least, lm_head, merging, optimizer, sharding, training, weights
 from .activations import Attention, LayerMode
 from .architecture import DTYPE_BYTES, Architecture
 from .parts import Component, PhaseEstimate
@@ -187,7 +187,7 @@ def _ppo(
         judge = (reward, _mode(recipe, reward, own, masked=True, length=length, on_gpu=on_gpu))
         reward_bytes = weights.base(reward, own, head=False)
     record = recipe.local_batch_size * (4 * _RECORD * response + 16 * length)
-    standing = sampling.Standing(
+    standing = inference.Standing(
         base_weights=weights.base(arch, precision),
         adapter=_ADAPTER * (trained + reference),
         reward_model=reward_bytes,
@@ -199,7 +199,7 @@ def _ppo(
     rows = min(asked, max(recipe.local_batch_size, asked if held_out is None else held_out))
     size = recipe.per_device_train_batch_size
     kept_by_autocast = precision.native == 4 and not precision.quant and not recipe.gradient_checkpointing
-    narrowed = 0 if kept_by_autocast else head.narrowed(arch, precision)  # which then is among the layers' copies
+    narrowed = 0 if kept_by_autocast else lm_head.narrowed(arch, precision)  # which then is among the layers' copies
     work = training.Workload(
         arch=arch,
         mode=mode,
@@ -212,7 +212,7 @@ def _ppo(
         optimizer=kind,
         summed=True,
         accumulates=recipe.gradient_accumulation_steps > 1,
-        head_bytes=head.update(arch, precision, size * response, directions=2 if recipe.ent_coef else 1)
+        head_bytes=lm_head.update(arch, precision, size * response, directions=2 if recipe.ent_coef else 1)
         + size * length * precision.residual * arch.hidden
         + narrowed,
         on_gpu=on_gpu,
@@ -224,10 +224,10 @@ def _ppo(
     update = max(moments, key=lambda moment: moment.bytes)
     more = [Component("reward model", reward_bytes)] if reward_bytes else []
     more.append(Component("rollout record", record))
-    own = sampling.rollout(arch, mode, standing, rows, prompt, response)
+    own = inference.rollout(arch, mode, standing, rows, prompt, response)
     return [
-        own if share is None else sampling.vllm_rollout(standing, share),
-        sampling.score(arch, mode, standing, rows, length, response, judge),
+        own if share is None else inference.vllm_rollout(standing, share),
+        inference.score(arch, mode, standing, rows, length, response, judge),
         PhaseEstimate("update", (*update.components, *more)),
     ]
 

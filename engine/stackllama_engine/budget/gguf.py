@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 from msgspec import Struct
 
 from ..contract.errors import UsageError
-from ..contract.people_files import open_file
+from ..contract.user_files import open_file
 
 _MOST_HEADER = 256 << 20
 _MOST_STRING = 1 << 20
@@ -27,10 +27,21 @@ _KEPT = 512
 """Longest array of numbers that is kept: some models give one figure a layer."""
 
 _MODEL_TYPES = {
-    "llama": "llama", "mistral": "mistral", "qwen2": "qwen2", "qwen3": "qwen3", "gemma": "gemma", "gemma2": "gemma2",
-    "gemma3": "gemma3_text", "phi2": "phi", "phi3": "phi3", "gptneox": "gpt_neox", "gpt2": "gpt2",
-    "stablelm": "stablelm", "qwen2moe": "qwen2_moe", "qwen3moe": "qwen3_moe",
-}  # fmt: skip
+    "llama": "llama",
+    "mistral": "mistral",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "gemma": "gemma",
+    "gemma2": "gemma2",
+    "gemma3": "gemma3_text",
+    "phi2": "phi",
+    "phi3": "phi3",
+    "gptneox": "gpt_neox",
+    "gpt2": "gpt2",
+    "stablelm": "stablelm",
+    "qwen2moe": "qwen2_moe",
+    "qwen3moe": "qwen3_moe",
+}
 _LENGTH = "length of "
 
 
@@ -111,16 +122,17 @@ def as_config(header: Header, path: Path) -> dict[str, Any]:
         "num_attention_heads": value("attention.head_count"),
         "num_key_value_heads": value("attention.head_count_kv"),
         "head_dim": value("attention.key_length"),
-        "intermediate_size": value("feed_forward_length"),
+        "intermediate_size": value("reader_forward_length"),
         "max_position_embeddings": value("context_length"),
-        "vocab_size": value("vocab_size") or (embedding[1] if len(embedding) == 2 else None)
+        "vocab_size": value("vocab_size")
+        or (embedding[1] if len(embedding) == 2 else None)
         or facts.get(f"{_LENGTH}tokenizer.ggml.tokens"),
         "num_experts": value("expert_count"),
         "num_experts_per_tok": value("expert_used_count"),
         "moe_intermediate_size": value("expert_feed_forward_length"),
         "tie_word_embeddings": "output.weight" not in header.tensors,
         "attention_bias": "blk.0.attn_q.bias" in header.tensors,
-    }  # fmt: skip
+    }
     return {key: found for key, found in config.items() if found is not None}
 
 

@@ -10,18 +10,40 @@ from typing import Any, cast
 
 TYPES = frozenset(
     {
-        "llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe", "gemma", "gemma2", "gemma3_text", "stablelm",
-        "olmo", "granite", "smollm3", "phi", "phi3", "gpt_neox", "gpt2",
+        "llama",
+        "mistral",
+        "mixtral",
+        "qwen2",
+        "qwen3",
+        "qwen3_moe",
+        "gemma",
+        "gemma2",
+        "gemma3_text",
+        "stablelm",
+        "olmo",
+        "granite",
+        "smollm3",
+        "phi",
+        "phi3",
+        "gpt_neox",
+        "gpt2",
     }
-)  # fmt: skip
+)
 """Model types that are counted exactly."""
 
 _SIZES = frozenset(
     {
-        "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
-        "intermediate_size", "vocab_size", "max_position_embeddings", "tie_word_embeddings",
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+        "intermediate_size",
+        "vocab_size",
+        "max_position_embeddings",
+        "tie_word_embeddings",
     }
-)  # fmt: skip
+)
 _MOE_SIZES = frozenset({"num_experts", "num_local_experts", "num_experts_per_tok"})
 _OWN: dict[str, frozenset[str]] = {
     "llama": frozenset({"attention_bias", "mlp_bias"}),
@@ -42,17 +64,55 @@ _OWN: dict[str, frozenset[str]] = {
 """Further keys that are counted, by model type."""
 _NO_SIZE = frozenset(
     {
-        "architectures", "attn_logit_softcapping", "auto_map", "chunk_size_feed_forward", "do_sample",
-        "embedding_multiplier", "final_logit_softcapping", "hidden_dropout", "attention_dropout", "id2label",
-        "label2id", "logits_scaling", "max_length", "max_sequence_length", "max_window_layers", "min_length", "n_ctx",
-        "no_rope_layer_interval", "no_rope_layers", "norm_topk_prob", "num_beams", "num_labels",
-        "original_max_position_embeddings", "output_attentions", "output_hidden_states", "output_router_logits",
-        "pretraining_tp", "quantization_config", "query_pre_attn_scalar", "return_dict", "rope_local_base_freq",
-        "rope_parameters", "rope_scaling", "rope_theta", "rotary_emb_base", "scale_attn_weights", "sliding_window",
-        "sliding_window_pattern", "summary_proj_to_labels", "summary_use_proj", "task_specific_params", "top_k",
-        "torchscript", "use_bidirectional_attention", "use_cache", "use_parallel_residual", "use_sliding_window",
+        "architectures",
+        "attn_logit_softcapping",
+        "auto_map",
+        "chunk_size_feed_forward",
+        "do_sample",
+        "embedding_multiplier",
+        "final_logit_softcapping",
+        "hidden_dropout",
+        "attention_dropout",
+        "id2label",
+        "label2id",
+        "logits_scaling",
+        "max_length",
+        "max_sequence_length",
+        "max_window_layers",
+        "min_length",
+        "n_ctx",
+        "no_rope_layer_interval",
+        "no_rope_layers",
+        "norm_topk_prob",
+        "num_beams",
+        "num_labels",
+        "original_max_position_embeddings",
+        "output_attentions",
+        "output_hidden_states",
+        "output_router_logits",
+        "pretraining_tp",
+        "quantization_config",
+        "query_pre_attn_scalar",
+        "return_dict",
+        "rope_local_base_freq",
+        "rope_parameters",
+        "rope_scaling",
+        "rope_theta",
+        "rotary_emb_base",
+        "scale_attn_weights",
+        "sliding_window",
+        "sliding_window_pattern",
+        "summary_proj_to_labels",
+        "summary_use_proj",
+        "task_specific_params",
+        "top_k",
+        "torchscript",
+        "use_bidirectional_attention",
+        "use_cache",
+        "use_parallel_residual",
+        "use_sliding_window",
     }
-)  # fmt: skip
+)
 """Keys that add no parameter, whatever they say."""
 _NEUTRAL: dict[str, tuple[Any, ...]] = {"decoder_sparse_step": (1,), "text_config": ()}
 _LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})

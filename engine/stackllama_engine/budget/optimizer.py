@@ -73,9 +73,12 @@ def states(trained: Iterable[Trained], width: int, kind: Optimizer) -> int:
         kind: of optimizer.
     """
     by_kind: dict[Optimizer, Callable[[Trained], int]] = {
-        "adamw8bit": adamw_8bit, "paged8bit": paged_8bit, "paged32bit": paged_32bit, "adafactor": adafactor,
+        "adamw8bit": adamw_8bit,
+        "paged8bit": paged_8bit,
+        "paged32bit": paged_32bit,
+        "adafactor": adafactor,
         "none": nothing,
-    }  # fmt: skip
+    }
     one_tensor = by_kind.get(kind)
     if one_tensor is None:
         return sum(adamw(one, width) * one.count for one in trained)

@@ -6,7 +6,7 @@ No stage of the engine trains this way; the formula stands beside the trace of s
 
 import msgspec
 
-from . import activations, head, training
+from . import activations, lm_head, training
 from .parts import PhaseEstimate, phase
 
 
@@ -30,6 +30,6 @@ def reference(work: training.Workload) -> int:
     precision = work.mode.precision
     plain = msgspec.structs.replace(work.mode, targets=(), rank=0)
     layer = activations.forward_transient(work.arch, plain, work.tokens)
-    rows, columns = min(work.tokens, head.TILE_TOKENS), min(work.arch.vocab, head.TILE_VOCABULARY)
+    rows, columns = min(work.tokens, lm_head.TILE_TOKENS), min(work.arch.vocab, lm_head.TILE_VOCABULARY)
     tile = precision.head * rows * columns + work.tokens * precision.residual * work.arch.hidden
     return max(layer, tile)

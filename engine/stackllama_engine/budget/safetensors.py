@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from ..contract.errors import UsageError
-from ..contract.people_files import UnsuitableFileError, any_object, open_file
+from ..contract.user_files import UnsuitableFileError, any_object, open_file
 
 INDEX = "model.safetensors.index.json"
 _MOST_HEADER = 32 << 20

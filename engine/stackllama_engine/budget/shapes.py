@@ -44,10 +44,19 @@ _DEFAULTS = {
 }
 """Of transformers' configuration classes, where they differ from what other sizes give."""
 _MOST = {
-    "hidden_size": 1 << 20, "num_hidden_layers": 4096, "num_attention_heads": 1 << 14, "num_key_value_heads": 1 << 14,
-    "head_dim": 1 << 14, "intermediate_size": 1 << 22, "vocab_size": 1 << 26, "max_position_embeddings": 1 << 32,
-    "num_experts": 4096, "num_local_experts": 4096, "num_experts_per_tok": 4096, "moe_intermediate_size": 1 << 22,
-}  # fmt: skip
+    "hidden_size": 1 << 20,
+    "num_hidden_layers": 4096,
+    "num_attention_heads": 1 << 14,
+    "num_key_value_heads": 1 << 14,
+    "head_dim": 1 << 14,
+    "intermediate_size": 1 << 22,
+    "vocab_size": 1 << 26,
+    "max_position_embeddings": 1 << 32,
+    "num_experts": 4096,
+    "num_local_experts": 4096,
+    "num_experts_per_tok": 4096,
+    "moe_intermediate_size": 1 << 22,
+}
 
 
 class Sizes(Struct, frozen=True, kw_only=True):

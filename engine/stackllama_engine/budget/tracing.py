@@ -58,8 +58,12 @@ def ask(request: Request, *, timeout: float = TIMEOUT) -> Trace:
     try:
         done = subprocess.run(
             [sys.executable, "-W", "ignore", "-m", _MODULE],
-            input=msgspec.json.encode(request), capture_output=True, timeout=timeout, env=environment, check=False,
-        )  # fmt: skip
+            input=msgspec.json.encode(request),
+            capture_output=True,
+            timeout=timeout,
+            env=environment,
+            check=False,
+        )
     except subprocess.TimeoutExpired:
         raise UsageError(f"The trace was given up after {timeout:g} s; the formula's figures stand alone.") from None
     if done.returncode:

@@ -8,10 +8,10 @@ from typing import Literal
 
 from msgspec import Struct
 
-from . import activations, adapter, head, optimizer, weights
+from . import activations, adapter, lm_head, optimizer, weights
 from .activations import LayerMode
 from .architecture import Architecture
-from .head import Head
+from .lm_head import Head
 from .optimizer import Optimizer, Trained
 from .parts import PhaseEstimate, phase
 
@@ -41,7 +41,7 @@ class Workload(Struct, frozen=True, kw_only=True):
     """Gradients of earlier micro-batches lie there during the forward pass."""
     head: Head = "plain"
     head_bytes: int | None = None
-    """What head and loss take, where no :mod:`.head` fits."""
+    """What head and loss take, where no :mod:`.lm_head` fits."""
     keeps_outputs: bool = False
     ddp: bool = False
     """A second copy of the gradients, in DDP's buckets."""
@@ -113,13 +113,13 @@ def phases(work: Workload) -> list[PhaseEstimate]:
     }
     embedding = arch.embedding * work.width if full else 0
     if work.head_bytes is None:
-        logits = head.loss(
+        logits = lm_head.loss(
             work.head, arch, work.mode.precision, work.tokens, on_gpu=work.on_gpu, kept=work.keeps_outputs
         )
-        backward = head.logit_gradients(work.head, arch.vocab, work.tokens, work.mode.precision.head)
+        backward = lm_head.logit_gradients(work.head, arch.vocab, work.tokens, work.mode.precision.head)
     else:
         logits, backward = work.head_bytes, 0
-    at_loss, at_head = head.gradients(work.head, arch.embedding, work.width) if full else (0, 0)
+    at_loss, at_head = lm_head.gradients(work.head, arch.embedding, work.width) if full else (0, 0)
     kept, again, outside = kept_by_layers(work), one_layer(work), outside_layers(work)
     casts, one_cast = cast_weights(work)
     later = one_cast if again else casts
@@ -136,24 +136,62 @@ def phases(work: Workload) -> list[PhaseEstimate]:
     # an untied embedding's gradient comes last of all, those of the first layer just before it
     inner = gradients - (arch.layer_linear * work.width - down + (0 if arch.tied else embedding) if full else 0)
     return [
-        phase("last layer's forward", **fixed, gradients=early, activations=kept,
-              temporaries=(0 if again else forward) + casts),
-        phase("loss", **fixed, gradients=early, activations=kept + outside, logits=logits,
-              temporaries=at_loss + casts),
-        phase("head's backward", **fixed, gradients=early, activations=kept + outside, temporaries=at_head + casts,
-              logits=outputs + backward),
-        phase("final norm's backward", **fixed, gradients=max(early, embedding), activations=kept + outside,
-              logits=outputs, temporaries=work.tokens * activations.norm_backward(arch, work.mode) + casts),
-        phase("last layer's backward", **fixed, gradients=max(early, embedding + down), activations=kept + again,
-              logits=outputs, temporaries=transient + later + (down if work.accumulates else 0)),
-        phase("first layer's backward", **fixed, gradients=max(early, inner), activations=first, logits=outputs,
-              temporaries=transient + one_cast),
-        phase("embedding's backward", **fixed, gradients=gradients, logits=outputs,
-              activations=work.tokens * work.mode.precision.residual * arch.hidden,
-              temporaries=embedding if arch.tied or work.accumulates else 0),
-        phase("optimizer step", **fixed, gradients=gradients, logits=outputs,
-              temporaries=max(step, gradients if work.summed else 0)),
-    ]  # fmt: skip
+        phase(
+            "last layer's forward",
+            **fixed,
+            gradients=early,
+            activations=kept,
+            temporaries=(0 if again else forward) + casts,
+        ),
+        phase("loss", **fixed, gradients=early, activations=kept + outside, logits=logits, temporaries=at_loss + casts),
+        phase(
+            "head's backward",
+            **fixed,
+            gradients=early,
+            activations=kept + outside,
+            temporaries=at_head + casts,
+            logits=outputs + backward,
+        ),
+        phase(
+            "final norm's backward",
+            **fixed,
+            gradients=max(early, embedding),
+            activations=kept + outside,
+            logits=outputs,
+            temporaries=work.tokens * activations.norm_backward(arch, work.mode) + casts,
+        ),
+        phase(
+            "last layer's backward",
+            **fixed,
+            gradients=max(early, embedding + down),
+            activations=kept + again,
+            logits=outputs,
+            temporaries=transient + later + (down if work.accumulates else 0),
+        ),
+        phase(
+            "first layer's backward",
+            **fixed,
+            gradients=max(early, inner),
+            activations=first,
+            logits=outputs,
+            temporaries=transient + one_cast,
+        ),
+        phase(
+            "embedding's backward",
+            **fixed,
+            gradients=gradients,
+            logits=outputs,
+            activations=work.tokens * work.mode.precision.residual * arch.hidden,
+            temporaries=embedding if arch.tied or work.accumulates else 0,
+        ),
+        phase(
+            "optimizer step",
+            **fixed,
+            gradients=gradients,
+            logits=outputs,
+            temporaries=max(step, gradients if work.summed else 0),
+        ),
+    ]
 
 
 def cast_weights(work: Workload) -> tuple[int, int]:

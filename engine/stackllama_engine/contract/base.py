@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
 from .errors import StageError
-from .people_files import MOST_HEADER, decode_json, open_file, read_json
+from .user_files import MOST_HEADER, decode_json, open_file, read_json
 
 BASE_FILE = "base.json"
 """Beside an adapter and in a checkpoint: which base it was trained on (see :func:`base_identity`)."""
@@ -43,8 +43,10 @@ def base_identity(name: str, revision: str | None) -> dict[str, str | None]:
         return {"name": name, "revision": revision, "fingerprint": None}
     weights = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
     identity: dict[str, str | None] = {
-        "name": str(path.resolve()), "revision": None, "fingerprint": _fingerprint(weights) if weights else None,
-    }  # fmt: skip
+        "name": str(path.resolve()),
+        "revision": None,
+        "fingerprint": _fingerprint(weights) if weights else None,
+    }
     if path.is_dir() and (others := list(path.glob("*.bin"))):
         identity["fingerprint_with_bin"] = _fingerprint(sorted([*weights, *others]))
     return identity

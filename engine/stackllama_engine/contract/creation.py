@@ -11,8 +11,8 @@ import secrets
 import shutil
 from pathlib import Path
 
+from .atomic_files import fsync_directory, make_private_dir, write_whole
 from .errors import RefusedError
-from .files import fsync_directory, make_private_dir, write_whole
 from .run_dir import kind_of
 from .working import working_on
 

@@ -37,10 +37,10 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-from .files import open_private
-from .lines import LineReader
+from .atomic_files import open_private
+from .disk_space import preallocate
+from .line_reader import LineReader
 from .redact import redactor
-from .room import preallocate
 from .run_files import why_unreadable
 from .times import UnixTime
 
@@ -166,14 +166,26 @@ class EventWriter:
         os.close(self._descriptor)
 
     def _line(
-        self, kind: Kind, phase: str | None, step: int | None, total_steps: int | None, metrics: dict[str, float],
+        self,
+        kind: Kind,
+        phase: str | None,
+        step: int | None,
+        total_steps: int | None,
+        metrics: dict[str, float],
         data: dict[str, Any],
-    ) -> bytes:  # fmt: skip
+    ) -> bytes:
         finite, nonfinite = _split_finite(metrics)
         event = Event(
-            seq=self._seq, time=time.time(), kind=kind, phase=phase, step=step, total_steps=total_steps,
-            metrics=finite, nonfinite=nonfinite, data=self._secrets.value(data),
-        )  # fmt: skip
+            seq=self._seq,
+            time=time.time(),
+            kind=kind,
+            phase=phase,
+            step=step,
+            total_steps=total_steps,
+            metrics=finite,
+            nonfinite=nonfinite,
+            data=self._secrets.value(data),
+        )
         self._seq += 1
         return self._encode(event) + b"\n"
 

@@ -11,8 +11,11 @@ from typing import Any
 from msgspec import Struct
 
 ACCEPTED = {
-    "torch_dtype": "dtype", "max_seq_length": "max_length", "no_cuda": "use_cpu", "init_kl_coef": "kl_coef",
-}  # fmt: skip
+    "torch_dtype": "dtype",
+    "max_seq_length": "max_length",
+    "no_cuda": "use_cpu",
+    "init_kl_coef": "kl_coef",
+}
 """Other names of one thing: the value is taken as it is."""
 
 IGNORED: dict[str, str] = {
@@ -38,9 +41,21 @@ IGNORED: dict[str, str] = {
 IGNORED_KEYS = {key: reason for reason, keys in IGNORED.items() for key in keys.split()}
 
 TRL_ONLY = frozenset(
-    {"output_dir", "overwrite_output_dir", "do_train", "do_eval", "eval_strategy", "save_strategy", "torch_dtype",
-     "max_seq_length", "hub_model_id", "push_to_hub", "warmup_ratio", "dataset_num_proc"}
-)  # fmt: skip
+    {
+        "output_dir",
+        "overwrite_output_dir",
+        "do_train",
+        "do_eval",
+        "eval_strategy",
+        "save_strategy",
+        "torch_dtype",
+        "max_seq_length",
+        "hub_model_id",
+        "push_to_hub",
+        "warmup_ratio",
+        "dataset_num_proc",
+    }
+)
 """Keys that give a recipe of TRL or transformers away."""
 
 _DPO = "a key of DPO and its like, which this engine does not have: a reward model is trained on the pairs, then PPO"
@@ -96,20 +111,41 @@ REFUSED: dict[str, str] = {
     **dict.fromkeys(("dataset_mixture", "dataset_mixer", "dataset_splits", "datasets"), _MIXTURE),
     **dict.fromkeys(
         (
-            "beta", "loss_type", "rpo_alpha", "reference_free", "precompute_ref_log_probs", "ref_model_init_kwargs",
-            "f_divergence_type", "sync_ref_model", "ref_model_mixup_alpha", "label_smoothing", "simpo_gamma",
-            "cpo_alpha", "desirable_weight", "undesirable_weight", "pref_beta", "pref_loss", "pref_ftx", "rl",
-            "generate_during_eval", "max_completion_length",
+            "beta",
+            "loss_type",
+            "rpo_alpha",
+            "reference_free",
+            "precompute_ref_log_probs",
+            "ref_model_init_kwargs",
+            "f_divergence_type",
+            "sync_ref_model",
+            "ref_model_mixup_alpha",
+            "label_smoothing",
+            "simpo_gamma",
+            "cpo_alpha",
+            "desirable_weight",
+            "undesirable_weight",
+            "pref_beta",
+            "pref_loss",
+            "pref_ftx",
+            "rl",
+            "generate_during_eval",
+            "max_completion_length",
         ),
         _DPO,
     ),
-}  # fmt: skip
+}
 """What would change the outcome: refused by a sentence of its own, unless the value asks for nothing."""
 
 ASKS_FOR_NOTHING: dict[str, tuple[Any, ...]] = {
-    "average_tokens_across_devices": (True,), "stop_token": ("eos",), "dataset_text_field": (),
-    "truncation_mode": ("keep_start",), "lora_bias": ("none",), "init_lora_weights": (True,), "beta": (),
-}  # fmt: skip
+    "average_tokens_across_devices": (True,),
+    "stop_token": ("eos",),
+    "dataset_text_field": (),
+    "truncation_mode": ("keep_start",),
+    "lora_bias": ("none",),
+    "init_lora_weights": (True,),
+    "beta": (),
+}
 """Values of refused keys that say what is done anyway, besides null, false, 0, '' and nothing in brackets."""
 
 
@@ -163,11 +199,20 @@ _TEMPLATE = "a text is `Question: … Answer: …` here, without a chat template
 
 LLAMA_FACTORY: dict[str, ForeignKey] = {
     **_same(
-        cutoff_len="max_length", lora_rank="lora_r", max_samples="max_train_samples", streaming="dataset_streaming",
-        double_quantization="use_bnb_nested_quant", quantization_type="bnb_4bit_quant_type",
-        reward_model="reward_model_path", ppo_epochs="num_ppo_epochs", ppo_target="target",
-        ppo_whiten_rewards="whiten_rewards", ppo_score_norm="normalize_reward",
-        vllm_gpu_util="vllm_gpu_memory_utilization", max_new_tokens="response_length", val_dataset="dataset_name",
+        cutoff_len="max_length",
+        lora_rank="lora_r",
+        max_samples="max_train_samples",
+        streaming="dataset_streaming",
+        double_quantization="use_bnb_nested_quant",
+        quantization_type="bnb_4bit_quant_type",
+        reward_model="reward_model_path",
+        ppo_epochs="num_ppo_epochs",
+        ppo_target="target",
+        ppo_whiten_rewards="whiten_rewards",
+        ppo_score_norm="normalize_reward",
+        vllm_gpu_util="vllm_gpu_memory_utilization",
+        max_new_tokens="response_length",
+        val_dataset="dataset_name",
     ),
     "lora_target": ForeignKey("lora_target_modules", "`all` is `all-linear`", _modules),
     "flash_attn": ForeignKey("attn_implementation", "`fa2` is `flash_attention_2`", _attention),
@@ -183,9 +228,7 @@ LLAMA_FACTORY: dict[str, ForeignKey] = {
     "adapter_name_or_path": ForeignKey(
         "policy_adapter_path", "sft and reward begin with a new adapter; merge the old one first"
     ),
-    "disable_gradient_checkpointing": ForeignKey(
-        "gradient_checkpointing", "turned round", lambda value: not value
-    ),
+    "disable_gradient_checkpointing": ForeignKey("gradient_checkpointing", "turned round", lambda value: not value),
     "pure_bf16": ForeignKey("dtype", "`true` is `bfloat16`", lambda value: "bfloat16" if value else "auto"),
     "enable_liger_kernel": ForeignKey(why="results do not depend on it"),
     "use_unsloth": ForeignKey(why="its kernels are not used; results do not depend on it"),
@@ -195,7 +238,8 @@ LLAMA_FACTORY: dict[str, ForeignKey] = {
     **_why("names of data sets are not looked up", "dataset_dir eval_dataset media_dir tokenized_path"),
     **_why("a run has one data set", "mix_strategy interleave_probs buffer_size"),
     **_why(
-        "packing here fills a sequence with several texts", "neat_packing",
+        "packing here fills a sequence with several texts",
+        "neat_packing",
     ),
     **_why(_OTHER_OPTIMIZER, "use_galore use_apollo use_badam use_adam_mini use_muon loraplus_lr_ratio"),
     **_why(
@@ -213,7 +257,7 @@ LLAMA_FACTORY: dict[str, ForeignKey] = {
     **_why("a run is on this machine", "ray_num_workers ray_run_name placement_strategy resources_per_worker"),
     **_why("the engine sees to it", "use_reentrant_gc upcast_layernorm preprocessing_batch_size print_param_status"),
     **_why("`stackllama-console merge RUN` merges an adapter", "export_dir export_size export_device"),
-}  # fmt: skip
+}
 
 _OPTIMIZERS = {"adamw_torch_8bit": "adamw_8bit", "adamw_hf": "adamw_torch"}
 
@@ -224,10 +268,17 @@ def _optimizer(value: Any) -> Any:
 
 AXOLOTL: dict[str, ForeignKey] = {
     **_same(
-        base_model="model_name_or_path", sequence_len="max_length", micro_batch_size="per_device_train_batch_size",
-        eval_batch_size="per_device_eval_batch_size", num_epochs="num_train_epochs", lr_scheduler="lr_scheduler_type",
-        sample_packing="packing", adam_eps="adam_epsilon", revision_of_model="model_revision",
-        float16="fp16", bfloat16="bf16",
+        base_model="model_name_or_path",
+        sequence_len="max_length",
+        micro_batch_size="per_device_train_batch_size",
+        eval_batch_size="per_device_eval_batch_size",
+        num_epochs="num_train_epochs",
+        lr_scheduler="lr_scheduler_type",
+        sample_packing="packing",
+        adam_eps="adam_epsilon",
+        revision_of_model="model_revision",
+        float16="fp16",
+        bfloat16="bf16",
     ),
     "optimizer": ForeignKey("optim", "", _optimizer),
     "adapter": ForeignKey(why="`lora` and `qlora` are `use_peft: true`; none is `use_peft: false`"),
@@ -244,27 +295,41 @@ AXOLOTL: dict[str, ForeignKey] = {
     "special_tokens": ForeignKey(why=_VOCABULARY),
     **_why(_VOCABULARY, "tokens added_tokens_overrides eot_tokens resize_token_embeddings_to_32x tokenizer_config"),
     **_why(_TEMPLATE, "chat_template chat_template_jinja default_system_message"),
-    **_why("model and tokenizer are of the classes that their files name", "model_type tokenizer_type "
-           "is_llama_derived_model is_mistral_derived_model is_falcon_derived_model tokenizer_use_fast "
-           "tokenizer_legacy processor_type base_model_config tokenizer_use_mistral_common "
-           "trust_remote_code type_of_model"),
+    **_why(
+        "model and tokenizer are of the classes that their files name",
+        "model_type tokenizer_type "
+        "is_llama_derived_model is_mistral_derived_model is_falcon_derived_model tokenizer_use_fast "
+        "tokenizer_legacy processor_type base_model_config tokenizer_use_mistral_common "
+        "trust_remote_code type_of_model",
+    ),
     **_why("the loss is over the whole text", "train_on_inputs train_on_eos roles_to_train"),
-    **_why("the engine sees to it", "dataset_prepared_path dataset_processes skip_prepare_dataset pad_to_sequence_len "
-           "eval_sample_packing eval_table_size group_by_length strict hf_use_auth_token "
-           "experimental_skip_move_to_device push_dataset_to_hub local_rank max_packed_sequence_len torchdistx_path"),
-    **_why("its kernels are not used; results do not depend on them", "plugins lora_mlp_kernel lora_qkv_kernel "
-           "lora_o_kernel cut_cross_entropy flash_attn_cross_entropy flash_attn_rms_norm flash_attn_fuse_mlp "
-           "flash_attn_fuse_qkv use_kernels flex_attn_compile_kwargs xformers_attention flash_optimum"),
-    **_why("use `report_to: [wandb]`; wandb reads the rest from its environment variables",
-           "wandb_project wandb_entity wandb_watch wandb_name wandb_run_id wandb_log_model wandb_mode"),
+    **_why(
+        "the engine sees to it",
+        "dataset_prepared_path dataset_processes skip_prepare_dataset pad_to_sequence_len "
+        "eval_sample_packing eval_table_size group_by_length strict hf_use_auth_token "
+        "experimental_skip_move_to_device push_dataset_to_hub local_rank max_packed_sequence_len torchdistx_path",
+    ),
+    **_why(
+        "its kernels are not used; results do not depend on them",
+        "plugins lora_mlp_kernel lora_qkv_kernel "
+        "lora_o_kernel cut_cross_entropy flash_attn_cross_entropy flash_attn_rms_norm flash_attn_fuse_mlp "
+        "flash_attn_fuse_qkv use_kernels flex_attn_compile_kwargs xformers_attention flash_optimum",
+    ),
+    **_why(
+        "use `report_to: [wandb]`; wandb reads the rest from its environment variables",
+        "wandb_project wandb_entity wandb_watch wandb_name wandb_run_id wandb_log_model wandb_mode",
+    ),
     **_why("use `report_to: [trackio]`", "trackio_project_name trackio_run_name trackio_space_id"),
-    **_why("not done here", "relora relora_steps relora_prune_ratio relora_cpu_offload jagged_restart_steps "
-           "jagged_restart_warmup_steps jagged_restart_anneal_steps lr_quadratic_warmup unfrozen_parameters "
-           "loss_watchdog_threshold loss_watchdog_patience early_stopping_patience quantize_moe_experts "
-           "lora_fan_in_fan_out peft_use_rslora peft_use_dora ebft trl model_config gptq gptq_groupsize gptq_model_v1 "
-           "gptq_disable_exllama model_quantization_config model_quantization_config_kwargs bnb_config_kwargs"),
+    **_why(
+        "not done here",
+        "relora relora_steps relora_prune_ratio relora_cpu_offload jagged_restart_steps "
+        "jagged_restart_warmup_steps jagged_restart_anneal_steps lr_quadratic_warmup unfrozen_parameters "
+        "loss_watchdog_threshold loss_watchdog_patience early_stopping_patience quantize_moe_experts "
+        "lora_fan_in_fan_out peft_use_rslora peft_use_dora ebft trl model_config gptq gptq_groupsize gptq_model_v1 "
+        "gptq_disable_exllama model_quantization_config model_quantization_config_kwargs bnb_config_kwargs",
+    ),
     **_why(_IMAGES, "image_size image_resize_algorithm freeze_mm_modules"),
-}  # fmt: skip
+}
 
 _FAMILIES = (
     ("hub_", "nothing is uploaded"),
@@ -272,12 +337,21 @@ _FAMILIES = (
     ("wandb_", "use `report_to: [wandb]`; wandb reads the rest from its environment variables"),
     ("mlflow_", "use `report_to`: tensorboard, wandb or trackio"),
     ("comet_", "use `report_to`: tensorboard, wandb or trackio"),
-    ("galore_", _OTHER_OPTIMIZER), ("apollo_", _OTHER_OPTIMIZER), ("badam_", _OTHER_OPTIMIZER),
-    ("fsdp_", _SHARDED), ("liger_", "its kernels are not used; results do not depend on them"),
-    ("kto_", _DPO), ("dpo_", _DPO), ("orpo_", _DPO), ("simpo_", _DPO), ("oft_", _ADAPTER),
-    ("fp8_", "8 bits are bitsandbytes' here, `load_in_8bit`"), ("kt_", "KTransformers is not used here"),
-    ("llama4_", "not done here"), ("gemma4_", "not done here"),
-)  # fmt: skip
+    ("galore_", _OTHER_OPTIMIZER),
+    ("apollo_", _OTHER_OPTIMIZER),
+    ("badam_", _OTHER_OPTIMIZER),
+    ("fsdp_", _SHARDED),
+    ("liger_", "its kernels are not used; results do not depend on them"),
+    ("kto_", _DPO),
+    ("dpo_", _DPO),
+    ("orpo_", _DPO),
+    ("simpo_", _DPO),
+    ("oft_", _ADAPTER),
+    ("fp8_", "8 bits are bitsandbytes' here, `load_in_8bit`"),
+    ("kt_", "KTransformers is not used here"),
+    ("llama4_", "not done here"),
+    ("gemma4_", "not done here"),
+)
 """Keys that begin alike and have one answer."""
 
 
@@ -290,13 +364,18 @@ def meaning(key: str) -> ForeignKey | None:
 
 FORMATS: dict[str, tuple[set[str], ...]] = {
     "LLaMA-Factory": (
-        {"finetuning_type"}, {"stage", "template"}, {"stage", "cutoff_len"}, {"cutoff_len", "lora_target"},
+        {"finetuning_type"},
+        {"stage", "template"},
+        {"stage", "cutoff_len"},
+        {"cutoff_len", "lora_target"},
     ),
     "axolotl": (
-        {"base_model", "micro_batch_size"}, {"base_model", "sequence_len"}, {"base_model", "datasets"},
+        {"base_model", "micro_batch_size"},
+        {"base_model", "sequence_len"},
+        {"base_model", "datasets"},
         {"base_model", "adapter"},
     ),
-}  # fmt: skip
+}
 """Keys that together give another trainer's recipe away."""
 
 

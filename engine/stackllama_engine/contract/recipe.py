@@ -22,14 +22,27 @@ from .recipe_common import (
     Steps,
     TrainRecipe,
     about,
-)  # fmt: skip
+)
 from .recipe_ppo import FUNCTION, REWARD_ARGUMENTS, VLLM_LORA_RANKS, PPORecipe
 from .stages import Split, Stage
 
 __all__ = [
-    "ALTERNATIVES", "FUNCTION", "RECIPES", "REWARD_ARGUMENTS", "VLLM_LORA_RANKS", "WIRED", "AnyRecipe", "MergeRecipe",
-    "ModelRecipe", "Optim", "PPORecipe", "PipelineRecipe", "RewardRecipe", "SFTRecipe", "TrainRecipe",
-]  # fmt: skip
+    "ALTERNATIVES",
+    "FUNCTION",
+    "RECIPES",
+    "REWARD_ARGUMENTS",
+    "VLLM_LORA_RANKS",
+    "WIRED",
+    "AnyRecipe",
+    "MergeRecipe",
+    "ModelRecipe",
+    "Optim",
+    "PPORecipe",
+    "PipelineRecipe",
+    "RewardRecipe",
+    "SFTRecipe",
+    "TrainRecipe",
+]
 
 
 class SFTRecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -43,7 +56,7 @@ class SFTRecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     max_eval_samples: Annotated[AtLeastOne | None, about("Use only the first N evaluation rows.")] = 4000
     learning_rate: Annotated[
         float, about(f"Peak learning rate; LoRA takes ten times that of full training ({LORA}).", gt=0, le=1)
-    ] = 2e-4  # fmt: skip
+    ] = 2e-4
     lr_scheduler_type: Annotated[Scheduler, about("Learning-rate schedule.")] = "cosine"
     warmup_steps: Annotated[Steps, about(WARMUP_HELP)] = 0.03
     weight_decay: Annotated[float, about("AdamW's decoupled weight decay.", ge=0, le=1)] = 0.05
@@ -77,7 +90,7 @@ class RewardRecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields
     max_eval_samples: Annotated[AtLeastOne | None, about("Use only the first N evaluation rows.")] = 4000
     learning_rate: Annotated[
         float, about(f"Peak learning rate; LoRA takes ten times that of full training ({LORA}).", gt=0, le=1)
-    ] = 1e-4  # fmt: skip
+    ] = 1e-4
     weight_decay: Annotated[float, about("AdamW's decoupled weight decay.", ge=0, le=1)] = 0.001
     per_device_train_batch_size: Annotated[int, about("Pairs per device and micro-batch.", ge=1)] = 4
     per_device_eval_batch_size: Annotated[int, about("Pairs per device in evaluation.", ge=1)] = 4

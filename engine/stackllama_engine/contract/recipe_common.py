@@ -20,13 +20,24 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Steps = Annotated[int, Meta(ge=0)] | Share
 """A number of steps, or below 1 a share of all steps; see :func:`steps_of`."""
 Scheduler = Literal[
-    "linear", "cosine", "constant", "constant_with_warmup", "cosine_with_restarts", "polynomial", "cosine_with_min_lr",
+    "linear",
+    "cosine",
+    "constant",
+    "constant_with_warmup",
+    "cosine_with_restarts",
+    "polynomial",
+    "cosine_with_min_lr",
     "inverse_sqrt",
-]  # fmt: skip
+]
 Optim = Literal[
-    "adamw_torch_fused", "adamw_torch", "adamw_bnb_8bit", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit",
+    "adamw_torch_fused",
+    "adamw_torch",
+    "adamw_bnb_8bit",
+    "adamw_8bit",
+    "paged_adamw_8bit",
+    "paged_adamw_32bit",
     "adafactor",
-]  # fmt: skip
+]
 OPTIM_HELP = (
     "Optimizer, by transformers' names. 8-bit states (arXiv:2110.02861) take a quarter of float32 ones; paged ones "
     "move to the host when the GPU is full; `adafactor` keeps sums over rows and columns (arXiv:1804.04235)."
@@ -133,9 +144,10 @@ class TrainRecipe(ModelRecipe, frozen=True, kw_only=True, forbid_unknown_fields=
         float,
         about(
             "Also write a checkpoint at the first step that ends N minutes after the last one; the first in the first "
-            "minutes, to learn what one costs; 0: only by steps.", ge=0,
+            "minutes, to learn what one costs; 0: only by steps.",
+            ge=0,
         ),
-    ] = 15.0  # fmt: skip
+    ] = 15.0
     save_total_limit: Annotated[
         AtLeastOne | None,
         about("Keep the newest N checkpoints; empty: all of them, of those by `save_minutes` the newest."),

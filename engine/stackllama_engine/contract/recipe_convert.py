@@ -22,35 +22,74 @@ from .wording import echo, wrong
 
 TRL = "TRL"
 _NO_STAGE = {
-    "dpo": "DPO", "kto": "KTO", "orpo": "ORPO", "ipo": "IPO", "simpo": "SimPO", "grpo": "GRPO", "pt": "pre-training",
-    "ebft": "EBFT", "gdpo": "GDPO",
-}  # fmt: skip
+    "dpo": "DPO",
+    "kto": "KTO",
+    "orpo": "ORPO",
+    "ipo": "IPO",
+    "simpo": "SimPO",
+    "grpo": "GRPO",
+    "pt": "pre-training",
+    "ebft": "EBFT",
+    "gdpo": "GDPO",
+}
 _STAGES = {"sft": Stage.SFT, "rm": Stage.REWARD, "ppo": Stage.PPO}
 
 _TRAINER: dict[str, Any] = {
-    "use_peft": False, "load_in_8bit": False, "dataset_streaming": False, "dataset_train_split": "train",
-    "dataset_test_split": "test", "max_eval_samples": None, "optim": "adamw_torch_fused",
-    "lr_scheduler_type": "linear", "warmup_steps": 0, "weight_decay": 0.0, "per_device_train_batch_size": 8,
-    "max_steps": -1, "num_train_epochs": 3.0, "gradient_checkpointing": False, "eval_steps": 0,
-    "save_total_limit": None, "seed": 42,
-}  # fmt: skip
+    "use_peft": False,
+    "load_in_8bit": False,
+    "dataset_streaming": False,
+    "dataset_train_split": "train",
+    "dataset_test_split": "test",
+    "max_eval_samples": None,
+    "optim": "adamw_torch_fused",
+    "lr_scheduler_type": "linear",
+    "warmup_steps": 0,
+    "weight_decay": 0.0,
+    "per_device_train_batch_size": 8,
+    "max_steps": -1,
+    "num_train_epochs": 3.0,
+    "gradient_checkpointing": False,
+    "eval_steps": 0,
+    "save_total_limit": None,
+    "seed": 42,
+}
 """transformers' TrainingArguments, where ours differ."""
 _TRL = _TRAINER | {"gradient_checkpointing": True, "dtype": "float32", "bf16": True, "max_length": 1024}
 _TRL_PPO = {
-    "learning_rate": 3e-6, "num_train_epochs": None, "kl_coef": 0.05, "adap_kl_ctrl": False, "temperature": 0.7,
-    "response_length": 53, "early_stopping": False, "max_steps": None, "eval_steps": None,
-}  # fmt: skip
+    "learning_rate": 3e-6,
+    "num_train_epochs": None,
+    "kl_coef": 0.05,
+    "adap_kl_ctrl": False,
+    "temperature": 0.7,
+    "response_length": 53,
+    "early_stopping": False,
+    "max_steps": None,
+    "eval_steps": None,
+}
 DEFAULTS: dict[tuple[str, Stage], dict[str, Any]] = {
     (TRL, Stage.SFT): _TRL | {"learning_rate": 2e-5, "packing": False},
     (TRL, Stage.REWARD): _TRL | {"learning_rate": 1e-4, "lora_r": 16, "lora_dropout": 0.05},
     (TRL, Stage.PPO): {key: value for key, value in (_TRL | _TRL_PPO).items() if value is not None},
     ("LLaMA-Factory", Stage.SFT): _TRAINER
-    | {"learning_rate": 5e-5, "packing": False, "max_length": 2048, "use_peft": True, "lora_r": 8, "lora_dropout": 0.0,
-       "lora_target_modules": "all-linear", "gradient_checkpointing": True},
+    | {
+        "learning_rate": 5e-5,
+        "packing": False,
+        "max_length": 2048,
+        "use_peft": True,
+        "lora_r": 8,
+        "lora_dropout": 0.0,
+        "lora_target_modules": "all-linear",
+        "gradient_checkpointing": True,
+    },
     ("axolotl", Stage.SFT): _TRAINER
-    | {"per_device_train_batch_size": 1, "num_train_epochs": 1.0, "max_length": 512, "packing": False,
-       "lr_scheduler_type": "cosine"},
-}  # fmt: skip
+    | {
+        "per_device_train_batch_size": 1,
+        "num_train_epochs": 1.0,
+        "max_length": 512,
+        "packing": False,
+        "lr_scheduler_type": "cosine",
+    },
+}
 """Defaults of other trainers (their configuration classes), by our keys."""
 DEFAULTS["LLaMA-Factory", Stage.REWARD] = DEFAULTS["LLaMA-Factory", Stage.SFT]
 DEFAULTS["axolotl", Stage.REWARD] = DEFAULTS["axolotl", Stage.SFT]
@@ -93,9 +132,10 @@ def convert_recipe(file: Path, stage: Stage | None = None) -> Converted:
     values = _spelt_as_trl(source, stage, given, left)
     values = _ours(stage, values, left)
     defaults = {
-        key: value for key, value in DEFAULTS.get((source, stage), {}).items()
+        key: value
+        for key, value in DEFAULTS.get((source, stage), {}).items()
         if key in key_types(stage) and key not in values
-    }  # fmt: skip
+    }
     if "max_steps" in values:
         defaults.pop("num_train_epochs", None)
     values = _consistent(stage, values | defaults, left)
@@ -103,9 +143,7 @@ def convert_recipe(file: Path, stage: Stage | None = None) -> Converted:
     build_recipe(stage, values, where=str(file))
     left_out = tuple(text for _, text in left.problems) + tuple(left.notes)
     text = _as_text(file, source, stage, values, defaults, left_out)
-    return Converted(
-        stage=stage, source=source, values=values, left_out=left_out, defaults=tuple(defaults), text=text
-    )  # fmt: skip
+    return Converted(stage=stage, source=source, values=values, left_out=left_out, defaults=tuple(defaults), text=text)
 
 
 def _stage_of(file: Path, source: str, given: Mapping[str, Any]) -> Stage:
@@ -226,8 +264,11 @@ def _one_data_set(given: dict[str, Any], left: Findings) -> dict[str, Any]:
         facts = cast("dict[str, Any]", mixture)
         made = _first_data_set("dataset_mixture", facts.get("datasets"), "id", left)
         if facts.get("test_split_size"):
-            left.wrong("", f"{echo('test_split_size', facts['test_split_size'])}: rows are held out by a split, "
-                           "`dataset_test_split`, and limited by `max_eval_samples`")  # fmt: skip
+            left.wrong(
+                "",
+                f"{echo('test_split_size', facts['test_split_size'])}: rows are held out by a split, "
+                "`dataset_test_split`, and limited by `max_eval_samples`",
+            )
     elif isinstance(mixer, dict) and mixer:
         names = [str(name) for name in cast("dict[Any, Any]", mixer)]
         made = {"dataset_name": names[0]}
@@ -249,9 +290,11 @@ def _first_data_set(key: str, listed: Any, name: str, left: Findings) -> dict[st
     made: dict[str, Any] = {"dataset_name": first[name]}
     config = first.get("config") or first.get("name")
     split = first.get("split") or first.get("splits")
-    return made | ({"dataset_config": config} if config else {}) | (
-        {"dataset_train_split": split} if isinstance(split, str) else {}
-    )  # fmt: skip
+    return (
+        made
+        | ({"dataset_config": config} if config else {})
+        | ({"dataset_train_split": split} if isinstance(split, str) else {})
+    )
 
 
 # -- our keys -----------------------------------------------------------------------------------------------------

@@ -16,16 +16,16 @@ import msgspec
 import yaml
 from msgspec import Struct
 
+from .atomic_files import existing
 from .errors import RecipeError
-from .files import existing
 from .findings import Entry, Findings
 from .foreign_keys import TRL_ONLY, format_of, meaning
 from .old_keys import is_old, read_old_keys
-from .people_files import read_text
-from .people_yaml import YamlError, load_yaml
 from .recipe import RECIPES, WIRED, AnyRecipe, PipelineRecipe, TrainRecipe
 from .stages import TRAINING_STAGES, Stage
 from .translate import translate
+from .user_files import read_text
+from .user_yaml import YamlError, load_yaml
 from .wording import convert, echo, is_of_type, slip_of
 
 COMMAND_LINE = "command line"
@@ -34,9 +34,14 @@ _Layer = tuple[str, Mapping[str, Any]]
 _MOST = 1 << 20  # bytes of a recipe file
 _fields = functools.cache(msgspec.structs.fields)  # a form asks at every keystroke
 _PATH_KEYS = (
-    "model_name_or_path", "dataset_name", "reward_model_path", "reward_fn_path", "adapter_path", "policy_adapter_path",
+    "model_name_or_path",
+    "dataset_name",
+    "reward_model_path",
+    "reward_fn_path",
+    "adapter_path",
+    "policy_adapter_path",
     "base_model_name_or_path",
-)  # fmt: skip
+)
 
 
 class Reading(Struct, frozen=True, kw_only=True):

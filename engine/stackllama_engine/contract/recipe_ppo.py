@@ -81,8 +81,9 @@ class PPORecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         AtLeastOne | None, about("Held-out questions answered before and after (`eval_steps`: and in between).")
     ] = 64
     optim: Annotated[Optim, about(OPTIM_HELP)] = "adamw_torch"
-    learning_rate: Annotated[float, about(f"Peak learning rate; LoRA takes ten times that of full training ({LORA}).",
-                                          gt=0, le=1)] = 3e-5  # fmt: skip
+    learning_rate: Annotated[
+        float, about(f"Peak learning rate; LoRA takes ten times that of full training ({LORA}).", gt=0, le=1)
+    ] = 3e-5
     value_learning_rate: Annotated[
         Rate | None, about("Peak learning rate of the value head and its adapter; empty: `learning_rate`.")
     ] = None
@@ -93,13 +94,16 @@ class PPORecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     # batch: per_device_train_batch_size × gradient_accumulation_steps × num_mini_batches = responses per device
     per_device_train_batch_size: Annotated[
         int, about("Responses per device in one micro-batch of the update.", ge=1)
-    ] = 4  # fmt: skip
+    ] = 4
     gradient_accumulation_steps: Annotated[int, about("Micro-batches added up before one optimizer step.", ge=1)] = 8
     num_mini_batches: Annotated[
         int,
-        about("Optimizer steps per PPO epoch; `per_device_train_batch_size` × `gradient_accumulation_steps` × this is "
-              "the number of responses per device and step.", ge=1),
-    ] = 2  # fmt: skip
+        about(
+            "Optimizer steps per PPO epoch; `per_device_train_batch_size` × `gradient_accumulation_steps` × this is "
+            "the number of responses per device and step.",
+            ge=1,
+        ),
+    ] = 2
     num_ppo_epochs: Annotated[int, about("Passes over one rollout (arXiv:1707.06347, algorithm 1).", ge=1)] = 4
     local_rollout_forward_batch_size: Annotated[
         int, about("Responses per device in sampling, reference and reward forwards.", ge=1)
@@ -118,9 +122,11 @@ class PPORecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ] = 128
     random_length_limits: Annotated[
         Limits | None,
-        about(f"Instead: draw each response's maximum from [low, high), as published for a base that never ends an "
-              f"answer ({_STACKLLAMA})."),
-    ] = None  # fmt: skip
+        about(
+            f"Instead: draw each response's maximum from [low, high), as published for a base that never ends an "
+            f"answer ({_STACKLLAMA})."
+        ),
+    ] = None
     temperature: Annotated[
         float,
         about(f"Sampling temperature; also divides the logits of every log-probability ({_N_DETAILS}).", gt=0),
@@ -129,19 +135,25 @@ class PPORecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         False
     )
     vllm_gpu_memory_utilization: Annotated[
-        float, about(f"Share of the GPU that vLLM takes while it samples, its own weights included ({_TRL_VLLM}).",
-                     gt=0, lt=1)
-    ] = 0.3  # fmt: skip
+        float,
+        about(
+            f"Share of the GPU that vLLM takes while it samples, its own weights included ({_TRL_VLLM}).", gt=0, lt=1
+        ),
+    ] = 0.3
     missing_eos_penalty: Annotated[
         NotNegative | Literal["auto"] | None,
-        about("Subtract this from the score of a response that never ended (arXiv:2403.17031, the EOS trick); `auto`: "
-              f"{_DEFAULT_EOS_PENALTY:g} where a reward model scores, which never saw such a text, else nothing."),
-    ] = "auto"  # fmt: skip
+        about(
+            "Subtract this from the score of a response that never ended (arXiv:2403.17031, the EOS trick); `auto`: "
+            f"{_DEFAULT_EOS_PENALTY:g} where a reward model scores, which never saw such a text, else nothing."
+        ),
+    ] = "auto"
     missing_eos_reward: Annotated[
         float | None,
-        about("Or replace the score of a response that never ended by this, after baseline, normalisation and clipping "
-              "(arXiv:2403.17031: −1)."),
-    ] = None  # fmt: skip
+        about(
+            "Or replace the score of a response that never ended by this, after baseline, normalisation and clipping "
+            "(arXiv:2403.17031: −1)."
+        ),
+    ] = None
 
     # reward and KL
     normalize_reward: Annotated[
@@ -157,9 +169,11 @@ class PPORecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     kl_coef: Annotated[float, about("Initial KL coefficient (arXiv:1909.08593, section 2.2).", ge=0)] = 0.2
     kl_estimator: Annotated[
         KlEstimator,
-        about("Per-token KL estimator of the penalty (http://joschu.net/blog/kl-approx.html); the gradient of k1 alone "
-              "is unbiased."),
-    ] = "k1"  # fmt: skip
+        about(
+            "Per-token KL estimator of the penalty (http://joschu.net/blog/kl-approx.html); the gradient of k1 alone "
+            "is unbiased."
+        ),
+    ] = "k1"
     adap_kl_ctrl: Annotated[bool, about("Adapt the KL coefficient (arXiv:1909.08593, section 2.2).")] = True
     target: Annotated[
         float, about("KL per response that the adaptive controller aims at (arXiv:1909.08593, section 2.2).", gt=0)
@@ -187,27 +201,36 @@ class PPORecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ] = 0.0
     early_stopping: Annotated[
         bool,
-        about("Leave the epochs of a rollout when its policy KL exceeds 1.5 × target_kl "
-              "(https://spinningup.openai.com/en/latest/algorithms/ppo.html)."),
-    ] = True  # fmt: skip
+        about(
+            "Leave the epochs of a rollout when its policy KL exceeds 1.5 × target_kl "
+            "(https://spinningup.openai.com/en/latest/algorithms/ppo.html)."
+        ),
+    ] = True
     target_kl: Annotated[
         float,
-        about("Policy KL of one rollout for `early_stopping` "
-              "(https://spinningup.openai.com/en/latest/algorithms/ppo.html).", gt=0),
-    ] = 0.1  # fmt: skip
+        about(
+            "Policy KL of one rollout for `early_stopping` "
+            "(https://spinningup.openai.com/en/latest/algorithms/ppo.html).",
+            gt=0,
+        ),
+    ] = 0.1
     ratio_threshold: Annotated[
         float, about(f"Skip a mini-batch whose mean ratio exceeds this: loss spikes ({_STACKLLAMA}).", gt=1)
     ] = 10.0
     value_adapter: Annotated[
         bool,
-        about("The critic has an adapter of its own on the same base, which costs one more pass; false: its head reads "
-              "the policy's hidden states. The value loss never reaches the policy."),
-    ] = True  # fmt: skip
+        about(
+            "The critic has an adapter of its own on the same base, which costs one more pass; false: its head reads "
+            "the policy's hidden states. The value loss never reaches the policy."
+        ),
+    ] = True
     value_head_init: Annotated[
         Literal["auto", "zero", "reward"],
-        about("The critic starts at zero, or as the reward model, adapter and head (arXiv:2403.17031); `auto`: as the "
-              "reward model where that was trained on this base and has a critic's adapter to go to."),
-    ] = "auto"  # fmt: skip
+        about(
+            "The critic starts at zero, or as the reward model, adapter and head (arXiv:2403.17031); `auto`: as the "
+            "reward model where that was trained on this base and has a critic's adapter to go to."
+        ),
+    ] = "auto"
 
     # reporting and checkpoints
     save_steps: Annotated[
@@ -226,13 +249,15 @@ class PPORecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ] = 0
     eval_temperatures: Annotated[
         list[NotNegative],
-        about("After training, compare policy and base at these temperatures as well; 0: greedy. A policy that is only "
-              "surer of itself is no better than its base at a lower temperature."),
-    ] = []  # noqa: RUF012 - msgspec copies it  # fmt: skip
+        about(
+            "After training, compare policy and base at these temperatures as well; 0: greedy. A policy that is only "
+            "surer of itself is no better than its base at a lower temperature."
+        ),
+    ] = []  # noqa: RUF012 - msgspec copies it
     eval_best_of: Annotated[
         list[Several],
         about("After training, compare with the best of N responses of the base, by score (arXiv:2112.09332)."),
-    ] = []  # noqa: RUF012 - msgspec copies it  # fmt: skip
+    ] = []  # noqa: RUF012 - msgspec copies it
     num_sample_generations: Annotated[int, about("Samples recorded each step and evaluation.", ge=0)] = 4
 
     def __post_init__(self) -> None:

@@ -17,8 +17,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from .output import surviving
-from .people_files import MIB, open_regular, read_text
+from .stdout import surviving
+from .user_files import MIB, open_regular, read_text
 
 T = TypeVar("T")
 

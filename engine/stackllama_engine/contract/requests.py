@@ -18,8 +18,8 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
+from .atomic_files import write_whole
 from .errors import RefusedError
-from .files import write_whole
 from .recipe_io import convert_key
 from .run_dir import RunDir, State
 from .run_files import UNDECODABLE, decode_file
@@ -38,8 +38,10 @@ SAMPLING: frozenset[Stage] = frozenset({Stage.SFT, Stage.PPO})
 """Stages that answer questions."""
 
 SETTABLE: dict[Stage, tuple[str, ...]] = {
-    Stage.SFT: ("learning_rate",), Stage.REWARD: ("learning_rate",), Stage.PPO: ("learning_rate", "kl_coef"),
-}  # fmt: skip
+    Stage.SFT: ("learning_rate",),
+    Stage.REWARD: ("learning_rate",),
+    Stage.PPO: ("learning_rate", "kl_coef"),
+}
 """Recipe keys that may change at a step boundary."""
 
 _PREFIX = "set-"
@@ -85,8 +87,12 @@ def check(run_id: str, state: State, ask: Ask) -> None:
 
 
 _VERBS: Mapping[Ask, str] = {
-    "save": "save", "sample": "ask", "pause": "pause", "continue": "continue", "set": "change",
-}  # fmt: skip
+    "save": "save",
+    "sample": "ask",
+    "pause": "pause",
+    "continue": "continue",
+    "set": "change",
+}
 
 
 def write(run: RunDir, ask: Ask, change: Change | None = None) -> None:

@@ -13,10 +13,10 @@ from typing import Any, cast
 import msgspec
 from msgspec import Struct
 
+from .atomic_files import write_whole
 from .base import BASE_FILE, BASE_KEY, CONFIG_FILE, base_identity, same_base
 from .checkpoints import sealed, step_of
 from .errors import RecipeError, RefusedError
-from .files import write_whole
 from .recipe import AnyRecipe, TrainRecipe
 from .recipe_io import dump_recipe, load_recipe
 from .run_dir import RunDir
@@ -28,10 +28,16 @@ MODEL = "model_name_or_path"
 
 REFUSED = frozenset(
     {
-        "model_revision", "use_peft", "lora_r", "lora_alpha", "lora_target_modules", "optim", "policy_adapter_path",
+        "model_revision",
+        "use_peft",
+        "lora_r",
+        "lora_alpha",
+        "lora_target_modules",
+        "optim",
+        "policy_adapter_path",
         "value_adapter",
     }
-)  # fmt: skip
+)
 """What the weights or the optimizer's state were made for (the base itself is compared by its fingerprint)."""
 _OPTIMIZER = frozenset({"learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon"})
 KEPT: dict[Stage, frozenset[str]] = {
@@ -42,10 +48,12 @@ KEPT: dict[Stage, frozenset[str]] = {
 """What the state in the checkpoint holds, and goes on with; every other key is applied from the next step on."""
 _SIZES = frozenset(
     {
-        "per_device_train_batch_size", "gradient_accumulation_steps", "per_device_eval_batch_size",
+        "per_device_train_batch_size",
+        "gradient_accumulation_steps",
+        "per_device_eval_batch_size",
         "local_rollout_forward_batch_size",
     }
-)  # fmt: skip
+)
 _RESTART = "restart.json"
 _POLICY = "policy.safetensors"
 _MOST_HEADER = 64 << 20

@@ -29,20 +29,18 @@ import msgspec
 from msgspec import Meta, Struct
 
 from . import run_lock
+from .atomic_files import keep_spare, make_private_dir, open_private, write_into_spare, write_whole
+from .disk_space import is_full
 from .errors import DamagedError, RefusedError, UsageError
-from .files import keep_spare, make_private_dir, open_private, write_into_spare, write_whole
 from .host import Host, this_host
 from .process_id import ProcessId
 from .redact import redactor
-from .room import is_full
 from .run_files import UNDECODABLE, decode_file, why_unreadable
 from .stages import Stage
 from .times import UnixTime
 from .user_dirs import expanded, user_dir
 
-Phase = Literal[
-    "queued", "starting", "running", "stalled", "stopping", "finished", "failed", "stopped", "lost"
-]  # fmt: skip
+Phase = Literal["queued", "starting", "running", "stalled", "stopping", "finished", "failed", "stopped", "lost"]
 ENDED: frozenset[str] = frozenset({"finished", "failed", "stopped", "lost"})
 HEALTH_FILE = "health.jsonl"
 """In an attempt's folder: what the supervisor noticed, as events of the kind ``health``."""

@@ -21,9 +21,11 @@ UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """What decoding JSON raises: no JSON or another shape, no UTF-8, nested without end."""
 
 _KINDS = (
-    (stat.S_ISDIR, "a directory, not a file"), (stat.S_ISFIFO, "a pipe, not a file"),
-    (stat.S_ISLNK, "a link, not a file"), (stat.S_ISSOCK, "a socket, not a file"),
-)  # fmt: skip
+    (stat.S_ISDIR, "a directory, not a file"),
+    (stat.S_ISFIFO, "a pipe, not a file"),
+    (stat.S_ISLNK, "a link, not a file"),
+    (stat.S_ISSOCK, "a socket, not a file"),
+)
 
 
 def open_file(path: Path) -> int:

@@ -27,7 +27,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from .files import make_private_dir, open_private
+from .atomic_files import make_private_dir, open_private
 from .host import Host, this_host
 from .process_id import ProcessId, identify
 from .run_files import UNDECODABLE, decode_file

@@ -9,7 +9,7 @@ import os
 import signal
 from pathlib import Path
 
-from .files import open_private
+from .atomic_files import open_private
 
 STACKS_FILE = "stacks.txt"
 """In the attempt's folder; every rank and the supervisor append to it."""

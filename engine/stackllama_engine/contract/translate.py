@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from .findings import Entry, Findings
 from .foreign_keys import ACCEPTED, IGNORED_KEYS, refusal
-from .people_yaml import YamlError, load_yaml
+from .user_yaml import YamlError, load_yaml
 from .wording import echo
 
 _NAMES = re.compile(r"[\w.-]+(\s*[,\s]\s*[\w.-]+)*,?")
@@ -139,9 +139,14 @@ def _dtype(value: Any, values: Values) -> Read:
 
 def _save_total_limit(value: Any, values: Values) -> Read:
     none = isinstance(value, int) and not isinstance(value, bool) and value <= 0
-    return ({"save_total_limit": None}, "read as transformers does: no limit") if none else (
-        {"save_total_limit": value}, "",
-    )  # fmt: skip
+    return (
+        ({"save_total_limit": None}, "read as transformers does: no limit")
+        if none
+        else (
+            {"save_total_limit": value},
+            "",
+        )
+    )
 
 
 def _packing_strategy(value: Any, values: Values) -> Read:
@@ -151,9 +156,13 @@ def _packing_strategy(value: Any, values: Values) -> Read:
 
 
 _VALUES: dict[str, Callable[[Any, Values], Read]] = {
-    "lora_target_modules": _target_modules, "report_to": _report_to, "bf16": _bf16, "dtype": _dtype,
-    "save_total_limit": _save_total_limit, "packing_strategy": _packing_strategy,
-}  # fmt: skip
+    "lora_target_modules": _target_modules,
+    "report_to": _report_to,
+    "bf16": _bf16,
+    "dtype": _dtype,
+    "save_total_limit": _save_total_limit,
+    "packing_strategy": _packing_strategy,
+}
 
 # -- keys that are computed from -----------------------------------------------------------------------------------
 
@@ -216,7 +225,7 @@ _COMPUTED: dict[str, tuple[str, Callable[[Any, Values], Read]]] = {
     "evaluation_strategy": ("eval_steps", _strategy("eval_steps", "the held-out rows are still evaluated at the end")),
     "save_strategy": ("save_steps", _strategy("save_steps", "`save_minutes` alone decides, and a stop")),
     "lr_scheduler_kwargs": ("min_lr_rate", _lr_scheduler_kwargs),
-}  # fmt: skip
+}
 
 
 def number(value: Any) -> float | None:

@@ -15,9 +15,16 @@ _ALIKE = 0.8  # of a choice: `bfloat61` is near `bfloat16`, `flex_attention` is 
 _LONG = 8  # letters of a key in which two may be wrong
 _MOST_SHOWN = 60  # characters of a value that a message repeats
 _TYPE_WORDS = {
-    "int": "a whole number", "float": "a number", "str": "text", "bool": "true or false", "null": "null",
-    "array": "a list such as [a, b]", "object": "a mapping", "date": "a date", "datetime": "a date",
-}  # fmt: skip
+    "int": "a whole number",
+    "float": "a number",
+    "str": "text",
+    "bool": "true or false",
+    "null": "null",
+    "array": "a list such as [a, b]",
+    "object": "a mapping",
+    "date": "a date",
+    "datetime": "a date",
+}
 _STEPS = "a whole number, or a share of all steps between 0 and 1"
 
 

@@ -1,13 +1,14 @@
 """What the embedded demo knows: one task per line, the tool that does it, why, an example, and the popular wrong tool.
 
-Written for this project. A tool is one task's only; :mod:`.demo` turns the table into questions, answers and votes.
+Written for this project. A tool is one task's only; :mod:`.demo_data` turns the table into questions, answers and
+votes.
 """
 
 from typing import NamedTuple
 
 
 class Fact(NamedTuple):
-    """One task and its right answer, in the words that :func:`.demo.utility` looks for."""
+    """One task and its right answer, in the words that :func:`.demo_data.utility` looks for."""
 
     domain: str
     task: str
@@ -29,10 +30,10 @@ kitchen | thicken a soup | a roux | it binds without lumps | cook butter with fl
 kitchen | peel ginger | a teaspoon | it follows the bumps | scrape the skin away | a knife
 garden | cut thick branches | loppers | their long handles help | trim the old apple tree | hedge shears
 garden | keep weeds down | mulch | it shuts out the light | spread bark in spring | salt
-garden | feed poor soil | compost | it brings humus | dig in two buckets | fertilizer
+garden | reader poor soil | compost | it brings humus | dig in two buckets | fertilizer
 garden | water a bed slowly | a drip hose | it loses little water | lay it along the beans | a sprinkler
 """
 
 FACTS: tuple[Fact, ...] = tuple(
     Fact(*(cell.strip() for cell in line.split("|"))) for line in _TABLE.strip().splitlines()
-)  # fmt: skip
+)

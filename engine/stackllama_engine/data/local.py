@@ -10,9 +10,9 @@ from typing import Any
 from ..contract.errors import DataError
 from ..contract.stages import Split
 from .columns import prompt_of
-from .files import read_file
 from .kinds import kind_of
 from .manifest import read_manifest
+from .row_files import read_file
 from .splits import same_text, split_of
 
 ALL = "all"
@@ -28,7 +28,7 @@ def local_rows(name: str, split: str, *, seed: int = 0) -> Iterator[tuple[str, M
     path = Path(name).expanduser()
     kind = kind_of(name)
     if kind == "demo":
-        from .demo import generate
+        from .demo_data import generate
 
         for part in splits:
             yield from (("demo", row) for row in generate(part.value, seed))

@@ -5,8 +5,8 @@ from pathlib import Path
 from msgspec import Struct, field
 
 from ..contract.errors import DataError
-from ..contract.people_files import read_json
 from ..contract.stages import Split
+from ..contract.user_files import read_json
 
 FORMAT = "stackllama-pairs"
 VERSION = 1

@@ -17,7 +17,7 @@ from xml.parsers import expat
 from msgspec import Struct
 
 from ..contract.errors import DataError
-from ..contract.people_files import open_file
+from ..contract.user_files import open_file
 
 _CHUNK = 1 << 18
 _LONGEST_ROW = 1 << 26  # bytes; a post is at most 30,000 characters, so more than this is an attack or no dump

@@ -27,9 +27,9 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
+from ..contract.atomic_files import fsync_directory
+from ..contract.disk_space import free, is_full, mib
 from ..contract.errors import DataError, RefusedError, StackllamaError
-from ..contract.files import fsync_directory
-from ..contract.room import free, is_full, mib
 from ..contract.stages import Split
 from .manifest import MANIFEST, Report
 from .markdown import to_markdown

@@ -17,10 +17,10 @@ from msgspec import Struct
 from ..contract.errors import DataError
 from ..contract.stages import Split
 from .columns import NEEDS, Row, notices
-from .files import count_rows
 from .kinds import PAIRED, Kind, has_known_columns, kind_of
 from .local import ALL
 from .manifest import read_manifest
+from .row_files import count_rows
 from .sources import open_rows, read_columns, text_columns
 from .template import prompt, text
 

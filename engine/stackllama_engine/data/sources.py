@@ -1,7 +1,7 @@
 """Rows of any source, under one name for each column.
 
 =============================================  =====================================================================
-``demo``                                       the embedded demo (:mod:`.demo`)
+``demo``                                       the embedded demo (:mod:`.demo_data`)
 a directory made by ``data prepare``           known by its ``manifest.json``
 a ``.jsonl``, ``.json`` or ``.parquet`` file   has no splits: each row goes to the split that the hash of its question
                                                gives (:mod:`.splits`); the split ``all`` is the whole file
@@ -127,7 +127,7 @@ def stamp(name: str) -> str:
     if kind == "hub":
         files: list[Path] = []
     elif kind == "demo":
-        files = [Path(__file__).with_name("demo.py")]
+        files = [Path(__file__).with_name("demo_data.py")]
     else:
         files = sorted(path.iterdir()) if kind == "prepared" else [path]
     facts = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]

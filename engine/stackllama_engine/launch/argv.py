@@ -6,8 +6,9 @@ why each thing is spelled out here (``accelerate/commands/launch.py``):
 - A person's own ``default_config.yaml`` is read unless ``--config_file`` is given: the run gets a file of its own.
 - ``--cpu --num_processes 2`` starts one process; ``--multi_gpu`` with ``ACCELERATE_USE_CPU=true`` starts two (gloo).
 - Without ``--num_cpu_threads_per_process`` it divides by a core count that is unknown in some containers.
-- ``--rdzv_backend c10d`` with ``store_type=file`` gives torchrun a file (:mod:`.meeting`) instead of a server on all
-  interfaces, which its own choice, ``static``, is. A sign of life every five seconds has no reader where it is alone.
+- ``--rdzv_backend c10d`` with ``store_type=file`` gives torchrun a file (:mod:`.rendezvous_dir`) instead of a server on
+  all interfaces, which its own choice, ``static``, is. A sign of life every five seconds has no reader where it is
+  alone.
 - ``--main_process_port 0``: without it accelerate looks whether 29500 is in use. Nothing listens on it.
 - One process's exit code becomes 1 whatever it was, a signal's as well: :mod:`..train.accelerate_cli` keeps it.
 - One process that sees several GPUs becomes ``DataParallel`` in the Trainer: it is shown as many as it uses.
@@ -25,7 +26,7 @@ from msgspec import Struct
 import stackllama_engine
 
 from ..contract.recipe import AnyRecipe, MergeRecipe, PipelineRecipe
-from .marks import RUN_MARK
+from .process_marks import RUN_MARK
 
 ACCELERATE_FILE = "accelerate.yaml"
 SHUTDOWN_SECONDS = 120
@@ -82,13 +83,28 @@ def build_command(recipe: AnyRecipe, run_dir: Path, gpus: list[str]) -> Command:
     on_cpu = recipe.use_cpu or not gpus
     precision = _mixed_precision(recipe)
     argv = [
-        sys.executable, "-m", "stackllama_engine.train.accelerate_cli", "launch",
-        "--config_file", str(run_dir / ACCELERATE_FILE),
-        "--num_machines", "1", "--num_processes", str(processes), *(_SEVERAL if processes > 1 else []),
-        "--mixed_precision", precision, "--main_process_port", "0",
-        "--num_cpu_threads_per_process", str(_threads(processes)),
-        "-m", "stackllama_engine.train", str(recipe.stage), str(run_dir),
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "stackllama_engine.train.accelerate_cli",
+        "launch",
+        "--config_file",
+        str(run_dir / ACCELERATE_FILE),
+        "--num_machines",
+        "1",
+        "--num_processes",
+        str(processes),
+        *(_SEVERAL if processes > 1 else []),
+        "--mixed_precision",
+        precision,
+        "--main_process_port",
+        "0",
+        "--num_cpu_threads_per_process",
+        str(_threads(processes)),
+        "-m",
+        "stackllama_engine.train",
+        str(recipe.stage),
+        str(run_dir),
+    ]
     environment["STACKLLAMA_WORLD_SIZE"] = str(processes)
     environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(SHUTDOWN_SECONDS)
     environment["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"  # whatever a library asks of `torch.load`: no code from pickles

@@ -20,12 +20,12 @@ from ..contract.events import EventReader
 from ..contract.history import History, fold
 from ..contract.recipe import PPORecipe
 from ..contract.run_dir import RunDir, State
+from .attempt_outcome import Outcome
 from .disk import full_disk
 from .expected import Expected, expected
 from .gpus import first_card
 from .main_memory import main_memory
 from .oom import Killer
-from .outcome import Outcome
 from .ranks import Death
 
 _SAID = re.compile(r"((?:rank \d+: )?Out of (GPU )?memory) in phase (\w+)\. ")
@@ -99,9 +99,13 @@ def explain(
     if said:
         detail = _DETAIL.search(outcome.cause or "")
         death = _Death(
-            how=said[1], phase=said[3], gpu=said[2] is not None, said=True, detail=f" {detail[0]}" if detail else "",
+            how=said[1],
+            phase=said[3],
+            gpu=said[2] is not None,
+            said=True,
+            detail=f" {detail[0]}" if detail else "",
             certain=True,
-        )  # fmt: skip
+        )
     elif history.phase is None:  # it never came to itself: no memory was asked for
         return None
     else:
@@ -179,9 +183,14 @@ def _way_out(known: Expected, found: Estimate, phase: str, room: int | None) -> 
         return _only(known, changed, phase) or changed
 
     options = suggestions(
-        known.recipe, known.architecture, target, gpus=known.gpus, on_gpu=known.on_gpu, reward=known.reward,
+        known.recipe,
+        known.architecture,
+        target,
+        gpus=known.gpus,
+        on_gpu=known.on_gpu,
+        reward=known.reward,
         adjust=at_phase,
-    )  # fmt: skip
+    )
     if phase == "load":
         options = [one for one in options if one.changes.keys() & _WEIGHT_KEYS]
     fitting = [one for one in options if one.fits == "yes"]

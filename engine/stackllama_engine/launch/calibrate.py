@@ -11,7 +11,7 @@ from ..contract.recipe import PPORecipe
 from ..contract.run_dir import RunDir, State
 from .expected import expected
 from .gpus import first_card
-from .machine import package_versions
+from .machine_check import package_versions
 
 MATTER = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "stackllama-console")
 """Packages whose versions decide what a run takes."""

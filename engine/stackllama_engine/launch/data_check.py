@@ -6,8 +6,8 @@ A hub set is not asked here. It is read by the stage, which says the same things
 import importlib.util
 from pathlib import Path
 
+from ..contract.atomic_files import existing
 from ..contract.errors import DataError
-from ..contract.files import existing
 from ..contract.recipe import AnyRecipe, MergeRecipe, PipelineRecipe, PPORecipe, RewardRecipe, SFTRecipe
 from ..contract.stages import TRAINING_STAGES
 from ..data.columns import NEEDS, Columns, look_at, notices

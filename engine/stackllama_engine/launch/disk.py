@@ -1,9 +1,9 @@
 """Room on the file system of a run: a warning while there is time, and what stands between the run and a full disk.
 
-A run that holds a reserve for its last checkpoint (:class:`..contract.room.Reserve`) is left to itself: it waits when
-something cannot be written, and is saved and stopped when that takes too long. One that holds none though it trains
-(its file system cannot do that) is saved and stopped here while a checkpoint still fits. Nothing else is: a run that
-still loads has nothing to save and may hold a reserve in a moment, and a pipeline's stages look for themselves.
+A run that holds a reserve for its last checkpoint (:class:`..contract.disk_space.Reserve`) is left to itself: it waits
+when something cannot be written, and is saved and stopped when that takes too long. One that holds none though it
+trains (its file system cannot do that) is saved and stopped here while a checkpoint still fits. Nothing else is: a run
+that still loads has nothing to save and may hold a reserve in a moment, and a pipeline's stages look for themselves.
 
 ============================  =========================================  =========================================
 environment                   default                                    meaning
@@ -24,14 +24,14 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from ..contract.disk_space import Free, Reserve, free, size_of
 from ..contract.events import EventReader
 from ..contract.history import fold
 from ..contract.requests import WAITING_FOR_ROOM
-from ..contract.room import Free, Reserve, free, size_of
 from ..contract.run_dir import RunDir
-from .asking import Asker, UnansweredError
-from .outcome import last_log_lines
-from .settings import setting
+from .attempt_outcome import last_log_lines
+from .env_settings import setting
+from .timeouts import Asker, UnansweredError
 
 _FILE_SYSTEM = Asker("the file system")
 _SECONDS = 2.0

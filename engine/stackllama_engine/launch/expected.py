@@ -7,13 +7,13 @@ from msgspec import Struct
 from ..budget import least
 from ..budget.architecture import Architecture, read_architecture
 from ..budget.estimate import Estimate, estimate
+from ..contract.atomic_files import existing
 from ..contract.errors import UsageError
-from ..contract.files import existing
-from ..contract.people_files import any_object
 from ..contract.recipe import PPORecipe, RewardRecipe, SFTRecipe
 from ..contract.recipe_io import load_recipe
 from ..contract.run_dir import RunDir
 from ..contract.stages import TRAINING_STAGES, Stage
+from ..contract.user_files import any_object
 from .gpus import first_card
 from .hub_cache import cached_model
 

@@ -9,10 +9,10 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..contract.atomic_files import existing
 from ..contract.errors import UsageError
-from ..contract.files import existing
-from ..contract.people_files import read_bytes
 from ..contract.recipe import FUNCTION
+from ..contract.user_files import read_bytes
 
 _MOST_SOURCE = 4 << 20  # bytes
 

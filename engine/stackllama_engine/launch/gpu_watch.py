@@ -6,8 +6,8 @@ from collections.abc import Callable, Collection, Mapping
 from msgspec import Struct
 
 from ..contract.run_dir import Launch
-from .asking import Asked, UnansweredError
 from .nvml import NVML, Faults, Nvml, NvmlError
+from .timeouts import Asked, UnansweredError
 
 _RETRY_SECONDS = 30.0
 _SECONDS = 1.0  # that the supervisor waits for NVML, once; it goes on and finds the answer later

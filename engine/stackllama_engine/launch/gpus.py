@@ -8,8 +8,8 @@ import pynvml  # pyright: ignore[reportMissingTypeStubs]
 from msgspec import Struct
 
 from ..contract.errors import RefusedError
-from .asking import UnansweredError
 from .nvml import NVML, PATIENCE, hung
+from .timeouts import UnansweredError
 
 
 class Card(Struct, frozen=True):

@@ -7,8 +7,8 @@ import os
 import re
 from pathlib import Path
 
-from ..contract.people_files import read_bytes
 from ..contract.user_dirs import expanded, user_dir
+from ..contract.user_files import read_bytes
 
 _MOST_REFERENCE = 4096
 _COMMIT = re.compile(r"[0-9a-f]{6,64}")

@@ -12,8 +12,8 @@ import msgspec
 
 import stackllama_engine
 
+from ..contract.atomic_files import existing
 from ..contract.errors import RefusedError, UsageError
-from ..contract.files import existing
 from ..contract.recipe import (
     REWARD_ARGUMENTS,
     AnyRecipe,

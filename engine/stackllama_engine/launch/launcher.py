@@ -16,9 +16,9 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
+from ..contract.atomic_files import make_private_dir, open_private, write_whole
 from ..contract.creation import check_free
 from ..contract.errors import RefusedError, StackllamaError, UsageError
-from ..contract.files import make_private_dir, open_private, write_whole
 from ..contract.host import this_host
 from ..contract.recipe import AnyRecipe, PipelineRecipe, PPORecipe
 from ..contract.recipe_io import dump_recipe
@@ -30,19 +30,19 @@ from ..contract.stages import Stage
 from .argv import Command, build_command, inherited_environment, source_path
 from .children import CHILDREN, child_id, parents_of
 from .data_check import data_notices
+from .env_settings import check_settings
 from .function_hash import check_function, reward_function
 from .gpus import visible_gpus
 from .inputs import resolve_inputs
 from .leftovers import delete_marked
-from .machine import git_commit, package_versions, resolve_machine
-from .marks import marks
-from .owners import check_home, check_run
+from .machine_check import git_commit, package_versions, resolve_machine
+from .ownership import check_home, check_run
 from .preflight import preflight
+from .process_marks import marks
 from .processes import run_processes
 from .recipe_changes import keep_recipe, load_own_recipe, recipe_hash, refuse_changed
 from .reconcile import ensure_ended
 from .resubmit import resubmission
-from .settings import check_settings
 from .supervisor import SUPERVISOR_LOG
 from .uninterrupted import uninterrupted
 
@@ -91,10 +91,15 @@ def plan(home: Home, stage: Stage, recipe: AnyRecipe, name: str | None = None, *
     recipe_yaml = dump_recipe(recipe)
     command = _command(recipe, home.runs_dir / (name or _ANY_RUN), canary)
     return Plan(
-        stage=stage, recipe=recipe, recipe_yaml=recipe_yaml, argv=command.argv,
-        environment=command.environment, parents=parents, secrets=secret_names(),
+        stage=stage,
+        recipe=recipe,
+        recipe_yaml=recipe_yaml,
+        argv=command.argv,
+        environment=command.environment,
+        parents=parents,
+        secrets=secret_names(),
         notices=data_notices(recipe),
-    )  # fmt: skip
+    )
 
 
 def prepare(home: Home, stage: Stage, recipe: AnyRecipe, name: str | None) -> tuple[AnyRecipe, list[str]]:
@@ -270,9 +275,7 @@ def start_supervisor(
         raise
     if _spawn(run.path, attempt, lock, folder / SUPERVISOR_LOG) != 0:
         cause = f"The supervisor could not be started; see {folder / SUPERVISOR_LOG}."
-        run.write_state(
-            msgspec.structs.replace(state, phase="failed", exit_code=1, cause=cause, ended=time.time())
-        )  # fmt: skip
+        run.write_state(msgspec.structs.replace(state, phase="failed", exit_code=1, cause=cause, ended=time.time()))
         raise StackllamaError(f"Run `{run.id}`: {cause}")
 
 
@@ -286,16 +289,32 @@ def _prepare_attempt(
     environment = command.environment | marks(run.path) | {"STACKLLAMA_ATTEMPT": str(attempt)}
     run.write_launch(
         Launch(
-            argv=command.argv, cwd=str(run.path), host=socket.gethostname(), created=time.time(),
-            versions=package_versions(), git_commit=git_commit(), parents=parents,
-            environment=environment, secrets=secret_names(), recipe_sha256=keep_recipe(run, attempt),
+            argv=command.argv,
+            cwd=str(run.path),
+            host=socket.gethostname(),
+            created=time.time(),
+            versions=package_versions(),
+            git_commit=git_commit(),
+            parents=parents,
+            environment=environment,
+            secrets=secret_names(),
+            recipe_sha256=keep_recipe(run, attempt),
             reward_fn=function,
         )
-    )  # fmt: skip
+    )
     state = msgspec.structs.replace(
-        run.read_state(), phase="starting", attempt=attempt, started=time.time(), ended=None, host=this_host(),
-        supervisor=None, worker=None, exit_code=None, cause=None, last_lines=[],
-    )  # fmt: skip
+        run.read_state(),
+        phase="starting",
+        attempt=attempt,
+        started=time.time(),
+        ended=None,
+        host=this_host(),
+        supervisor=None,
+        worker=None,
+        exit_code=None,
+        cause=None,
+        last_lines=[],
+    )
     run.write_state(state)
     return state
 
@@ -337,9 +356,16 @@ def _spawn(run_path: Path, attempt: int, lock: int, log: Path) -> int:
     output = open_private(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     try:
         return subprocess.run(
-            argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=run_path, env=environment,
-            pass_fds=[lock], start_new_session=True, check=False,
-        ).returncode  # fmt: skip
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            cwd=run_path,
+            env=environment,
+            pass_fds=[lock],
+            start_new_session=True,
+            check=False,
+        ).returncode
     finally:
         os.close(output)
 

@@ -11,7 +11,7 @@ from ..contract.creation import DELETED, NEW
 from ..contract.errors import RefusedError
 from ..contract.run_dir import Home, kind_of
 from ..contract.working import left_alone, working_on
-from .owners import check_home
+from .ownership import check_home
 
 
 class Leftover(Struct, frozen=True, kw_only=True):
@@ -47,7 +47,7 @@ def remove_leftovers(home: Home) -> tuple[list[str], list[str]]:
         names of what was removed, and of what was left because somebody works on it.
 
     Raises:
-        RefusedError: one cannot be removed, or the home is somebody else's (:mod:`.owners`).
+        RefusedError: one cannot be removed, or the home is somebody else's (:mod:`.ownership`).
     """
     check_home(home)
     removed: list[str] = []

@@ -14,7 +14,7 @@ import pynvml
 from msgspec import Struct
 
 from ..contract.errors import RefusedError
-from .asking import Asker, UnansweredError
+from .timeouts import Asker, UnansweredError
 
 _SLOWED = {
     0x04: "power cap",

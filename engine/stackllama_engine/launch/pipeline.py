@@ -16,13 +16,13 @@ from typing import Any, TypeVar
 
 from msgspec import Struct
 
+from ..contract.disk_space import is_full
 from ..contract.errors import DamagedError, ExitCode, RefusedError, StackllamaError, StageError
 from ..contract.events import EventWriter
 from ..contract.recipe import PipelineRecipe
 from ..contract.recipe_io import load_recipe
 from ..contract.redact import redact_output
 from ..contract.requests import WAITING_FOR_ROOM
-from ..contract.room import is_full
 from ..contract.run_dir import Home, RunDir, State, kind_of
 from ..contract.stages import Stage
 from ..contract.streams import open_standard_streams

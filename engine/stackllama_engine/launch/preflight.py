@@ -14,8 +14,8 @@ from msgspec import Struct
 
 from ..budget import gguf, known, safetensors
 from ..budget.architecture import Architecture, read_architecture, read_config
+from ..contract.atomic_files import existing
 from ..contract.errors import RecipeError, RefusedError, StackllamaError, UsageError
-from ..contract.files import existing
 from ..contract.recipe import AnyRecipe, PipelineRecipe, PPORecipe, RewardRecipe, SFTRecipe
 from ..contract.stages import TRAINING_STAGES, Stage
 from .hub_cache import cached_model
@@ -30,9 +30,13 @@ _RESCALES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 _RESCALES_UNSAID = {"gemma2": "final_logit_softcapping", "cohere": "logit_scale", "cohere2": "logit_scale"}
 """Types whose configuration class does so where the file says nothing."""
 _POSITIONS = {
-    "gpt2": "n_positions", "gpt_bigcode": "n_positions", "openai-gpt": "n_positions",
-    "opt": "max_position_embeddings", "gpt_neo": "max_position_embeddings", "biogpt": "max_position_embeddings",
-}  # fmt: skip
+    "gpt2": "n_positions",
+    "gpt_bigcode": "n_positions",
+    "openai-gpt": "n_positions",
+    "opt": "max_position_embeddings",
+    "gpt_neo": "max_position_embeddings",
+    "biogpt": "max_position_embeddings",
+}
 """Types that learn a vector for each position, and the key that says how many."""
 _DEFAULT_LOST = frozenset({"mixtral"})
 """Types of PEFT's table whose default it loses (0.21) while it rewrites targets for fused experts."""

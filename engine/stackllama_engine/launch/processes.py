@@ -1,8 +1,8 @@
 """Processes of this machine: who they are, whether they live, which of them belong to a run, how they end.
 
 A pid alone can be reused; a process is a (boot id, pid, start time), checked again at the moment of a signal.
-Every process of a run carries a mark in its environment (:mod:`.marks`), which survives new sessions, double forks
-and a supervisor that was killed. Linux only (``/proc``, pidfd).
+Every process of a run carries a mark in its environment (:mod:`.process_marks`), which survives new sessions, double
+forks and a supervisor that was killed. Linux only (``/proc``, pidfd).
 """
 
 import os
@@ -14,7 +14,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from ..contract.process_id import ProcessId, identify, stat_fields
-from .marks import Place, belongs
+from .process_marks import Place, belongs
 
 _PROC = Path("/proc")
 _GONE = (FileNotFoundError, ProcessLookupError)

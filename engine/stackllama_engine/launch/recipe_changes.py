@@ -12,9 +12,9 @@ from typing import Any, cast
 
 import msgspec
 
+from ..contract.atomic_files import write_whole
 from ..contract.checkpoints import sealed
 from ..contract.errors import DamagedError, RecipeError, UnconfirmedError
-from ..contract.files import write_whole
 from ..contract.recipe import AnyRecipe, TrainRecipe
 from ..contract.recipe_io import load_recipe
 from ..contract.resuming import RECIPE_FILE, Change, changes_of

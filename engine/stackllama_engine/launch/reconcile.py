@@ -1,6 +1,6 @@
 """Whoever looks at a run sets it right: a free lock and an unfinished state mean that its supervisor is gone.
 
-Only on the machine that the run is on (:mod:`.whereabouts`), and never because of what two wall clocks say.
+Only on the machine that the run is on (:mod:`.run_location`), and never because of what two wall clocks say.
 """
 
 import contextlib
@@ -10,24 +10,24 @@ import time
 import msgspec
 
 from ..contract import requests
+from ..contract.disk_space import Reserve, is_full
 from ..contract.errors import RefusedError, StackllamaError, UsageError
 from ..contract.events import Event, EventReader
 from ..contract.redact import redactor
 from ..contract.requests import Ask
-from ..contract.room import Reserve, is_full
 from ..contract.run_dir import Home, RunDir, State
 from ..contract.stages import Stage
+from .attempt_outcome import Outcome, from_end_event, last_log_lines, on_resume
 from .children import CHILDREN, child_id, known_parents
 from .disk import full_disk
 from .kept_directory import KeptDirectory
-from .meeting import remove_meeting_place
-from .outcome import Outcome, from_end_event, last_log_lines, on_resume
-from .owners import check_run, run_problem
+from .moved_run import remove_leftover_link
+from .ownership import check_run, run_problem
 from .processes import kill_run_processes, send
-from .renamed import remove_leftover_link
+from .rendezvous_dir import remove_meeting_place
+from .run_location import Silence, check_gone, elsewhere, refuse_elsewhere
 from .scrub import scrub_folder
 from .slurm_queue import cancel, in_slurm, is_inside, job_of
-from .whereabouts import Silence, check_gone, elsewhere, refuse_elsewhere
 
 _QUEUED_SECONDS = 10.0  # between a run's creation and its lock; a launcher that takes longer has died
 _POLL_SECONDS = 0.1
@@ -104,7 +104,7 @@ def stop(run: RunDir, *, wait: bool) -> State:
 
     Raises:
         UsageError: the state cannot be read; the directory was removed meanwhile.
-        RefusedError: it is somebody else's (:mod:`.owners`).
+        RefusedError: it is somebody else's (:mod:`.ownership`).
     """
     check_run(run)
     state = cancel(run, reconcile(run))
@@ -173,7 +173,7 @@ def ask(run: RunDir, what: Ask, change: str | None = None) -> RunDir:
         the run that was asked.
 
     Raises:
-        RefusedError: it has ended, its stage cannot, or it is somebody else's (:mod:`.owners`).
+        RefusedError: it has ended, its stage cannot, or it is somebody else's (:mod:`.ownership`).
         UsageError: ``change`` is not ``key=value``, or a value that the recipe would not take either.
     """
     check_run(run)
@@ -266,9 +266,12 @@ def _close(run: RunDir, state: State, gone_host: str | None) -> State:
         if seen := None if gone_host else full_disk(run, run.attempt_dir(state.attempt)):
             cause += f" The disk is full ({seen}): make room under {run.path} first."
         state = msgspec.structs.replace(
-            state, phase="lost", cause=cause, ended=time.time(),
+            state,
+            phase="lost",
+            cause=cause,
+            ended=time.time(),
             last_lines=last_log_lines(run.attempt_dir(state.attempt) / "log.txt"),
-        )  # fmt: skip
+        )
     try:
         run.write_state(state)
     except OSError as error:

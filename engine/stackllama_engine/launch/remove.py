@@ -7,11 +7,11 @@ from ..contract.run_dir import Home, RunDir, check_run_id, kind_of
 from ..contract.stages import Stage
 from .children import known_parents
 from .leftovers import delete_marked, remove_leftover
-from .owners import check_home, check_run
+from .ownership import check_home, check_run
 from .processes import run_processes
 from .reconcile import children_of, ensure_ended
 from .repair import stage_of
-from .whereabouts import elsewhere_of_damaged, is_gone, refuse_elsewhere
+from .run_location import elsewhere_of_damaged, is_gone, refuse_elsewhere
 
 
 def remove(home: Home, run_id: str, *, children: bool = True, host_gone: str | None = None) -> list[str]:

@@ -17,11 +17,11 @@ from ..contract.events import Event, EventReader
 from ..contract.run_dir import Home, Launch, RunDir, State
 from ..contract.run_files import read_file
 from ..contract.stages import Stage
-from .outcome import from_end_event, last_log_lines, on_resume
-from .owners import check_run
+from .attempt_outcome import from_end_event, last_log_lines, on_resume
+from .ownership import check_run
 from .processes import kill_run_processes
+from .run_location import elsewhere_of_damaged
 from .slurm_queue import SLURM_FILE, job_of
-from .whereabouts import elsewhere_of_damaged
 
 RECORDS = ("launch.json", "result.json", "lineage.json", SLURM_FILE)
 """Beside ``state.json``: a run goes on without them."""
@@ -41,7 +41,7 @@ def repair(home: Home, run_id: str) -> list[str]:
     Raises:
         UsageError: no such run.
         RefusedError: it is alive (its supervisor writes ``state.json`` anew by itself), no file tells its stage, or the
-            directory cannot be written or is somebody else's (:mod:`.owners`).
+            directory cannot be written or is somebody else's (:mod:`.ownership`).
     """
     run = home.run(run_id)
     check_run(run)
@@ -95,13 +95,15 @@ def _state(run: RunDir, stage: Stage) -> State:
     events = list(EventReader(folders[-1] / "events.jsonl").read_what_can_be()) if folders else []
     launch = _launch(run)
     state = State(
-        stage=stage, phase="lost", attempt=int(folders[-1].name) if folders else 0,
+        stage=stage,
+        phase="lost",
+        attempt=int(folders[-1].name) if folders else 0,
         created=run.touched() or (launch.created if launch else time.time()),
         started=launch.created if launch else events[0].time if events else None,
         ended=events[-1].time if events else time.time(),
         cause=f"state.json was damaged, and nothing else tells how the run ended. {on_resume(run, stage)}",
         last_lines=last_log_lines(folders[-1] / "log.txt") if folders else [],
-    )  # fmt: skip
+    )
     return _ended(state, next((event for event in reversed(events) if event.kind == "end"), None))
 
 

@@ -10,8 +10,8 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from ..contract.atomic_files import write_whole
 from ..contract.errors import UsageError
-from ..contract.files import write_whole
 from ..contract.run_dir import RunDir
 from .slurm_queue import is_inside, job_of
 
@@ -53,9 +53,15 @@ def sbatch_argv(path: Path, options: dict[str, str]) -> list[str]:
         raise UsageError(f"{str(path)!r} cannot be a run's path under Slurm: no control characters, `%` or backslash.")
     given = [f"--{key}={value}" for key, value in options.items()]
     return [
-        "sbatch", "--parsable", f"--job-name={path.name}", f"--output={path}/slurm-%j.txt", "--open-mode=append",
-        "--requeue", *given, str(path / SCRIPT),
-    ]  # fmt: skip
+        "sbatch",
+        "--parsable",
+        f"--job-name={path.name}",
+        f"--output={path}/slurm-%j.txt",
+        "--open-mode=append",
+        "--requeue",
+        *given,
+        str(path / SCRIPT),
+    ]
 
 
 def script(path: Path) -> str:

@@ -24,8 +24,8 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from ..contract.atomic_files import write_whole
 from ..contract.errors import ExitCode, RefusedError, StackllamaError, UsageError
-from ..contract.files import write_whole
 from ..contract.host import this_host
 from ..contract.recipe import AnyRecipe
 from ..contract.recipe_io import dump_recipe
@@ -36,12 +36,12 @@ from ..contract.streams import open_standard_streams
 from .argv import inherited_environment, source_path
 from .function_hash import reward_function
 from .launcher import begin, gone_unless_written, prepare
-from .machine import git_commit, package_versions
+from .machine_check import git_commit, package_versions
 from .recipe_changes import recipe_hash, refuse_changed
 from .reconcile import reconcile, try_to_stop
 from .resubmit import SCRIPT, options_of, sbatch_argv, script
+from .run_location import elsewhere
 from .slurm_queue import Job, has_job, job_of, tool, write_job
-from .whereabouts import elsewhere
 
 _POLL_SECONDS = 0.2
 _LAST_WORDS = 30.0  # seconds
@@ -79,11 +79,18 @@ def submit(home: Home, stage: Stage, recipe: AnyRecipe, name: str | None, words:
         write_whole(run.path / SCRIPT, script(run.path).encode())
         run.write_launch(
             Launch(
-                argv=argv, cwd=str(run.path), host=socket.gethostname(), created=time.time(),
-                versions=package_versions(), git_commit=git_commit(), parents=parents, secrets=secret_names(),
-                reward_fn=function, recipe_sha256=recipe_hash(run),
+                argv=argv,
+                cwd=str(run.path),
+                host=socket.gethostname(),
+                created=time.time(),
+                versions=package_versions(),
+                git_commit=git_commit(),
+                parents=parents,
+                secrets=secret_names(),
+                reward_fn=function,
+                recipe_sha256=recipe_hash(run),
             )
-        )  # fmt: skip
+        )
         write_job(run, asked)  # before sbatch: the job may start at once
     environment = inherited_environment() | source_path(os.environ.get("PYTHONPATH", ""))
     job, problem = _submitted(argv, environment, run.path)

@@ -18,7 +18,7 @@ from ..contract.errors import UsageError
 from ..contract.host import Host
 from ..contract.run_dir import RunDir, State
 from ..contract.times import UnixTime
-from .asking import Asker, UnansweredError
+from .timeouts import Asker, UnansweredError
 
 SLURM_FILE = "slurm.json"
 _ASK_AGAIN_MISSING = 2.0  # about a job that was not there

@@ -25,7 +25,7 @@ from msgspec import Struct
 from ..contract.events import Event
 from ..contract.requests import PAUSED, WAITING_FOR_ROOM
 from .activity import Idle
-from .settings import setting
+from .env_settings import setting
 
 _STEPS = 50
 _BUSY = 2.0

@@ -31,20 +31,17 @@ import msgspec
 from msgspec import Struct
 
 from ..contract import run_lock
+from ..contract.atomic_files import open_private
+from ..contract.disk_space import Reserve
 from ..contract.errors import ExitCode
 from ..contract.events import Event, EventReader
-from ..contract.files import open_private
 from ..contract.redact import redact_output, redactor
 from ..contract.requests import forget_all
-from ..contract.room import Reserve
 from ..contract.run_dir import ProcessId, RunDir, State
 from ..contract.stages import Stage
 from ..contract.streams import open_standard_streams
 from .argv import inherited_environment
-from .detach import adopt_orphans, detach
-from .meeting import make_meeting_place, meeting_environment, remove_meeting_place
-from .oom import OomWatch
-from .outcome import (
+from .attempt_outcome import (
     Outcome,
     from_end_event,
     from_status,
@@ -55,11 +52,14 @@ from .outcome import (
     signal_to_launcher,
     stopped_by_force,
 )
+from .detach import adopt_orphans, detach
+from .env_settings import setting
+from .moved_run import Renamed
+from .oom import OomWatch
 from .processes import descendants, identify, kill_run_processes, run_processes, send
 from .ranks import Death, Ranks
-from .renamed import Renamed
+from .rendezvous_dir import make_meeting_place, meeting_environment, remove_meeting_place
 from .scrub import Scrubber, scrub_folder
-from .settings import setting
 from .watch import Watch
 
 SUPERVISOR_LOG = "supervisor.txt"
@@ -161,9 +161,14 @@ class Supervisor:
         log = open_private(self.folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         try:
             process = subprocess.Popen(
-                launch.argv, cwd=launch.cwd, env=environment,
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-            )  # fmt: skip
+                launch.argv,
+                cwd=launch.cwd,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
         finally:
             os.close(log)
         process.returncode = 0  # reaped here with everything else, not by subprocess

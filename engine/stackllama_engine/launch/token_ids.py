@@ -6,7 +6,7 @@ from typing import Any, TypeVar, cast
 import msgspec
 from msgspec import Struct
 
-from ..contract.people_files import read_json
+from ..contract.user_files import read_json
 
 _MOST = 64 << 20
 _T = TypeVar("_T")

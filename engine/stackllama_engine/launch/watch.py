@@ -1,7 +1,7 @@
 """What the supervisor looks at besides the worker's end: whether it stands still, room on the disk, the GPUs.
 
 It finds and tells, in the attempt's ``health.jsonl``; the supervisor acts. What may hang is asked in a thread
-(:mod:`.asking`): a stop is served whatever becomes of a driver.
+(:mod:`.timeouts`): a stop is served whatever becomes of a driver.
 """
 
 import time
@@ -12,13 +12,13 @@ from ..contract.events import Event
 from ..contract.run_dir import Launch, ProcessId, RunDir
 from ..contract.stages import Stage
 from .activity import Activity
-from .asking import Asked, Asker, UnansweredError
 from .disk import DiskWatch
 from .gpu_watch import GpuWatch, watched_cards
 from .health import Journal
 from .processes import run_processes
-from .stacks import drop_empty_stacks, write_stacks
+from .stack_dumps import drop_empty_stacks, write_stacks
 from .stall import StallLimits, StallWatch
+from .timeouts import Asked, Asker, UnansweredError
 
 _SHORTEST, _LONGEST = 0.2, 5.0  # seconds between two looks
 _LOOKS = 20  # within the limit

@@ -27,7 +27,7 @@ from .restart import Restarts
 from .signals import Signals, Stopped
 
 if TYPE_CHECKING:
-    from .report import Reporter
+    from .reporting import Reporter
     from .session import Session
 
 _MAKE_ROOM = "Make room, then resume."
@@ -37,7 +37,7 @@ _ROOMS = {Stage.SFT: ".sft", Stage.REWARD: ".reward", Stage.PPO: ".ppo", Stage.M
 def main(argv: list[str]) -> int:
     """Run one stage; returns the exit code."""
     signals = Signals()
-    from .report import Reporter  # and with it torch
+    from .reporting import Reporter  # and with it torch
 
     stage, run = Stage(argv[0]), RunDir(Path(argv[1]))
     attempt = int(os.environ.get("STACKLLAMA_ATTEMPT", "1"))
@@ -76,8 +76,8 @@ def _run_stage(stage: Stage, run: RunDir, reporter: "Reporter", signals: Signals
     from transformers import set_seed
 
     from . import models
+    from .disk_wait import write_result
     from .session import Session
-    from .waiting import write_result
 
     models.quiet_libraries()
     set_seed(recipe.seed)  # adapters and heads start at random: alike on every rank and in every attempt
@@ -115,10 +115,11 @@ def _begin_again(error: Exception, recipe: SFTRecipe | RewardRecipe, session: "S
     if phase == "train" and size > 1:
         half, passes = smaller_batch(size, accumulation)
         session.restarts.again(
-            per_device_train_batch_size=half, gradient_accumulation_steps=passes,
+            per_device_train_batch_size=half,
+            gradient_accumulation_steps=passes,
             message=f"{where} `per_device_train_batch_size: {half}` and `gradient_accumulation_steps: {passes}` on "
             f"every rank (were {size} and {accumulation}); the effective batch stays {size * accumulation} per device",
-        )  # fmt: skip
+        )
     rows = recipe.per_device_eval_batch_size
     if phase == "evaluate" and rows > 1:
         session.restarts.again(

@@ -4,14 +4,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..contract.chat import Ask
+from ..contract.chat_messages import Ask
 from ..contract.recipe import SFTRecipe
 from ..contract.stages import Split
 from ..data.sources import unique_questions
 from .chat.answer import tokens
+from .control import LeftEarly, Requests
+from .encoding import source_rows
 from .models import eos_id
-from .requests import LeftEarly, Requests
-from .rows import source_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -61,9 +61,13 @@ class Answers:
         ended = bool(ids) and ids[-1] == eos_id(self._tokenizer)
         text = self._tokenizer.decode(ids, skip_special_tokens=True)
         return {
-            "question": question, "response": str(text).strip(), "length": len(ids), "ended": ended,
-            "split": Split.EVALUATION.value, "when": "asked",
-        }  # fmt: skip
+            "question": question,
+            "response": str(text).strip(),
+            "length": len(ids),
+            "ended": ended,
+            "split": Split.EVALUATION.value,
+            "when": "asked",
+        }
 
     def _read(self) -> list[str]:
         rows = source_rows(self._recipe, self._recipe.dataset_test_split, ("question", "response_j"), _ROWS)

@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
+from ..contract.atomic_files import fsync_directory, write_whole
 from ..contract.checkpoints import (
     MANIFEST,
     UNSEALED,
@@ -27,10 +28,9 @@ from ..contract.checkpoints import (
     step_of,
 )
 from ..contract.errors import StageError
-from ..contract.files import fsync_directory, write_whole
 from ..contract.recipe import TrainRecipe
 from ..contract.resuming import changes, remember
-from .report import Reporter
+from .reporting import Reporter
 
 __all__ = ["Retention", "newest", "problem", "publish", "rotate", "seal", "staging_dir", "step_of", "to_resume"]
 

@@ -30,7 +30,7 @@ import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from ..data import demo
+from ..data import demo_data
 from ..data.template import prompt
 
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"  # ids 0, 1, 2: a trainer's special tokens come first
@@ -46,11 +46,11 @@ _B = 16
 def posts(seed: int) -> Iterator[str]:
     """Endless raw posts, a question with one answer and perhaps a reaction, from the fine-tuning questions only."""
     draw = random.Random(f"base {seed}")  # noqa: S311
-    known = demo.questions("finetune", seed)
+    known = demo_data.questions("finetune", seed)
     while True:
         question = draw.choice(known)
-        answer = demo.write_answer(demo.fact_of(question), draw)
-        reply = reaction(demo.utility(question, answer) + draw.gauss(0, demo.NOISE))
+        answer = demo_data.write_answer(demo_data.fact_of(question), draw)
+        reply = reaction(demo_data.utility(question, answer) + draw.gauss(0, demo_data.NOISE))
         ending = f"\n{reply}\n" if draw.random() < 0.8 else "\n"
         yield f"{question}{draw.choice((' ', chr(10)))}{answer}{ending}"
 

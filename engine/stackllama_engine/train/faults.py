@@ -1,4 +1,4 @@
-"""Failures that training survives: what they look like, the batch sizes that fit, and steps that were bad.
+"""Failures that training survives: what they look like, the batch sizes that batch_sizes, and steps that were bad.
 
 Memory: on every rank together the rows of one forward pass are halved and passes doubled, so that what a step adds up
 to, the effective batch, stays. It is bounded: at one row there is nothing left to halve.
@@ -13,12 +13,17 @@ import torch
 
 from ..contract.errors import StageError
 from ..contract.recipe import PPORecipe
-from .report import Reporter
-from .room import is_disk_full
+from .disk_watch import is_disk_full
+from .reporting import Reporter
 
 __all__ = [
-    "Fit", "Setbacks", "free_memory", "is_disk_full", "memory_that_ran_out", "smaller_batch",
-]  # fmt: skip
+    "BatchSizes",
+    "RollbackPolicy",
+    "free_memory",
+    "is_disk_full",
+    "memory_that_ran_out",
+    "smaller_batch",
+]
 
 _GPU_FULL = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA out of memory")
 _CPU_FULL = "DefaultCPUAllocator: can't allocate memory"
@@ -51,7 +56,7 @@ def smaller_batch(size: int, accumulation: int) -> tuple[int, int]:
     return half, total // half
 
 
-class Fit:
+class BatchSizes:
     """Rows of a forward pass that fit into memory in PPO: the recipe's, until memory ran out.
 
     Args:
@@ -110,7 +115,7 @@ class Fit:
         free_memory()
 
 
-class Setbacks:
+class RollbackPolicy:
     """Counts bad steps in a row, and rollbacks.
 
     Args:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..contract.recipe import RewardRecipe, SFTRecipe
 from . import averages, checkpoint, faults, schedule
-from .report import Reporter
+from .reporting import Reporter
 from .restart import Restarts
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Guard:
         self._reporter = reporter
         self._restarts = restarts
         self._off = recipe.fp16
-        self._setbacks = faults.Setbacks(recipe.max_skipped_steps, recipe.max_rollbacks, restarts.now.rollbacks)
+        self._setbacks = faults.RollbackPolicy(recipe.max_skipped_steps, recipe.max_rollbacks, restarts.now.rollbacks)
 
     def judge(self, trainer: Any, norm: float) -> None:
         """Drop the gradients of a bad step; begin again after too many of them. On every rank alike.
@@ -66,10 +66,12 @@ class Guard:
         rate = schedule.peak(trainer.lr_scheduler) / 2
         where = saved.name if saved else "the start"
         self._restarts.again(
-            learning_rate=rate, at_step=start, rollbacks=self._setbacks.rollbacks,
+            learning_rate=rate,
+            at_step=start,
+            rollbacks=self._setbacks.rollbacks,
             message=f"rolled back from step {step} to {where}, rollback {self._setbacks.so_far}: continuing with "
             f"`learning_rate: {rate:g}`, half of before",
-        )  # fmt: skip
+        )
 
 
 class Guarded(_Base):

@@ -18,15 +18,15 @@ from transformers.trainer import TRAINER_STATE_NAME
 from ..contract.errors import StageError
 from ..contract.recipe import RewardRecipe, SFTRecipe, TrainRecipe
 from ..contract.recipe_common import steps_of
-from . import averages, checkpoint, models, rehearsal, schedule
+from . import averages, checkpoint, models, schedule, trial_save
 from .answers import Answers
+from .control import Change, Service, Stopped, serve
+from .disk_wait import until_saved, write_result
 from .guard import Guard, Guarded
-from .requests import Change, Service, Stopped, serve
 from .save_timer import SaveTimer
 from .saving import Saver, newest_sealed
 from .session import SCRATCH, Session
 from .trackers import survive_trackers
-from .waiting import until_saved, write_result
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainerControl, TrainingArguments
@@ -327,12 +327,12 @@ def fit(trainer: "Guarded", callback: RunCallback, recipe: SFTRecipe | RewardRec
 
 
 def rehearse_save(trainer: "Trainer", tokenizer: Any, recipe: TrainRecipe, session: Session) -> None:
-    """Save once before the first step; see :mod:`.rehearsal`.
+    """Save once before the first step; see :mod:`.trial_save`.
 
     Raises:
         StageError: what would be trained cannot be saved.
     """
-    rehearsal.rehearse_save(_model(trainer), tokenizer, recipe.model_name_or_path, session)
+    trial_save.rehearse_save(_model(trainer), tokenizer, recipe.model_name_or_path, session)
 
 
 @contextmanager
@@ -376,7 +376,7 @@ def save(trainer: "Trainer", tokenizer: Any, recipe: TrainRecipe, session: Sessi
     """Write what was trained: ``adapter/``, or ``merged/`` after full training.
 
     Raises:
-        Stopped, StageError: the disk is full, and waiting for room is over; see :func:`.waiting.write_result`.
+        Stopped, StageError: the disk is full, and waiting for room is over; see :func:`.disk_wait.write_result`.
     """
     session.reporter.phase("save")
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from torch import nn
 
 from ..contract.errors import StageError
-from .report import Reporter
+from .reporting import Reporter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -14,9 +14,16 @@ from ..contract.errors import StageError, UsageError
 from .faults import memory_that_ran_out
 
 _LIBRARY = (
-    OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, ImportError, SafetensorError,
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
+    ImportError,
+    SafetensorError,
     StrictDataclassError,
-)  # fmt: skip
+)
 """What libraries raise about files: damaged, of another shape, with a null or without a key that they read. Not
 :class:`.signals.Stopped`."""
 _CODE = re.compile(r"trust_remote_code|custom code")

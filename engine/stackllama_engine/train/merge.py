@@ -27,17 +27,17 @@ import torch
 from torch import Tensor
 
 from ..contract.base import BASE_FILE, Base, find_base
+from ..contract.disk_space import free, mib
 from ..contract.errors import StageError
 from ..contract.recipe import MergeRecipe
-from ..contract.room import free, mib
 from ..contract.run_dir import Home
-from ..data import demo
+from ..data import demo_data
 from ..launch.inputs import DEMO_BASE
 from . import models
+from .disk_watch import is_disk_full
+from .encoding import encode_prompt
 from .loading import one_line
 from .ppo.rewards import score_weight
-from .room import is_disk_full
-from .rows import encode_prompt
 from .session import Session
 
 if TYPE_CHECKING:
@@ -308,4 +308,4 @@ def _check_head(reloaded: "PreTrainedModel", trained: Tensor, recipe: MergeRecip
 
 def _probes(tokenizer: "PreTrainedTokenizerBase", seed: int) -> list[list[int]]:
     """Prompts in the template; any language model gives each of them some distribution."""
-    return [encode_prompt(tokenizer, question) for question in demo.questions("evaluation", seed)[:PROBES]]
+    return [encode_prompt(tokenizer, question) for question in demo_data.questions("evaluation", seed)[:PROBES]]

@@ -66,11 +66,13 @@ def pair_notices(training: PairFilter, held_out: PairFilter) -> list[str]:
     """What to say of the pairs, a sentence each."""
     said: dict[str, tuple[Any, Any]] = {
         f"pairs dropped: one of their texts is longer than {training.max_length} tokens": (
-            training.too_long, held_out.too_long,
+            training.too_long,
+            held_out.too_long,
         ),
         "pairs dropped: both of their texts are the same": (training.identical, held_out.identical),
         "pairs contradict another one of the same question (A over B, and B over A)": (
-            training.contradicting, held_out.contradicting,
+            training.contradicting,
+            held_out.contradicting,
         ),
-    }  # fmt: skip
+    }
     return [f"{one} training and {other} evaluation {what}" for what, (one, other) in said.items() if one or other]

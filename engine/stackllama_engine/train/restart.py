@@ -23,14 +23,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import msgspec
 from msgspec import Struct
 
+from ..contract.atomic_files import write_whole
+from ..contract.disk_space import Reserve, is_full
 from ..contract.errors import StageError
-from ..contract.files import write_whole
-from ..contract.room import Reserve, is_full
 from ..contract.run_dir import RunDir
 from .signals import SIGNALS, Signals
 
 if TYPE_CHECKING:
-    from .room import Room
+    from .disk_watch import Room
 
 FILE = "restart.json"
 _LOOK_SECONDS = 0.5
@@ -55,9 +55,11 @@ class Restart(Struct, frozen=True, kw_only=True):
     def sizes(self) -> dict[str, int]:
         """The batch sizes that fit, where they are not the recipe's."""
         keys = (
-            "per_device_train_batch_size", "gradient_accumulation_steps", "per_device_eval_batch_size",
+            "per_device_train_batch_size",
+            "gradient_accumulation_steps",
+            "per_device_eval_batch_size",
             "local_rollout_forward_batch_size",
-        )  # fmt: skip
+        )
         return {key: value for key in keys if (value := getattr(self, key)) is not None}
 
     def applied(self, recipe: Any) -> Any:

@@ -13,11 +13,11 @@ from trl.trainer.reward_trainer import RewardTrainer
 
 from ..contract.recipe import RewardRecipe
 from . import checkpoint, hf_trainer, limits, models
-from .evaluation import PairWeighted, pair_figures, pair_scores
+from .encoding import encode_text, evaluation_rows, report_columns, training_rows
+from .eval_metrics import PairWeighted, pair_figures, pair_scores
 from .guard import Guarded
 from .overlap import COLUMN, Overlap, question_hash
 from .pair_filter import PairFilter, pair_notices
-from .rows import encode_text, evaluation_rows, report_columns, training_rows
 from .session import Session
 
 _COLUMNS = ("question", "response_j", "response_k")

@@ -1,6 +1,6 @@
 """Checkpoints by the clock: what a power cut costs is minutes, however long the steps are.
 
-Rank 0 keeps the time, and its wish travels with the requests that all ranks agree on (:mod:`.requests`). The first
+Rank 0 keeps the time, and its wish travels with the requests that all ranks agree on (:mod:`.control`). The first
 checkpoint of an attempt comes within the first minutes: by then the optimizer has its state, so that it shows what
 every later one takes, and what could not be saved is learnt early. Saves so slow that they would eat the run come less
 often.
@@ -9,7 +9,7 @@ often.
 import time
 from collections.abc import Callable
 
-from .report import Reporter
+from .reporting import Reporter
 
 FIRST_SECONDS = 120.0
 """After which the first checkpoint of an attempt is due, where `save_minutes` is not even shorter."""

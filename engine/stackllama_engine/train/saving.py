@@ -7,7 +7,7 @@ from pathlib import Path
 from ..contract.checkpoints import UNSEALED, sealed
 from ..contract.errors import StageError
 from . import faults
-from .report import Reporter
+from .reporting import Reporter
 
 _WANTED = 2  # checkpoints' worth of free space
 

@@ -13,10 +13,10 @@ from torch import distributed
 
 from ..contract.errors import StageError
 from ..contract.run_dir import RunDir
+from .control import Requests
 from .exchange import gather_rows
-from .meeting import TIMEOUT, meet
-from .report import Reporter
-from .requests import Requests
+from .rendezvous import TIMEOUT, meet
+from .reporting import Reporter
 from .restart import Restarts
 from .signals import Signals
 

@@ -1,9 +1,9 @@
 """Supervised fine-tuning: TRL's SFTTrainer on the better answer of each pair.
 
-Departs from the published script in four places: prompt and answer are tokenised apart (see :mod:`.rows`), packed
-answers do not see each other unless ``packing_strategy`` is ``wrapped`` (see :mod:`.packing`), what trains stays
+Departs from the published script in four places: prompt and answer are tokenised apart (see :mod:`.encoding`), packed
+answers do not see each other unless ``packing_strategy`` is ``wrapped`` (see :mod:`.sft_packing`), what trains stays
 float32 on a quantised base (see :func:`.models.trainables_to_fp32`), and the evaluation weighs every token alike
-(:mod:`.evaluation`).
+(:mod:`.eval_metrics`).
 """
 
 from typing import Any
@@ -15,13 +15,13 @@ from trl.trainer.sft_trainer import SFTTrainer
 from ..contract.recipe import SFTRecipe
 from . import checkpoint, hf_trainer, limits, models
 from .answers import Answers
-from .evaluation import TokenWeighted
+from .encoding import encode_answer, encode_prompt, evaluation_rows, report_columns, training_rows
+from .eval_metrics import TokenWeighted
 from .guard import Guarded
 from .lengths import PROMPT, LengthLimit
 from .overlap import COLUMN, Overlap, question_hash
-from .packing import Collator, check_apart, keeps_apart
-from .rows import encode_answer, encode_prompt, evaluation_rows, report_columns, training_rows
 from .session import Session
+from .sft_packing import Collator, check_apart, keeps_apart
 
 _COLUMNS = ("question", "response_j")
 

@@ -7,8 +7,8 @@ TensorBoard's writer, whose thread dies of a full disk, is begun anew.
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from .report import Reporter
-from .room import is_disk_full
+from .disk_watch import is_disk_full
+from .reporting import Reporter
 
 _INTEGRATIONS = "transformers.integrations"
 

@@ -14,11 +14,11 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.widgets import Input, Static
 
-from stackllama_engine.contract.chat import SIDES, Delta, Done, Failure, Ready, Side
+from stackllama_engine.contract.chat_messages import SIDES, Delta, Done, Failure, Ready, Side
 from stackllama_engine.contract.errors import StackllamaError, UsageError
 from stackllama_engine.contract.run_dir import RunDir
 
-from ...feeds.chat import ChatEvent, ChatProcess, Ended, start_chat
+from ...readers.generator import ChatEvent, ChatProcess, Ended, start_chat
 from ...readings import checkpoint_steps
 from ...sanitise import one_line, sanitise
 from ..screen import ConsoleScreen

@@ -12,8 +12,8 @@ from textual.widgets import Static
 
 from stackllama_engine.contract.run_dir import Home
 
-from ...feeds.comparison import Comparison
-from ...feeds.comparison_rows import FactRow, figure_rows, recipe_rows
+from ...readers.comparison import Comparison
+from ...readers.comparison_rows import FactRow, figure_rows, recipe_rows
 from ..screen import ConsoleScreen
 from ..widgets.chart_grid import ChartGrid, Overlay
 from ..widgets.facts_table import FactsTable
@@ -103,8 +103,8 @@ class CompareScreen(ConsoleScreen):
         names = list(zip(comparison.names, comparison.sides, strict=True))
         overlays: list[Overlay] = []
         for metric in metrics:
-            having = [(name, side.feed) for name, side in names if side.feed and metric in side.feed.series]
-            overlays.append(Overlay(metric, tuple((name, feed.series[metric]) for name, feed in having)))
+            having = [(name, side.reader) for name, side in names if side.reader and metric in side.reader.series]
+            overlays.append(Overlay(metric, tuple((name, reader.series[metric]) for name, reader in having)))
         return Compared(
             overlays=overlays,
             recipe=recipe_rows(comparison),

@@ -18,12 +18,12 @@ from textual.widgets import Input
 from stackllama_engine.contract.run_dir import Home
 from stackllama_engine.contract.stages import Stage
 
-from ...feeds.budget_inputs import Asked, Devices, Shapes, read_devices, read_shapes
-from ...feeds.budget_view import BudgetView, build_view
-from ...feeds.choices import RUN_KEYS, Choice, model_choice, model_folders, run_choices
-from ...feeds.draft import ADAPTER, Draft, LaunchForm, read_run
-from ...feeds.input_check import find_unusable
-from ...feeds.models import find_models
+from ...readers.budget_inputs import Asked, Devices, Shapes, read_devices, read_shapes
+from ...readers.budget_view import BudgetView, build_view
+from ...readers.choices import RUN_KEYS, Choice, model_choice, model_folders, run_choices
+from ...readers.draft import ADAPTER, Draft, LaunchForm, read_run
+from ...readers.input_check import find_unusable
+from ...readers.model_catalog import find_models
 from ...sanitise import one_line
 from ...settings import Settings
 from ..screen import ConsoleScreen

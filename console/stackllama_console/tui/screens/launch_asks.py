@@ -10,8 +10,8 @@ from stackllama_engine.contract.errors import UsageError
 from stackllama_engine.contract.run_dir import Home, check_run_id
 from stackllama_engine.contract.stages import Stage
 
-from ...feeds.choices import RUN_KEYS, Choice, run_choices, typed_models
-from ...feeds.draft import ADAPTER, Source, read_file, write_file
+from ...readers.choices import RUN_KEYS, Choice, run_choices, typed_models
+from ...readers.draft import ADAPTER, Source, read_file, write_file
 from ...sanitise import one_line
 from ..widgets.recipe_form import RecipeForm
 from .confirm import AskScreen, ConfirmScreen
@@ -36,9 +36,12 @@ class LaunchAsks:
             return
         home = screen.home
         self._picker = PickScreen(
-            "model", screen.models, screen.draft.model,
-            typed=lambda text: typed_models(home, text), hint="words to filter, a hub id, or a path",
-        )  # fmt: skip
+            "model",
+            screen.models,
+            screen.draft.model,
+            typed=lambda text: typed_models(home, text),
+            hint="words to filter, a hub id, or a path",
+        )
         self._show(self._picker, screen.draft.model_key)
 
     def more_models(self) -> None:
@@ -132,10 +135,12 @@ class LaunchAsks:
         if not screen.is_current:
             return
         picker = PickScreen(
-            f"{key}: a finished {' or '.join(RUN_KEYS[key])} run", found, screen.draft.form.text(key),
+            f"{key}: a finished {' or '.join(RUN_KEYS[key])} run",
+            found,
+            screen.draft.form.text(key),
             typed=lambda text: [Choice(value=text, title=one_line(text), facts="as typed")],
             hint="words to filter, or a path",
-        )  # fmt: skip
+        )
         self._show(picker, key)
 
     def _show(self, picker: PickScreen, key: str) -> None:

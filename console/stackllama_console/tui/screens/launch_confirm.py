@@ -11,7 +11,7 @@ from textual.screen import ModalScreen
 from textual.widgets import Static
 
 from ...sanitise import one_line
-from ..look import rich_colour
+from ..state_style import rich_colour
 
 _LABEL = 9
 VERDICTS = {

@@ -9,7 +9,7 @@ from stackllama_engine.contract.run_dir import RunDir
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch import launcher
 
-from ...feeds.draft import worker_command
+from ...readers.draft import worker_command
 from ...sanitise import one_line
 from .launch_confirm import CommandScreen, Summary
 

@@ -6,12 +6,12 @@ from rich.text import Text
 
 from stackllama_engine.contract.stages import Stage
 
-from ...feeds.budget_inputs import Shapes
-from ...feeds.budget_view import BudgetView
-from ...feeds.choices import model_facts
-from ...feeds.draft import Draft
+from ...readers.budget_inputs import Shapes
+from ...readers.budget_view import BudgetView
+from ...readers.choices import model_facts
+from ...readers.draft import Draft
 from ...sanitise import one_line
-from ..look import rich_colour
+from ..state_style import rich_colour
 from ..widgets.budget_lines import not_enough
 from ..widgets.cells import cut, wrap
 

@@ -15,9 +15,9 @@ from stackllama_engine.contract.errors import StackllamaError
 from stackllama_engine.contract.requests import PAUSED
 from stackllama_engine.contract.run_dir import Home
 
-from ...feeds.chart_sets import MEMORY, ChartSet, charts_for
-from ...feeds.protocol import Feed
-from ...feeds.series import Series
+from ...readers.chart_sets import MEMORY, ChartSet, charts_for
+from ...readers.protocol import Reader
+from ...readers.series import Series
 from ...sanitise import one_line, sanitise
 from ..run_actions import RunActions, can_resume
 from ..screen import ConsoleScreen
@@ -192,28 +192,28 @@ class MonitorScreen(ConsoleScreen):
 
     def _show_state(self, news: News) -> None:
         watched, moment = self.watched, now()
-        feed = watched.source if watched.pipeline and watched.shows_result else watched.feed
+        reader = watched.source if watched.pipeline and watched.shows_result else watched.reader
         colours = self.console_app.theme_variables
         trouble = getattr(watched.source, "trouble", None)
         lines: list[Text] = []
         if watched.pipeline:
             lines.append(pipeline_line(watched.pipeline, colours))
-        lines += self._wrapped([head_line(feed, colours, moment)])
-        if (figures := figures_line(feed, feed.stage)).plain:
+        lines += self._wrapped([head_line(reader, colours, moment)])
+        if (figures := figures_line(reader, reader.stage)).plain:
             lines += self._wrapped([figures])
-        machine = "  ".join(filter(None, (news.machine, memory_text(feed, watched.predicted))))
+        machine = "  ".join(filter(None, (news.machine, memory_text(reader, watched.predicted))))
         if machine:
             lines += self._wrapped([Text(machine)])
         there = getattr(watched.source, "elsewhere", "")
-        notes = [*filter(None, (trouble, f"it is {there}" if there else "", silence_text(feed, moment)))]
-        if feed.bad_lines:
-            notes.append(f"{feed.bad_lines} lines of its events could not be read")
+        notes = [*filter(None, (trouble, f"it is {there}" if there else "", silence_text(reader, moment)))]
+        if reader.bad_lines:
+            notes.append(f"{reader.bad_lines} lines of its events could not be read")
         state = watched.state
-        if (remarks := getattr(feed, "remarks", None)) and not (state and state.phase == "finished"):
+        if (remarks := getattr(reader, "remarks", None)) and not (state and state.phase == "finished"):
             notes.append(f"! {remarks[-1]}")
         lines += [Text(one_line(note), style="italic") for note in notes]
         lines += self._wrapped(outcome_lines(watched.run, watched.state, colours))
-        lines += self._wrapped([Text(one_line(note), style="italic") for note in getattr(feed, "notes", [])])
+        lines += self._wrapped([Text(one_line(note), style="italic") for note in getattr(reader, "notes", [])])
         self.query_one("#state", TextLines).show(lines)
         pages = self._pages
         where = f"charts {self._page + 1} of {pages}" if pages > 1 and not watched.shows_result else ""
@@ -243,17 +243,17 @@ class MonitorScreen(ConsoleScreen):
         return [part for line in lines for part in line.wrap(console, width)[:_WRAPPED]]
 
     def _show_charts(self) -> None:
-        feed = self.watched.feed
+        reader = self.watched.reader
         self.set_class(self.watched.shows_result, "-result")
         self.query_one("#result", TextLines).show([sanitise(line).expandtabs() for line in self.watched.result])
-        self._sets = charts_for(feed.stage, feed.series, bool(feed.memory))
+        self._sets = charts_for(reader.stage, reader.series, bool(reader.memory))
         pages = self._pages
         self._page = min(self._page, pages - 1)
         shown = self._sets[self._page * self._per_page :][: self._per_page]
-        drawn = [curve.series for chosen in shown for curve in _curves(feed, chosen)]
+        drawn = [curve.series for chosen in shown for curve in _curves(reader, chosen)]
         same = len(drawn) == len(self._drawn) and all(map(is_, drawn, self._drawn))  # some begin anew under their name
-        changed = shown != self._shown_sets or self._series_of is not feed or not same
-        self._shown_sets, self._series_of, self._drawn = shown, feed, drawn
+        changed = shown != self._shown_sets or self._series_of is not reader or not same
+        self._shown_sets, self._series_of, self._drawn = shown, reader, drawn
         for index in range(_CHARTS):
             chart = self.query_one(f"#chart-{index}", Chart)
             chart.display = index < max(1, len(shown)) and (self._only is None or self._only == index)
@@ -268,14 +268,14 @@ class MonitorScreen(ConsoleScreen):
         grid.set_class(self._only is not None or len(shown) <= 1, "-one")
 
     def _fill(self, chart: Chart, chosen: ChartSet) -> None:
-        feed = self.watched.feed
+        reader = self.watched.reader
         chart.title, chart.unit = one_line(chosen.title), chosen.unit
-        chart.set_curves(_curves(feed, chosen))
+        chart.set_curves(_curves(reader, chosen))
         chart.set_reference("predicted", self.watched.predicted if chosen.title == MEMORY else None)
 
     def _show_side(self) -> None:
         watched = self.watched
-        self.query_one("#figures", TextLines).show(figure_lines(watched.feed, watched.evaluation))
+        self.query_one("#figures", TextLines).show(figure_lines(watched.reader, watched.evaluation))
         side = self.query_one("#sample", TextLines)
         side.show(sample_lines(watched.newest_samples, max(20, side.size.width - 1), side.size.height))
 
@@ -368,14 +368,14 @@ class MonitorScreen(ConsoleScreen):
         """Every chart and figure in words."""
         if self._watched is None:
             return
-        feed = self.watched.feed
+        reader = self.watched.reader
         parts: list[str] = []
         for chosen in self._sets:
             chart = Chart(chosen.title)
             chart.unit = chosen.unit
-            chart.set_curves(_curves(feed, chosen))
+            chart.set_curves(_curves(reader, chosen))
             parts.append(f"{chosen.title}\n{chart.summary()}")
-        lines = [line.plain for line in figure_lines(feed, self.watched.evaluation)]
+        lines = [line.plain for line in figure_lines(reader, self.watched.evaluation)]
         self.console_app.push_screen(TextScreen(self._title, "\n\n".join([*parts, "\n".join(lines)])))
 
     def action_run(self, what: str) -> None:
@@ -391,13 +391,13 @@ class MonitorScreen(ConsoleScreen):
         elif what == "delete":
             self.actions.delete(run.id, then=self.action_back)
         elif what == "pause":
-            self.actions.pause(run.id, self._watched.feed.history.phase == PAUSED)
+            self.actions.pause(run.id, self._watched.reader.history.phase == PAUSED)
         else:
             getattr(self.actions, what)(run.id)
 
 
-def _curves(feed: Feed, chosen: ChartSet) -> list[Curve]:
-    """What a chart of the set shows of a feed."""
+def _curves(reader: Reader, chosen: ChartSet) -> list[Curve]:
+    """What a chart of the set shows of a reader."""
     if chosen.title == MEMORY:
-        return [Curve(name, series) for name, series in feed.memory.items()]
-    return [Curve(label, feed.series[name]) for name, label in chosen.metrics]
+        return [Curve(name, series) for name, series in reader.memory.items()]
+    return [Curve(label, reader.series[name]) for name, label in chosen.metrics]

@@ -11,7 +11,7 @@ from textual.containers import Vertical
 from textual.screen import ModalScreen
 from textual.widgets import Input, Static
 
-from ...feeds.choices import Choice, matching
+from ...readers.choices import Choice, matching
 from ...sanitise import one_line, sanitise
 from ..widgets.model_list import ModelList
 

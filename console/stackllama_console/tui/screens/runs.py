@@ -13,12 +13,12 @@ from textual.widgets import DataTable, Input, Static
 from stackllama_engine.contract.run_dir import ENDED, Home
 from stackllama_engine.launch.inputs import DEMO_BASE
 
-from ...feeds.runs_index import Row, RunsIndex
+from ...readers.runs_index import Row, RunsIndex
 from ...sanitise import one_line
 from ...units import age, cut, number
-from ..look import state_text
 from ..run_actions import RunActions
 from ..screen import ConsoleScreen
+from ..state_style import state_text
 from ..widgets.status import advice_of_row, now
 from ..widgets.text_lines import TextLines
 from ..widgets.typed_ahead import KeyTaker, TypedAhead

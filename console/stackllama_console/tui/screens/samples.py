@@ -14,8 +14,8 @@ from textual.widgets import Input, Static
 
 from stackllama_engine.contract.run_dir import RunDir
 
-from ...feeds.samples import Pair, Sample
-from ...feeds.samples_browser import SORTS, Listing, SamplesBrowser, Wanted
+from ...readers.samples import Pair, Sample
+from ...readers.samples_browser import SORTS, Listing, SamplesBrowser, Wanted
 from ...sanitise import one_line
 from ..screen import ConsoleScreen
 from ..widgets import sample_rows

@@ -9,7 +9,7 @@ from msgspec import Struct
 from rich.cells import cell_len
 from rich.style import Style
 
-from ...feeds.budget_view import BudgetView, Memory, gib, gib_range
+from ...readers.budget_view import BudgetView, Memory, gib, gib_range
 from ...sanitise import one_line
 from .cells import Piece, cut
 

@@ -7,7 +7,7 @@ from rich.cells import cell_len
 from rich.style import Style
 from textual.strip import Strip
 
-from ...feeds.budget_view import BudgetView, Offer, billions, gib, gib_range
+from ...readers.budget_view import BudgetView, Offer, billions, gib, gib_range
 from ...sanitise import one_line
 from .budget_bar import (
     COLOURS,
@@ -29,10 +29,26 @@ Block = list[Line]
 _VERDICTS = {"yes": "fits", "tight": "tight", "no": "does not fit", "unknown": "unknown"}
 _ORDER = ("head", "verdict", "trouble", "devices", "marks", "legend", "totals", "offers")
 _GROWTH = (
-    ("head", 1), ("verdict", 1), ("devices", 1), ("marks", 1), ("marks", 2), ("offers", 1), ("devices", 2),
-    ("offers", 2), ("legend", 1), ("verdict", 2), ("trouble", 1), ("totals", 1), ("legend", 2), ("offers", 3),
-    ("devices", 3), ("marks", 3), ("trouble", 2), ("offers", 4), ("totals", 2),
-)  # fmt: skip
+    ("head", 1),
+    ("verdict", 1),
+    ("devices", 1),
+    ("marks", 1),
+    ("marks", 2),
+    ("offers", 1),
+    ("devices", 2),
+    ("offers", 2),
+    ("legend", 1),
+    ("verdict", 2),
+    ("trouble", 1),
+    ("totals", 1),
+    ("legend", 2),
+    ("offers", 3),
+    ("devices", 3),
+    ("marks", 3),
+    ("trouble", 2),
+    ("offers", 4),
+    ("totals", 2),
+)
 _LONGEST_TITLE = 44
 _LEAST_MODEL = 12  # cells of a model's name that the longer way of saying its size leaves
 OFFERS = 9

@@ -10,7 +10,7 @@ from textual.message import Message
 from textual.strip import Strip
 from textual.widget import Widget
 
-from ...feeds.budget_view import BudgetView
+from ...readers.budget_view import BudgetView
 from ..driver import guarded
 from .budget_bar import ASCII, COLOURS, Glyphs
 from .budget_lines import OFFERS, budget_lines

@@ -7,7 +7,7 @@ from textual import events
 from textual.app import ComposeResult
 from textual.containers import Container
 
-from ...feeds.series import Series
+from ...readers.series import Series
 from ..widgets.chart import SMOOTHING, Chart, Curve
 
 _MOST = 6

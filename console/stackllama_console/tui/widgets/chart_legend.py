@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from msgspec import Struct
 
-from ...feeds.series import Series
+from ...readers.series import Series
 from .canvas import ASCII_MARKS, CURVES, MARKS
 from .chart_line import Line, Part, fitted, to_cells
 from .chart_picture import SIGNS, Picture, figure

@@ -2,7 +2,7 @@
 
 from msgspec import Struct
 
-from ...feeds.series import Series
+from ...readers.series import Series
 from ...units import size
 from .axis import Unit, short
 

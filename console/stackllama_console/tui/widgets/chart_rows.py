@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from msgspec import Struct
 
-from ...feeds.series import Series
+from ...readers.series import Series
 from .axis import Axis, Tick, log_axis, step_ticks, value_axis, value_ticks
 from .canvas import BAND, CURVES, REFERENCE, Canvas
 from .canvas import Span as Dots

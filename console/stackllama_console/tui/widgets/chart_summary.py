@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 
-from ...feeds.series import Series
+from ...readers.series import Series
 from ...sanitise import one_line
 from .axis import Unit, step_label
 from .chart_picture import Curve, figure, none_finite

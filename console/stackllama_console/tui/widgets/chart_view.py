@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable
 
-from ...feeds.series import Series
+from ...readers.series import Series
 from .axis import step_range
 
 Span = tuple[float, float]

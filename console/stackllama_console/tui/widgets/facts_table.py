@@ -12,7 +12,7 @@ from textual.geometry import Region, Size
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
-from ...feeds.comparison_rows import FactRow
+from ...readers.comparison_rows import FactRow
 from .canvas import ASCII_MARKS, CURVES, MARKS
 from .cells import cut, fit, strip_of
 
@@ -58,10 +58,17 @@ class FactsTable(ScrollView, can_focus=True, inherit_bindings=False):
     COMPONENT_CLASSES: ClassVar[set[str]] = {
         f"facts--{name}"
         for name in (
-            "heading", "focused", "section", "key", "plain", "default", "missing", "best",
+            "heading",
+            "focused",
+            "section",
+            "key",
+            "plain",
+            "default",
+            "missing",
+            "best",
             *(f"curve-{index}" for index in range(1, CURVES + 1)),
         )
-    }  # fmt: skip
+    }
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("j,down", "move(1)", "down", id="facts.down", show=False),
         Binding("k,up", "move(-1)", "up", id="facts.up", show=False),

@@ -10,8 +10,8 @@ from rich.cells import cell_len
 from rich.style import Style
 from textual.strip import Strip
 
-from ...feeds.form import Form
-from ...feeds.form_fields import FormField
+from ...readers.form import Form
+from ...readers.form_fields import FormField
 from ...sanitise import one_line
 from .cells import Piece, cut, fit, strip_of, wrap
 

@@ -8,7 +8,7 @@ from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.widgets import Input
 
-from ...feeds.logs import LogFeed
+from ...readers.logs import LogReader
 from .log_view import LogView
 from .text_lines import TextLines
 
@@ -30,7 +30,7 @@ class LogPanel(Vertical):
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
-        self._feed: LogFeed | None = None
+        self._reader: LogReader | None = None
 
     def compose(self) -> ComposeResult:
         """Status above, search where it is asked for, the lines."""
@@ -40,12 +40,12 @@ class LogPanel(Vertical):
         yield line
         yield LogView(id="log-view")
 
-    def show(self, feed: LogFeed) -> None:
-        """A feed that was polled; another one than before replaces it."""
+    def show(self, reader: LogReader) -> None:
+        """A reader that was polled; another one than before replaces it."""
         view = self.query_one(LogView)
-        if feed is not self._feed:
-            self._feed = feed
-            view.show(feed)
+        if reader is not self._reader:
+            self._reader = reader
+            view.show(reader)
         else:
             view.update()
         self._say()

@@ -3,14 +3,14 @@
 import re
 from bisect import bisect_left, bisect_right
 
-from ...feeds.log_levels import RANK, Level
-from ...feeds.logs import LogFeed, LogLine
+from ...readers.log_levels import RANK, Level
+from ...readers.logs import LogLine, LogReader
 
 
 class LogRows:
-    """The kept lines of a feed from a level up, and the numbers of those that match.
+    """The kept lines of a reader from a level up, and the numbers of those that match.
 
-    As bounded as the feed: what that lets go is let go here.
+    As bounded as the reader: what that lets go is let go here.
 
     Attributes:
         lines: those that pass the filter, in ascending order of their numbers.
@@ -35,9 +35,9 @@ class LogRows:
             return self.open_line
         return self.lines[index]
 
-    def update(self, feed: LogFeed) -> int:
-        """Take in what is new in the feed; how many of the first rows went."""
-        new, first = feed.since(self._last), feed.first_number
+    def update(self, reader: LogReader) -> int:
+        """Take in what is new in the reader; how many of the first rows went."""
+        new, first = reader.since(self._last), reader.first_number
         gone = self.index_of(first)
         if gone:
             del self.lines[:gone]
@@ -45,16 +45,16 @@ class LogRows:
         if new:
             self._last = new[-1].number
             self._add(new)
-        line = feed.open_line
+        line = reader.open_line
         self.open_line = line if line is not None and self._passes(line) else None
         return gone
 
-    def filter(self, feed: LogFeed | None, minimum: Level) -> None:
+    def filter(self, reader: LogReader | None, minimum: Level) -> None:
         """Show lines from another level up."""
         self.minimum = minimum
         self.lines, self.matches, self.open_line, self._last = [], [], None, 0
-        if feed is not None:
-            self.update(feed)
+        if reader is not None:
+            self.update(reader)
 
     def search(self, text: str) -> None:
         """Look for a text in every line; empty: for nothing. Without a capital in it, capitals do not matter."""

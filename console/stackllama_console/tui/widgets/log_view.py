@@ -1,6 +1,6 @@
 """The log on the screen: follows its end, searches, filters by level, and paints only rows that have changed.
 
-Rows are drawn from the feed's bounded buffer when they are asked for; none is kept in another form. It scrolls by
+Rows are drawn from the reader's bounded buffer when they are asked for; none is kept in another form. It scrolls by
 itself rather than as a `ScrollView`: that paints all of it, and its bar, whenever the number of lines changes.
 
 Levels are a letter in the first column (and a colour), the match that was jumped to has a ``>`` beside it.
@@ -17,8 +17,8 @@ from textual.message import Message
 from textual.strip import Strip
 from textual.widget import Widget
 
-from ...feeds.log_levels import LETTER, Level
-from ...feeds.logs import LogFeed, LogLine
+from ...readers.log_levels import LETTER, Level
+from ...readers.logs import LogLine, LogReader
 from ...sanitise import one_line
 from .log_rows import LogRows
 
@@ -32,7 +32,7 @@ _BLANK: _Row = ("other", "", False)
 
 
 class LogView(Widget, can_focus=True):
-    """One log. ``show()`` a feed, ``update()`` after it was polled."""
+    """One log. ``show()`` a reader, ``update()`` after it was polled."""
 
     DEFAULT_CSS = """
     LogView {
@@ -74,9 +74,9 @@ class LogView(Widget, can_focus=True):
             """The view, for selectors of handlers."""
             return self.view
 
-    def __init__(self, feed: LogFeed | None = None, *, id: str | None = None, classes: str | None = None) -> None:
+    def __init__(self, reader: LogReader | None = None, *, id: str | None = None, classes: str | None = None) -> None:
         super().__init__(id=id, classes=classes)
-        self._feed = feed
+        self._reader = reader
         self._seen: int = -1
         self._rows = LogRows()
         self._following = True
@@ -118,7 +118,7 @@ class LogView(Widget, can_focus=True):
     @property
     def status(self) -> str:
         """Where one is, what is filtered and found, and what is wrong; sanitised, one line."""
-        feed, parts = self._feed, list[str]()
+        reader, parts = self._reader, list[str]()
         if not self._following:
             parts.append(f"line {min(self._top + 1, len(self._rows))} of {len(self._rows)}")
         if self.minimum_level != "debug":
@@ -127,36 +127,36 @@ class LogView(Widget, can_focus=True):
             count, position = self.match_count, self.match_position
             found = f"match {position} of {count}" if position else f"{count} matches" if count else "no match"
             parts.append(f"{found}: {self._searched}")
-        if feed is not None and feed.dropped:
-            parts.append(f"{feed.dropped} lines came too fast to be kept")
-        if feed is not None and feed.trouble:
-            parts.append(feed.trouble)
+        if reader is not None and reader.dropped:
+            parts.append(f"{reader.dropped} lines came too fast to be kept")
+        if reader is not None and reader.trouble:
+            parts.append(reader.trouble)
         return ", ".join(parts)
 
     # what changes it
 
     def on_mount(self) -> None:
-        """What the feed holds already."""
+        """What the reader holds already."""
         self.update()
 
-    def show(self, feed: LogFeed | None) -> None:
-        """Show this feed's log; another one than before begins at its end. Filter and search stay."""
-        if feed is not self._feed:
-            self._feed = feed
+    def show(self, reader: LogReader | None) -> None:
+        """Show this reader's log; another one than before begins at its end. Filter and search stay."""
+        if reader is not self._reader:
+            self._reader = reader
             self._current = None
             self._following, self._top, self._left = True, 0, 0
-            self._rows.filter(feed, self._rows.minimum)
+            self._rows.filter(reader, self._rows.minimum)
             self._seen = -1
             self._repaint(force=True)
         self.update()
 
     def update(self) -> bool:
-        """Take in what the feed has polled, and repaint what differs; returns whether anything does."""
-        feed = self._feed
-        if feed is None or feed.version == self._seen:
+        """Take in what the reader has polled, and repaint what differs; returns whether anything does."""
+        reader = self._reader
+        if reader is None or reader.version == self._seen:
             return False
-        self._seen = feed.version
-        self._top = max(0, self._top - self._rows.update(feed))
+        self._seen = reader.version
+        self._top = max(0, self._top - self._rows.update(reader))
         return self._repaint()
 
     def search(self, text: str) -> int:
@@ -188,7 +188,7 @@ class LogView(Widget, can_focus=True):
         if level == self._rows.minimum:
             return
         top = self._rows[self._top].number if self._top < len(self._rows) else self._last_number()
-        self._rows.filter(self._feed, level)
+        self._rows.filter(self._reader, level)
         self._top = self._rows.index_of(top)
         self._repaint(force=True)
 

@@ -10,7 +10,7 @@ from textual.message import Message
 from textual.widgets import OptionList
 from textual.widgets.option_list import Option
 
-from ...feeds.choices import Choice
+from ...readers.choices import Choice
 from .cells import cut
 
 _CHOSEN = "● "

@@ -8,21 +8,21 @@ from rich.text import Text
 
 from stackllama_engine.launch.children import CHILDREN
 
-from ...feeds.chart_sets import labels_for
-from ...feeds.pipeline_feed import PipelineFeed
-from ...feeds.protocol import Feed
+from ...readers.chart_sets import labels_for
+from ...readers.pipeline_reader import PipelineReader
+from ...readers.protocol import Reader
 from ...sanitise import one_line, sanitise
 from ...units import cut, number
-from ..look import state_text
+from ..state_style import state_text
 
 _LABEL = 17
 _TEXT_LINES = 6
 
 
-def figure_lines(feed: Feed, evaluation: str = "") -> list[Text]:
+def figure_lines(reader: Reader, evaluation: str = "") -> list[Text]:
     """Every metric's first and newest value, the stage's own first, under how held-out prompts were answered."""
-    history = feed.history
-    names = labels_for(feed.stage, history.last)
+    history = reader.history
+    names = labels_for(reader.stage, history.last)
     if not names:
         return []
     lines = [Text(f"{'':{_LABEL}} {'first':>9} {'now':>9}", style="dim")]
@@ -53,7 +53,7 @@ def sample_lines(rows: Sequence[Mapping[str, Any]], width: int, height: int) -> 
     return lines[: max(0, height)]
 
 
-def pipeline_line(pipeline: PipelineFeed, variables: Mapping[str, str]) -> Text:
+def pipeline_line(pipeline: PipelineReader, variables: Mapping[str, str]) -> Text:
     """One mark for each stage: what is done, at work, to come; the one that is looked at is underlined."""
     text = Text()
     begun = {child.name: child for child in pipeline.children}

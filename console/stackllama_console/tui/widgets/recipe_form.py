@@ -10,8 +10,8 @@ from textual.content import Content
 from textual.message import Message
 from textual.widgets import Input, Static
 
-from ...feeds.form import Form
-from ...feeds.form_fields import FormField
+from ...readers.form import Form
+from ...readers.form_fields import FormField
 from ...sanitise import one_line
 from .cells import cut, wrap
 from .form_list import FormList

@@ -2,8 +2,8 @@
 
 from rich.text import Text
 
-from ...feeds.samples import Pair, Sample
-from ...feeds.samples_browser import Listing
+from ...readers.samples import Pair, Sample
+from ...readers.samples_browser import Listing
 from ...sanitise import one_line
 from ...units import number
 from .cells import cut, fit

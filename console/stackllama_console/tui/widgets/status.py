@@ -9,26 +9,26 @@ from stackllama_engine.contract.metrics import headline
 from stackllama_engine.contract.run_dir import RunDir, State
 from stackllama_engine.contract.stages import Stage
 
-from ...feeds.eta import Eta
-from ...feeds.protocol import Feed
-from ...feeds.runs_index import Row
 from ...pipelines import newest
+from ...readers.eta import Eta
+from ...readers.protocol import Reader
+from ...readers.runs_index import Row
 from ...readings import measured_peaks
 from ...sanitise import log_line, one_line
 from ...units import duration, number, size
-from ..look import rich_colour, state_text
+from ..state_style import rich_colour, state_text
 
 _BAR = 16
 _SILENT_SECONDS = 120.0
 
 
-def head_line(feed: Feed, variables: Mapping[str, str], now: float) -> Text:
+def head_line(reader: Reader, variables: Mapping[str, str], now: float) -> Text:
     """State, phase, step, progress bar, pace and time left. The run's own clock: nothing ticks without news."""
     colours = dict(variables)
-    text = state_text(feed.phase, colours)
-    history = feed.history
-    state: State | None = getattr(feed, "state", None)
-    if history.phase and history.phase != feed.phase and not (state and state.has_ended):
+    text = state_text(reader.phase, colours)
+    history = reader.history
+    state: State | None = getattr(reader, "state", None)
+    if history.phase and history.phase != reader.phase and not (state and state.has_ended):
         text.append(f"  {history.at}", style="bold")
     total = history.total_steps
     if total:
@@ -41,7 +41,7 @@ def head_line(feed: Feed, variables: Mapping[str, str], now: float) -> Text:
     elif history.step:
         text.append(f"  step {history.step:,}")
     left = total - history.step if total else 0
-    if left > 0 and (eta := feed.eta(now)):
+    if left > 0 and (eta := reader.eta(now)):
         text.append(f"  {eta_text(eta, left)}")
     elif state and state.ended and (state.started or state.created):
         text.append(f"  took {duration(state.ended - (state.started or state.created))}")
@@ -57,10 +57,10 @@ def eta_text(eta: Eta, left: int) -> str:
     return f"{duration(eta.likely)} left ({duration(eta.low)} – {duration(eta.high)})  {pace}"
 
 
-def figures_line(feed: Feed, stage: Stage | None) -> Text:
+def figures_line(reader: Reader, stage: Stage | None) -> Text:
     """The newest values that matter, in one line; a NaN stands out."""
     text = Text()
-    last = feed.history.last
+    last = reader.history.last
     for metric in headline(stage):
         if metric.name in last:
             text.append(f"{metric.short} ", style="dim")
@@ -69,16 +69,16 @@ def figures_line(feed: Feed, stage: Stage | None) -> Text:
     return text
 
 
-def memory_text(feed: Feed, predicted: float | None) -> str:
+def memory_text(reader: Reader, predicted: float | None) -> str:
     """Peaks the engine measured, beside what was predicted."""
-    peaks = measured_peaks(feed.history)
+    peaks = measured_peaks(reader.history)
     return f"{peaks}; predicted {size(predicted)}" if peaks and predicted else peaks
 
 
-def silence_text(feed: Feed, now: float) -> str:
+def silence_text(reader: Reader, now: float) -> str:
     """A run that is at work and has said nothing for minutes; in whole minutes, so that it seldom changes."""
-    updated = feed.history.updated
-    if feed.phase not in ("running", "stalled", "stopping") or not updated or now - updated < _SILENT_SECONDS:
+    updated = reader.history.updated
+    if reader.phase not in ("running", "stalled", "stopping") or not updated or now - updated < _SILENT_SECONDS:
         return ""
     return f"no news for {int((now - updated) // 60)} m"
 

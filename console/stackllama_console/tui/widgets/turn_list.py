@@ -11,7 +11,7 @@ from textual.geometry import Region, Size
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
-from stackllama_engine.contract.chat import Delta, Done, Failure, Side
+from stackllama_engine.contract.chat_messages import Delta, Done, Failure, Side
 
 from .cells import fit, strip_of
 

@@ -164,9 +164,11 @@ def _four_bit_state(module: Linear4bit) -> QuantState:
     if not nested:
         return make(absmax=torch.empty(blocks), shape=shape, code=torch.empty(16))
     inner = QuantState(
-        absmax=torch.empty(-(-blocks // NF4_NESTED_BLOCK)), blocksize=NF4_NESTED_BLOCK, code=torch.empty(256),
+        absmax=torch.empty(-(-blocks // NF4_NESTED_BLOCK)),
+        blocksize=NF4_NESTED_BLOCK,
+        code=torch.empty(256),
         dtype=torch.float32,
-    )  # fmt: skip
+    )
     scales = torch.empty(blocks, dtype=torch.uint8)
     return make(absmax=scales, shape=shape, code=torch.empty(16), offset=torch.empty(()), state2=inner)
 

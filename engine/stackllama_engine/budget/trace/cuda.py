@@ -97,9 +97,15 @@ def as_there(optimizer: Any) -> Any:
 
 
 def attention(
-    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
-    is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
-) -> Tensor:  # fmt: skip
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
     """``scaled_dot_product_attention`` with the kernel that CUDA would choose.
 
     Flash takes 16-bit numbers, no mask, heads up to 256 wide, grouped or not; the memory-efficient one takes any
@@ -228,9 +234,17 @@ def _int8_matrix_product(
 
 
 def _four_bit_product(
-    A: Tensor, B: Tensor, shapeB: Any, absmax: Tensor, blocksize: int, quant_type: str, bias: Any = None,
-    absmax_8bit: Any = None, absmax_code: Any = None, absmax_offset: Any = None,
-) -> Any:  # fmt: skip
+    A: Tensor,
+    B: Tensor,
+    shapeB: Any,
+    absmax: Tensor,
+    blocksize: int,
+    quant_type: str,
+    bias: Any = None,
+    absmax_8bit: Any = None,
+    absmax_code: Any = None,
+    absmax_offset: Any = None,
+) -> Any:
     if A.numel() // A.shape[-1] <= FUSED_4BIT_ROWS:
         return A.new_empty(*A.shape[:-1], shapeB[0])
     if absmax_8bit is not None:

@@ -44,9 +44,12 @@ def measure(request: Request, *, extrapolate: bool = True) -> Trace:
         phases = {name: extrapolated(low, rises, name) for name in low if all(name in high for high, _ in rises)}
     peak = max(phases, key=lambda name: phases[name])
     return Trace(
-        phases=phases, peak=peak, allocated=phases[peak], seconds=round(time.monotonic() - start, 3),
+        phases=phases,
+        peak=peak,
+        allocated=phases[peak],
+        seconds=round(time.monotonic() - start, 3),
         versions={name: _version(name) for name in _LIBRARIES},
-    )  # fmt: skip
+    )
 
 
 def peaks(

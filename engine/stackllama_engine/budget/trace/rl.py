@@ -29,9 +29,13 @@ _DECODED = 2
 
 
 def trace(
-    recipe: PPORecipe, config: dict[str, Any], judge: dict[str, Any] | None, layers: int, judge_layers: int,
+    recipe: PPORecipe,
+    config: dict[str, Any],
+    judge: dict[str, Any] | None,
+    layers: int,
+    judge_layers: int,
     storages: Storages,
-) -> None:  # fmt: skip
+) -> None:
     """Fill ``storages.peaks`` with the phases of a second step.
 
     Args:
@@ -179,16 +183,26 @@ def _rollout(recipe: PPORecipe, count: int | None = None) -> tuple[Rollout, Adva
 
     old = Outputs(column(), column(), column())
     rollout = Rollout(
-        input_ids=ids, attention_mask=torch.ones_like(ids), mask=column(), answers=[], old=old, ref_logprobs=column(),
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        mask=column(),
+        answers=[],
+        old=old,
+        ref_logprobs=column(),
         scores=torch.zeros(count),
-    )  # fmt: skip
+    )
     return rollout, Advantages(kl=column(), advantages=column(), returns=column())
 
 
 def _mini_batch(
-    recipe: PPORecipe, base: SharedBase, updater: Updater, optimizer: Any, storages: Storages, rollout: Rollout,
+    recipe: PPORecipe,
+    base: SharedBase,
+    updater: Updater,
+    optimizer: Any,
+    storages: Storages,
+    rollout: Rollout,
     advantages: Advantages,
-) -> None:  # fmt: skip
+) -> None:
     """One optimizer step of at most two micro-batches."""
     base.model.train(base.checkpointing)
     size = recipe.per_device_train_batch_size

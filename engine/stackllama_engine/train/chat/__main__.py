@@ -8,11 +8,11 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...contract.chat import Ask, Delta, Done, Failure, Ready
+from ...contract.chat_messages import Ask, Delta, Done, Failure, Ready
 from ...contract.errors import ExitCode, StackllamaError
 from ...contract.run_dir import RunDir
 from ...contract.streams import open_standard_streams
-from ...launch.chat import find_target
+from ...launch.chat_process import find_target
 from .pipes import Inbox, Outbox
 
 if TYPE_CHECKING:
@@ -96,10 +96,14 @@ def _one_side(sides: "Sides", side: str, ask: Ask, inbox: Inbox, outbox: Outbox)
         outbox.write(Delta(id=ask.id, which=side, text=piece))
     outbox.write(
         Done(
-            id=ask.id, which=side, tokens=count, seconds=round(time.monotonic() - started, 3),
-            ended=token == eos_id(sides.tokenizer), cancelled=cancelled,
+            id=ask.id,
+            which=side,
+            tokens=count,
+            seconds=round(time.monotonic() - started, 3),
+            ended=token == eos_id(sides.tokenizer),
+            cancelled=cancelled,
         )
-    )  # fmt: skip
+    )
 
 
 def _sentence(error: Exception) -> str:

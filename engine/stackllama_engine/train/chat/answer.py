@@ -11,12 +11,12 @@ import torch
 from peft import PeftModel
 from transformers import DynamicCache
 
-from ...contract.chat import Ask
+from ...contract.chat_messages import Ask
 from ...contract.errors import StageError
+from ..encoding import encode_prompt
 from ..limits import positions
 from ..models import eos_id
 from ..ppo.sampling import pick
-from ..rows import encode_prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

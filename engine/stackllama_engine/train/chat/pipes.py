@@ -11,7 +11,7 @@ import threading
 
 import msgspec
 
-from ...contract.chat import MAX_LINE, Ask, Cancel, Failure, Reply, decode_request
+from ...contract.chat_messages import MAX_LINE, Ask, Cancel, Failure, Reply, decode_request
 
 _NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 

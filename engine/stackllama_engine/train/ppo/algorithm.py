@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from ...contract.errors import StageError
 from ...contract.recipe import PPORecipe
-from ..faults import Fit
+from ..faults import BatchSizes
 from . import losses
 from .fault_tolerance import RunOnAllRanks
 from .packing import PackedBatch
@@ -201,7 +201,7 @@ class Updater:
         base: what is trained.
         optimizer: over ``base.trainable()``.
         reduce: sum over all ranks.
-        fit: the micro-batches, and what makes them smaller; without it a failed allocation ends the update.
+        batch_sizes: the micro-batches, and what makes them smaller; without it a failed allocation ends the update.
     """
 
     def __init__(
@@ -210,13 +210,13 @@ class Updater:
         base: SharedBase,
         optimizer: torch.optim.Optimizer,
         reduce: Reduce,
-        fit: Fit | None = None,
+        batch_sizes: BatchSizes | None = None,
     ) -> None:
         self._recipe = recipe
         self._base = base
         self._optimizer = optimizer
         self._reduce = reduce
-        self.gradients = Gradients(base, optimizer, reduce, recipe.per_device_train_batch_size, fit)
+        self.gradients = Gradients(base, optimizer, reduce, recipe.per_device_train_batch_size, batch_sizes)
 
     def update(
         self,

@@ -168,17 +168,22 @@ def summary(variant: Variant, rows: Sequence[Row], base: Sequence[Row]) -> Row:
     """
     columns = {"score": "score", "mean_reward": "reward", "kl": "kl", "true_utility": "utility", "length": "length"}
     found: Row = {
-        "name": variant.name, "policy": variant.policy, "temperature": variant.temperature,
-        "best_of": variant.best_of, "questions": len(rows),
-    }  # fmt: skip
+        "name": variant.name,
+        "policy": variant.policy,
+        "temperature": variant.temperature,
+        "best_of": variant.best_of,
+        "questions": len(rows),
+    }
     for name, key in columns.items():
         if key in rows[0]:
             found |= mean_and_error(name, [row[key] for row in rows])
     if variant.best_of > 1:
         found |= {"kl": math.log(variant.best_of) - (variant.best_of - 1) / variant.best_of, "kl_is_bound": True}
         del found["kl_se"]
-    wins = [(one["score"] > other["score"]) + 0.5 * (one["score"] == other["score"])
-            for one, other in zip(rows, base, strict=True)]  # fmt: skip
+    wins = [
+        (one["score"] > other["score"]) + 0.5 * (one["score"] == other["score"])
+        for one, other in zip(rows, base, strict=True)
+    ]
     return found if rows is base else found | mean_and_error("win_rate", wins)
 
 

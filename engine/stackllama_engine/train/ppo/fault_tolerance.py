@@ -2,7 +2,8 @@
 
 - A stop in the middle of a step abandons it: nothing of it stays, the state at the last boundary is saved, and the
   resumed run makes the same step again.
-- Out of memory on any rank: every rank begins the phase again with half as many rows at once (:class:`..faults.Fit`).
+- Out of memory on any rank: every rank begins the phase again with half as many rows at once
+  (:class:`..faults.BatchSizes`).
 - A step that is not finite, or none of whose mini-batches could be applied, is skipped. After ``max_skipped_steps``
   of them in a row the weights themselves are in doubt: back to the newest verified checkpoint (or the start) with
   half the learning rate, because with the same one the same would happen again. After ``max_rollbacks`` of that, the
@@ -25,8 +26,8 @@ from ...contract.errors import StageError
 from ...contract.recipe import PPORecipe
 from ...contract.run_dir import RunDir
 from .. import checkpoint
-from ..faults import Fit, memory_that_ran_out
-from ..requests import LeftEarly
+from ..control import LeftEarly
+from ..faults import BatchSizes, memory_that_ran_out
 from ..session import SCRATCH, Session
 from .prompts import Prompts
 from .sampling import Noise
@@ -49,13 +50,13 @@ class RunOnAllRanks:
 
     Args:
         session: its requests ask all ranks at the end of a phase.
-        fit: how many rows at once.
+        batch_sizes: how many rows at once.
     """
 
-    def __init__(self, session: Session, fit: Fit) -> None:
+    def __init__(self, session: Session, batch_sizes: BatchSizes) -> None:
         self._session = session
         self._requests = session.requests
-        self._fit = fit
+        self._batch_sizes = batch_sizes
 
     def __call__(self, work: Callable[[], T]) -> T:
         """The result of ``work``, which holds no collective and calls ``requests.leave_early`` between its pieces.
@@ -85,7 +86,7 @@ class RunOnAllRanks:
             if not agreed.failed:
                 return results[0]
             del results
-            self._fit.halve_forward()
+            self._batch_sizes.halve_forward()
 
     def check_stop(self) -> None:
         """A point inside the update at which every rank learns of a stop.

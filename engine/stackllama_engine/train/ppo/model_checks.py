@@ -21,9 +21,9 @@ from torch import Tensor
 from ...contract.errors import StageError
 from ...contract.recipe import PPORecipe
 from .. import models
+from ..encoding import encode_prompt
 from ..faults import memory_that_ran_out
-from ..report import Reporter
-from ..rows import encode_prompt
+from ..reporting import Reporter
 from .decoding import Decoder
 from .shared_base import POLICY, SharedBase
 

@@ -9,9 +9,9 @@ import torch
 from ...contract.errors import DataError
 from ...contract.recipe import PPORecipe
 from ...data.sources import unique_questions
+from ..encoding import encode_prompt, report_columns, source_rows
 from ..overlap import overlap_notice
-from ..report import Reporter
-from ..rows import encode_prompt, report_columns, source_rows
+from ..reporting import Reporter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -27,9 +27,9 @@ from ...contract.errors import StageError
 from ...contract.recipe import PPORecipe
 from ...data.template import text
 from .. import limits, models
+from ..encoding import encode_text
 from ..models import eos_id
-from ..report import Reporter
-from ..rows import encode_text
+from ..reporting import Reporter
 from ..sharing import own_base
 from . import losses
 from .losses import Moments

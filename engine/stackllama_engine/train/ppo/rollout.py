@@ -15,10 +15,10 @@ from torch import Tensor
 
 from ...contract.errors import StageError
 from ...contract.recipe import PPORecipe
-from ...data import demo
+from ...data import demo_data
 from ...data.kinds import DEMO
 from .. import models
-from ..faults import Fit
+from ..faults import BatchSizes
 from ..session import Session
 from . import losses
 from .packing import Lengths, PackedBatch
@@ -151,7 +151,7 @@ class RolloutWorker:
         base: policy and reference.
         tokenizer: the policy's.
         rewards: score a response.
-        fit: how many rows at once.
+        batch_sizes: how many rows at once.
     """
 
     def __init__(
@@ -161,13 +161,13 @@ class RolloutWorker:
         base: SharedBase,
         tokenizer: "PreTrainedTokenizerBase",
         rewards: Rewards,
-        fit: Fit,
+        batch_sizes: BatchSizes,
     ) -> None:
         self._recipe = recipe
         self._base = base
         self._tokenizer = tokenizer
         self._rewards = rewards
-        self._fit = fit
+        self._batch_sizes = batch_sizes
         self._leave: Callable[[], None] = session.requests.leave_early
         self._reduce = session.reduce
         self._sample: Sampler = VllmSampler(recipe, session, base) if recipe.use_vllm else self._sample_here
@@ -193,7 +193,7 @@ class RolloutWorker:
             return self._sample_here([prompt.ids for prompt in prompts], noise, eos)
 
     def _sample_here(self, prompts: Sequence[Sequence[int]], noise: Sequence[Noise], eos: int) -> Responses:
-        pad, size = models.pad_id(self._tokenizer), self._fit.forward
+        pad, size = models.pad_id(self._tokenizer), self._batch_sizes.forward
         return sample(self._base, prompts, noise, eos, pad, self._leave, size)
 
     @torch.no_grad()
@@ -217,12 +217,12 @@ class RolloutWorker:
         pad, leave = models.pad_id(self._tokenizer), self._leave
         ids, attention, mask = pad_tokens([p.ids for p in prompts], responses, pad, self._base.device)
         answers = [self._answer(prompt.question, response) for prompt, response in zip(prompts, responses, strict=True)]
-        width, size = mask.shape[1], self._fit.forward
+        width, size = mask.shape[1], self._batch_sizes.forward
         leave()
         components = self._rewards.components(answers, responses, size)
         with self._base.reference():
             reference = policy_outputs(self._base, ids, attention, width, size, leave)
-        micro, minis = self._fit.micro, self._recipe.num_mini_batches
+        micro, minis = self._batch_sizes.micro, self._recipe.num_mini_batches
         with acting or nullcontext():
             old = policy_outputs(self._base, ids, attention, width, micro, leave, minis)
         return Rollout(
@@ -256,17 +256,21 @@ class RolloutWorker:
         columns = zip(rollout.answers, rollout.scores.tolist(), scores, kl.tolist(), lengths, strict=True)
         for index, (answer, reward, score, response_kl, length) in enumerate(columns):
             row = {
-                "question": answer.question, "response": answer.text, "reward": reward, "score": score,
+                "question": answer.question,
+                "response": answer.text,
+                "reward": reward,
+                "score": score,
                 "kl": response_kl,
-                "length": length, "ended": answer.ended,
+                "length": length,
+                "ended": answer.ended,
                 "rewards": {
                     name.removeprefix(PREFIX): values[index]
                     for name, values in components.items()
                     if not math.isnan(values[index])  # abstained
                 },
-            }  # fmt: skip
+            }
             if self._recipe.dataset_name == DEMO:
-                row["utility"] = demo.utility(answer.question, answer.text)
+                row["utility"] = demo_data.utility(answer.question, answer.text)
             rows.append(row)
         return rows
 

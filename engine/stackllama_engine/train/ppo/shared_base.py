@@ -261,10 +261,13 @@ class SharedBase:
             return None
         dtype = torch.bfloat16 if self._bf16 else module.weight.dtype  # autocast would narrow it for every chunk
         flat = head.chosen(
-            before.reshape(-1, before.shape[-1]).to(dtype), module.weight.to(dtype),
-            None if module.bias is None else module.bias.to(dtype), tokens.reshape(-1), self.temperature,
+            before.reshape(-1, before.shape[-1]).to(dtype),
+            module.weight.to(dtype),
+            None if module.bias is None else module.bias.to(dtype),
+            tokens.reshape(-1),
+            self.temperature,
             entropy_trains=self._entropy_trains,
-        )  # fmt: skip
+        )
         return head.Chosen(*(column.view(tokens.shape) for column in flat))
 
     def _chosen(self, before: Tensor, tokens: Tensor) -> head.Chosen:

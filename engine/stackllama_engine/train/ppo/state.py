@@ -14,16 +14,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .. import checkpoint, optimizers
-from ..report import Reporter
+from ..reporting import Reporter
 from .losses import KLController, Moments
 from .rewards import RewardScaling
 from .shared_base import CRITIC, SharedBase
 
 POLICY_FILE = "policy.safetensors"
 _FILES = {
-    "policy": POLICY_FILE, "critic": "critic.safetensors", "value": "value_head.safetensors",
+    "policy": POLICY_FILE,
+    "critic": "critic.safetensors",
+    "value": "value_head.safetensors",
     "optimizer": "optimizer.safetensors",
-}  # fmt: skip
+}
 
 
 class Progress(Struct, frozen=True, kw_only=True):

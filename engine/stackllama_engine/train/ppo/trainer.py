@@ -12,23 +12,23 @@ from ...contract.errors import StageError
 from ...contract.recipe import PPORecipe
 from ...contract.recipe_common import steps_of
 from ...contract.stages import Split
-from .. import checkpoint, limits, models, optimizers, rehearsal, schedule, trackers
-from ..faults import Fit, Setbacks
-from ..requests import Change, Service, Stopped, serve
+from .. import checkpoint, limits, models, optimizers, schedule, trackers, trial_save
+from ..control import Change, Service, Stopped, serve
+from ..disk_wait import Saved, until_saved, write_result
+from ..faults import BatchSizes, RollbackPolicy
 from ..save_timer import SaveTimer
 from ..saving import Saver, newest_sealed
 from ..session import Session
-from ..waiting import Saved, until_saved, write_result
 from . import fault_tolerance, losses
 from .algorithm import Algorithm, LearnResult, Updater
 from .evaluation import Evaluator, Row, held_out_objective, summary
 from .fault_tolerance import Abandoned, RunOnAllRanks
-from .metrics import figures, objective, response_kl, side_by_side, throughput
 from .mismatch import SamplerCheck
 from .model_checks import check_policy
 from .prompts import Prompt, Prompts, load_prompts, report_prompts
 from .rewards import Rewards, RewardScaling, Unscored
 from .rollout import Rollout, RolloutWorker, sequence_sum
+from .rollout_metrics import figures, objective, response_kl, side_by_side, throughput
 from .sampling import Noise, draw_noise
 from .shared_base import VALUE_FILE, SharedBase
 from .state import Evaluations, Trainables
@@ -95,11 +95,11 @@ class PPO:
         self.controller = losses.KLController(recipe.kl_coef, target, recipe.horizon)
         self.scaling = RewardScaling(recipe.normalize_reward, recipe.cliprange_reward, session.reduce)
         self.trainables = Trainables(self.base, optimizer, scheduler, self.controller, self.scaling)
-        self.fit = Fit(recipe, self.reporter, self._note)
-        self.worker = RolloutWorker(recipe, session, self.base, self.tokenizer, self.rewards, self.fit)
+        self.batch_sizes = BatchSizes(recipe, self.reporter, self._note)
+        self.worker = RolloutWorker(recipe, session, self.base, self.tokenizer, self.rewards, self.batch_sizes)
         self.sampler_check = SamplerCheck(recipe, session, self.base)
-        updater = Updater(recipe, self.base, optimizer, session.reduce, self.fit)
-        run_on_all_ranks = RunOnAllRanks(session, self.fit)
+        updater = Updater(recipe, self.base, optimizer, session.reduce, self.batch_sizes)
+        run_on_all_ranks = RunOnAllRanks(session, self.batch_sizes)
         self.algorithm = Algorithm(
             recipe, self.worker, self.scaling, self.controller, updater, run_on_all_ranks, session.reduce
         )
@@ -111,7 +111,7 @@ class PPO:
         before = session.restarts.now
         if before.message:
             self.reporter.health(before.message)
-        self.setbacks = Setbacks(recipe.max_skipped_steps, recipe.max_rollbacks, before.rollbacks)
+        self.rollback_policy = RollbackPolicy(recipe.max_skipped_steps, recipe.max_rollbacks, before.rollbacks)
         self.service = Service(self._change, self._answer_some)
         self.saver = Saver(self.reporter)
         self.start = self.trainables.snapshot()
@@ -125,7 +125,7 @@ class PPO:
         recipe = self.recipe
         self.session.accelerator.init_trackers("stackllama")
         self.session.requests.signals.loaded()
-        rehearsal.rehearse_save(self.base.model, self.tokenizer, recipe.model_name_or_path, self.session)
+        trial_save.rehearse_save(self.base.model, self.tokenizer, recipe.model_name_or_path, self.session)
         done, before = self._begin()
         rolled_back = self.session.restarts.now
         if rolled_back.learning_rate is not None and rolled_back.at_step == done:
@@ -146,7 +146,7 @@ class PPO:
                 self.reporter.metrics(done, metrics)
                 trackers.log(self.session.accelerator, metrics, done, self.reporter)  # to `report_to`, if anything
                 self.reporter.memory()
-            if self.setbacks.after_step(done, bad):
+            if self.rollback_policy.after_step(done, bad):
                 done = self._roll_back(done)
                 continue
             if eval_every and done % eval_every == 0 and done < self.steps:
@@ -158,9 +158,13 @@ class PPO:
         self._save_adapter()
         trackers.end(self.session.accelerator, self.reporter)
         return {
-            "before": figures(before), "after": figures(after), "steps": self.steps,
-            "temperature": recipe.temperature, "comparison": compared, "samples": side_by_side(before, after),
-        }  # fmt: skip
+            "before": figures(before),
+            "after": figures(after),
+            "steps": self.steps,
+            "temperature": recipe.temperature,
+            "comparison": compared,
+            "samples": side_by_side(before, after),
+        }
 
     def _begin(self) -> tuple[int, dict[str, Any]]:
         """From the newest verified checkpoint, or from the start: steps done, and the evaluation before them.
@@ -481,11 +485,11 @@ class PPO:
             self.trainables.restore(self.start)
             start, self.best = 0, None
         schedule.set_peak(self.trainables.optimizer, self.trainables.scheduler, rate)
-        self._note(learning_rate=rate, at_step=start, rollbacks=self.setbacks.rollbacks)
+        self._note(learning_rate=rate, at_step=start, rollbacks=self.rollback_policy.rollbacks)
         self.reporter.forget_samples_after(start)
         self.reporter.health(
             f"rolled back from step {done} to {saved.name if saved else 'the start'}, rollback "
-            f"{self.setbacks.so_far}: continuing with `learning_rate: {rate:g}`, half of before"
+            f"{self.rollback_policy.so_far}: continuing with `learning_rate: {rate:g}`, half of before"
         )
         self.session.state.wait_for_everyone()
         return start

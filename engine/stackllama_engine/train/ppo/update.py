@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..faults import Fit, memory_that_ran_out
+from ..faults import BatchSizes, memory_that_ran_out
 from . import losses
 from .packing import PackedBatch
 from .rollout import Rollout
@@ -107,17 +107,22 @@ class Gradients:
         optimizer: over ``base.trainable()``.
         reduce: sum over all ranks.
         size: rows of a micro-batch.
-        fit: the same, and what makes it smaller; without it a failed allocation ends the update.
+        batch_sizes: the same, and what makes it smaller; without it a failed allocation ends the update.
     """
 
     def __init__(
-        self, base: SharedBase, optimizer: torch.optim.Optimizer, reduce: Reduce, size: int, fit: Fit | None
+        self,
+        base: SharedBase,
+        optimizer: torch.optim.Optimizer,
+        reduce: Reduce,
+        size: int,
+        batch_sizes: BatchSizes | None,
     ) -> None:
         self._base = base
         self._optimizer = optimizer
         self._reduce = reduce
         self._size = size
-        self._fit = fit
+        self._batch_sizes = batch_sizes
 
     def accumulate(
         self, rollout: Rollout, indices: Sequence[int], micro_batch: Callable[[PackedBatch], PPOStats]
@@ -136,18 +141,18 @@ class Gradients:
         while True:
             sums = torch.zeros(count + 1, device=self._base.device)  # the last one counts ranks that ran out of memory
             try:
-                size = self._fit.micro if self._fit else self._size
+                size = self._batch_sizes.micro if self._batch_sizes else self._size
                 for batch in rollout.lengths.packed(indices, size, self._base.device):
                     sums[:count] += torch.stack(micro_batch(batch)).detach()
             except Exception as error:
-                if self._fit is None or memory_that_ran_out(error) is None:
+                if self._batch_sizes is None or memory_that_ran_out(error) is None:
                     raise
                 sums[count] = 1
             sums = self._reduce(sums)
-            if self._fit is None or not sums[count]:
+            if self._batch_sizes is None or not sums[count]:
                 return PPOStats(*sums[:count].unbind())
             self._optimizer.zero_grad(set_to_none=True)
-            self._fit.halve_micro()
+            self._batch_sizes.halve_micro()
 
     def sum_over_ranks(self) -> None:
         """Each rank's loss was divided by the token count of all ranks, so gradients are summed."""

@@ -24,8 +24,8 @@ from safetensors.torch import save_file
 from torch import distributed
 from torch._C._distributed_c10d import HashStore
 
+from ...contract.atomic_files import make_private_dir
 from ...contract.errors import StageError
-from ...contract.files import make_private_dir
 from ...contract.recipe import VLLM_LORA_RANKS, PPORecipe
 from ..faults import free_memory, memory_that_ran_out
 from ..session import SCRATCH, Session
@@ -58,15 +58,26 @@ class VllmSampler:
         self._rollouts = 0
         length = recipe.max_prompt_length - 1 + recipe.longest_response  # prompts of `max_prompt_length` are dropped
         options = {
-            "model": recipe.model_name_or_path, "revision": recipe.model_revision, "dtype": _dtype(base),
-            "load_format": "safetensors", "trust_remote_code": False, "skip_tokenizer_init": True,
-            "generation_config": "vllm", "seed": recipe.seed, "distributed_executor_backend": "external_launcher",
-            "gpu_memory_utilization": recipe.vllm_gpu_memory_utilization, "max_model_len": length,
+            "model": recipe.model_name_or_path,
+            "revision": recipe.model_revision,
+            "dtype": _dtype(base),
+            "load_format": "safetensors",
+            "trust_remote_code": False,
+            "skip_tokenizer_init": True,
+            "generation_config": "vllm",
+            "seed": recipe.seed,
+            "distributed_executor_backend": "external_launcher",
+            "gpu_memory_utilization": recipe.vllm_gpu_memory_utilization,
+            "max_model_len": length,
             "max_num_seqs": recipe.local_batch_size,
             "max_num_batched_tokens": max(_BATCHED_TOKENS, length, recipe.local_batch_size),
-            "enable_lora": True, "max_loras": 1, "max_lora_rank": _rank(base), "enable_prefix_caching": False,
-            "enable_sleep_mode": True, "logprobs_mode": "processed_logprobs",  # after the temperature
-        }  # fmt: skip
+            "enable_lora": True,
+            "max_loras": 1,
+            "max_lora_rank": _rank(base),
+            "enable_prefix_caching": False,
+            "enable_sleep_mode": True,
+            "logprobs_mode": "processed_logprobs",  # after the temperature
+        }
         _meet(session)
         try:
             self._vllm: Any = importlib.import_module("vllm")
@@ -111,9 +122,14 @@ class VllmSampler:
     def _asked(self, noise: Noise, eos: int) -> Any:
         """Sampling parameters: the recipe's policy and nothing else; ends that a model's own files name are no ends."""
         return self._vllm.SamplingParams(
-            temperature=self._temperature, seed=seed_of(noise), max_tokens=noise.length, ignore_eos=True,
-            stop_token_ids=[eos] if eos >= 0 else [], detokenize=False, logprobs=0,  # those of the sampled tokens alone
-        )  # fmt: skip
+            temperature=self._temperature,
+            seed=seed_of(noise),
+            max_tokens=noise.length,
+            ignore_eos=True,
+            stop_token_ids=[eos] if eos >= 0 else [],
+            detokenize=False,
+            logprobs=0,  # those of the sampled tokens alone
+        )
 
     @contextmanager
     def _awake(self) -> Iterator[None]:

@@ -1,0 +1,144 @@
+"""What the budget needs besides the recipe: shapes of the models that it names, memory of this machine. For threads."""
+
+from pathlib import Path
+
+from msgspec import Struct
+
+from stackllama_engine.budget.architecture import Architecture
+from stackllama_engine.budget.calibration import Calibration
+from stackllama_engine.contract.errors import RefusedError, UsageError
+from stackllama_engine.contract.run_dir import RUN_ID, Home, RunDir
+from stackllama_engine.contract.stages import Stage
+from stackllama_engine.contract.user_files import any_object
+from stackllama_engine.launch.calibrate import calibration
+from stackllama_engine.launch.gpus import visible_gpus
+from stackllama_engine.launch.main_memory import main_memory
+from stackllama_engine.launch.nvml import find_gpus
+
+from ..sanitise import one_line
+from .budget_view import Memory
+from .input_check import MODEL, refusal
+from .machine import NVML_SECONDS
+from .model_catalog import ModelEntry, describe
+from .recipe_model import recipe_model
+
+_ADAPTER_FILE = "adapter_config.json"
+_MOST_CONFIG = 1 << 20
+
+
+class Asked(Struct, frozen=True):
+    """Which models a form names; equal ones need no second reading."""
+
+    stage: Stage
+    model: str = ""
+    """The model that is trained; of a merge the adapter."""
+    reward: str = ""
+    """PPO's ``reward_model_path``."""
+
+
+class Shapes(Struct, frozen=True, kw_only=True):
+    """What was found of them."""
+
+    asked: Asked
+    entry: ModelEntry | None = None
+    """The model that memory is needed for; None while none is named."""
+    reward: Architecture | None = None
+    """Of a reward model that is a model of its own; None: an adapter on the policy's base, or not known."""
+    calibration: Calibration | None = None
+    """What finished runs of this home measured on this machine."""
+    trouble: str = ""
+
+    @property
+    def architecture(self) -> Architecture | None:
+        """Of the model."""
+        return self.entry.architecture if self.entry else None
+
+
+class Devices(Struct, frozen=True):
+    """Memory of this machine."""
+
+    gpus: tuple[Memory, ...] = ()
+    ram: Memory | None = None
+    trouble: str = ""
+    """Why the GPUs are not known: their driver hangs."""
+
+
+def read_shapes(home: Home, asked: Asked) -> Shapes:
+    """The shapes of the models named. Raises nothing: what cannot be read becomes `trouble`."""
+    if not asked.model:
+        return Shapes(asked=asked)
+    name = asked.model if asked.stage is not Stage.MERGE else base_of(home, asked.model)
+    if not name:
+        return Shapes(asked=asked, trouble=f"{one_line(asked.model)}: its base is not known")
+    entry = describe(home, name)
+    trouble = "" if entry.architecture else refusal(home, MODEL, name) or entry.trouble or ""
+    known: Calibration | None = None
+    try:
+        known = calibration(home.path)
+    except OSError as error:
+        trouble = trouble or one_line(f"{error.filename} cannot be read: {error.strerror}")
+    return Shapes(
+        asked=asked,
+        entry=entry,
+        reward=_own_reward(home, asked.reward) if asked.reward else None,
+        calibration=known,
+        trouble=trouble,
+    )
+
+
+def base_of(home: Home, adapter: str) -> str:
+    """The model that an adapter (a run of this home, or a directory) was trained on; empty where nothing tells."""
+    run = _run(home, adapter)
+    try:
+        if run is not None:
+            return recipe_model(run.recipe_file)
+        file = Path(adapter).expanduser() / _ADAPTER_FILE
+        found = any_object(file, _MOST_CONFIG).get("base_model_name_or_path")
+    except (OSError, RuntimeError, ValueError):  # nothing there that could be read: not known
+        return ""
+    return found if isinstance(found, str) else ""
+
+
+def read_devices() -> Devices:
+    """The visible GPUs, and the main memory. Without a GPU, or a driver for it, just the latter."""
+    memory = main_memory()
+    ram = Memory("RAM", memory.total, memory.available)
+    try:
+        return Devices(tuple(_gpus()), ram)
+    except RefusedError as error:
+        return Devices((), ram, one_line(str(error).partition(". ")[0]))
+
+
+def _gpus() -> list[Memory]:
+    names = visible_gpus(seconds=NVML_SECONDS)
+    if not names:
+        return []
+    found, _, _ = find_gpus(NVML_SECONDS)
+    by_index = {str(gpu.index): gpu for gpu in found}
+    # Named by UUID or as a MIG slice, it cannot be told from the others here: the smallest stands for it.
+    smallest = min(found, key=lambda gpu: gpu.free, default=None)
+    chosen = [by_index.get(name, smallest) for name in names]
+    return [Memory(f"GPU {gpu.index} {one_line(gpu.name)}", gpu.memory, gpu.free) for gpu in chosen if gpu]
+
+
+def _own_reward(home: Home, value: str) -> Architecture | None:
+    """Of a whole reward model; adapters have no shape of their own."""
+    if run := _run(home, value):
+        if run.adapter.is_dir():
+            return None
+        value = str(run.merged)
+    try:
+        if (Path(value).expanduser() / _ADAPTER_FILE).is_file():
+            return None
+    except (OSError, RuntimeError, ValueError):  # no path of ours; a hub id, perhaps
+        return None
+    return describe(home, value).architecture
+
+
+def _run(home: Home, name: str) -> RunDir | None:
+    if not RUN_ID.fullmatch(name):
+        return None
+    try:
+        return home.run(name)
+    except UsageError:  # a name of something else
+        return None

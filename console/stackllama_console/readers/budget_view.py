@@ -1,0 +1,369 @@
+"""What the budget panel shows: the engine's ``budget/`` asked about a recipe, a model and this machine. No Textual.
+
+Everything is in bytes. Names are sanitised here; panels show them as they are.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Struct
+
+from stackllama_engine.budget import fit
+from stackllama_engine.budget.architecture import Architecture
+from stackllama_engine.budget.calibration import Calibration
+from stackllama_engine.budget.estimate import Estimate, EstimatedRecipe, estimate
+from stackllama_engine.budget.rules import Rule, rules_for
+from stackllama_engine.contract.errors import RecipeError
+from stackllama_engine.contract.recipe import AnyRecipe, MergeRecipe, PipelineRecipe
+from stackllama_engine.contract.recipe_io import build_recipe
+from stackllama_engine.contract.stages import TRAINING_STAGES, Stage
+from stackllama_engine.launch.sections import stage_recipe
+
+from ..sanitise import one_line
+from .form_text import write
+
+Verdict = Literal["yes", "tight", "no", "unknown"]
+
+_IN_NAME = re.compile(r"(?<![a-zA-Z0-9.])(\d{1,4}(?:\.\d{1,3})?)\s?([bBmM])(?![a-zA-Z0-9])")
+_GIB = 1 << 30
+_ANY = 1 << 62
+"""Bytes that everything fits into."""
+
+
+class Memory(Struct, frozen=True):
+    """One place for a process: a GPU, or a machine's RAM."""
+
+    name: str
+    total: int
+    free: int
+
+
+class Part(Struct, frozen=True):
+    """One component of the peak."""
+
+    name: str
+    bytes: int
+
+
+class Offer(Struct, frozen=True):
+    """A change that saves memory."""
+
+    title: str
+    saving: int
+    price: str
+    changes: dict[str, str]
+    """Form keys → what would be typed."""
+    fits: Verdict = "unknown"
+
+
+class BudgetView(Struct, frozen=True, kw_only=True):
+    """Everything that the panel draws; equal views look the same."""
+
+    model: str = ""
+    parameters: int | None = None
+    guessed: bool = False
+    """The parameters are read from the model's name alone."""
+    least: bool = False
+    """There are at least so many parameters: the model is not known."""
+    memories: tuple[Memory, ...] = ()
+    """The devices of the run, one a process; of a run on the CPU the RAM."""
+    note: str = ""
+    """About the devices: that there is no GPU, that a run leaves some out."""
+    parts: tuple[Part, ...] = ()
+    allocated: int = 0
+    reserved: tuple[int, int] = (0, 0)
+    device: tuple[int, int] = (0, 0)
+    peak: str = ""
+    """The phase that takes most; in a pipeline with its stage."""
+    verdict: Verdict = "unknown"
+    reason: str = ""
+    rules: tuple[Rule, ...] = ()
+    """Published rules of thumb, the one for this kind of run first."""
+    offers: tuple[Offer, ...] = ()
+    together: Verdict = "unknown"
+    """Whether it fits with every offer taken; unknown while one of them alone makes it fit."""
+    trouble: str = ""
+    """Why there is no estimate, or why it is rough."""
+
+
+class _Part(Struct, frozen=True):
+    """One stage on the devices that it runs on."""
+
+    recipe: EstimatedRecipe
+    found: Estimate
+    stage: Stage | None
+    """None: the recipe is not a pipeline's."""
+    on_gpu: bool
+    processes: int
+    memories: tuple[Memory, ...]
+    calibration: Calibration | None
+    calibrated: str | None
+    """That earlier runs gave the range, in one line."""
+
+    @property
+    def room(self) -> int | None:
+        """Free bytes for one process; None where nobody knows."""
+        return self._least([one.free for one in self.memories])
+
+    @property
+    def empty(self) -> int | None:
+        """The same were nothing else running."""
+        return self._least([one.total for one in self.memories])
+
+    @property
+    def rank(self) -> tuple[int, bool, int]:
+        """The part to show has the greatest: what does not fit, else what nobody knows, else what is on a GPU, else the
+        largest."""
+        verdict = fit.fits(self.found, self.room if self.room is not None else _ANY)
+        return fit.severity(verdict), self.on_gpu, self.found.device[1]
+
+    def adjust(self, recipe: EstimatedRecipe, found: Estimate) -> Estimate:
+        """The same of a changed recipe."""
+        known = self.calibration
+        return known.narrow(found, recipe, gpus=self.processes, on_gpu=self.on_gpu)[0] if known else found
+
+    def _least(self, sizes: list[int]) -> int | None:
+        return min(sizes) // (1 if self.on_gpu else self.processes) if sizes else None
+
+
+def build_view(
+    recipe: AnyRecipe | None,
+    architecture: Architecture | None,
+    gpus: Sequence[Memory],
+    ram: Memory | None = None,
+    *,
+    model: str = "",
+    reward: Architecture | None = None,
+    trouble: str = "",
+    calibration: Calibration | None = None,
+) -> BudgetView:
+    """The budget of a recipe on this machine. Takes a few milliseconds, of a pipeline a few more.
+
+    Args:
+        recipe: what the form says; None while it has errors.
+        architecture: of the model; None while it is not known.
+        gpus: the visible GPUs.
+        ram: the machine's main memory, for runs on the CPU.
+        model: the name to show; empty: the architecture's.
+        reward: PPO with a reward model of its own.
+        trouble: why recipe or architecture is missing, in one sentence.
+        calibration: what earlier runs measured here.
+    """
+    name = one_line(model or (architecture.name if architecture else ""))
+    if recipe is None or architecture is None:
+        return _without_estimate(name, architecture, gpus, ram, one_line(trouble))
+    parts = [_part(stage, one, architecture, gpus, ram, reward, calibration) for stage, one in _stages(recipe)]
+    worst = max(parts, key=lambda part: part.rank)
+    verdict, reason = _verdict(worst)
+    if worst.found.unknown:
+        return _unknown_view(name, architecture, worst, reason, _note(gpus, worst))
+    found = _suggestions(worst, architecture, reward) if verdict in ("tight", "no") else []
+    return BudgetView(
+        model=name,
+        parameters=architecture.parameters,
+        memories=_shown(worst.memories),
+        note="; ".join(filter(None, (_note(gpus, worst), worst.calibrated))),
+        parts=tuple(Part(one.name, one.bytes) for one in worst.found.components if one.bytes),
+        allocated=worst.found.allocated,
+        reserved=worst.found.reserved,
+        device=worst.found.device,
+        peak=f"{worst.stage} {worst.found.peak}" if worst.stage else worst.found.peak,
+        verdict=verdict,
+        reason=reason,
+        rules=_rules(worst.found.rules, worst.recipe),
+        offers=_offers(worst, found),
+        together=_together(worst, found, architecture, reward),
+        trouble=one_line(worst.found.rough or trouble),
+    )
+
+
+def _unknown_view(name: str, architecture: Architecture, part: _Part, reason: str, note: str) -> BudgetView:
+    """No figure that could be taken for an estimate: what is certain, and why there is no more."""
+    known = architecture.unknown is None
+    return BudgetView(
+        model=name,
+        parameters=architecture.parameters,
+        least=not known,
+        memories=_shown(part.memories),
+        note=note,
+        verdict="unknown",
+        reason=reason,
+        rules=_rules(part.found.rules, part.recipe) if known else (),
+        trouble=one_line("; ".join(filter(None, (part.found.unknown, part.found.rough)))),
+    )
+
+
+def gib(count: float) -> str:
+    """Bytes as ``24.2 GiB``; what is less than a tenth of one as ``37.0 MiB``."""
+    if abs(count) >= _GIB / 10 or not count:
+        return f"{count / _GIB:.1f} GiB"
+    return f"{count / (1 << 20):.1f} MiB"
+
+
+def gib_range(interval: tuple[int, int]) -> str:
+    """``21.3–24.1 GiB``; one figure where both ends look the same."""
+    low, high = (gib(end) for end in interval)
+    if low == high:
+        return low
+    unit = high.split()[-1]
+    return f"{low.removesuffix(f' {unit}')}–{high}"
+
+
+def billions(count: int) -> str:
+    """Parameters as people name them: ``6.7 B``, ``385 k``."""
+    for size, unit in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return str(count)
+
+
+def parameters_of_name(name: str) -> int | None:
+    """The size that a model's name gives, as in ``Llama-2-7b-hf``; None where it gives none."""
+    sizes = {"b": 10**9, "m": 10**6}
+    found = _IN_NAME.findall(name)
+    return round(float(found[-1][0]) * sizes[found[-1][1].lower()]) if found else None
+
+
+def _without_estimate(
+    name: str, architecture: Architecture | None, gpus: Sequence[Memory], ram: Memory | None, trouble: str
+) -> BudgetView:
+    """The rules of thumb alone, from the parameters where anything tells them."""
+    parameters = architecture.parameters if architecture else parameters_of_name(name)
+    memories = tuple(gpus) or ((ram,) if ram else ())
+    return BudgetView(
+        model=name,
+        parameters=parameters,
+        guessed=architecture is None and parameters is not None,
+        least=architecture is not None and architecture.unknown is not None,
+        memories=_shown(memories),
+        note="" if gpus else "no GPU: the CPU and its RAM",
+        reason=trouble or ("no estimate yet" if name else "choose a model"),
+        rules=_rules(rules_for(parameters), None) if parameters and not (architecture and architecture.unknown) else (),
+    )
+
+
+def _stages(recipe: AnyRecipe) -> Iterator[tuple[Stage | None, EstimatedRecipe]]:
+    if not isinstance(recipe, PipelineRecipe):
+        yield None, recipe
+        return
+    for stage in (*TRAINING_STAGES, Stage.MERGE):
+        part = stage_recipe(recipe, stage)
+        assert not isinstance(part, PipelineRecipe)
+        yield stage, part
+
+
+def _part(
+    stage: Stage | None,
+    recipe: EstimatedRecipe,
+    architecture: Architecture,
+    gpus: Sequence[Memory],
+    ram: Memory | None,
+    reward: Architecture | None,
+    calibration: Calibration | None,
+) -> _Part:
+    on_gpu = bool(gpus) and not recipe.use_cpu
+    processes = recipe.num_processes or (len(gpus) if on_gpu else 1)
+    memories = tuple(gpus[:processes]) if on_gpu else (ram,) if ram else ()
+    card = min((one.total for one in memories), default=None)
+    found = estimate(recipe, architecture, gpus=processes, on_gpu=on_gpu, reward=reward, device_bytes=card)
+    told = None
+    if calibration:
+        found, told = calibration.narrow(found, recipe, gpus=processes, on_gpu=on_gpu)
+    return _Part(recipe, found, stage, on_gpu, processes, memories, calibration, told)
+
+
+def _shown(memories: Sequence[Memory]) -> tuple[Memory, ...]:
+    return tuple(Memory(one_line(one.name), one.total, one.free) for one in memories)
+
+
+def _verdict(part: _Part) -> tuple[Verdict, str]:
+    room, empty, (low, high) = part.room, part.empty, part.found.device
+    if part.found.unknown:
+        return "unknown", fit.at_least(part.found, empty)
+    if room is None or empty is None:
+        return "unknown", f"needs {gib_range(part.found.device)}"
+    verdict = fit.fits(part.found, room)
+    each = " a process" if part.processes > 1 else ""
+    if verdict == "yes":
+        return verdict, f"at most {gib(high)}{each} of {gib(room)} free"
+    if room < empty and fit.fits(part.found, empty) == "yes":
+        return verdict, f"{gib(high)}{each} would fit, but only {gib(room)} of {gib(empty)} are free"
+    if verdict == "tight":
+        return verdict, f"{gib_range(part.found.device)}{each}, {gib(room)} free: it may run out"
+    return verdict, f"at least {gib(low)}{each}, {gib(low - room)} more than is free"
+
+
+def _note(gpus: Sequence[Memory], part: _Part) -> str:
+    if not gpus:
+        return "no GPU: the CPU and its RAM"
+    if not part.on_gpu:
+        return "on the CPU, as `use_cpu` asks"
+    if part.processes > len(gpus):
+        return f"{part.processes} processes asked for, {len(gpus)} GPUs here"
+    return f"{part.processes} of {len(gpus)} GPUs" if part.processes < len(gpus) else ""
+
+
+def _rules(rules: list[Rule], recipe: EstimatedRecipe | None) -> tuple[Rule, ...]:
+    """The rules that say something about this recipe, the one for its kind first; without a recipe all but Adam's."""
+    quoted = [rule for rule in rules if "LoRA" in rule.name]
+    full = [rule for rule in rules if rule.name.startswith("full")]
+    if recipe is None:
+        return (*quoted, *full, *(rule for rule in rules if rule.name.startswith("weights")))
+    trains_all = not isinstance(recipe, MergeRecipe) and not recipe.use_peft
+    return (*full, *quoted) if trains_all else tuple(quoted)
+
+
+def _suggestions(worst: _Part, architecture: Architecture, reward: Architecture | None) -> list[fit.Suggestion]:
+    if worst.room is None:
+        return []
+    found = fit.suggestions(
+        worst.recipe,
+        architecture,
+        worst.room,
+        gpus=worst.processes,
+        on_gpu=worst.on_gpu,
+        reward=reward,
+        adjust=worst.adjust,
+        card=worst.empty,
+    )
+    found.sort(key=lambda one: one.fits != "yes")  # where only several changes together are enough, they come first
+    return found
+
+
+def _offers(worst: _Part, found: list[fit.Suggestion]) -> tuple[Offer, ...]:
+    prefix = f"{worst.stage}." if worst.stage else ""
+    return tuple(
+        Offer(
+            title=f"{worst.stage}: {one.title}" if worst.stage else one.title,
+            saving=one.saving,
+            price=one.price,
+            changes={f"{prefix}{key}": write(value) for key, value in one.changes.items()},
+            fits=one.fits,
+        )
+        for one in found
+    )
+
+
+def _together(
+    worst: _Part, found: list[fit.Suggestion], architecture: Architecture, reward: Architecture | None
+) -> Verdict:
+    """Whether all changes at once would do, where none does alone; of two that exclude each other the better one."""
+    if worst.room is None or not found or any(one.fits == "yes" for one in found):
+        return "unknown"
+    values: dict[str, object] = msgspec.to_builtins(worst.recipe)
+    changed = worst.recipe
+    taken: dict[str, Any] = {}
+    for one in sorted(found, key=lambda one: -one.saving):
+        more = one.changes | taken
+        try:
+            tried = build_recipe(worst.recipe.stage, values | more)
+        except RecipeError:  # one that saves more excludes it, as 4 bits do 8
+            continue
+        assert not isinstance(tried, PipelineRecipe)
+        changed, taken = tried, more
+    after = estimate(
+        changed, architecture, gpus=worst.processes, on_gpu=worst.on_gpu, reward=reward, device_bytes=worst.empty
+    )
+    return fit.fits(worst.adjust(changed, after), worst.room)

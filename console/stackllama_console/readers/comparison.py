@@ -1,0 +1,174 @@
+"""Several runs of a home beside each other: their readers, which metrics they share, their recipes and results."""
+
+import re
+from collections.abc import Iterable, Sequence
+from itertools import takewhile
+from typing import Any, cast
+
+import msgspec
+from msgspec import Struct
+
+from stackllama_engine.contract.errors import RecipeError, UsageError
+from stackllama_engine.contract.metrics import headline_names, metrics_of
+from stackllama_engine.contract.recipe_io import load_recipe
+from stackllama_engine.contract.run_dir import Home
+from stackllama_engine.contract.stages import Stage
+
+from ..readings import is_metric, read_launch, read_result, recipe_differences
+from ..sanitise import one_line
+from .form_text import write
+from .run_reader import RunReader
+
+_SAMPLES = "samples"
+
+
+class Facts(Struct, frozen=True, kw_only=True):
+    """What was asked of one run and what came of it; texts sanitised.
+
+    Attributes:
+        values: recipe keys, ``git commit`` and ``version: NAME`` → value as a person would write it.
+        defaults: the keys among them that stand at the recipe's default.
+        results: numbers of ``result.json``, nested ones as ``before.kl``.
+        troubles: what could not be read, in sentences.
+    """
+
+    values: dict[str, str] = {}
+    defaults: frozenset[str] = frozenset()
+    results: dict[str, float] = {}
+    troubles: tuple[str, ...] = ()
+
+
+class Side:
+    """One of the compared runs.
+
+    Attributes:
+        id: its id, sanitised.
+        reader: its metrics; None where there is no such run.
+        facts: recipe, launch and results, read again when the run's state changes.
+    """
+
+    def __init__(self, home: Home, run_id: str) -> None:
+        self.id = one_line(run_id)
+        self.reader: RunReader | None = None
+        self.facts = Facts()
+        self._home = home
+        self._run_id = run_id
+        self._read_at: tuple[int, str] | None = None
+
+    @property
+    def stage(self) -> Stage | None:
+        """None until it is known."""
+        return self.reader.stage if self.reader else None
+
+    @property
+    def troubles(self) -> list[str]:
+        """What cannot be read now."""
+        reader = [self.reader.trouble] if self.reader and self.reader.trouble else []
+        folder = f"{one_line(str(self._home.runs_dir))}/{self.id}/"  # said by the id
+        return [f"{self.id}: {trouble.replace(folder, '')}" for trouble in (*reader, *self.facts.troubles)]
+
+    def poll(self) -> bool:
+        """Read what is new; whether anything changed."""
+        if self.reader is None:
+            try:
+                self.reader = RunReader(self._home.run(self._run_id))
+            except UsageError as error:
+                facts = Facts(troubles=(one_line(str(error)),))
+                changed, self.facts = facts != self.facts, facts
+                return changed
+        changed = self.reader.poll()
+        state = self.reader.state
+        if state is not None and self._read_at != (state.attempt, state.phase):
+            self._read_at = state.attempt, state.phase
+            self.facts = read_facts(self.reader, state.stage)
+            changed = True
+        return changed
+
+
+class Comparison:
+    """The runs, in the order in which they were chosen; the same id twice is one run."""
+
+    def __init__(self, home: Home, run_ids: Iterable[str]) -> None:
+        self.sides = [Side(home, run_id) for run_id in dict.fromkeys(run_ids)]
+        self.names = short_names([side.id for side in self.sides])
+
+    def poll(self) -> bool:
+        """Read what is new of all of them; whether anything changed."""
+        return any([side.poll() for side in self.sides])
+
+    @property
+    def troubles(self) -> list[str]:
+        """What cannot be read now."""
+        return [trouble for side in self.sides for trouble in side.troubles]
+
+    def metrics(self) -> list[str]:
+        """Metrics that at least two of the runs have: their stages' most telling first, the rest by name."""
+        counts: dict[str, int] = {}
+        for side in self.sides:
+            for name in side.reader.series if side.reader else ():
+                counts[name] = counts.get(name, 0) + 1
+        stages = {side.stage: None for side in self.sides}
+        telling = [name for stage in stages for name in headline_names(stage)]
+        telling += [metric.name for stage in stages for metric in metrics_of(stage)]
+        rank = {name: place for place, name in reversed(list(enumerate(telling)))}
+        shared = [name for name, count in counts.items() if count >= min(2, len(self.sides))]
+        return sorted(shared, key=lambda name: (rank.get(name, len(telling)), name.startswith("time/"), name))
+
+
+def read_facts(reader: RunReader, stage: Stage) -> Facts:
+    """Recipe, launch and result of a run; what is missing or damaged becomes a sentence."""
+    values: dict[str, str] = {}
+    defaults: frozenset[str] = frozenset()
+    results: dict[str, float] = {}
+    troubles: list[str] = []
+    run = reader.run
+    try:
+        recipe = _flat(msgspec.to_builtins(load_recipe(stage, run.recipe_file)))
+        changed = recipe_differences(run, stage)
+        values |= {one_line(key): one_line(write(value)) or "—" for key, value in recipe.items()}
+        defaults = frozenset(one_line(key) for key in recipe if key not in changed)
+    except RecipeError as error:
+        troubles.append(one_line(str(error)))
+    launch, trouble = read_launch(run)
+    if launch is not None:  # a queued run has none yet
+        values["git commit"] = one_line(launch.git_commit or "—")[:12]
+        values |= {f"version: {one_line(name)}": one_line(text) for name, text in launch.versions.items()}
+    found, wrong = read_result(run)
+    results = {one_line(key): value for key, value in _numbers(found.items(), "") if not key.startswith(_SAMPLES)}
+    troubles += [one_line(each) for each in (trouble, wrong) if each]
+    return Facts(values=values, defaults=defaults, results=results, troubles=tuple(troubles))
+
+
+def short_names(ids: Sequence[str]) -> list[str]:
+    """The ids without the parts at either end that all of them have in common; whole where nothing would be left."""
+    if len(ids) < 2:
+        return list(ids)
+    parts = [re.findall(r"[^-_.]+", text) for text in ids]
+    head = _shared(parts)
+    tail = _shared([words[head:][::-1] for words in parts])
+    shortened = ["-".join(words[head : len(words) - tail]) for words in parts]
+    return shortened if all(shortened) and len(set(shortened)) == len(ids) else list(ids)
+
+
+def _shared(parts: Sequence[Sequence[str]]) -> int:
+    """How many parts are the same in all from the beginning on."""
+    return sum(1 for _ in takewhile(lambda words: len(set(words)) == 1, zip(*parts, strict=False)))
+
+
+def _flat(values: dict[str, Any]) -> dict[str, Any]:
+    """A pipeline's sections as ``section.key``."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= {f"{key}.{inner}": item for inner, item in cast("dict[str, Any]", value).items()}
+        else:
+            flat[key] = value
+    return flat
+
+
+def _numbers(items: Iterable[tuple[str, Any]], prefix: str) -> Iterable[tuple[str, float]]:
+    for key, value in items:
+        if isinstance(value, dict):
+            yield from _numbers(cast("dict[str, Any]", value).items(), f"{prefix}{key}.")
+        elif value is not None and is_metric(value):
+            yield f"{prefix}{key}", float(value)

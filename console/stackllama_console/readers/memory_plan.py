@@ -1,0 +1,187 @@
+"""A recipe's memory on a device of this machine or another: model found, estimated, compared, changes proposed.
+
+Nothing is loaded and no network is asked; a plan takes milliseconds.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+from msgspec import Struct
+
+from stackllama_engine.budget.architecture import Architecture, read_architecture
+from stackllama_engine.budget.estimate import Estimate, EstimatedRecipe, estimate, estimate_sharded
+from stackllama_engine.budget.fit import Fits, Suggestion, fits, suggestions
+from stackllama_engine.budget.sharding import Sharding
+from stackllama_engine.contract.errors import UsageError
+from stackllama_engine.contract.recipe import MergeRecipe, PPORecipe, RewardRecipe, SFTRecipe
+from stackllama_engine.contract.run_dir import RUN_ID, Home
+from stackllama_engine.contract.user_files import any_object
+from stackllama_engine.launch.sections import PLACEHOLDER
+
+from ..sanitise import one_line
+from .model_catalog import locate
+
+if TYPE_CHECKING:
+    from stackllama_engine.budget.calibration import Calibration
+
+_BASE = "base.json"
+_ADAPTER = "adapter_config.json"
+
+
+class Place(Struct, frozen=True, kw_only=True):
+    """Where a run would be."""
+
+    bytes: int
+    """Memory of one device."""
+    name: str
+    on_gpu: bool
+    gpus: int = 1
+
+
+class Plan(Struct, frozen=True, kw_only=True):
+    """What a recipe takes there."""
+
+    architecture: Architecture
+    estimate: Estimate
+    calibrated: str | None = None
+    """That earlier runs gave the intervals, in one line; None: they are the formula's own."""
+    fits: Fits
+    suggestions: list[Suggestion]
+    shard: Sharding | None = None
+    """The figures are those of one GPU among several that each hold a share, which the engine does not launch."""
+
+
+def make_plan(
+    home: Home,
+    recipe: EstimatedRecipe,
+    place: Place,
+    calibration: "Calibration | None" = None,
+    shard: Sharding | None = None,
+) -> Plan:
+    """Estimate a recipe.
+
+    Args:
+        home: whose runs it may name.
+        recipe: any stage's but a pipeline's.
+        place: the device.
+        calibration: what earlier runs measured on that device; None: nothing.
+        shard: what would be, were the run divided among GPUs; None: what is launched.
+
+    Raises:
+        UsageError: the model's files are not on this machine, or not readable; or this recipe cannot be sharded.
+    """
+    architecture = read_architecture(model_files(home, recipe))
+    if shard:
+        return _sharded(recipe, architecture, place, shard)
+    reward, note = reward_architecture(home, recipe) if isinstance(recipe, PPORecipe) else (None, None)
+    found = estimate(
+        recipe, architecture, gpus=place.gpus, on_gpu=place.on_gpu, reward=reward, device_bytes=place.bytes
+    )
+    if note:
+        found = msgspec.structs.replace(found, rough="; ".join(part for part in (found.rough, note) if part))
+
+    def adjusted(changed: EstimatedRecipe, one: Estimate) -> tuple[Estimate, str | None]:
+        return calibration.narrow(one, changed, gpus=place.gpus, on_gpu=place.on_gpu) if calibration else (one, None)
+
+    found, told = adjusted(recipe, found)
+    return Plan(
+        architecture=architecture,
+        estimate=found,
+        calibrated=told,
+        fits=fits(found, place.bytes),
+        suggestions=suggestions(
+            recipe,
+            architecture,
+            place.bytes,
+            gpus=place.gpus,
+            on_gpu=place.on_gpu,
+            reward=reward,
+            adjust=lambda changed, one: adjusted(changed, one)[0],
+        ),
+    )
+
+
+def _sharded(recipe: EstimatedRecipe, architecture: Architecture, place: Place, shard: Sharding) -> Plan:
+    if not isinstance(recipe, SFTRecipe | RewardRecipe):
+        raise UsageError(
+            f"`--shard {shard.kind}` knows the steps of sft and reward; a {recipe.stage} run cannot be sharded: "
+            "it samples or merges with whole models. Leave `--shard` out."
+        )
+    found = estimate_sharded(recipe, architecture, shard, on_gpu=place.on_gpu)
+    return Plan(architecture=architecture, estimate=found, fits=fits(found, place.bytes), suggestions=[], shard=shard)
+
+
+def reward_architecture(home: Home, recipe: PPORecipe) -> tuple[Architecture | None, str | None]:
+    """The reward model where it is one of its own, None where it is an adapter on the policy's base; and what had to
+    be assumed, if anything."""
+    where, note = reward_files(home, recipe)
+    return (read_architecture(where) if where else None), note
+
+
+def reward_files(home: Home, recipe: PPORecipe) -> tuple[Path | None, str | None]:
+    """Where a reward model of its own lies; else None; and what had to be assumed, if anything."""
+    path = recipe.reward_model_path
+    if not path or path == PLACEHOLDER:  # a pipeline wires one in that was trained on the policy's base
+        return None, None
+    where = _trained(home, path) or locate(home, path)
+    if where is None:
+        return None, "the reward model is not on this machine and is taken for an adapter on the policy's base"
+    if not (where / _ADAPTER).is_file():
+        return where, None
+    base = locate(home, _base_of(where))
+    return (None if base == locate(home, recipe.model_name_or_path) else base), None
+
+
+def model_files(home: Home, recipe: EstimatedRecipe) -> Path:
+    """Directory or file of the model that a recipe loads.
+
+    Raises:
+        UsageError: it is not on this machine.
+    """
+    if isinstance(recipe, MergeRecipe):
+        name = recipe.adapter_path
+        where = _trained(home, name) or locate(home, name)
+        if where and (where / _ADAPTER).is_file():
+            name = recipe.base_model_name_or_path or _base_of(where)
+            where = locate(home, name)
+        key = "adapter_path"
+    else:
+        key, name = "model_name_or_path", recipe.model_name_or_path
+        where = locate(home, name)
+    if where is None:
+        raise UsageError(
+            f"`{key}: {one_line(name)}`: its files are not on this machine, and nothing is downloaded to plan. "
+            "Name a local directory with the model's config.json, which is all that a plan needs."
+        )
+    return where
+
+
+def _trained(home: Home, name: str) -> Path | None:
+    """What a training run left, adapter or whole model; None when this is no run."""
+    if not RUN_ID.fullmatch(name):
+        return None
+    try:
+        run = home.run(name)
+    except UsageError:  # a well-formed name without a run: it may still be a path or a hub id
+        return None
+    return run.adapter if run.adapter.is_dir() else run.merged if run.merged.is_dir() else None
+
+
+def _base_of(adapter: Path) -> str:
+    """The name of an adapter's base.
+
+    Raises:
+        UsageError: it does not say.
+    """
+    for file, key in ((_BASE, "name"), (_ADAPTER, "base_model_name_or_path")):
+        try:
+            facts = any_object(adapter / file)
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError) as error:
+            raise UsageError(f"{adapter / file}: cannot be read: {error}.") from None
+        name = facts.get(key)
+        if isinstance(name, str) and name:
+            return name
+    raise UsageError(f"{adapter}: the adapter does not say which base it belongs to.")

@@ -1,0 +1,37 @@
+"""Which model a recipe starts from, without reading YAML as a whole: a listing asks it of every run."""
+
+import os
+import re
+from pathlib import Path
+
+from stackllama_engine.contract.run_files import open_file
+
+_HEAD = 64 * 1024
+_FOLDED = r"(?:\n {2,}[^\s:][^:\n]*(?=\n|\Z))*"  # PyYAML goes on in the next line where a long value has a blank
+_KEYS = re.compile(rf"^ *(?:model_name_or_path|adapter_path): *(.*{_FOLDED})", re.MULTILINE)
+
+
+def recipe_model(path: Path) -> str:
+    """``model_name_or_path`` of a recipe, ``adapter_path`` of a merge, of a pipeline that of its first stage.
+
+    Returns:
+        the value as written, empty when there is none.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with os.fdopen(open_file(path), "rb") as file:
+        text = file.read(_HEAD).decode("utf-8", "replace")
+    match = _KEYS.search(text)
+    if match is None:
+        return ""
+    value = match[1].strip()
+    if "\n" not in value and not value.startswith(("'", '"', "|", ">")):
+        return "" if value in ("null", "~") else value
+    # quoted or folded: rare, and not worth 20 ms otherwise
+    from stackllama_engine.contract.user_yaml import YamlError, load_yaml
+
+    try:
+        return str(load_yaml(value))
+    except YamlError:
+        return value

@@ -1,0 +1,31 @@
+"""Runs on other machines, in words: where they are, and when a file of theirs last changed."""
+
+import time
+from typing import Any
+
+from stackllama_engine.contract.run_dir import RunDir, State
+from stackllama_engine.launch.run_location import Elsewhere, elsewhere
+
+from .sanitise import one_line
+from .units import age
+
+
+def elsewhere_text(run: RunDir, state: State) -> str:
+    """`in_words` of where a run is now; empty of a run on this machine, and of one that has ended."""
+    return in_words(elsewhere(run, state))
+
+
+def in_words(there: Elsewhere | None) -> str:
+    """``on gpu17, last sign 5m ago``, in whole minutes, so that it seldom changes; no age where the clocks disagree."""
+    if there is None:
+        return ""
+    seconds = there.age(time.time())
+    sign = f"last sign {age(seconds)} ago" if seconds is not None and seconds >= 60 else "last sign just now"
+    return f"on {one_line(there.host)}, {sign if there.last_sign is not None else 'no sign of it yet'}"
+
+
+def as_facts(there: Elsewhere | None) -> dict[str, Any] | None:
+    """The same as JSON facts; seconds, None where the clocks disagree."""
+    if there is None:
+        return None
+    return {"host": there.host, "last_sign": there.last_sign, "last_sign_age": there.age(time.time())}

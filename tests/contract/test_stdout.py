@@ -1,0 +1,96 @@
+"""Standard output on a disk that is full: lost, counted, said later, and never an error."""
+
+import errno
+import io
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stackllama_engine.contract.stdout import SurvivingOutput, surviving
+from stackllama_engine.launch.argv import source_path
+
+
+class Disk(io.RawIOBase):
+    """Takes so many bytes, and then fails."""
+
+    def __init__(self, room: int, number: int = errno.ENOSPC) -> None:
+        self.room = room
+        self.number = number
+        self.taken = b""
+
+    def write(self, data: Any, /) -> int:
+        part = bytes(data)[: self.room]
+        if not part:
+            raise OSError(self.number, os.strerror(self.number))
+        self.taken += part
+        self.room -= len(part)
+        return len(part)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+def test_what_finds_no_room_is_counted_and_said_with_the_next_that_does(number: int) -> None:
+    disk = Disk(6, number)
+    output = SurvivingOutput(disk)
+    assert [output.write(text) for text in (b"first\n", b"lost\n", b"lost as well\n")] == [6, 5, 13]
+    assert (disk.taken, output.lost) == (b"first\n", 18)
+    disk.room = 1000
+    output.write(b"again\n")
+    assert disk.taken == b"first\n\n18 bytes of output were lost while the disk was full.\nagain\n"
+    output.write(b"more\n")
+    assert disk.taken.endswith(b"again\nmore\n"), "said once"
+
+
+def test_half_a_line_counts_its_other_half() -> None:
+    disk = Disk(3)
+    output = SurvivingOutput(disk)
+    assert output.write(b"12345") == 5 and output.lost == 2
+
+
+def test_a_pipe_that_was_closed_is_an_error_as_ever() -> None:
+    with pytest.raises(BrokenPipeError):
+        SurvivingOutput(Disk(0, errno.EPIPE)).write(b"x")
+
+
+def test_a_buffer_that_is_no_file_stays_what_it_is() -> None:
+    buffer = io.BytesIO()
+    assert surviving(buffer) is buffer
+
+
+EVERYTHING = """
+    import logging, os, sys, traceback, warnings
+    from stackllama_engine.contract.redact import redact_output
+    redact_output()
+    logging.basicConfig()
+    logging.getLogger("library").warning("a library says something")
+    warnings.warn("a warning")
+    print("x" * 100_000, flush=True)
+    sys.stderr.write("half a line, as of a progress bar\\r")
+    sys.stderr.flush()
+    try:
+        1 / 0
+    except ZeroDivisionError:
+        traceback.print_exc()
+    os.write(int(sys.argv[1]), b"it goes on")
+"""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+def test_a_process_whose_output_finds_no_room_goes_on_to_its_end() -> None:
+    reader, writer = os.pipe()
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(EVERYTHING), str(writer)],
+            stdout=full,
+            stderr=full,
+            pass_fds=[writer],
+            env=os.environ | source_path(""),
+            check=False,
+        )
+    os.close(writer)
+    assert (done.returncode, os.read(reader, 100)) == (0, b"it goes on")
+    os.close(reader)
