@@ -81,8 +81,7 @@ def _reader(home: Home, run_id: str) -> Any:
     seen = (
         reader.state,
         reader.trouble,
-        reader.remarks,
-        reader.timings,
+        reader.notices,
         reader.started,
         reader.first_step,
         reader.bad_lines,

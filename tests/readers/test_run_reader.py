@@ -11,14 +11,17 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
+from tests.old_runs import lay_out
 
 from stackllama_console.readers import run_state
 from stackllama_console.readers.metric_columns import NAMES
 from stackllama_console.readers.protocol import Reader
 from stackllama_console.readers.run_reader import RunReader
+from stackllama_console.sanitise import one_line
 from stackllama_engine.contract.events import EventReader
-from stackllama_engine.contract.history import fold
-from stackllama_engine.contract.run_dir import RunDir, State
+from stackllama_engine.contract.history import Attempt, History, fold
+from stackllama_engine.contract.run_dir import Home, RunDir, State
 from stackllama_engine.contract.stages import Stage
 
 T0 = 1_700_000_000.0
@@ -76,7 +79,6 @@ def test_events_become_history_and_series(make_run: Make, add: Add) -> None:
     assert points(reader, "kl") == {1: 0.5, 2: 0.75}
     assert list(reader.memory["rss"].values) == [100, 200]
     assert list(reader.memory["rss"].steps) == [1, 2], "memory has no step of its own"
-    assert reader.timings == {"rollout": 1.5}
     assert reader.trouble is None
 
 
@@ -104,7 +106,7 @@ def test_a_published_history_is_not_touched_again(make_run: Make, add: Add) -> N
     reader.poll()
     assert (before.first, before.last, before.health) == ({"loss": 1.0}, {"loss": 1.0}, ["one"])
     assert list(series) == ["loss"]
-    assert (reader.history.last, reader.remarks) == ({"loss": 2.0, "other": 3.0}, ["one", "two"])
+    assert (reader.history.last, reader.notices) == ({"loss": 2.0, "other": 3.0}, ["one", "two"])
 
 
 def test_idling_opens_no_file(make_run: Make, add: Add, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,7 +143,7 @@ def test_remarks_are_the_newest(make_run: Make, add: Add) -> None:
     run = make_run()
     add(run, *(("health", {"data": {"message": f"remark {number}"}}) for number in range(1000)))
     reader = polled(run)
-    assert reader.remarks == [f"remark {number}" for number in range(800, 1000)]
+    assert reader.notices == [f"remark {number}" for number in range(800, 1000)]
     assert reader.history.health_count == 1000
 
 
@@ -156,12 +158,12 @@ def test_what_the_supervisor_noticed_is_a_remark_and_no_news_of_the_worker(
     journal.write_bytes(
         b'{"seq":0,"time":9e9,"kind":"health","data":{"message":"It stands still. \\u001b[2J"}}\n\x00broken\n'
     )
-    assert reader.poll() and len(reader.remarks) == 1 and "It stands still." in reader.remarks[0]
-    assert_clean(reader.remarks[0])
+    assert reader.poll() and len(reader.notices) == 1 and "It stands still." in reader.notices[0]
+    assert_clean(reader.notices[0])
     assert (reader.history.updated, reader.bad_lines) == (updated, 1)
     assert not reader.poll()
     add(run, metrics(2, loss=0.5))
-    assert reader.poll() and len(reader.remarks) == 1, "an event forgot the remark"
+    assert reader.poll() and len(reader.notices) == 1, "an event forgot the remark"
 
 
 def test_metrics_without_a_step_stand_at_the_step_that_was_done(make_run: Make, add: Add) -> None:
@@ -193,7 +195,7 @@ def test_endless_names_are_left_out_and_said(make_run: Make, add: Add) -> None:
     add(run, metrics(1, **{f"name {number}": 1.0 for number in range(NAMES + 5)}))
     reader = polled(run)
     assert len(reader.series) == NAMES
-    assert reader.remarks == ["5 values are not shown: the run has too many metrics."]
+    assert reader.notices == ["5 values are not shown: the run has too many metrics."]
 
 
 # attempts
@@ -333,7 +335,7 @@ def test_what_a_terminal_would_obey_is_gone(make_run: Make, add: Add, assert_cle
         *history.last,
         *history.first,
         *history.memory,
-        *reader.remarks,
+        *reader.notices,
         *reader.series,
         *reader.memory,
         state.cause,
@@ -401,6 +403,76 @@ def test_in_portions_it_is_the_same_as_in_one_piece(events: list[Any], sizes: li
         for name, one in series.items():
             other = others[name]
             assert (one.steps, one.values, one.gaps) == (other.steps, other.values, other.gaps)
+
+
+# one reducer
+
+
+def damaged(data: bytes, kind: str) -> bytes:
+    """Recorded events with what crashes and other writers leave among them."""
+    lines = data.splitlines(keepends=True)
+    match kind:
+        case "truncated":
+            return b"".join(line[: len(line) // 2] + b"\n" if n % 7 == 3 else line for n, line in enumerate(lines))[:-9]
+        case "hostile":
+            notice = b'{"seq":1,"time":1.0,"kind":"health","data":{"message":"a\\u001b[2J\\u202eb"}}\n'
+            odd = b'{"seq":1,"time":1.0,"kind":"memory","phase":"\\u009b2J","metrics":{"rss":1},'
+            odd += b'"data":{"phase":{"rss":9}}}\n'
+            return b"".join(line + (b"\x00\xff\xfe\n", notice, odd)[n % 3] for n, line in enumerate(lines))
+        case _:
+            return data
+
+
+def clean(history: History) -> History:
+    """The history with the texts sanitised that a terminal would obey."""
+    phases = {one_line(phase): peaks for phase, peaks in history.memory_by_phase.items()}
+    return structs.replace(
+        history,
+        phase=history.phase and one_line(history.phase),
+        cause=history.cause and one_line(history.cause),
+        memory_by_phase=phases,
+        health=[one_line(message) for message in history.health],
+    )
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Home:
+    return Home(lay_out(tmp_path_factory.mktemp("recorded")))
+
+
+@pytest.mark.parametrize("kind", ["as recorded", "truncated", "hostile"])
+@pytest.mark.parametrize("portion", [1 << 30, 4099], ids=["whole", "in portions"])
+def test_reader_agrees_with_history_fold_over_recorded_runs(
+    recorded: Home, tmp_path: Path, kind: str, portion: int
+) -> None:
+    compared = 0
+    for old in recorded.runs():
+        run = RunDir(tmp_path / "copies" / old.id)
+        state = old.read_state()
+        files = [damaged(path.read_bytes(), kind) for path in old.events_files()]
+        files += files[-1:]  # resumed once more from an earlier step, so that steps are done again
+        for number in range(1, len(files) + 1):
+            run.attempt_dir(number).mkdir(parents=True)
+        run.write_state(structs.replace(state, attempt=len(files)))
+        reader = RunReader(run)
+        for number, data in enumerate(files, start=1):
+            with (run.attempt_dir(number) / "events.jsonl").open("wb") as file:
+                for start in range(0, len(data), portion):
+                    file.write(data[start : start + portion])
+                    file.flush()
+                    reader.poll()
+        expected, attempts, bad_lines = History(), [], 0
+        for number, path in enumerate(run.events_files(), start=1):
+            events = EventReader(path)
+            attempts.append(Attempt(number=number))
+            for event in events.read():
+                attempts[-1].apply(event)
+                expected.apply(event)
+            bad_lines += events.bad_lines
+        assert reader.history == clean(expected), old.id
+        assert (reader.attempts, reader.bad_lines) == (attempts, bad_lines), old.id
+        compared += len(expected.last) > 0
+    assert compared >= 3, "the recorded runs have metrics"
 
 
 # the state

@@ -209,8 +209,8 @@ class MonitorScreen(ConsoleScreen):
         if reader.bad_lines:
             notes.append(f"{reader.bad_lines} lines of its events could not be read")
         state = watched.state
-        if (remarks := getattr(reader, "remarks", None)) and not (state and state.phase == "finished"):
-            notes.append(f"! {remarks[-1]}")
+        if (notices := getattr(reader, "notices", None)) and not (state and state.phase == "finished"):
+            notes.append(f"! {notices[-1]}")
         lines += [Text(one_line(note), style="italic") for note in notes]
         lines += self._wrapped(outcome_lines(watched.run, watched.state, colours))
         lines += self._wrapped([Text(one_line(note), style="italic") for note in getattr(reader, "notes", [])])
