@@ -12,8 +12,9 @@ from rich.console import Console
 
 from stackllama_console.cli import follow as follow_module
 from stackllama_console.cli.bars import Bars
-from stackllama_console.cli.follow import Follower, Tail
+from stackllama_console.cli.follow import Follower
 from stackllama_console.cli.plain_lines import Lines, metrics_line
+from stackllama_console.cli.tail import Tail
 from stackllama_engine.contract.events import Event, EventWriter
 from stackllama_engine.contract.run_dir import Home, RunDir
 from stackllama_engine.contract.stages import Stage

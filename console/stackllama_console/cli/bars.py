@@ -11,8 +11,7 @@ from stackllama_engine.contract.events import Event
 
 from ..sanitise import one_line
 from ..units import duration, number
-from .follow import Tail
-from .plain_lines import chosen
+from .tail import Tail, headline_values
 
 
 class Bars:
@@ -87,7 +86,7 @@ class Bars:
         history = self._tail.history
         total = history.total_steps
         text = " ".join(
-            f"{name.rpartition('/')[2]} {number(value)}" for name, value in chosen(self._tail, history.last)
+            f"{name.rpartition('/')[2]} {number(value)}" for name, value in headline_values(self._tail, history.last)
         )
         self._changed = True
         self._progress.update(

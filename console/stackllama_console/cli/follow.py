@@ -8,70 +8,21 @@ import signal
 import sys
 import termios
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Protocol
 
 from stackllama_engine.contract.errors import UsageError
-from stackllama_engine.contract.events import Event, EventReader
-from stackllama_engine.contract.history import History
+from stackllama_engine.contract.events import Event
 from stackllama_engine.contract.run_dir import Home, RunDir, State
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch.reconcile import reconcile
 
 from .output import PROGRAM, can_redraw, say
+from .plain_lines import Lines
 from .run_status import say_outcome
+from .tail import Display, Tail
 
 POLL = 0.2  # seconds between looks
-
-
-class Tail:
-    """One run's events over all its attempts, each returned once, and the history they fold into."""
-
-    def __init__(self, run: RunDir, title: str, stage: Stage) -> None:
-        self.run = run
-        self.title = title
-        self.stage = stage
-        self.history = History()
-        self._readers: dict[Path, EventReader] = {}
-
-    def read(self) -> Iterator[Event]:
-        """The events that are new since the last call, already folded into ``history``."""
-        for path in self.run.events_files():
-            reader = self._readers.setdefault(path, EventReader(path))
-            for event in reader.read_what_can_be():
-                self.history.apply(event)
-                yield event
-        for path in self.run.health_files():
-            for event in self._readers.setdefault(path, EventReader(path)).read_what_can_be():
-                self.history.remark(event)
-                yield event
-
-    @property
-    def bad_lines(self) -> int:
-        """Lines that are not records."""
-        return sum(reader.bad_lines for reader in self._readers.values())
-
-
-class Display(Protocol):
-    """What a person sees of it. Everything goes to stderr."""
-
-    def begin(self, tail: Tail) -> None:
-        """A run, or the next child of a pipeline, is at work; ``tail.history`` is what it did so far."""
-        ...
-
-    def event(self, tail: Tail, event: Event) -> None:
-        """Something new of the run that began last."""
-        ...
-
-    def tick(self) -> None:
-        """Called at every look, also when there is nothing new."""
-        ...
-
-    def close(self) -> None:
-        """The end; also after Ctrl-C."""
-        ...
 
 
 class Follower:
@@ -206,11 +157,9 @@ def _in_foreground(terminal: int) -> bool:
 
 
 def choose_display(plain: bool) -> Display:
-    """Bars where a person looks (stderr is a capable terminal), lines otherwise."""
+    """Return bars where a person looks (stderr is a capable terminal), plain lines otherwise."""
     if plain or not can_redraw(sys.stderr):
-        from .plain_lines import Lines
-
         return Lines()
-    from .bars import Bars
+    from .bars import Bars  # rich takes long to import
 
     return Bars()

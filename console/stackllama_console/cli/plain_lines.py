@@ -1,15 +1,13 @@
 """Following in plain lines: for logs, pipes and simple terminals."""
 
 from stackllama_engine.contract.events import Event
-from stackllama_engine.contract.metrics import headline_names
 
 from ..sanitise import one_line
 from ..units import number
-from .follow import Tail
 from .output import say
+from .tail import Tail, headline_values
 
 _INTERVAL = 5.0  # seconds of the run between two lines of metrics
-_METRICS = 4  # a line
 
 
 class Lines:
@@ -69,13 +67,4 @@ def metrics_line(tail: Tail, metrics: dict[str, float | None], step: int | None 
     """``ppo 12/60 objective/scores 0.41 objective/kl 1.2``."""
     total = tail.history.total_steps
     where = f"{tail.history.step if step is None else step}{f'/{total}' if total else ''}"
-    return " ".join([tail.title, where, *(f"{name} {number(value)}" for name, value in chosen(tail, metrics))])
-
-
-def chosen(tail: Tail, metrics: dict[str, float | None]) -> list[tuple[str, float | None]]:
-    """The metrics that fit into a line: the stage's headline ones, else the first that are there. A metric that is
-    not finite comes first: it is news."""
-    broken = [name for name, value in metrics.items() if value is None]
-    names = [name for name in headline_names(tail.stage) if name in metrics and name not in broken]
-    picked = broken + names or list(metrics)
-    return [(one_line(name), metrics[name]) for name in picked[:_METRICS]]
+    return " ".join([tail.title, where, *(f"{name} {number(value)}" for name, value in headline_values(tail, metrics))])

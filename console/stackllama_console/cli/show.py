@@ -7,8 +7,7 @@ from typing import Any
 from msgspec import json, to_builtins
 
 from stackllama_engine.contract.errors import ExitCode, UsageError
-from stackllama_engine.contract.events import EventReader
-from stackllama_engine.contract.history import History, fold
+from stackllama_engine.contract.history import History
 from stackllama_engine.contract.metrics import headline_names
 from stackllama_engine.contract.run_dir import Home, RunDir, State
 from stackllama_engine.contract.run_files import why_unreadable
@@ -33,6 +32,7 @@ from .base_comparison import comparison_lines
 from .output import PROGRAM, paint, show, show_fields, show_json, width
 from .report import measures, pipeline_facts, table
 from .run_status import COLOURS, DAMAGED, facts, next_steps, seconds
+from .tail import Tail
 
 _METRICS = 12
 _TOLD = frozenset({"stage", "path", "loss_first", "loss_last", "eval_loss", "temperature", "questions"})
@@ -57,7 +57,10 @@ def show_damaged(run: RunDir, reason: str, *, as_json: bool) -> int:
 
 def show_one(home: Home, run: RunDir, state: State, *, as_json: bool) -> int:
     """Print it; ``state`` is the reconciled one."""
-    history, bad_lines, troubles = _history(run)
+    tail = Tail(run, run.id, state.stage)
+    for _ in tail.read():
+        pass
+    history, bad_lines, troubles = tail.history, tail.bad_lines, tail.errors
     recipe, problem = _recipe(run, state)
     troubles += [trouble for trouble in (read_result(run)[1], read_launch(run)[1]) if trouble]
     if as_json:
@@ -77,24 +80,6 @@ def show_one(home: Home, run: RunDir, state: State, *, as_json: bool) -> int:
     _section("last lines of its log", _log(run, state))
     _section("next", next_steps(run, state))
     return ExitCode.DONE
-
-
-def _history(run: RunDir) -> tuple[History, int, list[str]]:
-    """What its events say, how many lines are none, and the files of events that cannot be read."""
-    history, bad_lines = History(), 0
-    troubles: list[str] = []
-    for path in run.events_files():
-        reader = EventReader(path)
-        fold(reader.read_what_can_be(), history)
-        bad_lines += reader.bad_lines
-        troubles += [reader.trouble] if reader.trouble else []
-    for path in run.health_files():
-        reader = EventReader(path)
-        for remark in reader.read_what_can_be():
-            history.remark(remark)
-        bad_lines += reader.bad_lines
-        troubles += [reader.trouble] if reader.trouble else []
-    return history, bad_lines, troubles
 
 
 def _recipe(run: RunDir, state: State) -> tuple[dict[str, Any], str]:
