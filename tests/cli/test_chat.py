@@ -149,8 +149,8 @@ def test_a_generator_that_ends(
         (["mine", "--checkpoint", "7"], 2, "has no checkpoint `7`; there are: none."),
         (["empty"], 3, "is failed and has trained nothing that was saved yet"),
         (["judge"], 3, "is a reward model: it scores answers and writes none"),
-        (["mine", "--temperature", "nan"], 2, "`nan` is not a number from 0 to 100"),
-        (["mine", "--max-new-tokens", "0"], 2, "not a whole number"),
+        (["mine", "--temperature", "nan"], 2, "`--temperature nan`: expected a number from 0 to 100"),
+        (["mine", "--max-new-tokens", "0"], 2, "expected a whole number"),
         (["mine", "--max-new-tokens", "999999"], 2, "this cannot be asked"),
     ],
 )
