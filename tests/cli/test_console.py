@@ -63,11 +63,11 @@ def test_size_beyond_the_terminal_is_not_believed(asked: Any, real: Any, kept: A
 @pytest.mark.parametrize(
     ("terminals", "term", "said"),
     [
-        ((0, 2), "dumb", "TERM=dumb names one that cannot"),
+        ((0, 2), "dumb", "TERM=dumb cannot"),
         ((0, 2), "", "TERM is not set"),
-        ((2,), "xterm", "stdin is none"),
-        ((0,), "xterm", "stderr is none"),
-        ((), "xterm", "stdin and stderr are none"),
+        ((2,), "xterm", "stdin is not one"),
+        ((0,), "xterm", "stderr is not one"),
+        ((), "xterm", "stdin and stderr are not"),
     ],
 )
 def test_what_is_lacking_is_named(

@@ -127,20 +127,20 @@ def test_a_pipeline_is_followed_through_its_children(
     write_events(pipe, ("phase", {"phase": "p-sft"}), ("phase", {"phase": "p-sft-merged"}))
     recorder = Recorder()
     follower = Follower(home, pipe, recorder)
-    follower.look()
+    follower.poll()
     assert recorder.seen == [("begin", "sft after 5")]  # the merge was announced but is not there yet
     merged = make_run(Stage.MERGE, "p-sft-merged", "running")
-    follower.look()
+    follower.poll()
     assert recorder.seen[1:] == [("begin", "sft merge after 0")]
     write_events(merged, ("metrics", {"step": 1, "metrics": {"difference": 0.0}}))
-    follower.look()
+    follower.poll()
     write_events(merged, ("end", {"data": {"exit_code": 0}}))
     write_events(pipe, ("phase", {"phase": "p-reward"}))
     make_run(Stage.REWARD, "p-reward", "running")
-    follower.look()
+    follower.poll()
     assert recorder.seen[2:] == [("sft merge", "metrics"), ("sft merge", "end"), ("begin", "reward after 0")]
     end(pipe, "failed", 1)
-    assert follower.look().has_ended
+    assert follower.poll().has_ended
 
 
 def test_a_second_attempt_is_read_on(home: Home, make_run: MakeRun, write_events: Callable[..., None]) -> None:
@@ -150,7 +150,7 @@ def test_a_second_attempt_is_read_on(home: Home, make_run: MakeRun, write_events
     follower = Follower(home, run, recorder)
     run.attempt_dir(2).mkdir()
     write_events(run, ("metrics", {"step": 6, "metrics": {"loss": 0.5}}), attempt=2)
-    follower.look()
+    follower.poll()
     assert recorder.seen == [("begin", "sft after 5"), ("sft", "metrics")]
 
 
@@ -170,7 +170,7 @@ def test_bars_in_80_columns(home: Home, make_run: MakeRun, write_events: Callabl
         ("health", {"data": {"message": "two prompts dropped"}}),
     )
     EventWriter(run.attempt_dir(1) / "health.jsonl").write("health", data={"message": "It stands still."})
-    follower.look()
+    follower.poll()
     display.close()
     text = Console(file=io.StringIO()).render_str(stream.getvalue(), markup=False).plain
     assert "12/60" in text and "scores 0.4142 kl 1.2" in text
@@ -189,9 +189,9 @@ def test_markup_in_foreign_text_is_only_text(
             ("phase", {"phase": payload}),
             ("health", {"data": {"message": payload}}),
         )
-        follower.look()
+        follower.poll()
     write_events(run, ("metrics", {"step": 1, "metrics": dict.fromkeys(payloads, 1.0)}))
-    follower.look()
+    follower.poll()
     display.close()
     shown = stream.getvalue()
     assert "[@click=app.quit]markup[/]" in shown and "[bold red]not red[/bold red]" in shown
@@ -264,11 +264,11 @@ def test_a_resumed_pipeline_does_not_begin_its_stages_again(
     write_events(pipe, *announced)
     recorder = Recorder()
     follower = Follower(home, pipe, recorder)
-    follower.look()
+    follower.poll()
     pipe.attempt_dir(2).mkdir()
     write_events(pipe, *announced, attempt=2)
     reward.attempt_dir(2).mkdir()
     write_events(reward, ("metrics", {"step": 6, "metrics": {"loss": 0.5}}), attempt=2)
-    follower.look()
+    follower.poll()
     begun = ["sft after 0", "sft merge after 0", "reward after 0"]
     assert recorder.seen == [*(("begin", title) for title in begun), ("reward", "metrics")]

@@ -49,7 +49,7 @@ def test_doctor_says_what_is_missing_and_how_to_get_it(
     assert result.code == 1
     assert "torch missing: pip install 'stackllama-console[train]'" in result.out
     assert "gguf missing (base models in .gguf files)" in result.out
-    assert "Training cannot work here yet." in result.out
+    assert "Training is not possible on this machine yet." in result.out
 
 
 def test_doctor_with_gpus(run_main: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:

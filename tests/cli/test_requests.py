@@ -28,7 +28,7 @@ def test_a_request_is_one_file(ask: str, make_run: MakeRun, run_main: Callable[.
 def test_a_pause_says_what_it_keeps_and_how_to_go_on(make_run: MakeRun, run_main: Callable[..., Any]) -> None:
     make_run(Stage.SFT, "one", "running")
     said = run_main("runs", "pause", "one").err
-    assert "memory stays held" in said and "runs continue one" in said
+    assert "memory stays allocated" in said and "runs continue one" in said
 
 
 def test_a_change_carries_its_value(make_run: MakeRun, run_main: Callable[..., Any]) -> None:

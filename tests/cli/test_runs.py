@@ -240,8 +240,8 @@ def test_a_stage_that_outlived_its_pipeline_is_named_and_stopped(
 ) -> None:
     make_run(Stage.PIPELINE, "p", "lost")
     child = child_of("p", make_run(Stage.SFT, "p-sft", "running"))
-    assert "its stage `p-sft` still runs" in run_main("runs", "watch", "p").err
-    assert "still runs  its stage `p-sft`" in run_main("runs", "show", "p").out
+    assert "its stage `p-sft` is still running" in run_main("runs", "watch", "p").err
+    assert "still running  its stage `p-sft`" in run_main("runs", "show", "p").out
     result = run_main("runs", "stop", "p", "--no-wait")
     assert result.code == 0 and "its stage `p-sft` was still running and was asked to stop" in result.err
     assert (child.control / "stop").exists()
@@ -253,7 +253,7 @@ def test_a_stage_that_outlived_its_pipeline_is_named_and_stopped(
 def test_a_wrong_recipe_is_not_resumed(make_run: MakeRun, run_main: Callable[..., Any]) -> None:
     make_run(Stage.SFT, "one", "failed", exit_code=2)
     said = run_main("runs", "watch", "one").err
-    assert "mend the recipe and launch again" in said and "resume" not in said
+    assert "fix the recipe and relaunch" in said and "resume" not in said
 
 
 def test_show_of_ppo_has_before_and_after(make_run: MakeRun, run_main: Callable[..., Any]) -> None:

@@ -28,7 +28,7 @@ def test_each_checkpoint_and_which_one_counts(make_run: Callable[..., RunDir], r
     put(run, 3, b"WEIGHTS")
     (run.checkpoints / ".tmp-000004").mkdir()
     result = run_main("runs", "verify", "mine")
-    assert result.code == 1 and "1 of 3 damaged; resuming it would begin with step-000002" in result.err
+    assert result.code == 1 and "1 of 3 damaged; resume would start from step-000002" in result.err
     assert result.out.splitlines() == [
         "step-000001  ok",
         "step-000002  ok",
@@ -57,7 +57,7 @@ def test_when_none_verifies_it_ends_with_1(make_run: Callable[..., RunDir], run_
     assert run_main("runs", "verify").code == 1
     put(run, 3, b"WEIGHTS")
     result = run_main("runs", "verify")
-    assert (result.code, "no checkpoint that verifies" in result.err) == (1, True)
+    assert (result.code, "no valid checkpoint" in result.err) == (1, True)
 
 
 def test_hostile_names_do_not_reach_the_terminal(

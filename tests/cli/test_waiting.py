@@ -32,7 +32,7 @@ def test_the_command_line_says_it(
     make_run: Callable[..., RunDir], write_events: Callable[..., None], run_main: Callable[..., Any]
 ) -> None:
     write_events(make_run(Stage.SFT, "one", "running"), *EVENTS)
-    assert f"{AT}, last heard of" in run_main("runs", "show", "one").out
+    assert f"{AT}, last event" in run_main("runs", "show", "one").out
     assert json.decode(run_main("runs", "show", "one", "--json").out)["at"] == AT
     assert AT in run_main("runs", "ls").out
     assert json.decode(run_main("runs", "ls", "--json").out)["runs"][0]["at"] == AT
@@ -44,7 +44,7 @@ def test_watch_says_it(home: Home, make_run: Callable[..., RunDir], write_events
     display = Bars(Console(file=stream, force_terminal=True, width=150, height=24, highlight=False))
     follower = Follower(home, run, display)
     write_events(run, *EVENTS)
-    follower.look()
+    follower.poll()
     display.close()
     text = Console(file=io.StringIO()).render_str(stream.getvalue(), markup=False).plain
     assert f"sft: {WAITING_FOR_ROOM} after step 12: {REASON}" in text

@@ -19,12 +19,12 @@ from ..sanitise import one_line, sanitise
 from ..units import duration
 from .output import paint, say, show, show_fields, show_json
 
-_PATIENCE = 180.0  # seconds for a hub that does not answer
+_TIMEOUT = 180.0  # seconds for a hub that does not answer
 _TEXT_LINES = 24
 
 
 def prepare(arguments: argparse.Namespace) -> int:
-    """``data prepare POSTS.xml --out DIR``."""
+    """Run ``data prepare POSTS.xml --out DIR``."""
     from stackllama_engine.data.prepare import prepare as prepare_dump
 
     from .progress import counting
@@ -61,16 +61,16 @@ def prepare(arguments: argparse.Namespace) -> int:
 
 
 def preview(arguments: argparse.Namespace) -> int:
-    """``data preview SOURCE``."""
-    found = _look(arguments)
+    """Run ``data preview SOURCE``."""
+    preview = _read_preview(arguments)
     if arguments.json:
-        show_json(found)
+        show_json(preview)
         return ExitCode.DONE
-    _show_preview(found)
+    _show_preview(preview)
     return ExitCode.DONE
 
 
-def _look(arguments: argparse.Namespace) -> dict[str, Any]:
+def _read_preview(arguments: argparse.Namespace) -> dict[str, Any]:
     argv = [sys.executable, "-P", "-m", "stackllama_engine.data", "preview", f"--count={arguments.rows}"]
     for name in ("split", "config", "revision"):
         value = getattr(arguments, name)
@@ -78,10 +78,10 @@ def _look(arguments: argparse.Namespace) -> dict[str, Any]:
     environment = {**os.environ, **source_path(os.environ.get("PYTHONPATH", ""))}
     try:
         done = subprocess.run(
-            [*argv, "--", arguments.source], env=environment, capture_output=True, timeout=_PATIENCE, check=False
+            [*argv, "--", arguments.source], env=environment, capture_output=True, timeout=_TIMEOUT, check=False
         )
     except subprocess.TimeoutExpired:
-        raise StackllamaError(f"{arguments.source}: no answer within {_PATIENCE:.0f} s.") from None
+        raise StackllamaError(f"{arguments.source}: no answer within {_TIMEOUT:.0f} s.") from None
     if done.returncode == ExitCode.DONE:
         return msgspec.json.decode(done.stdout, type=dict[str, Any])
     lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
@@ -115,7 +115,7 @@ def _show_preview(found: dict[str, Any]) -> None:
         texts = found["texts"]
         _show_text(texts[index] if index < len(texts) else row.get("question", ""))
         if worse := row.get("response_k"):
-            sys.stdout.write(paint("  the worse answer", "bold", sys.stdout) + "\n")
+            sys.stdout.write(paint("  rejected response", "bold", sys.stdout) + "\n")
             _show_text(worse)
 
 

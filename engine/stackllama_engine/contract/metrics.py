@@ -1,4 +1,4 @@
-"""Every metric a run reports: name, labels, unit, which way is better, where it is drawn. The only place.
+"""Every metric that a run reports: name, labels, unit, which way is better, its chart. The only place.
 
 Charts, the monitor's panel and status line, ``runs ls``, ``runs watch``, comparisons and docs/metrics.md are views of
 :data:`METRICS`. Its order is theirs: the most telling metrics of a stage first. Names are TRL's where TRL has one.
@@ -16,9 +16,9 @@ Better = Literal["higher", "lower"]
 
 SFT, REWARD, PPO, MERGE = Stage.SFT, Stage.REWARD, Stage.PPO, Stage.MERGE
 MEMORY = "memory"
-"""Its values are not in events of metrics: a view reads them from those of memory."""
+"""A metric whose values are in events of the kind ``memory``."""
 OTHER = None
-"""A run of another trainer."""
+"""The stage of another trainer's run."""
 _TRAINED = (SFT, REWARD, PPO, OTHER)
 
 
@@ -719,30 +719,35 @@ METRICS: tuple[Metric, ...] = (
 )
 
 RESULTS: dict[str, Better] = {"after.mean_reward": "higher", "after.true_utility": "higher"}
-"""Numbers of ``result.json`` that are no metric of an event, and which way is better."""
+"""Numbers of ``result.json`` that are in no event, and which way is better."""
 
 
 def metrics_of(stage: Stage | None) -> list[Metric]:
-    """The metrics of a stage, the most telling first; None: of another trainer's run."""
+    """Return the metrics of a stage (None: of another trainer's run), the most telling first."""
     return [metric for metric in METRICS if stage in metric.stages]
 
 
 def headline(stage: Stage | None) -> list[Metric]:
-    """Those that stand in one line."""
+    """Return the metrics of a stage that are shown in one line."""
     return [metric for metric in metrics_of(stage) if metric.short]
 
 
 def headline_names(stage: Stage | None) -> list[str]:
-    """Their names."""
+    """Return the names of a stage's `headline`."""
     return [metric.name for metric in headline(stage)]
 
 
+def label_of(stage: Stage | None, name: str) -> str:
+    """Return a metric's label in lists; its name where the stage has no such metric."""
+    return next((metric.label for metric in metrics_of(stage) if metric.name == name), name)
+
+
 def listed(stage: Stage) -> list[Metric]:
-    """Candidates for the one number that says how a run went, the best first."""
+    """Return the candidates for the one number per run in ``runs ls``, the best first."""
     return sorted((metric for metric in metrics_of(stage) if metric.listed), key=lambda metric: metric.listed)
 
 
 def better(name: str) -> Better | None:
-    """Which way of a metric is better, whatever the stage; None: neither."""
-    found: Iterable[Better | None] = (metric.better for metric in METRICS if metric.name == name)
-    return RESULTS.get(name) or next((each for each in found if each), None)
+    """Return which way a metric is better, whatever the stage; None: neither."""
+    ways: Iterable[Better | None] = (metric.better for metric in METRICS if metric.name == name)
+    return RESULTS.get(name) or next((way for way in ways if way), None)
