@@ -87,7 +87,7 @@ def test_nothing_to_watch_is_said(tmp_path: Path) -> None:
     for name in (str(tmp_path), "trainer_state.json", "trainer_log.jsonl", "events.out.tfevents"):
         assert name in str(error.value)
     (tmp_path / "attempts").mkdir()
-    with pytest.raises(UsageError, match="a run of ours"):
+    with pytest.raises(UsageError, match="a run of this console"):
         open_foreign(tmp_path)
     with pytest.raises(UsageError, match="no such directory"):
         open_foreign(tmp_path / "nowhere")
@@ -159,7 +159,7 @@ def test_a_state_that_stays_damaged_is_said_once(tmp_path: Path, attach: Attach)
     touch(tmp_path, 1.0)
     reader.poll()
     assert reader.poll()
-    assert reader.trouble == "trainer_state.json is no JSON, or was cut short." and not reader.poll()
+    assert reader.trouble == "trainer_state.json is not JSON, or was truncated." and not reader.poll()
     for text in ("[" * 100_000, "[]", '"x"', '{"log_history": 7, "global_step": "x"}', "1" * 10_000, "\xff"):
         path.write_text(text, encoding="latin-1")
         for _ in range(3):
@@ -482,7 +482,7 @@ def test_git_lfs_pointers_are_recognised(tmp_path: Path, attach: Attach, clock: 
     (tmp_path / "runs").mkdir()
     for name in names:
         (tmp_path / name).write_text(pointer)
-    with pytest.raises(UsageError, match=r"nothing to watch\. Git LFS pointers .*`git lfs pull`.*and 1 more"):
+    with pytest.raises(UsageError, match=r"nothing to follow\. Git LFS pointers .*`git lfs pull`.*and 1 more"):
         open_foreign(tmp_path)
     write_json(tmp_path / "checkpoint-3" / "trainer_state.json", state(3))
     reader = attach()
