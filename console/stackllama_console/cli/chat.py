@@ -26,14 +26,14 @@ def chat(arguments: argparse.Namespace) -> int:
         if ready.note:
             say(f"{run.id}: {ready.note}")
         interactive = arguments.prompt is None and sys.stdin.isatty()
-        answered: list[Facts] = []
+        answers: list[Facts] = []
         failed = False
         for prompt in _prompts(arguments.prompt, interactive=interactive):
             answer = _ask(process, ready, prompt, arguments, stoppable=interactive)
             failed = failed or "error" in answer
-            answered += [answer] if arguments.json else []
+            answers += [answer] if arguments.json else []
         if arguments.json:
-            facts = {"run": run.id, "checkpoint": ready.checkpoint, "model": ready.model, "answers": answered}
+            facts = {"run": run.id, "checkpoint": ready.checkpoint, "model": ready.model, "answers": answers}
             show_json(facts)
     return ExitCode.FAILED if failed else ExitCode.DONE
 

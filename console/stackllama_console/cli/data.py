@@ -62,11 +62,11 @@ def prepare(arguments: argparse.Namespace) -> int:
 
 def preview(arguments: argparse.Namespace) -> int:
     """Run ``data preview SOURCE``."""
-    preview = _read_preview(arguments)
+    rows = _read_preview(arguments)
     if arguments.json:
-        show_json(preview)
+        show_json(rows)
         return ExitCode.DONE
-    _show_preview(preview)
+    _show_preview(rows)
     return ExitCode.DONE
 
 
@@ -89,30 +89,30 @@ def _read_preview(arguments: argparse.Namespace) -> dict[str, Any]:
     raise UsageError(message) if done.returncode == ExitCode.USAGE else StackllamaError(message)
 
 
-def _show_preview(found: dict[str, Any]) -> None:
-    total = f"{found['total']:,}" if found["total"] is not None else "not counted"
+def _show_preview(preview: dict[str, Any]) -> None:
+    total = f"{preview['total']:,}" if preview["total"] is not None else "not counted"
     lengths = [
         f"{one_line(column)}: {length['shortest']:,} – {length['longest']:,}, median {length['median']:,}"
-        for column, length in found["lengths"].items()
+        for column, length in preview["lengths"].items()
     ]
     fields = [
-        ("source", f"{one_line(found['source'])} ({found['kind']}), split {one_line(found['split'])}"),
+        ("source", f"{one_line(preview['source'])} ({preview['kind']}), split {one_line(preview['split'])}"),
         ("rows", total),
-        ("columns", ", ".join(map(one_line, found["columns"]))),
-        (f"characters, first {found['looked_at']} rows", "\n".join(lengths)),
+        ("columns", ", ".join(map(one_line, preview["columns"]))),
+        (f"characters, first {preview['looked_at']} rows", "\n".join(lengths)),
     ]
-    if stages := found.get("stages"):
+    if stages := preview.get("stages"):
         fields.append(("usable for", ", ".join(stages)))
-    if notices := found.get("notices"):
+    if notices := preview.get("notices"):
         fields.append(("note", "\n".join(map(one_line, notices))))
-    if counts := found.get("counts"):
+    if counts := preview.get("counts"):
         fields.append(("pairs by split", ", ".join(f"{one_line(name)} {count:,}" for name, count in counts.items())))
-    if skipped := found.get("skipped"):
+    if skipped := preview.get("skipped"):
         fields.append(("skipped", "\n".join(f"{one_line(reason)}: {count}" for reason, count in skipped.items())))
     show_fields(fields)
-    for index, row in enumerate(found["rows"]):
+    for index, row in enumerate(preview["rows"]):
         sys.stdout.write("\n" + paint(f"row {index + 1}, as the model reads it", "bold", sys.stdout) + "\n")
-        texts = found["texts"]
+        texts = preview["texts"]
         _show_text(texts[index] if index < len(texts) else row.get("question", ""))
         if worse := row.get("response_k"):
             sys.stdout.write(paint("  rejected response", "bold", sys.stdout) + "\n")

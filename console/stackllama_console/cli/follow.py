@@ -157,7 +157,7 @@ def _in_foreground(terminal: int) -> bool:
 
 
 def choose_display(plain: bool) -> Display:
-    """Return bars where a person looks (stderr is a capable terminal), plain lines otherwise."""
+    """Return bars where stderr is a capable terminal, plain lines otherwise."""
     if plain or not can_redraw(sys.stderr):
         return Lines()
     from .bars import Bars  # rich takes long to import

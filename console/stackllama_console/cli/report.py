@@ -38,10 +38,10 @@ def pipeline_facts(home: Home, run: RunDir, state: State) -> Facts:
         except UsageError:
             continue
         result = read_result(directory)[0]
-        known = {"run": directory.id, "state": child_state.phase, "seconds": run_status.seconds(child_state)}
+        status = {"run": directory.id, "state": child_state.phase, "seconds": run_status.seconds(child_state)}
         if child_state.stage is Stage.PPO and (temperature := temperature_of(directory)) is not None:
             result = {"temperature": temperature} | result
-        outcome[child.suffix] = result | known
+        outcome[child.suffix] = result | status
     if state.attempt > 1:  # it did not run between its attempts
         begun = [outcome[child.suffix] for child in CHILDREN if child.suffix in outcome]
         outcome["seconds"] = sum(child["seconds"] or 0.0 for child in begun)

@@ -125,8 +125,8 @@ def _new_lines(log: LineFollower, count: int, *, final: bool) -> Iterator[bytes]
     """Yield the last ``count`` lines at the first call, later all new ones, at the end also an unterminated one."""
     if not log.opened:
         there = [line for lines in log.read() for line in lines]
-        kept = count - bool(log.rest)
-        yield from there[-kept:] if kept else ()
+        complete = count - bool(log.rest)
+        yield from there[-complete:] if complete else ()
     for lines in log.read():
         yield from lines
     if final and (last := log.finish()) is not None:

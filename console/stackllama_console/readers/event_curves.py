@@ -12,7 +12,7 @@ from typing import Literal
 from .series import Series
 from .tensorboard import Scalar
 
-Taken = Literal["taken", "dropped", "again"]
+Outcome = Literal["added", "dropped", "again"]
 
 
 class TagCurve:
@@ -37,7 +37,7 @@ class TagCurve:
         """Number of programs that wrote it."""
         return len(self._writers)
 
-    def take(self, path: Path, scalar: Scalar) -> Taken:
+    def add(self, path: Path, scalar: Scalar) -> Outcome:
         """Add a value; `flush` appends it to its series.
 
         Returns:
@@ -56,7 +56,7 @@ class TagCurve:
         writer.add(scalar.step, scalar.value if isfinite(scalar.value) else None)
         if isfinite(time):
             writer.last = max(writer.last, time)
-        return "taken"
+        return "added"
 
     def flush(self) -> bool:
         """Bring `series` up to date; return whether anything was added."""

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from ..sanitise import one_line
 from .eta import Pace
-from .event_curves import TagCurve, Taken
+from .event_curves import Outcome, TagCurve
 from .file_stamp import Stamp
 from .foreign_files import event_age
 from .line_follower import LineFollower
@@ -311,7 +311,7 @@ class EventsSource:
                 except OSError as error:
                     self.trouble = one_line(f"{path.name} {error.strerror or error}")
                     break
-                if file.restarts or any(self._take(path, scalar) == "again" for scalar in scalars):
+                if file.restarts or any(self._add_scalar(path, scalar) == "again" for scalar in scalars):
                     self._forget()  # what was read is no longer valid
                     return True
                 changed |= bool(scalars)
@@ -328,19 +328,19 @@ class EventsSource:
         self.files = {path: EventFile(path) for path in self.files}
         self._tags.clear()
 
-    def _take(self, path: Path, scalar: Scalar) -> Taken:
+    def _add_scalar(self, path: Path, scalar: Scalar) -> Outcome:
         curve = self._tags.get(scalar.tag)
         if curve is None and len(self._tags) < NAMES:
             curve = self._tags[scalar.tag] = TagCurve(self._name(scalar.tag))
         self._too_many_names |= curve is None
         if curve is None or not -_MOST_STEP <= scalar.step <= _MOST_STEP:
             return "dropped"
-        taken = curve.take(path, scalar)
-        if taken == "taken" and (scalar.step > self.step or len(self._tags) == 1):
+        outcome = curve.add(path, scalar)
+        if outcome == "added" and (scalar.step > self.step or len(self._tags) == 1):
             self.step = scalar.step
             if isfinite(scalar.time):
                 self.pace.add(scalar.time, scalar.step)
-        return taken
+        return outcome
 
     def _flush(self) -> None:
         flushed = [curve.flush() for curve in self._tags.values()]

@@ -211,9 +211,9 @@ def _assemble(stage: Stage, layers: Sequence[_Layer], where: str, texts: Mapping
 
 def _note_adapter(recipe: AnyRecipe, layers: Sequence[_Layer], findings: Findings) -> None:
     """Note that an adapter is trained where a recipe from TRL, by its other keys, asks for none."""
-    given = {key for _, values in layers for key in values}
-    if isinstance(recipe, TrainRecipe) and recipe.use_peft and "use_peft" not in given and given & TRL_ONLY:
-        base = " on an int8 base" if recipe.load_in_8bit and "load_in_8bit" not in given else ""
+    keys = {key for _, values in layers for key in values}
+    if isinstance(recipe, TrainRecipe) and recipe.use_peft and "use_peft" not in keys and keys & TRL_ONLY:
+        base = " on an int8 base" if recipe.load_in_8bit and "load_in_8bit" not in keys else ""
         findings.note(f"`use_peft` is not given: LoRA{base} is trained here, where TRL would train every weight.")
 
 
@@ -317,8 +317,8 @@ def _build_pipeline(layers: Sequence[_Layer], where: str, findings: Findings) ->
             )
     resolved: dict[str, dict[str, Any]] = {}
     for stage, section in sections.items():
-        taken = shared if stage in TRAINING_STAGES else {}
-        own = {key: entry for key, entry in taken.items() if key in types[stage] or is_old(key, types[stage])}
+        inherited = shared if stage in TRAINING_STAGES else {}
+        own = {key: entry for key, entry in inherited.items() if key in types[stage] or is_old(key, types[stage])}
         own |= section | {key: _wired(key) for key in WIRED[stage]}
         if recipe := _build(stage, own, where, findings):
             resolved[stage] = {k: v for k, v in msgspec.to_builtins(recipe).items() if k not in WIRED[stage]}
