@@ -73,7 +73,7 @@ def doctor(arguments: argparse.Namespace) -> int:
 def examine(home: Home) -> Report:
     """Examine the machine without importing torch or anything else that trains."""
     memory = main_memory()
-    gpus, driver, trouble = find_gpus()
+    gpus, driver, driver_error = find_gpus()
     there = nearest_existing(home.path)
     report = Report(
         version=__version__,
@@ -89,7 +89,7 @@ def examine(home: Home) -> Report:
         home=str(home.path),
         disk_free=shutil.disk_usage(there).free,
     )
-    _find_problems(report, there, trouble)
+    _find_problems(report, there, driver_error)
     return report
 
 
@@ -98,7 +98,7 @@ def nearest_existing(path: Path) -> Path:
     return next(parent for parent in (path, *path.parents) if parent.exists())
 
 
-def _find_problems(report: Report, there: Path, trouble: str | None) -> None:
+def _find_problems(report: Report, there: Path, driver_error: str | None) -> None:
     missing = [name for name in TRAINING if report.packages[name] is None]
     if missing:
         report.problems.append(f"{', '.join(missing)} missing: pip install 'stackllama-console[train]'")
@@ -115,9 +115,9 @@ def _find_problems(report: Report, there: Path, trouble: str | None) -> None:
         if report.packages[name] is None
     ]
     if not report.gpus and NVML.hangs:
-        report.problems.append(f"{trouble}: the GPU driver hangs, and with it every process that uses a GPU; reboot")
+        report.problems.append(f"{driver_error}: the GPU driver hangs, as does any process that uses a GPU; reboot")
     elif not report.gpus:
-        report.advice.append(f"no GPU ({trouble or 'NVML finds none'}); training runs on the CPU, but slowly")
+        report.advice.append(f"no GPU ({driver_error or 'NVML finds none'}); training runs on the CPU, but slowly")
     elif (torch := report.packages["torch"]) and torch.endswith("+cpu"):
         report.advice.append(f"torch {torch} has no CUDA: https://pytorch.org/get-started names the build for your GPU")
 

@@ -244,7 +244,7 @@ def _add_runs(commands: _Commands) -> None:
     )
     logs.add_argument("--attempt", type=_count, metavar="N", help="attempt number (default: the newest)")
     watch = _leaf(runs, "watch", "Follow a run until it ends; exit with its exit code.", "runs:watch", json=True)
-    stop = _leaf(runs, "stop", "Ask a run to save and stop.", "runs:stop", json=True)
+    stop = _leaf(runs, "stop", "Stop a run after it has saved a checkpoint.", "runs:stop", json=True)
     stop.add_argument("--wait", action=argparse.BooleanOptionalAction, default=True, help="wait until it has ended")
     resume = _leaf(runs, "resume", "Resume a run from its newest checkpoint.", "runs:resume", json=True)
     resume.add_argument("--follow", "-f", action="store_true", help=_FOLLOW_HELP)

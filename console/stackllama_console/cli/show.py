@@ -60,11 +60,11 @@ def show_one(home: Home, run: RunDir, state: State, *, as_json: bool) -> int:
     tail = Tail(run, run.id, state.stage)
     for _ in tail.read():
         pass
-    history, bad_lines, troubles = tail.history, tail.bad_lines, tail.errors
+    history, bad_lines, errors = tail.history, tail.bad_lines, tail.errors
     recipe, problem = _recipe(run, state)
-    troubles += [trouble for trouble in (read_result(run)[1], read_launch(run)[1]) if trouble]
+    errors += [error for error in (read_result(run)[1], read_launch(run)[1]) if error]
     if as_json:
-        show_json(_document(run, state, history, bad_lines, recipe) | {"damaged": troubles})
+        show_json(_document(run, state, history, bad_lines, recipe) | {"damaged": errors})
         return ExitCode.DONE
     heading = paint(state.phase, COLOURS[state.phase], sys.stdout)
     sys.stdout.write(f"{paint(run.id, 'bold', sys.stdout)}  {heading}\n")
@@ -73,7 +73,7 @@ def show_one(home: Home, run: RunDir, state: State, *, as_json: bool) -> int:
         "recipe, values that are not the default",
         [f"{key}: {_plain(value)}" for key, value in recipe.items()] or [problem],
     )
-    _section("damaged", [one_line(trouble) for trouble in troubles])
+    _section("damaged", [one_line(error) for error in errors])
     _section("stages", _stages(home, run, state))
     _section("result", result_lines(run, state.stage))
     _section("metrics, first → last", _metrics(state, history))
@@ -148,9 +148,9 @@ def _stages(home: Home, run: RunDir, state: State) -> list[str]:
 
 def result_lines(run: RunDir, stage: Stage) -> list[str]:
     """Return the values of ``result.json``, one per line; for a damaged one the error."""
-    result, trouble = read_result(run)
-    if trouble:
-        return [one_line(trouble)]
+    result, error = read_result(run)
+    if error:
+        return [one_line(error)]
     facts = {key: value for key, value in result.items() if isinstance(value, int | float | str)}
     lines = [
         f"{label_of(Stage.MERGE, key)}: {_value_text(value)}"
