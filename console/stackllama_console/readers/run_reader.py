@@ -7,11 +7,10 @@ from typing import Any
 import msgspec
 
 from stackllama_engine.contract.events import EventReader, Record
-from stackllama_engine.contract.history import Attempt, History
+from stackllama_engine.contract.history import History
 from stackllama_engine.contract.run_dir import HEALTH_FILE, RunDir, State
 from stackllama_engine.contract.stages import Stage
 
-from ..readings import checkpoint_steps
 from ..sanitise import one_line
 from .eta import Eta, Pace, estimate
 from .file_stamp import Stamp
@@ -30,18 +29,15 @@ class RunReader:
         run: the run directory.
         title: its id.
         history: the fold over all events, texts sanitised; a copy that `poll` replaces.
-        attempts: first to newest; those whose folder exists.
-        checkpoints: steps of the complete checkpoints, ascending.
+        attempts: numbers of those whose folder exists, ascending.
         trouble: why the directory cannot be read now; what was read before stays.
     """
 
     def __init__(self, run: RunDir, clock: Callable[[], float] = time.monotonic) -> None:
         self.run = run
         self.title = one_line(run.id)
-        self.checkpoints: list[int] = []
         self._watch = StateWatch(run, clock)
         self._folder = Stamp(run.attempts)
-        self._checkpoints = Stamp(run.checkpoints)
         self._unreadable: str | None = None
         self._forget()
 
@@ -92,23 +88,12 @@ class RunReader:
         own = [f"{dropped} values are not shown: the run has too many metrics."] if dropped else []
         return [*self.history.health, *own]
 
-    @property
-    def started(self) -> float | None:
-        """Start of the newest attempt in Unix seconds."""
-        first_event = self.attempts[-1].started if self.attempts else None
-        return (self.state.started if self.state else None) or first_event
-
-    @property
-    def first_step(self) -> int | None:
-        """The first step that the newest attempt did itself; None before it."""
-        return self.attempts[-1].first_step if self.attempts else None
-
     def eta(self, now: float) -> Eta | None:
         """Estimate the time left from the newest attempt's own steps; None unless it is running. See `eta`."""
         state = self.state
         if state is None or state.phase not in _RUNNING or state.stage is Stage.PIPELINE:
             return None
-        if not self.attempts or self.attempts[-1].number != state.attempt:
+        if not self.attempts or self.attempts[-1] != state.attempt:
             return None
         return estimate(self._pace.points.copy(), self.history.total_steps, now)
 
@@ -120,7 +105,6 @@ class RunReader:
             self._unreadable = None
             changed |= self._find_attempts()
             changed |= self._read()
-            changed |= self._find_checkpoints()
         except OSError as error:
             self._cannot_read(error)
         return changed or before != self._unreadable
@@ -128,7 +112,7 @@ class RunReader:
     def _forget(self) -> None:
         """Start over, as if nothing had been read."""
         self.history = History()
-        self.attempts: list[Attempt] = []
+        self.attempts: list[int] = []
         self._history = History()
         self._metrics = Columns()
         self._memory = Columns()
@@ -148,7 +132,7 @@ class RunReader:
             new = numbers
         self._open(new)
         if new:
-            self.attempts = [*self.attempts, *(Attempt(number=number) for number in new)]
+            self.attempts = [*self.attempts, *new]
             self._pace = Pace()
         return bool(new)
 
@@ -169,7 +153,7 @@ class RunReader:
             numbers = list(self._readers)
             self._forget()
             self._open(numbers)
-            self.attempts = [Attempt(number=number) for number in numbers]
+            self.attempts = numbers
         return changed
 
     def _read_on(self) -> tuple[bool, bool]:
@@ -191,20 +175,20 @@ class RunReader:
                     return True, False
         return changed, True
 
-    def _read_events(self, attempt: Attempt) -> tuple[bool, bool]:
+    def _read_events(self, attempt: int) -> tuple[bool, bool]:
         """Read on in an attempt's events; returns as `_read_on`."""
-        reader = self._readers[attempt.number]
+        reader = self._readers[attempt]
         changed, bad_lines = False, reader.bad_lines
         for batch in reader.read_batches():
             if reader.restarts:
                 break
-            self._apply(attempt, batch)
+            self._apply(batch, is_newest=attempt == self.attempts[-1])
             changed = True
         return changed or bad_lines != reader.bad_lines, not reader.restarts
 
-    def _read_journal(self, attempt: Attempt) -> tuple[bool, bool]:
+    def _read_journal(self, attempt: int) -> tuple[bool, bool]:
         """Read on in an attempt's health file; returns as `_read_on`."""
-        notices = list(self._journals[attempt.number].read())
+        notices = list(self._journals[attempt].read())
         for notice in notices:
             self._history.add_notice(notice)
         if notices:
@@ -214,12 +198,11 @@ class RunReader:
     def _cannot_read(self, error: OSError) -> None:
         self._unreadable = one_line(f"{error.filename or self.run.path} cannot be read: {error.strerror}.")
 
-    def _apply(self, attempt: Attempt, batch: list[Record]) -> None:
+    def _apply(self, batch: list[Record], *, is_newest: bool) -> None:
         """Fold a batch of an attempt's events: facts one by one, values of metrics and memory as columns."""
         if not batch:
             return
-        history, is_newest = self._history, attempt is self.attempts[-1]
-        attempt.apply(batch[0])
+        history = self._history
         for event in batch:
             history.apply_facts(event)
             match event.kind:
@@ -227,10 +210,8 @@ class RunReader:
                     self._metrics.add(history.step, metrics)
                 case "memory" if metrics := event.metrics:
                     self._memory.add(history.step, metrics)
-                case "progress":
-                    attempt.apply(event)
-                    if is_newest and event.step is not None:
-                        self._pace.add(event.time, event.step)
+                case "progress" if is_newest and event.step is not None:
+                    self._pace.add(event.time, event.step)
                 case _:
                     pass
         self._metrics.flush()
@@ -252,16 +233,6 @@ class RunReader:
             memory_by_phase={one_line(phase): peaks.copy() for phase, peaks in fold.memory_by_phase.items()},
             health=[one_line(message) for message in fold.health],
         )
-
-    def _find_checkpoints(self) -> bool:
-        if not self._checkpoints.changed():
-            return False
-        before = self.checkpoints
-        try:
-            self.checkpoints = checkpoint_steps(self.run)
-        except FileNotFoundError:  # deleted between two polls
-            self.checkpoints = []
-        return before != self.checkpoints
 
 
 def _text(value: Any) -> str | None:

@@ -13,31 +13,6 @@ _PHASES_KEPT = 32
 _MEASURES = frozenset({"allocated", "reserved", "device", "rss"})
 
 
-class Attempt(Struct, kw_only=True):
-    """One attempt, folded from its own events file alone.
-
-    Attributes:
-        number: counted from 1.
-        started: time of its first event in Unix seconds; None before it.
-        first_step: the first step that this attempt did itself.
-        last_step: the newest one.
-    """
-
-    number: int
-    started: float | None = None
-    first_step: int | None = None
-    last_step: int | None = None
-
-    def apply(self, event: Event | Record) -> None:
-        """Fold one event into the attempt, in constant time."""
-        if self.started is None:
-            self.started = event.time
-        if event.kind == "progress" and event.step is not None:
-            if self.first_step is None:
-                self.first_step = event.step
-            self.last_step = event.step
-
-
 class History(Struct, kw_only=True):
     """The state that the events so far add up to.
 
@@ -54,12 +29,8 @@ class History(Struct, kw_only=True):
     memory: dict[str, float | None] = {}
     memory_by_phase: dict[str, dict[str, float]] = {}
     """Bytes by phase and name, the largest that were reported."""
-    checkpoint: int | None = None
-    """Step of the newest checkpoint."""
     health: list[str] = []
     """The newest notices, newest last; bounded, so that a run with a notice at every step does not fill the memory."""
-    health_count: int = 0
-    """Number of all notices."""
     exit_code: int | None = None
     cause: str | None = None
     updated: float | None = None
@@ -93,7 +64,7 @@ class History(Struct, kw_only=True):
         if event.total_steps is not None:
             self.total_steps = event.total_steps
         match event.kind:
-            case "metrics" | "progress":
+            case "metrics" | "progress" | "samples" | "checkpoint":
                 pass  # nearly all events: nothing but step and total
             case "phase":
                 self.phase = event.phase
@@ -101,8 +72,6 @@ class History(Struct, kw_only=True):
                 self.reason = reason if isinstance(reason, str) else None
             case "memory" if event.metrics:
                 self._apply_phase_memory(event)
-            case "checkpoint":
-                self.checkpoint = event.step
             case "health":
                 self.add_notice(event)
             case "end":
@@ -118,7 +87,6 @@ class History(Struct, kw_only=True):
         Alone for those of the supervisor: they do not say when the worker last wrote, so ``updated`` stays.
         """
         self.health.append(str((event.data or {}).get("message", "")))
-        self.health_count += 1
         del self.health[:-_HEALTH_KEPT]
 
     def _apply_phase_memory(self, event: Event | Record) -> None:
