@@ -90,7 +90,7 @@ def test_ctrl_c_cancels_the_answer_and_the_next_question_is_asked(
     assert [answer["prompt"] for answer in answers] == ["one", "two"]
     assert all(answer["base"]["cancelled"] and answer["tuned"]["cancelled"] for answer in answers)
     assert answers[0]["base"]["text"] == "a beginning "
-    assert result.err.count("? ") == 3 and "Ctrl-D leaves" in result.err
+    assert result.err.count("? ") == 3 and "Ctrl-D quits" in result.err
 
 
 def test_ctrl_c_outside_an_answer_ends_chat(
