@@ -20,7 +20,7 @@ FAKE = Path(__file__).parents[1] / "readers" / "fake_generator.py"
 
 @pytest.fixture
 def generator(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Which made-up generator every run gets."""
+    """Set the fake generator that every run gets."""
 
     def use(*arguments: str) -> None:
         command = [sys.executable, str(FAKE), *arguments]

@@ -103,7 +103,7 @@ class ForeignReader:
 
     @property
     def notes(self) -> list[str]:
-        """What is in the directory and not shown, a sentence each without a full stop; sanitised."""
+        """Sentences on what is in the directory and not shown, without a full stop; sanitised."""
         notes = [*self._files.notes]
         sources = [source for source in (self._state, self._log) if source]
         notes += [note for source in sources for note in source.notes]

@@ -57,7 +57,7 @@ class Files(Struct):
     events: list[EventPath] = field(default_factory=list[EventPath])
     """Newest first."""
     notes: list[str] = field(default_factory=list[str])
-    """What was left out, sanitised, without a full stop."""
+    """Sentences on what was left out, without a full stop; sanitised."""
 
 
 def find_files(folder: Path) -> Files:

@@ -40,7 +40,7 @@ class Row(Struct, frozen=True, kw_only=True):
     step: int = 0
     total_steps: int | None = None
     model: str = ""
-    """Of a model that a run made, that run's id; of a merge, the run whose adapter it merges."""
+    """The base model; its run's id where a run made it; for a merge, the run whose adapter it merges."""
     created: float = 0.0
     started: float | None = None
     ended: float | None = None
