@@ -37,8 +37,7 @@ _ENVIRONMENT = frozenset(
         errno.ENXIO,
     }
 )
-"""Errors of the system that are a person's to mend, not ours: permissions, full disks, a link or a pipe in the place
-of a folder or file."""
+"""Errors of the system that a person can fix: permissions, full disks, a link or pipe in the place of a file."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -86,17 +85,17 @@ def _run(argv: Sequence[str]) -> int:
 
 
 def _lines(error: StackllamaError) -> list[str]:
-    """A message's lines: one, unless a recipe has several mistakes."""
+    """Return a message's lines: one, unless a recipe has several mistakes."""
     text = f"{PROGRAM}: {error}"
     return [one_line(line) for line in text.splitlines()] if isinstance(error, RecipeError) else [one_line(text)]
 
 
 def _system_error(error: OSError) -> int:
-    """Say what the system refused, where a person can mend that; else it is a crash."""
+    """Report what the system refused, where a person can fix that; else report a crash."""
     if error.errno == errno.EIO and not (sys.stdin and sys.stdin.isatty()):  # the terminal has been closed
         return 128 + signal.SIGHUP
     if error.errno == errno.ENOENT and not _has_directory():
-        say(f"{PROGRAM}: the current directory has been deleted; change to another one, or write paths out.")
+        say(f"{PROGRAM}: the current directory has been deleted; change to another one, or use absolute paths.")
         return ExitCode.FAILED
     where = f"{error.filename}: " if error.filename else ""
     if isinstance(error, UnsuitableFileError):
@@ -119,7 +118,7 @@ def _crashed(error: Exception) -> int:
 
 
 def _has_directory() -> bool:
-    """Whether the current directory still exists; relative paths mean nothing without it."""
+    """Return whether the current directory still exists; relative paths mean nothing without it."""
     try:
         return bool(os.getcwd())  # noqa: PTH109 - Path.cwd is the same
     except OSError:
@@ -127,7 +126,7 @@ def _has_directory() -> bool:
 
 
 def _silence_stdout() -> None:
-    """Keep the interpreter's last flush from complaining about the same pipe."""
+    """Keep the interpreter's last flush from reporting the same pipe."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

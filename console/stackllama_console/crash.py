@@ -1,4 +1,4 @@
-"""What is left of an unexpected crash: one line for the person, a trace without locals in a file."""
+"""Record of an unexpected crash: one line for the person, a trace without locals in a file."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ from .paths import state_dir
 
 
 def redact(text: str) -> str:
-    """The text with the values of secrets replaced by their names."""
+    """Replace the values of secrets in a text by their names."""
     return redactor().text(text)
 
 

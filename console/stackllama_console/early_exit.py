@@ -1,7 +1,7 @@
-"""What a signal does to a command before its work has begun, and after: it ends at once, quietly, with 128 + N.
+"""Handling of signals before a command's work has begun, and after: end at once, quietly, with 128 + N.
 
 Python would raise KeyboardInterrupt wherever it is, most likely in the middle of an import, print a traceback, or lose
-the interrupt in a module that is being loaded. Nothing of the terminal or the disk is to be put right then.
+the interrupt in a module that is being loaded. There is nothing to restore on the terminal or the disk then.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ _NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def leave_at_once() -> None:
-    """From now on; a signal that is ignored (nohup, a shell's background) stays ignored."""
+    """Exit at once on a signal from now on; one that is ignored (nohup, a background job) stays ignored."""
     for number in _NUMBERS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _leave)
@@ -21,7 +21,7 @@ def leave_at_once() -> None:
 
 @contextlib.contextmanager
 def interruptible() -> Generator[None]:
-    """Meanwhile Ctrl-C raises KeyboardInterrupt, as commands expect that put things right before they end."""
+    """Let Ctrl-C raise KeyboardInterrupt meanwhile, as commands expect that clean up before they end."""
     before = signal.getsignal(signal.SIGINT)
     if before is _leave:
         signal.signal(signal.SIGINT, signal.default_int_handler)

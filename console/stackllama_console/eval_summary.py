@@ -1,4 +1,4 @@
-"""How the held-out prompts of a PPO run were answered: what stands beside every figure of an evaluation."""
+"""Sampling conditions of a PPO run's evaluation, shown beside its metrics."""
 
 from typing import Any, cast
 
@@ -11,7 +11,7 @@ _MOST_RECIPE = 1 << 20  # bytes
 
 
 def conditions(result: dict[str, Any]) -> str:
-    """``T = 1, 1 sample per prompt, 128 prompts``; what ``result.json`` does not say is left out.
+    """Return ``T = 1, 1 sample per prompt, 128 prompts``; what ``result.json`` does not say is left out.
 
     Args:
         result: of a PPO run, with its ``temperature``: that of the recipe in runs that do not record it.
@@ -29,12 +29,12 @@ def _is_count(value: Any) -> bool:
 
 
 def conditions_of(run: RunDir) -> str:
-    """The same of a PPO run as its files say now, which may still be running; a damaged result says nothing."""
+    """Return `conditions` of a PPO run, which may still be running; a damaged result is ignored."""
     return conditions({"temperature": temperature_of(run)} | read_result(run)[0])
 
 
 def temperature_of(run: RunDir) -> float | None:
-    """What the run samples at; None where its recipe cannot be read. Keys of older recipes do not matter."""
+    """Return the sampling temperature; None where the recipe cannot be read. Keys of older recipes do not matter."""
     from stackllama_engine.contract.user_yaml import load_yaml  # not needed to list runs
 
     try:
@@ -42,5 +42,5 @@ def temperature_of(run: RunDir) -> float | None:
     except (OSError, ValueError):  # `runs show` says what is wrong with it
         return None
     keys: dict[str, Any] = cast("dict[str, Any]", values) if isinstance(values, dict) else {}
-    given = keys.get("temperature")
-    return float(given) if is_metric(given) and given is not None else None
+    temperature = keys.get("temperature")
+    return float(temperature) if is_metric(temperature) and temperature is not None else None

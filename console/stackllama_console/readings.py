@@ -1,4 +1,4 @@
-"""What can be read of a run without following it: state, newest metrics, checkpoints, differences from defaults."""
+"""One run read once, without following it: state, newest metrics, checkpoints, differences from defaults."""
 
 import contextlib
 import os
@@ -50,7 +50,7 @@ class Reading(Struct, kw_only=True):
 
     @property
     def last_metric(self) -> tuple[str, float | None] | None:
-        """The one number that says how it went: loss, accuracy or reward; that of the result once there is one."""
+        """The one number for a list of runs: loss, accuracy or reward; from the result once there is one."""
         for values in (self.result, self.history.last):
             for metric in listed(self.stage):
                 if metric.name in values and is_metric(values[metric.name]):
@@ -59,20 +59,20 @@ class Reading(Struct, kw_only=True):
 
 
 def is_metric(value: Any) -> bool:
-    """Whether a value of ``result.json`` is a number that can be shown; null is one that was not finite."""
+    """Return whether a value of ``result.json`` is a number that can be shown; null is one that was not finite."""
     if value is None:
         return True
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST
 
 
 def mappings(value: Any) -> list[dict[str, Any]]:
-    """Those values of a list that are mappings; of what is no list none."""
+    """Return those entries of a list that are mappings; none of anything but a list."""
     rows = cast("list[Any]", value) if isinstance(value, list) else []
     return [cast("dict[str, Any]", row) for row in rows if isinstance(row, dict)]
 
 
 def read_run(run: RunDir, state: State) -> Reading:
-    """The run as its files say now; ``state`` is the reconciled one. What is damaged is left out."""
+    """Read a run from its files; ``state`` is the reconciled one. What is damaged is left out."""
     return Reading(
         id=run.id,
         stage=state.stage,
@@ -84,7 +84,7 @@ def read_run(run: RunDir, state: State) -> Reading:
 
 
 def read_result(run: RunDir) -> tuple[dict[str, Any], str]:
-    """``result.json``, and why it cannot be read: empty where it can, or is not there yet."""
+    """Return ``result.json``, and why it cannot be read: empty where it can, or is not there yet."""
     try:
         return run.read_json("result.json"), ""
     except DamagedError as error:
@@ -92,7 +92,7 @@ def read_result(run: RunDir) -> tuple[dict[str, Any], str]:
 
 
 def read_launch(run: RunDir) -> tuple[Launch | None, str]:
-    """``launch.json``, and why it cannot be read: empty where it can, or is not there yet."""
+    """Return ``launch.json``, and why it cannot be read: empty where it can, or is not there yet."""
     if not os.path.lexists(run.path / "launch.json"):
         return None, ""
     try:
@@ -102,7 +102,7 @@ def read_launch(run: RunDir) -> tuple[Launch | None, str]:
 
 
 def recent_history(run: RunDir, limit: int = _RECENT_BYTES) -> History:
-    """The fold over the last bytes of every attempt's events: enough for newest values, not for first ones."""
+    """Fold the last bytes of every attempt's events: enough for newest values, not for first ones."""
     history = History()
     with contextlib.suppress(OSError):  # `attempts/` may not be read, which `runs show` says
         for path in run.events_files():
@@ -115,7 +115,7 @@ def _recent_events(path: Path, limit: int) -> list[Event]:
         with os.fdopen(open_file(path), "rb") as file:
             end = file.seek(0, os.SEEK_END)
             file.seek(max(0, end - limit))
-            lines = file.read(limit).split(b"\n")[end > limit : -1]  # no torn first or last line
+            lines = file.read(limit).split(b"\n")[end > limit : -1]  # no truncated first or last line
     except OSError:  # `runs show` says what is wrong with it
         return []
     decoder = msgspec.json.Decoder(Event)
@@ -129,23 +129,23 @@ def _recent_events(path: Path, limit: int) -> list[Event]:
 
 
 def checkpoint_steps(run: RunDir) -> list[int]:
-    """Steps of the complete checkpoints; one being written has another name."""
+    """Return the steps of the complete checkpoints; one being written has another name."""
     return [step_of(path) for path in sealed(run.checkpoints)]
 
 
 def measured_peaks(history: History) -> str:
-    """``trainer's peak allocated 12.2 GiB, reserved 13.0 GiB, most in update``; empty where nothing was measured."""
+    """Return ``trainer's peak allocated 12.2 GiB, …, most in update``; empty where nothing was measured."""
     names = {"allocated": "allocated", "reserved": "reserved", "device": "device", "rss": "RSS"}
     peaks = [f"{label} {size(value)}" for name, label in names.items() if (value := history.memory.get(name))]
     if not peaks:
         return ""
-    phases = {phase: found["allocated"] for phase, found in history.memory_by_phase.items() if "allocated" in found}
-    most = max(phases, key=phases.__getitem__, default=None)  # of a resident set nobody knows when it was highest
+    phases = {phase: peak["allocated"] for phase, peak in history.memory_by_phase.items() if "allocated" in peak}
+    most = max(phases, key=phases.__getitem__, default=None)  # when the resident set was highest is not known
     return f"trainer's peak {', '.join(peaks)}" + (f", most in {one_line(most)}" if most else "")
 
 
 def last_log_lines(run: RunDir, count: int, attempt: int | None = None) -> list[bytes]:
-    """The last lines of an attempt's log, oldest first, read from its end.
+    """Return the last lines of an attempt's log, oldest first, read from its end.
 
     Raises:
         OSError: it is there and cannot be read.
@@ -163,7 +163,7 @@ def last_log_lines(run: RunDir, count: int, attempt: int | None = None) -> list[
 
 
 def tail_lines(descriptor: int, count: int, end: int) -> list[bytes]:
-    """The last lines before byte ``end``; the last one may be unterminated."""
+    """Return the last lines before byte ``end``; the last one may be unterminated."""
     data = b""
     while end > 0 and data.count(b"\n") <= count and len(data) < _LOG_BYTES:
         start = max(0, end - 65536)
@@ -173,7 +173,7 @@ def tail_lines(descriptor: int, count: int, end: int) -> list[bytes]:
 
 
 def recipe_differences(run: RunDir, stage: Stage) -> dict[str, Any]:
-    """Keys whose value is not the recipe's default, and those without a default; a pipeline's as ``sft.key``.
+    """Return keys whose value is not the default, or that have none; a pipeline's as ``sft.key``.
 
     Raises:
         RecipeError: ``recipe.yaml`` is missing or was damaged.

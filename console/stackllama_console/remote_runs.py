@@ -1,4 +1,4 @@
-"""Runs on other machines, in words: where they are, and when a file of theirs last changed."""
+"""Runs on other machines, in words: their machine, and when a file of theirs last changed."""
 
 import time
 from typing import Any
@@ -11,12 +11,12 @@ from .units import age
 
 
 def elsewhere_text(run: RunDir, state: State) -> str:
-    """`in_words` of where a run is now; empty of a run on this machine, and of one that has ended."""
+    """Return `in_words` of where a run is now; empty for a run on this machine, and one that has ended."""
     return in_words(elsewhere(run, state))
 
 
 def in_words(there: Elsewhere | None) -> str:
-    """``on gpu17, last sign 5m ago``, in whole minutes, so that it seldom changes; no age where the clocks disagree."""
+    """Return ``on gpu17, last sign 5m ago`` in whole minutes; no age where the clocks disagree."""
     if there is None:
         return ""
     seconds = there.age(time.time())
@@ -25,7 +25,7 @@ def in_words(there: Elsewhere | None) -> str:
 
 
 def as_facts(there: Elsewhere | None) -> dict[str, Any] | None:
-    """The same as JSON facts; seconds, None where the clocks disagree."""
+    """Return the same as JSON facts; ages in seconds, None where the clocks disagree."""
     if there is None:
         return None
     return {"host": there.host, "last_sign": there.last_sign, "last_sign_age": there.age(time.time())}

@@ -28,7 +28,7 @@ _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
 def sanitise(text: str) -> str:
-    """The text without anything a terminal would obey; ``\\n`` and ``\\t`` stay.
+    """Remove from a text all that a terminal would obey; ``\\n`` and ``\\t`` stay.
 
     A complete sequence goes as a whole. Of an unterminated one only the control characters go, so that nothing
     after it is swallowed. Lone surrogates, which no stream can encode, become U+FFFD. Idempotent.
@@ -39,12 +39,12 @@ def sanitise(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """Sanitised text with every run of white space as one blank: for cells, headings and messages."""
+    """Sanitise a text and put every run of white space as one blank: for cells, headings and messages."""
     return " ".join(sanitise(text).split())
 
 
 def log_line(text: str) -> str:
-    """One line of a log as a terminal would leave it: after the last carriage return, sanitised.
+    """Return one line of a log as a terminal would leave it: after the last carriage return, sanitised.
 
     Progress bars rewrite their line with ``\\r``; only what they wrote last was ever to be read.
     """

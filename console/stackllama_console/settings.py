@@ -1,4 +1,4 @@
-"""What the console remembers between sessions. Losing it loses comfort, never a run."""
+"""The console's settings between sessions. Losing them loses comfort, never a run."""
 
 from pathlib import Path
 
@@ -31,7 +31,7 @@ class Settings(Struct, kw_only=True, omit_defaults=True):
 
 
 def load_settings(file: Path | None = None) -> tuple[Settings, str | None]:
-    """The settings, and one sentence when the file there could not be used (the defaults are returned then)."""
+    """Return the settings, and an error where the file could not be used (the defaults are returned then)."""
     file = file or settings_file()
     try:
         return read_json(file, Settings), None
@@ -42,7 +42,7 @@ def load_settings(file: Path | None = None) -> tuple[Settings, str | None]:
 
 
 def save_settings(settings: Settings, file: Path | None = None) -> str | None:
-    """Write them whole; one sentence when that failed."""
+    """Write the settings whole; return an error where that failed."""
     file = file or settings_file()
     try:
         if not file.parent.is_dir():

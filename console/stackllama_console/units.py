@@ -1,13 +1,13 @@
-"""Figures as a person reads them: metrics, durations, bytes. One place for the command line and the screens."""
+"""Numbers as a person reads them: metrics, durations, bytes. One place for the command line and the screens."""
 
 
 def cut(text: str, size: int) -> str:
-    """The text in at most ``size`` columns, with an ellipsis where it was cut."""
+    """Cut a text to at most ``size`` columns, with an ellipsis where it was cut."""
     return text if len(text) <= size else text[: max(0, size - 1)] + "…" * (size > 0)
 
 
 def number(value: float | None) -> str:
-    """A metric in at most eight characters: four significant digits, no exponent where none is needed."""
+    """Format a metric in at most eight characters: four significant digits, no exponent where none is needed."""
     if value is None:
         return "nan"
     if value == int(value) and abs(value) < 1e6:
@@ -16,7 +16,7 @@ def number(value: float | None) -> str:
 
 
 def duration(seconds: float) -> str:
-    """``45 s``, ``3 m 05 s``, ``2 h 07 m``, ``4 d 03 h``."""
+    """Format seconds as ``45 s``, ``3 m 05 s``, ``2 h 07 m`` or ``4 d 03 h``."""
     whole = max(0, round(seconds))
     if whole < 60:
         return f"{whole} s"
@@ -28,7 +28,7 @@ def duration(seconds: float) -> str:
 
 
 def size(count: float) -> str:
-    """Bytes, in the unit a person would use (powers of 1024)."""
+    """Format bytes in the unit a person would use (powers of 1024)."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if abs(count) < 1024:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
@@ -37,7 +37,7 @@ def size(count: float) -> str:
 
 
 def age(seconds: float) -> str:
-    """``12s``, ``5m``, ``3h``, ``2d``: how long ago, in the largest whole unit."""
+    """Format seconds as ``12s``, ``5m``, ``3h`` or ``2d``, in the largest whole unit."""
     for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
         if seconds >= length:
             return f"{int(seconds // length)}{unit}"

@@ -104,7 +104,7 @@ def run_main(capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
 
 @pytest.fixture
 def make_run(home: Home) -> Iterator[Callable[..., RunDir]]:
-    """A run directory: recipe, state, one attempt. Without ``ended`` its lock is held, as by a supervisor."""
+    """Make run directories: recipe, state, one attempt. Without ``ended`` the lock is held, as by a supervisor."""
     locks: list[int] = []
 
     def make(stage: Stage, name: str, phase: str = "finished", **fields: Any) -> RunDir:

@@ -20,7 +20,7 @@ FAKE = Path(__file__).parents[1] / "readers" / "fake_generator.py"
 
 @pytest.fixture
 def generator(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Which made-up generator every run gets."""
+    """Set the fake generator that every run gets."""
 
     def use(*arguments: str) -> None:
         command = [sys.executable, str(FAKE), *arguments]
@@ -37,20 +37,22 @@ def run(make_run: Callable[..., RunDir]) -> RunDir:
     return made
 
 
-def test_one_prompt(run: RunDir, generator: Callable[..., None], run_main: Callable[..., Any]) -> None:
+def test_chat_answers_one_prompt(run: RunDir, generator: Callable[..., None], run_main: Callable[..., Any]) -> None:
     result = run_main("chat", run.id, "--prompt", "how so")
     assert (result.code, result.out) == (0, "base\nbase:how base:so \ntuned\ntuned:how tuned:so \n")
     assert result.err == "mine: loading …\nbase and tuned of fake, step-000003, on cpu\n"
 
 
-def test_json(run: RunDir, generator: Callable[..., None], run_main: Callable[..., Any]) -> None:
+def test_chat_prints_one_json_document(
+    run: RunDir, generator: Callable[..., None], run_main: Callable[..., Any]
+) -> None:
     result = run_main("chat", run.id, "--prompt", "go", "--json")
     side = {"tokens": 2, "seconds": 0.5, "ended": True, "cancelled": False}
     answer = {"prompt": "go", "base": {"text": "base:go ", **side}, "tuned": {"text": "tuned:go ", **side}}
     assert result.json() == {"run": "mine", "checkpoint": "step-000003", "model": "fake", "answers": [answer]}
 
 
-def test_each_line_of_stdin_is_a_question(
+def test_chat_asks_each_line_of_stdin(
     run: RunDir, generator: Callable[..., None], run_main: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO("one\n\n  \nfail\ntwo"))
@@ -65,7 +67,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_ctrl_c_gives_up_an_answer_and_the_next_question_is_asked(
+def test_ctrl_c_cancels_the_answer_and_the_next_question_is_asked(
     run: RunDir, generator: Callable[..., None], run_main: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     generator("waiting")  # it answers nothing to its end unless that is cancelled
@@ -88,10 +90,10 @@ def test_ctrl_c_gives_up_an_answer_and_the_next_question_is_asked(
     assert [answer["prompt"] for answer in answers] == ["one", "two"]
     assert all(answer["base"]["cancelled"] and answer["tuned"]["cancelled"] for answer in answers)
     assert answers[0]["base"]["text"] == "a beginning "
-    assert result.err.count("? ") == 3 and "Ctrl-D leaves" in result.err
+    assert result.err.count("? ") == 3 and "Ctrl-D quits" in result.err
 
 
-def test_ctrl_c_elsewhere_ends_the_command(
+def test_ctrl_c_outside_an_answer_ends_chat(
     run: RunDir, generator: Callable[..., None], run_main: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     generator("waiting")
@@ -111,7 +113,7 @@ def test_ctrl_c_elsewhere_ends_the_command(
     assert [process.alive for process in ended] == [False]
 
 
-def test_hostile_answers(
+def test_chat_sanitises_answers(
     run: RunDir,
     generator: Callable[..., None],
     run_main: Callable[..., Any],
@@ -129,7 +131,7 @@ def test_hostile_answers(
     ("mode", "code", "message"),
     [("refuse", 3, "nothing is trained yet"), ("die", 1, "ended unexpectedly (exit code 9): Traceback: boom")],
 )
-def test_a_generator_that_ends(
+def test_chat_reports_a_generator_that_ends(
     run: RunDir,
     generator: Callable[..., None],
     run_main: Callable[..., Any],
@@ -149,12 +151,12 @@ def test_a_generator_that_ends(
         (["mine", "--checkpoint", "7"], 2, "has no checkpoint `7`; there are: none."),
         (["empty"], 3, "is failed and has trained nothing that was saved yet"),
         (["judge"], 3, "is a reward model: it scores answers and writes none"),
-        (["mine", "--temperature", "nan"], 2, "`nan` is not a number from 0 to 100"),
-        (["mine", "--max-new-tokens", "0"], 2, "not a whole number"),
+        (["mine", "--temperature", "nan"], 2, "`--temperature nan`: expected a number from 0 to 100"),
+        (["mine", "--max-new-tokens", "0"], 2, "expected a whole number"),
         (["mine", "--max-new-tokens", "999999"], 2, "this cannot be asked"),
     ],
 )
-def test_mistakes(
+def test_chat_reports_mistakes_with_their_exit_code(
     run: RunDir,
     generator: Callable[..., None],
     make_run: Callable[..., RunDir],

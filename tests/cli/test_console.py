@@ -1,4 +1,4 @@
-"""Whether the console can be drawn here, and how: what the terminal is called, and how large it says it is."""
+"""Opening the console: terminals without cursor or braille, and sizes beyond the terminal."""
 
 import argparse
 import os
@@ -43,7 +43,7 @@ Show = Callable[..., argparse.Namespace]
     ("term", "ascii_only"),
     [("linux", True), ("linux-16color", True), ("vt220", True), ("xterm", False), ("screen", False), ("tmux", False)],
 )
-def test_terminals_without_braille_get_ascii(term: str, ascii_only: bool, shown: Show) -> None:
+def test_terminal_without_braille_gets_ascii(term: str, ascii_only: bool, shown: Show) -> None:
     assert shown(TERM=term).ascii is ascii_only
 
 
@@ -56,21 +56,21 @@ def test_terminals_without_braille_get_ascii(term: str, ascii_only: bool, shown:
         (("abc", "-5"), (80, 24), ("abc", "-5")),  # which everybody ignores
     ],
 )
-def test_size_beyond_the_terminal_is_not_believed(asked: Any, real: Any, kept: Any, shown: Show) -> None:
+def test_size_beyond_the_terminal_is_ignored(asked: Any, real: Any, kept: Any, shown: Show) -> None:
     assert shown(real, COLUMNS=asked[0], LINES=asked[1]).size == kept
 
 
 @pytest.mark.parametrize(
     ("terminals", "term", "said"),
     [
-        ((0, 2), "dumb", "TERM=dumb names one that cannot"),
+        ((0, 2), "dumb", "TERM=dumb cannot"),
         ((0, 2), "", "TERM is not set"),
-        ((2,), "xterm", "stdin is none"),
-        ((0,), "xterm", "stderr is none"),
-        ((), "xterm", "stdin and stderr are none"),
+        ((2,), "xterm", "stdin is not one"),
+        ((0,), "xterm", "stderr is not one"),
+        ((), "xterm", "stdin and stderr are not"),
     ],
 )
-def test_what_is_lacking_is_named(
+def test_console_names_the_missing_terminal(
     terminals: tuple[int, ...], term: str, said: str, run_main: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "isatty", lambda number: number in terminals)

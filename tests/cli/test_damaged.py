@@ -26,7 +26,7 @@ def bad(make_run: MakeRun) -> RunDir:
     return run
 
 
-def test_it_is_shown_with_its_reason_and_the_ways_out(bad: RunDir, run_main: Main) -> None:
+def test_show_of_a_damaged_run_has_reason_and_next_steps(bad: RunDir, run_main: Main) -> None:
     shown = run_main("runs", "show", "bad")
     assert (shown.code, shown.err) == (0, "") and shown.out.splitlines()[0] == "bad  damaged"
     for part in ("stage      sft", "state.json cannot be read", "runs repair bad", "runs rm bad"):
@@ -36,20 +36,20 @@ def test_it_is_shown_with_its_reason_and_the_ways_out(bad: RunDir, run_main: Mai
     assert "state.json cannot be read" in document["cause"]
 
 
-def test_its_log_can_be_read(bad: RunDir, run_main: Main) -> None:
+def test_logs_of_a_damaged_run_are_printed(bad: RunDir, run_main: Main) -> None:
     assert run_main("runs", "logs", "bad").out == "last words\n"
     followed = run_main("runs", "logs", "bad", "-f")
     assert followed.out == "last words\n" and "state.json cannot be read" in followed.err
 
 
 @pytest.mark.parametrize("words", [("stop", "bad"), ("resume", "bad"), ("watch", "bad"), ("save", "bad")])
-def test_what_cannot_be_done_is_one_sentence(bad: RunDir, run_main: Main, words: tuple[str, ...]) -> None:
+def test_commands_refuse_a_damaged_run_in_one_sentence(bad: RunDir, run_main: Main, words: tuple[str, ...]) -> None:
     result = run_main("runs", *words)
     assert result.code in (2, 3) and len(result.err.splitlines()) == 1
     assert "state.json cannot be read" in result.err and "runs repair bad" in result.err
 
 
-def test_a_living_one_can_be_stopped(make_run: MakeRun, run_main: Main) -> None:
+def test_stop_ends_a_running_damaged_run(make_run: MakeRun, run_main: Main) -> None:
     run = make_run(Stage.SFT, "alive", "running")
     (run.path / "state.json").write_bytes(b"\xff")
     result = run_main("runs", "stop", "alive", "--no-wait")
@@ -58,7 +58,7 @@ def test_a_living_one_can_be_stopped(make_run: MakeRun, run_main: Main) -> None:
     assert run_main("runs", "repair", "alive").code == 3
 
 
-def test_it_is_repaired_and_then_as_any_other(bad: RunDir, run_main: Main) -> None:
+def test_repair_makes_a_damaged_run_normal(bad: RunDir, run_main: Main) -> None:
     result = run_main("runs", "repair", "bad")
     assert result.code == 0 and "state.json was rebuilt: sft, lost, attempt 1" in result.err
     assert run_main("runs", "ls", "--json").json()["damaged"] == []
@@ -66,13 +66,13 @@ def test_it_is_repaired_and_then_as_any_other(bad: RunDir, run_main: Main) -> No
     assert again.json() == {"run": "bad", "repaired": []} and "nothing is damaged" in again.err
 
 
-def test_it_is_removed(bad: RunDir, run_main: Main) -> None:
+def test_rm_deletes_a_damaged_run(bad: RunDir, run_main: Main) -> None:
     assert run_main("runs", "rm", "bad").code == 2, "not without --yes"
     assert run_main("runs", "rm", "bad", "--yes").code == 0 and not bad.path.exists()
 
 
 @pytest.mark.parametrize("name", ["result.json", "lineage.json", "launch.json"])
-def test_other_damaged_records_hide_nothing(make_run: MakeRun, run_main: Main, name: str) -> None:
+def test_other_damaged_records_hide_nothing_in_show(make_run: MakeRun, run_main: Main, name: str) -> None:
     run = make_run(Stage.REWARD, "one")
     (run.path / name).write_bytes(b'{"accuracy": 1e999}')
     listed = run_main("runs", "ls", "--json").json()
@@ -84,7 +84,7 @@ def test_other_damaged_records_hide_nothing(make_run: MakeRun, run_main: Main, n
 
 @pytest.mark.parametrize("name", ["events.jsonl", "health.jsonl", "log.txt"])
 @pytest.mark.parametrize("kind", ["folder", "pipe", "link"])
-def test_a_pipe_or_folder_among_its_files_hangs_nothing(
+def test_pipe_or_folder_among_run_files_hangs_no_command(
     make_run: MakeRun, run_main: Main, name: str, kind: str
 ) -> None:
     run = make_run(Stage.SFT, "one", "failed")
@@ -99,7 +99,7 @@ def test_a_pipe_or_folder_among_its_files_hangs_nothing(
     assert run_main("runs", "watch", "one").code == 1, "its own"
 
 
-def test_leftovers_are_listed_and_removed(make_run: MakeRun, run_main: Main, home: Home) -> None:
+def test_rm_leftovers_deletes_what_ls_lists(make_run: MakeRun, run_main: Main, home: Home) -> None:
     make_run(Stage.SFT, "whole")
     names = [".deleted-old-0123", ".new-mine-0123", "half"]
     for name in names:
@@ -115,7 +115,7 @@ def test_leftovers_are_listed_and_removed(make_run: MakeRun, run_main: Main, hom
 
 
 @pytest.mark.parametrize(("answer", "code"), [("y\n", 0), ("\n", 3)])
-def test_a_changed_recipe_is_confirmed_on_a_terminal(
+def test_resume_asks_about_a_changed_recipe_on_a_terminal(
     make_run: MakeRun, run_main: Main, monkeypatch: pytest.MonkeyPatch, answer: str, code: int
 ) -> None:
     run = make_run(Stage.SFT, "one", "failed")
@@ -139,7 +139,7 @@ def test_a_changed_recipe_is_confirmed_on_a_terminal(
     assert asked == ([False, True] if code == 0 else [False])
 
 
-def test_a_changed_recipe_needs_a_flag_elsewhere(make_run: MakeRun, run_main: Main, tmp_path: Path) -> None:
+def test_resume_of_a_changed_recipe_needs_a_flag_elsewhere(make_run: MakeRun, run_main: Main, tmp_path: Path) -> None:
     run = make_run(Stage.SFT, "one", "failed")
     (run.attempt_dir(1) / "recipe.yaml").write_text(run.recipe_file.read_text().replace("\nseed: 0\n", "\nseed: 9\n"))
     result = run_main("runs", "resume", "one")

@@ -12,8 +12,9 @@ from rich.console import Console
 
 from stackllama_console.cli import follow as follow_module
 from stackllama_console.cli.bars import Bars
-from stackllama_console.cli.follow import Follower, Tail
+from stackllama_console.cli.follow import Follower
 from stackllama_console.cli.plain_lines import Lines, metrics_line
+from stackllama_console.cli.tail import Tail
 from stackllama_engine.contract.events import Event, EventWriter
 from stackllama_engine.contract.run_dir import Home, RunDir
 from stackllama_engine.contract.stages import Stage
@@ -38,7 +39,7 @@ def end(run: RunDir, phase: str, code: int | None, cause: str | None = None) -> 
         ("lost", None, 1),
     ],
 )
-def test_watch_ends_with_the_runs_code(
+def test_watch_exits_with_the_runs_code(
     phase: str, code: int | None, ends_with: int, make_run: MakeRun, run_main: Callable[..., Any]
 ) -> None:
     make_run(Stage.SFT, "one", phase, exit_code=code, cause="because", last_lines=["the last line"])
@@ -50,7 +51,7 @@ def test_watch_ends_with_the_runs_code(
     assert ("the last line" in result.err) == (phase in ("failed", "lost"))
 
 
-def test_lines_while_it_runs(make_run: MakeRun, run_main: Callable[..., Any]) -> None:
+def test_lines_report_phases_metrics_and_notices(make_run: MakeRun, run_main: Callable[..., Any]) -> None:
     run = make_run(Stage.PPO, "one", "running")
 
     def play() -> None:
@@ -77,14 +78,14 @@ def test_lines_while_it_runs(make_run: MakeRun, run_main: Callable[..., Any]) ->
     assert lines[0] == "-- one"
     assert lines.count("ppo: rollout") == 1  # a phase that comes round each step is said once
     assert "ppo 1/3 objective/scores 0.1 objective/kl 1.25" in lines
-    assert "ppo 3/3 objective/scores 0.3 objective/kl 3.75" in lines  # the newest one before a remark
+    assert "ppo 3/3 objective/scores 0.3 objective/kl 3.75" in lines  # the newest one before a notice
     assert "ppo 2/3 objective/scores 0.2 objective/kl 2.5" not in lines  # between: within five seconds
     assert "ppo: two prompts dropped" in lines and "ppo: checkpoint at step 3" in lines
     assert "ppo 3/3 objective/scores nan objective/kl 4" in lines
     assert lines[-1].startswith("one: finished in ")
 
 
-def test_what_was_there_before_is_said_in_one_line(
+def test_lines_sum_up_earlier_events_in_one_line(
     make_run: MakeRun, write_events: Callable[..., None], run_main: Callable[..., Any]
 ) -> None:
     run = make_run(Stage.SFT, "one", "finished")
@@ -94,7 +95,7 @@ def test_what_was_there_before_is_said_in_one_line(
     assert len(lines) == 3
 
 
-def test_unreadable_event_lines_are_counted(make_run: MakeRun, run_main: Callable[..., Any]) -> None:
+def test_watch_counts_unreadable_event_lines(make_run: MakeRun, run_main: Callable[..., Any]) -> None:
     run = make_run(Stage.SFT, "one", "finished")
     (run.attempt_dir(1) / "events.jsonl").write_bytes(b"{not json\n\xff\xfe\x00\n" + b"x" * 2_000_000 + b"\n")
     result = run_main("runs", "watch", "one")
@@ -117,7 +118,7 @@ class Recorder:
     def close(self) -> None: ...
 
 
-def test_a_pipeline_is_followed_through_its_children(
+def test_follower_shows_a_pipelines_children_in_turn(
     home: Home, make_run: MakeRun, write_events: Callable[..., None]
 ) -> None:
     pipe = make_run(Stage.PIPELINE, "p", "running")
@@ -126,30 +127,30 @@ def test_a_pipeline_is_followed_through_its_children(
     write_events(pipe, ("phase", {"phase": "p-sft"}), ("phase", {"phase": "p-sft-merged"}))
     recorder = Recorder()
     follower = Follower(home, pipe, recorder)
-    follower.look()
+    follower.poll()
     assert recorder.seen == [("begin", "sft after 5")]  # the merge was announced but is not there yet
     merged = make_run(Stage.MERGE, "p-sft-merged", "running")
-    follower.look()
+    follower.poll()
     assert recorder.seen[1:] == [("begin", "sft merge after 0")]
     write_events(merged, ("metrics", {"step": 1, "metrics": {"difference": 0.0}}))
-    follower.look()
+    follower.poll()
     write_events(merged, ("end", {"data": {"exit_code": 0}}))
     write_events(pipe, ("phase", {"phase": "p-reward"}))
     make_run(Stage.REWARD, "p-reward", "running")
-    follower.look()
+    follower.poll()
     assert recorder.seen[2:] == [("sft merge", "metrics"), ("sft merge", "end"), ("begin", "reward after 0")]
     end(pipe, "failed", 1)
-    assert follower.look().has_ended
+    assert follower.poll().has_ended
 
 
-def test_a_second_attempt_is_read_on(home: Home, make_run: MakeRun, write_events: Callable[..., None]) -> None:
+def test_follower_reads_a_second_attempt(home: Home, make_run: MakeRun, write_events: Callable[..., None]) -> None:
     run = make_run(Stage.SFT, "one", "running")
     write_events(run, ("metrics", {"step": 5, "metrics": {"loss": 1.0}}), ("end", {"data": {"exit_code": 75}}))
     recorder = Recorder()
     follower = Follower(home, run, recorder)
     run.attempt_dir(2).mkdir()
     write_events(run, ("metrics", {"step": 6, "metrics": {"loss": 0.5}}), attempt=2)
-    follower.look()
+    follower.poll()
     assert recorder.seen == [("begin", "sft after 5"), ("sft", "metrics")]
 
 
@@ -158,7 +159,7 @@ def bars(columns: int = 80) -> tuple[Bars, io.StringIO]:
     return Bars(Console(file=stream, force_terminal=True, width=columns, height=24, highlight=False)), stream
 
 
-def test_bars_in_80_columns(home: Home, make_run: MakeRun, write_events: Callable[..., None]) -> None:
+def test_bars_fit_80_columns(home: Home, make_run: MakeRun, write_events: Callable[..., None]) -> None:
     run = make_run(Stage.PPO, "one", "running")
     display, stream = bars()
     follower = Follower(home, run, display)
@@ -169,14 +170,14 @@ def test_bars_in_80_columns(home: Home, make_run: MakeRun, write_events: Callabl
         ("health", {"data": {"message": "two prompts dropped"}}),
     )
     EventWriter(run.attempt_dir(1) / "health.jsonl").write("health", data={"message": "It stands still."})
-    follower.look()
+    follower.poll()
     display.close()
     text = Console(file=io.StringIO()).render_str(stream.getvalue(), markup=False).plain
     assert "12/60" in text and "scores 0.4142 kl 1.2" in text
     assert "ppo: two prompts dropped" in text and "ppo: It stands still." in text
 
 
-def test_markup_in_foreign_text_is_only_text(
+def test_bars_print_markup_as_text(
     home: Home, make_run: MakeRun, write_events: Callable[..., None], payloads: list[str]
 ) -> None:
     run = make_run(Stage.SFT, "one", "running")
@@ -188,9 +189,9 @@ def test_markup_in_foreign_text_is_only_text(
             ("phase", {"phase": payload}),
             ("health", {"data": {"message": payload}}),
         )
-        follower.look()
+        follower.poll()
     write_events(run, ("metrics", {"step": 1, "metrics": dict.fromkeys(payloads, 1.0)}))
-    follower.look()
+    follower.poll()
     display.close()
     shown = stream.getvalue()
     assert "[@click=app.quit]markup[/]" in shown and "[bold red]not red[/bold red]" in shown
@@ -198,7 +199,7 @@ def test_markup_in_foreign_text_is_only_text(
         assert sequence not in shown
 
 
-def test_lines_are_clean(
+def test_lines_are_sanitised(
     make_run: MakeRun,
     write_events: Callable[..., None],
     payloads: list[str],
@@ -221,12 +222,12 @@ def test_lines_are_clean(
     assert_clean(capsys.readouterr().err)
 
 
-def test_metrics_line_without_known_names(make_run: MakeRun) -> None:
+def test_metrics_line_of_unknown_metrics_has_the_first_ones(make_run: MakeRun) -> None:
     tail = Tail(make_run(Stage.SFT, "one", "running"), "sft", Stage.SFT)
     assert metrics_line(tail, {"zeta": 1.0, "alpha": 2.5}, 3) == "sft 3 zeta 1 alpha 2.5"
 
 
-def test_a_clock_that_was_set_back_silences_nobody(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
+def test_lines_continue_after_the_clock_was_set_back(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
     run = make_run(Stage.SFT, "one", "running")
     tail, display = Tail(run, "one", Stage.SFT), Lines()
     display.begin(tail)
@@ -239,7 +240,7 @@ def test_a_clock_that_was_set_back_silences_nobody(make_run: MakeRun, capsys: py
 @pytest.mark.parametrize(
     ("is_terminal", "term", "expected"), [(True, "xterm", Bars), (True, "dumb", Lines), (False, "xterm", Lines)]
 )
-def test_bars_only_where_a_person_looks(
+def test_choose_display_returns_bars_only_on_a_terminal(
     is_terminal: bool, term: str, expected: type, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stream = io.StringIO()
@@ -252,7 +253,7 @@ def test_bars_only_where_a_person_looks(
     assert isinstance(follow_module.choose_display(plain=True), Lines)
 
 
-def test_a_resumed_pipeline_does_not_begin_its_stages_again(
+def test_follower_shows_each_child_of_a_resumed_pipeline_once(
     home: Home, make_run: MakeRun, write_events: Callable[..., None]
 ) -> None:
     pipe = make_run(Stage.PIPELINE, "p", "running")
@@ -263,11 +264,11 @@ def test_a_resumed_pipeline_does_not_begin_its_stages_again(
     write_events(pipe, *announced)
     recorder = Recorder()
     follower = Follower(home, pipe, recorder)
-    follower.look()
+    follower.poll()
     pipe.attempt_dir(2).mkdir()
     write_events(pipe, *announced, attempt=2)
     reward.attempt_dir(2).mkdir()
     write_events(reward, ("metrics", {"step": 6, "metrics": {"loss": 0.5}}), attempt=2)
-    follower.look()
+    follower.poll()
     begun = ["sft after 0", "sft merge after 0", "reward after 0"]
     assert recorder.seen == [*(("begin", title) for title in begun), ("reward", "metrics")]

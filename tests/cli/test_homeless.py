@@ -1,4 +1,4 @@
-"""A user without a home directory: one sentence, or a runs' home that stands in for it; and `~somebody`."""
+"""A user without a home directory: one sentence, or `--home` instead; and `~somebody`."""
 
 import pwd
 from collections.abc import Callable

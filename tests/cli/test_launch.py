@@ -108,7 +108,7 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def changed(make_run: Callable[..., RunDir], tmp_path: Path) -> RunDir:
-    """A PPO run that stopped, whose function has changed since it was launched."""
+    """Make a stopped PPO run whose reward function has changed since launch."""
     code = tmp_path / "judges.py"
     code.write_text("def judge(*, questions, responses): ...\n")
     keys = ["reward_fn=judges:judge", f"reward_fn_path={tmp_path}", "load_in_8bit=false", "num_processes=1"]
@@ -211,7 +211,7 @@ def test_ctrl_c_leaves_the_run_alone(home: Home, scripted: Callable[[int, float]
     os.killpg(watcher.pid, signal.SIGINT)
     _, said = watcher.communicate(timeout=60)
     assert watcher.returncode == 130
-    assert "one goes on" in said and "runs stop one" in said and "Traceback" not in said
+    assert "one is still running" in said and "runs stop one" in said and "Traceback" not in said
     assert run.lock_is_held() and not run.read_state().has_ended
 
 

@@ -22,7 +22,7 @@ POSTS = """<?xml version="1.0" encoding="utf-8"?>
 """
 
 
-def test_doctor_names_versions_and_says_whether_training_can_work(run_main: Callable[..., Any]) -> None:
+def test_doctor_lists_versions_and_whether_training_is_possible(run_main: Callable[..., Any]) -> None:
     report = run_main("doctor", "--json")
     facts = report.json()
     assert report.code == (0 if facts["can_train"] else 1)
@@ -32,16 +32,16 @@ def test_doctor_names_versions_and_says_whether_training_can_work(run_main: Call
     assert f"msgspec {facts['packages']['msgspec']}" in text.out
 
 
-def test_doctor_counts_the_limit_of_a_cgroup_above_its_own() -> None:
+def test_doctor_respects_the_limit_of_a_parent_cgroup() -> None:
     with small_cgroup() as cgroup:
-        told = subprocess.run(console_inside(cgroup, "doctor", "--json"), capture_output=True, text=True)
+        done = subprocess.run(console_inside(cgroup, "doctor", "--json"), capture_output=True, text=True)
         text = subprocess.run(console_inside(cgroup, "doctor"), capture_output=True, text=True).stdout
-    facts = json.loads(told.stdout)
+    facts = json.loads(done.stdout)
     assert facts["memory"] == LIMIT and 0 < facts["memory_available"] <= LIMIT
     assert f"available, limited by {facts['memory_limit']}" in text and cgroup.parent.name in facts["memory_limit"]
 
 
-def test_doctor_says_what_is_missing_and_how_to_get_it(
+def test_doctor_names_missing_packages_and_how_to_get_them(
     run_main: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(doctor_module, "_version", lambda name: None if name in ("torch", "gguf") else "1.0")
@@ -49,10 +49,10 @@ def test_doctor_says_what_is_missing_and_how_to_get_it(
     assert result.code == 1
     assert "torch missing: pip install 'stackllama-console[train]'" in result.out
     assert "gguf missing (base models in .gguf files)" in result.out
-    assert "Training cannot work here yet." in result.out
+    assert "Training is not possible on this machine yet." in result.out
 
 
-def test_doctor_with_gpus(run_main: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_lists_gpus(run_main: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = Gpu(0, "A GPU \x1b[2J", 80 * 1024**3, 79 * 1024**3)
     monkeypatch.setattr(doctor_module, "find_gpus", lambda: ([gpu], "600.1", None))
     monkeypatch.setattr(doctor_module, "_version", lambda name: "2.13.0+cpu")
@@ -62,7 +62,7 @@ def test_doctor_with_gpus(run_main: Callable[..., Any], monkeypatch: pytest.Monk
     assert "\x1b" not in result.out
 
 
-def test_doctor_with_a_full_disk(run_main: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_reports_a_full_disk(run_main: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     class Usage:
         free = 10 * 1024**2
 
@@ -71,14 +71,14 @@ def test_doctor_with_a_full_disk(run_main: Callable[..., Any], monkeypatch: pyte
     assert result.code == 1 and "only 10.0 MiB free at" in result.out
 
 
-def test_info(run_main: Callable[..., Any], home: Home, tmp_path: Path) -> None:
+def test_info_prints_paths(run_main: Callable[..., Any], home: Home, tmp_path: Path) -> None:
     facts = run_main("info", "--json").json()
     assert facts["runs"] == str(home.runs_dir)
     assert facts["crashes"] == str(tmp_path / "state" / "stackllama")
     assert str(home.runs_dir) in run_main("info").out
 
 
-def test_data_prepare_and_preview(run_main: Callable[..., Any], tmp_path: Path) -> None:
+def test_data_prepare_writes_what_preview_reads(run_main: Callable[..., Any], tmp_path: Path) -> None:
     posts, out = tmp_path / "Posts.xml", tmp_path / "D"
     posts.write_text(POSTS)
     facts = run_main("data", "prepare", str(posts), "--out", str(out), "--json").json()
@@ -92,7 +92,7 @@ def test_data_prepare_and_preview(run_main: Callable[..., Any], tmp_path: Path) 
     assert "    Answer: In water, for six minutes.\n" in text and "    You don't.\n" in text
 
 
-def test_data_preview_is_clean(
+def test_data_preview_is_sanitised(
     run_main: Callable[..., Any], tmp_path: Path, payloads: list[str], assert_clean: Callable[[str], None]
 ) -> None:
     file = tmp_path / "pairs.jsonl"
@@ -108,13 +108,13 @@ def test_data_preview_is_clean(
 
 
 @pytest.mark.parametrize("source", ["nosuch.jsonl", "./nosuch", "--x", ""])
-def test_data_preview_of_nothing(source: str, run_main: Callable[..., Any]) -> None:
+def test_data_preview_reports_a_missing_source(source: str, run_main: Callable[..., Any]) -> None:
     result = run_main("data", "preview", "--", source)
     assert result.code == 2
     assert result.err.count("\n") == 1 and "Traceback" not in result.err
 
 
-def test_data_prepare_of_something_else(run_main: Callable[..., Any], tmp_path: Path) -> None:
+def test_data_prepare_refuses_another_file(run_main: Callable[..., Any], tmp_path: Path) -> None:
     wrong = tmp_path / "wrong.xml"
     wrong.write_text("<html></html>")
     result = run_main("data", "prepare", str(wrong), "--out", str(tmp_path / "D"))

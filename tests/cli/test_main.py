@@ -29,7 +29,7 @@ def command(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]
     )
 
 
-def test_no_arguments_want_a_terminal_for_the_console_and_end_with_2(run_main: Callable[..., Any]) -> None:
+def test_no_arguments_without_a_terminal_exit_with_2(run_main: Callable[..., Any]) -> None:
     result = run_main()
     assert result.code == 2
     assert result.out == ""
@@ -37,7 +37,7 @@ def test_no_arguments_want_a_terminal_for_the_console_and_end_with_2(run_main: C
 
 
 @pytest.mark.parametrize("words", [["--help"], ["launch", "--help"], ["runs", "--help"], ["runs", "stop", "--help"]])
-def test_help_ends_with_0_in_80_columns(
+def test_help_fits_80_columns_and_exits_with_0(
     words: list[str], run_main: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
@@ -46,7 +46,7 @@ def test_help_ends_with_0_in_80_columns(
     assert max(map(len, result.out.splitlines())) <= 80
 
 
-def test_version(run_main: Callable[..., Any]) -> None:
+def test_version_is_printed(run_main: Callable[..., Any]) -> None:
     result = run_main("--version")
     assert (result.code, result.out) == (0, f"stackllama-console {__version__}\n")
 
@@ -62,8 +62,12 @@ def test_version(run_main: Callable[..., Any]) -> None:
         (["--json", "runs", "ls"], "`--json` goes after `runs ls`."),
         (["doctor", "now"], "one argument too many"),
         (["demo", "--seed", "-1"], "--seed"),
-        (["demo", "--seed", "x"], "`x` is not a whole number"),
-        (["runs", "logs", "-n", "0"], "`0` is not a whole number"),
+        (["demo", "--seed", "x"], "`--seed x`: expected a whole number"),
+        (["runs", "logs", "-n", "0"], "`--lines 0`: expected a whole number"),
+        (["runs", "ls", "--stage", "sfft"], "`--stage sfft`: did you mean `sft`?"),
+        (["runs", "ls", "--stage", "x"], "`--stage x`: expected one of sft, reward, ppo, merge, pipeline."),
+        (["launch"], "missing STAGE."),
+        (["chat", "x", "--seed"], "`--seed`: expected a value."),
         (["launch", "sft", "learning_rte=1", "model_name_or_path=demo"], "Did you mean `learning_rate`?"),
         (["launch", "sft", "a.yaml", "b.yaml"], "`b.yaml` is neither key=value nor the recipe file"),
         (["launch", "sft", "nosuch.yaml"], "no such recipe file"),
@@ -72,7 +76,7 @@ def test_version(run_main: Callable[..., Any]) -> None:
         (["launch", "sft", "na\udcffme.yaml"], "not valid UTF-8"),
     ],
 )
-def test_a_mistake_is_one_line_and_2(words: list[str], expected: str, run_main: Callable[..., Any]) -> None:
+def test_mistake_is_one_line_and_exits_with_2(words: list[str], expected: str, run_main: Callable[..., Any]) -> None:
     result = run_main(*words)
     assert result.code == 2
     assert result.out == ""
@@ -80,13 +84,13 @@ def test_a_mistake_is_one_line_and_2(words: list[str], expected: str, run_main: 
     assert result.err.count("\n") == 1
 
 
-def test_overrides_may_stand_after_options(run_main: Callable[..., Any]) -> None:
+def test_overrides_may_follow_options(run_main: Callable[..., Any]) -> None:
     result = run_main("launch", "sft", "--name", "n", "model_name_or_path=demo", "--dry-run", "nokey=1")
     assert result.code == 2
     assert "has no key `nokey`" in result.err
 
 
-def test_an_unexpected_crash_is_one_line_and_a_file_without_secrets(
+def test_crash_is_one_line_and_a_file_without_secrets(
     run_main: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_canary_0123456789")
@@ -108,9 +112,7 @@ def test_an_unexpected_crash_is_one_line_and_a_file_without_secrets(
     assert file.stat().st_mode & 0o777 == 0o600
 
 
-def test_secrets_are_blanked_in_the_crash_line_too(
-    run_main: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_crash_line_has_no_secrets(run_main: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "canary_0123456789")
 
     def broken(_: object) -> None:
@@ -120,7 +122,7 @@ def test_secrets_are_blanked_in_the_crash_line_too(
     assert "canary" not in run_main("info").err
 
 
-def test_interrupt_is_130(run_main: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupt_exits_with_130(run_main: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(_: object) -> None:
         raise KeyboardInterrupt
 
@@ -129,7 +131,7 @@ def test_interrupt_is_130(run_main: Callable[..., Any], monkeypatch: pytest.Monk
     assert (result.code, result.err) == (130, "")
 
 
-def test_a_reader_that_goes_away_is_quiet() -> None:
+def test_closed_pipe_exits_quietly() -> None:
     reader, writer = os.pipe()
     os.close(reader)
     environment = {**os.environ, "PYTHONPATH": SOURCES}
@@ -150,7 +152,7 @@ def test_a_reader_that_goes_away_is_quiet() -> None:
     ("words", "code"),
     [("runs ls >&-", 0), ("--help >&-", 0), ("runs ls --json <&- >&- 2>&-", 0), ("runs show x 2>&-", 2)],
 )
-def test_closed_streams_are_quiet(words: str, code: int, tmp_path: Path) -> None:
+def test_closed_streams_exit_quietly(words: str, code: int, tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": SOURCES, "XDG_STATE_HOME": str(tmp_path)}
     shell = ["sh", "-c", f'exec "$0" -m stackllama_console {words}', sys.executable]
     done = subprocess.run(shell, env=environment, capture_output=True, text=True, timeout=60, check=False)
@@ -158,7 +160,7 @@ def test_closed_streams_are_quiet(words: str, code: int, tmp_path: Path) -> None
     assert not list(tmp_path.rglob("crash-*"))
 
 
-def test_a_terminal_that_cannot_show_a_character_is_no_crash(tmp_path: Path) -> None:
+def test_unencodable_character_does_not_crash(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": SOURCES, "PYTHONIOENCODING": "ascii"}
     done = subprocess.run(
         [sys.executable, "-m", "stackllama_console", "--home", str(tmp_path / "häuser"), "info"],
@@ -170,14 +172,14 @@ def test_a_terminal_that_cannot_show_a_character_is_no_crash(tmp_path: Path) -> 
     assert done.returncode == 0 and b"h?user" in done.stdout
 
 
-def test_a_home_that_cannot_be_read_is_one_line(run_main: Callable[..., Any], tmp_path: Path) -> None:
+def test_unreadable_home_is_one_line(run_main: Callable[..., Any], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     result = run_main("--home", str(tmp_path / "file"), "runs", "ls")
     assert result.err.count("\n") == 1 and result.code in (0, 1, 2)
     assert "unexpected" not in result.err
 
 
-def test_deleted_current_directory_is_a_sentence(
+def test_deleted_current_directory_is_one_sentence(
     run_main: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (gone := tmp_path / "gone").mkdir()
@@ -190,7 +192,7 @@ def test_deleted_current_directory_is_a_sentence(
     assert model_folders(["/models/one"])[-1] == Path("/models")
 
 
-def test_home_may_stand_before_or_after_the_command(run_main: Callable[..., Any], tmp_path: Path) -> None:
+def test_home_option_works_before_and_after_the_command(run_main: Callable[..., Any], tmp_path: Path) -> None:
     before = run_main("--home", str(tmp_path / "a"), "info", "--json").json()
     after = run_main("info", "--json", "--home", str(tmp_path / "a")).json()
     assert before["home"] == after["home"] == str(tmp_path / "a")
@@ -221,7 +223,7 @@ def modules(names: list[str], *arguments: str) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("words", [["--help"], ["--version"], ["runs", "ls"], ["runs", "ls", "--json"], ["info"]])
-def test_quick_commands_load_neither_torch_nor_textual_nor_rich(words: list[str]) -> None:
+def test_quick_commands_import_neither_torch_nor_textual_nor_rich(words: list[str]) -> None:
     assert modules([*HEAVY, "rich", "psutil", "lxml"], *words)[1] == ""
 
 
@@ -235,13 +237,13 @@ def test_quick_commands_load_neither_torch_nor_textual_nor_rich(words: list[str]
         (["data", "prepare", "nosuch.xml", "--out", "nosuch"], 2),
     ],
 )
-def test_no_command_loads_what_trains(words: list[str], code: int | None) -> None:
+def test_commands_import_no_training_packages(words: list[str], code: int | None) -> None:
     ended, loaded = modules(HEAVY, *words)
     assert loaded == ""
     assert code is None or ended == code
 
 
 @pytest.mark.parametrize("words", ["--ascii open x", "open x --ascii", "--ascii demo", "--ascii"])
-def test_drawing_options_count_before_and_after_the_command(words: str) -> None:
+def test_drawing_options_work_before_and_after_the_command(words: str) -> None:
     arguments = parse(words.split())
     assert arguments.ascii is True and arguments.mouse is False

@@ -41,7 +41,7 @@ def test_old_runs_are_listed_and_shown(old: Home, run_main: Callable[..., Any]) 
         assert (shown.code, shown.err) == (0, "") and run_id in shown.out
 
 
-def test_feeds_read_old_runs_and_their_checkpoints_verify(old: Home) -> None:
+def test_readers_read_old_runs_and_their_checkpoints_verify(old: Home) -> None:
     for run in old.runs():
         reader = RunReader(run)
         assert reader.poll() and (reader.trouble, reader.bad_lines, reader.phase) == (None, 0, ENDS[run.id])

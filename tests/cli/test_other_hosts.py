@@ -19,7 +19,7 @@ from stackllama_engine.launch import run_location
 
 @pytest.fixture
 def far(make_run: Callable[..., RunDir]) -> RunDir:
-    """Running on another machine, silent for five minutes; its lock is free as seen from here."""
+    """Make a run on another machine, silent for five minutes; its lock is free as seen from here."""
     run = make_run(Stage.SFT, "far", phase="running", host=Host(name="gpu17\x1b[2J", boot_id="another-boot"))
     (run.path / "lock").unlink()
     set_sign(run, -310)
@@ -31,7 +31,7 @@ def set_sign(run: RunDir, seconds: float) -> None:
     os.utime(run.path / "state.json", (then, then))
 
 
-def test_ls_show_and_their_documents(
+def test_ls_and_show_name_the_other_host(
     far: RunDir, run_main: Callable[..., Any], assert_clean: Callable[[str], None]
 ) -> None:
     before = (far.path / "state.json").read_bytes()
@@ -46,19 +46,19 @@ def test_ls_show_and_their_documents(
     assert (far.path / "state.json").read_bytes() == before
 
 
-def test_no_age_where_the_clocks_disagree(far: RunDir, run_main: Callable[..., Any]) -> None:
+def test_ls_has_no_age_where_clocks_disagree(far: RunDir, run_main: Callable[..., Any]) -> None:
     set_sign(far, 3600)
     assert "last sign just now" in run_main("runs", "ls").out
     assert run_main("runs", "show", "far", "--json").json()["elsewhere"]["last_sign_age"] is None
 
 
-def test_a_run_here_has_no_such_fact(make_run: Callable[..., RunDir], run_main: Callable[..., Any]) -> None:
+def test_run_on_this_host_has_no_elsewhere(make_run: Callable[..., RunDir], run_main: Callable[..., Any]) -> None:
     make_run(Stage.SFT, "near", phase="running")
     make_run(Stage.SFT, "over", host=Host(name="gpu17", boot_id="another-boot"))
     assert [row["elsewhere"] for row in run_main("runs", "ls", "--json").json()["runs"]] == [None, None]
 
 
-def test_a_stop_that_is_not_answered_has_an_end(
+def test_stop_gives_up_on_a_silent_host(
     far: RunDir, run_main: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run_location, "SILENCE", 0.3)
@@ -69,60 +69,62 @@ def test_a_stop_that_is_not_answered_has_an_end(
 
 
 @pytest.fixture
-def torn(far: RunDir) -> RunDir:
-    """The same with a state that cannot be read."""
+def damaged(far: RunDir) -> RunDir:
+    """Make the same run with a state that cannot be read."""
     far.write_launch(Launch(argv=[], cwd="/", host="gpu17", created=1.0))
     (far.path / "state.json").write_bytes(b"\xff")
     return far
 
 
 @pytest.mark.parametrize("lock", ["seen nowhere", "written down"])
-def test_a_damaged_one_that_may_be_alive_there_is_kept(torn: RunDir, run_main: Callable[..., Any], lock: str) -> None:
+def test_rm_keeps_a_damaged_run_that_may_be_alive_elsewhere(
+    damaged: RunDir, run_main: Callable[..., Any], lock: str
+) -> None:
     if lock == "written down":
-        (torn.path / "launch.json").unlink()
-        write_holder(torn)
+        (damaged.path / "launch.json").unlink()
+        write_holder(damaged)
     refused = run_main("runs", "rm", "far", "--yes")
     assert refused.code == 3 and "runs rm far --host-gone gpu17" in refused.err
     other = run_main("runs", "rm", "far", "--yes", "--host-gone", "gpu18")
     assert other.code == 2 and "is on gpu17" in other.err
-    assert torn.path.is_dir()
-    assert run_main("runs", "rm", "far", "--yes", "--host-gone", "gpu17").code == 0 and not torn.path.exists()
+    assert damaged.path.is_dir()
+    assert run_main("runs", "rm", "far", "--yes", "--host-gone", "gpu17").code == 0 and not damaged.path.exists()
 
 
-def test_a_damaged_one_that_said_its_end_there_is_deleted(torn: RunDir, run_main: Callable[..., Any]) -> None:
-    events = EventWriter(torn.attempt_dir(1) / "events.jsonl")
+def test_rm_deletes_a_damaged_run_that_ended_elsewhere(damaged: RunDir, run_main: Callable[..., Any]) -> None:
+    events = EventWriter(damaged.attempt_dir(1) / "events.jsonl")
     events.write("end", data={"exit_code": 0})
     events.close()
-    assert run_main("runs", "rm", "far", "--yes").code == 0 and not torn.path.exists()
+    assert run_main("runs", "rm", "far", "--yes").code == 0 and not damaged.path.exists()
 
 
 @pytest.mark.parametrize("lock", ["seen nowhere", "written down"])
-def test_a_damaged_one_is_asked_to_stop_and_not_waited_for_without_end(
-    torn: RunDir, run_main: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, lock: str
+def test_stop_of_a_damaged_run_elsewhere_gives_up_waiting(
+    damaged: RunDir, run_main: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, lock: str
 ) -> None:
     if lock == "written down":
-        write_holder(torn)
+        write_holder(damaged)
     monkeypatch.setattr(run_location, "SILENCE", 0.3)
     result = run_main("runs", "stop", "far")
-    assert list(torn.requests()) == ["stop"]
+    assert list(damaged.requests()) == ["stop"]
     assert result.code == 1 and "It may be on gpu17" in result.err and "runs repair far" in result.err
 
 
-def test_of_a_damaged_one_here_only_this_machine_is_spoken_for(torn: RunDir, run_main: Callable[..., Any]) -> None:
-    (torn.path / "launch.json").unlink()
+def test_stop_of_a_damaged_run_refuses_for_this_machine_only(damaged: RunDir, run_main: Callable[..., Any]) -> None:
+    (damaged.path / "launch.json").unlink()
     result = run_main("runs", "stop", "far")
     assert result.code == 3 and "nothing of far is running on this machine" in result.err
 
 
-def test_a_damaged_one_on_a_full_disk_says_what_to_do(
-    torn: RunDir, run_main: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+def test_stop_of_a_damaged_run_on_a_full_disk_says_what_to_do(
+    damaged: RunDir, run_main: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(RunDir, "request", full)
     result = run_main("runs", "stop", "far")
-    assert result.code == 3 and f"Make room under {torn.path}" in result.err
+    assert result.code == 3 and f"Make room under {damaged.path}" in result.err
 
 
 def write_holder(run: RunDir) -> None:
@@ -136,7 +138,7 @@ def write_holder(run: RunDir) -> None:
     )
 
 
-def test_a_machine_that_is_gone_is_named(far: RunDir, home: Home, run_main: Callable[..., Any]) -> None:
+def test_host_gone_must_name_the_host(far: RunDir, home: Home, run_main: Callable[..., Any]) -> None:
     far.write_state(msgspec.structs.replace(far.read_state(), host=Host(name="gpu17", boot_id="another-boot")))
     for words in (("resume", "far"), ("rm", "far", "--yes")):
         result = run_main("runs", *words)

@@ -1,4 +1,4 @@
-"""A home that others own or may write: nothing is executed or changed in it, everything can be looked at."""
+"""A home that others own or may write: nothing is executed or changed in it, everything can be read."""
 
 import os
 import pwd
@@ -30,7 +30,7 @@ CHANGING = [
     ["runs", "rm", "one", "--yes"],
     *(["runs", ask, "alive"] for ask in ("save", "sample", "pause", "continue")),
     ["runs", "set", "alive", "learning_rate=1e-5"],
-    ["runs", "repair", "torn"],
+    ["runs", "repair", "damaged"],
     ["runs", "rm", "half"],
     ["runs", "rm", "--leftovers"],
 ]
@@ -46,10 +46,10 @@ def _nobody_is_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def stocked(home: Home, make_run: MakeRun) -> Home:
-    """A run that stopped, one that is alive, a damaged one, and what a deletion left."""
+    """Make a stopped run, a running one, a damaged one, and what a deletion left."""
     make_run(Stage.SFT, "one", "stopped", overrides=["load_in_8bit=false"])
     make_run(Stage.SFT, "alive", "running")
-    (make_run(Stage.SFT, "torn", "stopped").path / "state.json").write_bytes(b"\xff")
+    (make_run(Stage.SFT, "damaged", "stopped").path / "state.json").write_bytes(b"\xff")
     (home.runs_dir / "half" / "control").mkdir(parents=True)
     return home
 

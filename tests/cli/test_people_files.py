@@ -1,4 +1,4 @@
-"""Files that people name: whatever lies there, a command ends soon, with one sentence and exit code 2."""
+"""Files named by a person: whatever their content, a command ends soon, with one sentence and exit code 2."""
 
 import json
 import os
@@ -59,7 +59,7 @@ YAML = {
 
 @pytest.fixture(autouse=True)
 def _no_hang() -> Iterator[None]:
-    """A read that waits for ever is interrupted, and fails its test."""
+    """Interrupt a read that waits for ever, and fail its test."""
 
     def give_up(_number: int, _frame: FrameType | None) -> None:
         raise TimeoutError("it hangs")

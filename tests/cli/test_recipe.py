@@ -54,4 +54,4 @@ def test_several_mistakes_are_a_line_each(run_main: Callable[..., Any]) -> None:
     assert (result.code, result.out) == (2, "")
     lines = result.err.splitlines()
     assert lines[0] == "stackllama-console: command line: 3 mistakes:" and len(lines) == 4
-    assert "  `learning_rate=abc`: expected a number, got text." in lines and "\x1b" not in result.err
+    assert "  `learning_rate=abc`: expected a number." in lines and "\x1b" not in result.err

@@ -1,4 +1,4 @@
-"""What `demo`, `pipeline --follow` and `watch` say at the end of a pipeline."""
+"""The report that `demo`, `pipeline --follow` and `watch` print at the end of a pipeline."""
 
 from collections.abc import Callable
 from pathlib import Path

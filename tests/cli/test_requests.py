@@ -1,4 +1,4 @@
-"""What is asked of a run that trains, from the command line."""
+"""Requests to a running run from the command line."""
 
 import json
 from collections.abc import Callable
@@ -17,7 +17,7 @@ MakeRun = Callable[..., RunDir]
 
 
 @pytest.mark.parametrize("ask", ["save", "sample", "pause", "continue"])
-def test_a_request_is_one_file(ask: str, make_run: MakeRun, run_main: Callable[..., Any]) -> None:
+def test_request_is_one_file(ask: str, make_run: MakeRun, run_main: Callable[..., Any]) -> None:
     run = make_run(Stage.PPO, "one", "running")
     result = run_main("runs", ask, "one", "--json")
     assert result.code == 0 and result.err.startswith("one: ")
@@ -25,13 +25,13 @@ def test_a_request_is_one_file(ask: str, make_run: MakeRun, run_main: Callable[.
     assert list(run.requests()) == [ask]
 
 
-def test_a_pause_says_what_it_keeps_and_how_to_go_on(make_run: MakeRun, run_main: Callable[..., Any]) -> None:
+def test_pause_says_what_it_keeps_and_how_to_continue(make_run: MakeRun, run_main: Callable[..., Any]) -> None:
     make_run(Stage.SFT, "one", "running")
     said = run_main("runs", "pause", "one").err
-    assert "memory stays held" in said and "runs continue one" in said
+    assert "memory stays allocated" in said and "runs continue one" in said
 
 
-def test_a_change_carries_its_value(make_run: MakeRun, run_main: Callable[..., Any]) -> None:
+def test_set_request_carries_its_value(make_run: MakeRun, run_main: Callable[..., Any]) -> None:
     run = make_run(Stage.PPO, "one", "running")
     assert run_main("runs", "set", "one", "kl_coef=0.05").code == 0
     assert requests.changes(run) == ([Change("kl_coef", 0.05)], [])
@@ -58,7 +58,7 @@ def test_refusals_write_nothing(
     assert list(run.requests()) == []
 
 
-def test_of_a_pipeline_its_stage_at_work_is_asked(make_run: MakeRun, run_main: Callable[..., Any]) -> None:
+def test_request_to_a_pipeline_goes_to_its_active_stage(make_run: MakeRun, run_main: Callable[..., Any]) -> None:
     pipeline = make_run(Stage.PIPELINE, "p", "running")
     child = make_run(Stage.SFT, child_id("p", CHILDREN[0].suffix), "running")
     launch = {"argv": [], "cwd": "/", "host": "here", "created": 0.0, "parents": ["p"]}

@@ -16,7 +16,7 @@ from stackllama_engine.contract.stages import Stage
 MakeRun = Callable[..., RunDir]
 
 
-def test_ls_of_an_empty_home(run_main: Callable[..., Any], home: Home) -> None:
+def test_ls_of_an_empty_home_suggests_demo(run_main: Callable[..., Any], home: Home) -> None:
     result = run_main("runs", "ls")
     assert (result.code, result.out) == (0, "")
     assert "No runs under" in result.err
@@ -29,7 +29,9 @@ def test_ls_of_an_empty_home(run_main: Callable[..., Any], home: Home) -> None:
     assert not home.path.exists()
 
 
-def test_ls(make_run: MakeRun, write_events: Callable[..., None], run_main: Callable[..., Any]) -> None:
+def test_ls_lists_runs_as_table_and_json(
+    make_run: MakeRun, write_events: Callable[..., None], run_main: Callable[..., Any]
+) -> None:
     now = time.time()
     sft = make_run(Stage.SFT, "a-sft", created=now - 3 * 86400)
     reward = make_run(Stage.REWARD, "b-reward", "running", created=now - 7200)
@@ -56,7 +58,7 @@ def test_ls(make_run: MakeRun, write_events: Callable[..., None], run_main: Call
     assert (only["step"], only["total_steps"], only["state"]) == (8, 40, "running")
 
 
-def test_ls_shows_what_the_result_says_once_there_is_one(
+def test_ls_prefers_the_metric_of_the_result(
     make_run: MakeRun, write_events: Callable[..., None], run_main: Callable[..., Any]
 ) -> None:
     reward = make_run(Stage.REWARD, "r")
@@ -67,7 +69,7 @@ def test_ls_shows_what_the_result_says_once_there_is_one(
     assert lines[1].endswith("accuracy 0.81") and lines[2].endswith("error 0.25")
 
 
-def test_ls_in_a_narrow_terminal(
+def test_ls_shortens_ids_in_a_narrow_terminal(
     make_run: MakeRun, run_main: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipeline = "pipeline-20260101-120000-abcd"
@@ -86,7 +88,7 @@ def test_ls_in_a_narrow_terminal(
     assert names == [pipeline, "…-sft", "…-sft-merged", "other"]
 
 
-def test_ls_says_where_a_pipeline_is(
+def test_ls_names_the_active_child_of_a_pipeline(
     make_run: MakeRun, write_events: Callable[..., None], run_main: Callable[..., Any]
 ) -> None:
     run = make_run(Stage.PIPELINE, "p", "stopped")
@@ -94,21 +96,21 @@ def test_ls_says_where_a_pipeline_is(
     assert run_main("runs", "ls").out.splitlines()[1].split()[3:] == ["2/6", "1m", "at", "reward"]
 
 
-def test_the_newest_run_is_the_pipeline_not_its_child(make_run: MakeRun, run_main: Callable[..., Any]) -> None:
+def test_default_run_is_the_pipeline_not_its_child(make_run: MakeRun, run_main: Callable[..., Any]) -> None:
     make_run(Stage.SFT, "a", created=1.0)
     make_run(Stage.PIPELINE, "p", created=2.0)
     make_run(Stage.SFT, "p-sft", created=3.0)
     assert run_main("runs", "show", "--json").json()["run"] == "p"
 
 
-def test_ls_reconciles(make_run: MakeRun, run_main: Callable[..., Any]) -> None:
+def test_ls_reconciles_states(make_run: MakeRun, run_main: Callable[..., Any]) -> None:
     run = make_run(Stage.SFT, "one", "finished")
     run.write_state(msgspec.structs.replace(run.read_state(), phase="running", ended=None, exit_code=None))
     assert "lost" in run_main("runs", "ls").out  # nobody holds its lock
     assert run.read_state().phase == "lost"
 
 
-def test_one_damaged_run_does_not_hide_the_others(make_run: MakeRun, run_main: Callable[..., Any]) -> None:
+def test_ls_lists_others_beside_a_damaged_run(make_run: MakeRun, run_main: Callable[..., Any]) -> None:
     make_run(Stage.SFT, "good")
     (make_run(Stage.SFT, "bad").path / "state.json").write_text("{")
     result = run_main("runs", "ls")
@@ -122,7 +124,7 @@ def test_one_damaged_run_does_not_hide_the_others(make_run: MakeRun, run_main: C
 
 
 def _bytes_read() -> int:
-    """What this process has read from files so far (proc(5), `rchar`)."""
+    """Return the bytes that this process has read so far (proc(5), `rchar`)."""
     return int(Path("/proc/self/io").read_text().split()[1])
 
 
@@ -139,7 +141,9 @@ def test_ls_reads_only_the_end_of_a_long_run(make_run: MakeRun, run_main: Callab
     assert _bytes_read() - before < 4_000_000
 
 
-def test_show(make_run: MakeRun, write_events: Callable[..., None], run_main: Callable[..., Any]) -> None:
+def test_show_prints_sections_and_json(
+    make_run: MakeRun, write_events: Callable[..., None], run_main: Callable[..., Any]
+) -> None:
     run = make_run(
         Stage.SFT, "one", "failed", cause="out of memory in train", overrides=["learning_rate=3e-4", "seed=7"]
     )
@@ -183,7 +187,9 @@ def test_show_names_the_slurm_job(make_run: MakeRun, run_main: Callable[..., Any
     assert "slurm.json cannot be read" in run_main("runs", "show", "two").out
 
 
-def test_show_of_the_newest_run_and_of_a_damaged_recipe(make_run: MakeRun, run_main: Callable[..., Any]) -> None:
+def test_show_of_the_newest_run_has_its_recipe_or_why_it_is_unreadable(
+    make_run: MakeRun, run_main: Callable[..., Any]
+) -> None:
     assert run_main("runs", "show").code == 2
     make_run(Stage.SFT, "old", created=1.0)
     new = make_run(Stage.PIPELINE, "new", overrides=["ppo.learning_rate=4e-5"])
@@ -196,20 +202,20 @@ def test_show_of_the_newest_run_and_of_a_damaged_recipe(make_run: MakeRun, run_m
     assert result.code == 0 and "cannot be read" in result.out and "has no key `nokey`" in result.out
 
 
-def test_a_wrong_run_id_names_the_nearest(make_run: MakeRun, run_main: Callable[..., Any]) -> None:
+def test_wrong_run_id_suggests_the_nearest(make_run: MakeRun, run_main: Callable[..., Any]) -> None:
     make_run(Stage.SFT, "sft-20260101-120000-abcd")
     result = run_main("runs", "show", "sft-20260101-120000-abce")
     assert result.code == 2
     assert "Did you mean `sft-20260101-120000-abcd`?" in result.err
 
 
-def test_logs(make_run: MakeRun, run_main: Callable[..., Any]) -> None:
+def test_logs_prints_last_lines_and_follows(make_run: MakeRun, run_main: Callable[..., Any]) -> None:
     run = make_run(Stage.SFT, "one")
     assert "printed nothing" in run_main("runs", "logs").err
     log = run.attempt_dir(1) / "log.txt"
-    log.write_bytes(b"".join(b"line %d\n" % index for index in range(200_000)) + b"torn \xff")
+    log.write_bytes(b"".join(b"line %d\n" % index for index in range(200_000)) + b"truncated \xff")
     lines = run_main("runs", "logs", "one", "-n", "3").out.splitlines()
-    assert lines == ["line 199998", "line 199999", "torn \ufffd"]
+    assert lines == ["line 199998", "line 199999", "truncated \ufffd"]
     assert len(run_main("runs", "logs", "one").out.splitlines()) == 100
     assert run_main("runs", "logs", "one", "-f", "-n", "2").out.splitlines() == lines[1:]
     log.write_bytes(b"x" * 20_000_000)  # one endless line: the last megabytes of it, at once
@@ -223,7 +229,7 @@ def child_of(pipeline: str, child: RunDir) -> RunDir:
     return child
 
 
-def test_the_log_of_a_pipeline_names_its_stage(make_run: MakeRun, run_main: Callable[..., Any]) -> None:
+def test_logs_of_a_pipeline_names_its_stages_log(make_run: MakeRun, run_main: Callable[..., Any]) -> None:
     make_run(Stage.PIPELINE, "p", "failed")
     child_of("p", make_run(Stage.SFT, "p-sft"))
     child_of("p", make_run(Stage.MERGE, "p-sft-merged", "failed"))
@@ -235,13 +241,11 @@ def test_the_log_of_a_pipeline_names_its_stage(make_run: MakeRun, run_main: Call
     assert run_main("runs", "logs", "one").err == "one has printed nothing yet.\n"
 
 
-def test_a_stage_that_outlived_its_pipeline_is_named_and_stopped(
-    make_run: MakeRun, run_main: Callable[..., Any]
-) -> None:
+def test_stage_that_outlived_its_pipeline_is_named_and_stopped(make_run: MakeRun, run_main: Callable[..., Any]) -> None:
     make_run(Stage.PIPELINE, "p", "lost")
     child = child_of("p", make_run(Stage.SFT, "p-sft", "running"))
-    assert "its stage `p-sft` still runs" in run_main("runs", "watch", "p").err
-    assert "still runs  its stage `p-sft`" in run_main("runs", "show", "p").out
+    assert "its stage `p-sft` is still running" in run_main("runs", "watch", "p").err
+    assert "still running  its stage `p-sft`" in run_main("runs", "show", "p").out
     result = run_main("runs", "stop", "p", "--no-wait")
     assert result.code == 0 and "its stage `p-sft` was still running and was asked to stop" in result.err
     assert (child.control / "stop").exists()
@@ -250,10 +254,10 @@ def test_a_stage_that_outlived_its_pipeline_is_named_and_stopped(
     assert result.code == 1 and "has ended already" in result.err
 
 
-def test_a_wrong_recipe_is_not_resumed(make_run: MakeRun, run_main: Callable[..., Any]) -> None:
+def test_failed_recipe_suggests_relaunch_instead_of_resume(make_run: MakeRun, run_main: Callable[..., Any]) -> None:
     make_run(Stage.SFT, "one", "failed", exit_code=2)
     said = run_main("runs", "watch", "one").err
-    assert "mend the recipe and launch again" in said and "resume" not in said
+    assert "fix the recipe and relaunch" in said and "resume" not in said
 
 
 def test_show_of_ppo_has_before_and_after(make_run: MakeRun, run_main: Callable[..., Any]) -> None:
@@ -325,11 +329,11 @@ def test_no_command_lets_foreign_text_through(
         (1e7, "1e+07"),
     ],
 )
-def test_number(value: float | None, text: str) -> None:
+def test_number_has_at_most_eight_characters(value: float | None, text: str) -> None:
     assert number(value) == text
 
 
-def test_units() -> None:
+def test_units_are_readable() -> None:
     assert [duration(s) for s in (0, 59.4, 60, 185, 7620, 4 * 86400 + 3 * 3600)] == [
         "0 s",
         "59 s",
@@ -348,7 +352,7 @@ def test_units() -> None:
     assert [cut("abcdef", n) for n in (6, 5, 1, 0)] == ["abcdef", "abcd…", "…", ""]
 
 
-def test_show_has_measured_peaks_and_the_phase_that_took_most(
+def test_show_has_measured_peaks_and_the_highest_phase(
     make_run: Callable[..., RunDir], write_events: Callable[..., None], run_main: Callable[..., Any]
 ) -> None:
     run = make_run(Stage.PPO, "measured")

@@ -35,12 +35,12 @@ UNSAFE = [*CONTROLS, 0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x20
         ("lone \ud800 surrogate", "lone \ufffd surrogate"),
     ],
 )
-def test_known_sequences(text: str, clean: str) -> None:
+def test_sanitise_removes_known_sequences(text: str, clean: str) -> None:
     assert sanitise(text) == clean
 
 
 @given(st.text(alphabet=st.one_of(st.characters(), st.sampled_from([*map(chr, UNSAFE), *"[]PX^_;\\m2Jc"]))))
-def test_nothing_unsafe_is_left_and_nothing_changes_twice(text: str) -> None:
+def test_sanitise_is_safe_and_idempotent(text: str) -> None:
     clean = sanitise(text)
     assert not {ord(character) for character in clean} & set(UNSAFE)
     assert sanitise(clean) == clean
@@ -48,11 +48,11 @@ def test_nothing_unsafe_is_left_and_nothing_changes_twice(text: str) -> None:
 
 
 @given(st.text(alphabet=st.characters(exclude_categories=["Cc", "Cf", "Cs", "Zl", "Zp"])))
-def test_harmless_text_is_untouched(text: str) -> None:
+def test_sanitise_keeps_harmless_text(text: str) -> None:
     assert sanitise(text) == text
 
 
-def test_payloads(payloads: list[str], assert_clean: Callable[[str], None]) -> None:
+def test_sanitise_disarms_payloads(payloads: list[str], assert_clean: Callable[[str], None]) -> None:
     for payload in payloads:
         assert_clean(sanitise(payload))
         assert_clean(one_line(payload))
@@ -60,17 +60,17 @@ def test_payloads(payloads: list[str], assert_clean: Callable[[str], None]) -> N
 
 
 @pytest.mark.parametrize("part", ["\x9d", "\x1b]", "\x1b[", "\x9b0", "\x1b[0;", "\x1b]a", "\x90\t", "\u202e"])
-def test_hostile_lines_take_linear_time(part: str) -> None:
+def test_sanitise_takes_linear_time(part: str) -> None:
     started = time.process_time()
     sanitise(part * 300_000)
     assert time.process_time() - started < 2  # quadratic would take hours
 
 
-def test_a_string_does_not_hide_the_lines_after_it() -> None:
+def test_sanitise_keeps_lines_after_a_string_sequence() -> None:
     assert sanitise("\x1b]52;c;open\nsecond line\x07\nthird") == "52;c;open\nsecond line\nthird"
 
 
-def test_one_line_and_log_line() -> None:
+def test_one_line_and_log_line_are_single_lines() -> None:
     assert one_line("  a\n b\t\tc ") == "a b c"
     assert log_line(" 10%|#   |\r 50%|##  |\r100%|####|\n") == "100%|####|"
     assert log_line("ends in a return\r\n") == "ends in a return"

@@ -67,7 +67,7 @@ sys.exit(main(sys.argv[1:]))
 
 
 def begin(tmp_path: Path, code: str, *words: str) -> subprocess.Popen[str]:
-    """The command with a change in it, to the moment at which it prints a line."""
+    """Start the command with a change in it, and wait until it prints a line."""
     (tmp_path / "changed.py").write_text(code)
     environment = os.environ | {"PYTHONPATH": SOURCES, "STACKLLAMA_HOME": str(tmp_path / "home")}
     process = subprocess.Popen(
@@ -100,14 +100,14 @@ def started(tmp_path: Path) -> Iterator[Home]:
         (signal.SIGHUP, "stackllama_console.cli.listing"),
     ],
 )
-def test_a_signal_during_an_import_ends_it_quietly(tmp_path: Path, number: signal.Signals, module: str) -> None:
+def test_signal_during_an_import_exits_quietly(tmp_path: Path, number: signal.Signals, module: str) -> None:
     process = begin(tmp_path, IMPORTING.format(module=module), "runs", "ls")
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (128 + number, "", "")
 
 
-def test_an_ignored_hang_up_stays_ignored(tmp_path: Path) -> None:
+def test_ignored_hang_up_stays_ignored(tmp_path: Path) -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as under nohup
     try:
         process = begin(tmp_path, IMPORTING.format(module="msgspec"), "runs", "ls")
@@ -120,7 +120,7 @@ def test_an_ignored_hang_up_stays_ignored(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
-def test_a_signal_in_mid_launch_waits_until_the_run_goes_on(
+def test_signal_during_a_launch_waits_until_the_run_is_started(
     tmp_path: Path, started: Home, number: signal.Signals
 ) -> None:
     words = ("launch", "sft", "model_name_or_path=demo", "dataset_name=demo", "use_cpu=true", "--name=mine")
@@ -138,9 +138,7 @@ def test_a_signal_in_mid_launch_waits_until_the_run_goes_on(
     [pytest.param(signal.SIGINT, 0.3, marks=pytest.mark.long), (signal.SIGTERM, 0.3), (signal.SIGTERM, 600)],
     ids=["INT", "TERM", "hangs"],
 )
-def test_a_signal_while_the_first_screen_is_made_is_no_crash(
-    tmp_path: Path, number: signal.Signals, seconds: float
-) -> None:
+def test_signal_during_the_first_screen_is_no_crash(tmp_path: Path, number: signal.Signals, seconds: float) -> None:
     (tmp_path / "changed.py").write_text(MOUNTING.format(number=int(number), seconds=seconds))
     command = (sys.executable, str(tmp_path / "changed.py"))
     with Terminal(tmp_path / "home", command=command) as console:

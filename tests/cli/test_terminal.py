@@ -1,4 +1,4 @@
-"""In a real pseudo-terminal of 80 × 24: bars, colours, and the terminal left as it was found."""
+"""In a real pseudo-terminal of 80 × 24: bars, colours, and the terminal restored."""
 
 import fcntl
 import os
@@ -44,7 +44,7 @@ class Terminal:
         self.data = b""
 
     def read(self, until: bytes | None = None, seconds: float = 60.0) -> str:
-        """What is shown until ``until`` appears, or to the end."""
+        """Return the output until ``until`` appears, or to the end."""
         deadline = time.monotonic() + seconds
         while until is None or until not in self.data:
             assert time.monotonic() < deadline, self.data
@@ -77,7 +77,7 @@ def running(make_run: Callable[..., RunDir], write_events: Callable[..., None], 
     return run
 
 
-def test_watch_in_a_terminal(
+def test_watch_draws_bars_in_a_terminal(
     home: Home,
     running: RunDir,
     write_events: Callable[..., None],
@@ -97,7 +97,7 @@ def test_watch_in_a_terminal(
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_leaving_gives_the_cursor_back(home: Home, running: RunDir, number: signal.Signals, code: int) -> None:
+def test_leaving_restores_the_cursor(home: Home, running: RunDir, number: signal.Signals, code: int) -> None:
     terminal = Terminal(home, "runs", "watch", "one")
     terminal.read(until=b"12/60")
     os.killpg(terminal.process.pid, number)
@@ -108,7 +108,7 @@ def test_leaving_gives_the_cursor_back(home: Home, running: RunDir, number: sign
 
 
 @pytest.mark.slow
-def test_an_idle_run_costs_little(home: Home, running: RunDir) -> None:
+def test_idle_run_writes_little(home: Home, running: RunDir) -> None:
     terminal = Terminal(home, "runs", "watch", "one")
     terminal.read(until=b"12/60")
     before, until = len(terminal.data), time.monotonic() + 3
@@ -120,7 +120,7 @@ def test_an_idle_run_costs_little(home: Home, running: RunDir) -> None:
     terminal.end()
 
 
-def test_ls_has_colours_and_no_color_has_none(home: Home, make_run: Callable[..., Any]) -> None:
+def test_ls_respects_no_color(home: Home, make_run: Callable[..., Any]) -> None:
     make_run(Stage.SFT, "one", "failed")
     code, text = Terminal(home, "runs", "ls").end()
     assert code == 0 and "\x1b[31mfailed" in text
@@ -130,7 +130,7 @@ def test_ls_has_colours_and_no_color_has_none(home: Home, make_run: Callable[...
     assert code == 0 and "\x1b" not in text
 
 
-def test_no_color_is_respected_by_bars(home: Home, running: RunDir) -> None:
+def test_bars_respect_no_color(home: Home, running: RunDir) -> None:
     terminal = Terminal(home, "runs", "watch", "one", NO_COLOR="1")
     terminal.read(until=b"12/60")
     os.killpg(terminal.process.pid, signal.SIGTERM)

@@ -21,14 +21,16 @@ def put(run: RunDir, step: int, content: bytes = b"weights") -> Path:
     return path
 
 
-def test_each_checkpoint_and_which_one_counts(make_run: Callable[..., RunDir], run_main: Callable[..., Any]) -> None:
+def test_verify_lists_checkpoints_and_the_one_to_resume_from(
+    make_run: Callable[..., RunDir], run_main: Callable[..., Any]
+) -> None:
     run = make_run(Stage.SFT, "mine")
     put(run, 1)
     put(run, 2)
     put(run, 3, b"WEIGHTS")
     (run.checkpoints / ".tmp-000004").mkdir()
     result = run_main("runs", "verify", "mine")
-    assert result.code == 1 and "1 of 3 damaged; resuming it would begin with step-000002" in result.err
+    assert result.code == 1 and "1 of 3 damaged; resume would start from step-000002" in result.err
     assert result.out.splitlines() == [
         "step-000001  ok",
         "step-000002  ok",
@@ -45,22 +47,22 @@ def test_each_checkpoint_and_which_one_counts(make_run: Callable[..., RunDir], r
     }
 
 
-def test_where_all_verify_it_ends_with_0(make_run: Callable[..., RunDir], run_main: Callable[..., Any]) -> None:
+def test_verify_exits_with_0_when_all_are_valid(make_run: Callable[..., RunDir], run_main: Callable[..., Any]) -> None:
     run = make_run(Stage.SFT, "mine")
     put(run, 1)
     put(run, 2)
     assert run_main("runs", "verify", "mine").code == 0
 
 
-def test_when_none_verifies_it_ends_with_1(make_run: Callable[..., RunDir], run_main: Callable[..., Any]) -> None:
+def test_verify_exits_with_1_when_none_is_valid(make_run: Callable[..., RunDir], run_main: Callable[..., Any]) -> None:
     run = make_run(Stage.SFT, "mine")
     assert run_main("runs", "verify").code == 1
     put(run, 3, b"WEIGHTS")
     result = run_main("runs", "verify")
-    assert (result.code, "no checkpoint that verifies" in result.err) == (1, True)
+    assert (result.code, "no valid checkpoint" in result.err) == (1, True)
 
 
-def test_hostile_names_do_not_reach_the_terminal(
+def test_verify_sanitises_hostile_names(
     make_run: Callable[..., RunDir], run_main: Callable[..., Any], assert_clean: Callable[[str], None]
 ) -> None:
     run = make_run(Stage.SFT, "mine")
@@ -70,7 +72,7 @@ def test_hostile_names_do_not_reach_the_terminal(
     assert_clean(result.out)
 
 
-def test_a_pipeline_names_its_stages(make_run: Callable[..., RunDir], run_main: Callable[..., Any]) -> None:
+def test_verify_of_a_pipeline_names_its_stages(make_run: Callable[..., RunDir], run_main: Callable[..., Any]) -> None:
     make_run(Stage.PIPELINE, "all")
     result = run_main("runs", "verify", "all")
     assert result.code == 2

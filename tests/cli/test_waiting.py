@@ -1,4 +1,4 @@
-"""A run that waits for room on the disk says so, with figures, wherever a person looks."""
+"""A run that waits for room on the disk says so, with numbers, in every command and screen."""
 
 import io
 from collections.abc import Callable
@@ -28,30 +28,32 @@ EVENTS: tuple[tuple[str, dict[str, Any]], ...] = (
 THEME = {name: "#ffffff" for name in ("primary", "success", "warning", "error", "accent", "secondary", "foreground")}
 
 
-def test_the_command_line_says_it(
+def test_ls_and_show_say_that_a_run_waits_for_room(
     make_run: Callable[..., RunDir], write_events: Callable[..., None], run_main: Callable[..., Any]
 ) -> None:
     write_events(make_run(Stage.SFT, "one", "running"), *EVENTS)
-    assert f"{AT}, last heard of" in run_main("runs", "show", "one").out
+    assert f"{AT}, last event" in run_main("runs", "show", "one").out
     assert json.decode(run_main("runs", "show", "one", "--json").out)["at"] == AT
     assert AT in run_main("runs", "ls").out
     assert json.decode(run_main("runs", "ls", "--json").out)["runs"][0]["at"] == AT
 
 
-def test_watch_says_it(home: Home, make_run: Callable[..., RunDir], write_events: Callable[..., None]) -> None:
+def test_watch_says_that_a_run_waits_for_room(
+    home: Home, make_run: Callable[..., RunDir], write_events: Callable[..., None]
+) -> None:
     run = make_run(Stage.SFT, "one", "running")
     stream = io.StringIO()
     display = Bars(Console(file=stream, force_terminal=True, width=150, height=24, highlight=False))
     follower = Follower(home, run, display)
     write_events(run, *EVENTS)
-    follower.look()
+    follower.poll()
     display.close()
     text = Console(file=io.StringIO()).render_str(stream.getvalue(), markup=False).plain
     assert f"sft: {WAITING_FOR_ROOM} after step 12: {REASON}" in text
     assert AT in text.rpartition("12/60")[2], "in the bar, in place of metrics"
 
 
-def test_the_monitor_and_the_list_of_runs_say_it_until_it_goes_on(
+def test_monitor_and_runs_list_say_that_a_run_waits_until_it_continues(
     home: Home, make_run: Callable[..., RunDir], write_events: Callable[..., None]
 ) -> None:
     run = make_run(Stage.SFT, "one", "running")

@@ -1,4 +1,4 @@
-"""A run at work under a real supervisor, which goes on for longer than any test: for what may not disturb it."""
+"""A run under a real supervisor that outlasts any test: for commands that may not disturb it."""
 
 import os
 import signal
@@ -18,19 +18,19 @@ WORKER = Path(__file__).with_name("scripted_worker.py")
 
 
 def create(home: Home, name: str) -> RunDir:
-    """A run that nobody has started."""
+    """Create a run without starting it."""
     recipe = build_recipe(Stage.SFT, {"model_name_or_path": "gpt2", "use_cpu": True})
     return home.create(Stage.SFT, dump_recipe(recipe), name)
 
 
 def work(run: Path) -> Command:
-    """Fifty steps a second, a million of them."""
+    """Return a command for a million steps at fifty per second."""
     environment = {RUN_MARK: str(run), "STACKLLAMA_WORLD_SIZE": "1"} | source_path("")
     return Command(argv=[sys.executable, str(WORKER), str(run), "1000000", "0.02"], environment=environment)
 
 
 def begin(home: Home, name: str = "working") -> RunDir:
-    """A new run, at work."""
+    """Start a new run."""
     run = create(home, name)
     lock = run.acquire_lock()
     try:

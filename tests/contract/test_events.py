@@ -315,7 +315,7 @@ def test_history_keeps_first_and_last_and_the_end() -> None:
     assert history.first == {"loss": 3.0, "eval_loss": 2.5}
     assert history.last == {"loss": 2.0, "eval_loss": 2.5}
     assert history.memory_by_phase == {"load": {"rss": 3.0}}
-    assert (history.memory, history.checkpoint, history.health) == ({"rss": 5.0}, 2, ["3 pairs dropped"])
+    assert (history.memory, history.health) == ({"rss": 5.0}, ["3 pairs dropped"])
     assert (history.exit_code, history.cause) == (75, "saved")
 
 

@@ -225,7 +225,7 @@ def test_values_as_transformers_takes_them(override: str, key: str, value: Any) 
         ("lr_scheduler_type=cosine_with_min_lr", "belong together"),
         ("min_lr_rate=0.1", "belong together"),
         ("lr_scheduler_kwargs={num_cycles: 2}", "`min_lr_rate`"),
-        ("eval_strategy=often", "must be one of"),
+        ("eval_strategy=often", "expected one of"),
     ],
 )
 def test_what_would_change_the_outcome_is_refused_by_a_sentence_of_its_own(override: str, why: str) -> None:

@@ -81,13 +81,10 @@ def _reader(home: Home, run_id: str) -> Any:
     seen = (
         reader.state,
         reader.trouble,
-        reader.remarks,
-        reader.timings,
-        reader.started,
-        reader.first_step,
+        reader.notices,
         reader.bad_lines,
     )
-    return seen, reader.eta(2e9), reader.checkpoints, advice(reader.run, reader.state) if reader.state else ""
+    return seen, reader.eta(2e9), advice(reader.run, reader.state) if reader.state else ""
 
 
 def _log(home: Home, run_id: str) -> Any:

@@ -22,7 +22,7 @@ def home(tmp_path: Path) -> Home:
 
 @pytest.fixture
 def make_run(home: Home) -> Iterator[Callable[..., RunDir]]:
-    """A run with one attempt. Unless it has ended its lock is held, as by a supervisor."""
+    """Make runs with one attempt. Unless it has ended the lock is held, as by a supervisor."""
     locks: list[int] = []
 
     def make(stage: Stage = Stage.PPO, name: str = "run", phase: str = "running", **fields: Any) -> RunDir:

@@ -29,12 +29,12 @@ def single(number: int, value: float) -> bytes:
 
 
 def scalar(tag: str, value: float) -> bytes:
-    """A ``Value`` as older writers (and torch) put it."""
+    """Encode a ``Value`` as older writers (and torch) do."""
     return blob(1, blob(1, tag.encode()) + single(2, value))
 
 
 def tensor(tag: str, content: bytes, dtype: int = 1, shape: bytes = b"") -> bytes:
-    """A ``Value`` as newer writers put it, with the plugin's name in its metadata."""
+    """Encode a ``Value`` as newer writers do, with the plugin's name in its metadata."""
     metadata = blob(9, blob(1, blob(1, b"scalars")))
     return blob(1, blob(1, tag.encode()) + metadata + blob(8, integer(1, dtype) + blob(2, shape) + content))
 

@@ -1,4 +1,4 @@
-"""Whether a path has changed, told by one stat."""
+"""Stamp: detection of changes in a path by one stat."""
 
 import os
 import time
@@ -9,7 +9,7 @@ from stackllama_console.readers.file_stamp import Stamp
 OLD = 1_700_000_000
 
 
-def test_what_stays_is_no_change(tmp_path: Path) -> None:
+def test_unchanged_path_is_not_changed(tmp_path: Path) -> None:
     file = tmp_path / "file"
     stamp = Stamp(file)
     assert stamp.changed(), "the first look is one"
@@ -41,7 +41,7 @@ def test_size_time_and_replacement_are_changes(tmp_path: Path) -> None:
     assert stamp.missing
 
 
-def test_what_is_too_fresh_to_tell_is_looked_at_again(tmp_path: Path) -> None:
+def test_fresh_file_counts_as_changed(tmp_path: Path) -> None:
     soon = time.time() + 3600  # fresh for as long as this test takes
     os.utime(tmp_path, (soon, soon))
     stamp = Stamp(tmp_path)

@@ -80,20 +80,20 @@ def values(reader: ForeignReader, name: str) -> list[tuple[float, float]]:
 Attach = Callable[[], ForeignReader]
 
 
-def test_nothing_to_watch_is_said(tmp_path: Path) -> None:
+def test_directory_without_known_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UsageError) as error:
         open_foreign(tmp_path)
     for name in (str(tmp_path), "trainer_state.json", "trainer_log.jsonl", "events.out.tfevents"):
         assert name in str(error.value)
     (tmp_path / "attempts").mkdir()
-    with pytest.raises(UsageError, match="a run of ours"):
+    with pytest.raises(UsageError, match="a run of this console"):
         open_foreign(tmp_path)
     with pytest.raises(UsageError, match="no such directory"):
         open_foreign(tmp_path / "nowhere")
 
 
-def test_trainer_state(tmp_path: Path, attach: Attach) -> None:
+def test_trainer_state_becomes_history_and_series(tmp_path: Path, attach: Attach) -> None:
     write_json(tmp_path / "trainer_state.json", state(10, step=10, eval_loss=0.75, eval_runtime=1.0))
     reader = attach()
     assert reader.sources == ["trainer_state.json"] and reader.stage is None and reader.title == tmp_path.name
@@ -105,7 +105,7 @@ def test_trainer_state(tmp_path: Path, attach: Attach) -> None:
     assert reader.phase == "running" and reader.eta(0.0) is None and not reader.poll()
 
 
-def test_the_newest_checkpoint_speaks_while_the_directory_does_not(
+def test_newest_checkpoints_state_is_read_without_one_in_the_directory(
     tmp_path: Path, attach: Attach, clock: Clock
 ) -> None:
     write_json(tmp_path / "checkpoint-9" / "trainer_state.json", state(9))
@@ -117,14 +117,14 @@ def test_the_newest_checkpoint_speaks_while_the_directory_does_not(
     assert not reader.poll()
     clock.now += foreign.SEARCH_SECONDS
     assert reader.poll() and reader.history.step == 20
-    assert reader.series["loss"] is loss and len(loss) == 20  # went on, was not begun anew
+    assert reader.series["loss"] is loss and len(loss) == 20  # continued, not started over
     write_json(tmp_path / "trainer_state.json", state(25, 25, step=25, train_runtime=3.0))
     clock.now += foreign.SEARCH_SECONDS
     assert reader.poll() and reader.sources == ["trainer_state.json"] and len(loss) == 25
     assert reader.phase == "finished"
 
 
-def test_another_runs_state_begins_anew(tmp_path: Path, attach: Attach) -> None:
+def test_state_of_another_run_replaces_the_series(tmp_path: Path, attach: Attach) -> None:
     write_json(tmp_path / "trainer_state.json", state(10, step=10, train_runtime=1.0))
     reader = attach()
     assert reader.phase == "finished"
@@ -135,7 +135,7 @@ def test_another_runs_state_begins_anew(tmp_path: Path, attach: Attach) -> None:
     assert reader.history.step == 2 and reader.phase == "running"
 
 
-def test_half_a_state_is_tried_again(tmp_path: Path, attach: Attach) -> None:
+def test_half_written_state_is_tried_again(tmp_path: Path, attach: Attach) -> None:
     path = tmp_path / "trainer_state.json"
     whole = json.dumps(state(10))
     path.write_text(whole[:50])
@@ -151,7 +151,7 @@ def test_half_a_state_is_tried_again(tmp_path: Path, attach: Attach) -> None:
     assert reader.trouble is None and len(reader.series["loss"]) == 20
 
 
-def test_a_state_that_stays_damaged_is_said_once(tmp_path: Path, attach: Attach) -> None:
+def test_state_that_stays_damaged_is_reported_once(tmp_path: Path, attach: Attach) -> None:
     path = tmp_path / "trainer_state.json"
     path.write_text('{"log_history": [')
     reader = attach()
@@ -159,7 +159,7 @@ def test_a_state_that_stays_damaged_is_said_once(tmp_path: Path, attach: Attach)
     touch(tmp_path, 1.0)
     reader.poll()
     assert reader.poll()
-    assert reader.trouble == "trainer_state.json is no JSON, or was cut short." and not reader.poll()
+    assert reader.trouble == "trainer_state.json is not JSON, or was truncated." and not reader.poll()
     for text in ("[" * 100_000, "[]", '"x"', '{"log_history": 7, "global_step": "x"}', "1" * 10_000, "\xff"):
         path.write_text(text, encoding="latin-1")
         for _ in range(3):
@@ -167,13 +167,13 @@ def test_a_state_that_stays_damaged_is_said_once(tmp_path: Path, attach: Attach)
     assert reader.series == {}
 
 
-def test_a_state_too_large_is_not_read(tmp_path: Path, attach: Attach, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_oversized_state_is_not_read(tmp_path: Path, attach: Attach, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(foreign_sources, "MOST_JSON", 1 << 20)
     (tmp_path / "trainer_state.json").write_text(" " * (2 << 20) + "{}")
     assert attach().trouble == "trainer_state.json is larger than 1 MiB."
 
 
-def test_not_finite_values_are_gaps(tmp_path: Path, attach: Attach) -> None:
+def test_values_that_are_not_finite_are_gaps(tmp_path: Path, attach: Attach) -> None:
     entries = [
         {"step": 1, "loss": 1.0, "grad_norm": math.nan, "note": "x", "flag": True, "none": None},
         {"step": 2, "loss": math.nan, "grad_norm": math.inf},
@@ -194,7 +194,7 @@ def test_not_finite_values_are_gaps(tmp_path: Path, attach: Attach) -> None:
     assert values(reader, "loss") == [(1, 1.0), (4, 2.0)]
 
 
-def test_trainer_log(tmp_path: Path, attach: Attach, clock: Clock) -> None:
+def test_trainer_log_becomes_history_and_series(tmp_path: Path, attach: Attach, clock: Clock) -> None:
     path = tmp_path / "trainer_log.jsonl"
     path.write_text(log_line(1) + log_line(2, vram_allocated=1.5, vram_reserved=2.0) + log_line(3)[:20])
     reader = attach()
@@ -216,7 +216,7 @@ def test_trainer_log(tmp_path: Path, attach: Attach, clock: Clock) -> None:
     )
 
 
-def test_a_trainer_log_begun_anew(tmp_path: Path, attach: Attach) -> None:
+def test_truncated_trainer_log_is_read_again(tmp_path: Path, attach: Attach) -> None:
     path = tmp_path / "trainer_log.jsonl"
     path.write_text("".join(log_line(step) for step in range(1, 30)))
     reader = attach()
@@ -225,7 +225,7 @@ def test_a_trainer_log_begun_anew(tmp_path: Path, attach: Attach) -> None:
     assert values(reader, "loss") == [(1, 7.0)] and reader.history.step == 1
 
 
-def test_quiet_directories_are_not_called_running(tmp_path: Path, attach: Attach, clock: Clock) -> None:
+def test_quiet_directory_is_not_running(tmp_path: Path, attach: Attach, clock: Clock) -> None:
     (tmp_path / "trainer_log.jsonl").write_text(log_line(1) + log_line(2))
     reader = attach()
     assert reader.phase == "running"
@@ -233,7 +233,7 @@ def test_quiet_directories_are_not_called_running(tmp_path: Path, attach: Attach
     assert reader.poll() and reader.phase == "unknown" and reader.history.phase is None and not reader.poll()
 
 
-def test_events(tmp_path: Path, attach: Attach, clock: Clock) -> None:
+def test_event_files_become_history_and_series(tmp_path: Path, attach: Attach, clock: Clock) -> None:
     folder = tmp_path / "runs" / "Nov24_host"
     folder.mkdir(parents=True)
     first = folder / "events.out.tfevents.1000.host.1.0"
@@ -267,7 +267,7 @@ def test_events(tmp_path: Path, attach: Attach, clock: Clock) -> None:
     assert values(reader, "loss")[-2:] == [(4, 40), (5, 50)]  # the older file no longer counts
 
 
-def test_folders_of_events_are_told_apart(tmp_path: Path, attach: Attach, clock: Clock) -> None:
+def test_folders_of_event_files_have_prefixes(tmp_path: Path, attach: Attach, clock: Clock) -> None:
     for name in ("train", "validation"):
         (tmp_path / "logs" / name).mkdir(parents=True)
     (tmp_path / "logs" / "train" / "events.out.tfevents.1.h").write_bytes(event(1, scalar("epoch_loss", 1.0)))
@@ -282,7 +282,7 @@ def test_folders_of_events_are_told_apart(tmp_path: Path, attach: Attach, clock:
     }
 
 
-def test_events_that_are_replaced(tmp_path: Path, attach: Attach) -> None:
+def test_replaced_event_file_is_read_again(tmp_path: Path, attach: Attach) -> None:
     path = tmp_path / "events.out.tfevents.1.h"
     path.write_bytes(event(1, scalar("loss", 1.0)) + event(2, scalar("loss", 2.0)))
     reader = attach()
@@ -292,7 +292,7 @@ def test_events_that_are_replaced(tmp_path: Path, attach: Attach) -> None:
     assert values(reader, "loss") == [(1, 9.0)]
 
 
-def test_together_the_farthest_is_shown(tmp_path: Path, attach: Attach, clock: Clock) -> None:
+def test_metric_at_the_highest_step_is_shown(tmp_path: Path, attach: Attach, clock: Clock) -> None:
     write_json(tmp_path / "checkpoint-10" / "trainer_state.json", state(10))
     (tmp_path / "trainer_log.jsonl").write_text("".join(log_line(step) for step in range(1, 13)))
     (tmp_path / "events.out.tfevents.1.h").write_bytes(
@@ -343,13 +343,13 @@ def test_links_are_followed_and_each_file_counts_once(tmp_path: Path, attach: At
         open_foreign(empty)
 
 
-def test_a_file_in_it_names_the_directory(tmp_path: Path) -> None:
+def test_open_foreign_accepts_a_file_in_the_directory(tmp_path: Path) -> None:
     (tmp_path / "trainer_log.jsonl").write_text(log_line(1))
     reader = open_foreign(tmp_path / "trainer_log.jsonl")
     assert reader.path == tmp_path and reader.poll()
 
 
-def test_nothing_is_written(tmp_path: Path, attach: Attach) -> None:
+def test_reader_writes_nothing(tmp_path: Path, attach: Attach) -> None:
     write_json(tmp_path / "trainer_state.json", state(3))
     (tmp_path / "trainer_log.jsonl").write_text(log_line(1))
     (tmp_path / "events.out.tfevents.1.h").write_bytes(event(1, scalar("a", 1.0)))
@@ -366,7 +366,7 @@ def test_nothing_is_written(tmp_path: Path, attach: Attach) -> None:
 
 
 @pytest.mark.parametrize("payload", PAYLOADS)
-def test_hostile_names(payload: str, tmp_path: Path, clock: Clock) -> None:
+def test_hostile_names_are_sanitised(payload: str, tmp_path: Path, clock: Clock) -> None:
     folder = tmp_path / ("run " + payload.replace("/", "_").replace("\x00", ""))
     write_json(folder / "trainer_state.json", {"global_step": 1, "log_history": [{"step": 1, payload: 1.0}]})
     (folder / "trainer_log.jsonl").write_text(log_line(1, **{payload + "b": 2.0}))
@@ -381,13 +381,13 @@ def test_hostile_names(payload: str, tmp_path: Path, clock: Clock) -> None:
         assert text.isprintable()
 
 
-def test_too_many_names_are_bounded(tmp_path: Path, attach: Attach) -> None:
+def test_number_of_names_is_bounded(tmp_path: Path, attach: Attach) -> None:
     entry = {f"metric {index}": 1.0 for index in range(3000)}
     write_json(tmp_path / "trainer_state.json", {"log_history": [{"step": 1} | entry]})
     assert len(attach().series) == foreign_sources.NAMES
 
 
-def test_a_directory_that_goes_is_said(tmp_path: Path, clock: Clock) -> None:
+def test_deleted_directory_is_reported(tmp_path: Path, clock: Clock) -> None:
     folder = tmp_path / "run"
     write_json(folder / "trainer_state.json", state(3))
     reader = ForeignReader(folder, clock)
@@ -411,7 +411,7 @@ def test_a_directory_that_goes_is_said(tmp_path: Path, clock: Clock) -> None:
         ("/x", "/x"),
     ],
 )
-def test_names_are_turned_back(tag: str, name: str) -> None:
+def test_plain_name_restores_transformers_names(tag: str, name: str) -> None:
     assert plain_name(tag) == name
 
 
@@ -419,7 +419,7 @@ def test_names_are_turned_back(tag: str, name: str) -> None:
 
 
 def events_file(folder: Path, begun: int, *points: tuple[int, float, float], tag: str = "train/loss") -> Path:
-    """An event file of (step, value, seconds)."""
+    """Write an event file of (step, value, seconds)."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"events.out.tfevents.{begun}.host.1.0"
     path.write_bytes(b"".join(event(step, scalar(tag, value), time=time) for step, value, time in points))
@@ -444,7 +444,9 @@ def test_newest_event_files_are_read_and_the_rest_is_counted(
     assert reader.notes == ["of 6 event files the 3 newest are read"]
 
 
-def test_depth_and_number_of_entries_are_said(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_limits_of_depth_and_entries_are_reported(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(foreign_files, "DEPTH", 2)
     events_file(tmp_path / "a" / "b", 1, (1, 1.0, 1.0))
     events_file(tmp_path / "a" / "b" / "c", 2, (2, 1.0, 2.0))
@@ -457,7 +459,7 @@ def test_depth_and_number_of_entries_are_said(tmp_path: Path, clock: Clock, monk
     assert "the search ended after 2 files and folders" in reader.notes
 
 
-def test_names_beyond_the_limit_are_said(tmp_path: Path, attach: Attach, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_beyond_the_limit_are_reported(tmp_path: Path, attach: Attach, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(foreign_sources, "NAMES", 2)
     (tmp_path / "events.out.tfevents.1.h").write_bytes(event(1, *(scalar(f"m{number}", 1.0) for number in range(4))))
     reader = attach()
@@ -482,7 +484,7 @@ def test_git_lfs_pointers_are_recognised(tmp_path: Path, attach: Attach, clock: 
     (tmp_path / "runs").mkdir()
     for name in names:
         (tmp_path / name).write_text(pointer)
-    with pytest.raises(UsageError, match=r"nothing to watch\. Git LFS pointers .*`git lfs pull`.*and 1 more"):
+    with pytest.raises(UsageError, match=r"nothing to follow\. Git LFS pointers .*`git lfs pull`.*and 1 more"):
         open_foreign(tmp_path)
     write_json(tmp_path / "checkpoint-3" / "trainer_state.json", state(3))
     reader = attach()
@@ -527,7 +529,7 @@ def test_writers_of_the_same_steps_have_curves_of_their_own(tmp_path: Path, atta
     assert values(reader, "loss")[-1] == (6, 6)
 
 
-def test_writer_taken_for_ended_is_seen_when_it_goes_on(tmp_path: Path, attach: Attach) -> None:
+def test_writer_taken_for_ended_is_noticed_when_it_continues(tmp_path: Path, attach: Attach) -> None:
     first = events_file(tmp_path, 100, (1, 1.0, 101.0), (2, 1.0, 102.0), (3, 1.0, 103.0))
     events_file(tmp_path, 200, (2, 2.0, 202.0))
     reader = attach()
@@ -551,7 +553,7 @@ def test_older_file_that_is_found_later_comes_first(tmp_path: Path, attach: Atta
 # other trainers' logs
 
 
-def test_logging_of_ms_swift(tmp_path: Path, attach: Attach, clock: Clock) -> None:
+def test_ms_swift_log_is_read(tmp_path: Path, attach: Attach, clock: Clock) -> None:
     rows = [
         {
             "loss": 2.0,
@@ -582,7 +584,7 @@ def test_logging_of_ms_swift(tmp_path: Path, attach: Attach, clock: Clock) -> No
     assert eta is not None and eta.pace == pytest.approx(1.0)
 
 
-def test_history_of_wandb(tmp_path: Path, attach: Attach) -> None:
+def test_wandb_history_is_read(tmp_path: Path, attach: Attach) -> None:
     rows = [
         {"_step": 0, "_runtime": 2.5, "_timestamp": 1.7e9, "train/loss": 2.0, "train/global_step": 10},
         {"_step": 1, "_runtime": 4.5, "eval/loss": "NaN", "train/global_step": 20, "h": {"_type": "histogram"}},
@@ -595,6 +597,6 @@ def test_history_of_wandb(tmp_path: Path, attach: Attach) -> None:
     assert list(reader.series["eval_loss"].gaps) == [20]
 
 
-def test_last_checkpoint_of_a_hub_repository(tmp_path: Path, attach: Attach) -> None:
+def test_state_in_last_checkpoint_is_read(tmp_path: Path, attach: Attach) -> None:
     write_json(tmp_path / "last-checkpoint" / "trainer_state.json", state(4))
     assert attach().sources == ["last-checkpoint/trainer_state.json"]

@@ -1,4 +1,4 @@
-"""A pipeline as a reader: its children in order, the one at work, and the one that was chosen."""
+"""PipelineReader: children in order, the active one, and the one that was chosen."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +22,7 @@ def metric(value: float) -> tuple[str, dict[str, Any]]:
     return "metrics", {"step": 1, "metrics": {"loss": value}}
 
 
-def test_before_its_first_child_it_has_no_series(make_run: Make, add: Add) -> None:
+def test_pipeline_without_children_has_no_series(make_run: Make, add: Add) -> None:
     made, _ = begin(make_run, add)
     reader: Reader = made
     assert reader.poll()
@@ -38,7 +38,7 @@ def test_before_its_first_child_it_has_no_series(make_run: Make, add: Add) -> No
     assert not reader.poll()
 
 
-def test_the_child_at_work_is_shown_and_another_can_be_chosen(make_run: Make, add: Add) -> None:
+def test_active_child_is_shown_and_another_can_be_chosen(make_run: Make, add: Add) -> None:
     _, pipeline = begin(make_run, add)
     add(make_run(Stage.MERGE, "p-sft-merged", parents=["p-sft", "p"]), metric(2.0))
     add(make_run(Stage.SFT, "p-sft", "finished", parents=["p"]), metric(1.0))
@@ -56,13 +56,13 @@ def test_the_child_at_work_is_shown_and_another_can_be_chosen(make_run: Make, ad
     assert reader.poll()
     assert list(reader.series["loss"].values) == [1.0]
     clock[0] = 5.0
-    assert not reader.poll(), "the same children again are no news"
+    assert not reader.poll(), "the same children again are no change"
     reader.chosen = None
     assert reader.poll()
     assert list(reader.series["loss"].values) == [2.0]
 
 
-def test_a_child_is_found_when_it_begins(make_run: Make, add: Add) -> None:
+def test_child_is_found_when_it_starts(make_run: Make, add: Add) -> None:
     _, pipeline = begin(make_run, add)
     clock = [0.0]
     reader = PipelineReader(pipeline, lambda: clock[0])
@@ -75,7 +75,7 @@ def test_a_child_is_found_when_it_begins(make_run: Make, add: Add) -> None:
     assert [child.name for child in reader.children] == ["sft"]
 
 
-def test_where_one_failed_that_one_is_shown(make_run: Make) -> None:
+def test_failed_child_is_shown(make_run: Make) -> None:
     pipeline = make_run(Stage.PIPELINE, "p", "failed")
     make_run(Stage.SFT, "p-sft", "failed", parents=["p"])
     make_run(Stage.REWARD, "p-reward", "finished", parents=["p"])

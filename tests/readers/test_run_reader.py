@@ -1,4 +1,4 @@
-"""RunReader: what events add up to, hostile bytes, resumed attempts, runs that vanish, the cost of idling."""
+"""RunReader: history and series, hostile bytes, resumed attempts, deleted runs, the cost of idling."""
 
 import os
 import shutil
@@ -11,14 +11,17 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
+from tests.old_runs import lay_out
 
 from stackllama_console.readers import run_state
 from stackllama_console.readers.metric_columns import NAMES
 from stackllama_console.readers.protocol import Reader
 from stackllama_console.readers.run_reader import RunReader
+from stackllama_console.sanitise import one_line
 from stackllama_engine.contract.events import EventReader
-from stackllama_engine.contract.history import fold
-from stackllama_engine.contract.run_dir import RunDir, State
+from stackllama_engine.contract.history import History, fold
+from stackllama_engine.contract.run_dir import Home, RunDir, State
 from stackllama_engine.contract.stages import Stage
 
 T0 = 1_700_000_000.0
@@ -48,7 +51,7 @@ def points(reader: RunReader, name: str) -> dict[float, float]:
 # what it says
 
 
-def test_events_become_history_and_series(make_run: Make, add: Add) -> None:
+def test_reader_folds_events_into_history_and_series(make_run: Make, add: Add) -> None:
     run = make_run()
     add(
         run,
@@ -76,11 +79,10 @@ def test_events_become_history_and_series(make_run: Make, add: Add) -> None:
     assert points(reader, "kl") == {1: 0.5, 2: 0.75}
     assert list(reader.memory["rss"].values) == [100, 200]
     assert list(reader.memory["rss"].steps) == [1, 2], "memory has no step of its own"
-    assert reader.timings == {"rollout": 1.5}
     assert reader.trouble is None
 
 
-def test_only_what_is_new_is_news(make_run: Make, add: Add) -> None:
+def test_poll_reports_only_new_events(make_run: Make, add: Add) -> None:
     run = make_run()
     add(run, progress(1))
     reader = polled(run)
@@ -95,7 +97,7 @@ def test_only_what_is_new_is_news(make_run: Make, add: Add) -> None:
     assert reader.history.step == 3
 
 
-def test_a_published_history_is_not_touched_again(make_run: Make, add: Add) -> None:
+def test_published_history_is_not_changed_again(make_run: Make, add: Add) -> None:
     run = make_run()
     add(run, metrics(1, loss=1.0), ("health", {"data": {"message": "one"}}))
     reader = polled(run)
@@ -104,15 +106,14 @@ def test_a_published_history_is_not_touched_again(make_run: Make, add: Add) -> N
     reader.poll()
     assert (before.first, before.last, before.health) == ({"loss": 1.0}, {"loss": 1.0}, ["one"])
     assert list(series) == ["loss"]
-    assert (reader.history.last, reader.remarks) == ({"loss": 2.0, "other": 3.0}, ["one", "two"])
+    assert (reader.history.last, reader.notices) == ({"loss": 2.0, "other": 3.0}, ["one", "two"])
 
 
-def test_idling_opens_no_file(make_run: Make, add: Add, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_poll_without_changes_opens_no_file(make_run: Make, add: Add, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make_run(phase="finished", exit_code=0)
     add(run, progress(1))
-    (run.checkpoints / "step-000001").mkdir()
-    for path in (run.attempts, run.checkpoints, run.path / "state.json"):
-        os.utime(path, (T0, T0))  # as after a while; in the same tick a change could not be told
+    for path in (run.attempts, run.path / "state.json"):
+        os.utime(path, (T0, T0))  # as after a while; in the same tick a change could not be detected
     reader = polled(run)
     reader.poll()
 
@@ -125,27 +126,14 @@ def test_idling_opens_no_file(make_run: Make, add: Add, monkeypatch: pytest.Monk
     assert not reader.poll()
 
 
-def test_checkpoints_come_and_go(make_run: Make) -> None:
+def test_notices_are_the_newest(make_run: Make, add: Add) -> None:
     run = make_run()
+    add(run, *(("health", {"data": {"message": f"notice {number}"}}) for number in range(1000)))
     reader = polled(run)
-    for name in ("step-000020", "step-000005", "step-000030.partial", "junk"):
-        (run.checkpoints / name).mkdir()
-    assert reader.poll()
-    assert reader.checkpoints == [5, 20]
-    (run.checkpoints / "step-000005").rmdir()
-    reader.poll()
-    assert reader.checkpoints == [20]
+    assert reader.notices == [f"notice {number}" for number in range(800, 1000)]
 
 
-def test_remarks_are_the_newest(make_run: Make, add: Add) -> None:
-    run = make_run()
-    add(run, *(("health", {"data": {"message": f"remark {number}"}}) for number in range(1000)))
-    reader = polled(run)
-    assert reader.remarks == [f"remark {number}" for number in range(800, 1000)]
-    assert reader.history.health_count == 1000
-
-
-def test_what_the_supervisor_noticed_is_a_remark_and_no_news_of_the_worker(
+def test_supervisors_notice_does_not_count_as_an_event_of_the_worker(
     make_run: Make, add: Add, assert_clean: Callable[[Any], None]
 ) -> None:
     run = make_run()
@@ -156,21 +144,21 @@ def test_what_the_supervisor_noticed_is_a_remark_and_no_news_of_the_worker(
     journal.write_bytes(
         b'{"seq":0,"time":9e9,"kind":"health","data":{"message":"It stands still. \\u001b[2J"}}\n\x00broken\n'
     )
-    assert reader.poll() and len(reader.remarks) == 1 and "It stands still." in reader.remarks[0]
-    assert_clean(reader.remarks[0])
+    assert reader.poll() and len(reader.notices) == 1 and "It stands still." in reader.notices[0]
+    assert_clean(reader.notices[0])
     assert (reader.history.updated, reader.bad_lines) == (updated, 1)
     assert not reader.poll()
     add(run, metrics(2, loss=0.5))
-    assert reader.poll() and len(reader.remarks) == 1, "an event forgot the remark"
+    assert reader.poll() and len(reader.notices) == 1, "an event dropped the notice"
 
 
-def test_metrics_without_a_step_stand_at_the_step_that_was_done(make_run: Make, add: Add) -> None:
+def test_metrics_without_a_step_belong_to_the_newest_step(make_run: Make, add: Add) -> None:
     run = make_run()
     add(run, progress(7), metrics(None, loss=1.0))
     assert points(polled(run), "loss") == {7: 1.0}
 
 
-def test_names_in_changing_company_keep_their_order(make_run: Make, add: Add) -> None:
+def test_changing_sets_of_names_keep_their_order(make_run: Make, add: Add) -> None:
     run = make_run()
     add(
         run,
@@ -188,18 +176,18 @@ def test_names_in_changing_company_keep_their_order(make_run: Make, add: Add) ->
     assert reader.history.last == {"loss": 4.0, "a": 4.0, "b": 4.0}
 
 
-def test_endless_names_are_left_out_and_said(make_run: Make, add: Add) -> None:
+def test_names_beyond_the_limit_are_dropped_with_a_notice(make_run: Make, add: Add) -> None:
     run = make_run()
     add(run, metrics(1, **{f"name {number}": 1.0 for number in range(NAMES + 5)}))
     reader = polled(run)
     assert len(reader.series) == NAMES
-    assert reader.remarks == ["5 values are not shown: the run has too many metrics."]
+    assert reader.notices == ["5 values are not shown: the run has too many metrics."]
 
 
 # attempts
 
 
-def test_a_resumed_attempt_does_its_steps_again(make_run: Make, add: Add) -> None:
+def test_resumed_attempt_replaces_its_steps(make_run: Make, add: Add) -> None:
     run = make_run(attempt=2, started=T0 + 900)
     for step in range(1, 6):
         add(run, progress(step, T0 + step), metrics(step, loss=float(step)))
@@ -213,17 +201,14 @@ def test_a_resumed_attempt_does_its_steps_again(make_run: Make, add: Add) -> Non
         add(run, progress(step, T0 + 1000 + 2 * step), metrics(step, loss=-float(step)), attempt=2)
     assert reader.poll()
     assert points(reader, "loss") == {1: 1.0, 2: 2.0, 3: 3.0, 4: -4.0, 5: -5.0, 6: -6.0}
-    first, second = reader.attempts
-    assert (first.number, first.first_step, first.last_step) == (1, 1, 5)
-    assert (second.number, second.started, second.first_step, second.last_step) == (2, T0 + 900, 4, 6)
-    assert (reader.first_step, reader.started) == (4, T0 + 900)
+    assert reader.attempts == [1, 2]
     eta = reader.eta(T0 + 1012)
     assert eta is not None
     assert (eta.pace, eta.likely) == (2, 8), "4 steps at the 2 s of this attempt, whatever the first one took"
 
 
 @pytest.mark.parametrize("at_once", [True, False])
-def test_the_time_between_two_attempts_is_no_step(make_run: Make, add: Add, at_once: bool) -> None:
+def test_eta_ignores_the_time_between_attempts(make_run: Make, add: Add, at_once: bool) -> None:
     run = make_run(attempt=2)
     add(run, progress(4, T0 + 4), progress(5, T0 + 5))
     reader = RunReader(run)
@@ -236,7 +221,7 @@ def test_the_time_between_two_attempts_is_no_step(make_run: Make, add: Add, at_o
     assert (eta.pace, eta.low, eta.likely, eta.high) == (3.0, 4.5, 9.0, 18.0), "one interval, not three"
 
 
-def test_no_time_left_is_told_of_a_run_that_is_not_at_work(make_run: Make, add: Add) -> None:
+def test_eta_is_none_unless_the_run_is_running(make_run: Make, add: Add) -> None:
     for phase in ("finished", "stopped", "stopping"):
         run = make_run(name=phase, phase=phase)
         add(run, progress(1, T0), progress(2, T0 + 1))
@@ -266,18 +251,18 @@ def test_no_time_left_is_told_of_a_run_that_is_not_at_work(make_run: Make, add: 
     ],
     ids=lambda bad: repr(bad[-24:]),
 )
-def test_a_bad_line_costs_only_itself(make_run: Make, add: Add, bad: bytes) -> None:
+def test_bad_line_costs_only_itself(make_run: Make, add: Add, bad: bytes) -> None:
     run = make_run()
     add(run, progress(1), bad + b"\n", metrics(2, loss=2.0))
     reader = polled(run)
     assert (reader.history.step, reader.bad_lines, points(reader, "loss")) == (2, 1, {2: 2.0})
     assert reader.trouble is None
     add(run, bad + b"\n")
-    assert reader.poll(), "the count of bad lines is news"
+    assert reader.poll(), "the count of bad lines has changed"
     assert reader.bad_lines == 2
 
 
-def test_a_value_over_two_lines_is_two_bad_lines_whatever_stands_beside_it(make_run: Make, add: Add) -> None:
+def test_value_over_two_lines_is_two_bad_lines(make_run: Make, add: Add) -> None:
     one = b'{"seq":1,"time":1.0,"kind":"x"}'
     run = make_run()
     add(run, b'{"seq":1,\n"time":1.0,"kind":"x"}\n', one + one + b"\n", progress(3))
@@ -285,7 +270,7 @@ def test_a_value_over_two_lines_is_two_bad_lines_whatever_stands_beside_it(make_
     assert (reader.bad_lines, reader.history.step) == (3, 3)
 
 
-def test_a_truncated_file_is_read_anew(make_run: Make, add: Add) -> None:
+def test_truncated_file_is_read_from_its_start(make_run: Make, add: Add) -> None:
     run = make_run()
     add(run, metrics(1, loss=1.0), metrics(2, loss=2.0, gone=1.0), b"bad\n")
     reader = polled(run)
@@ -297,7 +282,7 @@ def test_a_truncated_file_is_read_anew(make_run: Make, add: Add) -> None:
     assert points(reader, "loss") == {7: 7.0}
 
 
-def test_a_replaced_file_is_read_anew_with_the_other_attempts(make_run: Make, add: Add, tmp_path: Path) -> None:
+def test_replaced_file_is_read_again_with_the_other_attempts(make_run: Make, add: Add, tmp_path: Path) -> None:
     run = make_run(attempt=2)
     add(run, metrics(1, loss=1.0))
     add(run, metrics(2, loss=2.0), attempt=2)
@@ -308,10 +293,10 @@ def test_a_replaced_file_is_read_anew_with_the_other_attempts(make_run: Make, ad
     other.replace(run.attempt_dir(1) / "events.jsonl")
     assert reader.poll()
     assert points(reader, "loss") == {1: 9.0, 2: 2.0}, "attempt 2 did step 2 again"
-    assert [attempt.number for attempt in reader.attempts] == [1, 2]
+    assert reader.attempts == [1, 2]
 
 
-def test_what_a_terminal_would_obey_is_gone(make_run: Make, add: Add, assert_clean: Callable[[Any], None]) -> None:
+def test_texts_are_sanitised(make_run: Make, add: Add, assert_clean: Callable[[Any], None]) -> None:
     hostile = "\x1b]52;c;aGVsbG8=\x07a\x9b2J\u202eb\x00"
     run = make_run(phase="failed", cause=hostile, last_lines=[hostile], exit_code=1)
     add(
@@ -333,7 +318,7 @@ def test_what_a_terminal_would_obey_is_gone(make_run: Make, add: Add, assert_cle
         *history.last,
         *history.first,
         *history.memory,
-        *reader.remarks,
+        *reader.notices,
         *reader.series,
         *reader.memory,
         state.cause,
@@ -369,7 +354,7 @@ _EVENTS = st.one_of(
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(_EVENTS, max_size=40), st.lists(st.integers(1, 400), max_size=30))
-def test_in_portions_it_is_the_same_as_in_one_piece(events: list[Any], sizes: list[int]) -> None:
+def test_reading_in_portions_equals_reading_at_once(events: list[Any], sizes: list[int]) -> None:
     data = b"".join(
         event
         if isinstance(event, bytes)
@@ -403,10 +388,77 @@ def test_in_portions_it_is_the_same_as_in_one_piece(events: list[Any], sizes: li
             assert (one.steps, one.values, one.gaps) == (other.steps, other.values, other.gaps)
 
 
+# one reducer
+
+
+def damaged(data: bytes, kind: str) -> bytes:
+    """Damage recorded events as crashes and other writers do."""
+    lines = data.splitlines(keepends=True)
+    match kind:
+        case "truncated":
+            return b"".join(line[: len(line) // 2] + b"\n" if n % 7 == 3 else line for n, line in enumerate(lines))[:-9]
+        case "hostile":
+            notice = b'{"seq":1,"time":1.0,"kind":"health","data":{"message":"a\\u001b[2J\\u202eb"}}\n'
+            odd = b'{"seq":1,"time":1.0,"kind":"memory","phase":"\\u009b2J","metrics":{"rss":1},'
+            odd += b'"data":{"phase":{"rss":9}}}\n'
+            return b"".join(line + (b"\x00\xff\xfe\n", notice, odd)[n % 3] for n, line in enumerate(lines))
+        case _:
+            return data
+
+
+def clean(history: History) -> History:
+    """Sanitise the texts of a history."""
+    phases = {one_line(phase): peaks for phase, peaks in history.memory_by_phase.items()}
+    return structs.replace(
+        history,
+        phase=history.phase and one_line(history.phase),
+        cause=history.cause and one_line(history.cause),
+        memory_by_phase=phases,
+        health=[one_line(message) for message in history.health],
+    )
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Home:
+    return Home(lay_out(tmp_path_factory.mktemp("recorded")))
+
+
+@pytest.mark.parametrize("kind", ["as recorded", "truncated", "hostile"])
+@pytest.mark.parametrize("portion", [1 << 30, 4099], ids=["whole", "in portions"])
+def test_reader_agrees_with_history_fold_over_recorded_runs(
+    recorded: Home, tmp_path: Path, kind: str, portion: int
+) -> None:
+    compared = 0
+    for old in recorded.runs():
+        run = RunDir(tmp_path / "copies" / old.id)
+        state = old.read_state()
+        files = [damaged(path.read_bytes(), kind) for path in old.events_files()]
+        files += files[-1:]  # resumed once more from an earlier step, so that steps are done again
+        for number in range(1, len(files) + 1):
+            run.attempt_dir(number).mkdir(parents=True)
+        run.write_state(structs.replace(state, attempt=len(files)))
+        reader = RunReader(run)
+        for number, data in enumerate(files, start=1):
+            with (run.attempt_dir(number) / "events.jsonl").open("wb") as file:
+                for start in range(0, len(data), portion):
+                    file.write(data[start : start + portion])
+                    file.flush()
+                    reader.poll()
+        expected, bad_lines = History(), 0
+        for path in run.events_files():
+            events = EventReader(path)
+            fold(events.read(), expected)
+            bad_lines += events.bad_lines
+        assert reader.history == clean(expected), old.id
+        assert (len(reader.attempts), reader.bad_lines) == (len(files), bad_lines), old.id
+        compared += len(expected.last) > 0
+    assert compared >= 3, "the recorded runs have metrics"
+
+
 # the state
 
 
-def test_a_deleted_run_is_said_and_what_was_read_stays(make_run: Make, add: Add) -> None:
+def test_deleted_run_is_reported_and_what_was_read_stays(make_run: Make, add: Add) -> None:
     run = make_run()
     add(run, metrics(1, loss=1.0))
     reader = polled(run)
@@ -417,7 +469,7 @@ def test_a_deleted_run_is_said_and_what_was_read_stays(make_run: Make, add: Add)
     assert not reader.poll()
 
 
-def test_a_run_that_never_was(tmp_path: Path) -> None:
+def test_missing_run_is_reported(tmp_path: Path) -> None:
     reader = RunReader(RunDir(tmp_path / "none"))
     assert reader.poll()
     assert (reader.phase, reader.stage, reader.trouble) == (
@@ -427,7 +479,7 @@ def test_a_run_that_never_was(tmp_path: Path) -> None:
     )
 
 
-def test_a_damaged_state_is_said_until_it_is_mended(make_run: Make, clock: Any) -> None:
+def test_damaged_state_is_reported_until_it_is_fixed(make_run: Make, clock: Any) -> None:
     run = make_run(phase="finished")
     reader = RunReader(run, clock)
     good = (run.path / "state.json").read_bytes()
@@ -441,7 +493,7 @@ def test_a_damaged_state_is_said_until_it_is_mended(make_run: Make, clock: Any) 
     assert (reader.trouble, reader.phase) == (None, "finished")
 
 
-def test_events_of_one_attempt_that_cannot_be_read_hide_no_other(make_run: Make, add: Add) -> None:
+def test_unreadable_events_of_one_attempt_hide_no_other(make_run: Make, add: Add) -> None:
     run = make_run(attempt=2)
     os.mkfifo(run.attempt_dir(1) / "events.jsonl")
     (run.attempt_dir(1) / "health.jsonl").mkdir()
@@ -451,7 +503,7 @@ def test_events_of_one_attempt_that_cannot_be_read_hide_no_other(make_run: Make,
     assert reader.history.last == {"loss": 0.5} and reader.series["loss"].last is not None
 
 
-def test_events_that_may_not_be_read_are_trouble_and_no_exception(make_run: Make) -> None:
+def test_unreadable_events_are_reported_without_an_exception(make_run: Make) -> None:
     run = make_run()
     (run.attempt_dir(1) / "events.jsonl").mkdir()
     reader = polled(run)
@@ -459,7 +511,7 @@ def test_events_that_may_not_be_read_are_trouble_and_no_exception(make_run: Make
     assert reader.phase == "running"
 
 
-def test_the_lock_is_asked_for_once_a_second(make_run: Make, clock: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lock_is_tried_once_per_second(make_run: Make, clock: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[float] = []
     reconcile = run_state.reconcile
 
@@ -479,7 +531,7 @@ def test_the_lock_is_asked_for_once_a_second(make_run: Make, clock: Any, monkeyp
     assert (reader.phase, len(asked)) == ("stopping", 3)
 
 
-def test_a_run_without_a_supervisor_is_lost(make_run: Make, add: Add) -> None:
+def test_run_without_a_supervisor_is_lost(make_run: Make, add: Add) -> None:
     run = make_run(locked=False)
     add(run, progress(1))
     reader = polled(run)

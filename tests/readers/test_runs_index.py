@@ -1,4 +1,4 @@
-"""All runs of a home as rows: trees, what changed, damaged and vanished runs, the price of looking again."""
+"""All runs of a home as rows: trees, what changed, damaged and deleted runs, the cost of a poll."""
 
 import os
 import shutil
@@ -32,7 +32,7 @@ def only(home: Home) -> Row:
     return row
 
 
-def test_a_home_that_does_not_exist_yet(home: Home, make_run: Make) -> None:
+def test_missing_home_has_no_rows(home: Home, make_run: Make) -> None:
     index = RunsIndex(home)
     assert not index.poll()
     assert (index.rows, index.trouble) == ([], None)
@@ -41,7 +41,7 @@ def test_a_home_that_does_not_exist_yet(home: Home, make_run: Make) -> None:
     assert [row.id for row in index.rows] == ["run"]
 
 
-def test_a_row_says_what_a_listing_needs(home: Home, make_run: Make, add: Add) -> None:
+def test_row_has_what_a_list_needs(home: Home, make_run: Make, add: Add) -> None:
     run = make_run(recipe="# stage: ppo\nmodel_name_or_path: huggyllama/llama-7b\nlora_r: 16\n")
     add(
         run,
@@ -56,7 +56,7 @@ def test_a_row_says_what_a_listing_needs(home: Home, make_run: Make, add: Add) -
     assert (row.age(T0 + 90), row.age(T0 - 5)) == (90.0, 0.0)
 
 
-def test_of_a_run_that_ended_its_result_speaks(home: Home, make_run: Make, add: Add) -> None:
+def test_ended_run_has_the_metric_of_its_result(home: Home, make_run: Make, add: Add) -> None:
     run = make_run(Stage.REWARD, phase="failed", ended=T0 + 50, exit_code=137, cause="out of\nmemory", attempt=1)
     add(run, ("metrics", {"step": 3, "metrics": {"loss": 0.5, "accuracy": 0.6}}))
     run.write_json("result.json", {"accuracy": 0.75})
@@ -72,7 +72,7 @@ def test_metrics_far_from_the_end_are_found(home: Home, make_run: Make, add: Add
     assert only(home).metric == ("loss", 2.5)
 
 
-def test_children_stand_beneath_their_pipeline_in_order(home: Home, make_run: Make) -> None:
+def test_children_are_beneath_their_pipeline_in_order(home: Home, make_run: Make) -> None:
     make_run(name="older", phase="finished", created=T0 - 100)
     make_run(Stage.MERGE, "p-sft-merged", "finished", parents=["p-sft", "p"], created=T0 + 2)
     make_run(Stage.PPO, "p-ppo", parents=["p-sft-merged", "p-reward", "p"], created=T0 + 4)
@@ -92,7 +92,7 @@ def test_children_stand_beneath_their_pipeline_in_order(home: Home, make_run: Ma
     ]
 
 
-def test_a_pipeline_says_at_which_child_it_is(home: Home, make_run: Make, add: Add) -> None:
+def test_pipeline_row_names_its_active_child(home: Home, make_run: Make, add: Add) -> None:
     run = make_run(Stage.PIPELINE, "p", recipe="sft:\n  model_name_or_path: demo\nreward:\n  lora_r: 3\n")
     add(run, ("progress", {"step": 2, "total_steps": 6}), ("phase", {"phase": "p-reward"}))
     row = only(home)
@@ -109,7 +109,7 @@ def test_a_pipeline_says_at_which_child_it_is(home: Home, make_run: Make, add: A
         ("org/name", "org/name"),
     ],
 )
-def test_what_a_run_made_goes_by_that_runs_id(home: Home, make_run: Make, written: str, shown: str) -> None:
+def test_model_made_by_a_run_has_that_runs_id(home: Home, make_run: Make, written: str, shown: str) -> None:
     make_run(Stage.MERGE, recipe=f"adapter_path: {written}\n")
     assert only(home).model == shown
 
@@ -117,7 +117,7 @@ def test_what_a_run_made_goes_by_that_runs_id(home: Home, make_run: Make, writte
 # what changed
 
 
-def test_only_what_changed_is_news(home: Home, make_run: Make, add: Add) -> None:
+def test_poll_reports_only_changes(home: Home, make_run: Make, add: Add) -> None:
     run = make_run()
     index = polled(home)
     assert not index.poll()
@@ -133,7 +133,7 @@ def test_only_what_changed_is_news(home: Home, make_run: Make, add: Add) -> None
     assert [row.id for row in index.rows] == ["run"]
 
 
-def test_a_new_attempt_is_followed(home: Home, make_run: Make, add: Add, clock: Any) -> None:
+def test_new_attempt_is_followed(home: Home, make_run: Make, add: Add, clock: Any) -> None:
     run = make_run(Stage.SFT, phase="failed", exit_code=1, cause="x", ended=T0)
     add(run, ("progress", {"step": 4, "total_steps": 9}))
     index = RunsIndex(home, clock)
@@ -171,7 +171,7 @@ def test_ended_runs_are_not_opened_again(home: Home, make_run: Make, monkeypatch
     assert not index.poll()
 
 
-def test_a_run_without_a_supervisor_becomes_lost(home: Home, make_run: Make) -> None:
+def test_run_without_a_supervisor_becomes_lost(home: Home, make_run: Make) -> None:
     make_run(locked=False)
     assert only(home).phase == "lost"
 
@@ -179,7 +179,7 @@ def test_a_run_without_a_supervisor_becomes_lost(home: Home, make_run: Make) -> 
 # damage
 
 
-def test_a_damaged_run_is_a_row_that_says_so(home: Home, make_run: Make, assert_clean: Callable[[Any], None]) -> None:
+def test_damaged_run_has_a_row_with_the_reason(home: Home, make_run: Make, assert_clean: Callable[[Any], None]) -> None:
     make_run(name="good", phase="finished")
     bad = make_run(name="bad", phase="finished", created=T0 + 1, recipe="# stage: ppo\nmodel_name_or_path: demo\n")
     (bad.path / "state.json").write_bytes(b'{"stage": "\x1b[2Jnone"}')
@@ -199,7 +199,7 @@ def test_other_damaged_files_leave_the_state_readable(home: Home, make_run: Make
     assert f"{name} cannot be read" in (row.trouble or "")
 
 
-def test_what_is_no_run_is_no_row(home: Home, make_run: Make, tmp_path: Path) -> None:
+def test_other_entries_have_no_row(home: Home, make_run: Make, tmp_path: Path) -> None:
     run = make_run(phase="finished")
     (home.runs_dir / "empty").mkdir()
     (home.runs_dir / "UPPER").mkdir()
@@ -208,7 +208,7 @@ def test_what_is_no_run_is_no_row(home: Home, make_run: Make, tmp_path: Path) ->
     assert only(home).id == "run"
 
 
-def test_foreign_texts_are_sanitised(home: Home, make_run: Make, add: Add, assert_clean: Callable[[Any], None]) -> None:
+def test_row_texts_are_sanitised(home: Home, make_run: Make, add: Add, assert_clean: Callable[[Any], None]) -> None:
     hostile = "a\x1b]52;c;aGk=\x07\x9b2J\u202eb"
     run = make_run(phase="stalled", cause=hostile, recipe=f"model_name_or_path: {hostile}\n")
     add(run, ("phase", {"phase": hostile}))
@@ -223,7 +223,7 @@ def test_foreign_texts_are_sanitised(home: Home, make_run: Make, add: Add, asser
 @pytest.mark.parametrize(
     "name", ["demo", "org/model-7b", "with: colon", "it's", "long part " * 20, "été", "#odd", "123", " edges "]
 )
-def test_the_model_is_read_as_yaml_reads_it(tmp_path: Path, name: str) -> None:
+def test_model_is_read_as_yaml(tmp_path: Path, name: str) -> None:
     file = tmp_path / "recipe.yaml"
     recipe = build_recipe(Stage.MERGE, {"adapter_path": f"/models/{name}"})
     assert isinstance(recipe, MergeRecipe)
@@ -231,7 +231,7 @@ def test_the_model_is_read_as_yaml_reads_it(tmp_path: Path, name: str) -> None:
     assert recipe_model(file) == recipe.adapter_path
 
 
-def test_a_recipe_without_a_model_or_a_damaged_one(tmp_path: Path) -> None:
+def test_recipe_without_a_model_has_an_empty_one(tmp_path: Path) -> None:
     file = tmp_path / "recipe.yaml"
     for text, model in (
         (b"lora_r: 3\n", ""),

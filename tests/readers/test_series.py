@@ -19,7 +19,7 @@ def make(points: dict[float, float | None], name: str = "loss") -> Series:
     return series
 
 
-def test_points_and_gaps_are_kept_apart() -> None:
+def test_series_keeps_points_and_gaps_apart() -> None:
     series = make({1: 5.0, 2: NAN, 3: 7.0, 4: None, 5: math.inf, 6: -math.inf})
     assert list(series.steps) == [1, 3]
     assert list(series.values) == [5, 7]
@@ -27,14 +27,14 @@ def test_points_and_gaps_are_kept_apart() -> None:
     assert (len(series), series.first, series.last, series.span) == (2, 5, 7, (1, 6))
 
 
-def test_an_empty_series_says_so() -> None:
+def test_empty_series_has_no_values() -> None:
     series = Series("loss")
     assert (len(series), series.first, series.last, series.span, series.nearest(3)) == (0, None, None, None, None)
     assert series.columns(0, 10, 2) == [None, None]
     assert series.smoothed(0.9).columns(0, 10, 1) == [None]
 
 
-def test_only_gaps_have_a_span_and_no_value() -> None:
+def test_series_of_gaps_has_a_span_and_no_value() -> None:
     series = make({3: NAN, 9: NAN})
     assert (series.span, series.last, series.gap_columns(0, 10, 2)) == ((3, 9), None, [True, True])
 
@@ -50,7 +50,7 @@ def test_every_change_raises_the_version() -> None:
     assert seen == sorted(set(seen))
 
 
-def test_columns_by_hand() -> None:
+def test_columns_match_values_worked_by_hand() -> None:
     series = make({0: 4.0, 1: 9.0, 2: 1.0, 5: 3.0, 9: 8.0, 10: 2.0})
     # [0, 2.5) [2.5, 5) [5, 7.5) [7.5, 10]
     assert series.columns(0, 10, 4) == [(1, 9), None, (3, 3), (2, 8)]
@@ -58,22 +58,22 @@ def test_columns_by_hand() -> None:
     assert series.columns(0, 10, 0) == []
 
 
-def test_irregular_steps_fall_where_they_belong() -> None:
+def test_columns_of_irregular_steps_are_by_range() -> None:
     series = make({0: 1.0, 1: 2.0, 2: 3.0, 1000: 4.0})
     assert series.columns(0, 1000, 4) == [(1, 3), None, None, (4, 4)]
 
 
-def test_gap_columns() -> None:
+def test_gap_columns_mark_ranges_with_gaps() -> None:
     assert make({1: NAN, 2: 1.0, 7: NAN, 8: NAN}).gap_columns(0, 8, 4) == [True, False, False, True]
 
 
 @pytest.mark.parametrize("bounds", [(5, 1, 3), (0, math.inf, 3), (NAN, 1, 3), (0, 1, -1)])
-def test_columns_refuses_what_is_no_range(bounds: tuple[float, float, int]) -> None:
+def test_columns_refuses_invalid_ranges(bounds: tuple[float, float, int]) -> None:
     with pytest.raises(ValueError, match="ranges from"):
         make({1: 1.0}).columns(*bounds)
 
 
-def test_a_spike_of_one_point_never_vanishes() -> None:
+def test_columns_keep_a_spike_of_one_point() -> None:
     series = Series("loss")
     series.extend(range(100_000), [0.5] * 100_000)
     series.append(100_000, 99.0)
@@ -82,13 +82,13 @@ def test_a_spike_of_one_point_never_vanishes() -> None:
     assert [column for column in columns if column != (0.5, 0.5)] == [(0.5, 99.0)]
 
 
-def test_nearest_takes_the_closer_and_of_two_the_earlier() -> None:
+def test_nearest_returns_the_closer_or_the_earlier_point() -> None:
     series = make({0: 1.0, 10: 2.0})
     assert [series.nearest(step) for step in (-5, 4, 5, 6, 99)] == [(0, 1), (0, 1), (0, 1), (10, 2), (10, 2)]
     assert (series.before(9.5), series.after(9.5), series.before(-1), series.after(10)) == ((0, 1), (10, 2), None, None)
 
 
-def test_a_step_done_again_drops_what_stood_from_there_on() -> None:
+def test_repeated_step_drops_later_points() -> None:
     series = make({1: 1.0, 2: 2.0, 3: NAN, 4: 4.0, 5: NAN})
     series.append(3, 30.0)
     assert (list(series.steps), list(series.values), list(series.gaps)) == ([1, 2, 3], [1, 2, 30], [])
@@ -98,7 +98,7 @@ def test_a_step_done_again_drops_what_stood_from_there_on() -> None:
     assert (list(series.values), list(series.gaps)) == ([7], [])
 
 
-def test_a_gap_alone_rewinds_and_is_rewound() -> None:
+def test_gap_rewinds_and_is_rewound() -> None:
     series = make({5: NAN})
     series.append(5, NAN)
     assert list(series.gaps) == [5]
@@ -107,7 +107,7 @@ def test_a_gap_alone_rewinds_and_is_rewound() -> None:
 
 
 @pytest.mark.parametrize("step", [NAN, math.inf, -math.inf])
-def test_a_step_must_be_finite(step: float) -> None:
+def test_append_refuses_a_step_that_is_not_finite(step: float) -> None:
     series = make({1: 1.0})
     for act in (lambda: series.append(step, 1.0), lambda: series.extend([step], [1.0])):
         with pytest.raises(ValueError, match="loss: step"):
@@ -115,7 +115,7 @@ def test_a_step_must_be_finite(step: float) -> None:
     assert (list(series.steps), series.version) == ([1], 1)
 
 
-def test_rewinding_mends_the_pyramid() -> None:
+def test_rewinding_updates_the_pyramid() -> None:
     series = Series("loss")
     series.extend(range(5000), [1.0] * 4000 + [50.0] * 1000)
     assert series.columns(0, 5000, 1) == [(1, 50)]
@@ -125,7 +125,7 @@ def test_rewinding_mends_the_pyramid() -> None:
     assert series.columns(4000, 5000, 2) == [(3, 3), (3, 3)]
 
 
-def test_extending_with_gaps_alone_and_with_points_after_them() -> None:
+def test_extend_takes_gaps_alone_and_points_after_them() -> None:
     series = make({1: 1.0})
     series.extend([2, 3], [None, NAN])
     series.extend([4, 5, 6], [4.0, math.inf, 6.0])
@@ -134,7 +134,7 @@ def test_extending_with_gaps_alone_and_with_points_after_them() -> None:
     assert (list(series.gaps), series.span) == ([2, 3, 5, 6], (1, 7))
 
 
-def test_extend_is_many_appends() -> None:
+def test_extend_equals_many_appends() -> None:
     series, other = Series("a"), Series("b")
     steps, values = [1, 2, 3, 2, 5], [1.0, None, 3.0, 4.0, NAN]
     series.extend(steps, values)
@@ -146,7 +146,7 @@ def test_extend_is_many_appends() -> None:
         series.extend([7, 8], [1.0])
 
 
-def test_smoothing_by_hand() -> None:
+def test_smoothed_matches_values_worked_by_hand() -> None:
     series = make({1: 2.0, 2: 4.0, 3: NAN, 4: 8.0})
     # a = 1, 2.5, 5.25; divided by 0.5, 0.75, 0.875
     assert list(series.smoothed(0.5).values) == pytest.approx([2.0, 10 / 3, 6.0])
@@ -155,12 +155,12 @@ def test_smoothing_by_hand() -> None:
 
 
 @pytest.mark.parametrize("weight", [-0.1, 1.0, NAN])
-def test_smoothing_refuses_other_weights(weight: float) -> None:
+def test_smoothed_refuses_invalid_weights(weight: float) -> None:
     with pytest.raises(ValueError, match="smoothing weight"):
         Series("loss").smoothed(weight)
 
 
-def test_smoothing_is_kept_and_brought_up_to_date() -> None:
+def test_smoothed_is_cached_and_brought_up_to_date() -> None:
     series = Series("loss")
     empty = series.smoothed(0.9)
     assert series.smoothed(0.9) is empty
@@ -174,7 +174,7 @@ def test_smoothing_is_kept_and_brought_up_to_date() -> None:
     assert kept.version > before
 
 
-def test_rewinding_mends_the_smoothed_series_and_its_pyramid() -> None:
+def test_rewinding_updates_the_smoothed_series_and_its_pyramid() -> None:
     series = Series("loss")
     series.extend(range(2000), [float(i % 13) for i in range(2000)])
     series.smoothed(0.97).columns(0, 2000, 10)
@@ -206,7 +206,7 @@ OPERATION = st.one_of(
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(OPERATION, max_size=30), st.sampled_from([0.3, 0.6, 0.97]))
-def test_whatever_happens_columns_and_smoothing_equal_brute_force(operations: list[Any], weight: float) -> None:
+def test_columns_and_smoothing_equal_brute_force(operations: list[Any], weight: float) -> None:
     series = Series("loss")
     points: dict[float, float | None] = {}
 

@@ -1,4 +1,4 @@
-"""TensorBoard's event files: both ways of writing a scalar, torn and damaged files, any delivery, what is no scalar."""
+"""TensorBoard's event files: both encodings of a scalar, truncated and damaged files, other values."""
 
 import math
 import random
@@ -18,13 +18,13 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "events.out.tfevents.1000.host.1.0"
 
 
-def test_crc_of_a_known_text() -> None:
+def test_masked_crc_matches_a_known_value() -> None:
     raw = (masked_crc32c(b"123456789") - 0xA282EAD8) & 0xFFFFFFFF
     assert (raw >> 17 | raw << 15) & 0xFFFFFFFF == 0xE3069283  # RFC 3720's check value
     assert masked_crc32c(b"\x18\0\0\0\0\0\0\0") == masked(b"\x18\0\0\0\0\0\0\0")
 
 
-def test_scalars(path: Path) -> None:
+def test_event_file_returns_scalars(path: Path) -> None:
     path.write_bytes(
         version() + event(1, scalar("loss", 2.5), scalar("lr", 0.5), time=1234.5) + event(2, scalar("loss", 2.0))
     )
@@ -43,12 +43,12 @@ def test_scalars(path: Path) -> None:
         (blob(6, struct.pack("<d", -3.0)), 2, -3.0),
     ],
 )
-def test_scalars_as_tensors(content: bytes, dtype: int, value: float, path: Path) -> None:
+def test_event_file_reads_scalar_tensors(content: bytes, dtype: int, value: float, path: Path) -> None:
     path.write_bytes(event(7, tensor("loss", content, dtype)))
     assert [(s.tag, s.step, s.value) for s in EventFile(path).read()] == [("loss", 7, value)]
 
 
-def test_what_is_no_scalar_is_left_out(path: Path) -> None:
+def test_event_file_skips_other_values(path: Path) -> None:
     one_dimension = blob(2, integer(1, 2))
     path.write_bytes(
         event(1, tensor("vector", blob(4, struct.pack("<2f", 1, 2)), 1, one_dimension))
@@ -63,13 +63,13 @@ def test_what_is_no_scalar_is_left_out(path: Path) -> None:
     assert [s.tag for s in file.read()] == ["loss"] and file.bad_records == 0
 
 
-def test_not_finite_and_negative(path: Path) -> None:
+def test_event_file_reads_non_finite_values_and_negative_steps(path: Path) -> None:
     path.write_bytes(event(-1, scalar("loss", math.nan)) + event(1 << 40, scalar("loss", -math.inf)))
     first, second = EventFile(path).read()
     assert first.step == -1 and math.isnan(first.value) and (second.step, second.value) == (1 << 40, -math.inf)
 
 
-def test_any_delivery_gives_the_same_scalars(path: Path) -> None:
+def test_reading_in_portions_gives_the_same_scalars(path: Path) -> None:
     generator = random.Random(3)
     events = [event(step, scalar("loss", generator.random()), scalar("日本", step)) for step in range(200)]
     whole = version() + b"".join(events)
@@ -77,18 +77,18 @@ def test_any_delivery_gives_the_same_scalars(path: Path) -> None:
     at_once = EventFile(path).read()
     assert len(at_once) == 400
     for seed in range(5):
-        chunks, torn = random.Random(seed), path.with_name(f"events.out.tfevents.{seed}")
-        file, found, at = EventFile(torn), [], 0
+        chunks, growing = random.Random(seed), path.with_name(f"events.out.tfevents.{seed}")
+        file, found, at = EventFile(growing), [], 0
         while at < len(whole):
             size = chunks.choice([1, 3, 11, 12, 13, 500])
-            with torn.open("ab") as out:
+            with growing.open("ab") as out:
                 out.write(whole[at : at + size])
             at += size
             found += file.read()
         assert found == at_once and not file.broken and file.bad_records == 0
 
 
-def test_a_long_file_comes_in_portions(path: Path) -> None:
+def test_long_file_is_read_in_portions(path: Path) -> None:
     path.write_bytes(b"".join(event(step, scalar("loss", step)) for step in range(1000)))
     file = EventFile(path)
     found = file.read(1000)
@@ -98,7 +98,7 @@ def test_a_long_file_comes_in_portions(path: Path) -> None:
     assert [s.step for s in found] == list(range(1000)) and file.read(1000) == []
 
 
-def test_large_records_are_stepped_over(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_records_are_skipped(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tensorboard, "_LONGEST", 5000)
     image = record(double(1, 1.0) + blob(4, b"x" * 4000))
     huge = record(double(1, 1.0) + blob(4, b"x" * 9000))
@@ -108,7 +108,7 @@ def test_large_records_are_stepped_over(path: Path, monkeypatch: pytest.MonkeyPa
     for _ in range(10):
         found += file.read(100)
     assert [s.step for s in found] == [1, 2, 3] and not file.behind and file.bad_records == 0
-    path.write_bytes(b"".join(parts)[:-60])  # torn within the huge one or after it: nothing is lost
+    path.write_bytes(b"".join(parts)[:-60])  # truncated within the huge one or after it: nothing is lost
     assert [s.step for s in EventFile(path).read()] == [1, 2]
 
 
@@ -121,11 +121,11 @@ def test_damage_ends_reading_and_is_counted_once(path: Path) -> None:
     with path.open("ab") as out:
         out.write(b"\xff" * 40)
     assert file.read() == [] and file.bad_records == 1
-    path.write_bytes(good + event(2, scalar("loss", 2.0)) + event(3, scalar("loss", 3.0)))  # mended
+    path.write_bytes(good + event(2, scalar("loss", 2.0)) + event(3, scalar("loss", 3.0)))  # repaired
     assert [s.step for s in file.read()] == [2, 3] and not file.broken
 
 
-def test_a_bad_event_costs_only_itself(path: Path) -> None:
+def test_bad_event_costs_only_itself(path: Path) -> None:
     path.write_bytes(
         record(b"\xff\xff\xff")
         + record(blob(5, b"\x0a\x7fcut"))
@@ -137,7 +137,7 @@ def test_a_bad_event_costs_only_itself(path: Path) -> None:
     assert [s.step for s in file.read()] == [2] and file.bad_records == 4
 
 
-def test_random_bytes_never_raise_anything_else() -> None:
+def test_read_event_raises_only_documented_errors() -> None:
     generator = random.Random(1)
     whole = integer(2, 5) + blob(5, scalar("loss", 1.0) + tensor("x", blob(4, b"1234")))
     for _ in range(3000):
@@ -150,7 +150,7 @@ def test_random_bytes_never_raise_anything_else() -> None:
             continue
 
 
-def test_truncated_or_replaced_begins_anew(path: Path) -> None:
+def test_truncated_or_replaced_file_is_read_again(path: Path) -> None:
     path.write_bytes(event(1, scalar("a", 1.0)) + event(2, scalar("a", 2.0)))
     file = EventFile(path)
     assert len(file.read()) == 2 and file.read() == []
@@ -160,7 +160,7 @@ def test_truncated_or_replaced_begins_anew(path: Path) -> None:
     assert file.read() == []
 
 
-def test_a_directory_is_no_file(path: Path) -> None:
+def test_event_file_refuses_a_directory(path: Path) -> None:
     path.mkdir()
     with pytest.raises(OSError, match="not a regular file"):
         EventFile(path).read()

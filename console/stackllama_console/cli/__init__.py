@@ -1,1 +1,1 @@
-"""The command line: the headless twin of every screen. stdout carries data, stderr narration."""
+"""The command line: the headless twin of every screen. stdout carries data, stderr messages."""

@@ -1,4 +1,4 @@
-"""Following with progress bars, one a stage, in 80 columns."""
+"""Progress bars for a followed run, one per stage, in 80 columns."""
 
 import time
 
@@ -11,12 +11,11 @@ from stackllama_engine.contract.events import Event
 
 from ..sanitise import one_line
 from ..units import duration, number
-from .follow import Tail
-from .plain_lines import chosen
+from .tail import Tail, headline_values
 
 
 class Bars:
-    """One bar a stage; finished ones stay above the one at work. Remarks are printed above them all."""
+    """One bar per stage; finished ones stay above the running one. Notices are printed above them all."""
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True, highlight=False)
@@ -43,7 +42,7 @@ class Bars:
         self._progress.start()
 
     def begin(self, tail: Tail) -> None:
-        """A new bar; the one before is complete."""
+        """Add a bar; complete the one before."""
         self._finish()
         state = tail.run.read_state()
         self._began = state.started or state.created or time.time()
@@ -55,28 +54,28 @@ class Bars:
             self._draw()
         self._ended = state.ended is not None
         if state.ended is not None:
-            self._show(state.ended)
+            self._show_time(state.ended)
 
     def event(self, tail: Tail, event: Event) -> None:
-        """Move the bar; a remark is a line above it."""
+        """Move the bar; print a notice above it."""
         if event.kind == "health":
             message = f"{tail.title}: {one_line(str(event.data.get('message', '')))}"
             self._console.print(Text(message), soft_wrap=True)
         self._draw()
         self._ended = event.kind == "end"
         if self._ended:
-            self._show(event.time)
+            self._show_time(event.time)
 
     def tick(self) -> None:
-        """The clock; paints what has changed since the last look."""
+        """Update the clock and paint what has changed since the last poll."""
         if not self._ended:
-            self._show(time.time())
+            self._show_time(time.time())
         if self._changed:
             self._changed = False
             self._progress.refresh()
 
     def close(self) -> None:
-        """Leave the bars as they are."""
+        """Stop drawing; the bars stay as they are."""
         self._finish()
         self._progress.refresh()
         self._progress.stop()
@@ -87,7 +86,7 @@ class Bars:
         history = self._tail.history
         total = history.total_steps
         text = " ".join(
-            f"{name.rpartition('/')[2]} {number(value)}" for name, value in chosen(self._tail, history.last)
+            f"{name.rpartition('/')[2]} {number(value)}" for name, value in headline_values(self._tail, history.last)
         )
         self._changed = True
         self._progress.update(
@@ -98,7 +97,7 @@ class Bars:
             text=one_line(history.at or "starting") if history.reason or not text else text,
         )
 
-    def _show(self, now: float) -> None:
+    def _show_time(self, now: float) -> None:
         text = duration(now - self._began)
         if self._task is not None and text != self._shown_time:
             self._shown_time = text
@@ -106,12 +105,12 @@ class Bars:
             self._changed = True
 
     def _finish(self) -> None:
-        """The bar that was at work: its whole time, and full where it ended well, also without steps as in a merge."""
+        """Complete the running bar: its whole time, and full where it succeeded, also without steps as in a merge."""
         if self._tail is None or self._task is None:
             return
         state, history = self._tail.run.read_state(), self._tail.history
         if state.ended is not None:
-            self._show(state.ended)
+            self._show_time(state.ended)
         if history.exit_code == 0 and state.has_ended:
             total = history.total_steps or 1
             self._progress.update(self._task, total=total, completed=total)

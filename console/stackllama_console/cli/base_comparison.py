@@ -1,4 +1,4 @@
-"""PPO beside its base: a table of the comparison that a PPO run leaves in ``result.json``."""
+"""Comparison of a PPO run with its base, as a table of what the run left in ``result.json``."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ _NAME, _CELL = 24, 13
 
 
 def comparison_lines(result: Mapping[str, Any]) -> list[str]:
-    """Lines of the table, at most 78 columns wide; none where the run compared nothing.
+    """Return the lines of the table, at most 78 columns wide; none where the run compared nothing.
 
     Args:
         result: of a PPO run. Its rows are from the engine's ``train/ppo/evaluation.py``.

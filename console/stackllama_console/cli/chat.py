@@ -1,4 +1,4 @@
-"""``chat``: a question to what a run made, and to the base it began with."""
+"""``chat``: questions to a run's model and to its base model."""
 
 import argparse
 import sys
@@ -13,27 +13,27 @@ from ..readers.generator import ChatProcess, Ended, start_chat
 from .output import paint, say, show_json
 from .runs import find
 
-_LOOK = 0.5  # seconds; a signal is served at least so often
+_POLL = 0.5  # seconds; a signal is served at least so often
 
 Facts = dict[str, Any]
 
 
 def chat(arguments: argparse.Namespace) -> int:
-    """``chat RUN``: the ``--prompt``, or each line of stdin; 1 when any of them was not answered."""
+    """Run ``chat``: ask the ``--prompt`` or each line of stdin; return 1 when any was not answered."""
     run = find(Home(arguments.home), arguments.run)
     with start_chat(run, arguments.checkpoint, cpu=arguments.cpu) as process:
         ready = _until_ready(process, f"{run.id}: loading …")
         if ready.note:
             say(f"{run.id}: {ready.note}")
         interactive = arguments.prompt is None and sys.stdin.isatty()
-        answered: list[Facts] = []
+        answers: list[Facts] = []
         failed = False
         for prompt in _prompts(arguments.prompt, interactive=interactive):
             answer = _ask(process, ready, prompt, arguments, stoppable=interactive)
             failed = failed or "error" in answer
-            answered += [answer] if arguments.json else []
+            answers += [answer] if arguments.json else []
         if arguments.json:
-            facts = {"run": run.id, "checkpoint": ready.checkpoint, "model": ready.model, "answers": answered}
+            facts = {"run": run.id, "checkpoint": ready.checkpoint, "model": ready.model, "answers": answers}
             show_json(facts)
     return ExitCode.FAILED if failed else ExitCode.DONE
 
@@ -41,7 +41,7 @@ def chat(arguments: argparse.Namespace) -> int:
 def _until_ready(process: ChatProcess, text: str) -> Ready:
     say(text)
     while True:
-        for event in process.wait(_LOOK):
+        for event in process.wait(_POLL):
             match event:
                 case Ready():
                     where = f", {event.checkpoint}" if event.checkpoint else ""
@@ -53,12 +53,12 @@ def _until_ready(process: ChatProcess, text: str) -> Ready:
                     pass
 
 
-def _prompts(given: str | None, *, interactive: bool) -> Iterator[str]:
-    if given is not None:
-        yield given
+def _prompts(prompt: str | None, *, interactive: bool) -> Iterator[str]:
+    if prompt is not None:
+        yield prompt
         return
     if interactive:
-        say("A question a line; Ctrl-C gives up an answer, Ctrl-D leaves.")
+        say("One question per line. Ctrl-C cancels the answer, Ctrl-D quits.")
     while True:
         if interactive:
             sys.stderr.write("? ")
@@ -71,7 +71,7 @@ def _prompts(given: str | None, *, interactive: bool) -> Iterator[str]:
 
 
 def _ask(process: ChatProcess, ready: Ready, prompt: str, arguments: argparse.Namespace, *, stoppable: bool) -> Facts:
-    """One question to all sides; shown as it comes unless it is for JSON."""
+    """Ask all sides one question; print the answer as it comes unless it is for JSON."""
     question = process.ask(
         prompt,
         ready.sides,
@@ -83,9 +83,9 @@ def _ask(process: ChatProcess, ready: Ready, prompt: str, arguments: argparse.Na
     facts: Facts = {"prompt": prompt}
     while True:
         try:
-            for event in process.wait(_LOOK):
+            for event in process.wait(_POLL):
                 match event:
-                    case Delta(id=asked) | Done(id=asked) if asked == question:
+                    case Delta(id=number) | Done(id=number) if number == question:
                         if _take(event, facts, writer) and event.which == ready.sides[-1]:
                             return facts
                     case Failure(error=error):
@@ -96,7 +96,7 @@ def _ask(process: ChatProcess, ready: Ready, prompt: str, arguments: argparse.Na
                         writer.end()
                         raise _ended(event)
                     case _:
-                        pass  # of a question that was given up
+                        pass  # of a question that was cancelled
         except KeyboardInterrupt:
             if not stoppable:
                 raise
@@ -104,7 +104,7 @@ def _ask(process: ChatProcess, ready: Ready, prompt: str, arguments: argparse.Na
 
 
 def _take(event: Delta | Done, facts: Facts, writer: "_Writer") -> bool:
-    """Whether a side is done."""
+    """Write an event to the answer; return whether that side is done."""
     writer.begin(event.which)
     side = facts.setdefault(event.which, {"text": ""})
     if isinstance(event, Delta):
@@ -117,7 +117,7 @@ def _take(event: Delta | Done, facts: Facts, writer: "_Writer") -> bool:
 
 
 class _Writer:
-    """Answers on stdout as they are made, each under its side's name. Text arrives sanitised."""
+    """Answers on stdout as they come, each under its side's name. Text arrives sanitised."""
 
     def __init__(self, *, quiet: bool, titled: bool) -> None:
         self._quiet = quiet
@@ -125,19 +125,19 @@ class _Writer:
         self._side: Side | None = None
 
     def begin(self, side: Side) -> None:
-        """A heading, once an answer."""
+        """Print the side's name, once per answer."""
         if side != self._side:
             self._side = side
             self.write(paint(side, "bold", sys.stdout) + "\n" if self._titled else "")
 
     def write(self, text: str) -> None:
-        """A piece."""
+        """Print a piece of the answer."""
         if not self._quiet:
             sys.stdout.write(text)
             sys.stdout.flush()
 
     def end(self) -> None:
-        """The line is over."""
+        """End the line."""
         if self._side is not None:
             self._side = None
             self.write("\n")

@@ -24,12 +24,12 @@ def console(arguments: argparse.Namespace) -> int:
 
 
 def open_target(arguments: argparse.Namespace) -> int:
-    """``open TARGET``: the console on one run, or on another trainer's directory."""
+    """Run ``open TARGET``: open the console on one run, or on another trainer's directory."""
     return show_console(arguments, find_target(Home(arguments.home), arguments.target))
 
 
 def find_target(home: Home, target: str) -> str | Path:
-    """A run id of this home as text, or a directory.
+    """Return a run id of this home as text, or a directory.
 
     Raises:
         UsageError: it is neither.
@@ -42,7 +42,7 @@ def find_target(home: Home, target: str) -> str | Path:
             return find(home, path.resolve().name).id
         from ..readers.foreign import open_foreign
 
-        open_foreign(path)  # says now, on the command line, when there is nothing to watch
+        open_foreign(path)  # raises now, on the command line, when there is nothing to watch
         return path.resolve()
     if path.is_file():
         raise UsageError(f"{target} is a file; open takes a run id, or the directory that a trainer writes to.")
@@ -52,15 +52,15 @@ def find_target(home: Home, target: str) -> str | Path:
 
 
 def show_console(arguments: argparse.Namespace, target: str | Path | None) -> int:
-    """Show it until the person leaves.
+    """Show the console until the person quits.
 
     Raises:
         UsageError: no terminal to draw on.
         StackllamaError: the console crashed; the trace is in a file.
     """
-    if lacking := _what_is_lacking():
+    if missing := _missing_terminal():
         raise UsageError(
-            f"{lacking}; without one use `{PROGRAM} runs ls`, `{PROGRAM} runs watch` or `{PROGRAM} --help`."
+            f"{missing}; without one use `{PROGRAM} runs ls`, `{PROGRAM} runs watch` or `{PROGRAM} --help`."
         )
     leave_at_once()  # until there is a screen to leave
     if not (getattr(arguments, "ascii", False) or _speaks_utf8()) or _lacks_braille():
@@ -80,39 +80,40 @@ def show_console(arguments: argparse.Namespace, target: str | Path | None) -> in
         file = write_crash(crash)
         where = f"the trace is in {file}" if file else "the trace could not be written"
         raise StackllamaError(
-            f"the console stopped: {type(crash).__name__}: {one_line(redact(str(crash)))[:160]}; {where}. Runs go on."
+            f"the console stopped: {type(crash).__name__}: {one_line(redact(str(crash)))[:160]}; {where}. "
+            "Runs are not affected."
         )
     return code if code else ExitCode.DONE
 
 
 def can_show() -> bool:
-    """Whether there is a terminal: Textual reads stdin and draws on stderr."""
-    return not _what_is_lacking()
+    """Return whether there is a terminal: Textual reads stdin and draws on stderr."""
+    return not _missing_terminal()
 
 
-def _what_is_lacking() -> str:
-    """Why the console cannot be drawn here; empty where it can."""
+def _missing_terminal() -> str:
+    """Return why the console cannot be drawn here; empty where it can."""
     no_terminal = [name for name, number in (("stdin", 0), ("stderr", 2)) if not os.isatty(number)]
     if no_terminal:
-        verb = "is" if len(no_terminal) == 1 else "are"
-        return f"the console needs a terminal, and {' and '.join(no_terminal)} {verb} none"
+        verb = "is not one" if len(no_terminal) == 1 else "are not"
+        return f"the console needs a terminal, and {' and '.join(no_terminal)} {verb}"
     term = os.environ.get("TERM", "")
     if term in ("", "dumb"):
-        named = f"TERM={term} names one that cannot" if term else "TERM is not set (try TERM=xterm-256color)"
+        named = f"TERM={term} cannot" if term else "TERM is not set (try TERM=xterm-256color)"
         return f"the console needs a terminal that can move its cursor: {named}"
     return ""
 
 
 def _lacks_braille() -> bool:
-    """Whether the terminal's font has no braille patterns: the Linux console's 512 characters, hardware terminals."""
+    """Return whether the terminal's font has no braille patterns: the Linux console, hardware terminals."""
     return re.match(r"linux|vt\d|ansi|cons25|sun", os.environ.get("TERM", "")) is not None
 
 
 def _forget_size_beyond_terminal() -> None:
     """Drop ``COLUMNS`` and ``LINES`` that exceed the terminal: what was drawn there could not be seen."""
     for name, real in zip(("COLUMNS", "LINES"), os.get_terminal_size(2), strict=True):
-        asked = os.environ.get(name, "")
-        if asked.isdecimal() and int(asked) > (real or _MOST_CELLS):  # a terminal that does not know its size says 0
+        cells = os.environ.get(name, "")
+        if cells.isdecimal() and int(cells) > (real or _MOST_CELLS):  # a terminal that does not know its size says 0
             del os.environ[name]
 
 

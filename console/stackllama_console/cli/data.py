@@ -19,12 +19,12 @@ from ..sanitise import one_line, sanitise
 from ..units import duration
 from .output import paint, say, show, show_fields, show_json
 
-_PATIENCE = 180.0  # seconds for a hub that does not answer
+_TIMEOUT = 180.0  # seconds for a hub that does not answer
 _TEXT_LINES = 24
 
 
 def prepare(arguments: argparse.Namespace) -> int:
-    """``data prepare POSTS.xml --out DIR``."""
+    """Run ``data prepare POSTS.xml --out DIR``."""
     from stackllama_engine.data.prepare import prepare as prepare_dump
 
     from .progress import counting
@@ -61,16 +61,16 @@ def prepare(arguments: argparse.Namespace) -> int:
 
 
 def preview(arguments: argparse.Namespace) -> int:
-    """``data preview SOURCE``."""
-    found = _look(arguments)
+    """Run ``data preview SOURCE``."""
+    rows = _read_preview(arguments)
     if arguments.json:
-        show_json(found)
+        show_json(rows)
         return ExitCode.DONE
-    _show_preview(found)
+    _show_preview(rows)
     return ExitCode.DONE
 
 
-def _look(arguments: argparse.Namespace) -> dict[str, Any]:
+def _read_preview(arguments: argparse.Namespace) -> dict[str, Any]:
     argv = [sys.executable, "-P", "-m", "stackllama_engine.data", "preview", f"--count={arguments.rows}"]
     for name in ("split", "config", "revision"):
         value = getattr(arguments, name)
@@ -78,10 +78,10 @@ def _look(arguments: argparse.Namespace) -> dict[str, Any]:
     environment = {**os.environ, **source_path(os.environ.get("PYTHONPATH", ""))}
     try:
         done = subprocess.run(
-            [*argv, "--", arguments.source], env=environment, capture_output=True, timeout=_PATIENCE, check=False
+            [*argv, "--", arguments.source], env=environment, capture_output=True, timeout=_TIMEOUT, check=False
         )
     except subprocess.TimeoutExpired:
-        raise StackllamaError(f"{arguments.source}: no answer within {_PATIENCE:.0f} s.") from None
+        raise StackllamaError(f"{arguments.source}: no answer within {_TIMEOUT:.0f} s.") from None
     if done.returncode == ExitCode.DONE:
         return msgspec.json.decode(done.stdout, type=dict[str, Any])
     lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
@@ -89,33 +89,33 @@ def _look(arguments: argparse.Namespace) -> dict[str, Any]:
     raise UsageError(message) if done.returncode == ExitCode.USAGE else StackllamaError(message)
 
 
-def _show_preview(found: dict[str, Any]) -> None:
-    total = f"{found['total']:,}" if found["total"] is not None else "not counted"
+def _show_preview(preview: dict[str, Any]) -> None:
+    total = f"{preview['total']:,}" if preview["total"] is not None else "not counted"
     lengths = [
         f"{one_line(column)}: {length['shortest']:,} – {length['longest']:,}, median {length['median']:,}"
-        for column, length in found["lengths"].items()
+        for column, length in preview["lengths"].items()
     ]
     fields = [
-        ("source", f"{one_line(found['source'])} ({found['kind']}), split {one_line(found['split'])}"),
+        ("source", f"{one_line(preview['source'])} ({preview['kind']}), split {one_line(preview['split'])}"),
         ("rows", total),
-        ("columns", ", ".join(map(one_line, found["columns"]))),
-        (f"characters, first {found['looked_at']} rows", "\n".join(lengths)),
+        ("columns", ", ".join(map(one_line, preview["columns"]))),
+        (f"characters, first {preview['looked_at']} rows", "\n".join(lengths)),
     ]
-    if stages := found.get("stages"):
+    if stages := preview.get("stages"):
         fields.append(("usable for", ", ".join(stages)))
-    if notices := found.get("notices"):
+    if notices := preview.get("notices"):
         fields.append(("note", "\n".join(map(one_line, notices))))
-    if counts := found.get("counts"):
+    if counts := preview.get("counts"):
         fields.append(("pairs by split", ", ".join(f"{one_line(name)} {count:,}" for name, count in counts.items())))
-    if skipped := found.get("skipped"):
+    if skipped := preview.get("skipped"):
         fields.append(("skipped", "\n".join(f"{one_line(reason)}: {count}" for reason, count in skipped.items())))
     show_fields(fields)
-    for index, row in enumerate(found["rows"]):
+    for index, row in enumerate(preview["rows"]):
         sys.stdout.write("\n" + paint(f"row {index + 1}, as the model reads it", "bold", sys.stdout) + "\n")
-        texts = found["texts"]
+        texts = preview["texts"]
         _show_text(texts[index] if index < len(texts) else row.get("question", ""))
         if worse := row.get("response_k"):
-            sys.stdout.write(paint("  the worse answer", "bold", sys.stdout) + "\n")
+            sys.stdout.write(paint("  rejected response", "bold", sys.stdout) + "\n")
             _show_text(worse)
 
 

@@ -1,4 +1,4 @@
-"""``doctor``: what this machine has, what it lacks and how to get it. ``info``: where things are kept."""
+"""``doctor``: this machine's hardware and packages, what is missing, how to get it. ``info``: paths in use."""
 
 import argparse
 import importlib.util
@@ -41,7 +41,7 @@ LEAST_DISK = 2 * 1024**3
 
 
 class Report(Struct, kw_only=True):
-    """What was found. ``problems`` keep training from working, ``advice`` does not."""
+    """Facts about the machine. ``problems`` prevent training, ``advice`` does not."""
 
     version: str
     python: str
@@ -53,7 +53,7 @@ class Report(Struct, kw_only=True):
     memory: int
     memory_available: int
     memory_limit: str | None
-    """What leaves less than the machine has; None: nothing."""
+    """The limit below the machine's own memory, in words; None without one."""
     home: str
     disk_free: int
     problems: list[str] = []
@@ -61,7 +61,7 @@ class Report(Struct, kw_only=True):
 
 
 def doctor(arguments: argparse.Namespace) -> int:
-    """Print the report; 0 when training can work here, else 1."""
+    """Print the report; return 0 when training is possible here, else 1."""
     report = examine(Home(arguments.home))
     if arguments.json:
         show_json(msgspec.to_builtins(report) | {"can_train": not report.problems})
@@ -71,9 +71,9 @@ def doctor(arguments: argparse.Namespace) -> int:
 
 
 def examine(home: Home) -> Report:
-    """Look at the machine; imports neither torch nor anything else that trains."""
+    """Examine the machine without importing torch or anything else that trains."""
     memory = main_memory()
-    gpus, driver, trouble = find_gpus()
+    gpus, driver, driver_error = find_gpus()
     there = nearest_existing(home.path)
     report = Report(
         version=__version__,
@@ -89,21 +89,21 @@ def examine(home: Home) -> Report:
         home=str(home.path),
         disk_free=shutil.disk_usage(there).free,
     )
-    _judge(report, there, trouble)
+    _find_problems(report, there, driver_error)
     return report
 
 
 def nearest_existing(path: Path) -> Path:
-    """The path itself or its nearest parent that exists."""
+    """Return the path itself or its nearest parent that exists."""
     return next(parent for parent in (path, *path.parents) if parent.exists())
 
 
-def _judge(report: Report, there: Path, trouble: str | None) -> None:
+def _find_problems(report: Report, there: Path, driver_error: str | None) -> None:
     missing = [name for name in TRAINING if report.packages[name] is None]
     if missing:
         report.problems.append(f"{', '.join(missing)} missing: pip install 'stackllama-console[train]'")
     if not sys.platform.startswith("linux"):
-        report.problems.append("runs are supervised through Linux's /proc and flock; this is not Linux")
+        report.problems.append("runs need Linux (/proc and flock); this is not Linux")
     if not os.access(there, os.W_OK | os.X_OK):
         report.problems.append(f"{there} cannot be written: choose another --home or set STACKLLAMA_HOME")
     if report.disk_free < LEAST_DISK:
@@ -115,9 +115,9 @@ def _judge(report: Report, there: Path, trouble: str | None) -> None:
         if report.packages[name] is None
     ]
     if not report.gpus and NVML.hangs:
-        report.problems.append(f"{trouble}: the GPUs' driver hangs, and with it whatever asks for a GPU; reboot")
+        report.problems.append(f"{driver_error}: the GPU driver hangs, as does any process that uses a GPU; reboot")
     elif not report.gpus:
-        report.advice.append(f"no GPU ({trouble or 'NVML finds none'}): everything works, on the CPU, slowly")
+        report.advice.append(f"no GPU ({driver_error or 'NVML finds none'}); training runs on the CPU, but slowly")
     elif (torch := report.packages["torch"]) and torch.endswith("+cpu"):
         report.advice.append(f"torch {torch} has no CUDA: https://pytorch.org/get-started names the build for your GPU")
 
@@ -146,12 +146,14 @@ def _print(report: Report) -> None:
     )
     show()
     for text in report.problems:
-        sys.stdout.write(f"{paint('missing', 'red', sys.stdout)}  ")
+        sys.stdout.write(f"{paint('problem', 'red', sys.stdout)}: ")
         show(text)
     for text in report.advice:
-        sys.stdout.write(f"{paint('note', 'yellow', sys.stdout)}     ")
+        sys.stdout.write(f"{paint('note', 'yellow', sys.stdout)}: ")
         show(text)
-    show("Training cannot work here yet." if report.problems else "Training can work here.")
+    show(
+        "Training is not possible on this machine yet." if report.problems else "Training is possible on this machine."
+    )
 
 
 def _packages(report: Report, names: tuple[str, ...]) -> str:
@@ -164,7 +166,7 @@ def _packages(report: Report, names: tuple[str, ...]) -> str:
 def info(arguments: argparse.Namespace) -> int:
     """Print the paths in use."""
     home = Home(arguments.home)
-    found = importlib.util.find_spec("stackllama_engine")
+    spec = importlib.util.find_spec("stackllama_engine")
     paths: dict[str, Any] = {
         "version": __version__,
         "home": str(home.path),
@@ -175,7 +177,7 @@ def info(arguments: argparse.Namespace) -> int:
         "copied": str(places.copy_file()),
         "screenshots": str(places.screenshots_dir()),
         "crashes": str(places.state_dir()),
-        "package": str(Path(found.origin).parent) if found and found.origin else None,
+        "package": str(Path(spec.origin).parent) if spec and spec.origin else None,
         "python": sys.executable,
         "model_cache": str(places.model_cache()),
     }

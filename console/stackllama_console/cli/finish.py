@@ -1,4 +1,4 @@
-"""The end of a followed run: what is printed on stdout, and the exit code."""
+"""End of a followed run: its output on stdout, and the exit code."""
 
 from collections.abc import Sequence
 
@@ -10,9 +10,14 @@ from .run_status import exit_code, facts
 
 
 def finish(home: Home, run: RunDir, state: State, *, as_json: bool, notes: Sequence[str] = ()) -> int:
-    """One JSON document, or for a finished pipeline its table; returns the run's exit code.
+    """Print one JSON document, or for a finished pipeline its table; return the run's exit code.
 
-    ``notes``: how keys of its recipe were read, for the document.
+    Args:
+        home: the home of the run.
+        run: the run that has ended.
+        state: its reconciled state.
+        as_json: whether to print JSON.
+        notes: on how keys of its recipe were read, for the document.
     """
     if state.stage is not Stage.PIPELINE:
         if as_json:
@@ -20,11 +25,11 @@ def finish(home: Home, run: RunDir, state: State, *, as_json: bool, notes: Seque
         return exit_code(state)
     from .report import pipeline_facts, show_samples, show_table
 
-    found = pipeline_facts(home, run, state)
+    outcome = pipeline_facts(home, run, state)
     if as_json:
-        show_json(found | {"notes": notes})
+        show_json(outcome | {"notes": notes})
     elif state.phase == "finished":
         say()
-        show_table(found)
-        show_samples(found)
+        show_table(outcome)
+        show_samples(outcome)
     return exit_code(state)

@@ -1,6 +1,6 @@
-"""Following a run to its end by reading its directory alone; a pipeline through the child that is at work.
+"""Follower of a run to its end, reading its directory alone; of a pipeline through its active child.
 
-Nothing is asked of the run: leaving (Ctrl-C) changes nothing for it.
+Nothing is requested of the run: leaving (Ctrl-C) changes nothing for it.
 """
 
 import os
@@ -8,74 +8,25 @@ import signal
 import sys
 import termios
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Protocol
 
 from stackllama_engine.contract.errors import UsageError
-from stackllama_engine.contract.events import Event, EventReader
-from stackllama_engine.contract.history import History
+from stackllama_engine.contract.events import Event
 from stackllama_engine.contract.run_dir import Home, RunDir, State
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch.reconcile import reconcile
 
 from .output import PROGRAM, can_redraw, say
+from .plain_lines import Lines
 from .run_status import say_outcome
+from .tail import Display, Tail
 
-POLL = 0.2  # seconds between looks
-
-
-class Tail:
-    """One run's events over all its attempts, each returned once, and the history they fold into."""
-
-    def __init__(self, run: RunDir, title: str, stage: Stage) -> None:
-        self.run = run
-        self.title = title
-        self.stage = stage
-        self.history = History()
-        self._readers: dict[Path, EventReader] = {}
-
-    def read(self) -> Iterator[Event]:
-        """The events that are new since the last call, already folded into ``history``."""
-        for path in self.run.events_files():
-            reader = self._readers.setdefault(path, EventReader(path))
-            for event in reader.read_what_can_be():
-                self.history.apply(event)
-                yield event
-        for path in self.run.health_files():
-            for event in self._readers.setdefault(path, EventReader(path)).read_what_can_be():
-                self.history.remark(event)
-                yield event
-
-    @property
-    def bad_lines(self) -> int:
-        """Lines that are not records."""
-        return sum(reader.bad_lines for reader in self._readers.values())
-
-
-class Display(Protocol):
-    """What a person sees of it. Everything goes to stderr."""
-
-    def begin(self, tail: Tail) -> None:
-        """A run, or the next child of a pipeline, is at work; ``tail.history`` is what it did so far."""
-        ...
-
-    def event(self, tail: Tail, event: Event) -> None:
-        """Something new of the run that began last."""
-        ...
-
-    def tick(self) -> None:
-        """Called at every look, also when there is nothing new."""
-        ...
-
-    def close(self) -> None:
-        """The end; also after Ctrl-C."""
-        ...
+POLL = 0.2  # seconds between polls
 
 
 class Follower:
-    """The looks at one run. What happened before the first look is folded in silently."""
+    """Polls one run and its pipeline's children. What happened before the first poll is folded in silently."""
 
     def __init__(self, home: Home, run: RunDir, display: Display) -> None:
         self.home = home
@@ -85,15 +36,15 @@ class Follower:
         self.is_pipeline = stage is Stage.PIPELINE
         self._own = Tail(run, str(stage), stage)
         self._child: Tail | None = None
-        self._awaited: str | None = None
-        self._begun: set[str] = set()
+        self._announced: str | None = None
+        self._shown: set[str] = set()
         for event in self._own.read():
             self._note_child(event)
         if not self.is_pipeline:
             display.begin(self._own)
 
-    def look(self) -> State:
-        """One look: show what is new, return the state. After an ended state nothing is left to read."""
+    def poll(self) -> State:
+        """Show what is new and return the state. After an ended state nothing is left to read."""
         state = reconcile(self.run)  # first, so that the last events are there when it has ended
         for event in self._own.read():
             if self.is_pipeline:
@@ -106,31 +57,31 @@ class Follower:
 
     @property
     def bad_lines(self) -> int:
-        """Event lines that could not be read."""
+        """Number of event lines that could not be read."""
         return self._own.bad_lines + (self._child.bad_lines if self._child else 0)
 
     def _note_child(self, event: Event) -> None:
         if self.is_pipeline and event.kind == "phase" and event.phase:
             self._show_child()  # the rest of the one before
-            self._awaited = event.phase
+            self._announced = event.phase
 
     def _show_child(self) -> None:
         if self._child:
             for event in self._child.read():
                 self.display.event(self._child, event)
-        if self._awaited:
-            self._open_child(self._awaited)
+        if self._announced:
+            self._open_child(self._announced)
 
     def _open_child(self, name: str) -> None:
         try:
             run = self.home.run(name)
             stage = run.read_state().stage
         except UsageError:
-            return  # announced before it was created, or a phase that is no run: look again
-        self._awaited = None
-        if run.id in self._begun:
+            return  # announced before it was created, or a phase that is not a run: try again
+        self._announced = None
+        if run.id in self._shown:
             return  # shown already: each attempt of the pipeline announces all its children
-        self._begun.add(run.id)
+        self._shown.add(run.id)
         title = name.removeprefix(f"{self.run.id}-").replace("-merged", " merge")
         self._child = Tail(run, title, stage)
         for _ in self._child.read():
@@ -142,19 +93,19 @@ def follow(home: Home, run: RunDir, *, plain: bool) -> State:
     """Show a run on stderr until it has ended.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C, after saying that the run goes on.
+        KeyboardInterrupt: Ctrl-C, after saying that the run continues.
     """
     display = choose_display(plain)
     try:
         with _terminated_gently(), _silent_control_keys():
             follower = Follower(home, run, display)
-            while not (state := follower.look()).has_ended:
+            while not (state := follower.poll()).has_ended:
                 time.sleep(POLL)
     except KeyboardInterrupt:
         display.close()
-        say(f"\nNo longer looking; {run.id} goes on.")
-        say(f"  look again: {PROGRAM} runs watch {run.id}")
-        say(f"  stop it:    {PROGRAM} runs stop {run.id}")
+        say(f"\nDetached. {run.id} is still running.")
+        say(f"  follow: {PROGRAM} runs watch {run.id}")
+        say(f"  stop:   {PROGRAM} runs stop {run.id}")
         raise
     except BaseException:
         display.close()
@@ -168,7 +119,7 @@ def follow(home: Home, run: RunDir, *, plain: bool) -> State:
 
 @contextmanager
 def _terminated_gently() -> Generator[None]:
-    """SIGTERM ends with 143 after the terminal was set right: bars hide its cursor."""
+    """Exit with 143 on SIGTERM, after the terminal is restored: bars hide its cursor."""
 
     def leave(number: int, _frame: object) -> None:
         sys.exit(128 + number)
@@ -182,7 +133,7 @@ def _terminated_gently() -> Generator[None]:
 
 @contextmanager
 def _silent_control_keys() -> Generator[None]:
-    """The terminal does not echo ``^C``: at the right edge that would wrap, and bars would be redrawn a row too low."""
+    """Keep the terminal from echoing ``^C``, which could wrap: bars would then be redrawn a row too low."""
     if not (sys.stdin and sys.stdin.isatty() and _in_foreground(descriptor := sys.stdin.fileno())):
         yield
         return
@@ -198,7 +149,7 @@ def _silent_control_keys() -> Generator[None]:
 
 
 def _in_foreground(terminal: int) -> bool:
-    """Whether its settings are ours to change: a background job that tries is suspended."""
+    """Return whether its settings are ours to change: a background job that tries is suspended."""
     try:
         return os.tcgetpgrp(terminal) == os.getpgrp()
     except OSError:  # not the terminal that controls us: nobody else's job either
@@ -206,11 +157,9 @@ def _in_foreground(terminal: int) -> bool:
 
 
 def choose_display(plain: bool) -> Display:
-    """Bars where a person looks (stderr is a capable terminal), lines otherwise."""
+    """Return bars where stderr is a capable terminal, plain lines otherwise."""
     if plain or not can_redraw(sys.stderr):
-        from .plain_lines import Lines
-
         return Lines()
-    from .bars import Bars
+    from .bars import Bars  # rich takes long to import
 
     return Bars()

@@ -1,4 +1,4 @@
-"""``runs ls``: one line a run, and where a terminal is too narrow for it."""
+"""``runs ls``: one line per run, fitted to the terminal's width."""
 
 import argparse
 import sys
@@ -25,7 +25,7 @@ _OTHER_COLUMNS = 54  # stage to last metric, with the blanks between
 
 
 def ls(arguments: argparse.Namespace) -> int:
-    """``runs ls``: one line a run."""
+    """Run ``runs ls``: print one line per run."""
     home = Home(arguments.home)
     readings, damaged = _readings(home, arguments.stage)
     left = [each for each in leftovers(home) if not each.busy]
@@ -50,7 +50,7 @@ def ls(arguments: argparse.Namespace) -> int:
 
 
 class _Damaged(Struct, frozen=True):
-    """A run whose state cannot be read, and why."""
+    """A run whose state cannot be read, and the reason."""
 
     id: str
     stage: Stage | None
@@ -59,8 +59,8 @@ class _Damaged(Struct, frozen=True):
 
 
 def _readings(home: Home, stage: str | None) -> tuple[list[Reading], list[_Damaged]]:
-    """Those of a stage; damaged ones also where nothing tells their stage."""
-    found: list[Reading] = []
+    """Read the runs of a stage; damaged ones also where their stage is unknown."""
+    readings: list[Reading] = []
     damaged: list[_Damaged] = []
     for run in home.runs():
         try:
@@ -71,12 +71,12 @@ def _readings(home: Home, stage: str | None) -> tuple[list[Reading], list[_Damag
                 damaged.append(one)
             continue
         if stage in (None, reading.stage):
-            found.append(reading)
-    return found, damaged
+            readings.append(reading)
+    return readings, damaged
 
 
 def _state(run: RunDir) -> State:
-    """Reconciled; as it was written where a process outlives SIGKILL."""
+    """Return the reconciled state; the one on disk where a process outlives SIGKILL."""
     try:
         return reconcile(run)
     except TimeoutError as error:
@@ -93,7 +93,7 @@ def _listed_damaged(one: _Damaged) -> dict[str, Any]:
 
 
 def _names(readings: list[Reading]) -> list[str]:
-    """Run ids; where the terminal is too narrow for them, `…` stands for a pipeline's id in those of its children."""
+    """Return run ids; where they are too wide, `…` stands for a pipeline's id in those of its children."""
     names: list[str] = []
     pipeline = None
     for reading in readings:
@@ -108,7 +108,7 @@ def _names(readings: list[Reading]) -> list[str]:
 
 
 def _columns_that_fit(cells: list[tuple[str, ...]]) -> int:
-    """How many columns a line has room for: the last metric (it may be cut to its title) goes first, then the age."""
+    """Count the columns that fit: the last metric (it may be cut to its title) is dropped first, then the age."""
     limit = width(sys.stdout)
     sizes = [max(map(len, column)) for column in zip(*cells, strict=True)]
     sizes[-1] = len(cells[0][-1])
@@ -121,14 +121,14 @@ def _columns_that_fit(cells: list[tuple[str, ...]]) -> int:
 def _row(reading: Reading) -> tuple[str, ...]:
     metric = reading.last_metric
     last = f"{metric[0]} {number(metric[1])}" if metric else _current_child(reading)
-    if reading.history.reason and not reading.state.has_ended:  # it waits: that is what to know of it
+    if reading.history.reason and not reading.state.has_ended:  # it waits: that matters most
         last = one_line(str(reading.history.at))
     last = "  ".join(filter(None, (in_words(reading.elsewhere), last)))
     return (reading.stage, reading.state.phase, reading.step, age(reading.age), last)
 
 
 def _current_child(reading: Reading) -> str:
-    """Where an unfinished pipeline is."""
+    """Return the active child of an unfinished pipeline, in words."""
     if reading.stage is not Stage.PIPELINE or reading.state.phase == "finished" or not reading.history.phase:
         return ""
     return f"at {reading.history.phase.removeprefix(f'{reading.id}-')}"

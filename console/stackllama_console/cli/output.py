@@ -1,4 +1,4 @@
-"""What the command line prints: data on stdout, narration on stderr, everything sanitised."""
+"""Output of the command line: data on stdout, messages on stderr, everything sanitised."""
 
 import json
 import os
@@ -22,52 +22,58 @@ _COLOURS = {"red": "31", "green": "32", "yellow": "33", "blue": "34", "bold": "1
 
 
 def show(text: str = "") -> None:
-    """One piece of data, on stdout."""
+    """Print a line of data on stdout."""
     sys.stdout.write(sanitise(text) + "\n")
 
 
 def say(text: str = "") -> None:
-    """Narration, on stderr."""
+    """Print a message on stderr."""
     sys.stderr.write(sanitise(text) + "\n")
     sys.stderr.flush()
 
 
 def say_notes(notes: Sequence[str]) -> None:
-    """How keys of a recipe were read, on stderr."""
+    """Print notes on how keys of a recipe were read, on stderr."""
     for note in notes:
         say(f"note: {one_line(note)}")
 
 
 def show_json(value: Any) -> None:
-    """One JSON document on stdout. NaN and infinity are null; what a terminal would obey is ``\\uXXXX``."""
+    """Print one JSON document on stdout; NaN and infinity are null, control characters ``\\uXXXX``."""
     plain = msgspec.json.decode(msgspec.json.encode(value))
     text = json.dumps(plain, indent=2, ensure_ascii=False)
     sys.stdout.write(_ESCAPE_IN_JSON.sub(_json_escape, text) + "\n")
 
 
 def paint(text: str, colour: str, stream: TextIO) -> str:
-    """Our own text in a colour, where a person looks and has not set ``NO_COLOR`` (https://no-color.org)."""
+    """Colour our own text on a terminal, unless ``NO_COLOR`` is set (https://no-color.org)."""
     return f"\x1b[{_COLOURS[colour]}m{text}\x1b[0m" if has_colour(stream) else text
 
 
 def has_colour(stream: TextIO) -> bool:
-    """Whether colour may be used on a stream."""
+    """Return whether colour may be used on a stream."""
     return can_redraw(stream) and not os.environ.get("NO_COLOR")
 
 
 def can_redraw(stream: TextIO) -> bool:
-    """Whether a stream is a terminal that can draw over what it showed."""
+    """Return whether a stream is a terminal that can redraw lines."""
     return stream.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
 
 
 def width(stream: TextIO) -> int | None:
-    """Columns of the terminal, or None where nothing must be cut: a file or a pipe."""
+    """Return the columns of the terminal, or None for a file or a pipe, where nothing must be cut."""
     return shutil.get_terminal_size((80, 24)).columns if stream.isatty() else None
 
 
 def show_table(header: Sequence[str], rows: Sequence[Sequence[str]], colours: dict[str, str], column: int) -> None:
-    """Rows under a header, on stdout; cells in ``column`` take the colour of their text. The last column is cut
-    to the terminal's width."""
+    """Print rows under a header on stdout; the last column is cut to the terminal's width.
+
+    Args:
+        header: titles of the columns.
+        rows: cells as text.
+        colours: text of a cell → its colour.
+        column: index of the column that is coloured.
+    """
     cells = [[one_line(cell) for cell in row] for row in (header, *rows)]
     widths = [max(len(row[index]) for row in cells) for index in range(len(header))]
     limit = width(sys.stdout)
@@ -83,7 +89,7 @@ def show_table(header: Sequence[str], rows: Sequence[Sequence[str]], colours: di
 
 
 def show_fields(fields: Sequence[tuple[str, str]]) -> None:
-    """``name  value`` lines on stdout, names in one column; a value's further lines are indented under it."""
+    """Print ``name  value`` lines on stdout, names in one column; a value's further lines are indented under it."""
     size = max((len(name) for name, _ in fields), default=0)
     for name, value in fields:
         show(f"{name.ljust(size)}  {sanitise(value).replace(chr(10), chr(10) + ' ' * (size + 2))}".rstrip())

@@ -1,7 +1,6 @@
 """The commands and their arguments. Nothing but argparse is imported here; a command's module is loaded when it runs.
 
-Every leaf names its handler as ``module:function``; the function takes the parsed arguments and returns an exit
-code.
+Every leaf names its handler as ``module:function``; the function takes the parsed arguments and returns an exit code.
 """
 
 import argparse
@@ -23,19 +22,19 @@ _DESCRIPTION = """\
 The StackLLaMA recipe from a terminal: fine-tuning, reward model and PPO.
 Without a command it opens the console.
 
-  open       the console on one run, or on another trainer's directory
-  demo       try everything on a tiny embedded model, in minutes, without a GPU
-  recipe     convert one of TRL, LLaMA-Factory or axolotl
-  plan       what a recipe will take in memory, and what would make it fit
-  launch     start one stage in the background; it outlives this terminal
-  pipeline   start every stage, each on what the one before made
-  runs       ls, show, logs, watch, verify, stop, resume, rm,
-             repair; at work: save, sample, pause, continue, set
-  merge      put a run's adapter into its base
-  chat       ask a run's model, and the base it began with
+  open       open the console on one run or another trainer's directory
+  demo       run everything on a tiny embedded model, in minutes, without a GPU
+  recipe     convert a recipe of TRL, LLaMA-Factory or axolotl
+  plan       estimate a recipe's memory, and suggest what would make it fit
+  launch     start one stage in the background, detached from this terminal
+  pipeline   run all stages in order, each on the result of the one before
+  runs       ls, show, logs, watch, verify, stop, resume, rm, repair;
+             for a running one: save, sample, pause, continue, set
+  merge      merge a run's adapter into its base model
+  chat       chat with a run's model and its base model
   data       prepare a Stack Exchange dump, preview a data source
-  doctor     what this machine has and lacks
-  info       where things are kept"""
+  doctor     check what this machine has and lacks
+  info       print where files are kept"""
 
 _EPILOG = """\
 exit codes: 0 done · 1 failed · 2 wrong usage or recipe
@@ -49,7 +48,7 @@ stage of a pipeline: ppo.learning_rate=2e-5."""
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose complaints are a :class:`UsageError` with the nearest right word."""
+    """argparse whose errors are a :class:`UsageError` with the nearest right word."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.known: list[str] = []
@@ -57,22 +56,18 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*args, allow_abbrev=False, **kwargs)
 
     def add_argument(self, *args: Any, **kwargs: Any) -> argparse.Action:
-        """As argparse's; remembers the option names for suggestions."""
+        """Add an argument as argparse does; remember its option names for suggestions."""
         action = super().add_argument(*args, **kwargs)
         self.known += action.option_strings
         return action
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing usage and exiting."""
-        if wrong := re.search(r"^argument (\S+): invalid choice: '(.*?)' \(choose from (.*)\)$", message, re.DOTALL):
-            what, word, choices = wrong.groups()
-            known = re.findall(r"[\w-]+", choices)
-            raise UsageError(f"no {what} `{word}`: {_suggest(word, known)} ({self.prog} --help)")
-        raise UsageError(f"{message} ({self.prog} --help)")
+        raise UsageError(f"{_in_words(message)} ({self.prog} --help)")
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The arguments of one command.
+    """Parse the arguments of one command.
 
     Raises:
         UsageError: unknown command or option, with the nearest right one; an argument that is not UTF-8.
@@ -91,19 +86,19 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
             hint = f"; did you mean `{near[0]}`?" if near else "."
             raise UsageError(f"`{leaf.prog}` has no option `{word}`{hint} ({leaf.prog} --help)")
         if not hasattr(arguments, "words"):
-            raise UsageError(f"`{word}` is one argument too many ({leaf.prog} --help)")
+            raise UsageError(f"`{word}`: one argument too many ({leaf.prog} --help)")
         arguments.words.append(word)  # an override after an option
     return arguments
 
 
 def handler(arguments: argparse.Namespace) -> Callable[[argparse.Namespace], int]:
-    """The function behind a command, imported now."""
+    """Return the function behind a command, imported now."""
     module, _, function = arguments.handler.partition(":")
     return getattr(importlib.import_module(f".{module}", __package__), function)
 
 
 def build_parser() -> Parser:
-    """The whole tree of commands."""
+    """Build the whole tree of commands."""
     usage = f"{PROGRAM} [--home DIR] [--ascii] [--mouse] [COMMAND …]"
     parser = Parser(prog=PROGRAM, usage=usage, description=_DESCRIPTION, epilog=_EPILOG)
     parser.set_defaults(parser=parser, handler="console:console")
@@ -120,16 +115,19 @@ def build_parser() -> Parser:
     _add_runs(commands)
     _add_chat(commands)
     _add_data(commands)
-    for name, text in (("doctor", "What this machine has and lacks."), ("info", "Where things are kept.")):
+    for name, text in (("doctor", "Check what this machine has and lacks."), ("info", "Print where files are kept.")):
         _leaf(commands, name, text, f"doctor:{name}", json=True)
     return parser
 
 
-_HOME_HELP = "where runs are kept (default: STACKLLAMA_HOME, else $XDG_DATA_HOME/stackllama)"
-_TRUST_HELP = "also use a home that this user owns or lets others write (STACKLLAMA_TRUST_OWNER)"
-_FOLLOW_HELP = "show it until it ends, and end with its exit code; Ctrl-C only stops looking"
-_CANARY_HELP = "PPO: the worst step and a checkpoint once, before the run proper (default: on a GPU)"
-_HOST_GONE_HELP = "the machine that the run is on, if it is gone for good: nothing there can be seen or ended from here"
+_HOME_HELP = "directory that holds the runs (default: STACKLLAMA_HOME, else $XDG_DATA_HOME/stackllama)"
+_TRUST_HELP = "also trust a home that this user owns or lets others write (STACKLLAMA_TRUST_OWNER)"
+_FOLLOW_HELP = "follow the run and exit with its exit code; Ctrl-C detaches without stopping it"
+_CANARY_HELP = "PPO: dry-run one worst-case step and checkpoint before training (default: on a GPU)"
+_HOST_GONE_HELP = "confirm that this machine, which the run is on, is gone for good; its processes cannot be checked"
+_PLAIN_HELP = "print lines instead of progress bars"
+_JSON_HELP = "print one JSON document on stdout"
+_OVERRIDE = "key=value"
 _Commands = Any  # argparse's _SubParsersAction is private
 
 
@@ -139,7 +137,7 @@ def _leaf(commands: _Commands, name: str, text: str, target: str, *, json: bool 
     parser.add_argument("--home", type=Path, metavar="DIR", default=argparse.SUPPRESS, help=_HOME_HELP)
     parser.add_argument("--trust-owner", metavar="USER", default=argparse.SUPPRESS, help=_TRUST_HELP)
     if json:
-        parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
+        parser.add_argument("--json", action="store_true", help=_JSON_HELP)
     return parser
 
 
@@ -149,41 +147,45 @@ def _add_open(commands: _Commands) -> None:
     target.add_argument(
         "target",
         metavar="RUN|DIR",
-        help="run id; or a directory with trainer_state.json, trainer_log.jsonl or TensorBoard events",
+        help="run id, or a directory with trainer_state.json, trainer_log.jsonl or TensorBoard events",
     )
     _add_drawing(target)
 
 
 def _add_drawing(parser: Parser, default: Any = argparse.SUPPRESS) -> None:
-    """Before the command or after it: a command's own default must not undo what stood before it."""
+    """Add --ascii and --mouse, which may stand before the command or after it.
+
+    A command's own default must not undo what stood before it.
+    """
     texts = {
-        "--ascii": "draw with ASCII characters alone",
-        "--mouse": "take the mouse (off: the terminal selects text)",
+        "--ascii": "draw with ASCII characters only",
+        "--mouse": "enable mouse support (disables terminal text selection)",
     }
     for name, text in texts.items():
         parser.add_argument(name, action="store_true", default=default, help=text)
 
 
 def _add_demo(commands: _Commands) -> None:
-    text = "Run SFT, reward model and PPO on the embedded model and data, then show what changed."
+    text = "Run SFT, reward model and PPO on the embedded model and data, then print what changed."
     demo = _leaf(commands, "demo", text, "demo:demo", json=True)
     demo.add_argument("--seed", type=_seed, default=0, metavar="N", help="seed of every stage (default: 0)")
-    demo.add_argument("--plain", action="store_true", help="lines instead of the console")
+    demo.add_argument("--plain", action="store_true", help="print lines instead of opening the console")
     _add_drawing(demo)
     _add_words(demo, "")
 
 
 def _add_plan(commands: _Commands) -> None:
-    text = "What a recipe will take in memory, phase by phase, before a byte is loaded."
+    text = "Estimate a recipe's memory per phase, before anything is loaded."
     plan = _leaf(commands, "plan", text, "plan:plan", json=True, epilog=_RECIPE_EPILOG)
     plan.add_argument("stage", metavar="STAGE", choices=STAGES, help=", ".join(STAGES))
-    _add_words(plan, "STAGE [RECIPE.yaml] ", "recipe file and overrides of it")
+    _add_words(plan, "STAGE [RECIPE.yaml] ", "recipe file and overrides")
     plan.add_argument("--gpu", metavar="SIZE", help="24GiB, 80GB or a card such as RTX-4090 (default: this machine's)")
-    plan.add_argument("--gpus", type=_count, metavar="N", help="GPUs of that kind (default: all that a run would use)")
+    plan.add_argument("--gpus", type=_count, metavar="N", help="number of GPUs (default: all that a run would use)")
+    text = "estimate memory if sharded across the GPUs (estimate only; launch does not shard)"
+    plan.add_argument("--shard", choices=("zero2", "zero3", "fsdp"), help=text)
     plan.add_argument(
-        "--shard", choices=("zero2", "zero3", "fsdp"), help="what if it were sharded over them; not launched so"
+        "--trace", action="store_true", help="also trace two steps without weights (seconds; needs torch)"
     )
-    plan.add_argument("--trace", action="store_true", help="also run two steps without weights (seconds; needs torch)")
 
 
 def _add_recipe(commands: _Commands) -> None:
@@ -191,12 +193,12 @@ def _add_recipe(commands: _Commands) -> None:
     group: Parser = commands.add_parser("recipe", help=text, description=text)
     group.set_defaults(parser=group, handler=None)
     recipe = group.add_subparsers(metavar="COMMAND", title="commands")
-    text = "Turn a recipe of TRL, LLaMA-Factory or axolotl into one for this engine; list what is left out."
+    text = "Convert a recipe of TRL, LLaMA-Factory or axolotl for this engine; list what is left out."
     convert = _leaf(recipe, "convert", text, "recipe:convert", json=True)
-    convert.add_argument("file", type=Path, metavar="FILE", help="another trainer's YAML")
-    convert.add_argument("--out", type=Path, metavar="FILE", help="write a new file (default: print it)")
-    convert.add_argument("--stage", choices=STAGES[:3], help="the stage to make a recipe of (default: the file's own)")
-    convert.add_argument("--force", action="store_true", help="replace the file of --out")
+    convert.add_argument("file", type=Path, metavar="FILE", help="another trainer's YAML file")
+    convert.add_argument("--out", type=Path, metavar="FILE", help="file to write (default: print the recipe)")
+    convert.add_argument("--stage", choices=STAGES[:3], help="stage of the converted recipe (default: the file's own)")
+    convert.add_argument("--force", action="store_true", help="overwrite the file of --out")
 
 
 def _add_launch(commands: _Commands) -> None:
@@ -204,61 +206,68 @@ def _add_launch(commands: _Commands) -> None:
         commands, "launch", "Start one stage; print its run id.", "launch:launch", json=True, epilog=_RECIPE_EPILOG
     )
     launch.add_argument("stage", metavar="STAGE", choices=STAGES, help=", ".join(STAGES))
-    text = "Start SFT, merge, reward, merge, PPO, merge; print the run id."
+    text = "Run all stages in order: SFT, merge, reward, merge, PPO, merge; print the run id."
     pipeline = _leaf(commands, "pipeline", text, "launch:pipeline", json=True, epilog=_RECIPE_EPILOG)
     for parser in (launch, pipeline):
         before = "STAGE [RECIPE.yaml] " if parser is launch else "[RECIPE.yaml] "
-        _add_words(parser, before, "recipe file and overrides of it")
-        parser.add_argument("--name", metavar="RUN", help="the run's id (default: stage, date and time)")
+        _add_words(parser, before, "recipe file and overrides")
+        parser.add_argument("--name", metavar="RUN", help="run id (default: stage, date and time)")
         parser.add_argument("--follow", "-f", action="store_true", help=_FOLLOW_HELP)
-        parser.add_argument("--dry-run", action="store_true", help="print command and recipe; start nothing")
-        parser.add_argument("--plain", action="store_true", help="follow with lines instead of progress bars")
-    launch.add_argument("--slurm", action="store_true", help="submit it as a Slurm job that requeues itself")
-    launch.add_argument(
-        "--sbatch-option", action="append", default=[], metavar="KEY=VALUE", help="of sbatch, as in time=8:00:00"
-    )
+        parser.add_argument("--dry-run", action="store_true", help="print command and recipe without starting anything")
+        parser.add_argument("--plain", action="store_true", help=_PLAIN_HELP)
+    launch.add_argument("--slurm", action="store_true", help="submit a Slurm job that requeues itself")
+    text = "extra sbatch option, e.g. time=8:00:00 (repeatable)"
+    launch.add_argument("--sbatch-option", action="append", default=[], metavar="KEY=VALUE", help=text)
     launch.add_argument("--canary", action=argparse.BooleanOptionalAction, default=None, help=_CANARY_HELP)
-    merge = _leaf(commands, "merge", "Merge a finished run's adapter into its base.", "launch:merge", json=True)
-    merge.add_argument("run", metavar="RUN", help="a finished sft, reward or ppo run, or an adapter directory")
+    merge = _leaf(commands, "merge", "Merge a finished run's adapter into its base model.", "launch:merge", json=True)
+    merge.add_argument(
+        "run", metavar="RUN", help="run id of a finished sft, reward or ppo run, or an adapter directory"
+    )
     _add_words(merge, "RUN ")
-    merge.add_argument("--name", metavar="RUN", help="the merge run's id")
+    merge.add_argument("--name", metavar="RUN", help="run id of the merge")
     merge.add_argument("--follow", "-f", action=argparse.BooleanOptionalAction, default=True, help=_FOLLOW_HELP)
-    merge.add_argument("--plain", action="store_true", help="follow with lines instead of progress bars")
+    merge.add_argument("--plain", action="store_true", help=_PLAIN_HELP)
 
 
 def _add_runs(commands: _Commands) -> None:
-    text = "List, look at, stop and resume runs."
+    text = "List, show, stop and resume runs."
     group: Parser = commands.add_parser("runs", help=text, description=text)
     group.set_defaults(parser=group, handler=None)
     runs = group.add_subparsers(metavar="COMMAND", title="commands")
-    ls = _leaf(runs, "ls", "All runs, oldest first.", "listing:ls", json=True)
-    ls.add_argument("--stage", choices=STAGES, help="only this stage")
-    show = _leaf(runs, "show", "One run: state, recipe, metrics, and what to do next.", "runs:show_run", json=True)
-    logs = _leaf(runs, "logs", "What the stage printed.", "runs:logs")
-    logs.add_argument("--follow", "-f", action="store_true", help="go on until the run ends")
-    logs.add_argument("--lines", "-n", type=_count, default=100, metavar="N", help="the last N lines (default: 100)")
-    logs.add_argument("--attempt", type=_count, metavar="N", help="of this attempt (default: the newest)")
-    watch = _leaf(runs, "watch", "Follow a run until it ends; end with its exit code.", "runs:watch", json=True)
-    stop = _leaf(runs, "stop", "Ask a run to save and stop.", "runs:stop", json=True)
-    stop.add_argument("--wait", action=argparse.BooleanOptionalAction, default=True, help="until it has ended")
-    resume = _leaf(runs, "resume", "Go on from the newest checkpoint.", "runs:resume", json=True)
+    ls = _leaf(runs, "ls", "List all runs, oldest first.", "listing:ls", json=True)
+    ls.add_argument("--stage", choices=STAGES, help="list only this stage")
+    show = _leaf(runs, "show", "Show one run: state, recipe, metrics and next steps.", "runs:show_run", json=True)
+    logs = _leaf(runs, "logs", "Print a run's log.", "runs:logs")
+    logs.add_argument("--follow", "-f", action="store_true", help="keep printing until the run ends")
+    logs.add_argument(
+        "--lines", "-n", type=_count, default=100, metavar="N", help="number of lines from the end (default: 100)"
+    )
+    logs.add_argument("--attempt", type=_count, metavar="N", help="attempt number (default: the newest)")
+    watch = _leaf(runs, "watch", "Follow a run until it ends; exit with its exit code.", "runs:watch", json=True)
+    stop = _leaf(runs, "stop", "Stop a run after it has saved a checkpoint.", "runs:stop", json=True)
+    stop.add_argument("--wait", action=argparse.BooleanOptionalAction, default=True, help="wait until it has ended")
+    resume = _leaf(runs, "resume", "Resume a run from its newest checkpoint.", "runs:resume", json=True)
     resume.add_argument("--follow", "-f", action="store_true", help=_FOLLOW_HELP)
     resume.add_argument("--host-gone", metavar="HOST", help=_HOST_GONE_HELP)
-    resume.add_argument("--recipe-changed", action="store_true", help="its recipe was edited since its last attempt")
+    resume.add_argument(
+        "--recipe-changed", action="store_true", help="accept a recipe that was edited since the last attempt"
+    )
     resume.add_argument(
         "--reward-fn-changed",
         action="store_true",
-        help="execute the code of reward_fn although it changed since launch",
+        help="execute the code of reward_fn even if it changed since launch",
     )
     for parser in (show, logs, watch):
         parser.add_argument("run", metavar="RUN", nargs="?", help="run id (default: the newest run)")
-    text = "Read every checkpoint back: which can be resumed from? Ends with 1 where one is damaged, or there is none."
+    text = "Verify every checkpoint by reading it back; exit with 1 if one is damaged or there is none."
     verify = _leaf(runs, "verify", text, "verify:verify", json=True)
     verify.add_argument("run", metavar="RUN", nargs="?", help="run id (default: the newest run)")
-    rm = _leaf(runs, "rm", "Delete a run that has ended; a pipeline with its stages.", "runs:rm", json=True)
-    rm.add_argument("--yes", "-y", action="store_true", help="do not ask")
+    rm = _leaf(runs, "rm", "Delete a run that has ended, a pipeline with its stages.", "runs:rm", json=True)
+    rm.add_argument("--yes", "-y", action="store_true", help="do not ask for confirmation")
     rm.add_argument("--host-gone", metavar="HOST", help=_HOST_GONE_HELP)
-    rm.add_argument("--leftovers", action="store_true", help="what launches and deletions that were cut short left")
+    rm.add_argument(
+        "--leftovers", action="store_true", help="delete what interrupted launches and deletions left behind"
+    )
     rm.add_argument("run", metavar="RUN", nargs="?", help="run id")
     text = "Rebuild the records of a damaged run from its other files."
     repair = _leaf(runs, "repair", text, "runs:repair", json=True)
@@ -267,62 +276,92 @@ def _add_runs(commands: _Commands) -> None:
     for name, text in _ASKS.items():
         asked = _leaf(runs, name, text, "requests:ask", json=True)
         asked.set_defaults(ask=name)
-        asked.add_argument("run", metavar="RUN", help="run id; of a pipeline, its stage at work")
+        asked.add_argument("run", metavar="RUN", help="run id; for a pipeline, its active stage")
         if name == "set":
-            asked.add_argument("change", metavar="KEY=VALUE", help="learning_rate=1e-5; of ppo also kl_coef=0.1")
+            asked.add_argument("change", metavar="KEY=VALUE", help="learning_rate=1e-5; for ppo also kl_coef=0.1")
     for parser in (watch, resume):
-        parser.add_argument("--plain", action="store_true", help="lines instead of progress bars")
+        parser.add_argument("--plain", action="store_true", help=_PLAIN_HELP)
 
 
 _ASKS = {
-    "save": "Ask a run for a checkpoint at its next step.",
-    "sample": "Ask a run to answer a few held-out questions now.",
-    "pause": "Let a run wait after this step; it keeps its memory.",
-    "continue": "Let a paused run go on.",
-    "set": "Change a learning rate or KL coefficient from the next step on.",
+    "save": "Save a checkpoint at the next step.",
+    "sample": "Sample responses to a few held-out prompts after the current step.",
+    "pause": "Pause a run after the current step; GPU memory stays allocated.",
+    "continue": "Continue a paused run.",
+    "set": "Change the learning rate or KL coefficient from the next step on.",
 }
 
 
 def _add_chat(commands: _Commands) -> None:
-    text = "Ask a run's model and the base it began with; without --prompt each line of stdin is a question."
+    text = "Chat with a run's model and its base. Without --prompt, each line of stdin is a question."
     chat = _leaf(commands, "chat", text, "chat:chat", json=True)
-    chat.add_argument("run", metavar="RUN", help="an sft, ppo or merge run")
-    chat.add_argument("--checkpoint", metavar="N", help="of this step (default: the result, else the newest)")
-    chat.add_argument("--prompt", metavar="TEXT", help="one question; its template is put around it")
-    chat.add_argument("--max-new-tokens", type=_count, default=128, metavar="N", help="an answer (default: 128)")
-    chat.add_argument("--temperature", type=_temperature, default=1.0, metavar="T", help="0: likeliest (default: 1)")
-    chat.add_argument("--seed", type=_seed, default=0, metavar="N", help="of both sides' noise (default: 0)")
-    chat.add_argument("--cpu", action="store_true", help="leave the GPU to whoever uses it")
+    chat.add_argument("run", metavar="RUN", help="run id of an sft, ppo or merge run")
+    chat.add_argument("--checkpoint", metavar="N", help="checkpoint step (default: the result, else the newest)")
+    chat.add_argument("--prompt", metavar="TEXT", help="one question, put into the model's prompt template")
+    chat.add_argument(
+        "--max-new-tokens", type=_count, default=128, metavar="N", help="maximum new tokens per answer (default: 128)"
+    )
+    chat.add_argument(
+        "--temperature",
+        type=_temperature,
+        default=1.0,
+        metavar="T",
+        help="sampling temperature; 0 = greedy (default: 1)",
+    )
+    chat.add_argument("--seed", type=_seed, default=0, metavar="N", help="sampling seed for both models (default: 0)")
+    chat.add_argument("--cpu", action="store_true", help="run on the CPU")
 
 
 def _add_data(commands: _Commands) -> None:
-    text = "Prepare a Stack Exchange dump; look at a data source."
+    text = "Prepare a Stack Exchange dump, preview a data source."
     group: Parser = commands.add_parser("data", help=text, description=text)
     group.set_defaults(parser=group, handler=None)
     data = group.add_subparsers(metavar="COMMAND", title="commands")
     prepare = _leaf(
-        data, "prepare", "A dump's Posts.xml to scored pairs, split by question.", "data:prepare", json=True
+        data, "prepare", "Convert a dump's Posts.xml to scored pairs, split by question.", "data:prepare", json=True
     )
-    prepare.add_argument("posts", type=Path, metavar="POSTS.xml", help="from https://archive.org/details/stackexchange")
-    prepare.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new directory")
-    prepare.add_argument("--seed", type=_seed, default=0, metavar="N", help="of order and choice of pairs (default: 0)")
-    preview = _leaf(data, "preview", "A source's first rows, as the model reads them.", "data:preview", json=True)
+    prepare.add_argument(
+        "posts", type=Path, metavar="POSTS.xml", help="Posts.xml from https://archive.org/details/stackexchange"
+    )
+    prepare.add_argument("--out", type=Path, required=True, metavar="DIR", help="directory to create")
+    prepare.add_argument(
+        "--seed", type=_seed, default=0, metavar="N", help="seed for order and choice of pairs (default: 0)"
+    )
+    preview = _leaf(data, "preview", "Print a source's first rows as the model reads them.", "data:preview", json=True)
     preview.add_argument("source", metavar="SOURCE", help="`demo`, a prepared directory, .jsonl/.parquet, or a hub id")
-    preview.add_argument("--split", help="finetune, reward, rl, evaluation or all; of other hub sets, their own")
-    preview.add_argument("--config", metavar="NAME", help="a hub set's configuration")
-    preview.add_argument("--revision", metavar="REV", help="a hub set's branch, tag or commit")
-    preview.add_argument("--rows", "-n", type=_count, default=3, metavar="N", help="rows to show (default: 3)")
+    preview.add_argument("--split", help="finetune, reward, rl, evaluation or all; for other hub data sets, their own")
+    preview.add_argument("--config", metavar="NAME", help="configuration of a hub data set")
+    preview.add_argument("--revision", metavar="REV", help="branch, tag or commit of a hub data set")
+    preview.add_argument("--rows", "-n", type=_count, default=3, metavar="N", help="number of rows (default: 3)")
 
 
-def _add_words(parser: Parser, before: str, text: str = "override of the recipe") -> None:
+def _add_words(parser: Parser, before: str, text: str = "recipe override") -> None:
     parser.usage = f"{parser.prog} {before}[key=value …] [options]".replace("  ", " ")
-    parser.add_argument("words", nargs="*", metavar="key=value", help=text)
+    parser.add_argument("words", nargs="*", metavar=_OVERRIDE, help=text)
 
 
-def _suggest(word: str, known: Sequence[str]) -> str:
-    turned = [name for name in known if sorted(name) == sorted(word)]  # `sl`: the commonest slip of fingers
-    near = turned or difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"did you mean `{near[0]}`?" if near else f"there are {', '.join(known)}."
+def _in_words(message: str) -> str:
+    """Put argparse's message into the form that errors of a recipe have: value, colon, expectation."""
+    if match := re.search(r"^argument (\S+): invalid choice: '(.*?)' \(choose from (.*)\)$", message, re.DOTALL):
+        what, word, choices = match.groups()
+        known = re.findall(r"[\w-]+", choices)
+        swapped = [name for name in known if sorted(name) == sorted(word)]  # `sl`: the commonest typing error
+        near = swapped or difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+        hint = f"did you mean `{near[0]}`?" if near else f"expected one of {', '.join(known)}."
+        return f"`{_option(what)} {word}`: {hint}" if what.startswith("-") else f"no {what.lower()} `{word}`: {hint}"
+    if match := re.search(r"^argument (\S+): `(.*)`: (.*)$", message, re.DOTALL):
+        return f"`{_option(match[1])} {match[2]}`: {match[3]}."
+    if match := re.search(r"^argument (-\S+): expected one argument$", message):
+        return f"`{_option(match[1])}`: expected a value."
+    if match := re.search(r"^the following arguments are required: (.*)$", message):
+        names = [_option(name) for name in match[1].split(", ") if name != _OVERRIDE]
+        return f"missing {' and '.join(names)}."
+    return message
+
+
+def _option(names: str) -> str:
+    """Return the long one of an option's names, as in ``--rows/-n``."""
+    return next((name for name in names.split("/") if name.startswith("--")), names)
 
 
 def _is_text(word: str) -> bool:
@@ -343,11 +382,11 @@ def _temperature(text: str) -> float:
     except ValueError:
         value = -1.0
     if not 0 <= value <= 100:  # NaN is refused as well
-        raise argparse.ArgumentTypeError(f"`{text}` is not a number from 0 to 100")
+        raise argparse.ArgumentTypeError(f"`{text}`: expected a number from 0 to 100")
     return value
 
 
 def _whole(text: str, least: int, most: int) -> int:
     if not (text.isascii() and text.isdigit()) or not least <= int(text) <= most:
-        raise argparse.ArgumentTypeError(f"`{text}` is not a whole number from {least} to {most}")
+        raise argparse.ArgumentTypeError(f"`{text}`: expected a whole number from {least} to {most}")
     return int(text)

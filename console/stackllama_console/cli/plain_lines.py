@@ -1,27 +1,25 @@
-"""Following in plain lines: for logs, pipes and simple terminals."""
+"""Plain lines for a followed run: for logs, pipes and simple terminals."""
 
 from stackllama_engine.contract.events import Event
-from stackllama_engine.contract.metrics import headline_names
 
 from ..sanitise import one_line
 from ..units import number
-from .follow import Tail
 from .output import say
+from .tail import Tail, headline_values
 
 _INTERVAL = 5.0  # seconds of the run between two lines of metrics
-_METRICS = 4  # a line
 
 
 class Lines:
-    """One line for each new phase, every few seconds of metrics, each checkpoint and each remark."""
+    """One line per new phase, checkpoint and notice, and one of metrics every few seconds."""
 
     def __init__(self) -> None:
         self._phases: set[str] = set()
         self._printed = 0.0
-        self._waiting: tuple[Tail, Event] | None = None
+        self._pending: tuple[Tail, Event] | None = None
 
     def begin(self, tail: Tail) -> None:
-        """A heading, and how far it is when that is not the start."""
+        """Print a heading, and the newest metrics when it is not at the start."""
         self._flush()
         self._phases, self._printed = set(), 0.0
         say(f"-- {tail.title} ({tail.run.id})" if tail.title != tail.stage else f"-- {tail.run.id}")
@@ -29,14 +27,14 @@ class Lines:
             say(metrics_line(tail, tail.history.last))
 
     def event(self, tail: Tail, event: Event) -> None:
-        """A line where there is news; metrics at most every five seconds, the last ones always."""
+        """Print what is new; metrics at most every five seconds, the last ones always."""
         match event.kind:
             case "phase" if event.phase and event.phase not in self._phases:  # PPO's come round each step
                 self._flush()
                 self._phases.add(event.phase)
                 say(f"{tail.title}: {one_line(event.phase)}")
             case "metrics":
-                self._waiting = (tail, event)
+                self._pending = (tail, event)
                 if abs(event.time - self._printed) >= _INTERVAL:  # also when the run's clock was set back
                     self._flush()
             case "checkpoint":
@@ -51,31 +49,22 @@ class Lines:
                 pass
 
     def tick(self) -> None:
-        """Nothing moves."""
+        """Do nothing: lines have no clock."""
 
     def close(self) -> None:
-        """The metrics that waited."""
+        """Print the metrics that were held back."""
         self._flush()
 
     def _flush(self) -> None:
-        if self._waiting:
-            tail, event = self._waiting
-            self._waiting = None
+        if self._pending:
+            tail, event = self._pending
+            self._pending = None
             self._printed = event.time
             say(metrics_line(tail, event.metrics, event.step))
 
 
 def metrics_line(tail: Tail, metrics: dict[str, float | None], step: int | None = None) -> str:
-    """``ppo 12/60 objective/scores 0.41 objective/kl 1.2``."""
+    """Return ``ppo 12/60 objective/scores 0.41 objective/kl 1.2``."""
     total = tail.history.total_steps
     where = f"{tail.history.step if step is None else step}{f'/{total}' if total else ''}"
-    return " ".join([tail.title, where, *(f"{name} {number(value)}" for name, value in chosen(tail, metrics))])
-
-
-def chosen(tail: Tail, metrics: dict[str, float | None]) -> list[tuple[str, float | None]]:
-    """The metrics that fit into a line: the stage's headline ones, else the first that are there. A metric that is
-    not finite comes first: it is news."""
-    broken = [name for name, value in metrics.items() if value is None]
-    names = [name for name in headline_names(tail.stage) if name in metrics and name not in broken]
-    picked = broken + names or list(metrics)
-    return [(one_line(name), metrics[name]) for name in picked[:_METRICS]]
+    return " ".join([tail.title, where, *(f"{name} {number(value)}" for name, value in headline_values(tail, metrics))])

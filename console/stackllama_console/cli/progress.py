@@ -1,4 +1,4 @@
-"""Progress of a task in this process: a bar where a person looks, otherwise nothing until the end."""
+"""Progress of a task in this process: a bar on a terminal, otherwise nothing."""
 
 import sys
 from collections.abc import Callable, Generator
@@ -9,7 +9,7 @@ from .output import can_redraw
 
 @contextmanager
 def counting() -> Generator[Callable[[str, int, int], None] | None]:
-    """A function that takes (what, done, of how much), or None where nobody looks at stderr."""
+    """Yield a function that takes (what, done, total), or None where stderr is no terminal."""
     if not can_redraw(sys.stderr):
         yield None
         return

@@ -1,4 +1,4 @@
-"""What a pipeline achieved: the facts of its stages, a table of them, and questions answered before and after."""
+"""Report of a pipeline: facts of its stages, a table of them, and samples from before and after PPO."""
 
 import sys
 import textwrap
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any, cast
 
 from stackllama_engine.contract.errors import UsageError
+from stackllama_engine.contract.metrics import label_of
 from stackllama_engine.contract.run_dir import Home, RunDir, State
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch.children import CHILDREN, child_id
@@ -25,11 +26,11 @@ _ANSWER_LINES = 8
 
 
 def pipeline_facts(home: Home, run: RunDir, state: State) -> Facts:
-    """State of the pipeline and, under each child's name (``sft``, ``sft-merged``, …), its result, run and seconds.
+    """Return the pipeline's state and, by child (``sft``, ``sft-merged``, …), its result, run and seconds.
 
-    Children that were never begun are left out.
+    Children that were never started are left out.
     """
-    found = run_status.facts(run, state)
+    outcome = run_status.facts(run, state)
     for child in CHILDREN:
         try:
             directory = home.run(child_id(run.id, child.suffix))
@@ -37,17 +38,18 @@ def pipeline_facts(home: Home, run: RunDir, state: State) -> Facts:
         except UsageError:
             continue
         result = read_result(directory)[0]
-        known = {"run": directory.id, "state": child_state.phase, "seconds": run_status.seconds(child_state)}
+        status = {"run": directory.id, "state": child_state.phase, "seconds": run_status.seconds(child_state)}
         if child_state.stage is Stage.PPO and (temperature := temperature_of(directory)) is not None:
             result = {"temperature": temperature} | result
-        found[child.suffix] = result | known
-    if state.attempt > 1:  # between its attempts it did not run
-        found["seconds"] = sum(found[child.suffix]["seconds"] or 0.0 for child in CHILDREN if child.suffix in found)
-    return found
+        outcome[child.suffix] = result | status
+    if state.attempt > 1:  # it did not run between its attempts
+        begun = [outcome[child.suffix] for child in CHILDREN if child.suffix in outcome]
+        outcome["seconds"] = sum(child["seconds"] or 0.0 for child in begun)
+    return outcome
 
 
 def table(facts: Facts) -> list[str]:
-    """Lines of a table, the first one its header: what each stage began and ended with, and how long it took."""
+    """Return the lines of a table, header first: each stage's measures at start and end, and its wall time."""
     lines = [f"{'':8}{'':24}{'first':>10}   {'last':>10}{'wall time':>14}"]
     for child in CHILDREN:
         if child.suffix in facts:
@@ -59,7 +61,7 @@ def table(facts: Facts) -> list[str]:
 
 
 def show_table(facts: Facts) -> None:
-    """The table on stdout."""
+    """Print the table on stdout."""
     heading, *lines = table(facts)
     sys.stdout.write(paint(heading, "bold", sys.stdout) + "\n")
     for line in lines:
@@ -81,9 +83,9 @@ def _stage(suffix: str, result: Facts) -> list[str]:
 
 
 def measures(suffix: str, result: Facts) -> list[tuple[str, Any, Any]]:
-    """(measure, first, last) of a stage or child; measures that its result lacks are left out.
+    """Return (measure, first, last) of a stage or child; measures that its result lacks are left out.
 
-    A loss of a training batch and one of the held-out rows never stand in one line.
+    A loss of a training batch and one of held-out rows are never on one line.
     """
     before, after = _part(result, "before"), _part(result, "after")
     rows = {
@@ -101,12 +103,12 @@ def measures(suffix: str, result: Facts) -> list[tuple[str, Any, Any]]:
             ("true utility", before.get("true_utility"), after.get("true_utility")),
             ("KL per response", _zero(before.get("kl")), _zero(after.get("kl"))),
         ],
-    }.get(suffix, [("error of the merge", None, result.get("difference"))])
+    }.get(suffix, [(label_of(Stage.MERGE, "difference"), None, result.get("difference"))])
     return [row for row in rows if row[2] is not None]
 
 
 def show_samples(facts: Facts) -> None:
-    """Questions with the answers before and after PPO, on stdout."""
+    """Print questions with the answers before and after PPO on stdout."""
     for heading, scores, text in _samples(facts):
         if not heading.startswith(" "):
             show()
@@ -116,7 +118,7 @@ def show_samples(facts: Facts) -> None:
 
 
 def sample_lines(facts: Facts) -> list[str]:
-    """The same as lines."""
+    """Return the same as lines."""
     lines: list[str] = []
     for heading, scores, text in _samples(facts):
         lines += [f"{heading}  {scores}".rstrip(), *(f"    {line}".rstrip() for line in _text_lines(text))]
@@ -124,7 +126,7 @@ def sample_lines(facts: Facts) -> list[str]:
 
 
 def _samples(facts: Facts) -> Iterator[tuple[str, str, str]]:
-    """(heading, scores, text) of each question and its two answers."""
+    """Yield (heading, scores, text) of each question and its two answers."""
     for index, sample in enumerate(mappings(_part(facts, "ppo").get("samples")), start=1):
         yield f"Question {index}", "", str(sample.get("question", ""))
         for when in ("before", "after"):
@@ -152,7 +154,7 @@ def _part(value: Facts, key: str) -> Facts:
 
 
 def _zero(value: Any) -> Any:
-    """0 for what rounding left of it."""
+    """Return 0 for a value that is 0 but for rounding."""
     return 0.0 if isinstance(value, float) and abs(value) < 1e-6 else value
 
 

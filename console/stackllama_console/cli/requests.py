@@ -1,4 +1,4 @@
-"""``runs save``, ``sample``, ``pause``, ``continue``, ``set``: asked of a run that trains; none waits for it."""
+"""``runs save``, ``sample``, ``pause``, ``continue``, ``set``: requests to a running run; none waits for it."""
 
 import argparse
 from typing import cast
@@ -14,21 +14,21 @@ from .run_status import facts
 from .runs import find
 
 _PROMISE: dict[Ask, str] = {
-    "save": "will save at its next step.",
-    "sample": "will answer a few held-out questions after this step.",
-    "pause": "will pause after this step; its GPU memory stays held. Go on: {program} runs continue {run}",
-    "continue": "goes on.",
+    "save": "will save a checkpoint at its next step.",
+    "sample": "will sample responses to a few held-out prompts after this step.",
+    "pause": "will pause after this step; GPU memory stays allocated. Continue: {program} runs continue {run}",
+    "continue": "continues.",
     "set": "{change} from its next step on.",
 }
 
 
 def ask(arguments: argparse.Namespace) -> int:
-    """Put the request down for the run, or for a pipeline's stage at work."""
-    what = cast("Ask", arguments.ask)
+    """Write the request for the run, or for a pipeline's active stage."""
+    request = cast("Ask", arguments.ask)
     change = getattr(arguments, "change", None)
-    asked = ask_run(find(Home(arguments.home), arguments.run), what, change)
+    run = ask_run(find(Home(arguments.home), arguments.run), request, change)
     if arguments.json:
-        show_json(facts(asked, asked.read_state()) | {"asked": what} | ({"change": change} if change else {}))
-    promise = _PROMISE[what].format(program=PROGRAM, run=asked.id, change=one_line(change or ""))
-    say(f"{asked.id}: {promise}")
+        show_json(facts(run, run.read_state()) | {"asked": request} | ({"change": change} if change else {}))
+    promise = _PROMISE[request].format(program=PROGRAM, run=run.id, change=one_line(change or ""))
+    say(f"{run.id}: {promise}")
     return ExitCode.DONE

@@ -1,4 +1,4 @@
-"""How a run stands, in words: its state, its exit code and the next step to take."""
+"""Status of a run in words: its state, its exit code and the next steps."""
 
 import sys
 from typing import Any
@@ -27,24 +27,24 @@ COLOURS = {
 }
 
 DAMAGED = "damaged"
-"""In the place of a phase: of a run whose state cannot be read."""
+"""Shown instead of a phase for a run whose state cannot be read."""
 
 
 def exit_code(state: State) -> int:
-    """What a command that followed the run ends with."""
+    """Return the exit code of a command that followed the run."""
     if state.phase == "finished":
         return ExitCode.DONE
     return state.exit_code or (ExitCode.STOPPED if state.phase == "stopped" else ExitCode.FAILED)
 
 
 def seconds(state: State) -> float | None:
-    """How long its newest attempt took, or None while it runs."""
+    """Return how long the newest attempt took, or None while it runs."""
     begin = state.started or state.created
     return max(0.0, state.ended - begin) if state.ended and begin else None
 
 
 def facts(run: RunDir, state: State) -> dict[str, Any]:
-    """The outcome as JSON facts."""
+    """Return the outcome as JSON facts."""
     return {
         "run": run.id,
         "stage": state.stage,
@@ -59,7 +59,7 @@ def facts(run: RunDir, state: State) -> dict[str, Any]:
 
 
 def next_steps(run: RunDir, state: State) -> list[str]:
-    """What makes sense now, nearly always commands, the likeliest first."""
+    """Return what to do next, nearly always commands, the likeliest first."""
     runs = f"{PROGRAM} runs"
     if child := still_running(run, state):
         return [f"{runs} watch {child.id}", f"{runs} stop {run.id}"]
@@ -75,7 +75,7 @@ def next_steps(run: RunDir, state: State) -> list[str]:
         case "failed" | "lost":
             again = f"{runs} resume {run.id} --follow"
             if state.exit_code == ExitCode.USAGE:  # another attempt would read the same recipe
-                again = "mend the recipe and launch again"
+                again = "fix the recipe and relaunch"
             return [f"{runs} logs {(newest(run, state) or run).id}", again]
         case "stopped":
             return [f"{runs} resume {run.id} --follow"]
@@ -86,7 +86,7 @@ def next_steps(run: RunDir, state: State) -> list[str]:
 
 
 def say_outcome(run: RunDir, state: State) -> None:
-    """The end of a followed run, on stderr: state, cause, last log lines where it failed, next step."""
+    """Print the end of a followed run on stderr: state, cause, last log lines where it failed, next step."""
     took = seconds(state)
     word = paint(state.phase, COLOURS[state.phase], sys.stderr)
     sys.stderr.write(f"{run.id}: {word}{f' in {duration(took)}' if took is not None else ''}\n")
@@ -97,12 +97,12 @@ def say_outcome(run: RunDir, state: State) -> None:
         for line in state.last_lines[-8:]:
             say(f"    {log_line(line)}")
     if child := still_running(run, state):
-        say(f"  its stage `{child.id}` still runs")
+        say(f"  its stage `{child.id}` is still running")
     if state.phase != "finished":
         say_next(run, state)
 
 
 def say_next(run: RunDir, state: State) -> None:
-    """The next steps, on stderr."""
+    """Print the next steps on stderr."""
     for index, command in enumerate(next_steps(run, state)):
         say(f"  {'next:' if index == 0 else '  or:'} {command}")

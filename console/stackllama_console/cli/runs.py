@@ -1,6 +1,6 @@
-"""``runs``: show, logs, watch, stop, resume, rm. Whoever looks at a run reconciles it.
+"""``runs``: show, logs, watch, stop, resume, rm, repair. Each reconciles the run's state first.
 
-``ls`` is in :mod:`.listing`; what is asked of a run that goes on, in :mod:`.requests`.
+``ls`` is in :mod:`.listing`, requests to a running run are in :mod:`.requests`.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from .run_status import facts, say_next
 
 
 def find(home: Home, run_id: str | None) -> RunDir:
-    """The run that was named, or the newest one; a pipeline rather than its children.
+    """Return the run of that id, or the newest one; a pipeline rather than its children.
 
     Raises:
         UsageError: no such run; names the nearest one.
@@ -52,7 +52,7 @@ def find(home: Home, run_id: str | None) -> RunDir:
 
 
 def show_run(arguments: argparse.Namespace) -> int:
-    """``runs show``."""
+    """Run ``runs show``."""
     from .show import show_damaged, show_one
 
     home = Home(arguments.home)
@@ -65,7 +65,7 @@ def show_run(arguments: argparse.Namespace) -> int:
 
 
 def logs(arguments: argparse.Namespace) -> int:
-    """``runs logs``: the last lines of the attempt's log, and with ``-f`` what comes after them."""
+    """Run ``runs logs``: print the last lines of an attempt's log, and with ``-f`` what comes after them."""
     run = find(Home(arguments.home), arguments.run)
     attempts = [int(path.name) for path in run.attempt_dirs()]
     attempt = arguments.attempt or (attempts[-1] if attempts else None)
@@ -88,7 +88,7 @@ def logs(arguments: argparse.Namespace) -> int:
 
 
 def _has_ended(run: RunDir) -> bool:
-    """Of a run whose state cannot be read: whether nobody holds its lock."""
+    """Return whether a run has ended; where its state cannot be read, whether nobody holds its lock."""
     try:
         return reconcile(run).has_ended
     except DamagedError:
@@ -122,11 +122,11 @@ def _follow_log(run: RunDir, count: int, attempt: int | None) -> int:
 
 
 def _new_lines(log: LineFollower, count: int, *, final: bool) -> Iterator[bytes]:
-    """Of what was there at the first look the last ``count`` lines; then all; at the end also one never ended."""
+    """Yield the last ``count`` lines at the first call, later all new ones, at the end also an unterminated one."""
     if not log.opened:
         there = [line for lines in log.read() for line in lines]
-        kept = count - bool(log.rest)
-        yield from there[-kept:] if kept else ()
+        complete = count - bool(log.rest)
+        yield from there[-complete:] if complete else ()
     for lines in log.read():
         yield from lines
     if final and (last := log.finish()) is not None:
@@ -134,7 +134,7 @@ def _new_lines(log: LineFollower, count: int, *, final: bool) -> Iterator[bytes]
 
 
 def watch(arguments: argparse.Namespace) -> int:
-    """``runs watch``: follow until it ends; its exit code."""
+    """Run ``runs watch``: follow a run until it ends; return its exit code."""
     from .follow import follow
 
     home = Home(arguments.home)
@@ -143,7 +143,7 @@ def watch(arguments: argparse.Namespace) -> int:
 
 
 def stop(arguments: argparse.Namespace) -> int:
-    """``runs stop``: ask it to save and end; wait for that unless told not to."""
+    """Run ``runs stop``: request to save and stop; wait until the run has ended, unless ``--no-wait``."""
     from stackllama_engine.launch.reconcile import stop as stop_run
 
     run = find(Home(arguments.home), arguments.run)
@@ -153,17 +153,17 @@ def stop(arguments: argparse.Namespace) -> int:
     except DamagedError as error:
         return _stop_damaged(run, error, wait=arguments.wait)
     child = still_running(run, before)
-    at_work = child or run
+    active = child or run
     if before.has_ended and child is None:
         say(f"{run.id} has ended already: {before.phase}.")
     elif arguments.wait:
-        there = elsewhere_text(at_work, reconcile(at_work))
-        where = f" It is {there}, and stops when that machine sees the request." if there else ""
-        say(f"{at_work.id}: asked to save and stop; waiting until it has ended.{where}")
+        there = elsewhere_text(active, reconcile(active))
+        where = f" It is {there} and stops once that machine sees the request." if there else ""
+        say(f"{active.id}: asked to save and stop; waiting until it has ended.{where}")
     try:
         state = stop_run(run, wait=arguments.wait)
     except KeyboardInterrupt:
-        say(f"\nNo longer waiting; {at_work.id} was asked to stop and will.")
+        say(f"\nDetached. {active.id} is still stopping.")
         raise
     if arguments.json:
         show_json(facts(run, state))
@@ -176,7 +176,7 @@ def stop(arguments: argparse.Namespace) -> int:
 
 
 def _stop_damaged(run: RunDir, error: DamagedError, *, wait: bool) -> int:
-    """A supervisor keeps the state in its memory: it serves a request, and writes ``state.json`` anew."""
+    """Stop a run whose state cannot be read: its supervisor has the state in memory, and writes it anew."""
     there = elsewhere_of_damaged(run)
     if there is None and not run.lock_is_held():
         raise RefusedError(f"nothing of {run.id} is running on this machine. {error}")
@@ -188,12 +188,12 @@ def _stop_damaged(run: RunDir, error: DamagedError, *, wait: bool) -> int:
         raise RefusedError(
             f"the disk is full: the request to stop {run.id} could not be written. Make room under {run.path}."
         ) from None
-    where = f" It may be {in_words(there)}, and stops when that machine sees the request." if there else ""
+    where = f" It may be {in_words(there)} and stops once that machine sees the request." if there else ""
     say(f"{run.id}: asked to save and stop{'; waiting until it has ended' if wait else ''}.{where}")
     silence = Silence()
     while wait and (run.lock_is_held() or elsewhere_of_damaged(run)):
         if silence.too_long(run, None):
-            say("  No file of the run has changed for minutes. Look there; if that machine is gone for good:")
+            say("  No file of the run has changed for minutes. Check that machine; if it is gone for good:")
             say(f"  {PROGRAM} runs repair {run.id} says what can be done.")
             return ExitCode.FAILED
         time.sleep(0.2)
@@ -204,7 +204,7 @@ def _stopped(run: RunDir, state: State, *, waited: bool) -> int:
     if not state.has_ended:
         say(f"{run.id}: {'still ' + state.phase if waited else 'asked to stop'}.")
         if waited and (there := elsewhere(run, state)):
-            say(f"  {one_line(there.host)} has not answered: no file of the run has changed for minutes. Look there;")
+            say(f"  {one_line(there.host)} has not answered: no file of the run has changed for minutes. Check it;")
             say(f"  if that machine is gone for good: {one_line(gone_command(run, there, 'resume'))}")
         say_next(run, state)
         return ExitCode.FAILED if waited else ExitCode.DONE
@@ -215,21 +215,21 @@ def _stopped(run: RunDir, state: State, *, waited: bool) -> int:
 
 
 def rm(arguments: argparse.Namespace) -> int:
-    """``runs rm``: delete, after asking on a terminal; elsewhere `--yes` must say so."""
+    """Run ``runs rm``: delete after a question on a terminal; elsewhere ``--yes`` is required."""
     from stackllama_engine.launch.remove import remove, users_of
 
     home = Home(arguments.home)
     if arguments.leftovers:
         return _rm_leftovers(home, arguments)
     if arguments.run is None:
-        raise UsageError("name a run, or say --leftovers.")
+        raise UsageError("name a run, or use --leftovers.")
     if kind_of(home.runs_dir / check_run_id(arguments.run)) == "leftover":
         return _say_removed(arguments, remove(home, arguments.run))
     run = find(home, arguments.run)
     if not arguments.yes:
         users = users_of(home, run.id)
         if users:
-            say(f"Made from it: {', '.join(users)}")
+            say(f"Runs that depend on it and can no longer be resumed: {', '.join(users)}")
         if not sys.stdin.isatty():
             raise UsageError(f"deleting {run.id} cannot be undone: add --yes.")
         say(f"Delete {run.id} for good? [y/N]")
@@ -239,10 +239,10 @@ def rm(arguments: argparse.Namespace) -> int:
 
 
 def _confirm(run: RunDir, error: UnconfirmedError) -> None:
-    """Ask on a terminal; elsewhere the flag must have said it.
+    """Ask on a terminal; elsewhere the flag is required.
 
     Raises:
-        UnconfirmedError: nobody can be asked.
+        UnconfirmedError: there is no terminal to ask on.
         RefusedError: the answer was no.
     """
     if not sys.stdin.isatty():
@@ -258,10 +258,10 @@ def _rm_leftovers(home: Home, arguments: argparse.Namespace) -> int:
     from stackllama_engine.launch.leftovers import remove_leftovers
 
     if arguments.run is not None:
-        raise UsageError("--leftovers removes what is no run; leave the run out.")
+        raise UsageError("--leftovers takes no run id.")
     removed, busy = remove_leftovers(home)
     for name in busy:
-        say(f"left: {one_line(name)} is being written, or nobody can tell whether it is.")
+        say(f"skipped: {one_line(name)} is being written, or may be.")
     return _say_removed(arguments, removed)
 
 
@@ -273,7 +273,7 @@ def _say_removed(arguments: argparse.Namespace, removed: list[str]) -> int:
 
 
 def repair(arguments: argparse.Namespace) -> int:
-    """``runs repair``: rebuild what was damaged from what was not."""
+    """Run ``runs repair``: rebuild damaged records from the other files."""
     from stackllama_engine.launch.repair import repair as repair_run
 
     home = Home(arguments.home)
@@ -287,7 +287,7 @@ def repair(arguments: argparse.Namespace) -> int:
 
 
 def resume(arguments: argparse.Namespace) -> int:
-    """``runs resume``: a new attempt from the newest complete checkpoint."""
+    """Run ``runs resume``: start a new attempt from the newest complete checkpoint."""
     from stackllama_engine.launch import launcher
     from stackllama_engine.launch.recipe_changes import load_own_recipe
 

@@ -1,4 +1,4 @@
-"""``runs show``: everything about one run that fits on a screen, and what to do next."""
+"""``runs show``: everything about one run that fits on a screen, and the next steps."""
 
 import sys
 import time
@@ -7,9 +7,8 @@ from typing import Any
 from msgspec import json, to_builtins
 
 from stackllama_engine.contract.errors import ExitCode, UsageError
-from stackllama_engine.contract.events import EventReader
-from stackllama_engine.contract.history import History, fold
-from stackllama_engine.contract.metrics import headline_names
+from stackllama_engine.contract.history import History
+from stackllama_engine.contract.metrics import headline_names, label_of
 from stackllama_engine.contract.run_dir import Home, RunDir, State
 from stackllama_engine.contract.run_files import why_unreadable
 from stackllama_engine.contract.stages import Stage
@@ -33,14 +32,15 @@ from .base_comparison import comparison_lines
 from .output import PROGRAM, paint, show, show_fields, show_json, width
 from .report import measures, pipeline_facts, table
 from .run_status import COLOURS, DAMAGED, facts, next_steps, seconds
+from .tail import Tail
 
 _METRICS = 12
-_TOLD = frozenset({"stage", "path", "loss_first", "loss_last", "eval_loss", "temperature", "questions"})
-"""Keys of a result that its measures or the heading say already."""
+_SHOWN_ELSEWHERE = frozenset({"stage", "path", "loss_first", "loss_last", "eval_loss", "temperature", "questions"})
+"""Keys of a result that its measures or the heading already contain."""
 
 
 def show_damaged(run: RunDir, reason: str, *, as_json: bool) -> int:
-    """What can be said of a run whose state cannot be read."""
+    """Print what is known of a run whose state cannot be read."""
     steps = [f"{PROGRAM} runs repair {run.id}", f"{PROGRAM} runs rm {run.id}"]
     if as_json:
         facts = {"run": run.id, "stage": stage_of(run), "state": DAMAGED, "cause": reason, "path": str(run.path)}
@@ -56,50 +56,36 @@ def show_damaged(run: RunDir, reason: str, *, as_json: bool) -> int:
 
 
 def show_one(home: Home, run: RunDir, state: State, *, as_json: bool) -> int:
-    """Print it; ``state`` is the reconciled one."""
-    history, bad_lines, troubles = _history(run)
+    """Print a run; ``state`` is the reconciled one."""
+    tail = Tail(run, run.id, state.stage)
+    for _ in tail.read():
+        pass
+    history, bad_lines, errors = tail.history, tail.bad_lines, tail.errors
     recipe, problem = _recipe(run, state)
-    troubles += [trouble for trouble in (read_result(run)[1], read_launch(run)[1]) if trouble]
+    errors += [error for error in (read_result(run)[1], read_launch(run)[1]) if error]
     if as_json:
-        show_json(_document(run, state, history, bad_lines, recipe) | {"damaged": troubles})
+        show_json(_document(run, state, history, bad_lines, recipe) | {"damaged": errors})
         return ExitCode.DONE
     heading = paint(state.phase, COLOURS[state.phase], sys.stdout)
     sys.stdout.write(f"{paint(run.id, 'bold', sys.stdout)}  {heading}\n")
     show_fields(_fields(run, state, history, bad_lines))
     _section(
-        "recipe, where it is not the default", [f"{key}: {_plain(value)}" for key, value in recipe.items()] or [problem]
+        "recipe, values that are not the default",
+        [f"{key}: {_plain(value)}" for key, value in recipe.items()] or [problem],
     )
-    _section("damaged", [one_line(trouble) for trouble in troubles])
+    _section("damaged", [one_line(error) for error in errors])
     _section("stages", _stages(home, run, state))
     _section("result", result_lines(run, state.stage))
     _section("metrics, first → last", _metrics(state, history))
-    _section("remarks", [one_line(message) for message in history.health[-6:]])
+    _section("notices", [one_line(message) for message in history.health[-6:]])
     _section("last lines of its log", _log(run, state))
     _section("next", next_steps(run, state))
     return ExitCode.DONE
 
 
-def _history(run: RunDir) -> tuple[History, int, list[str]]:
-    """What its events say, how many lines are none, and the files of events that cannot be read."""
-    history, bad_lines = History(), 0
-    troubles: list[str] = []
-    for path in run.events_files():
-        reader = EventReader(path)
-        fold(reader.read_what_can_be(), history)
-        bad_lines += reader.bad_lines
-        troubles += [reader.trouble] if reader.trouble else []
-    for path in run.health_files():
-        reader = EventReader(path)
-        for remark in reader.read_what_can_be():
-            history.remark(remark)
-        bad_lines += reader.bad_lines
-        troubles += [reader.trouble] if reader.trouble else []
-    return history, bad_lines, troubles
-
-
 def _recipe(run: RunDir, state: State) -> tuple[dict[str, Any], str]:
     try:
-        return recipe_differences(run, state.stage), "every key has its default"
+        return recipe_differences(run, state.stage), "every value is the default"
     except UsageError as error:  # a damaged recipe must not hide the state
         return {}, f"cannot be read: {error}"
 
@@ -110,15 +96,15 @@ def _fields(run: RunDir, state: State, history: History, bad_lines: int) -> list
     if state.cause and state.phase != "finished":
         fields.append(("cause", one_line(state.cause)))
     if there := elsewhere_text(run, state):
-        fields.append(("host", f"{there}; from here it is looked at and stopped"))
+        fields.append(("host", f"{there}; from here it can be followed and stopped"))
     if child := still_running(run, state):
-        fields.append(("still runs", f"its stage `{child.id}`"))
+        fields.append(("still running", f"its stage `{child.id}`"))
     if state.exit_code is not None:
         fields.append(("exit code", str(state.exit_code)))
     fields.append(("created", time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(state.created))))
     fields.append(("took", duration(took)) if took is not None else ("running for", _since(state.started)))
     if history.phase and not state.has_ended:
-        fields.append(("at", f"{one_line(str(history.at))}, last heard of {_since(history.updated)} ago"))
+        fields.append(("at", f"{one_line(str(history.at))}, last event {_since(history.updated)} ago"))
     if history.step or history.total_steps:
         fields.append(("step", f"{history.step}{f' of {history.total_steps}' if history.total_steps else ''}"))
     fields += [("memory", peaks)] if (peaks := measured_peaks(history)) else []
@@ -134,17 +120,17 @@ def _fields(run: RunDir, state: State, history: History, bad_lines: int) -> list
 
 
 def _origin(run: RunDir) -> list[tuple[str, str]]:
-    """The job that runs it, and the runs that it was made from."""
+    """Return the Slurm job that runs it, and the runs that it was made from."""
     fields: list[tuple[str, str]] = []
     if (job := _slurm_job(run)) is not None:
-        fields.append(("Slurm job", one_line(job) or "asked for"))
+        fields.append(("Slurm job", one_line(job) or "requested"))
     if (launch := read_launch(run)[0]) and launch.parents:
         fields.append(("made from", ", ".join(map(one_line, launch.parents))))
     return fields
 
 
 def _slurm_job(run: RunDir) -> str | None:
-    """Its number, empty until Slurm gave one; None: it is no Slurm job."""
+    """Return its number, empty until Slurm gave one; None: it is no Slurm job."""
     try:
         job = job_of(run)
     except UsageError as error:  # a damaged file must not hide the state
@@ -161,16 +147,19 @@ def _stages(home: Home, run: RunDir, state: State) -> list[str]:
 
 
 def result_lines(run: RunDir, stage: Stage) -> list[str]:
-    """The figures of ``result.json``, one a line; of a damaged one that it is."""
-    result, trouble = read_result(run)
-    if trouble:
-        return [one_line(trouble)]
+    """Return the values of ``result.json``, one per line; for a damaged one the error."""
+    result, error = read_result(run)
+    if error:
+        return [one_line(error)]
     facts = {key: value for key, value in result.items() if isinstance(value, int | float | str)}
-    labels = {"difference": "error of the merge", "difference_from_base": "change against the base"}
-    lines = [f"{labels.get(key, key)}: {_figure(value)}" for key, value in facts.items() if key not in _TOLD]
-    if stage in (Stage.SFT, Stage.PPO):  # PPO's figures stand under `before` and `after`
+    lines = [
+        f"{label_of(Stage.MERGE, key)}: {_value_text(value)}"
+        for key, value in facts.items()
+        if key not in _SHOWN_ELSEWHERE
+    ]
+    if stage in (Stage.SFT, Stage.PPO):  # PPO's metrics are under `before` and `after`
         for label, first, last in measures(stage, result):
-            lines.append(f"{label}: {'' if first is None else f'{_figure(first)} → '}{_figure(last)}")
+            lines.append(f"{label}: {'' if first is None else f'{_value_text(first)} → '}{_value_text(last)}")
     if stage is Stage.PPO and result.get("after"):
         lines.append(f"held-out: {conditions({'temperature': temperature_of(run)} | result)}")
         compared = comparison_lines(result)
@@ -178,12 +167,12 @@ def result_lines(run: RunDir, stage: Stage) -> list[str]:
     return lines
 
 
-def _figure(value: Any) -> str:
+def _value_text(value: Any) -> str:
     return number(value) if value is None or isinstance(value, float) else _plain(value)
 
 
 def _plain(value: Any) -> str:
-    """A value as it is written in a recipe."""
+    """Return a value as it is written in a recipe."""
     return value if isinstance(value, str) else json.encode(value).decode()
 
 
@@ -201,7 +190,7 @@ def _log(run: RunDir, state: State) -> list[str]:
         return []
     try:
         lines = [log_line(line.decode("utf-8", "replace")) for line in last_log_lines(run, 12)]
-    except OSError as error:  # what the state says of it stands
+    except OSError as error:  # what the state says is shown all the same
         lines = [f"log.txt: {why_unreadable(error)}"]
     return lines or [log_line(line) for line in state.last_lines[-12:]]
 

@@ -1,4 +1,4 @@
-"""``runs verify``: read every checkpoint back and say which can be resumed from."""
+"""``runs verify``: read every checkpoint back and list which can be resumed from."""
 
 import argparse
 import sys
@@ -17,23 +17,23 @@ from .runs import find
 
 
 def verify(arguments: argparse.Namespace) -> int:
-    """One line a checkpoint, oldest first; ends with 1 when one of them does not verify, or there is none."""
+    """Print one line per checkpoint, oldest first; return 1 when one is damaged, or there is none."""
     run = find(Home(arguments.home), arguments.run)
     _refuse_pipeline(run)
-    found = [_checked(run, path.name) for path in sealed(run.checkpoints)]
-    good = [each["checkpoint"] for each in found if each["ok"]]
+    checks = [_checked(run, path.name) for path in sealed(run.checkpoints)]
+    good = [check["checkpoint"] for check in checks if check["ok"]]
     if arguments.json:
-        show_json({"run": run.id, "checkpoints": found, "resumes_from": good[-1] if good else None})
+        show_json({"run": run.id, "checkpoints": checks, "resumes_from": good[-1] if good else None})
     else:
-        for each in found:
-            word = paint("ok", "green", sys.stdout) if each["ok"] else paint("damaged", "red", sys.stdout)
-            why = "" if each["ok"] else f"  {one_line(each['problem'])}"
-            sys.stdout.write(f"{each['checkpoint']}  {word}{why}\n")
+        for check in checks:
+            word = paint("ok", "green", sys.stdout) if check["ok"] else paint("damaged", "red", sys.stdout)
+            why = "" if check["ok"] else f"  {one_line(check['problem'])}"
+            sys.stdout.write(f"{check['checkpoint']}  {word}{why}\n")
     if not good:
-        say(f"{run.id} has no checkpoint{' that verifies' if found else ''}: resuming it would begin at step 0.")
-    elif len(good) < len(found):
-        say(f"{run.id}: {len(found) - len(good)} of {len(found)} damaged; resuming it would begin with {good[-1]}.")
-    return ExitCode.DONE if good and len(good) == len(found) else ExitCode.FAILED
+        say(f"{run.id} has no {'valid ' if checks else ''}checkpoint; resume would restart from step 0.")
+    elif len(good) < len(checks):
+        say(f"{run.id}: {len(checks) - len(good)} of {len(checks)} damaged; resume would start from {good[-1]}.")
+    return ExitCode.DONE if good and len(good) == len(checks) else ExitCode.FAILED
 
 
 def _checked(run: RunDir, name: str) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def _checked(run: RunDir, name: str) -> dict[str, Any]:
 def _stage(run: RunDir) -> Stage | None:
     try:
         return run.read_state().stage
-    except DamagedError:  # its checkpoints can be looked at all the same
+    except DamagedError:  # its checkpoints can be verified all the same
         return stage_of(run)
 
 

@@ -1,1 +1,1 @@
-"""What files say, as they grow. No Textual here, no torch; safe to use from a thread."""
+"""Incremental readers for run directories and other files. Without Textual and torch; safe to use from a thread."""

@@ -1,4 +1,13 @@
-"""Which metrics are drawn together: a view of :mod:`stackllama_engine.contract.metrics`, the most telling first."""
+"""Charts: metrics that are drawn together. A view of :data:`stackllama_engine.contract.metrics.METRICS`.
+
+The way of a metric to the screen, with ``loss/policy_avg`` as the example:
+
+1. ``train/ppo/update.py`` reports it, and the trainer writes it in an event of the kind ``metrics``.
+2. `METRICS` gives it a label, a chart (``loss``) and its label there (``policy``).
+3. `RunReader.series` holds its values over steps, under its name.
+4. `charts_for` picks the charts that have values, the most telling first.
+5. `curves_of` pairs the labels of a chart with their series, which the monitor's ``Chart`` draws.
+"""
 
 from collections.abc import Iterable
 from typing import Literal
@@ -8,11 +17,14 @@ from msgspec import Struct
 from stackllama_engine.contract.metrics import MEMORY, metrics_of
 from stackllama_engine.contract.stages import Stage
 
+from .protocol import Reader
+from .series import Series
+
 Unit = Literal["number", "bytes"]
 
 
 class ChartSet(Struct, frozen=True):
-    """One chart: its title and its metrics with their labels; shown when one of them is there."""
+    """One chart: its title, and (name, label) of its metrics; shown when one of them has values."""
 
     title: str
     metrics: tuple[tuple[str, str], ...]
@@ -20,7 +32,7 @@ class ChartSet(Struct, frozen=True):
 
 
 def charts_of(stage: Stage | None) -> list[ChartSet]:
-    """Every chart that a stage may have."""
+    """Return every chart that a stage may have."""
     charts: dict[str, list[tuple[str, str]]] = {}
     for metric in metrics_of(stage):
         if metric.chart:
@@ -29,22 +41,29 @@ def charts_of(stage: Stage | None) -> list[ChartSet]:
 
 
 def charts_for(stage: Stage | None, metrics: Iterable[str], has_memory: bool) -> list[ChartSet]:
-    """The charts that have something to show: the stage's own, then one for each metric that none of them holds."""
-    there = set(metrics)
-    chosen: list[ChartSet] = []
+    """Return the charts that have values: the stage's own, then one for each metric that is in none of them."""
+    names = set(metrics)
+    charts: list[ChartSet] = []
     for chart in charts_of(stage):
-        lines = tuple(pair for pair in chart.metrics if pair[0] in there)
-        if has_memory and chart.title == MEMORY:  # it shows the reader's series of memory
-            chosen.append(ChartSet(MEMORY, (), "bytes"))
+        lines = tuple(pair for pair in chart.metrics if pair[0] in names)
+        if has_memory and chart.title == MEMORY:  # its series are the reader's memory; see `curves_of`
+            charts.append(ChartSet(MEMORY, (), "bytes"))
         elif lines:
-            chosen.append(ChartSet(chart.title, lines))
-            there.difference_update(name for name, _ in lines)
-    return [*chosen, *(ChartSet(name, ((name, name.rpartition("/")[2]),)) for name in sorted(there) if name != "epoch")]
+            charts.append(ChartSet(chart.title, lines))
+            names.difference_update(name for name, _ in lines)
+    return [*charts, *(ChartSet(name, ((name, name.rpartition("/")[2]),)) for name in sorted(names) if name != "epoch")]
+
+
+def curves_of(chart: ChartSet, reader: Reader) -> list[tuple[str, Series]]:
+    """Return (label, series) of what a chart shows of a reader."""
+    if chart.title == MEMORY:
+        return list(reader.memory.items())
+    return [(label, reader.series[name]) for name, label in chart.metrics]
 
 
 def labels_for(stage: Stage | None, metrics: Iterable[str]) -> list[tuple[str, str]]:
-    """(metric, label) of the metrics that are there, the stage's own first; others keep their names."""
-    there = set(metrics)
-    own = [(metric.name, metric.label) for metric in metrics_of(stage) if metric.name in there]
-    named = {name for name, _ in own}
-    return [*own, *((name, name) for name in sorted(there - named))]
+    """Return (name, label) of metrics that have values, the stage's own first; others keep their names."""
+    names = set(metrics)
+    own = [(metric.name, metric.label) for metric in metrics_of(stage) if metric.name in names]
+    labelled = {name for name, _ in own}
+    return [*own, *((name, name) for name in sorted(names - labelled))]

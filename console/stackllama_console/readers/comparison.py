@@ -1,4 +1,4 @@
-"""Several runs of a home beside each other: their readers, which metrics they share, their recipes and results."""
+"""Comparison of several runs of a home: their readers, shared metrics, recipes and results."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -23,11 +23,11 @@ _SAMPLES = "samples"
 
 
 class Facts(Struct, frozen=True, kw_only=True):
-    """What was asked of one run and what came of it; texts sanitised.
+    """Recipe, versions and results of one run; texts sanitised.
 
     Attributes:
         values: recipe keys, ``git commit`` and ``version: NAME`` → value as a person would write it.
-        defaults: the keys among them that stand at the recipe's default.
+        defaults: the keys among them whose value is the recipe's default.
         results: numbers of ``result.json``, nested ones as ``before.kl``.
         troubles: what could not be read, in sentences.
     """
@@ -57,18 +57,18 @@ class Side:
 
     @property
     def stage(self) -> Stage | None:
-        """None until it is known."""
+        """The run's stage; None until it is known."""
         return self.reader.stage if self.reader else None
 
     @property
     def troubles(self) -> list[str]:
-        """What cannot be read now."""
+        """Sentences on what cannot be read now."""
         reader = [self.reader.trouble] if self.reader and self.reader.trouble else []
         folder = f"{one_line(str(self._home.runs_dir))}/{self.id}/"  # said by the id
         return [f"{self.id}: {trouble.replace(folder, '')}" for trouble in (*reader, *self.facts.troubles)]
 
     def poll(self) -> bool:
-        """Read what is new; whether anything changed."""
+        """Read what is new; return whether anything changed."""
         if self.reader is None:
             try:
                 self.reader = RunReader(self._home.run(self._run_id))
@@ -86,23 +86,23 @@ class Side:
 
 
 class Comparison:
-    """The runs, in the order in which they were chosen; the same id twice is one run."""
+    """The compared runs, in the order in which they were chosen; the same id twice is one run."""
 
     def __init__(self, home: Home, run_ids: Iterable[str]) -> None:
         self.sides = [Side(home, run_id) for run_id in dict.fromkeys(run_ids)]
         self.names = short_names([side.id for side in self.sides])
 
     def poll(self) -> bool:
-        """Read what is new of all of them; whether anything changed."""
+        """Read what is new in all runs; return whether anything changed."""
         return any([side.poll() for side in self.sides])
 
     @property
     def troubles(self) -> list[str]:
-        """What cannot be read now."""
+        """Sentences on what cannot be read now."""
         return [trouble for side in self.sides for trouble in side.troubles]
 
     def metrics(self) -> list[str]:
-        """Metrics that at least two of the runs have: their stages' most telling first, the rest by name."""
+        """Return the metrics that at least two of the runs have: their stages' own first, the rest by name."""
         counts: dict[str, int] = {}
         for side in self.sides:
             for name in side.reader.series if side.reader else ():
@@ -116,7 +116,7 @@ class Comparison:
 
 
 def read_facts(reader: RunReader, stage: Stage) -> Facts:
-    """Recipe, launch and result of a run; what is missing or damaged becomes a sentence."""
+    """Read recipe, launch and result of a run; what is missing or damaged becomes a sentence."""
     values: dict[str, str] = {}
     defaults: frozenset[str] = frozenset()
     results: dict[str, float] = {}
@@ -133,14 +133,14 @@ def read_facts(reader: RunReader, stage: Stage) -> Facts:
     if launch is not None:  # a queued run has none yet
         values["git commit"] = one_line(launch.git_commit or "—")[:12]
         values |= {f"version: {one_line(name)}": one_line(text) for name, text in launch.versions.items()}
-    found, wrong = read_result(run)
-    results = {one_line(key): value for key, value in _numbers(found.items(), "") if not key.startswith(_SAMPLES)}
-    troubles += [one_line(each) for each in (trouble, wrong) if each]
+    result, result_trouble = read_result(run)
+    results = {one_line(key): value for key, value in _numbers(result.items(), "") if not key.startswith(_SAMPLES)}
+    troubles += [one_line(each) for each in (trouble, result_trouble) if each]
     return Facts(values=values, defaults=defaults, results=results, troubles=tuple(troubles))
 
 
 def short_names(ids: Sequence[str]) -> list[str]:
-    """The ids without the parts at either end that all of them have in common; whole where nothing would be left."""
+    """Shorten ids by the parts at either end that all have in common; whole where nothing would be left."""
     if len(ids) < 2:
         return list(ids)
     parts = [re.findall(r"[^-_.]+", text) for text in ids]
@@ -151,12 +151,12 @@ def short_names(ids: Sequence[str]) -> list[str]:
 
 
 def _shared(parts: Sequence[Sequence[str]]) -> int:
-    """How many parts are the same in all from the beginning on."""
+    """Count the leading parts that are the same in all."""
     return sum(1 for _ in takewhile(lambda words: len(set(words)) == 1, zip(*parts, strict=False)))
 
 
 def _flat(values: dict[str, Any]) -> dict[str, Any]:
-    """A pipeline's sections as ``section.key``."""
+    """Flatten a pipeline's sections to ``section.key``."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""The comparison's two tables: recipe keys that differ, and figures, a column a run."""
+"""The comparison's two tables, recipe keys that differ and metrics, one column per run."""
 
 import os.path
 import re
@@ -27,14 +27,14 @@ class Cell(Struct, frozen=True):
 
 
 class FactRow(Struct, frozen=True):
-    """A key and a cell a run; without cells a heading, with one cell for all a remark."""
+    """A key and one cell per run; without cells a heading."""
 
     key: str
     cells: tuple[Cell, ...] = ()
 
 
 def recipe_rows(comparison: Comparison) -> list[FactRow]:
-    """Keys whose values differ, in the recipe's order, then commit and versions; a closing line counts the others."""
+    """Return keys whose values differ, in the recipe's order, then commit and versions, then a count of the rest."""
     sides = [side for side in comparison.sides if side.facts.values]
     keys = list(dict.fromkeys(key for side in sides for key in side.facts.values))
     different = [key for key in keys if len({side.facts.values.get(key) for side in sides}) > 1]
@@ -63,7 +63,7 @@ def _recipe_row(key: str, sides: Sequence[Side]) -> FactRow:
 
 
 def without_shared_folder(texts: Sequence[str | None]) -> list[str | None]:
-    """Absolute paths without what they begin with in common, cut at a separator; others unchanged."""
+    """Cut the common beginning of absolute paths at a separator; other texts are unchanged."""
     paths = [text for text in texts if text]
     if len(set(paths)) < 2 or not all(text.startswith("/") for text in paths):
         return list(texts)
@@ -74,7 +74,7 @@ def without_shared_folder(texts: Sequence[str | None]) -> list[str | None]:
 
 
 def figure_rows(comparison: Comparison, metrics: Sequence[str]) -> list[FactRow]:
-    """State, steps and time; newest and best value of each metric; the numbers of ``result.json``."""
+    """Return state, steps and time; newest and best value of each metric; the numbers of ``result.json``."""
     sides = comparison.sides
     rows = [
         FactRow("state", tuple(Cell(side.reader.phase if side.reader else "unknown") for side in sides)),
@@ -99,7 +99,7 @@ def _steps(side: Side) -> str:
 
 
 def _took(side: Side) -> str:
-    """Only what stands still: a running run's time would change at every look."""
+    """Return how long a run took; nothing for a running one, whose time would change at every poll."""
     state = side.reader.state if side.reader else None
     if state is None or state.ended is None:
         return _MISSING
@@ -107,14 +107,14 @@ def _took(side: Side) -> str:
 
 
 def _metric_row(name: str, sides: Sequence[Side]) -> FactRow:
-    found = [side.reader.series.get(name) if side.reader else None for side in sides]
-    bests = [best_of(name, series) if series is not None else None for series in found]
+    curves = [side.reader.series.get(name) if side.reader else None for side in sides]
+    bests = [best_of(name, series) if series is not None else None for series in curves]
     values = [best[1] for best in bests if best]
     top = (
         (max(values) if better(name) == "higher" else min(values)) if len(values) > 1 and len(set(values)) > 1 else None
     )
     cells: list[Cell] = []
-    for series, best in zip(found, bests, strict=True):
+    for series, best in zip(curves, bests, strict=True):
         if series is None or series.last is None:
             cells.append(Cell(_MISSING, "missing"))
             continue
@@ -126,10 +126,10 @@ def _metric_row(name: str, sides: Sequence[Side]) -> FactRow:
 
 def _result_row(key: str, sides: Sequence[Side]) -> FactRow:
     values = [side.facts.results.get(key) for side in sides]
-    known = {value for value in values if value is not None}
+    numbers = {value for value in values if value is not None}
     top = None
-    if len(known) > 1 and (best := better(key)):
-        top = max(known) if best == "higher" else min(known)
+    if len(numbers) > 1 and (best := better(key)):
+        top = max(numbers) if best == "higher" else min(numbers)
     return FactRow(
         key,
         tuple(Cell(_MISSING, "missing") if value is None else _best(number(value), value == top) for value in values),
@@ -137,9 +137,9 @@ def _result_row(key: str, sides: Sequence[Side]) -> FactRow:
 
 
 def best_of(name: str, series: Series) -> tuple[float, float] | None:
-    """(step, value) of a metric's earliest best point; None where no value is best.
+    """Return (step, value) of a metric's earliest best point; None where no value is best.
 
-    Halves the range again and again: the price of a few `Series.columns`, however many points there are.
+    By bisection: costs a few `Series.columns`, however many points there are.
     """
     if better(name) is None or not len(series):
         return None
@@ -149,15 +149,15 @@ def best_of(name: str, series: Series) -> tuple[float, float] | None:
     whole = series.columns(steps[low], steps[high], 1)[0]
     if whole is None:
         return None
-    wanted = whole[side]
+    best = whole[side]
     while low < high:
         middle = (low + high) // 2
         left = series.columns(steps[low], steps[middle], 1)[0]
-        if left is not None and left[side] == wanted:
+        if left is not None and left[side] == best:
             high = middle
         else:
             low = middle + 1
-    return steps[low], wanted
+    return steps[low], best
 
 
 def _best(text: str, is_best: bool) -> Cell:

@@ -1,9 +1,8 @@
-"""The values of one TensorBoard tag out of several event files: a run begun again, or several programs at once.
+"""The values of one TensorBoard tag from several event files: a run restarted, or several programs at once.
 
-A program that is begun again has ended before, so a file whose values begin when another one's had ended goes on with
-it: its values count from its first step on. Files whose times overlap were written by different programs. Where these
-have no step in common (workers that take turns, tensorboard#5958) all points make one curve; otherwise each has its
-own.
+A program that is restarted has ended before, so a file whose values begin after another one's had ended continues it:
+its values count from its first step on. Files whose times overlap were written by different programs. Where these have
+no step in common (workers that take turns, tensorboard#5958) all points make one curve; otherwise each has its own.
 """
 
 from math import inf, isfinite
@@ -13,14 +12,14 @@ from typing import Literal
 from .series import Series
 from .tensorboard import Scalar
 
-Taken = Literal["taken", "dropped", "again"]
+Outcome = Literal["added", "dropped", "again"]
 
 
 class TagCurve:
     """All values of a tag.
 
     Args:
-        name: what to call it; further programs' curves get a number behind it.
+        name: of the curve; those of further programs get a number behind it.
 
     Attributes:
         series: name → curve; replaced by `flush`, never changed in size.
@@ -35,17 +34,17 @@ class TagCurve:
 
     @property
     def writers(self) -> int:
-        """How many programs wrote it."""
+        """Number of programs that wrote it."""
         return len(self._writers)
 
-    def take(self, path: Path, scalar: Scalar) -> Taken:
-        """Add a value, given to its series by `flush`.
+    def add(self, path: Path, scalar: Scalar) -> Outcome:
+        """Add a value; `flush` appends it to its series.
 
         Returns:
-            What became of it. ``again``: an older file goes on after a newer one had been taken for its continuation,
-            so everything has to be read again, oldest file first.
+            The outcome. ``again``: an older file grew after a newer one had been taken for its continuation, so
+            everything has to be read again, oldest file first.
         """
-        time = scalar.time if isfinite(scalar.time) else inf  # without a time it is begun again
+        time = scalar.time if isfinite(scalar.time) else inf  # without a time it counts as a restart
         writer = self._of.get(path)
         if writer is None:
             ended = [each for each in self._writers if each.last <= time]
@@ -57,20 +56,20 @@ class TagCurve:
         writer.add(scalar.step, scalar.value if isfinite(scalar.value) else None)
         if isfinite(time):
             writer.last = max(writer.last, time)
-        return "taken"
+        return "added"
 
     def flush(self) -> bool:
-        """Bring `series` up to date; whether there was anything."""
+        """Bring `series` up to date; return whether anything was added."""
         changed = [writer for writer in self._writers if writer.flush()]
         if not changed:
             return False
-        several = [writer.series for writer in self._writers if len(writer.series) or len(writer.series.gaps)]
-        merged = _merged(several) if len(several) > 1 else None
+        curves = [writer.series for writer in self._writers if len(writer.series) or len(writer.series.gaps)]
+        merged = _merged(curves) if len(curves) > 1 else None
         if merged is not None:
             self._merged.replace(*merged)
             self.series = {self.name: self._merged}
         else:
-            self.series = {series.name: series for series in several}
+            self.series = {series.name: series for series in curves}
         return True
 
     def _new_writer(self) -> "_Writer":
@@ -101,11 +100,11 @@ class _Writer:
         return True
 
 
-def _merged(several: list[Series]) -> tuple[list[float], list[float | None]] | None:
-    """All points in the order of their steps; None where a step comes twice."""
+def _merged(curves: list[Series]) -> tuple[list[float], list[float | None]] | None:
+    """Merge all points in the order of their steps; None where a step comes twice."""
     points: dict[float, float | None] = {}
     count = 0
-    for series in several:
+    for series in curves:
         points.update(zip(series.steps, series.values, strict=True))
         points.update(dict.fromkeys(series.gaps))
         count += len(series.steps) + len(series.gaps)

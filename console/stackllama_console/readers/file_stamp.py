@@ -1,4 +1,4 @@
-"""Whether a file or folder has changed since it was last looked at, for the price of one ``stat``."""
+"""Detection of changes in a file or folder, at the price of one ``stat``."""
 
 import os
 import time
@@ -22,11 +22,11 @@ class Stamp:
 
     @property
     def missing(self) -> bool:
-        """Whether it was missing at the last look."""
+        """Whether it was missing at the last check."""
         return self._seen is None
 
     def changed(self) -> bool:
-        """Whether it is another one than at the last look; also when it is so fresh that this cannot be told."""
+        """Return whether it differs from the last check; also when it is too fresh to tell."""
         try:
             status = os.stat(self.path)  # noqa: PTH116 - half the price of Path.stat
         except (FileNotFoundError, NotADirectoryError):

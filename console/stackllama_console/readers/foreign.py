@@ -1,9 +1,8 @@
-"""Another trainer's directory, watched without a trace: whatever of the known files is in it, put together.
+"""Another trainer's directory, read without writing to it: the known files in it, merged into one run.
 
-Which files those are, and what is left out, says `foreign_files`. Nothing is written, nothing unpickled. Where several
-files hold a metric, that one is shown which has gone farthest. Folders of event files below ``runs/``, and the
-directory itself, are one run that was begun again; any other folders are told apart by their names in front of the
-metric's.
+`foreign_files` lists those files and what is left out. Nothing is written, nothing unpickled. Where several files hold
+a metric, the one at the highest step is shown. Folders of event files below ``runs/``, and the directory itself, are
+one run that was restarted; metrics of any other folders have the folder's name as a prefix.
 """
 
 import time
@@ -21,18 +20,18 @@ from .foreign_sources import EventsSource, LogSource, StateSource
 from .series import Series
 
 SEARCH_SECONDS = 5.0
-"""Between two looks for new files."""
+"""Between two searches for new files."""
 QUIET_SECONDS = 600.0
-"""A directory in which nothing was written for so long is not known to be at work."""
+"""A directory in which nothing was written for so long is not known to be running."""
 
 _MOST_WATCHED = 1000  # event files that are followed at once, those that come during the watch included
 
 
 def open_foreign(path: Path) -> "ForeignReader":
-    """Attach to a directory, read-only. One of the files in it will do for it.
+    """Attach to a directory, read-only; ``path`` may be a file in it.
 
     Raises:
-        UsageError: there is nothing in it that is known; says what was looked for.
+        UsageError: it holds no known file; the message lists those.
     """
     path = expanded(path).absolute()
     folder = path.parent if path.is_file() else path
@@ -41,19 +40,19 @@ def open_foreign(path: Path) -> "ForeignReader":
     reader = ForeignReader(folder)
     reader.find()
     if not reader.sources:
-        ours = " It looks like a run of ours: open it by its name." if (folder / "attempts").is_dir() else ""
+        ours = " It looks like a run of this console: open it by its run id." if (folder / "attempts").is_dir() else ""
         why = f"{reader.trouble} " if reader.trouble else "".join(f"{note}. " for note in reader.notes)
-        raise UsageError(f"{folder}: nothing to watch. {why}Looked for {LOOKED_FOR}.{ours}")
+        raise UsageError(f"{folder}: nothing to follow. {why}Looked for {LOOKED_FOR}.{ours}")
     return reader
 
 
 class ForeignReader:
-    """Implements `Reader` for a directory.
+    """Reader of another trainer's directory. Implements `Reader`.
 
     Attributes:
         path: the directory.
         title: its name.
-        stage: always None: it is not ours to say.
+        stage: always None: not known.
         history: step, totals, first and newest values; a copy that `poll` replaces.
         series: metric name → series over steps.
         memory: bytes, where the trainer writes them.
@@ -78,53 +77,53 @@ class ForeignReader:
         self._log: LogSource | None = None
         self._events: dict[str, EventsSource] = {}
         self._identities: set[tuple[int, int]] = set()  # of the event files
-        self._found = Files()
+        self._files = Files()
         self._unreadable: str | None = None
         self._changed_at = 0.0
 
     @property
     def sources(self) -> list[str]:
-        """What is read, relative to the directory; sanitised."""
+        """The files that are read, relative to the directory; sanitised."""
         files = [source.path for source in (self._state, self._log) if source]
         files += [path for events in self._events.values() for path in list(events.files)]
         return [one_line(str(path.relative_to(self.path))) for path in files]
 
     @property
     def bad_lines(self) -> int:
-        """Lines of ``trainer_log.jsonl`` and records of event files that could not be read."""
+        """Number of lines of ``trainer_log.jsonl`` and records of event files that could not be read."""
         log = self._log.bad_lines if self._log else 0
         return log + sum(events.bad_records for events in list(self._events.values()))
 
     @property
     def trouble(self) -> str | None:
-        """What cannot be read now, in a sentence; None when all is well."""
-        found = [self._unreadable, self._state.trouble if self._state else None]
-        found += [events.trouble for events in list(self._events.values())]
-        return next((f"{text}." for text in found if text), None)
+        """The reason, in a sentence, why something cannot be read now; None when all can."""
+        troubles = [self._unreadable, self._state.trouble if self._state else None]
+        troubles += [events.trouble for events in list(self._events.values())]
+        return next((f"{text}." for text in troubles if text), None)
 
     @property
     def notes(self) -> list[str]:
-        """What is in the directory and not shown, a sentence each without a full stop; sanitised."""
-        notes = [*self._found.notes]
+        """Sentences on what is in the directory and not shown, without a full stop; sanitised."""
+        notes = [*self._files.notes]
         sources = [source for source in (self._state, self._log) if source]
         notes += [note for source in sources for note in source.notes]
         notes += [note for events in list(self._events.values()) for note in events.notes]
         return list(dict.fromkeys(notes))
 
     def poll(self) -> bool:
-        """Read what is new; whether anything changed."""
+        """Read what is new; return whether anything changed."""
         now = self._clock()
         before = self.trouble, self.phase, self.bad_lines, self.notes
         changed = now >= self._search_at and self.find()
         changed |= self._poll_files()
         if changed:
-            self._put_together()
+            self._merge()
         self.phase = self._find_phase(now)
         self.history.phase = None if self.phase == "unknown" else self.phase
         return changed or before != (self.trouble, self.phase, self.bad_lines, self.notes)
 
     def eta(self, now: float) -> Eta | None:
-        """Time left from what the trainer says of its own time; None unless it is at work."""
+        """Estimate the time left from the trainer's own times; None unless it is running."""
         if self.phase != "running":
             return None
         paces = [self._log.pace] if self._log else []
@@ -135,7 +134,7 @@ class ForeignReader:
         return None
 
     def find(self) -> bool:
-        """Look which files there are; whether any is new."""
+        """Search the directory for files; return whether any is new."""
         self._search_at = self._clock() + SEARCH_SECONDS
         before = self.sources, self.log_file
         try:
@@ -146,24 +145,24 @@ class ForeignReader:
         return before != (self.sources, self.log_file)
 
     def _find(self) -> None:
-        found = self._found = find_files(self.path)
-        if found.state is not None and self._state is None:
-            self._state = StateSource(found.state)
-        elif found.state is not None and self._state is not None and self._state.path != found.state:
-            self._state.turn_to(found.state)
-        if self._log is None and found.log is not None:
-            self._log = LogSource(found.log)
-        known = {path for events in self._events.values() for path in events.files}
-        for event in found.events:
-            if event.path in known or event.identity in self._identities:
+        files = self._files = find_files(self.path)
+        if files.state is not None and self._state is None:
+            self._state = StateSource(files.state)
+        elif files.state is not None and self._state is not None and self._state.path != files.state:
+            self._state.turn_to(files.state)
+        if self._log is None and files.log is not None:
+            self._log = LogSource(files.log)
+        followed = {path for events in self._events.values() for path in events.files}
+        for event in files.events:
+            if event.path in followed or event.identity in self._identities:
                 continue
-            if len(known) >= _MOST_WATCHED:
-                found.notes.append(f"event files beyond the first {_MOST_WATCHED} are not read: open it again")
+            if len(followed) >= _MOST_WATCHED:
+                files.notes.append(f"event files beyond the first {_MOST_WATCHED} are not read: open it again")
                 break
-            known.add(event.path)
+            followed.add(event.path)
             self._identities.add(event.identity)
             self._events.setdefault(_group(event.path.parent.relative_to(self.path)), EventsSource()).add(event.path)
-        self.log_file = found.text_log
+        self.log_file = files.text_log
         self._changed_at = max(self._changed_at, self._newest_change())
 
     def _poll_files(self) -> bool:
@@ -175,7 +174,7 @@ class ForeignReader:
                 self._unreadable = one_line(f"{self.path} cannot be read: {error.strerror or error}")
         return changed
 
-    def _put_together(self) -> None:
+    def _merge(self) -> None:
         self._changed_at = max(self._changed_at, self._newest_change())
         curves = [source.curves for source in (self._log, self._state) if source]
         merged = _farthest(curve.series for curve in curves)
@@ -200,13 +199,13 @@ class ForeignReader:
         files = [source.path for source in (self._state, self._log) if source]
         files += [path for events in self._events.values() for path in events.files]
         files += [self.log_file] if self.log_file else []
-        found = [0.0]
+        times = [0.0]
         for path in files:
             try:
-                found.append(path.stat().st_mtime)
+                times.append(path.stat().st_mtime)
             except OSError:
-                continue  # gone since: it says nothing about what was written last
-        return max(found)
+                continue  # deleted since: it does not say what was written last
+        return max(times)
 
     def _find_phase(self, now: float) -> str:
         history = self.history
@@ -217,7 +216,7 @@ class ForeignReader:
 
 
 def _farthest(several: Iterable[dict[str, Series]]) -> dict[str, Series]:
-    """Of each name the series that has gone farthest, the earlier one where they are equal."""
+    """Merge series by name: keep the one at the highest step, the first one where they are equal."""
     merged: dict[str, Series] = {}
     for curves in several:
         for name, series in curves.items():
@@ -232,13 +231,13 @@ def _end(series: Series) -> float:
 
 
 def _newest(series: Series) -> float | None:
-    """The newest value; None where that is a gap."""
+    """Return the newest value; None where that is a gap."""
     last, gap = series.steps[-1:], series.gaps[-1:]
     return None if gap and (not last or gap[0] > last[0]) else series.last
 
 
 def _group(folder: Path) -> str:
-    """Which run a folder of event files belongs to; empty: the directory's own. See this module's beginning."""
+    """Return the run that a folder of event files belongs to; empty: the directory's own. See the module."""
     parts = folder.parts
     if "runs" in parts:
         parts = parts[: parts.index("runs")]

@@ -1,4 +1,4 @@
-"""Which files of another trainer's directory are read, and a sentence for each thing that is left out.
+"""Search for the known files in another trainer's directory, with a sentence for each thing that is left out.
 
 ==========================  ===========================================================================
 ``trainer_state.json``      transformers (and what is built on it), here, in the newest ``checkpoint-*``
@@ -8,9 +8,9 @@
 ``trainer.log``, ``*.log``  the log; see `logs.newest_log`
 ==========================  ===========================================================================
 
-Links are followed, as TensorBoard does, for which trees of links are the way to put runs together; a folder or an
-event file that two ways lead to counts once, so a circle of links ends. Only regular files are opened. A log is shown
-as it is, so a link to one is not followed: it might lead to any text of this user's.
+Links are followed, as TensorBoard does, where people compose runs of links; a folder or an event file that two paths
+lead to counts once, so a circle of links ends. Only regular files are opened. A log is shown as it is, so a link to one
+is not followed: it might lead to any text of this user's.
 """
 
 import os
@@ -26,7 +26,7 @@ from .regular_file import is_lfs_pointer
 
 MOST_EVENT_FILES = 200
 MOST_ENTRIES = 20_000
-"""Names that are looked at in one search, in all folders together."""
+"""Entries that are examined in one search, in all folders together."""
 DEPTH = 8
 """Folders below the directory."""
 LOOKED_FOR = (
@@ -41,7 +41,7 @@ _NAMED = 3  # links, say, that are named before the rest is counted
 
 
 class EventPath(Struct, frozen=True):
-    """An event file as it was found; ``identity`` is its device and inode."""
+    """An event file; ``identity`` is its device and inode, ``changed`` its time of change in ns."""
 
     path: Path
     identity: tuple[int, int]
@@ -49,7 +49,7 @@ class EventPath(Struct, frozen=True):
 
 
 class Files(Struct):
-    """What one search found."""
+    """Result of one search."""
 
     state: Path | None = None
     log: Path | None = None
@@ -57,7 +57,7 @@ class Files(Struct):
     events: list[EventPath] = field(default_factory=list[EventPath])
     """Newest first."""
     notes: list[str] = field(default_factory=list[str])
-    """What was left out, sanitised, without a full stop."""
+    """Sentences on what was left out, without a full stop; sanitised."""
 
 
 def find_files(folder: Path) -> Files:
@@ -68,8 +68,8 @@ def find_files(folder: Path) -> Files:
     """
     search = _Search(folder)
     search.walk()
-    events = sorted(search.events, key=lambda found: (found.changed, found.path.name), reverse=True)
-    kept = [found for found in events[:MOST_EVENT_FILES] if search.is_content(found.path)]
+    events = sorted(search.events, key=lambda event: (event.changed, event.path.name), reverse=True)
+    newest = [event for event in events[:MOST_EVENT_FILES] if search.is_content(event.path)]
     if left := len(events) - MOST_EVENT_FILES:
         search.left_out("event files", left, f"of {len(events)} event files the {MOST_EVENT_FILES} newest are read")
     states = [path for path in _states(folder, search.names) if search.is_content(path)]
@@ -81,19 +81,19 @@ def find_files(folder: Path) -> Files:
         state=max(states, key=lambda path: path.stat().st_mtime_ns, default=None),
         log=next((path for path in logs if path.is_file() and search.is_content(path)), None),
         text_log=text_log if text_log and search.is_content(text_log) else None,
-        events=kept,
+        events=newest,
         notes=search.notes(),
     )
 
 
 def event_age(path: Path) -> tuple[str, Path]:
-    """Event files in the order of their beginning: ``events.out.tfevents.<Unix seconds>.<host>…``."""
+    """Return a key that sorts event files by start: ``events.out.tfevents.<Unix seconds>.<host>…``."""
     seconds = path.name.removeprefix(_EVENTS).partition(".")[0]
     return (seconds.zfill(20) if seconds.isdigit() else "0", path)
 
 
 class _Search:
-    """One search: folders level by level, those changed last first, and what could not be taken in."""
+    """One search: folders level by level, those changed last first, and what was left out."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -102,7 +102,7 @@ class _Search:
         self.events: list[EventPath] = []
         self.linked_logs: list[str] = []
         self._left = MOST_ENTRIES
-        self._seen: set[tuple[int, int]] = set()
+        self._visited: set[tuple[int, int]] = set()
         self._dangling: list[str] = []
         self._closed: list[str] = []
         self._pointers: list[str] = []
@@ -111,7 +111,7 @@ class _Search:
     def walk(self) -> None:
         level = [self.folder]
         for depth in range(DEPTH + 1):
-            below = [found for here in level for found in self._enter(here)]
+            below = [folder for here in level for folder in self._enter(here)]
             level = [path for _, path in sorted(below, reverse=True)]
             if depth == DEPTH and level:
                 self.left_out("depth", len(level), f"folders more than {DEPTH} deep are not searched")
@@ -121,24 +121,24 @@ class _Search:
             self._limits[kind] = text
 
     def is_content(self, path: Path) -> bool:
-        """Whether a file is what its name says, not a pointer to it that Git LFS left behind."""
+        """Return whether a file is what its name says; False for a pointer that Git LFS left in its place."""
         if not is_lfs_pointer(path):
             return True
         self._pointers.append(self._relative(path))
         return False
 
     def notes(self) -> list[str]:
-        found = list(self._limits.values())
+        notes = list(self._limits.values())
         if self._pointers:
-            found.append(f"Git LFS pointers instead of contents (`git lfs pull` fetches them): {_some(self._pointers)}")
+            notes.append(f"Git LFS pointers instead of contents (`git lfs pull` fetches them): {_some(self._pointers)}")
         if self._dangling:
-            found.append(f"links that lead to nothing: {_some(self._dangling)}")
+            notes.append(f"links that lead to nothing: {_some(self._dangling)}")
         if self._closed:
-            found.append(f"folders that may not be read: {_some(self._closed)}")
-        return found
+            notes.append(f"folders that may not be read: {_some(self._closed)}")
+        return notes
 
     def _enter(self, here: Path) -> list[tuple[int, Path]]:
-        """Take in one folder; the folders in it with the time of their last change."""
+        """Examine one folder; return the folders in it with the time of their last change."""
         below: list[tuple[int, Path]] = []
         try:
             if not self._is_new(here.stat()):
@@ -149,14 +149,14 @@ class _Search:
                         self.left_out("entries", 1, f"the search ended after {MOST_ENTRIES} files and folders")
                         break
                     self._left -= 1
-                    self._look_at(here, entry, below)
+                    self._examine(here, entry, below)
         except OSError:
             if here == self.folder:
                 raise
             self._closed.append(self._relative(here))
         return below
 
-    def _look_at(self, here: Path, entry: "os.DirEntry[str]", below: list[tuple[int, Path]]) -> None:
+    def _examine(self, here: Path, entry: "os.DirEntry[str]", below: list[tuple[int, Path]]) -> None:
         if here == self.folder:
             self.names.add(entry.name)
             if entry.name.endswith(LOG_NAMES) and entry.is_symlink():
@@ -171,15 +171,15 @@ class _Search:
                 below.append((entry.stat().st_mtime_ns, path))
             elif entry.is_symlink() and not path.exists():
                 self._dangling.append(f"{self._relative(path)} → {one_line(str(path.readlink()))}")
-        except OSError:  # gone meanwhile, or a link that leads to itself
+        except OSError:  # deleted meanwhile, or a link to itself
             if entry.is_symlink():
                 self._dangling.append(self._relative(path))
 
     def _is_new(self, status: os.stat_result) -> bool:
         identity = (status.st_dev, status.st_ino)
-        if identity in self._seen:
+        if identity in self._visited:
             return False
-        self._seen.add(identity)
+        self._visited.add(identity)
         return True
 
     def _relative(self, path: Path) -> str:
@@ -187,15 +187,15 @@ class _Search:
 
 
 def _states(folder: Path, names: Iterable[str]) -> list[Path]:
-    """Each ``trainer_state.json`` that may speak for the run: the directory's own, those of its last checkpoints."""
+    """Return each ``trainer_state.json`` that may be the run's: the directory's own, those of its last checkpoints."""
     numbered = [(int(match[1]), name) for name in names if (match := _CHECKPOINT.fullmatch(name)) and match[1]]
     holders = [
         folder,
         folder / "last-checkpoint",
         *(folder / name for _, name in [max(numbered, default=(0, ""))] if name),
     ]
-    found = [holder / "trainer_state.json" for holder in holders]
-    return [path for path in found if path.is_file()]
+    paths = [holder / "trainer_state.json" for holder in holders]
+    return [path for path in paths if path.is_file()]
 
 
 def _some(names: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""What other trainers write, each kind of file read as it grows into curves of its own."""
+"""Readers for the files of other trainers; each kind is read as it grows into curves of its own."""
 
 import json
 import re
@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from ..sanitise import one_line
 from .eta import Pace
-from .event_curves import TagCurve, Taken
+from .event_curves import Outcome, TagCurve
 from .file_stamp import Stamp
 from .foreign_files import event_age
 from .line_follower import LineFollower
@@ -22,7 +22,7 @@ MOST_JSON = 64 << 20
 """Bytes of a ``trainer_state.json``; a larger one is not read."""
 
 _MOST_STEP = 1 << 53
-_MOST_READS = 8  # of `tensorboard.MOST_BYTES` at one poll
+_MOST_READS = 8  # of `tensorboard.MOST_BYTES` per poll
 _TOO_MANY_NAMES = f"metrics beyond the first {NAMES} names are not shown"
 _GIB = 1 << 30
 _TIMES = re.compile(r"(?:(\d{1,6}) days?, )?(\d{1,4}):(\d\d):(\d\d)")
@@ -30,7 +30,7 @@ _SHORT_TIMES = re.compile(r"(?:(\d{1,6})d ?)?(?:(\d{1,4})h ?)?(?:(\d{1,2})m ?)?(
 _PROGRESS = re.compile(r"(\d{1,15})/(\d{1,15})")
 _NUMBER = re.compile(r"[-+]?(\d{1,40}(\.\d{0,40})?|\.\d{1,40})(e[-+]?\d{1,3})?|nan|[-+]?inf(inity)?", re.I)
 _STEPS = ("current_steps", "global_step/max_steps", "iteration", "train/global_step", "global_step", "step", "_step")
-"""Where a line says its step, the surest first; ms-swift writes ``"7/100"``."""
+"""Keys of a line's step, the most reliable first; ms-swift writes ``"7/100"``."""
 _NO_METRICS = frozenset(
     {*_STEPS, "total_steps", "max_steps", "percentage", "elapsed_time", "remaining_time", "_runtime", "_timestamp"}
 )
@@ -44,41 +44,41 @@ class Curves:
     def __init__(self) -> None:
         self.series: dict[str, Series] = {}
         self.too_many_names = False
-        self._waiting: dict[str, tuple[list[float], list[float | None]]] = defaultdict(lambda: ([], []))
+        self._pending: dict[str, tuple[list[float], list[float | None]]] = defaultdict(lambda: ([], []))
 
     def add(self, name: str, step: int, value: float | None) -> None:
-        """A value, given to its series by `flush`."""
-        steps, values = self._waiting[name]
+        """Add a value; `flush` appends it to its series."""
+        steps, values = self._pending[name]
         steps.append(step)
         values.append(value)
 
     def flush(self) -> bool:
-        """Whether there was anything."""
-        if not self._waiting:
+        """Append the values added since to their series; return whether there were any."""
+        if not self._pending:
             return False
         series = self.series.copy()
-        for name, (steps, values) in self._waiting.items():
+        for name, (steps, values) in self._pending.items():
             clean = one_line(name)
             if clean not in series and len(series) < NAMES:
                 series[clean] = Series(clean)
             self.too_many_names |= clean not in series
             if clean in series:
                 series[clean].extend(steps, values)
-        self._waiting.clear()
+        self._pending.clear()
         if len(series) != len(self.series):
             self.series = series
         return True
 
 
 class Stepless:
-    """Rows that hold metrics and do not say at which step: those of a final prediction, say."""
+    """Count of rows that hold metrics without a step, such as those of a final prediction."""
 
     def __init__(self) -> None:
         self.count = 0
         self.example = ""
 
     def add(self, values: dict[str, Any]) -> None:
-        """A row; counted where there is a number in it."""
+        """Count a row if there is a number in it."""
         name = next((name for name, value in values.items() if _is_number(value)), None)
         if name is not None:
             self.count += 1
@@ -89,9 +89,9 @@ class StateSource:
     """``trainer_state.json`` of transformers' Trainer: written whole at each checkpoint and at the end.
 
     Attributes:
-        step, total_steps: as it says.
+        step, total_steps: as in the file.
         done: whether it holds the summary that the Trainer writes when it has ended.
-        trouble: why it cannot be read; None as well while it may only be half written.
+        trouble: why it cannot be read; None as well while it may be half written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -104,18 +104,18 @@ class StateSource:
         self._stepless = Stepless()
         self._stamp = Stamp(path)
         self._retry = False
-        self._taken = 0
+        self._read_entries = 0
         self._newest: Any = None
 
     def poll(self) -> bool:
-        """Read it if it is another one; a part of it, where it is being replaced, is tried again at the next poll."""
+        """Read the file if it changed; one that is being replaced is tried again at the next poll."""
         try:
             again = self._retry
             changed = self._stamp.changed()
             if self._stamp.missing or not (changed or again):
                 return False
             data = read_whole(self.path, MOST_JSON)
-        except FileNotFoundError:  # replaced between the two looks
+        except FileNotFoundError:  # replaced between the two calls
             return False
         except OSError as error:
             return self._fail(error.strerror or str(error))
@@ -125,7 +125,7 @@ class StateSource:
             raw = json.loads(data, parse_constant=_not_finite)
         except (ValueError, RecursionError):
             if again and not changed:
-                return self._fail("is no JSON, or was cut short")
+                return self._fail("is not JSON, or was truncated")
             self._retry = True
             return False
         self._retry, self.trouble = False, None
@@ -133,11 +133,11 @@ class StateSource:
 
     @property
     def notes(self) -> list[str]:
-        """What of it is not shown."""
+        """Sentences on what of it is not shown."""
         return _notes(self.path, self.curves, self._stepless)
 
     def turn_to(self, path: Path) -> None:
-        """Go on with another file: that of a newer checkpoint, say, which begins as the one before."""
+        """Continue with another file, such as that of a newer checkpoint, which begins as the one before."""
         self.path, self._stamp, self._retry = path, Stamp(path), False
 
     def _fail(self, why: str) -> bool:
@@ -147,17 +147,17 @@ class StateSource:
 
     def _take(self, raw: Any) -> bool:
         if not isinstance(raw, dict):
-            return self._fail("is no trainer's state")
+            return self._fail("is not the state of a Trainer")
         state = cast("dict[str, Any]", raw)
         history = state.get("log_history")
         entries = cast("list[Any]", history) if isinstance(history, list) else []
-        known = self._taken
-        if known and (len(entries) < known or entries[known - 1] != self._newest):  # another run's
-            self.curves, known, self.done, self.step = Curves(), 0, False, 0
+        start = self._read_entries
+        if start and (len(entries) < start or entries[start - 1] != self._newest):  # another run's
+            self.curves, start, self.done, self.step = Curves(), 0, False, 0
             self._stepless = Stepless()
-        for entry in entries[known:]:
+        for entry in entries[start:]:
             self._entry(entry)
-        self._taken, self._newest = len(entries), entries[-1] if entries else None
+        self._read_entries, self._newest = len(entries), entries[-1] if entries else None
         self.step = _step(state.get("global_step")) or self.step
         self.total_steps = _step(state.get("max_steps")) or None
         self.curves.flush()
@@ -179,13 +179,13 @@ class StateSource:
 
 
 class LogSource:
-    """One line of JSON a logging step: ``trainer_log.jsonl`` of LLaMA-Factory, ``logging.jsonl`` of ms-swift,
-    ``wandb-history.jsonl`` of a Weights & Biases run.
+    """Log with one line of JSON per logging step.
+
+    ``trainer_log.jsonl`` of LLaMA-Factory, ``logging.jsonl`` of ms-swift, ``wandb-history.jsonl`` of Weights & Biases.
 
     Attributes:
         memory: bytes; from what they write in GiB.
-        pace: from the time that they say has passed, the newest of which belongs to the moment of the file's last
-            change.
+        pace: from the elapsed times in it; the newest one is that of the file's last change.
     """
 
     def __init__(self, path: Path) -> None:
@@ -202,7 +202,7 @@ class LogSource:
 
     @property
     def notes(self) -> list[str]:
-        """What of it is not shown."""
+        """Sentences on what of it is not shown."""
         notes = _notes(self.path, self.curves, self._stepless)
         if skipped := self._follower.skipped:
             notes.append(f"the first {skipped >> 20} MiB of {one_line(self.path.name)} are not read")
@@ -262,7 +262,7 @@ class LogSource:
 
 
 class EventsSource:
-    """TensorBoard's event files of one or several folders, taken as one run; see `event_curves`.
+    """TensorBoard's event files of one or several folders, read as one run; see `event_curves`.
 
     transformers' names are turned back (``train/loss`` is ``loss``, ``eval/loss`` is ``eval_loss``).
     """
@@ -277,7 +277,7 @@ class EventsSource:
         self._too_many_names = False
 
     def add(self, path: Path) -> None:
-        """One more file."""
+        """Add a file."""
         older = any(event_age(other) > event_age(path) for other in self.files)
         self.files[path] = EventFile(path)
         if older and self._tags:
@@ -285,12 +285,12 @@ class EventsSource:
 
     @property
     def bad_records(self) -> int:
-        """Of all files."""
+        """Number of bad records in all files."""
         return sum(file.bad_records for file in list(self.files.values()))
 
     @property
     def notes(self) -> list[str]:
-        """What is not shown as it stands there."""
+        """Sentences on what is not shown as the files have it."""
         notes = [_TOO_MANY_NAMES] if self._too_many_names else []
         shared = [curve for curve in list(self._tags.values()) if len(curve.series) > 1]
         if shared:
@@ -300,7 +300,7 @@ class EventsSource:
         return notes
 
     def poll(self) -> bool:
-        """Read what is new, oldest file first: only when all of it is known can it be told what came after it."""
+        """Read what is new, oldest file first: what continues it is only known when all of it was read."""
         changed, reads = False, _MOST_READS
         self.trouble = None
         for path in sorted(self.files, key=event_age):
@@ -311,8 +311,8 @@ class EventsSource:
                 except OSError as error:
                     self.trouble = one_line(f"{path.name} {error.strerror or error}")
                     break
-                if file.restarts or any(self._take(path, scalar) == "again" for scalar in scalars):
-                    self._forget()  # what was read is no longer so
+                if file.restarts or any(self._add_scalar(path, scalar) == "again" for scalar in scalars):
+                    self._forget()  # what was read is no longer valid
                     return True
                 changed |= bool(scalars)
                 reads -= 1 if file.behind else 0
@@ -328,19 +328,19 @@ class EventsSource:
         self.files = {path: EventFile(path) for path in self.files}
         self._tags.clear()
 
-    def _take(self, path: Path, scalar: Scalar) -> Taken:
+    def _add_scalar(self, path: Path, scalar: Scalar) -> Outcome:
         curve = self._tags.get(scalar.tag)
         if curve is None and len(self._tags) < NAMES:
             curve = self._tags[scalar.tag] = TagCurve(self._name(scalar.tag))
         self._too_many_names |= curve is None
         if curve is None or not -_MOST_STEP <= scalar.step <= _MOST_STEP:
             return "dropped"
-        taken = curve.take(path, scalar)
-        if taken == "taken" and (scalar.step > self.step or len(self._tags) == 1):
+        outcome = curve.add(path, scalar)
+        if outcome == "added" and (scalar.step > self.step or len(self._tags) == 1):
             self.step = scalar.step
             if isfinite(scalar.time):
                 self.pace.add(scalar.time, scalar.step)
-        return taken
+        return outcome
 
     def _flush(self) -> None:
         flushed = [curve.flush() for curve in self._tags.values()]
@@ -348,18 +348,18 @@ class EventsSource:
             self.series = {name: series for curve in self._tags.values() for name, series in curve.series.items()}
 
     def _name(self, tag: str) -> str:
-        """What to call a tag: as transformers does, unless another one is called so."""
-        known = {curve.name for curve in self._tags.values()}
+        """Return the name of a tag: that of transformers, unless another tag has it."""
+        names_in_use = {curve.name for curve in self._tags.values()}
         names = (
             one_line(plain_name(tag)),
             one_line(tag),
             *(f"{one_line(tag)} [{number}]" for number in range(2, NAMES + 2)),
         )
-        return next(name for name in names if name not in known)
+        return next(name for name in names if name not in names_in_use)
 
 
 def plain_name(tag: str) -> str:
-    """A TensorBoard tag as transformers' Trainer calls the metric in its other files."""
+    """Return a TensorBoard tag as transformers' Trainer names the metric in its other files."""
     prefix, slash, rest = tag.partition("/")
     if slash and rest and prefix == "train":
         return rest
@@ -367,7 +367,7 @@ def plain_name(tag: str) -> str:
 
 
 def _not_finite(_: str) -> float:
-    """``NaN``, ``Infinity``: not JSON, and yet what Python's json writes."""
+    """Return NaN for ``NaN`` and ``Infinity``: not JSON, but written by Python's json."""
     return nan
 
 
@@ -376,7 +376,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _finite(value: float) -> float | None:
-    """None for what is not finite, integers beyond all floats included."""
+    """Return the number as a float; None for what is not finite, integers beyond all floats included."""
     try:
         number = float(value)
     except OverflowError:
@@ -391,25 +391,25 @@ def _step(value: Any) -> int | None:
 
 
 def _seconds(value: Any) -> float | None:
-    """A number; ``1 day, 2:03:04`` as Python writes a ``timedelta``; ``1d 2h 3m 4s`` as ms-swift does."""
+    """Parse seconds: a number, ``1 day, 2:03:04`` (Python's ``timedelta``) or ``1d 2h 3m 4s`` (ms-swift)."""
     if _is_number(value):
         return _finite(value)
     if not isinstance(value, str):
         return None
-    found = _TIMES.fullmatch(value) or _SHORT_TIMES.fullmatch(value)
-    if found is None or not value:
+    match = _TIMES.fullmatch(value) or _SHORT_TIMES.fullmatch(value)
+    if match is None or not value:
         return None
-    days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
     return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
 
 
 def _number(value: Any) -> Any:
-    """The number that a text is, for trainers that round by formatting; anything else as it is."""
+    """Convert a text that is a number, for trainers that round by formatting; return anything else unchanged."""
     return float(value) if isinstance(value, str) and _NUMBER.fullmatch(value) else value
 
 
 def _progress(values: dict[str, Any]) -> tuple[int | None, int | None]:
-    """Step and number of steps of a line."""
+    """Return step and number of steps of a line."""
     for name in _STEPS:
         value = values.get(name)
         if isinstance(value, str) and (match := _PROGRESS.fullmatch(value)):

@@ -1,4 +1,4 @@
-"""Metrics gathered over a batch of events, then given to their series at once.
+"""Metrics gathered over a batch of events, then appended to their series at once.
 
 Nearly all events of a run carry the same names. Those are kept as rows under their tuple of names and turned into
 columns when the batch is over. When names come up that other rows hold as well, the order must be kept: the rest of
@@ -13,7 +13,7 @@ from ..sanitise import one_line
 from .series import Series
 
 NAMES = 1000
-"""Series of one run. A run with more metrics than that writes something else into their names."""
+"""Series per run. A run with more metrics than that writes something else into their names."""
 
 
 class _Rows(Struct, gc=False):
@@ -25,7 +25,7 @@ class _Rows(Struct, gc=False):
 
 
 class _Column(Struct, gc=False):
-    """One series' values of this batch."""
+    """One series' values in this batch."""
 
     steps: list[float] = []
     values: list[float | None] = []
@@ -38,34 +38,34 @@ class Columns:
         series: replaced, never changed, when a name comes up for the first time.
         first: the earliest value of each name; None where that was NaN or infinite.
         last: the newest one.
-        left_out: values of names beyond the first `NAMES`.
+        dropped: number of values whose names are beyond the first `NAMES`.
     """
 
     def __init__(self) -> None:
         self.series: dict[str, Series] = {}
         self.first: dict[str, float | None] = {}
         self.last: dict[str, float | None] = {}
-        self.left_out = 0
+        self.dropped = 0
         self._rows: dict[tuple[str, ...], _Rows] = {}
         self._current: _Rows | None = None
         self._mixed = False
         self._by_name: dict[str, _Column] = {}
         self._columns: dict[str, _Column] = {}  # by sanitised name
 
-    def take(self, step: int, metrics: Mapping[str, float | None]) -> None:
-        """Values of one event; None is a gap."""
+    def add(self, step: int, metrics: Mapping[str, float | None]) -> None:
+        """Add the values of one event; None is a gap."""
         names = tuple(metrics)
         rows = self._current
         if rows is None or rows.names != names:
-            rows = self._turn_to(names)
+            rows = self._rows_of(names)
             if rows is None:
-                self._spread(step, metrics)
+                self._add_by_value(step, metrics)
                 return
         rows.steps.append(step)
         rows.metrics.append(metrics)
 
     def flush(self) -> None:
-        """Give what was taken since to the series. Call it after each batch."""
+        """Append what was added since to the series. Call it after each batch."""
         self._drain()
         self._mixed = False
         columns = {name: column for name, column in self._columns.items() if column.steps}
@@ -78,8 +78,8 @@ class Columns:
             self.last[name] = column.values[-1]
             column.steps, column.values = [], []
 
-    def _turn_to(self, names: tuple[str, ...]) -> _Rows | None:
-        """The rows of these names; None when this batch goes value by value."""
+    def _rows_of(self, names: tuple[str, ...]) -> _Rows | None:
+        """Return the rows of these names and make them the current ones; None when this batch goes value by value."""
         if not self._mixed:
             rows = self._current = self._rows.get(names)
             if rows is not None:
@@ -91,24 +91,24 @@ class Columns:
             self._mixed = True
         return None
 
-    def _spread(self, step: int, metrics: Mapping[str, float | None]) -> None:
-        """One event → columns."""
+    def _add_by_value(self, step: int, metrics: Mapping[str, float | None]) -> None:
+        """Add one event's values to their columns."""
         by_name = self._by_name
         for name, value in metrics.items():
             column = by_name.get(name) or self._column(name)
             if column is None:
-                self.left_out += 1
+                self.dropped += 1
             else:
                 column.steps.append(step)
                 column.values.append(value)
 
     def _drain(self) -> None:
-        """Rows → columns."""
+        """Move the rows into columns."""
         for rows in self._rows.values():
             for name in rows.names:
                 column = self._column(name)
                 if column is None:
-                    self.left_out += len(rows.steps)
+                    self.dropped += len(rows.steps)
                 else:
                     column.steps += rows.steps
                     column.values += [metrics[name] for metrics in rows.metrics]
@@ -116,7 +116,7 @@ class Columns:
         self._current = None
 
     def _column(self, name: str) -> _Column | None:
-        """Where a name's values go; None when there are too many names. Names that look alike are one."""
+        """Return the column of a name; None when there are too many. Names that sanitise to the same text share one."""
         column = self._by_name.get(name)
         if column is None and len(self._by_name) < NAMES:
             column = self._by_name[name] = self._columns.setdefault(one_line(name), _Column())

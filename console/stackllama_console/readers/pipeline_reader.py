@@ -1,4 +1,4 @@
-"""A pipeline: its own state and progress, its children in order, and the reader of the child that is looked at."""
+"""A pipeline: its own state and progress, its children in order, and the reader of the child that is shown."""
 
 import time
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from .series import Series
 
 
 class Child(Struct, frozen=True):
-    """A child that the pipeline has begun. ``name`` is ``sft``, ``sft-merged``, ``reward``, …"""
+    """A child that the pipeline has started. ``name`` is ``sft``, ``sft-merged``, ``reward``, …"""
 
     name: str
     run: RunDir
@@ -27,12 +27,12 @@ class Child(Struct, frozen=True):
 
 
 class PipelineReader:
-    """Implements `Reader`: state and history are the pipeline's, the series those of the child in ``shown``.
+    """Reader of a pipeline: state and history are its own, series those of the child in ``shown``. Implements `Reader`.
 
     Attributes:
         own: the pipeline's own run; its progress counts children.
-        children: those that were begun, in order; at most a second old.
-        chosen: name of the child to look at; None: the one at work, or that it ended at. Takes effect with `poll`.
+        children: those that were started, in order; at most a second old.
+        chosen: name of the child to show; None: the active one, or that it ended at. Takes effect with `poll`.
         shown: its reader; None before the first child.
     """
 
@@ -43,7 +43,7 @@ class PipelineReader:
         self.shown: RunReader | None = None
         self._readers: dict[str, RunReader] = {}
         self._clock = clock
-        self._look_at = float("-inf")
+        self._poll_children_at = float("-inf")
         self._trouble: str | None = None
 
     @property
@@ -58,47 +58,47 @@ class PipelineReader:
 
     @property
     def history(self) -> History:
-        """Of the pipeline: steps are children, ``phase`` is the id of the child at work."""
+        """The pipeline's history: steps are children, ``phase`` is the id of the active child."""
         return self.own.history
 
     @property
     def series(self) -> dict[str, Series]:
-        """Of the child shown."""
+        """Metrics of the child shown."""
         return self.shown.series if self.shown else {}
 
     @property
     def memory(self) -> dict[str, Series]:
-        """Of the child shown."""
+        """Memory of the child shown."""
         return self.shown.memory if self.shown else {}
 
     @property
     def phase(self) -> str:
-        """Of the pipeline's state."""
+        """The phase of the pipeline's state."""
         return self.own.phase
 
     @property
     def elsewhere(self) -> str:
-        """On which other machine its coordinator is, in words."""
+        """The other machine that its coordinator is on, in words."""
         return self.own.elsewhere
 
     @property
     def state(self) -> State | None:
-        """Of the pipeline."""
+        """The pipeline's state."""
         return self.own.state
 
     @property
     def bad_lines(self) -> int:
-        """Of its own events and those of the children that were shown."""
+        """Number of bad lines in its own events and those of the children that were shown."""
         return self.own.bad_lines + sum(reader.bad_lines for reader in list(self._readers.values()))
 
     @property
     def trouble(self) -> str | None:
-        """Why it, or the child shown, cannot be read."""
+        """The reason why it, or the child shown, cannot be read."""
         return self.own.trouble or self._trouble or (self.shown.trouble if self.shown else None)
 
     @property
     def at_work(self) -> Child | None:
-        """The child it is at, or that it ended at."""
+        """The active child, or the one that it ended at."""
         run = at_work([(child.run, child.state) for child in self.children])
         return next((child for child in self.children if run and child.run.id == run.id), None)
 
@@ -111,22 +111,22 @@ class PipelineReader:
         return (self.shown.poll() if self.shown else False) or changed
 
     def eta(self, now: float) -> Eta | None:
-        """Of the child shown; how long children take that have not begun is not known."""
+        """Estimate the time left of the child shown; that of children not yet started is not known."""
         return self.shown.eta(now) if self.shown else None
 
     def _find_children(self) -> bool:
         state = self.own.state
-        if state is None or self._clock() < self._look_at:
+        if state is None or self._clock() < self._poll_children_at:
             return False
-        self._look_at = self._clock() + RECONCILE_SECONDS
+        self._poll_children_at = self._clock() + RECONCILE_SECONDS
         before, trouble = self.children, self._trouble
         try:
-            found = children(self.own.run, state)
+            started = children(self.own.run, state)
         except (UsageError, OSError, TimeoutError) as error:
             self._trouble = one_line(str(error))
             return trouble != self._trouble
         self._trouble = None
-        self.children = [Child(self._name(run), run, clean_state(its)) for run, its in found]
+        self.children = [Child(self._name(run), run, clean_state(its)) for run, its in started]
         return trouble is not None or _states(before) != _states(self.children)
 
     def _name(self, run: RunDir) -> str:

@@ -1,4 +1,4 @@
-"""What every reader of a run offers, whichever trainer wrote the files."""
+"""Interface of every reader of a run, whichever trainer wrote the files."""
 
 from typing import Protocol
 
@@ -10,7 +10,7 @@ from .series import Series
 
 
 class Reader(Protocol):
-    """A run as its files say, at the moment of the last `poll`. All its texts are sanitised.
+    """A run as of the last `poll`. All its texts are sanitised.
 
     ``history``, ``series`` and ``memory`` are replaced rather than changed in size by `poll`, so that one thread may
     poll while another one reads them; a `Series` holds a lock of its own.
@@ -18,12 +18,12 @@ class Reader(Protocol):
 
     @property
     def title(self) -> str:
-        """What to call the run."""
+        """The run's name on screens."""
         ...
 
     @property
     def stage(self) -> Stage | None:
-        """None for a foreign trainer, and as long as nothing was read."""
+        """The run's stage; None for another trainer's run, and as long as nothing was read."""
         ...
 
     @property
@@ -43,18 +43,18 @@ class Reader(Protocol):
 
     @property
     def phase(self) -> str:
-        """The state's phase; of foreign runs ``running``, ``finished`` or ``unknown``."""
+        """The state's phase; of other trainers' runs ``running``, ``finished`` or ``unknown``."""
         ...
 
     @property
     def bad_lines(self) -> int:
-        """Lines that were no records."""
+        """Number of lines that are not records."""
         ...
 
     def poll(self) -> bool:
-        """Read what is new; whether anything changed. Cheap without news; never raises for what the files hold."""
+        """Read what is new; return whether anything changed. Never raises for the content of files."""
         ...
 
     def eta(self, now: float) -> Eta | None:
-        """Time left, as known at ``now`` (Unix seconds); None when nothing can be said."""
+        """Estimate the time left at ``now`` (Unix seconds); None when it is not known."""
         ...

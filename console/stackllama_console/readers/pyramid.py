@@ -1,7 +1,7 @@
-"""Minima and maxima of blocks of a growing array, so that a range of any length costs the same to look at.
+"""Minima and maxima of blocks of a growing array, so that a range of any length costs the same to query.
 
 Level 0 holds the (min, max) of each complete block of 16 values, level k of each 16 blocks of level k − 1. A range
-query reads the ragged ends of each level and goes up: about 2 × 16 values a level, whatever the length.
+query reads the ragged ends of each level and goes up: about 2 × 16 values per level, whatever the length.
 """
 
 from array import array
@@ -13,18 +13,18 @@ _KEPT = 1024
 
 
 class Pyramid:
-    """Complete blocks only; built when asked and not when values are added, so that adding stays cheap."""
+    """Complete blocks only; built at a query and not when values are added, so that adding stays cheap."""
 
-    __slots__ = ("_known", "_levels", "_values")
+    __slots__ = ("_extents", "_levels", "_values")
 
     def __init__(self, values: "array[float]") -> None:
         self._values = values
         self._levels: list[tuple[array[float], array[float]]] = []
-        self._known: dict[tuple[int, int], tuple[float, float]] = {}
-        """Answers for long ranges: a chart that grows at its end asks for the same ones again and again."""
+        self._extents: dict[tuple[int, int], tuple[float, float]] = {}
+        """Extents of long ranges: a chart that grows at its end queries the same ones again and again."""
 
     def extents(self, cuts: list[int]) -> list[tuple[float, float] | None]:
-        """(min, max) of the values between each two neighbouring cuts (ascending indices); None where those agree."""
+        """Return (min, max) of the values between neighbouring cuts (ascending indices); None where two cuts agree."""
         self._build()
         return [self._extent(a, b) if a < b else None for a, b in pairwise(cuts)]
 
@@ -32,15 +32,15 @@ class Pyramid:
         if stop - first < _LONG:
             part = self._values[first:stop]
             return min(part), max(part)
-        known = self._known.get((first, stop))
-        if known is None:
-            if len(self._known) >= _KEPT:
-                self._known.clear()
-            known = self._known[first, stop] = self._look_up(first, stop)
-        return known
+        extent = self._extents.get((first, stop))
+        if extent is None:
+            if len(self._extents) >= _KEPT:
+                self._extents.clear()
+            extent = self._extents[first, stop] = self._look_up(first, stop)
+        return extent
 
     def _look_up(self, first: int, stop: int) -> tuple[float, float]:
-        """Ragged ends of each level and what is left at the top, gathered in lists: those are compared fastest."""
+        """Compare the ragged ends of each level and what is left at the top, gathered in lists for speed."""
         values = self._values
         head, tail = -(-first // FACTOR), stop // FACTOR
         if head >= tail:
@@ -64,8 +64,8 @@ class Pyramid:
         return min(least), max(most)
 
     def cut(self, count: int) -> None:
-        """Only the first ``count`` values are left: forget the blocks that held more."""
-        self._known.clear()
+        """Keep the blocks of the first ``count`` values; the others were removed."""
+        self._extents.clear()
         for lows, highs in self._levels:
             count //= FACTOR
             del lows[count:], highs[count:]

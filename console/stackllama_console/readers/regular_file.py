@@ -1,4 +1,4 @@
-"""Files that belong to others, as :mod:`..contract.user_files` opens them, and what Git LFS leaves in their place."""
+"""Files of other programs, opened by :mod:`..contract.user_files`, and Git LFS pointers in their place."""
 
 from pathlib import Path
 
@@ -8,17 +8,17 @@ _MOST_POINTER = 1024  # bytes, by its specification
 
 
 def is_lfs_pointer(path: Path) -> bool:
-    """Whether Git LFS left a pointer in the file's place (https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md)."""
+    """Return whether the file is a pointer of Git LFS (https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md)."""
     try:
         if path.stat().st_size > _MOST_POINTER:
             return False
         return (read_whole(path, _MOST_POINTER) or b"").startswith(b"version https://git-lfs.github.com/spec/")
-    except OSError:  # whoever reads it will say so
+    except OSError:  # reported by whoever reads it
         return False
 
 
 def read_whole(path: Path, most: int) -> bytes | None:
-    """A whole file; None where it is larger than ``most`` bytes.
+    """Read a whole file; None where it is larger than ``most`` bytes.
 
     Raises:
         OSError: as `open_file`.

@@ -1,4 +1,4 @@
-"""A run's state, reconciled, without asking for its lock more than once a second."""
+"""A run's reconciled state; its lock is tried at most once per second."""
 
 import time
 from collections.abc import Callable
@@ -17,7 +17,7 @@ RECONCILE_SECONDS = 1.0
 
 
 class StateWatch:
-    """``state.json`` as it changes. A run that has ended costs one ``stat`` a look.
+    """``state.json`` as it changes. A run that has ended costs one ``stat`` per poll.
 
     Attributes:
         run: the run directory.
@@ -37,16 +37,16 @@ class StateWatch:
 
     @property
     def deleted(self) -> bool:
-        """Whether its directory was gone at the last look; ``state.json`` alone may be missing of a damaged run."""
+        """Whether its directory was gone at the last poll; a damaged run may lack ``state.json`` alone."""
         return self._stamp.missing and not self.run.path.is_dir()
 
     def poll(self) -> bool:
-        """Look; whether ``state`` or ``trouble`` changed."""
+        """Read what is new; return whether ``state`` or ``trouble`` changed."""
         before = self.state, self.trouble, self.elsewhere
         try:
             changed = self._stamp.changed()
             if self._stamp.missing:
-                self.trouble = self._what_is_missing()
+                self.trouble = self._missing()
             elif changed or self.trouble or not (self.state and self.state.has_ended):
                 self._read(changed)
         except (UsageError, OSError, TimeoutError) as error:
@@ -64,14 +64,14 @@ class StateWatch:
             return
         self.trouble = None
 
-    def _what_is_missing(self) -> str:
+    def _missing(self) -> str:
         if self.run.path.is_dir():
             missing = one_line(str(self.run.path / "state.json"))
-            return f"{missing} is missing: this is no run, or a damaged one, which `runs repair` rebuilds."
+            return f"{missing} is missing: not a run, or a damaged one that `runs repair` can rebuild."
         return f"The run was deleted: {one_line(str(self.run.path))} is gone."
 
 
 def clean_state(state: State) -> State:
-    """The same with what came from elsewhere sanitised."""
+    """Sanitise the texts of a state that come from other programs."""
     cause = None if state.cause is None else one_line(state.cause)
     return msgspec.structs.replace(state, cause=cause, last_lines=[log_line(line) for line in state.last_lines])

@@ -1,4 +1,4 @@
-"""All runs of a home as rows, pipelines with their children beneath them; 500 of them cost some milliseconds a look."""
+"""All runs of a home as rows, children beneath their pipeline; a poll of 500 costs some milliseconds."""
 
 import re
 import time
@@ -20,36 +20,36 @@ from .file_stamp import Stamp
 from .recipe_model import recipe_model
 from .run_state import StateWatch
 
-_MADE = re.compile(rf"/runs/({RUN_ID.pattern})/(?:adapter|merged|checkpoints)(?:/|$)")
-_GLANCE = 32 * 1024  # bytes of events that nearly always hold the newest metrics
-_PLACES = {child.suffix: place for place, child in enumerate(CHILDREN)}
+_MADE_BY = re.compile(rf"/runs/({RUN_ID.pattern})/(?:adapter|merged|checkpoints)(?:/|$)")
+_RECENT_BYTES = 32 * 1024  # of events, which nearly always hold the newest metrics
+_ORDER = {child.suffix: number for number, child in enumerate(CHILDREN)}
 
 
 class Row(Struct, frozen=True, kw_only=True):
-    """One run. Texts are sanitised, times are Unix seconds. Of a damaged run only ``id`` and ``trouble`` say much."""
+    """One run. Texts are sanitised, times are Unix seconds. A damaged run has little but ``id`` and ``trouble``."""
 
     id: str
     path: Path
     depth: int = 0
     """1 for a child beneath its pipeline."""
     pipeline: str | None = None
-    """Id of the pipeline it stands beneath."""
+    """Id of the pipeline that it is beneath."""
     stage: Stage | None = None
     phase: str = "unknown"
     """``damaged``: its state cannot be read, and ``trouble`` says why."""
     step: int = 0
     total_steps: int | None = None
     model: str = ""
-    """Of a model that a run made, that run's id; of a merge, the run whose adapter it merges."""
+    """The base model; its run's id where a run made it; for a merge, the run whose adapter it merges."""
     created: float = 0.0
     started: float | None = None
     ended: float | None = None
     metric: tuple[str, float | None] | None = None
-    """Name and value of the number that says how it went; None as value: NaN or infinite."""
+    """Name and value of the one number in lists; None as value: NaN or infinite."""
     elsewhere: str = ""
-    """On which other machine it is, in words."""
+    """The other machine that it is on, in words."""
     at: str = ""
-    """What it is at: an unfinished run's phase of work, a pipeline's child."""
+    """An unfinished run's phase; of a pipeline, its active child."""
     attempt: int = 0
     exit_code: int | None = None
     cause: str | None = None
@@ -57,16 +57,16 @@ class Row(Struct, frozen=True, kw_only=True):
 
     @property
     def waits(self) -> bool:
-        """Whether it waits for room on the disk: then that is what to know of it."""
+        """Whether it waits for room on the disk, which is then shown before all else."""
         return self.at.startswith(WAITING_FOR_ROOM) and self.phase not in ENDED
 
     def age(self, now: float) -> float:
-        """Seconds since it was created."""
+        """Return the seconds since it was created."""
         return max(0.0, now - self.created)
 
 
 class RunsIndex:
-    """Follows a home.
+    """Follower of a home.
 
     Attributes:
         rows: newest run first, the children of a pipeline beneath it in their order; replaced by `poll`.
@@ -82,7 +82,7 @@ class RunsIndex:
         self._watched: dict[str, _Watched] = {}
 
     def poll(self) -> bool:
-        """Look at what may have changed; whether any row did."""
+        """Read what may have changed; return whether any row did."""
         before = self.rows, self.trouble
         try:
             changed = self._find_runs()
@@ -97,25 +97,25 @@ class RunsIndex:
         return before != (self.rows, self.trouble)
 
     def _find_runs(self) -> bool:
-        """Runs that came and went."""
+        """Find runs that were added or removed; return whether there were any."""
         if not self._folder.changed() and not any(watched.gone for watched in self._watched.values()):
             return False
-        there = {run.id: run for run in self.home.unsorted_runs()}
-        gone = self._watched.keys() - there.keys()
-        new = there.keys() - self._watched.keys()
+        present = {run.id: run for run in self.home.unsorted_runs()}
+        gone = self._watched.keys() - present.keys()
+        new = present.keys() - self._watched.keys()
         for name in gone:
             del self._watched[name]
         for name in new:
-            self._watched[name] = _Watched(there[name], self._clock)
+            self._watched[name] = _Watched(present[name], self._clock)
         return bool(gone or new)
 
     def _tree(self) -> list[Row]:
-        every = {name: watched for name, watched in self._watched.items() if not watched.gone}
-        pipelines = {name for name, watched in every.items() if watched.row.stage is Stage.PIPELINE}
+        watches = {name: watched for name, watched in self._watched.items() if not watched.gone}
+        pipelines = {name for name, watched in watches.items() if watched.row.stage is Stage.PIPELINE}
         beneath: dict[str, list[tuple[int, Row]]] = {name: [] for name in pipelines}
         top: list[Row] = []
-        for name, watched in every.items():
-            place = next((found for parent in watched.parents if (found := _place(name, parent, pipelines))), None)
+        for name, watched in watches.items():
+            place = next(filter(None, (_place(name, parent, pipelines) for parent in watched.parents)), None)
             if place is None:
                 top.append(watched.row)
                 continue
@@ -130,7 +130,7 @@ class RunsIndex:
 
 
 class _Watched:
-    """One run and what was read of it. A run that has ended costs one ``stat`` a look."""
+    """One run and what was read of it. A run that has ended costs one ``stat`` per poll."""
 
     def __init__(self, run: RunDir, clock: Callable[[], float]) -> None:
         self.run = run
@@ -148,7 +148,7 @@ class _Watched:
         self._trouble: str | None = None
 
     def poll(self) -> bool:
-        """Look; whether its row or its place changed."""
+        """Read what is new; return whether its row or its place in the list changed."""
         changed = self._state.poll()
         state = self._state.state
         self.gone = self._state.deleted
@@ -162,11 +162,11 @@ class _Watched:
             metric = self._read(state)
         except OSError as error:
             metric, self._trouble = self.row.metric, one_line(str(error))
-        row = self._row(state, metric, self._named(self._state.trouble or self._trouble))
+        row = self._row(state, metric, self._without_folder(self._state.trouble or self._trouble))
         return self._set(row) or before != self.parents or self.gone
 
     def _read(self, state: State) -> tuple[str, float | None] | None:
-        """What its files say besides the state.
+        """Read its files besides the state; return the metric of its row.
 
         Raises:
             UsageError: one of them is damaged.
@@ -181,14 +181,14 @@ class _Watched:
             self._attempt = state.attempt
             self._events = Stamp(self.run.attempt_dir(state.attempt) / "events.jsonl")
         if self._events.changed():
-            history = recent_history(self.run, _GLANCE)
+            history = recent_history(self.run, _RECENT_BYTES)
             self._history = history if history.last else recent_history(self.run)
         result, trouble = read_result(self.run) if state.has_ended else ({}, "")
         self._trouble = one_line(self._launch_trouble or trouble) or None
         return Reading(id=self.run.id, stage=state.stage, state=state, history=self._history, result=result).last_metric
 
-    def _named(self, trouble: str | None) -> str | None:
-        """Without the run's directory, which the row's name tells."""
+    def _without_folder(self, trouble: str | None) -> str | None:
+        """Remove the run's directory, which the row's name says."""
         return trouble.replace(f"{one_line(str(self.run.path))}/", "") if trouble else trouble
 
     def _damaged_row(self) -> Row:
@@ -198,7 +198,7 @@ class _Watched:
             phase="damaged",
             stage=stage_of(self.run),
             created=self.run.touched(),
-            trouble=self._named(self._state.trouble),
+            trouble=self._without_folder(self._state.trouble),
         )
 
     def _row(self, state: State, metric: tuple[str, float | None] | None, trouble: str | None) -> Row:
@@ -230,16 +230,16 @@ class _Watched:
 
 
 def _short(model: str) -> str:
-    """What a run made, by that run's id; wherever its home was when the recipe was written."""
-    made = _MADE.search(model)
-    return made[1] if made else one_line(model)
+    """Return the id of the run that made a model, wherever its home was then; other models unchanged."""
+    match = _MADE_BY.search(model)
+    return match[1] if match else one_line(model)
 
 
 def _place(name: str, parent: str, pipelines: set[str]) -> tuple[int, str] | None:
-    """Number among a pipeline's children and the pipeline, if that is what the parent is to this run."""
+    """Return (number among the children, pipeline) where the parent is the pipeline of this run, else None."""
     if parent not in pipelines:
         return None
-    for suffix, number in _PLACES.items():
+    for suffix, number in _ORDER.items():
         if name == child_id(parent, suffix):
             return number, parent
     return None

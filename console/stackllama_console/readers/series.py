@@ -21,7 +21,7 @@ _SMOOTHED_KEPT = 3
 
 
 class Series:
-    """Finite points in ascending order of step. 16 bytes a point, one more for the pyramid."""
+    """Finite points in ascending order of step. 16 bytes per point, one more for the pyramid."""
 
     __slots__ = ("_end", "_lock", "_pyramid", "_smoothed", "gaps", "name", "steps", "values", "version")
 
@@ -61,10 +61,10 @@ class Series:
         return (min(ends), max(ends)) if ends else None
 
     def append(self, step: float, value: float | None) -> None:
-        """Add what was measured at a step; None, NaN and infinities are gaps.
+        """Append the value of a step; None, NaN and infinities are gaps.
 
-        A step that is not after the last one rewinds: what stood from there on is dropped, because a resumed run
-        does those steps again.
+        A step that is not after the last one rewinds: points from there on are dropped, because a resumed run does
+        those steps again.
 
         Raises:
             ValueError: the step is not finite.
@@ -83,7 +83,7 @@ class Series:
             self.version += 1
 
     def extend(self, steps: Sequence[float], values: Sequence[float | None]) -> None:
-        """Many `append`, the fast way where the steps ascend.
+        """Append many points, the fast way where the steps ascend.
 
         Raises:
             ValueError: different lengths, or a step that is not finite.
@@ -102,41 +102,41 @@ class Series:
                 self.steps.extend(array("d", steps))
                 self.values.extend(array("d", cast("Sequence[float]", values)))
             else:
-                known = [value is not None and isfinite(value) for value in values]
-                self.steps.extend(compress(steps, known))
-                self.values.extend(cast("Iterable[float]", compress(values, known)))
-                self.gaps.extend(compress(steps, map(not_, known)))
+                finite = [value is not None and isfinite(value) for value in values]
+                self.steps.extend(compress(steps, finite))
+                self.values.extend(cast("Iterable[float]", compress(values, finite)))
+                self.gaps.extend(compress(steps, map(not_, finite)))
             self._end = steps[-1]
             self.version += 1
 
     def replace(self, steps: Sequence[float], values: Sequence[float | None]) -> None:
-        """Put other points in the place of all; see `extend`."""
+        """Replace all points by others; see `extend`."""
         with self._lock:
             self._rewind(float("-inf"))
             self._end = float("-inf")
             self.extend(steps, values)
 
     def nearest(self, step: float) -> tuple[float, float] | None:
-        """(step, value) of the point closest to a step, the earlier of two; None without points."""
+        """Return (step, value) of the point closest to a step, the earlier of two; None without points."""
         before, after = self.before(step), self.after(step)
         if before is None or after is None:
             return before or after
         return after if after[0] - step < step - before[0] else before
 
     def before(self, step: float) -> tuple[float, float] | None:
-        """The last point at or before a step."""
+        """Return the last point at or before a step; None without one."""
         with self._lock:
             index = bisect_right(self.steps, step, 0, len(self.values)) - 1
             return (self.steps[index], self.values[index]) if index >= 0 else None
 
     def after(self, step: float) -> tuple[float, float] | None:
-        """The first point after a step."""
+        """Return the first point after a step; None without one."""
         with self._lock:
             index = bisect_right(self.steps, step, 0, len(self.values))
             return (self.steps[index], self.values[index]) if index < len(self.values) else None
 
     def columns(self, start: float, stop: float, count: int) -> list[tuple[float, float] | None]:
-        """(min, max) of the points in each of ``count`` equal step ranges; None where there is no point.
+        """Return (min, max) of the points in each of ``count`` equal step ranges; None where there is no point.
 
         Range i is [start + i·w, start + (i + 1)·w) with w = (stop − start) / count; the last one includes ``stop``.
 
@@ -148,13 +148,13 @@ class Series:
             return self._pyramid.extents(cuts)
 
     def gap_columns(self, start: float, stop: float, count: int) -> list[bool]:
-        """Whether a gap lies in each of the ranges of `columns`."""
+        """Return for each of the ranges of `columns` whether a gap lies in it."""
         with self._lock:
             cuts = _cuts(self.gaps, len(self.gaps), start, stop, count)
             return [a < b for a, b in pairwise(cuts)]
 
     def smoothed(self, weight: float) -> "Series":
-        """The exponential moving average with bias correction, as TensorBoard smooths; to read only.
+        """Return the exponential moving average with bias correction, as TensorBoard smooths; read-only.
 
         a_i = weight · a_(i−1) + (1 − weight) · v_i with a_0 = 0, shown as a_i / (1 − weight^i). Gaps are stepped
         over. Kept for the last few weights and brought up to date by each call; weight 0 is the series itself.
@@ -168,17 +168,17 @@ class Series:
         if weight == 0:
             return self
         with self._lock:
-            kept = self._smoothed.pop(weight, None)
-            if kept is None:  # an empty one is false
-                kept = self._derived()
-            self._smoothed[weight] = kept
+            smoothed = self._smoothed.pop(weight, None)
+            if smoothed is None:  # an empty one is false
+                smoothed = self._derived()
+            self._smoothed[weight] = smoothed
             if len(self._smoothed) > _SMOOTHED_KEPT:
                 del self._smoothed[next(iter(self._smoothed))]
-            _catch_up(self.values, kept, weight)
-            return kept
+            _catch_up(self.values, smoothed, weight)
+            return smoothed
 
     def _derived(self) -> "Series":
-        """A series that shares everything with this one but its values."""
+        """Make a series that shares everything with this one but its values."""
         series = Series(self.name)
         series.steps, series.gaps, series._lock = self.steps, self.gaps, self._lock
         return series
@@ -189,7 +189,7 @@ class Series:
         del self.gaps[bisect_left(self.gaps, step) :]
 
     def _cut(self, count: int) -> None:
-        """Keep the first ``count`` values, here and in what was made from them."""
+        """Keep the first ``count`` values, here and in what was derived from them."""
         del self.values[count:]
         self._pyramid.cut(count)
         self.version += 1
@@ -198,7 +198,7 @@ class Series:
 
 
 def _all_finite(values: Sequence[float | None]) -> bool:
-    """Cautiously: a sum that overflows says no as well."""
+    """Return whether all values are finite; False as well where their sum overflows."""
     try:
         return isfinite(sum(cast("Sequence[float]", values)))
     except TypeError:  # None among them
@@ -206,7 +206,7 @@ def _all_finite(values: Sequence[float | None]) -> bool:
 
 
 def _cuts(steps: "array[float]", stop_index: int, start: float, stop: float, count: int) -> list[int]:
-    """``count`` + 1 indices that part the points at the edges of the ranges."""
+    """Return the ``count`` + 1 indices that part the points at the edges of the ranges."""
     if not (isfinite(start) and isfinite(stop) and start <= stop and count >= 0):
         raise ValueError(f"no {count} ranges from {start} to {stop}")
     width = stop - start
@@ -216,12 +216,12 @@ def _cuts(steps: "array[float]", stop_index: int, start: float, stop: float, cou
     return [*cuts, bisect_right(steps, stop, cuts[-1], stop_index)] if count else cuts
 
 
-def _catch_up(values: "array[float]", kept: Series, weight: float) -> None:
-    """Smooth what came since. The average's state is found again from its newest value: a_n = shown_n · (1 − w^n)."""
-    done = len(kept)
+def _catch_up(values: "array[float]", smoothed: Series, weight: float) -> None:
+    """Smooth the values added since; the average is recovered from its newest value: a_n = shown_n · (1 − w^n)."""
+    done = len(smoothed)
     if done == len(values):
         return
-    average = kept.values[-1] * (1 - weight**done) if done else 0.0
+    average = smoothed.values[-1] * (1 - weight**done) if done else 0.0
     share = 1 - weight
     power = weight**done
     shown: list[float] = []
@@ -233,5 +233,5 @@ def _catch_up(values: "array[float]", kept: Series, weight: float) -> None:
     if done < len(values):
         rest = accumulate(values[done:], lambda a, v: weight * a + share * v, initial=average)
         shown.extend(islice(rest, 1, None))
-    kept.values.extend(array("d", shown))
-    kept.version += 1
+    smoothed.values.extend(array("d", shown))
+    smoothed.version += 1

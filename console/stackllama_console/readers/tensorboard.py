@@ -12,7 +12,7 @@ each holding an ``Event`` in protobuf's wire format (https://protobuf.dev/progra
     Value        1 tag   2 simple_value (float)   8 tensor
     TensorProto  1 dtype (1 float, 2 double)   2 shape   4 tensor_content   5 float_val   6 double_val
 
-A tensor counts where it holds a single float or double: so newer writers put a scalar. The CRC of the length is
+A tensor counts where it holds a single float or double, as newer writers store a scalar. The CRC of the length is
 checked, since a wrong length would lead anywhere; that of the bytes is not: wrong bytes make a wrong point at worst.
 """
 
@@ -26,7 +26,7 @@ from msgspec import Struct
 from stackllama_engine.contract.user_files import open_regular
 
 MOST_BYTES = 2 << 20
-"""Read at one `EventFile.read`: a long file comes in portions."""
+"""Bytes per `EventFile.read`: a long file is read in portions."""
 
 _LONGEST = 16 << 20  # bytes; images and graphs that are larger are stepped over unread
 _HEADER = 12
@@ -49,11 +49,11 @@ class Scalar(Struct, frozen=True, gc=False):
 
 
 class EventFile:
-    """One event file. Without news a look costs one ``stat``.
+    """One event file. A read that finds nothing new costs one ``stat``.
 
     Attributes:
         bad_records: records that could not be read.
-        broken: a length that cannot be right was met; nothing beyond it is read unless it is mended.
+        broken: whether a wrong length was found; nothing beyond it is read unless it is repaired.
         restarts: how often the file was found truncated or replaced; reading began anew each time.
         behind: whether there is more to read already.
     """
@@ -66,12 +66,12 @@ class EventFile:
         self.behind = False
         self._offset = 0
         self._bad_at = -1
-        self._seen: tuple[int, int] | None = None
+        self._identity: tuple[int, int] | None = None
 
     def read(self, most: int = MOST_BYTES) -> list[Scalar]:
-        """Scalars of records that are complete now and were not returned before.
+        """Return scalars of records that are complete now and were not returned before.
 
-        A record that is torn at the end of the file is left for later, one whose length is wrong as well: it may be
+        A record that is truncated at the end of the file is left for later, as is one with a wrong length: it may be
         being written. ``broken`` is set when the file has grown beyond it and it is still wrong.
 
         Raises:
@@ -79,24 +79,24 @@ class EventFile:
         """
         try:
             status = os.stat(self.path)  # noqa: PTH116 - half the price of Path.stat
-            if self._seen == (status.st_ino, status.st_size) and not self.behind:
+            if self._identity == (status.st_ino, status.st_size) and not self.behind:
                 return []
             descriptor = open_regular(self.path)
         except (FileNotFoundError, NotADirectoryError):
             return []
         try:
             status = os.fstat(descriptor)
-            if self._seen and (self._seen[0] != status.st_ino or status.st_size < self._offset):
+            if self._identity and (self._identity[0] != status.st_ino or status.st_size < self._offset):
                 self.restarts += 1
                 self._offset, self._bad_at = 0, -1
-            self._seen = status.st_ino, status.st_size
+            self._identity = status.st_ino, status.st_size
             self.behind = False
             return self._records(descriptor, status.st_size, most)
         finally:
             os.close(descriptor)
 
     def _records(self, descriptor: int, size: int, most: int) -> list[Scalar]:
-        found: list[Scalar] = []
+        scalars: list[Scalar] = []
         data = os.pread(descriptor, max(most, _HEADER), self._offset)
         at = 0
         self.broken = False
@@ -108,43 +108,43 @@ class EventFile:
                 break
             end = at + _HEADER + length + _FOOTER
             if end > len(data):
-                return self._beyond(descriptor, size, at, length, found)
-            self._event(data[at + _HEADER : end - _FOOTER], found)
+                return self._beyond(descriptor, size, at, length, scalars)
+            self._event(data[at + _HEADER : end - _FOOTER], scalars)
             at = end
         self._offset += at
         self.behind = not self.broken and at > 0 and self._offset + _HEADER <= size
-        return found
+        return scalars
 
-    def _beyond(self, descriptor: int, size: int, at: int, length: int, found: list[Scalar]) -> list[Scalar]:
-        """A record that does not end in what was read: torn, larger than what is read at once, or of no interest."""
+    def _beyond(self, descriptor: int, size: int, at: int, length: int, scalars: list[Scalar]) -> list[Scalar]:
+        """Handle a record that does not end in what was read: truncated, larger than one read, or of no interest."""
         self._offset += at
         end = self._offset + _HEADER + length + _FOOTER
         if end > size:
-            return found
+            return scalars
         if at == 0:
             if length <= _LONGEST:
-                self._event(os.pread(descriptor, length, self._offset + _HEADER), found)
+                self._event(os.pread(descriptor, length, self._offset + _HEADER), scalars)
             self._offset = end
         self.behind = True
-        return found
+        return scalars
 
     def _count_bad(self, offset: int) -> None:
         if self.broken and offset != self._bad_at:
             self.bad_records += 1
             self._bad_at = offset
 
-    def _event(self, data: bytes, found: list[Scalar]) -> None:
+    def _event(self, data: bytes, scalars: list[Scalar]) -> None:
         try:
-            found.extend(read_event(data))
+            scalars.extend(read_event(data))
         except (ValueError, struct.error):
             self.bad_records += 1
 
 
 def read_event(data: bytes) -> list[Scalar]:
-    """The scalars of one ``Event``.
+    """Decode the scalars of one ``Event``.
 
     Raises:
-        ValueError, struct.error: it is none.
+        ValueError, struct.error: it is not one.
     """
     time, step = 0.0, 0
     summaries: list[bytes] = []
@@ -165,22 +165,22 @@ def read_event(data: bytes) -> list[Scalar]:
 
 
 def _value(data: bytes) -> Iterator[tuple[str, float]]:
-    tag, found = "", None
+    tag, scalar = "", None
     for number, kind, value in _fields(data):
         if not isinstance(value, bytes):
             continue
         if number == 1 and kind == _BYTES:
             tag = value.decode("utf-8", "replace")
         elif number == 2 and kind == _FIXED32:
-            (found,) = _FLOAT.unpack(value)
+            (scalar,) = _FLOAT.unpack(value)
         elif number == 8 and kind == _BYTES:
-            found = _tensor(value)
-    if found is not None:
-        yield tag, found
+            scalar = _tensor(value)
+    if scalar is not None:
+        yield tag, scalar
 
 
 def _tensor(data: bytes) -> float | None:
-    """The value of a tensor of a single float or double; None for every other one."""
+    """Return the value of a tensor of a single float or double; None for every other one."""
     kind, raw = 0, b""
     for number, _, value in _fields(data):
         if number == 1 and isinstance(value, int):
@@ -196,10 +196,10 @@ def _tensor(data: bytes) -> float | None:
 
 
 def _fields(data: bytes) -> Iterator[_Field]:
-    """(number, wire type, value) of each field; fixed ones as bytes.
+    """Yield (number, wire type, value) of each field; fixed ones as bytes.
 
     Raises:
-        ValueError: no protobuf, or cut short.
+        ValueError: not protobuf, or truncated.
     """
     at, end = 0, len(data)
     while at < end:
@@ -222,7 +222,7 @@ def _fields(data: bytes) -> Iterator[_Field]:
         else:
             raise ValueError(f"wire type {kind}")
         if at + size > end:
-            raise ValueError("cut short")
+            raise ValueError("truncated")
         yield key >> 3, kind, data[at : at + size]
         at += size
 
@@ -255,7 +255,7 @@ _TABLE = _crc_table()
 
 
 def masked_crc32c(data: bytes) -> int:
-    """CRC-32C (RFC 3720, appendix B.4), turned by 15 bits and shifted by a constant, as TFRecords store it."""
+    """Return the CRC-32C (RFC 3720, appendix B.4), rotated by 15 bits plus a constant, as TFRecords store it."""
     crc = 0xFFFFFFFF
     for byte in data:
         crc = crc >> 8 ^ _TABLE[(crc ^ byte) & 0xFF]

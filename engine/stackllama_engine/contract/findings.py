@@ -7,6 +7,9 @@ from msgspec import Struct
 from .errors import RecipeError
 from .wording import echo
 
+COMMAND_LINE = "command line"
+"""The source of what was given as ``key=value`` words."""
+
 
 class Entry(Struct, frozen=True, kw_only=True):
     """One key of a recipe as it was given, and as this engine reads it.
@@ -35,10 +38,16 @@ class Findings(Struct, kw_only=True):
     Attributes:
         problems: (source, sentence).
         notes: sentences.
+        texts: the values of ``key=value`` words as they were typed, by key with its section.
     """
 
     problems: dict[tuple[str, str], None] = {}
     notes: dict[str, None] = {}
+    texts: dict[str, str] = {}
+
+    def typed(self, source: str, key: str, value: Any) -> Any:
+        """Return a value as it was typed: the text of a word on the command line, else the value itself."""
+        return self.texts.get(key, value) if source == COMMAND_LINE else value
 
     def wrong(self, source: str, text: str) -> None:
         """Take down a problem; the text ends without a full stop or with one."""

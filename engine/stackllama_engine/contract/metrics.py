@@ -1,4 +1,4 @@
-"""Every metric a run reports: name, labels, unit, which way is better, where it is drawn. The only place.
+"""Every metric that a run reports: name, labels, unit, which way is better, its chart. The only place.
 
 Charts, the monitor's panel and status line, ``runs ls``, ``runs watch``, comparisons and docs/metrics.md are views of
 :data:`METRICS`. Its order is theirs: the most telling metrics of a stage first. Names are TRL's where TRL has one.
@@ -16,9 +16,9 @@ Better = Literal["higher", "lower"]
 
 SFT, REWARD, PPO, MERGE = Stage.SFT, Stage.REWARD, Stage.PPO, Stage.MERGE
 MEMORY = "memory"
-"""Its values are not in events of metrics: a view reads them from those of memory."""
+"""A metric whose values are in events of the kind ``memory``."""
 OTHER = None
-"""A run of another trainer."""
+"""The stage of another trainer's run."""
 _TRAINED = (SFT, REWARD, PPO, OTHER)
 
 
@@ -89,7 +89,7 @@ METRICS: tuple[Metric, ...] = (
         short="loss",
         listed=3,
         better="lower",
-        help="Of training batches: per token in SFT, per pair in the reward stage.",
+        help="Training loss: per token in SFT, per pair in the reward stage.",
     ),
     Metric(
         name="eval_loss",
@@ -170,7 +170,7 @@ METRICS: tuple[Metric, ...] = (
         series="true utility",
         short="utility",
         better="higher",
-        help="The demo alone: how good its answers really are.",
+        help="Demo only: the true quality of responses, which the reward model approximates.",
     ),
     Metric(
         name="eval/true_utility",
@@ -199,7 +199,7 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         name="objective/kl_k2",
         stages=(PPO,),
-        label="KL by k2",
+        label="KL (k2)",
         chart=_KL,
         series="penalty, k2",
         help="With `kl_estimator: k2`: what the penalty subtracts, and what an adaptive `kl_coef` steers to `target`.",
@@ -207,10 +207,10 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         name="objective/kl_k3",
         stages=(PPO,),
-        label="KL by k3",
+        label="KL (k3)",
         chart=_KL,
         series="penalty, k3",
-        help="With `kl_estimator: k3`: likewise.",
+        help="With `kl_estimator: k3`: as `objective/kl_k2`.",
     ),
     Metric(
         name="loss/policy_avg",
@@ -326,14 +326,14 @@ METRICS: tuple[Metric, ...] = (
         label="ratio, first mini-batch",
         chart="ratio",
         series="first mini-batch",
-        help="Of the very first mini-batch. The learner is compared with itself, so 1 proves that its pass is "
-        "deterministic, and nothing about the sampler.",
+        help="`val/ratio` of the very first mini-batch. The learner is compared with itself, so 1 proves that its pass "
+        "is deterministic, and nothing about the sampler.",
     ),
     Metric(
         name="policy/approxkl_first",
         stages=(PPO,),
         label="approximate KL, first mini-batch",
-        help="Of the very first mini-batch; 0 where `val/ratio_first` is 1.",
+        help="`policy/approxkl_avg` of the very first mini-batch; 0 where `val/ratio_first` is 1.",
     ),
     Metric(
         name="sampling/logprob_difference",
@@ -360,7 +360,7 @@ METRICS: tuple[Metric, ...] = (
         label="approximate KL",
         chart="policy KL of an update",
         series="approximate KL",
-        help="½ (log ratio)², per token.",
+        help="Approximate KL of old to new policy, ½ (log ratio)², per token.",
     ),
     Metric(
         name="policy/policykl",
@@ -368,7 +368,7 @@ METRICS: tuple[Metric, ...] = (
         label="policy KL",
         chart="policy KL of an update",
         series="policy KL",
-        help="Mean old − new log-probability in the newest mini-batch; `early_stopping` looks at it.",
+        help="Mean old − new log-probability in the newest mini-batch; `early_stopping` compares it with its limit.",
     ),
     Metric(
         name="objective/kl_coef",
@@ -393,7 +393,7 @@ METRICS: tuple[Metric, ...] = (
         label="reward model",
         chart="reward components",
         series="model",
-        help="What the reward model said.",
+        help="Mean score of the reward model.",
     ),
     Metric(
         name="reward/function",
@@ -401,7 +401,7 @@ METRICS: tuple[Metric, ...] = (
         label="reward function",
         chart="reward components",
         series="function",
-        help="What `reward_fn` said, of the responses that it did not abstain from.",
+        help="Mean score of `reward_fn` over the responses that it did not abstain from.",
     ),
     Metric(
         name="reward/length_penalty",
@@ -409,7 +409,7 @@ METRICS: tuple[Metric, ...] = (
         label="length penalty",
         chart="reward components",
         series="length penalty",
-        help="What `length_penalty` subtracts.",
+        help="Mean reward component of `length_penalty`; at most 0.",
     ),
     Metric(
         name="reward/repetition_penalty",
@@ -417,7 +417,7 @@ METRICS: tuple[Metric, ...] = (
         label="repetition penalty",
         chart="reward components",
         series="repetition penalty",
-        help="What `repetition_penalty` subtracts.",
+        help="Mean reward component of `repetition_penalty`; at most 0.",
     ),
     Metric(
         name="reward/function_abstained",
@@ -449,7 +449,7 @@ METRICS: tuple[Metric, ...] = (
         label="penalties",
         chart=_OBJECTIVE,
         series="penalties",
-        help="What `reward_baseline` and `missing_eos_penalty` or `missing_eos_reward` change, in the units of the "
+        help="Mean change by `reward_baseline` and `missing_eos_penalty` or `missing_eos_reward`, in the units of the "
         "scaled scores.",
     ),
     Metric(
@@ -458,7 +458,7 @@ METRICS: tuple[Metric, ...] = (
         label="KL penalty",
         chart=_OBJECTIVE,
         series="KL penalty",
-        help="−`kl_coef` × the penalty's KL.",
+        help="Mean KL penalty of a response: −`kl_coef` × its KL by `kl_estimator`.",
     ),
     Metric(
         name="objective/score_mean",
@@ -466,15 +466,15 @@ METRICS: tuple[Metric, ...] = (
         label="running mean of scores",
         chart="reward scaling",
         series="mean",
-        help="With `normalize_reward`: what scores are centred by.",
+        help="With `normalize_reward`: the running mean that scores are centred by.",
     ),
     Metric(
         name="objective/score_std",
         stages=(PPO,),
-        label="running deviation of scores",
+        label="running std of scores",
         chart="reward scaling",
         series="standard deviation",
-        help="With `normalize_reward`: what scores are divided by.",
+        help="With `normalize_reward`: the running standard deviation that scores are divided by.",
     ),
     Metric(
         name="objective/score_clipfrac",
@@ -487,7 +487,7 @@ METRICS: tuple[Metric, ...] = (
         stages=(PPO,),
         label="held-out objective",
         better="higher",
-        help="What PPO maximises, on held-out prompts: score − `kl_coef` × KL.",
+        help="PPO's objective on held-out prompts: score − `kl_coef` × KL.",
     ),
     Metric(
         name="eval/reward/model",
@@ -511,7 +511,7 @@ METRICS: tuple[Metric, ...] = (
         label="held-out length penalty",
         chart="held-out reward components",
         series="length penalty",
-        help="Likewise.",
+        help="`reward/length_penalty` of held-out prompts.",
     ),
     Metric(
         name="eval/reward/repetition_penalty",
@@ -519,7 +519,7 @@ METRICS: tuple[Metric, ...] = (
         label="held-out repetition penalty",
         chart="held-out reward components",
         series="repetition penalty",
-        help="Likewise.",
+        help="`reward/repetition_penalty` of held-out prompts.",
     ),
     # every stage
     Metric(
@@ -529,7 +529,7 @@ METRICS: tuple[Metric, ...] = (
         chart="learning rate",
         series="learning rate",
         short="lr",
-        help="Of the policy's parameters.",
+        help="Learning rate of the policy's parameters.",
     ),
     Metric(
         name="grad_norm",
@@ -537,15 +537,15 @@ METRICS: tuple[Metric, ...] = (
         label="gradient norm",
         chart="gradient norm",
         series="norm",
-        help="Before clipping; in PPO the policy's, in the newest mini-batch that was applied.",
+        help="Gradient norm before clipping; in PPO the policy's, in the newest mini-batch that was applied.",
     ),
     Metric(
         name="val/grad_norm",
         stages=(PPO,),
-        label="gradient norm of the critic",
+        label="critic gradient norm",
         chart="gradient norm",
         series="critic",
-        help="`grad_norm` of the critic, which is clipped apart.",
+        help="`grad_norm` of the critic, which is clipped separately.",
     ),
     Metric(
         name="entropy",
@@ -583,7 +583,7 @@ METRICS: tuple[Metric, ...] = (
         series="response tokens",
         better="higher",
         unit="tokens/s",
-        help="The response tokens among them.",
+        help="Response tokens among those of `tokens_per_second`.",
     ),
     Metric(
         name="time/rollout",
@@ -592,7 +592,7 @@ METRICS: tuple[Metric, ...] = (
         chart="seconds per step",
         series="rollout",
         unit="seconds",
-        help="Sampling of a step.",
+        help="Time to sample the responses of a step.",
     ),
     Metric(
         name="time/score",
@@ -601,7 +601,7 @@ METRICS: tuple[Metric, ...] = (
         chart="seconds per step",
         series="score",
         unit="seconds",
-        help="Reward, reference and values of a step.",
+        help="Time to compute rewards, reference log-probabilities and values of a step.",
     ),
     Metric(
         name="time/update",
@@ -610,7 +610,7 @@ METRICS: tuple[Metric, ...] = (
         chart="seconds per step",
         series="update",
         unit="seconds",
-        help="Update of policy and critic of a step.",
+        help="Time to update policy and critic in a step.",
     ),
     # counts
     Metric(
@@ -624,7 +624,7 @@ METRICS: tuple[Metric, ...] = (
         name="episode",
         stages=(PPO,),
         label="responses so far",
-        help="Responses of all ranks that were trained on.",
+        help="Responses that were trained on so far, over all ranks.",
     ),
     Metric(
         name="val/num_tokens",
@@ -649,7 +649,7 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         name="objective/entropy",
         stages=(PPO,),
-        label="surprise per response",
+        label="sequence entropy",
         help="Mean of −log-probability summed over a response: an estimate of the sequence's entropy.",
     ),
     Metric(
@@ -698,14 +698,14 @@ METRICS: tuple[Metric, ...] = (
         listed=1,
         listed_as="error",
         better="lower",
-        help="Difference of the merged model's logits from base and adapter.",
+        help="Difference of the merged model's logits from those of base and adapter.",
     ),
     Metric(
         name="difference_from_base",
         stages=(MERGE,),
-        label="change against the base",
+        label="change from the base",
         short="change",
-        help="Difference of the merged model's logits from the base alone.",
+        help="Difference of the merged model's logits from those of the base alone.",
     ),
     Metric(
         name="mean_reward",
@@ -719,30 +719,35 @@ METRICS: tuple[Metric, ...] = (
 )
 
 RESULTS: dict[str, Better] = {"after.mean_reward": "higher", "after.true_utility": "higher"}
-"""Numbers of ``result.json`` that are no metric of an event, and which way is better."""
+"""Numbers of ``result.json`` that are in no event, and which way is better."""
 
 
 def metrics_of(stage: Stage | None) -> list[Metric]:
-    """The metrics of a stage, the most telling first; None: of another trainer's run."""
+    """Return the metrics of a stage (None: of another trainer's run), the most telling first."""
     return [metric for metric in METRICS if stage in metric.stages]
 
 
 def headline(stage: Stage | None) -> list[Metric]:
-    """Those that stand in one line."""
+    """Return the metrics of a stage that are shown in one line."""
     return [metric for metric in metrics_of(stage) if metric.short]
 
 
 def headline_names(stage: Stage | None) -> list[str]:
-    """Their names."""
+    """Return the names of a stage's `headline`."""
     return [metric.name for metric in headline(stage)]
 
 
+def label_of(stage: Stage | None, name: str) -> str:
+    """Return a metric's label in lists; its name where the stage has no such metric."""
+    return next((metric.label for metric in metrics_of(stage) if metric.name == name), name)
+
+
 def listed(stage: Stage) -> list[Metric]:
-    """Candidates for the one number that says how a run went, the best first."""
+    """Return the candidates for the one number per run in ``runs ls``, the best first."""
     return sorted((metric for metric in metrics_of(stage) if metric.listed), key=lambda metric: metric.listed)
 
 
 def better(name: str) -> Better | None:
-    """Which way of a metric is better, whatever the stage; None: neither."""
-    found: Iterable[Better | None] = (metric.better for metric in METRICS if metric.name == name)
-    return RESULTS.get(name) or next((each for each in found if each), None)
+    """Return which way a metric is better, whatever the stage; None: neither."""
+    ways: Iterable[Better | None] = (metric.better for metric in METRICS if metric.name == name)
+    return RESULTS.get(name) or next((way for way in ways if way), None)

@@ -1,7 +1,7 @@
 """Reading, checking and writing recipes.
 
 Precedence: defaults < file < ``key=value`` on the command line. All that is wrong is one :class:`RecipeError`, a line
-each, that names the file (or the command line), the key, the value and the way out. Keys and values of TRL and
+each, that names the file (or the command line), the key, the value and how to fix it. Keys and values of TRL and
 transformers are read by :mod:`.translate`, those of earlier versions by :mod:`.old_keys`.
 """
 
@@ -14,11 +14,11 @@ from typing import Any
 
 import msgspec
 import yaml
-from msgspec import Struct
+from msgspec import UNSET, Struct
 
 from .atomic_files import existing
 from .errors import RecipeError
-from .findings import Entry, Findings
+from .findings import COMMAND_LINE, Entry, Findings
 from .foreign_keys import TRL_ONLY, format_of, meaning
 from .old_keys import is_old, read_old_keys
 from .recipe import RECIPES, WIRED, AnyRecipe, PipelineRecipe, TrainRecipe
@@ -28,7 +28,6 @@ from .user_files import read_text
 from .user_yaml import YamlError, load_yaml
 from .wording import convert, echo, is_of_type, slip_of
 
-COMMAND_LINE = "command line"
 _Layer = tuple[str, Mapping[str, Any]]
 """A source, and its keys and values."""
 _MOST = 1 << 20  # bytes of a recipe file
@@ -69,19 +68,20 @@ def read_recipe(stage: Stage, file: Path | None = None, overrides: Iterable[str]
     """
     layers: list[_Layer] = []
     if file:
-        values = read_file(file)
-        _refuse_foreign(file, values)
-        layers.append((str(file), values))
-    given: dict[str, Any] = {}
-    for text in overrides:
-        key, value = _parse_override(text)
-        _assign(given, key, value)
-    layers.append((COMMAND_LINE, given))
-    return _assemble(stage, layers, str(file) if file else COMMAND_LINE)
+        file_values = read_file(file)
+        _refuse_foreign(file, file_values)
+        layers.append((str(file), file_values))
+    values: dict[str, Any] = {}
+    texts: dict[str, str] = {}
+    for word in overrides:
+        key, value, texts[key] = _parse_override(word)
+        _assign(values, key, value)
+    layers.append((COMMAND_LINE, values))
+    return _assemble(stage, layers, str(file) if file else COMMAND_LINE, texts)
 
 
 def load_recipe(stage: Stage, file: Path | None = None, overrides: Iterable[str] = ()) -> AnyRecipe:
-    """As :func:`read_recipe`, for who has nobody to tell the notes."""
+    """Read a recipe as :func:`read_recipe` does, without its notes."""
     return read_recipe(stage, file, overrides).recipe
 
 
@@ -100,33 +100,33 @@ def build_recipe(stage: Stage, values: Mapping[str, Any], where: str = "recipe")
 
 
 def convert_key(stage: Stage, text: str) -> Any:
-    """The value of one ``key=value`` by the type and bounds of a stage's recipe.
+    """Convert the value of one ``key=value`` by the type and bounds of a stage's recipe.
 
     Raises:
         RecipeError: not of that form, no such key, or a value that the recipe does not take.
     """
-    key, value = _parse_override(text)
+    key, value, typed = _parse_override(text)
     fields = key_types(stage)
     if key not in fields:
-        raise RecipeError(f"{COMMAND_LINE}: {unknown_key(key, key, value, f'{stage} recipe', fields)}")
+        raise RecipeError(f"{COMMAND_LINE}: {unknown_key(key, key, value, f'{stage} recipe', fields, typed)}")
     try:
         return convert(value, fields[key])
     except ValueError as error:
-        raise RecipeError(f"{COMMAND_LINE}: {echo(key, value)}: {error}.") from None
+        raise RecipeError(f"{COMMAND_LINE}: {echo(key, typed)}: {error}.") from None
 
 
 def dump_recipe(recipe: AnyRecipe) -> str:
-    """The recipe as YAML with every default written out; :func:`load_recipe` reads it back unchanged."""
+    """Write the recipe as YAML, every default included; :func:`load_recipe` reads it back unchanged."""
     header = f"# stage: {recipe.stage}\n"
     # ASCII only: PyYAML writes U+0085 and its like as line breaks when unicode is allowed, and reads a blank back.
     return header + yaml.safe_dump(msgspec.to_builtins(recipe), sort_keys=False, allow_unicode=False, width=100)
 
 
 def read_file(file: Path) -> dict[str, Any]:
-    """The keys and values of a recipe file, unchecked.
+    """Read the keys and values of a recipe file, unchecked.
 
     Raises:
-        RecipeError: unreadable, no YAML, or no mapping.
+        RecipeError: unreadable, not YAML, or not a mapping.
     """
     try:
         text = read_text(file, _MOST, pipe=True)
@@ -147,21 +147,22 @@ def read_file(file: Path) -> dict[str, Any]:
 
 
 def _mapping(value: Any) -> dict[str, Any] | None:
-    """The value itself when it is a mapping with text keys."""
+    """Return the value itself when it is a mapping with text keys, else None."""
     if not isinstance(value, dict):
         return None
     mapping = typing.cast("dict[Any, Any]", value)
     return mapping if all(isinstance(key, str) for key in mapping) else None
 
 
-def _parse_override(text: str) -> tuple[str, Any]:
-    key, equals, raw = text.partition("=")
+def _parse_override(word: str) -> tuple[str, Any, str]:
+    """Split a ``key=value`` word into key, value as YAML reads it, and value as it was typed."""
+    key, equals, text = word.partition("=")
     if not equals or not key:
-        raise RecipeError(f"{COMMAND_LINE}: `{text}` is not of the form key=value.")
+        raise RecipeError(f"{COMMAND_LINE}: `{word}` is not of the form key=value.")
     try:
-        return key.strip(), load_yaml(raw, strict=True)
+        return key.strip(), load_yaml(text, strict=True), text
     except YamlError:
-        return key.strip(), raw  # a plain string with YAML's special characters in it, such as a path
+        return key.strip(), text, text  # a plain string with YAML's special characters in it, such as a path
 
 
 def _assign(values: dict[str, Any], key: str, value: Any) -> None:
@@ -176,18 +177,25 @@ def _assign(values: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _refuse_foreign(file: Path, values: Mapping[str, Any]) -> None:
-    """Another trainer's recipe is one sentence, not one for each of its keys."""
+    """Refuse another trainer's recipe in one sentence rather than one for each of its keys."""
     if name := format_of(set(values)):
         raise RecipeError(
             f"{file}: this is a recipe of {name}, whose keys mean other things. "
-            f"`stackllama-console recipe convert {shlex.quote(str(file))}` makes one for this engine from it and lists "
-            "what is left out."
+            f"`stackllama-console recipe convert {shlex.quote(str(file))}` converts it for this engine and lists what "
+            "is left out."
         )
 
 
-def _assemble(stage: Stage, layers: Sequence[_Layer], where: str) -> Reading:
-    """Later layers over earlier ones; everything that is wrong in any of them is one error."""
-    findings = Findings()
+def _assemble(stage: Stage, layers: Sequence[_Layer], where: str, texts: Mapping[str, str] | None = None) -> Reading:
+    """Put later layers over earlier ones; everything that is wrong in any of them is one error.
+
+    Args:
+        stage: which recipe.
+        layers: sources with their keys and values.
+        where: the source that is named for what is missing.
+        texts: the command line's values as they were typed, by key.
+    """
+    findings = Findings(texts=dict(texts or {}))
     if stage is Stage.PIPELINE:
         recipe = _build_pipeline(layers, where, findings)
     else:
@@ -202,22 +210,24 @@ def _assemble(stage: Stage, layers: Sequence[_Layer], where: str) -> Reading:
 
 
 def _note_adapter(recipe: AnyRecipe, layers: Sequence[_Layer], findings: Findings) -> None:
-    """Say that an adapter is trained where a recipe from TRL, by its other keys, asks for none."""
-    given = {key for _, values in layers for key in values}
-    if isinstance(recipe, TrainRecipe) and recipe.use_peft and "use_peft" not in given and given & TRL_ONLY:
-        base = " on an int8 base" if recipe.load_in_8bit and "load_in_8bit" not in given else ""
+    """Note that an adapter is trained where a recipe from TRL, by its other keys, asks for none."""
+    keys = {key for _, values in layers for key in values}
+    if isinstance(recipe, TrainRecipe) and recipe.use_peft and "use_peft" not in keys and keys & TRL_ONLY:
+        base = " on an int8 base" if recipe.load_in_8bit and "load_in_8bit" not in keys else ""
         findings.note(f"`use_peft` is not given: LoRA{base} is trained here, where TRL would train every weight.")
 
 
 def _build(stage: Stage, entries: dict[str, Entry], where: str, findings: Findings) -> AnyRecipe | None:
-    """One stage's recipe; None where something is wrong, which ``findings`` then says."""
+    """Build one stage's recipe; None where something is wrong, which ``findings`` then says."""
     fields = _fields(RECIPES[stage])
     types = key_types(stage)
     checked: dict[str, Any] = {}
     wrong = False
     for key, entry in read_old_keys(entries, types, findings).items():
         if key not in types:
-            findings.wrong(entry.source, unknown_key(key, entry.key, entry.typed, f"{stage} recipe", types))
+            findings.wrong(
+                entry.source, unknown_key(key, entry.key, entry.value, f"{stage} recipe", types, entry.typed)
+            )
             wrong = True
             continue
         try:
@@ -245,8 +255,8 @@ def _build(stage: Stage, entries: dict[str, Entry], where: str, findings: Findin
     return recipe
 
 
-def unknown_key(key: str, typed: str, value: Any, what: str, known: Mapping[str, Any]) -> str:
-    """What is said of a key that a recipe does not have: what it is here by meaning, else one that is all but the same.
+def unknown_key(key: str, typed: str, value: Any, what: str, known: Mapping[str, Any], typed_value: Any = UNSET) -> str:
+    """Return the message for a key that a recipe does not have: its name here, else the key it is a typing error for.
 
     Args:
         key: the key.
@@ -254,12 +264,14 @@ def unknown_key(key: str, typed: str, value: Any, what: str, known: Mapping[str,
         value: its value.
         what: the recipe, as in ``sft recipe``.
         known: the recipe's keys and their types.
+        typed_value: the value as it was typed, where that differs.
     """
     if isinstance(value, dict) and key in RECIPES and not what.startswith("pipeline"):
         return (
             f"the {what} has no section `{key}`. This looks like a pipeline recipe: use `stackllama-console pipeline`."
         )
-    return f"{echo(typed, value)}: the {what} has no key `{key}`.{_hint(key, value, what, known)}"
+    shown = echo(typed, value if typed_value is UNSET else typed_value)
+    return f"{shown}: the {what} has no key `{key}`.{_hint(key, value, what, known)}"
 
 
 def _hint(key: str, value: Any, what: str, known: Mapping[str, Any]) -> str:
@@ -277,13 +289,13 @@ def _hint(key: str, value: Any, what: str, known: Mapping[str, Any]) -> str:
 
 
 def _absolute(value: str) -> str:
-    """A path that exists here, made absolute: the stage runs in another directory."""
+    """Make a path that exists here absolute: the stage runs in another directory."""
     path = existing(value) if "/" in value or "." in value else None
     return str(path) if path else value
 
 
 def _build_pipeline(layers: Sequence[_Layer], where: str, findings: Findings) -> PipelineRecipe | None:
-    """Shared keys at the top go to every training stage that has them; a stage's section overrides them."""
+    """Give shared keys at the top to every training stage that has them; a stage's section overrides them."""
     types = {stage: key_types(stage) for stage in (*TRAINING_STAGES, Stage.MERGE)}
     sections: dict[Stage, dict[str, Entry]] = {stage: {} for stage in types}
     shared: dict[str, Entry] = {}
@@ -300,11 +312,13 @@ def _build_pipeline(layers: Sequence[_Layer], where: str, findings: Findings) ->
     for key, entry in shared.items():
         if key not in shared_types and not is_old(key, shared_types):
             known = shared_types | dict.fromkeys(sections, dict[str, Any])
-            findings.wrong(entry.source, unknown_key(key, entry.key, entry.typed, "pipeline recipe", known))
+            findings.wrong(
+                entry.source, unknown_key(key, entry.key, entry.value, "pipeline recipe", known, entry.typed)
+            )
     resolved: dict[str, dict[str, Any]] = {}
     for stage, section in sections.items():
-        taken = shared if stage in TRAINING_STAGES else {}
-        own = {key: entry for key, entry in taken.items() if key in types[stage] or is_old(key, types[stage])}
+        inherited = shared if stage in TRAINING_STAGES else {}
+        own = {key: entry for key, entry in inherited.items() if key in types[stage] or is_old(key, types[stage])}
         own |= section | {key: _wired(key) for key in WIRED[stage]}
         if recipe := _build(stage, own, where, findings):
             resolved[stage] = {k: v for k, v in msgspec.to_builtins(recipe).items() if k not in WIRED[stage]}
@@ -316,15 +330,17 @@ def _wired(key: str) -> Entry:
 
 
 def _section(stage: Stage, values: Mapping[str, Any], source: str, findings: Findings) -> dict[str, Any]:
-    given = values.get(stage)
-    section = {} if given is None else _mapping(given)
+    value = values.get(stage)
+    section = {} if value is None else _mapping(value)
     if section is None:
-        findings.wrong(source, f"{echo(stage, given)}: a section is a mapping of `key: value` lines")
+        findings.wrong(
+            source, f"{echo(stage, findings.typed(source, stage, value))}: a section is a mapping of `key: value` lines"
+        )
         return {}
     return dict(section)
 
 
 @functools.cache
 def key_types(stage: Stage) -> dict[str, Any]:
-    """A recipe's keys and their types."""
+    """Return a recipe's keys and their types."""
     return {field.name: field.type for field in _fields(RECIPES[stage])}

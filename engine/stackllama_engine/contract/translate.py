@@ -41,7 +41,8 @@ def translate(
     ignored: dict[str, list[str]] = {}
     for key in sorted(values, key=lambda key: key in _COMPUTED):  # a strategy decides over the steps beside it
         value = values[key]
-        shown = echo(prefix + key, value)
+        typed = findings.typed(source, prefix + key, value)
+        shown = echo(prefix + key, typed)
         try:
             read, note = _read(key, value, values, known)
         except ValueError as error:
@@ -55,7 +56,7 @@ def translate(
         for ours, found in read.items():
             if key not in _COMPUTED and ours in entries and entries[ours].value != found:
                 findings.wrong(source, f"{shown}: {entries[ours].echo} says it as well; keep one of them")
-            entries[ours] = Entry(source=source, key=prefix + key, typed=value, value=found)
+            entries[ours] = Entry(source=source, key=prefix + key, typed=typed, value=found)
     for reason, keys in ignored.items():
         findings.note(f"{source}: ignored {', '.join(f'`{key}`' for key in keys)}: {reason}.")
     return entries
@@ -186,7 +187,7 @@ def _strategy(ours: str, never: str) -> Callable[[Any, Values], Read]:
             return _each_epoch(ours, values)
         if value == "best":
             return {}, f"`{ours}` and `metric_for_best_model` decide"
-        raise ValueError("it must be one of `no`, `steps`, `epoch`")
+        raise ValueError("expected one of `no`, `steps`, `epoch`")
 
     return read
 

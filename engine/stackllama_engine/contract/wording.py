@@ -25,14 +25,15 @@ _TYPE_WORDS = {
     "date": "a date",
     "datetime": "a date",
 }
+_BOUNDS = {">=": "of at least", ">": "greater than", "<=": "of at most", "<": "less than"}
 _STEPS = "a whole number, or a share of all steps between 0 and 1"
 
 
 def convert(value: Any, wanted: Any) -> Any:
-    """A YAML value as a key's type.
+    """Convert a YAML value to a key's type.
 
     Raises:
-        ValueError: it is none; the text says what was expected.
+        ValueError: it is of another type or out of bounds; the text says what was expected.
     """
     if isinstance(value, float) and value.is_integer() and is_steps(wanted):
         value = int(value)  # `100.0`: not a share
@@ -47,7 +48,7 @@ def convert(value: Any, wanted: Any) -> Any:
 
 
 def wrong(value: Any, wanted: Any) -> str | None:
-    """What is wrong with a value, or None."""
+    """Return what is wrong with a value, or None."""
     try:
         convert(value, wanted)
     except ValueError as error:
@@ -56,12 +57,12 @@ def wrong(value: Any, wanted: Any) -> str | None:
 
 
 def is_of_type(value: Any, wanted: Any) -> bool:
-    """Whether a value is of a key's type, its bounds aside."""
+    """Return whether a value is of a key's type, its bounds aside."""
     return wrong(value, typing.Union[tuple(members(wanted))]) is None  # noqa: UP007 - of a list
 
 
 def echo(key: str, value: Any) -> str:
-    """``key=value`` as it was typed, on one line and not too long."""
+    """Return ``key=value`` on one line and not too long; text as it is, other values as YAML writes them."""
     if isinstance(value, str):
         text = value
     else:
@@ -72,7 +73,7 @@ def echo(key: str, value: Any) -> str:
 
 
 def slip_of(word: str, known: Iterable[str]) -> str | None:
-    """The one of some keys that a word can only be a slip of the fingers for.
+    """Return the one of some keys that a word must be a typing error for; None where there is none.
 
     Keys that are spelt alike often mean different things (``max_samples``, ``max_eval_samples``): one letter may be
     wrong, two in a long word; upper case, dashes and missing underscores do not count, digits must agree.
@@ -94,7 +95,7 @@ def _digits(key: str) -> str:
 
 
 def _edits(one: str, other: str) -> int:
-    """Letters to insert, remove, replace or swap with their neighbour: optimal string alignment."""
+    """Count letters to insert, remove, replace or swap with their neighbour: optimal string alignment."""
     before, last = list[int](), list(range(len(other) + 1))
     for i, letter in enumerate(one, start=1):
         row = [i]
@@ -108,7 +109,7 @@ def _edits(one: str, other: str) -> int:
 
 
 def members(wanted: Any) -> list[Any]:
-    """The types that an annotation admits, without their bounds."""
+    """Return the types that an annotation admits, without their bounds."""
     origin = typing.get_origin(wanted)
     if origin is typing.Annotated:
         return members(typing.get_args(wanted)[0])
@@ -118,7 +119,7 @@ def members(wanted: Any) -> list[Any]:
 
 
 def is_steps(wanted: Any) -> bool:
-    """Whether a key counts steps, or is a share of all of them."""
+    """Return whether a key counts steps, or is a share of all of them."""
     return {int, float} <= {member for member in members(wanted) if isinstance(member, type)}
 
 
@@ -129,10 +130,13 @@ def _reason(error: msgspec.ValidationError, value: Any, wanted: Any) -> str:
         items: list[Any] = typing.cast("list[Any]", value) if isinstance(value, list) else [value]
         near = next((near for item in items if item not in choices and (near := _nearest(str(item), choices))), None)
         hint = f"; did you mean `{near}`?" if near else ""
-        return f"it must be one of {', '.join(f'`{choice}`' for choice in choices)}{hint}"
+        return f"expected one of {', '.join(f'`{choice}`' for choice in choices)}{hint}"
     if is_steps(wanted):
         return f"expected {_STEPS}"
+    text = text.partition(", got ")[0]  # the message repeats the value itself
     text = re.sub(r"`([a-z| ]+)`", _type_words, text)
+    text = re.sub(r" of length (>=|<=) (\d+)$", _length_words, text)
+    text = re.sub(r" (>=|>|<=|<) (-?[\d.]+)$", _bound_words, text)
     return text[:1].lower() + text[1:]
 
 
@@ -142,11 +146,20 @@ def _nearest(value: str, choices: list[str]) -> str | None:
 
 
 def _type_words(match: re.Match[str]) -> str:
-    return " or ".join(_TYPE_WORDS.get(name, f"`{name}`") for name in match[1].split(" | "))
+    *rest, last = [_TYPE_WORDS.get(name, f"`{name}`") for name in match[1].split(" | ")]
+    return f"{', '.join(rest)} or {last}" if rest else last
+
+
+def _length_words(match: re.Match[str]) -> str:
+    return f" with {_BOUNDS[match[1]].removeprefix('of ')} {match[2]} entries"
+
+
+def _bound_words(match: re.Match[str]) -> str:
+    return f" {_BOUNDS[match[1]]} {float(match[2]):g}"
 
 
 def _choices(wanted: Any) -> list[str]:
-    """The values of every Literal inside a type annotation."""
+    """Return the values of every Literal inside a type annotation."""
     if typing.get_origin(wanted) is Literal:
         return [str(choice) for choice in typing.get_args(wanted)]
     return [choice for part in typing.get_args(wanted) for choice in _choices(part)]

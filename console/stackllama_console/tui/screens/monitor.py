@@ -15,7 +15,7 @@ from stackllama_engine.contract.errors import StackllamaError
 from stackllama_engine.contract.requests import PAUSED
 from stackllama_engine.contract.run_dir import Home
 
-from ...readers.chart_sets import MEMORY, ChartSet, charts_for
+from ...readers.chart_sets import MEMORY, ChartSet, charts_for, curves_of
 from ...readers.protocol import Reader
 from ...readers.series import Series
 from ...sanitise import one_line, sanitise
@@ -209,8 +209,8 @@ class MonitorScreen(ConsoleScreen):
         if reader.bad_lines:
             notes.append(f"{reader.bad_lines} lines of its events could not be read")
         state = watched.state
-        if (remarks := getattr(reader, "remarks", None)) and not (state and state.phase == "finished"):
-            notes.append(f"! {remarks[-1]}")
+        if (notices := getattr(reader, "notices", None)) and not (state and state.phase == "finished"):
+            notes.append(f"! {notices[-1]}")
         lines += [Text(one_line(note), style="italic") for note in notes]
         lines += self._wrapped(outcome_lines(watched.run, watched.state, colours))
         lines += self._wrapped([Text(one_line(note), style="italic") for note in getattr(reader, "notes", [])])
@@ -398,6 +398,4 @@ class MonitorScreen(ConsoleScreen):
 
 def _curves(reader: Reader, chosen: ChartSet) -> list[Curve]:
     """What a chart of the set shows of a reader."""
-    if chosen.title == MEMORY:
-        return [Curve(name, series) for name, series in reader.memory.items()]
-    return [Curve(label, reader.series[name]) for name, label in chosen.metrics]
+    return [Curve(label, series) for label, series in curves_of(chosen, reader)]
