@@ -1,7 +1,8 @@
 """The documentation as a site: `make docs` builds it, offline, into build/docs; a warning is an error.
 
-Pages are the Markdown files beside this one, which read well without the site as well. Only the reference is not there
-as text: ``<!-- reference: NAME -->`` stands for what `scripts/reference_pages.py` reads off the code.
+Pages are the Markdown files beside this one, written to be read without the site as well. What a page cannot say twice
+is put in when it is read: the reference from the code (``<!-- reference: NAME -->``), files of the repository's root
+(``<!-- file: NAME -->``), and the table of contents from the lists in index.md.
 """
 
 import re
@@ -20,24 +21,63 @@ project = "stackllama-console"
 release = version = __version__
 copyright = f"the {project} authors"
 extensions = ["myst_parser"]
-exclude_patterns = ["measurements/*.json"]
 myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 3
 html_theme = "furo"
 html_title = project
 html_show_sourcelink = False
-pygments_style = "default"
 
 _REFERENCE = re.compile(r"<!-- reference: (\w+) -->")
-_OUTSIDE = re.compile(r"\]\((?:\.\./)+(SECURITY|CHANGELOG)\.md\)")
-"""Links to files above docs/ that have a page in the site."""
+_FILE = re.compile(r"<!-- file: (\S+) -->")
+_LINK = re.compile(r"\[([^\]]*)\]\(([^)#\s:]+)(#[^)\s]*)?\)")  # to a file, not to an address
+_SECTION = re.compile(r"^## (.+)\n\n((?:- .*\n(?:  .*\n)*)+)", re.MULTILINE)
+_PAGES = {
+    ROOT / file: f"project/{name}.md"
+    for name, file in {
+        "changelog": "CHANGELOG.md",
+        "contributing": "CONTRIBUTING.md",
+        "security": "SECURITY.md",
+        "themes": "themes/README.md",
+    }.items()
+}
+"""Files outside of docs/ that have a page of their own."""
 
 
 def fill_in(_app: Any, page: str, source: list[str]) -> None:
-    """Put the reference where a page asks for it, and let links out of docs/ lead to the site's own pages."""
+    """Complete a page before it is parsed; see the module."""
+    text = source[0]
+    folder = (ROOT / "docs" / page).parent
+    if included := _FILE.search(text):
+        file = ROOT / included[1]
+        text = file.read_text(encoding="utf-8")
+        text = _LINK.sub(lambda link: _relinked(link, file.parent, page), text)
+    text = _REFERENCE.sub(lambda match: PAGES[match[1]](), text)
+    text = _LINK.sub(lambda link: _relinked(link, folder, page), text) if not included else text
+    if page == "index":
+        text += "".join(_contents(*section.groups()) for section in _SECTION.finditer(text))
+    elif page == "adr/README":
+        text += _toctree("", ["0*"])
+    source[0] = text
+
+
+def _relinked(link: re.Match[str], folder: Path, page: str) -> str:
+    """A link of a text that lies in ``folder``, as ``page`` has to write it; only the text where nothing is there."""
+    text, path, anchor = link.groups()
+    target = (folder / path).resolve()
     up = "../" * page.count("/")
-    source[0] = _OUTSIDE.sub(lambda match: f"]({up}project/{match[1].lower()}.md)", source[0])
-    source[0] = _REFERENCE.sub(lambda match: PAGES[match[1]](), source[0])
+    if target in _PAGES:
+        return f"[{text}]({up}{_PAGES[target]}{anchor or ''})"
+    if not target.is_relative_to(ROOT / "docs"):
+        return text  # a file of the repository that is no page
+    return f"[{text}]({up}{target.relative_to(ROOT / 'docs')}{anchor or ''})"
+
+
+def _contents(caption: str, items: str) -> str:
+    return _toctree(f":caption: {caption}\n", [link[2] for link in _LINK.finditer(items)])
+
+
+def _toctree(options: str, pages: list[str]) -> str:
+    return "\n```{toctree}\n:hidden:\n:glob:\n" + options + "\n" + "\n".join(pages) + "\n```\n"
 
 
 def setup(app: Any) -> dict[str, bool]:
