@@ -176,17 +176,17 @@ def _words(code: Code) -> list[str] | None:
     elif not code.inline or text in NOT_COMMANDS or text.partition(" ")[0] not in _tree(PARSER):
         return None
     words = shlex.split(text, comments=True)
-    ends = [index for index, word in enumerate(words) if word in ("|", ">", "&&", "||", "&", "2>")]
+    ends = [index for index, word in enumerate(words) if word in ("|", ">", "<", "&&", "||", "&", "2>")]
     return words[: ends[0]] if ends else words
 
 
 def _is_a_name(words: list[str]) -> bool:
-    """Whether they name a command, or a group of them, and nothing else."""
-    tree: Any = _tree(PARSER)
-    for word in words:
-        if word not in tree:
-            return False
-        tree = _tree(tree[word])
+    """Whether they only name a command, or a group of them, and options that it has."""
+    parser: Any = PARSER
+    for index, word in enumerate(words):
+        if word not in _tree(parser):
+            return index > 0 and all(option in parser.known for option in words[index:])
+        parser = _tree(parser)[word]
     return True
 
 
