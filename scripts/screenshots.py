@@ -47,7 +47,15 @@ def short(*, questions: list[str], responses: list[str]) -> list[float]:
     return [-count / 100 for count in words]
 """
 """A reward function that logs, as people's do; its weight is 0."""
-LIVE = ("kl_coef=1", "reward_fn=wording:short", "reward_fn_weight=0", "save_minutes=1", "logging_steps=1", "seed=1")
+LIVE = (
+    "kl_coef=1",
+    "reward_fn=wording:short",
+    "reward_fn_weight=0",
+    "save_minutes=1",
+    "logging_steps=1",
+    "max_eval_samples=64",
+    "seed=1",
+)
 TINY = (
     *("model_name_or_path=demo", "dataset_name=demo", "use_cpu=true", "load_in_8bit=false", "dtype=float32"),
     *("per_device_train_batch_size=4", "gradient_accumulation_steps=1", "num_mini_batches=1", "response_length=8"),
