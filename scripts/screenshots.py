@@ -69,9 +69,11 @@ _TRAINING = 3600.0  # seconds until a run has got where it is pictured
 class Runs:
     """A home with an ended and a running PPO run, made through the command line."""
 
-    def __init__(self, home: Path, *, tiny: bool) -> None:
+    def __init__(self, home: Path, *, tiny: bool, step: int) -> None:
         self.home = home
         self.tiny = tiny
+        self.step = 2 if tiny else step
+        """The step of the second run from which on it is pictured."""
 
     def make(self, source: Path | None) -> None:
         """The runs of the demo: copied, or run now; in a tiny form one short run."""
@@ -86,12 +88,12 @@ class Runs:
     def train(self) -> None:
         """Launch the second run, and wait until it has something to be pictured."""
         recipe = str(self.home / "runs" / FIRST / "recipe.yaml")
-        more, steps = ((*TINY, "max_steps=100000"), 2) if self.tiny else (LIVE, 35)
+        more = (*TINY, "max_steps=100000") if self.tiny else LIVE
         self.call("launch", "ppo", *([] if self.tiny else [recipe]), *more, "--name", SECOND)
         deadline = time.monotonic() + _TRAINING
-        while (run := self.show(SECOND))["step"] < steps:
+        while (run := self.show(SECOND))["step"] < self.step:
             if run["exit_code"] is not None or time.monotonic() > deadline:
-                raise SystemExit(f"{SECOND} did not get to step {steps}: {run['state']}, {run['cause']}")
+                raise SystemExit(f"{SECOND} did not get to step {self.step}: {run['state']}, {run['cause']}")
             time.sleep(0.5)
 
     def stop(self) -> None:
@@ -187,6 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--from", dest="source", type=Path, metavar="HOME", help="a home in which the demo was run")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "images", metavar="FOLDER")
+    parser.add_argument("--step", type=int, default=35, metavar="N", help="picture the run from this step of 60 on")
     parser.add_argument("--tiny", action="store_true", help="a few steps without the demo")
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
@@ -194,7 +197,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as own:
         place = Path(own) / "place" if options.tiny else PLACE
         place.mkdir(mode=0o700)
-        runs = Runs(place / "home", tiny=options.tiny)
+        runs = Runs(place / "home", tiny=options.tiny, step=options.step)
         hidden = [str(Path.home()), str(ROOT), *([str(options.source.resolve())] if options.source else [])]
         try:
             os.environ |= {f"XDG_{name}_HOME": own for name in ("STATE", "CONFIG", "CACHE", "DATA")} | {"HF_HOME": own}
