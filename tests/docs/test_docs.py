@@ -30,6 +30,10 @@ NOT_COMMANDS = {
 }
 """Inline code that looks like a command of ours, and what it is."""
 
+SOURCES = ("console", "engine", "tests", "benchmarks", "scripts", "docs")
+THEIRS = {"politeness.py"}
+"""Python files of a person who follows the documents."""
+
 _FENCE = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 _INDENTED = re.compile(r"(?:^    \S.*\n)+", re.MULTILINE)
 _INLINE = re.compile(r"`([^`\n]+)`")
@@ -90,6 +94,19 @@ def test_every_make_target_exists() -> None:
         for target in re.findall(r"(?:^|\s)make ([a-z-]+)(?:\s|$)", code.text.partition("#")[0])
     }
     assert named and not [each for each in named if each[1] not in targets]
+
+
+def test_every_named_python_file_exists() -> None:
+    files = [f"/{path.relative_to(ROOT)}" for top in SOURCES for path in (ROOT / top).rglob("*.py")]
+    missing = {
+        (document.name, name)
+        for document in DOCUMENTS
+        if document != HISTORY
+        for code in _code(document)
+        for name in re.findall(r"(?:^|[ (])([\w/]+\.py)\b", code.text)
+        if name not in THEIRS and not any(file.endswith(f"/{name}") for file in files)
+    }
+    assert not missing
 
 
 def test_the_index_lists_every_page() -> None:
