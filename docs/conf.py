@@ -61,7 +61,7 @@ def fill_in(_app: Any, page: str, source: list[str]) -> None:
 
 
 def _relinked(link: re.Match[str], folder: Path, page: str) -> str:
-    """A link of a text that lies in ``folder``, as ``page`` has to write it; only the text where nothing is there."""
+    """Write a link of a text in ``folder`` as ``page`` needs it; only its text where the site has no such page."""
     text, path, anchor = link.groups()
     target = (folder / path).resolve()
     up = "../" * page.count("/")

@@ -63,7 +63,7 @@ def _first_paragraph(cls: type) -> str:
 
 
 def _values(field: FormField) -> str:
-    """What may be entered, and the default."""
+    """Say what may be entered, and the default."""
     text = markdown(field.bounds_text)
     if field.required:
         return f"{text}; **required**"

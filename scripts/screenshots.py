@@ -76,7 +76,7 @@ class Runs:
         """The step of the second run from which on it is pictured."""
 
     def make(self, source: Path | None) -> None:
-        """The runs of the demo: copied, or run now; in a tiny form one short run."""
+        """Copy the runs of the demo, or run it now; in the tiny form one short run."""
         (self.home.parent / "wording.py").write_text(REWARD)
         if source:
             copy_home(source, self.home)
@@ -102,7 +102,7 @@ class Runs:
             self.call("runs", "stop", SECOND, check=False)
 
     def show(self, run: str) -> dict[str, Any]:
-        """What is known of a run."""
+        """Return what `runs show` knows of a run."""
         return json.loads(self.call("runs", "show", run, "--json"))
 
     def call(self, *words: str, check: bool = True) -> str:
@@ -157,7 +157,7 @@ class Shots:
         (self.out / f"{name}.svg").write_text(svg)
 
     def text(self) -> str:
-        """What is on the screen."""
+        """Read the screen, one line per row."""
         strips = self.app.screen._compositor.render_strips()
         return "\n".join("".join(segment.text for segment in strip) for strip in strips)
 

@@ -151,7 +151,7 @@ def test_a_reference_page_can_be_printed(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def _anchors(file: Path) -> set[str]:
-    """The anchors of a document's headings, as GitHub and the site make them."""
+    """Return the anchors of a document's headings, as GitHub and the site make them."""
     titles = _HEADING.findall(_FENCE.sub("", file.read_text(encoding="utf-8")))
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
@@ -167,7 +167,7 @@ def _code(document: Path) -> Iterator[Code]:
 
 
 def _problems(code: Code) -> list[str]:
-    """What is wrong with a command of ours; nothing of any other code."""
+    """List what is wrong with a command of ours; nothing of any other code."""
     if "…" in code.text or code.language in ("yaml", "python", "json"):
         return []
     words = _words(code)
@@ -186,7 +186,7 @@ def _problems(code: Code) -> list[str]:
 
 
 def _words(code: Code) -> list[str] | None:
-    """The arguments of a command; None: it is none of ours."""
+    """Return the arguments of a command; None: it is none of ours."""
     text = code.text.removeprefix("$ ")
     if text.startswith((f"{PROGRAM} ", f"nice {PROGRAM} ")) or text == PROGRAM:
         text = text.partition(PROGRAM)[2]
@@ -214,7 +214,7 @@ def _leaves(parser: Any = None) -> Iterator[list[str]]:
 
 
 def _tree(parser: Any) -> dict[str, Any]:
-    """The commands directly below one."""
+    """Return the commands directly below one."""
     groups = [action for action in parser._actions if isinstance(action.choices, dict)]
     return {name: child for group in groups for name, child in group.choices.items()}
 
