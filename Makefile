@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test oracles quick slow torture check format lock clean
+.PHONY: run test oracles quick slow torture check docs format lock clean
 .DEFAULT_GOAL := run
 
 run: $(VENV)/installed
@@ -35,6 +35,11 @@ check: $(VENV)/installed
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+	$(MAKE) docs
+
+# The documentation as a site, offline; a warning is an error.
+docs: $(VENV)/installed
+	$(BIN)/python -m sphinx -W --keep-going -q -E -b html docs build/docs
 
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix
