@@ -15,10 +15,10 @@ from stackllama_console.readers.runs_index import RunsIndex
 from stackllama_console.readers.samples import SamplesFile
 from stackllama_console.tui.watched import watch_run
 from stackllama_console.tui.widgets.status import advice, advice_of_row
+from stackllama_engine.contract.chat_target import find_target
 from stackllama_engine.contract.errors import StackllamaError
 from stackllama_engine.contract.run_dir import Home, RunDir
 from stackllama_engine.contract.stages import Stage
-from stackllama_engine.launch.chat_process import find_target
 
 COMMANDS = """\
 ls

@@ -9,11 +9,11 @@ import msgspec
 from tests.cli.conftest import OVERRIDES
 
 from stackllama_engine.contract.checkpoints import FileSeal, Manifest
+from stackllama_engine.contract.children import CHILDREN, child_id
 from stackllama_engine.contract.events import EventWriter
 from stackllama_engine.contract.recipe_io import dump_recipe, load_recipe
 from stackllama_engine.contract.run_dir import Home, Launch, Phase, ProcessId, RunDir, State
 from stackllama_engine.contract.stages import Stage
-from stackllama_engine.launch.children import CHILDREN, child_id
 
 NAMES = ("sft", "ppo", "p", "p-sft", "alive", "adrift")
 """Runs that are damaged: one that failed, one that finished, a pipeline and its child, one that runs, and one that

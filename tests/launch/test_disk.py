@@ -11,7 +11,7 @@ from stackllama_engine.contract.run_dir import Home, Launch, RunDir
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch import disk
 from stackllama_engine.launch.disk import DiskWatch, free_room
-from stackllama_engine.launch.reconcile import stop
+from stackllama_engine.launch.run_requests import stop
 from stackllama_engine.launch.watch import Watch
 
 from .conftest import Clock, Runs, wait_for, wait_for_phase

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 from tests.full_disk import MIB, SmallDisk, small_disk
 
+from stackllama_engine.contract.children import CHILDREN
 from stackllama_engine.contract.disk_space import RESERVE, Free, Reserve
 from stackllama_engine.contract.errors import RefusedError
 from stackllama_engine.contract.events import EventReader, EventWriter
@@ -19,12 +20,12 @@ from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch import disk as disk_module
 from stackllama_engine.launch.attempt_outcome import Outcome, from_status
 from stackllama_engine.launch.autopsy import explain
-from stackllama_engine.launch.children import CHILDREN
 from stackllama_engine.launch.disk import DiskWatch
 from stackllama_engine.launch.oom import OomWatch
 from stackllama_engine.launch.pipeline import Coordinator, _Stopped
 from stackllama_engine.launch.processes import kill_run_processes, send
-from stackllama_engine.launch.reconcile import ask, reconcile, stop
+from stackllama_engine.launch.reconcile import reconcile
+from stackllama_engine.launch.run_requests import ask, stop
 
 from .conftest import Runs, wait_for, wait_for_phase
 

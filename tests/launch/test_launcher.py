@@ -23,7 +23,8 @@ from stackllama_engine.launch.argv import source_path
 from stackllama_engine.launch.env_settings import NAMES
 from stackllama_engine.launch.leftovers import leftovers
 from stackllama_engine.launch.processes import run_processes, send
-from stackllama_engine.launch.reconcile import reconcile, stop
+from stackllama_engine.launch.reconcile import reconcile
+from stackllama_engine.launch.run_requests import stop
 
 from .conftest import Runs, wait_for, wait_for_phase
 

@@ -16,9 +16,10 @@ from stackllama_engine.contract.run_dir import Launch, ProcessId, RunDir, State
 from stackllama_engine.contract.run_lock import Holder
 from stackllama_engine.launch import launcher, run_location
 from stackllama_engine.launch.processes import identify, run_processes
-from stackllama_engine.launch.reconcile import reconcile, stop
+from stackllama_engine.launch.reconcile import reconcile
 from stackllama_engine.launch.remove import remove
 from stackllama_engine.launch.run_location import elsewhere
+from stackllama_engine.launch.run_requests import stop
 
 from .conftest import Runs, wait_for_phase
 from .second_host import SecondHost, needs_root

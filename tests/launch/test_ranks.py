@@ -13,7 +13,8 @@ from stackllama_engine.contract.run_dir import Home, RunDir, State
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch import launcher
 from stackllama_engine.launch.processes import identify, run_processes, send
-from stackllama_engine.launch.reconcile import reconcile, stop
+from stackllama_engine.launch.reconcile import reconcile
+from stackllama_engine.launch.run_requests import stop
 
 from .conftest import Runs, wait_for, wait_for_phase
 from .ranks_kit import again, check_nobody_comes_in, meeting_place, needs_root, start_ranks, steps

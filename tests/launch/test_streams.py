@@ -8,7 +8,8 @@ from pathlib import Path
 
 from stackllama_engine.contract.run_dir import Home
 from stackllama_engine.launch.argv import source_path
-from stackllama_engine.launch.reconcile import reconcile, stop
+from stackllama_engine.launch.reconcile import reconcile
+from stackllama_engine.launch.run_requests import stop
 
 from .conftest import Runs, wait_for
 

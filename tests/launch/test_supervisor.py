@@ -20,7 +20,8 @@ from stackllama_engine.launch import launcher
 from stackllama_engine.launch.argv import Command
 from stackllama_engine.launch.launcher import start_supervisor
 from stackllama_engine.launch.processes import alive, identify, run_processes, send
-from stackllama_engine.launch.reconcile import ask, newest_end_event, reconcile, stop
+from stackllama_engine.launch.reconcile import newest_end_event, reconcile
+from stackllama_engine.launch.run_requests import ask, stop
 from stackllama_engine.launch.supervisor import Patience, Supervisor
 
 from .conftest import Runs, fake_command, wait_for, wait_for_phase

@@ -12,7 +12,8 @@ from stackllama_engine.contract.errors import RefusedError, UsageError
 from stackllama_engine.contract.run_dir import Home, RunDir
 from stackllama_engine.launch import launcher
 from stackllama_engine.launch.processes import identify, run_processes, send
-from stackllama_engine.launch.reconcile import reconcile, stop
+from stackllama_engine.launch.reconcile import reconcile
+from stackllama_engine.launch.run_requests import stop
 
 from .conftest import Runs, fake_command, wait_for, wait_for_phase
 

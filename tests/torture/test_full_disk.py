@@ -16,7 +16,8 @@ from stackllama_engine.contract.recipe_io import load_recipe
 from stackllama_engine.contract.run_dir import Home, RunDir, State
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch.launcher import launch, resume
-from stackllama_engine.launch.reconcile import reconcile, stop
+from stackllama_engine.launch.reconcile import reconcile
+from stackllama_engine.launch.run_requests import stop
 from stackllama_engine.train import checkpoint
 
 from .conftest import Counted

@@ -13,7 +13,7 @@ from tests.tui.screens_kit import isolate, make_run, write_metrics
 from stackllama_engine.contract.errors import RefusedError
 from stackllama_engine.contract.run_dir import Home, RunDir
 from stackllama_engine.contract.stages import Stage
-from stackllama_engine.launch import launcher, reconcile
+from stackllama_engine.launch import launcher, run_requests
 from stackllama_engine.launch.function_hash import FunctionChangedError
 from stackllama_engine.launch.recipe_changes import RecipeChangedError
 
@@ -252,7 +252,7 @@ class Asked:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.calls: list[str] = []
-        monkeypatch.setattr(reconcile, "stop", lambda run, *, wait: self._note("stop", run, wait))
+        monkeypatch.setattr(run_requests, "stop", lambda run, *, wait: self._note("stop", run, wait))
         monkeypatch.setattr(launcher, "resume", lambda home, run_id, **_: self._note("resume", home.run(run_id)))
 
     def _note(self, what: str, run: RunDir, wait: bool = False) -> Any:

@@ -14,6 +14,7 @@ import msgspec
 
 from ..contract.atomic_files import write_whole
 from ..contract.checkpoints import sealed
+from ..contract.children import children_of
 from ..contract.errors import DamagedError, RecipeError, UnconfirmedError
 from ..contract.recipe import AnyRecipe, TrainRecipe
 from ..contract.recipe_io import load_recipe
@@ -21,7 +22,6 @@ from ..contract.resuming import RECIPE_FILE, Change, changes_of
 from ..contract.run_dir import RunDir
 from ..contract.run_files import read_file, why_unreadable
 from ..contract.stages import Stage
-from .reconcile import children_of
 
 FLAG = "--recipe-changed"
 _MOST_RECIPE = 1 << 20  # bytes

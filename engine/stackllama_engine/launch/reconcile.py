@@ -4,33 +4,28 @@ Only on the machine that the run is on (:mod:`.run_location`), and never because
 """
 
 import contextlib
-import signal
 import time
 
 import msgspec
 
-from ..contract import requests
+from ..contract.children import children_of
 from ..contract.disk_space import Reserve, is_full
-from ..contract.errors import RefusedError, StackllamaError, UsageError
+from ..contract.errors import RefusedError, StackllamaError
 from ..contract.events import Event, EventReader
 from ..contract.redact import redactor
-from ..contract.requests import Ask
-from ..contract.run_dir import Home, RunDir, State
+from ..contract.run_dir import RunDir, State
 from ..contract.stages import Stage
 from .attempt_outcome import Outcome, from_end_event, last_log_lines, on_resume
-from .children import CHILDREN, child_id, known_parents
 from .disk import full_disk
-from .kept_directory import KeptDirectory
 from .moved_run import remove_leftover_link
-from .ownership import check_run, run_problem
-from .processes import kill_run_processes, send
+from .ownership import run_problem
+from .processes import kill_run_processes
 from .rendezvous_dir import remove_meeting_place
-from .run_location import Silence, check_gone, elsewhere, refuse_elsewhere
+from .run_location import check_gone, elsewhere, refuse_elsewhere
 from .scrub import scrub_folder
-from .slurm_queue import cancel, in_slurm, is_inside, job_of
+from .slurm_queue import in_slurm, is_inside, job_of
 
 _QUEUED_SECONDS = 10.0  # between a run's creation and its lock; a launcher that takes longer has died
-_POLL_SECONDS = 0.1
 
 _LOST = (
     "The supervisor ended without recording an outcome: it was killed, or the machine went down. {survivors}{on_resume}"
@@ -89,125 +84,6 @@ def ensure_ended(run: RunDir, verb: str, host_gone: str | None = None) -> None:
             reconcile(child, host_gone=host_gone)
 
 
-def stop(run: RunDir, *, wait: bool) -> State:
-    """Ask a run to save and stop.
-
-    Args:
-        run: the run; one that has ended is left as it is.
-        wait: return only when it has ended, or when another machine that it is on has been silent for too long. The
-            supervisor ends a worker that does not comply. A directory that is renamed meanwhile is found again.
-
-    Of a pipeline whose coordinator was killed, the child that goes on alone is stopped.
-
-    Returns:
-        the state now.
-
-    Raises:
-        UsageError: the state cannot be read; the directory was removed meanwhile.
-        RefusedError: it is somebody else's (:mod:`.ownership`).
-    """
-    check_run(run)
-    state = cancel(run, reconcile(run))
-    if not state.has_ended:
-        request_stop(run, state)
-        if wait:
-            state = _wait_for_end(run, state)
-    if state.has_ended and state.stage is Stage.PIPELINE:
-        for child in children_of(run):
-            stop(child, wait=wait)
-    return state
-
-
-def _wait_for_end(run: RunDir, state: State) -> State:
-    silence = Silence()
-    directory = KeptDirectory(run.path)
-    try:
-        while not state.has_ended and not silence.too_long(run, state):
-            time.sleep(_POLL_SECONDS)
-            path = directory.find()
-            if path is None:
-                raise UsageError(f"{run.path} was removed while run `{run.id}` was waited for; its processes end now.")
-            run = RunDir(path)
-            state = reconcile(run)
-        return state
-    finally:
-        directory.close()
-
-
-def request_stop(run: RunDir, state: State) -> None:
-    """Ask a run to stop, by a file; where none can be written, by a signal to the supervisor, which says the same.
-
-    Raises:
-        RefusedError: no file can be written, and no supervisor is on this machine.
-    """
-    try:
-        run.request("stop")
-    except OSError as error:
-        if state.supervisor is not None and send(state.supervisor, signal.SIGTERM):
-            return
-        if not is_full(error):
-            raise RefusedError(f"The request to stop {run.id} could not be written: {error}.") from None
-        raise RefusedError(
-            f"The disk is full: the request to stop {run.id} could not be written. Make room under {run.path}."
-        ) from None
-
-
-def try_to_stop(run: RunDir, state: State) -> bool:
-    """As :func:`request_stop`, for who looks again in a moment: whether the run was asked."""
-    try:
-        request_stop(run, state)
-    except RefusedError:
-        return False
-    return True
-
-
-def ask(run: RunDir, what: Ask, change: str | None = None) -> RunDir:
-    """Ask a run that trains for something; served at its next step boundary. Of a pipeline, its child at work.
-
-    Args:
-        run: the run, or a pipeline.
-        what: see :mod:`..contract.requests`.
-        change: ``key=value`` of ``set``.
-
-    Returns:
-        the run that was asked.
-
-    Raises:
-        RefusedError: it has ended, its stage cannot, or it is somebody else's (:mod:`.ownership`).
-        UsageError: ``change`` is not ``key=value``, or a value that the recipe would not take either.
-    """
-    check_run(run)
-    asked, state = _asked(run, what)
-    try:
-        requests.write(asked, what, requests.parse_change(state.stage, change or "") if what == "set" else None)
-    except OSError as error:
-        if not is_full(error):
-            raise RefusedError(f"{asked.id} cannot be asked: {error}.") from None
-        raise RefusedError(f"The disk is full: {asked.id} cannot be asked. Make room under {asked.path}.") from None
-    return asked
-
-
-def check_change(run: RunDir, change: str) -> None:
-    """Whether :func:`ask` would take a change now.
-
-    Raises:
-        RefusedError, UsageError: as :func:`ask`.
-    """
-    requests.parse_change(_asked(run, "set")[1].stage, change)
-
-
-def _asked(run: RunDir, what: Ask) -> tuple[RunDir, State]:
-    """Who serves a request, and its state."""
-    state = reconcile(run)
-    if state.stage is Stage.PIPELINE and not state.has_ended:
-        child = next((child for child in reversed(children_of(run)) if not reconcile(child).has_ended), None)
-        if child is None:
-            raise RefusedError(f"{run.id} is between two stages; try again in a moment.")
-        return _asked(child, what)
-    requests.check(run.id, state, what)
-    return run, state
-
-
 def newest_end_event(run: RunDir, attempt: int) -> Event | None:
     """The ``end`` record of an attempt, if it wrote one."""
     last: Event | None = None
@@ -215,13 +91,6 @@ def newest_end_event(run: RunDir, attempt: int) -> Event | None:
         if event.kind == "end":
             last = event
     return last
-
-
-def children_of(pipeline: RunDir) -> list[RunDir]:
-    """The runs that a pipeline has made."""
-    ids = {child_id(pipeline.id, child.suffix) for child in CHILDREN}
-    runs = (run for run in Home(pipeline.path.parents[1]).runs() if run.id in ids)
-    return [run for run in runs if pipeline.id in known_parents(run)]
 
 
 def _abandoned(run: RunDir, state: State) -> bool:

@@ -2,14 +2,14 @@
 
 import errno
 
+from ..contract.children import children_of, known_parents
 from ..contract.errors import DamagedError, RefusedError
 from ..contract.run_dir import Home, RunDir, check_run_id, kind_of
 from ..contract.stages import Stage
-from .children import known_parents
 from .leftovers import delete_marked, remove_leftover
 from .ownership import check_home, check_run
 from .processes import run_processes
-from .reconcile import children_of, ensure_ended
+from .reconcile import ensure_ended
 from .repair import stage_of
 from .run_location import elsewhere_of_damaged, is_gone, refuse_elsewhere
 

@@ -4,9 +4,9 @@ import os
 
 from msgspec import Struct
 
-from ..contract.errors import DamagedError
-from ..contract.run_dir import RunDir
-from ..contract.stages import Stage
+from .errors import DamagedError
+from .run_dir import Home, RunDir
+from .stages import Stage
 
 
 class Child(Struct, frozen=True, kw_only=True):
@@ -35,12 +35,12 @@ CHILDREN = (
 
 
 def child_id(pipeline_id: str, suffix: str) -> str:
-    """The run id of a pipeline's child."""
+    """Return the run id of a pipeline's child."""
     return f"{pipeline_id}-{suffix}"
 
 
 def parents_of(run: RunDir) -> list[str]:
-    """The runs that a run was made from, as its launcher recorded; none when it was never started.
+    """Return the runs that a run was made from, as its launcher recorded; none when it was never started.
 
     Raises:
         DamagedError: ``launch.json`` cannot be read.
@@ -49,8 +49,15 @@ def parents_of(run: RunDir) -> list[str]:
 
 
 def known_parents(run: RunDir) -> list[str]:
-    """As :func:`parents_of`; none where the record is damaged, for who looks at many runs."""
+    """Return :func:`parents_of`, or nothing where the record is damaged (for callers that list many runs)."""
     try:
         return parents_of(run)
     except DamagedError:
         return []
+
+
+def children_of(pipeline: RunDir) -> list[RunDir]:
+    """Return the runs that a pipeline has made."""
+    ids = {child_id(pipeline.id, child.suffix) for child in CHILDREN}
+    runs = (run for run in Home(pipeline.path.parents[1]).runs() if run.id in ids)
+    return [run for run in runs if pipeline.id in known_parents(run)]
