@@ -95,7 +95,7 @@ def test_a_home_that_cannot_take_it_changes_no_outcome(runs: Runs) -> None:
     (runs.home.path / FILE).mkdir(parents=True)
     run = trained(runs.home, "measured")
     assert run.read_state().phase == "finished"
-    assert "not remembered" in (run.attempt_dir(1) / "supervisor.txt").read_text()
+    assert "could not be added to the calibration" in (run.attempt_dir(1) / "supervisor.txt").read_text()
 
 
 def test_whoever_looks_adds_it_when_the_supervisor_was_killed(runs: Runs) -> None:

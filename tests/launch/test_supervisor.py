@@ -22,7 +22,8 @@ from stackllama_engine.launch.launcher import start_supervisor
 from stackllama_engine.launch.processes import alive, identify, run_processes, send
 from stackllama_engine.launch.reconcile import newest_end_event, reconcile
 from stackllama_engine.launch.run_requests import ask, stop
-from stackllama_engine.launch.supervisor import Patience, Supervisor
+from stackllama_engine.launch.shutdown import Patience
+from stackllama_engine.launch.supervisor import Supervisor
 
 from .conftest import Runs, fake_command, wait_for, wait_for_phase
 
@@ -122,7 +123,7 @@ def test_a_run_whose_control_is_a_link_in_a_circle_goes_on_stops_and_is_resumed(
     shutil.rmtree(run.control)
     run.control.symlink_to(run.control)
     wait_for_phase(run, "running")
-    with pytest.raises(RefusedError, match=f"{run.id} cannot be asked: "):
+    with pytest.raises(RefusedError, match=f"The request to {run.id} could not be written: "):
         ask(run, "save")
     state = stop(run, wait=True)
     assert (state.phase, state.exit_code, state.cause) == ("stopped", 75, "saved")
@@ -191,8 +192,8 @@ def test_the_cause_names_the_signal_that_came_from_outside(runs: Runs) -> None:
     wrapper = run.read_state().worker
     assert wrapper is not None and send(wrapper, signal.SIGTERM)
     state = wait_for_phase(run, "stopped")
-    assert state.cause == "SIGTERM came to `accelerate launch`; its workers stopped. " + (
-        "There is no checkpoint yet: resuming begins at step 0."
+    assert state.cause == "`accelerate launch` received SIGTERM; its workers stopped. " + (
+        "There is no checkpoint yet: resuming starts from step 0."
     )
 
 
@@ -204,8 +205,8 @@ def test_a_merge_that_a_signal_cut_off_has_saved_nothing(runs: Runs) -> None:
     assert wrapper is not None and send(wrapper, signal.SIGTERM)
     state = wait_for_phase(run, "stopped")
     assert state.cause == (
-        "SIGTERM came to `accelerate launch`; its workers stopped. "
-        "A merge saves nothing on its way: resuming begins it anew."
+        "`accelerate launch` received SIGTERM; its workers stopped. "
+        "A merge saves no checkpoints: resuming starts it again."
     )
 
 
@@ -322,7 +323,7 @@ def test_what_cannot_be_watched_costs_no_run(runs: Runs, monkeypatch: pytest.Mon
     run = runs.start("until-stopped")
     wait_for(lambda: (run.path / "worker.pid").exists())
     complaints = run.attempt_dir(1) / "supervisor.txt"
-    wait_for(lambda: "no longer watched" in complaints.read_text())
+    wait_for(lambda: "no longer monitored" in complaints.read_text())
     assert stop(run, wait=True).exit_code == 75
 
 
@@ -356,5 +357,5 @@ def test_a_clock_that_is_set_makes_no_long_save(runs: Runs) -> None:
         patch.setattr(time, "time", lambda now=time.time: now() + 3600)
         events.write("checkpoint", step=1)
     supervisor._read_events()
-    assert supervisor._grace(0.5) < 900
+    assert supervisor._shutdown.grace(0.5) < 900
     events.close()

@@ -43,7 +43,7 @@ from .processes import run_processes
 from .recipe_changes import keep_recipe, load_own_recipe, recipe_hash, refuse_changed
 from .reconcile import ensure_ended
 from .resubmit import resubmission
-from .supervisor import SUPERVISOR_LOG
+from .supervisor_log import SUPERVISOR_LOG
 from .uninterrupted import uninterrupted
 
 _ANY_RUN = "RUN_ID"
