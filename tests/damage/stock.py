@@ -104,7 +104,7 @@ def _attempt(run: RunDir, attempt: int, phase: str, recipe: str) -> None:
         events.write("end", data={"exit_code": 0 if phase == "finished" else 1, "cause": "out of memory in train"})
     events.close()
     health = EventWriter(folder / "health.jsonl")
-    health.write("health", data={"message": "Little room is left"})
+    health.write("health", data={"message": "Disk space is low"})
     health.close()
     (folder / "log.txt").write_text("loading\n 10%\r 20%\ntraining\nlast words\n")
     (folder / "stacks.txt").write_text("pid 1\n  main\n")

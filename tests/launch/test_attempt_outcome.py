@@ -30,7 +30,7 @@ def end(**data: object) -> Event:
         ({"exit_code": 75, "cause": "saved"}, Outcome(phase="stopped", exit_code=75, cause="saved")),
         ({"exit_code": 1, "cause": "NaN"}, Outcome(phase="failed", exit_code=1, cause="NaN")),
         ({"exit_code": 2}, Outcome(phase="failed", exit_code=2, cause="exit code 2")),
-        ({}, Outcome(phase="failed", exit_code=1, cause="The end event carries no exit code.")),
+        ({}, Outcome(phase="failed", exit_code=1, cause="The `end` event has no exit code.")),
     ],
 )
 def test_end_event(data: dict[str, object], outcome: Outcome) -> None:
@@ -63,16 +63,16 @@ def test_last_lines_of_a_log(tmp_path: Path) -> None:
 def test_what_a_resume_begins_with_is_true_of_the_stage(tmp_path: Path) -> None:
     home = Home(tmp_path)
     said = {stage: on_resume(home.create(stage, "", str(stage)), stage) for stage in Stage}
-    assert said[Stage.MERGE] == "A merge saves nothing on its way: resuming begins it anew."
-    assert said[Stage.PIPELINE] == "Resuming goes on with the stage it was at."
+    assert said[Stage.MERGE] == "A merge saves no checkpoints: resuming starts it again."
+    assert said[Stage.PIPELINE] == "Resuming continues with the stage it was in."
     assert {said[stage] for stage in (Stage.SFT, Stage.REWARD, Stage.PPO)} == {
-        "There is no checkpoint yet: resuming begins at step 0."
+        "There is no checkpoint yet: resuming starts from step 0."
     }
     run = home.run("sft")
     (run.checkpoints / "step-000005").mkdir()
-    assert on_resume(run, Stage.SFT) == "Resuming goes on from the last checkpoint."
+    assert on_resume(run, Stage.SFT) == "Resuming continues from the last checkpoint."
     cause = stopped_by_force(signal.SIGKILL, 5.0, said[Stage.MERGE]).cause or ""
-    assert cause.endswith("was ended by SIGKILL. A merge saves nothing on its way: resuming begins it anew.")
+    assert cause.endswith("was killed by SIGKILL. A merge saves no checkpoints: resuming starts it again.")
 
 
 @pytest.mark.parametrize("code", [-1, 256, 10**30, True, "0", 1.5])

@@ -19,6 +19,7 @@ from stackllama_engine.launch.main_memory import MainMemory
 from stackllama_engine.launch.oom import Killer
 from stackllama_engine.launch.ranks import Death
 from stackllama_engine.launch.reconcile import reconcile
+from stackllama_engine.launch.shutdown import Patience
 
 from .conftest import Runs
 
@@ -80,8 +81,8 @@ def test_on_a_gpu(make: Any) -> None:
     run = make(per_device_train_batch_size=4, gradient_accumulation_steps=2, bf16=True)
     told = cause(run, f"Out of GPU memory in phase train. Halve it. {CUDA.format('11.76 GiB')}")
     assert told is not None
-    assert told.startswith("Out of GPU memory in phase train: of ")
-    assert "GiB expected there `base weights` (" in told and " take most. `" in told
+    assert told.startswith("Out of GPU memory in phase train: `")
+    assert "train: `base weights` (" in told and " GiB expected there. `" in told
     assert "per_device_train_batch_size=" in told and "gradient_accumulation_steps=" in told
     assert "would have fitted" in told and " of 11.8 GiB." in told
     assert told.endswith(CUDA.format("11.76 GiB")), "what the allocator said stays"
@@ -117,7 +118,7 @@ def test_while_loading_only_smaller_weights_help(make: Any) -> None:
 def test_where_the_formula_thought_it_would_fit_a_change_that_saves_for_certain(make: Any) -> None:
     run = make(per_device_train_batch_size=4, bf16=True)
     told = cause(run, f"Out of GPU memory in phase train. Halve it. {CUDA.format('79.00 GiB')}")
-    assert told is not None and "That fits into 79.0 GiB: something else held memory" in told
+    assert told is not None and "The estimate fits into 79.0 GiB: another process held memory" in told
     assert "would have fitted" not in told and "needs less" in told
 
 
@@ -125,9 +126,9 @@ def test_of_an_allocator_of_main_memory(make: Any, monkeypatch: pytest.MonkeyPat
     machine_has(monkeypatch, 20 * GIB)
     on_cpu = make(on_gpu=False, load_in_8bit=False, per_device_train_batch_size=4)
     told = cause(on_cpu, f"Out of memory in phase train. Halve it. {CPU}")
-    assert told is not None and told.startswith("Out of memory in phase train: of ") and told.endswith(CPU)
+    assert told is not None and told.startswith("Out of memory in phase train: `") and told.endswith(CPU)
     told = cause(make(), f"rank 1: Out of memory in phase load. Halve it. {CPU}")
-    assert told == f"rank 1: Out of memory in phase load: this machine's main memory, not the GPU's. {CPU}"
+    assert told == f"rank 1: Out of memory in phase load: this machine's RAM, not GPU memory. {CPU}"
 
 
 def test_the_kernels_killer(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,7 +137,7 @@ def test_the_kernels_killer(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     for code in (137, 1):  # accelerate makes 1 of it
         told = cause(run, f"exit code {code}", code=code, silent=True, killer_seen=True)
         assert told is not None
-        assert told.startswith("Killed while the kernel's out-of-memory killer was at work: out of memory in phase tra")
+        assert told.startswith("Killed while the kernel's out-of-memory killer was active: out of memory in ")
     assert cause(run, "exit code 1", killer_seen=True) is None, "it said itself why it ended"
     assert cause(run, "exit code 7", code=7, silent=True, killer_seen=True) is None
 
@@ -149,13 +150,14 @@ def test_a_kill_that_nobody_counted_is_memory_only_where_little_was_left(
     assert cause(run, "killed", code=137, silent=True) is None
     machine_has(monkeypatch, 16 * GIB)
     told = cause(run, "killed", code=137, silent=True)
-    assert told is not None and told.startswith("Killed probably for its memory: out of memory in phase train: of ")
+    assert told is not None and told.startswith("Killed, probably for its memory use: out of memory in phase train: `")
 
 
 def test_a_kill_that_accelerate_hides_is_named(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     machine_has(monkeypatch, 512 * GIB)
     told = cause(make(on_gpu=False, load_in_8bit=False), "exit code 1: {'loss': '5.9'}", silent=True)
-    assert told is not None and told.startswith("Ended by a signal in phase train; `accelerate launch` hides which.")
+    assert told is not None
+    assert told.startswith("Killed by a signal in phase train; `accelerate launch` does not report which.")
 
 
 def killed_cause(run: RunDir, killed: Death = KILLED, killer: Killer = KERNEL) -> str:
@@ -171,17 +173,17 @@ def killed_cause(run: RunDir, killed: Death = KILLED, killer: Killer = KERNEL) -
 def test_a_rank_that_the_kernel_killed_is_named_with_both_figures(make: Any) -> None:
     told = killed_cause(make(on_gpu=False, load_in_8bit=False))
     assert told.startswith(
-        "rank 1 on node7 was killed by SIGKILL in phase train by the kernel's out-of-memory killer: the run held "
-        "1.9 GiB of 2.0 GiB (memory.max of cgroup /job). Of "
+        "rank 1 on node7 was killed by SIGKILL in phase train by the kernel's out-of-memory killer: the run used "
+        "1.9 GiB of 2.0 GiB (memory.max of cgroup /job). `"
     )
-    assert "GiB expected there `base weights` (" in told
+    assert "`base weights` (" in told and told.endswith(".") and "GiB expected there" in told
     on_gpu = killed_cause(make(), killer=msgspec.structs.replace(KERNEL, peak=GIB))
-    assert on_gpu.endswith("(memory.max of cgroup /job). This machine's main memory, not the GPU's.")
+    assert on_gpu.endswith("(memory.max of cgroup /job). This machine's RAM, not GPU memory.")
 
 
 def test_without_a_measurement_the_cgroups_peak_is_what_was_held(make: Any) -> None:
     run, killed = make(), msgspec.structs.replace(KILLED, held=0)
-    assert "the run held 1.0 GiB of 2.0 GiB" in killed_cause(run, killed, msgspec.structs.replace(KERNEL, peak=GIB))
+    assert "the run used 1.0 GiB of 2.0 GiB" in killed_cause(run, killed, msgspec.structs.replace(KERNEL, peak=GIB))
     assert "the limit is 2.0 GiB (memory.max of cgroup /job)" in killed_cause(run, killed)
 
 
@@ -189,19 +191,19 @@ def test_a_sigkill_that_the_kernel_did_not_count(make: Any) -> None:
     run = make(on_gpu=False, load_in_8bit=False)
     roomy = Killer(seen=False, limit=512 * GIB, whose="this machine's memory")
     assert killed_cause(run, killer=roomy) == (
-        "rank 1 on node7 was killed by SIGKILL in phase train; the kernel's out-of-memory killer ended nothing "
-        "meanwhile, so somebody or another program sent it. The run held 1.9 GiB of 512.0 GiB (this machine's memory)."
+        "rank 1 on node7 was killed by SIGKILL in phase train; the kernel's out-of-memory killer was not "
+        "active, so a user or another program sent it. The run used 1.9 GiB of 512.0 GiB (this machine's memory)."
     )
-    assert "`dmesg` tells. The run held" in killed_cause(run, killer=msgspec.structs.replace(roomy, seen=None))
+    assert "check `dmesg`. The run used" in killed_cause(run, killer=msgspec.structs.replace(roomy, seen=None))
     near = killed_cause(run, killer=msgspec.structs.replace(roomy, limit=2 * GIB))
-    assert "SIGKILL in phase train, probably for its memory: the run held 1.9 GiB of 2.0 GiB" in near
+    assert "SIGKILL in phase train, probably for its memory use: the run used 1.9 GiB of 2.0 GiB" in near
 
 
 def test_of_another_signal_its_name_is_all(make: Any) -> None:
     killed = msgspec.structs.replace(KILLED, number=11, rank=None)
     assert killed_cause(make(), killed) == "the worker on node7 was killed by SIGSEGV in phase train."
     unnamed = killed_cause(make(), msgspec.structs.replace(KILLED, number=None))
-    assert unnamed.startswith("rank 1 on node7 was killed by a signal that nobody named in phase train")
+    assert unnamed.startswith("rank 1 on node7 was killed by an unknown signal in phase train")
 
 
 def test_other_failures_keep_their_cause(make: Any) -> None:
@@ -220,7 +222,7 @@ def test_a_phase_that_no_formula_covers_keeps_the_workers_words(make: Any) -> No
 def test_in_the_state_by_the_supervisor(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     run, state = runs.end("out-of-memory")
     assert state.phase == "failed" and state.cause is not None
-    assert state.cause.startswith("Out of memory in phase train: of ") and "expected there" in state.cause
+    assert state.cause.startswith("Out of memory in phase train: `") and "expected there" in state.cause
     assert state.cause.endswith("(DefaultCPUAllocator: can't allocate memory)")
     deadline = time.monotonic() + 30
     while run.lock_is_held() and time.monotonic() < deadline:  # the state is written before the supervisor ends
@@ -231,9 +233,9 @@ def test_in_the_state_by_the_supervisor(runs: Runs, monkeypatch: pytest.MonkeyPa
 def test_an_explanation_that_fails_costs_no_outcome(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make()
     (run.path / "launch.json").write_text("{")
-    watching = supervisor.Supervisor(run, 1, supervisor.Patience())
+    watching = supervisor.Supervisor(run, 1, Patience())
     notes: list[str] = []
-    monkeypatch.setattr(supervisor, "_note", notes.append)
+    monkeypatch.setattr(supervisor, "log_line", notes.append)
     assert watching._outcome(9).cause is not None
     assert len(notes) == 1 and "launch.json" in notes[0]
 

@@ -71,7 +71,7 @@ def test_without_room_for_a_request_nothing_else_can_be_asked(runs: Runs, disk: 
     run = runs.start("until-stopped")
     wait_for_phase(run, "running")
     disk.take_inodes()
-    with pytest.raises(RefusedError, match=r"The disk is full: .* cannot be asked. Make room under"):
+    with pytest.raises(RefusedError, match=r"The disk is full: .* could not be written. Make room under"):
         ask(run, "save")
 
 
@@ -189,7 +189,7 @@ def test_a_pipeline_stops_its_child_though_no_request_can_be_written(
 
 def wordless(run: RunDir, code: int = 1) -> str | None:
     outcome = Outcome(phase="failed", exit_code=code, cause=from_status(signal.SIGKILL, []).cause)
-    return explain(run, run.read_state(), outcome, silent=True, killer=OomWatch().look())  # as the supervisor asks
+    return explain(run, run.read_state(), outcome, silent=True, killer=OomWatch().poll())  # as the supervisor asks
 
 
 @pytest.mark.parametrize("code", [1, 120, 128 + signal.SIGKILL, 128 + signal.SIGBUS])
@@ -235,11 +235,11 @@ def test_a_disk_that_was_full_is_known_by_the_log_and_by_the_phase(runs: Runs) -
     assert "disk" not in (wordless(run) or "")
     log = run.attempt_dir(1) / "log.txt"
     log.write_text("12 bytes of output were lost while the disk was full.\n")
-    assert "The disk is full (its log says so; now " in (wordless(run) or "")
+    assert "The disk is full (its log reports it; now " in (wordless(run) or "")
     log.unlink()
     writer = EventWriter(run.attempt_dir(1) / "events.jsonl")
     writer.write("phase", phase=WAITING_FOR_ROOM)
-    assert "The disk is full (it waited for room; now " in (wordless(run) or "")
+    assert "The disk is full (it was waiting for disk space; now " in (wordless(run) or "")
 
 
 # what the supervisor looks at
@@ -259,25 +259,25 @@ def test_a_run_that_holds_a_reserve_is_left_to_wait(tmp_path: Path, room: list[F
         pytest.skip("this file system holds nothing back")
     watch = DiskWatch(run)
     room[0] = Free(10 * MIB, None)
-    news = watch.look()
+    news = watch.poll()
     assert news is not None and not news.critical
-    assert "10 MiB are free" in news.message and "3 MiB are held back for a last checkpoint" in news.message
-    assert watch.look() is None
+    assert "10 MiB free" in news.message and "3 MiB are reserved for a last checkpoint" in news.message
+    assert watch.poll() is None
     room[0] = Free(1 << 40, None)
-    assert watch.look() is None
+    assert watch.poll() is None
     Reserve(run.path).release()
     room[0] = Free(10 * MIB, None)
-    news = watch.look()
+    news = watch.poll()
     assert news is not None and news.critical
 
 
 def test_files_that_can_still_be_made_are_looked_at_alike(tmp_path: Path, room: list[Free]) -> None:
     watch = DiskWatch(Home(tmp_path / "home").create(Stage.SFT, "{}"))
     room[0] = Free(1 << 40, 900)
-    news = watch.look()
-    assert news is not None and not news.critical and "900 more files can be made" in news.message
+    news = watch.poll()
+    assert news is not None and not news.critical and "900 inodes free" in news.message
     room[0] = Free(1 << 40, 10)
-    news = watch.look()
-    assert news is not None and news.critical and "10 more files can be made where the runs are" in news.message
+    news = watch.poll()
+    assert news is not None and news.critical and "10 inodes free on the file system of the runs" in news.message
     room[0] = Free(1 << 40, None)  # a file system that counts none
-    assert DiskWatch(Home(tmp_path / "other").create(Stage.SFT, "{}")).look() is None
+    assert DiskWatch(Home(tmp_path / "other").create(Stage.SFT, "{}")).poll() is None

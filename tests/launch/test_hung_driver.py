@@ -98,24 +98,24 @@ def test_a_hang_is_said_once_and_so_is_its_end(
 ) -> None:
     watched = GpuWatch(clock=clock)
     hanging.hangs_in = function
-    assert watched.look() == [] and watched.work([os.getpid()]) == {} and watched.serious is None
+    assert watched.poll() == [] and watched.work([os.getpid()]) == {} and watched.serious is None
     assert watched.holders() is None
     monkeypatch.setattr(gpu_watch, "_SILENT_SECONDS", 0.0)
-    (said,) = watched.look()
+    (said,) = watched.poll()
     assert said.startswith("NVML has not answered for ") and watched.serious == said
-    assert [watched.look() for _ in range(3)] == [[], [], []] and len(hanging.threads) == 1
+    assert [watched.poll() for _ in range(3)] == [[], [], []] and len(hanging.threads) == 1
     hanging.hangs_in = ""
     hanging.released.set()
-    wait_for(lambda: watched.look() == ["NVML answers again."])
-    assert watched.look() == [] and watched.holders() == {os.getpid(), 4, 5}
+    wait_for(lambda: watched.poll() == ["NVML answers again."])
+    assert watched.poll() == [] and watched.holders() == {os.getpid(), 4, 5}
 
 
 def test_a_stale_answer_does_not_hide_a_stall(hanging: Hanging, clock: Clock) -> None:
     watched = GpuWatch(clock=clock)
-    watched.look()
+    watched.poll()
     assert watched.work([os.getpid()]) == {os.getpid(): 90}
     hanging.hangs_in = "ecc"
-    watched.look()
+    watched.poll()
     assert watched.work([os.getpid()]) == {}
 
 
@@ -135,13 +135,13 @@ def test_the_end_of_a_run_does_not_wait_for_memory_that_nobody_can_tell_of(
 ) -> None:
     monkeypatch.setattr(watch, "_MEMORY_SECONDS", 1e9)
     watched = watching(run, clock)
-    watched.look()
+    watched.poll()
     hanging.hangs_in = "processes"
     watched.end()
     assert hanging.threads and health(run) == []
 
 
-def test_a_file_system_that_does_not_answer_is_a_remark(
+def test_a_file_system_that_does_not_answer_is_a_notice(
     run: RunDir, clock: Clock, monkeypatch: pytest.MonkeyPatch, gpus: FakeNvml
 ) -> None:
     release = threading.Event()
@@ -150,7 +150,7 @@ def test_a_file_system_that_does_not_answer_is_a_remark(
     monkeypatch.setattr(disk, "_FILE_SYSTEM", Asker("the file system"))
     watched = watching(run, clock)
     for _ in range(3):
-        watched.look()
+        watched.poll()
         clock.now += 60
     release.set()
     (said,) = health(run)
@@ -168,13 +168,13 @@ def test_a_debugger_that_hangs_holds_nothing_up(
 
     monkeypatch.setattr(watch, "write_stacks", write)
     watched = watching(run, clock)
-    monkeypatch.setattr(watched._stall, "look", lambda *_: "It does nothing.")
-    watched.look()
-    assert watched.stalled and health(run) == ["It stands still. It does nothing."]
+    monkeypatch.setattr(watched._stall, "poll", lambda *_: "no event.")
+    watched.poll()
+    assert watched.stalled and health(run) == ["Run stalled: no event."]
     release.set()
     clock.now += 60
-    wait_for(lambda: (watched._tell_stacks(), len(health(run)) == 2)[1])
-    assert health(run)[1] == "Its stacks: attempts/001/stacks.txt."
+    wait_for(lambda: (watched._report_stacks(), len(health(run)) == 2)[1])
+    assert health(run)[1] == "Stack dump: attempts/001/stacks.txt."
 
 
 def test_a_debugger_that_was_reaped_by_another_and_said_nothing_has_not_answered(
@@ -227,7 +227,7 @@ def test_commands_refuse_what_they_cannot_know(
     hanging: Hanging, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hanging.hangs_in = "init"
-    hangs = r"NVML has not answered for \d s: the GPUs' driver hangs"
+    hangs = r"NVML has not answered for \d s: the GPU driver hangs"
     with pytest.raises(RefusedError, match=hangs):
         gpus.visible_gpus({}, _SHORT)
     assert gpus.visible_gpus({"CUDA_VISIBLE_DEVICES": ""}) == [], "nobody is asked"
@@ -262,7 +262,7 @@ def test_a_screen_says_so_and_goes_on(hanging: Hanging, tmp_path: Path, clock: C
         assert found.trouble is not None and found.trouble.startswith("GPUs cannot be read now: NVML has not answered")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     devices = read_devices()
-    assert devices.gpus == () and devices.ram is not None and "the GPUs' driver hangs" in devices.trouble
+    assert devices.gpus == () and devices.ram is not None and "the GPU driver hangs" in devices.trouble
     assert len(hanging.threads) == 1
     hanging.hangs_in = ""
     hanging.released.set()

@@ -305,7 +305,7 @@ def test_a_wrong_setting_is_refused_before_anything_is_created(
     home: Home, fake_stages: None, monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
     monkeypatch.setenv(f"STACKLLAMA_{name}", value)
-    with pytest.raises(UsageError, match=f"STACKLLAMA_{name}='{value}' is no number"):
+    with pytest.raises(UsageError, match=f"STACKLLAMA_{name}='{value}' must be a non-negative number"):
         launcher.launch(home, Stage.SFT, recipe(), "mine")
     assert home.runs() == []
 

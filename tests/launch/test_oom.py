@@ -22,10 +22,10 @@ def test_slurms_limit_two_cgroups_above_the_run(tree: Tree) -> None:
     tree.put(JOB, memory_max=16 * GIB, memory_peak=15 * GIB, memory_events__local="low 0\noom 0\noom_kill 0")
     tree.put(TASK, memory_max="max", memory_events="low 0\noom 0\noom_kill 2")
     watch = OomWatch(tree.root)
-    assert watch.look().seen is False
+    assert watch.poll().seen is False
     tree.put(TASK, memory_events="low 0\noom 0\noom_kill 3")
     tree.put(JOB, memory_events__local="low 0\noom 1\noom_kill 0", memory_peak=16 * GIB)
-    assert watch.look() == Killer(
+    assert watch.poll() == Killer(
         seen=True,
         limit=16 * GIB,
         peak=16 * GIB,
@@ -41,7 +41,7 @@ def test_the_limit_that_was_reached_is_named_before_a_smaller_one(tree: Tree) ->
     watch = OomWatch(tree.root)
     tree.put("a", memory_events__local="oom 5")
     tree.put("a/b", memory_events="oom_kill 1")
-    assert watch.look() == Killer(seen=True, limit=16 * GIB, whose="memory.max of cgroup /a")
+    assert watch.poll() == Killer(seen=True, limit=16 * GIB, whose="memory.max of cgroup /a")
 
 
 def test_somebody_elses_kill_on_this_machine_is_not_the_runs(tree: Tree) -> None:
@@ -49,15 +49,15 @@ def test_somebody_elses_kill_on_this_machine_is_not_the_runs(tree: Tree) -> None
     tree.put("a", memory_max="max", memory_events="oom_kill 0")
     watch = OomWatch(tree.root)
     tree.killed(1)
-    assert watch.look() == Killer(seen=False, limit=64 * GIB, whose="this machine's memory")
+    assert watch.poll() == Killer(seen=False, limit=64 * GIB, whose="this machine's memory")
 
 
 def test_where_no_cgroup_counts_the_machine_does(tree: Tree) -> None:
     watch = OomWatch(tree.root)
     tree.killed(1)
-    assert watch.look().seen is True
+    assert watch.poll().seen is True
     (tree.root / "proc/vmstat").unlink()
-    assert watch.look().seen is None
+    assert watch.poll().seen is None
 
 
 def test_version_1(tree: Tree) -> None:
@@ -67,6 +67,6 @@ def test_version_1(tree: Tree) -> None:
     tree.put(f"{folder}/step_0", memory_limit_in_bytes=9223372036854771712, memory_oom_control="oom_kill 0")
     watch = OomWatch(tree.root)
     tree.put(f"{folder}/step_0", memory_oom_control="oom_kill_disable 0\nunder_oom 0\noom_kill 1")
-    found = watch.look()
+    found = watch.poll()
     assert (found.seen, found.limit, found.peak) == (True, 4 * GIB, 4 * GIB)
     assert found.whose.startswith("Slurm's memory limit of job 12 (`--mem`; memory.limit_in_bytes of cgroup /slurm/")

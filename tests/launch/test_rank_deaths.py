@@ -60,7 +60,7 @@ class Below:
 
     def _look(self) -> int:
         self.clock.now += 0.1
-        self.ranks.look(os.getpid())
+        self.ranks.poll(os.getpid())
         return len(self.ranks.descriptors)
 
     def _start(self, rank: str | None) -> subprocess.Popen[bytes]:
@@ -106,14 +106,14 @@ def test_a_rank_that_failed_without_words_stays_the_cause(below: Below) -> None:
 
 def test_whose_exit_code_is_missing_is_named_all_the_same(below: Below) -> None:
     below.end(1, signal.SIGKILL)
-    assert below.first("nothing of the kind") == f"rank 1 on {HERE} was killed by a signal that nobody named"
+    assert below.first("nothing of the kind") == f"rank 1 on {HERE} was killed by an unknown signal"
 
 
 def test_of_two_that_are_gone_at_one_look_it_is_not_the_one_whose_watchdog_gave_up(below: Below) -> None:
     for process in below.processes:
         process.kill()
         process.wait()
-    below.ranks.look(os.getpid())
+    below.ranks.poll(os.getpid())
     assert below.first(below.log(-6, -11)) == f"rank 1 on {HERE} was killed by SIGSEGV"
 
 

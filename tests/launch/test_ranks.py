@@ -22,7 +22,7 @@ from .ranks_kit import again, check_nobody_comes_in, meeting_place, needs_root, 
 pytestmark = pytest.mark.slow  # three processes that import torch
 
 
-def remarks(run: RunDir) -> list[str]:
+def notices(run: RunDir) -> list[str]:
     return [event.data["message"] for path in run.health_files() for event in EventReader(path).read()]
 
 
@@ -33,10 +33,10 @@ def stop_one_rank_and_let_it_go_on(run: RunDir) -> None:
     state = wait_for_phase(run, "stalled")
     assert not state.has_ended and state.cause is None
     stacks = run.attempt_dir(1) / "stacks.txt"
-    wait_for(lambda: any("stands still" in remark for remark in remarks(run)))
-    (said,) = [remark for remark in remarks(run) if "stands still" in remark]
+    wait_for(lambda: any("stalled" in notice for notice in notices(run)))
+    (said,) = [notice for notice in notices(run) if "stalled" in notice]
     assert f"rank 1 is stopped by a signal (pid {stopped.pid})" in said
-    wait_for(lambda: "Its stacks: attempts/001/stacks.txt." in remarks(run))
+    wait_for(lambda: "Stack dump: attempts/001/stacks.txt." in notices(run))
     text = stacks.read_text()
     waiting = text[text.index("rank 0:") :].split("=== ")[0]
     assert "all_reduce" in waiting and "toy_ranks.py" in waiting
@@ -45,7 +45,7 @@ def stop_one_rank_and_let_it_go_on(run: RunDir) -> None:
     assert send(stopped, signal.SIGCONT)
     wait_for_phase(run, "running")
     wait_for(lambda: steps(run) > before)
-    assert "It goes on." in remarks(run)
+    assert "Run resumed progress." in notices(run)
 
 
 def signal_the_launcher(run: RunDir, number: signal.Signals) -> None:
@@ -55,8 +55,8 @@ def signal_the_launcher(run: RunDir, number: signal.Signals) -> None:
     state = wait_for_phase(run, "stopped")
     assert state.exit_code == 75
     assert state.cause == (
-        f"{number.name} came to `accelerate launch`; its workers stopped. "
-        "There is no checkpoint yet: resuming begins at step 0."
+        f"`accelerate launch` received {number.name}; its workers stopped. "
+        "There is no checkpoint yet: resuming starts from step 0."
     )
     log = (run.attempt_dirs()[-1] / "log.txt").read_text()
     assert f"got signal: {int(number)}" in log, "torchrun did not pass it on: the supervisor had to"

@@ -38,7 +38,7 @@ def test_a_changed_value_is_said_and_asked_about_until_it_was_seen(home: Home) -
     assert copy.read_bytes() == run.recipe_file.read_bytes() and run.read_launch().recipe_sha256
     _edit(run, "\nseed: 0\n", "\nseed: 8\n")
     with pytest.raises(
-        RecipeChangedError, match=r"since attempt 1: `seed` 0 → 8\. To undo that: cp .*--recipe-changed"
+        RecipeChangedError, match=r"since attempt 1: `seed` 0 → 8\. To undo this: cp .*--recipe-changed"
     ):
         launcher.resume(home, "one")
     assert run.read_state().attempt == 1 and not run.attempt_dir(2).exists(), "nothing was started"
@@ -59,7 +59,7 @@ def test_what_says_the_same_in_other_words_is_no_change(home: Home) -> None:
 def test_a_recipe_that_is_none_names_the_copy_that_restores_it(home: Home, damage: bytes) -> None:
     run = _stopped(home)
     run.recipe_file.write_bytes(damage)
-    with pytest.raises(RecipeError, match=r"this restores it: cp .*attempts/001/recipe\.yaml .*recipe\.yaml"):
+    with pytest.raises(RecipeError, match=r"Restore the copy that the run kept: cp .*attempts/001/recipe\.yaml .*recipe\.yaml"):
         launcher.resume(home, "one")
     shutil.copy(run.attempt_dir(1) / "recipe.yaml", run.recipe_file)
     refuse_changed(run, Stage.SFT)

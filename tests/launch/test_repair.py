@@ -68,7 +68,7 @@ def test_the_outcome_is_what_the_newest_attempt_said(
 def test_the_stage_is_found_where_it_still_stands(home: Home) -> None:
     nothing = _run(home, "model_name_or_path: demo\n", end=None, name="nothing")
     assert stage_of(nothing) is None
-    with pytest.raises(RefusedError, match=r"tells which stage.*# stage: sft.*runs rm nothing"):
+    with pytest.raises(RefusedError, match=r"names the stage.*# stage: sft.*runs rm nothing"):
         repair(home, "nothing")
     assert not (nothing.path / "state.json.damaged-1").exists()
     nothing.write_launch(
@@ -85,7 +85,7 @@ def test_other_records_are_set_aside_and_the_state_stays(home: Home, name: str) 
     repair(home, "one")
     before = run.read_state()
     (run.path / name).mkdir()
-    assert repair(home, "one") == [f"{name} could not be read and is now {name}.damaged-1."]
+    assert repair(home, "one") == [f"{name} could not be read; it was renamed to {name}.damaged-1."]
     assert run.read_state() == before and not (run.path / name).exists()
 
 

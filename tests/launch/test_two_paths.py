@@ -91,5 +91,5 @@ print(reconcile(Home(Path(sys.argv[1])).run("mine")).cause)
     )
     if looked.returncode and "unshare" in looked.stderr + looked.stdout:
         pytest.skip(f"no mount namespace here: {looked.stderr.strip()}")
-    assert "1 of its processes still ran and were ended" in looked.stdout, looked.stderr
+    assert "1 of its processes were still running and were killed" in looked.stdout, looked.stderr
     assert run_processes(run.path) == [] and wait_for_phase(run, "lost")

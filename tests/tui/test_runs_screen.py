@@ -353,12 +353,12 @@ def test_a_recipe_that_changed_is_asked_about_before_a_resume(stocked: Home, mon
     async def script(shown: Shown) -> None:
         await _ready(shown)
         await shown.press("j", "j", "r")
-        await shown.shows("Resume with the recipe as it is now?", "Run `broken`", "`seed`")
+        await shown.shows("Resume with the current recipe?", "Run `broken`", "`seed`")
         await shown.press("n")
         await shown.reaches("RunsScreen")
         assert calls == [False]
         await shown.press("r")
-        await shown.shows("Resume with the recipe as it is now?")
+        await shown.shows("Resume with the current recipe?")
         await shown.press("y")
         await shown.notified("broken goes on")
         assert calls == [False, False, True]

@@ -1,6 +1,7 @@
-"""Whoever looks at a run sets it right: a free lock and an unfinished state mean that its supervisor is gone.
+"""Reconciliation of a run: a free lock and an unfinished state mean that its supervisor is gone.
 
-Only on the machine that the run is on (:mod:`.run_location`), and never because of what two wall clocks say.
+Every command that reads a run does it, but only on the machine that the run is on (:mod:`.run_location`), and never by
+comparing two wall clocks.
 """
 
 import contextlib
@@ -30,48 +31,48 @@ _QUEUED_SECONDS = 10.0  # between a run's creation and its lock; a launcher that
 _LOST = (
     "The supervisor ended without recording an outcome: it was killed, or the machine went down. {survivors}{on_resume}"
 )
-_HOST_GONE = "{host}, which it ran on, was said to be gone for good. {on_resume}"
+_HOST_GONE = "The run was on {host}, which was declared gone (--host-gone). {on_resume}"
 
 
 def reconcile(run: RunDir, *, host_gone: str | None = None) -> State:
-    """The state of a run; when nobody holds an unfinished run, its survivors are killed and it becomes ``lost``.
+    """Return the state of a run; if nobody holds the lock of an unfinished one, end its processes and mark it ``lost``.
 
-    An attempt that said itself how it ended keeps that outcome. A run on another machine is left as it is.
+    An attempt that wrote its ``end`` event keeps that outcome. A run on another machine is left as it is.
 
     Args:
         run: the run.
-        host_gone: name of another machine that is gone for good, with whatever of the run was there.
+        host_gone: name of another machine that is gone for good, with all processes of the run.
 
     Raises:
         UsageError: the state cannot be read; the run is on another machine than the one that is gone.
-        TimeoutError: a survivor outlived SIGKILL.
+        TimeoutError: a process survived SIGKILL.
     """
     state = run.read_state()
     gone = check_gone(run, state, host_gone)
     if not gone and not _abandoned(run, state):
         return state
     gone_host = host_gone if gone else None
-    if problem := run_problem(run):  # somebody else's: it is looked at, and left for him to set right
+    if problem := run_problem(run):  # another user's: report it, change nothing
         return _unrecorded(run, state, gone_host, problem)
     try:
         lock = run.acquire_lock(holder_gone=gone)
-    except RefusedError:  # somebody took it meanwhile: a resume, or another who looks
+    except RefusedError:  # taken meanwhile by a resume, or by another command that reconciles
         return run.read_state()
-    except OSError as error:  # a home that may be read but not written: say what is seen, change nothing
+    except OSError as error:  # a read-only home: report the state, change nothing
         return _unrecorded(run, state, gone_host, f"{error}.")
     try:
         before, state = state, run.read_state()
-        meanwhile = state.has_ended or state.host != before.host  # somebody looked, or began another attempt
+        meanwhile = state.has_ended or state.host != before.host  # another command reconciled it, or began an attempt
         return state if meanwhile else _close(run, state, gone_host)
     finally:
         run.release_lock(lock)
 
 
 def ensure_ended(run: RunDir, verb: str, host_gone: str | None = None) -> None:
-    """See to it that nothing of a run is alive, or of the children of a pipeline on a machine that is gone.
+    """Require that a run has ended; reconcile the children of a pipeline on a machine that is gone.
 
     Raises:
-        RefusedError: it is; says what can be done instead of the verb.
+        RefusedError: it is alive; the message says what to do before the verb.
         UsageError: it is on another machine than the one that is gone.
     """
     state = reconcile(run, host_gone=host_gone)
@@ -85,7 +86,7 @@ def ensure_ended(run: RunDir, verb: str, host_gone: str | None = None) -> None:
 
 
 def newest_end_event(run: RunDir, attempt: int) -> Event | None:
-    """The ``end`` record of an attempt, if it wrote one."""
+    """Return the ``end`` event of an attempt, if it wrote one."""
     last: Event | None = None
     for event in EventReader(run.attempt_dir(attempt) / "events.jsonl").read_what_can_be():
         if event.kind == "end":
@@ -98,7 +99,7 @@ def _abandoned(run: RunDir, state: State) -> bool:
         return False
     job = job_of(run)
     if job is not None and not is_inside(job):
-        return not in_slurm(job)  # which knows of every machine
+        return not in_slurm(job)  # Slurm knows every machine
     if elsewhere(run, state) is not None:
         return False
     if state.phase != "queued":
@@ -121,7 +122,7 @@ def _close(run: RunDir, state: State, gone_host: str | None) -> State:
     remove_meeting_place(run.attempt_dir(state.attempt))
     remove_leftover_link(run)
     Reserve(run.path).release()
-    with contextlib.suppress(OSError):  # a full disk hinders nobody from knowing how the run ended
+    with contextlib.suppress(OSError):  # a full disk must not hide how the run ended
         scrub_folder(run.attempt_dir(state.attempt), redactor())
     end = newest_end_event(run, state.attempt)
     if end is not None:
@@ -130,10 +131,11 @@ def _close(run: RunDir, state: State, gone_host: str | None) -> State:
             state, phase=outcome.phase, exit_code=outcome.exit_code, cause=outcome.cause, ended=end.time
         )
     else:
-        survivors = f"{killed} of its processes still ran and were ended. " if killed else ""
+        survivors = f"{killed} of its processes were still running and were killed. " if killed else ""
         cause = _why_lost(run, state, gone_host, survivors)
-        if seen := None if gone_host else full_disk(run, run.attempt_dir(state.attempt)):
-            cause += f" The disk is full ({seen}): make room under {run.path} first."
+        evidence = None if gone_host else full_disk(run, run.attempt_dir(state.attempt))
+        if evidence:
+            cause += f" The disk is full ({evidence}): make room under {run.path} first."
         state = msgspec.structs.replace(
             state,
             phase="lost",
@@ -146,22 +148,22 @@ def _close(run: RunDir, state: State, gone_host: str | None) -> State:
     except OSError as error:
         if not is_full(error):
             raise
-        return state  # known, and recorded by whoever looks when there is room
+        return state  # recorded by a later command when there is room
     run.drop_spare_state()
     if state.phase == "finished":
         from .calibrate import add_finished
 
-        with contextlib.suppress(OSError, StackllamaError):  # a home that is full: later estimates stay wider
+        with contextlib.suppress(OSError, StackllamaError):  # a full disk: later estimates stay wider
             add_finished(run, state)
     return state
 
 
 def _explained(run: RunDir, state: State, outcome: Outcome) -> Outcome:
-    """With what can be said about a death of memory."""
+    """Add to the cause what is known about memory."""
     from .autopsy import explain
 
     try:
         cause = explain(run, state, outcome)
-    except (OSError, StackllamaError):  # its recipe or its model's files have gone: the worker's own words stand
+    except (OSError, StackllamaError):  # its recipe or model is gone: keep the worker's cause
         cause = None
     return msgspec.structs.replace(outcome, cause=cause) if cause else outcome

@@ -28,14 +28,14 @@ def stop(run: RunDir, *, wait: bool) -> State:
         wait: return only when it has ended, or when another machine that it is on has been silent for too long. The
             supervisor ends a worker that does not comply. A directory that is renamed meanwhile is found again.
 
-    Of a pipeline whose coordinator was killed, the child that goes on alone is stopped.
+    If a pipeline's coordinator was killed, the child that continues alone is stopped.
 
     Returns:
         the state now.
 
     Raises:
         UsageError: the state cannot be read; the directory was removed meanwhile.
-        RefusedError: it is somebody else's (:mod:`.ownership`).
+        RefusedError: it is another user's (:mod:`.ownership`).
     """
     check_run(run)
     state = cancel(run, reconcile(run))
@@ -57,7 +57,9 @@ def _wait_for_end(run: RunDir, state: State) -> State:
             time.sleep(_POLL_SECONDS)
             path = directory.find()
             if path is None:
-                raise UsageError(f"{run.path} was removed while run `{run.id}` was waited for; its processes end now.")
+                raise UsageError(
+                    f"{run.path} was removed while waiting for run `{run.id}`; its processes are being ended."
+                )
             run = RunDir(path)
             state = reconcile(run)
         return state
@@ -66,7 +68,7 @@ def _wait_for_end(run: RunDir, state: State) -> State:
 
 
 def request_stop(run: RunDir, state: State) -> None:
-    """Ask a run to stop, by a file; where none can be written, by a signal to the supervisor, which says the same.
+    """Request a stop by a file; where none can be written, by SIGTERM to the supervisor.
 
     Raises:
         RefusedError: no file can be written, and no supervisor is on this machine.
@@ -84,7 +86,7 @@ def request_stop(run: RunDir, state: State) -> None:
 
 
 def try_to_stop(run: RunDir, state: State) -> bool:
-    """As :func:`request_stop`, for who looks again in a moment: whether the run was asked."""
+    """Return whether :func:`request_stop` worked, for a caller that retries."""
     try:
         request_stop(run, state)
     except RefusedError:
@@ -93,7 +95,7 @@ def try_to_stop(run: RunDir, state: State) -> bool:
 
 
 def ask(run: RunDir, what: Ask, change: str | None = None) -> RunDir:
-    """Ask a run that trains for something; served at its next step boundary. Of a pipeline, its child at work.
+    """Send a request to a training run, or to a pipeline's running child; served at the next step boundary.
 
     Args:
         run: the run, or a pipeline.
@@ -101,39 +103,41 @@ def ask(run: RunDir, what: Ask, change: str | None = None) -> RunDir:
         change: ``key=value`` of ``set``.
 
     Returns:
-        the run that was asked.
+        the run that will serve the request.
 
     Raises:
-        RefusedError: it has ended, its stage cannot, or it is somebody else's (:mod:`.ownership`).
-        UsageError: ``change`` is not ``key=value``, or a value that the recipe would not take either.
+        RefusedError: it has ended, its stage cannot serve it, or it is another user's (:mod:`.ownership`).
+        UsageError: ``change`` is not ``key=value``, or has a value that the recipe would refuse.
     """
     check_run(run)
-    asked, state = _asked(run, what)
+    target, state = _target(run, what)
     try:
-        requests.write(asked, what, requests.parse_change(state.stage, change or "") if what == "set" else None)
+        requests.write(target, what, requests.parse_change(state.stage, change or "") if what == "set" else None)
     except OSError as error:
         if not is_full(error):
-            raise RefusedError(f"{asked.id} cannot be asked: {error}.") from None
-        raise RefusedError(f"The disk is full: {asked.id} cannot be asked. Make room under {asked.path}.") from None
-    return asked
+            raise RefusedError(f"The request to {target.id} could not be written: {error}.") from None
+        raise RefusedError(
+            f"The disk is full: the request to {target.id} could not be written. Make room under {target.path}."
+        ) from None
+    return target
 
 
 def check_change(run: RunDir, change: str) -> None:
-    """Whether :func:`ask` would take a change now.
+    """Check that :func:`ask` would take a change now.
 
     Raises:
         RefusedError, UsageError: as :func:`ask`.
     """
-    requests.parse_change(_asked(run, "set")[1].stage, change)
+    requests.parse_change(_target(run, "set")[1].stage, change)
 
 
-def _asked(run: RunDir, what: Ask) -> tuple[RunDir, State]:
-    """Who serves a request, and its state."""
+def _target(run: RunDir, what: Ask) -> tuple[RunDir, State]:
+    """Return the run that serves a request, and its state."""
     state = reconcile(run)
     if state.stage is Stage.PIPELINE and not state.has_ended:
         child = next((child for child in reversed(children_of(run)) if not reconcile(child).has_ended), None)
         if child is None:
             raise RefusedError(f"{run.id} is between two stages; try again in a moment.")
-        return _asked(child, what)
+        return _target(child, what)
     requests.check(run.id, state, what)
     return run, state
