@@ -1,4 +1,4 @@
-"""Room on the disk: a warning, and a stop after saving while there is room for that."""
+"""Disk space: a warning, and a stop after a save while there is space for it."""
 
 import os
 from pathlib import Path
@@ -26,7 +26,7 @@ def run(tmp_path: Path) -> RunDir:
 
 @pytest.fixture
 def room(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The only element: free MiB."""
+    """Return a list with one element: free MiB."""
     free = [100_000]
     monkeypatch.setattr(disk, "free_room", lambda _: Free(free[0] * MIB, None))
     return free
@@ -36,13 +36,13 @@ def notices(run: RunDir) -> list[str]:
     return [event.data["message"] for path in run.health_files() for event in EventReader(path).read()]
 
 
-def test_a_warning_comes_before_the_end_and_neither_comes_twice(run: RunDir, room: list[int]) -> None:
+def test_disk_watch_warns_then_stops_once_each(run: RunDir, room: list[int]) -> None:
     watch = DiskWatch(run)
     assert watch.poll() is None
     room[0] = 1000
-    news = watch.poll()
-    assert news is not None and not news.critical
-    assert news.message == (
+    notice = watch.poll()
+    assert notice is not None and not notice.critical
+    assert notice.message == (
         "Disk space is low on the file system of the runs: 1000 MiB free; below 64 MiB the run saves and stops."
     )
     room[0] = 1100
@@ -52,12 +52,14 @@ def test_a_warning_comes_before_the_end_and_neither_comes_twice(run: RunDir, roo
     room[0] = 900
     assert watch.poll() is not None, "there was room in the meantime: warned of anew"
     room[0] = 63
-    news = watch.poll()
-    assert news is not None and news.critical and "63 MiB free" in news.message and "then resume" in news.message
+    notice = watch.poll()
+    assert (
+        notice is not None and notice.critical and "63 MiB free" in notice.message and "then resume" in notice.message
+    )
     assert watch.poll() is None
 
 
-def test_what_a_checkpoint_takes_decides(run: RunDir, room: list[int]) -> None:
+def test_disk_limits_follow_the_checkpoint_size(run: RunDir, room: list[int]) -> None:
     watch = DiskWatch(run)
     checkpoint = run.checkpoints / "step-000010"
     checkpoint.mkdir()
@@ -67,22 +69,22 @@ def test_what_a_checkpoint_takes_decides(run: RunDir, room: list[int]) -> None:
     watch.measure_checkpoint()
     assert watch.critical == 600 * MIB and watch.warning == 2400 * MIB
     room[0] = 599
-    news = watch.poll()
-    assert news is not None and news.critical
+    notice = watch.poll()
+    assert notice is not None and notice.critical
 
 
-def test_the_environment_decides_first(run: RunDir, room: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disk_limits_of_the_environment_win(run: RunDir, room: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STACKLLAMA_DISK_CRITICAL", "0")
     monkeypatch.setenv("STACKLLAMA_DISK_WARNING", "10")
     watch = DiskWatch(run)
     room[0] = 9
-    news = watch.poll()
-    assert news is not None and news.message == "Disk space is low on the file system of the runs: 9 MiB free."
+    notice = watch.poll()
+    assert notice is not None and notice.message == "Disk space is low on the file system of the runs: 9 MiB free."
     room[0] = 0
     assert watch.poll() is None
 
 
-def test_free_is_what_this_user_may_write(tmp_path: Path) -> None:
+def test_free_room_is_what_this_user_may_write(tmp_path: Path) -> None:
     found = os.statvfs(tmp_path)
     assert 0 < free_room(tmp_path).bytes <= found.f_bfree * found.f_frsize
 
@@ -96,7 +98,7 @@ def test_a_run_is_saved_and_stopped_while_there_is_room_for_that(runs: Runs, mon
     assert notices(run)[-1] == state.cause
 
 
-def test_the_cause_names_the_disk_whatever_the_worker_says(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stop_cause_names_the_disk_before_the_workers_cause(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STACKLLAMA_DISK_CRITICAL", "1e12")
     monkeypatch.setenv("STACKLLAMA_STOP_GRACE", "30")
     _, state = runs.end("trains")
@@ -110,7 +112,7 @@ def watched(run: RunDir, stage: Stage, clock: Clock) -> Watch:
 
 
 def test_a_run_that_still_loads_is_not_stopped(run: RunDir, room: list[int], clock: Clock) -> None:
-    """In a moment it may hold a reserve, and wait."""
+    """It may soon hold a reserve, and wait."""
     run.attempt_dir(1).mkdir()
     watch = watched(run, Stage.SFT, clock)
     room[0] = 10
@@ -124,7 +126,7 @@ def test_a_run_that_still_loads_is_not_stopped(run: RunDir, room: list[int], clo
     watch.end()
 
 
-def test_a_pipeline_leaves_it_to_its_stages(run: RunDir, room: list[int], clock: Clock) -> None:
+def test_a_pipeline_is_not_stopped_by_disk_space(run: RunDir, room: list[int], clock: Clock) -> None:
     run.attempt_dir(1).mkdir()
     watch = watched(run, Stage.PIPELINE, clock)
     watch.event(Event(seq=1, time=clock.now, kind="progress", step=1, total_steps=6))
@@ -135,7 +137,7 @@ def test_a_pipeline_leaves_it_to_its_stages(run: RunDir, room: list[int], clock:
     watch.end()
 
 
-def test_a_warning_stops_nothing(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_warning_stops_nothing(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STACKLLAMA_DISK_WARNING", "1e12")
     monkeypatch.setenv("STACKLLAMA_DISK_CRITICAL", "0")
     run = runs.start("until-stopped")

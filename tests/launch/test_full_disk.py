@@ -228,7 +228,7 @@ def test_who_finds_a_run_whose_supervisor_died_on_a_full_disk_names_the_disk(run
     assert cause is not None and "The disk is full (0 MiB free): make room under " in cause
 
 
-def test_a_disk_that_was_full_is_known_by_the_log_and_by_the_phase(runs: Runs) -> None:
+def test_full_disk_is_recognized_by_log_and_phase(runs: Runs) -> None:
     run = runs.create()
     run.write_state(msgspec.structs.replace(run.read_state(), phase="running", attempt=1))
     run.attempt_dir(1).mkdir()
@@ -242,42 +242,42 @@ def test_a_disk_that_was_full_is_known_by_the_log_and_by_the_phase(runs: Runs) -
     assert "The disk is full (it was waiting for disk space; now " in (wordless(run) or "")
 
 
-# what the supervisor looks at
+# the disk watch
 
 
 @pytest.fixture
 def room(monkeypatch: pytest.MonkeyPatch) -> list[Free]:
-    """The only element: what is free."""
+    """Return a list with one element: the free space."""
     found = [Free(1 << 40, 1 << 20)]
     monkeypatch.setattr(disk_module, "free_room", lambda _: found[0])
     return found
 
 
-def test_a_run_that_holds_a_reserve_is_left_to_wait(tmp_path: Path, room: list[Free]) -> None:
+def test_a_run_with_a_reserve_is_not_stopped_but_waits(tmp_path: Path, room: list[Free]) -> None:
     run = Home(tmp_path / "home").create(Stage.SFT, "{}")
     if not Reserve(run.path).hold(3 * MIB, 4):
         pytest.skip("this file system holds nothing back")
     watch = DiskWatch(run)
     room[0] = Free(10 * MIB, None)
-    news = watch.poll()
-    assert news is not None and not news.critical
-    assert "10 MiB free" in news.message and "3 MiB are reserved for a last checkpoint" in news.message
+    notice = watch.poll()
+    assert notice is not None and not notice.critical
+    assert "10 MiB free" in notice.message and "3 MiB are reserved for a last checkpoint" in notice.message
     assert watch.poll() is None
     room[0] = Free(1 << 40, None)
     assert watch.poll() is None
     Reserve(run.path).release()
     room[0] = Free(10 * MIB, None)
-    news = watch.poll()
-    assert news is not None and news.critical
+    notice = watch.poll()
+    assert notice is not None and notice.critical
 
 
-def test_files_that_can_still_be_made_are_looked_at_alike(tmp_path: Path, room: list[Free]) -> None:
+def test_disk_watch_monitors_free_inodes(tmp_path: Path, room: list[Free]) -> None:
     watch = DiskWatch(Home(tmp_path / "home").create(Stage.SFT, "{}"))
     room[0] = Free(1 << 40, 900)
-    news = watch.poll()
-    assert news is not None and not news.critical and "900 inodes free" in news.message
+    notice = watch.poll()
+    assert notice is not None and not notice.critical and "900 inodes free" in notice.message
     room[0] = Free(1 << 40, 10)
-    news = watch.poll()
-    assert news is not None and news.critical and "10 inodes free on the file system of the runs" in news.message
+    notice = watch.poll()
+    assert notice is not None and notice.critical and "10 inodes free on the file system of the runs" in notice.message
     room[0] = Free(1 << 40, None)  # a file system that counts none
     assert DiskWatch(Home(tmp_path / "other").create(Stage.SFT, "{}")).poll() is None

@@ -1,4 +1,4 @@
-"""Trouble of GPUs, as a fake NVML tells it."""
+"""GPU errors, as a fake NVML reports them."""
 
 import os
 from pathlib import Path
@@ -22,7 +22,7 @@ def launch(**environment: str) -> Launch:
     return Launch(argv=[], cwd="/", host="here", created=1.0, environment=environment)
 
 
-def test_a_machine_without_gpus_is_quiet(gpus: FakeNvml, clock: Clock) -> None:
+def test_gpu_watch_is_quiet_without_gpus(gpus: FakeNvml, clock: Clock) -> None:
     gpus.refused["init"] = pynvml.NVML_ERROR_LIBRARY_NOT_FOUND
     watched = GpuWatch(clock=clock)
     assert watched.poll() == [] and watched.serious is None and watched.holders() == set() and watched.work({1}) == {}
@@ -31,7 +31,7 @@ def test_a_machine_without_gpus_is_quiet(gpus: FakeNvml, clock: Clock) -> None:
     assert watched.poll() == [] and gpus.opened == 0, "not asked again"
 
 
-def test_an_xid_is_named_once_and_only_of_the_runs_cards(gpus: FakeNvml, clock: Clock) -> None:
+def test_an_xid_is_reported_once_and_only_for_the_runs_gpus(gpus: FakeNvml, clock: Clock) -> None:
     gpus.count = 2
     watched = GpuWatch([1], clock)
     assert watched.poll() == [] and gpus.registered == [0, 1]
@@ -43,7 +43,7 @@ def test_an_xid_is_named_once_and_only_of_the_runs_cards(gpus: FakeNvml, clock: 
     assert watched.poll() == [] and watched.serious == "GPU 1: Xid 4711."
 
 
-def test_what_was_there_before_is_no_news_but_more_of_it_is(gpus: FakeNvml, clock: Clock) -> None:
+def test_only_new_ecc_errors_and_remappings_are_reported(gpus: FakeNvml, clock: Clock) -> None:
     gpus.uncorrected, gpus.rows = 7, (1, 2, 0, 0)
     watched = GpuWatch(clock=clock)
     assert watched.poll() == []
@@ -54,7 +54,7 @@ def test_what_was_there_before_is_no_news_but_more_of_it_is(gpus: FakeNvml, cloc
     assert watched.poll() == []
 
 
-def test_heat_is_told_when_it_lasts_and_not_at_every_look(gpus: FakeNvml, clock: Clock) -> None:
+def test_throttling_is_reported_when_it_lasts_and_not_at_every_poll(gpus: FakeNvml, clock: Clock) -> None:
     watched = GpuWatch(clock=clock)
     gpus.bits = 0x1 | 0x4  # idle, power cap: ordinary
     assert [watched.poll() for _ in range(3)] == [[], [], []]
@@ -69,7 +69,7 @@ def test_heat_is_told_when_it_lasts_and_not_at_every_look(gpus: FakeNvml, clock:
     assert len(watched.poll()) == 2
 
 
-def test_nvml_that_vanishes_is_told_once_and_again_when_it_is_back(gpus: FakeNvml, clock: Clock) -> None:
+def test_loss_and_return_of_nvml_are_reported_once(gpus: FakeNvml, clock: Clock) -> None:
     watched = GpuWatch(clock=clock)
     assert watched.poll() == []
     gpus.refused["wait"] = gpus.refused["init"] = pynvml.NVML_ERROR_GPU_IS_LOST
@@ -82,7 +82,7 @@ def test_nvml_that_vanishes_is_told_once_and_again_when_it_is_back(gpus: FakeNvm
     assert watched.poll() == ["NVML works again: the GPUs are monitored."]
 
 
-def test_cards_that_do_not_tell_are_no_trouble(gpus: FakeNvml, clock: Clock) -> None:
+def test_gpus_without_error_counters_cause_no_notice(gpus: FakeNvml, clock: Clock) -> None:
     for name in ("ecc", "rows", "reasons", "events"):
         gpus.refused[name] = pynvml.NVML_ERROR_NOT_SUPPORTED
     gpus.refused["old reasons"] = pynvml.NVML_ERROR_NOT_SUPPORTED
@@ -90,7 +90,7 @@ def test_cards_that_do_not_tell_are_no_trouble(gpus: FakeNvml, clock: Clock) -> 
     assert watched.poll() == watched.poll() == []
 
 
-def test_the_cards_of_a_run() -> None:
+def test_watched_cards_of_a_run() -> None:
     assert watched_cards(launch(ACCELERATE_USE_CPU="true", CUDA_VISIBLE_DEVICES="")) == ()
     assert watched_cards(launch(ACCELERATE_USE_CPU="false", CUDA_VISIBLE_DEVICES="2,0")) == [2, 0]
     assert watched_cards(launch(CUDA_VISIBLE_DEVICES="MIG-1")) is None and watched_cards(launch()) is None
@@ -114,26 +114,26 @@ def watched(run: RunDir, clock: Clock, **environment: str) -> Watch:
     return Watch(run, run.attempt_dir(1), launch(**environment), Stage.SFT, clock)
 
 
-def test_it_stands_in_the_health_journal_and_beside_the_cause(gpus: FakeNvml, run: RunDir, clock: Clock) -> None:
+def test_a_gpu_error_is_in_the_health_journal_and_the_cause(gpus: FakeNvml, run: RunDir, clock: Clock) -> None:
     watching = watched(run, clock)
     watching.poll()
     assert notices(run) == [] and watching.explain("ValueError in phase train: x") == "ValueError in phase train: x"
     gpus.reported = [(0, 94)]
     clock.now += 60
     watching.poll()
-    said = "GPU 0: Xid 94, contained ECC error."
-    assert notices(run) == [said]
+    notice = "GPU 0: Xid 94, contained ECC error."
+    assert notices(run) == [notice]
     assert watching.explain("RuntimeError in phase train: CUDA error") == (
-        f"RuntimeError in phase train: CUDA error. A GPU error was logged at the same time: {said}"
+        f"RuntimeError in phase train: CUDA error. A GPU error was logged at the same time: {notice}"
     )
 
 
-def test_a_run_on_the_cpu_does_not_ask(gpus: FakeNvml, run: RunDir, clock: Clock) -> None:
+def test_a_run_on_the_cpu_does_not_open_nvml(gpus: FakeNvml, run: RunDir, clock: Clock) -> None:
     watched(run, clock, ACCELERATE_USE_CPU="true").poll()
     assert gpus.opened == 0
 
 
-def test_gpu_memory_that_is_not_given_back_is_told(
+def test_gpu_memory_of_ended_processes_is_reported(
     gpus: FakeNvml, run: RunDir, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def sleep(seconds: float) -> None:

@@ -64,7 +64,7 @@ def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hanging]:
 # asking
 
 
-def test_a_question_that_hangs_is_waited_for_once_and_answered_later() -> None:
+def test_asker_waits_for_a_hanging_call_once_and_returns_its_answer_later() -> None:
     asker, release = Asker("the oracle"), threading.Event()
     asked = asker.ask(lambda: release.wait() and 42, 1.0)
     with pytest.raises(UnansweredError, match="the oracle has not answered for 0 s"):
@@ -78,7 +78,7 @@ def test_a_question_that_hangs_is_waited_for_once_and_answered_later() -> None:
     assert asked.answer(60) == 42 and asker.answer(lambda: 1, 60) == 1
 
 
-def test_what_a_question_raises_is_raised_to_who_asked() -> None:
+def test_asker_raises_what_the_call_raises() -> None:
     asker = Asker("the oracle")
     with pytest.raises(ZeroDivisionError):
         asker.answer(lambda: 1 // 0, 60)
@@ -93,7 +93,7 @@ def health(run: RunDir) -> list[str]:
 
 
 @pytest.mark.parametrize("function", ["init", "utilisation", "ecc", "rows", "reasons", "wait", "processes"])
-def test_a_hang_is_said_once_and_so_is_its_end(
+def test_a_hanging_driver_is_reported_once_and_so_is_its_end(
     hanging: Hanging, clock: Clock, monkeypatch: pytest.MonkeyPatch, function: str
 ) -> None:
     watched = GpuWatch(clock=clock)
@@ -130,7 +130,7 @@ def watching(run: RunDir, clock: Clock) -> Watch:
     return Watch(run, run.attempt_dir(1), Launch(argv=[], cwd="/", host="here", created=1.0), Stage.SFT, clock)
 
 
-def test_the_end_of_a_run_does_not_wait_for_memory_that_nobody_can_tell_of(
+def test_the_end_of_a_run_does_not_wait_for_a_hanging_driver(
     hanging: Hanging, run: RunDir, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watch, "_MEMORY_SECONDS", 1e9)
@@ -141,7 +141,7 @@ def test_the_end_of_a_run_does_not_wait_for_memory_that_nobody_can_tell_of(
     assert hanging.threads and health(run) == []
 
 
-def test_a_file_system_that_does_not_answer_is_a_notice(
+def test_a_hanging_file_system_is_a_notice(
     run: RunDir, clock: Clock, monkeypatch: pytest.MonkeyPatch, gpus: FakeNvml
 ) -> None:
     release = threading.Event()
@@ -157,7 +157,7 @@ def test_a_file_system_that_does_not_answer_is_a_notice(
     assert "the file system has not answered for 0 s" in said and watched.stop_cause is None
 
 
-def test_a_debugger_that_hangs_holds_nothing_up(
+def test_a_hanging_debugger_does_not_block_the_watch(
     run: RunDir, clock: Clock, monkeypatch: pytest.MonkeyPatch, gpus: FakeNvml
 ) -> None:
     release = threading.Event()
@@ -177,9 +177,7 @@ def test_a_debugger_that_hangs_holds_nothing_up(
     assert health(run)[1] == "Stack dump: attempts/001/stacks.txt."
 
 
-def test_a_debugger_that_was_reaped_by_another_and_said_nothing_has_not_answered(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_empty_dump_of_a_reaped_debugger_counts_as_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As in the supervisor, which reaps whatever ends: the exit code is lost, and reads as 0."""
     (tmp_path / "py-spy").write_text("#!/bin/sh\nexit 0\n")
     (tmp_path / "py-spy").chmod(0o700)
@@ -193,10 +191,10 @@ def test_a_debugger_that_was_reaped_by_another_and_said_nothing_has_not_answered
 
 @pytest.fixture
 def hung_runs(runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], RunDir]:
-    """Starts runs whose supervisors' NVML answers so many calls."""
+    """Start runs whose supervisors' NVML answers a given number of calls."""
     for name, value in install(tmp_path / "nvml").items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setenv("STACKLLAMA_STALL_LOAD", "4")  # looks every 0.2 s
+    monkeypatch.setenv("STACKLLAMA_STALL_LOAD", "4")  # polls every 0.2 s
 
     def begin(calls: int) -> RunDir:
         monkeypatch.setenv(CALLS, str(calls))
@@ -223,9 +221,7 @@ def test_a_stop_works_while_nvml_hangs(hung_runs: Callable[[int], RunDir], calls
 # commands and screens
 
 
-def test_commands_refuse_what_they_cannot_know(
-    hanging: Hanging, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_commands_refuse_while_nvml_hangs(hanging: Hanging, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hanging.hangs_in = "init"
     hangs = r"NVML has not answered for \d s: the GPU driver hangs"
     with pytest.raises(RefusedError, match=hangs):
@@ -244,7 +240,7 @@ def test_commands_refuse_what_they_cannot_know(
     assert home.runs() == [] and len(hanging.threads) == 1
 
 
-def test_doctor_calls_it_a_problem(hanging: Hanging, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_reports_a_hanging_driver(hanging: Hanging, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hanging.hangs_in = "init"
     monkeypatch.setattr(doctor, "NVML", nvml.NVML)
     monkeypatch.setattr(doctor, "find_gpus", lambda: nvml.find_gpus(_SHORT))
@@ -253,7 +249,9 @@ def test_doctor_calls_it_a_problem(hanging: Hanging, tmp_path: Path, monkeypatch
     assert not any("no GPU" in advice for advice in report.advice)
 
 
-def test_a_screen_says_so_and_goes_on(hanging: Hanging, tmp_path: Path, clock: Clock, monkeypatch: Any) -> None:
+def test_the_machine_reader_reports_a_hanging_driver_and_recovers(
+    hanging: Hanging, tmp_path: Path, clock: Clock, monkeypatch: Any
+) -> None:
     hanging.hangs_in = "memory"
     watched = Machine(tmp_path, clock)
     for _ in range(3):

@@ -48,7 +48,7 @@ def test_a_renamed_run_saves_and_stops_with_the_reason(runs: Runs, fake_stages: 
     assert wait_for_phase(renamed, "finished").attempt == 2
 
 
-def test_a_stop_that_waits_has_an_end_by_either_name(runs: Runs) -> None:
+def test_stop_waits_for_a_renamed_run_by_either_name(runs: Runs) -> None:
     run = at_work(runs)
     ended: list[State] = []
     waiting = threading.Thread(target=lambda: ended.append(stop(run, wait=True)))
@@ -67,7 +67,7 @@ def test_a_stop_that_waits_has_an_end_by_either_name(runs: Runs) -> None:
     assert_nothing_is_left(third)
 
 
-def test_a_run_whose_name_is_taken_writes_nothing_there(runs: Runs) -> None:
+def test_a_renamed_run_writes_nothing_into_a_new_run_of_its_name(runs: Runs) -> None:
     """The worker knows the path alone: it is ended before it saves into another run's directory."""
     run = at_work(runs)
     supervisor = run.read_state().supervisor
@@ -94,9 +94,7 @@ def test_a_run_whose_directory_is_removed_ends_at_once(runs: Runs) -> None:
     wait_for(lambda: not alive(worker) and not alive(supervisor))
 
 
-def test_a_supervisor_killed_while_it_leads_its_worker_on_leaves_no_link(
-    runs: Runs, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_link_of_a_killed_supervisor_is_removed(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STACKLLAMA_STOP_GRACE", "60")
     run = at_work(runs, "stubborn")  # which takes its time
     renamed = rename(run, "renamed")
@@ -109,7 +107,7 @@ def test_a_supervisor_killed_while_it_leads_its_worker_on_leaves_no_link(
 
 
 @pytest.mark.long
-def test_a_home_that_is_renamed(runs: Runs, tmp_path: Path) -> None:
+def test_runs_of_a_renamed_home_save_and_stop(runs: Runs, tmp_path: Path) -> None:
     run = at_work(runs)
     moved = RunDir(runs.home.path.rename(tmp_path / "moved") / "runs" / "mine")
     state = wait_for_phase(moved, "stopped")

@@ -50,7 +50,7 @@ def health(run: RunDir) -> str:
 
 @pytest.mark.parametrize("no_flock", ["ENOLCK"], indirect=True)
 @pytest.mark.usefixtures("no_flock")
-def test_a_run_from_launch_to_rm(
+def test_without_flock_a_run_goes_from_launch_to_rm(
     runs: Runs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     home = ["--home", str(runs.home.path)]
@@ -75,7 +75,7 @@ def test_a_run_from_launch_to_rm(
 
 
 @pytest.mark.usefixtures("no_flock")
-def test_a_supervisor_that_is_killed(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_flock_a_killed_supervisor_is_a_lost_run(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     run = runs.start("until-stopped", "mine")
     wait_for(lambda: (run.path / "worker.pid").exists())
     wait_for_phase(run, "running")

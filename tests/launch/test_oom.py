@@ -1,4 +1,4 @@
-"""Whether the kernel's out-of-memory killer was at work, and at whose limit."""
+"""Detection of the kernel's out-of-memory killer, and of the limit that was hit."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ def tree(tmp_path: Path) -> Tree:
     return Tree(tmp_path)
 
 
-def test_slurms_limit_two_cgroups_above_the_run(tree: Tree) -> None:
+def test_oom_watch_names_slurms_limit_two_cgroups_above(tree: Tree) -> None:
     tree.version_2(f"/{TASK}")
     tree.put(JOB, memory_max=16 * GIB, memory_peak=15 * GIB, memory_events__local="low 0\noom 0\noom_kill 0")
     tree.put(TASK, memory_max="max", memory_events="low 0\noom 0\noom_kill 2")
@@ -33,7 +33,7 @@ def test_slurms_limit_two_cgroups_above_the_run(tree: Tree) -> None:
     )
 
 
-def test_the_limit_that_was_reached_is_named_before_a_smaller_one(tree: Tree) -> None:
+def test_oom_watch_names_the_limit_that_was_hit(tree: Tree) -> None:
     """A parent that its other children filled."""
     tree.version_2("/a/b")
     tree.put("a", memory_max=16 * GIB, memory_events__local="oom 4")
@@ -44,7 +44,7 @@ def test_the_limit_that_was_reached_is_named_before_a_smaller_one(tree: Tree) ->
     assert watch.poll() == Killer(seen=True, limit=16 * GIB, whose="memory.max of cgroup /a")
 
 
-def test_somebody_elses_kill_on_this_machine_is_not_the_runs(tree: Tree) -> None:
+def test_oom_watch_ignores_kills_outside_the_cgroup(tree: Tree) -> None:
     tree.version_2("/a")
     tree.put("a", memory_max="max", memory_events="oom_kill 0")
     watch = OomWatch(tree.root)
@@ -52,7 +52,7 @@ def test_somebody_elses_kill_on_this_machine_is_not_the_runs(tree: Tree) -> None
     assert watch.poll() == Killer(seen=False, limit=64 * GIB, whose="this machine's memory")
 
 
-def test_where_no_cgroup_counts_the_machine_does(tree: Tree) -> None:
+def test_oom_watch_falls_back_to_the_machines_count(tree: Tree) -> None:
     watch = OomWatch(tree.root)
     tree.killed(1)
     assert watch.poll().seen is True
@@ -60,7 +60,7 @@ def test_where_no_cgroup_counts_the_machine_does(tree: Tree) -> None:
     assert watch.poll().seen is None
 
 
-def test_version_1(tree: Tree) -> None:
+def test_oom_watch_of_cgroup_version_1(tree: Tree) -> None:
     tree.version_1("/slurm/uid_0/job_12/step_0")
     folder = "memory/slurm/uid_0/job_12"
     tree.put(folder, memory_limit_in_bytes=4 * GIB, memory_max_usage_in_bytes=4 * GIB)

@@ -79,7 +79,7 @@ def below(tmp_path: Path, clock: Clock) -> Iterator[Below]:
         process.wait()
 
 
-def test_the_first_that_was_killed_is_named_not_who_missed_it(below: Below) -> None:
+def test_first_killed_is_the_rank_that_was_killed_not_its_peers(below: Below) -> None:
     below.end(1, signal.SIGKILL)
     below.says(0, below.clock.now - 0.05)  # a moment before its peer was seen to be gone
     below.end(0, signal.SIGTERM)
@@ -89,7 +89,7 @@ def test_the_first_that_was_killed_is_named_not_who_missed_it(below: Below) -> N
     assert killed is not None and killed.held > 2 << 20, "what both held"
 
 
-def test_a_rank_that_failed_in_words_long_before_stays_the_cause(below: Below) -> None:
+def test_first_killed_is_none_after_a_rank_that_wrote_a_cause(below: Below) -> None:
     """torchelastic kills who has not ended some time after that."""
     below.says(1, below.clock.now)
     below.clock.now += 120
@@ -98,18 +98,18 @@ def test_a_rank_that_failed_in_words_long_before_stays_the_cause(below: Below) -
     assert below.first(below.log(-9, 1)) == "None"
 
 
-def test_a_rank_that_failed_without_words_stays_the_cause(below: Below) -> None:
+def test_first_killed_is_none_after_a_rank_that_exited_with_an_error(below: Below) -> None:
     below.end(1, signal.SIGTERM)  # stands for an exit with 3
     below.end(0, signal.SIGTERM)
     assert below.first(below.log(-15, 3)) == "None"
 
 
-def test_whose_exit_code_is_missing_is_named_all_the_same(below: Below) -> None:
+def test_first_killed_without_an_exit_code_names_an_unknown_signal(below: Below) -> None:
     below.end(1, signal.SIGKILL)
     assert below.first("nothing of the kind") == f"rank 1 on {HERE} was killed by an unknown signal"
 
 
-def test_of_two_that_are_gone_at_one_look_it_is_not_the_one_whose_watchdog_gave_up(below: Below) -> None:
+def test_first_killed_of_one_poll_is_not_the_rank_that_nccls_watchdog_ended(below: Below) -> None:
     for process in below.processes:
         process.kill()
         process.wait()
@@ -118,7 +118,7 @@ def test_of_two_that_are_gone_at_one_look_it_is_not_the_one_whose_watchdog_gave_
 
 
 @pytest.mark.parametrize(("code", "said"), [(137, "SIGKILL"), (139, "SIGSEGV"), (1, None), (75, None), (-15, None)])
-def test_one_process_is_known_by_its_launchers_exit_code(
+def test_first_killed_of_one_process_follows_the_launchers_exit_code(
     tmp_path: Path, clock: Clock, code: int, said: str | None
 ) -> None:
     below = Below(tmp_path, clock, 1)

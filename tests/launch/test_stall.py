@@ -1,4 +1,4 @@
-"""When a run stands still, by a clock that is moved by hand; the real thing is in `test_ranks`."""
+"""Stall detection by a clock that is advanced by hand; real ranks are in `test_ranks`."""
 
 import os
 import signal
@@ -25,7 +25,7 @@ IDLE = Idle(rank="1", seconds=1e6, stopped=[])
 
 
 def stepping(clock: Clock, seconds: float, count: int = 5) -> StallWatch:
-    """A run at work that takes so long for a step."""
+    """Return the watch of a run with a given step time."""
     watch = StallWatch(StallLimits(), clock)
     watch.event(Event(seq=0, time=clock.now, kind="phase", phase="train"))
     for step in range(1, count + 1):
@@ -36,7 +36,7 @@ def stepping(clock: Clock, seconds: float, count: int = 5) -> StallWatch:
 
 
 @pytest.mark.parametrize(("step", "limit"), [(1.0, 120.0), (30.0, 300.0), (600.0, 1800.0)])
-def test_the_limit_follows_the_median_step_between_floor_and_ceiling(clock: Clock, step: float, limit: float) -> None:
+def test_stall_limit_follows_the_median_step_between_floor_and_ceiling(clock: Clock, step: float, limit: float) -> None:
     watch = stepping(clock, step)
     assert watch.limit == limit
     clock.now += limit - 1
@@ -49,7 +49,7 @@ def test_the_limit_follows_the_median_step_between_floor_and_ceiling(clock: Cloc
     assert watch.poll([IDLE]) is None
 
 
-def test_before_the_first_step_loading_takes_its_time(clock: Clock) -> None:
+def test_stall_limit_before_the_first_step_is_the_load_limit(clock: Clock) -> None:
     watch = StallWatch(StallLimits(load=900.0), clock)
     watch.event(Event(seq=0, time=clock.now, kind="phase", phase="load"))
     clock.now += 899
@@ -60,7 +60,7 @@ def test_before_the_first_step_loading_takes_its_time(clock: Clock) -> None:
     assert watch.poll([IDLE], ranks=2) is None, "rank 0 prepares the data"
 
 
-def test_ranks_at_work_may_be_silent_for_longer_but_not_for_ever(clock: Clock) -> None:
+def test_busy_ranks_may_be_silent_for_twice_the_ceiling(clock: Clock) -> None:
     """An evaluation; and ranks that spin in a collective that nobody completes."""
     watch = stepping(clock, 1.0)
     clock.now += 3599
@@ -69,7 +69,7 @@ def test_ranks_at_work_may_be_silent_for_longer_but_not_for_ever(clock: Clock) -
     assert "although ranks are busy" in (watch.poll([]) or "")
 
 
-def test_who_waits_for_a_rank_at_work_may_wait_until_the_ceiling(clock: Clock) -> None:
+def test_a_rank_may_wait_for_a_busy_one_until_the_ceiling(clock: Clock) -> None:
     """Rank 0 saves, or prepares data, and the others have nothing to do but wait for it."""
     watch = stepping(clock, 1.0)
     clock.now += 1799
@@ -93,7 +93,7 @@ def test_a_pause_is_no_stall(clock: Clock) -> None:
     assert watch.poll([IDLE]) is not None
 
 
-def test_the_environment_sets_the_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stall_limits_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert StallLimits.of_environment() == StallLimits()
     for name, value in (("FACTOR", "3"), ("FLOOR", "1.5"), ("CEILING", "60"), ("LOAD", "9")):
         monkeypatch.setenv(f"STACKLLAMA_STALL_{name}", value)
@@ -127,11 +127,11 @@ def start() -> Iterator[Start]:
         process.communicate()
 
 
-def test_a_rank_that_sleeps_is_found_among_those_that_work(clock: Clock, start: Start) -> None:
+def test_activity_finds_an_idle_rank_among_busy_ones(clock: Clock, start: Start) -> None:
     launcher, busy, asleep = start(ASLEEP), start(BUSY, "0"), start(ASLEEP, "1")
     every = [launcher, busy, asleep]
     activity = Activity(clock)
-    assert activity.poll(every) == [], "who has just begun is at work"
+    assert activity.poll(every) == [], "a new rank is busy"
     before = usage(busy)
     assert before is not None
     wait_for(lambda: (now := usage(busy)) is not None and now.ticks > before.ticks + 20)
@@ -139,21 +139,21 @@ def test_a_rank_that_sleeps_is_found_among_those_that_work(clock: Clock, start: 
     assert activity.poll(every) == [Idle(rank="1", seconds=2.0, stopped=[])], "the launcher is no rank"
     assert activity.ranks == 2
     clock.now += 0.5
-    assert [one.rank for one in activity.poll(every, {asleep.pid: 90, busy.pid: 1})] == [], "its GPU is at work"
+    assert [one.rank for one in activity.poll(every, {asleep.pid: 90, busy.pid: 1})] == [], "its GPU is busy"
 
 
-def test_reading_is_work(clock: Clock, start: Start) -> None:
+def test_activity_counts_reading_as_busy(clock: Clock, start: Start) -> None:
     reader = start(READING)
     activity = Activity(clock)
     activity.poll([reader])
     before = usage(reader)
     assert before is not None
     wait_for(lambda: (now := usage(reader)) is not None and now.bytes > before.bytes + (8 << 20))
-    clock.now += 1000  # so much that its processor time is next to nothing
+    clock.now += 1000  # long enough that its CPU time is negligible
     assert activity.poll([reader]) == []
 
 
-def test_a_stopped_rank_is_idle_whatever_it_has_used(clock: Clock, start: Start) -> None:
+def test_activity_counts_a_stopped_rank_as_idle(clock: Clock, start: Start) -> None:
     busy = start(BUSY)
     activity = Activity(clock)
     activity.poll([busy])
@@ -181,7 +181,7 @@ where_it_hangs()
 """
 
 
-def test_stacks_of_who_offers_them_and_a_word_on_who_does_not(
+def test_write_stacks_dumps_processes_with_a_handler_and_names_the_others(
     tmp_path: Path, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stack_dumps.shutil, "which", lambda _: None)  # py-spy would need no offer
@@ -204,9 +204,7 @@ def test_stacks_of_who_offers_them_and_a_word_on_who_does_not(
     assert path.exists()
 
 
-def test_py_spy_is_asked_first_where_it_is_installed(
-    tmp_path: Path, start: Start, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_write_stacks_prefers_py_spy(tmp_path: Path, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     spy = tmp_path / "py-spy"
     spy.write_text('#!/bin/sh\necho "spied with $*"\n')
     spy.chmod(0o700)

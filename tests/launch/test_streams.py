@@ -23,7 +23,7 @@ def python(code: str, closed: str, *arguments: str) -> int:
     return subprocess.run(command, env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)}, check=False).returncode
 
 
-def test_lock_is_above_the_standard_streams(runs: Runs) -> None:
+def test_lock_descriptor_is_above_the_standard_streams(runs: Runs) -> None:
     run = runs.create("one")
     code = """
         import os, sys
@@ -49,7 +49,7 @@ def test_standard_streams_are_opened_and_inherited() -> None:
     assert python(code, "<&- >&- 2>&-") == 0
 
 
-def test_run_launched_with_stdin_closed_goes_on(runs: Runs, home: Home) -> None:
+def test_a_run_launched_with_stdin_closed_runs(runs: Runs, home: Home) -> None:
     code = """
         import sys
         from stackllama_console.__main__ import main

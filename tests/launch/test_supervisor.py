@@ -34,7 +34,7 @@ def supervisor_of(run: RunDir) -> ProcessId:
     return supervisor
 
 
-def test_finishes(runs: Runs) -> None:
+def test_supervisor_records_a_finished_run(runs: Runs) -> None:
     run, state = runs.end("finish")
     assert (state.phase, state.exit_code, state.cause, state.attempt) == ("finished", 0, None, 1)
     assert state.started is not None and state.ended is not None and state.ended >= state.started
@@ -55,7 +55,7 @@ def test_exit_status_counts_when_there_is_no_end_event(runs: Runs) -> None:
     assert state.last_lines == ["fake worker: code", "RuntimeError: no such thing"]
 
 
-def test_killed_by_signal(runs: Runs) -> None:
+def test_supervisor_records_the_signal_that_killed_the_worker(runs: Runs) -> None:
     _, state = runs.end("kill")
     assert (state.phase, state.exit_code) == ("failed", 137)
     assert state.cause is not None and "killed by SIGKILL" in state.cause and "dmesg" in state.cause
@@ -87,7 +87,7 @@ def pidfds(process: ProcessId) -> int:
     return count
 
 
-def test_program_that_does_not_exist(runs: Runs) -> None:
+def test_supervisor_records_a_program_that_does_not_exist(runs: Runs) -> None:
     run = runs.create()
     lock = run.acquire_lock()
     start_supervisor(run, lock, Command(argv=["/no/such/program"], environment={}), [])
@@ -251,7 +251,7 @@ def test_supervisor_killed_but_the_worker_said_how_it_ended(runs: Runs) -> None:
     assert (state.phase, state.exit_code) == ("stopped", 75)
 
 
-def test_two_who_look_at_once_agree(runs: Runs) -> None:
+def test_concurrent_reconciles_agree(runs: Runs) -> None:
     run = runs.start("until-stopped")
     wait_for_phase(run, "running")
     send(supervisor_of(run), signal.SIGKILL)
@@ -266,7 +266,7 @@ def test_two_who_look_at_once_agree(runs: Runs) -> None:
     assert reconcile(run).phase == "lost"
 
 
-def test_queued_run_of_a_launcher_that_died(runs: Runs) -> None:
+def test_a_queued_run_of_a_dead_launcher_is_lost(runs: Runs) -> None:
     run = runs.create()
     assert reconcile(run).phase == "queued", "the launcher may still be on its way"
     state = run.read_state()
@@ -317,7 +317,7 @@ def test_full_disk_delays_the_record_and_loses_nothing(runs: Runs, monkeypatch: 
     assert (state.phase, state.exit_code, state.cause) == ("failed", 1, "out of memory in train")
 
 
-def test_what_cannot_be_watched_costs_no_run(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_watch_does_not_end_the_run(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     """Here its limit is no number, so that the watch fails at its first look; the run's own end stands."""
     monkeypatch.setenv("STACKLLAMA_DISK_CRITICAL", "a lot")
     run = runs.start("until-stopped")
@@ -344,7 +344,7 @@ def test_error_of_the_supervisor_itself_is_recorded(runs: Runs) -> None:
     assert "Traceback" in (run.attempt_dir(1) / "supervisor.txt").read_text()
 
 
-def test_a_clock_that_is_set_makes_no_long_save(runs: Runs) -> None:
+def test_shutdown_grace_ignores_a_changed_clock(runs: Runs) -> None:
     """What a save takes decides how long a stop may take; an hour forward between two events is none."""
     run = runs.create()
     folder = run.attempt_dir(1)

@@ -1,7 +1,7 @@
-"""What both sides start from: the demo's base after SFT, its reward model, and the settings of PPO.
+"""The common start of both sides: the demo's base after SFT, its reward model, and the settings of PPO.
 
 ``demo/sft`` and ``demo/reward`` hold the adapters of one run of the demo (seed 0), rounded to bfloat16; everything else
-is the demo's own. A recording says of which of these it was made (:func:`fingerprint`).
+is the demo's own. A recording holds the hash of what it was made from (:func:`fingerprint`).
 """
 
 import hashlib
@@ -65,14 +65,14 @@ SETTINGS = (
 
 
 def settings() -> dict[str, Any]:
-    """PPO's keys in the demo's recipe, every default written out."""
+    """Return PPO's keys in the demo's recipe, every default written out."""
     recipe = load_recipe(Stage.PIPELINE, DEMO_BASE / "demo.yaml")
     assert isinstance(recipe, PipelineRecipe)
     return recipe.ppo
 
 
 def fingerprint() -> str:
-    """Of data, base, adapters and the settings of both sides: SHA-256."""
+    """Return the SHA-256 of data, base, adapters and the settings of both sides."""
     digest = hashlib.sha256()
     for split in ("rl", "evaluation"):
         digest.update(json.dumps(sorted(demo_data.questions(split))).encode())
@@ -114,7 +114,7 @@ def make(folder: Path) -> Parts:
 
 
 def _float32(folder: Path, name: str) -> Path:
-    """A kept adapter, widened again."""
+    """Copy a kept adapter, converted back to float32."""
     target = folder / f"{name}-float32"
     target.mkdir(parents=True)
     shutil.copy(ADAPTERS / name / _FILES[0], target)

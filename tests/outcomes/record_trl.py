@@ -1,4 +1,4 @@
-"""Records how TRL 1.12.0's PPO does on the demo, which the engine's is held against.
+"""Recorder of TRL 1.12.0's PPO on the demo, against which the engine's is compared.
 
     make oracles
     .venv/bin/python -m tests.outcomes.record_trl          # some ten minutes on two cores
@@ -41,7 +41,7 @@ SAME = (
     "vf_coef",
     "missing_eos_penalty",
 )
-"""Keys by which both call the same thing."""
+"""Keys with the same name and meaning on both sides."""
 CURVE = ("objective/scores", "objective/kl", "objective/rlhf_reward")
 
 
@@ -70,7 +70,7 @@ def record(folder: Path, seeds: tuple[int, ...] = SEEDS) -> None:
     }
 
     def run(seed: int) -> None:
-        if not (folder / f"seed-{seed}.json").exists():  # of a recording that was broken off
+        if not (folder / f"seed-{seed}.json").exists():  # else: done by an interrupted recording
             command = [str(python), "-m", "tests.outcomes.record_trl", "--one", str(seed), "--folder", str(folder)]
             subprocess.run(command, env=environment, cwd=root, check=True)
 
@@ -94,7 +94,7 @@ def record(folder: Path, seeds: tuple[int, ...] = SEEDS) -> None:
 
 
 def one(folder: Path, seed: int) -> None:
-    """One run of TRL, in its own environment."""
+    """Train and evaluate one seed with TRL, in its own environment."""
     import torch
     from datasets import Dataset
     from peft import LoraConfig
@@ -125,7 +125,7 @@ def one(folder: Path, seed: int) -> None:
         """Keeps the curve."""
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **more: Any) -> None:
-            """Of every step."""
+            """Append the metrics of a step."""
             if logs and CURVE[0] in logs:
                 curve.append({name: round(float(logs[name]), 5) for name in CURVE})
 
@@ -184,7 +184,7 @@ def one(folder: Path, seed: int) -> None:
 
 
 def main() -> None:
-    """As the module says; ``--keep`` takes the adapters of a finished demo first."""
+    """Record; ``--keep`` takes the adapters of a finished demo first."""
     parser = argparse.ArgumentParser(description="Record TRL 1.12.0's PPO on the demo.")
     parser.add_argument("--keep", type=Path, help="run directory of a finished demo pipeline, whose adapters to keep")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
