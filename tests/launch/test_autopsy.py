@@ -38,8 +38,8 @@ CUDA = (
     "(CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of {} of which 18.06 MiB is free. "
     "Including non-PyTorch memory, this process has 11.66 GiB memory in use.)"
 )
-KILLED = Death(rank="1", host="node7", pid=4242, number=9, seen=1.0, held=1900 << 20)
-KERNEL = Killer(seen=True, limit=2 * GIB, whose="memory.max of cgroup /job")
+KILLED = Death(rank="1", host="node7", pid=4242, number=9, time=1.0, held=1900 << 20)
+KERNEL = Killer(active=True, limit=2 * GIB, whose="memory.max of cgroup /job")
 CPU = "([enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory)"
 
 
@@ -67,9 +67,11 @@ def make(tmp_path: Path) -> Any:
     return run
 
 
-def cause(run: RunDir, reported: str, *, code: int = 1, silent: bool = False, killer_seen: bool = False) -> str | None:
+def cause(
+    run: RunDir, reported: str, *, code: int = 1, silent: bool = False, killer_active: bool = False
+) -> str | None:
     outcome = Outcome(phase="failed", exit_code=code, cause=reported)
-    killer = Killer(seen=killer_seen, limit=autopsy.main_memory().total, whose="this machine's memory")
+    killer = Killer(active=killer_active, limit=autopsy.main_memory().total, whose="this machine's memory")
     return explain(run, run.read_state(), outcome, silent=silent, killer=killer)
 
 
@@ -135,11 +137,11 @@ def test_explain_names_the_kernels_oom_killer(make: Any, monkeypatch: pytest.Mon
     machine_has(monkeypatch, 64 * GIB)
     run = make(on_gpu=False, load_in_8bit=False)
     for code in (137, 1):  # accelerate makes 1 of it
-        text = cause(run, f"exit code {code}", code=code, silent=True, killer_seen=True)
+        text = cause(run, f"exit code {code}", code=code, silent=True, killer_active=True)
         assert text is not None
         assert text.startswith("Killed while the kernel's out-of-memory killer was active: out of memory in ")
-    assert cause(run, "exit code 1", killer_seen=True) is None, "it said itself why it ended"
-    assert cause(run, "exit code 7", code=7, silent=True, killer_seen=True) is None
+    assert cause(run, "exit code 1", killer_active=True) is None, "it said itself why it ended"
+    assert cause(run, "exit code 7", code=7, silent=True, killer_active=True) is None
 
 
 def test_explain_of_an_uncounted_kill_is_memory_only_near_the_limit(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,12 +189,12 @@ def test_explain_falls_back_to_the_cgroups_peak(make: Any) -> None:
 
 def test_explain_of_a_sigkill_that_the_kernel_did_not_count(make: Any) -> None:
     run = make(on_gpu=False, load_in_8bit=False)
-    roomy = Killer(seen=False, limit=512 * GIB, whose="this machine's memory")
+    roomy = Killer(active=False, limit=512 * GIB, whose="this machine's memory")
     assert killed_cause(run, killer=roomy) == (
         "rank 1 on node7 was killed by SIGKILL in phase train; the kernel's out-of-memory killer was not "
         "active, so a user or another program sent it. The run used 1.9 GiB of 512.0 GiB (this machine's memory)."
     )
-    assert "check `dmesg`. The run used" in killed_cause(run, killer=msgspec.structs.replace(roomy, seen=None))
+    assert "check `dmesg`. The run used" in killed_cause(run, killer=msgspec.structs.replace(roomy, active=None))
     near = killed_cause(run, killer=msgspec.structs.replace(roomy, limit=2 * GIB))
     assert "SIGKILL in phase train, probably for its memory use: the run used 1.9 GiB of 2.0 GiB" in near
 

@@ -22,11 +22,11 @@ def test_oom_watch_names_slurms_limit_two_cgroups_above(tree: Tree) -> None:
     tree.put(JOB, memory_max=16 * GIB, memory_peak=15 * GIB, memory_events__local="low 0\noom 0\noom_kill 0")
     tree.put(TASK, memory_max="max", memory_events="low 0\noom 0\noom_kill 2")
     watch = OomWatch(tree.root)
-    assert watch.poll().seen is False
+    assert watch.poll().active is False
     tree.put(TASK, memory_events="low 0\noom 0\noom_kill 3")
     tree.put(JOB, memory_events__local="low 0\noom 1\noom_kill 0", memory_peak=16 * GIB)
     assert watch.poll() == Killer(
-        seen=True,
+        active=True,
         limit=16 * GIB,
         peak=16 * GIB,
         whose=f"Slurm's memory limit of job 4711 (`--mem`; memory.max of cgroup /{JOB})",
@@ -41,7 +41,7 @@ def test_oom_watch_names_the_limit_that_was_hit(tree: Tree) -> None:
     watch = OomWatch(tree.root)
     tree.put("a", memory_events__local="oom 5")
     tree.put("a/b", memory_events="oom_kill 1")
-    assert watch.poll() == Killer(seen=True, limit=16 * GIB, whose="memory.max of cgroup /a")
+    assert watch.poll() == Killer(active=True, limit=16 * GIB, whose="memory.max of cgroup /a")
 
 
 def test_oom_watch_ignores_kills_outside_the_cgroup(tree: Tree) -> None:
@@ -49,15 +49,15 @@ def test_oom_watch_ignores_kills_outside_the_cgroup(tree: Tree) -> None:
     tree.put("a", memory_max="max", memory_events="oom_kill 0")
     watch = OomWatch(tree.root)
     tree.killed(1)
-    assert watch.poll() == Killer(seen=False, limit=64 * GIB, whose="this machine's memory")
+    assert watch.poll() == Killer(active=False, limit=64 * GIB, whose="this machine's memory")
 
 
 def test_oom_watch_falls_back_to_the_machines_count(tree: Tree) -> None:
     watch = OomWatch(tree.root)
     tree.killed(1)
-    assert watch.poll().seen is True
+    assert watch.poll().active is True
     (tree.root / "proc/vmstat").unlink()
-    assert watch.poll().seen is None
+    assert watch.poll().active is None
 
 
 def test_oom_watch_of_cgroup_version_1(tree: Tree) -> None:
@@ -68,5 +68,5 @@ def test_oom_watch_of_cgroup_version_1(tree: Tree) -> None:
     watch = OomWatch(tree.root)
     tree.put(f"{folder}/step_0", memory_oom_control="oom_kill_disable 0\nunder_oom 0\noom_kill 1")
     found = watch.poll()
-    assert (found.seen, found.limit, found.peak) == (True, 4 * GIB, 4 * GIB)
+    assert (found.active, found.limit, found.peak) == (True, 4 * GIB, 4 * GIB)
     assert found.whose.startswith("Slurm's memory limit of job 12 (`--mem`; memory.limit_in_bytes of cgroup /slurm/")

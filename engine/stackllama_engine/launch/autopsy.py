@@ -81,7 +81,7 @@ def explain(
     """
     if outcome.phase != "failed":
         return None
-    by_kernel = killer is not None and bool(killer.seen)
+    by_kernel = killer is not None and bool(killer.active)
     by_signal = killed is not None and killed.number != signal.SIGBUS  # which a full disk does not send
     if silent and not (by_kernel or by_signal) and outcome.exit_code in _SILENT_CODES:
         evidence = full_disk(run, run.attempt_dir(state.attempt))
@@ -111,7 +111,7 @@ def explain(
     elif history.phase is None:  # it never started: no memory was allocated
         return None
     else:
-        certain = killer is not None and bool(killer.seen)
+        certain = killer is not None and bool(killer.active)
         why = " while the kernel's out-of-memory killer was active" if certain else ", probably for its memory use"
         death = _Death(how=f"Killed{why}: out of memory", phase=history.phase, certain=certain, killer=killer)
     cause = _cause(death, estimated, history)
@@ -131,28 +131,28 @@ def _of_killed(killed: Death, killer: Killer | None, estimated: Expected | None,
     held = killed.held or killer.peak
     limit = f"{_gib(killer.limit)} ({killer.whose})"
     memory = f"the run used {_gib(held)} of {limit}" if held else f"the limit is {limit}"
-    death = _Death(how="", phase=history.phase or "", certain=bool(killer.seen), killer=killer)
-    if killer.seen:
+    death = _Death(how="", phase=history.phase or "", certain=bool(killer.active), killer=killer)
+    if killer.active:
         beginning += f" by the kernel's out-of-memory killer: {memory}."
     elif history.phase and _is_near(death, estimated, history, held or 0):
         beginning += f", probably for its memory use: {memory}."
     else:
         hint = "the kernel's out-of-memory killer was not active, so a user or another program sent it"
         unknown = "often it is the kernel's out-of-memory killer: check `dmesg`"
-        return f"{beginning}; {unknown if killer.seen is None else hint}. {memory[0].upper()}{memory[1:]}."
+        return f"{beginning}; {unknown if killer.active is None else hint}. {memory[0].upper()}{memory[1:]}."
     more = _advice(death, estimated) if history.phase else None
     return f"{beginning} {more[0].upper()}{more[1:]}" if more else beginning
 
 
 def _is_near(death: _Death, estimated: Expected | None, history: History, held: int) -> bool:
     """Return whether a process may have been killed for its memory although no kill was counted."""
-    room = _room(death)
+    capacity = _capacity(death)
     estimate = _of_phase(estimated, death.phase) if estimated else None
-    if room and held > _NEAR * room:
+    if capacity and held > _NEAR * capacity:
         return True
     if estimated is None or estimate is None:
         return False
-    return _near(estimate, history, room, counts=not estimated.on_gpu)
+    return _near(estimate, history, capacity, counts=not estimated.on_gpu)
 
 
 def _cause(death: _Death, estimated: Expected | None, history: History) -> str | None:
@@ -161,7 +161,7 @@ def _cause(death: _Death, estimated: Expected | None, history: History) -> str |
     if estimated is None or estimate is None:  # nothing to compare with: the worker's own cause is kept
         return None if death.reported or not death.certain else f"{beginning}."
     host = estimated.on_gpu and not death.gpu  # an estimate of GPU memory says nothing about the RAM
-    if not death.certain and not _near(estimate, history, _room(death), counts=not host):
+    if not death.certain and not _near(estimate, history, _capacity(death), counts=not host):
         return None
     return f"{beginning}: {_advice(death, estimated)}"
 
@@ -175,13 +175,13 @@ def _advice(death: _Death, estimated: Expected | None) -> str | None:
         return f"this machine's RAM, not GPU memory.{death.detail}"
     largest = max(estimate.components, key=lambda component: component.bytes)
     share = f"{_component(largest)} most of the {_gib(estimate.allocated)} expected there"
-    return f"{share}. {_way_out(estimated, estimate, death.phase, _room(death))}{death.detail}"
+    return f"{share}. {_way_out(estimated, estimate, death.phase, _capacity(death))}{death.detail}"
 
 
-def _way_out(estimated: Expected, estimate: Estimate, phase: str, room: int | None) -> str:
+def _way_out(estimated: Expected, estimate: Estimate, phase: str, capacity: int | None) -> str:
     """Return the one change that would have fitted."""
     # it did not fit, whatever the formula says: a change must at least save what the formula is unsure of
-    target = min(room or estimate.device[1], estimate.device[0])
+    target = min(capacity or estimate.device[1], estimate.device[0])
 
     def at_phase(recipe: EstimatedRecipe, changed: Estimate) -> Estimate:
         return _only(estimated, changed, phase) or changed
@@ -198,8 +198,8 @@ def _way_out(estimated: Expected, estimate: Estimate, phase: str, room: int | No
     if phase == "load":
         options = [one for one in options if one.changes.keys() & _WEIGHT_KEYS]
     fitting = [one for one in options if one.fits == "yes"]
-    fits = bool(room) and estimate.device[1] <= (room or 0)
-    elsewhere = f"The estimate fits into {_gib(room or 0)}: another process held memory, or the estimate is too low"
+    fits = bool(capacity) and estimate.device[1] <= (capacity or 0)
+    elsewhere = f"The estimate fits into {_gib(capacity or 0)}: another process held memory, or the estimate is too low"
     if not fitting:
         best = max(options, key=lambda one: one.saving, default=None)
         more = f"; `{_words(best)}` saves most ({_gib(best.saving)})" if best else ""
@@ -208,7 +208,7 @@ def _way_out(estimated: Expected, estimate: Estimate, phase: str, room: int | No
     after = " to ".join(map(_gib, best.device_after))
     if fits:
         return f"{elsewhere}. `{_words(best)}` needs less: {after}."
-    return f"`{_words(best)}` would have fitted: {after}" + (f" of {_gib(room)}." if room else ".")
+    return f"`{_words(best)}` would have fitted: {after}" + (f" of {_gib(capacity)}." if capacity else ".")
 
 
 def _of_phase(estimated: Expected, phase: str) -> Estimate | None:
@@ -227,15 +227,15 @@ def _only(estimated: Expected, estimate: Estimate, phase: str) -> Estimate | Non
     return summed(phases, estimated.architecture, gpus=estimated.gpus, on_gpu=estimated.on_gpu) if phases else None
 
 
-def _near(estimate: Estimate, history: History, room: int | None, *, counts: bool) -> bool:
+def _near(estimate: Estimate, history: History, capacity: int | None, *, counts: bool) -> bool:
     """Return whether measurement, or the estimate where it counts, comes near to the limit."""
-    if room is None:
+    if capacity is None:
         return False
     measured = history.memory.get("rss") or 0.0
-    return measured > _NEAR * room or (counts and estimate.device[1] > room)
+    return measured > _NEAR * capacity or (counts and estimate.device[1] > capacity)
 
 
-def _room(death: _Death) -> int | None:
+def _capacity(death: _Death) -> int | None:
     """Return the capacity in bytes: from the allocator's message, else from the driver; of a CPU the memory limit."""
     if not death.gpu:
         return death.killer.limit if death.killer else main_memory().total

@@ -47,7 +47,7 @@ def remove_leftovers(home: Home) -> tuple[list[str], list[str]]:
         names of the removed ones, and of those that a process still works on.
 
     Raises:
-        RefusedError: one cannot be removed, or the home is somebody else's (:mod:`.ownership`).
+        RefusedError: one cannot be removed, or the home is another user's (:mod:`.ownership`).
     """
     check_home(home)
     removed: list[str] = []

@@ -81,7 +81,7 @@ def package_versions() -> dict[str, str]:
 def git_commit() -> str | None:
     """Return the commit of the checkout this package runs from, with ``+`` when files differ; None without one."""
     package = Path(stackllama_engine.__file__).resolve().parent
-    if "site-packages" in package.parts:  # installed: a repository around the environment says nothing about us
+    if "site-packages" in package.parts:  # installed: a repository around the environment is not ours
         return None
     try:
         head = _git(package, "rev-parse", "HEAD")

@@ -19,14 +19,14 @@ class Killer(Struct, frozen=True, kw_only=True):
     """The memory limit of an attempt, and whether the out-of-memory killer was active meanwhile.
 
     Attributes:
-        seen: it killed a process of the run's cgroup (or, where that is not counted, of this machine); None: there is
+        active: it killed a process of the run's cgroup (or, where that is not counted, of this machine); None: there is
             no count.
         limit: bytes of the nearest limit: a cgroup's, or all the memory there is.
         whose: the limit, in words.
         peak: most bytes that the cgroup of that limit held; None: it has no such counter.
     """
 
-    seen: bool | None
+    active: bool | None
     limit: int
     whose: str
     peak: int | None = None
@@ -49,13 +49,13 @@ class OomWatch:
     def poll(self) -> Killer:
         """Compare with the counts of the beginning."""
         kills, before = self._kills(), self._before
-        seen = kills > before if kills is not None and before is not None else None
+        active = kills > before if kills is not None and before is not None else None
         reached = [limit for limit in self._limits if _reached(limit.cgroup) > self._reached[limit.cgroup.folder]]
         limit = tightest(reached) or tightest(self._limits)
         machine = machine_memory(self._root)[0]
         if limit is None or limit.bytes > machine:
-            return Killer(seen=seen, limit=machine, whose="this machine's memory")
-        return Killer(seen=seen, limit=limit.bytes, whose=_words(limit), peak=_peak(limit.cgroup))
+            return Killer(active=active, limit=machine, whose="this machine's memory")
+        return Killer(active=active, limit=limit.bytes, whose=_words(limit), peak=_peak(limit.cgroup))
 
     def _kills(self) -> int | None:
         """Read the count of the run's own cgroup, else of the machine."""

@@ -31,7 +31,7 @@ def check_home(home: Home) -> None:
 
     Raises:
         RefusedError: it is one; the text names the owner, the path and the way out.
-        UsageError: ``STACKLLAMA_TRUST_OWNER`` names nobody that this machine knows.
+        UsageError: ``STACKLLAMA_TRUST_OWNER`` names no user of this machine.
     """
     _refuse(_home_problem(home, _named()))
 
@@ -49,7 +49,7 @@ def run_problem(run: RunDir) -> str:
     """Return why :func:`check_run` would refuse; empty where it would not.
 
     Raises:
-        UsageError: ``STACKLLAMA_TRUST_OWNER`` names nobody.
+        UsageError: ``STACKLLAMA_TRUST_OWNER`` names no user of this machine.
     """
     named = _named()
     return _home_problem(Home(run.path.parents[1]), named) or _first_problem([run.path, *_inside(run.path)], named)

@@ -27,7 +27,7 @@ _EXIT_CODE = re.compile(r"exitcode\s*: (-?\d{1,3})\)?(?: local_rank: \d+)? \(pid
 _SECONDARY = frozenset({signal.SIGTERM, signal.SIGABRT})
 """Signals by which a rank ends because another one has: torchelastic's, and NCCL's watchdog's."""
 _TOLERANCE = 5.0
-"""Seconds by which a death may be seen later than what another rank wrote because of it."""
+"""Seconds by which a death may be noticed later than what another rank wrote because of it."""
 
 
 class Death(Struct, frozen=True, kw_only=True):
@@ -38,15 +38,15 @@ class Death(Struct, frozen=True, kw_only=True):
         host: the machine it was on.
         pid: its process id.
         number: the signal's; None: unknown.
-        seen: Unix seconds.
-        held: resident bytes of all ranks of this host when it was last seen.
+        time: Unix seconds at which its end was noticed.
+        held: resident bytes of all ranks of this host before the first of them ended.
     """
 
     rank: str | None
     host: str
     pid: int
     number: int | None
-    seen: float
+    time: float
     held: int
 
     @property
@@ -98,7 +98,7 @@ class Ranks:
             del self._alive[process]
             os.close(self._descriptors.pop(process))
             self._gone.append(
-                Death(rank=rank, host=socket.gethostname(), pid=process.pid, number=None, seen=now, held=self._held)
+                Death(rank=rank, host=socket.gethostname(), pid=process.pid, number=None, time=now, held=self._held)
             )
         if held and not self._gone:
             self._held = held
@@ -122,15 +122,15 @@ class Ranks:
         for death in self._gone:
             number = codes.get(death.pid)
             if number is not None and number >= 0:
-                failed += [death.seen] if number else []
+                failed += [death.time] if number else []
             elif death.rank not in causes:
                 killed.append(msgspec.structs.replace(death, number=None if number is None else -number))
         # of those found ended at the same poll, the one that no other death explains
-        first = min(killed, key=lambda death: (death.number in _SECONDARY, death.seen), default=None)
+        first = min(killed, key=lambda death: (death.number in _SECONDARY, death.time), default=None)
         if first is None:
             return None
         late = 0.0 if first.number in _SECONDARY else _TOLERANCE
-        return first if first.seen <= min(failed, default=inf) + late else None
+        return first if first.time <= min(failed, default=inf) + late else None
 
     def close(self) -> None:
         """Close the pidfds."""

@@ -1,4 +1,4 @@
-"""The way a worker is brought to an end: how long it is given, and which signal comes next.
+"""Shutdown of a worker: how long it is given to stop by itself, and which signal comes next.
 
 ::
 

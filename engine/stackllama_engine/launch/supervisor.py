@@ -1,10 +1,9 @@
-"""The one process that watches a run: ``python -m stackllama_engine.launch.supervisor RUN_DIR ATTEMPT LOCK_FD``.
+"""Supervisor, the one process that watches a run: ``python -m stackllama_engine.launch.supervisor RUN_DIR ATTEMPT LOCK_FD``.
 
 It detaches itself, holds the run's lock for as long as it lives, starts the command of ``launch.json``, and records
 what became of it. Nothing but the lock says that a run is alive, so a supervisor that is killed needs no clean-up.
 
-How a worker is brought to an end: :mod:`.shutdown`. Besides, stalls, the disk and the GPUs are monitored
-(:mod:`.watch`).
+Shutdown of the worker: :mod:`.shutdown`. Stalls, the disk and the GPUs are monitored too: :mod:`.watch`.
 """
 
 import contextlib
@@ -244,7 +243,7 @@ class Supervisor:
         self._shutdown.stop(now)
         try:
             self.run.request("stop")  # for the worker, when the stop came as a signal
-        except OSError as error:  # a full disk: a signal says the same
+        except OSError as error:  # a full disk: a signal requests the same
             log_line(f"control/stop: {error}; sending SIGTERM instead")
             self._shutdown.terminate(now)
         if self._status is None:

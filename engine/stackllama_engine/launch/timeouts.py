@@ -36,11 +36,6 @@ class Asked(Generic[T]):
         self._error: BaseException | None = None
         threading.Thread(target=self._ask, name=f"asks {who}", daemon=True).start()
 
-    @property
-    def answered(self) -> bool:
-        """Whether there is an answer."""
-        return self._answered.is_set()
-
     def answer(self, seconds: float = 0.0) -> T:
         """Wait for the answer and return it.
 
