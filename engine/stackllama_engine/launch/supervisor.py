@@ -1,4 +1,4 @@
-"""Supervisor, the one process that watches a run: ``python -m stackllama_engine.launch.supervisor RUN_DIR ATTEMPT LOCK_FD``.
+"""Supervisor of a run: ``python -m stackllama_engine.launch.supervisor RUN_DIR ATTEMPT LOCK_FD``.
 
 It detaches itself, holds the run's lock for as long as it lives, starts the command of ``launch.json``, and records
 what became of it. Nothing but the lock says that a run is alive, so a supervisor that is killed needs no clean-up.
