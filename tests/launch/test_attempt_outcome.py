@@ -1,4 +1,4 @@
-"""How an attempt ended, from its end event, its exit status and its log."""
+"""Outcome of an attempt, from its end event, its exit status and its log."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""A run that finished leaves what it took for later estimates; one that failed, or measured nothing, does not."""
+"""Calibration rows: finished runs add one; failed runs, or runs without measurements, do not."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Supervisor, stop and whoever looks, on a disk that takes nothing more."""
+"""Supervisor, stop and reconcile on a full disk."""
 
 import os
 import signal

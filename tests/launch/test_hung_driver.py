@@ -1,4 +1,4 @@
-"""NVML, a file system or a debugger that never answers: it is said, and nothing else waits for it."""
+"""NVML, a file system or a debugger that hangs: it is reported, and nothing else waits for it."""
 
 import os
 import threading

@@ -1,4 +1,4 @@
-"""How much main memory a process may use, where control groups nest."""
+"""Main memory that a process may use, where control groups nest."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The directory of a run is renamed, replaced or removed while it trains: the run ends, and says why where it can."""
+"""The directory of a run is renamed, replaced or removed while it trains: the run ends, with the cause if possible."""
 
 import shutil
 import signal
@@ -88,7 +88,7 @@ def test_a_run_whose_directory_is_removed_ends_at_once(runs: Runs) -> None:
     (worker,) = run_processes(run.path)
     supervisor = run.read_state().supervisor
     with pytest.raises(UsageError, match="cannot be read"):
-        while run.path.exists():  # who is at work in it may make a file meanwhile
+        while run.path.exists():  # a running process may make a file in it meanwhile
             shutil.rmtree(run.path, ignore_errors=True)
         stop(run, wait=True)
     wait_for(lambda: not alive(worker) and not alive(supervisor))

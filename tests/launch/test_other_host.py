@@ -1,4 +1,4 @@
-"""A home that several machines share, its locks known to one machine only: nobody judges a run of another one."""
+"""A home that several machines share, with locks local to each: no machine marks another one's run."""
 
 import os
 import subprocess
@@ -54,7 +54,7 @@ def run_there(runs: Runs, other_host: SecondHost) -> Iterator[tuple[RunDir, "sub
     assert host.stdout is not None and host.stdout.readline() == "started\n", host.communicate()[1]
     run = runs.home.run("mine")
     wait_for_phase(run, "running")
-    (run.path / "lock").unlink()  # whoever looks from here finds a lock of his own
+    (run.path / "lock").unlink()  # from here, another lock file is found
     yield run, host
     os.close(writer)
     host.kill()

@@ -1,4 +1,4 @@
-"""Which rank went first, as the supervisor sees it: real processes below this one, which takes the launcher's place."""
+"""The rank that ended first, as the supervisor sees it: real processes below this one, in the launcher's place."""
 
 import os
 import signal
@@ -81,7 +81,7 @@ def below(tmp_path: Path, clock: Clock) -> Iterator[Below]:
 
 def test_first_killed_is_the_rank_that_was_killed_not_its_peers(below: Below) -> None:
     below.end(1, signal.SIGKILL)
-    below.says(0, below.clock.now - 0.05)  # a moment before its peer was seen to be gone
+    below.says(0, below.clock.now - 0.05)  # a moment before its peer's end was noticed
     below.end(0, signal.SIGTERM)
     log = below.log(-15, -9)
     assert below.first(log) == f"rank 1 on {HERE} was killed by SIGKILL"
@@ -90,7 +90,7 @@ def test_first_killed_is_the_rank_that_was_killed_not_its_peers(below: Below) ->
 
 
 def test_first_killed_is_none_after_a_rank_that_wrote_a_cause(below: Below) -> None:
-    """torchelastic kills who has not ended some time after that."""
+    """Later, torchelastic kills the ranks that have not ended."""
     below.says(1, below.clock.now)
     below.clock.now += 120
     below.end(0, signal.SIGKILL)

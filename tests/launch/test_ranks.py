@@ -1,4 +1,4 @@
-"""Two real ranks under a real `accelerate launch`: one is stopped, signals come to the launcher, a stranger looks."""
+"""Two real ranks under a real `accelerate launch`: one is stopped, the launcher is signalled, another user tries to read."""
 
 import re
 import signal
@@ -26,8 +26,8 @@ def notices(run: RunDir) -> list[str]:
     return [event.data["message"] for path in run.health_files() for event in EventReader(path).read()]
 
 
-def stop_one_rank_and_let_it_go_on(run: RunDir) -> None:
-    """Stalled, never failed, with the stacks of whoever has one; running again when it is released."""
+def stop_and_continue_one_rank(run: RunDir) -> None:
+    """Stop one rank: stalled, not failed, with stack dumps; running again when it is released."""
     stopped = identify(int((run.path / "rank-1.pid").read_text()))
     assert stopped is not None and send(stopped, signal.SIGSTOP)
     state = wait_for_phase(run, "stalled")
@@ -49,7 +49,7 @@ def stop_one_rank_and_let_it_go_on(run: RunDir) -> None:
 
 
 def signal_the_launcher(run: RunDir, number: signal.Signals) -> None:
-    """Every rank saves, nothing is left, and it is said what came."""
+    """Signal the launcher: every rank saves, nothing is left, and the cause names the signal."""
     launched = run.read_state().worker
     assert launched is not None and send(launched, number)
     state = wait_for_phase(run, "stopped")
@@ -72,7 +72,7 @@ def short_limits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_stopped_rank_is_a_stall_and_sigusr1_reaches_every_rank(runs: Runs, short_limits: None) -> None:
     run = start_ranks(runs, 2)
-    stop_one_rank_and_let_it_go_on(run)
+    stop_and_continue_one_rank(run)
     place = meeting_place(run)
     assert Path(place).is_dir()
     signal_the_launcher(run, signal.SIGUSR1)
@@ -128,7 +128,7 @@ def test_a_second_user_gets_nothing_of_a_real_sft_on_two_ranks(home: Home) -> No
 
 
 def kill_one_rank(run: RunDir, rank: int) -> State:
-    """By somebody, from outside: the state says who it was and by what, whatever the other rank complains of."""
+    """Kill a rank from outside: the state names the rank and the signal, whatever the other rank reports."""
     killed = identify(int((run.path / f"rank-{rank}.pid").read_text()))
     assert killed is not None and send(killed, signal.SIGKILL)
     wait_for(lambda: run.read_state().has_ended, seconds=120)

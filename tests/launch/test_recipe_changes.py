@@ -1,4 +1,4 @@
-"""A recipe that is not the one of the last attempt: said key by key, confirmed or restored, never resumed unseen."""
+"""A recipe that differs from the last attempt's: named key by key, confirmed or restored, never resumed silently."""
 
 import shutil
 

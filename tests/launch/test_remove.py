@@ -1,4 +1,4 @@
-"""Deleting runs: what has ended goes whole; what is alive stays whole."""
+"""Deletion of runs: ended runs are deleted whole; living runs stay whole."""
 
 import os
 import shutil
@@ -37,7 +37,7 @@ def test_remove_frees_the_name_of_an_ended_run(home: Home) -> None:
 def test_remove_of_a_pipeline_deletes_its_own_stages_only(home: Home) -> None:
     _run(home, "p", Stage.PIPELINE)
     _run(home, "p-sft", Stage.SFT, parents=("p",))
-    _run(home, "p-reward", Stage.REWARD, parents=("elsewhere",))  # somebody else's, with a name that fits
+    _run(home, "p-reward", Stage.REWARD, parents=("elsewhere",))  # another pipeline's, with a matching name
     assert sorted(remove(home, "p")) == ["p", "p-sft"]
     assert [run.id for run in home.runs()] == ["p-reward"]
 

@@ -1,4 +1,4 @@
-"""The directory in which ranks meet: private, usable, and never the same one twice."""
+"""The rendezvous directory of ranks: private, usable, and new each time."""
 
 import errno
 import fcntl

@@ -1,4 +1,4 @@
-"""A damaged run: rebuilt from what its other files say, or said to be beyond that; what was damaged is kept."""
+"""Repair of a damaged run from its other files, or a refusal; damaged files are kept."""
 
 import os
 from pathlib import Path
@@ -114,7 +114,7 @@ def test_repair_refuses_a_living_run(home: Home) -> None:
 
 
 def test_repair_without_flock_releases_the_lock(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another machine cannot see that who repaired it has ended."""
+    """Another machine cannot see that the repairing process has ended."""
     monkeypatch.setattr(run_lock, "try_flock", lambda _descriptor, _operation: None)
     run = _run(home, end={"exit_code": 0})
     repair(home, "one")

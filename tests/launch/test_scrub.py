@@ -1,4 +1,4 @@
-"""Secrets that reach a log past every Python stream are masked where they stand."""
+"""Secrets that reach a log past every Python stream are masked in place."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A canary in the environment: whatever a worker prints, says or writes of it, no file of the run holds it."""
+"""A canary in the environment: whatever a worker prints or writes of it, no file of the run holds it."""
 
 from pathlib import Path
 

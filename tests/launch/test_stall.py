@@ -61,7 +61,7 @@ def test_stall_limit_before_the_first_step_is_the_load_limit(clock: Clock) -> No
 
 
 def test_busy_ranks_may_be_silent_for_twice_the_ceiling(clock: Clock) -> None:
-    """An evaluation; and ranks that spin in a collective that nobody completes."""
+    """An evaluation; and ranks that spin in a collective that no rank completes."""
     watch = stepping(clock, 1.0)
     clock.now += 3599
     assert watch.poll([]) is None and watch.poll([Idle(rank="0", seconds=60.0, stopped=[])]) is None
@@ -187,7 +187,7 @@ def test_write_stacks_dumps_processes_with_a_handler_and_names_the_others(
     monkeypatch.setattr(stack_dumps.shutil, "which", lambda _: None)  # py-spy would need no offer
     offering, silent = start(OFFERING.format(folder=str(tmp_path)), "0"), start(ASLEEP, "1")
     assert catches(offering, STACK_SIGNAL) and not catches(silent, STACK_SIGNAL)
-    drop_empty_stacks(tmp_path)  # nobody has asked: it would be no more than a puzzle
+    drop_empty_stacks(tmp_path)  # no dump was requested: an empty file would only puzzle
     assert not (tmp_path / "stacks.txt").exists()
     stopped = start(OFFERING.format(folder=str(tmp_path)), "2")
     send(stopped, signal.SIGSTOP)

@@ -63,5 +63,5 @@ def test_a_run_launched_with_stdin_closed_runs(runs: Runs, home: Home) -> None:
     run = home.run("one")
     wait_for(lambda: run.read_state().phase == "running" or run.read_state().has_ended)
     assert run.lock_is_held()
-    assert reconcile(run).phase == "running"  # a look kills what nobody holds
+    assert reconcile(run).phase == "running"  # reconcile kills a run without a lock holder
     assert stop(run, wait=True).phase == "stopped"

@@ -271,7 +271,7 @@ def test_a_queued_run_of_a_dead_launcher_is_lost(runs: Runs) -> None:
     assert reconcile(run).phase == "queued", "the launcher may still be on its way"
     state = run.read_state()
     assert state.host is not None
-    run.write_state(msgspec.structs.replace(state, created=time.time() - 60))  # a clock that was set says nothing
+    run.write_state(msgspec.structs.replace(state, created=time.time() - 60))  # a changed wall clock proves nothing
     assert reconcile(run).phase == "queued"
     then = msgspec.structs.replace(state.host, clock=state.host.clock - 60)
     run.write_state(msgspec.structs.replace(state, created=time.time() + 3600, host=then))  # an hour back, since
@@ -289,7 +289,7 @@ def test_marked_processes_of_other_runs_are_left_alone(runs: Runs) -> None:
 
 
 def test_full_disk_delays_the_record_and_loses_nothing(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The supervisor's own writes fail until there is room; the worker goes on, the outcome is recorded late."""
+    """The supervisor's own writes fail until there is room; the worker continues, the outcome is recorded late."""
     run = runs.create()
     lock = run.acquire_lock()
     monkeypatch.setattr(launcher, "_spawn", lambda *_: 0)
@@ -318,12 +318,12 @@ def test_full_disk_delays_the_record_and_loses_nothing(runs: Runs, monkeypatch: 
 
 
 def test_a_failing_watch_does_not_end_the_run(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Here its limit is no number, so that the watch fails at its first look; the run's own end stands."""
+    """The disk limit is not a number, so that the watch fails at its first poll; the run still ends normally."""
     monkeypatch.setenv("STACKLLAMA_DISK_CRITICAL", "a lot")
     run = runs.start("until-stopped")
     wait_for(lambda: (run.path / "worker.pid").exists())
-    complaints = run.attempt_dir(1) / "supervisor.txt"
-    wait_for(lambda: "no longer monitored" in complaints.read_text())
+    log = run.attempt_dir(1) / "supervisor.txt"
+    wait_for(lambda: "no longer monitored" in log.read_text())
     assert stop(run, wait=True).exit_code == 75
 
 

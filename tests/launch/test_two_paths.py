@@ -1,4 +1,4 @@
-"""One home by two paths: whoever comes by the other one sees the same run, its processes, and never starts a second."""
+"""One home by two paths: either path finds the same run and processes, and never starts a second trainer."""
 
 import os
 import signal
