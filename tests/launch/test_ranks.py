@@ -1,4 +1,4 @@
-"""Two real ranks under a real `accelerate launch`: one is stopped, the launcher is signalled, another user tries to read."""
+"""Two real ranks under `accelerate launch`: one is stopped, the launcher is signalled, another user tries to read."""
 
 import re
 import signal

@@ -174,7 +174,7 @@ def _advice(death: _Death, estimated: Expected | None) -> str | None:
     if estimated.on_gpu and not death.gpu:
         return f"this machine's RAM, not GPU memory.{death.detail}"
     largest = max(estimate.components, key=lambda component: component.bytes)
-    share = f"{_component(largest)} most of the {_gib(estimate.allocated)} expected there"
+    share = f"{_component(largest)} the largest share of the {_gib(estimate.allocated)} expected there"
     return f"{share}. {_way_out(estimated, estimate, death.phase, _capacity(death))}{death.detail}"
 
 

@@ -183,31 +183,32 @@ class Nvml:
 
     def xids(self) -> list[tuple[int, int]]:
         """Return index and number of the Xid errors since the last call; https://docs.nvidia.com/deploy/xid-errors/."""
-        found: list[tuple[int, int]] = []
+        errors: list[tuple[int, int]] = []
         while self._xids is not None:
             try:
                 event = pynvml.nvmlEventSetWait_v2(self._xids, 0)
-                found.append((int(pynvml.nvmlDeviceGetIndex(event.device)), int(event.eventData)))
+                errors.append((int(pynvml.nvmlDeviceGetIndex(event.device)), int(event.eventData)))
             except pynvml.NVMLError as error:
                 if getattr(error, "value", None) == pynvml.NVML_ERROR_TIMEOUT:
                     break
                 self.close()
                 raise NvmlError(str(error)) from None
-        return found
+        return errors
 
     def work(self) -> dict[int, int]:
         """Return pid that holds GPU memory → utilization in percent of that GPU; not across containers."""
-        found: dict[int, int] = {}
+        utilization: dict[int, int] = {}
         try:
             for handle, _ in self._handles or []:
                 running = _ask(pynvml.nvmlDeviceGetComputeRunningProcesses, handle) or []
                 rates = _ask(pynvml.nvmlDeviceGetUtilizationRates, handle) if running else None
+                percent = 0 if rates is None else int(rates.gpu)
                 for one in running:
-                    found[int(one.pid)] = max(found.get(int(one.pid), 0), 0 if rates is None else int(rates.gpu))
+                    utilization[int(one.pid)] = max(utilization.get(int(one.pid), 0), percent)
         except pynvml.NVMLError as error:
             self.close()
             raise NvmlError(str(error)) from None
-        return found
+        return utilization
 
     def close(self) -> None:
         """Shut the library down; does nothing when it is not open."""
