@@ -10,7 +10,7 @@ import pytest
 from stackllama_engine.contract.errors import RefusedError, UsageError
 from stackllama_engine.contract.run_dir import RunDir, State
 from stackllama_engine.launch import launcher
-from stackllama_engine.launch.processes import alive, run_processes, send
+from stackllama_engine.launch.processes import alive, run_processes, send, usage
 from stackllama_engine.launch.reconcile import reconcile
 from stackllama_engine.launch.run_requests import stop
 
@@ -68,10 +68,12 @@ def test_stop_waits_for_a_renamed_run_by_either_name(runs: Runs) -> None:
 
 
 def test_a_renamed_run_writes_nothing_into_a_new_run_of_its_name(runs: Runs) -> None:
-    """The worker knows the path alone: it is ended before it saves into another run's directory."""
+    """The worker knows the path only: it is killed before it saves into another run's directory."""
     run = at_work(runs)
     supervisor = run.read_state().supervisor
-    assert supervisor is not None and send(supervisor, signal.SIGSTOP)  # until both have happened
+    assert supervisor is not None
+    wait_for(lambda: (used := usage(supervisor)) is not None and used.state == "S")  # not amid a write of its state
+    assert send(supervisor, signal.SIGSTOP)  # until both have happened
     renamed = rename(run, "renamed")
     other = runs.create("mine")
     send(supervisor, signal.SIGCONT)

@@ -136,7 +136,7 @@ def kill_one_rank(run: RunDir, rank: int) -> State:
     assert (state.phase, state.exit_code) == ("failed", 137), state
     cause = state.cause or ""
     assert cause.startswith(f"rank {rank} on {socket.gethostname()} was killed by SIGKILL in phase train"), cause
-    assert re.search(r"he run held [\d.]+ [GM]iB of [\d.]+ [GM]iB \(", cause)
+    assert re.search(r"he run used [\d.]+ [GM]iB of [\d.]+ [GM]iB \(", cause)
     assert run_processes(run.path) == []
     return state
 
