@@ -35,12 +35,12 @@ CHILDREN = (
 
 
 def child_id(pipeline_id: str, suffix: str) -> str:
-    """Return the run id of a pipeline's child."""
+    """The run id of a pipeline's child."""
     return f"{pipeline_id}-{suffix}"
 
 
 def parents_of(run: RunDir) -> list[str]:
-    """Return the runs that a run was made from, as its launcher recorded; none when it was never started.
+    """The runs that a run was made from, as its launcher recorded; none when it was never started.
 
     Raises:
         DamagedError: ``launch.json`` cannot be read.
@@ -49,7 +49,7 @@ def parents_of(run: RunDir) -> list[str]:
 
 
 def known_parents(run: RunDir) -> list[str]:
-    """Return :func:`parents_of`, or nothing where the record is damaged (for callers that list many runs)."""
+    """As :func:`parents_of`; none where the record is damaged, for who looks at many runs."""
     try:
         return parents_of(run)
     except DamagedError:
