@@ -43,7 +43,7 @@ class Worker:
         return self.deaf()
 
     def out_of_memory(self) -> int:
-        """Run out of memory on the demo's model, whose files are in the package."""
+        """Run out of memory on the demo's model, whose files are here."""
         recipe = self.run.recipe_file.read_text().replace("gpt2", str(DEMO_BASE)).replace("8bit: true", "8bit: false")
         self.run.recipe_file.write_text(recipe)
         cause = "Out of memory in phase train. Halve it. (DefaultCPUAllocator: can't allocate memory)"
@@ -57,13 +57,13 @@ class Worker:
         return 7
 
     def wordless(self) -> int:
-        """End at SIGUSR1 without an ``end`` event."""
+        """End at SIGUSR1 without having said anything."""
         signal.signal(signal.SIGUSR1, lambda *_: os._exit(1))
         (self.run.path / "worker.pid").write_text(str(os.getpid()))
         return self.deaf()
 
     def leak(self) -> int:
-        """Write a secret past every Python stream, in a health event, in a file and as the last line."""
+        """Write a secret past every Python stream, to a health event, to a file and as the last words."""
         secret = os.environ["HF_TOKEN"]
         os.write(1, f"from C: {secret}\n".encode())
         self.events.write("health", data={"message": f"library says {secret}", "rows": [{secret: secret}]})
@@ -72,7 +72,7 @@ class Worker:
         return 7
 
     def leak_and_lose(self) -> int:
-        """Write secrets, and kill the supervisor at the same moment."""
+        """Leak, and kill the supervisor at the same moment."""
         supervisor = self.run.read_state().supervisor
         assert supervisor is not None
         os.kill(supervisor.pid, signal.SIGSTOP)
@@ -125,7 +125,7 @@ class Worker:
         return self.until_stopped()
 
     def slow_to_save(self) -> int:
-        """Save once, for a second, and take as long when stopping: longer than the tests' patience."""
+        """Has saved once, for a second; and takes as long when it stops: longer than the tests' patience."""
         self.events.write("progress", step=2)
         time.sleep(1.2)
         self.events.write("checkpoint", step=2)
@@ -137,7 +137,7 @@ class Worker:
         return self.end(75, "saved")
 
     def saves_silently(self) -> int:
-        """Train; stop on request, without a cause."""
+        """Trains; stops when asked to, and does not say why."""
         self.events.write("progress", step=1)
         while "stop" not in self.run.requests():
             time.sleep(0.01)
@@ -149,7 +149,7 @@ class Worker:
         return self.end(0)
 
     def lost_a_rank(self, code: int = 1, cause: str | None = "RuntimeError in phase train: Connection closed.") -> int:
-        """Act as `accelerate launch` of two ranks, one of which is killed; the other writes a cause, and ends too."""
+        """Act as `accelerate launch` of two ranks: one is killed; the other says something, and ends as well."""
         ranks = [
             subprocess.Popen(
                 [sys.executable, "-c", "import time; time.sleep(600)", str(self.run.path)],
@@ -168,11 +168,11 @@ class Worker:
         return 1
 
     def stopped_without_a_rank(self) -> int:
-        """Lose a rank; the other, terminated by torchelastic, saves and reports a stop."""
+        """Lose a rank; the other, told to end by torchelastic, saves and says that it stopped."""
         return self.lost_a_rank(75, None)
 
     def _start_orphan(self, environment: dict[str, str] | None = None) -> None:
-        """Start a process in a session of its own that ignores SIGTERM and outlives its parent."""
+        """Start a process in a session of its own, deaf to SIGTERM, whose parent will be gone."""
         code = "import signal, time; signal.signal(15, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
         orphan = subprocess.Popen(
             [sys.executable, "-c", code], start_new_session=True, stdout=subprocess.PIPE, env=environment
@@ -183,7 +183,7 @@ class Worker:
 
 
 def wrapper(run_dir: str, silent: bool) -> int:
-    """Act as `accelerate launch` of one process: end by SIGTERM and leave the worker."""
+    """Act as `accelerate launch` of one process: die of SIGTERM and leave the worker."""
     environment = os.environ | ({"FAKE_SILENT": "1"} if silent else {})
     return subprocess.run([sys.executable, __file__, run_dir, "until-stopped"], env=environment).returncode
 
