@@ -58,7 +58,7 @@ def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hanging]:
         monkeypatch.setattr(module, "NVML_SECONDS", _SHORT)
     yield fake
     fake.released.set()
-    wait_for(lambda: not asker.hangs)  # else its thread would go on with the next test's stand-in
+    wait_for(lambda: not asker.hangs)  # else its thread would use the next test's stand-in
 
 
 # asking
@@ -228,8 +228,8 @@ def test_commands_refuse_while_nvml_hangs(hanging: Hanging, tmp_path: Path, monk
         gpus.visible_gpus({}, _SHORT)
     assert gpus.visible_gpus({"CUDA_VISIBLE_DEVICES": ""}) == [], "nobody is asked"
     assert gpus.first_card(_SHORT) is None
-    found, driver, trouble = nvml.find_gpus(_SHORT)
-    assert found == [] and driver is None and trouble is not None and "NVML has not answered" in trouble
+    found, driver, error = nvml.find_gpus(_SHORT)
+    assert found == [] and driver is None and error is not None and "NVML has not answered" in error
     with pytest.raises(RefusedError, match=hangs):
         nvml.known_gpus(_SHORT)
     home = Home(tmp_path / "home")

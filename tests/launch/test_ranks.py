@@ -142,7 +142,7 @@ def kill_one_rank(run: RunDir, rank: int) -> State:
 
 
 @pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.long), 1])
-def test_a_killed_rank_is_named_with_its_host_its_signal_and_both_figures_of_memory(
+def test_a_killed_rank_is_named_with_its_host_its_signal_and_used_memory_and_limit(
     runs: Runs, short_limits: None, rank: int
 ) -> None:
     run = start_ranks(runs, 2)

@@ -176,7 +176,7 @@ def test_a_grace_is_longer_than_the_saves_of_this_run(runs: Runs) -> None:
 
 
 def test_sigterm_to_the_wrapper_lets_its_orphaned_worker_save(runs: Runs) -> None:
-    """As SIGTERM to `accelerate launch`: it dies at once and its worker would go on alone."""
+    """SIGTERM ends the real `accelerate launch` at once, too, which leaves its worker alone."""
     run = runs.start("wrapper")
     wait_for(lambda: (run.path / "worker.pid").exists())
     wrapper = run.read_state().worker

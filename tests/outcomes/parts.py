@@ -34,7 +34,7 @@ class Parts(NamedTuple):
     """The base after SFT, merged, float32."""
     reward: Path
     """The reward model's adapter and head, on that base."""
-    judge: Path
+    classifier: Path
     """The reward model as a whole sequence classifier."""
 
 
@@ -98,7 +98,7 @@ def keep(run: Path, name: str) -> None:
 
 def make(folder: Path) -> Parts:
     """Build everything under a folder."""
-    parts = Parts(folder / "base", folder / "reward", folder / "judge")
+    parts = Parts(folder / "base", folder / "reward", folder / "classifier")
     tokenizer = models.load_tokenizer(str(DEMO_BASE))
     base = AutoModelForCausalLM.from_pretrained(DEMO_BASE, dtype=torch.float32)
     PeftModel.from_pretrained(base, _float32(folder, "sft")).merge_and_unload().save_pretrained(parts.base)
@@ -106,10 +106,10 @@ def make(folder: Path) -> Parts:
     shutil.copytree(_float32(folder, "reward"), parts.reward)
     identity = models.base_identity(str(parts.base), None)
     (parts.reward / models.BASE_FILE).write_text(json.dumps(identity), encoding="utf-8")
-    judge = AutoModelForSequenceClassification.from_pretrained(parts.base, dtype=torch.float32, num_labels=1)
-    judge.config.pad_token_id = tokenizer.pad_token_id
-    PeftModel.from_pretrained(judge, parts.reward).merge_and_unload().save_pretrained(parts.judge)
-    tokenizer.save_pretrained(parts.judge)
+    reward_model = AutoModelForSequenceClassification.from_pretrained(parts.base, dtype=torch.float32, num_labels=1)
+    reward_model.config.pad_token_id = tokenizer.pad_token_id
+    PeftModel.from_pretrained(reward_model, parts.reward).merge_and_unload().save_pretrained(parts.classifier)
+    tokenizer.save_pretrained(parts.classifier)
     return parts
 
 

@@ -109,14 +109,16 @@ def one(folder: Path, seed: int) -> None:
     from .evaluate import evaluate
 
     torch.set_num_threads(1)
-    where = parts.Parts(*(folder / "parts" / name for name in ("base", "reward", "judge")))
+    where = parts.Parts(*(folder / "parts" / name for name in ("base", "reward", "classifier")))
     keys = parts.settings()
     tokenizer = models.load_tokenizer(str(where.base))
     torch.manual_seed(seed)
     policy = AutoModelForCausalLM.from_pretrained(where.base, dtype=torch.float32)
-    value, judge = (AutoModelForSequenceClassification.from_pretrained(where.judge, dtype=torch.float32) for _ in "vj")
-    judge.eval().requires_grad_(False)
-    for model in (value, judge):
+    value, reward_model = (
+        AutoModelForSequenceClassification.from_pretrained(where.classifier, dtype=torch.float32) for _ in range(2)
+    )
+    reward_model.eval().requires_grad_(False)
+    for model in (value, reward_model):
         model.config.pad_token_id = tokenizer.pad_token_id
     batch = keys["per_device_train_batch_size"] * keys["gradient_accumulation_steps"] * keys["num_mini_batches"]
     curve: list[dict[str, float]] = []
@@ -152,7 +154,7 @@ def one(folder: Path, seed: int) -> None:
         tokenizer,
         policy,
         None,
-        judge,
+        reward_model,
         data,
         value,
         eval_dataset=data,
@@ -173,7 +175,7 @@ def one(folder: Path, seed: int) -> None:
         "seed": EVALUATION_SEED,
     }
     columns = {
-        name: torch.stack([evaluate(who, base, judge, tokenizer, temperature=t, **how) for t in TEMPERATURES])
+        name: torch.stack([evaluate(who, base, reward_model, tokenizer, temperature=t, **how) for t in TEMPERATURES])
         for name, who in (("trl", trainer.model.policy.eval()), ("base", base))
         if name == "trl" or seed == SEEDS[0]
     }

@@ -106,7 +106,7 @@ def ours(made: parts.Parts, runs: list[Path]) -> Tensor:
     """Evaluate our policies: ``[seeds, temperatures, 3, questions]``, as TRL's."""
     tokenizer = models.load_tokenizer(str(made.base))
     base = AutoModelForCausalLM.from_pretrained(made.base, dtype=torch.float32).eval()
-    judge = AutoModelForSequenceClassification.from_pretrained(made.judge, dtype=torch.float32).eval()
+    reward_model = AutoModelForSequenceClassification.from_pretrained(made.classifier, dtype=torch.float32).eval()
     keys = parts.settings()
     how: dict[str, Any] = {
         "length": keys["response_length"],
@@ -117,7 +117,9 @@ def ours(made: parts.Parts, runs: list[Path]) -> Tensor:
     for path in runs:
         fresh = AutoModelForCausalLM.from_pretrained(made.base, dtype=torch.float32)
         policy = PeftModel.from_pretrained(fresh, path / "adapter").eval()
-        columns = [evaluate(policy, base, judge, tokenizer, temperature=t, **how) for t in RECORDED["temperatures"]]
+        columns = [
+            evaluate(policy, base, reward_model, tokenizer, temperature=t, **how) for t in RECORDED["temperatures"]
+        ]
         found.append(torch.stack(columns))
     return torch.stack(found)
 

@@ -107,7 +107,7 @@ def test_a_console_killed_while_it_looks_on(working: RunDir, stocked_home: Home,
         assert working.read_state() == state and list(working.requests()) == []
         assert len(run_processes(working.path)) == 1
 
-    counted.run(2, "console killed while it shows a run at work", trial, few=1, all_of_them=100)
+    counted.run(2, "console killed while it shows a running run", trial, few=1, all_of_them=100)
 
 
 def test_a_console_killed_while_it_resumes(stocked_home: Home, scripted: tuple[str, str], counted: Counted) -> None:
