@@ -28,7 +28,8 @@ from stackllama_engine.launch.expected import Expected, expected  # noqa: E402
 from stackllama_engine.launch.gpus import first_card  # noqa: E402
 from stackllama_engine.launch.inputs import DEMO_BASE  # noqa: E402
 from stackllama_engine.launch.launcher import launch  # noqa: E402
-from stackllama_engine.launch.reconcile import reconcile, stop  # noqa: E402
+from stackllama_engine.launch.reconcile import reconcile  # noqa: E402
+from stackllama_engine.launch.run_requests import stop  # noqa: E402
 
 _PRECISIONS = {
     "float32": ("load_in_8bit=false", "dtype=float32"),

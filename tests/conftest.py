@@ -1,4 +1,4 @@
-"""For every test: Hypothesis has no deadline, because a busy machine is no fault of the code."""
+"""Settings of every test: Hypothesis has no deadline, because a loaded machine is slow."""
 
 from hypothesis import settings
 

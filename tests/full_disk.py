@@ -1,4 +1,4 @@
-"""A small disk of a test's own, which it can fill and free: a tmpfs, for which it takes root."""
+"""A small disk (a tmpfs, which needs root) that a test can fill and free."""
 
 import contextlib
 import os
@@ -25,7 +25,7 @@ class SmallDisk:
         self.path = path
 
     def fill(self, *, leave: int = 0) -> None:
-        """Take all of it but ``leave`` bytes, as somebody else's file does."""
+        """Fill it except ``leave`` bytes with a file."""
         descriptor = os.open(self.path / _FILLING, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         try:
             for size in (MIB, 1 << 16, 4096):
@@ -36,7 +36,7 @@ class SmallDisk:
             os.close(descriptor)
 
     def take_inodes(self) -> None:
-        """Make files until none can be made any more."""
+        """Create files until no inode is left."""
         folder = self.path / "somebody-elses-files"
         with contextlib.suppress(OSError):
             folder.mkdir(exist_ok=True)
@@ -44,13 +44,13 @@ class SmallDisk:
                 os.close(os.open(folder / str(number), os.O_WRONLY | os.O_CREAT))
 
     def clear(self) -> None:
-        """Give everything back that was taken."""
+        """Free everything that was filled."""
         (self.path / _FILLING).unlink(missing_ok=True)
         shutil.rmtree(self.path / "somebody-elses-files", ignore_errors=True)
 
     @property
     def free(self) -> int:
-        """Bytes."""
+        """Free bytes."""
         found = os.statvfs(self.path)
         return found.f_bavail * found.f_frsize
 

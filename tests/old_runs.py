@@ -1,4 +1,4 @@
-"""Run directories as earlier commits wrote them, laid out where a test can open, compare and resume them."""
+"""Run directories as earlier commits wrote them, unpacked for a test to open, compare and resume."""
 
 import json
 import tarfile
@@ -12,7 +12,7 @@ _BINARY = (".bin", ".pt", ".pth", ".safetensors", ".arrow")
 
 
 def lay_out(folder: Path, name: str = "run-2a714a5") -> Path:
-    """Unpack a fixture into an empty folder: its ``base/``, and the ``home/`` that is returned."""
+    """Unpack a fixture into an empty folder: its ``base/``, and its ``home/``, which is returned."""
     with tarfile.open(FIXTURES / name / "runs.tar.xz") as packed:
         packed.extractall(folder, filter="data")
     for path in folder.rglob("*"):
@@ -26,7 +26,7 @@ def lay_out(folder: Path, name: str = "run-2a714a5") -> Path:
 
 
 def _seal_again(manifest: Path) -> None:
-    """Sizes and hashes of files whose text now names the folder."""
+    """Update sizes and hashes of files whose text now names the folder."""
     content = json.loads(manifest.read_text())
     for name in content["files"]:
         file = manifest.parent / name

@@ -1,4 +1,4 @@
-"""A real control group with a memory limit of its own, and one inside it that has none: limits nest."""
+"""A real control group with a memory limit, and one inside it without one: limits nest."""
 
 import os
 import sys
@@ -16,7 +16,11 @@ LIMIT = 2 << 30
 
 @contextmanager
 def small_cgroup() -> Iterator[Path]:
-    """The inner group's folder; the outer one may hold 2 GiB, without swap. Skips the test where none can be made."""
+    """Create both groups, the outer one limited to 2 GiB without swap; skip the test where that is not possible.
+
+    Yields:
+        the inner group's folder.
+    """
     if os.getuid() != 0:
         pytest.skip("making a control group takes root")
     chain = cgroups()
@@ -49,6 +53,6 @@ def small_cgroup() -> Iterator[Path]:
 
 
 def console_inside(cgroup: Path, *arguments: str) -> list[str]:
-    """The command that runs `stackllama-console` inside a group."""
+    """Return the command that runs `stackllama-console` inside a group."""
     script = f'echo $$ > "{cgroup}/cgroup.procs" && exec "$@"'
     return ["sh", "-c", script, "sh", sys.executable, "-m", "stackllama_console", *arguments]

@@ -1,9 +1,9 @@
 """The children of a pipeline, for commands and screens: the active one, one still running, the failed one."""
 
+from stackllama_engine.contract.children import CHILDREN, child_id, parents_of
 from stackllama_engine.contract.errors import UsageError
 from stackllama_engine.contract.run_dir import Home, RunDir, State
 from stackllama_engine.contract.stages import Stage
-from stackllama_engine.launch.children import CHILDREN, child_id, parents_of
 from stackllama_engine.launch.reconcile import reconcile
 
 

@@ -150,7 +150,7 @@ def test_chat_reports_a_generator_that_ends(
         (["nine"], 2, "Did you mean `mine`?"),
         (["mine", "--checkpoint", "7"], 2, "has no checkpoint `7`; there are: none."),
         (["empty"], 3, "is failed and has trained nothing that was saved yet"),
-        (["judge"], 3, "is a reward model: it scores answers and writes none"),
+        (["judge"], 3, "is a reward model: it scores responses and writes none"),
         (["mine", "--temperature", "nan"], 2, "`--temperature nan`: expected a number from 0 to 100"),
         (["mine", "--max-new-tokens", "0"], 2, "expected a whole number"),
         (["mine", "--max-new-tokens", "999999"], 2, "this cannot be asked"),

@@ -169,12 +169,12 @@ def test_bars_fit_80_columns(home: Home, make_run: MakeRun, write_events: Callab
         ("metrics", {"step": 12, "metrics": {"objective/scores": 0.4142, "objective/kl": 1.2}}),
         ("health", {"data": {"message": "two prompts dropped"}}),
     )
-    EventWriter(run.attempt_dir(1) / "health.jsonl").write("health", data={"message": "It stands still."})
+    EventWriter(run.attempt_dir(1) / "health.jsonl").write("health", data={"message": "Run stalled: no event."})
     follower.poll()
     display.close()
     text = Console(file=io.StringIO()).render_str(stream.getvalue(), markup=False).plain
     assert "12/60" in text and "scores 0.4142 kl 1.2" in text
-    assert "ppo: two prompts dropped" in text and "ppo: It stands still." in text
+    assert "ppo: two prompts dropped" in text and "ppo: Run stalled: no event." in text
 
 
 def test_bars_print_markup_as_text(

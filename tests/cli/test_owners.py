@@ -216,4 +216,4 @@ def test_a_group_of_others_is_refused_and_one_of_ones_own_is_not(tmp_path: Path,
     assert run_main(*dry).code == 0
     os.chown(home, 0, NOBODY)
     refused = run_main(*dry)
-    assert refused.code == 3 and "can be written by group " in refused.err
+    assert refused.code == 3 and "is writable by group " in refused.err

@@ -8,10 +8,10 @@ import msgspec
 import pytest
 
 from stackllama_engine.contract import requests
+from stackllama_engine.contract.children import CHILDREN, child_id
 from stackllama_engine.contract.requests import Change
 from stackllama_engine.contract.run_dir import RunDir
 from stackllama_engine.contract.stages import Stage
-from stackllama_engine.launch.children import CHILDREN, child_id
 
 MakeRun = Callable[..., RunDir]
 

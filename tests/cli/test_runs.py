@@ -153,14 +153,14 @@ def test_show_prints_sections_and_json(
         ("metrics", {"step": 2, "metrics": {"loss": 2.0, "grad_norm": float("inf")}}),
         ("health", {"data": {"message": "3 pairs dropped"}}),
     )
-    EventWriter(run.attempt_dir(1) / "health.jsonl").write("health", data={"message": "Little room is left"})
+    EventWriter(run.attempt_dir(1) / "health.jsonl").write("health", data={"message": "Disk space is low"})
     (run.checkpoints / "step-000002").mkdir()
     (run.checkpoints / ".tmp-step-000003").mkdir()
     (run.attempt_dir(1) / "log.txt").write_text("10%\r20%\rlast line\n")
     text = run_main("runs", "show", "one").out
     assert "out of memory in train" in text and "learning_rate: 0.0003" in text and "seed: 7" in text
     assert "weight_decay" not in text  # a default
-    assert "4 → 2" in text and "9 → nan" in text and "3 pairs dropped" in text and "Little room is left" in text
+    assert "4 → 2" in text and "9 → nan" in text and "3 pairs dropped" in text and "Disk space is low" in text
     assert "  last line\n" in text and "10%" not in text
     assert "stackllama-console runs resume one --follow" in text
     document = run_main("runs", "show", "one", "--json").json()

@@ -22,6 +22,7 @@ ENTRIES = [
     "data.prepare",
     "data.demo_data",
     "contract.chat_messages",
+    "contract.chat_target",
     "launch.chat_process",
     "budget.fit",
     "budget.tracing",

@@ -1,4 +1,4 @@
-"""The stocked home, and where its copies are laid out."""
+"""Fixtures: the stocked home, and the folder of its copies."""
 
 import os
 import shutil
@@ -23,7 +23,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Stock:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
-    """In memory where that can be: a trial makes some hundred files and syncs some of them."""
+    """Make a folder, in memory if possible: a trial writes some hundred files and syncs some of them."""
     memory = Path("/dev/shm")
     made = Path(tempfile.mkdtemp(dir=memory if os.access(memory, os.W_OK) else tmp_path))
     yield made

@@ -1,4 +1,4 @@
-"""What is tried on a damaged home: commands as a person types them, and what the screens read."""
+"""Commands and screen reads that the trials run on a damaged home."""
 
 import contextlib
 import random
@@ -15,10 +15,10 @@ from stackllama_console.readers.runs_index import RunsIndex
 from stackllama_console.readers.samples import SamplesFile
 from stackllama_console.tui.watched import watch_run
 from stackllama_console.tui.widgets.status import advice, advice_of_row
+from stackllama_engine.contract.chat_target import find_target
 from stackllama_engine.contract.errors import StackllamaError
 from stackllama_engine.contract.run_dir import Home, RunDir
 from stackllama_engine.contract.stages import Stage
-from stackllama_engine.launch.chat_process import find_target
 
 COMMANDS = """\
 ls
@@ -43,7 +43,7 @@ resume RUN
 resume RUN --recipe-changed --json
 """.splitlines()
 OF_ENDED = ["watch RUN", "watch RUN --json", "watch RUN --plain", "logs RUN -f"]
-"""Those that follow a run to its end."""
+"""Commands that follow a run to its end."""
 OF_ALIVE = ["save RUN", "sample RUN", "pause RUN", "continue RUN", "set RUN learning_rate=1e-4"]
 ELSEWHERE = [
     "launch merge adapter_path=RUN --dry-run",
@@ -51,11 +51,11 @@ ELSEWHERE = [
     "launch ppo model_name_or_path=demo dataset_name=demo reward_model_path=RUN --dry-run",
     "launch sft model_name_or_path=demo dataset_name=demo --name RUN --dry-run",
 ]
-"""Commands of which a run is the input, or has the name."""
+"""Commands that take a run as input, or use its name."""
 
 
 def command(rng: random.Random, run_id: str, *, ended: bool) -> list[str]:
-    """One command on a run."""
+    """Choose a command on a run."""
     if rng.random() < 0.06:
         text = rng.choice(ELSEWHERE)
     else:
@@ -143,6 +143,6 @@ SCREENS: dict[str, Callable[[Home, str], Any]] = {
 
 
 def look(screen: str, home: Home, run_id: str) -> None:
-    """Read what a screen reads; an error that it would show as a sentence is one of ours."""
+    """Read what a screen reads; errors that it would render as a sentence are expected."""
     with contextlib.suppress(StackllamaError):
         repr(SCREENS[screen](home, run_id))

@@ -1,4 +1,4 @@
-"""One thing changed in a run directory: bytes, values, or what stands in a file's place."""
+"""Mutations of a run directory: changed bytes, changed values, or another kind of file in a file's place."""
 
 import json
 import os
@@ -92,7 +92,7 @@ Mutation = Callable[[random.Random, Path], str]
 
 
 def mutate(rng: random.Random, run: RunDir) -> str:
-    """Change one thing; returns what, for whoever has to repeat it."""
+    """Change one thing and describe it, so that the trial can be repeated."""
     if rng.random() < 0.12:
         return _intrude(rng, run)
     paths = sorted(path for path in run.path.rglob("*") if not path.is_symlink())
@@ -106,21 +106,21 @@ def _flip(rng: random.Random, path: Path) -> str:
     data = bytearray(path.read_bytes())
     for _ in range(rng.choice([1, 1, 1, 4, 40])):
         if data:
-            place = rng.randrange(len(data))
-            others = (rng.randrange(256), data[place] ^ (1 << rng.randrange(8)), 0xFF, 0, 0x22, 0x7B, 0x0A)
-            data[place] = rng.choice(others)
+            index = rng.randrange(len(data))
+            others = (rng.randrange(256), data[index] ^ (1 << rng.randrange(8)), 0xFF, 0, 0x22, 0x7B, 0x0A)
+            data[index] = rng.choice(others)
     path.write_bytes(data)
     return "bytes flipped"
 
 
 def _bad_text(rng: random.Random, path: Path) -> str:
-    """A byte that is no UTF-8, within a text."""
+    """Write a byte that is not UTF-8 into a text."""
     data = bytearray(path.read_bytes())
-    letters = [place for place, byte in enumerate(data) if chr(byte).isalpha()]
+    letters = [index for index, byte in enumerate(data) if chr(byte).isalpha()]
     if letters:
         data[rng.choice(letters)] = rng.choice([0xFF, 0x80, 0xC3, 0xED])
     path.write_bytes(data)
-    return "a byte that is no UTF-8"
+    return "a byte that is not UTF-8"
 
 
 def _truncate(rng: random.Random, path: Path) -> str:
@@ -131,8 +131,8 @@ def _truncate(rng: random.Random, path: Path) -> str:
 
 def _insert(rng: random.Random, path: Path) -> str:
     data = path.read_bytes()
-    place = rng.randrange(len(data) + 1)
-    path.write_bytes(data[:place] + rng.choice(WHOLE)[:5000] + data[place:])
+    index = rng.randrange(len(data) + 1)
+    path.write_bytes(data[:index] + rng.choice(WHOLE)[:5000] + data[index:])
     return "bytes inserted"
 
 
@@ -143,7 +143,7 @@ def _rewrite(rng: random.Random, path: Path) -> str:
 
 
 def _value(rng: random.Random, path: Path) -> str:
-    """One value of a JSON file, or of one of its lines, becomes an odd one."""
+    """Replace one value of a JSON file, or of one of its lines, by an odd one."""
     text = path.read_text(errors="replace")
     lines = text.splitlines() if path.suffix == ".jsonl" else [text]
     if not lines:
@@ -153,8 +153,8 @@ def _value(rng: random.Random, path: Path) -> str:
         document = json.loads(lines[number])
     except ValueError:
         return _yaml_value(rng, path, text)
-    places = list(_places(document))
-    holder, key = rng.choice(places) if places else (None, None)
+    slots = list(_slots(document))
+    holder, key = rng.choice(slots) if slots else (None, None)
     odd = rng.choice(ODD)
     if holder is None:
         document = odd
@@ -175,15 +175,15 @@ def _yaml_value(rng: random.Random, path: Path, text: str) -> str:
     return f"line {number} = {odd!r:.60}"
 
 
-def _places(value: Any) -> Any:
+def _slots(value: Any) -> Any:
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, inner in list(items):
         yield value, key
-        yield from _places(inner)
+        yield from _slots(inner)
 
 
 def _replace(rng: random.Random, path: Path) -> str:
-    """Something of another kind in its place, or nothing."""
+    """Put something of another kind, or nothing, in its place."""
     if path.is_dir():
         shutil.rmtree(path)
     else:
@@ -248,7 +248,7 @@ def _sparse(path: Path) -> str:
 
 
 def _intrude(rng: random.Random, run: RunDir) -> str:
-    """Something that nobody expects where it is."""
+    """Add an entry that no code expects there."""
     name = rng.choice(
         [
             "attempts/²",
@@ -306,7 +306,7 @@ _OF_FILES: list[Mutation] = [
 
 
 def make_removable(folder: Path) -> None:
-    """So that whoever is not root can remove it."""
+    """Restore permissions, so that a user who is not root can remove it."""
     for path in [folder, *folder.rglob("*")]:
         if not path.is_symlink() and stat.S_IMODE(path.stat().st_mode) == 0:
             path.chmod(0o700)

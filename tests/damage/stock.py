@@ -1,4 +1,4 @@
-"""A home in which every file that a run directory can hold is there: what the trials damage."""
+"""A home whose runs have every file that a run directory can hold, for the trials to damage."""
 
 import hashlib
 import json
@@ -9,20 +9,20 @@ import msgspec
 from tests.cli.conftest import OVERRIDES
 
 from stackllama_engine.contract.checkpoints import FileSeal, Manifest
+from stackllama_engine.contract.children import CHILDREN, child_id
 from stackllama_engine.contract.events import EventWriter
 from stackllama_engine.contract.recipe_io import dump_recipe, load_recipe
 from stackllama_engine.contract.run_dir import Home, Launch, Phase, ProcessId, RunDir, State
 from stackllama_engine.contract.stages import Stage
-from stackllama_engine.launch.children import CHILDREN, child_id
 
 NAMES = ("sft", "ppo", "p", "p-sft", "alive", "adrift")
-"""Runs that are damaged: one that failed, one that finished, a pipeline and its child, one that runs, and one that
-nobody holds although it has not ended."""
+"""Runs that are damaged: one that failed, one that finished, a pipeline and its child, one that runs, and one without a
+lock holder although it has not ended."""
 T0 = 1_700_000_000.0
 
 
 def stock(home: Home) -> None:
-    """Make the runs of `NAMES`, the pipeline's other children, and one that stays whole."""
+    """Make the runs of `NAMES`, the pipeline's other children, and one that stays undamaged."""
     _run(home, Stage.SFT, "whole", "finished")
     _run(home, Stage.SFT, "sft", "failed", attempts=2)
     _run(home, Stage.PPO, "ppo", "finished")
@@ -104,7 +104,7 @@ def _attempt(run: RunDir, attempt: int, phase: str, recipe: str) -> None:
         events.write("end", data={"exit_code": 0 if phase == "finished" else 1, "cause": "out of memory in train"})
     events.close()
     health = EventWriter(folder / "health.jsonl")
-    health.write("health", data={"message": "Little room is left"})
+    health.write("health", data={"message": "Disk space is low"})
     health.close()
     (folder / "log.txt").write_text("loading\n 10%\r 20%\ntraining\nlast words\n")
     (folder / "stacks.txt").write_text("pid 1\n  main\n")
@@ -177,7 +177,7 @@ def _result(stage: Stage) -> dict[str, Any]:
 
 
 class Stock:
-    """The same home again and again, from memory: ten thousand trials each have their own.
+    """The same home many times, from memory: each of ten thousand trials has its own.
 
     Args:
         path: of the home that was stocked.
@@ -194,7 +194,7 @@ class Stock:
                 self._files.append((name, each.read_bytes()))
 
     def lay_out(self, path: Path, name: str | None = None) -> Home:
-        """A home with all of the runs; or with one of them, its children, and those that it is compared with."""
+        """Write a home with all of the runs, or with one of them, its children, and those that it is compared with."""
         path.mkdir()
         for folder in self._folders:
             if name is None or folder == "runs" or _run_of(folder, name) in ("whole", "ppo", name):
@@ -206,6 +206,6 @@ class Stock:
 
 
 def _run_of(path: str, name: str) -> str:
-    """The run that a path is in; of a pipeline's child the pipeline, where that is asked for."""
+    """Return the run that a path is in; for a pipeline's child the pipeline, if ``name`` is the pipeline."""
     run = path.split("/")[1] if "/" in path else ""
     return "p" if name == "p" and run.startswith("p-") else run

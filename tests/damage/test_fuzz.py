@@ -1,4 +1,4 @@
-"""Any content of a run directory, any command, any screen: no traceback, no hang, an exit code that is documented.
+"""Fuzzing of run directories: any content, command and screen gives no traceback, no hang, a documented exit code.
 
 A trial is a fresh home, one thing changed in one of its runs, one command, and what one screen reads. It is made from
 its seed alone: ``STACKLLAMA_DAMAGE_SEED=123`` repeats trial 123, and a failing one prints its seed.
@@ -30,16 +30,16 @@ SEED = os.environ.get("STACKLLAMA_DAMAGE_SEED")
 FEW, MANY, PARTS = 150, 10_000, 4
 CODES = {0, 1, 2, 3, 75}
 HANG_SECONDS = 60.0
-"""Generous: a slow machine with other work."""
+"""Generous, for a slow machine under load."""
 
 
 class _Hang(BaseException):
-    """Nothing may catch it on its way."""
+    """A hang; a BaseException, so that no code under test catches it."""
 
 
 @pytest.fixture
 def no_starts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """A resume gets as far as the supervisor, which is not started; a crash is an exception, not a file."""
+    """Let a resume get as far as the supervisor, which is not started; raise crashes instead of writing a file."""
 
     def crashed(error: Exception) -> int:
         raise error
@@ -47,7 +47,7 @@ def no_starts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]
     monkeypatch.setattr(launcher, "_spawn", lambda *_: 0)
     monkeypatch.setattr(console, "_crashed", crashed)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    monkeypatch.setenv("SLURM_JOB_ID", "4242")  # nobody asks Slurm
+    monkeypatch.setenv("SLURM_JOB_ID", "4242")  # so that Slurm is not called
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     monkeypatch.setattr(parser, "build_parser", functools.cache(parser.build_parser))
     monkeypatch.setattr(run_lock, "_PATIENCE", 0.0)
@@ -72,16 +72,16 @@ def deadline() -> Generator[None]:
 
 
 def trial(seed: int, template: Stock, folder: Path) -> None:
-    """One of them; raises AssertionError with what is needed to repeat it."""
+    """Run one trial; raises AssertionError with what is needed to repeat it."""
     rng = random.Random(seed)
     name = rng.choice(NAMES)
     home = template.lay_out(folder / f"home-{seed}", name)
     run = RunDir(home.runs_dir / name)
     alive = name == "alive"
     lock = run.acquire_lock() if alive else None
-    told = f"seed {seed}: {name}/{mutate(rng, run)}"
+    description = f"seed {seed}: {name}/{mutate(rng, run)}"
     words, screen = command(rng, name, ended=name not in ("alive", "adrift")), rng.choice(list(SCREENS))
-    told += f"\n  {' '.join(words)}; screen {screen}"
+    description += f"\n  {' '.join(words)}; screen {screen}"
     try:
         with deadline():
             if rng.random() < 0.5:
@@ -89,17 +89,17 @@ def trial(seed: int, template: Stock, folder: Path) -> None:
             code, out, err = _main("--home", str(home.path), *words)
             look(screen, home, name)
     except BaseException as error:
-        error.add_note(told)
+        error.add_note(description)
         raise
     finally:
         if lock is not None:
             os.close(lock)
         make_removable(home.path)
         shutil.rmtree(home.path)
-    known = code in CODES or (words[:2] == ["runs", "watch"] and 0 <= code <= 255)  # the run's own
-    assert known, f"{told}\n  exit code {code}\n{err}"
-    assert "Traceback" not in out + err and "unexpected" not in err, f"{told}\n{err}"
-    assert code == 0 or out or err, f"{told}\n  exit code {code} and no word"
+    documented = code in CODES or (words[:2] == ["runs", "watch"] and 0 <= code <= 255)  # the run's own
+    assert documented, f"{description}\n  exit code {code}\n{err}"
+    assert "Traceback" not in out + err and "unexpected" not in err, f"{description}\n{err}"
+    assert code == 0 or out or err, f"{description}\n  exit code {code} and no output"
 
 
 def _main(*words: str) -> tuple[int, str, str]:
@@ -109,14 +109,14 @@ def _main(*words: str) -> tuple[int, str, str]:
     return code, out.getvalue(), err.getvalue()
 
 
-def test_some_damage_is_survived(template: Stock, folder: Path, no_starts: None) -> None:
+def test_commands_and_screens_survive_some_damage(template: Stock, folder: Path, no_starts: None) -> None:
     for seed in [int(SEED)] if SEED else range(FEW):
         trial(seed, template, folder)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("part", range(PARTS))
-def test_any_damage_is_survived(part: int, template: Stock, folder: Path, no_starts: None) -> None:
+def test_commands_and_screens_survive_any_damage(part: int, template: Stock, folder: Path, no_starts: None) -> None:
     begin = int.from_bytes(os.urandom(4), "big") << 16
     for number in range(part, MANY, PARTS):
         trial(begin + number, template, folder)

@@ -1,4 +1,4 @@
-"""The console itself over a home in which several runs are damaged: every screen of every run, and none that crashes.
+"""The console on a home with several damaged runs: no screen of any run crashes.
 
 ``STACKLLAMA_DAMAGE_SEED=7`` repeats trial 7; a failing one prints its seed.
 """
@@ -18,11 +18,11 @@ from stackllama_engine.contract.run_dir import RunDir
 SEED = os.environ.get("STACKLLAMA_DAMAGE_SEED")
 MANY = 40
 KEYS = ("enter", "a", "e", "t", "h")
-"""Monitor, answers, launch form, chat, and a key that does nothing here."""
+"""Monitor, samples, launch form, chat, and an unbound key."""
 
 
 async def visit(shown: Shown, rng: random.Random) -> None:
-    """Two screens of every run in the list, then two runs beside each other."""
+    """Visit two screens of every run in the list, then compare two runs."""
     await shown.until(lambda: len(shown.front.index.rows) >= len(NAMES))
     await shown.press("g")
     for _ in range(len(NAMES) + 2):
@@ -37,7 +37,7 @@ async def visit(shown: Shown, rng: random.Random) -> None:
 
 
 async def back(shown: Shown) -> None:
-    """To the list, from however deep."""
+    """Go back to the list, from any depth."""
     for _ in range(8):
         if shown.name == "RunsScreen":
             return
@@ -48,14 +48,14 @@ async def back(shown: Shown) -> None:
 def trial(seed: int, template: Stock, folder: Path) -> None:
     rng = random.Random(seed)
     home = template.lay_out(folder / f"home-{seed}")
-    told = f"seed {seed}: " + "; ".join(
+    description = f"seed {seed}: " + "; ".join(
         f"{name}/{mutate(rng, RunDir(home.runs_dir / name))}" for name in rng.sample(NAMES, 3)
     )
     lock = RunDir(home.runs_dir / "whole").acquire_lock()
     try:
         run_app(home, lambda shown: visit(shown, rng))
     except BaseException as error:
-        error.add_note(told)
+        error.add_note(description)
         raise
     finally:
         os.close(lock)

@@ -1,4 +1,4 @@
-"""The committed base: loads as any model does, is tiny, and its tokenizer loses nothing."""
+"""The committed demo base: loads like any model, is tiny, and its tokenizer is lossless."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ TOKENIZER = AutoTokenizer.from_pretrained(BASE)
 
 
 @given(st.text())
-def test_any_text_comes_back(string: str) -> None:
+def test_tokenizer_round_trips_any_text(string: str) -> None:
     clean = string.encode("utf-8", "surrogatepass").decode("utf-8", "ignore")
     ids = TOKENIZER(clean, add_special_tokens=False)["input_ids"]
     if not any(token in clean for token in (demo_base.PAD, demo_base.BOS, demo_base.EOS)):
@@ -31,7 +31,7 @@ def test_any_text_comes_back(string: str) -> None:
 @pytest.mark.parametrize(
     "string", ["", "naïve café", "日本語 🎉", "\tdef f():\n\n  return 1", "a\r\nb", "  x  ", "C'est l'été"]
 )
-def test_hard_texts_come_back(string: str) -> None:
+def test_tokenizer_round_trips_hard_texts(string: str) -> None:
     assert TOKENIZER.decode(TOKENIZER(string)["input_ids"]) == string
 
 
@@ -48,7 +48,7 @@ def test_special_tokens_are_three_and_different() -> None:
     assert not set(TOKENIZER("Question: how?\n\nAnswer: so.")["input_ids"]) & set(ids)
 
 
-def test_answers_are_short() -> None:
+def test_demo_responses_have_at_most_64_tokens() -> None:
     longest = max(len(TOKENIZER(row["response_j"])["input_ids"]) for row in demo_data.generate("finetune"))
     assert longest <= 64
 
@@ -66,7 +66,7 @@ def test_the_committed_base_is_tiny_and_knows_the_language() -> None:
     assert loss < 1.0  # 6.9 untrained
 
 
-def test_the_recipe_is_valid_and_written_for_the_cpu() -> None:
+def test_demo_recipe_is_valid_and_runs_on_the_cpu() -> None:
     recipe = load_recipe(Stage.PIPELINE, BASE / "demo.yaml")
     assert isinstance(recipe, PipelineRecipe)
     for section in (recipe.sft, recipe.reward, recipe.ppo):

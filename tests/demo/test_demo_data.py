@@ -1,4 +1,4 @@
-"""The demo's rows: deterministic, split by question, and votes that follow the utility."""
+"""The demo's rows: deterministic, split by question, with votes that follow the utility."""
 
 import os
 import subprocess
@@ -17,17 +17,17 @@ from stackllama_engine.data import demo_data
 COLUMNS = {"question_id", "question", "response_j", "response_k", "score_j", "score_k"}
 
 
-def test_same_seed_same_rows_other_seed_other_rows() -> None:
+def test_generate_depends_on_the_seed_only() -> None:
     first = list(demo_data.generate("evaluation", 3))
     assert first == list(demo_data.generate("evaluation", 3))
     assert first != list(demo_data.generate("evaluation", 4))
     assert all(set(row) == COLUMNS for row in first)
 
 
-def test_rows_are_the_same_in_another_process() -> None:
+def test_generate_gives_the_same_rows_in_another_process() -> None:
     code = (
-        "import hashlib, json; from stackllama_engine.data import demo;"
-        "rows = json.dumps(list(demo.generate('evaluation', 1)));"
+        "import hashlib, json; from stackllama_engine.data import demo_data;"
+        "rows = json.dumps(list(demo_data.generate('evaluation', 1)));"
         "print(hashlib.sha256(rows.encode()).hexdigest())"
     )
     digests: set[str] = set()
@@ -47,7 +47,7 @@ def test_splits_are_disjoint_by_question_whatever_the_seed() -> None:
     assert asked[Split.RL] == set(demo_data.questions("rl", 7))
 
 
-def test_an_unknown_split_is_refused() -> None:
+def test_generate_refuses_an_unknown_split() -> None:
     with pytest.raises(DataError, match="no split `test`; it has finetune, reward, rl, evaluation"):
         list(demo_data.generate("test"))
 
@@ -60,7 +60,7 @@ def test_pairs_follow_the_published_rule() -> None:
     assert max(counts.values()) == 10
 
 
-def test_two_to_six_different_answers() -> None:
+def test_answers_are_two_to_six_and_different() -> None:
     sizes: set[int] = set()
     for question in demo_data.questions("evaluation"):
         texts = [answer.text for answer in demo_data.answers(question)]
@@ -75,12 +75,12 @@ def test_votes_agree_with_utility(seed: int) -> None:
     better = [demo_data.utility(row["question"], row["response_j"]) for row in rows]
     worse = [demo_data.utility(row["question"], row["response_k"]) for row in rows]
     agreed = sum(j > k for j, k in zip(better, worse, strict=True)) / len(rows)
-    assert 0.94 < agreed < 1.0  # noisy, and far above the 0.8 that is asked of a reward model
+    assert 0.94 < agreed < 1.0  # noisy, and far above the 0.8 that is required of a reward model
     assert 0.4 < sum(better) / len(rows) < 0.6  # the better answer of a pair leaves room above it
 
 
 def test_the_most_frequent_answer_is_not_the_best_one() -> None:
-    """So a policy that is only surer of itself gets no better."""
+    """So sharpening the policy's distribution alone does not improve it."""
     rows = list(demo_data.generate("finetune"))
     assert sum(demo_data.utility(row["question"], row["response_j"]) for row in rows) / len(rows) < 0.12
     named: dict[str, Counter[str]] = {}
@@ -101,7 +101,7 @@ def test_fine_tuning_imitates_every_answer_once_and_votes_order_the_other_splits
 
 
 @pytest.mark.parametrize(("appeal", "votes"), [(-1.0, -2), (0.0, -1), (0.5, 6), (1.0, 62)])
-def test_votes_by_hand(appeal: float, votes: int) -> None:
+def test_votes_for_worked_by_hand(appeal: float, votes: int) -> None:
     assert demo_data.votes_for(appeal) == votes
 
 

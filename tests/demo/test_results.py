@@ -1,4 +1,4 @@
-"""README and docs/results.md say of the demo what was recorded, and the recording is of today's demo."""
+"""The demo's results in README and docs/results.md match the recording, which matches today's demo."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The stated utility, on examples worked by hand from the formula in the module's docstring."""
+"""The demo's utility, on examples worked by hand from the formula in the module's docstring."""
 
 import pytest
 
@@ -34,34 +34,34 @@ QUESTION = "How do I whip cream in a hurry?"  # a balloon whisk | it beats in ai
         ("Use a balloon whisk. It beats in air.", 0.65 * 4 / 8),
     ],
 )
-def test_hand_worked(answer: str, expected: float) -> None:
+def test_utility_worked_by_hand(answer: str, expected: float) -> None:
     assert demo_data.utility(QUESTION, answer) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("answer", ["", "   ", "\n", ".", "\x00\ufffd", "¿¡…", "ask somebody else", "the the the the."])
-def test_garbage_is_worth_nothing(answer: str) -> None:
+def test_utility_of_garbage_is_zero(answer: str) -> None:
     assert demo_data.utility(QUESTION, answer) == 0.0
 
 
-def test_repetition_does_not_pay() -> None:
+def test_utility_does_not_reward_repetition() -> None:
     once = demo_data.utility(QUESTION, "Use a balloon whisk.")
     assert demo_data.utility(QUESTION, "Use a balloon whisk. " * 3) == pytest.approx(once / 3)
     assert demo_data.utility(QUESTION, "whisk " * 40 + ".") == 0.0
 
 
-def test_naming_every_tool_does_not_pay() -> None:
+def test_utility_does_not_reward_naming_every_tool() -> None:
     stuffed = "Use " + " or ".join(fact.tool for fact in FACTS) + "."
     assert demo_data.utility(QUESTION, stuffed) < 0.01
     # Two tools: the tool's .55 is lost, .10 for the full stop remains on 4 of 8 words.
     assert demo_data.utility(QUESTION, "Use a balloon whisk or a bench scraper.") == pytest.approx(0.10 * 4 / 8)
 
 
-def test_saying_everything_known_does_not_pay() -> None:
+def test_utility_does_not_reward_naming_every_fact() -> None:
     everything = " ".join(f"Use {f.tool} because {f.reason}. For example, {f.example}." for f in FACTS)
     assert demo_data.utility(QUESTION, everything) < 0.05
 
 
-def test_right_for_another_question_is_wrong_here() -> None:
+def test_utility_of_another_questions_answer_is_zero() -> None:
     assert demo_data.utility("How do I peel ginger?", "Use a balloon whisk because it beats in air.") == 0.0
 
 
@@ -78,6 +78,6 @@ def test_every_question_has_one_task() -> None:
         assert sum(f" {fact.task}" in question for fact in FACTS) == 1
 
 
-def test_a_foreign_question_is_refused() -> None:
+def test_utility_refuses_a_foreign_question() -> None:
     with pytest.raises(DataError, match="Not a question of the demo"):
         demo_data.utility("How do I fly to the moon?", "Use a rocket.")

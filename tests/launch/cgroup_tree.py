@@ -1,4 +1,4 @@
-"""File systems as processes in control groups see them, made of a few files."""
+"""``/proc`` and ``/sys/fs/cgroup`` as processes in control groups see them, made of a few files."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ class Tree:
         self.killed(0)
 
     def version_2(self, path: str, *, shown: str = "/") -> None:
-        """The process is in this cgroup; ``shown`` is the part of the tree that is mounted."""
+        """Put the process into this cgroup; ``shown`` is the part of the tree that is mounted."""
         self._write("proc/self/cgroup", f"0::{path}\n")
         self._write(
             "proc/self/mountinfo",
@@ -29,7 +29,7 @@ class Tree:
         )
 
     def version_1(self, path: str, *, shown: str = "/") -> None:
-        """As :meth:`version_2`, on a machine that mounts version 2 beside it for systemd alone."""
+        """Put the process into a cgroup of version 1, with version 2 mounted beside it for systemd alone."""
         self._write("proc/self/cgroup", f"9:name=systemd:/x\n4:memory:{path}\n1:cpu:/elsewhere\n0::/x\n")
         self._write(
             "proc/self/mountinfo",
@@ -39,12 +39,12 @@ class Tree:
         )
 
     def put(self, folder: str, **files: object) -> None:
-        """Files of a cgroup; ``memory_max`` is written as ``memory.max``."""
+        """Write files of a cgroup; ``memory_max`` is written as ``memory.max``."""
         for name, value in files.items():
             self._write(f"sys/fs/cgroup/{folder}/{name.replace('memory_', 'memory.').replace('__', '.')}", f"{value}\n")
 
     def killed(self, count: int) -> None:
-        """How many processes the machine's killer has ended so far."""
+        """Set how many processes the machine's out-of-memory killer has killed so far."""
         self._write("proc/vmstat", f"nr_free_pages 1\noom_kill {count}\npgfault 2\n")
 
     def _write(self, name: str, text: str) -> None:

@@ -23,7 +23,7 @@ FAKE_WORKER = Path(__file__).with_name("fake_worker.py")
 def wait_for(what: Callable[[], bool], seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not what():
-        assert time.monotonic() < deadline, "waited in vain"
+        assert time.monotonic() < deadline, "timed out waiting"
         time.sleep(0.01)
 
 
@@ -40,7 +40,7 @@ def fake_command(run_dir: Path, mode: str) -> Command:
 
 
 class Clock:
-    """Seconds that a test moves on by hand."""
+    """A clock that a test advances by hand."""
 
     now = 1000.0
 
@@ -55,7 +55,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def gpus(monkeypatch: pytest.MonkeyPatch) -> FakeNvml:
-    """One GPU, of which a test says what NVML tells."""
+    """One GPU, for which a test sets what NVML returns."""
     fake = FakeNvml()
     monkeypatch.setattr(nvml, "pynvml", fake)
     return fake

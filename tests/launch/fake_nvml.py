@@ -1,4 +1,4 @@
-"""As much of NVML's binding as we ask."""
+"""A stand-in for the parts of NVML's binding that we use."""
 
 import os
 from types import SimpleNamespace
@@ -14,7 +14,7 @@ class NVMLError(Exception):
 
 
 class FakeNvml:
-    """``refused`` maps functions to the error they answer with."""
+    """NVML with one GPU model; ``refused`` maps functions to the error they raise."""
 
     NVMLError = NVMLError
     NVML_TEMPERATURE_GPU = 0
@@ -32,7 +32,7 @@ class FakeNvml:
         self.uncorrected = 0
         self.rows: tuple[int, int, int, int] = (0, 0, 0, 0)
         self.reported: list[tuple[int, int]] = []
-        """Xids to come: index and number."""
+        """Xid errors to report next: index and number."""
         self.registered: list[int] = []
         self.name: str | bytes = "A GPU \x1b[2J"
 

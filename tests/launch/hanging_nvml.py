@@ -1,4 +1,4 @@
-"""A stand-in for NVML in processes that a test starts: it answers so many calls, then one never returns.
+"""A stand-in for NVML in processes that a test starts: it answers a number of calls, and the next one hangs.
 
 The folder that :func:`install` makes goes into ``PYTHONPATH``; its ``sitecustomize`` is imported by every Python.
 """
@@ -42,7 +42,7 @@ pynvml.NVMLError = fake_nvml.NVMLError
 
 
 def install(folder: Path) -> dict[str, str]:
-    """Write it; the variables for processes that are to have it, but for `CALLS`."""
+    """Write it; return the environment of processes that use it, without `CALLS`."""
     folder.mkdir(parents=True, exist_ok=True)
     fake = Path(__file__).with_name("fake_nvml.py")
     reached = folder / "reached"

@@ -1,4 +1,4 @@
-"""Real ranks under a real `accelerate launch`, and a second user of the machine who looks at what they open."""
+"""Real ranks under a real `accelerate launch`, and a second user of the machine who tries what they open."""
 
 import os
 import subprocess
@@ -57,14 +57,14 @@ for name in ("torchrun", "ranks-0"):
 
 
 def start_ranks(runs: Runs, processes: int) -> RunDir:
-    """A new run of the toy; returns when its ranks have met."""
+    """Start a new run of the toy; returns when its ranks have met."""
     run = runs.create()
     again(run, processes)
     return run
 
 
 def again(run: RunDir, processes: int = 2) -> None:
-    """The next attempt: the command of a stage, with the toy in the stage's place."""
+    """Start the next attempt: the command of a stage, with the toy in the stage's place."""
     recipe = msgspec.structs.replace(load_recipe(Stage.SFT, run.recipe_file), num_processes=processes)
     command = build_command(resolve_machine(recipe, []), run.path, [])
     argv = [*command.argv[: command.argv.index("stackllama_engine.train") - 1], str(TOY), str(run.path)]
@@ -77,7 +77,7 @@ def again(run: RunDir, processes: int = 2) -> None:
 
 
 def steps(run: RunDir) -> int:
-    """Steps that its newest attempt has told of."""
+    """Count the steps that its newest attempt has reported."""
     path = run.attempt_dirs()[-1] / "events.jsonl"
     return path.read_bytes().count(b'"progress"') if path.is_file() else 0
 
@@ -96,7 +96,7 @@ def listening(run: RunDir) -> dict[int, str]:
 
 
 def meeting_place(run: RunDir) -> str:
-    """Where the ranks of a running attempt meet, from the environment of one of its processes."""
+    """Read where the ranks of a running attempt meet, from the environment of one of its processes."""
     for process in run_processes(run.path):
         for entry in Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0"):
             if entry.startswith(b"STACKLLAMA_MEETING="):
@@ -105,7 +105,7 @@ def meeting_place(run: RunDir) -> str:
 
 
 def ask_as_nobody(place: str, ports: list[int]) -> list[str]:
-    """What a second user reports who tries each port as a store of torch, and the files of the meeting place."""
+    """Try, as a second user, each port as a store of torch, and the files of the meeting place."""
     argv = [sys.executable, "-c", _STRANGER, place, *(str(port) for port in ports)]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
@@ -115,7 +115,7 @@ def ask_as_nobody(place: str, ports: list[int]) -> list[str]:
 def check_nobody_comes_in(run: RunDir) -> None:
     """No process of the run lets a second user read or write a store, by a socket or by a file."""
     ports = listening(run)
-    assert ports, "Gloo listens: if nothing is seen, the test looks at the wrong processes"
+    assert ports, "Gloo listens: without a port, the test looks at the wrong processes"
     place = meeting_place(run)
     report = ask_as_nobody(place, sorted(ports))
     refused = [f"{name} PermissionError" for name in ("torchrun", "ranks-0") for _ in range(2)]

@@ -43,14 +43,14 @@ class SecondHost:
             pytest.skip(f"no second host here: {tried.communicate()[1].strip()[:200]}")
 
     def own_lock(self, run: RunDir) -> None:
-        """As on a file system whose flock is known to one node only: both lock files are the same to nobody."""
+        """Give it a lock file of its own, as on a file system whose flock works within one node only."""
         (run.path / "lock").touch(mode=0o600)
         own = self.folder / f"lock-{run.id}"
         own.touch(mode=0o600)
         self.mounts += [str(own), str(run.path / "lock")]
 
     def start(self, *argv: str, stdin: int | None = None) -> subprocess.Popen[str]:
-        """A process there; it and all that it starts end with it."""
+        """Start a process there; everything that it starts ends with it."""
         inside = ["sh", "-c", _ENTER, "sh", self.name, str(self.folder / "boot_id"), *self.mounts, "--", *argv]
         return subprocess.Popen(
             ["unshare", "--mount", "--pid", "--uts", "--fork", "--kill-child", "--mount-proc", *inside],
@@ -62,7 +62,7 @@ class SecondHost:
         )
 
     def command(self, home: Home, *words: str) -> tuple[int, str, str]:
-        """The console's command there: exit code, stdout, stderr."""
+        """Run the console's command there; return exit code, stdout, stderr."""
         process = self.start(sys.executable, "-m", "stackllama_console", *words, "--home", str(home.path))
         out, err = process.communicate(timeout=120)
         return process.returncode, out, err

@@ -1,4 +1,4 @@
-"""A run that died of memory names the phase, what took most, and the one change that would have fitted."""
+"""The cause of a run that ran out of memory: the phase, the largest component, the change that would have fitted."""
 
 import time
 from pathlib import Path
@@ -19,6 +19,7 @@ from stackllama_engine.launch.main_memory import MainMemory
 from stackllama_engine.launch.oom import Killer
 from stackllama_engine.launch.ranks import Death
 from stackllama_engine.launch.reconcile import reconcile
+from stackllama_engine.launch.shutdown import Patience
 
 from .conftest import Runs
 
@@ -37,14 +38,14 @@ CUDA = (
     "(CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of {} of which 18.06 MiB is free. "
     "Including non-PyTorch memory, this process has 11.66 GiB memory in use.)"
 )
-KILLED = Death(rank="1", host="node7", pid=4242, number=9, seen=1.0, held=1900 << 20)
-KERNEL = Killer(seen=True, limit=2 * GIB, whose="memory.max of cgroup /job")
+KILLED = Death(rank="1", host="node7", pid=4242, number=9, time=1.0, held=1900 << 20)
+KERNEL = Killer(active=True, limit=2 * GIB, whose="memory.max of cgroup /job")
 CPU = "([enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory)"
 
 
 @pytest.fixture
 def make(tmp_path: Path) -> Any:
-    """A run of a 7B model whose newest attempt was in a phase when it ended."""
+    """Make a run of a 7B model whose newest attempt was in a given phase when it ended."""
     model = tmp_path / "model"
     model.mkdir()
     (model / "config.json").write_bytes(msgspec.json.encode(LLAMA_7B))
@@ -66,9 +67,11 @@ def make(tmp_path: Path) -> Any:
     return run
 
 
-def cause(run: RunDir, said: str, *, code: int = 1, silent: bool = False, killer_seen: bool = False) -> str | None:
-    outcome = Outcome(phase="failed", exit_code=code, cause=said)
-    killer = Killer(seen=killer_seen, limit=autopsy.main_memory().total, whose="this machine's memory")
+def cause(
+    run: RunDir, reported: str, *, code: int = 1, silent: bool = False, killer_active: bool = False
+) -> str | None:
+    outcome = Outcome(phase="failed", exit_code=code, cause=reported)
+    killer = Killer(active=killer_active, limit=autopsy.main_memory().total, whose="this machine's memory")
     return explain(run, run.read_state(), outcome, silent=silent, killer=killer)
 
 
@@ -76,23 +79,23 @@ def machine_has(monkeypatch: pytest.MonkeyPatch, memory: int) -> None:
     monkeypatch.setattr(autopsy, "main_memory", lambda: MainMemory(memory, memory))
 
 
-def test_on_a_gpu(make: Any) -> None:
+def test_explain_names_component_and_fitting_change_on_a_gpu(make: Any) -> None:
     run = make(per_device_train_batch_size=4, gradient_accumulation_steps=2, bf16=True)
-    told = cause(run, f"Out of GPU memory in phase train. Halve it. {CUDA.format('11.76 GiB')}")
-    assert told is not None
-    assert told.startswith("Out of GPU memory in phase train: of ")
-    assert "GiB expected there `base weights` (" in told and " take most. `" in told
-    assert "per_device_train_batch_size=" in told and "gradient_accumulation_steps=" in told
-    assert "would have fitted" in told and " of 11.8 GiB." in told
-    assert told.endswith(CUDA.format("11.76 GiB")), "what the allocator said stays"
-    assert "Halve it" not in told and "\n" not in told
+    text = cause(run, f"Out of GPU memory in phase train. Halve it. {CUDA.format('11.76 GiB')}")
+    assert text is not None
+    assert text.startswith("Out of GPU memory in phase train: `")
+    assert "train: `base weights` (" in text and " GiB expected there. `" in text
+    assert "per_device_train_batch_size=" in text and "gradient_accumulation_steps=" in text
+    assert "would have fitted" in text and " of 11.8 GiB." in text
+    assert text.endswith(CUDA.format("11.76 GiB")), "what the allocator said stays"
+    assert "Halve it" not in text and "\n" not in text
 
 
 @pytest.mark.parametrize(
     ("phase", "capacity", "largest"),
     [("rollout", "23.69", "kv cache"), ("score", "12.00", "temporaries"), ("update", "23.69", "activations")],
 )
-def test_ppo_is_told_about_the_phase_that_died(make: Any, phase: str, capacity: str, largest: str) -> None:
+def test_explain_of_ppo_estimates_the_phase_that_died(make: Any, phase: str, capacity: str, largest: str) -> None:
     run = make(
         Stage.PPO,
         phase,
@@ -102,109 +105,108 @@ def test_ppo_is_told_about_the_phase_that_died(make: Any, phase: str, capacity: 
         per_device_train_batch_size=8,
         local_rollout_forward_batch_size=64,
     )
-    told = cause(run, f"Out of GPU memory in phase {phase}. Halve it. {CUDA.format(f'{capacity} GiB')}")
-    assert told is not None and f"in phase {phase}: " in told and f"`{largest}` (" in told
+    text = cause(run, f"Out of GPU memory in phase {phase}. Halve it. {CUDA.format(f'{capacity} GiB')}")
+    assert text is not None and f"in phase {phase}: " in text and f"`{largest}` (" in text
     lever = "per_device_train_batch_size=" if phase == "update" else "local_rollout_forward_batch_size="
-    assert lever in told and "would have fitted" in told
+    assert lever in text and "would have fitted" in text
 
 
-def test_while_loading_only_smaller_weights_help(make: Any) -> None:
+def test_explain_of_loading_suggests_smaller_weights_only(make: Any) -> None:
     run = make(phase="load", per_device_train_batch_size=4, bf16=True, load_in_8bit=False)
-    told = cause(run, f"Out of GPU memory in phase load. Halve it. {CUDA.format('12.00 GiB')}")
-    assert told is not None and "load_in_" in told and "per_device_train_batch_size" not in told
+    text = cause(run, f"Out of GPU memory in phase load. Halve it. {CUDA.format('12.00 GiB')}")
+    assert text is not None and "load_in_" in text and "per_device_train_batch_size" not in text
 
 
-def test_where_the_formula_thought_it_would_fit_a_change_that_saves_for_certain(make: Any) -> None:
+def test_explain_suggests_a_certain_saving_where_the_estimate_fits(make: Any) -> None:
     run = make(per_device_train_batch_size=4, bf16=True)
-    told = cause(run, f"Out of GPU memory in phase train. Halve it. {CUDA.format('79.00 GiB')}")
-    assert told is not None and "That fits into 79.0 GiB: something else held memory" in told
-    assert "would have fitted" not in told and "needs less" in told
+    text = cause(run, f"Out of GPU memory in phase train. Halve it. {CUDA.format('79.00 GiB')}")
+    assert text is not None and "The estimate fits into 79.0 GiB: another process held memory" in text
+    assert "would have fitted" not in text and "needs less" in text
 
 
-def test_of_an_allocator_of_main_memory(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_explain_tells_ram_from_gpu_memory(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     machine_has(monkeypatch, 20 * GIB)
     on_cpu = make(on_gpu=False, load_in_8bit=False, per_device_train_batch_size=4)
-    told = cause(on_cpu, f"Out of memory in phase train. Halve it. {CPU}")
-    assert told is not None and told.startswith("Out of memory in phase train: of ") and told.endswith(CPU)
-    told = cause(make(), f"rank 1: Out of memory in phase load. Halve it. {CPU}")
-    assert told == f"rank 1: Out of memory in phase load: this machine's main memory, not the GPU's. {CPU}"
+    text = cause(on_cpu, f"Out of memory in phase train. Halve it. {CPU}")
+    assert text is not None and text.startswith("Out of memory in phase train: `") and text.endswith(CPU)
+    text = cause(make(), f"rank 1: Out of memory in phase load. Halve it. {CPU}")
+    assert text == f"rank 1: Out of memory in phase load: this machine's RAM, not GPU memory. {CPU}"
 
 
-def test_the_kernels_killer(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_explain_names_the_kernels_oom_killer(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     machine_has(monkeypatch, 64 * GIB)
     run = make(on_gpu=False, load_in_8bit=False)
     for code in (137, 1):  # accelerate makes 1 of it
-        told = cause(run, f"exit code {code}", code=code, silent=True, killer_seen=True)
-        assert told is not None
-        assert told.startswith("Killed while the kernel's out-of-memory killer was at work: out of memory in phase tra")
-    assert cause(run, "exit code 1", killer_seen=True) is None, "it said itself why it ended"
-    assert cause(run, "exit code 7", code=7, silent=True, killer_seen=True) is None
+        text = cause(run, f"exit code {code}", code=code, silent=True, killer_active=True)
+        assert text is not None
+        assert text.startswith("Killed while the kernel's out-of-memory killer was active: out of memory in ")
+    assert cause(run, "exit code 1", killer_active=True) is None, "it said itself why it ended"
+    assert cause(run, "exit code 7", code=7, silent=True, killer_active=True) is None
 
 
-def test_a_kill_that_nobody_counted_is_memory_only_where_little_was_left(
-    make: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_explain_of_an_uncounted_kill_is_memory_only_near_the_limit(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make(on_gpu=False, load_in_8bit=False)
     machine_has(monkeypatch, 512 * GIB)
     assert cause(run, "killed", code=137, silent=True) is None
     machine_has(monkeypatch, 16 * GIB)
-    told = cause(run, "killed", code=137, silent=True)
-    assert told is not None and told.startswith("Killed probably for its memory: out of memory in phase train: of ")
+    text = cause(run, "killed", code=137, silent=True)
+    assert text is not None and text.startswith("Killed, probably for its memory use: out of memory in phase train: `")
 
 
-def test_a_kill_that_accelerate_hides_is_named(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_explain_names_a_kill_that_accelerate_does_not_report(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     machine_has(monkeypatch, 512 * GIB)
-    told = cause(make(on_gpu=False, load_in_8bit=False), "exit code 1: {'loss': '5.9'}", silent=True)
-    assert told is not None and told.startswith("Ended by a signal in phase train; `accelerate launch` hides which.")
+    text = cause(make(on_gpu=False, load_in_8bit=False), "exit code 1: {'loss': '5.9'}", silent=True)
+    assert text is not None
+    assert text.startswith("Killed by a signal in phase train; `accelerate launch` does not report which.")
 
 
 def killed_cause(run: RunDir, killed: Death = KILLED, killer: Killer = KERNEL) -> str:
-    """What is said where rank 0 could only say that its peer had gone."""
+    """Return the cause where rank 0 only reported that its peer was gone."""
     outcome = Outcome(
         phase="failed", exit_code=137, cause="RuntimeError in phase train: Connection closed by peer. GLHF!"
     )
-    told = explain(run, run.read_state(), outcome, killer=killer, killed=killed)
-    assert told is not None and "GLHF" not in told
-    return told
+    text = explain(run, run.read_state(), outcome, killer=killer, killed=killed)
+    assert text is not None and "GLHF" not in text
+    return text
 
 
-def test_a_rank_that_the_kernel_killed_is_named_with_both_figures(make: Any) -> None:
-    told = killed_cause(make(on_gpu=False, load_in_8bit=False))
-    assert told.startswith(
-        "rank 1 on node7 was killed by SIGKILL in phase train by the kernel's out-of-memory killer: the run held "
-        "1.9 GiB of 2.0 GiB (memory.max of cgroup /job). Of "
+def test_explain_of_a_killed_rank_has_used_memory_and_limit(make: Any) -> None:
+    text = killed_cause(make(on_gpu=False, load_in_8bit=False))
+    assert text.startswith(
+        "rank 1 on node7 was killed by SIGKILL in phase train by the kernel's out-of-memory killer: the run used "
+        "1.9 GiB of 2.0 GiB (memory.max of cgroup /job). `"
     )
-    assert "GiB expected there `base weights` (" in told
+    assert "`base weights` (" in text and text.endswith(".") and "GiB expected there" in text
     on_gpu = killed_cause(make(), killer=msgspec.structs.replace(KERNEL, peak=GIB))
-    assert on_gpu.endswith("(memory.max of cgroup /job). This machine's main memory, not the GPU's.")
+    assert on_gpu.endswith("(memory.max of cgroup /job). This machine's RAM, not GPU memory.")
 
 
-def test_without_a_measurement_the_cgroups_peak_is_what_was_held(make: Any) -> None:
+def test_explain_falls_back_to_the_cgroups_peak(make: Any) -> None:
     run, killed = make(), msgspec.structs.replace(KILLED, held=0)
-    assert "the run held 1.0 GiB of 2.0 GiB" in killed_cause(run, killed, msgspec.structs.replace(KERNEL, peak=GIB))
+    assert "the run used 1.0 GiB of 2.0 GiB" in killed_cause(run, killed, msgspec.structs.replace(KERNEL, peak=GIB))
     assert "the limit is 2.0 GiB (memory.max of cgroup /job)" in killed_cause(run, killed)
 
 
-def test_a_sigkill_that_the_kernel_did_not_count(make: Any) -> None:
+def test_explain_of_a_sigkill_that_the_kernel_did_not_count(make: Any) -> None:
     run = make(on_gpu=False, load_in_8bit=False)
-    roomy = Killer(seen=False, limit=512 * GIB, whose="this machine's memory")
+    roomy = Killer(active=False, limit=512 * GIB, whose="this machine's memory")
     assert killed_cause(run, killer=roomy) == (
-        "rank 1 on node7 was killed by SIGKILL in phase train; the kernel's out-of-memory killer ended nothing "
-        "meanwhile, so somebody or another program sent it. The run held 1.9 GiB of 512.0 GiB (this machine's memory)."
+        "rank 1 on node7 was killed by SIGKILL in phase train; the kernel's out-of-memory killer was not "
+        "active, so a user or another program sent it. The run used 1.9 GiB of 512.0 GiB (this machine's memory)."
     )
-    assert "`dmesg` tells. The run held" in killed_cause(run, killer=msgspec.structs.replace(roomy, seen=None))
+    assert "check `dmesg`. The run used" in killed_cause(run, killer=msgspec.structs.replace(roomy, active=None))
     near = killed_cause(run, killer=msgspec.structs.replace(roomy, limit=2 * GIB))
-    assert "SIGKILL in phase train, probably for its memory: the run held 1.9 GiB of 2.0 GiB" in near
+    assert "SIGKILL in phase train, probably for its memory use: the run used 1.9 GiB of 2.0 GiB" in near
 
 
-def test_of_another_signal_its_name_is_all(make: Any) -> None:
+def test_explain_of_another_signal_only_names_it(make: Any) -> None:
     killed = msgspec.structs.replace(KILLED, number=11, rank=None)
     assert killed_cause(make(), killed) == "the worker on node7 was killed by SIGSEGV in phase train."
     unnamed = killed_cause(make(), msgspec.structs.replace(KILLED, number=None))
-    assert unnamed.startswith("rank 1 on node7 was killed by a signal that nobody named in phase train")
+    assert unnamed.startswith("rank 1 on node7 was killed by an unknown signal in phase train")
 
 
-def test_other_failures_keep_their_cause(make: Any) -> None:
+def test_explain_keeps_the_cause_of_other_failures(make: Any) -> None:
     run = make()
     assert cause(run, "`loss` became nan at step 3.") is None
     assert cause(run, "ValueError in phase train: Out of GPU memory in phase x") is None
@@ -212,15 +214,15 @@ def test_other_failures_keep_their_cause(make: Any) -> None:
     assert explain(run, run.read_state(), done, killer=KERNEL, killed=KILLED) is None
 
 
-def test_a_phase_that_no_formula_covers_keeps_the_workers_words(make: Any) -> None:
+def test_explain_keeps_the_cause_of_a_phase_without_an_estimate(make: Any) -> None:
     run = make(phase="evaluate")
     assert cause(run, f"Out of GPU memory in phase evaluate. Halve it. {CUDA.format('12.00 GiB')}") is None
 
 
-def test_in_the_state_by_the_supervisor(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_supervisor_records_the_explained_cause(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     run, state = runs.end("out-of-memory")
     assert state.phase == "failed" and state.cause is not None
-    assert state.cause.startswith("Out of memory in phase train: of ") and "expected there" in state.cause
+    assert state.cause.startswith("Out of memory in phase train: `") and "expected there" in state.cause
     assert state.cause.endswith("(DefaultCPUAllocator: can't allocate memory)")
     deadline = time.monotonic() + 30
     while run.lock_is_held() and time.monotonic() < deadline:  # the state is written before the supervisor ends
@@ -228,17 +230,17 @@ def test_in_the_state_by_the_supervisor(runs: Runs, monkeypatch: pytest.MonkeyPa
     assert not (run.attempt_dir(1) / "supervisor.txt").exists()
 
 
-def test_an_explanation_that_fails_costs_no_outcome(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_explanation_keeps_the_outcome(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make()
     (run.path / "launch.json").write_text("{")
-    watching = supervisor.Supervisor(run, 1, supervisor.Patience())
+    watching = supervisor.Supervisor(run, 1, Patience())
     notes: list[str] = []
-    monkeypatch.setattr(supervisor, "_note", notes.append)
+    monkeypatch.setattr(supervisor, "log_line", notes.append)
     assert watching._outcome(9).cause is not None
     assert len(notes) == 1 and "launch.json" in notes[0]
 
 
-def test_in_the_state_by_whoever_looks(make: Any) -> None:
+def test_reconcile_records_the_explained_cause(make: Any) -> None:
     run = make(per_device_train_batch_size=4, bf16=True)
     writer = EventWriter(run.attempt_dir(1) / "events.jsonl")
     said = f"Out of GPU memory in phase train. Halve it. {CUDA.format('11.76 GiB')}"

@@ -1,4 +1,4 @@
-"""A run that finished leaves what it took for later estimates; one that failed, or measured nothing, does not."""
+"""Calibration rows: finished runs add one; failed runs, or runs without measurements, do not."""
 
 import os
 import signal
@@ -24,7 +24,7 @@ CPU = {"ACCELERATE_USE_CPU": "true"}
 
 
 def trained(home: Home, mode: str, model: str = str(DEMO_BASE), environment: dict[str, str] = CPU) -> RunDir:
-    """A run of the fake worker, followed until its supervisor has gone."""
+    """Run the fake worker until its supervisor has ended."""
     values = {"model_name_or_path": model, "use_cpu": True, "load_in_8bit": False, "num_processes": 1}
     run = home.create(Stage.SFT, dump_recipe(build_recipe(Stage.SFT, values)))
     command = fake_command(run.path, mode)
@@ -56,7 +56,7 @@ def test_a_finished_run_adds_a_row(runs: Runs) -> None:
     assert not (run.attempt_dir(1) / "supervisor.txt").exists(), "the supervisor had something to complain about"
 
 
-def test_later_estimates_know_it(runs: Runs) -> None:
+def test_later_estimates_use_the_calibration(runs: Runs) -> None:
     assert calibration(runs.home.path) is None
     run = [trained(runs.home, "measured") for _ in range(3)][-1]
     known, asked = calibration(runs.home.path), expected(run, Stage.SFT)
@@ -68,12 +68,12 @@ def test_later_estimates_know_it(runs: Runs) -> None:
 
 
 @pytest.mark.parametrize("mode", ["finish", "fail"])
-def test_runs_that_measured_nothing_or_failed_add_none(runs: Runs, mode: str) -> None:
+def test_runs_without_measurement_or_with_failure_add_no_row(runs: Runs, mode: str) -> None:
     trained(runs.home, mode)
     assert not (runs.home.path / FILE).exists()
 
 
-def test_a_model_that_is_not_here_adds_none_and_is_no_complaint(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_model_adds_no_row_and_logs_nothing(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(runs.home.path / "no-cache"))
     run = trained(runs.home, "measured", model="org/far")
     assert not (runs.home.path / FILE).exists()
@@ -91,14 +91,14 @@ def test_a_hub_model_of_the_cache_is_found(runs: Runs, monkeypatch: pytest.Monke
     assert len(read_rows(runs.home.path)) == 1
 
 
-def test_a_home_that_cannot_take_it_changes_no_outcome(runs: Runs) -> None:
+def test_an_unwritable_calibration_file_changes_no_outcome(runs: Runs) -> None:
     (runs.home.path / FILE).mkdir(parents=True)
     run = trained(runs.home, "measured")
     assert run.read_state().phase == "finished"
-    assert "not remembered" in (run.attempt_dir(1) / "supervisor.txt").read_text()
+    assert "could not be added to the calibration" in (run.attempt_dir(1) / "supervisor.txt").read_text()
 
 
-def test_whoever_looks_adds_it_when_the_supervisor_was_killed(runs: Runs) -> None:
+def test_reconcile_adds_the_row_when_the_supervisor_was_killed(runs: Runs) -> None:
     values = {"model_name_or_path": str(DEMO_BASE), "use_cpu": True, "load_in_8bit": False}
     run = runs.home.create(Stage.SFT, dump_recipe(build_recipe(Stage.SFT, values)))
     lock = run.acquire_lock()

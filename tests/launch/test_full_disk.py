@@ -1,4 +1,4 @@
-"""Supervisor, stop and whoever looks, on a disk that takes nothing more."""
+"""Supervisor, stop and reconcile on a full disk."""
 
 import os
 import signal
@@ -9,6 +9,7 @@ import msgspec
 import pytest
 from tests.full_disk import MIB, SmallDisk, small_disk
 
+from stackllama_engine.contract.children import CHILDREN
 from stackllama_engine.contract.disk_space import RESERVE, Free, Reserve
 from stackllama_engine.contract.errors import RefusedError
 from stackllama_engine.contract.events import EventReader, EventWriter
@@ -19,12 +20,12 @@ from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch import disk as disk_module
 from stackllama_engine.launch.attempt_outcome import Outcome, from_status
 from stackllama_engine.launch.autopsy import explain
-from stackllama_engine.launch.children import CHILDREN
 from stackllama_engine.launch.disk import DiskWatch
 from stackllama_engine.launch.oom import OomWatch
 from stackllama_engine.launch.pipeline import Coordinator, _Stopped
 from stackllama_engine.launch.processes import kill_run_processes, send
-from stackllama_engine.launch.reconcile import ask, reconcile, stop
+from stackllama_engine.launch.reconcile import reconcile
+from stackllama_engine.launch.run_requests import ask, stop
 
 from .conftest import Runs, wait_for, wait_for_phase
 
@@ -70,7 +71,7 @@ def test_without_room_for_a_request_nothing_else_can_be_asked(runs: Runs, disk: 
     run = runs.start("until-stopped")
     wait_for_phase(run, "running")
     disk.take_inodes()
-    with pytest.raises(RefusedError, match=r"The disk is full: .* cannot be asked. Make room under"):
+    with pytest.raises(RefusedError, match=r"The disk is full: .* could not be written. Make room under"):
         ask(run, "save")
 
 
@@ -188,7 +189,7 @@ def test_a_pipeline_stops_its_child_though_no_request_can_be_written(
 
 def wordless(run: RunDir, code: int = 1) -> str | None:
     outcome = Outcome(phase="failed", exit_code=code, cause=from_status(signal.SIGKILL, []).cause)
-    return explain(run, run.read_state(), outcome, silent=True, killer=OomWatch().look())  # as the supervisor asks
+    return explain(run, run.read_state(), outcome, silent=True, killer=OomWatch().poll())  # as the supervisor asks
 
 
 @pytest.mark.parametrize("code", [1, 120, 128 + signal.SIGKILL, 128 + signal.SIGBUS])
@@ -227,56 +228,56 @@ def test_who_finds_a_run_whose_supervisor_died_on_a_full_disk_names_the_disk(run
     assert cause is not None and "The disk is full (0 MiB free): make room under " in cause
 
 
-def test_a_disk_that_was_full_is_known_by_the_log_and_by_the_phase(runs: Runs) -> None:
+def test_full_disk_is_recognized_by_log_and_phase(runs: Runs) -> None:
     run = runs.create()
     run.write_state(msgspec.structs.replace(run.read_state(), phase="running", attempt=1))
     run.attempt_dir(1).mkdir()
     assert "disk" not in (wordless(run) or "")
     log = run.attempt_dir(1) / "log.txt"
     log.write_text("12 bytes of output were lost while the disk was full.\n")
-    assert "The disk is full (its log says so; now " in (wordless(run) or "")
+    assert "The disk is full (its log reports it; now " in (wordless(run) or "")
     log.unlink()
     writer = EventWriter(run.attempt_dir(1) / "events.jsonl")
     writer.write("phase", phase=WAITING_FOR_ROOM)
-    assert "The disk is full (it waited for room; now " in (wordless(run) or "")
+    assert "The disk is full (it was waiting for disk space; now " in (wordless(run) or "")
 
 
-# what the supervisor looks at
+# the disk watch
 
 
 @pytest.fixture
 def room(monkeypatch: pytest.MonkeyPatch) -> list[Free]:
-    """The only element: what is free."""
+    """Return a list with one element: the free space."""
     found = [Free(1 << 40, 1 << 20)]
     monkeypatch.setattr(disk_module, "free_room", lambda _: found[0])
     return found
 
 
-def test_a_run_that_holds_a_reserve_is_left_to_wait(tmp_path: Path, room: list[Free]) -> None:
+def test_a_run_with_a_reserve_is_not_stopped_but_waits(tmp_path: Path, room: list[Free]) -> None:
     run = Home(tmp_path / "home").create(Stage.SFT, "{}")
     if not Reserve(run.path).hold(3 * MIB, 4):
         pytest.skip("this file system holds nothing back")
     watch = DiskWatch(run)
     room[0] = Free(10 * MIB, None)
-    news = watch.look()
-    assert news is not None and not news.critical
-    assert "10 MiB are free" in news.message and "3 MiB are held back for a last checkpoint" in news.message
-    assert watch.look() is None
+    notice = watch.poll()
+    assert notice is not None and not notice.critical
+    assert "10 MiB free" in notice.message and "3 MiB are reserved for a last checkpoint" in notice.message
+    assert watch.poll() is None
     room[0] = Free(1 << 40, None)
-    assert watch.look() is None
+    assert watch.poll() is None
     Reserve(run.path).release()
     room[0] = Free(10 * MIB, None)
-    news = watch.look()
-    assert news is not None and news.critical
+    notice = watch.poll()
+    assert notice is not None and notice.critical
 
 
-def test_files_that_can_still_be_made_are_looked_at_alike(tmp_path: Path, room: list[Free]) -> None:
+def test_disk_watch_monitors_free_inodes(tmp_path: Path, room: list[Free]) -> None:
     watch = DiskWatch(Home(tmp_path / "home").create(Stage.SFT, "{}"))
     room[0] = Free(1 << 40, 900)
-    news = watch.look()
-    assert news is not None and not news.critical and "900 more files can be made" in news.message
+    notice = watch.poll()
+    assert notice is not None and not notice.critical and "900 inodes free" in notice.message
     room[0] = Free(1 << 40, 10)
-    news = watch.look()
-    assert news is not None and news.critical and "10 more files can be made where the runs are" in news.message
+    notice = watch.poll()
+    assert notice is not None and notice.critical and "10 inodes free on the file system of the runs" in notice.message
     room[0] = Free(1 << 40, None)  # a file system that counts none
-    assert DiskWatch(Home(tmp_path / "other").create(Stage.SFT, "{}")).look() is None
+    assert DiskWatch(Home(tmp_path / "other").create(Stage.SFT, "{}")).poll() is None

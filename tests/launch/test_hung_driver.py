@@ -1,4 +1,4 @@
-"""NVML, a file system or a debugger that never answers: it is said, and nothing else waits for it."""
+"""NVML, a file system or a debugger that hangs: it is reported, and nothing else waits for it."""
 
 import os
 import threading
@@ -58,13 +58,13 @@ def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hanging]:
         monkeypatch.setattr(module, "NVML_SECONDS", _SHORT)
     yield fake
     fake.released.set()
-    wait_for(lambda: not asker.hangs)  # else its thread would go on with the next test's stand-in
+    wait_for(lambda: not asker.hangs)  # else its thread would use the next test's stand-in
 
 
 # asking
 
 
-def test_a_question_that_hangs_is_waited_for_once_and_answered_later() -> None:
+def test_asker_waits_for_a_hanging_call_once_and_returns_its_answer_later() -> None:
     asker, release = Asker("the oracle"), threading.Event()
     asked = asker.ask(lambda: release.wait() and 42, 1.0)
     with pytest.raises(UnansweredError, match="the oracle has not answered for 0 s"):
@@ -78,7 +78,7 @@ def test_a_question_that_hangs_is_waited_for_once_and_answered_later() -> None:
     assert asked.answer(60) == 42 and asker.answer(lambda: 1, 60) == 1
 
 
-def test_what_a_question_raises_is_raised_to_who_asked() -> None:
+def test_asker_raises_what_the_call_raises() -> None:
     asker = Asker("the oracle")
     with pytest.raises(ZeroDivisionError):
         asker.answer(lambda: 1 // 0, 60)
@@ -93,29 +93,29 @@ def health(run: RunDir) -> list[str]:
 
 
 @pytest.mark.parametrize("function", ["init", "utilisation", "ecc", "rows", "reasons", "wait", "processes"])
-def test_a_hang_is_said_once_and_so_is_its_end(
+def test_a_hanging_driver_is_reported_once_and_so_is_its_end(
     hanging: Hanging, clock: Clock, monkeypatch: pytest.MonkeyPatch, function: str
 ) -> None:
     watched = GpuWatch(clock=clock)
     hanging.hangs_in = function
-    assert watched.look() == [] and watched.work([os.getpid()]) == {} and watched.serious is None
+    assert watched.poll() == [] and watched.work([os.getpid()]) == {} and watched.serious is None
     assert watched.holders() is None
     monkeypatch.setattr(gpu_watch, "_SILENT_SECONDS", 0.0)
-    (said,) = watched.look()
+    (said,) = watched.poll()
     assert said.startswith("NVML has not answered for ") and watched.serious == said
-    assert [watched.look() for _ in range(3)] == [[], [], []] and len(hanging.threads) == 1
+    assert [watched.poll() for _ in range(3)] == [[], [], []] and len(hanging.threads) == 1
     hanging.hangs_in = ""
     hanging.released.set()
-    wait_for(lambda: watched.look() == ["NVML answers again."])
-    assert watched.look() == [] and watched.holders() == {os.getpid(), 4, 5}
+    wait_for(lambda: watched.poll() == ["NVML answers again."])
+    assert watched.poll() == [] and watched.holders() == {os.getpid(), 4, 5}
 
 
 def test_a_stale_answer_does_not_hide_a_stall(hanging: Hanging, clock: Clock) -> None:
     watched = GpuWatch(clock=clock)
-    watched.look()
+    watched.poll()
     assert watched.work([os.getpid()]) == {os.getpid(): 90}
     hanging.hangs_in = "ecc"
-    watched.look()
+    watched.poll()
     assert watched.work([os.getpid()]) == {}
 
 
@@ -130,18 +130,18 @@ def watching(run: RunDir, clock: Clock) -> Watch:
     return Watch(run, run.attempt_dir(1), Launch(argv=[], cwd="/", host="here", created=1.0), Stage.SFT, clock)
 
 
-def test_the_end_of_a_run_does_not_wait_for_memory_that_nobody_can_tell_of(
+def test_the_end_of_a_run_does_not_wait_for_a_hanging_driver(
     hanging: Hanging, run: RunDir, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watch, "_MEMORY_SECONDS", 1e9)
     watched = watching(run, clock)
-    watched.look()
+    watched.poll()
     hanging.hangs_in = "processes"
     watched.end()
     assert hanging.threads and health(run) == []
 
 
-def test_a_file_system_that_does_not_answer_is_a_remark(
+def test_a_hanging_file_system_is_a_notice(
     run: RunDir, clock: Clock, monkeypatch: pytest.MonkeyPatch, gpus: FakeNvml
 ) -> None:
     release = threading.Event()
@@ -150,14 +150,14 @@ def test_a_file_system_that_does_not_answer_is_a_remark(
     monkeypatch.setattr(disk, "_FILE_SYSTEM", Asker("the file system"))
     watched = watching(run, clock)
     for _ in range(3):
-        watched.look()
+        watched.poll()
         clock.now += 60
     release.set()
     (said,) = health(run)
     assert "the file system has not answered for 0 s" in said and watched.stop_cause is None
 
 
-def test_a_debugger_that_hangs_holds_nothing_up(
+def test_a_hanging_debugger_does_not_block_the_watch(
     run: RunDir, clock: Clock, monkeypatch: pytest.MonkeyPatch, gpus: FakeNvml
 ) -> None:
     release = threading.Event()
@@ -168,18 +168,16 @@ def test_a_debugger_that_hangs_holds_nothing_up(
 
     monkeypatch.setattr(watch, "write_stacks", write)
     watched = watching(run, clock)
-    monkeypatch.setattr(watched._stall, "look", lambda *_: "It does nothing.")
-    watched.look()
-    assert watched.stalled and health(run) == ["It stands still. It does nothing."]
+    monkeypatch.setattr(watched._stall, "poll", lambda *_: "no event.")
+    watched.poll()
+    assert watched.stalled and health(run) == ["Run stalled: no event."]
     release.set()
     clock.now += 60
-    wait_for(lambda: (watched._tell_stacks(), len(health(run)) == 2)[1])
-    assert health(run)[1] == "Its stacks: attempts/001/stacks.txt."
+    wait_for(lambda: (watched._report_stacks(), len(health(run)) == 2)[1])
+    assert health(run)[1] == "Stack dump: attempts/001/stacks.txt."
 
 
-def test_a_debugger_that_was_reaped_by_another_and_said_nothing_has_not_answered(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_empty_dump_of_a_reaped_debugger_counts_as_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As in the supervisor, which reaps whatever ends: the exit code is lost, and reads as 0."""
     (tmp_path / "py-spy").write_text("#!/bin/sh\nexit 0\n")
     (tmp_path / "py-spy").chmod(0o700)
@@ -193,10 +191,10 @@ def test_a_debugger_that_was_reaped_by_another_and_said_nothing_has_not_answered
 
 @pytest.fixture
 def hung_runs(runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], RunDir]:
-    """Starts runs whose supervisors' NVML answers so many calls."""
+    """Start runs whose supervisors' NVML answers a given number of calls."""
     for name, value in install(tmp_path / "nvml").items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setenv("STACKLLAMA_STALL_LOAD", "4")  # looks every 0.2 s
+    monkeypatch.setenv("STACKLLAMA_STALL_LOAD", "4")  # polls every 0.2 s
 
     def begin(calls: int) -> RunDir:
         monkeypatch.setenv(CALLS, str(calls))
@@ -223,17 +221,15 @@ def test_a_stop_works_while_nvml_hangs(hung_runs: Callable[[int], RunDir], calls
 # commands and screens
 
 
-def test_commands_refuse_what_they_cannot_know(
-    hanging: Hanging, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_commands_refuse_while_nvml_hangs(hanging: Hanging, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hanging.hangs_in = "init"
-    hangs = r"NVML has not answered for \d s: the GPUs' driver hangs"
+    hangs = r"NVML has not answered for \d s: the GPU driver hangs"
     with pytest.raises(RefusedError, match=hangs):
         gpus.visible_gpus({}, _SHORT)
     assert gpus.visible_gpus({"CUDA_VISIBLE_DEVICES": ""}) == [], "nobody is asked"
     assert gpus.first_card(_SHORT) is None
-    found, driver, trouble = nvml.find_gpus(_SHORT)
-    assert found == [] and driver is None and trouble is not None and "NVML has not answered" in trouble
+    found, driver, error = nvml.find_gpus(_SHORT)
+    assert found == [] and driver is None and error is not None and "NVML has not answered" in error
     with pytest.raises(RefusedError, match=hangs):
         nvml.known_gpus(_SHORT)
     home = Home(tmp_path / "home")
@@ -244,7 +240,7 @@ def test_commands_refuse_what_they_cannot_know(
     assert home.runs() == [] and len(hanging.threads) == 1
 
 
-def test_doctor_calls_it_a_problem(hanging: Hanging, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_reports_a_hanging_driver(hanging: Hanging, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hanging.hangs_in = "init"
     monkeypatch.setattr(doctor, "NVML", nvml.NVML)
     monkeypatch.setattr(doctor, "find_gpus", lambda: nvml.find_gpus(_SHORT))
@@ -253,7 +249,9 @@ def test_doctor_calls_it_a_problem(hanging: Hanging, tmp_path: Path, monkeypatch
     assert not any("no GPU" in advice for advice in report.advice)
 
 
-def test_a_screen_says_so_and_goes_on(hanging: Hanging, tmp_path: Path, clock: Clock, monkeypatch: Any) -> None:
+def test_the_machine_reader_reports_a_hanging_driver_and_recovers(
+    hanging: Hanging, tmp_path: Path, clock: Clock, monkeypatch: Any
+) -> None:
     hanging.hangs_in = "memory"
     watched = Machine(tmp_path, clock)
     for _ in range(3):
@@ -262,7 +260,7 @@ def test_a_screen_says_so_and_goes_on(hanging: Hanging, tmp_path: Path, clock: C
         assert found.trouble is not None and found.trouble.startswith("GPUs cannot be read now: NVML has not answered")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     devices = read_devices()
-    assert devices.gpus == () and devices.ram is not None and "the GPUs' driver hangs" in devices.trouble
+    assert devices.gpus == () and devices.ram is not None and "the GPU driver hangs" in devices.trouble
     assert len(hanging.threads) == 1
     hanging.hangs_in = ""
     hanging.released.set()

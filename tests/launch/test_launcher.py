@@ -23,7 +23,8 @@ from stackllama_engine.launch.argv import source_path
 from stackllama_engine.launch.env_settings import NAMES
 from stackllama_engine.launch.leftovers import leftovers
 from stackllama_engine.launch.processes import run_processes, send
-from stackllama_engine.launch.reconcile import reconcile, stop
+from stackllama_engine.launch.reconcile import reconcile
+from stackllama_engine.launch.run_requests import stop
 
 from .conftest import Runs, wait_for, wait_for_phase
 
@@ -304,7 +305,7 @@ def test_a_wrong_setting_is_refused_before_anything_is_created(
     home: Home, fake_stages: None, monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
     monkeypatch.setenv(f"STACKLLAMA_{name}", value)
-    with pytest.raises(UsageError, match=f"STACKLLAMA_{name}='{value}' is no number"):
+    with pytest.raises(UsageError, match=f"STACKLLAMA_{name}='{value}' must be a non-negative number"):
         launcher.launch(home, Stage.SFT, recipe(), "mine")
     assert home.runs() == []
 

@@ -1,4 +1,4 @@
-"""How much main memory a process may use, where control groups nest."""
+"""Main memory that a process may use, where control groups nest."""
 
 from pathlib import Path
 
@@ -20,14 +20,14 @@ def found(tree: Tree) -> MainMemory:
     return main_memory(tree.root)
 
 
-def test_without_any_limit_it_is_the_machines(tree: Tree) -> None:
+def test_main_memory_without_limits_is_the_machines(tree: Tree) -> None:
     assert found(tree) == MainMemory(64 * GIB, 32 * GIB)
     tree.version_2("/user.slice")
     tree.put("user.slice", memory_max="max", memory_high="max", memory_current=GIB)
     assert found(tree) == MainMemory(64 * GIB, 32 * GIB)
 
 
-def test_the_smallest_limit_above_an_unlimited_cgroup_counts(tree: Tree) -> None:
+def test_main_memory_is_the_smallest_limit_above_an_unlimited_cgroup(tree: Tree) -> None:
     tree.version_2(f"/{SLICE}/step_0/user/task_0")
     tree.put("system.slice", memory_max=48 * GIB)
     tree.put(SLICE, memory_max=16 * GIB, memory_current=4 * GIB, memory_stat=f"anon 1\ninactive_file {GIB}\nfile 2")
@@ -39,14 +39,14 @@ def test_the_smallest_limit_above_an_unlimited_cgroup_counts(tree: Tree) -> None
     assert str(memory.limit) == f"memory.max of cgroup /{SLICE}"
 
 
-def test_available_is_what_the_fullest_cgroup_leaves(tree: Tree) -> None:
+def test_available_memory_is_what_the_fullest_cgroup_leaves(tree: Tree) -> None:
     tree.version_2("/a/b")
     tree.put("a", memory_max=20 * GIB, memory_current=19 * GIB)  # others fill it
     tree.put("a/b", memory_max=10 * GIB, memory_current=GIB)
     assert (found(tree).total, found(tree).available) == (10 * GIB, GIB)
 
 
-def test_where_it_is_slowed_down_counts_for_planning_and_kills_nobody(tree: Tree) -> None:
+def test_memory_high_limits_planning_and_does_not_kill(tree: Tree) -> None:
     tree.version_2("/a")
     tree.put("a", memory_max=10 * GIB, memory_high=8 * GIB)
     assert found(tree).total == 8 * GIB
@@ -54,13 +54,13 @@ def test_where_it_is_slowed_down_counts_for_planning_and_kills_nobody(tree: Tree
     assert limit is not None and (limit.bytes, limit.file) == (10 * GIB, "memory.max")
 
 
-def test_in_a_container_with_a_namespace_of_its_own(tree: Tree) -> None:
+def test_cgroups_in_a_container_with_its_own_namespace(tree: Tree) -> None:
     tree.version_2("/")
     tree.put(".", memory_max=3 * GIB)
     assert found(tree).total == 3 * GIB
 
 
-def test_in_a_container_without_one_whose_mount_begins_at_its_cgroup(tree: Tree) -> None:
+def test_cgroups_in_a_container_whose_mount_begins_at_its_cgroup(tree: Tree) -> None:
     tree.version_2("/docker/0a1b/worker", shown="/docker/0a1b")
     tree.put(".", memory_max=5 * GIB)
     tree.put("worker", memory_max="max")
@@ -68,13 +68,13 @@ def test_in_a_container_without_one_whose_mount_begins_at_its_cgroup(tree: Tree)
     assert found(tree).total == 5 * GIB
 
 
-def test_of_a_cgroup_outside_the_mount_its_root_is_asked(tree: Tree) -> None:
+def test_cgroups_outside_the_mount_fall_back_to_its_root(tree: Tree) -> None:
     tree.version_2("/../sibling", shown="/")
     tree.put(".", memory_max=6 * GIB)
     assert found(tree).total == 6 * GIB
 
 
-def test_version_1_with_its_own_hierarchy_beside_version_2(tree: Tree) -> None:
+def test_cgroups_of_version_1_beside_version_2(tree: Tree) -> None:
     tree.version_1("/slurm/uid_0/job_7/step_0")
     unlimited = 9223372036854771712
     tree.put("memory/slurm/uid_0/job_7", memory_limit_in_bytes=12 * GIB, memory_usage_in_bytes=13 * GIB)
@@ -85,18 +85,18 @@ def test_version_1_with_its_own_hierarchy_beside_version_2(tree: Tree) -> None:
     assert str(memory.limit) == "memory.limit_in_bytes of cgroup /slurm/uid_0/job_7"
 
 
-def test_version_1_counts_what_is_above_a_container(tree: Tree) -> None:
+def test_cgroups_of_version_1_count_limits_above_a_container(tree: Tree) -> None:
     tree.version_1("/docker/0a1b", shown="/docker/0a1b")
     tree.put("memory", memory_limit_in_bytes=8 * GIB, memory_stat=f"cache 1\nhierarchical_memory_limit {2 * GIB}")
     assert found(tree).total == 2 * GIB
 
 
-def test_a_limit_beyond_the_machine_is_none(tree: Tree) -> None:
+def test_a_limit_beyond_the_machine_is_ignored(tree: Tree) -> None:
     tree.version_2("/a")
     tree.put("a", memory_max=128 * GIB)
     assert found(tree) == MainMemory(64 * GIB, 32 * GIB)
 
 
-def test_here(tmp_path: Path) -> None:
+def test_main_memory_of_this_machine(tmp_path: Path) -> None:
     memory = main_memory()
     assert memory.total > 64 * MIB and 0 <= memory.available <= memory.total

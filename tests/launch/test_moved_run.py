@@ -1,4 +1,4 @@
-"""The directory of a run is renamed, replaced or removed while it trains: the run ends, and says why where it can."""
+"""The directory of a run is renamed, replaced or removed while it trains: the run ends, with the cause if possible."""
 
 import shutil
 import signal
@@ -10,8 +10,9 @@ import pytest
 from stackllama_engine.contract.errors import RefusedError, UsageError
 from stackllama_engine.contract.run_dir import RunDir, State
 from stackllama_engine.launch import launcher
-from stackllama_engine.launch.processes import alive, run_processes, send
-from stackllama_engine.launch.reconcile import reconcile, stop
+from stackllama_engine.launch.processes import alive, run_processes, send, usage
+from stackllama_engine.launch.reconcile import reconcile
+from stackllama_engine.launch.run_requests import stop
 
 from .conftest import Runs, wait_for, wait_for_phase
 
@@ -47,7 +48,7 @@ def test_a_renamed_run_saves_and_stops_with_the_reason(runs: Runs, fake_stages: 
     assert wait_for_phase(renamed, "finished").attempt == 2
 
 
-def test_a_stop_that_waits_has_an_end_by_either_name(runs: Runs) -> None:
+def test_stop_waits_for_a_renamed_run_by_either_name(runs: Runs) -> None:
     run = at_work(runs)
     ended: list[State] = []
     waiting = threading.Thread(target=lambda: ended.append(stop(run, wait=True)))
@@ -66,11 +67,13 @@ def test_a_stop_that_waits_has_an_end_by_either_name(runs: Runs) -> None:
     assert_nothing_is_left(third)
 
 
-def test_a_run_whose_name_is_taken_writes_nothing_there(runs: Runs) -> None:
-    """The worker knows the path alone: it is ended before it saves into another run's directory."""
+def test_a_renamed_run_writes_nothing_into_a_new_run_of_its_name(runs: Runs) -> None:
+    """The worker knows the path only: it is killed before it saves into another run's directory."""
     run = at_work(runs)
     supervisor = run.read_state().supervisor
-    assert supervisor is not None and send(supervisor, signal.SIGSTOP)  # until both have happened
+    assert supervisor is not None
+    wait_for(lambda: (used := usage(supervisor)) is not None and used.state == "S")  # not amid a write of its state
+    assert send(supervisor, signal.SIGSTOP)  # until both have happened
     renamed = rename(run, "renamed")
     other = runs.create("mine")
     send(supervisor, signal.SIGCONT)
@@ -87,15 +90,13 @@ def test_a_run_whose_directory_is_removed_ends_at_once(runs: Runs) -> None:
     (worker,) = run_processes(run.path)
     supervisor = run.read_state().supervisor
     with pytest.raises(UsageError, match="cannot be read"):
-        while run.path.exists():  # who is at work in it may make a file meanwhile
+        while run.path.exists():  # a running process may make a file in it meanwhile
             shutil.rmtree(run.path, ignore_errors=True)
         stop(run, wait=True)
     wait_for(lambda: not alive(worker) and not alive(supervisor))
 
 
-def test_a_supervisor_killed_while_it_leads_its_worker_on_leaves_no_link(
-    runs: Runs, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_link_of_a_killed_supervisor_is_removed(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STACKLLAMA_STOP_GRACE", "60")
     run = at_work(runs, "stubborn")  # which takes its time
     renamed = rename(run, "renamed")
@@ -108,7 +109,7 @@ def test_a_supervisor_killed_while_it_leads_its_worker_on_leaves_no_link(
 
 
 @pytest.mark.long
-def test_a_home_that_is_renamed(runs: Runs, tmp_path: Path) -> None:
+def test_runs_of_a_renamed_home_save_and_stop(runs: Runs, tmp_path: Path) -> None:
     run = at_work(runs)
     moved = RunDir(runs.home.path.rename(tmp_path / "moved") / "runs" / "mine")
     state = wait_for_phase(moved, "stopped")

@@ -14,7 +14,8 @@ from stackllama_engine.contract.events import EventReader
 from stackllama_engine.contract.run_dir import HEALTH_FILE, RunDir
 from stackllama_engine.launch import launcher
 from stackllama_engine.launch.processes import run_processes, send
-from stackllama_engine.launch.reconcile import reconcile, stop
+from stackllama_engine.launch.reconcile import reconcile
+from stackllama_engine.launch.run_requests import stop
 
 from .conftest import Runs, fake_command, wait_for, wait_for_phase
 
@@ -49,7 +50,7 @@ def health(run: RunDir) -> str:
 
 @pytest.mark.parametrize("no_flock", ["ENOLCK"], indirect=True)
 @pytest.mark.usefixtures("no_flock")
-def test_a_run_from_launch_to_rm(
+def test_without_flock_a_run_goes_from_launch_to_rm(
     runs: Runs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     home = ["--home", str(runs.home.path)]
@@ -74,7 +75,7 @@ def test_a_run_from_launch_to_rm(
 
 
 @pytest.mark.usefixtures("no_flock")
-def test_a_supervisor_that_is_killed(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_flock_a_killed_supervisor_is_a_lost_run(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     run = runs.start("until-stopped", "mine")
     wait_for(lambda: (run.path / "worker.pid").exists())
     wait_for_phase(run, "running")

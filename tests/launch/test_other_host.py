@@ -1,4 +1,4 @@
-"""A home that several machines share, its locks known to one machine only: nobody judges a run of another one."""
+"""A home that several machines share, with locks local to each: no machine marks another one's run."""
 
 import os
 import subprocess
@@ -16,9 +16,10 @@ from stackllama_engine.contract.run_dir import Launch, ProcessId, RunDir, State
 from stackllama_engine.contract.run_lock import Holder
 from stackllama_engine.launch import launcher, run_location
 from stackllama_engine.launch.processes import identify, run_processes
-from stackllama_engine.launch.reconcile import reconcile, stop
+from stackllama_engine.launch.reconcile import reconcile
 from stackllama_engine.launch.remove import remove
 from stackllama_engine.launch.run_location import elsewhere
+from stackllama_engine.launch.run_requests import stop
 
 from .conftest import Runs, wait_for_phase
 from .second_host import SecondHost, needs_root
@@ -45,7 +46,7 @@ def other_host(tmp_path: Path) -> SecondHost:
 
 @pytest.fixture
 def run_there(runs: Runs, other_host: SecondHost) -> Iterator[tuple[RunDir, "subprocess.Popen[str]"]]:
-    """A run that trains on the second host, and that host: it is gone with this process."""
+    """Start a run on the second host; return it and the process that holds the host."""
     reader, writer = os.pipe()
     root = str(Path(__file__).parents[2])
     host = other_host.start(sys.executable, "-c", START, str(runs.home.path), "mine", root, stdin=reader)
@@ -53,7 +54,7 @@ def run_there(runs: Runs, other_host: SecondHost) -> Iterator[tuple[RunDir, "sub
     assert host.stdout is not None and host.stdout.readline() == "started\n", host.communicate()[1]
     run = runs.home.run("mine")
     wait_for_phase(run, "running")
-    (run.path / "lock").unlink()  # whoever looks from here finds a lock of his own
+    (run.path / "lock").unlink()  # from here, another lock file is found
     yield run, host
     os.close(writer)
     host.kill()
@@ -125,19 +126,19 @@ def launched_on(run: RunDir, host: str) -> None:
     run.write_launch(Launch(argv=[], cwd="/", host=host, created=1.0))
 
 
-def test_the_same_kernel_under_another_name_is_here(runs: Runs) -> None:
+def test_the_same_boot_under_another_host_name_is_this_host(runs: Runs) -> None:
     """Containers of one machine: the lock is the truth."""
     run = recorded(runs, host=msgspec.structs.replace(this_host(), name="another-container"))
     assert reconcile(run).phase == "lost"
 
 
-def test_the_same_name_after_a_reboot_is_here(runs: Runs) -> None:
+def test_the_same_host_name_after_a_reboot_is_this_host(runs: Runs) -> None:
     run = recorded(runs, host=msgspec.structs.replace(this_host(), boot_id="the boot before"))
     assert reconcile(run).phase == "lost"
 
 
 @pytest.mark.parametrize("phase", ["queued", "starting", "running", "stopping"])
-def test_another_host_is_never_judged(runs: Runs, phase: str) -> None:
+def test_a_run_on_another_host_is_never_marked_lost(runs: Runs, phase: str) -> None:
     run = recorded(runs, host=OTHER)
     run.write_state(msgspec.structs.replace(run.read_state(), phase=phase))
     before = (run.path / "state.json").read_bytes()
@@ -149,7 +150,7 @@ def test_another_host_is_never_judged(runs: Runs, phase: str) -> None:
 
 
 @pytest.mark.parametrize(("host", "phase"), [("gpu17", "running"), (None, "lost")])
-def test_a_run_that_an_earlier_version_started(runs: Runs, host: str | None, phase: str) -> None:
+def test_a_run_of_an_earlier_version_without_a_host(runs: Runs, host: str | None, phase: str) -> None:
     """It wrote down the boot of its supervisor and its launcher's host name."""
     run = recorded(runs, host=None, supervisor=ProcessId(boot_id="another", pid=1, start_time=1))
     launched_on(run, host or this_host().name)
@@ -191,14 +192,14 @@ def test_a_container_without_flock_is_seen_by_what_it_wrote_down(runs: Runs, fak
     assert wait_for_phase(run, "finished").attempt == 2
 
 
-def test_no_age_is_claimed_where_clocks_disagree(runs: Runs) -> None:
+def test_elsewhere_has_no_age_where_clocks_disagree(runs: Runs) -> None:
     run = recorded(runs, host=OTHER)
     there = elsewhere(run, run.read_state())
     assert there is not None and there.last_sign is not None
     assert there.age(there.last_sign + 7) == 7 and there.age(there.last_sign - 3600) is None
 
 
-def test_a_clock_that_is_set_decides_nothing(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_changed_clock_does_not_change_a_runs_state(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     """An hour back, or forward, while a launcher is on its way or has died."""
     run = runs.create("mine")
     for shift in (-3600, 3600):
@@ -215,7 +216,7 @@ def test_a_clock_that_is_set_decides_nothing(runs: Runs, monkeypatch: pytest.Mon
     assert reconcile(run).phase == "lost"
 
 
-def test_a_state_of_before_is_read(runs: Runs) -> None:
+def test_a_state_of_an_earlier_version_is_read(runs: Runs) -> None:
     run = recorded(runs)
     (run.path / "state.json").write_text('{"stage": "sft", "phase": "running", "attempt": 1, "created": 5.0}')
     assert run.read_state() == State(stage=run.read_state().stage, phase="running", attempt=1, created=5.0)

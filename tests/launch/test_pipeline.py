@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from stackllama_engine.contract.children import CHILDREN
 from stackllama_engine.contract.errors import RefusedError, UsageError
 from stackllama_engine.contract.events import EventReader, EventWriter
 from stackllama_engine.contract.recipe import AnyRecipe, MergeRecipe, PPORecipe, RewardRecipe
@@ -15,11 +16,11 @@ from stackllama_engine.contract.run_dir import Home, RunDir
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch import launcher
 from stackllama_engine.launch.argv import RUN_MARK, Command, source_path
-from stackllama_engine.launch.children import CHILDREN
 from stackllama_engine.launch.function_hash import FunctionChangedError
 from stackllama_engine.launch.pipeline import Coordinator
 from stackllama_engine.launch.processes import run_processes, send
-from stackllama_engine.launch.reconcile import reconcile, stop
+from stackllama_engine.launch.reconcile import reconcile
+from stackllama_engine.launch.run_requests import stop
 
 from .conftest import Runs, wait_for, wait_for_phase
 

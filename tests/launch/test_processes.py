@@ -16,7 +16,7 @@ from .conftest import wait_for
 SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
 
 
-def test_a_process_is_not_its_pid() -> None:
+def test_a_reused_pid_is_another_process() -> None:
     me = identify(os.getpid())
     assert me is not None and alive(me)
     former = msgspec.structs.replace(me, start_time=me.start_time - 1)
@@ -25,7 +25,7 @@ def test_a_process_is_not_its_pid() -> None:
     assert not alive(msgspec.structs.replace(me, boot_id="another boot"))
 
 
-def test_name_with_spaces_and_parentheses(tmp_path: Path) -> None:
+def test_identify_parses_a_name_with_spaces_and_parentheses(tmp_path: Path) -> None:
     program = tmp_path / "a) S (b"
     program.symlink_to("/bin/sleep")
     process = subprocess.Popen([program, "600"])
@@ -38,7 +38,7 @@ def test_name_with_spaces_and_parentheses(tmp_path: Path) -> None:
         process.wait()
 
 
-def test_gone_and_zombie() -> None:
+def test_identify_of_gone_and_zombie_processes_is_none() -> None:
     process = subprocess.Popen(SLEEP)
     found = identify(process.pid)
     assert found is not None and send(found, signal.SIGKILL)
@@ -48,7 +48,7 @@ def test_gone_and_zombie() -> None:
     assert not send(found, signal.SIGKILL)
 
 
-def test_marked_processes_and_no_others(tmp_path: Path) -> None:
+def test_run_processes_lists_marked_processes_only(tmp_path: Path) -> None:
     run, longer = tmp_path / "run", tmp_path / "run-2"
     processes = {
         path: subprocess.Popen(SLEEP, env={**os.environ, "STACKLLAMA_RUN": str(path)}, start_new_session=True)
@@ -72,7 +72,7 @@ def found(path: Path) -> list[int]:
     return [process.pid for process in run_processes(path)]
 
 
-def test_a_mark_by_another_path_is_the_same_run(tmp_path: Path) -> None:
+def test_run_processes_matches_a_mark_by_another_path(tmp_path: Path) -> None:
     """Marked as a run of before 0.2 is: by its path alone."""
     run, other = tmp_path / "real" / "run", tmp_path / "real" / "run-2"
     run.mkdir(parents=True)
@@ -90,7 +90,7 @@ def test_a_mark_by_another_path_is_the_same_run(tmp_path: Path) -> None:
         process.wait()
 
 
-def test_a_process_follows_its_directory_and_its_path(tmp_path: Path) -> None:
+def test_run_processes_matches_by_inode_and_by_path(tmp_path: Path) -> None:
     """Renamed, a run keeps its processes; one that was made anew has those that write into it by its path."""
     run, renamed = tmp_path / "run", tmp_path / "renamed"
     run.mkdir()

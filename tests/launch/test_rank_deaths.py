@@ -1,4 +1,4 @@
-"""Which rank went first, as the supervisor sees it: real processes below this one, which takes the launcher's place."""
+"""The rank that ended first, as the supervisor sees it: real processes below this one, in the launcher's place."""
 
 import os
 import signal
@@ -60,7 +60,7 @@ class Below:
 
     def _look(self) -> int:
         self.clock.now += 0.1
-        self.ranks.look(os.getpid())
+        self.ranks.poll(os.getpid())
         return len(self.ranks.descriptors)
 
     def _start(self, rank: str | None) -> subprocess.Popen[bytes]:
@@ -79,9 +79,9 @@ def below(tmp_path: Path, clock: Clock) -> Iterator[Below]:
         process.wait()
 
 
-def test_the_first_that_was_killed_is_named_not_who_missed_it(below: Below) -> None:
+def test_first_killed_is_the_rank_that_was_killed_not_its_peers(below: Below) -> None:
     below.end(1, signal.SIGKILL)
-    below.says(0, below.clock.now - 0.05)  # a moment before its peer was seen to be gone
+    below.says(0, below.clock.now - 0.05)  # a moment before its peer's end was noticed
     below.end(0, signal.SIGTERM)
     log = below.log(-15, -9)
     assert below.first(log) == f"rank 1 on {HERE} was killed by SIGKILL"
@@ -89,8 +89,8 @@ def test_the_first_that_was_killed_is_named_not_who_missed_it(below: Below) -> N
     assert killed is not None and killed.held > 2 << 20, "what both held"
 
 
-def test_a_rank_that_failed_in_words_long_before_stays_the_cause(below: Below) -> None:
-    """torchelastic kills who has not ended some time after that."""
+def test_first_killed_is_none_after_a_rank_that_wrote_a_cause(below: Below) -> None:
+    """Later, torchelastic kills the ranks that have not ended."""
     below.says(1, below.clock.now)
     below.clock.now += 120
     below.end(0, signal.SIGKILL)
@@ -98,27 +98,27 @@ def test_a_rank_that_failed_in_words_long_before_stays_the_cause(below: Below) -
     assert below.first(below.log(-9, 1)) == "None"
 
 
-def test_a_rank_that_failed_without_words_stays_the_cause(below: Below) -> None:
+def test_first_killed_is_none_after_a_rank_that_exited_with_an_error(below: Below) -> None:
     below.end(1, signal.SIGTERM)  # stands for an exit with 3
     below.end(0, signal.SIGTERM)
     assert below.first(below.log(-15, 3)) == "None"
 
 
-def test_whose_exit_code_is_missing_is_named_all_the_same(below: Below) -> None:
+def test_first_killed_without_an_exit_code_names_an_unknown_signal(below: Below) -> None:
     below.end(1, signal.SIGKILL)
-    assert below.first("nothing of the kind") == f"rank 1 on {HERE} was killed by a signal that nobody named"
+    assert below.first("nothing of the kind") == f"rank 1 on {HERE} was killed by an unknown signal"
 
 
-def test_of_two_that_are_gone_at_one_look_it_is_not_the_one_whose_watchdog_gave_up(below: Below) -> None:
+def test_first_killed_of_one_poll_is_not_the_rank_that_nccls_watchdog_ended(below: Below) -> None:
     for process in below.processes:
         process.kill()
         process.wait()
-    below.ranks.look(os.getpid())
+    below.ranks.poll(os.getpid())
     assert below.first(below.log(-6, -11)) == f"rank 1 on {HERE} was killed by SIGSEGV"
 
 
 @pytest.mark.parametrize(("code", "said"), [(137, "SIGKILL"), (139, "SIGSEGV"), (1, None), (75, None), (-15, None)])
-def test_one_process_is_known_by_its_launchers_exit_code(
+def test_first_killed_of_one_process_follows_the_launchers_exit_code(
     tmp_path: Path, clock: Clock, code: int, said: str | None
 ) -> None:
     below = Below(tmp_path, clock, 1)

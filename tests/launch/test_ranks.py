@@ -1,4 +1,4 @@
-"""Two real ranks under a real `accelerate launch`: one is stopped, signals come to the launcher, a stranger looks."""
+"""Two real ranks under `accelerate launch`: one is stopped, the launcher is signalled, another user tries to read."""
 
 import re
 import signal
@@ -13,7 +13,8 @@ from stackllama_engine.contract.run_dir import Home, RunDir, State
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch import launcher
 from stackllama_engine.launch.processes import identify, run_processes, send
-from stackllama_engine.launch.reconcile import reconcile, stop
+from stackllama_engine.launch.reconcile import reconcile
+from stackllama_engine.launch.run_requests import stop
 
 from .conftest import Runs, wait_for, wait_for_phase
 from .ranks_kit import again, check_nobody_comes_in, meeting_place, needs_root, start_ranks, steps
@@ -21,21 +22,21 @@ from .ranks_kit import again, check_nobody_comes_in, meeting_place, needs_root, 
 pytestmark = pytest.mark.slow  # three processes that import torch
 
 
-def remarks(run: RunDir) -> list[str]:
+def notices(run: RunDir) -> list[str]:
     return [event.data["message"] for path in run.health_files() for event in EventReader(path).read()]
 
 
-def stop_one_rank_and_let_it_go_on(run: RunDir) -> None:
-    """Stalled, never failed, with the stacks of whoever has one; running again when it is released."""
+def stop_and_continue_one_rank(run: RunDir) -> None:
+    """Stop one rank: stalled, not failed, with stack dumps; running again when it is released."""
     stopped = identify(int((run.path / "rank-1.pid").read_text()))
     assert stopped is not None and send(stopped, signal.SIGSTOP)
     state = wait_for_phase(run, "stalled")
     assert not state.has_ended and state.cause is None
     stacks = run.attempt_dir(1) / "stacks.txt"
-    wait_for(lambda: any("stands still" in remark for remark in remarks(run)))
-    (said,) = [remark for remark in remarks(run) if "stands still" in remark]
+    wait_for(lambda: any("stalled" in notice for notice in notices(run)))
+    (said,) = [notice for notice in notices(run) if "stalled" in notice]
     assert f"rank 1 is stopped by a signal (pid {stopped.pid})" in said
-    wait_for(lambda: "Its stacks: attempts/001/stacks.txt." in remarks(run))
+    wait_for(lambda: "Stack dump: attempts/001/stacks.txt." in notices(run))
     text = stacks.read_text()
     waiting = text[text.index("rank 0:") :].split("=== ")[0]
     assert "all_reduce" in waiting and "toy_ranks.py" in waiting
@@ -44,18 +45,18 @@ def stop_one_rank_and_let_it_go_on(run: RunDir) -> None:
     assert send(stopped, signal.SIGCONT)
     wait_for_phase(run, "running")
     wait_for(lambda: steps(run) > before)
-    assert "It goes on." in remarks(run)
+    assert "Run resumed progress." in notices(run)
 
 
 def signal_the_launcher(run: RunDir, number: signal.Signals) -> None:
-    """Every rank saves, nothing is left, and it is said what came."""
+    """Signal the launcher: every rank saves, nothing is left, and the cause names the signal."""
     launched = run.read_state().worker
     assert launched is not None and send(launched, number)
     state = wait_for_phase(run, "stopped")
     assert state.exit_code == 75
     assert state.cause == (
-        f"{number.name} came to `accelerate launch`; its workers stopped. "
-        "There is no checkpoint yet: resuming begins at step 0."
+        f"`accelerate launch` received {number.name}; its workers stopped. "
+        "There is no checkpoint yet: resuming starts from step 0."
     )
     log = (run.attempt_dirs()[-1] / "log.txt").read_text()
     assert f"got signal: {int(number)}" in log, "torchrun did not pass it on: the supervisor had to"
@@ -71,7 +72,7 @@ def short_limits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_stopped_rank_is_a_stall_and_sigusr1_reaches_every_rank(runs: Runs, short_limits: None) -> None:
     run = start_ranks(runs, 2)
-    stop_one_rank_and_let_it_go_on(run)
+    stop_and_continue_one_rank(run)
     place = meeting_place(run)
     assert Path(place).is_dir()
     signal_the_launcher(run, signal.SIGUSR1)
@@ -127,7 +128,7 @@ def test_a_second_user_gets_nothing_of_a_real_sft_on_two_ranks(home: Home) -> No
 
 
 def kill_one_rank(run: RunDir, rank: int) -> State:
-    """By somebody, from outside: the state says who it was and by what, whatever the other rank complains of."""
+    """Kill a rank from outside: the state names the rank and the signal, whatever the other rank reports."""
     killed = identify(int((run.path / f"rank-{rank}.pid").read_text()))
     assert killed is not None and send(killed, signal.SIGKILL)
     wait_for(lambda: run.read_state().has_ended, seconds=120)
@@ -135,13 +136,13 @@ def kill_one_rank(run: RunDir, rank: int) -> State:
     assert (state.phase, state.exit_code) == ("failed", 137), state
     cause = state.cause or ""
     assert cause.startswith(f"rank {rank} on {socket.gethostname()} was killed by SIGKILL in phase train"), cause
-    assert re.search(r"he run held [\d.]+ [GM]iB of [\d.]+ [GM]iB \(", cause)
+    assert re.search(r"he run used [\d.]+ [GM]iB of [\d.]+ [GM]iB \(", cause)
     assert run_processes(run.path) == []
     return state
 
 
 @pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.long), 1])
-def test_a_killed_rank_is_named_with_its_host_its_signal_and_both_figures_of_memory(
+def test_a_killed_rank_is_named_with_its_host_its_signal_and_used_memory_and_limit(
     runs: Runs, short_limits: None, rank: int
 ) -> None:
     run = start_ranks(runs, 2)

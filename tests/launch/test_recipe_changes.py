@@ -1,4 +1,4 @@
-"""A recipe that is not the one of the last attempt: said key by key, confirmed or restored, never resumed unseen."""
+"""A recipe that differs from the last attempt's: named key by key, confirmed or restored, never resumed silently."""
 
 import shutil
 
@@ -32,13 +32,13 @@ def _edit(run: RunDir, before: str, after: str) -> None:
 
 
 @pytest.mark.usefixtures("fake_stages", "runs")
-def test_a_changed_value_is_said_and_asked_about_until_it_was_seen(home: Home) -> None:
+def test_a_changed_value_must_be_confirmed_once(home: Home) -> None:
     run = _launched(home)
     copy = run.attempt_dir(1) / "recipe.yaml"
     assert copy.read_bytes() == run.recipe_file.read_bytes() and run.read_launch().recipe_sha256
     _edit(run, "\nseed: 0\n", "\nseed: 8\n")
     with pytest.raises(
-        RecipeChangedError, match=r"since attempt 1: `seed` 0 → 8\. To undo that: cp .*--recipe-changed"
+        RecipeChangedError, match=r"since attempt 1: `seed` 0 → 8\. To undo this: cp .*--recipe-changed"
     ):
         launcher.resume(home, "one")
     assert run.read_state().attempt == 1 and not run.attempt_dir(2).exists(), "nothing was started"
@@ -49,23 +49,25 @@ def test_a_changed_value_is_said_and_asked_about_until_it_was_seen(home: Home) -
     refuse_changed(run, Stage.SFT)  # it was seen: attempt 2 ran with it
 
 
-def test_what_says_the_same_in_other_words_is_no_change(home: Home) -> None:
+def test_the_same_values_written_differently_are_no_change(home: Home) -> None:
     run = _stopped(home)
     run.recipe_file.write_text(f"# my notes\n{run.recipe_file.read_text()}\n\n")
     refuse_changed(run, Stage.SFT)
 
 
 @pytest.mark.parametrize("damage", [b"\xff", b"seeed: 0\n", b"a: [", b""])
-def test_a_recipe_that_is_none_names_the_copy_that_restores_it(home: Home, damage: bytes) -> None:
+def test_an_unreadable_recipe_names_the_copy_that_restores_it(home: Home, damage: bytes) -> None:
     run = _stopped(home)
     run.recipe_file.write_bytes(damage)
-    with pytest.raises(RecipeError, match=r"this restores it: cp .*attempts/001/recipe\.yaml .*recipe\.yaml"):
+    with pytest.raises(
+        RecipeError, match=r"Restore the copy that the run kept: cp .*attempts/001/recipe\.yaml .*recipe\.yaml"
+    ):
         launcher.resume(home, "one")
     shutil.copy(run.attempt_dir(1) / "recipe.yaml", run.recipe_file)
     refuse_changed(run, Stage.SFT)
 
 
-def test_of_a_damaged_copy_the_newest_checkpoint_tells(home: Home) -> None:
+def test_a_damaged_copy_falls_back_to_the_newest_checkpoint(home: Home) -> None:
     run = _stopped(home)
     (run.attempt_dir(1) / "recipe.yaml").write_bytes(b"\xff")
     checkpoint = run.checkpoints / "step-000003"
@@ -96,7 +98,7 @@ def _old(home: Home) -> RunDir:
     return run
 
 
-def test_of_an_older_run_the_newest_checkpoint_tells(home: Home) -> None:
+def test_a_run_without_copies_is_compared_with_the_newest_checkpoint(home: Home) -> None:
     run = _old(home)
     _edit(run, "\nseed: 0\n", "\nseed: 8\n")
     refuse_changed(run, Stage.SFT)  # nothing is left to compare with
@@ -107,7 +109,7 @@ def test_of_an_older_run_the_newest_checkpoint_tells(home: Home) -> None:
         refuse_changed(run, Stage.SFT)
 
 
-def test_a_pipeline_asks_about_the_stages_that_it_would_resume(home: Home) -> None:
+def test_a_pipeline_compares_the_stages_that_it_would_resume(home: Home) -> None:
     pipeline = home.create(Stage.PIPELINE, "# stage: pipeline\n", "p")
     pipeline.recipe_file.write_text(dump_recipe(load_recipe(Stage.PIPELINE, None, ["model_name_or_path=gpt2"])))
     for suffix, phase in (("sft", "failed"), ("reward", "finished")):

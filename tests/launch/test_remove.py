@@ -1,4 +1,4 @@
-"""Deleting runs: what has ended goes whole; what is alive stays whole."""
+"""Deletion of runs: ended runs are deleted whole; living runs stay whole."""
 
 import os
 import shutil
@@ -25,7 +25,7 @@ def home(tmp_path: Path) -> Home:
     return Home(tmp_path / "home")
 
 
-def test_an_ended_run_goes_and_its_name_is_free(home: Home) -> None:
+def test_remove_frees_the_name_of_an_ended_run(home: Home) -> None:
     run = _run(home, "old", Stage.SFT)
     (run.path / "adapter").mkdir()
     (run.path / "adapter" / "weights").write_bytes(b"x" * 100)
@@ -34,15 +34,15 @@ def test_an_ended_run_goes_and_its_name_is_free(home: Home) -> None:
     assert home.create(Stage.SFT, "# again\n", "old").id == "old"
 
 
-def test_a_pipeline_takes_its_own_stages_and_no_others(home: Home) -> None:
+def test_remove_of_a_pipeline_deletes_its_own_stages_only(home: Home) -> None:
     _run(home, "p", Stage.PIPELINE)
     _run(home, "p-sft", Stage.SFT, parents=("p",))
-    _run(home, "p-reward", Stage.REWARD, parents=("elsewhere",))  # somebody else's, with a name that fits
+    _run(home, "p-reward", Stage.REWARD, parents=("elsewhere",))  # another pipeline's, with a matching name
     assert sorted(remove(home, "p")) == ["p", "p-sft"]
     assert [run.id for run in home.runs()] == ["p-reward"]
 
 
-def test_a_living_child_keeps_the_whole_pipeline(home: Home) -> None:
+def test_remove_refuses_a_pipeline_with_a_living_child(home: Home) -> None:
     _run(home, "p", Stage.PIPELINE)
     child = _run(home, "p-sft", Stage.SFT, phase="running", parents=("p",))
     lock = child.acquire_lock()
@@ -54,14 +54,14 @@ def test_a_living_child_keeps_the_whole_pipeline(home: Home) -> None:
     assert {run.id for run in home.runs()} == {"p", "p-sft"}
 
 
-def test_what_depends_on_a_run_is_named(home: Home) -> None:
+def test_users_of_lists_dependent_runs(home: Home) -> None:
     _run(home, "base", Stage.MERGE)
     _run(home, "rm", Stage.REWARD, parents=("base",))
     assert users_of(home, "base") == ["rm"]
     assert users_of(home, "rm") == []
 
 
-def test_a_deletion_that_was_cut_short_is_a_leftover_and_one_at_work_is_none(
+def test_an_interrupted_deletion_is_a_leftover_and_a_running_one_is_not(
     home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[bool] = []
@@ -81,6 +81,6 @@ def test_a_deletion_that_was_cut_short_is_a_leftover_and_one_at_work_is_none(
     assert remove_leftovers(home) == ([left.path.name], []) and list(home.runs_dir.iterdir()) == []
 
 
-def test_an_unknown_run_is_said(home: Home) -> None:
+def test_remove_refuses_an_unknown_run(home: Home) -> None:
     with pytest.raises(UsageError, match="No run `nothing`"):
         remove(home, "nothing")

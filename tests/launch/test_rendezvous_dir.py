@@ -1,4 +1,4 @@
-"""The directory in which ranks meet: private, usable, and never the same one twice."""
+"""The rendezvous directory of ranks: private, usable, and new each time."""
 
 import errno
 import fcntl
@@ -22,7 +22,7 @@ def without_dev_shm(monkeypatch: pytest.MonkeyPatch, temporary: Path) -> None:
     monkeypatch.setattr(rendezvous_dir.tempfile, "gettempdir", lambda: str(temporary))
 
 
-def test_it_is_its_owners_alone_and_another_one_each_time(tmp_path: Path) -> None:
+def test_meeting_place_is_private_and_new_each_time(tmp_path: Path) -> None:
     attempts = [tmp_path / "001", tmp_path / "002"]
     for attempt in attempts:
         attempt.mkdir()
@@ -37,7 +37,7 @@ def test_it_is_its_owners_alone_and_another_one_each_time(tmp_path: Path) -> Non
     assert not any(place.exists() for place in places) and list(tmp_path.glob("*/*")) == []
 
 
-def test_nothing_but_a_meeting_place_is_removed(tmp_path: Path) -> None:
+def test_remove_meeting_place_leaves_other_directories(tmp_path: Path) -> None:
     rendezvous_dir.remove_meeting_place(tmp_path)  # of one process: there is none
     (tmp_path / "precious").mkdir()
     (tmp_path / "meeting").symlink_to(tmp_path / "precious")
@@ -46,7 +46,7 @@ def test_nothing_but_a_meeting_place_is_removed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("where", ["elsewhere/stackllama-mine", "temporary/../elsewhere/stackllama-mine"])
-def test_a_directory_with_a_fitting_name_elsewhere_is_left(
+def test_remove_meeting_place_leaves_a_directory_elsewhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     monkeypatch.setattr(rendezvous_dir.tempfile, "gettempdir", lambda: str(tmp_path / "temporary"))
@@ -61,7 +61,9 @@ def test_a_directory_with_a_fitting_name_elsewhere_is_left(
 
 
 @pytest.mark.parametrize("what", ["holds more", "is open to others", "is a link"])
-def test_where_places_are_made_others_lie_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+def test_remove_meeting_place_leaves_foreign_entries(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
     monkeypatch.setattr(rendezvous_dir.tempfile, "gettempdir", lambda: str(tmp_path / "temporary"))
     attempt, place, real = tmp_path / "attempt", tmp_path / "temporary" / "stackllama-mine", tmp_path / "real"
     for folder in (attempt, tmp_path / "temporary", real):
@@ -79,7 +81,7 @@ def test_where_places_are_made_others_lie_too(tmp_path: Path, monkeypatch: pytes
     assert list(attempt.iterdir()) == []
 
 
-def test_what_torchrun_and_the_ranks_left_goes_with_the_place(tmp_path: Path) -> None:
+def test_remove_meeting_place_removes_the_ranks_files(tmp_path: Path) -> None:
     place = rendezvous_dir.make_meeting_place(tmp_path)
     for name in ("torchrun", "ranks-0", "ranks-11"):
         (place / name).touch()
@@ -87,7 +89,7 @@ def test_what_torchrun_and_the_ranks_left_goes_with_the_place(tmp_path: Path) ->
     assert not place.exists() and list(tmp_path.iterdir()) == []
 
 
-def test_where_files_cannot_be_locked_it_lies_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_meeting_place_moves_where_files_cannot_be_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     temporary, attempt, other = tmp_path / "temporary", tmp_path / "attempt", tmp_path / "other"
     for folder in (temporary, attempt, other):
         folder.mkdir()
@@ -107,7 +109,7 @@ def test_where_files_cannot_be_locked_it_lies_elsewhere(tmp_path: Path, monkeypa
     assert len(list(temporary.iterdir())) == 1, "the directory without locks was removed again"
 
 
-def test_nowhere_is_an_error_that_names_the_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_meeting_place_without_a_usable_directory_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     without_dev_shm(monkeypatch, tmp_path / "missing")
     with pytest.raises(FileNotFoundError, match="gone"):
         rendezvous_dir.make_meeting_place(tmp_path / "gone")

@@ -1,4 +1,4 @@
-"""A damaged run: rebuilt from what its other files say, or said to be beyond that; what was damaged is kept."""
+"""Repair of a damaged run from its other files, or a refusal; damaged files are kept."""
 
 import os
 from pathlib import Path
@@ -25,7 +25,7 @@ def home(tmp_path: Path) -> Home:
 def _run(
     home: Home, recipe: str = RECIPE, *, end: dict[str, object] | None, name: str = "one", attempts: int = 2
 ) -> RunDir:
-    """A run whose newest attempt may have said how it ended, with a byte of its state flipped."""
+    """Make a run whose newest attempt may have an ``end`` event, with a byte of its state flipped."""
     run = home.create(Stage.PPO, recipe, name)
     for attempt in range(1, attempts + 1):
         run.attempt_dir(attempt).mkdir()
@@ -49,7 +49,7 @@ def _run(
         (None, "lost", None),
     ],
 )
-def test_the_outcome_is_what_the_newest_attempt_said(
+def test_repair_takes_the_outcome_of_the_newest_attempt(
     home: Home, end: dict[str, object] | None, phase: str, code: int | None
 ) -> None:
     run = _run(home, end=end)
@@ -65,10 +65,10 @@ def test_the_outcome_is_what_the_newest_attempt_said(
     assert repair(home, "one") == []
 
 
-def test_the_stage_is_found_where_it_still_stands(home: Home) -> None:
+def test_repair_finds_the_stage_in_recipe_launch_or_name(home: Home) -> None:
     nothing = _run(home, "model_name_or_path: demo\n", end=None, name="nothing")
     assert stage_of(nothing) is None
-    with pytest.raises(RefusedError, match=r"tells which stage.*# stage: sft.*runs rm nothing"):
+    with pytest.raises(RefusedError, match=r"names the stage.*# stage: sft.*runs rm nothing"):
         repair(home, "nothing")
     assert not (nothing.path / "state.json.damaged-1").exists()
     nothing.write_launch(
@@ -80,16 +80,16 @@ def test_the_stage_is_found_where_it_still_stands(home: Home) -> None:
 
 
 @pytest.mark.parametrize("name", ["launch.json", "result.json", "lineage.json", "slurm.json"])
-def test_other_records_are_set_aside_and_the_state_stays(home: Home, name: str) -> None:
+def test_repair_sets_other_records_aside(home: Home, name: str) -> None:
     run = _run(home, end={"exit_code": 1})
     repair(home, "one")
     before = run.read_state()
     (run.path / name).mkdir()
-    assert repair(home, "one") == [f"{name} could not be read and is now {name}.damaged-1."]
+    assert repair(home, "one") == [f"{name} could not be read; it was renamed to {name}.damaged-1."]
     assert run.read_state() == before and not (run.path / name).exists()
 
 
-def test_a_state_that_is_gone_or_no_file_is_rebuilt_too(home: Home) -> None:
+def test_repair_rebuilds_a_missing_state(home: Home) -> None:
     run = _run(home, end={"exit_code": 0})
     (run.path / "state.json").unlink()
     assert [each.id for each in home.runs()] == ["one"]
@@ -100,7 +100,7 @@ def test_a_state_that_is_gone_or_no_file_is_rebuilt_too(home: Home) -> None:
     assert run.read_state().phase == "finished"
 
 
-def test_a_living_run_is_not_touched(home: Home) -> None:
+def test_repair_refuses_a_living_run(home: Home) -> None:
     run = _run(home, end=None)
     lock = run.acquire_lock()
     try:
@@ -113,15 +113,15 @@ def test_a_living_run_is_not_touched(home: Home) -> None:
     assert not list(run.path.glob("*.damaged-*"))
 
 
-def test_without_flock_nothing_says_afterwards_that_it_is_held(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another machine cannot see that who repaired it has ended."""
+def test_repair_without_flock_releases_the_lock(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another machine cannot see that the repairing process has ended."""
     monkeypatch.setattr(run_lock, "try_flock", lambda _descriptor, _operation: None)
     run = _run(home, end={"exit_code": 0})
     repair(home, "one")
     assert (run.path / "lock.d").is_dir() and list((run.path / "lock.d").iterdir()) == []
 
 
-def test_one_of_another_machine_is_repaired_only_where_it_cannot_be_alive(home: Home) -> None:
+def test_repair_refuses_a_run_that_may_be_alive_elsewhere(home: Home) -> None:
     elsewhere = Launch(argv=[], cwd="/", host="another-machine", created=1.0)
     silent, ended = _run(home, end=None, name="silent"), _run(home, end={"exit_code": 0}, name="ended")
     for run in (silent, ended):
@@ -132,7 +132,7 @@ def test_one_of_another_machine_is_repaired_only_where_it_cannot_be_alive(home: 
     assert "finished" in repair(home, "ended")[0]
 
 
-def test_a_damaged_run_is_removed_and_so_is_one_beside_a_damaged_one(home: Home) -> None:
+def test_remove_works_on_and_beside_a_damaged_run(home: Home) -> None:
     _run(home, end=None, name="damaged")
     whole = _run(home, end={"exit_code": 0}, name="whole")
     repair(home, "whole")
@@ -141,7 +141,7 @@ def test_a_damaged_run_is_removed_and_so_is_one_beside_a_damaged_one(home: Home)
     assert remove(home, "whole") == ["whole"] and list(home.runs_dir.iterdir()) == []
 
 
-def test_a_lock_that_is_no_file_hinders_no_removal(home: Home) -> None:
+def test_remove_works_without_a_regular_lock_file(home: Home) -> None:
     run = _run(home, end={"exit_code": 0})
     repair(home, "one")
     (run.path / "lock").unlink()
@@ -149,7 +149,7 @@ def test_a_lock_that_is_no_file_hinders_no_removal(home: Home) -> None:
     assert remove(home, "one") == ["one"]
 
 
-def test_what_is_written_can_be_read_back(home: Home) -> None:
+def test_repair_writes_records_that_can_be_read(home: Home) -> None:
     """Bounds of the state hold for whatever an end event may say."""
     for code in (-1, 256, True, "0", 1.5, None):
         run = _run(

@@ -1,4 +1,4 @@
-"""Secrets that reach a log past every Python stream are masked where they stand."""
+"""Secrets that reach a log past every Python stream are masked in place."""
 
 import os
 from pathlib import Path
@@ -14,7 +14,7 @@ REDACTOR = Redactor({CANARY.decode(): "HF_TOKEN"})
 MASK = b"*" * len(CANARY)
 
 
-def test_in_place_while_another_appends(tmp_path: Path) -> None:
+def test_scrubber_masks_in_place_while_another_appends(tmp_path: Path) -> None:
     log = tmp_path / "log.txt"
     scrubber = Scrubber(log, REDACTOR)
     assert scrubber.scrub() == 0  # not there yet
@@ -28,7 +28,7 @@ def test_in_place_while_another_appends(tmp_path: Path) -> None:
     assert log.read_bytes() == b"a " + MASK + b"\nhalf " + MASK + b" b\n"
 
 
-def test_across_blocks_and_after_truncation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scrubber_masks_across_blocks_and_after_truncation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scrub, "_BLOCK", 10)
     log = tmp_path / "log.txt"
     scrubber = Scrubber(log, REDACTOR)
@@ -42,7 +42,7 @@ def test_across_blocks_and_after_truncation(tmp_path: Path, monkeypatch: pytest.
     assert scrubber.scrub() == 1
 
 
-def test_a_link_is_not_followed(tmp_path: Path) -> None:
+def test_scrubber_does_not_follow_a_link(tmp_path: Path) -> None:
     (tmp_path / "mine").write_bytes(CANARY)
     (tmp_path / "log.txt").symlink_to(tmp_path / "mine")
     with pytest.raises(OSError, match="symbolic link"):

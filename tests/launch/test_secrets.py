@@ -1,4 +1,4 @@
-"""A canary in the environment: whatever a worker prints, says or writes of it, no file of the run holds it."""
+"""A canary in the environment: whatever a worker prints or writes of it, no file of the run holds it."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ def log(run: RunDir) -> str:
     return (run.attempt_dir(1) / "log.txt").read_text()
 
 
-def test_what_a_worker_leaks_is_blanked(runs: Runs, home: Home) -> None:
+def test_secrets_that_a_worker_prints_are_masked(runs: Runs, home: Home) -> None:
     run, state = runs.end("leak")
     wait_for(lambda: not run.lock_is_held())
     assert holders(home) == []
@@ -42,7 +42,7 @@ def test_what_a_worker_leaks_is_blanked(runs: Runs, home: Home) -> None:
     assert run.read_json("result.json") == {"url": "https://me:<HF_TOKEN>@host"}
 
 
-def test_who_reconciles_blanks_what_the_supervisor_could_not(runs: Runs, home: Home) -> None:
+def test_reconcile_masks_secrets_after_a_killed_supervisor(runs: Runs, home: Home) -> None:
     run = runs.start("leak-and-lose")
     wait_for(lambda: not run.lock_is_held())
     assert CANARY in log(run)

@@ -21,7 +21,8 @@ from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch import launcher, slurm, slurm_queue
 from stackllama_engine.launch.processes import run_processes
 from stackllama_engine.launch.recipe_changes import RecipeChangedError
-from stackllama_engine.launch.reconcile import reconcile, stop
+from stackllama_engine.launch.reconcile import reconcile
+from stackllama_engine.launch.run_requests import stop
 
 from .conftest import FAKE_WORKER, wait_for
 

@@ -1,4 +1,4 @@
-"""When a run stands still, by a clock that is moved by hand; the real thing is in `test_ranks`."""
+"""Stall detection by a clock that is advanced by hand; real ranks are in `test_ranks`."""
 
 import os
 import signal
@@ -25,7 +25,7 @@ IDLE = Idle(rank="1", seconds=1e6, stopped=[])
 
 
 def stepping(clock: Clock, seconds: float, count: int = 5) -> StallWatch:
-    """A run at work that takes so long for a step."""
+    """Return the watch of a run with a given step time."""
     watch = StallWatch(StallLimits(), clock)
     watch.event(Event(seq=0, time=clock.now, kind="phase", phase="train"))
     for step in range(1, count + 1):
@@ -36,64 +36,64 @@ def stepping(clock: Clock, seconds: float, count: int = 5) -> StallWatch:
 
 
 @pytest.mark.parametrize(("step", "limit"), [(1.0, 120.0), (30.0, 300.0), (600.0, 1800.0)])
-def test_the_limit_follows_the_median_step_between_floor_and_ceiling(clock: Clock, step: float, limit: float) -> None:
+def test_stall_limit_follows_the_median_step_between_floor_and_ceiling(clock: Clock, step: float, limit: float) -> None:
     watch = stepping(clock, step)
     assert watch.limit == limit
     clock.now += limit - 1
-    assert watch.look([IDLE]) is None
+    assert watch.poll([IDLE]) is None
     clock.now += 1
-    why = watch.look([IDLE])
-    assert why is not None and f"No event for {limit:.0f} s (limit {limit:.0f} s, the median step" in why
+    why = watch.poll([IDLE])
+    assert why is not None and f"no event for {limit:.0f} s (limit {limit:.0f} s, the median step takes" in why
     assert "rank 1" in why
     watch.event(Event(seq=9, time=clock.now, kind="metrics", step=6))
-    assert watch.look([IDLE]) is None
+    assert watch.poll([IDLE]) is None
 
 
-def test_before_the_first_step_loading_takes_its_time(clock: Clock) -> None:
+def test_stall_limit_before_the_first_step_is_the_load_limit(clock: Clock) -> None:
     watch = StallWatch(StallLimits(load=900.0), clock)
     watch.event(Event(seq=0, time=clock.now, kind="phase", phase="load"))
     clock.now += 899
-    assert watch.look([IDLE]) is None
+    assert watch.poll([IDLE]) is None
     clock.now += 1
-    assert "before the first step" in (watch.look([IDLE]) or "")
+    assert "before the first step" in (watch.poll([IDLE]) or "")
     clock.now += 1000
-    assert watch.look([IDLE], ranks=2) is None, "rank 0 prepares the data"
+    assert watch.poll([IDLE], ranks=2) is None, "rank 0 prepares the data"
 
 
-def test_ranks_at_work_may_be_silent_for_longer_but_not_for_ever(clock: Clock) -> None:
-    """An evaluation; and ranks that spin in a collective that nobody completes."""
+def test_busy_ranks_may_be_silent_for_twice_the_ceiling(clock: Clock) -> None:
+    """An evaluation; and ranks that spin in a collective that no rank completes."""
     watch = stepping(clock, 1.0)
     clock.now += 3599
-    assert watch.look([]) is None and watch.look([Idle(rank="0", seconds=60.0, stopped=[])]) is None
+    assert watch.poll([]) is None and watch.poll([Idle(rank="0", seconds=60.0, stopped=[])]) is None
     clock.now += 1
-    assert "although there are ranks at work" in (watch.look([]) or "")
+    assert "although ranks are busy" in (watch.poll([]) or "")
 
 
-def test_who_waits_for_a_rank_at_work_may_wait_until_the_ceiling(clock: Clock) -> None:
+def test_a_rank_may_wait_for_a_busy_one_until_the_ceiling(clock: Clock) -> None:
     """Rank 0 saves, or prepares data, and the others have nothing to do but wait for it."""
     watch = stepping(clock, 1.0)
     clock.now += 1799
-    assert watch.look([IDLE], ranks=2) is None
+    assert watch.poll([IDLE], ranks=2) is None
     stopped = Idle(rank="0", seconds=1e6, stopped=[7])
-    assert "rank 0 is stopped by a signal (pid 7)" in (watch.look([IDLE, stopped], ranks=3) or "")
-    assert watch.look([IDLE, Idle(rank="0", seconds=1e6, stopped=[])], ranks=2) is not None, "nobody works"
+    assert "rank 0 is stopped by a signal (pid 7)" in (watch.poll([IDLE, stopped], ranks=3) or "")
+    assert watch.poll([IDLE, Idle(rank="0", seconds=1e6, stopped=[])], ranks=2) is not None, "nobody works"
     clock.now += 1
-    assert "while other ranks work), and rank 1 has used no" in (watch.look([IDLE], ranks=2) or "")
+    assert "while other ranks are busy), and rank 1 has used no" in (watch.poll([IDLE], ranks=2) or "")
 
 
 def test_a_pause_is_no_stall(clock: Clock) -> None:
     watch = stepping(clock, 1.0)
     watch.event(Event(seq=8, time=clock.now, kind="phase", phase="paused"))
     clock.now += 100_000
-    assert watch.look([IDLE]) is None
+    assert watch.poll([IDLE]) is None
     watch.event(Event(seq=9, time=clock.now, kind="phase", phase="train"))
     watch.event(Event(seq=10, time=clock.now, kind="progress", step=6))
     assert watch.limit == 120.0, "the pause counted as a step"
     clock.now += 120
-    assert watch.look([IDLE]) is not None
+    assert watch.poll([IDLE]) is not None
 
 
-def test_the_environment_sets_the_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stall_limits_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert StallLimits.of_environment() == StallLimits()
     for name, value in (("FACTOR", "3"), ("FLOOR", "1.5"), ("CEILING", "60"), ("LOAD", "9")):
         monkeypatch.setenv(f"STACKLLAMA_STALL_{name}", value)
@@ -127,40 +127,40 @@ def start() -> Iterator[Start]:
         process.communicate()
 
 
-def test_a_rank_that_sleeps_is_found_among_those_that_work(clock: Clock, start: Start) -> None:
+def test_activity_finds_an_idle_rank_among_busy_ones(clock: Clock, start: Start) -> None:
     launcher, busy, asleep = start(ASLEEP), start(BUSY, "0"), start(ASLEEP, "1")
     every = [launcher, busy, asleep]
     activity = Activity(clock)
-    assert activity.look(every) == [], "who has just begun is at work"
+    assert activity.poll(every) == [], "a new rank is busy"
     before = usage(busy)
     assert before is not None
     wait_for(lambda: (now := usage(busy)) is not None and now.ticks > before.ticks + 20)
     clock.now += 2
-    assert activity.look(every) == [Idle(rank="1", seconds=2.0, stopped=[])], "the launcher is no rank"
+    assert activity.poll(every) == [Idle(rank="1", seconds=2.0, stopped=[])], "the launcher is no rank"
     assert activity.ranks == 2
     clock.now += 0.5
-    assert [one.rank for one in activity.look(every, {asleep.pid: 90, busy.pid: 1})] == [], "its GPU is at work"
+    assert [one.rank for one in activity.poll(every, {asleep.pid: 90, busy.pid: 1})] == [], "its GPU is busy"
 
 
-def test_reading_is_work(clock: Clock, start: Start) -> None:
+def test_activity_counts_reading_as_busy(clock: Clock, start: Start) -> None:
     reader = start(READING)
     activity = Activity(clock)
-    activity.look([reader])
+    activity.poll([reader])
     before = usage(reader)
     assert before is not None
     wait_for(lambda: (now := usage(reader)) is not None and now.bytes > before.bytes + (8 << 20))
-    clock.now += 1000  # so much that its processor time is next to nothing
-    assert activity.look([reader]) == []
+    clock.now += 1000  # long enough that its CPU time is negligible
+    assert activity.poll([reader]) == []
 
 
-def test_a_stopped_rank_is_idle_whatever_it_has_used(clock: Clock, start: Start) -> None:
+def test_activity_counts_a_stopped_rank_as_idle(clock: Clock, start: Start) -> None:
     busy = start(BUSY)
     activity = Activity(clock)
-    activity.look([busy])
+    activity.poll([busy])
     send(busy, signal.SIGSTOP)
     wait_for(lambda: (now := usage(busy)) is not None and now.stopped)
     clock.now += 3
-    (idle,) = activity.look([busy])
+    (idle,) = activity.poll([busy])
     assert idle == Idle(rank=None, seconds=3.0, stopped=[busy.pid])
     assert str(idle) == f"the worker is stopped by a signal (pid {busy.pid})"
 
@@ -181,13 +181,13 @@ where_it_hangs()
 """
 
 
-def test_stacks_of_who_offers_them_and_a_word_on_who_does_not(
+def test_write_stacks_dumps_processes_with_a_handler_and_names_the_others(
     tmp_path: Path, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stack_dumps.shutil, "which", lambda _: None)  # py-spy would need no offer
     offering, silent = start(OFFERING.format(folder=str(tmp_path)), "0"), start(ASLEEP, "1")
     assert catches(offering, STACK_SIGNAL) and not catches(silent, STACK_SIGNAL)
-    drop_empty_stacks(tmp_path)  # nobody has asked: it would be no more than a puzzle
+    drop_empty_stacks(tmp_path)  # no dump was requested: an empty file would only puzzle
     assert not (tmp_path / "stacks.txt").exists()
     stopped = start(OFFERING.format(folder=str(tmp_path)), "2")
     send(stopped, signal.SIGSTOP)
@@ -197,16 +197,14 @@ def test_stacks_of_who_offers_them_and_a_word_on_who_does_not(
     text = path.read_text()
     said = {part[part.index("rank") :][:6]: part.partition("\n")[2] for part in text.split("=== ")[1:]}
     assert "where_it_hangs" in said["rank 3"] and path.stat().st_mode & 0o777 == 0o600
-    assert "not a process that can be asked" in said["rank 1"]
+    assert "does not handle the stack-dump signal" in said["rank 1"]
     assert "stopped by a signal (state T)" in said["rank 2"] and "where_it_hangs" not in said["rank 2"]
     assert all(identify(process.pid) == process for process in (silent, stopped, second)), "asking ended somebody"
     drop_empty_stacks(tmp_path)
     assert path.exists()
 
 
-def test_py_spy_is_asked_first_where_it_is_installed(
-    tmp_path: Path, start: Start, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_write_stacks_prefers_py_spy(tmp_path: Path, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     spy = tmp_path / "py-spy"
     spy.write_text('#!/bin/sh\necho "spied with $*"\n')
     spy.chmod(0o700)
@@ -218,4 +216,4 @@ def test_py_spy_is_asked_first_where_it_is_installed(
     assert f"spied with dump --pid {asleep.pid}\n" in text
     assert f"spied with dump --pid {stopped.pid} --nonblocking\n" in text
     spy.write_text("#!/bin/sh\nexit 1\n")  # not permitted to look
-    assert "not a process that can be asked" in write_stacks(tmp_path, [asleep]).read_text()
+    assert "does not handle the stack-dump signal" in write_stacks(tmp_path, [asleep]).read_text()

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from stackllama_engine.contract.run_dir import Home
 from stackllama_engine.launch.argv import source_path
-from stackllama_engine.launch.reconcile import reconcile, stop
+from stackllama_engine.launch.reconcile import reconcile
+from stackllama_engine.launch.run_requests import stop
 
 from .conftest import Runs, wait_for
 
@@ -22,7 +23,7 @@ def python(code: str, closed: str, *arguments: str) -> int:
     return subprocess.run(command, env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)}, check=False).returncode
 
 
-def test_lock_is_above_the_standard_streams(runs: Runs) -> None:
+def test_lock_descriptor_is_above_the_standard_streams(runs: Runs) -> None:
     run = runs.create("one")
     code = """
         import os, sys
@@ -48,7 +49,7 @@ def test_standard_streams_are_opened_and_inherited() -> None:
     assert python(code, "<&- >&- 2>&-") == 0
 
 
-def test_run_launched_with_stdin_closed_goes_on(runs: Runs, home: Home) -> None:
+def test_a_run_launched_with_stdin_closed_runs(runs: Runs, home: Home) -> None:
     code = """
         import sys
         from stackllama_console.__main__ import main
@@ -62,5 +63,5 @@ def test_run_launched_with_stdin_closed_goes_on(runs: Runs, home: Home) -> None:
     run = home.run("one")
     wait_for(lambda: run.read_state().phase == "running" or run.read_state().has_ended)
     assert run.lock_is_held()
-    assert reconcile(run).phase == "running"  # a look kills what nobody holds
+    assert reconcile(run).phase == "running"  # reconcile kills a run without a lock holder
     assert stop(run, wait=True).phase == "stopped"

@@ -20,8 +20,10 @@ from stackllama_engine.launch import launcher
 from stackllama_engine.launch.argv import Command
 from stackllama_engine.launch.launcher import start_supervisor
 from stackllama_engine.launch.processes import alive, identify, run_processes, send
-from stackllama_engine.launch.reconcile import ask, newest_end_event, reconcile, stop
-from stackllama_engine.launch.supervisor import Patience, Supervisor
+from stackllama_engine.launch.reconcile import newest_end_event, reconcile
+from stackllama_engine.launch.run_requests import ask, stop
+from stackllama_engine.launch.shutdown import Patience
+from stackllama_engine.launch.supervisor import Supervisor
 
 from .conftest import Runs, fake_command, wait_for, wait_for_phase
 
@@ -32,7 +34,7 @@ def supervisor_of(run: RunDir) -> ProcessId:
     return supervisor
 
 
-def test_finishes(runs: Runs) -> None:
+def test_supervisor_records_a_finished_run(runs: Runs) -> None:
     run, state = runs.end("finish")
     assert (state.phase, state.exit_code, state.cause, state.attempt) == ("finished", 0, None, 1)
     assert state.started is not None and state.ended is not None and state.ended >= state.started
@@ -53,7 +55,7 @@ def test_exit_status_counts_when_there_is_no_end_event(runs: Runs) -> None:
     assert state.last_lines == ["fake worker: code", "RuntimeError: no such thing"]
 
 
-def test_killed_by_signal(runs: Runs) -> None:
+def test_supervisor_records_the_signal_that_killed_the_worker(runs: Runs) -> None:
     _, state = runs.end("kill")
     assert (state.phase, state.exit_code) == ("failed", 137)
     assert state.cause is not None and "killed by SIGKILL" in state.cause and "dmesg" in state.cause
@@ -85,7 +87,7 @@ def pidfds(process: ProcessId) -> int:
     return count
 
 
-def test_program_that_does_not_exist(runs: Runs) -> None:
+def test_supervisor_records_a_program_that_does_not_exist(runs: Runs) -> None:
     run = runs.create()
     lock = run.acquire_lock()
     start_supervisor(run, lock, Command(argv=["/no/such/program"], environment={}), [])
@@ -121,7 +123,7 @@ def test_a_run_whose_control_is_a_link_in_a_circle_goes_on_stops_and_is_resumed(
     shutil.rmtree(run.control)
     run.control.symlink_to(run.control)
     wait_for_phase(run, "running")
-    with pytest.raises(RefusedError, match=f"{run.id} cannot be asked: "):
+    with pytest.raises(RefusedError, match=f"The request to {run.id} could not be written: "):
         ask(run, "save")
     state = stop(run, wait=True)
     assert (state.phase, state.exit_code, state.cause) == ("stopped", 75, "saved")
@@ -174,7 +176,7 @@ def test_a_grace_is_longer_than_the_saves_of_this_run(runs: Runs) -> None:
 
 
 def test_sigterm_to_the_wrapper_lets_its_orphaned_worker_save(runs: Runs) -> None:
-    """As SIGTERM to `accelerate launch`: it dies at once and its worker would go on alone."""
+    """SIGTERM ends the real `accelerate launch` at once, too, which leaves its worker alone."""
     run = runs.start("wrapper")
     wait_for(lambda: (run.path / "worker.pid").exists())
     wrapper = run.read_state().worker
@@ -190,8 +192,8 @@ def test_the_cause_names_the_signal_that_came_from_outside(runs: Runs) -> None:
     wrapper = run.read_state().worker
     assert wrapper is not None and send(wrapper, signal.SIGTERM)
     state = wait_for_phase(run, "stopped")
-    assert state.cause == "SIGTERM came to `accelerate launch`; its workers stopped. " + (
-        "There is no checkpoint yet: resuming begins at step 0."
+    assert state.cause == "`accelerate launch` received SIGTERM; its workers stopped. " + (
+        "There is no checkpoint yet: resuming starts from step 0."
     )
 
 
@@ -203,8 +205,8 @@ def test_a_merge_that_a_signal_cut_off_has_saved_nothing(runs: Runs) -> None:
     assert wrapper is not None and send(wrapper, signal.SIGTERM)
     state = wait_for_phase(run, "stopped")
     assert state.cause == (
-        "SIGTERM came to `accelerate launch`; its workers stopped. "
-        "A merge saves nothing on its way: resuming begins it anew."
+        "`accelerate launch` received SIGTERM; its workers stopped. "
+        "A merge saves no checkpoints: resuming starts it again."
     )
 
 
@@ -249,7 +251,7 @@ def test_supervisor_killed_but_the_worker_said_how_it_ended(runs: Runs) -> None:
     assert (state.phase, state.exit_code) == ("stopped", 75)
 
 
-def test_two_who_look_at_once_agree(runs: Runs) -> None:
+def test_concurrent_reconciles_agree(runs: Runs) -> None:
     run = runs.start("until-stopped")
     wait_for_phase(run, "running")
     send(supervisor_of(run), signal.SIGKILL)
@@ -264,12 +266,12 @@ def test_two_who_look_at_once_agree(runs: Runs) -> None:
     assert reconcile(run).phase == "lost"
 
 
-def test_queued_run_of_a_launcher_that_died(runs: Runs) -> None:
+def test_a_queued_run_of_a_dead_launcher_is_lost(runs: Runs) -> None:
     run = runs.create()
     assert reconcile(run).phase == "queued", "the launcher may still be on its way"
     state = run.read_state()
     assert state.host is not None
-    run.write_state(msgspec.structs.replace(state, created=time.time() - 60))  # a clock that was set says nothing
+    run.write_state(msgspec.structs.replace(state, created=time.time() - 60))  # a changed wall clock proves nothing
     assert reconcile(run).phase == "queued"
     then = msgspec.structs.replace(state.host, clock=state.host.clock - 60)
     run.write_state(msgspec.structs.replace(state, created=time.time() + 3600, host=then))  # an hour back, since
@@ -287,7 +289,7 @@ def test_marked_processes_of_other_runs_are_left_alone(runs: Runs) -> None:
 
 
 def test_full_disk_delays_the_record_and_loses_nothing(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The supervisor's own writes fail until there is room; the worker goes on, the outcome is recorded late."""
+    """The supervisor's own writes fail until there is room; the worker continues, the outcome is recorded late."""
     run = runs.create()
     lock = run.acquire_lock()
     monkeypatch.setattr(launcher, "_spawn", lambda *_: 0)
@@ -315,13 +317,13 @@ def test_full_disk_delays_the_record_and_loses_nothing(runs: Runs, monkeypatch: 
     assert (state.phase, state.exit_code, state.cause) == ("failed", 1, "out of memory in train")
 
 
-def test_what_cannot_be_watched_costs_no_run(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Here its limit is no number, so that the watch fails at its first look; the run's own end stands."""
+def test_a_failing_watch_does_not_end_the_run(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk limit is not a number, so that the watch fails at its first poll; the run still ends normally."""
     monkeypatch.setenv("STACKLLAMA_DISK_CRITICAL", "a lot")
     run = runs.start("until-stopped")
     wait_for(lambda: (run.path / "worker.pid").exists())
-    complaints = run.attempt_dir(1) / "supervisor.txt"
-    wait_for(lambda: "no longer watched" in complaints.read_text())
+    log = run.attempt_dir(1) / "supervisor.txt"
+    wait_for(lambda: "no longer monitored" in log.read_text())
     assert stop(run, wait=True).exit_code == 75
 
 
@@ -342,7 +344,7 @@ def test_error_of_the_supervisor_itself_is_recorded(runs: Runs) -> None:
     assert "Traceback" in (run.attempt_dir(1) / "supervisor.txt").read_text()
 
 
-def test_a_clock_that_is_set_makes_no_long_save(runs: Runs) -> None:
+def test_shutdown_grace_ignores_a_changed_clock(runs: Runs) -> None:
     """What a save takes decides how long a stop may take; an hour forward between two events is none."""
     run = runs.create()
     folder = run.attempt_dir(1)
@@ -355,5 +357,5 @@ def test_a_clock_that_is_set_makes_no_long_save(runs: Runs) -> None:
         patch.setattr(time, "time", lambda now=time.time: now() + 3600)
         events.write("checkpoint", step=1)
     supervisor._read_events()
-    assert supervisor._grace(0.5) < 900
+    assert supervisor._shutdown.grace(0.5) < 900
     events.close()

@@ -1,4 +1,4 @@
-"""One home by two paths: whoever comes by the other one sees the same run, its processes, and never starts a second."""
+"""One home by two paths: either path finds the same run and processes, and never starts a second trainer."""
 
 import os
 import signal
@@ -12,14 +12,15 @@ from stackllama_engine.contract.errors import RefusedError, UsageError
 from stackllama_engine.contract.run_dir import Home, RunDir
 from stackllama_engine.launch import launcher
 from stackllama_engine.launch.processes import identify, run_processes, send
-from stackllama_engine.launch.reconcile import reconcile, stop
+from stackllama_engine.launch.reconcile import reconcile
+from stackllama_engine.launch.run_requests import stop
 
 from .conftest import Runs, fake_command, wait_for, wait_for_phase
 
 
 @pytest.fixture
 def by_link(runs: Runs, tmp_path: Path) -> Home:
-    """The home of ``runs`` through a symbolic link."""
+    """Return the home of ``runs`` through a symbolic link."""
     (tmp_path / "link").symlink_to(runs.home.path)
     return Home(tmp_path / "link")
 
@@ -42,14 +43,14 @@ def test_resumed_by_the_other_path_it_has_one_trainer(
     first = (run.path / "worker.pid").read_text()
     launcher.resume(by_link, "mine")
     wait_for(lambda: (run.path / "worker.pid").read_text() not in ("", first))
-    assert identify(int(first)) is None, "the first trainer goes on beside the second"
+    assert identify(int(first)) is None, "the first trainer still runs beside the second"
     assert [process.pid for process in run_processes(run.path)] == [int((run.path / "worker.pid").read_text())]
     with pytest.raises(RefusedError, match="alive"):
         launcher.resume(runs.home, "mine")
     assert stop(run, wait=True).phase == "stopped"
 
 
-def test_a_run_by_a_path_that_was_not_resolved(runs: Runs, by_link: Home, tmp_path: Path) -> None:
+def test_reconcile_finds_a_run_by_an_unresolved_path(runs: Runs, by_link: Home, tmp_path: Path) -> None:
     """The directory itself counts, also where some code was given another path of it."""
     run = runs.start("until-stopped", "mine")
     lose_supervisor(run)
@@ -57,7 +58,7 @@ def test_a_run_by_a_path_that_was_not_resolved(runs: Runs, by_link: Home, tmp_pa
     assert run_processes(run.path) == []
 
 
-def test_a_home_has_one_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_home_resolves_links_to_one_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "real" / "deep").mkdir(parents=True)
     (tmp_path / "link").symlink_to("real")
     (tmp_path / "loop").symlink_to("loop")
@@ -73,7 +74,7 @@ def test_a_home_has_one_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="a bind mount needs root")
-def test_by_a_bind_mount(runs: Runs, tmp_path: Path) -> None:
+def test_a_run_seen_by_a_bind_mount_has_one_trainer(runs: Runs, tmp_path: Path) -> None:
     run = runs.start("until-stopped", "mine")
     lose_supervisor(run)
     (tmp_path / "bound").mkdir()
@@ -90,5 +91,5 @@ print(reconcile(Home(Path(sys.argv[1])).run("mine")).cause)
     )
     if looked.returncode and "unshare" in looked.stderr + looked.stdout:
         pytest.skip(f"no mount namespace here: {looked.stderr.strip()}")
-    assert "1 of its processes still ran and were ended" in looked.stdout, looked.stderr
+    assert "1 of its processes were still running and were killed" in looked.stdout, looked.stderr
     assert run_processes(run.path) == [] and wait_for_phase(run, "lost")

@@ -1,4 +1,4 @@
-"""Ranks that do nothing but meet: ``accelerate launch … toy_ranks.py RUN_DIR``. They save and stop when told to."""
+"""Ranks that do nothing but meet: ``accelerate launch … toy_ranks.py RUN_DIR``. They save and stop on request."""
 
 import os
 import signal

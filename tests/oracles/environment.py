@@ -17,17 +17,17 @@ NAMES = ("torchrl", "trl")
 
 
 def wanted(name: str) -> str:
-    """What an environment is made of; one that says otherwise is out of date."""
+    """Return what an environment is made of; one whose mark differs is out of date."""
     return f"{requirements(name).read_text(encoding='utf-8')}{sys.version}\n{sysconfig.get_path('purelib')}\n"
 
 
 def requirements(name: str) -> Path:
-    """The pinned packages of an environment."""
+    """Return the file of an environment's pinned packages."""
     return HERE / f"requirements-{name}.txt"
 
 
 def python_of(name: str) -> Path | None:
-    """The interpreter of an environment; None where it was not built, or is out of date."""
+    """Return the interpreter of an environment; None where it was not built, or is out of date."""
     mark = ROOT / name / "installed"
     return (
         ROOT / name / "bin" / "python" if mark.is_file() and mark.read_text(encoding="utf-8") == wanted(name) else None
@@ -38,7 +38,7 @@ def build(name: str) -> None:
     """Build an environment anew.
 
     Raises:
-        subprocess.CalledProcessError: a package cannot be installed; pip has said why.
+        subprocess.CalledProcessError: a package cannot be installed; pip printed why.
     """
     home = ROOT / name
     venv.create(home, clear=True, with_pip=False)

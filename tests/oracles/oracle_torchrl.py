@@ -1,4 +1,4 @@
-"""torchrl's answers: cases as JSON on standard input, results on standard output; runs in an environment of its own."""
+"""torchrl's results: cases as JSON on standard input, results on standard output; runs in an environment of its own."""
 # pyright: reportMissingImports=false
 
 import json
@@ -11,7 +11,7 @@ from torchrl.objectives.value.functional import generalized_advantage_estimate
 
 
 def gae(case: dict[str, Any]) -> dict[str, Any]:
-    """torchrl has time before last, and is told where a response ends; what follows is another episode."""
+    """Compute GAE; torchrl has time on the second-to-last axis, and a response ends an episode."""
     values, rewards, ends = (torch.tensor(case[name]).unsqueeze(-1) for name in ("values", "rewards", "ends"))
     following = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], dim=1)
     advantages, returns = generalized_advantage_estimate(
@@ -21,7 +21,7 @@ def gae(case: dict[str, Any]) -> dict[str, Any]:
 
 
 def controller(case: dict[str, Any]) -> list[float]:
-    """It takes the penalties, −coefficient · KL, of a batch and divides the coefficient out again."""
+    """Update torchrl's controller with the penalties −coefficient · KL of each batch."""
     oracle = AdaptiveKLController(init_kl_coef=case["coef"], target=case["target"], horizon=case["horizon"])
     coefficients: list[float] = []
     for kl in case["kl"]:

@@ -1,7 +1,7 @@
-"""TRL 1.12.0's answers: cases as JSON on standard input, results on standard output; in an environment of its own.
+"""TRL 1.12.0's results: cases as JSON on standard input, results on standard output; in an environment of its own.
 
 Whitening is a function there. Rewards, advantages and losses stand in the middle of ``PPOTrainer.train``: their
-statements are cut out of its source and run on the case, so that what answers is TRL and not a copy of it.
+statements are cut out of its source and run on the case, so that the results are TRL's and not those of a copy.
 """
 # pyright: reportMissingImports=false
 
@@ -18,7 +18,7 @@ from trl.experimental.ppo import ppo_trainer
 
 
 def statements(first: str, last: str) -> CodeType:
-    """Of the one block of ``train`` that assigns to both names: everything in between, both included."""
+    """Compile the statements from one assignment to another in the block of ``train`` that has both."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(ppo_trainer.PPOTrainer.train)))
     found: list[list[ast.stmt]] = []
     for node in ast.walk(tree):
@@ -39,21 +39,21 @@ def _assigned(statement: ast.stmt) -> str | None:
 
 
 def tensors(case: dict[str, Any]) -> dict[str, Any]:
-    """Lists as tensors, the recipe's keys under ``args``, and what the statements call."""
+    """Make a namespace: lists as tensors, the recipe's keys under ``args``, and the functions that statements call."""
     names = {name: torch.tensor(value) for name, value in case.items() if isinstance(value, list)}
     helpers = {name: getattr(ppo_trainer, name) for name in ("masked_mean", "masked_whiten")}
     return {"torch": torch, "args": SimpleNamespace(**case["args"]), "logits": torch.zeros(1, 1), **helpers, **names}
 
 
 def whiten(case: dict[str, Any]) -> list[Any]:
-    """Its values under padding are not 0, and mean nothing."""
+    """Whiten; values under padding are not 0, and to be ignored."""
     return ppo_trainer.masked_whiten(
         torch.tensor(case["values"]), torch.tensor(case["mask"]), shift_mean=case["shift_mean"]
     ).tolist()
 
 
 def targets(case: dict[str, Any]) -> dict[str, Any]:
-    """KL, rewards, advantages and returns.
+    """Compute KL, rewards, advantages and returns.
 
     Where a response is shorter than its batch, TRL pays the score one token after its last, and bootstraps from the
     value there. The case says that responses end at their last token (``sequence_lengths_p1`` equal to
@@ -65,7 +65,7 @@ def targets(case: dict[str, Any]) -> dict[str, Any]:
 
 
 def losses(case: dict[str, Any]) -> dict[str, Any]:
-    """Losses, how much was clipped, and the gradient of the whole loss."""
+    """Compute losses, clip fractions, and the gradient of the whole loss."""
     names = tensors(case)
     for name in ("new_logprobs", "vpred"):
         names[name].requires_grad_()

@@ -33,8 +33,8 @@ def alone(values: Tensor) -> Tensor:
     return values
 
 
-def asked(name: str, cases: dict[str, Any]) -> dict[str, Any]:
-    """What an oracle says of the cases; skips where its environment was not built."""
+def results_of(name: str, cases: dict[str, Any]) -> dict[str, Any]:
+    """Return an oracle's results; skip where its environment was not built."""
     python = python_of(name)
     if python is None:
         pytest.skip(f"the environment of {name} was not built; `make oracles` builds it")
@@ -61,7 +61,7 @@ def close(mine: Tensor, theirs: Any) -> None:
 
 @pytest.fixture(scope="module")
 def torchrl() -> tuple[dict[str, Any], dict[str, Any]]:
-    """Cases and answers."""
+    """Return cases and results."""
     cases: list[dict[str, Any]] = []
     for full, gamma, lam in ((True, 0.9, 0.95), (False, 1.0, 0.95), (False, 0.97, 0.5), (False, 1.0, 1.0)):
         mask = mask_of(full)
@@ -71,7 +71,7 @@ def torchrl() -> tuple[dict[str, Any], dict[str, Any]]:
     kl = [12.0, 3.0, 6.6, 0.0, 40.0, 5.9]
     controller = {"coef": 0.2, "target": 6.0, "horizon": 10_000, "responses": 256, "kl": kl}
     everything: dict[str, Any] = {"gae": cases, "controller": controller}
-    return everything, asked("torchrl", everything)
+    return everything, results_of("torchrl", everything)
 
 
 def test_gae_is_that_of_torchrl(torchrl: tuple[dict[str, Any], dict[str, Any]]) -> None:
@@ -131,7 +131,7 @@ def losses_case(full: bool, **args: float) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def trl() -> tuple[dict[str, Any], dict[str, Any]]:
-    """Cases and answers."""
+    """Return cases and results."""
     base = {"kl_coef": 0.3, "gamma": 0.95, "lam": 0.9}
     cases: dict[str, Any] = {
         "whiten": [
@@ -146,7 +146,7 @@ def trl() -> tuple[dict[str, Any], dict[str, Any]]:
         ],
         "losses": [losses_case(full, cliprange=0.2, cliprange_value=0.3, vf_coef=0.1) for full in (True, False)],
     }
-    return cases, asked("trl", cases)
+    return cases, results_of("trl", cases)
 
 
 def test_whitening_is_that_of_trl(trl: tuple[dict[str, Any], dict[str, Any]]) -> None:

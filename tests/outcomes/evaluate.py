@@ -1,5 +1,7 @@
-"""Evaluates a policy on the demo's held-out questions with transformers alone: none of the engine's own sampling,
-scoring or log-probabilities. TRL's policies and the engine's go through the same function.
+"""Evaluation of a policy on the demo's held-out prompts with transformers alone.
+
+None of the engine's own sampling, scoring or log-probabilities is used. TRL's policies and the engine's go through the
+same function.
 
 Shapes: ``B`` questions, ``P`` longest prompt, ``R`` longest response.
 """
@@ -19,38 +21,46 @@ _CHUNK = 331
 
 
 def questions() -> list[str]:
-    """All of the demo's held-out questions."""
+    """Return all of the demo's held-out questions."""
     return demo_data.questions("evaluation", 0)
 
 
 @torch.no_grad()
 def evaluate(
-    policy: Any, base: Any, judge: Any, tokenizer: Any, *, temperature: float, length: int, penalty: float, seed: int
+    policy: Any,
+    base: Any,
+    reward_model: Any,
+    tokenizer: Any,
+    *,
+    temperature: float,
+    length: int,
+    penalty: float,
+    seed: int,
 ) -> Tensor:
-    """One response per held-out question: float32 ``[3, 661]``, rows as :data:`METRICS`.
+    """Sample and score one response per held-out question: float32 ``[3, 661]``, rows as :data:`METRICS`.
 
     Args:
-        policy: who answers.
-        base: whom KL is measured against, at temperature 1.
-        judge: the reward model, a sequence classifier.
+        policy: the model that is evaluated.
+        base: the reference of KL, at temperature 1.
+        reward_model: a sequence classifier.
         tokenizer: of all three.
         temperature: 0 is greedy.
-        length: most tokens of a response.
+        length: maximum new tokens per response.
         penalty: subtracted from the score of a response that never ended.
         seed: of the sampling.
     """
     torch.manual_seed(seed)
     pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
     columns: list[Tensor] = []
-    asked = questions()
-    for start in range(0, len(asked), _CHUNK):
-        chunk = asked[start : start + _CHUNK]
+    prompts_text = questions()
+    for start in range(0, len(prompts_text), _CHUNK):
+        chunk = prompts_text[start : start + _CHUNK]
         prompts = [encode_prompt(tokenizer, question) for question in chunk]
         responses = _generate(policy, prompts, pad, eos, temperature, length)
         ids, mask, response = _padded(prompts, responses, pad)  # [B, P + R] each
         ended = torch.tensor([answer[-1] == eos for answer in responses])
-        judge.config.pad_token_id = pad
-        score = judge(input_ids=ids, attention_mask=mask).logits.squeeze(-1).float() - penalty * ~ended
+        reward_model.config.pad_token_id = pad
+        score = reward_model(input_ids=ids, attention_mask=mask).logits.squeeze(-1).float() - penalty * ~ended
         own = _logprobs(policy, ids, mask, temperature) if temperature else torch.zeros(len(ids), ids.shape[1] - 1)
         kl = ((own - _logprobs(base, ids, mask, 1.0)) * response).sum(1)
         texts = [tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in responses]
@@ -62,7 +72,7 @@ def evaluate(
 def _generate(
     policy: Any, prompts: list[list[int]], pad: int, eos: int, temperature: float, length: int
 ) -> list[list[int]]:
-    """Responses, each with its end token where it ended."""
+    """Sample responses, each with its end token if it ended."""
     width = max(map(len, prompts))
     ids = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts])
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
@@ -76,8 +86,11 @@ def _generate(
 
 
 def _padded(prompts: list[list[int]], responses: list[list[int]], pad: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Token ids and attention mask, padded on the right ``[B, P + R]``, and where next tokens are the response's
-    ``[B, P + R − 1]``."""
+    """Pad on the right.
+
+    Returns:
+        token ids and attention mask ``[B, P + R]``, and where next tokens are the response's ``[B, P + R − 1]``.
+    """
     texts = [prompt + response for prompt, response in zip(prompts, responses, strict=True)]
     width = max(map(len, texts))
     ids = torch.tensor([text + [pad] * (width - len(text)) for text in texts])
@@ -90,6 +103,6 @@ def _padded(prompts: list[list[int]], responses: list[list[int]], pad: int) -> t
 
 
 def _logprobs(model: Any, ids: Tensor, mask: Tensor, temperature: float) -> Tensor:
-    """Log-probability of each next token, ``[B, P + R − 1]``."""
+    """Return the log-probability of each next token, ``[B, P + R − 1]``."""
     logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1].float() / temperature
     return logits.log_softmax(-1).gather(-1, ids[:, 1:].unsqueeze(-1)).squeeze(-1)

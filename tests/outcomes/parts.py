@@ -1,7 +1,7 @@
-"""What both sides start from: the demo's base after SFT, its reward model, and the settings of PPO.
+"""The common start of both sides: the demo's base after SFT, its reward model, and the settings of PPO.
 
 ``demo/sft`` and ``demo/reward`` hold the adapters of one run of the demo (seed 0), rounded to bfloat16; everything else
-is the demo's own. A recording says of which of these it was made (:func:`fingerprint`).
+is the demo's own. A recording holds the hash of what it was made from (:func:`fingerprint`).
 """
 
 import hashlib
@@ -34,7 +34,7 @@ class Parts(NamedTuple):
     """The base after SFT, merged, float32."""
     reward: Path
     """The reward model's adapter and head, on that base."""
-    judge: Path
+    classifier: Path
     """The reward model as a whole sequence classifier."""
 
 
@@ -65,14 +65,14 @@ SETTINGS = (
 
 
 def settings() -> dict[str, Any]:
-    """PPO's keys in the demo's recipe, every default written out."""
+    """Return PPO's keys in the demo's recipe, every default written out."""
     recipe = load_recipe(Stage.PIPELINE, DEMO_BASE / "demo.yaml")
     assert isinstance(recipe, PipelineRecipe)
     return recipe.ppo
 
 
 def fingerprint() -> str:
-    """Of data, base, adapters and the settings of both sides: SHA-256."""
+    """Return the SHA-256 of data, base, adapters and the settings of both sides."""
     digest = hashlib.sha256()
     for split in ("rl", "evaluation"):
         digest.update(json.dumps(sorted(demo_data.questions(split))).encode())
@@ -98,7 +98,7 @@ def keep(run: Path, name: str) -> None:
 
 def make(folder: Path) -> Parts:
     """Build everything under a folder."""
-    parts = Parts(folder / "base", folder / "reward", folder / "judge")
+    parts = Parts(folder / "base", folder / "reward", folder / "classifier")
     tokenizer = models.load_tokenizer(str(DEMO_BASE))
     base = AutoModelForCausalLM.from_pretrained(DEMO_BASE, dtype=torch.float32)
     PeftModel.from_pretrained(base, _float32(folder, "sft")).merge_and_unload().save_pretrained(parts.base)
@@ -106,15 +106,15 @@ def make(folder: Path) -> Parts:
     shutil.copytree(_float32(folder, "reward"), parts.reward)
     identity = models.base_identity(str(parts.base), None)
     (parts.reward / models.BASE_FILE).write_text(json.dumps(identity), encoding="utf-8")
-    judge = AutoModelForSequenceClassification.from_pretrained(parts.base, dtype=torch.float32, num_labels=1)
-    judge.config.pad_token_id = tokenizer.pad_token_id
-    PeftModel.from_pretrained(judge, parts.reward).merge_and_unload().save_pretrained(parts.judge)
-    tokenizer.save_pretrained(parts.judge)
+    reward_model = AutoModelForSequenceClassification.from_pretrained(parts.base, dtype=torch.float32, num_labels=1)
+    reward_model.config.pad_token_id = tokenizer.pad_token_id
+    PeftModel.from_pretrained(reward_model, parts.reward).merge_and_unload().save_pretrained(parts.classifier)
+    tokenizer.save_pretrained(parts.classifier)
     return parts
 
 
 def _float32(folder: Path, name: str) -> Path:
-    """A kept adapter, widened again."""
+    """Copy a kept adapter, converted back to float32."""
     target = folder / f"{name}-float32"
     target.mkdir(parents=True)
     shutil.copy(ADAPTERS / name / _FILES[0], target)

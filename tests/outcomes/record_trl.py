@@ -1,4 +1,4 @@
-"""Records how TRL 1.12.0's PPO does on the demo, which the engine's is held against.
+"""Recorder of TRL 1.12.0's PPO on the demo, against which the engine's is compared.
 
     make oracles
     .venv/bin/python -m tests.outcomes.record_trl          # some ten minutes on two cores
@@ -41,7 +41,7 @@ SAME = (
     "vf_coef",
     "missing_eos_penalty",
 )
-"""Keys by which both call the same thing."""
+"""Keys with the same name and meaning on both sides."""
 CURVE = ("objective/scores", "objective/kl", "objective/rlhf_reward")
 
 
@@ -70,7 +70,7 @@ def record(folder: Path, seeds: tuple[int, ...] = SEEDS) -> None:
     }
 
     def run(seed: int) -> None:
-        if not (folder / f"seed-{seed}.json").exists():  # of a recording that was broken off
+        if not (folder / f"seed-{seed}.json").exists():  # else: done by an interrupted recording
             command = [str(python), "-m", "tests.outcomes.record_trl", "--one", str(seed), "--folder", str(folder)]
             subprocess.run(command, env=environment, cwd=root, check=True)
 
@@ -94,7 +94,7 @@ def record(folder: Path, seeds: tuple[int, ...] = SEEDS) -> None:
 
 
 def one(folder: Path, seed: int) -> None:
-    """One run of TRL, in its own environment."""
+    """Train and evaluate one seed with TRL, in its own environment."""
     import torch
     from datasets import Dataset
     from peft import LoraConfig
@@ -109,14 +109,16 @@ def one(folder: Path, seed: int) -> None:
     from .evaluate import evaluate
 
     torch.set_num_threads(1)
-    where = parts.Parts(*(folder / "parts" / name for name in ("base", "reward", "judge")))
+    where = parts.Parts(*(folder / "parts" / name for name in ("base", "reward", "classifier")))
     keys = parts.settings()
     tokenizer = models.load_tokenizer(str(where.base))
     torch.manual_seed(seed)
     policy = AutoModelForCausalLM.from_pretrained(where.base, dtype=torch.float32)
-    value, judge = (AutoModelForSequenceClassification.from_pretrained(where.judge, dtype=torch.float32) for _ in "vj")
-    judge.eval().requires_grad_(False)
-    for model in (value, judge):
+    value, reward_model = (
+        AutoModelForSequenceClassification.from_pretrained(where.classifier, dtype=torch.float32) for _ in range(2)
+    )
+    reward_model.eval().requires_grad_(False)
+    for model in (value, reward_model):
         model.config.pad_token_id = tokenizer.pad_token_id
     batch = keys["per_device_train_batch_size"] * keys["gradient_accumulation_steps"] * keys["num_mini_batches"]
     curve: list[dict[str, float]] = []
@@ -125,7 +127,7 @@ def one(folder: Path, seed: int) -> None:
         """Keeps the curve."""
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **more: Any) -> None:
-            """Of every step."""
+            """Append the metrics of a step."""
             if logs and CURVE[0] in logs:
                 curve.append({name: round(float(logs[name]), 5) for name in CURVE})
 
@@ -152,7 +154,7 @@ def one(folder: Path, seed: int) -> None:
         tokenizer,
         policy,
         None,
-        judge,
+        reward_model,
         data,
         value,
         eval_dataset=data,
@@ -173,7 +175,7 @@ def one(folder: Path, seed: int) -> None:
         "seed": EVALUATION_SEED,
     }
     columns = {
-        name: torch.stack([evaluate(who, base, judge, tokenizer, temperature=t, **how) for t in TEMPERATURES])
+        name: torch.stack([evaluate(who, base, reward_model, tokenizer, temperature=t, **how) for t in TEMPERATURES])
         for name, who in (("trl", trainer.model.policy.eval()), ("base", base))
         if name == "trl" or seed == SEEDS[0]
     }
@@ -184,7 +186,7 @@ def one(folder: Path, seed: int) -> None:
 
 
 def main() -> None:
-    """As the module says; ``--keep`` takes the adapters of a finished demo first."""
+    """Record; ``--keep`` takes the adapters of a finished demo first."""
     parser = argparse.ArgumentParser(description="Record TRL 1.12.0's PPO on the demo.")
     parser.add_argument("--keep", type=Path, help="run directory of a finished demo pipeline, whose adapters to keep")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)

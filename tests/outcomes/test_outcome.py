@@ -33,16 +33,16 @@ pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
 
 SCORE, KL, UTILITY = range(len(METRICS))
 LAST = 10
-"""Batches of the training objective."""
+"""The training objective is averaged over this many last batches."""
 SHARE = 0.15
-"""Of TRL's gain, which may be missing."""
+"""Share of TRL's gain that may be missing."""
 RECORDED: dict[str, Any] = json.loads((HERE / "trl.json").read_text(encoding="utf-8"))
 TRL: dict[str, Tensor] = {name: value.float() for name, value in load_file(HERE / "trl.safetensors").items()}
 KL_COEF = float(parts.settings()["kl_coef"])
 
 
 class Compared(NamedTuple):
-    """A mean of ours and of TRL's, and the standard error of their difference."""
+    """Our mean and TRL's, and the standard error of their difference."""
 
     ours: float
     theirs: float
@@ -50,7 +50,7 @@ class Compared(NamedTuple):
 
 
 def compared(ours: Tensor, theirs: Tensor) -> Compared:
-    """Two sides' values ``[seeds, questions]``: paired by question, the spread over seeds added."""
+    """Compare values ``[seeds, questions]`` of two sides: paired by question, with the spread over seeds added."""
     difference = (ours - theirs).mean(0)  # [questions]
     by_question = float(difference.var(correction=1)) / len(difference)
     by_seed = sum(float(side.mean(1).var(correction=1)) / len(side) for side in (ours, theirs))
@@ -58,7 +58,7 @@ def compared(ours: Tensor, theirs: Tensor) -> Compared:
 
 
 def check(what: str, found: Compared, gain: float, *, lower_is_better: bool = False) -> None:
-    """Ours is better, or worse by at most two standard errors and 15 % of TRL's gain."""
+    """Require that ours is better, or worse by at most two standard errors and 15 % of TRL's gain."""
     behind = (found.ours - found.theirs) * (1 if lower_is_better else -1)
     print(f"{what}: ours {found.ours:.3f}, TRL {found.theirs:.3f}, ± {found.error:.3f}")
     assert behind <= min(2 * found.error, SHARE * abs(gain)), (what, found, gain)
@@ -71,7 +71,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> parts.Parts:
 
 @pytest.fixture(scope="module")
 def runs(made: parts.Parts, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Run directories of the recorded seeds, two at a time, each on one core."""
+    """Train the recorded seeds, two at a time, each on one core; return the run directories."""
     home = Home(tmp_path_factory.mktemp("home"))
 
     def run(seed: int) -> Path:
@@ -103,10 +103,10 @@ def runs(made: parts.Parts, tmp_path_factory: pytest.TempPathFactory) -> list[Pa
 
 @pytest.fixture(scope="module")
 def ours(made: parts.Parts, runs: list[Path]) -> Tensor:
-    """``[seeds, temperatures, 3, questions]``, as TRL's."""
+    """Evaluate our policies: ``[seeds, temperatures, 3, questions]``, as TRL's."""
     tokenizer = models.load_tokenizer(str(made.base))
     base = AutoModelForCausalLM.from_pretrained(made.base, dtype=torch.float32).eval()
-    judge = AutoModelForSequenceClassification.from_pretrained(made.judge, dtype=torch.float32).eval()
+    reward_model = AutoModelForSequenceClassification.from_pretrained(made.classifier, dtype=torch.float32).eval()
     keys = parts.settings()
     how: dict[str, Any] = {
         "length": keys["response_length"],
@@ -117,7 +117,9 @@ def ours(made: parts.Parts, runs: list[Path]) -> Tensor:
     for path in runs:
         fresh = AutoModelForCausalLM.from_pretrained(made.base, dtype=torch.float32)
         policy = PeftModel.from_pretrained(fresh, path / "adapter").eval()
-        columns = [evaluate(policy, base, judge, tokenizer, temperature=t, **how) for t in RECORDED["temperatures"]]
+        columns = [
+            evaluate(policy, base, reward_model, tokenizer, temperature=t, **how) for t in RECORDED["temperatures"]
+        ]
         found.append(torch.stack(columns))
     return torch.stack(found)
 
@@ -127,7 +129,7 @@ def test_the_recording_is_of_todays_demo() -> None:
     assert RECORDED["fingerprint"] == parts.fingerprint(), message
 
 
-def test_the_demo_can_tell(made: parts.Parts) -> None:
+def test_trls_gain_on_the_demo_exceeds_its_error(made: parts.Parts) -> None:
     """TRL's gain is far above its error, and leaves room above it."""
     gain = TRL["trl"][:, 0, SCORE] - TRL["base"][0, SCORE]  # [seeds, questions]
     by_question = gain.mean(0)
@@ -153,7 +155,7 @@ def test_the_objective_in_training_is_trls(runs: list[Path]) -> None:
 
 
 def objective(side: Tensor) -> Tensor:
-    """Score − KL coefficient × KL at the training temperature, ``[seeds, questions]``."""
+    """Compute score − KL coefficient × KL at the training temperature, ``[seeds, questions]``."""
     return side[..., 0, SCORE, :] - KL_COEF * side[..., 0, KL, :]
 
 
@@ -168,9 +170,11 @@ def test_held_out_outcomes_are_trls(ours: Tensor) -> None:
     check("objective at T = 1", found, found.theirs - float(objective(base).mean()))
 
 
-def test_so_they_are_over_a_sweep_of_temperatures(ours: Tensor) -> None:
-    """One comparison for the whole sweep, greedy included, so that of many one is not behind by chance; each
-    temperature by itself is held to its share of the gain."""
+def test_held_out_outcomes_are_trls_over_a_sweep_of_temperatures(ours: Tensor) -> None:
+    """Compare the whole sweep, greedy included, at once, so that no single temperature fails by chance.
+
+    Each temperature by itself only has to keep its share of the gain.
+    """
     theirs, base = TRL["trl"], TRL["base"]
     for metric in (SCORE, UTILITY):
         found = compared(ours[:, :, metric].mean(1), theirs[:, :, metric].mean(1))

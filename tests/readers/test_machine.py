@@ -59,12 +59,12 @@ def test_a_gpu_that_tells_all(gpus: FakeNvml, tmp_path: Path, clock: Clock) -> N
             temperature=60,
             power=312.4,
             power_limit=400.0,
-            slowed=["power cap", "too hot, slowed by hardware"],
+            slowed=["SW power cap", "HW thermal slowdown"],
         )
     ]
     assert found.note is None and found.trouble is None
     assert describe(found).startswith(
-        "GPU 0 90 % 10.0 GiB of 80.0 GiB 60 °C 312 of 400 W (power cap; too hot, slowed by hardware)  RAM "
+        "GPU 0 90 % 10.0 GiB of 80.0 GiB 60 °C 312 of 400 W (SW power cap; HW thermal slowdown)  RAM "
     )
 
 
@@ -74,7 +74,7 @@ def test_what_is_not_told_is_none(gpus: FakeNvml, tmp_path: Path, clock: Clock) 
     gpus.refused["reasons"] = pynvml.NVML_ERROR_FUNCTION_NOT_FOUND
     gpus.bits, gpus.name = 0x80, b"bytes"
     (gpu,) = Machine(tmp_path, clock).read().gpus
-    assert gpu == GpuReading(index=0, name="bytes", slowed=["power brake"])  # by the older function's name
+    assert gpu == GpuReading(index=0, name="bytes", slowed=["HW power brake"])  # by the older function's name
     gpus.refused["old reasons"] = pynvml.NVML_ERROR_NO_PERMISSION
     found = Machine(tmp_path, clock).read()
     assert found.gpus[0].slowed == [] and found.trouble is None and describe(found).startswith("GPU 0  RAM ")

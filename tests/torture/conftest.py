@@ -1,4 +1,4 @@
-"""Counted trials: few in `make test`, all of them in `make torture`, which writes down how many were good."""
+"""Counted trials: few in `make test`, all of them in `make torture`, which records how many passed."""
 
 import json
 import os
@@ -17,34 +17,34 @@ Trial = Callable[[int], None]
 
 
 class Counted:
-    """Repeats a trial and records how often it went well.
+    """Repeats a trial and records how often it passed.
 
     Attributes:
-        chance: seeded by what is tried, so that a failure can be repeated.
+        chance: random numbers, seeded by the description, so that a failure can be repeated.
     """
 
     def __init__(self) -> None:
         self.chance = random.Random()
 
     def run(self, case: int, what: str, trial: Trial, *, few: int, all_of_them: int) -> None:
-        """Every trial; the first that fails is raised after the others were made.
+        """Run every trial; the first failure is raised after the others were run.
 
         Args:
             case: its number in docs/reliability.md.
-            what: in a few words.
-            trial: given its number.
-            few: how many in the everyday suite.
+            what: short description.
+            trial: called with its number.
+            few: how many in the ordinary suite.
             all_of_them: how many in `make torture`.
         """
         count = all_of_them if FULL else few
         seed = int(os.environ.get("STACKLLAMA_TORTURE_SEED", "0")) or time.time_ns() % 1_000_000
         print(f"STACKLLAMA_TORTURE_SEED={seed}")
         self.chance.seed(f"{seed} {what}")
-        begun, failures = time.monotonic(), list[BaseException]()
+        started, failures = time.monotonic(), list[BaseException]()
         for number in range(count):
             try:
                 trial(number)
-            except Exception as error:  # noqa: BLE001 - counted, and raised when all were made
+            except Exception as error:  # noqa: BLE001 - counted, and raised after all trials
                 print(f"trial {number}: {error}")
                 failures.append(error)
         if RESULTS:
@@ -53,7 +53,7 @@ class Counted:
                 "what": what,
                 "trials": count,
                 "good": count - len(failures),
-                "seconds": round(time.monotonic() - begun),
+                "seconds": round(time.monotonic() - started),
             }
             with Path(RESULTS).open("a") as file:
                 file.write(json.dumps(row) + "\n")
@@ -67,7 +67,7 @@ def counted() -> Iterator[Counted]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """What only `make torture` has the time for is left out of every other run."""
+    """Deselect the tests that only `make torture` has time for."""
     if not FULL:
         left_out = [item for item in items if item.get_closest_marker("torture")]
         config.hook.pytest_deselected(items=left_out)

@@ -1,4 +1,4 @@
-"""Cases 1, 2 and 11 with the real console in a terminal: whatever becomes of it, no run notices."""
+"""Cases 1, 2 and 11 with the real console in a terminal: its end never affects a run."""
 
 import os
 import random
@@ -73,7 +73,7 @@ def kill(console: Terminal) -> None:
 
 
 def settled(run: RunDir) -> str:
-    """Its phase when a launcher that was killed has no more influence."""
+    """Return the phase once a killed launcher has no more effect."""
 
     def look() -> bool:
         state = reconcile(run)
@@ -87,7 +87,7 @@ def settled(run: RunDir) -> str:
 
 
 def assert_at_most_once(run: RunDir, attempts: int) -> None:
-    """At work exactly once, or not at all."""
+    """Assert that it runs exactly once, or not at all."""
     phase = settled(run)
     assert len(run.attempt_dirs()) <= attempts, "launched twice"
     wait_for(lambda: len(run_processes(run.path)) == (phase == "running"))
@@ -107,7 +107,7 @@ def test_a_console_killed_while_it_looks_on(working: RunDir, stocked_home: Home,
         assert working.read_state() == state and list(working.requests()) == []
         assert len(run_processes(working.path)) == 1
 
-    counted.run(2, "console killed while it shows a run at work", trial, few=1, all_of_them=100)
+    counted.run(2, "console killed while it shows a running run", trial, few=1, all_of_them=100)
 
 
 def test_a_console_killed_while_it_resumes(stocked_home: Home, scripted: tuple[str, str], counted: Counted) -> None:
@@ -168,7 +168,7 @@ def shown_step(console: Terminal) -> int:
 
 
 DAMAGE: dict[str, Callable[[Path, random.Random], int]] = {}
-"""What is done to a log, and how many lines are bad for it."""
+"""Kinds of damage to a log; each returns the number of bad lines it makes."""
 
 
 def damage(function: Callable[[Path, random.Random], int]) -> Callable[[Path, random.Random], int]:
@@ -200,13 +200,13 @@ def long_line(path: Path, chance: random.Random) -> int:
 
 
 @damage
-def torn_tail_that_is_ended(path: Path, chance: random.Random) -> int:
+def truncated_line(path: Path, chance: random.Random) -> int:
     append(path, b'{"seq":1,"time":1.0,"ki'[: chance.randrange(1, 23)] + b"\n")
     return 1
 
 
 @damage
-def torn_tail(path: Path, chance: random.Random) -> int:
+def unfinished_line(path: Path, chance: random.Random) -> int:
     append(path, b'{"seq":1,"time":1.0,"ki')
     return 0
 
@@ -220,7 +220,7 @@ def test_a_damaged_log_is_shown_with_the_count_of_what_is_bad(tmp_path: Path, co
         write_metrics(run, {"loss": [4.0, 3.0, 2.0]})
         path = run.attempt_dir(1) / "events.jsonl"
         bad = 0
-        for name in counted.chance.sample(sorted(set(DAMAGE) - {"torn_tail"}), 3):
+        for name in counted.chance.sample(sorted(set(DAMAGE) - {"unfinished_line"}), 3):
             bad += DAMAGE[name](path, counted.chance)
         with Terminal(home.path, "open", "damaged", size=(160, 45)) as console:
             console.wait_for("loss", f"{bad} lines of its events could not be read")
@@ -232,7 +232,7 @@ def test_a_damaged_log_is_shown_with_the_count_of_what_is_bad(tmp_path: Path, co
                 path.with_name("other").write_bytes(whole + b"\0\n")
                 path.with_name("other").replace(path)
             console.wait_for("loss", f"{bad + 1} lines of its events could not be read")
-            torn_tail(path, counted.chance)
+            unfinished_line(path, counted.chance)
             console.settle(0.3)
             console.send("q")
             assert console.end() == 0

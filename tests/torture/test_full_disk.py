@@ -1,4 +1,4 @@
-"""Case 10: the disk of a stage at work is filled at a random moment, and freed later or never."""
+"""Case 10: the disk of a running stage fills at a random moment, and is freed later or never."""
 
 import time
 from collections.abc import Callable
@@ -16,7 +16,8 @@ from stackllama_engine.contract.recipe_io import load_recipe
 from stackllama_engine.contract.run_dir import Home, RunDir, State
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch.launcher import launch, resume
-from stackllama_engine.launch.reconcile import reconcile, stop
+from stackllama_engine.launch.reconcile import reconcile
+from stackllama_engine.launch.run_requests import stop
 from stackllama_engine.train import checkpoint
 
 from .conftest import Counted
@@ -30,13 +31,13 @@ _MORE = (f"max_steps={_STEPS}", "save_steps=4", "logging_steps=1")
 
 
 def metrics(run: RunDir) -> dict[tuple[int | None, str], float | None]:
-    """What all attempts said of each step, but for what a clock measures; of a step made twice, the same twice."""
-    found: dict[tuple[int | None, str], float | None] = {}
+    """Collect the metrics of each step over all attempts, without times; a repeated step must have the same ones."""
+    values: dict[tuple[int | None, str], float | None] = {}
     for event in events(run):
         for name, value in event.metrics.items() if event.kind == "metrics" else ():
             if not name.startswith("time/") and not name.endswith("_per_second"):
-                assert found.setdefault((event.step, name), value) == value, (event.step, name)
-    return found
+                assert values.setdefault((event.step, name), value) == value, (event.step, name)
+    return values
 
 
 def events(run: RunDir) -> list[Event]:
@@ -44,12 +45,12 @@ def events(run: RunDir) -> list[Event]:
 
 
 def trained(run: RunDir) -> bool:
-    """Whether it has made a step: what a full disk ends before that costs nothing."""
+    """Return whether it has completed a step: before that, a full disk costs nothing."""
     return any(event.kind == "progress" for event in events(run))
 
 
 class Trials:
-    """Each on a disk of its own."""
+    """Trials, each on a disk of its own."""
 
     def __init__(self, folder: Path, base: Path, shared_home: Home, counted: Counted) -> None:
         self._folder = folder
@@ -100,7 +101,7 @@ class Trials:
 
 
 def assert_saved(run: RunDir, state: State) -> None:
-    """Stopped with a checkpoint of the step it stopped at, and the cause names the disk."""
+    """Assert that it stopped with a checkpoint of its last step, and that the cause names the disk."""
     assert (state.phase, state.exit_code) == ("stopped", 75), state.cause
     assert state.cause is not None and state.cause.startswith("The disk is full"), state.cause
     found, skipped = checkpoint.newest(run.checkpoints)

@@ -1,4 +1,4 @@
-"""NVML that hangs for ever, from its first call on or later: a stop works as it does without, and is recorded."""
+"""NVML that hangs forever, from its first call on or later: a stop works as without it, and is recorded."""
 
 import time
 from pathlib import Path
@@ -14,8 +14,8 @@ from .conftest import FULL, Counted, Runs
 pytestmark = pytest.mark.slow
 
 _STARTED = {"until-stopped": "worker.pid", "stubborn": "orphan.pid"}
-_MOST_CALLS = 60  # the first look makes a dozen, each later one half of that
-_SECONDS = 10.0  # graces of half a second each, a second for NVML at every place that asks it, and a loaded machine
+_MOST_CALLS = 60  # the first poll makes a dozen, each later one half of that
+_SECONDS = 10.0  # graces of half a second each, a second for every caller of NVML, and a loaded machine
 
 
 def test_a_stop_works_while_the_driver_hangs(
@@ -23,7 +23,7 @@ def test_a_stop_works_while_the_driver_hangs(
 ) -> None:
     for name, value in install(tmp_path / "nvml").items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setenv("STACKLLAMA_STALL_LOAD", "4")  # looks every 0.2 s
+    monkeypatch.setenv("STACKLLAMA_STALL_LOAD", "4")  # polls every 0.2 s
     hung: list[bool] = []
 
     def trial(number: int) -> None:
@@ -35,14 +35,14 @@ def test_a_stop_works_while_the_driver_hangs(
         supervisor = run.read_state().supervisor
         reached = tmp_path / "nvml" / "reached"
         hung.append(supervisor is not None and reached.exists() and str(supervisor.pid) in reached.read_text().split())
-        asked = time.monotonic()
+        requested = time.monotonic()
         run.request("stop")
         state = wait_for_phase(run, "stopped")
         assert state.exit_code == (75 if mode == "until-stopped" else 137), state
         assert run_processes(run.path) == []
         wait_for(lambda: not run.lock_is_held())
         if FULL:
-            assert time.monotonic() - asked < _SECONDS
+            assert time.monotonic() - requested < _SECONDS
 
     counted.run(18, "stop while NVML hangs", trial, few=1, all_of_them=20)
     print(f"it hung before the stop in {sum(hung)} of {len(hung)}")

@@ -1,4 +1,4 @@
-"""Cases 6 and 10: killed while it saves, and a disk that is full while events are written."""
+"""Cases 6 and 10: killed during a save, and a disk that is full while events are written."""
 
 import os
 import random
@@ -22,13 +22,13 @@ _KEEP = 2
 
 
 def content(name: str, step: int) -> bytes:
-    """Other bytes in every file of every step."""
+    """Return different bytes for every file of every step."""
     seed = f"{name} of step {step}. ".encode()
     return (seed * (_FILES[name] // len(seed) + 1))[: _FILES[name]]
 
 
 def damage(chance: random.Random, folder: Path) -> None:
-    """As a disk does it, without another size."""
+    """Flip a bit, as a disk does, without changing the size."""
     path = folder / chance.choice(sorted(_FILES))
     data = bytearray(path.read_bytes())
     data[chance.randrange(len(data))] ^= 0x10
@@ -36,7 +36,7 @@ def damage(chance: random.Random, folder: Path) -> None:
 
 
 def save_for_ever(checkpoints: Path, step: int, ready: int) -> None:
-    """As a stage does, one checkpoint after the other."""
+    """Save one checkpoint after the other, as a stage does."""
     from stackllama_engine.train import checkpoint
 
     os.write(ready, b"x")
@@ -66,7 +66,7 @@ def test_killed_while_it_saves_it_is_resumed_from_a_verified_checkpoint(tmp_path
     def trial(number: int) -> None:
         nonlocal step
         start = step
-        if counted.chance.random() < 0.3 and len(verified()) > 1:  # damaged: passed over, and the step is done again
+        if counted.chance.random() < 0.3 and len(verified()) > 1:  # damaged: skipped, and the step is repeated
             damage(counted.chance, run.checkpoints / f"step-{step:06d}")
             found = checkpoint.to_resume(reporter)
             assert found is not None and checkpoint.step_of(found) < step, "resumed from a damaged checkpoint"
@@ -80,7 +80,7 @@ def test_killed_while_it_saves_it_is_resumed_from_a_verified_checkpoint(tmp_path
         os.close(writer)
         assert os.read(reader, 1) == b"x"
         os.close(reader)
-        if number == 0:  # until there is one to come back to
+        if number == 0:  # until there is one to resume from
             wait_for(lambda: checkpoint.newest(run.checkpoints)[0] is not None)
         time.sleep(counted.chance.uniform(0.0, 0.15))
         os.kill(pid, signal.SIGKILL)

@@ -1,7 +1,7 @@
 """Signals in the first second of a command: no traceback, the terminal as it was, and a launch is whole or none.
 
 The moments begin when the command's first line has run: what Python itself prints of an interrupt while it starts
-(some hundredths of a second) is not ours.
+(some hundredths of a second) is not tested.
 """
 
 import os
@@ -32,7 +32,7 @@ COMMANDS = {
     "plan": (("plan", "sft", "model_name_or_path=demo", "dataset_name=demo"), 0.5),
     "launch": (("launch", "sft", "model_name_or_path=demo", "dataset_name=demo", "use_cpu=true", "--name=mine"), 1.6),
 }
-"""Words, and seconds within which most of it happens."""
+"""Arguments, and seconds within which most of the command runs."""
 SCRIPTED = """
 import sys
 sys.argv[0] = "/stackllama-console"
@@ -52,14 +52,14 @@ sys.exit(entry.main(sys.argv[1:]))
 
 @pytest.fixture(autouse=True)
 def interruptible() -> Iterator[None]:
-    """Whoever starts tests in a shell's background has Ctrl-C ignored, and so would every command started here."""
+    """Restore SIGINT: a shell ignores it for background jobs, and so would every command started here."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
 
 
 def wait_until_ours(terminal: Terminal) -> None:
-    """Until it has set its handlers, or has ended."""
+    """Wait until it has set its handlers, or has ended."""
     process: ProcessId | None = None
 
     def ours() -> bool:
@@ -71,7 +71,7 @@ def wait_until_ours(terminal: Terminal) -> None:
 
 
 def assert_left_alone(terminal: Terminal, number: signal.Signals, code: int, *, whole: bool) -> None:
-    """Ended by the signal, or just before; nothing on the terminal that is not a sentence."""
+    """Assert that it ended by the signal, or just before, without a traceback, and restored the terminal."""
     code = 128 - code if code < 0 else code  # as a shell has it: Python lets go of its handlers at its very end
     assert code == 128 + number or (whole and code == 0), (code, terminal.output)
     assert "Traceback" not in terminal.output and "Exception ignored" not in terminal.output, terminal.output
@@ -81,7 +81,7 @@ def assert_left_alone(terminal: Terminal, number: signal.Signals, code: int, *, 
 
 
 def assert_whole_or_none(home: Home) -> None:
-    """The run was created and started and goes on, or there is nothing of its name."""
+    """Assert that the run was created and is running, or that nothing has its name."""
     if not home.runs_dir.is_dir() or not list(home.runs_dir.iterdir()):
         return
     (run,) = home.runs()
@@ -108,7 +108,7 @@ def test_a_signal_in_the_first_second_leaves_nothing_behind(tmp_path: Path, coun
             wait_until_ours(terminal)
             pump_for(terminal, counted.chance.uniform(0.0, seconds))
             if terminal.process.poll() is None:
-                os.killpg(terminal.process.pid, number)  # as a terminal does: to all of its foreground
+                os.killpg(terminal.process.pid, number)  # as a terminal does: to the foreground process group
             code = terminal.end(30)
             assert_left_alone(terminal, number, code, whole=what != "console")
         if what == "launch":

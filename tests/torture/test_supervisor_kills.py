@@ -1,4 +1,4 @@
-"""Cases 3 and 4 and the launches that race: whatever is killed, nothing is lost, left over or done twice."""
+"""Cases 3 and 4, and racing launches: whatever is killed, nothing is lost, left over or done twice."""
 
 import os
 import signal
@@ -24,12 +24,12 @@ _LAUNCHERS = 3
 
 
 def kill_supervisor(run: RunDir) -> None:
-    """Found by its command: it may not have come to write its name down, nor to detach itself."""
+    """Kill it, found by its command line: it may not have recorded itself yet, nor detached."""
     wanted = [b"stackllama_engine.launch.supervisor", str(run.path).encode()]
     killed: list[ProcessId] = []
 
     def none_is_left() -> bool:
-        found: list[ProcessId] = []
+        supervisors: list[ProcessId] = []
         for entry in Path("/proc").iterdir():
             try:
                 process = identify(int(entry.name)) if entry.name.isdigit() else None
@@ -37,9 +37,9 @@ def kill_supervisor(run: RunDir) -> None:
             except (FileNotFoundError, ProcessLookupError):
                 continue
             if process and all(one in arguments for one in wanted):
-                found.append(process)
-        killed.extend(process for process in found if send(process, signal.SIGKILL))
-        return bool(killed) and not found
+                supervisors.append(process)
+        killed.extend(process for process in supervisors if send(process, signal.SIGKILL))
+        return bool(killed) and not supervisors
 
     wait_for(none_is_left)
 
@@ -49,11 +49,11 @@ def test_a_supervisor_killed_at_any_moment_is_a_lost_run_without_survivors(runs:
         run = runs.start(counted.chance.choice(["until-stopped", "stubborn", "wrapper", "deaf"]), f"killed-{number}")
         time.sleep(counted.chance.uniform(0.0, 0.6))
         kill_supervisor(run)
-        looked = time.monotonic()
+        killed_at = time.monotonic()
         wait_for(lambda: reconcile(run).phase == "lost")
         if FULL:
-            assert time.monotonic() - looked < 1.0, "not within a second of the next look"
-        for _ in range(5):  # one look is no proof
+            assert time.monotonic() - killed_at < 1.0, "not within a second of the next command"
+        for _ in range(5):  # one listing is no proof
             assert run_processes(run.path) == []
             time.sleep(0.01)
         assert reconcile(run).phase == run.read_state().phase == "lost" and not run.lock_is_held()

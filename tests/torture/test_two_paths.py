@@ -1,4 +1,4 @@
-"""Case 3 by another path of the same home: whoever looks and resumes, there are never two trainers."""
+"""Case 3 by another path of the same home: whatever reconciles and resumes, there are never two trainers."""
 
 import signal
 import time
@@ -21,8 +21,8 @@ pytestmark = pytest.mark.slow
 
 
 def trainers(name: str) -> list[ProcessId]:
-    """Found by their command, not by the mark that is tried here."""
-    found: list[ProcessId] = []
+    """List them by their command line, not by the mark that is under test."""
+    processes: list[ProcessId] = []
     for entry in Path("/proc").iterdir():
         try:
             arguments = (entry / "cmdline").read_bytes().split(b"\0") if entry.name.isdigit() else []
@@ -30,8 +30,8 @@ def trainers(name: str) -> list[ProcessId]:
             continue
         if len(arguments) > 2 and arguments[1] == bytes(FAKE_WORKER) and Path(arguments[2].decode()).name == name:
             process = identify(int(entry.name))
-            found += [process] if process is not None else []
-    return found
+            processes += [process] if process is not None else []
+    return processes
 
 
 def test_one_home_by_two_paths_has_one_trainer(

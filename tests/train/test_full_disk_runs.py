@@ -17,7 +17,7 @@ from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch.launcher import launch, resume
 from stackllama_engine.launch.processes import command_line, run_processes, send
 from stackllama_engine.launch.reconcile import reconcile
-from stackllama_engine.launch.reconcile import stop as stop_run
+from stackllama_engine.launch.run_requests import stop as stop_run
 from stackllama_engine.train import checkpoint
 
 from .in_process import finish, write_rewards

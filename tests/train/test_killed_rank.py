@@ -73,7 +73,7 @@ def test_it_is_named(stage: Stage, processes: int, rank: str | None, tmp_path: P
     cause = state.cause or ""
     who = f"rank {rank}" if rank else "the worker"
     assert cause.startswith(f"{who} on {socket.gethostname()} was killed by SIGKILL in phase "), cause
-    assert "the run held " in cause.lower(), cause
+    assert "the run used " in cause.lower(), cause
     assert run_processes(run.path) == []
 
 
@@ -90,6 +90,6 @@ def test_the_kernels_killer_is_named_with_the_limit_of_the_cgroup_above(tmp_path
     cause = state.cause or ""
     assert (state.phase, state.exit_code) == ("failed", 137), state
     assert cause.startswith(f"the worker on {socket.gethostname()} was killed by SIGKILL in phase train"), cause
-    assert " by the kernel's out-of-memory killer: the run held " in cause, cause
-    assert "something else held memory" in cause, "a toy's estimate is nothing beside 2 GiB"
+    assert " by the kernel's out-of-memory killer: the run used " in cause, cause
+    assert "another process held memory" in cause, "a toy's estimate is nothing beside 2 GiB"
     assert " of 2.0 GiB (memory." in cause and f"{cgroup.parent.name})" in cause, cause

@@ -13,7 +13,7 @@ from tests.tui.screens_kit import isolate, make_run, write_metrics
 from stackllama_engine.contract.errors import RefusedError
 from stackllama_engine.contract.run_dir import Home, RunDir
 from stackllama_engine.contract.stages import Stage
-from stackllama_engine.launch import launcher, reconcile
+from stackllama_engine.launch import launcher, run_requests
 from stackllama_engine.launch.function_hash import FunctionChangedError
 from stackllama_engine.launch.recipe_changes import RecipeChangedError
 
@@ -252,7 +252,7 @@ class Asked:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.calls: list[str] = []
-        monkeypatch.setattr(reconcile, "stop", lambda run, *, wait: self._note("stop", run, wait))
+        monkeypatch.setattr(run_requests, "stop", lambda run, *, wait: self._note("stop", run, wait))
         monkeypatch.setattr(launcher, "resume", lambda home, run_id, **_: self._note("resume", home.run(run_id)))
 
     def _note(self, what: str, run: RunDir, wait: bool = False) -> Any:
@@ -353,12 +353,12 @@ def test_a_recipe_that_changed_is_asked_about_before_a_resume(stocked: Home, mon
     async def script(shown: Shown) -> None:
         await _ready(shown)
         await shown.press("j", "j", "r")
-        await shown.shows("Resume with the recipe as it is now?", "Run `broken`", "`seed`")
+        await shown.shows("Resume with the current recipe?", "Run `broken`", "`seed`")
         await shown.press("n")
         await shown.reaches("RunsScreen")
         assert calls == [False]
         await shown.press("r")
-        await shown.shows("Resume with the recipe as it is now?")
+        await shown.shows("Resume with the current recipe?")
         await shown.press("y")
         await shown.notified("broken goes on")
         assert calls == [False, False, True]

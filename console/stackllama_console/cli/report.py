@@ -5,11 +5,11 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any, cast
 
+from stackllama_engine.contract.children import CHILDREN, child_id
 from stackllama_engine.contract.errors import UsageError
 from stackllama_engine.contract.metrics import label_of
 from stackllama_engine.contract.run_dir import Home, RunDir, State
 from stackllama_engine.contract.stages import Stage
-from stackllama_engine.launch.children import CHILDREN, child_id
 
 from ..eval_summary import conditions, temperature_of
 from ..readings import mappings, read_result

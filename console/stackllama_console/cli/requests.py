@@ -6,7 +6,7 @@ from typing import cast
 from stackllama_engine.contract.errors import ExitCode
 from stackllama_engine.contract.requests import Ask
 from stackllama_engine.contract.run_dir import Home
-from stackllama_engine.launch.reconcile import ask as ask_run
+from stackllama_engine.launch.run_requests import ask as ask_run
 
 from ..sanitise import one_line
 from .output import PROGRAM, say, show_json

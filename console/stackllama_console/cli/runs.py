@@ -9,12 +9,12 @@ import sys
 import time
 from collections.abc import Iterator
 
+from stackllama_engine.contract.children import CHILDREN, child_id
 from stackllama_engine.contract.disk_space import is_full
 from stackllama_engine.contract.errors import DamagedError, ExitCode, RefusedError, UnconfirmedError, UsageError
 from stackllama_engine.contract.resuming import check_resume
 from stackllama_engine.contract.run_dir import Home, RunDir, State, check_run_id, kind_of
 from stackllama_engine.contract.run_files import why_unreadable
-from stackllama_engine.launch.children import CHILDREN, child_id
 from stackllama_engine.launch.function_hash import unrecorded_notice
 from stackllama_engine.launch.ownership import check_run
 from stackllama_engine.launch.reconcile import reconcile
@@ -144,7 +144,7 @@ def watch(arguments: argparse.Namespace) -> int:
 
 def stop(arguments: argparse.Namespace) -> int:
     """Run ``runs stop``: request to save and stop; wait until the run has ended, unless ``--no-wait``."""
-    from stackllama_engine.launch.reconcile import stop as stop_run
+    from stackllama_engine.launch.run_requests import stop as stop_run
 
     run = find(Home(arguments.home), arguments.run)
     check_run(run)

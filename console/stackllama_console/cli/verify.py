@@ -5,10 +5,10 @@ import sys
 from typing import Any
 
 from stackllama_engine.contract.checkpoints import problem, sealed, step_of
+from stackllama_engine.contract.children import CHILDREN, child_id
 from stackllama_engine.contract.errors import DamagedError, ExitCode, UsageError
 from stackllama_engine.contract.run_dir import Home, RunDir
 from stackllama_engine.contract.stages import Stage
-from stackllama_engine.launch.children import CHILDREN, child_id
 from stackllama_engine.launch.repair import stage_of
 
 from ..sanitise import one_line

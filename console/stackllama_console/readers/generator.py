@@ -30,9 +30,10 @@ from stackllama_engine.contract.chat_messages import (
     Side,
     decode_reply,
 )
+from stackllama_engine.contract.chat_target import find_target
 from stackllama_engine.contract.errors import ExitCode, RefusedError, UsageError
 from stackllama_engine.contract.run_dir import RunDir
-from stackllama_engine.launch.chat_process import chat_command, find_target
+from stackllama_engine.launch.chat_process import chat_command
 
 from ..sanitise import log_line, one_line, sanitise
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from msgspec import Struct, structs
 
+from stackllama_engine.contract.children import CHILDREN, child_id, known_parents
 from stackllama_engine.contract.history import History
 from stackllama_engine.contract.requests import WAITING_FOR_ROOM
 from stackllama_engine.contract.run_dir import ENDED, RUN_ID, Home, RunDir, State
 from stackllama_engine.contract.stages import Stage
-from stackllama_engine.launch.children import CHILDREN, child_id, known_parents
 from stackllama_engine.launch.repair import stage_of
 
 from ..readings import Reading, read_launch, read_result, recent_history

@@ -11,7 +11,8 @@ from stackllama_engine.contract.errors import DamagedError, StackllamaError, Unc
 from stackllama_engine.contract.requests import Ask
 from stackllama_engine.contract.run_dir import ENDED, Home, RunDir, State
 from stackllama_engine.launch.ownership import check_run
-from stackllama_engine.launch.reconcile import ask, check_change, reconcile
+from stackllama_engine.launch.reconcile import reconcile
+from stackllama_engine.launch.run_requests import ask, check_change
 
 from ..sanitise import one_line
 from .screens.confirm import AskScreen, ConfirmScreen
@@ -37,7 +38,7 @@ class RunActions:
             return f"{run_id} has ended already: {state.phase}" if state.has_ended else ""
 
         def work() -> str:
-            from stackllama_engine.launch.reconcile import stop
+            from stackllama_engine.launch.run_requests import stop
 
             state = stop(self.home.run(run_id), wait=False)
             return f"{run_id} has ended already: {state.phase}" if state.has_ended else f"{run_id} was asked to stop"

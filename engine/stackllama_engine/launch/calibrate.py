@@ -1,4 +1,4 @@
-"""A finished training run becomes a row of its home's calibration file; a planned one finds the rows like it."""
+"""Calibration of memory estimates: finished runs add their measurements, planned ones use them."""
 
 import socket
 import time
@@ -14,50 +14,51 @@ from .gpus import first_card
 from .machine_check import package_versions
 
 MATTER = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "stackllama-console")
-"""Packages whose versions decide what a run takes."""
+"""Packages whose versions decide how much memory a run needs."""
 _TRAINS = ("train", "update")
 """A phase without which nothing was trained: an attempt that only wrote results measured something else."""
 
 
 def add_finished(run: RunDir, state: State) -> None:
-    """Add the row of a run's newest attempt, if it trained and said what it took.
+    """Add the row of a run's newest attempt, if it trained and measured its memory.
 
     Raises:
         OSError: the calibration file cannot be written.
         UsageError: the run's files cannot be read.
     """
     history = fold(EventReader(run.attempt_dir(state.attempt) / "events.jsonl").read_what_can_be())
-    known = expected(run, state.stage) if any(phase in history.memory_by_phase for phase in _TRAINS) else None
-    measured = _measured(history, on_gpu=known.on_gpu) if known else None
-    if known is None or measured is None:
+    trained = any(phase in history.memory_by_phase for phase in _TRAINS)
+    expectation = expected(run, state.stage) if trained else None
+    measured = _measured(history, on_gpu=expectation.on_gpu) if expectation else None
+    if expectation is None or measured is None:
         return
-    if isinstance(known.recipe, PPORecipe) and known.recipe.use_vllm:  # torch's figures are not vLLM's
+    if isinstance(expectation.recipe, PPORecipe) and expectation.recipe.use_vllm:  # not in torch's memory counts
         return
     launch = run.read_launch()
-    found = known.estimate
+    estimate = expectation.estimate
     kind = Kind(
-        machine=machine_name(launch.host, on_gpu=known.on_gpu),
+        machine=machine_name(launch.host, on_gpu=expectation.on_gpu),
         versions=_versions(launch.versions),
         stage=state.stage,
-        method=method_of(known.recipe),
-        gpus=known.gpus,
-        on_gpu=known.on_gpu,
+        method=method_of(expectation.recipe),
+        gpus=expectation.gpus,
+        on_gpu=expectation.on_gpu,
     )
     row = Row(
         kind=kind,
         run=run.id,
         time=time.time(),
-        allocated=found.allocated,
-        interval=measured_interval(found, on_gpu=known.on_gpu),
+        allocated=estimate.allocated,
+        interval=measured_interval(estimate, on_gpu=expectation.on_gpu),
         measured=measured,
-        phases={one.name: one.bytes for one in found.phases},
+        phases={one.name: one.bytes for one in estimate.phases},
         measured_phases=history.memory_by_phase,
     )
     add_row(run.path.parents[1], row)
 
 
 def calibration(home: Path) -> Calibration | None:
-    """What runs of a home measured; None while there is nothing.
+    """Return the measurements of a home's runs; None while there are none.
 
     Raises:
         OSError: the file is there and cannot be read.
@@ -75,18 +76,18 @@ def calibration(home: Path) -> Calibration | None:
 
 
 def machine_name(host: str, *, on_gpu: bool) -> str:
-    """A machine as measurements depend on it: its name and its card, or that it computes on the CPU."""
+    """Name a machine as measurements depend on it: host and GPU model, or host and CPU."""
     if not on_gpu:
         return f"{host}, CPU"
     card = first_card()
     return f"{host}, {card.name if card else 'a GPU'}"
 
 
-def _versions(found: dict[str, str]) -> dict[str, str]:
-    return {name: found[name] for name in MATTER if name in found}
+def _versions(versions: dict[str, str]) -> dict[str, str]:
+    return {name: versions[name] for name in MATTER if name in versions}
 
 
 def _measured(history: History, *, on_gpu: bool) -> int | None:
-    """The attempt's peak of what decides whether it fits."""
+    """Return the attempt's peak in bytes: reserved GPU memory, or resident memory on the CPU."""
     value = history.memory.get("reserved" if on_gpu else "rss")
     return round(value) if value else None

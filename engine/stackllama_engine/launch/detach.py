@@ -1,4 +1,4 @@
-"""Becoming a process of its own: nobody's child, nobody's terminal, and the parent of whoever loses theirs."""
+"""Daemonization: a process detached from its parent and terminal, which adopts orphaned descendants."""
 
 import ctypes
 import os
@@ -11,19 +11,19 @@ _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
 
 def detach(settle: Callable[[], T]) -> T:
-    """Double fork and setsid: nobody's child, nobody's terminal.
+    """Fork twice and call setsid: the process that is left has no parent and no terminal.
 
     Args:
-        settle: what has to be done before the first process ends, with status 0, and whoever waits for it goes on.
+        settle: called before the first process ends, with status 0, and its caller continues.
 
     Returns:
-        what ``settle`` did, in the process that is left.
+        the result of ``settle``, in the process that is left.
     """
     os.umask(0o077)
     reader, writer = os.pipe()
     if os.fork():
         os.close(writer)
-        os.read(reader, 1)  # until the last copy of the other end is closed, be it by a death
+        os.read(reader, 1)  # until the last copy of the other end is closed, by whatever end
         os._exit(0)
     os.close(reader)
     os.setsid()

@@ -1,4 +1,4 @@
-"""Numbers that the environment sets for supervisors: read where they are used, checked before anything is started."""
+"""Numeric environment variables of supervisors: read where they are used, checked before anything is started."""
 
 import math
 import os
@@ -24,28 +24,28 @@ NAMES = tuple(
 
 
 def setting(name: str) -> float | None:
-    """Its value; None where it is not set.
+    """Return the value of a variable; None where it is not set.
 
     Raises:
-        UsageError: it is no number, or less than 0.
+        UsageError: it is not a number, or negative.
     """
-    given = os.environ.get(name)
-    if not given:
+    text = os.environ.get(name)
+    if not text:
         return None
     try:
-        value = float(given)
+        value = float(text)
     except ValueError:
         value = math.nan
     if not 0 <= value < math.inf:
-        raise UsageError(f"The environment's {name}={given!r} is no number from 0 on; mend it or unset it.")
+        raise UsageError(f"Environment variable {name}={text!r} must be a non-negative number; fix or unset it.")
     return value
 
 
 def check_settings() -> None:
-    """Look at all of them.
+    """Check all of them.
 
     Raises:
-        UsageError: one is wrong.
+        UsageError: one is not a non-negative number.
     """
     for name in NAMES:
         setting(name)

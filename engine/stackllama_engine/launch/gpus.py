@@ -1,4 +1,4 @@
-"""Which NVIDIA GPUs this process may use, asked without torch."""
+"""The NVIDIA GPUs that this process may use, by NVML, without torch."""
 
 import os
 from collections.abc import Mapping
@@ -17,16 +17,16 @@ class Card(Struct, frozen=True):
 
     name: str
     memory: int
-    """Bytes in all."""
+    """Total bytes."""
 
 
 def visible_gpus(environment: Mapping[str, str] = os.environ, seconds: float = PATIENCE) -> list[str]:
-    """Names for ``CUDA_VISIBLE_DEVICES`` of the GPUs that are visible, in their order.
+    """List the visible GPUs by their names for ``CUDA_VISIBLE_DEVICES``, in their order.
 
     As in CUDA, an unset variable means all of them, and the list ends at the first name that is not a device.
 
     Raises:
-        RefusedError: NVML does not answer within so many seconds: what a run could use is not known.
+        RefusedError: NVML does not answer within so many seconds: the usable GPUs are unknown.
     """
     listed = environment.get("CUDA_VISIBLE_DEVICES")
     if listed is not None and not listed.strip():
@@ -41,15 +41,15 @@ def visible_gpus(environment: Mapping[str, str] = os.environ, seconds: float = P
         return [str(index) for index in range(count)]
     visible: list[str] = []
     for name in (part.strip() for part in listed.split(",")):
-        known = int(name) < count if name.isdecimal() else name.startswith(("GPU-", "MIG-"))
-        if not known:
+        exists = int(name) < count if name.isdecimal() else name.startswith(("GPU-", "MIG-"))
+        if not exists:
             break
         visible.append(name)
     return visible
 
 
 def _device_count() -> int:
-    """GPUs of the machine; 0 without a driver."""
+    """Count the GPUs of the machine; 0 without a driver."""
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:  # no driver or no device: this machine trains on its CPU
@@ -61,7 +61,7 @@ def _device_count() -> int:
 
 
 def first_card(seconds: float = 2.0) -> Card | None:
-    """The first visible GPU; None without one, or where the driver does not say (a slice of a card, perhaps).
+    """Return the first visible GPU; None without one, or where the driver does not report it (such as a MIG slice).
 
     Args:
         seconds: to wait for NVML.

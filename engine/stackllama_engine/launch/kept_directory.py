@@ -1,15 +1,15 @@
-"""A run directory held open, so that it is found again when it was renamed, and known to be another when it was not."""
+"""A directory held open, to find it again after it was renamed or tell it from another one of its name."""
 
 import os
 from pathlib import Path
 
 
 class KeptDirectory:
-    """One directory, whatever becomes of its name.
+    """One directory, whatever happens to its name.
 
     Attributes:
-        path: by which it was found last.
-        handle: a path that leads to it in this process alone, also when it has no name any more.
+        path: the path by which it was last found.
+        handle: a path that leads to it in this process only, also after it lost its name.
 
     Raises:
         OSError: there is no such directory.
@@ -21,11 +21,11 @@ class KeptDirectory:
         self.handle = Path(f"/proc/self/fd/{self._descriptor}")
 
     def find(self) -> Path | None:
-        """Where it is now; None when it was removed, or is where no path leads from here."""
+        """Return its current path; None when it was removed, or cannot be reached from here."""
         if self._leads_here(self.path):
             return self.path
         path = self.handle.readlink()
-        if path == self.path:  # same name: some file systems number their directories anew
+        if path == self.path:  # same name: some file systems renumber their directories
             return path
         if not self._leads_here(path):
             return None
@@ -33,7 +33,7 @@ class KeptDirectory:
         return path
 
     def close(self) -> None:
-        """Let go of it."""
+        """Close the descriptor."""
         os.close(self._descriptor)
 
     def _leads_here(self, path: Path) -> bool:
@@ -41,5 +41,5 @@ class KeptDirectory:
             return os.path.samestat(path.stat(), os.fstat(self._descriptor))
         except (FileNotFoundError, NotADirectoryError):
             return False
-        except OSError:  # a mount that does not answer is no evidence
+        except OSError:  # a mount that does not answer proves nothing
             return True

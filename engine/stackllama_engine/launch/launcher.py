@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Struct
 
 from ..contract.atomic_files import make_private_dir, open_private, write_whole
+from ..contract.children import CHILDREN, child_id, parents_of
 from ..contract.creation import check_free
 from ..contract.errors import RefusedError, StackllamaError, UsageError
 from ..contract.host import this_host
@@ -28,7 +29,6 @@ from ..contract.resuming import check_resume
 from ..contract.run_dir import FunctionFile, Home, Launch, RunDir, State, check_run_id
 from ..contract.stages import Stage
 from .argv import Command, build_command, inherited_environment, source_path
-from .children import CHILDREN, child_id, parents_of
 from .data_check import data_notices
 from .env_settings import check_settings
 from .function_hash import check_function, reward_function
@@ -43,7 +43,7 @@ from .processes import run_processes
 from .recipe_changes import keep_recipe, load_own_recipe, recipe_hash, refuse_changed
 from .reconcile import ensure_ended
 from .resubmit import resubmission
-from .supervisor import SUPERVISOR_LOG
+from .supervisor_log import SUPERVISOR_LOG
 from .uninterrupted import uninterrupted
 
 _ANY_RUN = "RUN_ID"

@@ -1,4 +1,4 @@
-"""What launches and deletions that were cut short left in ``runs/``: named, and removed unless somebody works on it."""
+"""Leftovers of interrupted launches and deletions in ``runs/``, removed unless a process still works on them."""
 
 import os
 import secrets
@@ -19,8 +19,8 @@ class Leftover(Struct, frozen=True, kw_only=True):
 
     Attributes:
         path: where it is.
-        of: what left it: ``launch`` or ``deletion``.
-        busy: whether somebody works on it, so that it is none yet.
+        of: its origin: ``launch`` or ``deletion``.
+        busy: whether a process still works on it, so that it is none yet.
     """
 
     path: Path
@@ -29,25 +29,25 @@ class Leftover(Struct, frozen=True, kw_only=True):
 
 
 def leftovers(home: Home) -> list[Leftover]:
-    """All of a home, by name.
+    """List the leftovers of a home, by name.
 
     Raises:
         OSError: the directory of runs cannot be read.
     """
     if not home.runs_dir.is_dir():
         return []
-    found = [(path, _origin(path)) for path in sorted(home.runs_dir.iterdir())]
-    return [Leftover(path=path, of=of, busy=_is_busy(path)) for path, of in found if of is not None]
+    entries = [(path, _origin(path)) for path in sorted(home.runs_dir.iterdir())]
+    return [Leftover(path=path, of=of, busy=_is_busy(path)) for path, of in entries if of is not None]
 
 
 def remove_leftovers(home: Home) -> tuple[list[str], list[str]]:
-    """Remove all that nobody works on.
+    """Remove all leftovers that no process works on.
 
     Returns:
-        names of what was removed, and of what was left because somebody works on it.
+        names of the removed ones, and of those that a process still works on.
 
     Raises:
-        RefusedError: one cannot be removed, or the home is somebody else's (:mod:`.ownership`).
+        RefusedError: one cannot be removed, or the home is another user's (:mod:`.ownership`).
     """
     check_home(home)
     removed: list[str] = []
@@ -60,10 +60,10 @@ def remove_leftovers(home: Home) -> tuple[list[str], list[str]]:
 
 
 def remove_leftover(path: Path) -> None:
-    """Remove one. Under a real name it is renamed first, so that the name is free at once.
+    """Remove one. A leftover under a run's name is renamed first, which frees the name at once.
 
     Raises:
-        RefusedError: somebody works on it, or it cannot be removed.
+        RefusedError: a process still works on it, or it cannot be removed.
     """
     try:
         if path.is_symlink() or not path.is_dir():
@@ -71,16 +71,16 @@ def remove_leftover(path: Path) -> None:
             return
         with left_alone(path) as alone:
             if not alone:
-                raise RefusedError(f"{path} is being written, or was left where nobody can tell; try again later.")
+                raise RefusedError(f"{path} may still be in use by another process; try again later.")
             delete_whole(path)
-    except FileNotFoundError:  # somebody else removed it
+    except FileNotFoundError:  # another process removed it
         return
     except OSError as error:
         raise RefusedError(f"{path} could not be removed: {error.strerror}.") from None
 
 
 def delete_whole(path: Path) -> None:
-    """Delete a directory under another, hidden name: nobody sees half of it, and its name is free at once.
+    """Delete a directory under another, hidden name: it disappears at once, and its name is free.
 
     Raises:
         OSError: it cannot be deleted; what is left of it is a leftover.
@@ -91,7 +91,7 @@ def delete_whole(path: Path) -> None:
 
 
 def delete_marked(path: Path) -> None:
-    """As :func:`delete_whole`, marked as being worked on meanwhile.
+    """Delete a directory as :func:`delete_whole` does, marked as being worked on meanwhile.
 
     Raises:
         OSError: as there.
@@ -113,4 +113,4 @@ def _is_busy(path: Path) -> bool:
         with left_alone(path) as alone:
             return not alone
     except OSError:
-        return not os.path.lexists(path)  # gone: somebody removes it; not permitted: removing it will say so
+        return not os.path.lexists(path)  # gone: another process removes it; not permitted: removing it reports that

@@ -1,4 +1,4 @@
-"""Whether this machine can run a recipe: packages, GPUs, processes. Looks without importing what it looks for."""
+"""Checks that this machine can run a recipe: packages, GPUs, processes; without importing the packages."""
 
 import importlib.metadata
 import importlib.util
@@ -22,7 +22,7 @@ _REPORTERS = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",
 
 
 def resolve_machine(recipe: AnyRecipe, gpus: list[str]) -> AnyRecipe:
-    """The recipe with ``num_processes`` filled in, after everything this machine must have was found.
+    """Check what a recipe needs of this machine, and fill in ``num_processes``.
 
     Args:
         recipe: any stage's; of a pipeline every section is resolved.
@@ -30,7 +30,7 @@ def resolve_machine(recipe: AnyRecipe, gpus: list[str]) -> AnyRecipe:
 
     Raises:
         RefusedError: training packages or vLLM are missing, or more processes are asked for than there are GPUs.
-        RecipeError: a reporter's package is missing, or something that a CPU does not have.
+        RecipeError: a reporter's package is missing, or a key needs a GPU and the run is on the CPU.
     """
     if isinstance(recipe, PipelineRecipe):
         return map_sections(recipe, lambda section: resolve_machine(section, gpus), (*TRAINING_STAGES, Stage.MERGE))
@@ -52,15 +52,15 @@ def resolve_machine(recipe: AnyRecipe, gpus: list[str]) -> AnyRecipe:
     processes = recipe.num_processes or (1 if on_cpu else len(gpus))
     if processes > max(1, len(gpus)) and not recipe.use_cpu:
         raise RefusedError(
-            f"`num_processes: {processes}` asks for more than the {len(gpus)} visible GPUs; "
-            "ask for fewer, or set `use_cpu: true` for several processes on the CPU."
+            f"`num_processes: {processes}` exceeds the number of visible GPUs ({len(gpus)}); "
+            "set a smaller number, or set `use_cpu: true` for several processes on the CPU."
         )
     recipe = msgspec.structs.replace(recipe, num_processes=processes)
     return _in_steps(recipe, processes) if isinstance(recipe, PPORecipe) else recipe
 
 
 def _in_steps(recipe: PPORecipe, processes: int) -> PPORecipe:
-    """``total_episodes`` as ``max_steps``, now that the number of processes is known; rounded up, as in TRL."""
+    """Convert ``total_episodes`` to ``max_steps``, rounded up as in TRL; needs the number of processes."""
     if recipe.total_episodes is None:
         return recipe
     steps = math.ceil(recipe.total_episodes / (recipe.local_batch_size * processes))
@@ -68,7 +68,7 @@ def _in_steps(recipe: PPORecipe, processes: int) -> PPORecipe:
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of Python and of the packages a result depends on; those not installed are left out."""
+    """Return the versions of Python and of the packages a result depends on; missing packages are left out."""
     versions = {"python": sys.version.split()[0], "stackllama-console": stackllama_engine.__version__}
     for name in _DISTRIBUTIONS:
         try:
@@ -79,14 +79,14 @@ def package_versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """The commit of the checkout this package runs from, with ``+`` when files differ; None when there is none."""
+    """Return the commit of the checkout this package runs from, with ``+`` when files differ; None without one."""
     package = Path(stackllama_engine.__file__).resolve().parent
-    if "site-packages" in package.parts:  # installed: a repository around the environment says nothing about us
+    if "site-packages" in package.parts:  # installed: a repository around the environment is not ours
         return None
     try:
         head = _git(package, "rev-parse", "HEAD")
         changed = _git(package, "status", "--porcelain", "--untracked-files=no", "--", ".")
-    except (OSError, subprocess.SubprocessError):  # no git here, or not a checkout: an honest None
+    except (OSError, subprocess.SubprocessError):  # no git here, or not a checkout
         return None
     return head + ("+" if changed else "")
 

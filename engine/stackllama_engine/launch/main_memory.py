@@ -1,9 +1,9 @@
-"""How much main memory a process may use: the machine's, or less where one of its control groups is limited.
+"""Main memory that a process may use: the machine's, or less where one of its control groups has a limit.
 
 Limits nest: a job step's cgroup may be unlimited inside a job's that is not. So the process's own cgroup and every one
-above it counts, as far as they can be seen from here (a container sees its own part of the tree). Both versions are
-read, for a machine may mount both: version 2's ``memory.max``, at which the kernel kills, and ``memory.high``, above
-which it slows a process down until nothing moves; version 1's ``memory.limit_in_bytes``.
+above it counts, as far as they are visible (a container sees its own part of the tree). Both versions are read, since a
+machine may mount both: version 2's ``memory.max``, at which the kernel kills, and ``memory.high``, above which it
+throttles a process until it makes no progress; version 1's ``memory.limit_in_bytes``.
 """
 
 import os
@@ -16,7 +16,7 @@ from msgspec import Struct
 
 ROOT = Path("/")
 _UNLIMITED = 1 << 60
-"""Version 1 says "unlimited" as the largest number of whole pages."""
+"""Version 1 writes "unlimited" as the largest number of whole pages."""
 _ESCAPED = re.compile(r"\\([0-7]{3})")
 
 
@@ -34,17 +34,17 @@ class Cgroup(Struct, frozen=True):
     version: int
 
     def number(self, file: str) -> int | None:
-        """The number in one of its files; None where there is none, or no such file."""
+        """Read the number in one of its files; None where there is none, or no such file."""
         text = (self.text(file) or "").strip()
         return int(text) if text.isdecimal() else None
 
     def counter(self, file: str, name: str) -> int | None:
-        """A named number in a file of ``name number`` lines, such as ``memory.stat``."""
-        found = re.search(rf"^{re.escape(name)} (\d+)$", self.text(file) or "", re.MULTILINE)
-        return int(found[1]) if found else None
+        """Read a named number from a file of ``name number`` lines, such as ``memory.stat``."""
+        match = re.search(rf"^{re.escape(name)} (\d+)$", self.text(file) or "", re.MULTILINE)
+        return int(match[1]) if match else None
 
     def text(self, file: str) -> str | None:
-        """A file of it; None where it cannot be read: other versions have other files, a root has hardly any."""
+        """Read one of its files; None where it cannot be read: versions differ, and a root has hardly any."""
         try:
             return (self.folder / file).read_text(encoding="ascii", errors="replace")
         except OSError:
@@ -53,14 +53,14 @@ class Cgroup(Struct, frozen=True):
 
 _LIMITS = {1: ("memory.limit_in_bytes",), 2: ("memory.max", "memory.high")}
 _USED = {1: ("memory.usage_in_bytes", "total_inactive_file"), 2: ("memory.current", "inactive_file")}
-"""What is held, and of it page cache that the kernel would drop first."""
+"""Files of the memory in use, and of the page cache in it that the kernel would drop first."""
 
 
 class Limit(Struct, frozen=True):
     """Bytes that the processes of a cgroup may hold together.
 
     Attributes:
-        kills: whether the kernel kills there; else it slows down.
+        kills: whether the kernel kills there; else it throttles.
     """
 
     bytes: int
@@ -73,16 +73,16 @@ class Limit(Struct, frozen=True):
 
     @property
     def used(self) -> int:
-        """Bytes held now that the kernel could not simply drop: page cache that waits to be dropped is left out."""
+        """Bytes in use, without inactive page cache, which the kernel could drop."""
         held, stale = _USED[self.cgroup.version]
         return max(0, (self.cgroup.number(held) or 0) - (self.cgroup.counter("memory.stat", stale) or 0))
 
 
 class MainMemory(Struct, frozen=True):
-    """Bytes: all that a process may use, and what of it is free or can be freed now.
+    """Bytes that a process may use, and how many of them are free or can be freed now.
 
     Attributes:
-        limit: what makes ``total`` less than the machine has; None: nothing does.
+        limit: the limit that makes ``total`` less than the machine has; None without one.
     """
 
     total: int
@@ -91,70 +91,70 @@ class MainMemory(Struct, frozen=True):
 
 
 def main_memory(root: Path = ROOT, process: int | str = "self") -> MainMemory:
-    """This machine's memory, or as much of it as a process's cgroups leave it.
+    """Return this machine's memory, or as much of it as a process's cgroups allow.
 
     Args:
         root: of the file system; another one in tests.
         process: its pid.
     """
     total, available = machine_memory(root)
-    found = limits(root, process)
-    for limit in found:
+    all_limits = limits(root, process)
+    for limit in all_limits:
         available = min(available, max(0, limit.bytes - limit.used))
-    smallest = min(found, key=lambda limit: limit.bytes, default=None)
+    smallest = min(all_limits, key=lambda limit: limit.bytes, default=None)
     if smallest is None or smallest.bytes >= total:
         return MainMemory(total, available)
     return MainMemory(smallest.bytes, available, smallest)
 
 
-def tightest(found: list[Limit]) -> Limit | None:
-    """The limit at which the kernel kills first; of equals the nearest."""
-    return min((limit for limit in found if limit.kills), key=lambda limit: limit.bytes, default=None)
+def tightest(candidates: list[Limit]) -> Limit | None:
+    """Return the limit at which the kernel kills first; of equals the nearest."""
+    return min((limit for limit in candidates if limit.kills), key=lambda limit: limit.bytes, default=None)
 
 
 def limits(root: Path = ROOT, process: int | str = "self") -> list[Limit]:
-    """Every limit that a process is under, the nearest cgroup first."""
-    found: list[Limit] = []
+    """List every limit that applies to a process, the nearest cgroup first."""
+    applying: list[Limit] = []
     chain = cgroups(root, process)
     for cgroup in chain:
-        found += [
+        applying += [
             Limit(number, cgroup, file, kills=file != "memory.high")
             for file in _LIMITS[cgroup.version]
             if (number := cgroup.number(file)) and number < _UNLIMITED
         ]
     for top in [cgroup for cgroup in chain if cgroup.version == 1][-1:]:
-        # what is above a container's part of the tree is no folder there, but counted in this
+        # limits above a container's part of the tree have no folder there, but are counted in this file
         above = top.counter("memory.stat", "hierarchical_memory_limit")
-        if above and above < min([_UNLIMITED, *(limit.bytes for limit in found)]):
-            found.append(Limit(above, top, "memory.stat"))
-    return found
+        if above and above < min([_UNLIMITED, *(limit.bytes for limit in applying)]):
+            applying.append(Limit(above, top, "memory.stat"))
+    return applying
 
 
 def cgroups(root: Path = ROOT, process: int | str = "self") -> list[Cgroup]:
-    """The cgroups that account for a process's memory, its own first, up to the root of what can be seen."""
+    """List the cgroups that account for a process's memory, its own first, up to the visible root."""
     proc = root / "proc" / str(process)
     try:
         member = (proc / "cgroup").read_text(errors="replace").splitlines()
         mounts = (proc / "mountinfo").read_text(errors="replace").splitlines()
     except OSError:  # no such process, or a sandbox without either
         return []
-    found: list[Cgroup] = []
+    chain: list[Cgroup] = []
     for line in member:
         number, controllers, path = line.split(":", 2)
         version = 2 if number == "0" and not controllers else 1
         if version == 2 or "memory" in controllers.split(","):
-            found += _upwards(root, path, version, mounts)
-    return found
+            chain += _upwards(root, path, version, mounts)
+    return chain
 
 
 def _upwards(root: Path, path: str, version: int, mounts: list[str]) -> Iterator[Cgroup]:
-    """A cgroup and those above it, as far as a mount shows them."""
+    """Yield a cgroup and those above it, as far as a mount contains them."""
     there = list(_mounts(version, mounts))
     if not there:
         return
     shown, point = next((mount for mount in there if _is_below(path, mount[0])), there[0])
     inside = posixpath.relpath(path, shown)
-    if not _is_below(path, shown):  # the mount shows another part of the tree; its root is as near as one comes
+    if not _is_below(path, shown):  # another part of the tree is mounted: its root is the nearest there is
         inside, path = ".", shown
     folder, top = root / point.lstrip("/"), root / point.lstrip("/")
     if inside != ".":
@@ -171,26 +171,26 @@ def _is_below(path: str, top: str) -> bool:
 
 
 def _mounts(version: int, mounts: list[str]) -> Iterator[tuple[str, str]]:
-    """The part of the hierarchy that is mounted, and where; see proc_pid_mountinfo(5)."""
+    """Yield the part of the hierarchy that is mounted, and where; see proc_pid_mountinfo(5)."""
     for line in mounts:
         fields = line.split(" ")
         kind = fields[fields.index("-") + 1 :]
-        wanted = kind[0] == "cgroup2" if version == 2 else kind[0] == "cgroup" and "memory" in kind[2].split(",")
-        if wanted:
+        matches = kind[0] == "cgroup2" if version == 2 else kind[0] == "cgroup" and "memory" in kind[2].split(",")
+        if matches:
             yield _plain(fields[3]), _plain(fields[4])
 
 
 def _plain(field: str) -> str:
-    """A path without mountinfo's octal escapes."""
-    return _ESCAPED.sub(lambda found: chr(int(found[1], 8)), field)
+    """Decode mountinfo's octal escapes in a path."""
+    return _ESCAPED.sub(lambda match: chr(int(match[1], 8)), field)
 
 
 def machine_memory(root: Path = ROOT) -> tuple[int, int]:
-    """Bytes that this machine has, whatever a cgroup may use of them, and how many are free or can be freed."""
+    """Return the machine's bytes of RAM, without any cgroup limit, and how many are free or can be freed."""
     try:
         text = (root / "proc/meminfo").read_text(encoding="ascii")
     except OSError:
         text = ""
-    found = {name: int(number) << 10 for name, number in re.findall(r"^(\w+):\s+(\d+) kB$", text, re.MULTILINE)}
-    total = found.get("MemTotal") or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return total, found.get("MemAvailable", total)
+    sizes = {name: int(number) << 10 for name, number in re.findall(r"^(\w+):\s+(\d+) kB$", text, re.MULTILINE)}
+    total = sizes.get("MemTotal") or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return total, sizes.get("MemAvailable", total)

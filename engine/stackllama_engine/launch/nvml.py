@@ -1,7 +1,7 @@
-"""The GPUs of this machine, asked without torch: what they do, what is wrong with them, who holds their memory.
+"""The GPUs of this machine by NVML, without torch: utilization, errors, processes that hold their memory.
 
-Functions and bits: https://docs.nvidia.com/deploy/nvml-api/group__nvmlDeviceQueries.html. What a card or a driver
-does not tell (temperature of a virtual GPU, processes within a container) is None, not an error.
+Functions and bits: https://docs.nvidia.com/deploy/nvml-api/group__nvmlDeviceQueries.html. What a GPU or a driver
+does not report (temperature of a virtual GPU, processes within a container) is None, not an error.
 """
 # NVML's Python binding ships no type information.
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
@@ -17,15 +17,15 @@ from ..contract.errors import RefusedError
 from .timeouts import Asker, UnansweredError
 
 _SLOWED = {
-    0x04: "power cap",
-    0x08: "hardware slowdown",
-    0x20: "too hot",
-    0x40: "too hot, slowed by hardware",
-    0x80: "power brake",
+    0x04: "SW power cap",
+    0x08: "HW slowdown",
+    0x20: "SW thermal slowdown",
+    0x40: "HW thermal slowdown",
+    0x80: "HW power brake",
 }
-"""Why clocks are lower than they could be. Idle and chosen clocks are no reasons to tell anybody."""
-_TROUBLE = 0x08 | 0x20 | 0x40 | 0x80
-"""Those that are no part of ordinary work: everything but the power cap."""
+"""Clocks event reasons, as `nvidia-smi` names them. Idle and application clocks are no reason for a notice."""
+_ABNORMAL = 0x08 | 0x20 | 0x40 | 0x80
+"""All but the power cap, which is ordinary."""
 
 
 class Gpu(Struct):
@@ -38,7 +38,7 @@ class Gpu(Struct):
 
 
 class GpuReading(Struct, frozen=True, kw_only=True):
-    """One GPU at one moment. Bytes, per cent, °C, watts; None where NVML does not tell."""
+    """One GPU at one moment. Bytes, percent, °C, watts; None where NVML does not report it."""
 
     index: int
     name: str
@@ -49,37 +49,37 @@ class GpuReading(Struct, frozen=True, kw_only=True):
     power: float | None = None
     power_limit: float | None = None
     slowed: list[str] = []
-    """Why its clocks are held down."""
+    """Why its clocks are reduced."""
     processes: dict[int, int] = {}
-    """Pid → bytes, of the processes that were asked for."""
+    """Pid → bytes, of the requested processes."""
 
 
 class Faults(Struct, frozen=True, kw_only=True):
-    """What is wrong with one GPU. Counts only grow while a driver is loaded; None where NVML does not tell."""
+    """Errors of one GPU. Counts only grow while a driver is loaded; None where NVML does not report them."""
 
     index: int
     uncorrected: int | None = None
-    """ECC errors that could not be corrected."""
+    """Uncorrectable ECC errors."""
     remapped: int | None = None
-    """Rows of memory that were replaced after such an error."""
+    """Rows that were remapped after such an error."""
     remap_failed: bool = False
-    """No row was left to replace one with: the card has to be changed."""
+    """Row remapping failed: no spare row was left, and the GPU must be replaced."""
     slowed: list[str] = []
-    """Heat, power brake or hardware that holds its clocks down; a power cap is ordinary."""
+    """Heat, power brake or hardware that reduces its clocks; a power cap is ordinary."""
 
 
 class NvmlError(Exception):
-    """NVML does not answer; the message is one line for a person."""
+    """NVML failed; the message is one line for a person."""
 
 
 NVML = Asker("NVML")
-"""Whoever asks NVML asks here: a driver that hangs must not hang the asker."""
+"""Every call to NVML goes through this: a driver that hangs must not hang the caller."""
 PATIENCE = 10.0
 """Seconds that a command waits for NVML: a driver that nobody holds open takes a second or two for each GPU."""
 
 
 def find_gpus(seconds: float = PATIENCE) -> tuple[list[Gpu], str | None, str | None]:
-    """GPUs, the driver's version and, where NVML cannot say, why.
+    """Return the GPUs, the driver's version and, where NVML failed, why.
 
     Args:
         seconds: to wait for NVML.
@@ -91,7 +91,7 @@ def find_gpus(seconds: float = PATIENCE) -> tuple[list[Gpu], str | None, str | N
 
 
 def known_gpus(seconds: float = PATIENCE) -> list[Gpu]:
-    """The GPUs, for whoever has to know; none without a driver for them.
+    """Return the GPUs; none without a driver for them.
 
     Raises:
         RefusedError: NVML does not answer in time.
@@ -103,10 +103,10 @@ def known_gpus(seconds: float = PATIENCE) -> list[Gpu]:
 
 
 def hung(error: UnansweredError) -> RefusedError:
-    """What is said where nothing can be done without the GPUs."""
+    """Return the error of a command that needs to know the GPUs."""
     return RefusedError(
-        f"{error}: the GPUs' driver hangs. Until it is back (often a reboot), `use_cpu=true` plans for the CPU, and "
-        "`CUDA_VISIBLE_DEVICES= ` before a command leaves the GPUs alone."
+        f"{error}: the GPU driver hangs. Until it recovers (often only after a reboot), plan for the CPU with "
+        "`use_cpu=true`, or hide the GPUs with `CUDA_VISIBLE_DEVICES= ` before a command."
     )
 
 
@@ -129,7 +129,7 @@ def _find_gpus() -> tuple[list[Gpu], str | None, str | None]:
 
 
 class Nvml:
-    """NVML kept open between readings. All of it may hang: through `NVML` alone, never from a thread that must go on.
+    """NVML kept open between readings. Any call may hang: call it through `NVML`, never from a thread that must not.
 
     Args:
         listen: collect Xid errors.
@@ -145,7 +145,7 @@ class Nvml:
 
     @property
     def is_open(self) -> bool:
-        """Whether `read` can be asked."""
+        """Whether `read` can be called."""
         return self._handles is not None
 
     def open(self) -> None:
@@ -166,7 +166,7 @@ class Nvml:
             raise NvmlError(str(error)) from None
 
     def read(self, pids: Collection[int] = ()) -> list[GpuReading]:
-        """Every GPU now, with the memory of those of the processes that use it."""
+        """Read every GPU, with the memory that each of the processes holds there."""
         try:
             return [self._one(index, *known, pids) for index, known in enumerate(self._handles or [])]
         except pynvml.NVMLError as error:
@@ -174,7 +174,7 @@ class Nvml:
             raise NvmlError(str(error)) from None
 
     def faults(self) -> list[Faults]:
-        """What is wrong with every GPU."""
+        """Read the error counts of every GPU."""
         try:
             return [_faults(index, handle) for index, (handle, _) in enumerate(self._handles or [])]
         except pynvml.NVMLError as error:
@@ -182,44 +182,45 @@ class Nvml:
             raise NvmlError(str(error)) from None
 
     def xids(self) -> list[tuple[int, int]]:
-        """Index and number of the Xid errors since the last call; https://docs.nvidia.com/deploy/xid-errors/."""
-        found: list[tuple[int, int]] = []
+        """Return index and number of the Xid errors since the last call; https://docs.nvidia.com/deploy/xid-errors/."""
+        errors: list[tuple[int, int]] = []
         while self._xids is not None:
             try:
                 event = pynvml.nvmlEventSetWait_v2(self._xids, 0)
-                found.append((int(pynvml.nvmlDeviceGetIndex(event.device)), int(event.eventData)))
+                errors.append((int(pynvml.nvmlDeviceGetIndex(event.device)), int(event.eventData)))
             except pynvml.NVMLError as error:
                 if getattr(error, "value", None) == pynvml.NVML_ERROR_TIMEOUT:
                     break
                 self.close()
                 raise NvmlError(str(error)) from None
-        return found
+        return errors
 
     def work(self) -> dict[int, int]:
-        """Pids that hold memory of a GPU → per cent that it is at work; not across a container's border."""
-        found: dict[int, int] = {}
+        """Return pid that holds GPU memory → utilization in percent of that GPU; not across containers."""
+        utilization: dict[int, int] = {}
         try:
             for handle, _ in self._handles or []:
                 running = _ask(pynvml.nvmlDeviceGetComputeRunningProcesses, handle) or []
                 rates = _ask(pynvml.nvmlDeviceGetUtilizationRates, handle) if running else None
+                percent = 0 if rates is None else int(rates.gpu)
                 for one in running:
-                    found[int(one.pid)] = max(found.get(int(one.pid), 0), 0 if rates is None else int(rates.gpu))
+                    utilization[int(one.pid)] = max(utilization.get(int(one.pid), 0), percent)
         except pynvml.NVMLError as error:
             self.close()
             raise NvmlError(str(error)) from None
-        return found
+        return utilization
 
     def close(self) -> None:
-        """Let go of the library; does nothing when it is not open."""
+        """Shut the library down; does nothing when it is not open."""
         if self._handles is not None:
             self._handles = self._xids = None  # shutting down frees the event set with everything else
             try:
                 pynvml.nvmlShutdown()
-            except pynvml.NVMLError:  # it has gone already: there is nothing to close
+            except pynvml.NVMLError:  # the driver was unloaded: there is nothing to close
                 return
 
     def _listen(self) -> None:
-        """Register for Xid errors where cards report them."""
+        """Register for Xid errors where GPUs report them."""
         events = _ask(pynvml.nvmlEventSetCreate)
         for handle, _ in self._handles or []:
             if events is not None:
@@ -250,7 +251,7 @@ def _faults(index: int, handle: Any) -> Faults:
     uncorrected, volatile = pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, pynvml.NVML_VOLATILE_ECC
     errors = _ask(pynvml.nvmlDeviceGetTotalEccErrors, handle, uncorrected, volatile)
     rows = _ask(pynvml.nvmlDeviceGetRemappedRows, handle)  # corrected, uncorrected, pending, failed
-    reasons = _slowed(handle) & _TROUBLE
+    reasons = _slowed(handle) & _ABNORMAL
     return Faults(
         index=index,
         uncorrected=None if errors is None else int(errors),
@@ -261,7 +262,7 @@ def _faults(index: int, handle: Any) -> Faults:
 
 
 def _slowed(handle: Any) -> int:
-    """The bits by their newer name, or by the only one that older drivers and bindings know."""
+    """Return the clocks event reasons, by their newer name or by the one that older drivers and bindings know."""
     for name in ("nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksThrottleReasons"):
         question = getattr(pynvml, name, None)
         if question is not None and (bits := _ask(question, handle)) is not None:
@@ -275,20 +276,20 @@ def _processes(handle: Any, pids: Collection[int]) -> dict[int, int]:
 
 
 def _ask(question: Callable[..., Any], *arguments: Any) -> Any:
-    """The answer; None where this card, driver or person is not told.
+    """Call NVML; None where this GPU, driver or user gets no answer.
 
     Raises:
-        pynvml.NVMLError: NVML or the card has gone.
+        pynvml.NVMLError: NVML or the GPU is lost.
     """
     try:
         return question(*arguments)
     except pynvml.NVMLError as error:
-        if getattr(error, "value", None) in _NOT_TOLD:
+        if getattr(error, "value", None) in _NOT_REPORTED:
             return None
         raise
 
 
-_NOT_TOLD = frozenset(
+_NOT_REPORTED = frozenset(
     {
         pynvml.NVML_ERROR_NOT_SUPPORTED,
         pynvml.NVML_ERROR_NO_PERMISSION,

@@ -1,8 +1,8 @@
-"""Whether the kernel's out-of-memory killer was at work during an attempt, and at whose limit.
+"""Kills of the kernel's out-of-memory killer during an attempt, and the memory limit that they enforced.
 
-The kernel counts the processes that it ended: of each cgroup, whoever's limit it was, and of the whole machine in
-``/proc/vmstat``, which stands in where the cgroup cannot be asked. A count that rose while the attempt ran is evidence;
-which process it was is in the kernel's log, which a user may not read.
+The kernel counts the processes that it killed (``oom_kill``): of each cgroup, whichever limit it was, and of the whole
+machine in ``/proc/vmstat``, which is used where the cgroup has no count. A count that rose while the attempt ran is
+evidence; which process it was is in the kernel's log, which a user may not read.
 """
 
 import re
@@ -16,24 +16,24 @@ _SLURM_JOB = re.compile(r"/(?:slurm\w*(?:\.\w+)?)/(?:.*/)?job_(\d+)")
 
 
 class Killer(Struct, frozen=True, kw_only=True):
-    """What is known of the limit that an attempt ran under, and of the kernel's killer meanwhile.
+    """The memory limit of an attempt, and whether the out-of-memory killer was active meanwhile.
 
     Attributes:
-        seen: it ended a process of the run's cgroup (or, where that is not counted, of this machine); None: nobody
-            counts.
+        active: it killed a process of the run's cgroup (or, where that is not counted, of this machine); None: there is
+            no count.
         limit: bytes of the nearest limit: a cgroup's, or all the memory there is.
         whose: the limit, in words.
-        peak: bytes that the cgroup of that limit held at most; None: it does not say.
+        peak: most bytes that the cgroup of that limit held; None: it has no such counter.
     """
 
-    seen: bool | None
+    active: bool | None
     limit: int
     whose: str
     peak: int | None = None
 
 
 class OomWatch:
-    """Counts before an attempt, to compare with those at its end.
+    """Kill counts before an attempt, to compare with those at its end.
 
     Args:
         root: of the file system; another one in tests.
@@ -46,19 +46,19 @@ class OomWatch:
         self._before = self._kills()
         self._reached = {cgroup.folder: _reached(cgroup) for cgroup in self._chain}
 
-    def look(self) -> Killer:
-        """What happened since."""
+    def poll(self) -> Killer:
+        """Compare with the counts of the beginning."""
         kills, before = self._kills(), self._before
-        seen = kills > before if kills is not None and before is not None else None
+        active = kills > before if kills is not None and before is not None else None
         reached = [limit for limit in self._limits if _reached(limit.cgroup) > self._reached[limit.cgroup.folder]]
         limit = tightest(reached) or tightest(self._limits)
         machine = machine_memory(self._root)[0]
         if limit is None or limit.bytes > machine:
-            return Killer(seen=seen, limit=machine, whose="this machine's memory")
-        return Killer(seen=seen, limit=limit.bytes, whose=_words(limit), peak=_peak(limit.cgroup))
+            return Killer(active=active, limit=machine, whose="this machine's memory")
+        return Killer(active=active, limit=limit.bytes, whose=_words(limit), peak=_peak(limit.cgroup))
 
     def _kills(self) -> int | None:
-        """Of the run's own cgroup, else of the machine."""
+        """Read the count of the run's own cgroup, else of the machine."""
         for cgroup in self._chain:
             count = cgroup.counter(_EVENTS[cgroup.version], "oom_kill")
             if count is not None:
@@ -71,7 +71,7 @@ _PEAK = {1: "memory.max_usage_in_bytes", 2: "memory.peak"}
 
 
 def _reached(cgroup: Cgroup) -> int:
-    """How often this cgroup's own limit left no way but to kill; version 1 does not tell."""
+    """Return how often this cgroup's own limit was hit (``oom``); version 1 does not count that."""
     return cgroup.counter("memory.events.local", "oom") or 0
 
 

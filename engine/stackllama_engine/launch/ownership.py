@@ -1,11 +1,11 @@
-"""Whose a home is: what lies in it is executed and changed with the rights of whoever resumes, stops or removes a run.
+"""Ownership checks of a home, whose files are executed and changed with the permissions of the calling user.
 
-A recipe that somebody else may swap is a program of his (``reward_fn``), and ``launch.json`` is a command line. So
-whatever executes or writes in a home asks here first: the home, its runs, the run and each thing in it must belong to
-who asks or to root, and nobody else may write there. Somebody else's home can be looked at; nothing is set right in it.
+A recipe that another user can replace is that user's program (``reward_fn``), and ``launch.json`` is a command line. So
+whatever executes or writes in a home calls this first: the home, its runs, the run and each file in it must belong to
+the caller or to root, and nobody else may write there. Another user's home can be read; nothing is changed in it.
 
-``STACKLLAMA_TRUST_OWNER`` (``--trust-owner``) names further owners, by name or number, and lifts for what they own both
-rules: it also says that whoever such an owner lets write is trusted.
+``STACKLLAMA_TRUST_OWNER`` (``--trust-owner``) names further owners, by name or number, and lifts both rules for what
+they own: everyone such an owner lets write is trusted too.
 """
 
 import contextlib
@@ -22,22 +22,22 @@ from ..contract.run_dir import Home, RunDir
 TRUST = "STACKLLAMA_TRUST_OWNER"
 
 _ROOT = 0
-_MOST_LINKS = 40  # that the kernel follows
+_MOST_LINKS = 40  # the kernel follows no more
 _EVERYBODY = "every user of this machine"
 
 
 def check_home(home: Home) -> None:
-    """Let nothing be started or changed in a home that others own or write; one that does not exist yet may be made.
+    """Refuse a home that others own or can write; one that does not exist yet may be created.
 
     Raises:
-        RefusedError: it is; the text names the owner, the path and the way out.
-        UsageError: ``STACKLLAMA_TRUST_OWNER`` names nobody that this machine knows.
+        RefusedError: it is one; the text names the owner, the path and the way out.
+        UsageError: ``STACKLLAMA_TRUST_OWNER`` names no user of this machine.
     """
     _refuse(_home_problem(home, _named()))
 
 
 def check_run(run: RunDir) -> None:
-    """The same of a run's home, and of everything that lies in the run's directory.
+    """Check a run's home, and everything in the run's directory.
 
     Raises:
         RefusedError, UsageError: as :func:`check_home`.
@@ -46,20 +46,20 @@ def check_run(run: RunDir) -> None:
 
 
 def run_problem(run: RunDir) -> str:
-    """What :func:`check_run` would refuse; empty where it would not.
+    """Return why :func:`check_run` would refuse; empty where it would not.
 
     Raises:
-        UsageError: ``STACKLLAMA_TRUST_OWNER`` names nobody.
+        UsageError: ``STACKLLAMA_TRUST_OWNER`` names no user of this machine.
     """
     named = _named()
     return _home_problem(Home(run.path.parents[1]), named) or _first_problem([run.path, *_inside(run.path)], named)
 
 
 def trust(owner: str | None) -> None:
-    """Take ``--trust-owner`` for this process and those that it starts.
+    """Apply ``--trust-owner`` to this process and those that it starts.
 
     Raises:
-        UsageError: nobody is called so.
+        UsageError: there is no such user.
     """
     if owner is not None:
         os.environ[TRUST] = owner
@@ -87,7 +87,7 @@ def _inside(path: Path) -> list[Path]:
 
 
 def _places_above(path: Path) -> Iterator[Path]:
-    """Every directory in which a part of the path, or of a link on the way, could be replaced by another."""
+    """Yield every directory in which a part of the path, or of a link on the way, could be replaced."""
     for part in [path, *path.parents]:
         link = part
         for _ in range(_MOST_LINKS):
@@ -99,9 +99,9 @@ def _places_above(path: Path) -> Iterator[Path]:
 
 
 def _problem(path: Path, named: frozenset[int], *, on_the_way: bool = False) -> str:
-    """Why a path is not to be trusted; of one that is only on the way, that everybody may rename what lies in it.
+    """Return why a path is not to be trusted; for a directory on the way, only that everybody may rename its entries.
 
-    A link is as good as what it leads to. A path that does not exist has no problem.
+    A link counts as its target. A path that does not exist has no problem.
     """
     try:
         facts = path.stat()
@@ -114,8 +114,8 @@ def _problem(path: Path, named: frozenset[int], *, on_the_way: bool = False) -> 
         return _writable(path, facts, _EVERYBODY) if mode & stat.S_IWOTH and not mode & stat.S_ISVTX else ""
     if owner not in (os.geteuid(), _ROOT):
         return (
-            f"{path} belongs to {_user(owner)} (uid {owner}): what lies there would be executed or changed with your "
-            f"rights. {_way_out(owner)}"
+            f"{path} belongs to {_user(owner)} (uid {owner}): its content would be executed or changed with your "
+            f"permissions. {_way_out(owner)}"
         )
     if mode & stat.S_IWOTH:
         return _writable(path, facts, _EVERYBODY)
@@ -126,18 +126,21 @@ def _problem(path: Path, named: frozenset[int], *, on_the_way: bool = False) -> 
 
 def _writable(path: Path, facts: os.stat_result, who: str) -> str:
     return (
-        f"{path} (owner {_user(facts.st_uid)}, mode {stat.S_IMODE(facts.st_mode):04o}) can be written by {who}, who "
-        f"could have what lies there executed with your rights. Take that away, `chmod go-w {path}`; or: "
+        f"{path} (owner {_user(facts.st_uid)}, mode {stat.S_IMODE(facts.st_mode):04o}) is writable by {who}, who "
+        f"could replace what is executed there with your permissions. Run `chmod go-w {path}`. Or: "
         f"{_way_out(facts.st_uid)}"
     )
 
 
 def _way_out(owner: int) -> str:
-    return f"Use another --home, or trust that owner and whom he lets write: --trust-owner {_user(owner)} ({TRUST})."
+    return (
+        "Use another --home, or trust this owner and everyone who can write there: "
+        f"--trust-owner {_user(owner)} ({TRUST})."
+    )
 
 
 def _private_group(path: Path, facts: os.stat_result) -> bool:
-    """Whether a group is the owner's alone, as many systems make one for each user, and no access list says more."""
+    """Return whether a group has the owner as only member (a user private group), and no access list adds more."""
     try:
         group = grp.getgrgid(facts.st_gid)
     except KeyError:
@@ -156,7 +159,7 @@ def _has_access_list(path: Path) -> bool:
 def _user(uid: int) -> str:
     try:
         return pwd.getpwuid(uid).pw_name
-    except KeyError:  # of a container, or of another machine
+    except KeyError:  # a user of a container, or of another machine
         return str(uid)
 
 
@@ -168,13 +171,13 @@ def _group(gid: int) -> str:
 
 
 def _named() -> frozenset[int]:
-    """Owners that the person trusts by name."""
-    found: set[int] = set()
+    """Return the owners that the user trusts by name."""
+    owners: set[int] = set()
     for name in os.environ.get(TRUST, "").split(","):
         name = name.strip()
         try:
             if name:
-                found.add(int(name) if name.isascii() and name.isdigit() else pwd.getpwnam(name).pw_uid)
+                owners.add(int(name) if name.isascii() and name.isdigit() else pwd.getpwnam(name).pw_uid)
         except (KeyError, ValueError):
-            raise UsageError(f"{TRUST} (--trust-owner): no user is called {name!r}; give a name or a number.") from None
-    return frozenset(found)
+            raise UsageError(f"{TRUST} (--trust-owner): no user is called {name!r}; give a name or a uid.") from None
+    return frozenset(owners)

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from msgspec import Struct
 
+from ..contract.children import CHILDREN, Child, child_id, parents_of
 from ..contract.disk_space import is_full
 from ..contract.errors import DamagedError, ExitCode, RefusedError, StackllamaError, StageError
 from ..contract.events import EventWriter
@@ -26,11 +27,11 @@ from ..contract.requests import WAITING_FOR_ROOM
 from ..contract.run_dir import Home, RunDir, State, kind_of
 from ..contract.stages import Stage
 from ..contract.streams import open_standard_streams
-from .children import CHILDREN, Child, child_id, parents_of
 from .function_hash import check_function
 from .launcher import launch, resume
 from .leftovers import remove_leftover
-from .reconcile import reconcile, try_to_stop
+from .reconcile import reconcile
+from .run_requests import try_to_stop
 from .sections import stage_recipe
 
 _POLL_SECONDS = 0.2

@@ -1,16 +1,16 @@
-"""Which run a process belongs to: what is written into its environment, and how that is compared with a directory.
+"""Marks in the environment of a run's processes, by which they are attributed to its directory.
 
 ===============================  ========================================================================
 ``STACKLLAMA_RUN``               the run directory's path when the process was started
-``STACKLLAMA_RUN_INODE``         the directory itself, ``device:inode`` (runs of before 0.2 have none)
+``STACKLLAMA_RUN_INODE``         the directory itself, ``device:inode`` (none before version 0.2)
 ===============================  ========================================================================
 
 A directory has many paths (symbolic links, bind mounts) and may be renamed, so paths are never compared as text. A
 process belongs to a run when the directory it was started for *is* the run's, or when the path it was given *leads* to
-it now. Either is enough, because either can do harm: of a run directory that was renamed, the processes are known by
-the inode alone; of one that was deleted and made anew under the same name, the survivors of the former write into the
-new one by its path. An inode number that a later directory got by chance can only attribute survivors of a directory
-that was deleted under them, which nobody wants to keep either.
+it now. Either is enough, because either can do harm: processes of a renamed run directory are recognized by the inode
+alone; if a directory was deleted and created again under the same name, survivors of the old run write into the new one
+by its path. An inode number that a later directory got by chance can only attribute survivors of a directory that was
+deleted under them, which have to end as well.
 """
 
 import os
@@ -30,16 +30,16 @@ class Place(Struct, frozen=True):
 
     path: Path
     inode: bytes | None
-    """``device:inode``; None where there is no such directory (any more): then only the same text is the same."""
+    """``device:inode``; None where there is no such directory (any more): then paths are compared as text."""
 
     @classmethod
     def of(cls, path: Path) -> "Place":
-        """Look at a directory."""
+        """Identify a directory."""
         return cls(path, _inode(path))
 
 
 def marks(run_dir: Path) -> dict[str, str]:
-    """What the environment of a run's processes gains.
+    """Return the variables that mark the processes of a run.
 
     Raises:
         OSError: there is no such directory.
@@ -49,14 +49,14 @@ def marks(run_dir: Path) -> dict[str, str]:
 
 
 def belongs(proc: Path, place: Place) -> bool:
-    """Whether a process is marked as one of a run.
+    """Return whether a process is marked as one of a run.
 
     Args:
         proc: its directory in ``/proc``.
         place: the run's directory.
 
     Raises:
-        OSError: it has ended, or may not be looked at.
+        OSError: it has ended, or may not be read.
     """
     variables = (proc / "environ").read_bytes().split(b"\0")
     path = next((each[len(_PATH) :] for each in variables if each.startswith(_PATH)), b"")
@@ -65,14 +65,14 @@ def belongs(proc: Path, place: Place) -> bool:
     if place.inode is None:
         return path == os.fsencode(place.path)
     marked = next((each[len(_INODE) :] for each in variables if each.startswith(_INODE)), None)
-    # Where the process itself would find it, which may see other mounts; then as it is found from here.
+    # As the process itself resolves the path, which may see other mounts; then as this process does.
     leads_to = _inode(Path(f"{proc}/root{os.fsdecode(path)}")) or _inode(Path(os.fsdecode(path)))
     return place.inode in (marked, leads_to)
 
 
 def _inode(path: Path) -> bytes | None:
     try:
-        status = os.stat(path)  # noqa: PTH116 - asked for every process of this user
+        status = os.stat(path)  # noqa: PTH116 - called for every process of this user
     except (OSError, ValueError):
         return None
     return f"{status.st_dev}:{status.st_ino}".encode()

@@ -1,4 +1,4 @@
-"""Processes of this machine: who they are, whether they live, which of them belong to a run, how they end.
+"""Processes of this machine: identity, resource usage, membership in a run, signals.
 
 A pid alone can be reused; a process is a (boot id, pid, start time), checked again at the moment of a signal.
 Every process of a run carries a mark in its environment (:mod:`.process_marks`), which survives new sessions, double
@@ -22,13 +22,13 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 class Usage(Struct, frozen=True, kw_only=True):
-    """What a process has used since it began.
+    """Resources that a process has used since it began.
 
     Attributes:
         state: as in proc_pid_stat(5), field 3.
-        ticks: of processor time; ``SC_CLK_TCK`` a second.
+        ticks: of CPU time; ``SC_CLK_TCK`` per second.
         memory: resident bytes.
-        bytes: read and written, caches and pipes included; 0 where the kernel does not say.
+        bytes: read and written, caches and pipes included; 0 where the kernel does not count them.
     """
 
     state: str
@@ -43,15 +43,15 @@ class Usage(Struct, frozen=True, kw_only=True):
 
 
 def alive(process: ProcessId | None) -> bool:
-    """Whether exactly this process still runs."""
+    """Return whether exactly this process still runs."""
     return process is not None and identify(process.pid) == process
 
 
 def send(process: ProcessId, number: signal.Signals) -> bool:
-    """Signal exactly this process; False when it has gone.
+    """Signal exactly this process; False when it has ended.
 
     Raises:
-        PermissionError: it belongs to somebody else.
+        PermissionError: it belongs to another user.
     """
     try:
         descriptor = os.pidfd_open(process.pid)
@@ -69,26 +69,26 @@ def send(process: ProcessId, number: signal.Signals) -> bool:
 
 
 def run_processes(run_dir: Path) -> list[ProcessId]:
-    """Every live process of this user that is marked as belonging to the run, except the caller itself."""
+    """List the live processes of this user that are marked as belonging to the run, except the caller itself."""
     place = Place.of(run_dir)
-    found: list[ProcessId] = []
+    members: list[ProcessId] = []
     for entry in os.scandir(_PROC):
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
         process = identify(int(entry.name)) if _is_marked(Path(entry.path), place) else None
         if process is not None:
-            found.append(process)
-    return found
+            members.append(process)
+    return members
 
 
 def children(pid: int) -> list[int]:
-    """Pids of the processes that a process started and has not collected yet."""
+    """List the pids of a process's children that it has not reaped yet."""
     entries = (entry.name for entry in os.scandir(_PROC) if entry.name.isdigit())
     return [int(name) for name in entries if (fields := stat_fields(int(name))) is not None and int(fields[1]) == pid]
 
 
 def descendants(pid: int) -> list[ProcessId]:
-    """Every live process below this one, marked or not."""
+    """List every live process below this one, marked or not."""
     parents: dict[int, int] = {}
     for entry in os.scandir(_PROC):
         if entry.name.isdigit() and (fields := stat_fields(int(entry.name))) is not None:
@@ -101,7 +101,7 @@ def descendants(pid: int) -> list[ProcessId]:
 
 
 def usage(process: ProcessId) -> Usage | None:
-    """What exactly this process has used; None when it has ended. Fields 3, 14, 15, 22 and 24 of proc_pid_stat(5)."""
+    """Read what exactly this process has used; None when it has ended. Fields 3, 14, 15, 22, 24 of proc_pid_stat(5)."""
     fields = stat_fields(process.pid)
     if fields is None or fields[0] in "ZX" or int(fields[19]) != process.start_time:
         return None
@@ -114,7 +114,7 @@ def usage(process: ProcessId) -> Usage | None:
 
 
 def environment_value(process: ProcessId, name: str) -> str | None:
-    """A variable of the environment it was started with; None without one, or where it may not be read."""
+    """Read a variable of the environment it was started with; None without one, or where it may not be read."""
     prefix = f"{name}=".encode()
     try:
         variables = (_PROC / str(process.pid) / "environ").read_bytes().split(b"\0")
@@ -124,7 +124,7 @@ def environment_value(process: ProcessId, name: str) -> str | None:
 
 
 def arguments(process: ProcessId) -> list[str]:
-    """Its arguments, the program first; none when it has gone."""
+    """Read its arguments, the program first; none when it has ended."""
     try:
         text = (_PROC / str(process.pid) / "cmdline").read_bytes()
     except (*_GONE, PermissionError):
@@ -133,18 +133,18 @@ def arguments(process: ProcessId) -> list[str]:
 
 
 def command_line(process: ProcessId) -> str:
-    """Its arguments in one line; empty when it has gone."""
+    """Read its arguments as one line; empty when it has ended."""
     return " ".join(os.fsencode(" ".join(arguments(process))).decode(errors="replace").split())
 
 
 def catches(process: ProcessId, number: signal.Signals) -> bool:
-    """Whether it has a handler for a signal."""
+    """Return whether it has a handler for a signal."""
     try:
         text = (_PROC / str(process.pid) / "status").read_text(errors="replace")
     except (*_GONE, PermissionError):
         return False
-    found = re.search(r"^SigCgt:\s*([0-9a-f]+)$", text, re.MULTILINE)
-    return found is not None and bool(int(found[1], 16) >> (number - 1) & 1)
+    match = re.search(r"^SigCgt:\s*([0-9a-f]+)$", text, re.MULTILINE)
+    return match is not None and bool(int(match[1], 16) >> (number - 1) & 1)
 
 
 def _moved_bytes(pid: int) -> int:
@@ -156,11 +156,11 @@ def _moved_bytes(pid: int) -> int:
 
 
 def kill_run_processes(run_dir: Path, patience: float = 10.0) -> int:
-    """SIGKILL every process of a run, again and again until none is left: one look is no proof.
+    """SIGKILL every process of a run, repeatedly until none is left: one may fork while the others are listed.
 
     Args:
         run_dir: the run.
-        patience: seconds to go on; a process in uninterruptible sleep may outlast it.
+        patience: seconds to repeat; a process in uninterruptible sleep may outlast it.
 
     Returns:
         how many distinct processes were signalled.
@@ -182,5 +182,5 @@ def kill_run_processes(run_dir: Path, patience: float = 10.0) -> int:
 def _is_marked(proc: Path, place: Place) -> bool:
     try:
         return proc.stat().st_uid == os.getuid() and belongs(proc, place)
-    except (*_GONE, PermissionError):  # ended meanwhile, or not ours to read
+    except (*_GONE, PermissionError):  # ended meanwhile, or not readable for this user
         return False

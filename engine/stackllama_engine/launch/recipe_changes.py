@@ -1,8 +1,8 @@
-"""A recipe that was changed between two attempts is not resumed with until somebody says so.
+"""Detection of recipe changes between two attempts, which a resume must confirm.
 
 Every attempt keeps a copy of the recipe it began with (``attempts/NNN/recipe.yaml``), and ``launch.json`` its SHA-256,
-so that an edit and a flipped bit are both seen, and named key by key. Runs of before have no copy: of them the newest
-checkpoint's recipe is compared. What becomes of a key that changed: :mod:`..contract.resuming`.
+so that an edit and a flipped bit are both detected, and named key by key. Runs of older versions have no copy: the
+newest checkpoint's recipe is compared instead. Effect of a changed key: :mod:`..contract.resuming`.
 """
 
 import hashlib
@@ -14,6 +14,7 @@ import msgspec
 
 from ..contract.atomic_files import write_whole
 from ..contract.checkpoints import sealed
+from ..contract.children import children_of
 from ..contract.errors import DamagedError, RecipeError, UnconfirmedError
 from ..contract.recipe import AnyRecipe, TrainRecipe
 from ..contract.recipe_io import load_recipe
@@ -21,26 +22,25 @@ from ..contract.resuming import RECIPE_FILE, Change, changes_of
 from ..contract.run_dir import RunDir
 from ..contract.run_files import read_file, why_unreadable
 from ..contract.stages import Stage
-from .reconcile import children_of
 
 FLAG = "--recipe-changed"
 _MOST_RECIPE = 1 << 20  # bytes
 
 
 class RecipeChangedError(UnconfirmedError):
-    """A recipe is not the one that the run began with, and nobody has confirmed that yet.
+    """A recipe is not the one that the run began with, and that is not confirmed yet.
 
     Args:
-        changes: what changed, a sentence for every run that it concerns.
+        changes: what changed, one sentence per run.
     """
 
     def __init__(self, changes: list[str]) -> None:
-        way_out = f"Add {FLAG} to resume with it as it is now."
-        super().__init__("recipe_changed", FLAG, changes, "Resume with the recipe as it is now?", way_out)
+        way_out = f"Add {FLAG} to resume with the current recipe."
+        super().__init__("recipe_changed", FLAG, changes, "Resume with the current recipe?", way_out)
 
 
 def keep_recipe(run: RunDir, attempt: int) -> str:
-    """Put a copy of the recipe into an attempt's folder; its SHA-256.
+    """Copy the recipe into an attempt's folder and return its SHA-256.
 
     Raises:
         OSError: it cannot be read or written.
@@ -51,7 +51,7 @@ def keep_recipe(run: RunDir, attempt: int) -> str:
 
 
 def recipe_hash(run: RunDir) -> str:
-    """SHA-256 of a run's recipe as it is now.
+    """Return the SHA-256 of a run's current recipe.
 
     Raises:
         OSError: it cannot be read.
@@ -60,10 +60,10 @@ def recipe_hash(run: RunDir) -> str:
 
 
 def load_own_recipe(run: RunDir, stage: Stage) -> AnyRecipe:
-    """The recipe of a run that exists.
+    """Load the recipe of an existing run.
 
     Raises:
-        RecipeError: it cannot be read; says where a copy is.
+        RecipeError: it cannot be read; the message names a copy, if there is one.
     """
     try:
         return load_recipe(stage, run.recipe_file)
@@ -72,38 +72,38 @@ def load_own_recipe(run: RunDir, stage: Stage) -> AnyRecipe:
         if not copies:
             raise
         restore = shlex.join(["cp", str(copies[0]), str(run.recipe_file)])
-        raise RecipeError(f"{error}\nThe recipe that it ran with is kept; this restores it: {restore}") from None
+        raise RecipeError(f"{error}\nRestore the copy that the run kept: {restore}") from None
 
 
 def refuse_changed(run: RunDir, stage: Stage) -> None:
-    """Compare a run's recipe with that of its last attempt; of a pipeline also those of the stages to be resumed.
+    """Compare a run's recipe with that of its last attempt; for a pipeline also those of the stages to be resumed.
 
     Raises:
-        RecipeChangedError: one of them has changed in what it says.
+        RecipeChangedError: a value in one of them has changed.
         RecipeError: one of them cannot be read.
     """
-    told = [_told(each, its_stage) for each, its_stage in [(run, stage), *_children(run, stage)]]
-    if changes := [text for text in told if text]:
+    descriptions = [_change(each, its_stage) for each, its_stage in [(run, stage), *_children(run, stage)]]
+    if changes := [text for text in descriptions if text]:
         raise RecipeChangedError(changes)
 
 
 def _children(run: RunDir, stage: Stage) -> list[tuple[RunDir, Stage]]:
-    """The stages that a pipeline has begun and not finished."""
+    """Return the stages that a pipeline has begun and not finished."""
     if stage is not Stage.PIPELINE:
         return []
-    found: list[tuple[RunDir, Stage]] = []
+    unfinished: list[tuple[RunDir, Stage]] = []
     for other in children_of(run):
         try:
             state = other.read_state()
-        except DamagedError:  # the pipeline says so when it comes to it
+        except DamagedError:  # the pipeline reports it when it gets there
             continue
         if state.phase != "finished":
-            found.append((other, state.stage))
-    return found
+            unfinished.append((other, state.stage))
+    return unfinished
 
 
-def _told(run: RunDir, stage: Stage) -> str:
-    """What changed, in a sentence; empty where nothing did, or nothing is left to compare with."""
+def _change(run: RunDir, stage: Stage) -> str:
+    """Describe what changed in a sentence; empty where nothing did, or there is nothing to compare with."""
     try:
         data = read_file(run.recipe_file, _MOST_RECIPE)
     except OSError as error:
@@ -114,8 +114,8 @@ def _told(run: RunDir, stage: Stage) -> str:
     recipe = load_own_recipe(run, stage)
     for copy in _copies(run):
         if copy.parent.parent == run.checkpoints:
-            found = changes_of(run, recipe) if isinstance(recipe, TrainRecipe) else None
-            changes = found.all if found else []
+            by_effect = changes_of(run, recipe) if isinstance(recipe, TrainRecipe) else None
+            changes = by_effect.all if by_effect else []
         elif (before := _read(stage, copy)) is None:
             continue
         else:
@@ -126,9 +126,9 @@ def _told(run: RunDir, stage: Stage) -> str:
         restore = shlex.join(["cp", str(copy), str(run.recipe_file)])
         return (
             f"Run `{run.id}`: its recipe has changed since {since}: {', '.join(map(str, changes))}. "
-            f"To undo that: {restore}."
+            f"To undo this: {restore}."
         )
-    if launched is not None:  # of a job that has not begun yet there is no copy
+    if launched is not None:  # a job that has not begun yet has no copy
         return f"Run `{run.id}`: its recipe has changed since it was submitted."
     return ""
 
@@ -141,7 +141,7 @@ def _launched(run: RunDir) -> str | None:
 
 
 def _copies(run: RunDir) -> list[Path]:
-    """Recipes that the run was under, the newest attempt's first, then that of the newest checkpoint."""
+    """List the copies of the run's recipe, the newest attempt's first, then that of the newest checkpoint."""
     folders = [*reversed(run.attempt_dirs()), *list(reversed(sealed(run.checkpoints)))[:1]]
     return [path for folder in folders if (path := folder / RECIPE_FILE).is_file()]
 
@@ -163,7 +163,7 @@ def _differences(before: AnyRecipe, now: AnyRecipe) -> list[Change]:
 
 
 def _flat(values: dict[str, Any]) -> dict[str, Any]:
-    """A pipeline's sections as ``section.key``."""
+    """Flatten a pipeline's sections to ``section.key``."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         inner = cast("dict[str, Any]", value) if isinstance(value, dict) else None

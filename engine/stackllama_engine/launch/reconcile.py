@@ -1,82 +1,78 @@
-"""Whoever looks at a run sets it right: a free lock and an unfinished state mean that its supervisor is gone.
+"""Reconciliation of a run: a free lock and an unfinished state mean that its supervisor is gone.
 
-Only on the machine that the run is on (:mod:`.run_location`), and never because of what two wall clocks say.
+Every command that reads a run does it, but only on the machine that the run is on (:mod:`.run_location`), and never by
+comparing two wall clocks.
 """
 
 import contextlib
-import signal
 import time
 
 import msgspec
 
-from ..contract import requests
+from ..contract.children import children_of
 from ..contract.disk_space import Reserve, is_full
-from ..contract.errors import RefusedError, StackllamaError, UsageError
+from ..contract.errors import RefusedError, StackllamaError
 from ..contract.events import Event, EventReader
 from ..contract.redact import redactor
-from ..contract.requests import Ask
-from ..contract.run_dir import Home, RunDir, State
+from ..contract.run_dir import RunDir, State
 from ..contract.stages import Stage
 from .attempt_outcome import Outcome, from_end_event, last_log_lines, on_resume
-from .children import CHILDREN, child_id, known_parents
 from .disk import full_disk
-from .kept_directory import KeptDirectory
 from .moved_run import remove_leftover_link
-from .ownership import check_run, run_problem
-from .processes import kill_run_processes, send
+from .ownership import run_problem
+from .processes import kill_run_processes
 from .rendezvous_dir import remove_meeting_place
-from .run_location import Silence, check_gone, elsewhere, refuse_elsewhere
+from .run_location import check_gone, elsewhere, refuse_elsewhere
 from .scrub import scrub_folder
-from .slurm_queue import cancel, in_slurm, is_inside, job_of
+from .slurm_queue import in_slurm, is_inside, job_of
 
 _QUEUED_SECONDS = 10.0  # between a run's creation and its lock; a launcher that takes longer has died
-_POLL_SECONDS = 0.1
 
 _LOST = (
     "The supervisor ended without recording an outcome: it was killed, or the machine went down. {survivors}{on_resume}"
 )
-_HOST_GONE = "{host}, which it ran on, was said to be gone for good. {on_resume}"
+_HOST_GONE = "The run was on {host}, which was declared gone (--host-gone). {on_resume}"
 
 
 def reconcile(run: RunDir, *, host_gone: str | None = None) -> State:
-    """The state of a run; when nobody holds an unfinished run, its survivors are killed and it becomes ``lost``.
+    """Return the state of a run; if nobody holds the lock of an unfinished one, end its processes and mark it ``lost``.
 
-    An attempt that said itself how it ended keeps that outcome. A run on another machine is left as it is.
+    An attempt that wrote its ``end`` event keeps that outcome. A run on another machine is left as it is.
 
     Args:
         run: the run.
-        host_gone: name of another machine that is gone for good, with whatever of the run was there.
+        host_gone: name of another machine that is gone for good, with all processes of the run.
 
     Raises:
         UsageError: the state cannot be read; the run is on another machine than the one that is gone.
-        TimeoutError: a survivor outlived SIGKILL.
+        TimeoutError: a process survived SIGKILL.
     """
     state = run.read_state()
     gone = check_gone(run, state, host_gone)
     if not gone and not _abandoned(run, state):
         return state
     gone_host = host_gone if gone else None
-    if problem := run_problem(run):  # somebody else's: it is looked at, and left for him to set right
+    if problem := run_problem(run):  # another user's: report it, change nothing
         return _unrecorded(run, state, gone_host, problem)
     try:
         lock = run.acquire_lock(holder_gone=gone)
-    except RefusedError:  # somebody took it meanwhile: a resume, or another who looks
+    except RefusedError:  # taken meanwhile by a resume, or by another command that reconciles
         return run.read_state()
-    except OSError as error:  # a home that may be read but not written: say what is seen, change nothing
+    except OSError as error:  # a read-only home: report the state, change nothing
         return _unrecorded(run, state, gone_host, f"{error}.")
     try:
         before, state = state, run.read_state()
-        meanwhile = state.has_ended or state.host != before.host  # somebody looked, or began another attempt
+        meanwhile = state.has_ended or state.host != before.host  # another command reconciled it, or began an attempt
         return state if meanwhile else _close(run, state, gone_host)
     finally:
         run.release_lock(lock)
 
 
 def ensure_ended(run: RunDir, verb: str, host_gone: str | None = None) -> None:
-    """See to it that nothing of a run is alive, or of the children of a pipeline on a machine that is gone.
+    """Require that a run has ended; reconcile the children of a pipeline on a machine that is gone.
 
     Raises:
-        RefusedError: it is; says what can be done instead of the verb.
+        RefusedError: it is alive; the message says what to do before the verb.
         UsageError: it is on another machine than the one that is gone.
     """
     state = reconcile(run, host_gone=host_gone)
@@ -89,127 +85,8 @@ def ensure_ended(run: RunDir, verb: str, host_gone: str | None = None) -> None:
             reconcile(child, host_gone=host_gone)
 
 
-def stop(run: RunDir, *, wait: bool) -> State:
-    """Ask a run to save and stop.
-
-    Args:
-        run: the run; one that has ended is left as it is.
-        wait: return only when it has ended, or when another machine that it is on has been silent for too long. The
-            supervisor ends a worker that does not comply. A directory that is renamed meanwhile is found again.
-
-    Of a pipeline whose coordinator was killed, the child that goes on alone is stopped.
-
-    Returns:
-        the state now.
-
-    Raises:
-        UsageError: the state cannot be read; the directory was removed meanwhile.
-        RefusedError: it is somebody else's (:mod:`.ownership`).
-    """
-    check_run(run)
-    state = cancel(run, reconcile(run))
-    if not state.has_ended:
-        request_stop(run, state)
-        if wait:
-            state = _wait_for_end(run, state)
-    if state.has_ended and state.stage is Stage.PIPELINE:
-        for child in children_of(run):
-            stop(child, wait=wait)
-    return state
-
-
-def _wait_for_end(run: RunDir, state: State) -> State:
-    silence = Silence()
-    directory = KeptDirectory(run.path)
-    try:
-        while not state.has_ended and not silence.too_long(run, state):
-            time.sleep(_POLL_SECONDS)
-            path = directory.find()
-            if path is None:
-                raise UsageError(f"{run.path} was removed while run `{run.id}` was waited for; its processes end now.")
-            run = RunDir(path)
-            state = reconcile(run)
-        return state
-    finally:
-        directory.close()
-
-
-def request_stop(run: RunDir, state: State) -> None:
-    """Ask a run to stop, by a file; where none can be written, by a signal to the supervisor, which says the same.
-
-    Raises:
-        RefusedError: no file can be written, and no supervisor is on this machine.
-    """
-    try:
-        run.request("stop")
-    except OSError as error:
-        if state.supervisor is not None and send(state.supervisor, signal.SIGTERM):
-            return
-        if not is_full(error):
-            raise RefusedError(f"The request to stop {run.id} could not be written: {error}.") from None
-        raise RefusedError(
-            f"The disk is full: the request to stop {run.id} could not be written. Make room under {run.path}."
-        ) from None
-
-
-def try_to_stop(run: RunDir, state: State) -> bool:
-    """As :func:`request_stop`, for who looks again in a moment: whether the run was asked."""
-    try:
-        request_stop(run, state)
-    except RefusedError:
-        return False
-    return True
-
-
-def ask(run: RunDir, what: Ask, change: str | None = None) -> RunDir:
-    """Ask a run that trains for something; served at its next step boundary. Of a pipeline, its child at work.
-
-    Args:
-        run: the run, or a pipeline.
-        what: see :mod:`..contract.requests`.
-        change: ``key=value`` of ``set``.
-
-    Returns:
-        the run that was asked.
-
-    Raises:
-        RefusedError: it has ended, its stage cannot, or it is somebody else's (:mod:`.ownership`).
-        UsageError: ``change`` is not ``key=value``, or a value that the recipe would not take either.
-    """
-    check_run(run)
-    asked, state = _asked(run, what)
-    try:
-        requests.write(asked, what, requests.parse_change(state.stage, change or "") if what == "set" else None)
-    except OSError as error:
-        if not is_full(error):
-            raise RefusedError(f"{asked.id} cannot be asked: {error}.") from None
-        raise RefusedError(f"The disk is full: {asked.id} cannot be asked. Make room under {asked.path}.") from None
-    return asked
-
-
-def check_change(run: RunDir, change: str) -> None:
-    """Whether :func:`ask` would take a change now.
-
-    Raises:
-        RefusedError, UsageError: as :func:`ask`.
-    """
-    requests.parse_change(_asked(run, "set")[1].stage, change)
-
-
-def _asked(run: RunDir, what: Ask) -> tuple[RunDir, State]:
-    """Who serves a request, and its state."""
-    state = reconcile(run)
-    if state.stage is Stage.PIPELINE and not state.has_ended:
-        child = next((child for child in reversed(children_of(run)) if not reconcile(child).has_ended), None)
-        if child is None:
-            raise RefusedError(f"{run.id} is between two stages; try again in a moment.")
-        return _asked(child, what)
-    requests.check(run.id, state, what)
-    return run, state
-
-
 def newest_end_event(run: RunDir, attempt: int) -> Event | None:
-    """The ``end`` record of an attempt, if it wrote one."""
+    """Return the ``end`` event of an attempt, if it wrote one."""
     last: Event | None = None
     for event in EventReader(run.attempt_dir(attempt) / "events.jsonl").read_what_can_be():
         if event.kind == "end":
@@ -217,19 +94,12 @@ def newest_end_event(run: RunDir, attempt: int) -> Event | None:
     return last
 
 
-def children_of(pipeline: RunDir) -> list[RunDir]:
-    """The runs that a pipeline has made."""
-    ids = {child_id(pipeline.id, child.suffix) for child in CHILDREN}
-    runs = (run for run in Home(pipeline.path.parents[1]).runs() if run.id in ids)
-    return [run for run in runs if pipeline.id in known_parents(run)]
-
-
 def _abandoned(run: RunDir, state: State) -> bool:
     if state.has_ended or run.lock_is_held():
         return False
     job = job_of(run)
     if job is not None and not is_inside(job):
-        return not in_slurm(job)  # which knows of every machine
+        return not in_slurm(job)  # Slurm knows every machine
     if elsewhere(run, state) is not None:
         return False
     if state.phase != "queued":
@@ -252,7 +122,7 @@ def _close(run: RunDir, state: State, gone_host: str | None) -> State:
     remove_meeting_place(run.attempt_dir(state.attempt))
     remove_leftover_link(run)
     Reserve(run.path).release()
-    with contextlib.suppress(OSError):  # a full disk hinders nobody from knowing how the run ended
+    with contextlib.suppress(OSError):  # a full disk must not hide how the run ended
         scrub_folder(run.attempt_dir(state.attempt), redactor())
     end = newest_end_event(run, state.attempt)
     if end is not None:
@@ -261,10 +131,11 @@ def _close(run: RunDir, state: State, gone_host: str | None) -> State:
             state, phase=outcome.phase, exit_code=outcome.exit_code, cause=outcome.cause, ended=end.time
         )
     else:
-        survivors = f"{killed} of its processes still ran and were ended. " if killed else ""
+        survivors = f"{killed} of its processes were still running and were killed. " if killed else ""
         cause = _why_lost(run, state, gone_host, survivors)
-        if seen := None if gone_host else full_disk(run, run.attempt_dir(state.attempt)):
-            cause += f" The disk is full ({seen}): make room under {run.path} first."
+        evidence = None if gone_host else full_disk(run, run.attempt_dir(state.attempt))
+        if evidence:
+            cause += f" The disk is full ({evidence}): make room under {run.path} first."
         state = msgspec.structs.replace(
             state,
             phase="lost",
@@ -277,22 +148,22 @@ def _close(run: RunDir, state: State, gone_host: str | None) -> State:
     except OSError as error:
         if not is_full(error):
             raise
-        return state  # known, and recorded by whoever looks when there is room
+        return state  # recorded by a later command when there is room
     run.drop_spare_state()
     if state.phase == "finished":
         from .calibrate import add_finished
 
-        with contextlib.suppress(OSError, StackllamaError):  # a home that is full: later estimates stay wider
+        with contextlib.suppress(OSError, StackllamaError):  # a full disk: later estimates stay wider
             add_finished(run, state)
     return state
 
 
 def _explained(run: RunDir, state: State, outcome: Outcome) -> Outcome:
-    """With what can be said about a death of memory."""
+    """Add to the cause what is known about memory."""
     from .autopsy import explain
 
     try:
         cause = explain(run, state, outcome)
-    except (OSError, StackllamaError):  # its recipe or its model's files have gone: the worker's own words stand
+    except (OSError, StackllamaError):  # its recipe or model is gone: keep the worker's cause
         cause = None
     return msgspec.structs.replace(outcome, cause=cause) if cause else outcome

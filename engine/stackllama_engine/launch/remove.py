@@ -1,32 +1,32 @@
-"""Deleting runs: only what has ended, at once or not at all."""
+"""Deletion of runs that have ended, whole or not at all."""
 
 import errno
 
+from ..contract.children import children_of, known_parents
 from ..contract.errors import DamagedError, RefusedError
 from ..contract.run_dir import Home, RunDir, check_run_id, kind_of
 from ..contract.stages import Stage
-from .children import known_parents
 from .leftovers import delete_marked, remove_leftover
 from .ownership import check_home, check_run
 from .processes import run_processes
-from .reconcile import children_of, ensure_ended
+from .reconcile import ensure_ended
 from .repair import stage_of
 from .run_location import elsewhere_of_damaged, is_gone, refuse_elsewhere
 
 
 def remove(home: Home, run_id: str, *, children: bool = True, host_gone: str | None = None) -> list[str]:
-    """Delete a run that has ended; of a pipeline its children as well. What a launch left under the name goes too.
+    """Delete a run that has ended, with a pipeline's children; or a leftover of a launch under its name.
 
-    The directory is renamed first, so that nobody sees half a run, and its name is free at once.
+    The directory is renamed first, so that no partial run is ever listed and its name is free at once.
 
     Args:
         home: where runs live.
         run_id: the run.
-        children: of a pipeline also delete what it made.
-        host_gone: name of another machine that is gone for good, with whatever of the run was there.
+        children: also delete the runs that a pipeline made.
+        host_gone: name of another machine that is gone for good, with all processes of the run.
 
     Returns:
-        ids of what was deleted.
+        ids of the deleted runs.
 
     Raises:
         UsageError: no such run.
@@ -50,7 +50,7 @@ def remove(home: Home, run_id: str, *, children: bool = True, host_gone: str | N
 
 
 def users_of(home: Home, run_id: str) -> list[str]:
-    """Runs that were made from this one, and would lose what they name in their recipes."""
+    """List the runs that were made from this one, whose recipes name its files."""
     return [other.id for other in home.runs() if other.id != run_id and run_id in known_parents(other)]
 
 
@@ -76,7 +76,7 @@ def _check(run: RunDir, host_gone: str | None) -> None:
 
 
 def _check_damaged(run: RunDir, host_gone: str | None) -> None:
-    """Nobody can say how it stands; who holds its lock can be seen, and where it was started be read."""
+    """Refuse a run with an unreadable state by its lock, and by the machine it was started on."""
     there = elsewhere_of_damaged(run)
     if there is not None and not is_gone(run, there, host_gone):
         raise refuse_elsewhere(run, there, "rm")
@@ -86,7 +86,7 @@ def _check_damaged(run: RunDir, host_gone: str | None) -> None:
 
 def _remove(run: RunDir, *, holder_gone: bool) -> None:
     try:
-        lock = _acquire_lock(run, holder_gone=holder_gone)  # nobody resumes it meanwhile
+        lock = _acquire_lock(run, holder_gone=holder_gone)  # so that no resume starts meanwhile
         try:
             delete_marked(run.path)
         finally:
@@ -97,7 +97,7 @@ def _remove(run: RunDir, *, holder_gone: bool) -> None:
 
 
 def _acquire_lock(run: RunDir, *, holder_gone: bool) -> int | None:
-    """The run's lock; None where something else than a file is in its place, which nobody can hold."""
+    """Acquire the run's lock; None where it is not a regular file, which nobody can hold."""
     try:
         return run.acquire_lock(holder_gone=holder_gone)
     except OSError as error:

@@ -1,12 +1,12 @@
-"""Where the processes of one machine meet: files in a directory that nobody else can enter.
+"""Rendezvous of the processes of one machine: files in a directory that no other user can enter.
 
-torchrun and torch's process groups usually meet at a TCP server on all interfaces, which asks nobody who they are. Here
-both use a ``FileStore``, and what protects it is the directory's mode, 0700. It lies on a tmpfs of this machine:
-torchrun looks into its file every second as long as the run lasts, and NCCL writes into its own when it first needs a
-communicator, neither of which may fail because the run's home is full or does not answer.
+torchrun and torch's process groups usually use a TCP server on all interfaces, without authentication. Here both use a
+``FileStore``, protected by the directory's mode, 0700. It is on a tmpfs of this machine: torchrun reads its file every
+second as long as the run lasts, and NCCL writes its own when it first needs a communicator, and neither may fail
+because the run's home is full or its file system hangs.
 
-The supervisor makes one for each attempt and removes it at the end. Where it was killed, whoever records that the run
-is lost removes it: a link in the attempt's folder says where it is.
+The supervisor creates one for each attempt and removes it at the end. If the supervisor was killed, :mod:`.reconcile`
+removes it: a link in the attempt's folder leads to it.
 """
 
 import contextlib
@@ -28,14 +28,14 @@ _PROBE_BYTES = 1 << 16  # more than the files of a large run
 
 
 def make_meeting_place(attempt: Path) -> Path:
-    """A new directory, 0700, in which files can be locked and hold what a run writes into them.
+    """Create a directory, 0700, in which files can be locked and are large enough for a run.
 
     Args:
-        attempt: the attempt's folder; the place lies there when neither /dev/shm nor the directory of temporary files
-            will do.
+        attempt: the attempt's folder; the directory is there when neither /dev/shm nor the directory of temporary
+            files is usable.
 
     Raises:
-        OSError: that will not do either.
+        OSError: the attempt's folder is not usable either.
     """
     place = _first_usable(_parents(attempt))
     (attempt / _LINK).symlink_to(place)
@@ -43,7 +43,7 @@ def make_meeting_place(attempt: Path) -> Path:
 
 
 def meeting_environment(place: Path) -> dict[str, str]:
-    """What torchrun and the ranks have to know; torchrun reads ``PET_…`` as its options."""
+    """Return the environment of torchrun and the ranks; torchrun reads ``PET_…`` as its options."""
     return {
         MEETING: str(place),
         "PET_RDZV_ENDPOINT": str(place / "torchrun"),
@@ -53,10 +53,10 @@ def meeting_environment(place: Path) -> dict[str, str]:
 
 
 def remove_meeting_place(attempt: Path) -> None:
-    """Remove an attempt's place with its files, where it has one and as far as that can be done.
+    """Remove an attempt's directory with its files, if it has one and as far as possible.
 
-    The link may have been made by anybody who could write there, and whoever looks at a run comes here: nothing is
-    removed but what `make_meeting_place` makes where it makes it, and of that only what torchrun and the ranks write.
+    The link may have been made by anybody who could write there, and every command that reconciles a run calls this:
+    nothing is removed but directories as `make_meeting_place` creates them, and the files of torchrun and the ranks.
     """
     link = attempt / _LINK
     with contextlib.suppress(OSError):  # most attempts have none

@@ -1,8 +1,8 @@
-"""Repairing a run whose own records were damaged: what its other files still say, nothing guessed.
+"""Repair of a run with damaged records, from its other files; nothing is guessed.
 
 Stage: the recipe's first line, else the command in ``launch.json``, else the name that a launch gave.
 Attempt: the newest folder.
-Outcome: that attempt's ``end`` event, else `lost`. Every file that cannot be read is kept beside the new one.
+Outcome: that attempt's ``end`` event, else `lost`. Every unreadable file is kept beside the new one.
 """
 
 import os
@@ -24,7 +24,7 @@ from .run_location import elsewhere_of_damaged
 from .slurm_queue import SLURM_FILE, job_of
 
 RECORDS = ("launch.json", "result.json", "lineage.json", SLURM_FILE)
-"""Beside ``state.json``: a run goes on without them."""
+"""Records besides ``state.json``: a run works without them."""
 _HEADER = re.compile(rb"# stage: ([a-z]+)\r?\n")
 _HEAD_BYTES = 1 << 20
 _GIVEN_NAME = re.compile(r"([a-z]+)-\d{8}-\d{6}-[0-9a-f]{4}")
@@ -33,15 +33,15 @@ _STAGE_MODULE = "stackllama_engine.train"
 
 
 def repair(home: Home, run_id: str) -> list[str]:
-    """Make a damaged run one that can be listed, resumed and removed again.
+    """Rebuild a damaged run, so that it can be listed, resumed and removed again.
 
     Returns:
-        what was done, a sentence each; empty where nothing was damaged.
+        the repairs, one sentence each; empty where nothing was damaged.
 
     Raises:
         UsageError: no such run.
-        RefusedError: it is alive (its supervisor writes ``state.json`` anew by itself), no file tells its stage, or the
-            directory cannot be written or is somebody else's (:mod:`.ownership`).
+        RefusedError: it is alive (its supervisor rewrites ``state.json`` itself), no file tells its stage, or the
+            directory cannot be written or is another user's (:mod:`.ownership`).
     """
     run = home.run(run_id)
     check_run(run)
@@ -56,7 +56,7 @@ def repair(home: Home, run_id: str) -> list[str]:
 
 
 def stage_of(run: RunDir) -> Stage | None:
-    """The stage of a run whose state cannot be read, as far as another file tells it."""
+    """Return the stage of a run with an unreadable state, if another file tells it."""
     return _stage_of_recipe(run) or _stage_of_launch(run) or _stage_of_name(run)
 
 
@@ -68,7 +68,7 @@ def _repair(run: RunDir) -> list[str]:
         done.append(_rebuild(run))
     for name in RECORDS:
         if _is_damaged(run, name):
-            done.append(f"{name} could not be read and is now {_set_aside(run.path / name).name}.")
+            done.append(f"{name} could not be read; it was renamed to {_set_aside(run.path / name).name}.")
     return done
 
 
@@ -76,17 +76,17 @@ def _rebuild(run: RunDir) -> str:
     stage = stage_of(run)
     if stage is None:
         raise RefusedError(
-            f"No file of {run.path} tells which stage `{run.id}` is. Put `# stage: sft` (or reward, ppo, merge, "
-            f"pipeline) into the first line of its recipe.yaml, or remove it: `stackllama-console runs rm {run.id}`."
+            f"No file of {run.path} names the stage of run `{run.id}`. Make `# stage: sft` (or reward, ppo, merge, "
+            f"pipeline) the first line of its recipe.yaml, or remove it: `stackllama-console runs rm {run.id}`."
         )
     state = _state(run, stage)
     _refuse_elsewhere(run)
     killed = kill_run_processes(run.path)
     kept = ""
     if os.path.lexists(run.path / "state.json"):
-        kept = f" The damaged one is {_set_aside(run.path / 'state.json').name}."
+        kept = f" The damaged file was renamed to {_set_aside(run.path / 'state.json').name}."
     run.write_state(state)
-    ended = f" {killed} of its processes still ran and were ended." if killed else ""
+    ended = f" {killed} of its processes were still running and were killed." if killed else ""
     return f"state.json was rebuilt: {stage}, {state.phase}, attempt {state.attempt}.{kept}{ended}"
 
 
@@ -101,7 +101,7 @@ def _state(run: RunDir, stage: Stage) -> State:
         created=run.touched() or (launch.created if launch else time.time()),
         started=launch.created if launch else events[0].time if events else None,
         ended=events[-1].time if events else time.time(),
-        cause=f"state.json was damaged, and nothing else tells how the run ended. {on_resume(run, stage)}",
+        cause=f"state.json was damaged, and no other file records how the run ended. {on_resume(run, stage)}",
         last_lines=last_log_lines(folders[-1] / "log.txt") if folders else [],
     )
     return _ended(state, next((event for event in reversed(events) if event.kind == "end"), None))
@@ -115,10 +115,10 @@ def _ended(state: State, end: Event | None) -> State:
 
 
 def _refuse_elsewhere(run: RunDir) -> None:
-    """A run that did not say that it has ended may be alive where its lock cannot be seen from here."""
+    """Refuse a run without an ``end`` event on another machine, where it may be alive."""
     if there := elsewhere_of_damaged(run):
         raise RefusedError(
-            f"Run `{run.id}` was started on {there.host} and may be alive there: repair it there, or, if that machine "
+            f"Run `{run.id}` was started on {there.host} and may be alive there. Repair it on that machine; if it "
             f"is gone, remove {run.path / 'launch.json'} first."
         )
 

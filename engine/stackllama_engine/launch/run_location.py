@@ -1,7 +1,7 @@
-"""Where an unfinished run is. Of one on another machine nothing is seen from here but its files.
+"""The machine that an unfinished run is on. Of a run on another machine only the files are visible.
 
-Its lock may be known to that machine alone, its processes are, and the clocks differ. So from here it is looked at, and
-asked to stop; never called lost, resumed or deleted, unless a person says that the machine is gone for good.
+Its lock may be known to that machine alone, its processes are, and the clocks differ. So from here it can be monitored
+and asked to stop, but is never marked lost, resumed or deleted, unless the user declares the machine gone for good.
 """
 
 import shlex
@@ -21,7 +21,7 @@ from .slurm_queue import job_of
 
 UNKNOWN_HOST = "an unknown host"
 SILENCE = 300.0
-"""Seconds without a changed file after which another machine is waited for no longer."""
+"""Seconds without a changed file after which waiting for another machine ends."""
 
 _PROGRAM = "stackllama-console"
 
@@ -38,13 +38,13 @@ class Elsewhere(Struct, frozen=True, kw_only=True):
     last_sign: float | None
 
     def age(self, now: float) -> float | None:
-        """Seconds since the last sign of life; None where the clocks disagree, or there never was one."""
+        """Return seconds since the last sign of life; None where the clocks disagree, or there never was one."""
         seconds = None if self.last_sign is None else now - self.last_sign
         return seconds if seconds is not None and seconds >= 0.0 else None
 
 
 class Silence:
-    """How long another machine has given no sign of life, by the clock of whoever waits for it.
+    """Time without a sign of life of another machine, by the waiting process's clock.
 
     Args:
         clock: monotonic seconds.
@@ -56,7 +56,7 @@ class Silence:
         self._since = clock()
 
     def too_long(self, run: RunDir, state: State | None) -> bool:
-        """Whether waiting has no end; never of a run on this machine, whose supervisor is seen.
+        """Return whether to stop waiting; never for a run on this machine, whose supervisor is visible.
 
         ``state``: None where a record of the run cannot be read.
         """
@@ -68,9 +68,9 @@ class Silence:
 
 
 def elsewhere(run: RunDir, state: State) -> Elsewhere | None:
-    """The other machine that a run is on, or the other container of this one where there is no flock.
+    """Return the other machine that a run is on, or the other container of this one where there is no flock.
 
-    None of a run that has ended, is here, or waits in Slurm's queue.
+    None for a run that has ended, is here, or waits in Slurm's queue.
     """
     if state.has_ended or _waits_in_slurm(run, state):
         return None
@@ -80,24 +80,25 @@ def elsewhere(run: RunDir, state: State) -> Elsewhere | None:
 
 
 def elsewhere_of_damaged(run: RunDir) -> Elsewhere | None:
-    """The same of a run with a record that cannot be read. Without a state: where ``launch.json`` says it was started.
+    """Return :func:`elsewhere` for a run that may have unreadable records; without a state, by ``launch.json``.
 
-    None also where the newest attempt said itself that it has ended.
+    None also where the newest attempt wrote its ``end`` event.
     """
     try:
         return elsewhere(run, run.read_state())
     except DamagedError:
         folder = next(reversed(run.attempt_dirs()), None)
     hosts = run_lock.hosts_out_of_sight(run.path)
-    if not hosts and (folder is None or not _said_its_end(folder)):
+    if not hosts and (folder is None or not _wrote_its_end(folder)):
         hosts = _started_elsewhere(run)
     return Elsewhere(host=hosts[0], last_sign=_last_change(run, folder)) if hosts else None
 
 
 def host_of(run: RunDir, state: State) -> Host | None:
-    """The machine that created an unfinished run, or started its newest attempt; None where nothing says which.
+    """Return the machine that created an unfinished run, or started its newest attempt; None if unknown.
 
-    Of a run of before 0.2 it is known once it had a supervisor, which wrote down its boot; its launcher, the host name.
+    For a run of a version before 0.2 it is known once it had a supervisor, which recorded the boot id; its launcher
+    recorded the host name.
     """
     if state.host is not None or state.supervisor is None:
         return state.host
@@ -109,26 +110,26 @@ def host_of(run: RunDir, state: State) -> Host | None:
 
 
 def last_sign(run: RunDir, state: State) -> float | None:
-    """When a file that the run writes last changed, in Unix seconds of whoever stamps it."""
+    """Return when a file that the run writes last changed, in Unix seconds of the clock that stamps it."""
     return _last_change(run, run.attempt_dir(state.attempt))
 
 
 def refuse_elsewhere(run: RunDir, there: Elsewhere, verb: str) -> RefusedError:
-    """Why a run on another machine is not resumed or deleted from here, and the ways out."""
+    """Return the error of resuming or deleting a run on another machine, with the ways out."""
     return RefusedError(
-        f"Run `{run.id}` is alive on {there.host}, as far as can be told from here: it can be looked at and stopped "
-        f"(`{_PROGRAM} runs stop {run.id}`), the rest is done on {there.host}. If that machine is gone for good: "
+        f"Run `{run.id}` is alive on {there.host}, as far as can be told from here: it can be monitored and stopped "
+        f"(`{_PROGRAM} runs stop {run.id}`); do the rest on {there.host}. If that machine is gone for good: "
         f"`{gone_command(run, there, verb)}`."
     )
 
 
 def gone_command(run: RunDir, there: Elsewhere, verb: str) -> str:
-    """The command that resumes or deletes a run of a machine that is gone for good."""
+    """Return the command that resumes or deletes a run of a machine that is gone for good."""
     return f"{_PROGRAM} runs {verb} {run.id} --host-gone {shlex.quote(there.host)}"
 
 
 def check_gone(run: RunDir, state: State, host_gone: str | None) -> bool:
-    """Whether the machine that a run is on was said to be gone.
+    """Return whether the machine that a run is on was declared gone.
 
     Raises:
         UsageError: another one was named.
@@ -137,7 +138,7 @@ def check_gone(run: RunDir, state: State, host_gone: str | None) -> bool:
 
 
 def is_gone(run: RunDir, there: Elsewhere | None, host_gone: str | None) -> bool:
-    """As :func:`check_gone`, of a machine that was found already.
+    """Return :func:`check_gone` for a machine that is known already.
 
     Raises:
         UsageError: as there.
@@ -164,7 +165,7 @@ def _started_elsewhere(run: RunDir) -> list[str]:
     return [host] if host != socket.gethostname() else []
 
 
-def _said_its_end(attempt: Path) -> bool:
+def _wrote_its_end(attempt: Path) -> bool:
     return any(event.kind == "end" for event in EventReader(attempt / "events.jsonl").read_what_can_be())
 
 

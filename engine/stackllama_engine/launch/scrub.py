@@ -1,7 +1,7 @@
-"""Secrets masked in logs that others are writing: what a library, a child process or C code printed.
+"""Masking of secrets in logs that other processes write: output of a library, a child process or C code.
 
-Each byte of a secret is overwritten by ``*`` where it stands, so that nothing moves for those who append and those who
-follow. No process stands between the worker and its log: a worker outlives its supervisor, and loses no last words.
+Each byte of a secret is overwritten by ``*`` in place, so that offsets stay valid for writers and readers. The worker
+writes its log directly, not through a pipe: a worker that outlives its supervisor loses no output.
 """
 
 import os
@@ -16,7 +16,7 @@ class Scrubber:
     """Masks secrets in one file that grows.
 
     Args:
-        path: need not exist yet.
+        path: the file; it need not exist yet.
         redactor: knows the secrets.
     """
 
@@ -26,7 +26,7 @@ class Scrubber:
         self._position = 0
 
     def scrub(self) -> int:
-        """Mask what was written since the last call; returns how many secrets it was.
+        """Mask what was written since the last call; return the number of secrets.
 
         Raises:
             OSError: the file cannot be read or written.
@@ -52,7 +52,7 @@ class Scrubber:
                 os.pwrite(descriptor, b"*" * (end - start), self._position + start)
             count += len(spans)
             if len(block) < _BLOCK + self._redactor.longest:
-                self._position += max(0, len(block) - self._redactor.longest + 1)  # one may be half written
+                self._position += max(0, len(block) - self._redactor.longest + 1)  # a secret may be half written
                 break
             self._position += _BLOCK
         return count

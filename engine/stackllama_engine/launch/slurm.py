@@ -38,9 +38,10 @@ from .function_hash import reward_function
 from .launcher import begin, gone_unless_written, prepare
 from .machine_check import git_commit, package_versions
 from .recipe_changes import recipe_hash, refuse_changed
-from .reconcile import reconcile, try_to_stop
+from .reconcile import reconcile
 from .resubmit import SCRIPT, options_of, sbatch_argv, script
 from .run_location import elsewhere
+from .run_requests import try_to_stop
 from .slurm_queue import Job, has_job, job_of, tool, write_job
 
 _POLL_SECONDS = 0.2

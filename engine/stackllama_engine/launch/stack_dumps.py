@@ -1,4 +1,4 @@
-"""Where the processes of a run are, for one that stands still: by py-spy where it is installed, else by asking them."""
+"""Stack dumps of a stalled run's processes: by py-spy where it is installed, else by their own signal handler."""
 
 import contextlib
 import os
@@ -16,7 +16,7 @@ from .processes import catches, command_line, environment_value, send, usage
 _PROCESSES = 64
 _COMMAND = 200  # characters
 _SPY_SECONDS = 20.0
-_ANSWER_SECONDS = 3.0
+_RESPONSE_SECONDS = 3.0
 _ALL_SECONDS = 30.0
 _QUIET_SECONDS = 0.2
 
@@ -40,7 +40,7 @@ def write_stacks(folder: Path, processes: Iterable[ProcessId]) -> Path:
 
 
 def drop_empty_stacks(folder: Path) -> None:
-    """Remove the file that nobody wrote into."""
+    """Remove the file where it is empty."""
     path = folder / STACKS_FILE
     with contextlib.suppress(FileNotFoundError):
         if path.stat().st_size == 0:
@@ -48,22 +48,22 @@ def drop_empty_stacks(folder: Path) -> None:
 
 
 def _write_one(descriptor: int, process: ProcessId) -> None:
-    seen = usage(process)
-    if seen is None:
+    used = usage(process)
+    if used is None:
         return
     rank = environment_value(process, "RANK")
     who = f"pid {process.pid}" + ("" if rank is None else f", rank {rank}")
     heading = f"\n=== {time.strftime('%F %T')} {who}: {command_line(process)[:_COMMAND]}\n"
-    os.write(descriptor, (heading + (f"stopped by a signal (state {seen.state})\n" if seen.stopped else "")).encode())
-    spied = _spy(process, stopped=seen.stopped)
-    if spied is not None:
-        os.write(descriptor, spied)
-    elif not seen.stopped:  # a stopped one would answer when it goes on, for a moment that is over
+    os.write(descriptor, (heading + (f"stopped by a signal (state {used.state})\n" if used.stopped else "")).encode())
+    dump = _spy(process, stopped=used.stopped)
+    if dump is not None:
+        os.write(descriptor, dump)
+    elif not used.stopped:  # a stopped one would write it when it continues, too late
         _ask(descriptor, process)
 
 
 def _spy(process: ProcessId, *, stopped: bool) -> bytes | None:
-    """What py-spy says; None where it is not installed, or may not look."""
+    """Return the output of py-spy; None where it is not installed, or lacks permission."""
     program = shutil.which("py-spy")
     if program is None:
         return None
@@ -72,20 +72,20 @@ def _spy(process: ProcessId, *, stopped: bool) -> bytes | None:
         done = subprocess.run(argv, capture_output=True, timeout=_SPY_SECONDS, stdin=subprocess.DEVNULL, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    # where somebody else has reaped it, as the supervisor does, its exit code is lost
+    # where the supervisor has reaped it meanwhile, its exit code is lost
     return done.stdout if done.returncode == 0 and done.stdout else None
 
 
 def _ask(descriptor: int, process: ProcessId) -> None:
-    """The process writes itself, from its signal handler; wait until it has."""
+    """Signal the process to write its own stack, and wait until it has."""
     if not catches(process, STACK_SIGNAL):
-        os.write(descriptor, b"not a process that can be asked for its stack\n")
+        os.write(descriptor, b"no stack: the process does not handle the stack-dump signal\n")
         return
     size = os.fstat(descriptor).st_size
     if not send(process, STACK_SIGNAL):
         return
     begun = last = time.monotonic()
-    while (now := time.monotonic()) - begun < _ANSWER_SECONDS:
+    while (now := time.monotonic()) - begun < _RESPONSE_SECONDS:
         grown = os.fstat(descriptor).st_size
         if grown > size:
             size, last = grown, now
@@ -93,4 +93,4 @@ def _ask(descriptor: int, process: ProcessId) -> None:
             return
         time.sleep(0.02)
     if last == begun:
-        os.write(descriptor, b"did not answer\n")
+        os.write(descriptor, b"no stack: the process did not respond to the stack-dump signal\n")

@@ -1,18 +1,18 @@
-"""Whether a run stands still: no event for much longer than a step takes, and a rank that does nothing.
+"""Stall detection: no event for much longer than a step takes, and an idle rank.
 
 =======================================  =======  ==============================================================
 environment                              default  meaning
 =======================================  =======  ==============================================================
-``STACKLLAMA_STALL_FACTOR``              10       how many median steps without an event are too many
-``STACKLLAMA_STALL_FLOOR``               120      seconds; the limit is never shorter
-``STACKLLAMA_STALL_CEILING``             1800     seconds; never longer
-``STACKLLAMA_STALL_LOAD``                1800     seconds; the limit before a step's duration is known
+``STACKLLAMA_STALL_FACTOR``              10       limit without an event, in median step times
+``STACKLLAMA_STALL_FLOOR``               120      seconds; minimum of the limit
+``STACKLLAMA_STALL_CEILING``             1800     seconds; maximum of the limit
+``STACKLLAMA_STALL_LOAD``                1800     seconds; the limit before a step time is known
 =======================================  =======  ==============================================================
 
-The limit counts where a rank is stopped by a signal, or none is at work. Where some work and others wait for them (rank
-0 saves) the ceiling counts. A run whose ranks are all at work, or that has not begun to step (rank 0 prepares data),
-may be silent for twice the ceiling: an evaluation or a rollout takes its time, but ranks that spin in a collective
-whose link was cut do so for ever.
+The limit applies where a rank is stopped by a signal, or all are idle. Where some are busy and others wait for them
+(rank 0 saves) the ceiling applies. A run whose ranks are all busy, or that has not begun to step (rank 0 prepares
+data), may be silent for twice the ceiling: an evaluation or a rollout takes long, but ranks that spin in a collective
+whose link was cut do so forever.
 """
 
 import statistics
@@ -33,7 +33,7 @@ _QUIET_PHASES = frozenset({PAUSED, WAITING_FOR_ROOM})  # it waits for a person
 
 
 class StallLimits(Struct, frozen=True, kw_only=True):
-    """See the module; seconds, but for the factor."""
+    """Limits in seconds, except the factor; see the module."""
 
     factor: float = 10.0
     floor: float = 120.0
@@ -42,38 +42,38 @@ class StallLimits(Struct, frozen=True, kw_only=True):
 
     @classmethod
     def of_environment(cls) -> "StallLimits":
-        """As the environment says."""
-        given = {name: setting(f"STACKLLAMA_STALL_{name.upper()}") for name in cls.__struct_fields__}
-        return cls(**{name: value for name, value in given.items() if value is not None})
+        """Read the environment."""
+        settings = {name: setting(f"STACKLLAMA_STALL_{name.upper()}") for name in cls.__struct_fields__}
+        return cls(**{name: value for name, value in settings.items() if value is not None})
 
 
 class StallWatch:
-    """Hears of every event and says when there were none for too long.
+    """Takes every event, and tells when there were none for too long.
 
     Args:
-        limits: what too long is.
+        limits: how long is too long.
         clock: monotonic seconds.
     """
 
     def __init__(self, limits: StallLimits, clock: Callable[[], float] = time.monotonic) -> None:
         self._limits = limits
         self._clock = clock
-        self._heard = clock()
+        self._last_event = clock()
         self._phase: str | None = None
         self._step: tuple[int, float] | None = None
         self._durations: deque[float] = deque(maxlen=_STEPS)
 
     @property
     def limit(self) -> float:
-        """Seconds without an event that are too many while a rank does nothing."""
+        """Seconds without an event that are too many while a rank is idle."""
         if not self._durations:
             return self._limits.load
-        wanted = self._limits.factor * statistics.median(self._durations)
-        return min(max(wanted, self._limits.floor), self._limits.ceiling)
+        limit = self._limits.factor * statistics.median(self._durations)
+        return min(max(limit, self._limits.floor), self._limits.ceiling)
 
     def event(self, event: Event) -> None:
-        """Something was heard of the run."""
-        self._heard = self._clock()
+        """Take an event of the run."""
+        self._last_event = self._clock()
         if event.kind == "phase":
             if event.phase in _QUIET_PHASES or self._phase in _QUIET_PHASES:
                 self._step = None  # the wait is no part of a step
@@ -83,29 +83,29 @@ class StallWatch:
                 self._durations.append((event.time - self._step[1]) / (event.step - self._step[0]))
             self._step = event.step, event.time
 
-    def look(self, idle: Sequence[Idle], ranks: int = 1) -> str | None:
-        """Why it is held to stand still, in a sentence; None while it is not.
+    def poll(self, idle: Sequence[Idle], ranks: int = 1) -> str | None:
+        """Return why the run counts as stalled, in a sentence; None while it does not.
 
         Args:
-            idle: ranks that do nothing, the longest first.
+            idle: the idle ranks, the longest first.
             ranks: how many there are.
         """
-        silent = self._clock() - self._heard
+        silent = self._clock() - self._last_event
         if self._phase in _QUIET_PHASES or silent < self.limit:
             return None
         long = [one for one in idle if one.seconds >= self.limit]
         still = [one for one in long if one.stopped] or (long if len(long) >= ranks else [])
         if still:
-            return f"No event for {silent:.0f} s ({self._of_limit()}), and {still[0]}."
+            return f"no event for {silent:.0f} s ({self._limit_words()}), and {still[0]}."
         ceiling = max(self._limits.ceiling, self.limit)
         if self._durations and long and min(silent, long[0].seconds) >= ceiling:
-            return f"No event for {silent:.0f} s (limit {ceiling:.0f} s while other ranks work), and {long[0]}."
+            return f"no event for {silent:.0f} s (limit {ceiling:.0f} s while other ranks are busy), and {long[0]}."
         busy = max(_BUSY * self._limits.ceiling, self.limit)
         if silent >= busy:
-            return f"No event for {silent:.0f} s (limit {busy:.0f} s), although there are ranks at work."
+            return f"no event for {silent:.0f} s (limit {busy:.0f} s), although ranks are busy."
         return None
 
-    def _of_limit(self) -> str:
+    def _limit_words(self) -> str:
         if not self._durations:
             return f"limit {self.limit:.0f} s before the first step"
-        return f"limit {self.limit:.0f} s, the median step {statistics.median(self._durations):.2g} s"
+        return f"limit {self.limit:.0f} s, the median step takes {statistics.median(self._durations):.2g} s"

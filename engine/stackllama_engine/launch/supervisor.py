@@ -1,18 +1,9 @@
-"""The one process that watches a run: ``python -m stackllama_engine.launch.supervisor RUN_DIR ATTEMPT LOCK_FD``.
+"""Supervisor of a run: ``python -m stackllama_engine.launch.supervisor RUN_DIR ATTEMPT LOCK_FD``.
 
 It detaches itself, holds the run's lock for as long as it lives, starts the command of ``launch.json``, and records
 what became of it. Nothing but the lock says that a run is alive, so a supervisor that is killed needs no clean-up.
 
-How a worker is brought to an end::
-
-    stop requested      ── grace ──►  SIGTERM  ── term ──►  SIGKILL    (``control/stop``, or SIGTERM to the supervisor)
-    worker gone, no end             ► SIGTERM  ── term ──►  SIGKILL    (its processes may outlive `accelerate launch`)
-    worker gone, end written                                SIGKILL
-    end written, worker not gone    ── linger ───────────►  SIGKILL    (hangs while it exits)
-
-``STACKLLAMA_STOP_GRACE``, ``STACKLLAMA_TERM_GRACE`` and ``STACKLLAMA_LINGER`` (seconds) set the three; the first two
-are never shorter than three times the longest save of the attempt. Besides it looks for stalls, at the disk and at the
-GPUs (:mod:`.watch`).
+Shutdown of the worker: :mod:`.shutdown`. Stalls, the disk and the GPUs are monitored too: :mod:`.watch`.
 """
 
 import contextlib
@@ -24,11 +15,9 @@ import subprocess
 import sys
 import time
 import traceback
-from math import inf
 from pathlib import Path
 
 import msgspec
-from msgspec import Struct
 
 from ..contract import run_lock
 from ..contract.atomic_files import open_private
@@ -53,42 +42,19 @@ from .attempt_outcome import (
     stopped_by_force,
 )
 from .detach import adopt_orphans, detach
-from .env_settings import setting
-from .moved_run import Renamed
+from .moved_run import MovedDirectory
 from .oom import OomWatch
 from .processes import descendants, identify, kill_run_processes, run_processes, send
 from .ranks import Death, Ranks
 from .rendezvous_dir import make_meeting_place, meeting_environment, remove_meeting_place
 from .scrub import Scrubber, scrub_folder
+from .shutdown import Patience, Shutdown
+from .state_writer import StateWriter
+from .supervisor_log import SUPERVISOR_LOG, drop_empty_log, log_line
 from .watch import Watch
-
-SUPERVISOR_LOG = "supervisor.txt"
-"""In the attempt's folder: what the supervisor itself had to complain about."""
 
 _POLL = 0.2
 _IN_ORDER = (ExitCode.DONE, ExitCode.STOPPED)  # torchrun prints a traceback for every code but 0
-_SAVES = 3  # a grace is at least so many times the longest save
-_LONGEST_GRACE = 1800.0  # seconds that a run's own saves may ask for
-_UNKILLABLE = 10.0  # seconds after which a process that survives SIGKILL is worth a remark
-_DISK_PATIENCE = 600.0  # seconds to go on trying to record the outcome on a full disk
-
-
-class Patience(Struct, frozen=True, kw_only=True):
-    """Seconds that a worker is given; see the module."""
-
-    stop: float = 120.0
-    term: float = 30.0
-    linger: float = 60.0
-
-    @classmethod
-    def of(cls, stage: Stage) -> "Patience":
-        """From the environment. A pipeline waits for the supervisor of its child, which waits for its worker."""
-        names = {"stop": "STACKLLAMA_STOP_GRACE", "term": "STACKLLAMA_TERM_GRACE", "linger": "STACKLLAMA_LINGER"}
-        found = {field: setting(name) for field, name in names.items()}
-        given = cls(**{field: value for field, value in found.items() if value is not None})
-        if stage is Stage.PIPELINE:
-            return msgspec.structs.replace(given, stop=2 * (given.stop + given.term))
-        return given
 
 
 class Supervisor:
@@ -98,9 +64,9 @@ class Supervisor:
         self.run = run
         self.folder = run.attempt_dir(attempt)
         self.patience = patience
-        self.stop_asked = False  # set by a signal handler
-        self.state: State = run.read_state()
-        self._unsaved = False
+        self.stop_requested = False  # set by a signal handler
+        self._states = StateWriter(run)
+        self._shutdown = Shutdown(patience)
         self._oom = OomWatch()
         self._ranks: Ranks | None = None
         self._reader = EventReader(self.folder / "events.jsonl")
@@ -108,22 +74,25 @@ class Supervisor:
         self._log = Scrubber(self.folder / "log.txt", self._secrets)
         self._end: Event | None = None
         self._watch: Watch | None = None
-        self._renamed = Renamed(run.path)
-        self._looked = time.monotonic()
-        self._heard: tuple[float, float] | None = None  # the newest event's time; the look before it was heard
-        self._longest_save = 0.0
+        self._moved = MovedDirectory(run.path)
+        self._polled = time.monotonic()
+        self._last_event: tuple[float, float] | None = None  # the newest event's time; the poll before it was read
         self._worker_pid = 0
         self._worker: ProcessId | None = None
         self._status: int | None = None
-        self._term_at = self._kill_at = inf  # monotonic seconds
         self._stopping = False
         self._sent: signal.Signals | None = None  # to the processes of the run
         self._forced: signal.Signals | None = None  # to the worker while it still lived
-        self._told_unkillable = False
+        self._reported_unkillable = False
+
+    @property
+    def state(self) -> State:
+        """The run's state; on a full disk newer than ``state.json``."""
+        return self._states.state
 
     def supervise(self) -> None:
         """Start the worker, follow it to its end, leave no process of the run behind, record the outcome."""
-        self._record(phase="starting", supervisor=identify(os.getpid()))
+        self._states.record(phase="starting", supervisor=identify(os.getpid()))
         try:
             self._start_worker()
         except OSError as error:
@@ -131,17 +100,17 @@ class Supervisor:
             return
         while True:
             self._wait_for_worker()
-            self._look_at_ranks()
+            self._poll_ranks()
             self._reap()
             self._find_directory()
             self._mask_secrets()
             self._read_events()
-            self._look()
+            self._monitor()
             self._serve_stop()
             left = self._end_processes()
             if self._status is not None and not left:
                 break
-        self._read_events()  # what it wrote between the last look and its end
+        self._read_events()  # what it wrote between the last poll and its end
         self._mask_secrets()
         self._finish(self._outcome(self._status))
 
@@ -174,17 +143,17 @@ class Supervisor:
         process.returncode = 0  # reaped here with everything else, not by subprocess
         self._worker_pid = process.pid
         self._worker = identify(process.pid)
-        self._record(worker=self._worker)
+        self._states.record(worker=self._worker)
 
     def _wait_for_worker(self) -> None:
-        """Sleep until the next look, or until the worker or a rank has ended."""
+        """Sleep until the next poll, or until the worker or a rank has ended."""
         with contextlib.suppress(ProcessLookupError):
             if self._status is None:
                 descriptor = os.pidfd_open(self._worker_pid)
                 try:
                     poll = select.poll()
                     watched = self._ranks.descriptors if self._ranks is not None and self._sent is None else ()
-                    for each in (descriptor, *watched):  # one that has ended stays readable until it is looked at
+                    for each in (descriptor, *watched):  # one that has ended stays readable until it is polled
                         poll.register(each, select.POLLIN)
                     poll.poll(_POLL * 1000)
                 finally:
@@ -192,19 +161,19 @@ class Supervisor:
                 return
         time.sleep(_POLL / 4)
 
-    def _look_at_ranks(self) -> None:
-        """Until this process signals them itself, whoever vanishes did not by its hand."""
+    def _poll_ranks(self) -> None:
+        """Follow the ranks, until this process signals them itself."""
         if self._ranks is None or self._sent is not None:
             return
         try:
-            self._ranks.look(self._worker_pid)
+            self._ranks.poll(self._worker_pid)
         except OSError as error:
-            _note(f"the ranks are no longer watched: {error}; a killed one may go unnamed")
+            log_line(f"ranks are no longer monitored ({error}): the cause of a failure may not name a killed rank")
             self._ranks.close()
             self._ranks = None
 
     def _reap(self) -> None:
-        """Collect every child that ended, adopted ones too; keep the worker's status."""
+        """Reap every child that ended, adopted ones too; keep the worker's status."""
         with contextlib.suppress(ChildProcessError):
             while (ended := os.waitpid(-1, os.WNOHANG)) != (0, 0):
                 pid, status = ended
@@ -212,107 +181,102 @@ class Supervisor:
                     self._status = status
 
     def _read_events(self) -> None:
-        seen = False
-        before, self._looked = self._looked, time.monotonic()
+        any_event = False
+        before, self._polled = self._polled, time.monotonic()
         for event in self._reader.read_what_can_be():
-            seen = True
+            any_event = True
             if event.kind == "end":
                 self._end = event
-            if event.kind == "checkpoint" and self._heard is not None:
-                began, since = self._heard  # the event before it was the last thing before the save
-                passed = self._looked - since  # by this clock, which nobody sets meanwhile
-                self._longest_save = max(self._longest_save, min(event.time - began, passed))
-            self._heard = event.time, before
+            if event.kind == "checkpoint" and self._last_event is not None:
+                began, since = self._last_event  # the event before it was the last thing before the save
+                passed = self._polled - since  # by the monotonic clock, which nobody sets
+                self._shutdown.save_took(min(event.time - began, passed))
+            self._last_event = event.time, before
             if self._watch is not None:
                 self._watch.event(event)
-        if seen and self.state.phase in ("starting", "stalled"):
-            self._record(phase="running")
-        elif self._unsaved:
-            self._record()
+        if any_event and self.state.phase in ("starting", "stalled"):
+            self._states.record(phase="running")
+        else:
+            self._states.retry()
 
     def _find_directory(self) -> None:
-        """Go on in the directory under its new name, and bring the run to an end: the worker knows the old one."""
-        if not self._renamed.look():
+        """Follow a renamed directory, and stop the run: its worker knows the old name only."""
+        if not self._moved.poll():
             return
-        _note(self._renamed.cause or "")
-        self.run = RunDir(self._renamed.path)
+        log_line(self._moved.cause or "")
+        self.run = RunDir(self._moved.path)
+        self._states.run = self.run
         self.folder = self.run.attempt_dir(self.state.attempt)
         self._reader.path, self._log.path = self.folder / "events.jsonl", self.folder / "log.txt"
-        self._watch = None  # which looks at the old name
-        if not self._renamed.can_save:
-            self._term_at = self._kill_at = time.monotonic()
+        self._watch = None  # which reads the old name
+        if not self._moved.can_save:
+            self._shutdown.kill(time.monotonic())
 
     def _mask_secrets(self) -> None:
-        """In the log as it grows; what was printed at the end is masked before it is quoted."""
+        """Mask secrets in the log as it grows; what was printed at the end is masked before it is quoted."""
         try:
             self._log.scrub()
         except OSError as error:
-            _note(f"log.txt: {error}; it may hold a secret that was printed")
+            log_line(f"log.txt: {error}; secrets printed there may not be masked")
 
-    def _look(self) -> None:
-        """At everything that is not the worker's end."""
+    def _monitor(self) -> None:
+        """Poll for stalls, the disk and the GPUs while the worker runs."""
         if self._watch is None or self._status is not None or self._end is not None:
             return
         try:
-            self._watch.look()
-        except Exception as error:  # noqa: BLE001 - what is only looked at must not cost the run
-            _note(f"the run is no longer watched for stalls, disk and GPUs: {error!r}")
+            self._watch.poll()
+        except Exception as error:  # noqa: BLE001 - monitoring must not cost the run
+            log_line(f"stalls, disk and GPUs are no longer monitored: {error!r}")
             self._watch = None
             return
         if self._watch.stalled and self.state.phase in ("starting", "running"):
-            self._record(phase="stalled")
+            self._states.record(phase="stalled")
 
     # ending it
 
     def _serve_stop(self) -> None:
-        must = self._renamed.cause is not None or (self._watch is not None and self._watch.stop_cause is not None)
-        if self._stopping or not (must or self.stop_asked or "stop" in self.run.requests()):
+        must = self._moved.cause is not None or (self._watch is not None and self._watch.stop_cause is not None)
+        if self._stopping or not (must or self.stop_requested or "stop" in self.run.requests()):
             return
         self._stopping = True
         now = time.monotonic()
-        self._term_at = min(self._term_at, now + self._grace(self.patience.stop))
-        self._kill_at = min(self._kill_at, self._term_at + self._grace(self.patience.term))
+        self._shutdown.stop(now)
         try:
             self.run.request("stop")  # for the worker, when the stop came as a signal
-        except OSError as error:  # a full disk: a signal says the same
-            _note(f"control/stop: {error}; SIGTERM instead")
-            self._term_at = now
+        except OSError as error:  # a full disk: a signal requests the same
+            log_line(f"control/stop: {error}; sending SIGTERM instead")
+            self._shutdown.terminate(now)
         if self._status is None:
-            self._record(phase="stopping")
+            self._states.record(phase="stopping")
 
     def _end_processes(self) -> bool:
-        """Signal what is due; whether any process of the run is left once the worker has gone."""
+        """Send the signal that is due; return whether a process of the run may be left."""
         now = time.monotonic()
         if self._status is not None:
-            over = self._end is not None
-            self._term_at = min(self._term_at, now)
-            self._kill_at = min(self._kill_at, now if over else now + self._grace(self.patience.term))
+            self._shutdown.worker_gone(now, end_written=self._end is not None)
         elif self._end is not None:
-            self._kill_at = min(self._kill_at, now + self.patience.linger)
-        if now < min(self._term_at, self._kill_at):
+            self._shutdown.end_written(now)
+        due = self._shutdown.due(now)
+        if due is None:
             return True
         left = run_processes(self.run.path)
         if self.state.stage is not Stage.PIPELINE:  # whose children's supervisors are below this one, and live on
             left += [process for process in descendants(os.getpid()) if process not in left]  # lost the mark
         if self._watch is not None:
-            self._watch.saw(left)
-        if now >= self._kill_at + _UNKILLABLE:
-            self._tell_unkillable(left)
-        if now >= self._kill_at:
-            self._signal(left, signal.SIGKILL)
-        elif self._sent is None:
-            self._signal(left, signal.SIGTERM)
+            self._watch.remember(left)
+        if self._shutdown.is_overdue(now):
+            self._report_unkillable(left)
+        if due is signal.SIGKILL or self._sent is None:
+            self._signal(left, due)
         return bool(left)
 
-    def _grace(self, least: float) -> float:
-        """Seconds; long enough for a save as this run has shown to need."""
-        return max(least, min(_SAVES * self._longest_save, _LONGEST_GRACE))
-
-    def _tell_unkillable(self, left: list[ProcessId]) -> None:
-        if left and self._watch is not None and not self._told_unkillable:
-            self._told_unkillable = True
+    def _report_unkillable(self, left: list[ProcessId]) -> None:
+        if left and self._watch is not None and not self._reported_unkillable:
+            self._reported_unkillable = True
             pids = ", ".join(str(process.pid) for process in left)
-            self._watch.journal.write(f"SIGKILL does not end pid {pids}: the kernel or a driver holds it. Waiting.")
+            self._watch.journal.write(
+                f"Waiting for pid {pids}: still alive after SIGKILL, blocked in the kernel or a driver."
+            )
 
     def _signal(self, processes: list[ProcessId], number: signal.Signals) -> None:
         for process in processes:
@@ -324,43 +288,43 @@ class Supervisor:
 
     def _outcome(self, status: int) -> Outcome:
         outcome = self._plain_outcome(status)
-        if self._renamed.cause is not None:
-            return self._renamed.stopped(outcome)
+        if self._moved.cause is not None:
+            return self._moved.stopped(outcome)
         killed = self._killed(status) if outcome.phase != "finished" else None
-        if killed is not None:  # whatever the others said of it: they have lost a peer
+        if killed is not None:  # whatever the other ranks report: they have lost a peer
             code = ExitCode.FAILED if killed.number is None else 128 + killed.number
             outcome = Outcome(phase="failed", exit_code=code, cause=f"{killed}.")
         if outcome.phase == "stopped":
-            outcome = msgspec.structs.replace(outcome, cause=self._why_stopped(outcome.cause, status))
+            outcome = msgspec.structs.replace(outcome, cause=self._stop_cause(outcome.cause, status))
         try:
             from .autopsy import explain
 
             silent = self._end is None
-            cause = explain(self.run, self.state, outcome, silent=silent, killer=self._oom.look(), killed=killed)
-        except Exception as error:  # noqa: BLE001 - what is known of the end counts more than its explanation
-            _note(f"how the run ended could not be explained further: {error!r}")
+            cause = explain(self.run, self.state, outcome, silent=silent, killer=self._oom.poll(), killed=killed)
+        except Exception as error:  # noqa: BLE001 - the outcome counts more than its explanation
+            log_line(f"the cause could not be analyzed further: {error!r}")
             return outcome
         if outcome.phase == "failed" and self._watch is not None:
             cause = self._watch.explain(cause or outcome.cause)
         return msgspec.structs.replace(outcome, cause=cause) if cause else outcome
 
-    def _why_stopped(self, said: str | None, status: int) -> str | None:
-        """Of a stop that nobody asked for in `control/`; what was ``said`` of the end where somebody did."""
+    def _stop_cause(self, reported: str | None, status: int) -> str | None:
+        """Return why the run stopped; where somebody requested it, what the worker ``reported``."""
         if self._stopping:
             why = self._watch.stop_cause if self._watch is not None else None
-            names_it = said is not None and "disk" in said  # the worker knows more of what it met
-            return said if why is None or names_it else " ".join(filter(None, (why, said)))
-        if said is not None:
-            return said
+            names_disk = reported is not None and "disk" in reported  # the worker knows more of what it met
+            return reported if why is None or names_disk else " ".join(filter(None, (why, reported)))
+        if reported is not None:
+            return reported
         lines = last_log_lines(self.folder / "log.txt")
         return signal_to_launcher(status, lines, on_resume(self.run, self.state.stage))
 
     def _killed(self, status: int) -> Death | None:
-        """The rank whose death by a signal ended the attempt, which was not asked to stop."""
+        """Return the rank whose death by a signal ended the attempt, unless a stop was requested."""
         if self._ranks is None or self._stopping:
             return None
         log = log_end(self.folder / "log.txt")
-        if os.WIFSIGNALED(status) or got_signal(log) is not None:  # the launcher was told to end, and ended its ranks
+        if os.WIFSIGNALED(status) or got_signal(log) is not None:  # a signal to the launcher, which ended its ranks
             return None
         return self._ranks.first_killed(log, self.folder, os.waitstatus_to_exitcode(status))
 
@@ -375,12 +339,12 @@ class Supervisor:
         remove_meeting_place(self.folder)
         if self._watch is not None:
             self._watch.end()
-        self._renamed.remove_link()
-        Reserve(self.run.path).release()  # of a worker that did not come to it
+        self._moved.remove_link()
+        Reserve(self.run.path).release()  # a worker that was killed did not
         lines = last_log_lines(self.folder / "log.txt") if outcome.exit_code not in _IN_ORDER else []
-        with contextlib.suppress(OSError):  # the next attempt forgets them before it begins
+        with contextlib.suppress(OSError):  # the next attempt clears them before it begins
             forget_all(self.run)
-        self._record(
+        self._states.record(
             phase=outcome.phase,
             exit_code=int(outcome.exit_code),
             cause=outcome.cause,
@@ -388,41 +352,17 @@ class Supervisor:
             last_lines=lines,
         )
         if outcome.phase == "finished":
-            self._remember()
-        deadline = time.monotonic() + _DISK_PATIENCE
-        while self._unsaved and not self._renamed.is_gone and time.monotonic() < deadline:
-            time.sleep(_POLL)
-            self._record()
+            self._calibrate()
+        self._states.flush(self._moved.is_gone)
 
-    def _remember(self) -> None:
-        """What it took in memory makes later estimates better."""
+    def _calibrate(self) -> None:
+        """Add the measured memory to the home's calibration, which makes later estimates better."""
         try:
             from .calibrate import add_finished
 
             add_finished(self.run, self.state)
         except Exception as error:  # noqa: BLE001 - the run has finished, and stays so
-            _note(f"what the run took in memory is not remembered: {error!r}")
-
-    def _record(self, **changes: object) -> None:
-        """Change the state; on a full disk it is kept and written at the next look."""
-        self.state = msgspec.structs.replace(self.state, **changes)
-        try:
-            self.run.write_state(self.state)
-        except OSError as error:
-            if not self._unsaved:
-                _note(f"state.json: {error}; trying again until it can be written")
-            self._unsaved = True
-        else:
-            self._unsaved = False
-            self._keep_spare()
-
-    def _keep_spare(self) -> None:
-        """Room for the next state, which a full disk would not take."""
-        with contextlib.suppress(OSError):  # there is none now: at the next change of the state
-            if self.state.has_ended:
-                self.run.drop_spare_state()
-            else:
-                self.run.keep_spare_state()
+            log_line(f"the measured memory could not be added to the calibration: {error!r}")
 
 
 def main(arguments: list[str]) -> None:
@@ -435,11 +375,11 @@ def main(arguments: list[str]) -> None:
         supervisor = Supervisor(run, attempt, Patience.of(run.read_state().stage))
         _handle_signals(supervisor)
         supervisor.supervise()
-        _drop_empty(supervisor.folder / SUPERVISOR_LOG)
-        with contextlib.suppress(OSError):  # a full disk: the streams were redacted, only foreign bytes are left
+        drop_empty_log(supervisor.folder)
+        with contextlib.suppress(OSError):  # a full disk: our own streams were redacted already
             scrub_folder(supervisor.folder, redactor())
         status = 0
-    except BaseException as error:  # noqa: BLE001 - the last one who can still record anything
+    except BaseException as error:  # noqa: BLE001 - nobody else can record anything
         traceback.print_exc()
         _record_own_failure(run, error)
     finally:
@@ -452,11 +392,11 @@ def main(arguments: list[str]) -> None:
 
 
 def _handle_signals(supervisor: Supervisor) -> None:
-    def ask(_number: int, _frame: object) -> None:
-        supervisor.stop_asked = True
+    def request_stop(_number: int, _frame: object) -> None:
+        supervisor.stop_requested = True
 
-    signal.signal(signal.SIGTERM, ask)
-    signal.signal(signal.SIGINT, ask)
+    signal.signal(signal.SIGTERM, request_stop)
+    signal.signal(signal.SIGINT, request_stop)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
@@ -464,24 +404,14 @@ def _record_own_failure(run: RunDir, error: BaseException) -> None:
     try:
         killed = kill_run_processes(run.path)
         cause = (
-            f"The supervisor itself failed ({error!r}); {killed} processes were ended. Please report {SUPERVISOR_LOG}."
+            f"The supervisor itself failed ({error!r}); {killed} processes of the run were killed. "
+            f"Please report this bug and attach {SUPERVISOR_LOG}."
         )
         state = run.read_state()
         if not state.has_ended:
             run.write_state(msgspec.structs.replace(state, phase="failed", exit_code=1, cause=cause, ended=time.time()))
     except Exception:  # noqa: BLE001 - nothing is left but the log; the free lock will say `lost`
         traceback.print_exc()
-
-
-def _drop_empty(log: Path) -> None:
-    if log.is_file() and log.stat().st_size == 0:
-        log.unlink()
-
-
-def _note(text: str) -> None:
-    """A line into ``supervisor.txt``, the standard error of this process, if the disk has room for it."""
-    with contextlib.suppress(OSError):
-        os.write(2, f"{time.strftime('%F %T')} {text}\n".encode())
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Asking what may never answer: a driver, a file system that has gone, a debugger.
+"""Calls that may never return: to a driver, a file system whose server is gone, a debugger.
 
-A question is put in a thread of its own, which nobody has to wait for: whoever asks waits for as long as he can spare,
-goes on, and finds the answer later. While one question hangs nothing else is asked, so threads do not pile up; and a
-process that ends leaves them behind (they are daemons, in C code that holds no lock of Python's).
+A call runs in a thread of its own, which nobody has to join: the caller waits for a limited time, continues, and takes
+the answer later. While one call hangs no other is made, so threads do not pile up; and a process that ends leaves them
+behind (they are daemons, in C code that holds no lock of Python's).
 """
 
 import threading
@@ -14,41 +14,36 @@ T = TypeVar("T")
 
 
 class UnansweredError(Exception):
-    """No answer in time; the message is a sentence for a person, without a full stop."""
+    """No answer in time; the message is a sentence for a person, without its period."""
 
 
 class Asked(Generic[T]):
-    """One question that has been put.
+    """One pending call.
 
     Args:
-        who: is asked, as in messages.
+        who: what is called, as in messages.
         question: called in a thread.
-        over: called when it has answered.
+        over: called when it has returned.
     """
 
     def __init__(self, who: str, question: Callable[[], T], over: Callable[[], None]) -> None:
         self._who = who
         self._question = question
         self._over = over
-        self._begun = time.monotonic()
+        self._started = time.monotonic()
         self._answered = threading.Event()
         self._answer: list[T] = []
         self._error: BaseException | None = None
         threading.Thread(target=self._ask, name=f"asks {who}", daemon=True).start()
 
-    @property
-    def answered(self) -> bool:
-        """Whether there is an answer."""
-        return self._answered.is_set()
-
     def answer(self, seconds: float = 0.0) -> T:
-        """The answer, waited for.
+        """Wait for the answer and return it.
 
         Args:
-            seconds: since it was asked, not from now on: what hangs costs whoever looks again nothing more.
+            seconds: to wait, counted from the start of the call: polling a call that hangs costs no more time.
 
         Raises:
-            UnansweredError: there is none yet; it can be asked for again.
+            UnansweredError: there is none yet; call again later.
             Exception: what the question raised.
         """
         if not self._answered.wait(max(0.0, seconds - self.seconds)):
@@ -59,13 +54,13 @@ class Asked(Generic[T]):
 
     @property
     def seconds(self) -> float:
-        """Since it was asked."""
-        return time.monotonic() - self._begun
+        """Seconds since the call was started."""
+        return time.monotonic() - self._started
 
     def _ask(self) -> None:
         try:
             self._answer.append(self._question())
-        except BaseException as error:  # noqa: BLE001 - raised again where the answer is taken
+        except BaseException as error:  # noqa: BLE001 - raised again by `answer`
             self._error = error
         finally:
             self._over()
@@ -73,10 +68,10 @@ class Asked(Generic[T]):
 
 
 class Asker:
-    """Somebody who is asked one thing at a time.
+    """Makes one call at a time.
 
     Args:
-        who: as in messages.
+        who: what is called, as in messages.
     """
 
     def __init__(self, who: str) -> None:
@@ -86,18 +81,18 @@ class Asker:
 
     @property
     def hangs(self) -> bool:
-        """Whether a question waits for its answer."""
+        """Whether a call has not returned yet."""
         return self._turn.locked()
 
     def ask(self, question: Callable[[], T], seconds: float) -> Asked[T]:
-        """Put a question, when the one before has been answered.
+        """Start a call, after the one before has returned.
 
         Args:
-            question: what is called; its answer or exception is that of :meth:`Asked.answer`.
-            seconds: to wait for the turn; none where the question before has taken longer already.
+            question: what is called; :meth:`Asked.answer` returns its result or raises its exception.
+            seconds: to wait for the turn; none where the call before has taken longer already.
 
         Raises:
-            UnansweredError: the question before still hangs.
+            UnansweredError: the call before still hangs.
         """
         hangs = self._turn.locked() and time.monotonic() - self._since > seconds
         if not (self._turn.acquire(blocking=False) if hangs else self._turn.acquire(timeout=seconds)):
@@ -106,7 +101,7 @@ class Asker:
         return Asked(self.who, question, self._turn.release)
 
     def answer(self, question: Callable[[], T], seconds: float) -> T:
-        """Ask, and wait for the turn and for the answer, so long for each.
+        """Start a call and wait for its answer, so long for each.
 
         Raises:
             UnansweredError: there was none.

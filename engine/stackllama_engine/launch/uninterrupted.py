@@ -1,4 +1,4 @@
-"""A run is created and started as a whole: a signal to whoever starts it waits until it is."""
+"""A block that signals do not interrupt: a run is created and started as a whole."""
 
 import contextlib
 import signal
@@ -10,22 +10,22 @@ _NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @contextlib.contextmanager
 def uninterrupted() -> Generator[None]:
-    """Hold SIGINT, SIGTERM and SIGHUP back; the first that came does what it does when the block is over.
+    """Defer SIGINT, SIGTERM and SIGHUP; the first one that arrives is raised after the block.
 
-    In another thread than the main one it changes nothing: signals do not interrupt those.
+    Outside the main thread it changes nothing: signals do not interrupt other threads.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     arrived: list[int] = []
     before = {number: signal.getsignal(number) for number in _NUMBERS}
-    kept = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
-    for number in kept:
+    deferred = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
+    for number in deferred:
         signal.signal(number, lambda number, _frame: arrived.append(number))
     try:
         yield
     finally:
-        for number, handler in kept.items():
+        for number, handler in deferred.items():
             signal.signal(number, handler)
         if arrived:
             signal.raise_signal(signal.Signals(arrived[0]))

@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.text import Text
 
-from stackllama_engine.launch.children import CHILDREN
+from stackllama_engine.contract.children import CHILDREN
 
 from ...readers.chart_sets import labels_for
 from ...readers.pipeline_reader import PipelineReader

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...contract.chat_messages import Ask, Delta, Done, Failure, Ready
+from ...contract.chat_target import find_target
 from ...contract.errors import ExitCode, StackllamaError
 from ...contract.run_dir import RunDir
 from ...contract.streams import open_standard_streams
-from ...launch.chat_process import find_target
 from .pipes import Inbox, Outbox
 
 if TYPE_CHECKING:

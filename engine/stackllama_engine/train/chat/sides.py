@@ -16,12 +16,12 @@ from safetensors.torch import load_file
 
 from ...contract.base import find_base, read_identity
 from ...contract.chat_messages import Side
+from ...contract.chat_target import Target
 from ...contract.errors import StageError
 from ...contract.recipe import MergeRecipe, PPORecipe, SFTRecipe
 from ...contract.recipe_io import load_recipe
 from ...contract.run_dir import RunDir
 from ...contract.stages import Stage
-from ...launch.chat_process import Target
 from .. import checkpoint, limits, models
 from ..ppo.state import POLICY_FILE
 

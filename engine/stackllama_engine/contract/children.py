@@ -4,9 +4,9 @@ import os
 
 from msgspec import Struct
 
-from ..contract.errors import DamagedError
-from ..contract.run_dir import RunDir
-from ..contract.stages import Stage
+from .errors import DamagedError
+from .run_dir import Home, RunDir
+from .stages import Stage
 
 
 class Child(Struct, frozen=True, kw_only=True):
@@ -54,3 +54,10 @@ def known_parents(run: RunDir) -> list[str]:
         return parents_of(run)
     except DamagedError:
         return []
+
+
+def children_of(pipeline: RunDir) -> list[RunDir]:
+    """Return the runs that a pipeline has made."""
+    ids = {child_id(pipeline.id, child.suffix) for child in CHILDREN}
+    runs = (run for run in Home(pipeline.path.parents[1]).runs() if run.id in ids)
+    return [run for run in runs if pipeline.id in known_parents(run)]
