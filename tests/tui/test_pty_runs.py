@@ -132,14 +132,13 @@ DEMO = """
 import sys
 from stackllama_engine.launch import launcher
 
-def launch(home, stage, recipe, name=None):
-    from stackllama_engine.contract.recipe_io import dump_recipe
+def launch(planned):
     from stackllama_engine.contract.run_dir import State
-    run = home.create(stage, dump_recipe(recipe), "the-demo")
+    run = planned.home.create(planned.stage, planned.recipe_yaml, "the-demo")
     run.attempt_dir(1).mkdir(mode=0o700)
     lock = run.acquire_lock()
     globals()["lock"] = lock
-    run.write_state(State(stage=stage, phase="running", attempt=1, created=1.7e9, started=1.7e9))
+    run.write_state(State(stage=planned.stage, phase="running", attempt=1, created=1.7e9, started=1.7e9))
     return run
 
 launcher.launch = launch

@@ -33,7 +33,7 @@ def demo(arguments: argparse.Namespace) -> int:
     reading = read_recipe(Stage.PIPELINE, RECIPE, [*seed_overrides(arguments.seed), *overrides])
     say_notes(reading.notes)
     home = Home(arguments.home)
-    run = launcher.launch(home, Stage.PIPELINE, reading.recipe)
+    run = launcher.launch(launcher.plan(home, reading.recipe))
     if not (arguments.plain or arguments.json) and can_show():
         return _in_console(arguments, home, run)
     say(f"The whole recipe on the embedded demo, seed {arguments.seed}: {run.id}")

@@ -18,7 +18,6 @@ from stackllama_engine.contract.run_dir import Home
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.data.kinds import DEMO
 from stackllama_engine.launch.inputs import DEMO_BASE, INPUTS
-from stackllama_engine.launch.launcher import Plan
 from stackllama_engine.launch.slurm_queue import job_of
 
 from ..sanitise import one_line
@@ -200,12 +199,6 @@ class Draft:
         if self.sbatch is not None:
             words += ["--slurm", *(f"--sbatch-option={key}={value}" for key, value in self.sbatch.items())]
         return shlex.join(words)
-
-
-def worker_command(plan: Plan) -> str:
-    """The command that a plan would run, environment first, quoted for a shell."""
-    assignments = [f"{name}={shlex.quote(value)}" for name, value in plan.environment.items()]
-    return " ".join([*assignments, shlex.join(plan.argv)])
 
 
 def read_run(home: Home, run_id: str) -> Source:

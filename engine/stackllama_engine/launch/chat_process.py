@@ -6,11 +6,11 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from ..contract.child_environment import inherited_environment, source_path
 from ..contract.errors import RefusedError, UsageError
 from ..contract.run_dir import RunDir
 from ..contract.stages import Stage
 from ..contract.user_files import any_object
-from .argv import inherited_environment, source_path
 from .children import CHILDREN, child_id
 
 _TALKING = (Stage.PPO, Stage.SFT)

@@ -28,7 +28,7 @@ from ..contract.stages import Stage
 from ..contract.streams import open_standard_streams
 from .children import CHILDREN, Child, child_id, parents_of
 from .function_hash import check_function
-from .launcher import launch, resume
+from .launcher import launch, plan, resume
 from .leftovers import remove_leftover
 from .reconcile import reconcile, try_to_stop
 from .sections import stage_recipe
@@ -127,7 +127,7 @@ class Coordinator:
         if run is None:
             wired = {key: child_id(self.run.id, suffix) for key, suffix in child.wired.items()}
             recipe = stage_recipe(self.recipe, child.stage, wired)
-            return launch(self.home, child.stage, recipe, run_id, parents=[self.run.id])
+            return launch(plan(self.home, recipe, run_id, parents=[self.run.id]))
         if reconcile(run).has_ended:
             # who resumed the pipeline was asked
             return resume(self.home, run_id, recipe_changed=True, function_changed=True)

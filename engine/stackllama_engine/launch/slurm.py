@@ -25,6 +25,7 @@ import msgspec
 from msgspec import Struct
 
 from ..contract.atomic_files import write_whole
+from ..contract.child_environment import inherited_environment, source_path
 from ..contract.errors import ExitCode, RefusedError, StackllamaError, UsageError
 from ..contract.host import this_host
 from ..contract.recipe import AnyRecipe
@@ -33,7 +34,6 @@ from ..contract.redact import redact_output, secret_names
 from ..contract.run_dir import Home, Launch, RunDir, State
 from ..contract.stages import Stage
 from ..contract.streams import open_standard_streams
-from .argv import inherited_environment, source_path
 from .function_hash import reward_function
 from .launcher import begin, gone_unless_written, prepare
 from .machine_check import git_commit, package_versions
@@ -50,13 +50,12 @@ _ASK_SECONDS = 2.0
 _ANSWER = 60.0  # seconds that sbatch and scontrol may take
 
 
-def submit(home: Home, stage: Stage, recipe: AnyRecipe, name: str | None, words: Iterable[str] = ()) -> RunDir:
+def submit(home: Home, recipe: AnyRecipe, name: str | None, words: Iterable[str] = ()) -> RunDir:
     """Create a run and submit it as a job; GPUs are looked for where the job starts.
 
     Args:
         home: on a file system that the compute nodes share.
-        stage: a single stage.
-        recipe: checked by :mod:`..contract.recipe_io`; inputs are resolved here.
+        recipe: of a single stage, checked by :mod:`..contract.recipe_io`; inputs are resolved here.
         name: the run id; otherwise one is made.
         words: options of sbatch, ``key=value``.
 
@@ -65,14 +64,14 @@ def submit(home: Home, stage: Stage, recipe: AnyRecipe, name: str | None, words:
         StackllamaError: sbatch refused the job; the run says why.
     """
     options = options_of(words)
-    if stage is Stage.PIPELINE:
+    if recipe.stage is Stage.PIPELINE:
         raise RefusedError("A pipeline is not submitted as one job; submit its stages one after the other.")
-    recipe, parents = prepare(home, stage, recipe, name)
+    recipe, parents = prepare(home, recipe, name)
     sbatch_argv(home.runs_dir / (name or "x"), options)
     if not tool("sbatch"):
         raise RefusedError("There is no `sbatch` here; --slurm is for a login node of a Slurm cluster.")
     function = reward_function(recipe)
-    run = home.create(stage, dump_recipe(recipe), name)
+    run = home.create(recipe.stage, dump_recipe(recipe), name)
     argv = sbatch_argv(run.path, options)
     asked = Job(id="", submitted=time.time(), host=this_host(), options=options)
     with gone_unless_written(run):

@@ -2,7 +2,6 @@
 
 from typing import ClassVar, cast
 
-from msgspec import Struct
 from rich.text import Text
 from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
@@ -12,6 +11,7 @@ from textual.widgets import Static
 
 from ...sanitise import one_line
 from ..state_style import rich_colour
+from .launch_controller import Summary
 
 _LABEL = 9
 VERDICTS = {
@@ -20,22 +20,6 @@ VERDICTS = {
     "no": ("✗ does not fit", "error"),
     "unknown": ("? unknown", "primary"),
 }
-
-
-class Summary(Struct, frozen=True, kw_only=True):
-    """What is about to be launched."""
-
-    title: str
-    rows: tuple[tuple[str, str], ...]
-    """Label → text, foreign; shown plain."""
-    verdict: str = "unknown"
-    reason: str = ""
-    command: str
-    """Of this program, as it would be typed."""
-    worker: str = ""
-    """Of the worker, as it would run; empty while that is not known."""
-    trouble: str = ""
-    """Why it cannot be launched as it is."""
 
 
 class CommandScreen(ModalScreen[bool]):

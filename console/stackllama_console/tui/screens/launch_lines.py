@@ -15,7 +15,6 @@ from ..state_style import rich_colour
 from ..widgets.budget_lines import not_enough
 from ..widgets.cells import cut, wrap
 
-STAGES = tuple(Stage)
 _TITLES = {Stage.SFT: "SFT", Stage.REWARD: "reward", Stage.PPO: "PPO"}
 _WHAT = {
     Stage.SFT: "imitate the better answer",
@@ -30,7 +29,7 @@ def stage_line(stage: Stage, width: int, variables: Mapping[str, str]) -> Text:
     """The stages with the current one in brackets, and what it does where there is room."""
     text = Text("stage  ", style="", no_wrap=True)
     colour = rich_colour(dict(variables), "primary")
-    for one in STAGES:
+    for one in Stage:
         title = _TITLES.get(one, str(one))
         if one is stage:
             text.append(f"[{title}]", style=f"bold {colour}".strip())
