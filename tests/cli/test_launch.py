@@ -108,7 +108,7 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def changed(make_run: Callable[..., RunDir], tmp_path: Path) -> RunDir:
-    """A PPO run that stopped, whose function has changed since it was launched."""
+    """Make a stopped PPO run whose function has changed since it was launched."""
     code = tmp_path / "judges.py"
     code.write_text("def judge(*, questions, responses): ...\n")
     keys = ["reward_fn=judges:judge", f"reward_fn_path={tmp_path}", "load_in_8bit=false", "num_processes=1"]
@@ -139,7 +139,7 @@ def test_changed_code_is_asked_about_at_a_terminal(
     scripted(2, 0.01)
     monkeypatch.setattr("sys.stdin", Terminal(f"{answer}\n"))
     result = run_main("runs", "resume", "p")
-    assert "has changed since the launch" in result.err and "Execute it as it is now? [y/N]" in result.err
+    assert "has changed since the launch" in result.err and "Run it as it is now? [y/N]" in result.err
     assert result.code == (0 if answer == "y" else 3)
     assert changed.attempt_dir(2).exists() == (answer == "y")
 
@@ -225,7 +225,7 @@ def wait_until(what: Callable[[], bool], seconds: float = 60.0) -> None:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["--sbatch-option", "time=1"], "belongs to --slurm"),
+        (["--sbatch-option", "time=1"], "needs --slurm"),
         (["--slurm", "--dry-run"], "--dry-run and --slurm exclude each other"),
         (["--slurm", "--canary"], "--canary and --slurm exclude each other"),
         (["--slurm", "--sbatch-option", "wrap=id"], "--sbatch-option wrap"),

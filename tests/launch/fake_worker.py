@@ -43,7 +43,7 @@ class Worker:
         return self.deaf()
 
     def out_of_memory(self) -> int:
-        """On the demo's model, whose files are here."""
+        """Run out of memory on the demo's model, whose files are here."""
         recipe = self.run.recipe_file.read_text().replace("gpt2", str(DEMO_BASE)).replace("8bit: true", "8bit: false")
         self.run.recipe_file.write_text(recipe)
         said = "Out of memory in phase train. Halve it. (DefaultCPUAllocator: can't allocate memory)"
@@ -57,13 +57,13 @@ class Worker:
         return 7
 
     def wordless(self) -> int:
-        """Ends at SIGUSR1 without having said anything."""
+        """End at SIGUSR1 without having said anything."""
         signal.signal(signal.SIGUSR1, lambda *_: os._exit(1))
         (self.run.path / "worker.pid").write_text(str(os.getpid()))
         return self.deaf()
 
     def leak(self) -> int:
-        """A secret past every Python stream, in a health event, in a file and as the last words."""
+        """Write a secret past every Python stream, to a health event, to a file and as the last words."""
         secret = os.environ["HF_TOKEN"]
         os.write(1, f"from C: {secret}\n".encode())
         self.events.write("health", data={"message": f"library says {secret}", "rows": [{secret: secret}]})
@@ -72,7 +72,7 @@ class Worker:
         return 7
 
     def leak_and_lose(self) -> int:
-        """And the supervisor is killed at the same moment."""
+        """Leak, and kill the supervisor at the same moment."""
         supervisor = self.run.read_state().supervisor
         assert supervisor is not None
         os.kill(supervisor.pid, signal.SIGSTOP)
@@ -144,12 +144,12 @@ class Worker:
         return self.end(75)
 
     def unmarked(self) -> int:
-        """Ends, and leaves a process that does not carry the run's mark."""
+        """End, and leave a process that does not carry the run's mark."""
         self._start_orphan(environment={})
         return self.end(0)
 
     def lost_a_rank(self, code: int = 1, cause: str | None = "RuntimeError in phase train: Connection closed.") -> int:
-        """As `accelerate launch` of two ranks, one of which is killed; the other says something, and ends as well."""
+        """Act as `accelerate launch` of two ranks: one is killed; the other says something, and ends as well."""
         ranks = [
             subprocess.Popen(
                 [sys.executable, "-c", "import time; time.sleep(600)", str(self.run.path)],
@@ -168,11 +168,11 @@ class Worker:
         return 1
 
     def stopped_without_a_rank(self) -> int:
-        """And the other, told to end by torchelastic, saves and says that it stopped."""
+        """Lose a rank; the other, told to end by torchelastic, saves and says that it stopped."""
         return self.lost_a_rank(75, None)
 
     def _start_orphan(self, environment: dict[str, str] | None = None) -> None:
-        """A process in a session of its own whose parent will be gone, deaf to SIGTERM."""
+        """Start a process in a session of its own, deaf to SIGTERM, whose parent will be gone."""
         code = "import signal, time; signal.signal(15, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
         orphan = subprocess.Popen(
             [sys.executable, "-c", code], start_new_session=True, stdout=subprocess.PIPE, env=environment
@@ -183,7 +183,7 @@ class Worker:
 
 
 def wrapper(run_dir: str, silent: bool) -> int:
-    """As `accelerate launch` of one process: dies of SIGTERM and leaves its worker."""
+    """Act as `accelerate launch` of one process: die of SIGTERM and leave the worker."""
     environment = os.environ | ({"FAKE_SILENT": "1"} if silent else {})
     return subprocess.run([sys.executable, __file__, run_dir, "until-stopped"], env=environment).returncode
 

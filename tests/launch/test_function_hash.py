@@ -1,4 +1,4 @@
-"""The code of ``reward_fn``: recorded at launch; another one is executed at resume only when somebody says so."""
+"""The code of ``reward_fn``: recorded at launch; a changed one runs at resume only when confirmed."""
 
 import hashlib
 import json
@@ -37,7 +37,7 @@ def code(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run(runs: Runs, code: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
-    """A PPO run with a function, that failed."""
+    """Make a failed PPO run with a function."""
     monkeypatch.setattr(launcher, "build_command", lambda _recipe, run_dir, _gpus: fake_command(run_dir, "fail"))
     run = launcher.launch(launcher.plan(runs.home, ppo(code), "p"))
     wait_for_phase(run, "failed")
@@ -66,7 +66,7 @@ def recorded(run: RunDir) -> object:
 
 
 def forget(run: RunDir) -> None:
-    """As a version wrote it that recorded nothing."""
+    """Rewrite the record as by a version that recorded nothing."""
     launch = json.loads((run.path / "launch.json").read_text())
     del launch["reward_fn"]
     (run.path / "launch.json").write_text(json.dumps(launch))

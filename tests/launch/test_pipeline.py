@@ -205,7 +205,7 @@ def test_foreign_run_with_a_childs_name_is_not_taken_for_a_child(
 
 
 def judged(folder: Path) -> tuple[Path, AnyRecipe]:
-    """The file of a reward function, and a pipeline that it judges."""
+    """Make a reward function's file, and a pipeline that uses it."""
     code = folder / "judges.py"
     code.write_text("def judge(*, questions, responses): ...\n")
     function = {"reward_fn": "judges:judge", "reward_fn_path": str(folder)}

@@ -1,4 +1,4 @@
-"""What a stage would refuse is said at launch, of every stage of a pipeline, from the model's files alone."""
+"""Preflight: a stage's refusals are reported at launch, for every stage of a pipeline, from model files alone."""
 
 import json
 from collections.abc import Callable
@@ -34,7 +34,7 @@ GPT2 = {"model_type": "gpt2", "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positi
 
 @pytest.fixture
 def model(tmp_path: Path) -> Callable[..., str]:
-    """A model directory of a configuration, and of files beside it."""
+    """Make a model directory of a configuration, and of files beside it."""
 
     def write(config: dict[str, Any], **files: Any) -> str:
         folder = tmp_path / "model"
@@ -70,7 +70,7 @@ def test_of_a_hub_model_that_is_not_here_nothing_is_said() -> None:
     [
         (["q_proj", "q_prj"], "`lora_target_modules=q_prj`: model has no such module"),
         ("q_(p|k)roj", "a text is a pattern that matches the full name of no module"),
-        ("(", "is no pattern"),
+        ("(", "is not a valid pattern"),
         (["input_layernorm"], "has no such module"),
     ],
 )

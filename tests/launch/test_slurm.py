@@ -45,7 +45,7 @@ if "stackllama_engine.launch.slurm" in sys.orig_argv:
 
 @pytest.fixture
 def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the stand-ins keep what they were told; ``queue`` is what squeue shows."""
+    """Return where the stand-ins keep their arguments; ``queue`` is what squeue shows."""
     for name, body in TOOLS.items():
         tool = tmp_path / "bin" / name
         tool.parent.mkdir(exist_ok=True)
@@ -72,7 +72,7 @@ def recipe(*words: str) -> AnyRecipe:
 
 
 def start_job(run: RunDir, mode: str, job: str = "4242") -> subprocess.Popen[str]:
-    """What Slurm does with the script."""
+    """Run the script as Slurm does."""
     environment = os.environ | {
         "SLURM_JOB_ID": job,
         "FAKE_MODE": mode,
@@ -211,7 +211,7 @@ def test_a_job_of_another_run_does_nothing(home: Home, cluster: Path) -> None:
 
 
 def stopped_job(home: Home, cluster: Path, *options: str) -> RunDir:
-    """A run whose job was stopped by hand, and that Slurm has forgotten."""
+    """Make a run whose job was stopped by hand, and that Slurm no longer has."""
     run = slurm.submit(home, recipe(), "mine", options)
     job = start_job(run, "until-stopped")
     wait_for(lambda: (run.path / "worker.pid").exists() and run.read_state().phase == "running", 60)

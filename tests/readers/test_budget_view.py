@@ -1,4 +1,4 @@
-"""What the budget panel is told: this machine's memory against the engine's estimate, in every stage."""
+"""Content of the budget panel: this machine's memory against the engine's estimate, in every stage."""
 
 from typing import Any
 
@@ -77,14 +77,14 @@ def test_the_verdict_follows_the_free_memory(llama: Architecture) -> None:
     view = build_view(recipe(Stage.SFT), llama, [gpu(80), gpu(80, low - 0.5)])
     assert view.verdict == "no", "the fullest GPU decides"
     view = build_view(recipe(Stage.SFT), llama, [], None)
-    assert view.verdict == "unknown" and view.note == "no GPU: the CPU and its RAM"
+    assert view.verdict == "unknown" and view.note == "no GPU; showing CPU memory"
 
 
 def test_each_process_on_the_cpu_holds_everything(llama: Architecture) -> None:
     alone = build_view(recipe(Stage.SFT, "load_in_8bit=false"), llama, [], RAM)
-    assert alone.memories == (RAM,) and alone.note == "no GPU: the CPU and its RAM"
+    assert alone.memories == (RAM,) and alone.note == "no GPU; showing CPU memory"
     many = build_view(recipe(Stage.SFT, "load_in_8bit=false", "num_processes=4"), llama, [], RAM)
-    assert many.verdict == "no" and "a process" in many.reason
+    assert many.verdict == "no" and "per process" in many.reason
     asked = build_view(recipe(Stage.SFT, "use_cpu=true"), llama, [gpu(80)], RAM)
     assert asked.memories == (RAM,) and "use_cpu" in asked.note
 
@@ -135,7 +135,7 @@ def test_without_an_architecture_the_rules_are_computed_from_the_name() -> None:
     assert view.rules[0].low == 8_400_000_000 and view.rules[0].high == 9_800_000_000
     assert view.verdict == "unknown" and view.parts == ()
     nothing = build_view(None, None, [], None)
-    assert nothing == BudgetView(reason="choose a model", note="no GPU: the CPU and its RAM")
+    assert nothing == BudgetView(reason="choose a model", note="no GPU; showing CPU memory")
 
 
 def test_a_form_with_errors_still_shows_the_rules_of_its_model(llama: Architecture) -> None:

@@ -51,7 +51,7 @@ Script = Callable[[Driven], Awaitable[None]]
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
-    """A home without runs, a cache with one 7B model's configuration, a machine with one GPU of 8 GiB."""
+    """Make a home without runs, a cache with one 7B model's configuration, and one GPU of 8 GiB."""
     snapshot = tmp_path / "hub" / "models--org--llama-7b" / "snapshots" / ("a" * 40)
     snapshot.mkdir(parents=True)
     (snapshot / "config.json").write_text(json.dumps(CONFIG_7B))
@@ -109,21 +109,21 @@ def test_a_name_that_cannot_be_launched_is_said_as_soon_as_it_is_typed(home: Hom
         await driven.until(lambda: "is not found here" in " ".join(driven.text.split()))
         assert "would be downloaded" not in driven.text
         await driven.press("enter")
-        await driven.shows("✗ mend model_name_or_path")
+        await driven.shows("✗ fix model_name_or_path")
         assert "✓ ready" not in driven.text and "would be downloaded" not in driven.text
         assert "is not found here: give" in driven.screen.controller.problem()
         await edit(driven, "lora_r", "4")  # another value does not make it usable
-        await driven.shows("✗ mend model_name_or_path")
+        await driven.shows("✗ fix model_name_or_path")
         await edit(driven, "model_name_or_path", "demo")
         await driven.shows("✓ ready")
         await edit(driven, "dataset_name", "demo")
         await edit(driven, "dataset_train_split", "evaluatio")
-        await driven.shows("✗ mend dataset_train_split")
+        await driven.shows("✗ fix dataset_train_split")
         await driven.press("]", "]")
         assert driven.screen.controller.draft.stage is Stage.PPO
         await edit(driven, "reward_model_path", "a b c")
         await edit(driven, "policy_adapter_path", "unfinished")
-        await driven.shows("✗ mend reward_model_path, policy_adapter_path")
+        await driven.shows("✗ fix reward_model_path, policy_adapter_path")
         assert "that run is failed, not finished" in driven.screen.controller.problem()
 
     show(home, script, size)
@@ -252,7 +252,7 @@ def test_what_is_wrong_stands_at_its_field_and_keeps_enter_from_launching(home: 
     async def script(driven: Driven) -> None:
         await settled(driven)
         await edit(driven, "lora_r", "many")
-        await driven.shows("expected a whole number", "✗ mend lora_r")
+        await driven.shows("expected a whole number", "✗ fix lora_r")
         driven.screen.query_one(RecipeForm).move_to("model_name_or_path")
         await driven.press("enter")
         assert driven.app.screen is driven.screen
@@ -267,7 +267,7 @@ def test_what_no_field_is_named_in_stands_below_the_form(home: Home, monkeypatch
     async def script(driven: Driven) -> None:
         monkeypatch.setattr(form(driven), "errors", lambda: {"": "the whole of it is wrong"})
         driven.screen._refresh()
-        await driven.shows("! the whole of it is wrong", "✗ mend the recipe")
+        await driven.shows("! the whole of it is wrong", "✗ fix the recipe")
 
     show(home, script, model="demo")
 
@@ -305,7 +305,7 @@ def test_a_number_takes_the_change_that_the_budget_offers(home: Home) -> None:
 
 def test_without_a_gpu_one_line_says_so(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch_controller, "read_devices", lambda: Devices((), Memory("RAM", 32 * GIB, 24 * GIB)))
-    show(home, lambda driven: driven.shows("no GPU: the CPU and its RAM"), size=(160, 45), model="demo")
+    show(home, lambda driven: driven.shows("no GPU; showing CPU memory"), size=(160, 45), model="demo")
 
 
 def test_b_gives_the_budget_the_screen_and_takes_it_back(home: Home) -> None:
@@ -374,7 +374,7 @@ def test_y_copies_the_command_and_the_command_screen_shows_both(home: Home) -> N
         assert copy_file().read_text() == "stackllama-console launch sft model_name_or_path=demo lora_r=8\n"
         await driven.press("C")
         await driven.until(lambda: isinstance(driven.app.screen, CommandScreen))
-        await driven.shows("the command", "what the worker runs", "accelerate_cli", "lora_r=8")
+        await driven.shows("command", "worker command", "accelerate_cli", "lora_r=8")
         await driven.press("Y")
         assert "accelerate_cli launch" in copy_file().read_text() and "RUN_ID" in copy_file().read_text()
         await driven.press("y", "enter")
@@ -391,12 +391,12 @@ def test_the_command_screen_says_what_is_still_missing(home: Home) -> None:
         await driven.press("C")
         await driven.until(lambda: isinstance(driven.app.screen, CommandScreen))
         await driven.shows("model_name_or_path: needed", "stackllama-console launch sft")
-        assert "what the worker runs" not in driven.text
+        assert "worker command" not in driven.text
 
     show(home, script)
 
 
-def test_a_run_is_named_and_a_wrong_name_stays_to_be_mended(home: Home) -> None:
+def test_a_run_is_named_and_a_wrong_name_stays_to_be_fixed(home: Home) -> None:
     make_run(home, Stage.SFT, "taken")
 
     async def script(driven: Driven) -> None:
@@ -468,7 +468,7 @@ def test_leaving_asks_where_something_would_be_lost(home: Home) -> None:
         await edit(driven, "lora_r", "4")
         await driven.press("escape")
         assert isinstance(driven.app.screen, ConfirmScreen)
-        await driven.shows("y  leave     n  no, go back")
+        await driven.shows("y  leave     n  cancel")
         await driven.press("n")
         assert driven.app.screen is driven.screen
         await driven.press("escape", "y")
@@ -565,7 +565,7 @@ def test_escape_at_the_last_look_launches_nothing(home: Home, monkeypatch: pytes
 def test_a_refusal_before_launch_stands_at_its_field_and_whole_below(home: Home) -> None:
     async def script(driven: Driven) -> None:
         await driven.press("enter")
-        await driven.shows("is not found here", "✗ mend model_name_or_path")
+        await driven.shows("is not found here", "✗ fix model_name_or_path")
         assert driven.app.screen is driven.screen
         assert driven.screen.query_one(RecipeForm).cursor_key == "model_name_or_path"
         below = driven.screen.query_one("#launch-trouble").plain
@@ -652,7 +652,7 @@ def test_r_offers_the_finished_runs_that_a_key_takes(home: Home) -> None:
         await driven.press("enter")
         assert form(driven).text("policy_adapter_path") == "tuned"
         await driven.press("left_square_bracket", "r")
-        await said(driven, "no key of a reward recipe takes a trained run")
+        await said(driven, "no key of a reward recipe takes a run")
 
     show(home, script, stage="ppo", model="demo")
 

@@ -156,7 +156,7 @@ def test_demo_opens_the_console_on_its_pipeline(terminal: Open, tmp_path: Path) 
     assert console.end() == 0
     console.assert_left_clean()
     after = console.output[console.output.rfind("\x1b[?1049l") :]
-    assert "the-demo goes on in the background" in after and "open the-demo" in after
+    assert "the-demo continues in the background" in after and "open the-demo" in after
 
 
 # what foreign text can do to a terminal

@@ -21,7 +21,7 @@ from .run_status import facts
 
 
 def launch(arguments: argparse.Namespace) -> int:
-    """``launch STAGE``."""
+    """Run ``launch STAGE``."""
     stage = Stage(arguments.stage)
     file, overrides = split_words(arguments.words)
     reading = read_recipe(stage, file, overrides)
@@ -31,13 +31,13 @@ def launch(arguments: argparse.Namespace) -> int:
 
 
 def pipeline(arguments: argparse.Namespace) -> int:
-    """``pipeline``: ``launch pipeline`` under its own name."""
+    """Run ``pipeline``: ``launch pipeline`` under its own name."""
     arguments.stage = Stage.PIPELINE
     return launch(arguments)
 
 
 def merge(arguments: argparse.Namespace) -> int:
-    """``merge RUN``: ``launch merge adapter_path=RUN``, followed unless told not to."""
+    """Run ``merge RUN``: ``launch merge adapter_path=RUN``, followed unless ``--no-follow`` says otherwise."""
     file, overrides = split_words(arguments.words)
     if file:
         raise UsageError(f"`{file}`: merge takes one run and key=value words, no recipe file.")
@@ -50,15 +50,15 @@ def merge(arguments: argparse.Namespace) -> int:
 def _check_slurm(arguments: argparse.Namespace) -> None:
     if not getattr(arguments, "slurm", False):
         if getattr(arguments, "sbatch_option", None):
-            raise UsageError("--sbatch-option belongs to --slurm; add it.")
+            raise UsageError("--sbatch-option needs --slurm; add it.")
         return
     for given, option in ((arguments.canary is not None, "--canary"), (arguments.dry_run, "--dry-run")):
         if given:
-            raise UsageError(f"{option} and --slurm exclude each other: what a job starts is worked out where it runs.")
+            raise UsageError(f"{option} and --slurm exclude each other: a job plans its launch where it starts.")
 
 
 def yaml_string(text: str) -> str:
-    """A string that YAML reads back as exactly this string."""
+    """Quote a string so that YAML reads back exactly this string."""
     import json
 
     return json.dumps(text)
@@ -92,9 +92,9 @@ def follow_or_leave(arguments: argparse.Namespace, home: Home, run: RunDir, note
     if not arguments.follow:
         if arguments.json:
             show_json(facts(run, run.read_state()) | {"notes": notes})
-        say(f"{run.id} runs in the background; this terminal may close.")
-        say(f"  watch it: {PROGRAM} runs watch {run.id}")
-        say(f"  stop it:  {PROGRAM} runs stop {run.id}")
+        say(f"{run.id} is running in the background; this terminal can be closed.")
+        say(f"  watch: {PROGRAM} runs watch {run.id}")
+        say(f"  stop:  {PROGRAM} runs stop {run.id}")
         return ExitCode.DONE
     from .follow import follow
 
@@ -137,5 +137,5 @@ def flush() -> None:
 
 
 def seed_overrides(seed: int) -> list[str]:
-    """A seed for every stage of a pipeline, over whatever its file says."""
+    """Return overrides that set the seed of every stage of a pipeline, whatever its file says."""
     return [f"seed={seed}", *(f"{stage}.seed={seed}" for stage in ("sft", "reward", "ppo", "merge"))]

@@ -1,6 +1,6 @@
-"""``plan``: what a recipe will take in memory, before a byte of it is loaded.
+"""``plan``: the memory that a recipe needs, before anything is loaded.
 
-It answers while somebody waits: what only some plans need is imported where it is needed.
+It answers interactively: what only some plans need is imported where it is needed.
 """
 
 import argparse
@@ -35,14 +35,14 @@ _VERDICTS = {
     "no": ("it does not fit", "red"),
     "unknown": ("unknown", "magenta"),
 }
-_FIGURES = ("allocated", "reserved", "device", "phase", "components", "phases", "rule_of_thumb")
-"""Keys of the document that say nothing where the verdict is unknown."""
+_ESTIMATED = ("allocated", "reserved", "device", "phase", "components", "phases", "rule_of_thumb")
+"""Keys of the document that are null where the verdict is unknown."""
 
-_SHARDED = "sharded by {} over {} GPUs, which this engine does not launch"
+_SHARDED = "sharded by {} across {} GPUs (estimate only; launch does not shard)"
 
 
 def plan(arguments: argparse.Namespace) -> int:
-    """``plan STAGE``: 0 whether it fits or not, the verdict is in the output; 1 where nobody can say."""
+    """Run ``plan STAGE``; exit code 0 whether it fits or not, 1 where the verdict is unknown."""
     stage = Stage(arguments.stage)
     file, overrides = split_words(arguments.words)
     reading = read_recipe(stage, file, overrides)
@@ -67,8 +67,9 @@ def plan(arguments: argparse.Namespace) -> int:
         return code
     if isinstance(recipe, PipelineRecipe):
         most = max(plans, key=lambda made: made[2].estimate.device[1])[0]
-        decides = "takes most" if most is largest and worst.fits != "unknown" else "decides"
-        say(f"Of the pipeline's stages {largest.stage} {decides}.")
+        needs_most = most is largest and worst.fits != "unknown"
+        reason = "needs the most memory of" if needs_most else "decides the verdict of"
+        say(f"{largest.stage} {reason} all pipeline stages.")
     _print(largest, worst, place)
     if traced:
         _print_trace(traced)
@@ -76,7 +77,7 @@ def plan(arguments: argparse.Namespace) -> int:
 
 
 def as_document(made: Plan, place: Place) -> dict[str, Any]:
-    """A plan as JSON; every amount in bytes, and null where the verdict is unknown."""
+    """Return a plan as JSON; every amount in bytes, and null where the verdict is unknown."""
     found, arch = made.estimate, made.architecture
     document: dict[str, Any] = {
         "allocated": found.allocated,
@@ -96,7 +97,7 @@ def as_document(made: Plan, place: Place) -> dict[str, Any]:
         "place": msgspec.to_builtins(place),
         "shard": msgspec.to_builtins(made.shard),
     }
-    return document | dict.fromkeys(_FIGURES) if found.unknown else document
+    return document | dict.fromkeys(_ESTIMATED) if found.unknown else document
 
 
 def _traced_document(traced: "Compared") -> dict[str, Any]:
@@ -112,7 +113,7 @@ def _traced_document(traced: "Compared") -> dict[str, Any]:
 
 
 def _stages(recipe: AnyRecipe) -> list[EstimatedRecipe]:
-    """The recipe itself, or the stages of a pipeline, each with the pipeline's first model."""
+    """Return the recipe itself, or the stages of a pipeline, each with the pipeline's first model."""
     if not isinstance(recipe, PipelineRecipe):
         return [recipe]
     base = stage_recipe(recipe, Stage.SFT)
@@ -128,7 +129,7 @@ def _stages(recipe: AnyRecipe) -> list[EstimatedRecipe]:
 
 
 def _place(recipe: EstimatedRecipe, memory: int | None, arguments: argparse.Namespace) -> Place:
-    """The device that was named, else a GPU of this machine, else its CPU."""
+    """Return the named device, else a GPU of this machine, else its CPU."""
     processes = arguments.gpus or recipe.num_processes
     if memory is not None:
         return Place(bytes=memory, name=arguments.gpu, on_gpu=True, gpus=processes or 1)
@@ -147,7 +148,7 @@ def _sharding(place: Place, arguments: argparse.Namespace) -> Sharding | None:
     if arguments.shard is None:
         return None
     if place.gpus < 2:
-        raise UsageError(f"`--shard {arguments.shard}` divides a run among GPUs; say among how many: `--gpus 8`.")
+        raise UsageError(f"`--shard {arguments.shard}` shards a run across GPUs; say how many: `--gpus 8`.")
     return Sharding(kind=arguments.shard, ranks=place.gpus)
 
 
@@ -185,13 +186,14 @@ def _print(recipe: EstimatedRecipe, made: Plan, place: Place) -> None:
         said = f"{verdict}: {at_least(found, place.bytes)}"
         show_fields([*about, ("verdict", paint(said, colour, sys.stdout)), ("because", found.unknown)])
         return
+    overhead = "the CUDA context" if place.on_gpu else "the process itself"
     show_fields(
         [
             *about,
             ("verdict", paint(verdict, colour, sys.stdout)),
             ("allocated", f"{size(found.allocated)} at its peak ({recipe.stage}, {found.peak})"),
             ("reserved", _interval(found.reserved)),
-            ("device", f"{_interval(found.device)}, with what is there before any tensor"),
+            ("device", f"{_interval(found.device)}, including {overhead}"),
             *([("measured", made.calibrated)] if made.calibrated else []),
             *([("rough", found.rough)] if found.rough else []),
         ]
@@ -213,7 +215,7 @@ def _print(recipe: EstimatedRecipe, made: Plan, place: Place) -> None:
 
 
 def _overrides(changes: dict[str, Any]) -> str:
-    """The changes as words of the command line."""
+    """Return the changes as words of the command line."""
     words = ((key, str(value).lower() if isinstance(value, bool) else value) for key, value in changes.items())
     return " ".join(f"{key}={value}" for key, value in words)
 
@@ -228,7 +230,7 @@ def _interval(bounds: tuple[int, int]) -> str:
 
 
 def _print_trace(traced: "Compared") -> None:
-    """Both figures, their difference, and what the trace found in each phase."""
+    """Print both estimates, their difference, and what the trace measured in each phase."""
     show()
     versions = ", ".join(f"{name} {version}" for name, version in traced.trace.versions.items())
     formula = f"formula {size(traced.formula)}, " if traced.formula is not None else ""

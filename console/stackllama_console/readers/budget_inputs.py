@@ -1,4 +1,4 @@
-"""What the budget needs besides the recipe: shapes of the models that it names, memory of this machine. For threads."""
+"""Inputs of the budget besides the recipe: shapes of the models, memory of this machine. For threads."""
 
 from pathlib import Path
 
@@ -64,7 +64,7 @@ class Devices(Struct, frozen=True):
 
 
 def read_shapes(home: Home, asked: Asked) -> Shapes:
-    """The shapes of the models named. Raises nothing: what cannot be read becomes `trouble`."""
+    """Read the shapes of the models named. Raises nothing: what cannot be read becomes `trouble`."""
     if not asked.model:
         return Shapes(asked=asked)
     name = asked.model if asked.stage is not Stage.MERGE else base_of(home, asked.model)
@@ -87,7 +87,7 @@ def read_shapes(home: Home, asked: Asked) -> Shapes:
 
 
 def base_of(home: Home, adapter: str) -> str:
-    """The model that an adapter (a run of this home, or a directory) was trained on; empty where nothing tells."""
+    """Return the model that an adapter (a run, or a directory) was trained on; empty where it is not known."""
     run = _run(home, adapter)
     try:
         if run is not None:
@@ -100,7 +100,7 @@ def base_of(home: Home, adapter: str) -> str:
 
 
 def read_devices() -> Devices:
-    """The visible GPUs, and the main memory. Without a GPU, or a driver for it, just the latter."""
+    """Read the visible GPUs and the main memory; without a GPU, or a driver for it, the latter alone."""
     memory = main_memory()
     ram = Memory("RAM", memory.total, memory.available)
     try:
@@ -122,7 +122,7 @@ def _gpus() -> list[Memory]:
 
 
 def _own_reward(home: Home, value: str) -> Architecture | None:
-    """Of a whole reward model; adapters have no shape of their own."""
+    """Return the shape of a whole reward model; adapters have none of their own."""
     if run := _run(home, value):
         if run.adapter.is_dir():
             return None

@@ -1,4 +1,4 @@
-"""What the budget panel shows: the engine's ``budget/`` asked about a recipe, a model and this machine. No Textual.
+"""The budget panel's content: the engine's estimate for a recipe, a model and this machine. No Textual.
 
 Everything is in bytes. Names are sanitised here; panels show them as they are.
 """
@@ -114,13 +114,15 @@ class _Part(Struct, frozen=True):
 
     @property
     def rank(self) -> tuple[int, bool, int]:
-        """The part to show has the greatest: what does not fit, else what nobody knows, else what is on a GPU, else the
-        largest."""
+        """Sort key of the part to show, which has the greatest.
+
+        What does not fit comes before what is unknown, then what is on a GPU, then the largest.
+        """
         verdict = fit.fits(self.found, self.room if self.room is not None else _ANY)
         return fit.severity(verdict), self.on_gpu, self.found.device[1]
 
     def adjust(self, recipe: EstimatedRecipe, found: Estimate) -> Estimate:
-        """The same of a changed recipe."""
+        """Calibrate the estimate of a changed recipe."""
         known = self.calibration
         return known.narrow(found, recipe, gpus=self.processes, on_gpu=self.on_gpu)[0] if known else found
 
@@ -139,7 +141,7 @@ def build_view(
     trouble: str = "",
     calibration: Calibration | None = None,
 ) -> BudgetView:
-    """The budget of a recipe on this machine. Takes a few milliseconds, of a pipeline a few more.
+    """Build the budget of a recipe on this machine, in a few milliseconds.
 
     Args:
         recipe: what the form says; None while it has errors.
@@ -180,7 +182,7 @@ def build_view(
 
 
 def _unknown_view(name: str, architecture: Architecture, part: _Part, reason: str, note: str) -> BudgetView:
-    """No figure that could be taken for an estimate: what is certain, and why there is no more."""
+    """Build a view without anything that could be taken for an estimate: what is certain, and why no more."""
     known = architecture.unknown is None
     return BudgetView(
         model=name,
@@ -196,14 +198,14 @@ def _unknown_view(name: str, architecture: Architecture, part: _Part, reason: st
 
 
 def gib(count: float) -> str:
-    """Bytes as ``24.2 GiB``; what is less than a tenth of one as ``37.0 MiB``."""
+    """Format bytes as ``24.2 GiB``; less than a tenth of one as ``37.0 MiB``."""
     if abs(count) >= _GIB / 10 or not count:
         return f"{count / _GIB:.1f} GiB"
     return f"{count / (1 << 20):.1f} MiB"
 
 
 def gib_range(interval: tuple[int, int]) -> str:
-    """``21.3–24.1 GiB``; one figure where both ends look the same."""
+    """Format an interval as ``21.3–24.1 GiB``; one number where both ends look the same."""
     low, high = (gib(end) for end in interval)
     if low == high:
         return low
@@ -212,7 +214,7 @@ def gib_range(interval: tuple[int, int]) -> str:
 
 
 def billions(count: int) -> str:
-    """Parameters as people name them: ``6.7 B``, ``385 k``."""
+    """Format a number of parameters as people name it: ``6.7 B``, ``385 k``."""
     for size, unit in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
         if count >= size:
             return f"{count / size:.3g} {unit}"
@@ -220,7 +222,7 @@ def billions(count: int) -> str:
 
 
 def parameters_of_name(name: str) -> int | None:
-    """The size that a model's name gives, as in ``Llama-2-7b-hf``; None where it gives none."""
+    """Read the size off a model's name, as in ``Llama-2-7b-hf``; None where it gives none."""
     sizes = {"b": 10**9, "m": 10**6}
     found = _IN_NAME.findall(name)
     return round(float(found[-1][0]) * sizes[found[-1][1].lower()]) if found else None
@@ -229,7 +231,7 @@ def parameters_of_name(name: str) -> int | None:
 def _without_estimate(
     name: str, architecture: Architecture | None, gpus: Sequence[Memory], ram: Memory | None, trouble: str
 ) -> BudgetView:
-    """The rules of thumb alone, from the parameters where anything tells them."""
+    """Build a view of the rules of thumb alone, from the parameters where they are known."""
     parameters = architecture.parameters if architecture else parameters_of_name(name)
     memories = tuple(gpus) or ((ram,) if ram else ())
     return BudgetView(
@@ -238,7 +240,7 @@ def _without_estimate(
         guessed=architecture is None and parameters is not None,
         least=architecture is not None and architecture.unknown is not None,
         memories=_shown(memories),
-        note="" if gpus else "no GPU: the CPU and its RAM",
+        note="" if gpus else "no GPU; showing CPU memory",
         reason=trouble or ("no estimate yet" if name else "choose a model"),
         rules=_rules(rules_for(parameters), None) if parameters and not (architecture and architecture.unknown) else (),
     )
@@ -285,7 +287,7 @@ def _verdict(part: _Part) -> tuple[Verdict, str]:
     if room is None or empty is None:
         return "unknown", f"needs {gib_range(part.found.device)}"
     verdict = fit.fits(part.found, room)
-    each = " a process" if part.processes > 1 else ""
+    each = " per process" if part.processes > 1 else ""
     if verdict == "yes":
         return verdict, f"at most {gib(high)}{each} of {gib(room)} free"
     if room < empty and fit.fits(part.found, empty) == "yes":
@@ -297,7 +299,7 @@ def _verdict(part: _Part) -> tuple[Verdict, str]:
 
 def _note(gpus: Sequence[Memory], part: _Part) -> str:
     if not gpus:
-        return "no GPU: the CPU and its RAM"
+        return "no GPU; showing CPU memory"
     if not part.on_gpu:
         return "on the CPU, as `use_cpu` asks"
     if part.processes > len(gpus):
@@ -306,7 +308,7 @@ def _note(gpus: Sequence[Memory], part: _Part) -> str:
 
 
 def _rules(rules: list[Rule], recipe: EstimatedRecipe | None) -> tuple[Rule, ...]:
-    """The rules that say something about this recipe, the one for its kind first; without a recipe all but Adam's."""
+    """Return the rules that apply to this recipe, its own kind's first; without a recipe all but Adam's."""
     quoted = [rule for rule in rules if "LoRA" in rule.name]
     full = [rule for rule in rules if rule.name.startswith("full")]
     if recipe is None:
@@ -349,7 +351,7 @@ def _offers(worst: _Part, found: list[fit.Suggestion]) -> tuple[Offer, ...]:
 def _together(
     worst: _Part, found: list[fit.Suggestion], architecture: Architecture, reward: Architecture | None
 ) -> Verdict:
-    """Whether all changes at once would do, where none does alone; of two that exclude each other the better one."""
+    """Check all changes at once, where none suffices alone; of two that exclude each other the better one."""
     if worst.room is None or not found or any(one.fits == "yes" for one in found):
         return "unknown"
     values: dict[str, object] = msgspec.to_builtins(worst.recipe)

@@ -1,4 +1,4 @@
-"""What a recipe's path keys may name, as lines to choose from: models of this machine, finished runs. No Textual."""
+"""Choices for a recipe's path keys: models of this machine and finished runs. No Textual."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -39,7 +39,7 @@ class Choice(Struct, frozen=True, kw_only=True):
 
 
 def model_choice(entry: ModelEntry, where: str = "") -> Choice:
-    """A model: architecture, parameters, size on disk, where it is."""
+    """Describe a model: architecture, parameters, size on disk, where it is."""
     return Choice(
         value=entry.name,
         title=entry.title,
@@ -49,7 +49,7 @@ def model_choice(entry: ModelEntry, where: str = "") -> Choice:
 
 
 def model_facts(entry: ModelEntry) -> list[str]:
-    """Architecture, parameters and size on disk, as far as they are known."""
+    """Return architecture, parameters and size on disk, as far as they are known."""
     shape = entry.architecture
     if shape is None:
         return []
@@ -58,7 +58,7 @@ def model_facts(entry: ModelEntry) -> list[str]:
 
 
 def model_folders(recent: Iterable[str]) -> list[Path]:
-    """Where models of one's own may lie: here, ``~/models``, and wherever the recent ones lay."""
+    """Return directories that may hold one's own models: here, ``~/models``, and those of the recent ones."""
     beside = [Path(name).parent for name in recent if name.startswith("/")]
     try:
         here = [Path.cwd()]
@@ -68,7 +68,7 @@ def model_folders(recent: Iterable[str]) -> list[Path]:
 
 
 def typed_models(home: Home, text: str) -> list[Choice]:
-    """What a typed text names: a model, or the models of a directory. Reads files: for a thread."""
+    """Return the model that a typed text names, or the models of a directory. For a thread."""
     folder = _folder(text)
     found = [entry for entry in find_models(home, folders=[folder]) if entry.kind == "folder"] if folder else []
     inside = [model_choice(entry) for entry in found if folder and Path(entry.name).parent == folder]
@@ -80,7 +80,7 @@ def typed_models(home: Home, text: str) -> list[Choice]:
 
 
 def run_choices(home: Home, stages: Iterable[Stage]) -> list[Choice]:
-    """Finished runs of these stages, the newest first. Reads files: for a thread."""
+    """Return finished runs of these stages, the newest first. For a thread."""
     wanted = tuple(stages)
     found: list[Choice] = []
     for run in reversed(home.runs()):
@@ -98,7 +98,7 @@ def run_choices(home: Home, stages: Iterable[Stage]) -> list[Choice]:
 
 
 def _folder(text: str) -> Path | None:
-    """The directory that a text names, where that is no model itself."""
+    """Return the directory that a text names, where that is no model itself."""
     try:
         path = Path(text).expanduser().absolute()
         return path if path.is_dir() and not (path / "config.json").exists() else None
@@ -107,7 +107,7 @@ def _folder(text: str) -> Path | None:
 
 
 def matching(choices: Iterable[Choice], text: str) -> list[Choice]:
-    """The choices whose line holds every word; those whose name does come first."""
+    """Return the choices whose line holds every word; those whose name does come first."""
     words = text.lower().split()
     found = [one for one in choices if all(word in f"{one.title} {one.facts}".lower() for word in words)]
     return sorted(found, key=lambda one: not all(word in one.title.lower() for word in words))

@@ -57,7 +57,7 @@ class FormField(Struct, frozen=True, kw_only=True):
     name: str
     """The key without its stage."""
     stage: Stage | None = None
-    """The section of a pipeline recipe that the key stands in; None at the top."""
+    """The section of a pipeline recipe that holds the key; None at the top."""
     section: str
     """What the key is about: Model, Data, …"""
     heading: str
@@ -85,7 +85,7 @@ class FormField(Struct, frozen=True, kw_only=True):
 
 @functools.cache
 def fields_of(stage: Stage) -> dict[str, FormField]:
-    """The fields of one stage's form by key, in the order of their sections.
+    """Return the fields of one stage's form by key, in the order of their sections.
 
     A pipeline has the shared keys of its training stages first, then each stage's own, without the wired ones.
     """
@@ -163,7 +163,7 @@ def _default(field: msgspec.structs.FieldInfo) -> Any:
 
 
 def _unwrapped(annotation: Any) -> tuple[list[Any], list[Meta]]:
-    """The members of a (perhaps annotated, perhaps optional) type, and every Meta on the way, outermost first."""
+    """Return the members of a (perhaps annotated or optional) type, and every Meta on the way, outermost first."""
     origin = typing.get_origin(annotation)
     if origin is typing.Annotated:
         inner, *extras = typing.get_args(annotation)
@@ -176,7 +176,7 @@ def _unwrapped(annotation: Any) -> tuple[list[Any], list[Meta]]:
 
 
 def _kind(parts: list[Any]) -> tuple[Kind, tuple[str, ...]]:
-    """What is entered, and from which choices.
+    """Return the kind of input of a type, and its choices.
 
     Raises:
         TypeError: a type that recipes have not had so far.

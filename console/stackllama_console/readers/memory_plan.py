@@ -1,6 +1,6 @@
-"""A recipe's memory on a device of this machine or another: model found, estimated, compared, changes proposed.
+"""A recipe's memory on a device: find the model, estimate, compare, propose changes.
 
-Nothing is loaded and no network is asked; a plan takes milliseconds.
+Loads nothing and uses no network; a plan takes milliseconds.
 """
 
 from pathlib import Path
@@ -40,7 +40,7 @@ class Place(Struct, frozen=True, kw_only=True):
 
 
 class Plan(Struct, frozen=True, kw_only=True):
-    """What a recipe takes there."""
+    """The memory that a recipe needs there."""
 
     architecture: Architecture
     estimate: Estimate
@@ -49,7 +49,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     fits: Fits
     suggestions: list[Suggestion]
     shard: Sharding | None = None
-    """The figures are those of one GPU among several that each hold a share, which the engine does not launch."""
+    """The estimate is of one GPU among several that each hold a share, which the engine does not launch."""
 
 
 def make_plan(
@@ -113,14 +113,16 @@ def _sharded(recipe: EstimatedRecipe, architecture: Architecture, place: Place, 
 
 
 def reward_architecture(home: Home, recipe: PPORecipe) -> tuple[Architecture | None, str | None]:
-    """The reward model where it is one of its own, None where it is an adapter on the policy's base; and what had to
-    be assumed, if anything."""
+    """Return the reward model's architecture, and what had to be assumed, if anything.
+
+    None: it is an adapter on the policy's base.
+    """
     where, note = reward_files(home, recipe)
     return (read_architecture(where) if where else None), note
 
 
 def reward_files(home: Home, recipe: PPORecipe) -> tuple[Path | None, str | None]:
-    """Where a reward model of its own lies; else None; and what had to be assumed, if anything."""
+    """Return where a separate reward model lies, else None; and what had to be assumed, if anything."""
     path = recipe.reward_model_path
     if not path or path == PLACEHOLDER:  # a pipeline wires one in that was trained on the policy's base
         return None, None
@@ -134,7 +136,7 @@ def reward_files(home: Home, recipe: PPORecipe) -> tuple[Path | None, str | None
 
 
 def model_files(home: Home, recipe: EstimatedRecipe) -> Path:
-    """Directory or file of the model that a recipe loads.
+    """Return the directory or file of the model that a recipe loads.
 
     Raises:
         UsageError: it is not on this machine.
@@ -158,7 +160,7 @@ def model_files(home: Home, recipe: EstimatedRecipe) -> Path:
 
 
 def _trained(home: Home, name: str) -> Path | None:
-    """What a training run left, adapter or whole model; None when this is no run."""
+    """Return what a training run left, adapter or whole model; None when this is no run."""
     if not RUN_ID.fullmatch(name):
         return None
     try:
@@ -169,7 +171,7 @@ def _trained(home: Home, name: str) -> Path | None:
 
 
 def _base_of(adapter: Path) -> str:
-    """The name of an adapter's base.
+    """Read the name of an adapter's base.
 
     Raises:
         UsageError: it does not say.

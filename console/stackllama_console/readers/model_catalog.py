@@ -1,4 +1,4 @@
-"""Models of this machine, for whoever picks one: the demo, merged runs, recent ones, the Hugging Face cache, folders.
+"""Models of this machine: the demo, merged runs, recent ones, the Hugging Face cache, folders.
 
 Everything is read from files, nothing is asked of a network. :func:`find_models` is a generator, so that a thread can
 hand over each model as it is found; a cache of thousands of repositories is cut at a bound. Layout of the cache:
@@ -66,7 +66,7 @@ class ModelEntry(Struct, frozen=True, kw_only=True):
 def find_models(
     home: Home, recent: Iterable[str] = (), folders: Iterable[Path] = (), cache: Path | None = None
 ) -> Iterator[ModelEntry]:
-    """Every model of this machine, each name once: demo, merged runs (newest first), recent, cache, folders.
+    """Yield every model of this machine, each name once: demo, merged runs (newest first), recent, cache, folders.
 
     Args:
         home: whose finished merge runs.
@@ -90,7 +90,7 @@ def find_models(
 
 
 def describe(home: Home, name: str, cache: Path | None = None) -> ModelEntry:
-    """The model that a person named, whatever it is; for a name typed by hand."""
+    """Describe the model that a typed name refers to."""
     where = locate(home, name, cache)
     if where is None:
         return ModelEntry(name=name, kind="recent", trouble=_AWAY)
@@ -98,7 +98,7 @@ def describe(home: Home, name: str, cache: Path | None = None) -> ModelEntry:
 
 
 def locate(home: Home, name: str, cache: Path | None = None) -> Path | None:
-    """Where the files of ``model_name_or_path`` are, looked up as a launch does; None: not on this machine.
+    """Locate the files of ``model_name_or_path`` as a launch does; None: not on this machine.
 
     Args:
         home: whose runs.
@@ -123,14 +123,14 @@ def locate(home: Home, name: str, cache: Path | None = None) -> Path | None:
 
 
 def _entry(name: str, kind: Kind, path: Path, note: str | None = None) -> ModelEntry:
-    """A model of these files; what is wrong with them becomes its trouble."""
+    """Describe the model of these files; what is wrong with them becomes its trouble."""
     try:
         architecture = read_architecture(path)
         note = note or _not_a_writer(path) or architecture.unknown or architecture.rough
     except (UsageError, OSError) as error:
         return ModelEntry(name=name, kind=kind, trouble=one_line(str(error)))
     if name.startswith("-") or not name.isprintable():
-        note = "its name is refused at launch: it begins with `-` or holds control characters"
+        note = "its name is refused at launch: it starts with `-` or contains control characters"
     return ModelEntry(name=name, kind=kind, architecture=architecture, trouble=one_line(note) if note else None)
 
 
@@ -139,12 +139,12 @@ def _not_a_writer(path: Path) -> str | None:
     if not classes or any(name.endswith(_WRITES) for name in classes):
         return None
     if any("SequenceClassification" in name for name in classes):
-        return "a reward model: it judges texts and writes none"
-    return f"a {classes[0]}: it writes no text"
+        return "a reward model: it scores responses and generates none"
+    return f"a {classes[0]}: it generates no text"
 
 
 def _classes(path: Path) -> list[str]:
-    """``architectures`` of a directory's configuration."""
+    """Return ``architectures`` of a directory's configuration."""
     if not path.is_dir():
         return []
     found = read_config(path).get("architectures")
@@ -160,7 +160,7 @@ def _runs(home: Home) -> Iterator[ModelEntry]:
 
 
 def _run(home: Home, name: str) -> RunDir | None:
-    """A finished merge run of this name."""
+    """Return the finished merge run of this name."""
     if not RUN_ID.fullmatch(name):
         return None
     try:
@@ -177,7 +177,7 @@ def _recent(home: Home, names: Iterable[str], cache: Path) -> Iterator[ModelEntr
 
 
 def _cached(cache: Path) -> Iterator[ModelEntry]:
-    """Language models of the hub's cache, by name."""
+    """Yield language models of the hub's cache, by name."""
     for repository in sorted(_entries(cache)):
         match = _REPOSITORY.fullmatch(repository.name)
         if not match:
@@ -187,7 +187,7 @@ def _cached(cache: Path) -> Iterator[ModelEntry]:
             entry = _entry(name, "cache", files)
             if entry.architecture is None and not (files / "config.json").exists():
                 yield from (_entry(str(file), "cache", file) for file in _ggufs(files))
-            elif not (entry.trouble or "").endswith("writes no text"):
+            elif not (entry.trouble or "").endswith("generates no text"):
                 yield entry
 
 
@@ -206,7 +206,7 @@ def _ggufs(folder: Path) -> list[Path]:
 
 
 def _entries(folder: Path) -> list[Path]:
-    """What lies in a directory, a bounded part of it; nothing where there is none that may be read."""
+    """List a directory, up to a bound; empty where it cannot be read."""
     try:
         return list(itertools.islice(folder.iterdir(), _MOST_SEEN))
     except OSError:  # most machines lack one of the places that are looked at

@@ -1,4 +1,4 @@
-"""The formula beside a trace of the real model's classes: seconds instead of milliseconds, and an answer of its own."""
+"""The memory formula beside a trace of the real model's classes, which takes seconds."""
 
 import msgspec
 from msgspec import Struct

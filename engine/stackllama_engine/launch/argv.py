@@ -1,4 +1,4 @@
-"""The command that trains: argv, environment and accelerate configuration. Never a shell.
+"""Training command: argv, environment and accelerate configuration. Never a shell.
 
 Every stage is ``accelerate launch … -m stackllama_engine.train STAGE RUN_DIR``. What surprises in accelerate, and
 why each thing is spelled out here (``accelerate/commands/launch.py``):
@@ -73,7 +73,7 @@ class Command(Struct, frozen=True, kw_only=True):
 
 
 def build_command(recipe: AnyRecipe, run_dir: Path, gpus: list[str]) -> Command:
-    """The command of a resolved recipe.
+    """Build the command of a resolved recipe.
 
     Args:
         recipe: with ``num_processes`` filled in.
@@ -133,7 +133,7 @@ def _mixed_precision(recipe: AnyRecipe) -> str:
 
 
 def _threads(processes: int) -> int:
-    """CPU threads a process: what the person asked for, else an equal share of the cores we may use."""
+    """Return the CPU threads per process: ``OMP_NUM_THREADS``, else an equal share of the usable cores."""
     asked = os.environ.get("OMP_NUM_THREADS", "")
     if asked.isdecimal() and int(asked) > 0:
         return int(asked)

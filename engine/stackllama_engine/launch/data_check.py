@@ -1,6 +1,6 @@
-"""What a launch can know of its data: local files are opened and their first rows are read as the stage will.
+"""Check of local data at launch: files are opened and their first rows are read as the stage will.
 
-A hub set is not asked here. It is read by the stage, which says the same things about it.
+A hub data set is not read here. The stage reads it, and reports the same errors.
 """
 
 import importlib.util
@@ -17,7 +17,7 @@ from .sections import stage_recipe
 
 
 def check_data(recipe: SFTRecipe | RewardRecipe | PPORecipe) -> Columns | None:
-    """The columns of local data, by its first rows; None for a hub set, or where Parquet cannot be read here.
+    """Read the columns of local data off its first rows; None for a hub set, or where Parquet cannot be read.
 
     Raises:
         DataError: unreadable, without rows, without a column the stage needs, or with something other than text in it.
@@ -37,7 +37,7 @@ def check_data(recipe: SFTRecipe | RewardRecipe | PPORecipe) -> Columns | None:
 
 
 def data_notices(recipe: AnyRecipe) -> list[str]:
-    """What a person should know about how a launch's stages will read their local data.
+    """Return notices on how a launch's stages will read their local data.
 
     Raises:
         DataError: as :func:`check_data`.

@@ -193,7 +193,7 @@ def _check_still_holds(planned: Plan) -> None:
 
 @contextlib.contextmanager
 def gone_unless_written(run: RunDir) -> Generator[None]:
-    """What a new run needs before anything is started; on a full disk half a run would keep the name.
+    """Remove a new run where its files cannot be written: on a full disk half a run would keep the name.
 
     Raises:
         RefusedError: something could not be written, and the run was removed.
@@ -216,7 +216,7 @@ def resume(
     recipe_changed: bool = False,
     function_changed: bool = False,
 ) -> RunDir:
-    """Start a new attempt of a run that stopped, failed or was lost; it goes on from its newest checkpoint.
+    """Start a new attempt of a run that stopped, failed or was lost, from its newest checkpoint.
 
     Args:
         home: where runs live.
@@ -312,7 +312,7 @@ def start_supervisor(
 def _prepare_attempt(
     run: RunDir, attempt: int, command: Command, parents: list[str], function: FunctionFile | None
 ) -> State:
-    """What is on disk before its supervisor starts; the state, which is written last."""
+    """Write what is on disk before the supervisor starts; returns the state, which is written last."""
     forget_all(run)
     for name, text in command.files.items():
         write_whole(run.path / name, text.encode())
@@ -359,7 +359,7 @@ def _command(recipe: AnyRecipe, run_dir: Path, gpus: list[str], canary: bool | N
 
 
 def _gpus(recipe: AnyRecipe) -> list[str]:
-    """The GPUs that a run may see.
+    """Return the GPUs that a run may see.
 
     Raises:
         RefusedError: their driver does not answer, and the run is not for the CPU.
@@ -373,7 +373,7 @@ def _gpus(recipe: AnyRecipe) -> list[str]:
 
 
 def _had_canary(run: RunDir) -> bool | None:
-    """Of the attempt before; one that begins at a checkpoint needs none, and leaves it out itself."""
+    """Return whether the attempt before had a canary; one that begins at a checkpoint skips it by itself."""
     return "STACKLLAMA_CANARY" in run.read_launch().environment if (run.path / "launch.json").is_file() else None
 
 

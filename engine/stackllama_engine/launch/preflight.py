@@ -1,8 +1,8 @@
-"""What a stage would refuse once it has begun, and its files say before: looked at for every stage at launch.
+"""Checks at launch of what a stage would refuse later, from its model's files.
 
-Each row of :data:`CHECKS` is one question to a recipe and the files of its model. A pipeline asks all of them for all
-its stages, so that the last one's refusal is known before the first one runs. Of a hub model that is not in the cache
-nothing is known, and nothing is said. No check loads anything.
+Each row of :data:`CHECKS` is one check of a recipe against the files of its model. A pipeline runs all of them for all
+its stages, so that the last one's refusal is known before the first one runs. A hub model that is not in the cache is
+not checked. No check loads anything.
 """
 
 import re
@@ -89,7 +89,7 @@ class Problem(Struct, frozen=True):
 
 
 def find_problems(recipe: AnyRecipe) -> list[Problem]:
-    """What every stage of a recipe would refuse, in their order; empty where nothing is known to be wrong.
+    """Return what every stage of a recipe would refuse, in order; empty where nothing is known to be wrong.
 
     Args:
         recipe: with its inputs resolved (:mod:`.inputs`).
@@ -119,7 +119,7 @@ def preflight(recipe: AnyRecipe) -> None:
 
 
 def _stages(recipe: AnyRecipe) -> list[TrainingRecipe]:
-    """The stages that train, each with the model that it will have."""
+    """Return the stages that train, each with the model that it will have."""
     if isinstance(recipe, TrainingRecipe):
         return [recipe]
     if not isinstance(recipe, PipelineRecipe):
@@ -137,7 +137,7 @@ def _stages(recipe: AnyRecipe) -> list[TrainingRecipe]:
 
 
 def _case(recipe: TrainingRecipe) -> Case | None:
-    """None where the model's files are not here, or say nothing that could be read."""
+    """Read the model's files; None where they are not here, or cannot be read."""
     name = recipe.model_name_or_path
     path = existing(name) or (None if recipe.model_revision else cached_model(name))
     if path is None:
@@ -148,7 +148,7 @@ def _case(recipe: TrainingRecipe) -> Case | None:
         return None
     try:
         architecture = read_architecture(path)
-    except (UsageError, OSError):  # of a kind without the sizes that a budget needs, or torn: see _weights
+    except (UsageError, OSError):  # of a kind without the sizes that a budget needs, or truncated: see _weights
         architecture = None
     return Case(recipe=recipe, path=path, config=config, architecture=architecture)
 
@@ -196,13 +196,13 @@ def _targets(case: Case) -> str | None:
             return None
         wrong = "is a pattern that matches the full name of no module"
     except re.error as error:
-        wrong = f"is no pattern: {error}"
+        wrong = f"is not a valid pattern: {error}"
     hint = f"; for several names write [{targets}]" if "," in targets else ""
     return f"`lora_target_modules={targets}`: a text {wrong}{hint}; {has}."
 
 
 def _tied(case: Case) -> str | None:
-    """Targets that are the embedding and the head at once, and an SFT head, which TRL refuses once it is loaded."""
+    """Check for targets that are embedding and head at once, and for an SFT head, which TRL refuses once loaded."""
     recipe, targets = case.recipe, case.recipe.lora_target_modules
     if not recipe.use_peft or not targets:
         return None
@@ -223,7 +223,7 @@ def _tied(case: Case) -> str | None:
 
 
 def _ends(targets: list[str] | str, case: Case) -> set[str]:
-    """Last names of what the targets take; of a model whose modules are not known, of the targets themselves."""
+    """Return last names of the selected modules; where modules are not known, of the targets themselves."""
     if isinstance(targets, list):
         return {target.rpartition(".")[2] for target in targets}
     if case.counted is None:

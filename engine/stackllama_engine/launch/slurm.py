@@ -1,11 +1,11 @@
-"""Runs under Slurm: one job a run, which saves before its time is up, requeues itself and goes on.
+"""Runs under Slurm: one job per run, which saves before its time is up, requeues itself and resumes.
 
 ``submit`` creates the run and hands ``slurm.sh`` to ``sbatch``. Options are arguments of ``sbatch``, one each; the
 script holds no directive, and of the recipe nothing at all: what it does is start this module with the run's path.
 
 In the job (``python -m stackllama_engine.launch.slurm RUN_DIR``) a new attempt begins, under a supervisor as anywhere
 else, and is waited for. Slurm's SIGUSR1 (``--signal=B:USR1@300``) asks it to save and stop; stopped, the job requeues
-itself, and its next start goes on from the checkpoint. Jobs need process tracking by cgroups, Slurm's recommended one:
+itself, and its next start resumes from the checkpoint. Jobs need process tracking by cgroups, Slurm's recommended one:
 the supervisor has a session of its own. https://slurm.schedmd.com/sbatch.html
 """
 
@@ -103,35 +103,35 @@ def submit(home: Home, recipe: AnyRecipe, name: str | None, words: Iterable[str]
 
 
 def _submitted(argv: list[str], environment: dict[str, str], folder: Path) -> tuple[str, str | None]:
-    """The job's number, and what hindered sbatch from giving one."""
+    """Submit the job; returns its number, and why there is none."""
     done = _asked_slurm(argv, env=environment, cwd=folder)
     if isinstance(done, str):
         return "", done
     job = done.stdout.strip().partition(";")[0]  # `job;cluster`
     if done.returncode != 0 or not job.isdecimal():
-        return "", f"sbatch did not take the job: {(done.stderr or done.stdout).strip()[:500] or 'no job id'}"
+        return "", f"sbatch rejected the job: {(done.stderr or done.stdout).strip()[:500] or 'no job id'}"
     return job, None
 
 
 def _asked_slurm(argv: list[str], **more: Any) -> subprocess.CompletedProcess[str] | str:
-    """What one of Slurm's commands says, or why it says nothing."""
+    """Run one of Slurm's commands; a text says why it could not be run."""
     try:
         return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=_ANSWER, **more)
     except subprocess.TimeoutExpired:
-        return f"`{argv[0]}` did not answer within {_ANSWER:g} s; look with `squeue` whether it took it all the same."
+        return f"`{argv[0]}` did not answer within {_ANSWER:g} s; check with `squeue` whether it was accepted anyway."
     except OSError as error:
         return f"`{argv[0]}` cannot be run here: {error.strerror}."
 
 
 class Waiting(Struct):
-    """What the job was told while it waited."""
+    """Requests that the job received while it waited."""
 
     requeue: bool = False
     stop: bool = False
 
 
 def work(run: RunDir, job: str) -> int:
-    """In the job: one attempt from its beginning to its end; returns the exit code.
+    """Run one attempt in the job, from its beginning to its end; returns the exit code.
 
     Raises:
         StackllamaError: the attempt cannot begin.
@@ -147,8 +147,8 @@ def work(run: RunDir, job: str) -> int:
     first = run.read_state()
     before = elsewhere(run, first)  # Slurm starts a job again when its node died: what was there is gone
     if first.phase != "queued" and not reconcile(run, host_gone=before.host if before else None).has_ended:
-        raise RefusedError(f"Run `{run.id}` is alive elsewhere.")
-    refuse_changed(run, first.stage)  # nobody can be asked here: `runs resume` asks, and writes the answer down
+        raise RefusedError(f"Run `{run.id}` is running elsewhere.")
+    refuse_changed(run, first.stage)  # nobody can be asked here: `runs resume` asks, and records the answer
     begin(run, canary=None if first.attempt == 0 else False)
     asked = False
     while not (state := reconcile(run)).has_ended:
@@ -161,14 +161,14 @@ def work(run: RunDir, job: str) -> int:
 
 
 def _requeue(run: RunDir, state: State, job: str) -> None:
-    """Back into the queue, as far as anyone who looks can tell before Slurm ends this job to do so."""
+    """Requeue the job, and record it first: Slurm ends this job to do so."""
     argv = ["scontrol", "requeue", job]
     deadline = time.monotonic() + _LAST_WORDS
     while run.lock_is_held() and time.monotonic() < deadline:  # the supervisor has said the last word and is leaving
         time.sleep(_POLL_SECONDS)
     lock = run.acquire_lock()
     try:
-        with contextlib.suppress(OSError):  # a full disk: it stays `stopped`, and goes on all the same
+        with contextlib.suppress(OSError):  # a full disk: it stays `stopped`, and resumes all the same
             run.write_state(_changed(state, phase="queued", ended=None, exit_code=None, cause=None))
         done = _asked_slurm(argv)
         if isinstance(done, str) or done.returncode != 0:
@@ -186,7 +186,7 @@ def _changed(state: State, **changes: object) -> State:
 
 
 def main(arguments: list[str]) -> int:
-    """The job's own process."""
+    """Run the job's own process."""
     run, job = RunDir(Path(arguments[0])), os.environ.get("SLURM_JOB_ID", "")
     try:
         known = job_of(run)
@@ -202,7 +202,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _check_resubmission(run: RunDir, known: Job) -> None:
-    """Whether another job may go on: the run has ended, and Slurm has forgotten the job that it was.
+    """Check that another job may resume: the run has ended, and Slurm no longer has its job.
 
     Raises:
         UsageError: it may not.
@@ -212,7 +212,7 @@ def _check_resubmission(run: RunDir, known: Job) -> None:
     deadline = time.monotonic() + _COMPLETING
     while has_job(known.id):
         if time.monotonic() > deadline:
-            raise UsageError(f"Slurm still has job {known.id} of run `{run.id}`; submit it again when that has gone.")
+            raise UsageError(f"Slurm still has job {known.id} of run `{run.id}`; submit it again once that is gone.")
         time.sleep(_ASK_SECONDS)
 
 

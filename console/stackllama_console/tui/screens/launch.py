@@ -1,4 +1,4 @@
-"""Launch: a model, a stage, a recipe as a form, what it will cost in memory; enter launches.
+"""Launch screen: a model, a stage, a recipe as a form, its memory budget; enter launches.
 
 From 120 columns models, form and budget stand side by side; below that the form has the screen, with the model in a
 line above it and a short budget below.
@@ -62,14 +62,14 @@ class LaunchScreen(ConsoleScreen):
             show=False,
         ),
         Binding("m", "ask_model", "model", id="launch.model"),
-        Binding("r", "ask_run", "run for this key", id="launch.run", show=False),
+        Binding("r", "ask_run", "choose run", id="launch.run", show=False),
         Binding("b", "budget", "budget", id="launch.budget"),
-        Binding("y", "copy", "copy the command", id="launch.copy", show=False),
-        Binding("C", "commands", "commands", id="launch.commands", show=False),
-        Binding("N", "ask_name", "name the run", id="launch.name", show=False),
-        Binding("o", "ask_open", "open a recipe file", id="launch.open", show=False),
-        Binding("w", "ask_write", "write a recipe file", id="launch.write", show=False),
-        Binding("X", "clear", "every value back to its default", id="launch.clear", show=False),
+        Binding("y", "copy", "copy command", id="launch.copy", show=False),
+        Binding("C", "commands", "show commands", id="launch.commands", show=False),
+        Binding("N", "ask_name", "name run", id="launch.name", show=False),
+        Binding("o", "ask_open", "open recipe", id="launch.open", show=False),
+        Binding("w", "ask_write", "write recipe", id="launch.write", show=False),
+        Binding("X", "clear", "reset all values", id="launch.clear", show=False),
         *(  # the panel's own keys, by the panel's own names, wherever the focus is
             Binding(f"{number}", f"offer({number})", f"apply change {number}", id=f"budget.apply_{number}", show=False)
             for number in range(1, 10)
@@ -109,7 +109,7 @@ class LaunchScreen(ConsoleScreen):
         self._picker: PickScreen | None = None
 
     def body(self) -> ComposeResult:
-        """Stage and model, then models, form and budget, then what is wrong and the command."""
+        """Lay out stage and model, then models, form and budget, then the error and the command."""
         drawn = self.console_app.options.ascii
         yield TextLines(id="launch-top")
         with Container(id="launch-main"):
@@ -136,7 +136,7 @@ class LaunchScreen(ConsoleScreen):
             self._load(functools.partial(read_run, self.controller.home, self._clone))
 
     def on_resize(self, event: events.Resize) -> None:
-        """Side by side, or one above the other."""
+        """Arrange the panels side by side, or one above the other."""
         self._arrange()
         self._refresh()
 
@@ -190,7 +190,7 @@ class LaunchScreen(ConsoleScreen):
         except UsageError as error:
             self.say(str(error), trouble=True)
         else:
-            self.say(f"written: {file}")
+            self.say(f"recipe written to {file}")
 
     # launching
 
@@ -223,7 +223,7 @@ class LaunchScreen(ConsoleScreen):
         """Open the monitor in this screen's place, unless somebody went elsewhere meanwhile."""
         app = self.console_app
         if not self.is_current:
-            app.notify(one_line(f"{run.id} has been launched"), markup=False)
+            app.notify(one_line(f"launched {run.id}"), markup=False)
             return
         app.pop_screen()
         app.open_run(run.id)
@@ -257,7 +257,7 @@ class LaunchScreen(ConsoleScreen):
         form.filter("")
         form.move_to(wrong)
         form.focus()
-        self.say(f"first mend {wrong}" if wrong else self.controller.problem(), trouble=True)
+        self.say(f"fix {wrong} first" if wrong else self.controller.problem(), trouble=True)
 
     def _show_form(self) -> None:
         """Render another form, or other values in it."""
@@ -329,7 +329,7 @@ class LaunchScreen(ConsoleScreen):
     # actions
 
     def action_launch(self) -> None:
-        """Check, ask, launch."""
+        """Plan, ask for confirmation, launch."""
         self.begin(self._launch(), group="launch")
 
     def action_commands(self) -> None:
@@ -373,7 +373,7 @@ class LaunchScreen(ConsoleScreen):
             self._ask_run(key)
         else:
             stage = self.controller.draft.stage
-            self.say(f"no key of a {stage} recipe takes a trained run; m lists the merged ones")
+            self.say(f"no key of a {stage} recipe takes a run; m lists merged models")
 
     def action_ask_name(self) -> None:
         """Ask for the run's name."""
@@ -404,7 +404,7 @@ class LaunchScreen(ConsoleScreen):
                 return
             load = functools.partial(self._load, functools.partial(read_file, recipe_path(name), stage))
             if self.controller.draft.touched:
-                self._sure("Replace what was typed into the form?", "replace it", load)
+                self._sure("Replace the values typed into the form?", "replace", load)
             else:
                 load()
 
@@ -417,16 +417,16 @@ class LaunchScreen(ConsoleScreen):
             self.controller.clear()
             self._show_form()
 
-        self._sure("Put every value back to its default? The model stays.", "put them back", clear)
+        self._sure("Reset every value to its default? The model stays.", "reset", clear)
 
     def action_back(self) -> None:
         """Go back to the form, or to the screen before; asks where typed values would be lost."""
         if self.has_class("-budget") and not self.has_class("-wide"):
             self.action_budget()
         elif self.controller.launching:
-            self.say("it is being launched; a moment")
+            self.say("launching, please wait")
         elif self.controller.draft.touched:
-            self._sure("Leave? What was typed into the form is lost.", "leave", super().action_back)
+            self._sure("Leave? The values typed into the form will be lost.", "leave", super().action_back)
         else:
             super().action_back()
 

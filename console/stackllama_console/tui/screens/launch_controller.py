@@ -217,7 +217,7 @@ class LaunchController:
             trouble=devices.trouble or (trouble if self.draft.model else ""),
             calibration=shapes.calibration if shapes else None,
         )
-        self.budget = structs.replace(view, note="the GPUs are not known") if devices.trouble else view
+        self.budget = structs.replace(view, note="GPUs unknown") if devices.trouble else view
         return self.budget
 
     # launching
@@ -279,7 +279,7 @@ class LaunchController:
         rows = [
             ("adapter" if draft.stage is Stage.MERGE else "model", draft.model or "none yet"),
             ("run", draft.name or f"{draft.stage}-… (stage, date and time)"),
-            ("changed", "  ".join(changes) or "nothing: every value is the default"),
+            ("changed", "  ".join(changes) or "nothing (all defaults)"),
             ("home", str(draft.home.path)),
         ]
         return Summary(

@@ -1,4 +1,4 @@
-"""A memory budget laid out for a width and a height: what matters most stays when there is little room.
+"""Layout of a memory budget for a width and a height: what matters most stays when there is little room.
 
 Blocks have variants, from the smallest to the fullest. All start small; :data:`_GROWTH` says which grows next.
 """
@@ -56,7 +56,7 @@ OFFERS = 9
 
 
 def budget_lines(view: BudgetView, width: int, height: int, style: StyleOf, glyphs: Glyphs) -> list[Strip]:
-    """The lines of a budget, at most ``height`` of exactly ``width`` cells.
+    """Lay out a budget in at most ``height`` lines of exactly ``width`` cells.
 
     Args:
         view: what is shown; its texts are sanitised.
@@ -142,7 +142,7 @@ def _devices(view: BudgetView, width: int, style: StyleOf, glyphs: Glyphs) -> li
 
 
 def _marks(view: BudgetView, width: int, style: StyleOf, glyphs: Glyphs) -> list[Block]:
-    """Our interval, and the published rules on the same scale, each by its name."""
+    """Draw our interval, and the published rules on the same scale, each by its name."""
     scale = scale_of(view)
     lines: Block = []
     if view.device[1]:
@@ -219,7 +219,7 @@ def _offers(view: BudgetView, width: int, style: StyleOf, glyphs: Glyphs) -> lis
 
 
 def not_enough(view: BudgetView) -> str:
-    """That no change offered makes it fit, and what all of them together would do; empty where one does."""
+    """Say that no change offered makes it fit, and what all together would do; empty where one does."""
     if not view.offers or any(offer.fits == "yes" for offer in view.offers):
         return ""
     together = {"yes": "all together are", "tight": "all together may be", "no": "nor all together"}.get(view.together)

@@ -1,4 +1,4 @@
-"""Models, or runs, to choose from: a few lines each, a cursor, and a mark on the one that is chosen."""
+"""List of models or runs to choose from: a few lines each, a cursor, and a mark on the chosen one."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -25,7 +25,7 @@ class ModelList(OptionList):
         Binding("k,up", "cursor_up", "previous", id="models.up", show=False),
         Binding("g,home", "first", "first", id="models.top", show=False),
         Binding("G,end", "last", "last", id="models.bottom", show=False),
-        Binding("space", "select", "take it (so does enter)", id="models.take"),  # enter is OptionList's own
+        Binding("space", "select", "select (same as enter)", id="models.take"),  # enter is OptionList's own
     ]
     DEFAULT_CSS = """
     ModelList { height: 1fr; border: none; padding: 0; background: transparent; scrollbar-size-vertical: 1; }
@@ -71,11 +71,11 @@ class ModelList(OptionList):
         self.highlighted = cursor if self.choices else None
 
     def on_resize(self, event: events.Resize) -> None:
-        """Lines are cut to the width."""
+        """Cut the lines to the new width."""
         self.show(self.choices, self.chosen)
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
-        """The list's own message, with the choice in it."""
+        """Post the list's own message, with the choice in it."""
         event.stop()
         if event.option_index < len(self.choices):
             self.post_message(self.Taken(self.choices[event.option_index]))
