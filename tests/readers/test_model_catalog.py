@@ -96,9 +96,9 @@ def test_only_finished_merges_are_models(home: Home, cache: Path) -> None:
     assert [one.kind for one in listed(home, cache)] == ["demo"]
 
 
-def test_a_merged_reward_model_says_that_it_only_judges(home: Home, cache: Path) -> None:
+def test_merged_reward_model_is_marked_as_generating_nothing(home: Home, cache: Path) -> None:
     put_run(home, "judge", architectures=["LlamaForSequenceClassification"])
-    assert "judges" in (listed(home, cache)[1].trouble or "")
+    assert "generates none" in (listed(home, cache)[1].trouble or "")
 
 
 def test_the_cache_in_all_its_states(home: Home, cache: Path) -> None:
