@@ -27,7 +27,7 @@ _MOST_CONFIG = 1 << 20
 
 
 class Asked(Struct, frozen=True):
-    """Which models a form names; equal ones need no second reading."""
+    """The models that a form names; equal ones need no second reading."""
 
     stage: Stage
     model: str = ""
@@ -37,20 +37,20 @@ class Asked(Struct, frozen=True):
 
 
 class Shapes(Struct, frozen=True, kw_only=True):
-    """What was found of them."""
+    """Shapes of the models that a form names."""
 
     asked: Asked
     entry: ModelEntry | None = None
     """The model that memory is needed for; None while none is named."""
     reward: Architecture | None = None
-    """Of a reward model that is a model of its own; None: an adapter on the policy's base, or not known."""
+    """Architecture of a separate reward model; None: an adapter on the policy's base, or not known."""
     calibration: Calibration | None = None
-    """What finished runs of this home measured on this machine."""
+    """Measurements of finished runs of this home on this machine."""
     trouble: str = ""
 
     @property
     def architecture(self) -> Architecture | None:
-        """Of the model."""
+        """Architecture of the model."""
         return self.entry.architecture if self.entry else None
 
 
@@ -72,16 +72,16 @@ def read_shapes(home: Home, asked: Asked) -> Shapes:
         return Shapes(asked=asked, trouble=f"{one_line(asked.model)}: its base is not known")
     entry = describe(home, name)
     trouble = "" if entry.architecture else refusal(home, MODEL, name) or entry.trouble or ""
-    known: Calibration | None = None
+    local_calibration: Calibration | None = None
     try:
-        known = calibration(home.path)
+        local_calibration = calibration(home.path)
     except OSError as error:
         trouble = trouble or one_line(f"{error.filename} cannot be read: {error.strerror}")
     return Shapes(
         asked=asked,
         entry=entry,
         reward=_own_reward(home, asked.reward) if asked.reward else None,
-        calibration=known,
+        calibration=local_calibration,
         trouble=trouble,
     )
 
@@ -93,10 +93,10 @@ def base_of(home: Home, adapter: str) -> str:
         if run is not None:
             return recipe_model(run.recipe_file)
         file = Path(adapter).expanduser() / _ADAPTER_FILE
-        found = any_object(file, _MOST_CONFIG).get("base_model_name_or_path")
+        base = any_object(file, _MOST_CONFIG).get("base_model_name_or_path")
     except (OSError, RuntimeError, ValueError):  # nothing there that could be read: not known
         return ""
-    return found if isinstance(found, str) else ""
+    return base if isinstance(base, str) else ""
 
 
 def read_devices() -> Devices:
@@ -113,10 +113,10 @@ def _gpus() -> list[Memory]:
     names = visible_gpus(seconds=NVML_SECONDS)
     if not names:
         return []
-    found, _, _ = find_gpus(NVML_SECONDS)
-    by_index = {str(gpu.index): gpu for gpu in found}
+    gpus, _, _ = find_gpus(NVML_SECONDS)
+    by_index = {str(gpu.index): gpu for gpu in gpus}
     # Named by UUID or as a MIG slice, it cannot be told from the others here: the smallest stands for it.
-    smallest = min(found, key=lambda gpu: gpu.free, default=None)
+    smallest = min(gpus, key=lambda gpu: gpu.free, default=None)
     chosen = [by_index.get(name, smallest) for name in names]
     return [Memory(f"GPU {gpu.index} {one_line(gpu.name)}", gpu.memory, gpu.free) for gpu in chosen if gpu]
 

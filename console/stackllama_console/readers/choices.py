@@ -31,7 +31,7 @@ class Choice(Struct, frozen=True, kw_only=True):
     """One line. Everything but ``value`` is sanitised."""
 
     value: str
-    """What goes into the form, as it is."""
+    """The text that goes into the form, as it is."""
     title: str
     facts: str = ""
     trouble: str = ""
@@ -53,8 +53,8 @@ def model_facts(entry: ModelEntry) -> list[str]:
     shape = entry.architecture
     if shape is None:
         return []
-    found = [one_line(shape.model_type), ("≥ " if shape.unknown else "") + billions(shape.parameters)]
-    return [*found, size(shape.bytes_on_disk)] if shape.bytes_on_disk else found
+    facts = [one_line(shape.model_type), ("≥ " if shape.unknown else "") + billions(shape.parameters)]
+    return [*facts, size(shape.bytes_on_disk)] if shape.bytes_on_disk else facts
 
 
 def model_folders(recent: Iterable[str]) -> list[Path]:
@@ -70,8 +70,8 @@ def model_folders(recent: Iterable[str]) -> list[Path]:
 def typed_models(home: Home, text: str) -> list[Choice]:
     """Return the model that a typed text names, or the models of a directory. For a thread."""
     folder = _folder(text)
-    found = [entry for entry in find_models(home, folders=[folder]) if entry.kind == "folder"] if folder else []
-    inside = [model_choice(entry) for entry in found if folder and Path(entry.name).parent == folder]
+    entries = [entry for entry in find_models(home, folders=[folder]) if entry.kind == "folder"] if folder else []
+    inside = [model_choice(entry) for entry in entries if folder and Path(entry.name).parent == folder]
     if inside:
         return inside
     entry = describe(home, text)
@@ -82,7 +82,7 @@ def typed_models(home: Home, text: str) -> list[Choice]:
 def run_choices(home: Home, stages: Iterable[Stage]) -> list[Choice]:
     """Return finished runs of these stages, the newest first. For a thread."""
     wanted = tuple(stages)
-    found: list[Choice] = []
+    choices: list[Choice] = []
     for run in reversed(home.runs()):
         try:
             state = run.read_state()
@@ -93,8 +93,8 @@ def run_choices(home: Home, stages: Iterable[Stage]) -> list[Choice]:
             continue
         metric = reading.last_metric
         facts = [str(state.stage), f"{age(reading.age)} ago", *([f"{metric[0]} {number(metric[1])}"] if metric else [])]
-        found.append(Choice(value=run.id, title=one_line(run.id), facts=" · ".join(facts)))
-    return found
+        choices.append(Choice(value=run.id, title=one_line(run.id), facts=" · ".join(facts)))
+    return choices
 
 
 def _folder(text: str) -> Path | None:
@@ -109,5 +109,5 @@ def _folder(text: str) -> Path | None:
 def matching(choices: Iterable[Choice], text: str) -> list[Choice]:
     """Return the choices whose line holds every word; those whose name does come first."""
     words = text.lower().split()
-    found = [one for one in choices if all(word in f"{one.title} {one.facts}".lower() for word in words)]
-    return sorted(found, key=lambda one: not all(word in one.title.lower() for word in words))
+    matches = [one for one in choices if all(word in f"{one.title} {one.facts}".lower() for word in words)]
+    return sorted(matches, key=lambda one: not all(word in one.title.lower() for word in words))

@@ -65,7 +65,7 @@ class LaunchForm(Form):
 
     @property
     def looked_up(self) -> bool:
-        """Whether it is known if all of them can be used."""
+        """True once all inputs have been checked."""
         return self._looked_up == self.inputs()
 
     def take_unusable(self, inputs: dict[str, str], unusable: dict[str, str]) -> bool:
@@ -112,9 +112,9 @@ class Source(Struct, frozen=True, kw_only=True):
     origin: str
     """``cloned from …``, sanitised."""
     notes: tuple[str, ...] = ()
-    """How keys of it were read; sentences."""
+    """Sentences on how its keys were read."""
     sbatch: dict[str, str] | None = None
-    """Of a Slurm run: the options of sbatch that it was submitted with."""
+    """Options of sbatch of a Slurm run; None: not a Slurm run."""
 
 
 class Draft:
@@ -142,7 +142,7 @@ class Draft:
 
     @property
     def form(self) -> LaunchForm:
-        """Of the current stage."""
+        """The current stage's form."""
         if self.stage not in self._forms:
             self._forms[self.stage] = LaunchForm(self.stage)
         return self._forms[self.stage]
@@ -154,12 +154,12 @@ class Draft:
 
     @property
     def model(self) -> str:
-        """What is trained or merged; empty while none is chosen."""
+        """The model to train, or adapter to merge; empty while none is chosen."""
         return self.form.text(self.model_key)
 
     @property
     def touched(self) -> bool:
-        """Whether leaving would lose what a person typed; the model alone is chosen again in a moment."""
+        """True if leaving would lose typed values; the model alone is quickly chosen again."""
         return self._touched and any(key != self.model_key for key in self.form.differences())
 
     def touch(self) -> None:
@@ -168,8 +168,8 @@ class Draft:
 
     def switch(self, stage: Stage) -> None:
         """Show another stage's form; each keeps its own values, and an untouched one takes over model and data."""
-        known = [key for key in _CARRIED if key in self.form.fields]
-        self._carried |= {key: self.form.text(key) for key in known if self.form.differs(key)}
+        shared = [key for key in _CARRIED if key in self.form.fields]
+        self._carried |= {key: self.form.text(key) for key in shared if self.form.differs(key)}
         self.stage = stage
         for key, text in self._carried.items():
             if key in self.form.fields and not self.form.differs(key):

@@ -179,9 +179,9 @@ class Form:
 
     def _needed(self) -> list[str]:
         """Return required keys that are missing; of alternatives, the first."""
-        found = [key for key, field in self.fields.items() if field.required and key not in self._texts]
+        missing = [key for key, field in self.fields.items() if field.required and key not in self._texts]
         choice = ALTERNATIVES.get(self.stage, ())
-        return [*found, *choice[:1]] if not self._texts.keys() & set(choice) else found
+        return [*missing, *choice[:1]] if not self._texts.keys() & set(choice) else missing
 
     def _values(self) -> dict[str, Any]:
         """Return the differences as the mapping of a recipe file."""
@@ -204,7 +204,7 @@ class Form:
         return {}
 
     def _blame_stages(self, values: dict[str, Any]) -> dict[str, str]:
-        found: dict[str, str] = {}
+        errors: dict[str, str] = {}
         for stage in _PARTS:
             own = {str(part): values.get(str(part), {}) for part in _PARTS}
             names = {name for name in RECIPES[stage].__struct_fields__}
@@ -214,15 +214,15 @@ class Form:
                 build_recipe(stage, section | dict.fromkeys(WIRED[stage], PLACEHOLDER), where=_WHERE)
             except RecipeError as error:
                 for key, message in self._blame(str(error), stage).items():
-                    found.setdefault(key, message)
-        return found
+                    errors.setdefault(key, message)
+        return errors
 
     def _blame(self, message: str, stage: Stage | None) -> dict[str, str]:
         """Put the message under every key that it names in backticks."""
         text = message.removeprefix(f"{_WHERE}: ")
         keys = [self._key_of(name, stage) for name in _NAMED.findall(text)]
-        known = dict.fromkeys(key for key in keys if key in self.fields)
-        return dict.fromkeys(known or [""], f"{stage}: {text}" if stage else text)
+        named = dict.fromkeys(key for key in keys if key in self.fields)
+        return dict.fromkeys(named or [""], f"{stage}: {text}" if stage else text)
 
     def _key_of(self, name: str, stage: Stage | None) -> str:
         """Return the key that decides a name's value: the stage's own, unless only the shared one was typed."""
@@ -240,10 +240,10 @@ def _pipeline_values(recipe: PipelineRecipe) -> dict[str, Any]:
     for key, field in fields.items():
         if field.stage is None:
             having = [stage for stage in TRAINING_STAGES if key in sections[stage]]
-            found = [sections[stage][key] for stage in having]
+            stage_values = [sections[stage][key] for stage in having]
             defaults = [fields[own].default if (own := f"{stage}.{key}") in fields else UNSET for stage in having]
-            if found != defaults and all(value == found[0] for value in found):
-                values[key] = found[0]
+            if stage_values != defaults and all(value == stage_values[0] for value in stage_values):
+                values[key] = stage_values[0]
         elif field.name not in values or field.stage not in TRAINING_STAGES:
             values[key] = sections[field.stage][field.name]
     return values

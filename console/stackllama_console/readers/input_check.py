@@ -37,8 +37,8 @@ def find_unusable(home: Home, inputs: Mapping[str, str], recipe: AnyRecipe | Non
         recipe: the whole; None while it cannot be made.
     """
     named = {key: key.rpartition(".")[2] for key in inputs}
-    found = {key: refusal(home, name, inputs[key]) for key, name in named.items() if name in INPUTS}
-    wrong = {key: text for key, text in found.items() if text}
+    refusals = {key: refusal(home, name, inputs[key]) for key, name in named.items() if name in INPUTS}
+    wrong = {key: text for key, text in refusals.items() if text}
     if wrong or recipe is None:
         return wrong
     try:

@@ -30,7 +30,7 @@ _ADAPTER = "adapter_config.json"
 
 
 class Place(Struct, frozen=True, kw_only=True):
-    """Where a run would be."""
+    """The device that a run would use."""
 
     bytes: int
     """Memory of one device."""
@@ -45,7 +45,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     architecture: Architecture
     estimate: Estimate
     calibrated: str | None = None
-    """That earlier runs gave the intervals, in one line; None: they are the formula's own."""
+    """A note that earlier runs gave the intervals; None: they are the formula's own."""
     fits: Fits
     suggestions: list[Suggestion]
     shard: Sharding | None = None
@@ -75,21 +75,23 @@ def make_plan(
     if shard:
         return _sharded(recipe, architecture, place, shard)
     reward, note = reward_architecture(home, recipe) if isinstance(recipe, PPORecipe) else (None, None)
-    found = estimate(
+    estimated = estimate(
         recipe, architecture, gpus=place.gpus, on_gpu=place.on_gpu, reward=reward, device_bytes=place.bytes
     )
     if note:
-        found = msgspec.structs.replace(found, rough="; ".join(part for part in (found.rough, note) if part))
+        estimated = msgspec.structs.replace(
+            estimated, rough="; ".join(part for part in (estimated.rough, note) if part)
+        )
 
     def adjusted(changed: EstimatedRecipe, one: Estimate) -> tuple[Estimate, str | None]:
         return calibration.narrow(one, changed, gpus=place.gpus, on_gpu=place.on_gpu) if calibration else (one, None)
 
-    found, told = adjusted(recipe, found)
+    estimated, calibrated = adjusted(recipe, estimated)
     return Plan(
         architecture=architecture,
-        estimate=found,
-        calibrated=told,
-        fits=fits(found, place.bytes),
+        estimate=estimated,
+        calibrated=calibrated,
+        fits=fits(estimated, place.bytes),
         suggestions=suggestions(
             recipe,
             architecture,
@@ -108,8 +110,10 @@ def _sharded(recipe: EstimatedRecipe, architecture: Architecture, place: Place, 
             f"`--shard {shard.kind}` knows the steps of sft and reward; a {recipe.stage} run cannot be sharded: "
             "it samples or merges with whole models. Leave `--shard` out."
         )
-    found = estimate_sharded(recipe, architecture, shard, on_gpu=place.on_gpu)
-    return Plan(architecture=architecture, estimate=found, fits=fits(found, place.bytes), suggestions=[], shard=shard)
+    estimated = estimate_sharded(recipe, architecture, shard, on_gpu=place.on_gpu)
+    return Plan(
+        architecture=architecture, estimate=estimated, fits=fits(estimated, place.bytes), suggestions=[], shard=shard
+    )
 
 
 def reward_architecture(home: Home, recipe: PPORecipe) -> tuple[Architecture | None, str | None]:

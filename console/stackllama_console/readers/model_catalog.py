@@ -40,7 +40,7 @@ class ModelEntry(Struct, frozen=True, kw_only=True):
     """One model that may be chosen."""
 
     name: str
-    """What goes into ``model_name_or_path``; as it is, so show :attr:`title` instead."""
+    """The text for ``model_name_or_path``, as it is; show :attr:`title` instead."""
     kind: Kind
     architecture: Architecture | None = None
     """None: its files are not here, or not readable."""
@@ -54,7 +54,7 @@ class ModelEntry(Struct, frozen=True, kw_only=True):
 
     @property
     def parameters(self) -> int | None:
-        """How many it has, where that is known."""
+        """The number of parameters, where it is known."""
         return self.architecture.parameters if self.architecture else None
 
     @property
@@ -75,17 +75,17 @@ def find_models(
         cache: of Hugging Face; None: where its environment variables say.
     """
     cache = cache or model_cache()
-    seen: set[str] = set()
-    found = itertools.chain(
+    names: set[str] = set()
+    entries = itertools.chain(
         [_entry(DEMO, "demo", DEMO_BASE)],
         _runs(home),
         _recent(home, itertools.islice(recent, MOST), cache),
         itertools.islice(_cached(cache), MOST),
         itertools.islice(_in_folders(folders), MOST),
     )
-    for entry in found:
-        if entry.name not in seen:
-            seen.add(entry.name)
+    for entry in entries:
+        if entry.name not in names:
+            names.add(entry.name)
             yield entry
 
 
@@ -147,10 +147,10 @@ def _classes(path: Path) -> list[str]:
     """Return ``architectures`` of a directory's configuration."""
     if not path.is_dir():
         return []
-    found = read_config(path).get("architectures")
-    if not isinstance(found, list):
+    classes = read_config(path).get("architectures")
+    if not isinstance(classes, list):
         return []
-    return [name for name in typing.cast("list[object]", found) if isinstance(name, str)]
+    return [name for name in typing.cast("list[object]", classes) if isinstance(name, str)]
 
 
 def _runs(home: Home) -> Iterator[ModelEntry]:

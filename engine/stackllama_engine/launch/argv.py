@@ -44,7 +44,7 @@ as the size from which memory is asked of the kernel."""
 
 
 class Command(Struct, frozen=True, kw_only=True):
-    """How one run is started.
+    """The command that starts one run.
 
     Attributes:
         argv: the command, program first.
@@ -62,7 +62,7 @@ class Command(Struct, frozen=True, kw_only=True):
         return " ".join([*assignments, shlex.join(self.argv)])
 
     def in_directory(self, planned: Path, run_dir: Path) -> "Command":
-        """Return this command with ``run_dir`` wherever the path that it was built for stands."""
+        """Return this command with ``run_dir`` in place of the path that it was built for."""
 
         def moved(text: str) -> str:
             is_inside = text == str(planned) or text.startswith(f"{planned}/")
@@ -134,9 +134,9 @@ def _mixed_precision(recipe: AnyRecipe) -> str:
 
 def _threads(processes: int) -> int:
     """Return the CPU threads per process: ``OMP_NUM_THREADS``, else an equal share of the usable cores."""
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    if asked.isdecimal() and int(asked) > 0:
-        return int(asked)
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    if threads.isdecimal() and int(threads) > 0:
+        return int(threads)
     return max(1, len(os.sched_getaffinity(0)) // processes)
 
 

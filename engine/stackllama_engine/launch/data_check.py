@@ -29,10 +29,10 @@ def check_data(recipe: SFTRecipe | RewardRecipe | PPORecipe) -> Columns | None:
         return None  # where the run will be, it may be installed
     # which split a file's row belongs to is known by reading it, and the first one may be far down
     split = recipe.dataset_train_split if kind_of(str(path)) == "prepared" else ALL
-    given = f"`dataset_name={recipe.dataset_name}`"
-    columns = look_at(local_rows(str(path), split), NEEDS[recipe.stage], given)
+    label = f"`dataset_name={recipe.dataset_name}`"
+    columns = look_at(local_rows(str(path), split), NEEDS[recipe.stage], label)
     if columns is None:
-        raise DataError(f"{given}: there is no row in split {split}.")
+        raise DataError(f"{label}: there is no row in split {split}.")
     return columns
 
 

@@ -147,10 +147,10 @@ def _bound(body: list[ast.stmt]) -> Iterator[tuple[str, ast.stmt]]:
                     yield from _bound(handler.body)
 
 
-def _takes(given: ast.arguments, keywords: frozenset[str]) -> bool:
+def _takes(signature: ast.arguments, keywords: frozenset[str]) -> bool:
     """Return whether a call with just these keywords fits."""
-    plain = [*given.posonlyargs, *given.args]
-    needed = {one.arg for one in plain[: len(plain) - len(given.defaults)]}
-    needed |= {one.arg for one, value in zip(given.kwonlyargs, given.kw_defaults, strict=True) if value is None}
-    known = {one.arg for one in (*given.args, *given.kwonlyargs)}
-    return needed <= keywords and (given.kwarg is not None or keywords <= known)
+    plain = [*signature.posonlyargs, *signature.args]
+    needed = {one.arg for one in plain[: len(plain) - len(signature.defaults)]}
+    needed |= {one.arg for one, value in zip(signature.kwonlyargs, signature.kw_defaults, strict=True) if value is None}
+    names = {one.arg for one in (*signature.args, *signature.kwonlyargs)}
+    return needed <= keywords and (signature.kwarg is not None or keywords <= names)

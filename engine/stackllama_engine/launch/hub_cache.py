@@ -42,5 +42,5 @@ def snapshot(repository: Path) -> Path | None:
         commit = read_bytes(repository / "refs" / "main", _MOST_REFERENCE).decode("ascii", "replace").strip()
     except OSError:  # never downloaded whole, or another revision only
         return None
-    found = repository / "snapshots" / commit
-    return found if _COMMIT.fullmatch(commit) and found.is_dir() else None
+    folder = repository / "snapshots" / commit
+    return folder if _COMMIT.fullmatch(commit) and folder.is_dir() else None

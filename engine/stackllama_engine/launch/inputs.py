@@ -177,8 +177,8 @@ def _merged_stage(home: Home, run: RunDir) -> Stage | None:
     if run.read_state().stage is not Stage.MERGE:
         return None
     for parent in run.read_launch().parents:
-        if (found := _find_run(home, parent)) and found.read_state().stage in _ADAPTER_STAGES:
-            return found.read_state().stage
+        if (parent_run := _find_run(home, parent)) and parent_run.read_state().stage in _ADAPTER_STAGES:
+            return parent_run.read_state().stage
     return None
 
 
@@ -221,13 +221,13 @@ def _check_splits(recipe: SFTRecipe | RewardRecipe | PPORecipe) -> None:
     name = recipe.dataset_name
     if name != DEMO and not _existing(name):
         return
-    known = [split.value for split in Split] + (["all"] if Path(name).is_file() else [])
+    splits = [split.value for split in Split] + (["all"] if Path(name).is_file() else [])
     for key in ("dataset_train_split", "dataset_test_split"):
         split: str = getattr(recipe, key)
-        if split not in known:
-            near = difflib.get_close_matches(split, known, n=1)
+        if split not in splits:
+            near = difflib.get_close_matches(split, splits, n=1)
             hint = f" Did you mean `{near[0]}`?" if near else ""
-            raise UsageError(f"`{key}: {split}`: {name} has the splits {', '.join(known)}.{hint}")
+            raise UsageError(f"`{key}: {split}`: {name} has the splits {', '.join(splits)}.{hint}")
 
 
 def _existing(value: str) -> str | None:

@@ -21,14 +21,14 @@ def can_classify(model_type: str) -> bool | None:
     causal = _table(*_AUTO, "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES")
     if model_type not in causal:
         return None
-    found = _table(*_AUTO, "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES")
-    return model_type in found if found else None
+    table = _table(*_AUTO, "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES")
+    return model_type in table if table else None
 
 
 def has_default_targets(model_type: str) -> bool | None:
     """Return whether PEFT has default LoRA targets for a model type; None: not known."""
-    found = _table(*_CONSTANTS, "TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING")
-    return model_type in found if found else None
+    table = _table(*_CONSTANTS, "TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING")
+    return model_type in table if table else None
 
 
 @cache

@@ -177,10 +177,10 @@ class Coordinator:
         return run
 
     def _follow(self, run: RunDir) -> State:
-        asked = False
+        stop_sent = False
         while not (state := reconcile(run)).has_ended:
-            if not asked and self.stop_requested():
-                asked = try_to_stop(run, state)
+            if not stop_sent and self.stop_requested():
+                stop_sent = try_to_stop(run, state)
             time.sleep(_POLL_SECONDS)
         if state.phase == "finished":
             return state

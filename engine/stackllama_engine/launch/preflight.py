@@ -61,9 +61,9 @@ class Case(Struct, frozen=True, kw_only=True):
 
     @property
     def model_type(self) -> str:
-        """As transformers and PEFT look it up."""
-        given = self.config.get("model_type")
-        return given if isinstance(given, str) else ""
+        """The name under which transformers and PEFT look it up."""
+        name = self.config.get("model_type")
+        return name if isinstance(name, str) else ""
 
     @property
     def counted(self) -> Architecture | None:
@@ -72,7 +72,7 @@ class Case(Struct, frozen=True, kw_only=True):
 
 
 class Check(Struct, frozen=True):
-    """One question; the answer is what is wrong and the way out, or None."""
+    """One check; it finds an error with its way out, or None."""
 
     name: str
     find: Callable[[Case], str | None]
@@ -81,7 +81,7 @@ class Check(Struct, frozen=True):
 
 
 class Problem(Struct, frozen=True):
-    """One answer."""
+    """One error that a check found."""
 
     stage: Stage
     check: Check
@@ -95,8 +95,8 @@ def find_problems(recipe: AnyRecipe) -> list[Problem]:
         recipe: with its inputs resolved (:mod:`.inputs`).
     """
     cases = [case for one in _stages(recipe) if (case := _case(one))]
-    found = ((case.recipe.stage, check, check.find(case)) for case in cases for check in CHECKS)
-    return [Problem(stage, check, text) for stage, check, text in found if text]
+    answers = ((case.recipe.stage, check, check.find(case)) for case in cases for check in CHECKS)
+    return [Problem(stage, check, text) for stage, check, text in answers if text]
 
 
 def preflight(recipe: AnyRecipe) -> None:
@@ -127,13 +127,13 @@ def _stages(recipe: AnyRecipe) -> list[TrainingRecipe]:
     base = stage_recipe(recipe, Stage.SFT)
     assert isinstance(base, SFTRecipe)
     model = {"model_name_or_path": base.model_name_or_path}
-    found: list[TrainingRecipe] = []
+    recipes: list[TrainingRecipe] = []
     for stage in TRAINING_STAGES:
         wired = model if stage is not Stage.PPO else model | {"reward_model_path": PLACEHOLDER}
         part = stage_recipe(recipe, stage, wired if stage is not Stage.SFT else {})
         assert isinstance(part, TrainingRecipe)
-        found.append(part)
-    return found
+        recipes.append(part)
+    return recipes
 
 
 def _case(recipe: TrainingRecipe) -> Case | None:
@@ -309,4 +309,4 @@ CHECKS: tuple[Check, ...] = (
     Check("tied targets", _tied),
     Check("length", _length),
 )
-"""In the order in which they are told; a stage that comes to refuse something more adds a row."""
+"""In the order in which they are reported; a new refusal of a stage is a new row."""

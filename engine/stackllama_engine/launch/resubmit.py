@@ -51,7 +51,7 @@ def sbatch_argv(path: Path, options: dict[str, str]) -> list[str]:
     """
     if not str(path).isprintable() or "%" in str(path) or "\\" in str(path):
         raise UsageError(f"{str(path)!r} cannot be a run's path under Slurm: no control characters, `%` or backslash.")
-    given = [f"--{key}={value}" for key, value in options.items()]
+    extra = [f"--{key}={value}" for key, value in options.items()]
     return [
         "sbatch",
         "--parsable",
@@ -59,7 +59,7 @@ def sbatch_argv(path: Path, options: dict[str, str]) -> list[str]:
         f"--output={path}/slurm-%j.txt",
         "--open-mode=append",
         "--requeue",
-        *given,
+        *extra,
         str(path / SCRIPT),
     ]
 

@@ -73,7 +73,7 @@ def submit(home: Home, recipe: AnyRecipe, name: str | None, words: Iterable[str]
     function = reward_function(recipe)
     run = home.create(recipe.stage, dump_recipe(recipe), name)
     argv = sbatch_argv(run.path, options)
-    asked = Job(id="", submitted=time.time(), host=this_host(), options=options)
+    pending = Job(id="", submitted=time.time(), host=this_host(), options=options)
     with gone_unless_written(run):
         write_whole(run.path / SCRIPT, script(run.path).encode())
         run.write_launch(
@@ -90,7 +90,7 @@ def submit(home: Home, recipe: AnyRecipe, name: str | None, words: Iterable[str]
                 recipe_sha256=recipe_hash(run),
             )
         )
-        write_job(run, asked)  # before sbatch: the job may start at once
+        write_job(run, pending)  # before sbatch: the job may start at once
     environment = inherited_environment() | source_path(os.environ.get("PYTHONPATH", ""))
     job, problem = _submitted(argv, environment, run.path)
     if problem:
@@ -98,7 +98,7 @@ def submit(home: Home, recipe: AnyRecipe, name: str | None, words: Iterable[str]
             run.write_state(_changed(run.read_state(), phase="failed", exit_code=1, cause=problem, ended=time.time()))
         raise StackllamaError(f"Run `{run.id}`: {problem}")
     with contextlib.suppress(OSError):  # a full disk: the job writes its number itself
-        write_job(run, msgspec.structs.replace(asked, id=job))
+        write_job(run, msgspec.structs.replace(pending, id=job))
     return run
 
 
@@ -136,11 +136,11 @@ def work(run: RunDir, job: str) -> int:
     Raises:
         StackllamaError: the attempt cannot begin.
     """
-    told = Waiting()
+    requests = Waiting()
 
     def ask(number: int, _frame: FrameType | None) -> None:
-        told.stop = True
-        told.requeue |= number == signal.SIGUSR1
+        requests.stop = True
+        requests.requeue |= number == signal.SIGUSR1
 
     for number in (signal.SIGUSR1, signal.SIGTERM):
         signal.signal(number, ask)
@@ -150,12 +150,12 @@ def work(run: RunDir, job: str) -> int:
         raise RefusedError(f"Run `{run.id}` is running elsewhere.")
     refuse_changed(run, first.stage)  # nobody can be asked here: `runs resume` asks, and records the answer
     begin(run, canary=None if first.attempt == 0 else False)
-    asked = False
+    stop_sent = False
     while not (state := reconcile(run)).has_ended:
-        if told.stop and not asked:
-            asked = try_to_stop(run, state)
+        if requests.stop and not stop_sent:
+            stop_sent = try_to_stop(run, state)
         time.sleep(_POLL_SECONDS)
-    if state.phase == "stopped" and told.requeue:
+    if state.phase == "stopped" and requests.requeue:
         _requeue(run, state, job)
     return state.exit_code if state.exit_code is not None else ExitCode.FAILED
 
@@ -189,30 +189,34 @@ def main(arguments: list[str]) -> int:
     """Run the job's own process."""
     run, job = RunDir(Path(arguments[0])), os.environ.get("SLURM_JOB_ID", "")
     try:
-        known = job_of(run)
-        if not job.isdecimal() or known is None:
+        submission = job_of(run)
+        if not job.isdecimal() or submission is None:
             raise UsageError(f"This is not the Slurm job of run `{run.id}`.")
-        if known.id not in ("", job):
-            _check_resubmission(run, known)
-        write_job(run, msgspec.structs.replace(known, id=job))
+        if submission.id not in ("", job):
+            _check_resubmission(run, submission)
+        write_job(run, msgspec.structs.replace(submission, id=job))
         return work(run, job)
     except StackllamaError as error:
         print(error, file=sys.stderr, flush=True)  # noqa: T201 - the job's output is all that anyone can look at
         return error.exit_code
 
 
-def _check_resubmission(run: RunDir, known: Job) -> None:
+def _check_resubmission(run: RunDir, submission: Job) -> None:
     """Check that another job may resume: the run has ended, and Slurm no longer has its job.
 
     Raises:
         UsageError: it may not.
     """
     if not reconcile(run).has_ended:
-        raise UsageError(f"This is not the Slurm job of run `{run.id}`, which is job {known.id} and has not ended.")
+        raise UsageError(
+            f"This is not the Slurm job of run `{run.id}`, which is job {submission.id} and has not ended."
+        )
     deadline = time.monotonic() + _COMPLETING
-    while has_job(known.id):
+    while has_job(submission.id):
         if time.monotonic() > deadline:
-            raise UsageError(f"Slurm still has job {known.id} of run `{run.id}`; submit it again once that is gone.")
+            raise UsageError(
+                f"Slurm still has job {submission.id} of run `{run.id}`; submit it again once that is gone."
+            )
         time.sleep(_ASK_SECONDS)
 
 

@@ -51,9 +51,9 @@ def job_of(run: RunDir) -> Job | None:
     Raises:
         DamagedError: ``slurm.json`` cannot be read.
     """
-    found = run.read_json(SLURM_FILE)
+    record = run.read_json(SLURM_FILE)
     try:
-        return msgspec.convert(found, Job) if found else None
+        return msgspec.convert(record, Job) if record else None
     except msgspec.ValidationError as error:
         raise run.damaged(SLURM_FILE, str(error)) from None
 

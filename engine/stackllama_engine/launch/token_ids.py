@@ -41,11 +41,11 @@ def special_ids(folder: Path) -> dict[str, tuple[str, int]]:
     end, pad, unknown = (_content(config.get(f"{name}_token")) for name in ("eos", "pad", "unk"))
     if pad is None or pad == end:
         pad = unknown if unknown is not None and unknown != end else end
-    found: dict[str, tuple[str, int]] = {}
+    ids: dict[str, tuple[str, int]] = {}
     for role, token in (("end", end), ("pad", pad)):
         if token is not None and (number := _id(token, tokenizer)) is not None:
-            found[role] = token, number
-    return found
+            ids[role] = token, number
+    return ids
 
 
 def _id(token: str, tokenizer: _Tokenizer) -> int | None:

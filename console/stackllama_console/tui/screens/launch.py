@@ -318,8 +318,8 @@ class LaunchScreen(ConsoleScreen):
     @on(BudgetPanel.Apply)
     def _apply(self, event: BudgetPanel.Apply) -> None:
         event.stop()
-        known = {key: text for key, text in event.changes.items() if key in self.controller.draft.form.fields}
-        self.query_one(RecipeForm).apply(known)
+        changes = {key: text for key, text in event.changes.items() if key in self.controller.draft.form.fields}
+        self.query_one(RecipeForm).apply(changes)
 
     @on(ModelList.Taken)
     def _taken(self, event: ModelList.Taken) -> None:
@@ -346,7 +346,7 @@ class LaunchScreen(ConsoleScreen):
         self.query_one(BudgetPanel).apply(number)
 
     def action_budget(self) -> None:
-        """Go to the budget and back; where it stands below the form, give it the whole screen."""
+        """Go to the budget and back; below the form, give it the whole screen."""
         panel, form = self.query_one(BudgetPanel), self.query_one(RecipeForm)
         if not self.has_class("-wide"):
             self.toggle_class("-budget")

@@ -31,7 +31,7 @@ _MOVED = 0.02  # share of a device's memory below which a change is not shown
 
 
 class Summary(Struct, frozen=True, kw_only=True):
-    """What is about to be launched."""
+    """Summary of a launch, for a person to confirm."""
 
     title: str
     rows: tuple[tuple[str, str], ...]
@@ -39,11 +39,11 @@ class Summary(Struct, frozen=True, kw_only=True):
     verdict: str = "unknown"
     reason: str = ""
     command: str
-    """Of this program, as it would be typed."""
+    """The command of this program, as it would be typed."""
     worker: str = ""
-    """Of the worker, as it would run; empty while that is not known."""
+    """The command of the worker, as it would run; empty while that is not known."""
     trouble: str = ""
-    """Why it cannot be launched as it is."""
+    """The reason why it cannot be launched as it is."""
 
 
 Confirm = Callable[[Summary], Awaitable[bool]]
@@ -68,11 +68,11 @@ class LaunchController:
         """Finished runs with an adapter; None: not read yet."""
         self.budget: BudgetView | None = None
         self.message = ""
-        """What went wrong last, until something changes."""
+        """The last error, until something changes."""
         self.busy = False
-        """Whether a launch is being planned, confirmed or made; there is one at a time."""
+        """True while a launch is being planned, confirmed or made; there is one at a time."""
         self.launching = False
-        """Whether a run is being made at this moment."""
+        """True while a run is being made."""
         self._devices: Devices | None = None
         self._shapes: Shapes | None = None
 
@@ -134,14 +134,14 @@ class LaunchController:
 
     @property
     def shapes(self) -> Shapes | None:
-        """Of the models that the form names; None while they are being read."""
+        """Shapes of the models that the form names; None while they are being read."""
         return self._shapes if self._shapes and self._shapes.asked == self.asked else None
 
     # the form
 
     @property
     def choices(self) -> Sequence[Choice]:
-        """What the stage can be given to train or merge, as far as it has been found."""
+        """Models, or adapters of a merge, that were found so far."""
         return self.adapters or [] if self.draft.stage is Stage.MERGE else self.models
 
     def problem(self) -> str:

@@ -60,7 +60,7 @@ class PickScreen(ModalScreen[str | None]):
         self._typed = typed
         self._hint = hint
         self._ready = False
-        self._found: list[Choice] = []  # what was typed, as choices of its own
+        self._typed_choices: list[Choice] = []  # what was typed, as choices of its own
 
     def compose(self) -> ComposeResult:
         """Lay out the input line, the list, and a note on the cursor's line."""
@@ -89,7 +89,7 @@ class PickScreen(ModalScreen[str | None]):
     def _changed(self, event: Input.Changed) -> None:
         event.stop()
         text = event.value.strip()
-        self._found = [Choice(value=text, title=one_line(text), facts=_LOOKING)] if self._typed and text else []
+        self._typed_choices = [Choice(value=text, title=one_line(text), facts=_LOOKING)] if self._typed and text else []
         self._show(from_top=True)
         if self._typed is not None:
             self.run_worker(self._look_at(text), group="typed", exclusive=True)
@@ -124,8 +124,8 @@ class PickScreen(ModalScreen[str | None]):
         text = self.query_one(Input).value.strip()
         shown = matching(self._choices, text)
         listed = {choice.value for choice in shown}
-        found = [choice for choice in self._found if choice.value not in listed]
-        shown = [*found, *shown] if text.startswith(_PATH_BEGINS) else [*shown, *found]
+        typed = [choice for choice in self._typed_choices if choice.value not in listed]
+        shown = [*typed, *shown] if text.startswith(_PATH_BEGINS) else [*shown, *typed]
         self.query_one(ModelList).show(shown, self._chosen, cursor=0 if from_top and shown else None)
         self._note()
 
@@ -137,7 +137,7 @@ class PickScreen(ModalScreen[str | None]):
         await asyncio.sleep(_PAUSE)
         if self._typed is None or not text:
             return
-        found = await asyncio.to_thread(self._typed, text)
+        choices = await asyncio.to_thread(self._typed, text)
         if self.is_current and text == self.query_one(Input).value.strip():
-            self._found = found
+            self._typed_choices = choices
             self._show()

@@ -20,7 +20,7 @@ StyleOf = Callable[[str], Style]
 
 
 class Glyphs(Struct, frozen=True):
-    """What budgets are drawn with. ``patterns`` empty: a component is its letter, repeated."""
+    """Characters that budgets are drawn with. ``patterns`` empty: a component is its letter, repeated."""
 
     patterns: str = "█▓▒░"
     overhead: str = "╌"
@@ -90,28 +90,28 @@ def _part_cells(index: int, count: int, style: StyleOf, glyphs: Glyphs) -> list[
 
 def bracket(interval: tuple[int, int], name: str, scale: int, width: int, look: Style, glyphs: Glyphs) -> list[Piece]:
     """Draw an interval on the bar's scale, with its name and sizes on the side that has room for them."""
-    figures = gib_range(interval)
+    sizes = gib_range(interval)
     low, high = (round(end * width / scale) for end in interval)
     if low >= width:
-        text = _named(name, f"{figures} {glyphs.beyond}", width)
+        text = _named(name, f"{sizes} {glyphs.beyond}", width)
         return [(" " * (width - cell_len(text)), look), (text, look)]
     start, end = min(low, width - 1), max(low, min(high, width) - 1)
     size = end - start + 1
     drawn = glyphs.point if size == 1 else glyphs.bracket[0] + glyphs.bracket[1] * (size - 2) + glyphs.bracket[2]
     after, before = width - end - 2, start - 1
-    if max(after, before) < cell_len(_short(name)) + 1 + len(figures):
-        return [(_named(name, figures, width), look)]
-    if cell_len(f"{name} {figures}") <= after or after >= before:
-        return [(" " * start, look), (drawn + " ", look), (_named(name, figures, after), look)]
-    text = _named(name, figures, before)
+    if max(after, before) < cell_len(_short(name)) + 1 + len(sizes):
+        return [(_named(name, sizes, width), look)]
+    if cell_len(f"{name} {sizes}") <= after or after >= before:
+        return [(" " * start, look), (drawn + " ", look), (_named(name, sizes, after), look)]
+    text = _named(name, sizes, before)
     return [(" " * (before - cell_len(text)), look), (f"{text} ", look), (drawn, look)]
 
 
-def _named(name: str, figures: str, width: int) -> str:
+def _named(name: str, sizes: str, width: int) -> str:
     """Join name and sizes; without room for both, shorten the name, then cut."""
-    if cell_len(f"{name} {figures}") > width:
+    if cell_len(f"{name} {sizes}") > width:
         name = _short(name)
-    return cut(f"{cut(name, max(1, width - len(figures) - 1))} {figures}", width)
+    return cut(f"{cut(name, max(1, width - len(sizes) - 1))} {sizes}", width)
 
 
 def _short(name: str) -> str:
@@ -122,15 +122,15 @@ def _short(name: str) -> str:
 def memory_label(memories: tuple[Memory, ...], width: int) -> str:
     """Describe one kind of device: how many, its name, its memory and how much of it is free."""
     least = min(memories, key=lambda one: one.free)
-    figures = f"{gib(least.total)}, {gib(least.free)} free"
+    sizes = f"{gib(least.total)}, {gib(least.free)} free"
     count = f"{len(memories)} × " if len(memories) > 1 else ""
     name = f"{count}{one_line(least.name)}"
-    return f"{cut(name, max(0, width - len(figures) - 2))}  {figures}"
+    return f"{cut(name, max(0, width - len(sizes) - 2))}  {sizes}"
 
 
 def groups(memories: tuple[Memory, ...]) -> list[tuple[Memory, ...]]:
     """Group devices of the same name and size."""
-    found: dict[tuple[str, int], list[Memory]] = {}
+    by_kind: dict[tuple[str, int], list[Memory]] = {}
     for memory in memories:
-        found.setdefault((memory.name, memory.total), []).append(memory)
-    return [tuple(group) for group in found.values()]
+        by_kind.setdefault((memory.name, memory.total), []).append(memory)
+    return [tuple(group) for group in by_kind.values()]

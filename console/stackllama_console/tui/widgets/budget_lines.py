@@ -134,11 +134,11 @@ def _trouble(view: BudgetView, width: int, style: StyleOf) -> list[Block]:
 def _devices(view: BudgetView, width: int, style: StyleOf, glyphs: Glyphs) -> list[Block]:
     if not view.memories:
         return [[bar(view, None, width, style, glyphs)]] if view.parts else []
-    found: list[Block] = []
+    blocks: list[Block] = []
     for group in groups(view.memories):
         least = min(group, key=lambda one: one.free)
-        found.append([[(memory_label(group, width), style("dim"))], bar(view, least, width, style, glyphs)])
-    return [[found[0][1]], found[0], [line for lines in found for line in lines]]
+        blocks.append([[(memory_label(group, width), style("dim"))], bar(view, least, width, style, glyphs)])
+    return [[blocks[0][1]], blocks[0], [line for lines in blocks for line in lines]]
 
 
 def _marks(view: BudgetView, width: int, style: StyleOf, glyphs: Glyphs) -> list[Block]:
@@ -159,12 +159,12 @@ def _legend(view: BudgetView, width: int, style: StyleOf, glyphs: Glyphs) -> lis
     flow: Block = [[]]
     used = 0
     for index, part in enumerate(view.parts):
-        name, figure = one_line(part.name), f" {gib(part.bytes)}  "
-        size = 2 + cell_len(name) + len(figure)
+        name, amount = one_line(part.name), f" {gib(part.bytes)}  "
+        size = 2 + cell_len(name) + len(amount)
         if used and used + size - 2 > width:
             flow.append([])
             used = 0
-        flow[-1] += [(f"{letter(index)} ", _part_style(index, style)), (name + figure, style("text"))]
+        flow[-1] += [(f"{letter(index)} ", _part_style(index, style)), (name + amount, style("text"))]
         used += size
     names = max(cell_len(one_line(part.name)) for part in view.parts)
     names = min(names, max(4, width - 22))

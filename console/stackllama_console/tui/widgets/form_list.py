@@ -71,7 +71,7 @@ class FormList(ScrollView, can_focus=True, inherit_bindings=False):
 
     @property
     def value_column(self) -> int:
-        """Where values begin."""
+        """The column at which values begin."""
         return value_column(self.rows, self.row_width)
 
     @property

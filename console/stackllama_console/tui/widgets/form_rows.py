@@ -42,7 +42,7 @@ class Row(Struct, frozen=True):
 
 
 class Glyphs(Struct, frozen=True):
-    """What rows are drawn with."""
+    """Characters that rows are drawn with."""
 
     pointer: str = "›"
     changed: str = "●"
@@ -58,14 +58,14 @@ def matching(form: Form, text: str, only_changed: bool) -> list[FormField]:
     """Return the fields that match every word of a text; ``only_changed``: those that differ or are wrong."""
     words = text.lower().split()
     errors = form.errors()
-    found: list[FormField] = []
+    fields: list[FormField] = []
     for field in form.fields.values():
         if only_changed and not (form.differs(field.key) or field.key in errors):
             continue
         described = f"{field.key} {field.heading} {field.help}".lower()
         if all(word in described for word in words):
-            found.append(field)
-    return found
+            fields.append(field)
+    return fields
 
 
 def build_rows(form: Form, fields: list[FormField], width: int, last_edited: str) -> list[Row]:
@@ -139,8 +139,8 @@ def _field_pieces(
     row: Row, keys: int, width: int, cursor: bool, style: Callable[[str], Style], glyphs: Glyphs
 ) -> list[Piece]:
     def of(name: str) -> Style:
-        found = style(name)
-        return style("cursor") + Style(bold=found.bold) if cursor else found
+        part_style = style(name)
+        return style("cursor") + Style(bold=part_style.bold) if cursor else part_style
 
     mark = glyphs.wrong if row.wrong else glyphs.changed if row.changed else " "
     room = max(0, width - _GUTTER - keys - _GAP)

@@ -105,7 +105,7 @@ class RecipeForm(Container):
 
     @property
     def editing(self) -> bool:
-        """Whether the input is open."""
+        """True while the input is open."""
         return self._editing is not None or self._filtering
 
     @property
@@ -375,5 +375,5 @@ class RecipeForm(Container):
         if self.form is None or not (self._filter or self._only_changed or self._filtering):
             return []
         which = "keys that differ" if self._only_changed else "keys"
-        found = f"{shown} of {len(self.form.fields)} {which}"
-        return [Row("note", f"/ {self._filter}  {found}" if self._filter or self._filtering else found)]
+        summary = f"{shown} of {len(self.form.fields)} {which}"
+        return [Row("note", f"/ {self._filter}  {summary}" if self._filter or self._filtering else summary)]
