@@ -262,7 +262,7 @@ def test_a_screen_says_so_and_goes_on(hanging: Hanging, tmp_path: Path, clock: C
         assert found.trouble is not None and found.trouble.startswith("GPUs cannot be read now: NVML has not answered")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     devices = read_devices()
-    assert devices.gpus == () and devices.ram is not None and "the GPUs' driver hangs" in devices.trouble
+    assert devices.gpus == () and devices.ram is not None and "the GPUs' driver hangs" in devices.error
     assert len(hanging.threads) == 1
     hanging.hangs_in = ""
     hanging.released.set()

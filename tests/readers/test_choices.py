@@ -67,7 +67,7 @@ def test_a_typed_folder_names_its_models_and_anything_else_itself(home: Home, tm
     (one,) = typed_models(home, str(models / "a"))
     assert one.value == str(models / "a") and one.facts.startswith("llama · ") and one.facts.endswith("as typed")
     (hub,) = typed_models(home, "org/name-7b")
-    assert hub.value == "org/name-7b" and "downloaded" in hub.trouble
+    assert hub.value == "org/name-7b" and "downloaded" in hub.warning
     (odd,) = typed_models(home, "a\x00b")
     assert odd.value == "a\x00b" and "\x00" not in odd.title
 
@@ -105,8 +105,8 @@ def test_shapes_follow_what_the_form_names(home: Home, tmp_path: Path) -> None:
     _run(home, Stage.SFT, "sft")
     merge = read_shapes(home, Asked(Stage.MERGE, "sft"))
     assert merge.entry is not None and merge.entry.name == "demo"
-    assert "base is not known" in read_shapes(home, Asked(Stage.MERGE, "nowhere")).trouble
-    assert "downloaded" in read_shapes(home, Asked(Stage.SFT, "org/away")).trouble
+    assert "base is not known" in read_shapes(home, Asked(Stage.MERGE, "nowhere")).error
+    assert "downloaded" in read_shapes(home, Asked(Stage.SFT, "org/away")).error
 
 
 def test_a_reward_model_of_its_own_has_a_shape_and_an_adapter_has_none(home: Home, tmp_path: Path) -> None:

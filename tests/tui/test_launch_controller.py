@@ -112,7 +112,7 @@ def test_summary_is_of_the_form_that_was_planned(controller: LaunchController, m
 def test_describe_says_why_nothing_can_be_launched(controller: LaunchController) -> None:
     controller.draft.form.set("model_name_or_path", "/no/such/model")
     summary = asyncio.run(controller.describe())
-    assert "is not found here" in summary.trouble and summary.worker == ""
+    assert "is not found here" in summary.error and summary.worker == ""
 
 
 def test_name_error_names_a_taken_name(controller: LaunchController) -> None:

@@ -568,13 +568,13 @@ def test_a_refusal_before_launch_stands_at_its_field_and_whole_below(home: Home)
         await driven.shows("is not found here", "✗ fix model_name_or_path")
         assert driven.app.screen is driven.screen
         assert driven.screen.query_one(RecipeForm).cursor_key == "model_name_or_path"
-        below = driven.screen.query_one("#launch-trouble").plain
+        below = driven.screen.query_one("#launch-error").plain
         assert "`stackllama-console runs ls` lists the runs" in " ".join(below.split())
         await driven.press("enter")  # another try is not barred
         await driven.until(lambda: not driven.screen.controller.busy)
         await edit(driven, "model_name_or_path", "demo")
         await driven.shows("✓ ready")
-        assert driven.screen.query_one("#launch-trouble").plain == ""
+        assert driven.screen.query_one("#launch-error").plain == ""
 
     show(home, script, size=(100, 30), model="/no/such/model")
 

@@ -46,7 +46,7 @@ class Shapes(Struct, frozen=True, kw_only=True):
     """Architecture of a separate reward model; None: an adapter on the policy's base, or not known."""
     calibration: Calibration | None = None
     """Measurements of finished runs of this home on this machine."""
-    trouble: str = ""
+    error: str = ""
 
     @property
     def architecture(self) -> Architecture | None:
@@ -59,30 +59,30 @@ class Devices(Struct, frozen=True):
 
     gpus: tuple[Memory, ...] = ()
     ram: Memory | None = None
-    trouble: str = ""
+    error: str = ""
     """Why the GPUs are not known: their driver hangs."""
 
 
 def read_shapes(home: Home, asked: Asked) -> Shapes:
-    """Read the shapes of the models named. Raises nothing: what cannot be read becomes `trouble`."""
+    """Read the shapes of the models named. Raises nothing: what cannot be read becomes `error`."""
     if not asked.model:
         return Shapes(asked=asked)
     name = asked.model if asked.stage is not Stage.MERGE else base_of(home, asked.model)
     if not name:
-        return Shapes(asked=asked, trouble=f"{one_line(asked.model)}: its base is not known")
+        return Shapes(asked=asked, error=f"{one_line(asked.model)}: its base is not known")
     entry = describe(home, name)
-    trouble = "" if entry.architecture else refusal(home, MODEL, name) or entry.trouble or ""
+    problem = "" if entry.architecture else refusal(home, MODEL, name) or entry.warning or ""
     local_calibration: Calibration | None = None
     try:
         local_calibration = calibration(home.path)
     except OSError as error:
-        trouble = trouble or one_line(f"{error.filename} cannot be read: {error.strerror}")
+        problem = problem or one_line(f"{error.filename} cannot be read: {error.strerror}")
     return Shapes(
         asked=asked,
         entry=entry,
         reward=_own_reward(home, asked.reward) if asked.reward else None,
         calibration=local_calibration,
-        trouble=trouble,
+        error=problem,
     )
 
 

@@ -84,7 +84,7 @@ class BudgetView(Struct, frozen=True, kw_only=True):
     offers: tuple[Offer, ...] = ()
     together: Verdict = "unknown"
     """The verdict with every offer applied; unknown while one of them alone makes it fit."""
-    trouble: str = ""
+    caveat: str = ""
     """Why there is no estimate, or why it is rough."""
 
 
@@ -140,7 +140,7 @@ def build_view(
     *,
     model: str = "",
     reward: Architecture | None = None,
-    trouble: str = "",
+    error: str = "",
     calibration: Calibration | None = None,
 ) -> BudgetView:
     """Build the budget of a recipe on this machine, in a few milliseconds.
@@ -152,12 +152,12 @@ def build_view(
         ram: the machine's main memory, for runs on the CPU.
         model: the name to show; empty: the architecture's.
         reward: PPO with a reward model of its own.
-        trouble: why recipe or architecture is missing, in one sentence.
+        error: why recipe or architecture is missing, in one sentence.
         calibration: what earlier runs measured here.
     """
     name = one_line(model or (architecture.name if architecture else ""))
     if recipe is None or architecture is None:
-        return _without_estimate(name, architecture, gpus, ram, one_line(trouble))
+        return _without_estimate(name, architecture, gpus, ram, one_line(error))
     parts = [_part(stage, one, architecture, gpus, ram, reward, calibration) for stage, one in _stages(recipe)]
     worst = max(parts, key=lambda part: part.rank)
     verdict, reason = _verdict(worst)
@@ -179,7 +179,7 @@ def build_view(
         rules=_rules(worst.estimate.rules, worst.recipe),
         offers=_offers(worst, suggestions),
         together=_together(worst, suggestions, architecture, reward),
-        trouble=one_line(worst.estimate.rough or trouble),
+        caveat=one_line(worst.estimate.rough or error),
     )
 
 
@@ -195,7 +195,7 @@ def _unknown_view(name: str, architecture: Architecture, part: _Part, reason: st
         verdict="unknown",
         reason=reason,
         rules=_rules(part.estimate.rules, part.recipe) if is_known else (),
-        trouble=one_line("; ".join(filter(None, (part.estimate.unknown, part.estimate.rough)))),
+        caveat=one_line("; ".join(filter(None, (part.estimate.unknown, part.estimate.rough)))),
     )
 
 
@@ -231,7 +231,7 @@ def parameters_of_name(name: str) -> int | None:
 
 
 def _without_estimate(
-    name: str, architecture: Architecture | None, gpus: Sequence[Memory], ram: Memory | None, trouble: str
+    name: str, architecture: Architecture | None, gpus: Sequence[Memory], ram: Memory | None, error: str
 ) -> BudgetView:
     """Build a view of the rules of thumb alone, from the parameters where they are known."""
     parameters = architecture.parameters if architecture else parameters_of_name(name)
@@ -243,7 +243,7 @@ def _without_estimate(
         least=architecture is not None and architecture.unknown is not None,
         memories=_shown(memories),
         note="" if gpus else "no GPU; showing CPU memory",
-        reason=trouble or ("no estimate yet" if name else "choose a model"),
+        reason=error or ("no estimate yet" if name else "choose a model"),
         rules=_rules(rules_for(parameters), None) if parameters and not (architecture and architecture.unknown) else (),
     )
 

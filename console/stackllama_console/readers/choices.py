@@ -34,7 +34,7 @@ class Choice(Struct, frozen=True, kw_only=True):
     """The text that goes into the form, as it is."""
     title: str
     facts: str = ""
-    trouble: str = ""
+    warning: str = ""
     """Why it may not be usable."""
 
 
@@ -44,7 +44,7 @@ def model_choice(entry: ModelEntry, where: str = "") -> Choice:
         value=entry.name,
         title=entry.title,
         facts=" · ".join([*model_facts(entry), where or _WHERE[entry.kind]]),
-        trouble=entry.trouble or "",
+        warning=entry.warning or "",
     )
 
 
@@ -76,7 +76,7 @@ def typed_models(home: Home, text: str) -> list[Choice]:
         return inside
     entry = describe(home, text)
     refused = "" if entry.architecture else refusal(home, MODEL, text)
-    return [model_choice(msgspec.structs.replace(entry, trouble=refused or entry.trouble), "as typed")]
+    return [model_choice(msgspec.structs.replace(entry, warning=refused or entry.warning), "as typed")]
 
 
 def run_choices(home: Home, stages: Iterable[Stage]) -> list[Choice]:

@@ -44,7 +44,7 @@ class ModelEntry(Struct, frozen=True, kw_only=True):
     kind: Kind
     architecture: Architecture | None = None
     """None: its files are not here, or not readable."""
-    trouble: str | None = None
+    warning: str | None = None
     """Why it may not be usable as it is, in one sanitised sentence."""
 
     @property
@@ -93,7 +93,7 @@ def describe(home: Home, name: str, cache: Path | None = None) -> ModelEntry:
     """Describe the model that a typed name refers to."""
     where = locate(home, name, cache)
     if where is None:
-        return ModelEntry(name=name, kind="recent", trouble=_AWAY)
+        return ModelEntry(name=name, kind="recent", warning=_AWAY)
     return _entry(name, "recent", where)
 
 
@@ -123,15 +123,15 @@ def locate(home: Home, name: str, cache: Path | None = None) -> Path | None:
 
 
 def _entry(name: str, kind: Kind, path: Path, note: str | None = None) -> ModelEntry:
-    """Describe the model of these files; what is wrong with them becomes its trouble."""
+    """Describe the model of these files; what is wrong with them becomes its warning."""
     try:
         architecture = read_architecture(path)
         note = note or _not_a_writer(path) or architecture.unknown or architecture.rough
     except (UsageError, OSError) as error:
-        return ModelEntry(name=name, kind=kind, trouble=one_line(str(error)))
+        return ModelEntry(name=name, kind=kind, warning=one_line(str(error)))
     if name.startswith("-") or not name.isprintable():
         note = "its name is refused at launch: it starts with `-` or contains control characters"
-    return ModelEntry(name=name, kind=kind, architecture=architecture, trouble=one_line(note) if note else None)
+    return ModelEntry(name=name, kind=kind, architecture=architecture, warning=one_line(note) if note else None)
 
 
 def _not_a_writer(path: Path) -> str | None:
@@ -187,7 +187,7 @@ def _cached(cache: Path) -> Iterator[ModelEntry]:
             entry = _entry(name, "cache", files)
             if entry.architecture is None and not (files / "config.json").exists():
                 yield from (_entry(str(file), "cache", file) for file in _ggufs(files))
-            elif not (entry.trouble or "").endswith("generates no text"):
+            elif not (entry.warning or "").endswith("generates no text"):
                 yield entry
 
 

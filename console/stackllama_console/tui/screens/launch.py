@@ -31,7 +31,7 @@ from .confirm import ConfirmScreen
 from .launch_confirm import CommandScreen
 from .launch_controller import LaunchController, Summary, recipe_path
 from .launch_dialogs import model_dialog, name_dialog, open_dialog, run_dialog, write_dialog
-from .launch_lines import budget_title, command_lines, model_line, stage_line, trouble_lines, verdict_parts
+from .launch_lines import budget_title, command_lines, error_lines, model_line, stage_line, verdict_parts
 from .pick import PickScreen
 
 _WIDE = 120
@@ -86,7 +86,7 @@ class LaunchScreen(ConsoleScreen):
         RecipeForm { height: 1fr; }
         BudgetPanel { height: 5; padding: 0 1; border-top: solid $panel; }
         BudgetPanel:focus { border-top: solid $primary; }
-        #launch-trouble { max-height: 4; padding: 0 1; }
+        #launch-error { max-height: 4; padding: 0 1; }
         #launch-command { padding: 0 1; }
         &.-budget RecipeForm { display: none; }
         &.-budget BudgetPanel { height: 1fr; }
@@ -122,7 +122,7 @@ class LaunchScreen(ConsoleScreen):
             panel = BudgetPanel(ascii=drawn, id="launch-budget")
             panel.border_title = "memory"
             yield panel
-        yield TextLines(id="launch-trouble")
+        yield TextLines(id="launch-error")
         yield TextLines(id="launch-command")
 
     def on_mount(self) -> None:
@@ -285,7 +285,7 @@ class LaunchScreen(ConsoleScreen):
         width, variables = self.size.width - 2, self.console_app.theme_variables
         self.set_heading(*verdict_parts(draft, variables))
         error = controller.message or one_line(draft.form.errors().get("", ""))
-        self.query_one("#launch-trouble", TextLines).show(trouble_lines(error, width, variables))
+        self.query_one("#launch-error", TextLines).show(error_lines(error, width, variables))
         lines = command_lines(draft.command(), width, 2 if self.has_class("-wide") else 1)
         self.query_one("#launch-command", TextLines).show(lines)
 

@@ -89,8 +89,8 @@ class CommandScreen(ModalScreen[bool]):
     def _text(self) -> Text:
         colours = cast("App[None]", self.app).theme_variables  # pyright: ignore[reportUnknownMemberType]
         text = Text()
-        if self.summary.trouble:
-            text.append(f"{one_line(self.summary.trouble)}\n\n", style=rich_colour(colours, "error"))
+        if self.summary.error:
+            text.append(f"{one_line(self.summary.error)}\n\n", style=rich_colour(colours, "error"))
         for label, value in self.summary.rows:
             text.append(f"{label:<{_LABEL}} ", style="dim")
             text.append(f"{one_line(value)}\n")

@@ -42,7 +42,7 @@ class Summary(Struct, frozen=True, kw_only=True):
     """The command of this program, as it would be typed."""
     worker: str = ""
     """The command of the worker, as it would run; empty while that is not known."""
-    trouble: str = ""
+    error: str = ""
     """The reason why it cannot be launched as it is."""
 
 
@@ -206,7 +206,7 @@ class LaunchController:
         """Estimate the form's memory from what has been read so far."""
         shapes, devices = self.shapes, self._devices or Devices()
         recipe = self.draft.form.estimable()
-        trouble = (shapes.trouble if shapes else "reading the model …") if recipe else "a value is wrong"
+        missing = (shapes.error if shapes else "reading the model …") if recipe else "a value is wrong"
         view = build_view(
             recipe,
             shapes.architecture if shapes else None,
@@ -214,10 +214,10 @@ class LaunchController:
             devices.ram,
             model=shapes.entry.title if shapes and shapes.entry else self.draft.model,
             reward=shapes.reward if shapes else None,
-            trouble=devices.trouble or (trouble if self.draft.model else ""),
+            error=devices.error or (missing if self.draft.model else ""),
             calibration=shapes.calibration if shapes else None,
         )
-        self.budget = structs.replace(view, note="GPUs unknown") if devices.trouble else view
+        self.budget = structs.replace(view, note="GPUs unknown") if devices.error else view
         return self.budget
 
     # launching
@@ -257,11 +257,11 @@ class LaunchController:
         summary = self._summary()
         recipe = self.draft.form.recipe()
         if recipe is None:
-            return structs.replace(summary, trouble=self.problem() or "The form has errors.")
+            return structs.replace(summary, error=self.problem() or "The form has errors.")
         try:
             return (await self._plan(recipe))[1]
         except StackllamaError as error:
-            return structs.replace(summary, trouble=str(error))
+            return structs.replace(summary, error=str(error))
 
     async def _plan(self, recipe: AnyRecipe) -> tuple[launcher.Plan, Summary]:
         draft, summary = self.draft, self._summary()  # of this moment: the form may change while it is planned
@@ -301,6 +301,6 @@ def recipe_path(text: str) -> Path:
 
 def _moved(before: Devices, now: Devices) -> bool:
     pairs = [*zip(before.gpus, now.gpus, strict=False), *([(before.ram, now.ram)] if before.ram and now.ram else [])]
-    return (len(before.gpus), bool(before.trouble)) != (len(now.gpus), bool(now.trouble)) or any(
+    return (len(before.gpus), bool(before.error)) != (len(now.gpus), bool(now.error)) or any(
         one.name != other.name or abs(one.free - other.free) > _MOVED * other.total for one, other in pairs
     )

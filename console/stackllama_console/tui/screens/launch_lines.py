@@ -57,8 +57,8 @@ def model_line(draft: Draft, shapes: Shapes | None, width: int) -> Text:
     said = "  ".join(["", " · ".join(facts)]) if facts else ""
     text.append(cut(one_line(draft.model), max(12, width - text.cell_len - len(said)), keep_end=True), style="bold")
     text.append(said, style="dim")
-    if shapes and not facts and shapes.trouble:
-        text.append(f"  {shapes.trouble}", style="dim")
+    if shapes and not facts and shapes.error:
+        text.append(f"  {shapes.error}", style="dim")
     return text
 
 
@@ -89,7 +89,7 @@ def budget_title(view: BudgetView, width: int) -> str:
     return cut(said, width - len(end)).replace("[", "(") + end  # a title is read as markup
 
 
-def trouble_lines(message: str, width: int, variables: Mapping[str, str]) -> list[Text]:
+def error_lines(message: str, width: int, variables: Mapping[str, str]) -> list[Text]:
     """Render an error of no single field, or a launch's refusal, in full."""
     if not message:
         return []

@@ -131,7 +131,7 @@ class PickScreen(ModalScreen[str | None]):
 
     def _note(self) -> None:
         current = self.query_one(ModelList).current
-        self.query_one("#pick-note", Static).update(current.trouble if current else "no match")
+        self.query_one("#pick-note", Static).update(current.warning if current else "no match")
 
     async def _look_at(self, text: str) -> None:
         await asyncio.sleep(_PAUSE)

@@ -27,7 +27,7 @@ Line = list[Piece]
 Block = list[Line]
 
 _VERDICTS = {"yes": "fits", "tight": "tight", "no": "does not fit", "unknown": "unknown"}
-_ORDER = ("head", "verdict", "trouble", "devices", "marks", "legend", "totals", "offers")
+_ORDER = ("head", "verdict", "caveat", "devices", "marks", "legend", "totals", "offers")
 _GROWTH = (
     ("head", 1),
     ("verdict", 1),
@@ -39,13 +39,13 @@ _GROWTH = (
     ("offers", 2),
     ("legend", 1),
     ("verdict", 2),
-    ("trouble", 1),
+    ("caveat", 1),
     ("totals", 1),
     ("legend", 2),
     ("offers", 3),
     ("devices", 3),
     ("marks", 3),
-    ("trouble", 2),
+    ("caveat", 2),
     ("offers", 4),
     ("totals", 2),
 )
@@ -68,7 +68,7 @@ def budget_lines(view: BudgetView, width: int, height: int, style: StyleOf, glyp
     blocks = {
         "head": _head(view, width, style),
         "verdict": _verdict(view, width, style, glyphs),
-        "trouble": _trouble(view, width, style),
+        "caveat": _caveat(view, width, style),
         "devices": _devices(view, width, style, glyphs),
         "marks": _marks(view, width, style, glyphs),
         "legend": _legend(view, width, style, glyphs),
@@ -121,8 +121,8 @@ def _verdict(view: BudgetView, width: int, style: StyleOf, glyphs: Glyphs) -> li
     return [[short], long]
 
 
-def _trouble(view: BudgetView, width: int, style: StyleOf) -> list[Block]:
-    texts = [one_line(text) for text in (view.note, view.trouble) if text]
+def _caveat(view: BudgetView, width: int, style: StyleOf) -> list[Block]:
+    texts = [one_line(text) for text in (view.note, view.caveat) if text]
     if not texts:
         return []
     return [

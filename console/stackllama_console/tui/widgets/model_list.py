@@ -85,7 +85,7 @@ class ModelList(OptionList):
         marked = choice.value == self.chosen
         text = Text(_CHOSEN if marked else _INDENT, no_wrap=True, end="")
         text.append(cut(choice.title, width, keep_end=True), style="bold" if marked else "")
-        for said in (choice.facts, f"! {choice.trouble}" if choice.trouble else ""):
+        for said in (choice.facts, f"! {choice.warning}" if choice.warning else ""):
             if said:
                 text.append(f"\n{_INDENT}{cut(said, width)}", style="dim")
         return text
