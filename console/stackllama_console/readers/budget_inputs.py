@@ -26,7 +26,7 @@ _ADAPTER_FILE = "adapter_config.json"
 _MOST_CONFIG = 1 << 20
 
 
-class Asked(Struct, frozen=True):
+class NamedModels(Struct, frozen=True):
     """The models that a form names; equal ones need no second reading."""
 
     stage: Stage
@@ -39,7 +39,7 @@ class Asked(Struct, frozen=True):
 class Shapes(Struct, frozen=True, kw_only=True):
     """Shapes of the models that a form names."""
 
-    asked: Asked
+    models: NamedModels
     entry: ModelEntry | None = None
     """The model that memory is needed for; None while none is named."""
     reward: Architecture | None = None
@@ -63,13 +63,13 @@ class Devices(Struct, frozen=True):
     """Why the GPUs are not known: their driver hangs."""
 
 
-def read_shapes(home: Home, asked: Asked) -> Shapes:
+def read_shapes(home: Home, models: NamedModels) -> Shapes:
     """Read the shapes of the models named. Raises nothing: what cannot be read becomes `error`."""
-    if not asked.model:
-        return Shapes(asked=asked)
-    name = asked.model if asked.stage is not Stage.MERGE else base_of(home, asked.model)
+    if not models.model:
+        return Shapes(models=models)
+    name = models.model if models.stage is not Stage.MERGE else base_of(home, models.model)
     if not name:
-        return Shapes(asked=asked, error=f"{one_line(asked.model)}: its base is not known")
+        return Shapes(models=models, error=f"{one_line(models.model)}: its base is not known")
     entry = describe(home, name)
     problem = "" if entry.architecture else refusal(home, MODEL, name) or entry.warning or ""
     local_calibration: Calibration | None = None
@@ -78,9 +78,9 @@ def read_shapes(home: Home, asked: Asked) -> Shapes:
     except OSError as error:
         problem = problem or one_line(f"{error.filename} cannot be read: {error.strerror}")
     return Shapes(
-        asked=asked,
+        models=models,
         entry=entry,
-        reward=_own_reward(home, asked.reward) if asked.reward else None,
+        reward=_own_reward(home, models.reward) if models.reward else None,
         calibration=local_calibration,
         error=problem,
     )

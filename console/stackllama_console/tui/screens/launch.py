@@ -18,7 +18,7 @@ from stackllama_engine.contract.errors import StackllamaError, UsageError
 from stackllama_engine.contract.run_dir import Home, RunDir
 from stackllama_engine.contract.stages import Stage
 
-from ...readers.budget_inputs import Asked, Devices
+from ...readers.budget_inputs import Devices, NamedModels
 from ...readers.draft import ADAPTER, LaunchForm, Source, read_file, read_run
 from ...sanitise import one_line
 from ...settings import Settings
@@ -161,8 +161,8 @@ class LaunchScreen(ConsoleScreen):
         await self.controller.find_adapters()
         self._show_list()
 
-    async def _read_shapes(self, asked: Asked) -> None:
-        if await self.controller.read_shapes(asked):
+    async def _read_shapes(self, models: NamedModels) -> None:
+        if await self.controller.read_shapes(models):
             self._show_top()
             self._show_budget()
 
@@ -277,7 +277,7 @@ class LaunchScreen(ConsoleScreen):
         """Render everything but the form itself."""
         controller, draft = self.controller, self.controller.draft
         if controller.shapes is None:
-            self.begin(self._read_shapes(controller.asked), group="shapes", exclusive=True)
+            self.begin(self._read_shapes(controller.named_models), group="shapes", exclusive=True)
         if not draft.form.looked_up:
             self.begin(self._look_up(draft.form), group="inputs", exclusive=True)
         self._show_top()
@@ -321,8 +321,8 @@ class LaunchScreen(ConsoleScreen):
         changes = {key: text for key, text in event.changes.items() if key in self.controller.draft.form.fields}
         self.query_one(RecipeForm).apply(changes)
 
-    @on(ModelList.Taken)
-    def _taken(self, event: ModelList.Taken) -> None:
+    @on(ModelList.Chosen)
+    def _model_chosen(self, event: ModelList.Chosen) -> None:
         event.stop()
         self.set_value(self.controller.draft.model_key, event.choice.value)
 

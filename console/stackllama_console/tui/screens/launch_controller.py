@@ -16,7 +16,7 @@ from stackllama_engine.contract.run_dir import Home, RunDir, check_run_id
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch import launcher
 
-from ...readers.budget_inputs import Asked, Devices, Shapes, read_devices, read_shapes
+from ...readers.budget_inputs import Devices, NamedModels, Shapes, read_devices, read_shapes
 from ...readers.budget_view import BudgetView, build_view
 from ...readers.choices import RUN_KEYS, Choice, model_choice, model_folders, run_choices
 from ...readers.draft import ADAPTER, Draft, LaunchForm, Source, write_file
@@ -103,11 +103,11 @@ class LaunchController:
         """Return the finished runs that a recipe key takes."""
         return await asyncio.to_thread(run_choices, self.home, RUN_KEYS[key])
 
-    async def read_shapes(self, asked: Asked) -> bool:
+    async def read_shapes(self, models: NamedModels) -> bool:
         """Read the files of the models that the form named; False where it names others by now."""
         await asyncio.sleep(_PAUSE if self._shapes else 0)
-        shapes = await asyncio.to_thread(read_shapes, self.home, asked)
-        if shapes.asked != self.asked:
+        shapes = await asyncio.to_thread(read_shapes, self.home, models)
+        if shapes.models != self.named_models:
             return False
         self._shapes = shapes
         return True
@@ -126,16 +126,16 @@ class LaunchController:
         return form.take_unusable(inputs, unusable)
 
     @property
-    def asked(self) -> Asked:
+    def named_models(self) -> NamedModels:
         """The models that the form names."""
         form = self.draft.form
         reward = form.text("reward_model_path") if self.draft.stage is Stage.PPO else ""
-        return Asked(self.draft.stage, self.draft.model, reward)
+        return NamedModels(self.draft.stage, self.draft.model, reward)
 
     @property
     def shapes(self) -> Shapes | None:
         """Shapes of the models that the form names; None while they are being read."""
-        return self._shapes if self._shapes and self._shapes.asked == self.asked else None
+        return self._shapes if self._shapes and self._shapes.models == self.named_models else None
 
     # the form
 

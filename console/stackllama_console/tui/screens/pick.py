@@ -100,8 +100,8 @@ class PickScreen(ModalScreen[str | None]):
         if current := self.query_one(ModelList).current:
             self.dismiss(current.value)
 
-    @on(ModelList.Taken)
-    def _taken(self, event: ModelList.Taken) -> None:
+    @on(ModelList.Chosen)
+    def _model_chosen(self, event: ModelList.Chosen) -> None:
         event.stop()
         self.dismiss(event.choice.value)
 

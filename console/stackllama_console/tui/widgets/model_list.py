@@ -18,7 +18,7 @@ _INDENT = "  "
 
 
 class ModelList(OptionList):
-    """A list of :class:`Choice`. Posts :class:`Taken`; it changes nothing itself."""
+    """A list of :class:`Choice`. Posts :class:`Chosen`; it changes nothing itself."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("j,down", "cursor_down", "next", id="models.down", show=False),
@@ -37,7 +37,7 @@ class ModelList(OptionList):
     }
     """
 
-    class Taken(Message):
+    class Chosen(Message):
         """A line was chosen."""
 
         def __init__(self, choice: Choice) -> None:
@@ -78,7 +78,7 @@ class ModelList(OptionList):
         """Post the list's own message, with the choice in it."""
         event.stop()
         if event.option_index < len(self.choices):
-            self.post_message(self.Taken(self.choices[event.option_index]))
+            self.post_message(self.Chosen(self.choices[event.option_index]))
 
     def _draw(self, choice: Choice) -> Text:
         width = max(8, (self.scrollable_content_region.width or 40) - len(_INDENT))
