@@ -339,7 +339,7 @@ def test_an_sbatch_that_does_not_answer(
 ) -> None:
     (tmp_path / "bin" / "sbatch").write_text("#!/bin/sh\nexec sleep 600\n")
     monkeypatch.setattr(slurm, "_ANSWER", 0.2)
-    with pytest.raises(StackllamaError, match=r"Run `mine`: `sbatch` did not answer within 0.2 s; look with `squeue`"):
+    with pytest.raises(StackllamaError, match=r"Run `mine`: `sbatch` did not answer within 0.2 s; check with `squeue`"):
         slurm.submit(home, recipe(), "mine")
     assert home.run("mine").read_state().phase == "failed"
 

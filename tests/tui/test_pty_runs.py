@@ -173,7 +173,7 @@ TOUR = (
     ("j", "not red"),
     ("\x1b", "nested"),
     ("\x1b", "cause"),
-    ("D", "go back"),
+    ("D", "n  cancel"),
     ("n", "cause"),
     ("?", "runs.open"),
     ("\x1b", "cause"),
