@@ -27,7 +27,7 @@ from stackllama_engine.contract.stages import Stage  # noqa: E402
 from stackllama_engine.launch.expected import Expected, expected  # noqa: E402
 from stackllama_engine.launch.gpus import first_card  # noqa: E402
 from stackllama_engine.launch.inputs import DEMO_BASE  # noqa: E402
-from stackllama_engine.launch.launcher import launch  # noqa: E402
+from stackllama_engine.launch.launcher import launch, plan  # noqa: E402
 from stackllama_engine.launch.reconcile import reconcile  # noqa: E402
 from stackllama_engine.launch.run_requests import stop  # noqa: E402
 
@@ -155,7 +155,7 @@ class Grid:
         ]
         words += [f"reward_model_path={judge}"] if stage is Stage.PPO else []
         recipe = load_recipe(stage, None, [*words, *self.size.overrides(stage), *_PRECISIONS[precision]])
-        run = launch(self.home, stage, recipe)
+        run = launch(plan(self.home, recipe))
         deadline = time.monotonic() + _PATIENCE
         while not reconcile(run).has_ended:
             if time.monotonic() > deadline:

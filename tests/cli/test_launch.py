@@ -139,7 +139,7 @@ def test_changed_code_is_asked_about_at_a_terminal(
     scripted(2, 0.01)
     monkeypatch.setattr("sys.stdin", Terminal(f"{answer}\n"))
     result = run_main("runs", "resume", "p")
-    assert "has changed since the launch" in result.err and "Execute it as it is now? [y/N]" in result.err
+    assert "has changed since the launch" in result.err and "Run it as it is now? [y/N]" in result.err
     assert result.code == (0 if answer == "y" else 3)
     assert changed.attempt_dir(2).exists() == (answer == "y")
 
@@ -196,7 +196,7 @@ def test_merge_launches_a_merge_of_the_run(
 
 def test_ctrl_c_leaves_the_run_alone(home: Home, scripted: Callable[[int, float], None]) -> None:
     scripted(1000, 0.05)
-    run = launcher.launch(home, Stage.SFT, load_recipe(Stage.SFT, None, DEMO), "one")
+    run = launcher.launch(launcher.plan(home, load_recipe(Stage.SFT, None, DEMO), "one"))
     environment = {**os.environ, **source_path(os.environ.get("PYTHONPATH", ""))}
     environment["PYTHONPATH"] += f"{os.pathsep}{Path(__file__).resolve().parents[2] / 'console'}"
     watcher = subprocess.Popen(
@@ -225,7 +225,7 @@ def wait_until(what: Callable[[], bool], seconds: float = 60.0) -> None:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["--sbatch-option", "time=1"], "belongs to --slurm"),
+        (["--sbatch-option", "time=1"], "needs --slurm"),
         (["--slurm", "--dry-run"], "--dry-run and --slurm exclude each other"),
         (["--slurm", "--canary"], "--canary and --slurm exclude each other"),
         (["--slurm", "--sbatch-option", "wrap=id"], "--sbatch-option wrap"),

@@ -67,7 +67,7 @@ def test_what_if_it_were_sharded(model: Path, run_main: Callable[..., Any]) -> N
     assert (result.code, found["fits"], found["suggestions"], found["device"]) == (1, "unknown", [], None)
     assert found["shard"] == {"kind": "fsdp", "ranks": 8} and "fsdp was never measured" in found["unknown"]
     assert whole["model"]["parameters"] * 8 / 8 <= found["at_least"] < whole["allocated"] / 3
-    assert "which this engine does not launch" in run_main(*words, "--shard", "zero3").out
+    assert "estimate only; launch does not shard" in run_main(*words, "--shard", "zero3").out
 
 
 def test_an_adapter_whose_base_is_sharded_is_estimated(model: Path, run_main: Callable[..., Any]) -> None:

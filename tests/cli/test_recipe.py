@@ -32,7 +32,7 @@ def test_convert_never_replaces_a_file_unasked(run_main: Callable[..., Any], the
     refused = run_main("recipe", "convert", str(theirs), "--out", str(out))
     assert refused.code == 2 and "exists already" in refused.err and out.read_text() == "mine"
     replaced = run_main("recipe", "convert", str(theirs), "--out", str(out), "--force")
-    assert replaced.code == 0 and "is replaced" in replaced.err and out.read_text() == before
+    assert replaced.code == 0 and "Replacing" in replaced.err and out.read_text() == before
     assert run_main("recipe", "convert", str(theirs), "--out", str(tmp_path / "no" / "x")).code == 2
 
 

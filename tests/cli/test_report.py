@@ -158,9 +158,9 @@ def test_demo_launches_the_recipe_with_the_seed_and_shows_the_end(
 ) -> None:
     launched: list[PipelineRecipe] = []
 
-    def launch(_home: Home, stage: Stage, recipe: PipelineRecipe) -> RunDir:
-        assert stage is Stage.PIPELINE
-        launched.append(recipe)
+    def launch(planned: launcher.Plan) -> RunDir:
+        assert isinstance(planned.recipe, PipelineRecipe)
+        launched.append(planned.recipe)
         return pipeline
 
     monkeypatch.setattr(launcher, "launch", launch)

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from stackllama_engine.contract.child_environment import source_path
 from stackllama_engine.contract.events import Event, EventReader, EventWriter
 from stackllama_engine.contract.history import fold, read_history
-from stackllama_engine.launch.argv import source_path
 
 LINE = b'{"seq":%d,"time":1.0,"kind":"progress","step":%d}\n'
 

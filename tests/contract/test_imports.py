@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from stackllama_engine.launch.argv import source_path
+from stackllama_engine.contract.child_environment import source_path
 
 HEAVY = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "textual", "rich", "numpy")
 ENTRIES = [

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from stackllama_engine.contract.child_environment import source_path
 from stackllama_engine.contract.stdout import SurvivingOutput, surviving
-from stackllama_engine.launch.argv import source_path
 
 
 class Disk(io.RawIOBase):

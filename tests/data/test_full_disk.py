@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from tests.full_disk import MIB, small_disk
 
+from stackllama_engine.contract.child_environment import source_path
 from stackllama_engine.data.prepare import prepare as prepare_here
-from stackllama_engine.launch.argv import source_path
 
 
 def prepare(posts: Path, out: Path) -> "subprocess.CompletedProcess[str]":

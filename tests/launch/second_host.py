@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from stackllama_engine.contract.child_environment import source_path
 from stackllama_engine.contract.run_dir import Home, RunDir
-from stackllama_engine.launch.argv import source_path
 
 _ENTER = """
 set -e

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 import yaml
 
+from stackllama_engine.contract.child_environment import inherited_environment, source_path
 from stackllama_engine.contract.errors import RecipeError, RefusedError
 from stackllama_engine.contract.recipe import AnyRecipe, SFTRecipe
 from stackllama_engine.contract.recipe_io import build_recipe
@@ -19,8 +20,6 @@ from stackllama_engine.launch.argv import (
     CPU_MEMORY,
     Command,
     build_command,
-    inherited_environment,
-    source_path,
 )
 from stackllama_engine.launch.machine_check import resolve_machine
 

@@ -1,4 +1,4 @@
-"""The code of ``reward_fn``: recorded at launch; another one is executed at resume only when somebody says so."""
+"""The code of ``reward_fn``: recorded at launch; a changed one runs at resume only when confirmed."""
 
 import hashlib
 import json
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from stackllama_engine.contract.errors import UsageError
+from stackllama_engine.contract.errors import RefusedError, UsageError
 from stackllama_engine.contract.recipe import AnyRecipe
 from stackllama_engine.contract.recipe_io import load_recipe
 from stackllama_engine.contract.run_dir import FunctionFile, Home, RunDir
@@ -37,15 +37,23 @@ def code(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run(runs: Runs, code: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
-    """A PPO run with a function, that failed."""
+    """Make a failed PPO run with a function."""
     monkeypatch.setattr(launcher, "build_command", lambda _recipe, run_dir, _gpus: fake_command(run_dir, "fail"))
-    run = launcher.launch(runs.home, Stage.PPO, ppo(code), "p")
+    run = launcher.launch(launcher.plan(runs.home, ppo(code), "p"))
     wait_for_phase(run, "failed")
     return run
 
 
 def ppo(code: Path) -> AnyRecipe:
     return load_recipe(Stage.PPO, None, (*DEMO, "reward_fn=judges:judge", f"reward_fn_path={code.parent}"))
+
+
+def test_launch_refuses_a_plan_whose_reward_function_changed(home: Home, code: Path) -> None:
+    planned = launcher.plan(home, ppo(code), "p")
+    code.write_text(EVIL)
+    with pytest.raises(RefusedError, match="has changed since this launch was planned"):
+        launcher.launch(planned)
+    assert list(home.runs()) == []
 
 
 def attempts(run: RunDir) -> int:
@@ -58,7 +66,7 @@ def recorded(run: RunDir) -> object:
 
 
 def forget(run: RunDir) -> None:
-    """As a version wrote it that recorded nothing."""
+    """Rewrite the record as by a version that recorded nothing."""
     launch = json.loads((run.path / "launch.json").read_text())
     del launch["reward_fn"]
     (run.path / "launch.json").write_text(json.dumps(launch))

@@ -58,7 +58,7 @@ def test_an_installed_module_needs_no_directory() -> None:
     ("source", "said"),
     [
         ("def jugde(questions, responses): ...", "defines no `judge`. Did you mean `jugde`?"),
-        ("def judge(questions, responses) ...", "judges.py, line 1 is no valid Python"),
+        ("def judge(questions, responses) ...", "judges.py, line 1 is not valid Python"),
         ("async def judge(questions, responses): ...", "`async`"),
         ("def judge(texts): ...", "called with the keywords `questions`, `responses`"),
         ("def judge(questions, responses, scale): ...", "called with the keywords"),

@@ -236,7 +236,7 @@ def test_commands_refuse_while_nvml_hangs(hanging: Hanging, tmp_path: Path, monk
     monkeypatch.setattr(launcher, "visible_gpus", lambda: gpus.visible_gpus({}, _SHORT))
     recipe = build_recipe(Stage.SFT, {"model_name_or_path": "demo", "dataset_name": "demo"})
     with pytest.raises(RefusedError, match=hangs):
-        launcher.launch(home, Stage.SFT, recipe, "mine")
+        launcher.launch(launcher.plan(home, recipe, "mine"))
     assert home.runs() == [] and len(hanging.threads) == 1
 
 
@@ -260,7 +260,7 @@ def test_the_machine_reader_reports_a_hanging_driver_and_recovers(
         assert found.trouble is not None and found.trouble.startswith("GPUs cannot be read now: NVML has not answered")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     devices = read_devices()
-    assert devices.gpus == () and devices.ram is not None and "the GPU driver hangs" in devices.trouble
+    assert devices.gpus == () and devices.ram is not None and "the GPU driver hangs" in devices.error
     assert len(hanging.threads) == 1
     hanging.hangs_in = ""
     hanging.released.set()

@@ -1,4 +1,4 @@
-"""What an input may be, and what is refused with a way out."""
+"""Inputs of a recipe: what they may be, and refusals that name a way out."""
 
 from pathlib import Path
 

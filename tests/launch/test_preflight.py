@@ -1,4 +1,4 @@
-"""What a stage would refuse is said at launch, of every stage of a pipeline, from the model's files alone."""
+"""Preflight: a stage's refusals are reported at launch, for every stage of a pipeline, from model files alone."""
 
 import json
 from collections.abc import Callable
@@ -34,7 +34,7 @@ GPT2 = {"model_type": "gpt2", "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positi
 
 @pytest.fixture
 def model(tmp_path: Path) -> Callable[..., str]:
-    """A model directory of a configuration, and of files beside it."""
+    """Make a model directory of a configuration, and of files beside it."""
 
     def write(config: dict[str, Any], **files: Any) -> str:
         folder = tmp_path / "model"
@@ -70,7 +70,7 @@ def test_of_a_hub_model_that_is_not_here_nothing_is_said() -> None:
     [
         (["q_proj", "q_prj"], "`lora_target_modules=q_prj`: model has no such module"),
         ("q_(p|k)roj", "a text is a pattern that matches the full name of no module"),
-        ("(", "is no pattern"),
+        ("(", "is not a valid pattern"),
         (["input_layernorm"], "has no such module"),
     ],
 )
@@ -224,7 +224,7 @@ def test_a_pipeline_says_what_every_stage_would_refuse_before_the_first_begins(
     words = [f"model_name_or_path={path}", "sft.load_in_8bit=false", "lora_target_modules=[q_prj]"]
     recipe = load_recipe(Stage.PIPELINE, None, [*words, "dataset_name=demo"])
     with pytest.raises(RefusedError) as caught:
-        launcher.plan(Home(tmp_path / "home"), Stage.PIPELINE, recipe)
+        launcher.plan(Home(tmp_path / "home"), recipe)
     text = str(caught.value)
     assert "reward: `granite`: transformers has no sequence-classification class" in text
     assert "ppo: `granite` rescales its logits" in text
@@ -238,7 +238,7 @@ def test_what_a_change_of_the_recipe_mends_is_a_recipe_error(model: Callable[...
         Stage.SFT, None, [f"model_name_or_path={path}", "lora_target_modules=[x]", "dataset_name=demo"]
     )
     with pytest.raises(RecipeError, match="`lora_target_modules=x`"):
-        launcher.launch(Home(tmp_path / "home"), Stage.SFT, recipe)
+        launcher.launch(launcher.plan(Home(tmp_path / "home"), recipe))
     assert not (tmp_path / "home").exists()
 
 
@@ -255,7 +255,7 @@ def test_a_data_file_of_another_kind_is_refused_at_launch(tmp_path: Path, name: 
         kind_of(str(tmp_path / name))
     recipe = load_recipe(Stage.SFT, None, ["model_name_or_path=demo", f"dataset_name={tmp_path / name}"])
     with pytest.raises(StackllamaError, match="a data file is"):
-        launcher.plan(Home(tmp_path / "home"), Stage.SFT, recipe)
+        launcher.plan(Home(tmp_path / "home"), recipe)
 
 
 def test_tables_are_found_in_the_installed_packages() -> None:

@@ -120,7 +120,7 @@ def test_a_second_user_gets_nothing_of_a_real_sft_on_two_ranks(home: Home) -> No
         "save_steps=0",
         "eval_steps=0",
     )
-    run = launcher.launch(home, Stage.SFT, load_recipe(Stage.SFT, None, keys))
+    run = launcher.launch(launcher.plan(home, load_recipe(Stage.SFT, None, keys)))
     wait_for(lambda: run.read_state().has_ended or steps(run) > 0, seconds=300)
     assert not run.read_state().has_ended, run.read_state()
     check_nobody_comes_in(run)

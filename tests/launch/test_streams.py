@@ -6,8 +6,8 @@ import sys
 import textwrap
 from pathlib import Path
 
+from stackllama_engine.contract.child_environment import source_path
 from stackllama_engine.contract.run_dir import Home
-from stackllama_engine.launch.argv import source_path
 from stackllama_engine.launch.reconcile import reconcile
 from stackllama_engine.launch.run_requests import stop
 

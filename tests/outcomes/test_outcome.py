@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from stackllama_engine.contract.recipe_io import build_recipe
 from stackllama_engine.contract.run_dir import Home
 from stackllama_engine.contract.stages import Stage
-from stackllama_engine.launch.launcher import launch
+from stackllama_engine.launch.launcher import launch, plan
 from stackllama_engine.launch.reconcile import reconcile
 from stackllama_engine.train import models
 
@@ -90,7 +90,7 @@ def runs(made: parts.Parts, tmp_path_factory: pytest.TempPathFactory) -> list[Pa
             "max_eval_samples": 8,
             "seed": seed,
         }
-        directory = launch(home, Stage.PPO, build_recipe(Stage.PPO, keys), name=f"seed-{seed}")
+        directory = launch(plan(home, build_recipe(Stage.PPO, keys), f"seed-{seed}"))
         while not (state := reconcile(directory)).has_ended:
             time.sleep(0.5)
         assert state.phase == "finished", state.cause

@@ -1,4 +1,4 @@
-"""What the budget panel is told: this machine's memory against the engine's estimate, in every stage."""
+"""Content of the budget panel: this machine's memory against the engine's estimate, in every stage."""
 
 from typing import Any
 
@@ -77,14 +77,14 @@ def test_the_verdict_follows_the_free_memory(llama: Architecture) -> None:
     view = build_view(recipe(Stage.SFT), llama, [gpu(80), gpu(80, low - 0.5)])
     assert view.verdict == "no", "the fullest GPU decides"
     view = build_view(recipe(Stage.SFT), llama, [], None)
-    assert view.verdict == "unknown" and view.note == "no GPU: the CPU and its RAM"
+    assert view.verdict == "unknown" and view.note == "no GPU; showing CPU memory"
 
 
 def test_each_process_on_the_cpu_holds_everything(llama: Architecture) -> None:
     alone = build_view(recipe(Stage.SFT, "load_in_8bit=false"), llama, [], RAM)
-    assert alone.memories == (RAM,) and alone.note == "no GPU: the CPU and its RAM"
+    assert alone.memories == (RAM,) and alone.note == "no GPU; showing CPU memory"
     many = build_view(recipe(Stage.SFT, "load_in_8bit=false", "num_processes=4"), llama, [], RAM)
-    assert many.verdict == "no" and "a process" in many.reason
+    assert many.verdict == "no" and "per process" in many.reason
     asked = build_view(recipe(Stage.SFT, "use_cpu=true"), llama, [gpu(80)], RAM)
     assert asked.memories == (RAM,) and "use_cpu" in asked.note
 
@@ -130,16 +130,16 @@ def test_training_every_weight_puts_its_own_rule_first(llama: Architecture) -> N
 
 
 def test_without_an_architecture_the_rules_are_computed_from_the_name() -> None:
-    view = build_view(recipe(Stage.SFT), None, [gpu(24)], model="meta-llama/Llama-2-7b-hf", trouble="not here")
+    view = build_view(recipe(Stage.SFT), None, [gpu(24)], model="meta-llama/Llama-2-7b-hf", error="not here")
     assert view.parameters == 7_000_000_000 and view.guessed and view.reason == "not here"
     assert view.rules[0].low == 8_400_000_000 and view.rules[0].high == 9_800_000_000
     assert view.verdict == "unknown" and view.parts == ()
     nothing = build_view(None, None, [], None)
-    assert nothing == BudgetView(reason="choose a model", note="no GPU: the CPU and its RAM")
+    assert nothing == BudgetView(reason="choose a model", note="no GPU; showing CPU memory")
 
 
 def test_a_form_with_errors_still_shows_the_rules_of_its_model(llama: Architecture) -> None:
-    view = build_view(None, llama, [gpu(24)], trouble="the form has errors")
+    view = build_view(None, llama, [gpu(24)], error="the form has errors")
     assert view.parameters == llama.parameters and not view.guessed and view.rules
     assert view.reason == "the form has errors"
 
@@ -147,10 +147,10 @@ def test_a_form_with_errors_still_shows_the_rules_of_its_model(llama: Architectu
 def test_hostile_names_are_sanitised(llama: Architecture) -> None:
     bad = "\x1b]52;c;aGVsbG8=\x07 x [/] \x9b2J\nname"
     for view in (
-        build_view(recipe(Stage.SFT), llama, [gpu(24, name=bad)], model=bad, trouble=bad),
-        build_view(None, None, [gpu(24, name=bad)], model=bad, trouble=bad),
+        build_view(recipe(Stage.SFT), llama, [gpu(24, name=bad)], model=bad, error=bad),
+        build_view(None, None, [gpu(24, name=bad)], model=bad, error=bad),
     ):
-        texts = [view.model, view.reason, view.trouble, view.note, *(one.name for one in view.memories)]
+        texts = [view.model, view.reason, view.caveat, view.note, *(one.name for one in view.memories)]
         assert all(text.isprintable() for text in texts)
         assert "x [/] name" in view.model
 
@@ -230,7 +230,7 @@ def test_what_nobody_knows_shows_no_figure_that_could_be_taken_for_one(stage: St
     strange = architecture_of(CONFIG | {"kv_lora_rank": 512}, "m", "config.json", frozenset())
     view = build_view(recipe(stage), strange, [gpu(80000)], Memory("RAM", 1 << 50, 1 << 50))
     assert (view.verdict, view.parts, view.device, view.rules, view.offers) == ("unknown", (), (0, 0), (), ())
-    assert view.reason.startswith("at least ") and view.least and "`kv_lora_rank`" in view.trouble
+    assert view.reason.startswith("at least ") and view.least and "`kv_lora_rank`" in view.caveat
     small = build_view(recipe(stage), strange, [gpu(0.1)], RAM)
     assert small.reason.endswith("which is more than there is")
     without = build_view(recipe(stage), strange, [], None)
@@ -241,7 +241,7 @@ def test_a_mixture_in_8_bits_says_how_it_can_be_known() -> None:
     config = CONFIG | {"model_type": "mixtral", "num_local_experts": 8, "num_experts_per_tok": 2}
     mixture = architecture_of(config, "m", "config.json", frozenset())
     view = build_view(recipe(Stage.SFT), mixture, [gpu(80)], RAM)
-    assert view.verdict == "unknown" and "`load_in_8bit: false`" in view.trouble and not view.least
+    assert view.verdict == "unknown" and "`load_in_8bit: false`" in view.caveat and not view.least
     known = build_view(recipe(Stage.SFT, "load_in_8bit=false", "dtype=bfloat16"), mixture, [gpu(40)], RAM)
     assert known.verdict in ("tight", "no")
     assert not [one for one in known.offers if {"load_in_8bit", "load_in_4bit"} & set(one.changes)]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from stackllama_console.readers.budget_inputs import Asked, base_of, read_devices, read_shapes
+from stackllama_console.readers.budget_inputs import NamedModels, base_of, read_devices, read_shapes
 from stackllama_console.readers.choices import Choice, matching, model_folders, run_choices, typed_models
 from stackllama_engine.contract.recipe_io import dump_recipe, load_recipe
 from stackllama_engine.contract.run_dir import Home, RunDir, State
@@ -67,7 +67,7 @@ def test_a_typed_folder_names_its_models_and_anything_else_itself(home: Home, tm
     (one,) = typed_models(home, str(models / "a"))
     assert one.value == str(models / "a") and one.facts.startswith("llama · ") and one.facts.endswith("as typed")
     (hub,) = typed_models(home, "org/name-7b")
-    assert hub.value == "org/name-7b" and "downloaded" in hub.trouble
+    assert hub.value == "org/name-7b" and "downloaded" in hub.warning
     (odd,) = typed_models(home, "a\x00b")
     assert odd.value == "a\x00b" and "\x00" not in odd.title
 
@@ -99,24 +99,24 @@ def test_an_adapter_s_base_is_what_its_run_or_its_configuration_names(home: Home
 
 
 def test_shapes_follow_what_the_form_names(home: Home, tmp_path: Path) -> None:
-    assert read_shapes(home, Asked(Stage.SFT)).entry is None
-    shapes = read_shapes(home, Asked(Stage.SFT, "demo"))
+    assert read_shapes(home, NamedModels(Stage.SFT)).entry is None
+    shapes = read_shapes(home, NamedModels(Stage.SFT, "demo"))
     assert shapes.architecture is not None and shapes.architecture.parameters == 391_104
     _run(home, Stage.SFT, "sft")
-    merge = read_shapes(home, Asked(Stage.MERGE, "sft"))
+    merge = read_shapes(home, NamedModels(Stage.MERGE, "sft"))
     assert merge.entry is not None and merge.entry.name == "demo"
-    assert "base is not known" in read_shapes(home, Asked(Stage.MERGE, "nowhere")).trouble
-    assert "downloaded" in read_shapes(home, Asked(Stage.SFT, "org/away")).trouble
+    assert "base is not known" in read_shapes(home, NamedModels(Stage.MERGE, "nowhere")).error
+    assert "downloaded" in read_shapes(home, NamedModels(Stage.SFT, "org/away")).error
 
 
 def test_a_reward_model_of_its_own_has_a_shape_and_an_adapter_has_none(home: Home, tmp_path: Path) -> None:
     whole = _model(tmp_path / "judge", architectures=["LlamaForSequenceClassification"])
-    assert read_shapes(home, Asked(Stage.PPO, "demo", str(whole))).reward is not None
+    assert read_shapes(home, NamedModels(Stage.PPO, "demo", str(whole))).reward is not None
     run = _run(home, Stage.REWARD, "reward")
     run.adapter.mkdir()
-    assert read_shapes(home, Asked(Stage.PPO, "demo", "reward")).reward is None
+    assert read_shapes(home, NamedModels(Stage.PPO, "demo", "reward")).reward is None
     (whole / "adapter_config.json").write_text("{}")
-    assert read_shapes(home, Asked(Stage.PPO, "demo", str(whole))).reward is None
+    assert read_shapes(home, NamedModels(Stage.PPO, "demo", str(whole))).reward is None
 
 
 def test_a_machine_has_main_memory_whatever_else_it_has() -> None:

@@ -1,4 +1,4 @@
-"""What is about to be launched: forms that follow the stage, refusals beside their keys, recipes from elsewhere."""
+"""The launch draft: forms that follow the stage, refusals beside their keys, recipes from elsewhere."""
 
 import shlex
 from pathlib import Path

@@ -38,7 +38,7 @@ def filled(stage: Stage, **texts: str) -> Form:
 
 
 def from_command_line(form: Form) -> object:
-    """What `stackllama-console` would make of the form's command."""
+    """Parse the form's command as `stackllama-console` does."""
     words = shlex.split(form.command())
     arguments = parse_command(words[1:])
     file, overrides = split_words(arguments.words)
@@ -156,7 +156,7 @@ def test_any_text_goes_through_the_command_line_unchanged(text: str) -> None:
 
 
 def load_recipe_text(form: Form) -> object:
-    """The recipe that the form's YAML makes."""
+    """Load the recipe from the form's YAML."""
     from stackllama_engine.contract.recipe_io import build_recipe
 
     return build_recipe(form.stage, yaml.safe_load(form.to_yaml()) or {})

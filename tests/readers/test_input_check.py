@@ -1,4 +1,4 @@
-"""What a form names, looked up as a launch does: each key by itself, then all of them together."""
+"""Inputs of a form, checked as a launch does: each key by itself, then all of them together."""
 
 from pathlib import Path
 

@@ -63,7 +63,7 @@ def listed(home: Home, cache: Path, **more: Any) -> list[ModelEntry]:
 
 def test_the_demo_comes_first_and_alone_on_an_empty_machine(home: Home, tmp_path: Path) -> None:
     (demo,) = listed(home, tmp_path / "nowhere", folders=[tmp_path / "nowhere"])
-    assert (demo.name, demo.kind, demo.parameters, demo.trouble) == ("demo", "demo", 391_104, None)
+    assert (demo.name, demo.kind, demo.parameters, demo.warning) == ("demo", "demo", 391_104, None)
     assert demo.bytes_on_disk and demo.bytes_on_disk > 700_000
 
 
@@ -83,7 +83,7 @@ def test_every_place_in_order(home: Home, cache: Path, tmp_path: Path) -> None:
         ("folder", str(tmp_path / "mine" / "one")),
     ]
     assert [one.parameters for one in found[1:]] == [PARAMETERS, PARAMETERS, None, PARAMETERS, PARAMETERS]
-    assert found[3].trouble and "not on this machine" in found[3].trouble
+    assert found[3].warning and "not on this machine" in found[3].warning
 
 
 def test_it_is_lazy(home: Home, cache: Path) -> None:
@@ -96,9 +96,9 @@ def test_only_finished_merges_are_models(home: Home, cache: Path) -> None:
     assert [one.kind for one in listed(home, cache)] == ["demo"]
 
 
-def test_a_merged_reward_model_says_that_it_only_judges(home: Home, cache: Path) -> None:
+def test_merged_reward_model_is_marked_as_generating_nothing(home: Home, cache: Path) -> None:
     put_run(home, "judge", architectures=["LlamaForSequenceClassification"])
-    assert "judges" in (listed(home, cache)[1].trouble or "")
+    assert "generates none" in (listed(home, cache)[1].warning or "")
 
 
 def test_the_cache_in_all_its_states(home: Home, cache: Path) -> None:
@@ -112,9 +112,9 @@ def test_the_cache_in_all_its_states(home: Home, cache: Path) -> None:
     (cache / "version.txt").write_text("1")
     found = {one.name: one for one in listed(home, cache)}
     assert sorted(found) == ["demo", "gpt2", "org/torn"]
-    assert found["gpt2"].trouble is None
+    assert found["gpt2"].warning is None
     assert found["org/torn"].architecture is None
-    assert "torn" in (found["org/torn"].trouble or "")
+    assert "torn" in (found["org/torn"].warning or "")
 
 
 def test_a_reference_cannot_lead_out_of_the_cache(home: Home, cache: Path, tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_a_gguf_repository_offers_its_files(home: Home, cache: Path) -> None:
     (snapshot / "small.gguf").write_bytes(b"GGUF")
     (entry,) = listed(home, cache)[1:]
     assert entry.name == str(snapshot / "small.gguf")
-    assert "torn" in (entry.trouble or "")
+    assert "torn" in (entry.warning or "")
 
 
 def test_a_huge_cache_is_cut(home: Home, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,15 +149,15 @@ def test_names_are_shown_sanitised(home: Home, cache: Path, tmp_path: Path) -> N
     (entry,) = listed(home, cache, folders=[tmp_path / "mine"])[1:]
     assert entry.name.endswith(name)
     assert entry.title.endswith("evil")
-    assert "refused at launch" in (entry.trouble or "")
+    assert "refused at launch" in (entry.warning or "")
     odd = describe(home, "org/\x1b[31mred", cache)
     assert odd.title == "org/red"
 
 
-def test_trouble_is_one_clean_line(home: Home, cache: Path, tmp_path: Path) -> None:
+def test_warning_is_one_clean_line(home: Home, cache: Path, tmp_path: Path) -> None:
     put_model(tmp_path / "mine" / "m", model_type="\x1b]0;title\x07two\nlines")
     (entry,) = listed(home, cache, folders=[tmp_path / "mine"])[1:]
-    assert entry.trouble and entry.trouble.isprintable()
+    assert entry.warning and entry.warning.isprintable()
 
 
 def test_where_a_name_is_found(home: Home, cache: Path, tmp_path: Path) -> None:

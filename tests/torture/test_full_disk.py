@@ -15,7 +15,7 @@ from stackllama_engine.contract.events import Event, EventReader
 from stackllama_engine.contract.recipe_io import load_recipe
 from stackllama_engine.contract.run_dir import Home, RunDir, State
 from stackllama_engine.contract.stages import Stage
-from stackllama_engine.launch.launcher import launch, resume
+from stackllama_engine.launch.launcher import launch, plan, resume
 from stackllama_engine.launch.reconcile import reconcile
 from stackllama_engine.launch.run_requests import stop
 from stackllama_engine.train import checkpoint
@@ -66,7 +66,7 @@ class Trials:
             home = Home(disk.path / "home")
             given = (f"reward_fn_path={self._base.parent / 'rewards'}",) if stage is Stage.PPO else ()
             keys = (f"model_name_or_path={self._base}", *KEYS[stage], *_MORE, *given)
-            run = launch(home, stage, load_recipe(stage, None, keys))
+            run = launch(plan(home, load_recipe(stage, None, keys)))
             try:
                 self._disturb(run, disk)
                 state = wait_for(run, lambda state: state.has_ended)

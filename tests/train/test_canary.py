@@ -32,7 +32,7 @@ RECIPE = load_recipe(
 
 
 def in_command(recipe: Any, asked: bool | None) -> bool:
-    return fault_tolerance.CANARY in launcher._command(recipe, Path("/run"), asked).environment
+    return fault_tolerance.CANARY in launcher._command(recipe, Path("/run"), launcher._gpus(recipe), asked).environment
 
 
 def test_by_default_where_ppo_runs_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,7 +48,7 @@ def test_by_default_where_ppo_runs_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> 
 def test_other_stages_refuse_it(tmp_path: Path) -> None:
     sft = load_recipe(Stage.SFT, None, ["model_name_or_path=demo"])
     with pytest.raises(UsageError, match="a sft run has none"):
-        launcher.launch(Home(tmp_path), Stage.SFT, sft, canary=True)
+        launcher.launch(launcher.plan(Home(tmp_path), sft, canary=True))
     assert list(Home(tmp_path).runs()) == []
 
 
@@ -133,7 +133,7 @@ def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     words = ["launch", "sft", "model_name_or_path=demo", "dataset_name=demo", "load_in_8bit=false", "--dry-run"]
     home = ["--home", str(tmp_path)]
     assert main([*words, *home, "--canary"]) == 2
-    assert "A canary rehearses PPO's worst step" in capsys.readouterr().err
+    assert "`--canary` dry-runs PPO's worst step" in capsys.readouterr().err
     assert main([*words, *home, "--no-canary"]) == main([*words, *home]) == 0
     judge = tmp_path / "judge"
     judge.mkdir()

@@ -14,7 +14,7 @@ from stackllama_engine.contract.recipe_io import load_recipe
 from stackllama_engine.contract.requests import WAITING_FOR_ROOM
 from stackllama_engine.contract.run_dir import Home, ProcessId, RunDir, State
 from stackllama_engine.contract.stages import Stage
-from stackllama_engine.launch.launcher import launch, resume
+from stackllama_engine.launch.launcher import launch, plan, resume
 from stackllama_engine.launch.processes import command_line, run_processes, send
 from stackllama_engine.launch.reconcile import reconcile
 from stackllama_engine.launch.run_requests import stop as stop_run
@@ -44,7 +44,7 @@ def start(disk: SmallDisk, base: Path, stage: Stage, *more: str) -> RunDir:
     write_rewards(rewards)
     given = () if stage is Stage.MERGE else (f"model_name_or_path={base}", *KEYS[stage], *MORE)
     given += (f"reward_fn_path={rewards}",) if stage is Stage.PPO else ()
-    return launch(Home(disk.path / "home"), stage, load_recipe(stage, None, (*given, *more)))
+    return launch(plan(Home(disk.path / "home"), load_recipe(stage, None, (*given, *more))))
 
 
 def history(run: RunDir) -> History:

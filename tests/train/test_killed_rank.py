@@ -12,7 +12,7 @@ from tests.small_cgroup import console_inside, small_cgroup
 from stackllama_engine.contract.recipe_io import load_recipe
 from stackllama_engine.contract.run_dir import Home, ProcessId, RunDir
 from stackllama_engine.contract.stages import Stage
-from stackllama_engine.launch.launcher import launch
+from stackllama_engine.launch.launcher import launch, plan
 from stackllama_engine.launch.processes import arguments, environment_value, run_processes, send
 
 from .in_process import PPO, REWARDS
@@ -65,7 +65,7 @@ def rank_process(run: RunDir, rank: str | None) -> ProcessId:
 )
 def test_it_is_named(stage: Stage, processes: int, rank: str | None, tmp_path: Path, base: Path) -> None:
     recipe = load_recipe(stage, None, keys(stage, base, tmp_path, processes))
-    run = launch(Home(tmp_path / "home"), stage, recipe)
+    run = launch(plan(Home(tmp_path / "home"), recipe))
     wait_for(run, lambda state: state.has_ended or trains(run))
     assert send(rank_process(run, rank), signal.SIGKILL)
     state = wait_for(run, lambda state: state.has_ended)

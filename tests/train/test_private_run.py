@@ -10,8 +10,8 @@ import psutil
 import pytest
 
 from stackllama_engine.contract.checkpoints import read_manifest
+from stackllama_engine.contract.child_environment import source_path
 from stackllama_engine.contract.run_dir import Home, RunDir
-from stackllama_engine.launch.argv import source_path
 from stackllama_engine.launch.processes import run_processes
 from stackllama_engine.train import checkpoint
 

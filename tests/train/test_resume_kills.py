@@ -17,7 +17,7 @@ from stackllama_engine.contract.events import Event, EventReader
 from stackllama_engine.contract.recipe_io import load_recipe
 from stackllama_engine.contract.run_dir import Home, RunDir
 from stackllama_engine.contract.stages import Stage
-from stackllama_engine.launch.launcher import launch, resume
+from stackllama_engine.launch.launcher import launch, plan, resume
 from stackllama_engine.launch.processes import command_line, run_processes, send, usage
 from stackllama_engine.train import checkpoint
 
@@ -138,7 +138,7 @@ def test_killed_three_times_and_resumed_equals_straight(shared_home: Home, base:
     assert [step for step, evaluated in said if not evaluated] == list(range(1, STEPS + 1))
     assert_parts_add_up(straight, said[STEPS, False][0])
 
-    broken = launch(shared_home, Stage.PPO, load_recipe(Stage.PPO, None, keys))
+    broken = launch(plan(shared_home, load_recipe(Stage.PPO, None, keys)))
     for attempt, there in enumerate((in_phase("rollout", 3), in_phase("update", 1), in_save), start=1):
         kill_when(broken, attempt, there)
         assert not broken.adapter.exists()
@@ -179,7 +179,7 @@ def assert_parts_add_up(run: RunDir, last: dict[str, Any]) -> None:
 def test_a_function_that_fails_ends_the_run_and_names_the_text(shared_home: Home, keys: tuple[str, ...]) -> None:
     given = (*keys, "reward_fn=killed_judges:picky", "value_adapter=false")
     state = wait_for(
-        run := launch(shared_home, Stage.PPO, load_recipe(Stage.PPO, None, given)), lambda state: state.has_ended
+        run := launch(plan(shared_home, load_recipe(Stage.PPO, None, given))), lambda state: state.has_ended
     )
     assert (state.phase, state.exit_code) == ("failed", 1)
     assert state.cause and "`reward_fn: killed_judges:picky` raised ZeroDivisionError" in state.cause

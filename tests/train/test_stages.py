@@ -203,7 +203,7 @@ def test_ppo_continues_another_run(
 ) -> None:
     inputs = (f"model_name_or_path={base}", f"reward_model_path={reward_run.id}", f"policy_adapter_path={sft_run.id}")
     keys = (*PPO, "max_steps=1", "lora_r=4")
-    planned = plan(shared_home, Stage.PPO, load_recipe(Stage.PPO, None, (*keys, *inputs)))
+    planned = plan(shared_home, load_recipe(Stage.PPO, None, (*keys, *inputs)))
     assert set(planned.parents) == {sft_run.id, reward_run.id}
     found = (f"policy_adapter_path={sft_run.adapter}", f"reward_model_path={reward_run.adapter}")
     run, _ = finish(home, base, Stage.PPO, *keys, *found)
@@ -312,7 +312,7 @@ def test_stopped_and_resumed_equals_straight(
     shared_home: Home, base: Path, sft_run: RunDir, reward_run: RunDir, ppo_run: RunDir, stage: Stage
 ) -> None:
     straight = {Stage.SFT: sft_run, Stage.REWARD: reward_run, Stage.PPO: ppo_run}[stage]
-    broken = launch(shared_home, stage, load_recipe(stage, straight.recipe_file))
+    broken = launch(plan(shared_home, load_recipe(stage, straight.recipe_file)))
     requests.write(broken, "pause")  # served at the first step boundary
     wait_for(broken, lambda _: any(event.phase == "paused" for event in events(broken)))
     broken.request("stop")

@@ -15,7 +15,7 @@ from stackllama_engine.contract.run_dir import Home, RunDir, State
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.data import demo_data
 from stackllama_engine.data.template import text
-from stackllama_engine.launch.launcher import launch
+from stackllama_engine.launch.launcher import launch, plan
 from stackllama_engine.launch.reconcile import reconcile
 from stackllama_engine.train import models as train_models
 
@@ -100,7 +100,7 @@ def ppo_recipe(base: Path, *more: str) -> PPORecipe:
 
 def run_stage(home: Home, stage: Stage, *overrides: str, name: str | None = None) -> RunDir:
     """Launch a stage for real and wait for its end; fails with the log's tail when it did not finish."""
-    run = launch(home, stage, load_recipe(stage, None, overrides), name=name)
+    run = launch(plan(home, load_recipe(stage, None, overrides), name))
     state = wait_for(run, lambda state: state.has_ended)
     log = (run.attempt_dir(1) / "log.txt").read_text(errors="replace")[-3000:]
     assert state.phase == "finished", f"{state.cause}\n{log}"

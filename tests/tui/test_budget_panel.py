@@ -188,7 +188,7 @@ def test_hostile_texts_are_plain_and_sanitised() -> None:
             reason=bad,
             peak=bad,
             note=bad,
-            trouble=bad,
+            caveat=bad,
             rules=(Rule(bad, GIB, 2 * GIB),),
             memories=(Memory(bad, 24 * GIB, GIB),),
             parts=(Part(bad, GIB),),
@@ -310,7 +310,7 @@ def test_unknown_is_a_verdict_of_its_own_in_glyph_word_and_colour() -> None:
         device=(0, 0),
         rules=(),
         offers=(),
-        trouble="architecture `deepseek_v3` is not known",
+        caveat="architecture `deepseek_v3` is not known",
     )
     lines = drawn(strange)
     assert lines[0].endswith("at least 658 B parameters")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import stackllama_console
-from stackllama_engine.launch.argv import source_path
+from stackllama_engine.contract.child_environment import source_path
 
 ROOT = Path(stackllama_console.__file__).parent
 TRAINING = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes")

@@ -17,7 +17,7 @@ from stackllama_console.readers.budget_view import Memory
 from stackllama_console.readers.model_catalog import ModelEntry
 from stackllama_console.settings import Settings, load_settings
 from stackllama_console.tui.app import ConsoleApp, Options
-from stackllama_console.tui.screens import launch, launch_flow
+from stackllama_console.tui.screens import launch_controller
 from stackllama_console.tui.screens.confirm import ConfirmScreen
 from stackllama_console.tui.screens.launch import LaunchScreen
 from stackllama_console.tui.screens.launch_confirm import CommandScreen
@@ -28,8 +28,11 @@ from stackllama_console.tui.widgets.form_list import FormList
 from stackllama_console.tui.widgets.model_list import ModelList
 from stackllama_console.tui.widgets.recipe_form import RecipeForm
 from stackllama_engine.contract.errors import StackllamaError
+from stackllama_engine.contract.recipe import SFTRecipe
 from stackllama_engine.contract.run_dir import Home, RunDir
 from stackllama_engine.contract.stages import Stage
+from stackllama_engine.launch import launcher
+from stackllama_engine.launch.inputs import DEMO_BASE
 
 GIB = 1 << 30
 SMALL = Devices((Memory("GPU 0", 8 * GIB, 8 * GIB),), Memory("RAM", 32 * GIB, 24 * GIB))
@@ -48,7 +51,7 @@ Script = Callable[[Driven], Awaitable[None]]
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
-    """A home without runs, a cache with one 7B model's configuration, a machine with one GPU of 8 GiB."""
+    """Make a home without runs, a cache with one 7B model's configuration, and one GPU of 8 GiB."""
     snapshot = tmp_path / "hub" / "models--org--llama-7b" / "snapshots" / ("a" * 40)
     snapshot.mkdir(parents=True)
     (snapshot / "config.json").write_text(json.dumps(CONFIG_7B))
@@ -57,7 +60,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setenv("HOME", str(tmp_path / "person"))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(launch, "read_devices", lambda: SMALL)
+    monkeypatch.setattr(launch_controller, "read_devices", lambda: SMALL)
     return isolate(tmp_path, monkeypatch)
 
 
@@ -68,13 +71,13 @@ def show(
 
 
 def form(driven: Driven) -> Any:
-    return driven.screen.draft.form
+    return driven.screen.controller.draft.form
 
 
 async def settled(driven: Driven) -> None:
     """Until models and shapes have been read."""
-    await driven.until(lambda: driven.screen.models and driven.screen.budget is not None)
-    await driven.until(lambda: driven.screen._known is not None)
+    await driven.until(lambda: driven.screen.controller.models and driven.screen.controller.budget is not None)
+    await driven.until(lambda: driven.screen.controller.shapes is not None)
 
 
 async def edit(driven: Driven, key: str, text: str) -> None:
@@ -106,22 +109,22 @@ def test_a_name_that_cannot_be_launched_is_said_as_soon_as_it_is_typed(home: Hom
         await driven.until(lambda: "is not found here" in " ".join(driven.text.split()))
         assert "would be downloaded" not in driven.text
         await driven.press("enter")
-        await driven.shows("✗ mend model_name_or_path")
+        await driven.shows("✗ fix model_name_or_path")
         assert "✓ ready" not in driven.text and "would be downloaded" not in driven.text
-        assert "is not found here: give" in driven.screen.problem()
+        assert "is not found here: give" in driven.screen.controller.problem()
         await edit(driven, "lora_r", "4")  # another value does not make it usable
-        await driven.shows("✗ mend model_name_or_path")
+        await driven.shows("✗ fix model_name_or_path")
         await edit(driven, "model_name_or_path", "demo")
         await driven.shows("✓ ready")
         await edit(driven, "dataset_name", "demo")
         await edit(driven, "dataset_train_split", "evaluatio")
-        await driven.shows("✗ mend dataset_train_split")
+        await driven.shows("✗ fix dataset_train_split")
         await driven.press("]", "]")
-        assert driven.screen.draft.stage is Stage.PPO
+        assert driven.screen.controller.draft.stage is Stage.PPO
         await edit(driven, "reward_model_path", "a b c")
         await edit(driven, "policy_adapter_path", "unfinished")
-        await driven.shows("✗ mend reward_model_path, policy_adapter_path")
-        assert "that run is failed, not finished" in driven.screen.problem()
+        await driven.shows("✗ fix reward_model_path, policy_adapter_path")
+        assert "that run is failed, not finished" in driven.screen.controller.problem()
 
     show(home, script, size)
 
@@ -133,20 +136,20 @@ def test_the_form_is_there_before_any_file_has_been_read(home: Home, monkeypatch
         gate.wait(20)
         yield ModelEntry(name="late", kind="recent")
 
-    monkeypatch.setattr(launch, "find_models", slow)
+    monkeypatch.setattr(launch_controller, "find_models", slow)
 
     async def script(driven: Driven) -> None:
         await driven.shows("model_name_or_path", "[SFT]", "none yet")
-        assert driven.screen.models == []
+        assert driven.screen.controller.models == []
         gate.set()
-        await driven.until(lambda: [choice.value for choice in driven.screen.models] == ["late"])
+        await driven.until(lambda: [choice.value for choice in driven.screen.controller.models] == ["late"])
 
     show(home, script)
 
 
 def test_a_model_is_filtered_and_taken_and_its_files_are_described(home: Home) -> None:
     async def script(driven: Driven) -> None:
-        await driven.until(lambda: len(driven.screen.models) == 2)
+        await driven.until(lambda: len(driven.screen.controller.models) == 2)
         await driven.press("m", *"7b")
         assert isinstance(driven.app.screen, PickScreen)
         await driven.shows("llama · 6.74 B · HF cache")
@@ -190,7 +193,7 @@ def test_a_typed_hub_id_is_taken_as_it_is_and_escape_takes_nothing(home: Home) -
 
 def test_the_cursor_of_the_picker_moves_while_the_line_keeps_the_letters(home: Home) -> None:
     async def script(driven: Driven) -> None:
-        await driven.until(lambda: len(driven.screen.models) == 2)
+        await driven.until(lambda: len(driven.screen.controller.models) == 2)
         await driven.press("m", "down", "down", "up", "pagedown", "enter")
         assert form(driven).text("model_name_or_path") == "org/llama-7b"
         await driven.press("m")
@@ -203,7 +206,7 @@ def test_the_cursor_of_the_picker_moves_while_the_line_keeps_the_letters(home: H
 
 def test_beside_the_form_the_list_is_walked_and_marks_what_is_chosen(home: Home) -> None:
     async def script(driven: Driven) -> None:
-        await driven.until(lambda: len(driven.screen.models) == 2)
+        await driven.until(lambda: len(driven.screen.controller.models) == 2)
         rows = driven.screen.query_one(ModelList)
         rows.focus()
         await driven.press("j", "enter")
@@ -223,7 +226,7 @@ def test_stages_go_round_and_each_form_keeps_its_values(home: Home) -> None:
         seen: list[str] = []
         for _ in range(5):
             await driven.press("right_square_bracket")
-            seen.append(str(driven.screen.draft.stage))
+            seen.append(str(driven.screen.controller.draft.stage))
             assert form(driven) is driven.screen.query_one(RecipeForm).form
         assert seen == ["reward", "ppo", "merge", "pipeline", "sft"]
         assert form(driven).text("lora_r") == "4"
@@ -249,7 +252,7 @@ def test_what_is_wrong_stands_at_its_field_and_keeps_enter_from_launching(home: 
     async def script(driven: Driven) -> None:
         await settled(driven)
         await edit(driven, "lora_r", "many")
-        await driven.shows("expected a whole number", "✗ mend lora_r")
+        await driven.shows("expected a whole number", "✗ fix lora_r")
         driven.screen.query_one(RecipeForm).move_to("model_name_or_path")
         await driven.press("enter")
         assert driven.app.screen is driven.screen
@@ -264,7 +267,7 @@ def test_what_no_field_is_named_in_stands_below_the_form(home: Home, monkeypatch
     async def script(driven: Driven) -> None:
         monkeypatch.setattr(form(driven), "errors", lambda: {"": "the whole of it is wrong"})
         driven.screen._refresh()
-        await driven.shows("! the whole of it is wrong", "✗ mend the recipe")
+        await driven.shows("! the whole of it is wrong", "✗ fix the recipe")
 
     show(home, script, model="demo")
 
@@ -272,15 +275,16 @@ def test_what_no_field_is_named_in_stands_below_the_form(home: Home, monkeypatch
 def test_every_keystroke_redraws_the_budget(home: Home) -> None:
     async def script(driven: Driven) -> None:
         await settled(driven)
-        before = driven.screen.budget.device
+        before = driven.screen.controller.budget.device
         driven.screen.query_one(RecipeForm).move_to("max_length")
         await driven.press("e", "ctrl+u", "8")
         assert "launch" not in driven.lines[-1]  # enter accepts what is typed
-        assert driven.screen.budget.verdict != "unknown" and driven.screen.budget.device < before
+        assert driven.screen.controller.budget.verdict != "unknown" and driven.screen.controller.budget.device < before
         await driven.press("x")
-        assert driven.screen.budget.verdict == "unknown" and "wrong" in driven.screen.budget.reason
+        budget = driven.screen.controller.budget
+        assert budget.verdict == "unknown" and "wrong" in budget.reason
         await driven.press("backspace", "0", "0", "0")
-        assert driven.screen.budget.device > before
+        assert driven.screen.controller.budget.device > before
 
     show(home, script, model="org/llama-7b")
 
@@ -288,11 +292,11 @@ def test_every_keystroke_redraws_the_budget(home: Home) -> None:
 def test_a_number_takes_the_change_that_the_budget_offers(home: Home) -> None:
     async def script(driven: Driven) -> None:
         await settled(driven)
-        await driven.until(lambda: driven.screen.budget.offers)
-        offer = driven.screen.budget.offers[0]
+        await driven.until(lambda: driven.screen.controller.budget.offers)
+        offer = driven.screen.controller.budget.offers[0]
         await driven.press("1")
         assert {key: form(driven).text(key) for key in offer.changes} == offer.changes
-        assert driven.screen.draft.touched and driven.screen.budget.device[0] < 8 * GIB
+        assert driven.screen.controller.draft.touched and driven.screen.controller.budget.device[0] < 8 * GIB
         await driven.press("9")
         assert form(driven).errors() == {}
 
@@ -300,8 +304,8 @@ def test_a_number_takes_the_change_that_the_budget_offers(home: Home) -> None:
 
 
 def test_without_a_gpu_one_line_says_so(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "read_devices", lambda: Devices((), Memory("RAM", 32 * GIB, 24 * GIB)))
-    show(home, lambda driven: driven.shows("no GPU: the CPU and its RAM"), size=(160, 45), model="demo")
+    monkeypatch.setattr(launch_controller, "read_devices", lambda: Devices((), Memory("RAM", 32 * GIB, 24 * GIB)))
+    show(home, lambda driven: driven.shows("no GPU; showing CPU memory"), size=(160, 45), model="demo")
 
 
 def test_b_gives_the_budget_the_screen_and_takes_it_back(home: Home) -> None:
@@ -326,8 +330,8 @@ def test_b_gives_the_budget_the_screen_and_takes_it_back(home: Home) -> None:
 
 def test_a_short_budget_names_the_first_change_that_it_offers(home: Home) -> None:
     async def script(driven: Driven) -> None:
-        await driven.until(lambda: driven.screen.budget and driven.screen.budget.offers)
-        await driven.shows(f"memory · 1 {driven.screen.budget.offers[0].title[:20]}")
+        await driven.until(lambda: driven.screen.controller.budget and driven.screen.controller.budget.offers)
+        await driven.shows(f"memory · 1 {driven.screen.controller.budget.offers[0].title[:20]}")
 
     show(home, script, model="org/llama-7b")
 
@@ -347,11 +351,11 @@ def test_memory_that_hardly_moved_is_no_news(home: Home, monkeypatch: pytest.Mon
     def found() -> Devices:
         return Devices((Memory("GPU 0", 8 * GIB, free),))
 
-    monkeypatch.setattr(launch, "read_devices", found)
+    monkeypatch.setattr(launch_controller, "read_devices", found)
 
     async def script(driven: Driven) -> None:
         nonlocal free
-        await driven.until(lambda: driven.screen._devices is not None)
+        await driven.until(lambda: driven.screen.controller._devices is not None)
         free -= GIB // 100
         assert driven.screen.look() is None
         free -= GIB
@@ -370,7 +374,7 @@ def test_y_copies_the_command_and_the_command_screen_shows_both(home: Home) -> N
         assert copy_file().read_text() == "stackllama-console launch sft model_name_or_path=demo lora_r=8\n"
         await driven.press("C")
         await driven.until(lambda: isinstance(driven.app.screen, CommandScreen))
-        await driven.shows("the command", "what the worker runs", "accelerate_cli", "lora_r=8")
+        await driven.shows("command", "worker command", "accelerate_cli", "lora_r=8")
         await driven.press("Y")
         assert "accelerate_cli launch" in copy_file().read_text() and "RUN_ID" in copy_file().read_text()
         await driven.press("y", "enter")
@@ -387,30 +391,30 @@ def test_the_command_screen_says_what_is_still_missing(home: Home) -> None:
         await driven.press("C")
         await driven.until(lambda: isinstance(driven.app.screen, CommandScreen))
         await driven.shows("model_name_or_path: needed", "stackllama-console launch sft")
-        assert "what the worker runs" not in driven.text
+        assert "worker command" not in driven.text
 
     show(home, script)
 
 
-def test_a_run_is_named_and_a_wrong_name_stays_to_be_mended(home: Home) -> None:
+def test_a_run_is_named_and_a_wrong_name_stays_to_be_fixed(home: Home) -> None:
     make_run(home, Stage.SFT, "taken")
 
     async def script(driven: Driven) -> None:
         await driven.press("N", *"First", "enter")
         await driven.shows("'First' is not a run name")
-        assert driven.screen.draft.name is None and driven.app.focused.value == "First"  # type: ignore[union-attr]
+        assert driven.screen.controller.draft.name is None and driven.app.focused.value == "First"  # type: ignore[union-attr]
         await driven.press("ctrl+u", *"taken")
         assert "is not a run name" not in driven.text
         await driven.press("enter")
         await driven.shows("A run taken exists already")
         await driven.press("ctrl+u", *"first", "enter")
         await driven.until(lambda: driven.app.screen is driven.screen)
-        assert driven.screen.draft.name == "first"
+        assert driven.screen.controller.draft.name == "first"
         await driven.shows("as first", "--name first")
         await driven.press("N", *(["backspace"] * 5), "enter")
-        await driven.until(lambda: driven.screen.draft.name is None)
+        await driven.until(lambda: driven.screen.controller.draft.name is None)
         await driven.press("N", *"x", "escape")
-        assert driven.screen.draft.name is None
+        assert driven.screen.controller.draft.name is None
 
     show(home, script, model="demo")
 
@@ -429,7 +433,7 @@ def test_a_recipe_is_written_and_read_back_and_never_over_another(home: Home, tm
         await driven.press("o", *"sft.yaml", "enter", "y")
         await driven.until(lambda: form(driven).text("lora_r") == "4")
         await driven.press("right_square_bracket", "o", *"sft.yaml", "enter")
-        await driven.until(lambda: driven.screen.draft.stage is Stage.SFT)
+        await driven.until(lambda: driven.screen.controller.draft.stage is Stage.SFT)
         assert form(driven).text("lora_r") == "4"
         await driven.shows("from ", "sft.yaml")
 
@@ -464,7 +468,7 @@ def test_leaving_asks_where_something_would_be_lost(home: Home) -> None:
         await edit(driven, "lora_r", "4")
         await driven.press("escape")
         assert isinstance(driven.app.screen, ConfirmScreen)
-        await driven.shows("y  leave     n  no, go back")
+        await driven.shows("y  leave     n  cancel")
         await driven.press("n")
         assert driven.app.screen is driven.screen
         await driven.press("escape", "y")
@@ -485,17 +489,17 @@ class Launches:
     """Stands in for the launcher: makes the run's directory, starts nothing."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, error: StackllamaError | None = None) -> None:
-        self.calls: list[tuple[Stage, Any, str | None]] = []
+        self.calls: list[launcher.Plan] = []
         self.opened: list[str] = []
         self._error = error
-        monkeypatch.setattr(launch_flow.launcher, "launch", self._launch)
+        monkeypatch.setattr(launch_controller.launcher, "launch", self._launch)
         monkeypatch.setattr(ConsoleApp, "open_run", lambda _, run_id: self.opened.append(run_id))
 
-    def _launch(self, home: Home, stage: Stage, recipe: Any, name: str | None = None) -> RunDir:
-        self.calls.append((stage, recipe, name))
+    def _launch(self, planned: launcher.Plan) -> RunDir:
+        self.calls.append(planned)
         if self._error:
             raise self._error
-        return home.create(stage, "lora_r: 4\n", name)
+        return planned.home.create(planned.stage, planned.recipe_yaml, planned.name)
 
 
 async def confirm(driven: Driven) -> None:
@@ -518,8 +522,9 @@ def test_enter_asks_and_enter_again_launches_what_was_shown(home: Home, monkeypa
         assert driven.app.screen.HEADING == "runs"  # type: ignore[attr-defined]
 
     show(home, script, model="demo")
-    ((stage, recipe, name),) = launches.calls
-    assert (stage, recipe.lora_r, recipe.model_name_or_path, name) == (Stage.SFT, 8, "demo", "first")
+    (planned,) = launches.calls
+    assert isinstance(planned.recipe, SFTRecipe) and (planned.recipe.lora_r, planned.name) == (8, "first")
+    assert planned.recipe.model_name_or_path == str(DEMO_BASE)
     assert launches.opened == ["first"] and home.run("first").read_state().phase == "queued"
 
 
@@ -560,16 +565,16 @@ def test_escape_at_the_last_look_launches_nothing(home: Home, monkeypatch: pytes
 def test_a_refusal_before_launch_stands_at_its_field_and_whole_below(home: Home) -> None:
     async def script(driven: Driven) -> None:
         await driven.press("enter")
-        await driven.shows("is not found here", "✗ mend model_name_or_path")
+        await driven.shows("is not found here", "✗ fix model_name_or_path")
         assert driven.app.screen is driven.screen
         assert driven.screen.query_one(RecipeForm).cursor_key == "model_name_or_path"
-        below = driven.screen.query_one("#launch-trouble").plain
+        below = driven.screen.query_one("#launch-error").plain
         assert "`stackllama-console runs ls` lists the runs" in " ".join(below.split())
         await driven.press("enter")  # another try is not barred
-        await driven.until(lambda: not driven.screen.flow.busy)
+        await driven.until(lambda: not driven.screen.controller.busy)
         await edit(driven, "model_name_or_path", "demo")
         await driven.shows("✓ ready")
-        assert driven.screen.query_one("#launch-trouble").plain == ""
+        assert driven.screen.query_one("#launch-error").plain == ""
 
     show(home, script, size=(100, 30), model="/no/such/model")
 
@@ -578,14 +583,14 @@ def test_a_name_that_is_taken_is_refused_and_nothing_is_lost(home: Home) -> None
     async def script(driven: Driven) -> None:
         await edit(driven, "lora_r", "8")
         await driven.press("N", *"taken", "enter")
-        await driven.until(lambda: driven.screen.draft.name == "taken")
+        await driven.until(lambda: driven.screen.controller.draft.name == "taken")
         make_run(home, Stage.SFT, "taken")  # meanwhile, by somebody else
         await driven.press("enter")
         await driven.shows("A run `taken` exists already")
-        assert form(driven).text("lora_r") == "8" and driven.screen.draft.name == "taken"
+        assert form(driven).text("lora_r") == "8" and driven.screen.controller.draft.name == "taken"
         await driven.press("N", *"2", "enter")
         await driven.until(lambda: "exists already" not in driven.text)
-        assert driven.screen.draft.name == "2"  # typed over the old one, which is selected
+        assert driven.screen.controller.draft.name == "2"  # typed over the old one, which is selected
 
     show(home, script, model="demo")
 
@@ -608,16 +613,16 @@ def test_nobody_leaves_while_a_run_is_being_made(home: Home, monkeypatch: pytest
     launches = Launches(monkeypatch)
     gate, create = threading.Event(), launches._launch
 
-    def slow(*arguments: Any) -> RunDir:
+    def slow(planned: launcher.Plan) -> RunDir:
         gate.wait(20)
-        return create(*arguments)
+        return create(planned)
 
-    monkeypatch.setattr(launch_flow.launcher, "launch", slow)
+    monkeypatch.setattr(launch_controller.launcher, "launch", slow)
 
     async def script(driven: Driven) -> None:
         await confirm(driven)
         await driven.press("enter")
-        await driven.until(lambda: driven.screen.flow.launching)
+        await driven.until(lambda: driven.screen.controller.launching)
         await driven.press("escape", "enter")
         assert driven.app.screen is driven.screen
         gate.set()
@@ -647,7 +652,7 @@ def test_r_offers_the_finished_runs_that_a_key_takes(home: Home) -> None:
         await driven.press("enter")
         assert form(driven).text("policy_adapter_path") == "tuned"
         await driven.press("left_square_bracket", "r")
-        await said(driven, "no key of a reward recipe takes a trained run")
+        await said(driven, "no key of a reward recipe takes a run")
 
     show(home, script, stage="ppo", model="demo")
 
@@ -664,7 +669,7 @@ def test_a_merge_lists_adapters_in_the_models_place(home: Home) -> None:
         assert form(driven).text("adapter_path") == "tuned"
         await settled(driven)
         await driven.shows("on demo", "stackllama-console launch merge adapter_path=tuned")
-        assert driven.screen.budget.verdict == "yes"
+        assert driven.screen.controller.budget.verdict == "yes"
 
     show(home, script, size=(120, 40), stage="ppo", model="demo")
 
@@ -700,14 +705,14 @@ def test_hostile_names_and_recipes_are_shown_plain(home: Home, tmp_path: Path, s
     run.recipe_file.write_text(recipe)
 
     async def script(driven: Driven) -> None:
-        await driven.until(lambda: len(driven.screen.models) >= len(PAYLOADS))
+        await driven.until(lambda: len(driven.screen.controller.models) >= len(PAYLOADS))
         await driven.shows("cloned from hostile")
         driven.assert_clean()
         for keys in (["enter"], ["C"], ["escape"], ["m"], ["down"], ["escape"], ["b"], ["b"]):
             await driven.press(*keys)
-            await driven.until(lambda: not driven.screen.flow.busy)
+            await driven.until(lambda: not driven.screen.controller.busy)
             driven.assert_clean()
-        for choice in driven.screen.models:
+        for choice in driven.screen.controller.models:
             driven.screen.set_value("model_name_or_path", choice.value)
             await driven.pilot.pause()
             driven.assert_clean()

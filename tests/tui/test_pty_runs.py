@@ -132,14 +132,13 @@ DEMO = """
 import sys
 from stackllama_engine.launch import launcher
 
-def launch(home, stage, recipe, name=None):
-    from stackllama_engine.contract.recipe_io import dump_recipe
+def launch(planned):
     from stackllama_engine.contract.run_dir import State
-    run = home.create(stage, dump_recipe(recipe), "the-demo")
+    run = planned.home.create(planned.stage, planned.recipe_yaml, "the-demo")
     run.attempt_dir(1).mkdir(mode=0o700)
     lock = run.acquire_lock()
     globals()["lock"] = lock
-    run.write_state(State(stage=stage, phase="running", attempt=1, created=1.7e9, started=1.7e9))
+    run.write_state(State(stage=planned.stage, phase="running", attempt=1, created=1.7e9, started=1.7e9))
     return run
 
 launcher.launch = launch
@@ -157,7 +156,7 @@ def test_demo_opens_the_console_on_its_pipeline(terminal: Open, tmp_path: Path) 
     assert console.end() == 0
     console.assert_left_clean()
     after = console.output[console.output.rfind("\x1b[?1049l") :]
-    assert "the-demo goes on in the background" in after and "open the-demo" in after
+    assert "the-demo continues in the background" in after and "open the-demo" in after
 
 
 # what foreign text can do to a terminal
@@ -174,7 +173,7 @@ TOUR = (
     ("j", "not red"),
     ("\x1b", "nested"),
     ("\x1b", "cause"),
-    ("D", "go back"),
+    ("D", "n  cancel"),
     ("n", "cause"),
     ("?", "runs.open"),
     ("\x1b", "cause"),

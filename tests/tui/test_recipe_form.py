@@ -68,7 +68,7 @@ class FormApp(App[None]):
         return self.widget.query_one("#form-input", Input)
 
     def lines(self) -> list[str]:
-        """What the rows show, from top to bottom."""
+        """Return what the rows show, from top to bottom."""
         rows = self.widget.query_one(FormList)
         return [rows.render_line(y).text.rstrip() for y in range(rows.size.height)]
 

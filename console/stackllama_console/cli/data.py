@@ -12,8 +12,8 @@ from typing import Any
 
 import msgspec
 
+from stackllama_engine.contract.child_environment import source_path
 from stackllama_engine.contract.errors import ExitCode, StackllamaError, UsageError
-from stackllama_engine.launch.argv import source_path
 
 from ..sanitise import one_line, sanitise
 from ..units import duration

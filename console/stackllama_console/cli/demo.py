@@ -1,4 +1,4 @@
-"""``demo``: the whole recipe on the embedded model and data, followed to its end, and what changed."""
+"""``demo``: the pipeline on the embedded model and data, followed to its end, and what changed."""
 
 import argparse
 from pathlib import Path
@@ -22,34 +22,34 @@ RECIPE = Path(stackllama_engine.__file__).parent / "demo_base" / "demo.yaml"
 
 
 def demo(arguments: argparse.Namespace) -> int:
-    """Run it; the exit code is the pipeline's."""
+    """Run ``demo``; the exit code is the pipeline's."""
     from .follow import follow
 
     file, overrides = split_words(arguments.words)
     if file:
         raise UsageError(f"`{file}`: the demo has its own recipe; `{PROGRAM} pipeline {file}` runs yours.")
     if not RECIPE.is_file():
-        raise StackllamaError(f"{RECIPE} is missing: this installation is not complete; install it again.")
+        raise StackllamaError(f"{RECIPE} is missing: the installation is incomplete; reinstall it.")
     reading = read_recipe(Stage.PIPELINE, RECIPE, [*seed_overrides(arguments.seed), *overrides])
     say_notes(reading.notes)
     home = Home(arguments.home)
-    run = launcher.launch(home, Stage.PIPELINE, reading.recipe)
+    run = launcher.launch(launcher.plan(home, reading.recipe))
     if not (arguments.plain or arguments.json) and can_show():
         return _in_console(arguments, home, run)
-    say(f"The whole recipe on the embedded demo, seed {arguments.seed}: {run.id}")
-    say("It runs in the background; Ctrl-C only stops looking.")
+    say(f"Demo pipeline, seed {arguments.seed}: {run.id}")
+    say("It runs in the background; Ctrl-C detaches without stopping it.")
     say()
     return finish(home, run, follow(home, run, plain=arguments.plain), as_json=arguments.json)
 
 
 def _in_console(arguments: argparse.Namespace, home: Home, run: RunDir) -> int:
-    """In a terminal the console opens on the pipeline; what has become of it is said when the person leaves."""
+    """Open the console on the pipeline, and print the pipeline's outcome or state when the person leaves."""
     code = show_console(arguments, run.id)
     state = reconcile(run)
     if state.has_ended:
         say_outcome(run, state)
         return finish(home, run, state, as_json=False)
-    say(f"{run.id} goes on in the background.")
-    say(f"  back to it: {PROGRAM} open {run.id}")
-    say(f"  stop it:    {PROGRAM} runs stop {run.id}")
+    say(f"{run.id} continues in the background.")
+    say(f"  reopen: {PROGRAM} open {run.id}")
+    say(f"  stop:   {PROGRAM} runs stop {run.id}")
     return code

@@ -1,7 +1,6 @@
 """``launch``, ``pipeline``, ``merge``: start a run in the background, and follow it where asked."""
 
 import argparse
-import shlex
 from collections.abc import Sequence
 
 import msgspec
@@ -22,61 +21,62 @@ from .run_status import facts
 
 
 def launch(arguments: argparse.Namespace) -> int:
-    """``launch STAGE``."""
+    """Run ``launch STAGE``."""
     stage = Stage(arguments.stage)
     file, overrides = split_words(arguments.words)
     reading = read_recipe(stage, file, overrides)
     _check_slurm(arguments)
     say_notes(reading.notes)
-    return (dry_run if arguments.dry_run else start)(arguments, stage, reading)
+    return (dry_run if arguments.dry_run else start)(arguments, reading)
 
 
 def pipeline(arguments: argparse.Namespace) -> int:
-    """``pipeline``: ``launch pipeline`` under its own name."""
+    """Run ``pipeline``: ``launch pipeline`` under its own name."""
     arguments.stage = Stage.PIPELINE
     return launch(arguments)
 
 
 def merge(arguments: argparse.Namespace) -> int:
-    """``merge RUN``: ``launch merge adapter_path=RUN``, followed unless told not to."""
+    """Run ``merge RUN``: ``launch merge adapter_path=RUN``, followed unless ``--no-follow`` says otherwise."""
     file, overrides = split_words(arguments.words)
     if file:
         raise UsageError(f"`{file}`: merge takes one run and key=value words, no recipe file.")
     adapter = yaml_string(arguments.run)
     reading = read_recipe(Stage.MERGE, None, [f"adapter_path={adapter}", *overrides])
     say_notes(reading.notes)
-    return start(arguments, Stage.MERGE, reading)
+    return start(arguments, reading)
 
 
 def _check_slurm(arguments: argparse.Namespace) -> None:
     if not getattr(arguments, "slurm", False):
         if getattr(arguments, "sbatch_option", None):
-            raise UsageError("--sbatch-option belongs to --slurm; add it.")
+            raise UsageError("--sbatch-option needs --slurm; add it.")
         return
     for given, option in ((arguments.canary is not None, "--canary"), (arguments.dry_run, "--dry-run")):
         if given:
-            raise UsageError(f"{option} and --slurm exclude each other: what a job starts is worked out where it runs.")
+            raise UsageError(f"{option} and --slurm exclude each other: a job plans its launch where it starts.")
 
 
 def yaml_string(text: str) -> str:
-    """A string that YAML reads back as exactly this string."""
+    """Quote a string so that YAML reads back exactly this string."""
     import json
 
     return json.dumps(text)
 
 
-def start(arguments: argparse.Namespace, stage: Stage, reading: Reading) -> int:
+def start(arguments: argparse.Namespace, reading: Reading) -> int:
     """Launch, print the run id at once, and follow where asked."""
-    recipe = reading.recipe
     home = Home(arguments.home)
-    notices = data_notices(recipe)  # before the launch: what cannot be read is said without a run
     if getattr(arguments, "slurm", False):
         from stackllama_engine.launch import slurm
 
+        notices = tuple(data_notices(reading.recipe))  # before anything is created
         with uninterrupted():
-            run = slurm.submit(home, stage, recipe, arguments.name, arguments.sbatch_option)
+            run = slurm.submit(home, reading.recipe, arguments.name, arguments.sbatch_option)
     else:
-        run = launcher.launch(home, stage, recipe, arguments.name, canary=getattr(arguments, "canary", None))
+        plan = _plan(arguments, home, reading)
+        notices = plan.notices
+        run = launcher.launch(plan)
     if not arguments.json:
         show(run.id)
         flush()
@@ -92,42 +92,41 @@ def follow_or_leave(arguments: argparse.Namespace, home: Home, run: RunDir, note
     if not arguments.follow:
         if arguments.json:
             show_json(facts(run, run.read_state()) | {"notes": notes})
-        say(f"{run.id} runs in the background; this terminal may close.")
-        say(f"  watch it: {PROGRAM} runs watch {run.id}")
-        say(f"  stop it:  {PROGRAM} runs stop {run.id}")
+        say(f"{run.id} is running in the background; this terminal can be closed.")
+        say(f"  watch: {PROGRAM} runs watch {run.id}")
+        say(f"  stop:  {PROGRAM} runs stop {run.id}")
         return ExitCode.DONE
     from .follow import follow
 
     return finish(home, run, follow(home, run, plain=arguments.plain), as_json=arguments.json, notes=notes)
 
 
-def dry_run(arguments: argparse.Namespace, stage: Stage, reading: Reading) -> int:
-    """The command that would run, and the recipe with every default written out. Nothing is created.
+def dry_run(arguments: argparse.Namespace, reading: Reading) -> int:
+    """Print the command that would run, and the recipe with every default written out. Nothing is created.
 
     As text it is a recipe file, the command a comment on its first line.
     """
-    canary: bool | None = getattr(arguments, "canary", None)
-    plan = launcher.plan(Home(arguments.home), stage, reading.recipe, arguments.name, canary=canary)
+    plan = _plan(arguments, Home(arguments.home), reading)
     if arguments.json:
         show_json(
             {
-                "argv": plan.argv,
-                "environment": plan.environment,
+                "argv": plan.command.argv,
+                "environment": plan.command.environment,
                 "recipe": msgspec.to_builtins(plan.recipe),
                 "notes": [*reading.notes, *plan.notices],
             }
         )
         return ExitCode.DONE
-    show(f"# {_command(plan.argv, plan.environment)}")
+    show(f"# {plan.command.in_shell()}")
     for notice in plan.notices:
         show(f"# note: {notice}")
     show(plan.recipe_yaml.rstrip("\n"))
     return ExitCode.DONE
 
 
-def _command(argv: list[str], environment: dict[str, str]) -> str:
-    assignments = [f"{name}={shlex.quote(value)}" for name, value in environment.items()]
-    return " ".join([*assignments, shlex.join(argv)])
+def _plan(arguments: argparse.Namespace, home: Home, reading: Reading) -> launcher.Plan:
+    """Plan what these arguments launch; ``merge`` and ``demo`` have no ``--canary``."""
+    return launcher.plan(home, reading.recipe, arguments.name, canary=getattr(arguments, "canary", None))
 
 
 def flush() -> None:
@@ -138,5 +137,5 @@ def flush() -> None:
 
 
 def seed_overrides(seed: int) -> list[str]:
-    """A seed for every stage of a pipeline, over whatever its file says."""
+    """Return overrides that set the seed of every stage of a pipeline, whatever its file says."""
     return [f"seed={seed}", *(f"{stage}.seed={seed}" for stage in ("sft", "reward", "ppo", "merge"))]

@@ -1,6 +1,6 @@
-"""``plan``: what a recipe will take in memory, before a byte of it is loaded.
+"""``plan``: the memory that a recipe needs, before anything is loaded.
 
-It answers while somebody waits: what only some plans need is imported where it is needed.
+It answers interactively: what only some plans need is imported where it is needed.
 """
 
 import argparse
@@ -35,14 +35,14 @@ _VERDICTS = {
     "no": ("it does not fit", "red"),
     "unknown": ("unknown", "magenta"),
 }
-_FIGURES = ("allocated", "reserved", "device", "phase", "components", "phases", "rule_of_thumb")
-"""Keys of the document that say nothing where the verdict is unknown."""
+_ESTIMATED = ("allocated", "reserved", "device", "phase", "components", "phases", "rule_of_thumb")
+"""Keys of the document that are null where the verdict is unknown."""
 
-_SHARDED = "sharded by {} over {} GPUs, which this engine does not launch"
+_SHARDED = "sharded by {} across {} GPUs (estimate only; launch does not shard)"
 
 
 def plan(arguments: argparse.Namespace) -> int:
-    """``plan STAGE``: 0 whether it fits or not, the verdict is in the output; 1 where nobody can say."""
+    """Run ``plan STAGE``; exit code 0 whether it fits or not, 1 where the verdict is unknown."""
     stage = Stage(arguments.stage)
     file, overrides = split_words(arguments.words)
     reading = read_recipe(stage, file, overrides)
@@ -50,9 +50,11 @@ def plan(arguments: argparse.Namespace) -> int:
     recipe = reading.recipe
     home = Home(arguments.home)
     memory = device_memory(arguments.gpu) if arguments.gpu else None
-    known = _calibration(home) if memory is None else None  # another card: what was measured here says nothing
+    calibration = _calibration(home) if memory is None else None  # another card: what was measured here says nothing
     places = [(one, _place(one, memory, arguments)) for one in _stages(recipe)]
-    plans = [(one, where, make_plan(home, one, where, known, _sharding(where, arguments))) for one, where in places]
+    plans = [
+        (one, where, make_plan(home, one, where, calibration, _sharding(where, arguments))) for one, where in places
+    ]
     largest, place, worst = max(plans, key=lambda made: (severity(made[2].fits), made[2].estimate.device[1]))
     code = ExitCode.FAILED if worst.fits == "unknown" else ExitCode.DONE
     traced = _trace(home, largest) if arguments.trace else None
@@ -67,8 +69,9 @@ def plan(arguments: argparse.Namespace) -> int:
         return code
     if isinstance(recipe, PipelineRecipe):
         most = max(plans, key=lambda made: made[2].estimate.device[1])[0]
-        decides = "takes most" if most is largest and worst.fits != "unknown" else "decides"
-        say(f"Of the pipeline's stages {largest.stage} {decides}.")
+        needs_most = most is largest and worst.fits != "unknown"
+        reason = "needs the most memory of" if needs_most else "decides the verdict of"
+        say(f"{largest.stage} {reason} all pipeline stages.")
     _print(largest, worst, place)
     if traced:
         _print_trace(traced)
@@ -76,27 +79,27 @@ def plan(arguments: argparse.Namespace) -> int:
 
 
 def as_document(made: Plan, place: Place) -> dict[str, Any]:
-    """A plan as JSON; every amount in bytes, and null where the verdict is unknown."""
-    found, arch = made.estimate, made.architecture
+    """Return a plan as JSON; every amount in bytes, and null where the verdict is unknown."""
+    estimate, arch = made.estimate, made.architecture
     document: dict[str, Any] = {
-        "allocated": found.allocated,
-        "reserved": list(found.reserved),
-        "device": list(found.device),
-        "phase": found.peak,
-        "components": {one.name: one.bytes for one in found.components},
-        "phases": {one.name: one.bytes for one in found.phases},
-        "rule_of_thumb": [msgspec.to_builtins(rule) for rule in found.rules],
+        "allocated": estimate.allocated,
+        "reserved": list(estimate.reserved),
+        "device": list(estimate.device),
+        "phase": estimate.peak,
+        "components": {one.name: one.bytes for one in estimate.components},
+        "phases": {one.name: one.bytes for one in estimate.phases},
+        "rule_of_thumb": [msgspec.to_builtins(rule) for rule in estimate.rules],
         "fits": made.fits,
-        "unknown": found.unknown,
-        "at_least": found.least if found.unknown else None,
+        "unknown": estimate.unknown,
+        "at_least": estimate.least if estimate.unknown else None,
         "suggestions": msgspec.to_builtins(made.suggestions),
-        "rough": found.rough,
+        "rough": estimate.rough,
         "calibrated": made.calibrated,
         "model": {"name": arch.name, "type": arch.model_type, "parameters": arch.parameters},
         "place": msgspec.to_builtins(place),
         "shard": msgspec.to_builtins(made.shard),
     }
-    return document | dict.fromkeys(_FIGURES) if found.unknown else document
+    return document | dict.fromkeys(_ESTIMATED) if estimate.unknown else document
 
 
 def _traced_document(traced: "Compared") -> dict[str, Any]:
@@ -112,23 +115,23 @@ def _traced_document(traced: "Compared") -> dict[str, Any]:
 
 
 def _stages(recipe: AnyRecipe) -> list[EstimatedRecipe]:
-    """The recipe itself, or the stages of a pipeline, each with the pipeline's first model."""
+    """Return the recipe itself, or the stages of a pipeline, each with the pipeline's first model."""
     if not isinstance(recipe, PipelineRecipe):
         return [recipe]
     base = stage_recipe(recipe, Stage.SFT)
     assert isinstance(base, SFTRecipe)
-    found: list[EstimatedRecipe] = []
+    stages: list[EstimatedRecipe] = []
     for stage in TRAINING_STAGES:
         section = stage_recipe(recipe, stage)
         assert isinstance(section, SFTRecipe | RewardRecipe | PPORecipe)
-        found.append(msgspec.structs.replace(section, model_name_or_path=base.model_name_or_path))
+        stages.append(msgspec.structs.replace(section, model_name_or_path=base.model_name_or_path))
     merge = stage_recipe(recipe, Stage.MERGE)
     assert isinstance(merge, MergeRecipe)
-    return [*found, msgspec.structs.replace(merge, adapter_path=base.model_name_or_path)]
+    return [*stages, msgspec.structs.replace(merge, adapter_path=base.model_name_or_path)]
 
 
 def _place(recipe: EstimatedRecipe, memory: int | None, arguments: argparse.Namespace) -> Place:
-    """The device that was named, else a GPU of this machine, else its CPU."""
+    """Return the named device, else a GPU of this machine, else its CPU."""
     processes = arguments.gpus or recipe.num_processes
     if memory is not None:
         return Place(bytes=memory, name=arguments.gpu, on_gpu=True, gpus=processes or 1)
@@ -147,7 +150,7 @@ def _sharding(place: Place, arguments: argparse.Namespace) -> Sharding | None:
     if arguments.shard is None:
         return None
     if place.gpus < 2:
-        raise UsageError(f"`--shard {arguments.shard}` divides a run among GPUs; say among how many: `--gpus 8`.")
+        raise UsageError(f"`--shard {arguments.shard}` shards a run across GPUs; say how many: `--gpus 8`.")
     return Sharding(kind=arguments.shard, ranks=place.gpus)
 
 
@@ -173,7 +176,7 @@ def _trace(home: Home, recipe: EstimatedRecipe) -> "Compared":
 def _print(recipe: EstimatedRecipe, made: Plan, place: Place) -> None:
     import sys
 
-    found, arch = made.estimate, made.architecture
+    estimate, arch = made.estimate, made.architecture
     verdict, colour = _VERDICTS[made.fits]
     count = f"{'at least ' if arch.unknown else ''}{_count(arch.parameters)} parameters"
     about = [
@@ -181,28 +184,29 @@ def _print(recipe: EstimatedRecipe, made: Plan, place: Place) -> None:
         ("place", f"{place.name}, {size(place.bytes)}" + (f", one of {place.gpus}" if place.gpus > 1 else "")),
         *([("what if", _SHARDED.format(made.shard.kind, made.shard.ranks))] if made.shard else []),
     ]
-    if found.unknown:
-        said = f"{verdict}: {at_least(found, place.bytes)}"
-        show_fields([*about, ("verdict", paint(said, colour, sys.stdout)), ("because", found.unknown)])
+    if estimate.unknown:
+        said = f"{verdict}: {at_least(estimate, place.bytes)}"
+        show_fields([*about, ("verdict", paint(said, colour, sys.stdout)), ("because", estimate.unknown)])
         return
+    overhead = "the CUDA context" if place.on_gpu else "the process itself"
     show_fields(
         [
             *about,
             ("verdict", paint(verdict, colour, sys.stdout)),
-            ("allocated", f"{size(found.allocated)} at its peak ({recipe.stage}, {found.peak})"),
-            ("reserved", _interval(found.reserved)),
-            ("device", f"{_interval(found.device)}, with what is there before any tensor"),
+            ("allocated", f"{size(estimate.allocated)} at its peak ({recipe.stage}, {estimate.peak})"),
+            ("reserved", _interval(estimate.reserved)),
+            ("device", f"{_interval(estimate.device)}, including {overhead}"),
             *([("measured", made.calibrated)] if made.calibrated else []),
-            *([("rough", found.rough)] if found.rough else []),
+            *([("rough", estimate.rough)] if estimate.rough else []),
         ]
     )
     show()
-    parts = sorted(found.components, key=lambda one: -one.bytes)
+    parts = sorted(estimate.components, key=lambda one: -one.bytes)
     show_table(("AT THE PEAK", "SIZE"), [(one.name, size(one.bytes)) for one in parts], {}, 1)
     show()
-    show_table(("PHASE", "ALLOCATED"), [(one.name, size(one.bytes)) for one in found.phases], {}, 1)
+    show_table(("PHASE", "ALLOCATED"), [(one.name, size(one.bytes)) for one in estimate.phases], {}, 1)
     show()
-    rules = [(rule.name, _interval((rule.low, rule.high))) for rule in found.rules]
+    rules = [(rule.name, _interval((rule.low, rule.high))) for rule in estimate.rules]
     show_table(("RULE OF THUMB", "SIZE"), rules, {}, 1)
     if made.suggestions and made.fits != "yes":
         show()
@@ -213,7 +217,7 @@ def _print(recipe: EstimatedRecipe, made: Plan, place: Place) -> None:
 
 
 def _overrides(changes: dict[str, Any]) -> str:
-    """The changes as words of the command line."""
+    """Return the changes as words of the command line."""
     words = ((key, str(value).lower() if isinstance(value, bool) else value) for key, value in changes.items())
     return " ".join(f"{key}={value}" for key, value in words)
 
@@ -228,7 +232,7 @@ def _interval(bounds: tuple[int, int]) -> str:
 
 
 def _print_trace(traced: "Compared") -> None:
-    """Both figures, their difference, and what the trace found in each phase."""
+    """Print both estimates, their difference, and what the trace measured in each phase."""
     show()
     versions = ", ".join(f"{name} {version}" for name, version in traced.trace.versions.items())
     formula = f"formula {size(traced.formula)}, " if traced.formula is not None else ""

@@ -12,7 +12,7 @@ from .output import PROGRAM, say, show, show_json
 
 
 def convert(arguments: argparse.Namespace) -> int:
-    """``recipe convert FILE``: the recipe on stdout or in a file, what was left out on stderr."""
+    """Run ``recipe convert FILE``: the recipe to stdout or a file, what was left out to stderr."""
     made = convert_recipe(arguments.file, Stage(arguments.stage) if arguments.stage else None)
     if arguments.out:
         _write(arguments.out, made.text, replace=arguments.force)
@@ -41,7 +41,7 @@ def _write(file: Path, text: str, *, replace: bool) -> None:
     """
     try:
         if replace and file.exists():
-            say(f"{file} is replaced.")
+            say(f"Replacing {file}.")
         with file.open("w" if replace else "x", encoding="utf-8") as opened:
             opened.write(text)
     except FileExistsError:
@@ -53,10 +53,10 @@ def _write(file: Path, text: str, *, replace: bool) -> None:
 def _narrate(arguments: argparse.Namespace, made: Converted) -> None:
     say(f"A recipe for {made.stage}, from {made.source}'s {one_line(str(arguments.file))}.")
     if made.left_out:
-        say("Left out, or read as something else:")
+        say("Left out or converted:")
     for text in made.left_out:
         say(f"  {one_line(text)}")
     if made.defaults:
         say(f"With {made.source}'s own defaults, where this engine's differ: {', '.join(made.defaults)}")
     if arguments.out:
-        say(f"  check it: {PROGRAM} launch {made.stage} {arguments.out} --dry-run")
+        say(f"  check: {PROGRAM} launch {made.stage} {arguments.out} --dry-run")

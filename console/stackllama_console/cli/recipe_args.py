@@ -9,7 +9,7 @@ _OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
 
 
 def split_words(words: list[str]) -> tuple[Path | None, list[str]]:
-    """The recipe file, if one was given, and the ``key=value`` overrides.
+    """Split the words into the recipe file, if there is one, and the ``key=value`` overrides.
 
     Raises:
         UsageError: two words that are no overrides.

@@ -1,4 +1,4 @@
-"""What the budget needs besides the recipe: shapes of the models that it names, memory of this machine. For threads."""
+"""Inputs of the budget besides the recipe: shapes of the models, memory of this machine. For threads."""
 
 from pathlib import Path
 
@@ -26,8 +26,8 @@ _ADAPTER_FILE = "adapter_config.json"
 _MOST_CONFIG = 1 << 20
 
 
-class Asked(Struct, frozen=True):
-    """Which models a form names; equal ones need no second reading."""
+class NamedModels(Struct, frozen=True):
+    """The models that a form names; equal ones need no second reading."""
 
     stage: Stage
     model: str = ""
@@ -37,20 +37,20 @@ class Asked(Struct, frozen=True):
 
 
 class Shapes(Struct, frozen=True, kw_only=True):
-    """What was found of them."""
+    """Shapes of the models that a form names."""
 
-    asked: Asked
+    models: NamedModels
     entry: ModelEntry | None = None
     """The model that memory is needed for; None while none is named."""
     reward: Architecture | None = None
-    """Of a reward model that is a model of its own; None: an adapter on the policy's base, or not known."""
+    """Architecture of a separate reward model; None: an adapter on the policy's base, or not known."""
     calibration: Calibration | None = None
-    """What finished runs of this home measured on this machine."""
-    trouble: str = ""
+    """Measurements of finished runs of this home on this machine."""
+    error: str = ""
 
     @property
     def architecture(self) -> Architecture | None:
-        """Of the model."""
+        """Architecture of the model."""
         return self.entry.architecture if self.entry else None
 
 
@@ -59,48 +59,48 @@ class Devices(Struct, frozen=True):
 
     gpus: tuple[Memory, ...] = ()
     ram: Memory | None = None
-    trouble: str = ""
+    error: str = ""
     """Why the GPUs are not known: their driver hangs."""
 
 
-def read_shapes(home: Home, asked: Asked) -> Shapes:
-    """The shapes of the models named. Raises nothing: what cannot be read becomes `trouble`."""
-    if not asked.model:
-        return Shapes(asked=asked)
-    name = asked.model if asked.stage is not Stage.MERGE else base_of(home, asked.model)
+def read_shapes(home: Home, models: NamedModels) -> Shapes:
+    """Read the shapes of the models named. Raises nothing: what cannot be read becomes `error`."""
+    if not models.model:
+        return Shapes(models=models)
+    name = models.model if models.stage is not Stage.MERGE else base_of(home, models.model)
     if not name:
-        return Shapes(asked=asked, trouble=f"{one_line(asked.model)}: its base is not known")
+        return Shapes(models=models, error=f"{one_line(models.model)}: its base is not known")
     entry = describe(home, name)
-    trouble = "" if entry.architecture else refusal(home, MODEL, name) or entry.trouble or ""
-    known: Calibration | None = None
+    problem = "" if entry.architecture else refusal(home, MODEL, name) or entry.warning or ""
+    local_calibration: Calibration | None = None
     try:
-        known = calibration(home.path)
+        local_calibration = calibration(home.path)
     except OSError as error:
-        trouble = trouble or one_line(f"{error.filename} cannot be read: {error.strerror}")
+        problem = problem or one_line(f"{error.filename} cannot be read: {error.strerror}")
     return Shapes(
-        asked=asked,
+        models=models,
         entry=entry,
-        reward=_own_reward(home, asked.reward) if asked.reward else None,
-        calibration=known,
-        trouble=trouble,
+        reward=_own_reward(home, models.reward) if models.reward else None,
+        calibration=local_calibration,
+        error=problem,
     )
 
 
 def base_of(home: Home, adapter: str) -> str:
-    """The model that an adapter (a run of this home, or a directory) was trained on; empty where nothing tells."""
+    """Return the model that an adapter (a run, or a directory) was trained on; empty where it is not known."""
     run = _run(home, adapter)
     try:
         if run is not None:
             return recipe_model(run.recipe_file)
         file = Path(adapter).expanduser() / _ADAPTER_FILE
-        found = any_object(file, _MOST_CONFIG).get("base_model_name_or_path")
+        base = any_object(file, _MOST_CONFIG).get("base_model_name_or_path")
     except (OSError, RuntimeError, ValueError):  # nothing there that could be read: not known
         return ""
-    return found if isinstance(found, str) else ""
+    return base if isinstance(base, str) else ""
 
 
 def read_devices() -> Devices:
-    """The visible GPUs, and the main memory. Without a GPU, or a driver for it, just the latter."""
+    """Read the visible GPUs and the main memory; without a GPU, or a driver for it, the latter alone."""
     memory = main_memory()
     ram = Memory("RAM", memory.total, memory.available)
     try:
@@ -113,16 +113,16 @@ def _gpus() -> list[Memory]:
     names = visible_gpus(seconds=NVML_SECONDS)
     if not names:
         return []
-    found, _, _ = find_gpus(NVML_SECONDS)
-    by_index = {str(gpu.index): gpu for gpu in found}
+    gpus, _, _ = find_gpus(NVML_SECONDS)
+    by_index = {str(gpu.index): gpu for gpu in gpus}
     # Named by UUID or as a MIG slice, it cannot be told from the others here: the smallest stands for it.
-    smallest = min(found, key=lambda gpu: gpu.free, default=None)
+    smallest = min(gpus, key=lambda gpu: gpu.free, default=None)
     chosen = [by_index.get(name, smallest) for name in names]
     return [Memory(f"GPU {gpu.index} {one_line(gpu.name)}", gpu.memory, gpu.free) for gpu in chosen if gpu]
 
 
 def _own_reward(home: Home, value: str) -> Architecture | None:
-    """Of a whole reward model; adapters have no shape of their own."""
+    """Return the shape of a whole reward model; adapters have none of their own."""
     if run := _run(home, value):
         if run.adapter.is_dir():
             return None

@@ -1,4 +1,4 @@
-"""What the budget panel shows: the engine's ``budget/`` asked about a recipe, a model and this machine. No Textual.
+"""The budget panel's content: the engine's estimate for a recipe, a model and this machine. No Textual.
 
 Everything is in bytes. Names are sanitised here; panels show them as they are.
 """
@@ -59,7 +59,7 @@ class Offer(Struct, frozen=True):
 
 
 class BudgetView(Struct, frozen=True, kw_only=True):
-    """Everything that the panel draws; equal views look the same."""
+    """Content of the panel; equal views look the same."""
 
     model: str = ""
     parameters: int | None = None
@@ -83,8 +83,8 @@ class BudgetView(Struct, frozen=True, kw_only=True):
     """Published rules of thumb, the one for this kind of run first."""
     offers: tuple[Offer, ...] = ()
     together: Verdict = "unknown"
-    """Whether it fits with every offer taken; unknown while one of them alone makes it fit."""
-    trouble: str = ""
+    """The verdict with every offer applied; unknown while one of them alone makes it fit."""
+    caveat: str = ""
     """Why there is no estimate, or why it is rough."""
 
 
@@ -92,7 +92,7 @@ class _Part(Struct, frozen=True):
     """One stage on the devices that it runs on."""
 
     recipe: EstimatedRecipe
-    found: Estimate
+    estimate: Estimate
     stage: Stage | None
     """None: the recipe is not a pipeline's."""
     on_gpu: bool
@@ -100,7 +100,7 @@ class _Part(Struct, frozen=True):
     memories: tuple[Memory, ...]
     calibration: Calibration | None
     calibrated: str | None
-    """That earlier runs gave the range, in one line."""
+    """A note that earlier runs gave the range; None: they did not."""
 
     @property
     def room(self) -> int | None:
@@ -109,20 +109,24 @@ class _Part(Struct, frozen=True):
 
     @property
     def empty(self) -> int | None:
-        """The same were nothing else running."""
+        """Total bytes for one process, as if nothing else ran."""
         return self._least([one.total for one in self.memories])
 
     @property
     def rank(self) -> tuple[int, bool, int]:
-        """The part to show has the greatest: what does not fit, else what nobody knows, else what is on a GPU, else the
-        largest."""
-        verdict = fit.fits(self.found, self.room if self.room is not None else _ANY)
-        return fit.severity(verdict), self.on_gpu, self.found.device[1]
+        """Sort key of the part to show, which has the greatest.
 
-    def adjust(self, recipe: EstimatedRecipe, found: Estimate) -> Estimate:
-        """The same of a changed recipe."""
-        known = self.calibration
-        return known.narrow(found, recipe, gpus=self.processes, on_gpu=self.on_gpu)[0] if known else found
+        What does not fit comes before what is unknown, then what is on a GPU, then the largest.
+        """
+        verdict = fit.fits(self.estimate, self.room if self.room is not None else _ANY)
+        return fit.severity(verdict), self.on_gpu, self.estimate.device[1]
+
+    def adjust(self, recipe: EstimatedRecipe, estimate: Estimate) -> Estimate:
+        """Calibrate the estimate of a changed recipe."""
+        calibration = self.calibration
+        if calibration is None:
+            return estimate
+        return calibration.narrow(estimate, recipe, gpus=self.processes, on_gpu=self.on_gpu)[0]
 
     def _least(self, sizes: list[int]) -> int | None:
         return min(sizes) // (1 if self.on_gpu else self.processes) if sizes else None
@@ -136,10 +140,10 @@ def build_view(
     *,
     model: str = "",
     reward: Architecture | None = None,
-    trouble: str = "",
+    error: str = "",
     calibration: Calibration | None = None,
 ) -> BudgetView:
-    """The budget of a recipe on this machine. Takes a few milliseconds, of a pipeline a few more.
+    """Build the budget of a recipe on this machine, in a few milliseconds.
 
     Args:
         recipe: what the form says; None while it has errors.
@@ -148,62 +152,62 @@ def build_view(
         ram: the machine's main memory, for runs on the CPU.
         model: the name to show; empty: the architecture's.
         reward: PPO with a reward model of its own.
-        trouble: why recipe or architecture is missing, in one sentence.
+        error: why recipe or architecture is missing, in one sentence.
         calibration: what earlier runs measured here.
     """
     name = one_line(model or (architecture.name if architecture else ""))
     if recipe is None or architecture is None:
-        return _without_estimate(name, architecture, gpus, ram, one_line(trouble))
+        return _without_estimate(name, architecture, gpus, ram, one_line(error))
     parts = [_part(stage, one, architecture, gpus, ram, reward, calibration) for stage, one in _stages(recipe)]
     worst = max(parts, key=lambda part: part.rank)
     verdict, reason = _verdict(worst)
-    if worst.found.unknown:
+    if worst.estimate.unknown:
         return _unknown_view(name, architecture, worst, reason, _note(gpus, worst))
-    found = _suggestions(worst, architecture, reward) if verdict in ("tight", "no") else []
+    suggestions = _suggestions(worst, architecture, reward) if verdict in ("tight", "no") else []
     return BudgetView(
         model=name,
         parameters=architecture.parameters,
         memories=_shown(worst.memories),
         note="; ".join(filter(None, (_note(gpus, worst), worst.calibrated))),
-        parts=tuple(Part(one.name, one.bytes) for one in worst.found.components if one.bytes),
-        allocated=worst.found.allocated,
-        reserved=worst.found.reserved,
-        device=worst.found.device,
-        peak=f"{worst.stage} {worst.found.peak}" if worst.stage else worst.found.peak,
+        parts=tuple(Part(one.name, one.bytes) for one in worst.estimate.components if one.bytes),
+        allocated=worst.estimate.allocated,
+        reserved=worst.estimate.reserved,
+        device=worst.estimate.device,
+        peak=f"{worst.stage} {worst.estimate.peak}" if worst.stage else worst.estimate.peak,
         verdict=verdict,
         reason=reason,
-        rules=_rules(worst.found.rules, worst.recipe),
-        offers=_offers(worst, found),
-        together=_together(worst, found, architecture, reward),
-        trouble=one_line(worst.found.rough or trouble),
+        rules=_rules(worst.estimate.rules, worst.recipe),
+        offers=_offers(worst, suggestions),
+        together=_together(worst, suggestions, architecture, reward),
+        caveat=one_line(worst.estimate.rough or error),
     )
 
 
 def _unknown_view(name: str, architecture: Architecture, part: _Part, reason: str, note: str) -> BudgetView:
-    """No figure that could be taken for an estimate: what is certain, and why there is no more."""
-    known = architecture.unknown is None
+    """Build a view without anything that could be taken for an estimate: what is certain, and why no more."""
+    is_known = architecture.unknown is None
     return BudgetView(
         model=name,
         parameters=architecture.parameters,
-        least=not known,
+        least=not is_known,
         memories=_shown(part.memories),
         note=note,
         verdict="unknown",
         reason=reason,
-        rules=_rules(part.found.rules, part.recipe) if known else (),
-        trouble=one_line("; ".join(filter(None, (part.found.unknown, part.found.rough)))),
+        rules=_rules(part.estimate.rules, part.recipe) if is_known else (),
+        caveat=one_line("; ".join(filter(None, (part.estimate.unknown, part.estimate.rough)))),
     )
 
 
 def gib(count: float) -> str:
-    """Bytes as ``24.2 GiB``; what is less than a tenth of one as ``37.0 MiB``."""
+    """Format bytes as ``24.2 GiB``; less than a tenth of one as ``37.0 MiB``."""
     if abs(count) >= _GIB / 10 or not count:
         return f"{count / _GIB:.1f} GiB"
     return f"{count / (1 << 20):.1f} MiB"
 
 
 def gib_range(interval: tuple[int, int]) -> str:
-    """``21.3–24.1 GiB``; one figure where both ends look the same."""
+    """Format an interval as ``21.3–24.1 GiB``; one number where both ends look the same."""
     low, high = (gib(end) for end in interval)
     if low == high:
         return low
@@ -212,7 +216,7 @@ def gib_range(interval: tuple[int, int]) -> str:
 
 
 def billions(count: int) -> str:
-    """Parameters as people name them: ``6.7 B``, ``385 k``."""
+    """Format a number of parameters as people name it: ``6.7 B``, ``385 k``."""
     for size, unit in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
         if count >= size:
             return f"{count / size:.3g} {unit}"
@@ -220,16 +224,16 @@ def billions(count: int) -> str:
 
 
 def parameters_of_name(name: str) -> int | None:
-    """The size that a model's name gives, as in ``Llama-2-7b-hf``; None where it gives none."""
+    """Read the size off a model's name, as in ``Llama-2-7b-hf``; None where it gives none."""
     sizes = {"b": 10**9, "m": 10**6}
-    found = _IN_NAME.findall(name)
-    return round(float(found[-1][0]) * sizes[found[-1][1].lower()]) if found else None
+    matches = _IN_NAME.findall(name)
+    return round(float(matches[-1][0]) * sizes[matches[-1][1].lower()]) if matches else None
 
 
 def _without_estimate(
-    name: str, architecture: Architecture | None, gpus: Sequence[Memory], ram: Memory | None, trouble: str
+    name: str, architecture: Architecture | None, gpus: Sequence[Memory], ram: Memory | None, error: str
 ) -> BudgetView:
-    """The rules of thumb alone, from the parameters where anything tells them."""
+    """Build a view of the rules of thumb alone, from the parameters where they are known."""
     parameters = architecture.parameters if architecture else parameters_of_name(name)
     memories = tuple(gpus) or ((ram,) if ram else ())
     return BudgetView(
@@ -238,8 +242,8 @@ def _without_estimate(
         guessed=architecture is None and parameters is not None,
         least=architecture is not None and architecture.unknown is not None,
         memories=_shown(memories),
-        note="" if gpus else "no GPU: the CPU and its RAM",
-        reason=trouble or ("no estimate yet" if name else "choose a model"),
+        note="" if gpus else "no GPU; showing CPU memory",
+        reason=error or ("no estimate yet" if name else "choose a model"),
         rules=_rules(rules_for(parameters), None) if parameters and not (architecture and architecture.unknown) else (),
     )
 
@@ -267,11 +271,11 @@ def _part(
     processes = recipe.num_processes or (len(gpus) if on_gpu else 1)
     memories = tuple(gpus[:processes]) if on_gpu else (ram,) if ram else ()
     card = min((one.total for one in memories), default=None)
-    found = estimate(recipe, architecture, gpus=processes, on_gpu=on_gpu, reward=reward, device_bytes=card)
-    told = None
+    estimated = estimate(recipe, architecture, gpus=processes, on_gpu=on_gpu, reward=reward, device_bytes=card)
+    calibrated = None
     if calibration:
-        found, told = calibration.narrow(found, recipe, gpus=processes, on_gpu=on_gpu)
-    return _Part(recipe, found, stage, on_gpu, processes, memories, calibration, told)
+        estimated, calibrated = calibration.narrow(estimated, recipe, gpus=processes, on_gpu=on_gpu)
+    return _Part(recipe, estimated, stage, on_gpu, processes, memories, calibration, calibrated)
 
 
 def _shown(memories: Sequence[Memory]) -> tuple[Memory, ...]:
@@ -279,25 +283,25 @@ def _shown(memories: Sequence[Memory]) -> tuple[Memory, ...]:
 
 
 def _verdict(part: _Part) -> tuple[Verdict, str]:
-    room, empty, (low, high) = part.room, part.empty, part.found.device
-    if part.found.unknown:
-        return "unknown", fit.at_least(part.found, empty)
+    room, empty, (low, high) = part.room, part.empty, part.estimate.device
+    if part.estimate.unknown:
+        return "unknown", fit.at_least(part.estimate, empty)
     if room is None or empty is None:
-        return "unknown", f"needs {gib_range(part.found.device)}"
-    verdict = fit.fits(part.found, room)
-    each = " a process" if part.processes > 1 else ""
+        return "unknown", f"needs {gib_range(part.estimate.device)}"
+    verdict = fit.fits(part.estimate, room)
+    each = " per process" if part.processes > 1 else ""
     if verdict == "yes":
         return verdict, f"at most {gib(high)}{each} of {gib(room)} free"
-    if room < empty and fit.fits(part.found, empty) == "yes":
+    if room < empty and fit.fits(part.estimate, empty) == "yes":
         return verdict, f"{gib(high)}{each} would fit, but only {gib(room)} of {gib(empty)} are free"
     if verdict == "tight":
-        return verdict, f"{gib_range(part.found.device)}{each}, {gib(room)} free: it may run out"
+        return verdict, f"{gib_range(part.estimate.device)}{each}, {gib(room)} free: it may run out"
     return verdict, f"at least {gib(low)}{each}, {gib(low - room)} more than is free"
 
 
 def _note(gpus: Sequence[Memory], part: _Part) -> str:
     if not gpus:
-        return "no GPU: the CPU and its RAM"
+        return "no GPU; showing CPU memory"
     if not part.on_gpu:
         return "on the CPU, as `use_cpu` asks"
     if part.processes > len(gpus):
@@ -306,7 +310,7 @@ def _note(gpus: Sequence[Memory], part: _Part) -> str:
 
 
 def _rules(rules: list[Rule], recipe: EstimatedRecipe | None) -> tuple[Rule, ...]:
-    """The rules that say something about this recipe, the one for its kind first; without a recipe all but Adam's."""
+    """Return the rules that apply to this recipe, its own kind's first; without a recipe all but Adam's."""
     quoted = [rule for rule in rules if "LoRA" in rule.name]
     full = [rule for rule in rules if rule.name.startswith("full")]
     if recipe is None:
@@ -318,7 +322,7 @@ def _rules(rules: list[Rule], recipe: EstimatedRecipe | None) -> tuple[Rule, ...
 def _suggestions(worst: _Part, architecture: Architecture, reward: Architecture | None) -> list[fit.Suggestion]:
     if worst.room is None:
         return []
-    found = fit.suggestions(
+    suggestions = fit.suggestions(
         worst.recipe,
         architecture,
         worst.room,
@@ -328,11 +332,12 @@ def _suggestions(worst: _Part, architecture: Architecture, reward: Architecture 
         adjust=worst.adjust,
         card=worst.empty,
     )
-    found.sort(key=lambda one: one.fits != "yes")  # where only several changes together are enough, they come first
-    return found
+    # where only several changes together are enough, they come first
+    suggestions.sort(key=lambda one: one.fits != "yes")
+    return suggestions
 
 
-def _offers(worst: _Part, found: list[fit.Suggestion]) -> tuple[Offer, ...]:
+def _offers(worst: _Part, suggestions: list[fit.Suggestion]) -> tuple[Offer, ...]:
     prefix = f"{worst.stage}." if worst.stage else ""
     return tuple(
         Offer(
@@ -342,27 +347,27 @@ def _offers(worst: _Part, found: list[fit.Suggestion]) -> tuple[Offer, ...]:
             changes={f"{prefix}{key}": write(value) for key, value in one.changes.items()},
             fits=one.fits,
         )
-        for one in found
+        for one in suggestions
     )
 
 
 def _together(
-    worst: _Part, found: list[fit.Suggestion], architecture: Architecture, reward: Architecture | None
+    worst: _Part, suggestions: list[fit.Suggestion], architecture: Architecture, reward: Architecture | None
 ) -> Verdict:
-    """Whether all changes at once would do, where none does alone; of two that exclude each other the better one."""
-    if worst.room is None or not found or any(one.fits == "yes" for one in found):
+    """Check all changes at once, where none suffices alone; of two that exclude each other the better one."""
+    if worst.room is None or not suggestions or any(one.fits == "yes" for one in suggestions):
         return "unknown"
     values: dict[str, object] = msgspec.to_builtins(worst.recipe)
     changed = worst.recipe
-    taken: dict[str, Any] = {}
-    for one in sorted(found, key=lambda one: -one.saving):
-        more = one.changes | taken
+    changes: dict[str, Any] = {}
+    for one in sorted(suggestions, key=lambda one: -one.saving):
+        more = one.changes | changes
         try:
             tried = build_recipe(worst.recipe.stage, values | more)
         except RecipeError:  # one that saves more excludes it, as 4 bits do 8
             continue
         assert not isinstance(tried, PipelineRecipe)
-        changed, taken = tried, more
+        changed, changes = tried, more
     after = estimate(
         changed, architecture, gpus=worst.processes, on_gpu=worst.on_gpu, reward=reward, device_bytes=worst.empty
     )

@@ -1,4 +1,4 @@
-"""What a recipe's path keys may name, as lines to choose from: models of this machine, finished runs. No Textual."""
+"""Choices for a recipe's path keys: models of this machine and finished runs. No Textual."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -31,34 +31,34 @@ class Choice(Struct, frozen=True, kw_only=True):
     """One line. Everything but ``value`` is sanitised."""
 
     value: str
-    """What goes into the form, as it is."""
+    """The text that goes into the form, as it is."""
     title: str
     facts: str = ""
-    trouble: str = ""
+    warning: str = ""
     """Why it may not be usable."""
 
 
 def model_choice(entry: ModelEntry, where: str = "") -> Choice:
-    """A model: architecture, parameters, size on disk, where it is."""
+    """Describe a model: architecture, parameters, size on disk, where it is."""
     return Choice(
         value=entry.name,
         title=entry.title,
         facts=" · ".join([*model_facts(entry), where or _WHERE[entry.kind]]),
-        trouble=entry.trouble or "",
+        warning=entry.warning or "",
     )
 
 
 def model_facts(entry: ModelEntry) -> list[str]:
-    """Architecture, parameters and size on disk, as far as they are known."""
+    """Return architecture, parameters and size on disk, as far as they are known."""
     shape = entry.architecture
     if shape is None:
         return []
-    found = [one_line(shape.model_type), ("≥ " if shape.unknown else "") + billions(shape.parameters)]
-    return [*found, size(shape.bytes_on_disk)] if shape.bytes_on_disk else found
+    facts = [one_line(shape.model_type), ("≥ " if shape.unknown else "") + billions(shape.parameters)]
+    return [*facts, size(shape.bytes_on_disk)] if shape.bytes_on_disk else facts
 
 
 def model_folders(recent: Iterable[str]) -> list[Path]:
-    """Where models of one's own may lie: here, ``~/models``, and wherever the recent ones lay."""
+    """Return directories that may hold one's own models: here, ``~/models``, and those of the recent ones."""
     beside = [Path(name).parent for name in recent if name.startswith("/")]
     try:
         here = [Path.cwd()]
@@ -68,21 +68,21 @@ def model_folders(recent: Iterable[str]) -> list[Path]:
 
 
 def typed_models(home: Home, text: str) -> list[Choice]:
-    """What a typed text names: a model, or the models of a directory. Reads files: for a thread."""
+    """Return the model that a typed text names, or the models of a directory. For a thread."""
     folder = _folder(text)
-    found = [entry for entry in find_models(home, folders=[folder]) if entry.kind == "folder"] if folder else []
-    inside = [model_choice(entry) for entry in found if folder and Path(entry.name).parent == folder]
+    entries = [entry for entry in find_models(home, folders=[folder]) if entry.kind == "folder"] if folder else []
+    inside = [model_choice(entry) for entry in entries if folder and Path(entry.name).parent == folder]
     if inside:
         return inside
     entry = describe(home, text)
     refused = "" if entry.architecture else refusal(home, MODEL, text)
-    return [model_choice(msgspec.structs.replace(entry, trouble=refused or entry.trouble), "as typed")]
+    return [model_choice(msgspec.structs.replace(entry, warning=refused or entry.warning), "as typed")]
 
 
 def run_choices(home: Home, stages: Iterable[Stage]) -> list[Choice]:
-    """Finished runs of these stages, the newest first. Reads files: for a thread."""
+    """Return finished runs of these stages, the newest first. For a thread."""
     wanted = tuple(stages)
-    found: list[Choice] = []
+    choices: list[Choice] = []
     for run in reversed(home.runs()):
         try:
             state = run.read_state()
@@ -93,12 +93,12 @@ def run_choices(home: Home, stages: Iterable[Stage]) -> list[Choice]:
             continue
         metric = reading.last_metric
         facts = [str(state.stage), f"{age(reading.age)} ago", *([f"{metric[0]} {number(metric[1])}"] if metric else [])]
-        found.append(Choice(value=run.id, title=one_line(run.id), facts=" · ".join(facts)))
-    return found
+        choices.append(Choice(value=run.id, title=one_line(run.id), facts=" · ".join(facts)))
+    return choices
 
 
 def _folder(text: str) -> Path | None:
-    """The directory that a text names, where that is no model itself."""
+    """Return the directory that a text names, where that is no model itself."""
     try:
         path = Path(text).expanduser().absolute()
         return path if path.is_dir() and not (path / "config.json").exists() else None
@@ -107,7 +107,7 @@ def _folder(text: str) -> Path | None:
 
 
 def matching(choices: Iterable[Choice], text: str) -> list[Choice]:
-    """The choices whose line holds every word; those whose name does come first."""
+    """Return the choices whose line holds every word; those whose name does come first."""
     words = text.lower().split()
-    found = [one for one in choices if all(word in f"{one.title} {one.facts}".lower() for word in words)]
-    return sorted(found, key=lambda one: not all(word in one.title.lower() for word in words))
+    matches = [one for one in choices if all(word in f"{one.title} {one.facts}".lower() for word in words)]
+    return sorted(matches, key=lambda one: not all(word in one.title.lower() for word in words))

@@ -1,4 +1,4 @@
-"""What is about to be launched: a form for each stage, the run's name, and where its values came from. No Textual.
+"""The launch being prepared: a form per stage, the run's name, and where its values came from. No Textual.
 
 Reading (:func:`read_run`, :func:`read_file`) is for threads; a :class:`Draft` belongs to one thread alone.
 """
@@ -18,7 +18,6 @@ from stackllama_engine.contract.run_dir import Home
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.data.kinds import DEMO
 from stackllama_engine.launch.inputs import DEMO_BASE, INPUTS
-from stackllama_engine.launch.launcher import Plan
 from stackllama_engine.launch.slurm_queue import job_of
 
 from ..sanitise import one_line
@@ -37,10 +36,10 @@ _STAGE_LINE = re.compile(r"#\s*stage:\s*(\w+)\s*")
 
 
 class LaunchForm(Form):
-    """A form that also keeps what a launch says about its values.
+    """A form that also keeps a launch's errors.
 
-    What one refused stands until a value changes; what :func:`.input_check.find_unusable` found out about the names of
-    models, data and runs, as long as that name stands there.
+    A launch's refusal is kept until a value changes; what :func:`.input_check.find_unusable` says about the names of
+    models, data and runs, as long as the field holds that name.
     """
 
     def __init__(self, stage: Stage) -> None:
@@ -59,31 +58,32 @@ class LaunchForm(Form):
         return next(iter(self._refused), "")
 
     def inputs(self) -> dict[str, str]:
-        """What names models, data, runs and functions, and the data's splits, as far as it is given."""
+        """Return the values that name models, data, splits, runs and functions, as far as they are given."""
         looked_up = (*INPUTS, *_SPLITS, *_FUNCTION)
         named = {key: self.text(key) for key, field in self.fields.items() if field.name in looked_up}
         return {key: text for key, text in named.items() if text}
 
     @property
     def looked_up(self) -> bool:
-        """Whether it is known if all of them can be used."""
+        """True once all inputs have been checked."""
         return self._looked_up == self.inputs()
 
-    def take_unusable(self, inputs: dict[str, str], found: dict[str, str]) -> bool:
-        """What was found out about these inputs; whether that is news.
+    def take_unusable(self, inputs: dict[str, str], unusable: dict[str, str]) -> bool:
+        """Take the errors of these inputs; returns whether the form's errors changed.
 
         Args:
             inputs: as they were looked up.
-            found: key → why it cannot be used; under an empty key what names its keys itself.
+            unusable: key → why it cannot be used; under an empty key what names its keys itself.
         """
         before = self.errors()
         self._looked_up = inputs
-        blamed = (self._blame(found[""], None) if found.get("") else {}) | {key: found[key] for key in found if key}
+        named = {key: text for key, text in unusable.items() if key}
+        blamed = (self._blame(unusable[""], None) if unusable.get("") else {}) | named
         self._unusable = {key: (inputs.get(key, ""), text) for key, text in blamed.items()}
         return self.errors() != before
 
     def errors(self) -> dict[str, str]:
-        """As :meth:`Form.errors`, what cannot be used, and what a launch refused."""
+        """Return :meth:`Form.errors`, what cannot be used, and what a launch refused."""
         unusable = {
             key: wrong
             for key, (text, wrong) in self._unusable.items()
@@ -92,11 +92,11 @@ class LaunchForm(Form):
         return unusable | super().errors() | self._refused
 
     def recipe(self) -> AnyRecipe | None:
-        """As :meth:`Form.recipe`; what was refused or could not be used does not stand in the way of another try."""
+        """Return :meth:`Form.recipe`; what was refused or could not be used does not prevent another try."""
         return None if super().errors() else self._recipe
 
     def estimable(self) -> AnyRecipe | None:
-        """The recipe with a stand-in for every needed value that is still missing; None while one is wrong."""
+        """Return the recipe with a placeholder for every missing value; None while a value is wrong."""
         self.errors()
         return self._recipe
 
@@ -112,9 +112,9 @@ class Source(Struct, frozen=True, kw_only=True):
     origin: str
     """``cloned from …``, sanitised."""
     notes: tuple[str, ...] = ()
-    """How keys of it were read; sentences."""
+    """Sentences on how its keys were read."""
     sbatch: dict[str, str] | None = None
-    """Of a Slurm run: the options of sbatch that it was submitted with."""
+    """Options of sbatch of a Slurm run; None: not a Slurm run."""
 
 
 class Draft:
@@ -142,7 +142,7 @@ class Draft:
 
     @property
     def form(self) -> LaunchForm:
-        """Of the current stage."""
+        """The current stage's form."""
         if self.stage not in self._forms:
             self._forms[self.stage] = LaunchForm(self.stage)
         return self._forms[self.stage]
@@ -154,22 +154,22 @@ class Draft:
 
     @property
     def model(self) -> str:
-        """What is trained or merged; empty while none is chosen."""
+        """The model to train, or adapter to merge; empty while none is chosen."""
         return self.form.text(self.model_key)
 
     @property
     def touched(self) -> bool:
-        """Whether leaving would lose what a person typed; the model alone is chosen again in a moment."""
+        """True if leaving would lose typed values; the model alone is quickly chosen again."""
         return self._touched and any(key != self.model_key for key in self.form.differences())
 
     def touch(self) -> None:
-        """Something was typed."""
+        """Note that something was typed."""
         self._touched = True
 
     def switch(self, stage: Stage) -> None:
         """Show another stage's form; each keeps its own values, and an untouched one takes over model and data."""
-        known = [key for key in _CARRIED if key in self.form.fields]
-        self._carried |= {key: self.form.text(key) for key in known if self.form.differs(key)}
+        shared = [key for key in _CARRIED if key in self.form.fields]
+        self._carried |= {key: self.form.text(key) for key in shared if self.form.differs(key)}
         self.stage = stage
         for key, text in self._carried.items():
             if key in self.form.fields and not self.form.differs(key):
@@ -184,7 +184,7 @@ class Draft:
         self._touched = False
 
     def clear(self) -> None:
-        """Every default again; the model stays."""
+        """Put every default back; the model stays."""
         model = self.model
         self.form.clear()
         if model:
@@ -193,7 +193,7 @@ class Draft:
         self.sbatch = None
 
     def command(self) -> str:
-        """The command line that launches this, quoted for a shell."""
+        """Return the command line that launches this, quoted for a shell."""
         words = [PROGRAM, "launch", str(self.stage), *self.form.overrides()]
         words += ["--name", self.name] if self.name else []
         words += ["--home", str(self.home.path)] if self.home.path != Home().path else []
@@ -202,14 +202,8 @@ class Draft:
         return shlex.join(words)
 
 
-def worker_command(plan: Plan) -> str:
-    """The command that a plan would run, environment first, quoted for a shell."""
-    assignments = [f"{name}={shlex.quote(value)}" for name, value in plan.environment.items()]
-    return " ".join([*assignments, shlex.join(plan.argv)])
-
-
 def read_run(home: Home, run_id: str) -> Source:
-    """A run's recipe. What it took from runs of this home is named by their ids again, so that lineage is kept.
+    """Read a run's recipe, with the ids of the runs that its inputs came from, so that lineage is kept.
 
     Raises:
         UsageError: no such run, or its recipe is missing or damaged.
@@ -222,7 +216,7 @@ def read_run(home: Home, run_id: str) -> Source:
 
 
 def read_file(file: Path, stage: Stage) -> Source:
-    """A recipe file, of the stage that its first line names, else of ``stage``.
+    """Read a recipe file, of the stage that its first line names, else of ``stage``.
 
     Raises:
         UsageError: not a readable recipe of that stage.
@@ -271,7 +265,7 @@ def _named(home: Home, values: dict[str, Any]) -> dict[str, str]:
 
 
 def _name_of(home: Home, value: str) -> str | None:
-    """``demo``, or the finished run that left this path; None for anything else."""
+    """Return ``demo``, or the id of the finished run that left this path; None for anything else."""
     path = Path(value)
     if path == DEMO_BASE:
         return DEMO

@@ -1,4 +1,4 @@
-"""A recipe being filled in: what was typed, what is wrong with it, and what it comes to. No Textual.
+"""A recipe being filled in: typed values, their errors, and the resulting recipe. No Textual.
 
 Only what differs from the defaults is kept. Every error is the recipe's own, in the words of the command line.
 """
@@ -55,34 +55,34 @@ class Form:
         self._store(self.fields[key], text.strip())
 
     def reset(self, key: str) -> None:
-        """Back to the default."""
+        """Reset a key to its default."""
         self._texts.pop(self.fields[key].key, None)
         self._wrong.pop(key, None)
         self._changed()
 
     def clear(self) -> None:
-        """Every key back to its default."""
+        """Reset every key to its default."""
         self._texts.clear()
         self._wrong.clear()
         self._changed()
 
     def text(self, key: str) -> str:
-        """What stands in the field: what was typed, else the default; empty for a key without one."""
+        """Return the field's text: what was typed, else the default; empty for a key without one."""
         return self._texts[key] if key in self._texts else self.default_text(key)
 
     def default_text(self, key: str) -> str:
-        """The default as text; a pipeline's stages take the shared value for theirs."""
+        """Return the default as text; a pipeline's stages take the shared value for theirs."""
         field = self.fields[key]
         if field.stage in TRAINING_STAGES and field.name in self._texts:
             return self._texts[field.name]
         return "" if field.default is UNSET else form_text.write_text(field, field.default)
 
     def differs(self, key: str) -> bool:
-        """Whether the value is not the default."""
+        """Return whether the value is not the default."""
         return key in self._texts
 
     def differences(self) -> dict[str, str]:
-        """What was typed and is not the default, by key, in the form's order."""
+        """Return the typed values that are not the default, by key, in the form's order."""
         return {key: self._texts[key] for key in self.fields if key in self._texts}
 
     def load(self, recipe: AnyRecipe) -> None:
@@ -102,11 +102,11 @@ class Form:
     # -- checks ---------------------------------------------------------------------------------------------------
 
     def error(self, key: str) -> str | None:
-        """What is wrong with this key, by itself or together with others."""
+        """Return what is wrong with this key, by itself or together with others."""
         return self.errors().get(key)
 
     def errors(self) -> dict[str, str]:
-        """Everything that is wrong, by key; what no key of the form is named in, under the empty key.
+        """Return all errors by key; those that name no key of the form, under the empty key.
 
         While a value is wrong by itself, keys are not checked against each other.
         """
@@ -119,21 +119,21 @@ class Form:
         return self._errors
 
     def recipe(self) -> AnyRecipe | None:
-        """The whole recipe, defaults and all; None while anything is wrong."""
+        """Return the whole recipe, defaults included; None while anything is wrong."""
         return None if self.errors() else self._recipe
 
     # -- what it comes to -----------------------------------------------------------------------------------------
 
     def overrides(self) -> list[str]:
-        """The differences as the command line takes them: ``key=value`` words."""
+        """Return the differences as ``key=value`` words of the command line."""
         return [f"{key}={form_text.word(self.fields[key], text)}" for key, text in self.differences().items()]
 
     def command(self) -> str:
-        """The command that launches this, quoted for a shell."""
+        """Return the command that launches this, quoted for a shell."""
         return shlex.join([PROGRAM, "launch", str(self.stage), *self.overrides()])
 
     def to_yaml(self) -> str:
-        """The differences as a recipe file."""
+        """Return the differences as a recipe file."""
         values = self._values()
         body = yaml.safe_dump(values, sort_keys=False, allow_unicode=False, width=100) if values else ""
         return f"# stage: {self.stage}\n{body}"
@@ -168,7 +168,7 @@ class Form:
             return False
 
     def _wrong_alone(self, field: FormField, text: str) -> str | None:
-        """What the recipe says about this value alone."""
+        """Return the recipe's error about this value alone."""
         reason = wrong(form_text.parse(field, text), field.type)
         return "a value is needed" if reason and not text else reason
 
@@ -178,13 +178,13 @@ class Form:
         return {key: hints.get(key, "needed") for key in self._needed()}
 
     def _needed(self) -> list[str]:
-        """Keys that have to be given and are not; of those of which one is enough, the first."""
-        found = [key for key, field in self.fields.items() if field.required and key not in self._texts]
+        """Return required keys that are missing; of alternatives, the first."""
+        missing = [key for key, field in self.fields.items() if field.required and key not in self._texts]
         choice = ALTERNATIVES.get(self.stage, ())
-        return [*found, *choice[:1]] if not self._texts.keys() & set(choice) else found
+        return [*missing, *choice[:1]] if not self._texts.keys() & set(choice) else missing
 
     def _values(self) -> dict[str, Any]:
-        """The differences as the mapping of a recipe file."""
+        """Return the differences as the mapping of a recipe file."""
         values: dict[str, Any] = {}
         for key, text in self.differences().items():
             field = self.fields[key]
@@ -193,7 +193,7 @@ class Form:
         return values
 
     def _check_together(self) -> dict[str, str]:
-        """Keys that exclude each other. Leaves the recipe when there are none."""
+        """Check keys against each other; without errors this makes the recipe."""
         values = dict.fromkeys(self._needed(), PLACEHOLDER) | self._values()
         try:
             self._recipe = build_recipe(self.stage, values, where=_WHERE)
@@ -204,7 +204,7 @@ class Form:
         return {}
 
     def _blame_stages(self, values: dict[str, Any]) -> dict[str, str]:
-        found: dict[str, str] = {}
+        errors: dict[str, str] = {}
         for stage in _PARTS:
             own = {str(part): values.get(str(part), {}) for part in _PARTS}
             names = {name for name in RECIPES[stage].__struct_fields__}
@@ -214,18 +214,18 @@ class Form:
                 build_recipe(stage, section | dict.fromkeys(WIRED[stage], PLACEHOLDER), where=_WHERE)
             except RecipeError as error:
                 for key, message in self._blame(str(error), stage).items():
-                    found.setdefault(key, message)
-        return found
+                    errors.setdefault(key, message)
+        return errors
 
     def _blame(self, message: str, stage: Stage | None) -> dict[str, str]:
-        """The message under every key that it names in backticks."""
+        """Put the message under every key that it names in backticks."""
         text = message.removeprefix(f"{_WHERE}: ")
         keys = [self._key_of(name, stage) for name in _NAMED.findall(text)]
-        known = dict.fromkeys(key for key in keys if key in self.fields)
-        return dict.fromkeys(known or [""], f"{stage}: {text}" if stage else text)
+        named = dict.fromkeys(key for key in keys if key in self.fields)
+        return dict.fromkeys(named or [""], f"{stage}: {text}" if stage else text)
 
     def _key_of(self, name: str, stage: Stage | None) -> str:
-        """The key that decides a name's value: the stage's own, unless only the shared one was typed."""
+        """Return the key that decides a name's value: the stage's own, unless only the shared one was typed."""
         own = f"{stage}.{name}"
         if stage is None or (name in self._texts and own not in self._texts):
             return name
@@ -233,17 +233,17 @@ class Form:
 
 
 def _pipeline_values(recipe: PipelineRecipe) -> dict[str, Any]:
-    """Keys of the form with the values that make this recipe; what all training stages agree on is said once."""
+    """Return form keys with the values that make this recipe; what all training stages share is given once."""
     fields = fields_of(Stage.PIPELINE)
     sections: dict[Stage, dict[str, Any]] = {part: getattr(recipe, part) for part in _PARTS}
     values: dict[str, Any] = {}
     for key, field in fields.items():
         if field.stage is None:
             having = [stage for stage in TRAINING_STAGES if key in sections[stage]]
-            found = [sections[stage][key] for stage in having]
+            stage_values = [sections[stage][key] for stage in having]
             defaults = [fields[own].default if (own := f"{stage}.{key}") in fields else UNSET for stage in having]
-            if found != defaults and all(value == found[0] for value in found):
-                values[key] = found[0]
+            if stage_values != defaults and all(value == stage_values[0] for value in stage_values):
+                values[key] = stage_values[0]
         elif field.name not in values or field.stage not in TRAINING_STAGES:
             values[key] = sections[field.stage][field.name]
     return values

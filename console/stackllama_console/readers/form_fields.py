@@ -53,13 +53,13 @@ class FormField(Struct, frozen=True, kw_only=True):
     """One recipe key as a person meets it."""
 
     key: str
-    """As on the command line: ``lora_r``, in a pipeline also ``sft.lora_r``."""
+    """The key on the command line: ``lora_r``, in a pipeline also ``sft.lora_r``."""
     name: str
     """The key without its stage."""
     stage: Stage | None = None
-    """The section of a pipeline recipe that the key stands in; None at the top."""
+    """The section of a pipeline recipe that holds the key; None at the top."""
     section: str
-    """What the key is about: Model, Data, …"""
+    """The key's group: Model, Data, …"""
     heading: str
     """The section as a heading, with the stage where that is needed."""
     kind: Kind
@@ -67,10 +67,10 @@ class FormField(Struct, frozen=True, kw_only=True):
     """UNSET for a required key, and for a pipeline's shared key whose default depends on the stage."""
     required: bool = False
     optional: bool = False
-    """Whether the value may be left empty."""
+    """True if the value may be left empty."""
     choices: tuple[str, ...] = ()
     bounds_text: str = ""
-    """What may be entered, in words: ``whole number, at least 1``."""
+    """The accepted values, in words: ``whole number, at least 1``."""
     help: str = ""
     wired: bool = False
     """A pipeline's first stage takes it; the later ones get theirs from the stage before."""
@@ -79,13 +79,13 @@ class FormField(Struct, frozen=True, kw_only=True):
 
     @property
     def by_stage(self) -> bool:
-        """Whether the default depends on the stage."""
+        """True if the default depends on the stage."""
         return self.default is UNSET and not self.required
 
 
 @functools.cache
 def fields_of(stage: Stage) -> dict[str, FormField]:
-    """The fields of one stage's form by key, in the order of their sections.
+    """Return the fields of one stage's form by key, in the order of their sections.
 
     A pipeline has the shared keys of its training stages first, then each stage's own, without the wired ones.
     """
@@ -117,12 +117,12 @@ def _shared_fields() -> list[FormField]:
     for field in _stage_fields(TRAINING_STAGES[0]):
         if field.name not in shared:
             continue
-        found = [defaults[stage][field.name] for stage in TRAINING_STAGES]
+        stage_defaults = [defaults[stage][field.name] for stage in TRAINING_STAGES]
         fields.append(
             msgspec.structs.replace(
                 field,
                 heading=f"Every stage · {field.section}",
-                default=found[0] if all(value == found[0] for value in found) else UNSET,
+                default=stage_defaults[0] if all(value == stage_defaults[0] for value in stage_defaults) else UNSET,
                 wired=any(field.name in WIRED[stage] for stage in TRAINING_STAGES),
             )
         )
@@ -163,20 +163,20 @@ def _default(field: msgspec.structs.FieldInfo) -> Any:
 
 
 def _unwrapped(annotation: Any) -> tuple[list[Any], list[Meta]]:
-    """The members of a (perhaps annotated, perhaps optional) type, and every Meta on the way, outermost first."""
+    """Return the members of a (perhaps annotated or optional) type, and every Meta on the way, outermost first."""
     origin = typing.get_origin(annotation)
     if origin is typing.Annotated:
         inner, *extras = typing.get_args(annotation)
         parts, metas = _unwrapped(inner)
         return parts, [extra for extra in extras if isinstance(extra, Meta)] + metas
     if origin in (typing.Union, types.UnionType):
-        found = [_unwrapped(part) for part in typing.get_args(annotation)]
-        return [part for parts, _ in found for part in parts], [meta for _, metas in found for meta in metas]
+        members = [_unwrapped(part) for part in typing.get_args(annotation)]
+        return [part for parts, _ in members for part in parts], [meta for _, metas in members for meta in metas]
     return [annotation], []
 
 
 def _kind(parts: list[Any]) -> tuple[Kind, tuple[str, ...]]:
-    """What is entered, and from which choices.
+    """Return the kind of input of a type, and its choices.
 
     Raises:
         TypeError: a type that recipes have not had so far.

@@ -1,4 +1,4 @@
-"""What a person types into a form, as a value of the recipe, as a word of the command line, and back.
+"""Conversion of typed text to a recipe's value, to a word of the command line, and back.
 
 Numbers and flags are read as YAML, exactly as the command line reads them. Text is taken as it stands, so that a
 model named ``on`` stays text; where YAML would read it otherwise, its word on the command line is quoted.
@@ -22,7 +22,7 @@ _NONE = ("null", "~", "none")
 
 
 def parse(field: FormField, text: str) -> Any:
-    """The value as it goes into a recipe's mapping; whether it is a right one, the recipe says. Raises nothing."""
+    """Return the value for a recipe's mapping, which checks it. Raises nothing."""
     if field.optional and (not text or (field.kind != "text" and text.lower() in _NONE)):
         return None
     match field.kind:
@@ -37,7 +37,7 @@ def parse(field: FormField, text: str) -> Any:
 
 
 def converted(field: FormField, text: str) -> Any:
-    """The value in the key's own type.
+    """Return the value in the key's own type.
 
     Raises:
         msgspec.ValidationError: it is none.
@@ -47,7 +47,7 @@ def converted(field: FormField, text: str) -> Any:
 
 
 def write(value: Any) -> str:
-    """A recipe's value as a person would type it; :func:`parse` reads it back."""
+    """Write a recipe's value as a person would type it; :func:`parse` reads it back."""
     match value:
         case None:
             return ""
@@ -66,7 +66,7 @@ def write(value: Any) -> str:
 
 
 def write_text(field: FormField, value: Any) -> str:
-    """Like :func:`write`, for this field: what it would read as something else is in quotes or brackets."""
+    """Write a value for this field: as :func:`write`, in quotes or brackets where it would be misread."""
     text = write(value)
     if parse(field, text) == value or not isinstance(value, str | list):
         return text
@@ -74,7 +74,7 @@ def write_text(field: FormField, value: Any) -> str:
 
 
 def word(field: FormField, text: str) -> str:
-    """The part after ``key=`` on the command line."""
+    """Return the part after ``key=`` on the command line."""
     value = parse(field, text)
     if value is None:
         return "null"
@@ -86,7 +86,7 @@ def word(field: FormField, text: str) -> str:
 
 
 def quoted(text: str) -> str:
-    """Text in quotes that YAML reads back as exactly this text; printable, whatever is in it."""
+    """Quote text so that YAML reads back exactly this text; printable, whatever is in it."""
     if text.isprintable() and _read(plain := json.dumps(text, ensure_ascii=False)) == text:
         return plain
     return yaml.safe_dump(text, default_style='"', allow_unicode=False, width=float("inf")).rstrip("\n")
@@ -110,7 +110,7 @@ def _parse_list(field: FormField, text: str) -> Any:
 
 
 def _of_numbers(annotation: Any) -> bool:
-    """Whether it is a list of numbers, perhaps optional and annotated."""
+    """Return whether it is a list of numbers, perhaps optional and annotated."""
     if typing.get_origin(annotation) is list:
         return _takes_number(typing.get_args(annotation)[0])
     return any(_of_numbers(part) for part in typing.get_args(annotation))
@@ -141,5 +141,5 @@ def _scalar(text: str) -> Any:
 
 
 def _read(text: str) -> Any:
-    """What the command line would read; a list is the caller's own."""
+    """Read text as the command line would; a list is the caller's own."""
     return copy.deepcopy(_scalar(text))

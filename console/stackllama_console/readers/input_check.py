@@ -1,4 +1,4 @@
-"""Whether a launch would take the models, data and runs that a form names: its own check, asked early. For threads."""
+"""Launch's check of the models, data and runs that a form names, made early. For threads."""
 
 from collections.abc import Mapping
 
@@ -14,7 +14,7 @@ MODEL = "model_name_or_path"
 
 
 def refusal(home: Home, key: str, value: str) -> str:
-    """Why a launch would refuse this input, sanitised; empty where it would not.
+    """Return why a launch would refuse this input, sanitised; empty where it would not.
 
     Args:
         home: whose runs it may name.
@@ -29,7 +29,7 @@ def refusal(home: Home, key: str, value: str) -> str:
 
 
 def find_unusable(home: Home, inputs: Mapping[str, str], recipe: AnyRecipe | None) -> dict[str, str]:
-    """Form key → why a launch would refuse its value; under an empty key what is wrong with several together.
+    """Return form key → why a launch would refuse its value; under an empty key errors of several together.
 
     Args:
         home: whose runs they may name.
@@ -37,8 +37,8 @@ def find_unusable(home: Home, inputs: Mapping[str, str], recipe: AnyRecipe | Non
         recipe: the whole; None while it cannot be made.
     """
     named = {key: key.rpartition(".")[2] for key in inputs}
-    found = {key: refusal(home, name, inputs[key]) for key, name in named.items() if name in INPUTS}
-    wrong = {key: text for key, text in found.items() if text}
+    refusals = {key: refusal(home, name, inputs[key]) for key, name in named.items() if name in INPUTS}
+    wrong = {key: text for key, text in refusals.items() if text}
     if wrong or recipe is None:
         return wrong
     try:

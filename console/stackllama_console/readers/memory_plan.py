@@ -1,6 +1,6 @@
-"""A recipe's memory on a device of this machine or another: model found, estimated, compared, changes proposed.
+"""A recipe's memory on a device: find the model, estimate, compare, propose changes.
 
-Nothing is loaded and no network is asked; a plan takes milliseconds.
+Loads nothing and uses no network; a plan takes milliseconds.
 """
 
 from pathlib import Path
@@ -30,7 +30,7 @@ _ADAPTER = "adapter_config.json"
 
 
 class Place(Struct, frozen=True, kw_only=True):
-    """Where a run would be."""
+    """The device that a run would use."""
 
     bytes: int
     """Memory of one device."""
@@ -40,16 +40,16 @@ class Place(Struct, frozen=True, kw_only=True):
 
 
 class Plan(Struct, frozen=True, kw_only=True):
-    """What a recipe takes there."""
+    """The memory that a recipe needs there."""
 
     architecture: Architecture
     estimate: Estimate
     calibrated: str | None = None
-    """That earlier runs gave the intervals, in one line; None: they are the formula's own."""
+    """A note that earlier runs gave the intervals; None: they are the formula's own."""
     fits: Fits
     suggestions: list[Suggestion]
     shard: Sharding | None = None
-    """The figures are those of one GPU among several that each hold a share, which the engine does not launch."""
+    """The estimate is of one GPU among several that each hold a share, which the engine does not launch."""
 
 
 def make_plan(
@@ -75,21 +75,23 @@ def make_plan(
     if shard:
         return _sharded(recipe, architecture, place, shard)
     reward, note = reward_architecture(home, recipe) if isinstance(recipe, PPORecipe) else (None, None)
-    found = estimate(
+    estimated = estimate(
         recipe, architecture, gpus=place.gpus, on_gpu=place.on_gpu, reward=reward, device_bytes=place.bytes
     )
     if note:
-        found = msgspec.structs.replace(found, rough="; ".join(part for part in (found.rough, note) if part))
+        estimated = msgspec.structs.replace(
+            estimated, rough="; ".join(part for part in (estimated.rough, note) if part)
+        )
 
     def adjusted(changed: EstimatedRecipe, one: Estimate) -> tuple[Estimate, str | None]:
         return calibration.narrow(one, changed, gpus=place.gpus, on_gpu=place.on_gpu) if calibration else (one, None)
 
-    found, told = adjusted(recipe, found)
+    estimated, calibrated = adjusted(recipe, estimated)
     return Plan(
         architecture=architecture,
-        estimate=found,
-        calibrated=told,
-        fits=fits(found, place.bytes),
+        estimate=estimated,
+        calibrated=calibrated,
+        fits=fits(estimated, place.bytes),
         suggestions=suggestions(
             recipe,
             architecture,
@@ -108,19 +110,23 @@ def _sharded(recipe: EstimatedRecipe, architecture: Architecture, place: Place, 
             f"`--shard {shard.kind}` knows the steps of sft and reward; a {recipe.stage} run cannot be sharded: "
             "it samples or merges with whole models. Leave `--shard` out."
         )
-    found = estimate_sharded(recipe, architecture, shard, on_gpu=place.on_gpu)
-    return Plan(architecture=architecture, estimate=found, fits=fits(found, place.bytes), suggestions=[], shard=shard)
+    estimated = estimate_sharded(recipe, architecture, shard, on_gpu=place.on_gpu)
+    return Plan(
+        architecture=architecture, estimate=estimated, fits=fits(estimated, place.bytes), suggestions=[], shard=shard
+    )
 
 
 def reward_architecture(home: Home, recipe: PPORecipe) -> tuple[Architecture | None, str | None]:
-    """The reward model where it is one of its own, None where it is an adapter on the policy's base; and what had to
-    be assumed, if anything."""
+    """Return the reward model's architecture, and what had to be assumed, if anything.
+
+    None: it is an adapter on the policy's base.
+    """
     where, note = reward_files(home, recipe)
     return (read_architecture(where) if where else None), note
 
 
 def reward_files(home: Home, recipe: PPORecipe) -> tuple[Path | None, str | None]:
-    """Where a reward model of its own lies; else None; and what had to be assumed, if anything."""
+    """Return where a separate reward model lies, else None; and what had to be assumed, if anything."""
     path = recipe.reward_model_path
     if not path or path == PLACEHOLDER:  # a pipeline wires one in that was trained on the policy's base
         return None, None
@@ -134,7 +140,7 @@ def reward_files(home: Home, recipe: PPORecipe) -> tuple[Path | None, str | None
 
 
 def model_files(home: Home, recipe: EstimatedRecipe) -> Path:
-    """Directory or file of the model that a recipe loads.
+    """Return the directory or file of the model that a recipe loads.
 
     Raises:
         UsageError: it is not on this machine.
@@ -158,7 +164,7 @@ def model_files(home: Home, recipe: EstimatedRecipe) -> Path:
 
 
 def _trained(home: Home, name: str) -> Path | None:
-    """What a training run left, adapter or whole model; None when this is no run."""
+    """Return what a training run left, adapter or whole model; None when this is no run."""
     if not RUN_ID.fullmatch(name):
         return None
     try:
@@ -169,7 +175,7 @@ def _trained(home: Home, name: str) -> Path | None:
 
 
 def _base_of(adapter: Path) -> str:
-    """The name of an adapter's base.
+    """Read the name of an adapter's base.
 
     Raises:
         UsageError: it does not say.

@@ -1,4 +1,4 @@
-"""Models of this machine, for whoever picks one: the demo, merged runs, recent ones, the Hugging Face cache, folders.
+"""Models of this machine: the demo, merged runs, recent ones, the Hugging Face cache, folders.
 
 Everything is read from files, nothing is asked of a network. :func:`find_models` is a generator, so that a thread can
 hand over each model as it is found; a cache of thousands of repositories is cut at a bound. Layout of the cache:
@@ -40,11 +40,11 @@ class ModelEntry(Struct, frozen=True, kw_only=True):
     """One model that may be chosen."""
 
     name: str
-    """What goes into ``model_name_or_path``; as it is, so show :attr:`title` instead."""
+    """The text for ``model_name_or_path``, as it is; show :attr:`title` instead."""
     kind: Kind
     architecture: Architecture | None = None
     """None: its files are not here, or not readable."""
-    trouble: str | None = None
+    warning: str | None = None
     """Why it may not be usable as it is, in one sanitised sentence."""
 
     @property
@@ -54,7 +54,7 @@ class ModelEntry(Struct, frozen=True, kw_only=True):
 
     @property
     def parameters(self) -> int | None:
-        """How many it has, where that is known."""
+        """The number of parameters, where it is known."""
         return self.architecture.parameters if self.architecture else None
 
     @property
@@ -66,7 +66,7 @@ class ModelEntry(Struct, frozen=True, kw_only=True):
 def find_models(
     home: Home, recent: Iterable[str] = (), folders: Iterable[Path] = (), cache: Path | None = None
 ) -> Iterator[ModelEntry]:
-    """Every model of this machine, each name once: demo, merged runs (newest first), recent, cache, folders.
+    """Yield every model of this machine, each name once: demo, merged runs (newest first), recent, cache, folders.
 
     Args:
         home: whose finished merge runs.
@@ -75,30 +75,30 @@ def find_models(
         cache: of Hugging Face; None: where its environment variables say.
     """
     cache = cache or model_cache()
-    seen: set[str] = set()
-    found = itertools.chain(
+    names: set[str] = set()
+    entries = itertools.chain(
         [_entry(DEMO, "demo", DEMO_BASE)],
         _runs(home),
         _recent(home, itertools.islice(recent, MOST), cache),
         itertools.islice(_cached(cache), MOST),
         itertools.islice(_in_folders(folders), MOST),
     )
-    for entry in found:
-        if entry.name not in seen:
-            seen.add(entry.name)
+    for entry in entries:
+        if entry.name not in names:
+            names.add(entry.name)
             yield entry
 
 
 def describe(home: Home, name: str, cache: Path | None = None) -> ModelEntry:
-    """The model that a person named, whatever it is; for a name typed by hand."""
+    """Describe the model that a typed name refers to."""
     where = locate(home, name, cache)
     if where is None:
-        return ModelEntry(name=name, kind="recent", trouble=_AWAY)
+        return ModelEntry(name=name, kind="recent", warning=_AWAY)
     return _entry(name, "recent", where)
 
 
 def locate(home: Home, name: str, cache: Path | None = None) -> Path | None:
-    """Where the files of ``model_name_or_path`` are, looked up as a launch does; None: not on this machine.
+    """Locate the files of ``model_name_or_path`` as a launch does; None: not on this machine.
 
     Args:
         home: whose runs.
@@ -123,15 +123,15 @@ def locate(home: Home, name: str, cache: Path | None = None) -> Path | None:
 
 
 def _entry(name: str, kind: Kind, path: Path, note: str | None = None) -> ModelEntry:
-    """A model of these files; what is wrong with them becomes its trouble."""
+    """Describe the model of these files; what is wrong with them becomes its warning."""
     try:
         architecture = read_architecture(path)
         note = note or _not_a_writer(path) or architecture.unknown or architecture.rough
     except (UsageError, OSError) as error:
-        return ModelEntry(name=name, kind=kind, trouble=one_line(str(error)))
+        return ModelEntry(name=name, kind=kind, warning=one_line(str(error)))
     if name.startswith("-") or not name.isprintable():
-        note = "its name is refused at launch: it begins with `-` or holds control characters"
-    return ModelEntry(name=name, kind=kind, architecture=architecture, trouble=one_line(note) if note else None)
+        note = "its name is refused at launch: it starts with `-` or contains control characters"
+    return ModelEntry(name=name, kind=kind, architecture=architecture, warning=one_line(note) if note else None)
 
 
 def _not_a_writer(path: Path) -> str | None:
@@ -139,18 +139,18 @@ def _not_a_writer(path: Path) -> str | None:
     if not classes or any(name.endswith(_WRITES) for name in classes):
         return None
     if any("SequenceClassification" in name for name in classes):
-        return "a reward model: it judges texts and writes none"
-    return f"a {classes[0]}: it writes no text"
+        return "a reward model: it scores responses and generates none"
+    return f"a {classes[0]}: it generates no text"
 
 
 def _classes(path: Path) -> list[str]:
-    """``architectures`` of a directory's configuration."""
+    """Return ``architectures`` of a directory's configuration."""
     if not path.is_dir():
         return []
-    found = read_config(path).get("architectures")
-    if not isinstance(found, list):
+    classes = read_config(path).get("architectures")
+    if not isinstance(classes, list):
         return []
-    return [name for name in typing.cast("list[object]", found) if isinstance(name, str)]
+    return [name for name in typing.cast("list[object]", classes) if isinstance(name, str)]
 
 
 def _runs(home: Home) -> Iterator[ModelEntry]:
@@ -160,7 +160,7 @@ def _runs(home: Home) -> Iterator[ModelEntry]:
 
 
 def _run(home: Home, name: str) -> RunDir | None:
-    """A finished merge run of this name."""
+    """Return the finished merge run of this name."""
     if not RUN_ID.fullmatch(name):
         return None
     try:
@@ -177,7 +177,7 @@ def _recent(home: Home, names: Iterable[str], cache: Path) -> Iterator[ModelEntr
 
 
 def _cached(cache: Path) -> Iterator[ModelEntry]:
-    """Language models of the hub's cache, by name."""
+    """Yield language models of the hub's cache, by name."""
     for repository in sorted(_entries(cache)):
         match = _REPOSITORY.fullmatch(repository.name)
         if not match:
@@ -187,7 +187,7 @@ def _cached(cache: Path) -> Iterator[ModelEntry]:
             entry = _entry(name, "cache", files)
             if entry.architecture is None and not (files / "config.json").exists():
                 yield from (_entry(str(file), "cache", file) for file in _ggufs(files))
-            elif not (entry.trouble or "").endswith("writes no text"):
+            elif not (entry.warning or "").endswith("generates no text"):
                 yield entry
 
 
@@ -206,7 +206,7 @@ def _ggufs(folder: Path) -> list[Path]:
 
 
 def _entries(folder: Path) -> list[Path]:
-    """What lies in a directory, a bounded part of it; nothing where there is none that may be read."""
+    """List a directory, up to a bound; empty where it cannot be read."""
     try:
         return list(itertools.islice(folder.iterdir(), _MOST_SEEN))
     except OSError:  # most machines lack one of the places that are looked at

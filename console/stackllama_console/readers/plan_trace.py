@@ -1,4 +1,4 @@
-"""The formula beside a trace of the real model's classes: seconds instead of milliseconds, and an answer of its own."""
+"""The memory formula beside a trace of the real model's classes, which takes seconds."""
 
 import msgspec
 from msgspec import Struct
@@ -38,7 +38,9 @@ def compare(home: Home, recipe: EstimatedRecipe) -> Compared:
     if isinstance(recipe, PPORecipe):  # what is traced is this engine's own sampling
         recipe = msgspec.structs.replace(recipe, use_vllm=False)
     model = model_files(home, recipe)
-    judge = reward_files(home, recipe)[0] if isinstance(recipe, PPORecipe) else None
-    reward = read_architecture(judge) if judge else None
-    found = estimate(recipe, read_architecture(model), on_gpu=True, reward=reward)
-    return Compared(formula=None if found.unknown else found.allocated, trace=trace(recipe, model, judge=judge))
+    reward_path = reward_files(home, recipe)[0] if isinstance(recipe, PPORecipe) else None
+    reward = read_architecture(reward_path) if reward_path else None
+    estimated = estimate(recipe, read_architecture(model), on_gpu=True, reward=reward)
+    return Compared(
+        formula=None if estimated.unknown else estimated.allocated, trace=trace(recipe, model, judge=reward_path)
+    )

@@ -1,4 +1,4 @@
-"""Which model a recipe starts from, without reading YAML as a whole: a listing asks it of every run."""
+"""The model that a recipe starts from, without parsing the whole YAML: a listing reads it for every run."""
 
 import os
 import re
@@ -7,12 +7,12 @@ from pathlib import Path
 from stackllama_engine.contract.run_files import open_file
 
 _HEAD = 64 * 1024
-_FOLDED = r"(?:\n {2,}[^\s:][^:\n]*(?=\n|\Z))*"  # PyYAML goes on in the next line where a long value has a blank
+_FOLDED = r"(?:\n {2,}[^\s:][^:\n]*(?=\n|\Z))*"  # PyYAML continues on the next line where a long value has a blank
 _KEYS = re.compile(rf"^ *(?:model_name_or_path|adapter_path): *(.*{_FOLDED})", re.MULTILINE)
 
 
 def recipe_model(path: Path) -> str:
-    """``model_name_or_path`` of a recipe, ``adapter_path`` of a merge, of a pipeline that of its first stage.
+    """Return ``model_name_or_path``, a merge's ``adapter_path``, or that of a pipeline's first stage.
 
     Returns:
         the value as written, empty when there is none.

@@ -11,9 +11,9 @@ from typing import Any
 
 import msgspec
 
+from ..contract.child_environment import source_path
 from ..contract.errors import UsageError
 from ..contract.recipe import PPORecipe, RewardRecipe, SFTRecipe
-from ..launch.argv import source_path
 from . import gguf
 from .architecture import Architecture, read_architecture, read_config
 from .trace.request import Request, Trace

@@ -35,12 +35,12 @@ CHILDREN = (
 
 
 def child_id(pipeline_id: str, suffix: str) -> str:
-    """The run id of a pipeline's child."""
+    """Return the run id of a pipeline's child."""
     return f"{pipeline_id}-{suffix}"
 
 
 def parents_of(run: RunDir) -> list[str]:
-    """The runs that a run was made from, as its launcher recorded; none when it was never started.
+    """Return the runs that a run was made from, as its launcher recorded; none when it was never started.
 
     Raises:
         DamagedError: ``launch.json`` cannot be read.
@@ -49,7 +49,7 @@ def parents_of(run: RunDir) -> list[str]:
 
 
 def known_parents(run: RunDir) -> list[str]:
-    """As :func:`parents_of`; none where the record is damaged, for who looks at many runs."""
+    """Return :func:`parents_of`; none where the record is damaged, for listings of many runs."""
     try:
         return parents_of(run)
     except DamagedError:

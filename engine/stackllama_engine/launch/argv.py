@@ -1,4 +1,4 @@
-"""The command that trains: argv, environment and accelerate configuration. Never a shell.
+"""Training command: argv, environment and accelerate configuration. Never a shell.
 
 Every stage is ``accelerate launch … -m stackllama_engine.train STAGE RUN_DIR``. What surprises in accelerate, and
 why each thing is spelled out here (``accelerate/commands/launch.py``):
@@ -15,16 +15,15 @@ why each thing is spelled out here (``accelerate/commands/launch.py``):
 """
 
 import os
-import re
+import shlex
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 import yaml
 from msgspec import Struct
+from msgspec.structs import replace
 
-import stackllama_engine
-
+from ..contract.child_environment import source_path
 from ..contract.recipe import AnyRecipe, MergeRecipe, PipelineRecipe
 from .process_marks import RUN_MARK
 
@@ -43,17 +42,9 @@ CPU_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 25), "MALLOC_TRIM_THRESHOLD_": 
 out again page by page, zeroed (300,000 page faults a PPO update otherwise). 32 MiB is the most that every glibc takes
 as the size from which memory is asked of the kernel."""
 
-_FOREIGN = re.compile(
-    # Of a surrounding torchrun, accelerate, MPI or run of ours: each would tell the worker that it is somebody else.
-    r"(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)|(PMI|OMPI_COMM_WORLD|MV2_COMM_WORLD)_\w+"
-    r"|TORCHELASTIC_\w+|TORCH_ELASTIC_SHUTDOWN_TIMEOUT|PET_\w+|ACCELERATE_\w+|FSDP_\w+|FORK_LAUNCHED"
-    r"|TORCH_FORCE_(NO_)?WEIGHTS_ONLY_LOAD"
-    r"|TORCH_DISABLE_SHARE_RDZV_TCP_STORE|STACKLLAMA_(RUN|RUN_INODE|ATTEMPT|WORLD_SIZE|CANARY|MEETING)"
-)
-
 
 class Command(Struct, frozen=True, kw_only=True):
-    """How one run is started.
+    """The command that starts one run.
 
     Attributes:
         argv: the command, program first.
@@ -65,9 +56,24 @@ class Command(Struct, frozen=True, kw_only=True):
     environment: dict[str, str]
     files: dict[str, str] = {}
 
+    def in_shell(self) -> str:
+        """Return the command quoted for a shell, its environment first."""
+        assignments = [f"{name}={shlex.quote(value)}" for name, value in self.environment.items()]
+        return " ".join([*assignments, shlex.join(self.argv)])
+
+    def in_directory(self, planned: Path, run_dir: Path) -> "Command":
+        """Return this command with ``run_dir`` in place of the path that it was built for."""
+
+        def moved(text: str) -> str:
+            is_inside = text == str(planned) or text.startswith(f"{planned}/")
+            return f"{run_dir}{text[len(str(planned)) :]}" if is_inside else text
+
+        argv = [moved(word) for word in self.argv]
+        return replace(self, argv=argv, environment={key: moved(text) for key, text in self.environment.items()})
+
 
 def build_command(recipe: AnyRecipe, run_dir: Path, gpus: list[str]) -> Command:
-    """The command of a resolved recipe.
+    """Build the command of a resolved recipe.
 
     Args:
         recipe: with ``num_processes`` filled in.
@@ -120,23 +126,6 @@ def build_command(recipe: AnyRecipe, run_dir: Path, gpus: list[str]) -> Command:
     return Command(argv=argv, environment=environment, files=files)
 
 
-def inherited_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The environment that supervisor and worker inherit: all of it, but for marks of other distributed programs."""
-    return {name: value for name, value in environment.items() if not _FOREIGN.fullmatch(name)}
-
-
-def source_path(python_path: str) -> dict[str, str]:
-    """``PYTHONPATH`` with this package's own root first, in absolute paths: the run works in another directory."""
-    root = Path(stackllama_engine.__file__).resolve().parents[1]
-    if root.name in ("site-packages", "dist-packages"):
-        own: list[str] = []
-    else:
-        own = [str(root)]
-    given = [str(Path(part).absolute()) for part in python_path.split(os.pathsep) if part]
-    parts = list(dict.fromkeys([*own, *given]))
-    return {"PYTHONPATH": os.pathsep.join(parts)} if parts else {}
-
-
 def _mixed_precision(recipe: AnyRecipe) -> str:
     if isinstance(recipe, (MergeRecipe, PipelineRecipe)):
         return "no"
@@ -144,10 +133,10 @@ def _mixed_precision(recipe: AnyRecipe) -> str:
 
 
 def _threads(processes: int) -> int:
-    """CPU threads a process: what the person asked for, else an equal share of the cores we may use."""
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    if asked.isdecimal() and int(asked) > 0:
-        return int(asked)
+    """Return the CPU threads per process: ``OMP_NUM_THREADS``, else an equal share of the usable cores."""
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    if threads.isdecimal() and int(threads) > 0:
+        return int(threads)
     return max(1, len(os.sched_getaffinity(0)) // processes)
 
 

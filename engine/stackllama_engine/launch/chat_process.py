@@ -3,8 +3,8 @@
 import os
 import sys
 
+from ..contract.child_environment import inherited_environment, source_path
 from ..contract.run_dir import RunDir
-from .argv import inherited_environment, source_path
 
 
 def chat_command(run: RunDir, checkpoint: str | None = None, *, cpu: bool = False) -> tuple[list[str], dict[str, str]]:

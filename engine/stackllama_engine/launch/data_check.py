@@ -1,6 +1,6 @@
-"""What a launch can know of its data: local files are opened and their first rows are read as the stage will.
+"""Check of local data at launch: files are opened and their first rows are read as the stage will.
 
-A hub set is not asked here. It is read by the stage, which says the same things about it.
+A hub data set is not read here. The stage reads it, and reports the same errors.
 """
 
 import importlib.util
@@ -17,7 +17,7 @@ from .sections import stage_recipe
 
 
 def check_data(recipe: SFTRecipe | RewardRecipe | PPORecipe) -> Columns | None:
-    """The columns of local data, by its first rows; None for a hub set, or where Parquet cannot be read here.
+    """Read the columns of local data off its first rows; None for a hub set, or where Parquet cannot be read.
 
     Raises:
         DataError: unreadable, without rows, without a column the stage needs, or with something other than text in it.
@@ -29,15 +29,15 @@ def check_data(recipe: SFTRecipe | RewardRecipe | PPORecipe) -> Columns | None:
         return None  # where the run will be, it may be installed
     # which split a file's row belongs to is known by reading it, and the first one may be far down
     split = recipe.dataset_train_split if kind_of(str(path)) == "prepared" else ALL
-    given = f"`dataset_name={recipe.dataset_name}`"
-    columns = look_at(local_rows(str(path), split), NEEDS[recipe.stage], given)
+    label = f"`dataset_name={recipe.dataset_name}`"
+    columns = look_at(local_rows(str(path), split), NEEDS[recipe.stage], label)
     if columns is None:
-        raise DataError(f"{given}: there is no row in split {split}.")
+        raise DataError(f"{label}: there is no row in split {split}.")
     return columns
 
 
 def data_notices(recipe: AnyRecipe) -> list[str]:
-    """What a person should know about how a launch's stages will read their local data.
+    """Return notices on how a launch's stages will read their local data.
 
     Raises:
         DataError: as :func:`check_data`.

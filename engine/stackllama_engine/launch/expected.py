@@ -1,4 +1,4 @@
-"""What the budget expects of a run that exists, from its own files: recipe, launch, and the models that it names."""
+"""The budget's estimate for an existing run, from its own files: recipe, launch, and the models it names."""
 
 from pathlib import Path
 
@@ -34,8 +34,9 @@ class Expected(Struct, frozen=True, kw_only=True):
 
 
 def expected(run: RunDir, stage: Stage) -> Expected | None:
-    """The estimate of a launched training run; None for other runs, and where nobody can say: the model's files are not
-    here, or not known.
+    """Estimate a launched training run.
+
+    None for other runs, and where the model's files are not here, or not known.
 
     Raises:
         UsageError: recipe, launch or model files cannot be read.
@@ -68,7 +69,10 @@ def expected(run: RunDir, stage: Stage) -> Expected | None:
 
 
 def _own_reward(recipe: PPORecipe, base: Path) -> Architecture | None:
-    """None: there is none, or an adapter on the policy's base (or not here, and taken for one)."""
+    """Return the reward model's own architecture; None: there is none, or an adapter on the policy's base.
+
+    A reward model that is not here is taken for an adapter.
+    """
     files = _files(recipe.reward_model_path)
     if files is None:
         return None
@@ -80,7 +84,7 @@ def _own_reward(recipe: PPORecipe, base: Path) -> Architecture | None:
 
 
 def _base_of(adapter: Path) -> str | None:
-    """The base that an adapter names; None for what is no adapter.
+    """Return the base that an adapter names; None for what is no adapter.
 
     Raises:
         UsageError: unreadable.
@@ -100,5 +104,5 @@ def _base_of(adapter: Path) -> str | None:
 
 
 def _files(name: str | None) -> Path | None:
-    """Of a resolved recipe's path or hub id."""
+    """Return the files of a resolved recipe's path or hub id."""
     return (existing(name) or cached_model(name)) if name else None

@@ -1,4 +1,4 @@
-"""The code that a recipe names: recorded at launch, and confirmed when it is no longer the same at resume.
+"""Record of the code that a recipe names: made at launch, confirmed when it has changed at resume.
 
 ``launch.json`` holds the file that the stage imports ``reward_fn`` from and its SHA-256. What that file imports in turn
 is not recorded. A run of a version that did not record it gets its record at the first resume, which says so.
@@ -27,13 +27,13 @@ class FunctionChangedError(UnconfirmedError):
 
     def __init__(self, run_id: str, reason: str) -> None:
         flag = "--reward-fn-changed"
-        way_out = f"Look at it; if it is what you want: `stackllama-console runs resume {run_id} {flag}`."
-        reasons = [f"Run `{run_id}`: {reason} It would be executed with your rights."]
-        super().__init__("function_changed", flag, reasons, "Execute it as it is now?", way_out)
+        way_out = f"Review it; to accept it: `stackllama-console runs resume {run_id} {flag}`."
+        reasons = [f"Run `{run_id}`: {reason} It would run with your permissions."]
+        super().__init__("function_changed", flag, reasons, "Run it as it is now?", way_out)
 
 
 def reward_function(recipe: AnyRecipe) -> FunctionFile | None:
-    """What the recipe's ``reward_fn``, or a pipeline's, would be imported from now; None: it has none.
+    """Return the file and hash that ``reward_fn`` would be imported from now; None: the recipe has none.
 
     Raises:
         UsageError: there is no such module, or its file cannot be read.
@@ -55,11 +55,11 @@ def reward_function(recipe: AnyRecipe) -> FunctionFile | None:
 
 
 def check_function(run: RunDir, recipe: AnyRecipe, *, accepted: bool = False) -> FunctionFile | None:
-    """What to record of a run's next attempt.
+    """Return what to record for a run's next attempt.
 
     Args:
         run: whose launch recorded what it was then.
-        recipe: what would be executed.
+        recipe: the attempt's.
         accepted: the person knows that it changed.
 
     Raises:
@@ -73,7 +73,7 @@ def check_function(run: RunDir, recipe: AnyRecipe, *, accepted: bool = False) ->
 
 
 def unrecorded_notice(run: RunDir, recipe: AnyRecipe) -> str | None:
-    """That a resume is the first to record a run's function; None where it is not."""
+    """Return a notice where a resume is the first to record a run's function; else None."""
     if _recorded(run) is not msgspec.UNSET or not (now := reward_function(recipe)):
         return None
     return (
@@ -89,9 +89,9 @@ def _recorded(run: RunDir) -> "FunctionFile | msgspec.UnsetType | None":
 def _difference(now: FunctionFile, then: "FunctionFile | msgspec.UnsetType | None") -> str:
     what = f"`reward_fn: {now.reference}`"
     if not isinstance(then, FunctionFile):
-        return f"{what} stands in its recipe now, in {now.file}; it was launched without one."
+        return f"{what} is in its recipe now, in {now.file}; it was launched without one."
     if now.reference != then.reference:
-        return f"{what} stands in its recipe now; it was launched with `{then.reference}`."
+        return f"{what} is in its recipe now; it was launched with `{then.reference}`."
     if now.file != then.file:
         return f"{what} is now {now.file}; it was launched with {then.file}."
     return (

@@ -1,4 +1,4 @@
-"""Whether a function that a recipe names can be had, told from its source: nothing of it is run before the stage."""
+"""Check of a function that a recipe names, by its source: nothing of it is run before the stage."""
 
 import ast
 import difflib
@@ -18,7 +18,7 @@ _MOST_SOURCE = 4 << 20  # bytes
 
 
 def find_function(key: str, reference: str, directory: str | None, arguments: frozenset[str]) -> str | None:
-    """Where to import a function from.
+    """Find the directory to import a function from.
 
     Looked for in ``directory``; without one in the working directory, in PYTHONPATH, and in what is installed.
 
@@ -51,7 +51,7 @@ def find_function(key: str, reference: str, directory: str | None, arguments: fr
 
 
 def imported_file(key: str, reference: str, directory: str | None) -> Path:
-    """The file that a stage would import the module of a function from.
+    """Return the file that a stage would import a function's module from.
 
     Args:
         key: the recipe's, for messages.
@@ -76,13 +76,13 @@ def imported_file(key: str, reference: str, directory: str | None) -> Path:
 
 
 def _given() -> list[Path]:
-    """The working directory and PYTHONPATH."""
+    """Return the working directory and the entries of PYTHONPATH."""
     parts = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     return [Path.cwd(), *(Path(part) for part in parts if existing(part))]
 
 
 def _installed(package: str) -> list[Path]:
-    """Directories that hold an importable top-level name; looking for one runs nothing of it."""
+    """Return directories that hold an importable top-level name; looking for one runs nothing of it."""
     importlib.invalidate_caches()  # a console asks again after a person has written the module
     spec = importlib.util.find_spec(package)
     if spec is None:
@@ -92,12 +92,12 @@ def _installed(package: str) -> list[Path]:
 
 
 def _installed_places() -> set[Path]:
-    """Of packages: every process of this interpreter looks there."""
+    """Return the directories of installed packages, where every process of this interpreter looks."""
     return {Path(sysconfig.get_path(one)).resolve() for one in ("purelib", "platlib", "stdlib", "platstdlib")}
 
 
 def _file(root: Path, module: str) -> Path | None:
-    """The file of a module under a directory; packages with and without ``__init__.py``."""
+    """Return the file of a module under a directory; packages with and without ``__init__.py``."""
     *packages, last = module.split(".")
     folder = root.joinpath(*packages)
     names = [f"{last}/__init__.py", *(f"{last}{suffix}" for suffix in importlib.machinery.all_suffixes())]
@@ -111,7 +111,7 @@ def _check(what: str, file: Path, name: str, arguments: frozenset[str]) -> None:
         tree = ast.parse(read_bytes(file, _MOST_SOURCE))
     except (SyntaxError, ValueError, RecursionError) as error:
         line = f", line {error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
-        raise UsageError(f"{what}: {file}{line} is no valid Python: {getattr(error, 'msg', error)}.") from None
+        raise UsageError(f"{what}: {file}{line} is not valid Python: {getattr(error, 'msg', error)}.") from None
     except OSError as error:
         raise UsageError(f"{what}: {file} cannot be read: {error.strerror}.") from None
     bound = dict(_bound(tree.body))
@@ -128,7 +128,7 @@ def _check(what: str, file: Path, name: str, arguments: frozenset[str]) -> None:
 
 
 def _bound(body: list[ast.stmt]) -> Iterator[tuple[str, ast.stmt]]:
-    """Names that a module's own statements bind, and where; ``*`` for whatever a star import brings."""
+    """Yield names that a module's own statements bind, and where; ``*`` for a star import."""
     for statement in body:
         match statement:
             case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
@@ -147,10 +147,10 @@ def _bound(body: list[ast.stmt]) -> Iterator[tuple[str, ast.stmt]]:
                     yield from _bound(handler.body)
 
 
-def _takes(given: ast.arguments, keywords: frozenset[str]) -> bool:
-    """Whether a call with just these keywords fits."""
-    plain = [*given.posonlyargs, *given.args]
-    needed = {one.arg for one in plain[: len(plain) - len(given.defaults)]}
-    needed |= {one.arg for one, value in zip(given.kwonlyargs, given.kw_defaults, strict=True) if value is None}
-    known = {one.arg for one in (*given.args, *given.kwonlyargs)}
-    return needed <= keywords and (given.kwarg is not None or keywords <= known)
+def _takes(signature: ast.arguments, keywords: frozenset[str]) -> bool:
+    """Return whether a call with just these keywords fits."""
+    plain = [*signature.posonlyargs, *signature.args]
+    needed = {one.arg for one in plain[: len(plain) - len(signature.defaults)]}
+    needed |= {one.arg for one, value in zip(signature.kwonlyargs, signature.kw_defaults, strict=True) if value is None}
+    names = {one.arg for one in (*signature.args, *signature.kwonlyargs)}
+    return needed <= keywords and (signature.kwarg is not None or keywords <= names)

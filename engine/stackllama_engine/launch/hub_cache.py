@@ -1,4 +1,4 @@
-"""Files of hub models that were downloaded before, found without asking a network.
+"""Files of hub models that were downloaded before, found without a network.
 
 Layout: https://huggingface.co/docs/huggingface_hub/guides/manage-cache.
 """
@@ -16,7 +16,7 @@ _REPOSITORY = re.compile(r"models--[\w.-]+", re.ASCII)
 
 
 def hub_cache() -> Path:
-    """The Hugging Face cache (``HF_HUB_CACHE``, ``HF_HOME``; huggingface_hub's own defaults)."""
+    """Return the Hugging Face cache (``HF_HUB_CACHE``, ``HF_HOME``; huggingface_hub's own defaults)."""
     if named := os.environ.get("HF_HUB_CACHE"):
         return expanded(named)
     home = os.environ.get("HF_HOME")
@@ -24,7 +24,7 @@ def hub_cache() -> Path:
 
 
 def cached_model(name: str, cache: Path | None = None) -> Path | None:
-    """The files of a hub id's main revision; None where they are not here.
+    """Return the files of a hub id's main revision; None where they are not here.
 
     Args:
         name: ``organisation/model``.
@@ -37,10 +37,10 @@ def cached_model(name: str, cache: Path | None = None) -> Path | None:
 
 
 def snapshot(repository: Path) -> Path | None:
-    """The files of a cached repository's main revision."""
+    """Return the files of a cached repository's main revision."""
     try:
         commit = read_bytes(repository / "refs" / "main", _MOST_REFERENCE).decode("ascii", "replace").strip()
     except OSError:  # never downloaded whole, or another revision only
         return None
-    found = repository / "snapshots" / commit
-    return found if _COMMIT.fullmatch(commit) and found.is_dir() else None
+    folder = repository / "snapshots" / commit
+    return folder if _COMMIT.fullmatch(commit) and folder.is_dir() else None

@@ -1,4 +1,4 @@
-"""What a recipe's inputs mean: a run, a path, a hub id, or ``demo``; each made explicit before launch.
+"""Resolution of a recipe's inputs: a run, a path, a hub id, or ``demo``; each made explicit before launch.
 
 Looked up in this order: ``demo``, a run of this home, an existing local path, and where one makes sense a hub id.
 """
@@ -38,7 +38,7 @@ _ADAPTER_STAGES = TRAINING_STAGES
 
 
 def resolve_inputs(home: Home, recipe: AnyRecipe) -> tuple[AnyRecipe, list[str]]:
-    """The recipe with its inputs explicit, and the ids of the runs it takes them from.
+    """Return the recipe with its inputs explicit, and the ids of the runs it takes them from.
 
     Raises:
         UsageError: an input is none of the things it may be; the text says which those are.
@@ -82,7 +82,7 @@ def resolve_inputs(home: Home, recipe: AnyRecipe) -> tuple[AnyRecipe, list[str]]
 
 
 def check_input(home: Home, key: str, value: str) -> None:
-    """One input by itself, as a launch would look it up; for forms, while it is typed.
+    """Check one input by itself, as a launch would look it up; for forms, while it is typed.
 
     Args:
         home: whose runs it may name.
@@ -173,17 +173,17 @@ INPUTS: dict[str, Callable[[Home, str, str, list[str]], str]] = {
 
 
 def _merged_stage(home: Home, run: RunDir) -> Stage | None:
-    """Which stage's adapter a merge run merged; None when it is no merge, or of an adapter from elsewhere."""
+    """Return the stage whose adapter a merge run merged; None when it is no merge, or its adapter is from elsewhere."""
     if run.read_state().stage is not Stage.MERGE:
         return None
     for parent in run.read_launch().parents:
-        if (found := _find_run(home, parent)) and found.read_state().stage in _ADAPTER_STAGES:
-            return found.read_state().stage
+        if (parent_run := _find_run(home, parent)) and parent_run.read_state().stage in _ADAPTER_STAGES:
+            return parent_run.read_state().stage
     return None
 
 
 def _trained(run: RunDir) -> Path:
-    """What a training run left: an adapter, or a whole model when it trained every weight."""
+    """Return what a training run left: an adapter, or a whole model when it trained every weight."""
     return run.merged if run.merged.is_dir() and not run.adapter.is_dir() else run.adapter
 
 
@@ -217,17 +217,17 @@ def _needs(key: str, path: Path, *names: str, why: str) -> None:
 
 
 def _check_splits(recipe: SFTRecipe | RewardRecipe | PPORecipe) -> None:
-    """Splits of data that is here are known before launch; a hub set's are not."""
+    """Check the splits of local data; a hub data set's are not known before launch."""
     name = recipe.dataset_name
     if name != DEMO and not _existing(name):
         return
-    known = [split.value for split in Split] + (["all"] if Path(name).is_file() else [])
+    splits = [split.value for split in Split] + (["all"] if Path(name).is_file() else [])
     for key in ("dataset_train_split", "dataset_test_split"):
         split: str = getattr(recipe, key)
-        if split not in known:
-            near = difflib.get_close_matches(split, known, n=1)
+        if split not in splits:
+            near = difflib.get_close_matches(split, splits, n=1)
             hint = f" Did you mean `{near[0]}`?" if near else ""
-            raise UsageError(f"`{key}: {split}`: {name} has the splits {', '.join(known)}.{hint}")
+            raise UsageError(f"`{key}: {split}`: {name} has the splits {', '.join(splits)}.{hint}")
 
 
 def _existing(value: str) -> str | None:
@@ -252,7 +252,7 @@ def _demo_base() -> str:
 
 def _refuse_hostile(key: str, value: str) -> None:
     if value.startswith("-") or not value.isprintable():
-        raise UsageError(f"`{key}: {value!r}` is refused: a name begins with no `-` and holds no control characters.")
+        raise UsageError(f"`{key}: {value!r}` is refused: names must not start with `-` or contain control characters.")
 
 
 def _unknown(home: Home, key: str, value: str, allowed: str) -> UsageError:

@@ -1,4 +1,4 @@
-"""What the installed transformers and PEFT know of model types, read from their source files: neither is imported.
+"""Model types that the installed transformers and PEFT know, read from their source: neither is imported.
 
 A table of one's own would refuse what a newer release can do.
 """
@@ -14,24 +14,26 @@ _CONSTANTS = ("peft", "utils/constants.py")
 
 
 def can_classify(model_type: str) -> bool | None:
-    """Whether transformers has a sequence-classification class for a type that it has a causal language model of;
-    None: it has none of either, or nothing tells."""
+    """Return whether transformers has a sequence-classification class for a model type.
+
+    None: it has no causal language model of that type either, or it is not known.
+    """
     causal = _table(*_AUTO, "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES")
     if model_type not in causal:
         return None
-    found = _table(*_AUTO, "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES")
-    return model_type in found if found else None
+    table = _table(*_AUTO, "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES")
+    return model_type in table if table else None
 
 
 def has_default_targets(model_type: str) -> bool | None:
-    """Whether PEFT knows where LoRA goes in a type when nobody says; None: nothing tells."""
-    found = _table(*_CONSTANTS, "TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING")
-    return model_type in found if found else None
+    """Return whether PEFT has default LoRA targets for a model type; None: not known."""
+    table = _table(*_CONSTANTS, "TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING")
+    return model_type in table if table else None
 
 
 @cache
 def _table(package: str, file: str, name: str) -> dict[str, Any]:
-    """A table of a module's source; empty where it is not there, or no longer written as one literal."""
+    """Read a table of a module's source; empty where it is not there, or no longer written as one literal."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         return {}

@@ -1,6 +1,7 @@
-"""Starting a run: everything is checked first, then one directory is created and one supervisor is let go.
+"""Launch and resume: check everything, create one run directory, start one detached supervisor.
 
-``launch`` and ``resume`` return at once; the supervisor lives on without the terminal, the console or this process.
+:func:`plan` settles a launch, :func:`launch` carries out exactly that plan. ``launch`` and ``resume`` return at once;
+the supervisor lives on without the terminal, the console or this process.
 """
 
 import contextlib
@@ -17,6 +18,7 @@ import msgspec
 from msgspec import Struct
 
 from ..contract.atomic_files import make_private_dir, open_private, write_whole
+from ..contract.child_environment import inherited_environment, source_path
 from ..contract.children import CHILDREN, child_id, parents_of
 from ..contract.creation import check_free
 from ..contract.errors import RefusedError, StackllamaError, UsageError
@@ -28,7 +30,7 @@ from ..contract.requests import forget_all
 from ..contract.resuming import check_resume
 from ..contract.run_dir import FunctionFile, Home, Launch, RunDir, State, check_run_id
 from ..contract.stages import Stage
-from .argv import Command, build_command, inherited_environment, source_path
+from .argv import Command, build_command
 from .data_check import data_notices
 from .env_settings import check_settings
 from .function_hash import check_function, reward_function
@@ -50,60 +52,86 @@ _ANY_RUN = "RUN_ID"
 
 
 class Plan(Struct, frozen=True, kw_only=True):
-    """What a launch would do.
+    """One launch, settled: what a person confirms is what :func:`launch` carries out.
 
     Attributes:
-        stage: the stage.
-        recipe: the resolved recipe.
-        recipe_yaml: the same, as it would be written.
-        argv: the command; ``RUN_ID`` stands in the run directory's place unless a name was given.
-        environment: what would be added to the environment.
-        parents: runs that inputs are taken from.
-        secrets: names of the secrets that would be passed on.
-        notices: what a person should know about how the data will be read.
+        home: where the run will live.
+        name: the run id; None: one is made of stage, date and time.
+        request: the recipe as it was given, its inputs by name.
+        recipe: the same, resolved: what will run.
+        recipe_yaml: ``recipe``, as it is written.
+        run_dir: the directory that ``command`` names; ``RUN_ID`` is the last part unless a name was given.
+        command: how the stage is started.
+        gpus: the GPUs that the command was built for.
+        parents: runs that inputs are taken from, and those that were given.
+        function: the code of ``reward_fn``; None: the recipe has none.
+        notices: how the data will be read; sentences.
     """
 
-    stage: Stage
+    home: Home
+    name: str | None
+    request: AnyRecipe
     recipe: AnyRecipe
     recipe_yaml: str
-    argv: list[str]
-    environment: dict[str, str]
-    parents: list[str]
-    secrets: list[str]
-    notices: list[str] = []
+    run_dir: Path
+    command: Command
+    gpus: tuple[str, ...] = ()
+    parents: tuple[str, ...] = ()
+    function: FunctionFile | None = None
+    notices: tuple[str, ...] = ()
+
+    @property
+    def stage(self) -> Stage:
+        """The recipe's stage."""
+        return self.recipe.stage
 
 
-def plan(home: Home, stage: Stage, recipe: AnyRecipe, name: str | None = None, *, canary: bool | None = None) -> Plan:
-    """Check everything a launch would check, and say what it would run. Touches nothing.
+def plan(
+    home: Home,
+    recipe: AnyRecipe,
+    name: str | None = None,
+    *,
+    parents: Iterable[str] = (),
+    canary: bool | None = None,
+) -> Plan:
+    """Check everything that a launch needs and settle what it will run. Touches nothing.
 
-    ``canary``: as for :func:`launch`.
+    Args:
+        home: where runs live.
+        recipe: checked by :mod:`..contract.recipe_io`; inputs are resolved here.
+        name: the run id; otherwise one is made.
+        parents: runs to record as parents besides those the inputs come from.
+        canary: PPO: the worst case once before the run proper; None: where it is on a GPU.
 
     Raises:
         UsageError: an input or the name is wrong (:class:`RecipeError` when it is the recipe).
         RefusedError: this machine cannot run it, or an input is not ready.
     """
-    if canary and stage is not Stage.PPO:
-        raise UsageError(f"A canary rehearses PPO's worst step; a {stage} run has none.")
+    if canary and recipe.stage is not Stage.PPO:
+        raise UsageError(f"`--canary` dry-runs PPO's worst step; a {recipe.stage} run has none.")
     check_settings()
     gpus = _gpus(recipe)
-    recipe, parents = prepare(home, stage, recipe, name)
+    request = recipe
+    recipe, inputs = prepare(home, request, name)
     recipe = resolve_machine(recipe, gpus)
-    recipe_yaml = dump_recipe(recipe)
-    command = _command(recipe, home.runs_dir / (name or _ANY_RUN), canary)
+    run_dir = home.runs_dir / (name or _ANY_RUN)
     return Plan(
-        stage=stage,
+        home=home,
+        name=name,
+        request=request,
         recipe=recipe,
-        recipe_yaml=recipe_yaml,
-        argv=command.argv,
-        environment=command.environment,
-        parents=parents,
-        secrets=secret_names(),
-        notices=data_notices(recipe),
+        recipe_yaml=dump_recipe(recipe),
+        run_dir=run_dir,
+        command=_command(recipe, run_dir, gpus, canary),
+        gpus=tuple(gpus),
+        parents=(*inputs, *parents),
+        function=reward_function(recipe),
+        notices=tuple(data_notices(recipe)),
     )
 
 
-def prepare(home: Home, stage: Stage, recipe: AnyRecipe, name: str | None) -> tuple[AnyRecipe, list[str]]:
-    """What is checked wherever the run will be: recipe, name and inputs. Touches nothing.
+def prepare(home: Home, recipe: AnyRecipe, name: str | None) -> tuple[AnyRecipe, list[str]]:
+    """Check what is checked wherever the run will be: recipe, name and inputs. Touches nothing.
 
     Returns:
         the recipe with its inputs explicit, and the runs they come from.
@@ -111,10 +139,8 @@ def prepare(home: Home, stage: Stage, recipe: AnyRecipe, name: str | None) -> tu
     Raises:
         UsageError, RefusedError: as :func:`plan`.
     """
-    if recipe.stage is not stage:
-        raise UsageError(f"This is a {recipe.stage} recipe, not a {stage} recipe.")
     check_home(home)
-    _check_name(home, stage, name)
+    _check_name(home, recipe.stage, name)
     recipe, parents = resolve_inputs(home, recipe)
     preflight(recipe)
     if secret := redactor().found_in(dump_recipe(recipe)):
@@ -125,46 +151,49 @@ def prepare(home: Home, stage: Stage, recipe: AnyRecipe, name: str | None) -> tu
     return recipe, parents
 
 
-def launch(
-    home: Home,
-    stage: Stage,
-    recipe: AnyRecipe,
-    name: str | None = None,
-    *,
-    parents: Iterable[str] = (),
-    canary: bool | None = None,
-) -> RunDir:
-    """Create a run and start it; of two launches of one name exactly one succeeds.
-
-    Args:
-        home: where runs live.
-        stage: which stage.
-        recipe: checked by :mod:`..contract.recipe_io`; inputs are resolved here.
-        name: the run id; otherwise one is made.
-        parents: runs to record as parents besides those the inputs come from.
-        canary: PPO: the worst case once before the run proper; None: where it is on a GPU.
+def launch(planned: Plan) -> RunDir:
+    """Create the planned run and start it; of two launches of one name exactly one succeeds.
 
     Raises:
-        UsageError, RefusedError: as :func:`plan`, before anything was created; or the name is taken.
+        UsageError, RefusedError: as :func:`plan`, before anything was created; what was planned no longer holds; or
+            the name is taken.
         StackllamaError: the supervisor could not be started; the run says why.
     """
-    planned = plan(home, stage, recipe, name, canary=canary)
-    function = reward_function(planned.recipe)
+    _check_still_holds(planned)
     with uninterrupted():
-        run = home.create(stage, planned.recipe_yaml, name)
+        run = planned.home.create(planned.stage, planned.recipe_yaml, planned.name)
         with gone_unless_written(run):
             lock = run.acquire_lock()
             try:
-                command = _command(planned.recipe, run.path, canary)
-                start_supervisor(run, lock, command, [*planned.parents, *parents], function)
+                command = planned.command.in_directory(planned.run_dir, run.path)
+                start_supervisor(run, lock, command, list(planned.parents), planned.function)
             finally:
                 run.release_lock(lock)
     return run
 
 
+def _check_still_holds(planned: Plan) -> None:
+    """Refuse a plan that the machine has overtaken: minutes may lie between it and its launch.
+
+    Raises:
+        UsageError, RefusedError: as :func:`plan`; or GPUs, inputs or the code of ``reward_fn`` have changed.
+    """
+    gpus = _gpus(planned.request)
+    if tuple(gpus) != planned.gpus:
+        raise RefusedError("The visible GPUs have changed since this launch was planned. Plan it again.")
+    recipe, _ = prepare(planned.home, planned.request, planned.name)
+    if resolve_machine(recipe, gpus) != planned.recipe:
+        raise RefusedError("What the recipe's inputs name has changed since this launch was planned. Plan it again.")
+    if planned.function is not None and reward_function(planned.recipe) != planned.function:
+        raise RefusedError(
+            f"`reward_fn: {planned.function.reference}`: {planned.function.file} has changed since this launch was "
+            "planned. Plan it again."
+        )
+
+
 @contextlib.contextmanager
 def gone_unless_written(run: RunDir) -> Generator[None]:
-    """What a new run needs before anything is started; on a full disk half a run would keep the name.
+    """Remove a new run where its files cannot be written: on a full disk half a run would keep the name.
 
     Raises:
         RefusedError: something could not be written, and the run was removed.
@@ -187,7 +216,7 @@ def resume(
     recipe_changed: bool = False,
     function_changed: bool = False,
 ) -> RunDir:
-    """Start a new attempt of a run that stopped, failed or was lost; it goes on from its newest checkpoint.
+    """Start a new attempt of a run that stopped, failed or was lost, from its newest checkpoint.
 
     Args:
         home: where runs live.
@@ -245,11 +274,12 @@ def begin(run: RunDir, *, canary: bool | None, holder_gone: bool = False, functi
             pids = ", ".join(str(process.pid) for process in left)
             raise RefusedError(f"Processes of run `{run.id}` are still alive ({pids}); try again in a moment.")
         recipe = load_own_recipe(run, run.read_state().stage)
-        recipe = resolve_machine(recipe, _gpus(recipe))
+        gpus = _gpus(recipe)
+        recipe = resolve_machine(recipe, gpus)
         check_resume(run, recipe)
         function = check_function(run, recipe, accepted=function_changed)
         with uninterrupted():
-            start_supervisor(run, lock, _command(recipe, run.path, canary), parents_of(run), function)
+            start_supervisor(run, lock, _command(recipe, run.path, gpus, canary), parents_of(run), function)
     except OSError as error:
         raise StackllamaError(f"Run `{run.id}` could not be started: {error}.") from error
     finally:
@@ -282,7 +312,7 @@ def start_supervisor(
 def _prepare_attempt(
     run: RunDir, attempt: int, command: Command, parents: list[str], function: FunctionFile | None
 ) -> State:
-    """What is on disk before its supervisor starts; the state, which is written last."""
+    """Write what is on disk before the supervisor starts; returns the state, which is written last."""
     forget_all(run)
     for name, text in command.files.items():
         write_whole(run.path / name, text.encode())
@@ -319,8 +349,7 @@ def _prepare_attempt(
     return state
 
 
-def _command(recipe: AnyRecipe, run_dir: Path, canary: bool | None) -> Command:
-    gpus = _gpus(recipe)
+def _command(recipe: AnyRecipe, run_dir: Path, gpus: list[str], canary: bool | None) -> Command:
     command = build_command(recipe, run_dir, gpus)
     if canary is None:
         canary = isinstance(recipe, PPORecipe) and bool(gpus) and not recipe.use_cpu
@@ -330,7 +359,7 @@ def _command(recipe: AnyRecipe, run_dir: Path, canary: bool | None) -> Command:
 
 
 def _gpus(recipe: AnyRecipe) -> list[str]:
-    """The GPUs that a run may see.
+    """Return the GPUs that a run may see.
 
     Raises:
         RefusedError: their driver does not answer, and the run is not for the CPU.
@@ -344,7 +373,7 @@ def _gpus(recipe: AnyRecipe) -> list[str]:
 
 
 def _had_canary(run: RunDir) -> bool | None:
-    """Of the attempt before; one that begins at a checkpoint needs none, and leaves it out itself."""
+    """Return whether the attempt before had a canary; one that begins at a checkpoint skips it by itself."""
     return "STACKLLAMA_CANARY" in run.read_launch().environment if (run.path / "launch.json").is_file() else None
 
 

@@ -15,7 +15,7 @@ TIED = HEADS | {"embed_tokens", "wte", "embed_in"}
 
 
 def module_names(arch: Architecture, stage: Stage) -> list[str]:
-    """Full names of the modules that LoRA may adapt, of all layers; a reward model has no language-model head."""
+    """Return full names of the modules that LoRA may adapt, of all layers; a reward model has no LM head."""
     body = _BODY.get(arch.family, "model.layers")
     inside: list[str] = []
     for linear in arch.linears:
@@ -29,17 +29,17 @@ def module_names(arch: Architecture, stage: Stage) -> list[str]:
 
 
 def short_names(arch: Architecture) -> list[str]:
-    """What a recipe would write for the matrices inside layers."""
+    """Return the names that a recipe would use for the matrices inside layers."""
     return list(dict.fromkeys(linear.name for linear in arch.adaptable))
 
 
 def takes(target: str, names: list[str]) -> list[str]:
-    """The modules that one entry of a list takes: its name, or the end of it."""
+    """Return the modules that one entry of a list selects: by name, or by the end of it."""
     return [name for name in names if name == target or name.endswith(f".{target}")]
 
 
 def taken(targets: list[str] | str, names: list[str]) -> list[str]:
-    """The modules that ``lora_target_modules`` takes, as PEFT matches them.
+    """Return the modules that ``lora_target_modules`` selects, as PEFT matches them.
 
     Raises:
         re.error: a text that is no pattern.

@@ -28,7 +28,7 @@ from ..contract.run_dir import Home, RunDir, State, kind_of
 from ..contract.stages import Stage
 from ..contract.streams import open_standard_streams
 from .function_hash import check_function
-from .launcher import launch, resume
+from .launcher import launch, plan, resume
 from .leftovers import remove_leftover
 from .reconcile import reconcile
 from .run_requests import try_to_stop
@@ -91,7 +91,7 @@ class Coordinator:
         return {"children": results}
 
     def _write_results(self, results: dict[str, Any]) -> None:
-        """Of the children so far; where the disk is full, after the next child or at the end."""
+        """Write the results of the children so far; where the disk is full, after the next child or at the end."""
         try:
             self.run.write_json("result.json", {"children": results})
         except OSError as error:
@@ -100,7 +100,7 @@ class Coordinator:
             self.events.write("health", data={"message": f"result.json could not be written yet: {error}"})
 
     def _result(self, run_id: str) -> dict[str, Any]:
-        """What a finished child made; damaged, it hinders nobody: the stages after it read its model."""
+        """Read a finished child's result; a damaged one is reported only, as later stages need just its model."""
         try:
             return self.home.run(run_id).read_json("result.json")
         except DamagedError as error:
@@ -108,16 +108,16 @@ class Coordinator:
             return {}
 
     def stop_requested(self) -> bool:
-        """Whether the pipeline was asked to stop, by request or by signal."""
+        """Return whether the pipeline was asked to stop, by request or by signal."""
         return self.stop_asked or "stop" in self.run.requests()
 
     def _complete(self, child: Child, run_id: str) -> State:
-        """Bring one child to its end, from wherever it stands."""
+        """Bring one child to its end, from whatever state it is in."""
         run = self._find(run_id)
         if run is not None and (state := reconcile(run)).phase == "finished":
             return state
         if self.stop_requested():
-            raise _Stopped("Stopped before the next stage began.")
+            raise _Stopped("Stopped before the next stage started.")
         if child.stage is Stage.PPO:
             check_function(self.run, self.recipe)  # what was confirmed for the pipeline is confirmed for its stage
         return self._follow(self._when_there_is_room(lambda: self._begin(child, run_id)))
@@ -128,7 +128,7 @@ class Coordinator:
         if run is None:
             wired = {key: child_id(self.run.id, suffix) for key, suffix in child.wired.items()}
             recipe = stage_recipe(self.recipe, child.stage, wired)
-            return launch(self.home, child.stage, recipe, run_id, parents=[self.run.id])
+            return launch(plan(self.home, recipe, run_id, parents=[self.run.id]))
         if reconcile(run).has_ended:
             # who resumed the pipeline was asked
             return resume(self.home, run_id, recipe_changed=True, function_changed=True)
@@ -163,7 +163,7 @@ class Coordinator:
                 time.sleep(_POLL_SECONDS)
 
     def _find(self, run_id: str) -> RunDir | None:
-        """The child as it stands; what a launch that was cut short left of it is removed, and it is made anew."""
+        """Return the child's run, if there is one; what a launch that was cut short left is removed."""
         path = self.home.runs_dir / run_id
         if kind_of(path) == "leftover":
             remove_leftover(path)
@@ -178,10 +178,10 @@ class Coordinator:
         return run
 
     def _follow(self, run: RunDir) -> State:
-        asked = False
+        stop_sent = False
         while not (state := reconcile(run)).has_ended:
-            if not asked and self.stop_requested():
-                asked = try_to_stop(run, state)
+            if not stop_sent and self.stop_requested():
+                stop_sent = try_to_stop(run, state)
             time.sleep(_POLL_SECONDS)
         if state.phase == "finished":
             return state
@@ -191,7 +191,7 @@ class Coordinator:
 
 
 def _lacked_room(error: BaseException) -> bool:
-    """Whether a full disk is why; what people are told stands in place of the system's error, and remembers it."""
+    """Return whether a full disk is the cause; our error has the system's as its cause or context."""
     return any(one is not None and is_full(one) for one in (error, error.__cause__, error.__context__))
 
 

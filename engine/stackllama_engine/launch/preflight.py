@@ -1,8 +1,8 @@
-"""What a stage would refuse once it has begun, and its files say before: looked at for every stage at launch.
+"""Checks at launch of what a stage would refuse later, from its model's files.
 
-Each row of :data:`CHECKS` is one question to a recipe and the files of its model. A pipeline asks all of them for all
-its stages, so that the last one's refusal is known before the first one runs. Of a hub model that is not in the cache
-nothing is known, and nothing is said. No check loads anything.
+Each row of :data:`CHECKS` is one check of a recipe against the files of its model. A pipeline runs all of them for all
+its stages, so that the last one's refusal is known before the first one runs. A hub model that is not in the cache is
+not checked. No check loads anything.
 """
 
 import re
@@ -61,9 +61,9 @@ class Case(Struct, frozen=True, kw_only=True):
 
     @property
     def model_type(self) -> str:
-        """As transformers and PEFT look it up."""
-        given = self.config.get("model_type")
-        return given if isinstance(given, str) else ""
+        """The name under which transformers and PEFT look it up."""
+        name = self.config.get("model_type")
+        return name if isinstance(name, str) else ""
 
     @property
     def counted(self) -> Architecture | None:
@@ -72,7 +72,7 @@ class Case(Struct, frozen=True, kw_only=True):
 
 
 class Check(Struct, frozen=True):
-    """One question; the answer is what is wrong and the way out, or None."""
+    """One check; it finds an error with its way out, or None."""
 
     name: str
     find: Callable[[Case], str | None]
@@ -81,7 +81,7 @@ class Check(Struct, frozen=True):
 
 
 class Problem(Struct, frozen=True):
-    """One answer."""
+    """One error that a check found."""
 
     stage: Stage
     check: Check
@@ -89,14 +89,14 @@ class Problem(Struct, frozen=True):
 
 
 def find_problems(recipe: AnyRecipe) -> list[Problem]:
-    """What every stage of a recipe would refuse, in their order; empty where nothing is known to be wrong.
+    """Return what every stage of a recipe would refuse, in order; empty where nothing is known to be wrong.
 
     Args:
         recipe: with its inputs resolved (:mod:`.inputs`).
     """
     cases = [case for one in _stages(recipe) if (case := _case(one))]
-    found = ((case.recipe.stage, check, check.find(case)) for case in cases for check in CHECKS)
-    return [Problem(stage, check, text) for stage, check, text in found if text]
+    answers = ((case.recipe.stage, check, check.find(case)) for case in cases for check in CHECKS)
+    return [Problem(stage, check, text) for stage, check, text in answers if text]
 
 
 def preflight(recipe: AnyRecipe) -> None:
@@ -119,7 +119,7 @@ def preflight(recipe: AnyRecipe) -> None:
 
 
 def _stages(recipe: AnyRecipe) -> list[TrainingRecipe]:
-    """The stages that train, each with the model that it will have."""
+    """Return the stages that train, each with the model that it will have."""
     if isinstance(recipe, TrainingRecipe):
         return [recipe]
     if not isinstance(recipe, PipelineRecipe):
@@ -127,17 +127,17 @@ def _stages(recipe: AnyRecipe) -> list[TrainingRecipe]:
     base = stage_recipe(recipe, Stage.SFT)
     assert isinstance(base, SFTRecipe)
     model = {"model_name_or_path": base.model_name_or_path}
-    found: list[TrainingRecipe] = []
+    recipes: list[TrainingRecipe] = []
     for stage in TRAINING_STAGES:
         wired = model if stage is not Stage.PPO else model | {"reward_model_path": PLACEHOLDER}
         part = stage_recipe(recipe, stage, wired if stage is not Stage.SFT else {})
         assert isinstance(part, TrainingRecipe)
-        found.append(part)
-    return found
+        recipes.append(part)
+    return recipes
 
 
 def _case(recipe: TrainingRecipe) -> Case | None:
-    """None where the model's files are not here, or say nothing that could be read."""
+    """Read the model's files; None where they are not here, or cannot be read."""
     name = recipe.model_name_or_path
     path = existing(name) or (None if recipe.model_revision else cached_model(name))
     if path is None:
@@ -148,7 +148,7 @@ def _case(recipe: TrainingRecipe) -> Case | None:
         return None
     try:
         architecture = read_architecture(path)
-    except (UsageError, OSError):  # of a kind without the sizes that a budget needs, or torn: see _weights
+    except (UsageError, OSError):  # of a kind without the sizes that a budget needs, or truncated: see _weights
         architecture = None
     return Case(recipe=recipe, path=path, config=config, architecture=architecture)
 
@@ -196,13 +196,13 @@ def _targets(case: Case) -> str | None:
             return None
         wrong = "is a pattern that matches the full name of no module"
     except re.error as error:
-        wrong = f"is no pattern: {error}"
+        wrong = f"is not a valid pattern: {error}"
     hint = f"; for several names write [{targets}]" if "," in targets else ""
     return f"`lora_target_modules={targets}`: a text {wrong}{hint}; {has}."
 
 
 def _tied(case: Case) -> str | None:
-    """Targets that are the embedding and the head at once, and an SFT head, which TRL refuses once it is loaded."""
+    """Check for targets that are embedding and head at once, and for an SFT head, which TRL refuses once loaded."""
     recipe, targets = case.recipe, case.recipe.lora_target_modules
     if not recipe.use_peft or not targets:
         return None
@@ -223,7 +223,7 @@ def _tied(case: Case) -> str | None:
 
 
 def _ends(targets: list[str] | str, case: Case) -> set[str]:
-    """Last names of what the targets take; of a model whose modules are not known, of the targets themselves."""
+    """Return last names of the selected modules; where modules are not known, of the targets themselves."""
     if isinstance(targets, list):
         return {target.rpartition(".")[2] for target in targets}
     if case.counted is None:
@@ -309,4 +309,4 @@ CHECKS: tuple[Check, ...] = (
     Check("tied targets", _tied),
     Check("length", _length),
 )
-"""In the order in which they are told; a stage that comes to refuse something more adds a row."""
+"""In the order in which they are reported; a new refusal of a stage is a new row."""

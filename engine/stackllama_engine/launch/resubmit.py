@@ -1,4 +1,4 @@
-"""The command that hands a run to Slurm: the first time, and again when it has ended and is to go on.
+"""The sbatch command of a run: the first submission, and again to resume it after it ended.
 
 Options are arguments of ``sbatch``, one each; the script holds no directive, and of the recipe nothing at all.
 """
@@ -23,7 +23,7 @@ _MORE = "[the --sbatch-options it was first submitted with]"
 
 
 def options_of(words: Iterable[str]) -> dict[str, str]:
-    """``key=value`` words as options of sbatch.
+    """Parse ``key=value`` words as options of sbatch.
 
     Raises:
         UsageError: a word that is no option, that holds control characters, or that this module sets itself.
@@ -44,14 +44,14 @@ def options_of(words: Iterable[str]) -> dict[str, str]:
 
 
 def sbatch_argv(path: Path, options: dict[str, str]) -> list[str]:
-    """How a run of this path is submitted.
+    """Return the sbatch command for a run of this path.
 
     Raises:
         UsageError: the path holds what a script or a file pattern of Slurm would read as something else.
     """
     if not str(path).isprintable() or "%" in str(path) or "\\" in str(path):
         raise UsageError(f"{str(path)!r} cannot be a run's path under Slurm: no control characters, `%` or backslash.")
-    given = [f"--{key}={value}" for key, value in options.items()]
+    extra = [f"--{key}={value}" for key, value in options.items()]
     return [
         "sbatch",
         "--parsable",
@@ -59,19 +59,19 @@ def sbatch_argv(path: Path, options: dict[str, str]) -> list[str]:
         f"--output={path}/slurm-%j.txt",
         "--open-mode=append",
         "--requeue",
-        *given,
+        *extra,
         str(path / SCRIPT),
     ]
 
 
 def script(path: Path) -> str:
-    """What the job of a run of this path runs."""
+    """Return the script of the job of a run of this path."""
     argv = [sys.executable, "-P", "-m", "stackllama_engine.launch.slurm", str(path)]
     return f"#!/bin/sh\nexec {shlex.join(argv)}\n"
 
 
 def resubmission(run: RunDir) -> str | None:
-    """The shell command with which a Slurm run that has ended goes on; None of any other, and inside its own job.
+    """Return the shell command that resumes an ended Slurm run; None for other runs, and inside its own job.
 
     Its script is renewed where it leads to another directory or interpreter.
 

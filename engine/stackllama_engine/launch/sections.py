@@ -13,7 +13,7 @@ PLACEHOLDER = "wired"
 
 
 def stage_recipe(recipe: PipelineRecipe, stage: Stage, wired: Mapping[str, str] | None = None) -> AnyRecipe:
-    """One section as that stage's recipe.
+    """Return one section as that stage's recipe.
 
     Args:
         recipe: the pipeline's.
@@ -27,7 +27,7 @@ def stage_recipe(recipe: PipelineRecipe, stage: Stage, wired: Mapping[str, str] 
 def map_sections(
     recipe: PipelineRecipe, change: Callable[[AnyRecipe], AnyRecipe], stages: Iterable[Stage]
 ) -> PipelineRecipe:
-    """The pipeline recipe with some sections changed; wired keys stay out of it."""
+    """Return the pipeline recipe with some sections changed; wired keys stay out of it."""
     changed: dict[str, dict[str, Any]] = {}
     for stage in stages:
         values = msgspec.to_builtins(change(stage_recipe(recipe, stage)))

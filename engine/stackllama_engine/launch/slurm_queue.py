@@ -1,4 +1,4 @@
-"""Which Slurm job a run is, and whether Slurm still has it. Asked by whoever looks at a run whose lock is free.
+"""The Slurm job of a run, and whether Slurm still has it; needed for a run whose lock is free.
 
 A run that waits in Slurm's queue has no supervisor yet, and one that computes on another node may hold a lock that
 this node's file system does not see: neither is lost as long as its job is in the queue.
@@ -22,7 +22,7 @@ from .timeouts import Asker, UnansweredError
 
 SLURM_FILE = "slurm.json"
 _ASK_AGAIN_MISSING = 2.0  # about a job that was not there
-_ASK_AGAIN = 30.0  # seconds; screens look every second, and a cluster has many of them
+_ASK_AGAIN = 30.0  # seconds; screens poll every second, and a cluster has many of them
 _TIMEOUT = 10.0
 _SQUEUE = Asker("squeue")
 _JUST_NOW = 10.0  # seconds since a submission
@@ -46,14 +46,14 @@ class Job(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 def job_of(run: RunDir) -> Job | None:
-    """The Slurm job of a run, or None.
+    """Return the Slurm job of a run, or None.
 
     Raises:
         DamagedError: ``slurm.json`` cannot be read.
     """
-    found = run.read_json(SLURM_FILE)
+    record = run.read_json(SLURM_FILE)
     try:
-        return msgspec.convert(found, Job) if found else None
+        return msgspec.convert(record, Job) if record else None
     except msgspec.ValidationError as error:
         raise run.damaged(SLURM_FILE, str(error)) from None
 
@@ -64,17 +64,17 @@ def write_job(run: RunDir, job: Job) -> None:
 
 
 def tool(name: str) -> str | None:
-    """Where one of Slurm's commands is, if it is here."""
+    """Return the path of one of Slurm's commands, if it is here."""
     return shutil.which(name)
 
 
 def is_inside(job: Job) -> bool:
-    """Whether this process is of that job: there the run's lock alone is the truth."""
+    """Return whether this process is of that job: there the run's lock alone decides."""
     return bool(job.id) and job.id == os.environ.get("SLURM_JOB_ID")
 
 
 def in_slurm(job: Job) -> bool:
-    """Whether Slurm has a job, waiting or running.
+    """Return whether Slurm has a job, waiting or running.
 
     Where Slurm cannot be asked the answer is yes: a run is not called lost without evidence.
     """
@@ -129,7 +129,7 @@ class _Queue:
         self._lock = threading.Lock()
 
     def jobs(self, wanted: str) -> set[str] | None:
-        """Ids of the jobs that wait or run; None where Slurm cannot be asked.
+        """Return the ids of jobs that wait or run; None where Slurm cannot be asked.
 
         Args:
             wanted: a job that may be newer than the last answer, which is then asked for again sooner.

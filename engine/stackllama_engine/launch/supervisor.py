@@ -21,6 +21,7 @@ import msgspec
 
 from ..contract import run_lock
 from ..contract.atomic_files import open_private
+from ..contract.child_environment import inherited_environment
 from ..contract.disk_space import Reserve
 from ..contract.errors import ExitCode
 from ..contract.events import Event, EventReader
@@ -29,7 +30,6 @@ from ..contract.requests import forget_all
 from ..contract.run_dir import ProcessId, RunDir, State
 from ..contract.stages import Stage
 from ..contract.streams import open_standard_streams
-from .argv import inherited_environment
 from .attempt_outcome import (
     Outcome,
     from_end_event,

@@ -27,8 +27,9 @@ class _Tokenizer(Struct, frozen=True):
 
 
 def special_ids(folder: Path) -> dict[str, tuple[str, int]]:
-    """``end`` and ``pad`` → token and id, as ``train.models.load_tokenizer`` chooses them; what the files do not tell
-    is left out.
+    """Return ``end`` and ``pad`` → token and id, as ``train.models.load_tokenizer`` chooses them.
+
+    What the files do not say is left out.
 
     Args:
         folder: of a model or an adapter.
@@ -40,11 +41,11 @@ def special_ids(folder: Path) -> dict[str, tuple[str, int]]:
     end, pad, unknown = (_content(config.get(f"{name}_token")) for name in ("eos", "pad", "unk"))
     if pad is None or pad == end:
         pad = unknown if unknown is not None and unknown != end else end
-    found: dict[str, tuple[str, int]] = {}
+    ids: dict[str, tuple[str, int]] = {}
     for role, token in (("end", end), ("pad", pad)):
         if token is not None and (number := _id(token, tokenizer)) is not None:
-            found[role] = token, number
-    return found
+            ids[role] = token, number
+    return ids
 
 
 def _id(token: str, tokenizer: _Tokenizer) -> int | None:
@@ -58,14 +59,14 @@ def _id(token: str, tokenizer: _Tokenizer) -> int | None:
 
 
 def _content(token: Any) -> str | None:
-    """A special token, written as text or as an object."""
+    """Return a special token, written as text or as an object."""
     if isinstance(token, dict):
         token = cast("dict[str, Any]", token).get("content")
     return token if isinstance(token, str) else None
 
 
 def _read(file: Path, kind: type[_T]) -> _T | None:
-    """A file's content; None where it is missing, very large, or of another form."""
+    """Read a file's content; None where it is missing, very large, or of another form."""
     try:
         return read_json(file, kind, _MOST)
     except (OSError, ValueError):

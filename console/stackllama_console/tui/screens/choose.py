@@ -1,4 +1,4 @@
-"""One of a few things, chosen from a list."""
+"""Dialog that chooses one of a few values from a list."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -13,7 +13,7 @@ from ..widgets.row_list import Pieces, RowList
 
 
 class ChooseScreen(ModalScreen[str | None]):
-    """Gives the chosen text, None when left without choosing.
+    """Returns the chosen value, None when cancelled.
 
     Args:
         question: what is chosen, plain text.
@@ -24,7 +24,7 @@ class ChooseScreen(ModalScreen[str | None]):
     WIDGETS_WITH_KEYS = ("RowList",)
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter,space", "choose", "choose", id="choose.choose"),
-        Binding("escape,q", "leave", "leave it", id="choose.leave"),
+        Binding("escape,q", "leave", "cancel", id="choose.leave"),
     ]
     DEFAULT_CSS = """
     ChooseScreen > Vertical {
@@ -42,23 +42,23 @@ class ChooseScreen(ModalScreen[str | None]):
         self._start = values.index(chosen) if chosen in values else 0
 
     def compose(self) -> ComposeResult:
-        """The list, the question as its heading."""
+        """Lay out the list, the question as its heading."""
         with Vertical() as frame:
             frame.styles.height = min(len(self._choices), 16) + 3
             yield RowList(self._draw, id="choices")
 
     def on_mount(self) -> None:
-        """The cursor on what holds now."""
+        """Put the cursor on the current value."""
         rows = self.query_one(RowList)
         rows.show_rows(len(self._choices), self._start, self._question, keep=False)
         rows.focus()
 
     def action_choose(self) -> None:
-        """The one under the cursor."""
+        """Return the value under the cursor."""
         self.dismiss(self._choices[self.query_one(RowList).cursor][0])
 
     def action_leave(self) -> None:
-        """None of them."""
+        """Return none of them."""
         self.dismiss(None)
 
     def _draw(self, index: int, width: int) -> Pieces:

@@ -1,4 +1,4 @@
-"""A question before something that cannot be undone, or that asks for a word."""
+"""Dialogs: a yes-or-no confirmation, and one line of text."""
 
 import asyncio
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from ...sanitise import one_line, sanitise
 
 
 class ConfirmScreen(ModalScreen[bool]):
-    """Yes or no; no is the answer of every key that is not `y`.
+    """Asks for a yes; every key that is not `y` answers no.
 
     Args:
         question: what is asked, plain text; may have several lines.
@@ -23,7 +23,7 @@ class ConfirmScreen(ModalScreen[bool]):
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("y", "answer(True)", "yes", id="confirm.yes"),
-        Binding("n,escape,q", "answer(False)", "no", id="confirm.no"),
+        Binding("n,escape,q", "answer(False)", "cancel", id="confirm.no"),
     ]
 
     def __init__(self, question: str, action: str) -> None:
@@ -32,29 +32,29 @@ class ConfirmScreen(ModalScreen[bool]):
         self._action = action
 
     def compose(self) -> ComposeResult:
-        """The question and its two answers."""
+        """Lay out the question and its two answers."""
         with Vertical(id="confirm"):
             yield Static(self._question, markup=False)
-            yield Static(f"y  {self._action}     n  no, go back", markup=False, classes="answers")
+            yield Static(f"y  {self._action}     n  cancel", markup=False, classes="answers")
 
     def action_answer(self, yes: bool) -> None:
-        """Give the answer."""
+        """Return the answer."""
         self.dismiss(yes)
 
 
 class AskScreen(ModalScreen[str | None]):
-    """One line of text; None when left with escape.
+    """Asks for one line of text; None when cancelled.
 
     Args:
         question: what is asked, plain text.
         value: what the line begins with.
         placeholder: what an empty line shows.
-        check: what is wrong with an answer, empty where nothing is; asked in a thread. The line then stays, to be
-            mended.
+        check: returns what is wrong with an answer, empty where nothing is; called in a thread. The line then stays
+            to be fixed.
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "leave", "leave it", id="ask.leave"),
+        Binding("escape", "leave", "cancel", id="ask.leave"),
     ]
 
     DEFAULT_CSS = """
@@ -72,7 +72,7 @@ class AskScreen(ModalScreen[str | None]):
         self._check = check
 
     def compose(self) -> ComposeResult:
-        """The question and a line to answer on."""
+        """Lay out the question and an input line."""
         with Vertical(id="confirm"):
             yield Static(self._question, markup=False)
             answer = Input(self._value, placeholder=self._placeholder, compact=True)
@@ -81,7 +81,7 @@ class AskScreen(ModalScreen[str | None]):
             yield Static("", id="ask-wrong", markup=False)
 
     async def on_input_submitted(self, event: Input.Submitted) -> None:
-        """The line is the answer, unless something is wrong with it."""
+        """Return the line, unless something is wrong with it."""
         wrong = await asyncio.to_thread(self._check, event.value) if self._check else ""
         if wrong:
             self._say_wrong(f"! {one_line(wrong)}")
@@ -89,7 +89,7 @@ class AskScreen(ModalScreen[str | None]):
             self.dismiss(event.value)
 
     def on_input_changed(self) -> None:
-        """It is being mended."""
+        """Hide the error while the line is being fixed."""
         self._say_wrong("")
 
     def _say_wrong(self, text: str) -> None:
@@ -97,5 +97,5 @@ class AskScreen(ModalScreen[str | None]):
         self.query_one("#ask-wrong", Static).update(text)
 
     def action_leave(self) -> None:
-        """No answer."""
+        """Cancel."""
         self.dismiss(None)

@@ -1,8 +1,7 @@
-"""The last look before a launch: what would run, under which name, whether it fits; and the exact commands."""
+"""Confirmation before a launch: what will run, under which name, whether it fits, and the exact commands."""
 
 from typing import ClassVar, cast
 
-from msgspec import Struct
 from rich.text import Text
 from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
@@ -12,6 +11,7 @@ from textual.widgets import Static
 
 from ...sanitise import one_line
 from ..state_style import rich_colour
+from .launch_controller import Summary
 
 _LABEL = 9
 VERDICTS = {
@@ -20,22 +20,6 @@ VERDICTS = {
     "no": ("✗ does not fit", "error"),
     "unknown": ("? unknown", "primary"),
 }
-
-
-class Summary(Struct, frozen=True, kw_only=True):
-    """What is about to be launched."""
-
-    title: str
-    rows: tuple[tuple[str, str], ...]
-    """Label → text, foreign; shown plain."""
-    verdict: str = "unknown"
-    reason: str = ""
-    command: str
-    """Of this program, as it would be typed."""
-    worker: str = ""
-    """Of the worker, as it would run; empty while that is not known."""
-    trouble: str = ""
-    """Why it cannot be launched as it is."""
 
 
 class CommandScreen(ModalScreen[bool]):
@@ -48,11 +32,11 @@ class CommandScreen(ModalScreen[bool]):
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter,L", "launch", "launch", id="command.launch"),
-        Binding("y", "copy('command')", "copy the command", id="command.copy"),
-        Binding("Y", "copy('worker')", "copy the worker's command", id="command.copy_worker"),
+        Binding("y", "copy('command')", "copy command", id="command.copy"),
+        Binding("Y", "copy('worker')", "copy worker command", id="command.copy_worker"),
         Binding("j,down", "scroll(1)", "down", id="command.down", show=False),
         Binding("k,up", "scroll(-1)", "up", id="command.up", show=False),
-        Binding("escape,n,q", "leave", "leave it", id="command.leave"),
+        Binding("escape,n,q", "leave", "cancel", id="command.leave"),
     ]
     DEFAULT_CSS = """
     CommandScreen #command {
@@ -69,22 +53,22 @@ class CommandScreen(ModalScreen[bool]):
         self._ask = ask
 
     def compose(self) -> ComposeResult:
-        """Everything that is known, then what the keys do."""
+        """Lay out the summary, then what the keys do."""
         with Vertical(id="command") as box:
             box.border_title = self.summary.title
             with VerticalScroll():
                 yield Static(self._text(), markup=False)
             keys = ["enter  launch"] if self._ask else []
-            keys += ["y  copy the command", *(["Y  copy the worker's"] if self.summary.worker else []), "esc  leave it"]
+            keys += ["y  copy command", *(["Y  copy worker command"] if self.summary.worker else []), "esc  cancel"]
             yield Static("   ".join(keys), markup=False, classes="answers")
 
     def action_launch(self) -> None:
-        """Yes."""
+        """Confirm the launch."""
         if self._ask:
             self.dismiss(True)
 
     def action_leave(self) -> None:
-        """No."""
+        """Cancel."""
         self.dismiss(False)
 
     def action_scroll(self, lines: int) -> None:
@@ -92,12 +76,12 @@ class CommandScreen(ModalScreen[bool]):
         self.query_one(VerticalScroll).scroll_relative(y=lines, animate=False)
 
     def action_copy(self, which: str) -> None:
-        """Copy one of the commands, to a file too."""
+        """Copy one of the commands, also to a file."""
         if text := getattr(self.summary, which):
             cast("App[None]", self.app).copy_to_clipboard(text)  # pyright: ignore[reportUnknownMemberType]
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Without a question there is nothing to confirm; without a worker's command nothing to copy."""
+        """Allow confirming where it is asked, and copying the worker's command where there is one."""
         if action == "launch":
             return self._ask
         return bool(self.summary.worker) if (action, parameters) == ("copy", ("worker",)) else True
@@ -105,8 +89,8 @@ class CommandScreen(ModalScreen[bool]):
     def _text(self) -> Text:
         colours = cast("App[None]", self.app).theme_variables  # pyright: ignore[reportUnknownMemberType]
         text = Text()
-        if self.summary.trouble:
-            text.append(f"{one_line(self.summary.trouble)}\n\n", style=rich_colour(colours, "error"))
+        if self.summary.error:
+            text.append(f"{one_line(self.summary.error)}\n\n", style=rich_colour(colours, "error"))
         for label, value in self.summary.rows:
             text.append(f"{label:<{_LABEL}} ", style="dim")
             text.append(f"{one_line(value)}\n")
@@ -115,8 +99,8 @@ class CommandScreen(ModalScreen[bool]):
             text.append(f"{'memory':<{_LABEL}} ", style="dim")
             text.append(f"{word}{': ' if word else ''}", style=rich_colour(colours, colour))
             text.append(f"{one_line(self.summary.reason)}\n")
-        for label, value in (("the command", self.summary.command), ("what the worker runs", self.summary.worker)):
+        for label, value in (("command", self.summary.command), ("worker command", self.summary.worker)):
             if value:
                 text.append(f"\n{label}\n", style="dim")
-                text.append(f"$ {one_line(value)}\n", style="bold" if label == "the command" else "")
+                text.append(f"$ {one_line(value)}\n", style="bold" if label == "command" else "")
         return text

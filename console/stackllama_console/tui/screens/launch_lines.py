@@ -15,22 +15,21 @@ from ..state_style import rich_colour
 from ..widgets.budget_lines import not_enough
 from ..widgets.cells import cut, wrap
 
-STAGES = tuple(Stage)
 _TITLES = {Stage.SFT: "SFT", Stage.REWARD: "reward", Stage.PPO: "PPO"}
 _WHAT = {
-    Stage.SFT: "imitate the better answer",
-    Stage.REWARD: "learn to judge from pairs",
-    Stage.PPO: "answer, be judged, improve",
-    Stage.MERGE: "adapter into its base",
-    Stage.PIPELINE: "all of them, one after another",
+    Stage.SFT: "fine-tune on good responses",
+    Stage.REWARD: "train on preference pairs",
+    Stage.PPO: "optimize the policy against the reward",
+    Stage.MERGE: "merge adapter into base",
+    Stage.PIPELINE: "run all stages in order",
 }
 
 
 def stage_line(stage: Stage, width: int, variables: Mapping[str, str]) -> Text:
-    """The stages with the current one in brackets, and what it does where there is room."""
+    """Render the stages, the current one in brackets, and what it does where there is room."""
     text = Text("stage  ", style="", no_wrap=True)
     colour = rich_colour(dict(variables), "primary")
-    for one in STAGES:
+    for one in Stage:
         title = _TITLES.get(one, str(one))
         if one is stage:
             text.append(f"[{title}]", style=f"bold {colour}".strip())
@@ -44,12 +43,12 @@ def stage_line(stage: Stage, width: int, variables: Mapping[str, str]) -> Text:
 
 
 def model_line(draft: Draft, shapes: Shapes | None, width: int) -> Text:
-    """The model (of a merge, the adapter) and what its files say."""
+    """Render the model (of a merge, the adapter) and what its files say."""
     label = "adapter" if draft.stage is Stage.MERGE else "model"
     text = Text(f"{label}  ", no_wrap=True)
     if not draft.model:
         text.append("none yet", style="bold")
-        text.append("  m chooses one", style="dim")
+        text.append("  m to choose", style="dim")
         return text
     entry = shapes.entry if shapes else None
     facts = model_facts(entry) if entry else []
@@ -58,28 +57,28 @@ def model_line(draft: Draft, shapes: Shapes | None, width: int) -> Text:
     said = "  ".join(["", " · ".join(facts)]) if facts else ""
     text.append(cut(one_line(draft.model), max(12, width - text.cell_len - len(said)), keep_end=True), style="bold")
     text.append(said, style="dim")
-    if shapes and not facts and shapes.trouble:
-        text.append(f"  {shapes.trouble}", style="dim")
+    if shapes and not facts and shapes.error:
+        text.append(f"  {shapes.error}", style="dim")
     return text
 
 
 def verdict_parts(draft: Draft, variables: Mapping[str, str]) -> list[str | Text]:
-    """Whether it can be launched, the run's name, where the values came from: for the heading."""
+    """Return parts of the heading: whether it can be launched, the run's name, where the values came from."""
     errors = draft.form.errors()
     wrong = [key for key in errors if key]
     if errors:
         named = ", ".join(wrong[:3]) + (" …" if len(wrong) > 3 else "")
-        verdict = Text("✗ mend ", style=rich_colour(dict(variables), "error"))
+        verdict = Text("✗ fix ", style=rich_colour(dict(variables), "error"))
         verdict.append(one_line(named) or "the recipe")
     elif not draft.form.looked_up:
-        verdict = Text("… looking up what it names", style="dim")
+        verdict = Text("… checking inputs", style="dim")
     else:
         verdict = Text("✓ ready", style=rich_colour(dict(variables), "success"))
     return [verdict, f"as {draft.name}" if draft.name else "", draft.origin]
 
 
 def budget_title(view: BudgetView, width: int) -> str:
-    """Over a short budget: the first of the changes that it offers, which has no line of its own there."""
+    """Return the title over a short budget: the first change that it offers, which has no line of its own there."""
     if not view.offers:
         return "memory"
     best = view.offers[0]
@@ -90,8 +89,8 @@ def budget_title(view: BudgetView, width: int) -> str:
     return cut(said, width - len(end)).replace("[", "(") + end  # a title is read as markup
 
 
-def trouble_lines(message: str, width: int, variables: Mapping[str, str]) -> list[Text]:
-    """What is wrong with no single field, or what a launch refused, whole."""
+def error_lines(message: str, width: int, variables: Mapping[str, str]) -> list[Text]:
+    """Render an error of no single field, or a launch's refusal, in full."""
     if not message:
         return []
     style = rich_colour(dict(variables), "error")
@@ -100,6 +99,6 @@ def trouble_lines(message: str, width: int, variables: Mapping[str, str]) -> lis
 
 
 def command_lines(command: str, width: int, height: int) -> list[Text]:
-    """The command that launches this, as far as there is room."""
+    """Render the command that launches this, as far as there is room."""
     lines = wrap(one_line(command), max(8, width - 2), height)
     return [Text(("$ " if not index else "  ") + line, style="dim") for index, line in enumerate(lines)]

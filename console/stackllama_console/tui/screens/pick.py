@@ -17,14 +17,14 @@ from ..widgets.model_list import ModelList
 
 _PAUSE = 0.12  # seconds after the last keystroke before the disk is asked about what was typed
 _PATH_BEGINS = ("/", "~", "./", "../")
-_LOOKING = "looking …"
+_LOOKING = "checking …"
 
 
 Typed = Callable[[str], list[Choice]]
 
 
 class PickScreen(ModalScreen[str | None]):
-    """The value chosen; None when left with escape.
+    """Returns the value chosen; None when cancelled.
 
     Args:
         title: what is chosen.
@@ -36,11 +36,11 @@ class PickScreen(ModalScreen[str | None]):
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "leave", "leave it", id="pick.leave"),
+        Binding("escape", "leave", "cancel", id="pick.leave"),
         Binding("down,ctrl+n", "move(1)", "next", id="pick.down", show=False, priority=True),
         Binding("up", "move(-1)", "previous", id="pick.up", show=False, priority=True),
-        Binding("pagedown", "move(8)", "a page down", id="pick.page_down", show=False, priority=True),
-        Binding("pageup", "move(-8)", "a page up", id="pick.page_up", show=False, priority=True),
+        Binding("pagedown", "move(8)", "page down", id="pick.page_down", show=False, priority=True),
+        Binding("pageup", "move(-8)", "page up", id="pick.page_up", show=False, priority=True),
     ]
     DEFAULT_CSS = """
     PickScreen #pick {
@@ -60,13 +60,13 @@ class PickScreen(ModalScreen[str | None]):
         self._typed = typed
         self._hint = hint
         self._ready = False
-        self._found: list[Choice] = []  # what was typed, as choices of its own
+        self._typed_choices: list[Choice] = []  # what was typed, as choices of its own
 
     def compose(self) -> ComposeResult:
-        """The line that is typed in, what the cursor's line is, the list."""
+        """Lay out the input line, the list, and a note on the cursor's line."""
         with Vertical(id="pick") as box:
             box.border_title = self._title
-            box.border_subtitle = "enter takes it, esc leaves it"
+            box.border_subtitle = "enter selects, esc cancels"
             line = Input(placeholder=self._hint or "type to filter", compact=True, max_length=4096)
             line.cursor_blink = False
             yield line
@@ -74,13 +74,13 @@ class PickScreen(ModalScreen[str | None]):
             yield Static("", id="pick-note", markup=False)
 
     def on_mount(self) -> None:
-        """The list without a filter."""
+        """Render the list without a filter."""
         self.query_one(ModelList).can_focus = False
         self._ready = True
         self._show()
 
     def add(self, choices: Sequence[Choice]) -> None:
-        """More lines have been found."""
+        """Take the longer list of choices."""
         self._choices = list(choices)
         if self._ready and self.is_current:
             self._show()
@@ -89,7 +89,7 @@ class PickScreen(ModalScreen[str | None]):
     def _changed(self, event: Input.Changed) -> None:
         event.stop()
         text = event.value.strip()
-        self._found = [Choice(value=text, title=one_line(text), facts=_LOOKING)] if self._typed and text else []
+        self._typed_choices = [Choice(value=text, title=one_line(text), facts=_LOOKING)] if self._typed and text else []
         self._show(from_top=True)
         if self._typed is not None:
             self.run_worker(self._look_at(text), group="typed", exclusive=True)
@@ -100,8 +100,8 @@ class PickScreen(ModalScreen[str | None]):
         if current := self.query_one(ModelList).current:
             self.dismiss(current.value)
 
-    @on(ModelList.Taken)
-    def _taken(self, event: ModelList.Taken) -> None:
+    @on(ModelList.Chosen)
+    def _model_chosen(self, event: ModelList.Chosen) -> None:
         event.stop()
         self.dismiss(event.choice.value)
 
@@ -117,27 +117,27 @@ class PickScreen(ModalScreen[str | None]):
             rows.highlighted = min(max(0, (rows.highlighted or 0) + lines), len(rows.choices) - 1)
 
     def action_leave(self) -> None:
-        """Nothing chosen."""
+        """Cancel."""
         self.dismiss(None)
 
     def _show(self, from_top: bool = False) -> None:
         text = self.query_one(Input).value.strip()
         shown = matching(self._choices, text)
         listed = {choice.value for choice in shown}
-        found = [choice for choice in self._found if choice.value not in listed]
-        shown = [*found, *shown] if text.startswith(_PATH_BEGINS) else [*shown, *found]
+        typed = [choice for choice in self._typed_choices if choice.value not in listed]
+        shown = [*typed, *shown] if text.startswith(_PATH_BEGINS) else [*shown, *typed]
         self.query_one(ModelList).show(shown, self._chosen, cursor=0 if from_top and shown else None)
         self._note()
 
     def _note(self) -> None:
         current = self.query_one(ModelList).current
-        self.query_one("#pick-note", Static).update(current.trouble if current else "nothing of that name here")
+        self.query_one("#pick-note", Static).update(current.warning if current else "no match")
 
     async def _look_at(self, text: str) -> None:
         await asyncio.sleep(_PAUSE)
         if self._typed is None or not text:
             return
-        found = await asyncio.to_thread(self._typed, text)
+        choices = await asyncio.to_thread(self._typed, text)
         if self.is_current and text == self.query_one(Input).value.strip():
-            self._found = found
+            self._typed_choices = choices
             self._show()

@@ -1,6 +1,6 @@
 """The bar of a memory budget and the brackets under it, all on one scale. Pure: bytes in, styled pieces out.
 
-A component is told by its letter and its pattern; its colour is only a help.
+A component is identified by its letter and its pattern; colour only helps.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ StyleOf = Callable[[str], Style]
 
 
 class Glyphs(Struct, frozen=True):
-    """What budgets are drawn with. ``patterns`` empty: a component is its letter, repeated."""
+    """Characters that budgets are drawn with. ``patterns`` empty: a component is its letter, repeated."""
 
     patterns: str = "█▓▒░"
     overhead: str = "╌"
@@ -39,23 +39,23 @@ ASCII = Glyphs("", "-", ".", "x", "|", "[-]", "+", ">", "-", "v!x?")
 
 
 def letter(index: int) -> str:
-    """What a component is called in the bar."""
+    """Return a component's letter in the bar."""
     return _LETTERS[index % len(_LETTERS)]
 
 
 def pattern(index: int, glyphs: Glyphs) -> str:
-    """What a component is drawn with."""
+    """Return the pattern that a component is drawn with."""
     return glyphs.patterns[index % len(glyphs.patterns)] if glyphs.patterns else letter(index)
 
 
 def scale_of(view: BudgetView) -> int:
-    """Bytes at the right end: what there is or what is needed, whichever is more."""
+    """Return the bytes at the right end: available or needed, whichever is more."""
     rules = 0 if view.device[1] else max((rule.high for rule in view.rules), default=0)
     return max(1, view.device[1], rules, *(memory.total for memory in view.memories))
 
 
 def bar(view: BudgetView, memory: Memory | None, width: int, style: StyleOf, glyphs: Glyphs) -> list[Piece]:
-    """The components against one device's memory, in exactly ``width`` cells."""
+    """Draw the components against one device's memory, in exactly ``width`` cells."""
     scale = scale_of(view)
 
     def column(count: int) -> int:
@@ -89,48 +89,48 @@ def _part_cells(index: int, count: int, style: StyleOf, glyphs: Glyphs) -> list[
 
 
 def bracket(interval: tuple[int, int], name: str, scale: int, width: int, look: Style, glyphs: Glyphs) -> list[Piece]:
-    """An interval on the bar's scale, with its name and figures on the side that has room for them."""
-    figures = gib_range(interval)
+    """Draw an interval on the bar's scale, with its name and sizes on the side that has room for them."""
+    sizes = gib_range(interval)
     low, high = (round(end * width / scale) for end in interval)
     if low >= width:
-        text = _named(name, f"{figures} {glyphs.beyond}", width)
+        text = _named(name, f"{sizes} {glyphs.beyond}", width)
         return [(" " * (width - cell_len(text)), look), (text, look)]
     start, end = min(low, width - 1), max(low, min(high, width) - 1)
     size = end - start + 1
     drawn = glyphs.point if size == 1 else glyphs.bracket[0] + glyphs.bracket[1] * (size - 2) + glyphs.bracket[2]
     after, before = width - end - 2, start - 1
-    if max(after, before) < cell_len(_short(name)) + 1 + len(figures):
-        return [(_named(name, figures, width), look)]
-    if cell_len(f"{name} {figures}") <= after or after >= before:
-        return [(" " * start, look), (drawn + " ", look), (_named(name, figures, after), look)]
-    text = _named(name, figures, before)
+    if max(after, before) < cell_len(_short(name)) + 1 + len(sizes):
+        return [(_named(name, sizes, width), look)]
+    if cell_len(f"{name} {sizes}") <= after or after >= before:
+        return [(" " * start, look), (drawn + " ", look), (_named(name, sizes, after), look)]
+    text = _named(name, sizes, before)
     return [(" " * (before - cell_len(text)), look), (f"{text} ", look), (drawn, look)]
 
 
-def _named(name: str, figures: str, width: int) -> str:
-    """Name and figures; where there is no room for both, the name without its explanation, in the end cut."""
-    if cell_len(f"{name} {figures}") > width:
+def _named(name: str, sizes: str, width: int) -> str:
+    """Join name and sizes; without room for both, shorten the name, then cut."""
+    if cell_len(f"{name} {sizes}") > width:
         name = _short(name)
-    return cut(f"{cut(name, max(1, width - len(figures) - 1))} {figures}", width)
+    return cut(f"{cut(name, max(1, width - len(sizes) - 1))} {sizes}", width)
 
 
 def _short(name: str) -> str:
-    """``int8 + LoRA`` of ``int8 + LoRA: 1.2–1.4 GB/B``."""
+    """Return ``int8 + LoRA`` of ``int8 + LoRA: 1.2–1.4 GB/B``."""
     return name.partition(": ")[0]
 
 
 def memory_label(memories: tuple[Memory, ...], width: int) -> str:
-    """One kind of device: how many, its name, what it has and how much of it is free."""
+    """Describe one kind of device: how many, its name, its memory and how much of it is free."""
     least = min(memories, key=lambda one: one.free)
-    figures = f"{gib(least.total)}, {gib(least.free)} free"
+    sizes = f"{gib(least.total)}, {gib(least.free)} free"
     count = f"{len(memories)} × " if len(memories) > 1 else ""
     name = f"{count}{one_line(least.name)}"
-    return f"{cut(name, max(0, width - len(figures) - 2))}  {figures}"
+    return f"{cut(name, max(0, width - len(sizes) - 2))}  {sizes}"
 
 
 def groups(memories: tuple[Memory, ...]) -> list[tuple[Memory, ...]]:
-    """Devices of the same name and size together."""
-    found: dict[tuple[str, int], list[Memory]] = {}
+    """Group devices of the same name and size."""
+    by_kind: dict[tuple[str, int], list[Memory]] = {}
     for memory in memories:
-        found.setdefault((memory.name, memory.total), []).append(memory)
-    return [tuple(group) for group in found.values()]
+        by_kind.setdefault((memory.name, memory.total), []).append(memory)
+    return [tuple(group) for group in by_kind.values()]

@@ -1,4 +1,4 @@
-"""A memory budget laid out for a width and a height: what matters most stays when there is little room.
+"""Layout of a memory budget for a width and a height: what matters most stays when there is little room.
 
 Blocks have variants, from the smallest to the fullest. All start small; :data:`_GROWTH` says which grows next.
 """
@@ -27,7 +27,7 @@ Line = list[Piece]
 Block = list[Line]
 
 _VERDICTS = {"yes": "fits", "tight": "tight", "no": "does not fit", "unknown": "unknown"}
-_ORDER = ("head", "verdict", "trouble", "devices", "marks", "legend", "totals", "offers")
+_ORDER = ("head", "verdict", "caveat", "devices", "marks", "legend", "totals", "offers")
 _GROWTH = (
     ("head", 1),
     ("verdict", 1),
@@ -39,13 +39,13 @@ _GROWTH = (
     ("offers", 2),
     ("legend", 1),
     ("verdict", 2),
-    ("trouble", 1),
+    ("caveat", 1),
     ("totals", 1),
     ("legend", 2),
     ("offers", 3),
     ("devices", 3),
     ("marks", 3),
-    ("trouble", 2),
+    ("caveat", 2),
     ("offers", 4),
     ("totals", 2),
 )
@@ -56,7 +56,7 @@ OFFERS = 9
 
 
 def budget_lines(view: BudgetView, width: int, height: int, style: StyleOf, glyphs: Glyphs) -> list[Strip]:
-    """The lines of a budget, at most ``height`` of exactly ``width`` cells.
+    """Lay out a budget in at most ``height`` lines of exactly ``width`` cells.
 
     Args:
         view: what is shown; its texts are sanitised.
@@ -68,7 +68,7 @@ def budget_lines(view: BudgetView, width: int, height: int, style: StyleOf, glyp
     blocks = {
         "head": _head(view, width, style),
         "verdict": _verdict(view, width, style, glyphs),
-        "trouble": _trouble(view, width, style),
+        "caveat": _caveat(view, width, style),
         "devices": _devices(view, width, style, glyphs),
         "marks": _marks(view, width, style, glyphs),
         "legend": _legend(view, width, style, glyphs),
@@ -121,8 +121,8 @@ def _verdict(view: BudgetView, width: int, style: StyleOf, glyphs: Glyphs) -> li
     return [[short], long]
 
 
-def _trouble(view: BudgetView, width: int, style: StyleOf) -> list[Block]:
-    texts = [one_line(text) for text in (view.note, view.trouble) if text]
+def _caveat(view: BudgetView, width: int, style: StyleOf) -> list[Block]:
+    texts = [one_line(text) for text in (view.note, view.caveat) if text]
     if not texts:
         return []
     return [
@@ -134,15 +134,15 @@ def _trouble(view: BudgetView, width: int, style: StyleOf) -> list[Block]:
 def _devices(view: BudgetView, width: int, style: StyleOf, glyphs: Glyphs) -> list[Block]:
     if not view.memories:
         return [[bar(view, None, width, style, glyphs)]] if view.parts else []
-    found: list[Block] = []
+    blocks: list[Block] = []
     for group in groups(view.memories):
         least = min(group, key=lambda one: one.free)
-        found.append([[(memory_label(group, width), style("dim"))], bar(view, least, width, style, glyphs)])
-    return [[found[0][1]], found[0], [line for lines in found for line in lines]]
+        blocks.append([[(memory_label(group, width), style("dim"))], bar(view, least, width, style, glyphs)])
+    return [[blocks[0][1]], blocks[0], [line for lines in blocks for line in lines]]
 
 
 def _marks(view: BudgetView, width: int, style: StyleOf, glyphs: Glyphs) -> list[Block]:
-    """Our interval, and the published rules on the same scale, each by its name."""
+    """Draw our interval, and the published rules on the same scale, each by its name."""
     scale = scale_of(view)
     lines: Block = []
     if view.device[1]:
@@ -159,12 +159,12 @@ def _legend(view: BudgetView, width: int, style: StyleOf, glyphs: Glyphs) -> lis
     flow: Block = [[]]
     used = 0
     for index, part in enumerate(view.parts):
-        name, figure = one_line(part.name), f" {gib(part.bytes)}  "
-        size = 2 + cell_len(name) + len(figure)
+        name, amount = one_line(part.name), f" {gib(part.bytes)}  "
+        size = 2 + cell_len(name) + len(amount)
         if used and used + size - 2 > width:
             flow.append([])
             used = 0
-        flow[-1] += [(f"{letter(index)} ", _part_style(index, style)), (name + figure, style("text"))]
+        flow[-1] += [(f"{letter(index)} ", _part_style(index, style)), (name + amount, style("text"))]
         used += size
     names = max(cell_len(one_line(part.name)) for part in view.parts)
     names = min(names, max(4, width - 22))
@@ -219,7 +219,7 @@ def _offers(view: BudgetView, width: int, style: StyleOf, glyphs: Glyphs) -> lis
 
 
 def not_enough(view: BudgetView) -> str:
-    """That no change offered makes it fit, and what all of them together would do; empty where one does."""
+    """Say that no change offered makes it fit, and what all together would do; empty where one does."""
     if not view.offers or any(offer.fits == "yes" for offer in view.offers):
         return ""
     together = {"yes": "all together are", "tight": "all together may be", "no": "nor all together"}.get(view.together)

@@ -1,4 +1,4 @@
-"""The memory budget of what is about to be launched; a number key takes the change that it offers."""
+"""The memory budget of what is about to be launched; a number key applies the change that it offers."""
 
 from typing import ClassVar, cast
 
@@ -87,22 +87,22 @@ class BudgetPanel(Widget, can_focus=True):
                 self.refresh(Region(0, y, self.size.width, 1))
 
     def apply(self, number: int) -> bool:
-        """Post the change with this number; whether there is one."""
+        """Post the change with this number; returns whether there is one."""
         if not self._has(number) or self.view is None:
             return False
         self.post_message(self.Apply(dict(self.view.offers[number - 1].changes)))
         return True
 
     def action_apply(self, number: int) -> None:
-        """A number key."""
+        """Apply the change of a number key."""
         self.apply(number)
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Only the numbers that are offered."""
+        """Allow the numbers that are offered."""
         return self._has(parameters[0]) if action == "apply" and parameters else True
 
     def render_line(self, y: int) -> Strip:
-        """One line of the panel."""
+        """Render one line of the panel."""
         lines = self._lines()
         return lines[y] if y < len(lines) else strip_of([], self.size.width, self._style("text"))
 
@@ -110,7 +110,7 @@ class BudgetPanel(Widget, can_focus=True):
         return self.view is not None and number in range(1, min(OFFERS, len(self.view.offers)) + 1)
 
     def _lines(self) -> list[Strip]:
-        """What is drawn; done again only for another view, size or theme."""
+        """Return the drawn lines; drawn again only for another view, size or theme."""
         app = cast("App[None]", self.app)  # pyright: ignore[reportUnknownMemberType]
         drawn_for = (id(self.view), self.size, app.theme, self.background_colors)
         if drawn_for != self._drawn_for:

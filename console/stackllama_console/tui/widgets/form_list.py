@@ -46,7 +46,7 @@ class FormList(ScrollView, can_focus=True, inherit_bindings=False):
     """
 
     class Moved(Message):
-        """The cursor stands on another field, or the rows moved under it."""
+        """The cursor moved to another field, or the rows moved under it."""
 
     class Chosen(Message):
         """The row under the cursor was clicked."""
@@ -56,12 +56,12 @@ class FormList(ScrollView, can_focus=True, inherit_bindings=False):
         self.glyphs = ASCII if ascii else Glyphs()
         self.rows: list[Row] = []
         self.cursor = -1
-        """Index of the field row that the cursor stands on; -1 without fields."""
+        """Index of the field row under the cursor; -1 without fields."""
         self.take_key: KeyTaker | None = None
 
     @property
     def cursor_key(self) -> str:
-        """The key that the cursor stands on; empty without fields."""
+        """The key under the cursor; empty without fields."""
         return self.rows[self.cursor].key if self.cursor >= 0 else ""
 
     @property
@@ -71,7 +71,7 @@ class FormList(ScrollView, can_focus=True, inherit_bindings=False):
 
     @property
     def value_column(self) -> int:
-        """Where values begin."""
+        """The column at which values begin."""
         return value_column(self.rows, self.row_width)
 
     @property
@@ -141,7 +141,7 @@ class FormList(ScrollView, can_focus=True, inherit_bindings=False):
             self.scroll_to(y=top, animate=False)
 
     def render_line(self, y: int) -> Strip:
-        """One line of the screen."""
+        """Render one line of the screen."""
         index = y + self.scroll_offset.y
         width = self.row_width
         if not 0 <= index < len(self.rows):
@@ -149,25 +149,25 @@ class FormList(ScrollView, can_focus=True, inherit_bindings=False):
         return draw(self.rows[index], self.rows, width, index == self.cursor, self._style, self.glyphs)
 
     def watch_scroll_y(self, old_value: float, new_value: float) -> None:
-        """What floats above the rows has to follow."""
+        """Let what floats above the rows follow."""
         super().watch_scroll_y(old_value, new_value)
         self.post_message(self.Moved())
 
     async def on_key(self, event: events.Key) -> None:
-        """The form looks at a key first."""
+        """Offer a key to the form first."""
         if self.take_key is not None:
             await self.take_key(event)
 
     def on_focus(self) -> None:
-        """The cursor shows whether keys arrive here."""
+        """Redraw the cursor, which shows whether keys arrive here."""
         self.refresh_line(self.cursor)
 
     def on_blur(self) -> None:
-        """See :meth:`on_focus`."""
+        """Redraw the cursor as :meth:`on_focus` does."""
         self.refresh_line(self.cursor)
 
     def on_click(self, event: events.Click) -> None:
-        """A click puts the cursor there; on the cursor's own row it opens the field."""
+        """Move the cursor to the click; on the cursor's own row, open the field."""
         index = event.y + self.scroll_offset.y
         if not 0 <= index < len(self.rows) or self.rows[index].kind != "field":
             return

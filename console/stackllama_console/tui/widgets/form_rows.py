@@ -1,4 +1,4 @@
-"""The rows of a recipe form, laid out for a width: headings, fields, and what is wrong right below its field.
+"""Rows of a recipe form, laid out for a width: headings, fields, and each error below its field.
 
 Pure: a form goes in, rows and strips come out.
 """
@@ -42,7 +42,7 @@ class Row(Struct, frozen=True):
 
 
 class Glyphs(Struct, frozen=True):
-    """What rows are drawn with."""
+    """Characters that rows are drawn with."""
 
     pointer: str = "›"
     changed: str = "●"
@@ -55,21 +55,21 @@ ASCII = Glyphs(pointer=">", changed="*", rule="-", ellipsis="~")
 
 
 def matching(form: Form, text: str, only_changed: bool) -> list[FormField]:
-    """The fields whose key, heading or help holds every word of a text; of these only what differs or is wrong."""
+    """Return the fields that match every word of a text; ``only_changed``: those that differ or are wrong."""
     words = text.lower().split()
     errors = form.errors()
-    found: list[FormField] = []
+    fields: list[FormField] = []
     for field in form.fields.values():
         if only_changed and not (form.differs(field.key) or field.key in errors):
             continue
         described = f"{field.key} {field.heading} {field.help}".lower()
         if all(word in described for word in words):
-            found.append(field)
-    return found
+            fields.append(field)
+    return fields
 
 
 def build_rows(form: Form, fields: list[FormField], width: int, last_edited: str) -> list[Row]:
-    """Headings, fields and errors of these fields."""
+    """Lay out headings, fields and errors of these fields."""
     errors = form.errors()
     owners = _owners(form, [field.key for field in fields], errors, last_edited)
     rows: list[Row] = []
@@ -86,7 +86,7 @@ def build_rows(form: Form, fields: list[FormField], width: int, last_edited: str
 
 
 def _owners(form: Form, keys: list[str], errors: Mapping[str, str], last_edited: str) -> dict[str, str]:
-    """For each message the one field that it stands under: the last edited, else the first changed that it names."""
+    """Map each message to its one field: the last edited, else the first changed that it names."""
     owners: dict[str, str] = {}
     for message in set(errors.values()):
         if message == NEEDED:
@@ -110,18 +110,18 @@ def _field_row(form: Form, field: FormField, wrong: bool) -> Row:
 
 
 def key_width(rows: list[Row], width: int) -> int:
-    """Cells for the names: as many as the longest takes, while the values keep theirs."""
+    """Return the cells for the names: as many as the longest takes, while the values keep theirs."""
     longest = max((len(row.text) for row in rows if row.kind == "field"), default=0)
     return max(4, min(longest, width - _GUTTER - _GAP - max(_LEAST_VALUE, width * 2 // 5)))
 
 
 def value_column(rows: list[Row], width: int) -> int:
-    """The column at which values begin."""
+    """Return the column at which values begin."""
     return _GUTTER + key_width(rows, width) + _GAP
 
 
 def draw(row: Row, rows: list[Row], width: int, cursor: bool, style: Callable[[str], Style], glyphs: Glyphs) -> Strip:
-    """One row as a line; ``style`` gives the style of a part by its name."""
+    """Draw one row as a line; ``style`` gives the style of a part by its name."""
     base = style("cursor") if cursor else style("value")
     if row.kind == "heading":
         text = f"{glyphs.rule * 2} {row.text} "
@@ -139,8 +139,8 @@ def _field_pieces(
     row: Row, keys: int, width: int, cursor: bool, style: Callable[[str], Style], glyphs: Glyphs
 ) -> list[Piece]:
     def of(name: str) -> Style:
-        found = style(name)
-        return style("cursor") + Style(bold=found.bold) if cursor else found
+        part_style = style(name)
+        return style("cursor") + Style(bold=part_style.bold) if cursor else part_style
 
     mark = glyphs.wrong if row.wrong else glyphs.changed if row.changed else " "
     room = max(0, width - _GUTTER - keys - _GAP)
@@ -156,7 +156,7 @@ def _field_pieces(
 
 
 def _default_pieces(row: Row, room: int, of: Callable[[str], Style], glyphs: Glyphs) -> list[Piece]:
-    """The default beside a value that differs, where there is room for a readable part of it."""
+    """Draw the default beside a value that differs, where there is room for a readable part of it."""
     if not row.default or room < len("default …"):
         return []
     return [(cut(f"default {row.default}", room, ellipsis=glyphs.ellipsis), of("default"))]

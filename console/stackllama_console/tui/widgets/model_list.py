@@ -1,4 +1,4 @@
-"""Models, or runs, to choose from: a few lines each, a cursor, and a mark on the one that is chosen."""
+"""List of models or runs to choose from: a few lines each, a cursor, and a mark on the chosen one."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -18,14 +18,14 @@ _INDENT = "  "
 
 
 class ModelList(OptionList):
-    """A list of :class:`Choice`. Posts :class:`Taken`; it changes nothing itself."""
+    """A list of :class:`Choice`. Posts :class:`Chosen`; it changes nothing itself."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("j,down", "cursor_down", "next", id="models.down", show=False),
         Binding("k,up", "cursor_up", "previous", id="models.up", show=False),
         Binding("g,home", "first", "first", id="models.top", show=False),
         Binding("G,end", "last", "last", id="models.bottom", show=False),
-        Binding("space", "select", "take it (so does enter)", id="models.take"),  # enter is OptionList's own
+        Binding("space", "select", "select (same as enter)", id="models.take"),  # enter is OptionList's own
     ]
     DEFAULT_CSS = """
     ModelList { height: 1fr; border: none; padding: 0; background: transparent; scrollbar-size-vertical: 1; }
@@ -37,7 +37,7 @@ class ModelList(OptionList):
     }
     """
 
-    class Taken(Message):
+    class Chosen(Message):
         """A line was chosen."""
 
         def __init__(self, choice: Choice) -> None:
@@ -71,21 +71,21 @@ class ModelList(OptionList):
         self.highlighted = cursor if self.choices else None
 
     def on_resize(self, event: events.Resize) -> None:
-        """Lines are cut to the width."""
+        """Cut the lines to the new width."""
         self.show(self.choices, self.chosen)
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
-        """The list's own message, with the choice in it."""
+        """Post the list's own message, with the choice in it."""
         event.stop()
         if event.option_index < len(self.choices):
-            self.post_message(self.Taken(self.choices[event.option_index]))
+            self.post_message(self.Chosen(self.choices[event.option_index]))
 
     def _draw(self, choice: Choice) -> Text:
         width = max(8, (self.scrollable_content_region.width or 40) - len(_INDENT))
         marked = choice.value == self.chosen
         text = Text(_CHOSEN if marked else _INDENT, no_wrap=True, end="")
         text.append(cut(choice.title, width, keep_end=True), style="bold" if marked else "")
-        for said in (choice.facts, f"! {choice.trouble}" if choice.trouble else ""):
+        for said in (choice.facts, f"! {choice.warning}" if choice.warning else ""):
             if said:
                 text.append(f"\n{_INDENT}{cut(said, width)}", style="dim")
         return text

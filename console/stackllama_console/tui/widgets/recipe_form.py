@@ -1,4 +1,4 @@
-"""A recipe form on the screen: rows with a cursor, one input that opens on the row being edited, help below."""
+"""Widget of a recipe form: rows with a cursor, one input that opens on the row being edited, help below."""
 
 from typing import Any, ClassVar
 
@@ -38,16 +38,16 @@ class RecipeForm(Container):
         Binding("k,up", "move(-1)", "previous key", id="form.up", show=False),
         Binding("g,home", "top", "first key", id="form.top", show=False),
         Binding("G,end", "bottom", "last key", id="form.bottom", show=False),
-        Binding("ctrl+d,pagedown", "page(1)", "a screen down", id="form.page_down", show=False),
-        Binding("ctrl+u,pageup", "page(-1)", "a screen up", id="form.page_up", show=False),
+        Binding("ctrl+d,pagedown", "page(1)", "page down", id="form.page_down", show=False),
+        Binding("ctrl+u,pageup", "page(-1)", "page up", id="form.page_up", show=False),
         Binding("right_curly_bracket", "section(1)", "next section", id="form.next_section", show=False),
         Binding("left_curly_bracket", "section(-1)", "previous section", id="form.previous_section", show=False),
         Binding("e", "edit", "edit", id="form.edit"),  # enter is the screen's: it launches
-        Binding("space", "cycle(1)", "next choice, or edit", id="form.next_choice", show=False),
+        Binding("space", "cycle(1)", "next choice or edit", id="form.next_choice", show=False),
         Binding("backspace", "cycle(-1)", "previous choice", id="form.previous_choice", show=False),
-        Binding("d", "default", "back to the default", id="form.default", show=False),
+        Binding("d", "default", "reset to default", id="form.default", show=False),
         Binding("slash", "filter", "filter", id="form.filter"),
-        Binding("a", "only_changed", "only what differs", id="form.only_changed", show=False),
+        Binding("a", "only_changed", "show changed only", id="form.only_changed", show=False),
         Binding("escape", "cancel", "cancel", id="form.cancel", show=False),
     ]
     DEFAULT_CSS = """
@@ -64,14 +64,14 @@ class RecipeForm(Container):
     """
 
     class Changed(Message):
-        """A value is another, whether or not it is a right one."""
+        """A value changed, whether or not it is valid."""
 
         def __init__(self, form: Form) -> None:
             self.form = form
             super().__init__()
 
     class Highlighted(Message):
-        """The cursor stands on another key."""
+        """The cursor moved to another key."""
 
         def __init__(self, key: str) -> None:
             self.key = key
@@ -96,7 +96,7 @@ class RecipeForm(Container):
         self._highlighted = ""
 
     def compose(self) -> ComposeResult:
-        """Rows, help and the input that floats above them."""
+        """Lay out rows, help and the input that floats above them."""
         yield self._list
         yield self._help
         yield self._input
@@ -105,7 +105,7 @@ class RecipeForm(Container):
 
     @property
     def editing(self) -> bool:
-        """Whether the input is open."""
+        """True while the input is open."""
         return self._editing is not None or self._filtering
 
     @property
@@ -165,7 +165,7 @@ class RecipeForm(Container):
     # -- events ---------------------------------------------------------------------------------------------------
 
     def on_resize(self, event: events.Resize) -> None:
-        """Another width is another layout of rows."""
+        """Lay out the rows for another width."""
         self.set_class(event.size.height < _HELP_FROM_HEIGHT, "-short")
         self.set_class(event.size.width < _NARROW and event.size.height >= 2 * _HELP_FROM_HEIGHT, "-narrow")
         self.call_after_refresh(self.redraw)
@@ -195,25 +195,25 @@ class RecipeForm(Container):
     # -- actions --------------------------------------------------------------------------------------------------
 
     def action_move(self, fields: int) -> None:
-        """To the next or previous key; what is being edited is kept."""
+        """Move to the next or previous key; what is being edited is kept."""
         self._close(refocus=True)
         self._list.move(fields)
 
     def action_page(self, direction: int) -> None:
-        """A screen up or down."""
+        """Move a page up or down."""
         self._close(refocus=True)
         self._list.move_page(direction)
 
     def action_section(self, direction: int) -> None:
-        """To the next or previous section."""
+        """Move to the next or previous section."""
         self._list.move_section(direction)
 
     def action_top(self) -> None:
-        """To the first key."""
+        """Move to the first key."""
         self._list.move(-len(self._list.rows))
 
     def action_bottom(self) -> None:
-        """To the last key."""
+        """Move to the last key."""
         self._list.move(len(self._list.rows))
 
     def action_edit(self) -> None:
@@ -231,7 +231,7 @@ class RecipeForm(Container):
         self._open(one_line(self.form.text(field.key)), field.bounds_text)
 
     def action_cycle(self, direction: int) -> None:
-        """The next or previous choice; a field that is typed opens with the next."""
+        """Set the next or previous choice; a typed field opens with the next."""
         field = self._field()
         if field is None or self.form is None:
             return
@@ -248,7 +248,7 @@ class RecipeForm(Container):
         self._changed(field.key)
 
     def action_default(self) -> None:
-        """The cursor's key back to its default."""
+        """Reset the cursor's key to its default."""
         field = self._field()
         if field is not None and self.form is not None and self.form.differs(field.key):
             self.form.reset(field.key)
@@ -284,7 +284,7 @@ class RecipeForm(Container):
             self._changed(field.key)
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """``escape`` is the screen's while there is nothing to cancel; letters are the input's while it is open."""
+        """Leave ``escape`` to the screen while nothing can be cancelled, and letters to the input while it is open."""
         if action == "cancel":
             return self.editing or bool(self._filter) or self._only_changed
         return action not in _ON_ROWS or not self.editing
@@ -309,7 +309,7 @@ class RecipeForm(Container):
         self._turns.enter()
 
     def _take(self, text: str) -> None:
-        """What stands in the input is the filter, or the value of the key that is edited."""
+        """Take the input's text as the filter, or as the value of the key that is edited."""
         if self._filtering:
             if text != self._filter:
                 self.filter(text)
@@ -324,7 +324,7 @@ class RecipeForm(Container):
         if not self.editing:
             return
         if keep:
-            self._take(self._input.value)  # its last keystrokes may not have been told of yet
+            self._take(self._input.value)  # its last keystrokes may not have been reported yet
         was_filtering = self._filtering
         self._editing, self._before, self._filtering = None, None, False
         if refocus:
@@ -335,13 +335,13 @@ class RecipeForm(Container):
             self.redraw()
 
     def _to_first(self) -> None:
-        """The cursor on the first key that is shown, in sight of the filter above it."""
+        """Put the cursor on the first key that is shown, in sight of the filter above it."""
         self.redraw()
         self._list.move(-len(self._list.rows))
         self._list.scroll_to(y=0, animate=False)
 
     def _follow(self) -> None:
-        """The help and the input belong to the cursor's row."""
+        """Move the help and the input to the cursor's row."""
         if self._filtering:
             self._place(2, 0)
         elif self._editing is not None:
@@ -375,5 +375,5 @@ class RecipeForm(Container):
         if self.form is None or not (self._filter or self._only_changed or self._filtering):
             return []
         which = "keys that differ" if self._only_changed else "keys"
-        found = f"{shown} of {len(self.form.fields)} {which}"
-        return [Row("note", f"/ {self._filter}  {found}" if self._filter or self._filtering else found)]
+        summary = f"{shown} of {len(self.form.fields)} {which}"
+        return [Row("note", f"/ {self._filter}  {summary}" if self._filter or self._filtering else summary)]
