@@ -15,7 +15,8 @@ from stackllama_engine.contract.recipe_io import build_recipe, dump_recipe, load
 from stackllama_engine.contract.run_dir import Home, RunDir
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch import launcher
-from stackllama_engine.launch.argv import RUN_MARK, Command, source_path
+from stackllama_engine.contract.child_environment import source_path
+from stackllama_engine.launch.argv import RUN_MARK, Command
 from stackllama_engine.launch.function_hash import FunctionChangedError
 from stackllama_engine.launch.pipeline import Coordinator
 from stackllama_engine.launch.processes import run_processes, send

@@ -36,7 +36,8 @@ FAKE_STAGE = f"""\
 import os, sys
 if "stackllama_engine.launch.slurm" in sys.orig_argv:
     from stackllama_engine.launch import launcher
-    from stackllama_engine.launch.argv import RUN_MARK, Command, source_path
+    from stackllama_engine.contract.child_environment import source_path
+    from stackllama_engine.launch.argv import RUN_MARK, Command
     launcher.build_command = lambda _recipe, run, _gpus: Command(
         argv=[sys.executable, {str(FAKE_WORKER)!r}, str(run), os.environ["FAKE_MODE"]],
         environment={{RUN_MARK: str(run), "STACKLLAMA_WORLD_SIZE": "1"}} | source_path(""),

@@ -38,7 +38,8 @@ import sys
 sys.argv[0] = "/stackllama-console"
 from stackllama_console import __main__ as entry
 from stackllama_engine.launch import launcher
-from stackllama_engine.launch.argv import RUN_MARK, Command, source_path
+from stackllama_engine.contract.child_environment import source_path
+from stackllama_engine.launch.argv import RUN_MARK, Command
 
 def scripted(recipe, run_dir, gpus):
     environment = {{RUN_MARK: str(run_dir), "STACKLLAMA_WORLD_SIZE": "1"}} | source_path("")
