@@ -115,7 +115,7 @@ def test_a_pause_is_seen_and_serves_what_is_asked_meanwhile(
     with attempt(home, base, Stage.PPO, *PPO) as one:
         requests.write(one.run, "pause")
         script = Script(one.run, ("sample",), ("save",), ("continue",))
-        monkeypatch.setattr("stackllama_engine.train.control.time.sleep", script)
+        monkeypatch.setattr("stackllama_engine.train.serving.time.sleep", script)
         one.train()
     assert [data["request"] for data in one.served] == ["pause", "sample", "save", "continue"]
     assert "paused after step 1" in one.health and "continued after step 1" in one.health
@@ -129,7 +129,7 @@ def test_a_pause_is_seen_and_serves_what_is_asked_meanwhile(
 def test_a_stop_ends_a_pause(home: Home, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with attempt(home, base, Stage.PPO, *PPO) as one:
         requests.write(one.run, "pause")
-        monkeypatch.setattr("stackllama_engine.train.control.time.sleep", lambda _: one.run.request("stop"))
+        monkeypatch.setattr("stackllama_engine.train.serving.time.sleep", lambda _: one.run.request("stop"))
         assert one.train() is None
     assert [path.name for path in one.run.checkpoints.iterdir()] == ["step-000001"]
 
@@ -285,7 +285,7 @@ def test_a_stop_without_room_says_that_it_could_not_save(
     with attempt(home, base, Stage.PPO, *PPO) as one, monkeypatch.context() as patch:
         patch.setattr(checkpoint, "seal", no_room)
         requests.write(one.run, "pause")
-        patch.setattr("stackllama_engine.train.control.time.sleep", lambda _: one.run.request("stop"))
+        patch.setattr("stackllama_engine.train.serving.time.sleep", lambda _: one.run.request("stop"))
         with pytest.raises(StageError, match="step 1 could not be saved; there is no checkpoint before it"):
             one.train()
 

@@ -49,14 +49,14 @@ distributed.destroy_process_group()  # Gloo's threads must not outlive what they
 
 WRONG_SECRET = """
 import os, sys
-from stackllama_engine.train import meeting
+from stackllama_engine.train import rendezvous
 
 if os.environ["RANK"] == "1":
-    real = meeting.distributed.all_to_all_single
-    meeting.distributed.all_to_all_single = lambda arrived, sent, **named: real(arrived, sent * 0, **named)
+    real = rendezvous.distributed.all_to_all_single
+    rendezvous.distributed.all_to_all_single = lambda arrived, sent, **named: real(arrived, sent * 0, **named)
 try:
-    meeting.meet(0, use_cpu=True)
-except meeting.StageError as error:
+    rendezvous.meet(0, use_cpu=True)
+except rendezvous.StageError as error:
     print(error)
 else:
     print("met")

@@ -178,7 +178,7 @@ def test_a_pause_is_no_reason_not_to_save_and_none_to_save_twice(
             if what := turns.pop(0):
                 requests.write(one.run, what)  # type: ignore[arg-type]
 
-        monkeypatch.setattr("stackllama_engine.train.control.time.sleep", wait)
+        monkeypatch.setattr("stackllama_engine.train.serving.time.sleep", wait)
         one.train()
     made = [event.step for event in one.events if event.kind == "checkpoint"]
     assert made[0] == 1 and made.count(1) == 1, made

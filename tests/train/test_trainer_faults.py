@@ -18,8 +18,8 @@ from stackllama_engine.contract.run_dir import Home, RunDir
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.train import checkpoint, guard
 from stackllama_engine.train.__main__ import _begin_again
-from stackllama_engine.train.hf_trainer import RunCallback
 from stackllama_engine.train.restart import Restart, Restarts
+from stackllama_engine.train.run_callback import RunCallback
 
 from .in_process import at_call, attempt
 from .toy import COMMON
@@ -86,7 +86,7 @@ def test_a_pause_serves_samples_a_change_and_a_save(home: Home, base: Path, monk
     with attempt(home, base, Stage.SFT, *SFT, "lr_scheduler_type=linear") as one:
         requests.write(one.run, "pause")
         sleep = lambda _: requests.write(one.run, *turns.pop(0)) if turns else None  # noqa: E731
-        monkeypatch.setattr("stackllama_engine.train.control.time.sleep", sleep)
+        monkeypatch.setattr("stackllama_engine.train.serving.time.sleep", sleep)
         one.train()
     assert [data["request"] for data in one.served] == ["pause", "sample", "set", "save", "continue"]
     assert one.metrics("learning_rate")[2] == pytest.approx(3e-3)  # three quarters of the new peak

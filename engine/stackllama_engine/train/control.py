@@ -2,11 +2,10 @@
 
 Rank 0 reads ``control/``; one all-reduce tells every rank. Each rank asks equally often: at step boundaries, and at
 the end of each phase of a PPO step and each batch of an evaluation. Between two such points a rank that knows of a
-stop already (:meth:`Requests.leaves_early`) breaks off what it does, and agrees with the others at the next one.
+stop already (:meth:`Requests.leave_early`) breaks off what it does, and agrees with the others at the next one.
 """
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,18 +13,14 @@ import torch
 from torch import distributed
 
 from ..contract import requests
-from ..contract.requests import PAUSED, Change
+from ..contract.requests import Change
 from ..contract.run_dir import RunDir
-from .disk_wait import wait_for_room
 from .reporting import Reporter
 from .save_timer import SaveTimer
-from .signals import Signals, Stopped
-
-__all__ = ["LeftEarly", "Requests", "Service", "Stopped", "Wanted", "serve"]
+from .signals import Signals
 
 _KEYS = ("learning_rate", "kl_coef")
 _LOOK_SECONDS = 0.2  # between two looks into a directory that may be on a network
-_PAUSE_SECONDS = 0.3
 
 
 class LeftEarly(Exception):
@@ -150,64 +145,3 @@ class Requests:
         if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
             distributed.all_reduce(agreed, op=distributed.ReduceOp.MAX)
         return agreed.tolist()
-
-
-@dataclass(frozen=True)
-class Service:
-    """What a stage does when asked.
-
-    Attributes:
-        change: make a change; returns a sentence about it.
-        sample: answer held-out questions after this step; None where the stage answers nothing.
-    """
-
-    change: Callable[[Change], str]
-    sample: Callable[[int], None] | None
-
-
-def serve(asked: Requests, reporter: Reporter, step: int, service: Service) -> Wanted:
-    """Serve what waits after ``step`` steps, and sit out a pause; every rank alike.
-
-    Returns:
-        as soon as a stop or a save is wanted, or a save due, which are the caller's to do (``asked.paused`` then still
-        holds), or when there is nothing to wait for.
-    """
-    while True:
-        wanted = asked.poll(step)
-        if wanted.waits and not wanted.stop:
-            if wait_for_room(asked, reporter, step):
-                asked.must_stop = True
-                return Wanted(stop=True)
-            continue
-        for change in wanted.changes:
-            reporter.health(f"step {step}: {service.change(change)}")
-            asked.served("set", step, change)
-        if wanted.sample:
-            if service.sample is not None:
-                before = reporter.current_phase
-                service.sample(step)
-                reporter.phase(before)
-            asked.served("sample", step)
-        if wanted.pause:
-            _pause(asked, reporter, step)
-        if wanted.go_on:
-            _go_on(asked, reporter, step)
-        if wanted.stop or wanted.save or wanted.due or not asked.paused:
-            return wanted
-        time.sleep(_PAUSE_SECONDS)
-
-
-def _pause(asked: Requests, reporter: Reporter, step: int) -> None:
-    if not asked.paused:
-        asked.paused = True
-        reporter.phase(PAUSED)
-        reporter.health(f"paused after step {step}; everything stays in memory, the GPU's too, until it is continued")
-    asked.served("pause", step)
-
-
-def _go_on(asked: Requests, reporter: Reporter, step: int) -> None:
-    if asked.paused:
-        asked.paused = False
-        reporter.health(f"continued after step {step}")
-        reporter.phase("train")
-    asked.served("continue", step)

@@ -6,25 +6,23 @@ that was held back, and stopped (75), when somebody asks it to, or after ``STACK
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from ..contract import checkpoints
 from ..contract.errors import StageError
 from ..contract.requests import WAITING_FOR_ROOM
 from ..launch.env_settings import setting
+from .control import Requests
 from .disk_watch import is_disk_full
 from .reporting import Reporter
 from .signals import Stopped
-
-if TYPE_CHECKING:
-    from .control import Requests
 
 _PATIENCE = 1800.0  # seconds
 _LOOK_SECONDS = 2.0
 _TELL_SECONDS = 60.0  # between two records of how much room there is
 
 
-def wait_for_room(asked: "Requests", reporter: Reporter, step: int) -> bool:
+def wait_for_room(asked: Requests, reporter: Reporter, step: int) -> bool:
     """Sit out a full disk after ``step`` steps; a collective.
 
     Returns:
@@ -70,7 +68,7 @@ class Saved(NamedTuple):
     """Whether to stop now."""
 
 
-def until_saved(asked: "Requests", reporter: Reporter, step: int, save: Callable[[], bool], *, stop: bool) -> Saved:
+def until_saved(asked: Requests, reporter: Reporter, step: int, save: Callable[[], bool], *, stop: bool) -> Saved:
     """Save, and wait for room where there is none; a collective.
 
     Args:
@@ -90,7 +88,7 @@ def until_saved(asked: "Requests", reporter: Reporter, step: int, save: Callable
     return Saved(True, stop)
 
 
-def write_at_last(asked: "Requests", reporter: Reporter, step: int, write: Callable[[], object]) -> bool:
+def write_at_last(asked: Requests, reporter: Reporter, step: int, write: Callable[[], object]) -> bool:
     """Write what a stage leaves behind, waiting for room; a collective, of which rank 0 writes.
 
     Args:
@@ -126,7 +124,7 @@ def patience() -> float:
 
 
 def write_result(
-    asked: "Requests", reporter: Reporter, step: int, write: Callable[[], object], *, what: str = "what was trained"
+    asked: Requests, reporter: Reporter, step: int, write: Callable[[], object], *, what: str = "what was trained"
 ) -> None:
     """Write what a stage leaves behind after its last step; arguments as of :func:`write_at_last`.
 

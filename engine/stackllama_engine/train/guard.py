@@ -15,11 +15,10 @@ from ..contract.recipe import RewardRecipe, SFTRecipe
 from . import averages, checkpoint, faults, schedule
 from .reporting import Reporter
 from .restart import Restarts
+from .run_callback import RunCallback
 
 if TYPE_CHECKING:
     from transformers import Trainer
-
-    from .hf_trainer import RunCallback
 
     _Base = Trainer
 else:
@@ -78,7 +77,7 @@ class Guarded(_Base):
     """Mixed into a TRL trainer, before it."""
 
     guard: Guard
-    run_callback: "RunCallback"
+    run_callback: RunCallback
     _saves = False
 
     def _get_grad_norm(self, model: Any, grad_norm: float | None = None) -> Any:

@@ -18,6 +18,7 @@ from .eval_metrics import PairWeighted, pair_figures, pair_scores
 from .guard import Guarded
 from .overlap import COLUMN, Overlap, question_hash
 from .pair_filter import PairFilter, pair_notices
+from .run_callback import RunCallback
 from .session import Session
 
 _COLUMNS = ("question", "response_j", "response_k")
@@ -68,7 +69,7 @@ def run(recipe: RewardRecipe, session: Session) -> dict[str, Any]:
     limits.check_length(
         base, recipe.model_name_or_path, recipe.max_length, f"`max_length={recipe.max_length}`", reporter
     )
-    callback = hf_trainer.RunCallback(session, checkpoint.Retention.of(recipe))
+    callback = RunCallback(session, checkpoint.Retention.of(recipe))
     trainer = GuardedRewardTrainer(
         model=models.add_lora(base, recipe, "SEQ_CLS"),
         args=RewardConfig(

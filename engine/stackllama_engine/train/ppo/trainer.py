@@ -11,14 +11,16 @@ from transformers import get_scheduler
 from ...contract.errors import StageError
 from ...contract.recipe import PPORecipe
 from ...contract.recipe_common import steps_of
+from ...contract.requests import Change
 from ...contract.stages import Split
 from .. import checkpoint, limits, models, optimizers, schedule, trackers, trial_save
-from ..control import Change, Service, Stopped, serve
 from ..disk_wait import Saved, until_saved, write_result
 from ..faults import BatchSizes, RollbackPolicy
 from ..save_timer import SaveTimer
 from ..saving import Saver, newest_sealed
+from ..serving import Service, serve
 from ..session import Session
+from ..signals import Stopped
 from . import fault_tolerance, losses
 from .algorithm import Algorithm, LearnResult, Updater
 from .evaluation import Evaluator, Row, held_out_objective, summary
