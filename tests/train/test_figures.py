@@ -42,7 +42,9 @@ def alone(values: Tensor) -> Tensor:
 
 def metrics_of(keys: PPORecipe, found: Rollout) -> dict[str, float]:
     """As a PPO step computes them."""
-    scaled, _ = RewardScaling(keys.normalize_reward, keys.cliprange_reward, alone)(found.scores)
+    scaling = RewardScaling(keys.normalize_reward, keys.cliprange_reward, alone)
+    scaling.update(found.scores)
+    scaled = scaling.scale(found.scores)
     scores = final_scores(keys, scaled, found.answers)
     penalty = compute_advantages(keys, found, scores, 0.2, alone).kl.sum(1)
     return objective(found, Scores(found.scores, scaled, scores), penalty, [{}, {}], keys, 0.2, alone)[0]

@@ -207,7 +207,7 @@ def test_it_stops_where_an_evaluation_is_due_as_well(
 
     def fill() -> None:
         disk.fill()
-        one.session.reporter.room.write("rows", lambda: write_whole(one.run.path / "rows", bytes(100_000)))
+        one.session.reporter.disk.write("rows", lambda: write_whole(one.run.path / "rows", bytes(100_000)))
 
     monkeypatch.setenv("STACKLLAMA_DISK_PATIENCE", "0")
     with attempt(home, base, Stage.SFT, *KEYS[Stage.SFT], "eval_steps=3") as one, monkeypatch.context() as patch:
@@ -273,14 +273,14 @@ def test_a_save_that_finds_no_room_in_the_reserve_names_the_disk(
 
 def test_what_is_noted_for_the_next_attempt_waits_for_room(home: Home, base: Path, disk: SmallDisk) -> None:
     with attempt(home, base, Stage.SFT, *KEYS[Stage.SFT]) as one:
-        restarts, room = one.session.restarts, one.session.reporter.room
-        restarts.room = room
+        restarts, watch = one.session.restarts, one.session.reporter.disk
+        restarts.disk = watch
         disk.fill()
         restarts.note(rollbacks=1)
-        assert restarts.now.rollbacks == 1 and room.waits
-        assert room.look() == "0 MiB free of the 2.0 MiB a checkpoint needs", "1 MiB, and 1 MiB more"
+        assert restarts.now.rollbacks == 1 and watch.waits
+        assert watch.poll() == "0 MiB free of the 2.0 MiB a checkpoint needs", "1 MiB, and 1 MiB more"
         disk.clear()
-        assert room.look() is None and not room.waits
+        assert watch.poll() is None and not watch.waits
         assert Restarts(one.run, 1, one.session.requests.signals).now.rollbacks == 1
 
 

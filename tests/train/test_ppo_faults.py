@@ -5,7 +5,6 @@ import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,11 +12,12 @@ import torch
 from safetensors.torch import load_file
 
 from stackllama_engine.contract import requests
+from stackllama_engine.contract.disk_space import MIB, Free
 from stackllama_engine.contract.errors import StageError
 from stackllama_engine.contract.requests import Change
 from stackllama_engine.contract.run_dir import Home, RunDir
 from stackllama_engine.contract.stages import Stage
-from stackllama_engine.train import checkpoint
+from stackllama_engine.train import checkpoint, disk_watch
 from stackllama_engine.train.ppo import rollout, trainer
 from stackllama_engine.train.ppo.algorithm import Updater
 from stackllama_engine.train.ppo.reward_function import RewardFunction
@@ -290,11 +290,21 @@ def test_a_stop_without_room_says_that_it_could_not_save(
             one.train()
 
 
-def test_a_disk_that_fills_up_is_said_once(home: Home, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with attempt(home, base, Stage.PPO, *PPO, "save_steps=1") as one, monkeypatch.context() as patch:
-        patch.setattr("stackllama_engine.train.saving.shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
-        one.train()
-    assert one.health.count("less than 2 checkpoints") == 1
+def test_a_shortage_of_room_is_reported_once_until_there_is_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint_dir = tmp_path / "step-000001"
+    checkpoint_dir.mkdir()
+    (checkpoint_dir / "weights").write_bytes(bytes(2 * MIB))
+    free = [100 * MIB]
+    monkeypatch.setattr(disk_watch, "free", lambda _: Free(free[0], None))
+    watch = disk_watch.DiskWatch(RunDir(tmp_path), None)
+    notices: list[str | None] = []
+    for free[0] in (100 * MIB, MIB, MIB, 100 * MIB, MIB):
+        notices.append(watch.measure(checkpoint_dir))
+    watch.release()
+    shortage = f"the disk has 1.0 MiB free, less than 2 checkpoints of 2.0 MiB: make room under {tmp_path}"
+    assert notices == [None, shortage, None, None, shortage]
 
 
 def judge_by_call(monkeypatch: pytest.MonkeyPatch, judge: Callable[[int, int], list[float]]) -> None:

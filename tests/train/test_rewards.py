@@ -16,7 +16,14 @@ from stackllama_engine.contract.recipe_io import load_recipe
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.train.ppo import rewards as rewards_module
 from stackllama_engine.train.ppo.reward_function import RewardFunction
-from stackllama_engine.train.ppo.rewards import Answer, Rewards, excess_length, fill_unjudged, repeated_share, unjudged
+from stackllama_engine.train.ppo.rewards import (
+    Answer,
+    Rewards,
+    abstained,
+    excess_length,
+    fill_abstained,
+    repeated_share,
+)
 
 EOS = 2
 TEXTS = ["a", "bb\x1b[31m", "ccc " * 50]
@@ -63,7 +70,7 @@ class Judge:
     def __init__(self, *scores: float) -> None:
         self._scores = scores
 
-    def __call__(self, answers: Any, size: int) -> torch.Tensor:
+    def __call__(self, answers: Any, micro_batch_size: int) -> torch.Tensor:
         return torch.tensor(self._scores)
 
 
@@ -90,7 +97,7 @@ def test_the_score_is_the_weighted_sum_of_its_parts(written: Any, monkeypatch: p
     judges = Rewards(recipe, base, tokenizer, SimpleNamespace(health=print))  # type: ignore[arg-type]
     answers = [Answer("why", "so", True), Answer("?", "x", False)]
     # 5 tokens, the end among them but in no bigram: 7 8, 8 7, 7 8; and 4 tokens without an end: 9 9, 9 9, 9 2
-    parts = judges.components(answers, [[7, 8, 7, 8, EOS], [9, 9, 9, 3]])
+    parts = judges.components(answers, [[7, 8, 7, 8, EOS], [9, 9, 9, 3]], micro_batch_size=2)
     assert {name: values.tolist() for name, values in parts.items()} == {
         "reward/model": [1.0, -2.0],
         "reward/function": [23.0, 11.0],
@@ -104,7 +111,7 @@ def test_what_is_not_asked_for_is_no_part(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(rewards_module, "load_scorer", lambda *_: Judge(1.0))
     base: Any = SimpleNamespace(device=torch.device("cpu"))
     judges = Rewards(recipe_of(), base, SimpleNamespace(eos_token_id=EOS), None)  # type: ignore[arg-type]
-    parts = judges.components([Answer("q", "a", True)], [[EOS]])
+    parts = judges.components([Answer("q", "a", True)], [[EOS]], micro_batch_size=1)
     assert list(parts) == ["reward/model"] and torch.equal(judges.total(parts), parts["reward/model"])
 
 
@@ -214,14 +221,14 @@ def test_an_abstention_is_left_out_of_the_sum_and_without_another_judge_stands_a
     reporter: Any = SimpleNamespace(health=print)
     answers, tokens = [Answer("q", "a", True)] * 3, [[5, EOS]] * 3
     both = Rewards(recipe_of("reward_fn=toy_judges:judge"), base, tokenizer, reporter)
-    parts = both.components(answers, tokens)
-    assert not unjudged(parts).any()
+    parts = both.components(answers, tokens, micro_batch_size=3)
+    assert not abstained(parts).any()
     assert str(both.total(parts).tolist()) == "[1.0, 3.0, nan]"  # NaN of a model is an error, and stays one
     alone = Rewards(recipe_of("reward_fn=toy_judges:judge", "length_penalty=1"), base, tokenizer, reporter)
     alone._model = None
-    parts = alone.components(answers, tokens)
+    parts = alone.components(answers, tokens, micro_batch_size=3)
     scores = alone.total(parts)
-    assert unjudged(parts).tolist() == [True, False, False]
-    assert fill_unjudged(scores, unjudged(parts), lambda part: part).tolist() == [1.0, 0.0, 2.0]
+    assert abstained(parts).tolist() == [True, False, False]
+    assert fill_abstained(scores, abstained(parts), lambda part: part).tolist() == [1.0, 0.0, 2.0]
     nobody = torch.ones(3, dtype=torch.bool)
-    assert fill_unjudged(scores, nobody, lambda part: part).isnan().all()
+    assert fill_abstained(scores, nobody, lambda part: part).isnan().all()

@@ -64,7 +64,7 @@ def test_a_micro_batch_waits_only_where_transformers_looks_at_the_mask(base: Pat
     goal = one.goal()
     updater = Updater(one.recipe, one.base, Keeper(one.base.trainable(), 0.0), alone)
     for rows in list(one.rollout.lengths.packed([0, 1, 2, 3], 2, CPU)):
-        ids, mask = (rows.texts(tokens, 4) for tokens in (one.rollout.input_ids, one.rollout.attention_mask))
+        ids, mask = (rows.select_tokens(tokens, 4) for tokens in (one.rollout.input_ids, one.rollout.attention_mask))
         with Waits() as in_trunk:
             one.base.hidden(ids, mask, (mask.cumsum(1) - 1).clamp(min=0))
         with Waits() as waits:

@@ -42,7 +42,7 @@ def test_groups_of_like_length_sample_what_all_together_do(base: Path) -> None:
     shared = policy(base)
     noise = [draw_noise(1, 0, index, (3, 9)) for index in range(len(PROMPTS))]
     together = sample(shared, PROMPTS, noise, eos=2, pad=0)
-    assert sample(shared, PROMPTS, noise, eos=2, pad=0, size=2) == together
+    assert sample(shared, PROMPTS, noise, eos=2, pad=0, micro_batch_size=2) == together
     assert len({len(response) for response in together}) > 1
 
 

@@ -80,7 +80,7 @@ class Requests:
         asked = self._asked()
         changes = self._changes() if self._reporter.is_main else {}
         due = self._reporter.is_main and self.timer is not None and self.timer.due(step)
-        waits = self._reporter.is_main and self._reporter.room.waits
+        waits = self._reporter.is_main and self._reporter.disk.waits
         asks = ("save", "sample", "pause", "continue")
         flags = [self._stops(asked), *(what in asked for what in asks), due, waits]
         values = [part for key in _KEYS for part in (key in changes, changes.get(key, 0.0))]

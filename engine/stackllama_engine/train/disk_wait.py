@@ -29,10 +29,10 @@ def wait_for_room(asked: Requests, reporter: Reporter, step: int) -> bool:
         whether to save and stop: somebody asked for it, or it took too long. The reserve is released then, and
         ``reporter.stop_cause`` says why.
     """
-    room, before = reporter.room, reporter.current_phase
-    told, first, began = -_TELL_SECONDS, "", room.since or time.monotonic()
+    disk, before = reporter.disk, reporter.current_phase
+    told, first, began = -_TELL_SECONDS, "", disk.since or time.monotonic()
     while True:
-        reason = room.look() if reporter.is_main else None
+        reason = disk.poll() if reporter.is_main else None
         now = time.monotonic()
         over = reason is not None and now - began >= patience()
         agreed = asked.agree(over, problem=reason is not None)
@@ -54,7 +54,7 @@ def wait_for_room(asked: Requests, reporter: Reporter, step: int) -> bool:
                     f"The disk is full: {reason}. Saved and stopped after step {step}, {why}. Make room under "
                     f"{reporter.run.path}, then resume."
                 )
-                room.release()
+                disk.release()
             reporter.phase(before)
             return True
         time.sleep(_LOOK_SECONDS)
@@ -83,7 +83,7 @@ def until_saved(asked: Requests, reporter: Reporter, step: int, save: Callable[[
         if released:
             return Saved(False, True)
         if stop:
-            reporter.room.release()
+            reporter.disk.release()
         stop = released = stop or wait_for_room(asked, reporter, step)
     return Saved(True, stop)
 

@@ -25,6 +25,7 @@ _FEW = 16  # files
 _MOMENTS = 8  # bytes a trained parameter: AdamW's two in float32, more than other optimizers keep
 _MARGIN = 0.05
 _LONGEST = 60.0  # seconds between two tries
+_FREE_CHECKPOINTS = 2  # checkpoints' worth of free space below which people are told
 
 
 class _Later(NamedTuple):
@@ -33,7 +34,7 @@ class _Later(NamedTuple):
     size: int
 
 
-class Room:
+class DiskWatch:
     """Rank 0's; on other ranks nothing calls it.
 
     Args:
@@ -57,6 +58,7 @@ class Room:
         self._bytes, self._files = _LEAST, _FEW  # of a checkpoint
         self._held = (0, 0)
         self._released = False
+        self._warned = False  # of little room, since there was enough
 
     # what waits
 
@@ -93,7 +95,7 @@ class Room:
         self._refusals += 1
         self._again = time.monotonic() + (min(2.0**self._refusals, _LONGEST) if self._refusals > 1 else 0.0)
 
-    def look(self) -> str | None:
+    def poll(self) -> str | None:
         """Try again, and say why the run has to wait on: ``3 MiB free of the 12 MiB a checkpoint needs``."""
         self._write_waiting()
         if self._events is not None:
@@ -138,19 +140,41 @@ class Room:
             whole: of its weights only first rows were written.
 
         Returns:
-            a remark for people where no room can be held.
+            a notice for people where no room can be held.
         """
         size, files = size_of(written)
         size += sum(_MOMENTS * parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         if whole:
             size += _bytes(model.parameters())
-        return self._take(size, files + _FEW)
+        return self._once(self._take(size, files + _FEW))
 
     def measure(self, checkpoint: Path) -> str | None:
-        """Hold back as much as a checkpoint was that has just been written; returns as :meth:`expect`."""
+        """Hold back as much room as the checkpoint takes that has just been written.
+
+        Returns:
+            a notice for people where no room can be held or little is left, once until there is enough again.
+        """
         self._refusals, self.since = 0, None
         size, files = size_of(checkpoint)
-        return self._take(size, files + _FEW)
+        return self._once(self._take(size, files + _FEW) or self._shortage(size))
+
+    def _shortage(self, size: int) -> str | None:
+        """Say that little room is left besides what is held back."""
+        try:
+            now = free(self._run.path)
+        except OSError:
+            return None
+        if now.bytes >= _FREE_CHECKPOINTS * size:
+            return None
+        return (
+            f"the disk has {mib(now.bytes)} free, less than {_FREE_CHECKPOINTS} checkpoints of {mib(size)}: make room "
+            f"under {self._run.path}"
+        )
+
+    def _once(self, notice: str | None) -> str | None:
+        repeated = self._warned
+        self._warned = notice is not None
+        return None if repeated else notice
 
     def release(self) -> None:
         """Give the reserve back, for the last checkpoint or the last words."""

@@ -12,7 +12,7 @@ from ..contract.recipe import TrainRecipe
 from ..contract.redact import redactor
 from ..contract.requests import WAITING_FOR_ROOM, Change
 from ..contract.run_dir import RunDir
-from .disk_watch import Room
+from .disk_watch import DiskWatch
 from .memory import Peaks
 
 
@@ -37,7 +37,7 @@ class Reporter:
         self._measured: tuple[int, dict[str, float]] = (-1, {})
         self._peaks = Peaks()
         self._writer = EventWriter(run.attempt_dir(attempt) / "events.jsonl") if is_main else None
-        self.room = Room(run, self._writer)
+        self.disk = DiskWatch(run, self._writer)
 
     def phase(self, name: str, reason: str | None = None) -> None:
         """Enter a phase (load, train, rollout, score, update, evaluate, save, merge).
@@ -101,7 +101,7 @@ class Reporter:
         if not self._writer or not rows:
             return
         lines = b"".join(msgspec.json.encode(self._secrets.value({"step": step, **row})) + b"\n" for row in rows)
-        if not self.room.write("samples", lambda: append_whole(self.run.samples_file, lines), len(lines)):
+        if not self.disk.write("samples", lambda: append_whole(self.run.samples_file, lines), len(lines)):
             self.health(f"the disk is full: samples of step {step} wait for room")
         self._writer.write("samples", step=step, data={"count": len(rows)})
 
@@ -112,7 +112,7 @@ class Reporter:
         """
         if not self._writer or not self.run.samples_file.exists():
             return
-        self.room.write("samples", lambda: self._forget_samples_after(step))
+        self.disk.write("samples", lambda: self._forget_samples_after(step))
 
     def _forget_samples_after(self, step: int) -> None:
         kept: list[bytes] = []
@@ -133,7 +133,7 @@ class Reporter:
     def end(self, exit_code: int, cause: str | None = None) -> None:
         """The last record of the attempt."""
         if self._writer:
-            self.room.release()
+            self.disk.release()
             if self._peaks.end(self.current_phase):
                 self.memory()
             self._writer.write("end", data={"exit_code": exit_code, "cause": cause})

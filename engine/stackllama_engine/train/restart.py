@@ -30,7 +30,7 @@ from ..contract.run_dir import RunDir
 from .signals import SIGNALS, Signals
 
 if TYPE_CHECKING:
-    from .disk_watch import Room
+    from .disk_watch import DiskWatch
 
 FILE = "restart.json"
 _LOOK_SECONDS = 0.5
@@ -81,7 +81,7 @@ class Restarts(threading.Thread):
         self._path = run.attempt_dir(attempt) / FILE
         self._signals = signals
         self._run = run
-        self.room: Room | None = None
+        self.disk: DiskWatch | None = None
         """Of rank 0, from when there is one."""
         self.now = _read(self._path) if self._path.exists() else _as_before(run, attempt)
 
@@ -100,10 +100,10 @@ class Restarts(threading.Thread):
     def note(self, **changes: Any) -> None:
         """Keep ``changes`` of :class:`Restart` for attempts to come, and go on; a full disk gets them later."""
         self.now = msgspec.structs.replace(self.now, **changes)
-        if self.room is None:
+        if self.disk is None:
             self._write()
         else:
-            self.room.write("restart.json", self._write)
+            self.disk.write("restart.json", self._write)
 
     def _write(self) -> None:
         write_whole(self._path, msgspec.json.encode(self.now))

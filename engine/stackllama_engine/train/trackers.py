@@ -35,7 +35,7 @@ def log(accelerator: Any, metrics: Mapping[str, float], step: int, reporter: Rep
             raise
 
     if reporter.is_main:
-        reporter.room.write("trackers", write)
+        reporter.disk.write("trackers", write)
     else:
         write()
 

@@ -37,7 +37,7 @@ def rehearse_save(model: nn.Module, tokenizer: Any, base: str, session: Session)
         folder = session.run.path / SCRATCH / _FOLDER
         try:
             _write(model, tokenizer, folder)
-            if notice := session.reporter.room.expect(folder, model, whole=not isinstance(model, PeftModel)):
+            if notice := session.reporter.disk.expect(folder, model, whole=not isinstance(model, PeftModel)):
                 session.reporter.health(notice)
         except Exception as error:
             if is_disk_full(error):

@@ -86,7 +86,7 @@ class RunOnAllRanks:
             if not agreed.failed:
                 return results[0]
             del results
-            self._batch_sizes.halve_forward()
+            self._batch_sizes.halve_rollout_micro_batch()
 
     def check_stop(self) -> None:
         """A point inside the update at which every rank learns of a stop.

@@ -23,7 +23,7 @@ from ..session import Session
 from . import losses
 from .packing import Lengths, PackedBatch
 from .prompts import Prompt
-from .rewards import PREFIX, Answer, Rewards, Unscored, fill_unjudged, unjudged, with_ends
+from .rewards import PREFIX, Answer, Rewards, Unscored, abstained, fill_abstained, with_ends
 from .sampling import Noise, Responses, sample
 from .shared_base import Outputs, SharedBase
 from .vllm_sampler import VllmSampler
@@ -66,11 +66,16 @@ class Rollout:
         """Of prompts and responses."""
         return lengths_of(self.attention_mask, self.responses)
 
-    def cut(self, rows: PackedBatch) -> "Rollout":
-        """What the update reads of some rows, as wide as they are."""
-        ids, attention = (rows.texts(tokens, self.responses) for tokens in (self.input_ids, self.attention_mask))
-        old = Outputs(*(rows.of(column) for column in self.old))
-        return replace(self, input_ids=ids, attention_mask=attention, mask=rows.of(self.mask), old=old, answers=[])
+    def select(self, batch: PackedBatch) -> "Rollout":
+        """Select what the update reads of a micro-batch, as wide as its longest prompt and response."""
+        return replace(
+            self,
+            input_ids=batch.select_tokens(self.input_ids, self.responses),  # [b, p + r]
+            attention_mask=batch.select_tokens(self.attention_mask, self.responses),  # [b, p + r]
+            mask=batch.select_response(self.mask),  # [b, r]
+            old=Outputs(*(batch.select_response(column) for column in self.old)),  # [b, r] each
+            answers=[],
+        )
 
 
 @dataclass(frozen=True)
@@ -81,9 +86,13 @@ class Advantages:
     advantages: Tensor
     returns: Tensor
 
-    def cut(self, rows: PackedBatch) -> "Advantages":
-        """Those of some rows."""
-        return Advantages(rows.of(self.kl), rows.of(self.advantages), rows.of(self.returns))
+    def select(self, batch: PackedBatch) -> "Advantages":
+        """Select those of a micro-batch, ``[b, r]`` each."""
+        return Advantages(
+            kl=batch.select_response(self.kl),
+            advantages=batch.select_response(self.advantages),
+            returns=batch.select_response(self.returns),
+        )
 
 
 def pad_tokens(
@@ -107,8 +116,10 @@ def pad_tokens(
 def lengths_of(attention_mask: Tensor, responses: int) -> Lengths:
     """Lengths from the attention mask ``[B, P + R]``."""
     split = attention_mask.shape[1] - responses
-    prompts, answers = attention_mask[:, :split].sum(1), attention_mask[:, split:].sum(1)
-    return Lengths(*torch.stack([prompts, answers]).tolist())
+    prompt_lengths = attention_mask[:, :split].sum(1)  # [B]
+    response_lengths = attention_mask[:, split:].sum(1)  # [B]
+    prompts, answers = torch.stack([prompt_lengths, response_lengths]).tolist()  # one transfer from the device
+    return Lengths(prompts, answers)
 
 
 @torch.no_grad()
@@ -117,23 +128,33 @@ def policy_outputs(
     input_ids: Tensor,
     attention_mask: Tensor,
     responses: int,
-    size: int,
+    micro_batch_size: int,
     each_batch: Callable[[], None] = lambda: None,
     mini_batches: int = 1,
 ) -> Outputs:
-    """Outputs of the active adapter over the batch, ``size`` rows at a time; 0 beyond a pack's longest response.
+    """Compute outputs of the active adapter, one micro-batch at a time; 0 beyond a micro-batch's longest response.
 
-    With size and mini-batches of the update, its first epoch sees bit-for-bit the same log-probabilities.
+    With the update's micro-batch size and mini-batches, its first epoch sees bit-for-bit the same log-probabilities.
+
+    Args:
+        base: its active adapter reads.
+        input_ids: ``[B, P + R]``.
+        attention_mask: ``[B, P + R]``.
+        responses: ``R``.
+        micro_batch_size: responses per forward pass.
+        each_batch: called before each micro-batch; what it raises ends the pass.
+        mini_batches: number of consecutive parts that are cut into micro-batches separately.
     """
-    columns = [torch.zeros(len(input_ids), responses, device=input_ids.device) for _ in Outputs._fields]
+    columns = [torch.zeros(len(input_ids), responses, device=input_ids.device) for _ in Outputs._fields]  # [B, R] each
     lengths = lengths_of(attention_mask, responses)
     for indices in torch.arange(len(input_ids)).chunk(mini_batches):
-        for rows in lengths.packed(indices.tolist(), size, input_ids.device):
-            each_batch()  # what it raises ends the pass
-            ids, attention = rows.texts(input_ids, responses), rows.texts(attention_mask, responses)
-            part = base.outputs(ids, attention, rows.response, padded=rows.padded)
-            for column, values in zip(columns, part, strict=True):
-                column[rows.indices, : rows.response] = values
+        for batch in lengths.packed(indices.tolist(), micro_batch_size, input_ids.device):
+            each_batch()
+            ids = batch.select_tokens(input_ids, responses)  # [b, p + r]
+            attention = batch.select_tokens(attention_mask, responses)  # [b, p + r]
+            outputs = base.outputs(ids, attention, batch.response, padded=batch.padded)  # [b, r] each
+            for column, values in zip(columns, outputs, strict=True):
+                column[batch.indices, : batch.response] = values
     return Outputs(*columns)
 
 
@@ -151,7 +172,7 @@ class RolloutWorker:
         base: policy and reference.
         tokenizer: the policy's.
         rewards: score a response.
-        batch_sizes: how many rows at once.
+        batch_sizes: micro-batch sizes.
     """
 
     def __init__(
@@ -193,8 +214,8 @@ class RolloutWorker:
             return self._sample_here([prompt.ids for prompt in prompts], noise, eos)
 
     def _sample_here(self, prompts: Sequence[Sequence[int]], noise: Sequence[Noise], eos: int) -> Responses:
-        pad, size = models.pad_id(self._tokenizer), self._batch_sizes.forward
-        return sample(self._base, prompts, noise, eos, pad, self._leave, size)
+        pad, micro_batch_size = models.pad_id(self._tokenizer), self._batch_sizes.rollout_micro_batch_size
+        return sample(self._base, prompts, noise, eos, pad, self._leave, micro_batch_size)
 
     @torch.no_grad()
     def score(
@@ -214,20 +235,35 @@ class RolloutWorker:
             LeftEarly: a stop waits.
             StageError: a function of the user's failed.
         """
-        pad, leave = models.pad_id(self._tokenizer), self._leave
-        ids, attention, mask = pad_tokens([p.ids for p in prompts], responses, pad, self._base.device)
+        pad = models.pad_id(self._tokenizer)
+        input_ids, attention_mask, mask = pad_tokens(
+            [prompt.ids for prompt in prompts], responses, pad, self._base.device
+        )  # [B, P + R], [B, P + R], [B, R]
+        width = mask.shape[1]  # R
         answers = [self._answer(prompt.question, response) for prompt, response in zip(prompts, responses, strict=True)]
-        width, size = mask.shape[1], self._batch_sizes.forward
-        leave()
-        components = self._rewards.components(answers, responses, size)
+        self._leave()
+        # score: the reward model reads the responses as text
+        micro_batch_size = self._batch_sizes.rollout_micro_batch_size
+        components = self._rewards.components(answers, responses, micro_batch_size)  # [B] each
+        # reference: log-probabilities without the policy's adapter
         with self._base.reference():
-            reference = policy_outputs(self._base, ids, attention, width, size, leave)
-        micro, minis = self._batch_sizes.micro, self._recipe.num_mini_batches
+            reference = policy_outputs(
+                self._base, input_ids, attention_mask, width, micro_batch_size, self._leave
+            )  # [B, R] each
+        # old: those of the policy that sampled, in the update's micro-batches, so that its first ratio is exactly 1
         with acting or nullcontext():
-            old = policy_outputs(self._base, ids, attention, width, micro, leave, minis)
+            old = policy_outputs(
+                self._base,
+                input_ids,
+                attention_mask,
+                width,
+                self._batch_sizes.micro_batch_size,
+                self._leave,
+                self._recipe.num_mini_batches,
+            )  # [B, R] each
         return Rollout(
-            input_ids=ids,
-            attention_mask=attention,
+            input_ids=input_ids,
+            attention_mask=attention_mask,
             mask=mask,
             answers=answers,
             old=old,
@@ -236,11 +272,11 @@ class RolloutWorker:
             components=components,
         )
 
-    def fill_unjudged(self, rollout: Rollout) -> Rollout:
+    def fill_abstained(self, rollout: Rollout) -> Rollout:
         """Give responses that every judge abstained from the mean of the others; every rank calls it."""
         if not self._recipe.reward_fn:
             return rollout
-        return replace(rollout, scores=fill_unjudged(rollout.scores, unjudged(rollout.components), self._reduce))
+        return replace(rollout, scores=fill_abstained(rollout.scores, abstained(rollout.components), self._reduce))
 
     def _answer(self, question: str, response: Sequence[int]) -> Answer:
         ended = response[-1] == models.eos_id(self._tokenizer)
@@ -281,7 +317,7 @@ class RolloutWorker:
         scores, policy, reference = self._reduce(bad).tolist()
         if not (scores or policy or reference):
             return None
-        if self.nobody_judged(rollout) and not (policy or reference):
+        if self.nothing_scored(rollout) and not (policy or reference):
             return f"`reward_fn: {self._recipe.reward_fn}` abstained from all {scores} responses and is the only judge"
         return (
             f"NaN or infinity in {scores} scores, {policy} log-probabilities of the policy and {reference} of the "
@@ -297,17 +333,17 @@ class RolloutWorker:
         """
         if not (bad := self.not_finite(rollout)):
             return
-        if self.nobody_judged(rollout):
+        if self.nothing_scored(rollout):
             raise Unscored(f"{bad}: return a number for some of them, or name a `reward_model_path` as well.")
         raise StageError(
             f"{bad}. Use `bf16: true` or `dtype: bfloat16` instead of float16, or lower `learning_rate`; "
             "checkpoints are untouched."
         )
 
-    def nobody_judged(self, rollout: Rollout) -> bool:
-        """Whether every judge abstained from every response of all ranks; after :meth:`fill_unjudged`, alike on all.
+    def nothing_scored(self, rollout: Rollout) -> bool:
+        """Whether every judge abstained from every response of all ranks; after :meth:`fill_abstained`, alike on all.
 
         A mean of others fills a gap, so that gaps on all of a rank mean that there is no other on any rank.
         """
         alone = self._recipe.reward_fn is not None and self._recipe.reward_model_path is None
-        return alone and bool((rollout.scores.isnan() & unjudged(rollout.components)).all())
+        return alone and bool((rollout.scores.isnan() & abstained(rollout.components)).all())

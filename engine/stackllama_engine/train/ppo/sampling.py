@@ -61,7 +61,7 @@ def sample(
     eos: int,
     pad: int,
     each_token: Callable[[], None] = lambda: None,
-    size: int = 0,
+    micro_batch_size: int = 0,
 ) -> Responses:
     """One response a prompt, its end token included; it ends there or at its noise's length.
 
@@ -72,16 +72,24 @@ def sample(
         eos: end token.
         pad: pads prompts on the left.
         each_token: called before each; what it raises ends the sampling.
-        size: responses at a time, those with the longest prompts first, so that prompts of one group are about as
-            long; 0: all at once, in their order.
+        micro_batch_size: responses at a time, those with the longest prompts first, so that prompts of one
+            micro-batch are about as long; 0: all at once, in their order.
     """
     responses = Responses(([] for _ in prompts), ([] for _ in prompts))
     with base.sampling():
-        everyone = range(len(prompts))
-        for group in longest_first(everyone, lambda index: len(prompts[index]), size) if size else [everyone]:
-            texts, drawn = [prompts[index] for index in group], [noise[index] for index in group]
-            sampled = _sample(base, texts, drawn, eos, pad, each_token)
-            for index, response, logprobs in zip(group, sampled, sampled.logprobs, strict=True):
+        micro_batches: Iterable[Sequence[int]] = [range(len(prompts))]
+        if micro_batch_size:
+            micro_batches = longest_first(range(len(prompts)), lambda index: len(prompts[index]), micro_batch_size)
+        for micro_batch in micro_batches:
+            sampled = _sample(
+                base,
+                [prompts[index] for index in micro_batch],
+                [noise[index] for index in micro_batch],
+                eos,
+                pad,
+                each_token,
+            )
+            for index, response, logprobs in zip(micro_batch, sampled, sampled.logprobs, strict=True):
                 responses[index], responses.logprobs[index] = response, logprobs
     return responses
 

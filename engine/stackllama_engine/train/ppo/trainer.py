@@ -238,7 +238,7 @@ class PPO:
         if bad := self.worker.not_finite(rollout):
             self.reporter.health(f"step {step + 1} skipped: {bad}")
             schedule.advance(self.trainables.scheduler)
-            fault = None if self.worker.nobody_judged(rollout) else bad  # nothing that a rollback would fix
+            fault = None if self.worker.nothing_scored(rollout) else bad  # nothing that a rollback would fix
             return {"objective/scores": float(rollout.scores.mean()), "ppo/updates": 0.0}, fault
         mismatch = self.sampler_check(step, responses, rollout)
         self.reporter.phase("update")
@@ -261,17 +261,17 @@ class PPO:
         """Update from a rollout, record it, and move what moves once per step; as :meth:`step`."""
         shuffle = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + step)
         learned = self.algorithm.learn(rollout, shuffle)
-        stats, kl_coef = learned.stats, self.controller.coef
+        stats = learned.stats
         rows = self.worker.rows(rollout, response_kl(rollout))
-        metrics, count = self._objective(rollout, learned, rows)
+        metrics, count = self._objective_metrics(rollout, learned, rows)
         self.reporter.samples(step + 1, rows[: self.recipe.num_sample_generations])
         self.algorithm.adapt_kl_coef(
             metrics.get(f"objective/kl_{self.recipe.kl_estimator}", metrics["objective/kl"]), count
         )
-        metrics["objective/kl_coef"] = kl_coef
+        metrics["objective/kl_coef"] = learned.kl_coef
         metrics["learning_rate"] = float(self.trainables.scheduler.get_last_lr()[0])
         metrics["episode"] = float((step + 1) * count)
-        metrics |= learned.scaling
+        metrics |= learned.scaling_metrics
         metrics |= stats.metrics()
         metrics["val/var_explained"] = explained_variance(
             rollout.old.values, learned.advantages.returns, rollout.mask, self.session.reduce
@@ -282,12 +282,12 @@ class PPO:
         none_applied = stats.skipped and not stats.updates
         return metrics, "every mini-batch was skipped (ratio or gradient)" if none_applied else None
 
-    def _objective(
+    def _objective_metrics(
         self, rollout: Rollout, learned: LearnResult, rows: list[dict[str, Any]]
     ) -> tuple[dict[str, float], int]:
         """What PPO optimises, as metrics over the responses of all ranks, and the number of these."""
         penalty = sequence_sum(learned.advantages.kl, rollout.mask)  # [B]
-        return objective(rollout, learned.scores, penalty, rows, self.recipe, self.controller.coef, self.session.reduce)
+        return objective(rollout, learned.scores, penalty, rows, self.recipe, learned.kl_coef, self.session.reduce)
 
     def _rehearse(self) -> None:
         """The worst case once, of which nothing stays; see :mod:`.fault_tolerance`."""
@@ -300,7 +300,7 @@ class PPO:
         self.worker.check_finite(rollout)
         with fault_tolerance.untouched(self.trainables):
             reporter.phase("update")
-            self.algorithm.rehearse(rollout, torch.Generator().manual_seed(recipe.seed))
+            self.algorithm.learn_as_canary(rollout, torch.Generator().manual_seed(recipe.seed))
             reporter.phase("save")
             if self.session.is_main:
                 kept = checkpoint.Retention.of(recipe).at_most(self.steps, steps_of(recipe.save_steps, self.steps))
