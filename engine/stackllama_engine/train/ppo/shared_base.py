@@ -35,7 +35,7 @@ VALUE_FILE = "value_head"
 
 
 class Outputs(NamedTuple):
-    """What one forward pass says about sampled tokens, float32 ``[B, R]`` each."""
+    """Outputs of one forward pass for sampled tokens, float32 ``[B, R]`` each."""
 
     logprobs: Tensor
     values: Tensor
@@ -198,10 +198,10 @@ class SharedBase:
         position_ids: Tensor,
         cache: "DynamicCache | None" = None,
     ) -> Tensor:
-        """Last hidden states ``[B, T, H]``; position ids are explicit because prompts are padded on the left.
+        """Compute the last hidden states, ``[B, T, H]``.
 
-        Without padding the mask should be None: at every token, transformers waits for the device to find out that it
-        masks nothing.
+        Position ids are explicit because prompts are padded on the left. Without padding the mask should be None: at
+        every token, transformers waits for the device to find out that it masks nothing.
         """
         with self.autocast():
             return self.trunk(
@@ -213,7 +213,7 @@ class SharedBase:
             ).last_hidden_state
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Next-token logits over the temperature, float32 ``[..., V]``; every log-probability goes through here."""
+        """Compute next-token logits over the temperature, float32 ``[..., V]``, from hidden states ``[..., H]``."""
         module: Any = self.base.get_output_embeddings()
         hidden = hidden.to(module.weight.dtype)
         if type(module) is nn.Linear and module.bias is None and not self._bf16 and _few_rows_on_a_cpu(hidden):
@@ -226,7 +226,7 @@ class SharedBase:
     def outputs(
         self, input_ids: Tensor, attention_mask: Tensor, responses: int, *, ask_critic: bool = True, padded: bool = True
     ) -> Outputs:
-        """Log-probabilities, values and entropy at the last ``responses`` positions.
+        """Compute log-probabilities, values and entropy at the last ``responses`` positions.
 
         The value of a position is that of the state *before* its token, so both come from the hidden state there.
 
@@ -238,11 +238,11 @@ class SharedBase:
                 of the reference.
             padded: False: the mask is known to be all ones.
         """
-        before = self._before(input_ids, attention_mask, responses, padded)
-        tokens = input_ids[:, -responses:]
+        before = self._before(input_ids, attention_mask, responses, padded)  # [B, R, H]
+        tokens = input_ids[:, -responses:]  # [B, R]
         chosen = self._chosen_by_frozen_head(before, tokens) or self._chosen(before, tokens)
         if not self.has_critic:
-            values = self._valued(before.detach())  # [B, R, H]: the value loss stops here
+            values = self._valued(before.detach())  # [B, R]; the value loss stops at the detached states
         elif ask_critic and self._role == POLICY:
             with self.adapter(CRITIC):
                 values = self.values(input_ids, attention_mask, responses, padded=padded)
@@ -251,15 +251,16 @@ class SharedBase:
         return Outputs(chosen.logprobs, values, chosen.entropy)
 
     def values(self, input_ids: Tensor, attention_mask: Tensor, responses: int, *, padded: bool = True) -> Tensor:
-        """What the value head makes of the active adapter's hidden states, ``[B, R]``; arguments as :meth:`outputs`."""
+        """Apply the value head to the active adapter's hidden states, ``[B, R]``; arguments as :meth:`outputs`."""
         return self._valued(self._before(input_ids, attention_mask, responses, padded))
 
     def _chosen_by_frozen_head(self, before: Tensor, tokens: Tensor) -> head.Chosen | None:
-        """A few tokens at a time, where the head is a plain frozen matrix; None where it is not."""
+        """Compute them a few tokens at a time, for a head that is a plain frozen matrix; None for any other."""
         module: Any = self.base.get_output_embeddings()
         if type(module) is not nn.Linear or module.weight.requires_grad:
             return None
         dtype = torch.bfloat16 if self._bf16 else module.weight.dtype  # autocast would narrow it for every chunk
+        # [B, R, H] → [B · R, H], and back
         flat = head.chosen(
             before.reshape(-1, before.shape[-1]).to(dtype),
             module.weight.to(dtype),
@@ -271,17 +272,17 @@ class SharedBase:
         return head.Chosen(*(column.view(tokens.shape) for column in flat))
 
     def _chosen(self, before: Tensor, tokens: Tensor) -> head.Chosen:
-        """All logits at once: the head is quantised, or trained."""
-        logits = self.logits(before)
-        normaliser = logits.logsumexp(-1)
-        logprobs = logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - normaliser
+        """Compute them from all logits at once, for a head that is quantised or trained."""
+        logits = self.logits(before)  # [B, R, V]
+        normaliser = logits.logsumexp(-1)  # [B, R]
+        logprobs = logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - normaliser  # [B, R]
         with torch.set_grad_enabled(self._entropy_trains and torch.is_grad_enabled()):
-            entropy = normaliser - (torch.softmax(logits, -1) * logits).sum(-1)
+            entropy = normaliser - (torch.softmax(logits, -1) * logits).sum(-1)  # [B, R]
         return head.Chosen(logprobs, entropy)
 
     def _before(self, input_ids: Tensor, attention_mask: Tensor, responses: int, padded: bool) -> Tensor:
-        """Hidden states before each response token, ``[B, R, H]``."""
-        positions = (attention_mask.cumsum(1) - 1).clamp(min=0)
+        """Return the hidden states before each response token, ``[B, R, H]``: the last R + 1 but the very last."""
+        positions = (attention_mask.cumsum(1) - 1).clamp(min=0)  # [B, P + R]; a prompt's first token is at 0
         return self.hidden(input_ids, attention_mask if padded else None, positions)[:, -responses - 1 : -1]
 
     def _valued(self, before: Tensor) -> Tensor:
