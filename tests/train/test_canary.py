@@ -92,7 +92,7 @@ def test_what_was_trained_inside_is_taken_back(fails: bool) -> None:
 def test_a_checkpoint_is_written_and_removed(tmp_path: Path) -> None:
     run = Home(tmp_path).create(Stage.PPO, "", "run")
     kept = Kept()
-    assert fault_tolerance.rehearse_checkpoint(kept, run, [], 3) > 1000
+    assert fault_tolerance.write_trial_checkpoint(kept, run, [], 3) > 1000
     assert list(run.checkpoints.iterdir()) == [] and list((run.path / "scratch").iterdir()) == []
 
 
@@ -101,7 +101,7 @@ def test_a_disk_that_holds_one_checkpoint_and_no_more(tmp_path: Path, monkeypatc
     kept = Kept()
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=2000))
     with pytest.raises(StageError, match="save_total_limit"):
-        fault_tolerance.rehearse_checkpoint(kept, run, [], 3)
+        fault_tolerance.write_trial_checkpoint(kept, run, [], 3)
 
 
 def events(run: RunDir) -> list[Event]:
@@ -118,7 +118,7 @@ def test_a_run_is_the_same_with_and_without(
     monkeypatch.setenv(fault_tolerance.CANARY, "1")
     sung, _ = finish(home, base, Stage.PPO, *keys)
     said = [event.data["message"] for event in events(sung) if event.kind == "health"]
-    assert any("7 tokens answered, one update and one checkpoint went through" in message for message in said)
+    assert any("responses of 7 tokens, one update and one checkpoint" in message for message in said)
     assert not any("canary" in event.data.get("message", "") for event in events(plain))
     phases = [event.phase for event in events(sung) if event.kind == "phase"]
     assert phases[:6] == ["load", "rollout", "score", "update", "save", "evaluate"]

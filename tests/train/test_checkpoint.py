@@ -78,7 +78,7 @@ def test_what_was_never_sealed_is_removed_and_never_resumed_from(run: RunDir, re
     (checkpoint.staging_dir(run.checkpoints, 7) / "weights").write_bytes(b"half")
     assert checkpoint.to_resume(reporter) is None
     assert list(run.checkpoints.iterdir()) == []
-    assert said(run) == ["removed .tmp-000007, a checkpoint that was never whole"]
+    assert said(run) == ["removed .tmp-000007, an incomplete checkpoint"]
 
 
 def test_the_newest_stay_with_milestones_and_the_best(run: RunDir) -> None:

@@ -136,7 +136,7 @@ def test_it_waits_for_events_for_a_checkpoint_and_for_its_result_and_comes_to_th
         assert one.train() is not None
     assert one.health.count(f"{WAITING_FOR_ROOM} after step") == one.health.count("there is room on the disk again")
     assert f"{WAITING_FOR_ROOM} after step 1" in one.health, "events"
-    assert "was not saved; it is tried again when there is room" in one.health
+    assert "was not saved; it retrying when there is room" in one.health
     steps = one.recipe.max_steps
     assert f"{WAITING_FOR_ROOM} after step {steps}: 0 MiB free of the" in one.health, "the result"
     assert one.phases.count(WAITING_FOR_ROOM) >= 3

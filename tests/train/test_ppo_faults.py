@@ -118,7 +118,7 @@ def test_a_pause_is_seen_and_serves_what_is_asked_meanwhile(
         monkeypatch.setattr("stackllama_engine.train.serving.time.sleep", script)
         one.train()
     assert [data["request"] for data in one.served] == ["pause", "sample", "save", "continue"]
-    assert "paused after step 1" in one.health and "continued after step 1" in one.health
+    assert "paused after step 1" in one.health and "resumed after step 1" in one.health
     assert "paused" in one.phases and list(one.run.requests()) == []
     assert [path.name for path in one.run.checkpoints.iterdir()] == ["step-000001"]
     asked = [json.loads(line) for line in one.run.samples_file.read_text().splitlines() if '"asked"' in line]
@@ -186,7 +186,7 @@ def _cpu_is_full() -> None:
 def test_there_is_an_end_to_halving(home: Home, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with attempt(home, base, Stage.PPO, *PPO) as one, monkeypatch.context() as patch:
         patch.setattr(Updater, "_micro_batch", lambda *_: out_of_memory())
-        with pytest.raises(StageError, match=r"phase update with micro-batches of one row.*load_in_8bit"):
+        with pytest.raises(StageError, match=r"phase update with micro-batches of one response.*load_in_8bit"):
             one.train()
     assert one.health.count("out of memory in phase update") == 2
 
@@ -222,7 +222,7 @@ def test_bad_steps_in_a_row_lead_back_to_the_checkpoint_with_half_the_learning_r
     keys = (*PPO, "max_steps=4", "save_steps=2", "max_skipped_steps=2")
     with attempt(home, base, Stage.PPO, *keys) as one:
         assert one.train() is not None
-    told = "rolled back from step 4 to step-000002, rollback 1 of 2: continuing with `learning_rate: 0.0005`"
+    told = "rolled back from step 4 to step-000002, rollback 1 of 2: continuing with learning_rate 0.0005 (halved)"
     assert told in one.health
     assert one.metrics("learning_rate") == {1: 1e-3, 2: 1e-3, 3: 5e-4, 4: 5e-4}
     assert one.metrics("ppo/updates") == {1: 2.0, 2: 2.0, 3: 2.0, 4: 2.0}
@@ -257,7 +257,7 @@ def test_the_next_attempt_begins_as_the_one_before_went_on(
         with pytest.raises(StageError, match="after 1 rollbacks"):
             second.train()
     assert (second.recipe.per_device_train_batch_size, second.recipe.gradient_accumulation_steps) == (2, 2)
-    assert "as attempt 1 went on: `per_device_train_batch_size: 2`" in second.health
+    assert "continuing with the settings of attempt 1: `per_device_train_batch_size: 2`" in second.health
     assert second.session.restarts.now.learning_rate == 5e-4
     with attempt(home, base, Stage.PPO, *keys, of=first.run) as third:
         third.train()
@@ -274,7 +274,7 @@ def test_a_save_without_room_is_made_when_there_is_some(
     with attempt(home, base, Stage.PPO, *PPO, "save_steps=1") as one, monkeypatch.context() as patch:
         patch_call(patch, checkpoint, "seal", 2, no_room)
         one.train()
-    assert "step 2 was not saved; it is tried again when there is room" in one.health
+    assert "step 2 was not saved; it retrying when there is room" in one.health
     assert sorted(path.name for path in one.run.checkpoints.iterdir()) == [f"step-{n:06d}" for n in (1, 2, 3)]
     assert_same(one.run, straight)
 

@@ -107,7 +107,7 @@ def test_a_peer_that_does_not_know_the_secret_is_no_peer(tmp_path: Path) -> None
 def test_ranks_without_a_place_to_meet_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.delenv(MEETING, raising=False)
-    with pytest.raises(StageError, match="no place to meet"):
+    with pytest.raises(StageError, match="no rendezvous directory"):
         meet(0, use_cpu=True)
 
 

@@ -138,16 +138,16 @@ def test_numbers_of_any_kind_are_taken(written: Any, body: str) -> None:
         ("raise SystemExit", "raised SystemExit, for response 0 ('a')"),
         ("return [1.0 if len(r) < 99 else 1 / 0 for r in responses]", "for response 2 ('ccc ccc"),
         ("assert len(responses) < 3; return [1.0]", "for 3 responses together, and for none alone; the first is"),
-        ("return [1.0, 2.0]", "gave 2 numbers for 3 responses. Without one: response 2 ('ccc ccc"),
-        ("return [1.0] * 4", "gave 4 numbers for 3 responses."),
-        ("return 1.0", "gave no list of numbers"),
-        ("return 'abc'", "gave no list of numbers"),
-        ("return None", "gave no list of numbers"),
-        ("return [1.0, math.nan, 1.0]", "gave nan, which is no finite number, for response 1 ('bb [31m')"),
-        ("return [1.0, 1.0, -math.inf]", "gave -inf, which is no finite number, for response 2"),
-        ("return [1e300, 1.0, 1.0]", "gave 1e+300, which is no finite number, for response 0"),
-        ("return ['1', 1.0, 1.0]", "gave 1, which is no finite number, for response 0"),
-        ("return [[1.0], 1.0, 1.0]", "gave a list, which is no finite number, for response 0"),
+        ("return [1.0, 2.0]", "returned 2 numbers for 3 responses. Without one: response 2 ('ccc ccc"),
+        ("return [1.0] * 4", "returned 4 numbers for 3 responses."),
+        ("return 1.0", "must return a list of numbers"),
+        ("return 'abc'", "must return a list of numbers"),
+        ("return None", "must return a list of numbers"),
+        ("return [1.0, math.nan, 1.0]", "returned nan, not a finite number, for response 1 ('bb [31m')"),
+        ("return [1.0, 1.0, -math.inf]", "returned -inf, not a finite number, for response 2"),
+        ("return [1e300, 1.0, 1.0]", "returned 1e+300, not a finite number, for response 0"),
+        ("return ['1', 1.0, 1.0]", "returned 1, not a finite number, for response 0"),
+        ("return [[1.0], 1.0, 1.0]", "returned a list, not a finite number, for response 0"),
     ],
 )
 def test_what_goes_wrong_names_the_function_and_the_text(written: Any, body: str, said: str) -> None:
@@ -195,7 +195,7 @@ def test_what_may_pass_is_asked_again_and_told(tmp_path: Path, written: Any) -> 
     judge._function = service
     assert judge(["q"] * 3, TEXTS) == [1.0] * 3
     assert calls == [3, 3, 3] and waits == [1.0, 5.0]
-    assert notices[0] == "`reward_fn: toy_service:judge` raised TimeoutError: read timed out; asking again in 1 s"
+    assert notices[0] == "`reward_fn: toy_service:judge` raised TimeoutError: read timed out; calling again in 1 s"
     judge._function = lambda **_: 1 / 0
     with pytest.raises(StageError, match="ZeroDivisionError"):  # a mistake does not pass
         judge(["q"], ["r"])

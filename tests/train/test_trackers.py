@@ -87,4 +87,4 @@ def test_the_trainers_own_trackers_end_no_training(reporter: Reporter) -> None:
     trackers.survive_trackers(SimpleNamespace(callback_handler=SimpleNamespace(callbacks=[board])), reporter)
     assert board.on_log() is None and board.tb_writer is None, "the next call makes another writer"
     (event,) = EventReader(reporter.run.attempt_dir(1) / "events.jsonl").read()
-    assert event.data["message"] == "the disk is full: Board lost what it was given"
+    assert event.data["message"] == "the disk is full: Board lost metrics"

@@ -103,7 +103,7 @@ def _run_stage(stage: Stage, run: RunDir, reporter: "Reporter", signals: Signals
 
 
 def _begin_again(error: Exception, recipe: SFTRecipe | RewardRecipe, session: "Session") -> None:
-    """On every rank with smaller batches, when memory ran out here, or because another rank does; else return."""
+    """Restart every rank with smaller batches when memory ran out, or when another rank restarts; else return."""
     from .faults import memory_that_ran_out, smaller_micro_batch
 
     phase = session.reporter.current_phase
@@ -143,7 +143,7 @@ def _write_lineage(recipe: Any, run: RunDir) -> None:
 
 
 def _first_cause(attempt: Path, cause: str) -> str:
-    """The first failure over all ranks: what the others report is that their peer is gone.
+    """Return the first failure over all ranks; the others only report that their peer is gone.
 
     Every failing rank leaves its cause in the attempt's folder; rank 0 reports the earliest.
     """
@@ -157,7 +157,7 @@ def _first_cause(attempt: Path, cause: str) -> str:
 
 
 def _cause(error: Exception, phase: str) -> str:
-    """A failure in one sentence that a person can act on."""
+    """Describe a failure in one sentence that a person can act on."""
     from .faults import is_disk_full, memory_that_ran_out
     from .loading import one_line
 

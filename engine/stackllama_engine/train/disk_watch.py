@@ -1,6 +1,6 @@
-"""What a full disk did not take, as rank 0 sees it, and the room that is held back for the last checkpoint.
+"""Writes that a full disk refused, on rank 0, and the room that is held back for the last checkpoint.
 
-Nothing that cannot be written ends a run. What is small (samples, ``restart.json``, trackers' figures) waits in memory
+Nothing that cannot be written ends a run. What is small (samples, ``restart.json``, trackers' metrics) waits in memory
 and is tried again at each step boundary; as long as any of it waits, or a checkpoint finds no room, the run waits
 (:mod:`.disk_wait`). A reserve as large as a checkpoint lies in the run's directory all the while, so that a run on a
 full disk can be saved and stopped whatever else fills it.
@@ -35,15 +35,15 @@ class _Later(NamedTuple):
 
 
 class DiskWatch:
-    """Rank 0's; on other ranks nothing calls it.
+    """Pending writes and reserved room of a run; only rank 0 calls it.
 
     Args:
         run: the run directory.
         events: this attempt's; None on other ranks.
 
     Attributes:
-        lost: what was given up because too much waited.
-        since: monotonic seconds from when on something waits; None: nothing does.
+        lost: number of writes given up because too much waited.
+        since: monotonic seconds since when something waits; None: nothing does.
     """
 
     def __init__(self, run: RunDir, events: EventWriter | None) -> None:
@@ -66,7 +66,7 @@ class DiskWatch:
         """Write now or, on a full disk, later, in the order of the calls.
 
         Args:
-            what: in a word.
+            what: what is written, in a word.
             write: may be called again; must leave nothing behind when it fails.
             size: bytes of memory that it keeps meanwhile.
 
@@ -85,30 +85,33 @@ class DiskWatch:
 
     @property
     def waits(self) -> bool:
-        """Whether anything small could not be written."""
+        """Whether any small write is pending."""
         return bool(self._later) or (self._events is not None and self._events.waits)
 
     def refused(self) -> None:
-        """A checkpoint found no room. It is tried again as soon as there seems to be some; if there is not (a quota,
-        of which a file system does not tell), after ever longer."""
+        """Record that a checkpoint found no room.
+
+        It is tried again as soon as there seems to be some; if there is not (a quota, which a file system does not
+        report), after ever longer waits.
+        """
         self.since = self.since or time.monotonic()
         self._refusals += 1
         self._again = time.monotonic() + (min(2.0**self._refusals, _LONGEST) if self._refusals > 1 else 0.0)
 
     def poll(self) -> str | None:
-        """Try again, and say why the run has to wait on: ``3 MiB free of the 12 MiB a checkpoint needs``."""
+        """Try again; return why the run has to keep waiting: ``3 MiB free of the 12 MiB a checkpoint needs``."""
         self._write_waiting()
         if self._events is not None:
             self._events.write_waiting()
         try:
             now = free(self._run.path)
         except OSError as error:
-            return f"its room cannot be told ({error.strerror})"
+            return f"free space cannot be determined ({error.strerror})"
         size, files = self._checkpoint()
         if not now.holds(size, files):
             return now.against(size, files)
         if self.waits or time.monotonic() < self._again:
-            return f"{now}, and writing fails all the same"
+            return f"{now}, but writing still fails"
         return None
 
     def _write_waiting(self) -> None:
@@ -125,17 +128,17 @@ class DiskWatch:
     # the reserve
 
     def hold_least(self) -> None:
-        """Before anything is known of a checkpoint: room for a cause or a result; more, where a restart left more."""
+        """Hold back room for a cause or a result until a checkpoint's size is known; keep more if a restart left it."""
         if (held := self._reserve.held) < _LEAST:
             self._hold(_LEAST, _FEW)
         else:
             self._held = (held, _FEW)
 
     def expect(self, written: Path, model: "nn.Module", *, whole: bool) -> str | None:
-        """Hold back room for a checkpoint, of which a rehearsed save tells the size.
+        """Hold back room for a checkpoint, whose size a trial save tells.
 
         Args:
-            written: what the rehearsal wrote.
+            written: what the trial save wrote.
             model: with what is trained marked as such.
             whole: of its weights only first rows were written.
 
@@ -223,12 +226,12 @@ _SIGNS = (
     "Disk quota exceeded",
     "os error 122",
     "failed writing file",
-    "unexpected pos",  # torch.save, which goes on after a failed write and looks where it is
+    "unexpected pos",  # torch.save, which continues after a failed write and checks its position
 )
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether a write failed for want of room."""
+    """Return whether a write failed for lack of room."""
     return is_full(error) or any(sign in str(error) for sign in _SIGNS)
 
 

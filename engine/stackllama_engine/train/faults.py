@@ -30,7 +30,7 @@ _CPU_FULL = "DefaultCPUAllocator: can't allocate memory"
 
 
 def memory_that_ran_out(error: BaseException) -> str | None:
-    """Which memory an allocation failed in; None: it was no such failure."""
+    """Return which memory an allocation failed in; None: the error is of another kind."""
     text = str(error)
     if type(error).__name__ == "OutOfMemoryError" or any(sign in text for sign in _GPU_FULL):
         return "GPU memory"
@@ -121,8 +121,8 @@ class RollbackPolicy:
 
     Args:
         most_skipped: bad steps in a row before a rollback.
-        most_rollbacks: rollbacks before the end.
-        rollbacks: so many there were.
+        most_rollbacks: rollbacks before the run ends.
+        rollbacks: number so far.
     """
 
     def __init__(self, most_skipped: int, most_rollbacks: int, rollbacks: int = 0) -> None:
@@ -132,7 +132,7 @@ class RollbackPolicy:
         self.rollbacks = rollbacks
 
     def after_step(self, step: int, reason: str | None) -> bool:
-        """Whether to roll back, after ``step`` with what was bad about it (None: nothing).
+        """Return whether to roll back, after ``step`` with what was bad about it (None: nothing).
 
         Raises:
             StageError: there were as many rollbacks as are allowed.

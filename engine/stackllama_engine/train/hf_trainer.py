@@ -1,4 +1,4 @@
-"""What the stages on top of transformers' Trainer share: arguments, checkpoints, requests, events."""
+"""Shared parts of the stages on top of transformers' Trainer: arguments, training from a checkpoint, results."""
 
 import json
 import pickle  # for its error alone
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def training_arguments(recipe: SFTRecipe | RewardRecipe, output_dir: Path) -> dict[str, Any]:
-    """The recipe in TrainingArguments' words.
+    """Translate a recipe into TrainingArguments' keywords.
 
     Checkpoints are written into ``output_dir`` and sealed from there; see :class:`RunCallback`.
     """
@@ -64,7 +64,7 @@ def training_arguments(recipe: SFTRecipe | RewardRecipe, output_dir: Path) -> di
         "seed": recipe.seed,
         "logging_steps": recipe.logging_steps,
         "logging_first_step": True,
-        "logging_nan_inf_filter": False,  # a NaN is news
+        "logging_nan_inf_filter": False,  # a NaN must be seen
         "eval_strategy": "steps" if evaluate else "no",
         "eval_steps": recipe.eval_steps if evaluate else None,
         "save_strategy": "steps" if recipe.save_steps else "no",
@@ -94,14 +94,14 @@ def fit(trainer: "Guarded", callback: RunCallback, recipe: SFTRecipe | RewardRec
         reporter.health(session.restarts.now.message)
     reporter.phase("train")
     session.requests.timer = SaveTimer(recipe.save_minutes, reporter)
-    if resume_from and _take_back(trainer, resume_from, recipe.eval_steps):
+    if resume_from and _restore(trainer, resume_from, recipe.eval_steps):
         return
     try:
         trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
     except pickle.UnpicklingError as error:  # transformers reads its own files with `weights_only`
         raise StageError(
-            f"{resume_from} was not resumed from: one of its files holds a pickle that is more than tensors and "
-            "numbers, and nothing of it was executed. Remove this checkpoint to go on from the one before."
+            f"Cannot resume from {resume_from}: one of its files holds a pickle with more than tensors and numbers; "
+            "nothing of it was executed. Remove this checkpoint to resume from the previous one."
         ) from error
     if callback.stopped:
         raise Stopped
@@ -118,7 +118,7 @@ def rehearse_save(trainer: "Trainer", tokenizer: Any, recipe: TrainRecipe, sessi
 
 @contextmanager
 def saving_first(trainer: "Guarded", callback: RunCallback) -> Iterator[None]:
-    """Inside, a stop in the middle of an evaluation saves the state at the last step before it ends the stage.
+    """Save the state at the last step before a stop in the middle of an evaluation ends the stage.
 
     Raises:
         Stopped: asked to stop; a checkpoint is sealed.
@@ -130,11 +130,11 @@ def saving_first(trainer: "Guarded", callback: RunCallback) -> Iterator[None]:
         raise Stopped from None
 
 
-def _take_back(trainer: Any, path: Path, eval_steps: float) -> bool:
-    """What the Trainer does not take back from a checkpoint by itself; whether its last step was the run's last."""
+def _restore(trainer: Any, path: Path, eval_steps: float) -> bool:
+    """Restore what the Trainer does not restore from a checkpoint; return whether its step was the run's last."""
     state = TrainerState.load_from_json(str(path / TRAINER_STATE_NAME))
-    asked = trainer.args.max_steps  # of the recipe, which may have changed
-    if state.global_step >= (asked if asked > 0 else state.max_steps):  # the Trainer would make another one
+    max_steps = trainer.args.max_steps  # of the recipe, which may have changed
+    if state.global_step >= (max_steps if max_steps > 0 else state.max_steps):  # the Trainer would make another one
         trainer._load_from_checkpoint(str(path))
         trainer.state = state
         return True
@@ -147,7 +147,7 @@ def _take_back(trainer: Any, path: Path, eval_steps: float) -> bool:
 
 
 def _restore_token_count(trainer: Any, path: Path) -> None:
-    """TRL counts tokens on the trainer, outside the state it saves, and would begin again at 0."""
+    """Restore TRL's count of tokens, which is outside the state it saves and would begin again at 0."""
     history = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
     counts = [entry["num_tokens"] for entry in history if "num_tokens" in entry]
     trainer._total_train_tokens = int(counts[-1]) if counts else 0
@@ -177,7 +177,7 @@ def _model(trainer: "Trainer") -> Any:
 
 
 def final_evaluation(trainer: "Trainer") -> dict[str, Any]:
-    """The evaluation after the last step, made now unless the schedule has just made it."""
+    """Return the evaluation after the last step, made now unless the schedule has just made it."""
     for entry in reversed(trainer.state.log_history):
         if "eval_loss" in entry and entry["step"] == trainer.state.global_step:
             return entry
@@ -185,12 +185,12 @@ def final_evaluation(trainer: "Trainer") -> dict[str, Any]:
 
 
 def logged(trainer: "Trainer", name: str) -> list[float]:
-    """Every value of one metric that the Trainer logged, over all attempts."""
+    """Return every value of one metric that the Trainer logged, over all attempts."""
     return [entry[name] for entry in trainer.state.log_history if name in entry]
 
 
 def scratch_dir(session: Session) -> Path:
-    """Where the Trainer writes before anything is sealed; emptied at the start of an attempt."""
+    """Return the directory that the Trainer writes into before anything is sealed; emptied when an attempt starts."""
     path = session.run.path / SCRATCH
     if session.is_main:
         shutil.rmtree(path, ignore_errors=True)

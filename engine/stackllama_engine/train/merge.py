@@ -52,7 +52,7 @@ CAST = 0.05
 """Largest difference for a whole model that is only cast, relative to its outputs."""
 
 NOISE = 4.0
-"""How many times the measured noise a difference may be: two measurements of one noise differ by less."""
+"""Largest difference as a multiple of the measured noise: two measurements of one noise differ by less."""
 HALF = 0.5
 """Share of the adapter's effect that a check has to tell from nothing; with less, it verifies nothing."""
 OFF_GRID = 1.37
@@ -60,7 +60,7 @@ OFF_GRID = 1.37
 
 
 class Check(NamedTuple):
-    """What one comparison of merged and unmerged outputs came to."""
+    """Result of one comparison of merged and unmerged outputs."""
 
     difference: float
     noise: float
@@ -83,7 +83,7 @@ def run(recipe: MergeRecipe, session: Session) -> dict[str, Any]:
 
 
 def _merge(recipe: MergeRecipe, source: Path, staging: Path, session: Session) -> dict[str, Any]:
-    """Base + adapter, written to ``staging``, verified there and renamed; as :func:`run`."""
+    """Write base + adapter to ``staging``, verify it there and rename; as :func:`run`."""
     if not (source / "adapter_config.json").is_file():
         return _cast(recipe, source, staging, session)
     reward = _json(source / "adapter_config.json").get("task_type") == "SEQ_CLS"
@@ -152,7 +152,7 @@ def _save(model: Any, tokenizer: "PreTrainedTokenizerBase", staging: Path) -> No
 
 
 def _base(recipe: MergeRecipe, source: Path, session: Session) -> Base:
-    """Where the adapter's base is now: as named, as recorded, or a model of this home with the same weights."""
+    """Find the adapter's base: as named, as recorded, or a model of this home with the same weights."""
     merges = [run.merged for run in Home(session.run.path.parents[1]).runs() if run.merged.is_dir()]
     try:
         found = find_base(source, recipe.base_model_name_or_path, [*merges, DEMO_BASE])
@@ -166,7 +166,7 @@ def _base(recipe: MergeRecipe, source: Path, session: Session) -> Base:
 
 
 def _cast(recipe: MergeRecipe, source: Path, staging: Path, session: Session) -> dict[str, Any]:
-    """After full training there is no adapter: the model itself is stored in the target dtype, and compared."""
+    """Store a fully trained model, which has no adapter, in the target dtype, and compare it."""
     if recipe.base_model_name_or_path:
         raise StageError(f"`base_model_name_or_path`: {source} is a whole model and has no base; leave the key out.")
     config = _json(source / "config.json")
@@ -193,7 +193,7 @@ def _cast(recipe: MergeRecipe, source: Path, staging: Path, session: Session) ->
 
 @torch.no_grad()
 def outputs(model: Any, probes: list[list[int]], device: torch.device, copies: int = 1) -> Tensor:
-    """Next-token log-probabilities (or scores) of each probe, float32 on the CPU, one row per probe.
+    """Compute next-token log-probabilities (or scores) of each probe, float32 on the CPU, one row per probe.
 
     Args:
         model: a language model or a classifier.
@@ -209,17 +209,17 @@ def outputs(model: Any, probes: list[list[int]], device: torch.device, copies: i
 
 
 def difference(one: Tensor, other: Tensor) -> float:
-    """Mean absolute difference of two outputs of the same shape."""
+    """Return the mean absolute difference of two outputs of the same shape."""
     return float((one - other).abs().mean())
 
 
 def magnitude(one: Tensor) -> float:
-    """Mean absolute output."""
+    """Return the mean absolute output."""
     return float(one.abs().mean())
 
 
 def arithmetic_noise(model: Any, probes: list[list[int]], known: Tensor, device: torch.device) -> float:
-    """What float32 arithmetic alone changes in the outputs.
+    """Measure how much float32 arithmetic alone changes the outputs.
 
     Measured: the same model on the same probes in another batch shape, which sums in another order. At least one unit
     in the last place of an output, where a small model happens to sum alike.
@@ -236,7 +236,7 @@ def arithmetic_noise(model: Any, probes: list[list[int]], known: Tensor, device:
 
 @torch.no_grad()
 def rounding_noise(model: Any, probes: list[list[int]], known: Tensor, dtype: str, device: torch.device) -> float:
-    """What rounding weights to a dtype changes in the outputs, whatever the weights.
+    """Measure how much rounding weights to a dtype changes the outputs, whatever the weights.
 
     They lie on the dtype's grid already; moved off it by a factor, rounded and moved back, each has an error as large
     as any weight's. The model is spent afterwards.
@@ -254,7 +254,7 @@ def rounding_noise(model: Any, probes: list[list[int]], known: Tensor, dtype: st
 
 
 def check(found: float, effect: float, allowed: float, noise: float, reason: str) -> Check:
-    """Accept a merge or say why not.
+    """Accept a merge or raise why not.
 
     Args:
         found: difference between merged and unmerged output.
@@ -286,7 +286,7 @@ def _too_small(effect: float, noise: float, recipe: MergeRecipe) -> str:
 
 
 def _json(file: Path) -> dict[str, Any]:
-    """A configuration file.
+    """Read a configuration file.
 
     Raises:
         StageError: it cannot be read.
@@ -307,5 +307,5 @@ def _check_head(reloaded: "PreTrainedModel", trained: Tensor, recipe: MergeRecip
 
 
 def _probes(tokenizer: "PreTrainedTokenizerBase", seed: int) -> list[list[int]]:
-    """Prompts in the template; any language model gives each of them some distribution."""
+    """Return prompts in the template; any language model gives each of them some distribution."""
     return [encode_prompt(tokenizer, question) for question in demo_data.questions("evaluation", seed)[:PROBES]]

@@ -1,4 +1,4 @@
-"""Pairs that a reward model can learn from: both texts fit, and they differ.
+"""Selection of the pairs that a reward model can learn from: both texts fit, and they differ.
 
 A pair whose texts are the same tokens has no better one: its loss is ln 2 whatever the model does, and in an
 evaluation it is a tie that says nothing. Two pairs that contradict each other (A over B, and B over A, to one question)
@@ -30,7 +30,7 @@ class PairFilter:
         self._seen: set[int] | None = None
 
     def __call__(self, pairs: Dataset | IterableDataset) -> Dataset | IterableDataset:
-        """The pairs to learn from; those of a stream are dropped and counted as they come.
+        """Keep the pairs to learn from; a stream's are dropped and counted as they come.
 
         Raises:
             DataError: there is none.
@@ -63,8 +63,8 @@ class PairFilter:
 
 
 def pair_notices(training: PairFilter, held_out: PairFilter) -> list[str]:
-    """What to say of the pairs, a sentence each."""
-    said: dict[str, tuple[Any, Any]] = {
+    """Return notices of the pairs, a sentence each."""
+    counts: dict[str, tuple[Any, Any]] = {
         f"pairs dropped: one of their texts is longer than {training.max_length} tokens": (
             training.too_long,
             held_out.too_long,
@@ -75,4 +75,4 @@ def pair_notices(training: PairFilter, held_out: PairFilter) -> list[str]:
             held_out.contradicting,
         ),
     }
-    return [f"{one} training and {other} evaluation {what}" for what, (one, other) in said.items() if one or other]
+    return [f"{one} training and {other} evaluation {what}" for what, (one, other) in counts.items() if one or other]

@@ -26,7 +26,7 @@ _TIMINGS = ("_runtime", "_per_second", "_preparation_time")
 
 
 class Interrupted(Exception):
-    """A stop was asked for inside an evaluation; raised on every rank alike."""
+    """A stop was requested inside an evaluation; raised on every rank alike."""
 
 
 class RunCallback(TrainerCallback):
@@ -35,13 +35,13 @@ class RunCallback(TrainerCallback):
     Args:
         session: its requests are polled after every optimizer step and every batch of an evaluation.
         keep: which checkpoints stay.
-        answers: for who asks for samples; None where the stage answers nothing.
+        answers: generates samples on request; None where the stage generates no text.
     """
 
     def __init__(self, session: Session, keep: checkpoint.Retention, answers: Answers | None = None) -> None:
         self.stopped = False
         self.save_failed = False
-        """Of this rank's part of the checkpoint that is being written."""
+        """Whether this rank's part of the current checkpoint could not be written."""
         self.trainer: Any = None
         self.resumed_from: Path | None = None
         self._reporter = session.reporter
@@ -59,10 +59,9 @@ class RunCallback(TrainerCallback):
     def on_train_begin(
         self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: Any
     ) -> None:
-        """The recipe's intervals, the averages since the last log, and after a rollback the smaller learning rate, now
-        that a checkpoint's state is loaded.
+        """Restore intervals, averages and, after a rollback, the smaller learning rate; the state is loaded by now.
 
-        The Trainer would go on with the checkpoint's `logging_steps`, `eval_steps` and `save_steps`
+        The Trainer would continue with the checkpoint's `logging_steps`, `eval_steps` and `save_steps`
         (transformers#36303).
         """
         state.compute_steps(args, state.max_steps)
@@ -74,15 +73,15 @@ class RunCallback(TrainerCallback):
     def on_step_end(
         self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: Any
     ) -> None:
-        """Serve what was asked for in the meantime."""
+        """Serve the requests that came in the meantime."""
         self._reporter.progress(state.global_step, state.max_steps)
         wanted = serve(self._requests, self._reporter, state.global_step, self._service)
         self._save_asked = wanted.save
         self._by_time = wanted.due and not (control.should_save or wanted.save or wanted.stop)
         if wanted.save or wanted.due:
             control.should_save = True
-        # where an evaluation is due now, its first batch breaks off and leaves: random numbers are then drawn as if
-        # the run had gone on
+        # where an evaluation is due now, it ends at its first batch: random numbers are then drawn as if the run had
+        # continued
         if wanted.stop and not control.should_evaluate:
             control.should_save = True
             self.stopped = control.should_training_stop = True
@@ -90,7 +89,7 @@ class RunCallback(TrainerCallback):
     def on_log(
         self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: Any
     ) -> None:
-        """Metrics under the names that TRL gives them."""
+        """Report metrics under the names that TRL gives them."""
         logs: dict[str, Any] = kwargs["logs"]
         metrics = {
             name: value
@@ -111,7 +110,7 @@ class RunCallback(TrainerCallback):
     def on_prediction_step(
         self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: Any
     ) -> None:
-        """An evaluation has begun: it may take longer than many steps, and says so.
+        """Report that an evaluation runs: it may take longer than many steps.
 
         Raises:
             Interrupted: a stop is wanted.
@@ -120,13 +119,13 @@ class RunCallback(TrainerCallback):
             self._phase_before = self._reporter.current_phase
             if self._phase_before != "evaluate":
                 self._reporter.phase("evaluate")
-        self.look()
+        self.check_stop()
 
-    def look(self) -> None:
-        """A point inside an evaluation at which every rank learns of a stop.
+    def check_stop(self) -> None:
+        """End an evaluation early on every rank when a stop is wanted (a collective).
 
         Raises:
-            Interrupted: it is wanted.
+            Interrupted: a stop is wanted.
         """
         if self._requests.agree().stop:
             raise Interrupted
@@ -134,13 +133,13 @@ class RunCallback(TrainerCallback):
     def on_evaluate(
         self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: Any
     ) -> None:
-        """Back to what was done before."""
+        """Return to the phase before the evaluation."""
         if self._phase_before not in (None, "evaluate"):
             self._reporter.phase(str(self._phase_before))
         self._phase_before = None
 
     def _throughput(self, metrics: dict[str, Any]) -> dict[str, float]:
-        """``tokens_per_second`` since the log before; an evaluation in between is not counted."""
+        """Return ``tokens_per_second`` since the log before; an evaluation in between is not counted."""
         now, before = time.monotonic(), self._counted
         tokens = metrics.get("num_tokens")
         if tokens is None:  # an evaluation: training goes on from here
@@ -166,7 +165,7 @@ class RunCallback(TrainerCallback):
                 self._write(state.global_step)
 
     def begin_save(self) -> None:
-        """The Trainer is about to write."""
+        """Start the save timer, as the Trainer is about to write."""
         if self._requests.timer is not None:
             self._requests.timer.begin()
 
@@ -183,10 +182,10 @@ class RunCallback(TrainerCallback):
         self._seal(Path(self.trainer.args.output_dir), step)
 
     def _seal(self, scratch: Path, step: int) -> None:
-        """Every rank calls it. Where the disk is full it waits and has the Trainer write again.
+        """Seal a checkpoint; on a full disk, wait and have the Trainer write again (a collective).
 
         Raises:
-            StageError: there was no room also in the reserve, and the run has to stop.
+            StageError: there was no room even in the reserve, and the run has to stop.
         """
         written = iter([True])  # the first time, the Trainer has just done so
 
@@ -210,7 +209,7 @@ class RunCallback(TrainerCallback):
             raise self._saver.lost(step, checkpoints)
 
     def _publish(self, written: Path, step: int) -> bool:
-        """Whether what every rank has written is a checkpoint now; the same on every rank."""
+        """Publish what every rank has written; return whether it is a checkpoint now (a collective)."""
         failed = self._requests.agree(self.save_failed).failed
         self.save_failed = False
         if self._reporter.is_main:

@@ -11,7 +11,7 @@ from .reporting import Reporter
 
 
 def newest_sealed(checkpoints: Path) -> Path | None:
-    """The newest checkpoint by name; whether it verifies is not looked at."""
+    """Return the newest checkpoint by name, verified or not."""
     return next(reversed(sealed(checkpoints)), None)
 
 
@@ -26,7 +26,7 @@ class Saver:
         self._reporter = reporter
 
     def save(self, step: int, write: Callable[[], object]) -> bool:
-        """Write a checkpoint; False when the disk had no room for it, which is said, and of it nothing stays."""
+        """Write a checkpoint; return False, report it and leave nothing behind when the disk had no room for it."""
         try:
             write()
         except Exception as error:  # libraries report a full disk in classes of their own
@@ -40,17 +40,17 @@ class Saver:
         return True
 
     def failed(self, step: int) -> None:
-        """Remove what a failed save left behind, and say so."""
+        """Remove what a failed save left behind, and report it."""
         for path in self._reporter.run.checkpoints.glob(f"{UNSEALED}*"):
             shutil.rmtree(path, ignore_errors=True)
         self._reporter.disk.refused()
-        self._reporter.health(f"the disk is full: step {step} was not saved; it is tried again when there is room")
+        self._reporter.health(f"the disk is full: step {step} was not saved; retrying when there is room")
 
     def lost(self, step: int, checkpoints: Path) -> StageError:
-        """Why a stage that was asked to stop cannot promise what a stop promises."""
+        """Return the error of a stage that was asked to stop and could not save."""
         newest = newest_sealed(checkpoints)
-        kept = f"`runs resume` goes on from {newest.name}" if newest else "there is no checkpoint before it"
+        resumable = f"`runs resume` continues from {newest.name}" if newest else "there is no checkpoint before it"
         return StageError(
-            f"The disk is full in phase save: asked to stop, step {step} could not be saved; {kept}. "
+            f"The disk is full in phase save: asked to stop, step {step} could not be saved; {resumable}. "
             f"Make room under {checkpoints.parent}."
         )

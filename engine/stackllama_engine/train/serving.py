@@ -14,11 +14,11 @@ _PAUSE_SECONDS = 0.3
 
 @dataclass(frozen=True)
 class Service:
-    """What a stage does when asked.
+    """A stage's answers to requests.
 
     Attributes:
-        change: make a change; returns a sentence about it.
-        sample: answer held-out questions after this step; None where the stage answers nothing.
+        change: makes a change; returns a sentence about it.
+        sample: generates samples for held-out prompts after this step; None where the stage generates no text.
     """
 
     change: Callable[[Change], str]
@@ -26,7 +26,7 @@ class Service:
 
 
 def serve(asked: Requests, reporter: Reporter, step: int, service: Service) -> Wanted:
-    """Serve what waits after ``step`` steps, and sit out a pause; every rank alike.
+    """Serve the requests that wait after ``step`` steps, and wait out a pause; collective.
 
     Returns:
         as soon as a stop or a save is wanted, or a save due, which are the caller's to do (``asked.paused`` then still
@@ -51,7 +51,7 @@ def serve(asked: Requests, reporter: Reporter, step: int, service: Service) -> W
         if wanted.pause:
             _pause(asked, reporter, step)
         if wanted.go_on:
-            _go_on(asked, reporter, step)
+            _resume(asked, reporter, step)
         if wanted.stop or wanted.save or wanted.due or not asked.paused:
             return wanted
         time.sleep(_PAUSE_SECONDS)
@@ -61,13 +61,13 @@ def _pause(asked: Requests, reporter: Reporter, step: int) -> None:
     if not asked.paused:
         asked.paused = True
         reporter.phase(PAUSED)
-        reporter.health(f"paused after step {step}; everything stays in memory, the GPU's too, until it is continued")
+        reporter.health(f"paused after step {step}; GPU memory stays allocated until resumed")
     asked.served("pause", step)
 
 
-def _go_on(asked: Requests, reporter: Reporter, step: int) -> None:
+def _resume(asked: Requests, reporter: Reporter, step: int) -> None:
     if asked.paused:
         asked.paused = False
-        reporter.health(f"continued after step {step}")
+        reporter.health(f"resumed after step {step}")
         reporter.phase("train")
     asked.served("continue", step)

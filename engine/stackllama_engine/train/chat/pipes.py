@@ -17,7 +17,7 @@ _NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class Inbox:
-    """Requests in their order; what is cancelled is known at once.
+    """Requests in their order; cancellations take effect at once.
 
     Args:
         descriptor: where lines are read from; its end is the end of this process.
@@ -26,21 +26,21 @@ class Inbox:
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
         self._waiting: queue.SimpleQueue[Ask | Failure] = queue.SimpleQueue()
-        self._open: dict[int, bool] = {}  # questions not yet done → whether they were cancelled
+        self._open: dict[int, bool] = {}  # requests in progress → whether they were cancelled
         self._lock = threading.Lock()
         threading.Thread(target=self._read, name="stdin", daemon=True).start()
 
     def next(self) -> Ask | Failure:
-        """The next question, or what to answer to a line that was none. Waits."""
+        """Wait for the next request, or for the failure to report about an invalid line."""
         return self._waiting.get()
 
     def cancelled(self, question: int) -> bool:
-        """Whether nobody waits for this answer any more."""
+        """Return whether this request was cancelled."""
         with self._lock:
             return self._open.get(question, False)
 
     def finished(self, question: int) -> None:
-        """Nothing more will be said about it."""
+        """Forget a request: no more replies to it follow."""
         with self._lock:
             self._open.pop(question, None)
 
@@ -70,7 +70,7 @@ class Inbox:
                     if question in self._open:
                         self._open[question] = True
                 case Ask(id=question) if question in self._open:
-                    self._waiting.put(Failure(error=f"question {question} is still being answered; use another id"))
+                    self._waiting.put(Failure(error=f"request {question} is still in progress; use another id"))
                 case Ask(id=question):
                     self._open[question] = False
                     self._waiting.put(request)
@@ -89,7 +89,7 @@ class Outbox:
         self._encode = msgspec.json.Encoder().encode
 
     def write(self, reply: Reply) -> None:
-        """One line.
+        """Write a reply as one line.
 
         Raises:
             BrokenPipeError: nobody reads.
@@ -100,7 +100,7 @@ class Outbox:
 
 
 def _id_of(line: bytes) -> int | None:
-    """The id of a request that is otherwise wrong, so that the answer finds whoever asked."""
+    """Read the id of an otherwise invalid request, so that the failure can be matched to it."""
 
     class Id(msgspec.Struct):
         id: int | None = None

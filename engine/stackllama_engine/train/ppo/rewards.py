@@ -1,17 +1,18 @@
-"""2 score: everything that judges a response, each component kept apart, and their weighted sum.
+"""2 score: reward components of a response, each kept apart, and their weighted sum.
 
 score = ``reward_model_weight`` · reward model + ``reward_fn_weight`` · function
 − ``length_penalty`` · tokens beyond ``length_penalty_start`` − ``repetition_penalty`` · share of repeated n-grams.
 
-A function may abstain from a response: its component is then NaN, and left out of the sum. Where nothing else judges
-the response either, its score is the mean of those that were judged (:func:`fill_abstained`), which speaks neither for
-it nor against it.
+A function may abstain from a response: its component is then NaN, and left out of the sum. Where there is no reward
+model either, the score is the mean of the other responses' (:func:`fill_abstained`), which favours it neither way.
 
 After the sum come normalisation and clipping (:class:`RewardScaling`), then the baseline and the penalty of a missing
 end (:func:`final_scores`).
 
-The reward model is the reward stage's adapter on the shared base, or a model of its own. It reads question and answer
-through text, in the template and encoding of its training.
+The reward model is the reward stage's adapter on the shared base, or a model of its own. It reads prompt and response
+as text, in the template and encoding of its training.
+
+Shapes: ``B`` responses, ``b`` of a micro-batch, ``T`` tokens of a text, ``H`` hidden width.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -54,12 +55,12 @@ class Unscored(StageError):
 
 
 class Answer(NamedTuple):
-    """A response as the judge sees it."""
+    """A response as text, as reward model and function read it."""
 
     question: str
     text: str
     ended: bool
-    """Whether it ended with the end token."""
+    """True: it ended with the end token."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Scores:
     """The scores of a rollout on their way into the rewards, ``[B]`` each; all but the first in PPO's units."""
 
     raw: Tensor
-    """What the judges said."""
+    """The weighted sum of the components."""
     scaled: Tensor
     """After normalisation and clipping."""
     final: Tensor
@@ -81,7 +82,7 @@ class Rewards:
         recipe: the PPO recipe.
         base: where the reward model's adapter goes, when it belongs to the same base.
         tokenizer: the policy's.
-        reporter: told about a second model in memory.
+        reporter: gets a notice of a second model in memory.
 
     Raises:
         StageError: reward model or function cannot be had.
@@ -106,8 +107,9 @@ class Rewards:
     def components(
         self, answers: Sequence[Answer], responses: Sequence[Sequence[int]], micro_batch_size: int
     ) -> dict[str, Tensor]:
-        """Each component by its metric's name, float32 ``[B]``: the model's and the function's as they gave it, a
-        penalty as what is subtracted (so at most 0).
+        """Compute each component under its metric's name, float32 ``[B]``.
+
+        The model's and the function's are as they returned them, penalties at most 0.
 
         Args:
             answers: responses as text, ``B`` of them.
@@ -224,7 +226,7 @@ class RewardScaling:
 
 
 def final_scores(recipe: PPORecipe, scores: Tensor, answers: Sequence[Answer]) -> Tensor:
-    """Scores as PPO sees them: minus the baseline; those of responses that never ended penalised, or replaced.
+    """Subtract the baseline; penalise or replace the scores of responses without an end token; ``[B]``.
 
     Args:
         scores: in the units of the recipe's reward scaling, ``[B]``.
@@ -234,7 +236,7 @@ def final_scores(recipe: PPORecipe, scores: Tensor, answers: Sequence[Answer]) -
 
 
 def with_ends(recipe: PPORecipe, scores: Tensor, answers: Sequence[Answer]) -> Tensor:
-    """Scores ``[B]``, those of responses that never ended penalised, or replaced."""
+    """Penalise or replace the scores, ``[B]``, of responses without an end token."""
     ended = torch.tensor([answer.ended for answer in answers], device=scores.device)  # bool [B]
     scores = scores - recipe.eos_penalty * ~ended
     if recipe.missing_eos_reward is not None:
@@ -243,7 +245,7 @@ def with_ends(recipe: PPORecipe, scores: Tensor, answers: Sequence[Answer]) -> T
 
 
 def excess_length(tokens: int, start: int) -> int:
-    """Tokens beyond ``start``; 0 for a response that is not longer.
+    """Count tokens beyond ``start``; 0 for a response that is not longer.
 
     Length and repetition are known ways of cheating a reward model: StackLLaMA's policy learned to repeat code fences
     (https://huggingface.co/blog/stackllama).
@@ -252,7 +254,7 @@ def excess_length(tokens: int, start: int) -> int:
 
 
 def repeated_share(ids: Sequence[int], n: int) -> float:
-    """Share of a response's n-grams that stand in it before: 1 − distinct-n (arXiv:1510.03055, section 5).
+    """Compute the share of a response's n-grams that occur in it before: 1 − distinct-n (arXiv:1510.03055, section 5).
 
     Args:
         ids: the response's tokens, without its end token.
@@ -268,7 +270,7 @@ def repeated_share(ids: Sequence[int], n: int) -> float:
 def load_scorer(
     recipe: PPORecipe, base: SharedBase, tokenizer: "PreTrainedTokenizerBase", reporter: Reporter
 ) -> "SharedScorer | SeparateScorer":
-    """The reward model of the recipe; on the shared base when it was trained on that base.
+    """Load the reward model of the recipe; on the shared base when it was trained on that base.
 
     Raises:
         StageError: it cannot be loaded, or has no score head.
@@ -297,7 +299,7 @@ class SharedScorer:
         self.head.weight = nn.Parameter(weight, requires_grad=False)
 
     def check_length(self, tokens: int, keys: str, reporter: Reporter) -> None:
-        """The policy's own check holds for this model, which is the policy's base."""
+        """Do nothing: the policy's own check holds for this model, which is the policy's base."""
 
     @torch.no_grad()
     def __call__(self, answers: Sequence[Answer], micro_batch_size: int) -> Tensor:
@@ -363,7 +365,7 @@ def last_token(input_ids: Tensor, pad: int) -> Tensor:
 
 
 def _encode(tokenizer: "PreTrainedTokenizerBase", answer: Answer) -> list[int]:
-    """Token ids of question and answer. A tokenizer without an end token (BERT's) wraps the text in its own."""
+    """Encode prompt and response; a tokenizer without an end token (BERT's) wraps the text in its own."""
     if tokenizer.eos_token_id is not None:
         return encode_text(tokenizer, *answer)
     ids: Any = tokenizer(text(answer.question, answer.text.strip()), split_special_tokens=True)["input_ids"]
@@ -374,8 +376,8 @@ def _load_separate(name: str, recipe: PPORecipe, device: torch.device) -> Any:
     path = Path(name)
     if not (path / "adapter_config.json").is_file():
         return models.load_plain(name, None, recipe.dtype, device, reward=True)
-    found = find_base(path)
-    base = models.load_plain(found.name, found.revision, recipe.dtype, device, reward=True, new_head=True)
+    source = find_base(path)
+    base = models.load_plain(source.name, source.revision, recipe.dtype, device, reward=True, new_head=True)
     score_weight(path)  # a reward adapter without its head would score at random
     return models.load_adapter(base, path).merge_and_unload()
 

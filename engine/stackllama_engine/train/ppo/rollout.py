@@ -1,6 +1,6 @@
-"""One rollout: what was sampled, everything computed from it before the update, and who does that on a rank.
+"""One rollout: what was sampled, everything computed from it before the update, and the worker that does it.
 
-Shapes: ``B`` responses, ``P`` longest prompt, ``R`` longest response.
+Shapes: ``B`` responses, ``P`` longest prompt, ``R`` longest response; ``b``, ``p`` and ``r`` of a micro-batch.
 """
 
 import math
@@ -37,7 +37,7 @@ Sampler = Callable[[Sequence[Sequence[int]], Sequence[Noise], int], Responses]
 
 @dataclass(frozen=True)
 class Rollout:
-    """Prompts padded on the left, responses on the right."""
+    """Prompts padded on the left, responses on the right, and everything computed from them before the update."""
 
     input_ids: Tensor
     """int64 ``[B, P + R]``."""
@@ -48,9 +48,9 @@ class Rollout:
     answers: list[Answer]
     """The responses as text, ``B`` of them."""
     old: Outputs
-    """The policy that sampled, float32 ``[B, R]`` each."""
+    """Outputs of the policy that sampled, float32 ``[B, R]`` each."""
     ref_logprobs: Tensor
-    """float32 ``[B, R]``."""
+    """Log-probabilities of the reference, float32 ``[B, R]``."""
     scores: Tensor
     """The weighted sum of the components, float32 ``[B]``."""
     components: dict[str, Tensor] = field(default_factory=dict)
@@ -63,7 +63,7 @@ class Rollout:
 
     @cached_property
     def lengths(self) -> Lengths:
-        """Of prompts and responses."""
+        """Lengths of prompts and responses."""
         return lengths_of(self.attention_mask, self.responses)
 
     def select(self, batch: PackedBatch) -> "Rollout":
@@ -80,7 +80,7 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Advantages:
-    """What the update is made from, float32 ``[B, R]`` each."""
+    """Inputs of the update besides the rollout, float32 ``[B, R]`` each; see :func:`.algorithm.compute_advantages`."""
 
     kl: Tensor
     advantages: Tensor
@@ -98,7 +98,7 @@ class Advantages:
 def pad_tokens(
     prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], pad: int, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Token ids ``[B, P + R]``, attention mask ``[B, P + R]`` and response mask ``[B, R]``."""
+    """Build token ids ``[B, P + R]``, attention mask ``[B, P + R]`` and response mask ``[B, R]``."""
     left, right = max(map(len, prompts)), max(map(len, responses))
     ids, attention, mask = [], [], []
     for prompt, response in zip(prompts, responses, strict=True):
@@ -114,7 +114,7 @@ def pad_tokens(
 
 
 def lengths_of(attention_mask: Tensor, responses: int) -> Lengths:
-    """Lengths from the attention mask ``[B, P + R]``."""
+    """Read lengths from the attention mask ``[B, P + R]``."""
     split = attention_mask.shape[1] - responses
     prompt_lengths = attention_mask[:, :split].sum(1)  # [B]
     response_lengths = attention_mask[:, split:].sum(1)  # [B]
@@ -159,19 +159,19 @@ def policy_outputs(
 
 
 def sequence_sum(values: Tensor, mask: Tensor) -> Tensor:
-    """Sum over each response, ``[B]``."""
+    """Sum ``values``, ``[B, R]``, over the tokens of each response; ``[B]``."""
     return losses.masked(values, mask).sum(1)
 
 
 class RolloutWorker:
-    """Generates and scores rollouts on this rank. No collective but where it says so.
+    """Generates and scores rollouts on this rank, without collectives except where stated.
 
     Args:
         recipe: the PPO recipe.
-        session: asked between two pieces of work whether to break off; sums over all ranks.
+        session: tells between two pieces of work whether a stop waits; sums over all ranks.
         base: policy and reference.
         tokenizer: the policy's.
-        rewards: score a response.
+        rewards: scores responses.
         batch_sizes: micro-batch sizes.
     """
 
@@ -194,7 +194,7 @@ class RolloutWorker:
         self._sample: Sampler = VllmSampler(recipe, session, base) if recipe.use_vllm else self._sample_here
 
     def respond(self, prompts: Sequence[Prompt], noise: Sequence[Noise], eos: int) -> Responses:
-        """1 sample: a response a prompt.
+        """1 sample: generate one response per prompt.
 
         Raises:
             LeftEarly: a stop waits.
@@ -205,7 +205,7 @@ class RolloutWorker:
     def respond_here(
         self, prompts: Sequence[Prompt], noise: Sequence[Noise], eos: int, acting: AbstractContextManager[None]
     ) -> Responses:
-        """As :meth:`respond` and never through vLLM: by whom ``acting`` makes active.
+        """Generate as :meth:`respond`, but never through vLLM, with the model that ``acting`` makes active.
 
         Raises:
             LeftEarly: a stop waits.
@@ -224,12 +224,12 @@ class RolloutWorker:
         responses: Sequence[Sequence[int]],
         acting: AbstractContextManager[None] | None = None,
     ) -> Rollout:
-        """2 score and 3 reference, and the policy's own log-probabilities and values.
+        """2 score and 3 reference; the policy's own log-probabilities and values as well.
 
         Args:
             prompts: ``B`` of them.
             responses: one per prompt.
-            acting: makes active who sampled, where that was not the policy.
+            acting: context in which the model that sampled is active, where that was not the policy.
 
         Raises:
             LeftEarly: a stop waits.
@@ -273,7 +273,7 @@ class RolloutWorker:
         )
 
     def fill_abstained(self, rollout: Rollout) -> Rollout:
-        """Give responses that every judge abstained from the mean of the others; every rank calls it."""
+        """Give responses without a score the mean of the others; collective."""
         if not self._recipe.reward_fn:
             return rollout
         return replace(rollout, scores=fill_abstained(rollout.scores, abstained(rollout.components), self._reduce))
@@ -284,7 +284,7 @@ class RolloutWorker:
         return Answer(question, str(text).strip(), ended)
 
     def rows(self, rollout: Rollout, kl: Tensor) -> list[dict[str, Any]]:
-        """One row a response, as in ``samples.jsonl``; ``kl`` is ``[B]``."""
+        """Make one row per response, as in ``samples.jsonl``; ``kl`` is ``[B]``."""
         rows: list[dict[str, Any]] = []
         lengths = rollout.mask.sum(1).int().tolist()
         components = {name: values.tolist() for name, values in rollout.components.items()}
@@ -311,37 +311,40 @@ class RolloutWorker:
         return rows
 
     def not_finite(self, rollout: Rollout) -> str | None:
-        """What of a rollout is NaN or infinite, over all ranks; None: nothing."""
+        """Describe what of a rollout is NaN or infinite, over all ranks; None: nothing is. Collective."""
         logprobs = (losses.masked(each, rollout.mask) for each in (rollout.old.logprobs, rollout.ref_logprobs))
         bad = torch.stack([(~torch.isfinite(tensor)).sum() for tensor in (rollout.scores, *logprobs)])
         scores, policy, reference = self._reduce(bad).tolist()
         if not (scores or policy or reference):
             return None
         if self.nothing_scored(rollout) and not (policy or reference):
-            return f"`reward_fn: {self._recipe.reward_fn}` abstained from all {scores} responses and is the only judge"
+            return (
+                f"`reward_fn: {self._recipe.reward_fn}` abstained from all {scores} responses, and there is no reward "
+                "model"
+            )
         return (
             f"NaN or infinity in {scores} scores, {policy} log-probabilities of the policy and {reference} of the "
             "reference"
         )
 
     def check_finite(self, rollout: Rollout) -> None:
-        """On all ranks alike.
+        """Raise on every rank if anything is not finite.
 
         Raises:
-            Unscored: nobody judged any response.
+            Unscored: no response has a score.
             StageError: a score or log-probability is NaN or infinite.
         """
         if not (bad := self.not_finite(rollout)):
             return
         if self.nothing_scored(rollout):
-            raise Unscored(f"{bad}: return a number for some of them, or name a `reward_model_path` as well.")
+            raise Unscored(f"{bad}: return a number for some of them, or set `reward_model_path` as well.")
         raise StageError(
             f"{bad}. Use `bf16: true` or `dtype: bfloat16` instead of float16, or lower `learning_rate`; "
             "checkpoints are untouched."
         )
 
     def nothing_scored(self, rollout: Rollout) -> bool:
-        """Whether every judge abstained from every response of all ranks; after :meth:`fill_abstained`, alike on all.
+        """Return whether no response of any rank has a score, after :meth:`fill_abstained`; the same on every rank.
 
         A mean of others fills a gap, so that gaps on all of a rank mean that there is no other on any rank.
         """

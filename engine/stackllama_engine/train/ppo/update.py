@@ -44,17 +44,17 @@ class UpdateStats:
 
     sums: PPOStats
     first: PPOStats | None = None
-    """The same of the very first mini-batch. The learner is compared with itself there: a ratio of 1 and an approxkl of
+    """Sums of the very first mini-batch. The learner is compared with itself there: a ratio of 1 and an approxkl of
     0 prove that its pass is deterministic, and nothing about the sampler (see :mod:`.mismatch`)."""
     grad_norm: float = 0.0
-    """Of the policy, before clipping, in the newest mini-batch that was applied."""
+    """The policy's, before clipping, in the newest mini-batch that was applied."""
     value_grad_norm: float = 0.0
-    """Of the critic, likewise."""
+    """The critic's, likewise."""
     updates: int = 0
     skipped: int = 0
     stopped_early: bool = False
     policykl: float = 0.0
-    """Of the newest mini-batch: mean old − new log-probability."""
+    """Mean old − new log-probability of the newest mini-batch."""
 
     @classmethod
     def empty(cls, device: torch.device) -> "UpdateStats":
