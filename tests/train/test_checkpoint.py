@@ -64,7 +64,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("reason", list(DAMAGE))
-def test_damage_is_found_named_and_passed_over(run: RunDir, reporter: Reporter, reason: str) -> None:
+def test_damaged_checkpoint_is_named_and_skipped(run: RunDir, reporter: Reporter, reason: str) -> None:
     older, path = write(run, 2), write(run, 3)
     assert contract.problem(path) is None
     DAMAGE[reason](path)
@@ -120,9 +120,7 @@ def test_without_a_limit_one_by_time_stays_until_the_next(run: RunDir) -> None:
     assert names(run) == [4, 8, 9]
 
 
-def test_nobody_is_told_that_nothing_was_measured_where_the_clock_chose_the_step(
-    run: RunDir, reporter: Reporter
-) -> None:
+def test_missing_metric_is_no_notice_for_a_checkpoint_by_time(run: RunDir, reporter: Reporter) -> None:
     for step in (1, 2):
         staging = checkpoint.staging_dir(run.checkpoints, step)
         checkpoint.publish(reporter, staging, step, Retention(newest=1, metric="eval_loss"), by_time=step == 1)

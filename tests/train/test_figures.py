@@ -1,4 +1,4 @@
-"""What a rollout comes to, by hand."""
+"""Metrics of a rollout, computed by hand."""
 
 from dataclasses import replace
 from typing import Any
@@ -50,7 +50,7 @@ def metrics_of(keys: PPORecipe, found: Rollout) -> dict[str, float]:
     return objective(found, Scores(found.scores, scaled, scores), penalty, [{}, {}], keys, 0.2, alone)[0]
 
 
-def test_means_over_the_responses_of_all_ranks() -> None:
+def test_objective_is_a_mean_over_the_responses_of_all_ranks() -> None:
     raw = torch.tensor([3.0, 1.0])
     scores, penalty = Scores(raw, raw, torch.tensor([2.0, 1.0])), torch.tensor([0.5, 1.5])
     rows = [{"utility": 1.0}, {"utility": 0.0}]

@@ -147,7 +147,7 @@ def test_a_token_without_an_embedding_is_refused_unless_no_text_becomes_it(base:
 
 
 def bert(base: Path, path: Path, labels: int, most: int = 64) -> Path:
-    """A classifier whose tokenizer has no end token and wraps every text itself."""
+    """Save a classifier whose tokenizer has no end token and wraps every text itself."""
     tokenizer: Any = models.load_tokenizer(str(base))
     config = BertConfig(**tiny(num_labels=labels), intermediate_size=8, max_position_embeddings=most, pad_token_id=0)
     torch.manual_seed(0)

@@ -49,7 +49,7 @@ def saved(base: Path, path: Path, model: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def tied(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Llama whose head is its embeddings."""
+    """Save a Llama whose head is its embeddings."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=400,

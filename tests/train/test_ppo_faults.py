@@ -34,7 +34,7 @@ def home(tmp_path: Path) -> Home:
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory: pytest.TempPathFactory, base: Path) -> dict[str, torch.Tensor]:
-    """What is trained when nothing happens."""
+    """Train without any fault; return the weights."""
     with attempt(Home(tmp_path_factory.mktemp("straight")), base, Stage.PPO, *PPO) as undisturbed:
         undisturbed.train()
     return weights(undisturbed.run)
@@ -169,7 +169,7 @@ def test_the_update_goes_on_in_smaller_micro_batches_with_the_same_gradients(
 
 
 @pytest.mark.parametrize("part", ["sample", "policy_outputs"])
-def test_sampling_and_scoring_go_on_with_fewer_rows(
+def test_sampling_and_scoring_continue_with_smaller_micro_batches(
     part: str, home: Home, base: Path, straight: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with attempt(home, base, Stage.PPO, *PPO) as one, monkeypatch.context() as patch:
@@ -228,7 +228,7 @@ def test_bad_steps_in_a_row_lead_back_to_the_checkpoint_with_half_the_learning_r
     assert one.metrics("ppo/updates") == {1: 2.0, 2: 2.0, 3: 2.0, 4: 2.0}
 
 
-def test_there_is_an_end_to_rolling_back(home: Home, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rollbacks_have_a_limit(home: Home, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Poison(monkeypatch, range(1, 100))
     cause = r"Step 1: NaN or infinity in 4 scores.*after 2 rollbacks.*learning_rate"
     keys = (*PPO, "max_skipped_steps=1", "max_rollbacks=2")

@@ -64,7 +64,7 @@ else:
 
 
 def two_ranks(program: str, place: Path) -> list[str]:
-    """What rank 0 and rank 1 print."""
+    """Return what rank 0 and rank 1 print."""
     environment = os.environ | {
         "WORLD_SIZE": "2",
         MEETING: str(place),

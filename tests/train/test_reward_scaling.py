@@ -44,7 +44,7 @@ class Ranks:
         return total
 
 
-def test_moments_by_hand() -> None:
+def test_scaling_by_hand() -> None:
     scaling = RewardScaling(True, None, alone)
     # 1 and 3: mean 2, deviation √((1 + 1) / 1) = √2
     scaled, metrics = scaled_with_metrics(scaling, torch.tensor([1.0, 3.0]))
@@ -68,18 +68,18 @@ def test_merged_moments_are_those_of_all_numbers(batches: list[list[float]]) -> 
     assert scaling.moments.std == pytest.approx(std, abs=1e-6)
 
 
-def test_nothing_seen_changes_nothing() -> None:
+def test_moments_of_nothing_change_nothing() -> None:
     seen = Moments(3, 1.0, 2.0)
     assert Moments().merge(seen) == seen == seen.merge(Moments())
     assert Moments().merge(Moments()) == Moments()
 
 
-def test_equal_scores_are_no_opinion() -> None:
+def test_equal_scores_are_scaled_to_zero() -> None:
     scaled, _ = scaled_with_metrics(RewardScaling(True, None, alone), torch.full((7,), 0.1))
     assert scaled.abs().max() < 1e-3
 
 
-def test_two_ranks_see_what_one_sees() -> None:
+def test_scaling_on_two_ranks_equals_one() -> None:
     batches = torch.tensor([[1.0, 2.0, 9.0, -4.0], [0.5, 0.25, 3.0, 8.0]])
     one, ranks = RewardScaling(True, 1.0, alone), Ranks(2)
     two = [RewardScaling(True, 1.0, ranks.reduce) for _ in range(2)]
@@ -103,7 +103,7 @@ def test_clipping_is_in_units_after_normalisation() -> None:
     assert metrics.keys() == {"objective/score_clipfrac"}
 
 
-def test_off_it_is_not_there() -> None:
+def test_scaling_that_is_off_changes_nothing() -> None:
     scores = torch.tensor([3.0, -5.0])
     scaling = RewardScaling(False, None, alone)
     assert scaled_with_metrics(scaling, scores) == (scores, {}) and scaling.moments == Moments()

@@ -31,7 +31,7 @@ TEXTS = ["a", "bb\x1b[31m", "ccc " * 50]
 
 @pytest.fixture
 def written(tmp_path: Path) -> Iterator[Any]:
-    """Writes a module and loads a function of it; forgets both."""
+    """Write a module and load a function of it; forget both afterwards."""
     before, path = set(sys.modules), list(sys.path)
 
     def write(body: str, name: str = "toy_judges") -> RewardFunction:
@@ -65,7 +65,7 @@ def test_repeated_share(ids: list[int], n: int, share: float) -> None:
 
 
 class Judge:
-    """A reward model with the same opinions whatever it is asked."""
+    """A reward model with the same scores for every text."""
 
     def __init__(self, *scores: float) -> None:
         self._scores = scores
@@ -107,7 +107,7 @@ def test_the_score_is_the_weighted_sum_of_its_parts(written: Any, monkeypatch: p
     assert judges.total(parts).tolist() == pytest.approx([2 - 11.5 - 0.5 - 8 / 3, -4 - 5.5 - 0.25 - 8 / 3])
 
 
-def test_what_is_not_asked_for_is_no_part(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_components_that_are_off_are_absent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rewards_module, "load_scorer", lambda *_: Judge(1.0))
     base: Any = SimpleNamespace(device=torch.device("cpu"))
     judges = Rewards(recipe_of(), base, SimpleNamespace(eos_token_id=EOS), None)  # type: ignore[arg-type]
@@ -211,7 +211,7 @@ def test_a_service_that_stays_away_ends_the_run_at_last(written: Any) -> None:
     assert waits == [1.0, 5.0, 25.0]
 
 
-def test_an_abstention_is_left_out_of_the_sum_and_without_another_judge_stands_at_the_mean(
+def test_an_abstention_adds_nothing_and_without_a_reward_model_scores_the_mean(
     written: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written("return [None, 2.0, 4.0]")

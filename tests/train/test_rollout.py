@@ -18,7 +18,7 @@ PROMPTS = [[1, 5], [1, 7, 8, 9, 30], [1, 8, 30], [1, 9, 6, 4, 3, 12], [1, 6], [1
 RESPONSES = [[8, 2], [10, 2], [11, 40, 41, 42], [2], [5, 6, 7, 2], [9, 2]]
 
 
-def test_packs_are_of_like_length_and_hold_every_row_once() -> None:
+def test_packed_batches_are_of_like_length_and_hold_every_row_once() -> None:
     packs = list(Lengths([3, 9, 1, 5], [4, 4, 1, 9]).packed([0, 1, 2, 3], 2, CPU))
     assert [pack.indices.tolist() for pack in packs] == [[3, 1], [0, 2]]
     assert [(pack.prompt, pack.response) for pack in packs] == [(9, 9), (3, 4)]
@@ -34,7 +34,7 @@ def test_outputs_of_rows_cut_to_their_length_are_those_at_full_width(base: Path)
             torch.testing.assert_close(column * mask, full.detach() * mask, atol=1e-5, rtol=1e-5)
 
 
-def test_no_row_is_wider_than_its_pack(base: Path) -> None:
+def test_no_row_is_wider_than_its_packed_batch(base: Path) -> None:
     shared = policy(base)
     ids, attention, _ = pad_tokens(PROMPTS, RESPONSES, 0, CPU)
     seen: list[tuple[int, ...]] = []

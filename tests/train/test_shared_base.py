@@ -32,7 +32,7 @@ def shared(base: Path) -> SharedBase:
 
 
 def move_policy(shared: SharedBase) -> None:
-    """A policy that is not the reference any more."""
+    """Make a policy that differs from the reference."""
     generator = torch.Generator().manual_seed(7)
     for parameter in shared.trainable():
         parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)

@@ -208,5 +208,5 @@ def test_gradients_are_clipped_to_their_norm(base: Path) -> None:
 
 
 def split(row: Tensor, head: int) -> tuple[Tensor, Tensor]:
-    """A row of gradients: the policy's and the value head's, which is last."""
+    """Split a row of gradients into the policy's and the value head's, which is last."""
     return row[:-head], row[-head:]

@@ -209,10 +209,10 @@ def _compare(path: Path, recipe: TrainRecipe | None, reporter: Reporter) -> None
     Raises:
         StageError: in what cannot change within a run.
     """
-    found = changes(path, recipe) if recipe else None
-    if found and (refusal := found.refusal()):
+    differences = changes(path, recipe) if recipe else None
+    if differences and (refusal := differences.refusal()):
         raise StageError(refusal)
-    if found and (notice := found.notice()):
+    if differences and (notice := differences.notice()):
         reporter.health(notice)
 
 
@@ -223,10 +223,10 @@ def rotate(checkpoints: Path, keep: Retention) -> list[str]:
         Sentences on what is damaged, when nothing of what should stay verifies; the newest that does is kept then.
     """
     every = sealed(checkpoints)
-    kept = keep.chosen(every)
-    doomed = [path for path in every if path not in kept]
+    stay = keep.chosen(every)
+    doomed = [path for path in every if path not in stay]
     damaged: list[str] = []
-    if doomed and (reasons := _damage(kept)) is not None:
+    if doomed and (reasons := _damage(stay)) is not None:
         damaged = [f"checkpoint {reason}" for reason in reasons]
         last = next((path for path in reversed(doomed) if problem(path) is None), None)
         if last is not None:
@@ -239,13 +239,13 @@ def rotate(checkpoints: Path, keep: Retention) -> list[str]:
 
 def _damage(paths: Sequence[Path]) -> list[str] | None:
     """Describe what is wrong with each, newest first; return None as soon as one verifies."""
-    found: list[str] = []
+    problems: list[str] = []
     for path in reversed(paths):
         reason = problem(path)
         if reason is None:
             return None
-        found.append(f"{path.name} {reason}")
-    return found
+        problems.append(f"{path.name} {reason}")
+    return problems
 
 
 def _put_back(checkpoints: Path) -> None:

@@ -35,7 +35,7 @@ class Wanted:
     save: bool = False
     sample: bool = False
     pause: bool = False
-    go_on: bool = False
+    resume: bool = False
     due: bool = False
     """A checkpoint is due by time (:mod:`.save_timer`)."""
     changes: tuple[Change, ...] = ()
@@ -77,22 +77,31 @@ class Requests:
 
     def poll(self, step: int) -> Wanted:
         """Return the requests that wait after ``step`` steps (a collective)."""
-        asked = self._asked()
+        pending = self._pending()
         changes = self._changes() if self._reporter.is_main else {}
         due = self._reporter.is_main and self.timer is not None and self.timer.due(step)
         waits = self._reporter.is_main and self._reporter.disk.waits
-        asks = ("save", "sample", "pause", "continue")
-        flags = [self._stops(asked), *(what in asked for what in asks), due, waits]
+        kinds = ("save", "sample", "pause", "continue")
+        flags = [self._stops(pending), *(kind in pending for kind in kinds), due, waits]
         values = [part for key in _KEYS for part in (key in changes, changes.get(key, 0.0))]
         agreed = self._any([float(one) for one in (*flags, *values)])
-        stop, save, sample, pause, go_on, due, waits = (bool(flag) for flag in agreed[: len(flags)])
-        given = zip(_KEYS, agreed[len(flags) :: 2], agreed[len(flags) + 1 :: 2], strict=True)
-        found = tuple(Change(key, value) for key, is_given, value in given if is_given)
-        return Wanted(stop, save, sample, pause, go_on, due, found, waits)
+        stop, save, sample, pause, resume, due, waits = (bool(flag) for flag in agreed[: len(flags)])
+        settings = zip(_KEYS, agreed[len(flags) :: 2], agreed[len(flags) + 1 :: 2], strict=True)
+        agreed_changes = tuple(Change(key, value) for key, is_set, value in settings if is_set)
+        return Wanted(
+            stop=stop,
+            save=save,
+            sample=sample,
+            pause=pause,
+            resume=resume,
+            due=due,
+            changes=agreed_changes,
+            waits=waits,
+        )
 
     def agree(self, failed: bool = False, *, problem: bool = False) -> Agreed:
         """Agree inside a step on whether to stop, and whether any rank failed or has a problem (a collective)."""
-        flags = self._any([float(self._stops(self._asked())), float(failed), float(problem)])
+        flags = self._any([float(self._stops(self._pending())), float(failed), float(problem)])
         return Agreed(*(bool(flag) for flag in flags))
 
     def leave_early(self) -> None:
@@ -118,7 +127,7 @@ class Requests:
         elif what != "stop":  # it stays until the attempt is over: the supervisor reads it as well
             self._remove(what)
 
-    def _asked(self) -> set[str]:
+    def _pending(self) -> set[str]:
         return set(self._run.requests()) - self._stuck if self._reporter.is_main else set()
 
     def _remove(self, name: str) -> None:
@@ -129,15 +138,15 @@ class Requests:
             self._stuck.add(name)
             self._reporter.health(f"control/{name} cannot be removed ({error.strerror}); served once only")
 
-    def _stops(self, asked: set[str]) -> bool:
-        return self.must_stop or self.signals.received or self._stop_seen or "stop" in asked
+    def _stops(self, pending: set[str]) -> bool:
+        return self.must_stop or self.signals.received or self._stop_seen or "stop" in pending
 
     def _changes(self) -> dict[str, float]:
-        found, unreadable = requests.changes(self._run, but=self._stuck)
-        for name in [*unreadable, *(f"set-{change.key}" for change in found if change.key not in _KEYS)]:
+        changes, unreadable = requests.changes(self._run, but=self._stuck)
+        for name in [*unreadable, *(f"set-{change.key}" for change in changes if change.key not in _KEYS)]:
             self._reporter.health(f"ignored unknown request control/{name}")
             self._remove(name)
-        return {change.key: change.value for change in found if change.key in _KEYS}
+        return {change.key: change.value for change in changes if change.key in _KEYS}
 
     def _any(self, values: list[float]) -> list[float]:
         """Return the maximum of each value over all ranks; none is negative."""

@@ -22,7 +22,7 @@ _POLL_SECONDS = 2.0
 _REPORT_SECONDS = 60.0  # between two records of how much room there is
 
 
-def wait_for_room(asked: Requests, reporter: Reporter, step: int) -> bool:
+def wait_for_room(requests: Requests, reporter: Reporter, step: int) -> bool:
     """Wait out a full disk after ``step`` steps (a collective).
 
     Returns:
@@ -35,7 +35,7 @@ def wait_for_room(asked: Requests, reporter: Reporter, step: int) -> bool:
         reason = disk.poll() if reporter.is_main else None
         now = time.monotonic()
         over = reason is not None and now - began >= patience()
-        agreed = asked.agree(over, problem=reason is not None)
+        agreed = requests.agree(over, problem=reason is not None)
         if not agreed.problem:
             if first_reason:
                 reporter.phase(before)
@@ -68,11 +68,11 @@ class Saved(NamedTuple):
     """Whether to stop now."""
 
 
-def until_saved(asked: Requests, reporter: Reporter, step: int, save: Callable[[], bool], *, stop: bool) -> Saved:
+def until_saved(requests: Requests, reporter: Reporter, step: int, save: Callable[[], bool], *, stop: bool) -> Saved:
     """Save, and wait for room where there is none (a collective).
 
     Args:
-        asked: a stop ends the waiting.
+        requests: a stop ends the waiting.
         reporter: of this rank.
         step: that were done.
         save: whether it is saved, the same on every rank; leaves nothing behind when it finds no room.
@@ -84,15 +84,15 @@ def until_saved(asked: Requests, reporter: Reporter, step: int, save: Callable[[
             return Saved(False, True)
         if stop:
             reporter.disk.release()
-        stop = released = stop or wait_for_room(asked, reporter, step)
+        stop = released = stop or wait_for_room(requests, reporter, step)
     return Saved(True, stop)
 
 
-def write_at_last(asked: Requests, reporter: Reporter, step: int, write: Callable[[], object]) -> bool:
+def write_at_last(requests: Requests, reporter: Reporter, step: int, write: Callable[[], object]) -> bool:
     """Write a stage's result on rank 0, waiting for room (a collective).
 
     Args:
-        asked: a stop ends the waiting.
+        requests: a stop ends the waiting.
         reporter: of this rank.
         step: that were done.
         write: leaves nothing behind when it finds no room.
@@ -110,21 +110,21 @@ def write_at_last(asked: Requests, reporter: Reporter, step: int, write: Callabl
                 if not is_disk_full(error):
                     raise
                 failed = True
-        if not asked.agree(failed).failed:
+        if not requests.agree(failed).failed:
             return True
         if last:
             return False
-        last = wait_for_room(asked, reporter, step)
+        last = wait_for_room(requests, reporter, step)
 
 
 def patience() -> float:
     """Return the seconds that a run waits for room."""
-    given = setting("STACKLLAMA_DISK_PATIENCE")
-    return _PATIENCE if given is None else given
+    seconds = setting("STACKLLAMA_DISK_PATIENCE")
+    return _PATIENCE if seconds is None else seconds
 
 
 def write_result(
-    asked: Requests, reporter: Reporter, step: int, write: Callable[[], object], *, what: str = "what was trained"
+    requests: Requests, reporter: Reporter, step: int, write: Callable[[], object], *, what: str = "what was trained"
 ) -> None:
     """Write a stage's result after its last step; arguments as of :func:`write_at_last`.
 
@@ -132,7 +132,7 @@ def write_result(
         Stopped: there was no room for it, but a checkpoint holds all of the training: a resume has nothing to train.
         StageError: there was no room for it.
     """
-    if write_at_last(asked, reporter, step, write):
+    if write_at_last(requests, reporter, step, write):
         return
     where = reporter.run.path
     newest, _ = checkpoints.newest(reporter.run.checkpoints)

@@ -43,13 +43,13 @@ class LengthLimit:
         """
         if isinstance(rows, IterableDataset):
             return rows.filter(self._keep).remove_columns(PROMPT)
-        kept = rows.filter(self._keep, load_from_cache_file=False)
-        if not len(kept):
+        usable = rows.filter(self._keep, load_from_cache_file=False)
+        if not len(usable):
             raise DataError(
                 f"`max_length={self.max_length}`: none of {len(rows)} {self._what} rows has a prompt that leaves "
                 "room for an answer; raise it."
             )
-        return kept.remove_columns(PROMPT)
+        return usable.remove_columns(PROMPT)
 
     def notice(self) -> str | None:
         """Describe the rows that were cut or dropped; None where there are none."""

@@ -49,11 +49,11 @@ class Peaks:
 
 def measured() -> dict[str, float]:
     """Measure the resident set now and, on a GPU, the allocator's peaks since their last reset."""
-    found = {"rss": _rss()}
+    numbers = {"rss": _rss()}
     if _on_gpu():
-        found["allocated"] = float(torch.cuda.max_memory_allocated())
-        found["reserved"] = float(torch.cuda.max_memory_reserved())
-    return found
+        numbers["allocated"] = float(torch.cuda.max_memory_allocated())
+        numbers["reserved"] = float(torch.cuda.max_memory_reserved())
+    return numbers
 
 
 def _rss() -> float:

@@ -38,14 +38,14 @@ class PairFilter:
         if isinstance(pairs, IterableDataset):
             return pairs.filter(self._keep)
         self._seen = set()
-        kept = pairs.filter(self._keep, load_from_cache_file=False)
+        usable = pairs.filter(self._keep, load_from_cache_file=False)
         self._seen = None
-        if not len(kept):
+        if not len(usable):
             raise DataError(
                 f"None of {len(pairs)} {self._what} pairs can be used: {self.too_long} have a text over `max_length="
                 f"{self.max_length}` tokens (raise it), {self.identical} have the same text twice."
             )
-        return kept
+        return usable
 
     def _keep(self, row: dict[str, list[int]]) -> bool:
         chosen, rejected = row["chosen_ids"], row["rejected_ids"]

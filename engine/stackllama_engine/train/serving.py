@@ -25,49 +25,49 @@ class Service:
     sample: Callable[[int], None] | None
 
 
-def serve(asked: Requests, reporter: Reporter, step: int, service: Service) -> Wanted:
+def serve(requests: Requests, reporter: Reporter, step: int, service: Service) -> Wanted:
     """Serve the requests that wait after ``step`` steps, and wait out a pause; collective.
 
     Returns:
-        as soon as a stop or a save is wanted, or a save due, which are the caller's to do (``asked.paused`` then still
-        holds), or when there is nothing to wait for.
+        as soon as a stop or a save is wanted, or a save due, which the caller carries out (``requests.paused`` stays
+        set then), or when there is nothing to wait for.
     """
     while True:
-        wanted = asked.poll(step)
+        wanted = requests.poll(step)
         if wanted.waits and not wanted.stop:
-            if wait_for_room(asked, reporter, step):
-                asked.must_stop = True
+            if wait_for_room(requests, reporter, step):
+                requests.must_stop = True
                 return Wanted(stop=True)
             continue
         for change in wanted.changes:
             reporter.health(f"step {step}: {service.change(change)}")
-            asked.served("set", step, change)
+            requests.served("set", step, change)
         if wanted.sample:
             if service.sample is not None:
                 before = reporter.current_phase
                 service.sample(step)
                 reporter.phase(before)
-            asked.served("sample", step)
+            requests.served("sample", step)
         if wanted.pause:
-            _pause(asked, reporter, step)
-        if wanted.go_on:
-            _resume(asked, reporter, step)
-        if wanted.stop or wanted.save or wanted.due or not asked.paused:
+            _pause(requests, reporter, step)
+        if wanted.resume:
+            _resume(requests, reporter, step)
+        if wanted.stop or wanted.save or wanted.due or not requests.paused:
             return wanted
         time.sleep(_PAUSE_SECONDS)
 
 
-def _pause(asked: Requests, reporter: Reporter, step: int) -> None:
-    if not asked.paused:
-        asked.paused = True
+def _pause(requests: Requests, reporter: Reporter, step: int) -> None:
+    if not requests.paused:
+        requests.paused = True
         reporter.phase(PAUSED)
         reporter.health(f"paused after step {step}; GPU memory stays allocated until resumed")
-    asked.served("pause", step)
+    requests.served("pause", step)
 
 
-def _resume(asked: Requests, reporter: Reporter, step: int) -> None:
-    if asked.paused:
-        asked.paused = False
+def _resume(requests: Requests, reporter: Reporter, step: int) -> None:
+    if requests.paused:
+        requests.paused = False
         reporter.health(f"resumed after step {step}")
         reporter.phase("train")
-    asked.served("continue", step)
+    requests.served("continue", step)

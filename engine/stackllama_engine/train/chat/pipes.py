@@ -34,15 +34,15 @@ class Inbox:
         """Wait for the next request, or for the failure to report about an invalid line."""
         return self._waiting.get()
 
-    def cancelled(self, question: int) -> bool:
+    def cancelled(self, request_id: int) -> bool:
         """Return whether this request was cancelled."""
         with self._lock:
-            return self._open.get(question, False)
+            return self._open.get(request_id, False)
 
-    def finished(self, question: int) -> None:
+    def finished(self, request_id: int) -> None:
         """Forget a request: no more replies to it follow."""
         with self._lock:
-            self._open.pop(question, None)
+            self._open.pop(request_id, None)
 
     def _read(self) -> None:
         rest, skipping = b"", False
@@ -66,13 +66,13 @@ class Inbox:
             return
         with self._lock:
             match request:
-                case Cancel(cancel=question):
-                    if question in self._open:
-                        self._open[question] = True
-                case Ask(id=question) if question in self._open:
-                    self._waiting.put(Failure(error=f"request {question} is still in progress; use another id"))
-                case Ask(id=question):
-                    self._open[question] = False
+                case Cancel(cancel=request_id):
+                    if request_id in self._open:
+                        self._open[request_id] = True
+                case Ask(id=request_id) if request_id in self._open:
+                    self._waiting.put(Failure(error=f"request {request_id} is still in progress; use another id"))
+                case Ask(id=request_id):
+                    self._open[request_id] = False
                     self._waiting.put(request)
 
 

@@ -154,11 +154,11 @@ def _merged(recipe: MergeRecipe, path: Path, device: torch.device) -> Sides:
     if not (adapter / "adapter_config.json").is_file():
         return Sides(tokenizer, tuned, name=str(path), note=f"{adapter} holds no adapter that would name a base.")
     try:
-        found = find_base(adapter, recipe.base_model_name_or_path)
+        source = find_base(adapter, recipe.base_model_name_or_path)
     except StageError as error:
         return Sides(tokenizer, tuned, name=str(path), note=str(error))
-    base = models.load_plain(found.name, found.revision, "auto", device)
-    return Sides(tokenizer, tuned, base, name=found.name)
+    base = models.load_plain(source.name, source.revision, "auto", device)
+    return Sides(tokenizer, tuned, base, name=source.name)
 
 
 def _whole(path: Path, device: torch.device) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":

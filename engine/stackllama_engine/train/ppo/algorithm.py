@@ -14,7 +14,7 @@ The trainer makes one step of::
     responses = algorithm.sample(prompts, noise, eos)  # 1
     rollout = algorithm.score(prompts, responses)  # 2, 3
     result = algorithm.learn(rollout, shuffle)  # 4, 5, 6
-    algorithm.adapt_kl_coef(kl, count)  # the only place that moves the KL coefficient; the next step uses it
+    algorithm.adapt_kl_coef(kl, count)  # the controller moves the KL coefficient; the next step uses it
 
 Departures from StackLLaMA's PPO are listed in the package's docstring.
 
@@ -315,7 +315,7 @@ class Updater:
         samples, targets = rollout.select(batch), advantages.select(batch)  # [b, R] each, R their longest response
         mask = samples.mask  # [b, R]
         inputs = samples.input_ids, samples.attention_mask, batch.response
-        # policy: −min(ratio · A, clip(ratio, 1 ± cliprange) · A) per token, and where asked for an entropy bonus
+        # policy: −min(ratio · A, clip(ratio, 1 ± cliprange) · A) per token; an entropy bonus where the recipe has one
         outputs = self._base.outputs(*inputs, ask_critic=False, padded=batch.padded)  # [b, R] each
         policy = losses.policy_loss(
             outputs.logprobs, samples.old.logprobs, targets.advantages, mask, recipe.cliprange

@@ -2,7 +2,7 @@
 
 A policy that only became surer of itself is no better than its base at a lower temperature, and a reward that rises is
 worth no more than the best of a few samples. So both are sampled over temperatures, greedily and best-of-n, on the same
-questions, and every mean comes with its standard error.
+prompts, and every mean comes with its standard error.
 
 KL is that of what is sampled from against the base at the recipe's temperature, by the k1 estimator, per response. Of
 best-of-n only a bound is known: log n − (n − 1)/n (arXiv:2112.09332, section 3; arXiv:2401.01879).
@@ -39,7 +39,7 @@ class Variant(NamedTuple):
     temperature: float
     """0: the likeliest token."""
     best_of: int = 1
-    """Responses per question, of which the one with the best score counts."""
+    """Responses per prompt, of which the one with the best score counts."""
 
     @property
     def samples(self) -> range:

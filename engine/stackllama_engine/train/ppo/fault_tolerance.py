@@ -42,7 +42,7 @@ NO_END = -1
 
 
 class Abandoned(Exception):
-    """A stop was asked for in the middle of a step or an evaluation; raised on every rank alike."""
+    """A stop was requested in the middle of a step or an evaluation; raised on every rank alike."""
 
 
 class RunOnAllRanks:

@@ -6,7 +6,7 @@ pass. With ``z = W h / τ`` and ``p = softmax(z)``
     log p_y = z_y − log Σ exp z          ∂ log p_y / ∂h = (W_y − Wᵀ p) / τ
     H = −Σ p log p                       ∂ H / ∂h = −Wᵀ (p ⊙ (log p + H)) / τ
 
-and as every token's gradient is one number times such a vector, the vector is all that is kept: the head is multiplied
+and as every token's gradient is one number times such a vector, only the vector is stored: the head is multiplied
 as often as by autograd, and never computed again. The head must not be trained itself.
 
 Shapes: ``N`` tokens, ``H`` hidden width, ``V`` vocabulary.

@@ -1,4 +1,4 @@
-"""The questions that PPO answers, in an order that depends on the seed and the step alone."""
+"""Prompts of PPO, in an order that depends on the seed and the step alone."""
 
 from array import array  # 4 bytes per token; a list of ints takes 36
 from collections.abc import Iterator
