@@ -228,7 +228,7 @@ def test_bad_steps_in_a_row_lead_back_to_the_checkpoint_with_half_the_learning_r
     assert one.metrics("ppo/updates") == {1: 2.0, 2: 2.0, 3: 2.0, 4: 2.0}
 
 
-def test_rollbacks_have_a_limit(home: Home, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_there_is_an_end_to_rolling_back(home: Home, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Poison(monkeypatch, range(1, 100))
     cause = r"Step 1: NaN or infinity in 4 scores.*after 2 rollbacks.*learning_rate"
     keys = (*PPO, "max_skipped_steps=1", "max_rollbacks=2")
