@@ -56,7 +56,7 @@ class Attempt:
 
     @property
     def health(self) -> str:
-        """Everything a person was told."""
+        """Every notice, joined."""
         return "\n".join(event.data["message"] for event in self.events if event.kind == "health")
 
     @property

@@ -117,8 +117,8 @@ def test_a_run_is_the_same_with_and_without_canary(
     plain, _ = finish(home, base, Stage.PPO, *keys)
     monkeypatch.setenv(fault_tolerance.CANARY, "1")
     sung, _ = finish(home, base, Stage.PPO, *keys)
-    said = [event.data["message"] for event in events(sung) if event.kind == "health"]
-    assert any("responses of 7 tokens, one update and one checkpoint" in message for message in said)
+    notices = [event.data["message"] for event in events(sung) if event.kind == "health"]
+    assert any("responses of 7 tokens, one update and one checkpoint" in message for message in notices)
     assert not any("canary" in event.data.get("message", "") for event in events(plain))
     phases = [event.phase for event in events(sung) if event.kind == "phase"]
     assert phases[:6] == ["load", "rollout", "score", "update", "save", "evaluate"]

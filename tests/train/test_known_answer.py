@@ -74,8 +74,9 @@ def step(recipe: PPORecipe, base: SharedBase, updater: Updater, number: int) -> 
         reference = policy_outputs(base, ids, attention, 1, BATCH).logprobs
     scores = torch.stack([REWARDS[index % 2, response[0]] for index, response in enumerate(responses)])
     rollout = Rollout(ids, attention, mask, [Answer("", "", True)] * BATCH, old, reference, scores)
-    goal = compute_advantages(recipe, rollout, final_scores(recipe, scores, rollout.answers), recipe.kl_coef, alone)
-    updater.update(rollout, goal, torch.Generator().manual_seed(number))
+    scores = final_scores(recipe, scores, rollout.answers)
+    advantages = compute_advantages(recipe, rollout, scores, recipe.kl_coef, alone)
+    updater.update(rollout, advantages, torch.Generator().manual_seed(number))
 
 
 def distance(one: Tensor, other: Tensor) -> float:

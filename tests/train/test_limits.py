@@ -41,8 +41,8 @@ def tiny(**more: Any) -> dict[str, Any]:
     return TINY | more
 
 
-class Told:
-    """A reporter that keeps what it is told."""
+class NoticeReporter:
+    """A reporter that keeps the notices."""
 
     def __init__(self) -> None:
         self.notices: list[str] = []
@@ -103,7 +103,7 @@ def saved(base: Path, path: Path, model: Any) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("stage", "keys", "said"),
+    ("stage", "keys", "message"),
     [
         (Stage.SFT, (*SFT, "lora_target_modules=[c_attn]"), "`max_length=64`: texts of 64 tokens"),
         (Stage.REWARD, (*REWARD, "lora_target_modules=[c_attn]"), "`max_length=512`: texts of 512"),
@@ -115,7 +115,7 @@ def saved(base: Path, path: Path, model: Any) -> Path:
     ],
 )
 def test_every_stage_refuses_texts_beyond_the_models_positions(
-    base: Path, tmp_path: Path, stage: Stage, keys: tuple[str, ...], said: str
+    base: Path, tmp_path: Path, stage: Stage, keys: tuple[str, ...], message: str
 ) -> None:
     small = saved(base, base.parent / "short", GPT2LMHeadModel(GPT2))
     with (
@@ -123,15 +123,15 @@ def test_every_stage_refuses_texts_beyond_the_models_positions(
         pytest.raises(StageError, match=r"are longer than the 32 positions of the model .*; shorten them") as refused,
     ):
         one.train()
-    assert said in str(refused.value)
+    assert message in str(refused.value)
 
 
 def test_rotary_positions_beyond_training_are_told(base: Path) -> None:
-    told: Any = Told()
+    reporter: Any = NoticeReporter()
     model = LlamaForCausalLM(LlamaConfig(**TINY, intermediate_size=8, max_position_embeddings=32))
-    limits.check_length(model, "m", 32, "`max_length=32`", told)
-    limits.check_length(model, "m", 64, "`max_length=64`", told)
-    (notice,) = told.notices
+    limits.check_length(model, "m", 32, "`max_length=32`", reporter)
+    limits.check_length(model, "m", 64, "`max_length=64`", reporter)
+    (notice,) = reporter.notices
     assert notice.startswith("`max_length=64`: texts of up to 64 tokens, and the model m was trained on at most 32")
 
 
@@ -169,10 +169,10 @@ def test_a_reward_model_needs_no_end_token(base: Path, tmp_path: Path) -> None:
 
 
 def test_a_text_too_long_for_the_reward_model_is_refused(base: Path, tmp_path: Path) -> None:
-    told: Any = Told()
+    reporter: Any = NoticeReporter()
     scorer = SeparateScorer(ppo_recipe(base, f"reward_model_path={bert(base, tmp_path / 'bert', 1)}"), CPU)
     with pytest.raises(StageError, match=r"`a=1`: texts of 65 tokens are longer than the 64 positions of the reward"):
-        scorer.check_length(65, "`a=1`", told)
+        scorer.check_length(65, "`a=1`", reporter)
     with pytest.raises(StageError, match=r"`reward_model_path=.*and it takes 64; lower"):
         scorer([Answer("Why? " * 40, "So.", True)], 2)
 

@@ -24,8 +24,8 @@ from .toy import ppo_recipe
 CPU = torch.device("cpu")
 
 
-class Told:
-    """A reporter that keeps what it is told."""
+class NoticeReporter:
+    """A reporter that keeps the notices."""
 
     def __init__(self) -> None:
         self.notices: list[str] = []
@@ -35,9 +35,9 @@ class Told:
 
 
 def checked(recipe: PPORecipe, shared: SharedBase) -> list[str]:
-    told: Any = Told()
-    check_policy(recipe, shared, models.load_tokenizer(recipe.model_name_or_path), told)
-    return told.notices
+    reporter: Any = NoticeReporter()
+    check_policy(recipe, shared, models.load_tokenizer(recipe.model_name_or_path), reporter)
+    return reporter.notices
 
 
 def saved(base: Path, path: Path, model: Any) -> Path:

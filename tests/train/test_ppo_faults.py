@@ -222,8 +222,8 @@ def test_bad_steps_in_a_row_lead_back_to_the_checkpoint_with_half_the_learning_r
     keys = (*PPO, "max_steps=4", "save_steps=2", "max_skipped_steps=2")
     with attempt(home, base, Stage.PPO, *keys) as one:
         assert one.train() is not None
-    told = "rolled back from step 4 to step-000002, rollback 1 of 2: continuing with learning_rate 0.0005 (halved)"
-    assert told in one.health
+    notice = "rolled back from step 4 to step-000002, rollback 1 of 2: continuing with learning_rate 0.0005 (halved)"
+    assert notice in one.health
     assert one.metrics("learning_rate") == {1: 1e-3, 2: 1e-3, 3: 5e-4, 4: 5e-4}
     assert one.metrics("ppo/updates") == {1: 2.0, 2: 2.0, 3: 2.0, 4: 2.0}
 

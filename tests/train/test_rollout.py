@@ -53,20 +53,20 @@ def test_the_first_epoch_computes_the_recorded_numbers_again(base: Path) -> None
     old = policy_outputs(shared, ids, attention, 4, 2, mini_batches=2)
     rollout = Rollout(ids, attention, mask, [], old, old.logprobs, torch.zeros(len(mask)))
     some = torch.linspace(-1, 1, mask.numel()).view_as(mask)
-    goal = Advantages(kl=some, advantages=some, returns=some)
+    advantages = Advantages(kl=some, advantages=some, returns=some)
     updater = Updater(recipe, shared, Keeper(shared.trainable(), 0.0), alone)
-    found = updater.update(rollout, goal, torch.Generator()).metrics()
+    found = updater.update(rollout, advantages, torch.Generator()).metrics()
     assert (found["ppo/updates"], found["val/ratio"], found["policy/approxkl_avg"]) == (2, 1.0, 0.0)
 
 
 def test_a_micro_batch_waits_only_where_transformers_looks_at_the_mask(base: Path) -> None:
     one = toy(base, "per_device_train_batch_size=2", "gradient_accumulation_steps=2")
-    goal = one.goal()
+    advantages = one.advantages()
     updater = Updater(one.recipe, one.base, Keeper(one.base.trainable(), 0.0), alone)
     for rows in list(one.rollout.lengths.packed([0, 1, 2, 3], 2, CPU)):
         ids, mask = (rows.select_tokens(tokens, 4) for tokens in (one.rollout.input_ids, one.rollout.attention_mask))
         with Waits() as in_trunk:
             one.base.hidden(ids, mask, (mask.cumsum(1) - 1).clamp(min=0))
         with Waits() as waits:
-            updater._micro_batch(one.rollout, goal, rows, one.rollout.mask.sum())
+            updater._micro_batch(one.rollout, advantages, rows, one.rollout.mask.sum())
         assert waits.seen == in_trunk.seen

@@ -278,9 +278,9 @@ def test_a_nan_is_never_applied(shared: SharedBase) -> None:
     old = policy_outputs(shared, ids, attention, 2, 2)
     rollout = Rollout(ids, attention, mask, [], old, old.logprobs, torch.zeros(4))
     nan = torch.full_like(mask, float("nan"))
-    goal = Advantages(kl=torch.zeros_like(mask), advantages=nan, returns=torch.zeros_like(mask))
+    advantages = Advantages(kl=torch.zeros_like(mask), advantages=nan, returns=torch.zeros_like(mask))
     before = [parameter.detach().clone() for parameter in shared.trainable()]
     optimizer = torch.optim.AdamW(shared.trainable(), lr=0.1)
-    statistics = Updater(recipe, shared, optimizer, lambda part: part).update(rollout, goal, torch.Generator())
+    statistics = Updater(recipe, shared, optimizer, lambda part: part).update(rollout, advantages, torch.Generator())
     assert (statistics.updates, statistics.skipped) == (0, recipe.num_ppo_epochs)
     assert all(torch.equal(a, b) for a, b in zip(before, shared.trainable(), strict=True))

@@ -62,13 +62,13 @@ class Toy:
     rollout: Rollout
     gradients: list[Tensor] = field(default_factory=list)
 
-    def goal(self, kl_coef: float = 0.2) -> Advantages:
+    def advantages(self, kl_coef: float = 0.2) -> Advantages:
         scores = final_scores(self.recipe, self.rollout.scores, self.rollout.answers)
         return compute_advantages(self.recipe, self.rollout, scores, kl_coef, alone)
 
-    def update(self, goal: Advantages, lr: float = 0.0) -> UpdateStats:
+    def update(self, advantages: Advantages, lr: float = 0.0) -> UpdateStats:
         keeper = Keeper(self.base.trainable(), lr)
-        statistics = Updater(self.recipe, self.base, keeper, alone).update(self.rollout, goal, torch.Generator())
+        statistics = Updater(self.recipe, self.base, keeper, alone).update(self.rollout, advantages, torch.Generator())
         self.gradients = keeper.steps
         return statistics
 
