@@ -229,14 +229,14 @@ class PPO:
         Raises:
             Abandoned: a stop is wanted; nothing of the step was applied.
         """
-        times = [time.perf_counter()]
+        started = time.perf_counter()
         self.reporter.phase("rollout")
         prompts, indices = self._batch(step)
         responses = self.algorithm.sample(prompts, self._noise(step, indices), self.eos)
-        times.append(time.perf_counter())
+        sampled = time.perf_counter()
         self.reporter.phase("score")
         rollout = self.algorithm.score(prompts, responses)
-        times.append(time.perf_counter())
+        scored = time.perf_counter()
         if bad := self.worker.not_finite(rollout):
             self.reporter.health(f"step {step + 1} skipped: {bad}")
             schedule.advance(self.trainables.scheduler)
@@ -250,17 +250,18 @@ class PPO:
         except Abandoned:
             self.trainables.restore(before)
             raise
-        times.append(time.perf_counter())
-        metrics |= mismatch | {
-            "time/rollout": times[1] - times[0],
-            "time/score": times[2] - times[1],
-            "time/update": times[3] - times[2],
-            **throughput(metrics, times[3] - times[0]),
+        updated = time.perf_counter()
+        metrics |= mismatch
+        metrics |= {
+            "time/rollout": sampled - started,
+            "time/score": scored - sampled,
+            "time/update": updated - scored,
+            **throughput(metrics, updated - started),
         }
         return metrics, bad
 
     def _learn(self, step: int, rollout: Rollout) -> tuple[dict[str, float], str | None]:
-        """Update from a rollout, record it, and move what moves once per step; as :meth:`step`."""
+        """Update from a rollout, record it, then move KL coefficient and schedule once; returns as :meth:`step`."""
         shuffle = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + step)
         learned = self.algorithm.learn(rollout, shuffle)
         stats = learned.stats
