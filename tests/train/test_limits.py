@@ -27,7 +27,7 @@ from stackllama_engine.contract.run_dir import Home
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.train import limits, models
 from stackllama_engine.train.limits import Positions, positions
-from stackllama_engine.train.ppo.rewards import Answer, SeparateScorer
+from stackllama_engine.train.ppo.rewards import ResponseText, SeparateScorer
 
 from .in_process import PPO, attempt
 from .toy import REWARD, SFT, ppo_recipe
@@ -161,9 +161,9 @@ def bert(base: Path, path: Path, labels: int, most: int = 64) -> Path:
 def test_a_reward_model_needs_no_end_token(base: Path, tmp_path: Path) -> None:
     recipe = ppo_recipe(base, f"reward_model_path={bert(base, tmp_path / 'bert', 1)}")
     scorer = SeparateScorer(recipe, CPU)
-    answers = [Answer("Why?", "Because it is so", True), Answer("How?", "So.", False)]
-    scores = scorer(answers, 2)
-    assert scores.isfinite().all() and scores.tolist() == pytest.approx([float(scorer([one], 2)) for one in answers])
+    texts = [ResponseText("Why?", "Because it is so", True), ResponseText("How?", "So.", False)]
+    scores = scorer(texts, 2)
+    assert scores.isfinite().all() and scores.tolist() == pytest.approx([float(scorer([one], 2)) for one in texts])
     with pytest.raises(StageError, match="has no end-of-sequence token"):
         models.load_tokenizer(str(tmp_path / "bert"))
 
@@ -174,7 +174,7 @@ def test_a_text_too_long_for_the_reward_model_is_refused(base: Path, tmp_path: P
     with pytest.raises(StageError, match=r"`a=1`: texts of 65 tokens are longer than the 64 positions of the reward"):
         scorer.check_length(65, "`a=1`", reporter)
     with pytest.raises(StageError, match=r"`reward_model_path=.*and it takes 64; lower"):
-        scorer([Answer("Why? " * 40, "So.", True)], 2)
+        scorer([ResponseText("Why? " * 40, "So.", True)], 2)
 
 
 @pytest.mark.parametrize("kind", ["bert", "llama"])

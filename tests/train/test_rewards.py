@@ -17,7 +17,7 @@ from stackllama_engine.contract.stages import Stage
 from stackllama_engine.train.ppo import rewards as rewards_module
 from stackllama_engine.train.ppo.reward_function import RewardFunction
 from stackllama_engine.train.ppo.rewards import (
-    Answer,
+    ResponseText,
     Rewards,
     abstained,
     excess_length,
@@ -70,7 +70,7 @@ class Judge:
     def __init__(self, *scores: float) -> None:
         self._scores = scores
 
-    def __call__(self, answers: Any, micro_batch_size: int) -> torch.Tensor:
+    def __call__(self, texts: Any, micro_batch_size: int) -> torch.Tensor:
         return torch.tensor(self._scores)
 
 
@@ -95,9 +95,9 @@ def test_the_score_is_the_weighted_sum_of_its_parts(written: Any, monkeypatch: p
     base: Any = SimpleNamespace(device=torch.device("cpu"))
     tokenizer: Any = SimpleNamespace(eos_token_id=EOS)
     judges = Rewards(recipe, base, tokenizer, SimpleNamespace(health=print))  # type: ignore[arg-type]
-    answers = [Answer("why", "so", True), Answer("?", "x", False)]
+    texts = [ResponseText("why", "so", True), ResponseText("?", "x", False)]
     # 5 tokens, the end among them but in no bigram: 7 8, 8 7, 7 8; and 4 tokens without an end: 9 9, 9 9, 9 2
-    parts = judges.components(answers, [[7, 8, 7, 8, EOS], [9, 9, 9, 3]], micro_batch_size=2)
+    parts = judges.components(texts, [[7, 8, 7, 8, EOS], [9, 9, 9, 3]], micro_batch_size=2)
     assert {name: values.tolist() for name, values in parts.items()} == {
         "reward/model": [1.0, -2.0],
         "reward/function": [23.0, 11.0],
@@ -111,7 +111,7 @@ def test_components_that_are_off_are_absent(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(rewards_module, "load_scorer", lambda *_: Judge(1.0))
     base: Any = SimpleNamespace(device=torch.device("cpu"))
     judges = Rewards(recipe_of(), base, SimpleNamespace(eos_token_id=EOS), None)  # type: ignore[arg-type]
-    parts = judges.components([Answer("q", "a", True)], [[EOS]], micro_batch_size=1)
+    parts = judges.components([ResponseText("q", "a", True)], [[EOS]], micro_batch_size=1)
     assert list(parts) == ["reward/model"] and torch.equal(judges.total(parts), parts["reward/model"])
 
 
@@ -219,14 +219,14 @@ def test_an_abstention_adds_nothing_and_without_a_reward_model_scores_the_mean(
     base: Any = SimpleNamespace(device=torch.device("cpu"))
     tokenizer: Any = SimpleNamespace(eos_token_id=EOS)
     reporter: Any = SimpleNamespace(health=print)
-    answers, tokens = [Answer("q", "a", True)] * 3, [[5, EOS]] * 3
+    texts, tokens = [ResponseText("q", "a", True)] * 3, [[5, EOS]] * 3
     both = Rewards(recipe_of("reward_fn=toy_judges:judge"), base, tokenizer, reporter)
-    parts = both.components(answers, tokens, micro_batch_size=3)
+    parts = both.components(texts, tokens, micro_batch_size=3)
     assert not abstained(parts).any()
     assert str(both.total(parts).tolist()) == "[1.0, 3.0, nan]"  # NaN of a model is an error, and stays one
     alone = Rewards(recipe_of("reward_fn=toy_judges:judge", "length_penalty=1"), base, tokenizer, reporter)
     alone._model = None
-    parts = alone.components(answers, tokens, micro_batch_size=3)
+    parts = alone.components(texts, tokens, micro_batch_size=3)
     scores = alone.total(parts)
     assert abstained(parts).tolist() == [True, False, False]
     assert fill_abstained(scores, abstained(parts), lambda part: part).tolist() == [1.0, 0.0, 2.0]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from stackllama_engine.train.ppo import losses
-from stackllama_engine.train.ppo.rewards import Answer, final_scores
+from stackllama_engine.train.ppo.rewards import ResponseText, final_scores
 from stackllama_engine.train.ppo.rollout import Advantages
 from stackllama_engine.train.ppo.update import moments
 
@@ -47,9 +47,9 @@ def norms(toy: Toy) -> tuple[float, float]:
     ],
 )
 def test_scores_as_ppo_sees_them(tmp_path: Path, keys: tuple[str, ...], expected: list[float]) -> None:
-    answers = [Answer("", "", True), Answer("", "", False)]
+    texts = [ResponseText("", "", True), ResponseText("", "", False)]
     recipe = ppo_recipe(tmp_path, *keys)
-    assert final_scores(recipe, torch.tensor([2.0, 5.0]), answers).tolist() == expected
+    assert final_scores(recipe, torch.tensor([2.0, 5.0]), texts).tolist() == expected
 
 
 # rewards and advantages

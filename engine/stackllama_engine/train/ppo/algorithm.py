@@ -1,6 +1,6 @@
 """One PPO step, in the order of the algorithm: the one file to read beside the papers.
 
-1. **sample**: the policy answers this step's prompts → token ids of ``B`` responses.
+1. **sample**: the policy responds to this step's prompts → token ids of ``B`` responses.
 2. **score**: the reward components and their weighted sum → ``scores``, ``[B]``.
 3. **reference**: over the same tokens, log-probabilities of the policy that sampled (``old``) and of the reference (the
    base without the policy's adapter), and values of the critic, all by the pass that trains → ``[B, R]`` each.
@@ -148,7 +148,7 @@ class Algorithm:
         self._scaling.update(rollout.scores)
         scaled = self._scaling.scale(rollout.scores)  # [B]
         scaling_metrics = self._scaling.metrics(rollout.scores)
-        final = final_scores(self._recipe, scaled, rollout.answers)  # [B], minus baseline and missing-end penalty
+        final = final_scores(self._recipe, scaled, rollout.texts)  # [B], minus baseline and missing-end penalty
         # 4, per token, and 5
         kl_coef = self._controller.coef
         advantages = compute_advantages(self._recipe, rollout, final, kl_coef, self._reduce)  # [B, R] each
@@ -162,7 +162,7 @@ class Algorithm:
 
         Weights and optimizer state are the caller's to restore.
         """
-        final = final_scores(self._recipe, rollout.scores, rollout.answers)  # [B]
+        final = final_scores(self._recipe, rollout.scores, rollout.texts)  # [B]
         advantages = compute_advantages(self._recipe, rollout, final, self._controller.coef, self._reduce)
         self._updater.update(rollout, advantages, shuffle, self._run_on_all_ranks.check_stop)
 

@@ -54,7 +54,7 @@ class Unscored(StageError):
     """A rollout could not be scored; the policy is as sound as it was, and worth saving."""
 
 
-class Answer(NamedTuple):
+class ResponseText(NamedTuple):
     """A response as text, as reward model and function read it."""
 
     question: str
@@ -105,14 +105,14 @@ class Rewards:
             self._model.check_length(tokens, keys, reporter)
 
     def components(
-        self, answers: Sequence[Answer], responses: Sequence[Sequence[int]], micro_batch_size: int
+        self, texts: Sequence[ResponseText], responses: Sequence[Sequence[int]], micro_batch_size: int
     ) -> dict[str, Tensor]:
         """Compute each component under its metric's name, float32 ``[B]``.
 
         The model's and the function's are as they returned them, penalties at most 0.
 
         Args:
-            answers: responses as text, ``B`` of them.
+            texts: responses as text, ``B`` of them.
             responses: their tokens, the end token included.
             micro_batch_size: responses that the reward model reads at once.
 
@@ -122,17 +122,17 @@ class Rewards:
         recipe = self._recipe
         components: dict[str, Tensor] = {}
         if self._model:
-            components[MODEL] = self._model(answers, micro_batch_size)
+            components[MODEL] = self._model(texts, micro_batch_size)
         if self._function:
             components[FUNCTION] = self._column(
-                self._function([a.question for a in answers], [a.text for a in answers])
+                self._function([response.question for response in texts], [response.text for response in texts])
             )
         if recipe.length_penalty:
             excess = [excess_length(len(ids), recipe.length_penalty_start) for ids in responses]
             components[LENGTH] = -recipe.length_penalty * self._column(excess)
         if recipe.repetition_penalty:
-            texts = [ids[:-1] if ids[-1] == self._eos else ids for ids in responses]
-            shares = [repeated_share(ids, recipe.repetition_n_grams) for ids in texts]
+            without_end = [ids[:-1] if ids[-1] == self._eos else ids for ids in responses]
+            shares = [repeated_share(ids, recipe.repetition_n_grams) for ids in without_end]
             components[REPETITION] = -recipe.repetition_penalty * self._column(shares)
         return components
 
@@ -225,19 +225,19 @@ class RewardScaling:
         return Moments(count, mean, float(self._reduce((scores - mean).pow(2).sum())))
 
 
-def final_scores(recipe: PPORecipe, scores: Tensor, answers: Sequence[Answer]) -> Tensor:
+def final_scores(recipe: PPORecipe, scores: Tensor, texts: Sequence[ResponseText]) -> Tensor:
     """Subtract the baseline; penalise or replace the scores of responses without an end token; ``[B]``.
 
     Args:
         scores: in the units of the recipe's reward scaling, ``[B]``.
-        answers: ``B`` of them.
+        texts: ``B`` of them.
     """
-    return with_ends(recipe, scores - recipe.reward_baseline, answers)
+    return with_ends(recipe, scores - recipe.reward_baseline, texts)
 
 
-def with_ends(recipe: PPORecipe, scores: Tensor, answers: Sequence[Answer]) -> Tensor:
+def with_ends(recipe: PPORecipe, scores: Tensor, texts: Sequence[ResponseText]) -> Tensor:
     """Penalise or replace the scores, ``[B]``, of responses without an end token."""
-    ended = torch.tensor([answer.ended for answer in answers], device=scores.device)  # bool [B]
+    ended = torch.tensor([response.ended for response in texts], device=scores.device)  # bool [B]
     scores = scores - recipe.eos_penalty * ~ended
     if recipe.missing_eos_reward is not None:
         scores = scores.masked_fill(~ended, recipe.missing_eos_reward)
@@ -302,12 +302,12 @@ class SharedScorer:
         """Do nothing: the policy's own check holds for this model, which is the policy's base."""
 
     @torch.no_grad()
-    def __call__(self, answers: Sequence[Answer], micro_batch_size: int) -> Tensor:
+    def __call__(self, texts: Sequence[ResponseText], micro_batch_size: int) -> Tensor:
         """Compute scores, float32 ``[B]``."""
-        scores = torch.empty(len(answers), device=self._base.device)
+        scores = torch.empty(len(texts), device=self._base.device)
         device = self._base.device
         with self._base.adapter(REWARD):
-            for indices, input_ids, mask in _micro_batches(self._tokenizer, answers, micro_batch_size, device):
+            for indices, input_ids, mask in _micro_batches(self._tokenizer, texts, micro_batch_size, device):
                 # the score is the head's product with the hidden state of the last token
                 hidden = self._base.hidden(input_ids, mask, (mask.cumsum(1) - 1).clamp(min=0))  # [b, T, H]
                 last = last_token(input_ids, models.pad_id(self._tokenizer))  # [b]
@@ -337,10 +337,10 @@ class SeparateScorer:
         limits.check_length(self.model, self._name, tokens, keys, reporter, "reward model")
 
     @torch.no_grad()
-    def __call__(self, answers: Sequence[Answer], micro_batch_size: int) -> Tensor:
+    def __call__(self, texts: Sequence[ResponseText], micro_batch_size: int) -> Tensor:
         """Compute scores, float32 ``[B]``."""
-        scores = torch.empty(len(answers), device=self._device)
-        for indices, input_ids, mask in _micro_batches(self._tokenizer, answers, micro_batch_size, self._device):
+        scores = torch.empty(len(texts), device=self._device)
+        for indices, input_ids, mask in _micro_batches(self._tokenizer, texts, micro_batch_size, self._device):
             if self._most is not None and input_ids.shape[1] > self._most:
                 raise StageError(
                     f"`reward_model_path={self._name}`: a text has {input_ids.shape[1]} of its tokens, and it takes "
@@ -364,11 +364,11 @@ def last_token(input_ids: Tensor, pad: int) -> Tensor:
     return (positions * (input_ids != pad)).argmax(1)
 
 
-def _encode(tokenizer: "PreTrainedTokenizerBase", answer: Answer) -> list[int]:
+def _encode(tokenizer: "PreTrainedTokenizerBase", response: ResponseText) -> list[int]:
     """Encode prompt and response; a tokenizer without an end token (BERT's) wraps the text in its own."""
     if tokenizer.eos_token_id is not None:
-        return encode_text(tokenizer, *answer)
-    ids: Any = tokenizer(text(answer.question, answer.text.strip()), split_special_tokens=True)["input_ids"]
+        return encode_text(tokenizer, *response)
+    ids: Any = tokenizer(text(response.question, response.text.strip()), split_special_tokens=True)["input_ids"]
     return ids
 
 
@@ -383,15 +383,15 @@ def _load_separate(name: str, recipe: PPORecipe, device: torch.device) -> Any:
 
 
 def _micro_batches(
-    tokenizer: "PreTrainedTokenizerBase", answers: Sequence[Answer], micro_batch_size: int, device: torch.device
+    tokenizer: "PreTrainedTokenizerBase", texts: Sequence[ResponseText], micro_batch_size: int, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield micro-batches, longest texts first: indices ``[b]``, token ids and attention mask ``[b, T]``.
+    """Yield micro-batches, longest first: indices ``[b]``, token ids and attention mask ``[b, T]``.
 
     Texts are padded on the right.
     """
-    texts = [torch.tensor(_encode(tokenizer, answer)) for answer in answers]
-    for indices in longest_first(range(len(texts)), lambda index: len(texts[index]), micro_batch_size):
-        ids = [texts[index] for index in indices]
+    encoded = [torch.tensor(_encode(tokenizer, response)) for response in texts]
+    for indices in longest_first(range(len(encoded)), lambda index: len(encoded[index]), micro_batch_size):
+        ids = [encoded[index] for index in indices]
         mask = [torch.ones_like(row) for row in ids]
         yield (
             torch.tensor(indices, device=device),

@@ -23,7 +23,7 @@ from ..session import Session
 from . import losses
 from .packing import Lengths, PackedBatch
 from .prompts import Prompt
-from .rewards import PREFIX, Answer, Rewards, Unscored, abstained, fill_abstained, with_ends
+from .rewards import PREFIX, ResponseText, Rewards, Unscored, abstained, fill_abstained, with_ends
 from .sampling import Noise, Responses, sample
 from .shared_base import Outputs, SharedBase
 from .vllm_sampler import VllmSampler
@@ -45,7 +45,7 @@ class Rollout:
     """int64 ``[B, P + R]``."""
     mask: Tensor
     """float32 ``[B, R]``: 1 on response tokens, the end token included."""
-    answers: list[Answer]
+    texts: list[ResponseText]
     """The responses as text, ``B`` of them."""
     old: Outputs
     """Outputs of the policy that sampled, float32 ``[B, R]`` each."""
@@ -74,7 +74,7 @@ class Rollout:
             attention_mask=batch.select_tokens(self.attention_mask, self.responses),  # [b, p + r]
             mask=batch.select_response(self.mask),  # [b, r]
             old=Outputs(*(batch.select_response(column) for column in self.old)),  # [b, r] each
-            answers=[],
+            texts=[],
         )
 
 
@@ -118,8 +118,8 @@ def lengths_of(attention_mask: Tensor, responses: int) -> Lengths:
     split = attention_mask.shape[1] - responses
     prompt_lengths = attention_mask[:, :split].sum(1)  # [B]
     response_lengths = attention_mask[:, split:].sum(1)  # [B]
-    prompts, answers = torch.stack([prompt_lengths, response_lengths]).tolist()  # one transfer from the device
-    return Lengths(prompts, answers)
+    lengths = torch.stack([prompt_lengths, response_lengths]).tolist()  # [2, B], one transfer from the device
+    return Lengths(prompts=lengths[0], responses=lengths[1])
 
 
 @torch.no_grad()
@@ -240,11 +240,11 @@ class RolloutWorker:
             [prompt.ids for prompt in prompts], responses, pad, self._base.device
         )  # [B, P + R], [B, P + R], [B, R]
         width = mask.shape[1]  # R
-        answers = [self._answer(prompt.question, response) for prompt, response in zip(prompts, responses, strict=True)]
+        texts = [self._decode(prompt.question, response) for prompt, response in zip(prompts, responses, strict=True)]
         self._leave()
         # score: the reward model reads the responses as text
         micro_batch_size = self._batch_sizes.rollout_micro_batch_size
-        components = self._rewards.components(answers, responses, micro_batch_size)  # [B] each
+        components = self._rewards.components(texts, responses, micro_batch_size)  # [B] each
         # reference: log-probabilities without the policy's adapter
         with self._base.reference():
             reference = policy_outputs(
@@ -265,7 +265,7 @@ class RolloutWorker:
             input_ids=input_ids,
             attention_mask=attention_mask,
             mask=mask,
-            answers=answers,
+            texts=texts,
             old=old,
             ref_logprobs=reference.logprobs,
             scores=self._rewards.total(components),
@@ -278,27 +278,27 @@ class RolloutWorker:
             return rollout
         return replace(rollout, scores=fill_abstained(rollout.scores, abstained(rollout.components), self._reduce))
 
-    def _answer(self, question: str, response: Sequence[int]) -> Answer:
+    def _decode(self, question: str, response: Sequence[int]) -> ResponseText:
         ended = response[-1] == models.eos_id(self._tokenizer)
         text = self._tokenizer.decode(list(response[:-1] if ended else response), skip_special_tokens=True)
-        return Answer(question, str(text).strip(), ended)
+        return ResponseText(question, str(text).strip(), ended)
 
     def rows(self, rollout: Rollout, kl: Tensor) -> list[dict[str, Any]]:
         """Make one row per response, as in ``samples.jsonl``; ``kl`` is ``[B]``."""
         rows: list[dict[str, Any]] = []
         lengths = rollout.mask.sum(1).int().tolist()
         components = {name: values.tolist() for name, values in rollout.components.items()}
-        scores = with_ends(self._recipe, rollout.scores, rollout.answers).tolist()
-        columns = zip(rollout.answers, rollout.scores.tolist(), scores, kl.tolist(), lengths, strict=True)
-        for index, (answer, reward, score, response_kl, length) in enumerate(columns):
+        scores = with_ends(self._recipe, rollout.scores, rollout.texts).tolist()
+        columns = zip(rollout.texts, rollout.scores.tolist(), scores, kl.tolist(), lengths, strict=True)
+        for index, (text, reward, score, response_kl, length) in enumerate(columns):
             row = {
-                "question": answer.question,
-                "response": answer.text,
+                "question": text.question,
+                "response": text.text,
                 "reward": reward,
                 "score": score,
                 "kl": response_kl,
                 "length": length,
-                "ended": answer.ended,
+                "ended": text.ended,
                 "rewards": {
                     name.removeprefix(PREFIX): values[index]
                     for name, values in components.items()
@@ -306,7 +306,7 @@ class RolloutWorker:
                 },
             }
             if self._recipe.dataset_name == DEMO:
-                row["utility"] = demo_data.utility(answer.question, answer.text)
+                row["utility"] = demo_data.utility(text.question, text.text)
             rows.append(row)
         return rows
 

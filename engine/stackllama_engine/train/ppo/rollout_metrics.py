@@ -49,7 +49,7 @@ def objective(
         "objective/entropy": sequence_sum(-rollout.old.logprobs, rollout.mask),
         "response_length": rollout.mask.sum(1),
         "val/num_prompt_tokens": rollout.attention_mask.sum(1) - rollout.mask.sum(1),
-        "val/num_eos_tokens": penalty.new_tensor([float(answer.ended) for answer in rollout.answers]),
+        "val/num_eos_tokens": penalty.new_tensor([float(text.ended) for text in rollout.texts]),
         **{name: values.nan_to_num(0) for name, values in rollout.components.items()},
     }
     if FUNCTION in rollout.components:
