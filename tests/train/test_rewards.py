@@ -164,7 +164,7 @@ def test_modules_that_cannot_be_had(written: Any, tmp_path: Path) -> None:
         written("pass\nnothing")
     with pytest.raises(StageError, match="importing `absent` raised ModuleNotFoundError"):
         RewardFunction("absent:judge", str(tmp_path))
-    with pytest.raises(StageError, match=r"`math` is taken by .*; rename"):
+    with pytest.raises(StageError, match=r"`math` is already imported from .*; rename"):
         written("pass", name="math")
     with pytest.raises(StageError, match="has no function `pi`"):
         RewardFunction("math:pi", None)
