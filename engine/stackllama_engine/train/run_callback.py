@@ -142,7 +142,7 @@ class RunCallback(TrainerCallback):
         """Return ``tokens_per_second`` since the log before; an evaluation in between is not counted."""
         now, before = time.monotonic(), self._counted
         tokens = metrics.get("num_tokens")
-        if tokens is None:  # an evaluation: training goes on from here
+        if tokens is None:  # an evaluation: training continues from here
             self._counted = (now, before[1]) if before else None
             return {}
         self._counted = (now, tokens)

@@ -144,12 +144,13 @@ class Algorithm:
             Abandoned: a stop is wanted; the update is half done, and the caller restores what was before.
             StageError: memory ran out with one response per micro-batch.
         """
-        # 4, per response: raw → scaled by the running statistics, which know this rollout already → final
+        # 4, per response: raw → normalised by the running statistics, this rollout included, and clipped → final.
+        # Each is the identity unless the recipe asks for it.
         self._scaling.update(rollout.scores)
         scaled = self._scaling.scale(rollout.scores)  # [B]
         scaling_metrics = self._scaling.metrics(rollout.scores)
         final = final_scores(self._recipe, scaled, rollout.texts)  # [B], minus baseline and missing-end penalty
-        # 4, per token, and 5
+        # 4, per token, and 5, with the coefficient that adapt_kl_coef left behind one step ago
         kl_coef = self._controller.coef
         advantages = compute_advantages(self._recipe, rollout, final, kl_coef, self._reduce)  # [B, R] each
         # 6
