@@ -142,7 +142,7 @@ def test_a_token_without_an_embedding_is_refused_unless_no_text_becomes_it(base:
     tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})  # as Gemma 3's
     limits.check_tokens(model, tokenizer, "m")
     tokenizer.add_special_tokens({"pad_token": "[PAD]"})
-    with pytest.raises(StageError, match=r"m: the tokenizer's token '\[PAD\]' has id \d+, and the model's embedding"):
+    with pytest.raises(StageError, match=r"m: the tokenizer's token '\[PAD\]' has id \d+, but the model's embedding"):
         limits.check_tokens(model, tokenizer, "m")
 
 
@@ -185,7 +185,7 @@ def test_a_reward_model_of_two_labels_is_refused_in_a_sentence(base: Path, tmp_p
         config = LlamaConfig(**tiny(num_labels=2, id2label={0: "BAD", 1: "GOOD"}), intermediate_size=8, pad_token_id=0)
         path = saved(base, tmp_path / "two", LlamaForSequenceClassification(config))
     named = "BAD, GOOD" if kind == "llama" else "LABEL_0, LABEL_1"
-    with pytest.raises(StageError, match=rf"gives 2 scores per text \({named}\), and a reward is one; name a model"):
+    with pytest.raises(StageError, match=rf"returns 2 scores per text \({named}\), but a reward is one number; name a"):
         models.load_plain(str(path), None, "float32", CPU, reward=True)
 
 

@@ -87,8 +87,9 @@ def check_tokens(model: Any, tokenizer: "PreTrainedTokenizerBase", name: str) ->
     if beyond:
         index, token = beyond[0]
         raise StageError(
-            f"{name}: the tokenizer's token {token!r} has id {index}, and the model's embedding {rows} rows; use the "
-            "tokenizer that the model was trained with, or enlarge the model (`resize_token_embeddings`) and save it."
+            f"{name}: the tokenizer's token {token!r} has id {index}, but the model's embedding has {rows} rows; "
+            "use the tokenizer that the model was trained with, or enlarge the model (`resize_token_embeddings`) and "
+            "save it."
         )
 
 

@@ -139,8 +139,8 @@ def load_plain(
     if model.config.num_labels != 1:
         named = ", ".join(str(label) for label in list(model.config.id2label.values())[:4])
         raise StageError(
-            f"{name} gives {model.config.num_labels} scores per text ({named}), and a reward is one; name a model with "
-            "one label, or turn its scores into one in a `reward_fn`."
+            f"{name} returns {model.config.num_labels} scores per text ({named}), but a reward is one number; name a "
+            "model with one label, or combine its scores in a `reward_fn`."
         )
     score_in_head_dtype(model)
     return model

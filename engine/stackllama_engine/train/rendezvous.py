@@ -78,7 +78,7 @@ def check_peers(store: Store, rank: int, world: int) -> None:
         work: Any = distributed.all_to_all_single(arrived, sent, async_op=True)
         work.wait(_SECRET_TIMEOUT)
     except RuntimeError as error:
-        raise StageError(f"The processes could not agree on who they are: {error}") from error
+        raise StageError(f"The processes could not verify each other: {error}") from error
     mine = slice(rank * _SECRET_BYTES, (rank + 1) * _SECRET_BYTES)
     expected = b"".join(bytes(store.get(f"secrets/{other}"))[mine] for other in range(world))
     if not secrets.compare_digest(arrived.numpy().tobytes(), expected):
@@ -102,5 +102,7 @@ class PlainObjects(pickle.Unpickler):
 def read_plain_objects_alone() -> None:
     """Let torch's collectives of objects, which libraries use, read nothing but plain ones from now on."""
     if not hasattr(distributed_c10d, "_unpickler"):
-        raise StageError("This version of torch unpickles what arrives at another place than the one known here.")
+        raise StageError(
+            "This version of torch is not supported: it unpickles objects from other processes in an unknown place."
+        )
     distributed_c10d._unpickler = PlainObjects  # the one place where all of them unpickle

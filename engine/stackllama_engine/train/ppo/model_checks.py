@@ -80,9 +80,9 @@ def _check_head(recipe: PPORecipe, base: SharedBase, rows: Sequence[Row], own: S
     difference = _measure(own, lambda: [_alone(base, [*prompt, *response]) for prompt, response in rows])
     if difference.nats > limit:
         raise StageError(
-            f"`model_name_or_path={recipe.model_name_or_path}`: {_kind(base)} makes its logits by more than its output "
-            f"head, and PPO, which multiplies hidden states with the head, {difference}; use a model that neither "
-            "scales nor caps its logits, such as Llama, Mistral or Qwen."
+            f"`model_name_or_path={recipe.model_name_or_path}`: {_kind(base)} computes its logits not from its "
+            f"output head alone, and PPO, which multiplies hidden states with the head, {difference}; use a model "
+            "that neither scales nor caps its logits, such as Llama, Mistral or Qwen."
         )
 
 

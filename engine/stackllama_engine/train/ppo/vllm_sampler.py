@@ -85,7 +85,7 @@ class VllmSampler:
             self._llm: Any = self._vllm.LLM(**options)
         except (ImportError, OSError, RuntimeError, ValueError) as error:
             raise StageError(
-                f"vLLM does not start: {_first_line(error)} Change `vllm_gpu_memory_utilization` if this is about "
+                f"vLLM failed to start: {_first_line(error)} Change `vllm_gpu_memory_utilization` if this is about "
                 "memory (its share holds the base's weights as well); or set `use_vllm: false`."
             ) from error
         self._llm.sleep(level=1)
@@ -138,7 +138,7 @@ class VllmSampler:
             self._llm.wake_up()
         except RuntimeError as error:
             raise StageError(
-                f"vLLM finds no memory to wake up in: {_first_line(error)} Lower `vllm_gpu_memory_utilization` or "
+                f"vLLM has not enough memory to wake up: {_first_line(error)} Lower `vllm_gpu_memory_utilization` or "
                 "`per_device_train_batch_size`, or set `use_vllm: false`."
             ) from error
         try:
@@ -174,7 +174,7 @@ def _dtype(base: SharedBase) -> str:
     """Return the base's dtype, if vLLM can apply LoRA to it (``lora/ops/triton_ops/lora_shrink_op.py``)."""
     if base.base.dtype not in (torch.bfloat16, torch.float16):
         raise StageError(
-            f"vLLM applies LoRA to weights in 16 bits alone, and this base has {base.base.dtype}; "
+            f"vLLM applies LoRA to 16-bit weights only, and this base has {base.base.dtype}; "
             "set `dtype: bfloat16`, or `use_vllm: false`."
         )
     return str(base.base.dtype).removeprefix("torch.")
