@@ -147,7 +147,7 @@ def test_a_model_that_padding_changes_is_refused_and_taken_one_row_at_a_time(tie
     ("fault", "mode", "said"),
     [
         ("rows", DecodingMode(drop_rows=False), "finished rows stay in the batch"),
-        ("values", DecodingMode(cache=False), "every token reads the whole text"),
+        ("values", DecodingMode(cache=False), "the whole text is read again for every token"),
     ],
 )
 def test_a_cache_that_does_not_agree_is_not_used(
