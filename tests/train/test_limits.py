@@ -126,13 +126,13 @@ def test_every_stage_refuses_texts_beyond_the_models_positions(
     assert message in str(refused.value)
 
 
-def test_rotary_positions_beyond_training_are_told(base: Path) -> None:
+def test_rotary_positions_beyond_training_give_a_notice(base: Path) -> None:
     reporter: Any = NoticeReporter()
     model = LlamaForCausalLM(LlamaConfig(**TINY, intermediate_size=8, max_position_embeddings=32))
     limits.check_length(model, "m", 32, "`max_length=32`", reporter)
     limits.check_length(model, "m", 64, "`max_length=64`", reporter)
     (notice,) = reporter.notices
-    assert notice.startswith("`max_length=64`: texts of up to 64 tokens, and the model m was trained on at most 32")
+    assert notice.startswith("`max_length=64`: texts have up to 64 tokens, but the model m was trained on at most 32")
 
 
 def test_a_token_without_an_embedding_is_refused_unless_no_text_becomes_it(base: Path) -> None:
