@@ -122,7 +122,7 @@ def test_a_model_that_scales_its_logits_is_refused_whatever_the_key_is_called(ba
     shared = SharedBase(recipe, CPU)
     shared.base.register_forward_hook(lambda module, given, output: output | {"logits": output.logits * factor})
     with pytest.raises(
-        StageError, match=r"`model_name_or_path=.*llama makes its logits by more .* nats per token; use"
+        StageError, match=r"`model_name_or_path=.*llama computes its logits not .* nats per token; use"
     ):
         checked(recipe, shared)
 
