@@ -121,9 +121,7 @@ def test_a_model_that_scales_its_logits_is_refused_whatever_the_key_is_called(ba
     recipe = ppo_recipe(base)
     shared = SharedBase(recipe, CPU)
     shared.base.register_forward_hook(lambda module, given, output: output | {"logits": output.logits * factor})
-    with pytest.raises(
-        StageError, match=r"`model_name_or_path=.*llama computes its logits not .* nats per token; use"
-    ):
+    with pytest.raises(StageError, match=r"`model_name_or_path=.*llama computes its logits not .* nats per token; use"):
         checked(recipe, shared)
 
 
