@@ -136,7 +136,7 @@ def test_run_waits_for_room_for_events_checkpoint_and_result_and_trains_the_same
         assert one.train() is not None
     assert one.health.count(f"{WAITING_FOR_ROOM} after step") == one.health.count("there is room on the disk again")
     assert f"{WAITING_FOR_ROOM} after step 1" in one.health, "events"
-    assert "was not saved; it retrying when there is room" in one.health
+    assert "was not saved; retrying when there is room" in one.health
     steps = one.recipe.max_steps
     assert f"{WAITING_FOR_ROOM} after step {steps}: 0 MiB free of the" in one.health, "the result"
     assert one.phases.count(WAITING_FOR_ROOM) >= 3

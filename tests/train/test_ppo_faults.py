@@ -274,7 +274,7 @@ def test_a_save_without_room_is_made_when_there_is_some(
     with attempt(home, base, Stage.PPO, *PPO, "save_steps=1") as one, monkeypatch.context() as patch:
         patch_call(patch, checkpoint, "seal", 2, no_room)
         one.train()
-    assert "step 2 was not saved; it retrying when there is room" in one.health
+    assert "step 2 was not saved; retrying when there is room" in one.health
     assert sorted(path.name for path in one.run.checkpoints.iterdir()) == [f"step-{n:06d}" for n in (1, 2, 3)]
     assert_same(one.run, straight)
 

@@ -191,5 +191,5 @@ def test_a_save_without_room_is_made_when_there_is_some(
     with attempt(home, base, Stage.SFT, *SFT, "save_steps=1", "eval_steps=0") as one, monkeypatch.context() as patch:
         patch.setattr("transformers.Trainer._save_rng_state", at_call(2, no_room, Trainer._save_rng_state))
         one.train()
-    assert "step 2 was not saved; it retrying when there is room" in one.health
+    assert "step 2 was not saved; retrying when there is room" in one.health
     assert sorted(path.name for path in one.run.checkpoints.iterdir()) == [f"step-{n:06d}" for n in (2, 3, 4)]
