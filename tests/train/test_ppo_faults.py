@@ -384,6 +384,6 @@ def test_other_held_out_questions_after_a_resume_are_answered_by_the_base_again(
     with attempt(home, base, Stage.PPO, *more, of=first.run) as second:
         facts = second.train()
     assert facts is not None and facts["before"]["questions"] == facts["after"]["questions"] == 3
-    assert "other held-out questions" in second.health
+    assert "other held-out prompts" in second.health
     table = {row["name"]: row for row in facts["comparison"]}
     assert table["base, T = 1"]["kl"] == pytest.approx(0, abs=1e-5)
