@@ -13,7 +13,7 @@ from .toy import make_base, make_judge
 
 @pytest.fixture(scope="package", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Here and in every stage: several would wait for each other on a busy machine, and a toy has work for one."""
+    """Use one thread here and in every stage: several would wait for each other on a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
@@ -34,5 +34,5 @@ def shared_home(tmp_path_factory: pytest.TempPathFactory) -> Home:
 
 @pytest.fixture(scope="session")
 def judge(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Path:
-    """The adapter of a reward model."""
+    """Make the adapter of a reward model."""
     return make_judge(base, tmp_path_factory.mktemp("judge") / "adapter")

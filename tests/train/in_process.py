@@ -56,7 +56,7 @@ class Attempt:
 
     @property
     def health(self) -> str:
-        """Everything a person was told."""
+        """Every notice, joined."""
         return "\n".join(event.data["message"] for event in self.events if event.kind == "health")
 
     @property
@@ -72,7 +72,7 @@ class Attempt:
         return {e.step or 0: e.metrics[name] for e in self.events if e.kind == "metrics" and name in e.metrics}
 
     def train(self) -> dict[str, Any] | None:
-        """The stage to its end: its facts; None when it stopped as asked."""
+        """Run the stage to its end; return its facts, or None when it stopped as requested."""
         room = importlib.import_module(f"stackllama_engine.train.{self.recipe.stage}").run
         try:
             return room(self.recipe, self.session)
@@ -81,7 +81,7 @@ class Attempt:
 
 
 def write_rewards(directory: Path) -> None:
-    """The module that :data:`PPO` takes its reward from."""
+    """Write the module that :data:`PPO` takes its reward from."""
     directory.mkdir(exist_ok=True)
     text = "def length(*, questions, responses):\n    return [float(len(response)) for response in responses]\n"
     (directory / f"{REWARDS}.py").write_text(text)
@@ -89,7 +89,7 @@ def write_rewards(directory: Path) -> None:
 
 @contextmanager
 def attempt(home: Home, base: Path, stage: Stage, *keys: str, of: RunDir | None = None) -> Iterator[Attempt]:
-    """A first attempt, or the next one ``of`` a run; signal handlers are put back afterwards."""
+    """Yield a first attempt, or the next one ``of`` a run; restore signal handlers afterwards."""
     directory = base.parent / "rewards"  # one for all tests: a module is imported once
     write_rewards(directory)
     known = sys.modules.get(REWARDS)
@@ -116,7 +116,7 @@ def attempt(home: Home, base: Path, stage: Stage, *keys: str, of: RunDir | None 
 
 
 def finish(home: Home, base: Path, stage: Stage, *keys: str) -> tuple[RunDir, dict[str, Any]]:
-    """A stage from its beginning to its end: the run, and the facts that `result.json` would hold."""
+    """Run a stage from beginning to end; return the run, and the facts that `result.json` would hold."""
     with attempt(home, base, stage, *keys) as one:
         facts = one.train()
     assert facts is not None
@@ -124,7 +124,7 @@ def finish(home: Home, base: Path, stage: Stage, *keys: str) -> tuple[RunDir, di
 
 
 def at_call(number: int, then: Callable[[], None], function: Callable[..., Any]) -> Callable[..., Any]:
-    """``function``, before whose ``number``-th call ``then`` is called."""
+    """Wrap ``function`` so that ``then`` is called before its ``number``-th call."""
     calls = 0
 
     def counted(*arguments: Any, **named: Any) -> Any:

@@ -18,13 +18,13 @@ def ending_with(code: int) -> Callable[[], None]:
 
 
 @pytest.mark.parametrize(("worker", "launcher"), [(-9, 137), (-11, 139), (1, 1), (3, 3), (75, 75)])
-def test_it_is_the_workers(worker: int, launcher: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exit_code_is_the_workers(worker: int, launcher: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(accelerate_cli, "main", ending_with(worker))
     with pytest.raises(SystemExit) as ended:
         accelerate_cli.run()
     assert ended.value.code == launcher
 
 
-def test_of_success_nothing_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_success_raises_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(accelerate_cli, "main", lambda: None)
     accelerate_cli.run()

@@ -35,7 +35,7 @@ def in_command(recipe: Any, asked: bool | None) -> bool:
     return fault_tolerance.CANARY in launcher._command(recipe, Path("/run"), launcher._gpus(recipe), asked).environment
 
 
-def test_by_default_where_ppo_runs_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_canary_is_the_default_where_ppo_runs_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launcher, "visible_gpus", lambda: ["0"])
     assert in_command(RECIPE, None) and not in_command(RECIPE, False)
     on_cpu = load_recipe(Stage.PPO, None, ["model_name_or_path=demo", "reward_model_path=x", "use_cpu=true"])
@@ -45,14 +45,14 @@ def test_by_default_where_ppo_runs_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> 
     assert not in_command(RECIPE, None)
 
 
-def test_other_stages_refuse_it(tmp_path: Path) -> None:
+def test_stages_without_ppo_refuse_a_canary(tmp_path: Path) -> None:
     sft = load_recipe(Stage.SFT, None, ["model_name_or_path=demo"])
     with pytest.raises(UsageError, match="a sft run has none"):
         launcher.launch(launcher.plan(Home(tmp_path), sft, canary=True))
     assert list(Home(tmp_path).runs()) == []
 
 
-def test_responses_are_as_long_as_allowed() -> None:
+def test_canary_responses_are_as_long_as_allowed() -> None:
     noise = fault_tolerance.canary_noise(RECIPE)  # type: ignore[arg-type]
     assert len(noise) == RECIPE.local_batch_size  # type: ignore[union-attr]
     assert {one.length for one in noise} == {8} == {len(one.uniforms) for one in noise}
@@ -75,7 +75,7 @@ class Kept(Trainables):
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_what_was_trained_inside_is_taken_back(fails: bool) -> None:
+def test_untouched_restores_what_was_trained_inside(fails: bool) -> None:
     kept = Kept()
     try:
         with fault_tolerance.untouched(kept):
@@ -89,19 +89,19 @@ def test_what_was_trained_inside_is_taken_back(fails: bool) -> None:
     assert torch.equal(kept.weight, torch.ones(3)) and kept.weight.grad is None and not kept.optimizer.state
 
 
-def test_a_checkpoint_is_written_and_removed(tmp_path: Path) -> None:
+def test_trial_checkpoint_is_written_and_removed(tmp_path: Path) -> None:
     run = Home(tmp_path).create(Stage.PPO, "", "run")
     kept = Kept()
-    assert fault_tolerance.rehearse_checkpoint(kept, run, [], 3) > 1000
+    assert fault_tolerance.write_trial_checkpoint(kept, run, [], 3) > 1000
     assert list(run.checkpoints.iterdir()) == [] and list((run.path / "scratch").iterdir()) == []
 
 
-def test_a_disk_that_holds_one_checkpoint_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trial_checkpoint_refuses_a_disk_with_room_for_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Home(tmp_path).create(Stage.PPO, "", "run")
     kept = Kept()
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=2000))
     with pytest.raises(StageError, match="save_total_limit"):
-        fault_tolerance.rehearse_checkpoint(kept, run, [], 3)
+        fault_tolerance.write_trial_checkpoint(kept, run, [], 3)
 
 
 def events(run: RunDir) -> list[Event]:
@@ -109,7 +109,7 @@ def events(run: RunDir) -> list[Event]:
 
 
 @pytest.mark.slow
-def test_a_run_is_the_same_with_and_without(
+def test_a_run_is_the_same_with_and_without_canary(
     tmp_path: Path, base: Path, judge: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keys = (*PPO, "max_steps=2", "eval_steps=0", f"reward_model_path={judge}")
@@ -117,8 +117,8 @@ def test_a_run_is_the_same_with_and_without(
     plain, _ = finish(home, base, Stage.PPO, *keys)
     monkeypatch.setenv(fault_tolerance.CANARY, "1")
     sung, _ = finish(home, base, Stage.PPO, *keys)
-    said = [event.data["message"] for event in events(sung) if event.kind == "health"]
-    assert any("7 tokens answered, one update and one checkpoint went through" in message for message in said)
+    notices = [event.data["message"] for event in events(sung) if event.kind == "health"]
+    assert any("responses of 7 tokens, one update and one checkpoint" in message for message in notices)
     assert not any("canary" in event.data.get("message", "") for event in events(plain))
     phases = [event.phase for event in events(sung) if event.kind == "phase"]
     assert phases[:6] == ["load", "rollout", "score", "update", "save", "evaluate"]
@@ -129,7 +129,7 @@ def test_a_run_is_the_same_with_and_without(
     assert sorted(path.name for path in sung.checkpoints.iterdir()) == ["step-000002"]
 
 
-def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_line_passes_the_canary_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["launch", "sft", "model_name_or_path=demo", "dataset_name=demo", "load_in_8bit=false", "--dry-run"]
     home = ["--home", str(tmp_path)]
     assert main([*words, *home, "--canary"]) == 2

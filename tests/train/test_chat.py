@@ -57,7 +57,7 @@ class Generator:
         return json.loads(self.process.stdout.readline())
 
     def answer(self, question: int, side: str) -> tuple[str, dict[str, Any]]:
-        """The text of a side, and its last line."""
+        """Return the text of a side, and its last line."""
         text = ""
         while "done" not in (line := self.line()):
             assert (line["id"], line["which"]) == (question, side), line
@@ -113,7 +113,7 @@ def begin() -> Iterator[Begin]:
 
 @pytest.fixture(scope="module")
 def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An adapter that changes much, beside the identity of its base."""
+    """Save an adapter that changes much, beside the identity of its base."""
     recipe = load_recipe(Stage.SFT, None, (f"model_name_or_path={base}", *SFT, "lora_r=4"))
     assert isinstance(recipe, SFTRecipe)
     torch.manual_seed(3)
@@ -142,7 +142,7 @@ def make(tmp_path: Path, base: Path) -> Callable[..., RunDir]:
 
 
 def expected(base: Path, adapter: Path | None, count: int) -> str:
-    """What transformers itself generates greedily."""
+    """Generate greedily with transformers itself."""
     tokenizer: Any = AutoTokenizer.from_pretrained(base)
     model: Any = AutoModelForCausalLM.from_pretrained(base).eval()
     model = PeftModel.from_pretrained(model, str(adapter)).eval() if adapter else model
@@ -210,7 +210,7 @@ def test_base_and_tuned_answer_as_transformers_would(
 
 
 @pytest.mark.slow
-def test_a_checkpoint_of_ppo(base: Path, adapter: Path, make: Callable[..., RunDir]) -> None:
+def test_chat_with_a_ppo_checkpoint(base: Path, adapter: Path, make: Callable[..., RunDir]) -> None:
     run = make(Stage.PPO, phase="running")
     staging = checkpoint.staging_dir(run.checkpoints, 3)
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(adapter))
@@ -231,7 +231,7 @@ def test_a_checkpoint_of_ppo(base: Path, adapter: Path, make: Callable[..., RunD
 
 
 @pytest.mark.slow
-def test_a_merge_beside_its_base(base: Path, adapter: Path, make: Callable[..., RunDir]) -> None:
+def test_chat_with_a_merged_model_beside_its_base(base: Path, adapter: Path, make: Callable[..., RunDir]) -> None:
     run = make(Stage.MERGE, f"adapter_path={adapter}")
     merged: Any = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(adapter))
     models.save_model(merged.merge_and_unload(), models.load_tokenizer(str(base)), run.merged)
@@ -249,7 +249,7 @@ def test_a_merge_beside_its_base(base: Path, adapter: Path, make: Callable[..., 
 
 
 @pytest.mark.slow
-def test_full_training(base: Path, make: Callable[..., RunDir], tmp_path: Path) -> None:
+def test_chat_with_a_fully_trained_model(base: Path, make: Callable[..., RunDir], tmp_path: Path) -> None:
     run = make(Stage.SFT, "use_peft=false")
     trained = make_base(tmp_path / "trained", seed=9)
     shutil.copytree(trained, run.merged)
@@ -259,7 +259,7 @@ def test_full_training(base: Path, make: Callable[..., RunDir], tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_what_cannot_be_loaded(base: Path, adapter: Path, make: Callable[..., RunDir], begin: Begin) -> None:
+def test_chat_names_what_cannot_be_loaded(base: Path, adapter: Path, make: Callable[..., RunDir], begin: Begin) -> None:
     run = make(Stage.SFT)
     shutil.copytree(adapter, run.adapter)
     weights = run.adapter / "adapter_model.safetensors"
@@ -285,7 +285,7 @@ def test_what_cannot_be_loaded(base: Path, adapter: Path, make: Callable[..., Ru
 
 
 @pytest.mark.slow
-def test_it_ends_with_whoever_started_it(make: Callable[..., RunDir], adapter: Path) -> None:
+def test_generator_ends_with_the_process_that_started_it(make: Callable[..., RunDir], adapter: Path) -> None:
     run = make(Stage.SFT)
     shutil.copytree(adapter, run.adapter)
     argv, environment = chat_command(run, cpu=True)
@@ -315,7 +315,7 @@ def test_it_ends_with_whoever_started_it(make: Callable[..., RunDir], adapter: P
 
 
 def _gone(pid: int) -> bool:
-    """Ended, or a zombie whose new parent has not looked yet."""
+    """Return whether a process ended, or is a zombie that its new parent has not reaped yet."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
     except (FileNotFoundError, ProcessLookupError):
@@ -325,7 +325,7 @@ def _gone(pid: int) -> bool:
 @pytest.mark.parametrize(
     "text", ["", "plain", "naïve café", "日本語 🎉👩‍👩‍👧", "a\n\n  b\tc", "C'est l'été", "x" * 300, "end \ufffd"]
 )
-def test_pieces_add_up_to_the_text(base: Path, text: str) -> None:
+def test_text_pieces_add_up_to_the_whole_text(base: Path, text: str) -> None:
     tokenizer = models.load_tokenizer(str(base))
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]  # type: ignore[assignment]
     said = Text(tokenizer)

@@ -40,7 +40,7 @@ def names(run: RunDir) -> list[int]:
     return [checkpoint.step_of(path) for path in contract.sealed(run.checkpoints)]
 
 
-def said(run: RunDir) -> list[str]:
+def notices(run: RunDir) -> list[str]:
     events = EventReader(run.attempt_dir(1) / "events.jsonl").read()
     return [event.data["message"] for event in events if event.kind == "health"]
 
@@ -64,21 +64,21 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("reason", list(DAMAGE))
-def test_damage_is_found_named_and_passed_over(run: RunDir, reporter: Reporter, reason: str) -> None:
+def test_damaged_checkpoint_is_named_and_skipped(run: RunDir, reporter: Reporter, reason: str) -> None:
     older, path = write(run, 2), write(run, 3)
     assert contract.problem(path) is None
     DAMAGE[reason](path)
     assert reason in (contract.problem(path) or "")
     assert checkpoint.to_resume(reporter) == older
-    assert reason in said(run)[0] and said(run)[0].startswith("checkpoint step-000003")
-    assert said(run)[-1] == "resuming from step-000002"
+    assert reason in notices(run)[0] and notices(run)[0].startswith("checkpoint step-000003")
+    assert notices(run)[-1] == "resuming from step-000002"
 
 
 def test_what_was_never_sealed_is_removed_and_never_resumed_from(run: RunDir, reporter: Reporter) -> None:
     (checkpoint.staging_dir(run.checkpoints, 7) / "weights").write_bytes(b"half")
     assert checkpoint.to_resume(reporter) is None
     assert list(run.checkpoints.iterdir()) == []
-    assert said(run) == ["removed .tmp-000007, a checkpoint that was never whole"]
+    assert notices(run) == ["removed .tmp-000007, an incomplete checkpoint"]
 
 
 def test_the_newest_stay_with_milestones_and_the_best(run: RunDir) -> None:
@@ -120,13 +120,11 @@ def test_without_a_limit_one_by_time_stays_until_the_next(run: RunDir) -> None:
     assert names(run) == [4, 8, 9]
 
 
-def test_nobody_is_told_that_nothing_was_measured_where_the_clock_chose_the_step(
-    run: RunDir, reporter: Reporter
-) -> None:
+def test_missing_metric_is_no_notice_for_a_checkpoint_by_time(run: RunDir, reporter: Reporter) -> None:
     for step in (1, 2):
         staging = checkpoint.staging_dir(run.checkpoints, step)
         checkpoint.publish(reporter, staging, step, Retention(newest=1, metric="eval_loss"), by_time=step == 1)
-    assert said(run) == ["no `eval_loss` was measured at step 2, so it cannot be the best (none)"]
+    assert notices(run) == ["no `eval_loss` was measured at step 2, so it cannot be the best (none)"]
 
 
 @pytest.mark.parametrize(("damaged", "last"), [((3, 4), 2), ((2, 3, 4), 1)])
@@ -214,4 +212,4 @@ def test_what_was_measured_at_the_step_is_sealed_with_it(run: RunDir, reporter: 
         checkpoint.publish(reporter, staging, step, keep)
     assert names(run) == [1, 3]
     assert contract.read_manifest(run.checkpoints / "step-000001").metrics == {"grad_norm": 1.0, "eval_loss": 1.0}
-    assert said(run) == ["no `eval_loss` was measured at step 2, so it cannot be the best (grad_norm, loss)"]
+    assert notices(run) == ["no `eval_loss` was measured at step 2, so it cannot be the best (grad_norm, loss)"]

@@ -1,4 +1,4 @@
-"""What is asked of a stage through a ``control/`` that cannot be read or written."""
+"""Requests to a stage through a ``control/`` that cannot be read or written."""
 
 import errno
 import shutil
@@ -19,14 +19,14 @@ def home(tmp_path: Path) -> Home:
     return Home(tmp_path / "home")
 
 
-def test_a_link_in_a_circle_in_its_place_asks_for_nothing(home: Home, base: Path) -> None:
+def test_control_that_is_a_circular_link_holds_no_request(home: Home, base: Path) -> None:
     with attempt(home, base, Stage.SFT, "use_cpu=true") as one:
         shutil.rmtree(one.run.control)
         one.run.control.symlink_to(one.run.control)
-        asked = one.session.requests
-        assert asked.poll(1) == Wanted() and not asked.agree().stop
-        asked.leave_early()
-        asked.served("save", 1)
+        polled = one.session.requests
+        assert polled.poll(1) == Wanted() and not polled.agree().stop
+        polled.leave_early()
+        polled.served("save", 1)
         assert "control/save cannot be removed" in one.health
 
 
@@ -37,15 +37,15 @@ def test_a_request_that_cannot_be_removed_is_served_once(
         raise OSError(errno.EROFS, "Read-only file system")
 
     with attempt(home, base, Stage.PPO, *PPO) as one:
-        asked = one.session.requests
+        polled = one.session.requests
         requests.write(one.run, "save")
         requests.write(one.run, "set", requests.Change("kl_coef", 0.5))
         monkeypatch.setattr(requests, "forget", read_only)
-        wanted = asked.poll(1)
+        wanted = polled.poll(1)
         assert wanted.save and [change.key for change in wanted.changes] == ["kl_coef"]
-        asked.served("save", 1)
-        asked.served("set", 1, wanted.changes[0])
-        assert asked.poll(2) == Wanted()
+        polled.served("save", 1)
+        polled.served("set", 1, wanted.changes[0])
+        assert polled.poll(2) == Wanted()
         assert one.health.count("cannot be removed (Read-only file system)") == 2
         one.run.request("stop")
-        assert asked.poll(3).stop
+        assert polled.poll(3).stop

@@ -1,4 +1,4 @@
-"""Evaluation figures are those of all tokens and pairs, whatever the batches."""
+"""Evaluation metrics over all tokens and pairs, whatever the batches."""
 
 from pathlib import Path
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""What a rollout comes to, by hand."""
+"""Metrics of a rollout, computed by hand."""
 
 from dataclasses import replace
 from typing import Any
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from stackllama_engine.contract.recipe import PPORecipe
 from stackllama_engine.train.ppo.algorithm import compute_advantages
-from stackllama_engine.train.ppo.rewards import Answer, RewardScaling, final_scores
+from stackllama_engine.train.ppo.rewards import ResponseText, RewardScaling, final_scores
 from stackllama_engine.train.ppo.rollout import Rollout
 from stackllama_engine.train.ppo.rollout_metrics import Scores, objective, throughput
 from stackllama_engine.train.ppo.shared_base import Outputs
@@ -28,7 +28,7 @@ def rollout() -> Rollout:
         input_ids=torch.zeros(2, 4, dtype=torch.int64),
         attention_mask=torch.tensor([[1, 1, 1, 1], [0, 1, 1, 0]]),
         mask=mask,
-        answers=[Answer("?", "a b", True), Answer("?", "c", False)],
+        texts=[ResponseText("?", "a b", True), ResponseText("?", "c", False)],
         old=old,
         ref_logprobs=torch.tensor([[-1.5, -2.0], [-5.5, 0.0]]),
         scores=torch.tensor([3.0, 1.0]),
@@ -42,13 +42,15 @@ def alone(values: Tensor) -> Tensor:
 
 def metrics_of(keys: PPORecipe, found: Rollout) -> dict[str, float]:
     """As a PPO step computes them."""
-    scaled, _ = RewardScaling(keys.normalize_reward, keys.cliprange_reward, alone)(found.scores)
-    scores = final_scores(keys, scaled, found.answers)
+    scaling = RewardScaling(keys.normalize_reward, keys.cliprange_reward, alone)
+    scaling.update(found.scores)
+    scaled = scaling.scale(found.scores)
+    scores = final_scores(keys, scaled, found.texts)
     penalty = compute_advantages(keys, found, scores, 0.2, alone).kl.sum(1)
     return objective(found, Scores(found.scores, scaled, scores), penalty, [{}, {}], keys, 0.2, alone)[0]
 
 
-def test_means_over_the_responses_of_all_ranks() -> None:
+def test_objective_is_a_mean_over_the_responses_of_all_ranks() -> None:
     raw = torch.tensor([3.0, 1.0])
     scores, penalty = Scores(raw, raw, torch.tensor([2.0, 1.0])), torch.tensor([0.5, 1.5])
     rows = [{"utility": 1.0}, {"utility": 0.0}]

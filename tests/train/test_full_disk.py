@@ -1,4 +1,4 @@
-"""Training on a disk that fills: it waits, goes on by itself, or is saved and stopped, and nothing is lost."""
+"""Training on a disk that fills: it waits, resumes by itself, or is saved and stopped, and nothing is lost."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -49,7 +49,7 @@ EVERY_STAGE = [pytest.param(stage, marks=pytest.mark.long if stage is Stage.REWA
 
 
 class Straight:
-    """What each stage comes to where nothing disturbs it; made when it is first asked for."""
+    """Result of each stage where nothing disturbs it; trained at its first use."""
 
     def __init__(self, home: Home, base: Path) -> None:
         self._home = home
@@ -82,7 +82,7 @@ def home(disk: SmallDisk) -> Home:
 
 @pytest.fixture
 def few_events(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So few bytes are allocated ahead that one long remark uses them up."""
+    """Allocate so few bytes ahead that one long notice uses them up."""
     for name, size in (("_AHEAD", 16384), ("_ORDINARY", 12288), ("_URGENT", 4096)):
         monkeypatch.setattr(events_module, name, size)
 
@@ -101,19 +101,19 @@ def assert_same_weights(run: RunDir, other: RunDir) -> None:
             assert torch.equal(found[key], tensor), f"{name}: {key}"
 
 
-def freed_while_it_waits(monkeypatch: pytest.MonkeyPatch, disk: SmallDisk, looks: int = 2) -> None:
-    """Each time the run waits there is room again after some looks."""
+def freed_while_it_waits(monkeypatch: pytest.MonkeyPatch, disk: SmallDisk, polls: int = 2) -> None:
+    """Make room again after some polls, each time the run waits."""
     counted = iter(range(1, 1000))
 
     def sleep(_: float) -> None:
-        if next(counted) % looks == 0:
+        if next(counted) % polls == 0:
             disk.clear()
 
     monkeypatch.setattr("stackllama_engine.train.disk_wait.time.sleep", sleep)
 
 
 @pytest.mark.parametrize("stage", EVERY_STAGE)
-def test_it_waits_for_events_for_a_checkpoint_and_for_its_result_and_comes_to_the_same(
+def test_run_waits_for_room_for_events_checkpoint_and_result_and_trains_the_same(
     stage: Stage,
     home: Home,
     base: Path,
@@ -136,7 +136,7 @@ def test_it_waits_for_events_for_a_checkpoint_and_for_its_result_and_comes_to_th
         assert one.train() is not None
     assert one.health.count(f"{WAITING_FOR_ROOM} after step") == one.health.count("there is room on the disk again")
     assert f"{WAITING_FOR_ROOM} after step 1" in one.health, "events"
-    assert "was not saved; it is tried again when there is room" in one.health
+    assert "was not saved; retrying when there is room" in one.health
     steps = one.recipe.max_steps
     assert f"{WAITING_FOR_ROOM} after step {steps}: 0 MiB free of the" in one.health, "the result"
     assert one.phases.count(WAITING_FOR_ROOM) >= 3
@@ -172,7 +172,7 @@ def before_the_result(then: Callable[[], None]) -> Callable[..., Any]:
         for what in ("blocks", "inodes")
     ],
 )
-def test_it_is_saved_and_stopped_when_room_never_comes_and_resumed_to_the_same(
+def test_run_without_room_is_saved_and_stopped_and_resumes_to_the_same(
     stage: Stage,
     what: str,
     home: Home,
@@ -200,14 +200,14 @@ def test_it_is_saved_and_stopped_when_room_never_comes_and_resumed_to_the_same(
     assert_same_weights(one.run, wanted.run)
 
 
-def test_it_stops_where_an_evaluation_is_due_as_well(
+def test_run_without_room_stops_where_an_evaluation_is_due(
     home: Home, base: Path, disk: SmallDisk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The evaluation breaks off and leaves the saving to whoever began it."""
 
     def fill() -> None:
         disk.fill()
-        one.session.reporter.room.write("rows", lambda: write_whole(one.run.path / "rows", bytes(100_000)))
+        one.session.reporter.disk.write("rows", lambda: write_whole(one.run.path / "rows", bytes(100_000)))
 
     monkeypatch.setenv("STACKLLAMA_DISK_PATIENCE", "0")
     with attempt(home, base, Stage.SFT, *KEYS[Stage.SFT], "eval_steps=3") as one, monkeypatch.context() as patch:
@@ -219,7 +219,7 @@ def test_it_stops_where_an_evaluation_is_due_as_well(
 
 
 @pytest.mark.long
-def test_a_stop_is_served_while_it_waits(
+def test_stop_is_served_while_the_run_waits_for_room(
     home: Home, base: Path, disk: SmallDisk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with attempt(home, base, Stage.SFT, *KEYS[Stage.SFT]) as one, monkeypatch.context() as patch:
@@ -271,20 +271,20 @@ def test_a_save_that_finds_no_room_in_the_reserve_names_the_disk(
     disk.clear()
 
 
-def test_what_is_noted_for_the_next_attempt_waits_for_room(home: Home, base: Path, disk: SmallDisk) -> None:
+def test_restart_notes_wait_for_room(home: Home, base: Path, disk: SmallDisk) -> None:
     with attempt(home, base, Stage.SFT, *KEYS[Stage.SFT]) as one:
-        restarts, room = one.session.restarts, one.session.reporter.room
-        restarts.room = room
+        restarts, watch = one.session.restarts, one.session.reporter.disk
+        restarts.disk = watch
         disk.fill()
         restarts.note(rollbacks=1)
-        assert restarts.now.rollbacks == 1 and room.waits
-        assert room.look() == "0 MiB free of the 2.0 MiB a checkpoint needs", "1 MiB, and 1 MiB more"
+        assert restarts.now.rollbacks == 1 and watch.waits
+        assert watch.poll() == "0 MiB free of the 2.0 MiB a checkpoint needs", "1 MiB, and 1 MiB more"
         disk.clear()
-        assert room.look() is None and not room.waits
+        assert watch.poll() is None and not watch.waits
         assert Restarts(one.run, 1, one.session.requests.signals).now.rollbacks == 1
 
 
-def test_a_file_system_that_cannot_hold_room_back_is_said(
+def test_file_system_that_cannot_reserve_room_is_reported_once(
     home: Home, base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("stackllama_engine.contract.disk_space.preallocate", lambda *_: False)

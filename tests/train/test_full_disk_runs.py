@@ -67,7 +67,7 @@ def frozen(run: RunDir, there: Callable[[History], bool], do: Callable[[], None]
 
 
 def worker_of(run: RunDir) -> ProcessId | None:
-    """The process that trains, below accelerate's."""
+    """Find the process that trains, below accelerate's."""
     for process in run_processes(run.path):
         words = command_line(process)
         if "stackllama_engine.train " in words and "accelerate" not in words:
@@ -111,7 +111,7 @@ def test_never_freed_it_is_saved_and_stopped_or_finished_and_resumed_to_the_same
 
 
 @pytest.mark.parametrize("stage", TRAINING)
-def test_freed_again_it_goes_on_by_itself(
+def test_run_resumes_by_itself_when_there_is_room_again(
     stage: Stage, disk: SmallDisk, base: Path, shared_home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted, _ = finish(shared_home, base, stage, *KEYS[stage], *MORE)

@@ -29,7 +29,7 @@ WHOLE = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_he
 
 
 def write_gguf(base: Path, path: Path) -> None:
-    """The toy base as llama.cpp would write it: its names, its order of rotary dimensions, float32."""
+    """Write the toy base as llama.cpp would: its names, its order of rotary dimensions, float32."""
     model = AutoModelForCausalLM.from_pretrained(base)
     config, spec = model.config, json.loads((base / "tokenizer.json").read_text())
     writer = gguf.GGUFWriter(path, "llama")

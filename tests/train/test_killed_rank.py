@@ -48,7 +48,7 @@ def trains(run: RunDir) -> bool:
 
 
 def rank_process(run: RunDir, rank: str | None) -> ProcessId:
-    """The process that trains, of several the one of that rank."""
+    """Find the process that trains; of several, the one of that rank."""
     (found,) = [
         process
         for process in run_processes(run.path)

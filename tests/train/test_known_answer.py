@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from stackllama_engine.contract.recipe import PPORecipe
 from stackllama_engine.train.ppo.algorithm import Updater, compute_advantages
-from stackllama_engine.train.ppo.rewards import Answer, final_scores
+from stackllama_engine.train.ppo.rewards import ResponseText, final_scores
 from stackllama_engine.train.ppo.rollout import Rollout, pad_tokens, policy_outputs
 from stackllama_engine.train.ppo.sampling import draw_noise, sample
 from stackllama_engine.train.ppo.shared_base import SharedBase
@@ -73,9 +73,10 @@ def step(recipe: PPORecipe, base: SharedBase, updater: Updater, number: int) -> 
     with base.reference():
         reference = policy_outputs(base, ids, attention, 1, BATCH).logprobs
     scores = torch.stack([REWARDS[index % 2, response[0]] for index, response in enumerate(responses)])
-    rollout = Rollout(ids, attention, mask, [Answer("", "", True)] * BATCH, old, reference, scores)
-    goal = compute_advantages(recipe, rollout, final_scores(recipe, scores, rollout.answers), recipe.kl_coef, alone)
-    updater.update(rollout, goal, torch.Generator().manual_seed(number))
+    rollout = Rollout(ids, attention, mask, [ResponseText("", "", True)] * BATCH, old, reference, scores)
+    scores = final_scores(recipe, scores, rollout.texts)
+    advantages = compute_advantages(recipe, rollout, scores, recipe.kl_coef, alone)
+    updater.update(rollout, advantages, torch.Generator().manual_seed(number))
 
 
 def distance(one: Tensor, other: Tensor) -> float:

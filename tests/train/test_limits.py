@@ -27,7 +27,7 @@ from stackllama_engine.contract.run_dir import Home
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.train import limits, models
 from stackllama_engine.train.limits import Positions, positions
-from stackllama_engine.train.ppo.rewards import Answer, SeparateScorer
+from stackllama_engine.train.ppo.rewards import ResponseText, SeparateScorer
 
 from .in_process import PPO, attempt
 from .toy import REWARD, SFT, ppo_recipe
@@ -41,8 +41,8 @@ def tiny(**more: Any) -> dict[str, Any]:
     return TINY | more
 
 
-class Told:
-    """A reporter that keeps what it is told."""
+class NoticeReporter:
+    """A reporter that keeps the notices."""
 
     def __init__(self) -> None:
         self.notices: list[str] = []
@@ -103,7 +103,7 @@ def saved(base: Path, path: Path, model: Any) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("stage", "keys", "said"),
+    ("stage", "keys", "message"),
     [
         (Stage.SFT, (*SFT, "lora_target_modules=[c_attn]"), "`max_length=64`: texts of 64 tokens"),
         (Stage.REWARD, (*REWARD, "lora_target_modules=[c_attn]"), "`max_length=512`: texts of 512"),
@@ -115,7 +115,7 @@ def saved(base: Path, path: Path, model: Any) -> Path:
     ],
 )
 def test_every_stage_refuses_texts_beyond_the_models_positions(
-    base: Path, tmp_path: Path, stage: Stage, keys: tuple[str, ...], said: str
+    base: Path, tmp_path: Path, stage: Stage, keys: tuple[str, ...], message: str
 ) -> None:
     small = saved(base, base.parent / "short", GPT2LMHeadModel(GPT2))
     with (
@@ -123,16 +123,16 @@ def test_every_stage_refuses_texts_beyond_the_models_positions(
         pytest.raises(StageError, match=r"are longer than the 32 positions of the model .*; shorten them") as refused,
     ):
         one.train()
-    assert said in str(refused.value)
+    assert message in str(refused.value)
 
 
-def test_rotary_positions_beyond_training_are_told(base: Path) -> None:
-    told: Any = Told()
+def test_rotary_positions_beyond_training_give_a_notice(base: Path) -> None:
+    reporter: Any = NoticeReporter()
     model = LlamaForCausalLM(LlamaConfig(**TINY, intermediate_size=8, max_position_embeddings=32))
-    limits.check_length(model, "m", 32, "`max_length=32`", told)
-    limits.check_length(model, "m", 64, "`max_length=64`", told)
-    (notice,) = told.notices
-    assert notice.startswith("`max_length=64`: texts of up to 64 tokens, and the model m was trained on at most 32")
+    limits.check_length(model, "m", 32, "`max_length=32`", reporter)
+    limits.check_length(model, "m", 64, "`max_length=64`", reporter)
+    (notice,) = reporter.notices
+    assert notice.startswith("`max_length=64`: texts have up to 64 tokens, but the model m was trained on at most 32")
 
 
 def test_a_token_without_an_embedding_is_refused_unless_no_text_becomes_it(base: Path) -> None:
@@ -142,12 +142,12 @@ def test_a_token_without_an_embedding_is_refused_unless_no_text_becomes_it(base:
     tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})  # as Gemma 3's
     limits.check_tokens(model, tokenizer, "m")
     tokenizer.add_special_tokens({"pad_token": "[PAD]"})
-    with pytest.raises(StageError, match=r"m: the tokenizer's token '\[PAD\]' has id \d+, and the model's embedding"):
+    with pytest.raises(StageError, match=r"m: the tokenizer's token '\[PAD\]' has id \d+, but the model's embedding"):
         limits.check_tokens(model, tokenizer, "m")
 
 
 def bert(base: Path, path: Path, labels: int, most: int = 64) -> Path:
-    """A classifier whose tokenizer has no end token and wraps every text itself."""
+    """Save a classifier whose tokenizer has no end token and wraps every text itself."""
     tokenizer: Any = models.load_tokenizer(str(base))
     config = BertConfig(**tiny(num_labels=labels), intermediate_size=8, max_position_embeddings=most, pad_token_id=0)
     torch.manual_seed(0)
@@ -161,20 +161,20 @@ def bert(base: Path, path: Path, labels: int, most: int = 64) -> Path:
 def test_a_reward_model_needs_no_end_token(base: Path, tmp_path: Path) -> None:
     recipe = ppo_recipe(base, f"reward_model_path={bert(base, tmp_path / 'bert', 1)}")
     scorer = SeparateScorer(recipe, CPU)
-    answers = [Answer("Why?", "Because it is so", True), Answer("How?", "So.", False)]
-    scores = scorer(answers, 2)
-    assert scores.isfinite().all() and scores.tolist() == pytest.approx([float(scorer([one], 2)) for one in answers])
+    texts = [ResponseText("Why?", "Because it is so", True), ResponseText("How?", "So.", False)]
+    scores = scorer(texts, 2)
+    assert scores.isfinite().all() and scores.tolist() == pytest.approx([float(scorer([one], 2)) for one in texts])
     with pytest.raises(StageError, match="has no end-of-sequence token"):
         models.load_tokenizer(str(tmp_path / "bert"))
 
 
 def test_a_text_too_long_for_the_reward_model_is_refused(base: Path, tmp_path: Path) -> None:
-    told: Any = Told()
+    reporter: Any = NoticeReporter()
     scorer = SeparateScorer(ppo_recipe(base, f"reward_model_path={bert(base, tmp_path / 'bert', 1)}"), CPU)
     with pytest.raises(StageError, match=r"`a=1`: texts of 65 tokens are longer than the 64 positions of the reward"):
-        scorer.check_length(65, "`a=1`", told)
+        scorer.check_length(65, "`a=1`", reporter)
     with pytest.raises(StageError, match=r"`reward_model_path=.*and it takes 64; lower"):
-        scorer([Answer("Why? " * 40, "So.", True)], 2)
+        scorer([ResponseText("Why? " * 40, "So.", True)], 2)
 
 
 @pytest.mark.parametrize("kind", ["bert", "llama"])
@@ -185,7 +185,7 @@ def test_a_reward_model_of_two_labels_is_refused_in_a_sentence(base: Path, tmp_p
         config = LlamaConfig(**tiny(num_labels=2, id2label={0: "BAD", 1: "GOOD"}), intermediate_size=8, pad_token_id=0)
         path = saved(base, tmp_path / "two", LlamaForSequenceClassification(config))
     named = "BAD, GOOD" if kind == "llama" else "LABEL_0, LABEL_1"
-    with pytest.raises(StageError, match=rf"gives 2 scores per text \({named}\), and a reward is one; name a model"):
+    with pytest.raises(StageError, match=rf"returns 2 scores per text \({named}\), but a reward is one number; name a"):
         models.load_plain(str(path), None, "float32", CPU, reward=True)
 
 

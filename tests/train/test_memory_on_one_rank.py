@@ -47,9 +47,9 @@ def test_both_ranks_halve_and_the_effective_batch_stays(
     }[stage]
     batch = ("per_device_train_batch_size=2", "gradient_accumulation_steps=2", "num_processes=2")
     run = run_stage(Home(tmp_path / "home"), stage, f"model_name_or_path={base}", *keys, *batch)
-    said = [e.data["message"] for e in EventReader(run.attempt_dir(1) / "events.jsonl").read() if e.kind == "health"]
+    notices = [e.data["message"] for e in EventReader(run.attempt_dir(1) / "events.jsonl").read() if e.kind == "health"]
     halved = "`per_device_train_batch_size: 1` and `gradient_accumulation_steps: 4` on every rank (were 2 and 2)"
-    assert [halved in message and "effective batch stays 4" in message for message in said].count(True) == 1
+    assert [halved in message and "effective batch stays 4" in message for message in notices].count(True) == 1
     assert (site / "happened").exists()
     noted = json.loads((run.attempt_dir(1) / FILE).read_text())
     assert (noted["per_device_train_batch_size"], noted["gradient_accumulation_steps"]) == (1, 4)

@@ -24,7 +24,7 @@ TARGETS = ["q_proj", "v_proj", "down_proj"]
 
 
 def make_adapter(base: Path, path: Path, scale: float) -> Path:
-    """An adapter as PEFT leaves it, whose B matrices are as large as those after a few steps (``scale``)."""
+    """Save an adapter as PEFT does, whose B matrices are as large as those after a few steps (``scale``)."""
     torch.manual_seed(1)
     plain = models.load_plain(str(base), None, "float32", CPU)
     model = get_peft_model(plain, LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=TARGETS))

@@ -20,11 +20,11 @@ PROMPTS = [[1, 9], [1, 5, 6, 7, 8, 30], [1, 3, 4]]
 
 
 class TwoRanks:
-    """A session of two ranks, of which the other one sees the same or less; and what a person was told."""
+    """A session of two ranks, of which the other one sees the same or less; and its notices."""
 
     def __init__(self) -> None:
-        self.told: list[str] = []
-        self.reporter = SimpleNamespace(health=self.told.append)
+        self.notices: list[str] = []
+        self.reporter = SimpleNamespace(health=self.notices.append)
 
     def reduce(self, values: Tensor) -> Tensor:
         return values * 2
@@ -50,19 +50,19 @@ def scored(shared: SharedBase, responses: Responses) -> Rollout:
 
 def check(base: Path, shared: SharedBase, *keys: str) -> tuple[SamplerCheck, list[str]]:
     session: Any = TwoRanks()
-    return SamplerCheck(ppo_recipe(base, *keys), session, shared), session.told
+    return SamplerCheck(ppo_recipe(base, *keys), session, shared), session.notices
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_the_sampler_and_the_learner_agree_to_rounding(base: Path, temperature: float) -> None:
     shared = moved(base, f"temperature={temperature}")
     noise = [draw_noise(1, 0, index, (3, 9)) for index in range(3)]
-    responses = sample(shared, PROMPTS, noise, eos=2, pad=0, size=2)
+    responses = sample(shared, PROMPTS, noise, eos=2, pad=0, micro_batch_size=2)
     assert [len(row) for row in responses.logprobs] == [len(row) for row in responses]
-    compared, told = check(base, shared)
+    compared, notices = check(base, shared)
     found = compared(0, responses, scored(shared, responses))
     assert 0 < found["sampling/logprob_difference"] < 1e-4 and 0 <= found["sampling/kl_mismatch"] < 1e-9
-    assert told == []
+    assert notices == []
 
 
 def test_a_sampler_of_another_policy_is_named_once(base: Path) -> None:
@@ -72,11 +72,11 @@ def test_a_sampler_of_another_policy_is_named_once(base: Path) -> None:
         lost = sample(shared, PROMPTS, noise, eos=2, pad=0)  # as if the adapter were lost
     for parameter in shared.trainable():
         parameter.data *= 3
-    compared, told = check(base, shared)
+    compared, notices = check(base, shared)
     for step in range(2):
         found = compared(step, lost, scored(shared, lost))
         assert found["sampling/logprob_difference"] > 0.1 and found["sampling/kl_mismatch"] > 1e-4
-    assert len(told) == 1 and "step 1: the sampler does not draw from the policy that is trained" in told[0]
+    assert len(notices) == 1 and "step 1: the sampler does not draw from the policy that is trained" in notices[0]
 
 
 def by_hand(base: Path, apart: float, *keys: str) -> tuple[dict[str, float], list[str]]:
@@ -84,15 +84,15 @@ def by_hand(base: Path, apart: float, *keys: str) -> tuple[dict[str, float], lis
     learner = torch.tensor([[-1.0, -2.0], [-0.5, -7.0]])
     rollout: Any = SimpleNamespace(old=SimpleNamespace(logprobs=learner), mask=torch.tensor([[1.0, 1.0], [1.0, 0.0]]))
     shared: Any = SimpleNamespace(base=SimpleNamespace(dtype=torch.float32))
-    compared, told = check(base, shared, *keys)
-    return compared(4, Responses([[1, 2], [3]], [[-1.0, -2.0 - apart], [-0.5]]), rollout), told
+    compared, notices = check(base, shared, *keys)
+    return compared(4, Responses([[1, 2], [3]], [[-1.0, -2.0 - apart], [-0.5]]), rollout), notices
 
 
 def test_both_figures_by_hand(base: Path) -> None:
-    found, told = by_hand(base, 0.25)
+    found, notices = by_hand(base, 0.25)
     k3 = 2.718281828**0.25 - 1 - 0.25  # r = exp(learner - sampler)
     assert found == pytest.approx({"sampling/kl_mismatch": k3 / 3, "sampling/logprob_difference": 0.25})
-    assert len(told) == 1 and "up to 0.25 nat" in told[0] and "32-bit rounding explains 0.01" in told[0]
+    assert len(notices) == 1 and "up to 0.25 nat" in notices[0] and "32-bit rounding explains 0.01" in notices[0]
 
 
 @pytest.mark.parametrize(

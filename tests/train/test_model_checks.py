@@ -24,8 +24,8 @@ from .toy import ppo_recipe
 CPU = torch.device("cpu")
 
 
-class Told:
-    """A reporter that keeps what it is told."""
+class NoticeReporter:
+    """A reporter that keeps the notices."""
 
     def __init__(self) -> None:
         self.notices: list[str] = []
@@ -35,9 +35,9 @@ class Told:
 
 
 def checked(recipe: PPORecipe, shared: SharedBase) -> list[str]:
-    told: Any = Told()
-    check_policy(recipe, shared, models.load_tokenizer(recipe.model_name_or_path), told)
-    return told.notices
+    reporter: Any = NoticeReporter()
+    check_policy(recipe, shared, models.load_tokenizer(recipe.model_name_or_path), reporter)
+    return reporter.notices
 
 
 def saved(base: Path, path: Path, model: Any) -> Path:
@@ -49,7 +49,7 @@ def saved(base: Path, path: Path, model: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def tied(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Llama whose head is its embeddings."""
+    """Save a Llama whose head is its embeddings."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=400,
@@ -121,9 +121,7 @@ def test_a_model_that_scales_its_logits_is_refused_whatever_the_key_is_called(ba
     recipe = ppo_recipe(base)
     shared = SharedBase(recipe, CPU)
     shared.base.register_forward_hook(lambda module, given, output: output | {"logits": output.logits * factor})
-    with pytest.raises(
-        StageError, match=r"`model_name_or_path=.*llama makes its logits by more .* nats per token; use"
-    ):
+    with pytest.raises(StageError, match=r"`model_name_or_path=.*llama computes its logits not .* nats per token; use"):
         checked(recipe, shared)
 
 
@@ -147,7 +145,7 @@ def test_a_model_that_padding_changes_is_refused_and_taken_one_row_at_a_time(tie
     ("fault", "mode", "said"),
     [
         ("rows", DecodingMode(drop_rows=False), "finished rows stay in the batch"),
-        ("values", DecodingMode(cache=False), "every token reads the whole text"),
+        ("values", DecodingMode(cache=False), "the whole text is read again for every token"),
     ],
 )
 def test_a_cache_that_does_not_agree_is_not_used(

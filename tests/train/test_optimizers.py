@@ -25,7 +25,7 @@ def recipe(optim: str) -> Any:
 
 
 def network() -> nn.Module:
-    """A matrix whose states bitsandbytes keeps in 8 bits, and a vector whose states it does not."""
+    """Make a matrix whose states bitsandbytes keeps in 8 bits, and a vector whose states it does not."""
     torch.manual_seed(1)
     return nn.Linear(80, 64)
 

@@ -57,7 +57,7 @@ def test_formulas_never_see_padding(formula: Formula) -> None:
 
 
 def update_of(one: Toy) -> tuple[dict[str, float], Tensor]:
-    facts = one.update(one.goal()).metrics()
+    facts = one.update(one.advantages()).metrics()
     return facts, one.gradients[0]
 
 
@@ -105,7 +105,7 @@ def test_positions_count_from_the_first_token_of_a_prompt(base: Path) -> None:
     one.base.trunk.register_forward_pre_hook(
         lambda _, __, named: seen.append((named["position_ids"], named["attention_mask"])), with_kwargs=True
     )
-    one.update(one.goal())
+    one.update(one.advantages())
     for positions, mask in seen:
         for row, kept in zip(positions, mask.bool(), strict=True):
             assert row[kept].tolist() == list(range(int(kept.sum())))

@@ -5,7 +5,6 @@ import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,11 +12,12 @@ import torch
 from safetensors.torch import load_file
 
 from stackllama_engine.contract import requests
+from stackllama_engine.contract.disk_space import MIB, Free
 from stackllama_engine.contract.errors import StageError
 from stackllama_engine.contract.requests import Change
 from stackllama_engine.contract.run_dir import Home, RunDir
 from stackllama_engine.contract.stages import Stage
-from stackllama_engine.train import checkpoint
+from stackllama_engine.train import checkpoint, disk_watch
 from stackllama_engine.train.ppo import rollout, trainer
 from stackllama_engine.train.ppo.algorithm import Updater
 from stackllama_engine.train.ppo.reward_function import RewardFunction
@@ -34,7 +34,7 @@ def home(tmp_path: Path) -> Home:
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory: pytest.TempPathFactory, base: Path) -> dict[str, torch.Tensor]:
-    """What is trained when nothing happens."""
+    """Train without any fault; return the weights."""
     with attempt(Home(tmp_path_factory.mktemp("straight")), base, Stage.PPO, *PPO) as undisturbed:
         undisturbed.train()
     return weights(undisturbed.run)
@@ -115,10 +115,10 @@ def test_a_pause_is_seen_and_serves_what_is_asked_meanwhile(
     with attempt(home, base, Stage.PPO, *PPO) as one:
         requests.write(one.run, "pause")
         script = Script(one.run, ("sample",), ("save",), ("continue",))
-        monkeypatch.setattr("stackllama_engine.train.control.time.sleep", script)
+        monkeypatch.setattr("stackllama_engine.train.serving.time.sleep", script)
         one.train()
     assert [data["request"] for data in one.served] == ["pause", "sample", "save", "continue"]
-    assert "paused after step 1" in one.health and "continued after step 1" in one.health
+    assert "paused after step 1" in one.health and "resumed after step 1" in one.health
     assert "paused" in one.phases and list(one.run.requests()) == []
     assert [path.name for path in one.run.checkpoints.iterdir()] == ["step-000001"]
     asked = [json.loads(line) for line in one.run.samples_file.read_text().splitlines() if '"asked"' in line]
@@ -129,7 +129,7 @@ def test_a_pause_is_seen_and_serves_what_is_asked_meanwhile(
 def test_a_stop_ends_a_pause(home: Home, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with attempt(home, base, Stage.PPO, *PPO) as one:
         requests.write(one.run, "pause")
-        monkeypatch.setattr("stackllama_engine.train.control.time.sleep", lambda _: one.run.request("stop"))
+        monkeypatch.setattr("stackllama_engine.train.serving.time.sleep", lambda _: one.run.request("stop"))
         assert one.train() is None
     assert [path.name for path in one.run.checkpoints.iterdir()] == ["step-000001"]
 
@@ -169,7 +169,7 @@ def test_the_update_goes_on_in_smaller_micro_batches_with_the_same_gradients(
 
 
 @pytest.mark.parametrize("part", ["sample", "policy_outputs"])
-def test_sampling_and_scoring_go_on_with_fewer_rows(
+def test_sampling_and_scoring_continue_with_smaller_micro_batches(
     part: str, home: Home, base: Path, straight: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with attempt(home, base, Stage.PPO, *PPO) as one, monkeypatch.context() as patch:
@@ -186,7 +186,7 @@ def _cpu_is_full() -> None:
 def test_there_is_an_end_to_halving(home: Home, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with attempt(home, base, Stage.PPO, *PPO) as one, monkeypatch.context() as patch:
         patch.setattr(Updater, "_micro_batch", lambda *_: out_of_memory())
-        with pytest.raises(StageError, match=r"phase update with micro-batches of one row.*load_in_8bit"):
+        with pytest.raises(StageError, match=r"phase update with micro-batches of one response.*load_in_8bit"):
             one.train()
     assert one.health.count("out of memory in phase update") == 2
 
@@ -222,8 +222,8 @@ def test_bad_steps_in_a_row_lead_back_to_the_checkpoint_with_half_the_learning_r
     keys = (*PPO, "max_steps=4", "save_steps=2", "max_skipped_steps=2")
     with attempt(home, base, Stage.PPO, *keys) as one:
         assert one.train() is not None
-    told = "rolled back from step 4 to step-000002, rollback 1 of 2: continuing with `learning_rate: 0.0005`"
-    assert told in one.health
+    notice = "rolled back from step 4 to step-000002, rollback 1 of 2: continuing with learning_rate 0.0005 (halved)"
+    assert notice in one.health
     assert one.metrics("learning_rate") == {1: 1e-3, 2: 1e-3, 3: 5e-4, 4: 5e-4}
     assert one.metrics("ppo/updates") == {1: 2.0, 2: 2.0, 3: 2.0, 4: 2.0}
 
@@ -257,7 +257,7 @@ def test_the_next_attempt_begins_as_the_one_before_went_on(
         with pytest.raises(StageError, match="after 1 rollbacks"):
             second.train()
     assert (second.recipe.per_device_train_batch_size, second.recipe.gradient_accumulation_steps) == (2, 2)
-    assert "as attempt 1 went on: `per_device_train_batch_size: 2`" in second.health
+    assert "continuing with the settings of attempt 1: `per_device_train_batch_size: 2`" in second.health
     assert second.session.restarts.now.learning_rate == 5e-4
     with attempt(home, base, Stage.PPO, *keys, of=first.run) as third:
         third.train()
@@ -274,7 +274,7 @@ def test_a_save_without_room_is_made_when_there_is_some(
     with attempt(home, base, Stage.PPO, *PPO, "save_steps=1") as one, monkeypatch.context() as patch:
         patch_call(patch, checkpoint, "seal", 2, no_room)
         one.train()
-    assert "step 2 was not saved; it is tried again when there is room" in one.health
+    assert "step 2 was not saved; retrying when there is room" in one.health
     assert sorted(path.name for path in one.run.checkpoints.iterdir()) == [f"step-{n:06d}" for n in (1, 2, 3)]
     assert_same(one.run, straight)
 
@@ -285,16 +285,26 @@ def test_a_stop_without_room_says_that_it_could_not_save(
     with attempt(home, base, Stage.PPO, *PPO) as one, monkeypatch.context() as patch:
         patch.setattr(checkpoint, "seal", no_room)
         requests.write(one.run, "pause")
-        patch.setattr("stackllama_engine.train.control.time.sleep", lambda _: one.run.request("stop"))
+        patch.setattr("stackllama_engine.train.serving.time.sleep", lambda _: one.run.request("stop"))
         with pytest.raises(StageError, match="step 1 could not be saved; there is no checkpoint before it"):
             one.train()
 
 
-def test_a_disk_that_fills_up_is_said_once(home: Home, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with attempt(home, base, Stage.PPO, *PPO, "save_steps=1") as one, monkeypatch.context() as patch:
-        patch.setattr("stackllama_engine.train.saving.shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
-        one.train()
-    assert one.health.count("less than 2 checkpoints") == 1
+def test_a_shortage_of_room_is_reported_once_until_there_is_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint_dir = tmp_path / "step-000001"
+    checkpoint_dir.mkdir()
+    (checkpoint_dir / "weights").write_bytes(bytes(2 * MIB))
+    free = [100 * MIB]
+    monkeypatch.setattr(disk_watch, "free", lambda _: Free(free[0], None))
+    watch = disk_watch.DiskWatch(RunDir(tmp_path), None)
+    notices: list[str | None] = []
+    for free[0] in (100 * MIB, MIB, MIB, 100 * MIB, MIB):
+        notices.append(watch.measure(checkpoint_dir))
+    watch.release()
+    shortage = f"the disk has 1.0 MiB free, less than 2 checkpoints of 2.0 MiB: make room under {tmp_path}"
+    assert notices == [None, shortage, None, None, shortage]
 
 
 def judge_by_call(monkeypatch: pytest.MonkeyPatch, judge: Callable[[int, int], list[float]]) -> None:
@@ -374,6 +384,6 @@ def test_other_held_out_questions_after_a_resume_are_answered_by_the_base_again(
     with attempt(home, base, Stage.PPO, *more, of=first.run) as second:
         facts = second.train()
     assert facts is not None and facts["before"]["questions"] == facts["after"]["questions"] == 3
-    assert "other held-out questions" in second.health
+    assert "other held-out prompts" in second.health
     table = {row["name"]: row for row in facts["comparison"]}
     assert table["base, T = 1"]["kl"] == pytest.approx(0, abs=1e-5)

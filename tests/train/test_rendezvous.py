@@ -49,14 +49,14 @@ distributed.destroy_process_group()  # Gloo's threads must not outlive what they
 
 WRONG_SECRET = """
 import os, sys
-from stackllama_engine.train import meeting
+from stackllama_engine.train import rendezvous
 
 if os.environ["RANK"] == "1":
-    real = meeting.distributed.all_to_all_single
-    meeting.distributed.all_to_all_single = lambda arrived, sent, **named: real(arrived, sent * 0, **named)
+    real = rendezvous.distributed.all_to_all_single
+    rendezvous.distributed.all_to_all_single = lambda arrived, sent, **named: real(arrived, sent * 0, **named)
 try:
-    meeting.meet(0, use_cpu=True)
-except meeting.StageError as error:
+    rendezvous.meet(0, use_cpu=True)
+except rendezvous.StageError as error:
     print(error)
 else:
     print("met")
@@ -64,7 +64,7 @@ else:
 
 
 def two_ranks(program: str, place: Path) -> list[str]:
-    """What rank 0 and rank 1 print."""
+    """Return what rank 0 and rank 1 print."""
     environment = os.environ | {
         "WORLD_SIZE": "2",
         MEETING: str(place),
@@ -107,7 +107,7 @@ def test_a_peer_that_does_not_know_the_secret_is_no_peer(tmp_path: Path) -> None
 def test_ranks_without_a_place_to_meet_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.delenv(MEETING, raising=False)
-    with pytest.raises(StageError, match="no place to meet"):
+    with pytest.raises(StageError, match="no rendezvous directory"):
         meet(0, use_cpu=True)
 
 

@@ -1,6 +1,6 @@
 """PPO killed in the middle of a rollout, of an update and of a save, and resumed: as if nothing had happened.
 
-The worker is stopped as soon as it seems to be at the right place, looked at while it cannot move, and then killed, or
+The worker is stopped as soon as it seems to be at the right place, examined while it cannot move, and then killed, or
 let go on to the next such place.
 """
 
@@ -93,7 +93,7 @@ def kill_when(run: RunDir, attempt: int, there: Callable[[RunDir, int], bool]) -
 
 
 def worker(run: RunDir) -> Any:
-    """The process that trains, below accelerate's."""
+    """Find the process that trains, below accelerate's."""
     for process in run_processes(run.path):
         words = command_line(process)
         if "stackllama_engine.train ppo" in words and "accelerate" not in words:
@@ -107,7 +107,7 @@ def untimed(event: Event) -> dict[str, float | None]:
 
 
 def by_step(run: RunDir, attempts: int) -> dict[tuple[int | None, bool], list[dict[str, float | None]]]:
-    """What all attempts said of each step, its training and its evaluation apart."""
+    """Collect what all attempts reported of each step, its training and its evaluation apart."""
     found: dict[tuple[int | None, bool], list[dict[str, float | None]]] = {}
     for attempt in range(1, attempts + 1):
         for event in events(run, attempt):
@@ -117,7 +117,7 @@ def by_step(run: RunDir, attempts: int) -> dict[tuple[int | None, bool], list[di
 
 
 def files(run: RunDir) -> dict[str, bytes]:
-    """The trained adapters and heads, and everything that the last checkpoint holds."""
+    """Collect the trained adapters and heads, and everything that the last checkpoint holds."""
     last = run.checkpoints / f"step-{STEPS:06d}"
     paths = [*run.adapter.rglob("*.safetensors"), *last.iterdir()]
     # the recipe says how it was launched: that of a run in the test's process names no number of processes

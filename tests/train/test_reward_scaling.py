@@ -19,6 +19,12 @@ def alone(values: Tensor) -> Tensor:
     return values
 
 
+def scaled_with_metrics(scaling: RewardScaling, scores: Tensor) -> tuple[Tensor, dict[str, float]]:
+    """Update, scale and measure in the order of a PPO step."""
+    scaling.update(scores)
+    return scaling.scale(scores), scaling.metrics(scores)
+
+
 class Ranks:
     """A sum over ranks, each a thread that calls it as often as the others do."""
 
@@ -38,14 +44,14 @@ class Ranks:
         return total
 
 
-def test_moments_by_hand() -> None:
+def test_scaling_by_hand() -> None:
     scaling = RewardScaling(True, None, alone)
     # 1 and 3: mean 2, deviation √((1 + 1) / 1) = √2
-    scaled, metrics = scaling(torch.tensor([1.0, 3.0]))
+    scaled, metrics = scaled_with_metrics(scaling, torch.tensor([1.0, 3.0]))
     assert scaled.tolist() == pytest.approx([-(0.5**0.5), 0.5**0.5], rel=1e-3)
     assert metrics == pytest.approx({"objective/score_mean": 2.0, "objective/score_std": 2**0.5})
     # 1, 3, 5 and 7: mean 4, deviation √((9 + 1 + 1 + 9) / 3); what came before counts
-    scaled, metrics = scaling(torch.tensor([5.0, 7.0]))
+    scaled, metrics = scaled_with_metrics(scaling, torch.tensor([5.0, 7.0]))
     assert scaled.tolist() == pytest.approx([1 / (20 / 3) ** 0.5, 3 / (20 / 3) ** 0.5], rel=1e-3)
     assert scaling.moments.count == 4
 
@@ -55,52 +61,52 @@ def test_moments_by_hand() -> None:
 def test_merged_moments_are_those_of_all_numbers(batches: list[list[float]]) -> None:
     scaling = RewardScaling(True, None, alone)
     for batch in batches:
-        scaling(torch.tensor(batch, dtype=torch.float64))
+        scaling.update(torch.tensor(batch, dtype=torch.float64))
     everything = torch.tensor([number for batch in batches for number in batch], dtype=torch.float64)
     assert scaling.moments.mean == pytest.approx(float(everything.mean()), abs=1e-8)
     std = float(everything.std()) if len(everything) > 1 else 0.0
     assert scaling.moments.std == pytest.approx(std, abs=1e-6)
 
 
-def test_nothing_seen_changes_nothing() -> None:
+def test_moments_of_nothing_change_nothing() -> None:
     seen = Moments(3, 1.0, 2.0)
     assert Moments().merge(seen) == seen == seen.merge(Moments())
     assert Moments().merge(Moments()) == Moments()
 
 
-def test_equal_scores_are_no_opinion() -> None:
-    scaled, _ = RewardScaling(True, None, alone)(torch.full((7,), 0.1))
+def test_equal_scores_are_scaled_to_zero() -> None:
+    scaled, _ = scaled_with_metrics(RewardScaling(True, None, alone), torch.full((7,), 0.1))
     assert scaled.abs().max() < 1e-3
 
 
-def test_two_ranks_see_what_one_sees() -> None:
+def test_scaling_on_two_ranks_equals_one() -> None:
     batches = torch.tensor([[1.0, 2.0, 9.0, -4.0], [0.5, 0.25, 3.0, 8.0]])
     one, ranks = RewardScaling(True, 1.0, alone), Ranks(2)
     two = [RewardScaling(True, 1.0, ranks.reduce) for _ in range(2)]
     with ThreadPoolExecutor(2) as threads:
         for batch in batches:
-            expected, metrics = one(batch)
-            parts = list(threads.map(lambda rank, batch=batch: two[rank](batch[rank::2]), range(2)))
-            for rank, (scaled, said) in enumerate(parts):
+            expected, metrics = scaled_with_metrics(one, batch)
+            parts = threads.map(lambda rank, batch=batch: scaled_with_metrics(two[rank], batch[rank::2]), range(2))
+            for rank, (scaled, rank_metrics) in enumerate(list(parts)):
                 torch.testing.assert_close(scaled, expected[rank::2])
-                assert said == pytest.approx(metrics)
+                assert rank_metrics == pytest.approx(metrics)
 
 
 def test_clipping_is_in_units_after_normalisation() -> None:
     # of eight zeros and an 8: mean 8/9, deviation √((8·(8/9)² + (64/9)²) / 8) = 8/3; the 8 is at (64/9) / (8/3) = 2.67
     scores = torch.tensor([0.0] * 8 + [8.0])
-    scaled, metrics = RewardScaling(True, 2.0, alone)(scores)
+    scaled, metrics = scaled_with_metrics(RewardScaling(True, 2.0, alone), scores)
     assert scaled.tolist() == pytest.approx([-1 / 3] * 8 + [2.0], rel=1e-3)
     assert metrics["objective/score_clipfrac"] == pytest.approx(1 / 9)
-    raw, metrics = RewardScaling(False, 2.0, alone)(scores)
+    raw, metrics = scaled_with_metrics(RewardScaling(False, 2.0, alone), scores)
     assert raw.tolist() == [0.0] * 8 + [2.0]
     assert metrics.keys() == {"objective/score_clipfrac"}
 
 
-def test_off_it_is_not_there() -> None:
+def test_scaling_that_is_off_changes_nothing() -> None:
     scores = torch.tensor([3.0, -5.0])
     scaling = RewardScaling(False, None, alone)
-    assert scaling(scores) == (scores, {}) and scaling.moments == Moments()
+    assert scaled_with_metrics(scaling, scores) == (scores, {}) and scaling.moments == Moments()
 
 
 def test_moments_are_plain_json() -> None:

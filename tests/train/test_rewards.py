@@ -16,7 +16,14 @@ from stackllama_engine.contract.recipe_io import load_recipe
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.train.ppo import rewards as rewards_module
 from stackllama_engine.train.ppo.reward_function import RewardFunction
-from stackllama_engine.train.ppo.rewards import Answer, Rewards, excess_length, fill_unjudged, repeated_share, unjudged
+from stackllama_engine.train.ppo.rewards import (
+    ResponseText,
+    Rewards,
+    abstained,
+    excess_length,
+    fill_abstained,
+    repeated_share,
+)
 
 EOS = 2
 TEXTS = ["a", "bb\x1b[31m", "ccc " * 50]
@@ -24,7 +31,7 @@ TEXTS = ["a", "bb\x1b[31m", "ccc " * 50]
 
 @pytest.fixture
 def written(tmp_path: Path) -> Iterator[Any]:
-    """Writes a module and loads a function of it; forgets both."""
+    """Write a module and load a function of it; forget both afterwards."""
     before, path = set(sys.modules), list(sys.path)
 
     def write(body: str, name: str = "toy_judges") -> RewardFunction:
@@ -58,12 +65,12 @@ def test_repeated_share(ids: list[int], n: int, share: float) -> None:
 
 
 class Judge:
-    """A reward model with the same opinions whatever it is asked."""
+    """A reward model with the same scores for every text."""
 
     def __init__(self, *scores: float) -> None:
         self._scores = scores
 
-    def __call__(self, answers: Any, size: int) -> torch.Tensor:
+    def __call__(self, texts: Any, micro_batch_size: int) -> torch.Tensor:
         return torch.tensor(self._scores)
 
 
@@ -88,9 +95,9 @@ def test_the_score_is_the_weighted_sum_of_its_parts(written: Any, monkeypatch: p
     base: Any = SimpleNamespace(device=torch.device("cpu"))
     tokenizer: Any = SimpleNamespace(eos_token_id=EOS)
     judges = Rewards(recipe, base, tokenizer, SimpleNamespace(health=print))  # type: ignore[arg-type]
-    answers = [Answer("why", "so", True), Answer("?", "x", False)]
+    texts = [ResponseText("why", "so", True), ResponseText("?", "x", False)]
     # 5 tokens, the end among them but in no bigram: 7 8, 8 7, 7 8; and 4 tokens without an end: 9 9, 9 9, 9 2
-    parts = judges.components(answers, [[7, 8, 7, 8, EOS], [9, 9, 9, 3]])
+    parts = judges.components(texts, [[7, 8, 7, 8, EOS], [9, 9, 9, 3]], micro_batch_size=2)
     assert {name: values.tolist() for name, values in parts.items()} == {
         "reward/model": [1.0, -2.0],
         "reward/function": [23.0, 11.0],
@@ -100,11 +107,11 @@ def test_the_score_is_the_weighted_sum_of_its_parts(written: Any, monkeypatch: p
     assert judges.total(parts).tolist() == pytest.approx([2 - 11.5 - 0.5 - 8 / 3, -4 - 5.5 - 0.25 - 8 / 3])
 
 
-def test_what_is_not_asked_for_is_no_part(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_components_that_are_off_are_absent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rewards_module, "load_scorer", lambda *_: Judge(1.0))
     base: Any = SimpleNamespace(device=torch.device("cpu"))
     judges = Rewards(recipe_of(), base, SimpleNamespace(eos_token_id=EOS), None)  # type: ignore[arg-type]
-    parts = judges.components([Answer("q", "a", True)], [[EOS]])
+    parts = judges.components([ResponseText("q", "a", True)], [[EOS]], micro_batch_size=1)
     assert list(parts) == ["reward/model"] and torch.equal(judges.total(parts), parts["reward/model"])
 
 
@@ -131,16 +138,16 @@ def test_numbers_of_any_kind_are_taken(written: Any, body: str) -> None:
         ("raise SystemExit", "raised SystemExit, for response 0 ('a')"),
         ("return [1.0 if len(r) < 99 else 1 / 0 for r in responses]", "for response 2 ('ccc ccc"),
         ("assert len(responses) < 3; return [1.0]", "for 3 responses together, and for none alone; the first is"),
-        ("return [1.0, 2.0]", "gave 2 numbers for 3 responses. Without one: response 2 ('ccc ccc"),
-        ("return [1.0] * 4", "gave 4 numbers for 3 responses."),
-        ("return 1.0", "gave no list of numbers"),
-        ("return 'abc'", "gave no list of numbers"),
-        ("return None", "gave no list of numbers"),
-        ("return [1.0, math.nan, 1.0]", "gave nan, which is no finite number, for response 1 ('bb [31m')"),
-        ("return [1.0, 1.0, -math.inf]", "gave -inf, which is no finite number, for response 2"),
-        ("return [1e300, 1.0, 1.0]", "gave 1e+300, which is no finite number, for response 0"),
-        ("return ['1', 1.0, 1.0]", "gave 1, which is no finite number, for response 0"),
-        ("return [[1.0], 1.0, 1.0]", "gave a list, which is no finite number, for response 0"),
+        ("return [1.0, 2.0]", "returned 2 numbers for 3 responses. Without one: response 2 ('ccc ccc"),
+        ("return [1.0] * 4", "returned 4 numbers for 3 responses."),
+        ("return 1.0", "must return a list of numbers"),
+        ("return 'abc'", "must return a list of numbers"),
+        ("return None", "must return a list of numbers"),
+        ("return [1.0, math.nan, 1.0]", "returned nan, not a finite number, for response 1 ('bb [31m')"),
+        ("return [1.0, 1.0, -math.inf]", "returned -inf, not a finite number, for response 2"),
+        ("return [1e300, 1.0, 1.0]", "returned 1e+300, not a finite number, for response 0"),
+        ("return ['1', 1.0, 1.0]", "returned 1, not a finite number, for response 0"),
+        ("return [[1.0], 1.0, 1.0]", "returned a list, not a finite number, for response 0"),
     ],
 )
 def test_what_goes_wrong_names_the_function_and_the_text(written: Any, body: str, said: str) -> None:
@@ -157,7 +164,7 @@ def test_modules_that_cannot_be_had(written: Any, tmp_path: Path) -> None:
         written("pass\nnothing")
     with pytest.raises(StageError, match="importing `absent` raised ModuleNotFoundError"):
         RewardFunction("absent:judge", str(tmp_path))
-    with pytest.raises(StageError, match=r"`math` is taken by .*; rename"):
+    with pytest.raises(StageError, match=r"`math` is already imported from .*; rename"):
         written("pass", name="math")
     with pytest.raises(StageError, match="has no function `pi`"):
         RewardFunction("math:pi", None)
@@ -188,7 +195,7 @@ def test_what_may_pass_is_asked_again_and_told(tmp_path: Path, written: Any) -> 
     judge._function = service
     assert judge(["q"] * 3, TEXTS) == [1.0] * 3
     assert calls == [3, 3, 3] and waits == [1.0, 5.0]
-    assert notices[0] == "`reward_fn: toy_service:judge` raised TimeoutError: read timed out; asking again in 1 s"
+    assert notices[0] == "`reward_fn: toy_service:judge` raised TimeoutError: read timed out; calling again in 1 s"
     judge._function = lambda **_: 1 / 0
     with pytest.raises(StageError, match="ZeroDivisionError"):  # a mistake does not pass
         judge(["q"], ["r"])
@@ -204,7 +211,7 @@ def test_a_service_that_stays_away_ends_the_run_at_last(written: Any) -> None:
     assert waits == [1.0, 5.0, 25.0]
 
 
-def test_an_abstention_is_left_out_of_the_sum_and_without_another_judge_stands_at_the_mean(
+def test_an_abstention_adds_nothing_and_without_a_reward_model_scores_the_mean(
     written: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written("return [None, 2.0, 4.0]")
@@ -212,16 +219,16 @@ def test_an_abstention_is_left_out_of_the_sum_and_without_another_judge_stands_a
     base: Any = SimpleNamespace(device=torch.device("cpu"))
     tokenizer: Any = SimpleNamespace(eos_token_id=EOS)
     reporter: Any = SimpleNamespace(health=print)
-    answers, tokens = [Answer("q", "a", True)] * 3, [[5, EOS]] * 3
+    texts, tokens = [ResponseText("q", "a", True)] * 3, [[5, EOS]] * 3
     both = Rewards(recipe_of("reward_fn=toy_judges:judge"), base, tokenizer, reporter)
-    parts = both.components(answers, tokens)
-    assert not unjudged(parts).any()
+    parts = both.components(texts, tokens, micro_batch_size=3)
+    assert not abstained(parts).any()
     assert str(both.total(parts).tolist()) == "[1.0, 3.0, nan]"  # NaN of a model is an error, and stays one
     alone = Rewards(recipe_of("reward_fn=toy_judges:judge", "length_penalty=1"), base, tokenizer, reporter)
     alone._model = None
-    parts = alone.components(answers, tokens)
+    parts = alone.components(texts, tokens, micro_batch_size=3)
     scores = alone.total(parts)
-    assert unjudged(parts).tolist() == [True, False, False]
-    assert fill_unjudged(scores, unjudged(parts), lambda part: part).tolist() == [1.0, 0.0, 2.0]
+    assert abstained(parts).tolist() == [True, False, False]
+    assert fill_abstained(scores, abstained(parts), lambda part: part).tolist() == [1.0, 0.0, 2.0]
     nobody = torch.ones(3, dtype=torch.bool)
-    assert fill_unjudged(scores, nobody, lambda part: part).isnan().all()
+    assert fill_abstained(scores, nobody, lambda part: part).isnan().all()

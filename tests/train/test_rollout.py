@@ -18,7 +18,7 @@ PROMPTS = [[1, 5], [1, 7, 8, 9, 30], [1, 8, 30], [1, 9, 6, 4, 3, 12], [1, 6], [1
 RESPONSES = [[8, 2], [10, 2], [11, 40, 41, 42], [2], [5, 6, 7, 2], [9, 2]]
 
 
-def test_packs_are_of_like_length_and_hold_every_row_once() -> None:
+def test_packed_batches_are_of_like_length_and_hold_every_row_once() -> None:
     packs = list(Lengths([3, 9, 1, 5], [4, 4, 1, 9]).packed([0, 1, 2, 3], 2, CPU))
     assert [pack.indices.tolist() for pack in packs] == [[3, 1], [0, 2]]
     assert [(pack.prompt, pack.response) for pack in packs] == [(9, 9), (3, 4)]
@@ -34,7 +34,7 @@ def test_outputs_of_rows_cut_to_their_length_are_those_at_full_width(base: Path)
             torch.testing.assert_close(column * mask, full.detach() * mask, atol=1e-5, rtol=1e-5)
 
 
-def test_no_row_is_wider_than_its_pack(base: Path) -> None:
+def test_no_row_is_wider_than_its_packed_batch(base: Path) -> None:
     shared = policy(base)
     ids, attention, _ = pad_tokens(PROMPTS, RESPONSES, 0, CPU)
     seen: list[tuple[int, ...]] = []
@@ -53,20 +53,20 @@ def test_the_first_epoch_computes_the_recorded_numbers_again(base: Path) -> None
     old = policy_outputs(shared, ids, attention, 4, 2, mini_batches=2)
     rollout = Rollout(ids, attention, mask, [], old, old.logprobs, torch.zeros(len(mask)))
     some = torch.linspace(-1, 1, mask.numel()).view_as(mask)
-    goal = Advantages(kl=some, advantages=some, returns=some)
+    advantages = Advantages(kl=some, advantages=some, returns=some)
     updater = Updater(recipe, shared, Keeper(shared.trainable(), 0.0), alone)
-    found = updater.update(rollout, goal, torch.Generator()).metrics()
+    found = updater.update(rollout, advantages, torch.Generator()).metrics()
     assert (found["ppo/updates"], found["val/ratio"], found["policy/approxkl_avg"]) == (2, 1.0, 0.0)
 
 
 def test_a_micro_batch_waits_only_where_transformers_looks_at_the_mask(base: Path) -> None:
     one = toy(base, "per_device_train_batch_size=2", "gradient_accumulation_steps=2")
-    goal = one.goal()
+    advantages = one.advantages()
     updater = Updater(one.recipe, one.base, Keeper(one.base.trainable(), 0.0), alone)
     for rows in list(one.rollout.lengths.packed([0, 1, 2, 3], 2, CPU)):
-        ids, mask = (rows.texts(tokens, 4) for tokens in (one.rollout.input_ids, one.rollout.attention_mask))
+        ids, mask = (rows.select_tokens(tokens, 4) for tokens in (one.rollout.input_ids, one.rollout.attention_mask))
         with Waits() as in_trunk:
             one.base.hidden(ids, mask, (mask.cumsum(1) - 1).clamp(min=0))
         with Waits() as waits:
-            updater._micro_batch(one.rollout, goal, rows, one.rollout.mask.sum())
+            updater._micro_batch(one.rollout, advantages, rows, one.rollout.mask.sum())
         assert waits.seen == in_trunk.seen

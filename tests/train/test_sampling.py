@@ -20,7 +20,7 @@ PROMPTS = [[1, 9], [1, 5, 6, 7, 8, 30], [1, 3, 4], [1, 5], [1, 40, 41, 42, 43]]
 
 
 def policy(base: Path, *keys: str) -> SharedBase:
-    """A policy that is not the reference."""
+    """Make a policy that differs from the reference."""
     torch.manual_seed(0)
     shared = SharedBase(ppo_recipe(base, *keys), torch.device("cpu"))
     generator = torch.Generator().manual_seed(7)
@@ -42,11 +42,11 @@ def test_groups_of_like_length_sample_what_all_together_do(base: Path) -> None:
     shared = policy(base)
     noise = [draw_noise(1, 0, index, (3, 9)) for index in range(len(PROMPTS))]
     together = sample(shared, PROMPTS, noise, eos=2, pad=0)
-    assert sample(shared, PROMPTS, noise, eos=2, pad=0, size=2) == together
+    assert sample(shared, PROMPTS, noise, eos=2, pad=0, micro_batch_size=2) == together
     assert len({len(response) for response in together}) > 1
 
 
-def test_looking_less_often_for_ends_changes_nothing(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checking_less_often_for_ends_changes_nothing(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shared = policy(base)
     noise = [draw_noise(1, 0, index, (3, 12)) for index in range(16)]
     every = sample(shared, [[1, 5]] * 16, noise, eos=7, pad=0)
@@ -58,7 +58,7 @@ def test_looking_less_often_for_ends_changes_nothing(base: Path, monkeypatch: py
     assert any(row[-1] == eos and len(row) < drawn.length for row, drawn in zip(expected, noise, strict=True))
 
 
-def test_tokens_that_are_not_looked_at_are_not_waited_for(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sampling_waits_only_when_it_checks_for_ends(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shared = policy(base)
     monkeypatch.setitem(sampling._STRIDE, "cpu", 8)
     noise = [draw_noise(1, 0, index, (20, 21)) for index in range(4)]

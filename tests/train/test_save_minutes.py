@@ -38,7 +38,7 @@ def home(tmp_path: Path) -> Home:
 
 
 def cut_at(patch: pytest.MonkeyPatch, step: int) -> None:
-    """The power fails as a step ends, before anything can be saved there."""
+    """Let the power fail as a step ends, before anything can be saved there."""
     progress = Reporter.progress
 
     def cut(self: Reporter, done: int, total: int) -> None:
@@ -50,7 +50,7 @@ def cut_at(patch: pytest.MonkeyPatch, step: int) -> None:
 
 
 def due_after(patch: pytest.MonkeyPatch, *steps: int) -> None:
-    """The minutes are over as these steps end."""
+    """Let the minutes be over as these steps end."""
     patch.setattr(SaveTimer, "due", lambda self, step: step in steps)
 
 
@@ -178,7 +178,7 @@ def test_a_pause_is_no_reason_not_to_save_and_none_to_save_twice(
             if what := turns.pop(0):
                 requests.write(one.run, what)  # type: ignore[arg-type]
 
-        monkeypatch.setattr("stackllama_engine.train.control.time.sleep", wait)
+        monkeypatch.setattr("stackllama_engine.train.serving.time.sleep", wait)
         one.train()
     made = [event.step for event in one.events if event.kind == "checkpoint"]
     assert made[0] == 1 and made.count(1) == 1, made

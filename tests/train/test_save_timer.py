@@ -104,7 +104,7 @@ def test_a_save_that_failed_is_not_tried_again_at_every_step(timed: Timed) -> No
 def test_saves_that_would_eat_the_run_come_less_often_which_is_said_once(timed: Timed) -> None:
     timed.save(1, seconds=90, size=84 << 30)
     assert timed.said == [
-        "a checkpoint takes 90.0 s and 84.0 GiB, more than 5 % of the 15 minutes of `save_minutes`: by time one is "
+        "a checkpoint takes 90.0 s and 84.0 GiB, more than 5 % of the 15 minutes of `save_minutes`: one is now "
         "written every 30 minutes"
     ]
     assert not timed.due(2, after=1799)

@@ -14,7 +14,7 @@ from stackllama_engine.contract.errors import StageError
 from stackllama_engine.train import models
 from stackllama_engine.train.encoding import encode_text
 from stackllama_engine.train.ppo.algorithm import Updater
-from stackllama_engine.train.ppo.rewards import Answer, SeparateScorer, SharedScorer, score_weight
+from stackllama_engine.train.ppo.rewards import ResponseText, SeparateScorer, SharedScorer, score_weight
 from stackllama_engine.train.ppo.rollout import Advantages, Rollout, pad_tokens, policy_outputs
 from stackllama_engine.train.ppo.sampling import draw_noise, pick, sample
 from stackllama_engine.train.ppo.shared_base import CRITIC, POLICY, REFERENCE, REWARD, SharedBase
@@ -22,7 +22,10 @@ from stackllama_engine.train.ppo.shared_base import CRITIC, POLICY, REFERENCE, R
 from .toy import ppo_recipe as recipe_of
 
 CPU = torch.device("cpu")
-ANSWERS = [Answer("How do I peel garlic?", "Use a knife.", True), Answer("Why?", "Because it is so", False)]
+TEXTS = [
+    ResponseText("How do I peel garlic?", "Use a knife.", True),
+    ResponseText("Why?", "Because it is so", False),
+]
 
 
 @pytest.fixture
@@ -32,7 +35,7 @@ def shared(base: Path) -> SharedBase:
 
 
 def move_policy(shared: SharedBase) -> None:
-    """A policy that is not the reference any more."""
+    """Make a policy that differs from the reference."""
     generator = torch.Generator().manual_seed(7)
     for parameter in shared.trainable():
         parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
@@ -72,7 +75,7 @@ def test_the_base_is_held_once(judge: Path, base: Path, tmp_path: Path, precisio
         recipe_of(base, precision, "value_adapter=true", f"policy_adapter_path={tmp_path / 'adapter'}"), CPU
     )
     scorer = SharedScorer(shared, judge, tokenizer)
-    scorer(ANSWERS, 8)
+    scorer(TEXTS, 8)
     ids, attention, _ = pad_tokens([[1, 5, 6], [1, 7]], [[8, 9, 2], [10, 2]], 0, CPU)
     assert policy_outputs(shared, ids, attention, 3, 2).logprobs.isfinite().all()
     with shared.reference():
@@ -133,12 +136,12 @@ def test_log_probabilities_do_not_depend_on_padding(shared: SharedBase) -> None:
 
 def test_shared_scorer_equals_the_reward_model_it_came_from(shared: SharedBase, judge: Path, base: Path) -> None:
     tokenizer = models.load_tokenizer(str(base))
-    scores = SharedScorer(shared, judge, tokenizer)(ANSWERS, 8)
+    scores = SharedScorer(shared, judge, tokenizer)(TEXTS, 8)
     classifier = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
     classifier.config.pad_token_id = tokenizer.pad_token_id
     whole = PeftModel.from_pretrained(classifier, str(judge)).eval()
     with torch.no_grad():
-        alone = [whole(torch.tensor([encode_text(tokenizer, *answer)])).logits.item() for answer in ANSWERS]
+        alone = [whole(torch.tensor([encode_text(tokenizer, *answer)])).logits.item() for answer in TEXTS]
     assert scores.tolist() == pytest.approx(alone, abs=1e-5)
     assert abs(scores[0] - scores[1]) > 1e-4
 
@@ -147,8 +150,8 @@ def test_texts_of_like_length_are_judged_together_and_the_scores_keep_their_plac
     shared: SharedBase, judge: Path, base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scorer = SharedScorer(shared, judge, models.load_tokenizer(str(base)))
-    answers = [*ANSWERS, *ANSWERS]
-    alone = [float(scorer([answer], 1)) for answer in answers]
+    texts = [*TEXTS, *TEXTS]
+    alone = [float(scorer([answer], 1)) for answer in texts]
     shapes, hidden = list[tuple[int, ...]](), SharedBase.hidden
 
     def counted(self: SharedBase, input_ids: torch.Tensor, *arguments: Any) -> torch.Tensor:
@@ -156,7 +159,7 @@ def test_texts_of_like_length_are_judged_together_and_the_scores_keep_their_plac
         return hidden(self, input_ids, *arguments)
 
     monkeypatch.setattr(SharedBase, "hidden", counted)
-    torch.testing.assert_close(scorer(answers, 2), torch.tensor(alone))
+    torch.testing.assert_close(scorer(texts, 2), torch.tensor(alone))
     (_, longer), (_, shorter) = shapes
     assert longer > shorter
 
@@ -166,9 +169,9 @@ def test_a_separate_judges_scores_keep_their_places(base: Path, tmp_path: Path) 
     judge.save_pretrained(tmp_path / "judge")
     models.load_tokenizer(str(base)).save_pretrained(tmp_path / "judge")
     scorer = SeparateScorer(recipe_of(base, f"reward_model_path={tmp_path / 'judge'}"), CPU)
-    answers = [ANSWERS[1], ANSWERS[0], ANSWERS[1]]  # the longest is not the first
-    alone = [float(scorer([answer], 1)) for answer in answers]
-    torch.testing.assert_close(scorer(answers, 2), torch.tensor(alone))
+    texts = [TEXTS[1], TEXTS[0], TEXTS[1]]  # the longest is not the first
+    alone = [float(scorer([answer], 1)) for answer in texts]
+    torch.testing.assert_close(scorer(texts, 2), torch.tensor(alone))
     assert abs(alone[0] - alone[1]) > 1e-4
 
 
@@ -176,7 +179,7 @@ def test_scoring_leaves_the_policy_active_and_trainable(shared: SharedBase, judg
     move_policy(shared)
     ids, attention, _ = pad_tokens([[1, 5]], [[8, 2]], 0, CPU)
     before = policy_outputs(shared, ids, attention, 2, 1).logprobs
-    SharedScorer(shared, judge, models.load_tokenizer(str(base)))(ANSWERS, 8)
+    SharedScorer(shared, judge, models.load_tokenizer(str(base)))(TEXTS, 8)
     torch.testing.assert_close(policy_outputs(shared, ids, attention, 2, 1).logprobs, before, atol=0, rtol=0)
     assert all(p.requires_grad for p in shared.trainable())
     assert not any(p.requires_grad for n, p in shared.model.named_parameters() if ".reward." in n)
@@ -278,9 +281,9 @@ def test_a_nan_is_never_applied(shared: SharedBase) -> None:
     old = policy_outputs(shared, ids, attention, 2, 2)
     rollout = Rollout(ids, attention, mask, [], old, old.logprobs, torch.zeros(4))
     nan = torch.full_like(mask, float("nan"))
-    goal = Advantages(kl=torch.zeros_like(mask), advantages=nan, returns=torch.zeros_like(mask))
+    advantages = Advantages(kl=torch.zeros_like(mask), advantages=nan, returns=torch.zeros_like(mask))
     before = [parameter.detach().clone() for parameter in shared.trainable()]
     optimizer = torch.optim.AdamW(shared.trainable(), lr=0.1)
-    statistics = Updater(recipe, shared, optimizer, lambda part: part).update(rollout, goal, torch.Generator())
+    statistics = Updater(recipe, shared, optimizer, lambda part: part).update(rollout, advantages, torch.Generator())
     assert (statistics.updates, statistics.skipped) == (0, recipe.num_ppo_epochs)
     assert all(torch.equal(a, b) for a, b in zip(before, shared.trainable(), strict=True))

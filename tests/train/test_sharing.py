@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 from stackllama_engine.contract.errors import StageError
 from stackllama_engine.train import models
 from stackllama_engine.train.encoding import encode_text
-from stackllama_engine.train.ppo.rewards import Answer, SeparateScorer, load_scorer
+from stackllama_engine.train.ppo.rewards import ResponseText, SeparateScorer, load_scorer
 from stackllama_engine.train.ppo.shared_base import SharedBase
 from stackllama_engine.train.sharing import own_base
 
@@ -19,7 +19,7 @@ from .toy import ppo_recipe
 
 CPU = torch.device("cpu")
 PLAIN = {"peft_type": "LORA", "init_lora_weights": True, "bias": "none", "modules_to_save": ["score"]}
-ANSWERS = [Answer("How?", "so", True), Answer("Why is it so?", "because of that", False)]
+RESPONSE_TEXTS = [ResponseText("How?", "so", True), ResponseText("Why is it so?", "because of that", False)]
 
 
 @pytest.mark.parametrize(
@@ -62,8 +62,8 @@ def test_a_reward_adapter_that_changes_its_base_leaves_the_policys_alone_and_sco
     scorer = load_scorer(recipe, shared, tokenizer, reporter)
     assert isinstance(scorer, SeparateScorer) and "changes the base that it would share" in said[0]
     with torch.no_grad():
-        rows = [trained(torch.tensor([encode_text(tokenizer, *answer)])).logits[0, 0] for answer in ANSWERS]
-    torch.testing.assert_close(scorer(ANSWERS, 8), torch.stack(rows), atol=1e-4, rtol=1e-3)
+        rows = [trained(torch.tensor([encode_text(tokenizer, *answer)])).logits[0, 0] for answer in RESPONSE_TEXTS]
+    torch.testing.assert_close(scorer(RESPONSE_TEXTS, 8), torch.stack(rows), atol=1e-4, rtol=1e-3)
     plain: Any = models.load_plain(str(base), None, "float32", CPU).get_decoder()
     layer: Any = shared.trunk.get_submodule("layers.0.self_attn.q_proj.base_layer")
     assert torch.equal(layer.weight, plain.layers[0].self_attn.q_proj.weight)

@@ -1,5 +1,7 @@
-"""Stages on a toy base: each through the real command (launcher, supervisor, accelerate, training, result), and what
-else they can do in this process."""
+"""Stages on a toy base, through the real command (launcher, supervisor, accelerate, training, result).
+
+What else they can do is tested in this process.
+"""
 
 import json
 import shutil
@@ -169,7 +171,7 @@ def test_ppo_starts_at_ratio_one_and_moves(ppo_run: RunDir, reward_run: RunDir) 
 
 
 def assert_held_out_answers(run: RunDir) -> None:
-    """The same questions before, after each step and after, with their means."""
+    """Check that the same prompts are evaluated before, after each step and after, with their means."""
     before, during, after = (samples(run, when) for when in ("before", "during", "after"))
     assert [row["step"] for row in before] == [0] * 4
     assert [row["step"] for row in during] == [1] * 4 + [2] * 4 + [3] * 4
@@ -332,7 +334,7 @@ def test_stopped_and_resumed_equals_straight(
 
 
 def untimed(run: RunDir, attempt: int, after: int) -> list[tuple[int | None, dict[str, float | None]]]:
-    """What an attempt said of the steps after one: metrics without those that a clock made."""
+    """Collect an attempt's metrics of the steps after one, without those that depend on time."""
     timed = {"tokens_per_second", "response_tokens_per_second", "time/rollout", "time/score", "time/update"}
     return [
         (event.step, {name: value for name, value in event.metrics.items() if name not in timed})

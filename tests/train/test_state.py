@@ -27,8 +27,9 @@ def trainables(one: Toy) -> Trainables:
 
 def make_a_step(kept: Trainables, one: Toy) -> torch.Tensor:
     """Of everything that a step changes; returns what the scores became."""
-    scaled, _ = kept.scaling(one.rollout.scores)
-    Updater(one.recipe, one.base, kept.optimizer, alone).update(one.rollout, one.goal(), torch.Generator())
+    kept.scaling.update(one.rollout.scores)
+    scaled = kept.scaling.scale(one.rollout.scores)
+    Updater(one.recipe, one.base, kept.optimizer, alone).update(one.rollout, one.advantages(), torch.Generator())
     kept.controller.update(1.0, 4)
     kept.scheduler.step()
     return scaled

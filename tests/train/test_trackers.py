@@ -58,10 +58,10 @@ def test_figures_that_find_no_room_come_late_and_in_order(reporter: Reporter, mo
     accelerate = Accelerate()
     trackers.log(accelerate, {"loss": 3.0}, 1, reporter)
     trackers.log(accelerate, {"loss": 2.0}, 2, reporter)
-    assert accelerate.logged == [] and reporter.room.waits
+    assert accelerate.logged == [] and reporter.disk.waits
     monkeypatch.setattr(Writer, "room", True)
-    assert reporter.room.look() is None
-    assert accelerate.logged == [(1, {"loss": 3.0}), (2, {"loss": 2.0})] and not reporter.room.waits
+    assert reporter.disk.poll() is None
+    assert accelerate.logged == [(1, {"loss": 3.0}), (2, {"loss": 2.0})] and not reporter.disk.waits
 
 
 def test_another_error_of_a_tracker_is_one(reporter: Reporter) -> None:
@@ -70,7 +70,7 @@ def test_another_error_of_a_tracker_is_one(reporter: Reporter) -> None:
 
     with pytest.raises(ConnectionError):
         trackers.log(SimpleNamespace(trackers=[1], log=unreachable), {"loss": 3.0}, 1, reporter)
-    assert not reporter.room.waits, "it is not tried for ever"
+    assert not reporter.disk.waits, "it is not tried for ever"
 
 
 def test_the_trainers_own_trackers_end_no_training(reporter: Reporter) -> None:
@@ -87,4 +87,4 @@ def test_the_trainers_own_trackers_end_no_training(reporter: Reporter) -> None:
     trackers.survive_trackers(SimpleNamespace(callback_handler=SimpleNamespace(callbacks=[board])), reporter)
     assert board.on_log() is None and board.tb_writer is None, "the next call makes another writer"
     (event,) = EventReader(reporter.run.attempt_dir(1) / "events.jsonl").read()
-    assert event.data["message"] == "the disk is full: Board lost what it was given"
+    assert event.data["message"] == "the disk is full: Board lost metrics"

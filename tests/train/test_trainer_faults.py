@@ -18,8 +18,8 @@ from stackllama_engine.contract.run_dir import Home, RunDir
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.train import checkpoint, guard
 from stackllama_engine.train.__main__ import _begin_again
-from stackllama_engine.train.hf_trainer import RunCallback
 from stackllama_engine.train.restart import Restart, Restarts
+from stackllama_engine.train.run_callback import RunCallback
 
 from .in_process import at_call, attempt
 from .toy import COMMON
@@ -66,8 +66,8 @@ def test_a_stop_inside_an_evaluation_saves_and_leaves_and_the_evaluation_is_made
     with attempt(home, base, Stage.SFT, *SFT) as straight:
         straight.train()
     with attempt(home, base, Stage.SFT, *SFT) as first, monkeypatch.context() as patch:
-        look = at_call(1, lambda: first.run.request("stop"), RunCallback.look)
-        patch.setattr(RunCallback, "look", look)
+        check_stop = at_call(1, lambda: first.run.request("stop"), RunCallback.check_stop)
+        patch.setattr(RunCallback, "check_stop", check_stop)
         assert first.train() is None
     assert first.served == [{"request": "stop"}] and not first.metrics("eval_loss")
     path, _ = checkpoint.newest(first.run.checkpoints)
@@ -86,7 +86,7 @@ def test_a_pause_serves_samples_a_change_and_a_save(home: Home, base: Path, monk
     with attempt(home, base, Stage.SFT, *SFT, "lr_scheduler_type=linear") as one:
         requests.write(one.run, "pause")
         sleep = lambda _: requests.write(one.run, *turns.pop(0)) if turns else None  # noqa: E731
-        monkeypatch.setattr("stackllama_engine.train.control.time.sleep", sleep)
+        monkeypatch.setattr("stackllama_engine.train.serving.time.sleep", sleep)
         one.train()
     assert [data["request"] for data in one.served] == ["pause", "sample", "set", "save", "continue"]
     assert one.metrics("learning_rate")[2] == pytest.approx(3e-3)  # three quarters of the new peak
@@ -166,7 +166,7 @@ def test_smaller_batches_are_asked_of_every_rank_and_have_an_end(home: Home, bas
             _begin_again(full, smaller, one.session)
         assert Restarts(one.run, 1, one.session.requests.signals).now.per_device_eval_batch_size == 2
         next_attempt = Restarts(one.run, 3, one.session.requests.signals).now  # of a run whose second one never began
-        assert next_attempt.count == 0 and "as attempt 1 went on" in next_attempt.message
+        assert next_attempt.count == 0 and "continuing with the settings of attempt 1" in next_attempt.message
         assert next_attempt.applied(one.recipe) == msgspec.structs.replace(smaller, per_device_eval_batch_size=2)
 
 
@@ -191,5 +191,5 @@ def test_a_save_without_room_is_made_when_there_is_some(
     with attempt(home, base, Stage.SFT, *SFT, "save_steps=1", "eval_steps=0") as one, monkeypatch.context() as patch:
         patch.setattr("transformers.Trainer._save_rng_state", at_call(2, no_room, Trainer._save_rng_state))
         one.train()
-    assert "step 2 was not saved; it is tried again when there is room" in one.health
+    assert "step 2 was not saved; retrying when there is room" in one.health
     assert sorted(path.name for path in one.run.checkpoints.iterdir()) == [f"step-{n:06d}" for n in (2, 3, 4)]

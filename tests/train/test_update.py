@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from stackllama_engine.train.ppo import losses
-from stackllama_engine.train.ppo.rewards import Answer, final_scores
+from stackllama_engine.train.ppo.rewards import ResponseText, final_scores
 from stackllama_engine.train.ppo.rollout import Advantages
 from stackllama_engine.train.ppo.update import moments
 
@@ -47,9 +47,9 @@ def norms(toy: Toy) -> tuple[float, float]:
     ],
 )
 def test_scores_as_ppo_sees_them(tmp_path: Path, keys: tuple[str, ...], expected: list[float]) -> None:
-    answers = [Answer("", "", True), Answer("", "", False)]
+    texts = [ResponseText("", "", True), ResponseText("", "", False)]
     recipe = ppo_recipe(tmp_path, *keys)
-    assert final_scores(recipe, torch.tensor([2.0, 5.0]), answers).tolist() == expected
+    assert final_scores(recipe, torch.tensor([2.0, 5.0]), texts).tolist() == expected
 
 
 # rewards and advantages
@@ -60,28 +60,28 @@ def test_kl_estimator_and_coefficient(base: Path) -> None:
         one = toy(base, f"kl_estimator={name}", "whiten_advantages=false", "lam=1")
         rollout, mask = one.rollout, one.rollout.mask
         kl = losses.masked(losses.kl_per_token(rollout.old.logprobs, rollout.ref_logprobs, name), mask)
-        goal = one.goal(kl_coef=0.3)
-        torch.testing.assert_close(goal.kl, kl)
+        advantages = one.advantages(kl_coef=0.3)
+        torch.testing.assert_close(advantages.kl, kl)
         # with γ = λ = 1 the return of the first token is the sum of all rewards
-        torch.testing.assert_close(goal.returns[:, 0], rollout.scores - 0.3 * kl.sum(1), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(advantages.returns[:, 0], rollout.scores - 0.3 * kl.sum(1), atol=1e-5, rtol=1e-5)
 
 
 def test_gamma_and_lambda(base: Path) -> None:
     one = toy(base, "gamma=0.9", "lam=0.8", "whiten_advantages=false")
-    rewards = losses.token_rewards(one.rollout.scores, one.goal().kl, one.rollout.mask, 0.2)
+    rewards = losses.token_rewards(one.rollout.scores, one.advantages().kl, one.rollout.mask, 0.2)
     expected, _ = losses.gae(one.rollout.old.values, rewards, one.rollout.mask, 0.9, 0.8)
-    torch.testing.assert_close(one.goal().advantages, expected)
+    torch.testing.assert_close(one.advantages().advantages, expected)
 
 
 def test_whitened_advantages(base: Path) -> None:
     whitened, plain = toy(base), toy(base, "whiten_advantages=false")
     mask = plain.rollout.mask
-    mean, var = moments(whitened.goal().advantages, mask, alone)
+    mean, var = moments(whitened.advantages().advantages, mask, alone)
     assert (float(mean), float(var)) == pytest.approx((0.0, 1.0), abs=1e-5)
-    mean, var = moments(plain.goal().advantages, mask, alone)
+    mean, var = moments(plain.advantages().advantages, mask, alone)
     assert abs(float(var) - 1) > 0.1
-    expected = losses.masked((plain.goal().advantages - mean) / var.sqrt(), mask)
-    torch.testing.assert_close(whitened.goal().advantages, expected, atol=1e-5, rtol=1e-5)
+    expected = losses.masked((plain.advantages().advantages - mean) / var.sqrt(), mask)
+    torch.testing.assert_close(whitened.advantages().advantages, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_whitened_rewards_keep_their_mean(base: Path) -> None:
@@ -90,7 +90,7 @@ def test_whitened_rewards_keep_their_mean(base: Path) -> None:
     rewards: list[Tensor] = []
     for more in ("false", "true"):
         one = toy(base, *keys, f"whiten_rewards={more}")
-        returns = torch.nn.functional.pad(one.goal().returns, (0, 1))
+        returns = torch.nn.functional.pad(one.advantages().returns, (0, 1))
         rewards.append(returns[:, :-1] - returns[:, 1:])
     mask = one.rollout.mask  # type: ignore[possibly-undefined]
     mean, var = moments(rewards[0], mask, alone)
@@ -104,7 +104,7 @@ def test_whitened_rewards_keep_their_mean(base: Path) -> None:
 
 def test_ratio_starts_at_one_and_moves(base: Path) -> None:
     one = toy(base, "num_ppo_epochs=3")
-    facts = one.update(one.goal(), lr=0.01).metrics()
+    facts = one.update(one.advantages(), lr=0.01).metrics()
     assert (facts["val/ratio_first"], facts["policy/approxkl_first"]) == (1.0, 0.0)
     assert facts["policy/approxkl_avg"] > 0
     assert facts["ppo/updates"] == 3
@@ -114,7 +114,7 @@ def test_approxkl_grows_from_epoch_to_epoch(base: Path) -> None:
     totals = [0.0]
     for epochs in range(1, 5):
         one = toy(base, f"num_ppo_epochs={epochs}")
-        totals.append(epochs * one.update(one.goal(), lr=0.003).metrics()["policy/approxkl_avg"])
+        totals.append(epochs * one.update(one.advantages(), lr=0.003).metrics()["policy/approxkl_avg"])
     first, *later = (after - before for before, after in itertools.pairwise(totals))
     assert first == 0.0
     assert 0 < later[0] < later[1] < later[2]
@@ -122,15 +122,15 @@ def test_approxkl_grows_from_epoch_to_epoch(base: Path) -> None:
 
 def test_epochs_and_mini_batches_are_optimizer_steps(base: Path) -> None:
     one = toy(base, "num_ppo_epochs=3", "num_mini_batches=2", "per_device_train_batch_size=2")
-    assert one.update(one.goal()).updates == 6 == len(one.gradients)
+    assert one.update(one.advantages()).updates == 6 == len(one.gradients)
 
 
 def test_cliprange_takes_the_gradient_of_what_moved_too_far(base: Path) -> None:
     for cliprange, moves in ((0.2, False), (0.6, True)):
         one = toy(base, f"cliprange={cliprange}", "vf_coef=0", "early_stopping=false")
         one.with_old(logprobs=one.rollout.old.logprobs - math.log(1.5))  # ratio 1.5 everywhere
-        goal = replace(still(one), advantages=one.rollout.mask)
-        facts = one.update(goal).metrics()
+        advantages = replace(still(one), advantages=one.rollout.mask)
+        facts = one.update(advantages).metrics()
         assert facts["val/ratio"] == pytest.approx(1.5, rel=1e-4)
         assert facts["policy/clipfrac_avg"] == float(not moves)
         assert (norms(one)[0] > 0) is moves
@@ -176,12 +176,12 @@ def test_a_policy_that_moved_too_far_ends_the_epochs(base: Path) -> None:
     for keys, stops in ((("target_kl=0.1",), True), (("target_kl=0.2",), False)):
         one = toy(base, "early_stopping=true", "num_ppo_epochs=3", *keys)
         one.with_old(logprobs=one.rollout.old.logprobs + 0.2)
-        statistics = one.update(one.goal())
+        statistics = one.update(one.advantages())
         assert (statistics.stopped_early, statistics.updates) == ((True, 0) if stops else (False, 3))
         assert statistics.policykl == pytest.approx(0.2, abs=1e-5)
     on = toy(base, "early_stopping=false", "num_ppo_epochs=3")
     on.with_old(logprobs=on.rollout.old.logprobs + 0.2)
-    assert on.update(on.goal()).updates == 3
+    assert on.update(on.advantages()).updates == 3
 
 
 def test_a_ratio_that_exploded_is_skipped(base: Path) -> None:
@@ -189,7 +189,7 @@ def test_a_ratio_that_exploded_is_skipped(base: Path) -> None:
         one = toy(base, f"ratio_threshold={threshold}")
         one.with_old(logprobs=one.rollout.old.logprobs - math.log(20.0))
         before = [parameter.detach().clone() for parameter in one.base.trainable()]
-        statistics = one.update(one.goal(), lr=1.0)
+        statistics = one.update(one.advantages(), lr=1.0)
         assert (statistics.updates, statistics.skipped) == (updates, 1 - updates)
         same = all(torch.equal(a, b) for a, b in zip(before, one.base.trainable(), strict=True))
         assert same is (updates == 0)
@@ -198,7 +198,7 @@ def test_a_ratio_that_exploded_is_skipped(base: Path) -> None:
 def test_gradients_are_clipped_to_their_norm(base: Path) -> None:
     """Policy and critic apart: what the critic wants does not shorten the policy's step."""
     free, held = toy(base), toy(base, "max_grad_norm=1e-3")
-    free_stats, held_stats = free.update(free.goal()), held.update(held.goal())
+    free_stats, held_stats = free.update(free.advantages()), held.update(held.advantages())
     norms = [free_stats.grad_norm, free_stats.value_grad_norm]
     assert [held_stats.grad_norm, held_stats.value_grad_norm] == pytest.approx(norms)  # reported as they were
     assert min(norms) > 1e-2 and norms[0] != pytest.approx(norms[1])
@@ -208,5 +208,5 @@ def test_gradients_are_clipped_to_their_norm(base: Path) -> None:
 
 
 def split(row: Tensor, head: int) -> tuple[Tensor, Tensor]:
-    """A row of gradients: the policy's and the value head's, which is last."""
+    """Split a row of gradients into the policy's and the value head's, which is last."""
     return row[:-head], row[-head:]

@@ -31,8 +31,8 @@ def parts(one: Toy, row: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def values_only(one: Toy) -> Advantages:
     """Nothing to gain, and values that are wrong."""
-    goal = one.goal()
-    return replace(goal, advantages=torch.zeros_like(goal.advantages), returns=one.rollout.old.values + 1)
+    advantages = one.advantages()
+    return replace(advantages, advantages=torch.zeros_like(advantages.advantages), returns=one.rollout.old.values + 1)
 
 
 def outputs(one: Toy) -> tuple[Tensor, Tensor]:
@@ -76,10 +76,10 @@ def test_gradients_are_those_of_either_loss_alone(base: Path, more: tuple[str, .
     keys = ("per_device_train_batch_size=2", "gradient_accumulation_steps=2")
     pieces = toy(base, OWN, *keys, *more)
     for one in (together, policy, pieces):
-        one.update(one.goal())
+        one.update(one.advantages())
     values = toy(base, OWN)
-    goal = values.goal()
-    values.update(replace(goal, advantages=torch.zeros_like(goal.advantages)))
+    advantages = values.advantages()
+    values.update(replace(advantages, advantages=torch.zeros_like(advantages.advantages)))
     expected = policy.gradients[0] + values.gradients[0]
     assert parts(together, expected)[0].any() and parts(together, expected)[1].any()
     torch.testing.assert_close(together.gradients[0], expected, atol=1e-6, rtol=1e-4)
@@ -90,7 +90,7 @@ def test_everything_that_is_asked_to_train_is_stepped(base: Path) -> None:
     one = toy(base, OWN)
     asked = {id(p) for p in (*one.base.model.parameters(), *one.base.value_head.parameters()) if p.requires_grad}
     assert {id(p) for p in one.base.trainable()} == asked
-    one.update(one.goal())
+    one.update(one.advantages())
     assert all(part.any() for part in parts(one, one.gradients[0]))
 
 

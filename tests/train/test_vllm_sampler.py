@@ -151,9 +151,9 @@ def test_nothing_listens_where_others_could_reach_it(vllm: FakeVllm, ppo: Attemp
 @pytest.mark.parametrize(
     ("call", "error", "told"),
     [
-        ("start", ValueError("No available memory for the cache blocks.\nAnd more."), "does not start: No available"),
-        ("start", ImportError("libcuda.so.1: cannot open"), "does not start: libcuda"),
-        ("wake", RuntimeError("CUDA Error: out of memory at cumem.cpp:62"), "no memory to wake up in: CUDA Error"),
+        ("start", ValueError("No available memory for the cache blocks.\nAnd more."), "failed to start: No available"),
+        ("start", ImportError("libcuda.so.1: cannot open"), "failed to start: libcuda"),
+        ("wake", RuntimeError("CUDA Error: out of memory at cumem.cpp:62"), "not enough memory to wake up: CUDA Error"),
     ],
 )
 def test_where_vllm_fails_one_message_says_so(

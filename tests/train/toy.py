@@ -47,7 +47,7 @@ PPO = (
 
 
 def make_base(path: Path, seed: int = 0) -> Path:
-    """A random Llama of 2 layers with a byte-level tokenizer that knows the demo's words."""
+    """Save a random Llama of 2 layers with a byte-level tokenizer that knows the demo's words."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -77,7 +77,7 @@ def make_base(path: Path, seed: int = 0) -> Path:
 
 
 def make_judge(base: Path, path: Path, seed: int = 1) -> Path:
-    """A reward model's adapter and head on a base, drawn at random: it has opinions, and nobody trained it."""
+    """Save a reward model's adapter and head on a base, drawn at random: it gives scores, and nobody trained it."""
     recipe = load_recipe(Stage.REWARD, None, (f"model_name_or_path={base}", *REWARD))
     assert isinstance(recipe, RewardRecipe)
     torch.manual_seed(seed)
@@ -92,7 +92,7 @@ def make_judge(base: Path, path: Path, seed: int = 1) -> Path:
 
 
 def ppo_recipe(base: Path, *more: str) -> PPORecipe:
-    """The toy's PPO on a base, for tests in the process; it names a reward model that nobody loads."""
+    """Make the toy's PPO recipe on a base, for tests in the process; it names a reward model that nobody loads."""
     recipe = load_recipe(Stage.PPO, None, (f"model_name_or_path={base}", "reward_model_path=unused", *PPO, *more))
     assert isinstance(recipe, PPORecipe)
     return recipe
@@ -108,7 +108,7 @@ def run_stage(home: Home, stage: Stage, *overrides: str, name: str | None = None
 
 
 def wait_for(run: RunDir, condition: Callable[[State], bool], patience: float = 300.0) -> State:
-    """The first state that meets the condition."""
+    """Wait for the first state that meets the condition."""
     deadline = time.monotonic() + patience
     while not condition(state := reconcile(run)):
         assert time.monotonic() < deadline, f"{run.id} is still {state.phase}"

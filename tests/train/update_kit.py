@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from stackllama_engine.contract.recipe import PPORecipe
 from stackllama_engine.train.ppo.algorithm import Updater, compute_advantages
-from stackllama_engine.train.ppo.rewards import Answer, final_scores
+from stackllama_engine.train.ppo.rewards import ResponseText, final_scores
 from stackllama_engine.train.ppo.rollout import Advantages, Rollout, pad_tokens, policy_outputs
 from stackllama_engine.train.ppo.shared_base import SharedBase
 from stackllama_engine.train.ppo.update import UpdateStats
@@ -62,13 +62,13 @@ class Toy:
     rollout: Rollout
     gradients: list[Tensor] = field(default_factory=list)
 
-    def goal(self, kl_coef: float = 0.2) -> Advantages:
-        scores = final_scores(self.recipe, self.rollout.scores, self.rollout.answers)
+    def advantages(self, kl_coef: float = 0.2) -> Advantages:
+        scores = final_scores(self.recipe, self.rollout.scores, self.rollout.texts)
         return compute_advantages(self.recipe, self.rollout, scores, kl_coef, alone)
 
-    def update(self, goal: Advantages, lr: float = 0.0) -> UpdateStats:
+    def update(self, advantages: Advantages, lr: float = 0.0) -> UpdateStats:
         keeper = Keeper(self.base.trainable(), lr)
-        statistics = Updater(self.recipe, self.base, keeper, alone).update(self.rollout, goal, torch.Generator())
+        statistics = Updater(self.recipe, self.base, keeper, alone).update(self.rollout, advantages, torch.Generator())
         self.gradients = keeper.steps
         return statistics
 
@@ -98,6 +98,6 @@ def toy(path: Path, *keys: str) -> Toy:
     old = policy_outputs(base, ids, attention, mask.shape[1], recipe.per_device_train_batch_size)
     with base.reference():
         reference = policy_outputs(base, ids, attention, mask.shape[1], 4).logprobs
-    answers = [Answer("", "", response[-1] == 2) for response in RESPONSES]
+    texts = [ResponseText("", "", response[-1] == 2) for response in RESPONSES]
     scores = torch.tensor([1.0, -0.5, 2.0, 0.25])
-    return Toy(recipe, base, Rollout(ids, attention, mask, answers, old, reference, scores))
+    return Toy(recipe, base, Rollout(ids, attention, mask, texts, old, reference, scores))

@@ -1,1 +1,1 @@
-"""What trains: the only rooms that import torch."""
+"""Training stages and the chat generator: the only modules that import torch, besides `budget.trace`."""

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from .session import Session
 
 _MAKE_ROOM = "Make room, then resume."
-_ROOMS = {Stage.SFT: ".sft", Stage.REWARD: ".reward", Stage.PPO: ".ppo", Stage.MERGE: ".merge"}
+_STAGE_MODULES = {Stage.SFT: ".sft", Stage.REWARD: ".reward", Stage.PPO: ".ppo", Stage.MERGE: ".merge"}
 
 
 def main(argv: list[str]) -> int:
@@ -65,8 +65,8 @@ def main(argv: list[str]) -> int:
 def _run_stage(stage: Stage, run: RunDir, reporter: "Reporter", signals: Signals, restarts: Restarts) -> None:
     reporter.phase("start")
     if reporter.is_main:
-        restarts.room = reporter.room
-        reporter.room.hold_least()
+        restarts.disk = reporter.disk
+        reporter.disk.hold_least()
     signals.load()
     restarts.start()
     # once at import and once a layer and step it tells its callers what they cannot change
@@ -83,9 +83,11 @@ def _run_stage(stage: Stage, run: RunDir, reporter: "Reporter", signals: Signals
     set_seed(recipe.seed)  # adapters and heads start at random: alike on every rank and in every attempt
     trackers = getattr(recipe, "report_to", ())
     session = Session(run, reporter, signals, restarts, use_cpu=recipe.use_cpu, report_to=trackers)
-    room: Callable[[AnyRecipe, Session], dict[str, Any]] = importlib.import_module(_ROOMS[stage], __package__).run
+    run_stage: Callable[[AnyRecipe, Session], dict[str, Any]] = importlib.import_module(
+        _STAGE_MODULES[stage], __package__
+    ).run
     try:
-        facts = room(recipe, session)
+        facts = run_stage(recipe, session)
     except Exception as error:
         if isinstance(recipe, SFTRecipe | RewardRecipe):
             _begin_again(error, recipe, session)
@@ -101,8 +103,8 @@ def _run_stage(stage: Stage, run: RunDir, reporter: "Reporter", signals: Signals
 
 
 def _begin_again(error: Exception, recipe: SFTRecipe | RewardRecipe, session: "Session") -> None:
-    """On every rank with smaller batches, when memory ran out here, or because another rank does; else return."""
-    from .faults import memory_that_ran_out, smaller_batch
+    """Restart every rank with smaller batches when memory ran out, or when another rank restarts; else return."""
+    from .faults import memory_that_ran_out, smaller_micro_batch
 
     phase = session.reporter.current_phase
     memory = memory_that_ran_out(error)
@@ -111,20 +113,21 @@ def _begin_again(error: Exception, recipe: SFTRecipe | RewardRecipe, session: "S
             session.restarts.join_peer()
         return
     where = f"out of {memory} on rank {session.rank} in phase {phase}: from now on"
-    size, accumulation = recipe.per_device_train_batch_size, recipe.gradient_accumulation_steps
-    if phase == "train" and size > 1:
-        half, passes = smaller_batch(size, accumulation)
+    micro_batch_size, accumulation = recipe.per_device_train_batch_size, recipe.gradient_accumulation_steps
+    if phase == "train" and micro_batch_size > 1:
+        half, passes = smaller_micro_batch(micro_batch_size, accumulation)
         session.restarts.again(
             per_device_train_batch_size=half,
             gradient_accumulation_steps=passes,
             message=f"{where} `per_device_train_batch_size: {half}` and `gradient_accumulation_steps: {passes}` on "
-            f"every rank (were {size} and {accumulation}); the effective batch stays {size * accumulation} per device",
+            f"every rank (were {micro_batch_size} and {accumulation}); the effective batch stays "
+            f"{micro_batch_size * accumulation} per device",
         )
-    rows = recipe.per_device_eval_batch_size
-    if phase == "evaluate" and rows > 1:
+    eval_size = recipe.per_device_eval_batch_size
+    if phase == "evaluate" and eval_size > 1:
         session.restarts.again(
-            per_device_eval_batch_size=rows // 2,
-            message=f"{where} `per_device_eval_batch_size: {rows // 2}` on every rank (was {rows})",
+            per_device_eval_batch_size=eval_size // 2,
+            message=f"{where} `per_device_eval_batch_size: {eval_size // 2}` on every rank (was {eval_size})",
         )
 
 
@@ -140,7 +143,7 @@ def _write_lineage(recipe: Any, run: RunDir) -> None:
 
 
 def _first_cause(attempt: Path, cause: str) -> str:
-    """The first failure over all ranks: what the others report is that their peer is gone.
+    """Return the first failure over all ranks; the others only report that their peer is gone.
 
     Every failing rank leaves its cause in the attempt's folder; rank 0 reports the earliest.
     """
@@ -154,7 +157,7 @@ def _first_cause(attempt: Path, cause: str) -> str:
 
 
 def _cause(error: Exception, phase: str) -> str:
-    """A failure in one sentence that a person can act on."""
+    """Describe a failure in one sentence that a person can act on."""
     from .faults import is_disk_full, memory_that_ran_out
     from .loading import one_line
 

@@ -1,4 +1,4 @@
-"""Answers of a model in training to a few held-out questions."""
+"""Samples of a model in training: responses to a few held-out prompts."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 
 _QUESTIONS = 4
 _TOKENS = 128
-_ROWS = 200  # looked through for that many different questions
+_ROWS = 200  # searched for that many different questions
 
 
 class Answers:
-    """The first held-out questions, each answered with the likeliest tokens: the same each time it is asked.
+    """Greedy responses to the first held-out prompts, which are the same each time.
 
     Args:
         recipe: names the questions' source.
         tokenizer: the model's.
-        requests: a stop breaks off an answer.
+        requests: a stop cancels a response.
     """
 
     def __init__(self, recipe: SFTRecipe, tokenizer: "PreTrainedTokenizerBase", requests: Requests) -> None:
@@ -37,7 +37,7 @@ class Answers:
         self._questions: list[str] = []
 
     def rows(self, model: Any) -> list[dict[str, Any]]:
-        """One row a question, as in ``samples.jsonl``; fewer when a stop came. Nothing random is drawn."""
+        """Generate one row per prompt, as in ``samples.jsonl``; fewer when a stop came. Nothing random is drawn."""
         self._questions = self._questions or self._read()
         rows: list[dict[str, Any]] = []
         was_training = model.training

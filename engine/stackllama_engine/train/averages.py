@@ -1,4 +1,4 @@
-"""What a Trainer adds up between two logs, in checkpoints that fall between them.
+"""A Trainer's sums between two logs, in checkpoints that fall between them.
 
 transformers and TRL begin their averages anew when they resume, so that the first log afterwards would speak of fewer
 steps than the same log of a run that was never interrupted, and TRL's count of tokens would lack those since the last
@@ -30,7 +30,7 @@ def keep(trainer: Any, checkpoint: Path) -> None:
 
 
 def restore(trainer: Any, checkpoint: Path) -> None:
-    """Take this rank's part back, once the Trainer has begun its own anew; another number of ranks begins anew."""
+    """Restore this rank's part, once the Trainer has begun its own anew; with another number of ranks, do nothing."""
     file = _file(checkpoint)
     if not file.is_file():
         return

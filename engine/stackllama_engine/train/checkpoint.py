@@ -35,11 +35,11 @@ from .reporting import Reporter
 __all__ = ["Retention", "newest", "problem", "publish", "rotate", "seal", "staging_dir", "step_of", "to_resume"]
 
 _REPLACED = ".replaced-"
-"""How the name begins under which a checkpoint waits until another of its step has its name."""
+"""Prefix of a checkpoint's name while another checkpoint of the same step takes its place."""
 
 
 class Retention(Struct, frozen=True, kw_only=True):
-    """Which checkpoints stay: the newest, milestones, and the best by one metric."""
+    """Rule for the checkpoints that stay: the newest, milestones, and the best by one metric."""
 
     newest: int | None
     """None: all of them, but of those that only the clock asked for none but the newest: a run's hours are unknown, and
@@ -51,7 +51,7 @@ class Retention(Struct, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, recipe: TrainRecipe) -> "Retention":
-        """As a recipe asks for it; as in transformers, a metric that ends in `loss` is better when it is lower."""
+        """Read the rule from a recipe; as in transformers, a metric that ends in `loss` is better when it is lower."""
         metric, greater = recipe.metric_for_best_model, recipe.greater_is_better
         if greater is None:
             greater = not (metric or "").endswith("loss")
@@ -60,13 +60,18 @@ class Retention(Struct, frozen=True, kw_only=True):
         )
 
     def at_most(self, steps: int, save_every: int = 1) -> int:
-        """How many checkpoints a run of so many steps leaves that writes one every so many; 0: when it stops."""
+        """Return how many checkpoints a run leaves at most.
+
+        Args:
+            steps: of the run.
+            save_every: steps from one checkpoint to the next; 0: one only, when it stops.
+        """
         if self.newest is None:
             return 1 + (steps // save_every if save_every else 0)
         return self.newest + (self.metric is not None) + (steps // self.every if self.every else 0)
 
     def chosen(self, checkpoints: Sequence[Path]) -> list[Path]:
-        """Those that stay, of all, oldest first."""
+        """Select those that stay from all, oldest first."""
         best = self._best(checkpoints)
         if self.newest is None:
             return [path for path in checkpoints if path == checkpoints[-1] or path == best or not _is_by_time(path)]
@@ -78,7 +83,7 @@ class Retention(Struct, frozen=True, kw_only=True):
         ]
 
     def _best(self, checkpoints: Sequence[Path]) -> Path | None:
-        """Of equals the newest."""
+        """Return the best by the metric; the newest of equals."""
         if self.metric is None:
             return None
         values: list[tuple[float, int, Path]] = []
@@ -100,7 +105,7 @@ def _is_by_time(path: Path) -> bool:
 
 
 def size(checkpoints: Path, step: int) -> int | None:
-    """Bytes of the checkpoint of a step; None where there is none."""
+    """Read the size in bytes of the checkpoint of a step; None where there is none."""
     try:
         return read_manifest(checkpoints / f"step-{step:06d}").size
     except (OSError, msgspec.DecodeError):
@@ -108,7 +113,7 @@ def size(checkpoints: Path, step: int) -> int | None:
 
 
 def staging_dir(checkpoints: Path, step: int) -> Path:
-    """An empty hidden directory to write a checkpoint into."""
+    """Make an empty hidden directory to write a checkpoint into."""
     path = checkpoints / f"{UNSEALED}{step:06d}"
     shutil.rmtree(path, ignore_errors=True)
     path.mkdir(mode=0o700)
@@ -116,14 +121,14 @@ def staging_dir(checkpoints: Path, step: int) -> Path:
 
 
 def publish(reporter: Reporter, staging: Path, step: int, keep: Retention, *, by_time: bool = False) -> Path:
-    """Seal what was written, say so, and delete what need not stay; rank 0 only.
+    """Seal what was written, report it, and delete what need not stay; rank 0 only.
 
     Args:
         reporter: of rank 0.
         staging: the written files.
         step: steps done.
         keep: which checkpoints stay.
-        by_time: only the clock asked for it: that nothing was measured at this step surprises nobody.
+        by_time: only the clock asked for it: a missing metric at this step is expected.
 
     Raises:
         OSError: disk full or not writable; every checkpoint from before is untouched.
@@ -144,7 +149,7 @@ def publish(reporter: Reporter, staging: Path, step: int, keep: Retention, *, by
 def seal(
     staging: Path, checkpoints: Path, step: int, metrics: Mapping[str, float] | None = None, *, by_time: bool = False
 ) -> Path:
-    """fsync every file, write the manifest, rename. Returns ``checkpoints/step-NNNNNN``.
+    """Fsync every file, write the manifest, rename; return ``checkpoints/step-NNNNNN``.
 
     Args:
         staging: the written files, on the file system of ``checkpoints``.
@@ -175,8 +180,9 @@ def seal(
 
 
 def to_resume(reporter: Reporter, recipe: TrainRecipe | None = None) -> Path | None:
-    """The checkpoint to go on from, said aloud together with what was skipped and how the recipe changed since; what
-    was never sealed is removed.
+    """Return the checkpoint to resume from; report it, what was skipped, and how the recipe changed since.
+
+    What was never sealed is removed.
 
     Raises:
         StageError: the recipe changed in what cannot change within a run.
@@ -187,7 +193,7 @@ def to_resume(reporter: Reporter, recipe: TrainRecipe | None = None) -> Path | N
         _put_back(checkpoints)
         for path in checkpoints.glob(f"{UNSEALED}*"):
             shutil.rmtree(path)
-            reporter.health(f"removed {path.name}, a checkpoint that was never whole")
+            reporter.health(f"removed {path.name}, an incomplete checkpoint")
     path, skipped = newest(checkpoints)
     for reason in skipped:
         reporter.health(reason)
@@ -198,15 +204,15 @@ def to_resume(reporter: Reporter, recipe: TrainRecipe | None = None) -> Path | N
 
 
 def _compare(path: Path, recipe: TrainRecipe | None, reporter: Reporter) -> None:
-    """Say how the recipe changed since a checkpoint.
+    """Report how the recipe changed since a checkpoint.
 
     Raises:
         StageError: in what cannot change within a run.
     """
-    found = changes(path, recipe) if recipe else None
-    if found and (refusal := found.refusal()):
+    differences = changes(path, recipe) if recipe else None
+    if differences and (refusal := differences.refusal()):
         raise StageError(refusal)
-    if found and (notice := found.notice()):
+    if differences and (notice := differences.notice()):
         reporter.health(notice)
 
 
@@ -217,10 +223,10 @@ def rotate(checkpoints: Path, keep: Retention) -> list[str]:
         Sentences on what is damaged, when nothing of what should stay verifies; the newest that does is kept then.
     """
     every = sealed(checkpoints)
-    kept = keep.chosen(every)
-    doomed = [path for path in every if path not in kept]
+    stay = keep.chosen(every)
+    doomed = [path for path in every if path not in stay]
     damaged: list[str] = []
-    if doomed and (reasons := _damage(kept)) is not None:
+    if doomed and (reasons := _damage(stay)) is not None:
         damaged = [f"checkpoint {reason}" for reason in reasons]
         last = next((path for path in reversed(doomed) if problem(path) is None), None)
         if last is not None:
@@ -232,18 +238,18 @@ def rotate(checkpoints: Path, keep: Retention) -> list[str]:
 
 
 def _damage(paths: Sequence[Path]) -> list[str] | None:
-    """What is wrong with each, or None as soon as one verifies, the newest first."""
-    found: list[str] = []
+    """Describe what is wrong with each, newest first; return None as soon as one verifies."""
+    problems: list[str] = []
     for path in reversed(paths):
         reason = problem(path)
         if reason is None:
             return None
-        found.append(f"{path.name} {reason}")
-    return found
+        problems.append(f"{path.name} {reason}")
+    return problems
 
 
 def _put_back(checkpoints: Path) -> None:
-    """A checkpoint whose replacement was killed between two renames has its name again; any other is removed."""
+    """Give a checkpoint its name back whose replacement was killed between two renames; remove any other."""
     for path in checkpoints.glob(f"{_REPLACED}*"):
         target = checkpoints / path.name.removeprefix(_REPLACED)
         if target.exists():
@@ -253,7 +259,7 @@ def _put_back(checkpoints: Path) -> None:
 
 
 def _discard(path: Path) -> None:
-    """Under a name that nobody resumes from first: a crash in the middle leaves no half checkpoint."""
+    """Delete a checkpoint, renamed first: a crash in the middle leaves no partial one that would be resumed from."""
     if path.is_symlink():
         path.unlink()
         return

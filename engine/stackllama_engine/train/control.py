@@ -1,12 +1,11 @@
 """Requests from people and from the system, agreed on by all ranks.
 
-Rank 0 reads ``control/``; one all-reduce tells every rank. Each rank asks equally often: at step boundaries, and at
-the end of each phase of a PPO step and each batch of an evaluation. Between two such points a rank that knows of a
-stop already (:meth:`Requests.leaves_early`) breaks off what it does, and agrees with the others at the next one.
+Rank 0 reads ``control/``; one all-reduce tells every rank. Each rank polls equally often: at step boundaries, and at
+the end of each phase of a PPO step and each batch of an evaluation. Between two such points a rank that already knows
+of a stop (:meth:`Requests.leave_early`) ends its work early, and agrees with the others at the next one.
 """
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,42 +13,38 @@ import torch
 from torch import distributed
 
 from ..contract import requests
-from ..contract.requests import PAUSED, Change
+from ..contract.requests import Change
 from ..contract.run_dir import RunDir
-from .disk_wait import wait_for_room
 from .reporting import Reporter
 from .save_timer import SaveTimer
-from .signals import Signals, Stopped
-
-__all__ = ["LeftEarly", "Requests", "Service", "Stopped", "Wanted", "serve"]
+from .signals import Signals
 
 _KEYS = ("learning_rate", "kl_coef")
-_LOOK_SECONDS = 0.2  # between two looks into a directory that may be on a network
-_PAUSE_SECONDS = 0.3
+_POLL_SECONDS = 0.2  # between two reads of a directory that may be on a network
 
 
 class LeftEarly(Exception):
-    """This rank broke off, because it knows of a stop; what it computed is incomplete."""
+    """This rank ended its work early, because it knows of a stop; what it computed is incomplete."""
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is asked for, the same on every rank."""
+    """Requests that wait, the same on every rank."""
 
     stop: bool = False
     save: bool = False
     sample: bool = False
     pause: bool = False
-    go_on: bool = False
+    resume: bool = False
     due: bool = False
-    """A checkpoint, because the last one is long ago (:mod:`.save_timer`)."""
+    """A checkpoint is due by time (:mod:`.save_timer`)."""
     changes: tuple[Change, ...] = ()
     waits: bool = False
-    """Not asked for: something could not be written, for which the run has to wait."""
+    """Not a request: something could not be written, and the run has to wait for it."""
 
 
 class Agreed(NamedTuple):
-    """What one rank knows and all must."""
+    """Facts known to one rank that all ranks must know."""
 
     stop: bool
     failed: bool
@@ -57,7 +52,7 @@ class Agreed(NamedTuple):
 
 
 class Requests:
-    """What is asked of this stage.
+    """Requests to this stage.
 
     Args:
         run: the run directory.
@@ -72,43 +67,52 @@ class Requests:
         """All ranks agreed to stop, though no request and no signal says so."""
         self.signals = signals
         self.timer: SaveTimer | None = None
-        """Of checkpoints by time, once there is something to save."""
+        """Timer of checkpoints by time, once there is something to save."""
         self._run = run
         self._reporter = reporter
         self._device = device
         self._stop_seen = False
-        self._looked = 0.0
+        self._polled = 0.0
         self._stuck: set[str] = set()  # served, and still there
 
     def poll(self, step: int) -> Wanted:
-        """What is asked for now, after ``step`` steps; a collective."""
-        asked = self._asked()
+        """Return the requests that wait after ``step`` steps (a collective)."""
+        pending = self._pending()
         changes = self._changes() if self._reporter.is_main else {}
         due = self._reporter.is_main and self.timer is not None and self.timer.due(step)
-        waits = self._reporter.is_main and self._reporter.room.waits
-        asks = ("save", "sample", "pause", "continue")
-        flags = [self._stops(asked), *(what in asked for what in asks), due, waits]
+        waits = self._reporter.is_main and self._reporter.disk.waits
+        kinds = ("save", "sample", "pause", "continue")
+        flags = [self._stops(pending), *(kind in pending for kind in kinds), due, waits]
         values = [part for key in _KEYS for part in (key in changes, changes.get(key, 0.0))]
         agreed = self._any([float(one) for one in (*flags, *values)])
-        stop, save, sample, pause, go_on, due, waits = (bool(flag) for flag in agreed[: len(flags)])
-        given = zip(_KEYS, agreed[len(flags) :: 2], agreed[len(flags) + 1 :: 2], strict=True)
-        found = tuple(Change(key, value) for key, is_given, value in given if is_given)
-        return Wanted(stop, save, sample, pause, go_on, due, found, waits)
+        stop, save, sample, pause, resume, due, waits = (bool(flag) for flag in agreed[: len(flags)])
+        settings = zip(_KEYS, agreed[len(flags) :: 2], agreed[len(flags) + 1 :: 2], strict=True)
+        agreed_changes = tuple(Change(key, value) for key, is_set, value in settings if is_set)
+        return Wanted(
+            stop=stop,
+            save=save,
+            sample=sample,
+            pause=pause,
+            resume=resume,
+            due=due,
+            changes=agreed_changes,
+            waits=waits,
+        )
 
     def agree(self, failed: bool = False, *, problem: bool = False) -> Agreed:
-        """Whether to stop, and whether any rank failed or has a problem; a collective, inside a step."""
-        flags = self._any([float(self._stops(self._asked())), float(failed), float(problem)])
+        """Agree inside a step on whether to stop, and whether any rank failed or has a problem (a collective)."""
+        flags = self._any([float(self._stops(self._pending())), float(failed), float(problem)])
         return Agreed(*(bool(flag) for flag in flags))
 
     def leave_early(self) -> None:
-        """Called between any two pieces of work of this rank alone, as often as one likes.
+        """End this rank's work early when a stop waits; no collective, so it may be called anywhere and often.
 
         Raises:
             LeftEarly: a stop waits.
         """
         now = time.monotonic()
-        if not self._stop_seen and now - self._looked > _LOOK_SECONDS:
-            self._looked = now
+        if not self._stop_seen and now - self._polled > _POLL_SECONDS:
+            self._polled = now
             self._stop_seen = self._run.asked_to_stop()
         if self._stop_seen or self.signals.received:
             raise LeftEarly
@@ -123,91 +127,30 @@ class Requests:
         elif what != "stop":  # it stays until the attempt is over: the supervisor reads it as well
             self._remove(what)
 
-    def _asked(self) -> set[str]:
+    def _pending(self) -> set[str]:
         return set(self._run.requests()) - self._stuck if self._reporter.is_main else set()
 
     def _remove(self, name: str) -> None:
-        """Of ``control/``; what cannot be removed is said once, and not served again."""
+        """Remove a file of ``control/``; one that cannot be removed is reported once, and not served again."""
         try:
             requests.forget(self._run, name)
         except OSError as error:
             self._stuck.add(name)
-            self._reporter.health(f"control/{name} cannot be removed ({error.strerror}); it is asked for once only")
+            self._reporter.health(f"control/{name} cannot be removed ({error.strerror}); served once only")
 
-    def _stops(self, asked: set[str]) -> bool:
-        return self.must_stop or self.signals.received or self._stop_seen or "stop" in asked
+    def _stops(self, pending: set[str]) -> bool:
+        return self.must_stop or self.signals.received or self._stop_seen or "stop" in pending
 
     def _changes(self) -> dict[str, float]:
-        found, unreadable = requests.changes(self._run, but=self._stuck)
-        for name in [*unreadable, *(f"set-{change.key}" for change in found if change.key not in _KEYS)]:
-            self._reporter.health(f"control/{name} asks for nothing that can be done; removed")
+        changes, unreadable = requests.changes(self._run, but=self._stuck)
+        for name in [*unreadable, *(f"set-{change.key}" for change in changes if change.key not in _KEYS)]:
+            self._reporter.health(f"ignored unknown request control/{name}")
             self._remove(name)
-        return {change.key: change.value for change in found if change.key in _KEYS}
+        return {change.key: change.value for change in changes if change.key in _KEYS}
 
     def _any(self, values: list[float]) -> list[float]:
-        """The largest of each over all ranks; none is negative."""
+        """Return the maximum of each value over all ranks; none is negative."""
         agreed = torch.tensor(values, device=self._device, dtype=torch.float64)
         if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
             distributed.all_reduce(agreed, op=distributed.ReduceOp.MAX)
         return agreed.tolist()
-
-
-@dataclass(frozen=True)
-class Service:
-    """What a stage does when asked.
-
-    Attributes:
-        change: make a change; returns a sentence about it.
-        sample: answer held-out questions after this step; None where the stage answers nothing.
-    """
-
-    change: Callable[[Change], str]
-    sample: Callable[[int], None] | None
-
-
-def serve(asked: Requests, reporter: Reporter, step: int, service: Service) -> Wanted:
-    """Serve what waits after ``step`` steps, and sit out a pause; every rank alike.
-
-    Returns:
-        as soon as a stop or a save is wanted, or a save due, which are the caller's to do (``asked.paused`` then still
-        holds), or when there is nothing to wait for.
-    """
-    while True:
-        wanted = asked.poll(step)
-        if wanted.waits and not wanted.stop:
-            if wait_for_room(asked, reporter, step):
-                asked.must_stop = True
-                return Wanted(stop=True)
-            continue
-        for change in wanted.changes:
-            reporter.health(f"step {step}: {service.change(change)}")
-            asked.served("set", step, change)
-        if wanted.sample:
-            if service.sample is not None:
-                before = reporter.current_phase
-                service.sample(step)
-                reporter.phase(before)
-            asked.served("sample", step)
-        if wanted.pause:
-            _pause(asked, reporter, step)
-        if wanted.go_on:
-            _go_on(asked, reporter, step)
-        if wanted.stop or wanted.save or wanted.due or not asked.paused:
-            return wanted
-        time.sleep(_PAUSE_SECONDS)
-
-
-def _pause(asked: Requests, reporter: Reporter, step: int) -> None:
-    if not asked.paused:
-        asked.paused = True
-        reporter.phase(PAUSED)
-        reporter.health(f"paused after step {step}; everything stays in memory, the GPU's too, until it is continued")
-    asked.served("pause", step)
-
-
-def _go_on(asked: Requests, reporter: Reporter, step: int) -> None:
-    if asked.paused:
-        asked.paused = False
-        reporter.health(f"continued after step {step}")
-        reporter.phase("train")
-    asked.served("continue", step)

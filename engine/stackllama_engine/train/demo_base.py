@@ -1,4 +1,4 @@
-"""Makes the demo's base model: a tiny Llama that knows the demo's language and facts, but not how to answer.
+"""The demo's base model: a tiny Llama that knows the demo's language and facts, but not how to answer.
 
 It is trained from nothing, in full precision, on raw forum-like text: questions with answers of *mixed* quality, most
 of them with a reaction of whoever asked, one post after another, in no template and with an end token only after
@@ -13,7 +13,7 @@ Tokenizer: byte-level BPE (every byte is a token, so any text encodes and decode
 space belongs to the token *before* it, so that a prompt that ends in "Answer: " is tokenised exactly as it is inside
 the whole text; with the usual leading space the policy would continue from a token that it never saw in training.
 
-Shapes: B sequences a batch, T tokens a sequence, V vocabulary.
+Shapes: B sequences per batch, T tokens per sequence, V vocabulary.
 """
 
 import argparse
@@ -44,7 +44,7 @@ _B = 16
 
 
 def posts(seed: int) -> Iterator[str]:
-    """Endless raw posts, a question with one answer and perhaps a reaction, from the fine-tuning questions only."""
+    """Yield endless raw posts: a question of fine-tuning, one answer and perhaps a reaction."""
     draw = random.Random(f"base {seed}")  # noqa: S311
     known = demo_data.questions("finetune", seed)
     while True:
@@ -56,12 +56,12 @@ def posts(seed: int) -> Iterator[str]:
 
 
 def reaction(appeal: float) -> str:
-    """What the asker replies to an answer of this appeal (utility with noise)."""
+    """Return the asker's reply to an answer of this appeal (utility with noise)."""
     return _REACTIONS[sum(appeal >= bound for bound in _BOUNDS)]
 
 
 def build_tokenizer(seed: int, vocab_size: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE of ``vocab_size`` tokens, trained on 4,000 posts and the template."""
+    """Train a byte-level BPE of ``vocab_size`` tokens on 4,000 posts and the template."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Split(Regex(_PIECES), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)]
@@ -87,7 +87,7 @@ def build_tokenizer(seed: int, vocab_size: int) -> PreTrainedTokenizerFast:
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast, hidden_size: int, layers: int) -> LlamaForCausalLM:
-    """A Llama with grouped-query attention and tied embeddings."""
+    """Build a Llama with grouped-query attention and tied embeddings."""
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=hidden_size,
@@ -105,7 +105,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast, hidden_size: int, layers: in
 
 
 def batches(tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[torch.Tensor]:
-    """Endless ``(B, T)`` int64 batches of packed posts, with an end token after every eight posts."""
+    """Yield endless ``(B, T)`` int64 batches of packed posts, with an end token after every eight posts."""
     stream, tokens = posts(seed), []
     while True:
         while len(tokens) < _B * _T:
@@ -118,7 +118,7 @@ def batches(tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[torch.Ten
 def train(
     model: LlamaForCausalLM, data: Iterator[torch.Tensor], heavy: list[int], steps: int, peak: float = 3e-3
 ) -> float:
-    """AdamW with warm-up and cosine decay; returns the mean loss of the last tenth.
+    """Train with AdamW, warm-up and cosine decay; return the mean loss of the last tenth.
 
     ``heavy`` tokens weigh more: a reaction is one decision among forty tokens, and worth more than they are.
     """
@@ -145,7 +145,7 @@ def train(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Build, train, save; prints the facts as JSON."""
+    """Build, train and save the model; print the facts as JSON."""
     parser = argparse.ArgumentParser(description="Make the demo's tiny base model.")
     parser.add_argument("--out", type=Path, required=True, help="directory for model and tokenizer")
     parser.add_argument("--seed", type=int, default=0)

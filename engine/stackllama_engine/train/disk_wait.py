@@ -1,53 +1,51 @@
-"""A run on a full disk waits, at a step boundary, with everything in memory, until there is room or it has to stop.
+"""Waiting on a full disk, at a step boundary, with everything in memory, until there is room or the run has to stop.
 
-What could not be written is tried again every few seconds, and the run goes on by itself. It is saved into the room
+What could not be written is tried again every few seconds, and the run resumes by itself. It is saved into the room
 that was held back, and stopped (75), when somebody asks it to, or after ``STACKLLAMA_DISK_PATIENCE`` seconds.
 """
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from ..contract import checkpoints
 from ..contract.errors import StageError
 from ..contract.requests import WAITING_FOR_ROOM
 from ..launch.env_settings import setting
+from .control import Requests
 from .disk_watch import is_disk_full
 from .reporting import Reporter
 from .signals import Stopped
 
-if TYPE_CHECKING:
-    from .control import Requests
-
 _PATIENCE = 1800.0  # seconds
-_LOOK_SECONDS = 2.0
-_TELL_SECONDS = 60.0  # between two records of how much room there is
+_POLL_SECONDS = 2.0
+_REPORT_SECONDS = 60.0  # between two records of how much room there is
 
 
-def wait_for_room(asked: "Requests", reporter: Reporter, step: int) -> bool:
-    """Sit out a full disk after ``step`` steps; a collective.
+def wait_for_room(requests: Requests, reporter: Reporter, step: int) -> bool:
+    """Wait out a full disk after ``step`` steps (a collective).
 
     Returns:
         whether to save and stop: somebody asked for it, or it took too long. The reserve is released then, and
         ``reporter.stop_cause`` says why.
     """
-    room, before = reporter.room, reporter.current_phase
-    told, first, began = -_TELL_SECONDS, "", room.since or time.monotonic()
+    disk, before = reporter.disk, reporter.current_phase
+    reported_at, first_reason, began = -_REPORT_SECONDS, "", disk.since or time.monotonic()
     while True:
-        reason = room.look() if reporter.is_main else None
+        reason = disk.poll() if reporter.is_main else None
         now = time.monotonic()
         over = reason is not None and now - began >= patience()
-        agreed = asked.agree(over, problem=reason is not None)
+        agreed = requests.agree(over, problem=reason is not None)
         if not agreed.problem:
-            if first:
+            if first_reason:
                 reporter.phase(before)
-                reporter.health(f"there is room on the disk again: continued after step {step}")
+                reporter.health(f"there is room on the disk again: resumed after step {step}")
             return False
-        if reason and not first:
-            first = reason
+        if reason and not first_reason:
+            first_reason = reason
             reporter.health(f"{WAITING_FOR_ROOM} after step {step}: {reason}; everything stays in memory", urgent=True)
-        if reason and now - told >= _TELL_SECONDS:
-            told = now
+        if reason and now - reported_at >= _REPORT_SECONDS:
+            reported_at = now
             reporter.phase(WAITING_FOR_ROOM, reason)
         if agreed.stop or agreed.failed:
             if reporter.is_main:
@@ -56,25 +54,25 @@ def wait_for_room(asked: "Requests", reporter: Reporter, step: int) -> bool:
                     f"The disk is full: {reason}. Saved and stopped after step {step}, {why}. Make room under "
                     f"{reporter.run.path}, then resume."
                 )
-                room.release()
+                disk.release()
             reporter.phase(before)
             return True
-        time.sleep(_LOOK_SECONDS)
+        time.sleep(_POLL_SECONDS)
 
 
 class Saved(NamedTuple):
-    """What became of a save."""
+    """Outcome of a save."""
 
     saved: bool
     stop: bool
     """Whether to stop now."""
 
 
-def until_saved(asked: "Requests", reporter: Reporter, step: int, save: Callable[[], bool], *, stop: bool) -> Saved:
-    """Save, and wait for room where there is none; a collective.
+def until_saved(requests: Requests, reporter: Reporter, step: int, save: Callable[[], bool], *, stop: bool) -> Saved:
+    """Save, and wait for room where there is none (a collective).
 
     Args:
-        asked: a stop ends the waiting.
+        requests: a stop ends the waiting.
         reporter: of this rank.
         step: that were done.
         save: whether it is saved, the same on every rank; leaves nothing behind when it finds no room.
@@ -85,16 +83,16 @@ def until_saved(asked: "Requests", reporter: Reporter, step: int, save: Callable
         if released:
             return Saved(False, True)
         if stop:
-            reporter.room.release()
-        stop = released = stop or wait_for_room(asked, reporter, step)
+            reporter.disk.release()
+        stop = released = stop or wait_for_room(requests, reporter, step)
     return Saved(True, stop)
 
 
-def write_at_last(asked: "Requests", reporter: Reporter, step: int, write: Callable[[], object]) -> bool:
-    """Write what a stage leaves behind, waiting for room; a collective, of which rank 0 writes.
+def write_at_last(requests: Requests, reporter: Reporter, step: int, write: Callable[[], object]) -> bool:
+    """Write a stage's result on rank 0, waiting for room (a collective).
 
     Args:
-        asked: a stop ends the waiting.
+        requests: a stop ends the waiting.
         reporter: of this rank.
         step: that were done.
         write: leaves nothing behind when it finds no room.
@@ -112,29 +110,29 @@ def write_at_last(asked: "Requests", reporter: Reporter, step: int, write: Calla
                 if not is_disk_full(error):
                     raise
                 failed = True
-        if not asked.agree(failed).failed:
+        if not requests.agree(failed).failed:
             return True
         if last:
             return False
-        last = wait_for_room(asked, reporter, step)
+        last = wait_for_room(requests, reporter, step)
 
 
 def patience() -> float:
-    """Seconds that a run waits for room."""
-    given = setting("STACKLLAMA_DISK_PATIENCE")
-    return _PATIENCE if given is None else given
+    """Return the seconds that a run waits for room."""
+    seconds = setting("STACKLLAMA_DISK_PATIENCE")
+    return _PATIENCE if seconds is None else seconds
 
 
 def write_result(
-    asked: "Requests", reporter: Reporter, step: int, write: Callable[[], object], *, what: str = "what was trained"
+    requests: Requests, reporter: Reporter, step: int, write: Callable[[], object], *, what: str = "what was trained"
 ) -> None:
-    """Write what a stage leaves behind after its last step; arguments as of :func:`write_at_last`.
+    """Write a stage's result after its last step; arguments as of :func:`write_at_last`.
 
     Raises:
         Stopped: there was no room for it, but a checkpoint holds all of the training: a resume has nothing to train.
         StageError: there was no room for it.
     """
-    if write_at_last(asked, reporter, step, write):
+    if write_at_last(requests, reporter, step, write):
         return
     where = reporter.run.path
     newest, _ = checkpoints.newest(reporter.run.checkpoints)
@@ -142,6 +140,6 @@ def write_result(
         raise StageError(f"The disk is full: {what} could not be written. Make room under {where}, then resume.")
     reporter.stop_cause = (
         f"The disk is full: {what} could not be written. {newest.name} holds all of the training: make room under "
-        f"{where}, then resume, which trains nothing again."
+        f"{where}, then resume; nothing is trained again."
     )
     raise Stopped

@@ -1,6 +1,6 @@
-"""What a full disk did not take, as rank 0 sees it, and the room that is held back for the last checkpoint.
+"""Writes that a full disk refused, on rank 0, and the room that is held back for the last checkpoint.
 
-Nothing that cannot be written ends a run. What is small (samples, ``restart.json``, trackers' figures) waits in memory
+Nothing that cannot be written ends a run. What is small (samples, ``restart.json``, trackers' metrics) waits in memory
 and is tried again at each step boundary; as long as any of it waits, or a checkpoint finds no room, the run waits
 (:mod:`.disk_wait`). A reserve as large as a checkpoint lies in the run's directory all the while, so that a run on a
 full disk can be saved and stopped whatever else fills it.
@@ -25,6 +25,7 @@ _FEW = 16  # files
 _MOMENTS = 8  # bytes a trained parameter: AdamW's two in float32, more than other optimizers keep
 _MARGIN = 0.05
 _LONGEST = 60.0  # seconds between two tries
+_FREE_CHECKPOINTS = 2  # checkpoints' worth of free space below which people are told
 
 
 class _Later(NamedTuple):
@@ -33,16 +34,16 @@ class _Later(NamedTuple):
     size: int
 
 
-class Room:
-    """Rank 0's; on other ranks nothing calls it.
+class DiskWatch:
+    """Pending writes and reserved room of a run; only rank 0 calls it.
 
     Args:
         run: the run directory.
         events: this attempt's; None on other ranks.
 
     Attributes:
-        lost: what was given up because too much waited.
-        since: monotonic seconds from when on something waits; None: nothing does.
+        lost: number of writes given up because too much waited.
+        since: monotonic seconds since when something waits; None: nothing does.
     """
 
     def __init__(self, run: RunDir, events: EventWriter | None) -> None:
@@ -57,6 +58,7 @@ class Room:
         self._bytes, self._files = _LEAST, _FEW  # of a checkpoint
         self._held = (0, 0)
         self._released = False
+        self._warned = False  # of little room, since there was enough
 
     # what waits
 
@@ -64,7 +66,7 @@ class Room:
         """Write now or, on a full disk, later, in the order of the calls.
 
         Args:
-            what: in a word.
+            what: what is written, in a word.
             write: may be called again; must leave nothing behind when it fails.
             size: bytes of memory that it keeps meanwhile.
 
@@ -83,30 +85,33 @@ class Room:
 
     @property
     def waits(self) -> bool:
-        """Whether anything small could not be written."""
+        """Whether any small write is pending."""
         return bool(self._later) or (self._events is not None and self._events.waits)
 
     def refused(self) -> None:
-        """A checkpoint found no room. It is tried again as soon as there seems to be some; if there is not (a quota,
-        of which a file system does not tell), after ever longer."""
+        """Record that a checkpoint found no room.
+
+        It is tried again as soon as there seems to be some; if there is not (a quota, which a file system does not
+        report), after ever longer waits.
+        """
         self.since = self.since or time.monotonic()
         self._refusals += 1
         self._again = time.monotonic() + (min(2.0**self._refusals, _LONGEST) if self._refusals > 1 else 0.0)
 
-    def look(self) -> str | None:
-        """Try again, and say why the run has to wait on: ``3 MiB free of the 12 MiB a checkpoint needs``."""
+    def poll(self) -> str | None:
+        """Try again; return why the run has to keep waiting: ``3 MiB free of the 12 MiB a checkpoint needs``."""
         self._write_waiting()
         if self._events is not None:
             self._events.write_waiting()
         try:
             now = free(self._run.path)
         except OSError as error:
-            return f"its room cannot be told ({error.strerror})"
+            return f"free space cannot be determined ({error.strerror})"
         size, files = self._checkpoint()
         if not now.holds(size, files):
             return now.against(size, files)
         if self.waits or time.monotonic() < self._again:
-            return f"{now}, and writing fails all the same"
+            return f"{now}, but writing still fails"
         return None
 
     def _write_waiting(self) -> None:
@@ -123,34 +128,56 @@ class Room:
     # the reserve
 
     def hold_least(self) -> None:
-        """Before anything is known of a checkpoint: room for a cause or a result; more, where a restart left more."""
+        """Hold back room for a cause or a result until a checkpoint's size is known; keep more if a restart left it."""
         if (held := self._reserve.held) < _LEAST:
             self._hold(_LEAST, _FEW)
         else:
             self._held = (held, _FEW)
 
     def expect(self, written: Path, model: "nn.Module", *, whole: bool) -> str | None:
-        """Hold back room for a checkpoint, of which a rehearsed save tells the size.
+        """Hold back room for a checkpoint, whose size a trial save tells.
 
         Args:
-            written: what the rehearsal wrote.
+            written: what the trial save wrote.
             model: with what is trained marked as such.
             whole: of its weights only first rows were written.
 
         Returns:
-            a remark for people where no room can be held.
+            a notice for people where no room can be held.
         """
         size, files = size_of(written)
         size += sum(_MOMENTS * parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         if whole:
             size += _bytes(model.parameters())
-        return self._take(size, files + _FEW)
+        return self._once(self._take(size, files + _FEW))
 
     def measure(self, checkpoint: Path) -> str | None:
-        """Hold back as much as a checkpoint was that has just been written; returns as :meth:`expect`."""
+        """Hold back as much room as the checkpoint takes that has just been written.
+
+        Returns:
+            a notice for people where no room can be held or little is left, once until there is enough again.
+        """
         self._refusals, self.since = 0, None
         size, files = size_of(checkpoint)
-        return self._take(size, files + _FEW)
+        return self._once(self._take(size, files + _FEW) or self._shortage(size))
+
+    def _shortage(self, size: int) -> str | None:
+        """Say that little room is left besides what is held back."""
+        try:
+            now = free(self._run.path)
+        except OSError:
+            return None
+        if now.bytes >= _FREE_CHECKPOINTS * size:
+            return None
+        return (
+            f"the disk has {mib(now.bytes)} free, less than {_FREE_CHECKPOINTS} checkpoints of {mib(size)}: make room "
+            f"under {self._run.path}"
+        )
+
+    def _once(self, notice: str | None) -> str | None:
+        repeated = self._warned
+        self._warned = notice is not None
+        return None if repeated else notice
 
     def release(self) -> None:
         """Give the reserve back, for the last checkpoint or the last words."""
@@ -199,12 +226,12 @@ _SIGNS = (
     "Disk quota exceeded",
     "os error 122",
     "failed writing file",
-    "unexpected pos",  # torch.save, which goes on after a failed write and looks where it is
+    "unexpected pos",  # torch.save, which continues after a failed write and checks its position
 )
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether a write failed for want of room."""
+    """Return whether a write failed for lack of room."""
     return is_full(error) or any(sign in str(error) for sign in _SIGNS)
 
 

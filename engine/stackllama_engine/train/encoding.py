@@ -1,4 +1,4 @@
-"""From rows of text to rows of tokens: one encoding for every stage.
+"""Encoding of text rows into token rows, the same for every stage.
 
 Prompt and answer are tokenised apart and joined, so that what PPO samples after a prompt continues exactly the
 tokens that supervised fine-tuning saw there. (The template's prompt ends in a space; tokenised in one piece, that
@@ -34,26 +34,26 @@ Encode = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 def encode_prompt(tokenizer: "PreTrainedTokenizerBase", question: str) -> list[int]:
-    """Token ids of ``Question: …\\n\\nAnswer: `` with the tokenizer's begin token, without its end token."""
+    """Return token ids of ``Question: …\\n\\nAnswer: `` with the tokenizer's begin token, without its end token."""
     ids: list[int] = tokenizer(prompt(question), split_special_tokens=True)["input_ids"]  # type: ignore[assignment]
     return ids[:-1] if ids and ids[-1] == eos_id(tokenizer) else ids
 
 
 def encode_answer(tokenizer: "PreTrainedTokenizerBase", answer: str, ended: bool = True) -> list[int]:
-    """Token ids of an answer, followed by the end token when the answer is complete."""
+    """Return token ids of an answer, followed by the end token when the answer is complete."""
     ids: list[int] = tokenizer(answer, add_special_tokens=False, split_special_tokens=True)["input_ids"]  # type: ignore[assignment]
     return [*ids, eos_id(tokenizer)] if ended else ids
 
 
 def encode_text(tokenizer: "PreTrainedTokenizerBase", question: str, answer: str, ended: bool = True) -> list[int]:
-    """Token ids of question and answer in the template."""
+    """Return token ids of question and answer in the template."""
     return encode_prompt(tokenizer, question) + encode_answer(tokenizer, answer.strip(), ended)
 
 
 def training_rows(
     recipe: TrainRecipe, run: RunDir, needs: tuple[str, ...], encode: Encode
 ) -> Dataset | IterableDataset:
-    """The stage's training rows, encoded; streamed only where the source is a hub stream of unknown length.
+    """Load the stage's training rows, encoded; streamed only where the source is a hub stream of unknown length.
 
     Raises:
         DataError: the source cannot be read or lacks a column.
@@ -74,7 +74,7 @@ def training_rows(
 
 
 def evaluation_rows(recipe: TrainRecipe, run: RunDir, needs: tuple[str, ...], encode: Encode) -> Dataset:
-    """The held-out rows, encoded.
+    """Load the held-out rows, encoded.
 
     Raises:
         DataError: the source cannot be read or lacks a column.
@@ -83,7 +83,7 @@ def evaluation_rows(recipe: TrainRecipe, run: RunDir, needs: tuple[str, ...], en
 
 
 def report_columns(recipe: TrainRecipe, needs: tuple[str, ...], reporter: Reporter) -> None:
-    """Say how prompts are made of several columns, and which text is not read.
+    """Report how prompts are made of several columns, and which text is not read.
 
     Raises:
         DataError: the source cannot be read or lacks a column.
@@ -102,7 +102,7 @@ def report_columns(recipe: TrainRecipe, needs: tuple[str, ...], reporter: Report
 
 
 def source_rows(recipe: TrainRecipe, split: str, needs: tuple[str, ...], limit: int | None) -> Iterator[dict[str, Any]]:
-    """Rows as text, straight from the source.
+    """Yield rows as text, straight from the source.
 
     Raises:
         DataError: the source cannot be read or lacks a column.
@@ -124,7 +124,7 @@ def _materialise(
 
 
 def _own_error(error: BaseException) -> BaseException:
-    """The error of ours that datasets wrapped in one of its own, or its own."""
+    """Return our error that datasets wrapped in one of its own, or its own."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, StackllamaError):
         cause = cause.__cause__ or cause.__context__
@@ -145,7 +145,7 @@ def _arguments(recipe: TrainRecipe, split: str, needs: tuple[str, ...], limit: i
 
 
 def _rows(name: str, split: str, identity: str, needs: Iterable[str], **options: Any) -> Iterator[dict[str, Any]]:
-    """``identity`` is part of the arguments so that a changed file is never served from a cache."""
+    """Yield rows; ``identity`` is an argument so that a changed file is never served from a cache."""
     wanted = tuple(needs)
     for row in open_rows(name, split, needs=wanted, **options):
         yield {column: row[column] for column in wanted}

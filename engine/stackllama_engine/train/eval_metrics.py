@@ -1,4 +1,4 @@
-"""Evaluation figures over all tokens or all pairs, not means of batch means.
+"""Evaluation metrics over all tokens or all pairs, not means of batch means.
 
 The mean of the batches' means gives a token of a short batch more weight than one of a long batch, so that it changes
 with ``per_device_eval_batch_size`` and with the number of processes (transformers#24839, #39241). Here every row's sums
@@ -23,14 +23,14 @@ else:
 
 
 class TokenWeighted(_Base):
-    """Mixed into TRL's SFTTrainer, before it: evaluation figures per token."""
+    """Mix-in before TRL's SFTTrainer: evaluation metrics per token."""
 
     _sums: list[Tensor]
 
     def prediction_step(
         self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[Tensor | None, None, None]:
-        """One batch: its sums are kept for :meth:`evaluation_loop`, its mean is returned."""
+        """Keep a batch's sums for :meth:`evaluation_loop`; return its mean loss."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             outputs = model(**inputs, use_cache=False, fused_lm_head=True)
@@ -47,35 +47,35 @@ class TokenWeighted(_Base):
         return nll / tokens.clamp(min=1), None, None
 
     def evaluation_loop(self, *arguments: Any, metric_key_prefix: str = "eval", **named: Any) -> EvalLoopOutput:
-        """The evaluation, with figures of all its tokens."""
+        """Evaluate, with metrics over all tokens."""
         self._sums = []
         output = super().evaluation_loop(*arguments, metric_key_prefix=metric_key_prefix, **named)
         nll, tokens, entropy, correct = torch.stack(self._sums).sum(dim=0).tolist()
         tokens = max(tokens, 1.0)
-        figures = {"loss": nll / tokens, "entropy": entropy / tokens, "mean_token_accuracy": correct / tokens}
+        metrics = {"loss": nll / tokens, "entropy": entropy / tokens, "mean_token_accuracy": correct / tokens}
         assert output.metrics is not None
-        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in figures.items()})
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
         return output
 
 
 class PairWeighted(_Base):
-    """Mixed into TRL's RewardTrainer, before it: evaluation figures per pair."""
+    """Mix-in before TRL's RewardTrainer: evaluation metrics per pair."""
 
     def evaluation_loop(
         self, dataloader: "DataLoader[Any]", *arguments: Any, metric_key_prefix: str = "eval", **named: Any
     ) -> EvalLoopOutput:
-        """The evaluation: :func:`pair_figures` of all its pairs."""
+        """Evaluate: :func:`pair_metrics` of all pairs."""
 
         def each_batch() -> None:
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
 
         scores = pair_scores(self, dataloader, each_batch)
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in pair_figures(scores).items()}
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in pair_metrics(scores).items()}
         return EvalLoopOutput(predictions=scores.numpy(), label_ids=None, metrics=metrics, num_samples=len(scores))
 
 
 def pair_scores(trainer: "Trainer", batches: "DataLoader[Any]", each_batch: Callable[[], None]) -> Tensor:
-    """Scores of every pair, over all ranks; ``each_batch`` is called on every rank before each batch.
+    """Score every pair, over all ranks; ``each_batch`` is called on every rank before each batch.
 
     Returns:
         float32 ``[N, 2]`` on the CPU: the better text's score, the worse text's.
@@ -95,8 +95,8 @@ def pair_scores(trainer: "Trainer", batches: "DataLoader[Any]", each_batch: Call
     return torch.cat(scores)
 
 
-def pair_figures(scores: Tensor) -> dict[str, float]:
-    """Figures of a set of scored pairs.
+def pair_metrics(scores: Tensor) -> dict[str, float]:
+    """Compute metrics of scored pairs.
 
     Args:
         scores: ``[N, 2]``, the better text's score first.

@@ -1,4 +1,4 @@
-"""Rows of all ranks on every rank: JSON in tensors of bytes, so that nothing which arrives is executed."""
+"""Exchange of rows between ranks: JSON in tensors of bytes, so that nothing which arrives is executed."""
 
 import json
 from itertools import zip_longest
@@ -12,7 +12,7 @@ _SCALARS = (str, int, float, bool, type(None))
 
 
 def gather_rows(rows: list[Any], device: torch.device) -> list[Any]:
-    """Rows of all ranks, interleaved: rank r holds rows r, r + world size, …
+    """Gather rows of all ranks, interleaved: rank r holds rows r, r + world size, …
 
     They arrive as they were: numbers bit for bit, NaN and infinities too.
 
@@ -29,7 +29,7 @@ def gather_rows(rows: list[Any], device: torch.device) -> list[Any]:
 
 
 def _gather_bytes(data: bytes, device: torch.device) -> list[bytes]:
-    """Of every rank, in order; their lengths may differ."""
+    """Gather the bytes of every rank, in order; their lengths may differ."""
     world = distributed.get_world_size()
     length = torch.tensor([len(data)], device=device)
     lengths = [torch.zeros_like(length) for _ in range(world)]
@@ -44,14 +44,14 @@ def _gather_bytes(data: bytes, device: torch.device) -> list[bytes]:
 
 
 def _check(value: Any) -> None:
-    """Exact types: a subclass would arrive as what it derives from."""
+    """Check exact types: a subclass would arrive as what it derives from."""
     if type(value) is list:
         for each in value:
             _check(each)
     elif type(value) is dict:
         for key, each in value.items():
             if type(key) is not str:
-                raise TypeError(f"a key that is no text cannot be sent to other ranks: {key!r}")
+                raise TypeError(f"a key that is not a string cannot be sent to other ranks: {key!r}")
             _check(each)
     elif type(value) not in _SCALARS:
         raise TypeError(f"a {type(value).__name__} cannot be sent to other ranks: {value!r}")

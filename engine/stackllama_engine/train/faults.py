@@ -1,7 +1,7 @@
-"""Failures that training survives: what they look like, the batch sizes that batch_sizes, and steps that were bad.
+"""Failures that training survives: out of memory, a full disk, and steps that cannot be applied.
 
-Memory: on every rank together the rows of one forward pass are halved and passes doubled, so that what a step adds up
-to, the effective batch, stays. It is bounded: at one row there is nothing left to halve.
+Out of memory: every rank halves its micro-batches and doubles their number, so that the effective batch stays. At one
+row per micro-batch there is nothing left to halve, and the stage ends.
 """
 
 import errno
@@ -22,7 +22,7 @@ __all__ = [
     "free_memory",
     "is_disk_full",
     "memory_that_ran_out",
-    "smaller_batch",
+    "smaller_micro_batch",
 ]
 
 _GPU_FULL = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA out of memory")
@@ -30,7 +30,7 @@ _CPU_FULL = "DefaultCPUAllocator: can't allocate memory"
 
 
 def memory_that_ran_out(error: BaseException) -> str | None:
-    """Which memory an allocation failed in; None: it was no such failure."""
+    """Return which memory an allocation failed in; None: the error is of another kind."""
     text = str(error)
     if type(error).__name__ == "OutOfMemoryError" or any(sign in text for sign in _GPU_FULL):
         return "GPU memory"
@@ -46,71 +46,72 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def smaller_batch(size: int, accumulation: int) -> tuple[int, int]:
-    """At most half the rows, over as many more passes; their product stays.
+def smaller_micro_batch(micro_batch_size: int, accumulation: int) -> tuple[int, int]:
+    """Return a micro-batch size of at most half, and the accumulation steps that keep the effective batch.
 
-    For ``size`` a power of two, exactly half and double.
+    For a power of two, exactly half and double.
     """
-    total = size * accumulation
-    half = next(rows for rows in range(max(size // 2, 1), 0, -1) if total % rows == 0)
+    total = micro_batch_size * accumulation
+    half = next(size for size in range(max(micro_batch_size // 2, 1), 0, -1) if total % size == 0)
     return half, total // half
 
 
 class BatchSizes:
-    """Rows of a forward pass that fit into memory in PPO: the recipe's, until memory ran out.
+    """Micro-batch sizes of PPO that fit into memory: the recipe's, until memory ran out.
 
     Args:
         recipe: the PPO recipe.
         reporter: where each change is recorded.
-        note: told the keys that changed, for attempts to come.
+        note: receives the recipe keys that changed, for later attempts.
     """
 
     def __init__(self, recipe: PPORecipe, reporter: Reporter, note: Callable[..., None] = lambda **_: None) -> None:
-        self.micro = recipe.per_device_train_batch_size
-        """Rows of a micro-batch of the update."""
+        self.micro_batch_size = recipe.per_device_train_batch_size
+        """Responses per micro-batch of the update."""
         self.accumulation = recipe.gradient_accumulation_steps
-        """Micro-batches of an optimizer step."""
-        self.forward = recipe.local_rollout_forward_batch_size
-        """Rows of sampling and scoring."""
+        """Micro-batches per optimizer step."""
+        self.rollout_micro_batch_size = recipe.local_rollout_forward_batch_size
+        """Responses per micro-batch of sampling and scoring."""
         self._reporter = reporter
         self._note = note
 
-    def halve_micro(self) -> None:
-        """Smaller micro-batches, on this rank as on every other.
+    def halve_micro_batch(self) -> None:
+        """Halve the micro-batches of the update, on this rank as on every other.
 
         Raises:
-            StageError: they are of one row already.
+            StageError: they hold one response already.
         """
-        if self.micro == 1:
+        if self.micro_batch_size == 1:
             raise StageError(
-                f"Out of memory in phase {self._reporter.current_phase} with micro-batches of one row. Use "
+                f"Out of memory in phase {self._reporter.current_phase} with micro-batches of one response. Use "
                 "`gradient_checkpointing: true`, `load_in_8bit: true` or a smaller `response_length`."
             )
-        before = (self.micro, self.accumulation)
-        self.micro, self.accumulation = smaller_batch(*before)
-        self._note(per_device_train_batch_size=self.micro, gradient_accumulation_steps=self.accumulation)
+        before = (self.micro_batch_size, self.accumulation)
+        self.micro_batch_size, self.accumulation = smaller_micro_batch(*before)
+        self._note(per_device_train_batch_size=self.micro_batch_size, gradient_accumulation_steps=self.accumulation)
         self._reporter.health(
             f"out of memory in phase {self._reporter.current_phase}: from now on `per_device_train_batch_size: "
-            f"{self.micro}` and `gradient_accumulation_steps: {self.accumulation}` on every rank (were {before[0]} "
-            f"and {before[1]}); the effective batch stays {self.micro * self.accumulation} per device"
+            f"{self.micro_batch_size}` and `gradient_accumulation_steps: {self.accumulation}` on every rank (were "
+            f"{before[0]} and {before[1]}); the effective batch stays {self.micro_batch_size * self.accumulation} per "
+            "device"
         )
         free_memory()
 
-    def halve_forward(self) -> None:
-        """Fewer rows at once in sampling and scoring, on this rank as on every other.
+    def halve_rollout_micro_batch(self) -> None:
+        """Halve the micro-batches of sampling and scoring, on this rank as on every other.
 
         Raises:
-            StageError: it is one row already.
+            StageError: both sizes are 1 already.
         """
-        if self.forward == 1:  # scoring also takes the policy's own outputs, in micro-batches of the update
-            self.halve_micro()
+        if self.rollout_micro_batch_size == 1:  # scoring also runs the policy, in micro-batches of the update
+            self.halve_micro_batch()
             return
-        before = self.forward
-        self.forward = before // 2
-        self._note(local_rollout_forward_batch_size=self.forward)
+        before = self.rollout_micro_batch_size
+        self.rollout_micro_batch_size = before // 2
+        self._note(local_rollout_forward_batch_size=self.rollout_micro_batch_size)
         self._reporter.health(
             f"out of memory in phase {self._reporter.current_phase}: from now on "
-            f"`local_rollout_forward_batch_size: {self.forward}` on every rank (was {before})"
+            f"`local_rollout_forward_batch_size: {self.rollout_micro_batch_size}` on every rank (was {before})"
         )
         free_memory()
 
@@ -120,8 +121,8 @@ class RollbackPolicy:
 
     Args:
         most_skipped: bad steps in a row before a rollback.
-        most_rollbacks: rollbacks before the end.
-        rollbacks: so many there were.
+        most_rollbacks: rollbacks before the run ends.
+        rollbacks: number so far.
     """
 
     def __init__(self, most_skipped: int, most_rollbacks: int, rollbacks: int = 0) -> None:
@@ -131,7 +132,7 @@ class RollbackPolicy:
         self.rollbacks = rollbacks
 
     def after_step(self, step: int, reason: str | None) -> bool:
-        """Whether to roll back, after ``step`` with what was bad about it (None: nothing).
+        """Return whether to roll back, after ``step`` with what was bad about it (None: nothing).
 
         Raises:
             StageError: there were as many rollbacks as are allowed.

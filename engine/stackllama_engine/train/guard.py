@@ -1,10 +1,10 @@
-"""What TRL's trainers do about a gradient that is not finite and a disk that is full.
+"""Guards of TRL's trainers against gradients that are not finite and a full disk.
 
 A step whose gradient norm is NaN or infinite is skipped: its gradients are dropped on every rank (after DDP's
-all-reduce all hold the same), the optimizer has nothing to do, and the data goes on past its batches. After
+all-reduce all hold the same), the optimizer has nothing to do, and the data continues after its batches. After
 ``max_skipped_steps`` of them in a row the weights are in doubt: every rank begins again from the newest verified
 checkpoint, or the start, with half the learning rate (:mod:`.restart`). With ``fp16`` the loss scaler has its own way
-of skipping, and is left alone. A spike that is finite is clipped by ``max_grad_norm`` and not judged further.
+of skipping, and is left alone. A finite spike is clipped by ``max_grad_norm``, and nothing else.
 """
 
 import math
@@ -15,11 +15,10 @@ from ..contract.recipe import RewardRecipe, SFTRecipe
 from . import averages, checkpoint, faults, schedule
 from .reporting import Reporter
 from .restart import Restarts
+from .run_callback import RunCallback
 
 if TYPE_CHECKING:
     from transformers import Trainer
-
-    from .hf_trainer import RunCallback
 
     _Base = Trainer
 else:
@@ -27,7 +26,7 @@ else:
 
 
 class Guard:
-    """Judges the steps of one attempt.
+    """Checks the steps of one attempt.
 
     Args:
         recipe: how many bad steps, how many rollbacks.
@@ -39,9 +38,11 @@ class Guard:
         self._reporter = reporter
         self._restarts = restarts
         self._off = recipe.fp16
-        self._setbacks = faults.RollbackPolicy(recipe.max_skipped_steps, recipe.max_rollbacks, restarts.now.rollbacks)
+        self._rollback_policy = faults.RollbackPolicy(
+            recipe.max_skipped_steps, recipe.max_rollbacks, restarts.now.rollbacks
+        )
 
-    def judge(self, trainer: Any, norm: float) -> None:
+    def check(self, trainer: Any, norm: float) -> None:
         """Drop the gradients of a bad step; begin again after too many of them. On every rank alike.
 
         Raises:
@@ -57,7 +58,7 @@ class Guard:
             trainer._tr_loss.nan_to_num_(0.0, 0.0, 0.0)  # else every later average would be NaN as well
             self._reporter.metrics(step, {"grad_norm": norm})
             self._reporter.health(f"step {step} skipped: {bad}")
-        if self._setbacks.after_step(step, bad):
+        if self._rollback_policy.after_step(step, bad):
             self._roll_back(trainer, step)
 
     def _roll_back(self, trainer: Any, step: int) -> None:
@@ -68,27 +69,27 @@ class Guard:
         self._restarts.again(
             learning_rate=rate,
             at_step=start,
-            rollbacks=self._setbacks.rollbacks,
-            message=f"rolled back from step {step} to {where}, rollback {self._setbacks.so_far}: continuing with "
-            f"`learning_rate: {rate:g}`, half of before",
+            rollbacks=self._rollback_policy.rollbacks,
+            message=f"rolled back from step {step} to {where}, rollback {self._rollback_policy.so_far}: continuing "
+            f"with learning_rate {rate:g} (halved)",
         )
 
 
 class Guarded(_Base):
-    """Mixed into a TRL trainer, before it."""
+    """Mix-in before a TRL trainer: skips bad steps, and survives a save that finds the disk full."""
 
     guard: Guard
-    run_callback: "RunCallback"
+    run_callback: RunCallback
     _saves = False
 
     def _get_grad_norm(self, model: Any, grad_norm: float | None = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         if norm is not None:
-            self.guard.judge(self, float(norm))
+            self.guard.check(self, float(norm))
         return norm
 
     def store_flos(self) -> None:
-        """A collective; inside of a save it has been made already."""
+        """Store the operation count; inside of a save it has been made already (a collective)."""
         if not self._saves:
             super().store_flos()
 

@@ -1,4 +1,4 @@
-"""Rows of supervised fine-tuning that ``max_length`` changes: counted, said, and dropped where no answer is left.
+"""Rows of supervised fine-tuning that ``max_length`` changes: counted, reported, and dropped where no answer is left.
 
 Without packing, and packed by ``bfd``, a sequence longer than ``max_length`` loses its end: part of the answer and the
 end token, which the model then does not learn to write after it. A row whose prompt alone fills the sequence would
@@ -20,7 +20,7 @@ class LengthLimit:
     """Counts the rows that are cut and drops those without room for an answer.
 
     Args:
-        max_length: tokens of a sequence.
+        max_length: tokens per sequence.
         what: the rows, in a word (``training``, ``evaluation``).
         cuts: whether longer rows are cut; otherwise they are split, and all are kept.
     """
@@ -31,28 +31,28 @@ class LengthLimit:
         self.cut = 0
         """Rows that lose their end, the end token at least."""
         self.only_end = 0
-        """Those of them that lose the end token alone."""
+        """Rows among them that lose the end token alone."""
         self._what = what
         self._cuts = cuts
 
     def __call__(self, rows: Dataset | IterableDataset) -> Dataset | IterableDataset:
-        """The rows with room for an answer, without their prompt length; those of a stream are counted as they come.
+        """Keep rows with room for an answer, without their prompt length; a stream's are counted as they come.
 
         Raises:
-            DataError: none has.
+            DataError: no row has room.
         """
         if isinstance(rows, IterableDataset):
             return rows.filter(self._keep).remove_columns(PROMPT)
-        kept = rows.filter(self._keep, load_from_cache_file=False)
-        if not len(kept):
+        usable = rows.filter(self._keep, load_from_cache_file=False)
+        if not len(usable):
             raise DataError(
                 f"`max_length={self.max_length}`: none of {len(rows)} {self._what} rows has a prompt that leaves "
                 "room for an answer; raise it."
             )
-        return kept.remove_columns(PROMPT)
+        return usable.remove_columns(PROMPT)
 
     def notice(self) -> str | None:
-        """What to say of these rows, or None."""
+        """Describe the rows that were cut or dropped; None where there are none."""
         parts: list[str] = []
         if self.cut:
             parts.append(

@@ -1,4 +1,4 @@
-"""How long a text a model takes, and which token ids: read off its modules, not its tokenizer's word.
+"""Longest text and largest token id that a model takes, read off its modules instead of its tokenizer.
 
 Beyond a table of positions (GPT-2, OPT, BERT) or of embeddings there is nothing to look up: an index error on a CPU, a
 device assert on a GPU. Rotary and ALiBi positions have no such end, but were trained up to one.
@@ -27,7 +27,7 @@ class Positions(NamedTuple):
 
 
 def positions(model: Any) -> Positions | None:
-    """The longest text that a model takes, or was trained on; None where it does not say."""
+    """Return the longest text that a model takes, or was trained on; None where neither is known."""
     config = model.config.get_text_config()
     if (table := getattr(config, "max_seq_len", None)) is not None:  # MPT's slopes are computed up to here
         return Positions(int(table), hard=True)
@@ -47,7 +47,7 @@ def check_length(model: Any, name: str, tokens: int, keys: str, reporter: Report
         name: as the person named it.
         tokens: of the longest text.
         keys: the recipe's that make it this long, as ``key=value``.
-        reporter: told about a text longer than any that the model was trained on.
+        reporter: gets a notice of texts longer than any that the model was trained on.
         what: the model's part in the stage.
 
     Raises:
@@ -62,7 +62,7 @@ def check_length(model: Any, name: str, tokens: int, keys: str, reporter: Report
             "shorten them, or use a model with a longer context."
         )
     reporter.health(
-        f"{keys}: texts of up to {tokens} tokens, and the {what} {name} was trained on at most {limit.tokens} "
+        f"{keys}: texts have up to {tokens} tokens, but the {what} {name} was trained on at most {limit.tokens} "
         "(`max_position_embeddings`); expect worse results beyond"
     )
 
@@ -87,8 +87,9 @@ def check_tokens(model: Any, tokenizer: "PreTrainedTokenizerBase", name: str) ->
     if beyond:
         index, token = beyond[0]
         raise StageError(
-            f"{name}: the tokenizer's token {token!r} has id {index}, and the model's embedding {rows} rows; use the "
-            "tokenizer that the model was trained with, or enlarge the model (`resize_token_embeddings`) and save it."
+            f"{name}: the tokenizer's token {token!r} has id {index}, but the model's embedding has {rows} rows; "
+            "use the tokenizer that the model was trained with, or enlarge the model (`resize_token_embeddings`) and "
+            "save it."
         )
 
 
@@ -99,7 +100,7 @@ def _rows(model: Any) -> int:
 
 
 def _tables(module: nn.Module, limit: int) -> list[int]:
-    """Positions in the tables of a module itself: learned ones, and sines that were computed once (GPT-J)."""
+    """Return the number of positions in a module's own tables: learned ones, and precomputed sines (GPT-J)."""
     if isinstance(module, nn.Embedding):
         reserved = 0 if module.padding_idx is None else module.padding_idx + 1  # RoBERTa counts from behind the pad
         rows = module.num_embeddings

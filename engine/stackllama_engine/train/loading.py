@@ -1,4 +1,4 @@
-"""One sentence with the file and the whole reason when a library cannot load, and no invitation to trust a file."""
+"""Errors of loading: one sentence with the file and the whole reason, and no invitation to trust a file."""
 
 import logging
 import re
@@ -24,7 +24,7 @@ _LIBRARY = (
     SafetensorError,
     StrictDataclassError,
 )
-"""What libraries raise about files: damaged, of another shape, with a null or without a key that they read. Not
+"""Errors that libraries raise about files: damaged, of another shape, with a null or without a key that they read. Not
 :class:`.signals.Stopped`."""
 _CODE = re.compile(r"trust_remote_code|custom code")
 _NO_SAFETENSORS = re.compile(r"(no file named|not appear to have a file named).*safetensors")  # transformers' words
@@ -35,7 +35,7 @@ _LONGEST = 700  # characters of a reason
 
 @contextmanager
 def loading(name: str, what: str) -> Iterator[None]:
-    """While a library loads a model, an adapter or a tokenizer.
+    """Turn a library's error about a model, an adapter or a tokenizer into one of ours.
 
     Raises:
         StageError: it cannot; says which file, and why.
@@ -55,13 +55,13 @@ def loading(name: str, what: str) -> Iterator[None]:
 
 
 def one_line(error: BaseException) -> str:
-    """A library's message, which may take many lines, in one; the first line alone often has no reason in it."""
+    """Join a library's message of many lines into one; the first line alone often lacks the reason."""
     text = " ".join(str(error).split())
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} …"
 
 
 def damaged_file(path: Path) -> str | None:
-    """What is wrong with the first safetensors file of a model or an adapter whose header cannot be read."""
+    """Describe the first safetensors file of a model or an adapter whose header cannot be read; None: all can."""
     for file in sorted(path.glob("*.safetensors")) if path.is_dir() else []:
         try:
             read_header(file)
@@ -73,7 +73,7 @@ def damaged_file(path: Path) -> str | None:
 
 
 def _reason(error: Exception, name: str, report: list[str]) -> str:
-    """The library's reason; where it would be trusted with code, why that is refused."""
+    """Return the library's reason; where it wants to execute code, why that is refused."""
     text = str(error)
     if _CODE.search(text):
         return (

@@ -1,7 +1,7 @@
-"""What this process takes, phase by phase: allocated and reserved on a GPU, resident set everywhere. Bytes.
+"""Memory of this process per phase, in bytes: allocated and reserved on a GPU, resident set everywhere.
 
-The allocator's peaks are begun anew at each phase, so that one phase's peak does not hide the next one's. A resident
-set cannot be begun anew: of a phase it is what it was at the end, and its peak is the whole process's.
+The allocator's peaks are reset at each phase, so that one phase's peak does not hide the next one's. A resident
+set's peak cannot be reset: of a phase it is what it was at the end, and its peak is the whole process's.
 """
 
 import os
@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-_NEWS = 1.01
-"""A phase that took this much more than ever before is worth a record; a steady run repeats none."""
+_RECORD = 1.01
+"""Factor by which a phase must exceed its reported peak to be reported again; a steady run repeats none."""
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -24,21 +24,21 @@ class Peaks:
         self._reported: dict[str, dict[str, float]] = {}
 
     def begin(self) -> None:
-        """A phase begins; the allocator counts anew from what is allocated now."""
+        """Begin a phase: the allocator counts anew from what is allocated now."""
         if _on_gpu():
             torch.cuda.reset_peak_memory_stats()
 
     def end(self, phase: str) -> bool:
-        """A phase ends; whether it took more than was reported of it before."""
-        _, taken = self.so_far(phase)
-        told = self._reported.get(phase, {})
-        if any(value > _NEWS * told.get(name, 0.0) for name, value in taken.items()):
-            self._reported[phase] = taken
+        """End a phase; return whether it took more than was reported of it before."""
+        _, peaks = self.so_far(phase)
+        reported = self._reported.get(phase, {})
+        if any(value > _RECORD * reported.get(name, 0.0) for name, value in peaks.items()):
+            self._reported[phase] = peaks
             return True
         return False
 
     def so_far(self, phase: str) -> tuple[dict[str, float], dict[str, float]]:
-        """The attempt's peaks, and those of the phase that it is in, over all the times it was entered."""
+        """Return the attempt's peaks, and those of its current phase over all the times it was entered."""
         now = measured()
         taken = {name: max(value, self._phases.get(phase, {}).get(name, 0.0)) for name, value in now.items()}
         self._phases[phase] = taken
@@ -48,12 +48,12 @@ class Peaks:
 
 
 def measured() -> dict[str, float]:
-    """The resident set now; on a GPU the allocator's peaks since they were last begun anew."""
-    found = {"rss": _rss()}
+    """Measure the resident set now and, on a GPU, the allocator's peaks since their last reset."""
+    numbers = {"rss": _rss()}
     if _on_gpu():
-        found["allocated"] = float(torch.cuda.max_memory_allocated())
-        found["reserved"] = float(torch.cuda.max_memory_reserved())
-    return found
+        numbers["allocated"] = float(torch.cuda.max_memory_allocated())
+        numbers["reserved"] = float(torch.cuda.max_memory_reserved())
+    return numbers
 
 
 def _rss() -> float:

@@ -52,7 +52,7 @@ CAST = 0.05
 """Largest difference for a whole model that is only cast, relative to its outputs."""
 
 NOISE = 4.0
-"""How many times the measured noise a difference may be: two measurements of one noise differ by less."""
+"""Largest difference as a multiple of the measured noise: two measurements of one noise differ by less."""
 HALF = 0.5
 """Share of the adapter's effect that a check has to tell from nothing; with less, it verifies nothing."""
 OFF_GRID = 1.37
@@ -60,7 +60,7 @@ OFF_GRID = 1.37
 
 
 class Check(NamedTuple):
-    """What one comparison of merged and unmerged outputs came to."""
+    """Result of one comparison of merged and unmerged outputs."""
 
     difference: float
     noise: float
@@ -83,7 +83,7 @@ def run(recipe: MergeRecipe, session: Session) -> dict[str, Any]:
 
 
 def _merge(recipe: MergeRecipe, source: Path, staging: Path, session: Session) -> dict[str, Any]:
-    """Base + adapter, written to ``staging``, verified there and renamed; as :func:`run`."""
+    """Write base + adapter to ``staging``, verify it there and rename; as :func:`run`."""
     if not (source / "adapter_config.json").is_file():
         return _cast(recipe, source, staging, session)
     reward = _json(source / "adapter_config.json").get("task_type") == "SEQ_CLS"
@@ -152,21 +152,21 @@ def _save(model: Any, tokenizer: "PreTrainedTokenizerBase", staging: Path) -> No
 
 
 def _base(recipe: MergeRecipe, source: Path, session: Session) -> Base:
-    """Where the adapter's base is now: as named, as recorded, or a model of this home with the same weights."""
+    """Find the adapter's base: as named, as recorded, or a model of this home with the same weights."""
     merges = [run.merged for run in Home(session.run.path.parents[1]).runs() if run.merged.is_dir()]
     try:
-        found = find_base(source, recipe.base_model_name_or_path, [*merges, DEMO_BASE])
+        base = find_base(source, recipe.base_model_name_or_path, [*merges, DEMO_BASE])
     except OSError as error:
         raise StageError(f"The base of {source} cannot be read: {one_line(error)}.") from error
-    if found.notice:
-        session.reporter.health(found.notice)
+    if base.notice:
+        session.reporter.health(base.notice)
     elif not (source / BASE_FILE).is_file():
-        session.reporter.health(f"the adapter's base is {found.name}, by its adapter_config.json")
-    return found
+        session.reporter.health(f"the adapter's base is {base.name}, by its adapter_config.json")
+    return base
 
 
 def _cast(recipe: MergeRecipe, source: Path, staging: Path, session: Session) -> dict[str, Any]:
-    """After full training there is no adapter: the model itself is stored in the target dtype, and compared."""
+    """Store a fully trained model, which has no adapter, in the target dtype, and compare it."""
     if recipe.base_model_name_or_path:
         raise StageError(f"`base_model_name_or_path`: {source} is a whole model and has no base; leave the key out.")
     config = _json(source / "config.json")
@@ -181,19 +181,19 @@ def _cast(recipe: MergeRecipe, source: Path, staging: Path, session: Session) ->
     reloaded = models.load_plain(str(staging), None, "float32", session.device, reward=reward).eval()
     if reward:
         _check_head(reloaded, next(model.get_submodule("score").parameters()).detach().cpu(), recipe)
-    found = difference(outputs(reloaded, probes, session.device), trained)
-    if not found <= CAST * magnitude(trained):  # a NaN fails as well
+    deviation = difference(outputs(reloaded, probes, session.device), trained)
+    if not deviation <= CAST * magnitude(trained):  # a NaN fails as well
         raise StageError(
-            f"The saved model differs from the trained one by {found:.3g}, of outputs of {magnitude(trained):.3g}: "
+            f"The saved model differs from the trained one by {deviation:.3g}, of outputs of {magnitude(trained):.3g}: "
             f"rounding to {recipe.dtype} loses it. The trained model is untouched."
         )
     staging.replace(session.run.merged)
-    return {"path": str(session.run.merged), "difference": found, "probes": PROBES, "dtype": recipe.dtype}
+    return {"path": str(session.run.merged), "difference": deviation, "probes": PROBES, "dtype": recipe.dtype}
 
 
 @torch.no_grad()
 def outputs(model: Any, probes: list[list[int]], device: torch.device, copies: int = 1) -> Tensor:
-    """Next-token log-probabilities (or scores) of each probe, float32 on the CPU, one row per probe.
+    """Compute next-token log-probabilities (or scores) of each probe, float32 on the CPU, one row per probe.
 
     Args:
         model: a language model or a classifier.
@@ -209,17 +209,17 @@ def outputs(model: Any, probes: list[list[int]], device: torch.device, copies: i
 
 
 def difference(one: Tensor, other: Tensor) -> float:
-    """Mean absolute difference of two outputs of the same shape."""
+    """Return the mean absolute difference of two outputs of the same shape."""
     return float((one - other).abs().mean())
 
 
 def magnitude(one: Tensor) -> float:
-    """Mean absolute output."""
+    """Return the mean absolute output."""
     return float(one.abs().mean())
 
 
-def arithmetic_noise(model: Any, probes: list[list[int]], known: Tensor, device: torch.device) -> float:
-    """What float32 arithmetic alone changes in the outputs.
+def arithmetic_noise(model: Any, probes: list[list[int]], reference: Tensor, device: torch.device) -> float:
+    """Measure how much float32 arithmetic alone changes the outputs.
 
     Measured: the same model on the same probes in another batch shape, which sums in another order. At least one unit
     in the last place of an output, where a small model happens to sum alike.
@@ -227,16 +227,16 @@ def arithmetic_noise(model: Any, probes: list[list[int]], known: Tensor, device:
     Args:
         model: any.
         probes: token ids.
-        known: its :func:`outputs`.
+        reference: its :func:`outputs`.
         device: where it is.
     """
-    measured = difference(outputs(model, probes, device, copies=3), known)
-    return max(measured, torch.finfo(torch.float32).eps * magnitude(known))
+    measured = difference(outputs(model, probes, device, copies=3), reference)
+    return max(measured, torch.finfo(torch.float32).eps * magnitude(reference))
 
 
 @torch.no_grad()
-def rounding_noise(model: Any, probes: list[list[int]], known: Tensor, dtype: str, device: torch.device) -> float:
-    """What rounding weights to a dtype changes in the outputs, whatever the weights.
+def rounding_noise(model: Any, probes: list[list[int]], reference: Tensor, dtype: str, device: torch.device) -> float:
+    """Measure how much rounding weights to a dtype changes the outputs, whatever the weights.
 
     They lie on the dtype's grid already; moved off it by a factor, rounded and moved back, each has an error as large
     as any weight's. The model is spent afterwards.
@@ -244,22 +244,22 @@ def rounding_noise(model: Any, probes: list[list[int]], known: Tensor, dtype: st
     Args:
         model: float32, its weights rounded to ``dtype`` before.
         probes: token ids.
-        known: its :func:`outputs`.
+        reference: its :func:`outputs`.
         dtype: the grid.
         device: where it is.
     """
     for parameter in model.parameters():
         parameter.copy_((parameter * OFF_GRID).to(getattr(torch, dtype)).float() / OFF_GRID)
-    return difference(outputs(model, probes, device), known)
+    return difference(outputs(model, probes, device), reference)
 
 
-def check(found: float, effect: float, allowed: float, noise: float, reason: str) -> Check:
-    """Accept a merge or say why not.
+def check(deviation: float, effect: float, allowed: float, noise: float, reason: str) -> Check:
+    """Accept a merge or raise why not.
 
     Args:
-        found: difference between merged and unmerged output.
+        deviation: difference between merged and unmerged output.
         effect: difference between base + adapter and the base alone.
-        allowed: largest share of ``effect`` that ``found`` may be.
+        allowed: largest share of ``effect`` that ``deviation`` may be.
         noise: difference that means nothing.
         reason: what it means when it is more.
 
@@ -267,12 +267,12 @@ def check(found: float, effect: float, allowed: float, noise: float, reason: str
         StageError: the merged model is not base + adapter.
     """
     by_effect, by_noise = allowed * effect, NOISE * noise
-    if not found <= max(by_effect, by_noise):  # a NaN fails as well
+    if not deviation <= max(by_effect, by_noise):  # a NaN fails as well
         raise StageError(
-            f"The merged model differs from base + adapter by {found:.3g}, while the adapter changes the base by "
+            f"The merged model differs from base + adapter by {deviation:.3g}, while the adapter changes the base by "
             f"{effect:.3g}: {reason}. The adapter itself is untouched and can be shared."
         )
-    return Check(found, noise, effect > 0 and (found <= by_effect or by_noise <= HALF * effect))
+    return Check(deviation, noise, effect > 0 and (deviation <= by_effect or by_noise <= HALF * effect))
 
 
 def _too_small(effect: float, noise: float, recipe: MergeRecipe) -> str:
@@ -286,7 +286,7 @@ def _too_small(effect: float, noise: float, recipe: MergeRecipe) -> str:
 
 
 def _json(file: Path) -> dict[str, Any]:
-    """A configuration file.
+    """Read a configuration file.
 
     Raises:
         StageError: it cannot be read.
@@ -307,5 +307,5 @@ def _check_head(reloaded: "PreTrainedModel", trained: Tensor, recipe: MergeRecip
 
 
 def _probes(tokenizer: "PreTrainedTokenizerBase", seed: int) -> list[list[int]]:
-    """Prompts in the template; any language model gives each of them some distribution."""
+    """Return prompts in the template; any language model gives each of them some distribution."""
     return [encode_prompt(tokenizer, question) for question in demo_data.questions("evaluation", seed)[:PROBES]]

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 
 def load_tokenizer(name: str, revision: str | None = None, *, must_end: bool = True) -> "PreTrainedTokenizerBase":
-    """The tokenizer, with a pad token that is not its end token wherever one exists.
+    """Load the tokenizer, with a pad token that is not its end token wherever one exists.
 
     A reward model finds a text's end by the first pad token; were pad and end the same, the end token itself
     would be taken for padding.
@@ -74,17 +74,17 @@ def load_tokenizer(name: str, revision: str | None = None, *, must_end: bool = T
 
 
 def eos_id(tokenizer: "PreTrainedTokenizerBase") -> int:
-    """The end token; :func:`load_tokenizer` made sure of it."""
+    """Return the end token's id; :func:`load_tokenizer` made sure of it."""
     return int(tokenizer.eos_token_id)  # type: ignore[arg-type]
 
 
 def pad_id(tokenizer: "PreTrainedTokenizerBase") -> int:
-    """The pad token; :func:`load_tokenizer` made sure of it."""
+    """Return the pad token's id; :func:`load_tokenizer` made sure of it."""
     return int(tokenizer.pad_token_id)  # type: ignore[arg-type]
 
 
 def load_causal_lm(recipe: TrainRecipe, device: torch.device) -> "PreTrainedModel":
-    """The base as a causal language model in the recipe's precision, on ``device``.
+    """Load the base as a causal language model in the recipe's precision, on ``device``.
 
     Raises:
         StageError: it cannot be loaded.
@@ -93,7 +93,7 @@ def load_causal_lm(recipe: TrainRecipe, device: torch.device) -> "PreTrainedMode
 
 
 def load_reward_base(recipe: TrainRecipe, pad_token_id: int, device: torch.device) -> "PreTrainedModel":
-    """The base with one score a sequence (a new head), in the recipe's precision, on ``device``.
+    """Load the base with one score per sequence (a new head), in the recipe's precision, on ``device``.
 
     Raises:
         StageError: it cannot be loaded.
@@ -113,18 +113,18 @@ def load_plain(
     reward: bool = False,
     new_head: bool = False,
 ) -> "PreTrainedModel":
-    """A model without quantisation, for merging and for separate reward models.
+    """Load a model without quantisation, for merging and for separate reward models.
 
     Args:
         name: hub id, directory or .gguf file.
         revision: of the hub.
         dtype: of the weights.
         device: where it goes.
-        reward: with one score a sequence instead of a language-model head.
+        reward: with one score per sequence instead of a language-model head.
         new_head: whether the score head may be missing, because an adapter brings it.
 
     Raises:
-        StageError: it cannot be loaded, or it is to judge and has no trained head.
+        StageError: it cannot be loaded, or it is a reward model without a trained head.
     """
     recipe = ModelRecipe(model_name_or_path=name, model_revision=revision, dtype=dtype)  # type: ignore[arg-type]
     if not reward:
@@ -139,15 +139,15 @@ def load_plain(
     if model.config.num_labels != 1:
         named = ", ".join(str(label) for label in list(model.config.id2label.values())[:4])
         raise StageError(
-            f"{name} gives {model.config.num_labels} scores per text ({named}), and a reward is one; name a model with "
-            "one label, or turn its scores into one in a `reward_fn`."
+            f"{name} returns {model.config.num_labels} scores per text ({named}), but a reward is one number; name a "
+            "model with one label, or combine its scores in a `reward_fn`."
         )
     score_in_head_dtype(model)
     return model
 
 
 def _own_labels(name: str, revision: str | None) -> bool:
-    """Whether a model was saved with a classification head, whose labels its configuration then counts."""
+    """Return whether a model was saved with a classification head, whose labels its configuration then counts."""
     source, extra = _source(name)
     with loading(name, "model"):
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False, **extra)
@@ -256,7 +256,7 @@ def save_model(model: Any, tokenizer: "PreTrainedTokenizerBase", path: Path) -> 
 
 @contextmanager
 def _whole(path: Path) -> Iterator[Path]:
-    """A directory beside ``path`` that replaces it at the end, and of which nothing stays when anything fails."""
+    """Yield a directory beside ``path`` that replaces it at the end, and is removed when anything fails."""
     staging = path.with_name(f".tmp-{path.name}")
     shutil.rmtree(staging, ignore_errors=True)
     try:
@@ -268,7 +268,7 @@ def _whole(path: Path) -> Iterator[Path]:
 
 
 def adapter_weights(path: Path, device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
-    """The tensors of an adapter directory.
+    """Read the tensors of an adapter directory.
 
     Raises:
         StageError: it has none in safetensors, or they cannot be read.
@@ -281,7 +281,7 @@ def adapter_weights(path: Path, device: torch.device | str = "cpu") -> dict[str,
 
 
 def load_adapter(base: "PreTrainedModel", path: Path) -> PeftModel:
-    """A base with an adapter as it was saved, for merging.
+    """Put an adapter as it was saved on a base, for merging.
 
     Raises:
         StageError: the adapter is not in safetensors, or not this base's.
@@ -318,14 +318,14 @@ def set_adapter_state(model: Any, state: dict[str, torch.Tensor], adapter: str) 
 
 
 def padding_notice(tokenizer: "PreTrainedTokenizerBase") -> str | None:
-    """What to say when padding and end cannot be told apart, or None."""
+    """Return a notice when padding and end token are the same, else None."""
     if pad_id(tokenizer) != eos_id(tokenizer):
         return None
-    return "pad and end token are the same: the reward model cannot see whether an answer ended"
+    return "pad and end token are the same: the reward model cannot see whether a response ended"
 
 
 def head_hidden(model: "PreTrainedModel") -> int:
-    """Width of the hidden states that the language-model head reads; not every configuration has it as a key."""
+    """Return the width of the language-model head's input; not every configuration has it as a key."""
     head: Any = model.get_output_embeddings()
     return int(getattr(head, "in_features", None) or head.weight.shape[-1])
 
@@ -387,7 +387,7 @@ def _cast_input(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[to
 
 
 def quiet_libraries() -> None:
-    """Keep a log file readable: no progress bars, and no library's advice to its own callers, once a layer and step."""
+    """Keep a log file readable: no progress bars, and no library's advice to its own callers per layer and step."""
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")

@@ -20,7 +20,7 @@ Numbers = dict[str, int | float]
 
 
 def build(recipe: TrainRecipe, parameters: Sequence[nn.Parameter] | list[dict[str, Any]]) -> "Optimizer":
-    """The optimizer of ``recipe.optim`` over parameters, or groups of them that may have an ``lr`` of their own."""
+    """Build the optimizer of ``recipe.optim`` over parameters, or groups of them that may have their own ``lr``."""
     plain: dict[str, Any] = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
     if recipe.optim == "adafactor":
         return Adafactor(parameters, **plain, scale_parameter=False, relative_step=False)
@@ -34,7 +34,7 @@ def build(recipe: TrainRecipe, parameters: Sequence[nn.Parameter] | list[dict[st
 
 
 def state_of(optimizer: "Optimizer") -> tuple[dict[str, Tensor], Numbers]:
-    """Everything an optimizer remembers, under ``index.name``: tensors, and numbers that are none.
+    """Return an optimizer's whole state under ``index.name``: tensors, and plain numbers.
 
     bitsandbytes' maps from a byte to a number are left out: they are the same in every run, and shared by all tensors.
     """
@@ -50,13 +50,13 @@ def state_of(optimizer: "Optimizer") -> tuple[dict[str, Tensor], Numbers]:
 
 
 def restore(optimizer: "Optimizer", tensors: dict[str, Tensor], numbers: Numbers) -> None:
-    """Take back what :func:`state_of` gave; the optimizer must not have made a step yet."""
+    """Restore what :func:`state_of` returned; the optimizer must not have made a step yet."""
     parameters = _parameters(optimizer)
     make: Any = getattr(optimizer, "init_state", None)
     if make is not None:  # bitsandbytes: its own buffers, which may be paged, and its maps
         for group_index, group in enumerate(optimizer.param_groups):
-            for place, parameter in enumerate(group["params"]):
-                make(group, parameter, group_index, place)
+            for index, parameter in enumerate(group["params"]):
+                make(group, parameter, group_index, index)
     for key, value in tensors.items():
         index, name = key.split(".", 1)
         parameter = parameters[int(index)]

@@ -1,4 +1,4 @@
-"""Evaluation on questions that were trained on: it has to be said, for its figures are then not held-out ones.
+"""Evaluation on questions that were trained on: reported, because its metrics are then not held-out ones.
 
 It happens with one split named twice, with the split ``all``, and with data whose own splits share questions.
 """
@@ -14,7 +14,7 @@ COLUMN = "question_hash"
 
 
 def question_hash(question: str) -> int:
-    """63 bits that stand for a question, whatever its case and its spaces (Arrow's integers have a sign)."""
+    """Hash a question into 63 bits, whatever its case and its spaces (Arrow's integers have a sign)."""
     return stable_hash(" ".join(same_text(question).casefold().split())) >> 1
 
 
@@ -31,7 +31,7 @@ class Overlap:
         self._found: set[int] = set()
 
     def watch(self, training: Dataset | IterableDataset) -> Dataset | IterableDataset:
-        """The training rows without the column; those of a stream are compared as they come."""
+        """Compare the training rows, and return them without the column; a stream's are compared as they come."""
         if isinstance(training, IterableDataset):
             return training.filter(self._see).remove_columns(COLUMN)
         self._found |= self._wanted.intersection(training[COLUMN])
@@ -43,7 +43,7 @@ class Overlap:
         return sum(one in self._found for one in self._held_out)
 
     def notice(self, recipe: TrainRecipe) -> str | None:
-        """What to say, or None."""
+        """Return a notice of the overlap, or None."""
         return overlap_notice(recipe, self.rows, len(self._held_out), "rows")
 
     def _see(self, row: dict[str, Any]) -> bool:
@@ -53,7 +53,7 @@ class Overlap:
 
 
 def overlap_notice(recipe: TrainRecipe, shared: int, total: int, what: str) -> str | None:
-    """What to say of ``shared`` evaluation rows or prompts of ``total`` that are trained on; None: there are none."""
+    """Return a notice of ``shared`` among ``total`` evaluation rows or prompts that are trained on; None: none are."""
     if not shared:
         return None
     return (

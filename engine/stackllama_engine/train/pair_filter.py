@@ -1,4 +1,4 @@
-"""Pairs that a reward model can learn from: both texts fit, and they differ.
+"""Selection of the pairs that a reward model can learn from: both texts fit, and they differ.
 
 A pair whose texts are the same tokens has no better one: its loss is ln 2 whatever the model does, and in an
 evaluation it is a tie that says nothing. Two pairs that contradict each other (A over B, and B over A, to one question)
@@ -30,7 +30,7 @@ class PairFilter:
         self._seen: set[int] | None = None
 
     def __call__(self, pairs: Dataset | IterableDataset) -> Dataset | IterableDataset:
-        """The pairs to learn from; those of a stream are dropped and counted as they come.
+        """Keep the pairs to learn from; a stream's are dropped and counted as they come.
 
         Raises:
             DataError: there is none.
@@ -38,14 +38,14 @@ class PairFilter:
         if isinstance(pairs, IterableDataset):
             return pairs.filter(self._keep)
         self._seen = set()
-        kept = pairs.filter(self._keep, load_from_cache_file=False)
+        usable = pairs.filter(self._keep, load_from_cache_file=False)
         self._seen = None
-        if not len(kept):
+        if not len(usable):
             raise DataError(
                 f"None of {len(pairs)} {self._what} pairs can be used: {self.too_long} have a text over `max_length="
                 f"{self.max_length}` tokens (raise it), {self.identical} have the same text twice."
             )
-        return kept
+        return usable
 
     def _keep(self, row: dict[str, list[int]]) -> bool:
         chosen, rejected = row["chosen_ids"], row["rejected_ids"]
@@ -63,8 +63,8 @@ class PairFilter:
 
 
 def pair_notices(training: PairFilter, held_out: PairFilter) -> list[str]:
-    """What to say of the pairs, a sentence each."""
-    said: dict[str, tuple[Any, Any]] = {
+    """Return notices of the pairs, a sentence each."""
+    counts: dict[str, tuple[Any, Any]] = {
         f"pairs dropped: one of their texts is longer than {training.max_length} tokens": (
             training.too_long,
             held_out.too_long,
@@ -75,4 +75,4 @@ def pair_notices(training: PairFilter, held_out: PairFilter) -> list[str]:
             held_out.contradicting,
         ),
     }
-    return [f"{one} training and {other} evaluation {what}" for what, (one, other) in said.items() if one or other]
+    return [f"{one} training and {other} evaluation {what}" for what, (one, other) in counts.items() if one or other]

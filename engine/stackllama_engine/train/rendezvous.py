@@ -1,4 +1,4 @@
-"""How the ranks of a stage meet, before any library makes them: through a file, and never with a pickle.
+"""Rendezvous of a stage's ranks, before any library makes them meet: through a file, and never with a pickle.
 
 The file lies in a directory of mode 0700 that the supervisor made for the attempt (:mod:`..launch.rendezvous_dir`): no
 other user of the machine can read or write what the ranks tell each other there. What follows goes through sockets:
@@ -27,7 +27,7 @@ from ..contract.errors import StageError
 from ..launch.rendezvous_dir import MEETING
 
 TIMEOUT = timedelta(hours=3)
-"""Of every collective: the other ranks wait while rank 0 prepares the data, longer than torch's ten minutes."""
+"""Timeout of every collective: other ranks wait while rank 0 prepares the data, longer than torch's ten minutes."""
 
 _SECRET_BYTES = 32
 _SECRET_TIMEOUT = timedelta(minutes=10)
@@ -41,7 +41,7 @@ def meet(count: int, use_cpu: bool) -> None:
         use_cpu: stay on the CPU.
 
     Raises:
-        StageError: there is no place to meet, or somebody else stands in a rank's place.
+        StageError: there is no rendezvous directory, or another program connected in a rank's place.
     """
     world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     if world == 1:
@@ -49,7 +49,7 @@ def meet(count: int, use_cpu: bool) -> None:
     place = Path(os.environ.get(MEETING, ""))
     if not (place.is_absolute() and place.is_dir()):
         raise StageError(
-            f"{world} processes have no place to meet: `{MEETING}` names no directory. Start the run with "
+            f"{world} processes have no rendezvous directory: `{MEETING}` names none. Start the run with "
             "`stackllama-console`, whose supervisor makes one."
         )
     read_plain_objects_alone()
@@ -68,7 +68,7 @@ def check_peers(store: Store, rank: int, world: int) -> None:
     """Exchange a secret with every rank over the group's sockets and compare it with what the store holds.
 
     Raises:
-        StageError: another one arrived, or none.
+        StageError: another secret arrived, or none.
     """
     row = _SECRET_BYTES * world  # one for each rank
     store.set(f"secrets/{rank}", secrets.token_hex(row // 2))
@@ -78,7 +78,7 @@ def check_peers(store: Store, rank: int, world: int) -> None:
         work: Any = distributed.all_to_all_single(arrived, sent, async_op=True)
         work.wait(_SECRET_TIMEOUT)
     except RuntimeError as error:
-        raise StageError(f"The processes could not agree on who they are: {error}") from error
+        raise StageError(f"The processes could not verify each other: {error}") from error
     mine = slice(rank * _SECRET_BYTES, (rank + 1) * _SECRET_BYTES)
     expected = b"".join(bytes(store.get(f"secrets/{other}"))[mine] for other in range(world))
     if not secrets.compare_digest(arrived.numpy().tobytes(), expected):
@@ -102,5 +102,7 @@ class PlainObjects(pickle.Unpickler):
 def read_plain_objects_alone() -> None:
     """Let torch's collectives of objects, which libraries use, read nothing but plain ones from now on."""
     if not hasattr(distributed_c10d, "_unpickler"):
-        raise StageError("This version of torch unpickles what arrives at another place than the one known here.")
+        raise StageError(
+            "This version of torch is not supported: it unpickles objects from other processes in an unknown place."
+        )
     distributed_c10d._unpickler = PlainObjects  # the one place where all of them unpickle

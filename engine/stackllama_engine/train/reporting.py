@@ -1,4 +1,4 @@
-"""What a stage tells the world: events, samples, results. Rank 0 writes, the other ranks are silent."""
+"""Reports of a stage: events, samples, results. Rank 0 writes, the other ranks are silent."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from ..contract.recipe import TrainRecipe
 from ..contract.redact import redactor
 from ..contract.requests import WAITING_FOR_ROOM, Change
 from ..contract.run_dir import RunDir
-from .disk_watch import Room
+from .disk_watch import DiskWatch
 from .memory import Peaks
 
 
@@ -30,23 +30,23 @@ class Reporter:
         self.is_main = is_main
         self.current_phase = "start"
         self.recipe: TrainRecipe | None = None
-        """What checkpoints are written under."""
+        """The recipe that is stored with each checkpoint."""
         self.stop_cause: str | None = None
-        """Of a stop that nobody asked for."""
+        """Cause of a stop that nobody asked for."""
         self._secrets = redactor()
         self._measured: tuple[int, dict[str, float]] = (-1, {})
         self._peaks = Peaks()
         self._writer = EventWriter(run.attempt_dir(attempt) / "events.jsonl") if is_main else None
-        self.room = Room(run, self._writer)
+        self.disk = DiskWatch(run, self._writer)
 
     def phase(self, name: str, reason: str | None = None) -> None:
         """Enter a phase (load, train, rollout, score, update, evaluate, save, merge).
 
-        What the one before took at most is reported when it took more than ever before.
+        The previous phase's memory peak is reported when it is a new maximum.
 
         Args:
             name: of the phase.
-            reason: why it waits, of one that waits for room: that is said on a full disk as well.
+            reason: why the run waits, where the phase is waiting for room; it is written on a full disk as well.
         """
         if self._writer and name != self.current_phase:
             if self.current_phase != WAITING_FOR_ROOM and self._peaks.end(self.current_phase):
@@ -57,62 +57,62 @@ class Reporter:
             self._writer.write("phase", phase=name, data={"reason": reason} if reason else None, urgent=bool(reason))
 
     def progress(self, step: int, total_steps: int) -> None:
-        """``step`` of ``total_steps`` optimizer or PPO steps are done."""
+        """Record that ``step`` of ``total_steps`` optimizer or PPO steps are done."""
         if self._writer:
             self._writer.write("progress", step=step, total_steps=total_steps)
 
     def metrics(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Metrics under TRL's names; a NaN stays visible as a named null."""
-        before, known = self._measured
-        self._measured = (step, {**(known if step == before else {}), **metrics})
+        """Record metrics under TRL's names; a NaN stays visible as a named null."""
+        before, earlier = self._measured
+        self._measured = (step, {**(earlier if step == before else {}), **metrics})
         if self._writer:
             self._writer.write("metrics", step=step, metrics={k: float(v) for k, v in metrics.items()})
 
     def metrics_at(self, step: int) -> dict[str, float]:
-        """What was reported of a step; empty when it is not the newest that was reported."""
+        """Return the metrics reported of a step; empty when it is not the newest reported step."""
         return dict(self._measured[1]) if step == self._measured[0] else {}
 
     def memory(self) -> None:
-        """Peaks so far, in bytes: of the whole attempt, and (``data.phase``) of the phase it is in."""
+        """Record memory peaks so far, in bytes: of the whole attempt, and (``data.phase``) of its current phase."""
         if self._writer:
             peaks, of_phase = self._peaks.so_far(self.current_phase)
             self._writer.write("memory", phase=self.current_phase, metrics=peaks, data={"phase": of_phase})
 
     def health(self, message: str, *, urgent: bool = False) -> None:
-        """Something a person should know, in one sentence; an urgent one is said on a full disk as well."""
+        """Record a notice for people, in one sentence; an urgent one is written on a full disk as well."""
         if self._writer:
             self._writer.write("health", data={"message": message}, urgent=urgent)
             print(message, flush=True)  # noqa: T201 - the log is a person's first place to look
 
     def request(self, what: str, step: int, change: Change | None = None) -> None:
-        """A request was served."""
+        """Record that a request was served."""
         if self._writer:
-            given = {"key": change.key, "value": change.value} if change else {}
-            self._writer.write("request", step=step, data={"request": what, **given})
+            setting = {"key": change.key, "value": change.value} if change else {}
+            self._writer.write("request", step=step, data={"request": what, **setting})
 
     def checkpoint(self, step: int, path: str) -> None:
-        """A checkpoint is whole and sealed."""
+        """Record that a checkpoint is complete and sealed."""
         if self._writer:
             self._writer.write("checkpoint", step=step, data={"path": path})
             self._writer.sync()
 
     def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Append rows to ``samples.jsonl`` and say so."""
+        """Append rows to ``samples.jsonl`` and record it."""
         if not self._writer or not rows:
             return
         lines = b"".join(msgspec.json.encode(self._secrets.value({"step": step, **row})) + b"\n" for row in rows)
-        if not self.room.write("samples", lambda: append_whole(self.run.samples_file, lines), len(lines)):
-            self.health(f"the disk is full: samples of step {step} wait for room")
+        if not self.disk.write("samples", lambda: append_whole(self.run.samples_file, lines), len(lines)):
+            self.health(f"the disk is full: samples of step {step} will be written when there is room")
         self._writer.write("samples", step=step, data={"count": len(rows)})
 
     def forget_samples_after(self, step: int) -> None:
         """Drop samples past the checkpoint that a run is resumed from; their steps are about to be made again.
 
-        Answers after training go as well, also those of the checkpoint's own step: they are made after any checkpoint.
+        Samples after training go as well, also those of the checkpoint's own step: they are made after any checkpoint.
         """
         if not self._writer or not self.run.samples_file.exists():
             return
-        self.room.write("samples", lambda: self._forget_samples_after(step))
+        self.disk.write("samples", lambda: self._forget_samples_after(step))
 
     def _forget_samples_after(self, step: int) -> None:
         kept: list[bytes] = []
@@ -122,18 +122,18 @@ class Reporter:
                 if row["step"] <= step and row.get("when") != "after":
                     kept.append(line)
             except (msgspec.DecodeError, AttributeError, KeyError, TypeError):
-                self.health("a line of samples.jsonl was torn and is dropped")
+                self.health("dropped a truncated line of samples.jsonl")
         write_whole(self.run.samples_file, b"".join(kept))
 
     def result(self, facts: Mapping[str, Any]) -> None:
-        """``result.json``: the facts of a finished stage."""
+        """Write ``result.json``: the facts of a finished stage."""
         if self._writer:
             self.run.write_json("result.json", dict(facts))
 
     def end(self, exit_code: int, cause: str | None = None) -> None:
-        """The last record of the attempt."""
+        """Write the last record of the attempt."""
         if self._writer:
-            self.room.release()
+            self.disk.release()
             if self._peaks.end(self.current_phase):
                 self.memory()
             self._writer.write("end", data={"exit_code": exit_code, "cause": cause})

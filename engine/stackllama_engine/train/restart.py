@@ -1,13 +1,13 @@
-"""SFT and reward begin again in the same attempt: every rank replaces itself by a fresh process.
+"""Restarts of SFT and reward within an attempt: every rank replaces itself by a fresh process.
 
 TRL's trainers and DDP exchange tensors in every micro-batch, so a rank whose memory ran out leaves the others waiting
 in the middle of a collective, from which no library brings them back. What does: ``exec``. The rank that knows why
-writes ``restart.json`` into the attempt's folder; each process that sees it there (a thread looks, whatever its main
+writes ``restart.json`` into the attempt's folder; each process that sees it there (a thread polls, whatever its main
 thread waits for) executes its own command line again. It keeps its process id, so torchrun notices nothing; memory,
-communicators and random state begin anew, and training goes on from the newest verified checkpoint or the start.
+communicators and random state begin anew, and training resumes from the newest verified checkpoint or the start.
 
-PPO has its collectives in its own hands and goes on by itself (:mod:`.ppo.fault_tolerance`); it only notes changes.
-A new attempt begins as the one before it went on.
+PPO makes its collectives itself and needs no restart (:mod:`.ppo.fault_tolerance`); it only records changes here.
+A new attempt begins with the settings of the one before it.
 """
 
 import contextlib
@@ -30,15 +30,15 @@ from ..contract.run_dir import RunDir
 from .signals import SIGNALS, Signals
 
 if TYPE_CHECKING:
-    from .disk_watch import Room
+    from .disk_watch import DiskWatch
 
 FILE = "restart.json"
-_LOOK_SECONDS = 0.5
+_POLL_SECONDS = 0.5
 _PEER_SECONDS = 5.0  # between a peer's restart and the failure of the collective that it left, and some more
 
 
 class Restart(Struct, frozen=True, kw_only=True):
-    """``restart.json``: what is different from the recipe since the attempt began, and why."""
+    """``restart.json``: differences from the recipe since the attempt began, and their reason."""
 
     count: int = 0
     per_device_train_batch_size: int | None = None
@@ -46,7 +46,7 @@ class Restart(Struct, frozen=True, kw_only=True):
     per_device_eval_batch_size: int | None = None
     local_rollout_forward_batch_size: int | None = None
     learning_rate: float | None = None
-    """The schedule's peak, where training goes on from ``at_step``; later checkpoints hold it themselves."""
+    """The schedule's peak, where training resumes from ``at_step``; later checkpoints hold it themselves."""
     at_step: int = 0
     rollbacks: int = 0
     message: str = ""
@@ -63,12 +63,12 @@ class Restart(Struct, frozen=True, kw_only=True):
         return {key: value for key in keys if (value := getattr(self, key)) is not None}
 
     def applied(self, recipe: Any) -> Any:
-        """The recipe with the batch sizes that fit."""
+        """Return the recipe with the batch sizes that fit."""
         return msgspec.structs.replace(recipe, **self.sizes)
 
 
 class Restarts(threading.Thread):
-    """Restarts of one attempt; the thread looks for those that another rank asks for, and for a stop while loading.
+    """Restarts of one attempt; the thread polls for those that another rank asks for, and for a stop while loading.
 
     Args:
         run: the run directory.
@@ -81,8 +81,8 @@ class Restarts(threading.Thread):
         self._path = run.attempt_dir(attempt) / FILE
         self._signals = signals
         self._run = run
-        self.room: Room | None = None
-        """Of rank 0, from when there is one."""
+        self.disk: DiskWatch | None = None
+        """Rank 0's, once there is one."""
         self.now = _read(self._path) if self._path.exists() else _as_before(run, attempt)
 
     def again(self, **changes: Any) -> NoReturn:
@@ -98,28 +98,28 @@ class Restarts(threading.Thread):
         _execute()
 
     def note(self, **changes: Any) -> None:
-        """Keep ``changes`` of :class:`Restart` for attempts to come, and go on; a full disk gets them later."""
+        """Keep ``changes`` of :class:`Restart` for later attempts, without a restart; written later on a full disk."""
         self.now = msgspec.structs.replace(self.now, **changes)
-        if self.room is None:
+        if self.disk is None:
             self._write()
         else:
-            self.room.write("restart.json", self._write)
+            self.disk.write("restart.json", self._write)
 
     def _write(self) -> None:
         write_whole(self._path, msgspec.json.encode(self.now))
 
     def join_peer(self) -> None:
-        """After a failed collective: begin again when a peer did, else return."""
+        """After a failed collective, begin again when a peer did, else return."""
         deadline = time.monotonic() + _PEER_SECONDS
         while time.monotonic() < deadline:
             if _read(self._path).count > self.now.count:
                 _execute()
-            time.sleep(_LOOK_SECONDS / 5)
+            time.sleep(_POLL_SECONDS / 5)
 
     def run(self) -> None:
-        """Look, until the process ends."""
+        """Poll until the process ends."""
         while True:
-            time.sleep(_LOOK_SECONDS)
+            time.sleep(_POLL_SECONDS)
             if _read(self._path).count > self.now.count:
                 _execute()
             if self._signals.loading and self._run.asked_to_stop():
@@ -136,14 +136,18 @@ def _read(path: Path) -> Restart:
 
 
 def _as_before(run: RunDir, attempt: int) -> Restart:
-    """How a new attempt begins: with the batch sizes that fitted before, the rollbacks so far and, until a later
-    checkpoint holds it, the learning rate of the newest of them."""
+    """Return the settings that a new attempt begins with.
+
+    Those are the batch sizes that fitted before, the rollbacks so far and, until a later checkpoint holds it, the
+    learning rate of the newest of them.
+    """
     for number in range(attempt - 1, 0, -1):
         before = _read(run.attempt_dir(number) / FILE)
         if before != Restart():
-            told = [f"`{key}: {value}`" for key, value in before.sizes.items()]
-            told += [f"rollbacks so far: {before.rollbacks}"] if before.rollbacks else []
-            return msgspec.structs.replace(before, count=0, message=f"as attempt {number} went on: {', '.join(told)}")
+            settings = [f"`{key}: {value}`" for key, value in before.sizes.items()]
+            settings += [f"rollbacks so far: {before.rollbacks}"] if before.rollbacks else []
+            message = f"continuing with the settings of attempt {number}: {', '.join(settings)}"
+            return msgspec.structs.replace(before, count=0, message=message)
     return Restart()
 
 

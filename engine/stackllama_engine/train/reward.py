@@ -1,7 +1,7 @@
 """The reward model: TRL's RewardTrainer on pairs, with the score head trained, kept and measured.
 
 Departs from the published script: prompt and answer are tokenised apart, texts end with the end token, the score
-head is float32, and the final figures are computed pair by pair over the whole held-out set, ties apart, instead of
+head is float32, and the final metrics are computed pair by pair over the whole held-out set, ties apart, instead of
 averaged over batches.
 """
 
@@ -14,10 +14,11 @@ from trl.trainer.reward_trainer import RewardTrainer
 from ..contract.recipe import RewardRecipe
 from . import checkpoint, hf_trainer, limits, models
 from .encoding import encode_text, evaluation_rows, report_columns, training_rows
-from .eval_metrics import PairWeighted, pair_figures, pair_scores
+from .eval_metrics import PairWeighted, pair_metrics, pair_scores
 from .guard import Guarded
 from .overlap import COLUMN, Overlap, question_hash
 from .pair_filter import PairFilter, pair_notices
+from .run_callback import RunCallback
 from .session import Session
 
 _COLUMNS = ("question", "response_j", "response_k")
@@ -68,7 +69,7 @@ def run(recipe: RewardRecipe, session: Session) -> dict[str, Any]:
     limits.check_length(
         base, recipe.model_name_or_path, recipe.max_length, f"`max_length={recipe.max_length}`", reporter
     )
-    callback = hf_trainer.RunCallback(session, checkpoint.Retention.of(recipe))
+    callback = RunCallback(session, checkpoint.Retention.of(recipe))
     trainer = GuardedRewardTrainer(
         model=models.add_lora(base, recipe, "SEQ_CLS"),
         args=RewardConfig(
@@ -85,13 +86,13 @@ def run(recipe: RewardRecipe, session: Session) -> dict[str, Any]:
     with hf_trainer.saving_first(trainer, callback):
         hf_trainer.fit(trainer, callback, recipe, session)
         reporter.phase("evaluate")
-        figures = pair_figures(pair_scores(trainer, trainer.get_eval_dataloader(), callback.look))
+        metrics = pair_metrics(pair_scores(trainer, trainer.get_eval_dataloader(), callback.check_stop))
     if streamed:  # counted as they came
         report_rows()
-    reporter.metrics(trainer.state.global_step, {f"eval_{name}": value for name, value in figures.items()})
+    reporter.metrics(trainer.state.global_step, {f"eval_{name}": value for name, value in metrics.items()})
     hf_trainer.save(trainer, tokenizer, recipe, session)
     return {
-        **figures,
+        **metrics,
         "steps": trainer.state.global_step,
         "dropped_too_long": training.too_long + held_out.too_long,
         "dropped_identical": training.identical + held_out.identical,

@@ -1,4 +1,4 @@
-"""Checkpoints by the clock: what a power cut costs is minutes, however long the steps are.
+"""Checkpoints by time: a power cut costs minutes, however long the steps are.
 
 Rank 0 keeps the time, and its wish travels with the requests that all ranks agree on (:mod:`.control`). The first
 checkpoint of an attempt comes within the first minutes: by then the optimizer has its state, so that it shows what
@@ -12,18 +12,18 @@ from collections.abc import Callable
 from .reporting import Reporter
 
 FIRST_SECONDS = 120.0
-"""After which the first checkpoint of an attempt is due, where `save_minutes` is not even shorter."""
+"""Seconds until the first checkpoint of an attempt is due, unless `save_minutes` is even shorter."""
 MOST_SHARE = 0.05
-"""Of the time, that checkpoints by the clock may take."""
+"""Largest share of the time that checkpoints by time may take."""
 _UNITS = ((1 << 30, "GiB", 1), (1 << 20, "MiB", 0), (1 << 10, "KiB", 0))
 
 
 class SaveTimer:
-    """When the next checkpoint is due, and what they cost; counts from its making.
+    """Timer of the next checkpoint, and of what they cost; it starts when it is made.
 
     Args:
         minutes: between two of them, whoever asked for the one before; 0: never.
-        reporter: told once what a checkpoint takes.
+        reporter: gets one notice of what a checkpoint takes.
         clock: monotonic seconds.
     """
 
@@ -34,18 +34,18 @@ class SaveTimer:
         self._clock = clock
         self._since = self._begun = clock()
         self._step: int | None = None
-        self._said_cost = self._said_slow = False
+        self._reported_cost = self._reported_slow = False
 
     def due(self, step: int) -> bool:
-        """Whether to save after ``step`` steps; not twice after the same one, however long a pause takes."""
+        """Return whether to save after ``step`` steps; not twice after the same one, however long a pause takes."""
         return self._interval > 0 and step != self._step and self._clock() - self._since >= self._wait
 
     def begin(self) -> None:
-        """A save begins, for whatever reason."""
+        """Note that a save begins, for whatever reason."""
         self._begun = self._clock()
 
     def end(self, step: int, size: int | None, *, last: bool = False) -> None:
-        """It is over, and the next one is due a whole interval from now.
+        """Note that it ended; the next one is due a whole interval from now.
 
         Args:
             step: steps done.
@@ -59,9 +59,9 @@ class SaveTimer:
         seconds = now - self._begun
         self._wait = max(self._interval, seconds / MOST_SHARE)
         slow = self._interval > 0 and self._wait > self._interval
-        if not last and (not self._said_cost or (slow and not self._said_slow)):
-            self._said_slow |= slow
-            self._said_cost = True
+        if not last and (not self._reported_cost or (slow and not self._reported_slow)):
+            self._reported_slow |= slow
+            self._reported_cost = True
             self._reporter.health(f"a checkpoint takes {_seconds(seconds)} and {_bytes(size)}{self._share(seconds)}")
 
     def _share(self, seconds: float) -> str:
@@ -69,7 +69,7 @@ class SaveTimer:
             return ""
         if self._wait > self._interval:
             return (
-                f", more than {MOST_SHARE:.0%} of the {_minutes(self._interval)} of `save_minutes`: by time one is "
+                f", more than {MOST_SHARE:.0%} of the {_minutes(self._interval)} of `save_minutes`: one is now "
                 f"written every {_minutes(self._wait)}"
             ).replace("%", " %")
         return f": {100 * seconds / self._interval:.2g} % of the time at one every {_minutes(self._interval)}"

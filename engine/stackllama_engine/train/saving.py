@@ -1,4 +1,4 @@
-"""Saving on a disk that may be full: a run whose save finds no room waits, and saves when there is some."""
+"""Saves on a disk that may be full: a run whose save finds no room waits, and saves when there is some."""
 
 import shutil
 from collections.abc import Callable
@@ -9,11 +9,9 @@ from ..contract.errors import StageError
 from . import faults
 from .reporting import Reporter
 
-_WANTED = 2  # checkpoints' worth of free space
-
 
 def newest_sealed(checkpoints: Path) -> Path | None:
-    """The newest checkpoint by name; whether it verifies is not looked at."""
+    """Return the newest checkpoint by name, verified or not."""
     return next(reversed(sealed(checkpoints)), None)
 
 
@@ -26,26 +24,9 @@ class Saver:
 
     def __init__(self, reporter: Reporter) -> None:
         self._reporter = reporter
-        self._warned = False
-
-    def warn(self) -> None:
-        """Say once when little room is left, and again after there was enough in between."""
-        run = self._reporter.run
-        newest = newest_sealed(run.checkpoints)
-        if newest is None:
-            return
-        size = sum(path.stat().st_size for path in newest.rglob("*") if path.is_file())
-        free = shutil.disk_usage(run.path).free
-        if free < _WANTED * size and not self._warned:
-            self._reporter.health(
-                f"the disk has {free / (1 << 20):,.0f} MiB free, less than {_WANTED} checkpoints of "
-                f"{size / (1 << 20):,.0f} MiB: make room under {run.path}"
-            )
-        self._warned = free < _WANTED * size
 
     def save(self, step: int, write: Callable[[], object]) -> bool:
-        """Write a checkpoint; False when the disk had no room for it, which is said, and of it nothing stays."""
-        self.warn()
+        """Write a checkpoint; return False, report it and leave nothing behind when the disk had no room for it."""
         try:
             write()
         except Exception as error:  # libraries report a full disk in classes of their own
@@ -54,22 +35,22 @@ class Saver:
             self.failed(step)
             return False
         newest = newest_sealed(self._reporter.run.checkpoints)
-        if newest is not None and (notice := self._reporter.room.measure(newest)):
+        if newest is not None and (notice := self._reporter.disk.measure(newest)):
             self._reporter.health(notice)
         return True
 
     def failed(self, step: int) -> None:
-        """Remove what a failed save left behind, and say so."""
+        """Remove what a failed save left behind, and report it."""
         for path in self._reporter.run.checkpoints.glob(f"{UNSEALED}*"):
             shutil.rmtree(path, ignore_errors=True)
-        self._reporter.room.refused()
-        self._reporter.health(f"the disk is full: step {step} was not saved; it is tried again when there is room")
+        self._reporter.disk.refused()
+        self._reporter.health(f"the disk is full: step {step} was not saved; retrying when there is room")
 
     def lost(self, step: int, checkpoints: Path) -> StageError:
-        """Why a stage that was asked to stop cannot promise what a stop promises."""
+        """Return the error of a stage that was asked to stop and could not save."""
         newest = newest_sealed(checkpoints)
-        kept = f"`runs resume` goes on from {newest.name}" if newest else "there is no checkpoint before it"
+        resumable = f"`runs resume` continues from {newest.name}" if newest else "there is no checkpoint before it"
         return StageError(
-            f"The disk is full in phase save: asked to stop, step {step} could not be saved; {kept}. "
+            f"The disk is full in phase save: asked to stop, step {step} could not be saved; {resumable}. "
             f"Make room under {checkpoints.parent}."
         )

@@ -1,4 +1,4 @@
-"""A learning rate that changes while its schedule runs."""
+"""Changes of the learning rate while its schedule runs."""
 
 import warnings
 from typing import Any
@@ -9,24 +9,24 @@ from ..contract.recipe import TrainRecipe
 
 
 def extra_arguments(recipe: TrainRecipe) -> dict[str, Any]:
-    """What the recipe's schedule takes beside warm-up and length."""
+    """Return the arguments of the recipe's schedule besides warm-up and length."""
     return {} if recipe.min_lr_rate is None else {"min_lr_rate": recipe.min_lr_rate}
 
 
 def peak(scheduler: Any) -> float:
-    """The learning rate at the schedule's top."""
+    """Return the schedule's peak learning rate."""
     return float(scheduler.base_lrs[0])
 
 
 def advance(scheduler: Any) -> None:
-    """One step of the schedule; one that was skipped counts as well, of which torch would warn."""
+    """Advance the schedule by one step, also after a skipped one, of which torch would warn."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"Detected call of `lr_scheduler.step\(\)` before", UserWarning)
         scheduler.step()
 
 
 def set_peak(optimizer: torch.optim.Optimizer, scheduler: Any, rate: float) -> float:
-    """Let a ``LambdaLR`` go on from where it is with another peak; both are saved with optimizer and scheduler.
+    """Let a ``LambdaLR`` continue from where it is with another peak; both are saved with optimizer and scheduler.
 
     Parameter groups keep the ratio of their rates: a critic's own rate rises and falls with the policy's.
 

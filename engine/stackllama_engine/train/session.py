@@ -68,7 +68,7 @@ class Session:
 
     @property
     def device(self) -> torch.device:
-        """Where this process computes."""
+        """The device that this process computes on."""
         device = self.state.device
         # safetensors does not know `cpu:0`, which is what accelerate calls the CPU of several processes
         return torch.device("cpu") if device is None or device.type == "cpu" else device
@@ -89,23 +89,23 @@ class Session:
         return self.state.num_processes
 
     def main_first(self) -> AbstractContextManager[None]:
-        """Rank 0 prepares data, the others then read its cache."""
+        """Let rank 0 prepare data first, whose cache the others then read."""
         return self.state.main_process_first()
 
     def reduce(self, values: torch.Tensor) -> torch.Tensor:
-        """Sum over all ranks."""
+        """Sum over all ranks, in place."""
         if self.world_size > 1:
             distributed.all_reduce(values)
         return values
 
     def largest(self, values: torch.Tensor) -> torch.Tensor:
-        """Largest over all ranks, number by number."""
+        """Return the maximum over all ranks, element by element."""
         if self.world_size > 1:
             distributed.all_reduce(values, distributed.ReduceOp.MAX)
         return values
 
     def gather(self, rows: list[Any]) -> list[Any]:
-        """Rows of all ranks, interleaved: rank r holds rows r, r + world size, …; see :func:`.exchange.gather_rows`."""
+        """Gather rows of all ranks, interleaved; see :func:`.exchange.gather_rows`."""
         return rows if self.world_size == 1 else gather_rows(rows, self.device)
 
     def clean_up(self) -> None:
@@ -115,9 +115,9 @@ class Session:
                 shutil.rmtree(self.run.path / name, ignore_errors=True)
 
     def _check_world(self) -> None:
-        asked = int(os.environ.get("STACKLLAMA_WORLD_SIZE", "1"))
-        if self.world_size != asked:
+        expected = int(os.environ.get("STACKLLAMA_WORLD_SIZE", "1"))
+        if self.world_size != expected:
             raise StageError(
-                f"{asked} processes were asked for, {self.world_size} started. Training would silently use another "
+                f"{expected} processes were requested, {self.world_size} started. Training would silently use another "
                 "batch size; check the accelerate command in launch.json."
             )

@@ -20,6 +20,7 @@ from .eval_metrics import TokenWeighted
 from .guard import Guarded
 from .lengths import PROMPT, LengthLimit
 from .overlap import COLUMN, Overlap, question_hash
+from .run_callback import RunCallback
 from .session import Session
 from .sft_packing import Collator, check_apart, keeps_apart
 
@@ -80,7 +81,7 @@ def run(recipe: SFTRecipe, session: Session) -> dict[str, Any]:
     )
     model = models.add_lora(base, recipe, "CAUSAL_LM")
     answers = Answers(recipe, tokenizer, session.requests)
-    callback = hf_trainer.RunCallback(session, checkpoint.Retention.of(recipe), answers)
+    callback = RunCallback(session, checkpoint.Retention.of(recipe), answers)
     trainer = GuardedSFTTrainer(
         model=model,
         args=SFTConfig(

@@ -1,4 +1,4 @@
-"""Packed rows in which no answer sees another: one collator, and the measurement that a model takes part.
+"""Packed batches in which no answer sees another: one collator, and a check that the model supports it.
 
 Positions restart with every document and no mask is passed; from both transformers derives a mask in which a token
 sees its own document alone (``masking_utils.find_packed_sequence_indices``). Rows stay ``[B, L]``. TRL's own collator
@@ -20,7 +20,8 @@ from .faults import memory_that_ran_out
 from .loading import one_line
 
 MOST_LEAK = 0.1
-"""Of what a document changes when it follows another one openly. Rounding is far below, the smallest fault above."""
+"""Largest share of the change that a document undergoes when it openly follows another one. Rounding is far below, the
+smallest fault above."""
 _LENGTH = 12  # tokens of each of the two documents that are measured
 
 Batch = dict[str, Any]
@@ -40,7 +41,7 @@ class Collator:
         self._flat = flat
 
     def __call__(self, rows: list[Batch]) -> Batch:
-        """A batch for the model; of packed rows also ``num_tokens`` ``[B]``, which the trainer takes out again."""
+        """Collate a batch; a packed one also has ``num_tokens``, ``[B]``, which the trainer removes again."""
         if "seq_lengths" not in rows[0]:
             return self._padded(rows)
         batch = self._packed(rows)
@@ -55,7 +56,7 @@ class Collator:
 
 
 def keeps_apart(recipe: SFTRecipe) -> bool:
-    """Whether a recipe packs several answers into a row and keeps them apart."""
+    """Return whether a recipe packs several answers into a row and keeps them apart."""
     return recipe.packing and recipe.packing_strategy != "wrapped"
 
 
@@ -89,7 +90,7 @@ def check_apart(recipe: SFTRecipe, model: Any, collator: Collator, autocast: Any
 
 
 def leak(model: Any, collator: Collator) -> float:
-    """How much a document's logits change with its place in a packed row, relative to doing so in one text.
+    """Measure how much a document's logits change with its place in a packed row, relative to doing so in one text.
 
     0: not at all; 1: as if the documents were one.
     """
@@ -111,7 +112,7 @@ def leak(model: Any, collator: Collator) -> float:
 
 
 def _difference(model: Any, batch: Batch) -> float:
-    """Mean difference of one document's logits, second in the first row and first in the second row."""
+    """Return the mean difference of one document's logits, second in the first row and first in the second row."""
     device = model.get_input_embeddings().weight.device
     inputs = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
     for name in ("labels", "num_tokens"):

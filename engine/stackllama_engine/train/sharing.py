@@ -1,4 +1,4 @@
-"""Whether an adapter can share its base: here policy, critic, reference and reward model all read the same weights.
+"""Check that an adapter can share its base: policy, critic, reference and reward model all read the same weights.
 
 Low-rank matrices beside frozen weights can. An initialisation that takes part of them out of the base (PiSSA, OLoRA,
 CorDA, LoftQ; peft#2184) changes every other adapter and the reference with it; trained biases (peft#741, #792) and
@@ -19,7 +19,7 @@ _HEADS = frozenset({"score", "classifier"})
 
 
 def own_base(adapter: Path) -> str | None:
-    """What an adapter changes in its base, as ``key: value`` of its configuration; None: it can share it.
+    """Return what an adapter changes in its base, as ``key: value`` of its configuration; None: it can share it.
 
     Raises:
         StageError: the configuration cannot be read.

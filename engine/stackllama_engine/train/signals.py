@@ -27,7 +27,7 @@ class Signals:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
     def load(self) -> None:
-        """Loading begins.
+        """Note that loading begins.
 
         Raises:
             Stopped: a signal came before.
@@ -36,7 +36,7 @@ class Signals:
         self._leave()
 
     def loaded(self) -> None:
-        """From here on a signal is served where nothing is lost.
+        """Note that loading has ended: from here on a signal is served where nothing is lost.
 
         Raises:
             Stopped: it came before.
@@ -46,7 +46,7 @@ class Signals:
 
     @property
     def loading(self) -> bool:
-        """Whether nothing was trained yet."""
+        """Whether loading has not ended, so that nothing was trained yet."""
         return self._loading
 
     def _leave(self) -> None:

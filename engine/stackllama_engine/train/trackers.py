@@ -1,6 +1,6 @@
-"""Trackers (tensorboard, wandb, trackio) beside our own events: a disk that is full under them ends no run.
+"""Trackers (tensorboard, wandb, trackio) beside our own events: a full disk under them ends no run.
 
-Their figures are in ``events.jsonl`` as well. What a tracker could not take is tried again once there is room;
+Their metrics are in ``events.jsonl`` as well. What a tracker could not take is tried again once there is room;
 TensorBoard's writer, whose thread dies of a full disk, is begun anew.
 """
 
@@ -14,7 +14,7 @@ _INTEGRATIONS = "transformers.integrations"
 
 
 def survive_trackers(trainer: Any, reporter: Reporter) -> None:
-    """Let the Trainer's own trackers fail on a full disk without ending it; their figures of that moment are lost."""
+    """Let the Trainer's own trackers fail on a full disk without ending it; their metrics of that moment are lost."""
     for callback in trainer.callback_handler.callbacks:
         if type(callback).__module__.startswith(_INTEGRATIONS):
             for name in [name for name in dir(type(callback)) if name.startswith("on_")]:
@@ -22,7 +22,7 @@ def survive_trackers(trainer: Any, reporter: Reporter) -> None:
 
 
 def log(accelerator: Any, metrics: Mapping[str, float], step: int, reporter: Reporter) -> None:
-    """Give figures to accelerate's trackers, now or when there is room; on every rank, of which the first writes."""
+    """Log metrics to accelerate's trackers, now or when there is room; on every rank, of which the first writes."""
     if not accelerator.trackers:
         return
 
@@ -35,7 +35,7 @@ def log(accelerator: Any, metrics: Mapping[str, float], step: int, reporter: Rep
             raise
 
     if reporter.is_main:
-        reporter.room.write("trackers", write)
+        reporter.disk.write("trackers", write)
     else:
         write()
 
@@ -47,7 +47,7 @@ def end(accelerator: Any, reporter: Reporter) -> None:
     except Exception as error:  # libraries report a full disk in classes of their own
         if not is_disk_full(error):
             raise
-        reporter.health("the disk is full: the last figures of the trackers are lost")
+        reporter.health("the disk is full: the trackers' last metrics are lost")
 
 
 def _surviving(callback: Any, method: Callable[..., Any], reporter: Reporter) -> Callable[..., Any]:
@@ -57,7 +57,7 @@ def _surviving(callback: Any, method: Callable[..., Any], reporter: Reporter) ->
         except Exception as error:  # libraries report a full disk in classes of their own
             if not is_disk_full(error):
                 raise
-            reporter.health(f"the disk is full: {type(callback).__name__} lost what it was given")
+            reporter.health(f"the disk is full: {type(callback).__name__} lost metrics")
             if getattr(callback, "tb_writer", None) is not None:
                 callback.tb_writer = None  # its thread has died; the next call makes another
             return None

@@ -1,4 +1,4 @@
-"""Saving once before the first step: what cannot be saved is learnt now, not when hours of training are to be kept.
+"""A trial save before the first step: what cannot be saved is learnt now, not after hours of training.
 
 An adapter is written as it would be at the end. Of a whole model everything is written but its weights, of which each
 tensor is cut to its first row: names, tied weights and configuration files are what fails.
@@ -37,7 +37,7 @@ def rehearse_save(model: nn.Module, tokenizer: Any, base: str, session: Session)
         folder = session.run.path / SCRATCH / _FOLDER
         try:
             _write(model, tokenizer, folder)
-            if notice := session.reporter.room.expect(folder, model, whole=not isinstance(model, PeftModel)):
+            if notice := session.reporter.disk.expect(folder, model, whole=not isinstance(model, PeftModel)):
                 session.reporter.health(notice)
         except Exception as error:
             if is_disk_full(error):

@@ -1,4 +1,4 @@
-"""``python -m stackllama_engine.train.chat RUN_DIR``: load, say so, answer until stdin ends."""
+"""``python -m stackllama_engine.train.chat RUN_DIR``: load, report ready, answer until stdin ends."""
 
 import argparse
 import os
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: list[str]) -> int:
-    """Serve one run; returns the exit code when it cannot, or when nobody reads any more."""
+    """Serve one run; return the exit code when that fails, or when nobody reads any more."""
     parser = argparse.ArgumentParser(prog="chat", description=__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument("--checkpoint")
@@ -63,7 +63,7 @@ def _load(run: RunDir, checkpoint: str | None, *, cpu: bool) -> "tuple[Sides, Re
 
 
 def _answer(sides: "Sides", ask: Ask, inbox: Inbox, outbox: Outbox) -> None:
-    """Every side that is asked for; an error ends this question alone."""
+    """Answer with every requested side; an error ends this prompt alone."""
     try:
         for side in ask.which:
             _one_side(sides, side, ask, inbox, outbox)
@@ -71,7 +71,7 @@ def _answer(sides: "Sides", ask: Ask, inbox: Inbox, outbox: Outbox) -> None:
         raise
     except StackllamaError as error:
         outbox.write(Failure(id=ask.id, error=str(error)))
-    except Exception as error:  # noqa: BLE001 - the next question may fit into memory
+    except Exception as error:  # noqa: BLE001 - the next prompt may fit into memory
         traceback.print_exc()
         outbox.write(Failure(id=ask.id, error=_sentence(error)))
 
@@ -107,7 +107,7 @@ def _one_side(sides: "Sides", side: str, ask: Ask, inbox: Inbox, outbox: Outbox)
 
 
 def _sentence(error: Exception) -> str:
-    """A failure in one line."""
+    """Describe a failure in one line."""
     from ..loading import one_line
 
     reason = one_line(error)
@@ -115,7 +115,7 @@ def _sentence(error: Exception) -> str:
         import torch
 
         torch.cuda.empty_cache()
-        return f"Out of GPU memory; ask for fewer tokens, or start the chat on the CPU. ({reason})"
+        return f"Out of GPU memory; lower the number of new tokens, or run the chat on the CPU. ({reason})"
     return f"{type(error).__name__}: {reason}"
 
 

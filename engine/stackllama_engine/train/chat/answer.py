@@ -1,4 +1,4 @@
-"""One answer, token by token, and its text as far as it is certain.
+"""One response, token by token, and its text as far as it is final.
 
 Shapes: ``P`` prompt tokens, ``V`` vocabulary.
 """
@@ -28,7 +28,7 @@ _PARTIAL = "\ufffd"
 
 @torch.no_grad()
 def tokens(model: Any, tokenizer: "PreTrainedTokenizerBase", ask: Ask) -> Iterator[int]:
-    """The answer's tokens as they are sampled, the end token included when it comes.
+    """Yield the response's tokens as they are sampled, the end token included.
 
     Args:
         model: a causal language model, with or without an adapter.
@@ -36,25 +36,27 @@ def tokens(model: Any, tokenizer: "PreTrainedTokenizerBase", ask: Ask) -> Iterat
         ask: its prompt goes into the template; the same seed draws the same noise for every model.
 
     Raises:
-        StageError: the prompt leaves no room for an answer.
+        StageError: the prompt leaves no room for a response.
     """
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     ids = encode_prompt(tokenizer, ask.prompt)
     room = _room(base, len(ids))
-    # of a prompt only the last position is asked for: at P × V logits it would cost more than the model's own work
+    # only the last position's logits: [P, V] of a whole prompt would cost more than the model's own work
     keep = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(base.forward).parameters else {}
     generator = torch.Generator().manual_seed(ask.seed)
     cache = DynamicCache(config=base.config)
-    given = torch.tensor([ids], device=base.device)
+    input_ids = torch.tensor([ids], device=base.device)  # [1, P], then [1, 1]
     for _ in range(min(ask.max_new_tokens, room)):
-        logits = model(input_ids=given, past_key_values=cache, use_cache=True, **keep).logits[:, -1].float()
+        logits = (
+            model(input_ids=input_ids, past_key_values=cache, use_cache=True, **keep).logits[:, -1].float()
+        )  # [1, V]
         uniform = torch.rand(1, generator=generator, dtype=torch.float64).to(logits.device)
-        given = logits.argmax(-1) if ask.temperature < _GREEDY else pick(logits / ask.temperature, uniform)
-        token = int(given)
+        next_token = logits.argmax(-1) if ask.temperature < _GREEDY else pick(logits / ask.temperature, uniform)  # [1]
+        token = int(next_token)
         yield token
         if token == eos_id(tokenizer):
             return
-        given = given.unsqueeze(0)
+        input_ids = next_token.unsqueeze(0)
 
 
 class Text:
@@ -62,7 +64,7 @@ class Text:
 
     A character may take several tokens, and sentencepiece joins words by what stands before them, so a piece is the
     difference that its tokens make after the ones just before. White space at the very beginning is left out, as PPO
-    does before an answer is judged.
+    does before a response is scored.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
@@ -72,12 +74,12 @@ class Text:
         self._begun = False
 
     def push(self, token: int) -> str:
-        """The certain text that a token adds; empty while a character is incomplete."""
+        """Return the final text that a token adds; empty while a character is incomplete."""
         self._ids.append(token)
         return self._piece(final=False)
 
     def flush(self) -> str:
-        """What is left at the end, replacement characters included."""
+        """Return what is left at the end, replacement characters included."""
         return self._piece(final=True)
 
     def _piece(self, *, final: bool) -> str:
@@ -95,16 +97,16 @@ class Text:
 
 
 def _room(base: Any, prompt: int) -> int:
-    """Tokens that fit after the prompt.
+    """Return how many tokens fit after the prompt.
 
     Raises:
-        StageError: none.
+        StageError: none do.
     """
     limit = positions(base)
     if limit is None:
         return 1 << 30
     if prompt >= limit.tokens:
         raise StageError(
-            f"the question has {prompt} tokens in the template; the model takes {limit.tokens} with its answer."
+            f"the prompt has {prompt} tokens in the template; the model takes {limit.tokens}, its response included."
         )
     return limit.tokens - prompt

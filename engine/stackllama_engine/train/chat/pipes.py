@@ -17,7 +17,7 @@ _NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class Inbox:
-    """Requests in their order; what is cancelled is known at once.
+    """Requests in their order; cancellations take effect at once.
 
     Args:
         descriptor: where lines are read from; its end is the end of this process.
@@ -26,23 +26,23 @@ class Inbox:
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
         self._waiting: queue.SimpleQueue[Ask | Failure] = queue.SimpleQueue()
-        self._open: dict[int, bool] = {}  # questions not yet done → whether they were cancelled
+        self._open: dict[int, bool] = {}  # requests in progress → whether they were cancelled
         self._lock = threading.Lock()
         threading.Thread(target=self._read, name="stdin", daemon=True).start()
 
     def next(self) -> Ask | Failure:
-        """The next question, or what to answer to a line that was none. Waits."""
+        """Wait for the next request, or for the failure to report about an invalid line."""
         return self._waiting.get()
 
-    def cancelled(self, question: int) -> bool:
-        """Whether nobody waits for this answer any more."""
+    def cancelled(self, request_id: int) -> bool:
+        """Return whether this request was cancelled."""
         with self._lock:
-            return self._open.get(question, False)
+            return self._open.get(request_id, False)
 
-    def finished(self, question: int) -> None:
-        """Nothing more will be said about it."""
+    def finished(self, request_id: int) -> None:
+        """Forget a request: no more replies to it follow."""
         with self._lock:
-            self._open.pop(question, None)
+            self._open.pop(request_id, None)
 
     def _read(self) -> None:
         rest, skipping = b"", False
@@ -66,13 +66,13 @@ class Inbox:
             return
         with self._lock:
             match request:
-                case Cancel(cancel=question):
-                    if question in self._open:
-                        self._open[question] = True
-                case Ask(id=question) if question in self._open:
-                    self._waiting.put(Failure(error=f"question {question} is still being answered; use another id"))
-                case Ask(id=question):
-                    self._open[question] = False
+                case Cancel(cancel=request_id):
+                    if request_id in self._open:
+                        self._open[request_id] = True
+                case Ask(id=request_id) if request_id in self._open:
+                    self._waiting.put(Failure(error=f"request {request_id} is still in progress; use another id"))
+                case Ask(id=request_id):
+                    self._open[request_id] = False
                     self._waiting.put(request)
 
 
@@ -89,7 +89,7 @@ class Outbox:
         self._encode = msgspec.json.Encoder().encode
 
     def write(self, reply: Reply) -> None:
-        """One line.
+        """Write a reply as one line.
 
         Raises:
             BrokenPipeError: nobody reads.
@@ -100,7 +100,7 @@ class Outbox:
 
 
 def _id_of(line: bytes) -> int | None:
-    """The id of a request that is otherwise wrong, so that the answer finds whoever asked."""
+    """Read the id of an otherwise invalid request, so that the failure can be matched to it."""
 
     class Id(msgspec.Struct):
         id: int | None = None

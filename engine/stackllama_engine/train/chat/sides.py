@@ -1,4 +1,4 @@
-"""The models to talk to: what a run trained, and what it was before.
+"""The two models of a chat: what a run trained, and its base.
 
 After LoRA both are one model in memory, its adapter on or off. After full training and after a merge they are two
 models. What a run wrote is read from safetensors alone, and so is the base wherever it is not a .gguf file.
@@ -61,18 +61,18 @@ class Sides:
 
     @property
     def names(self) -> list[Side]:
-        """The sides that there are."""
+        """The sides that exist."""
         return ["base", "tuned"] if self._base is not None or isinstance(self.tuned, PeftModel) else ["tuned"]
 
     @contextmanager
     def use(self, side: Side) -> Iterator[Any]:
-        """The side's model, for as long as the context lasts.
+        """Yield a side's model, for as long as the context lasts.
 
         Raises:
             StageError: there is no such side.
         """
         if side not in self.names:
-            raise StageError(f"there is no {side} model to ask here: {self.note}")
+            raise StageError(f"there is no {side} model here: {self.note}")
         autocast = torch.autocast(self.device.type, torch.bfloat16) if self._bf16 else nullcontext()
         with autocast:
             if side == "tuned":
@@ -85,7 +85,7 @@ class Sides:
 
 
 def load_sides(run: RunDir, target: Target, *, cpu: bool) -> Sides:
-    """Load what is to be talked to.
+    """Load both sides of a chat.
 
     Args:
         run: the run.
@@ -98,7 +98,7 @@ def load_sides(run: RunDir, target: Target, *, cpu: bool) -> Sides:
     if target.checkpoint and (reason := checkpoint.problem(target.path)):
         raise StageError(f"checkpoint {target.checkpoint} {reason}; name another one.")
     recipe: Any = load_recipe(target.stage, run.recipe_file)
-    trained_on_cpu = target.stage is not Stage.MERGE and recipe.use_cpu  # a merge needs no GPU, talking does
+    trained_on_cpu = target.stage is not Stage.MERGE and recipe.use_cpu  # a merge needs no GPU, a chat does
     device = torch.device("cpu" if cpu or trained_on_cpu or not torch.cuda.is_available() else "cuda")
     sides = _sides(run, recipe, target, device)
     limits.check_tokens(sides.tuned, sides.tokenizer, sides.name)
@@ -120,13 +120,13 @@ def _sides(run: RunDir, recipe: Any, target: Target, device: torch.device) -> Si
 
 
 def _adapted(recipe: SFTRecipe | PPORecipe, path: Path, device: torch.device) -> Sides:
-    """One model, its adapter on or off."""
+    """Load one model with its adapter, which the base side switches off."""
     name, revision = recipe.model_name_or_path, recipe.model_revision
     if (path / models.BASE_FILE).is_file() and not models.same_base(
         read_identity(path), models.base_identity(name, revision)
     ):
-        why = "its weights are others now" if Path(name).exists() else "it is not there any more"
-        raise StageError(f"{name} is no longer the base that {path} was trained on; {why}.")
+        why = "its weights have changed" if Path(name).exists() else "it no longer exists"
+        raise StageError(f"{name} is no longer the base that {path} was trained on: {why}.")
     tokenizer = models.load_tokenizer(name, revision)
     quiet = msgspec.structs.replace(recipe, gradient_checkpointing=False)
     base = models.load_causal_lm(quiet, device)
@@ -138,7 +138,7 @@ def _adapted(recipe: SFTRecipe | PPORecipe, path: Path, device: torch.device) ->
 
 
 def _adapter_config(recipe: SFTRecipe | PPORecipe, path: Path) -> LoraConfig:
-    """Beside the weights; a checkpoint of PPO follows from the recipe, or from the adapter that PPO continued."""
+    """Return the adapter's configuration: the one beside the weights, the continued adapter's, or the recipe's."""
     continued = recipe.policy_adapter_path if isinstance(recipe, PPORecipe) else None
     for place in (path, Path(continued) if continued else None):
         if place is not None and (place / "adapter_config.json").is_file():
@@ -148,17 +148,17 @@ def _adapter_config(recipe: SFTRecipe | PPORecipe, path: Path) -> LoraConfig:
 
 
 def _merged(recipe: MergeRecipe, path: Path, device: torch.device) -> Sides:
-    """The merged model, and beside it the base when the adapter still says which that was."""
+    """Load the merged model, and the base where the adapter still names it."""
     tuned, tokenizer = _whole(path, device)
     adapter = Path(recipe.adapter_path)
     if not (adapter / "adapter_config.json").is_file():
         return Sides(tokenizer, tuned, name=str(path), note=f"{adapter} holds no adapter that would name a base.")
     try:
-        found = find_base(adapter, recipe.base_model_name_or_path)
+        source = find_base(adapter, recipe.base_model_name_or_path)
     except StageError as error:
         return Sides(tokenizer, tuned, name=str(path), note=str(error))
-    base = models.load_plain(found.name, found.revision, "auto", device)
-    return Sides(tokenizer, tuned, base, name=found.name)
+    base = models.load_plain(source.name, source.revision, "auto", device)
+    return Sides(tokenizer, tuned, base, name=source.name)
 
 
 def _whole(path: Path, device: torch.device) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":

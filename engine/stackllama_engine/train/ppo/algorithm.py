@@ -1,6 +1,6 @@
 """One PPO step, in the order of the algorithm: the one file to read beside the papers.
 
-1. **sample**: the policy answers this step's prompts → token ids of ``B`` responses.
+1. **sample**: the policy responds to this step's prompts → token ids of ``B`` responses.
 2. **score**: the reward components and their weighted sum → ``scores``, ``[B]``.
 3. **reference**: over the same tokens, log-probabilities of the policy that sampled (``old``) and of the reference (the
    base without the policy's adapter), and values of the critic, all by the pass that trains → ``[B, R]`` each.
@@ -9,17 +9,24 @@
 5. **advantages**: generalised advantage estimation from rewards and values → ``advantages``, ``returns``, ``[B, R]``.
 6. **update**: epochs of mini-batches: clipped surrogate objective for the policy, clipped squared error for the critic.
 
-The trainer calls :meth:`Algorithm.sample` (1), :meth:`Algorithm.score` (2, 3), :meth:`Algorithm.learn` (4 to 6) and at
-last :meth:`Algorithm.adapt_kl_coef`. Departures from StackLLaMA's PPO are listed in the package's docstring.
+The trainer makes one step of::
 
-Sources: PPO arXiv:1707.06347; GAE arXiv:1506.02438; KL penalty and its controller arXiv:1909.08593. Each formula is a
-function of :mod:`.losses`.
+    responses = algorithm.sample(prompts, noise, eos)  # 1
+    rollout = algorithm.score(prompts, responses)  # 2, 3
+    result = algorithm.learn(rollout, shuffle)  # 4, 5, 6
+    algorithm.adapt_kl_coef(kl, count)  # the controller moves the KL coefficient; the next step uses it
+
+Departures from StackLLaMA's PPO are listed in the package's docstring.
+
+Sources: PPO arXiv:1707.06347; GAE arXiv:1506.02438; the KL penalty in the reward, and its controller,
+arXiv:1909.08593. Each formula is a function of :mod:`.losses`, which takes tensors and plain numbers.
 
 Shapes: ``B`` responses on this rank, ``b`` of a micro-batch, ``R`` response positions. ``mask`` is 1 on response
-tokens, the end token included, and 0 on padding, which enters nothing. ``reduce`` sums over all ranks.
+tokens, the end token included, and 0 on the padding after them; every loss, mean and variance is over its ones alone.
+``reduce`` sums over all ranks.
 
-Three divergences, not to be confused: **kl**, policy against reference, per token, is penalised; **approxkl** and
-**policykl**, new against old policy, say how far an update has moved.
+Three divergences, not to be confused: **kl**, policy against reference, per token, is what the rewards are penalised
+with; **approxkl** and **policykl**, new against old policy, say how far an update has moved.
 """
 
 from collections.abc import Callable, Sequence
@@ -40,11 +47,10 @@ from .rewards import RewardScaling, Scores, Unscored, final_scores
 from .rollout import Advantages, Rollout, RolloutWorker
 from .sampling import Noise, Responses
 from .shared_base import CRITIC, SharedBase
-from .update import Gradients, PPOStats, Reduce, UpdateStats, whiten
+from .update import Gradients, PPOStats, Reduce, UpdateStats, fetch, whiten
 
 Acting = Callable[[], AbstractContextManager[None]]
 """Makes a context in which another model than the policy is active, in an evaluation."""
-
 
 _EARLY_STOP = 1.5
 """Times ``target_kl``, as in TRL 0.11's ``early_stopping``."""
@@ -56,8 +62,9 @@ class LearnResult(NamedTuple):
     scores: Scores
     advantages: Advantages
     stats: UpdateStats
-    scaling: dict[str, float]
-    """Metrics of the reward scaling."""
+    kl_coef: float
+    """The coefficient that the rewards were penalised with."""
+    scaling_metrics: dict[str, float]
 
 
 class Algorithm:
@@ -92,7 +99,7 @@ class Algorithm:
         self._reduce = reduce
 
     def sample(self, prompts: Sequence[Prompt], noise: Sequence[Noise], eos: int) -> Responses:
-        """1 sample: one response per prompt.
+        """1 sample: generate one response per prompt.
 
         Args:
             prompts: of this rank.
@@ -107,7 +114,7 @@ class Algorithm:
     def score(
         self, prompts: Sequence[Prompt], responses: Sequence[Sequence[int]], acting: Acting = nullcontext
     ) -> Rollout:
-        """2 score and 3 reference, on every rank.
+        """2 score and 3 reference: compute everything that later steps read of a rollout.
 
         Args:
             prompts: of this rank.
@@ -122,12 +129,12 @@ class Algorithm:
             rollout = self._run_on_all_ranks(lambda: self._worker.score(prompts, responses, acting()))
         except StageError as error:
             raise Unscored(str(error)) from error
-        return self._worker.fill_unjudged(rollout)
+        return self._worker.fill_abstained(rollout)
 
     def learn(self, rollout: Rollout, shuffle: torch.Generator) -> LearnResult:
-        """4 rewards, 5 advantages, 6 update, with the KL coefficient as it is before :meth:`adapt_kl_coef`.
+        """4 rewards, 5 advantages, 6 update.
 
-        Changes the running statistics of the scores, then policy, critic and optimizer.
+        Changes the running statistics of the scores, then policy, critic and optimizer; not the KL coefficient.
 
         Args:
             rollout: of this rank.
@@ -135,20 +142,28 @@ class Algorithm:
 
         Raises:
             Abandoned: a stop is wanted; the update is half done, and the caller restores what was before.
-            StageError: memory ran out with one row at a time.
+            StageError: memory ran out with one response per micro-batch.
         """
-        scaled, scaling = self._scaling(rollout.scores)  # [B]; running statistics move here
-        final = final_scores(self._recipe, scaled, rollout.answers)  # [B]
-        advantages = compute_advantages(
-            self._recipe, rollout, final, self._controller.coef, self._reduce
-        )  # [B, R] each
+        # 4, per response: raw → normalised by the running statistics, this rollout included, and clipped → final.
+        # Each is the identity unless the recipe asks for it.
+        self._scaling.update(rollout.scores)
+        scaled = self._scaling.scale(rollout.scores)  # [B]
+        scaling_metrics = self._scaling.metrics(rollout.scores)
+        final = final_scores(self._recipe, scaled, rollout.texts)  # [B], minus baseline and missing-end penalty
+        # 4, per token, and 5, with the coefficient that adapt_kl_coef left behind one step ago
+        kl_coef = self._controller.coef
+        advantages = compute_advantages(self._recipe, rollout, final, kl_coef, self._reduce)  # [B, R] each
+        # 6
         stats = self._updater.update(rollout, advantages, shuffle, self._run_on_all_ranks.check_stop)
-        return LearnResult(Scores(rollout.scores, scaled, final), advantages, stats, scaling)
+        scores = Scores(raw=rollout.scores, scaled=scaled, final=final)
+        return LearnResult(scores, advantages, stats, kl_coef, scaling_metrics)
 
-    def rehearse(self, rollout: Rollout, shuffle: torch.Generator) -> None:
-        """Steps 4 to 6 of a canary (one worst case before training), of scores that are not scaled, so that no running
-        statistics move. Weights and optimizer state are the caller's to restore."""
-        final = final_scores(self._recipe, rollout.scores, rollout.answers)
+    def learn_as_canary(self, rollout: Rollout, shuffle: torch.Generator) -> None:
+        """Run steps 4 to 6 as a canary (one worst case before training), without moving any running statistics.
+
+        Weights and optimizer state are the caller's to restore.
+        """
+        final = final_scores(self._recipe, rollout.scores, rollout.texts)  # [B]
         advantages = compute_advantages(self._recipe, rollout, final, self._controller.coef, self._reduce)
         self._updater.update(rollout, advantages, shuffle, self._run_on_all_ranks.check_stop)
 
@@ -167,41 +182,43 @@ class Algorithm:
 def compute_advantages(
     recipe: PPORecipe, rollout: Rollout, scores: Tensor, kl_coef: float, reduce: Reduce
 ) -> Advantages:
-    """4 rewards and 5 advantages of a rollout.
+    """4 rewards per token and 5 advantages: the only place that makes advantages.
 
-    Another estimator of advantages begins here: this is the only place that makes them, and whatever it returns is what
-    the update uses.
+    Another estimator (such as one from groups of responses per prompt, without a critic) is another branch here: the
+    update uses whatever this returns, and nothing else knows how it was made.
 
     Args:
         recipe: estimator of KL, discount, what is whitened.
         rollout: of this rank.
-        scores: what :func:`.rewards.final_scores` made of the rollout's, ``[B]``.
+        scores: final scores, see :func:`.rewards.final_scores`; ``[B]``.
         kl_coef: weight of the KL penalty.
         reduce: sum over all ranks.
     """
     mask = rollout.mask  # [B, R]
-    # 4: −kl_coef · KL at every token, the score added at the last; whitening keeps the mean
+    # 4 rewards. The KL enters here: −kl_coef · KL is the reward of every token; the last one's also has the score.
     kl = losses.kl_per_token(rollout.old.logprobs, rollout.ref_logprobs, recipe.kl_estimator)  # [B, R]
-    kl = losses.masked(kl, mask)
+    kl = losses.masked(kl, mask)  # [B, R]
     rewards = losses.token_rewards(scores, kl, mask, kl_coef)  # [B, R]
-    if recipe.whiten_rewards:
-        rewards = whiten(rewards, mask, reduce, shift_mean=False)
-    # 5: from the last token backwards; whitening shifts the mean to 0 and leaves the returns alone
+    if recipe.whiten_rewards:  # to unit variance over all ranks' tokens, around the mean that they have
+        rewards = whiten(rewards, mask, reduce, shift_mean=False)  # [B, R]
+    # 5 advantages, from the last token backwards: A_t = δ_t + γλ A_t+1, δ_t = r_t + γ V_t+1 − V_t; returns = A + V.
     advantages, returns = losses.gae(rollout.old.values, rewards, mask, recipe.gamma, recipe.lam)  # [B, R] each
-    if recipe.whiten_advantages:
-        advantages = whiten(advantages, mask, reduce)
+    if recipe.whiten_advantages:  # to zero mean and unit variance over all ranks' tokens; the returns stay as they are
+        advantages = whiten(advantages, mask, reduce)  # [B, R]
     return Advantages(kl=kl, advantages=advantages, returns=returns)
 
 
 class Updater:
     """6 update: epochs of mini-batches of micro-batches over one rollout.
 
+    A mini-batch is one optimizer step; a micro-batch is what goes through the model at once.
+
     Args:
         recipe: the PPO recipe.
         base: what is trained.
         optimizer: over ``base.trainable()``.
         reduce: sum over all ranks.
-        batch_sizes: the micro-batches, and what makes them smaller; without it a failed allocation ends the update.
+        batch_sizes: the micro-batch size, and what makes it smaller; without it a failed allocation ends the update.
     """
 
     def __init__(
@@ -225,7 +242,7 @@ class Updater:
         shuffle: torch.Generator,
         check_stop: Callable[[], None] = lambda: None,
     ) -> UpdateStats:
-        """All epochs of one rollout; leaves early when the policy has moved too far.
+        """Train on all epochs of one rollout; end early when the policy has moved too far.
 
         Args:
             rollout: of this rank.
@@ -238,7 +255,7 @@ class Updater:
         self._base.model.train(self._base.checkpointing)  # checkpointing works in training mode only; dropout is 0
         try:
             for epoch in range(self._recipe.num_ppo_epochs):
-                count = len(rollout.mask)
+                count = len(rollout.mask)  # B
                 order = torch.randperm(count, generator=shuffle) if epoch else torch.arange(count)
                 for indices in order.chunk(self._recipe.num_mini_batches):
                     check_stop()
@@ -250,57 +267,65 @@ class Updater:
         return stats
 
     def _mini_batch(self, rollout: Rollout, advantages: Advantages, indices: list[int], stats: UpdateStats) -> None:
-        """One optimizer step on these rows of this rank and as many on every other. It is not made, and the mini-batch
-        counts as skipped, where the mean ratio is above ``ratio_threshold`` or a number is not finite. Early stopping
-        ends the whole update."""
+        """Make one optimizer step on these rows of this rank and as many on every other.
+
+        It is not made, and counts as skipped, where the mean ratio is above ``ratio_threshold`` or a number is not
+        finite. Early stopping ends the whole update.
+        """
         recipe = self._recipe
-        token_count = self._reduce(rollout.mask[torch.tensor(indices, device=self._base.device)].sum())  # all ranks
+        # gradients: the loss is a mean over all response tokens of the mini-batch, on all ranks
+        token_count = self._reduce(rollout.mask[torch.tensor(indices, device=self._base.device)].sum())
         sums = self.gradients.accumulate(
             rollout, indices, lambda batch: self._micro_batch(rollout, advantages, batch, token_count)
         )
+        self.gradients.sum_over_ranks()
         if stats.first is None:
             stats.first = sums
-        self.gradients.sum_over_ranks()
         # policy and critic are clipped apart, so that a critic far from its returns does not shorten the policy's step
-        norms = [nn.utils.clip_grad_norm_(group, recipe.max_grad_norm) for group in self._base.parameter_groups()]
-        finite = torch.isfinite(torch.stack(sums)).all() & torch.isfinite(torch.stack(norms)).all()
-        # the numbers that decide, fetched from the device together
-        numbers = torch.stack(
-            [sums.ratio / token_count, sums.policykl / token_count, *norms, finite.to(sums.ratio.dtype)]
-        )
-        mean_ratio, policykl, policy_norm, critic_norm, is_finite = numbers.tolist()
-        stats.policykl = policykl
+        policy_parameters, critic_parameters = self._base.parameter_groups()
+        policy_norm = nn.utils.clip_grad_norm_(policy_parameters, recipe.max_grad_norm)
+        critic_norm = nn.utils.clip_grad_norm_(critic_parameters, recipe.max_grad_norm)
         # every rank holds the same sums and gradients here, so all of them decide alike; a NaN is never applied
-        if recipe.early_stopping and policykl > _EARLY_STOP * recipe.target_kl:
+        finite = torch.isfinite(torch.stack([*sums, policy_norm, critic_norm])).all()
+        means = fetch(
+            ratio=sums.ratio / token_count,
+            policykl=sums.policykl / token_count,
+            policy_norm=policy_norm,
+            critic_norm=critic_norm,
+            finite=finite.to(sums.ratio.dtype),
+        )
+        stats.policykl = means["policykl"]
+        if recipe.early_stopping and means["policykl"] > _EARLY_STOP * recipe.target_kl:
             stats.stopped_early = True
-        elif not (mean_ratio <= recipe.ratio_threshold and is_finite):
+        elif not (means["ratio"] <= recipe.ratio_threshold and means["finite"]):
             stats.skipped += 1
         else:
             self._optimizer.step()
-            stats.add(sums, policy_norm, critic_norm)
+            stats.add(sums, means["policy_norm"], means["critic_norm"])
         self._optimizer.zero_grad(set_to_none=True)
 
     def _micro_batch(
         self, rollout: Rollout, advantages: Advantages, batch: PackedBatch, token_count: Tensor
     ) -> PPOStats:
-        """Add the gradients of one micro-batch: the loss summed over its tokens, divided by the token count of the
-        whole mini-batch on all ranks. So each token weighs the same, whatever its response's length and its rank.
+        """Add the gradients of one micro-batch; return sums over its tokens, for the statistics.
 
-        Returns:
-            sums over its tokens, for the statistics.
+        Its loss is summed over its tokens and divided by the token count of the whole mini-batch on all ranks. So each
+        token weighs the same, whatever its response's length, its micro-batch and its rank.
         """
         recipe = self._recipe
-        rows, targets = rollout.cut(batch), advantages.cut(batch)  # [b, R] each, as wide as their longest
-        mask = rows.mask
-        inputs = rows.input_ids, rows.attention_mask, batch.response
-        outputs = self._base.outputs(*inputs, ask_critic=False, padded=batch.padded)
+        samples, targets = rollout.select(batch), advantages.select(batch)  # [b, R] each, R their longest response
+        mask = samples.mask  # [b, R]
+        inputs = samples.input_ids, samples.attention_mask, batch.response
+        # policy: −min(ratio · A, clip(ratio, 1 ± cliprange) · A) per token; an entropy bonus where the recipe has one
+        outputs = self._base.outputs(*inputs, ask_critic=False, padded=batch.padded)  # [b, R] each
         policy = losses.policy_loss(
-            outputs.logprobs, rows.old.logprobs, targets.advantages, mask, recipe.cliprange
+            outputs.logprobs, samples.old.logprobs, targets.advantages, mask, recipe.cliprange
         )  # a sum over tokens, like every loss here
         entropy = losses.masked(outputs.entropy, mask).sum()
         loss = policy.loss
         if recipe.ent_coef:  # its gradient costs another softmax over the vocabulary
             loss = loss - recipe.ent_coef * entropy
+        # critic: ½ squared error to the returns, clipped around the rollout's values; it never trains the policy
         if self._base.has_critic:  # the critic has an adapter of its own, and so a forward pass of its own
             (loss / token_count).backward()
             policy = losses.PolicyLoss(*(part.detach() for part in policy))
@@ -308,10 +333,10 @@ class Updater:
             del loss, outputs  # frees the policy's graph before the critic's pass makes another
             with self._base.adapter(CRITIC):
                 values = self._base.values(*inputs, padded=batch.padded)  # [b, R]
-                value = self._value_loss(values, rows, targets)
+                value = self._value_loss(values, samples, targets)
                 (recipe.vf_coef * value.loss / token_count).backward()
-        else:  # the value head reads the policy's detached hidden states: no gradient of the value loss reaches it
-            value = self._value_loss(outputs.values, rows, targets)
+        else:  # the value head reads the policy's detached hidden states
+            value = self._value_loss(outputs.values, samples, targets)
             ((loss + recipe.vf_coef * value.loss) / token_count).backward()
         return PPOStats(
             policy_loss=policy.loss,
@@ -325,6 +350,8 @@ class Updater:
             policykl=policy.policykl,
         )
 
-    def _value_loss(self, values: Tensor, rows: Rollout, targets: Advantages) -> losses.ValueLoss:
-        """Squared error to the returns, clipped around the rollout's values; ``[b, R]`` in, a sum over tokens out."""
-        return losses.value_loss(values, rows.old.values, targets.returns, rows.mask, self._recipe.cliprange_value)
+    def _value_loss(self, values: Tensor, samples: Rollout, targets: Advantages) -> losses.ValueLoss:
+        """Compute the critic's loss: ``[b, R]`` in, a sum over tokens out."""
+        return losses.value_loss(
+            values, samples.old.values, targets.returns, samples.mask, self._recipe.cliprange_value
+        )

@@ -1,6 +1,6 @@
 """Incremental decoding of prompts that are padded on the left, and the key-value cache that it fills.
 
-Shapes: ``B`` rows, ``P`` longest prompt, ``H`` hidden width.
+Shapes: ``B`` rows, ``P`` longest prompt, ``T`` tokens so far, ``H`` hidden width.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from .shared_base import SharedBase
 
 
 class Decoder:
-    """Texts that grow by one token at a time, all together.
+    """A batch of texts that grow by one token at a time.
 
     Args:
         base: its active adapter reads; its ``decoding`` says how.
@@ -28,24 +28,26 @@ class Decoder:
         width, device = max(map(len, prompts)), base.device
         self.drops_rows = base.decoding.drop_rows
         self._base = base
-        self._ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=device)
+        # what the next forward pass reads: the prompts at first, then one token per row
+        self._ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=device)  # [B, P]
+        # 1 on tokens; as wide as the longest text can become, filled as it grows
         self._mask = torch.zeros(len(prompts), width + room, dtype=torch.int64, device=device)
         self._mask[:, :width] = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
-        self._positions = (self._mask[:, :width].cumsum(1) - 1).clamp(min=0)
+        self._positions = (self._mask[:, :width].cumsum(1) - 1).clamp(min=0)  # [B, P]; a prompt's first token is at 0
         self._padded = any(len(prompt) < width for prompt in prompts)
         self._length = width
         self._cache = key_value_cache(base.base.config, width + room) if base.decoding.cache else None
 
     def prefill(self) -> Tensor:
-        """Hidden states of the prompts, ``[B, P, H]``."""
+        """Read the prompts; return their hidden states, ``[B, P, H]``."""
         return self._read()
 
     def step(self, tokens: Tensor) -> Tensor:
-        """Append one token per row, ``[B]``; hidden states of at least the last position, ``[B, …, H]``."""
+        """Append one token per row, ``[B]``; return hidden states of at least the last position, ``[B, …, H]``."""
         self._mask[:, self._length] = 1
         self._length += 1
-        ids, positions = tokens.unsqueeze(1), self._positions[:, -1:] + 1
-        if self._cache is None:
+        ids, positions = tokens.unsqueeze(1), self._positions[:, -1:] + 1  # [B, 1] each
+        if self._cache is None:  # the whole text is read again, [B, T]
             ids, positions = torch.cat([self._ids, ids], 1), torch.cat([self._positions, positions], 1)
         self._ids, self._positions = ids, positions
         return self._read()
@@ -58,8 +60,8 @@ class Decoder:
             self._cache.reorder_cache(rows_kept)  # the one selection of rows that every kind of cache layer has
 
     def _read(self) -> Tensor:
-        seen = self._mask[:, : self._length] if self._padded else None
-        return self._base.hidden(self._ids, seen, self._positions, self._cache)
+        mask = self._mask[:, : self._length] if self._padded else None  # [B, T]
+        return self._base.hidden(self._ids, mask, self._positions, self._cache)
 
 
 class _Preallocated(DynamicLayer):
@@ -79,7 +81,7 @@ class _Preallocated(DynamicLayer):
         self._arrays: list[Tensor] = []
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Append; returns everything so far."""
+        """Append keys and values, ``[B, heads, tokens, width]`` each; return everything so far."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             self._arrays = [self._array(states) for states in (key_states, value_states)]
@@ -90,11 +92,11 @@ class _Preallocated(DynamicLayer):
         return self.keys, self.values
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Only these rows go on."""
+        """Continue with these rows only."""
         self.reorder_cache(indices)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Rows in this order, some perhaps left out."""
+        """Reorder rows; some may be left out."""
         length = self.get_seq_length()
         self._arrays = [array[beam_idx] for array in self._arrays]
         self.keys, self.values = (array[:, :, :length] for array in self._arrays)
@@ -105,7 +107,7 @@ class _Preallocated(DynamicLayer):
 
 
 def key_value_cache(config: Any, room: int) -> DynamicCache:
-    """A cache for texts of at most ``room`` tokens; layers with a sliding window or none of their own stay as they are.
+    """Make a cache for texts of at most ``room`` tokens; layers with a sliding window stay as they are.
 
     Args:
         config: the model's.

@@ -1,8 +1,8 @@
-"""Held-out questions, answered by the policy and by the untouched base: one table of how they compare.
+"""Evaluation on held-out prompts, by the policy and by the untouched base: one table of how they compare.
 
 A policy that only became surer of itself is no better than its base at a lower temperature, and a reward that rises is
 worth no more than the best of a few samples. So both are sampled over temperatures, greedily and best-of-n, on the same
-questions, and every mean comes with its standard error.
+prompts, and every mean comes with its standard error.
 
 KL is that of what is sampled from against the base at the recipe's temperature, by the k1 estimator, per response. Of
 best-of-n only a bound is known: log n − (n − 1)/n (arXiv:2112.09332, section 3; arXiv:2401.01879).
@@ -32,41 +32,43 @@ _GREEDY = 1e-4
 
 
 class Variant(NamedTuple):
-    """Who answers, and how."""
+    """A model and how it is sampled."""
 
     policy: bool
-    """Or the base without its adapter."""
+    """True: the policy; False: the base without its adapter."""
     temperature: float
     """0: the likeliest token."""
     best_of: int = 1
-    """Responses per question, of which the one with the best score counts."""
+    """Responses per prompt, of which the one with the best score counts."""
 
     @property
     def samples(self) -> range:
-        """Which noise each response has. Best-of-n has none in common with the one response that it is compared with,
-        else it could not lose to it."""
+        """Noise index of each response.
+
+        Best-of-n shares none with the one response that it is compared with, else it could not lose to it.
+        """
         return range(1) if self.best_of == 1 else range(1, self.best_of + 1)
 
     @property
     def name(self) -> str:
-        """As in a table."""
+        """Name in a table."""
         how = "greedy" if self.temperature == 0 else f"T = {self.temperature:g}"
         best = f", best of {self.best_of}" if self.best_of > 1 else ""
         return f"{'PPO' if self.policy else 'base'}, {how}{best}"
 
 
 class Evaluator:
-    """Answers the held-out questions.
+    """Evaluates the policy or its base on held-out prompts.
 
     Args:
         recipe: the PPO recipe.
-        session: ranks share the questions.
+        session: ranks share the prompts.
         base: policy and base.
         tokenizer: the policy's.
-        algorithm: its first steps answer and score.
-        worker: answers as somebody else.
+        algorithm: its first steps sample and score.
+        worker: samples from another model than the policy.
         run_on_all_ranks: runs a phase on every rank until it fits.
-        questions: the held-out ones.
+        prompts: the held-out ones.
     """
 
     def __init__(
@@ -78,7 +80,7 @@ class Evaluator:
         algorithm: Algorithm,
         worker: RolloutWorker,
         run_on_all_ranks: RunOnAllRanks,
-        questions: Sequence[Prompt],
+        prompts: Sequence[Prompt],
     ) -> None:
         self._recipe = recipe
         self._session = session
@@ -87,17 +89,17 @@ class Evaluator:
         self._algorithm = algorithm
         self._worker = worker
         self._run_on_all_ranks = run_on_all_ranks
-        self._questions = questions
+        self._prompts = prompts
         self.trained = Variant(policy=True, temperature=recipe.temperature)
-        """What the update trains."""
+        """The policy as it is trained."""
 
     @torch.no_grad()
     def rows(self, variant: Variant | None = None, count: int | None = None) -> list[Row]:
-        """One row per question, those of all ranks in the order of the questions; the noise is the same each time.
+        """Generate one row per prompt, those of all ranks in the order of the prompts, with the same noise each time.
 
         Args:
-            variant: who answers; None: :attr:`trained`.
-            count: only so many questions.
+            variant: what is sampled; None: :attr:`trained`.
+            count: only so many prompts.
 
         Raises:
             Abandoned: a stop is wanted.
@@ -105,17 +107,17 @@ class Evaluator:
             StageError: a score or log-probability is not finite.
         """
         session, variant = self._session, variant or self.trained
-        total = len(self._questions) if count is None else min(count, len(self._questions))
+        total = len(self._prompts) if count is None else min(count, len(self._prompts))
         mine = range(session.rank, total, session.world_size)
         indices = mine or range(1)  # every rank takes part in the sums over all of them
-        drawn = [self._answer(variant, indices, sample) for sample in variant.samples]
+        drawn = [self._sample(variant, indices, sample) for sample in variant.samples]
         best = [max(rows, key=lambda row: row["score"]) for rows in zip(*drawn, strict=True)]  # the first of equals
         return session.gather(best[: len(mine)])
 
-    def _answer(self, variant: Variant, indices: Sequence[int], sample: int) -> list[Row]:
-        """A response per question; ``sample`` counts those of best-of-n."""
+    def _sample(self, variant: Variant, indices: Sequence[int], sample: int) -> list[Row]:
+        """Generate and score one response per prompt; ``sample`` counts those of best-of-n."""
         recipe, worker = self._recipe, self._worker
-        prompts = [self._questions[index] for index in indices]
+        prompts = [self._prompts[index] for index in indices]
         noise = [draw_noise(recipe.seed, EVALUATION_STEP + sample, index, recipe.length_limits) for index in indices]
         acting = partial(self._base.acting, policy=variant.policy, temperature=variant.temperature or _GREEDY)
         if variant == self.trained:
@@ -129,12 +131,12 @@ class Evaluator:
         return worker.rows(rollout, kl)
 
     def compare(self, before: Sequence[Row], after: Sequence[Row], best: Row | None) -> list[Row]:
-        """The comparison's table: the base first, then PPO.
+        """Build the comparison's table: the base first, then PPO.
 
         Args:
             before: rows of the evaluation before training.
             after: rows of the one after it.
-            best: what :func:`summary` said of the best evaluation in between; None where there was none.
+            best: :func:`summary` of the best evaluation in between; None where there was none.
 
         Raises:
             Abandoned: a stop is wanted.
@@ -159,15 +161,15 @@ class Evaluator:
 
 
 def summary(variant: Variant, rows: Sequence[Row], base: Sequence[Row]) -> Row:
-    """Means over questions, with their standard errors as ``…_se``.
+    """Compute means over prompts, with their standard errors as ``…_se``.
 
     Args:
-        variant: who answered.
-        rows: one per question.
-        base: the base's, of the same questions; a win is a higher score than its, a tie half of one.
+        variant: what was sampled.
+        rows: one per prompt.
+        base: the base's, for the same prompts; a win is a higher score than its, a tie half of one.
     """
     columns = {"score": "score", "mean_reward": "reward", "kl": "kl", "true_utility": "utility", "length": "length"}
-    found: Row = {
+    row: Row = {
         "name": variant.name,
         "policy": variant.policy,
         "temperature": variant.temperature,
@@ -176,24 +178,24 @@ def summary(variant: Variant, rows: Sequence[Row], base: Sequence[Row]) -> Row:
     }
     for name, key in columns.items():
         if key in rows[0]:
-            found |= mean_and_error(name, [row[key] for row in rows])
+            row |= mean_and_error(name, [each[key] for each in rows])
     if variant.best_of > 1:
-        found |= {"kl": math.log(variant.best_of) - (variant.best_of - 1) / variant.best_of, "kl_is_bound": True}
-        del found["kl_se"]
+        row |= {"kl": math.log(variant.best_of) - (variant.best_of - 1) / variant.best_of, "kl_is_bound": True}
+        del row["kl_se"]
     wins = [
         (one["score"] > other["score"]) + 0.5 * (one["score"] == other["score"])
         for one, other in zip(rows, base, strict=True)
     ]
-    return found if rows is base else found | mean_and_error("win_rate", wins)
+    return row if rows is base else row | mean_and_error("win_rate", wins)
 
 
 def held_out_objective(rows: Sequence[Row], kl_coef: float) -> float:
-    """What PPO maximises, on held-out questions: mean score − ``kl_coef`` × mean KL."""
+    """Compute PPO's objective on held-out prompts: mean score − ``kl_coef`` × mean KL."""
     return sum(row["score"] - kl_coef * row["kl"] for row in rows) / len(rows)
 
 
 def mean_and_error(name: str, values: Sequence[float]) -> dict[str, float]:
-    """The mean, and the standard error of it (0 for one value)."""
+    """Compute the mean and its standard error (0 for one value), as ``name`` and ``name_se``."""
     count = len(values)
     mean = sum(values) / count
     variance = sum((value - mean) ** 2 for value in values) / max(1, count - 1)

@@ -1,4 +1,4 @@
-"""What a PPO run does when a step cannot be finished, and the canary that learns early what cannot.
+"""Fault tolerance of PPO: steps that cannot be finished, and the canary that finds out early what cannot.
 
 - A stop in the middle of a step abandons it: nothing of it stays, the state at the last boundary is saved, and the
   resumed run makes the same step again.
@@ -36,13 +36,13 @@ from .state import Evaluations, Trainables
 T = TypeVar("T")
 
 CANARY = "STACKLLAMA_CANARY"
-"""``1`` in the environment of an attempt that begins with it."""
+"""Environment variable that is ``1`` in an attempt that begins with a canary."""
 NO_END = -1
 """No token ends a response: each is as long as its noise."""
 
 
 class Abandoned(Exception):
-    """A stop was asked for in the middle of a step or an evaluation; raised on every rank alike."""
+    """A stop was requested in the middle of a step or an evaluation; raised on every rank alike."""
 
 
 class RunOnAllRanks:
@@ -50,7 +50,7 @@ class RunOnAllRanks:
 
     Args:
         session: its requests ask all ranks at the end of a phase.
-        batch_sizes: how many rows at once.
+        batch_sizes: micro-batch sizes, made smaller when memory runs out.
     """
 
     def __init__(self, session: Session, batch_sizes: BatchSizes) -> None:
@@ -59,11 +59,15 @@ class RunOnAllRanks:
         self._batch_sizes = batch_sizes
 
     def __call__(self, work: Callable[[], T]) -> T:
-        """The result of ``work``, which holds no collective and calls ``requests.leave_early`` between its pieces.
+        """Run ``work``, which holds no collective and calls ``requests.leave_early`` between its pieces.
+
+        Returns:
+            its result.
 
         Raises:
             Abandoned: a stop is wanted.
-            StageError: memory ran out with one row at a time; or ``work`` raised it, on every rank the first one's.
+            StageError: memory ran out with one response per micro-batch; or ``work`` raised it: on every rank, that of
+                the first rank.
         """
         while True:
             results: list[T] = []
@@ -86,30 +90,30 @@ class RunOnAllRanks:
             if not agreed.failed:
                 return results[0]
             del results
-            self._batch_sizes.halve_forward()
+            self._batch_sizes.halve_rollout_micro_batch()
 
     def check_stop(self) -> None:
-        """A point inside the update at which every rank learns of a stop.
+        """Abandon the update on every rank when a stop is wanted (a collective).
 
         Raises:
-            Abandoned: it is wanted.
+            Abandoned: a stop is wanted.
         """
         if self._requests.agree(failed=False).stop:
             raise Abandoned
 
 
-def canary_asked() -> bool:
-    """Whether this attempt begins with a canary."""
+def canary_is_wanted() -> bool:
+    """Return whether this attempt begins with a canary."""
     return os.environ.get(CANARY) == "1"
 
 
 def longest_prompt(prompts: Prompts) -> int:
-    """Position of the longest prompt in the first pass over the data."""
+    """Return the position of the longest prompt in the first pass over the data."""
     return max(range(len(prompts)), key=lambda position: len(prompts.at(position).ids))
 
 
 def canary_noise(recipe: PPORecipe) -> list[Noise]:
-    """Of responses as long as the recipe allows."""
+    """Draw noise of responses as long as the recipe allows."""
     length = recipe.longest_response
     generator = torch.Generator().manual_seed(recipe.seed)
     return [
@@ -120,7 +124,7 @@ def canary_noise(recipe: PPORecipe) -> list[Noise]:
 
 @contextmanager
 def untouched(trainables: Trainables) -> Iterator[None]:
-    """Whatever is trained inside is afterwards as before; the optimizer must not have made a step yet."""
+    """Restore afterwards whatever is trained inside; the optimizer must not have made a step yet."""
     before = trainables.snapshot()
     assert not before.optimizer[0]
     try:
@@ -129,8 +133,8 @@ def untouched(trainables: Trainables) -> Iterator[None]:
         trainables.restore(before)
 
 
-def rehearse_checkpoint(trainables: Trainables, run: RunDir, rows: Sequence[object], keep: int) -> int:
-    """Write and seal a checkpoint where none is looked for, and remove it.
+def write_trial_checkpoint(trainables: Trainables, run: RunDir, rows: Sequence[object], keep: int) -> int:
+    """Write and seal a checkpoint in a scratch directory, and remove it.
 
     Returns:
         its size in bytes.

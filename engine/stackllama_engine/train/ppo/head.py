@@ -6,7 +6,7 @@ pass. With ``z = W h / τ`` and ``p = softmax(z)``
     log p_y = z_y − log Σ exp z          ∂ log p_y / ∂h = (W_y − Wᵀ p) / τ
     H = −Σ p log p                       ∂ H / ∂h = −Wᵀ (p ⊙ (log p + H)) / τ
 
-and as every token's gradient is one number times such a vector, the vector is all that is kept: the head is multiplied
+and as every token's gradient is one number times such a vector, only the vector is stored: the head is multiplied
 as often as by autograd, and never computed again. The head must not be trained itself.
 
 Shapes: ``N`` tokens, ``H`` hidden width, ``V`` vocabulary.
@@ -23,7 +23,7 @@ that is another. They are filled again for every chunk: on a CPU, fresh memory c
 
 
 class Chosen(NamedTuple):
-    """Of each token: its log-probability, and the entropy of the distribution it came from; float32 ``[N]``."""
+    """Log-probability of each token, and entropy of the distribution that it came from; float32 ``[N]`` each."""
 
     logprobs: Tensor
     entropy: Tensor
@@ -32,7 +32,7 @@ class Chosen(NamedTuple):
 def chosen(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor, temperature: float, *, entropy_trains: bool
 ) -> Chosen:
-    """Log-probability of each token and entropy at its position.
+    """Compute the log-probability of each token and the entropy at its position.
 
     Args:
         hidden: the state before each token, ``[N, H]``.
@@ -50,32 +50,34 @@ class _Chosen(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor, temperature: float, entropy: bool
     ) -> tuple[Tensor, Tensor]:
-        count = len(tokens)
-        directions = 1 + entropy if ctx.needs_input_grad[0] else 0
-        logprobs, entropies = hidden.new_empty(2, count, dtype=torch.float32).unbind()
-        kept = [hidden.new_empty(hidden.shape, dtype=torch.float32) for _ in range(directions)]
+        count = len(tokens)  # N
+        # how many gradients with respect to hidden are kept: none, of the log-probability, or of the entropy as well
+        direction_count = 1 + entropy if ctx.needs_input_grad[0] else 0
+        logprobs, entropies = hidden.new_empty(2, count, dtype=torch.float32).unbind()  # [N] each
+        directions = [hidden.new_empty(hidden.shape, dtype=torch.float32) for _ in range(direction_count)]  # [N, H]
+        # buffers, [CHUNK, V] each, that every chunk writes over
         logits = hidden.new_empty(min(CHUNK, count), len(weight))
-        wide = 1 if logits.dtype == torch.float32 else 2
-        arrays = (logits, *(torch.empty_like(logits, dtype=torch.float32) for _ in range(wide)))
+        float32_buffers = 1 if logits.dtype == torch.float32 else 2
+        buffers = (logits, *(torch.empty_like(logits, dtype=torch.float32) for _ in range(float32_buffers)))
         for start in range(0, count, CHUNK):
             part = slice(start, min(start + CHUNK, count))
-            room = [array[: part.stop - start] for array in arrays]
-            found = _chunk(hidden[part], weight, bias, tokens[part], temperature, directions, room)
-            for column, values in zip((logprobs, entropies, *kept), found, strict=True):
+            chunk_buffers = [buffer[: part.stop - start] for buffer in buffers]
+            results = _chunk(hidden[part], weight, bias, tokens[part], temperature, direction_count, chunk_buffers)
+            for column, values in zip((logprobs, entropies, *directions), results, strict=True):
                 column[part] = values
-        ctx.save_for_backward(*kept)
+        ctx.save_for_backward(*directions)
         ctx.dtype = hidden.dtype
-        if directions < 2:
+        if direction_count < 2:
             ctx.mark_non_differentiable(entropies)
         return logprobs, entropies
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        of_logprobs, of_entropy = grad_outputs
-        kept = ctx.saved_tensors
-        gradient = of_logprobs.unsqueeze(-1) * kept[0]
-        if len(kept) > 1:
-            gradient += of_entropy.unsqueeze(-1) * kept[1]
+        of_logprobs, of_entropy = grad_outputs  # [N] each
+        directions = ctx.saved_tensors  # [N, H] each: ∂ log p_y / ∂h and, where the entropy trains, ∂ H / ∂h
+        gradient = of_logprobs.unsqueeze(-1) * directions[0]  # [N, H]
+        if len(directions) > 1:
+            gradient += of_entropy.unsqueeze(-1) * directions[1]
         return gradient.to(ctx.dtype), None, None, None, None, None
 
 
@@ -85,15 +87,21 @@ def _chunk(
     bias: Tensor | None,
     tokens: Tensor,
     temperature: float,
-    directions: int,
-    room: list[Tensor],
+    direction_count: int,
+    buffers: list[Tensor],
 ) -> tuple[Tensor, ...]:
-    """Log-probabilities, entropies ``[n]``, and the directions asked for, float32 ``[n, H]`` each.
+    """Compute log-probabilities and entropies ``[n]``, and as many gradients as wanted, float32 ``[n, H]`` each.
 
     Args:
-        room: written over, ``[n, V]`` each: in the head's type, then in float32 (the last two, of two or three).
+        hidden: ``[n, H]``.
+        weight: ``[V, H]``.
+        bias: ``[V]``.
+        tokens: ``[n]``.
+        temperature: divides the logits.
+        direction_count: 0, 1 or 2, see :class:`_Chosen`.
+        buffers: written over, ``[n, V]`` each: in the head's type, then in float32 (the last two, of two or three).
     """
-    logits, (logs, shares) = room[0], room[-2:]
+    logits, (logs, weights) = buffers[0], buffers[-2:]  # [n, V] each; the first two are one where the head is float32
     torch.mm(hidden, weight.T, out=logits)
     if bias is not None:
         logits.add_(bias)
@@ -101,28 +109,33 @@ def _chunk(
         logs.copy_(logits)
     if temperature != 1.0:
         logs.div_(temperature)
-    logs.sub_(logs.amax(-1, keepdim=True))
-    said = logs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
-    torch.exp(logs, out=shares)
-    total = shares.sum(-1)
-    normaliser = total.log()
-    entropies = normaliser - logs.mul_(shares).sum(-1) / total
-    kept: list[Tensor] = []
-    if directions:
-        kept.append((weight[tokens].float() - _mean(shares, weight, logits, total)) / temperature)
-    if directions > 1:  # p ⊙ (log p + H), times the total
-        surprise = logs.addcmul_(shares, (entropies - normaliser).unsqueeze(-1))
-        kept.append(_mean(surprise, weight, logits, total) / -temperature)
-    return said - normaliser, entropies, *kept
+    # log p_y = z_y − log Σ exp z, with the highest logit subtracted, so that exp cannot overflow
+    logs.sub_(logs.amax(-1, keepdim=True))  # [n, V], z − max z
+    token_logits = logs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)  # [n]
+    torch.exp(logs, out=weights)  # [n, V], unnormalised p
+    total = weights.sum(-1)  # [n]
+    normaliser = total.log()  # [n]
+    # H = log Σ exp z − Σ p z
+    entropies = normaliser - logs.mul_(weights).sum(-1) / total  # [n]; logs is z · unnormalised p from here on
+    directions: list[Tensor] = []
+    if direction_count:  # (W_y − Wᵀ p) / τ
+        directions.append((weight[tokens].float() - _mean(weights, weight, logits, total)) / temperature)
+    if direction_count > 1:  # −Wᵀ (p ⊙ (log p + H)) / τ, where log p + H = z − normaliser + H
+        surprise = logs.addcmul_(weights, (entropies - normaliser).unsqueeze(-1))  # [n, V], times the total
+        directions.append(_mean(surprise, weight, logits, total) / -temperature)
+    return token_logits - normaliser, entropies, *directions
 
 
-def _mean(shares: Tensor, weight: Tensor, room: Tensor, total: Tensor) -> Tensor:
-    """Rows of the head, ``[V, H]``, weighted with ``shares / total``, ``[n, V]`` and ``[n]``; float32 ``[n, H]``.
+def _mean(weights: Tensor, head: Tensor, buffer: Tensor, total: Tensor) -> Tensor:
+    """Average the head's rows with weights ``weights / total``; float32 ``[n, H]``.
 
     Args:
-        room: for the weights in the head's type, unless that is float32; in a narrower one, sums of what is not yet
-            divided could overflow.
+        weights: ``[n, V]``.
+        head: ``[V, H]``.
+        buffer: ``[n, V]``, for the weights in the head's type, unless that is float32; in a narrower one, sums of what
+            is not yet divided could overflow.
+        total: ``[n]``.
     """
-    if weight.dtype == shares.dtype:
-        return (shares @ weight) / total.unsqueeze(-1)
-    return (torch.div(shares, total.unsqueeze(-1), out=room) @ weight).float()
+    if head.dtype == weights.dtype:
+        return (weights @ head) / total.unsqueeze(-1)
+    return (torch.div(weights, total.unsqueeze(-1), out=buffer) @ head).float()

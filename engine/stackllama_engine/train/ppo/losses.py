@@ -16,18 +16,20 @@ from torch import Tensor
 
 
 def masked(values: Tensor, mask: Tensor) -> Tensor:
-    """``values`` on the mask and 0 elsewhere; a product would keep a NaN, in the value or in its gradient."""
+    """Keep ``values`` on the mask, 0 elsewhere; a product would keep a NaN, in the value or in its gradient."""
     return torch.where(mask > 0, values, 0.0)
 
 
 def whiten(values: Tensor, mean: Tensor, var: Tensor, shift_mean: bool = True, epsilon: float = 1e-8) -> Tensor:
-    """``(values − mean) / √(var + ε)``, plus ``mean`` again unless ``shift_mean``."""
+    """Compute ``(values − mean) / √(var + ε)``, plus ``mean`` again unless ``shift_mean``; shape as ``values``."""
     whitened = (values - mean) * torch.rsqrt(var + epsilon)
     return whitened if shift_mean else whitened + mean
 
 
 def kl_per_token(logprobs: Tensor, ref_logprobs: Tensor, estimator: Literal["k1", "k2", "k3"] = "k1") -> Tensor:
-    """KL(policy ‖ reference) from samples of the policy, a token (http://joschu.net/blog/kl-approx.html).
+    """Estimate KL(policy ‖ reference) per token, from samples of the policy; ``[B, R]``.
+
+    Source: http://joschu.net/blog/kl-approx.html.
 
     With ``log r = ref − policy``: k1 = −log r (unbiased, signed), k2 = ½ log² r, k3 = (r − 1) − log r (unbiased, ≥ 0).
 
@@ -35,7 +37,7 @@ def kl_per_token(logprobs: Tensor, ref_logprobs: Tensor, estimator: Literal["k1"
         logprobs: log-probability of each sampled token under the policy, ``[B, R]``.
         ref_logprobs: the same under the reference, ``[B, R]``.
     """
-    log_ratio = ref_logprobs - logprobs
+    log_ratio = ref_logprobs - logprobs  # [B, R]
     match estimator:
         case "k1":
             return -log_ratio
@@ -46,21 +48,21 @@ def kl_per_token(logprobs: Tensor, ref_logprobs: Tensor, estimator: Literal["k1"
 
 
 def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
-    """Per-token rewards: −kl_coef · KL on every response token, plus the score on the last one.
+    """Compute rewards per token, ``[B, R]``: −kl_coef · KL on every response token, plus the score on the last one.
 
     Args:
         scores: reward of each response, ``[B]``.
         kl: per-token KL, ``[B, R]``.
         mask: ``[B, R]``; every row has at least one 1.
     """
-    rewards = -kl_coef * masked(kl, mask)
-    last = (torch.arange(mask.shape[1], device=mask.device) * mask).argmax(dim=1)
+    rewards = -kl_coef * masked(kl, mask)  # [B, R]
+    last = (torch.arange(mask.shape[1], device=mask.device) * mask).argmax(dim=1)  # [B], index of the last token
     rewards[torch.arange(len(scores), device=mask.device), last] += scores
     return rewards
 
 
 def gae(values: Tensor, rewards: Tensor, mask: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
-    """Generalised advantage estimation (arXiv:1506.02438, eq. 16), computed from the last token backwards.
+    """Estimate advantages by GAE (arXiv:1506.02438, eq. 16), from the last token backwards.
 
     Args:
         values: value of the state before each response token, ``[B, R]``.
@@ -70,16 +72,16 @@ def gae(values: Tensor, rewards: Tensor, mask: Tensor, gamma: float, lam: float)
     Returns:
         ``advantages`` and ``returns`` (= advantages + values), each ``[B, R]`` and 0 outside the mask.
     """
-    values, rewards = masked(values, mask), masked(rewards, mask)
-    advantage = torch.zeros_like(values[:, 0])
-    next_value = torch.zeros_like(values[:, 0])
+    values, rewards = masked(values, mask), masked(rewards, mask)  # [B, R]
+    advantage = torch.zeros_like(values[:, 0])  # [B], A_t+1
+    next_value = torch.zeros_like(values[:, 0])  # [B], V_t+1: 0 after the last token
     columns: list[Tensor] = []
     for position in reversed(range(values.shape[1])):
-        delta = rewards[:, position] + gamma * next_value - values[:, position]
-        advantage = (delta + gamma * lam * advantage) * mask[:, position]
+        delta = rewards[:, position] + gamma * next_value - values[:, position]  # [B], δ_t
+        advantage = (delta + gamma * lam * advantage) * mask[:, position]  # [B], A_t; stays 0 until the last token
         next_value = values[:, position]
         columns.append(advantage)
-    advantages = torch.stack(columns[::-1], dim=1)
+    advantages = torch.stack(columns[::-1], dim=1)  # [B, R]
     return advantages, advantages + values
 
 
@@ -99,14 +101,14 @@ class PolicyLoss(NamedTuple):
 def policy_loss(
     logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, cliprange: float
 ) -> PolicyLoss:
-    """The clipped surrogate objective (arXiv:1707.06347, eq. 7), negated. All inputs ``[B, R]``."""
-    log_ratio = masked(logprobs - old_logprobs, mask)
-    advantages = masked(advantages, mask)
-    ratio = log_ratio.exp()
-    plain = -advantages * ratio
-    clipped = -advantages * ratio.clamp(1.0 - cliprange, 1.0 + cliprange)
+    """Compute the clipped surrogate objective (arXiv:1707.06347, eq. 7), negated. All inputs ``[B, R]``."""
+    log_ratio = masked(logprobs - old_logprobs, mask)  # [B, R]
+    advantages = masked(advantages, mask)  # [B, R]
+    ratio = log_ratio.exp()  # [B, R], new over old probability
+    plain = -advantages * ratio  # [B, R]
+    clipped = -advantages * ratio.clamp(1.0 - cliprange, 1.0 + cliprange)  # [B, R]
     return PolicyLoss(
-        loss=torch.maximum(plain, clipped).sum(),  # 0 where the advantage is
+        loss=torch.maximum(plain, clipped).sum(),  # the larger loss is the smaller objective; 0 on padding
         clipped=(clipped > plain).sum(),
         ratio=(ratio * mask).sum(),
         approxkl=(0.5 * log_ratio.pow(2)).sum(),
@@ -122,11 +124,11 @@ class ValueLoss(NamedTuple):
 
 
 def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, cliprange_value: float) -> ValueLoss:
-    """½ max of plain and clipped squared error, the clip around the values of the rollout. All inputs ``[B, R]``."""
-    values, old_values, returns = masked(values, mask), masked(old_values, mask), masked(returns, mask)
-    clipped_values = torch.clamp(values, old_values - cliprange_value, old_values + cliprange_value)
-    plain = (values - returns).pow(2)
-    clipped = (clipped_values - returns).pow(2)
+    """Compute ½ max of plain and clipped squared error, the clip around the rollout's values. Inputs ``[B, R]``."""
+    values, old_values, returns = masked(values, mask), masked(old_values, mask), masked(returns, mask)  # [B, R]
+    clipped_values = torch.clamp(values, old_values - cliprange_value, old_values + cliprange_value)  # [B, R]
+    plain = (values - returns).pow(2)  # [B, R]
+    clipped = (clipped_values - returns).pow(2)  # [B, R]
     return ValueLoss(
         loss=0.5 * torch.maximum(plain, clipped).sum(),
         clipped=(clipped > plain).sum(),
@@ -135,7 +137,7 @@ def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor
 
 @dataclass(frozen=True)
 class Moments:
-    """Count, mean and sum of squared deviations of numbers seen so far; plain numbers, as they are saved."""
+    """Count, mean and sum of squared deviations of all numbers so far; plain numbers, as they are saved."""
 
     count: float = 0.0
     mean: float = 0.0
@@ -147,7 +149,7 @@ class Moments:
         return math.sqrt(self.m2 / (self.count - 1)) if self.count > 1 else 0.0
 
     def merge(self, other: "Moments") -> "Moments":
-        """Those of both sets of numbers (Chan, Golub & LeVeque, Updating formulae, Stanford STAN-CS-79-773, 1979)."""
+        """Combine the moments of two sets of numbers (Chan, Golub & LeVeque, Stanford STAN-CS-79-773, 1979)."""
         count = self.count + other.count
         if not count:
             return self
@@ -160,7 +162,7 @@ class Moments:
 
 
 def normalise(scores: Tensor, moments: Moments, epsilon: float = 1e-4) -> Tensor:
-    """``(scores − mean) / (std + ε)``, ``[B]``; ε keeps the rounding of equal scores from looking like an opinion."""
+    """Compute ``(scores − mean) / (std + ε)``, ``[B]``; ε keeps rounding of equal scores from becoming a signal."""
     return (scores - moments.mean) / (moments.std + epsilon)
 
 
@@ -169,7 +171,7 @@ class KLController:
 
     Args:
         coef: initial coefficient.
-        target: KL per response aimed at, or None to keep the coefficient fixed.
+        target: desired KL per response, or None to keep the coefficient fixed.
         horizon: responses over which it adapts.
     """
 
@@ -179,7 +181,11 @@ class KLController:
         self.horizon = horizon
 
     def update(self, kl: float, responses: int) -> None:
-        """Take in the mean KL per response of ``responses`` new responses."""
-        if self.target is not None:
-            error = min(max(kl / self.target - 1.0, -0.2), 0.2)
-            self.coef *= 1.0 + error * responses / self.horizon
+        """Move the coefficient, given the mean KL per response of ``responses`` new responses.
+
+        Proportional control in log space, the relative error clipped to ± 0.2.
+        """
+        if self.target is None:
+            return
+        error = min(max(kl / self.target - 1.0, -0.2), 0.2)
+        self.coef *= 1.0 + error * responses / self.horizon

@@ -1,4 +1,4 @@
-"""Whether the sampler draws from the policy that is trained.
+"""Check that the sampler draws from the policy that is trained.
 
 The sampler's log-probabilities come from a pass of its own: with a cache, the adapter merged into the weights, rows
 dropped as they end, or another program's kernels. The learner's come from the pass that the update is compared with.
@@ -15,7 +15,7 @@ from .sampling import Responses
 from .shared_base import SharedBase
 
 _BOUNDS = {32: 1e-2, 16: 0.5}
-"""Nats that rounding explains, by the bits of what is computed in."""
+"""Largest difference in nats that rounding explains, by bits of the dtype."""
 
 
 class SamplerCheck:
@@ -38,7 +38,7 @@ class SamplerCheck:
         self._noticed = False
 
     def __call__(self, step: int, responses: Responses, rollout: Rollout) -> dict[str, float]:
-        """Metrics of a step; collective.
+        """Compute the metrics of a step (a collective).
 
         Args:
             step: PPO steps done; named in the notice, which comes once.
@@ -48,7 +48,7 @@ class SamplerCheck:
         sampler = torch.nn.utils.rnn.pad_sequence(
             [torch.tensor(row, dtype=torch.float64) for row in responses.logprobs], batch_first=True
         ).to(rollout.mask.device)  # [B, R]
-        learner = rollout.old.logprobs.double()
+        learner = rollout.old.logprobs.double()  # [B, R]
         divergence = losses.masked(losses.kl_per_token(sampler, learner, "k3"), rollout.mask).sum()
         total, count = self._session.reduce(torch.stack([divergence, rollout.mask.sum().double()])).tolist()
         apart = losses.masked(sampler - learner, rollout.mask).abs().max()

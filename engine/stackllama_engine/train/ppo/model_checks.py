@@ -1,4 +1,4 @@
-"""What PPO takes for granted about a model, measured once at load against the model's own forward pass.
+"""Checks of PPO's assumptions about a model, measured once at load against the model's own forward pass.
 
 - Its logits are its output head times the hidden states of its trunk, which is how :class:`.shared_base.SharedBase`
   computes every log-probability. Models that scale or cap their logits in between are refused.
@@ -39,26 +39,27 @@ _EXACT, _ROUNDED, _QUANTISED = 1e-3, 0.05, 0.1
 """Largest difference that passes for rounding, in nats per token: in float32, in 16 bits, and with inputs rounded to
 8 bits, whose outliers depend on the batch."""
 _SAME = 0.01
-"""Of these limits for the head, where both sides do the same arithmetic; a cap that small logits hardly feel shows."""
+"""Factor on these limits for the head, where both sides do the same arithmetic, so that even a cap shows that hardly
+changes small logits."""
 
 Row = tuple[list[int], list[int]]
 """Prompt and response."""
 
 
 class Difference(NamedTuple):
-    """Of one way to compute log-probabilities from the model's own."""
+    """Difference of one way to compute log-probabilities from the model's own."""
 
     nats: float
     """Per token; infinite where something is not finite."""
     error: str = ""
-    """What the model raised instead of an answer."""
+    """Error that the model raised instead."""
 
     def __str__(self) -> str:
         return f"fails ({self.error})" if self.error else f"is off by {self.nats:.2g} nats per token"
 
 
 def check_policy(recipe: PPORecipe, base: SharedBase, tokenizer: "PreTrainedTokenizerBase", reporter: Reporter) -> None:
-    """Measure the policy; turn off the shortcuts of sampling that do not agree, and tell the reporter.
+    """Measure the policy; turn off the shortcuts of sampling that do not agree, and report it.
 
     Raises:
         StageError: PPO cannot compute this model's log-probabilities.
@@ -79,9 +80,9 @@ def _check_head(recipe: PPORecipe, base: SharedBase, rows: Sequence[Row], own: S
     difference = _measure(own, lambda: [_alone(base, [*prompt, *response]) for prompt, response in rows])
     if difference.nats > limit:
         raise StageError(
-            f"`model_name_or_path={recipe.model_name_or_path}`: {_kind(base)} makes its logits by more than its output "
-            f"head, and PPO, which multiplies hidden states with the head, {difference}; use a model that neither "
-            "scales nor caps its logits, such as Llama, Mistral or Qwen."
+            f"`model_name_or_path={recipe.model_name_or_path}`: {_kind(base)} computes its logits not from its "
+            f"output head alone, and PPO, which multiplies hidden states with the head, {difference}; use a model "
+            "that neither scales nor caps its logits, such as Llama, Mistral or Qwen."
         )
 
 
@@ -103,63 +104,69 @@ def _choose_decoding(
     """Set ``base.decoding`` to the fastest mode that agrees."""
     if (merging := _measure(own, lambda: _inside_sampling(base, groups))).nats > limit:
         base.decoding = replace(base.decoding, merge=False)
-        reporter.health(f"sampling with the adapter merged into {_kind(base)} {merging}: it stays unmerged, slower")
-    told: list[str] = []
+        reporter.health(
+            f"sampling with the adapter merged into {_kind(base)} {merging}: it stays unmerged, which is slower"
+        )
+    failures: list[str] = []
     for changes, loss in (
         ({}, ""),
         ({"drop_rows": False}, "finished rows stay in the batch"),
-        ({"cache": False}, "every token reads the whole text, much slower"),
+        ({"cache": False}, "the whole text is read again for every token, which is much slower"),
     ):
         base.decoding = replace(base.decoding, **{"drop_rows": True, "cache": True, **changes})
         difference = _measure(own, lambda: _decoded(base, groups, pad))
         if difference.nats <= limit:
-            if told:
-                reporter.health(f"{'; '.join(told)}: {loss}")
+            if failures:
+                reporter.health(f"{'; '.join(failures)}: {loss}")
             return
-        told.append(
-            f"sampling from {_kind(base)} with a cache{'' if told else ' and without finished rows'} {difference}"
+        failures.append(
+            f"sampling from {_kind(base)} with a cache{'' if failures else ' and without finished rows'} {difference}"
         )
-    raise StageError(f"{told[-1]}, and so it does without a cache; use another model.")
+    raise StageError(f"{failures[-1]}, and so it does without a cache; use another model.")
 
 
 def _measure(own: Sequence[Tensor], compute: Callable[[], Sequence[Tensor]]) -> Difference:
-    """The difference of some log-probabilities from a model's own, ``[T, V]`` per row.
+    """Measure the difference of some log-probabilities from a model's own, ``[T, V]`` per row.
 
-    What the model raises is the answer to the question whether it can do this, and is told; only a lack of memory is
-    none.
+    What the model raises means that it cannot do this, and becomes the result; only a lack of memory is raised.
     """
     try:
-        found = compute()
+        others = compute()
     except Exception as error:
         if memory_that_ran_out(error) is not None:
             raise
         return Difference(float("inf"), f"{type(error).__name__}: {str(error).strip().splitlines()[0][:120]}")
-    nats = max(float(difference(one, other)) for one, other in zip(own, found, strict=True))
+    nats = max(float(difference(one, other)) for one, other in zip(own, others, strict=True))
     return Difference(nats if nats == nats else float("inf"))
 
 
 def difference(own: Tensor, other: Tensor) -> Tensor:
-    """Mean over positions of Σ p · |Δ log p|, a scalar; log-probabilities ``[T, V]``, ``p`` those of ``own``."""
+    """Compute the mean over positions of Σ p · |Δ log p|, a scalar.
+
+    Args:
+        own: log-probabilities, ``[T, V]``; ``p`` are theirs.
+        other: log-probabilities, ``[T, V]``.
+    """
     likely = own.exp()
     return torch.where(likely > 0, likely * (own - other).abs(), 0).sum(-1).mean()
 
 
 def _own(base: SharedBase, ids: list[int]) -> Tensor:
-    """The model's own log-probabilities of a row alone, over the temperature; ``[T, V]``."""
+    """Compute the model's own log-probabilities of a row alone, over the temperature; ``[T, V]``."""
     with base.autocast():
         logits = base.model(input_ids=torch.tensor([ids], device=base.device), use_cache=False).logits[0]
     return torch.log_softmax(logits.float() / base.temperature, -1)
 
 
 def _alone(base: SharedBase, ids: list[int]) -> Tensor:
-    """PPO's log-probabilities of a row alone, ``[T, V]``."""
+    """Compute PPO's log-probabilities of a row alone, ``[T, V]``."""
     positions = torch.arange(len(ids), device=base.device).unsqueeze(0)
     hidden = base.hidden(torch.tensor([ids], device=base.device), None, positions)
     return torch.log_softmax(base.logits(hidden)[0], -1)
 
 
 def _together(base: SharedBase, rows: Sequence[Row]) -> list[Tensor]:
-    """PPO's log-probabilities, prompts padded on the left and responses on the right; ``[T, V]`` per row."""
+    """Compute PPO's log-probabilities, prompts padded on the left and responses on the right; ``[T, V]`` per row."""
     left, right = (max(len(row[side]) for row in rows) for side in (0, 1))
     ids = torch.zeros(len(rows), left + right, dtype=torch.int64, device=base.device)
     mask = torch.zeros_like(ids)
@@ -172,13 +179,13 @@ def _together(base: SharedBase, rows: Sequence[Row]) -> list[Tensor]:
 
 
 def _inside_sampling(base: SharedBase, groups: Sequence[Sequence[Row]]) -> list[Tensor]:
-    """PPO's log-probabilities of each row alone, as the policy is while it is sampled."""
+    """Compute PPO's log-probabilities of each row alone, as the policy is while it is sampled."""
     with base.sampling():
         return [_alone(base, [*prompt, *response]) for group in groups for prompt, response in group]
 
 
 def _decoded(base: SharedBase, groups: Sequence[Sequence[Row]], pad: int) -> list[Tensor]:
-    """Log-probabilities while the given responses are decoded token by token; prompts as they were read."""
+    """Compute log-probabilities while the given responses are decoded token by token."""
     with base.sampling():
         return [logprobs for group in groups for logprobs in _decoded_together(base, group, pad)]
 
@@ -187,18 +194,18 @@ def _decoded_together(base: SharedBase, rows: Sequence[Row], pad: int) -> list[T
     longest = max(len(response) for _, response in rows)
     decoder = Decoder(base, [prompt for prompt, _ in rows], longest, pad)
     hidden, alive = decoder.prefill(), list(range(len(rows)))
-    found = [list(hidden[index, -len(prompt) :].unbind()) for index, (prompt, _) in enumerate(rows)]
+    states = [list(hidden[index, -len(prompt) :].unbind()) for index, (prompt, _) in enumerate(rows)]
     for position in range(longest):
-        keep = [place for place, index in enumerate(alive) if len(rows[index][1]) > position]
+        keep = [row for row, index in enumerate(alive) if len(rows[index][1]) > position]
         if len(keep) < len(alive) and decoder.drops_rows:
             decoder.keep(torch.tensor(keep, device=base.device))
-            alive = [alive[place] for place in keep]
+            alive = [alive[row] for row in keep]
         tokens = [(rows[index][1] + [pad] * longest)[position] for index in alive]
         hidden = decoder.step(torch.tensor(tokens, device=base.device))
-        for place, index in enumerate(alive):
+        for row, index in enumerate(alive):
             if position < len(rows[index][1]):
-                found[index].append(hidden[place, -1])
-    return [torch.log_softmax(base.logits(torch.stack(states)), -1) for states in found]
+                states[index].append(hidden[row, -1])
+    return [torch.log_softmax(base.logits(torch.stack(row)), -1) for row in states]
 
 
 def _rows(tokenizer: "PreTrainedTokenizerBase") -> list[Row]:
@@ -216,7 +223,7 @@ def _limit(recipe: PPORecipe, base: SharedBase) -> float:
 
 @contextmanager
 def _moved_adapter(base: SharedBase) -> Iterator[None]:
-    """Inside, the policy's adapter is not the identity that it begins as; afterwards it is what it was, bit for bit."""
+    """Move the policy's adapter away from the identity that it begins as; restore it afterwards, bit for bit."""
     generator = torch.Generator().manual_seed(0)  # global random numbers are the run's
     weights = [parameter for name, parameter in base.model.named_parameters() if f".{POLICY}." in name]
     before = [weight.detach().clone() for weight in weights]

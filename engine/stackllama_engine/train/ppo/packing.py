@@ -1,4 +1,7 @@
-"""Rows of like length together, so that little of a batch is padding, and no wider than their own longest."""
+"""Micro-batches of rows of like length, cut to their own longest, so that little of them is padding.
+
+Shapes: ``B`` responses of a rollout, ``b`` of a micro-batch, ``P`` longest prompt, ``R`` longest response.
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -7,17 +10,17 @@ import torch
 from torch import Tensor
 
 
-def longest_first(indices: Iterable[int], length: Callable[[int], int], size: int) -> Iterator[list[int]]:
-    """At most ``size`` indices at a time; of equally long ones those that came first.
+def longest_first(indices: Iterable[int], length: Callable[[int], int], micro_batch_size: int) -> Iterator[list[int]]:
+    """Yield at most ``micro_batch_size`` indices at a time, longest rows first; equally long ones keep their order.
 
     Args:
         indices: of rows.
         length: tokens of the row at an index.
-        size: of a batch.
+        micro_batch_size: rows per micro-batch.
     """
     order = sorted(indices, key=lambda index: -length(index))
-    for start in range(0, len(order), size):
-        yield order[start : start + size]
+    for start in range(0, len(order), micro_batch_size):
+        yield order[start : start + micro_batch_size]
 
 
 class PackedBatch(NamedTuple):
@@ -32,13 +35,18 @@ class PackedBatch(NamedTuple):
     padded: bool = True
     """Whether any of them is shorter; without, no mask is needed."""
 
-    def of(self, columns: Tensor) -> Tensor:
-        """Their part of something per response token, ``[B, R]`` → ``[b, response]``."""
-        return columns[self.indices, : self.response]
+    def select_response(self, values: Tensor) -> Tensor:
+        """Select their part of values per response token, ``[B, R]`` → ``[b, response]``."""
+        return values[self.indices, : self.response]
 
-    def texts(self, tokens: Tensor, responses: int) -> Tensor:
-        """Their part of token ids or attention mask, ``[B, P + R]`` → ``[b, prompt + response]``; ``responses``: R."""
-        split = tokens.shape[1] - responses
+    def select_tokens(self, tokens: Tensor, responses: int) -> Tensor:
+        """Select their part of token ids or attention mask, ``[B, P + R]`` → ``[b, prompt + response]``.
+
+        Args:
+            tokens: prompts end, and responses begin, at the same column in every row.
+            responses: ``R``.
+        """
+        split = tokens.shape[1] - responses  # P
         return tokens[self.indices, split - self.prompt : split + self.response]
 
 
@@ -53,13 +61,18 @@ class Lengths:
     def __init__(self, prompts: Sequence[int], responses: Sequence[int]) -> None:
         self._prompts, self._responses = prompts, responses
 
-    def packed(self, indices: Sequence[int], size: int, device: torch.device) -> Iterator[PackedBatch]:
-        """``size`` rows at a time, longest first, so that rows of one pack are about as long.
+    def packed(self, indices: Sequence[int], micro_batch_size: int, device: torch.device) -> Iterator[PackedBatch]:
+        """Yield ``micro_batch_size`` rows at a time, longest first, so that rows of one batch are about as long.
 
-        What belongs to which pack follows from indices and lengths alone: two passes over the same indices see the same
-        packs, and so the same numbers bit for bit.
+        What belongs to which batch follows from indices and lengths alone: two passes over the same indices see the
+        same batches, and so the same numbers bit for bit.
         """
-        for pack in longest_first(indices, lambda index: self._prompts[index] + self._responses[index], size):
-            prompts, responses = ([lengths[index] for index in pack] for lengths in (self._prompts, self._responses))
+
+        def length(index: int) -> int:
+            return self._prompts[index] + self._responses[index]
+
+        for batch in longest_first(indices, length, micro_batch_size):
+            prompts = [self._prompts[index] for index in batch]
+            responses = [self._responses[index] for index in batch]
             padded = len({*prompts}) > 1 or len({*responses}) > 1
-            yield PackedBatch(torch.tensor(pack, device=device), max(prompts), max(responses), padded)
+            yield PackedBatch(torch.tensor(batch, device=device), max(prompts), max(responses), padded)

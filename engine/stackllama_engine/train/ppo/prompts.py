@@ -1,6 +1,6 @@
-"""The questions that PPO answers, in an order that depends on the seed and the step alone."""
+"""Prompts of PPO, in an order that depends on the seed and the step alone."""
 
-from array import array  # 4 bytes a token; a list of ints takes 36
+from array import array  # 4 bytes per token; a list of ints takes 36
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -42,7 +42,7 @@ class Prompts:
         return len(self._prompts)
 
     def at(self, position: int) -> Prompt:
-        """The prompt at a position of the endless sequence of shuffled passes."""
+        """Return the prompt at a position of the endless sequence of shuffled passes."""
         epoch, index = divmod(position, len(self._prompts))
         if epoch != self._epoch:
             generator = torch.Generator().manual_seed(self._seed * 1_000_003 + epoch)
@@ -53,33 +53,33 @@ class Prompts:
 def load_prompts(
     recipe: PPORecipe, split: str, limit: int | None, tokenizer: "PreTrainedTokenizerBase", reporter: Reporter
 ) -> list[Prompt]:
-    """The distinct questions of a split whose prompt is shorter than ``max_prompt_length``.
+    """Load the distinct questions of a split whose prompt is shorter than ``max_prompt_length``.
 
     Raises:
         DataError: there is none.
     """
-    kept: list[Prompt] = []
+    prompts: list[Prompt] = []
     too_long = 0
     for question in _questions(recipe, split):
         ids = encode_prompt(tokenizer, question)
         if len(ids) >= recipe.max_prompt_length:
             too_long += 1
             continue
-        kept.append(Prompt(question, array("I", ids)))
-        if len(kept) == limit:
+        prompts.append(Prompt(question, array("I", ids)))
+        if len(prompts) == limit:
             break
     if too_long:
-        reporter.health(f"{too_long} prompts of {split} dropped: {recipe.max_prompt_length} tokens or more")
-    if not kept:
+        reporter.health(f"{too_long} prompts of {split} dropped: they have {recipe.max_prompt_length} tokens or more")
+    if not prompts:
         raise DataError(
-            f"{recipe.dataset_name}: no question of split `{split}` is shorter than `max_prompt_length: "
+            f"{recipe.dataset_name}: no prompt of split `{split}` is shorter than `max_prompt_length: "
             f"{recipe.max_prompt_length}` tokens; raise it."
         )
-    return kept
+    return prompts
 
 
 def report_prompts(recipe: PPORecipe, training: list[Prompt], held_out: list[Prompt], reporter: Reporter) -> None:
-    """Say how prompts are made of the source's columns, and whether held-out ones are trained on."""
+    """Report how prompts are made of the source's columns, and whether held-out ones are trained on."""
     report_columns(recipe, ("question",), reporter)
     trained = {prompt.question for prompt in training}
     shared = sum(prompt.question in trained for prompt in held_out)

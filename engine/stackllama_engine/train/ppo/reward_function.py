@@ -1,13 +1,13 @@
-"""A reward that is a Python function of the user's: found, called with texts, and never believed without a look.
+"""The user's reward function: imported, called with texts, its results checked.
 
-The function is called with two keywords, lists of equal length, once a rollout (and evaluation) and process::
+The function is called with two keywords, lists of equal length, once per rollout or evaluation and process::
 
     def politeness(*, questions: list[str], responses: list[str]) -> list[float]:
         return [float("please" in response) for response in responses]
 
-and gives one finite number each, in their order, or None for a response that it has no opinion of. What may pass by
-itself, such as a service that does not answer, is asked again a few times before the run ends. Its module is imported
-from the directory that the launch found it in (``reward_fn_path``), else from what is installed.
+and returns one finite number each, in their order, or None for a response that it abstains from. After an error that
+may pass, such as a service that does not answer, it is called again a few times before the run ends. Its module is
+imported from the directory that the launch found it in (``reward_fn_path``), else from what is installed.
 """
 
 import importlib
@@ -25,7 +25,7 @@ from ...contract.recipe import FUNCTION
 
 _MOST_SHOWN = 80
 _WAITS = (1.0, 5.0, 25.0)
-"""Seconds before the function is asked again, after its first, second and third failure."""
+"""Seconds before the function is called again, after its first, second and third failure."""
 _MISTAKES = (
     ArithmeticError,
     AssertionError,
@@ -38,7 +38,7 @@ _MISTAKES = (
 )
 """Errors of the code itself: the same call would raise them again."""
 _LARGEST = 3.4028234663852886e38
-"""Of float32, in which scores are kept."""
+"""Largest float32, the dtype of scores."""
 
 
 class RewardFunction:
@@ -47,7 +47,7 @@ class RewardFunction:
     Args:
         reference: ``package.module:function``.
         directory: where its module lies; None: among the installed packages.
-        notice: told about each failure after which the function is asked again.
+        notice: gets each failure after which the function is called again.
         wait: sleeps some seconds before that.
 
     Raises:
@@ -71,7 +71,7 @@ class RewardFunction:
             raise StageError(f"{self._what}: {_place(module)} has no function `{named['name']}`.")
 
     def __call__(self, questions: Sequence[str], responses: Sequence[str]) -> list[float]:
-        """One finite number a response; NaN where the function gave None.
+        """Compute one finite number per response; NaN where the function returned None.
 
         Raises:
             StageError: it raised, again and again where that could pass, or gave something else; the text names the
@@ -86,13 +86,13 @@ class RewardFunction:
                 traceback.print_exc()  # into the log: where in the function it was
                 if seconds is None or isinstance(error, (*_MISTAKES, SystemExit)):
                     raise self._failed(error, questions, responses) from error
-                self._notice(f"{self._what} raised {_told(error)}; asking again in {seconds:g} s")
+                self._notice(f"{self._what} raised {_described(error)}; calling again in {seconds:g} s")
                 self._wait(seconds)
         if values is None:
-            raise StageError(f"{self._what} gave no list of numbers, one a response.")
+            raise StageError(f"{self._what} must return a list of numbers, one per response.")
         if len(values) != len(responses):
             missing = "" if len(values) > len(responses) else f" Without one: {_shown(responses, len(values))}."
-            raise StageError(f"{self._what} gave {len(values)} numbers for {len(responses)} responses.{missing}")
+            raise StageError(f"{self._what} returned {len(values)} numbers for {len(responses)} responses.{missing}")
         return [self._number(value, responses, index) for index, value in enumerate(values)]
 
     def _number(self, value: Any, responses: Sequence[str], index: int) -> float:
@@ -104,18 +104,18 @@ class RewardFunction:
             number = math.nan
         if not abs(number) <= _LARGEST:
             kind = _line(value) if isinstance(value, int | float | str) else f"a {type(value).__name__}"
-            raise StageError(f"{self._what} gave {kind}, which is no finite number, for {_shown(responses, index)}.")
+            raise StageError(f"{self._what} returned {kind}, not a finite number, for {_shown(responses, index)}.")
         return number
 
     def _failed(self, error: BaseException, questions: Sequence[str], responses: Sequence[str]) -> StageError:
-        """The error with the first response that raises one by itself."""
+        """Return the error with the first response that raises one by itself."""
         for index, (question, response) in enumerate(zip(questions, responses, strict=True)):
             try:
                 self._function(questions=[question], responses=[response])
             except (Exception, SystemExit) as alone:  # noqa: BLE001 - as above
-                return StageError(f"{self._what} raised {_told(alone)}, for {_shown(responses, index)}.")
+                return StageError(f"{self._what} raised {_described(alone)}, for {_shown(responses, index)}.")
         several = f"{len(responses)} responses together, and for none alone; the first is {_shown(responses, 0)}"
-        return StageError(f"{self._what} raised {_told(error)}, for {several}.")
+        return StageError(f"{self._what} raised {_described(error)}, for {several}.")
 
     def _import(self, name: str, directory: str | None) -> Any:
         try:
@@ -123,18 +123,20 @@ class RewardFunction:
                 module = importlib.import_module(name)
         except (Exception, SystemExit) as error:
             traceback.print_exc()
-            raise StageError(f"{self._what}: importing `{name}` raised {_told(error)}; see the log.") from error
+            raise StageError(f"{self._what}: importing `{name}` raised {_described(error)}; see the log.") from error
         if directory and not Path(_place(module)).is_relative_to(directory):
             raise StageError(
-                f"{self._what}: `{name}` is taken by {_place(module)}, of the stage; rename the one in {directory}."
+                f"{self._what}: `{name}` is already imported from {_place(module)}; rename the one in {directory}."
             )
         return module
 
 
 @contextmanager
 def _first_on_path(directory: str | None) -> Iterator[None]:
-    """A directory first where modules are looked for, and last afterwards: what lies beside the function can still be
-    imported, and stands in nobody's way."""
+    """Put a directory first on the module path, and last afterwards.
+
+    What lies beside the function can still be imported later, and shadows nothing.
+    """
     if directory is None:
         yield
         return
@@ -148,7 +150,7 @@ def _first_on_path(directory: str | None) -> Iterator[None]:
 
 
 def _as_list(values: Any) -> list[Any] | None:
-    """A list of what was returned; None for what is no sequence of things."""
+    """Convert what was returned into a list; None for what is not a sequence."""
     if isinstance(values, str | bytes | dict) or not hasattr(values, "__iter__"):
         return None
     if getattr(values, "ndim", 1) == 2 and values.shape[1] == 1:  # a model's logits, as they come
@@ -157,7 +159,7 @@ def _as_list(values: Any) -> list[Any] | None:
 
 
 def _place(module: Any) -> str:
-    """Where a module lies."""
+    """Return where a module lies."""
     file = getattr(module, "__file__", None)
     return str(file) if file else f"`{module.__name__}`"
 
@@ -166,13 +168,13 @@ def _shown(responses: Sequence[str], index: int) -> str:
     return f"response {index} ({_line(responses[index])!r})"
 
 
-def _told(error: BaseException) -> str:
+def _described(error: BaseException) -> str:
     message = _line(error)
     return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
 def _line(what: object) -> str:
-    """On one line, without control characters, and not too long."""
+    """Print a value on one line, without control characters, and shortened."""
     plain = "".join(letter if letter.isprintable() else " " for letter in str(what)[: 8 * _MOST_SHOWN])
     words = " ".join(plain.split())
     return words if len(words) <= _MOST_SHOWN else f"{words[: _MOST_SHOWN - 1]}…"

@@ -1,17 +1,18 @@
-"""2 score: everything that judges a response, each component kept apart, and their weighted sum.
+"""2 score: reward components of a response, each kept apart, and their weighted sum.
 
 score = ``reward_model_weight`` · reward model + ``reward_fn_weight`` · function
 − ``length_penalty`` · tokens beyond ``length_penalty_start`` − ``repetition_penalty`` · share of repeated n-grams.
 
-A function may abstain from a response: its component is then NaN, and left out of the sum. Where nothing else judges
-the response either, its score is the mean of those that were judged (:func:`fill_unjudged`), which speaks neither for
-it nor against it.
+A function may abstain from a response: its component is then NaN, and left out of the sum. Where there is no reward
+model either, the score is the mean of the other responses' (:func:`fill_abstained`), which favours it neither way.
 
 After the sum come normalisation and clipping (:class:`RewardScaling`), then the baseline and the penalty of a missing
 end (:func:`final_scores`).
 
-The reward model is the reward stage's adapter on the shared base, or a model of its own. It reads question and answer
-through text, in the template and encoding of its training.
+The reward model is the reward stage's adapter on the shared base, or a model of its own. It reads prompt and response
+as text, in the template and encoding of its training.
+
+Shapes: ``B`` responses, ``b`` of a micro-batch, ``T`` tokens of a text, ``H`` hidden width.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -53,13 +54,13 @@ class Unscored(StageError):
     """A rollout could not be scored; the policy is as sound as it was, and worth saving."""
 
 
-class Answer(NamedTuple):
-    """A response as the judge sees it."""
+class ResponseText(NamedTuple):
+    """A response as text, as reward model and function read it."""
 
     question: str
     text: str
     ended: bool
-    """Whether it ended with the end token."""
+    """True: it ended with the end token."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Scores:
     """The scores of a rollout on their way into the rewards, ``[B]`` each; all but the first in PPO's units."""
 
     raw: Tensor
-    """What the judges said."""
+    """The weighted sum of the components."""
     scaled: Tensor
     """After normalisation and clipping."""
     final: Tensor
@@ -81,7 +82,7 @@ class Rewards:
         recipe: the PPO recipe.
         base: where the reward model's adapter goes, when it belongs to the same base.
         tokenizer: the policy's.
-        reporter: told about a second model in memory.
+        reporter: gets a notice of a second model in memory.
 
     Raises:
         StageError: reward model or function cannot be had.
@@ -104,15 +105,16 @@ class Rewards:
             self._model.check_length(tokens, keys, reporter)
 
     def components(
-        self, answers: Sequence[Answer], responses: Sequence[Sequence[int]], size: int | None = None
+        self, texts: Sequence[ResponseText], responses: Sequence[Sequence[int]], micro_batch_size: int
     ) -> dict[str, Tensor]:
-        """Each component by its metric's name, float32 ``[B]``: the model's and the function's as they gave it, a
-        penalty as what is subtracted (so at most 0).
+        """Compute each component under its metric's name, float32 ``[B]``.
+
+        The model's and the function's are as they returned them, penalties at most 0.
 
         Args:
-            answers: responses as text, ``B`` of them.
+            texts: responses as text, ``B`` of them.
             responses: their tokens, the end token included.
-            size: answers that the reward model reads at once; None: the recipe's.
+            micro_batch_size: responses that the reward model reads at once.
 
         Raises:
             StageError: the function failed.
@@ -120,46 +122,53 @@ class Rewards:
         recipe = self._recipe
         components: dict[str, Tensor] = {}
         if self._model:
-            components[MODEL] = self._model(answers, size or recipe.local_rollout_forward_batch_size)
+            components[MODEL] = self._model(texts, micro_batch_size)
         if self._function:
             components[FUNCTION] = self._column(
-                self._function([a.question for a in answers], [a.text for a in answers])
+                self._function([response.question for response in texts], [response.text for response in texts])
             )
         if recipe.length_penalty:
             excess = [excess_length(len(ids), recipe.length_penalty_start) for ids in responses]
             components[LENGTH] = -recipe.length_penalty * self._column(excess)
         if recipe.repetition_penalty:
-            texts = [ids[:-1] if ids[-1] == self._eos else ids for ids in responses]
-            shares = [repeated_share(ids, recipe.repetition_n_grams) for ids in texts]
+            without_end = [ids[:-1] if ids[-1] == self._eos else ids for ids in responses]
+            shares = [repeated_share(ids, recipe.repetition_n_grams) for ids in without_end]
             components[REPETITION] = -recipe.repetition_penalty * self._column(shares)
         return components
 
-    def total(self, parts: Mapping[str, Tensor]) -> Tensor:
-        """The weighted sum of :meth:`components`, float32 ``[B]``; NaN where every judge abstained."""
+    def total(self, components: Mapping[str, Tensor]) -> Tensor:
+        """Compute the weighted sum of :meth:`components`, float32 ``[B]``; NaN where :func:`abstained`."""
         weights = {MODEL: self._recipe.reward_model_weight, FUNCTION: self._recipe.reward_fn_weight}
-        given = {name: values.nan_to_num(0) if name == FUNCTION else values for name, values in parts.items()}
-        total = torch.stack([weights.get(name, 1.0) * values for name, values in given.items()]).sum(0)
-        return total.masked_fill(unjudged(parts), torch.nan)
+        weighted = [
+            weights.get(name, 1.0) * (values.nan_to_num(0) if name == FUNCTION else values)  # an abstention adds 0
+            for name, values in components.items()
+        ]
+        return torch.stack(weighted).sum(0).masked_fill(abstained(components), torch.nan)  # [B]
 
     def _column(self, values: Sequence[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float32, device=self._device)
 
 
-def unjudged(parts: Mapping[str, Tensor]) -> Tensor:
-    """Responses that every judge abstained from, bool ``[B]``; a reward model abstains from none."""
-    abstained = parts[FUNCTION].isnan() if FUNCTION in parts else None
-    return torch.zeros_like(parts[MODEL], dtype=torch.bool) if abstained is None or MODEL in parts else abstained
+def abstained(components: Mapping[str, Tensor]) -> Tensor:
+    """Return which responses have no score, because the function abstained and there is no reward model; bool ``[B]``.
+
+    A reward model abstains from none.
+    """
+    if MODEL in components or FUNCTION not in components:
+        return torch.zeros_like(components[MODEL], dtype=torch.bool)
+    return components[FUNCTION].isnan()
 
 
-def fill_unjudged(scores: Tensor, without: Tensor, reduce: Callable[[Tensor], Tensor]) -> Tensor:
-    """Scores ``[B]`` with the mean of the judged responses of all ranks where there is none; NaN if there are none.
+def fill_abstained(scores: Tensor, missing: Tensor, reduce: Callable[[Tensor], Tensor]) -> Tensor:
+    """Fill missing scores with the mean of the others over all ranks; NaN if there are no others.
 
     Args:
-        without: those that nobody judged, bool ``[B]``.
+        scores: ``[B]``.
+        missing: which of them are missing, bool ``[B]``.
         reduce: sum over all ranks; every rank calls it.
     """
-    total, count = reduce(torch.stack([scores.masked_fill(without, 0).double().sum(), (~without).double().sum()]))
-    return torch.where(without, (total / count).to(scores.dtype), scores)
+    total, count = reduce(torch.stack([scores.masked_fill(missing, 0).double().sum(), (~missing).double().sum()]))
+    return torch.where(missing, (total / count).to(scores.dtype), scores)
 
 
 class RewardScaling:
@@ -167,9 +176,11 @@ class RewardScaling:
 
     Score reparameterisation of PPO-max (arXiv:2307.04964, section 5.3.1). What it remembers is the same on every rank.
 
+    Per rollout: :meth:`update`, then :meth:`scale`.
+
     Args:
-        normalise: divide by the running standard deviation after subtracting the running mean.
-        cliprange: clip to ± this afterwards, None: not.
+        normalise: subtract the running mean, then divide by the running standard deviation.
+        cliprange: clip to ± this afterwards; None: do not clip.
         reduce: sum over all ranks.
     """
 
@@ -179,46 +190,54 @@ class RewardScaling:
         self._cliprange = cliprange
         self._reduce = reduce
 
-    def __call__(self, scores: Tensor) -> tuple[Tensor, dict[str, float]]:
-        """Take in the total scores of a rollout, ``[B]``; every rank calls it.
+    def update(self, scores: Tensor) -> None:
+        """Merge the total scores of a rollout, ``[B]``, into the running statistics; collective."""
+        if self._normalise:
+            self.moments = self.moments.merge(self._moments(scores))
 
-        Returns:
-            the scores in their new units, ``[B]``, and metrics: the running mean and standard deviation, and the
-            fraction clipped; each only where it is in use.
+    def scale(self, scores: Tensor) -> Tensor:
+        """Normalise by the running statistics, then clip; ``[B]`` in and out."""
+        scores = self._normalised(scores)
+        return scores if self._cliprange is None else scores.clamp(-self._cliprange, self._cliprange)
+
+    def metrics(self, scores: Tensor) -> dict[str, float]:
+        """Return running mean and standard deviation, and the fraction of ``scores``, ``[B]``, that is clipped.
+
+        Each only where it is in use; collective.
         """
         metrics: dict[str, float] = {}
         if self._normalise:
-            self.moments = self.moments.merge(self._moments(scores))
-            scores = losses.normalise(scores, self.moments)
             metrics |= {"objective/score_mean": self.moments.mean, "objective/score_std": self.moments.std}
         if self._cliprange is not None:
-            outside = (scores.abs() > self._cliprange).double().sum()
+            outside = (self._normalised(scores).abs() > self._cliprange).double().sum()
             clipped, count = self._reduce(torch.stack([outside, torch.full_like(outside, len(scores))])).tolist()
             metrics["objective/score_clipfrac"] = clipped / count
-            scores = scores.clamp(-self._cliprange, self._cliprange)
-        return scores, metrics
+        return metrics
+
+    def _normalised(self, scores: Tensor) -> Tensor:
+        return losses.normalise(scores, self.moments) if self._normalise else scores
 
     def _moments(self, scores: Tensor) -> Moments:
-        """Of the scores of all ranks; float64, so that the number of ranks makes no difference worth the name."""
-        scores = scores.double()
+        """Compute those of all ranks, in float64, so that the number of ranks makes no measurable difference."""
+        scores = scores.double()  # [B]
         count, total = self._reduce(torch.stack([torch.full_like(scores[0], len(scores)), scores.sum()])).tolist()
         mean = total / count
         return Moments(count, mean, float(self._reduce((scores - mean).pow(2).sum())))
 
 
-def final_scores(recipe: PPORecipe, scores: Tensor, answers: Sequence[Answer]) -> Tensor:
-    """Scores as PPO sees them: minus the baseline; those of responses that never ended penalised, or replaced.
+def final_scores(recipe: PPORecipe, scores: Tensor, texts: Sequence[ResponseText]) -> Tensor:
+    """Subtract the baseline; penalise or replace the scores of responses without an end token; ``[B]``.
 
     Args:
         scores: in the units of the recipe's reward scaling, ``[B]``.
-        answers: ``B`` of them.
+        texts: ``B`` of them.
     """
-    return with_ends(recipe, scores - recipe.reward_baseline, answers)
+    return with_ends(recipe, scores - recipe.reward_baseline, texts)
 
 
-def with_ends(recipe: PPORecipe, scores: Tensor, answers: Sequence[Answer]) -> Tensor:
-    """Scores ``[B]``, those of responses that never ended penalised, or replaced."""
-    ended = torch.tensor([answer.ended for answer in answers], device=scores.device)
+def with_ends(recipe: PPORecipe, scores: Tensor, texts: Sequence[ResponseText]) -> Tensor:
+    """Penalise or replace the scores, ``[B]``, of responses without an end token."""
+    ended = torch.tensor([response.ended for response in texts], device=scores.device)  # bool [B]
     scores = scores - recipe.eos_penalty * ~ended
     if recipe.missing_eos_reward is not None:
         scores = scores.masked_fill(~ended, recipe.missing_eos_reward)
@@ -226,7 +245,7 @@ def with_ends(recipe: PPORecipe, scores: Tensor, answers: Sequence[Answer]) -> T
 
 
 def excess_length(tokens: int, start: int) -> int:
-    """Tokens beyond ``start``; 0 for a response that is not longer.
+    """Count tokens beyond ``start``; 0 for a response that is not longer.
 
     Length and repetition are known ways of cheating a reward model: StackLLaMA's policy learned to repeat code fences
     (https://huggingface.co/blog/stackllama).
@@ -235,7 +254,7 @@ def excess_length(tokens: int, start: int) -> int:
 
 
 def repeated_share(ids: Sequence[int], n: int) -> float:
-    """Share of a response's n-grams that stand in it before: 1 − distinct-n (arXiv:1510.03055, section 5).
+    """Compute the share of a response's n-grams that occur in it before: 1 − distinct-n (arXiv:1510.03055, section 5).
 
     Args:
         ids: the response's tokens, without its end token.
@@ -251,7 +270,7 @@ def repeated_share(ids: Sequence[int], n: int) -> float:
 def load_scorer(
     recipe: PPORecipe, base: SharedBase, tokenizer: "PreTrainedTokenizerBase", reporter: Reporter
 ) -> "SharedScorer | SeparateScorer":
-    """The reward model of the recipe; on the shared base when it was trained on that base.
+    """Load the reward model of the recipe; on the shared base when it was trained on that base.
 
     Raises:
         StageError: it cannot be loaded, or has no score head.
@@ -280,18 +299,20 @@ class SharedScorer:
         self.head.weight = nn.Parameter(weight, requires_grad=False)
 
     def check_length(self, tokens: int, keys: str, reporter: Reporter) -> None:
-        """The policy's own check holds for this model, which is the policy's base."""
+        """Do nothing: the policy's own check holds for this model, which is the policy's base."""
 
     @torch.no_grad()
-    def __call__(self, answers: Sequence[Answer], size: int) -> Tensor:
-        """Scores, float32 ``[B]``; ``size`` answers at a time."""
-        scores = torch.empty(len(answers), device=self._base.device)
+    def __call__(self, texts: Sequence[ResponseText], micro_batch_size: int) -> Tensor:
+        """Compute scores, float32 ``[B]``."""
+        scores = torch.empty(len(texts), device=self._base.device)
+        device = self._base.device
         with self._base.adapter(REWARD):
-            for indices, input_ids, mask in _batches(self._tokenizer, answers, size, self._base.device):
-                hidden = self._base.hidden(input_ids, mask, (mask.cumsum(1) - 1).clamp(min=0))
-                last = last_token(input_ids, models.pad_id(self._tokenizer))
-                pooled = hidden[torch.arange(len(last), device=last.device), last]
-                scores[indices] = self.head(pooled.float()).squeeze(-1)
+            for indices, input_ids, mask in _micro_batches(self._tokenizer, texts, micro_batch_size, device):
+                # the score is the head's product with the hidden state of the last token
+                hidden = self._base.hidden(input_ids, mask, (mask.cumsum(1) - 1).clamp(min=0))  # [b, T, H]
+                last = last_token(input_ids, models.pad_id(self._tokenizer))  # [b]
+                pooled = hidden[torch.arange(len(last), device=device), last]  # [b, H]
+                scores[indices] = self.head(pooled.float()).squeeze(-1)  # [b]
         return scores
 
 
@@ -316,30 +337,38 @@ class SeparateScorer:
         limits.check_length(self.model, self._name, tokens, keys, reporter, "reward model")
 
     @torch.no_grad()
-    def __call__(self, answers: Sequence[Answer], size: int) -> Tensor:
-        """Scores, float32 ``[B]``; ``size`` answers at a time."""
-        scores = torch.empty(len(answers), device=self._device)
-        for indices, input_ids, mask in _batches(self._tokenizer, answers, size, self._device):
+    def __call__(self, texts: Sequence[ResponseText], micro_batch_size: int) -> Tensor:
+        """Compute scores, float32 ``[B]``."""
+        scores = torch.empty(len(texts), device=self._device)
+        for indices, input_ids, mask in _micro_batches(self._tokenizer, texts, micro_batch_size, self._device):
             if self._most is not None and input_ids.shape[1] > self._most:
                 raise StageError(
                     f"`reward_model_path={self._name}`: a text has {input_ids.shape[1]} of its tokens, and it takes "
                     f"{self._most}; lower `max_prompt_length` or `response_length`, or use another reward model."
                 )
-            scores[indices] = self.model(input_ids=input_ids, attention_mask=mask).logits.squeeze(-1).float()
+            scores[indices] = self.model(input_ids=input_ids, attention_mask=mask).logits.squeeze(-1).float()  # [b]
         return scores
 
 
 def last_token(input_ids: Tensor, pad: int) -> Tensor:
-    """Index of the rightmost token that is not padding, as transformers' sequence classification finds it. ``[B]``."""
-    positions = torch.arange(input_ids.shape[1], device=input_ids.device)
+    """Find the index of the rightmost token that is not padding, as transformers' sequence classification does.
+
+    Args:
+        input_ids: ``[b, T]``.
+        pad: id of the padding token.
+
+    Returns:
+        int64 ``[b]``.
+    """
+    positions = torch.arange(input_ids.shape[1], device=input_ids.device)  # [T]
     return (positions * (input_ids != pad)).argmax(1)
 
 
-def _encode(tokenizer: "PreTrainedTokenizerBase", answer: Answer) -> list[int]:
-    """Token ids of question and answer. A tokenizer without an end token (BERT's) wraps the text in its own."""
+def _encode(tokenizer: "PreTrainedTokenizerBase", response: ResponseText) -> list[int]:
+    """Encode prompt and response; a tokenizer without an end token (BERT's) wraps the text in its own."""
     if tokenizer.eos_token_id is not None:
-        return encode_text(tokenizer, *answer)
-    ids: Any = tokenizer(text(answer.question, answer.text.strip()), split_special_tokens=True)["input_ids"]
+        return encode_text(tokenizer, *response)
+    ids: Any = tokenizer(text(response.question, response.text.strip()), split_special_tokens=True)["input_ids"]
     return ids
 
 
@@ -347,20 +376,22 @@ def _load_separate(name: str, recipe: PPORecipe, device: torch.device) -> Any:
     path = Path(name)
     if not (path / "adapter_config.json").is_file():
         return models.load_plain(name, None, recipe.dtype, device, reward=True)
-    found = find_base(path)
-    base = models.load_plain(found.name, found.revision, recipe.dtype, device, reward=True, new_head=True)
+    source = find_base(path)
+    base = models.load_plain(source.name, source.revision, recipe.dtype, device, reward=True, new_head=True)
     score_weight(path)  # a reward adapter without its head would score at random
     return models.load_adapter(base, path).merge_and_unload()
 
 
-def _batches(
-    tokenizer: "PreTrainedTokenizerBase", answers: Sequence[Answer], size: int, device: torch.device
+def _micro_batches(
+    tokenizer: "PreTrainedTokenizerBase", texts: Sequence[ResponseText], micro_batch_size: int, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """The longest texts first, so that those of a batch are about as long: indices ``[b]`` of at most ``size`` answers,
-    their token ids and attention mask, padded on the right, ``[b, T]``."""
-    texts = [torch.tensor(_encode(tokenizer, answer)) for answer in answers]
-    for indices in longest_first(range(len(texts)), lambda index: len(texts[index]), size):
-        ids = [texts[index] for index in indices]
+    """Yield micro-batches, longest first: indices ``[b]``, token ids and attention mask ``[b, T]``.
+
+    Texts are padded on the right.
+    """
+    encoded = [torch.tensor(_encode(tokenizer, response)) for response in texts]
+    for indices in longest_first(range(len(encoded)), lambda index: len(encoded[index]), micro_batch_size):
+        ids = [encoded[index] for index in indices]
         mask = [torch.ones_like(row) for row in ids]
         yield (
             torch.tensor(indices, device=device),

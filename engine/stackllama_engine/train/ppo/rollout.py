@@ -1,6 +1,6 @@
-"""One rollout: what was sampled, everything computed from it before the update, and who does that on a rank.
+"""One rollout: what was sampled, everything computed from it before the update, and the worker that does it.
 
-Shapes: ``B`` responses, ``P`` longest prompt, ``R`` longest response.
+Shapes: ``B`` responses, ``P`` longest prompt, ``R`` longest response; ``b``, ``p`` and ``r`` of a micro-batch.
 """
 
 import math
@@ -23,7 +23,7 @@ from ..session import Session
 from . import losses
 from .packing import Lengths, PackedBatch
 from .prompts import Prompt
-from .rewards import PREFIX, Answer, Rewards, Unscored, fill_unjudged, unjudged, with_ends
+from .rewards import PREFIX, ResponseText, Rewards, Unscored, abstained, fill_abstained, with_ends
 from .sampling import Noise, Responses, sample
 from .shared_base import Outputs, SharedBase
 from .vllm_sampler import VllmSampler
@@ -37,7 +37,7 @@ Sampler = Callable[[Sequence[Sequence[int]], Sequence[Noise], int], Responses]
 
 @dataclass(frozen=True)
 class Rollout:
-    """Prompts padded on the left, responses on the right."""
+    """Prompts padded on the left, responses on the right, and everything computed from them before the update."""
 
     input_ids: Tensor
     """int64 ``[B, P + R]``."""
@@ -45,12 +45,12 @@ class Rollout:
     """int64 ``[B, P + R]``."""
     mask: Tensor
     """float32 ``[B, R]``: 1 on response tokens, the end token included."""
-    answers: list[Answer]
+    texts: list[ResponseText]
     """The responses as text, ``B`` of them."""
     old: Outputs
-    """The policy that sampled, float32 ``[B, R]`` each."""
+    """Outputs of the policy that sampled, float32 ``[B, R]`` each."""
     ref_logprobs: Tensor
-    """float32 ``[B, R]``."""
+    """Log-probabilities of the reference, float32 ``[B, R]``."""
     scores: Tensor
     """The weighted sum of the components, float32 ``[B]``."""
     components: dict[str, Tensor] = field(default_factory=dict)
@@ -63,33 +63,42 @@ class Rollout:
 
     @cached_property
     def lengths(self) -> Lengths:
-        """Of prompts and responses."""
+        """Lengths of prompts and responses."""
         return lengths_of(self.attention_mask, self.responses)
 
-    def cut(self, rows: PackedBatch) -> "Rollout":
-        """What the update reads of some rows, as wide as they are."""
-        ids, attention = (rows.texts(tokens, self.responses) for tokens in (self.input_ids, self.attention_mask))
-        old = Outputs(*(rows.of(column) for column in self.old))
-        return replace(self, input_ids=ids, attention_mask=attention, mask=rows.of(self.mask), old=old, answers=[])
+    def select(self, batch: PackedBatch) -> "Rollout":
+        """Select what the update reads of a micro-batch, as wide as its longest prompt and response."""
+        return replace(
+            self,
+            input_ids=batch.select_tokens(self.input_ids, self.responses),  # [b, p + r]
+            attention_mask=batch.select_tokens(self.attention_mask, self.responses),  # [b, p + r]
+            mask=batch.select_response(self.mask),  # [b, r]
+            old=Outputs(*(batch.select_response(column) for column in self.old)),  # [b, r] each
+            texts=[],
+        )
 
 
 @dataclass(frozen=True)
 class Advantages:
-    """What the update is made from, float32 ``[B, R]`` each."""
+    """Inputs of the update besides the rollout, float32 ``[B, R]`` each; see :func:`.algorithm.compute_advantages`."""
 
     kl: Tensor
     advantages: Tensor
     returns: Tensor
 
-    def cut(self, rows: PackedBatch) -> "Advantages":
-        """Those of some rows."""
-        return Advantages(rows.of(self.kl), rows.of(self.advantages), rows.of(self.returns))
+    def select(self, batch: PackedBatch) -> "Advantages":
+        """Select those of a micro-batch, ``[b, r]`` each."""
+        return Advantages(
+            kl=batch.select_response(self.kl),
+            advantages=batch.select_response(self.advantages),
+            returns=batch.select_response(self.returns),
+        )
 
 
 def pad_tokens(
     prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], pad: int, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Token ids ``[B, P + R]``, attention mask ``[B, P + R]`` and response mask ``[B, R]``."""
+    """Build token ids ``[B, P + R]``, attention mask ``[B, P + R]`` and response mask ``[B, R]``."""
     left, right = max(map(len, prompts)), max(map(len, responses))
     ids, attention, mask = [], [], []
     for prompt, response in zip(prompts, responses, strict=True):
@@ -105,10 +114,12 @@ def pad_tokens(
 
 
 def lengths_of(attention_mask: Tensor, responses: int) -> Lengths:
-    """Lengths from the attention mask ``[B, P + R]``."""
+    """Read lengths from the attention mask ``[B, P + R]``."""
     split = attention_mask.shape[1] - responses
-    prompts, answers = attention_mask[:, :split].sum(1), attention_mask[:, split:].sum(1)
-    return Lengths(*torch.stack([prompts, answers]).tolist())
+    prompt_lengths = attention_mask[:, :split].sum(1)  # [B]
+    response_lengths = attention_mask[:, split:].sum(1)  # [B]
+    lengths = torch.stack([prompt_lengths, response_lengths]).tolist()  # [2, B], one transfer from the device
+    return Lengths(prompts=lengths[0], responses=lengths[1])
 
 
 @torch.no_grad()
@@ -117,41 +128,51 @@ def policy_outputs(
     input_ids: Tensor,
     attention_mask: Tensor,
     responses: int,
-    size: int,
+    micro_batch_size: int,
     each_batch: Callable[[], None] = lambda: None,
     mini_batches: int = 1,
 ) -> Outputs:
-    """Outputs of the active adapter over the batch, ``size`` rows at a time; 0 beyond a pack's longest response.
+    """Compute outputs of the active adapter, one micro-batch at a time; 0 beyond a micro-batch's longest response.
 
-    With size and mini-batches of the update, its first epoch sees bit-for-bit the same log-probabilities.
+    With the update's micro-batch size and mini-batches, its first epoch sees bit-for-bit the same log-probabilities.
+
+    Args:
+        base: its active adapter reads.
+        input_ids: ``[B, P + R]``.
+        attention_mask: ``[B, P + R]``.
+        responses: ``R``.
+        micro_batch_size: responses per forward pass.
+        each_batch: called before each micro-batch; what it raises ends the pass.
+        mini_batches: number of consecutive parts that are cut into micro-batches separately.
     """
-    columns = [torch.zeros(len(input_ids), responses, device=input_ids.device) for _ in Outputs._fields]
+    columns = [torch.zeros(len(input_ids), responses, device=input_ids.device) for _ in Outputs._fields]  # [B, R] each
     lengths = lengths_of(attention_mask, responses)
     for indices in torch.arange(len(input_ids)).chunk(mini_batches):
-        for rows in lengths.packed(indices.tolist(), size, input_ids.device):
-            each_batch()  # what it raises ends the pass
-            ids, attention = rows.texts(input_ids, responses), rows.texts(attention_mask, responses)
-            part = base.outputs(ids, attention, rows.response, padded=rows.padded)
-            for column, values in zip(columns, part, strict=True):
-                column[rows.indices, : rows.response] = values
+        for batch in lengths.packed(indices.tolist(), micro_batch_size, input_ids.device):
+            each_batch()
+            ids = batch.select_tokens(input_ids, responses)  # [b, p + r]
+            attention = batch.select_tokens(attention_mask, responses)  # [b, p + r]
+            outputs = base.outputs(ids, attention, batch.response, padded=batch.padded)  # [b, r] each
+            for column, values in zip(columns, outputs, strict=True):
+                column[batch.indices, : batch.response] = values
     return Outputs(*columns)
 
 
 def sequence_sum(values: Tensor, mask: Tensor) -> Tensor:
-    """Sum over each response, ``[B]``."""
+    """Sum ``values``, ``[B, R]``, over the tokens of each response; ``[B]``."""
     return losses.masked(values, mask).sum(1)
 
 
 class RolloutWorker:
-    """Generates and scores rollouts on this rank. No collective but where it says so.
+    """Generates and scores rollouts on this rank, without collectives except where stated.
 
     Args:
         recipe: the PPO recipe.
-        session: asked between two pieces of work whether to break off; sums over all ranks.
+        session: tells between two pieces of work whether a stop waits; sums over all ranks.
         base: policy and reference.
         tokenizer: the policy's.
-        rewards: score a response.
-        batch_sizes: how many rows at once.
+        rewards: scores responses.
+        batch_sizes: micro-batch sizes.
     """
 
     def __init__(
@@ -173,7 +194,7 @@ class RolloutWorker:
         self._sample: Sampler = VllmSampler(recipe, session, base) if recipe.use_vllm else self._sample_here
 
     def respond(self, prompts: Sequence[Prompt], noise: Sequence[Noise], eos: int) -> Responses:
-        """1 sample: a response a prompt.
+        """1 sample: generate one response per prompt.
 
         Raises:
             LeftEarly: a stop waits.
@@ -184,7 +205,7 @@ class RolloutWorker:
     def respond_here(
         self, prompts: Sequence[Prompt], noise: Sequence[Noise], eos: int, acting: AbstractContextManager[None]
     ) -> Responses:
-        """As :meth:`respond` and never through vLLM: by whom ``acting`` makes active.
+        """Generate as :meth:`respond`, but never through vLLM, with the model that ``acting`` makes active.
 
         Raises:
             LeftEarly: a stop waits.
@@ -193,8 +214,8 @@ class RolloutWorker:
             return self._sample_here([prompt.ids for prompt in prompts], noise, eos)
 
     def _sample_here(self, prompts: Sequence[Sequence[int]], noise: Sequence[Noise], eos: int) -> Responses:
-        pad, size = models.pad_id(self._tokenizer), self._batch_sizes.forward
-        return sample(self._base, prompts, noise, eos, pad, self._leave, size)
+        pad, micro_batch_size = models.pad_id(self._tokenizer), self._batch_sizes.rollout_micro_batch_size
+        return sample(self._base, prompts, noise, eos, pad, self._leave, micro_batch_size)
 
     @torch.no_grad()
     def score(
@@ -203,66 +224,81 @@ class RolloutWorker:
         responses: Sequence[Sequence[int]],
         acting: AbstractContextManager[None] | None = None,
     ) -> Rollout:
-        """2 score and 3 reference, and the policy's own log-probabilities and values.
+        """2 score and 3 reference; the policy's own log-probabilities and values as well.
 
         Args:
             prompts: ``B`` of them.
             responses: one per prompt.
-            acting: makes active who sampled, where that was not the policy.
+            acting: context in which the model that sampled is active, where that was not the policy.
 
         Raises:
             LeftEarly: a stop waits.
             StageError: a function of the user's failed.
         """
-        pad, leave = models.pad_id(self._tokenizer), self._leave
-        ids, attention, mask = pad_tokens([p.ids for p in prompts], responses, pad, self._base.device)
-        answers = [self._answer(prompt.question, response) for prompt, response in zip(prompts, responses, strict=True)]
-        width, size = mask.shape[1], self._batch_sizes.forward
-        leave()
-        components = self._rewards.components(answers, responses, size)
+        pad = models.pad_id(self._tokenizer)
+        input_ids, attention_mask, mask = pad_tokens(
+            [prompt.ids for prompt in prompts], responses, pad, self._base.device
+        )  # [B, P + R], [B, P + R], [B, R]
+        width = mask.shape[1]  # R
+        texts = [self._decode(prompt.question, response) for prompt, response in zip(prompts, responses, strict=True)]
+        self._leave()
+        # score: the reward model reads the responses as text
+        micro_batch_size = self._batch_sizes.rollout_micro_batch_size
+        components = self._rewards.components(texts, responses, micro_batch_size)  # [B] each
+        # reference: log-probabilities without the policy's adapter
         with self._base.reference():
-            reference = policy_outputs(self._base, ids, attention, width, size, leave)
-        micro, minis = self._batch_sizes.micro, self._recipe.num_mini_batches
+            reference = policy_outputs(
+                self._base, input_ids, attention_mask, width, micro_batch_size, self._leave
+            )  # [B, R] each
+        # old: those of the policy that sampled, in the update's micro-batches, so that its first ratio is exactly 1
         with acting or nullcontext():
-            old = policy_outputs(self._base, ids, attention, width, micro, leave, minis)
+            old = policy_outputs(
+                self._base,
+                input_ids,
+                attention_mask,
+                width,
+                self._batch_sizes.micro_batch_size,
+                self._leave,
+                self._recipe.num_mini_batches,
+            )  # [B, R] each
         return Rollout(
-            input_ids=ids,
-            attention_mask=attention,
+            input_ids=input_ids,
+            attention_mask=attention_mask,
             mask=mask,
-            answers=answers,
+            texts=texts,
             old=old,
             ref_logprobs=reference.logprobs,
             scores=self._rewards.total(components),
             components=components,
         )
 
-    def fill_unjudged(self, rollout: Rollout) -> Rollout:
-        """Give responses that every judge abstained from the mean of the others; every rank calls it."""
+    def fill_abstained(self, rollout: Rollout) -> Rollout:
+        """Give responses without a score the mean of the others; collective."""
         if not self._recipe.reward_fn:
             return rollout
-        return replace(rollout, scores=fill_unjudged(rollout.scores, unjudged(rollout.components), self._reduce))
+        return replace(rollout, scores=fill_abstained(rollout.scores, abstained(rollout.components), self._reduce))
 
-    def _answer(self, question: str, response: Sequence[int]) -> Answer:
+    def _decode(self, question: str, response: Sequence[int]) -> ResponseText:
         ended = response[-1] == models.eos_id(self._tokenizer)
         text = self._tokenizer.decode(list(response[:-1] if ended else response), skip_special_tokens=True)
-        return Answer(question, str(text).strip(), ended)
+        return ResponseText(question, str(text).strip(), ended)
 
     def rows(self, rollout: Rollout, kl: Tensor) -> list[dict[str, Any]]:
-        """One row a response, as in ``samples.jsonl``; ``kl`` is ``[B]``."""
+        """Make one row per response, as in ``samples.jsonl``; ``kl`` is ``[B]``."""
         rows: list[dict[str, Any]] = []
         lengths = rollout.mask.sum(1).int().tolist()
         components = {name: values.tolist() for name, values in rollout.components.items()}
-        scores = with_ends(self._recipe, rollout.scores, rollout.answers).tolist()
-        columns = zip(rollout.answers, rollout.scores.tolist(), scores, kl.tolist(), lengths, strict=True)
-        for index, (answer, reward, score, response_kl, length) in enumerate(columns):
+        scores = with_ends(self._recipe, rollout.scores, rollout.texts).tolist()
+        columns = zip(rollout.texts, rollout.scores.tolist(), scores, kl.tolist(), lengths, strict=True)
+        for index, (text, reward, score, response_kl, length) in enumerate(columns):
             row = {
-                "question": answer.question,
-                "response": answer.text,
+                "question": text.question,
+                "response": text.text,
                 "reward": reward,
                 "score": score,
                 "kl": response_kl,
                 "length": length,
-                "ended": answer.ended,
+                "ended": text.ended,
                 "rewards": {
                     name.removeprefix(PREFIX): values[index]
                     for name, values in components.items()
@@ -270,44 +306,47 @@ class RolloutWorker:
                 },
             }
             if self._recipe.dataset_name == DEMO:
-                row["utility"] = demo_data.utility(answer.question, answer.text)
+                row["utility"] = demo_data.utility(text.question, text.text)
             rows.append(row)
         return rows
 
     def not_finite(self, rollout: Rollout) -> str | None:
-        """What of a rollout is NaN or infinite, over all ranks; None: nothing."""
+        """Describe what of a rollout is NaN or infinite, over all ranks; None: nothing is. Collective."""
         logprobs = (losses.masked(each, rollout.mask) for each in (rollout.old.logprobs, rollout.ref_logprobs))
         bad = torch.stack([(~torch.isfinite(tensor)).sum() for tensor in (rollout.scores, *logprobs)])
         scores, policy, reference = self._reduce(bad).tolist()
         if not (scores or policy or reference):
             return None
-        if self.nobody_judged(rollout) and not (policy or reference):
-            return f"`reward_fn: {self._recipe.reward_fn}` abstained from all {scores} responses and is the only judge"
+        if self.nothing_scored(rollout) and not (policy or reference):
+            return (
+                f"`reward_fn: {self._recipe.reward_fn}` abstained from all {scores} responses, and there is no reward "
+                "model"
+            )
         return (
             f"NaN or infinity in {scores} scores, {policy} log-probabilities of the policy and {reference} of the "
             "reference"
         )
 
     def check_finite(self, rollout: Rollout) -> None:
-        """On all ranks alike.
+        """Raise on every rank if anything is not finite.
 
         Raises:
-            Unscored: nobody judged any response.
+            Unscored: no response has a score.
             StageError: a score or log-probability is NaN or infinite.
         """
         if not (bad := self.not_finite(rollout)):
             return
-        if self.nobody_judged(rollout):
-            raise Unscored(f"{bad}: return a number for some of them, or name a `reward_model_path` as well.")
+        if self.nothing_scored(rollout):
+            raise Unscored(f"{bad}: return a number for some of them, or set `reward_model_path` as well.")
         raise StageError(
             f"{bad}. Use `bf16: true` or `dtype: bfloat16` instead of float16, or lower `learning_rate`; "
             "checkpoints are untouched."
         )
 
-    def nobody_judged(self, rollout: Rollout) -> bool:
-        """Whether every judge abstained from every response of all ranks; after :meth:`fill_unjudged`, alike on all.
+    def nothing_scored(self, rollout: Rollout) -> bool:
+        """Return whether no response of any rank has a score, after :meth:`fill_abstained`; the same on every rank.
 
         A mean of others fills a gap, so that gaps on all of a rank mean that there is no other on any rank.
         """
         alone = self._recipe.reward_fn is not None and self._recipe.reward_model_path is None
-        return alone and bool((rollout.scores.isnan() & unjudged(rollout.components)).all())
+        return alone and bool((rollout.scores.isnan() & abstained(rollout.components)).all())

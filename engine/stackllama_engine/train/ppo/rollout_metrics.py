@@ -23,7 +23,7 @@ def objective(
     coef: float,
     reduce: Reduce,
 ) -> tuple[dict[str, float], int]:
-    """What PPO optimises, by TRL's names: means over the responses of all ranks, and the number of these.
+    """Compute PPO's objective and its parts under TRL's names: means over the responses of all ranks, and their number.
 
     ``objective/rlhf_reward`` is the sum of ``objective/scores`` (``objective/scaled_scores`` where the recipe scales
     them), ``objective/penalties`` and ``objective/non_score_reward``. ``objective/kl`` is k1's estimate whatever the
@@ -49,7 +49,7 @@ def objective(
         "objective/entropy": sequence_sum(-rollout.old.logprobs, rollout.mask),
         "response_length": rollout.mask.sum(1),
         "val/num_prompt_tokens": rollout.attention_mask.sum(1) - rollout.mask.sum(1),
-        "val/num_eos_tokens": penalty.new_tensor([float(answer.ended) for answer in rollout.answers]),
+        "val/num_eos_tokens": penalty.new_tensor([float(text.ended) for text in rollout.texts]),
         **{name: values.nan_to_num(0) for name, values in rollout.components.items()},
     }
     if FUNCTION in rollout.components:
@@ -61,20 +61,20 @@ def objective(
     *sums, count = reduce(torch.stack([*columns.values(), torch.ones_like(penalty)]).sum(1)).tolist()
     totals = dict(zip(columns, sums, strict=True))
     means = {name: total / count for name, total in totals.items()}
-    if ABSTAINED in means:  # the function's mean is over what it judged
-        judged = count - totals[ABSTAINED]
-        means[FUNCTION] = totals[FUNCTION] / judged if judged else math.nan
+    if ABSTAINED in means:  # the function's mean is over the responses that it scored
+        scored = count - totals[ABSTAINED]
+        means[FUNCTION] = totals[FUNCTION] / scored if scored else math.nan
     counts = {name: totals[name] for name in ("val/num_eos_tokens", "val/num_prompt_tokens")}
     return means | counts | {"val/num_tokens": totals["response_length"]}, round(count)
 
 
 def response_kl(rollout: Rollout) -> Tensor:
-    """KL(policy ‖ reference) of each response by k1, ``[B]``."""
+    """Estimate KL(policy ‖ reference) of each response by k1, ``[B]``."""
     return sequence_sum(losses.kl_per_token(rollout.old.logprobs, rollout.ref_logprobs), rollout.mask)
 
 
 def throughput(metrics: Mapping[str, float], seconds: float) -> dict[str, float]:
-    """Tokens of all ranks per second of a step, each counted once however many epochs read it.
+    """Compute tokens of all ranks per second of a step, each counted once however many epochs read it.
 
     ``tokens_per_second`` counts prompts and responses, as SFT counts its texts.
 
@@ -89,19 +89,19 @@ def throughput(metrics: Mapping[str, float], seconds: float) -> dict[str, float]
     }
 
 
-def figures(evaluation: dict[str, Any]) -> dict[str, float]:
-    """Means over the rows of an evaluation, and their number."""
+def evaluation_metrics(evaluation: dict[str, Any]) -> dict[str, float]:
+    """Compute means over the rows of an evaluation, and their number."""
     rows: list[dict[str, Any]] = evaluation["rows"]
     names = {"mean_reward": "reward", "true_utility": "utility", "kl": "kl", "response_length": "length"}
-    found = {name: sum(row[key] for row in rows) / len(rows) for name, key in names.items() if key in rows[0]}
+    means = {name: sum(row[key] for row in rows) / len(rows) for name, key in names.items() if key in rows[0]}
     for name in {name: None for row in rows for name in row["rewards"]}:
-        given = [row["rewards"][name] for row in rows if name in row["rewards"]]  # a function may abstain
-        found[f"{PREFIX}{name}"] = sum(given) / len(given)
-    return found | {"questions": len(rows)}
+        values = [row["rewards"][name] for row in rows if name in row["rewards"]]  # a function may abstain
+        means[f"{PREFIX}{name}"] = sum(values) / len(values)
+    return means | {"questions": len(rows)}
 
 
 def side_by_side(before: dict[str, Any], after: dict[str, Any], count: int = 3) -> list[dict[str, Any]]:
-    """The first questions whose answer changed (then others), answered before and after."""
+    """Pair responses before and after training, those that changed first."""
     both = list(zip(before["rows"], after["rows"], strict=True))
     both.sort(key=lambda pair: pair[0]["response"] == pair[1]["response"])  # stable: changed ones first
     return [

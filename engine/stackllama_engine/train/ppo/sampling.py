@@ -1,6 +1,7 @@
-"""Sampling responses with a key-value cache, from noise that belongs to each response.
+"""Sampling of responses with a key-value cache, from noise that belongs to each response.
 
-Shapes: ``B`` prompts, ``P`` longest prompt, ``R`` longest response, ``V`` vocabulary.
+Shapes: ``B`` prompts, ``b`` of them unfinished, ``P`` longest prompt, ``R`` longest response, ``H`` hidden width,
+``V`` vocabulary.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -14,7 +15,7 @@ from .packing import longest_first
 from .shared_base import SharedBase
 
 _STRIDE = {"cpu": 1}
-"""Tokens from one look at which rows have ended to the next, by kind of device; elsewhere 8."""
+"""Tokens between two checks of which rows have ended, per device type; elsewhere 8."""
 
 
 class Responses(list[list[int]]):
@@ -32,7 +33,7 @@ class Responses(list[list[int]]):
 
 @dataclass(frozen=True)
 class Noise:
-    """The randomness of one response: its longest length, and one uniform number a token."""
+    """The randomness of one response: its longest length, and one uniform number per token."""
 
     length: int
     uniforms: Tensor
@@ -40,7 +41,7 @@ class Noise:
 
 
 def draw_noise(seed: int, step: int, index: int, lengths: tuple[int, int]) -> Noise:
-    """Noise of response ``index`` of ``step``: the same on every rank, machine and attempt.
+    """Draw the noise of response ``index`` of ``step``: the same on every rank, machine and attempt.
 
     Args:
         seed: the recipe's.
@@ -61,27 +62,35 @@ def sample(
     eos: int,
     pad: int,
     each_token: Callable[[], None] = lambda: None,
-    size: int = 0,
+    micro_batch_size: int = 0,
 ) -> Responses:
-    """One response a prompt, its end token included; it ends there or at its noise's length.
+    """Sample one response per prompt, its end token included; it ends there or at its noise's length.
 
     Args:
         base: the policy is the active adapter.
         prompts: token ids.
-        noise: one a prompt.
+        noise: one per prompt.
         eos: end token.
         pad: pads prompts on the left.
-        each_token: called before each; what it raises ends the sampling.
-        size: responses at a time, those with the longest prompts first, so that prompts of one group are about as
-            long; 0: all at once, in their order.
+        each_token: called before each token; what it raises ends the sampling.
+        micro_batch_size: responses at a time, those with the longest prompts first, so that prompts of one
+            micro-batch are about as long; 0: all at once, in their order.
     """
     responses = Responses(([] for _ in prompts), ([] for _ in prompts))
     with base.sampling():
-        everyone = range(len(prompts))
-        for group in longest_first(everyone, lambda index: len(prompts[index]), size) if size else [everyone]:
-            texts, drawn = [prompts[index] for index in group], [noise[index] for index in group]
-            sampled = _sample(base, texts, drawn, eos, pad, each_token)
-            for index, response, logprobs in zip(group, sampled, sampled.logprobs, strict=True):
+        micro_batches: Iterable[Sequence[int]] = [range(len(prompts))]
+        if micro_batch_size:
+            micro_batches = longest_first(range(len(prompts)), lambda index: len(prompts[index]), micro_batch_size)
+        for micro_batch in micro_batches:
+            sampled = _sample(
+                base,
+                [prompts[index] for index in micro_batch],
+                [noise[index] for index in micro_batch],
+                eos,
+                pad,
+                each_token,
+            )
+            for index, response, logprobs in zip(micro_batch, sampled, sampled.logprobs, strict=True):
                 responses[index], responses.logprobs[index] = response, logprobs
     return responses
 
@@ -94,46 +103,50 @@ def _sample(
     pad: int,
     each_token: Callable[[], None],
 ) -> Responses:
-    """A group of responses together.
+    """Sample one micro-batch of responses.
 
-    Finished rows leave the batch, so that a step costs what its living rows cost. On a GPU the host asks which they are
-    only every few tokens, because asking waits for every kernel; what a row samples after its end is cut off.
+    Finished rows leave the batch, so that a step costs what its unfinished rows cost. On a GPU the host asks which they
+    are only every few tokens, because asking waits for every kernel; what a row samples after its end is cut off.
     """
     limits = [n.length for n in noise]
     device, longest, stride = base.device, max(limits), _STRIDE.get(base.device.type, 8)
-    uniforms, ends = _pad_uniforms(noise).to(device), torch.tensor(limits, device=device)
-    alive = torch.arange(len(prompts), device=device)
-    ended = torch.zeros_like(alive, dtype=torch.bool)
-    sampled = torch.full((len(prompts), longest), eos, device=device)
-    logprobs = torch.zeros(len(prompts), longest, device=device)
+    uniforms = _pad_uniforms(noise).to(device)  # float64 [B, R]
+    ends = torch.tensor(limits, device=device)  # [B], longest length of each row
+    alive = torch.arange(len(prompts), device=device)  # [b], rows that are still sampled
+    ended = torch.zeros_like(alive, dtype=torch.bool)  # [b]
+    sampled = torch.full((len(prompts), longest), eos, device=device)  # [B, R]
+    logprobs = torch.zeros(len(prompts), longest, device=device)  # [B, R]
     decoder = Decoder(base, prompts, longest, pad)
-    hidden = decoder.prefill()
+    hidden = decoder.prefill()  # [B, P, H]
     for position in range(longest):
         each_token()
-        tokens, logprobs[alive, position] = draw(base.logits(hidden[:, -1]), uniforms[alive, position])
+        # draw the next token of every row from the logits of its last one, with the row's own random number
+        tokens, token_logprobs = draw(base.logits(hidden[:, -1]), uniforms[alive, position])  # [b] each
         sampled[alive, position] = tokens
+        logprobs[alive, position] = token_logprobs
         ended |= tokens == eos
         if position + 1 == longest:
             break
+        # let rows go that have drawn the end token or reached their length
         if (position + 1) % stride == 0:
-            keep = (~ended & (ends[alive] > position + 1)).nonzero().squeeze(1)
+            keep = (~ended & (ends[alive] > position + 1)).nonzero().squeeze(1)  # indices into alive
             if not len(keep):
                 break
             if len(keep) < len(alive) and decoder.drops_rows:
                 alive, tokens, ended = (part[keep] for part in (alive, tokens, ended))
                 decoder.keep(keep)
-        hidden = decoder.step(tokens)
+        hidden = decoder.step(tokens)  # [b, …, H]
     responses = [_until(row, eos, limit) for row, limit in zip(sampled.tolist(), limits, strict=True)]
     return Responses(responses, (row[: len(r)] for row, r in zip(logprobs.tolist(), responses, strict=True)))
 
 
 def _until(tokens: list[int], eos: int, limit: int) -> list[int]:
-    """Tokens up to the end token, or to the limit."""
+    """Cut after the end token, or at the limit."""
     return tokens[: tokens.index(eos, 0, limit) + 1] if eos in tokens[:limit] else tokens[:limit]
 
 
 def pick(logits: Tensor, uniforms: Tensor) -> Tensor:
-    """The tokens of :func:`draw`, ``[B]``."""
+    """Draw tokens alone, ``[B]``; see :func:`draw`."""
     return draw(logits, uniforms)[0]
 
 
@@ -147,14 +160,14 @@ def draw(logits: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         Token ids and their log-probabilities, float32, ``[B]`` each.
     """
-    highest = logits.amax(-1, keepdim=True)
-    shares = (logits - highest).exp_()
-    cumulative = shares.cumsum(-1, dtype=torch.float64)
-    total = cumulative[:, -1]
-    # the rounding of the sum must not make the last token win
-    threshold = (uniforms * total).unsqueeze(-1)
-    tokens = torch.searchsorted(cumulative, threshold, right=True).clamp(max=logits.shape[-1] - 1)
-    logprobs = (logits.gather(-1, tokens) - highest).squeeze(-1) - total.log()
+    highest = logits.amax(-1, keepdim=True)  # [B, 1]; subtracted, so that exp cannot overflow
+    weights = (logits - highest).exp_()  # [B, V], unnormalised probabilities
+    cumulative = weights.cumsum(-1, dtype=torch.float64)  # [B, V]
+    total = cumulative[:, -1]  # [B]
+    # scaled by the sum as it was rounded, so that its rounding does not make the last token win
+    threshold = (uniforms * total).unsqueeze(-1)  # [B, 1]
+    tokens = torch.searchsorted(cumulative, threshold, right=True).clamp(max=logits.shape[-1] - 1)  # [B, 1]
+    logprobs = (logits.gather(-1, tokens) - highest).squeeze(-1) - total.log()  # [B]
     return tokens.squeeze(-1), logprobs.float()
 
 

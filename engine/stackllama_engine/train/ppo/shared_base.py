@@ -31,11 +31,11 @@ REWARD = "reward"
 CRITIC = "critic"
 """The value head's own adapter, and the directory in the policy's that it is saved in."""
 VALUE_FILE = "value_head"
-"""The critic's head, beside the policy's adapter."""
+"""Name of the critic's head, which is saved beside the policy's adapter."""
 
 
 class Outputs(NamedTuple):
-    """What one forward pass says about sampled tokens, float32 ``[B, R]`` each."""
+    """Outputs of one forward pass for sampled tokens, float32 ``[B, R]`` each."""
 
     logprobs: Tensor
     values: Tensor
@@ -63,14 +63,14 @@ class SharedBase:
 
     Args:
         recipe: the PPO recipe.
-        device: where everything lives.
+        device: of model and heads.
 
     Raises:
         StageError: model or adapter cannot be loaded.
     """
 
     decoding = DecodingMode()
-    """How responses are sampled."""
+    """Shortcuts that sampling uses."""
 
     def __init__(self, recipe: PPORecipe, device: torch.device) -> None:
         continued = Path(recipe.policy_adapter_path) if recipe.policy_adapter_path else None
@@ -118,13 +118,12 @@ class SharedBase:
         return self.model.get_base_model()  # type: ignore[return-value]
 
     def trainable(self) -> list[nn.Parameter]:
-        """The parameters of the policy's adapter, of the critic's if it has one, and the value head; always in this
-        order."""
+        """Return the parameters of policy adapter, critic adapter if there is one, and value head, in this order."""
         policy, critic = self.parameter_groups()
         return [*policy, *critic]
 
     def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """:meth:`trainable` in two: the policy's, and the critic's with the value head."""
+        """Return :meth:`trainable` in two groups: the policy's, and the critic's with the value head."""
         named = sorted(self.model.named_parameters())
         policy, *critic = ([p for name, p in named if f".{adapter}." in name] for adapter in self.saved)
         return policy, [*(p for adapter in critic for p in adapter), *self.value_head.parameters()]
@@ -136,13 +135,13 @@ class SharedBase:
 
     @contextmanager
     def reference(self) -> Iterator[None]:
-        """Inside, the base is the reference: adapter off, or the frozen copy when the policy continued one."""
+        """Make the base the reference: adapter off, or the frozen copy when the policy continued one."""
         with self.adapter(REFERENCE) if self._continues else self._without_adapter():
             yield
 
     @contextmanager
     def adapter(self, name: str) -> Iterator[None]:
-        """Inside, another adapter is active; the policy's comes back afterwards.
+        """Activate another adapter; the policy's comes back afterwards.
 
         A backward pass under gradient checkpointing runs layers again, so it belongs inside as well.
         """
@@ -162,19 +161,19 @@ class SharedBase:
             self._activate(POLICY)
 
     def _activate(self, name: str) -> None:
-        """PEFT freezes what is not active; the policy and its critic stay trainable, the others frozen."""
+        """Activate an adapter; PEFT freezes the others, but policy and critic stay trainable."""
         self.model.set_adapter(name, inference_mode=name not in self.saved)
         self._role = name
         for parameter in self.trainable():
             parameter.requires_grad_(True)
 
     def autocast(self) -> Any:
-        """bfloat16 autocast where the recipe asks for it."""
+        """Return bfloat16 autocast where the recipe asks for it."""
         return torch.autocast(self.device.type, torch.bfloat16) if self._bf16 else nullcontext()
 
     @contextmanager
     def acting(self, *, policy: bool, temperature: float) -> Iterator[None]:
-        """Inside, samples and log-probabilities are those of the policy or of the reference, at a temperature."""
+        """Let policy or reference sample and give log-probabilities, at a temperature."""
         before, self.temperature = self.temperature, temperature
         try:
             with nullcontext() if policy else self.reference():
@@ -184,7 +183,7 @@ class SharedBase:
 
     @contextmanager
     def sampling(self) -> Iterator[None]:
-        """Inside, the active adapter answers without gradients, as fast as it can; see :func:`merged`."""
+        """Prepare the active adapter for fast sampling without gradients; see :func:`merged`."""
         with ExitStack() as stack:
             merging = self.decoding.merge and self._role == POLICY and not self._bf16
             if merging and stack.enter_context(merged(self.model, POLICY)):
@@ -198,10 +197,10 @@ class SharedBase:
         position_ids: Tensor,
         cache: "DynamicCache | None" = None,
     ) -> Tensor:
-        """Last hidden states ``[B, T, H]``; position ids are explicit because prompts are padded on the left.
+        """Compute the last hidden states, ``[B, T, H]``.
 
-        Without padding the mask should be None: at every token, transformers waits for the device to find out that it
-        masks nothing.
+        Position ids are explicit because prompts are padded on the left. Without padding the mask should be None: at
+        every token, transformers waits for the device to find out that it masks nothing.
         """
         with self.autocast():
             return self.trunk(
@@ -213,7 +212,7 @@ class SharedBase:
             ).last_hidden_state
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Next-token logits over the temperature, float32 ``[..., V]``; every log-probability goes through here."""
+        """Compute next-token logits over the temperature, float32 ``[..., V]``, from hidden states ``[..., H]``."""
         module: Any = self.base.get_output_embeddings()
         hidden = hidden.to(module.weight.dtype)
         if type(module) is nn.Linear and module.bias is None and not self._bf16 and _few_rows_on_a_cpu(hidden):
@@ -226,7 +225,7 @@ class SharedBase:
     def outputs(
         self, input_ids: Tensor, attention_mask: Tensor, responses: int, *, ask_critic: bool = True, padded: bool = True
     ) -> Outputs:
-        """Log-probabilities, values and entropy at the last ``responses`` positions.
+        """Compute log-probabilities, values and entropy at the last ``responses`` positions.
 
         The value of a position is that of the state *before* its token, so both come from the hidden state there.
 
@@ -238,11 +237,11 @@ class SharedBase:
                 of the reference.
             padded: False: the mask is known to be all ones.
         """
-        before = self._before(input_ids, attention_mask, responses, padded)
-        tokens = input_ids[:, -responses:]
+        before = self._before(input_ids, attention_mask, responses, padded)  # [B, R, H]
+        tokens = input_ids[:, -responses:]  # [B, R]
         chosen = self._chosen_by_frozen_head(before, tokens) or self._chosen(before, tokens)
         if not self.has_critic:
-            values = self._valued(before.detach())  # [B, R, H]: the value loss stops here
+            values = self._valued(before.detach())  # [B, R]; the value loss stops at the detached states
         elif ask_critic and self._role == POLICY:
             with self.adapter(CRITIC):
                 values = self.values(input_ids, attention_mask, responses, padded=padded)
@@ -251,15 +250,16 @@ class SharedBase:
         return Outputs(chosen.logprobs, values, chosen.entropy)
 
     def values(self, input_ids: Tensor, attention_mask: Tensor, responses: int, *, padded: bool = True) -> Tensor:
-        """What the value head makes of the active adapter's hidden states, ``[B, R]``; arguments as :meth:`outputs`."""
+        """Apply the value head to the active adapter's hidden states, ``[B, R]``; arguments as :meth:`outputs`."""
         return self._valued(self._before(input_ids, attention_mask, responses, padded))
 
     def _chosen_by_frozen_head(self, before: Tensor, tokens: Tensor) -> head.Chosen | None:
-        """A few tokens at a time, where the head is a plain frozen matrix; None where it is not."""
+        """Compute them a few tokens at a time, for a head that is a plain frozen matrix; None for any other."""
         module: Any = self.base.get_output_embeddings()
         if type(module) is not nn.Linear or module.weight.requires_grad:
             return None
         dtype = torch.bfloat16 if self._bf16 else module.weight.dtype  # autocast would narrow it for every chunk
+        # [B, R, H] → [B · R, H], and back
         flat = head.chosen(
             before.reshape(-1, before.shape[-1]).to(dtype),
             module.weight.to(dtype),
@@ -271,24 +271,24 @@ class SharedBase:
         return head.Chosen(*(column.view(tokens.shape) for column in flat))
 
     def _chosen(self, before: Tensor, tokens: Tensor) -> head.Chosen:
-        """All logits at once: the head is quantised, or trained."""
-        logits = self.logits(before)
-        normaliser = logits.logsumexp(-1)
-        logprobs = logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - normaliser
+        """Compute them from all logits at once, for a head that is quantised or trained."""
+        logits = self.logits(before)  # [B, R, V]
+        normaliser = logits.logsumexp(-1)  # [B, R]
+        logprobs = logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - normaliser  # [B, R]
         with torch.set_grad_enabled(self._entropy_trains and torch.is_grad_enabled()):
-            entropy = normaliser - (torch.softmax(logits, -1) * logits).sum(-1)
+            entropy = normaliser - (torch.softmax(logits, -1) * logits).sum(-1)  # [B, R]
         return head.Chosen(logprobs, entropy)
 
     def _before(self, input_ids: Tensor, attention_mask: Tensor, responses: int, padded: bool) -> Tensor:
-        """Hidden states before each response token, ``[B, R, H]``."""
-        positions = (attention_mask.cumsum(1) - 1).clamp(min=0)
+        """Return the hidden states before each response token, ``[B, R, H]``: the last R + 1 but the very last."""
+        positions = (attention_mask.cumsum(1) - 1).clamp(min=0)  # [B, P + R]; a prompt's first token is at 0
         return self.hidden(input_ids, attention_mask if padded else None, positions)[:, -responses - 1 : -1]
 
     def _valued(self, before: Tensor) -> Tensor:
         return self.value_head(before.float()).squeeze(-1)
 
     def policy_state(self, adapter: str = POLICY) -> dict[str, Tensor]:
-        """An adapter's weights under PEFT's names."""
+        """Return an adapter's weights under PEFT's names."""
         return get_peft_model_state_dict(self.model, adapter_name=adapter)
 
     def load_policy_state(self, state: dict[str, Tensor], adapter: str = POLICY) -> None:
@@ -311,8 +311,11 @@ class SharedBase:
         self._activate(POLICY)
 
     def _add_critic(self, continued: Path | None, recipe: PPORecipe) -> None:
-        """The critic's adapter: a continued run's own, else the policy's that its value head was trained on, else the
-        reward model's with its head, else a new one."""
+        """Add the critic's adapter.
+
+        A continued run's own, else the policy's that its value head was trained on, else the reward model's with its
+        head, else a new one.
+        """
         if continued and (continued / CRITIC).is_dir():
             self.add_adapter_from(continued / CRITIC, CRITIC)
         elif continued and (continued / f"{VALUE_FILE}.safetensors").is_file():
@@ -325,7 +328,7 @@ class SharedBase:
         elif recipe.value_head_init == "reward":
             raise StageError(
                 f"`value_head_init: reward` needs a reward adapter trained on {recipe.model_name_or_path}, and "
-                f"{recipe.reward_model_path} is none; use `value_head_init: auto`."
+                f"{recipe.reward_model_path} is not; use `value_head_init: auto`."
             )
         else:
             self.model.add_adapter(CRITIC, models.lora_config(recipe, "CAUSAL_LM"))
@@ -345,7 +348,7 @@ class SharedBase:
 
 
 def _reward_adapter(recipe: PPORecipe) -> Path | None:
-    """The reward model's adapter where it can share the policy's base; None where it is a model of its own."""
+    """Return the reward model's adapter where it can share the policy's base; None where it is a separate model."""
     path = Path(recipe.reward_model_path or "")
     if not recipe.reward_model_path or not (path / "adapter_config.json").is_file():
         return None
@@ -354,28 +357,30 @@ def _reward_adapter(recipe: PPORecipe) -> Path | None:
 
 
 def score_weight(adapter: Path) -> Tensor:
-    """The score head that the reward stage saved, ``[1, H]``.
+    """Read the score head that the reward stage saved, ``[1, H]``.
 
     Raises:
         StageError: the adapter holds none; its reward would be random.
     """
     state = models.adapter_weights(adapter)
-    found = [value for key, value in state.items() if key.endswith("score.weight")]
-    if len(found) != 1 or found[0].shape[0] != 1:
+    heads = [value for key, value in state.items() if key.endswith("score.weight")]
+    if len(heads) != 1 or heads[0].shape[0] != 1:
         raise StageError(f"{adapter} holds no score head: it is not a reward model, and its reward would be random.")
-    return found[0]
+    return heads[0]
 
 
 def _few_rows_on_a_cpu(hidden: Tensor) -> bool:
-    """Whether the product is faster with the head as the left factor: for 8 to 32 rows, up to twice as fast with MKL,
-    and only in float32."""
+    """Return whether the product is faster with the head as the left factor.
+
+    For 8 to 32 rows it is up to twice as fast with MKL, and only in float32.
+    """
     return (
         hidden.device.type == "cpu" and hidden.dtype == torch.float32 and hidden.dim() == 2 and 8 <= len(hidden) <= 32
     )
 
 
 def _config_of(adapter: Path) -> Any:
-    """An adapter's own configuration, for use on a causal language model without dropout."""
+    """Read an adapter's own configuration, for use on a causal language model without dropout."""
     config: Any = LoraConfig.from_pretrained(str(adapter))
     config.modules_to_save = None
     config.task_type = "CAUSAL_LM"
@@ -386,7 +391,7 @@ def _config_of(adapter: Path) -> Any:
 
 
 def _drop_dropout(module: nn.Module) -> None:
-    """Dropout is 0 in rollout and update, in modules and where attention reads it from a number."""
+    """Set dropout to 0 for rollout and update, in modules and where attention reads it from a number."""
     for part in module.modules():
         if isinstance(part, nn.Dropout):
             part.p = 0.0
@@ -397,7 +402,7 @@ def _drop_dropout(module: nn.Module) -> None:
 
 @contextmanager
 def merged(model: PeftModel, adapter: str) -> Iterator[bool]:
-    """Inside, the base's weights hold the adapter, which must then be off; yields whether they do.
+    """Merge the adapter, which must then be off, into the base's weights; yield whether that was possible.
 
     One matrix product per layer and token instead of three while something is sampled. Only where a weight is float32:
     a narrower one would round the adapter away, and what is sampled would not be the policy. Afterwards each weight is
@@ -409,21 +414,21 @@ def merged(model: PeftModel, adapter: str) -> Iterator[bool]:
     """
     adapted = _plain_layers(model, adapter)
     layers = [layer.get_base_layer() for layer in adapted]
-    kept = [layer.weight for layer in layers]
+    weights = [layer.weight for layer in layers]
     try:
         with torch.no_grad():
-            for base, weight, layer in zip(layers, kept, adapted, strict=True):
+            for base, weight, layer in zip(layers, weights, adapted, strict=True):
                 base.weight = nn.Parameter(weight + layer.get_delta_weight(adapter), requires_grad=False)
         yield bool(layers)
     finally:
-        for base, weight in zip(layers, kept, strict=True):
+        for base, weight in zip(layers, weights, strict=True):
             base.weight = weight
 
 
 def _plain_layers(model: PeftModel, adapter: str) -> list[Any]:
-    """Layers that the adapter changes; none where one of them cannot be merged."""
-    found = [module for module in model.modules() if isinstance(module, lora.LoraLayer) and adapter in module.r]
-    return found if all(_is_plain(layer, adapter) for layer in found) else []
+    """Return the layers that the adapter changes; none where one of them cannot be merged."""
+    layers = [module for module in model.modules() if isinstance(module, lora.LoraLayer) and adapter in module.r]
+    return layers if all(_is_plain(layer, adapter) for layer in layers) else []
 
 
 def _is_plain(layer: Any, adapter: str) -> bool:

@@ -1,4 +1,4 @@
-"""What a PPO run needs to go on as if it had never stopped: safetensors and JSON, no pickle.
+"""Checkpoint state of PPO, from which a run resumes as if it had never stopped: safetensors and JSON, no pickle.
 
 Sampling noise and prompt order follow from (seed, step), dropout is off: no random state is left to save.
 """
@@ -41,16 +41,16 @@ class Progress(Struct, frozen=True, kw_only=True):
     best: dict[str, Any] | None = None
     """Summary of the best evaluation so far."""
     optimizer: dict[str, int | float] = {}
-    """What its state holds besides tensors, ``index.name`` → number."""
+    """The optimizer's state besides tensors, ``index.name`` → number."""
     value_loss_apart: bool = False
-    """Whether the value loss was kept from the policy; up to 0.1.0 it was only with `value_adapter`."""
+    """True: the value loss was kept from the policy; up to 0.1.0 only with `value_adapter`."""
     owes_evaluation: bool = False
-    """Whether the evaluation after this step was broken off."""
+    """True: the evaluation after this step was cancelled."""
 
 
 @dataclass(frozen=True)
 class Evaluations:
-    """What a checkpoint keeps of evaluations; see :class:`Progress`."""
+    """A checkpoint's evaluations; see :class:`Progress`."""
 
     before: dict[str, Any]
     best: dict[str, Any] | None = None
@@ -59,7 +59,7 @@ class Evaluations:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What :class:`Trainables` held at one moment, on the CPU."""
+    """State of :class:`Trainables` at one moment, on the CPU."""
 
     parameters: list[Tensor]
     optimizer: tuple[dict[str, Tensor], optimizers.Numbers]
@@ -74,7 +74,7 @@ class Trainables:
     Args:
         base: policy adapter, value head and, where it has one, its adapter.
         optimizer: over ``base.trainable()``.
-        scheduler: stepped once a PPO step.
+        scheduler: stepped once per PPO step.
         controller: of the KL coefficient.
         scaling: of the scores.
     """
@@ -112,7 +112,7 @@ class Trainables:
         checkpoint.publish(reporter, staging, step, keep, by_time=by_time)
 
     def write(self, staging: Path, step: int, evaluations: "Evaluations") -> None:
-        """The files of a checkpoint, not sealed.
+        """Write the files of a checkpoint, not sealed.
 
         Raises:
             OSError: disk full or not writable.
@@ -137,7 +137,7 @@ class Trainables:
         (staging / "state.json").write_bytes(msgspec.json.encode(progress))
 
     def load(self, path: Path) -> Progress:
-        """Take everything back from a sealed checkpoint."""
+        """Restore everything from a sealed checkpoint."""
         device = str(self.base.device)
         self.base.load_policy_state(load_file(path / _FILES["policy"], device=device))
         if self.base.has_critic:
@@ -149,7 +149,7 @@ class Trainables:
         return progress
 
     def snapshot(self) -> "Snapshot":
-        """Everything as it is now, on the CPU; an adapter's worth of memory, three times with AdamW's state."""
+        """Copy everything as it is now to the CPU; an adapter's worth of memory, three times with AdamW's state."""
         moments, counts = optimizers.state_of(self.optimizer)
         return Snapshot(
             parameters=[parameter.detach().cpu().clone() for parameter in self.parameters()],
@@ -161,7 +161,7 @@ class Trainables:
 
     @torch.no_grad()
     def restore(self, snapshot: "Snapshot") -> None:
-        """Everything as it was; gradients are dropped."""
+        """Restore everything; gradients are dropped."""
         for parameter, value in zip(self.parameters(), snapshot.parameters, strict=True):
             parameter.copy_(value)
         self.optimizer.zero_grad(set_to_none=True)
@@ -176,7 +176,7 @@ class Trainables:
             group["lr"] = rate
 
     def parameters(self) -> list[nn.Parameter]:
-        """What the optimizer steps, in its order."""
+        """Return the optimizer's parameters, in its order."""
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
     def _load_optimizer(self, moments: dict[str, Tensor], counts: optimizers.Numbers) -> None:
@@ -186,18 +186,18 @@ class Trainables:
 
 
 def dense(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors as safetensors writes them."""
+    """Make tensors contiguous, as safetensors needs them."""
     return {name: value.detach().contiguous() for name, value in state.items()}
 
 
 def _for_groups(state: dict[str, Any], count: int) -> dict[str, Any]:
-    """A scheduler's numbers for ``count`` parameter groups: checkpoints up to 0.1.0 had one group for everything."""
+    """Extend a scheduler's numbers to ``count`` parameter groups: checkpoints up to 0.1.0 had one for everything."""
     lists = {name: value for name, value in state.items() if isinstance(value, list) and len(value) == 1}
     return state | {name: value * count for name, value in lists.items()}
 
 
 def _plain(state: dict[str, Any]) -> dict[str, Any]:
-    """A scheduler's numbers, without the functions it is made of."""
+    """Return a scheduler's numbers, without its functions."""
     return {name: value for name, value in state.items() if name != "lr_lambdas"} | {
         "lr_lambdas": [None] * len(state.get("lr_lambdas", []))
     }

@@ -11,14 +11,16 @@ from transformers import get_scheduler
 from ...contract.errors import StageError
 from ...contract.recipe import PPORecipe
 from ...contract.recipe_common import steps_of
+from ...contract.requests import Change
 from ...contract.stages import Split
 from .. import checkpoint, limits, models, optimizers, schedule, trackers, trial_save
-from ..control import Change, Service, Stopped, serve
 from ..disk_wait import Saved, until_saved, write_result
 from ..faults import BatchSizes, RollbackPolicy
 from ..save_timer import SaveTimer
 from ..saving import Saver, newest_sealed
+from ..serving import Service, serve
 from ..session import Session
+from ..signals import Stopped
 from . import fault_tolerance, losses
 from .algorithm import Algorithm, LearnResult, Updater
 from .evaluation import Evaluator, Row, held_out_objective, summary
@@ -28,14 +30,14 @@ from .model_checks import check_policy
 from .prompts import Prompt, Prompts, load_prompts, report_prompts
 from .rewards import Rewards, RewardScaling, Unscored
 from .rollout import Rollout, RolloutWorker, sequence_sum
-from .rollout_metrics import figures, objective, response_kl, side_by_side, throughput
+from .rollout_metrics import evaluation_metrics, objective, response_kl, side_by_side, throughput
 from .sampling import Noise, draw_noise
 from .shared_base import VALUE_FILE, SharedBase
 from .state import Evaluations, Trainables
 from .update import explained_variance
 
 When = Literal["before", "during", "after", "asked"]
-"""Of an evaluation: before the first step, between two steps, after the last one, when somebody asked."""
+"""Time of an evaluation: before the first step, between two steps, after the last one, or on request."""
 
 
 def run(recipe: PPORecipe, session: Session) -> dict[str, Any]:
@@ -50,14 +52,14 @@ def run(recipe: PPORecipe, session: Session) -> dict[str, Any]:
 
 
 def total_steps(recipe: PPORecipe, prompts: int, world_size: int) -> int:
-    """PPO steps of a run: ``max_steps``, or as many as ``num_train_epochs`` passes over the prompts take."""
+    """Return the PPO steps of a run: ``max_steps``, or as many as ``num_train_epochs`` passes over the prompts take."""
     if recipe.max_steps > 0:
         return recipe.max_steps
     return math.ceil(recipe.num_train_epochs * prompts / (recipe.local_batch_size * world_size))
 
 
 def groups(base: SharedBase, recipe: PPORecipe) -> list[dict[str, Any]]:
-    """The optimizer's parameter groups: the policy, and the critic with a learning rate of its own."""
+    """Make the optimizer's parameter groups: the policy, and the critic with its own learning rate."""
     policy, critic = base.parameter_groups()
     return [{"params": policy}, {"params": critic, "lr": recipe.value_learning_rate or recipe.learning_rate}]
 
@@ -107,17 +109,17 @@ class PPO:
             recipe, session, self.base, self.tokenizer, self.algorithm, self.worker, run_on_all_ranks, self.held_out
         )
         self.best: Row | None = None
-        """Of the evaluations during training, the one with the best score − KL coefficient × KL."""
+        """The evaluation during training with the best score − KL coefficient × KL."""
         before = session.restarts.now
         if before.message:
             self.reporter.health(before.message)
         self.rollback_policy = RollbackPolicy(recipe.max_skipped_steps, recipe.max_rollbacks, before.rollbacks)
-        self.service = Service(self._change, self._answer_some)
+        self.service = Service(self._change, self._sample_on_request)
         self.saver = Saver(self.reporter)
         self.start = self.trainables.snapshot()
 
     def train(self) -> dict[str, Any]:
-        """All steps, with the same held-out questions answered before, in between where asked for, and after.
+        """Train all steps, with an evaluation on the same held-out prompts before, after and, where set, in between.
 
         Raises:
             Stopped: asked to stop, after saving.
@@ -158,8 +160,8 @@ class PPO:
         self._save_adapter()
         trackers.end(self.session.accelerator, self.reporter)
         return {
-            "before": figures(before),
-            "after": figures(after),
+            "before": evaluation_metrics(before),
+            "after": evaluation_metrics(after),
             "steps": self.steps,
             "temperature": recipe.temperature,
             "comparison": compared,
@@ -167,7 +169,7 @@ class PPO:
         }
 
     def _begin(self) -> tuple[int, dict[str, Any]]:
-        """From the newest verified checkpoint, or from the start: steps done, and the evaluation before them.
+        """Load the newest verified checkpoint, or start; return the steps done, and the evaluation before them.
 
         Raises:
             Stopped: asked to stop before anything was trained; there is nothing to save.
@@ -177,7 +179,7 @@ class PPO:
             progress = self.trainables.load(saved)
             if not (self.base.has_critic or progress.value_loss_apart):
                 self.reporter.health(
-                    "this checkpoint was written by a version whose value loss also trained the policy; from here on "
+                    "the version that wrote this checkpoint also trained the policy with the value loss; from here on "
                     "the value head reads detached states"
                 )
             self.reporter.forget_samples_after(progress.step)
@@ -188,16 +190,18 @@ class PPO:
                 self._remember(progress.step, during, before)
             return progress.step, before
         try:
-            if fault_tolerance.canary_asked():
-                self._rehearse()
+            if fault_tolerance.canary_is_wanted():
+                self._run_canary()
             self.reporter.forget_samples_after(-1)  # an attempt that saved nothing is made again from its beginning
             return 0, self.evaluate(0, "before")
         except Abandoned:
             raise Stopped from None
 
     def _comparable(self, before: dict[str, Any]) -> dict[str, Any]:
-        """A checkpoint's evaluation before training, made again where it is of other questions than today's (the recipe
-        changed), or of a version that wrote no ``score``. The base is still there to be asked.
+        """Return a checkpoint's evaluation before training, made again where it cannot be compared with today's.
+
+        That is where it is of other prompts than today's (the recipe changed), or of a version that wrote no ``score``.
+        The base is still in memory.
 
         Raises:
             Stopped: asked to stop; the checkpoint stays as it is.
@@ -206,8 +210,8 @@ class PPO:
         if [row["question"] for row in before["rows"]] == now and all("score" in row for row in before["rows"]):
             return before
         self.reporter.health(
-            "the evaluation before training is of other held-out questions, or of an older version: the base answers "
-            "today's again, to compare with"
+            "the evaluation before training is of other held-out prompts, or of an older version: the base is "
+            "evaluated again on the current prompts"
         )
         self.best = None
         self.reporter.phase("evaluate")
@@ -217,7 +221,7 @@ class PPO:
             raise Stopped from None
 
     def step(self, step: int) -> tuple[dict[str, float], str | None]:
-        """One PPO step.
+        """Make one PPO step.
 
         Returns:
             its metrics, and what was bad about it; then nothing of it was applied.
@@ -225,18 +229,18 @@ class PPO:
         Raises:
             Abandoned: a stop is wanted; nothing of the step was applied.
         """
-        times = [time.perf_counter()]
+        started = time.perf_counter()
         self.reporter.phase("rollout")
         prompts, indices = self._batch(step)
         responses = self.algorithm.sample(prompts, self._noise(step, indices), self.eos)
-        times.append(time.perf_counter())
+        sampled = time.perf_counter()
         self.reporter.phase("score")
         rollout = self.algorithm.score(prompts, responses)
-        times.append(time.perf_counter())
+        scored = time.perf_counter()
         if bad := self.worker.not_finite(rollout):
             self.reporter.health(f"step {step + 1} skipped: {bad}")
             schedule.advance(self.trainables.scheduler)
-            fault = None if self.worker.nobody_judged(rollout) else bad  # nothing that a rollback would fix
+            fault = None if self.worker.nothing_scored(rollout) else bad  # nothing that a rollback would fix
             return {"objective/scores": float(rollout.scores.mean()), "ppo/updates": 0.0}, fault
         mismatch = self.sampler_check(step, responses, rollout)
         self.reporter.phase("update")
@@ -246,49 +250,50 @@ class PPO:
         except Abandoned:
             self.trainables.restore(before)
             raise
-        times.append(time.perf_counter())
-        metrics |= mismatch | {
-            "time/rollout": times[1] - times[0],
-            "time/score": times[2] - times[1],
-            "time/update": times[3] - times[2],
-            **throughput(metrics, times[3] - times[0]),
+        updated = time.perf_counter()
+        metrics |= mismatch
+        metrics |= {
+            "time/rollout": sampled - started,
+            "time/score": scored - sampled,
+            "time/update": updated - scored,
+            **throughput(metrics, updated - started),
         }
         return metrics, bad
 
     def _learn(self, step: int, rollout: Rollout) -> tuple[dict[str, float], str | None]:
-        """Update from a rollout, record it, and move what moves once per step; as :meth:`step`."""
+        """Update from a rollout, record it, then move KL coefficient and schedule once; returns as :meth:`step`."""
         shuffle = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + step)
         learned = self.algorithm.learn(rollout, shuffle)
-        stats, kl_coef = learned.stats, self.controller.coef
+        stats = learned.stats
         rows = self.worker.rows(rollout, response_kl(rollout))
-        metrics, count = self._objective(rollout, learned, rows)
+        metrics, count = self._objective_metrics(rollout, learned, rows)
         self.reporter.samples(step + 1, rows[: self.recipe.num_sample_generations])
         self.algorithm.adapt_kl_coef(
             metrics.get(f"objective/kl_{self.recipe.kl_estimator}", metrics["objective/kl"]), count
         )
-        metrics["objective/kl_coef"] = kl_coef
+        metrics["objective/kl_coef"] = learned.kl_coef
         metrics["learning_rate"] = float(self.trainables.scheduler.get_last_lr()[0])
         metrics["episode"] = float((step + 1) * count)
-        metrics |= learned.scaling
+        metrics |= learned.scaling_metrics
         metrics |= stats.metrics()
         metrics["val/var_explained"] = explained_variance(
             rollout.old.values, learned.advantages.returns, rollout.mask, self.session.reduce
         )
         if stats.skipped:
-            self.reporter.health(f"step {step + 1}: {stats.skipped} mini-batches skipped (ratio or gradient)")
+            self.reporter.health(f"step {step + 1}: skipped {stats.skipped} mini-batches (ratio or gradient)")
         schedule.advance(self.trainables.scheduler)
         none_applied = stats.skipped and not stats.updates
         return metrics, "every mini-batch was skipped (ratio or gradient)" if none_applied else None
 
-    def _objective(
+    def _objective_metrics(
         self, rollout: Rollout, learned: LearnResult, rows: list[dict[str, Any]]
     ) -> tuple[dict[str, float], int]:
-        """What PPO optimises, as metrics over the responses of all ranks, and the number of these."""
+        """Compute PPO's objective as metrics over the responses of all ranks, and the number of these."""
         penalty = sequence_sum(learned.advantages.kl, rollout.mask)  # [B]
-        return objective(rollout, learned.scores, penalty, rows, self.recipe, self.controller.coef, self.session.reduce)
+        return objective(rollout, learned.scores, penalty, rows, self.recipe, learned.kl_coef, self.session.reduce)
 
-    def _rehearse(self) -> None:
-        """The worst case once, of which nothing stays; see :mod:`.fault_tolerance`."""
+    def _run_canary(self) -> None:
+        """Run the worst case once, without a trace; see :mod:`.fault_tolerance`."""
         recipe, reporter = self.recipe, self.reporter
         prompts = [self.prompts.at(fault_tolerance.longest_prompt(self.prompts))] * recipe.local_batch_size
         reporter.phase("rollout")
@@ -298,26 +303,26 @@ class PPO:
         self.worker.check_finite(rollout)
         with fault_tolerance.untouched(self.trainables):
             reporter.phase("update")
-            self.algorithm.rehearse(rollout, torch.Generator().manual_seed(recipe.seed))
+            self.algorithm.learn_as_canary(rollout, torch.Generator().manual_seed(recipe.seed))
             reporter.phase("save")
             if self.session.is_main:
-                kept = checkpoint.Retention.of(recipe).at_most(self.steps, steps_of(recipe.save_steps, self.steps))
-                fault_tolerance.rehearse_checkpoint(self.trainables, self.session.run, responses, kept)
+                count = checkpoint.Retention.of(recipe).at_most(self.steps, steps_of(recipe.save_steps, self.steps))
+                fault_tolerance.write_trial_checkpoint(self.trainables, self.session.run, responses, count)
             self.session.state.wait_for_everyone()
         reporter.health(
-            f"canary: {len(prompts)} prompts of {len(prompts[0].ids)} tokens, {len(responses[0])} tokens answered, one "
-            "update and one checkpoint went through"
+            f"canary passed: {len(prompts)} prompts of {len(prompts[0].ids)} tokens, responses of {len(responses[0])} "
+            "tokens, one update and one checkpoint"
         )
 
     def evaluate(self, step: int, when: When) -> dict[str, Any]:
-        """Answer the held-out questions with noise that is the same each time, and report means and first rows.
+        """Evaluate on the held-out prompts with the same noise each time; report means and first rows.
 
         Args:
             step: PPO steps done.
-            when: recorded with the rows. ``asked``: only as many questions as rows are recorded, and no means.
+            when: recorded with the rows. ``asked``: only as many prompts as rows are recorded, and no means.
 
         Returns:
-            The rows of all ranks, in the order of the questions.
+            The rows of all ranks, in the order of the prompts.
 
         Raises:
             Abandoned: a stop is wanted; nothing was reported.
@@ -329,7 +334,11 @@ class PPO:
         marks = {"split": Split.EVALUATION.value, "when": when}
         self.reporter.samples(step, [marks | row for row in rows[:recorded]])
         if when != "asked":
-            means = {f"eval/{name}": value for name, value in figures({"rows": rows}).items() if name != "questions"}
+            means = {
+                f"eval/{name}": value
+                for name, value in evaluation_metrics({"rows": rows}).items()
+                if name != "questions"
+            }
             means["eval/objective"] = held_out_objective(rows, self.recipe.kl_coef)
             self.reporter.metrics(step, means)
             trackers.log(self.session.accelerator, means, step, self.reporter)
@@ -349,27 +358,27 @@ class PPO:
         return load_prompts(self.recipe, split, limit, self.tokenizer, self.reporter)
 
     def _batch(self, step: int) -> tuple[list[Prompt], range]:
-        """This rank's prompts of a step, and their positions in the batch over all ranks: every world-size-th."""
+        """Return this rank's prompts of a step, every world-size-th, and their positions over all ranks."""
         total = self.recipe.local_batch_size * self.session.world_size
         mine = range(self.session.rank, total, self.session.world_size)
         return [self.prompts.at(step * total + index) for index in mine], mine
 
     def _noise(self, step: int, indices: Sequence[int]) -> list[Noise]:
-        """Of the responses at these positions in the batch over all ranks."""
+        """Draw noise of the responses at these positions in the batch over all ranks."""
         return [draw_noise(self.recipe.seed, step, index, self.recipe.length_limits) for index in indices]
 
     def _serve_and_save(self, done: int, before: dict[str, Any]) -> None:
-        """Serve requests, sit out a pause, and keep the schedule of checkpoints, at a step boundary.
+        """Serve requests, wait out a pause, and write due checkpoints, at a step boundary.
 
         Raises:
             Stopped: asked to stop, after saving.
         """
-        asked, every = self.session.requests, steps_of(self.recipe.save_steps, self.steps)
+        requests, every = self.session.requests, steps_of(self.recipe.save_steps, self.steps)
         due = bool(every) and done % every == 0
         while True:
             try:
-                wanted = serve(asked, self.reporter, done, self.service)
-            except Abandoned:  # of answers that somebody asked for
+                wanted = serve(requests, self.reporter, done, self.service)
+            except Abandoned:  # of samples on request
                 self._save_and_stop(done, before)
             except Unscored:
                 self._save_unless_saved(done, before)
@@ -379,24 +388,24 @@ class PPO:
             if wanted.save or wanted.due or due:
                 saved = self._save(done, before, by_time=not (wanted.save or due))
                 if saved.stop:
-                    self._leave(done, saved)
+                    self._stop(done, saved)
                 due = False
             if wanted.save:
-                asked.served("save", done)
-            if not asked.paused:
+                requests.served("save", done)
+            if not requests.paused:
                 return
 
     def _save_and_stop(self, done: int, before: dict[str, Any], *, owes_evaluation: bool = False) -> NoReturn:
-        """Leave at a boundary.
+        """Save at a step boundary, and stop.
 
         Raises:
             Stopped: after saving.
             StageError: the disk is full.
         """
-        self._leave(done, self._save(done, before, owes_evaluation=owes_evaluation, stop=True))
+        self._stop(done, self._save(done, before, owes_evaluation=owes_evaluation, stop=True))
 
-    def _leave(self, done: int, saved: Saved) -> NoReturn:
-        """At a boundary, after a save; raises as :meth:`_save_and_stop`."""
+    def _stop(self, done: int, saved: Saved) -> NoReturn:
+        """Stop at a step boundary after a save; raises as :meth:`_save_and_stop`."""
         self.session.requests.served("stop", done)
         if not saved.saved:
             raise self.saver.lost(done, self.session.run.checkpoints)
@@ -411,7 +420,7 @@ class PPO:
         by_time: bool = False,
         stop: bool = False,
     ) -> Saved:
-        """A checkpoint by rank 0. On a full disk it waits for room, unless the run is to ``stop`` after it."""
+        """Write a checkpoint on rank 0; on a full disk, wait for room, unless the run is to ``stop`` after it."""
         phase_before = self.reporter.current_phase
         self.reporter.phase("save")
         timer = self.session.requests.timer
@@ -436,7 +445,7 @@ class PPO:
         return saved
 
     def _save_unless_saved(self, done: int, before: dict[str, Any], *, owes_evaluation: bool = False) -> None:
-        """A checkpoint of a step that has none, before an error ends the run."""
+        """Write a checkpoint of a step that has none, before an error ends the run."""
         newest = newest_sealed(self.session.run.checkpoints)
         self.session.state.wait_for_everyone()  # all have looked
         if done and (newest is None or checkpoint.step_of(newest) != done):
@@ -452,7 +461,7 @@ class PPO:
             raise
 
     def _compare_or_stop(self, before: dict[str, Any], after: dict[str, Any]) -> list[Row]:
-        """PPO's table beside its base; empty where the recipe asks for none."""
+        """Build the table that compares PPO with its base; empty where the recipe asks for none."""
         if not (self.recipe.eval_temperatures or self.recipe.eval_best_of):
             return []
         self.reporter.phase("evaluate")
@@ -465,15 +474,15 @@ class PPO:
             raise
 
     def _remember(self, step: int, during: dict[str, Any], before: dict[str, Any]) -> None:
-        """Keep an evaluation's summary if it is the best so far."""
-        found = summary(self.evaluator.trained, during["rows"], before["rows"])
+        """Keep an evaluation's summary if its objective is the best so far."""
+        row = summary(self.evaluator.trained, during["rows"], before["rows"])
         objective = held_out_objective(during["rows"], self.recipe.kl_coef)
-        found |= {"name": f"{found['name']}, step {step}", "step": step, "objective": objective}
-        if self.best is None or found["objective"] > self.best["objective"]:
-            self.best = found
+        row |= {"name": f"{row['name']}, step {step}", "step": step, "objective": objective}
+        if self.best is None or row["objective"] > self.best["objective"]:
+            self.best = row
 
     def _roll_back(self, done: int) -> int:
-        """To the newest verified checkpoint, or the start, with half the learning rate; returns the steps done."""
+        """Roll back to the newest verified checkpoint, or the start, with half the learning rate; return its step."""
         rate = schedule.peak(self.trainables.scheduler) / 2
         saved, skipped = checkpoint.newest(self.session.run.checkpoints)
         for reason in skipped:
@@ -489,18 +498,18 @@ class PPO:
         self.reporter.forget_samples_after(start)
         self.reporter.health(
             f"rolled back from step {done} to {saved.name if saved else 'the start'}, rollback "
-            f"{self.rollback_policy.so_far}: continuing with `learning_rate: {rate:g}`, half of before"
+            f"{self.rollback_policy.so_far}: continuing with learning_rate {rate:g} (halved)"
         )
         self.session.state.wait_for_everyone()
         return start
 
     def _note(self, **changes: Any) -> None:
-        """For attempts to come; rank 0 only."""
+        """Record changes for later attempts; rank 0 only."""
         if self.session.is_main:
             self.session.restarts.note(**changes)
 
     def _change(self, change: Change) -> str:
-        """A new learning rate or KL coefficient; both are part of every later checkpoint."""
+        """Apply a new learning rate or KL coefficient; both are part of every later checkpoint."""
         if change.key == "kl_coef":
             self.controller.coef = change.value
             adapts = ", and adapts from there" if self.recipe.adap_kl_ctrl else ""
@@ -508,7 +517,7 @@ class PPO:
         now = schedule.set_peak(self.trainables.optimizer, self.trainables.scheduler, change.value)
         return f"`learning_rate` is {change.value:g} now; the schedule makes it {now:g} for the next step"
 
-    def _answer_some(self, done: int) -> None:
+    def _sample_on_request(self, done: int) -> None:
         self.evaluate(done, "asked")
 
     def _save_adapter(self) -> None:

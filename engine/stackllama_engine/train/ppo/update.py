@@ -1,6 +1,8 @@
-"""What carries out PPO's update: gradients over micro-batches and ranks, their statistics, moments over all ranks.
+"""Parts of PPO's update: gradients over micro-batches and ranks, their statistics, moments over all ranks.
 
 The algorithm itself is :mod:`.algorithm`. Every mean is a mean over all ranks: sums are added up first, then divided.
+
+Shapes: ``B`` responses on this rank, ``R`` response positions.
 """
 
 from collections.abc import Callable, Sequence
@@ -42,21 +44,21 @@ class UpdateStats:
 
     sums: PPOStats
     first: PPOStats | None = None
-    """The same of the very first mini-batch. The learner is compared with itself there: a ratio of 1 and an approxkl of
+    """Sums of the very first mini-batch. The learner is compared with itself there: a ratio of 1 and an approxkl of
     0 prove that its pass is deterministic, and nothing about the sampler (see :mod:`.mismatch`)."""
     grad_norm: float = 0.0
-    """Of the policy, before clipping, in the newest mini-batch that was applied."""
+    """The policy's, before clipping, in the newest mini-batch that was applied."""
     value_grad_norm: float = 0.0
-    """Of the critic, likewise."""
+    """The critic's, likewise."""
     updates: int = 0
     skipped: int = 0
     stopped_early: bool = False
     policykl: float = 0.0
-    """Of the newest mini-batch: mean old − new log-probability."""
+    """Mean old − new log-probability of the newest mini-batch."""
 
     @classmethod
     def empty(cls, device: torch.device) -> "UpdateStats":
-        """Before the first mini-batch."""
+        """Return the sums before the first mini-batch."""
         return cls(sums=PPOStats(*torch.zeros(len(PPOStats._fields), device=device).unbind()))
 
     def add(self, sums: PPOStats, grad_norm: float, value_grad_norm: float) -> None:
@@ -66,9 +68,9 @@ class UpdateStats:
         self.updates += 1
 
     def metrics(self) -> dict[str, float]:
-        """TRL's names."""
+        """Return means per token under TRL's metric names."""
         assert self.first is not None
-        first = _numbers([part / self.first.tokens for part in self.first])
+        first = fetch(**{name: total / self.first.tokens for name, total in self.first._asdict().items()})
         metrics = {
             "val/ratio_first": first["ratio"],
             "policy/approxkl_first": first["approxkl"],
@@ -79,7 +81,7 @@ class UpdateStats:
         }
         if not self.updates:  # a mean over nothing is not a number worth showing
             return metrics
-        sums = _numbers(self.sums)
+        sums = fetch(**self.sums._asdict())
         means = {name: total / sums["tokens"] for name, total in sums.items()}
         return metrics | {
             "loss/policy_avg": means["policy_loss"],
@@ -94,9 +96,9 @@ class UpdateStats:
         }
 
 
-def _numbers(sums: Sequence[Tensor]) -> dict[str, float]:
-    """By the names of :class:`PPOStats`, fetched from the device together."""
-    return dict(zip(PPOStats._fields, torch.stack(list(sums)).tolist(), strict=True))
+def fetch(**scalars: Tensor) -> dict[str, float]:
+    """Copy scalars of one dtype from the device together: the host waits once, not once per number."""
+    return dict(zip(scalars, torch.stack(list(scalars.values())).tolist(), strict=True))
 
 
 class Gradients:
@@ -106,8 +108,8 @@ class Gradients:
         base: what is trained.
         optimizer: over ``base.trainable()``.
         reduce: sum over all ranks.
-        size: rows of a micro-batch.
-        batch_sizes: the same, and what makes it smaller; without it a failed allocation ends the update.
+        micro_batch_size: responses per micro-batch, where there are no ``batch_sizes``.
+        batch_sizes: holds the micro-batch size and makes it smaller; without it a failed allocation ends the update.
     """
 
     def __init__(
@@ -115,19 +117,19 @@ class Gradients:
         base: SharedBase,
         optimizer: torch.optim.Optimizer,
         reduce: Reduce,
-        size: int,
+        micro_batch_size: int,
         batch_sizes: BatchSizes | None,
     ) -> None:
         self._base = base
         self._optimizer = optimizer
         self._reduce = reduce
-        self._size = size
+        self._micro_batch_size = micro_batch_size
         self._batch_sizes = batch_sizes
 
     def accumulate(
-        self, rollout: Rollout, indices: Sequence[int], micro_batch: Callable[[PackedBatch], PPOStats]
+        self, rollout: Rollout, indices: Sequence[int], backward: Callable[[PackedBatch], PPOStats]
     ) -> PPOStats:
-        """This rank's gradients of a mini-batch, and sums over all ranks.
+        """Accumulate this rank's gradients of a mini-batch; return statistics summed over all ranks.
 
         Where memory runs out on any rank, every rank begins the mini-batch again in smaller micro-batches: its
         gradients are the same up to the order of the sum.
@@ -135,48 +137,59 @@ class Gradients:
         Args:
             rollout: of this rank.
             indices: its rows that belong to the mini-batch.
-            micro_batch: adds the gradients of some of them.
+            backward: adds the gradients of one micro-batch.
         """
-        count = len(PPOStats._fields)
         while True:
-            sums = torch.zeros(count + 1, device=self._base.device)  # the last one counts ranks that ran out of memory
+            sums = torch.zeros(len(PPOStats._fields), device=self._base.device)
+            out_of_memory = torch.zeros(1, device=self._base.device)  # counts ranks
+            micro_batch_size = self._batch_sizes.micro_batch_size if self._batch_sizes else self._micro_batch_size
             try:
-                size = self._batch_sizes.micro if self._batch_sizes else self._size
-                for batch in rollout.lengths.packed(indices, size, self._base.device):
-                    sums[:count] += torch.stack(micro_batch(batch)).detach()
+                for batch in rollout.lengths.packed(indices, micro_batch_size, self._base.device):
+                    sums += torch.stack(backward(batch)).detach()
             except Exception as error:
                 if self._batch_sizes is None or memory_that_ran_out(error) is None:
                     raise
-                sums[count] = 1
-            sums = self._reduce(sums)
-            if self._batch_sizes is None or not sums[count]:
-                return PPOStats(*sums[:count].unbind())
+                out_of_memory.fill_(1)
+            sums, out_of_memory = self._reduce(torch.cat([sums, out_of_memory])).split([len(sums), 1])
+            if self._batch_sizes is None or not out_of_memory:
+                return PPOStats(*sums.unbind())
             self._optimizer.zero_grad(set_to_none=True)
-            self._batch_sizes.halve_micro()
+            self._batch_sizes.halve_micro_batch()
 
     def sum_over_ranks(self) -> None:
-        """Each rank's loss was divided by the token count of all ranks, so gradients are summed."""
-        trained = self._base.trainable()
-        gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in trained]
+        """Sum gradients over all ranks: each rank's loss was divided by the token count of all ranks already."""
+        parameters = self._base.trainable()
+        gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
+        # one all-reduce over one flat vector
         flat = self._reduce(torch.cat([gradient.flatten() for gradient in gradients]))
-        for parameter, part in zip(trained, flat.split([g.numel() for g in gradients]), strict=True):
+        for parameter, part in zip(parameters, flat.split([g.numel() for g in gradients]), strict=True):
             parameter.grad = part.view_as(parameter)
 
 
 def whiten(values: Tensor, mask: Tensor, reduce: Reduce, shift_mean: bool = True) -> Tensor:
-    """Unit variance over the mask of all ranks; zero mean, or the mean kept without ``shift_mean``. ``[B, R]``."""
-    mean, var = moments(values, mask, reduce)
-    return losses.masked(losses.whiten(losses.masked(values, mask), mean, var, shift_mean), mask)
+    """Whiten ``values``, ``[B, R]``, to unit variance over the mask of all ranks; 0 outside the mask.
+
+    Args:
+        values: ``[B, R]``.
+        mask: ``[B, R]``.
+        reduce: sum over all ranks.
+        shift_mean: shift the mean to 0; without, it stays what it is.
+    """
+    mean, var = moments(values, mask, reduce)  # scalars, over the tokens of all ranks
+    whitened = losses.whiten(losses.masked(values, mask), mean, var, shift_mean)  # [B, R]
+    return losses.masked(whitened, mask)
 
 
 def moments(values: Tensor, mask: Tensor, reduce: Reduce) -> tuple[Tensor, Tensor]:
-    """Mean and unbiased variance over the mask of all ranks; scalars. ``values`` and ``mask`` are ``[B, R]``."""
+    """Compute mean and unbiased variance over the mask of all ranks: two scalars from ``[B, R]`` each."""
     count, total = reduce(torch.stack([mask.sum(), losses.masked(values, mask).sum()])).unbind()
     mean = total / count
-    return mean, reduce(losses.masked(values - mean, mask).pow(2).sum()) / (count - 1).clamp(min=1)
+    squared_deviations = reduce(losses.masked(values - mean, mask).pow(2).sum())
+    return mean, squared_deviations / (count - 1).clamp(min=1)
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor, reduce: Reduce) -> float:
-    """1 − Var(returns − values) / Var(returns) over all ranks; 0 where returns do not vary. Inputs ``[B, R]``."""
-    var = float(moments(returns, mask, reduce)[1])
-    return 1 - float(moments(returns - values, mask, reduce)[1]) / var if var > 0 else 0.0
+    """Compute 1 − Var(returns − values) / Var(returns) over all ranks, from ``[B, R]``; 0 where returns do not vary."""
+    _, var_returns = moments(returns, mask, reduce)
+    _, var_errors = moments(returns - values, mask, reduce)
+    return 1 - float(var_errors) / float(var_returns) if var_returns > 0 else 0.0

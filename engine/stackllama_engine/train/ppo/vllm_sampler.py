@@ -1,4 +1,4 @@
-"""Sampling responses with vLLM, in the process that trains and on its GPU.
+"""Sampling of responses with vLLM, in the process that trains and on its GPU.
 
 vLLM holds a copy of the base and gets the policy's adapter anew for every rollout. It sleeps, its weights in the host's
 memory and its cache dropped, while PPO scores and updates. Its log-probabilities are compared with the learner's and
@@ -34,16 +34,16 @@ from .shared_base import POLICY, SharedBase
 from .state import dense
 
 _BATCHED_TOKENS = 4096
-"""Of one step of vLLM. With its own default it reserves memory for eight times as many (TRL's
+"""Tokens per step of vLLM. With its own default it reserves memory for eight times as many (TRL's
 ``generation/vllm_generation.py``)."""
 
 
 class VllmSampler:
-    """Takes the place of :func:`.sampling.sample` where ``use_vllm`` asks for it; one engine a rank.
+    """Replaces :func:`.sampling.sample` where ``use_vllm`` is set; one engine per rank.
 
     Args:
         recipe: the PPO recipe.
-        session: rank and run directory; asked before and after a rollout whether to break off, not during one.
+        session: rank and run directory; tells before and after a rollout, not during one, whether a stop waits.
         base: the policy is its active adapter.
 
     Raises:
@@ -85,17 +85,17 @@ class VllmSampler:
             self._llm: Any = self._vllm.LLM(**options)
         except (ImportError, OSError, RuntimeError, ValueError) as error:
             raise StageError(
-                f"vLLM does not start: {_first_line(error)} Change `vllm_gpu_memory_utilization` if this is about "
+                f"vLLM failed to start: {_first_line(error)} Change `vllm_gpu_memory_utilization` if this is about "
                 "memory (its share holds the base's weights as well); or set `use_vllm: false`."
             ) from error
         self._llm.sleep(level=1)
 
     def __call__(self, prompts: Sequence[Sequence[int]], noise: Sequence[Noise], eos: int) -> Responses:
-        """One response a prompt, its end token included; it ends there or at its noise's length.
+        """Sample one response per prompt, its end token included; it ends there or at its noise's length.
 
         Args:
             prompts: token ids.
-            noise: one a prompt; gives length and seed.
+            noise: one per prompt; gives length and seed.
             eos: end token; a negative one ends nothing.
 
         Raises:
@@ -103,11 +103,11 @@ class VllmSampler:
             StageError: there is no memory to wake up in, or to sample in.
         """
         self._leave()
-        asked = [self._asked(one, eos) for one in noise]
+        parameters = [self._sampling_parameters(one, eos) for one in noise]
         texts = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
         with self._awake(), self._policy() as adapter:
             try:
-                outputs = self._llm.generate(texts, asked, lora_request=adapter, use_tqdm=False)
+                outputs = self._llm.generate(texts, parameters, lora_request=adapter, use_tqdm=False)
             except RuntimeError as error:
                 if memory_that_ran_out(error) is None:
                     raise
@@ -116,11 +116,11 @@ class VllmSampler:
                     "`vllm_gpu_memory_utilization` or `per_device_train_batch_size`, or set `use_vllm: false`."
                 ) from error
         self._leave()
-        given = [output.outputs[0] for output in outputs]
-        return Responses((list(one.token_ids) for one in given), (_logprobs(one) for one in given))
+        samples = [output.outputs[0] for output in outputs]
+        return Responses((list(one.token_ids) for one in samples), (_logprobs(one) for one in samples))
 
-    def _asked(self, noise: Noise, eos: int) -> Any:
-        """Sampling parameters: the recipe's policy and nothing else; ends that a model's own files name are no ends."""
+    def _sampling_parameters(self, noise: Noise, eos: int) -> Any:
+        """Make sampling parameters of the recipe's policy alone, ignoring end tokens that a model's own files name."""
         return self._vllm.SamplingParams(
             temperature=self._temperature,
             seed=seed_of(noise),
@@ -138,7 +138,7 @@ class VllmSampler:
             self._llm.wake_up()
         except RuntimeError as error:
             raise StageError(
-                f"vLLM finds no memory to wake up in: {_first_line(error)} Lower `vllm_gpu_memory_utilization` or "
+                f"vLLM has not enough memory to wake up: {_first_line(error)} Lower `vllm_gpu_memory_utilization` or "
                 "`per_device_train_batch_size`, or set `use_vllm: false`."
             ) from error
         try:
@@ -148,7 +148,7 @@ class VllmSampler:
 
     @contextmanager
     def _policy(self) -> Iterator[Any]:
-        """The policy as vLLM takes it: a directory, under a name and a number that it has not seen."""
+        """Yield the policy as vLLM takes it: a directory, under a new name and number."""
         self._rollouts += 1
         shutil.rmtree(self._folder, ignore_errors=True)  # of an attempt that was killed here
         make_private_dir(self._folder)
@@ -161,27 +161,30 @@ class VllmSampler:
 
 
 def seed_of(noise: Noise) -> int:
-    """A response's seed: the 53 bits of its first uniform number, which follow from recipe, step and position."""
+    """Return a response's seed: 53 bits of its first uniform number, which follow from recipe, step and position."""
     return int(float(noise.uniforms[0]) * 2**53)
 
 
 def _logprobs(output: Any) -> list[float]:
-    """Log-probability of each sampled token, from a dictionary for each position (``logprobs.py``)."""
-    return [float(known[token].logprob) for token, known in zip(output.token_ids, output.logprobs, strict=True)]
+    """Read the log-probability of each sampled token, from one dictionary per position (``logprobs.py``)."""
+    return [float(position[token].logprob) for token, position in zip(output.token_ids, output.logprobs, strict=True)]
 
 
 def _dtype(base: SharedBase) -> str:
-    """The base's own, if vLLM can apply LoRA to it (``lora/ops/triton_ops/lora_shrink_op.py``)."""
+    """Return the base's dtype, if vLLM can apply LoRA to it (``lora/ops/triton_ops/lora_shrink_op.py``)."""
     if base.base.dtype not in (torch.bfloat16, torch.float16):
         raise StageError(
-            f"vLLM applies LoRA to weights in 16 bits alone, and this base has {base.base.dtype}; "
+            f"vLLM applies LoRA to 16-bit weights only, and this base has {base.base.dtype}; "
             "set `dtype: bfloat16`, or `use_vllm: false`."
         )
     return str(base.base.dtype).removeprefix("torch.")
 
 
 def _rank(base: SharedBase) -> int:
-    """The room that vLLM must make for the policy's rank; a continued adapter has its own (``lora/peft_helper.py``)."""
+    """Return vLLM's smallest LoRA rank that holds the policy's; a continued adapter has its own.
+
+    Source: vLLM's ``lora/peft_helper.py``.
+    """
     config: Any = base.model.peft_config[POLICY]
     special = [name for name in ("use_dora", "lora_bias", "rank_pattern", "alpha_pattern") if getattr(config, name)]
     special += [] if config.bias == "none" else ["bias"]
@@ -192,7 +195,7 @@ def _rank(base: SharedBase) -> int:
 
 
 def _meet(session: Session) -> None:
-    """What vLLM expects of a launcher, in the environment and in torch.
+    """Prepare what vLLM expects of a launcher, in the environment and in torch.
 
     Of one process it would make a group through a store that listens on all interfaces; one in memory does as well.
     """
