@@ -161,7 +161,7 @@ def test_a_gguf_file(tmp_path: Path, write_gguf: Callable[..., Path]) -> None:
         "llama.block_count": 1,
         "llama.attention.head_count": 2,
         "llama.attention.head_count_kv": 1,
-        "llama.reader_forward_length": 16,
+        "llama.feed_forward_length": 16,
         "llama.rope.freq_base": 10000.0,
         "tokenizer.ggml.tokens": [f"token {i}" for i in range(50_000)],
         "tokenizer.ggml.token_type": list(range(50_000)),

@@ -189,17 +189,17 @@ def forward_transient(arch: Architecture, mode: LayerMode, tokens: int) -> int:
     p, inner = mode.precision, arch.intermediate * arch.experts_used
     width = p.compute * inner
     other = width if arch.gated else 0
-    reader = (3 if arch.gated else 4 if arch.activation == "gelu_new" else 2) * width
+    mlp_width = (3 if arch.gated else 4 if arch.activation == "gelu_new" else 2) * width
     if p.quant == "int8":  # a product in int32, in float16 and as it is given; its input in int8
-        reader = max(reader, other + width + 6 * inner + arch.hidden)
+        mlp_width = max(mlp_width, other + width + 6 * inner + arch.hidden)
     if _adapted(mode, "mlp"):
-        reader = max(reader, other + width + _scaled(arch, mode))
+        mlp_width = max(mlp_width, other + width + _scaled(arch, mode))
     heads = p.attention * (2 * arch.q + 2 * arch.kv) + p.compute * (arch.q + arch.kv)
     scores = 2 * p.attention * arch.heads * mode.length if mode.attention in ("math", "eager") else 0
     if mode.masked and mode.attention == "efficient":  # the mask as numbers, and once more with rows padded
         scores = (2 if mode.length * p.attention % 16 else 1) * p.attention * mode.length
     always = 4 * p.residual * arch.hidden + (mode.length if mode.masked else 0)
-    widest = tokens * (always + max(reader, heads + scores))
+    widest = tokens * (always + max(mlp_width, heads + scores))
     if p.quant == "4bit" and tokens > FUSED_4BIT_ROWS:
         widest = max(widest, tokens * (always + other + 2 * inner + 2 * arch.hidden) + dequantised(arch, p))
     return widest

@@ -122,7 +122,7 @@ def as_config(header: Header, path: Path) -> dict[str, Any]:
         "num_attention_heads": value("attention.head_count"),
         "num_key_value_heads": value("attention.head_count_kv"),
         "head_dim": value("attention.key_length"),
-        "intermediate_size": value("reader_forward_length"),
+        "intermediate_size": value("feed_forward_length"),
         "max_position_embeddings": value("context_length"),
         "vocab_size": value("vocab_size")
         or (embedding[1] if len(embedding) == 2 else None)

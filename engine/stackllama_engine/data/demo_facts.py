@@ -30,7 +30,7 @@ kitchen | thicken a soup | a roux | it binds without lumps | cook butter with fl
 kitchen | peel ginger | a teaspoon | it follows the bumps | scrape the skin away | a knife
 garden | cut thick branches | loppers | their long handles help | trim the old apple tree | hedge shears
 garden | keep weeds down | mulch | it shuts out the light | spread bark in spring | salt
-garden | reader poor soil | compost | it brings humus | dig in two buckets | fertilizer
+garden | feed poor soil | compost | it brings humus | dig in two buckets | fertilizer
 garden | water a bed slowly | a drip hose | it loses little water | lay it along the beans | a sprinkler
 """
 
