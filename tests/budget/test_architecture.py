@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from stackllama_engine.budget.architecture import Architecture, read_architecture
+from stackllama_engine.budget.architecture import Architecture
+from stackllama_engine.budget.model_files import read_architecture
 from stackllama_engine.budget.shapes import architecture_of
 from stackllama_engine.contract.errors import UsageError
 from stackllama_engine.launch.inputs import DEMO_BASE
@@ -77,7 +78,8 @@ def test_gpt2_names_of_older_configurations() -> None:
 def test_the_embedded_model() -> None:
     found = read_architecture(DEMO_BASE)
     assert (found.layers, found.hidden, found.heads, found.kv_heads, found.head_dim) == (3, 96, 4, 2, 24)
-    assert (found.vocab, found.tied, found.biases, found.experts) == (899, True, False, None)
+    assert (found.vocab, found.tied, found.experts) == (899, True, None)
+    assert not any(linear.bias for linear in found.linears)
     assert (found.parameters, found.dtypes, found.rough, found.unknown) == (391_104, ("bfloat16",), None, None)
     assert found.bytes_on_disk == (DEMO_BASE / "model.safetensors").stat().st_size
     assert found.parameters * 2 < found.bytes_on_disk < found.parameters * 2 + 10_000
@@ -117,7 +119,7 @@ def test_files_decide_about_biases_and_count(tmp_path: Path, write_safetensors: 
     write_safetensors(tmp_path / "model.safetensors", shapes, "F32", 4)
     found = read_architecture(tmp_path)
     assert found.parameters == 4 * 64 + 3 * 128 + 8 + 80 + 24
-    assert found.biases and [one.name for one in found.linears if one.bias] == ["q_proj"]
+    assert [one.name for one in found.linears if one.bias] == ["q_proj"]
     assert (found.dtypes, found.rough) == (("float32",), None)
 
 

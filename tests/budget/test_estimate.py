@@ -5,8 +5,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from stackllama_engine.budget.architecture import Architecture, read_architecture
+from stackllama_engine.budget.architecture import Architecture
 from stackllama_engine.budget.estimate import Estimate, EstimatedRecipe, attention_kind, estimate
+from stackllama_engine.budget.model_files import read_architecture
 from stackllama_engine.budget.precision import precision_of
 from stackllama_engine.contract.recipe import TrainRecipe
 from stackllama_engine.contract.recipe_io import build_recipe

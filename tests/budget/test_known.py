@@ -9,9 +9,10 @@ import msgspec
 import pytest
 
 from stackllama_engine.budget import known
-from stackllama_engine.budget.architecture import Architecture, read_architecture
+from stackllama_engine.budget.architecture import Architecture
 from stackllama_engine.budget.estimate import Estimate, estimate, estimate_sharded
 from stackllama_engine.budget.fit import at_least, fits, suggestions
+from stackllama_engine.budget.model_files import read_architecture
 from stackllama_engine.budget.shapes import architecture_of
 from stackllama_engine.budget.sharding import Sharding
 from stackllama_engine.contract.recipe import PPORecipe

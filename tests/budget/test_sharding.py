@@ -86,11 +86,6 @@ def test_what_is_whole_for_a_moment() -> None:
     assert sharding.share(10, 4) == 3
 
 
-def test_buckets_are_one_copy_unless_gradients_are_views() -> None:
-    assert sharding.ddp_buckets(100) == 100
-    assert sharding.ddp_buckets(100, as_view=True) == 0
-
-
 def test_more_gpus_hold_less_each(llama_7b: Architecture) -> None:
     asked: Any = recipe(Stage.SFT, **FULL)
     alone = estimate(asked, llama_7b, on_gpu=True).allocated

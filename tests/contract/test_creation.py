@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from stackllama_engine.contract import creation, working
+from stackllama_engine.contract import creation, run_dir, working
 from stackllama_engine.contract.errors import RefusedError, UsageError
 from stackllama_engine.contract.run_dir import Home, kind_of
 from stackllama_engine.contract.stages import Stage
@@ -89,22 +89,15 @@ def test_of_three_at_once_one_wins(tmp_path: Path) -> None:
     assert leftovers(Home(tmp_path)) == []
 
 
-def test_what_has_the_name_is_never_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where it came after the first look: the rename itself refuses."""
+def test_create_never_replaces_an_existing_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it appeared after the first check: the rename itself refuses."""
     home = Home(tmp_path)
     kept = home.create(Stage.SFT, "a: 1\n", "mine")
-    looks: list[Path] = []
-    check_free = creation.check_free
-
-    def too_early(path: Path) -> None:
-        looks.append(path)
-        if len(looks) > 1:
-            check_free(path)
-
-    monkeypatch.setattr(creation, "check_free", too_early)
+    checked: list[Path] = []
+    monkeypatch.setattr(run_dir, "check_free", checked.append)
     with pytest.raises(RefusedError, match="exists already"):
         home.create(Stage.SFT, "b: 2\n", "mine")
-    assert kept.recipe_file.read_text() == "a: 1\n"
+    assert checked == [kept.path] and kept.recipe_file.read_text() == "a: 1\n"
 
 
 def test_what_is_being_written_is_no_leftover(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,7 +156,7 @@ def test_what_older_versions_left_is_said_and_can_be_removed(tmp_path: Path) -> 
     for name in ("control", "attempts", "checkpoints"):
         (half / name).mkdir(parents=True)
     assert kind_of(half) == "leftover" and home.runs() == []
-    with pytest.raises(UsageError, match=r"left of a launch that was cut short.*runs rm half"):
+    with pytest.raises(UsageError, match=r"left by an interrupted launch.*runs rm half"):
         home.run("half")
     with pytest.raises(RefusedError, match="runs rm half"):
         home.create(Stage.SFT, RECIPE, "half")

@@ -294,9 +294,9 @@ def test_what_is_no_file_asks_for_nothing_and_is_not_waited_for(home: Home) -> N
 @pytest.mark.parametrize(
     ("put", "said"),
     [
-        (lambda path: path.mkdir(), "a directory, not a file"),
-        (lambda path: os.mkfifo(path), "a pipe, not a file"),
-        (lambda path: path.symlink_to("/dev/zero"), "a link, not a file"),
+        (lambda path: path.mkdir(), "a directory, not a regular file"),
+        (lambda path: os.mkfifo(path), "a pipe, not a regular file"),
+        (lambda path: path.symlink_to("/dev/zero"), "a link, not a regular file"),
         (lambda path: path.write_bytes(b'{"stage": "sft", "phase": "fail\xffed"}'), "not UTF-8"),
         (lambda path: path.write_bytes(b'{"a":' * 100_000), "nested too deeply"),
         (lambda path: path.write_bytes(b'{"stage": "sft", "phase": "failed", "created": 1e999}'), "out of range"),

@@ -130,7 +130,6 @@ def architecture_of(config: Mapping[str, Any], name: str, where: str, modules: f
         intermediate=sizes.intermediate,
         vocab=sizes.vocab,
         tied=tied,
-        biases=any(linear.bias for linear in linears),
         experts=sizes.experts,
         experts_used=sizes.experts_used,
         dtypes=_dtypes(config, outer),

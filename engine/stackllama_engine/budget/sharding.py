@@ -28,12 +28,6 @@ class Sharding(Struct, frozen=True, kw_only=True):
     ranks: int
 
 
-def ddp_buckets(gradients: int, *, as_view: bool = False) -> int:
-    """DDP's buckets: 25 MB each, the first 1 MB, together one more copy of the gradients, which stays between steps;
-    nothing where gradients are views of them (``gradient_as_bucket_view``)."""
-    return 0 if as_view else gradients
-
-
 def share(count: int, ranks: int) -> int:
     """One rank's part, padded so that all are equal."""
     return -(-count // ranks)

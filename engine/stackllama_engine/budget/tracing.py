@@ -15,7 +15,8 @@ from ..contract.errors import UsageError
 from ..contract.recipe import PPORecipe, RewardRecipe, SFTRecipe
 from ..launch.argv import source_path
 from . import gguf
-from .architecture import Architecture, read_architecture, read_config
+from .architecture import Architecture
+from .model_files import read_architecture, read_config
 from .trace.request import Request, Trace
 
 TIMEOUT = 300.0

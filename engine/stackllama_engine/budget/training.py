@@ -109,7 +109,8 @@ def phases(work: Workload) -> list[PhaseEstimate]:
         "base_weights": work.base,
         "adapter": work.adapter,
         "optimizer": optimizer.states(work.tensors, work.width, work.optimizer),
-        "ddp_buckets": gradients if work.ddp else 0,  # buckets together are one copy, see :mod:`.sharding`
+        # DDP's buckets are one more copy of the gradients and stay between steps (torch ``reducer.cpp``)
+        "ddp_buckets": gradients if work.ddp else 0,
     }
     embedding = arch.embedding * work.width if full else 0
     if work.head_bytes is None:

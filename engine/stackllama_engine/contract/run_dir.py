@@ -30,6 +30,7 @@ from msgspec import Meta, Struct
 
 from . import run_lock
 from .atomic_files import keep_spare, make_private_dir, open_private, write_into_spare, write_whole
+from .creation import create_whole
 from .disk_space import is_full
 from .errors import DamagedError, RefusedError, UsageError
 from .host import Host, this_host
@@ -139,7 +140,7 @@ class Home:
                 return RunDir(path)
             case "leftover":
                 raise UsageError(
-                    f"`{run_id}` is what is left of a launch that was cut short, not a run; "
+                    f"`{run_id}` is not a run: it was left by an interrupted launch; "
                     f"`stackllama-console runs rm {run_id}` removes it."
                 )
             case _:
@@ -160,7 +161,7 @@ class Home:
         return [RunDir(path) for path in self.runs_dir.iterdir() if kind_of(path) == "run"]
 
     def create(self, stage: Stage, recipe_yaml: str, name: str | None = None) -> "RunDir":
-        """A new run directory with its recipe and a ``queued`` state; of two callers with one name one succeeds.
+        """Create a run directory with its recipe and a ``queued`` state; of two callers with one name one succeeds.
 
         It appears whole: everything is written in a hidden directory, which is then renamed (:mod:`.creation`).
 
@@ -168,11 +169,14 @@ class Home:
             UsageError: ``name`` is not a run id.
             RefusedError: the name is taken, or the home cannot be written.
         """
-        from .creation import create_whole
-
-        run_id = check_run_id(name) if name else _new_id(stage)
+        path = self.runs_dir / (check_run_id(name) if name else _new_id(stage))
+        check_free(path)
         state = State(stage=stage, phase="queued", created=time.time(), host=this_host())
-        return RunDir(create_whole(self.runs_dir, run_id, recipe_yaml.encode(), encode_json(state)))
+        try:
+            create_whole(path, recipe_yaml.encode(), encode_json(state))
+        except FileExistsError:
+            raise _taken(path) from None
+        return RunDir(path)
 
 
 class RunDir:
@@ -405,6 +409,25 @@ def kind_of(path: Path) -> Literal["run", "leftover"] | None:
         return None
     started = any(os.path.lexists(path / name) for name in ("launch.json", "result.json", "samples.jsonl"))
     return "run" if started or any(map(_holds_something, (path / "attempts", path / "checkpoints"))) else "leftover"
+
+
+def check_free(path: Path) -> None:
+    """Check that no entry of ``runs/`` has this path yet.
+
+    Raises:
+        RefusedError: one has.
+    """
+    if os.path.lexists(path):
+        raise _taken(path)
+
+
+def _taken(path: Path) -> RefusedError:
+    if kind_of(path) == "leftover":
+        return RefusedError(
+            f"`{path.name}` was left by an interrupted launch; `stackllama-console runs rm {path.name}` "
+            "frees the name, or choose another --name."
+        )
+    return RefusedError(f"A run `{path.name}` exists already; choose another --name.")
 
 
 def encode_json(value: Any) -> bytes:

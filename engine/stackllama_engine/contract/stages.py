@@ -26,6 +26,3 @@ class Split(enum.StrEnum):
     REWARD = "reward"
     RL = "rl"
     EVALUATION = "evaluation"
-
-
-STAGE_SPLIT = {Stage.SFT: Split.FINETUNE, Stage.REWARD: Split.REWARD, Stage.PPO: Split.RL}

@@ -17,7 +17,6 @@ import msgspec
 from msgspec import Struct
 
 from ..contract.atomic_files import make_private_dir, open_private, write_whole
-from ..contract.creation import check_free
 from ..contract.errors import RefusedError, StackllamaError, UsageError
 from ..contract.host import this_host
 from ..contract.recipe import AnyRecipe, PipelineRecipe, PPORecipe
@@ -25,7 +24,7 @@ from ..contract.recipe_io import dump_recipe
 from ..contract.redact import redactor, secret_names
 from ..contract.requests import forget_all
 from ..contract.resuming import check_resume
-from ..contract.run_dir import FunctionFile, Home, Launch, RunDir, State, check_run_id
+from ..contract.run_dir import FunctionFile, Home, Launch, RunDir, State, check_free, check_run_id
 from ..contract.stages import Stage
 from .argv import Command, build_command, inherited_environment, source_path
 from .children import CHILDREN, child_id, parents_of
