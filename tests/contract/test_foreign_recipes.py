@@ -270,7 +270,7 @@ def test_a_share_of_steps_is_rounded_up() -> None:
 
 
 def test_milestones_need_checkpoints_at_whole_steps() -> None:
-    assert "is a share of all of them" in refusal("keep_every_steps=10", "save_steps=0.5")
+    assert "`save_steps: 0.5` is a share of all steps" in refusal("keep_every_steps=10", "save_steps=0.5")
 
 
 def test_total_episodes_become_steps_where_the_processes_are_known(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -240,7 +240,7 @@ def test_existing_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.Monk
         ("optim: adafactor\nadam_beta2: 0.95", ["`optim: adafactor` has no `adam_beta1`"]),
         ("bf16: true\nfp16: true", ["`bf16` and `fp16` are both true"]),
         ("metric_for_best_model: eval_loss\nsave_steps: 0", ["`metric_for_best_model: eval_loss`", "`save_steps: 0`"]),
-        ("keep_every_steps: 750", ["`keep_every_steps: 750` is no multiple of `save_steps: 500`"]),
+        ("keep_every_steps: 750", ["`keep_every_steps: 750` must be a multiple of `save_steps: 500`"]),
         ("use_peft: false", ["`use_peft: false`", "load_in_8bit: false"]),
         ("num_processes: 0", [">= 1"]),
         ("seed: -1", [">= 0"]),
@@ -300,7 +300,7 @@ def test_keys_between_keys_of_ppo() -> None:
     given = [f"{key}={value}" for key, value in NEEDED[Stage.PPO].items()]
     assert "must be below" in refusal(Stage.PPO, None, *given, "random_length_limits=[128, 128]")
     assert "PPO needs `use_peft: true`" in refusal(Stage.PPO, None, *given, "use_peft=false", "load_in_8bit=false")
-    assert "`reward_model_path` is required" in refusal(Stage.PPO, None, "model_name_or_path=gpt2")
+    assert "needs `reward_model_path` or `reward_fn`" in refusal(Stage.PPO, None, "model_name_or_path=gpt2")
 
 
 # round trip
@@ -396,13 +396,13 @@ VLLM = ("model_name_or_path=gpt2", "reward_model_path=r", "use_vllm=true", "load
 @pytest.mark.parametrize(
     ("keys", "named"),
     [
-        (["use_cpu=true"], "`use_cpu: true` uses none"),
+        (["use_cpu=true"], "`use_cpu: true` is set"),
         (["load_in_8bit=true"], "a base in 8 bits"),
         (["load_in_4bit=true"], "a base in 4 bits"),
         (["model_name_or_path=base.gguf"], "a .gguf base"),
         (["dtype=float32"], "`dtype: bfloat16`"),
-        (["lora_r=513"], "up to rank 512"),
-        (["temperature=0.001"], "`temperature` of 0.01 or more"),
+        (["lora_r=513"], "ranks up to 512"),
+        (["temperature=0.001"], "samples at 0.01 or more"),
     ],
 )
 def test_what_vllm_cannot_sample_from_is_refused_with_a_way_out(keys: list[str], named: str) -> None:
