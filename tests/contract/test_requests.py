@@ -76,7 +76,7 @@ def failing(number: int) -> Callable[..., NoReturn]:
 @pytest.mark.parametrize(
     ("stage", "phase", "ask", "why"),
     [
-        (Stage.REWARD, "running", "sample", "answers nothing"),
+        (Stage.REWARD, "running", "sample", "generates no responses"),
         (Stage.MERGE, "running", "pause", "can only be stopped"),
         (Stage.SFT, "stopped", "continue", "has ended"),
         (Stage.SFT, "stopping", "pause", "stopping already"),
