@@ -29,7 +29,7 @@ def test_a_file_system_that_counts_no_inodes_is_not_full(tmp_path: Path, monkeyp
 
 def test_what_lacks_is_named() -> None:
     assert Free(3 * MIB, None).against(12 * MIB, 20) == "3.0 MiB free of the 12 MiB a checkpoint needs"
-    assert Free(90 * MIB, 3).against(12 * MIB, 20) == "3 files can still be made of the 20 a checkpoint needs"
+    assert Free(90 * MIB, 3).against(12 * MIB, 20) == "3 inodes free of the 20 a checkpoint needs"
 
 
 def test_an_append_is_whole_or_not_there(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def test_the_learning_rate_stays_and_a_dropout_is_applied_and_both_are_said(tmp_
     found = after(tmp_path, Stage.SFT, recipe(Stage.SFT), "learning_rate=0.5", "lora_dropout=0.25", "max_steps=20")
     assert found.refusal() is None
     assert found.notice() == (
-        "the recipe has changed since step-000002: applied from here on: `lora_dropout` 0.05 → 0.25, `max_steps` 10 → "
+        "the recipe has changed since step-000002: applied from now on: `lora_dropout` 0.05 → 0.25, `max_steps` 10 → "
         "20; kept from the checkpoint: `learning_rate` stays 0.0002, not 0.5"
     )
 
@@ -70,7 +70,7 @@ def test_what_the_weights_were_trained_with_is_refused(tmp_path: Path, key: str,
 
 def test_fewer_steps_than_are_done_are_refused(tmp_path: Path) -> None:
     refusal = after(tmp_path, Stage.SFT, recipe(Stage.SFT), "max_steps=1").refusal()
-    assert refusal is not None and "`max_steps: 1`: step-000002 is beyond it" in refusal
+    assert refusal is not None and "`max_steps: 1`: step-000002 is past that step" in refusal
 
 
 def test_a_moved_base_is_applied_and_an_altered_one_refused(tmp_path: Path) -> None:
