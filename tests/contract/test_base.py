@@ -55,10 +55,10 @@ def test_without_it_both_ways_out_are_named(tmp_path: Path) -> None:
     base = make_base(tmp_path / "a")
     adapter = make_adapter(tmp_path / "adapter", str(base), base)
     base.rename(tmp_path / "b")
-    with pytest.raises(StageError, match=rf"{base}, which {adapter} was trained on, is not there any more: say where"):
+    with pytest.raises(StageError, match=rf"{base}, which {adapter} was trained on, does not exist any more: give its base"):
         find_base(adapter)
     make_base(base, b"else")
-    with pytest.raises(StageError, match="has other weights now: say where its base is with `base_model_name_or_path"):
+    with pytest.raises(StageError, match="has other weights now: give its base with `base_model_name_or_path"):
         find_base(adapter)
 
 
@@ -82,10 +82,10 @@ def test_an_adapter_that_names_no_base_takes_the_one_given(tmp_path: Path) -> No
 
 def test_a_foreign_adapter_whose_base_is_gone_says_so(tmp_path: Path) -> None:
     base, adapter = make_base(tmp_path / "a"), make_adapter(tmp_path / "adapter", "/somewhere/else/a")
-    with pytest.raises(StageError, match="names /somewhere/else/a as its base, which is not there: say where"):
+    with pytest.raises(StageError, match="names /somewhere/else/a as its base, which does not exist: give its path"):
         find_base(adapter)
     found = find_base(adapter, str(base))
-    assert found.name == str(base) and found.notice is not None and "which nothing confirms" in found.notice
+    assert found.name == str(base) and found.notice is not None and "without a fingerprint to confirm it" in found.notice
 
 
 def test_a_relative_base_is_looked_for_above_the_adapter(tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def test_on_a_full_disk_an_urgent_event_and_the_end_are_written_ahead_of_those_t
         disk.clear()
         writer.close()
         *_, late, told = EventReader(path).read()
-        assert late.step == step and "came late" in told.data["message"]
+        assert late.step == step and "were delayed" in told.data["message"]
         assert writer.lost == 0 and path.stat().st_blocks * 512 <= path.stat().st_size + 4096, "allocated ahead"
 
 

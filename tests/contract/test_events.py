@@ -145,7 +145,7 @@ def test_what_waits_for_room_does_not_fill_the_memory(path: Path, monkeypatch: p
     found = list(EventReader(path).read())
     assert writer.lost == 21 - (len(found) - 1) > 0, "the oldest, counted"
     assert [event.step for event in found] == [*range(writer.lost, 21), None]
-    assert f"{writer.lost} are lost" in found[-1].data["message"]
+    assert f"{writer.lost} were lost" in found[-1].data["message"]
 
 
 @pytest.mark.parametrize("kind", ["tmpfs", "limit"])

@@ -167,7 +167,7 @@ def test_a_handbook_recipe_is_accepted_with_notes(file: Path) -> None:
     assert (recipe.lr_scheduler_type, recipe.min_lr_rate) == ("cosine_with_min_lr", 0.1)
     assert (recipe.warmup_steps, recipe.eval_steps, recipe.save_steps) == (0.1, 0.25, 0)
     said = "\n".join(reading.notes)
-    assert "ignored `output_dir`, `overwrite_output_dir`: a run has a directory" in said
+    assert "ignored `output_dir`, `overwrite_output_dir`: a run has its own directory" in said
     assert all(f"`{key}" in said for key in ("do_eval", "hub_model_id", "log_level", "eval_strategy", "save_strategy"))
     assert "LoRA on an int8 base is trained here, where TRL would train every weight" in said
     assert "push_to_hub" not in said and "deepspeed" not in said  # they ask for nothing
@@ -209,7 +209,7 @@ def test_values_as_transformers_takes_them(override: str, key: str, value: Any) 
 @pytest.mark.parametrize(
     ("override", "why"),
     [
-        ("push_to_hub=true", "nothing is uploaded"),
+        ("push_to_hub=true", "uploading is not supported"),
         ("beta=0", "DPO"),
         ("loss_type=sigmoid", "DPO"),
         ("deepspeed=zero3.json", "every GPU holds the whole model"),
@@ -219,7 +219,7 @@ def test_values_as_transformers_takes_them(override: str, key: str, value: Any) 
         ("resume_from_checkpoint=true", "runs resume RUN"),
         ("average_tokens_across_devices=false", "always averaged"),
         ("assistant_only_loss=true", "the loss is over the whole text"),
-        ("report_to=all", "name them"),
+        ("report_to=all", "name the trackers"),
         ("warmup_ratio=1", "a share of all steps"),
         ("warmup_steps=1.5", "a whole number, or a share of all steps"),
         ("lr_scheduler_type=cosine_with_min_lr", "belong together"),
