@@ -72,7 +72,7 @@ def test_a_companion_that_only_later_rows_have_is_part_of_their_prompt(tmp_path:
     assert prompts(name)[30:] == ["Write.\n\nA text.", "Be brief.\n\nWrite."]
     early = write(tmp_path / "early.jsonl", first, first | {"input": "A text."})
     assert said(early, "question", "response_j") == (
-        "rows: the prompt is instruction and input, joined with a blank line between"
+        "rows: the prompt is instruction and input, joined by a blank line"
     )
 
 
@@ -85,7 +85,7 @@ def test_text_that_nobody_reads_is_named(tmp_path: Path) -> None:
     late = row | {"history": [["earlier", "turn"]], "category": "qa", "tags": ["x"]}
     name = write(tmp_path / "rows.jsonl", row, late)
     joined, unread = said(name, "question", "response_j").splitlines()
-    assert joined == "rows: the prompt is instruction and input, joined with a blank line between"
+    assert joined == "rows: the prompt is instruction and input, joined by a blank line"
     assert unread.startswith("rows: text in tags, history and category is not read")
     assert preview(name).notices[1].endswith(unread.removeprefix("rows"))
 

@@ -69,8 +69,8 @@ HEAD = '<?xml version="1.0"?>\n<posts>\n<row Id="1" PostTypeId="1" Score="1" Bod
     ("content", "message"),
     [
         (b"", "is empty"),
-        (HEAD.encode(), r"cut off before </posts>: no element found: line 4, column 0"),
-        (f"{HEAD}<row Id=".encode(), r"cut off before </posts>: unclosed token: line 4"),
+        (HEAD.encode(), r"truncated before </posts>: no element found: line 4, column 0"),
+        (f"{HEAD}<row Id=".encode(), r"truncated before </posts>: unclosed token: line 4"),
         (f"{HEAD}<row></posts>".encode(), r"not well-formed XML: mismatched tag: line 4"),
         (f"{HEAD}</posts><posts/>".encode(), "not well-formed XML: junk after document element: line 4"),
         (f"{HEAD}<row Body='&undefined;'/></posts>".encode(), "not well-formed XML: undefined entity: line 4"),
@@ -103,7 +103,7 @@ def test_an_endless_row_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(posts_module, "_LONGEST_ROW", 1 << 20)
     path = tmp_path / "Posts.xml"
     path.write_text('<posts>\n<row Id="1" PostTypeId="1" Body="' + "x" * (3 << 20) + '" /></posts>')
-    with pytest.raises(DataError, match="line 2: one row is longer"):
+    with pytest.raises(DataError, match="line 2: a row is longer"):
         list(read_posts(path))
 
 

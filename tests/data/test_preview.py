@@ -74,7 +74,7 @@ def test_the_module_prints_one_document(dump: Any, tmp_path: Path) -> None:
 def test_the_module_ends_an_error_with_one_line_and_its_code(tmp_path: Path) -> None:
     done = run("-m", "stackllama_engine.data", "preview", "./none")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("No data source './none'") and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("'./none' is not a data source") and done.stderr.count("\n") == 1
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "file").touch()
     done = run("-m", "stackllama_engine.data", "prepare", "Posts.xml", "--out", str(tmp_path / "out"))

@@ -93,8 +93,8 @@ def test_the_demo() -> None:
         ("{'question': 1}", r"pairs\.jsonl: line 3: not JSON"),
         ('{"question": "q", "response_j": "\\ud800"}', r"pairs\.jsonl: line 3: not JSON"),
         ("[" * 100_000, r"pairs\.jsonl: line 3: not JSON"),
-        ("[1, 2]", r"pairs\.jsonl: line 3: a row is an object"),
-        ('{"question": "q", "response_j": "j"}', "line 3: no column response_k, which earlier rows have"),
+        ("[1, 2]", r"pairs\.jsonl: line 3: expected an object"),
+        ('{"question": "q", "response_j": "j"}', "line 3: column response_k is missing, which earlier rows have"),
         ('{"question": "q", "response_j": 7, "response_k": "k"}', "line 3: column response_j holds int, not text"),
         ('{"question": [{"role": "user"}], "response_j": "j", "response_k": "k"}', "line 3: .* holds list.* flattened"),
     ],
@@ -150,18 +150,18 @@ def test_sources_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").touch()
     (tmp_path / "torn.parquet").write_bytes(b"PAR1 and no more")
     for name, message in (
-        (str(tmp_path), "has no manifest.json: make a data directory"),
-        (str(tmp_path / "none.jsonl"), "No file"),
-        (str(tmp_path / "notes.txt"), "a data file is .jsonl, .json, .parquet"),
+        (str(tmp_path), r"has no manifest\.json\. Create one with"),
+        (str(tmp_path / "none.jsonl"), "no such file"),
+        (str(tmp_path / "notes.txt"), "expected a .jsonl, .json or .parquet file"),
         (str(tmp_path / "torn.parquet"), "not a Parquet file"),
         (str(tmp_path / "empty.jsonl"), "no row in split all"),
-        ("./none", "No data source './none'"),
-        ("a/b/c", "No data source 'a/b/c'"),
+        ("./none", "'./none' is not a data source"),
+        ("a/b/c", "'a/b/c' is not a data source"),
     ):
         with pytest.raises(DataError, match=message):
             list(open_rows(name, "all"))
     name = write_lines(tmp_path / "pairs.jsonl", ROWS[:1])
-    with pytest.raises(DataError, match="no split 'train': it is one of finetune, reward, rl, evaluation, or all"):
+    with pytest.raises(DataError, match="has no split 'train'; choose one of finetune, reward, rl, evaluation or all"):
         list(open_rows(name, "train"))
 
 
@@ -279,7 +279,7 @@ def test_how_the_hub_is_asked(fake_hub: list[dict[str, Any]]) -> None:
         {"name": paired, "config": None, "revision": None, "streaming": True, "split": "train", "data_dir": "data/rl"},
         {"name": "owner/set", "config": "c", "revision": "main", "streaming": False, "split": "train"},
     ]
-    with pytest.raises(DataError, match="has the splits finetune, reward, rl, evaluation, not 'train'"):
+    with pytest.raises(DataError, match="has no split 'train'; choose one of finetune, reward, rl, evaluation"):
         list(open_rows(paired, "train"))
 
 

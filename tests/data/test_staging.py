@@ -34,7 +34,7 @@ def test_what_a_killed_one_left_is_removed_by_the_next_and_said(dump: Any, tmp_p
     assert prepare(path, tmp_path / "out", on_notice=told.append).pairs == 15
     assert names(tmp_path) == ["Posts.xml", "out"]
     assert told == [
-        f"{tmp_path / '.out.preparing'} was left by a `data prepare` that was cut short, and has been removed"
+        f"{tmp_path / '.out.preparing'} was left by an interrupted `data prepare` and has been removed"
     ]
 
 
@@ -42,7 +42,7 @@ def test_one_at_work_is_left_to_it(dump: Any, tmp_path: Path) -> None:
     path = dump.write(dump.forum(5))
     with own_staging(tmp_path / "out") as staging:
         (staging / "mine").touch()
-        with pytest.raises(RefusedError, match="is being made by another process"):
+        with pytest.raises(RefusedError, match="is being prepared by another process"):
             prepare(path, tmp_path / "out")
         assert names(staging) == ["mine"]
     assert names(tmp_path) == ["Posts.xml"]

@@ -57,7 +57,7 @@ def test_rows_that_the_stage_cannot_read(
         ("pairs.jsonl.gz", "unpack this one first"),
         ("pairs.csv", "write its rows as JSON Lines"),
         ("dump.7z", "unpack this one first"),
-        ("Posts.xml", "goes through `data prepare` first"),
+        ("Posts.xml", "with `stackllama-console data prepare` first"),
         ("pairs", "write its rows as JSON Lines"),
     ],
 )
