@@ -97,7 +97,7 @@ def test_llama_factory(file: Path) -> None:
     said = "\n".join(made.left_out)
     assert all(f"`{key}" in said for key in ("template", "use_galore", "trust_remote_code", "output_dir", "dataset"))
     assert "dataset_info.json" in said and recipe.dataset_name == "mine"  # never the default data instead
-    assert all(line in made.text for line in ("# stage: sft\n", "#   `template=llama3`: ", "own defaults"))
+    assert all(line in made.text for line in ("# stage: sft\n", "#   `template=llama3`: ", "defaults of LLaMA-Factory"))
 
 
 def test_axolotl(file: Path) -> None:

@@ -210,7 +210,7 @@ def test_experts_are_not_quantised(model: Callable[..., str], key: str, bits: in
 def test_a_truncated_or_missing_weight_file_is_named(model: Callable[..., str]) -> None:
     path = model(llama())
     (Path(path) / "model.safetensors").write_bytes(b"\xff\x00\x00")
-    assert "model.safetensors: torn" in said(Stage.SFT, path)["weights"]
+    assert "model.safetensors: truncated" in said(Stage.SFT, path)["weights"]
     (Path(path) / "model.safetensors").unlink()
     index = {"weight_map": {"a": "model-00001-of-00001.safetensors"}}
     (Path(path) / "model.safetensors.index.json").write_text(json.dumps(index))

@@ -6,20 +6,20 @@ DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
 
 
 class Linear(Struct, frozen=True):
-    """One kind of matrix in every layer; bitsandbytes quantises it, LoRA may adapt it."""
+    """A matrix that every layer has; bitsandbytes can quantise it, LoRA can adapt it."""
 
     name: str
     inputs: int
     outputs: int
     bias: bool = False
     count: int = 1
-    """Experts that each hold one."""
+    """Number of experts, each with its own."""
     source: str = ""
-    """Which tensor it reads, so that matrices that share one are known: ``attn``, ``out``, ``mlp``, ``down``."""
+    """Name of its input tensor, which matrices may share: ``attn``, ``out``, ``mlp``, ``down``."""
 
 
 class Architecture(Struct, frozen=True, kw_only=True):
-    """A model's sizes. Counts are of elements, ``bytes_on_disk`` of bytes."""
+    """Sizes of a model. Counts are in elements, ``bytes_on_disk`` in bytes."""
 
     name: str
     model_type: str
@@ -35,28 +35,28 @@ class Architecture(Struct, frozen=True, kw_only=True):
     """Embedding and language-model head are one matrix."""
     experts: int | None = None
     experts_used: int = 1
-    """Experts that one token visits."""
+    """Number of experts that process one token."""
     dtypes: tuple[str, ...] = ()
-    """Of the checkpoint, as ``config.json`` or the files name them; the most frequent first."""
+    """Dtypes of the checkpoint, as ``config.json`` or the files name them; the most frequent first."""
     bytes_on_disk: int = 0
     rough: str | None = None
-    """Why the numbers are rough: what was missing. None: nothing was."""
+    """Why the numbers are approximate: what was missing. None: nothing was."""
     unknown: str | None = None
-    """Why `parameters` is but the least that there are: something of the model is not counted. None: all of it is."""
+    """Why `parameters` is only a lower bound: what is not counted. None: everything is."""
     packed: float | None = None
-    """Of a checkpoint that is quantised already: least bytes of an element. None: it is not."""
+    """Minimum bytes per element of a checkpoint that is already quantised. None: it is not."""
     linears: tuple[Linear, ...] = ()
     norms: int = 0
     """Elements of the norms of one layer."""
     extra: int = 0
     """Elements outside layers, embedding and head: learned positions, final norm, biases of the head."""
     family: str = "llama"
-    """How a layer computes: ``llama``, ``gemma``, ``phi``, ``neox``, ``gpt2``."""
+    """Kind of layer: ``llama``, ``gemma``, ``phi``, ``neox``, ``gpt2``."""
     qk_norm: bool = False
     gated: bool = True
     activation: str = "silu"
     default_targets: tuple[str, ...] | None = None
-    """LoRA targets when the recipe names none; None: PEFT knows none for this model."""
+    """LoRA targets if the recipe names none; None: PEFT has no default for this model."""
 
     @property
     def q(self) -> int:
@@ -80,8 +80,10 @@ class Architecture(Struct, frozen=True, kw_only=True):
 
     @property
     def adaptable(self) -> tuple[Linear, ...]:
-        """The matrices that are modules of their own: LoRA may adapt and bitsandbytes quantise them. The experts of a
-        mixture are one parameter of three dimensions in transformers 5, which both leave alone."""
+        """Matrices that are separate modules, which LoRA can adapt and bitsandbytes quantise.
+
+        The experts of a mixture are one three-dimensional parameter in transformers 5, which both leave alone.
+        """
         return tuple(linear for linear in self.linears if linear.count == 1)
 
     @property
@@ -106,6 +108,6 @@ class Architecture(Struct, frozen=True, kw_only=True):
 
     @property
     def checkpoint_bytes(self) -> int:
-        """Bytes of one element with ``dtype: auto``; float32 where the files do not say, as transformers has it."""
-        known = [DTYPE_BYTES[name] for name in self.dtypes if name in DTYPE_BYTES]
-        return known[0] if known else 4
+        """Bytes per element with ``dtype: auto``; float32 if the files do not say, as in transformers."""
+        widths = [DTYPE_BYTES[name] for name in self.dtypes if name in DTYPE_BYTES]
+        return widths[0] if widths else 4

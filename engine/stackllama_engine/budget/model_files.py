@@ -22,10 +22,10 @@ _TOLERANCE = 0.02
 
 
 def read_architecture(path: Path) -> Architecture:
-    """Sizes of the model in a directory or a ``.gguf`` file.
+    """Read the sizes of the model in a directory or a ``.gguf`` file.
 
     Raises:
-        UsageError: no model there, unreadable, torn, or holding sizes that no model has.
+        UsageError: not a model, unreadable, truncated, or with impossible sizes.
     """
     try:
         if path.is_dir():
@@ -36,20 +36,20 @@ def read_architecture(path: Path) -> Architecture:
         raise UsageError(f"{path}: cannot be read: {error.strerror or error}.") from None
     if not path.exists():
         raise UsageError(f"{path}: no such directory or file.")
-    raise UsageError(f"{path}: a model is a directory with {_CONFIG}, or a .gguf file.")
+    raise UsageError(f"{path} is not a model: expected a directory with {_CONFIG}, or a .gguf file.")
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """``config.json``, at most 4 MiB of it.
+    """Read ``config.json``, of at most 4 MiB.
 
     Raises:
-        UsageError: missing, too large, or no JSON object.
+        UsageError: missing, too large, or not a JSON object.
     """
     file = path / _CONFIG
     try:
         return any_object(file)
     except FileNotFoundError:
-        raise UsageError(f"{path}: it is not a model; it has no {_CONFIG}.") from None
+        raise UsageError(f"{path} is not a model: it has no {_CONFIG}.") from None
     except UnsuitableFileError as error:
         raise UsageError(f"{file}: cannot be read: {error}.") from None
     except ValueError as error:
@@ -68,28 +68,30 @@ def _read_directory(path: Path) -> Architecture:
         notes.append(f"{files.missing} of {files.expected} weight files are missing")
     if shape.packed:
         method = _quantised_by(config)
-        said = f"its weights are quantised already ({method})"
-        changes["unknown"] = "; ".join(filter(None, (shape.unknown, said)))
+        reason = f"its weights are already quantised ({method})"
+        changes["unknown"] = "; ".join(filter(None, (shape.unknown, reason)))
     else:
-        promised = files.promised or files.promised_bytes // shape.checkpoint_bytes
-        changes |= _counted(shape, promised if files.missing or not files.parameters else files.parameters)
+        declared = files.declared or files.declared_bytes // shape.checkpoint_bytes
+        changes |= _counted(shape, declared if files.missing or not files.parameters else files.parameters)
     return msgspec.structs.replace(shape, **changes, rough="; ".join(notes) or None)
 
 
 def _counted(shape: Architecture, held: int) -> dict[str, Any]:
-    """What the number of elements in a model's files changes: where it is another than its sizes make, something is
-    not counted, and the larger number is believed."""
+    """Return the changes from the number of elements in a model's files.
+
+    If it differs from that of the model's sizes, something is not counted, and the larger number is used.
+    """
     if not held:
         return {}
     if shape.unknown or abs(held - shape.parameters) > _TOLERANCE * shape.parameters:
-        why = f"its files hold {held:,} parameters, its sizes make {shape.parameters:,}"
+        why = f"its files have {held:,} parameters, its configuration {shape.parameters:,}"
         return {"parameters": max(held, shape.parameters), "unknown": shape.unknown or why}
     return {"parameters": held}
 
 
 def _quantised_by(config: dict[str, Any]) -> str:
-    """The method of a checkpoint that is quantised already."""
-    return str(config["quantization_config"].get("quant_method", "by what is not said"))[:40]
+    """Return the method of a checkpoint that is already quantised."""
+    return str(config["quantization_config"].get("quant_method", "unknown method"))[:40]
 
 
 def _read_gguf(path: Path) -> Architecture:
