@@ -108,7 +108,7 @@ def test_what_another_stage_reads_needs_no_mention(tmp_path: Path) -> None:
         ([{"text": "film", "label": 0}], "its columns are text, label. sft needs"),
         ([{"Question": "Q", "Chosen": "a"}], "its columns are Question, Chosen. sft needs"),
         ([{}], "its columns are none. sft needs"),
-        ([{"prompt": TURNS, "completion": TURNS}], "column prompt holds list, not text. A chat has to be flattened"),
+        ([{"prompt": TURNS, "completion": TURNS}], "column prompt holds list, not text. Flatten a chat to text first"),
         ([{"prompt": "q", "chosen": TURNS, "rejected": TURNS}], "column chosen holds list, not text"),
     ],
 )

@@ -41,7 +41,7 @@ def test_it_says_what_it_takes_and_leaves_nothing(room: str, dump: Any, tmp_path
         assert done.returncode == 1 and done.stdout == "" and done.stderr.count("\n") == 1
         assert f"The disk is full: {disk.path / 'new'} could not be written, and nothing of it was left" in done.stderr
         assert f"({size:,} bytes)" in done.stderr and " MiB free" in done.stderr
-        assert (room == "but no inodes") == ("and 0 inodes free" in done.stderr)
+        assert (room == "but no inodes") == ("free, and 0 inodes" in done.stderr)
         assert sorted(path.name for path in disk.path.iterdir() if not path.name.startswith("somebody")) == ["old"]
         assert content(old) == before and disk.free == left
         disk.clear()

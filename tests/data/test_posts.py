@@ -58,7 +58,7 @@ def test_a_doctype_is_refused_before_anything_is_read(tmp_path: Path, doctype: s
     path = tmp_path / "Posts.xml"
     row = '<row Id="1" PostTypeId="1" Score="1" Body="&a;" />'
     path.write_text(f'<?xml version="1.0" encoding="{encoding}"?>\n{doctype}<posts>{row}</posts>', encoding=encoding)
-    with pytest.raises(DataError, match=r"Posts\.xml: line 2: a DOCTYPE"):
+    with pytest.raises(DataError, match=r"Posts\.xml: line 2: refused, because it has a DOCTYPE"):
         list(read_posts(path))
 
 
@@ -77,8 +77,8 @@ HEAD = '<?xml version="1.0"?>\n<posts>\n<row Id="1" PostTypeId="1" Score="1" Bod
         (HEAD.encode() + b"<row Body='\xff\xfe'/></posts>", "not well-formed XML"),
         (b"<users><row Id='1'/></users>", "not a Posts.xml: its root element is <users>"),
         (b"# A text\n", "not well-formed XML"),
-        (b"7z\xbc\xaf\x27\x1c\0", "is a 7z archive: unpack it"),
-        (b"PK\x03\x04rest", "is a zip archive: unpack it"),
+        (b"7z\xbc\xaf\x27\x1c\0", "is a 7z archive; unpack it"),
+        (b"PK\x03\x04rest", "is a zip archive; unpack it"),
     ],
 )
 def test_a_bad_file_is_one_clear_error(tmp_path: Path, content: bytes, message: str) -> None:
@@ -92,10 +92,10 @@ def test_a_bad_file_is_one_clear_error(tmp_path: Path, content: bytes, message: 
 def test_missing_file_and_directory(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be read"):
         list(read_posts(tmp_path / "none.xml"))
-    with pytest.raises(DataError, match=r"is a directory: give the Posts\.xml of a dump"):
+    with pytest.raises(DataError, match=r"is a directory; give the Posts\.xml of a dump"):
         list(read_posts(tmp_path))
     (tmp_path / "Posts.xml").touch()
-    with pytest.raises(DataError, match=r"is a directory: give .*/Posts\.xml"):
+    with pytest.raises(DataError, match=r"is a directory; give .*/Posts\.xml"):
         list(read_posts(tmp_path))
 
 

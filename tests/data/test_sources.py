@@ -96,7 +96,7 @@ def test_the_demo() -> None:
         ("[1, 2]", r"pairs\.jsonl: line 3: expected an object"),
         ('{"question": "q", "response_j": "j"}', "line 3: column response_k is missing, which earlier rows have"),
         ('{"question": "q", "response_j": 7, "response_k": "k"}', "line 3: column response_j holds int, not text"),
-        ('{"question": [{"role": "user"}], "response_j": "j", "response_k": "k"}', "line 3: .* holds list.* flattened"),
+        ('{"question": [{"role": "user"}], "response_j": "j", "response_k": "k"}', "line 3: .* holds list.* Flatten"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, line: str, message: str) -> None:

@@ -36,7 +36,7 @@ def check(tmp_path: Path, stage: Stage, name: str) -> None:
         (Stage.REWARD, {"question": "q", "answer": "a"}, "no column response_k"),
         (Stage.PIPELINE, {"question": "q", "answer": "a"}, "no column response_k"),
         (Stage.SFT, {"messages": TURNS}, "no column question"),
-        (Stage.PPO, {"prompt": TURNS}, "line 1: column prompt holds list, not text. A chat has to be flattened"),
+        (Stage.PPO, {"prompt": TURNS}, "line 1: column prompt holds list, not text. Flatten a chat to text first"),
         (Stage.SFT, {"question": "q", "response": 3}, "line 1: column response holds int, not text"),
         (Stage.SFT, None, "there is no row in split all"),
     ],

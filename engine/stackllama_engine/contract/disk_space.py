@@ -53,7 +53,7 @@ class Free(Struct, frozen=True):
 
     def __str__(self) -> str:
         if self.inodes is not None and self.inodes < 1000 and self.bytes >= _LEAST_BYTES:
-            return f"{mib(self.bytes)} and {self.inodes} inodes free"
+            return f"{mib(self.bytes)} free, and {self.inodes} inodes"
         return f"{mib(self.bytes)} free"
 
 
