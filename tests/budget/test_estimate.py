@@ -179,7 +179,7 @@ def test_vllm_takes_its_share_of_the_card_while_it_samples(llama_7b: Architectur
     assert before.phases[1:] == found.phases[1:]  # asleep it holds nothing that could be counted
     assert before.rough is None and "context, CUDA graphs" in (found.rough or "")
     assert "not known" in (estimate(theirs, llama_7b, on_gpu=True).rough or "")
-    assert "no room for the weights" in (estimate(theirs, llama_7b, on_gpu=True, device_bytes=24 << 30).rough or "")
+    assert "too small for the weights" in (estimate(theirs, llama_7b, on_gpu=True, device_bytes=24 << 30).rough or "")
 
 
 def test_the_demo_fits_any_machine() -> None:
