@@ -1,4 +1,4 @@
-"""Recipes as people bring them from TRL and its like: read, noted or refused, all at once and never silently."""
+"""Recipes from TRL and similar trainers: read, noted or refused, all at once and never silently."""
 
 from pathlib import Path
 from typing import Any
@@ -127,7 +127,7 @@ def test_a_pipeline_reports_the_mistakes_of_all_sections() -> None:
         ("warmup_step=3", "Did you mean `warmup_steps`?"),
     ],
 )
-def test_a_hint_goes_by_meaning(override: str, hint: str) -> None:
+def test_unknown_key_hint_is_by_meaning(override: str, hint: str) -> None:
     assert hint in refusal(override)
 
 
@@ -151,7 +151,7 @@ def test_keys_of_one_stage_have_no_sections() -> None:
     assert "It has no sections; put `learning_rate`, `num_epochs` at the top." in message
 
 
-def test_a_key_left_empty_says_that_it_may_be_left_out() -> None:
+def test_empty_key_error_suggests_to_leave_it_out() -> None:
     assert "leave it out for the default" in refusal("lora_r=")
 
 
@@ -202,7 +202,7 @@ def test_a_handbook_recipe_is_accepted_with_notes(file: Path) -> None:
         ("lr_scheduler_kwargs='{}'", "min_lr_rate", None),
     ],
 )
-def test_values_as_transformers_takes_them(override: str, key: str, value: Any) -> None:
+def test_values_are_read_as_in_transformers(override: str, key: str, value: Any) -> None:
     assert getattr(sft(override), key) == value
 
 
@@ -228,7 +228,7 @@ def test_values_as_transformers_takes_them(override: str, key: str, value: Any) 
         ("eval_strategy=often", "must be one of"),
     ],
 )
-def test_what_would_change_the_outcome_is_refused_by_a_sentence_of_its_own(override: str, why: str) -> None:
+def test_keys_that_change_the_result_are_refused_with_a_reason(override: str, why: str) -> None:
     message = refusal(override)
     assert why in message and "has no key" not in message
 
@@ -247,12 +247,12 @@ def test_other_names_of_one_key_must_agree_unless_the_command_line_decides(file:
     assert (recipe.dtype, recipe.warmup_steps) == ("float32", 7)
 
 
-def test_warmup_steps_count_over_a_ratio_as_in_transformers() -> None:
+def test_warmup_steps_override_a_ratio_as_in_transformers() -> None:
     assert sft("warmup_ratio=0.1", "warmup_steps=5").warmup_steps == 5
     assert sft("warmup_steps=0", "warmup_ratio=0.1").warmup_steps == 0.1
 
 
-def test_epochs_decide_unless_steps_are_given() -> None:
+def test_epoch_strategies_apply_unless_steps_are_given() -> None:
     """As in transformers, and without a default number of steps that would win silently."""
     assert (sft("num_train_epochs=2").max_steps, ppo("num_train_epochs=2").max_steps) == (-1, -1)
     assert sft("num_train_epochs=2", "max_steps=10").max_steps == 10
@@ -306,7 +306,7 @@ def test_total_episodes_become_steps_where_the_processes_are_known(monkeypatch: 
         (["a,b"], ["a,b"]),
     ],
 )
-def test_module_names_in_one_text_are_taken_apart_and_a_pattern_is_not(text: Any, value: Any) -> None:
+def test_target_modules_splits_names_but_not_patterns(text: Any, value: Any) -> None:
     assert target_modules(text) == value
 
 
@@ -349,7 +349,7 @@ def test_every_old_key_has_a_new_one_in_some_recipe_and_is_none_itself() -> None
     assert all(old.new in known and not set(old.defaults) & known for old in OLD_KEYS)
 
 
-def test_a_dpo_recipe_given_to_reward_is_told_so_once_per_key(file: Path) -> None:
+def test_dpo_keys_in_a_reward_recipe_are_refused_once_each(file: Path) -> None:
     file.write_text("model_name_or_path: gpt2\nbeta: 0.01\nloss_type: [sigmoid]\nmax_length: 512\noutput_dir: x\n")
     with pytest.raises(RecipeError, match="2 mistakes") as caught:
         load_recipe(Stage.REWARD, file)

@@ -1,4 +1,4 @@
-"""Which columns make the prompt, which nobody reads, and what a preview says of any schema."""
+"""Columns of the prompt, unread columns, and previews of any schema."""
 
 import json
 from collections.abc import Iterable
@@ -80,7 +80,7 @@ def said(name: str, *needs: str) -> str:
     return "\n".join(notices("rows", read_columns(name, "all", needs)))
 
 
-def test_text_that_nobody_reads_is_named(tmp_path: Path) -> None:
+def test_notices_name_unread_text(tmp_path: Path) -> None:
     row: dict[str, Any] = {"instruction": "q", "input": "", "output": "a", "id": 7, "note": "", "tags": []}
     late = row | {"history": [["earlier", "turn"]], "category": "qa", "tags": ["x"]}
     name = write(tmp_path / "rows.jsonl", row, late)
@@ -90,7 +90,7 @@ def test_text_that_nobody_reads_is_named(tmp_path: Path) -> None:
     assert preview(name).notices[1].endswith(unread.removeprefix("rows"))
 
 
-def test_what_another_stage_reads_needs_no_mention(tmp_path: Path) -> None:
+def test_columns_of_other_stages_have_no_notice(tmp_path: Path) -> None:
     name = write(tmp_path / "rows.jsonl", {"prompt": "q", "chosen": "a", "rejected": "b", "score": 1.5})
     assert said(name, "question") == said(name, "question", "response_j") == ""
 

@@ -1,4 +1,4 @@
-"""The dump reader: what it takes, what it counts, what it refuses."""
+"""Reader of dumps: accepted, counted and refused input."""
 
 import subprocess
 import sys
@@ -13,7 +13,7 @@ from stackllama_engine.data import posts as posts_module
 from stackllama_engine.data.posts import Post, read_posts
 
 
-def test_questions_and_answers(dump: Any) -> None:
+def test_questions_and_answers_are_read(dump: Any) -> None:
     path = dump.write([dump.answer(3, 2, -4, "a < b & c"), dump.question(2, "<p>é\n</p>", accepted=3)])
     assert list(read_posts(path)) == [
         Post(id=3, question=2, score=-4, accepted=None, body="a < b & c"),
@@ -37,7 +37,7 @@ def test_rows_left_out_are_counted(dump: Any) -> None:
     assert skipped == {"other post type": 2, "Id, ParentId, Score or Body missing or wrong": 5}
 
 
-def test_chunks_do_not_matter(dump: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_result_does_not_depend_on_chunks(dump: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     path = dump.write(dump.forum(5))
     whole = list(read_posts(path))
     seen: list[bytes] = []
@@ -89,7 +89,7 @@ def test_a_bad_file_is_one_clear_error(tmp_path: Path, content: bytes, message: 
     assert str(path) in str(caught.value)
 
 
-def test_missing_file_and_directory(tmp_path: Path) -> None:
+def test_missing_file_and_directory_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be read"):
         list(read_posts(tmp_path / "none.xml"))
     with pytest.raises(DataError, match=r"is a directory; give the Posts\.xml of a dump"):

@@ -254,7 +254,7 @@ def test_a_data_file_of_another_kind_is_refused_at_launch(tmp_path: Path, name: 
     with pytest.raises(DataError, match=r"expected a \.jsonl, \.json or \.parquet file"):
         kind_of(str(tmp_path / name))
     recipe = load_recipe(Stage.SFT, None, ["model_name_or_path=demo", f"dataset_name={tmp_path / name}"])
-    with pytest.raises(StackllamaError, match="expected a .jsonl"):
+    with pytest.raises(StackllamaError, match=r"expected a \.jsonl"):
         launcher.plan(Home(tmp_path / "home"), Stage.SFT, recipe)
 
 
