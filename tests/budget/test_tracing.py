@@ -128,7 +128,7 @@ def test_untraceable_model_is_one_line(changes: dict[str, Any], words: str) -> N
 
 
 def test_trace_times_out() -> None:
-    with pytest.raises(UsageError, match="given up after"):
+    with pytest.raises(UsageError, match="did not finish within"):
         tracing.ask(request(Stage.SFT, **PLAIN), timeout=0.01)
 
 

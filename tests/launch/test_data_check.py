@@ -55,10 +55,10 @@ def test_rows_that_the_stage_cannot_read(
     ("name", "way_out"),
     [
         ("pairs.jsonl.gz", "unpack this one first"),
-        ("pairs.csv", "write its rows as JSON Lines"),
+        ("pairs.csv", "convert its rows to JSON Lines"),
         ("dump.7z", "unpack this one first"),
         ("Posts.xml", "with `stackllama-console data prepare` first"),
-        ("pairs", "write its rows as JSON Lines"),
+        ("pairs", "convert its rows to JSON Lines"),
     ],
 )
 def test_files_of_another_format(tmp_path: Path, name: str, way_out: str) -> None:
