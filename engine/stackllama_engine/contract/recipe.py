@@ -9,9 +9,17 @@ from typing import Annotated, Any, ClassVar, Literal
 from msgspec import Struct
 
 from .recipe_common import (
+    CHECKPOINTING_HELP,
+    DROPOUT_HELP,
+    DTYPE_HELP,
     EVAL_HELP,
-    LORA,
+    EVAL_SAMPLES_HELP,
+    INT8_HELP,
+    LEARNING_RATE_HELP,
+    SPLIT_HELP,
+    TRAIN_SAMPLES_HELP,
     WARMUP_HELP,
+    WEIGHT_DECAY_HELP,
     AtLeastOne,
     Dtype,
     ModelRecipe,
@@ -49,22 +57,14 @@ class SFTRecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     stage: ClassVar[Stage] = Stage.SFT
 
-    gradient_checkpointing: Annotated[
-        bool, about("Recompute activations in the backward pass: less memory, but slower.")
-    ] = True
-    dataset_train_split: Annotated[str, about("Split to train on.", min_length=1)] = Split.FINETUNE.value
-    max_train_samples: Annotated[
-        AtLeastOne | None, about("Maximum number of training examples, taken from the start; empty: all.")
-    ] = 100_000
-    max_eval_samples: Annotated[
-        AtLeastOne | None, about("Maximum number of evaluation examples, taken from the start; empty: all.")
-    ] = 4000
-    learning_rate: Annotated[
-        float, about(f"Peak learning rate; LoRA needs about ten times that of full fine-tuning ({LORA}).", gt=0, le=1)
-    ] = 2e-4
+    gradient_checkpointing: Annotated[bool, about(CHECKPOINTING_HELP)] = True
+    dataset_train_split: Annotated[str, about(SPLIT_HELP, min_length=1)] = Split.FINETUNE.value
+    max_train_samples: Annotated[AtLeastOne | None, about(TRAIN_SAMPLES_HELP)] = 100_000
+    max_eval_samples: Annotated[AtLeastOne | None, about(EVAL_SAMPLES_HELP)] = 4000
+    learning_rate: Annotated[float, about(LEARNING_RATE_HELP, gt=0, le=1)] = 2e-4
     lr_scheduler_type: Annotated[Scheduler, about("Learning-rate schedule.")] = "cosine"
     warmup_steps: Annotated[Steps, about(WARMUP_HELP)] = 0.03
-    weight_decay: Annotated[float, about("Decoupled weight decay.", ge=0, le=1)] = 0.05
+    weight_decay: Annotated[float, about(WEIGHT_DECAY_HELP, ge=0, le=1)] = 0.05
     per_device_train_batch_size: Annotated[int, about("Micro-batch size per device, in sequences.", ge=1)] = 4
     per_device_eval_batch_size: Annotated[int, about("Evaluation batch size per device, in sequences.", ge=1)] = 4
     max_steps: Annotated[int, about("Number of optimizer steps; -1: given by `num_train_epochs`.", ge=-1)] = -1
@@ -87,23 +87,15 @@ class RewardRecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields
 
     stage: ClassVar[Stage] = Stage.REWARD
 
-    load_in_8bit: Annotated[bool, about("Load the frozen base in 8 bits (bitsandbytes LLM.int8()).")] = False
-    dtype: Annotated[Dtype, about("Dtype of the weights that are not quantised; `auto` keeps the checkpoint's.")] = (
-        "bfloat16"
-    )
+    load_in_8bit: Annotated[bool, about(INT8_HELP)] = False
+    dtype: Annotated[Dtype, about(DTYPE_HELP)] = "bfloat16"
     lora_r: Annotated[int, about("LoRA rank.", ge=1)] = 8
-    lora_dropout: Annotated[float, about("Dropout probability on the adapter's input.", ge=0, lt=1)] = 0.1
-    dataset_train_split: Annotated[str, about("Split to train on.", min_length=1)] = Split.REWARD.value
-    max_train_samples: Annotated[
-        AtLeastOne | None, about("Maximum number of training examples, taken from the start; empty: all.")
-    ] = 100_000
-    max_eval_samples: Annotated[
-        AtLeastOne | None, about("Maximum number of evaluation examples, taken from the start; empty: all.")
-    ] = 4000
-    learning_rate: Annotated[
-        float, about(f"Peak learning rate; LoRA needs about ten times that of full fine-tuning ({LORA}).", gt=0, le=1)
-    ] = 1e-4
-    weight_decay: Annotated[float, about("Decoupled weight decay.", ge=0, le=1)] = 0.001
+    lora_dropout: Annotated[float, about(DROPOUT_HELP, ge=0, lt=1)] = 0.1
+    dataset_train_split: Annotated[str, about(SPLIT_HELP, min_length=1)] = Split.REWARD.value
+    max_train_samples: Annotated[AtLeastOne | None, about(TRAIN_SAMPLES_HELP)] = 100_000
+    max_eval_samples: Annotated[AtLeastOne | None, about(EVAL_SAMPLES_HELP)] = 4000
+    learning_rate: Annotated[float, about(LEARNING_RATE_HELP, gt=0, le=1)] = 1e-4
+    weight_decay: Annotated[float, about(WEIGHT_DECAY_HELP, ge=0, le=1)] = 0.001
     per_device_train_batch_size: Annotated[int, about("Micro-batch size per device, in pairs.", ge=1)] = 4
     per_device_eval_batch_size: Annotated[int, about("Evaluation batch size per device, in pairs.", ge=1)] = 4
     max_steps: Annotated[int, about("Number of optimizer steps; -1: given by `num_train_epochs`.", ge=-1)] = -1

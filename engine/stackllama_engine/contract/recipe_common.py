@@ -44,6 +44,16 @@ OPTIM_HELP = (
     "(arXiv:1804.04235)."
 )
 
+CHECKPOINTING_HELP = "Recompute activations in the backward pass: less memory, but slower."
+TRAIN_SAMPLES_HELP = "Maximum number of training examples, taken from the start; empty: all."
+EVAL_SAMPLES_HELP = "Maximum number of evaluation examples, taken from the start; empty: all."
+SPLIT_HELP = "Split to train on."
+LEARNING_RATE_HELP = f"Peak learning rate; LoRA needs about ten times that of full fine-tuning ({LORA})."
+ACCUMULATION_HELP = "Micro-batches accumulated per optimizer step."
+DROPOUT_HELP = "Dropout probability on the adapter's input."
+DTYPE_HELP = "Dtype of the weights that are not quantised; `auto` keeps the checkpoint's."
+INT8_HELP = "Load the frozen base in 8 bits (bitsandbytes LLM.int8())."
+WEIGHT_DECAY_HELP = "Decoupled weight decay."
 EVAL_HELP = "Evaluate every N optimizer steps; below 1: a share of all steps; 0: only at the end."
 WARMUP_HELP = "Number of linear warm-up steps; below 1: a share of all steps."
 
@@ -66,9 +76,7 @@ class ModelRecipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         about("Base model: hub id, local directory, local .gguf file, finished merge run, or `demo`.", min_length=1),
     ]
     model_revision: Annotated[str | None, about("Hub revision of the model: branch, tag or commit.")] = None
-    dtype: Annotated[Dtype, about("Dtype of the weights that are not quantised; `auto` keeps the checkpoint's.")] = (
-        "auto"
-    )
+    dtype: Annotated[Dtype, about(DTYPE_HELP)] = "auto"
     attn_implementation: Annotated[
         Literal["eager", "sdpa", "flash_attention_2"] | None,
         about("Attention implementation; empty: chosen by transformers."),
@@ -82,7 +90,7 @@ class TrainRecipe(ModelRecipe, frozen=True, kw_only=True, forbid_unknown_fields=
     stage: ClassVar[Stage]
 
     # base precision
-    load_in_8bit: Annotated[bool, about("Load the frozen base in 8 bits (bitsandbytes LLM.int8()).")] = True
+    load_in_8bit: Annotated[bool, about(INT8_HELP)] = True
     load_in_4bit: Annotated[bool, about("Load the frozen base in 4 bits (bitsandbytes, QLoRA).")] = False
     bnb_4bit_quant_type: Annotated[Literal["nf4", "fp4"], about("4-bit data type.")] = "nf4"
     use_bnb_nested_quant: Annotated[
@@ -95,7 +103,7 @@ class TrainRecipe(ModelRecipe, frozen=True, kw_only=True, forbid_unknown_fields=
     lora_alpha: Annotated[
         int, about("LoRA scaling: the adapter's output is multiplied by `lora_alpha` / `lora_r`.", ge=1)
     ] = 32
-    lora_dropout: Annotated[float, about("Dropout probability on the adapter's input.", ge=0, lt=1)] = 0.05
+    lora_dropout: Annotated[float, about(DROPOUT_HELP, ge=0, lt=1)] = 0.05
     lora_target_modules: Annotated[
         list[str] | str | None,
         about(
@@ -113,15 +121,11 @@ class TrainRecipe(ModelRecipe, frozen=True, kw_only=True, forbid_unknown_fields=
         ),
     ] = "lvwerra/stack-exchange-paired"
     dataset_config: Annotated[str | None, about("Configuration (subset) of the hub data set.")] = None
-    dataset_train_split: Annotated[str, about("Split to train on.", min_length=1)]
+    dataset_train_split: Annotated[str, about(SPLIT_HELP, min_length=1)]
     dataset_test_split: Annotated[str, about("Held-out split to evaluate on.", min_length=1)] = Split.EVALUATION.value
     dataset_streaming: Annotated[bool, about("Stream the hub data set instead of downloading all of it.")] = True
-    max_train_samples: Annotated[
-        AtLeastOne | None, about("Maximum number of training examples, taken from the start; empty: all.")
-    ] = None
-    max_eval_samples: Annotated[
-        AtLeastOne | None, about("Maximum number of evaluation examples, taken from the start; empty: all.")
-    ] = None
+    max_train_samples: Annotated[AtLeastOne | None, about(TRAIN_SAMPLES_HELP)] = None
+    max_eval_samples: Annotated[AtLeastOne | None, about(EVAL_SAMPLES_HELP)] = None
 
     # optimisation
     optim: Annotated[Optim, about(OPTIM_HELP)] = "adamw_torch_fused"
@@ -131,17 +135,15 @@ class TrainRecipe(ModelRecipe, frozen=True, kw_only=True, forbid_unknown_fields=
         Share | None, about("`cosine_with_min_lr`: final learning rate, as a share of `learning_rate`.")
     ] = None
     warmup_steps: Annotated[Steps, about(WARMUP_HELP)] = 0
-    weight_decay: Annotated[float, about("Decoupled weight decay.", ge=0, le=1)] = 0.0
+    weight_decay: Annotated[float, about(WEIGHT_DECAY_HELP, ge=0, le=1)] = 0.0
     adam_beta1: Annotated[float, about("AdamW beta1: decay rate of the first moment.", ge=0, lt=1)] = 0.9
     adam_beta2: Annotated[float, about("AdamW beta2: decay rate of the second moment.", ge=0, lt=1)] = 0.999
     adam_epsilon: Annotated[float, about("AdamW epsilon.", gt=0)] = 1e-8
     max_grad_norm: Annotated[
         float, about("Gradient clipping: maximum norm of the gradient (arXiv:1211.5063).", gt=0)
     ] = 1.0
-    gradient_accumulation_steps: Annotated[int, about("Micro-batches accumulated per optimizer step.", ge=1)] = 1
-    gradient_checkpointing: Annotated[
-        bool, about("Recompute activations in the backward pass: less memory, but slower.")
-    ] = False
+    gradient_accumulation_steps: Annotated[int, about(ACCUMULATION_HELP, ge=1)] = 1
+    gradient_checkpointing: Annotated[bool, about(CHECKPOINTING_HELP)] = False
     bf16: Annotated[bool, about("Run the forward pass under bfloat16 autocast.")] = False
     fp16: Annotated[bool, about("Run the forward pass under float16 autocast, with loss scaling (GPU only).")] = False
     seed: Annotated[int, about("Random seed, for everything that is random.", ge=0, lt=2**32)] = 0

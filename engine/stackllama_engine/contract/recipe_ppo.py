@@ -6,8 +6,10 @@ from typing import Annotated, ClassVar, Literal
 from msgspec import Meta
 
 from .recipe_common import (
-    LORA,
+    ACCUMULATION_HELP,
+    LEARNING_RATE_HELP,
     OPTIM_HELP,
+    SPLIT_HELP,
     AtLeastOne,
     NotNegative,
     Optim,
@@ -43,7 +45,7 @@ class PPORecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     stage: ClassVar[Stage] = Stage.PPO
 
-    dataset_train_split: Annotated[str, about("Split to train on.", min_length=1)] = Split.RL.value
+    dataset_train_split: Annotated[str, about(SPLIT_HELP, min_length=1)] = Split.RL.value
     reward_model_path: Annotated[
         str | None,
         about(
@@ -96,9 +98,7 @@ class PPORecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         ),
     ] = 64
     optim: Annotated[Optim, about(OPTIM_HELP)] = "adamw_torch"
-    learning_rate: Annotated[
-        float, about(f"Peak learning rate; LoRA needs about ten times that of full fine-tuning ({LORA}).", gt=0, le=1)
-    ] = 3e-5
+    learning_rate: Annotated[float, about(LEARNING_RATE_HELP, gt=0, le=1)] = 3e-5
     value_learning_rate: Annotated[
         Rate | None, about("Peak learning rate of the value head and its adapter; empty: `learning_rate`.")
     ] = None
@@ -110,7 +110,7 @@ class PPORecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     per_device_train_batch_size: Annotated[
         int, about("Micro-batch size per device for PPO updates, in responses.", ge=1)
     ] = 4
-    gradient_accumulation_steps: Annotated[int, about("Micro-batches accumulated per optimizer step.", ge=1)] = 8
+    gradient_accumulation_steps: Annotated[int, about(ACCUMULATION_HELP, ge=1)] = 8
     num_mini_batches: Annotated[
         int,
         about(
