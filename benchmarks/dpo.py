@@ -55,7 +55,7 @@ def _peaks(recipe: SFTRecipe, config: dict[str, Any], layers: int) -> dict[str, 
 
 def _steps(model: Any, recipe: SFTRecipe, storages: Storages) -> None:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = cuda.as_there(optimizers.build(recipe, trained))
+    optimizer = cuda.as_on_cuda(optimizers.build(recipe, trained))
     pairs = msgspec.structs.replace(recipe, per_device_train_batch_size=2 * recipe.per_device_train_batch_size)
     for step in range(2):
         if step:

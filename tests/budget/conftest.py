@@ -48,7 +48,7 @@ def llama_3b() -> Architecture:
 
 @pytest.fixture
 def write_safetensors() -> Callable[..., Path]:
-    """A safetensors file with these tensors (name → shape) and a hole where the data would be."""
+    """Write a safetensors file with these tensors (name → shape) and a hole in place of the data."""
 
     def write(path: Path, tensors: dict[str, list[int]], dtype: str = "BF16", width: int = 2) -> Path:
         header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -69,7 +69,7 @@ def write_safetensors() -> Callable[..., Path]:
 
 @pytest.fixture
 def write_gguf() -> Callable[..., Path]:
-    """A GGUF file (version 3) of metadata and tensor shapes, without data."""
+    """Write a GGUF file (version 3) of metadata and tensor shapes, without data."""
 
     def text(value: str) -> bytes:
         return struct.pack("<Q", len(value.encode())) + value.encode()

@@ -1,4 +1,4 @@
-"""What a layer keeps a token, worked by hand: h = 4096, INNER = 11008, 32 heads, no grouped queries."""
+"""Activation memory per token, worked by hand: h = 4096, INNER = 11008, 32 heads, no grouped queries."""
 
 import msgspec
 
@@ -45,7 +45,7 @@ def test_scores_are_kept_by_plain_attention_alone(llama_7b: Architecture) -> Non
     assert difference == 6 * HEADS * 1024 - 4 * HEADS
 
 
-def test_the_head(llama_7b: Architecture) -> None:
+def test_head_memory_worked_by_hand(llama_7b: Architecture) -> None:
     assert lm_head.plain(32000, 100, 2) == 12 * 32000 * 100
     assert lm_head.plain(32000, 100, 2, kept=True) == 14 * 32000 * 100
     tile, hidden = 2 * 100 * 32768, (4 + 2 * 2) * H * 100

@@ -1,4 +1,4 @@
-"""Sizes from files: exact where transformers was asked, and one clear message where a file lies or is torn."""
+"""Sizes from files: exact compared with transformers, and one clear message for a wrong or truncated file."""
 
 import json
 import struct
@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from stackllama_engine.budget.architecture import Architecture, read_architecture
+from stackllama_engine.budget.architecture import Architecture
+from stackllama_engine.budget.model_files import read_architecture
 from stackllama_engine.budget.shapes import architecture_of
 from stackllama_engine.contract.errors import UsageError
 from stackllama_engine.launch.inputs import DEMO_BASE
@@ -74,10 +75,11 @@ def test_gpt2_names_of_older_configurations() -> None:
     assert architecture_of(config, "gpt2", "config.json", frozenset()).parameters == 124_439_808
 
 
-def test_the_embedded_model() -> None:
+def test_embedded_model_is_read() -> None:
     found = read_architecture(DEMO_BASE)
     assert (found.layers, found.hidden, found.heads, found.kv_heads, found.head_dim) == (3, 96, 4, 2, 24)
-    assert (found.vocab, found.tied, found.biases, found.experts) == (899, True, False, None)
+    assert (found.vocab, found.tied, found.experts) == (899, True, None)
+    assert not any(linear.bias for linear in found.linears)
     assert (found.parameters, found.dtypes, found.rough, found.unknown) == (391_104, ("bfloat16",), None, None)
     assert found.bytes_on_disk == (DEMO_BASE / "model.safetensors").stat().st_size
     assert found.parameters * 2 < found.bytes_on_disk < found.parameters * 2 + 10_000
@@ -89,7 +91,7 @@ def test_a_configuration_alone_is_enough(tmp_path: Path) -> None:
     assert (found.parameters, found.bytes_on_disk, found.rough) == (6_738_415_616, 0, None)
 
 
-def test_torch_dtype_of_older_files(tmp_path: Path) -> None:
+def test_torch_dtype_of_older_files_is_read(tmp_path: Path) -> None:
     config = {key: value for key, value in LLAMA_7B.items() if key != "dtype"} | {"torch_dtype": "float16"}
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert read_architecture(tmp_path).dtypes == ("float16",)
@@ -117,7 +119,7 @@ def test_files_decide_about_biases_and_count(tmp_path: Path, write_safetensors: 
     write_safetensors(tmp_path / "model.safetensors", shapes, "F32", 4)
     found = read_architecture(tmp_path)
     assert found.parameters == 4 * 64 + 3 * 128 + 8 + 80 + 24
-    assert found.biases and [one.name for one in found.linears if one.bias] == ["q_proj"]
+    assert [one.name for one in found.linears if one.bias] == ["q_proj"]
     assert (found.dtypes, found.rough) == (("float32",), None)
 
 
@@ -154,14 +156,14 @@ def test_missing_shards_are_named(tmp_path: Path, write_safetensors: Callable[..
     assert found.rough and "1 of 2 weight files are missing" in found.rough
 
 
-def test_a_gguf_file(tmp_path: Path, write_gguf: Callable[..., Path]) -> None:
+def test_gguf_file_is_read(tmp_path: Path, write_gguf: Callable[..., Path]) -> None:
     metadata = {
         "general.architecture": "llama",
         "llama.embedding_length": 8,
         "llama.block_count": 1,
         "llama.attention.head_count": 2,
         "llama.attention.head_count_kv": 1,
-        "llama.reader_forward_length": 16,
+        "llama.feed_forward_length": 16,
         "llama.rope.freq_base": 10000.0,
         "tokenizer.ggml.tokens": [f"token {i}" for i in range(50_000)],
         "tokenizer.ggml.token_type": list(range(50_000)),
@@ -174,13 +176,13 @@ def test_a_gguf_file(tmp_path: Path, write_gguf: Callable[..., Path]) -> None:
     assert found.bytes_on_disk == path.stat().st_size
 
 
-def test_a_gguf_file_that_is_cut_anywhere(tmp_path: Path, write_gguf: Callable[..., Path]) -> None:
+def test_gguf_file_truncated_anywhere_is_refused(tmp_path: Path, write_gguf: Callable[..., Path]) -> None:
     metadata = {"general.architecture": "llama", "llama.embedding_length": 8, "list": [1, 2], "words": ["a", "b"]}
     whole = write_gguf(tmp_path / "m.gguf", metadata, {"token_embd.weight": [8, 50]}).read_bytes()
     for length in range(0, len(whole)):
         path = tmp_path / "cut.gguf"
         path.write_bytes(whole[:length])
-        with pytest.raises(UsageError, match=r"torn|not a GGUF file"):
+        with pytest.raises(UsageError, match=r"truncated|not a GGUF file"):
             read_architecture(path)
 
 
@@ -200,7 +202,7 @@ HOSTILE_GGUF = {
 
 
 @pytest.mark.parametrize("content", HOSTILE_GGUF.values(), ids=HOSTILE_GGUF.keys())
-def test_hostile_gguf(tmp_path: Path, content: bytes) -> None:
+def test_malicious_gguf_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "m.gguf"
     path.write_bytes(content)
     with pytest.raises(UsageError, match=r"m\.gguf: "):
@@ -229,7 +231,7 @@ HOSTILE_SAFETENSORS = {
 
 
 @pytest.mark.parametrize("content", HOSTILE_SAFETENSORS.values(), ids=HOSTILE_SAFETENSORS.keys())
-def test_hostile_safetensors(tmp_path: Path, content: bytes) -> None:
+def test_malicious_safetensors_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "config.json").write_text(json.dumps(LLAMA_7B))
     (tmp_path / "model.safetensors").write_bytes(content)
     with pytest.raises(UsageError, match=r"model\.safetensors: "):
@@ -245,7 +247,7 @@ HOSTILE_INDEX = {
 
 
 @pytest.mark.parametrize("content", HOSTILE_INDEX.values(), ids=HOSTILE_INDEX.keys())
-def test_hostile_index(tmp_path: Path, content: Any) -> None:
+def test_malicious_index_is_refused(tmp_path: Path, content: Any) -> None:
     (tmp_path / "config.json").write_text(json.dumps(LLAMA_7B))
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(content))
     with pytest.raises(UsageError, match="index"):
@@ -271,7 +273,7 @@ HOSTILE_CONFIG = [
 
 
 @pytest.mark.parametrize("content", HOSTILE_CONFIG)
-def test_hostile_config(tmp_path: Path, content: str) -> None:
+def test_malicious_config_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "config.json").write_text(content, errors="surrogateescape")
     with pytest.raises(UsageError, match=r"config\.json: ") as caught:
         read_architecture(tmp_path)
@@ -297,11 +299,11 @@ def test_a_huge_config_is_not_read(tmp_path: Path) -> None:
         read_architecture(tmp_path)
 
 
-def test_what_is_no_model(tmp_path: Path) -> None:
+def test_path_without_a_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file.txt").write_text("x")
     with pytest.raises(UsageError, match="no such directory"):
         read_architecture(tmp_path / "nowhere")
     with pytest.raises(UsageError, match="it has no config"):
         read_architecture(tmp_path)
-    with pytest.raises(UsageError, match="a model is a directory"):
+    with pytest.raises(UsageError, match=r"expected a directory with config\.json"):
         read_architecture(tmp_path / "file.txt")

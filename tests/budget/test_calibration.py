@@ -1,4 +1,4 @@
-"""What finished runs measured narrows the range of runs like them, and of no others."""
+"""Calibration by finished runs of the same kind and of no others."""
 
 import fcntl
 import os
@@ -31,7 +31,7 @@ def on_gpu(llama_7b: Architecture) -> Estimate:
 
 
 def row(found: Estimate, position: float, *, kind: Kind = GPU, scale: float = 1.0) -> Row:
-    """A run whose measurement lay at this place of the formula's interval."""
+    """Make a row whose measurement has this position in the formula's interval."""
     low, high = (round(end * scale) for end in calibration.measured_interval(found, on_gpu=kind.on_gpu))
     measured = round(low + position * (high - low))
     return Row(kind=kind, run="r", time=1.0, allocated=found.allocated, interval=(low, high), measured=measured)
@@ -52,7 +52,7 @@ def test_three_rows_narrow_and_two_do_not(on_gpu: Estimate) -> None:
     assert found.device[1] - found.device[0] < on_gpu.device[1] - on_gpu.device[0]
 
 
-def test_scattered_rows_say_less_the_fewer_they_are(on_gpu: Estimate) -> None:
+def test_fewer_scattered_rows_narrow_less(on_gpu: Estimate) -> None:
     few, _ = narrow(on_gpu, GPU, [row(on_gpu, position) for position in (0.4, 0.5, 0.6)])
     assert [place(on_gpu, end) for end in few.reserved] == pytest.approx(
         [0.5 - 0.1 * 5 / 3, 0.5 + 0.1 * 5 / 3], abs=1e-6
@@ -75,12 +75,12 @@ def test_never_below_allocated_and_beyond_the_formula_only_where_it_was_measured
     "other",
     [{"machine": "there, A100"}, {"versions": {"torch": "2.8"}}, {"stage": "reward"}, {"method": "full"}, {"gpus": 2}],
 )
-def test_rows_of_another_kind_say_nothing(on_gpu: Estimate, other: dict[str, object]) -> None:
+def test_rows_of_another_kind_are_ignored(on_gpu: Estimate, other: dict[str, object]) -> None:
     rows = [row(on_gpu, 0.3, kind=msgspec.structs.replace(GPU, **other))] * 5
     assert narrow(on_gpu, GPU, rows) == (on_gpu, None)
 
 
-def test_rows_of_another_size_say_nothing(on_gpu: Estimate) -> None:
+def test_rows_of_another_size_are_ignored(on_gpu: Estimate) -> None:
     assert narrow(on_gpu, GPU, [row(on_gpu, 0.3, scale=0.2)] * 5)[1] is None
     assert narrow(on_gpu, GPU, [row(on_gpu, 0.3, scale=5)] * 5)[1] is None
     assert narrow(on_gpu, GPU, [row(on_gpu, 0.3, scale=0.3)] * 5)[1] is not None
@@ -97,7 +97,7 @@ def test_on_a_cpu_the_resident_set(llama_7b: Architecture) -> None:
     assert known.narrow(found, asked, gpus=1, on_gpu=True)[1] is None
 
 
-def test_methods() -> None:
+def test_method_names_weights_and_autocast() -> None:
     assert calibration.method_of(recipe()) == "lora int8 bf16"
     assert calibration.method_of(recipe("load_in_8bit=false", "load_in_4bit=true")) == "lora nf4 bf16"
     assert (
@@ -105,7 +105,7 @@ def test_methods() -> None:
     )
 
 
-def test_the_file_is_private_and_torn_or_foreign_lines_are_left_out(on_gpu: Estimate, tmp_path: Path) -> None:
+def test_file_is_private_and_truncated_or_foreign_lines_are_skipped(on_gpu: Estimate, tmp_path: Path) -> None:
     assert read_rows(tmp_path) == []
     add_row(tmp_path, row(on_gpu, 0.1))
     with (tmp_path / FILE).open("ab") as file:
@@ -123,7 +123,7 @@ def test_the_file_is_bounded(on_gpu: Estimate, tmp_path: Path, monkeypatch: pyte
     assert [one.run for one in read_rows(tmp_path)] == ["r2", "r3", "r4"]
 
 
-def test_whoever_holds_the_file_for_seconds_is_not_waited_for(
+def test_add_row_gives_up_on_a_lock_held_for_seconds(
     on_gpu: Estimate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(calibration, "_PATIENCE", 0.0)

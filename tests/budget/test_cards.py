@@ -1,4 +1,4 @@
-"""A device's memory as people name it."""
+"""Device memory as given by the user."""
 
 import pytest
 
@@ -25,7 +25,7 @@ def test_amounts_and_cards(text: str, amount: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "24", "0GiB", "-1GiB", "9" * 400 + "GiB", "nanGiB", "\x1b[2J", "x" * 10_000])
-def test_what_is_neither(text: str) -> None:
+def test_invalid_memory_is_refused(text: str) -> None:
     with pytest.raises(UsageError) as caught:
         device_memory(text)
     assert len(str(caught.value)) < 200

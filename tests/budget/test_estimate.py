@@ -1,12 +1,13 @@
-"""Estimates of whole recipes: against measured and published figures, and how they must move."""
+"""Estimates of whole recipes: against measured and published numbers, and how they must change."""
 
 from typing import Any
 
 import msgspec
 import pytest
 
-from stackllama_engine.budget.architecture import Architecture, read_architecture
+from stackllama_engine.budget.architecture import Architecture
 from stackllama_engine.budget.estimate import Estimate, EstimatedRecipe, attention_kind, estimate
+from stackllama_engine.budget.model_files import read_architecture
 from stackllama_engine.budget.precision import precision_of
 from stackllama_engine.contract.recipe import TrainRecipe
 from stackllama_engine.contract.recipe_io import build_recipe
@@ -51,7 +52,7 @@ def test_phases_have_names_of_their_stage(llama_7b: Architecture) -> None:
     assert on_gpu(llama_7b, Stage.SFT).peak in {"loss", "last layer's backward"}
 
 
-def test_int8_lora_at_batch_4_by_1024(llama_7b: Architecture) -> None:
+def test_int8_lora_estimate_at_batch_4_by_1024(llama_7b: Architecture) -> None:
     """Traced with fake tensors: 11.82 GB with reentrant checkpointing."""
     assert on_gpu(llama_7b, Stage.SFT).allocated == pytest.approx(11.816 * GB, rel=0.01)
 
@@ -83,7 +84,7 @@ def test_full_bf16_training_holds_two_plus_two_plus_four_bytes(llama_7b: Archite
         (Stage.PPO, {"policy_adapter_path": "somewhere"}, {}),
     ],
 )
-def test_what_saves_memory_saves_memory(
+def test_memory_savers_lower_the_estimate(
     llama_7b: Architecture, stage: Stage, more: dict[str, Any], less: dict[str, Any]
 ) -> None:
     assert on_gpu(llama_7b, stage, **less).allocated < on_gpu(llama_7b, stage, **more).allocated
@@ -97,7 +98,7 @@ def test_a_reward_model_of_its_own_costs_its_weights(llama_7b: Architecture) -> 
     assert weights - small < separate.allocated - shared.allocated <= weights
 
 
-def test_a_function_that_judges_costs_nothing(llama_7b: Architecture) -> None:
+def test_reward_function_needs_no_memory(llama_7b: Architecture) -> None:
     adapter = estimate(recipe(Stage.PPO), llama_7b, on_gpu=True)
     function = estimate(recipe(Stage.PPO, reward_model_path=None, reward_fn="a:b"), llama_7b, on_gpu=True)
     judge = next(one for one in adapter.components if one.name == "reward model")
@@ -162,7 +163,7 @@ def test_which_attention_kernel_runs(llama_7b: Architecture, llama_3b: Architect
     assert kind(llama_3b, attn_implementation="eager") == "eager"
 
 
-def test_rough_figures_say_so(llama_7b: Architecture) -> None:
+def test_approximate_estimate_says_why(llama_7b: Architecture) -> None:
     assert on_gpu(llama_7b, Stage.SFT).rough is None
     unknown = msgspec.structs.replace(llama_7b, rough="unknown architecture")
     assert on_gpu(unknown, Stage.SFT).rough == "unknown architecture"
@@ -178,7 +179,7 @@ def test_vllm_takes_its_share_of_the_card_while_it_samples(llama_7b: Architectur
     assert before.phases[1:] == found.phases[1:]  # asleep it holds nothing that could be counted
     assert before.rough is None and "context, CUDA graphs" in (found.rough or "")
     assert "not known" in (estimate(theirs, llama_7b, on_gpu=True).rough or "")
-    assert "no room for the weights" in (estimate(theirs, llama_7b, on_gpu=True, device_bytes=24 << 30).rough or "")
+    assert "too small for the weights" in (estimate(theirs, llama_7b, on_gpu=True, device_bytes=24 << 30).rough or "")
 
 
 def test_the_demo_fits_any_machine() -> None:

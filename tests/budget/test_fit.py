@@ -1,4 +1,4 @@
-"""Whether it fits, and what would make it fit."""
+"""Verdicts and suggestions."""
 
 from typing import Any
 
@@ -83,7 +83,7 @@ def test_the_largest_micro_batch_that_fits_is_offered(llama_7b: Architecture) ->
     assert fits(larger, 40 * GIB) != "yes"
 
 
-def test_what_excludes_each_other_is_not_suggested(llama_7b: Architecture) -> None:
+def test_suggestions_never_exclude_each_other(llama_7b: Architecture) -> None:
     keys = {"model_name_or_path": "model.gguf", "load_in_8bit": False}
     titles = [one.title for one in suggestions(recipe(Stage.SFT, **keys), llama_7b, 10 * GIB)]
     assert titles
@@ -99,7 +99,7 @@ def test_nothing_is_suggested_that_saves_nothing(llama_7b: Architecture) -> None
 
 
 @pytest.mark.parametrize(("stage", "keys", "gib"), TOO_LARGE)
-def test_nothing_is_proposed_that_training_does_not_do(
+def test_suggestions_only_use_what_training_supports(
     llama_7b: Architecture, stage: Stage, keys: dict[str, Any], gib: int
 ) -> None:
     before = recipe(stage, **keys)
@@ -123,7 +123,7 @@ def test_an_8_bit_optimizer_is_proposed_where_it_saves(llama_7b: Architecture) -
     assert proposed(lora_r=16) == [], "an adapter's moments are small beside the base"
 
 
-def test_what_is_rounded_less_is_proposed_first(llama_7b: Architecture) -> None:
+def test_less_rounding_is_suggested_first(llama_7b: Architecture) -> None:
     wide = suggestions(recipe(Stage.SFT, **FULL), llama_7b, 48 * GIB)
     assert next(one for one in wide if "optim" in one.changes).changes == {"optim": "adamw_8bit"}
 
@@ -143,7 +143,7 @@ def test_sampling_without_vllm_is_proposed_where_its_share_is_too_much(llama_7b:
     assert one.saving > 15 * GIB  # of the 20 that vLLM takes of the whole card; then our own cache counts
 
 
-def test_measurements_change_what_is_proposed(llama_7b: Architecture) -> None:
+def test_calibration_changes_the_suggestions(llama_7b: Architecture) -> None:
     asked = recipe(Stage.SFT)
     device = estimate(asked, llama_7b, on_gpu=True).device[1]
 

@@ -1,4 +1,4 @@
-"""The benchmark of real steps: what it compares, and that a machine without a GPU is no failure."""
+"""Benchmark of real steps: what it compares, and no failure on a machine without a GPU."""
 
 import json
 import sys
@@ -39,7 +39,7 @@ def known(recipe: Any, arch: Architecture, *, on_gpu: bool) -> Expected:
     return Expected(recipe=recipe, architecture=arch, reward=None, gpus=1, on_gpu=on_gpu, estimate=found)
 
 
-def test_without_a_gpu_it_says_so(
+def test_benchmark_without_a_gpu_is_no_failure(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setattr(module, "first_card", lambda: None)
@@ -81,7 +81,7 @@ def test_texts_are_as_long_as_asked(tmp_path: Path) -> None:
     assert len({row["question"] for row in rows}) == len(rows), "PPO asks each question once"
 
 
-def test_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_table_lists_predicted_and_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [
         {"stage": "sft", "precision": "int8", "trouble": "Out | of\nmemory"},
         {

@@ -1,4 +1,4 @@
-"""What is counted exactly is said by name; of everything else the verdict is unknown, and what is certain is true."""
+"""Exactly counted model types; for all others the verdict is unknown and the lower bound is true."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -9,9 +9,10 @@ import msgspec
 import pytest
 
 from stackllama_engine.budget import known
-from stackllama_engine.budget.architecture import Architecture, read_architecture
+from stackllama_engine.budget.architecture import Architecture
 from stackllama_engine.budget.estimate import Estimate, estimate, estimate_sharded
 from stackllama_engine.budget.fit import at_least, fits, suggestions
+from stackllama_engine.budget.model_files import read_architecture
 from stackllama_engine.budget.shapes import architecture_of
 from stackllama_engine.budget.sharding import Sharding
 from stackllama_engine.contract.recipe import PPORecipe
@@ -108,7 +109,7 @@ def test_a_key_that_may_be_a_size_makes_a_known_type_unknown(more: dict[str, Any
     assert 0 < found.least < 6_738_415_616
 
 
-def test_keys_that_scale_name_or_switch_off_do_not() -> None:
+def test_keys_that_scale_name_or_switch_off_keep_a_type_known() -> None:
     more = {
         "rope_theta": 10000,
         "rope_scaling": {"type": "linear", "factor": 2.0},
@@ -151,7 +152,7 @@ def test_lora_adapts_no_expert() -> None:
     assert adapter == 4 * 32 * 16 * (2 * (4096 + 4096) + 2 * (4096 + 1024))
 
 
-def test_full_training_that_is_shared_out_is_unknown(llama_7b: Architecture) -> None:
+def test_sharded_full_training_is_unknown(llama_7b: Architecture) -> None:
     every: Any = recipe(Stage.SFT, use_peft=False, load_in_8bit=False, dtype="bfloat16")
     for kind, part in (("fsdp", 8), ("zero3", 8), ("zero2", 16 / 9)):
         found = estimate_sharded(every, llama_7b, Sharding(kind=kind, ranks=8))  # type: ignore[arg-type]
@@ -203,7 +204,7 @@ def test_a_checkpoint_that_is_quantised_already_is_unknown(tmp_path: Path) -> No
         assert found.least == int(width * 6_738_415_616)
 
 
-def test_the_larger_of_files_and_sizes_is_believed(tmp_path: Path, write_safetensors: Callable[..., Path]) -> None:
+def test_the_larger_of_files_and_sizes_is_used(tmp_path: Path, write_safetensors: Callable[..., Path]) -> None:
     small = {
         **LLAMA_7B,
         "hidden_size": 64,
@@ -278,7 +279,7 @@ def test_what_is_certain_is_true_of_every_language_model_of_transformers() -> No
 
 
 def _real(model_type: str, more: dict[str, Any]) -> tuple[dict[str, Any], int]:
-    """A configuration as it would be saved, and the parameters of transformers' model of it, which has no data."""
+    """Return a configuration as saved, and the parameters of transformers' model of it, on ``meta``."""
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING

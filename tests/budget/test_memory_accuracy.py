@@ -1,4 +1,4 @@
-"""The accuracy benchmark on a table made here: rows it can predict, and rows it must leave out."""
+"""Accuracy benchmark on a generated table: rows it can predict, and rows it must skip."""
 
 import csv
 import json
@@ -54,7 +54,7 @@ OTHERS = [
 ]
 
 
-def test_a_table(tmp_path: Path) -> None:
+def test_accuracy_table_lists_predictable_rows(tmp_path: Path) -> None:
     table = tmp_path / "table.csv"
     with table.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, restval="")

@@ -30,11 +30,11 @@ SMALL = Trained(16, 4096)
         ("none", MATRIX, 2, 0),
     ],
 )
-def test_states(kind: Optimizer, trained: Trained, width: int, expected: int) -> None:
+def test_optimizer_states_worked_by_hand(kind: Optimizer, trained: Trained, width: int, expected: int) -> None:
     assert states([trained], width, kind) == expected
 
 
-def test_what_a_step_needs_for_a_moment() -> None:
+def test_step_transients_worked_by_hand() -> None:
     trained = (MATRIX, SMALL, VECTOR)
     every = 2 * 262_144 + 65_536 + 100
     assert step_transient(trained, 4, "foreach") == 4 * every

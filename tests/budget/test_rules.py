@@ -1,9 +1,9 @@
-"""The published rules give the published figures."""
+"""Published rules of thumb give the published numbers."""
 
 from stackllama_engine.budget import rules
 
 
-def test_the_figures_of_the_document() -> None:
+def test_rules_give_the_published_numbers() -> None:
     assert rules.full_bf16(7_000_000_000) == 70_000_000_000
     assert rules.int8_lora(1_000_000_000) == (1_200_000_000, 1_400_000_000)
     assert [rules.weight_bytes(10, name) for name in ("fp32", "bf16", "int8")] == [40, 20, 10]

@@ -1,4 +1,4 @@
-"""Shares of several GPUs: numbers worked by hand, and FSDP2 itself among ranks that are not there."""
+"""Sharding over several GPUs: numbers worked by hand, and FSDP2 itself with fake ranks."""
 
 import weakref
 from collections.abc import Iterator
@@ -60,7 +60,7 @@ def workload(lora: bool, checkpointing: Any) -> training.Workload:
     )
 
 
-def test_states_are_shared_out() -> None:
+def test_states_are_sharded() -> None:
     work = workload(lora=False, checkpointing="none")
     whole = {one.name: one for one in training.phases(work)}["optimizer step"]
     parts = {part.name: part.bytes for part in whole.components}
@@ -71,7 +71,7 @@ def test_states_are_shared_out() -> None:
             assert found[name] == (count // RANKS if name in divided else count), (kind, name)
 
 
-def test_what_is_whole_for_a_moment() -> None:
+def test_gathered_parameters_worked_by_hand() -> None:
     layer = 4 * (4 * 256 * 256 + 3 * 256 * 704 + 2 * 256)
     full, lora = workload(lora=False, checkpointing="none"), workload(lora=True, checkpointing="none")
     adapters = 4 * adapter.parameters(lora.mode.targets, 8, 1)
@@ -84,11 +84,6 @@ def test_what_is_whole_for_a_moment() -> None:
     assert sharding.gathered(full, "optimizer step", "fsdp") == 0
     assert sharding.reduce_bucket(full) == 4 * optimizer.elements(full.tensors)
     assert sharding.share(10, 4) == 3
-
-
-def test_buckets_are_one_copy_unless_gradients_are_views() -> None:
-    assert sharding.ddp_buckets(100) == 100
-    assert sharding.ddp_buckets(100, as_view=True) == 0
 
 
 def test_more_gpus_hold_less_each(llama_7b: Architecture) -> None:
@@ -104,7 +99,7 @@ def test_more_gpus_hold_less_each(llama_7b: Architecture) -> None:
     assert sum(part.bytes for part in found.components) == found.allocated
 
 
-def test_int8_weights_are_not_shared_out(llama_7b: Architecture) -> None:
+def test_int8_weights_cannot_be_sharded(llama_7b: Architecture) -> None:
     asked: Any = recipe(Stage.SFT, load_in_8bit=True)
     with pytest.raises(UsageError, match="`load_in_8bit: false`"):
         estimate_sharded(asked, llama_7b, Sharding(kind="fsdp", ranks=2))

@@ -1,4 +1,4 @@
-"""The formula against every allocation of real training steps, without a GPU."""
+"""Formula against every allocation of real training steps, without a GPU."""
 
 from typing import Any
 
@@ -47,7 +47,7 @@ CASES: list[tuple[dict[str, Any], dict[str, Any] | None, torch.dtype, str]] = [
 
 
 @pytest.mark.parametrize(("changes", "lora", "dtype", "checkpointing"), CASES)
-def test_within_three_percent(
+def test_formula_is_within_three_percent_of_the_trace(
     changes: dict[str, Any], lora: dict[str, Any] | None, dtype: torch.dtype, checkpointing: Any
 ) -> None:
     config = SMALL | changes

@@ -1,4 +1,4 @@
-"""Traces of small models: that they count right, extrapolate exactly, agree with the formula, and fail with words."""
+"""Traces of small models: exact counts, exact extrapolation, agreement with the formula, and clear errors."""
 
 import sys
 from typing import Any
@@ -66,7 +66,7 @@ def test_formula_and_trace_agree(stage: Stage, keys: dict[str, Any]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("keys", [PLAIN | BATCH, PLAIN | BATCH | {"use_peft": False}, BATCH | KEPT])
-def test_two_shallow_traces_tell_the_deep_one(keys: dict[str, Any]) -> None:
+def test_extrapolated_traces_equal_the_deep_one(keys: dict[str, Any]) -> None:
     from stackllama_engine.budget.trace.measure import measure
 
     asked = request(Stage.SFT, **keys)
@@ -78,8 +78,10 @@ def test_two_shallow_traces_tell_the_deep_one(keys: dict[str, Any]) -> None:
 
 @pytest.mark.slow
 def test_int8_inputs_escape_checkpoints_that_are_not_reentrant(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Why the stages use reentrant checkpointing for int8: bitsandbytes keeps inputs where the other kind cannot see
-    them, 2 · res · h + a · q + a · I bytes a token and layer."""
+    """Measure why the stages use reentrant checkpointing for int8.
+
+    bitsandbytes saves inputs that the other kind does not see, 2 · res · h + a · q + a · I bytes per token and layer.
+    """
     from stackllama_engine.budget.trace import build
     from stackllama_engine.budget.trace.measure import measure
 
@@ -119,24 +121,24 @@ def test_a_reward_model_of_its_own_may_be_of_another_depth() -> None:
         ({"model_type": "mamba", "state_size": 16}, "MambaConfig"),
     ],
 )
-def test_what_cannot_be_traced_is_said_in_one_line(changes: dict[str, Any], words: str) -> None:
+def test_untraceable_model_is_one_line(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words) as raised:
         tracing.ask(request(Stage.SFT, SMALL | changes, **PLAIN, **BATCH))
     assert "\n" not in str(raised.value)
 
 
-def test_it_is_given_up_in_time() -> None:
-    with pytest.raises(UsageError, match="given up after"):
+def test_trace_times_out() -> None:
+    with pytest.raises(UsageError, match="did not finish within"):
         tracing.ask(request(Stage.SFT, **PLAIN), timeout=0.01)
 
 
-def test_a_process_that_answers_nonsense(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_reply_of_the_trace_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracing, "_MODULE", "this")
-    with pytest.raises(UsageError, match="gave no answer"):
+    with pytest.raises(UsageError, match="gave no valid reply"):
         tracing.ask(request(Stage.SFT, **PLAIN))
 
 
-def test_a_process_that_dies_without_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trace_that_dies_without_output_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    with pytest.raises(UsageError, match="it said nothing"):
+    with pytest.raises(UsageError, match="no output"):
         tracing.ask(request(Stage.SFT, **PLAIN))

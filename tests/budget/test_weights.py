@@ -8,17 +8,17 @@ from stackllama_engine.budget.architecture import Architecture
 from stackllama_engine.budget.precision import Precision
 
 
-def test_int8_has_a_scale_a_row() -> None:
+def test_int8_has_one_scale_per_row() -> None:
     assert weights.int8(32, 4) == 32 + 16
 
 
-def test_nf4_bytes_an_element() -> None:
+def test_nf4_bytes_per_element() -> None:
     assert weights.four_bit(6400, False) == 3200 + 400  # 0.5625
     assert weights.four_bit(64 * 256, True) == 8192 + 256 + 4  # 0.516
     assert weights.four_bit(10**9, True) / 10**9 == pytest.approx(0.516, abs=0.001)
 
 
-def test_a_7b_base(llama_7b: Architecture) -> None:
+def test_bytes_of_a_7b_base(llama_7b: Architecture) -> None:
     linear, other = 6_476_005_376, 262_410_240
     assert (llama_7b.linear, llama_7b.other) == (linear, other)
     assert weights.base(llama_7b, Precision(native=2)) == 2 * (linear + other)

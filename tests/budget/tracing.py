@@ -53,7 +53,7 @@ def peak_of_second_step(
     sequences: int,
     length: int,
 ) -> int:
-    """The most bytes alive in the second of two steps of cross entropy over all logits, AdamW's states included.
+    """Return the peak bytes in the second of two steps of cross entropy over all logits, with AdamW's states.
 
     Args:
         config: of a causal language model.

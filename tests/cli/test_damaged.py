@@ -93,9 +93,9 @@ def test_pipe_or_folder_among_run_files_hangs_no_command(
     assert "one" in run_main("runs", "ls").out
     said = {"folder": "a directory", "pipe": "a pipe", "link": "a link"}[kind]
     shown = run_main("runs", "show", "one")
-    assert shown.code == 0 and f"{said}, not a file" in shown.out
+    assert shown.code == 0 and f"{said}, not a regular file" in shown.out
     logs = run_main("runs", "logs", "one")
-    assert (logs.code, f"{said}, not a file" in logs.err) == ((2, True) if name == "log.txt" else (0, False))
+    assert (logs.code, f"{said}, not a regular file" in logs.err) == ((2, True) if name == "log.txt" else (0, False))
     assert run_main("runs", "watch", "one").code == 1, "its own"
 
 

@@ -44,16 +44,16 @@ YAML = {
     "laughs": (LAUGHS, "more than 10,000 values"),
     "merges": (MERGES, "more than 10,000 values"),
     "many": ("- a\n" * 20_000, "more than 10,000 values"),
-    "itself": ("a: &a {b: *a}\n", "an alias of what it is a part of"),
-    "deep": ("a: " + "[" * 200_000, "nested more than 40 deep"),
+    "itself": ("a: &a {b: *a}\n", "an alias of a value that contains it"),
+    "deep": ("a: " + "[" * 200_000, "nested more than 40 levels deep"),
     "hexadecimal": ("seed: 0x" + "f" * 900_000, "a number of 900,002 characters"),
     "base 60": ("seed: 1" + ":1" * 100_000, "a number of 200,001 characters"),
     "base 60, float": ("learning_rate: 1" + ":1" * 100_000 + ".0", "a number of 200,003 characters"),
     "digits": ("seed: " + "9" * 5000, "a number of 5,000 characters"),
-    "tagged bool": ("a: !!bool maybe", "a value is not of its type"),
-    "tagged int": ('a: !!int ""', "a value is not of its type"),
-    "tagged time": ("a: !!timestamp noon", "a value is not of its type"),
-    "large": ("# a comment\n" * 100_000, "larger than any such file"),
+    "tagged bool": ("a: !!bool maybe", "a value does not have the type of its tag"),
+    "tagged int": ('a: !!int ""', "a value does not have the type of its tag"),
+    "tagged time": ("a: !!timestamp noon", "a value does not have the type of its tag"),
+    "large": ("# a comment\n" * 100_000, "larger than any file of this kind"),
 }
 
 
@@ -104,7 +104,7 @@ def test_a_hostile_recipe_is_one_sentence(run_main: Run, tmp_path: Path, name: s
 )
 def test_a_pipe_that_nobody_writes_to_is_no_recipe(run_main: Run, tmp_path: Path, words: tuple[str, ...]) -> None:
     os.mkfifo(pipe := tmp_path / "recipe.yaml")
-    assert_refused(run_main(*words, str(pipe)), str(pipe), "nobody has written to this pipe")
+    assert_refused(run_main(*words, str(pipe)), str(pipe), "nothing was written to this pipe")
 
 
 def test_a_recipe_from_a_pipe_is_read_to_its_end(
@@ -135,7 +135,7 @@ def test_an_endless_device_is_no_recipe(tmp_path: Path) -> None:
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30)),
     )
     assert done.returncode == 2
-    assert done.stderr.strip().endswith("/dev/zero: cannot be read: it is a device or a terminal, not a regular file.")
+    assert done.stderr.strip().endswith("/dev/zero: cannot be read: a device or a terminal, not a regular file.")
 
 
 @pytest.mark.parametrize("override", ["seed=0x" + "f" * 90_000, "learning_rate=1" + ":1" * 40_000 + ".0"])
@@ -154,9 +154,9 @@ def write(text: str) -> Write:
 
 
 CONFIGS: dict[str, tuple[Write, str]] = {
-    "pipe": (pipe, "it is a pipe, not a regular file"),
-    "large": (write(json.dumps(LLAMA) + " " * (5 << 20)), "larger than any such file"),
-    "deep": (write('{"a": ' * 50_000), "nested too deep"),
+    "pipe": (pipe, "a pipe, not a regular file"),
+    "large": (write(json.dumps(LLAMA) + " " * (5 << 20)), "larger than any file of this kind"),
+    "deep": (write('{"a": ' * 50_000), "nested too deeply"),
     "digits": (write(json.dumps(LLAMA)[:-1] + ', "a": ' + "9" * 50_000 + "}"), "out of range"),
 }
 
@@ -210,8 +210,8 @@ def test_a_hostile_theme_or_keymap_is_one_sentence(tmp_path: Path, what: str) ->
     with pytest.raises(ValueError, match=re.escape(str(file))) as error:
         read_theme(file)
     keymap, notices = read_keymap(file, ["app.quit"])
-    text, said = ("", "it is a pipe") if what == "pipe" else YAML[what]
-    said = said if len(text) <= 64 * 1024 else "larger than any such file"
+    text, said = ("", "a pipe, not a regular file") if what == "pipe" else YAML[what]
+    said = said if len(text) <= 64 * 1024 else "larger than any file of this kind"
     assert said in str(error.value) and keymap == {} and len(notices) == 1 and said in notices[0]
 
 
@@ -226,7 +226,7 @@ def test_a_pipe_as_a_manifest_is_no_checkpoint(tmp_path: Path) -> None:
     checkpoint = tmp_path / "step-000001"
     checkpoint.mkdir()
     os.mkfifo(checkpoint / "manifest.json")
-    assert problem(checkpoint) == "cannot be read (a pipe, not a file)"
+    assert problem(checkpoint) == "cannot be read (a pipe, not a regular file)"
 
 
 def test_a_pipe_as_netrc_or_token_hangs_nobody(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def test_set_request_carries_its_value(make_run: MakeRun, run_main: Callable[...
 @pytest.mark.parametrize(
     ("stage", "phase", "words", "code", "why"),
     [
-        (Stage.REWARD, "running", ["sample", "one"], 3, "answers nothing"),
+        (Stage.REWARD, "running", ["sample", "one"], 3, "generates no responses"),
         (Stage.REWARD, "running", ["set", "one", "kl_coef=1"], 3, "cannot change"),
         (Stage.PPO, "running", ["set", "one", "kl_coef=-1"], 2, "kl_coef"),
         (Stage.PPO, "finished", ["pause", "one"], 3, "has ended"),

@@ -1,4 +1,4 @@
-"""Which base an adapter belongs to, and where it is found."""
+"""Identity of an adapter's base, and where it is found."""
 
 import json
 from pathlib import Path
@@ -26,14 +26,14 @@ def make_adapter(path: Path, named: str | None, base: Path | None = None) -> Pat
     return path
 
 
-def test_files_that_hold_no_weights_do_not_change_a_base(tmp_path: Path) -> None:
+def test_fingerprint_ignores_files_without_weights(tmp_path: Path) -> None:
     base = make_base(tmp_path / "base")
     before = base_identity(str(base), None)
     (base / "training_args.bin").write_bytes(b"a pickle")
     assert same_base(before, base_identity(str(base), None))
 
 
-def test_a_fingerprint_that_counted_them_is_still_read(tmp_path: Path) -> None:
+def test_older_fingerprint_with_bin_files_still_matches(tmp_path: Path) -> None:
     base = make_base(tmp_path / "base")
     (base / "training_args.bin").write_bytes(b"a pickle")
     now = base_identity(str(base), None)
@@ -42,7 +42,7 @@ def test_a_fingerprint_that_counted_them_is_still_read(tmp_path: Path) -> None:
     assert not same_base(recorded, base_identity(str(make_base(tmp_path / "other", b"else")), None))
 
 
-def test_a_moved_base_is_found_by_its_weights(tmp_path: Path) -> None:
+def test_moved_base_is_found_by_fingerprint(tmp_path: Path) -> None:
     base = make_base(tmp_path / "a")
     adapter = make_adapter(tmp_path / "adapter", str(base), base)
     moved = base.rename(tmp_path / "b")
@@ -51,18 +51,20 @@ def test_a_moved_base_is_found_by_its_weights(tmp_path: Path) -> None:
     assert found.notice == f"the adapter's base, recorded as {base}, is now {moved} (same weights)"
 
 
-def test_without_it_both_ways_out_are_named(tmp_path: Path) -> None:
+def test_missing_base_error_names_both_paths_and_the_fix(tmp_path: Path) -> None:
     base = make_base(tmp_path / "a")
     adapter = make_adapter(tmp_path / "adapter", str(base), base)
     base.rename(tmp_path / "b")
-    with pytest.raises(StageError, match=rf"{base}, which {adapter} was trained on, is not there any more: say where"):
+    with pytest.raises(
+        StageError, match=rf"{base}, which {adapter} was trained on, does not exist any more: give its base"
+    ):
         find_base(adapter)
     make_base(base, b"else")
-    with pytest.raises(StageError, match="has other weights now: say where its base is with `base_model_name_or_path"):
+    with pytest.raises(StageError, match="has other weights now: give its base with `base_model_name_or_path"):
         find_base(adapter)
 
 
-def test_a_named_base_is_held_against_the_fingerprint(tmp_path: Path) -> None:
+def test_given_base_is_compared_by_fingerprint(tmp_path: Path) -> None:
     base, other = make_base(tmp_path / "a"), make_base(tmp_path / "other", b"else")
     adapter = make_adapter(tmp_path / "adapter", str(base), base)
     moved = base.rename(tmp_path / "b")
@@ -71,7 +73,7 @@ def test_a_named_base_is_held_against_the_fingerprint(tmp_path: Path) -> None:
         find_base(adapter, str(other))
 
 
-def test_an_adapter_that_names_no_base_takes_the_one_given(tmp_path: Path) -> None:
+def test_adapter_without_base_uses_the_given_one(tmp_path: Path) -> None:
     base, adapter = make_base(tmp_path / "a"), make_adapter(tmp_path / "adapter", None)
     for ask in (lambda: read_identity(adapter), lambda: find_base(adapter)):
         with pytest.raises(StageError, match=r"adapter_config.json names no base .*base_model_name_or_path=PATH"):
@@ -80,22 +82,24 @@ def test_an_adapter_that_names_no_base_takes_the_one_given(tmp_path: Path) -> No
     assert found.name == str(base) and found.notice is not None and "names no base" in found.notice
 
 
-def test_a_foreign_adapter_whose_base_is_gone_says_so(tmp_path: Path) -> None:
+def test_missing_base_of_a_foreign_adapter_is_reported(tmp_path: Path) -> None:
     base, adapter = make_base(tmp_path / "a"), make_adapter(tmp_path / "adapter", "/somewhere/else/a")
-    with pytest.raises(StageError, match="names /somewhere/else/a as its base, which is not there: say where"):
+    with pytest.raises(StageError, match="names /somewhere/else/a as its base, which does not exist: give its path"):
         find_base(adapter)
     found = find_base(adapter, str(base))
-    assert found.name == str(base) and found.notice is not None and "which nothing confirms" in found.notice
+    assert (
+        found.name == str(base) and found.notice is not None and "without a fingerprint to confirm it" in found.notice
+    )
 
 
-def test_a_relative_base_is_looked_for_above_the_adapter(tmp_path: Path) -> None:
+def test_relative_base_is_searched_above_the_adapter(tmp_path: Path) -> None:
     base = make_base(tmp_path / "models" / "a")
     adapter = make_adapter(tmp_path / "models" / "adapter", "models/a")
     assert find_base(adapter).name == str(base)
     assert find_base(make_adapter(tmp_path / "hub", "org/a")).name == "org/a"  # no such path: a hub id
 
 
-def test_damaged_files_are_named(tmp_path: Path) -> None:
+def test_damaged_adapter_files_are_named(tmp_path: Path) -> None:
     base = make_base(tmp_path / "a")
     (base / "model.safetensors").write_bytes((base / "model.safetensors").read_bytes()[:20])
     with pytest.raises(StageError, match=r"a/model\.safetensors is truncated or not a safetensors file"):

@@ -20,7 +20,7 @@ from stackllama_engine.contract.chat_messages import (
 @pytest.mark.parametrize(
     "request_", [Ask(id=1, prompt="How?"), Ask(id=2, prompt="", which=["tuned"], temperature=0), Cancel(cancel=1)]
 )
-def test_requests_come_back(request_: Request) -> None:
+def test_requests_round_trip(request_: Request) -> None:
     assert decode_request(msgspec.json.encode(request_)) == request_
 
 
@@ -34,11 +34,11 @@ def test_requests_come_back(request_: Request) -> None:
         Failure(error="no", id=3),
     ],
 )
-def test_replies_come_back(reply: Reply) -> None:
+def test_replies_round_trip(reply: Reply) -> None:
     assert decode_reply(msgspec.json.encode(reply)) == reply
 
 
-def test_defaults() -> None:
+def test_request_defaults() -> None:
     assert decode_request(b'{"id": 1, "prompt": "x"}') == Ask(
         id=1, prompt="x", which=["base", "tuned"], max_new_tokens=128, temperature=1.0, seed=0
     )
@@ -63,7 +63,7 @@ def test_defaults() -> None:
         b'{"id": 1, "prompt": "x", "max_tokens": 3}',
     ],
 )
-def test_what_is_no_request(line: bytes) -> None:
+def test_invalid_requests_are_decode_errors(line: bytes) -> None:
     with pytest.raises((msgspec.DecodeError, UnicodeDecodeError)):
         decode_request(line)
 
@@ -71,6 +71,6 @@ def test_what_is_no_request(line: bytes) -> None:
 @pytest.mark.parametrize(
     "line", [b"", b"[]", b"{}", b'{"ready": false, "sides": [], "model": ""}', b'{"id": 1, "which": "x", "text": ""}']
 )
-def test_what_is_no_reply(line: bytes) -> None:
+def test_invalid_replies_are_decode_errors(line: bytes) -> None:
     with pytest.raises(msgspec.DecodeError):
         decode_reply(line)

@@ -1,4 +1,4 @@
-"""A run appears by one rename: killed, refused or raced at any moment, its name is free or the run is whole."""
+"""Atomic creation of runs: killed, refused or raced at any moment, the name is free or the run is whole."""
 
 import errno
 import multiprocessing
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from stackllama_engine.contract import creation, working
+from stackllama_engine.contract import creation, run_dir, working
 from stackllama_engine.contract.errors import RefusedError, UsageError
 from stackllama_engine.contract.run_dir import Home, kind_of
 from stackllama_engine.contract.stages import Stage
@@ -37,7 +37,7 @@ def _create(home: Path, name: str, die_at: int, died: Any) -> None:
     os._exit(0)
 
 
-def test_killed_at_any_moment_a_run_is_whole_or_its_name_is_free(tmp_path: Path) -> None:
+def test_create_killed_at_any_moment_leaves_a_whole_run_or_a_free_name(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     home = Home(tmp_path / "home")
     home.create(Stage.SFT, RECIPE, "first")
@@ -75,7 +75,7 @@ def _race(home: Path, name: str, ready: Any, won: Any) -> None:
     os._exit(0)
 
 
-def test_of_three_at_once_one_wins(tmp_path: Path) -> None:
+def test_one_of_three_concurrent_creates_succeeds(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     for number in range(10):
         ready, won = context.Barrier(3), context.Value("i", 0)
@@ -89,25 +89,18 @@ def test_of_three_at_once_one_wins(tmp_path: Path) -> None:
     assert leftovers(Home(tmp_path)) == []
 
 
-def test_what_has_the_name_is_never_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where it came after the first look: the rename itself refuses."""
+def test_create_never_replaces_an_existing_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it appeared after the first check: the rename itself refuses."""
     home = Home(tmp_path)
     kept = home.create(Stage.SFT, "a: 1\n", "mine")
-    looks: list[Path] = []
-    check_free = creation.check_free
-
-    def too_early(path: Path) -> None:
-        looks.append(path)
-        if len(looks) > 1:
-            check_free(path)
-
-    monkeypatch.setattr(creation, "check_free", too_early)
+    checked: list[Path] = []
+    monkeypatch.setattr(run_dir, "check_free", checked.append)
     with pytest.raises(RefusedError, match="exists already"):
         home.create(Stage.SFT, "b: 2\n", "mine")
-    assert kept.recipe_file.read_text() == "a: 1\n"
+    assert checked == [kept.path] and kept.recipe_file.read_text() == "a: 1\n"
 
 
-def test_what_is_being_written_is_no_leftover(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_directory_being_written_is_not_a_leftover(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = Home(tmp_path)
     seen: list[Any] = []
     rename = os.rename
@@ -123,7 +116,7 @@ def test_what_is_being_written_is_no_leftover(tmp_path: Path, monkeypatch: pytes
     assert home.run("mine").read_state().phase == "queued"
 
 
-def test_one_who_only_looks_does_not_refuse_a_creation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_create_waits_for_a_process_that_checks_the_mark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`runs ls` asks who works on a hidden directory at the moment in which it was made and not marked."""
     home = Home(tmp_path)
     home.create(Stage.SFT, RECIPE, "before")
@@ -139,7 +132,7 @@ def test_one_who_only_looks_does_not_refuse_a_creation(tmp_path: Path, monkeypat
     assert home.create(Stage.SFT, RECIPE, "mine").id == "mine" and len(tries) == 2
 
 
-def test_one_taken_for_a_leftover_before_it_was_marked_is_made_again(
+def test_create_retries_if_its_directory_was_removed_as_a_leftover(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home = Home(tmp_path)
@@ -157,13 +150,13 @@ def test_one_taken_for_a_leftover_before_it_was_marked_is_made_again(
     assert leftovers(home) == []
 
 
-def test_what_older_versions_left_is_said_and_can_be_removed(tmp_path: Path) -> None:
+def test_leftover_of_an_older_version_is_reported_and_removable(tmp_path: Path) -> None:
     home = Home(tmp_path)
     half = home.runs_dir / "half"
     for name in ("control", "attempts", "checkpoints"):
         (half / name).mkdir(parents=True)
     assert kind_of(half) == "leftover" and home.runs() == []
-    with pytest.raises(UsageError, match=r"left of a launch that was cut short.*runs rm half"):
+    with pytest.raises(UsageError, match=r"left by an interrupted launch.*runs rm half"):
         home.run("half")
     with pytest.raises(RefusedError, match="runs rm half"):
         home.create(Stage.SFT, RECIPE, "half")
@@ -171,7 +164,7 @@ def test_what_older_versions_left_is_said_and_can_be_removed(tmp_path: Path) -> 
     assert kind_of(half) == "run" and [run.id for run in home.runs()] == ["half"]
 
 
-def test_a_full_disk_frees_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_create_on_a_full_disk_frees_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = Home(tmp_path)
 
     def full(*_: object) -> None:

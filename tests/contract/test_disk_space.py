@@ -1,4 +1,4 @@
-"""Room on a disk, and what is held back on one that is full."""
+"""Free disk space, and the reserve on a full disk."""
 
 import os
 from pathlib import Path
@@ -17,7 +17,7 @@ def statvfs(**values: int) -> SimpleNamespace:
     return SimpleNamespace(**{"f_bavail": 100, "f_frsize": 4096, "f_files": 50, "f_favail": 7} | values)
 
 
-def test_a_file_system_that_counts_no_inodes_is_not_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_free_without_inode_count_is_not_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "statvfs", lambda _: statvfs())
     assert free(tmp_path) == Free(409_600, 7)
     monkeypatch.setattr(os, "statvfs", lambda _: statvfs(f_files=0, f_favail=0))  # btrfs
@@ -27,12 +27,12 @@ def test_a_file_system_that_counts_no_inodes_is_not_full(tmp_path: Path, monkeyp
     assert free(tmp_path).is_full
 
 
-def test_what_lacks_is_named() -> None:
+def test_free_names_what_is_short() -> None:
     assert Free(3 * MIB, None).against(12 * MIB, 20) == "3.0 MiB free of the 12 MiB a checkpoint needs"
-    assert Free(90 * MIB, 3).against(12 * MIB, 20) == "3 files can still be made of the 20 a checkpoint needs"
+    assert Free(90 * MIB, 3).against(12 * MIB, 20) == "3 inodes free of the 20 a checkpoint needs"
 
 
-def test_an_append_is_whole_or_not_there(tmp_path: Path) -> None:
+def test_append_whole_writes_all_or_nothing(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", MIB) as disk:
         path = disk.path / "samples.jsonl"
         append_whole(path, b"first\n")
@@ -45,7 +45,7 @@ def test_an_append_is_whole_or_not_there(tmp_path: Path) -> None:
         assert path.stat().st_size == 100_006
 
 
-def test_a_reserve_is_there_when_everything_else_is_full(tmp_path: Path) -> None:
+def test_reserve_can_be_used_on_a_full_disk(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", 8 * MIB, inodes=100) as disk:
         reserve = Reserve(disk.path)
         assert reserve.hold(2 * MIB, 10) and reserve.held >= 2 * MIB
@@ -59,7 +59,7 @@ def test_a_reserve_is_there_when_everything_else_is_full(tmp_path: Path) -> None
             (disk.path / f"checkpoint-{number}").write_bytes(bytes(MIB // 10))
 
 
-def test_a_reserve_that_finds_no_room_holds_nothing(tmp_path: Path) -> None:
+def test_reserve_that_does_not_fit_holds_nothing(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", 2 * MIB) as disk:
         reserve = Reserve(disk.path)
         with pytest.raises(OSError, match="No space left"):
@@ -67,7 +67,7 @@ def test_a_reserve_that_finds_no_room_holds_nothing(tmp_path: Path) -> None:
         assert reserve.held == 0 and list(disk.path.iterdir()) == []
 
 
-def test_on_a_full_disk_an_urgent_event_and_the_end_are_written_ahead_of_those_that_wait(tmp_path: Path) -> None:
+def test_urgent_and_last_event_are_written_first_on_a_full_disk(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", MIB) as disk:
         path = disk.path / "events.jsonl"
         writer = EventWriter(path)
@@ -86,11 +86,11 @@ def test_on_a_full_disk_an_urgent_event_and_the_end_are_written_ahead_of_those_t
         disk.clear()
         writer.close()
         *_, late, told = EventReader(path).read()
-        assert late.step == step and "came late" in told.data["message"]
+        assert late.step == step and "were delayed" in told.data["message"]
         assert writer.lost == 0 and path.stat().st_blocks * 512 <= path.stat().st_size + 4096, "allocated ahead"
 
 
-def test_a_state_is_recorded_on_a_full_disk_once_a_spare_is_kept(tmp_path: Path) -> None:
+def test_state_is_written_on_a_full_disk_from_the_spare_file(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", 2 * MIB, inodes=100) as disk:
         run = Home(disk.path / "home").create(Stage.SFT, "{}")
         state = run.read_state()

@@ -59,7 +59,7 @@ def test_nan_and_infinity_are_null_and_named(path: Path) -> None:
     json.loads(path.read_bytes(), parse_constant=pytest.fail)  # NaN is no JSON
 
 
-def test_second_writer_goes_on_after_a_torn_tail(path: Path) -> None:
+def test_second_writer_continues_after_a_truncated_tail(path: Path) -> None:
     writer = EventWriter(path)
     writer.write("progress", step=1)
     writer.write("progress", step=2)
@@ -99,7 +99,7 @@ def test_a_full_disk_delays_records_and_is_never_raised(path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize("open_tail", [False, True])
-def test_wherever_a_full_disk_cuts_a_record_it_is_there_once(
+def test_record_cut_by_a_full_disk_is_written_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, open_tail: bool
 ) -> None:
     write = os.write
@@ -116,7 +116,7 @@ def test_wherever_a_full_disk_cuts_a_record_it_is_there_once(
         assert (writer.lost, reader.bad_lines) == (0, int(open_tail))
 
 
-def test_a_record_that_was_begun_and_given_up_glues_onto_no_other(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dropped_partial_record_does_not_join_the_next(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     writer, write = EventWriter(path), os.write
     with monkeypatch.context() as patch:
         patch.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:10]) if len(data) > 10 else 0)
@@ -130,7 +130,7 @@ def test_a_record_that_was_begun_and_given_up_glues_onto_no_other(path: Path, mo
     assert writer.lost > 1 and reader.bad_lines == 1
 
 
-def test_what_waits_for_room_does_not_fill_the_memory(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_records_are_bounded_in_memory(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     writer = EventWriter(path)
     write = os.write
 
@@ -145,7 +145,7 @@ def test_what_waits_for_room_does_not_fill_the_memory(path: Path, monkeypatch: p
     found = list(EventReader(path).read())
     assert writer.lost == 21 - (len(found) - 1) > 0, "the oldest, counted"
     assert [event.step for event in found] == [*range(writer.lost, 21), None]
-    assert f"{writer.lost} are lost" in found[-1].data["message"]
+    assert f"{writer.lost} were lost" in found[-1].data["message"]
 
 
 @pytest.mark.parametrize("kind", ["tmpfs", "limit"])
@@ -254,20 +254,20 @@ def test_endless_line_is_not_kept_in_memory(path: Path) -> None:
     assert reader.bad_lines == 1
 
 
-def test_empty_lines_are_no_news(path: Path) -> None:
+def test_empty_lines_are_ignored(path: Path) -> None:
     path.write_bytes(b"\n\n" + LINE % (0, 1) + b"\n")
     reader = EventReader(path)
     assert (steps(reader), reader.bad_lines) == ([1], 0)
 
 
-def test_unknown_kinds_and_keys_of_a_newer_writer(path: Path) -> None:
+def test_unknown_kinds_and_keys_of_a_newer_writer_are_ignored(path: Path) -> None:
     path.write_bytes(b'{"seq":0,"time":1.0,"kind":"aurora","novel":{"a":[1]}}\n')
     (event,) = EventReader(path).read()
     assert event.kind == "aurora"
     assert fold([event]).phase is None
 
 
-def test_truncated_file_is_read_anew(path: Path) -> None:
+def test_truncated_file_is_read_from_the_start(path: Path) -> None:
     path.write_bytes(LINE % (0, 1) + LINE % (1, 2) + b'{"torn')
     reader = EventReader(path)
     assert steps(reader) == [1, 2]
@@ -276,7 +276,7 @@ def test_truncated_file_is_read_anew(path: Path) -> None:
     assert (reader.restarts, reader.bad_lines) == (1, 0)
 
 
-def test_replaced_file_is_read_anew(path: Path, tmp_path: Path) -> None:
+def test_replaced_file_is_read_from_the_start(path: Path, tmp_path: Path) -> None:
     path.write_bytes(LINE % (0, 1))
     reader = EventReader(path)
     assert steps(reader) == [1]

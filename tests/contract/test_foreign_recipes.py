@@ -1,4 +1,4 @@
-"""Recipes as people bring them from TRL and its like: read, noted or refused, all at once and never silently."""
+"""Recipes from TRL and similar trainers: read, noted or refused, all at once and never silently."""
 
 from pathlib import Path
 from typing import Any
@@ -127,7 +127,7 @@ def test_a_pipeline_reports_the_mistakes_of_all_sections() -> None:
         ("warmup_step=3", "Did you mean `warmup_steps`?"),
     ],
 )
-def test_a_hint_goes_by_meaning(override: str, hint: str) -> None:
+def test_unknown_key_hint_is_by_meaning(override: str, hint: str) -> None:
     assert hint in refusal(override)
 
 
@@ -151,7 +151,7 @@ def test_keys_of_one_stage_have_no_sections() -> None:
     assert "It has no sections; put `learning_rate`, `num_epochs` at the top." in message
 
 
-def test_a_key_left_empty_says_that_it_may_be_left_out() -> None:
+def test_empty_key_error_suggests_to_leave_it_out() -> None:
     assert "leave it out for the default" in refusal("lora_r=")
 
 
@@ -167,7 +167,7 @@ def test_a_handbook_recipe_is_accepted_with_notes(file: Path) -> None:
     assert (recipe.lr_scheduler_type, recipe.min_lr_rate) == ("cosine_with_min_lr", 0.1)
     assert (recipe.warmup_steps, recipe.eval_steps, recipe.save_steps) == (0.1, 0.25, 0)
     said = "\n".join(reading.notes)
-    assert "ignored `output_dir`, `overwrite_output_dir`: a run has a directory" in said
+    assert "ignored `output_dir`, `overwrite_output_dir`: a run has its own directory" in said
     assert all(f"`{key}" in said for key in ("do_eval", "hub_model_id", "log_level", "eval_strategy", "save_strategy"))
     assert "LoRA on an int8 base is trained here, where TRL would train every weight" in said
     assert "push_to_hub" not in said and "deepspeed" not in said  # they ask for nothing
@@ -202,14 +202,14 @@ def test_a_handbook_recipe_is_accepted_with_notes(file: Path) -> None:
         ("lr_scheduler_kwargs='{}'", "min_lr_rate", None),
     ],
 )
-def test_values_as_transformers_takes_them(override: str, key: str, value: Any) -> None:
+def test_values_are_read_as_in_transformers(override: str, key: str, value: Any) -> None:
     assert getattr(sft(override), key) == value
 
 
 @pytest.mark.parametrize(
     ("override", "why"),
     [
-        ("push_to_hub=true", "nothing is uploaded"),
+        ("push_to_hub=true", "uploading is not supported"),
         ("beta=0", "DPO"),
         ("loss_type=sigmoid", "DPO"),
         ("deepspeed=zero3.json", "every GPU holds the whole model"),
@@ -219,7 +219,7 @@ def test_values_as_transformers_takes_them(override: str, key: str, value: Any) 
         ("resume_from_checkpoint=true", "runs resume RUN"),
         ("average_tokens_across_devices=false", "always averaged"),
         ("assistant_only_loss=true", "the loss is over the whole text"),
-        ("report_to=all", "name them"),
+        ("report_to=all", "name the trackers"),
         ("warmup_ratio=1", "a share of all steps"),
         ("warmup_steps=1.5", "a whole number, or a share of all steps"),
         ("lr_scheduler_type=cosine_with_min_lr", "belong together"),
@@ -228,7 +228,7 @@ def test_values_as_transformers_takes_them(override: str, key: str, value: Any) 
         ("eval_strategy=often", "expected one of"),
     ],
 )
-def test_what_would_change_the_outcome_is_refused_by_a_sentence_of_its_own(override: str, why: str) -> None:
+def test_keys_that_change_the_result_are_refused_with_a_reason(override: str, why: str) -> None:
     message = refusal(override)
     assert why in message and "has no key" not in message
 
@@ -247,12 +247,12 @@ def test_other_names_of_one_key_must_agree_unless_the_command_line_decides(file:
     assert (recipe.dtype, recipe.warmup_steps) == ("float32", 7)
 
 
-def test_warmup_steps_count_over_a_ratio_as_in_transformers() -> None:
+def test_warmup_steps_override_a_ratio_as_in_transformers() -> None:
     assert sft("warmup_ratio=0.1", "warmup_steps=5").warmup_steps == 5
     assert sft("warmup_steps=0", "warmup_ratio=0.1").warmup_steps == 0.1
 
 
-def test_epochs_decide_unless_steps_are_given() -> None:
+def test_epoch_strategies_apply_unless_steps_are_given() -> None:
     """As in transformers, and without a default number of steps that would win silently."""
     assert (sft("num_train_epochs=2").max_steps, ppo("num_train_epochs=2").max_steps) == (-1, -1)
     assert sft("num_train_epochs=2", "max_steps=10").max_steps == 10
@@ -270,7 +270,7 @@ def test_a_share_of_steps_is_rounded_up() -> None:
 
 
 def test_milestones_need_checkpoints_at_whole_steps() -> None:
-    assert "is a share of all of them" in refusal("keep_every_steps=10", "save_steps=0.5")
+    assert "`save_steps: 0.5` is a share of all steps" in refusal("keep_every_steps=10", "save_steps=0.5")
 
 
 def test_total_episodes_become_steps_where_the_processes_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -306,7 +306,7 @@ def test_total_episodes_become_steps_where_the_processes_are_known(monkeypatch: 
         (["a,b"], ["a,b"]),
     ],
 )
-def test_module_names_in_one_text_are_taken_apart_and_a_pattern_is_not(text: Any, value: Any) -> None:
+def test_target_modules_splits_names_but_not_patterns(text: Any, value: Any) -> None:
     assert target_modules(text) == value
 
 
@@ -349,7 +349,7 @@ def test_every_old_key_has_a_new_one_in_some_recipe_and_is_none_itself() -> None
     assert all(old.new in known and not set(old.defaults) & known for old in OLD_KEYS)
 
 
-def test_a_dpo_recipe_given_to_reward_is_told_so_once_per_key(file: Path) -> None:
+def test_dpo_keys_in_a_reward_recipe_are_refused_once_each(file: Path) -> None:
     file.write_text("model_name_or_path: gpt2\nbeta: 0.01\nloss_type: [sigmoid]\nmax_length: 512\noutput_dir: x\n")
     with pytest.raises(RecipeError, match="2 mistakes") as caught:
         load_recipe(Stage.REWARD, file)

@@ -1,4 +1,4 @@
-"""What plans and supervises starts in milliseconds: it loads nothing that trains and nothing that draws."""
+"""Imports of planning and supervision, which load neither training nor UI libraries."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Following a file of JSON lines: what counts as a line, where blocks lie, and what a look without news costs."""
+"""Incremental reading of JSON lines: lines, positions of blocks, and the cost of a poll without update."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def look(reader: LineReader) -> list[dict[str, int] | None]:
     return [value for lines in reader.blocks() for value in reader.decode(DECODER, lines)]
 
 
-def test_a_value_for_every_line_and_none_for_the_others(path: Path) -> None:
+def test_decode_returns_a_value_per_line_and_none_for_bad_ones(path: Path) -> None:
     append(path, b'{"a":1}\n\nbad\n{"a":2}\n{"a":')
     reader = LineReader(path)
     assert look(reader) == [{"a": 1}, None, None, {"a": 2}]
@@ -33,7 +33,7 @@ def test_a_value_for_every_line_and_none_for_the_others(path: Path) -> None:
     assert look(reader) == [{"a": 3}]
 
 
-def test_one_bad_line_among_many_is_found(path: Path) -> None:
+def test_decode_finds_one_bad_line_among_many(path: Path) -> None:
     lines = [b'{"a":%d}' % number for number in range(5000)]
     lines[3210] = b'{"a":"x"}'
     append(path, b"\n".join(lines) + b"\n")
@@ -45,7 +45,7 @@ def test_one_bad_line_among_many_is_found(path: Path) -> None:
 
 @pytest.mark.parametrize("portion", [1 << 30, 300_000, 700_001])
 @pytest.mark.parametrize("excess", [0, 1])
-def test_the_longest_line_is_as_long_in_any_portions(path: Path, portion: int, excess: int) -> None:
+def test_longest_line_does_not_depend_on_portions(path: Path, portion: int, excess: int) -> None:
     line = b'{"a":' + b" " * (MAX_LINE + excess - 7) + b"1}\n"
     data = b'{"a":0}\n' + line + b'{"a":2}\n'
     reader = LineReader(path)
@@ -58,7 +58,7 @@ def test_the_longest_line_is_as_long_in_any_portions(path: Path, portion: int, e
     assert [value for value in found if value] == [{"a": 0}, *([] if excess else [{"a": 1}]), {"a": 2}]
 
 
-def test_blocks_say_where_they_begin(path: Path) -> None:
+def test_position_is_the_offset_of_the_last_block(path: Path) -> None:
     reader = LineReader(path)
     whole = b""
     for data in (b'{"a":1}\n{"a', b'":2}', b"\n\n", b"x" * (MAX_LINE + 10), b"xx\n" + b'{"a":4}\n', b"bad\n" * 200_000):
@@ -68,7 +68,7 @@ def test_blocks_say_where_they_begin(path: Path) -> None:
             assert whole[reader.position : reader.position + len(lines)] == lines
 
 
-def test_no_news_opens_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_poll_without_update_opens_no_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     append(path, b'{"a":1}\n{"torn')
     reader = LineReader(path)
     assert look(reader) == [{"a": 1}]
@@ -80,7 +80,7 @@ def test_no_news_opens_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert look(reader) == []
 
 
-def test_what_is_nested_without_end_is_a_bad_line(path: Path) -> None:
+def test_deeply_nested_line_is_a_bad_line(path: Path) -> None:
     append(path, b'{"a":1}\n' + b'{"a":' * 100_000 + b'\n{"a":2}\n')
     reader = LineReader(path)
     assert [value for value in look(reader) if value] == [{"a": 1}, {"a": 2}]

@@ -76,7 +76,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def converted(file: Path, text: str, stage: Stage | None = None) -> tuple[Converted, Recipe]:
-    """What a file becomes, and that read back as a recipe file."""
+    """Convert a file, and read the result back as a recipe file."""
     file.write_text(text)
     made = convert_recipe(file, stage)
     out = file.with_name("ours.yaml")
@@ -86,7 +86,7 @@ def converted(file: Path, text: str, stage: Stage | None = None) -> tuple[Conver
     return made, recipe
 
 
-def test_llama_factory(file: Path) -> None:
+def test_llama_factory_recipe_is_converted(file: Path) -> None:
     made, recipe = converted(file, LLAMA_FACTORY)
     assert (made.source, made.stage) == ("LLaMA-Factory", Stage.SFT) and isinstance(recipe, SFTRecipe)
     assert (recipe.model_name_or_path, recipe.max_length, recipe.max_train_samples) == ("org/base", 512, 100)
@@ -97,10 +97,10 @@ def test_llama_factory(file: Path) -> None:
     said = "\n".join(made.left_out)
     assert all(f"`{key}" in said for key in ("template", "use_galore", "trust_remote_code", "output_dir", "dataset"))
     assert "dataset_info.json" in said and recipe.dataset_name == "mine"  # never the default data instead
-    assert all(line in made.text for line in ("# stage: sft\n", "#   `template=llama3`: ", "own defaults"))
+    assert all(line in made.text for line in ("# stage: sft\n", "#   `template=llama3`: ", "defaults of LLaMA-Factory"))
 
 
-def test_axolotl(file: Path) -> None:
+def test_axolotl_recipe_is_converted(file: Path) -> None:
     made, recipe = converted(file, AXOLOTL)
     assert (made.source, made.stage) == ("axolotl", Stage.SFT) and isinstance(recipe, SFTRecipe)
     assert (recipe.model_name_or_path, recipe.dataset_name, recipe.packing) == ("org/base", "org/data", True)
@@ -147,7 +147,7 @@ def test_dpo_has_no_stage_here_unless_one_is_asked_for(file: Path) -> None:
         assert isinstance(recipe, RewardRecipe)
 
 
-def test_ppo_of_trl(file: Path) -> None:
+def test_trl_ppo_recipe_is_converted(file: Path) -> None:
     text = "model_name_or_path: m\nreward_model_path: r\ntotal_episodes: 1000\nstop_token: eos\n"
     made, recipe = converted(file, text)
     assert made.stage is Stage.PPO and isinstance(recipe, PPORecipe)
@@ -162,7 +162,7 @@ def test_ppo_of_trl(file: Path) -> None:
         "stage: sft\ncutoff_len: [1]\ntemplate: x\nmodel_name_or_path: m\nlora_rank: many\n",
     ],
 )
-def test_values_of_another_type_are_left_out_and_said(file: Path, text: str) -> None:
+def test_values_of_the_wrong_type_are_left_out_and_reported(file: Path, text: str) -> None:
     made, _ = converted(file, text)
     assert any("expected" in line for line in made.left_out)
 
@@ -174,7 +174,7 @@ def test_a_recipe_without_a_model_cannot_be_converted(file: Path) -> None:
 
 
 @pytest.mark.parametrize(("text", "name"), [(LLAMA_FACTORY, "LLaMA-Factory"), (AXOLOTL, "axolotl")])
-def test_another_trainers_file_is_one_sentence_at_launch(file: Path, text: str, name: str) -> None:
+def test_launch_refuses_another_trainers_recipe_in_one_sentence(file: Path, text: str, name: str) -> None:
     file.write_text(text)
     with pytest.raises(RecipeError) as caught:
         load_recipe(Stage.SFT, file)

@@ -1,4 +1,4 @@
-"""Recipes: every kind of mistake is one error that names file, key, value and the way out; the rest round-trips."""
+"""Recipes: every kind of mistake is one error that names file, key, value and the fix; the rest round-trips."""
 
 import re
 from pathlib import Path
@@ -46,7 +46,7 @@ def sft(file: Path | None = None, *overrides: str) -> SFTRecipe:
 # defaults, and the published numbers
 
 
-def test_defaults_fit_a_run_of_today() -> None:
+def test_defaults_suit_a_lora_run() -> None:
     fine_tuning = sft(None, "model_name_or_path=gpt2")
     assert (fine_tuning.learning_rate, fine_tuning.max_steps, fine_tuning.num_train_epochs) == (2e-4, -1, 1)
     assert (fine_tuning.dataset_train_split, fine_tuning.dataset_test_split) == ("finetune", "evaluation")
@@ -173,7 +173,7 @@ def test_defaults_then_file_then_command_line(file: Path) -> None:
     ("text", "value"),
     [("1e-5", 1e-5), ("1E-5", 1e-5), ("1.0e-5", 1e-5), ("0.00001", 1e-5), ('"1e-5"', 1e-5), ("1", 1.0)],
 )
-def test_numbers_as_people_write_them(file: Path, text: str, value: float) -> None:
+def test_numbers_are_read_in_common_notations(file: Path, text: str, value: float) -> None:
     """YAML 1.1 reads 1e-5, without a point, as a string."""
     file.write_text(f"model_name_or_path: gpt2\nlearning_rate: {text}\n")
     assert sft(file).learning_rate == value
@@ -240,13 +240,13 @@ def test_existing_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.Monk
         ("optim: adafactor\nadam_beta2: 0.95", ["`optim: adafactor` has no `adam_beta1`"]),
         ("bf16: true\nfp16: true", ["`bf16` and `fp16` are both true"]),
         ("metric_for_best_model: eval_loss\nsave_steps: 0", ["`metric_for_best_model: eval_loss`", "`save_steps: 0`"]),
-        ("keep_every_steps: 750", ["`keep_every_steps: 750` is no multiple of `save_steps: 500`"]),
+        ("keep_every_steps: 750", ["`keep_every_steps: 750` must be a multiple of `save_steps: 500`"]),
         ("use_peft: false", ["`use_peft: false`", "load_in_8bit: false"]),
         ("num_processes: 0", ["of at least 1"]),
         ("seed: -1", ["of at least 0"]),
     ],
 )
-def test_mistake_in_a_file(file: Path, text: str, named: list[str]) -> None:
+def test_mistake_in_a_file_is_named(file: Path, text: str, named: list[str]) -> None:
     base = "" if text.startswith("model_name_or_path") else "model_name_or_path: gpt2\n"
     file.write_text(f"{base}{text}\n")
     message = refusal(Stage.SFT, file)
@@ -280,11 +280,11 @@ def test_mistake_on_the_command_line_is_not_blamed_on_the_file(file: Path) -> No
         (b"- a\n- b\n", "a recipe is a mapping"),
         (b"just text\n", "a recipe is a mapping"),
         (b"1: 2\n", "a recipe is a mapping"),
-        (b"? [a, b]\n: 1\n", "a key is plain text"),
-        (b"? {a: b}\n: 1\n", "a key is plain text"),
+        (b"? [a, b]\n: 1\n", "a key must be plain text"),
+        (b"? {a: b}\n: 1\n", "a key must be plain text"),
         (b"lora_r: !!python/object/apply:os.system ['true']\n", "not valid YAML"),
         (b"a: 2024-99-99\n", "not valid YAML"),
-        (b"model_name_or_path: x\na: &a [*a]\n", "an alias of what it is a part of"),
+        (b"model_name_or_path: x\na: &a [*a]\n", "an alias of a value that contains it"),
         (b"[" * 5000, "not valid YAML"),
         (b"\xff\xfe\x00", "cannot be read"),
         (b"a: \x00\n", "not valid YAML"),
@@ -292,22 +292,22 @@ def test_mistake_on_the_command_line_is_not_blamed_on_the_file(file: Path) -> No
         (b"# only a comment\n", "`model_name_or_path=demo` tries the embedded model"),
     ],
 )
-def test_file_that_is_no_recipe(file: Path, content: bytes, named: str) -> None:
+def test_file_that_is_no_recipe_is_refused(file: Path, content: bytes, named: str) -> None:
     file.write_bytes(content)
     message = refusal(Stage.SFT, file)
     assert message.startswith(f"{file}: ") and named in message
 
 
-def test_file_that_cannot_be_read(tmp_path: Path) -> None:
+def test_unreadable_file_is_refused(tmp_path: Path) -> None:
     assert "no such recipe file" in refusal(Stage.SFT, tmp_path / "none.yaml")
     assert "cannot be read" in refusal(Stage.SFT, tmp_path)
 
 
-def test_keys_between_keys_of_ppo() -> None:
+def test_ppo_refuses_keys_that_exclude_each_other() -> None:
     given = [f"{key}={value}" for key, value in NEEDED[Stage.PPO].items()]
     assert "must be below" in refusal(Stage.PPO, None, *given, "random_length_limits=[128, 128]")
     assert "PPO needs `use_peft: true`" in refusal(Stage.PPO, None, *given, "use_peft=false", "load_in_8bit=false")
-    assert "`reward_model_path` is required" in refusal(Stage.PPO, None, "model_name_or_path=gpt2")
+    assert "needs `reward_model_path` or `reward_fn`" in refusal(Stage.PPO, None, "model_name_or_path=gpt2")
 
 
 # round trip
@@ -376,7 +376,7 @@ def test_wired_keys_are_not_in_the_recipe_and_may_not_be_given() -> None:
         ("ppo.random_length_limits=[500, 128]", "must be below"),
     ],
 )
-def test_mistakes_in_a_pipeline(override: str, named: str) -> None:
+def test_mistakes_in_a_pipeline_are_named(override: str, named: str) -> None:
     assert named in refusal(Stage.PIPELINE, None, "model_name_or_path=gpt2", override)
 
 
@@ -384,7 +384,7 @@ def test_pipeline_needs_a_base() -> None:
     assert "`model_name_or_path` is required by the sft recipe" in refusal(Stage.PIPELINE)
 
 
-def test_section_under_a_plain_value(file: Path) -> None:
+def test_section_of_a_plain_value_is_refused(file: Path) -> None:
     file.write_text("model_name_or_path: gpt2\nsft: 7\n")
     assert "`sft=7`: a section is a mapping" in refusal(Stage.PIPELINE, file)
     assert "`sft=7`: a section is a mapping" in refusal(Stage.PIPELINE, file, "sft.lora_r=1")
@@ -403,16 +403,16 @@ VLLM = ("model_name_or_path=gpt2", "reward_model_path=r", "use_vllm=true", "load
 @pytest.mark.parametrize(
     ("keys", "named"),
     [
-        (["use_cpu=true"], "`use_cpu: true` uses none"),
+        (["use_cpu=true"], "`use_cpu: true` is set"),
         (["load_in_8bit=true"], "a base in 8 bits"),
         (["load_in_4bit=true"], "a base in 4 bits"),
         (["model_name_or_path=base.gguf"], "a .gguf base"),
         (["dtype=float32"], "`dtype: bfloat16`"),
-        (["lora_r=513"], "up to rank 512"),
-        (["temperature=0.001"], "`temperature` of 0.01 or more"),
+        (["lora_r=513"], "ranks up to 512"),
+        (["temperature=0.001"], "samples at 0.01 or more"),
     ],
 )
-def test_what_vllm_cannot_sample_from_is_refused_with_a_way_out(keys: list[str], named: str) -> None:
+def test_vllm_refuses_what_it_cannot_sample_from(keys: list[str], named: str) -> None:
     assert load_recipe(Stage.PPO, None, VLLM).use_vllm  # type: ignore[union-attr]
     message = refusal(Stage.PPO, None, *VLLM, *keys)
     assert "`use_vllm: true`" in message and named in message
@@ -458,7 +458,7 @@ def test_vllm_takes_neither_nothing_nor_everything(value: str) -> None:
         "value_head_init",
     ],
 )
-def test_what_ppo_is_made_of_names_its_source(key: str) -> None:
+def test_ppo_keys_name_their_source(key: str) -> None:
     fields = {field.name: field.type for field in msgspec.inspect.type_info(PPORecipe).fields}  # type: ignore[attr-defined]
     help_text = (fields[key].extra_json_schema or {}).get("description", "")
     assert re.search(r"arXiv:\d{4}\.\d{4,5}|https?://", help_text), help_text

@@ -1,4 +1,4 @@
-"""What counts as a secret, and that nothing of it is left in a text."""
+"""Recognition of secrets, and their redaction in texts."""
 
 import os
 import subprocess
@@ -16,14 +16,14 @@ CANARY = "hf_canary0123456789"
     "name",
     ["HF_TOKEN", "HF_TOKEN_2", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "openai_key", "MY_PASSWORD", "SSH_PASSPHRASE"],
 )
-def test_names_of_secrets(name: str) -> None:
+def test_secret_names_are_recognised(name: str) -> None:
     assert secret_names([name]) == [name]
 
 
 @pytest.mark.parametrize(
     "name", ["TOKENIZERS_PARALLELISM", "HF_TOKEN_PATH", "AWS_SECRET_FILE", "KEYMAP", "HF_HUB_OFFLINE"]
 )
-def test_names_of_other_things(name: str) -> None:
+def test_other_names_are_not_secrets(name: str) -> None:
     assert secret_names([name]) == []
 
 
@@ -50,7 +50,7 @@ def test_values_come_from_environment_files_and_urls(tmp_path: Path) -> None:
     }
 
 
-def test_every_string_of_a_structure_is_blanked() -> None:
+def test_every_string_of_a_structure_is_redacted() -> None:
     redactor = Redactor({CANARY: "HF_TOKEN", f"{CANARY}-longer": "OTHER", 'quote"d and long': "QUOTED"})
     value = {"rows": [{"text": f"a {CANARY}-longer b"}, 3, None, 1.5], CANARY: 'x quote\\"d and long'}
     assert redactor.value(value) == {"rows": [{"text": "a <OTHER> b"}, 3, None, 1.5], "<HF_TOKEN>": "x <QUOTED>"}
@@ -64,7 +64,7 @@ def test_without_secrets_nothing_changes() -> None:
     assert (redactor.longest, redactor.spans(CANARY.encode()), redactor.found_in(CANARY)) == (0, [], None)
 
 
-def test_what_a_process_prints_is_blanked(tmp_path: Path) -> None:
+def test_output_of_a_process_is_redacted(tmp_path: Path) -> None:
     code = (
         "import logging, os; from stackllama_engine.contract.redact import redact_output; redact_output()\n"
         "print('out', os.environ['HF_TOKEN']); logging.warning('log %s', os.environ['HF_TOKEN'])\n"

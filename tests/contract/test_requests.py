@@ -1,4 +1,4 @@
-"""Requests as files: what is written, what waits, what is refused before it is written."""
+"""Requests as files: written, pending, and refused before they are written."""
 
 import errno
 import os
@@ -25,7 +25,7 @@ def state(stage: Stage, phase: str = "running") -> State:
     return State(stage=stage, phase=phase, created=time.time())  # type: ignore[arg-type]
 
 
-def test_a_change_waits_until_it_is_forgotten_and_the_newest_of_a_key_stands(run: RunDir) -> None:
+def test_newest_change_of_a_key_waits_until_it_is_forgotten(run: RunDir) -> None:
     requests.write(run, "set", Change("kl_coef", 0.5))
     requests.write(run, "set", Change("kl_coef", 0.0))
     requests.write(run, "set", Change("learning_rate", 1e-5))
@@ -42,7 +42,7 @@ def test_a_change_that_cannot_be_read_is_named(run: RunDir) -> None:
     assert list(run.requests()) == []
 
 
-def test_pause_and_continue_take_each_other_back(run: RunDir) -> None:
+def test_pause_and_continue_withdraw_each_other(run: RunDir) -> None:
     requests.write(run, "pause")
     requests.write(run, "continue")
     assert list(run.requests()) == ["continue"]
@@ -53,7 +53,7 @@ def test_pause_and_continue_take_each_other_back(run: RunDir) -> None:
     assert list(run.requests()) == []
 
 
-def test_a_directory_that_cannot_be_looked_at_asks_for_nothing(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreadable_control_directory_has_no_requests(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     requests.write(run, "save")
     run.request("stop")
     assert run.asked_to_stop()
@@ -76,18 +76,18 @@ def failing(number: int) -> Callable[..., NoReturn]:
 @pytest.mark.parametrize(
     ("stage", "phase", "ask", "why"),
     [
-        (Stage.REWARD, "running", "sample", "answers nothing"),
+        (Stage.REWARD, "running", "sample", "generates no responses"),
         (Stage.MERGE, "running", "pause", "can only be stopped"),
         (Stage.SFT, "stopped", "continue", "has ended"),
         (Stage.SFT, "stopping", "pause", "stopping already"),
     ],
 )
-def test_what_cannot_be_served_is_refused(stage: Stage, phase: str, ask: Ask, why: str) -> None:
+def test_check_refuses_requests_that_cannot_be_served(stage: Stage, phase: str, ask: Ask, why: str) -> None:
     with pytest.raises(RefusedError, match=why):
         requests.check("one", state(stage, phase), ask)
 
 
-def test_a_change_is_read_by_the_recipes_own_bounds() -> None:
+def test_change_is_checked_by_the_recipes_bounds() -> None:
     assert requests.parse_change(Stage.PPO, "kl_coef=1e-2") == Change("kl_coef", 0.01)
     assert requests.parse_change(Stage.SFT, "learning_rate=2e-5") == Change("learning_rate", 2e-5)
     for text in ("kl_coef=-1", "learning_rate=0", "learning_rate=fast", "learning_rate"):

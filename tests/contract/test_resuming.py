@@ -1,4 +1,4 @@
-"""What becomes of a recipe that changed since the checkpoint a run is resumed from."""
+"""Changes of a recipe since the checkpoint that a run resumes from."""
 
 import json
 from pathlib import Path
@@ -31,21 +31,21 @@ def after(folder: Path, stage: Stage, before: TrainRecipe, *keys: str) -> Change
 
 
 @pytest.mark.parametrize("stage", TRAINING_STAGES)
-def test_an_unchanged_recipe_says_nothing(tmp_path: Path, stage: Stage) -> None:
+def test_unchanged_recipe_has_no_notice(tmp_path: Path, stage: Stage) -> None:
     found = after(tmp_path, stage, recipe(stage))
     assert (found.notice(), found.refusal()) == (None, None)
 
 
-def test_the_learning_rate_stays_and_a_dropout_is_applied_and_both_are_said(tmp_path: Path) -> None:
+def test_notice_names_kept_learning_rate_and_applied_dropout(tmp_path: Path) -> None:
     found = after(tmp_path, Stage.SFT, recipe(Stage.SFT), "learning_rate=0.5", "lora_dropout=0.25", "max_steps=20")
     assert found.refusal() is None
     assert found.notice() == (
-        "the recipe has changed since step-000002: applied from here on: `lora_dropout` 0.05 → 0.25, `max_steps` 10 → "
+        "the recipe has changed since step-000002: applied from now on: `lora_dropout` 0.05 → 0.25, `max_steps` 10 → "
         "20; kept from the checkpoint: `learning_rate` stays 0.0002, not 0.5"
     )
 
 
-def test_optimizer_numbers_are_kept_by_the_trainer_and_applied_by_ppo(tmp_path: Path) -> None:
+def test_optimizer_keys_are_kept_by_the_trainer_and_applied_by_ppo(tmp_path: Path) -> None:
     sft = after(tmp_path, Stage.SFT, recipe(Stage.SFT), "weight_decay=0.5")
     assert [change.key for change in sft.kept] == ["weight_decay"]
     ppo = after(tmp_path, Stage.PPO, recipe(Stage.PPO), "weight_decay=0.5", "kl_coef=0.9")
@@ -63,17 +63,17 @@ def test_optimizer_numbers_are_kept_by_the_trainer_and_applied_by_ppo(tmp_path: 
         ("optim=adafactor", "`optim` adamw_torch_fused → adafactor"),
     ],
 )
-def test_what_the_weights_were_trained_with_is_refused(tmp_path: Path, key: str, quoted: str) -> None:
+def test_changed_keys_that_weights_depend_on_are_refused(tmp_path: Path, key: str, quoted: str) -> None:
     refusal = after(tmp_path, Stage.SFT, recipe(Stage.SFT), key).refusal()
     assert refusal is not None and quoted in refusal and "start a new run" in refusal
 
 
-def test_fewer_steps_than_are_done_are_refused(tmp_path: Path) -> None:
+def test_max_steps_below_the_checkpoint_is_refused(tmp_path: Path) -> None:
     refusal = after(tmp_path, Stage.SFT, recipe(Stage.SFT), "max_steps=1").refusal()
-    assert refusal is not None and "`max_steps: 1`: step-000002 is beyond it" in refusal
+    assert refusal is not None and "`max_steps: 1`: step-000002 is past that step" in refusal
 
 
-def test_a_moved_base_is_applied_and_an_altered_one_refused(tmp_path: Path) -> None:
+def test_moved_base_is_applied_and_altered_base_refused(tmp_path: Path) -> None:
     def base(name: str, content: bytes) -> Path:
         (tmp_path / name).mkdir()
         header = json.dumps({"a": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]}}).encode()
@@ -92,7 +92,7 @@ def test_a_moved_base_is_applied_and_an_altered_one_refused(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(("rank", "alpha", "refused"), [(16, 32, []), (8, 32, ["lora_r"]), (16, 64, ["lora_alpha"])])
-def test_of_an_older_checkpoint_the_adapter_speaks(tmp_path: Path, rank: int, alpha: int, refused: list[str]) -> None:
+def test_older_checkpoint_is_compared_by_its_adapter(tmp_path: Path, rank: int, alpha: int, refused: list[str]) -> None:
     checkpoint = tmp_path / "step-000002"
     checkpoint.mkdir()
     config = {"r": rank, "lora_alpha": alpha, "target_modules": ["q", "v"], "base_model_name_or_path": "some/base"}
@@ -101,7 +101,7 @@ def test_of_an_older_checkpoint_the_adapter_speaks(tmp_path: Path, rank: int, al
     assert [change.key for change in found.refused] == refused and found.notice() is None
 
 
-def test_of_an_older_checkpoint_of_ppo_the_shapes_speak(tmp_path: Path) -> None:
+def test_older_ppo_checkpoint_is_compared_by_its_shapes(tmp_path: Path) -> None:
     checkpoint = tmp_path / "step-000002"
     checkpoint.mkdir()
     header = json.dumps({"m.lora_A.weight": {"dtype": "F32", "shape": [4, 9], "data_offsets": [0, 144]}}).encode()
@@ -109,7 +109,7 @@ def test_of_an_older_checkpoint_of_ppo_the_shapes_speak(tmp_path: Path) -> None:
     assert [str(change) for change in changes(checkpoint, recipe(Stage.PPO)).refused] == ["`lora_r` 4 → 16"]
 
 
-def test_a_resume_is_refused_before_anything_is_started(tmp_path: Path) -> None:
+def test_check_resume_refuses_before_anything_is_started(tmp_path: Path) -> None:
     run = Home(tmp_path).create(Stage.SFT, dump_recipe(recipe(Stage.SFT)), "changed")
     assert check_resume(run, recipe(Stage.SFT)) is None  # nothing to resume from
     (run.checkpoints / "step-000002").mkdir()
@@ -120,7 +120,7 @@ def test_a_resume_is_refused_before_anything_is_started(tmp_path: Path) -> None:
         check_resume(run, recipe(Stage.SFT, "lora_r=8"))
 
 
-def test_batch_sizes_that_fitted_are_not_called_a_change(tmp_path: Path) -> None:
+def test_batch_sizes_from_a_restart_are_not_reported_as_changes(tmp_path: Path) -> None:
     run = Home(tmp_path).create(Stage.SFT, dump_recipe(recipe(Stage.SFT)), "halved")
     (run.checkpoints / "step-000002").mkdir()
     halved = msgspec.structs.replace(recipe(Stage.SFT), per_device_train_batch_size=2)

@@ -82,7 +82,7 @@ def test_readers_see_whole_files_only(tmp_path: Path, monkeypatch: pytest.Monkey
     assert seen <= set(texts)
 
 
-def test_modes_whatever_the_umask(tmp_path: Path, no_umask: None) -> None:
+def test_private_modes_do_not_depend_on_the_umask(tmp_path: Path, no_umask: None) -> None:
     make_private_dir(tmp_path / "a" / "b" / "c")
     assert [mode(tmp_path / part) for part in ("a", "a/b", "a/b/c")] == [0o700] * 3
     write_whole(tmp_path / "f", b"")
@@ -102,7 +102,7 @@ def test_existing_parents_keep_their_mode(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["a", "0", "sft-1", "a.b_c-d", "x" * 64, "a..b"])
-def test_run_ids(text: str) -> None:
+def test_valid_run_ids_are_accepted(text: str) -> None:
     assert check_run_id(text) == text
 
 
@@ -140,7 +140,7 @@ def test_texts_that_are_no_run_ids(text: str, home: Home) -> None:
             home.create(Stage.SFT, "", text)
 
 
-def test_home_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_home_is_read_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("STACKLLAMA_HOME", "XDG_DATA_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -154,7 +154,7 @@ def test_home_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     assert Home(Path("/else")).path == Path("/else")
 
 
-def test_created_run(home: Home) -> None:
+def test_created_run_has_recipe_state_and_folders(home: Home) -> None:
     run = home.create(Stage.SFT, "a: 1\n")
     assert run.id.startswith("sft-") and check_run_id(run.id)
     assert run.recipe_file.read_text() == "a: 1\n"
@@ -165,11 +165,11 @@ def test_created_run(home: Home) -> None:
         home.create(Stage.SFT, "", run.id)
 
 
-def test_names_made_up_do_not_clash(home: Home) -> None:
+def test_generated_run_ids_are_unique(home: Home) -> None:
     assert len({home.create(Stage.SFT, "").id for _ in range(5)}) == 5
 
 
-def test_listing_is_by_age_and_leaves_out_what_is_no_run(home: Home, tmp_path: Path) -> None:
+def test_runs_are_listed_by_age_without_other_entries(home: Home, tmp_path: Path) -> None:
     for number, name in enumerate(["c", "a", "b"]):
         run = home.create(Stage.SFT, "", name)
         run.write_state(msgspec.structs.replace(run.read_state(), created=float(number)))
@@ -198,14 +198,14 @@ def test_state_round_trips(home: Home) -> None:
     assert {"finished", "failed", "stopped", "lost"} == ENDED
 
 
-def test_results(home: Home) -> None:
+def test_result_and_lineage_round_trip(home: Home) -> None:
     run = home.create(Stage.SFT, "", "a")
     assert run.read_json("result.json") == {}
     run.write_json("result.json", {"loss": [1, 2.5, None]})
     assert run.read_json("result.json") == {"loss": [1, 2.5, None]}
 
 
-def test_attempts_in_order(home: Home) -> None:
+def test_attempt_dirs_are_in_order(home: Home) -> None:
     run = home.create(Stage.SFT, "", "a")
     for number in (10, 2, 1):
         make_private_dir(run.attempt_dir(number))
@@ -242,7 +242,7 @@ def test_lock_has_one_holder_and_ends_with_it(home: Home) -> None:
     os.close(run.acquire_lock())
 
 
-def test_looking_at_the_lock_disturbs_nobody(home: Home) -> None:
+def test_lock_is_held_does_not_disturb_an_acquire(home: Home) -> None:
     run = home.create(Stage.SFT, "", "a")
     done = threading.Event()
 
@@ -262,7 +262,7 @@ def test_looking_at_the_lock_disturbs_nobody(home: Home) -> None:
             looker.join()
 
 
-def test_requests(home: Home) -> None:
+def test_requests_are_listed_and_removed_when_served(home: Home) -> None:
     run = home.create(Stage.SFT, "", "a")
     assert list(run.requests()) == []
     run.request("stop")
@@ -274,7 +274,7 @@ def test_requests(home: Home) -> None:
     assert list(run.requests()) == ["save"]
 
 
-def test_what_is_no_file_asks_for_nothing_and_is_not_waited_for(home: Home) -> None:
+def test_entries_other_than_files_are_not_requests(home: Home) -> None:
     run = home.create(Stage.SFT, "", "a")
     (run.control / "stop").mkdir()
     os.mkfifo(run.control / "save")
@@ -294,9 +294,9 @@ def test_what_is_no_file_asks_for_nothing_and_is_not_waited_for(home: Home) -> N
 @pytest.mark.parametrize(
     ("put", "said"),
     [
-        (lambda path: path.mkdir(), "a directory, not a file"),
-        (lambda path: os.mkfifo(path), "a pipe, not a file"),
-        (lambda path: path.symlink_to("/dev/zero"), "a link, not a file"),
+        (lambda path: path.mkdir(), "a directory, not a regular file"),
+        (lambda path: os.mkfifo(path), "a pipe, not a regular file"),
+        (lambda path: path.symlink_to("/dev/zero"), "a link, not a regular file"),
         (lambda path: path.write_bytes(b'{"stage": "sft", "phase": "fail\xffed"}'), "not UTF-8"),
         (lambda path: path.write_bytes(b'{"a":' * 100_000), "nested too deeply"),
         (lambda path: path.write_bytes(b'{"stage": "sft", "phase": "failed", "created": 1e999}'), "out of range"),
@@ -305,7 +305,7 @@ def test_what_is_no_file_asks_for_nothing_and_is_not_waited_for(home: Home) -> N
         (lambda path: path.touch() or os.truncate(path, 80 << 20), "larger than"),
     ],
 )
-def test_whatever_stands_in_the_place_of_a_record_is_one_error(home: Home, put: Any, said: str) -> None:
+def test_anything_in_place_of_a_record_is_one_error(home: Home, put: Any, said: str) -> None:
     run = home.create(Stage.SFT, "", "a")
     (run.path / "state.json").unlink()
     put(run.path / "state.json")
@@ -315,7 +315,7 @@ def test_whatever_stands_in_the_place_of_a_record_is_one_error(home: Home, put: 
     assert [found.id for found in home.runs()] == ["a"]
 
 
-def test_attempts_with_odd_names_are_none(home: Home) -> None:
+def test_attempt_dirs_ignore_other_names(home: Home) -> None:
     run = home.create(Stage.SFT, "", "a")
     for name in ("001", "010", "²", "٣٣٣", "-01", "x", "9999999999"):
         (run.attempts / name).mkdir()

@@ -1,4 +1,4 @@
-"""The lock of a run where the file system has no flock: written down, held by an open file, taken by one only."""
+"""Lock of a run on a file system without flock: recorded, held by an open file, acquired by one only."""
 
 import errno
 import fcntl
@@ -24,7 +24,7 @@ OTHER = Host(name="gpu17", boot_id="another-boot", clock=5.0)
 
 @pytest.fixture(params=[errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK], ids=lambda number: errno.errorcode[number])
 def run(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
-    """A run directory where flock says that there is none."""
+    """Make a run directory on a file system without flock."""
 
     def refuse(_descriptor: int, _operation: int) -> None:
         raise OSError(request.param, os.strerror(request.param))
@@ -47,7 +47,7 @@ def leave_record(run: RunDir, host: Host, pid: int = 1, number: int = 7) -> None
     (run.path / "lock.d" / f"{number:06d}").write_bytes(msgspec.json.encode(holder))
 
 
-def test_it_is_held_until_it_is_closed(run: RunDir) -> None:
+def test_lock_without_flock_is_held_until_its_descriptor_is_closed(run: RunDir) -> None:
     assert not run.lock_is_held()
     lock = run.acquire_lock()
     assert run.lock_is_held() and run_lock.is_by_file(run.path) and lock > 2
@@ -61,7 +61,7 @@ def test_it_is_held_until_it_is_closed(run: RunDir) -> None:
     assert not run.lock_is_held() and records(run) == []
 
 
-def test_it_ends_with_its_holder(run: RunDir) -> None:
+def test_lock_without_flock_ends_with_its_holder(run: RunDir) -> None:
     held = FORK.Event()
     holder = FORK.Process(target=hold, args=(run, held))
     holder.start()
@@ -80,7 +80,7 @@ def hold(run: RunDir, held: Event) -> None:
 
 
 @pytest.mark.parametrize("host", [this_host(), msgspec.structs.replace(this_host(), boot_id="the boot before")])
-def test_a_dead_holder_is_taken_over(run: RunDir, host: Host) -> None:
+def test_lock_of_a_dead_holder_is_acquired(run: RunDir, host: Host) -> None:
     leave_record(run, host, pid=os.getpid())  # another start time
     assert not run.lock_is_held()
     lock = run.acquire_lock()
@@ -88,7 +88,7 @@ def test_a_dead_holder_is_taken_over(run: RunDir, host: Host) -> None:
     run.release_lock(lock)
 
 
-def test_another_machine_holds_it_until_it_is_said_to_be_gone(run: RunDir) -> None:
+def test_lock_of_another_machine_is_held_until_holder_gone(run: RunDir) -> None:
     leave_record(run, OTHER)
     assert run.lock_is_held()
     with pytest.raises(RefusedError, match=r"alive on gpu17.*--host-gone gpu17"):
@@ -97,7 +97,7 @@ def test_another_machine_holds_it_until_it_is_said_to_be_gone(run: RunDir) -> No
     assert records(run) == [] and not run.lock_is_held()
 
 
-def test_a_record_counts_beside_a_flock(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_valid_record_blocks_a_flock(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another machine may have mounted the same file system without."""
     leave_record(run, OTHER)
     monkeypatch.undo()
@@ -107,7 +107,7 @@ def test_a_record_counts_beside_a_flock(run: RunDir, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\x00", b'{"host": 1}', b"[" * 100_000])
-def test_damaged_records_count_for_nothing(run: RunDir, content: bytes) -> None:
+def test_damaged_records_are_ignored(run: RunDir, content: bytes) -> None:
     leave_record(run, OTHER)
     (run.path / "lock.d" / "000007").write_bytes(content)
     (run.path / "lock.d" / "other").touch()
@@ -117,7 +117,7 @@ def test_damaged_records_count_for_nothing(run: RunDir, content: bytes) -> None:
 
 @pytest.mark.parametrize("what", ["folder", "full folder", "pipe", "link", "endless"])
 @pytest.mark.parametrize("with_flock", [False, True], ids=["by file", "flock"])
-def test_what_is_no_record_holds_nothing_and_hangs_nothing(
+def test_entries_other_than_records_are_ignored_without_blocking(
     run: RunDir, monkeypatch: pytest.MonkeyPatch, what: str, with_flock: bool
 ) -> None:
     leave_record(run, OTHER)
@@ -139,7 +139,7 @@ def test_what_is_no_record_holds_nothing_and_hangs_nothing(
     assert not run.lock_is_held()
 
 
-def test_a_record_that_cannot_be_read_now_is_not_taken_for_none(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_temporarily_unreadable_record_raises(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     leave_record(run, OTHER)
 
     def no_answer(path: Path, *_: object) -> Holder:
@@ -150,7 +150,7 @@ def test_a_record_that_cannot_be_read_now_is_not_taken_for_none(run: RunDir, mon
         run.lock_is_held()
 
 
-def test_who_inherits_it_takes_it_over_without_a_gap(run: RunDir) -> None:
+def test_take_over_of_an_inherited_lock_leaves_no_gap(run: RunDir) -> None:
     lock = run.acquire_lock()
     os.set_inheritable(lock, True)
     settled, leave = FORK.Event(), FORK.Event()
@@ -171,7 +171,7 @@ def inherit(run: RunDir, lock: int, settled: Event, leave: Event) -> None:
     os._exit(0)
 
 
-def test_of_many_who_find_a_dead_holder_one_gets_it(run: RunDir) -> None:
+def test_one_of_many_contenders_acquires_a_dead_holders_lock(run: RunDir) -> None:
     """Again and again, those who got it dying with it."""
     for number in range(8):
         leave_record(run, this_host(), number=100 + number)

@@ -1,4 +1,4 @@
-"""Standard output on a disk that is full: lost, counted, said later, and never an error."""
+"""Standard output on a full disk: lost, counted, reported later, and never an error."""
 
 import errno
 import io
@@ -33,7 +33,7 @@ class Disk(io.RawIOBase):
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
-def test_what_finds_no_room_is_counted_and_said_with_the_next_that_does(number: int) -> None:
+def test_lost_output_is_counted_and_reported_by_the_next_write(number: int) -> None:
     disk = Disk(6, number)
     output = SurvivingOutput(disk)
     assert [output.write(text) for text in (b"first\n", b"lost\n", b"lost as well\n")] == [6, 5, 13]
@@ -45,18 +45,18 @@ def test_what_finds_no_room_is_counted_and_said_with_the_next_that_does(number: 
     assert disk.taken.endswith(b"again\nmore\n"), "said once"
 
 
-def test_half_a_line_counts_its_other_half() -> None:
+def test_partly_written_output_counts_the_lost_part() -> None:
     disk = Disk(3)
     output = SurvivingOutput(disk)
     assert output.write(b"12345") == 5 and output.lost == 2
 
 
-def test_a_pipe_that_was_closed_is_an_error_as_ever() -> None:
+def test_closed_pipe_is_still_an_error() -> None:
     with pytest.raises(BrokenPipeError):
         SurvivingOutput(Disk(0, errno.EPIPE)).write(b"x")
 
 
-def test_a_buffer_that_is_no_file_stays_what_it_is() -> None:
+def test_buffer_that_is_not_a_file_is_returned_unchanged() -> None:
     buffer = io.BytesIO()
     assert surviving(buffer) is buffer
 
@@ -80,7 +80,7 @@ EVERYTHING = """
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
-def test_a_process_whose_output_finds_no_room_goes_on_to_its_end() -> None:
+def test_process_finishes_when_its_output_does_not_fit() -> None:
     reader, writer = os.pipe()
     with Path("/dev/full").open("wb") as full:
         done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Which columns make the prompt, which nobody reads, and what a preview says of any schema."""
+"""Columns of the prompt, unread columns, and previews of any schema."""
 
 import json
 from collections.abc import Iterable
@@ -72,7 +72,7 @@ def test_a_companion_that_only_later_rows_have_is_part_of_their_prompt(tmp_path:
     assert prompts(name)[30:] == ["Write.\n\nA text.", "Be brief.\n\nWrite."]
     early = write(tmp_path / "early.jsonl", first, first | {"input": "A text."})
     assert said(early, "question", "response_j") == (
-        "rows: the prompt is instruction and input, joined with a blank line between"
+        "rows: the prompt is instruction and input, joined by a blank line"
     )
 
 
@@ -80,17 +80,17 @@ def said(name: str, *needs: str) -> str:
     return "\n".join(notices("rows", read_columns(name, "all", needs)))
 
 
-def test_text_that_nobody_reads_is_named(tmp_path: Path) -> None:
+def test_notices_name_unread_text(tmp_path: Path) -> None:
     row: dict[str, Any] = {"instruction": "q", "input": "", "output": "a", "id": 7, "note": "", "tags": []}
     late = row | {"history": [["earlier", "turn"]], "category": "qa", "tags": ["x"]}
     name = write(tmp_path / "rows.jsonl", row, late)
     joined, unread = said(name, "question", "response_j").splitlines()
-    assert joined == "rows: the prompt is instruction and input, joined with a blank line between"
+    assert joined == "rows: the prompt is instruction and input, joined by a blank line"
     assert unread.startswith("rows: text in tags, history and category is not read")
     assert preview(name).notices[1].endswith(unread.removeprefix("rows"))
 
 
-def test_what_another_stage_reads_needs_no_mention(tmp_path: Path) -> None:
+def test_columns_of_other_stages_have_no_notice(tmp_path: Path) -> None:
     name = write(tmp_path / "rows.jsonl", {"prompt": "q", "chosen": "a", "rejected": "b", "score": 1.5})
     assert said(name, "question") == said(name, "question", "response_j") == ""
 
@@ -108,7 +108,7 @@ def test_what_another_stage_reads_needs_no_mention(tmp_path: Path) -> None:
         ([{"text": "film", "label": 0}], "its columns are text, label. sft needs"),
         ([{"Question": "Q", "Chosen": "a"}], "its columns are Question, Chosen. sft needs"),
         ([{}], "its columns are none. sft needs"),
-        ([{"prompt": TURNS, "completion": TURNS}], "column prompt holds list, not text. A chat has to be flattened"),
+        ([{"prompt": TURNS, "completion": TURNS}], "column prompt holds list, not text. Flatten a chat to text first"),
         ([{"prompt": "q", "chosen": TURNS, "rejected": TURNS}], "column chosen holds list, not text"),
     ],
 )

@@ -1,4 +1,4 @@
-"""`data prepare` onto a disk that fills: one sentence with the bytes, nothing left behind, nothing else touched."""
+"""`data prepare` on a full disk: one message with the size, nothing left behind, nothing else touched."""
 
 import os
 import subprocess
@@ -25,7 +25,7 @@ def content(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize(
     "room", ["none", pytest.param("for the posts", marks=pytest.mark.long), "for the pairs", "but no inodes"]
 )
-def test_it_says_what_it_takes_and_leaves_nothing(room: str, dump: Any, tmp_path: Path) -> None:
+def test_prepare_on_a_full_disk_reports_the_size_and_leaves_nothing(room: str, dump: Any, tmp_path: Path) -> None:
     posts = dump.write(dump.forum(800))
     size = posts.stat().st_size
     with small_disk(tmp_path / "disk", 4 * MIB, inodes=200) as disk:
@@ -41,7 +41,7 @@ def test_it_says_what_it_takes_and_leaves_nothing(room: str, dump: Any, tmp_path
         assert done.returncode == 1 and done.stdout == "" and done.stderr.count("\n") == 1
         assert f"The disk is full: {disk.path / 'new'} could not be written, and nothing of it was left" in done.stderr
         assert f"({size:,} bytes)" in done.stderr and " MiB free" in done.stderr
-        assert (room == "but no inodes") == ("room for 0 more files" in done.stderr)
+        assert (room == "but no inodes") == ("free, and 0 inodes" in done.stderr)
         assert sorted(path.name for path in disk.path.iterdir() if not path.name.startswith("somebody")) == ["old"]
         assert content(old) == before and disk.free == left
         disk.clear()

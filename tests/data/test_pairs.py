@@ -25,7 +25,7 @@ from stackllama_engine.data.pairs import Answer, make_pairs, score
         (-1, True, -1),  # voted down and accepted all the same
     ],
 )
-def test_score(votes: int, accepted: bool, expected: int) -> None:
+def test_score_follows_the_published_rule(votes: int, accepted: bool, expected: int) -> None:
     assert score(votes, accepted) == expected
 
 
@@ -43,7 +43,7 @@ def test_every_two_different_scores_make_a_pair_and_ties_none() -> None:
     assert (pairs.ties, pairs.over_limit) == (1, 0)
 
 
-def test_one_answer_or_equal_ones_make_none() -> None:
+def test_one_answer_or_equal_scores_make_no_pair() -> None:
     assert make_pairs(1, []).kept == make_pairs(1, answers(3)).kept == make_pairs(1, answers(3, 3)).kept == []
     assert make_pairs(1, answers(3, 3, 3)).ties == 3
 

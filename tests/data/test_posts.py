@@ -1,4 +1,4 @@
-"""The dump reader: what it takes, what it counts, what it refuses."""
+"""Reader of dumps: accepted, counted and refused input."""
 
 import subprocess
 import sys
@@ -13,7 +13,7 @@ from stackllama_engine.data import posts as posts_module
 from stackllama_engine.data.posts import Post, read_posts
 
 
-def test_questions_and_answers(dump: Any) -> None:
+def test_questions_and_answers_are_read(dump: Any) -> None:
     path = dump.write([dump.answer(3, 2, -4, "a < b & c"), dump.question(2, "<p>é\n</p>", accepted=3)])
     assert list(read_posts(path)) == [
         Post(id=3, question=2, score=-4, accepted=None, body="a < b & c"),
@@ -37,7 +37,7 @@ def test_rows_left_out_are_counted(dump: Any) -> None:
     assert skipped == {"other post type": 2, "Id, ParentId, Score or Body missing or wrong": 5}
 
 
-def test_chunks_do_not_matter(dump: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_result_does_not_depend_on_chunks(dump: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     path = dump.write(dump.forum(5))
     whole = list(read_posts(path))
     seen: list[bytes] = []
@@ -58,7 +58,7 @@ def test_a_doctype_is_refused_before_anything_is_read(tmp_path: Path, doctype: s
     path = tmp_path / "Posts.xml"
     row = '<row Id="1" PostTypeId="1" Score="1" Body="&a;" />'
     path.write_text(f'<?xml version="1.0" encoding="{encoding}"?>\n{doctype}<posts>{row}</posts>', encoding=encoding)
-    with pytest.raises(DataError, match=r"Posts\.xml: line 2: a DOCTYPE"):
+    with pytest.raises(DataError, match=r"Posts\.xml: line 2: refused, because it has a DOCTYPE"):
         list(read_posts(path))
 
 
@@ -69,16 +69,16 @@ HEAD = '<?xml version="1.0"?>\n<posts>\n<row Id="1" PostTypeId="1" Score="1" Bod
     ("content", "message"),
     [
         (b"", "is empty"),
-        (HEAD.encode(), r"cut off before </posts>: no element found: line 4, column 0"),
-        (f"{HEAD}<row Id=".encode(), r"cut off before </posts>: unclosed token: line 4"),
+        (HEAD.encode(), r"truncated before </posts>: no element found: line 4, column 0"),
+        (f"{HEAD}<row Id=".encode(), r"truncated before </posts>: unclosed token: line 4"),
         (f"{HEAD}<row></posts>".encode(), r"not well-formed XML: mismatched tag: line 4"),
         (f"{HEAD}</posts><posts/>".encode(), "not well-formed XML: junk after document element: line 4"),
         (f"{HEAD}<row Body='&undefined;'/></posts>".encode(), "not well-formed XML: undefined entity: line 4"),
         (HEAD.encode() + b"<row Body='\xff\xfe'/></posts>", "not well-formed XML"),
         (b"<users><row Id='1'/></users>", "not a Posts.xml: its root element is <users>"),
         (b"# A text\n", "not well-formed XML"),
-        (b"7z\xbc\xaf\x27\x1c\0", "is a 7z archive: unpack it"),
-        (b"PK\x03\x04rest", "is a zip archive: unpack it"),
+        (b"7z\xbc\xaf\x27\x1c\0", "is a 7z archive; unpack it"),
+        (b"PK\x03\x04rest", "is a zip archive; unpack it"),
     ],
 )
 def test_a_bad_file_is_one_clear_error(tmp_path: Path, content: bytes, message: str) -> None:
@@ -89,13 +89,13 @@ def test_a_bad_file_is_one_clear_error(tmp_path: Path, content: bytes, message: 
     assert str(path) in str(caught.value)
 
 
-def test_missing_file_and_directory(tmp_path: Path) -> None:
+def test_missing_file_and_directory_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be read"):
         list(read_posts(tmp_path / "none.xml"))
-    with pytest.raises(DataError, match=r"is a directory: give the Posts\.xml of a dump"):
+    with pytest.raises(DataError, match=r"is a directory; give the Posts\.xml of a dump"):
         list(read_posts(tmp_path))
     (tmp_path / "Posts.xml").touch()
-    with pytest.raises(DataError, match=r"is a directory: give .*/Posts\.xml"):
+    with pytest.raises(DataError, match=r"is a directory; give .*/Posts\.xml"):
         list(read_posts(tmp_path))
 
 
@@ -103,7 +103,7 @@ def test_an_endless_row_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(posts_module, "_LONGEST_ROW", 1 << 20)
     path = tmp_path / "Posts.xml"
     path.write_text('<posts>\n<row Id="1" PostTypeId="1" Body="' + "x" * (3 << 20) + '" /></posts>')
-    with pytest.raises(DataError, match="line 2: one row is longer"):
+    with pytest.raises(DataError, match="line 2: a row is longer"):
         list(read_posts(path))
 
 

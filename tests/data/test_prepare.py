@@ -1,4 +1,4 @@
-"""A dump to a prepared directory."""
+"""Conversion of a dump to a prepared directory."""
 
 import hashlib
 import json
@@ -30,7 +30,7 @@ def names(directory: Path) -> list[str]:
     return sorted(path.name for path in directory.iterdir())
 
 
-def test_one_question_by_hand(dump: Any, tmp_path: Path) -> None:
+def test_prepare_of_one_question_worked_by_hand(dump: Any, tmp_path: Path) -> None:
     """Scores: 7 votes accepted 4, 2 votes 2, 1 vote 1, −3 votes −1, 2 votes 2: ten twos, one of them a tie."""
     path = dump.write(
         [
@@ -116,7 +116,7 @@ def test_many_files_on_the_way_give_the_same_pairs(dump: Any, tmp_path: Path, mo
     assert parts.splits == whole.splits
 
 
-def test_posts_without_text_or_seen_before(dump: Any, tmp_path: Path) -> None:
+def test_posts_without_text_or_with_repeated_ids_are_skipped(dump: Any, tmp_path: Path) -> None:
     rows = dump.forum(20)
     rows += [dump.answer(1, 2, 9), dump.answer(501, 1, 40, " <p> </p>"), dump.answer(502, 1, 40, "<b>" * 5000)]
     report = prepare(dump.write(rows), tmp_path / "out")
@@ -170,7 +170,7 @@ def test_only_ties_is_an_error(dump: Any, tmp_path: Path) -> None:
         prepare(path, tmp_path / "out")
 
 
-def test_progress_is_told(dump: Any, tmp_path: Path) -> None:
+def test_progress_is_reported(dump: Any, tmp_path: Path) -> None:
     told: list[tuple[str, int, int]] = []
     path = dump.write(dump.forum(5))
     prepare(path, tmp_path / "out", on_progress=lambda *what: told.append(what))
@@ -196,7 +196,7 @@ def test_progress_is_told(dump: Any, tmp_path: Path) -> None:
         ("", ""),
     ],
 )
-def test_markdown(html: str, markdown: str) -> None:
+def test_html_is_converted_to_markdown(html: str, markdown: str) -> None:
     assert to_markdown(html) == markdown
 
 

@@ -1,4 +1,4 @@
-"""What a preview tells, and that nobody pays for what it does not use."""
+"""Content of a preview, and its imports."""
 
 import json
 import os
@@ -23,12 +23,12 @@ def run(*argv: str, **environment: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run([sys.executable, *argv], env=env, capture_output=True, text=True)
 
 
-def test_template() -> None:
+def test_template_joins_question_and_answer() -> None:
     assert template.prompt("Why?") == "Question: Why?\n\nAnswer: "
     assert template.text("Why?", "So.") == "Question: Why?\n\nAnswer: So."
 
 
-def test_of_a_file(tmp_path: Path) -> None:
+def test_preview_of_a_file(tmp_path: Path) -> None:
     path = tmp_path / "answers.jsonl"
     rows = [{"prompt": "a" * n, "answer": "b"} for n in (1, 5, 9)]
     path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"prompt": "", "answer": ""}]))
@@ -41,7 +41,7 @@ def test_of_a_file(tmp_path: Path) -> None:
     assert seen.skipped == {"prompt is blank": 1}
 
 
-def test_of_a_prepared_directory(dump: Any, tmp_path: Path) -> None:
+def test_preview_of_a_prepared_directory(dump: Any, tmp_path: Path) -> None:
     report = prepare(dump.write(dump.forum()), tmp_path / "out")
     seen = preview(str(tmp_path / "out"), "rl")
     assert seen.counts == {name: count.pairs for name, count in report.splits.items()}
@@ -50,7 +50,7 @@ def test_of_a_prepared_directory(dump: Any, tmp_path: Path) -> None:
     assert preview(str(tmp_path / "out"), "all").total == 120
 
 
-def test_of_a_hub_set_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_preview_of_a_hub_set_runs_in_a_separate_process(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("datasets")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     before = "datasets" in sys.modules
@@ -74,7 +74,7 @@ def test_the_module_prints_one_document(dump: Any, tmp_path: Path) -> None:
 def test_the_module_ends_an_error_with_one_line_and_its_code(tmp_path: Path) -> None:
     done = run("-m", "stackllama_engine.data", "preview", "./none")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("No data source './none'") and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("'./none' is not a data source") and done.stderr.count("\n") == 1
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "file").touch()
     done = run("-m", "stackllama_engine.data", "prepare", "Posts.xml", "--out", str(tmp_path / "out"))

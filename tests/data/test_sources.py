@@ -68,7 +68,7 @@ def test_formats_and_usual_column_names(tmp_path: Path, suffix: str) -> None:
     assert list(open_rows(str(path), "all", needs=("question", "extra"))) == [{"question": "q", "extra": 1}]
 
 
-def test_a_prepared_directory(dump: Any, tmp_path: Path) -> None:
+def test_prepared_directory_is_read(dump: Any, tmp_path: Path) -> None:
     report = prepare(dump.write(dump.forum()), tmp_path / "out")
     name = str(tmp_path / "out")
     for split in Split:
@@ -80,7 +80,7 @@ def test_a_prepared_directory(dump: Any, tmp_path: Path) -> None:
     assert list(open_rows(name, "rl", limit=0)) == []
 
 
-def test_the_demo() -> None:
+def test_demo_rows_are_read() -> None:
     for split in Split:
         rows = list(open_rows("demo", split, limit=3))
         assert len(rows) == 3
@@ -93,20 +93,20 @@ def test_the_demo() -> None:
         ("{'question': 1}", r"pairs\.jsonl: line 3: not JSON"),
         ('{"question": "q", "response_j": "\\ud800"}', r"pairs\.jsonl: line 3: not JSON"),
         ("[" * 100_000, r"pairs\.jsonl: line 3: not JSON"),
-        ("[1, 2]", r"pairs\.jsonl: line 3: a row is an object"),
-        ('{"question": "q", "response_j": "j"}', "line 3: no column response_k, which earlier rows have"),
+        ("[1, 2]", r"pairs\.jsonl: line 3: expected an object"),
+        ('{"question": "q", "response_j": "j"}', "line 3: column response_k is missing, which earlier rows have"),
         ('{"question": "q", "response_j": 7, "response_k": "k"}', "line 3: column response_j holds int, not text"),
-        ('{"question": [{"role": "user"}], "response_j": "j", "response_k": "k"}', "line 3: .* holds list.* flattened"),
+        ('{"question": [{"role": "user"}], "response_j": "j", "response_k": "k"}', "line 3: .* holds list.* Flatten"),
     ],
 )
-def test_a_bad_line_is_named(tmp_path: Path, line: str, message: str) -> None:
+def test_error_names_a_bad_line(tmp_path: Path, line: str, message: str) -> None:
     path = tmp_path / "pairs.jsonl"
     path.write_text(f"{json.dumps(ROWS[0])}\n\n{line}\n")
     with pytest.raises(DataError, match=message):
         list(open_rows(str(path), "all"))
 
 
-def test_a_line_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_endless_line_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(row_files, "_LONGEST_LINE", 1000)
     path = tmp_path / "pairs.jsonl"
     path.write_text(json.dumps(ROWS[0]) + "\n" + "x" * 5000)
@@ -145,27 +145,27 @@ def test_bad_texts_are_skipped_counted_and_logged(tmp_path: Path, caplog: pytest
         list(open_rows(only_bad, "all"))
 
 
-def test_sources_that_are_none(tmp_path: Path) -> None:
+def test_invalid_sources_are_refused_with_a_fix(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("x")
     (tmp_path / "empty.jsonl").touch()
     (tmp_path / "torn.parquet").write_bytes(b"PAR1 and no more")
     for name, message in (
-        (str(tmp_path), "has no manifest.json: make a data directory"),
-        (str(tmp_path / "none.jsonl"), "No file"),
-        (str(tmp_path / "notes.txt"), "a data file is .jsonl, .json, .parquet"),
+        (str(tmp_path), r"has no manifest\.json\. Create one with"),
+        (str(tmp_path / "none.jsonl"), "no such file"),
+        (str(tmp_path / "notes.txt"), "expected a .jsonl, .json or .parquet file"),
         (str(tmp_path / "torn.parquet"), "not a Parquet file"),
         (str(tmp_path / "empty.jsonl"), "no row in split all"),
-        ("./none", "No data source './none'"),
-        ("a/b/c", "No data source 'a/b/c'"),
+        ("./none", "'./none' is not a data source"),
+        ("a/b/c", "'a/b/c' is not a data source"),
     ):
         with pytest.raises(DataError, match=message):
             list(open_rows(name, "all"))
     name = write_lines(tmp_path / "pairs.jsonl", ROWS[:1])
-    with pytest.raises(DataError, match="no split 'train': it is one of finetune, reward, rl, evaluation, or all"):
+    with pytest.raises(DataError, match="has no split 'train'; choose one of finetune, reward, rl, evaluation or all"):
         list(open_rows(name, "train"))
 
 
-def test_a_manifest_of_something_else_or_newer(dump: Any, tmp_path: Path) -> None:
+def test_foreign_or_newer_manifest_is_refused(dump: Any, tmp_path: Path) -> None:
     prepare(dump.write(dump.forum(20)), tmp_path / "out")
     manifest = tmp_path / "out" / "manifest.json"
     text = manifest.read_text()
@@ -213,7 +213,7 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path, suffix: str, allowed
     assert most[2] - least[2] < allowed, f"{least[2]} MiB for 1,000 rows, {most[2]} MiB for 200,000"
 
 
-def test_copies_of_a_question_are_in_one_split_and_asked_once(tmp_path: Path) -> None:
+def test_copies_of_a_question_are_in_one_split_and_kept_once(tmp_path: Path) -> None:
     rows = [f"Is {n} a caf\u00e9?" for n in range(40)]
     copies = [copy for text in rows for copy in (text, f"{text}\n", f" {text}", text.replace("\u00e9", "e\u0301"))]
     path = tmp_path / "rows.jsonl"
@@ -245,7 +245,7 @@ def test_a_stamp_changes_with_its_files(dump: Any, tmp_path: Path) -> None:
         stamp(str(tmp_path / "none.jsonl"))
 
 
-def test_kinds(tmp_path: Path) -> None:
+def test_kind_of_a_source_is_found_from_its_name(tmp_path: Path) -> None:
     assert kind_of("lvwerra/stack-exchange-paired") == "hub"
     assert kind_of("demo") == "demo"
     assert kind_of(write_lines(tmp_path / "a.jsonl", ROWS)) == "file"
@@ -253,7 +253,7 @@ def test_kinds(tmp_path: Path) -> None:
 
 @pytest.fixture
 def fake_hub(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """A ``datasets`` that records how it was asked, and fails after the third row."""
+    """Replace ``datasets`` by one that records its call and fails after the third row."""
     asked: list[dict[str, Any]] = []
 
     def load_dataset(name: str, config: str | None, **options: Any) -> Iterable[dict[str, Any]]:
@@ -271,7 +271,7 @@ def fake_hub(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     return asked
 
 
-def test_how_the_hub_is_asked(fake_hub: list[dict[str, Any]]) -> None:
+def test_hub_is_called_with_split_and_revision(fake_hub: list[dict[str, Any]]) -> None:
     paired = "lvwerra/stack-exchange-paired"
     assert list(open_rows(paired, "rl", limit=3)) == ROWS[:3]
     list(open_rows("owner/set", "train", config="c", revision="main", streaming=False, limit=1))
@@ -279,7 +279,7 @@ def test_how_the_hub_is_asked(fake_hub: list[dict[str, Any]]) -> None:
         {"name": paired, "config": None, "revision": None, "streaming": True, "split": "train", "data_dir": "data/rl"},
         {"name": "owner/set", "config": "c", "revision": "main", "streaming": False, "split": "train"},
     ]
-    with pytest.raises(DataError, match="has the splits finetune, reward, rl, evaluation, not 'train'"):
+    with pytest.raises(DataError, match="has no split 'train'; choose one of finetune, reward, rl, evaluation"):
         list(open_rows(paired, "train"))
 
 
@@ -288,7 +288,7 @@ def test_a_hub_that_fails_is_one_error(fake_hub: list[dict[str, Any]]) -> None:
         list(open_rows("owner/set", "train"))
 
 
-def test_a_hub_without_datasets_names_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_without_datasets_names_the_fix(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(DataError, match=r"needs `datasets`: pip install 'stackllama-console\[train\]'"):
         list(open_rows("owner/set", "train"))

@@ -1,4 +1,4 @@
-"""Where data is being made: what a killed process left goes with the next one, what is at work stays."""
+"""Staging of prepared directories: leftovers of a killed process are removed, those in use stay."""
 
 import multiprocessing
 import os
@@ -23,7 +23,7 @@ def _killed(posts: Path, out: Path) -> None:
     prepare(posts, out)
 
 
-def test_what_a_killed_one_left_is_removed_by_the_next_and_said(dump: Any, tmp_path: Path) -> None:
+def test_leftover_of_a_killed_prepare_is_removed_and_reported(dump: Any, tmp_path: Path) -> None:
     path = dump.write(dump.forum(5))
     process = multiprocessing.get_context("fork").Process(target=_killed, args=(path, tmp_path / "out"))
     process.start()
@@ -33,22 +33,22 @@ def test_what_a_killed_one_left_is_removed_by_the_next_and_said(dump: Any, tmp_p
     told: list[str] = []
     assert prepare(path, tmp_path / "out", on_notice=told.append).pairs == 15
     assert names(tmp_path) == ["Posts.xml", "out"]
-    assert told == [
-        f"{tmp_path / '.out.preparing'} was left by a `data prepare` that was cut short, and has been removed"
-    ]
+    assert told == [f"{tmp_path / '.out.preparing'} was left by an interrupted `data prepare` and has been removed"]
 
 
-def test_one_at_work_is_left_to_it(dump: Any, tmp_path: Path) -> None:
+def test_staging_of_a_running_prepare_is_refused(dump: Any, tmp_path: Path) -> None:
     path = dump.write(dump.forum(5))
     with own_staging(tmp_path / "out") as staging:
         (staging / "mine").touch()
-        with pytest.raises(RefusedError, match="is being made by another process"):
+        with pytest.raises(RefusedError, match="is being prepared by another process"):
             prepare(path, tmp_path / "out")
         assert names(staging) == ["mine"]
     assert names(tmp_path) == ["Posts.xml"]
 
 
-def test_what_older_versions_left_is_only_said(dump: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_leftover_of_an_older_version_is_only_reported(
+    dump: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = dump.write(dump.forum(5))
     (tmp_path / ".a[b].tmp-0123abcd").mkdir()
     assert main(["prepare", str(path), "--out", str(tmp_path / "a[b]")]) == 0

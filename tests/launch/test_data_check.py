@@ -36,7 +36,7 @@ def check(tmp_path: Path, stage: Stage, name: str) -> None:
         (Stage.REWARD, {"question": "q", "answer": "a"}, "no column response_k"),
         (Stage.PIPELINE, {"question": "q", "answer": "a"}, "no column response_k"),
         (Stage.SFT, {"messages": TURNS}, "no column question"),
-        (Stage.PPO, {"prompt": TURNS}, "line 1: column prompt holds list, not text. A chat has to be flattened"),
+        (Stage.PPO, {"prompt": TURNS}, "line 1: column prompt holds list, not text. Flatten a chat to text first"),
         (Stage.SFT, {"question": "q", "response": 3}, "line 1: column response holds int, not text"),
         (Stage.SFT, None, "there is no row in split all"),
     ],
@@ -55,10 +55,10 @@ def test_rows_that_the_stage_cannot_read(
     ("name", "way_out"),
     [
         ("pairs.jsonl.gz", "unpack this one first"),
-        ("pairs.csv", "write its rows as JSON Lines"),
+        ("pairs.csv", "convert its rows to JSON Lines"),
         ("dump.7z", "unpack this one first"),
-        ("Posts.xml", "goes through `data prepare` first"),
-        ("pairs", "write its rows as JSON Lines"),
+        ("Posts.xml", "with `stackllama-console data prepare` first"),
+        ("pairs", "convert its rows to JSON Lines"),
     ],
 )
 def test_files_of_another_format(tmp_path: Path, name: str, way_out: str) -> None:

@@ -499,7 +499,7 @@ def test_unreadable_events_of_one_attempt_hide_no_other(make_run: Make, add: Add
     (run.attempt_dir(1) / "health.jsonl").mkdir()
     add(run, ("metrics", {"step": 3, "metrics": {"loss": 0.5}}), attempt=2)
     reader = polled(run)
-    assert reader.trouble is not None and "not a file" in reader.trouble
+    assert reader.trouble is not None and "not a regular file" in reader.trouble
     assert reader.history.last == {"loss": 0.5} and reader.series["loss"].last is not None
 
 
@@ -507,7 +507,7 @@ def test_unreadable_events_are_reported_without_an_exception(make_run: Make) -> 
     run = make_run()
     (run.attempt_dir(1) / "events.jsonl").mkdir()
     reader = polled(run)
-    assert reader.trouble == f"{run.attempt_dir(1) / 'events.jsonl'} cannot be read: a directory, not a file."
+    assert reader.trouble == f"{run.attempt_dir(1) / 'events.jsonl'} cannot be read: a directory, not a regular file."
     assert reader.phase == "running"
 
 

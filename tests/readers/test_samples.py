@@ -252,7 +252,7 @@ def test_a_file_that_may_not_be_read_is_trouble(path: Path) -> None:
     path.mkdir()
     samples = SamplesFile(path)
     assert samples.poll()
-    assert samples.trouble == f"{path} cannot be read: a directory, not a file."
+    assert samples.trouble == f"{path} cannot be read: a directory, not a regular file."
 
 
 def test_texts_come_out_sanitised(path: Path, assert_clean: Callable[[Any], None]) -> None:

@@ -34,7 +34,7 @@ def refusal(path: Path) -> str:
 def test_a_truncated_file_is_named(model: Path) -> None:
     file = model / "model.safetensors"
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    assert f"{file}: torn: it has" in refusal(model)
+    assert f"{file}: truncated: it has" in refusal(model)
 
 
 def test_a_shape_that_does_not_fit_is_named_with_both_shapes(model: Path) -> None:

@@ -29,7 +29,7 @@ def test_the_rate_stays_the_steps_are_applied_and_both_are_said(base: Path, tmp_
     with attempt(home, base, Stage.SFT, *FEW, *changed, of=first.run) as second:
         facts = second.train()
     assert facts is not None and facts["steps"] == 3
-    assert "applied from here on: " in second.health
+    assert "applied from now on: " in second.health
     assert "`max_steps` 1 → 3" in second.health and "`save_steps` 1 → 3" in second.health
     assert sorted(path.name for path in first.run.checkpoints.iterdir()) == ["step-000001", "step-000003"]
     assert "kept from the checkpoint: `learning_rate` stays 0.001, not 0.5" in second.health

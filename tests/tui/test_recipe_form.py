@@ -162,7 +162,7 @@ def test_defaults_are_shown_and_what_differs_is_marked_without_colour() -> None:
         assert app.line("load_in_8bit").startswith("   load_in_8bit") and app.line("load_in_8bit").endswith("  true")
         assert app.line("dtype").startswith(" ● dtype") and app.line("dtype").endswith("float32  default auto")
         assert app.line("model_revision").endswith("empty")
-        assert "Hub id, local directory" in app.help() and "needed" in app.help()
+        assert "hub id, local directory" in app.help() and "needed" in app.help()
         await press(pilot, "j")
         assert app.help().splitlines()[0] == "model_revision  default empty"
 

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import msgspec
 from msgspec import Struct
 
-from stackllama_engine.budget.architecture import Architecture, read_architecture
+from stackllama_engine.budget.architecture import Architecture
 from stackllama_engine.budget.estimate import Estimate, EstimatedRecipe, estimate, estimate_sharded
 from stackllama_engine.budget.fit import Fits, Suggestion, fits, suggestions
+from stackllama_engine.budget.model_files import read_architecture
 from stackllama_engine.budget.sharding import Sharding
 from stackllama_engine.contract.errors import UsageError
 from stackllama_engine.contract.recipe import MergeRecipe, PPORecipe, RewardRecipe, SFTRecipe

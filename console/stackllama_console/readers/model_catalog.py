@@ -14,7 +14,8 @@ from typing import Literal
 
 from msgspec import Struct
 
-from stackllama_engine.budget.architecture import Architecture, read_architecture, read_config
+from stackllama_engine.budget.architecture import Architecture
+from stackllama_engine.budget.model_files import read_architecture, read_config
 from stackllama_engine.contract.errors import UsageError
 from stackllama_engine.contract.run_dir import RUN_ID, Home, RunDir
 from stackllama_engine.contract.stages import Stage

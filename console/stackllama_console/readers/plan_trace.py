@@ -3,8 +3,8 @@
 import msgspec
 from msgspec import Struct
 
-from stackllama_engine.budget.architecture import read_architecture
 from stackllama_engine.budget.estimate import EstimatedRecipe, estimate
+from stackllama_engine.budget.model_files import read_architecture
 from stackllama_engine.budget.trace.request import Trace
 from stackllama_engine.budget.tracing import trace
 from stackllama_engine.contract.errors import UsageError

@@ -1,1 +1,1 @@
-"""Memory before launch: what a recipe will take, where it goes, what would make it fit. Torch-free, in milliseconds."""
+"""Memory estimate before launch: how much a recipe needs, for what, and how to make it fit. Torch-free."""

@@ -1,8 +1,9 @@
-"""Bytes that one token leaves behind in one layer for the backward pass, and what that pass needs for a moment.
+"""Activation memory: bytes per token that one layer saves for the backward pass, and that pass's temporaries.
 
-Every function gives bytes a token. h hidden, q = heads · head_dim, kv = kv_heads · head_dim, I intermediate, S tokens
-a sequence. What each operation saves follows from its derivative (torch, ``derivatives.yaml``) and from how
-transformers' modelling files compose them; PyTorch's ``saved tensors`` tutorial explains the principle.
+Every function returns bytes per token, unless it says otherwise. h hidden, q = heads · head_dim, kv = kv_heads ·
+head_dim, I intermediate, S tokens per sequence. What each operation saves follows from its derivative (torch,
+``derivatives.yaml``) and from how transformers' modelling files compose them; PyTorch's ``saved tensors`` tutorial
+explains the principle.
 """
 
 from typing import Literal
@@ -15,38 +16,38 @@ from .precision import Precision
 Attention = Literal["flash", "efficient", "math", "eager"]
 LAYER_NORMS = ("phi", "neox", "gpt2")
 FUSED_4BIT_ROWS = 64
-"""Rows up to which bitsandbytes multiplies 4-bit matrices without writing them out; the card and the shape decide."""
+"""Rows up to which bitsandbytes multiplies 4-bit matrices without dequantising them; depends on card and shape."""
 
 
 class LayerMode(Struct, frozen=True, kw_only=True):
-    """How a layer runs."""
+    """Settings with which a layer runs."""
 
     precision: Precision
     full: bool = False
-    """Every weight is trained."""
+    """All weights are trained."""
     targets: tuple[Linear, ...] = ()
     rank: int = 0
     dropout: bool = False
     dropout_mask: int = 1
-    """Bytes of one element of dropout's mask: bool on a GPU, float32 on a CPU."""
+    """Bytes per element of dropout's mask: bool on a GPU, float32 on a CPU."""
     adapter: int = 4
-    """Bytes of an adapter's element."""
+    """Bytes per element of an adapter."""
     attention: Attention = "flash"
     masked: bool = False
-    """Padded sequences: the kernel is given a mask, and keys and values repeated over groups."""
+    """Padded sequences: the kernel gets a mask, and keys and values repeated over groups."""
     length: int = 1
-    """Tokens a sequence."""
+    """Tokens per sequence."""
 
 
 def norms(arch: Architecture, mode: LayerMode) -> int:
-    """RMS norms compute in float32 and keep that copy and one factor; layer norms keep their input."""
+    """Return what the norms save: an RMS norm its float32 copy and one factor, a layer norm its input."""
     h, compute = arch.hidden, _stream(mode)
     if arch.family in LAYER_NORMS:
         count = 2 if arch.family == "gpt2" else 1  # in the others attention and MLP read one tensor
         return count * mode.precision.residual * h + 16
     count = 4 if arch.norms >= 4 * h else 2
-    kept = compute * h if mode.full else 0  # the normalised input, for the weight's gradient
-    total = count * (4 * h + 4 + kept)
+    normalised = compute * h if mode.full else 0  # the normalised input, for the weight's gradient
+    total = count * (4 * h + 4 + normalised)
     if arch.qk_norm:
         total += 4 * (arch.q + arch.kv) + 4 * (arch.heads + arch.kv_heads)
         total += mode.precision.compute * (arch.q + arch.kv) if mode.full else 0
@@ -54,27 +55,27 @@ def norms(arch: Architecture, mode: LayerMode) -> int:
 
 
 def attention(arch: Architecture, mode: LayerMode) -> int:
-    """Queries, keys, values and output, and what the kernel keeps of the S × S scores."""
+    """Return what attention saves: queries, keys, values and output, and the kernel's part of the S × S scores."""
     a, q, length = mode.precision.attention, arch.q, mode.length
     kv = q if mode.masked or mode.attention in ("math", "eager") else arch.kv
-    kept = a * (2 * q + 2 * kv)
-    if arch.family == "neox":  # values are a view of the product that holds queries and keys, before they turn, too
-        kept += 2 * a * q
+    saved = a * (2 * q + 2 * kv)
+    if arch.family == "neox":  # values are a view of the fused product, which also holds unrotated queries and keys
+        saved += 2 * a * q
     match mode.attention:
         case "flash":
-            return kept + 4 * arch.heads
+            return saved + 4 * arch.heads
         case "efficient":
-            return kept + 4 * arch.heads + (a * length if mode.masked else 0)
-        case "math":  # the output is kept by its readers alone
-            read = mode.full or mode.precision.quant == "int8" or _adapted(mode, "out")
-            return kept - (0 if read else a * q) + a * arch.heads * length
+            return saved + 4 * arch.heads + (a * length if mode.masked else 0)
+        case "math":  # only the readers of the output save it
+            is_saved = mode.full or mode.precision.quant == "int8" or _adapted(mode, "out")
+            return saved - (0 if is_saved else a * q) + a * arch.heads * length
         case "eager":  # softmax in float32, and its copy in the dtype of the values; Gemma 2 caps the scores
             capped = a if arch.model_type == "gemma2" else 0
-            return kept + (4 + (a if a < 4 else 0) + capped) * arch.heads * length
+            return saved + (4 + (a if a < 4 else 0) + capped) * arch.heads * length
 
 
 def mlp(arch: Architecture, mode: LayerMode) -> int:
-    """Gate, its activation and up where it is gated; the activation's input where it is not."""
+    """Return what the MLP saves: gate, its activation and up if it is gated, else the activation's input."""
     width = mode.precision.compute * arch.intermediate * arch.experts_used
     if arch.gated:
         return 3 * width
@@ -82,9 +83,9 @@ def mlp(arch: Architecture, mode: LayerMode) -> int:
 
 
 def linear_inputs(arch: Architecture, mode: LayerMode) -> int:
-    """Inputs of the matrices, kept for their own gradients or by bitsandbytes' int8 (which keeps them regardless).
+    """Return the saved inputs of the matrices, for their own gradients or by bitsandbytes' int8 (which always does).
 
-    Modules that read one tensor share it. Under autocast a float32 input is cast for each of them anew.
+    Modules that read the same tensor share it. Under autocast a float32 input is cast anew for each of them.
     """
     c, stream = mode.precision.compute, _stream(mode)
     if mode.full:
@@ -98,7 +99,7 @@ def linear_inputs(arch: Architecture, mode: LayerMode) -> int:
 
 
 def lora(arch: Architecture, mode: LayerMode) -> int:
-    """Inputs of A and B on every target, and dropout's mask."""
+    """Return what LoRA saves: inputs of A and B on every target, and dropout's mask."""
     amp, total = mode.precision.amp, 0
     shared: set[str] = set()
     for target in mode.targets:
@@ -108,9 +109,9 @@ def lora(arch: Architecture, mode: LayerMode) -> int:
         if mode.dropout:
             total += used * ((mode.dropout_mask + wide) * target.inputs + inner)
             continue
-        kept_already = mode.precision.quant == "int8" and not amp
+        saved_by_int8 = mode.precision.quant == "int8" and not amp
         same_tensor = wide == mode.precision.compute and not amp
-        if same_tensor and (kept_already or target.source in shared or target.source == "out"):
+        if same_tensor and (saved_by_int8 or target.source in shared or target.source == "out"):
             total += used * inner
             continue
         shared.add(target.source)
@@ -119,14 +120,16 @@ def lora(arch: Architecture, mode: LayerMode) -> int:
 
 
 def layer(arch: Architecture, mode: LayerMode) -> int:
-    """Everything one layer keeps a token."""
+    """Return everything that one layer saves."""
     parts = (norms, attention, mlp, linear_inputs, lora)
     return sum(part(arch, mode) for part in parts)
 
 
 def spared(arch: Architecture, mode: LayerMode) -> int:
-    """What the first layer does not keep, a token, where nothing before it is trained: its first norm, and the ways
-    of its input to matrices and adapters, have no gradient to pass on."""
+    """Return what the first layer need not save if nothing before it is trained.
+
+    Its first norm, and its input on the way to matrices and adapters, have no gradient to pass on.
+    """
     if mode.full:
         return 0
     h, stream = arch.hidden, _stream(mode)
@@ -137,76 +140,82 @@ def spared(arch: Architecture, mode: LayerMode) -> int:
 
 
 def norm_backward(arch: Architecture, mode: LayerMode) -> int:
-    """The most that the backward pass of one norm holds, a token, the stream's gradient included: an RMS norm's is
-    made of five float32 products, a layer norm's is one kernel."""
+    """Return the peak of the backward pass of one norm, the residual stream's gradient included.
+
+    An RMS norm's consists of five float32 products, a layer norm's is one kernel.
+    """
     stream = _stream(mode) * arch.hidden
     return 2 * stream if arch.family in LAYER_NORMS else 5 * 4 * arch.hidden + stream
 
 
 def backward_transient(arch: Architecture, mode: LayerMode, tokens: int) -> int:
-    """The most that a layer's backward pass holds besides what was kept, in bytes: the residual stream's gradient, and
+    """Return the peak of a layer's backward pass besides what was saved, in bytes: the residual stream's gradient and
 
-    - where the MLP's gate meets its other half, the gradients of both and of their product, by when what its last
-      matrix kept is gone (but not what bitsandbytes' int8 keeps);
-    - or in that last matrix, its input's gradient and the matrix written out;
-    - or the gradients of the scores, by when what the MLP kept is gone.
+    - at the product of the MLP's gate and up, the gradients of both and of their product, when the saved input of its
+      last matrix is already freed (but not that of bitsandbytes' int8);
+    - or in that last matrix, its input's gradient and the dequantised matrix;
+    - or the gradients of the scores, when what the MLP saved is already freed.
     """
     width = mode.precision.compute * arch.intermediate * arch.experts_used
     inner = (3 if arch.gated else 2) * width - _last_input(arch, mode)
     narrow = 2 * arch.intermediate if mode.precision.quant == "4bit" and mode.precision.compute == 4 else 0
-    ways = 2 if _adapted(mode, "down") else 1  # an adapter's gradient beside the matrix's
-    matrix = tokens * (ways * width + narrow - _last_input(arch, mode)) + dequantised(arch, mode.precision)
+    gradients = 2 if _adapted(mode, "down") else 1  # an adapter's gradient beside the matrix's
+    matrix = tokens * (gradients * width + narrow - _last_input(arch, mode)) + dequantised(arch, mode.precision)
     scores = _score_gradients(arch, mode) - mlp(arch, mode)
     return tokens * mode.precision.residual * arch.hidden + max(tokens * inner, matrix, tokens * scores)
 
 
 def adapters_forward(arch: Architecture, mode: LayerMode) -> int:
-    """The most that a layer's forward pass under gradients holds besides what it keeps, a token, where adapters of
-    the MLP make it more than the backward pass does; 0 where there are none.
+    """Return the peak of a layer's forward pass with gradients, besides what it saves, due to adapters of the MLP.
 
-    - On one half of the gate: an adapter's product twice, while it is scaled, beside the matrix's own, when what the
-      MLP's last matrix keeps is still to come.
-    - On the last matrix: its input as it is given, as the adapter reads it, and dropped out before it is narrowed.
+    It can exceed that of the backward pass; 0 without such adapters.
+
+    - On gate or up: an adapter's product twice, while it is scaled, beside the matrix's own, when the MLP's last
+      matrix has not saved its input yet.
+    - On the last matrix: its input as given, as the adapter reads it, and after dropout before it is narrowed.
     """
     precision, stream = mode.precision, _stream(mode) * arch.hidden
     width, wide = precision.compute * arch.intermediate, mode.adapter * arch.intermediate
-    found = 0
+    peak = 0
     if _adapted(mode, "mlp"):
-        found = _scaled(arch, mode) - _last_input(arch, mode)
+        peak = _scaled(arch, mode) - _last_input(arch, mode)
     if _adapted(mode, "down"):
-        given = 0 if precision.quant == "int8" else width
-        read = wide if width < wide and (mode.dropout or precision.amp) else 0
-        dropped = wide if mode.dropout and precision.amp else 0
-        found = max(found, given + read + dropped + stream)
-    if found <= 0:
+        matrix_input = 0 if precision.quant == "int8" else width
+        adapter_input = wide if width < wide and (mode.dropout or precision.amp) else 0
+        after_dropout = wide if mode.dropout and precision.amp else 0
+        peak = max(peak, matrix_input + adapter_input + after_dropout + stream)
+    if peak <= 0:
         return 0
-    return found + (3 if _stream(mode) < 4 else 2) * stream  # a float32 stream is what its norm keeps
+    return peak + (3 if _stream(mode) < 4 else 2) * stream  # a float32 stream is the very tensor that its norm saves
 
 
 def forward_transient(arch: Architecture, mode: LayerMode, tokens: int) -> int:
-    """What one layer holds while it runs without gradients, at its widest place, in bytes: the MLP, the attention, or
-    a 4-bit matrix of the MLP written out, beside its input and product in 16 bits."""
+    """Return the peak of one layer without gradients, in bytes.
+
+    It is in the MLP, the attention, or where a 4-bit matrix of the MLP is dequantised, with input and product in
+    16 bits.
+    """
     p, inner = mode.precision, arch.intermediate * arch.experts_used
     width = p.compute * inner
     other = width if arch.gated else 0
-    reader = (3 if arch.gated else 4 if arch.activation == "gelu_new" else 2) * width
-    if p.quant == "int8":  # a product in int32, in float16 and as it is given; its input in int8
-        reader = max(reader, other + width + 6 * inner + arch.hidden)
+    mlp_width = (3 if arch.gated else 4 if arch.activation == "gelu_new" else 2) * width
+    if p.quant == "int8":  # a product in int32, in float16 and in its final dtype; its input in int8
+        mlp_width = max(mlp_width, other + width + 6 * inner + arch.hidden)
     if _adapted(mode, "mlp"):
-        reader = max(reader, other + width + _scaled(arch, mode))
+        mlp_width = max(mlp_width, other + width + _scaled(arch, mode))
     heads = p.attention * (2 * arch.q + 2 * arch.kv) + p.compute * (arch.q + arch.kv)
     scores = 2 * p.attention * arch.heads * mode.length if mode.attention in ("math", "eager") else 0
     if mode.masked and mode.attention == "efficient":  # the mask as numbers, and once more with rows padded
         scores = (2 if mode.length * p.attention % 16 else 1) * p.attention * mode.length
     always = 4 * p.residual * arch.hidden + (mode.length if mode.masked else 0)
-    widest = tokens * (always + max(reader, heads + scores))
+    widest = tokens * (always + max(mlp_width, heads + scores))
     if p.quant == "4bit" and tokens > FUSED_4BIT_ROWS:
         widest = max(widest, tokens * (always + other + 2 * inner + 2 * arch.hidden) + dequantised(arch, p))
     return widest
 
 
 def dequantised(arch: Architecture, precision: Precision) -> int:
-    """The largest matrix written out for the backward pass; bytes, not a token."""
+    """Return the bytes (not per token) of the largest matrix, dequantised for the backward pass."""
     largest = max((one.inputs * one.outputs for one in arch.linears), default=0)
     match precision.quant:
         case "int8":
@@ -218,26 +227,28 @@ def dequantised(arch: Architecture, precision: Precision) -> int:
 
 
 def leak(arch: Architecture, mode: LayerMode) -> int:
-    """int8 under non-reentrant checkpointing: inputs that bitsandbytes keeps where the checkpoint cannot see them."""
+    """Return the inputs that bitsandbytes' int8 saves unseen by non-reentrant checkpointing, which keeps them alive."""
     if mode.precision.quant != "int8":
         return 0
     return 2 * _stream(mode) * arch.hidden + mode.precision.compute * (arch.q + arch.intermediate)
 
 
 def _adapted(mode: LayerMode, source: str) -> bool:
-    """Whether a matrix that reads this tensor has an adapter."""
+    """Return whether a matrix that reads this tensor has an adapter."""
     return any(one.source == source for one in mode.targets)
 
 
 def _scaled(arch: Architecture, mode: LayerMode) -> int:
-    """An adapter's product on the MLP's first matrices and the same scaled, beside the matrix's own; PEFT clones what
-    a 4-bit matrix gives."""
+    """Return the size of an adapter's product on one of the MLP's first matrices, before and after it is scaled.
+
+    PEFT also clones the output of a 4-bit matrix.
+    """
     cloned = mode.precision.compute if mode.precision.quant == "4bit" else 0
     return (2 * (2 if mode.precision.amp else mode.adapter) + cloned) * arch.intermediate
 
 
 def _last_input(arch: Architecture, mode: LayerMode) -> int:
-    """What the MLP's last matrix and its adapter keep of their input, gone once their gradients are there."""
+    """Return what the MLP's last matrix and its adapter save of their input, freed once their gradients exist."""
     wide = arch.intermediate * arch.experts_used
     if mode.full:
         return mode.precision.compute * wide
@@ -245,12 +256,12 @@ def _last_input(arch: Architecture, mode: LayerMode) -> int:
         return 0
     element = 2 if mode.precision.amp else mode.adapter
     if mode.precision.quant == "int8" and not mode.dropout and element == mode.precision.compute:
-        return 0  # bitsandbytes keeps the same tensor
+        return 0  # bitsandbytes saves the same tensor
     return (element + (mode.dropout_mask if mode.dropout else 0)) * wide
 
 
 def _score_gradients(arch: Architecture, mode: LayerMode) -> int:
-    """Of plain matrix products: gradients before and behind the softmax in float32, less a 16-bit copy used up."""
+    """Return the float32 gradients before and after the softmax of plain matrix products, less a freed 16-bit copy."""
     if mode.attention not in ("math", "eager"):
         return 0
     copy = mode.precision.attention if mode.precision.attention < 4 else 0
@@ -258,5 +269,5 @@ def _score_gradients(arch: Architecture, mode: LayerMode) -> int:
 
 
 def _stream(mode: LayerMode) -> int:
-    """Bytes of a norm's output: it has the residual stream's dtype."""
+    """Return the bytes per element of a norm's output, which has the residual stream's dtype."""
     return mode.precision.residual

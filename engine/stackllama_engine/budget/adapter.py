@@ -1,4 +1,4 @@
-"""LoRA: which matrices it is put on, and how many parameters that makes (arXiv:2106.09685)."""
+"""LoRA adapters: their target matrices and number of parameters (arXiv:2106.09685)."""
 
 import re
 
@@ -8,17 +8,17 @@ from .optimizer import Trained
 
 ALL_LINEAR = "all-linear"
 FUSED = ("w1", "w2", "w3", "gate_up_proj", "experts")
-"""Names by which PEFT and older checkpoints know the experts of a mixture."""
+"""Names of the experts of a mixture in PEFT and older checkpoints."""
 _PREFIXES = ("", "model.layers.0.self_attn.", "model.layers.0.mlp.", "transformer.h.0.", "gpt_neox.layers.0.attention.")
 
 
 def targets(arch: Architecture, modules: list[str] | str | None) -> tuple[Linear, ...]:
-    """The matrices of one layer that the recipe adapts, as PEFT matches names.
+    """Return the matrices of one layer that the recipe adapts, matched by name as in PEFT.
 
     Args:
         arch: the model.
         modules: ``lora_target_modules``: a list of name endings, ``all-linear``, a regular expression over full
-            names, or None for PEFT's default. Where PEFT knows no default it refuses to start; the widest is counted.
+            names, or None for PEFT's default. Without a default PEFT refuses to start; then all matrices are counted.
     """
     if modules is None:
         if arch.default_targets is None:
@@ -32,7 +32,7 @@ def targets(arch: Architecture, modules: list[str] | str | None) -> tuple[Linear
 
 
 def names_experts(arch: Architecture, modules: list[str] | str | None) -> bool:
-    """Whether the recipe adapts the experts of a mixture, which PEFT does through their parameters."""
+    """Return whether the recipe adapts the experts of a mixture, which PEFT does through their parameters."""
     if not arch.expert or modules is None or modules == ALL_LINEAR:
         return False
     names = [*(linear.name for linear in arch.linears if linear.count > 1), *FUSED]
@@ -42,12 +42,12 @@ def names_experts(arch: Architecture, modules: list[str] | str | None) -> bool:
 
 
 def parameters(chosen: tuple[Linear, ...], rank: int, layers: int) -> int:
-    """Elements of A (rank × inputs) and B (outputs × rank) on every chosen matrix of every layer."""
+    """Count the elements of A (rank × inputs) and B (outputs × rank) on every chosen matrix of every layer."""
     return layers * sum(rank * (linear.inputs + linear.outputs) * linear.count for linear in chosen)
 
 
 def tensors(chosen: tuple[Linear, ...], rank: int, layers: int) -> tuple[Trained, ...]:
-    """A and B of every chosen matrix."""
+    """Return A and B of every chosen matrix."""
     return tuple(
         Trained(rows, columns, layers * linear.count)
         for linear in chosen
@@ -56,7 +56,7 @@ def tensors(chosen: tuple[Linear, ...], rank: int, layers: int) -> tuple[Trained
 
 
 def trained_parameters(recipe: TrainRecipe, arch: Architecture) -> int:
-    """Elements that are trained: the adapter, or everything with ``use_peft: false``."""
+    """Count the trained elements: the adapter, or all with ``use_peft: false``."""
     if not recipe.use_peft:
         return arch.parameters
     return parameters(targets(arch, recipe.lora_target_modules), recipe.lora_r, arch.layers)
@@ -67,9 +67,9 @@ def _ends_alike(name: str, wanted: list[str]) -> bool:
 
 
 def _matches(pattern: str, name: str) -> bool:
-    """Whether a pattern over full names takes this one, tried under the usual prefixes."""
+    """Return whether a pattern over full names matches this name, with one of the usual prefixes."""
     try:
         compiled = re.compile(pattern)
-    except re.error:  # PEFT will say so when the run starts; until then nothing is adapted
+    except re.error:  # PEFT will report it when the run starts; until then nothing is adapted
         return False
     return any(compiled.fullmatch(prefix + name) for prefix in _PREFIXES)

@@ -1,16 +1,16 @@
-"""What finished runs measured beside what was predicted, and how that narrows later predictions.
+"""Calibration of estimates by finished runs: measured against predicted memory.
 
-One JSON line a finished training run in ``<home>/calibration.jsonl``. Rows count for an estimate when machine,
-versions, stage, method, device and number of processes are the same, and the sizes are alike: prediction
-extrapolates badly from a toy to a large model.
+One JSON line per finished training run in ``<home>/calibration.jsonl``. A row is used for an estimate if machine,
+versions, stage, method, device and number of processes are the same and the sizes are similar: predictions extrapolate
+badly from a toy model to a large one.
 
 The formula. Each row measured one number (reserved on a GPU, the resident set on a CPU) for which the estimate had an
 interval [low, high]. Its position is ``p = (measured − low) / (high − low)``: 0 at the low end, 1 at the high one.
-From n ≥ 3 rows, m their median and ``w = max(0.05, (1 + 2/n) · max|p − m|)``, the new interval is::
+From n ≥ 3 rows with median m and ``w = max(0.05, (1 + 2/n) · max|p − m|)``, the new interval is::
 
     low + (m − w)(high − low) … low + (m + w)(high − low)
 
-never below the allocated bytes, and beyond the formula's own ends only where a row was measured there.
+never below the allocated bytes, and outside the formula's interval only if a row was measured there.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ LEAST_ROWS = 3
 _MOST_ROWS = 500
 _MOST_BYTES = 1 << 20
 _ALIKE = 4.0
-"""Largest ratio of two sizes of which one says something about the other."""
+"""Largest ratio of two sizes that are similar."""
 _LEAST_HALF = 0.05
 _PATIENCE = 2.0  # seconds; whoever holds the file's lock rewrites a megabyte
 
@@ -45,7 +45,7 @@ Bytes = Annotated[int, Meta(ge=0, le=1 << 50)]
 
 
 class Kind(Struct, frozen=True, kw_only=True):
-    """What must be equal for one run to say something about another."""
+    """Properties that must be equal for one run to calibrate another."""
 
     machine: str
     versions: dict[str, str]
@@ -56,25 +56,25 @@ class Kind(Struct, frozen=True, kw_only=True):
 
 
 class Row(Struct, frozen=True, kw_only=True):
-    """One finished run. Bytes on one device."""
+    """One finished run; bytes on one device."""
 
     kind: Kind
     run: str
     time: float
     allocated: Bytes
-    """Predicted."""
+    """Predicted allocated bytes."""
     interval: tuple[Bytes, Bytes]
-    """Predicted, by the formula alone: reserved on a GPU, the resident set on a CPU."""
+    """Interval predicted by the formula alone: reserved on a GPU, the resident set on a CPU."""
     measured: Annotated[int, Meta(ge=1, le=1 << 50)]
-    """The same, at its peak."""
+    """Measured peak of the same."""
     phases: dict[str, Bytes] = {}
-    """Predicted, allocated, by phase."""
+    """Predicted allocated bytes by phase."""
     measured_phases: dict[str, dict[str, float]] = {}
-    """Measured, by phase and name."""
+    """Measured bytes by phase and name."""
 
 
 class Calibration(Struct, frozen=True, kw_only=True):
-    """The rows of a home, and this machine under the names that rows give it."""
+    """Rows of a home, and this machine by the names used in rows."""
 
     cpu: str
     gpu: str
@@ -82,9 +82,9 @@ class Calibration(Struct, frozen=True, kw_only=True):
     rows: list[Row]
 
     def narrow(
-        self, found: Estimate, recipe: EstimatedRecipe, *, gpus: int, on_gpu: bool
+        self, estimate: Estimate, recipe: EstimatedRecipe, *, gpus: int, on_gpu: bool
     ) -> tuple[Estimate, str | None]:
-        """See :func:`narrow`; of a merge nothing is known."""
+        """Narrow an estimate; see :func:`narrow`. Merges are never recorded."""
         kind = Kind(
             machine=self.gpu if on_gpu else self.cpu,
             versions=self.versions,
@@ -93,11 +93,11 @@ class Calibration(Struct, frozen=True, kw_only=True):
             gpus=gpus,
             on_gpu=on_gpu,
         )
-        return narrow(found, kind, self.rows)
+        return narrow(estimate, kind, self.rows)
 
 
 def method_of(recipe: EstimatedRecipe) -> str:
-    """How a recipe trains, as far as an allocator behaves differently: ``lora int8 bf16``."""
+    """Return the training method as far as it changes the allocator's behaviour: ``lora int8 bf16``."""
     if isinstance(recipe, MergeRecipe):
         return recipe.dtype
     base = "int8" if recipe.load_in_8bit else recipe.bnb_4bit_quant_type if recipe.load_in_4bit else recipe.dtype
@@ -106,7 +106,7 @@ def method_of(recipe: EstimatedRecipe) -> str:
 
 
 def read_rows(home: Path) -> list[Row]:
-    """Every row that can be read, oldest first; a torn or foreign line is none. Empty while there is no file."""
+    """Read all valid rows, oldest first; truncated or foreign lines are skipped. Empty while there is no file."""
     try:
         with open_file(home / FILE) as file:
             size = file.seek(0, os.SEEK_END)
@@ -116,17 +116,17 @@ def read_rows(home: Path) -> list[Row]:
         return []
     rows: list[Row] = []
     for line in lines:
-        # a torn line, a newer version's, or a person's own
+        # a truncated line, one of a newer version, or one of the user
         with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             rows.append(_DECODER.decode(line))
     return rows[-_MOST_ROWS:]
 
 
 def add_row(home: Path, row: Row) -> None:
-    """Add one, 0600; of more than 500 the oldest go. Two that finish at once both count.
+    """Add a row, file mode 0600; of more than 500 the oldest are dropped. Two concurrent calls both add theirs.
 
     Raises:
-        OSError: the home cannot be written, or somebody holds the file's lock for seconds.
+        OSError: the home cannot be written, or another process holds the file's lock for seconds.
     """
     lock = open_private(home / f".{FILE}.lock", os.O_RDWR | os.O_CREAT)
     try:
@@ -137,41 +137,41 @@ def add_row(home: Path, row: Row) -> None:
         os.close(lock)
 
 
-def narrow(found: Estimate, kind: Kind, rows: Iterable[Row]) -> tuple[Estimate, str | None]:
-    """The estimate with the interval that earlier runs give it, and one line that says so; itself and None without.
+def narrow(estimate: Estimate, kind: Kind, rows: Iterable[Row]) -> tuple[Estimate, str | None]:
+    """Return the estimate with the interval from earlier runs, and a notice; the same and None without such runs.
 
     Args:
-        found: the formula's.
-        kind: of the run that is planned.
-        rows: of this home.
+        estimate: the formula's estimate.
+        kind: kind of the planned run.
+        rows: rows of this home.
     """
-    if found.unknown:  # an interval around a guess
-        return found, None
-    interval = measured_interval(found, on_gpu=kind.on_gpu)
+    if estimate.unknown:  # an interval around a guess
+        return estimate, None
+    interval = measured_interval(estimate, on_gpu=kind.on_gpu)
     size = max(1, interval[0])
     alike = [row for row in rows if row.kind == kind and 1 / _ALIKE <= row.interval[0] / size <= _ALIKE]
     if len(alike) < LEAST_ROWS:
-        return found, None
+        return estimate, None
     low, high = _interval([_position(row) for row in alike], interval)
-    low = max(low, found.allocated)
+    low = max(low, estimate.allocated)
     high = max(high, low)
-    wider = high - low > interval[1] - interval[0]
-    told = f"{'range corrected' if wider or high > interval[1] else 'range narrowed'} by {len(alike)} finished runs "
-    told += "of this kind on this machine"
+    is_wider = high - low > interval[1] - interval[0]
+    verb = "corrected" if is_wider or high > interval[1] else "narrowed"
+    notice = f"range {verb} by {len(alike)} finished runs of this kind on this machine"
     if kind.on_gpu:
-        held = (low, high)
-        changed = device.device(held, gpus=kind.gpus, on_gpu=True)
-        return msgspec.structs.replace(found, reserved=held, device=changed), told
-    return msgspec.structs.replace(found, device=(low, high)), told
+        reserved = (low, high)
+        total = device.device(reserved, gpus=kind.gpus, on_gpu=True)
+        return msgspec.structs.replace(estimate, reserved=reserved, device=total), notice
+    return msgspec.structs.replace(estimate, device=(low, high)), notice
 
 
-def measured_interval(found: Estimate, *, on_gpu: bool) -> tuple[int, int]:
-    """The interval of the number that a run measures: reserved on a GPU, the resident set on a CPU."""
-    return found.reserved if on_gpu else found.device
+def measured_interval(estimate: Estimate, *, on_gpu: bool) -> tuple[int, int]:
+    """Return the interval of the number that a run measures: reserved on a GPU, the resident set on a CPU."""
+    return estimate.reserved if on_gpu else estimate.device
 
 
 def _interval(positions: list[float], formula: tuple[int, int]) -> tuple[int, int]:
-    """See the module."""
+    """Return the new interval; see the module for the formula."""
     import statistics  # slow to import, and not needed while nothing was measured
 
     middle = statistics.median(positions)

@@ -1,6 +1,6 @@
-"""Memory of a device as a person names it: an amount, or a card.
+"""Device memory as given by the user: an amount, or the name of a card.
 
-A card's figure is what ``nvidia-smi`` shows as its total, in MiB, which is less than what is printed on the box.
+A card's memory is the total shown by ``nvidia-smi``, in MiB, which is less than its nominal size.
 """
 
 import difflib
@@ -44,17 +44,17 @@ CARDS_MIB = {
 
 
 def device_memory(text: str) -> int:
-    """Bytes of ``24GiB``, ``80GB`` or a card's name.
+    """Return the bytes of an amount such as ``24GiB`` or ``80GB``, or of a card.
 
     Raises:
-        UsageError: neither; the nearest card is named.
+        UsageError: it is neither; the nearest card is suggested.
     """
     if match := _AMOUNT.fullmatch(text.strip()):
         base = 1024 if match[3] else 1000
         amount = round(float(match[1]) * base ** (1 + _POWERS.index(match[2].lower())))
         if 0 < amount <= _MOST:
             return amount
-        raise UsageError(f"`{text[:40]}` is not the memory of any device.")
+        raise UsageError(f"`{text[:40]}` is out of range; give the memory of one device, such as 24GiB.")
     plain = {_plain(name): name for name in CARDS_MIB}
     if name := plain.get(_plain(text)):
         return CARDS_MIB[name] << 20

@@ -1,6 +1,6 @@
-"""How much memory a recipe takes on one device, phase by phase, before a byte is loaded.
+"""Memory estimate of a recipe on one device, phase by phase, before anything is loaded.
 
-The figures follow what ``train/`` does with a recipe: how models are loaded, batched, checkpointed and stepped.
+The numbers follow what ``train/`` does with a recipe: how models are loaded, batched, checkpointed and stepped.
 """
 
 import msgspec
@@ -19,7 +19,7 @@ EstimatedRecipe = SFTRecipe | RewardRecipe | PPORecipe | MergeRecipe
 _ADAPTER = 4
 """Adapters are float32 whatever the base (``train/models.py``)."""
 _RECORD = 8
-"""float32 columns a response token: log-probabilities, values, entropy, reference, mask, KL, advantages, returns."""
+"""float32 values per response token: log-probability, value, entropy, reference, mask, KL, advantage, return."""
 
 
 class Estimate(Struct, frozen=True, kw_only=True):
@@ -27,19 +27,19 @@ class Estimate(Struct, frozen=True, kw_only=True):
 
     phases: list[PhaseEstimate]
     peak: str
-    """The phase that takes most."""
+    """Name of the phase with the highest memory use."""
     components: tuple[Component, ...]
-    """Of the peak; they sum to ``allocated``."""
+    """Components of the peak; they sum to ``allocated``."""
     allocated: int
     reserved: tuple[int, int]
     device: tuple[int, int]
     rules: list[Rule]
     rough: str | None = None
-    """Why the figures are rough; None where nothing was missing."""
+    """Why the numbers are approximate; None if nothing was missing."""
     unknown: str | None = None
-    """Why the figures are a guess, of which only :attr:`least` is certain; None: they are an estimate."""
+    """Why the numbers are a guess, of which only :attr:`least` is certain; None: they are an estimate."""
     least: int = 0
-    """Bytes that are certainly needed, where the rest is unknown."""
+    """Minimum bytes, if the rest is unknown."""
 
 
 def estimate(
@@ -51,32 +51,32 @@ def estimate(
     reward: Architecture | None = None,
     device_bytes: int | None = None,
 ) -> Estimate:
-    """The peak of each phase, on one of ``gpus`` devices.
+    """Estimate the peak of each phase on one of ``gpus`` devices.
 
     Args:
-        recipe: any stage's but a pipeline's.
-        arch: of ``model_name_or_path``; of a merge, the adapter's base.
-        gpus: processes; each holds everything, gradients are averaged.
+        recipe: recipe of any stage except a pipeline.
+        arch: sizes of ``model_name_or_path``; for a merge, of the adapter's base.
+        gpus: number of processes; each holds everything, gradients are averaged.
         on_gpu: on a GPU, or in a CPU's main memory.
-        reward: PPO with a reward model of its own; None: an adapter on the policy's base, or no reward model.
-        device_bytes: all memory of the device, of which vLLM takes a share; None: nobody knows.
+        reward: sizes of PPO's separate reward model; None: an adapter on the policy's base, or no reward model.
+        device_bytes: total memory of the device, of which vLLM takes a share; None: unknown.
     """
     rough = arch.rough
     match recipe:
         case SFTRecipe() | RewardRecipe():
-            found = training.phases(workload(recipe, arch, gpus=gpus, on_gpu=on_gpu))
+            phases = training.phases(workload(recipe, arch, gpus=gpus, on_gpu=on_gpu))
         case PPORecipe():
             share = _vllm_share(recipe, device_bytes)
-            found = _ppo(recipe, arch, on_gpu, reward, share)
+            phases = _ppo(recipe, arch, on_gpu, reward, share)
             if share is not None:
                 held = weights.base(arch, precision_of(recipe, arch))
                 rough = "; ".join(filter(None, (rough, _vllm_note(recipe, share, held))))
         case MergeRecipe():
             chosen = adapter.targets(arch, None)
-            found = merging.phases(arch, adapter.parameters(chosen, 16, arch.layers), DTYPE_BYTES[recipe.dtype])
+            phases = merging.phases(arch, adapter.parameters(chosen, 16, arch.layers), DTYPE_BYTES[recipe.dtype])
     why = least.unknown(recipe, arch, reward)
     return msgspec.structs.replace(
-        summed(found, arch, gpus=gpus, on_gpu=on_gpu),
+        summed(phases, arch, gpus=gpus, on_gpu=on_gpu),
         rough=rough,
         unknown=why,
         least=least.least(recipe, arch, reward) if why else 0,
@@ -86,47 +86,48 @@ def estimate(
 def estimate_sharded(
     recipe: SFTRecipe | RewardRecipe, arch: Architecture, shard: sharding.Sharding, *, on_gpu: bool = True
 ) -> Estimate:
-    """What one of several GPUs would hold if this run were sharded over them, which the engine does not launch.
+    """Estimate the memory of one of several GPUs if the run were sharded over them, which the engine cannot launch.
 
     Raises:
-        UsageError: parameters in 8 or 4 bits are to be shared out.
+        UsageError: parameters in 8 or 4 bits cannot be sharded.
     """
     if recipe.quantised and shard.kind != "zero2":
         raise UsageError(
-            f"{shard.kind} shares out parameters, which int8 and 4-bit weights do not allow; "
-            "set `load_in_8bit: false` and `load_in_4bit: false`, or ask for zero2."
+            f"{shard.kind} shards parameters, which int8 and 4-bit weights do not support; "
+            "set `load_in_8bit: false` and `load_in_4bit: false`, or use zero2."
         )
     work = workload(recipe, arch, gpus=1, on_gpu=on_gpu)
-    found = [sharding.sharded(one, work, shard) for one in training.phases(work)]
+    phases = [sharding.sharded(one, work, shard) for one in training.phases(work)]
     why = least.unknown(recipe, arch, shard=shard)
     return msgspec.structs.replace(
-        summed(found, arch, gpus=shard.ranks, on_gpu=on_gpu),
+        summed(phases, arch, gpus=shard.ranks, on_gpu=on_gpu),
         unknown=why,
-        least=least.least(recipe, arch, shard=shard, phases=found) if why else 0,
+        least=least.least(recipe, arch, shard=shard, phases=phases) if why else 0,
     )
 
 
 def summed(phases: list[PhaseEstimate], arch: Architecture, *, gpus: int, on_gpu: bool) -> Estimate:
-    """An estimate of its phases."""
+    """Make an estimate from its phases."""
     peak = max(phases, key=lambda one: one.bytes)
-    held = device.reserved(peak.bytes, on_gpu=on_gpu)
+    reserved = device.reserved(peak.bytes, on_gpu=on_gpu)
     return Estimate(
         phases=phases,
         peak=peak.name,
         components=peak.components,
         allocated=peak.bytes,
-        reserved=held,
-        device=device.device(held, gpus=gpus, on_gpu=on_gpu),
+        reserved=reserved,
+        device=device.device(reserved, gpus=gpus, on_gpu=on_gpu),
         rules=rules_for(arch.parameters),
         rough=arch.rough,
     )
 
 
 def attention_kind(recipe: TrainRecipe, arch: Architecture, precision: Precision, *, masked: bool) -> Attention:
-    """The kernel that transformers and torch end up with.
+    """Return the attention kernel that transformers and torch choose.
 
-    Flash attention takes 16-bit numbers and no mask. The memory-efficient kernel takes the rest, but no grouped
-    heads, which transformers leaves grouped where there is no mask: then torch falls back to plain matrix products.
+    Flash attention supports 16-bit dtypes without a mask. The memory-efficient kernel supports the rest, but not
+    grouped heads, which transformers leaves grouped if there is no mask: then torch falls back to plain matrix
+    products.
     """
     if recipe.attn_implementation == "eager" or arch.model_type == "gemma2":
         return "eager"
@@ -140,7 +141,7 @@ def attention_kind(recipe: TrainRecipe, arch: Architecture, precision: Precision
 
 
 def workload(recipe: SFTRecipe | RewardRecipe, arch: Architecture, *, gpus: int, on_gpu: bool) -> training.Workload:
-    """One training step of SFT or of a reward model; see :func:`estimate`."""
+    """Describe one training step of SFT or of a reward model; see :func:`estimate`."""
     precision = precision_of(recipe, arch)
     pairs = isinstance(recipe, RewardRecipe)
     masked = pairs or not (recipe.packing and recipe.packing_strategy == "wrapped")
@@ -169,7 +170,7 @@ def workload(recipe: SFTRecipe | RewardRecipe, arch: Architecture, *, gpus: int,
 def _ppo(
     recipe: PPORecipe, arch: Architecture, on_gpu: bool, reward: Architecture | None, share: int | None
 ) -> list[PhaseEstimate]:
-    """``share``: of vLLM, in bytes; None: it does not sample."""
+    """Return the phases of PPO; ``share`` is vLLM's in bytes, None: vLLM does not sample."""
     precision = precision_of(recipe, arch)
     prompt, response = max(1, recipe.max_prompt_length - 1), recipe.longest_response  # a longer prompt is dropped
     length = prompt + response
@@ -180,14 +181,14 @@ def _ppo(
     tensors = (*(adapters * adapter.tensors(mode.targets, mode.rank, arch.layers)), optimizer.Trained(1, arch.hidden))
     kind = optimizer.kind_of(recipe.optim, on_gpu=on_gpu)
     reference = one if recipe.policy_adapter_path else 0
-    judge = None
+    reward_forward = None
     reward_bytes = _ADAPTER * (one + arch.hidden) if recipe.reward_model_path else 0
     if reward is not None:
         own = Precision(native=native_bytes(recipe, reward))
-        judge = (reward, _mode(recipe, reward, own, masked=True, length=length, on_gpu=on_gpu))
+        reward_forward = (reward, _mode(recipe, reward, own, masked=True, length=length, on_gpu=on_gpu))
         reward_bytes = weights.base(reward, own, head=False)
     record = recipe.local_batch_size * (4 * _RECORD * response + 16 * length)
-    standing = inference.Standing(
+    resident = inference.Resident(
         base_weights=weights.base(arch, precision),
         adapter=_ADAPTER * (trained + reference),
         reward_model=reward_bytes,
@@ -195,8 +196,8 @@ def _ppo(
         narrowed=2 * (one + arch.hidden) if precision.amp else 0,
         rollout_record=record,
     )
-    asked, held_out = recipe.local_rollout_forward_batch_size, recipe.max_eval_samples
-    rows = min(asked, max(recipe.local_batch_size, asked if held_out is None else held_out))
+    batch, held_out = recipe.local_rollout_forward_batch_size, recipe.max_eval_samples
+    rows = min(batch, max(recipe.local_batch_size, batch if held_out is None else held_out))
     size = recipe.per_device_train_batch_size
     kept_by_autocast = precision.native == 4 and not precision.quant and not recipe.gradient_checkpointing
     narrowed = 0 if kept_by_autocast else lm_head.narrowed(arch, precision)  # which then is among the layers' copies
@@ -204,10 +205,10 @@ def _ppo(
         arch=arch,
         mode=mode,
         sequences=size,
-        base=standing.base_weights,
+        base=resident.base_weights,
         trained=trained,
         adapters=adapters,
-        adapter=standing.adapter,
+        adapter=resident.adapter,
         checkpointing=_checkpointing(recipe),
         optimizer=kind,
         summed=True,
@@ -218,32 +219,32 @@ def _ppo(
         on_gpu=on_gpu,
     )
     moments = training.phases(work)
-    if recipe.value_adapter:  # its pass comes after the policy's, whose gradients lie there; it has no logits
+    if recipe.value_adapter:  # its pass comes after the policy's, whose gradients still exist; it has no logits
         states = size * (8 * response + precision.residual * length) * arch.hidden
         moments += training.phases(msgspec.structs.replace(work, accumulates=True, head_bytes=states))
     update = max(moments, key=lambda moment: moment.bytes)
     more = [Component("reward model", reward_bytes)] if reward_bytes else []
     more.append(Component("rollout record", record))
-    own = inference.rollout(arch, mode, standing, rows, prompt, response)
+    rollout = inference.rollout(arch, mode, resident, rows, prompt, response)
     return [
-        own if share is None else inference.vllm_rollout(standing, share),
-        inference.score(arch, mode, standing, rows, length, response, judge),
+        rollout if share is None else inference.vllm_rollout(resident, share),
+        inference.score(arch, mode, resident, rows, length, response, reward_forward),
         PhaseEstimate("update", (*update.components, *more)),
     ]
 
 
 def _vllm_share(recipe: PPORecipe, device_bytes: int | None) -> int | None:
-    """Bytes that vLLM takes while it samples, 0 where the card is unknown; None: it does not sample."""
+    """Return the bytes that vLLM takes while it samples, 0 if the card is unknown; None: it does not sample."""
     return round(recipe.vllm_gpu_memory_utilization * (device_bytes or 0)) if recipe.use_vllm else None
 
 
 def _vllm_note(recipe: PPORecipe, share: int, base_weights: int) -> str:
-    """What the share does not say. vLLM's weights are as wide as ours: it samples from no quantised base."""
+    """Return a note on what the share does not cover. vLLM's weights are as wide as ours: its base is not quantised."""
     if not share:
-        return "vLLM's share is that of a card that is not known, and not counted"
+        return "vLLM's share of the memory is not counted, because the card is not known"
     if share <= base_weights:
-        return "vLLM's share has no room for the weights: raise `vllm_gpu_memory_utilization`"
-    return "vLLM holds its share while it samples; what it keeps asleep (context, CUDA graphs) is not counted"
+        return "vLLM's share is too small for the weights: raise `vllm_gpu_memory_utilization`"
+    return "vLLM holds its share while it samples; what it keeps while asleep (context, CUDA graphs) is not counted"
 
 
 def _mode(
@@ -264,7 +265,7 @@ def _mode(
 
 
 def _checkpointing(recipe: TrainRecipe) -> training.Checkpointing:
-    """Reentrant for int8, whose inputs would be kept otherwise (``train/hf_trainer.py``, ``train/ppo``)."""
+    """Return the kind of checkpointing: reentrant for int8, whose inputs would otherwise be kept (see ``train/``)."""
     if not recipe.gradient_checkpointing:
         return "none"
     return "reentrant" if recipe.load_in_8bit else "plain"

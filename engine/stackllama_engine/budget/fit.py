@@ -1,6 +1,6 @@
-"""Whether a run fits a device, and which changes of its recipe would make it fit, with what each costs.
+"""Verdict on whether a run fits a device, and recipe changes that would make it fit, with their cost.
 
-Only what a recipe's keys can do is proposed.
+Only changes of recipe keys are suggested.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,9 +18,9 @@ from .estimate import Estimate, EstimatedRecipe, estimate
 Fits = Literal["yes", "tight", "no", "unknown"]
 Adjust = Callable[[EstimatedRecipe, Estimate], Estimate]
 _WORTH = 0.01
-"""Least saving, as a share of the peak, that is worth a line."""
+"""Minimum saving of a suggestion, as a share of the peak."""
 _WORTH_TOGETHER = 0.03
-"""The same for one of several changes."""
+"""Minimum saving of each of several combined changes."""
 _MOST_TOGETHER = 8
 _SHORTEST = 64
 _ORDER: dict[Fits, int] = {"yes": 0, "tight": 1, "unknown": 2, "no": 3}
@@ -31,14 +31,14 @@ class Suggestion(Struct, frozen=True, kw_only=True):
 
     title: str
     changes: dict[str, Any]
-    """Recipe keys → values."""
+    """Recipe keys → new values."""
     device_after: tuple[int, int]
-    """Bytes, low and high."""
+    """Device memory after the change: bytes, low and high."""
     fits: Fits
     saving: int
-    """Bytes less at the allocated peak."""
+    """Bytes saved at the allocated peak."""
     price: str
-    """What it costs, in speed or in what is learned."""
+    """Cost of the change, in speed or in quality."""
 
 
 class _Change(Struct, frozen=True):
@@ -48,8 +48,11 @@ class _Change(Struct, frozen=True):
 
 
 def fits(found: Estimate, device_bytes: int) -> Fits:
-    """``yes``: even the pessimistic end fits; ``tight``: only the optimistic one; ``no``: not even that; ``unknown``:
-    nobody can say, whatever there is."""
+    """Return the verdict for an estimate and the memory of a device.
+
+    ``yes``: even the upper end of the interval fits; ``tight``: only the lower end; ``no``: not even that;
+    ``unknown``: the estimate is a guess.
+    """
     if found.unknown:
         return "unknown"
     low, high = found.device
@@ -59,16 +62,16 @@ def fits(found: Estimate, device_bytes: int) -> Fits:
 
 
 def severity(verdict: Fits) -> int:
-    """Rank of a verdict: of several parts of a run, the one with the highest speaks for all."""
+    """Return the rank of a verdict; of several parts of a run, the highest is that of the whole."""
     return _ORDER[verdict]
 
 
 def at_least(found: Estimate, device_bytes: int | None = None) -> str:
-    """How an unknown verdict goes on: what is certain, and whether that alone is too much."""
-    said = f"at least {found.least / (1 << 30):.1f} GiB"
+    """Return the text of an unknown verdict: the certain minimum, and whether that alone is too much."""
+    text = f"at least {found.least / (1 << 30):.1f} GiB"
     if device_bytes is not None and found.least > device_bytes:
-        return f"{said}, which is more than there is"
-    return said
+        return f"{text}, which is more than there is"
+    return text
 
 
 def suggestions(
@@ -82,22 +85,22 @@ def suggestions(
     adjust: Adjust | None = None,
     card: int | None = None,
 ) -> list[Suggestion]:
-    """Changes that save memory: those that make it fit first, among them the cheapest first.
+    """Suggest changes that save memory: those that make it fit first, the cheapest first among them.
 
-    Where none is enough alone, the last one is several of them together. Every change gives a valid recipe, and one
-    whose need is known; none is made where the recipe's own is not.
+    If none is enough alone, the last suggestion combines several. Every suggestion gives a valid recipe with a known
+    estimate; none is made if the recipe's own estimate is unknown.
 
     Args:
-        recipe: what is to run.
-        arch: of its model.
-        device_bytes: of one device.
+        recipe: the recipe of the run.
+        arch: sizes of its model.
+        device_bytes: memory of one device.
         gpus: as for :func:`.estimate.estimate`.
         on_gpu: likewise.
         reward: likewise.
-        adjust: what earlier runs know about an estimate; None: the formula alone.
-        card: all memory of the device where ``device_bytes`` are those that are free.
+        adjust: adjusts an estimate by earlier runs; None: the formula alone.
+        card: total memory of the device if ``device_bytes`` is the free part.
     """
-    if isinstance(recipe, MergeRecipe):  # it holds the model in float32, and nothing else
+    if isinstance(recipe, MergeRecipe):  # it holds nothing but the model in float32
         return []
 
     workplace = _Workplace(arch, device_bytes, gpus, on_gpu, reward, adjust, card or device_bytes)
@@ -106,9 +109,9 @@ def suggestions(
         return []
     ladders = enumerate(_ladders(recipe, on_gpu))
     best = [(rank, workplace.best_of(options, recipe, before)) for rank, options in ladders]
-    found = [(rank, one) for rank, one in best if one and one.saving > _WORTH * before.allocated]
-    found.sort(key=lambda pair: (_ORDER[pair[1].fits], pair[0]))
-    ranked = [suggestion for _, suggestion in found]
+    useful = [(rank, one) for rank, one in best if one and one.saving > _WORTH * before.allocated]
+    useful.sort(key=lambda pair: (_ORDER[pair[1].fits], pair[0]))
+    ranked = [suggestion for _, suggestion in useful]
     if fits(before, device_bytes) != "yes" and not (ranked and ranked[0].fits == "yes"):
         together = _together(recipe, before, workplace)
         ranked += [together] if together else []
@@ -116,7 +119,7 @@ def suggestions(
 
 
 class _Workplace(Struct, frozen=True):
-    """Everything but the recipe that an estimate depends on."""
+    """Everything that an estimate depends on besides the recipe."""
 
     arch: Architecture
     device_bytes: int
@@ -134,7 +137,7 @@ class _Workplace(Struct, frozen=True):
         return self.adjust(recipe, found) if self.adjust else found
 
     def best_of(self, options: list[_Change], recipe: TrainRecipe, before: Estimate) -> Suggestion | None:
-        """The mildest option that fits, or the one that comes nearest to it."""
+        """Return the mildest option that fits, or the one that comes closest."""
         own: dict[str, Any] = msgspec.to_builtins(recipe)
         best: Suggestion | None = None
         for option in options:
@@ -161,7 +164,7 @@ class _Workplace(Struct, frozen=True):
 
 
 def _together(recipe: TrainRecipe, before: Estimate, workplace: _Workplace) -> Suggestion | None:
-    """The cheapest changes one after another until it fits, each worth its price; None when it never does."""
+    """Combine the cheapest useful changes until it fits; None if it never does."""
     current, peak = recipe, before
     steps: dict[str, Suggestion] = {}
     for _ in range(_MOST_TOGETHER):
@@ -189,14 +192,14 @@ def _together(recipe: TrainRecipe, before: Estimate, workplace: _Workplace) -> S
 
 
 def _better(one: Suggestion, other: Suggestion) -> bool:
-    """Nearer to fitting; where neither fits, the larger saving."""
+    """Return whether ``one`` is closer to fitting; if neither fits, whether it saves more."""
     if one.fits != other.fits:
         return _ORDER[one.fits] < _ORDER[other.fits]
     return one.fits == "no" and one.saving > other.saving
 
 
 def _ladders(recipe: TrainRecipe, on_gpu: bool) -> Iterator[list[_Change]]:
-    """Kinds of change, the cheapest first; of each the mildest step first."""
+    """Yield kinds of change, the cheapest first, each as steps from the mildest on."""
     yield _smaller_batches(recipe)
     yield _rollout_batches(recipe)
     if isinstance(recipe, PPORecipe) and recipe.use_vllm:
@@ -208,28 +211,28 @@ def _ladders(recipe: TrainRecipe, on_gpu: bool) -> Iterator[list[_Change]]:
         price = "each layer runs forward twice: about a third slower"
         yield [_Change("gradient checkpointing", {"gradient_checkpointing": True}, price)]
     if not recipe.quantised and recipe.dtype in ("auto", "float32"):
-        yield [_Change("weights in bfloat16", {"dtype": "bfloat16"}, "8 bits of mantissa in the frozen weights")]
+        yield [_Change("weights in bfloat16", {"dtype": "bfloat16"}, "frozen weights rounded to 8 significant bits")]
     if not recipe.use_peft:
         changes = {"use_peft": True}
-        yield [_Change("LoRA instead of every weight", changes, "learns less than full training can")]
+        yield [_Change("LoRA instead of full training", changes, "can learn less than full training")]
     if not recipe.quantised:
         changes = {"use_peft": True, "load_in_8bit": True}
         yield [_Change("base in 8 bits", changes, "about a fifth to a half slower; close to lossless")]
     if not recipe.load_in_4bit:
         changes = {"use_peft": True, "load_in_8bit": False, "load_in_4bit": True, "use_bnb_nested_quant": True}
-        yield [_Change("base in 4 bits", changes, "slower, and a little quality of the base")]
+        yield [_Change("base in 4 bits", changes, "slower, and slightly lower quality of the base")]
     yield _shorter(recipe)
 
 
 def _smaller_batches(recipe: TrainRecipe) -> list[_Change]:
-    """Smaller micro-batches, accumulation raised so that an optimizer step sees the same number of sequences."""
+    """List smaller micro-batches, with more accumulation so that an optimizer step has as many sequences."""
     size: int = getattr(recipe, "per_device_train_batch_size", 1)
     total = size * recipe.gradient_accumulation_steps
     return [
         _Change(
             f"micro-batch {smaller} × {total // smaller} accumulated",
             {"per_device_train_batch_size": smaller, "gradient_accumulation_steps": total // smaller},
-            "the same result; slower where a small batch leaves the GPU idle",
+            "the same result; slower if small batches leave the GPU idle",
         )
         for smaller in range(size - 1, 0, -1)
         if total % smaller == 0
@@ -246,7 +249,7 @@ def _rollout_batches(recipe: TrainRecipe) -> list[_Change]:
         size //= 2
     return [
         _Change(
-            f"{size} responses sampled at a time",
+            f"rollout batch size {size}",
             {"local_rollout_forward_batch_size": size},
             "the same result; sampling takes longer",
         )
@@ -255,36 +258,36 @@ def _rollout_batches(recipe: TrainRecipe) -> list[_Change]:
 
 
 def _optimizers(recipe: TrainRecipe, on_gpu: bool) -> list[_Change]:
-    """Fewer bytes in the optimizer: without copies of everything, then with 8-bit moments, then with those paged."""
-    found: list[_Change] = []
+    """List optimizers with less memory: without temporary copies, then 8-bit moments, then paged 8-bit moments."""
+    options: list[_Change] = []
     if recipe.optim == "adamw_torch":
-        found.append(_Change("fused AdamW", {"optim": "adamw_torch_fused"}, "none: the same step in one kernel"))
+        options.append(_Change("fused AdamW", {"optim": "adamw_torch_fused"}, "none: the same step in one kernel"))
     if recipe.optim in ("adamw_torch", "adamw_torch_fused", "paged_adamw_32bit"):
         price = "moments rounded to 8 bits in blocks of 256; close to lossless"
-        found.append(_Change("8-bit optimizer", {"optim": "adamw_8bit"}, price))
+        options.append(_Change("8-bit optimizer", {"optim": "adamw_8bit"}, price))
     if recipe.optim != "paged_adamw_8bit" and recipe.optim != "adafactor" and on_gpu:
-        price = "8-bit moments that wait in the host's memory when the GPU is full: slower then"
-        found.append(_Change("paged 8-bit optimizer", {"optim": "paged_adamw_8bit"}, price))
-    return found
+        price = "8-bit moments that move to host memory when the GPU is full, which is slower"
+        options.append(_Change("paged 8-bit optimizer", {"optim": "paged_adamw_8bit"}, price))
+    return options
 
 
 def _shorter(recipe: TrainRecipe) -> list[_Change]:
     if isinstance(recipe, PPORecipe):
-        key, price = "max_prompt_length", "longer questions are dropped"
+        key, price = "max_prompt_length", "longer prompts are dropped"
     elif recipe.stage == "reward":
         key, price = "max_length", "longer pairs are dropped"
     else:
-        key, price = "max_length", "longer texts are cut, or learned in pieces"
+        key, price = "max_length", "longer texts are truncated or split"
     length: int = getattr(recipe, key)
     lengths = [length * share // 4 for share in (3, 2, 1) if length * share // 4 >= _SHORTEST]
     return [_Change(f"{key.replace('_', ' ')} {shorter}", {key: shorter}, price) for shorter in lengths]
 
 
 def _apply(recipe: TrainRecipe, values: dict[str, Any]) -> TrainRecipe | None:
-    """A recipe of these values; None where its keys exclude each other."""
+    """Return a recipe with these values; None if its keys exclude each other."""
     try:
         changed = build_recipe(recipe.stage, values)
-    except RecipeError:  # such as a .gguf base in 8 bits: that change does not exist for this recipe
+    except RecipeError:  # such as a .gguf base in 8 bits: that change is impossible for this recipe
         return None
     assert isinstance(changed, TrainRecipe)
     return changed

@@ -1,7 +1,7 @@
 """Headers of GGUF files: metadata and tensor shapes, without the ``gguf`` package (it loads numpy).
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Little-endian, versions 2 and 3. The file is read
-front to back through a window of 1 MiB; strings and arrays that no size needs are stepped over.
+front to back through a window of 1 MiB; strings and arrays that are not needed are skipped.
 """
 
 import math
@@ -24,7 +24,7 @@ _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: 
 _STRING, _ARRAY = 8, 9
 _MOST_STRINGS = 4_000_000
 _KEPT = 512
-"""Longest array of numbers that is kept: some models give one figure a layer."""
+"""Longest array of numbers that is kept: some models have one value per layer."""
 
 _MODEL_TYPES = {
     "llama": "llama",
@@ -43,33 +43,34 @@ _MODEL_TYPES = {
     "qwen3moe": "qwen3_moe",
 }
 _LENGTH = "length of "
+_ENDLESS = "its header has no end"
 
 
 class Header(Struct, frozen=True, kw_only=True):
-    """What a GGUF file says before its data."""
+    """Header of a GGUF file."""
 
     metadata: dict[str, Any]
     """Scalars and short arrays of numbers; of long arrays only ``length of KEY``."""
     tensors: dict[str, tuple[int, ...]]
-    """Name → dimensions, the fastest first."""
+    """Name → dimensions, the fastest-varying first."""
 
     @property
     def parameters(self) -> int:
-        """Elements of all tensors but the tables of rotary frequencies."""
+        """Elements of all tensors except the tables of rotary frequencies."""
         return sum(math.prod(shape) for name, shape in self.tensors.items() if "rope_" not in name)
 
     @property
     def modules(self) -> frozenset[str]:
-        """Tensor names under the names that safetensors files use, as far as biases and ties need them."""
+        """Tensors that decide about biases and tied weights, by their names in safetensors files."""
         renamed = {"output.weight": "lm_head.weight", "token_embd.weight": "model.embed_tokens.weight"}
         return frozenset(renamed[name] for name in renamed if name in self.tensors)
 
 
 def read_header(path: Path) -> Header:
-    """Metadata and tensor shapes of a ``.gguf`` file.
+    """Read the metadata and tensor shapes of a ``.gguf`` file.
 
     Raises:
-        UsageError: torn, hostile, or another version.
+        UsageError: truncated, malicious, or of another version.
         OSError: unreadable.
     """
     with open_file(path) as file:
@@ -78,7 +79,7 @@ def read_header(path: Path) -> Header:
             raise UsageError(f"{path}: not a GGUF file.")
         version, tensors, keys = reader.unpack("<I"), reader.unpack("<Q"), reader.unpack("<Q")
         if version not in (2, 3):
-            raise UsageError(f"{path}: GGUF version {version}; 2 and 3 are read.")
+            raise UsageError(f"{path}: GGUF version {version} is not supported; convert it to version 2 or 3.")
         if tensors > _MOST_TENSORS or keys > _MOST_KEYS:
             raise UsageError(f"{path}: {tensors} tensors and {keys} keys are more than any model has.")
         metadata: dict[str, Any] = {}
@@ -100,19 +101,19 @@ def read_header(path: Path) -> Header:
 
 
 def as_config(header: Header, path: Path) -> dict[str, Any]:
-    """The metadata in the words of ``config.json``.
+    """Convert the metadata to the keys of ``config.json``.
 
     Raises:
         UsageError: the file names no architecture.
     """
-    facts = header.metadata
-    kind = facts.get("general.architecture")
+    metadata = header.metadata
+    kind = metadata.get("general.architecture")
     if not isinstance(kind, str):
-        raise UsageError(f"{path}: it names no architecture.")
+        raise UsageError(f"{path}: names no architecture (`general.architecture`).")
 
     def value(key: str) -> Any:
-        found = facts.get(f"{kind}.{key}")
-        return max(typing.cast("list[Any]", found), default=None) if isinstance(found, list) else found
+        entry = metadata.get(f"{kind}.{key}")
+        return max(typing.cast("list[Any]", entry), default=None) if isinstance(entry, list) else entry
 
     embedding = header.tensors.get("token_embd.weight", ())
     config = {
@@ -122,22 +123,22 @@ def as_config(header: Header, path: Path) -> dict[str, Any]:
         "num_attention_heads": value("attention.head_count"),
         "num_key_value_heads": value("attention.head_count_kv"),
         "head_dim": value("attention.key_length"),
-        "intermediate_size": value("reader_forward_length"),
+        "intermediate_size": value("feed_forward_length"),
         "max_position_embeddings": value("context_length"),
         "vocab_size": value("vocab_size")
         or (embedding[1] if len(embedding) == 2 else None)
-        or facts.get(f"{_LENGTH}tokenizer.ggml.tokens"),
+        or metadata.get(f"{_LENGTH}tokenizer.ggml.tokens"),
         "num_experts": value("expert_count"),
         "num_experts_per_tok": value("expert_used_count"),
         "moe_intermediate_size": value("expert_feed_forward_length"),
         "tie_word_embeddings": "output.weight" not in header.tensors,
         "attention_bias": "blk.0.attn_q.bias" in header.tensors,
     }
-    return {key: found for key, found in config.items() if found is not None}
+    return {key: entry for key, entry in config.items() if entry is not None}
 
 
 class _Reader:
-    """Reads forward through a window; refuses to go past the file's end or a sane header's."""
+    """Forward reader with a window; refuses to read beyond the file's end or a plausible header's."""
 
     def __init__(self, file: BinaryIO, path: Path) -> None:
         self._file = file
@@ -145,58 +146,58 @@ class _Reader:
         self._data = b""
         self._at = 0
         self._before = 0
-        """Bytes of the file in front of the window."""
+        """Bytes of the file before the window."""
 
     def take(self, count: int) -> bytes:
-        """The next ``count`` bytes."""
+        """Read the next ``count`` bytes."""
         if self._at + count > len(self._data):
             self._fill(count)
         self._at += count
         return self._data[self._at - count : self._at]
 
     def unpack(self, layout: str) -> int:
-        """One number."""
+        """Read one number."""
         size = struct.calcsize(layout)
         return struct.unpack(layout, self.take(size))[0]
 
     def scalar(self, kind: int) -> int | float | bool:
-        """One number of a GGUF type."""
+        """Read one number of a GGUF type."""
         if kind not in _SCALARS:
-            raise UsageError(f"{self._path}: torn, or not a GGUF file: value type {kind}.")
+            raise self._invalid(f"value type {kind}")
         return self.unpack(f"<{_SCALARS[kind]}")
 
     def string(self) -> str:
-        """One string."""
+        """Read one string."""
         length = self.unpack("<Q")
         if length > _MOST_STRING:
-            raise UsageError(f"{self._path}: torn, or not a GGUF file: a string of {length} bytes.")
+            raise self._invalid(f"a string of {length} bytes")
         return self.take(length).decode("utf-8", "replace")
 
     def array(self) -> tuple[list[Any] | None, int]:
-        """A short array of numbers, or None; and how many elements it has."""
+        """Read a short array of numbers, else None; and its number of elements."""
         kind, count = self.unpack("<I"), self.unpack("<Q")
         if kind == _STRING and count > _MOST_STRINGS:
-            raise self._too_long()
+            raise self._invalid(_ENDLESS)
         if kind == _STRING:
             for _ in range(count):
                 length = struct.unpack("<Q", self.take(8))[0]
                 self._skip(length)
             return None, count
         if kind not in _SCALARS:
-            raise UsageError(f"{self._path}: torn, or not a GGUF file: an array of type {kind}.")
+            raise self._invalid(f"an array of type {kind}")
         if count > _KEPT:
             self._skip(count * struct.calcsize(f"<{_SCALARS[kind]}"))
             return None, count
         return [self.scalar(kind) for _ in range(count)], count
 
     def shape(self) -> tuple[int, ...]:
-        """Dimensions of one tensor; its type and place are stepped over."""
+        """Read the dimensions of one tensor; its type and offset are skipped."""
         rank = self.unpack("<I")
         if rank > 8:
-            raise UsageError(f"{self._path}: torn, or not a GGUF file: a tensor of {rank} dimensions.")
+            raise self._invalid(f"a tensor of {rank} dimensions")
         dimensions = tuple(self.unpack("<Q") for _ in range(rank))
         if math.prod(dimensions) > 1 << 50:
-            raise UsageError(f"{self._path}: torn, or not a GGUF file: a tensor of shape {dimensions}.")
+            raise self._invalid(f"a tensor of shape {dimensions}")
         self.take(12)
         return dimensions
 
@@ -205,7 +206,7 @@ class _Reader:
             self._at += count
             return
         if self._before + self._at + count > _MOST_HEADER:
-            raise self._too_long()
+            raise self._invalid(_ENDLESS)
         count -= len(self._data) - self._at
         self._before += len(self._data) + count
         self._data, self._at = b"", 0
@@ -213,12 +214,12 @@ class _Reader:
 
     def _fill(self, count: int) -> None:
         if self._before + self._at + count > _MOST_HEADER:
-            raise self._too_long()
+            raise self._invalid(_ENDLESS)
         rest = self._data[self._at :]
         self._before += self._at
         self._data, self._at = rest + self._file.read(max(_WINDOW, count)), 0
         if len(self._data) < count:
-            raise UsageError(f"{self._path}: torn: it ends inside its header.")
+            raise UsageError(f"{self._path}: truncated: it ends inside its header; copy or download it again.")
 
-    def _too_long(self) -> UsageError:
-        return UsageError(f"{self._path}: torn, or not a GGUF file: its header has no end.")
+    def _invalid(self, what: str) -> UsageError:
+        return UsageError(f"{self._path}: truncated or not a GGUF file: {what}.")

@@ -1,8 +1,8 @@
-"""Which configurations are counted exactly, and what is certain of all others.
+"""Model configurations that are counted exactly, and lower bounds for all others.
 
-A model type is here because its count was compared with transformers' own classes (``tests/budget/test_known.py``). A
-key of its configuration that may be a size and is on no list here (``kv_lora_rank``, ``n_routed_experts``) makes the
-model unknown: what it adds is not counted, and a verdict would be a guess.
+A model type is listed if its count was compared with transformers' own classes (``tests/budget/test_known.py``). A key
+of its configuration that may be a size and is on no list here (``kv_lora_rank``, ``n_routed_experts``) makes the model
+unknown: what it adds is not counted, and a verdict would be a guess.
 """
 
 from collections.abc import Iterable, Mapping
@@ -113,14 +113,14 @@ _NO_SIZE = frozenset(
         "use_sliding_window",
     }
 )
-"""Keys that add no parameter, whatever they say."""
+"""Keys that add no parameters, whatever their value."""
 _NEUTRAL: dict[str, tuple[Any, ...]] = {"decoder_sparse_step": (1,), "text_config": ()}
 _LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
 _NO_SIZE_ENDINGS = ("_token_id", "_token_ids", "_token_index")
 _PRIVATE = ("_", "unsloth")
 _MOST_NAMED = 4
 _PACKED_LEAST = 0.2
-"""Bytes: three values in less than two bits, the fewest that any method keeps."""
+"""Minimum bytes per element of any method: three values in less than two bits."""
 _PACKED_BYTES = {"fp8": 1.0, "fbgemm_fp8": 1.0, "mxfp4": 0.5, "awq": 0.5}
 
 _EXPERT_KEYS: dict[str, tuple[str, str]] = {
@@ -131,65 +131,64 @@ _EXPERT_KEYS: dict[str, tuple[str, str]] = {
     "qwen3_next": ("num_experts", "moe_intermediate_size"),
     "gpt_oss": ("num_local_experts", "intermediate_size"),
 }
-"""Where a type that is not counted says how many experts it has, and how wide each is."""
+"""Keys of types that are not counted: number of experts, and their width."""
 _EXPERTS_OF_ANY = ("n_routed_experts", "num_local_experts", "num_experts", "moe_num_experts")
 
 
 def unknown(model_type: str, config: Mapping[str, Any], outer: Mapping[str, Any]) -> str | None:
-    """Why a configuration is not counted exactly; None: it is.
+    """Return why a configuration is not counted exactly; None if it is.
 
     Args:
-        model_type: of the language model.
-        config: the language model's part.
-        outer: the whole file.
+        model_type: type of the language model.
+        config: the language model's part of the configuration.
+        outer: the whole configuration.
     """
     if model_type not in TYPES:
         return f"architecture `{model_type[:40] or 'unknown'}` is not known"
-    if strange := sorted({*_strange(model_type, config), *_strange(model_type, outer)}):
-        named = ", ".join(f"`{key[:40]}`" for key in strange[:_MOST_NAMED])
-        more = f" and {len(strange) - _MOST_NAMED} more" if len(strange) > _MOST_NAMED else ""
-        return f"`{model_type}` with {named}{more} is not known: what that adds is not counted"
+    if uncounted := sorted({*_uncounted(model_type, config), *_uncounted(model_type, outer)}):
+        names = ", ".join(f"`{key[:40]}`" for key in uncounted[:_MOST_NAMED])
+        more = f" and {len(uncounted) - _MOST_NAMED} more" if len(uncounted) > _MOST_NAMED else ""
+        return f"`{model_type}` with {names}{more} is not known: what that adds is not counted"
     return None
 
 
 def least_parameters(model_type: str, config: Mapping[str, Any], *, hidden: int, layers: int, vocab: int) -> int:
-    """Parameters that a model has at least, whatever it is: an embedding, a square matrix in every layer, and the
-    experts of types that say how many they have.
+    """Return a lower bound of a model's parameters.
 
-    Smaller than every causal language model of transformers at its class's own sizes; no bound for models whose layers
-    share weights.
+    An embedding, a square matrix in every layer, and the experts if the type says how many it has. Smaller than every
+    causal language model of transformers at its class's default sizes; not valid for models whose layers share weights.
     """
     return vocab * hidden + layers * hidden * hidden + _experts(model_type, config, hidden, layers)
 
 
 def experts_of(config: Mapping[str, Any]) -> int:
-    """Experts in each layer, under whatever key a configuration has them; 0: it is no mixture."""
-    found = [part.get(key) for part in (config, _object(config.get("text_config"))) for key in _EXPERTS_OF_ANY]
-    return max((count for count in found if type(count) is int and count > 1), default=0)
+    """Return the number of experts in each layer, under any known key; 0 if it is not a mixture."""
+    counts = [part.get(key) for part in (config, _object(config.get("text_config"))) for key in _EXPERTS_OF_ANY]
+    return max((count for count in counts if type(count) is int and count > 1), default=0)
 
 
 def packed_bytes(config: Mapping[str, Any]) -> float | None:
-    """Least bytes of an element of a checkpoint that is quantised already; None: it is not."""
-    given = _object(config.get("quantization_config"))
-    if not given:
+    """Return the minimum bytes per element of a checkpoint that is already quantised; None if it is not."""
+    quantisation = _object(config.get("quantization_config"))
+    if not quantisation:
         return None
-    bits = given.get("bits")
+    bits = quantisation.get("bits")
     if type(bits) is int and 1 <= bits <= 16:
         return bits / 8
-    if given.get("load_in_8bit") is True:
+    if quantisation.get("load_in_8bit") is True:
         return 1.0
-    if given.get("load_in_4bit") is True:
+    if quantisation.get("load_in_4bit") is True:
         return 0.5
-    return _PACKED_BYTES.get(str(given.get("quant_method")), _PACKED_LEAST)
+    return _PACKED_BYTES.get(str(quantisation.get("quant_method")), _PACKED_LEAST)
 
 
 def _object(value: Any) -> Mapping[str, Any]:
-    """An object of a configuration; empty where it is something else."""
+    """Return an object of a configuration; empty if it is something else."""
     return cast("Mapping[str, Any]", value) if isinstance(value, dict) else {}
 
 
-def _strange(model_type: str, config: Mapping[str, Any]) -> Iterable[str]:
-    """Keys that may add parameters and are not counted."""
+def _uncounted(model_type: str, config: Mapping[str, Any]) -> Iterable[str]:
+    """Yield keys that may add parameters and are not counted."""
     counted = _SIZES | _OWN.get(model_type, frozenset[str]())
     for key, value in config.items():
         if key in counted or key in _NO_SIZE or key.endswith(_NO_SIZE_ENDINGS) or key.startswith(_PRIVATE):
@@ -199,7 +198,7 @@ def _strange(model_type: str, config: Mapping[str, Any]) -> Iterable[str]:
 
 
 def _may_be_a_size(key: str, value: Any) -> bool:
-    """Whether a value says more than a number that scales, a name, or that something is off."""
+    """Return whether a value may be a size, and not just a scale, a name, or a feature that is off."""
     if value is None or value is False or isinstance(value, float | str) or value in (0, [], {}):
         return False
     if key == "layer_types" and isinstance(value, list):

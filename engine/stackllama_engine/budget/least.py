@@ -1,6 +1,6 @@
-"""What a run takes at least where the estimate does not know what it takes: a verdict must then not be "it fits".
+"""Lower bound of a run's memory where the estimate is unknown, so that the verdict is not "it fits".
 
-Nothing is counted here that might not be there: no activations, no fragmentation, no context of the device.
+Only what is certain is counted: no activations, no fragmentation, no CUDA context.
 """
 
 from ..contract.recipe import MergeRecipe, PPORecipe, RewardRecipe, SFTRecipe
@@ -9,9 +9,9 @@ from .architecture import Architecture
 from .parts import PhaseEstimate
 from .precision import Precision, native_bytes, precision_of
 
-_STANDING = ("base weights", "adapter", "gradients", "optimizer")
+_RESIDENT = ("base weights", "adapter", "gradients", "optimizer")
 _FOUR_BITS = 0.5
-"""Bytes of a weight in nf4 or fp4, without its scales."""
+"""Bytes per weight in nf4 or fp4, without scales."""
 
 
 def unknown(
@@ -20,13 +20,13 @@ def unknown(
     reward: Architecture | None = None,
     shard: sharding.Sharding | None = None,
 ) -> str | None:
-    """Why an estimate is but a guess; None: it is one to go by.
+    """Return why an estimate is only a guess; None if it is reliable.
 
     Args:
-        recipe: any stage's but a pipeline's.
-        arch: of the model.
-        reward: PPO's reward model where it is one of its own.
-        shard: how the run would be shared out among GPUs, which is a what-if.
+        recipe: recipe of any stage except a pipeline.
+        arch: sizes of the model.
+        reward: sizes of PPO's separate reward model.
+        shard: hypothetical sharding of the run over GPUs.
     """
     reasons: list[str] = []
     if arch.unknown:
@@ -45,7 +45,7 @@ def unknown(
     ):
         reasons.append("an adapter on the experts of a mixture is not counted")
     if shard and not isinstance(recipe, MergeRecipe) and not recipe.use_peft:
-        reasons.append(f"full training shared out by {shard.kind} was never measured against this estimate")
+        reasons.append(f"full training sharded by {shard.kind} was never measured against this estimate")
     return "; ".join(reasons) or None
 
 
@@ -56,16 +56,16 @@ def least(
     shard: sharding.Sharding | None = None,
     phases: list[PhaseEstimate] | None = None,
 ) -> int:
-    """Bytes that one device certainly has to hold.
+    """Return the minimum bytes that one device must hold.
 
     Args:
         recipe, arch, reward, shard: as for :func:`unknown`.
-        phases: of the estimate, where the architecture is known: what stays of them is certain.
+        phases: phases of the estimate, if the architecture is known; their resident components are certain.
     """
     if isinstance(recipe, MergeRecipe):
         return _packed(arch) if arch.packed else 4 * arch.parameters
     if arch.unknown is None and shard and phases:
-        return max(sum(one.bytes for one in phase.components if one.name in _STANDING) for phase in phases)
+        return max(sum(one.bytes for one in phase.components if one.name in _RESIDENT) for phase in phases)
     precision = precision_of(recipe, arch)
     held = _weights(arch, precision)
     if reward is not None:
@@ -91,12 +91,12 @@ def _weights(arch: Architecture, precision: Precision, *, head: bool = True) -> 
 
 
 def _packed(arch: Architecture) -> int:
-    """Of a checkpoint that is quantised already."""
+    """Return the bytes of a checkpoint that is already quantised."""
     return max(int((arch.packed or 0) * arch.parameters), arch.bytes_on_disk)
 
 
 def _moments(recipe: SFTRecipe | RewardRecipe | PPORecipe, arch: Architecture, width: int) -> int:
-    """Of the optimizer; what may lie in the host's memory, and Adafactor's sums, count as nothing."""
+    """Return the bytes of the optimizer's moments; those that may be in host memory, and Adafactor's, count as 0."""
     if recipe.optim in ("adamw_torch", "adamw_torch_fused"):
         return 2 * width * arch.parameters
     return 2 * arch.parameters if recipe.optim in ("adamw_8bit", "adamw_bnb_8bit") else 0

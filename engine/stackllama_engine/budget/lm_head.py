@@ -1,4 +1,4 @@
-"""The language-model head and the loss over its logits; bytes.
+"""Memory of the language-model head and the loss over its logits, in bytes.
 
 V vocabulary, T tokens. Sources: transformers' ``ForCausalLMLoss``; TRL 1.16 ``kernels/chunked_logprob.py``;
 ``train/ppo/shared_base.py`` here.
@@ -11,7 +11,7 @@ from .precision import Precision
 
 Head = Literal["tiled", "plain", "chunked", "score"]
 """``tiled``: TRL's fused head; ``plain``: all logits at once; ``chunked``: projected in eighths, compiled;
-``score``: one number a text."""
+``score``: one number per text."""
 TILE_TOKENS = 4096
 TILE_VOCABULARY = 32768
 CHUNKS = 8
@@ -20,12 +20,12 @@ CHUNK_TOKENS = 128
 
 
 def loss(kind: Head, arch: Architecture, precision: Precision, tokens: int, *, on_gpu: bool, kept: bool = False) -> int:
-    """The most that head and loss hold at once, at the end of the forward pass or in the loss's backward pass.
+    """Return the peak of head and loss, at the end of the forward pass or in the loss's backward pass.
 
     Args:
-        kind: which head.
-        arch: the model.
-        precision: how it runs.
+        kind: kind of head.
+        arch: sizes of the model.
+        precision: precision of the model.
         tokens: T.
         on_gpu: with Triton's kernels; torch's own operations need copies of the tile.
         kept: the model's outputs stay alive through the backward pass.
@@ -42,10 +42,10 @@ def loss(kind: Head, arch: Architecture, precision: Precision, tokens: int, *, o
 
 
 def gradients(kind: Head, elements: int, width: int) -> tuple[int, int]:
-    """Gradients of the head's own weights, where they are trained: during the loss, and in the head's backward pass.
+    """Return the gradients of the head's own weights, if trained: during the loss, and in the head's backward pass.
 
-    TRL's fused head adds its tiles up in float32 and casts the sum. One that is used chunk by chunk adds each
-    chunk's gradient to the sum of those before. A plain one makes it after the loss's largest moment.
+    TRL's fused head sums its tiles in float32 and casts the sum. A chunked head adds each chunk's gradient to the sum
+    of those before. A plain head computes it after the loss's peak.
     """
     match kind:
         case "tiled":
@@ -59,12 +59,12 @@ def gradients(kind: Head, elements: int, width: int) -> tuple[int, int]:
 
 
 def logit_gradients(kind: Head, vocabulary: int, tokens: int, width: int) -> int:
-    """Gradient of the logits as the head's backward pass finds it, and its float32 form."""
+    """Return the gradient of the logits at the head's backward pass, with its float32 copy."""
     return (width + (4 if width < 4 else 0)) * vocabulary * tokens if kind == "plain" else 0
 
 
 def tiled(arch: Architecture, precision: Precision, tokens: int, *, on_gpu: bool) -> int:
-    """One tile of logits, its slice of the head; hidden states, and their gradient in float32 and in their dtype."""
+    """Return a tile of logits, its slice of the head, hidden states, and their gradient in float32 and own dtype."""
     rows = min(tokens, TILE_TOKENS)
     tile = precision.head * rows * TILE_VOCABULARY
     columns = min(arch.vocab, TILE_VOCABULARY)
@@ -77,22 +77,29 @@ def tiled(arch: Architecture, precision: Precision, tokens: int, *, on_gpu: bool
 
 
 def plain(vocabulary: int, tokens: int, width: int, *, kept: bool = False) -> int:
-    """Logits, their float32 copy, and in the backward pass the gradient twice: 12 bytes a logit in bf16, 14 when
-    the outputs stay alive."""
+    """Return the logits, their float32 copy, and in the backward pass the gradient twice.
+
+    12 bytes per logit in bf16, 14 if the outputs stay alive.
+    """
     outputs = width if kept and width < 4 else 0
     return (12 + outputs) * vocabulary * tokens
 
 
 def chunk(arch: Architecture, precision: Precision, tokens: int) -> int:
-    """What ``train/ppo/head.py`` holds of a hundred tokens: logarithms and probabilities in float32, and the logits of
-    a narrower head."""
+    """Return what ``train/ppo/head.py`` holds per chunk of tokens.
+
+    Log-probabilities and probabilities in float32, and the logits of a narrower head.
+    """
     narrow = precision.head if precision.head < 4 else 0
     return (8 + narrow) * arch.vocab * min(tokens, CHUNK_TOKENS)
 
 
 def update(arch: Architecture, precision: Precision, tokens: int, *, directions: int) -> int:
-    """PPO's log-probabilities with gradients: of each token the hidden state as the head takes it and a float32 vector
-    a direction; beside them a chunk, or the gradient."""
+    """Return the peak of PPO's log-probabilities with gradients.
+
+    Per token the hidden state in the head's dtype and one float32 vector per direction; beside them a chunk, or the
+    gradient.
+    """
     hidden = 4 * arch.hidden * tokens
     taken = precision.head * arch.hidden * tokens
     kept = directions * hidden
@@ -101,17 +108,19 @@ def update(arch: Architecture, precision: Precision, tokens: int, *, directions:
 
 
 def narrowed(arch: Architecture, precision: Precision) -> int:
-    """The 16-bit copy of a float32 head under autocast, as long as its product is needed."""
+    """Return the 16-bit copy of a float32 head under autocast, which lives as long as its product."""
     return 2 * arch.embedding if precision.amp and precision.other == 4 else 0
 
 
 def scoring(arch: Architecture, precision: Precision, tokens: int) -> int:
-    """PPO's log-probabilities without gradients: the states as the head takes them, its narrow copy, and a chunk."""
+    """Return the peak of PPO's log-probabilities without gradients: states, the head's 16-bit copy, and a chunk."""
     taken = precision.head * arch.hidden * tokens
     return taken + narrowed(arch, precision) + chunk(arch, precision, tokens)
 
 
 def sampling(arch: Architecture, precision: Precision, rows: int) -> int:
-    """One token's distribution: logits and softmax in float32, its cumulative sum in float64; or before them the
-    head's narrow copy and what it gives."""
+    """Return the peak of sampling one token.
+
+    Logits and softmax in float32, its cumulative sum in float64; or before them the head's 16-bit copy and its output.
+    """
     return max((4 + 4 + 8 + 8) * arch.vocab * rows, narrowed(arch, precision) + precision.head * arch.vocab * rows)

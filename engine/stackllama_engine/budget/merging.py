@@ -1,4 +1,4 @@
-"""The phases of a merge: everything in float32, whatever the target dtype (``train/merge.py``)."""
+"""Phases of a merge: everything in float32, whatever the target dtype (``train/merge.py``)."""
 
 from .architecture import Architecture
 from .parts import PhaseEstimate, phase
@@ -7,12 +7,12 @@ _WIDTH = 4
 
 
 def phases(arch: Architecture, adapter: int, target: int) -> list[PhaseEstimate]:
-    """Load and probe, merge one matrix after another, load the result again.
+    """Return the phases: load and probe, merge one matrix after another, save, load the result again.
 
     Args:
-        arch: the base.
+        arch: sizes of the base.
         adapter: elements of the adapter.
-        target: bytes of an element of the merged model.
+        target: bytes per element of the merged model.
     """
     weights, small = _WIDTH * arch.parameters, _WIDTH * adapter
     largest = max((one.inputs * one.outputs for one in arch.linears), default=0)

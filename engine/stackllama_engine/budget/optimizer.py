@@ -1,4 +1,4 @@
-"""Gradients, the optimizer's states, and what one step needs for a moment; one function a kind where they differ.
+"""Memory of gradients, optimizer states, and temporaries of one step; one function per kind where they differ.
 
 Sources: torch ``optim/adamw.py``; bitsandbytes ``optim/optimizer.py`` (blocks of 256, arXiv:2110.02861); transformers
 ``optimization.py`` for Adafactor (arXiv:1804.04235).
@@ -16,29 +16,29 @@ Optimizer = Literal["fused", "foreach", "loop", "adamw8bit", "paged8bit", "paged
 """``none``: nothing on the device, as with optimizer state offloaded to the host."""
 
 LEAST_8BIT = 4096
-"""Elements below which bitsandbytes keeps a tensor's states in float32."""
+"""Number of elements below which bitsandbytes keeps a tensor's states in float32."""
 LEAST_PAGED = 100_000
-"""Elements below which bitsandbytes does not page a tensor's states."""
+"""Number of elements below which bitsandbytes does not page a tensor's states."""
 BLOCK = 256
 """Elements that share a scale."""
 
 
 class Trained(Struct, frozen=True):
-    """Equal tensors that are trained."""
+    """Trained tensors of equal shape."""
 
     rows: int
     columns: int = 0
-    """0: a vector."""
+    """0 for a vector."""
     count: int = 1
 
     @property
     def elements(self) -> int:
-        """Of one of them."""
+        """Elements of one of them."""
         return self.rows * max(1, self.columns)
 
 
 def kind_of(optim: Optim, *, on_gpu: bool) -> Optimizer:
-    """What a recipe's ``optim`` becomes: plain torch AdamW is foreach where every parameter is on a GPU."""
+    """Return the optimizer of a recipe's ``optim``; plain torch AdamW is foreach if every parameter is on a GPU."""
     match optim:
         case "adamw_torch_fused":
             return "fused"
@@ -55,22 +55,22 @@ def kind_of(optim: Optim, *, on_gpu: bool) -> Optimizer:
 
 
 def elements(trained: Iterable[Trained]) -> int:
-    """Of all of them."""
+    """Count the elements of all tensors."""
     return sum(one.elements * one.count for one in trained)
 
 
 def gradients(trained: int, width: int) -> int:
-    """One gradient a trained element, in its dtype."""
+    """Return the bytes of the gradients: one per trained element, in its dtype."""
     return trained * width
 
 
 def states(trained: Iterable[Trained], width: int, kind: Optimizer) -> int:
-    """What lies on the device between two steps.
+    """Return the bytes of the optimizer's states on the device between two steps.
 
     Args:
-        trained: the tensors.
-        width: bytes of an element.
-        kind: of optimizer.
+        trained: the trained tensors.
+        width: bytes per element.
+        kind: kind of optimizer.
     """
     by_kind: dict[Optimizer, Callable[[Trained], int]] = {
         "adamw8bit": adamw_8bit,
@@ -86,45 +86,45 @@ def states(trained: Iterable[Trained], width: int, kind: Optimizer) -> int:
 
 
 def nothing(_: Trained) -> int:
-    """States that are kept elsewhere."""
+    """Return 0: the states are not on the device."""
     return 0
 
 
 def adamw(one: Trained, width: int) -> int:
-    """torch's: two moments in the parameter's dtype. Pure bf16 training has 4 bytes an element here, not 8."""
+    """Return torch AdamW's two moments in the parameter's dtype: with pure bf16 4 bytes per element, not 8."""
     return 2 * width * one.elements
 
 
 def adamw_8bit(one: Trained) -> int:
-    """bitsandbytes': two bytes an element, and two float32 scales a block; small tensors have float32 states."""
+    """Return bitsandbytes' two bytes per element and two float32 scales per block; small tensors use float32."""
     if one.elements < LEAST_8BIT:
         return 8 * one.elements
     return 2 * one.elements + _scales(one)
 
 
 def paged_8bit(one: Trained) -> int:
-    """The same in CUDA's managed memory, which moves to the host when the GPU is full; the scales do not."""
+    """Return what cannot move to the host: 8-bit states are in CUDA's managed memory, their scales are not."""
     return adamw_8bit(one) if one.elements < LEAST_PAGED else _scales(one)
 
 
 def paged_32bit(one: Trained) -> int:
-    """Two float32 moments whatever the parameter's dtype, in managed memory unless the tensor is small."""
+    """Return what cannot move to the host: float32 moments are in managed memory unless the tensor is small."""
     return 8 * one.elements if one.elements < LEAST_PAGED else 0
 
 
 def adafactor(one: Trained) -> int:
-    """Sums over rows and over columns of a matrix in float32; a vector's second moment whole."""
+    """Return Adafactor's row and column sums of a matrix in float32, or a vector's whole second moment."""
     return 4 * (one.rows + one.columns)
 
 
 def step_transient(trained: Sequence[Trained], width: int, kind: Optimizer, *, on_gpu: bool = True) -> int:
-    """What one step needs for a moment.
+    """Return the peak of temporaries of one step.
 
     Args:
-        trained: the tensors, in the order in which they are stepped.
-        width: bytes of an element.
-        kind: of optimizer.
-        on_gpu: bitsandbytes' kernels work in place there; on a CPU it writes the states out in float32.
+        trained: the trained tensors, in the order of the step.
+        width: bytes per element.
+        kind: kind of optimizer.
+        on_gpu: bitsandbytes' GPU kernels work in place; on a CPU it dequantises the states to float32.
     """
     largest = max((one.elements for one in trained), default=0)
     match kind:
@@ -141,8 +141,11 @@ def step_transient(trained: Sequence[Trained], width: int, kind: Optimizer, *, o
 
 
 def _adafactor_update(trained: Sequence[Trained], width: int) -> int:
-    """The squared gradient and its sum with epsilon in float32, before which 16-bit gradients and parameters are
-    written out, while the update of the tensor before is still referred to."""
+    """Return the peak of Adafactor's update.
+
+    The squared gradient and its sum with epsilon in float32, with float32 copies of 16-bit gradients and parameters,
+    while the update of the previous tensor is still referenced.
+    """
     own = 8 if width == 4 else 16
     order = [0, *(one.elements for one in trained)]
     return max((own * now + 4 * before for before, now in pairwise(order)), default=0)

@@ -1,17 +1,17 @@
-"""What an estimate is made of."""
+"""Parts of an estimate: phases and their components."""
 
 from msgspec import Struct
 
 
 class Component(Struct, frozen=True):
-    """One reason for memory, in bytes."""
+    """One use of memory, in bytes."""
 
     name: str
     bytes: int
 
 
 class PhaseEstimate(Struct, frozen=True):
-    """One moment of a stage, and everything that is on the device then."""
+    """Peak of one phase of a stage, with everything on the device at that moment."""
 
     name: str
     components: tuple[Component, ...]
@@ -23,6 +23,6 @@ class PhaseEstimate(Struct, frozen=True):
 
 
 def phase(name: str, **parts: int) -> PhaseEstimate:
-    """A phase of the components that are not empty; ``kv_cache`` becomes ``kv cache``."""
-    kept = [Component(part.replace("_", " "), count) for part, count in parts.items() if count]
-    return PhaseEstimate(name, tuple(kept))
+    """Make a phase of the non-empty components; ``kv_cache`` becomes ``kv cache``."""
+    components = [Component(part.replace("_", " "), count) for part, count in parts.items() if count]
+    return PhaseEstimate(name, tuple(components))

@@ -1,7 +1,6 @@
-"""The phases of one step on pairs against a frozen reference (DPO, arXiv:2305.18290), as TRL's DPOTrainer makes it.
+"""Phases of one DPO step on pairs against a frozen reference (arXiv:2305.18290), as in TRL's DPOTrainer.
 
-No stage of the engine trains this way; the formula stands beside the trace of such a step in
-``benchmarks/formula_vs_trace.py``.
+No stage of the engine trains this way; ``benchmarks/formula_vs_trace.py`` compares the formula with a trace.
 """
 
 import msgspec
@@ -11,22 +10,23 @@ from .parts import PhaseEstimate, phase
 
 
 def phases(pairs: training.Workload) -> list[PhaseEstimate]:
-    """Both answers of every pair go through the policy at once, then through the reference, which is the policy
-    without its adapter and costs no weights; then the policy's backward pass.
+    """Return the phases of one step: policy forward on both responses of every pair, reference, policy backward.
+
+    The reference is the policy without its adapter, and needs no weights of its own.
 
     Args:
         pairs: a workload whose ``sequences`` are pairs, with the tiled head.
     """
     work = msgspec.structs.replace(pairs, sequences=2 * pairs.sequences)
-    found = training.phases(work)
-    standing = ("base weights", "adapter", "optimizer", "ddp buckets", "gradients", "activations")
-    loss = next(one for one in found if one.name == "loss")
-    held = {one.name.replace(" ", "_"): one.bytes for one in loss.components if one.name in standing}
-    return [*found, phase("reference", **held, temporaries=reference(work))]
+    policy = training.phases(work)
+    names = ("base weights", "adapter", "optimizer", "ddp buckets", "gradients", "activations")
+    loss = next(one for one in policy if one.name == "loss")
+    resident = {one.name.replace(" ", "_"): one.bytes for one in loss.components if one.name in names}
+    return [*policy, phase("reference", **resident, temporaries=reference(work))]
 
 
 def reference(work: training.Workload) -> int:
-    """The reference's forward pass without gradients: its widest layer, or behind the layers one tile of its head."""
+    """Return the peak of the reference's forward pass without gradients: in a layer, or in one tile of its head."""
     precision = work.mode.precision
     plain = msgspec.structs.replace(work.mode, targets=(), rank=0)
     layer = activations.forward_transient(work.arch, plain, work.tokens)

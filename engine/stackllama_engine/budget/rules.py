@@ -1,7 +1,7 @@
-"""The published rules of thumb, by name. A first guess to show beside the estimate, never the estimate.
+"""Published rules of thumb: a first guess to show beside the estimate, never the estimate.
 
-Source of all of them: https://huggingface.co/blog/stackllama ("bf16: 2 bytes a parameter", "Adam: 8 bytes a
-parameter", "(2 + 8) · 7B = 70 GB", "LoRA on int8: 1.2 to 1.4 GB per billion parameters").
+Source of all of them: https://huggingface.co/blog/stackllama (bf16: 2 bytes per parameter, Adam: 8 bytes per
+parameter, (2 + 8) · 7B = 70 GB, LoRA on int8: 1.2 to 1.4 GB per billion parameters).
 """
 
 from msgspec import Struct
@@ -13,7 +13,7 @@ INT8_LORA_GB = (1.2, 1.4)
 
 
 class Rule(Struct, frozen=True):
-    """One rule applied to one model, in bytes."""
+    """A rule applied to a model, in bytes."""
 
     name: str
     low: int
@@ -21,28 +21,28 @@ class Rule(Struct, frozen=True):
 
 
 def weight_bytes(parameters: int, precision: str) -> int:
-    """Weights alone, in ``fp32`` (4 bytes a parameter), ``bf16`` (2) or ``int8`` (1)."""
+    """Return the weights alone, in ``fp32`` (4 bytes per parameter), ``bf16`` (2) or ``int8`` (1)."""
     return parameters * BYTES_PER_PARAMETER[precision]
 
 
 def adam_bytes(parameters: int) -> int:
-    """Adam's two moments in float32: 8 bytes a trained parameter."""
+    """Return Adam's two moments in float32: 8 bytes per trained parameter."""
     return ADAM_BYTES * parameters
 
 
 def full_bf16(parameters: int) -> int:
-    """Every weight trained in bf16: (2 + 8) bytes a parameter, 70 GB for 7B."""
+    """Return full training in bf16: (2 + 8) bytes per parameter, 70 GB for 7B."""
     return weight_bytes(parameters, "bf16") + adam_bytes(parameters)
 
 
 def int8_lora(parameters: int) -> tuple[int, int]:
-    """LoRA on an int8 base: 1.2 to 1.4 GB per billion parameters, "depending on batch size and sequence length"."""
+    """Return LoRA on an int8 base: 1.2 to 1.4 GB per billion parameters, by batch size and sequence length."""
     low, high = (round(parameters * gigabytes) for gigabytes in INT8_LORA_GB)
     return low, high
 
 
 def rules_for(parameters: int) -> list[Rule]:
-    """Every rule for a model of this size."""
+    """Apply every rule to a model of this size."""
     named = [(f"weights, {name}", weight_bytes(parameters, name)) for name in BYTES_PER_PARAMETER]
     named += [
         ("Adam", adam_bytes(parameters)),

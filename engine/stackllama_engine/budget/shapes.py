@@ -1,4 +1,4 @@
-"""From ``config.json``'s words to the matrices of a layer, family by family.
+"""Matrices and sizes of a model from its ``config.json``, by model family.
 
 Sources: the configuration and modelling files of transformers 5 (https://github.com/huggingface/transformers,
 ``src/transformers/models``); PEFT's default LoRA targets
@@ -26,7 +26,7 @@ _TARGETS: dict[str, tuple[str, ...]] = {
 }
 _QKV_BIAS = frozenset({"qwen2", "qwen2_moe"})
 _TIED = frozenset({"gemma", "gemma2", "gemma3", "gemma3_text", "gpt2"})
-"""Families whose configuration class ties embedding and head where the file says nothing."""
+"""Model types whose configuration class ties embedding and head by default."""
 _ALIASES = {
     "hidden_size": ("hidden_size", "n_embd", "d_model"),
     "num_hidden_layers": ("num_hidden_layers", "n_layer", "n_layers"),
@@ -42,7 +42,7 @@ _DEFAULTS = {
     "mixtral": {"num_key_value_heads": 8},
     "qwen3": {"head_dim": 128},
 }
-"""Of transformers' configuration classes, where they differ from what other sizes give."""
+"""Defaults of transformers' configuration classes, where they differ from those derived from other sizes."""
 _MOST = {
     "hidden_size": 1 << 20,
     "num_hidden_layers": 4096,
@@ -60,7 +60,7 @@ _MOST = {
 
 
 class Sizes(Struct, frozen=True, kw_only=True):
-    """A configuration's numbers, checked."""
+    """Checked sizes of a configuration."""
 
     model_type: str
     hidden: int
@@ -86,13 +86,13 @@ class Sizes(Struct, frozen=True, kw_only=True):
 
 
 def architecture_of(config: Mapping[str, Any], name: str, where: str, modules: frozenset[str]) -> Architecture:
-    """Sizes of the model that a configuration describes; parameters are counted by formula.
+    """Return the sizes of the model that a configuration describes; parameters are counted by formula.
 
     Args:
-        config: ``config.json``.
-        name: of the model, for people.
+        config: content of ``config.json``.
+        name: display name of the model.
         where: the file, for messages.
-        modules: names of the checkpoint's tensors where they are known; they decide about ties and biases.
+        modules: names of the checkpoint's tensors if they are known; they decide about tied weights and biases.
 
     Raises:
         UsageError: a size is missing or impossible.
@@ -130,7 +130,6 @@ def architecture_of(config: Mapping[str, Any], name: str, where: str, modules: f
         intermediate=sizes.intermediate,
         vocab=sizes.vocab,
         tied=tied,
-        biases=any(linear.bias for linear in linears),
         experts=sizes.experts,
         experts_used=sizes.experts_used,
         dtypes=_dtypes(config, outer),
@@ -242,7 +241,7 @@ def _extra(sizes: Sizes, family: str) -> int:
 
 
 def _with_bias(linear: Linear, modules: frozenset[str]) -> Linear:
-    """A linear of the Llama kind, with a bias where the checkpoint holds one."""
+    """Return a linear of the Llama kind, with a bias if the checkpoint has one."""
     part = "self_attn" if linear.source in ("attn", "out") else "mlp"
     names = (f"{prefix}layers.0.{part}.{linear.name}" for prefix in ("model.", ""))
     for name in names:
@@ -252,7 +251,7 @@ def _with_bias(linear: Linear, modules: frozenset[str]) -> Linear:
 
 
 def _text_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The language model's part of a configuration that also describes a vision tower."""
+    """Return the language model's part of a configuration that also describes a vision tower."""
     inner = config.get("text_config")
     if isinstance(inner, dict):
         return {str(key): value for key, value in inner.items()}  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
@@ -264,7 +263,9 @@ def _sizes(config: Mapping[str, Any], model_type: str, where: str) -> Sizes:
     hidden = _size(config, "hidden_size", where)
     heads = _size(config, "num_attention_heads", where)
     if hidden < heads and "head_dim" not in config:
-        raise UsageError(f"{where}: `hidden_size: {hidden}` is less than `num_attention_heads: {heads}`.")
+        raise UsageError(
+            f"{where}: `hidden_size: {hidden}` is less than `num_attention_heads: {heads}`; the file is damaged."
+        )
     experts = _size(config, "num_local_experts", where, 0) or _size(config, "num_experts", where, 0)
     dense = 4 * hidden if model_type in ("gpt2", "") or model_type not in known.TYPES else None
     intermediate = _size(config, "intermediate_size", where, dense)
@@ -291,12 +292,12 @@ def _size(config: Mapping[str, Any], key: str, where: str, default: int | None =
         value = config.get(name)
         if value is None:
             continue
-        # bool is an int in Python, and no size
+        # bool is an int in Python, but not a size
         if type(value) is not int or not (0 if default is not None else 1) <= value <= _MOST[key]:
-            raise UsageError(f"{where}: `{name}: {str(value)[:40]}` is no size of a model.")
+            raise UsageError(f"{where}: `{name}: {str(value)[:40]}` is not a valid model size.")
         return value or (default or 0)
     if default is None:
-        raise UsageError(f"{where}: `{key}` is missing, without which a model's memory cannot be told.")
+        raise UsageError(f"{where}: `{key}` is missing, which is needed to estimate the model's memory.")
     return default
 
 
@@ -306,11 +307,11 @@ def _flag(config: Mapping[str, Any], key: str, default: bool) -> bool:
 
 
 def _tied(config: Mapping[str, Any], outer: Mapping[str, Any], model_type: str, modules: frozenset[str]) -> bool:
-    """What the configuration says, as in transformers, which ties after loading; else the family's default."""
+    """Return whether weights are tied: as configured (transformers ties after loading), else the family's default."""
     if modules & {"lm_head.weight", "embed_out.weight"}:
         return _flag(config, "tie_word_embeddings", _flag(outer, "tie_word_embeddings", False))
-    unsaid = model_type in _TIED or model_type not in known.TYPES  # transformers' own default is True
-    return _flag(config, "tie_word_embeddings", _flag(outer, "tie_word_embeddings", unsaid))
+    default = model_type in _TIED or model_type not in known.TYPES  # transformers' own default is True
+    return _flag(config, "tie_word_embeddings", _flag(outer, "tie_word_embeddings", default))
 
 
 def _dtypes(config: Mapping[str, Any], outer: Mapping[str, Any]) -> tuple[str, ...]:

@@ -1,8 +1,8 @@
-"""What several GPUs hold each: everything and a copy of the gradients (DDP), or shares of it (ZeRO, FSDP); bytes.
+"""Memory per GPU if the run were sharded (ZeRO, FSDP), in bytes.
 
-The engine launches DDP; shares are a what-if of ``plan --shard``. Sources: ZeRO (arXiv:1910.02054, sections 5 and 7);
-DeepSpeed's documentation of ``reduce_bucket_size``; torch ``distributed/fsdp/_fully_shard`` (what a group gathers and
-when it lets go); torch ``reducer.cpp`` for DDP's buckets.
+The engine launches DDP; sharding is only estimated, by ``plan --shard``. Sources: ZeRO (arXiv:1910.02054, sections 5
+and 7); DeepSpeed's documentation of ``reduce_bucket_size``; torch ``distributed/fsdp/_fully_shard`` (what a group
+gathers and when it is freed).
 """
 
 from typing import Literal
@@ -13,57 +13,51 @@ from .parts import Component, PhaseEstimate
 from .training import Workload
 
 Shard = Literal["zero2", "zero3", "fsdp"]
-"""``zero2``: gradients and optimizer; ``zero3`` and ``fsdp``: parameters as well."""
+"""``zero2`` shards gradients and optimizer; ``zero3`` and ``fsdp`` parameters as well."""
 REDUCE_BUCKET = 500_000_000
-"""Elements that DeepSpeed reduces at a time, by default."""
+"""Default number of elements that DeepSpeed reduces at a time."""
 _FORWARD = ("last layer's forward",)
 _BACKWARD = ("last layer's backward", "first layer's backward")
 _AT_HEAD = ("loss", "head's backward")
 
 
 class Sharding(Struct, frozen=True, kw_only=True):
-    """Who holds what."""
+    """Kind of sharding and number of ranks."""
 
     kind: Shard
     ranks: int
 
 
-def ddp_buckets(gradients: int, *, as_view: bool = False) -> int:
-    """DDP's buckets: 25 MB each, the first 1 MB, together one more copy of the gradients, which stays between steps;
-    nothing where gradients are views of them (``gradient_as_bucket_view``)."""
-    return 0 if as_view else gradients
-
-
 def share(count: int, ranks: int) -> int:
-    """One rank's part, padded so that all are equal."""
+    """Return one rank's share, padded so that all are equal."""
     return -(-count // ranks)
 
 
 def kept(name: str, sharding: Sharding) -> int:
-    """Among how many ranks a component is divided."""
+    """Return over how many ranks a component is sharded."""
     everywhere = ("gradients", "optimizer")
     with_parameters = (*everywhere, "base weights", "adapter")
     return sharding.ranks if name in (everywhere if sharding.kind == "zero2" else with_parameters) else 1
 
 
 def reduce_bucket(work: Workload) -> int:
-    """DeepSpeed's buffer for the gradients it reduces next."""
+    """Return DeepSpeed's buffer for the gradients it reduces next."""
     return work.width * min(REDUCE_BUCKET, work.trained)
 
 
 def layer_bytes(work: Workload) -> int:
-    """One layer's parameters, gathered."""
+    """Return one layer's gathered parameters."""
     adapters = 0 if work.mode.full else work.adapter // max(1, work.arch.layers)
     return (work.arch.layer_linear + work.arch.norms) * work.mode.precision.native + adapters
 
 
 def gathered(work: Workload, phase: str, kind: Shard) -> int:
-    """Parameters and gradients that are whole for a moment, where parameters are shared out.
+    """Return the temporarily unsharded parameters and gradients, if parameters are sharded.
 
-    - Forward: a layer as it was gathered, as it is used, and the next one on its way.
-    - Backward: a layer and the next one, and where it is trained its gradient, and that of the layer behind it on its
-      way out.
-    - Loss: the head; the last layers have been let go.
+    - Forward: a layer as gathered and as used, and the next one being gathered.
+    - Backward: a layer and the next one, and if it is trained its gradient, with FSDP also that of the layer before,
+      which is being reduced.
+    - Loss: the head; the last layers are freed.
     """
     layer, embedding = layer_bytes(work), work.arch.embedding * work.mode.precision.native
     head = embedding if work.head != "score" else 0
@@ -80,12 +74,12 @@ def gathered(work: Workload, phase: str, kind: Shard) -> int:
 
 
 def sharded(one: PhaseEstimate, work: Workload, sharding: Sharding) -> PhaseEstimate:
-    """A phase of one rank.
+    """Return a phase of one rank.
 
     Args:
         one: the phase on a single GPU.
-        work: of that GPU; its base must not be quantised where parameters are shared out.
-        sharding: what is divided.
+        work: workload of that GPU; its base must not be quantised if parameters are sharded.
+        sharding: the sharding.
     """
     parts = [Component(part.name, share(part.bytes, kept(part.name, sharding))) for part in one.components]
     if sharding.kind != "zero2":

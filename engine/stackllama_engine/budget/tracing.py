@@ -1,6 +1,6 @@
-"""The launcher's side of a trace: a process of its own runs two steps with fake tensors, and answers in JSON.
+"""Client of a trace: a separate process runs two steps with fake tensors and replies in JSON.
 
-Torch-free. A trace takes seconds, most of them torch's import; nothing of the model is loaded.
+Torch-free. A trace takes seconds, most of them for importing torch; no weights are loaded.
 """
 
 import os
@@ -15,25 +15,26 @@ from ..contract.child_environment import source_path
 from ..contract.errors import UsageError
 from ..contract.recipe import PPORecipe, RewardRecipe, SFTRecipe
 from . import gguf
-from .architecture import Architecture, read_architecture, read_config
+from .architecture import Architecture
+from .model_files import read_architecture, read_config
 from .trace.request import Request, Trace
 
 TIMEOUT = 300.0
-"""Seconds. A 7B takes 5 to 15 of them on one core, most other models less."""
+"""Seconds. A 7B model takes 5 to 15 on one core, most other models less."""
 _MODULE = "stackllama_engine.budget.trace"
-_MOST_WORDS = 300
+_MOST_LETTERS = 300
 
 TracedRecipe = SFTRecipe | RewardRecipe | PPORecipe
 
 
 def trace(recipe: TracedRecipe, model: Path, *, judge: Path | None = None, timeout: float = TIMEOUT) -> Trace:
-    """Allocated bytes of a recipe on one GPU, phase by phase, from running it without weights.
+    """Trace the allocated bytes of a recipe on one GPU, phase by phase, by running it without weights.
 
     Args:
-        recipe: of a stage that trains.
-        model: directory or ``.gguf`` file of ``model_name_or_path``; its configuration is all that is read.
-        judge: of a reward model of its own; None: an adapter on the policy's base.
-        timeout: seconds until it is given up.
+        recipe: recipe of a training stage.
+        model: directory or ``.gguf`` file of ``model_name_or_path``; only its configuration is read.
+        judge: the same of a separate reward model; None: an adapter on the policy's base.
+        timeout: seconds until the trace is abandoned.
 
     Raises:
         UsageError: the model cannot be traced, the libraries are not installed, or it took too long.
@@ -48,7 +49,7 @@ def trace(recipe: TracedRecipe, model: Path, *, judge: Path | None = None, timeo
 
 
 def ask(request: Request, *, timeout: float = TIMEOUT) -> Trace:
-    """Start the process, hand it the request, take its answer.
+    """Run the trace's process on a request and return its reply.
 
     Raises:
         UsageError: see :func:`trace`.
@@ -65,20 +66,22 @@ def ask(request: Request, *, timeout: float = TIMEOUT) -> Trace:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise UsageError(f"The trace was given up after {timeout:g} s; the formula's figures stand alone.") from None
+        raise UsageError(
+            f"The trace did not finish within {timeout:g} s; only the formula's estimate is available."
+        ) from None
     if done.returncode:
-        raise UsageError(f"This cannot be traced: {_last_line(done.stderr)}")
+        raise UsageError(f"This recipe cannot be traced: {_last_line(done.stderr)}")
     try:
         return msgspec.json.decode(done.stdout.splitlines()[-1], type=Trace)
     except (msgspec.DecodeError, IndexError):
-        raise UsageError(f"The trace gave no answer: {_last_line(done.stdout or done.stderr)}") from None
+        raise UsageError(f"The trace gave no valid reply: {_last_line(done.stdout or done.stderr)}") from None
 
 
 def configuration(model: Path) -> dict[str, Any]:
-    """``config.json`` with the dtype that ``dtype: auto`` loads.
+    """Read ``config.json``, with the dtype that ``dtype: auto`` loads.
 
     Raises:
-        UsageError: no model there, or not readable.
+        UsageError: not a model, or not readable.
     """
     arch: Architecture = read_architecture(model)
     config = gguf.as_config(gguf.read_header(model), model) if model.suffix == ".gguf" else read_config(model)
@@ -86,7 +89,7 @@ def configuration(model: Path) -> dict[str, Any]:
 
 
 def _last_line(output: bytes) -> str:
-    """The last thing it said, without control characters."""
+    """Return the last line of output, without control characters."""
     lines = output.decode("utf-8", "replace").strip().splitlines()
-    words = "".join(letter if letter.isprintable() else " " for letter in lines[-1]) if lines else "it said nothing"
-    return words[:_MOST_WORDS]
+    text = "".join(letter if letter.isprintable() else " " for letter in lines[-1]) if lines else "no output"
+    return text[:_MOST_LETTERS]

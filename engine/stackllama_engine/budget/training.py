@@ -1,7 +1,7 @@
-"""The phases of one training step: losses, backward passes, the optimizer's step.
+"""Phases of one training step: loss, backward passes, optimizer step.
 
-The largest of them is the peak. Checkpointing keeps one residual stream a layer and runs a layer again for its
-backward pass; without it every layer keeps everything.
+The largest is the peak. Checkpointing saves one residual stream per layer and runs a layer again for its backward pass;
+without it every layer saves all its activations.
 """
 
 from typing import Literal
@@ -24,29 +24,29 @@ class Workload(Struct, frozen=True, kw_only=True):
     arch: Architecture
     mode: LayerMode
     sequences: int
-    """A device and micro-batch."""
+    """Sequences per device and micro-batch."""
     base: int
     """Bytes of frozen and trained weights without adapters."""
     trained: int
-    """Elements that are trained."""
+    """Number of trained elements."""
     adapters: int = 1
-    """Adapters of the mode's shape among them; one pass reads one of them."""
+    """Number of adapters of the mode's shape among them; one pass reads one of them."""
     adapter: int = 0
     """Bytes of adapters and small heads."""
     width: int = 4
-    """Bytes of a trained element."""
+    """Bytes per trained element."""
     checkpointing: Checkpointing = "none"
     optimizer: Optimizer = "fused"
     accumulates: bool = False
-    """Gradients of earlier micro-batches lie there during the forward pass."""
+    """Gradients of earlier micro-batches exist during the forward pass."""
     head: Head = "plain"
     head_bytes: int | None = None
-    """What head and loss take, where no :mod:`.lm_head` fits."""
+    """Bytes of head and loss, if none of :mod:`.lm_head` applies."""
     keeps_outputs: bool = False
     ddp: bool = False
-    """A second copy of the gradients, in DDP's buckets."""
+    """DDP: a second copy of the gradients, in its buckets."""
     summed: bool = False
-    """Gradients are added up over ranks in one flat copy, with one rank too (``train/ppo/update.py``)."""
+    """Gradients are summed over ranks in one flat copy, also with one rank (``train/ppo/update.py``)."""
     on_gpu: bool = True
 
     @property
@@ -56,7 +56,7 @@ class Workload(Struct, frozen=True, kw_only=True):
 
     @property
     def tensors(self) -> tuple[Trained, ...]:
-        """What is trained, tensor by tensor; what no matrix accounts for, such as a score head, is a vector."""
+        """Trained tensors; elements outside the matrices, such as a score head, count as a vector."""
         arch, mode = self.arch, self.mode
         if mode.full:
             known = weights.tensors(arch, head=self.head != "score")
@@ -67,7 +67,7 @@ class Workload(Struct, frozen=True, kw_only=True):
 
 
 def kept_by_layers(work: Workload) -> int:
-    """What all layers keep between forward and backward pass."""
+    """Return what all layers save between forward and backward pass."""
     arch, tokens = work.arch, work.tokens
     if work.checkpointing == "none":
         return tokens * (arch.layers * activations.layer(arch, work.mode) - activations.spared(arch, work.mode))
@@ -78,10 +78,10 @@ def kept_by_layers(work: Workload) -> int:
 
 
 def one_layer(work: Workload) -> int:
-    """What one layer keeps, made again for its backward pass under checkpointing; 0 where it is there already.
+    """Return what one layer saves when recomputed for its backward pass; 0 without checkpointing.
 
-    A float32 stream needs no copy for the first norm, which so keeps the checkpoint itself. Reentrant checkpointing
-    holds the layer's output while it goes back through it.
+    A float32 stream needs no copy for the first norm, which then saves the checkpoint itself. Reentrant checkpointing
+    holds the layer's output during its backward pass.
     """
     if work.checkpointing == "none":
         return 0
@@ -95,13 +95,13 @@ def one_layer(work: Workload) -> int:
 
 
 def outside_layers(work: Workload) -> int:
-    """Token ids and the final norm; where all is trained, its output as well."""
+    """Return token ids and the final norm; if all weights are trained, its output as well."""
     h, precision = work.arch.hidden, work.mode.precision
     return work.tokens * (24 + 4 * h + 4 + (precision.residual * h if work.mode.full else 0))
 
 
 def phases(work: Workload) -> list[PhaseEstimate]:
-    """Every phase of a step, from the second one on (the optimizer's states exist)."""
+    """Return every phase of a step, from the second step on (the optimizer's states exist)."""
     arch, full, precision = work.arch, work.mode.full, work.mode.precision
     gradients = optimizer.gradients(work.trained, work.width)
     early = gradients if work.accumulates else 0
@@ -109,7 +109,8 @@ def phases(work: Workload) -> list[PhaseEstimate]:
         "base_weights": work.base,
         "adapter": work.adapter,
         "optimizer": optimizer.states(work.tensors, work.width, work.optimizer),
-        "ddp_buckets": gradients if work.ddp else 0,  # buckets together are one copy, see :mod:`.sharding`
+        # DDP's buckets are one more copy of the gradients and stay between steps (torch ``reducer.cpp``)
+        "ddp_buckets": gradients if work.ddp else 0,
     }
     embedding = arch.embedding * work.width if full else 0
     if work.head_bytes is None:
@@ -126,7 +127,7 @@ def phases(work: Workload) -> list[PhaseEstimate]:
     outputs = work.mode.precision.head * arch.vocab * work.tokens if work.keeps_outputs and work.head == "plain" else 0
     transient = activations.backward_transient(arch, work.mode, work.tokens)
     forward = work.tokens * activations.adapters_forward(arch, work.mode)
-    # run again while the final norm's float32 gradient is there, and a copy of it in the stream's dtype
+    # recomputed while the final norm's float32 gradient exists, and a copy of it in the stream's dtype
     left = 4 + (precision.residual if precision.residual < 4 else 0)
     rerun = forward + work.tokens * left * arch.hidden if forward and again else 0
     transient = max(transient, rerun)
@@ -195,10 +196,10 @@ def phases(work: Workload) -> list[PhaseEstimate]:
 
 
 def cast_weights(work: Workload) -> tuple[int, int]:
-    """16-bit copies of float32 weights under autocast: those alive at the end of the forward pass, and one layer's.
+    """Return the 16-bit copies of float32 weights under autocast: those at the forward pass's end, and one layer's.
 
-    Of trained weights autocast keeps a copy for the length of the forward pass. Of frozen ones it makes a copy for
-    each use, which lives as long as the graph that needs it.
+    Autocast keeps a copy of trained weights for the whole forward pass. Of frozen ones it makes a copy for each use,
+    which lives as long as the graph that needs it.
     """
     precision, arch = work.mode.precision, work.arch
     if not precision.amp:

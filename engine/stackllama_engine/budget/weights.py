@@ -1,4 +1,4 @@
-"""Bytes of the weights, a pure function a precision."""
+"""Bytes of the weights, by precision."""
 
 from .architecture import Architecture
 from .optimizer import Trained
@@ -10,26 +10,27 @@ NF4_NESTED_BLOCK = 256
 
 
 def plain(elements: int, width: int) -> int:
-    """Unquantised: 4 bytes (fp32) or 2 (bf16, fp16) each."""
+    """Return unquantised weights: 4 bytes (fp32) or 2 (bf16, fp16) each."""
     return elements * width
 
 
 def int8(elements: int, rows: int) -> int:
-    """LLM.int8(): one byte each, and a float32 scale an output row (arXiv:2208.07339)."""
+    """Return LLM.int8() weights: one byte each, and a float32 scale per output row (arXiv:2208.07339)."""
     return elements + 4 * rows
 
 
 def four_bit(elements: int, double: bool) -> int:
-    """nf4 or fp4: half a byte each, and a float32 scale a block of 64, itself in 8 bits with double quantisation
-    (arXiv:2305.14314): 0.5625 or 0.516 bytes an element."""
+    """Return nf4 or fp4 weights: half a byte each, and a float32 scale per block of 64.
+
+    With double quantisation the scales have 8 bits (arXiv:2305.14314): 0.516 instead of 0.5625 bytes per element.
+    """
     blocks = -(-elements // NF4_BLOCK)
     scales = blocks + 4 * (-(-blocks // NF4_NESTED_BLOCK)) if double else 4 * blocks
     return -(-elements // 2) + scales
 
 
 def matrices(arch: Architecture, precision: Precision) -> int:
-    """The matrices inside layers, which are what is quantised; the experts of a mixture are not, and are as wide as
-    everything else that is not."""
+    """Return the matrices inside layers, which are quantised, except the experts of a mixture."""
     if precision.quant is None:
         return plain(arch.linear, precision.native)
     quantised, experts = arch.linear - arch.expert, plain(arch.expert, precision.other)
@@ -39,11 +40,11 @@ def matrices(arch: Architecture, precision: Precision) -> int:
 
 
 def base(arch: Architecture, precision: Precision, *, head: bool = True) -> int:
-    """The whole base on the device.
+    """Return the whole base on the device.
 
     Args:
-        arch: the model.
-        precision: how it is held.
+        arch: sizes of the model.
+        precision: its precision.
         head: with its language-model head; a reward model has none.
     """
     other = arch.other
@@ -53,10 +54,10 @@ def base(arch: Architecture, precision: Precision, *, head: bool = True) -> int:
 
 
 def tensors(arch: Architecture, *, head: bool = True) -> tuple[Trained, ...]:
-    """Every tensor of a model, matrices first, as the Trainer's groups have them.
+    """List every tensor of a model, matrices first, as in the Trainer's parameter groups.
 
     Args:
-        arch: the model.
+        arch: sizes of the model.
         head: with its language-model head; a reward model has none.
     """
     heads = 1 if head and not arch.tied else 0

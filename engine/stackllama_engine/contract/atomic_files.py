@@ -1,4 +1,4 @@
-"""Writing files that others read at the same moment, and that a crash must not tear."""
+"""Atomic writes of files that other processes read meanwhile and that a crash must not truncate."""
 
 import contextlib
 import errno
@@ -11,7 +11,7 @@ PRIVATE_FILE = 0o600
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Replace a file at once: temporary file → fsync → rename → fsync of the directory. Mode 0600.
+    """Replace a file atomically: temporary file → fsync → rename → fsync of the directory. Mode 0600.
 
     Raises:
         OSError: disk full or not writable, with the file's name; the old file is untouched.
@@ -25,17 +25,17 @@ def write_whole(path: Path, data: bytes) -> None:
         Path(temporary).replace(path)
     except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:  # of a full disk: a write does not name its file
+        if isinstance(error, OSError) and error.filename is None:  # disk full: a failed write does not name its file
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     fsync_directory(path.parent)
 
 
 def write_into_spare(spare: Path, path: Path, data: bytes) -> None:
-    """Replace a file as :func:`write_whole` does, on a disk that has no room: by one that was made while it had.
+    """Replace a file atomically on a full disk, by reusing a spare file that was written earlier.
 
     Args:
-        spare: of :func:`keep_spare`, at least as long as ``data``; it becomes ``path``.
+        spare: file of :func:`keep_spare`, at least as long as ``data``; it becomes ``path``.
         path: the file.
         data: its new content.
 
@@ -55,7 +55,7 @@ def write_into_spare(spare: Path, path: Path, data: bytes) -> None:
 
 
 def keep_spare(spare: Path, size: int) -> None:
-    """Have a file of zeros at hand, whose blocks and whose inode a full disk takes from nobody.
+    """Create a file of zeros, if there is none, to hold blocks and an inode for use on a full disk.
 
     Raises:
         OSError: there is no room for it.
@@ -88,7 +88,7 @@ def make_private_dir(path: Path) -> None:
 
 
 def open_private(path: Path, flags: int) -> int:
-    """``os.open`` with mode 0600 and close-on-exec. A link is not followed, a pipe's reader not waited for.
+    """Open with mode 0600 and close-on-exec, without following a link or waiting for a pipe's reader.
 
     Raises:
         OSError: as ``os.open``.
@@ -97,7 +97,7 @@ def open_private(path: Path, flags: int) -> int:
 
 
 def existing(text: str) -> Path | None:
-    """The path that a text names here, resolved; None where it names nothing that can be looked at."""
+    """Return the existing path that a text names, resolved; None if there is none or it may not be accessed."""
     try:
         path = Path(text).expanduser()
         return path.resolve() if path.exists() else None

@@ -1,7 +1,7 @@
-"""Which base an adapter belongs to: written as ``base.json`` beside it, and found again wherever the base lies now.
+"""Identity of an adapter's base model: recorded as ``base.json`` beside it, and used to find the base again.
 
-A path is where the base was when the adapter was trained. What identifies it are its weights: a fingerprint of the
-files. An adapter from elsewhere has no ``base.json``, and says no more than ``base_model_name_or_path`` in its
+The recorded path is where the base was when the adapter was trained. Its weights identify it: a fingerprint of the
+files. An adapter from elsewhere has no ``base.json``, and only ``base_model_name_or_path`` in its
 ``adapter_config.json``: a path that may be relative to the directory it was trained in, a hub id, or nothing.
 """
 
@@ -14,28 +14,28 @@ from .errors import StageError
 from .user_files import MOST_HEADER, decode_json, open_file, read_json
 
 BASE_FILE = "base.json"
-"""Beside an adapter and in a checkpoint: which base it was trained on (see :func:`base_identity`)."""
+"""File beside an adapter and in a checkpoint: the base it was trained on (see :func:`base_identity`)."""
 CONFIG_FILE = "adapter_config.json"
 BASE_KEY = "base_model_name_or_path"
-"""PEFT's name for the base, in its file and in the merge recipe."""
+"""PEFT's key for the base, in its file and in the merge recipe."""
 
-_SHOWN = 12  # characters of a fingerprint that a person compares
+_SHOWN = 12  # characters of a fingerprint in messages
 
 
 class Base(NamedTuple):
-    """Where an adapter's base is now."""
+    """Location of an adapter's base."""
 
     name: str
     revision: str | None
     notice: str | None = None
-    """What a person should know: it is elsewhere than recorded, or nothing says that it is the right one."""
+    """Notice for the user: it is elsewhere than recorded, or nothing confirms that it is the right one."""
 
 
 def base_identity(name: str, revision: str | None) -> dict[str, str | None]:
-    """Which base an adapter belongs to: name, revision, and for local weights a fingerprint of the files.
+    """Return the identity of a base: name, revision, and for local weights a fingerprint of the files.
 
     The fingerprint hashes each safetensors file's name, size, header and the first KiB of every tensor, so that
-    training any of them shows. Until 0.1 it covered every ``*.bin`` as well, among them the Trainer's
+    training any of them changes it. Until 0.1 it also covered every ``*.bin``, among them the Trainer's
     ``training_args.bin``, which holds no weights; ``fingerprint_with_bin`` is that one, for adapters that recorded it.
     """
     path = Path(name)
@@ -53,7 +53,7 @@ def base_identity(name: str, revision: str | None) -> dict[str, str | None]:
 
 
 def same_base(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether two identities are the same weights, wherever they lie (hub: the same name and revision)."""
+    """Return whether two identities are the same weights, wherever they are (hub: the same name and revision)."""
     prints, others = _fingerprints(one), _fingerprints(other)
     if prints or others:
         return bool(prints & others)
@@ -61,30 +61,30 @@ def same_base(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 
 def read_identity(adapter: Path) -> dict[str, Any]:
-    """Which base an adapter was trained on; a relative path is looked up beside the adapter and above it.
+    """Read which base an adapter was trained on; a relative path is looked up beside the adapter and above it.
 
     Raises:
-        StageError: the directory does not say.
+        StageError: its files name no base.
     """
     identity = _recorded(adapter)
     if identity is None:
         raise StageError(
             f"{adapter / CONFIG_FILE} names no base (`{BASE_KEY}: null`): write the base's path or hub id there, or "
-            f"name it with `{BASE_KEY}=PATH` when you merge."
+            f"give it with `{BASE_KEY}=PATH` when you merge."
         )
     return identity
 
 
 def find_base(adapter: Path, named: str | None = None, elsewhere: Iterable[Path] = ()) -> Base:
-    """Where the base of an adapter is now.
+    """Find the base of an adapter.
 
     Args:
         adapter: its directory.
-        named: where a person says it is; otherwise where the adapter says, then each of ``elsewhere``.
-        elsewhere: models that may be it, known by fingerprint alone.
+        named: where the user says it is; None: where the adapter says, then each of ``elsewhere``.
+        elsewhere: candidates, compared by fingerprint alone.
 
     Raises:
-        StageError: it is not there, its weights are others now, or nothing says which base it is; names both paths.
+        StageError: it is missing, its weights have changed, or nothing says which base it is; names both paths.
     """
     recorded = _recorded(adapter) if named else read_identity(adapter)
     if named:
@@ -94,20 +94,20 @@ def find_base(adapter: Path, named: str | None = None, elsewhere: Iterable[Path]
     if same_base(recorded, base_identity(name, revision)):
         if Path(name).is_absolute() and not Path(name).exists():
             raise StageError(
-                f"{adapter} names {name} as its base, which is not there: say where it is with `{BASE_KEY}=PATH`."
+                f"{adapter} names {name} as its base, which does not exist: give its path with `{BASE_KEY}=PATH`."
             )
         return Base(name, revision)
     for path in elsewhere:
         if path.exists() and same_base(recorded, base_identity(str(path), None)):
             return Base(str(path), None, f"the adapter's base, recorded as {name}, is now {path} (same weights)")
-    why = "has other weights now" if Path(name).exists() else "is not there any more"
-    raise StageError(f"{name}, which {adapter} was trained on, {why}: say where its base is with `{BASE_KEY}=PATH`.")
+    why = "has other weights now" if Path(name).exists() else "does not exist any more"
+    raise StageError(f"{name}, which {adapter} was trained on, {why}: give its base with `{BASE_KEY}=PATH`.")
 
 
 def _check_named(adapter: Path, recorded: dict[str, Any] | None, named: str) -> Base:
     identity = base_identity(named, None)
     if recorded is None:
-        return Base(named, None, f"{adapter} names no base; {named} is taken for it, as given by `{BASE_KEY}`")
+        return Base(named, None, f"{adapter} names no base; using {named}, as given by `{BASE_KEY}`")
     name = recorded["name"]
     if same_base(recorded, identity):
         moved = None if str(identity["name"]) == name else f"the adapter's base, recorded as {name}, is now {named}"
@@ -118,11 +118,13 @@ def _check_named(adapter: Path, recorded: dict[str, Any] | None, named: str) -> 
             f"`{BASE_KEY}: {named}` is not the base of {adapter}, which was trained on {name}: their weights differ "
             f"(fingerprints {min(others)[:_SHOWN]} and {min(prints)[:_SHOWN]})."
         )
-    return Base(named, None, f"{adapter} was trained on {name}; {named} is taken for it, which nothing confirms")
+    return Base(
+        named, None, f"{adapter} was trained on {name}; using {named} instead, without a fingerprint to confirm it"
+    )
 
 
 def _recorded(adapter: Path) -> dict[str, Any] | None:
-    """What the adapter's files say; None when they name no base.
+    """Return the base that the adapter's files record; None if they name no base.
 
     Raises:
         StageError: it is not an adapter.
@@ -141,7 +143,7 @@ def _recorded(adapter: Path) -> dict[str, Any] | None:
 
 
 def _beside(adapter: Path, name: str) -> str:
-    """A relative path, taken from the directory the adapter was trained in: most often one above it."""
+    """Resolve a relative path from the directory the adapter was trained in, most often one above it."""
     if Path(name).is_absolute() or Path(name).exists():
         return name
     for folder in adapter.absolute().parents:
@@ -152,7 +154,7 @@ def _beside(adapter: Path, name: str) -> str:
 
 
 def _read(file: Path) -> dict[str, Any] | None:
-    """A JSON object; None when there is no such file.
+    """Read a JSON object; None if there is no such file.
 
     Raises:
         StageError: it cannot be read.
@@ -164,7 +166,7 @@ def _read(file: Path) -> dict[str, Any] | None:
     except (OSError, ValueError) as error:
         raise StageError(f"{file} cannot be read: {error}.") from None
     if not isinstance(content, dict):
-        raise StageError(f"{file} cannot be read: it is not a JSON object.")
+        raise StageError(f"{file} cannot be read: not a JSON object.")
     return cast("dict[str, Any]", content)
 
 
@@ -182,10 +184,12 @@ def _fingerprint(files: Iterable[Path]) -> str:
 
 
 def _samples(file: Path) -> Iterator[bytes]:
-    """A safetensors file's header and the beginning of each tensor (the format: 8 bytes length, JSON, data).
+    """Yield a safetensors file's header and the beginning of each tensor; of another file all bytes.
+
+    The format is 8 bytes length, JSON, data.
 
     Raises:
-        StageError: it cannot be read, or its header.
+        StageError: the file or its header cannot be read.
     """
     try:
         with open_file(file) as opened:

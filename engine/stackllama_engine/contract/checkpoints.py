@@ -1,8 +1,7 @@
-"""What makes a checkpoint trustworthy, for whoever resumes from one or only looks: no torch.
+"""Verification of checkpoints, without torch.
 
 A sealed checkpoint is ``checkpoints/step-000100`` with a ``manifest.json`` that lists every file with size and SHA-256
-(``train/checkpoint.py`` writes it). One that lacks a file, has a changed one or holds one that was not sealed is not
-resumed from.
+(``train/checkpoint.py`` writes it). A checkpoint with a missing, changed or additional file is not resumed from.
 """
 
 import hashlib
@@ -16,7 +15,7 @@ from .run_files import UNDECODABLE, decode_file, open_file, why_unreadable
 
 MANIFEST = "manifest.json"
 UNSEALED = ".tmp-"
-"""How the name of whatever is not a checkpoint yet, or no more, begins."""
+"""Prefix of the name of a checkpoint that is being written or removed."""
 
 _NAME = re.compile(r"step-([0-9]{6,15})")
 
@@ -35,30 +34,30 @@ class Manifest(Struct, frozen=True):
     files: dict[str, FileSeal]
     format: int = 1
     metrics: dict[str, float] = {}
-    """What was measured at this step; it decides which checkpoint is the best, also after a resume."""
+    """Metrics at this step; they decide which checkpoint is the best, also after a resume."""
     by_time: bool = False
-    """Whether only the clock asked for it (`save_minutes`)."""
+    """Whether it was saved because of `save_minutes` alone."""
 
     @property
     def size(self) -> int:
-        """Bytes of its files."""
+        """Bytes of all its files."""
         return sum(file.size for file in self.files.values())
 
 
 def problem(checkpoint: Path) -> str | None:
-    """Why a checkpoint cannot be trusted, or None when it holds what was sealed and nothing else."""
+    """Return why a checkpoint is not valid; None if it holds exactly the files that were sealed."""
     try:
         manifest = read_manifest(checkpoint)
         if checkpoint.is_symlink():
             return "is a link"
         if manifest.step != step_of(checkpoint):
             return f"has the manifest of step {manifest.step}"
-        there = {str(path.relative_to(checkpoint)): path for path in checkpoint.rglob("*") if not _is_folder(path)}
-        del there[MANIFEST]
-        for name in manifest.files.keys() - there.keys():
+        files = {str(path.relative_to(checkpoint)): path for path in checkpoint.rglob("*") if not _is_folder(path)}
+        del files[MANIFEST]
+        for name in manifest.files.keys() - files.keys():
             return f"lacks {name}"
-        for name in sorted(there):
-            if reason := _file_problem(there[name], name, manifest.files.get(name)):
+        for name in sorted(files):
+            if reason := _file_problem(files[name], name, manifest.files.get(name)):
                 return reason
     except FileNotFoundError as error:
         return "has no manifest" if str(error.filename).endswith(MANIFEST) else f"lacks {error.filename}"
@@ -70,23 +69,23 @@ def problem(checkpoint: Path) -> str | None:
 
 
 def read_manifest(checkpoint: Path) -> Manifest:
-    """The manifest, unchecked.
+    """Read the manifest, without verifying it.
 
     Raises:
-        OSError, and those of ``UNDECODABLE``: there is none that can be read.
+        OSError, or one of ``UNDECODABLE``: it is missing or unreadable.
     """
     return decode_file(checkpoint / MANIFEST, Manifest)
 
 
 def sealed(checkpoints: Path) -> list[Path]:
-    """What is named as a checkpoint, oldest first, whether or not it verifies."""
+    """List entries with a checkpoint's name, oldest first, whether or not they verify."""
     if not checkpoints.is_dir():
         return []
     return sorted((path for path in checkpoints.iterdir() if _NAME.fullmatch(path.name)), key=step_of)
 
 
 def newest(checkpoints: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint that verifies, and what was skipped and why."""
+    """Return the newest checkpoint that verifies, and which were skipped and why."""
     skipped: list[str] = []
     for path in reversed(sealed(checkpoints)):
         reason = problem(path)
@@ -97,14 +96,14 @@ def newest(checkpoints: Path) -> tuple[Path | None, list[str]]:
 
 
 def step_of(checkpoint: Path) -> int:
-    """The step in a checkpoint's name."""
+    """Return the step in a checkpoint's name."""
     match = _NAME.fullmatch(checkpoint.name)
     assert match, checkpoint
     return int(match[1])
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
+    """Return the SHA-256 of a file, in hexadecimal."""
     with os.fdopen(open_file(path), "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -1,7 +1,7 @@
-"""Room on a disk: how much there is, blocks and inodes, and room that is held back so that last words always fit.
+"""Disk space, in bytes and inodes, and a reserve of it for the last writes of a run on a full disk.
 
-What is held back is allocated with ``fallocate(2)``: a full disk takes it from nobody. Where a file system cannot do
-that (NFS before 4.2, ZFS, macOS) nothing is held, and whoever asked is told so.
+The reserve is allocated with ``fallocate(2)``, so that it stays available when the disk is full. On a file system that
+cannot do that (NFS before 4.2, ZFS, macOS) nothing is reserved, and the caller is told so.
 """
 
 import contextlib
@@ -16,69 +16,69 @@ from msgspec import Struct
 from .atomic_files import PRIVATE_DIR, open_private
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
-"""What a write fails with that found no room."""
+"""Errors of a write on a full disk."""
 
 RESERVE = "reserve"
-"""In a run's directory while one of its attempts lives: room for the last checkpoint."""
+"""Directory inside a run's while an attempt is alive: space for the last checkpoint."""
 
 MIB = 1 << 20
 
 _KEEP_SIZE = 1  # FALLOC_FL_KEEP_SIZE of <linux/falloc.h>
 _UNSUPPORTED = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODEV, errno.ESPIPE, errno.EPERM})
-_LEAST_BYTES = 1 << 16  # a file system with less than this is full, whatever it says
+_LEAST_BYTES = 1 << 16  # a file system with less than this counts as full
 _ROOM = "room"
 
 
 class Free(Struct, frozen=True):
-    """What this user may still write on a file system."""
+    """Space that this user may still use on a file system."""
 
     bytes: int
     inodes: int | None
-    """Files that can still be made; None where the file system does not count them (btrfs reports 0 of 0)."""
+    """Files that can still be created; None if the file system does not count them (btrfs reports 0 of 0)."""
 
     @property
     def is_full(self) -> bool:
-        """Whether nothing more can be written, or no file made."""
+        """Whether nothing more can be written, or no file created."""
         return self.bytes < _LEAST_BYTES or self.inodes == 0
 
     def holds(self, size: int, files: int) -> bool:
-        """Whether so many bytes in so many new files fit."""
+        """Return whether so many bytes in so many new files fit."""
         return self.bytes >= size and (self.inodes is None or self.inodes >= files)
 
     def against(self, size: int, files: int) -> str:
-        """``3 MiB free of the 12 MiB a checkpoint needs``, or the same of files where those are what lacks."""
+        """Return ``3 MiB free of the 12 MiB a checkpoint needs``, or the same for inodes if those are short."""
         if self.inodes is not None and self.inodes < files and self.bytes >= size:
-            return f"{self.inodes} files can still be made of the {files} a checkpoint needs"
+            return f"{self.inodes} inodes free of the {files} a checkpoint needs"
         return f"{mib(self.bytes)} free of the {mib(size)} a checkpoint needs"
 
     def __str__(self) -> str:
         if self.inodes is not None and self.inodes < 1000 and self.bytes >= _LEAST_BYTES:
-            return f"{mib(self.bytes)} free, and room for {self.inodes} more files"
+            return f"{mib(self.bytes)} free, and {self.inodes} inodes"
         return f"{mib(self.bytes)} free"
 
 
 def free(path: Path) -> Free:
-    """Of the file system of a path.
+    """Return the free space of the file system of a path.
 
     Raises:
-        OSError: it cannot be told.
+        OSError: it cannot be determined.
     """
-    found = os.statvfs(path)
-    return Free(found.f_bavail * found.f_frsize, found.f_favail if found.f_files else None)
+    status = os.statvfs(path)
+    return Free(status.f_bavail * status.f_frsize, status.f_favail if status.f_files else None)
 
 
 def mib(size: int) -> str:
-    """Bytes in words: whole MiB, and tenths of less than ten."""
+    """Format bytes in MiB, with one decimal below ten."""
     return f"{size / MIB:,.0f} MiB" if size >= 10 * MIB or size == 0 else f"{size / MIB:.1f} MiB"
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether a system call found no room."""
+    """Return whether a system call failed because the disk is full."""
     return isinstance(error, OSError) and error.errno in FULL
 
 
 def size_of(folder: Path) -> tuple[int, int]:
-    """Bytes and number of files and folders below one, itself included."""
+    """Return the total bytes and the number of entries below a directory, itself included."""
     size, count = 0, 1
     for path in folder.rglob("*"):
         with contextlib.suppress(FileNotFoundError):  # rotated away meanwhile
@@ -88,10 +88,10 @@ def size_of(folder: Path) -> tuple[int, int]:
 
 
 def append_whole(path: Path, data: bytes) -> None:
-    """Append all of it or nothing.
+    """Append all of the data or nothing.
 
     Raises:
-        OSError: the disk is full or cannot be written; the file is as it was.
+        OSError: the disk is full or not writable; the file is unchanged.
     """
     descriptor = open_private(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     try:
@@ -107,13 +107,13 @@ def append_whole(path: Path, data: bytes) -> None:
 
 
 def preallocate(descriptor: int, offset: int, length: int) -> bool:
-    """Allocate blocks of a file, also behind its end, without changing its size.
+    """Allocate blocks of a file, also beyond its end, without changing its size.
 
     Returns:
-        False where the file system cannot. Nothing is emulated by writing, as `posix_fallocate` would.
+        False if the file system cannot. It is not emulated by writing, as `posix_fallocate` would.
 
     Raises:
-        OSError: there is no room.
+        OSError: the disk is full.
     """
     function = getattr(_LIBRARY, "fallocate", None)
     if function is None:
@@ -128,7 +128,7 @@ def preallocate(descriptor: int, offset: int, length: int) -> bool:
 
 
 class Reserve:
-    """Blocks and inodes held back in a run's directory.
+    """Blocks and inodes reserved in a run's directory.
 
     Args:
         run: the directory.
@@ -139,17 +139,17 @@ class Reserve:
 
     @property
     def held(self) -> int:
-        """Bytes; 0: nothing is held."""
+        """Reserved bytes; 0 if there is no reserve."""
         try:
             return (self._folder / _ROOM).stat().st_blocks * 512
         except OSError:
             return 0
 
     def hold(self, size: int, files: int) -> bool:
-        """Hold so much, in place of what was held; False where the file system cannot.
+        """Reserve so much, in place of the previous reserve; return False if the file system cannot.
 
         Raises:
-            OSError: there is no room for it; nothing is held then.
+            OSError: there is no room for it; nothing is reserved then.
         """
         try:
             self._folder.mkdir(mode=PRIVATE_DIR, exist_ok=True)
@@ -171,7 +171,7 @@ class Reserve:
         return able
 
     def release(self) -> None:
-        """Give everything back."""
+        """Release the reserve."""
         shutil.rmtree(self._folder, ignore_errors=True)
 
 

@@ -1,17 +1,17 @@
-"""Errors that a person can meet, and the exit code each one ends with.
+"""Errors that a user can meet, and their exit codes.
 
 ::
 
     StackllamaError          1  failed
     ├── UsageError           2  wrong arguments: unknown run, bad name, missing file
-    │   ├── RecipeError      2  a wrong key or value in a recipe; names file, key, value and the way out
-    │   ├── DamagedError     2  a file of a run directory that is not what was written there
-    │   └── DataError        2  a data source that cannot be read as asked
+    │   ├── RecipeError      2  wrong key or value in a recipe; names file, key, value and the fix
+    │   ├── DamagedError     2  file of a run directory that is not what was written there
+    │   └── DataError        2  data source that cannot be read as requested
     ├── RefusedError         3  refused before launch: name taken, run alive, nothing to resume
-    │   └── FunctionChangedError 3  code that a recipe names is not what it was at launch; may be confirmed
-    └── StageError           1  a stage ran and cannot go on; the message is the cause
+    │   └── UnconfirmedError 3  something changed since launch, and the user has not confirmed it yet
+    └── StageError           1  a running stage failed; the message is the cause
 
-A message says what is wrong, where, and the way out, in one or two sentences.
+A message says what is wrong, where, and how to fix it, in one or two sentences.
 """
 
 import enum
@@ -29,44 +29,44 @@ class ExitCode(enum.IntEnum):
 
 
 class StackllamaError(Exception):
-    """Root of the tree. ``exit_code`` is what the command ends with."""
+    """Root of the tree; ``exit_code`` is that of the command."""
 
     exit_code: int = ExitCode.FAILED
 
 
 class UsageError(StackllamaError):
-    """The person asked for something that cannot be understood or does not exist."""
+    """A request that cannot be understood, or names something that does not exist."""
 
     exit_code = ExitCode.USAGE
 
 
 class RecipeError(UsageError):
-    """A recipe has a wrong key or value. Nothing was created."""
+    """A wrong key or value in a recipe. Nothing was created."""
 
 
 class DamagedError(UsageError):
-    """A file of a run directory cannot be read as what it is: bytes were changed, or something else is in its place."""
+    """A file of a run directory that cannot be decoded: it was changed, or something else is in its place."""
 
 
 class DataError(UsageError):
-    """A data source is missing, unreadable, or has other columns than the stage needs."""
+    """A data source that is missing, unreadable, or without the columns that the stage needs."""
 
 
 class RefusedError(StackllamaError):
-    """Understood, but refused before anything was launched."""
+    """A valid request that was refused before anything was launched."""
 
     exit_code = ExitCode.REFUSED
 
 
 class UnconfirmedError(RefusedError):
-    """Something is no longer what it was at launch, and nobody has said yet that this is meant.
+    """Something changed since launch, and the user has not confirmed it yet.
 
     Args:
-        key: the keyword of :func:`..launch.launcher.resume` that says so.
+        key: keyword of :func:`..launch.launcher.resume` that confirms it.
         flag: the same on the command line.
-        reasons: what is different, a sentence each.
-        question: to ask a person.
-        way_out: what to do where nobody can be asked.
+        reasons: what is different, one sentence each.
+        question: question for the user.
+        way_out: what to do where the user cannot be asked.
     """
 
     def __init__(self, key: str, flag: str, reasons: list[str], question: str, way_out: str) -> None:
@@ -78,4 +78,4 @@ class UnconfirmedError(RefusedError):
 
 
 class StageError(StackllamaError):
-    """A stage ran and cannot go on."""
+    """A failure of a running stage."""

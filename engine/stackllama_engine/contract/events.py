@@ -1,13 +1,13 @@
-"""``events.jsonl``: what happens in an attempt, one JSON object a line.
+"""Events of an attempt in ``events.jsonl``, one JSON object per line.
 
-One writer a file, any number of readers. A record is one ``os.write`` on an ``O_APPEND`` descriptor, so a crash tears
-at most the last line; a writer that finds such a tail ends it first. What a full disk does not take waits in memory
-and is written when there is room again. Behind the file's end blocks are allocated ahead, as long as there is room, so
-that on a full disk a run can still say that it waits, and how it ended. What the supervisor noticed stands beside it in
-``health.jsonl``. Readers keep an unterminated tail for later, count the lines they cannot read, and notice truncation
-and replacement.
+One writer per file, any number of readers. A record is one ``os.write`` on an ``O_APPEND`` descriptor, so a crash
+truncates at most the last line; a writer that finds such a tail terminates it first. Records that do not fit on a full
+disk wait in memory until there is room again. Blocks are allocated ahead beyond the file's end while there is room, so
+that on a full disk a run can still report that it waits, and how it ended. What the supervisor noticed is in
+``health.jsonl`` beside it. Readers keep an unterminated tail for later, count lines they cannot read, and notice
+truncation and replacement.
 
-Kinds and what they carry:
+Kinds and their fields:
 
 =============  =====================================================================================
 ``phase``      ``phase``: load, train, rollout, score, update, evaluate, save, merge …; ``data.reason``: why it waits
@@ -15,9 +15,9 @@ Kinds and what they carry:
 ``metrics``    ``step``, ``metrics``: names as in TRL
 ``memory``     ``metrics``: peaks of the attempt in bytes (``allocated``, ``reserved``, ``device``, ``rss``);
                ``phase``; ``data.phase``: the same names, peaks of that phase alone (``rss``: at its end)
-``samples``    ``step``, ``data.count``: rows added to ``samples.jsonl``
+``samples``    ``step``, ``data.count``: lines added to ``samples.jsonl``
 ``checkpoint`` ``step``, ``data.path``
-``health``     ``data.message``: what a person should know (pairs dropped, wrong end token, throttling)
+``health``     ``data.message``: a notice for the user (pairs dropped, wrong end token, throttling)
 ``request``    ``data.request``: save, sample, pause, continue, set, stop; ``data.key`` and ``data.value`` of set:
                a request that was served, at ``step``
 ``end``        ``data.exit_code``, ``data.cause``: the last record of an attempt
@@ -47,16 +47,15 @@ from .times import UnixTime
 Kind = Literal["phase", "progress", "metrics", "memory", "samples", "checkpoint", "health", "request", "end"]
 
 Step = Annotated[int, Meta(ge=-(1 << 53), le=1 << 53)]
-"""Exact as a float; a larger one is nobody's step, and would overflow whoever computes with it."""
-
+"""Exact as a float; a larger one is never a step, and would overflow computations."""
 
 _WAITING_BYTES = 8 << 20  # some 50,000 records
-_AHEAD = 64 << 10  # bytes allocated behind the file's end, again as soon as less than a half is left
-_ORDINARY, _URGENT, _LAST = _AHEAD // 2, _AHEAD // 4, 0  # of them, what a record must leave for the more important ones
+_AHEAD = 64 << 10  # bytes allocated beyond the file's end, again as soon as less than half is left
+_ORDINARY, _URGENT, _LAST = _AHEAD // 2, _AHEAD // 4, 0  # of these, bytes a record must leave for more important ones
 
 
 class Event(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):  # what JSON holds has no cycles
-    """One record. Unknown kinds and keys of a newer writer are kept out of the reader's way, not refused."""
+    """One record. Unknown kinds and keys of a newer writer are ignored, not refused."""
 
     seq: int
     time: UnixTime
@@ -70,7 +69,7 @@ class Event(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):  #
 
 
 class Record(Struct, frozen=True, kw_only=True, gc=False):
-    """An event as one who reads a million of them takes it: None where `Event` would build an empty container."""
+    """An event for readers of millions of them: None where `Event` would build an empty container."""
 
     seq: int
     time: UnixTime
@@ -84,13 +83,13 @@ class Record(Struct, frozen=True, kw_only=True, gc=False):
 
 
 class EventWriter:
-    """Appends events; the only writer of its file.
+    """The only writer of an events file.
 
-    A failed *write* is never raised: a full disk must not stop training. Its record waits, with all that follow, for
-    the next one to find room; a ``health`` event then says so.
+    A failed *write* is never raised: a full disk must not stop training. Its record waits, with all that follow, until
+    a later write finds room; a ``health`` event then says so.
 
     Attributes:
-        lost: records that were given up: more waited than memory should hold, or room never came.
+        lost: records that were dropped: too many waited, or the disk stayed full.
 
     Raises:
         OSError: the file cannot be opened.
@@ -100,9 +99,9 @@ class EventWriter:
         self.lost = 0
         self._waiting: deque[bytes] = deque()
         self._waiting_bytes = 0
-        self._trouble: OSError | None = None
-        self._torn = _has_open_tail(path)
-        self._begun = False  # of the first that waits, a part is in the file
+        self._error: OSError | None = None
+        self._truncated = _has_open_tail(path)
+        self._begun = False  # a part of the first waiting record is in the file
         self._seq = _next_seq(path)
         self._descriptor = open_private(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         self._size = self._allocated = os.fstat(self._descriptor).st_size
@@ -112,7 +111,7 @@ class EventWriter:
 
     @property
     def waits(self) -> bool:
-        """Whether there are records that found no room."""
+        """Whether records wait for room on the disk."""
         return bool(self._waiting)
 
     def write(
@@ -126,9 +125,9 @@ class EventWriter:
         data: dict[str, Any] | None = None,
         urgent: bool = False,
     ) -> None:
-        """Append one record; NaN and infinity become null and are named in ``nonfinite``, secrets are blanked.
+        """Append one record; NaN and infinity become null and are named in ``nonfinite``, secrets are redacted.
 
-        An ``urgent`` one, and the last one, are written on a full disk as well, ahead of those that wait.
+        An ``urgent`` record and the last one are also written on a full disk, ahead of those that wait.
         """
         line = self._line(kind, phase, step, total_steps, metrics or {}, data or {})
         self._flush()
@@ -140,23 +139,23 @@ class EventWriter:
         self.write_waiting()
 
     def write_waiting(self) -> None:
-        """Try again to write what found no room, and say so once all of it is there."""
+        """Try again to write waiting records, and report it once all are written."""
         self._flush()
-        if self._trouble and not self._waiting:
-            told = f"Events could not be written ({self._trouble.strerror}) and came late; {self.lost} are lost."
-            self._trouble = None
-            self._keep(self._line("health", None, None, None, {}, {"message": told}))
+        if self._error and not self._waiting:
+            notice = f"Events could not be written ({self._error.strerror}) and were delayed; {self.lost} were lost."
+            self._error = None
+            self._keep(self._line("health", None, None, None, {}, {"message": notice}))
             self._flush()
 
     def sync(self) -> None:
-        """fsync; called at checkpoints and at the end only. Where it fails (a network's full disk) a remark says so."""
+        """Sync to disk; called at checkpoints and at the end only. A failure (full network disk) is reported later."""
         try:
             os.fsync(self._descriptor)
         except OSError as error:
-            self._trouble = error
+            self._error = error
 
     def close(self) -> None:
-        """Sync and close, and give back what was allocated ahead. What still waits is lost."""
+        """Sync and close, and release what was allocated ahead. Records that still wait are lost."""
         self.write_waiting()
         self.lost += len(self._waiting)
         self._waiting.clear()
@@ -190,13 +189,13 @@ class EventWriter:
         return self._encode(event) + b"\n"
 
     def _keep(self, line: bytes) -> None:
-        """Put a record to those that wait; of too many the oldest are given up."""
+        """Append a record to those that wait; of too many the oldest are dropped."""
         self._waiting.append(line)
         self._waiting_bytes += len(line)
         while self._waiting_bytes > _WAITING_BYTES:
             self._waiting_bytes -= len(self._waiting.popleft())
             self.lost += 1
-            self._torn |= self._begun
+            self._truncated |= self._begun
             self._begun = False
 
     def _flush(self) -> None:
@@ -208,57 +207,57 @@ class EventWriter:
                 return
 
     def _keep_rest(self, rest: bytes) -> None:
-        """Of a record as much is in the file as there was room for; begun anew, it could be there twice."""
+        """Keep the rest of a partly written record; written again from its start, it could be there twice."""
         self._begun = bool(rest)
         if rest:
             self._waiting.appendleft(rest)
             self._waiting_bytes += len(rest)
 
     def _put(self, line: bytes, least: int) -> int:
-        """Bytes of the record that found room, while ``least`` stay allocated behind it; 0: it was not begun."""
-        ended = b"\n" + line if self._torn else line
-        if not self._allocate(len(ended), least):
+        """Write a record and keep ``least`` bytes allocated behind it; return the bytes written, 0 if none fit."""
+        data = b"\n" + line if self._truncated else line
+        if not self._allocate(len(data), least):
             return 0
         try:
-            written = os.write(self._descriptor, ended)
+            written = os.write(self._descriptor, data)
         except OSError as error:
-            self._trouble = error
+            self._error = error
             return 0
         self._size += written
-        if written < len(ended):
-            self._trouble = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        if written and self._torn:
-            self._torn = False
+        if written < len(data):
+            self._error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if written and self._truncated:
+            self._truncated = False
             return written - 1
         return written
 
     def _allocate(self, length: int, least: int) -> bool:
-        """Whether so much may be written now. A file system that cannot allocate ahead says so at the write itself."""
+        """Return whether so much may be written now; without allocation ahead only the write itself can tell."""
         end = self._size + length
         if self._allocates and end + _ORDINARY > self._allocated:
             try:
                 self._allocates = preallocate(self._descriptor, self._size, length + _AHEAD)
             except OSError as error:
-                self._trouble = error
+                self._error = error
                 return end + least <= self._allocated
             self._allocated = end + _AHEAD
         return True
 
 
 class EventReader(LineReader):
-    """Follows one events file from where it last stopped; see `LineReader` for its attributes.
+    """Incremental reader of one events file; see `LineReader` for its attributes.
 
     Attributes:
-        trouble: why `read_what_can_be` could not read the file; None when it could.
+        trouble: why `read_what_can_be` could not read the file; None if it could.
     """
 
     trouble: str | None = None
 
     def read(self) -> Iterator[Event]:
-        """Records that are complete now and were not returned before; none while the file is missing.
+        """Yield new complete records; none while the file is missing.
 
         Raises:
-            OSError: it is there and cannot be read.
+            OSError: it exists and cannot be read.
         """
         for lines in self.blocks():
             for event in self.decode(_EVENTS, lines):
@@ -266,7 +265,7 @@ class EventReader(LineReader):
                     yield event
 
     def read_what_can_be(self) -> Iterator[Event]:
-        """As `read`, for who has other things to tell: of a file that cannot be read nothing; `trouble` says why."""
+        """Yield new complete records; of an unreadable file none, and `trouble` says why."""
         self.trouble = None
         try:
             yield from self.read()
@@ -274,7 +273,7 @@ class EventReader(LineReader):
             self.trouble = f"{self.path} cannot be read: {why_unreadable(error)}."
 
     def read_batches(self) -> Iterator[list[Record]]:
-        """The same records as `read` would return, some thousand at a time. Use one of the two.
+        """Yield the records of `read` in batches of some thousand. Use one of the two.
 
         Raises:
             OSError: as `read`.

@@ -1,4 +1,4 @@
-"""What reading a recipe finds: everything that is wrong, and what a person should know of the rest."""
+"""Problems and notes found while reading a recipe."""
 
 from typing import Any
 
@@ -12,13 +12,13 @@ COMMAND_LINE = "command line"
 
 
 class Entry(Struct, frozen=True, kw_only=True):
-    """One key of a recipe as it was given, and as this engine reads it.
+    """One key of a recipe as given, and as this engine reads it.
 
     Attributes:
         source: the file, or the command line.
-        key: as it was typed.
-        typed: its value as it was typed.
-        value: the value in the words of this engine's key.
+        key: the key as typed.
+        typed: the value as typed.
+        value: the value for this engine's key.
     """
 
     source: str
@@ -36,7 +36,7 @@ class Findings(Struct, kw_only=True):
     """Problems and notes, each once, in the order in which they were found.
 
     Attributes:
-        problems: (source, sentence).
+        problems: pairs of source and sentence.
         notes: sentences.
         texts: the values of ``key=value`` words as they were typed, by key with its section.
     """
@@ -50,18 +50,18 @@ class Findings(Struct, kw_only=True):
         return self.texts.get(key, value) if source == COMMAND_LINE else value
 
     def wrong(self, source: str, text: str) -> None:
-        """Take down a problem; the text ends without a full stop or with one."""
+        """Add a problem; a full stop is added if the text has none."""
         self.problems[source, text if text[-1] in ".?" else f"{text}."] = None
 
     def note(self, text: str) -> None:
-        """Take down what is no problem."""
+        """Add a note."""
         self.notes[text] = None
 
     def check(self) -> None:
-        """Pass if nothing is wrong.
+        """Raise all problems as one error.
 
         Raises:
-            RecipeError: all problems: one on a line of its own, several under a heading, a line each.
+            RecipeError: there are problems: a single one on one line, several under a heading, one per line.
         """
         if not self.problems:
             return

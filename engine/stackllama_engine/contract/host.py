@@ -1,7 +1,7 @@
-"""Which machine this is, and how long ago something was done on it, without comparing two wall clocks.
+"""Identity of a machine, and the age of a moment on it without comparing two wall clocks.
 
-A boot id names one boot of one kernel: containers of a machine share it whatever they call themselves. A host name
-alone names the machine over its reboots.
+A boot id identifies one boot of one kernel: all containers of a machine share it, whatever their host names. A host
+name alone identifies the machine across reboots.
 """
 
 import functools
@@ -19,8 +19,8 @@ class Host(Struct, frozen=True, kw_only=True):
 
     Attributes:
         name: its host name.
-        boot_id: of the kernel that ran then; empty where a run of before 0.2 does not say.
-        clock: seconds since that boot, suspended time included (``CLOCK_BOOTTIME``): a clock that nobody sets.
+        boot_id: boot id of the kernel that ran then; empty in runs from before 0.2.
+        clock: seconds since that boot, suspended time included (``CLOCK_BOOTTIME``); it is never set.
     """
 
     name: str
@@ -29,27 +29,27 @@ class Host(Struct, frozen=True, kw_only=True):
 
     @property
     def is_this_kernel(self) -> bool:
-        """Whether this process runs on the same kernel: its locks and processes are seen from here."""
+        """Whether this process runs on the same kernel, so that its locks and processes are visible from here."""
         return bool(self.boot_id) and self.boot_id == boot_id()
 
     @property
     def is_elsewhere(self) -> bool:
-        """Whether it is another machine, of which nothing but files is seen from here."""
+        """Whether it is another machine, of which only files are visible from here."""
         return not self.is_this_kernel and self.name != socket.gethostname()
 
     def within(self, seconds: float) -> bool:
-        """Whether this moment is at most so long ago; never of another boot, nor of a clock that says `later`."""
+        """Return whether this moment is at most so long ago; false for another boot or a moment in the future."""
         return self.is_this_kernel and 0.0 <= _clock() - self.clock <= seconds
 
 
 def this_host() -> Host:
-    """This machine, now."""
+    """Return this machine at this moment."""
     return Host(name=socket.gethostname(), boot_id=boot_id(), clock=round(_clock(), 3))
 
 
 @functools.cache
 def boot_id() -> str:
-    """The id of this boot."""
+    """Return the id of this boot."""
     return _BOOT_ID.read_text(encoding="ascii").strip()
 
 

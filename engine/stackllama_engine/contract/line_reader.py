@@ -1,7 +1,7 @@
-"""Following a file of JSON lines that somebody appends to, in blocks rather than line by line.
+"""Incremental reader of a growing file of JSON lines, in blocks rather than line by line.
 
-An unterminated tail is kept for later, endless lines are skipped, truncation and replacement are noticed, and what
-cannot be decoded is counted. What is found does not depend on the portions in which the file grew.
+An unterminated tail is kept for later, endless lines are skipped, truncation and replacement are noticed, and lines
+that cannot be decoded are counted. The result does not depend on the portions in which the file grew.
 """
 
 import os
@@ -13,21 +13,21 @@ import msgspec
 
 from .run_files import UNDECODABLE, open_file
 
-MAX_LINE = 1 << 20  # longer lines are nobody's record; they are counted as bad
-_BLOCK = 1 << 18  # read at once; what was made of a block still lies in the processor's cache when it is used
-_FEW = 1 << 13  # bytes; so little is decoded line by line once it is known to hold a bad line
+MAX_LINE = 1 << 20  # bytes; a longer line is no record and is counted as bad
+_BLOCK = 1 << 18  # bytes read at once; small enough that decoded events are still in the CPU cache when used
+_FEW = 1 << 13  # bytes; a block this small that holds a bad line is decoded line by line
 
 T = TypeVar("T")
 
 
 class LineReader:
-    """Follows one file from where it last stopped. Without news a look costs one ``stat``.
+    """Reader that resumes where it last stopped. Without an update a poll costs one ``stat``.
 
     Attributes:
         bad_lines: lines that could not be decoded.
-        restarts: how often the file was found truncated or replaced; reading began anew each time.
-        inode: of the file that was last read; None before.
-        position: where in the file the block that was returned last begins, in bytes.
+        restarts: how often the file was found truncated or replaced; it was then read from the start.
+        inode: inode of the file that was last read; None before the first read.
+        position: offset in bytes of the block that was returned last.
     """
 
     def __init__(self, path: Path) -> None:
@@ -41,13 +41,13 @@ class LineReader:
         self._skipping = False
 
     def blocks(self) -> Iterator[bytes]:
-        """Terminated lines that were not returned before, many at a time; none while the file is missing.
+        """Yield blocks of new terminated lines; none while the file is missing.
 
         Raises:
-            OSError: it is there and cannot be read.
+            OSError: it exists and cannot be read.
         """
         try:
-            status = os.stat(self.path)  # noqa: PTH116 - half the price of Path.stat
+            status = os.stat(self.path)  # noqa: PTH116 - takes half the time of Path.stat
             if status.st_ino == self.inode and status.st_size == self._offset:
                 return
             file = os.fdopen(open_file(self.path), "rb")
@@ -66,10 +66,10 @@ class LineReader:
                     yield lines
 
     def decode(self, decoder: msgspec.json.Decoder[T], lines: bytes) -> list[T | None]:
-        """A value for each of some terminated lines; None for an empty one, and for a bad one, which is counted.
+        """Decode one value per terminated line; None for an empty line, and for a bad one, which is counted.
 
-        ``decode_lines`` takes any values with white space between them. Where each line begins with ``{`` and ends
-        with ``}``, no value can go on in the next line, so as many values as lines are one in each.
+        ``decode_lines`` accepts any values with white space between them. Where each line begins with ``{`` and ends
+        with ``}``, no value can continue in the next line, so equal counts of values and lines mean one per line.
         """
         count = lines.count(b"\n")
         if lines.startswith(b"{") and lines.count(b"}\n{") == count - 1:
@@ -94,8 +94,8 @@ class LineReader:
             return None
 
     def _cut(self, block: bytes) -> bytes:
-        """The terminated lines of what was left over and of a block; the rest is left over for the next one."""
-        if self._skipping:  # the rest of an endless line, counted when it began
+        """Return the terminated lines of the kept tail and a block; the rest becomes the new tail."""
+        if self._skipping:  # the rest of an endless line, which was counted when it began
             _, newline, block = block.partition(b"\n")
             self._skipping = not newline
         first, end = block.find(b"\n"), block.rfind(b"\n") + 1

@@ -1,4 +1,4 @@
-"""Keys of earlier versions of this engine, still read, with a note."""
+"""Keys of earlier versions of this engine, which are still read, with a note."""
 
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, cast
@@ -9,12 +9,12 @@ from .findings import Entry, Findings
 
 
 class OldKeys(Struct, frozen=True):
-    """Keys that were, and how they are read.
+    """Former keys and how they are read.
 
     Attributes:
-        new: the key that took their place.
-        read: the new key's value, from the old keys' values and from the new one's where that is given too.
-        defaults: the old keys and the values they had when they were left out.
+        new: the key that replaced them.
+        read: returns the new key's value, from the old keys' values and the new one's, if that is given too.
+        defaults: the old keys and their default values.
     """
 
     new: str
@@ -23,7 +23,7 @@ class OldKeys(Struct, frozen=True):
 
 
 def _length_limits(old: Mapping[str, Any], given: Any) -> Any:
-    """The bounds of a response's length, each from the old key, else as given under the new one, else as it was."""
+    """Return the limits of a response's length: each from the old key, else from the new key, else its old default."""
     before = cast("list[Any]", given) if isinstance(given, list) else []
     limits: dict[str, Any] = dict(zip(_LENGTHS, before, strict=False))
     return [(_LENGTHS | limits | dict(old))[key] for key in _LENGTHS]
@@ -36,17 +36,17 @@ OLD_KEYS: tuple[OldKeys, ...] = (
 
 
 def is_old(key: str, known: Collection[str]) -> bool:
-    """Whether a recipe with these keys reads an old one."""
+    """Return whether a recipe with these keys reads an old key."""
     return any(key in old.defaults and old.new in known for old in OLD_KEYS)
 
 
 def read_old_keys(entries: dict[str, Entry], known: Collection[str], findings: Findings) -> dict[str, Entry]:
-    """The entries with old keys replaced by the new ones.
+    """Replace old keys by the new ones.
 
     Args:
-        entries: all layers' entries of one recipe, by key.
+        entries: entries of one recipe, from all layers, by key.
         known: the recipe's keys; an old key that is still one of them is left alone.
-        findings: where the notes go.
+        findings: receives the notes.
     """
     for old in OLD_KEYS:
         given = {key: entries[key] for key in old.defaults if key in entries and key not in known}
@@ -58,5 +58,5 @@ def read_old_keys(entries: dict[str, Entry], known: Collection[str], findings: F
         last = list(given.values())[-1]
         entries[old.new] = Entry(source=last.source, key=old.new, typed=value, value=value)
         names = ", ".join(f"`{key}`" for key in given)
-        findings.note(f"{last.source}: {names}: read as `{old.new}={value}`, the key's name by now.")
+        findings.note(f"{last.source}: {names}: read as `{old.new}={value}`, the key's new name.")
     return entries

@@ -1,4 +1,4 @@
-"""A process that cannot be mistaken for a later one with the same pid. Linux only (``/proc``)."""
+"""Identity of a process that a later one with the same pid does not share. Linux only (``/proc``)."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +11,7 @@ _PROC = Path("/proc")
 
 
 class ProcessId(Struct, frozen=True):
-    """A process that cannot be mistaken for a later one with the same pid."""
+    """Identity of a process that a later one with the same pid does not share."""
 
     boot_id: str
     pid: Annotated[int, Meta(ge=1, le=1 << 22)]
@@ -20,7 +20,7 @@ class ProcessId(Struct, frozen=True):
 
 
 def identify(pid: int) -> ProcessId | None:
-    """The identity of a live process; None when there is none, or only its zombie."""
+    """Return the identity of a live process; None if there is none, or only its zombie."""
     fields = stat_fields(pid)
     if fields is None or fields[0] in "ZX":
         return None
@@ -28,7 +28,7 @@ def identify(pid: int) -> ProcessId | None:
 
 
 def stat_fields(pid: int) -> list[str] | None:
-    """Fields of ``/proc/<pid>/stat`` from the third on; None when there is no such process."""
+    """Read the fields of ``/proc/<pid>/stat`` from the third on; None if there is no such process."""
     try:
         text = (_PROC / str(pid) / "stat").read_text(errors="replace")
     except (FileNotFoundError, ProcessLookupError):

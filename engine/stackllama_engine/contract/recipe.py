@@ -1,8 +1,7 @@
-"""Recipes: one frozen Struct a stage, the single place for keys, types, bounds, defaults and help.
+"""Recipes: one frozen Struct per stage, the single place for keys, types, bounds, defaults and help.
 
-Defaults fit a run with LoRA today; the values published in 2023 (https://huggingface.co/blog/stackllama and the
-scripts it links) are in ``examples/stackllama-7b.yaml``.
-Reading and checking is in :mod:`.recipe_io`.
+Defaults suit a LoRA run today; the values published in 2023 (https://huggingface.co/blog/stackllama and the scripts it
+links) are in ``examples/stackllama-7b.yaml``. :mod:`.recipe_io` reads and checks recipes.
 """
 
 from typing import Annotated, Any, ClassVar, Literal
@@ -10,9 +9,17 @@ from typing import Annotated, Any, ClassVar, Literal
 from msgspec import Struct
 
 from .recipe_common import (
+    CHECKPOINTING_HELP,
+    DROPOUT_HELP,
+    DTYPE_HELP,
     EVAL_HELP,
-    LORA,
+    EVAL_SAMPLES_HELP,
+    INT8_HELP,
+    LEARNING_RATE_HELP,
+    SPLIT_HELP,
+    TRAIN_SAMPLES_HELP,
     WARMUP_HELP,
+    WEIGHT_DECAY_HELP,
     AtLeastOne,
     Dtype,
     ModelRecipe,
@@ -46,83 +53,83 @@ __all__ = [
 
 
 class SFTRecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Supervised fine-tuning on the better answer of each pair."""
+    """Supervised fine-tuning on the better response of each pair."""
 
     stage: ClassVar[Stage] = Stage.SFT
 
-    gradient_checkpointing: Annotated[bool, about("Recompute activations in the backward pass to save memory.")] = True
-    dataset_train_split: Annotated[str, about("Split this stage trains on.", min_length=1)] = Split.FINETUNE.value
-    max_train_samples: Annotated[AtLeastOne | None, about("Use only the first N training rows.")] = 100_000
-    max_eval_samples: Annotated[AtLeastOne | None, about("Use only the first N evaluation rows.")] = 4000
-    learning_rate: Annotated[
-        float, about(f"Peak learning rate; LoRA takes ten times that of full training ({LORA}).", gt=0, le=1)
-    ] = 2e-4
+    gradient_checkpointing: Annotated[bool, about(CHECKPOINTING_HELP)] = True
+    dataset_train_split: Annotated[str, about(SPLIT_HELP, min_length=1)] = Split.FINETUNE.value
+    max_train_samples: Annotated[AtLeastOne | None, about(TRAIN_SAMPLES_HELP)] = 100_000
+    max_eval_samples: Annotated[AtLeastOne | None, about(EVAL_SAMPLES_HELP)] = 4000
+    learning_rate: Annotated[float, about(LEARNING_RATE_HELP, gt=0, le=1)] = 2e-4
     lr_scheduler_type: Annotated[Scheduler, about("Learning-rate schedule.")] = "cosine"
     warmup_steps: Annotated[Steps, about(WARMUP_HELP)] = 0.03
-    weight_decay: Annotated[float, about("AdamW's decoupled weight decay.", ge=0, le=1)] = 0.05
-    per_device_train_batch_size: Annotated[int, about("Sequences per device and micro-batch.", ge=1)] = 4
-    per_device_eval_batch_size: Annotated[int, about("Sequences per device in evaluation.", ge=1)] = 4
-    max_steps: Annotated[int, about("Optimizer steps; -1: `num_train_epochs` decides.", ge=-1)] = -1
-    num_train_epochs: Annotated[float, about("Passes over the data when `max_steps` is -1.", gt=0)] = 1.0
-    max_length: Annotated[int, about("Tokens per sequence.", ge=8)] = 1024
-    packing: Annotated[bool, about("Fill every sequence with several answers.")] = True
+    weight_decay: Annotated[float, about(WEIGHT_DECAY_HELP, ge=0, le=1)] = 0.05
+    per_device_train_batch_size: Annotated[int, about("Micro-batch size per device, in sequences.", ge=1)] = 4
+    per_device_eval_batch_size: Annotated[int, about("Evaluation batch size per device, in sequences.", ge=1)] = 4
+    max_steps: Annotated[int, about("Number of optimizer steps; -1: given by `num_train_epochs`.", ge=-1)] = -1
+    num_train_epochs: Annotated[float, about("Number of epochs if `max_steps` is -1.", gt=0)] = 1.0
+    max_length: Annotated[int, about("Maximum number of tokens per sequence.", ge=8)] = 1024
+    packing: Annotated[bool, about("Pack several examples into each sequence.")] = True
     packing_strategy: Annotated[
         Literal["wrapped", "bfd", "bfd_split"],
         about(
-            "`bfd`: whole answers by best fit (arXiv:2404.10830), none sees another, longer ones are cut; `bfd_split`: "
-            "longer ones are split; `wrapped`: one text cut into chunks, answers see those before, as in 2023."
+            "`bfd`: best-fit packing of whole examples, which do not attend to each other; longer ones are "
+            "truncated (arXiv:2404.10830). `bfd_split`: longer ones are split. `wrapped`: one text cut into "
+            "chunks, whose examples attend to those before, as in 2023."
         ),
     ] = "bfd"
     eval_steps: Annotated[Steps, about(EVAL_HELP)] = 1000
 
 
 class RewardRecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A reward model: one score a text, trained on pairs by the Bradley-Terry loss."""
+    """Reward model with one score per text, trained on pairs with the Bradley-Terry loss."""
 
     stage: ClassVar[Stage] = Stage.REWARD
 
-    load_in_8bit: Annotated[bool, about("Frozen base in int8 (bitsandbytes LLM.int8()).")] = False
-    dtype: Annotated[Dtype, about("Weights that are not quantised; `auto` keeps the checkpoint's own.")] = "bfloat16"
+    load_in_8bit: Annotated[bool, about(INT8_HELP)] = False
+    dtype: Annotated[Dtype, about(DTYPE_HELP)] = "bfloat16"
     lora_r: Annotated[int, about("LoRA rank.", ge=1)] = 8
-    lora_dropout: Annotated[float, about("Dropout on the adapter's input.", ge=0, lt=1)] = 0.1
-    dataset_train_split: Annotated[str, about("Split this stage trains on.", min_length=1)] = Split.REWARD.value
-    max_train_samples: Annotated[AtLeastOne | None, about("Use only the first N training rows.")] = 100_000
-    max_eval_samples: Annotated[AtLeastOne | None, about("Use only the first N evaluation rows.")] = 4000
-    learning_rate: Annotated[
-        float, about(f"Peak learning rate; LoRA takes ten times that of full training ({LORA}).", gt=0, le=1)
-    ] = 1e-4
-    weight_decay: Annotated[float, about("AdamW's decoupled weight decay.", ge=0, le=1)] = 0.001
-    per_device_train_batch_size: Annotated[int, about("Pairs per device and micro-batch.", ge=1)] = 4
-    per_device_eval_batch_size: Annotated[int, about("Pairs per device in evaluation.", ge=1)] = 4
-    max_steps: Annotated[int, about("Optimizer steps; -1: `num_train_epochs` decides.", ge=-1)] = -1
-    num_train_epochs: Annotated[float, about("Passes over the data when `max_steps` is -1.", gt=0)] = 1.0
-    max_length: Annotated[int, about("A pair is dropped when either text has more tokens.", ge=8)] = 512
+    lora_dropout: Annotated[float, about(DROPOUT_HELP, ge=0, lt=1)] = 0.1
+    dataset_train_split: Annotated[str, about(SPLIT_HELP, min_length=1)] = Split.REWARD.value
+    max_train_samples: Annotated[AtLeastOne | None, about(TRAIN_SAMPLES_HELP)] = 100_000
+    max_eval_samples: Annotated[AtLeastOne | None, about(EVAL_SAMPLES_HELP)] = 4000
+    learning_rate: Annotated[float, about(LEARNING_RATE_HELP, gt=0, le=1)] = 1e-4
+    weight_decay: Annotated[float, about(WEIGHT_DECAY_HELP, ge=0, le=1)] = 0.001
+    per_device_train_batch_size: Annotated[int, about("Micro-batch size per device, in pairs.", ge=1)] = 4
+    per_device_eval_batch_size: Annotated[int, about("Evaluation batch size per device, in pairs.", ge=1)] = 4
+    max_steps: Annotated[int, about("Number of optimizer steps; -1: given by `num_train_epochs`.", ge=-1)] = -1
+    num_train_epochs: Annotated[float, about("Number of epochs if `max_steps` is -1.", gt=0)] = 1.0
+    max_length: Annotated[int, about("Drop a pair if either of its texts has more tokens than this.", ge=8)] = 512
     eval_steps: Annotated[Steps, about(EVAL_HELP)] = 0
     center_rewards_coefficient: Annotated[
-        NotNegative | None, about("Pull the mean reward to zero (arXiv:2312.09244, eq. 2).")
+        NotNegative | None,
+        about(
+            "Coefficient of the loss term that pulls the mean reward to zero; empty: none (arXiv:2312.09244, eq. 2)."
+        ),
     ] = None
 
 
 class MergeRecipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Merge an adapter into its base, verified on probe prompts."""
+    """Merge of an adapter into its base, verified on probe prompts."""
 
     stage: ClassVar[Stage] = Stage.MERGE
 
-    adapter_path: Annotated[str, about("A finished SFT, reward or PPO run, or an adapter directory.", min_length=1)]
+    adapter_path: Annotated[
+        str, about("Adapter to merge: finished SFT, reward or PPO run, or adapter directory.", min_length=1)
+    ]
     base_model_name_or_path: Annotated[
         str | None,
-        about("The adapter's base where it is not, or no longer, what the adapter says: a path, merge run or hub id."),
+        about("Base model of the adapter, if it is not where the adapter says: path, merge run or hub id."),
     ] = None
-    dtype: Annotated[Literal["float32", "bfloat16", "float16"], about("Merged weights; never 8-bit or 4-bit.")] = (
-        "bfloat16"
-    )
-    num_processes: Annotated[Literal[1], about("A merge is one process.")] = 1
-    use_cpu: Annotated[bool, about("Merge on the CPU even where there is a GPU.")] = True
-    seed: Annotated[int, about("Seed of the probe prompts.", ge=0, lt=2**32)] = 0
+    dtype: Annotated[Literal["float32", "bfloat16", "float16"], about("Dtype of the merged weights.")] = "bfloat16"
+    num_processes: Annotated[Literal[1], about("Must be 1: a merge is one process.")] = 1
+    use_cpu: Annotated[bool, about("Merge on the CPU even if there is a GPU.")] = True
+    seed: Annotated[int, about("Random seed of the probe prompts.", ge=0, lt=2**32)] = 0
 
 
 class PipelineRecipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """SFT → merge → reward → merge → PPO → merge; each stage's inputs are wired from the one before.
+    """SFT → merge → reward → merge → PPO → merge; each stage's inputs come from the one before.
 
     Each section holds that stage's keys with every default written out, except the wired ones (:data:`WIRED`).
     """
@@ -147,7 +154,7 @@ WIRED: dict[Stage, tuple[str, ...]] = {
     Stage.PPO: ("model_name_or_path", "reward_model_path"),
     Stage.MERGE: ("adapter_path",),
 }
-"""Keys that a pipeline fills in from the stage before."""
+"""Keys that a pipeline fills in from the previous stage."""
 
 ALTERNATIVES: dict[Stage, tuple[str, str]] = {Stage.PPO: ("reward_model_path", "reward_fn")}
-"""Keys of which one has to be given, the usual one first."""
+"""Keys of which one must be given, the usual one first."""

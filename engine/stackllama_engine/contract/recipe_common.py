@@ -1,4 +1,4 @@
-"""What recipes have in common: the base model, its adapter, the data, the optimizer, checkpoints, the machine.
+"""Keys that several recipes share: base model, adapter, data, optimizer, checkpoints, machine.
 
 Keys are those of TRL and transformers wherever they exist there, so that people can paste what they have.
 """
@@ -11,14 +11,14 @@ from msgspec import Meta, Struct
 from .stages import Split, Stage
 
 LORA = "https://thinkingmachines.ai/blog/lora"
-"""Where the rule for LoRA's learning rates stands."""
+"""Source of the rule for LoRA's learning rates."""
 AtLeastOne = Annotated[int, Meta(ge=1)]
 NotNegative = Annotated[float, Meta(ge=0)]
 Positive = Annotated[float, Meta(gt=0)]
 Share = Annotated[float, Meta(ge=0, lt=1)]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Steps = Annotated[int, Meta(ge=0)] | Share
-"""A number of steps, or below 1 a share of all steps; see :func:`steps_of`."""
+"""Number of steps, or below 1 a share of all steps; see :func:`steps_of`."""
 Scheduler = Literal[
     "linear",
     "cosine",
@@ -39,22 +39,32 @@ Optim = Literal[
     "adafactor",
 ]
 OPTIM_HELP = (
-    "Optimizer, by transformers' names. 8-bit states (arXiv:2110.02861) take a quarter of float32 ones; paged ones "
-    "move to the host when the GPU is full; `adafactor` keeps sums over rows and columns (arXiv:1804.04235)."
+    "Optimizer, by transformers' name. 8-bit states take a quarter of the memory of float32 ones (arXiv:2110.02861); "
+    "paged ones move to host memory when the GPU is full; `adafactor` stores row and column sums of the second moment "
+    "(arXiv:1804.04235)."
 )
 
-
+CHECKPOINTING_HELP = "Recompute activations in the backward pass: less memory, but slower."
+TRAIN_SAMPLES_HELP = "Maximum number of training examples, taken from the start; empty: all."
+EVAL_SAMPLES_HELP = "Maximum number of evaluation examples, taken from the start; empty: all."
+SPLIT_HELP = "Split to train on."
+LEARNING_RATE_HELP = f"Peak learning rate; LoRA needs about ten times that of full fine-tuning ({LORA})."
+ACCUMULATION_HELP = "Micro-batches accumulated per optimizer step."
+DROPOUT_HELP = "Dropout probability on the adapter's input."
+DTYPE_HELP = "Dtype of the weights that are not quantised; `auto` keeps the checkpoint's."
+INT8_HELP = "Load the frozen base in 8 bits (bitsandbytes LLM.int8())."
+WEIGHT_DECAY_HELP = "Decoupled weight decay."
 EVAL_HELP = "Evaluate every N optimizer steps; below 1: a share of all steps; 0: only at the end."
-WARMUP_HELP = "Optimizer steps of linear warm-up; below 1: a share of all steps."
+WARMUP_HELP = "Number of linear warm-up steps; below 1: a share of all steps."
 
 
 def about(text: str, **bounds: Any) -> Meta:
-    """A key's help, with the formula's or the value's source, and its bounds (:class:`msgspec.Meta`)."""
+    """Return a key's help, with the source of its formula or value, and its bounds (:class:`msgspec.Meta`)."""
     return Meta(description=text, **bounds)
 
 
 def steps_of(steps: float, total: int) -> int:
-    """A number of steps, where below 1 it is a share of all of them: rounded up, as in transformers."""
+    """Return a number of steps; ``steps`` below 1 is a share of ``total``, rounded up as in transformers."""
     return math.ceil(steps * total) if 0 < steps < 1 else int(steps)
 
 
@@ -62,128 +72,155 @@ class ModelRecipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """The base model and how it is loaded; shared by every stage that loads one."""
 
     model_name_or_path: Annotated[
-        str, about("Hub id, local directory, local .gguf file, a finished merge run, or `demo`.", min_length=1)
+        str,
+        about("Base model: hub id, local directory, local .gguf file, finished merge run, or `demo`.", min_length=1),
     ]
-    model_revision: Annotated[str | None, about("Hub revision (branch, tag or commit).")] = None
-    dtype: Annotated[Dtype, about("Weights that are not quantised; `auto` keeps the checkpoint's own.")] = "auto"
+    model_revision: Annotated[str | None, about("Hub revision of the model: branch, tag or commit.")] = None
+    dtype: Annotated[Dtype, about(DTYPE_HELP)] = "auto"
     attn_implementation: Annotated[
         Literal["eager", "sdpa", "flash_attention_2"] | None,
-        about("Attention kernel; empty: transformers chooses."),
+        about("Attention implementation; empty: chosen by transformers."),
     ] = None
-    trust_remote_code: Annotated[bool, about("Always off: code from a model repository is never executed.")] = False
+    trust_remote_code: Annotated[bool, about("Must be false: code from a model repository is never executed.")] = False
 
 
 class TrainRecipe(ModelRecipe, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What SFT, reward and PPO have in common."""
+    """Keys that SFT, reward and PPO share."""
 
     stage: ClassVar[Stage]
 
     # base precision
-    load_in_8bit: Annotated[bool, about("Frozen base in int8 (bitsandbytes LLM.int8()).")] = True
-    load_in_4bit: Annotated[bool, about("Frozen base in 4 bits (bitsandbytes, QLoRA).")] = False
+    load_in_8bit: Annotated[bool, about(INT8_HELP)] = True
+    load_in_4bit: Annotated[bool, about("Load the frozen base in 4 bits (bitsandbytes, QLoRA).")] = False
     bnb_4bit_quant_type: Annotated[Literal["nf4", "fp4"], about("4-bit data type.")] = "nf4"
-    use_bnb_nested_quant: Annotated[bool, about("Quantise the 4-bit scales as well (double quantisation).")] = False
+    use_bnb_nested_quant: Annotated[
+        bool, about("Double quantisation: also quantise the scales of the 4-bit weights (arXiv:2305.14314).")
+    ] = False
 
     # adapter
-    use_peft: Annotated[bool, about("LoRA on a frozen base; false trains every weight.")] = True
+    use_peft: Annotated[bool, about("Train LoRA adapters on a frozen base; false: train all weights.")] = True
     lora_r: Annotated[int, about("LoRA rank.", ge=1)] = 16
-    lora_alpha: Annotated[int, about("LoRA scaling numerator (scale = alpha / r).", ge=1)] = 32
-    lora_dropout: Annotated[float, about("Dropout on the adapter's input.", ge=0, lt=1)] = 0.05
+    lora_alpha: Annotated[
+        int, about("LoRA scaling: the adapter's output is multiplied by `lora_alpha` / `lora_r`.", ge=1)
+    ] = 32
+    lora_dropout: Annotated[float, about(DROPOUT_HELP, ge=0, lt=1)] = 0.05
     lora_target_modules: Annotated[
         list[str] | str | None,
         about(
-            "Module names, `all-linear`, a regular expression over full names such as `.*(q|v)_proj`, or empty for "
-            "PEFT's default (q_proj, v_proj)."
+            "Modules that get an adapter: a list of names, `all-linear`, or a regular expression over full "
+            "names such as `.*(q|v)_proj`; empty: PEFT's default for the model (for Llama q_proj and v_proj)."
         ),
     ] = None
 
     # data
     dataset_name: Annotated[
         str,
-        about("Hub id, a directory made by `data prepare`, a .jsonl/.parquet file, or `demo`.", min_length=1),
+        about(
+            "Data set: hub id, directory made by `data prepare`, .jsonl, .json or .parquet file, or `demo`.",
+            min_length=1,
+        ),
     ] = "lvwerra/stack-exchange-paired"
-    dataset_config: Annotated[str | None, about("Hub data set's configuration name.")] = None
-    dataset_train_split: Annotated[str, about("Split this stage trains on.", min_length=1)]
-    dataset_test_split: Annotated[str, about("Split held out for evaluation.", min_length=1)] = Split.EVALUATION.value
-    dataset_streaming: Annotated[bool, about("Stream a hub data set instead of downloading it whole.")] = True
-    max_train_samples: Annotated[AtLeastOne | None, about("Use only the first N training rows.")] = None
-    max_eval_samples: Annotated[AtLeastOne | None, about("Use only the first N evaluation rows.")] = None
+    dataset_config: Annotated[str | None, about("Configuration (subset) of the hub data set.")] = None
+    dataset_train_split: Annotated[str, about(SPLIT_HELP, min_length=1)]
+    dataset_test_split: Annotated[str, about("Held-out split to evaluate on.", min_length=1)] = Split.EVALUATION.value
+    dataset_streaming: Annotated[bool, about("Stream the hub data set instead of downloading all of it.")] = True
+    max_train_samples: Annotated[AtLeastOne | None, about(TRAIN_SAMPLES_HELP)] = None
+    max_eval_samples: Annotated[AtLeastOne | None, about(EVAL_SAMPLES_HELP)] = None
 
     # optimisation
     optim: Annotated[Optim, about(OPTIM_HELP)] = "adamw_torch_fused"
     learning_rate: Annotated[float, about("Peak learning rate.", gt=0, le=1)]
     lr_scheduler_type: Annotated[Scheduler, about("Learning-rate schedule.")] = "linear"
     min_lr_rate: Annotated[
-        Share | None, about("`cosine_with_min_lr`: the least rate, as a share of `learning_rate`.")
+        Share | None, about("`cosine_with_min_lr`: final learning rate, as a share of `learning_rate`.")
     ] = None
     warmup_steps: Annotated[Steps, about(WARMUP_HELP)] = 0
-    weight_decay: Annotated[float, about("AdamW's decoupled weight decay.", ge=0, le=1)] = 0.0
-    adam_beta1: Annotated[float, about("AdamW beta1.", ge=0, lt=1)] = 0.9
-    adam_beta2: Annotated[float, about("AdamW beta2.", ge=0, lt=1)] = 0.999
+    weight_decay: Annotated[float, about(WEIGHT_DECAY_HELP, ge=0, le=1)] = 0.0
+    adam_beta1: Annotated[float, about("AdamW beta1: decay rate of the first moment.", ge=0, lt=1)] = 0.9
+    adam_beta2: Annotated[float, about("AdamW beta2: decay rate of the second moment.", ge=0, lt=1)] = 0.999
     adam_epsilon: Annotated[float, about("AdamW epsilon.", gt=0)] = 1e-8
-    max_grad_norm: Annotated[float, about("Clip the gradient norm here (arXiv:1211.5063).", gt=0)] = 1.0
-    gradient_accumulation_steps: Annotated[int, about("Micro-batches added up before one optimizer step.", ge=1)] = 1
-    gradient_checkpointing: Annotated[bool, about("Recompute activations in the backward pass to save memory.")] = False
-    bf16: Annotated[bool, about("bfloat16 autocast in the forward pass.")] = False
-    fp16: Annotated[bool, about("float16 autocast with loss scaling (GPU only).")] = False
-    seed: Annotated[int, about("Seed of everything random.", ge=0, lt=2**32)] = 0
+    max_grad_norm: Annotated[
+        float, about("Gradient clipping: maximum norm of the gradient (arXiv:1211.5063).", gt=0)
+    ] = 1.0
+    gradient_accumulation_steps: Annotated[int, about(ACCUMULATION_HELP, ge=1)] = 1
+    gradient_checkpointing: Annotated[bool, about(CHECKPOINTING_HELP)] = False
+    bf16: Annotated[bool, about("Run the forward pass under bfloat16 autocast.")] = False
+    fp16: Annotated[bool, about("Run the forward pass under float16 autocast, with loss scaling (GPU only).")] = False
+    seed: Annotated[int, about("Random seed, for everything that is random.", ge=0, lt=2**32)] = 0
 
     # reporting and checkpoints
     logging_steps: Annotated[
         Annotated[int, Meta(ge=1)] | Annotated[float, Meta(gt=0, lt=1)],
-        about("Record metrics every N optimizer steps; below 1: a share of all steps."),
+        about("Record metrics every N optimizer steps (PPO: every N PPO steps); below 1: a share of all steps."),
     ] = 10
     save_steps: Annotated[
         Steps,
         about(
-            "Write a checkpoint every N optimizer (PPO: rollout) steps; below 1: a share of all steps; 0: only by time "
+            "Save a checkpoint every N optimizer steps; below 1: a share of all steps; 0: only by time "
             "(`save_minutes`) and when stopped."
         ),
     ] = 500
     save_minutes: Annotated[
         float,
         about(
-            "Also write a checkpoint at the first step that ends N minutes after the last one; the first in the first "
-            "minutes, to learn what one costs; 0: only by steps.",
+            "Also save a checkpoint at the end of a step if the last one is N minutes old; the first after 2 "
+            "minutes at most, to measure its cost; 0: only by steps.",
             ge=0,
         ),
     ] = 15.0
     save_total_limit: Annotated[
         AtLeastOne | None,
-        about("Keep the newest N checkpoints; empty: all of them, of those by `save_minutes` the newest."),
+        about(
+            "Number of newest checkpoints to keep; empty: all those of `save_steps`, and the newest of `save_minutes`."
+        ),
     ] = 3
     metric_for_best_model: Annotated[
         str | None,
-        about("Also keep the checkpoint that is best by this metric (eval_loss; PPO: eval/objective)."),
+        about("Also keep the best checkpoint by this metric, e.g. eval_loss or, for PPO, eval/objective."),
     ] = None
     greater_is_better: Annotated[
-        bool | None, about("Of that metric; empty: lower is better where its name ends in `loss`.")
+        bool | None,
+        about(
+            "Whether higher values of `metric_for_best_model` are better; empty: lower is better if its name "
+            "ends in `loss`."
+        ),
     ] = None
     keep_every_steps: Annotated[int, about("Also keep the checkpoint of every N-th step; 0: none.", ge=0)] = 0
     max_skipped_steps: Annotated[
-        int, about("Roll back after N steps in a row whose loss or gradient is not finite (each is skipped).", ge=1)
+        int,
+        about(
+            "Roll back after N consecutive steps whose loss or gradient is not finite (each of them is skipped).", ge=1
+        ),
     ] = 3
     max_rollbacks: Annotated[
-        int, about("Roll back N times, with half the learning rate each, before the run ends; 0: never.", ge=0)
+        int,
+        about(
+            "Maximum number of rollbacks, each of which halves the learning rate, before the run fails; 0: no "
+            "rollbacks.",
+            ge=0,
+        ),
     ] = 2
     report_to: Annotated[
-        list[Literal["tensorboard", "wandb", "trackio"]], about("Also report to these, through their own packages.")
+        list[Literal["tensorboard", "wandb", "trackio"]],
+        about("Also report metrics to these trackers, through their own packages."),
     ] = []
 
     # machine
-    num_processes: Annotated[AtLeastOne | None, about("Processes; empty: one a visible GPU, or one on the CPU.")] = None
-    use_cpu: Annotated[bool, about("Train on the CPU even where there is a GPU.")] = False
+    num_processes: Annotated[
+        AtLeastOne | None, about("Number of processes; empty: one per visible GPU, or one on the CPU.")
+    ] = None
+    use_cpu: Annotated[bool, about("Train on the CPU even if there is a GPU.")] = False
 
     def __post_init__(self) -> None:
-        """Checks between keys.
+        """Check the keys against each other.
 
         Raises:
-            ValueError: two keys that exclude each other; the text names both and the way out.
+            ValueError: two keys exclude each other; the message names both and the fix.
         """
         if self.trust_remote_code:
             raise ValueError(
                 "`trust_remote_code: true` is refused: code from a model repository is never executed. "
-                "Use a model whose architecture transformers has built in."
+                "Use a model whose architecture is part of transformers."
             )
         if self.load_in_8bit and self.load_in_4bit:
             raise ValueError("`load_in_8bit` and `load_in_4bit` are both true; choose one of them.")
@@ -192,7 +229,7 @@ class TrainRecipe(ModelRecipe, frozen=True, kw_only=True, forbid_unknown_fields=
             raise ValueError("`max_steps: 0` trains nothing; give a number of steps, or -1 for `num_train_epochs`.")
         if self.quantised and self.model_name_or_path.endswith(".gguf"):
             raise ValueError(
-                "a .gguf model is dequantised while it is read and cannot be loaded in 8 or 4 bits at once; "
+                "a .gguf model is dequantised on loading and cannot be loaded in 8 or 4 bits; "
                 "set `load_in_8bit: false` and `load_in_4bit: false`."
             )
         self._check_checkpoints()
@@ -207,18 +244,18 @@ class TrainRecipe(ModelRecipe, frozen=True, kw_only=True, forbid_unknown_fields=
     def _check_checkpoints(self) -> None:
         if self.metric_for_best_model and not self.save_steps:
             raise ValueError(
-                f"`metric_for_best_model: {self.metric_for_best_model}` chooses among checkpoints and `save_steps: 0` "
-                "writes none where the metric is measured; set `save_steps` to a multiple of `eval_steps`."
+                f"`metric_for_best_model: {self.metric_for_best_model}` needs checkpoints at the steps that are "
+                "evaluated, and `save_steps: 0` saves none there; set `save_steps` to a multiple of `eval_steps`."
             )
         if self.keep_every_steps and 0 < self.save_steps < 1:
             raise ValueError(
                 f"`keep_every_steps: {self.keep_every_steps}` needs `save_steps` as a number of steps; "
-                f"{self.save_steps:g} is a share of all of them."
+                f"`save_steps: {self.save_steps:g}` is a share of all steps."
             )
         if self.keep_every_steps and (not self.save_steps or self.keep_every_steps % self.save_steps):
             raise ValueError(
-                f"`keep_every_steps: {self.keep_every_steps}` is no multiple of `save_steps: {self.save_steps}`, so "
-                "those steps have no checkpoint to keep."
+                f"`keep_every_steps: {self.keep_every_steps}` must be a multiple of `save_steps: {self.save_steps}`; "
+                "other steps have no checkpoint to keep."
             )
 
     def _check_optimisation(self) -> None:
@@ -230,11 +267,12 @@ class TrainRecipe(ModelRecipe, frozen=True, kw_only=True, forbid_unknown_fields=
         if (self.lr_scheduler_type == "cosine_with_min_lr") != (self.min_lr_rate is not None):
             raise ValueError(
                 "`lr_scheduler_type: cosine_with_min_lr` and `min_lr_rate` belong together: the schedule ends at "
-                f"`learning_rate` × `min_lr_rate`. Given are `{self.lr_scheduler_type}` and `{self.min_lr_rate}`."
+                f"`learning_rate` × `min_lr_rate`. Got `lr_scheduler_type: {self.lr_scheduler_type}` and "
+                f"`min_lr_rate: {'null' if self.min_lr_rate is None else self.min_lr_rate}`; set both or neither."
             )
         if self.optim == "adafactor" and (self.adam_beta1, self.adam_beta2, self.adam_epsilon) != (0.9, 0.999, 1e-8):
             raise ValueError(
-                "`optim: adafactor` has no `adam_beta1`, `adam_beta2` or `adam_epsilon`; leave them out, "
+                "`optim: adafactor` has no `adam_beta1`, `adam_beta2` or `adam_epsilon`; remove them, "
                 "or use one of the `adamw` optimizers."
             )
 

@@ -1,7 +1,7 @@
-"""A recipe of TRL, the alignment handbook, LLaMA-Factory or axolotl turned into one of this engine.
+"""Conversion of a recipe of TRL, the alignment handbook, LLaMA-Factory or axolotl into one of this engine.
 
-What can be said here is said, with the other trainer's defaults written out where ours differ; the rest is listed
-with the reason. The result loads: nothing is guessed that this engine would refuse.
+Keys with an equivalent are converted, and the other trainer's defaults are written out where ours differ; the rest is
+listed with the reason. The result loads: nothing is converted that this engine would refuse.
 """
 
 from collections.abc import Callable, Mapping
@@ -53,7 +53,7 @@ _TRAINER: dict[str, Any] = {
     "save_total_limit": None,
     "seed": 42,
 }
-"""transformers' TrainingArguments, where ours differ."""
+"""Defaults of transformers' TrainingArguments, where ours differ."""
 _TRL = _TRAINER | {"gradient_checkpointing": True, "dtype": "float32", "bf16": True, "max_length": 1024}
 _TRL_PPO = {
     "learning_rate": 3e-6,
@@ -96,15 +96,15 @@ DEFAULTS["axolotl", Stage.REWARD] = DEFAULTS["axolotl", Stage.SFT]
 
 
 class Converted(Struct, frozen=True, kw_only=True):
-    """A recipe of this engine, made from another's.
+    """A recipe of this engine, converted from another trainer's.
 
     Attributes:
-        stage: which recipe.
-        source: whose recipe it was.
+        stage: the stage of the recipe.
+        source: the other trainer.
         values: our keys and values.
-        left_out: sentences: each key that has no place here, and why.
+        left_out: sentences: each key that was not converted, and why.
         defaults: keys that were not given and have the other trainer's default.
-        text: all of it as a recipe file.
+        text: the whole recipe file.
     """
 
     stage: Stage
@@ -116,14 +116,14 @@ class Converted(Struct, frozen=True, kw_only=True):
 
 
 def convert_recipe(file: Path, stage: Stage | None = None) -> Converted:
-    """Read another trainer's recipe as one of this engine.
+    """Convert another trainer's recipe into one of this engine.
 
     Args:
-        file: YAML.
-        stage: which recipe to make; None: the one that the file is for.
+        file: a YAML file.
+        stage: stage of the result; None: that of the file.
 
     Raises:
-        RecipeError: unreadable, of a stage that this engine does not have, or without what a recipe needs.
+        RecipeError: unreadable, of a stage that this engine does not have, or without the required keys.
     """
     given = read_file(file)
     source = format_of(set(given)) or TRL
@@ -147,14 +147,14 @@ def convert_recipe(file: Path, stage: Stage | None = None) -> Converted:
 
 
 def _stage_of(file: Path, source: str, given: Mapping[str, Any]) -> Stage:
-    """The stage that a file is for.
+    """Return the stage that a file is for.
 
     Raises:
-        RecipeError: it is none of this engine's.
+        RecipeError: this engine does not have it.
     """
     if source == TRL:
         if {"beta", "loss_type", "rpo_alpha"} & set(given):
-            raise _no_stage(file, "DPO or its like")
+            raise _no_stage(file, "DPO or a similar method")
         keys = set(given)
         if keys & {"reward_model_path", "total_episodes", "num_ppo_epochs", "kl_coef", "sft_model_path"}:
             return Stage.PPO
@@ -169,8 +169,8 @@ def _stage_of(file: Path, source: str, given: Mapping[str, Any]) -> Stage:
 
 def _no_stage(file: Path, name: str) -> RecipeError:
     return RecipeError(
-        f"{file}: this recipe is for {name}, which this engine does not have. `--stage reward` makes one that trains "
-        "a reward model on its pairs."
+        f"{file}: this recipe is for {name}, which is not supported. `--stage reward` converts it to one that trains a "
+        "reward model on its pairs."
     )
 
 
@@ -178,7 +178,7 @@ def _no_stage(file: Path, name: str) -> RecipeError:
 
 
 def _spelt_as_trl(source: str, stage: Stage, given: Mapping[str, Any], left: Findings) -> dict[str, Any]:
-    """The keys that LLaMA-Factory and axolotl call otherwise, as TRL or this engine calls them."""
+    """Rename the keys of LLaMA-Factory and axolotl to those of TRL or this engine."""
     if source == TRL:
         return _one_data_set(dict(given), left)
     table = LLAMA_FACTORY if source == "LLaMA-Factory" else AXOLOTL
@@ -201,24 +201,24 @@ def _spelt_as_trl(source: str, stage: Stage, given: Mapping[str, Any], left: Fin
 
 def _reason(known: ForeignKey, stage: Stage) -> str:
     if known.ours:
-        return f"`{known.ours}` is no key of the {stage} recipe" + (f": {known.why}" if known.why else "")
+        return f"the {stage} recipe has no key `{known.ours}`" + (f": {known.why}" if known.why else "")
     return known.why
 
 
 def _llama_factory(given: Mapping[str, Any], left: Findings) -> dict[str, dict[str, Any]]:
-    """Keys of LLaMA-Factory that are several of ours, or that only it reads so."""
+    """Convert the keys of LLaMA-Factory that stand for several of ours, or that need more than a new name."""
     kind = given.get("finetuning_type", "lora")
     bits = given.get("quantization_bit")
     if kind not in ("lora", "full"):
-        left.wrong("", f"{echo('finetuning_type', kind)}: LoRA or every weight is trained here; LoRA is taken")
+        left.wrong("", f"{echo('finetuning_type', kind)}: only LoRA or full training is supported; LoRA is used")
     if bits not in (None, 4, 8):
-        left.wrong("", f"{echo('quantization_bit', bits)}: a base is held in 8 or 4 bits, or not quantised")
+        left.wrong("", f"{echo('quantization_bit', bits)}: only 8 and 4 bits are supported; the base is not quantised")
     names = [name.strip() for name in str(given.get("dataset", "")).split(",") if name.strip()]
     if names:
         left.wrong(
             "",
-            f"{echo('dataset', given['dataset'])}: LLaMA-Factory looks names up in dataset_info.json; put the "
-            f"file or hub id of one of them in the place of `dataset_name: {names[0]}`",
+            f"{echo('dataset', given['dataset'])}: LLaMA-Factory looks names up in dataset_info.json; replace "
+            f"`dataset_name: {names[0]}` by the file or hub id of one of them",
         )
     alpha = {} if given.get("lora_alpha") else {"lora_alpha": 2 * int(number(given.get("lora_rank")) or 8)}
     return {
@@ -231,10 +231,10 @@ def _llama_factory(given: Mapping[str, Any], left: Findings) -> dict[str, dict[s
 
 
 def _axolotl(given: Mapping[str, Any], left: Findings) -> dict[str, dict[str, Any]]:
-    """Keys of axolotl that are several of ours, or that only it reads so."""
+    """Convert the keys of axolotl that stand for several of ours, or that need more than a new name."""
     adapter = given.get("adapter")
     if adapter not in (None, "", "lora", "qlora"):
-        left.wrong("", f"{echo('adapter', adapter)}: LoRA or every weight is trained here; LoRA is taken")
+        left.wrong("", f"{echo('adapter', adapter)}: only LoRA or full training is supported; LoRA is used")
     epochs = number(given.get("num_epochs")) or 1
     special: dict[str, dict[str, Any]] = {
         "adapter": {"use_peft": bool(adapter)},
@@ -249,14 +249,14 @@ def _axolotl(given: Mapping[str, Any], left: Findings) -> dict[str, dict[str, An
     if given.get("lora_target_linear"):
         special["lora_target_modules"] = {}
     for key, ours in (("evals_per_epoch", "eval_steps"), ("saves_per_epoch", "save_steps")):
-        each = number(given.get(key)) or 0
-        share = 1 / (each * epochs) if each > 0 else 0
+        per_epoch = number(given.get(key)) or 0
+        share = 1 / (per_epoch * epochs) if per_epoch > 0 else 0
         special[key] = {ours: int(1e6 * share) / 1e6} if 0 < share < 1 else {}
     return special
 
 
 def _one_data_set(given: dict[str, Any], left: Findings) -> dict[str, Any]:
-    """The alignment handbook's mixture as its first data set, where no other is named."""
+    """Replace the alignment handbook's mixture by its first data set, unless another one is named."""
     mixture: Any = given.pop("dataset_mixture", None)
     mixer: Any = given.pop("dataset_mixer", None)
     made: dict[str, Any] = {}
@@ -266,13 +266,13 @@ def _one_data_set(given: dict[str, Any], left: Findings) -> dict[str, Any]:
         if facts.get("test_split_size"):
             left.wrong(
                 "",
-                f"{echo('test_split_size', facts['test_split_size'])}: rows are held out by a split, "
-                "`dataset_test_split`, and limited by `max_eval_samples`",
+                f"{echo('test_split_size', facts['test_split_size'])}: the held-out data is a split, "
+                "`dataset_test_split`, limited by `max_eval_samples`",
             )
     elif isinstance(mixer, dict) and mixer:
         names = [str(name) for name in cast("dict[Any, Any]", mixer)]
         made = {"dataset_name": names[0]}
-        left.wrong("", f"{echo('dataset_mixer', mixer)}: a run has one data set; the first is taken, whole")
+        left.wrong("", f"{echo('dataset_mixer', mixer)}: a run has one data set; all of the first is used")
     return made | given
 
 
@@ -286,7 +286,7 @@ def _first_data_set(key: str, listed: Any, name: str, left: Findings) -> dict[st
     if others:
         left.wrong("", f"`{key}`: a run has one data set, `{first[name]}`; left out: {', '.join(others)}")
     if more := {k: v for k, v in first.items() if k not in (name, "config", "name", "split", "splits")}:
-        left.wrong("", f"{echo(f'{key}[0]', more)}: columns are found by their names, and every row is taken")
+        left.wrong("", f"{echo(f'{key}[0]', more)}: columns are found by their names, and every row is used")
     made: dict[str, Any] = {"dataset_name": first[name]}
     config = first.get("config") or first.get("name")
     split = first.get("split") or first.get("splits")
@@ -301,7 +301,7 @@ def _first_data_set(key: str, listed: Any, name: str, left: Findings) -> dict[st
 
 
 def _ours(stage: Stage, values: Mapping[str, Any], left: Findings) -> dict[str, Any]:
-    """What the stage's recipe takes; the rest is taken down as left out."""
+    """Return the values that the stage's recipe accepts; the rest is added to ``left``."""
     types = key_types(stage)
     entries = translate(values, types, "", left)
     left.notes = {note.removeprefix(": "): None for note in left.notes}
@@ -319,21 +319,23 @@ def _ours(stage: Stage, values: Mapping[str, Any], left: Findings) -> dict[str, 
 
 
 def _consistent(stage: Stage, values: dict[str, Any], left: Findings) -> dict[str, Any]:
-    """Without what this engine would refuse beside other keys."""
+    """Remove values that this engine would refuse together with others."""
     values = dict(values)
     if stage is Stage.PPO:
         if not values["use_peft"]:
-            left.wrong("", "`use_peft=false`: PPO here needs an adapter, so that policy and reference share one base")
+            left.wrong("", "`use_peft=false`: PPO needs an adapter, so that policy and reference share one base")
         values |= {"use_peft": True, "lora_dropout": 0.0}
     if not values["use_peft"]:
         if values.get("load_in_8bit") or values.get("load_in_4bit"):
-            left.wrong("", "a quantised base is trained through LoRA alone; it is loaded whole")
+            left.wrong("", "a quantised base can only be trained with LoRA; the base is not quantised")
         values |= {"load_in_8bit": False, "load_in_4bit": False}
     if values.get("lr_scheduler_type") == "cosine_with_min_lr":
         values.setdefault("min_lr_rate", 0.0)
     if values.get("lr_scheduler_type") == "constant" and values.get("warmup_steps"):
         left.wrong(
-            "", f"{echo('warmup_steps', values['warmup_steps'])}: `constant` has none; `constant_with_warmup` has"
+            "",
+            f"{echo('warmup_steps', values['warmup_steps'])}: `lr_scheduler_type: constant` has no warm-up; "
+            "`constant_with_warmup` has",
         )
         values["warmup_steps"] = 0
     for applies, keys, why in _CLASHES:
@@ -349,32 +351,32 @@ _CLASHES: tuple[tuple[Callable[[Mapping[str, Any]], bool], tuple[str, ...], str]
     (
         lambda values: not values["use_peft"],
         ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"),
-        "every weight is trained",
+        "all weights are trained, without an adapter",
     ),
     (
         lambda values: values.get("lr_scheduler_type") != "cosine_with_min_lr",
         ("min_lr_rate",),
-        "belongs to `cosine_with_min_lr`",
+        "needs `lr_scheduler_type: cosine_with_min_lr`",
     ),
-    (lambda values: bool(values.get("bf16")), ("fp16",), "`bf16` is set as well"),
+    (lambda values: bool(values.get("bf16")), ("fp16",), "`bf16` is set as well and is used"),
     (
         lambda values: values.get("optim") == "adafactor",
         ("adam_beta1", "adam_beta2", "adam_epsilon"),
-        "`adafactor` has none",
+        "`optim: adafactor` does not have it",
     ),
     (
         lambda values: values.get("save_steps") == 0,
         ("metric_for_best_model",),
-        "no checkpoints are written where it is measured",
+        "no checkpoints are saved at the steps that are evaluated",
     ),
 )
-"""When, keys that go, and why."""
+"""Condition, keys to remove, and why."""
 
 
 def _as_text(
     file: Path, source: str, stage: Stage, values: Mapping[str, Any], defaults: Mapping[str, Any], left: tuple[str, ...]
 ) -> str:
-    """The recipe file, its comments first."""
+    """Return the recipe file, comments first."""
     order = [name for name in RECIPES[stage].__struct_fields__ if name in values]
     lines = [
         f"# stage: {stage}",
@@ -384,7 +386,7 @@ def _as_text(
         lines += ["#", "# Left out, or read as something else:", *(f"#   {_plain(text)}" for text in left)]
     lines += [_yaml({name: values[name]}) for name in order if name not in defaults]
     if defaults:
-        lines += ["", f"# Not given there: {source}'s own defaults, where this engine's differ"]
+        lines += ["", f"# Not given: defaults of {source}, where this engine's differ"]
         lines += [_yaml({name: values[name]}) for name in order if name in defaults]
     return "\n".join(lines) + "\n"
 
@@ -394,5 +396,5 @@ def _yaml(values: dict[str, Any]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text that ends no comment, and that YAML can hold."""
+    """Return the text on one line and printable, so that it stays inside a YAML comment."""
     return "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))

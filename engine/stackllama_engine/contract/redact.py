@@ -1,9 +1,9 @@
-"""Secrets stay out of everything that is written: their values are known from where they are kept, and blanked.
+"""Redaction of secrets in everything that is written; their values are read from where they are stored.
 
 A secret is given in the environment or in the files that the libraries themselves read (huggingface_hub's token file,
-``netrc`` for wandb). It is passed on to the worker there and nowhere else. A library may still print one, so every
-text that this project writes goes through a :class:`Redactor`, and what a process prints through a
-:class:`RedactedStream`; bytes that get around both are masked in the log (``launch/scrub.py``).
+``netrc`` for wandb), and is passed to the worker there and nowhere else. A library may still print one, so every text
+that this project writes goes through a :class:`Redactor`, and the output of a process through a
+:class:`RedactedStream`; bytes that bypass both are masked in the log (``launch/scrub.py``).
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from .user_files import MIB, open_regular, read_text
 T = TypeVar("T")
 
 SHORTEST = 8
-"""Characters; a shorter value may be any word of a text and is not looked for."""
+"""Minimum length of a secret in characters; a shorter value could be any word of a text."""
 
 _NAME = re.compile(
     r"TOKEN(?!IZER)|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|API_?KEY|ACCESS_KEY|PRIVATE_KEY|(^|_)KEY$|_PAT$"
@@ -33,29 +33,29 @@ _IN_URL = re.compile(r"://[^/@\s:]*:([^/@\s]+)@")
 
 
 def secret_names(environment: Iterable[str] = os.environ) -> list[str]:
-    """Names of variables that look like secrets; their values are passed on and written nowhere."""
+    """List the names of variables that look like secrets; their values are passed on and never written."""
     return sorted(name for name in environment if _NAME.search(name.upper()) and not _REFERENCE.search(name.upper()))
 
 
 def secret_values(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """What must never be written, and the name that stands in its place.
+    """Map each secret to the name that replaces it in texts.
 
     Values of variables that look like secrets, passwords inside URLs, huggingface_hub's token file, passwords of
-    ``netrc``. The path of a file that exists is a reference and no secret.
+    ``netrc``. The path of an existing file is a reference and no secret.
     """
-    found: dict[str, str] = {}
+    names: dict[str, str] = {}
     for name in secret_names(environment):
         if not _is_path(environment[name]):
-            found.update(dict.fromkeys(_parts(environment[name]), name))
+            names.update(dict.fromkeys(_parts(environment[name]), name))
     for name, value in environment.items():
-        found.update(dict.fromkeys((part for url in _IN_URL.findall(value) for part in _parts(url)), name))
-    for name, value in _kept_in_files(environment):
-        found.update(dict.fromkeys(_parts(value), name))
-    return found
+        names.update(dict.fromkeys((part for url in _IN_URL.findall(value) for part in _parts(url)), name))
+    for name, value in _read_files(environment):
+        names.update(dict.fromkeys(_parts(value), name))
+    return names
 
 
 class Redactor:
-    """Replaces secrets in what is about to be written.
+    """Replacement of secrets in a text before it is written.
 
     Args:
         secrets: value → name, as from :func:`secret_values`.
@@ -73,24 +73,24 @@ class Redactor:
 
     @property
     def longest(self) -> int:
-        """Bytes of the longest secret; 0: there is none."""
+        """Bytes of the longest secret; 0 if there is none."""
         return self._longest
 
     def text(self, text: str) -> str:
-        """The text with ``<NAME>`` for each secret."""
+        """Return the text with each secret replaced by ``<NAME>``."""
         return self._text.sub(lambda match: f"<{self._names[match[0]]}>", text) if self._text else text
 
     def value(self, value: T) -> T:
-        """The same for every string in a structure of dicts, lists and scalars."""
+        """Replace secrets in every string of a structure of dicts, lists and scalars."""
         return cast("T", self._inside(value)) if self._text else value
 
     def found_in(self, text: str) -> str | None:
-        """Name of the first secret in a text."""
+        """Return the name of the first secret in a text; None if there is none."""
         match = self._text.search(text) if self._text else None
         return self._names[match[0]] if match else None
 
     def spans(self, data: bytes) -> list[tuple[int, int]]:
-        """Where secrets are, as (start, end)."""
+        """Return the position of each secret as (start, end)."""
         return [match.span() for match in self._bytes.finditer(data)] if self._bytes else []
 
     def _inside(self, value: Any) -> Any:
@@ -105,27 +105,27 @@ class Redactor:
 
 
 class RedactedStream(io.TextIOWrapper):
-    """A text stream that blanks secrets in each piece that is written."""
+    """Text stream that redacts secrets in each piece that is written."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._redactor = redactor()
 
     def write(self, text: str, /) -> int:
-        """Write; returns the number of characters that were given."""
+        """Write the redacted text; return the number of characters given."""
         super().write(self._redactor.text(text))
         return len(text)
 
 
 def redactor() -> Redactor:
-    """For the secrets of this moment."""
+    """Return a redactor of the current secrets."""
     return Redactor(secret_values())
 
 
 def redact_output() -> None:
-    """From here on, what this process prints holds no secret, and a full disk costs it no more than its text.
+    """Make this process's output redact secrets, and survive a full disk.
 
-    To be called before anything keeps a reference to the streams.
+    Call it before anything keeps a reference to the streams.
     """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
@@ -139,7 +139,7 @@ def redact_output() -> None:
 
 
 def _parts(value: str) -> Iterator[str]:
-    """The value, and the lines of one that has several: a log shows them one by one."""
+    """Yield the value, and each line of it if it has several, because a log shows them one by one."""
     for part in (value, *value.splitlines()):
         if len(part.strip()) >= SHORTEST:
             yield part.strip()
@@ -152,17 +152,17 @@ def _is_path(value: str) -> bool:
         return False
 
 
-def _kept_in_files(environment: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """(name, value) of what the libraries read from files of their own."""
+def _read_files(environment: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Yield (name, value) of the secrets in the libraries' own files."""
     home = environment.get("HOME") or os.path.expanduser("~")  # noqa: PTH111 - raises where no home is known
     cache = environment.get("XDG_CACHE_HOME") or f"{home}/.cache"
     hub = Path(environment.get("HF_HOME") or f"{cache}/huggingface")
     token = Path(os.path.expanduser(environment.get("HF_TOKEN_PATH") or hub / "token"))  # noqa: PTH111
-    with contextlib.suppress(OSError, UnicodeDecodeError):  # none there, or one that nobody here can use
+    with contextlib.suppress(OSError, UnicodeDecodeError):  # none, or an unreadable one
         yield "HF_TOKEN", read_text(token, MIB)
     with contextlib.suppress(OSError, UnicodeDecodeError, netrc.NetrcParseError):
         file = Path(environment.get("NETRC") or f"{home}/.netrc")
-        os.close(open_regular(file))  # netrc would wait for whoever writes into a pipe
+        os.close(open_regular(file))  # netrc would block on a pipe
         entries = netrc.netrc(file).hosts
         for host, (_login, _account, password) in entries.items():
             yield f"netrc:{host}", password

@@ -1,15 +1,15 @@
-"""What a run can be asked for while it trains: one file in ``control/`` each, removed when served.
+"""Requests to a running run: one file each in ``control/``, removed when served.
 
 =============================  ==========================================================================
-``save``                       a checkpoint at the next step
-``sample``                     answers to a few held-out questions now, into ``samples.jsonl`` (SFT, PPO)
-``pause``, ``continue``        wait after the step that runs, with everything kept in memory; go on
-``set-learning_rate``          the schedule's peak, from the next step on; the file holds the number
-``set-kl_coef``                PPO's KL coefficient, from the next step on; the file holds the number
-``stop``                       save and end, resumable
+``save``                       save a checkpoint after the current step
+``sample``                     respond to a few held-out prompts now, into ``samples.jsonl`` (SFT, PPO)
+``pause``, ``continue``        wait after the current step with everything kept in memory; resume
+``set-learning_rate``          change the schedule's peak from the next step on; the file holds the number
+``set-kl_coef``                change PPO's KL coefficient from the next step on; the file holds the number
+``stop``                       save and end; the run can be resumed
 =============================  ==========================================================================
 
-Whoever asks calls :func:`check` first: a request that a stage cannot serve is refused there, and never written.
+Callers call :func:`check` first: a request that a stage cannot serve is refused there, and never written.
 """
 
 from collections.abc import Container, Mapping
@@ -26,16 +26,16 @@ from .run_files import UNDECODABLE, decode_file
 from .stages import TRAINING_STAGES, Stage
 
 Ask = Literal["save", "sample", "pause", "continue", "set"]
-"""What is asked of a run that goes on; ``stop`` is ``launch/reconcile.py``'s."""
+"""Requests to a run that continues; ``stop`` is handled by ``launch/reconcile.py``."""
 
 PAUSED = "paused"
-"""The phase that a paused run reports."""
+"""Phase that a paused run reports."""
 
 WAITING_FOR_ROOM = "waiting for room on the disk"
-"""The phase of a run that waits because something of it could not be written; its event carries figures."""
+"""Phase of a run that waits because it could not write; its event carries the numbers."""
 
 SAMPLING: frozenset[Stage] = frozenset({Stage.SFT, Stage.PPO})
-"""Stages that answer questions."""
+"""Stages that can sample responses."""
 
 SETTABLE: dict[Stage, tuple[str, ...]] = {
     Stage.SFT: ("learning_rate",),
@@ -56,22 +56,22 @@ class Change(Struct, frozen=True):
 
 
 def parse_change(stage: Stage, text: str) -> Change:
-    """``key=value`` as a change of a running stage.
+    """Parse ``key=value`` as a change of a running stage.
 
     Raises:
-        UsageError: not of that form, or a value that the recipe would not take either.
+        UsageError: not of that form, or a value that the recipe does not accept.
         RefusedError: the stage cannot change that key while it runs.
     """
     key = text.partition("=")[0]
     keys = SETTABLE.get(stage, ())
     if key.strip() not in keys:
-        able = f"what can be set is {', '.join(f'`{name}`' for name in keys)}" if keys else "nothing can be set"
-        raise RefusedError(f"`{key.strip()}` cannot change while {stage} runs; {able}.")
+        settable = f"set one of {', '.join(f'`{name}`' for name in keys)}" if keys else "no key of it can"
+        raise RefusedError(f"`{key.strip()}` cannot change while {stage} runs; {settable}.")
     return Change(key.strip(), float(convert_key(stage, text)))
 
 
 def check(run_id: str, state: State, ask: Ask) -> None:
-    """Whether a run can serve a request.
+    """Check that a run can serve a request.
 
     Raises:
         RefusedError: it has ended, or its stage cannot.
@@ -79,16 +79,18 @@ def check(run_id: str, state: State, ask: Ask) -> None:
     if state.has_ended:
         raise RefusedError(f"{run_id} has ended ({state.phase}): there is nothing to {_VERBS[ask]}.")
     if state.phase == "stopping":
-        raise RefusedError(f"{run_id} is stopping already; `runs resume {run_id}` goes on afterwards.")
+        raise RefusedError(
+            f"{run_id} is stopping already; resume it afterwards with `stackllama-console runs resume {run_id}`."
+        )
     if state.stage not in TRAINING_STAGES:
-        raise RefusedError(f"{run_id} is a {state.stage} run, which ends by itself soon: it can only be stopped.")
+        raise RefusedError(f"{run_id} is a {state.stage} run, which can only be stopped.")
     if ask == "sample" and state.stage not in SAMPLING:
-        raise RefusedError(f"{run_id} trains a reward model, which scores texts and answers nothing.")
+        raise RefusedError(f"{run_id} trains a reward model, which generates no responses.")
 
 
 _VERBS: Mapping[Ask, str] = {
     "save": "save",
-    "sample": "ask",
+    "sample": "sample",
     "pause": "pause",
     "continue": "continue",
     "set": "change",
@@ -96,7 +98,7 @@ _VERBS: Mapping[Ask, str] = {
 
 
 def write(run: RunDir, ask: Ask, change: Change | None = None) -> None:
-    """Put a checked request into ``control/``; ``pause`` and ``continue`` take each other back.
+    """Write a checked request into ``control/``; ``pause`` and ``continue`` withdraw each other.
 
     Raises:
         OSError: the directory cannot be written.
@@ -113,24 +115,24 @@ def write(run: RunDir, ask: Ask, change: Change | None = None) -> None:
 
 
 def changes(run: RunDir, but: Container[str] = ()) -> tuple[list[Change], list[str]]:
-    """Changes that wait, ``but`` for some files, and names of files that ask for one in no readable way."""
-    found: list[Change] = []
+    """Return the pending changes, except those of the files in ``but``, and the names of unreadable files."""
+    pending: list[Change] = []
     unreadable: list[str] = []
     for name in run.requests():
         if not name.startswith(_PREFIX) or name in but:
             continue
         try:
             value = decode_file(run.control / name, float, _MOST_CHANGE)
-            found.append(Change(name.removeprefix(_PREFIX), float(value)))
-        except FileNotFoundError:  # taken back
+            pending.append(Change(name.removeprefix(_PREFIX), float(value)))
+        except FileNotFoundError:  # withdrawn
             continue
         except (OSError, *UNDECODABLE):
             unreadable.append(name)
-    return found, unreadable
+    return pending, unreadable
 
 
 def forget(run: RunDir, name: str) -> None:
-    """Remove one request by the name of its file: it was served, or cannot be.
+    """Remove one request, which was served or cannot be, by the name of its file.
 
     Raises:
         OSError: it cannot be removed.
@@ -139,7 +141,7 @@ def forget(run: RunDir, name: str) -> None:
 
 
 def forget_all(run: RunDir) -> None:
-    """Remove every request: they were asked of an attempt that is over.
+    """Remove every request: they were made to an attempt that has ended.
 
     Raises:
         OSError: one cannot be removed.

@@ -1,7 +1,7 @@
-"""A recipe that changed since the checkpoint a run is resumed from: what is applied, what is kept, what is refused.
+"""Changes of a recipe since the checkpoint that a run resumes from: applied, kept from the checkpoint, or refused.
 
-A checkpoint holds the recipe it was written under (``recipe.yaml``) and its base's identity (``base.json``). Those of
-before 0.2 hold neither; of them only what the adapter itself says is compared. `docs/reliability.md` has the table.
+A checkpoint holds the recipe it was saved under (``recipe.yaml``) and its base's identity (``base.json``). Those from
+before 0.2 hold neither; for them only what the adapter itself records is compared. `docs/reliability.md` has the table.
 """
 
 import functools
@@ -38,14 +38,14 @@ REFUSED = frozenset(
         "value_adapter",
     }
 )
-"""What the weights or the optimizer's state were made for (the base itself is compared by its fingerprint)."""
+"""Keys that weights or optimizer state depend on (the base itself is compared by its fingerprint)."""
 _OPTIMIZER = frozenset({"learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon"})
 KEPT: dict[Stage, frozenset[str]] = {
     Stage.SFT: _OPTIMIZER,
     Stage.REWARD: _OPTIMIZER,
     Stage.PPO: frozenset({"learning_rate", "value_learning_rate", "kl_coef", "value_head_init"}),
 }
-"""What the state in the checkpoint holds, and goes on with; every other key is applied from the next step on."""
+"""Keys whose value is restored from the checkpoint; every other key is applied from the next step on."""
 _SIZES = frozenset(
     {
         "per_device_train_batch_size",
@@ -60,7 +60,7 @@ _MOST_HEADER = 64 << 20
 
 
 class Change(Struct, frozen=True):
-    """One key: its value in the checkpoint's recipe, and in the run's now."""
+    """A changed key: its value in the checkpoint's recipe, and in the run's recipe now."""
 
     key: str
     before: Any
@@ -71,40 +71,40 @@ class Change(Struct, frozen=True):
 
 
 class Changes(Struct, frozen=True, kw_only=True):
-    """What is different from the checkpoint's recipe, and what becomes of it."""
+    """Differences from the checkpoint's recipe, by how they are treated."""
 
     checkpoint: str
     applied: list[Change] = []
     kept: list[Change] = []
     refused: list[Change] = []
     beyond: int | None = None
-    """``max_steps`` where the checkpoint is past it."""
+    """``max_steps`` if the checkpoint is past it."""
 
     @property
     def all(self) -> list[Change]:
-        """Every key that changed."""
+        """All changed keys."""
         return [*self.applied, *self.kept, *self.refused]
 
     def refusal(self) -> str | None:
-        """Why it cannot be resumed with this recipe, and the way out."""
+        """Return why the run cannot be resumed with this recipe, and the fix; None if it can."""
         if self.beyond is not None:
             return (
-                f"`max_steps: {self.beyond}`: {self.checkpoint} is beyond it; raise it, or remove the checkpoints "
+                f"`max_steps: {self.beyond}`: {self.checkpoint} is past that step; raise it, or remove the checkpoints "
                 "after that step."
             )
         if not self.refused:
             return None
         them = "them" if len(self.refused) > 1 else "it"
         return (
-            f"The recipe has changed since {self.checkpoint} was saved, in what its weights were trained with: "
+            f"The recipe has changed since {self.checkpoint} was saved, in keys that its weights depend on: "
             f"{', '.join(map(str, self.refused))}. Set {them} back in recipe.yaml, or start a new run."
         )
 
     def notice(self) -> str | None:
-        """What is applied and what is ignored, in one line; None when nothing changed."""
+        """Return in one line what is applied and what is kept; None if nothing changed."""
         parts: list[str] = []
         if self.applied:
-            parts.append(f"applied from here on: {', '.join(map(str, self.applied))}")
+            parts.append(f"applied from now on: {', '.join(map(str, self.applied))}")
         if self.kept:
             kept = ", ".join(f"`{each.key}` stays {_shown(each.before)}, not {_shown(each.now)}" for each in self.kept)
             parts.append(f"kept from the checkpoint: {kept}")
@@ -112,7 +112,7 @@ class Changes(Struct, frozen=True, kw_only=True):
 
 
 def remember(folder: Path, recipe: TrainRecipe) -> None:
-    """Write into a checkpoint what it is saved under.
+    """Write the recipe and the base's identity into a checkpoint.
 
     Raises:
         OSError: disk full or not writable.
@@ -123,12 +123,12 @@ def remember(folder: Path, recipe: TrainRecipe) -> None:
 
 
 def changes(checkpoint: Path, recipe: TrainRecipe, *, check_base: bool = True) -> Changes:
-    """Compare a recipe with the one a checkpoint was written under.
+    """Compare a recipe with the one that a checkpoint was saved under.
 
     Args:
         checkpoint: a sealed one.
-        recipe: the run's now.
-        check_base: whether the base's weights are looked at even where its name is the same.
+        recipe: the run's recipe now.
+        check_base: compare the base's weights even if its name is the same.
     """
     before = _recorded(checkpoint, recipe.stage)
     now: dict[str, Any] = msgspec.to_builtins(recipe)
@@ -150,17 +150,17 @@ def changes(checkpoint: Path, recipe: TrainRecipe, *, check_base: bool = True) -
 
 
 def check_resume(run: RunDir, recipe: AnyRecipe) -> str | None:
-    """What a resume would say of a changed recipe, before anything is started; verifies no checkpoint.
+    """Return a resume's notice about a changed recipe before anything is started; verifies no checkpoint.
 
     Raises:
-        RefusedError: the recipe changed in what cannot change within a run.
+        RefusedError: the recipe changed in keys that cannot change within a run.
     """
-    found = changes_of(run, recipe) if isinstance(recipe, TrainRecipe) else None
-    if found is None:
+    differences = changes_of(run, recipe) if isinstance(recipe, TrainRecipe) else None
+    if differences is None:
         return None
-    if refusal := found.refusal():
+    if refusal := differences.refusal():
         raise RefusedError(f"Run `{run.id}`: {refusal}")
-    return found.notice()
+    return differences.notice()
 
 
 def changes_of(run: RunDir, recipe: TrainRecipe) -> Changes | None:
@@ -168,19 +168,20 @@ def changes_of(run: RunDir, recipe: TrainRecipe) -> Changes | None:
     newest = next(reversed(sealed(run.checkpoints)), None)
     if newest is None:
         return None
-    found = changes(newest, recipe, check_base=False)
-    if any((folder / _RESTART).is_file() for folder in run.attempt_dirs()):  # sizes that fitted go on, and are said
-        found = msgspec.structs.replace(found, applied=[change for change in found.applied if change.key not in _SIZES])
-    return found
+    differences = changes(newest, recipe, check_base=False)
+    if any((folder / _RESTART).is_file() for folder in run.attempt_dirs()):  # its batch sizes are used, and reported
+        applied = [change for change in differences.applied if change.key not in _SIZES]
+        return msgspec.structs.replace(differences, applied=applied)
+    return differences
 
 
 def _recorded(checkpoint: Path, stage: Stage) -> dict[str, Any]:
-    """The keys that are known of the recipe a checkpoint was written under."""
+    """Return what is known of the recipe that a checkpoint was saved under."""
     file = checkpoint / RECIPE_FILE
     if file.is_file():
         try:
             values: dict[str, Any] = msgspec.to_builtins(load_recipe(stage, file))
-        except RecipeError:  # of another version: what the adapter says is still there
+        except RecipeError:  # from another version: fall back to what the adapter records
             pass
         else:
             return values
@@ -188,7 +189,7 @@ def _recorded(checkpoint: Path, stage: Stage) -> dict[str, Any]:
 
 
 def _of_adapter(checkpoint: Path) -> dict[str, Any]:
-    """From PEFT's own file, in checkpoints of sft and reward."""
+    """Read keys from PEFT's own file, in checkpoints of sft and reward."""
     try:
         config: dict[str, Any] = decode_file(checkpoint / CONFIG_FILE, dict[str, Any])
     except (OSError, *UNDECODABLE):
@@ -198,7 +199,7 @@ def _of_adapter(checkpoint: Path) -> dict[str, Any]:
 
 
 def _of_policy(checkpoint: Path) -> dict[str, Any]:
-    """The rank, from the shapes of PPO's policy."""
+    """Read the rank from the tensor shapes of PPO's policy."""
     try:
         with os.fdopen(open_file(checkpoint / _POLICY), "rb") as file:
             header = file.read(min(int.from_bytes(file.read(8), "little"), _MOST_HEADER))
@@ -219,7 +220,7 @@ def _equal(key: str, before: Any, now: Any) -> bool:
 
 
 def _same_weights(checkpoint: Path, recipe: TrainRecipe, before: Any) -> bool:
-    """Whether the base is the one the checkpoint was trained on; true where nothing is left to tell."""
+    """Return whether the base is the one that the checkpoint was trained on; true where that cannot be known."""
     now = base_identity(recipe.model_name_or_path, recipe.model_revision)
     try:
         recorded = decode_file(checkpoint / BASE_FILE, dict[str, Any])
@@ -232,7 +233,7 @@ def _same_weights(checkpoint: Path, recipe: TrainRecipe, before: Any) -> bool:
 
 @functools.lru_cache(maxsize=4)
 def _identity(name: str, revision: str | None) -> dict[str, str | None]:
-    """For every checkpoint of a process, once: of a .gguf file every byte is read."""
+    """Return the base's identity, computed once per process: of a .gguf file every byte is read."""
     return base_identity(name, revision)
 
 

@@ -3,17 +3,17 @@
 ::
 
     <home>/runs/<run-id>/            0700; files 0600
-      recipe.yaml                    everything resolved, every default written out
-      launch.json                    the argv really run, versions, commit, host, parents
-      state.json                     replaced whole
-      lock                           flock held by the supervisor for as long as it lives (see :mod:`.run_lock`)
+      recipe.yaml                    the resolved recipe, with every default written out
+      launch.json                    argv as run, versions, commit, host, parents
+      state.json                     replaced atomically
+      lock                           flock held by the supervisor while it lives (see :mod:`.run_lock`)
       control/                       requests (see :mod:`.requests`); one file each, removed when served
-      attempts/001/                  recipe.yaml  log.txt  events.jsonl; with reason, health.jsonl  stacks.txt
-      samples.jsonl                  questions, responses, rewards, KL
+      attempts/001/                  recipe.yaml  log.txt  events.jsonl; if needed, health.jsonl  stacks.txt
+      samples.jsonl                  prompts, responses, rewards, KL
       checkpoints/step-000100/       atomic, with a manifest
       adapter/  merged/  result.json  lineage.json
 
-Held lock = alive. Free lock and not finished = lost, on the machine that the run is on: ``State.host``.
+A held lock means alive. A free lock and an unfinished state mean lost, on the machine of the run: ``State.host``.
 """
 
 import contextlib
@@ -30,6 +30,7 @@ from msgspec import Meta, Struct
 
 from . import run_lock
 from .atomic_files import keep_spare, make_private_dir, open_private, write_into_spare, write_whole
+from .creation import create_whole
 from .disk_space import is_full
 from .errors import DamagedError, RefusedError, UsageError
 from .host import Host, this_host
@@ -43,7 +44,7 @@ from .user_dirs import expanded, user_dir
 Phase = Literal["queued", "starting", "running", "stalled", "stopping", "finished", "failed", "stopped", "lost"]
 ENDED: frozenset[str] = frozenset({"finished", "failed", "stopped", "lost"})
 HEALTH_FILE = "health.jsonl"
-"""In an attempt's folder: what the supervisor noticed, as events of the kind ``health``."""
+"""File of an attempt: what the supervisor noticed, as events of the kind ``health``."""
 _ATTEMPT = re.compile(r"[0-9]{3,6}")
 RUN_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
@@ -65,12 +66,12 @@ class State(Struct, frozen=True, kw_only=True, omit_defaults=True):
     started: UnixTime | None = None
     ended: UnixTime | None = None
     host: Host | None = None
-    """Where and when it was created, or its newest attempt was started; None in runs of before 0.2."""
+    """Machine and time of its creation, or of the start of its newest attempt; None in runs from before 0.2."""
     supervisor: ProcessId | None = None
     worker: ProcessId | None = None
     exit_code: Annotated[int, Meta(ge=0, le=255)] | None = None
     cause: str | None = None
-    """Why it failed, in a sentence a person can act on."""
+    """Reason for the failure, in a sentence that a user can act on."""
     last_lines: list[str] = []
 
     @property
@@ -80,7 +81,7 @@ class State(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class FunctionFile(Struct, frozen=True, kw_only=True):
-    """The code of a recipe's ``reward_fn``, as the stage imports it."""
+    """Code of a recipe's ``reward_fn``, as the stage imports it."""
 
     reference: str
     """``package.module:function``."""
@@ -99,9 +100,9 @@ class Launch(Struct, frozen=True, kw_only=True):
     git_commit: str | None = None
     parents: list[str] = []
     recipe_sha256: str | None = None
-    """Of ``recipe.yaml`` when the attempt began; ``attempts/NNN/recipe.yaml`` is a copy. None in older runs."""
+    """Hash of ``recipe.yaml`` when the attempt began; ``attempts/NNN/recipe.yaml`` is a copy. None in older runs."""
     environment: dict[str, str] = {}
-    """What the launcher added to the environment. Never a secret."""
+    """Variables that the launcher added to the environment; never a secret."""
     secrets: list[str] = []
     """Names of the secrets that were present, never their values."""
     reward_fn: FunctionFile | msgspec.UnsetType | None = msgspec.UNSET
@@ -109,17 +110,22 @@ class Launch(Struct, frozen=True, kw_only=True):
 
 
 class Home:
-    """Where runs live: ``--home``, else ``STACKLLAMA_HOME``, else ``$XDG_DATA_HOME/stackllama``."""
+    """Directory of all runs: ``--home``, else ``STACKLLAMA_HOME``, else ``$XDG_DATA_HOME/stackllama``.
+
+    Raises:
+        UsageError: no home directory is known and none was given, or a link leads to itself.
+    """
 
     def __init__(self, path: Path | None = None) -> None:
-        """Raises UsageError where neither names a place and no home directory is known, or a link leads to itself."""
         given = expanded(path or _default_home())
         self.given = given.absolute()
-        """The way that led to it, links and all."""
+        """The path as given, links unresolved."""
         try:
-            self.path = given.resolve()  # one home has one name, whichever way led to it
+            self.path = given.resolve()  # one name per home, whichever path leads to it
         except RuntimeError:
-            raise UsageError(f"{str(given)!r} cannot be the home of runs: the link leads to itself.") from None
+            raise UsageError(
+                f"{str(given)!r} cannot be the home of runs: the link leads to itself; choose another --home."
+            ) from None
 
     @property
     def runs_dir(self) -> Path:
@@ -127,7 +133,7 @@ class Home:
         return self.path / "runs"
 
     def run(self, run_id: str) -> "RunDir":
-        """An existing run.
+        """Open an existing run.
 
         Raises:
             UsageError: not a run id, or no such run.
@@ -139,18 +145,18 @@ class Home:
                 return RunDir(path)
             case "leftover":
                 raise UsageError(
-                    f"`{run_id}` is what is left of a launch that was cut short, not a run; "
+                    f"`{run_id}` is not a run: it was left by an interrupted launch; "
                     f"`stackllama-console runs rm {run_id}` removes it."
                 )
             case _:
                 raise UsageError(f"No run `{run_id}` under {self.runs_dir}. `stackllama-console runs ls` lists them.")
 
     def runs(self) -> list["RunDir"]:
-        """All runs, oldest first by creation, damaged ones among them. What is no run is left out."""
+        """List all runs by creation, oldest first, including damaged ones; other entries are left out."""
         return sorted(self.unsorted_runs(), key=lambda run: (_created(run), run.id))
 
     def unsorted_runs(self) -> list["RunDir"]:
-        """As :meth:`runs`, without reading their states.
+        """List all runs without reading their states.
 
         Raises:
             OSError: the directory of runs cannot be read.
@@ -160,7 +166,7 @@ class Home:
         return [RunDir(path) for path in self.runs_dir.iterdir() if kind_of(path) == "run"]
 
     def create(self, stage: Stage, recipe_yaml: str, name: str | None = None) -> "RunDir":
-        """A new run directory with its recipe and a ``queued`` state; of two callers with one name one succeeds.
+        """Create a run directory with its recipe and a ``queued`` state; of two callers with one name one succeeds.
 
         It appears whole: everything is written in a hidden directory, which is then renamed (:mod:`.creation`).
 
@@ -168,11 +174,14 @@ class Home:
             UsageError: ``name`` is not a run id.
             RefusedError: the name is taken, or the home cannot be written.
         """
-        from .creation import create_whole
-
-        run_id = check_run_id(name) if name else _new_id(stage)
+        path = self.runs_dir / (check_run_id(name) if name else _new_id(stage))
+        check_free(path)
         state = State(stage=stage, phase="queued", created=time.time(), host=this_host())
-        return RunDir(create_whole(self.runs_dir, run_id, recipe_yaml.encode(), encode_json(state)))
+        try:
+            create_whole(path, recipe_yaml.encode(), encode_json(state))
+        except FileExistsError:
+            raise _taken(path) from None
+        return RunDir(path)
 
 
 class RunDir:
@@ -225,30 +234,30 @@ class RunDir:
         return self.path / "samples.jsonl"
 
     def attempt_dir(self, attempt: int) -> Path:
-        """``attempts/NNN``."""
+        """Return the path ``attempts/NNN``."""
         return self.attempts / f"{attempt:03d}"
 
     def attempt_dirs(self) -> list[Path]:
-        """Every attempt's folder, first to last; what has another name or is no folder is none.
+        """List the directory of every attempt, first to last; other entries are left out.
 
         Raises:
-            OSError: ``attempts/`` may not be read.
+            OSError: ``attempts/`` cannot be read.
         """
         if not self.attempts.is_dir():
             return []
-        found = (path for path in self.attempts.iterdir() if _ATTEMPT.fullmatch(path.name))
-        return sorted((path for path in found if path.is_dir() and not path.is_symlink()), key=lambda it: int(it.name))
+        named = (path for path in self.attempts.iterdir() if _ATTEMPT.fullmatch(path.name))
+        return sorted((path for path in named if path.is_dir() and not path.is_symlink()), key=lambda it: int(it.name))
 
     def events_files(self) -> list[Path]:
-        """Every attempt's ``events.jsonl``, first to last."""
+        """List every attempt's ``events.jsonl``, first to last."""
         return [path / "events.jsonl" for path in self.attempt_dirs()]
 
     def health_files(self) -> list[Path]:
-        """Every attempt's ``health.jsonl``, first to last; most attempts have none."""
+        """List every attempt's ``health.jsonl``, first to last; most attempts have none."""
         return [path / HEALTH_FILE for path in self.attempt_dirs()]
 
     def touched(self) -> float:
-        """When its recipe was written, of a run that does not say when it was created; 0 where there is none."""
+        """Return the recipe's modification time, which stands in for a lost creation time; 0 if there is none."""
         try:
             return os.lstat(self.recipe_file).st_mtime
         except OSError:
@@ -257,7 +266,7 @@ class RunDir:
     # state
 
     def read_state(self) -> State:
-        """The state as last written.
+        """Read the state as last written.
 
         Raises:
             DamagedError: ``state.json`` is missing or unreadable.
@@ -265,12 +274,12 @@ class RunDir:
         return self._read("state.json", State)
 
     def write_state(self, state: State) -> None:
-        """Replace ``state.json``; on a full disk into the spare file, where one is kept. Only the lock's holder writes.
+        """Replace ``state.json``, on a full disk from the spare file if one is kept. Only the lock's holder writes.
 
         Raises:
             OSError: it cannot be written; the old one stays.
         """
-        secrets = redactor()  # both quote what a library said
+        secrets = redactor()  # both may quote a library's message
         cause = secrets.text(state.cause) if state.cause else state.cause
         state = msgspec.structs.replace(state, cause=cause, last_lines=secrets.value(state.last_lines))
         try:
@@ -281,7 +290,7 @@ class RunDir:
             write_into_spare(self.path / _SPARE, self.path / "state.json", encode_json(state))
 
     def keep_spare_state(self) -> None:
-        """Have room at hand for one more state on a full disk; the spare file is one that an ended run has not.
+        """Reserve room for one more state on a full disk; a run that ended has no spare file.
 
         Raises:
             OSError: there is no room for it.
@@ -289,11 +298,11 @@ class RunDir:
         keep_spare(self.path / _SPARE, _SPARE_BYTES)
 
     def drop_spare_state(self) -> None:
-        """Give it back."""
+        """Remove the spare file."""
         (self.path / _SPARE).unlink(missing_ok=True)
 
     def read_launch(self) -> Launch:
-        """How the newest attempt was started.
+        """Read how the newest attempt was started.
 
         Raises:
             DamagedError: ``launch.json`` is missing or unreadable.
@@ -305,7 +314,7 @@ class RunDir:
         self._write("launch.json", launch)
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """``result.json`` or ``lineage.json``; empty when there is none yet.
+        """Read ``result.json`` or ``lineage.json``; empty if there is none yet.
 
         Raises:
             DamagedError: the file is unreadable.
@@ -313,7 +322,7 @@ class RunDir:
         return self._read(name, dict[str, Any]) if os.path.lexists(self.path / name) else {}
 
     def write_json(self, name: str, value: Any) -> None:
-        """Replace ``result.json``, ``lineage.json``, without the secrets of this moment."""
+        """Replace ``result.json`` or ``lineage.json``, with secrets redacted."""
         self._write(name, redactor().value(value))
 
     def _read(self, name: str, kind: type[T]) -> T:
@@ -324,10 +333,10 @@ class RunDir:
             raise self.damaged(name, why_unreadable(error)) from None
 
     def damaged(self, name: str, why: str) -> DamagedError:
-        """The error that one of its records cannot be read, with the way out."""
+        """Return the error that a file of the run cannot be read, with the fix."""
         return DamagedError(
             f"{self.path / name} cannot be read: {why}. "
-            f"`stackllama-console runs repair {self.id}` rebuilds what it can."
+            f"`stackllama-console runs repair {self.id}` rebuilds as much as possible."
         )
 
     def _write(self, name: str, value: Any) -> None:
@@ -338,30 +347,33 @@ class RunDir:
     def acquire_lock(self, *, holder_gone: bool = False) -> int:
         """Take the run's lock; it is held until the returned descriptor, and every inherited copy, is closed.
 
-        ``holder_gone``: whoever may hold it on another machine is known to be gone.
+        Args:
+            holder_gone: a holder on another machine is known to be gone.
 
         Raises:
-            RefusedError: somebody else holds it: the run is alive.
+            RefusedError: another process holds it: the run is alive.
         """
         try:
             return run_lock.acquire(self.path, holder_gone=holder_gone)
         except BlockingIOError:
             hosts = run_lock.hosts_out_of_sight(self.path)
             where = f" on {hosts[0]}, as far as can be told from here (or add --host-gone {hosts[0]})" if hosts else ""
-            raise RefusedError(f"Run `{self.id}` is alive{where}; stop it first: runs stop {self.id}") from None
+            raise RefusedError(
+                f"Run `{self.id}` is alive{where}; stop it first: stackllama-console runs stop {self.id}"
+            ) from None
 
     def release_lock(self, descriptor: int) -> None:
-        """Give back what `acquire_lock` returned; nobody else sees that as long as an inherited copy is open."""
+        """Release the lock of `acquire_lock`; it stays held as long as an inherited copy is open."""
         run_lock.release(descriptor)
 
     def lock_is_held(self) -> bool:
-        """Whether a supervisor (or a launcher on its way) is alive."""
+        """Return whether a supervisor (or a launcher that starts one) is alive."""
         return run_lock.is_held(self.path)
 
     # requests
 
     def request(self, what: Request) -> None:
-        """Ask the run for something; served at the next step boundary.
+        """Write a request, which the run serves at the next step boundary.
 
         Raises:
             OSError: ``control/`` cannot be written.
@@ -370,32 +382,32 @@ class RunDir:
         os.close(open_private(self.control / what, os.O_WRONLY | os.O_CREAT))
 
     def make_control(self) -> None:
-        """``control/``, should it be gone.
+        """Create ``control/`` if it is missing.
 
         Raises:
-            OSError: it cannot be made.
+            OSError: it cannot be created.
         """
         with contextlib.suppress(FileExistsError):
             make_private_dir(self.control)
 
     def requests(self) -> Iterator[str]:
-        """The requests that wait. What is no file asks for nothing, nor does a directory that cannot be read."""
+        """Yield the pending requests; none from other entries than files, or from an unreadable directory."""
         with contextlib.suppress(OSError), os.scandir(self.control) as entries:
             yield from sorted(entry.name for entry in entries if entry.is_file(follow_symlinks=False))
 
     def asked_to_stop(self) -> bool:
-        """Whether ``stop`` waits; cheaper than all requests."""
-        return os.path.exists(self.control / "stop")  # noqa: PTH110 - Path.exists raises where it cannot be looked at
+        """Return whether ``stop`` is pending; cheaper than listing all requests."""
+        return os.path.exists(self.control / "stop")  # noqa: PTH110 - Path.exists raises where it is not permitted
 
     def served(self, what: Request) -> None:
-        """Remove a request."""
+        """Remove a served request."""
         (self.control / what).unlink(missing_ok=True)
 
 
 def kind_of(path: Path) -> Literal["run", "leftover"] | None:
-    """What an entry of ``runs/`` is: a run, what a launch that was cut short left under a real name, or neither.
+    """Classify an entry of ``runs/``: a run, what an interrupted launch left under a run's name, or neither.
 
-    A directory without ``state.json`` is a run that was damaged where anything shows that it was ever started.
+    A directory without ``state.json`` is a damaged run if anything shows that it was ever started.
     """
     if not RUN_ID.fullmatch(path.name) or path.is_symlink():
         return None
@@ -407,19 +419,40 @@ def kind_of(path: Path) -> Literal["run", "leftover"] | None:
     return "run" if started or any(map(_holds_something, (path / "attempts", path / "checkpoints"))) else "leftover"
 
 
+def check_free(path: Path) -> None:
+    """Check that no entry of ``runs/`` has this path yet.
+
+    Raises:
+        RefusedError: one has.
+    """
+    if os.path.lexists(path):
+        raise _taken(path)
+
+
+def _taken(path: Path) -> RefusedError:
+    if kind_of(path) == "leftover":
+        return RefusedError(
+            f"`{path.name}` was left by an interrupted launch; `stackllama-console runs rm {path.name}` "
+            "frees the name, or choose another --name."
+        )
+    return RefusedError(f"A run `{path.name}` exists already; choose another --name.")
+
+
 def encode_json(value: Any) -> bytes:
-    """A value as the files of a run directory hold it."""
+    """Encode a value as the files of a run directory hold it: indented JSON."""
     return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
 
 
 def check_run_id(text: str) -> str:
-    """The text itself when it is a run id.
+    """Return the text itself if it is a run id.
 
     Raises:
         UsageError: it is not.
     """
     if not RUN_ID.fullmatch(text):
-        raise UsageError(f"{text!r} is not a run name: use 1-64 of a-z 0-9 . _ - and begin with a letter or digit.")
+        raise UsageError(
+            f"{text!r} is not a run name: use 1 to 64 characters of a-z 0-9 . _ - and begin with a letter or digit."
+        )
     return text
 
 

@@ -1,18 +1,18 @@
-"""The lock of a run: whoever holds it is alive, and nobody else starts, closes or deletes the run meanwhile.
+"""Lock of a run: its holder is alive, and no other process starts, closes or deletes the run meanwhile.
 
-It is an ``flock`` on the file ``lock``, which the kernel gives back whatever becomes of the holder. Some file systems
-have none (some FUSE, Lustre without ``-o flock``). There the holder writes itself down in a file of ``lock.d``, which
-it creates (``O_EXCL``) and keeps open::
+It is an ``flock`` on the file ``lock``, which the kernel releases however the holder ends. Some file systems have none
+(some FUSE, Lustre without ``-o flock``). There the holder records itself in a file of ``lock.d``, which it creates
+(``O_EXCL``) and keeps open::
 
     lock.d/000007     {"host": …, "process": …, "pids": …}
 
-A record counts while exactly that process still has the file open (``/proc/PID/fd``), so that closing the descriptor
-gives the lock back, as with flock. A record of another machine counts until somebody says that the machine is gone:
-nothing of it can be seen from here but its files.
+A record is valid while exactly that process still has the file open (``/proc/PID/fd``), so that closing the descriptor
+releases the lock, as with flock. A record of another machine is valid until the user says that the machine is gone:
+only its files are visible from here.
 
-A contender takes a number above all others, writes, and only then looks: it gives up its record when there is a higher
-one, any other that counts, or its own is missing. Two who both stayed cannot be: the lower one looked before the higher
-one's file was there, so its own was complete when the higher one looked. Whoever holds the lock removes what is dead.
+A contender takes a number above all others, writes its record, and only then checks: it withdraws if there is a higher
+one, any other valid one, or its own is missing. Two contenders cannot both stay: the lower one checked before the
+higher one's file existed, so its own record was complete when the higher one checked. The holder removes stale records.
 """
 
 import contextlib
@@ -37,25 +37,25 @@ LOCK = "lock"
 HOLDERS = "lock.d"
 
 BY_FILE = (
-    f"The runs' file system has no flock: who holds this run is written down in its {HOLDERS}. Another machine cannot "
+    f"The runs' file system has no flock: the holder of this run is recorded in its {HOLDERS}. Another machine cannot "
     "tell whether a process of this one is alive."
 )
-"""What is said of a run whose lock is held without flock."""
+"""Notice for a run whose lock is held without flock."""
 
 _NO_FLOCK = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK})
 _NO_ANSWER = frozenset({errno.EIO, errno.ETIMEDOUT})
 _MOST_BYTES = 64 << 10  # of a record
-_PATIENCE = 2.0  # seconds; a reader that looks whether the lock is held holds it for microseconds
+_PATIENCE = 2.0  # seconds; a reader that checks whether the lock is held holds it for microseconds
 _PROC = Path("/proc")
 
 
 class Holder(Struct, frozen=True, kw_only=True):
-    """Who holds a lock without flock.
+    """Holder of a lock without flock.
 
     Attributes:
-        host: where.
-        process: there.
-        pids: the namespace that its pid is of, as ``/proc/self/ns/pid`` names it.
+        host: its machine.
+        process: its process on that machine.
+        pids: namespace of its pid, as ``/proc/self/ns/pid`` names it.
     """
 
     host: Host
@@ -63,17 +63,17 @@ class Holder(Struct, frozen=True, kw_only=True):
     pids: str
 
     def holds(self, record: Path) -> bool:
-        """Whether it has the record open, as far as that can be seen from here."""
+        """Return whether the process has the record open, as far as can be seen from here."""
         return identify(self.process.pid) == self.process and _has_open(self.process.pid, record)
 
     @property
     def is_out_of_sight(self) -> bool:
-        """Whether its process cannot be seen from here: on another machine, or in another container of this one."""
+        """Whether its process is invisible from here: on another machine, or in another container of this one."""
         return self.host.is_elsewhere or (self.host.is_this_kernel and self.pids != _pid_namespace())
 
 
 def try_flock(descriptor: int, operation: int) -> bool | None:
-    """``flock`` without waiting: whether the lock was got; None: this file system has none.
+    """Try ``flock`` without waiting; return whether it was acquired, or None if this file system has none.
 
     Raises:
         OSError: it failed for another reason.
@@ -92,17 +92,17 @@ def try_flock(descriptor: int, operation: int) -> bool | None:
 def acquire(run: Path, *, holder_gone: bool = False) -> int:
     """Take the lock of a run directory; it is held until the descriptor, and every inherited copy, is closed.
 
-    Without flock it is this process that holds it: one that inherits it calls :func:`take_over`.
+    Without flock this process holds it, and a process that inherits the lock calls :func:`take_over`.
 
     Args:
         run: the directory.
-        holder_gone: whoever holds it out of sight is known to be gone.
+        holder_gone: a holder that is invisible from here is known to be gone.
 
     Raises:
-        BlockingIOError: somebody else holds it.
+        BlockingIOError: another process holds it.
         OSError: the lock cannot be opened.
     """
-    # Above 2: it is handed on by number, beside standard streams of the child's own.
+    # Above 2: the child inherits it by number, beside its own standard streams.
     descriptor = above_standard(open_private(run / LOCK, os.O_RDWR | os.O_CREAT))
     try:
         deadline = time.monotonic() + _PATIENCE
@@ -114,7 +114,7 @@ def acquire(run: Path, *, holder_gone: bool = False) -> int:
             if time.monotonic() > deadline:
                 raise _held(run / LOCK)
             time.sleep(0.02)
-        if _counting(run, holder_gone=holder_gone):
+        if _valid_records(run, holder_gone=holder_gone):
             raise _held(run / HOLDERS)
         _remove(_records(run))
         return descriptor
@@ -124,25 +124,25 @@ def acquire(run: Path, *, holder_gone: bool = False) -> int:
 
 
 def release(descriptor: int) -> None:
-    """Give it back: close it, and without flock also remove what other machines would go on taking for alive."""
+    """Release the lock: close it, and without flock also remove the record, which other machines would trust."""
     record = (_PROC / "self/fd" / str(descriptor)).readlink()  # its directory may have another name by now
-    with contextlib.suppress(OSError):  # what cannot be removed here is known by the closing, on this machine
+    with contextlib.suppress(OSError):  # on this machine closing alone makes the record invalid
         if record.parent.name == HOLDERS and _same(os.fstat(descriptor), record):
             record.unlink()
     os.close(descriptor)
 
 
 def hosts_out_of_sight(run: Path) -> list[str]:
-    """Names of machines and containers that hold the lock, for all that can be told from here."""
+    """List the machines and containers that may hold the lock but are invisible from here."""
     holders = [_read(path) for path in _records(run)]
     return [holder.host.name for holder in holders if holder is not None and holder.is_out_of_sight]
 
 
 def is_held(run: Path) -> bool:
-    """Whether somebody holds the lock of a run directory.
+    """Return whether a process holds the lock of a run directory.
 
     Raises:
-        OSError: it cannot be looked at.
+        OSError: it cannot be read.
     """
     try:
         descriptor = os.open(run / LOCK, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -155,23 +155,23 @@ def is_held(run: Path) -> bool:
 
 
 def is_by_file(run: Path) -> bool:
-    """Whether somebody holds the lock who is written down in a file, there being no flock."""
-    return bool(_counting(run))
+    """Return whether the lock is held through a record, without flock."""
+    return bool(_valid_records(run))
 
 
 def take_over(run: Path, descriptor: int) -> int:
-    """Hold the lock that was inherited; to be called while its former holder still does.
+    """Take over an inherited lock; call it while the former holder still holds it.
 
     Returns:
-        the descriptor to keep open; no child inherits it.
+        The descriptor to keep open; no child inherits it.
 
     Raises:
-        OSError: there is no flock, and this process cannot be written down.
+        OSError: there is no flock, and the record of this process cannot be written.
     """
     if _same(os.fstat(descriptor), run / LOCK):
         os.set_inheritable(descriptor, False)
         return descriptor
-    _, record = _write_down(run)  # above all others; its former holder counts until it is complete
+    _, record = _write_record(run)  # above all others; the former holder's stays valid until it is complete
     os.close(descriptor)
     return record
 
@@ -180,22 +180,23 @@ def _acquire_by_file(run: Path, *, holder_gone: bool) -> int:
     with contextlib.suppress(FileExistsError):
         make_private_dir(run / HOLDERS)
     deadline = time.monotonic() + _PATIENCE
-    while not _counting(run, holder_gone=holder_gone):
-        mine, descriptor = _write_down(run)
+    while not _valid_records(run, holder_gone=holder_gone):
+        mine, descriptor = _write_record(run)
         others = [path for path in _records(run) if path != mine]
-        if all(_number(path) < _number(mine) for path in others) and _counting(run, holder_gone=holder_gone) == [mine]:
+        is_highest = all(_number(path) < _number(mine) for path in others)
+        if is_highest and _valid_records(run, holder_gone=holder_gone) == [mine]:
             _remove(others)
             return descriptor
         mine.unlink(missing_ok=True)
         os.close(descriptor)
         if time.monotonic() > deadline:
             break
-        time.sleep(random.uniform(0.0, 0.02))  # noqa: S311 - so that two who gave up do not meet again
+        time.sleep(random.uniform(0.0, 0.02))  # noqa: S311 - so that two contenders do not collide again
     raise _held(run / HOLDERS)
 
 
-def _write_down(run: Path) -> tuple[Path, int]:
-    """This process in a record above all others, and the descriptor that holds it."""
+def _write_record(run: Path) -> tuple[Path, int]:
+    """Write a record of this process above all others; return it with the descriptor that keeps it open."""
     process = identify(os.getpid())
     assert process is not None
     holder = Holder(host=this_host(), process=process, pids=_pid_namespace())
@@ -216,14 +217,14 @@ def _write_down(run: Path) -> tuple[Path, int]:
     return path, descriptor
 
 
-def _counting(run: Path, *, holder_gone: bool = False) -> list[Path]:
-    """Records whose holders are alive, as far as can be told from here."""
-    counting: list[Path] = []
+def _valid_records(run: Path, *, holder_gone: bool = False) -> list[Path]:
+    """List the records whose holders are alive, as far as can be told from here."""
+    valid: list[Path] = []
     for path in _records(run):
         holder = _read(path)
         if holder is not None and (not holder_gone if holder.is_out_of_sight else holder.holds(path)):
-            counting.append(path)
-    return counting
+            valid.append(path)
+    return valid
 
 
 def _read(record: Path) -> Holder | None:
@@ -231,15 +232,15 @@ def _read(record: Path) -> Holder | None:
         return decode_file(record, Holder, _MOST_BYTES)
     except UNDECODABLE:  # not complete: see the module
         return None
-    except OSError as error:  # given back, or something else in its place, which nobody holds
-        if error.errno in _NO_ANSWER:  # then it is not known that nobody does
+    except OSError as error:  # released, or replaced by something else, which no process holds
+        if error.errno in _NO_ANSWER:  # the record may still be valid
             raise
         return None
 
 
-def _remove(dead: Iterable[Path]) -> None:
-    for path in dead:
-        with contextlib.suppress(OSError):  # a folder: it counts for nothing where it is
+def _remove(stale: Iterable[Path]) -> None:
+    for path in stale:
+        with contextlib.suppress(OSError):  # a directory, which is never a valid record
             path.unlink()
 
 
@@ -255,7 +256,7 @@ def _number(record: Path) -> int:
 
 
 def _held(path: Path) -> BlockingIOError:
-    return BlockingIOError(errno.EWOULDBLOCK, "held by somebody else", str(path))
+    return BlockingIOError(errno.EWOULDBLOCK, "held by another process", str(path))
 
 
 def _has_open(pid: int, record: Path) -> bool:

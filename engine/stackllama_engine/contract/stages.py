@@ -1,10 +1,10 @@
-"""The stages of the recipe, in their order."""
+"""Stages of training and parts of the data."""
 
 import enum
 
 
 class Stage(enum.StrEnum):
-    """What a run does. ``pipeline`` runs the others, each in a run directory of its own."""
+    """Stage of a run. ``pipeline`` runs the others in this order, each in its own run directory."""
 
     SFT = "sft"
     REWARD = "reward"
@@ -17,7 +17,7 @@ TRAINING_STAGES = (Stage.SFT, Stage.REWARD, Stage.PPO)
 
 
 class Split(enum.StrEnum):
-    """The parts of the data. Every question is in exactly one of them.
+    """Parts of the data; every question is in exactly one.
 
     Names and purposes follow ``lvwerra/stack-exchange-paired``.
     """
@@ -26,6 +26,3 @@ class Split(enum.StrEnum):
     REWARD = "reward"
     RL = "rl"
     EVALUATION = "evaluation"
-
-
-STAGE_SPLIT = {Stage.SFT: Split.FINETUNE, Stage.REWARD: Split.REWARD, Stage.PPO: Split.RL}

@@ -1,7 +1,7 @@
-"""Standard output that survives a full disk: what finds no room is dropped, counted, and said when there is room.
+"""Standard output that survives a full disk: what does not fit is dropped, counted, and reported later.
 
-A worker's output goes into ``attempts/NNN/log.txt`` on the disk of its run. Whatever prints there, ourselves, a
-library, a warning, a progress bar or a traceback, would otherwise be ended by a text that nobody can read.
+A worker's output goes into ``attempts/NNN/log.txt`` on the disk of its run. Without this, a failed write of a log line,
+warning, progress bar or traceback would end the worker.
 """
 
 import errno
@@ -14,13 +14,13 @@ _LOST = FULL | {errno.EIO, errno.EFBIG, errno.ESTALE, errno.EAGAIN}
 
 
 class SurvivingOutput(io.RawIOBase):
-    """The raw layer of a stream. A closed pipe is an error as ever: there somebody has gone on purpose.
+    """Raw layer of a stream. A closed pipe is still an error: its reader ended on purpose.
 
     Args:
-        raw: the descriptor's own.
+        raw: the original raw layer.
 
     Attributes:
-        lost: bytes that were dropped and not spoken of yet.
+        lost: bytes that were dropped and not reported yet.
     """
 
     def __init__(self, raw: io.RawIOBase) -> None:
@@ -28,23 +28,23 @@ class SurvivingOutput(io.RawIOBase):
         self._raw = raw
 
     def write(self, data: Any, /) -> int:
-        """Write what there is room for; returns the number of bytes given.
+        """Write as much as fits; return the number of bytes given.
 
         Raises:
-            OSError: for another reason than the disk's.
+            OSError: it failed for another reason than the disk.
         """
-        given = bytes(data)
+        output = bytes(data)
         if self.lost:
             notice = f"\n{self.lost} bytes of output were lost while the disk was full.\n".encode()
             if self._put(notice) < len(notice):
-                self.lost += len(given)
-                return len(given)
+                self.lost += len(output)
+                return len(output)
             self.lost = 0
-        self.lost += len(given) - self._put(given)
-        return len(given)
+        self.lost += len(output) - self._put(output)
+        return len(output)
 
     def _put(self, data: bytes) -> int:
-        """How many of the bytes found room."""
+        """Write as much as fits; return the number of bytes written."""
         done = 0
         while done < len(data):
             try:
@@ -59,15 +59,15 @@ class SurvivingOutput(io.RawIOBase):
         return done
 
     def writable(self) -> bool:
-        """It is."""
+        """Return true."""
         return True
 
     def fileno(self) -> int:
-        """The descriptor, for who writes past this."""
+        """Return the descriptor."""
         return self._raw.fileno()
 
     def isatty(self) -> bool:
-        """Whether the descriptor is a terminal."""
+        """Return whether the descriptor is a terminal."""
         return self._raw.isatty()
 
     def close(self) -> None:
@@ -78,7 +78,7 @@ class SurvivingOutput(io.RawIOBase):
 
 
 def surviving(buffer: Any) -> Any:
-    """A text stream's buffer, on a raw layer that survives; one that is no file is returned as it is."""
+    """Return a text stream's buffer on a :class:`SurvivingOutput`; a buffer that is not a file is returned as it is."""
     if isinstance(buffer, io.BufferedWriter):
         raw = buffer.detach()
     elif isinstance(buffer, io.RawIOBase):  # `python -u`

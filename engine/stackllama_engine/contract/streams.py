@@ -1,7 +1,7 @@
-"""Descriptors 0, 1 and 2: open in every process of ours, whoever started it (``<&-``, ``>&-``, some service managers).
+"""Standard streams, descriptors 0 to 2, kept open even if closed by the parent (``<&-``, some service managers).
 
-The next file that a process opens takes the lowest free number. Were that 0, the run's lock or a log would be where a
-child expects its standard input, and be closed or replaced when the child is given one.
+The next file that a process opens gets the lowest free descriptor. If that were 0, the run's lock or a log would be in
+the place of a child's standard input, and be closed or replaced when the child is given one.
 """
 
 import fcntl
@@ -12,8 +12,8 @@ _STREAMS = (("stdin", "r", os.O_RDONLY), ("stdout", "w", os.O_WRONLY), ("stderr"
 
 
 def open_standard_streams() -> None:
-    """Open ``/dev/null`` for the standard streams that are closed; before anything else is opened."""
-    for descriptor, (name, mode, flags) in enumerate(_STREAMS):  # ascending: the lowest free number is this one
+    """Open ``/dev/null`` for closed standard streams; call it before anything else is opened."""
+    for descriptor, (name, mode, flags) in enumerate(_STREAMS):  # ascending: the lowest free descriptor is this one
         try:
             os.fstat(descriptor)
         except OSError:
@@ -25,7 +25,7 @@ def open_standard_streams() -> None:
 
 
 def above_standard(descriptor: int) -> int:
-    """The same open file under a number above 2, close-on-exec; the given descriptor is closed where it was not."""
+    """Duplicate the descriptor to one above 2, close-on-exec, and close the original; one above 2 is returned."""
     if descriptor > 2:
         return descriptor
     try:

@@ -1,4 +1,4 @@
-"""Reading values as TRL and transformers take them: other names, strategies, shares of all steps, texts for lists.
+"""Translation of TRL's and transformers' keys and values: other names, strategies, shares of steps, text as lists.
 
 A layer of a recipe (its file, or its command line) goes through :func:`translate` before it is checked.
 """
@@ -19,27 +19,26 @@ ALL_LINEAR = "all-linear"
 
 Values = Mapping[str, Any]
 Read = tuple[dict[str, Any], str]
-"""Values by our key, and a note where a person should know; empty for none."""
+"""Values by our key, and a note for the user; empty for none."""
 
 
 def translate(
     values: Values, known: Collection[str], source: str, findings: Findings, prefix: str = ""
 ) -> dict[str, Entry]:
-    """One layer's entries by our key.
+    """Translate one layer's entries to our keys.
 
-    What is wrong, ignored or worth a note is taken down in ``findings``. A key that nobody knows stays as it is, for
-    the check to refuse.
+    Problems, ignored keys and notes are added to ``findings``. An unknown key stays as it is, for the check to refuse.
 
     Args:
         values: keys and values as given.
         known: the keys of the recipe.
         source: the file, or the command line.
-        findings: where problems and notes go.
+        findings: receives problems and notes.
         prefix: the section of a pipeline, with a dot.
     """
     entries: dict[str, Entry] = {}
     ignored: dict[str, list[str]] = {}
-    for key in sorted(values, key=lambda key: key in _COMPUTED):  # a strategy decides over the steps beside it
+    for key in sorted(values, key=lambda key: key in _COMPUTED):  # a strategy overrides the steps beside it
         value = values[key]
         typed = findings.typed(source, prefix + key, value)
         shown = echo(prefix + key, typed)
@@ -53,17 +52,17 @@ def translate(
             continue
         if note:
             findings.note(f"{source}: {shown}: {note}.")
-        for ours, found in read.items():
-            if key not in _COMPUTED and ours in entries and entries[ours].value != found:
-                findings.wrong(source, f"{shown}: {entries[ours].echo} says it as well; keep one of them")
-            entries[ours] = Entry(source=source, key=prefix + key, typed=typed, value=found)
+        for ours, translated in read.items():
+            if key not in _COMPUTED and ours in entries and entries[ours].value != translated:
+                findings.wrong(source, f"{shown}: {entries[ours].echo} sets the same key; keep one of them")
+            entries[ours] = Entry(source=source, key=prefix + key, typed=typed, value=translated)
     for reason, keys in ignored.items():
         findings.note(f"{source}: ignored {', '.join(f'`{key}`' for key in keys)}: {reason}.")
     return entries
 
 
 def _read(key: str, value: Any, values: Values, known: Collection[str]) -> tuple[dict[str, Any] | None, str]:
-    """One key as ours; None instead of values for one that is ignored.
+    """Translate one key to ours; None instead of values for an ignored one.
 
     Raises:
         ValueError: it is refused, or its value cannot be read.
@@ -89,25 +88,24 @@ def _read(key: str, value: Any, values: Values, known: Collection[str]) -> tuple
 
 
 def target_modules(value: Any) -> Any:
-    """``lora_target_modules``: names in one text are taken apart; a text that is no list of names is a pattern.
+    """Read ``lora_target_modules``: split names in one text; a text that is not a list of names is a pattern.
 
-    PEFT matches a pattern against the whole of a module's full name, so that neither ``q_proj`` nor
-    ``q_proj,v_proj`` would be found.
+    PEFT matches a pattern against a module's full name, so that neither ``q_proj`` nor ``q_proj,v_proj`` would match.
 
     Raises:
-        ValueError: several patterns, or `all-linear` beside names.
+        ValueError: several patterns, or `all-linear` together with names.
     """
     if not isinstance(value, str) or value == ALL_LINEAR:
         return value
     if _NAMES.fullmatch(value):
         names = [name for name in re.split(r"[,\s]+", value) if name]
         if ALL_LINEAR in names:
-            raise ValueError("`all-linear` stands alone; remove the names beside it")
+            raise ValueError("`all-linear` cannot be combined with names; remove the names")
         return names
     if "," in _OUTSIDE_BRACES.sub("", value):
         raise ValueError(
-            "names are separated by commas and a pattern is one regular expression over full names; for several "
-            r"patterns write `.*\.(q_proj|v_proj)`"
+            "expected names separated by commas, or one regular expression over full names; for several patterns "
+            r"write `.*\.(q_proj|v_proj)`"
         )
     return value
 
@@ -120,7 +118,7 @@ def _report_to(value: Any, values: Values) -> Read:
     if value is None:
         return {"report_to": []}, ""
     if value == "all" or value == ["all"]:
-        raise ValueError("name them: tensorboard, wandb, trackio")
+        raise ValueError("`all` is not supported; name the trackers: tensorboard, wandb, trackio")
     if isinstance(value, str):
         value = [name for name in re.split(r"[,\s]+", value) if name]
     if isinstance(value, list):
@@ -139,20 +137,14 @@ def _dtype(value: Any, values: Values) -> Read:
 
 
 def _save_total_limit(value: Any, values: Values) -> Read:
-    none = isinstance(value, int) and not isinstance(value, bool) and value <= 0
-    return (
-        ({"save_total_limit": None}, "read as transformers does: no limit")
-        if none
-        else (
-            {"save_total_limit": value},
-            "",
-        )
-    )
+    if isinstance(value, int) and not isinstance(value, bool) and value <= 0:
+        return {"save_total_limit": None}, "read as no limit, as in transformers"
+    return {"save_total_limit": value}, ""
 
 
 def _packing_strategy(value: Any, values: Values) -> Read:
     if value == "ffd":
-        return {"packing_strategy": "bfd"}, "TRL calls it `bfd` by now"
+        return {"packing_strategy": "bfd"}, "read as `bfd`, its new name in TRL"
     return {"packing_strategy": value}, ""
 
 
@@ -165,15 +157,15 @@ _VALUES: dict[str, Callable[[Any, Values], Read]] = {
     "packing_strategy": _packing_strategy,
 }
 
-# -- keys that are computed from -----------------------------------------------------------------------------------
+# -- keys from which one of ours is computed -----------------------------------------------------------------------
 
 
 def _warmup_ratio(value: Any, values: Values) -> Read:
     if values.get("warmup_steps"):
-        return {}, "`warmup_steps` is given as well and counts, as in transformers"
+        return {}, "ignored, because `warmup_steps` is given as well, as in transformers"
     ratio = number(value)
     if ratio is None or not 0 <= ratio < 1:
-        raise ValueError("expected a share of all steps, from 0 to below 1")
+        raise ValueError("expected a share of all steps, at least 0 and below 1")
     return {"warmup_steps": ratio}, ""
 
 
@@ -186,21 +178,21 @@ def _strategy(ours: str, never: str) -> Callable[[Any, Values], Read]:
         if value == "epoch":
             return _each_epoch(ours, values)
         if value == "best":
-            return {}, f"`{ours}` and `metric_for_best_model` decide"
+            return {}, f"ignored; set `{ours}` and `metric_for_best_model`"
         raise ValueError("expected one of `no`, `steps`, `epoch`")
 
     return read
 
 
 def _each_epoch(ours: str, values: Values) -> Read:
-    """Each epoch's end as a share of all steps; the end of the last one is the run's."""
+    """Read "at each epoch's end" as a share of all steps; the last epoch's end is the run's."""
     epochs = number(values.get("num_train_epochs"))
     if ours == "save_steps" and (epochs is None or epochs <= 1):
-        return {}, "`save_steps` decides; the run's end is saved anyway"
+        return {}, "ignored; `save_steps` is used, and the run's end is saved anyway"
     if ours == "eval_steps" and epochs is not None and epochs <= 1:
-        return {ours: 0}, "read as `eval_steps=0`: the end of the only epoch"
+        return {ours: 0}, "read as `eval_steps=0`: evaluate at the end of the only epoch"
     if epochs is None or number(values.get("max_steps", -1)) != -1:
-        return {}, f"`{ours}` decides"
+        return {}, f"ignored; `{ours}` is used"
     share = int(1e6 / epochs) / 1e6  # not above the epoch's end, whose step is rounded up
     return {ours: share}, f"read as `{ours}={share:g}`, a share of all steps"
 
@@ -211,26 +203,30 @@ def _lr_scheduler_kwargs(value: Any, values: Values) -> Read:
             value = load_yaml(value)
     if not value:
         return {}, ""
-    given = cast("dict[str, Any]", value) if isinstance(value, dict) else {}
-    rate, peak = number(given.get("min_lr")), number(values.get("learning_rate"))
-    if set(given) == {"min_lr_rate"}:
-        return {"min_lr_rate": given["min_lr_rate"]}, ""
-    if set(given) == {"min_lr"} and rate is not None and peak:
+    options = cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+    rate, peak = number(options.get("min_lr")), number(values.get("learning_rate"))
+    if set(options) == {"min_lr_rate"}:
+        return {"min_lr_rate": options["min_lr_rate"]}, ""
+    if set(options) == {"min_lr"} and rate is not None and peak:
         return {"min_lr_rate": rate / peak}, f"read as `min_lr_rate={rate / peak:g}`"
-    raise ValueError("of schedules only the least rate can be set: `min_lr_rate`, a share of `learning_rate`")
+    raise ValueError("only the final learning rate can be set, as `min_lr_rate`, a share of `learning_rate`")
 
 
+_STILL_EVALUATED = "the held-out examples are still evaluated at the end"
 _COMPUTED: dict[str, tuple[str, Callable[[Any, Values], Read]]] = {
     "warmup_ratio": ("warmup_steps", _warmup_ratio),
-    "eval_strategy": ("eval_steps", _strategy("eval_steps", "the held-out rows are still evaluated at the end")),
-    "evaluation_strategy": ("eval_steps", _strategy("eval_steps", "the held-out rows are still evaluated at the end")),
-    "save_strategy": ("save_steps", _strategy("save_steps", "`save_minutes` alone decides, and a stop")),
+    "eval_strategy": ("eval_steps", _strategy("eval_steps", _STILL_EVALUATED)),
+    "evaluation_strategy": ("eval_steps", _strategy("eval_steps", _STILL_EVALUATED)),
+    "save_strategy": (
+        "save_steps",
+        _strategy("save_steps", "checkpoints are saved by `save_minutes` and when stopped"),
+    ),
     "lr_scheduler_kwargs": ("min_lr_rate", _lr_scheduler_kwargs),
 }
 
 
 def number(value: Any) -> float | None:
-    """A YAML value as a number; None where it is none."""
+    """Convert a YAML value to a number; None if it is not one."""
     try:
         return None if isinstance(value, bool) else float(value)  # YAML 1.1 reads 1e-1 as text
     except (TypeError, ValueError):

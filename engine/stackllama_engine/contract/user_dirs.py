@@ -1,7 +1,7 @@
-"""A person's own folders: the home directory and the XDG base directories.
+"""The user's own directories: home and the XDG base directories.
 
-https://specifications.freedesktop.org/basedir-spec/latest/ has relative paths ignored. A container's user often has no
-entry in the password database and no ``HOME``; the runs' home then stands in for it (`settle_home`).
+https://specifications.freedesktop.org/basedir-spec/latest/ ignores relative paths. A container's user often has no
+entry in the password database and no ``HOME``; the home of runs is then used instead (`settle_home`).
 """
 
 import os
@@ -11,7 +11,7 @@ from .errors import UsageError
 
 
 def home_dir() -> Path:
-    """The home directory.
+    """Return the home directory.
 
     Raises:
         UsageError: none is known.
@@ -21,38 +21,38 @@ def home_dir() -> Path:
     except RuntimeError:
         raise UsageError(
             f"no home directory is known: HOME is not set, and user {os.getuid()} is not in the password database. "
-            "Set STACKLLAMA_HOME (or HOME) to a directory that can be written."
+            "Set STACKLLAMA_HOME (or HOME) to a writable directory."
         ) from None
 
 
 def user_dir(variable: str, default: str) -> Path:
-    """An XDG base directory, e.g. ``user_dir("XDG_DATA_HOME", ".local/share")``.
+    """Return an XDG base directory, e.g. ``user_dir("XDG_DATA_HOME", ".local/share")``.
 
     Raises:
-        UsageError: as `home_dir`, where the variable does not say.
+        UsageError: as `home_dir`, if the variable is not set.
     """
     given = os.environ.get(variable, "")
     return Path(given) if given.startswith("/") else home_dir() / default
 
 
 def expanded(path: str | Path) -> Path:
-    """The path with ``~`` and ``~user`` replaced.
+    """Return the path with ``~`` and ``~user`` replaced.
 
     Raises:
-        UsageError: nobody knows whose home that is.
+        UsageError: that home directory is not known.
     """
     try:
         return Path(path).expanduser()
     except RuntimeError:
         user = Path(path).parts[0]
-        raise UsageError(f"{path}: the home directory `{user}` is not known; write the path out.") from None
+        raise UsageError(f"{path}: the home directory `{user}` is not known; give the full path.") from None
 
 
 def settle_home(runs_home: Path | None) -> None:
-    """Where no home directory is known, let the runs' home be ``HOME``, here and for what is started from here.
+    """Set ``HOME`` to the home of runs if no home directory is known, here and for processes started from here.
 
     Args:
-        runs_home: as given on the command line; None: what ``STACKLLAMA_HOME`` says.
+        runs_home: as given on the command line; None: the value of ``STACKLLAMA_HOME``.
     """
     try:
         Path.home()

@@ -1,4 +1,4 @@
-"""Marking a directory as being worked on, so that what a crash left can be told from what is being written.
+"""Marks for directories that are being written, to tell them from what a crash left.
 
 The mark is a ``flock`` on the directory itself: it ends with the process, however that ends.
 """
@@ -16,11 +16,11 @@ _PATIENCE = 2.0  # seconds
 
 @contextlib.contextmanager
 def working_on(folder: Path) -> Generator[None]:
-    """Hold the mark. Where the file system has no locks the work is done without it.
+    """Hold the mark; on a file system without locks the work is done without it.
 
     Raises:
-        BlockingIOError: somebody else works on it; one who only looks holds it for microseconds.
-        OSError: it is no directory that can be opened, or it was removed or replaced meanwhile.
+        BlockingIOError: another process works on it; one that only checks holds it for microseconds.
+        OSError: it is not a directory that can be opened, or it was removed or replaced meanwhile.
     """
     descriptor = _open(folder)
     try:
@@ -41,12 +41,12 @@ def working_on(folder: Path) -> Generator[None]:
 
 @contextlib.contextmanager
 def left_alone(folder: Path) -> Generator[bool | None]:
-    """Whether nobody works on it, and then nobody begins to while this is held; None: it cannot be known.
+    """Yield whether no other process works on it, and keep others from starting while this is held.
 
-    The last is the answer of a file system without locks.
+    None where that cannot be known: on a file system without locks.
 
     Raises:
-        OSError: it is no directory that can be opened, or it was removed or replaced meanwhile.
+        OSError: it is not a directory that can be opened, or it was removed or replaced meanwhile.
     """
     descriptor = _open(folder)
     try:
@@ -65,7 +65,7 @@ def _open(folder: Path) -> int:
 
 
 def _check_same(descriptor: int, folder: Path) -> None:
-    """Whether the directory that was opened still has its name: somebody may have removed it meanwhile.
+    """Check that the opened directory still has its name: another process may have removed it meanwhile.
 
     Raises:
         FileNotFoundError: it has not.
@@ -76,10 +76,10 @@ def _check_same(descriptor: int, folder: Path) -> None:
 
 
 def _lock(descriptor: int) -> bool:
-    """Whether the file system could say so.
+    """Take the lock and return whether the file system has locks.
 
     Raises:
-        BlockingIOError: it is somebody else's.
+        BlockingIOError: another process holds it.
     """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""``python -m stackllama_engine.data prepare|preview``: a JSON document on stdout, an error as a line on stderr."""
+"""Command ``python -m stackllama_engine.data prepare|preview``: JSON on stdout, an error as one line on stderr."""
 
 import argparse
 import contextlib
@@ -10,14 +10,14 @@ import msgspec
 from ..contract.errors import StackllamaError
 from ..contract.streams import open_standard_streams
 from .prepare import prepare
-from .preview import look
+from .preview import preview_here
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; returns the exit code."""
+    """Run one command; return the exit code."""
     options = _parser().parse_args(argv)
     try:
-        # Libraries print progress to stdout; it carries the document alone.
+        # Libraries print progress to stdout, which must carry the document alone.
         with contextlib.redirect_stdout(sys.stderr):
             result = options.run(options)
     except StackllamaError as error:
@@ -28,26 +28,28 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _say(text: str) -> None:
+def _print_notice(text: str) -> None:
     sys.stderr.write(f"note: {text}\n")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m stackllama_engine.data", description=__doc__)
     commands = parser.add_subparsers(required=True)
-    one = commands.add_parser("prepare", help="a dump's Posts.xml to a prepared directory")
-    one.add_argument("posts", type=Path)
-    one.add_argument("--out", type=Path, required=True)
-    one.add_argument("--seed", type=int, default=0)
-    one.add_argument("--site", default="")
-    one.set_defaults(run=lambda o: prepare(o.posts, o.out, seed=o.seed, site=o.site, on_notice=_say))
-    two = commands.add_parser("preview", help="the first rows of a source")
-    two.add_argument("source")
-    two.add_argument("--split")
-    two.add_argument("--count", type=int, default=3)
-    two.add_argument("--config")
-    two.add_argument("--revision")
-    two.set_defaults(run=lambda o: look(o.source, o.split, count=o.count, config=o.config, revision=o.revision))
+    make = commands.add_parser("prepare", help="convert a dump's Posts.xml to a prepared directory")
+    make.add_argument("posts", type=Path)
+    make.add_argument("--out", type=Path, required=True)
+    make.add_argument("--seed", type=int, default=0)
+    make.add_argument("--site", default="")
+    make.set_defaults(run=lambda o: prepare(o.posts, o.out, seed=o.seed, site=o.site, on_notice=_print_notice))
+    show = commands.add_parser("preview", help="show the first rows of a source")
+    show.add_argument("source")
+    show.add_argument("--split")
+    show.add_argument("--count", type=int, default=3)
+    show.add_argument("--config")
+    show.add_argument("--revision")
+    show.set_defaults(
+        run=lambda o: preview_here(o.source, o.split, count=o.count, config=o.config, revision=o.revision)
+    )
     return parser
 
 

@@ -1,16 +1,16 @@
-"""Which columns of a source are the prompt and the responses, and which nobody reads.
+"""Columns of a source: those of the prompt and the responses, and those that are not read.
 
-The prompt of a row is made of all its prompt columns, in this order and with a blank line between them::
+The prompt of a row consists of all its prompt columns, in this order and with a blank line between them::
 
-    system or system_prompt     what Orca-like sets put before the question
+    system or system_prompt     text before the question, in Orca-like sets
     question                    or prompt, or instruction
-    input, then context         what Alpaca and Dolly put the question's material in
+    input, then context         material for the question, in Alpaca and Dolly
 
-Blank ones are left out, and so is a companion that the question already holds as lines of its own (sets that come with
-both the parts and the finished prompt). Splits and the search for equal questions go by this whole prompt.
+Blank columns are left out, and so is a companion that the question already contains as lines of its own (in sets that
+come with both the parts and the finished prompt). Splits and the search for duplicates use this whole prompt.
 
-Text in any other column is not read; :func:`notices` names such columns, because a prompt without its context trains
-as smoothly as one with it.
+Text in any other column is not read; :func:`notices` names such columns, because training without the context raises
+no error.
 """
 
 from collections import Counter
@@ -37,40 +37,40 @@ NEEDS: dict[Stage, tuple[str, ...]] = {
     Stage.REWARD: TEXT_COLUMNS,
     Stage.PPO: ("question",),
 }
-"""What a stage reads of a row."""
+"""Columns that each stage reads."""
 
 LOOK_AT = 20
-"""Rows that tell which columns hold text."""
+"""Number of first rows from which the columns with text are found."""
 
 
 class Columns(Struct, frozen=True):
-    """How a source's columns are used."""
+    """Use of a source's columns."""
 
     sources: dict[str, str]
-    """Needed column → the source's column that gives it."""
+    """Needed column → the source's column for it."""
     before: tuple[str, ...] = ()
-    """Prompt columns that come before the question."""
+    """Prompt columns before the question."""
     after: tuple[str, ...] = ()
-    """Prompt columns that come after it."""
+    """Prompt columns after the question."""
     unread: tuple[str, ...] = ()
-    """Columns with text that nobody reads; known once rows were looked at (:func:`look_at`)."""
+    """Columns with text that is not read; known after :func:`look_at`."""
 
     @property
     def prompt(self) -> tuple[str, ...]:
-        """The columns that make the prompt, in order; empty where the question is not needed."""
+        """Columns that make up the prompt, in order; empty if the question is not needed."""
         return (*self.before, self.sources["question"], *self.after) if "question" in self.sources else ()
 
 
 def columns_of(row: Mapping[str, Any], needs: Iterable[str], name: str) -> Columns:
-    """The columns of a source, by one of its rows.
+    """Find the columns of a source from one of its rows.
 
     Args:
-        row: as the source gives it.
+        row: a row of the source.
         needs: names of :data:`TEXT_COLUMNS`, or any column of the source.
-        name: of the source, for errors.
+        name: name of the source, for errors.
 
     Raises:
-        DataError: a needed column is missing; names those that are there and what each stage needs.
+        DataError: a needed column is missing; names the existing columns and what each stage needs.
     """
     needs = tuple(needs)
     sources = {need: column for need in needs if (column := _first(row, ALIASES.get(need, (need,))))}
@@ -79,36 +79,36 @@ def columns_of(row: Mapping[str, Any], needs: Iterable[str], name: str) -> Colum
             f"{name}: no column {_names(missing[0])}; its columns are {', '.join(map(str, row)) or 'none'}. "
             f"{stage_needs()}"
         )
-    prompted = "question" in sources
-    before = _companions(row, BEFORE_QUESTION) if prompted else ()
-    after = _companions(row, AFTER_QUESTION) if prompted else ()
+    has_prompt = "question" in sources
+    before = _companions(row, BEFORE_QUESTION) if has_prompt else ()
+    after = _companions(row, AFTER_QUESTION) if has_prompt else ()
     return Columns(sources, before, after)
 
 
 def look_at(rows: Iterable[tuple[str, Mapping[str, Any]]], needs: Iterable[str], name: str) -> Columns | None:
-    """The columns of a source, by its first rows, each of which is read; None: there is no row.
+    """Find the columns of a source from its first rows; None if there is no row.
 
     Args:
-        rows: (where it stands, row as found); at most :data:`LOOK_AT` are taken.
+        rows: (position, row as read); at most :data:`LOOK_AT` are taken.
         needs: as for :func:`columns_of`.
-        name: of the source.
+        name: name of the source.
 
     Raises:
         DataError: as :func:`columns_of`, or a text column holds something else.
     """
-    found: Columns | None = None
+    columns: Columns | None = None
     before: set[str] = set()
     after: set[str] = set()
     unread: dict[str, None] = {}
     for (where, row), _ in zip(rows, range(LOOK_AT), strict=False):
-        found = found or columns_of(row, needs, name)
-        clean_row(row, found, f"{name}: {where}", Counter())
+        columns = columns or columns_of(row, needs, name)
+        clean_row(row, columns, f"{name}: {where}", Counter())
         of_row = columns_of(row, needs, name)
         before.update(of_row.before)
         after.update(of_row.after)
-        unread |= dict.fromkeys(_unread(row, Columns(found.sources, of_row.before, of_row.after)))
-    return found and Columns(
-        found.sources,
+        unread |= dict.fromkeys(_unread(row, Columns(columns.sources, of_row.before, of_row.after)))
+    return columns and Columns(
+        columns.sources,
         tuple(column for column in BEFORE_QUESTION if column in before),
         tuple(column for column in AFTER_QUESTION if column in after),
         tuple(unread),
@@ -116,7 +116,7 @@ def look_at(rows: Iterable[tuple[str, Mapping[str, Any]]], needs: Iterable[str],
 
 
 def clean_row(row: Mapping[str, Any], columns: Columns, where: str, bad: Counter[str]) -> Row | None:
-    """The needed columns under their own names; ``None``, and counted, for a bad row.
+    """Return the needed columns under their standard names; None for a bad row, which is counted.
 
     Raises:
         DataError: a column is missing, or holds something other than text.
@@ -124,7 +124,7 @@ def clean_row(row: Mapping[str, Any], columns: Columns, where: str, bad: Counter
     clean: Row = {}
     for need, column in columns.sources.items():
         if column not in row:
-            raise DataError(f"{where}: no column {column}, which earlier rows have.")
+            raise DataError(f"{where}: column {column} is missing, which earlier rows have.")
         value = row[column]
         if need in ALIASES and (reason := _bad_text(_text(value, column, where))):
             bad[f"{column} {reason}"] += 1
@@ -134,7 +134,7 @@ def clean_row(row: Mapping[str, Any], columns: Columns, where: str, bad: Counter
         return clean
     for column in (*columns.before, *columns.after):
         _text(row.get(column), column, where)
-    # by this row, not the first: exporters leave a column out of the rows that have nothing in it (datasets#5726)
+    # from this row, not the first: exporters omit a column from rows in which it is empty (datasets#5726)
     before, after = _companions(row, BEFORE_QUESTION), _companions(row, AFTER_QUESTION)
     for column in (*before, *after):
         if "\0" in (row[column] or ""):
@@ -145,7 +145,7 @@ def clean_row(row: Mapping[str, Any], columns: Columns, where: str, bad: Counter
 
 
 def prompt_of(row: Mapping[str, Any]) -> str | None:
-    """The whole prompt of a row as found; None where it has no question. What a file's splits go by."""
+    """Return the whole prompt of a row as read, which decides its split in a file; None if it has no question."""
     column = _first(row, ALIASES["question"])
     question = row[column] if column else None
     if not isinstance(question, str):
@@ -154,25 +154,25 @@ def prompt_of(row: Mapping[str, Any]) -> str | None:
 
 
 def notices(name: str, columns: Columns) -> list[str]:
-    """What a person should know about how a source is read, a sentence each."""
-    found: list[str] = []
+    """List notices for the user about how a source's columns are read."""
+    lines: list[str] = []
     if len(columns.prompt) > 1:
-        found.append(f"{name}: the prompt is {_listed(columns.prompt)}, joined with a blank line between")
+        lines.append(f"{name}: the prompt is {_listed(columns.prompt)}, joined by a blank line")
     if columns.unread:
-        found.append(
-            f"{name}: text in {_listed(columns.unread)} is not read; put what the model should see into the prompt or "
-            "the response"
+        lines.append(
+            f"{name}: text in {_listed(columns.unread)} is not read; move it into the prompt or the response if the "
+            "model should see it"
         )
-    return found
+    return lines
 
 
 def stage_needs() -> str:
-    """Which columns each stage needs, in a sentence."""
+    """Return in one sentence which columns each stage needs."""
     return "; ".join(f"{stage} needs {_listed([_names(n) for n in needs])}" for stage, needs in NEEDS.items()) + "."
 
 
 def _names(need: str) -> str:
-    """``question (or prompt, instruction)``."""
+    """Return a column with its other names: ``question (or prompt, instruction)``."""
     others = ALIASES.get(need, (need,))[1:]
     return f"{need} (or {', '.join(others)})" if others else need
 
@@ -187,15 +187,15 @@ def _first(row: Mapping[str, Any], names: Iterable[str]) -> str | None:
 
 
 def _companions(row: Mapping[str, Any], names: tuple[str, ...]) -> tuple[str, ...]:
-    """Those that are there and may be text: a list or an object of this name means something else."""
+    """Return the columns that exist and may be text; a list or an object of such a name means something else."""
     return tuple(name for name in names if name in row and (row[name] is None or isinstance(row[name], str)))
 
 
 def _unread(row: Mapping[str, Any], columns: Columns) -> list[str]:
-    """Columns with text that are not read; what another stage reads as a response is no surprise."""
+    """List columns with text that are not read, except those that another stage reads as a response."""
     others = {column for need in TEXT_COLUMNS if need not in columns.sources for column in ALIASES[need]}
-    read = {*columns.sources.values(), *columns.prompt, *others}
-    return [column for column, value in row.items() if column not in read and _has_text(value)]
+    used = {*columns.sources.values(), *columns.prompt, *others}
+    return [column for column, value in row.items() if column not in used and _has_text(value)]
 
 
 def _joined(row: Mapping[str, Any], question: str, before: tuple[str, ...], after: tuple[str, ...]) -> str:
@@ -207,10 +207,14 @@ def _joined(row: Mapping[str, Any], question: str, before: tuple[str, ...], afte
 
 
 def _text(value: Any, column: str, where: str) -> str | None:
-    """Raises: DataError: it is neither text nor null."""
+    """Return the value if it is text or null.
+
+    Raises:
+        DataError: it is neither.
+    """
     if value is None or isinstance(value, str):
         return value
-    hint = " A chat has to be flattened to text first." if isinstance(value, (list, dict)) else ""
+    hint = " Flatten a chat to text first." if isinstance(value, (list, dict)) else ""
     raise DataError(f"{where}: column {column} holds {type(value).__name__}, not text.{hint}")
 
 
@@ -223,7 +227,7 @@ def _bad_text(text: str | None) -> str | None:
 
 
 def _has_text(value: Any) -> bool:
-    """Whether there is text in it, at any depth."""
+    """Return whether the value contains text, at any depth."""
     if isinstance(value, str):
         return bool(value.strip())
     if isinstance(value, dict):

@@ -1,8 +1,8 @@
 """The embedded demo: questions with answers of *known* quality, and votes that follow it with noise.
 
-Nothing here is learned or downloaded: 12 tasks (:mod:`.demo_facts`) × twelve ways to ask × 28 circumstances make
-4,032 questions; each is in one split, whatever the seed (:mod:`.splits`). Because quality is computed from the text,
-it can be computed for what a policy writes as well: the demo reports *true* utility beside the reward model's opinion.
+Nothing here is learned or downloaded: 12 tasks (:mod:`.demo_facts`) × 12 openings × 28 circumstances make 4,032
+questions; each is in one split, whatever the seed (:mod:`.splits`). Because quality is computed from the text, it can
+also be computed for a policy's responses: the demo reports the *true* utility beside the reward model's score.
 
 **Utility** of an answer, between 0 and 1 (:func:`utility`)::
 
@@ -14,17 +14,17 @@ it can be computed for what a policy writes as well: the demo reports *true* uti
     ending   1 if its last character is a full stop, else 0
     clarity  words of those three clauses, each counted once, divided by all words
 
-So whoever repeats, pads, hedges between tools, gives wrong reasons or writes garbage loses clarity or the tool.
+So repetition, padding, hedging between tools, wrong reasons and garbage cost clarity or the tool.
 
-**The crowd** is wrong on purpose: of the answers a quarter or less name the right tool (:data:`KNOWN`), most of the
-others the popular wrong one (:class:`.demo_facts.Fact`). So what is said most often is not what is best, and a policy
-that is only surer of itself does not get better. Fine-tuning imitates *all* answers; votes order the pairs of the other
+**The crowd** is wrong on purpose: a quarter or less of the answers name the right tool (:data:`KNOWN`), most of the
+others the popular wrong one (:class:`.demo_facts.Fact`). So the most frequent answer is not the best one, and a policy
+that is only more certain does not improve. Fine-tuning imitates *all* answers; votes order the pairs of the other
 splits.
 
 **Votes**: appeal = utility + normal noise (mean 0, deviation :data:`NOISE`); votes = round(2^(6·appeal)) − 2, so a
 useless answer is voted down and a perfect one gets about 62 (:func:`votes_for`). For half of the questions the answer
-of highest appeal is accepted when its votes are positive. Scores and pairs then follow the published rule
-(:mod:`.pairs`). Ordering pairs by true utility agrees with the votes on 95 to 98 % of them: nobody can do better.
+of highest appeal is accepted if its votes are positive. Scores and pairs then follow the published rule
+(:mod:`.pairs`). Ordering pairs by true utility agrees with the votes on 95 to 98 % of them, which is the upper bound.
 """
 
 import itertools
@@ -90,11 +90,11 @@ CIRCUMSTANCES = (
     " quickly",
 )
 KNOWN = {"git": 0.25, "kitchen": 0.12, "garden": 0.08}
-"""Share of the answers whose author knows the right tool, by domain."""
+"""Share of answers by authors who know the right tool, by domain."""
 POPULAR = 0.7
-"""Share of the others who name the popular wrong tool; the rest guess in the same domain."""
+"""Share of the other answers that name the popular wrong tool; the rest guess in the same domain."""
 REASONS, EXAMPLES = {True: 0.5, False: 0.3}, {True: 0.4, False: 0.15}
-"""Shares of the answers with a reason, and with an example, by whether their author knows the right tool."""
+"""Shares of answers with a reason, and with an example, by whether their author knows the right tool."""
 EXCUSES = ("it is at hand", "everybody does it", "it always worked")
 LEADS = ("Use", "Try", "Take", "I would use")
 FILLERS = (
@@ -108,7 +108,7 @@ FILLERS = (
 
 
 def questions(split: str, seed: int = 0) -> list[str]:
-    """The questions of one split; the seed changes their order, never which they are.
+    """List the questions of one split; the seed changes their order only.
 
     Raises:
         DataError: no such split.
@@ -121,10 +121,10 @@ def questions(split: str, seed: int = 0) -> list[str]:
 
 
 def utility(question: str, answer: str) -> float:
-    """True quality of any answer to one of the demo's questions, in [0, 1]; the module says how.
+    """Compute the true quality of an answer to one of the demo's questions, in [0, 1]; see the module.
 
     Raises:
-        DataError: the question is not one of the demo's, so nobody knows its right answer.
+        DataError: the question is not one of the demo's, so its right answer is unknown.
     """
     fact = fact_of(question)
     text = _words(answer)
@@ -143,10 +143,10 @@ def utility(question: str, answer: str) -> float:
 
 
 def fact_of(question: str) -> Fact:
-    """The task that a question asks about.
+    """Return the task that a question asks about.
 
     Raises:
-        DataError: none of the demo's.
+        DataError: it is not a question of the demo.
     """
     text = _words(question)
     for task, fact in _tasks().items():
@@ -156,10 +156,10 @@ def fact_of(question: str) -> Fact:
 
 
 def generate(split: str, seed: int = 0) -> Iterator[dict[str, Any]]:
-    """Pairs of one split: question_id, question, response_j (better), response_k, score_j, score_k.
+    """Yield the pairs of one split: question_id, question, response_j (better), response_k, score_j, score_k.
 
     The fine-tuning split has each answer once as ``response_j``, with the next one of its question as ``response_k``:
-    what is imitated is what people write, not what they prefer.
+    it imitates what people write, not what they prefer.
 
     Raises:
         DataError: no such split.
@@ -181,7 +181,7 @@ def generate(split: str, seed: int = 0) -> Iterator[dict[str, Any]]:
 
 
 def answers(question: str, seed: int = 0) -> list[Answer]:
-    """Two to six different answers, mostly poor ones, each with its score by the published rule."""
+    """Generate two to six different answers, mostly poor ones, each with its score by the published rule."""
     draw = random.Random(f"answers {seed} {question}")  # noqa: S311
     wanted = draw.choices((2, 3, 4, 5, 6), (5, 5, 10, 20, 60))[0]
     texts: dict[str, None] = {}
@@ -195,15 +195,15 @@ def answers(question: str, seed: int = 0) -> list[Answer]:
 
 
 def votes_for(appeal: float) -> int:
-    """Up-votes minus down-votes: −1 for an appeal of 0, 62 for 1."""
+    """Return up-votes minus down-votes: −1 for an appeal of 0, 62 for 1."""
     return round(2 ** (6 * appeal)) - 2
 
 
 def write_answer(fact: Fact, draw: random.Random) -> str:
-    """One answer as a stranger might write it, who knows the right tool, names the popular one, or guesses.
+    """Write one answer of an author who knows the right tool, names the popular one, or guesses.
 
-    Who knows, mostly has the right reason and example as well; either may be missing, hedged, padded or cut off. Who
-    names the popular tool gives an excuse as the reason.
+    An author who knows mostly gives the right reason and example as well; either may be missing, hedged, padded or
+    truncated. One who names the popular tool gives an excuse as the reason.
     """
     others = [other for other in FACTS if other.domain == fact.domain and other != fact]
     knows = draw.random() < KNOWN[fact.domain]
@@ -226,12 +226,12 @@ def write_answer(fact: Fact, draw: random.Random) -> str:
 
 
 def _recalled(fact: Fact, others: Sequence[Fact], knows: bool, draw: random.Random) -> Fact:
-    """The fact that somebody remembers a reason or an example of: the right one (0.9, else 0.2) or another."""
+    """Draw the fact whose reason or example the author gives: the right one (0.9 if known, else 0.2) or another."""
     return fact if draw.random() < (0.9 if knows else 0.2) else draw.choice(others)
 
 
 def question_id(question: str) -> int:
-    """The question's number, the same in every split and for every seed."""
+    """Return the question's number, which does not depend on split or seed."""
     return _numbers()[question]
 
 
@@ -243,20 +243,20 @@ def _numbers() -> dict[str, int]:
 
 @cache
 def _split_questions() -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {str(split): [] for split in Split}
+    by_split: dict[str, list[str]] = {str(split): [] for split in Split}
     for question in _numbers():
-        found[split_of(question)].append(question)
-    return found
+        by_split[split_of(question)].append(question)
+    return by_split
 
 
 def _words(text: str) -> str:
-    """The words in lower case with one space before and after each, so that `in` matches whole words only."""
+    """Return the words in lower case, each between spaces, so that `in` matches whole words only."""
     words = re.findall(r"[\w'-]+", text.lower())
     return f" {' '.join(words)} " if words else ""
 
 
 def _tool_name(tool: str) -> str:
-    """The tool without its article, as words."""
+    """Return the tool without its article, as words."""
     return _words(re.sub(r"^(a|an|the) ", "", tool))
 
 
@@ -272,6 +272,6 @@ def _tasks() -> dict[str, Fact]:
 
 @cache
 def _clauses(fact: Fact) -> tuple[list[str], str, str]:
-    """The tool's clause (with any lead, or bare), the reason's and the example's, as words."""
+    """Return the clauses of the tool (with each lead, and bare), the reason and the example, as words."""
     tool = [_words(f"{lead} {fact.tool}") for lead in LEADS] + [_tool_name(fact.tool)]
     return tool, _words(f"because {fact.reason}"), _words(f"for example {fact.example}")

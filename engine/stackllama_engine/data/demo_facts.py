@@ -1,4 +1,4 @@
-"""What the embedded demo knows: one task per line, the tool that does it, why, an example, and the popular wrong tool.
+"""Facts of the embedded demo: one task per line, its tool, the reason, an example, and the popular wrong tool.
 
 Written for this project. A tool is one task's only; :mod:`.demo_data` turns the table into questions, answers and
 votes.
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 
 class Fact(NamedTuple):
-    """One task and its right answer, in the words that :func:`.demo_data.utility` looks for."""
+    """One task and its right answer, in the words that :func:`.demo_data.utility` searches for."""
 
     domain: str
     task: str
@@ -16,7 +16,7 @@ class Fact(NamedTuple):
     reason: str
     example: str
     popular: str
-    """What most people name instead, because it is at hand: a wrong answer."""
+    """Tool that most people name instead: a wrong answer."""
 
 
 _TABLE = """

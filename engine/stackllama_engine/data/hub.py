@@ -1,7 +1,7 @@
-"""Rows of a hub data set, through ``datasets``, which is imported here alone and only when asked.
+"""Rows of a hub data set, through ``datasets``, which is imported only here and only when needed.
 
-``lvwerra/stack-exchange-paired`` keeps its four splits as directories ``data/<split>``, each with the one split
-``train``; of other sets the split is taken as it is named there.
+``lvwerra/stack-exchange-paired`` stores its four splits as directories ``data/<split>``, each with the one split
+``train``; other data sets use their own split names.
 """
 
 from collections.abc import Iterator
@@ -15,30 +15,32 @@ from .kinds import PAIRED
 def read_hub(
     name: str, split: str, *, config: str | None, revision: str | None, streaming: bool
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(number from 1, row) of one split.
+    """Yield (number from 1, row) of one split.
 
     Raises:
-        DataError: ``datasets`` is not installed, the hub cannot be reached, or there is no such set or split.
+        DataError: ``datasets`` is not installed, the hub cannot be reached, or the data set or split does not exist.
     """
     options: dict[str, Any] = {"split": split}
     if name == PAIRED:
         if split not in list(Split):
-            raise DataError(f"{PAIRED} has the splits {', '.join(Split)}, not {split!r}.")
+            raise DataError(f"{PAIRED} has no split {split!r}; choose one of {', '.join(Split)}.")
         options = {"split": "train", "data_dir": f"data/{split}"}
     try:
         import datasets
     except ImportError:
-        raise DataError(f"{name}: a hub data set needs `datasets`: pip install 'stackllama-console[train]'.") from None
+        raise DataError(
+            f"{name}: reading a hub data set needs `datasets`: pip install 'stackllama-console[train]'."
+        ) from None
     number = 0
     try:
         rows = datasets.load_dataset(name, config, revision=revision, streaming=streaming, **options)
         for number, row in enumerate(rows, 1):
             yield number, dict(row)
-    except Exception as error:  # the loader's errors are an open set: hub, network, files, formats
+    except Exception as error:  # the loader raises any kind of error: hub, network, files, formats
         at = f" after row {number}" if number else ""
         raise DataError(
             f"Hub data set {name!r}, split {split!r}, cannot be read{at}: {_one_line(error)} "
-            "Check the name, the split and the network, or give a local file."
+            "Check the name, the split and the network, or use a local file."
         ) from error
 
 

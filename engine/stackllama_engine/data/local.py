@@ -1,6 +1,6 @@
-"""Rows of the sources that are on this machine, as they are found: the demo, prepared directories, files.
+"""Raw rows of sources on this machine: the demo, prepared directories, files.
 
-Apart from :mod:`.sources`, which also reads hub sets, so that a launch can look at its data without ``datasets``.
+Separate from :mod:`.sources`, which also reads hub data sets, so that a launch can check its data without ``datasets``.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,7 +19,7 @@ ALL = "all"
 
 
 def local_rows(name: str, split: str, *, seed: int = 0) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """(where it stands, row as found) of one split, or of ``all``.
+    """Yield (position, row as read) of one split, or of ``all``.
 
     Raises:
         DataError: no such split, or unreadable.
@@ -49,10 +49,10 @@ def _splits(name: str, split: str) -> tuple[Split, ...]:
         return tuple(Split)
     if split in list(Split):
         return (Split(split),)
-    raise DataError(f"{name}: no split {split!r}: it is one of {', '.join(Split)}, or {ALL}.")
+    raise DataError(f"{name} has no split {split!r}; choose one of {', '.join(Split)} or {ALL}.")
 
 
 def _split_of_row(row: Mapping[str, Any]) -> Split:
-    """By the prompt's text; a row without one is kept in the first split, where reading it reports it."""
+    """Return the split of the prompt's text; a row without one is in the first split, where reading it fails."""
     text = prompt_of(row)
     return Split.FINETUNE if text is None else split_of(same_text(text))

@@ -1,4 +1,4 @@
-"""``manifest.json`` of a prepared directory: what it was made from, by which rule, and what is in it."""
+"""``manifest.json`` of a prepared directory: its source, its settings and its counts."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ LICENCE = (
 
 
 class SplitCount(Struct):
-    """What one split holds."""
+    """Size of one split."""
 
     questions: int = 0
     """Questions with at least one pair."""
@@ -26,12 +26,12 @@ class SplitCount(Struct):
 
 
 class Report(Struct, kw_only=True):
-    """What was read and what it gave. This is also the manifest."""
+    """Result of preparing a dump, which is also the manifest."""
 
     format: str = FORMAT
     version: int = VERSION
     source: str
-    """Name of the file read."""
+    """Name of the dump's file."""
     sha256: str = ""
     site: str = ""
     seed: int = 0
@@ -42,17 +42,17 @@ class Report(Struct, kw_only=True):
     """Questions with two answers or more."""
     pairs: int = 0
     ties: int = 0
-    """Twos of answers with equal scores; they give no pair."""
+    """Pairs of answers with equal scores, which are not used."""
     over_limit: int = 0
-    """Pairs left out of questions with more than ten."""
+    """Pairs left out because their question had more than ten."""
     splits: dict[str, SplitCount] = field(default_factory=lambda: {split.value: SplitCount() for split in Split})
     skipped: dict[str, int] = {}
-    """Rows of the dump that gave nothing, by reason."""
+    """Rows of the dump that were skipped, by reason."""
     seconds: float = 0.0
 
 
 def read_manifest(directory: Path) -> Report:
-    """The manifest of a prepared directory.
+    """Read the manifest of a prepared directory.
 
     Raises:
         DataError: unreadable, or of another format or a newer version.
@@ -63,5 +63,8 @@ def read_manifest(directory: Path) -> Report:
     except (OSError, ValueError) as error:
         raise DataError(f"{path} is not the manifest of a prepared directory: {error}.") from None
     if report.format != FORMAT or report.version > VERSION:
-        raise DataError(f"{path}: format {report.format} {report.version}; this version reads {FORMAT} {VERSION}.")
+        raise DataError(
+            f"{path}: format {report.format} {report.version}, but this version reads {FORMAT} {VERSION}; "
+            "prepare the directory again, or update."
+        )
     return report

@@ -1,4 +1,4 @@
-"""Votes to scores, scores to pairs of a better and a worse answer.
+"""Conversion of votes to scores, and of scores to pairs of a better and a worse answer.
 
 The rule of Askell et al. 2021 (https://arxiv.org/abs/2112.00861, section 4.1), as StackLLaMA used it:
 ``round(log2(1 + votes))``, plus 1 if the asker accepted the answer; negative votes score −1, accepted or not.
@@ -29,29 +29,29 @@ class Answer(Struct, frozen=True):
 
 
 class Pairs(Struct, frozen=True):
-    """What the answers of one question give."""
+    """Pairs made from the answers of one question."""
 
     kept: list[tuple[Answer, Answer]]
     """(better, worse), in the order of their hash."""
     ties: int
-    """Twos of answers with equal scores: no pair."""
+    """Number of pairs with equal scores, which are not used."""
     over_limit: int
     """Pairs left out because the question had more than the limit."""
 
 
 def score(votes: int, accepted: bool = False) -> int:
-    """The score of an answer with ``votes`` = up-votes minus down-votes."""
+    """Return the score of an answer with ``votes`` = up-votes minus down-votes."""
     return -1 if votes < 0 else round(math.log2(1 + votes)) + accepted
 
 
 def make_pairs(question: str | int, answers: Sequence[Answer], *, limit: int = MAX_PAIRS, seed: int = 0) -> Pairs:
-    """The pairs of one question. ``question`` is its id or text; it only seeds the sample."""
-    found: list[tuple[Answer, Answer]] = []
+    """Make the pairs of one question, whose id or text only seeds the sample."""
+    pairs: list[tuple[Answer, Answer]] = []
     ties = 0
     for one, other in combinations(answers, 2):
         if one.score == other.score:
             ties += 1
         else:
-            found.append((one, other) if one.score > other.score else (other, one))
-    kept = heapq.nsmallest(limit, found, key=lambda pair: stable_hash("pair", seed, question, pair[0].id, pair[1].id))
-    return Pairs(kept=kept, ties=ties, over_limit=len(found) - len(kept))
+            pairs.append((one, other) if one.score > other.score else (other, one))
+    kept = heapq.nsmallest(limit, pairs, key=lambda pair: stable_hash("pair", seed, question, pair[0].id, pair[1].id))
+    return Pairs(kept=kept, ties=ties, over_limit=len(pairs) - len(kept))

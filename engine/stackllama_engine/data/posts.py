@@ -1,7 +1,7 @@
-"""Posts of a Stack Exchange dump (``Posts.xml``), streamed.
+"""Streaming reader of the posts of a Stack Exchange dump (``Posts.xml``).
 
-Read with expat, which builds no tree: memory is one chunk and one row, whatever the size of the file. Dumps have no
-DOCTYPE; a file with one is refused as it is declared, so no entity is ever defined, expanded or fetched.
+Parsed with expat, which builds no tree: memory is one chunk and one row, whatever the size of the file. Dumps have no
+DOCTYPE; a file with one is refused at its declaration, so no entity is ever defined, expanded or fetched.
 
 A question has PostTypeId 1, an answer 2 with its question's Id in ParentId; other types (tag wikis, …) are counted
 and left out. https://meta.stackexchange.com/questions/2677 documents the columns.
@@ -20,7 +20,7 @@ from ..contract.errors import DataError
 from ..contract.user_files import open_file
 
 _CHUNK = 1 << 18
-_LONGEST_ROW = 1 << 26  # bytes; a post is at most 30,000 characters, so more than this is an attack or no dump
+_LONGEST_ROW = 1 << 26  # bytes; a post has at most 30,000 characters, so a longer row is malicious or not a dump
 _PACKED = {b"7z\xbc\xaf": "7z", b"PK\x03\x04": "zip", b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zX": "xz"}
 
 
@@ -32,22 +32,22 @@ class Post(Struct, frozen=True, array_like=True):
     score: int
     """Up-votes minus down-votes."""
     accepted: int | None
-    """Of a question: the id of the answer its asker accepted."""
+    """Id of the accepted answer, of a question."""
     body: str
 
 
 def read_posts(
     path: Path, skipped: Counter[str] | None = None, on_bytes: Callable[[bytes], object] | None = None
 ) -> Iterator[Post]:
-    """Questions and answers in the order of the file, which promises none.
+    """Yield questions and answers in the order of the file, which is arbitrary.
 
     Args:
         path: the dump's ``Posts.xml``.
-        skipped: counts the rows left out, by reason.
-        on_bytes: sees every chunk read (to hash it, to count it).
+        skipped: counts skipped rows by reason.
+        on_bytes: called with every chunk read (to hash or count it).
 
     Raises:
-        DataError: not readable, not well-formed, cut off, not a Posts.xml, or hostile; names file and position.
+        DataError: not readable, not well-formed, truncated, not a Posts.xml, or malicious; names file and position.
     """
     posts: list[Post] = []
     parser = _parser(path, posts, Counter() if skipped is None else skipped)
@@ -63,14 +63,16 @@ def read_posts(
             yield from posts
             posts.clear()
             if fed - parser.CurrentByteIndex > _LONGEST_ROW:
-                raise DataError(f"{path}: line {parser.CurrentLineNumber}: one row is longer than 64 MiB: not a dump.")
+                raise DataError(
+                    f"{path}: line {parser.CurrentLineNumber}: a row is longer than 64 MiB, so this is not a dump."
+                )
     _finish(parser, path, fed)
 
 
 def _open(path: Path) -> Any:
     if path.is_dir():
         inside = path / "Posts.xml"
-        raise DataError(f"{path} is a directory: give {inside if inside.is_file() else 'the Posts.xml of a dump'}.")
+        raise DataError(f"{path} is a directory; give {inside if inside.is_file() else 'the Posts.xml of a dump'}.")
     try:
         return open_file(path)
     except OSError as error:
@@ -87,23 +89,24 @@ def _read(file: Any, path: Path) -> bytes:
 def _refuse_packed(head: bytes, path: Path) -> None:
     for magic, name in _PACKED.items():
         if head.startswith(magic):
-            raise DataError(f"{path} is a {name} archive: unpack it and give the Posts.xml inside.")
+            raise DataError(f"{path} is a {name} archive; unpack it and give the Posts.xml inside.")
 
 
 def _parser(path: Path, posts: list[Post], skipped: Counter[str]) -> Any:
-    """An expat parser that appends to ``posts`` and refuses what no dump has."""
+    """Create an expat parser that appends to ``posts`` and refuses what no dump contains."""
     parser = expat.ParserCreate()
     depth = 0
 
     def on_doctype(*_: object) -> None:
         raise DataError(
-            f"{path}: line {parser.CurrentLineNumber}: a DOCTYPE, which no Stack Exchange dump has: refused."
+            f"{path}: line {parser.CurrentLineNumber}: refused, because it has a DOCTYPE, which no Stack Exchange "
+            "dump has."
         )
 
     def on_start(name: str, attributes: dict[str, str]) -> None:
         nonlocal depth
         if depth == 0 and name != "posts":
-            raise DataError(f"{path}: not a Posts.xml: its root element is <{name[:40]}>, not <posts>.")
+            raise DataError(f"{path} is not a Posts.xml: its root element is <{name[:40]}>, not <posts>.")
         if depth == 1 and name == "row" and (post := _post(attributes, skipped)) is not None:
             posts.append(post)
         depth += 1
@@ -126,13 +129,17 @@ def _parse(parser: Any, chunk: bytes, path: Path) -> None:
 
 
 def _finish(parser: Any, path: Path, fed: int) -> None:
-    """Raises: DataError: the document has not ended."""
+    """Check that the document is complete.
+
+    Raises:
+        DataError: it is not.
+    """
     if fed == 0:
         raise DataError(f"{path} is empty.")
     try:
         parser.Parse(b"", True)
     except expat.ExpatError as error:
-        raise DataError(f"{path}: cut off before </posts>: {error}. Copy or unpack the file again.") from None
+        raise DataError(f"{path}: truncated before </posts>: {error}. Copy or unpack the file again.") from None
 
 
 def _post(attributes: dict[str, str], skipped: Counter[str]) -> Post | None:
@@ -168,7 +175,11 @@ def _answer(attributes: dict[str, str]) -> Post:
 
 
 def _number(text: str) -> int:
-    """Raises: ValueError: not an integer of 64 bits."""
+    """Parse an integer of 64 bits.
+
+    Raises:
+        ValueError: it is not one.
+    """
     number = int(text)
     if abs(number) >= 1 << 63:
         raise ValueError("larger than 64 bits")

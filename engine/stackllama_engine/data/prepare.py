@@ -1,4 +1,4 @@
-"""A Stack Exchange dump to a prepared directory: one file of pairs a split, and a manifest.
+"""Conversion of a Stack Exchange dump to a prepared directory: one file of pairs per split, and a manifest.
 
 ::
 
@@ -9,8 +9,8 @@ A row is ``question_id``, ``question``, ``response_j`` (better), ``response_k`` 
 are Markdown. The question is the post's body without its title, like the rows of ``lvwerra/stack-exchange-paired``,
 which has no title column; as there, supervised fine-tuning reads ``question`` and ``response_j``.
 
-Rows are shuffled: the order is that of a hash, so it depends on nothing but the posts and ``seed`` (a dump over
-128 MiB is shuffled a part at a time, the parts being hashes of the question).
+Rows are shuffled in the order of a hash, so it depends on nothing but the posts and ``seed`` (a dump over 128 MiB is
+shuffled in parts, which are hashes of the question).
 
 The directory appears whole or not at all: everything is written beside it and renamed.
 """
@@ -40,7 +40,7 @@ from .spool import Spool, Thread
 from .staging import Notice, own_staging
 
 Progress = Callable[[str, int, int], object]
-"""Called with what is being done (``read``, ``pair``), how much is done, and of how much."""
+"""Called with the current phase (``read``, ``pair``), the amount done, and the total."""
 
 
 class PreparedRow(Struct, frozen=True):
@@ -64,21 +64,21 @@ def prepare(
     on_progress: Progress | None = None,
     on_notice: Notice | None = None,
 ) -> Report:
-    """Read a dump's ``Posts.xml``, write ``out``.
+    """Read a dump's ``Posts.xml`` and write ``out``.
 
     Args:
         posts: the dump's Posts.xml. While this runs, the disk of ``out`` needs room for it once more.
-        out: the directory to make; it may exist if it is empty.
-        seed: picks the ten pairs of a question with more, and the order. It moves no question to another split.
+        out: the directory to create; it may exist if it is empty.
+        seed: selects the ten pairs of a question with more, and the order. It does not change any question's split.
         site: name of the site, hashed into the split: give it when several sites' directories are used together
-            and question 7 of each should not land in the same split. Empty: the question's id alone decides.
-        max_pairs: most pairs a question gives.
-        on_progress: told how far it is.
-        on_notice: told what an earlier one left and what became of it.
+            and question 7 of each should not be in the same split. Empty: the question's id alone decides.
+        max_pairs: maximum number of pairs per question.
+        on_progress: receives the progress.
+        on_notice: receives notices about leftovers of an interrupted run.
 
     Raises:
         DataError: ``posts`` cannot be read as a dump, or has no questions or no pairs.
-        RefusedError: ``out`` exists and is not an empty directory, or another process makes it.
+        RefusedError: ``out`` exists and is not an empty directory, or another process creates it.
         StackllamaError: ``out`` cannot be written.
     """
     began = time.monotonic()
@@ -94,7 +94,7 @@ def prepare(
             _write_pairs(spool, staging, report, skipped, max_pairs, on_progress)
         spool_dir.rmdir()
         if report.pairs == 0:
-            raise DataError(f"{posts}: no question has two answers with different scores: there is nothing to learn.")
+            raise DataError(f"{posts}: no pairs: no question has two answers with different scores.")
         report.skipped = dict(sorted(skipped.items()))
         report.seconds = round(time.monotonic() - began, 3)
         _write_manifest(staging, report)
@@ -102,7 +102,7 @@ def prepare(
 
 
 def _fill(spool: Spool, path: Path, report: Report, skipped: Counter[str], on_progress: Progress | None) -> str:
-    """Deal all posts into the spool; returns the SHA-256 of the file."""
+    """Distribute all posts into the spool; return the SHA-256 of the file."""
     digest = hashlib.sha256()
     done = 0
 
@@ -121,7 +121,7 @@ def _fill(spool: Spool, path: Path, report: Report, skipped: Counter[str], on_pr
             report.answers += 1
         spool.add(post)
     if report.questions == 0:
-        raise DataError(f"{path}: no questions in it. Is it the Posts.xml of a Stack Exchange dump?")
+        raise DataError(f"{path} has no questions. Is it the Posts.xml of a Stack Exchange dump?")
     return digest.hexdigest()
 
 
@@ -155,7 +155,7 @@ def _write_pairs(
 def _rows(
     thread: Thread, report: Report, skipped: Counter[str], max_pairs: int
 ) -> Iterator[tuple[int, Split, PreparedRow]]:
-    """The pairs of one question with their place in the shuffled order."""
+    """Yield the pairs of one question, each with its sort key in the shuffled order and its split."""
     report.questions_with_two_answers += len(thread.answers) > 1
     if len(thread.answers) < 2:
         return
@@ -181,7 +181,7 @@ def _rows(
 
 
 def _markdown(post: Post, skipped: Counter[str]) -> str:
-    """The post's text; empty, and counted, where there is none."""
+    """Return the post's text; an empty one is counted."""
     try:
         text = to_markdown(post.body)
     except ValueError as error:
@@ -196,12 +196,12 @@ def _refuse_taken(out: Path) -> None:
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise RefusedError(f"{out} exists and is not a directory; choose another --out.")
     if out.is_dir() and any(out.iterdir()):
-        raise RefusedError(f"{out} is not empty; choose another --out or remove it first.")
+        raise RefusedError(f"{out} exists and is not empty; choose another --out or remove it first.")
 
 
 @contextmanager
 def _staging(out: Path, posts: Path, on_notice: Notice | None) -> Iterator[Path]:
-    """A directory beside ``out`` that becomes ``out`` at the end, and vanishes when anything fails."""
+    """Yield a directory beside ``out`` that is renamed to ``out`` at the end, and removed when anything fails."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with own_staging(out, on_notice) as staging:
@@ -210,19 +210,19 @@ def _staging(out: Path, posts: Path, on_notice: Notice | None) -> Iterator[Path]
             fsync_directory(out.parent)
     except OSError as error:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-            raise RefusedError(f"{out} was filled by somebody else meanwhile; choose another --out.") from None
+            raise RefusedError(f"{out} was filled by another process meanwhile; choose another --out.") from None
         if is_full(error):
             raise StackllamaError(_no_room(out, posts)) from None
         raise StackllamaError(f"{out} cannot be written: {error.strerror}.") from None
 
 
 def _no_room(out: Path, posts: Path) -> str:
-    """Said after what was written is gone again."""
+    """Return the error of a full disk, after the partial directory was removed."""
     size = posts.stat().st_size
     return (
-        f"The disk is full: {out} could not be written, and nothing of it was left behind. It takes room for "
-        f"{posts.name} once more, {mib(size)} ({size:,} bytes), and for the pairs; there are {free(out.parent)}. Make "
-        "room, or choose another --out."
+        f"The disk is full: {out} could not be written, and nothing of it was left behind. It needs room for "
+        f"{posts.name} once more, {mib(size)} ({size:,} bytes), and for the pairs; there are {free(out.parent)}. Free "
+        "some space, or choose another --out."
     )
 
 

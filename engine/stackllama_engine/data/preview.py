@@ -1,7 +1,7 @@
-"""What ``data preview`` shows of a source: its first rows, how long texts are, how many rows where that is cheap.
+"""Preview of a data source: its first rows, lengths of texts, and number of rows where that is cheap.
 
-A hub source is read in a process of its own (``python -m stackllama_engine.data preview``), so that whoever asks, the
-console above all, never imports ``datasets``; and a hub that hangs can be given up.
+A hub source is read in a separate process (``python -m stackllama_engine.data preview``), so that callers, above all
+the console, never import ``datasets``, and a hub that hangs can be abandoned.
 """
 
 import os
@@ -29,7 +29,7 @@ _PATIENCE = 120.0  # seconds for a hub
 
 
 class Length(Struct, frozen=True):
-    """Characters of a column's texts, over the rows looked at."""
+    """Lengths in characters of a column's texts, over the rows read."""
 
     shortest: int
     median: int
@@ -45,19 +45,18 @@ class Preview(Struct, frozen=True, kw_only=True):
     columns: list[str]
     rows: list[dict[str, str]]
     texts: list[str]
-    """The same rows in the template, with the better answer, as supervised fine-tuning reads them; without one, the
-    prompt alone, as PPO does."""
+    """The same rows as text: with the better response, as supervised fine-tuning reads them, or the prompt alone."""
     stages: list[str] = []
     """Stages that can use the source, by its columns."""
     notices: list[str] = []
-    """How the prompt is made where it has several columns, and which text is not read."""
+    """Columns of the prompt if there are several, and text that is not read."""
     looked_at: int
-    """Rows that lengths and skips speak of."""
+    """Number of rows read, from which lengths and skips are counted."""
     lengths: dict[str, Length]
     skipped: dict[str, int] = {}
-    """Bad rows among those looked at, by reason."""
+    """Skipped rows among those read, by reason."""
     total: int | None = None
-    """Rows of the split, where they need not be read to be counted."""
+    """Number of rows of the split, if they can be counted without reading them."""
     counts: dict[str, int] = {}
     """Pairs by split, of a prepared directory."""
 
@@ -71,21 +70,29 @@ def preview(
     revision: str | None = None,
     patience: float = _PATIENCE,
 ) -> Preview:
-    """Look at a source. ``split``: finetune unless given; the whole of a file; ``train`` of a hub set.
+    """Read the first rows of a source.
+
+    Args:
+        name: the source.
+        split: the split; None: finetune, all of a file, or ``train`` of a hub data set.
+        count: number of rows to show.
+        config: configuration of a hub data set.
+        revision: revision of a hub data set.
+        patience: seconds to wait for the hub.
 
     Raises:
         DataError: as :func:`.sources.open_rows`; it has no prompt, so no stage can use it; or the hub did not answer
-            within ``patience`` seconds.
+            in time.
     """
     if kind_of(name) == "hub":
         return _in_process(name, split, count, config, revision, patience)
-    return look(name, split, count=count)
+    return preview_here(name, split, count=count)
 
 
-def look(
+def preview_here(
     name: str, split: str | None = None, *, count: int = 3, config: str | None = None, revision: str | None = None
 ) -> Preview:
-    """:func:`preview` in this process, hub or not.
+    """Read the first rows of a source in this process, even of a hub data set.
 
     Raises:
         DataError: as :func:`.sources.open_rows`; or it has no prompt.
@@ -99,7 +106,7 @@ def look(
             name, split, config=config, revision=revision, limit=max(count, _LOOK_AT), needs=columns, skipped=skipped
         )
     )
-    found = read_columns(name, split, columns, config=config, revision=revision)
+    used = read_columns(name, split, columns, config=config, revision=revision)
     total, counts = _totals(Path(name).expanduser(), kind, split)
     return Preview(
         source=name,
@@ -112,7 +119,7 @@ def look(
             for row in rows[:count]
         ],
         stages=[stage.value for stage, needs in NEEDS.items() if set(needs) <= set(columns)],
-        notices=[] if has_known_columns(name) else notices(name, found),
+        notices=[] if has_known_columns(name) else notices(name, used),
         looked_at=len(rows),
         lengths={column: _length(rows, column) for column in columns},
         skipped=dict(skipped),
@@ -128,7 +135,7 @@ def _default_split(name: str, kind: Kind) -> str:
 
 
 def _totals(path: Path, kind: Kind, split: str) -> tuple[int | None, dict[str, int]]:
-    """Rows of the split, and by split, where no row has to be read to count them."""
+    """Return the number of rows of the split, and pairs by split, if they can be counted without reading rows."""
     if kind == "prepared":
         counts = {name: count.pairs for name, count in read_manifest(path).splits.items()}
         return (sum(counts.values()) if split == ALL else counts[split]), counts
@@ -151,7 +158,9 @@ def _in_process(
     try:
         done = subprocess.run(argv, env=os.environ | {"PYTHONPATH": path}, capture_output=True, timeout=patience)
     except subprocess.TimeoutExpired:
-        raise DataError(f"Hub data set {name!r} did not answer within {patience:.0f} s.") from None
+        raise DataError(
+            f"Hub data set {name!r} did not answer within {patience:.0f} s. Check the network, or use a local file."
+        ) from None
     if done.returncode != 0:
         lines = done.stderr.decode(errors="replace").strip().splitlines()
         raise DataError(lines[-1] if lines else f"Hub data set {name!r} cannot be read (exit {done.returncode}).")

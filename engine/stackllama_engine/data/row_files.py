@@ -1,7 +1,7 @@
-"""Rows of local files, streamed: JSON Lines, a JSON array, Parquet.
+"""Streaming readers of local files: JSON Lines, a JSON array, Parquet.
 
 A reader yields (position, row); the position is the line of a JSON Lines file and the row's number, from 1, elsewhere.
-JSON Lines and Parquet are read in bounded memory; a JSON array has to be read whole and is refused over 256 MiB.
+JSON Lines and Parquet are read in bounded memory; a JSON array must be read whole and is refused over 256 MiB.
 """
 
 from collections.abc import Iterator, Mapping
@@ -21,7 +21,7 @@ _BATCH_ROWS = 256
 
 
 def read_file(path: Path) -> Iterator[tuple[int, Row]]:
-    """Rows of a ``.jsonl``, ``.json`` or ``.parquet`` file.
+    """Yield the rows of a ``.jsonl``, ``.json`` or ``.parquet`` file.
 
     Raises:
         DataError: unreadable or malformed; names the line. Other suffixes were refused by :func:`.kinds.kind_of`.
@@ -38,7 +38,7 @@ def read_file(path: Path) -> Iterator[tuple[int, Row]]:
 
 
 def count_rows(path: Path) -> int | None:
-    """Rows of a Parquet file, from its footer; ``None`` where counting would mean reading.
+    """Return the number of rows of a Parquet file, from its footer; None for a file that would have to be read.
 
     Raises:
         DataError: not a readable Parquet file.
@@ -53,7 +53,7 @@ def _lines(path: Path) -> Iterator[tuple[int, Row]]:
         while line := file.readline(_LONGEST_LINE):
             number += 1
             if len(line) == _LONGEST_LINE:
-                raise DataError(f"{path}: line {number} is longer than 64 MiB: not JSON Lines, one object a line.")
+                raise DataError(f"{path}: line {number} is longer than 64 MiB; JSON Lines needs one object per line.")
             line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
             if not line.strip():
                 continue
@@ -71,7 +71,9 @@ def _is_array(path: Path) -> bool:
 
 def _array(path: Path) -> Iterator[tuple[int, Row]]:
     if path.stat().st_size > _LARGEST_ARRAY:
-        raise DataError(f"{path}: a JSON array over 256 MiB cannot be streamed; write one object a line as .jsonl.")
+        raise DataError(
+            f"{path}: a JSON array over 256 MiB cannot be streamed; convert it to .jsonl, one object per line."
+        )
     try:
         rows = decode_json(read_bytes(path, _LARGEST_ARRAY).removeprefix(b"\xef\xbb\xbf"), list[Any])
     except ValueError as error:
@@ -83,7 +85,7 @@ def _array(path: Path) -> Iterator[tuple[int, Row]]:
 def _object(row: Any, path: Path, where: str) -> Row:
     if isinstance(row, dict):
         return row
-    raise DataError(f"{path}: {where}: a row is an object with named columns, not {type(row).__name__}.")
+    raise DataError(f"{path}: {where}: expected an object with named columns, got {type(row).__name__}.")
 
 
 def _parquet(path: Path) -> Iterator[tuple[int, Row]]:
@@ -94,7 +96,7 @@ def _parquet(path: Path) -> Iterator[tuple[int, Row]]:
             batch = next(batches, None)
             rows = [] if batch is None else batch.to_pylist()
         except (OSError, ValueError) as error:  # Arrow's errors and bad UTF-8 are ValueErrors
-            raise DataError(f"{path}: after row {number}: the Parquet file is damaged: {error}.") from None
+            raise DataError(f"{path}: the Parquet file is damaged after row {number}: {error}.") from None
         if batch is None:
             return
         for row in rows:
@@ -108,10 +110,10 @@ def _open_parquet(path: Path) -> Any:
         import pyarrow.parquet
     except ImportError:
         raise DataError(
-            f"{path}: reading Parquet needs pyarrow: pip install 'stackllama-console[train]', or give a .jsonl file."
+            f"{path}: reading Parquet needs pyarrow: pip install 'stackllama-console[train]', or use a .jsonl file."
         ) from None
     try:
-        # Without both, whole column chunks are held: measured, memory then grows with the file.
+        # Without both options whole column chunks are held in memory, which grows with the file (measured).
         return pyarrow.parquet.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)
     except pyarrow.ArrowException as error:
         raise DataError(f"{path}: not a Parquet file: {error}.") from None

@@ -1,19 +1,19 @@
-"""Rows of any source, under one name for each column.
+"""Rows of any source, with standard column names.
 
 =============================================  =====================================================================
 ``demo``                                       the embedded demo (:mod:`.demo_data`)
-a directory made by ``data prepare``           known by its ``manifest.json``
-a ``.jsonl``, ``.json`` or ``.parquet`` file   has no splits: each row goes to the split that the hash of its question
-                                               gives (:mod:`.splits`); the split ``all`` is the whole file
+a directory made by ``data prepare``           recognised by its ``manifest.json``
+a ``.jsonl``, ``.json`` or ``.parquet`` file   has no splits: the hash of a row's question decides its split
+                                               (:mod:`.splits`); the split ``all`` is the whole file
 a hub id                                       through ``datasets``; see :mod:`.hub`
 =============================================  =====================================================================
 
-A path that exists is taken before a hub id of the same name. Columns may have other usual names, and a prompt may be
-spread over several (:mod:`.columns`).
+An existing path has precedence over a hub id of the same name. Columns may have other common names, and a prompt may be
+spread over several columns (:mod:`.columns`).
 
-A text column that is missing, or holds something other than text, is an error that names the row: it would be so in
-every row. A text that is null, blank, or has a NUL byte (C code downstream cuts there) is one bad row: it is skipped,
-counted, and the counts go to the log at the end. No row at all is an error.
+A text column that is missing, or holds something other than text, is an error that names the row, because it would be
+so in every row. A text that is null, blank, or has a NUL byte (C code downstream truncates there) makes one bad row,
+which is skipped and counted; the counts are logged at the end. No row at all is an error.
 """
 
 import logging
@@ -44,21 +44,21 @@ def open_rows(
     seed: int = 0,
     skipped: Counter[str] | None = None,
 ) -> Iterator[Row]:
-    """Rows of one split, each with exactly the columns in ``needs``.
+    """Yield the rows of one split, each with exactly the columns in ``needs``.
 
     Args:
         name: the source; see the module.
-        split: finetune, reward, rl, evaluation or all; of another hub set, the name it has there.
-        config: the hub set's configuration.
-        revision: the hub set's branch, tag or commit.
-        streaming: stream a hub set instead of downloading it whole.
-        limit: at most so many rows.
-        needs: question, response_j, response_k, or any further column of the source (given as it is).
-        seed: of the demo's generator. It moves no question to another split.
-        skipped: counts the bad rows, by reason.
+        split: finetune, reward, rl, evaluation or all; for other hub data sets, their own split name.
+        config: configuration of a hub data set.
+        revision: branch, tag or commit of a hub data set.
+        streaming: stream a hub data set instead of downloading it whole.
+        limit: maximum number of rows.
+        needs: question, response_j, response_k, or any further column of the source (returned as it is).
+        seed: seed of the demo's generator. It does not change any question's split.
+        skipped: counts bad rows by reason.
 
     Raises:
-        DataError: no such source or split, unreadable, a column missing, or no usable row in it.
+        DataError: no such source or split, unreadable, a column is missing, or it has no usable row.
     """
     bad: Counter[str] = Counter() if skipped is None else skipped
     wanted = tuple(needs)
@@ -90,7 +90,7 @@ def read_columns(
     revision: str | None = None,
     streaming: bool = True,
 ) -> Columns:
-    """How the columns of a source are used, by its first rows.
+    """Find how the columns of a source are used, from its first rows.
 
     Raises:
         DataError: as :func:`open_rows`.
@@ -103,7 +103,7 @@ def read_columns(
 
 
 def text_columns(name: str, split: str, *, config: str | None = None, revision: str | None = None) -> tuple[str, ...]:
-    """Those of :data:`TEXT_COLUMNS` that the source has, by its first row; the question is among them.
+    """Return those of :data:`TEXT_COLUMNS` that the source has, by its first row; the question is among them.
 
     Raises:
         DataError: no such source or split, unreadable, no row, or no question.
@@ -115,9 +115,9 @@ def text_columns(name: str, split: str, *, config: str | None = None, revision: 
 
 
 def stamp(name: str) -> str:
-    """A cheap identity of a source: it changes when a file of it does (path, size, time of change).
+    """Return a cheap identity of a source, which changes when one of its files does (path, size, modification time).
 
-    A hub set has no more identity than its name; pin it with a revision.
+    The identity of a hub data set is its name alone; pin it with a revision.
 
     Raises:
         DataError: no such source.
@@ -135,19 +135,19 @@ def stamp(name: str) -> str:
 
 
 def unique_questions(rows: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
-    """The first row of every question, by :func:`.splits.same_text`. Memory: a 64-bit hash a question."""
-    seen: set[int] = set()
+    """Yield the first row of every question, by :func:`.splits.same_text`. Memory: a 64-bit hash per question."""
+    digests: set[int] = set()
     for row in rows:
         digest = stable_hash(same_text(row["question"]))
-        if digest not in seen:
-            seen.add(digest)
+        if digest not in digests:
+            digests.add(digest)
             yield row
 
 
 def _raw_rows(
     name: str, split: str, *, config: str | None, revision: str | None, streaming: bool, seed: int
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """(where it stands, row as found)."""
+    """Yield (position, row as read)."""
     if kind_of(name) != "hub":
         yield from local_rows(name, split, seed=seed)
         return
@@ -158,10 +158,8 @@ def _raw_rows(
 def _nothing(name: str, split: str, bad: Counter[str]) -> str:
     if bad:
         return f"{name}: no usable row in split {split}: {_reasons(bad)}."
-    way_out = (
-        "" if split == ALL or kind_of(name) == "hub" else f" A small file may be used whole with the split `{ALL}`."
-    )
-    return f"{name}: no row in split {split}.{way_out}"
+    hint = "" if split == ALL or kind_of(name) == "hub" else f" Use all of a small file with the split `{ALL}`."
+    return f"{name}: no row in split {split}.{hint}"
 
 
 def _reasons(bad: Counter[str]) -> str:

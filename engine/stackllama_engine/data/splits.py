@@ -1,7 +1,7 @@
-"""Which part of the data a question belongs to: a stable hash of the question, nothing else.
+"""Assignment of questions to splits, by a stable hash of the question alone.
 
-A question is therefore in exactly one split, on every machine and in every run, and adding posts moves none. The
-seed of a run has no say: stages of one recipe may use different seeds and must still not see each other's questions.
+A question is therefore in exactly one split, on every machine and in every run, and adding posts moves none. It does
+not depend on a run's seed: stages of one recipe may use different seeds and must not see each other's questions.
 
 Shares are those of ``lvwerra/stack-exchange-paired``, whose four parts have 20, 20, 20 and 12 files of equal size:
 5/18 each for finetune, reward and rl, and 3/18 for evaluation.
@@ -18,19 +18,19 @@ _PARTS = tuple(split for split, share in SHARES.items() for _ in range(share))
 
 
 def stable_hash(*parts: str | int) -> int:
-    """64 bits of BLAKE2b over the parts; the same on every machine and in every process."""
+    """Return 64 bits of BLAKE2b over the parts; the same on every machine and in every process."""
     joined = "\x1f".join(str(part) for part in parts)
     return int.from_bytes(hashlib.blake2b(joined.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
 
 
 def same_text(text: str) -> str:
-    """A text without what copies of it differ in: ends of lines, composed accents, and space around it.
+    """Normalise line ends, composed accents and surrounding space, in which copies of a text may differ.
 
-    A question that came through another editor or exporter must not land in another split (DBRD#6).
+    A question that went through another editor or exporter must not be in another split (DBRD#6).
     """
     return unicodedata.normalize("NFC", text.replace("\r\n", "\n")).strip()
 
 
 def split_of(question: str | int) -> Split:
-    """The split of a question, given its id (within a site) or, where there is none, its text."""
+    """Return the split of a question, from its id (within a site) or, if there is none, its text."""
     return _PARTS[stable_hash("split", question) % len(_PARTS)]

@@ -1,10 +1,11 @@
-"""Posts regrouped into questions with their answers, in bounded memory.
+"""Regrouping of posts into questions with their answers, in bounded memory.
 
-A dump promises no order: an answer may stand before its question or far behind it, and the largest dump (100 GB) fits
-no memory. So posts are first dealt into files on disk by a hash of their question, each file holding whole questions
-and small enough to be read at once (a Grace hash join: https://en.wikipedia.org/wiki/Hash_join). Everything is read and
-written in sequence. The disk needs room for the bodies once more. Memory is one file as Python objects with its
-Markdown, about three times 128 MiB (a dump over 64 GiB has larger files rather than more: about 600 MiB at 100 GB).
+A dump has no defined order: an answer may come before its question or far behind it, and the largest dump (100 GB) does
+not fit in memory. So posts are first distributed into files on disk by a hash of their question, each file with whole
+questions and small enough to be read at once (a Grace hash join: https://en.wikipedia.org/wiki/Hash_join). Everything
+is read and written sequentially. The disk needs room for the bodies once more. Memory is one file as Python objects
+with its Markdown, about three times 128 MiB (a dump over 64 GiB has larger files rather than more: about 600 MiB at
+100 GB).
 """
 
 import math
@@ -31,7 +32,7 @@ class Thread(Struct, frozen=True):
 
 
 class Spool:
-    """Files of posts under ``directory``; use as a context: leaving it closes them."""
+    """Files of posts under ``directory``; a context manager that closes them."""
 
     def __init__(self, directory: Path, source_bytes: int, seed: int = 0) -> None:
         self._count = max(1, min(_MOST_BUCKETS, math.ceil(source_bytes / _BUCKET_BYTES)))
@@ -48,12 +49,12 @@ class Spool:
         self._stack.close()
 
     def add(self, post: Post) -> None:
-        """Put a post into the file of its question."""
+        """Write a post into the file of its question."""
         bucket = stable_hash("bucket", self._seed, post.question) * self._count >> 64
         self._files[bucket].write(self._encode(post) + b"\n")
 
     def buckets(self, skipped: Counter[str]) -> Iterator[list[Thread]]:
-        """The questions, a file at a time; ``skipped`` counts answers without a question and repeated ids."""
+        """Yield the questions of one file at a time; ``skipped`` counts answers without a question and repeated ids."""
         self._stack.close()
         decode = msgspec.json.Decoder(Post).decode
         for path in self._paths:

@@ -1,7 +1,7 @@
-"""Where a prepared directory is made: beside its place, under a name that the next one to be made there knows.
+"""Staging directory in which a prepared directory is written, beside it and with a fixed name.
 
 A process that is killed removes nothing. What it left is removed by the next that prepares the same directory, unless
-somebody still works on it (:mod:`..contract.working`).
+another process still works on it (:mod:`..contract.working`).
 """
 
 import glob
@@ -14,39 +14,39 @@ from ..contract.errors import RefusedError
 from ..contract.working import left_alone
 
 Notice = Callable[[str], object]
-"""Called with a sentence that a person should read."""
+"""Called with a notice for the user."""
 
 
 @contextmanager
 def own_staging(out: Path, on_notice: Notice | None = None) -> Generator[Path]:
-    """An empty directory beside ``out``, nobody else's; removed at the end if it is still there.
+    """Yield an empty directory beside ``out`` of this process alone; removed at the end if it still exists.
 
     Args:
-        out: the directory to be made; its parent exists.
-        on_notice: told what was left there, and by earlier versions under other names.
+        out: the directory to be created; its parent exists.
+        on_notice: receives notices about leftovers, also those of earlier versions under other names.
 
     Raises:
-        RefusedError: another process makes ``out``, or nobody can tell.
-        OSError: it cannot be made.
+        RefusedError: another process creates ``out``, or that cannot be known.
+        OSError: it cannot be created.
     """
     folder = out.parent / f".{out.name}.preparing"
     left = False
     while True:
-        made = _make(folder)
+        is_new = _make(folder)
         try:
             with left_alone(folder) as alone:
-                if alone is False or (alone is None and not made):
+                if alone is False or (alone is None and not is_new):
                     raise RefusedError(
-                        f"{out} is being made by another process, or was when that ended; wait, remove {folder}, "
-                        "or choose another --out."
+                        f"{out} is being prepared by another process, or was left by one that was killed; wait, "
+                        f"remove {folder}, or choose another --out."
                     )
-                if made:
-                    _tell(out, folder if left else None, on_notice)
+                if is_new:
+                    _report_leftovers(out, folder if left else None, on_notice)
                     yield from _removed_after(folder)
                     return
                 left = left or any(folder.iterdir())
-                shutil.rmtree(folder)  # marked as ours: nobody begins in it meanwhile
-        except FileNotFoundError:  # whoever had it has just finished
+                shutil.rmtree(folder)  # marked as ours: no other process uses it meanwhile
+        except FileNotFoundError:  # its owner has just finished
             continue
 
 
@@ -65,10 +65,10 @@ def _removed_after(folder: Path) -> Generator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _tell(out: Path, left: Path | None, on_notice: Notice | None) -> None:
+def _report_leftovers(out: Path, left: Path | None, on_notice: Notice | None) -> None:
     if on_notice is None:
         return
     if left is not None:
-        on_notice(f"{left} was left by a `data prepare` that was cut short, and has been removed")
+        on_notice(f"{left} was left by an interrupted `data prepare` and has been removed")
     for old in sorted(out.parent.glob(f".{glob.escape(out.name)}.tmp-*")):
-        on_notice(f"{old} was left by an earlier version; remove it unless that still runs")
+        on_notice(f"{old} was left by an earlier version; remove it unless that is still running")

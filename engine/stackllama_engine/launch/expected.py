@@ -5,8 +5,9 @@ from pathlib import Path
 from msgspec import Struct
 
 from ..budget import least
-from ..budget.architecture import Architecture, read_architecture
+from ..budget.architecture import Architecture
 from ..budget.estimate import Estimate, estimate
+from ..budget.model_files import read_architecture
 from ..contract.atomic_files import existing
 from ..contract.errors import UsageError
 from ..contract.recipe import PPORecipe, RewardRecipe, SFTRecipe

@@ -20,7 +20,6 @@ from msgspec import Struct
 from ..contract.atomic_files import make_private_dir, open_private, write_whole
 from ..contract.child_environment import inherited_environment, source_path
 from ..contract.children import CHILDREN, child_id, parents_of
-from ..contract.creation import check_free
 from ..contract.errors import RefusedError, StackllamaError, UsageError
 from ..contract.host import this_host
 from ..contract.recipe import AnyRecipe, PipelineRecipe, PPORecipe
@@ -28,7 +27,7 @@ from ..contract.recipe_io import dump_recipe
 from ..contract.redact import redactor, secret_names
 from ..contract.requests import forget_all
 from ..contract.resuming import check_resume
-from ..contract.run_dir import FunctionFile, Home, Launch, RunDir, State, check_run_id
+from ..contract.run_dir import FunctionFile, Home, Launch, RunDir, State, check_free, check_run_id
 from ..contract.stages import Stage
 from .argv import Command, build_command
 from .data_check import data_notices

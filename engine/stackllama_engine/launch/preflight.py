@@ -13,7 +13,8 @@ from typing import Any, cast
 from msgspec import Struct
 
 from ..budget import gguf, known, safetensors
-from ..budget.architecture import Architecture, read_architecture, read_config
+from ..budget.architecture import Architecture
+from ..budget.model_files import read_architecture, read_config
 from ..contract.atomic_files import existing
 from ..contract.errors import RecipeError, RefusedError, StackllamaError, UsageError
 from ..contract.recipe import AnyRecipe, PipelineRecipe, PPORecipe, RewardRecipe, SFTRecipe

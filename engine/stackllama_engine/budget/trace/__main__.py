@@ -1,6 +1,6 @@
-"""``python -m stackllama_engine.budget.trace``: a request on standard input, the trace on standard output.
+"""Command ``python -m stackllama_engine.budget.trace``: a request on standard input, the trace on standard output.
 
-Exit status 2 and one line on standard error: this recipe or model cannot be traced.
+Exit code 2 and one line on standard error: this recipe or model cannot be traced.
 """
 
 import sys
@@ -13,7 +13,7 @@ from .request import Request
 
 
 def main() -> int:
-    """Trace one request."""
+    """Trace one request; return the exit code."""
     try:
         request = msgspec.json.decode(sys.stdin.buffer.read(), type=Request)
         from .measure import measure

@@ -1,6 +1,8 @@
 # pyright: basic
-"""The model of a recipe, as its stage builds it, without weights: on torch's ``meta`` device first, so that
-transformers, PEFT and our own code can change modules and dtypes, then with fake tensors, which can be computed with.
+"""Model of a recipe without weights, as its stage builds it.
+
+First on torch's ``meta`` device, so that transformers, PEFT and our own code can change modules and dtypes; then with
+fake tensors, which operations accept.
 """
 
 import functools
@@ -19,25 +21,25 @@ from ...train import models
 from ..weights import NF4_BLOCK, NF4_NESTED_BLOCK
 
 _PER_LAYER = ("layer_types", "no_rope_layers", "attention_layers")
-"""Lists in a configuration with one entry a layer."""
+"""Keys of a configuration with a list of one entry per layer."""
 
 
 def configuration(config: dict[str, Any], layers: int | None) -> Any:
-    """A configuration with another number of layers; None: its own.
+    """Build a configuration with another number of layers; None: its own.
 
     Raises:
-        ValueError: transformers does not have this architecture built in.
+        ValueError: this architecture is not part of transformers.
     """
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
-        raise ValueError(f"transformers has no architecture `{kind}` built in.")
+        raise ValueError(f"architecture `{kind}` is not part of transformers.")
     made = CONFIG_MAPPING[kind].from_dict(config)
     text = made.get_text_config()
     if layers is not None:
         for name in _PER_LAYER:
-            given = getattr(text, name, None)
-            if isinstance(given, list):
-                setattr(text, name, given[:layers])
+            entries = getattr(text, name, None)
+            if isinstance(entries, list):
+                setattr(text, name, entries[:layers])
         text.num_hidden_layers = layers
     text.use_cache = False
     if text.pad_token_id is None:
@@ -46,18 +48,18 @@ def configuration(config: dict[str, Any], layers: int | None) -> Any:
 
 
 def depth(config: dict[str, Any]) -> int:
-    """Layers of the model that a configuration describes."""
+    """Return the number of layers of a configuration."""
     return configuration(config, None).get_text_config().num_hidden_layers
 
 
 def base(config: dict[str, Any], layers: int, recipe: TrainRecipe, *, score: bool = False, plain: bool = False) -> Any:
-    """A base on ``meta``, in the recipe's precision.
+    """Build a base on ``meta``, in the recipe's precision.
 
     Args:
-        config: ``config.json``.
-        layers: how many it gets.
-        recipe: says dtype, quantisation and attention.
-        score: with one score a text instead of a language-model head.
+        config: content of ``config.json``.
+        layers: number of layers.
+        recipe: gives dtype, quantisation and attention.
+        score: with one score per text instead of a language-model head.
         plain: never quantised.
     """
     made = configuration(config, layers)
@@ -75,16 +77,16 @@ def base(config: dict[str, Any], layers: int, recipe: TrainRecipe, *, score: boo
 
 
 def dtype_of(config: dict[str, Any]) -> torch.dtype:
-    """The checkpoint's; float32 where the configuration does not say, as transformers has it."""
-    for place in (config, config.get("text_config") or {}):
+    """Return the checkpoint's dtype; float32 if the configuration does not say, as in transformers."""
+    for part in (config, config.get("text_config") or {}):
         for key in ("dtype", "torch_dtype"):
-            if isinstance(place.get(key), str):
-                return getattr(torch, place[key].removeprefix("torch."))
+            if isinstance(part.get(key), str):
+                return getattr(torch, part[key].removeprefix("torch."))
     return torch.float32
 
 
 def fake(model: nn.Module) -> None:
-    """Replace every tensor on ``meta`` by a fake one on the CPU; inside a fake mode. Tied ones stay tied."""
+    """Replace every tensor on ``meta`` by a fake one on the CPU; call it in a fake mode. Tied tensors stay tied."""
     known: dict[int, Any] = {}
     for module in model.modules():
         for name, parameter in list(module._parameters.items()):
@@ -105,7 +107,7 @@ def fake(model: nn.Module) -> None:
 
 
 def checkpointing(model: Any, recipe: TrainRecipe) -> None:
-    """As TRL and transformers enable it, but for saved random states, which fake tensors have none of."""
+    """Enable checkpointing as TRL and transformers do, except for random states, which fake tensors do not have."""
     keep = {"use_reentrant": recipe.load_in_8bit, "preserve_rng_state": False}
     model.gradient_checkpointing_enable(keep)
     if recipe.use_peft:
@@ -113,13 +115,15 @@ def checkpointing(model: Any, recipe: TrainRecipe) -> None:
 
 
 def _attention(recipe: TrainRecipe) -> str | None:
-    """What the recipe says, else what transformers chooses. Flash attention by name is what the latter chooses for
-    16-bit sequences without padding; its own package is not needed to follow it."""
+    """Return the recipe's attention; None: transformers chooses.
+
+    Flash attention is what transformers chooses for 16-bit sequences without padding; its own package is not needed.
+    """
     return None if recipe.attn_implementation == "flash_attention_2" else recipe.attn_implementation
 
 
 def _quantise(model: Any, recipe: TrainRecipe) -> None:
-    """As transformers loads it: every linear but the head."""
+    """Quantise every linear except the head, as transformers does."""
     dtype = torch.bfloat16 if recipe.dtype in ("auto", "bfloat16") else getattr(torch, recipe.dtype)
     quantisation = BitsAndBytesConfig(
         load_in_8bit=recipe.load_in_8bit,
@@ -147,7 +151,7 @@ def _quantise(model: Any, recipe: TrainRecipe) -> None:
 
 
 def _marked(tensor: Tensor, **marks: Any) -> nn.Parameter:
-    """A frozen parameter with the attributes that bitsandbytes and PEFT read from their own classes."""
+    """Make a frozen parameter with the attributes that bitsandbytes and PEFT read from their own classes."""
     parameter = nn.Parameter(tensor, requires_grad=False)
     for name, value in marks.items():
         setattr(parameter, name, value)
@@ -155,7 +159,7 @@ def _marked(tensor: Tensor, **marks: Any) -> nn.Parameter:
 
 
 def _four_bit_state(module: Linear4bit) -> QuantState:
-    """Scales of one matrix, a block of 64 each; with double quantisation in 8 bits, with scales of their own."""
+    """Make the scales of one matrix, one per block of 64; with double quantisation in 8 bits with their own scales."""
     blocks = -(-module.in_features * module.out_features // NF4_BLOCK)
     weight: Any = module.weight
     nested = weight.compress_statistics

@@ -1,8 +1,8 @@
 # pyright: basic
-"""What CUDA does and a CPU does not: which kernels run, what they keep for the backward pass and need for a moment.
+"""Stand-ins for CUDA kernels: which kernels run, what they save for the backward pass, and their temporaries.
 
-Fake tensors have to be CPU tensors where torch has no CUDA, and on a CPU other kernels would be chosen. Each stand-in
-here allocates what the CUDA kernel allocates and computes nothing. Sources: torch ``aten/src/ATen/native`` (dropout,
+Without CUDA fake tensors must be CPU tensors, and on a CPU torch would choose other kernels. Each stand-in here
+allocates what the CUDA kernel allocates and computes nothing. Sources: torch ``aten/src/ATen/native`` (dropout,
 ``transformers/cuda/sdp_utils.cpp``, ``flash_attn/flash_api.cpp``, ``attention_backward.cu``, ``ReduceOps.cpp``),
 bitsandbytes ``backends/cuda/ops.py``, TRL ``kernels/chunked_logprob.py``.
 """
@@ -30,11 +30,11 @@ bnb: Any = torch.ops.bitsandbytes
 _OUTSIDE = ("_engine_run_backward",)
 _WRAPPERS = ("_python_dispatch.py", "_compile.py", "eval_frame.py", "_ops.py")
 LARGEST_HEAD = 256
-"""Widest head of the flash kernels."""
+"""Maximum head width of the flash kernels."""
 
 
 def kernels() -> dict[Any, Any]:
-    """Operations that run differently on CUDA, or whose shapes depend on data that fake tensors do not have."""
+    """Map operations that run differently on CUDA, or whose shapes depend on data, to their stand-ins."""
     return {
         aten.add.Tensor: _accumulate,
         aten.index.Tensor: _index,
@@ -51,23 +51,23 @@ def kernels() -> dict[Any, Any]:
 
 
 def momentary() -> dict[Any, Any]:
-    """Bytes that a kernel needs besides its results."""
+    """Map operations to functions that return the bytes of a kernel's temporaries."""
     return {aten.logsumexp.default: lambda one, *_, **__: one.numel() * one.element_size()}
 
 
 @contextmanager
 def stand_ins(*, padded: bool) -> Iterator[None]:
-    """Inside, attention, dropout, int8 products and TRL's head take the way they take on CUDA.
+    """Make attention, dropout, int8 products and TRL's head run as on CUDA, inside the context.
 
     Args:
-        padded: whether batches hold padding, which transformers reads from the mask's numbers.
+        padded: whether batches contain padding, which transformers reads from the mask's values.
     """
     from transformers import masking_utils
     from trl.kernels import chunked_logprob
     from trl.trainer import utils
 
     def nothing(*_: Any, **__: Any) -> None:
-        """Triton's kernels allocate nothing."""
+        """Do nothing: Triton's kernels allocate no memory."""
 
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     with ExitStack() as stack:
@@ -88,8 +88,8 @@ def stand_ins(*, padded: bool) -> Iterator[None]:
         yield
 
 
-def as_there(optimizer: Any) -> Any:
-    """The same with torch's choice on CUDA: foreach, where neither that nor a fused kernel was asked for."""
+def as_on_cuda(optimizer: Any) -> Any:
+    """Set torch's default on CUDA: foreach, if neither foreach nor fused is set."""
     for group in optimizer.param_groups:
         if "foreach" in group and group["foreach"] is None and not group["fused"]:
             group["foreach"] = True
@@ -106,10 +106,10 @@ def attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """``scaled_dot_product_attention`` with the kernel that CUDA would choose.
+    """Run ``scaled_dot_product_attention`` with the kernel that torch chooses on CUDA.
 
-    Flash takes 16-bit numbers, no mask, heads up to 256 wide, grouped or not; the memory-efficient one takes any
-    number and a mask, but no grouped heads; what is left is plain matrix products.
+    Flash supports 16-bit dtypes, no mask, heads up to 256 wide, grouped or not; the memory-efficient kernel supports
+    any dtype and a mask, but no grouped heads; the rest are plain matrix products.
     """
     if torch.is_autocast_enabled("cpu"):
         query, key, value = (one.to(torch.get_autocast_dtype("cpu")) for one in (query, key, value))
@@ -128,8 +128,11 @@ def attention(
 
 
 class _Flash(torch.autograd.Function):
-    """FlashAttention 2: keeps queries, keys, values, output and one float32 a row; its backward pass adds queries'
-    gradients up in float32, and gives grouped keys and values a gradient a head before it sums them."""
+    """FlashAttention 2: saves queries, keys, values, output and one float32 per row.
+
+    Its backward pass sums the queries' gradients in float32, and computes the gradients of grouped keys and values per
+    head before it sums them.
+    """
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -146,17 +149,16 @@ class _Flash(torch.autograd.Function):
         tall = -(-length // 128) * 128
         sums = query.new_empty(batch, heads, tall, dtype=torch.float32)
         added = query.new_empty(batch, tall, heads, -(-width // 32) * 32, dtype=torch.float32)
-        found = [_like(one) for one in (query, key, value)]
+        gradients_in = [_like(one) for one in (query, key, value)]
         if heads != key.shape[1]:
             expanded = [query.new_empty(batch, key.shape[2], heads, width) for _ in range(2)]
             del expanded
         del sums, added
-        return tuple(found)
+        return tuple(gradients_in)
 
 
 class _Efficient(torch.autograd.Function):
-    """The memory-efficient kernel: keeps the mask as well; with 16-bit numbers gradients of the queries are added up
-    in a float32 workspace."""
+    """Memory-efficient kernel: also saves the mask; sums 16-bit gradients of the queries in a float32 workspace."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
@@ -171,22 +173,22 @@ class _Efficient(torch.autograd.Function):
         query, key, value, _, _, _ = ctx.saved_tensors
         batch, heads, length, width = query.shape
         delta = query.new_empty(batch, heads, length, dtype=torch.float32)
-        found = [_like(one) for one in (query, key, value)]
+        gradients_in = [_like(one) for one in (query, key, value)]
         if query.element_size() == 2:
             workspace = query.new_empty(batch, heads, length, width, dtype=torch.float32)
             del workspace
         del delta
-        return (*found, None)
+        return (*gradients_in, None)
 
 
 def _like(one: Tensor) -> Tensor:
-    """A gradient in the layout ``[B, S, H, D]``, seen as ``[B, H, S, D]``."""
+    """Allocate a gradient in the layout ``[B, S, H, D]``, viewed as ``[B, H, S, D]``."""
     batch, heads, length, width = one.shape
     return one.new_empty(batch, length, heads, width).transpose(1, 2)
 
 
 def _bias(mask: Tensor, query: Tensor) -> Tensor:
-    """A mask as numbers to add, its rows padded to the alignment of the kernel."""
+    """Convert a mask to an additive one, its rows padded to the alignment of the kernel."""
     bias = mask
     if mask.dtype == torch.bool:
         bias = torch.where(mask, query.new_zeros(()), query.new_full((), float("-inf")))
@@ -198,7 +200,7 @@ def _bias(mask: Tensor, query: Tensor) -> Tensor:
 
 
 def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
-    """CUDA keeps a bool mask, a CPU a mask of the input's dtype."""
+    """Save a bool mask as on CUDA; a CPU saves a mask of the input's dtype."""
     if not training or p == 0:
         return input
     return torch.native_dropout(input, p, training)[0]
@@ -214,13 +216,13 @@ def _int8_linear(
 
 
 def _int8_quantise(A: Tensor, threshold: float = 0.0) -> Any:
-    """No outliers: which columns have any is not known before there are weights, and they are few."""
+    """Quantise without outliers: their columns are unknown without weights, and they are few."""
     rows = A.new_empty(A.numel() // A.shape[-1], dtype=torch.float32)
     out = A.new_empty(A.shape, dtype=torch.int8)
     columns = None
     if threshold > 0.0:
-        found = A.abs() >= threshold
-        del found
+        outliers = A.abs() >= threshold
+        del outliers
         columns = A.new_empty(0, dtype=torch.int64)
     return out, rows, columns
 
@@ -249,7 +251,7 @@ def _four_bit_product(
         return A.new_empty(*A.shape[:-1], shapeB[0])
     if absmax_8bit is not None:
         scales = A.new_empty(absmax_8bit.shape, dtype=torch.float32)
-        absmax = scales + absmax_offset  # what both of them take is there until the product is
+        absmax = scales + absmax_offset  # both exist until the product is computed
     return F.linear(A, _four_bit_write_out(B, absmax, blocksize, quant_type, shapeB, A.dtype), bias)
 
 
@@ -260,8 +262,10 @@ def _four_bit_write_out(
 
 
 def _accumulate(one: Tensor, other: Any, **more: Any) -> Any:
-    """The engine adds gradients of one tensor in place (``input_buffer.cpp``), but not those of tensors that are not
-    plain, as fake ones are. Its own additions have no Python between them and the call of the engine."""
+    """Add gradients of one tensor in place, as autograd does (``input_buffer.cpp``) except for tensor subclasses.
+
+    Fake tensors are such a subclass. Autograd's own additions have no Python frame between them and the engine's call.
+    """
     if torch._C._current_graph_task_id() == -1 or more or not isinstance(other, Tensor):
         return NotImplemented
     if (one.shape, one.dtype) != (other.shape, other.dtype) or not _from_engine(sys._getframe()):
@@ -280,12 +284,12 @@ def _from_engine(frame: Any) -> bool:
 
 
 def _index(one: Tensor, indices: Any) -> Any:
-    """Rows chosen by a mask: all of them, which is the longest batch."""
+    """Select all rows of a mask, which is the longest batch."""
     if len(indices) == 1 and indices[0] is not None and indices[0].dtype == torch.bool:
         mask = indices[0]
-        places = mask.new_empty(mask.dim(), mask.numel(), dtype=torch.int64)
+        positions = mask.new_empty(mask.dim(), mask.numel(), dtype=torch.int64)
         out = one.new_empty(mask.numel(), *one.shape[mask.dim() :])
-        del places
+        del positions
         return out
     return NotImplemented
 
@@ -293,8 +297,8 @@ def _index(one: Tensor, indices: Any) -> Any:
 def _index_put(one: Tensor, indices: Any, values: Tensor, *more: Any) -> Any:
     if not any(index is not None and index.dtype == torch.bool for index in indices):
         return NotImplemented
-    places = [index.new_empty(index.dim(), index.numel(), dtype=torch.int64) for index in indices if index is not None]
-    del places
+    positions = [at.new_empty(at.dim(), at.numel(), dtype=torch.int64) for at in indices if at is not None]
+    del positions
     return one
 
 
@@ -303,16 +307,16 @@ def _masked_select(one: Tensor, mask: Tensor) -> Tensor:
 
 
 def _in_place(*_: Any, **__: Any) -> None:
-    """bitsandbytes' optimizers step states and parameters where they are."""
+    """Do nothing: bitsandbytes' optimizers update states and parameters in place."""
 
 
 def _state_buffer(self: Optimizer8bit, parameter: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Zeros beside the parameter; managed memory, which is not the GPU's own, is left out."""
+    """Allocate a state beside the parameter; managed memory, which is not the GPU's own, is not counted."""
     if self.is_paged and parameter.numel() >= LEAST_PAGED:
         return parameter.new_empty(0, dtype=dtype)
     return torch.zeros_like(parameter, dtype=dtype)
 
 
 def _maps(self: Optimizer8bit) -> None:
-    """Of the sizes that bitsandbytes computes with numbers."""
+    """Allocate maps of the sizes that bitsandbytes computes from values."""
     self.name2qmap = {"dynamic": torch.empty(256), "udynamic": torch.empty(256)}

@@ -1,5 +1,5 @@
 # pyright: basic
-"""Where one phase of a step ends and the next begins: at the hidden states between layers, forward and backward.
+"""Boundaries between the phases of a step: at the hidden states between layers, forward and backward.
 
 A checkpointed layer runs inside its own graph, so every mark is on a layer's input, which both graphs have.
 """
@@ -20,11 +20,11 @@ STEP = "optimizer step"
 
 
 def mark_layers(model: Any, storages: Storages) -> None:
-    """Enter a phase when the last layer has run, and whenever the gradient of a layer's output is there.
+    """Enter a phase when the last layer has run, and whenever the gradient of a layer's output is computed.
 
     Args:
         model: a language model, with or without adapters.
-        storages: whose phases.
+        storages: records the phases.
     """
     layers, norm = _parts(model)
     for index, layer in enumerate(layers):
@@ -45,17 +45,17 @@ def _on_input(storages: Storages, later: str, now: str | None = None) -> Any:
 
 
 def _parts(model: Any) -> tuple[nn.ModuleList, nn.Module]:
-    """The layers of a language model, and the norm behind them.
+    """Return the layers of a language model, and the final norm.
 
     Raises:
-        ValueError: they are not where they are in other models.
+        ValueError: the model has other names for them.
     """
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     trunk = inner.base_model
     layers = _first(trunk, ("layers", "h"), nn.ModuleList)
     norm = _first(trunk, ("norm", "final_layernorm", "final_layer_norm", "ln_f"), nn.Module)
     if layers is None or norm is None:
-        raise ValueError(f"{type(trunk).__name__}: its layers are not where they are in other language models.")
+        raise ValueError(f"{type(trunk).__name__} is not supported: its layers or its final norm were not found.")
     return layers, norm
 
 

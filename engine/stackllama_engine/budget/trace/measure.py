@@ -1,7 +1,7 @@
 # pyright: basic
 """Two shallow traces, extrapolated phase by phase to the depth of the model; the largest phase is the peak.
 
-Within a phase every amount is linear in the number of layers; the maximum over phases is not, so it comes last.
+Within a phase memory is linear in the number of layers; the maximum over phases is not, so it is taken last.
 """
 
 import time
@@ -13,34 +13,34 @@ from .request import Request, Trace
 from .storages import Storages
 
 SHALLOW = (2, 4)
-"""Layers of the two traces."""
+"""Numbers of layers of the two traces."""
 _LIBRARIES = ("torch", "transformers", "peft", "trl", "bitsandbytes")
 
 
 def measure(request: Request, *, extrapolate: bool = True) -> Trace:
-    """The trace of a recipe.
+    """Trace a recipe.
 
     Args:
         request: recipe and configurations.
-        extrapolate: from shallow traces; otherwise every layer is run, which takes longer and shows the same.
+        extrapolate: extrapolate from shallow traces; otherwise every layer is run, which is slower with equal results.
 
     Raises:
-        ValueError: an architecture that cannot be traced, a recipe with a mistake.
+        ValueError: an architecture that cannot be traced, or an invalid recipe.
     """
     recipe = build_recipe(request.stage, request.recipe)
     if not isinstance(recipe, SFTRecipe | RewardRecipe | PPORecipe):
         raise ValueError(f"`{request.stage}` has no steps to trace.")
     depth = build.depth(request.config)
-    judged = build.depth(request.judge) if request.judge else 0
+    reward_depth = build.depth(request.judge) if request.judge else 0
     start = time.monotonic()
     few, many = SHALLOW
     if not extrapolate or depth <= many:
-        phases = peaks(recipe, request, depth, judged)
+        phases = peaks(recipe, request, depth, reward_depth)
     else:
         low = peaks(recipe, request, few, few)
         rises = [(peaks(recipe, request, many, few), depth)]
-        if judged:
-            rises.append((peaks(recipe, request, few, many), judged))
+        if reward_depth:
+            rises.append((peaks(recipe, request, few, many), reward_depth))
         phases = {name: extrapolated(low, rises, name) for name in low if all(name in high for high, _ in rises)}
     peak = max(phases, key=lambda name: phases[name])
     return Trace(
@@ -53,29 +53,30 @@ def measure(request: Request, *, extrapolate: bool = True) -> Trace:
 
 
 def peaks(
-    recipe: SFTRecipe | RewardRecipe | PPORecipe, request: Request, layers: int, judge_layers: int
+    recipe: SFTRecipe | RewardRecipe | PPORecipe, request: Request, layers: int, reward_layers: int
 ) -> dict[str, int]:
-    """Bytes of each phase of models this deep."""
+    """Measure the peak bytes of each phase of models of this depth."""
     storages = Storages(cuda.kernels(), cuda.momentary())
     padded = isinstance(recipe, PPORecipe) or supervised.padded(recipe)
     with cuda.stand_ins(padded=padded):
         if isinstance(recipe, PPORecipe):
             from . import rl
 
-            rl.trace(recipe, request.config, request.judge, layers, judge_layers, storages)
+            rl.trace(recipe, request.config, request.judge, layers, reward_layers, storages)
         else:
             supervised.trace(recipe, request.config, layers, storages)
     return {name: count for name, count in storages.peaks.items() if name}
 
 
 def extrapolated(low: dict[str, int], rises: list[tuple[dict[str, int], int]], name: str) -> int:
-    """A phase at full depth. The backward passes of inner layers, which two layers do not have, lie between those of
-    the last and the first.
+    """Extrapolate a phase to full depth.
+
+    Two layers have no inner layers' backward pass, which lies between those of the last and the first layer.
 
     Args:
         low: phases of the shallow trace.
-        rises: for each model, phases where it alone is deeper, and how deep it really is.
-        name: of the phase.
+        rises: for each model, the phases if it alone is deeper, and its real depth.
+        name: name of the phase.
     """
     few, many = SHALLOW
     return low[name] + sum((high[name] - low[name]) * (depth - few) // (many - few) for high, depth in rises)

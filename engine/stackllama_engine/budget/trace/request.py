@@ -1,4 +1,4 @@
-"""What a trace is asked, and what it answers; torch-free, shared by both sides of the pipe."""
+"""Request and reply of a trace; torch-free, shared by both sides of the pipe."""
 
 from typing import Any
 
@@ -8,24 +8,24 @@ from ...contract.stages import Stage
 
 
 class Request(Struct, frozen=True, kw_only=True):
-    """One recipe and the configurations of its models."""
+    """A recipe and the configurations of its models."""
 
     stage: Stage
     recipe: dict[str, Any]
-    """Its keys, as in a recipe file."""
+    """Keys and values, as in a recipe file."""
     config: dict[str, Any]
     """``config.json`` of ``model_name_or_path``, ``dtype`` included."""
     judge: dict[str, Any] | None = None
-    """``config.json`` of a reward model of its own; None: an adapter on the policy's base."""
+    """``config.json`` of a separate reward model; None: an adapter on the policy's base."""
 
 
 class Trace(Struct, frozen=True, kw_only=True):
-    """Allocated bytes on one GPU, as the operations of a step make them."""
+    """Allocated bytes on one GPU, from the operations of a step."""
 
     phases: dict[str, int]
     peak: str
     allocated: int
     seconds: float
-    """That the trace itself took, imports apart."""
+    """Duration of the trace, without imports."""
     versions: dict[str, str]
-    """Of the libraries whose code was followed."""
+    """Versions of the traced libraries."""

@@ -1,8 +1,8 @@
 # pyright: basic
-"""One PPO step at its longest: sampling with a full cache, scoring, and two optimizer steps of the update before it.
+"""Trace of a PPO step of maximum length: sampling with a full cache, scoring, and optimizer steps before and after.
 
-What runs is ``train/ppo`` itself: the shared base, the log-probabilities, the losses. Only what reads numbers out of
-tensors (which fake ones do not have) is left out: choosing rows, early stopping, statistics.
+``train/ppo`` itself runs: the shared base, the log-probabilities, the losses. Only code that reads values from tensors
+(which fake tensors do not have) is left out: choosing rows, early stopping, statistics.
 """
 
 from typing import Any
@@ -25,7 +25,7 @@ PREFILL = "prompts' forward pass"
 SAMPLING = "sampling"
 SCORE = "score"
 _DECODED = 2
-"""Tokens sampled with the cache at its longest."""
+"""Number of tokens sampled with the cache at its longest."""
 
 
 def trace(
@@ -40,11 +40,11 @@ def trace(
 
     Args:
         recipe: the PPO recipe.
-        config: of the policy's base.
-        judge: of a reward model of its own; None: an adapter on the base.
-        layers: of the base.
-        judge_layers: of the reward model.
-        storages: whose phases.
+        config: configuration of the policy's base.
+        judge: configuration of a separate reward model; None: an adapter on the base.
+        layers: number of layers of the base.
+        judge_layers: number of layers of the reward model.
+        storages: records the phases.
     """
     with torch.device("meta"):
         base = _shared_base(recipe, config, layers, adapter_judges=judge is None and bool(recipe.reward_model_path))
@@ -57,7 +57,7 @@ def trace(
         build.fake(base.value_head)
         if other is not None:
             build.fake(other)
-        optimizer = cuda.as_there(optimizers.build(recipe, base.trainable()))
+        optimizer = cuda.as_on_cuda(optimizers.build(recipe, base.trainable()))
         updater = Updater(recipe, base, optimizer, lambda one: one)
         storages.enter_phase(marks.FORWARD)
         _mini_batch(recipe, base, updater, optimizer, storages, *_rollout(recipe))
@@ -69,7 +69,7 @@ def trace(
 
 
 def _shared_base(recipe: PPORecipe, config: dict[str, Any], layers: int, *, adapter_judges: bool) -> SharedBase:
-    """What ``SharedBase`` makes from files, made from a configuration."""
+    """Build from a configuration what ``SharedBase`` builds from files."""
     model = build.base(config, layers, recipe)
     adapted: Any = models.add_lora(model, recipe, "CAUSAL_LM")
     base = SharedBase.__new__(SharedBase)
@@ -93,19 +93,19 @@ def _shared_base(recipe: PPORecipe, config: dict[str, Any], layers: int, *, adap
 
 
 def _lengths(recipe: PPORecipe) -> tuple[int, int]:
-    """Longest prompt and response; both bounds are open."""
+    """Return the lengths of the longest prompt and response; both limits are exclusive."""
     return max(1, recipe.max_prompt_length - 1), recipe.longest_response
 
 
 def rows(recipe: PPORecipe) -> int:
-    """Responses sampled or scored at a time, at most: those of a step, or of an evaluation."""
-    asked, held_out = recipe.local_rollout_forward_batch_size, recipe.max_eval_samples
-    return min(asked, max(recipe.local_batch_size, asked if held_out is None else held_out))
+    """Return the maximum number of responses sampled or scored per batch, in a step or an evaluation."""
+    batch, held_out = recipe.local_rollout_forward_batch_size, recipe.max_eval_samples
+    return min(batch, max(recipe.local_batch_size, batch if held_out is None else held_out))
 
 
 @torch.no_grad()
 def _sample(recipe: PPORecipe, base: SharedBase, storages: Storages) -> None:
-    """The prompt, and the last tokens of a response after which nobody stopped."""
+    """Sample the prompt's first token, and the last tokens of a response of maximum length."""
     prompt, response = _lengths(recipe)
     count = rows(recipe)
     uniforms = torch.zeros(count, response, dtype=torch.float64)
@@ -133,7 +133,7 @@ def _first_tokens(base: SharedBase, count: int, prompt: int, uniforms: Tensor, c
 
 
 def _lengthen(layer: Any, name: str, tokens: int) -> None:
-    """A layer's keys or values as they are after so many tokens."""
+    """Lengthen a layer's keys or values to so many tokens."""
     shape, dtype = getattr(layer, name).shape, getattr(layer, name).dtype
     setattr(layer, name, None)
     setattr(layer, name, torch.empty(*shape[:2], tokens, shape[-1], dtype=dtype))
@@ -141,39 +141,41 @@ def _lengthen(layer: Any, name: str, tokens: int) -> None:
 
 @torch.no_grad()
 def _score(recipe: PPORecipe, base: SharedBase, judge: Any) -> None:
-    """The judge, then the reference, then the policy; over a step's responses or an evaluation's, whichever are more,
-    in pieces."""
+    """Run reward model, reference and policy, in pieces, over a step's or an evaluation's responses.
+
+    Whichever of the two has more responses.
+    """
     _, response = _lengths(recipe)
     size = rows(recipe)
     batch, _ = _rollout(recipe, max(size, recipe.local_batch_size))
     ids, attention = batch.input_ids, batch.attention_mask
     for piece, mask in zip(ids.split(size), attention.split(size), strict=True):
-        _judge(base, judge, piece, mask)
+        _reward(base, judge, piece, mask)
     with base.reference():
         _outputs(base, ids, attention, response, size)
     _outputs(base, ids, attention, response, recipe.per_device_train_batch_size)
 
 
 def _outputs(base: SharedBase, ids: Tensor, attention: Tensor, response: int, size: int) -> None:
-    """``rollout.policy_outputs`` of rows that are all as long as they can be."""
+    """Compute ``rollout.policy_outputs`` of rows that all have the maximum length."""
     parts = [
         base.outputs(piece, mask, response) for piece, mask in zip(ids.split(size), attention.split(size), strict=True)
     ]
     Outputs(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
 
-def _judge(base: SharedBase, judge: Any, ids: Tensor, mask: Tensor) -> None:
+def _reward(base: SharedBase, judge: Any, ids: Tensor, mask: Tensor) -> None:
     if judge is not None:
         judge(input_ids=ids, attention_mask=mask)
         return
-    if REWARD not in base.model.peft_config:  # a function judges
+    if REWARD not in base.model.peft_config:  # the reward is a function
         return
     with base.adapter(REWARD):
         base.hidden(ids, mask, (mask.cumsum(1) - 1).clamp(min=0))
 
 
 def _rollout(recipe: PPORecipe, count: int | None = None) -> tuple[Rollout, Advantages]:
-    """A step's rollout and its advantages, every row as long as it can be."""
+    """Allocate a step's rollout and its advantages, every row of maximum length."""
     prompt, response = _lengths(recipe)
     count = count or recipe.local_batch_size
     ids = torch.zeros(count, prompt + response, dtype=torch.int64)
@@ -203,7 +205,7 @@ def _mini_batch(
     rollout: Rollout,
     advantages: Advantages,
 ) -> None:
-    """One optimizer step of at most two micro-batches."""
+    """Run one optimizer step of at most two micro-batches."""
     base.model.train(base.checkpointing)
     size = recipe.per_device_train_batch_size
     for index in range(min(2, recipe.gradient_accumulation_steps)):

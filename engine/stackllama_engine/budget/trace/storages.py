@@ -1,5 +1,5 @@
 # pyright: basic
-"""Follows every storage that a torch operation makes, until it is freed: bytes alive, and their peak in each phase.
+"""Tracking of every storage that a torch operation allocates, until it is freed: live bytes, and peaks by phase.
 
 Sizes are rounded up to 512 bytes, as CUDA's caching allocator does (c10/cuda/CUDACachingAllocator, ``kMinBlockSize``).
 """
@@ -19,12 +19,12 @@ Kernel = Callable[..., Any]
 
 
 class Storages(TorchDispatchMode):
-    """Enter it inside a fake mode, so that it sees every operation first.
+    """Dispatch mode that counts storages; enter it inside a fake mode, so that it sees every operation first.
 
     Args:
-        kernels: operations that are computed otherwise than here; each gets the operation's arguments, and what it
-            makes is followed too. NotImplemented: as usual.
-        momentary: operations whose kernel needs memory that is gone when it returns; each gives bytes.
+        kernels: replacements of operations; each gets the operation's arguments, and its allocations are followed too.
+            If it returns NotImplemented the operation runs as usual.
+        momentary: temporaries of an operation's kernel, which are freed when it returns; each returns bytes.
     """
 
     def __init__(self, kernels: dict[Any, Kernel], momentary: dict[Any, Callable[..., int]]) -> None:
@@ -54,7 +54,7 @@ class Storages(TorchDispatchMode):
         return out
 
     def follow(self, tensor: torch.Tensor) -> None:
-        """Count a tensor's storage, unless it is counted already."""
+        """Count a tensor's storage, unless it is already counted."""
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self._alive:
@@ -70,18 +70,18 @@ class Storages(TorchDispatchMode):
         self._reach(self.bytes)
 
     def enter_phase(self, name: str) -> None:
-        """From here on peaks belong to this phase."""
+        """Start a phase, to which later peaks belong."""
         self._phase = name
         self._reach(self.bytes)
 
     def forget_peaks(self) -> None:
-        """Begin anew: what was so far was a first step, in which the optimizer's states did not exist yet."""
+        """Reset the peaks after a first step, in which the optimizer's states did not exist yet."""
         self.peaks.clear()
         self._reach(self.bytes)
 
     @contextmanager
     def following(self) -> Iterator[None]:
-        """Inside, tensors are fake, and their storages are followed."""
+        """Make tensors fake and follow their storages, inside the context."""
         with FakeTensorMode(allow_non_fake_inputs=True), self:
             yield
 

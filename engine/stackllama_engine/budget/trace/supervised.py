@@ -1,5 +1,5 @@
 # pyright: basic
-"""Two optimizer steps of SFT and of the reward model, in the order of transformers' Trainer."""
+"""Trace of two optimizer steps of SFT and of the reward model, in the order of transformers' Trainer."""
 
 from contextlib import nullcontext
 from typing import Any
@@ -37,7 +37,7 @@ def trace(recipe: SFTRecipe | RewardRecipe, config: dict[str, Any], layers: int,
 
 def _steps(model: Any, recipe: SFTRecipe | RewardRecipe, storages: Storages) -> None:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = cuda.as_there(optimizers.build(recipe, trained))
+    optimizer = cuda.as_on_cuda(optimizers.build(recipe, trained))
     batches = min(2, recipe.gradient_accumulation_steps)
     for step in range(2):
         if step:
@@ -59,7 +59,7 @@ def _micro_batch(model: Any, recipe: SFTRecipe | RewardRecipe, batches: int) -> 
 
 
 def batch(recipe: SFTRecipe | RewardRecipe) -> dict[str, Tensor]:
-    """The longest micro-batch."""
+    """Allocate the longest micro-batch."""
     pairs = isinstance(recipe, RewardRecipe)
     rows = recipe.per_device_train_batch_size * (2 if pairs else 1)
     ids = torch.zeros(rows, recipe.max_length, dtype=torch.int64)
@@ -68,25 +68,25 @@ def batch(recipe: SFTRecipe | RewardRecipe) -> dict[str, Tensor]:
 
 
 def padded(recipe: SFTRecipe | RewardRecipe) -> bool:
-    """Whether a batch holds padding: all but those of fixed chunks do."""
+    """Return whether a batch contains padding: all except those of fixed chunks do."""
     return isinstance(recipe, RewardRecipe) or not (recipe.packing and recipe.packing_strategy == "wrapped")
 
 
 def autocast(recipe: TrainRecipe) -> Any:
-    """The Trainer's, around forward pass and loss."""
+    """Return the Trainer's autocast context for forward pass and loss."""
     if not (recipe.bf16 or recipe.fp16):
         return nullcontext()
     return torch.autocast("cpu", torch.bfloat16 if recipe.bf16 else torch.float16)
 
 
 def sft_loss(model: Any, inputs: dict[str, Tensor]) -> Tensor:
-    """TRL's: the mean negative log-likelihood through its fused head."""
+    """Compute TRL's loss: the mean negative log-likelihood through its fused head."""
     outputs = model(**inputs, use_cache=False, fused_lm_head=True)
     return -outputs.log_probs.sum() / torch.as_tensor(outputs.label_mask.sum()).clamp(min=1)
 
 
 def pair_loss(model: Any, recipe: RewardRecipe, inputs: dict[str, Tensor]) -> Tensor:
-    """TRL's: Bradley-Terry, and the pull to a mean of zero where it is asked for."""
+    """Compute TRL's loss: Bradley-Terry, and the centering term if it is enabled."""
     better, worse = torch.chunk(model(**inputs, use_cache=False).logits.float().squeeze(-1), 2)
     loss = -nn.functional.logsigmoid(better - worse).mean()
     if recipe.center_rewards_coefficient is not None:
