@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from textual.binding import Binding
 
+from stackllama_console.tui.app import ConsoleApp
 from stackllama_console.tui.keymap import Scope, clashes, read_keymap
 from stackllama_console.tui.screens.scopes import all_scopes
 
@@ -56,14 +57,14 @@ def test_a_clash_is_named_where_both_keys_can_be_reached() -> None:
 
 
 def test_our_own_keys_do_not_clash() -> None:
-    scopes = all_scopes()
+    scopes = all_scopes(ConsoleApp.BINDINGS)
     every = {name: binding.key for scope in scopes for binding, name in _named(scope)}
     # escape goes from the innermost thing that is open to the screen: each of them gives it on when nothing is open
     assert [clash for clash in clashes(scopes, every) if not clash.startswith("`escape` means")] == []
 
 
 def test_every_binding_has_an_id_a_description_and_a_plain_key() -> None:
-    for scope in all_scopes():
+    for scope in all_scopes(ConsoleApp.BINDINGS):
         for binding, name in _named(scope):
             assert name and binding.description, (scope.title, binding)
             keys = [key.strip() for key in binding.key.split(",")]

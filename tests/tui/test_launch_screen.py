@@ -743,7 +743,7 @@ def test_every_key_at_every_size(home: Home, monkeypatch: pytest.MonkeyPatch, si
 
 
 def test_no_key_of_the_screen_is_taken_by_a_widget_of_it() -> None:
-    scope = next(scope for scope in all_scopes() if scope.title == "launch")
+    scope = next(scope for scope in all_scopes(ConsoleApp.BINDINGS) if scope.title == "launch")
     assert set(scope.widgets) == {"RecipeForm", "BudgetPanel", "ModelList"}
     for bindings in scope.widgets.values():
         for own in scope.bindings:

@@ -2,46 +2,30 @@
 
 import asyncio
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from msgspec import Struct
 from textual import events
 from textual._compositor import CompositorUpdate
-from textual.app import App, SystemCommand
+from textual.app import SystemCommand
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
 
 from stackllama_engine.contract.atomic_files import make_private_dir, write_whole
-from stackllama_engine.contract.run_dir import Home
+from stackllama_engine.contract.run_dir import RunDir
 
 from ..paths import copy_file, keymap_file, screenshots_dir
 from ..sanitise import one_line, sanitise
-from ..settings import load_settings, save_settings
+from ..settings import load_settings
+from .base_app import BaseApp, Options
 from .driver import GuardedDriver
 from .frames import Frames
 from .no_color import Colourless
 from .themes import DEFAULT, load_themes
 
 
-class Options(Struct, frozen=True, kw_only=True):
-    """How the console was started.
-
-    Attributes:
-        home: where runs live.
-        target: a run id to open, or a directory of another trainer.
-        ascii: draw with ASCII characters alone.
-        mouse: take the mouse; off, the terminal selects text as usual.
-    """
-
-    home: Home
-    target: str | Path | None = None
-    ascii: bool = False
-    mouse: bool = False
-
-
-class ConsoleApp(App[None]):
+class ConsoleApp(BaseApp):
     """``stackllama-console``."""
 
     TITLE = "stackllama-console"
@@ -65,7 +49,6 @@ class ConsoleApp(App[None]):
         if self.no_color:
             self._filters = [Colourless()]
         self.options = options
-        self.home = options.home
         self.settings, self._trouble = load_settings()
         self.animation_level = "none"
         self.crash: Exception | None = None
@@ -103,22 +86,40 @@ class ConsoleApp(App[None]):
     # where one can go
 
     def open_run(self, run_id: str) -> None:
-        """The monitor of a run of this home."""
+        """Open the monitor of a run of this home."""
         from .screens.monitor import MonitorScreen
 
         self.push_screen(MonitorScreen.of_run(self.home, run_id))
 
     def open_foreign(self, path: Path) -> None:
-        """The monitor of another trainer's directory."""
+        """Open the monitor of another trainer's directory."""
         from .screens.monitor import MonitorScreen
 
         self.push_screen(MonitorScreen.of_directory(path))
 
     def open_launch(self, run_id: str | None = None) -> None:
-        """The launch form, filled from a run's recipe where one is named."""
+        """Open the launch form, filled from a run's recipe where a run is named."""
         from .screens.launch import LaunchScreen
 
         self.push_screen(LaunchScreen(self.home, self.settings, clone=run_id))
+
+    def open_samples(self, run: RunDir) -> None:
+        """Open the browser of a run's samples."""
+        from .screens.samples import SamplesScreen
+
+        self.push_screen(SamplesScreen(run))
+
+    def open_chat(self, run: RunDir) -> None:
+        """Open a chat with what a run trained."""
+        from .screens.chat import ChatScreen
+
+        self.push_screen(ChatScreen(run))
+
+    def open_comparison(self, run_ids: Sequence[str]) -> None:
+        """Open the comparison of two or more runs."""
+        from .screens.compare import CompareScreen
+
+        self.push_screen(CompareScreen(self.home, list(run_ids)))
 
     async def on_event(self, event: events.Event) -> None:
         """What is pasted is foreign text: it enters here."""
@@ -202,11 +203,6 @@ class ConsoleApp(App[None]):
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(lambda: self.exit(return_code=code))
 
-    def remember(self) -> None:
-        """Save the settings."""
-        if trouble := save_settings(self.settings):
-            self.notify(one_line(trouble), severity="warning", markup=False)
-
     def _fatal_error(self) -> None:
         """An unexpected error: the command line reports it; Textual would print locals, tokens among them."""
         self._keep_crash()
@@ -246,7 +242,7 @@ class ConsoleApp(App[None]):
         from .keymap import clashes, read_keymap
         from .screens import scopes
 
-        known = scopes.all_scopes()
+        known = scopes.all_scopes(self.BINDINGS)
         keymap, notices = read_keymap(keymap_file(), sorted({name for scope in known for name in scope.ids}))
         self.set_keymap(keymap)
         for notice in (*notices, *clashes(known, keymap)):

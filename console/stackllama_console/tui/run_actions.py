@@ -5,7 +5,6 @@ Each is carried out in a thread; what comes of it is one notice. Nothing here wa
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
 
 from stackllama_engine.contract.errors import DamagedError, StackllamaError, UnconfirmedError
 from stackllama_engine.contract.requests import Ask
@@ -14,16 +13,14 @@ from stackllama_engine.launch.ownership import check_run
 from stackllama_engine.launch.reconcile import ask, check_change, reconcile
 
 from ..sanitise import one_line
+from .screen import ConsoleScreen
 from .screens.confirm import AskScreen, ConfirmScreen
-
-if TYPE_CHECKING:
-    from .screen import ConsoleScreen
 
 
 class RunActions:
     """The actions of one screen on runs of one home."""
 
-    def __init__(self, screen: "ConsoleScreen", home: Home) -> None:
+    def __init__(self, screen: ConsoleScreen, home: Home) -> None:
         self.screen = screen
         self.home = home
 
@@ -160,20 +157,16 @@ class RunActions:
         self.screen.console_app.open_launch(run_id)
 
     def samples(self, run_id: str) -> None:
-        """The browser of its rollouts."""
-        from .screens.samples import SamplesScreen
-
-        self._open(run_id, SamplesScreen)
+        """Open the browser of its samples."""
+        self._open(run_id, self.screen.console_app.open_samples)
 
     def chat(self, run_id: str) -> None:
-        """Talk to what it trained."""
-        from .screens.chat import ChatScreen
+        """Open a chat with what it trained."""
+        self._open(run_id, self.screen.console_app.open_chat)
 
-        self._open(run_id, ChatScreen)
-
-    def _open(self, run_id: str, screen: Callable[[RunDir], Any]) -> None:
+    def _open(self, run_id: str, opener: Callable[[RunDir], None]) -> None:
         try:
-            self.screen.console_app.push_screen(screen(self.home.run(run_id)))
+            opener(self.home.run(run_id))
         except StackllamaError as error:
             self.screen.say(str(error), trouble=True)
 

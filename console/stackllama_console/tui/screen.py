@@ -3,7 +3,7 @@
 import asyncio
 import gc
 from collections.abc import Coroutine
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import Any, ClassVar, cast
 
 from rich.text import Text
 from textual.app import ComposeResult
@@ -13,10 +13,8 @@ from textual.screen import Screen
 from textual.widgets import Static
 
 from ..sanitise import one_line
+from .base_app import BaseApp
 from .widgets.key_line import KeyLine
-
-if TYPE_CHECKING:
-    from .app import ConsoleApp
 
 
 class Heading(Static):
@@ -86,9 +84,9 @@ class ConsoleScreen(Screen[Any]):
         self._visible.set()
 
     @property
-    def console_app(self) -> "ConsoleApp":
-        """The application, by its own type."""
-        return cast("ConsoleApp", self.app)  # pyright: ignore[reportUnknownMemberType]
+    def console_app(self) -> BaseApp:
+        """The application, by our own type."""
+        return cast("BaseApp", self.app)  # pyright: ignore[reportUnknownMemberType]
 
     def look(self) -> Any:
         """Read what is new, in a thread; None where nothing is."""

@@ -357,12 +357,10 @@ class RunsScreen(ConsoleScreen):
 
     def action_compare(self) -> None:
         """Two or more runs side by side."""
-        from .compare import CompareScreen
-
         if len(self.selected) < 2:
             self.say("select two runs or more with space, then compare them")
             return
-        self.console_app.push_screen(CompareScreen(self.index.home, list(self.selected)))
+        self.console_app.open_comparison(list(self.selected))
 
     def action_fold(self) -> None:
         """A pipeline's children in or out of sight."""
