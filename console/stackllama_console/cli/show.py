@@ -4,7 +4,7 @@ import sys
 import time
 from typing import Any
 
-from msgspec import json, to_builtins
+from msgspec import to_builtins
 
 from stackllama_engine.contract.errors import ExitCode, UsageError
 from stackllama_engine.contract.events import EventReader
@@ -16,7 +16,6 @@ from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch.repair import stage_of
 from stackllama_engine.launch.slurm_queue import job_of
 
-from ..eval_summary import conditions, temperature_of
 from ..pipelines import still_running
 from ..readings import (
     checkpoint_steps,
@@ -27,16 +26,14 @@ from ..readings import (
     recipe_differences,
 )
 from ..remote_runs import elsewhere_text
+from ..results import pipeline_facts, plain_value, result_lines, table
+from ..run_facts import facts, seconds
 from ..sanitise import log_line, one_line, sanitise
 from ..units import cut, duration, number
-from .base_comparison import comparison_lines
 from .output import PROGRAM, paint, show, show_fields, show_json, width
-from .report import measures, pipeline_facts, table
-from .run_status import COLOURS, DAMAGED, facts, next_steps, seconds
+from .run_status import COLOURS, DAMAGED, next_steps
 
 _METRICS = 12
-_TOLD = frozenset({"stage", "path", "loss_first", "loss_last", "eval_loss", "temperature", "questions"})
-"""Keys of a result that its measures or the heading say already."""
 
 
 def show_damaged(run: RunDir, reason: str, *, as_json: bool) -> int:
@@ -67,7 +64,8 @@ def show_one(home: Home, run: RunDir, state: State, *, as_json: bool) -> int:
     sys.stdout.write(f"{paint(run.id, 'bold', sys.stdout)}  {heading}\n")
     show_fields(_fields(run, state, history, bad_lines))
     _section(
-        "recipe, where it is not the default", [f"{key}: {_plain(value)}" for key, value in recipe.items()] or [problem]
+        "recipe, where it is not the default",
+        [f"{key}: {plain_value(value)}" for key, value in recipe.items()] or [problem],
     )
     _section("damaged", [one_line(trouble) for trouble in troubles])
     _section("stages", _stages(home, run, state))
@@ -158,33 +156,6 @@ def _since(moment: float | None) -> str:
 
 def _stages(home: Home, run: RunDir, state: State) -> list[str]:
     return table(pipeline_facts(home, run, state)) if state.stage is Stage.PIPELINE else []
-
-
-def result_lines(run: RunDir, stage: Stage) -> list[str]:
-    """The figures of ``result.json``, one a line; of a damaged one that it is."""
-    result, trouble = read_result(run)
-    if trouble:
-        return [one_line(trouble)]
-    facts = {key: value for key, value in result.items() if isinstance(value, int | float | str)}
-    labels = {"difference": "error of the merge", "difference_from_base": "change against the base"}
-    lines = [f"{labels.get(key, key)}: {_figure(value)}" for key, value in facts.items() if key not in _TOLD]
-    if stage in (Stage.SFT, Stage.PPO):  # PPO's figures stand under `before` and `after`
-        for label, first, last in measures(stage, result):
-            lines.append(f"{label}: {'' if first is None else f'{_figure(first)} → '}{_figure(last)}")
-    if stage is Stage.PPO and result.get("after"):
-        lines.append(f"held-out: {conditions({'temperature': temperature_of(run)} | result)}")
-        compared = comparison_lines(result)
-        lines += ["", *compared] if compared else []
-    return lines
-
-
-def _figure(value: Any) -> str:
-    return number(value) if value is None or isinstance(value, float) else _plain(value)
-
-
-def _plain(value: Any) -> str:
-    """A value as it is written in a recipe."""
-    return value if isinstance(value, str) else json.encode(value).decode()
 
 
 def _metrics(state: State, history: History) -> list[str]:

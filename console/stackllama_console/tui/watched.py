@@ -21,6 +21,7 @@ from ..readers.pipeline_reader import PipelineReader
 from ..readers.protocol import Reader
 from ..readers.run_reader import RunReader
 from ..readers.samples import SamplesFile
+from ..results import pipeline_facts, result_lines, sample_lines, table
 from ..sanitise import one_line
 
 _MACHINE_SECONDS = 2.0
@@ -119,15 +120,11 @@ class Watched:
     def _read_result(self) -> list[str]:
         run, state = self.run, self.state
         if self.pipeline and not self.pipeline.chosen and run and state and state.phase == "finished":
-            from ..cli.report import pipeline_facts, sample_lines, table
-
             facts = pipeline_facts(Home(run.path.parents[1]), run, state)
             return [*table(facts), "", *sample_lines(facts)]
         shown = self.shown_run
         if shown is None or self.reader.series:
             return []
-        from ..cli.show import result_lines
-
         return result_lines(shown, self.reader.stage or Stage.MERGE)
 
     def _read_evaluation(self) -> str:
