@@ -101,8 +101,8 @@ def _samples(home: Home, run_id: str) -> Any:
     samples = SamplesFile(RunDir(home.runs_dir / run_id).samples_file)
     samples.poll()
     samples.poll()
-    orders = [samples.order(key, descending=True, part="training") for key in ("step", "reward", "kl", "length")]
-    found = samples.search("because"), samples.pairs(), samples.steps(), samples.read(range(len(samples)))
+    orders = [samples.order(key, descending=True) for key in ("step", "reward", "kl", "length")]
+    found = samples.search("because"), samples.pairs(), samples.read(range(len(samples)))
     return orders, found, samples.trouble, samples.of_question(0) if len(samples) else None
 
 

@@ -89,14 +89,6 @@ def test_an_order_takes_in_what_came_since(path: Path) -> None:
     assert list(samples.order("reward")) == [0, 2, 5, 3, 1, 4]
 
 
-def test_rows_of_a_step_and_of_a_part(path: Path) -> None:
-    append(path, row(0, split="evaluation", when="before"), row(1), row(2), row(1), row(9, split="evaluation"))
-    samples = polled(path)
-    assert (samples.of_step(1), samples.of_step(7), samples.steps()) == ([1, 3], [], [0, 1, 2, 9])
-    assert list(samples.order("step", part="training")) == [1, 3, 2]
-    assert list(samples.order("step", part="held-out")) == [0, 4]
-
-
 def test_one_prompt_is_followed_by_step(path: Path) -> None:
     append(path, row(5, "a"), row(1, "b"), row(2, "a"), row(3, "A"), row(4, "a "), row(2, "a", "second"))
     samples = polled(path)
@@ -241,7 +233,8 @@ def test_a_truncated_and_a_deleted_file(path: Path) -> None:
     samples = polled(path)
     path.write_bytes(row(9, "short"))
     assert samples.poll()
-    assert (samples.steps(), samples.bad_lines, samples.generation) == ([9], 0, 1)
+    assert ([sample.step for sample in samples.read([0])], len(samples)) == ([9], 1)
+    assert (samples.bad_lines, samples.generation) == (0, 1)
     path.unlink()
     assert samples.poll()
     assert (len(samples), samples.generation) == (0, 2)

@@ -19,10 +19,9 @@ from stackllama_engine.contract.line_reader import MAX_LINE, LineReader
 from stackllama_engine.contract.run_files import UNDECODABLE, open_file, read_file, why_unreadable
 
 from ..sanitise import one_line, sanitise
-from .sample_index import AFTER, BEFORE, DECODER, TRAINING, SampleIndex
+from .sample_index import AFTER, BEFORE, DECODER, SampleIndex
 
 Key = Literal["step", "reward", "kl", "length"]
-Part = Literal["all", "training", "held-out"]
 
 _ORDERS_KEPT = 2  # of 8 MB for a million rows
 _RESULT_BYTES = 8 << 20
@@ -145,8 +144,8 @@ class SamplesFile:
 
     # rows
 
-    def order(self, by: Key, *, descending: bool = False, part: Part = "all") -> Sequence[int]:
-        """All rows of a part, sorted; equal ones in the file's order, those without a value last."""
+    def order(self, by: Key, *, descending: bool = False) -> Sequence[int]:
+        """Return all rows, sorted; equal ones in the file's order, those without a value last."""
         index = self._index
         key: tuple[Key, bool] = (by, descending)
         order = self._orders.pop(key, None)
@@ -155,15 +154,7 @@ class SamplesFile:
         self._orders[key] = order
         while len(self._orders) > _ORDERS_KEPT:
             del self._orders[next(iter(self._orders))]
-        return order if part == "all" else [row for row in order if _is_of(index.kinds[row], part)]
-
-    def steps(self) -> list[int]:
-        """The steps that have rows, ascending."""
-        return sorted(set(self._index.steps))
-
-    def of_step(self, step: int) -> list[int]:
-        """Rows of one step, in the file's order."""
-        return _all_equal(self._index.steps, step, len(self))
+        return order
 
     def of_question(self, row: int) -> list[int]:
         """All rows with the same question as this one, itself among them, by step: one prompt followed."""
@@ -299,10 +290,6 @@ def _sorted(values: "array[int] | array[float]", before: "array[int]", count: in
     known = [row for row in rows if values[row] == values[row]]
     missing = [row for row in rows if values[row] != values[row]]
     return array("q", [*sorted(known, key=values.__getitem__, reverse=descending), *missing])
-
-
-def _is_of(kind: int, part: Part) -> bool:
-    return part == "all" or (kind == TRAINING) == (part == "training")
 
 
 def _all_equal(values: "array[int]", wanted: int, stop: int) -> list[int]:

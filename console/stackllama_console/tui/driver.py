@@ -14,7 +14,7 @@ import signal
 import termios
 import threading
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 from textual.drivers.linux_driver import LinuxDriver
 
@@ -109,9 +109,6 @@ class GuardedDriver(LinuxDriver):
             self.run_input_thread()
         except OSError:  # EIO: the terminal has gone
             self._leave_soon(128 + signal.SIGHUP)
-
-    def _leave(self, code: int) -> None:
-        cast("Any", self._app).leave_soon(code)  # the application's; Textual's own type is all a driver knows
 
     def _await_hang_up(self) -> None:
         """Textual would read end of file again and again, a core busy with nothing."""
