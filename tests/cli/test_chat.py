@@ -151,7 +151,7 @@ def test_a_generator_that_ends(
         (["judge"], 3, "is a reward model: it scores answers and writes none"),
         (["mine", "--temperature", "nan"], 2, "`nan` is not a number from 0 to 100"),
         (["mine", "--max-new-tokens", "0"], 2, "not a whole number"),
-        (["mine", "--max-new-tokens", "999999"], 2, "this cannot be asked"),
+        (["mine", "--max-new-tokens", "999999"], 2, "invalid question"),
     ],
 )
 def test_mistakes(

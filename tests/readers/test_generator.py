@@ -112,13 +112,16 @@ def test_an_error_is_of_its_question_alone(start: Start) -> None:
     "options", [{"max_new_tokens": 0}, {"temperature": -1.0}, {"temperature": float("nan")}, {"seed": -1}]
 )
 def test_values_out_of_bounds_are_not_sent(start: Start, options: dict[str, float]) -> None:
-    with pytest.raises(UsageError, match="cannot be asked"):
+    with pytest.raises(UsageError, match="invalid question: "):
         start("echo").ask("go", **options)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("prompt", ["x" * 100_001, "half \ud800"])
-def test_prompts_that_no_line_can_carry(start: Start, prompt: str) -> None:
-    with pytest.raises(UsageError, match="cannot be asked"):
+@pytest.mark.parametrize(
+    ("prompt", "error"),
+    [("x" * 100_001, "invalid question: "), ("half \ud800", "question contains an invalid")],
+)
+def test_prompt_that_no_line_can_carry_is_a_usage_error(start: Start, prompt: str, error: str) -> None:
+    with pytest.raises(UsageError, match=error):
         start("echo").ask(prompt)
 
 

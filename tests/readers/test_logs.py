@@ -190,7 +190,7 @@ def test_a_backlog_is_passed_over(log: Path, monkeypatch: pytest.MonkeyPatch) ->
     append(log, "".join(f"line {index:04d}\n" for index in range(1000)))
     reader.poll()
     said = texts(reader)
-    assert said[:2] == ["begin", "--- 7.8 KiB passed over ---"] and said[2:4] == ["line 0800", "line 0801"]
+    assert said[:2] == ["begin", "--- 7.8 KiB skipped ---"] and said[2:4] == ["line 0800", "line 0801"]
     assert reader.lines[1].level == "mark" and said[-1] == "line 0999"
 
 
@@ -200,12 +200,12 @@ def test_truncated_and_replaced(log: Path) -> None:
     reader.poll()
     log.write_text("new\n")
     reader.poll()
-    assert texts(reader) == ["one", "two", "--- the log was begun anew ---", "new"] and reader.open_line is None
+    assert texts(reader) == ["one", "two", "--- the log was restarted ---", "new"] and reader.open_line is None
     other = log.with_name("other")
     other.write_text("and another file, longer than the one before\n")
     other.replace(log)
     reader.poll()
-    assert texts(reader)[-2:] == ["--- the log was begun anew ---", "and another file, longer than the one before"]
+    assert texts(reader)[-2:] == ["--- the log was restarted ---", "and another file, longer than the one before"]
     log.unlink()
     assert reader.poll() == 0 and reader.trouble is None
     log.write_text("")

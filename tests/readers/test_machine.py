@@ -101,7 +101,7 @@ def test_no_driver_is_a_note(gpus: FakeNvml, tmp_path: Path, clock: Clock) -> No
 
 def test_a_driver_without_gpus_is_a_note(gpus: FakeNvml, tmp_path: Path, clock: Clock) -> None:
     gpus.count = 0
-    assert Machine(tmp_path, clock).read().note == "no GPU here: runs use the CPU"
+    assert Machine(tmp_path, clock).read().note == "no GPU; runs use the CPU"
 
 
 def test_nvml_that_vanishes_is_trouble_until_it_is_back(gpus: FakeNvml, tmp_path: Path, clock: Clock) -> None:
@@ -111,11 +111,11 @@ def test_nvml_that_vanishes_is_trouble_until_it_is_back(gpus: FakeNvml, tmp_path
     for _ in range(3):
         found = watched.read()
         assert found.gpus == [] and found.note is None
-        assert found.trouble == "GPUs cannot be read now: error 15" and found.trouble in describe(found)
+        assert found.trouble == "cannot read the GPUs: error 15" and found.trouble in describe(found)
     assert gpus.opened == 1 and gpus.closed == 1
     gpus.refused["init"] = pynvml.NVML_ERROR_DRIVER_NOT_LOADED
     clock.now += machine.RETRY_SECONDS
-    assert watched.read().trouble == "GPUs cannot be read now: error 9"
+    assert watched.read().trouble == "cannot read the GPUs: error 9"
     gpus.refused.clear()
     assert watched.read().gpus == []  # not asked yet
     clock.now += machine.RETRY_SECONDS

@@ -246,7 +246,7 @@ def test_a_screen_that_cannot_be_saved_is_said(stocked: Home, tmp_path: Path) ->
     async def script(shown: Shown) -> None:
         await _go(shown, "runs")
         await shown.press("P")
-        await shown.notified("not saved")
+        await shown.notified("screenshot not saved")
 
     run_app(stocked, script)
 

@@ -130,7 +130,7 @@ def test_c_chooses_a_checkpoint_and_ends_the_generator_before(run: RunDir) -> No
         await _ask(driven, "hello")
         await driven.shows("tuned:hello")
         await driven.press("escape", "c")
-        await driven.shows("talk to", "result", "step-000040", "step-000020")
+        await driven.shows("chat with", "result", "step-000040", "step-000020")
         await driven.press("j", "enter")
         await driven.until(lambda: starter.checkpoints == [None, "step-000040"])
         await driven.shows("— step-000040 from here on —")
@@ -140,7 +140,7 @@ def test_c_chooses_a_checkpoint_and_ends_the_generator_before(run: RunDir) -> No
         await driven.press("escape", "c", "g", "space")
         await driven.until(lambda: starter.checkpoints[-1] is None and len(starter.checkpoints) == 3)
         await driven.press("c")
-        await driven.shows("talk to")
+        await driven.shows("chat with")
         await driven.press("escape")
         assert driven.app.screen is driven.screen
 
@@ -153,11 +153,11 @@ def test_a_generator_that_dies_is_told_and_r_starts_it_again(run: RunDir) -> Non
         await _ask(driven, "die")
         await driven.shows("ended unexpectedly (exit code 9)", "✗ not answered")
         status = driven.screen.query_one("#status")
-        await driven.until(lambda: "esc leaves the line, then r: start again" in str(status.content))
+        await driven.until(lambda: "esc leaves the input, then r: restart" in str(status.content))
         await driven.press("escape")
-        await driven.until(lambda: "line" not in str(status.content) and "r: start again" in str(status.content))
+        await driven.until(lambda: "input" not in str(status.content) and "r: restart" in str(status.content))
         await _ask(driven, "still there?")
-        assert "No generator runs" in driven.notices
+        assert "generator is not running" in driven.notices
         await driven.press("escape", "r")
         await driven.until(lambda: len(starter.processes) == 2)
         await driven.shows("base and tuned of fake")
@@ -265,7 +265,7 @@ def test_while_it_loads_it_says_what_takes_so_long_and_which_keys_there_are(run:
         return starter(run, checkpoint)
 
     async def script(driven: Driven) -> None:
-        await driven.shows("loading the model, in a process of its own", "You can write already.")
+        await driven.shows("loading the model in its own process", "You can type already.")
         await driven.press(*"why")
         await driven.until(lambda: all(words in driven.lines[-1] for words in ("enter ask", "esc back")))
         await driven.press("escape")

@@ -110,7 +110,7 @@ def test_figures_view_shows_newest_and_best_of_each(home: Home) -> None:
     async def script(driven: Driven) -> None:
         await driven.shows("objective/scores")
         await driven.press("3")
-        table = driven.screen.query_one("#figures", FactsTable)
+        table = driven.screen.query_one("#metrics", FactsTable)
         rows = {row.key: row.cells for row in table.rows if row.cells}
         assert [cell.text for cell in rows["objective/scores"]] == ["2  ▲ 3 @2 ◂", "2.5  ▲ 2.5 @2"]
         assert [cell.text for cell in rows["objective/kl"]] == ["0.25", "0.25"]
@@ -128,7 +128,7 @@ def test_only_the_best_value_stands_out_not_the_newest_beside_it(home: Home, wid
     async def script(driven: Driven) -> None:
         await driven.until(lambda: driven.screen.query_one(ChartGrid).overlays)
         await driven.press("3")
-        table = driven.screen.query_one("#figures", FactsTable)
+        table = driven.screen.query_one("#metrics", FactsTable)
         pieces = {text.strip(): tone for line in table._lines for text, tone in line}
         assert pieces["2"] == "plain" and pieces["▲ 3 @2 ◂"] == "best"
 
@@ -141,7 +141,7 @@ def test_from_120_columns_all_three_stand_together(home: Home) -> None:
         await driven.press("2")
         assert driven.screen.query_one("#recipe").has_focus and "objective/kl" in driven.text
         await driven.press("3")
-        assert driven.screen.query_one("#figures").has_focus
+        assert driven.screen.query_one("#metrics").has_focus
 
     drive(home, _compare(home), script, (160, 45))
 
@@ -170,7 +170,7 @@ def test_tables_scroll_by_line_page_and_end_and_shift_between_runs(home: Home) -
     async def script(driven: Driven) -> None:
         await driven.shows("metric/0")
         await driven.press("3")
-        table = driven.screen.query_one("#figures", FactsTable)
+        table = driven.screen.query_one("#metrics", FactsTable)
         tops: list[int] = []
         for key in ("j", "k", "G", "g", "ctrl+d", "ctrl+u"):
             await driven.press(key)

@@ -169,7 +169,7 @@ def test_a_keymap_and_a_theme(home: Home, no_quit: list[str], tmp_path: Path) ->
 
     async def script(shown: Shown) -> None:
         await shown.until(lambda: len(shown.front._shown) == 6)
-        assert any("theme left out" in text for text in shown.said)
+        assert any("theme skipped" in text for text in shown.said)
         assert sum("no binding" in text for text in shown.said) == len(PAYLOADS)
         await _tour(shown, "question_mark", "j", "escape")
 

@@ -32,11 +32,11 @@ def test_keys_are_given_by_binding_id(tmp_path: Path) -> None:
     ("text", "said"),
     [
         ("runs.stpo: x", "did you mean `runs.stop`"),
-        ("runs.stop: [x]", "not a key"),
-        ("runs.stop: ''", "not a key"),
-        ("runs.stop: true", "not a key"),
-        ("- x", "not a mapping"),
-        ("runs.stop: [", "cannot be read"),
+        ("runs.stop: [x]", "expected a key"),
+        ("runs.stop: ''", "expected a key"),
+        ("runs.stop: true", "expected a key"),
+        ("- x", "expected a mapping"),
+        ("runs.stop: [", "cannot read"),
     ],
 )
 def test_what_is_wrong_is_one_sentence(tmp_path: Path, text: str, said: str) -> None:
@@ -51,8 +51,8 @@ def test_a_clash_is_named_where_both_keys_can_be_reached() -> None:
     )
     scope = Scope("runs", [stop, help_], {"Log": [log]})
     assert clashes([scope], {}) == []
-    assert clashes([scope], {"app.help": "s"}) == ["`s` means `runs.stop` and `app.help` (runs, Log)"]
-    assert clashes([scope], {"log.x": "f1"}) == ["`f1` means `app.help` and `log.x` (runs, Log)"]
+    assert clashes([scope], {"app.help": "s"}) == ["`s` is bound to `runs.stop` and `app.help` (runs, Log)"]
+    assert clashes([scope], {"log.x": "f1"}) == ["`f1` is bound to `app.help` and `log.x` (runs, Log)"]
     assert clashes([scope], {"runs.stop": "f1", "app.help": "s"}) == []  # exchanged
 
 
@@ -60,7 +60,7 @@ def test_our_own_keys_do_not_clash() -> None:
     scopes = all_scopes(ConsoleApp.BINDINGS)
     every = {name: binding.key for scope in scopes for binding, name in _named(scope)}
     # escape goes from the innermost thing that is open to the screen: each of them gives it on when nothing is open
-    assert [clash for clash in clashes(scopes, every) if not clash.startswith("`escape` means")] == []
+    assert [clash for clash in clashes(scopes, every) if not clash.startswith("`escape` is bound to")] == []
 
 
 def test_every_binding_has_an_id_a_description_and_a_plain_key() -> None:

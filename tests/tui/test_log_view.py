@@ -115,7 +115,7 @@ def test_an_empty_log_says_so(log: Path) -> None:
         view.set_minimum_level("error")
         view.show(reader)
         await pilot.pause()
-        assert shown(view)[0] == "no line of level error or above"
+        assert shown(view)[0] == "no lines at level error or above"
 
     run(view, check)
 
@@ -500,7 +500,7 @@ def test_status_tells_what_was_lost(log: Path) -> None:
             file.writelines(f"more {index}\n" for index in range(50))
         reader.poll()
         view.update()
-        assert view.status == "40 lines came too fast to be kept"
+        assert view.status == "40 lines skipped (too fast)"
         await pilot.press("g")
         await pilot.pause()
         assert isinstance(pilot.app, LogApp)

@@ -71,8 +71,8 @@ def test_held_out_figures_say_how_they_were_sampled(stocked: Home) -> None:
 
     async def script(shown: Shown) -> None:
         await shown.shows("rollout 40", "held-out reward")
-        side = shown.front.query_one("#figures", TextLines).plain
-        assert "held out: T = 1, 1 sample per prompt,\n64 prompts" in side
+        side = shown.front.query_one("#metrics", TextLines).plain
+        assert "held-out: T = 1, 1 sample per prompt,\n64 prompts" in side
         assert "tokens/s" in side
 
     watch(stocked, "aligned", script, size=(160, 45))
@@ -82,7 +82,7 @@ def test_more_beside_it_in_a_wide_terminal(stocked: Home) -> None:
     async def script(shown: Shown) -> None:
         await shown.shows("rollout 40", "because 40")
         assert _titles(shown) == ["reward", "KL to the reference", "entropy", "clip fraction"]
-        side = shown.front.query_one("#figures", TextLines).plain
+        side = shown.front.query_one("#metrics", TextLines).plain
         assert "clip fraction" in side and "first" in side and "now" in side
         sample = shown.front.query_one("#sample", TextLines).plain
         assert sample.startswith("step 40  reward 4  KL 0.5\nwhy 40?\nbecause 40")
@@ -207,7 +207,7 @@ def test_panels_one_by_one(stocked: Home) -> None:
         await shown.press("5")
         assert _titles(shown) == [] and shown.front.query_one(LogView).region.height > 30
         await shown.press("6")
-        assert _titles(shown) == [] and shown.front.query_one("#figures").region.width > 100
+        assert _titles(shown) == [] and shown.front.query_one("#metrics").region.width > 100
         assert shown.front.query_one(LogView).region.height == 0
         await shown.press("2")
         assert _titles(shown) == [every[1]]
@@ -281,11 +281,11 @@ def test_figures_are_there_as_text_and_can_be_copied(stocked: Home, tmp_path: Pa
 def test_what_is_done_to_a_run(stocked: Home, asked: Asked) -> None:
     async def script(shown: Shown) -> None:
         await shown.press("x", "n", "x", "y")
-        await shown.notified("alive was asked to stop")
+        await shown.notified("alive will stop after saving")
         await shown.press("w")
         await shown.notified("alive will save")
         await shown.press("r")
-        await shown.notified("alive goes on")
+        await shown.notified("alive continues")
         assert asked.calls == ["stop alive", "resume alive"]
 
     watch(stocked, "alive", script)
@@ -294,7 +294,7 @@ def test_what_is_done_to_a_run(stocked: Home, asked: Asked) -> None:
 def test_after_deleting_one_is_back_at_the_list(stocked: Home) -> None:
     async def script(shown: Shown) -> None:
         await shown.press("D")
-        await shown.shows("Delete broken for good?")
+        await shown.shows("Delete broken permanently?")
         await shown.press("y")
         await shown.reaches("RunsScreen")
         await shown.until(lambda: "broken" not in shown.text)
@@ -378,7 +378,7 @@ def test_what_is_done_in_a_pipeline_goes_to_the_right_one(whole: Home, asked: As
     async def script(shown: Shown) -> None:
         await shown.shows("log of reward")
         await shown.press("x", "y")
-        await shown.notified("whole was asked to stop")
+        await shown.notified("whole will stop after saving")
         assert asked.calls == ["stop whole"]
         await shown.press("a")
         await shown.reaches("SamplesScreen")
@@ -415,7 +415,7 @@ def test_what_a_run_is_asked_for_while_it_trains(stocked: Home) -> None:
     async def script(shown: Shown) -> None:
         await shown.shows("alive")
         await shown.press("A")
-        await shown.notified("alive will answer a few held-out questions")
+        await shown.notified("alive will sample held-out prompts")
         await shown.press("p")
         await shown.notified("alive will pause")
         await shown.press("V")
@@ -424,14 +424,14 @@ def test_what_a_run_is_asked_for_while_it_trains(stocked: Home) -> None:
         await shown.shows("cannot change while sft runs")
         await shown.fill("learning_rate=2e-5")
         await shown.press("enter")
-        await shown.notified("learning_rate=2e-5 from its next step on")
+        await shown.notified("learning_rate=2e-5 from its next step")
         assert sorted(path.name for path in control.iterdir()) == ["pause", "sample", "set-learning_rate"]
         events = EventWriter(stocked.run("alive").attempt_dir(1) / "events.jsonl")
         events.write("phase", phase="paused")
         events.close()
         await shown.shows("paused")
         await shown.press("p")
-        await shown.notified("alive goes on")
+        await shown.notified("alive continues")
         assert not (control / "pause").exists()
 
     watch(stocked, "alive", script)
@@ -442,11 +442,11 @@ def test_another_trainers_directory_is_only_read(other: Path) -> None:
 
     async def script(shown: Shown) -> None:
         await shown.shows("step 10/20", "loss 0.4", "from another trainer", "read-only")
-        assert shown.front.query_one(KeyLine).plain == "] more charts  ? help  q quit"
+        assert shown.front.query_one(KeyLine).plain == "? help  q quit"
         for key in ("x", "w", "r", "e", "a", "t", "D"):
             await shown.press(key)
         assert shown.name == "MonitorScreen"
-        assert {text for text in shown.said} == {"this directory belongs to another trainer: it is only read"}
+        assert {text for text in shown.said} == {"read-only: this run was started by another trainer"}
 
     run_app(Home(other.parent / "home"), script, target=other)
     assert {path: path.stat().st_mtime_ns for path in other.rglob("*")} == before

@@ -47,7 +47,7 @@ def test_the_monitor_says_so_and_a_stop_is_asked_for(run: RunDir) -> None:
         await shown.reaches("MonitorScreen")
         await shown.shows("● running", "it is on gpu17, last sign 5m ago")
         await shown.press("x", "y")
-        await shown.notified("far was asked to stop")
+        await shown.notified("far will stop after saving")
 
     run_app(home_of(run), script, target="far")
     assert list(run.requests()) == ["stop"]

@@ -51,7 +51,7 @@ def test_no_color_sends_no_colour_and_the_cursor_is_seen(terminal: Open, theme: 
         console.send(":")
         console.wait_for("Search")
         console.send(f"theme: {theme}")
-        console.wait_for("wear it")
+        console.wait_for("apply and remember")
         console.send("\r")
         console.settle()
     console.send("\r")

@@ -54,7 +54,7 @@ def test_newest_first_with_the_selected_one_in_full_below(run: RunDir) -> None:
         assert "40 samples by step ↓" in driven.lines[0]
         assert _steps(driven)[:3] == [40, 39, 38]
         assert driven.lines[2].split()[:5] == ["40", "5.000", "4.000", "60", "✓"]
-        assert "step 40 · reward 5.000 · KL 4.000 · 60 tokens · ended by itself" in driven.text
+        assert "step 40 · reward 5.000 · KL 4.000 · 60 tokens · ended" in driven.text
         await driven.press("j")
         await driven.shows("step 39 · reward 4.000")
 
@@ -126,7 +126,7 @@ def test_f_follows_one_prompt_by_step_with_deltas_and_back(run: RunDir) -> None:
     async def script(driven: Driven) -> None:
         await driven.shows("answer 40")
         await driven.press("f")
-        await driven.shows("one prompt, 10 answers by step", "answer 4")
+        await driven.shows("one prompt, 10 responses by step", "answer 4")
         rows = [line.split() for line in driven.lines if "answer" in line and line.split()[0].isdigit()]
         assert [row[0] for row in rows][-1] == "40"
         assert driven.screen.query_one(RowList).cursor == 9  # still the same answer
@@ -165,7 +165,7 @@ def test_b_shows_before_and_after_from_the_file(run: RunDir) -> None:
     async def script(driven: Driven) -> None:
         await driven.shows("answer 40")
         await driven.press("b")
-        await driven.shows("1 questions before and after PPO", "▲+2.50", "0.25 → 0.50", "new?")
+        await driven.shows("1 prompts before and after PPO", "▲+2.50", "0.25 → 0.50", "new?")
         assert "PPO  T = 1, 1 sample per prompt" in driven.lines[0]
         await driven.shows("before PPO", "reward -1.000 · true utility 0.250", "after PPO")
         side = next(line for line in driven.lines if "before PPO" in line)
@@ -241,7 +241,7 @@ def test_long_texts_are_scrolled_and_copied(run: RunDir, tmp_path: Path) -> None
 def test_from_120_columns_the_text_stands_beside(run: RunDir) -> None:
     async def script(driven: Driven) -> None:
         await driven.shows("step 40 · ")
-        assert "step 40 · " in driven.lines[1] and "question → answer" in driven.lines[1]
+        assert "step 40 · " in driven.lines[1] and "prompt → response" in driven.lines[1]
 
     drive(_home(run), _browse(run), script, (140, 40))
 

@@ -79,7 +79,7 @@ def test_screen(stocked: Home, name: str) -> None:
         await shown.until(lambda: len(shown.front._shown) == 4 and shown.front._machine)
         if not LEAVING & set(keys):  # the heading names home and machine
             shown.front.index.home = Home(Path("/home/you/runs"))
-            shown.front._machine = "no GPU: runs use the CPU"
+            shown.front._machine = "no GPU; runs use the CPU"
             shown.front._fill()
         for key in keys:
             await shown.press(key)

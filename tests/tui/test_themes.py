@@ -56,9 +56,9 @@ def test_okabe_ito_uses_the_published_palette() -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (('primary: "#112233"', 'primary: "blurple"'), "`primary: blurple` is not a colour"),
-        (('primary: "#112233"', 'primary: "#11223344"'), "transparent"),
-        (('primary: "#112233"', "primary: ansi_red"), 'should be "#rrggbb"'),
+        (('primary: "#112233"', 'primary: "blurple"'), "`primary: blurple`: expected a colour"),
+        (('primary: "#112233"', 'primary: "#11223344"'), "expected an opaque colour"),
+        (('primary: "#112233"', "primary: ansi_red"), 'expected "#rrggbb"'),
         (("name: mine", "name: ../mine"), "name"),
         (("name: mine", "name: mine\nextra: 1"), "extra"),
         (('"#666666"]', "]"), "curves"),

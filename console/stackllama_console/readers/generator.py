@@ -141,16 +141,16 @@ class ChatProcess:
             request = msgspec.convert(fields, Ask)
             line = msgspec.json.encode(request)
         except msgspec.ValidationError as error:
-            raise UsageError(f"this cannot be asked: {error}.") from None
+            raise UsageError(f"invalid question: {error}.") from None
         except UnicodeEncodeError:
-            raise UsageError("this cannot be asked: the question holds half a character.") from None
+            raise UsageError("the question contains an invalid character.") from None
         if len(line) >= MAX_LINE:
-            raise UsageError("this cannot be asked: the question is too long.")
+            raise UsageError("the question is too long.")
         if not self.alive:
-            raise RefusedError("the generator has ended; start it again.")
+            raise RefusedError("the generator has ended; restart it.")
         with self._news:
             if len(self._open) >= _QUESTIONS:
-                raise RefusedError(f"{_QUESTIONS} questions wait already; cancel some, or wait for the answers.")
+                raise RefusedError(f"{_QUESTIONS} questions are already waiting; cancel some, or wait for the answers.")
             self._last_id += 1
             self._open[self._last_id] = len(request.which)
         self._requests.put(line + b"\n")
@@ -204,7 +204,7 @@ class ChatProcess:
             while (line := pipe.readline(MAX_LINE)).endswith(b"\n"):
                 self._take(line)
         if len(line) == MAX_LINE:  # what is not to be understood any more is ended
-            self._failure = "the generator sent a line without end."
+            self._failure = "the generator sent a line that never ends."
             self._process.kill()
         try:
             code = self._process.wait(_PATIENCE)

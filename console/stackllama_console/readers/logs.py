@@ -105,7 +105,7 @@ class LogReader:
                 self._read(self._follower)
             trouble = None
         except OSError as error:
-            trouble = one_line(f"the log cannot be read: {error.strerror or error}")
+            trouble = one_line(f"cannot read the log: {error.strerror or error}")
         if trouble != self.trouble:
             self.trouble = trouble
             self.version += 1
@@ -135,14 +135,14 @@ class LogReader:
         for lines in follower.read(MOST_BYTES):
             if follower.restarts != restarts:
                 restarts = follower.restarts
-                self._mark("the log was begun anew")
+                self._mark("the log was restarted")
             if follower.skipped != skipped:
-                self._mark(f"{size(follower.skipped - skipped)} passed over")
+                self._mark(f"{size(follower.skipped - skipped)} skipped")
                 skipped = follower.skipped
             waiting.extend(lines)
             count += len(lines)
         if follower.restarts != restarts:
-            self._mark("the log was begun anew")
+            self._mark("the log was restarted")
         older = count - len(waiting)
         if self._count:
             self.dropped += older

@@ -126,20 +126,20 @@ class Machine:
             self._asked = self._asked or NVML.ask(lambda: _read(nvml, pids), NVML_SECONDS)
             read = self._asked.answer(NVML_SECONDS)
         except UnansweredError as error:
-            self._first, self._trouble = first, f"GPUs cannot be read now: {error}"
+            self._first, self._trouble = first, f"cannot read the GPUs: {error}"
             return []
         except NvmlError as error:
             self._asked, self._first, self._trouble = None, False, None
             if first:
-                self._note = f"no GPU here ({one_line(str(error))}): runs use the CPU"
+                self._note = f"no GPU ({one_line(str(error))}); runs use the CPU"
             else:
-                self._trouble = f"GPUs cannot be read now: {one_line(str(error))}"
+                self._trouble = f"cannot read the GPUs: {one_line(str(error))}"
                 self._open_at = self._clock() + RETRY_SECONDS
             return []
         self._asked, self._first, self._trouble = None, False, None
         gpus = [structs.replace(gpu, name=one_line(gpu.name)) for gpu in read]
         if first and not gpus:
-            self._note = "no GPU here: runs use the CPU"
+            self._note = "no GPU; runs use the CPU"
         return gpus
 
     def _cpu_share(self) -> float | None:

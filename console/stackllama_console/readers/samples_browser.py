@@ -24,10 +24,10 @@ _FOUND = 5_000  # rows of a filter that are listed
 _SEARCHED = 200_000  # rows searched in one look
 
 _REASONS = {
-    Stage.SFT: "An SFT run has no samples: only PPO writes down what it generates. Chat shows what this run answers.",
-    Stage.REWARD: "A reward run has no samples: it judges answers and writes none. Its PPO run has them.",
-    Stage.MERGE: "A merge has no samples: it generates nothing. Chat shows what the merged model answers.",
-    Stage.PIPELINE: "A pipeline has no samples of its own: open its PPO run, the one whose name ends in -ppo.",
+    Stage.SFT: "An SFT run has no samples: only PPO records responses. Use chat (t) to see what this run answers.",
+    Stage.REWARD: "A reward run has no samples: it scores responses and generates none. See the PPO run that uses it.",
+    Stage.MERGE: "A merge has no samples: it generates nothing. Use chat (t) to see what the merged model answers.",
+    Stage.PIPELINE: "A pipeline has no samples of its own: open its PPO run (its name ends in -ppo).",
 }
 
 
@@ -156,19 +156,17 @@ class SamplesBrowser:
         if rows or pairs:
             return ""
         if len(self.samples) and wanted.mode == "pairs":
-            return (
-                "Nothing before and after yet: PPO answers its held-out questions before its first step and at the end."
-            )
+            return "Nothing to compare yet: PPO samples its held-out prompts before its first step and at the end."
         if len(self.samples):
-            return f"No sample holds “{one_line(wanted.text)}”." if wanted.text else "This prompt's rows are gone."
+            return f"No sample holds “{one_line(wanted.text)}”." if wanted.text else "This prompt's samples are gone."
         state = self._watch.state
         if state is None:
             return ""
         if state.stage in _REASONS:
             return _REASONS[state.stage]
         if state.has_ended:
-            return "No samples: it ended before its first step, or its recipe has num_sample_generations: 0."
-        return "No samples yet: they come with each step."
+            return "No samples: the run ended before its first step, or its recipe sets num_sample_generations: 0."
+        return "No samples yet: they are written at each step."
 
 
 def _place(rows: Sequence[int], selected: int) -> int:

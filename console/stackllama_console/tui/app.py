@@ -38,7 +38,7 @@ class ConsoleApp(BaseApp):
         Binding("colon", "command_palette", "commands", id="app.palette", key_display=":", show=False),
         Binding("q", "quit", "quit", id="app.quit"),
         Binding("T", "next_theme", "next theme", id="app.theme", show=False),
-        Binding("P", "save_screen", "save this screen as SVG", id="app.screenshot", show=False),
+        Binding("P", "save_screen", "save screenshot as SVG", id="app.screenshot", show=False),
         Binding("ctrl+q", "quit", "quit", id="app.quit_always", show=False),
         Binding("ctrl+c", "say_quit", "quit", id="app.interrupt", show=False),
     ]
@@ -137,7 +137,7 @@ class ConsoleApp(BaseApp):
 
     def action_say_quit(self) -> None:
         """Ctrl-C copies elsewhere; here it only tells the way out."""
-        self.notify("q leaves the console; runs go on without it.", markup=False)
+        self.notify("Press q to quit; runs continue without the console.", markup=False)
 
     def action_next_theme(self) -> None:
         """The theme after this one; remembered."""
@@ -147,7 +147,7 @@ class ConsoleApp(BaseApp):
         self.notify(f"theme: {self.theme}", markup=False, timeout=2)
 
     def choose_theme(self, name: str) -> None:
-        """Wear a theme and remember it."""
+        """Apply and persist a theme."""
         self.theme = name
         self.settings.theme = name
         self.remember()
@@ -158,9 +158,9 @@ class ConsoleApp(BaseApp):
             screenshots_dir().mkdir(parents=True, exist_ok=True, mode=0o700)
             path = self.save_screenshot(path=str(screenshots_dir()))
         except OSError as error:
-            self.notify(one_line(f"not saved: {error}"), severity="error", markup=False)
+            self.notify(one_line(f"screenshot not saved: {error}"), severity="error", markup=False)
         else:
-            self.notify(one_line(path), title="screen saved", markup=False)
+            self.notify(one_line(path), title="screenshot saved", markup=False)
 
     def copy_to_clipboard(self, text: str) -> None:
         """To the terminal's clipboard where it allows that, and always to a file."""
@@ -174,7 +174,7 @@ class ConsoleApp(BaseApp):
         except OSError as error:
             self.notify(one_line(f"{copy_file()}: {error.strerror}"), severity="error", markup=False)
         else:
-            self.notify(one_line(f"copied; also in {copy_file()}"), markup=False, timeout=4)
+            self.notify(one_line(f"copied; also saved to {copy_file()}"), markup=False, timeout=4)
 
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
         """The palette: every action of the screen, then the themes."""
@@ -184,7 +184,7 @@ class ConsoleApp(BaseApp):
             hint = f"{binding.id}  key: {binding.key}"
             yield SystemCommand(binding.description, hint, lambda b=binding, n=node: self._act(b.action, n))
         for name in self._own_themes:
-            yield SystemCommand(f"theme: {name}", "wear it, and remember it", lambda n=name: self.choose_theme(n))
+            yield SystemCommand(f"theme: {name}", "apply and remember", lambda n=name: self.choose_theme(n))
 
     def _act(self, action: str, node: Any) -> None:
         self.run_worker(self.run_action(action, node), exclusive=False)

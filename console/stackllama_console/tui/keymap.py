@@ -57,21 +57,21 @@ def read_keymap(file: Path, known: Iterable[str]) -> tuple[dict[str, str], list[
     except FileNotFoundError:
         return {}, []
     except (OSError, ValueError) as error:
-        return {}, [f"{file} cannot be read: {one_line(str(error))}"]
+        return {}, [f"cannot read {file}: {one_line(str(error))}"]
     if raw is None:
         return {}, []
     if not isinstance(raw, dict):
-        return {}, [f"{file} is not a mapping of `binding id: keys` lines"]
+        return {}, [f"{file}: expected a mapping of `binding id: keys` lines"]
     ids = list(known)
     keymap: dict[str, str] = {}
     notices: list[str] = []
     for name, keys in cast("dict[Any, Any]", raw).items():
         if name not in ids:
             near = difflib.get_close_matches(str(name), ids, n=1)
-            hint = f"; did you mean `{near[0]}`?" if near else "; the help (?) lists them"
-            notices.append(one_line(f"{file}: there is no binding `{name}`{hint}"))
+            hint = f"; did you mean `{near[0]}`?" if near else "; help (?) lists them all"
+            notices.append(one_line(f"{file}: unknown binding `{name}`{hint}"))
         elif not isinstance(keys, str | int) or isinstance(keys, bool) or not str(keys).strip():
-            notices.append(one_line(f"{file}: `{name}: {keys}` is not a key; write one as in `{name}: x`"))
+            notices.append(one_line(f"{file}: `{name}: {keys}`: expected a key, e.g. `{name}: x`"))
         else:
             keymap[str(name)] = ",".join(_key_name(part) for part in str(keys).split(","))
     return keymap, notices
@@ -91,7 +91,7 @@ def clashes(scopes: Iterable[Scope], keymap: Mapping[str, str]) -> list[str]:
                 ids = list(dict.fromkeys(binding.id or binding.action for binding in bindings))
                 if len(ids) > 1 and any(name in keymap for name in ids):
                     where = f"{scope.title}, {widget}" if widget else scope.title
-                    found[f"`{key}` means {' and '.join(f'`{name}`' for name in ids)} ({where})"] = None
+                    found[f"`{key}` is bound to {' and '.join(f'`{name}`' for name in ids)} ({where})"] = None
     return list(found)
 
 

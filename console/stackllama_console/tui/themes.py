@@ -64,7 +64,7 @@ def load_themes(directories: Iterable[Path] | None = None) -> tuple[list[Theme],
             try:
                 theme = read_theme(file)
             except ValueError as error:
-                notices.append(f"theme left out: {one_line(str(error))}")
+                notices.append(f"theme skipped: {one_line(str(error))}")
             else:
                 themes[theme.name] = theme
     return list(themes.values()), notices
@@ -114,9 +114,9 @@ def _check(file: Path, key: str, value: str, ansi: bool) -> None:
     try:
         colour = Color.parse(value)
     except ColorParseError:
-        raise ValueError(f'{file}: `{key}: {value}` is not a colour; write "#rrggbb"') from None
+        raise ValueError(f'{file}: `{key}: {value}`: expected a colour, e.g. "#rrggbb"') from None
     if ansi != value.startswith(_ANSI_PREFIX):
         wanted = "one of ansi_black … ansi_bright_white or ansi_default" if ansi else '"#rrggbb"'
-        raise ValueError(f"{file}: `{key}: {value}` should be {wanted}")
+        raise ValueError(f"{file}: `{key}: {value}`: expected {wanted}")
     if not ansi and colour.a != 1:
-        raise ValueError(f"{file}: `{key}: {value}` is transparent; write an opaque colour")
+        raise ValueError(f"{file}: `{key}: {value}`: expected an opaque colour")

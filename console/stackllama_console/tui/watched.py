@@ -184,7 +184,7 @@ class Watched:
         except UsageError:  # not started yet
             return ""
         if not is_local(launch):
-            self.note = f"runs on {launch.host}: its GPUs and CPU are not seen from here"
+            self.note = f"runs on {launch.host}: its GPUs and CPU are not visible from here"
             return ""
         return self._machine.line(run.path)
 

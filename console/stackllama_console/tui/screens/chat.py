@@ -33,7 +33,7 @@ RESULT = "result"
 Start = Callable[[RunDir, str | None], ChatProcess]
 
 
-_LOADING = "loading the model, in a process of its own; a large one takes a while. You can write already."
+_LOADING = "loading the model in its own process; a large one takes a while. You can type already."
 
 
 class NotStarted(Struct, frozen=True):
@@ -75,12 +75,12 @@ class ChatScreen(ConsoleScreen):
     """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "back", "back", id="screen.back"),  # shown: the only way out of the line for questions
-        Binding("i", "write", "write", id="chat.write", tooltip="Back to the line for questions"),
-        Binding("x", "cancel", "cancel", id="chat.cancel", tooltip="Give up the answers under way"),
+        Binding("i", "write", "write", id="chat.write", tooltip="Back to the input line"),
+        Binding("x", "cancel", "cancel", id="chat.cancel", tooltip="Cancel the answers being generated"),
         Binding("t", "temperature", "temperature", id="chat.temperature"),
         Binding("n", "length", "max tokens", id="chat.length"),
         Binding("c", "choose", "checkpoint", id="chat.choose"),
-        Binding("r", "restart", "start again", id="chat.restart", show=False),
+        Binding("r", "restart", "restart generator", id="chat.restart", show=False),
     ]
 
     def __init__(self, run: RunDir, checkpoint: str | None = None, start: Start = start_chat) -> None:
@@ -102,7 +102,9 @@ class ChatScreen(ConsoleScreen):
         yield Static(_LOADING, id="status", markup=False)
         yield TurnList(id="turns")
         yield Static("", id="bottom", markup=False)
-        line = QuestionLine(placeholder="a question; enter asks, escape leaves the line", compact=True, id="prompt")
+        line = QuestionLine(
+            placeholder="type a question; enter asks, escape leaves the input", compact=True, id="prompt"
+        )
         line.cursor_blink = False
         yield line
 
@@ -144,7 +146,7 @@ class ChatScreen(ConsoleScreen):
         try:
             self.process = self._start(self.run_dir, self.checkpoint)
         except (StackllamaError, OSError) as error:
-            way_out = "c: choose a checkpoint" if isinstance(error, UsageError) else "r: look again"
+            way_out = "c: choose a checkpoint" if isinstance(error, UsageError) else "r: try again"
             return NotStarted(_sentence(str(error)), f"{way_out}, esc: back")
         return []
 
@@ -189,7 +191,7 @@ class ChatScreen(ConsoleScreen):
             turns.changed(0)
 
     def _ended(self, event: Ended) -> None:
-        self._status(_sentence(event.message), "r: start again, c: choose a checkpoint, esc: back")
+        self._status(_sentence(event.message), "r: restart, c: choose a checkpoint, esc: back")
         self._give_up(event.message)
 
     def _give_up(self, why: str) -> None:
@@ -211,7 +213,7 @@ class ChatScreen(ConsoleScreen):
         """The keys of a way out are text to the line for questions: then it says how to leave that first."""
         text, way_out = self._said
         if way_out and self.query_one("#prompt").has_focus:
-            way_out = f"esc leaves the line, then {way_out}"
+            way_out = f"esc leaves the input, then {way_out}"
         status = self.query_one("#status", Static)
         status.set_class(bool(way_out), "trouble")
         status.update(one_line(f"{text} {way_out}".strip()))
@@ -229,7 +231,7 @@ class ChatScreen(ConsoleScreen):
             self._show_status()
 
     def _show_settings(self) -> None:
-        text = f"temperature {self.temperature:g} (t) · at most {self.length} tokens (n) · a new seed each question"
+        text = f"temperature {self.temperature:g} (t) · max {self.length} tokens (n) · new seed per question"
         self.query_one("#bottom", Static).update(text)
 
     def _head(self) -> None:
@@ -243,7 +245,7 @@ class ChatScreen(ConsoleScreen):
         if not prompt:
             return
         if self.process is None or not self.process.alive:
-            self.say("No generator runs. Escape leaves the line; then r starts it, c chooses a checkpoint.")
+            self.say("The generator is not running. Escape leaves the input; then r: restart, c: choose a checkpoint.")
             return
         sides = self.process.ready.sides if self.process.ready else list(SIDES)
         try:
@@ -311,23 +313,23 @@ class ChatScreen(ConsoleScreen):
             if name is not None:
                 self._load(None if name == RESULT else name)
 
-        self.console_app.push_screen(ChooseScreen("talk to", choices, self.checkpoint or RESULT), chosen)
+        self.console_app.push_screen(ChooseScreen("chat with", choices, self.checkpoint or RESULT), chosen)
 
     def _load(self, checkpoint: str | None) -> None:
         """Have the thread end this generator and start another one."""
-        self._give_up("another generator was started")
+        self._give_up("the generator was restarted")
         self.checkpoint = checkpoint
         self._wanted = True
         self._status(_LOADING)
         self._head()
         turns = self.query_one(TurnList)
         if turns.turns:
-            turns.add(Turn(id=0, prompt=f"— {checkpoint or RESULT} from here on —", answers={}))
+            turns.add(Turn(id=0, prompt=f"— from here on: {checkpoint or RESULT} —", answers={}))
 
 
 def _choices(run: RunDir) -> list[tuple[str, str]]:
     """The result where there is one, then checkpoints, newest first."""
-    result = [(RESULT, "what the run left in the end")] if run.adapter.is_dir() or run.merged.is_dir() else []
+    result = [(RESULT, "the finished run's model")] if run.adapter.is_dir() or run.merged.is_dir() else []
     return [*result, *((f"step-{step:06d}", f"checkpoint after step {step:,}") for step in checkpoint_steps(run)[::-1])]
 
 

@@ -20,7 +20,7 @@ from ..widgets.facts_table import FactsTable
 
 _WIDE = 120
 
-View = Literal["charts", "recipe", "figures"]
+View = Literal["charts", "recipe", "metrics"]
 
 
 class Compared(Struct, frozen=True, kw_only=True):
@@ -28,7 +28,7 @@ class Compared(Struct, frozen=True, kw_only=True):
 
     overlays: list[Overlay]
     recipe: list[FactRow]
-    figures: list[FactRow]
+    metrics: list[FactRow]
     troubles: list[str]
 
 
@@ -48,22 +48,22 @@ class CompareScreen(ConsoleScreen):
         &.-wide #grid { width: 3fr; }
         &.-wide #tables { width: 2fr; margin-left: 1; }
         &.-wide #recipe { height: auto; max-height: 50%; }
-        &.-wide #figures { margin-top: 1; }
+        &.-wide #metrics { margin-top: 1; }
         &.-wide.-many #grid { width: 1fr; }
         &.-wide.-many #tables { width: 1fr; }
         &.-narrow.-charts #tables { display: none; }
         &.-narrow.-recipe #grid { display: none; }
-        &.-narrow.-recipe #figures { display: none; }
-        &.-narrow.-figures #grid { display: none; }
-        &.-narrow.-figures #recipe { display: none; }
+        &.-narrow.-recipe #metrics { display: none; }
+        &.-narrow.-metrics #grid { display: none; }
+        &.-narrow.-metrics #recipe { display: none; }
     }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("1", "view('charts')", "charts", id="compare.charts"),
         Binding("2", "view('recipe')", "recipe", id="compare.recipe"),
-        Binding("3", "view('figures')", "figures", id="compare.figures"),
-        Binding("right_square_bracket", "turn(1)", "more metrics", id="compare.next", key_display="]"),
-        Binding("left_square_bracket", "turn(-1)", "metrics before", id="compare.previous", show=False),
+        Binding("3", "view('metrics')", "metrics", id="compare.figures"),
+        Binding("right_square_bracket", "turn(1)", "next metrics", id="compare.next", key_display="]"),
+        Binding("left_square_bracket", "turn(-1)", "previous metrics", id="compare.previous", show=False),
     ]
 
     def __init__(self, home: Home, run_ids: list[str]) -> None:
@@ -80,7 +80,7 @@ class CompareScreen(ConsoleScreen):
             yield ChartGrid(ascii_only=ascii_only, smoothing=self.console_app.settings.smoothing, id="grid")
             with Vertical(id="tables"):
                 yield FactsTable("recipe", ascii_only=ascii_only, id="recipe")
-                yield FactsTable("figures", ascii_only=ascii_only, id="figures")
+                yield FactsTable("metrics", ascii_only=ascii_only, id="metrics")
 
     def on_mount(self) -> None:
         """Empty at first, charts in front."""
@@ -108,7 +108,7 @@ class CompareScreen(ConsoleScreen):
         return Compared(
             overlays=overlays,
             recipe=recipe_rows(comparison),
-            figures=figure_rows(comparison, metrics),
+            metrics=figure_rows(comparison, metrics),
             troubles=comparison.troubles,
         )
 
@@ -119,11 +119,11 @@ class CompareScreen(ConsoleScreen):
         grid.show_overlays(found.overlays)
         names = self.comparison.names
         self.query_one("#recipe", FactsTable).show_facts(names, found.recipe, "No recipe could be read.")
-        self.query_one("#figures", FactsTable).show_facts(names, found.figures)
+        self.query_one("#metrics", FactsTable).show_facts(names, found.metrics)
         trouble = self.query_one("#trouble", Static)
         text = Text("\n".join(found.troubles[:3]))
         if not found.overlays and not found.troubles:
-            text = Text("The runs share no metrics yet; 2 and 3 show recipe and figures.")
+            text = Text("The runs share no metrics yet; 2: recipe, 3: metrics.")
         if trouble.content != text:
             trouble.update(text)
             trouble.display = bool(text.plain)
@@ -133,7 +133,7 @@ class CompareScreen(ConsoleScreen):
 
     def action_view(self, view: View) -> None:
         """Bring one of the three to the front; where all are shown, give it the keys."""
-        self.remove_class("-charts", "-recipe", "-figures").add_class(f"-{view}")
+        self.remove_class("-charts", "-recipe", "-metrics").add_class(f"-{view}")
         self.view = view
         self._focus_view(change=True)
         self._head()

@@ -104,9 +104,9 @@ class HelpScreen(ModalScreen[None]):
             scroll.border_subtitle = "esc closes"
             yield Static(self._text, markup=False)
             ways = (
-                "Runs go on without the console: q only stops looking.\n"
-                "A widget's keys work while it has the focus: tab, shift+tab.\n"
-                f"Other keys: `id: key` lines in {keymap_file()}"
+                "Runs continue without the console; q quits only the console.\n"
+                "A widget's keys work while it has the focus (tab, shift+tab).\n"
+                f"To change keys, write `id: key` lines in {keymap_file()}"
             )
             yield Static(Text(ways, style="dim"), markup=False)
 

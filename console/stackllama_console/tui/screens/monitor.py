@@ -24,8 +24,8 @@ from ..screen import ConsoleScreen
 from ..watched import News, Watched, watch_directory, watch_run
 from ..widgets.chart import Chart, Curve
 from ..widgets.log_panel import LogPanel
-from ..widgets.panels import figure_lines, pipeline_line, sample_lines
-from ..widgets.status import figures_line, head_line, memory_text, now, outcome_lines, silence_text
+from ..widgets.panels import metric_lines, pipeline_line, sample_lines
+from ..widgets.status import head_line, headline_line, memory_text, now, outcome_lines, silence_text
 from ..widgets.text_lines import TextLines
 from .text import TextScreen
 
@@ -45,27 +45,27 @@ class MonitorScreen(ConsoleScreen):
     WIDGETS_WITH_KEYS: ClassVar[tuple[str, ...]] = ("Chart", "LogView", "LogPanel")
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("x", "run('stop')", "stop", id="monitor.stop"),
-        Binding("w", "run('save')", "save now", id="monitor.save"),
-        Binding("p", "run('pause')", "pause or go on", id="monitor.pause", show=False),
-        Binding("A", "run('sample')", "answer a few questions now", id="monitor.sample", show=False),
-        Binding("V", "run('change')", "change a value while it runs", id="monitor.change", show=False),
+        Binding("w", "run('save')", "save checkpoint", id="monitor.save"),
+        Binding("p", "run('pause')", "pause / continue", id="monitor.pause", show=False),
+        Binding("A", "run('sample')", "sample held-out prompts now", id="monitor.sample", show=False),
+        Binding("V", "run('change')", "set a recipe value while running", id="monitor.change", show=False),
         Binding("r", "run('resume')", "resume", id="monitor.resume"),
         Binding("e", "run('clone')", "edit a copy", id="monitor.clone"),
-        Binding("a", "run('samples')", "answers", id="monitor.samples"),
-        Binding("t", "run('chat')", "talk", id="monitor.chat"),
+        Binding("a", "run('samples')", "samples", id="monitor.samples"),
+        Binding("t", "run('chat')", "chat", id="monitor.chat"),
         Binding("D", "run('delete')", "delete", id="monitor.delete", show=False),
-        Binding("left_square_bracket", "page(-1)", "charts before", id="monitor.page_back", show=False),
-        Binding("right_square_bracket", "page(1)", "more charts", id="monitor.page", key_display="]"),
-        Binding("comma", "child(-1)", "pipeline: stage before", id="monitor.child_back", show=False),
+        Binding("left_square_bracket", "page(-1)", "previous charts", id="monitor.page_back", show=False),
+        Binding("right_square_bracket", "page(1)", "next charts", id="monitor.page", key_display="]"),
+        Binding("comma", "child(-1)", "pipeline: previous stage", id="monitor.child_back", show=False),
         Binding("full_stop", "child(1)", "pipeline: next stage", id="monitor.child", show=False),
-        Binding("1", "panel(0)", "only chart 1", id="monitor.panel_1", show=False),
-        Binding("2", "panel(1)", "only chart 2", id="monitor.panel_2", show=False),
-        Binding("3", "panel(2)", "only chart 3", id="monitor.panel_3", show=False),
-        Binding("4", "panel(3)", "only chart 4", id="monitor.panel_4", show=False),
-        Binding("5", "panel(4)", "only the log", id="monitor.panel_5", show=False),
-        Binding("6", "panel(5)", "only the figures", id="monitor.panel_6", show=False),
-        Binding("d", "figures", "all figures as text", id="monitor.figures", show=False),
-        Binding("slash", "search", "search the log", id="monitor.search", key_display="/", show=False),
+        Binding("1", "panel(0)", "show only chart 1", id="monitor.panel_1", show=False),
+        Binding("2", "panel(1)", "show only chart 2", id="monitor.panel_2", show=False),
+        Binding("3", "panel(2)", "show only chart 3", id="monitor.panel_3", show=False),
+        Binding("4", "panel(3)", "show only chart 4", id="monitor.panel_4", show=False),
+        Binding("5", "panel(4)", "show only the log", id="monitor.panel_5", show=False),
+        Binding("6", "panel(5)", "show only the metrics", id="monitor.panel_6", show=False),
+        Binding("d", "metrics", "all metrics as text", id="monitor.figures", show=False),
+        Binding("slash", "search", "search log", id="monitor.search", key_display="/", show=False),
     ]
     DEFAULT_CSS = """
     MonitorScreen {
@@ -76,7 +76,7 @@ class MonitorScreen(ConsoleScreen):
         &.-result #result { display: block; }
         &.-result #charts { display: none; }
         #side { width: 42; display: none; padding: 0 1; border-left: solid $panel; }
-        #figures { height: auto; max-height: 60%; }
+        #metrics { height: auto; max-height: 60%; }
         #sample { height: 1fr; margin-top: 1; }
         #log { height: 6; }
         &.-wide #side { display: block; }
@@ -88,9 +88,9 @@ class MonitorScreen(ConsoleScreen):
         #charts.-one { grid-size: 1; }
         &.-only-log #middle { display: none; }
         &.-only-log #log { height: 1fr; display: block; }
-        &.-only-figures #charts { display: none; }
-        &.-only-figures #side { display: block; width: 1fr; border: none; }
-        &.-only-figures #log { display: none; }
+        &.-only-metrics #charts { display: none; }
+        &.-only-metrics #side { display: block; width: 1fr; border: none; }
+        &.-only-metrics #log { display: none; }
     }
     """
 
@@ -105,7 +105,7 @@ class MonitorScreen(ConsoleScreen):
         self._shown_sets: list[ChartSet] = []
         self._page = 0
         self._only: int | None = None
-        self._phase = ""
+        self._keys_for: object = None
         self._series_of: object = None
         self._drawn: list[Series] = []
         self._news: News | str | None = None
@@ -129,7 +129,7 @@ class MonitorScreen(ConsoleScreen):
                 for index in range(_CHARTS):
                     yield Chart("", id=f"chart-{index}", ascii=self.console_app.options.ascii)
             with Vertical(id="side"):
-                yield TextLines(id="figures")
+                yield TextLines(id="metrics")
                 yield TextLines(id="sample")
         yield LogPanel(id="log")
 
@@ -199,8 +199,8 @@ class MonitorScreen(ConsoleScreen):
         if watched.pipeline:
             lines.append(pipeline_line(watched.pipeline, colours))
         lines += self._wrapped([head_line(reader, colours, moment)])
-        if (figures := figures_line(reader, reader.stage)).plain:
-            lines += self._wrapped([figures])
+        if (metrics := headline_line(reader, reader.stage)).plain:
+            lines += self._wrapped([metrics])
         machine = "  ".join(filter(None, (news.machine, memory_text(reader, watched.predicted))))
         if machine:
             lines += self._wrapped([Text(machine)])
@@ -209,8 +209,8 @@ class MonitorScreen(ConsoleScreen):
         if reader.bad_lines:
             notes.append(f"{reader.bad_lines} lines of its events could not be read")
         state = watched.state
-        if (remarks := getattr(reader, "remarks", None)) and not (state and state.phase == "finished"):
-            notes.append(f"! {remarks[-1]}")
+        if (notices := getattr(reader, "remarks", None)) and not (state and state.phase == "finished"):
+            notes.append(f"! {notices[-1]}")
         lines += [Text(one_line(note), style="italic") for note in notes]
         lines += self._wrapped(outcome_lines(watched.run, watched.state, colours))
         lines += self._wrapped([Text(one_line(note), style="italic") for note in getattr(reader, "notes", [])])
@@ -218,20 +218,23 @@ class MonitorScreen(ConsoleScreen):
         pages = self._pages
         where = f"charts {self._page + 1} of {pages}" if pages > 1 and not watched.shows_result else ""
         self.set_heading(watched.source.title, str(watched.source.stage or "another trainer"), watched.note, where)
-        if (phase := state.phase if state else "") != self._phase:
-            self._phase = phase
+        keys_for = state.phase if state else "", pages > 1 or watched.shows_result
+        if keys_for != self._keys_for:
+            self._keys_for = keys_for
             self.refresh_bindings()
 
     def shows_key(self, binding: Binding) -> bool:
-        """Whether a key stands in the last line: only those that can do something to the run as it is."""
+        """Return whether the footer offers a key: only where it can do something to the run as it is."""
         watched = self._watched
         state = watched.state if watched else None
-        match (binding.id or "").partition(".")[2]:
-            case "stop" | "save":
+        match binding.id:
+            case "monitor.stop" | "monitor.save":
                 return state is not None and not state.has_ended
-            case "resume":
+            case "monitor.resume":
                 return can_resume(state)
-            case "clone" | "samples" | "chat":
+            case "monitor.page":
+                return watched is not None and (watched.shows_result or self._pages > 1)
+            case "monitor.clone" | "monitor.samples" | "monitor.chat":
                 return self.actions is not None
             case _:
                 return True
@@ -275,7 +278,7 @@ class MonitorScreen(ConsoleScreen):
 
     def _show_side(self) -> None:
         watched = self.watched
-        self.query_one("#figures", TextLines).show(figure_lines(watched.reader, watched.evaluation))
+        self.query_one("#metrics", TextLines).show(metric_lines(watched.reader, watched.evaluation))
         side = self.query_one("#sample", TextLines)
         side.show(sample_lines(watched.newest_samples, max(20, side.size.width - 1), side.size.height))
 
@@ -335,7 +338,7 @@ class MonitorScreen(ConsoleScreen):
         """Another stage of a pipeline."""
         pipeline = self._watched.pipeline if self._watched else None
         if pipeline is None or not pipeline.children:
-            self.say("only a pipeline has stages to go through")
+            self.say("only a pipeline has stages to switch between")
             return
         names = [child.name for child in pipeline.children]
         current = pipeline.chosen or (pipeline.at_work.name if pipeline.at_work else names[-1])
@@ -346,11 +349,11 @@ class MonitorScreen(ConsoleScreen):
     def action_panel(self, index: int) -> None:
         """One panel alone; the same key again brings the others back."""
         if len(self._shown_sets) <= index < _CHARTS:
-            self.say(f"there are {len(self._shown_sets)} charts here; ] shows more, 5 the log, 6 the figures")
+            self.say(f"there are {len(self._shown_sets)} charts here; ]: next charts, 5: log, 6: metrics")
             return
         self._only = None if self._only == index else index
         self.set_class(self._only == _CHARTS, "-only-log")
-        self.set_class(self._only == _CHARTS + 1, "-only-figures")
+        self.set_class(self._only == _CHARTS + 1, "-only-metrics")
         if self._only is not None and self._only >= _CHARTS:
             self._only, kept = None, self._only
             self._show_charts() if self._watched else None
@@ -364,7 +367,7 @@ class MonitorScreen(ConsoleScreen):
         """Search the log."""
         self.query_one(LogPanel).ask()
 
-    def action_figures(self) -> None:
+    def action_metrics(self) -> None:
         """Every chart and figure in words."""
         if self._watched is None:
             return
@@ -375,19 +378,19 @@ class MonitorScreen(ConsoleScreen):
             chart.unit = chosen.unit
             chart.set_curves(_curves(reader, chosen))
             parts.append(f"{chosen.title}\n{chart.summary()}")
-        lines = [line.plain for line in figure_lines(reader, self.watched.evaluation)]
+        lines = [line.plain for line in metric_lines(reader, self.watched.evaluation)]
         self.console_app.push_screen(TextScreen(self._title, "\n\n".join([*parts, "\n".join(lines)])))
 
     def action_run(self, what: str) -> None:
         """Something done to the run shown; for a pipeline to the pipeline, but samples and chat are its stage's."""
         if self.actions is None:
-            self.say("this directory belongs to another trainer: it is only read")
+            self.say("read-only: this run was started by another trainer")
             return
         if self._watched is None or self._watched.run is None:
             return
         run = self._watched.shown_run if what in ("samples", "chat", "clone") else self._watched.run
         if run is None:
-            self.say("no stage of it has begun yet")
+            self.say("no stage has started yet")
         elif what == "delete":
             self.actions.delete(run.id, then=self.action_back)
         elif what == "pause":

@@ -28,9 +28,9 @@ from .confirm import AskScreen
 _EMPTY = """\
 No runs here yet.
 
-  n   launch the first one: choose a model and a stage, see what it will cost
-  o   look at another trainer's directory
-  :   everything else, by name
+  n   launch the first one: choose a model and a stage, see what memory it needs
+  o   open another trainer's directory
+  :   all commands, by name
 
 `stackllama-console demo` runs the whole recipe in minutes, without a GPU."""
 
@@ -60,11 +60,11 @@ class RunsTable(DataTable[Text]):
     """A table of runs; its cursor keys have names of our own."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("j", "cursor_down", "down", id="table.down", show=False),
-        Binding("k", "cursor_up", "up", id="table.up", show=False),
-        Binding("g", "scroll_top", "first", id="table.top", show=False),
-        Binding("G", "scroll_bottom", "last", id="table.bottom", show=False),
-        Binding("enter", "select_cursor", "look", id="runs.open"),
+        Binding("j", "cursor_down", "next run", id="table.down", show=False),
+        Binding("k", "cursor_up", "previous run", id="table.up", show=False),
+        Binding("g", "scroll_top", "first run", id="table.top", show=False),
+        Binding("G", "scroll_bottom", "last run", id="table.bottom", show=False),
+        Binding("enter", "select_cursor", "open", id="runs.open"),
     ]
     take_key: KeyTaker | None = None
 
@@ -80,17 +80,17 @@ class RunsScreen(ConsoleScreen):
     HEADING = "runs"
     WIDGETS_WITH_KEYS: ClassVar[tuple[str, ...]] = ("RunsTable",)
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("n", "launch", "new", id="runs.launch"),
+        Binding("n", "launch", "launch", id="runs.launch"),
         Binding("x", "run('stop')", "stop", id="runs.stop"),
-        Binding("w", "run('save')", "save now", id="runs.save", show=False),
+        Binding("w", "run('save')", "save checkpoint", id="runs.save", show=False),
         Binding("r", "run('resume')", "resume", id="runs.resume"),
         Binding("e", "run('clone')", "edit a copy", id="runs.clone", show=False),
-        Binding("a", "run('samples')", "answers", id="runs.samples"),
-        Binding("t", "run('chat')", "talk", id="runs.chat", show=False),
+        Binding("a", "run('samples')", "samples", id="runs.samples"),
+        Binding("t", "run('chat')", "chat", id="runs.chat", show=False),
         Binding("space", "select", "select", id="runs.select"),
         Binding("c", "compare", "compare", id="runs.compare"),
         Binding("D", "run('delete')", "delete", id="runs.delete", show=False),
-        Binding("z", "fold", "fold or unfold a pipeline", id="runs.fold", show=False),
+        Binding("z", "fold", "fold / unfold pipeline", id="runs.fold", show=False),
         Binding("o", "attach", "open another trainer's directory", id="runs.attach", show=False),
         Binding("slash", "filter", "filter", id="runs.filter", key_display="/"),
     ]
@@ -157,10 +157,10 @@ class RunsScreen(ConsoleScreen):
         try:
             gpus = known_gpus(_NVML_SECONDS)
         except RefusedError:
-            self._machine = "GPUs: NVML does not answer"
+            self._machine = "GPUs unknown: NVML does not respond"
         else:
             self._machine_known = True
-            self._machine = ", ".join(gpu.name for gpu in gpus) or "no GPU: runs use the CPU"
+            self._machine = ", ".join(gpu.name for gpu in gpus) or "no GPU; runs use the CPU"
         return self._machine != before
 
     def show(self, news: Any) -> None:
@@ -280,7 +280,7 @@ class RunsScreen(ConsoleScreen):
                 Text("  ".join(filter(None, (row.id, str(row.stage or ""), model_label(row.model)))), style="dim")
             )
             if row.elsewhere:
-                lines.append(Text(f"{row.phase} {row.elsewhere}: from here it is looked at and stopped"))
+                lines.append(Text(f"{row.phase} {row.elsewhere}: from here it can only be viewed and stopped"))
             if row.trouble:
                 lines.append(Text(row.trouble))
             if row.cause and row.phase != "finished":
@@ -288,7 +288,7 @@ class RunsScreen(ConsoleScreen):
             if hint := advice_of_row(row):
                 lines.append(Text(hint, style="dim"))
         elif self.filter_text:
-            lines.append(Text("no run matches the filter; esc shows all of them"))
+            lines.append(Text("no run matches the filter; esc clears it"))
         self.query_one("#about", TextLines).show(lines)
         self.refresh_bindings()
 
@@ -302,17 +302,20 @@ class RunsScreen(ConsoleScreen):
         self.set_class(self.size.height < 12, "-low")
 
     def shows_key(self, binding: Binding) -> bool:
-        """Whether a key stands in the last line: only those that can do something to the run under the cursor."""
+        """Return whether the footer offers a key: only where it can do something to the run under the cursor."""
         row = self.row
+        readable = row is not None and row.phase != "damaged"
         ended = row is not None and row.phase in ENDED
-        match (binding.id or "").partition(".")[2]:
-            case "samples" | "select":
+        match binding.id:
+            case "runs.open" | "runs.samples":
+                return readable
+            case "runs.stop":
+                return readable and not ended
+            case "runs.resume":
+                return ended and row is not None and row.phase != "finished"
+            case "runs.select":
                 return row is not None
-            case "stop":
-                return row is not None and not ended and row.phase != "damaged"
-            case "resume":
-                return row is not None and ended and row.phase != "finished"
-            case "compare":
+            case "runs.compare":
                 return len(self.selected) > 1
             case _:
                 return True
@@ -337,7 +340,7 @@ class RunsScreen(ConsoleScreen):
     def action_run(self, what: str) -> None:
         """Something done to the run under the cursor."""
         if self.row is None:
-            self.say("there is no run under the cursor")
+            self.say("no run is selected")
         elif self.row.phase == "damaged" and what not in _OF_DAMAGED:
             self.say(self.row.trouble or "", trouble=True)
         else:
@@ -358,7 +361,7 @@ class RunsScreen(ConsoleScreen):
     def action_compare(self) -> None:
         """Two or more runs side by side."""
         if len(self.selected) < 2:
-            self.say("select two runs or more with space, then compare them")
+            self.say("select two or more runs with space, then compare them")
             return
         self.console_app.open_comparison(list(self.selected))
 
@@ -371,7 +374,7 @@ class RunsScreen(ConsoleScreen):
 
     def action_attach(self) -> None:
         """Watch a directory of another trainer."""
-        question = "A directory with trainer_state.json, trainer_log.jsonl or TensorBoard events (it is only read):"
+        question = "Directory with trainer_state.json, trainer_log.jsonl or TensorBoard events (opened read-only):"
 
         def answered(path: str | None) -> None:
             if path and path.strip():

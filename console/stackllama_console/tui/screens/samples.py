@@ -59,11 +59,11 @@ class SamplesScreen(ConsoleScreen):
         Binding("o", "sort", "sort", id="samples.sort", tooltip="Sort by step, reward, KL, length in turn"),
         Binding("r", "reverse", "reverse", id="samples.reverse"),
         Binding("slash", "filter", "filter", id="samples.filter", key_display="/"),
-        Binding("f", "follow", "follow", id="samples.follow", tooltip="All answers to this question by step"),
-        Binding("b", "pairs", "before/after", id="samples.pairs", tooltip="Held-out questions before and after PPO"),
-        Binding("d", "scroll_detail(4)", "text down", id="samples.text_down", show=False),
-        Binding("u", "scroll_detail(-4)", "text up", id="samples.text_up", show=False),
-        Binding("Y", "copy", "copy the sample", id="samples.copy", show=False),
+        Binding("f", "follow", "follow", id="samples.follow", tooltip="All responses to this prompt, by step"),
+        Binding("b", "pairs", "before/after", id="samples.pairs", tooltip="Held-out prompts before and after PPO"),
+        Binding("d", "scroll_detail(4)", "scroll text down", id="samples.text_down", show=False),
+        Binding("u", "scroll_detail(-4)", "scroll text up", id="samples.text_up", show=False),
+        Binding("Y", "copy", "copy sample", id="samples.copy", show=False),
     ]
 
     def __init__(self, run: RunDir) -> None:
@@ -86,7 +86,7 @@ class SamplesScreen(ConsoleScreen):
                 with Horizontal(id="sides"):
                     yield Static("", id="left", markup=False)
                     yield Static("", id="right", markup=False)
-        line = Input(placeholder="text in question or answer; enter filters, escape leaves", compact=True, id="filter")
+        line = Input(placeholder="text in prompt or response; enter filters, escape cancels", compact=True, id="filter")
         line.cursor_blink = False
         yield line
 
@@ -227,16 +227,16 @@ class SamplesScreen(ConsoleScreen):
         listing, wanted = self.listing, self.wanted
         parts: list[str] = [self.run_id]
         if wanted.mode == "pairs":
-            parts += [f"{len(listing)} questions before and after PPO", listing.evaluation]
+            parts += [f"{len(listing)} prompts before and after PPO", listing.evaluation]
         elif wanted.mode == "prompt":
-            parts.append(f"one prompt, {len(listing):,} answers by step")
+            parts.append(f"one prompt, {len(listing):,} responses by step")
         else:
             shown = f"{listing.total:,} samples"
             if wanted.text:
                 shown = f"{len(listing):,} of {listing.total:,} with “{one_line(wanted.text)}”"
             parts.append(f"{shown} by {_NAMES[wanted.sort]} {'↓' if wanted.descending else '↑'}")
             if listing.searching:
-                parts.append("searching…")
+                parts.append("searching …")
         if listing.live:
             parts.append("● live")
         self.set_heading(*parts)
@@ -271,9 +271,9 @@ class SamplesScreen(ConsoleScreen):
         elif self._selected >= 0 and self.wanted.mode == "rows" and len(self.listing):
             self._want(mode="prompt", prompt=self._selected)
         elif self.wanted.mode == "pairs":
-            self.say("These questions are answered only before and after PPO. b: the rollouts, where f follows one.")
+            self.say("Held-out prompts are sampled only before and after PPO; b: rollouts, where f follows a prompt.")
         else:
-            self.say("Select a sample first: follow shows all answers to its question.")
+            self.say("Select a sample first: follow shows all responses to its prompt.")
 
     def action_pairs(self) -> None:
         """Before beside after, and back."""

@@ -56,18 +56,20 @@ class Chart(Widget, can_focus=True):
     """
     COMPONENT_CLASSES: ClassVar[set[str]] = set(COMPONENTS.values())
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("y", "log", "Log axis", id="chart.log", show=False, tooltip="Logarithmic value axis, on or off"),
-        Binding("s", "smooth", "Smooth", id="chart.smooth", show=False, tooltip="Smoothing: off, 0.6, 0.9, 0.97"),
-        Binding("plus,equals_sign", "zoom(0.5)", "Zoom in", id="chart.zoom_in", show=False),
-        Binding("minus", "zoom(2.0)", "Zoom out", id="chart.zoom_out", show=False),
-        Binding("0", "reset", "Whole run", id="chart.reset", show=False),
-        Binding("left,h", "pan(-1)", "Left", id="chart.pan_left", show=False, tooltip="Pan, or the cursor, left"),
+        Binding("y", "log", "log axis", id="chart.log", show=False, tooltip="Logarithmic value axis, on or off"),
+        Binding("s", "smooth", "smooth", id="chart.smooth", show=False, tooltip="Smoothing: off, 0.6, 0.9, 0.97"),
+        Binding("plus,equals_sign", "zoom(0.5)", "zoom in", id="chart.zoom_in", show=False),
+        Binding("minus", "zoom(2.0)", "zoom out", id="chart.zoom_out", show=False),
+        Binding("0", "reset", "show whole run", id="chart.reset", show=False),
         Binding(
-            "right,l", "pan(1)", "Right", id="chart.pan_right", show=False, tooltip="Pan, or move the cursor, right"
+            "left,h", "pan(-1)", "pan left", id="chart.pan_left", show=False, tooltip="Pan, or move the cursor, left"
         ),
-        Binding("home", "end(-1)", "To the start", id="chart.home", show=False),
-        Binding("end", "end(1)", "To the newest", id="chart.end", show=False),
-        Binding("c", "cursor", "Cursor", id="chart.cursor", show=False, tooltip="Read values at a cursor"),
+        Binding(
+            "right,l", "pan(1)", "pan right", id="chart.pan_right", show=False, tooltip="Pan, or move the cursor, right"
+        ),
+        Binding("home", "end(-1)", "pan to start", id="chart.home", show=False),
+        Binding("end", "end(1)", "pan to newest", id="chart.end", show=False),
+        Binding("c", "cursor", "cursor", id="chart.cursor", show=False, tooltip="Read values at a cursor"),
     ]
 
     def __init__(

@@ -72,12 +72,12 @@ class FactsTable(ScrollView, can_focus=True, inherit_bindings=False):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("j,down", "move(1)", "down", id="facts.down", show=False),
         Binding("k,up", "move(-1)", "up", id="facts.up", show=False),
-        Binding("ctrl+d,pagedown", "page(1)", "a page down", id="facts.page_down", show=False),
-        Binding("ctrl+u,pageup", "page(-1)", "a page up", id="facts.page_up", show=False),
-        Binding("g,home", "end(False)", "to the top", id="facts.top", show=False),
-        Binding("G,end", "end(True)", "to the end", id="facts.bottom", show=False),
-        Binding("l,right", "shift(1)", "runs further right", id="facts.right", show=False),
-        Binding("h,left", "shift(-1)", "runs further left", id="facts.left", show=False),
+        Binding("ctrl+d,pagedown", "page(1)", "page down", id="facts.page_down", show=False),
+        Binding("ctrl+u,pageup", "page(-1)", "page up", id="facts.page_up", show=False),
+        Binding("g,home", "end(False)", "top", id="facts.top", show=False),
+        Binding("G,end", "end(True)", "bottom", id="facts.bottom", show=False),
+        Binding("l,right", "shift(1)", "scroll right", id="facts.right", show=False),
+        Binding("h,left", "shift(-1)", "scroll left", id="facts.left", show=False),
     ]
 
     def __init__(self, title: str, *, ascii_only: bool = False, id: str | None = None) -> None:  # Textual's name

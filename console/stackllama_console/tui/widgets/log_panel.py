@@ -25,7 +25,7 @@ class LogPanel(Vertical):
     }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "close_search", "end the search", id="log.close", show=False),
+        Binding("escape", "close_search", "close search", id="log.close", show=False),
     ]
 
     def __init__(self, *, id: str | None = None) -> None:
@@ -35,7 +35,7 @@ class LogPanel(Vertical):
     def compose(self) -> ComposeResult:
         """Status above, search where it is asked for, the lines."""
         yield TextLines(id="log-status")
-        line = Input(id="log-search", placeholder="search the log; enter: next, escape: end", compact=True)
+        line = Input(id="log-search", placeholder="search log; enter: next match, escape: close", compact=True)
         line.cursor_blink = False
         yield line
         yield LogView(id="log-view")

@@ -49,17 +49,17 @@ class LogView(Widget, can_focus=True):
     """
     COMPONENT_CLASSES: ClassVar[set[str]] = {f"log--{part}" for part in (*LETTER, "match", "current")}
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("g,home", "top", "Top", id="log.top", show=False, tooltip="The oldest line kept"),
-        Binding("G,end", "end", "Follow", id="log.end", show=False, tooltip="The newest line, and follow it"),
-        Binding("j,down", "scroll(1)", "Down", id="log.down", show=False),
-        Binding("k,up", "scroll(-1)", "Up", id="log.up", show=False),
-        Binding("space,pagedown", "page(1)", "Page down", id="log.page_down", show=False),
-        Binding("b,pageup", "page(-1)", "Page up", id="log.page_up", show=False),
-        Binding("h,left", "sideways(-1)", "Left", id="log.left", show=False),
-        Binding("l,right", "sideways(1)", "Right", id="log.right", show=False),
-        Binding("v", "level", "Least level shown", id="log.level", show=False, tooltip="all, info, warning, error"),
-        Binding("n", "next", "Next match", id="log.next", show=False),
-        Binding("N", "previous", "Previous match", id="log.previous", show=False),
+        Binding("g,home", "top", "top", id="log.top", show=False, tooltip="The oldest line kept"),
+        Binding("G,end", "end", "follow newest line", id="log.end", show=False),
+        Binding("j,down", "scroll(1)", "down", id="log.down", show=False),
+        Binding("k,up", "scroll(-1)", "up", id="log.up", show=False),
+        Binding("space,pagedown", "page(1)", "page down", id="log.page_down", show=False),
+        Binding("b,pageup", "page(-1)", "page up", id="log.page_up", show=False),
+        Binding("h,left", "sideways(-1)", "scroll left", id="log.left", show=False),
+        Binding("l,right", "sideways(1)", "scroll right", id="log.right", show=False),
+        Binding("v", "level", "minimum log level", id="log.level", show=False, tooltip="all, info, warning, error"),
+        Binding("n", "next", "next match", id="log.next", show=False),
+        Binding("N", "previous", "previous match", id="log.previous", show=False),
     ]
 
     class StatusChanged(Message):
@@ -128,7 +128,7 @@ class LogView(Widget, can_focus=True):
             found = f"match {position} of {count}" if position else f"{count} matches" if count else "no match"
             parts.append(f"{found}: {self._searched}")
         if reader is not None and reader.dropped:
-            parts.append(f"{reader.dropped} lines came too fast to be kept")
+            parts.append(f"{reader.dropped} lines skipped (too fast)")
         if reader is not None and reader.trouble:
             parts.append(reader.trouble)
         return ", ".join(parts)
@@ -301,7 +301,7 @@ class LogView(Widget, can_focus=True):
         shown = [self._row(line) for line in lines]
         if not shown:
             everything = rows.minimum == "debug"
-            shown.append(("mark", "no lines" if everything else f"no line of level {rows.minimum} or above", False))
+            shown.append(("mark", "no lines" if everything else f"no lines at level {rows.minimum} or above", False))
         return [*shown, *[_BLANK] * (height - len(shown))]
 
     def _row(self, line: LogLine) -> _Row:

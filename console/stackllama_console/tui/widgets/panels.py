@@ -19,7 +19,7 @@ _LABEL = 17
 _TEXT_LINES = 6
 
 
-def figure_lines(reader: Reader, evaluation: str = "") -> list[Text]:
+def metric_lines(reader: Reader, evaluation: str = "") -> list[Text]:
     """Every metric's first and newest value, the stage's own first, under how held-out prompts were answered."""
     history = reader.history
     names = labels_for(reader.stage, history.last)
@@ -27,7 +27,7 @@ def figure_lines(reader: Reader, evaluation: str = "") -> list[Text]:
         return []
     lines = [Text(f"{'':{_LABEL}} {'first':>9} {'now':>9}", style="dim")]
     if evaluation:  # above, because the panel shows no more than fits
-        parts = textwrap.wrap(f"held out: {evaluation}", len(lines[0]))
+        parts = textwrap.wrap(f"held-out: {evaluation}", len(lines[0]))
         lines = [*(Text(part, style="dim") for part in parts), *lines]
     for name, label in names:
         first, last = history.first.get(name), history.last[name]

@@ -45,9 +45,9 @@ class RowList(ScrollView, can_focus=True, inherit_bindings=False):
     }
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("j,down", "move(1)", "next row", id="rows.down", show=False),
-        Binding("k,up", "move(-1)", "row before", id="rows.up", show=False),
-        Binding("pagedown,ctrl+d", "page(1)", "a page down", id="rows.page_down", show=False),
-        Binding("pageup,ctrl+u", "page(-1)", "a page up", id="rows.page_up", show=False),
+        Binding("k,up", "move(-1)", "previous row", id="rows.up", show=False),
+        Binding("pagedown,ctrl+d", "page(1)", "page down", id="rows.page_down", show=False),
+        Binding("pageup,ctrl+u", "page(-1)", "page up", id="rows.page_up", show=False),
         Binding("g,home", "end(False)", "first row", id="rows.first", show=False),
         Binding("G,end", "end(True)", "last row", id="rows.last", show=False),
     ]

@@ -18,13 +18,13 @@ def heading(listing: Listing, width: int) -> str:
     """Titles of the columns of a listing."""
     match listing.wanted.mode:
         case "pairs":
-            return f"{'before':>8} {'after':>8} {'reward':>9}  {'true utility':<13} question"
+            return f"{'before':>8} {'after':>8} {'reward':>9}  {'true utility':<13} prompt"
         case "prompt":
             extra = f" {'KL':>8} {'':>{_FOLLOW}} {'length':>6} end" if width >= _ROOMY + 16 else ""
-            return f"{'step':>7} {'reward':>8} {'':>{_FOLLOW}}{extra}  answer"
+            return f"{'step':>7} {'reward':>8} {'':>{_FOLLOW}}{extra}  response"
         case _:
             extra = f" {'KL':>8} {'length':>6} end" if width >= _ROOMY else ""
-            return f"{'step':>7} {'reward':>8}{extra}  question → answer"
+            return f"{'step':>7} {'reward':>8}{extra}  prompt → response"
 
 
 def sample_row(sample: Sample | None, width: int) -> Pieces:
@@ -92,7 +92,7 @@ def facts(sample: Sample) -> Text:
     if sample.length is not None:
         parts.append(f"{sample.length:,} tokens")
     if sample.ended is not None:
-        parts.append("ended by itself" if sample.ended else "cut off at the limit")
+        parts.append("ended" if sample.ended else "truncated at the length limit")
     if sample.utility is not None:
         parts.append(f"true utility {figure(sample.utility)}")
     return Text(" · ".join(part for part in parts if part), style="bold")
@@ -107,8 +107,8 @@ def _reward(sample: Sample) -> str:
 def sample_text(sample: Sample) -> Text:
     """A sample in full."""
     text = facts(sample)
-    for title, body in (("question", sample.question), ("answer", sample.response)):
-        text.append(f"\n\n{title}  " if title == "answer" else f"\n{title}  ", style="not bold italic dim")
+    for title, body in (("prompt", sample.question), ("response", sample.response)):
+        text.append(f"\n\n{title}  " if title == "response" else f"\n{title}  ", style="not bold italic dim")
         text.append(body or "(empty)", style="not bold")
     return text
 
@@ -117,7 +117,7 @@ def side_text(title: str, sample: Sample | None) -> Text:
     """One side of a pair in full."""
     text = Text(f"{title}\n", style="bold")
     if sample is None:
-        return text.append("not answered yet", style="not bold dim")
+        return text.append("no response yet", style="not bold dim")
     values = [f"reward {figure(sample.reward)}"]
     if sample.utility is not None:
         values.append(f"true utility {figure(sample.utility)}")
@@ -129,7 +129,7 @@ def side_text(title: str, sample: Sample | None) -> Text:
 
 def question_text(pair: Pair) -> Text:
     """The question that both sides answer."""
-    return Text.assemble(("question  ", "italic dim"), pair.question, "\n")
+    return Text.assemble(("prompt  ", "italic dim"), pair.question, "\n")
 
 
 def _when(sample: Sample) -> str:
@@ -138,7 +138,7 @@ def _when(sample: Sample) -> str:
 
 def _when_in_words(sample: Sample) -> str:
     if sample.when in ("before", "after"):
-        return f"{sample.when} PPO, held-out question"
+        return f"{sample.when} PPO, held-out prompt"
     return f"step {sample.step}" if sample.row >= 0 else ""
 
 

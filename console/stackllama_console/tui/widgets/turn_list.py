@@ -76,10 +76,10 @@ class TurnList(ScrollView, can_focus=True, inherit_bindings=False):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("j,down", "scroll(1)", "down", id="turns.down", show=False),
         Binding("k,up", "scroll(-1)", "up", id="turns.up", show=False),
-        Binding("pagedown,ctrl+d", "page(1)", "a page down", id="turns.page_down", show=False),
-        Binding("pageup,ctrl+u", "page(-1)", "a page up", id="turns.page_up", show=False),
-        Binding("g,home", "end(False)", "to the first question", id="turns.first", show=False),
-        Binding("G,end", "end(True)", "to the newest answer", id="turns.last", show=False),
+        Binding("pagedown,ctrl+d", "page(1)", "page down", id="turns.page_down", show=False),
+        Binding("pageup,ctrl+u", "page(-1)", "page up", id="turns.page_up", show=False),
+        Binding("g,home", "end(False)", "first question", id="turns.first", show=False),
+        Binding("G,end", "end(True)", "newest answer", id="turns.last", show=False),
     ]
 
     def __init__(self, *, id: str | None = None) -> None:  # Textual's name
