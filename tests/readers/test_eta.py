@@ -8,7 +8,7 @@ Points = list[tuple[float, int]]
 
 
 def steady(count: int, pace: float, first: int = 1) -> Points:
-    """Step ``first`` at 0 s, and ``count`` - 1 more."""
+    """Add step ``first`` at 0 s, and ``count`` - 1 more."""
     return [(index * pace, first + index) for index in range(count)]
 
 

@@ -47,7 +47,7 @@ def start() -> Iterator[Start]:
 
 
 def until(process: ChatProcess, wanted: Callable[[ChatEvent], bool]) -> list[ChatEvent]:
-    """Everything up to and with the first event that is wanted."""
+    """Return everything up to and with the first event that is wanted."""
     events: list[ChatEvent] = []
     deadline = time.monotonic() + PATIENCE
     while True:

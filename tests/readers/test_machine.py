@@ -28,7 +28,7 @@ _IDLE = "import time; print('up', flush=True); time.sleep(100)"
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
-    """A process that is marked as one of a run's."""
+    """Start a process that is marked as one of a run's."""
     started: list[subprocess.Popen[bytes]] = []
 
     def begin(

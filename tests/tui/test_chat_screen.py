@@ -51,7 +51,7 @@ def run(home: Home) -> RunDir:
 
 
 def _talk(run: RunDir, starter: Starter, script: Callable[[Driven], Any], size: tuple[int, int] = (80, 24)) -> None:
-    """Afterwards no generator is alive, however the screen was left."""
+    """Run a script and assert that no generator is alive afterwards, however the screen was left."""
     drive(Home(run.path.parents[1]), lambda: ChatScreen(run, start=starter), script, size)
     assert starter.processes
     assert not any(process.alive for process in starter.processes)

@@ -23,7 +23,7 @@ IDS = ["sweep-lr4-a1-ppo", "sweep-lr6-b2-ppo"]
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
-    """Two PPO runs with one metric of their own each."""
+    """Make two PPO runs with one metric of their own each."""
     home = isolate(tmp_path, monkeypatch)
     first = make_run(home, Stage.PPO, IDS[0], "learning_rate=0.0004", versions={"torch": "2.1"}, git_commit="a" * 40)
     second = make_run(

@@ -26,7 +26,7 @@ MARKUP = "[@click=app.quit]"
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
-    """Runs of several stages and states, all hostile, and files that are no runs."""
+    """Make runs of several stages and states, all hostile, and files that are no runs."""
     home = isolate(tmp_path, monkeypatch)
     hostile_run(home)
     hostile_run(home, "hostile-alive", Stage.SFT, phase="running")
@@ -43,7 +43,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
 
 @pytest.fixture(autouse=True)
 def no_quit(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """An action that fires by itself would be this one."""
+    """Fail if an action fires by itself."""
     fired: list[str] = []
     original = ConsoleApp.action_quit
 
@@ -72,7 +72,7 @@ async def _tour(shown: Shown, *keys: str) -> None:
 
 
 async def _paste(shown: Shown, text: str) -> None:
-    """As a terminal pastes."""
+    """Paste as a terminal does."""
     shown.app.post_message(events.Paste(text))
     await shown.pilot.pause(0.1)
     shown.assert_clean()

@@ -85,12 +85,12 @@ def numbered(count: int, first: int = 0) -> list[str]:
 
 
 def shown(view: LogView) -> list[str]:
-    """What is on the screen, gutter left out."""
+    """Return what is on the screen, without the gutter."""
     return [view.render_line(y).text[2:].rstrip() for y in range(view.content_size.height)]
 
 
 def painted(view: LogView, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Region, ...]]:
-    """Every refresh from now on; an empty tuple is all of it."""
+    """Record every refresh from now on; an empty tuple is all of it."""
     calls: list[tuple[Region, ...]] = []
     real = view.refresh
 

@@ -64,7 +64,7 @@ def test_a_finished_run_at_80_by_24(stocked: Home) -> None:
 
 
 def test_held_out_figures_say_how_they_were_sampled(stocked: Home) -> None:
-    """A run that has ended: its recipe says the temperature, its result the number of prompts."""
+    """Watch an ended run: its recipe says the temperature, its result the number of prompts."""
     run = stocked.run("aligned")
     write_metrics(run, {"eval/mean_reward": [0.5, 1.5], "tokens_per_second": [100.0], "val/ratio_first": [1.0]})
     run.write_json("result.json", {"stage": "ppo", "before": {"questions": 64}, "after": {"questions": 64}})

@@ -18,7 +18,7 @@ from stackllama_engine.contract.stages import Stage
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
-    """Running on another machine, silent for five minutes; its lock is free as seen from here."""
+    """Make a run on another machine, silent for five minutes; its lock is free as seen from here."""
     run = make_run(isolate(tmp_path, monkeypatch), Stage.SFT, "far", phase="running")
     run.write_state(msgspec.structs.replace(run.read_state(), host=Host(name="gpu17", boot_id="another-boot")))
     then = time.time() - 310

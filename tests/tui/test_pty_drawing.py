@@ -1,4 +1,4 @@
-"""What a real terminal is sent: few colours or none, ASCII alone, other sizes; nothing while nothing happens."""
+"""Output to a real terminal: few colours or none, ASCII alone, other sizes; nothing while nothing happens."""
 
 import re
 from collections.abc import Callable

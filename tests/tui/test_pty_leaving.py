@@ -1,4 +1,4 @@
-"""How the console leaves a real terminal: by key, by signal, by hang-up, stalled, crashed. It is as it was before."""
+"""Leaving a real terminal by key, signal, hang-up, stalled or crashed: it is as it was before."""
 
 import os
 import signal
@@ -91,7 +91,7 @@ def test_it_goes_on_when_a_stalled_terminal_takes_bytes_again(terminal: Open) ->
 
 
 def _wait_until_stalled(console: Terminal) -> None:
-    """Until it computes no longer: processor time (all but) stands still."""
+    """Wait until the process is stalled: its processor time (all but) stands still."""
     deadline, last = time.monotonic() + 60, -1.0
     while (used := console.cpu_seconds()) - last > 0.03:
         assert time.monotonic() < deadline, "it never stalled"

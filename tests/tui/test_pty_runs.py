@@ -30,7 +30,7 @@ def working(stocked: Home) -> Iterator[RunDir]:
 
 
 def _steps(run: RunDir) -> int:
-    """Steps the worker has done."""
+    """Return the steps the worker has done."""
     return (run.attempt_dir(1) / "events.jsonl").read_bytes().count(b'"progress"')
 
 
@@ -40,7 +40,7 @@ def _shown_step(console: Terminal) -> int:
 
 
 def _goes_on(run: RunDir) -> bool:
-    """Whether the worker goes on writing."""
+    """Return whether the worker still writes."""
     before = size(run)
     wait_for(lambda: size(run) > before)
     return not run.read_state().has_ended

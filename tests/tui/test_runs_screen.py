@@ -172,7 +172,7 @@ def test_the_filter_narrows_by_any_word_and_escape_ends_it(stocked: Home) -> Non
 
 
 def test_keys_typed_ahead_reach_the_filter(stocked: Home) -> None:
-    """`o` and `x` are commands of the list; behind a slash in the same read they are text."""
+    """Type `o` and `x`: commands of the list, but text behind a slash in the same read."""
 
     async def script(shown: Shown) -> None:
         await _ready(shown)
@@ -276,7 +276,7 @@ def test_another_trainers_directory_is_asked_for(stocked: Home, tmp_path: Any) -
 
 
 class Asked:
-    """What was asked of runs, in the place of the real thing."""
+    """Records what was asked of runs, in the place of the real thing."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.calls: list[str] = []
@@ -430,7 +430,7 @@ def test_a_pipeline_goes_with_its_stages(pipeline: Home) -> None:
 
 
 def _damaged(home: Home) -> RunDir:
-    """The first row: its recipe's age is all that is known of its own."""
+    """Make a damaged run, the first row: its recipe's age is all that is known of it."""
     run = make_run(home, Stage.SFT, "zzz")
     run.write_launch(msgspec.structs.replace(run.read_launch(), host=socket.gethostname()))
     (run.path / "state.json").write_text("{")

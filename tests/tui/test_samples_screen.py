@@ -28,7 +28,7 @@ def _row(step: int, question: str = "why?", **fields: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
-    """Forty steps of one row each, every fourth of the same question."""
+    """Make a run of forty steps of one row each, every fourth of the same question."""
     run = make_run(isolate(tmp_path, monkeypatch), Stage.PPO, "trained")
     add_samples(run, *(_row(step, "how?" if step % 4 == 0 else f"what {step}?") for step in range(1, 41)))
     return run
@@ -43,7 +43,7 @@ def _home(run: RunDir) -> Home:
 
 
 def _steps(driven: Driven) -> list[int]:
-    """Steps of the rows in sight."""
+    """Return the steps of the rows in sight."""
     rows = [line for line in driven.lines if "→" in line and "question" not in line]
     return [int(line.split()[0]) for line in rows]
 

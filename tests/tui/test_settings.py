@@ -1,4 +1,4 @@
-"""What is remembered: kept whole, private, tolerant of what is damaged or of a newer version."""
+"""Settings: kept whole, private, tolerant of what is damaged or of a newer version."""
 
 import os
 from pathlib import Path

@@ -24,7 +24,7 @@ _IDS = re.compile(r"terminal-\d+")
 
 @pytest.fixture(autouse=True)
 def still(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The clock stands, and the machine has nothing to say."""
+    """Hold the clock, and keep the machine silent."""
     monkeypatch.setattr(status, "now", lambda: NOW)
     monkeypatch.setattr(runs_module, "now", lambda: NOW)
     monkeypatch.setattr("stackllama_console.tui.screens.monitor.now", lambda: NOW)

@@ -81,7 +81,7 @@ def test_a_persons_theme_replaces_a_built_in_one(tmp_path: Path) -> None:
 
 
 def _contrast(one: Color, other: Color) -> float:
-    """WCAG 2.2's contrast ratio, from its own formula: (L1 + 0.05) / (L2 + 0.05)."""
+    """Return WCAG 2.2's contrast ratio, from its own formula: (L1 + 0.05) / (L2 + 0.05)."""
     high, low = sorted((_luminance(one), _luminance(other)), reverse=True)
     return (high + 0.05) / (low + 0.05)
 

@@ -47,9 +47,9 @@ class Ended(Struct, frozen=True, kw_only=True):
     """The process is gone; nothing comes after this."""
 
     message: str
-    """Why, in a sentence."""
+    """The cause, in a sentence."""
     exit_code: int
-    """Its own; 128 + N for signal N."""
+    """The process's exit code; 128 + N for signal N."""
 
 
 ChatEvent = Reply | Ended
@@ -68,7 +68,7 @@ class ChatProcess:
 
     def __init__(self, argv: Sequence[str], environment: Mapping[str, str]) -> None:
         self.ready: Ready | None = None
-        """What was loaded; None as long as it loads."""
+        """The loaded model; None while it loads."""
         self._events: deque[ChatEvent] = deque()
         self._news = threading.Condition()
         self._closing = False
@@ -103,7 +103,7 @@ class ChatProcess:
 
     @property
     def pid(self) -> int:
-        """Of the generator."""
+        """The process id of the generator."""
         return self._process.pid
 
     @property
@@ -120,7 +120,7 @@ class ChatProcess:
         temperature: float = 1.0,
         seed: int = 0,
     ) -> int:
-        """Ask; the answers come through `poll`, one side after the other. May be called before it is ready.
+        """Ask a question; answers come through `poll`, one side after the other. May be called before it is ready.
 
         Returns:
             the question's id.
@@ -157,12 +157,12 @@ class ChatProcess:
         return self._last_id
 
     def cancel(self, question: int) -> None:
-        """Give up an answer; its sides still come as done, marked ``cancelled``."""
+        """Cancel an answer; its sides still come as done, marked ``cancelled``."""
         if question in self._open:  # else it was done meanwhile
             self._requests.put(msgspec.json.encode(Cancel(question)) + b"\n")
 
     def poll(self) -> list[ChatEvent]:
-        """What came since the last call, oldest first; never waits."""
+        """Return what came since the last call, oldest first; never waits."""
         with self._news:
             events = list(self._events)
             self._events.clear()
@@ -170,7 +170,7 @@ class ChatProcess:
         return events
 
     def wait(self, seconds: float) -> list[ChatEvent]:
-        """As `poll`, after waiting until there is something, at most so long."""
+        """Return as `poll` does, after waiting until there is something, at most so long."""
         with self._news:
             self._news.wait_for(lambda: bool(self._events), seconds)
         return self.poll()
@@ -265,7 +265,7 @@ class ChatProcess:
 
 
 def start_chat(run: RunDir, checkpoint: str | None = None, *, cpu: bool = False) -> ChatProcess:
-    """The generator of a run's result, or of a checkpoint (``step-000100`` or ``100``).
+    """Start the generator of a run's result, or of a checkpoint (``step-000100`` or ``100``).
 
     Raises:
         RefusedError: a run of this stage does not write text, or nothing is trained yet.

@@ -22,7 +22,7 @@ LONGEST = 8192
 MOST_CHARACTERS = 8_000_000
 """In all lines together: thousands of endless lines do not fill the memory either."""
 LOG_NAMES = (".log", "log.txt")
-"""How the names of another trainer's logs end."""
+"""Endings of the names of another trainer's logs."""
 MOST_BYTES = 64 << 20
 """Taken in at one poll; more than that is passed over."""
 
@@ -84,7 +84,7 @@ class LogReader:
         return self._attempt
 
     def since(self, number: int) -> list[LogLine]:
-        """The kept lines after the one with this number."""
+        """Return the kept lines after the one with this number."""
         with self._lock:
             lines = self._lines
             if not lines or lines[-1].number <= number:
@@ -97,7 +97,7 @@ class LogReader:
         return [line for line in newest if line.number > number]
 
     def poll(self) -> int:
-        """Take in what was written since; how many lines came, those that were dropped included."""
+        """Read what was written since; return how many lines came, those that were dropped included."""
         before = self._count
         try:
             self._switch()
@@ -112,7 +112,7 @@ class LogReader:
         return self._count - before
 
     def _switch(self) -> None:
-        """To the newest attempt, once what the older one left has been read."""
+        """Switch to the newest attempt, once what the older one left has been read."""
         if self._run is None or self._folder is None or not self._folder.changed():
             return
         numbers = [int(path.name) for path in self._run.attempt_dirs() if path.name.isascii()]
@@ -190,7 +190,7 @@ def _clean(line: bytes) -> str:
 
 
 def newest_log(folder: Path) -> Path | None:
-    """The log of another trainer's directory: ``trainer.log``, ``log.txt``, else the newest ``*.log``.
+    """Return the log of another trainer's directory: ``trainer.log``, ``log.txt``, else the newest ``*.log``.
 
     Links are left out: what they lead to is not in the directory.
     """

@@ -1,4 +1,4 @@
-"""What this machine is doing: GPUs, CPU, memory, disk, and what a run's processes take of it.
+"""Load of this machine: GPUs, CPU, memory, disk, and what a run's processes take of it.
 
 Only of use on the host where the run is: see `is_local`.
 """
@@ -26,7 +26,7 @@ from ..units import size
 FIND_SECONDS = 5.0
 """Between two searches for a run's processes, which read the environment of every process of this user."""
 NVML_SECONDS = 2.0
-"""To wait for NVML, once; what it answers later is taken then."""
+"""Seconds to wait for NVML, once; a later answer is used when it comes."""
 RETRY_SECONDS = 30.0
 """Between two attempts to open NVML again after it has vanished."""
 
@@ -64,7 +64,7 @@ class MachineReading(Struct, frozen=True, kw_only=True):
 
 
 def is_local(launch: Launch) -> bool:
-    """Whether a run was launched on this host: elsewhere its processes and GPUs are not those seen here."""
+    """Return whether a run was launched on this host: elsewhere its processes and GPUs are not those seen here."""
     return launch.host == socket.gethostname()
 
 
@@ -89,7 +89,7 @@ class Machine:
         self._tree = _Tree(clock)
 
     def read(self, run: Path | None = None) -> MachineReading:
-        """A reading, with what the processes of the run in this directory take."""
+        """Return a reading, with what the processes of the run in this directory take."""
         memory = main_memory()
         self._tree.read(run)
         gpus = self._gpus()
@@ -108,11 +108,11 @@ class Machine:
         )
 
     def line(self, run: Path | None = None) -> str:
-        """A reading in one line."""
+        """Return a reading in one line."""
         return describe(self.read(run))
 
     def close(self) -> None:
-        """Let go of NVML."""
+        """Shut NVML down."""
         if self._nvml is not None:
             with contextlib.suppress(UnansweredError):  # a driver that hangs keeps it
                 NVML.answer(self._nvml.close, NVML_SECONDS)
@@ -173,7 +173,7 @@ class _Tree:
         self._measured_at: float | None = None
 
     def read(self, run: Path | None) -> None:
-        """Measure; a process that has ended is left out."""
+        """Measure the run's processes; one that has ended is left out."""
         now = self._clock()
         if run != self._run or now >= self._find_at:
             if run != self._run:
@@ -188,7 +188,7 @@ class _Tree:
         self._ticks, self._measured_at = ticks, now
 
     def _share(self, ticks: dict[ProcessId, int], now: float) -> float | None:
-        """Of those that were there at the measurement before: what a new one has spent was spent at another time."""
+        """Return the CPU share of processes measured before: what a new one has spent was spent at another time."""
         if self._measured_at is None or now <= self._measured_at or not self._ticks.keys() & ticks.keys():
             return None
         spent = sum(count - self._ticks[process] for process, count in ticks.items() if process in self._ticks)
@@ -196,7 +196,7 @@ class _Tree:
 
 
 def _free(path: Path) -> int | None:
-    """Free bytes there, or at its nearest parent that exists."""
+    """Return free bytes there, or at its nearest parent that exists."""
     for place in (path, *path.parents):
         try:
             return free_room(place).bytes
@@ -208,7 +208,7 @@ def _free(path: Path) -> int | None:
 
 
 def describe(reading: MachineReading) -> str:
-    """One line: GPUs, CPU, memory, what the run takes, what is wrong."""
+    """Return one line: GPUs, CPU, memory, what the run takes, what is wrong."""
     parts = [_gpu(gpu) for gpu in reading.gpus] if len(reading.gpus) <= _FEW else [_gpus(reading.gpus)]
     if reading.note is not None:
         parts.append("no GPU")
@@ -239,7 +239,7 @@ def _gpu(gpu: GpuReading) -> str:
 
 
 def _gpus(gpus: list[GpuReading]) -> str:
-    """Many of them: the least and the most busy, the hottest, all memory and power together."""
+    """Return many GPUs in one text: the least and the most busy, the hottest, all memory and power together."""
     words = [f"{len(gpus)} GPUs"]
     if rates := [gpu.utilisation for gpu in gpus if gpu.utilisation is not None]:
         words.append(f"{min(rates)}-{max(rates)} %")

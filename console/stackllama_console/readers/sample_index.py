@@ -1,4 +1,4 @@
-"""Where each row of ``samples.jsonl`` begins, and what rows are sorted and found by: 49 bytes a row, no texts."""
+"""Index of ``samples.jsonl``: where each row begins and its sort keys, 49 bytes per row, no texts."""
 
 from array import array
 from typing import Annotated
@@ -59,7 +59,7 @@ class SampleIndex:
         return len(self.kinds)  # filled last, so that another thread sees whole rows only
 
     def add(self, position: int, lines: bytes, rows: list[Indexed | None]) -> None:
-        """Take in the rows of some terminated lines that begin at a byte of the file; None is stepped over."""
+        """Add the rows of some terminated lines that begin at a byte of the file; None is stepped over."""
         found: list[tuple[int, Indexed]] = []
         for line, row in zip(lines.split(b"\n"), rows, strict=False):  # after the last line end there is none
             if row is not None:

@@ -36,7 +36,7 @@ class Sample(Struct, frozen=True, kw_only=True):
     step: int = 0
     reward: float | None = None
     rewards: dict[str, float | None] = {}
-    """What each part of it said, by name."""
+    """The reward's components by name."""
     kl: float | None = None
     """Sum over the response's tokens, against the reference."""
     length: int | None = None
@@ -47,7 +47,7 @@ class Sample(Struct, frozen=True, kw_only=True):
 
 
 class Pair(Struct, frozen=True, kw_only=True):
-    """A held-out question, answered before PPO and after it."""
+    """A held-out prompt with its responses before and after PPO."""
 
     question: str
     before: Sample | None
@@ -55,7 +55,7 @@ class Pair(Struct, frozen=True, kw_only=True):
 
 
 class Found(Struct, frozen=True, kw_only=True):
-    """Rows that hold a text, and the row to go on from; None: the end was reached."""
+    """Rows that hold a text, and the row to resume at; None: the end was reached."""
 
     rows: list[int]
     resume_at: int | None
@@ -108,11 +108,11 @@ class SamplesFile:
 
     @property
     def trouble(self) -> str | None:
-        """Why the file, or ``result.json`` when it was last asked for, cannot be read."""
+        """The reason why the file, or ``result.json`` when it was last asked for, cannot be read."""
         return self._trouble or self._result_trouble
 
     def poll(self) -> bool:
-        """Index what is new; whether anything changed."""
+        """Index what is new; return whether anything changed."""
         before = self.version, self._trouble, self.bad_lines
         self._trouble = None
         try:
@@ -157,7 +157,7 @@ class SamplesFile:
         return order
 
     def of_question(self, row: int) -> list[int]:
-        """All rows with the same question as this one, itself among them, by step: one prompt followed."""
+        """Return all rows with the same question as this one, itself among them, by step: one prompt followed."""
         index = self._index
         rows = _all_equal(index.questions, index.questions[row], len(self))
         asked = {sample.row: sample.question for sample in self.read(rows)}  # equal hashes need not be equal texts
@@ -165,7 +165,7 @@ class SamplesFile:
         return sorted(same, key=index.steps.__getitem__)
 
     def search(self, text: str, *, start: int = 0, limit: int = 100, budget: int = 50_000) -> Found:
-        """Rows from ``start`` on whose question or response holds a text, upper and lower case alike.
+        """Return rows from ``start`` on whose question or response holds a text, upper and lower case alike.
 
         Args:
             text: what to look for.
@@ -187,7 +187,7 @@ class SamplesFile:
     # texts
 
     def read(self, rows: Iterable[int]) -> list[Sample]:
-        """The samples of these rows, sanitised, in this order.
+        """Return the samples of these rows, sanitised, in this order.
 
         Rows that the file no longer holds (it was rewritten since the last `poll`) are left out.
 
@@ -197,10 +197,10 @@ class SamplesFile:
         return [_clean(sample) for sample in self._read_raw(rows)]
 
     def pairs(self, limit: int = 200) -> list[Pair]:
-        """Held-out questions with their answers before and after PPO, those that have both first.
+        """Return held-out prompts with their responses before and after PPO, those that have both first.
 
         From ``result.json`` beside the file, which holds a few of them, where the file has none. A question that was
-        asked several times is paired in the order of the answers.
+        asked several times is paired in the order of its responses.
         """
         index = self._index
         sides: dict[int, tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
@@ -242,7 +242,7 @@ class SamplesFile:
 
 
 def _read_one(file: BufferedReader, offset: int) -> Sample | None:
-    """The sample that begins at a byte; None when there is another text by now."""
+    """Return the sample that begins at a byte; None when there is another text by now."""
     if file.tell() != offset:
         file.seek(offset)
     try:
@@ -285,7 +285,7 @@ def _values(index: SampleIndex, by: Key) -> "array[int] | array[float]":
 
 
 def _sorted(values: "array[int] | array[float]", before: "array[int]", count: int, descending: bool) -> "array[int]":
-    """Rows sorted by value; what was sorted before is nearly so, and costs next to nothing."""
+    """Return rows sorted by value; what was sorted before is nearly so, and costs next to nothing."""
     rows = [*before, *range(len(before), count)]
     known = [row for row in rows if values[row] == values[row]]
     missing = [row for row in rows if values[row] != values[row]]
@@ -293,7 +293,7 @@ def _sorted(values: "array[int] | array[float]", before: "array[int]", count: in
 
 
 def _all_equal(values: "array[int]", wanted: int, stop: int) -> list[int]:
-    """Indices of all entries with a value, found at the speed of ``array.index``."""
+    """Return the indices of all entries with a value, found at the speed of ``array.index``."""
     found: list[int] = []
     start = 0
     while start < stop:

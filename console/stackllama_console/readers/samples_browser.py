@@ -1,4 +1,4 @@
-"""What the browser of rollouts lists: rows sorted, filtered, of one prompt, or pairs of before and after PPO.
+"""Listings of the samples browser: rows sorted, filtered, of one prompt, or pairs of before and after PPO.
 
 Usable from a thread; nothing here knows the screen. Of a million rows only numbers are held.
 """
@@ -32,7 +32,7 @@ _REASONS = {
 
 
 class Wanted(Struct, frozen=True, kw_only=True):
-    """What a person asked to see."""
+    """The listing a person asked for."""
 
     mode: Mode = "rows"
     sort: Key = "step"
@@ -53,8 +53,8 @@ class Listing(Struct, kw_only=True):
         cursor: where the selected row stands among them, 0 when it is not there.
         total: rows of the file.
         generation: row numbers of another generation mean other rows.
-        searching: a filter has not come to the end yet.
-        evaluation: in mode ``pairs``, how the questions were answered.
+        searching: a filter has not reached the end yet.
+        evaluation: in mode ``pairs``, how the prompts were sampled.
         live: whether more may come.
         note: a sentence for the person; why there is nothing, or what went wrong.
     """
@@ -88,7 +88,7 @@ class SamplesBrowser:
         self._generation: int = 0
 
     def look(self, wanted: Wanted, selected: int) -> Listing | None:
-        """Read on; a new listing, or None where it would say the same as the last one."""
+        """Poll and return a new listing, or None where it would say the same as the last one."""
         samples = self.samples
         samples.poll()
         self._watch.poll()
@@ -114,7 +114,7 @@ class SamplesBrowser:
         )
 
     def read(self, rows: Iterable[int]) -> list[Sample]:
-        """The texts of rows; those that are gone are left out."""
+        """Return the texts of rows; those that are gone are left out."""
         count = len(self.samples)
         return self.samples.read([row for row in rows if row < count])
 
@@ -137,7 +137,7 @@ class SamplesBrowser:
         return [row for row in order if row in found]
 
     def _search(self, text: str) -> bool:
-        """Go on searching; whether anything was looked at."""
+        """Continue the search; return whether any row was searched."""
         if text != self._text or self.samples.generation != self._generation:
             self._text = text
             self._generation = self.samples.generation
@@ -152,7 +152,7 @@ class SamplesBrowser:
         return True
 
     def _reason(self, wanted: Wanted, rows: Sequence[int], pairs: list[Pair]) -> str:
-        """Why there is nothing to list; empty where there is."""
+        """Return why there is nothing to list; empty where there is."""
         if rows or pairs:
             return ""
         if len(self.samples) and wanted.mode == "pairs":

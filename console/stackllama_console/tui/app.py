@@ -59,16 +59,16 @@ class ConsoleApp(BaseApp):
         self._load_themes()
 
     def get_theme_variable_defaults(self) -> dict[str, str]:
-        """Colours that our style sheet uses and Textual's own themes do not name."""
+        """Define colours that our style sheet uses and Textual's own themes do not name."""
         names = ("primary", "warning", "success", "error", "secondary", "accent")
         return {f"curve-{index}": f"${name}" for index, name in enumerate(names, start=1)}
 
     def on_load(self) -> None:
-        """Before the terminal is touched: from here on one can leave."""
+        """Keep the event loop, before the terminal is touched: from here on :meth:`leave_soon` works."""
         self._loop = asyncio.get_running_loop()
 
     def on_mount(self) -> None:
-        """The first screen."""
+        """Push the first screen."""
         self._load_keymap()
         self.push_screen(self._first_screen())
         if self._trouble:
@@ -122,7 +122,7 @@ class ConsoleApp(BaseApp):
         self.push_screen(CompareScreen(self.home, list(run_ids)))
 
     async def on_event(self, event: events.Event) -> None:
-        """What is pasted is foreign text: it enters here."""
+        """Sanitise pasted text: it is foreign and enters here."""
         if isinstance(event, events.Paste) and not event.is_forwarded:
             event = events.Paste(sanitise(event.text))
         await super().on_event(event)
@@ -130,17 +130,17 @@ class ConsoleApp(BaseApp):
     # actions
 
     def action_help(self) -> None:
-        """The keys that work here."""
+        """Show the keys that work here."""
         from .screens.help import HelpScreen
 
         self.push_screen(HelpScreen.of(self.screen))
 
     def action_say_quit(self) -> None:
-        """Ctrl-C copies elsewhere; here it only tells the way out."""
+        """Say how to quit: Ctrl-C copies elsewhere and ends nothing here."""
         self.notify("Press q to quit; runs continue without the console.", markup=False)
 
     def action_next_theme(self) -> None:
-        """The theme after this one; remembered."""
+        """Apply and persist the next theme."""
         names = self._own_themes
         position = names.index(self.theme) + 1 if self.theme in names else 0
         self.choose_theme(names[position % len(names)])
@@ -153,7 +153,7 @@ class ConsoleApp(BaseApp):
         self.remember()
 
     def action_save_screen(self) -> None:
-        """The screen as SVG, in the state directory."""
+        """Save the screen as SVG, in the state directory."""
         try:
             screenshots_dir().mkdir(parents=True, exist_ok=True, mode=0o700)
             path = self.save_screenshot(path=str(screenshots_dir()))
@@ -163,7 +163,7 @@ class ConsoleApp(BaseApp):
             self.notify(one_line(path), title="screenshot saved", markup=False)
 
     def copy_to_clipboard(self, text: str) -> None:
-        """To the terminal's clipboard where it allows that, and always to a file."""
+        """Copy to the terminal's clipboard where it allows that, and always to a file."""
         self._clipboard = text
         if isinstance(self._driver, GuardedDriver):
             self._driver.copy(text)
@@ -177,7 +177,7 @@ class ConsoleApp(BaseApp):
             self.notify(one_line(f"copied; also saved to {copy_file()}"), markup=False, timeout=4)
 
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
-        """The palette: every action of the screen, then the themes."""
+        """Yield the palette's entries: every action of the screen, then the themes."""
         from .screens.help import actions_of
 
         for binding, node in actions_of(screen):
@@ -190,7 +190,7 @@ class ConsoleApp(BaseApp):
         self.run_worker(self.run_action(action, node), exclusive=False)
 
     def _display(self, screen: Screen[Any], renderable: Any) -> None:
-        """As Textual's, with less for the terminal to read; see `frames`."""
+        """Display as Textual does, with less for the terminal to read; see `frames`."""
         if isinstance(renderable, CompositorUpdate):
             renderable = self._frames.tightened(renderable, self.size)
         super()._display(screen, renderable)  # pyright: ignore[reportUnknownMemberType]
@@ -204,12 +204,12 @@ class ConsoleApp(BaseApp):
             self._loop.call_soon_threadsafe(lambda: self.exit(return_code=code))
 
     def _fatal_error(self) -> None:
-        """An unexpected error: the command line reports it; Textual would print locals, tokens among them."""
+        """Keep an unexpected error for the command line; Textual would print locals, tokens among them."""
         self._keep_crash()
         self._close_messages_no_wait()
 
     def panic(self, *renderables: Any) -> None:
-        """As :meth:`_fatal_error`: what Textual would have printed may hold locals."""
+        """End as :meth:`_fatal_error` does: what Textual would have printed may hold locals."""
         self._keep_crash()
         self._return_code = 1
         self._close_messages_no_wait()

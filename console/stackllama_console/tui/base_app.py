@@ -16,7 +16,7 @@ from ..settings import Settings, save_settings
 
 
 class Options(Struct, frozen=True, kw_only=True):
-    """How the console was started.
+    """Options the console was started with.
 
     Attributes:
         home: where runs live.

@@ -41,7 +41,7 @@ class Scope(Struct, frozen=True):
 
 
 def as_bindings(bindings: Iterable[BindingType]) -> list[Binding]:
-    """A class's ``BINDINGS`` as :class:`Binding`; tuples of three are allowed by Textual."""
+    """Return a class's ``BINDINGS`` as :class:`Binding`; Textual also allows tuples of three."""
     return [binding if isinstance(binding, Binding) else _binding(binding) for binding in bindings]
 
 
@@ -51,7 +51,7 @@ def _binding(short: tuple[str, ...]) -> Binding:
 
 
 def read_keymap(file: Path, known: Iterable[str]) -> tuple[dict[str, str], list[str]]:
-    """Binding id → keys (as Textual writes them, several with commas), and one sentence for each wrong entry."""
+    """Return binding id → keys (as Textual writes them, several with commas), and a sentence per wrong entry."""
     try:
         raw: Any = load_yaml(read_text(file, _MOST_BYTES))
     except FileNotFoundError:
@@ -78,7 +78,7 @@ def read_keymap(file: Path, known: Iterable[str]) -> tuple[dict[str, str], list[
 
 
 def clashes(scopes: Iterable[Scope], keymap: Mapping[str, str]) -> list[str]:
-    """One sentence for each key that ``keymap`` gives to two actions that can be reached at once."""
+    """Return one sentence for each key that ``keymap`` gives to two actions that can be reached at once."""
     found: dict[str, None] = {}
     for scope in scopes:
         for widget, own in (scope.widgets or {"": []}).items():
@@ -96,7 +96,7 @@ def clashes(scopes: Iterable[Scope], keymap: Mapping[str, str]) -> list[str]:
 
 
 def _key_name(text: str) -> str:
-    """A single character by Textual's name for it (`?` is `question_mark`)."""
+    """Return Textual's name of a single character (`?` is `question_mark`), any other key as it is."""
     from textual.keys import _character_to_key  # pyright: ignore[reportPrivateUsage]
 
     key = one_line(text)

@@ -1,6 +1,6 @@
-"""What can be done to a run, from whichever screen: stop, save, pause, sample, change, resume, delete, clone, chat.
+"""Actions on a run, the same on every screen: stop, save, pause, sample, change, resume, delete, clone, chat.
 
-Each is carried out in a thread; what comes of it is one notice. Nothing here waits for a run to obey.
+Each is carried out in a thread; its outcome is one notice. Nothing here waits for a run to obey.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ class RunActions:
         self.home = home
 
     def stop(self, run_id: str) -> None:
-        """Ask, then request: the run saves and stops."""
+        """Ask for confirmation, then request that the run saves and stops."""
         question = f"Stop {run_id}?\n\nIt saves a checkpoint first; r: resume later."
 
         def refusal() -> str:
@@ -44,15 +44,15 @@ class RunActions:
         self.screen.begin(self._ask_unless(refusal, question, "stop run", work), group="actions")
 
     def save(self, run_id: str) -> None:
-        """A checkpoint at the next step."""
+        """Request a checkpoint at the next step."""
         self._request(run_id, "save", "will save a checkpoint at its next step")
 
     def sample(self, run_id: str) -> None:
-        """Answers to a few held-out questions now."""
+        """Request samples for a few held-out prompts now."""
         self._request(run_id, "sample", "will sample held-out prompts after the current step")
 
     def pause(self, run_id: str, paused: bool) -> None:
-        """Pause after this step; go on when it is paused."""
+        """Request a pause after the current step; where the run is paused, that it continues."""
         if paused:
             self._request(run_id, "continue", "continues")
         else:
@@ -83,7 +83,7 @@ class RunActions:
         self._do(work)
 
     def resume(self, run_id: str) -> None:
-        """A new attempt from the newest checkpoint; a recipe that has changed since the last one is asked about."""
+        """Start a new attempt from the newest checkpoint; ask first where the recipe or the reward code has changed."""
         self.screen.begin(self._resume(run_id), group="actions")
 
     async def _resume(self, run_id: str, *, recipe_changed: bool = False, function_changed: bool = False) -> None:
@@ -112,7 +112,7 @@ class RunActions:
             self.screen.say(one_line(message))
 
     def repair(self, run_id: str) -> None:
-        """Rebuild what was damaged from what was not."""
+        """Rebuild damaged files from the others."""
 
         def work() -> str:
             from stackllama_engine.launch.repair import repair
@@ -155,7 +155,7 @@ class RunActions:
         self._ask(question, "delete run", work, then)
 
     def clone(self, run_id: str) -> None:
-        """Its recipe in the launch form."""
+        """Open its recipe in the launch form."""
         self.screen.console_app.open_launch(run_id)
 
     def samples(self, run_id: str) -> None:
@@ -210,12 +210,12 @@ class RunActions:
 
 
 def can_resume(state: State | None) -> bool:
-    """Whether a new attempt makes sense."""
+    """Return whether a new attempt makes sense."""
     return state is not None and state.has_ended and state.phase != "finished"
 
 
 def _phase(run: RunDir) -> str:
-    """As reconciled; ``damaged`` where that cannot be read, which deleting looks at again."""
+    """Return the reconciled phase; ``damaged`` where that cannot be read, which deleting checks again."""
     try:
         return reconcile(run).phase
     except DamagedError:

@@ -49,14 +49,14 @@ class ThemeFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 def built_in_dir() -> Path:
-    """The themes that came with us: in the package when installed, else in the checkout."""
+    """Return the directory of our own themes: in the package when installed, else in the checkout."""
     package = Path(stackllama_console.__file__).resolve().parent
     installed = package / "themes"
     return installed if installed.is_dir() else package.parents[1] / "themes"
 
 
 def load_themes(directories: Iterable[Path] | None = None) -> tuple[list[Theme], list[str]]:
-    """All themes that are whole, later directories first in rank, and one sentence for each file that is not."""
+    """Return all valid themes, those of later directories winning, and one sentence for each invalid file."""
     themes: dict[str, Theme] = {}
     notices: list[str] = []
     for directory in directories or (built_in_dir(), themes_dir()):
@@ -71,7 +71,7 @@ def load_themes(directories: Iterable[Path] | None = None) -> tuple[list[Theme],
 
 
 def read_theme(file: Path) -> Theme:
-    """One theme.
+    """Read one theme.
 
     Raises:
         ValueError: not readable, or a wrong key or value; names the file and what is wrong in it.

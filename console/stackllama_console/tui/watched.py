@@ -1,6 +1,6 @@
-"""What the monitor watches: a run, a pipeline, or another trainer's directory, with its log, samples and machine.
+"""The monitor's subject: a run, a pipeline, or another trainer's directory, with its log, samples and machine.
 
-:meth:`Watched.look` runs in a thread; everything else only hands out what it found.
+:meth:`Watched.look` runs in a thread; everything else only returns what it read.
 """
 
 import time
@@ -29,7 +29,7 @@ _SAMPLES = 3
 
 
 class News(Struct, frozen=True, kw_only=True):
-    """What a look found."""
+    """The result of one poll."""
 
     run: bool
     log: LogReader | None = None
@@ -38,7 +38,7 @@ class News(Struct, frozen=True, kw_only=True):
 
 
 class Watched:
-    """One thing to look at, and what goes with it.
+    """One subject and everything that is read with it.
 
     Args:
         source: the reader; of a pipeline its own, which holds the reader of the child shown.
@@ -52,10 +52,10 @@ class Watched:
         self.pipeline: PipelineReader | None = source if isinstance(source, PipelineReader) else None
         self.newest_samples: list[dict[str, Any]] = []
         self.result: list[str] = []
-        """What came out of a pipeline, or of a stage without curves, in lines."""
+        """Lines of the result of a pipeline, or of a stage without curves."""
         self.predicted: float | None = None
         self.evaluation = ""
-        """How the held-out prompts were answered, where the figures of that are shown."""
+        """How the held-out prompts were sampled, where metrics of that are shown."""
         self.note = ""
         self._foreign_log = log
         self._log: LogReader | None = None
@@ -72,19 +72,19 @@ class Watched:
 
     @property
     def reader(self) -> Reader:
-        """What is drawn: of a pipeline the child shown."""
+        """The reader that is shown: of a pipeline its child's."""
         return (self.pipeline.shown or self.pipeline) if self.pipeline else self.source
 
     @property
     def shown_run(self) -> RunDir | None:
-        """The run that is drawn."""
+        """The run that is shown."""
         if self.pipeline:
             return self.pipeline.shown.run if self.pipeline.shown else None
         return self.run
 
     @property
     def state(self) -> State | None:
-        """Of the run itself, not of a pipeline's child."""
+        """The state of the run itself, not of a pipeline's child."""
         return self.source.state if self.run else None
 
     def look(self) -> News | None:
@@ -165,7 +165,7 @@ class Watched:
         return True
 
     def _read_machine(self) -> bool:
-        """The machine's figures, while the run is alive on this machine."""
+        """Measure the machine while the run is alive here; return whether the text changed."""
         run, state = self.shown_run, getattr(self.reader, "state", None)
         alive = run is not None and state is not None and not state.has_ended
         if not alive or time.monotonic() - self._machine_at < _MACHINE_SECONDS:
@@ -190,7 +190,7 @@ class Watched:
 
 
 def watch_run(home: Home, run_id: str) -> Watched:
-    """A run of ours.
+    """Return what the monitor reads of a run of ours.
 
     Raises:
         UsageError: no such run, or it cannot be read.
@@ -201,7 +201,7 @@ def watch_run(home: Home, run_id: str) -> Watched:
 
 
 def watch_directory(path: Path) -> Watched:
-    """Another trainer's directory.
+    """Return what the monitor reads of another trainer's directory.
 
     Raises:
         UsageError: nothing in it that can be watched.
@@ -213,7 +213,7 @@ def watch_directory(path: Path) -> Watched:
 
 
 def predicted_peak(run: RunDir) -> float | None:
-    """What the budget expected of the recipe: allocated on a GPU, the middle of the resident set's range on a CPU.
+    """Return the predicted peak in bytes: allocated on a GPU, the middle of the resident set's range on a CPU.
 
     None where it cannot say.
     """

@@ -1,4 +1,4 @@
-"""Talk to what a run made, and to the base it began with: the same question to both, with the same noise.
+"""Chat with what a run trained and with its base: the same question to both, with the same sampling seed.
 
 The generator is a process of its own. It starts when the screen opens and ends when the screen is left.
 """
@@ -37,7 +37,7 @@ _LOADING = "loading the model in its own process; a large one takes a while. You
 
 
 class NotStarted(Struct, frozen=True):
-    """There is no generator."""
+    """A generator could not be started."""
 
     why: str
     way_out: str
@@ -98,7 +98,7 @@ class ChatScreen(ConsoleScreen):
         self._said = ("", "")
 
     def body(self) -> ComposeResult:
-        """Status, conversation, settings, and the line to write on."""
+        """Compose status, conversation, settings and the input line."""
         yield Static(_LOADING, id="status", markup=False)
         yield TurnList(id="turns")
         yield Static("", id="bottom", markup=False)
@@ -114,11 +114,11 @@ class ChatScreen(ConsoleScreen):
         self._show_settings()
 
     def on_resize(self, event: events.Resize) -> None:
-        """Questions and answers first where there is little room."""
+        """Give questions and answers the space where there is little."""
         self.set_class(event.size.height < 10, "-low")
 
     async def on_unmount(self) -> None:
-        """No generator is left behind, even one that is just being started."""
+        """End the generator, even one that is just being started."""
         await asyncio.to_thread(self._leave)
 
     def _leave(self) -> None:
@@ -130,7 +130,7 @@ class ChatScreen(ConsoleScreen):
     # reading, in a thread
 
     def look(self) -> list[ChatEvent] | NotStarted | None:
-        """Start what is wanted, or take what the generator said."""
+        """Start the wanted generator, or return what the running one sent."""
         with self._guard:
             if self._left:
                 return None
@@ -153,7 +153,7 @@ class ChatScreen(ConsoleScreen):
     # showing
 
     def show(self, news: Any) -> None:
-        """Pieces of answers; or why there are none."""
+        """Add pieces of answers to their turns, or say why there are none."""
         if isinstance(news, NotStarted):
             self._status(news.why, news.way_out)
             return
@@ -205,12 +205,12 @@ class ChatScreen(ConsoleScreen):
             turns.changed(waiting[0])
 
     def _status(self, text: str, way_out: str = "") -> None:
-        """Say how things stand; with a way out where something is wrong."""
+        """Set the status; ``way_out`` names keys where something is wrong."""
         self._said = text, way_out
         self._show_status()
 
     def _show_status(self) -> None:
-        """The keys of a way out are text to the line for questions: then it says how to leave that first."""
+        """Show the status; while the input has the focus, keys of a way out are text, so say first how to leave it."""
         text, way_out = self._said
         if way_out and self.query_one("#prompt").has_focus:
             way_out = f"esc leaves the input, then {way_out}"
@@ -219,11 +219,11 @@ class ChatScreen(ConsoleScreen):
         status.update(one_line(f"{text} {way_out}".strip()))
 
     def on_descendant_focus(self) -> None:
-        """See :meth:`_show_status`."""
+        """Update the status; see :meth:`_show_status`."""
         self._on_focus_moved()
 
     def on_descendant_blur(self) -> None:
-        """See :meth:`_show_status`."""
+        """Update the status; see :meth:`_show_status`."""
         self._on_focus_moved()
 
     def _on_focus_moved(self) -> None:
@@ -261,11 +261,11 @@ class ChatScreen(ConsoleScreen):
         self.query_one(TurnList).add(Turn(id=question, prompt=sanitise(prompt), answers=answers))
 
     def action_write(self) -> None:
-        """To the line for questions."""
+        """Focus the input line."""
         self.query_one("#prompt", Input).focus()
 
     def action_cancel(self) -> None:
-        """Give up the answers under way."""
+        """Cancel the answers being generated."""
         if not self._cancel():
             self.say("Nothing is being generated.")
 
@@ -277,7 +277,7 @@ class ChatScreen(ConsoleScreen):
         return bool(going_on)
 
     def action_back(self) -> None:
-        """Give up an answer; without one leave the line, then the screen."""
+        """Cancel an answer; without one leave the input, then the screen."""
         if self._cancel():
             return
         if self.query_one("#prompt", Input).has_focus:
@@ -286,21 +286,21 @@ class ChatScreen(ConsoleScreen):
             super().action_back()
 
     def action_temperature(self) -> None:
-        """The next of a few temperatures; 0 takes the likeliest token each time."""
+        """Choose the next of a few temperatures; 0 takes the likeliest token each time."""
         self.temperature = _next(TEMPERATURES, self.temperature)
         self._show_settings()
 
     def action_length(self) -> None:
-        """The next of a few limits."""
+        """Choose the next of a few limits."""
         self.length = _next(LENGTHS, self.length)
         self._show_settings()
 
     def action_restart(self) -> None:
-        """Start the generator again."""
+        """Restart the generator."""
         self._load(self.checkpoint)
 
     def action_choose(self) -> None:
-        """The result or one of the checkpoints."""
+        """Choose the result or one of the checkpoints."""
         self.begin(self._choose(), group="choose", exclusive=True)
 
     async def _choose(self) -> None:
@@ -316,7 +316,7 @@ class ChatScreen(ConsoleScreen):
         self.console_app.push_screen(ChooseScreen("chat with", choices, self.checkpoint or RESULT), chosen)
 
     def _load(self, checkpoint: str | None) -> None:
-        """Have the thread end this generator and start another one."""
+        """Have the polling thread end this generator and start another one."""
         self._give_up("the generator was restarted")
         self.checkpoint = checkpoint
         self._wanted = True
@@ -328,7 +328,7 @@ class ChatScreen(ConsoleScreen):
 
 
 def _choices(run: RunDir) -> list[tuple[str, str]]:
-    """The result where there is one, then checkpoints, newest first."""
+    """Return the result where there is one, then checkpoints, newest first."""
     result = [(RESULT, "the finished run's model")] if run.adapter.is_dir() or run.merged.is_dir() else []
     return [*result, *((f"step-{step:06d}", f"checkpoint after step {step:,}") for step in checkpoint_steps(run)[::-1])]
 

@@ -1,4 +1,4 @@
-"""Two or more runs: their curves over each other, what differs in their recipes, and their figures."""
+"""Comparison of two or more runs: curves over each other, recipe differences, and metrics."""
 
 from typing import Any, ClassVar, Literal
 
@@ -24,7 +24,7 @@ View = Literal["charts", "recipe", "metrics"]
 
 
 class Compared(Struct, frozen=True, kw_only=True):
-    """What one look found, ready to be shown."""
+    """The result of one poll, ready to be rendered."""
 
     overlays: list[Overlay]
     recipe: list[FactRow]
@@ -73,7 +73,7 @@ class CompareScreen(ConsoleScreen):
         self._looked = False
 
     def body(self) -> ComposeResult:
-        """Charts; beside or instead of them the two tables."""
+        """Compose charts and, beside or instead of them, the two tables."""
         ascii_only = self.console_app.options.ascii
         yield Static("", id="trouble", markup=False)
         with Container(id="compare"):
@@ -83,18 +83,18 @@ class CompareScreen(ConsoleScreen):
                 yield FactsTable("metrics", ascii_only=ascii_only, id="metrics")
 
     def on_mount(self) -> None:
-        """Empty at first, charts in front."""
+        """Put the charts in front, empty at first."""
         self.add_class("-charts")
         self.set_class(len(self.comparison.sides) > 2, "-many")
         self.query_one("#trouble").display = False
 
     def on_resize(self, event: events.Resize) -> None:
-        """Side by side from 120 columns."""
+        """Arrange side by side from 120 columns."""
         self.set_class(event.size.width >= _WIDE, "-wide")
         self.set_class(event.size.width < _WIDE, "-narrow")
 
     def look(self) -> Compared | None:
-        """All runs' new events."""
+        """Read all runs' new events."""
         comparison = self.comparison
         if not comparison.poll() and self._looked:
             return None
@@ -113,7 +113,7 @@ class CompareScreen(ConsoleScreen):
         )
 
     def show(self, news: Any) -> None:
-        """Charts and tables; only what changed is painted."""
+        """Render charts and tables; only what changed is painted."""
         found: Compared = news
         grid = self.query_one(ChartGrid)
         grid.show_overlays(found.overlays)
@@ -139,7 +139,7 @@ class CompareScreen(ConsoleScreen):
         self._head()
 
     def action_turn(self, pages: int) -> None:
-        """The next or previous metrics."""
+        """Go to the next or previous metrics."""
         if self.view != "charts":
             self.action_view("charts")
         self.query_one(ChartGrid).turn(pages)

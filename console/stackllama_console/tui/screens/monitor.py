@@ -1,4 +1,4 @@
-"""The monitor: one run, live or over, read from its files alone; a pipeline through the child that is looked at."""
+"""The monitor: one run, live or ended, read from its files alone; of a pipeline the stage that is shown."""
 
 from collections.abc import Callable, Sequence
 from operator import is_
@@ -34,7 +34,7 @@ _WRAPPED = 4  # lines that one sentence may take
 
 
 class MonitorScreen(ConsoleScreen):
-    """Charts, figures, log and samples of one run.
+    """Charts, metrics, log and samples of one run.
 
     Args:
         opening: finds the run's files, in a thread; raises StackllamaError when there are none.
@@ -112,16 +112,16 @@ class MonitorScreen(ConsoleScreen):
 
     @classmethod
     def of_run(cls, home: Home, run_id: str) -> "MonitorScreen":
-        """The monitor of a run of ours."""
+        """Return the monitor of a run of ours."""
         return cls(lambda: watch_run(home, run_id), run_id, home)
 
     @classmethod
     def of_directory(cls, path: Path) -> "MonitorScreen":
-        """The monitor of another trainer's directory, read-only."""
+        """Return the monitor of another trainer's directory, read-only."""
         return cls(lambda: watch_directory(path), path.name or str(path), None)
 
     def body(self) -> ComposeResult:
-        """Empty panels; they are filled with what a thread has read."""
+        """Compose empty panels; they are filled with what a thread has read."""
         yield TextLines(id="state")
         with Horizontal(id="middle"):
             yield TextLines(id="result")
@@ -142,7 +142,7 @@ class MonitorScreen(ConsoleScreen):
         self._arrange()
 
     def on_unmount(self) -> None:
-        """The smoothing that was chosen last is the next one's."""
+        """Persist the smoothing that was chosen last."""
         weights = [chart.weight for chart in self.query(Chart)]
         settings = self.console_app.settings
         changed = next((weight for weight in weights if weight != settings.smoothing), None)
@@ -153,7 +153,7 @@ class MonitorScreen(ConsoleScreen):
     # reading, in a thread
 
     def look(self) -> News | str | None:
-        """What is new; a sentence where it cannot be read at all."""
+        """Return what is new; a sentence where it cannot be read at all."""
         if self._failed:
             return None
         if self._watched is None:
@@ -167,7 +167,7 @@ class MonitorScreen(ConsoleScreen):
     # showing
 
     def show(self, news: News | str) -> None:
-        """Only what changed is drawn."""
+        """Render what changed."""
         self._news = news
         if isinstance(news, str):
             self.query_one("#state", TextLines).show(self._wrapped([Text(f"✗ {news}", style="bold")]))
@@ -181,7 +181,7 @@ class MonitorScreen(ConsoleScreen):
 
     @property
     def watched(self) -> Watched:
-        """What is watched.
+        """The files being watched.
 
         Raises:
             RuntimeError: nothing has been read yet; keys check for that.
@@ -240,7 +240,7 @@ class MonitorScreen(ConsoleScreen):
                 return True
 
     def _wrapped(self, lines: Sequence[Text]) -> list[Text]:
-        """What must not be cut, each over at most some lines."""
+        """Return lines that must not be cut, each wrapped over at most some lines."""
         console = self.console_app.console
         width = max(10, self.size.width - 3)
         return [part for line in lines for part in line.wrap(console, width)[:_WRAPPED]]
@@ -293,7 +293,7 @@ class MonitorScreen(ConsoleScreen):
         return max(1, -(-len(self._sets) // self._per_page))
 
     def on_resize(self, event: events.Resize) -> None:
-        """Another arrangement for another size."""
+        """Arrange for the new size."""
         self._arrange()
 
     def _arrange(self) -> None:
@@ -315,14 +315,14 @@ class MonitorScreen(ConsoleScreen):
             self.show(self._news)
 
     def _focus_something(self) -> None:
-        """The keys of a chart go to nobody after all were hidden in a terminal of a few lines."""
+        """Give a chart the focus again after all were hidden in a terminal of a few lines."""
         if self.focused is None and self.is_current:
             self.focus_next(Chart)
 
     # keys
 
     def action_page(self, direction: int) -> None:
-        """The next charts, round and round; of a result, what is further down or up."""
+        """Go to the next or previous charts, round and round; of a result, scroll by a page."""
         if self._watched and self._watched.shows_result:
             self.query_one("#result", TextLines).scroll_relative(
                 y=direction * max(1, self.query_one("#result").size.height - 1), animate=False
@@ -335,7 +335,7 @@ class MonitorScreen(ConsoleScreen):
             self._wrap_again()
 
     def action_child(self, direction: int) -> None:
-        """Another stage of a pipeline."""
+        """Switch to another stage of a pipeline."""
         pipeline = self._watched.pipeline if self._watched else None
         if pipeline is None or not pipeline.children:
             self.say("only a pipeline has stages to switch between")
@@ -347,7 +347,7 @@ class MonitorScreen(ConsoleScreen):
         self._page = 0
 
     def action_panel(self, index: int) -> None:
-        """One panel alone; the same key again brings the others back."""
+        """Show one panel alone; the same key again brings the others back."""
         if len(self._shown_sets) <= index < _CHARTS:
             self.say(f"there are {len(self._shown_sets)} charts here; ]: next charts, 5: log, 6: metrics")
             return
@@ -368,7 +368,7 @@ class MonitorScreen(ConsoleScreen):
         self.query_one(LogPanel).ask()
 
     def action_metrics(self) -> None:
-        """Every chart and figure in words."""
+        """Show every chart and metric as text."""
         if self._watched is None:
             return
         reader = self.watched.reader
@@ -382,7 +382,7 @@ class MonitorScreen(ConsoleScreen):
         self.console_app.push_screen(TextScreen(self._title, "\n\n".join([*parts, "\n".join(lines)])))
 
     def action_run(self, what: str) -> None:
-        """Something done to the run shown; for a pipeline to the pipeline, but samples and chat are its stage's."""
+        """Act on the run shown; for a pipeline on the pipeline, but samples, chat and copy are its stage's."""
         if self.actions is None:
             self.say("read-only: this run was started by another trainer")
             return
@@ -400,7 +400,7 @@ class MonitorScreen(ConsoleScreen):
 
 
 def _curves(reader: Reader, chosen: ChartSet) -> list[Curve]:
-    """What a chart of the set shows of a reader."""
+    """Return the curves that a chart of the set shows of a reader."""
     if chosen.title == MEMORY:
         return [Curve(name, series) for name, series in reader.memory.items()]
     return [Curve(label, reader.series[name]) for name, label in chosen.metrics]

@@ -35,21 +35,21 @@ No runs here yet.
 `stackllama-console demo` runs the whole recipe in minutes, without a GPU."""
 
 _OF_DAMAGED = {"delete": "delete", "resume": "repair"}
-"""What can be done to a run whose state cannot be read, and how."""
+"""Actions on a run whose state cannot be read: the key's → the one carried out."""
 _LEAST = {"state": 10, "step": 7, "age": 4, "last": 16}  # room to grow, so that columns seldom move
 _NVML_SECONDS = 2.0  # to wait for NVML before the heading says that it does not answer
 _AGE_SECONDS = 60  # ages are brought up to date this often, and with every change
 
 
 def model_label(model: str) -> str:
-    """A base model in a cell: `demo`, a hub id, or the end of a path."""
+    """Return a base model for a cell: `demo`, a hub id, or the end of a path."""
     if model == str(DEMO_BASE):
         return "demo"
     return "/".join(Path(model).parts[-2:]) if model.startswith("/") else model
 
 
 def _widths(columns: tuple[str, ...], rows: Iterable[tuple[Text, ...]]) -> tuple[int, ...]:
-    """Cells each column takes. Textual's own measuring comes after painting, and what was painted before it stays."""
+    """Return the cells each column takes; Textual measures after painting, and what was painted before it stays."""
     widths = [max(len(name), _LEAST.get(name, 0)) for name in columns]
     for row in rows:
         widths = [max(width, cell.cell_len) for width, cell in zip(widths, row, strict=True)]
@@ -69,7 +69,7 @@ class RunsTable(DataTable[Text]):
     take_key: KeyTaker | None = None
 
     async def on_key(self, event: events.Key) -> None:
-        """The screen looks at a key first: what is typed ahead may be meant for the filter."""
+        """Let the screen see a key first: what is typed ahead may be meant for the filter."""
         if self.take_key is not None:
             await self.take_key(event)
 
@@ -124,7 +124,7 @@ class RunsScreen(ConsoleScreen):
         self._machine_known = False
 
     def body(self) -> ComposeResult:
-        """The table, or what to do without runs; the run under the cursor in words; the filter."""
+        """Compose the table, or what to do without runs; the run under the cursor in words; the filter."""
         table = RunsTable(id="table", cursor_type="row", zebra_stripes=False, cell_padding=1)
         yield table
         yield Static(_EMPTY, id="empty", markup=False)
@@ -136,11 +136,11 @@ class RunsScreen(ConsoleScreen):
         yield line
 
     def on_mount(self) -> None:
-        """Look at the home."""
+        """Arrange for the size."""
         self._arrange()
 
     def look(self) -> bool | None:
-        """Whether any run changed, or a minute has passed."""
+        """Return True when any run changed or a minute has passed, else None."""
         changed = self.index.poll()
         if self._read and not self._machine_known:  # after the first paint
             changed = self._look_at_machine() or changed
@@ -149,7 +149,7 @@ class RunsScreen(ConsoleScreen):
         return True if changed or passed or not self._read else None
 
     def _look_at_machine(self) -> bool:
-        """Name its GPUs; a driver that does not answer is asked again. Whether that is news."""
+        """Name the machine's GPUs; a driver that does not respond is asked again. Return whether the text changed."""
         from stackllama_engine.contract.errors import RefusedError
         from stackllama_engine.launch.nvml import known_gpus
 
@@ -164,7 +164,7 @@ class RunsScreen(ConsoleScreen):
         return self._machine != before
 
     def show(self, news: Any) -> None:
-        """Rows and heading."""
+        """Render rows and heading."""
         self._read = True
         self._fill()
 
@@ -249,7 +249,7 @@ class RunsScreen(ConsoleScreen):
         return tuple(cells[column] for column in columns)
 
     def _fit(self, cells: dict[str, tuple[Text, ...]], rows: list[Row], widths: Sequence[int]) -> None:
-        """Where a metric's name has no room its value stands alone: a figure that is cut reads as another one."""
+        """Show a metric's value alone where its name has no room: a number that is cut reads as another one."""
         room = self.size.width - sum(widths[:-1]) - 2 * len(widths)
         for row in rows:
             *others, last = cells[row.id]
@@ -265,7 +265,7 @@ class RunsScreen(ConsoleScreen):
 
     @property
     def row_id(self) -> str | None:
-        """Its id."""
+        """The id of the run under the cursor."""
         return self.row.id if self.row else None
 
     @on(DataTable.RowHighlighted)
@@ -293,7 +293,7 @@ class RunsScreen(ConsoleScreen):
         self.refresh_bindings()
 
     def on_resize(self, event: events.Resize) -> None:
-        """Other columns for another width."""
+        """Choose columns for the new width."""
         self._arrange()
         if self._read:
             self._fill()
@@ -327,18 +327,18 @@ class RunsScreen(ConsoleScreen):
         self.action_open()
 
     def action_open(self) -> None:
-        """The monitor."""
+        """Open the monitor."""
         if self.row and self.row.phase != "damaged":
             self.console_app.open_run(self.row.id)
         elif self.row:
             self.say(self.row.trouble or "", trouble=True)
 
     def action_launch(self) -> None:
-        """The launch form."""
+        """Open the launch form."""
         self.console_app.open_launch()
 
     def action_run(self, what: str) -> None:
-        """Something done to the run under the cursor."""
+        """Act on the run under the cursor."""
         if self.row is None:
             self.say("no run is selected")
         elif self.row.phase == "damaged" and what not in _OF_DAMAGED:
@@ -348,7 +348,7 @@ class RunsScreen(ConsoleScreen):
             getattr(self.actions, action)(self.row.id)
 
     def action_select(self) -> None:
-        """Choose runs to compare; the cursor moves on."""
+        """Select runs to compare; the cursor moves on."""
         if self.row is None:
             return
         if self.row.id in self.selected:
@@ -359,21 +359,21 @@ class RunsScreen(ConsoleScreen):
         self.query_one(RunsTable).action_cursor_down()
 
     def action_compare(self) -> None:
-        """Two or more runs side by side."""
+        """Compare two or more runs side by side."""
         if len(self.selected) < 2:
             self.say("select two or more runs with space, then compare them")
             return
         self.console_app.open_comparison(list(self.selected))
 
     def action_fold(self) -> None:
-        """A pipeline's children in or out of sight."""
+        """Fold or unfold a pipeline's stages."""
         pipeline = self.row.pipeline or self.row.id if self.row else None
         if pipeline and any(row.pipeline == pipeline for row in self.index.rows):
             self.folded ^= {pipeline}
             self._fill()
 
     def action_attach(self) -> None:
-        """Watch a directory of another trainer."""
+        """Open a directory of another trainer."""
         question = "Directory with trainer_state.json, trainer_log.jsonl or TensorBoard events (opened read-only):"
 
         def answered(path: str | None) -> None:
@@ -383,7 +383,7 @@ class RunsScreen(ConsoleScreen):
         self.console_app.push_screen(AskScreen(question, placeholder="~/outputs/my-run"), answered)
 
     def action_filter(self) -> None:
-        """Type to narrow the list; escape clears it."""
+        """Open the filter, which narrows the list as one types; escape clears it."""
         self._typing = True
         line = self.query_one("#filter", Input)
         line.display = True
@@ -401,7 +401,7 @@ class RunsScreen(ConsoleScreen):
         line.display = bool(line.value)
 
     def action_back(self) -> None:
-        """Out of the filter, then out of the selection."""
+        """Leave the filter, then clear the selection."""
         if self.filter_text or self._typing:
             self.query_one("#filter", Input).value = ""
             self._filter_done()

@@ -1,4 +1,4 @@
-"""The rollout browser: what PPO generated, sorted, filtered, one prompt followed, before beside after."""
+"""The samples browser: PPO's rollouts sorted, filtered, one prompt followed, before beside after."""
 
 import asyncio
 from threading import Lock
@@ -77,7 +77,7 @@ class SamplesScreen(ConsoleScreen):
         self._selected = -1
 
     def body(self) -> ComposeResult:
-        """List, text, and a line for the filter."""
+        """Compose list, text, and a line for the filter."""
         yield Static("", id="note", markup=False)
         with Container(id="samples"):
             yield RowList(self._draw, id="rows")
@@ -91,11 +91,11 @@ class SamplesScreen(ConsoleScreen):
         yield line
 
     def on_mount(self) -> None:
-        """Say whose samples they are."""
+        """Name the run in the heading."""
         self.call_next(self.set_heading, self.run_id)  # after the heading that every screen begins with
 
     def on_resize(self, event: events.Resize) -> None:
-        """Text beside the list from 120 columns, below it else."""
+        """Put the text beside the list from 120 columns, below it else."""
         self.set_class(event.size.width >= _WIDE, "-wide")
         self.set_class(event.size.height < 12, "-low")
         self._show_heading_of_rows()
@@ -103,7 +103,7 @@ class SamplesScreen(ConsoleScreen):
     # reading, in threads
 
     def look(self) -> Listing | None:
-        """New rows, or another order."""
+        """Return new rows or another order."""
         with self._one_at_a_time:
             return self.browser.look(self.wanted, self._selected)
 
@@ -130,7 +130,7 @@ class SamplesScreen(ConsoleScreen):
     # showing
 
     def show(self, news: Any) -> None:
-        """The new listing; the selected row stays selected."""
+        """Render the new listing; the selected row stays selected."""
         listing: Listing = news
         if listing.wanted != self.wanted:
             return  # another key was pressed meanwhile; its own answer is under way
@@ -148,7 +148,7 @@ class SamplesScreen(ConsoleScreen):
         self._head()
 
     def _cursor(self, before: Listing) -> tuple[int, bool]:
-        """Where the cursor goes, and whether it stands on the same row as before."""
+        """Return where the cursor goes, and whether it stands on the same row as before."""
         listing = self.listing
         if listing.wanted.mode == "pairs":
             same = before.wanted.mode == "pairs"
@@ -163,7 +163,7 @@ class SamplesScreen(ConsoleScreen):
         return 0, False
 
     def on_row_list_moved(self) -> None:
-        """Other rows are in sight or another one is selected: read what is missing."""
+        """Read missing texts when other rows are in sight or another one is selected."""
         rows, listing = self.query_one(RowList), self.listing
         if listing.wanted.mode == "pairs" or not len(listing):
             self._show_detail()
@@ -190,7 +190,7 @@ class SamplesScreen(ConsoleScreen):
 
     @property
     def selected(self) -> Sample | Pair | None:
-        """What the cursor stands on; None until it has been read."""
+        """The sample or pair under the cursor; None until it has been read."""
         listing, index = self.listing, self.query_one(RowList).cursor
         if index >= len(listing):
             return None
@@ -244,28 +244,28 @@ class SamplesScreen(ConsoleScreen):
     # keys
 
     def action_sort(self) -> None:
-        """The next key to sort by: the highest first, as one looks for extremes."""
+        """Sort by the next key, the highest first, as one looks for extremes."""
         key = SORTS[(SORTS.index(self.wanted.sort) + 1) % len(SORTS)]
         self._want(mode="rows", sort=key, descending=True)
 
     def action_reverse(self) -> None:
-        """The other way round."""
+        """Reverse the order."""
         self._want(mode="rows", descending=not self.wanted.descending)
 
     def action_filter(self) -> None:
-        """Ask for a text."""
+        """Open the filter."""
         line = self.query_one("#filter", Input)
         line.value = self.wanted.text
         line.display = True
         line.focus()
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
-        """Filter by it; an empty line shows all."""
+        """Filter by the text; an empty line shows all."""
         self._leave_filter()
         self._want(mode="rows", text=event.value.strip())
 
     def action_follow(self) -> None:
-        """All answers to the selected row's question, and back."""
+        """Show all responses to the selected row's prompt, or go back."""
         if self.wanted.mode == "prompt":
             self._want(mode="rows")
         elif self._selected >= 0 and self.wanted.mode == "rows" and len(self.listing):
@@ -276,7 +276,7 @@ class SamplesScreen(ConsoleScreen):
             self.say("Select a sample first: follow shows all responses to its prompt.")
 
     def action_pairs(self) -> None:
-        """Before beside after, and back."""
+        """Show before beside after, or go back."""
         self._want(mode="rows" if self.wanted.mode == "pairs" else "pairs")
 
     def action_scroll_detail(self, lines: int) -> None:
@@ -284,14 +284,14 @@ class SamplesScreen(ConsoleScreen):
         self.query_one("#detail").scroll_relative(y=lines, animate=False)
 
     def action_copy(self) -> None:
-        """Copy the selected question and answers."""
+        """Copy the selected prompt and responses."""
         names = ("question", "left", "right")
         parts = [str(self.query_one(f"#{name}", Static).content).strip() for name in names]
         if text := "\n\n".join(part for part in parts if part):
             self.console_app.copy_to_clipboard(text)
 
     def action_back(self) -> None:
-        """Out of the filter line, of one prompt, of the pairs, of the filter; then to the screen before."""
+        """Leave the filter line, one prompt, the pairs, the filter; then go to the previous screen."""
         if self.query_one("#filter", Input).has_focus:
             self._leave_filter()
         elif self.wanted.mode != "rows":

@@ -1,4 +1,4 @@
-"""Which keys can be reached together, for the check of a person's own keymap. Imports every screen."""
+"""Scopes: keys that can be reached together, for the check of a person's own keymap. Imports every screen."""
 
 from collections.abc import Iterable, Iterator
 from importlib import import_module
@@ -46,7 +46,7 @@ def _subclasses(kind: type[Any]) -> Iterator[type[Any]]:
 
 
 def _own(kind: type[Any]) -> list[Binding]:
-    """The bindings of a class and of those of our classes that it builds on."""
+    """Return the bindings of a class and of those of our classes that it builds on."""
     return [
         binding
         for base in kind.__mro__

@@ -69,7 +69,7 @@ class KeyLine(Widget):
             self.refresh()
 
     def render_line(self, y: int) -> Strip:
-        """The line."""
+        """Render the line."""
         width = self.content_size.width
         room = width - sum(_length(entry) for entry in self._common)
         segments: list[Segment] = []

@@ -33,7 +33,7 @@ class LogPanel(Vertical):
         self._reader: LogReader | None = None
 
     def compose(self) -> ComposeResult:
-        """Status above, search where it is asked for, the lines."""
+        """Compose status, search line and log."""
         yield TextLines(id="log-status")
         line = Input(id="log-search", placeholder="search log; enter: next match, escape: close", compact=True)
         line.cursor_blink = False
@@ -41,7 +41,7 @@ class LogPanel(Vertical):
         yield LogView(id="log-view")
 
     def show(self, reader: LogReader) -> None:
-        """A reader that was polled; another one than before replaces it."""
+        """Show a reader that was polled; another one than before replaces it."""
         view = self.query_one(LogView)
         if reader is not self._reader:
             self._reader = reader
@@ -74,7 +74,7 @@ class LogPanel(Vertical):
         self._say()
 
     def action_close_search(self) -> None:
-        """No search; the key goes on to the screen where none was open."""
+        """Close the search; where none was open the key goes on to the screen."""
         line = self.query_one("#log-search", Input)
         if not line.has_class("-open"):
             self.screen.run_worker(self.screen.run_action("back"))

@@ -1,4 +1,4 @@
-"""What a log view shows of a log: the lines that pass its filter, and those of them that match a search."""
+"""The lines of a log that a view shows: those that pass its filter, and those of them that match a search."""
 
 import re
 from bisect import bisect_left, bisect_right
@@ -36,7 +36,7 @@ class LogRows:
         return self.lines[index]
 
     def update(self, reader: LogReader) -> int:
-        """Take in what is new in the reader; how many of the first rows went."""
+        """Take in what is new in the reader; return how many of the first rows went."""
         new, first = reader.since(self._last), reader.first_number
         gone = self.index_of(first)
         if gone:
@@ -63,23 +63,23 @@ class LogRows:
         self.matches = self._matching(self.lines)
 
     def index_of(self, number: int) -> int:
-        """Where the line with this number is, or the first one after it."""
+        """Return the index of the line with this number, or of the first one after it."""
         return bisect_left(self.lines, number, key=_number)
 
     def match_after(self, number: int) -> int | None:
-        """Number of the next matching line; after the last one the first."""
+        """Return the number of the next matching line; after the last one the first."""
         if not self.matches:
             return None
         return self.matches[bisect_right(self.matches, number) % len(self.matches)]
 
     def match_before(self, number: int) -> int | None:
-        """Number of the matching line before; before the first one the last."""
+        """Return the number of the matching line before; before the first one the last."""
         if not self.matches:
             return None
         return self.matches[bisect_left(self.matches, number) - 1]
 
     def match_position(self, number: int) -> int | None:
-        """Which of the matches, from 1 on, this line is; None: none."""
+        """Return which of the matches, from 1 on, this line is; None: none."""
         index = bisect_left(self.matches, number)
         return index + 1 if index < len(self.matches) and self.matches[index] == number else None
 

@@ -27,7 +27,7 @@ _GUTTER = 2
 _SIDEWAYS = 16
 _WHEEL = 3
 _Row = tuple[Level, str, bool]
-"""What one row shows: level, text, whether it is the match that was jumped to."""
+"""One row: level, text, whether it is the current match."""
 _BLANK: _Row = ("other", "", False)
 
 
@@ -107,7 +107,7 @@ class LogView(Widget, can_focus=True):
 
     @property
     def match_position(self) -> int | None:
-        """Which of them was jumped to, from 1 on."""
+        """Position of the current match among them, from 1 on."""
         return None if self._current is None else self._rows.match_position(self._current)
 
     @property
@@ -117,7 +117,7 @@ class LogView(Widget, can_focus=True):
 
     @property
     def status(self) -> str:
-        """Where one is, what is filtered and found, and what is wrong; sanitised, one line."""
+        """Position, filter, matches and errors; sanitised, one line."""
         reader, parts = self._reader, list[str]()
         if not self._following:
             parts.append(f"line {min(self._top + 1, len(self._rows))} of {len(self._rows)}")
@@ -136,7 +136,7 @@ class LogView(Widget, can_focus=True):
     # what changes it
 
     def on_mount(self) -> None:
-        """What the reader holds already."""
+        """Show what the reader holds already."""
         self.update()
 
     def show(self, reader: LogReader | None) -> None:
@@ -151,7 +151,7 @@ class LogView(Widget, can_focus=True):
         self.update()
 
     def update(self) -> bool:
-        """Take in what the reader has polled, and repaint what differs; returns whether anything does."""
+        """Take in what the reader has polled, and repaint what differs; return whether anything does."""
         reader = self._reader
         if reader is None or reader.version == self._seen:
             return False
@@ -193,20 +193,20 @@ class LogView(Widget, can_focus=True):
         self._repaint(force=True)
 
     def action_top(self) -> None:
-        """The oldest line kept."""
+        """Go to the oldest line kept."""
         self._move_to(0)
 
     def action_end(self) -> None:
-        """The newest line; follow it."""
+        """Go to the newest line and follow it."""
         self._following = True
         self._repaint()
 
     def action_scroll(self, lines: int) -> None:
-        """Some lines down, or up when negative."""
+        """Scroll some lines down, or up when negative."""
         self._move_to(self._top + lines)
 
     def action_page(self, direction: int) -> None:
-        """A page down or up, one line less than are in sight."""
+        """Scroll a page down or up, one line less than are in sight."""
         self._move_to(self._top + direction * max(1, self.content_size.height - 1))
 
     def action_sideways(self, direction: int) -> None:
@@ -220,29 +220,29 @@ class LogView(Widget, can_focus=True):
             self._repaint(force=True)
 
     def action_level(self) -> None:
-        """The next minimum level."""
+        """Choose the next minimum level."""
         self.set_minimum_level(CYCLE[(CYCLE.index(self._rows.minimum) + 1) % len(CYCLE)])
 
     def action_next(self) -> None:
-        """To the next match."""
+        """Go to the next match."""
         self.next_match()
 
     def action_previous(self) -> None:
-        """To the match before."""
+        """Go to the previous match."""
         self.previous_match()
 
     def on_mouse_scroll_down(self, event: events.MouseScrollDown) -> None:
-        """The wheel."""
+        """Scroll down."""
         event.stop()
         self.action_scroll(_WHEEL)
 
     def on_mouse_scroll_up(self, event: events.MouseScrollUp) -> None:
-        """The wheel."""
+        """Scroll up."""
         event.stop()
         self.action_scroll(-_WHEEL)
 
     def _here(self, direction: int) -> int:
-        """From where a match is sought: the one that was jumped to, else the edge of what is in sight."""
+        """Return where a search for a match begins: at the current one, else at the edge of what is in sight."""
         if self._current is not None:
             return self._current
         row = self._top if direction < 0 else self._top + self.content_size.height - 1
@@ -294,7 +294,7 @@ class LogView(Widget, can_focus=True):
         return bool(changed)
 
     def _look(self, height: int) -> list[_Row]:
-        """What each row is to show."""
+        """Return what each row is to show."""
         rows = self._rows
         self._top = self._within(len(rows) if self._following else self._top)
         lines = [rows[index] for index in range(self._top, min(len(rows), self._top + height))]
@@ -313,7 +313,7 @@ class LogView(Widget, can_focus=True):
             self.post_message(self.StatusChanged(self))
 
     def render_line(self, y: int) -> Strip:
-        """One row."""
+        """Render one row."""
         width, height = self.content_size
         if self._drawn_for != (width, height):
             self._drawn = self._look(height)

@@ -20,7 +20,7 @@ _TEXT_LINES = 6
 
 
 def metric_lines(reader: Reader, evaluation: str = "") -> list[Text]:
-    """Every metric's first and newest value, the stage's own first, under how held-out prompts were answered."""
+    """Return every metric's first and newest value, the stage's own first, below how held-out prompts were sampled."""
     history = reader.history
     names = labels_for(reader.stage, history.last)
     if not names:
@@ -39,7 +39,7 @@ def metric_lines(reader: Reader, evaluation: str = "") -> list[Text]:
 
 
 def sample_lines(rows: Sequence[Mapping[str, Any]], width: int, height: int) -> list[Text]:
-    """The newest answers, as many as fit."""
+    """Return the newest samples, as many as fit."""
     lines: list[Text] = []
     for row in rows:
         if lines:
@@ -54,7 +54,7 @@ def sample_lines(rows: Sequence[Mapping[str, Any]], width: int, height: int) -> 
 
 
 def pipeline_line(pipeline: PipelineReader, variables: Mapping[str, str]) -> Text:
-    """One mark for each stage: what is done, at work, to come; the one that is looked at is underlined."""
+    """Return one mark per stage: done, running or to come; the one that is shown is underlined."""
     text = Text()
     begun = {child.name: child for child in pipeline.children}
     shown = pipeline.shown.run.id if pipeline.shown else ""

@@ -15,7 +15,7 @@ _FOLLOW = 8
 
 
 def heading(listing: Listing, width: int) -> str:
-    """Titles of the columns of a listing."""
+    """Return the titles of the columns of a listing."""
     match listing.wanted.mode:
         case "pairs":
             return f"{'before':>8} {'after':>8} {'reward':>9}  {'true utility':<13} prompt"
@@ -28,7 +28,7 @@ def heading(listing: Listing, width: int) -> str:
 
 
 def sample_row(sample: Sample | None, width: int) -> Pieces:
-    """One row of all; blank until its text has been read."""
+    """Return one row of all; blank until its text has been read."""
     if sample is None:
         return [(f"{'…':>7}", "dim")]
     pieces: Pieces = [(f"{_when(sample):>7}", "dim"), (f" {figure(sample.reward):>8}", "plain")]
@@ -42,7 +42,7 @@ def sample_row(sample: Sample | None, width: int) -> Pieces:
 
 
 def prompt_row(sample: Sample | None, before: Sample | None, width: int) -> Pieces:
-    """One row of a prompt that is followed, with what changed since the row before."""
+    """Return one row of a prompt that is followed, with what changed since the row before."""
     if sample is None:
         return [(f"{'…':>7}", "dim")]
     pieces: Pieces = [(f"{_when(sample):>7}", "dim"), (f" {figure(sample.reward):>8} ", "plain")]
@@ -55,7 +55,7 @@ def prompt_row(sample: Sample | None, before: Sample | None, width: int) -> Piec
 
 
 def pair_row(pair: Pair, width: int) -> Pieces:
-    """One held-out question, before and after."""
+    """Return one held-out prompt, before and after."""
     before, after = pair.before, pair.after
     rewards = before.reward if before else None, after.reward if after else None
     utilities = before.utility if before else None, after.utility if after else None
@@ -67,7 +67,7 @@ def pair_row(pair: Pair, width: int) -> Pieces:
 
 
 def change(before: float | None, after: float | None, width: int) -> tuple[str, str]:
-    """The difference with a sign and an arrow, and the style of its direction."""
+    """Return the difference with a sign and an arrow, and the style of its direction."""
     if before is None or after is None:
         return " " * width, "dim"
     difference = after - before
@@ -78,14 +78,14 @@ def change(before: float | None, after: float | None, width: int) -> tuple[str, 
 
 
 def figure(value: float | None, places: int = 3) -> str:
-    """A value with a fixed number of places, so that columns stand under each other."""
+    """Return a value with a fixed number of places, so that columns stand under each other."""
     if value is None:
         return _NONE
     return f"{value:.{places}f}" if abs(value) < 1000 else number(value)
 
 
 def facts(sample: Sample) -> Text:
-    """Everything known about a sample but its texts, in one line."""
+    """Return everything known about a sample but its texts, in one line."""
     parts = [_when_in_words(sample), _reward(sample)]
     if sample.kl is not None:
         parts.append(f"KL {figure(sample.kl)}")
@@ -99,13 +99,13 @@ def facts(sample: Sample) -> Text:
 
 
 def _reward(sample: Sample) -> str:
-    """The score, and what it is the sum of where that is more than one thing."""
+    """Return the reward, and its components where there is more than one."""
     parts = [f"{name.replace('_', ' ')} {figure(value)}" for name, value in sample.rewards.items()]
     return f"reward {figure(sample.reward)}" + (f" ({', '.join(parts)})" if len(parts) > 1 else "")
 
 
 def sample_text(sample: Sample) -> Text:
-    """A sample in full."""
+    """Return a sample in full."""
     text = facts(sample)
     for title, body in (("prompt", sample.question), ("response", sample.response)):
         text.append(f"\n\n{title}  " if title == "response" else f"\n{title}  ", style="not bold italic dim")
@@ -114,7 +114,7 @@ def sample_text(sample: Sample) -> Text:
 
 
 def side_text(title: str, sample: Sample | None) -> Text:
-    """One side of a pair in full."""
+    """Return one side of a pair in full."""
     text = Text(f"{title}\n", style="bold")
     if sample is None:
         return text.append("no response yet", style="not bold dim")
@@ -128,7 +128,7 @@ def side_text(title: str, sample: Sample | None) -> Text:
 
 
 def question_text(pair: Pair) -> Text:
-    """The question that both sides answer."""
+    """Return the prompt that both sides respond to."""
     return Text.assemble(("prompt  ", "italic dim"), pair.question, "\n")
 
 

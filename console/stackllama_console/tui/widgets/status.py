@@ -1,4 +1,4 @@
-"""The lines at the top of the monitor: state, progress, time left, figures of the moment, the machine, the end."""
+"""The lines at the top of the monitor: state, progress, time left, current metrics, the machine, the outcome."""
 
 import time
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ _SILENT_SECONDS = 120.0
 
 
 def head_line(reader: Reader, variables: Mapping[str, str], now: float) -> Text:
-    """State, phase, step, progress bar, pace and time left. The run's own clock: nothing ticks without news."""
+    """Return state, phase, step, progress bar, pace and time left, by the run's own clock: nothing ticks by itself."""
     colours = dict(variables)
     text = state_text(reader.phase, colours)
     history = reader.history
@@ -51,14 +51,14 @@ def head_line(reader: Reader, variables: Mapping[str, str], now: float) -> Text:
 
 
 def eta_text(eta: Eta, left: int) -> str:
-    """``9 m left (8–12 m)  1.2 s/step``, the pace being that of the estimate: what is left over the steps left."""
+    """Return ``9 m left (8–12 m)  1.2 s/step``, the pace being that of the estimate: time left over steps left."""
     seconds = eta.likely / left
     pace = f"{seconds:.2g} s/step" if seconds >= 1 or seconds <= 0 else f"{1 / seconds:.3g} steps/s"
     return f"{duration(eta.likely)} left ({duration(eta.low)} – {duration(eta.high)})  {pace}"
 
 
 def headline_line(reader: Reader, stage: Stage | None) -> Text:
-    """The newest values that matter, in one line; a NaN stands out."""
+    """Return the newest values that matter, in one line; a NaN stands out."""
     text = Text()
     last = reader.history.last
     for metric in headline(stage):
@@ -70,13 +70,13 @@ def headline_line(reader: Reader, stage: Stage | None) -> Text:
 
 
 def memory_text(reader: Reader, predicted: float | None) -> str:
-    """Peaks the engine measured, beside what was predicted."""
+    """Return the peaks the engine measured, beside what was predicted."""
     peaks = measured_peaks(reader.history)
     return f"{peaks}; predicted {size(predicted)}" if peaks and predicted else peaks
 
 
 def silence_text(reader: Reader, now: float) -> str:
-    """A run that is at work and has said nothing for minutes; in whole minutes, so that it seldom changes."""
+    """Return how long a running run has written nothing; in whole minutes, so that it seldom changes."""
     updated = reader.history.updated
     if reader.phase not in ("running", "stalled", "stopping") or not updated or now - updated < _SILENT_SECONDS:
         return ""
@@ -84,7 +84,7 @@ def silence_text(reader: Reader, now: float) -> str:
 
 
 def outcome_lines(run: RunDir | None, state: State | None, variables: Mapping[str, str]) -> list[Text]:
-    """What became of a run that ended otherwise than well: cause, code or signal, last lines, what to try."""
+    """Return how a run that did not finish well ended: cause, code or signal, last lines, what to try."""
     if run is None or state is None or not state.has_ended or state.phase == "finished":
         return []
     lines: list[Text] = []
@@ -101,7 +101,7 @@ def outcome_lines(run: RunDir | None, state: State | None, variables: Mapping[st
 
 
 def exit_text(code: int) -> str:
-    """An exit code in words."""
+    """Return an exit code in words."""
     import signal
 
     if code > 128:
@@ -114,7 +114,7 @@ def exit_text(code: int) -> str:
 
 
 def advice(run: RunDir, state: State) -> str:
-    """What to press next, by what went wrong."""
+    """Return what to press next, by what went wrong."""
     cause = (state.cause or "").lower()
     if state.exit_code == 2:
         return "e: fix the recipe in the form and relaunch"
@@ -134,7 +134,7 @@ def advice(run: RunDir, state: State) -> str:
 
 
 def _resume(stage: Stage | None) -> str:
-    """What a resume does: a merge saves nothing on its way."""
+    """Return what a resume does: a merge saves nothing on its way."""
     return {
         Stage.MERGE: "restart the merge",
         Stage.PIPELINE: "resume from its current stage",
@@ -142,7 +142,7 @@ def _resume(stage: Stage | None) -> str:
 
 
 def advice_of_row(row: Row) -> str:
-    """The keys that make sense for a run of the list."""
+    """Return the keys that make sense for a run of the list."""
     if row.phase == "damaged":
         return "r: repair its records from its other files, D: delete"
     match row.phase:
@@ -159,5 +159,5 @@ def advice_of_row(row: Row) -> str:
 
 
 def now() -> float:
-    """Unix seconds; one place, so that tests and screenshots can hold it still."""
+    """Return Unix seconds; one place, so that tests and screenshots can hold it still."""
     return time.time()
