@@ -115,8 +115,8 @@ def _compare(home: Home, run_id: str) -> Any:
 
 def _watched(home: Home, run_id: str) -> Any:
     watched = watch_run(home, run_id)
-    watched.look()
-    watched.look()
+    watched.poll()
+    watched.poll()
     return watched.result, watched.evaluation, watched.newest_samples, watched.predicted, watched.reader.history
 
 

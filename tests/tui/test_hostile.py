@@ -103,7 +103,7 @@ def test_runs(home: Home, no_quit: list[str], size: tuple[int, int]) -> None:
 def test_monitor(home: Home, no_quit: list[str], name: str, size: tuple[int, int]) -> None:
     async def script(shown: Shown) -> None:
         await shown.reaches("MonitorScreen")
-        await shown.until(lambda: shown.front._news is not None)
+        await shown.until(lambda: shown.front._last_update is not None)
         if name == "hostile" and size[0] >= 80:
             await shown.shows("cause  stolen clipboard", "not red")
         await _tour(
@@ -124,7 +124,7 @@ def test_monitor(home: Home, no_quit: list[str], name: str, size: tuple[int, int
 def test_what_a_run_leads_to(home: Home, no_quit: list[str], key: str, size: tuple[int, int]) -> None:
     async def script(shown: Shown) -> None:
         await shown.reaches("MonitorScreen")
-        await shown.until(lambda: shown.front._news is not None)
+        await shown.until(lambda: shown.front._last_update is not None)
         await _tour(shown, key)
         await shown.until(lambda: shown.name != "MonitorScreen")
         if key == "a":
@@ -139,7 +139,7 @@ def test_what_a_run_leads_to(home: Home, no_quit: list[str], key: str, size: tup
 def test_another_trainers_directory(home: Home, no_quit: list[str], tmp_path: Path, size: tuple[int, int]) -> None:
     async def script(shown: Shown) -> None:
         await shown.reaches("MonitorScreen")
-        await shown.until(lambda: shown.front._news is not None)
+        await shown.until(lambda: shown.front._last_update is not None)
         if size[0] >= 80:
             await shown.shows("] out  another trainer", "not red")
         await _tour(shown, "5", "5", "6", "6", "right_square_bracket", "d", "j", "escape", "x")
@@ -155,7 +155,7 @@ def test_what_is_pasted_into_a_question(home: Home, no_quit: list[str]) -> None:
         await _paste(shown, ALL)
         await shown.press("enter")
         await shown.reaches("MonitorScreen")
-        await shown.until(lambda: shown.front._news is not None)
+        await shown.until(lambda: shown.front._last_update is not None)
 
     _through(home, script, (80, 24))
     assert no_quit == []

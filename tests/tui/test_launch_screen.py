@@ -353,9 +353,9 @@ def test_memory_that_hardly_moved_is_no_news(home: Home, monkeypatch: pytest.Mon
         nonlocal free
         await driven.until(lambda: driven.screen._devices is not None)
         free -= GIB // 100
-        assert driven.screen.look() is None
+        assert driven.screen.poll() is None
         free -= GIB
-        assert driven.screen.look() == found()
+        assert driven.screen.poll() == found()
 
     show(home, script, model="demo")
 

@@ -29,7 +29,7 @@ def watch(home: Home, run_id: str, script: Script, size: tuple[int, int] = (80, 
 
     async def begin(shown: Shown) -> None:
         await shown.reaches("MonitorScreen")
-        await shown.until(lambda: shown.front._news is not None)
+        await shown.until(lambda: shown.front._last_update is not None)
         await script(shown)
 
     run_app(home, begin, size=size, target=run_id)

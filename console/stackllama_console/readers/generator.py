@@ -70,7 +70,7 @@ class ChatProcess:
         self.ready: Ready | None = None
         """The loaded model; None while it loads."""
         self._events: deque[ChatEvent] = deque()
-        self._news = threading.Condition()
+        self._changed = threading.Condition()
         self._closing = False
         self._failure: str | None = None
         self._last_id = 0
@@ -148,7 +148,7 @@ class ChatProcess:
             raise UsageError("the question is too long.")
         if not self.alive:
             raise RefusedError("the generator has ended; restart it.")
-        with self._news:
+        with self._changed:
             if len(self._open) >= _QUESTIONS:
                 raise RefusedError(f"{_QUESTIONS} questions are already waiting; cancel some, or wait for the answers.")
             self._last_id += 1
@@ -163,23 +163,23 @@ class ChatProcess:
 
     def poll(self) -> list[ChatEvent]:
         """Return what came since the last call, oldest first; never waits."""
-        with self._news:
+        with self._changed:
             events = list(self._events)
             self._events.clear()
-            self._news.notify_all()  # there is room again
+            self._changed.notify_all()  # there is room again
         return events
 
     def wait(self, seconds: float) -> list[ChatEvent]:
         """Return as `poll` does, after waiting until there is something, at most so long."""
-        with self._news:
-            self._news.wait_for(lambda: bool(self._events), seconds)
+        with self._changed:
+            self._changed.wait_for(lambda: bool(self._events), seconds)
         return self.poll()
 
     def close(self) -> None:
         """End the process, whatever it does. Takes a moment, a few seconds at most. May be called again."""
-        with self._news:
+        with self._changed:
             self._closing = True
-            self._news.notify_all()
+            self._changed.notify_all()
         for number in (signal.SIGTERM, signal.SIGKILL):
             if not self.alive:
                 break
@@ -242,17 +242,17 @@ class ChatProcess:
         self._put(reply)
 
     def _side_done(self, question: int, sides: int) -> None:
-        with self._news:
+        with self._changed:
             left = self._open.pop(question, 0) - sides
             if left > 0:
                 self._open[question] = left
 
     def _put(self, event: ChatEvent) -> None:
-        with self._news:
-            self._news.wait_for(lambda: len(self._events) < _EVENTS or self._closing)
+        with self._changed:
+            self._changed.wait_for(lambda: len(self._events) < _EVENTS or self._closing)
             if len(self._events) < _EVENTS or isinstance(event, Ended):
                 self._events.append(event)
-            self._news.notify_all()
+            self._changed.notify_all()
 
     def _reason(self, code: int) -> str:
         if self._failure:

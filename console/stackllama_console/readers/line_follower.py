@@ -13,7 +13,7 @@ _BLOCK = 1 << 18
 
 
 class LineFollower:
-    """Terminated lines, as bytes without their ``\\n``, each returned once. Without news a look costs one ``stat``.
+    """Terminated lines, as bytes without their ``\\n``, each returned once. With nothing new a poll costs one ``stat``.
 
     Args:
         path: the file; it may come later.

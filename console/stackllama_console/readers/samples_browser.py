@@ -21,7 +21,7 @@ Mode = Literal["rows", "prompt", "pairs"]
 SORTS: tuple[Key, ...] = ("step", "reward", "kl", "length")
 
 _FOUND = 5_000  # rows of a filter that are listed
-_SEARCHED = 200_000  # rows searched in one look
+_SEARCHED = 200_000  # rows searched per poll
 
 _REASONS = {
     Stage.SFT: "An SFT run has no samples: only PPO records responses. Use chat (t) to see what this run answers.",
@@ -87,7 +87,7 @@ class SamplesBrowser:
         self._resume_at = 0
         self._generation: int = 0
 
-    def look(self, wanted: Wanted, selected: int) -> Listing | None:
+    def poll(self, wanted: Wanted, selected: int) -> Listing | None:
         """Poll and return a new listing, or None where it would say the same as the last one."""
         samples = self.samples
         samples.poll()

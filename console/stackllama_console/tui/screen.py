@@ -41,12 +41,12 @@ class Heading(Static):
 class ConsoleScreen(Screen[Any]):
     """Base class of screens that follow files.
 
-    Subclasses say what to read in :meth:`look`, which runs in a thread and touches no widget, and what to do with it
-    in :meth:`show`, which runs in the event loop and is called only when there is news (not None).
+    Subclasses say what to read in :meth:`poll`, which runs in a thread and touches no widget, and what to do with it
+    in :meth:`render_update`, which runs in the event loop and is called only with an update (not None).
     """
 
     HEADING: ClassVar[str] = ""
-    INTERVAL: ClassVar[float] = 0.5  # seconds between looks
+    INTERVAL: ClassVar[float] = 0.5  # seconds between polls
     ESCAPE_TO_MINIMIZE = False
     WIDGETS_WITH_KEYS: ClassVar[tuple[str, ...]] = ()
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -88,12 +88,12 @@ class ConsoleScreen(Screen[Any]):
         """The application, by our own type."""
         return cast("BaseApp", self.app)  # pyright: ignore[reportUnknownMemberType]
 
-    def look(self) -> Any:
+    def poll(self) -> Any:
         """Read what is new, in a thread; None where nothing is."""
         return None
 
-    def show(self, news: Any) -> None:
-        """Render what :meth:`look` returned."""
+    def render_update(self, update: Any) -> None:
+        """Render what :meth:`poll` returned."""
 
     def begin(self, work: Coroutine[Any, Any, None], *, group: str, exclusive: bool = False) -> None:
         """Run a coroutine beside the screen; what comes back after the screen has gone changes nothing.
@@ -141,7 +141,7 @@ class ConsoleScreen(Screen[Any]):
         while True:
             await self._visible.wait()
             begun = clock()
-            news = await asyncio.to_thread(self.look)
-            if news is not None and self.is_attached:
-                self.show(news)
+            update = await asyncio.to_thread(self.poll)
+            if update is not None and self.is_attached:
+                self.render_update(update)
             await asyncio.sleep(max(self.INTERVAL / 5, begun + self.INTERVAL - clock()))

@@ -1,6 +1,6 @@
 """The monitor's subject: a run, a pipeline, or another trainer's directory, with its log, samples and machine.
 
-:meth:`Watched.look` runs in a thread; everything else only returns what it read.
+:meth:`Watched.poll` runs in a thread; everything else only returns what it read.
 """
 
 import time
@@ -28,7 +28,7 @@ _MACHINE_SECONDS = 2.0
 _SAMPLES = 3
 
 
-class News(Struct, frozen=True, kw_only=True):
+class Update(Struct, frozen=True, kw_only=True):
     """The result of one poll."""
 
     run: bool
@@ -68,7 +68,7 @@ class Watched:
         self._machine = Machine(run.path.parents[1] if run else None)
         self._machine_at = 0.0
         self._machine_text = ""
-        self._looked = False
+        self._polled = False
 
     @property
     def reader(self) -> Reader:
@@ -87,11 +87,11 @@ class Watched:
         """The state of the run itself, not of a pipeline's child."""
         return self.source.state if self.run else None
 
-    def look(self) -> News | None:
+    def poll(self) -> Update | None:
         """Read what is new; None where nothing is."""
         shown = self.reader
-        changed = self.source.poll() or not self._looked or shown is not self.reader
-        self._looked = True
+        changed = self.source.poll() or not self._polled or shown is not self.reader
+        self._polled = True
         self._predict()
         if changed:
             self.result = self._read_result()
@@ -101,7 +101,7 @@ class Watched:
         machine = self._read_machine()
         if not (changed or log or samples or machine):
             return None
-        return News(run=changed or samples, log=log, machine=self._machine_text)
+        return Update(run=changed or samples, log=log, machine=self._machine_text)
 
     def _predict(self) -> None:
         run = self.shown_run

@@ -109,7 +109,7 @@ class ChatScreen(ConsoleScreen):
         yield line
 
     def on_mount(self) -> None:
-        """Say what is being loaded; the thread of :meth:`look` starts it."""
+        """Say what is being loaded; the thread of :meth:`poll` starts it."""
         self.call_next(self._head)  # after the heading that every screen begins with
         self._show_settings()
 
@@ -129,7 +129,7 @@ class ChatScreen(ConsoleScreen):
 
     # reading, in a thread
 
-    def look(self) -> list[ChatEvent] | NotStarted | None:
+    def poll(self) -> list[ChatEvent] | NotStarted | None:
         """Start the wanted generator, or return what the running one sent."""
         with self._guard:
             if self._left:
@@ -152,14 +152,14 @@ class ChatScreen(ConsoleScreen):
 
     # showing
 
-    def show(self, news: Any) -> None:
+    def render_update(self, update: Any) -> None:
         """Add pieces of answers to their turns, or say why there are none."""
-        if isinstance(news, NotStarted):
-            self._status(news.why, news.way_out)
+        if isinstance(update, NotStarted):
+            self._status(update.why, update.way_out)
             return
         turns = self.query_one(TurnList)
         changed: set[int] = set()
-        for event in news:
+        for event in update:
             match event:
                 case Ready():
                     self._ready(event)

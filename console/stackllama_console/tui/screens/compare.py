@@ -70,7 +70,7 @@ class CompareScreen(ConsoleScreen):
         super().__init__()
         self.comparison = Comparison(home, run_ids)
         self.view: View = "charts"
-        self._looked = False
+        self._polled = False
 
     def body(self) -> ComposeResult:
         """Compose charts and, beside or instead of them, the two tables."""
@@ -93,12 +93,12 @@ class CompareScreen(ConsoleScreen):
         self.set_class(event.size.width >= _WIDE, "-wide")
         self.set_class(event.size.width < _WIDE, "-narrow")
 
-    def look(self) -> Compared | None:
+    def poll(self) -> Compared | None:
         """Read all runs' new events."""
         comparison = self.comparison
-        if not comparison.poll() and self._looked:
+        if not comparison.poll() and self._polled:
             return None
-        self._looked = True
+        self._polled = True
         metrics = comparison.metrics()
         names = list(zip(comparison.names, comparison.sides, strict=True))
         overlays: list[Overlay] = []
@@ -112,17 +112,17 @@ class CompareScreen(ConsoleScreen):
             troubles=comparison.troubles,
         )
 
-    def show(self, news: Any) -> None:
+    def render_update(self, update: Any) -> None:
         """Render charts and tables; only what changed is painted."""
-        found: Compared = news
+        compared: Compared = update
         grid = self.query_one(ChartGrid)
-        grid.show_overlays(found.overlays)
+        grid.show_overlays(compared.overlays)
         names = self.comparison.names
-        self.query_one("#recipe", FactsTable).show_facts(names, found.recipe, "No recipe could be read.")
-        self.query_one("#metrics", FactsTable).show_facts(names, found.metrics)
+        self.query_one("#recipe", FactsTable).show_facts(names, compared.recipe, "No recipe could be read.")
+        self.query_one("#metrics", FactsTable).show_facts(names, compared.metrics)
         trouble = self.query_one("#trouble", Static)
-        text = Text("\n".join(found.troubles[:3]))
-        if not found.overlays and not found.troubles:
+        text = Text("\n".join(compared.troubles[:3]))
+        if not compared.overlays and not compared.troubles:
             text = Text("The runs share no metrics yet; 2: recipe, 3: metrics.")
         if trouble.content != text:
             trouble.update(text)

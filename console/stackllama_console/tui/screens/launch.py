@@ -157,14 +157,14 @@ class LaunchScreen(ConsoleScreen):
 
     # what is read
 
-    def look(self) -> Devices | None:
+    def poll(self) -> Devices | None:
         """Memory of this machine, where it changed enough to matter."""
         found = read_devices()
         return found if self._devices is None or _moved(self._devices, found) else None
 
-    def show(self, news: Devices) -> None:
+    def render_update(self, update: Devices) -> None:
         """The budget against it."""
-        self._devices = news
+        self._devices = update
         self._show_budget()
 
     async def _find(self) -> None:

@@ -21,7 +21,7 @@ from ...readers.series import Series
 from ...sanitise import one_line, sanitise
 from ..run_actions import RunActions, can_resume
 from ..screen import ConsoleScreen
-from ..watched import News, Watched, watch_directory, watch_run
+from ..watched import Update, Watched, watch_directory, watch_run
 from ..widgets.chart import Chart, Curve
 from ..widgets.log_panel import LogPanel
 from ..widgets.panels import metric_lines, pipeline_line, sample_lines
@@ -108,7 +108,7 @@ class MonitorScreen(ConsoleScreen):
         self._keys_for: object = None
         self._series_of: object = None
         self._drawn: list[Series] = []
-        self._news: News | str | None = None
+        self._last_update: Update | str | None = None
 
     @classmethod
     def of_run(cls, home: Home, run_id: str) -> "MonitorScreen":
@@ -152,7 +152,7 @@ class MonitorScreen(ConsoleScreen):
 
     # reading, in a thread
 
-    def look(self) -> News | str | None:
+    def poll(self) -> Update | str | None:
         """Return what is new; a sentence where it cannot be read at all."""
         if self._failed:
             return None
@@ -162,22 +162,22 @@ class MonitorScreen(ConsoleScreen):
             except (StackllamaError, OSError) as error:
                 self._failed = one_line(str(error))
                 return self._failed
-        return self._watched.look()
+        return self._watched.poll()
 
     # showing
 
-    def show(self, news: News | str) -> None:
+    def render_update(self, update: Update | str) -> None:
         """Render what changed."""
-        self._news = news
-        if isinstance(news, str):
-            self.query_one("#state", TextLines).show(self._wrapped([Text(f"✗ {news}", style="bold")]))
+        self._last_update = update
+        if isinstance(update, str):
+            self.query_one("#state", TextLines).show(self._wrapped([Text(f"✗ {update}", style="bold")]))
             return
-        if news.run:
+        if update.run:
             self._show_charts()
             self._show_side()
-        self._show_state(news)
-        if news.log:
-            self.query_one(LogPanel).show(news.log)
+        self._show_state(update)
+        if update.log:
+            self.query_one(LogPanel).show(update.log)
 
     @property
     def watched(self) -> Watched:
@@ -190,7 +190,7 @@ class MonitorScreen(ConsoleScreen):
             raise RuntimeError("nothing is watched yet")
         return self._watched
 
-    def _show_state(self, news: News) -> None:
+    def _show_state(self, update: Update) -> None:
         watched, moment = self.watched, now()
         reader = watched.source if watched.pipeline and watched.shows_result else watched.reader
         colours = self.console_app.theme_variables
@@ -201,7 +201,7 @@ class MonitorScreen(ConsoleScreen):
         lines += self._wrapped([head_line(reader, colours, moment)])
         if (metrics := headline_line(reader, reader.stage)).plain:
             lines += self._wrapped([metrics])
-        machine = "  ".join(filter(None, (news.machine, memory_text(reader, watched.predicted))))
+        machine = "  ".join(filter(None, (update.machine, memory_text(reader, watched.predicted))))
         if machine:
             lines += self._wrapped([Text(machine)])
         there = getattr(watched.source, "elsewhere", "")
@@ -309,10 +309,10 @@ class MonitorScreen(ConsoleScreen):
         self.call_after_refresh(self._wrap_again)
 
     def _wrap_again(self) -> None:
-        if isinstance(self._news, News):
-            self._show_state(self._news)
-        elif self._news is not None:
-            self.show(self._news)
+        if isinstance(self._last_update, Update):
+            self._show_state(self._last_update)
+        elif self._last_update is not None:
+            self.render_update(self._last_update)
 
     def _focus_something(self) -> None:
         """Give a chart the focus again after all were hidden in a terminal of a few lines."""

@@ -139,16 +139,16 @@ class RunsScreen(ConsoleScreen):
         """Arrange for the size."""
         self._arrange()
 
-    def look(self) -> bool | None:
+    def poll(self) -> bool | None:
         """Return True when any run changed or a minute has passed, else None."""
         changed = self.index.poll()
         if self._read and not self._machine_known:  # after the first paint
-            changed = self._look_at_machine() or changed
+            changed = self._read_gpus() or changed
         minute = int(now() // _AGE_SECONDS)
         passed, self._minute = minute != self._minute, minute
         return True if changed or passed or not self._read else None
 
-    def _look_at_machine(self) -> bool:
+    def _read_gpus(self) -> bool:
         """Name the machine's GPUs; a driver that does not respond is asked again. Return whether the text changed."""
         from stackllama_engine.contract.errors import RefusedError
         from stackllama_engine.launch.nvml import known_gpus
@@ -163,7 +163,7 @@ class RunsScreen(ConsoleScreen):
             self._machine = ", ".join(gpu.name for gpu in gpus) or "no GPU; runs use the CPU"
         return self._machine != before
 
-    def show(self, news: Any) -> None:
+    def render_update(self, update: Any) -> None:
         """Render rows and heading."""
         self._read = True
         self._fill()

@@ -102,15 +102,15 @@ class SamplesScreen(ConsoleScreen):
 
     # reading, in threads
 
-    def look(self) -> Listing | None:
+    def poll(self) -> Listing | None:
         """Return new rows or another order."""
         with self._one_at_a_time:
-            return self.browser.look(self.wanted, self._selected)
+            return self.browser.poll(self.wanted, self._selected)
 
-    async def _look_now(self) -> None:
-        listing = await asyncio.to_thread(self.look)
+    async def _poll_now(self) -> None:
+        listing = await asyncio.to_thread(self.poll)
         if listing is not None and self.is_attached:
-            self.show(listing)
+            self.render_update(listing)
 
     async def _read(self, rows: list[int], generation: int) -> None:
         samples = await asyncio.to_thread(self._read_locked, rows)
@@ -129,9 +129,9 @@ class SamplesScreen(ConsoleScreen):
 
     # showing
 
-    def show(self, news: Any) -> None:
+    def render_update(self, update: Any) -> None:
         """Render the new listing; the selected row stays selected."""
-        listing: Listing = news
+        listing: Listing = update
         if listing.wanted != self.wanted:
             return  # another key was pressed meanwhile; its own answer is under way
         before, self.listing = self.listing, listing
@@ -158,7 +158,7 @@ class SamplesScreen(ConsoleScreen):
             return 0, False  # another order or filter: its first row is what was asked for
         if listing.rows[listing.cursor] == self._selected:
             return listing.cursor, same
-        if self._selected in listing.rows:  # moved while the thread was looking
+        if self._selected in listing.rows:  # moved while the thread was polling
             return listing.rows.index(self._selected), same
         return 0, False
 
@@ -307,4 +307,4 @@ class SamplesScreen(ConsoleScreen):
 
     def _want(self, **changes: Any) -> None:
         self.wanted = msgspec.structs.replace(self.wanted, **changes)
-        self.begin(self._look_now(), group="look", exclusive=True)
+        self.begin(self._poll_now(), group="poll", exclusive=True)

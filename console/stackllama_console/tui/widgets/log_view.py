@@ -285,7 +285,7 @@ class LogView(Widget, can_focus=True):
             self._drawn_for = (-1, -1)
             self.refresh()
             return True
-        before, self._drawn = self._drawn, self._look(height)
+        before, self._drawn = self._drawn, self._layout(height)
         changed = [
             Region(0, y, width, 1) for y, (old, new) in enumerate(zip(before, self._drawn, strict=True)) if old != new
         ]
@@ -293,7 +293,7 @@ class LogView(Widget, can_focus=True):
             self.refresh(*changed)
         return bool(changed)
 
-    def _look(self, height: int) -> list[_Row]:
+    def _layout(self, height: int) -> list[_Row]:
         """Return what each row is to show."""
         rows = self._rows
         self._top = self._within(len(rows) if self._following else self._top)
@@ -316,7 +316,7 @@ class LogView(Widget, can_focus=True):
         """Render one row."""
         width, height = self.content_size
         if self._drawn_for != (width, height):
-            self._drawn = self._look(height)
+            self._drawn = self._layout(height)
             self._drawn_for = (width, height)
         if y >= len(self._drawn):
             return Strip.blank(width, self.rich_style)
