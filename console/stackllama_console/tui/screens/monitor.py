@@ -209,8 +209,8 @@ class MonitorScreen(ConsoleScreen):
         if reader.bad_lines:
             notes.append(f"{reader.bad_lines} lines of its events could not be read")
         state = watched.state
-        if (notices := getattr(reader, "remarks", None)) and not (state and state.phase == "finished"):
-            notes.append(f"! {notices[-1]}")
+        if (remarks := getattr(reader, "remarks", None)) and not (state and state.phase == "finished"):
+            notes.append(f"! {remarks[-1]}")
         lines += [Text(one_line(note), style="italic") for note in notes]
         lines += self._wrapped(outcome_lines(watched.run, watched.state, colours))
         lines += self._wrapped([Text(one_line(note), style="italic") for note in getattr(reader, "notes", [])])
@@ -400,7 +400,7 @@ class MonitorScreen(ConsoleScreen):
 
 
 def _curves(reader: Reader, chosen: ChartSet) -> list[Curve]:
-    """Return the curves that a chart of the set shows of a reader."""
+    """What a chart of the set shows of a reader."""
     if chosen.title == MEMORY:
         return [Curve(name, series) for name, series in reader.memory.items()]
     return [Curve(label, reader.series[name]) for name, label in chosen.metrics]
