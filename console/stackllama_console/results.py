@@ -1,4 +1,4 @@
-"""Results of runs as lines of text: a pipeline's stages in a table, samples before and after PPO, one run's figures.
+"""Results of runs as lines of text: a pipeline's stages in a table, samples before and after PPO, one run's values.
 
 The commands print them and the monitor shows them.
 """
@@ -34,7 +34,7 @@ def pipeline_facts(home: Home, run: RunDir, state: State) -> Facts:
 
     Children that were never begun are left out.
     """
-    found = run_facts.facts(run, state)
+    result_facts = run_facts.facts(run, state)
     for child in CHILDREN:
         try:
             directory = home.run(child_id(run.id, child.suffix))
@@ -42,13 +42,15 @@ def pipeline_facts(home: Home, run: RunDir, state: State) -> Facts:
         except UsageError:
             continue
         result = read_result(directory)[0]
-        known = {"run": directory.id, "state": child_state.phase, "seconds": run_facts.seconds(child_state)}
+        child_facts = {"run": directory.id, "state": child_state.phase, "seconds": run_facts.seconds(child_state)}
         if child_state.stage is Stage.PPO and (temperature := temperature_of(directory)) is not None:
             result = {"temperature": temperature} | result
-        found[child.suffix] = result | known
+        result_facts[child.suffix] = result | child_facts
     if state.attempt > 1:  # between its attempts it did not run
-        found["seconds"] = sum(found[child.suffix]["seconds"] or 0.0 for child in CHILDREN if child.suffix in found)
-    return found
+        result_facts["seconds"] = sum(
+            result_facts[child.suffix]["seconds"] or 0.0 for child in CHILDREN if child.suffix in result_facts
+        )
+    return result_facts
 
 
 def table(facts: Facts) -> list[str]:
@@ -135,14 +137,14 @@ def text_lines(text: str) -> list[str]:
 
 
 def result_lines(run: RunDir, stage: Stage) -> list[str]:
-    """Return the figures of ``result.json``, one per line; of a damaged one that it is."""
+    """Return the values of ``result.json``, one per line; of a damaged one that it is."""
     result, trouble = read_result(run)
     if trouble:
         return [one_line(trouble)]
     facts = {key: value for key, value in result.items() if isinstance(value, int | float | str)}
     labels = {"difference": "error of the merge", "difference_from_base": "change against the base"}
     lines = [f"{labels.get(key, key)}: {_figure(value)}" for key, value in facts.items() if key not in _TOLD]
-    if stage in (Stage.SFT, Stage.PPO):  # PPO's figures stand under `before` and `after`
+    if stage in (Stage.SFT, Stage.PPO):  # PPO's metrics stand under `before` and `after`
         for label, first, last in measures(stage, result):
             lines.append(f"{label}: {'' if first is None else f'{_figure(first)} → '}{_figure(last)}")
     if stage is Stage.PPO and result.get("after"):

@@ -208,7 +208,7 @@ class ChatProcess:
             self._process.kill()
         try:
             code = self._process.wait(_PATIENCE)
-        except subprocess.TimeoutExpired:  # it has closed its end and goes on
+        except subprocess.TimeoutExpired:  # it has closed its end and still runs
             self._process.kill()
             code = self._process.wait()
         self._threads[2].join(_PATIENCE)

@@ -53,9 +53,9 @@ class Levels:
         if head[1:5].isdigit() and head[:1] in _GLOG and head[5:6] == " ":
             return _GLOG[head[0]]
         level, at = _named(head)
-        if _may_hold_phrase(head) and (found := _PHRASES.search(head, 0, at)):
-            self._traceback = found[0].startswith("Traceback")
-            return _LEVELS[found.lastgroup or ""]
+        if _may_hold_phrase(head) and (match := _PHRASES.search(head, 0, at)):
+            self._traceback = match[0].startswith("Traceback")
+            return _LEVELS[match.lastgroup or ""]
         return level
 
     def _within(self, text: str) -> Level:

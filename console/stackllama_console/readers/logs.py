@@ -154,22 +154,22 @@ class LogReader:
         if not raw:
             return
         level, number = self._levels.of, self._count
-        taken: list[LogLine] = []
+        new_lines: list[LogLine] = []
         characters = 0
         for number, line in enumerate(raw, start=self._count + 1):
             text = _clean(line)
             characters += len(text)
-            taken.append(LogLine(number, level(text), text))
-        self._keep(taken, characters, number)
+            new_lines.append(LogLine(number, level(text), text))
+        self._keep(new_lines, characters, number)
 
     def _mark(self, text: str) -> None:
         self._levels = Levels()
         self._keep([LogLine(self._count + 1, "mark", f"--- {text} ---")], len(text) + 8, self._count + 1)
 
-    def _keep(self, taken: list[LogLine], characters: int, count: int) -> None:
+    def _keep(self, new_lines: list[LogLine], characters: int, count: int) -> None:
         lines = self._lines
         with self._lock:
-            lines.extend(taken)
+            lines.extend(new_lines)
             self._characters += characters
             self._count = count
             while len(lines) > self._capacity or (self._characters > MOST_CHARACTERS and len(lines) > 1):
@@ -196,7 +196,7 @@ def newest_log(folder: Path) -> Path | None:
     """
     try:
         with os.scandir(folder) as entries:
-            found = {
+            candidates = {
                 entry.name: entry.stat(follow_symlinks=False).st_mtime_ns
                 for entry in entries
                 if entry.name.endswith(LOG_NAMES) and entry.is_file(follow_symlinks=False)
@@ -204,6 +204,6 @@ def newest_log(folder: Path) -> Path | None:
     except OSError:
         return None
     for name in ("trainer.log", "log.txt"):
-        if name in found:
+        if name in candidates:
             return folder / name
-    return folder / max(found, key=lambda name: (found[name], name)) if found else None
+    return folder / max(candidates, key=lambda name: (candidates[name], name)) if candidates else None

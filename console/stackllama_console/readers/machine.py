@@ -46,7 +46,7 @@ class MachineReading(Struct, frozen=True, kw_only=True):
         run_memory: resident memory of the run's processes. Pages that they share are counted for each of them.
         run_cpu: their CPU time since the reading before, in per cent of one CPU: may exceed 100.
         run_processes: how many there are.
-        note: what is worth knowing and no trouble.
+        note: what is worth knowing and no error.
         trouble: what could be read and now cannot.
     """
 
@@ -124,7 +124,7 @@ class Machine:
         first, self._nvml = self._nvml is None or self._first, nvml
         try:
             self._asked = self._asked or NVML.ask(lambda: _read(nvml, pids), NVML_SECONDS)
-            read = self._asked.answer(NVML_SECONDS)
+            readings = self._asked.answer(NVML_SECONDS)
         except UnansweredError as error:
             self._first, self._trouble = first, f"cannot read the GPUs: {error}"
             return []
@@ -137,7 +137,7 @@ class Machine:
                 self._open_at = self._clock() + RETRY_SECONDS
             return []
         self._asked, self._first, self._trouble = None, False, None
-        gpus = [structs.replace(gpu, name=one_line(gpu.name)) for gpu in read]
+        gpus = [structs.replace(gpu, name=one_line(gpu.name)) for gpu in readings]
         if first and not gpus:
             self._note = "no GPU; runs use the CPU"
         return gpus
@@ -180,10 +180,10 @@ class _Tree:
                 self._ticks, self._measured_at = {}, None
             self._run, self._find_at = run, now + FIND_SECONDS
             self._known = run_processes(run) if run is not None else []
-        found = {process: used for process in self._known if (used := usage(process)) is not None}
-        self.pids = {process.pid for process in found}
-        self.memory = sum(used.memory for used in found.values()) if found else None
-        ticks = {process: used.ticks for process, used in found.items()}
+        processes = {process: used for process in self._known if (used := usage(process)) is not None}
+        self.pids = {process.pid for process in processes}
+        self.memory = sum(used.memory for used in processes.values()) if processes else None
+        ticks = {process: used.ticks for process, used in processes.items()}
         self.cpu = self._share(ticks, now)
         self._ticks, self._measured_at = ticks, now
 

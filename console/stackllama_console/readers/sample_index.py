@@ -60,15 +60,15 @@ class SampleIndex:
 
     def add(self, position: int, lines: bytes, rows: list[Indexed | None]) -> None:
         """Add the rows of some terminated lines that begin at a byte of the file; None is stepped over."""
-        found: list[tuple[int, Indexed]] = []
+        entries: list[tuple[int, Indexed]] = []
         for line, row in zip(lines.split(b"\n"), rows, strict=False):  # after the last line end there is none
             if row is not None:
-                found.append((position, row))
+                entries.append((position, row))
             position += len(line) + 1
-        self.offsets.extend([offset for offset, _ in found])
-        self.steps.extend([row.step for _, row in found])
-        self.rewards.extend([_NONE if row.reward is None else row.reward for _, row in found])
-        self.kls.extend([_NONE if row.kl is None else row.kl for _, row in found])
-        self.lengths.extend([row.length for _, row in found])
-        self.questions.extend([hash(row.question) for _, row in found])
-        self.kinds.extend([row.kind for _, row in found])
+        self.offsets.extend([offset for offset, _ in entries])
+        self.steps.extend([row.step for _, row in entries])
+        self.rewards.extend([_NONE if row.reward is None else row.reward for _, row in entries])
+        self.kls.extend([_NONE if row.kl is None else row.kl for _, row in entries])
+        self.lengths.extend([row.length for _, row in entries])
+        self.questions.extend([hash(row.question) for _, row in entries])
+        self.kinds.extend([row.kind for _, row in entries])

@@ -160,8 +160,8 @@ class SamplesFile:
         """Return all rows with the same question as this one, itself among them, by step: one prompt followed."""
         index = self._index
         rows = _all_equal(index.questions, index.questions[row], len(self))
-        asked = {sample.row: sample.question for sample in self.read(rows)}  # equal hashes need not be equal texts
-        same = [other for other in rows if other in asked and asked[other] == asked.get(row)]
+        questions = {sample.row: sample.question for sample in self.read(rows)}  # equal hashes need not be equal texts
+        same = [other for other in rows if other in questions and questions[other] == questions.get(row)]
         return sorted(same, key=index.steps.__getitem__)
 
     def search(self, text: str, *, start: int = 0, limit: int = 100, budget: int = 50_000) -> Found:
@@ -173,11 +173,11 @@ class SamplesFile:
             limit: stop after so many.
             budget: rows to look at; 50,000 take some 0.1 s.
         """
-        wanted = text.casefold()
+        needle = text.casefold()
         stop = min(len(self), start + budget)
         rows: list[int] = []
         for sample in self._read_raw(range(start, stop)):
-            if wanted in sample.response.casefold() or wanted in sample.question.casefold():
+            if needle in sample.response.casefold() or needle in sample.question.casefold():
                 rows.append(sample.row)
                 if len(rows) == limit:
                     stop = sample.row + 1
@@ -207,9 +207,11 @@ class SamplesFile:
         for kind in (BEFORE, AFTER):
             for row in _all_equal(index.kinds, kind, len(self)):
                 sides[index.questions[row]][kind == AFTER].append(row)
-        found: list[tuple[int | None, int | None]] = [pair for both in sides.values() for pair in zip_longest(*both)]
-        found.sort(key=lambda pair: None in pair)
-        shown = found[:limit]
+        row_pairs: list[tuple[int | None, int | None]] = [
+            pair for both in sides.values() for pair in zip_longest(*both)
+        ]
+        row_pairs.sort(key=lambda pair: None in pair)
+        shown = row_pairs[:limit]
         texts = {sample.row: sample for sample in self.read([row for pair in shown for row in pair if row is not None])}
         pairs = [_pair(*(None if row is None else texts.get(row) for row in pair)) for pair in shown]
         return [pair for pair in pairs if pair] or self._pairs_of_result()[:limit]
@@ -287,20 +289,20 @@ def _values(index: SampleIndex, by: Key) -> "array[int] | array[float]":
 def _sorted(values: "array[int] | array[float]", before: "array[int]", count: int, descending: bool) -> "array[int]":
     """Return rows sorted by value; what was sorted before is nearly so, and costs next to nothing."""
     rows = [*before, *range(len(before), count)]
-    known = [row for row in rows if values[row] == values[row]]
-    missing = [row for row in rows if values[row] != values[row]]
-    return array("q", [*sorted(known, key=values.__getitem__, reverse=descending), *missing])
+    with_value = [row for row in rows if values[row] == values[row]]
+    without_value = [row for row in rows if values[row] != values[row]]
+    return array("q", [*sorted(with_value, key=values.__getitem__, reverse=descending), *without_value])
 
 
-def _all_equal(values: "array[int]", wanted: int, stop: int) -> list[int]:
+def _all_equal(values: "array[int]", value: int, stop: int) -> list[int]:
     """Return the indices of all entries with a value, found at the speed of ``array.index``."""
-    found: list[int] = []
+    indices: list[int] = []
     start = 0
     while start < stop:
         try:
-            start = values.index(wanted, start, stop)
+            start = values.index(value, start, stop)
         except ValueError:
             break
-        found.append(start)
+        indices.append(start)
         start += 1
-    return found
+    return indices

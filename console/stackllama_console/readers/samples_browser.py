@@ -133,8 +133,8 @@ class SamplesBrowser:
         order = samples.order(wanted.sort, descending=wanted.descending)
         if not wanted.text:
             return order
-        found = set(self._found)
-        return [row for row in order if row in found]
+        matches = set(self._found)
+        return [row for row in order if row in matches]
 
     def _search(self, text: str) -> bool:
         """Continue the search; return whether any row was searched."""
@@ -146,9 +146,9 @@ class SamplesBrowser:
         if not text or self._resume_at >= count or len(self._found) >= _FOUND:
             return False
         room = _FOUND - len(self._found)
-        found = self.samples.search(text, start=self._resume_at, limit=room, budget=_SEARCHED)
-        self._found += found.rows
-        self._resume_at = count if found.resume_at is None else found.resume_at
+        result = self.samples.search(text, start=self._resume_at, limit=room, budget=_SEARCHED)
+        self._found += result.rows
+        self._resume_at = count if result.resume_at is None else result.resume_at
         return True
 
     def _reason(self, wanted: Wanted, rows: Sequence[int], pairs: list[Pair]) -> str:

@@ -228,8 +228,8 @@ class ConsoleApp(BaseApp):
         for theme in themes:
             self.register_theme(theme)
         self._own_themes = [theme.name for theme in themes]
-        wanted = (self.settings.theme, DEFAULT, "textual-dark")
-        self.theme = next(name for name in wanted if name in self.available_themes)
+        candidates = (self.settings.theme, DEFAULT, "textual-dark")
+        self.theme = next(name for name in candidates if name in self.available_themes)
         self.call_later(self._say_theme_notices)
 
     def _say_theme_notices(self) -> None:
@@ -242,10 +242,10 @@ class ConsoleApp(BaseApp):
         from .keymap import clashes, read_keymap
         from .screens import scopes
 
-        known = scopes.all_scopes(self.BINDINGS)
-        keymap, notices = read_keymap(keymap_file(), sorted({name for scope in known for name in scope.ids}))
+        scope_list = scopes.all_scopes(self.BINDINGS)
+        keymap, notices = read_keymap(keymap_file(), sorted({name for scope in scope_list for name in scope.ids}))
         self.set_keymap(keymap)
-        for notice in (*notices, *clashes(known, keymap)):
+        for notice in (*notices, *clashes(scope_list, keymap)):
             self.notify(notice, title="keymap", severity="warning", markup=False, timeout=15)
 
 

@@ -122,7 +122,7 @@ def leave_on_signals(leave_soon: Callable[[int], None]) -> None:
     """End the application on SIGHUP, SIGINT and SIGTERM with 128 + N, the terminal restored.
 
     A plain signal handler, not the event loop's: while the terminal takes no bytes (a stalled SSH link) the loop
-    stands still. Then the terminal's settings are put back directly and the process ends by itself.
+    is stalled. Then the terminal's settings are put back directly and the process ends by itself.
     """
     saved = _terminal_settings()
 

@@ -3,7 +3,7 @@
     runs.stop: x
     app.help: "question_mark,f1"
 
-What cannot be right is said once, in sentences, and left out: unknown ids, keys that are no text, and two actions
+Wrong entries are reported once, one sentence each, and skipped: unknown ids, keys that are not text, and two actions
 on one key where both can be reached.
 """
 
@@ -50,7 +50,7 @@ def _binding(short: tuple[str, ...]) -> Binding:
     return Binding(key, action, description[0] if description else "")
 
 
-def read_keymap(file: Path, known: Iterable[str]) -> tuple[dict[str, str], list[str]]:
+def read_keymap(file: Path, known_ids: Iterable[str]) -> tuple[dict[str, str], list[str]]:
     """Return binding id → keys (as Textual writes them, several with commas), and a sentence per wrong entry."""
     try:
         raw: Any = load_yaml(read_text(file, _MOST_BYTES))
@@ -62,7 +62,7 @@ def read_keymap(file: Path, known: Iterable[str]) -> tuple[dict[str, str], list[
         return {}, []
     if not isinstance(raw, dict):
         return {}, [f"{file}: expected a mapping of `binding id: keys` lines"]
-    ids = list(known)
+    ids = list(known_ids)
     keymap: dict[str, str] = {}
     notices: list[str] = []
     for name, keys in cast("dict[Any, Any]", raw).items():
@@ -79,7 +79,7 @@ def read_keymap(file: Path, known: Iterable[str]) -> tuple[dict[str, str], list[
 
 def clashes(scopes: Iterable[Scope], keymap: Mapping[str, str]) -> list[str]:
     """Return one sentence for each key that ``keymap`` gives to two actions that can be reached at once."""
-    found: dict[str, None] = {}
+    sentences: dict[str, None] = {}
     for scope in scopes:
         for widget, own in (scope.widgets or {"": []}).items():
             users: dict[str, list[Binding]] = defaultdict(list)
@@ -91,8 +91,8 @@ def clashes(scopes: Iterable[Scope], keymap: Mapping[str, str]) -> list[str]:
                 ids = list(dict.fromkeys(binding.id or binding.action for binding in bindings))
                 if len(ids) > 1 and any(name in keymap for name in ids):
                     where = f"{scope.title}, {widget}" if widget else scope.title
-                    found[f"`{key}` is bound to {' and '.join(f'`{name}`' for name in ids)} ({where})"] = None
-    return list(found)
+                    sentences[f"`{key}` is bound to {' and '.join(f'`{name}`' for name in ids)} ({where})"] = None
+    return list(sentences)
 
 
 def _key_name(text: str) -> str:

@@ -140,8 +140,8 @@ class ConsoleScreen(Screen[Any]):
         clock = asyncio.get_running_loop().time
         while True:
             await self._visible.wait()
-            begun = clock()
+            started = clock()
             update = await asyncio.to_thread(self.poll)
             if update is not None and self.is_attached:
                 self.render_update(update)
-            await asyncio.sleep(max(self.INTERVAL / 5, begun + self.INTERVAL - clock()))
+            await asyncio.sleep(max(self.INTERVAL / 5, started + self.INTERVAL - clock()))

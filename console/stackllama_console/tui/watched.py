@@ -220,12 +220,12 @@ def predicted_peak(run: RunDir) -> float | None:
     from stackllama_engine.launch.expected import expected
 
     try:
-        found = expected(run, run.read_state().stage)
+        prediction = expected(run, run.read_state().stage)
     except (StackllamaError, OSError):  # files that have gone: no line is drawn
         return None
-    if found is None:
+    if prediction is None:
         return None
-    return float(found.estimate.allocated if found.on_gpu else sum(found.estimate.device) / 2)
+    return float(prediction.estimate.allocated if prediction.on_gpu else sum(prediction.estimate.device) / 2)
 
 
 def _sample(row: Any) -> dict[str, Any]:

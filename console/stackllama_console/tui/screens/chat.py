@@ -166,10 +166,10 @@ class ChatScreen(ConsoleScreen):
                 case Ended():
                     self._ended(event)
                 case Delta() | Done() | Failure():
-                    found = turns.turn(event.id) if event.id is not None else None
-                    if found:
-                        found[1].take(event)
-                        changed.add(found[0])
+                    position_and_turn = turns.turn(event.id) if event.id is not None else None
+                    if position_and_turn:
+                        position_and_turn[1].take(event)
+                        changed.add(position_and_turn[0])
                     elif isinstance(event, Failure):
                         self.say(event.error, trouble=True)
                 case _:

@@ -103,8 +103,8 @@ class CompareScreen(ConsoleScreen):
         names = list(zip(comparison.names, comparison.sides, strict=True))
         overlays: list[Overlay] = []
         for metric in metrics:
-            having = [(name, side.reader) for name, side in names if side.reader and metric in side.reader.series]
-            overlays.append(Overlay(metric, tuple((name, reader.series[metric]) for name, reader in having)))
+            readers = [(name, side.reader) for name, side in names if side.reader and metric in side.reader.series]
+            overlays.append(Overlay(metric, tuple((name, reader.series[metric]) for name, reader in readers)))
         return Compared(
             overlays=overlays,
             recipe=recipe_rows(comparison),

@@ -19,13 +19,13 @@ _OURS = "stackllama_console"
 
 def actions_of(screen: Screen[Any]) -> list[tuple[Binding, DOMNode]]:
     """Return every binding that works on a screen now, the nearest first, each with the node it belongs to."""
-    found: dict[str, tuple[Binding, DOMNode]] = {}
+    actions: dict[str, tuple[Binding, DOMNode]] = {}
     for node in _nodes(screen):
         for bindings in node._bindings.key_to_bindings.values():  # pyright: ignore[reportPrivateUsage]
             for binding in bindings:
                 if binding.description and binding.id and not binding.system:
-                    found.setdefault(binding.id, (binding, node))
-    return list(found.values())
+                    actions.setdefault(binding.id, (binding, node))
+    return list(actions.values())
 
 
 def _nodes(screen: Screen[Any]) -> Iterator[DOMNode]:

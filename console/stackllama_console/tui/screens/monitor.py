@@ -270,11 +270,11 @@ class MonitorScreen(ConsoleScreen):
         grid = self.query_one("#charts", Grid)
         grid.set_class(self._only is not None or len(shown) <= 1, "-one")
 
-    def _fill(self, chart: Chart, chosen: ChartSet) -> None:
+    def _fill(self, chart: Chart, chart_set: ChartSet) -> None:
         reader = self.watched.reader
-        chart.title, chart.unit = one_line(chosen.title), chosen.unit
-        chart.set_curves(_curves(reader, chosen))
-        chart.set_reference("predicted", self.watched.predicted if chosen.title == MEMORY else None)
+        chart.title, chart.unit = one_line(chart_set.title), chart_set.unit
+        chart.set_curves(_curves(reader, chart_set))
+        chart.set_reference("predicted", self.watched.predicted if chart_set.title == MEMORY else None)
 
     def _show_side(self) -> None:
         watched = self.watched
@@ -355,9 +355,9 @@ class MonitorScreen(ConsoleScreen):
         self.set_class(self._only == _CHARTS, "-only-log")
         self.set_class(self._only == _CHARTS + 1, "-only-metrics")
         if self._only is not None and self._only >= _CHARTS:
-            self._only, kept = None, self._only
+            self._only, panel = None, self._only
             self._show_charts() if self._watched else None
-            self._only = kept
+            self._only = panel
         elif self._watched:
             self._show_charts()
         if index < _CHARTS:
@@ -373,11 +373,11 @@ class MonitorScreen(ConsoleScreen):
             return
         reader = self.watched.reader
         parts: list[str] = []
-        for chosen in self._sets:
-            chart = Chart(chosen.title)
-            chart.unit = chosen.unit
-            chart.set_curves(_curves(reader, chosen))
-            parts.append(f"{chosen.title}\n{chart.summary()}")
+        for chart_set in self._sets:
+            chart = Chart(chart_set.title)
+            chart.unit = chart_set.unit
+            chart.set_curves(_curves(reader, chart_set))
+            parts.append(f"{chart_set.title}\n{chart.summary()}")
         lines = [line.plain for line in metric_lines(reader, self.watched.evaluation)]
         self.console_app.push_screen(TextScreen(self._title, "\n\n".join([*parts, "\n".join(lines)])))
 

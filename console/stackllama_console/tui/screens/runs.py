@@ -145,8 +145,8 @@ class RunsScreen(ConsoleScreen):
         if self._read and not self._machine_known:  # after the first paint
             changed = self._read_gpus() or changed
         minute = int(now() // _AGE_SECONDS)
-        passed, self._minute = minute != self._minute, minute
-        return True if changed or passed or not self._read else None
+        minute_passed, self._minute = minute != self._minute, minute
+        return True if changed or minute_passed or not self._read else None
 
     def _read_gpus(self) -> bool:
         """Name the machine's GPUs; a driver that does not respond is asked again. Return whether the text changed."""
@@ -235,10 +235,10 @@ class RunsScreen(ConsoleScreen):
         metric = row.at if row.waits else metric
         if row.elsewhere:
             metric = "  ".join(filter(None, (row.elsewhere, metric)))
-        chosen = "bold" if row.id in self.selected else ""
+        name_style = "bold" if row.id in self.selected else ""
         step = f"{row.step}/{row.total_steps}" if row.total_steps else str(row.step or "")
         cells = {
-            "run": Text(f"{mark} {cut(name, max(12, self.size.width * 2 // 5))}", style=chosen),
+            "run": Text(f"{mark} {cut(name, max(12, self.size.width * 2 // 5))}", style=name_style),
             "stage": Text(str(row.stage or "")),
             "model": Text(cut(model_label(row.model), 28)),
             "state": state_text(row.phase, dict(variables)),

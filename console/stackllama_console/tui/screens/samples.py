@@ -170,8 +170,8 @@ class SamplesScreen(ConsoleScreen):
             return
         self._selected = listing.rows[min(rows.cursor, len(listing) - 1)]
         sight = rows.in_sight
-        wanted = [self._selected, *listing.rows[max(0, sight.start - _AHEAD) : sight.stop + _AHEAD]]
-        missing = [row for row in wanted if row not in self._texts]
+        rows_to_hold = [self._selected, *listing.rows[max(0, sight.start - _AHEAD) : sight.stop + _AHEAD]]
+        missing = [row for row in rows_to_hold if row not in self._texts]
         if self._selected in missing or any(listing.rows[index] not in self._texts for index in sight):
             self.begin(self._read(missing, listing.generation), group="texts", exclusive=True)
         self._show_detail()

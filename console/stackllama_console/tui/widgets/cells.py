@@ -17,10 +17,10 @@ def cut(text: str, width: int, *, keep_end: bool = False, ellipsis: str = ELLIPS
         return ellipsis[: max(0, width)]
     if not keep_end:
         return set_cell_size(text, width - 1).rstrip() + ellipsis
-    kept = text
-    while cell_len(kept) > width - 1:
-        kept = kept[1:]
-    return ellipsis + kept
+    tail = text
+    while cell_len(tail) > width - 1:
+        tail = tail[1:]
+    return ellipsis + tail
 
 
 def fit(text: str, width: int, *, ellipsis: str = ELLIPSIS) -> str:

@@ -78,16 +78,16 @@ class Line:
             return []
         if "" in self.cells or "" in other.cells:  # no stretch may begin or end inside a wide character
             return [(0, len(self.cells))]
-        found: list[tuple[int, int]] = []
+        stretches: list[tuple[int, int]] = []
         mine, theirs = zip(self.cells, self.parts, strict=True), zip(other.cells, other.parts, strict=True)
         for index, (new, old) in enumerate(zip(mine, theirs, strict=True)):
             if new == old:
                 continue
-            if found and index - found[-1][1] < _APART:
-                found[-1] = (found[-1][0], index + 1)
+            if stretches and index - stretches[-1][1] < _APART:
+                stretches[-1] = (stretches[-1][0], index + 1)
             else:
-                found.append((index, index + 1))
-        return found
+                stretches.append((index, index + 1))
+        return stretches
 
 
 def to_cells(text: str) -> list[str]:

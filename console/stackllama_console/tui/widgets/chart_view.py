@@ -77,19 +77,19 @@ class View:
             return
         if math.isinf(direction):
             target = span[1] if direction > 0 else span[0]
-            found = [point[0] for series in curves if (point := series.nearest(target))]
+            steps = [point[0] for series in curves if (point := series.nearest(target))]
         else:
             target = here + direction * reach
-            found = [point for series in curves for point in _beyond(series, here, target, direction)]
-        if found:
-            self.cursor = min(found, key=lambda step: abs(step - target))
+            steps = [point for series in curves for point in _beyond(series, here, target, direction)]
+        if steps:
+            self.cursor = min(steps, key=lambda step: abs(step - target))
             self._show_cursor(span)
 
     def place_cursor(self, span: Span, curves: Iterable[Series]) -> None:
         """Switch the cursor on at the newest point in sight."""
         start, stop = self.window(span)
-        found = [point[0] for series in curves if (point := series.before(stop))]
-        self.cursor = max(found, default=None)
+        steps = [point[0] for series in curves if (point := series.before(stop))]
+        self.cursor = max(steps, default=None)
         if self.cursor is not None and self.cursor < start:
             self._show_cursor(span)
 

@@ -95,8 +95,8 @@ class LogRows:
     def _matching(self, lines: list[LogLine]) -> list[int]:
         if self.pattern is None:
             return []
-        found = self.pattern.search
-        return [line.number for line in lines if found(line.text)]
+        search = self.pattern.search
+        return [line.number for line in lines if search(line.text)]
 
 
 def _number(line: LogLine) -> int:

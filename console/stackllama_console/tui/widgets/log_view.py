@@ -125,8 +125,8 @@ class LogView(Widget, can_focus=True):
             parts.append(f"{self.minimum_level} and above")
         if self._searched:
             count, position = self.match_count, self.match_position
-            found = f"match {position} of {count}" if position else f"{count} matches" if count else "no match"
-            parts.append(f"{found}: {self._searched}")
+            match_text = f"match {position} of {count}" if position else f"{count} matches" if count else "no match"
+            parts.append(f"{match_text}: {self._searched}")
         if reader is not None and reader.dropped:
             parts.append(f"{reader.dropped} lines skipped (too fast)")
         if reader is not None and reader.trouble:
@@ -253,15 +253,15 @@ class LogView(Widget, can_focus=True):
         return self._rows.lines[-1].number if self._rows.lines else 0
 
     def _show_current(self, *, force: bool = False) -> bool:
-        found = self._current
+        number = self._current
         height = self.content_size.height
-        if found is not None:
-            index = self._rows.index_of(found)
+        if number is not None:
+            index = self._rows.index_of(number)
             if not self._top <= index < self._top + height:
                 self._top = self._within(index - height // 2)
             self._following = self._following and self._top >= self._within(len(self._rows))
         self._repaint(force=force)
-        return found is not None
+        return number is not None
 
     def _move_to(self, top: int) -> None:
         before, end = self._top, self._within(len(self._rows))
@@ -330,11 +330,11 @@ class LogView(Widget, can_focus=True):
         pattern = self._rows.pattern
         if pattern is None:
             return [Segment(text, style)]
-        found = self.get_component_rich_style("log--current" if current else "log--match")
+        match_style = self.get_component_rich_style("log--current" if current else "log--match")
         pieces: list[Segment] = []
         end = 0
         for match in pattern.finditer(text):
-            pieces += [Segment(text[end : match.start()], style), Segment(match[0], found)]
+            pieces += [Segment(text[end : match.start()], style), Segment(match[0], match_style)]
             end = match.end()
         return [piece for piece in (*pieces, Segment(text[end:], style)) if piece.text]
 

@@ -56,19 +56,19 @@ def sample_lines(rows: Sequence[Mapping[str, Any]], width: int, height: int) -> 
 def pipeline_line(pipeline: PipelineReader, variables: Mapping[str, str]) -> Text:
     """Return one mark per stage: done, running or to come; the one that is shown is underlined."""
     text = Text()
-    begun = {child.name: child for child in pipeline.children}
+    children = {child.name: child for child in pipeline.children}
     shown = pipeline.shown.run.id if pipeline.shown else ""
     for child in CHILDREN:
         if text:
             text.append(" → ", style="dim")
-        known = begun.get(child.suffix)
+        child_reader = children.get(child.suffix)
         name = child.suffix.replace("-merged", " merge")
-        if known is None:
+        if child_reader is None:
             text.append(f"· {name}", style="dim")
             continue
-        mark = state_text(known.state.phase, dict(variables))
+        mark = state_text(child_reader.state.phase, dict(variables))
         part = Text(f"{mark.plain[0]} {name}", style=mark.style)
-        if known.run.id == shown:
+        if child_reader.run.id == shown:
             part.stylize("bold underline")
         text.append_text(part)
     return text

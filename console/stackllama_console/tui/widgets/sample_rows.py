@@ -37,8 +37,8 @@ def sample_row(sample: Sample | None, width: int) -> Pieces:
     else:
         pieces.append(("  ", "plain"))
     room = width - sum(len(text) for text, _ in pieces)
-    asked = cut(one_line(sample.question), max(8, room * 2 // 5))
-    return [*pieces, (f"{asked} → ", "dim"), (cut(one_line(sample.response), max(0, room - len(asked) - 3)), "plain")]
+    prompt = cut(one_line(sample.question), max(8, room * 2 // 5))
+    return [*pieces, (f"{prompt} → ", "dim"), (cut(one_line(sample.response), max(0, room - len(prompt) - 3)), "plain")]
 
 
 def prompt_row(sample: Sample | None, before: Sample | None, width: int) -> Pieces:
@@ -59,8 +59,8 @@ def pair_row(pair: Pair, width: int) -> Pieces:
     before, after = pair.before, pair.after
     rewards = before.reward if before else None, after.reward if after else None
     utilities = before.utility if before else None, after.utility if after else None
-    known = utilities != (None, None)
-    utility = f"{figure(utilities[0], 2)} → {figure(utilities[1], 2)}" if known else ""
+    has_utility = utilities != (None, None)
+    utility = f"{figure(utilities[0], 2)} → {figure(utilities[1], 2)}" if has_utility else ""
     pieces: Pieces = [(f"{figure(rewards[0]):>8} {figure(rewards[1]):>8} ", "plain"), change(*rewards, 9)]
     pieces.append((f"  {utility:<13} ", "dim"))
     return [*pieces, (cut(one_line(pair.question), max(0, width - 42)), "plain")]
