@@ -194,7 +194,7 @@ def test_a_bad_theme_file_is_one_notice(stocked: Home, tmp_path: Path) -> None:
     run_app(stocked, script)
 
 
-def test_a_theme_of_ones_own_is_worn(stocked: Home, tmp_path: Path) -> None:
+def test_own_theme_is_applied(stocked: Home, tmp_path: Path) -> None:
     source = Path(__file__).parents[2] / "themes" / "dusk.yaml"
     text = source.read_text().replace("name: dusk", "name: mine")
     _theme(tmp_path / "config" / "stackllama" / "themes" / "mine.yaml", text)
@@ -210,7 +210,7 @@ def test_a_theme_of_ones_own_is_worn(stocked: Home, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("theme", [theme.name for theme in load_themes()[0]])
-def test_every_screen_wears_every_theme(stocked: Home, theme: str) -> None:
+def test_every_theme_applies_to_every_screen(stocked: Home, theme: str) -> None:
     async def script(shown: Shown) -> None:
         shown.app.choose_theme(theme)
         for name in ("monitor", "launch"):
@@ -238,7 +238,7 @@ def test_the_screen_is_saved_as_svg(stocked: Home, tmp_path: Path) -> None:
     assert "aligned" in file.read_text()
 
 
-def test_a_screen_that_cannot_be_saved_is_said(stocked: Home, tmp_path: Path) -> None:
+def test_failed_screenshot_is_one_notice(stocked: Home, tmp_path: Path) -> None:
     state = tmp_path / "state" / "stackllama"
     state.mkdir(parents=True)
     (state / "screenshots").write_text("a file where a folder should be")
@@ -287,7 +287,7 @@ def test_a_keymap_changes_keys_and_help_shows_them(stocked: Home, tmp_path: Path
         ("'[bold]x[/]': m\n", ("no binding `[bold]x[/]`",)),
     ],
 )
-def test_what_is_wrong_with_a_keymap_is_said(stocked: Home, tmp_path: Path, text: str, parts: tuple[str, ...]) -> None:
+def test_wrong_keymap_entries_are_notices(stocked: Home, tmp_path: Path, text: str, parts: tuple[str, ...]) -> None:
     _keymap(tmp_path, text)
 
     async def script(shown: Shown) -> None:
@@ -312,7 +312,7 @@ def test_a_damaged_settings_file_is_one_notice(stocked: Home, tmp_path: Path) ->
     run_app(stocked, script)
 
 
-def test_nothing_to_write_to_is_said_and_no_crash(stocked: Home, tmp_path: Path) -> None:
+def test_unwritable_state_directory_is_a_notice_and_no_crash(stocked: Home, tmp_path: Path) -> None:
     (tmp_path / "state").write_text("a file where a folder should be")
 
     async def script(shown: Shown) -> None:
@@ -327,7 +327,7 @@ def test_nothing_to_write_to_is_said_and_no_crash(stocked: Home, tmp_path: Path)
     run_app(stocked, script)
 
 
-def test_a_home_that_is_a_file_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_home_that_is_a_file_lists_no_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = isolate(tmp_path, monkeypatch)
     home.path.mkdir()
     home.runs_dir.write_text("no folder")
@@ -372,7 +372,7 @@ def test_work_that_outlives_its_screens_widgets_is_no_crash(stocked: Home) -> No
     run_app(stocked, script)
 
 
-def test_a_query_for_what_was_never_there_is_a_crash(stocked: Home) -> None:
+def test_query_for_a_missing_widget_is_a_crash(stocked: Home) -> None:
     async def script(shown: Shown) -> None:
         screen = shown.front
 

@@ -78,7 +78,7 @@ def test_both_sides_answer_beside_each_other_where_there_is_room(run: RunDir) ->
     _talk(run, Starter("echo"), script, (120, 30))
 
 
-def test_below_100_columns_they_stand_under_each_other(run: RunDir) -> None:
+def test_sides_are_stacked_below_100_columns(run: RunDir) -> None:
     async def script(driven: Driven) -> None:
         await _ask(driven, "hello there")
         await driven.shows("base:there", "tuned:there")
@@ -148,7 +148,7 @@ def test_c_chooses_a_checkpoint_and_ends_the_generator_before(run: RunDir) -> No
     _talk(run, starter, script)
 
 
-def test_a_generator_that_dies_is_told_and_r_starts_it_again(run: RunDir) -> None:
+def test_dead_generator_is_reported_and_r_restarts_it(run: RunDir) -> None:
     async def script(driven: Driven) -> None:
         await _ask(driven, "die")
         await driven.shows("ended unexpectedly (exit code 9)", "✗ not answered")
@@ -191,7 +191,7 @@ def test_a_generator_that_refuses_says_why(run: RunDir) -> None:
         (Stage.PPO, "running", "trained nothing that was saved yet"),
     ],
 )
-def test_runs_that_cannot_talk_say_so_and_start_nothing(home: Home, stage: Stage, phase: str, said: str) -> None:
+def test_runs_that_cannot_chat_say_so_and_start_nothing(home: Home, stage: Stage, phase: str, said: str) -> None:
     run = make_run(home, stage, "mute", phase=phase)
 
     async def script(driven: Driven) -> None:
@@ -233,7 +233,7 @@ def test_the_conversation_is_scrolled(run: RunDir) -> None:
     _talk(run, Starter("echo"), script)
 
 
-def test_it_stays_at_the_end_and_nowhere_else(run: RunDir) -> None:
+def test_conversation_follows_new_text_only_at_its_end(run: RunDir) -> None:
     async def script(driven: Driven) -> None:
         await _ask(driven, "many")
         turns = driven.screen.query_one(TurnList)
@@ -249,7 +249,7 @@ def test_it_stays_at_the_end_and_nowhere_else(run: RunDir) -> None:
 
 
 @pytest.mark.slow
-def test_even_a_deaf_generator_is_not_left_behind(run: RunDir) -> None:
+def test_generator_that_ignores_its_input_is_ended_too(run: RunDir) -> None:
     async def script(driven: Driven) -> None:
         await driven.shows("base and tuned of fake")
 

@@ -106,7 +106,7 @@ def test_recipe_view_lists_only_what_differs_and_dims_defaults(home: Home) -> No
     drive(home, _compare(home), script)
 
 
-def test_figures_view_shows_newest_and_best_of_each(home: Home) -> None:
+def test_metrics_view_shows_newest_and_best_of_each(home: Home) -> None:
     async def script(driven: Driven) -> None:
         await driven.shows("objective/scores")
         await driven.press("3")
@@ -135,7 +135,7 @@ def test_only_the_best_value_stands_out_not_the_newest_beside_it(home: Home, wid
     drive(home, _compare(home), script, (width, 24))
 
 
-def test_from_120_columns_all_three_stand_together(home: Home) -> None:
+def test_from_120_columns_all_three_views_are_shown(home: Home) -> None:
     async def script(driven: Driven) -> None:
         await driven.shows("objective/scores", "learning_rate", "after.true_utility", "lr4-a1")
         await driven.press("2")
@@ -146,7 +146,7 @@ def test_from_120_columns_all_three_stand_together(home: Home) -> None:
     drive(home, _compare(home), script, (160, 45))
 
 
-def test_a_live_run_goes_on(home: Home) -> None:
+def test_curves_of_a_live_run_grow(home: Home) -> None:
     run = home.run(IDS[1])
 
     async def script(driven: Driven) -> None:
@@ -185,7 +185,7 @@ def test_tables_scroll_by_line_page_and_end_and_shift_between_runs(home: Home) -
     drive(home, lambda: CompareScreen(home, ids), script)
 
 
-def test_runs_of_different_stages_and_missing_ones_are_told(home: Home) -> None:
+def test_different_stages_and_missing_runs_are_reported(home: Home) -> None:
     make_run(home, Stage.MERGE, "sweep-merge", versions={"torch": "2.3"})
 
     async def script(driven: Driven) -> None:

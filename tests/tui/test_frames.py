@@ -119,7 +119,7 @@ def test_only_cells_that_differ_are_sent() -> None:
     assert frames.render(change(1, "loss 2", Style(bold=True)), SIZE, CONSOLE) == "\x1b[2;1H\x1b[1mloss 2      \x1b[0m"
 
 
-def test_colours_are_said_when_they_change() -> None:
+def test_colours_are_sent_when_they_change() -> None:
     red = Style(color="#ff0000", bgcolor="#000000")
     blue = Style(color="#0000ff", bgcolor="#000000")
     frames = Frames()
@@ -154,5 +154,5 @@ def test_fewer_colours_where_the_terminal_has_fewer() -> None:
 
 
 @pytest.mark.parametrize("update", [InlineUpdate([Strip.blank(3)])])
-def test_other_updates_pass(update: CompositorUpdate) -> None:
+def test_other_updates_pass_unchanged(update: CompositorUpdate) -> None:
     assert Frames().tightened(update, SIZE) is update

@@ -80,7 +80,7 @@ async def _paste(shown: Shown, text: str) -> None:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_runs(home: Home, no_quit: list[str], size: tuple[int, int]) -> None:
+def test_hostile_runs_are_listed_as_plain_text(home: Home, no_quit: list[str], size: tuple[int, int]) -> None:
     async def script(shown: Shown) -> None:
         await shown.until(lambda: len(shown.front._shown) == 6)
         await _tour(shown, "j", "j", "space", "j", "space", "z", "j", "j", "slash")
@@ -100,7 +100,9 @@ def test_runs(home: Home, no_quit: list[str], size: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", ["hostile", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
-def test_monitor(home: Home, no_quit: list[str], name: str, size: tuple[int, int]) -> None:
+def test_hostile_run_is_monitored_as_plain_text(
+    home: Home, no_quit: list[str], name: str, size: tuple[int, int]
+) -> None:
     async def script(shown: Shown) -> None:
         await shown.reaches("MonitorScreen")
         await shown.until(lambda: shown.front._last_update is not None)
@@ -121,7 +123,9 @@ def test_monitor(home: Home, no_quit: list[str], name: str, size: tuple[int, int
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("key", ["a", "e", "t"])
-def test_what_a_run_leads_to(home: Home, no_quit: list[str], key: str, size: tuple[int, int]) -> None:
+def test_screens_of_a_hostile_run_are_plain_text(
+    home: Home, no_quit: list[str], key: str, size: tuple[int, int]
+) -> None:
     async def script(shown: Shown) -> None:
         await shown.reaches("MonitorScreen")
         await shown.until(lambda: shown.front._last_update is not None)
@@ -136,7 +140,9 @@ def test_what_a_run_leads_to(home: Home, no_quit: list[str], key: str, size: tup
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_another_trainers_directory(home: Home, no_quit: list[str], tmp_path: Path, size: tuple[int, int]) -> None:
+def test_hostile_directory_is_monitored_as_plain_text(
+    home: Home, no_quit: list[str], tmp_path: Path, size: tuple[int, int]
+) -> None:
     async def script(shown: Shown) -> None:
         await shown.reaches("MonitorScreen")
         await shown.until(lambda: shown.front._last_update is not None)
@@ -148,7 +154,7 @@ def test_another_trainers_directory(home: Home, no_quit: list[str], tmp_path: Pa
     assert no_quit == []
 
 
-def test_what_is_pasted_into_a_question(home: Home, no_quit: list[str]) -> None:
+def test_pasted_text_is_sanitised(home: Home, no_quit: list[str]) -> None:
     async def script(shown: Shown) -> None:
         await shown.until(lambda: len(shown.front._shown) == 6)
         await _tour(shown, "o")
@@ -161,7 +167,7 @@ def test_what_is_pasted_into_a_question(home: Home, no_quit: list[str]) -> None:
     assert no_quit == []
 
 
-def test_a_keymap_and_a_theme(home: Home, no_quit: list[str], tmp_path: Path) -> None:
+def test_hostile_keymap_and_theme_are_notices(home: Home, no_quit: list[str], tmp_path: Path) -> None:
     config = tmp_path / "config" / "stackllama"
     (config / "themes").mkdir(parents=True)
     (config / "themes" / f"{MARKUP}x.yaml").write_text(json.dumps({"name": ALL, "primary": ALL}))
@@ -177,7 +183,7 @@ def test_a_keymap_and_a_theme(home: Home, no_quit: list[str], tmp_path: Path) ->
     assert no_quit == []
 
 
-def test_settings(home: Home, no_quit: list[str], tmp_path: Path) -> None:
+def test_hostile_settings_are_plain_text(home: Home, no_quit: list[str], tmp_path: Path) -> None:
     file = tmp_path / "state" / "stackllama" / "settings.json"
     file.parent.mkdir(parents=True)
     file.write_text(json.dumps({"theme": ALL, "stage": ALL, "model": ALL, "recent_models": PAYLOADS}))

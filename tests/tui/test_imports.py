@@ -52,5 +52,5 @@ def test_commands_without_a_screen_load_no_textual(words: list[str]) -> None:
     assert _loaded("\n".join((*lines, f"main({words!r})", "sys.stdout = out")), DRAWING) == set()
 
 
-def test_the_check_can_fail() -> None:
+def test_import_check_can_fail() -> None:
     assert _loaded("import stackllama_console.tui.app", ("textual",)) == {"textual"}

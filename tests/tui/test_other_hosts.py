@@ -42,7 +42,7 @@ def test_the_list_says_where_a_run_is_and_leaves_it_alone(run: RunDir) -> None:
     assert (run.path / "state.json").read_bytes() == before
 
 
-def test_the_monitor_says_so_and_a_stop_is_asked_for(run: RunDir) -> None:
+def test_monitor_names_the_host_and_requests_a_stop(run: RunDir) -> None:
     async def script(shown: Shown) -> None:
         await shown.reaches("MonitorScreen")
         await shown.shows("● running", "it is on gpu17, last sign 5m ago")

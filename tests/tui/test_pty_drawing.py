@@ -66,7 +66,7 @@ def test_no_color_sends_no_colour_and_the_cursor_is_seen(terminal: Open, theme: 
     _leave(console)
 
 
-def test_sixteen_colours(terminal: Open) -> None:
+def test_sixteen_colour_terminal_gets_sixteen_colours(terminal: Open) -> None:
     console = terminal("open", "aligned", environment={"TERM": "xterm"})
     console.wait_for("rollout 40")
     _leave(console)

@@ -74,7 +74,7 @@ def test_sigterm_ends_it_while_the_terminal_takes_no_bytes(terminal: Open) -> No
     assert console.settings == console.before
 
 
-def test_it_goes_on_when_a_stalled_terminal_takes_bytes_again(terminal: Open) -> None:
+def test_console_continues_when_a_stalled_terminal_takes_bytes_again(terminal: Open) -> None:
     console = terminal(size=(160, 45))
     console.wait_for("tuned")
     console.send("T" * 60)
@@ -150,7 +150,7 @@ def test_a_crash_is_one_line_and_a_trace_without_locals(terminal: Open, tmp_path
     "target",
     ["nonexistent", *(each for each in ("./nonexistent", "../escape", "\x1b]52;c;aGk=\x07"))],
 )
-def test_open_of_what_is_not_there_is_one_line(terminal: Open, target: str) -> None:
+def test_open_of_a_missing_target_is_one_line(terminal: Open, target: str) -> None:
     console = terminal("open", target)
     assert console.end() == 2
     assert ALTERNATE not in console.modes() and "\x1b" not in console.output

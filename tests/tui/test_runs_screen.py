@@ -131,7 +131,7 @@ def test_the_run_under_the_cursor_is_explained(stocked: Home) -> None:
     run_app(stocked, script)
 
 
-def test_what_changes_is_shown_and_the_cursor_stays_on_its_run(stocked: Home) -> None:
+def test_changes_are_shown_and_the_cursor_stays_on_its_run(stocked: Home) -> None:
     async def script(shown: Shown) -> None:
         await _ready(shown)
         await shown.press("G")
@@ -313,7 +313,7 @@ def test_stop_asks_first_and_only_y_means_yes(stocked: Home, asked: Asked) -> No
     run_app(stocked, script)
 
 
-def test_save_and_resume_are_asked_for_at_once(stocked: Home, asked: Asked) -> None:
+def test_save_and_resume_are_requested_without_a_question(stocked: Home, asked: Asked) -> None:
     async def script(shown: Shown) -> None:
         await _ready(shown)
         await shown.press("j", "w")
@@ -353,7 +353,7 @@ def test_changed_code_is_asked_about_before_it_is_executed(stocked: Home, monkey
     run_app(stocked, script)
 
 
-def test_what_is_refused_is_said(stocked: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refusals_are_notices_in_plain_text(stocked: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> Any:
         raise RefusedError("not now: [bold]busy[/bold] \x1b[2J")
 
@@ -417,7 +417,7 @@ def test_delete_asks_names_what_depends_on_it_and_spares_the_living(stocked: Hom
     run_app(stocked, script)
 
 
-def test_a_pipeline_goes_with_its_stages(pipeline: Home) -> None:
+def test_deleting_a_pipeline_deletes_its_stages(pipeline: Home) -> None:
     async def script(shown: Shown) -> None:
         await shown.shows("whole")
         await shown.press("D")
@@ -437,7 +437,7 @@ def _damaged(home: Home) -> RunDir:
     return run
 
 
-def test_a_damaged_run_says_what_is_wrong_and_lets_nothing_else_be_done(stocked: Home) -> None:
+def test_damaged_run_shows_its_error_and_refuses_other_actions(stocked: Home) -> None:
     _damaged(stocked)
     before = snapshot(stocked.path)
 
@@ -482,7 +482,7 @@ def test_a_damaged_run_is_deleted_after_asking(stocked: Home) -> None:
     assert not run.path.exists()
 
 
-def test_looking_changes_nothing(stocked: Home) -> None:
+def test_viewing_changes_no_file(stocked: Home) -> None:
     before = snapshot(stocked.path)
 
     async def script(shown: Shown) -> None:

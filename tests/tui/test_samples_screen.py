@@ -238,7 +238,7 @@ def test_long_texts_are_scrolled_and_copied(run: RunDir, tmp_path: Path) -> None
     drive(_home(run), _browse(run), script)
 
 
-def test_from_120_columns_the_text_stands_beside(run: RunDir) -> None:
+def test_from_120_columns_the_text_is_beside_the_list(run: RunDir) -> None:
     async def script(driven: Driven) -> None:
         await driven.shows("step 40 · ")
         assert "step 40 · " in driven.lines[1] and "prompt → response" in driven.lines[1]
@@ -256,7 +256,7 @@ def test_from_120_columns_the_text_stands_beside(run: RunDir) -> None:
         (Stage.PPO, "failed", "num_sample_generations: 0"),
     ],
 )
-def test_why_there_is_nothing(
+def test_empty_list_says_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: Stage, phase: str, said: str
 ) -> None:
     home = isolate(tmp_path, monkeypatch)
@@ -322,7 +322,7 @@ def test_resizing_to_nothing_and_back_survives(run: RunDir) -> None:
     drive(_home(run), _browse(run), script)
 
 
-def test_a_score_of_several_parts_is_told_apart() -> None:
+def test_reward_components_are_shown_apart() -> None:
     one = Sample(question="q", response="r", reward=0.25, rewards={"model": 0.25})
     assert "reward 0.250 ·" in f"{facts(one).plain} ·" and "model" not in facts(one).plain
     two = Sample(question="q", response="r", reward=0.25, rewards={"model": 0.5, "length_penalty": -0.25})

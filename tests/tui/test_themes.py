@@ -24,7 +24,7 @@ curves: ["#111111", "#222222", "#333333", "#444444", "#555555", "#666666"]
 """
 
 
-def test_the_asked_for_themes_are_there() -> None:
+def test_built_in_themes_are_complete() -> None:
     themes, notices = load_themes([built_in_dir()])
     assert notices == []
     by_name = {theme.name: theme for theme in themes}

@@ -24,7 +24,7 @@ MOST_CHARACTERS = 8_000_000
 LOG_NAMES = (".log", "log.txt")
 """Endings of the names of another trainer's logs."""
 MOST_BYTES = 64 << 20
-"""Taken in at one poll; more than that is passed over."""
+"""Read at one poll; more than that is skipped."""
 
 
 class LogLine(Struct, frozen=True, gc=False):
@@ -44,7 +44,7 @@ class LogReader:
         capacity: lines kept.
 
     Attributes:
-        open_line: what was written after the last line's end, as it stands now: a progress bar, say.
+        open_line: what was written after the last line's end so far: a progress bar, say.
         dropped: lines that came between two polls, faster than they could be kept, and were never in the buffer.
         trouble: why the log cannot be read now; None when all is well.
         version: grows with every change, also of ``open_line``.
@@ -146,7 +146,7 @@ class LogReader:
         older = count - len(waiting)
         if self._count:
             self.dropped += older
-        self._count += older  # of the first look they are simply older than what is kept
+        self._count += older  # of the first poll they are simply older than what is kept
         self._take(waiting)
         self._show_rest(follower.rest)
 

@@ -143,7 +143,7 @@ class Machine:
         return gpus
 
     def _cpu_share(self) -> float | None:
-        times = psutil.cpu_times()  # its cpu_percent remembers one state a thread, and readers come in many
+        times = psutil.cpu_times()  # its cpu_percent remembers one state per thread, and readers come in many
         idle = times.idle + getattr(times, "iowait", 0.0)
         total = sum(times) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)
         before, self._cpu = self._cpu, (idle, total)

@@ -40,7 +40,7 @@ _NONE = float("nan")
 
 
 class SampleIndex:
-    """Parallel arrays, one entry a row, in the order of the file. NaN stands for a value that a row lacks."""
+    """Parallel arrays, one entry per row, in the order of the file. NaN stands for a value that a row lacks."""
 
     __slots__ = ("kinds", "kls", "lengths", "offsets", "questions", "rewards", "steps")
 
@@ -52,7 +52,7 @@ class SampleIndex:
         self.kls: array[float] = array("d")
         self.lengths: array[int] = array("q")
         self.questions: array[int] = array("q")
-        """Hash of the question; equal ones are looked at again when the row is read."""
+        """Hash of the question; equal hashes are compared again when the row is read."""
         self.kinds: array[int] = array("b")
 
     def __len__(self) -> int:

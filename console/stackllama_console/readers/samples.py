@@ -168,10 +168,10 @@ class SamplesFile:
         """Return rows from ``start`` on whose question or response holds a text, upper and lower case alike.
 
         Args:
-            text: what to look for.
+            text: to search for.
             start: the row to begin at; ``Found.resume_at`` of the search before.
             limit: stop after so many.
-            budget: rows to look at; 50,000 take some 0.1 s.
+            budget: rows to search; 50,000 take some 0.1 s.
         """
         needle = text.casefold()
         stop = min(len(self), start + budget)

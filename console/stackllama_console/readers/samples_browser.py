@@ -50,7 +50,7 @@ class Listing(Struct, kw_only=True):
         wanted: what was asked.
         rows: numbers of the rows to list; empty in mode ``pairs``.
         pairs: in mode ``pairs``, what to list.
-        cursor: where the selected row stands among them, 0 when it is not there.
+        cursor: position of the selected row among them, 0 when it is not there.
         total: rows of the file.
         generation: row numbers of another generation mean other rows.
         searching: a filter has not reached the end yet.

@@ -44,7 +44,7 @@ class NotStarted(Struct, frozen=True):
 
 
 class QuestionLine(Input):
-    """The line for questions; its one key stands among those of the screen."""
+    """The input line for questions; its one key is listed among those of the screen."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("enter", "submit", "ask", id="chat.ask", key_display="enter")]
 

@@ -82,7 +82,7 @@ class SamplesScreen(ConsoleScreen):
         with Container(id="samples"):
             yield RowList(self._draw, id="rows")
             with VerticalScroll(id="detail", can_focus=False), Vertical():
-                yield Static("", id="question", markup=False)
+                yield Static("", id="prompt", markup=False)
                 with Horizontal(id="sides"):
                     yield Static("", id="left", markup=False)
                     yield Static("", id="right", markup=False)
@@ -148,7 +148,7 @@ class SamplesScreen(ConsoleScreen):
         self._head()
 
     def _cursor(self, before: Listing) -> tuple[int, bool]:
-        """Return where the cursor goes, and whether it stands on the same row as before."""
+        """Return where the cursor goes, and whether it is on the same row as before."""
         listing = self.listing
         if listing.wanted.mode == "pairs":
             same = before.wanted.mode == "pairs"
@@ -204,13 +204,13 @@ class SamplesScreen(ConsoleScreen):
                 sample_rows.side_text("before PPO", chosen.before),
                 sample_rows.side_text("after PPO", chosen.after),
             )
-            texts = (sample_rows.question_text(chosen), left, right)
+            texts = (sample_rows.prompt_text(chosen), left, right)
         elif chosen is not None:
             texts = (sample_rows.sample_text(chosen), Text(""), Text(""))
         elif len(self.listing):
-            return  # it is being read; what stood there stays that long
+            return  # it is being read; the previous text stays that long
         changed = False
-        for name, text in zip(("question", "left", "right"), texts, strict=True):
+        for name, text in zip(("prompt", "left", "right"), texts, strict=True):
             place = self.query_one(f"#{name}", Static)
             if place.content != text:
                 place.update(text)
@@ -285,7 +285,7 @@ class SamplesScreen(ConsoleScreen):
 
     def action_copy(self) -> None:
         """Copy the selected prompt and responses."""
-        names = ("question", "left", "right")
+        names = ("prompt", "left", "right")
         parts = [str(self.query_one(f"#{name}", Static).content).strip() for name in names]
         if text := "\n\n".join(part for part in parts if part):
             self.console_app.copy_to_clipboard(text)

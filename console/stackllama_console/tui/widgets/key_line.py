@@ -22,7 +22,7 @@ _Entry = tuple[str, str, str, bool]
 class KeyLine(Widget):
     """Keys of the screen and of what has the focus; where not all fit, those of the application stay.
 
-    A screen that has a method ``shows_key`` decides which of them are offered as things stand.
+    A screen that has a method ``shows_key`` decides which of them are offered now.
     """
 
     DEFAULT_CSS = """

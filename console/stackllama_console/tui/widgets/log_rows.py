@@ -10,7 +10,7 @@ from ...readers.logs import LogLine, LogReader
 class LogRows:
     """The kept lines of a reader from a level up, and the numbers of those that match.
 
-    As bounded as the reader: what that lets go is let go here.
+    As bounded as the reader: a line that it drops is dropped here.
 
     Attributes:
         lines: those that pass the filter, in ascending order of their numbers.

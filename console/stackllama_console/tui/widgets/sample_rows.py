@@ -127,7 +127,7 @@ def side_text(title: str, sample: Sample | None) -> Text:
     return text.append(f"\n\n{sample.response or '(empty)'}", style="not bold")
 
 
-def question_text(pair: Pair) -> Text:
+def prompt_text(pair: Pair) -> Text:
     """Return the prompt that both sides respond to."""
     return Text.assemble(("prompt  ", "italic dim"), pair.question, "\n")
 
