@@ -259,7 +259,7 @@ def test_a_screen_says_so_and_goes_on(hanging: Hanging, tmp_path: Path, clock: C
     for _ in range(3):
         found = watched.read()
         assert found.gpus == [] and found.note is None and found.memory_total > 0
-        assert found.trouble is not None and found.trouble.startswith("GPUs cannot be read now: NVML has not answered")
+        assert found.trouble is not None and found.trouble.startswith("cannot read the GPUs: NVML has not answered")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     devices = read_devices()
     assert devices.gpus == () and devices.ram is not None and "the GPUs' driver hangs" in devices.trouble

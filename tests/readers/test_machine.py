@@ -91,7 +91,7 @@ def test_no_driver_is_a_note(gpus: FakeNvml, tmp_path: Path, clock: Clock) -> No
     watched = Machine(tmp_path, clock)
     found = watched.read()
     assert found.gpus == [] and found.trouble is None
-    assert found.note is not None and found.note.startswith("no GPU here (") and "\n" not in found.note
+    assert found.note is not None and found.note.startswith("no GPU (") and "\n" not in found.note
     assert describe(found).startswith("no GPU  ")
     gpus.refused.clear()
     clock.now += 10_000
