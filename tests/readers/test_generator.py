@@ -142,7 +142,7 @@ def test_only_so_many_questions_wait(start: Start) -> None:
     process = start("waiting")
     for _ in range(64):
         process.ask("go", ["base"])
-    with pytest.raises(RefusedError, match="64 questions wait"):
+    with pytest.raises(RefusedError, match="64 questions are already waiting"):
         process.ask("go")
     process.cancel(1)
     until(process, lambda event: isinstance(event, Done) and event.id == 1)

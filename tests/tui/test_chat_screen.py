@@ -112,11 +112,11 @@ def test_x_and_escape_cancel_before_escape_leaves(run: RunDir) -> None:
 
 def test_settings_are_changed_outside_of_the_line_and_sent(run: RunDir) -> None:
     async def script(driven: Driven) -> None:
-        await driven.shows("base and tuned of fake", "temperature 1 (t) · at most 128 tokens (n)")
+        await driven.shows("base and tuned of fake", "temperature 1 (t) · max 128 tokens (n)")
         await driven.press("t", "n")  # typed into the line
         assert driven.screen.query_one("#prompt").value == "tn"
         await driven.press("escape", "t", "n", "n")
-        await driven.shows("temperature 1.3 (t) · at most 512 tokens (n)")
+        await driven.shows("temperature 1.3 (t) · max 512 tokens (n)")
         await driven.press("t")
         await driven.shows("temperature 0 (t)")
         await _ask(driven, "what was asked?")
@@ -133,7 +133,7 @@ def test_c_chooses_a_checkpoint_and_ends_the_generator_before(run: RunDir) -> No
         await driven.shows("chat with", "result", "step-000040", "step-000020")
         await driven.press("j", "enter")
         await driven.until(lambda: starter.checkpoints == [None, "step-000040"])
-        await driven.shows("— step-000040 from here on —")
+        await driven.shows("— from here on: step-000040 —")
         assert not starter.processes[0].alive and "step-000040" in driven.lines[0]
         await _ask(driven, "again")
         await driven.shows("tuned:again", "tuned:hello")

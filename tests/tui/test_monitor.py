@@ -268,7 +268,7 @@ def test_metrics_are_shown_as_text_and_copied(stocked: Home, tmp_path: Path) -> 
         await shown.reaches("TextScreen")
         await shown.shows("train: first 4, last 1", "learning rate")
         await shown.press("Y")
-        await shown.notified("copied; also in")
+        await shown.notified("copied; also saved to")
         assert "train: first 4, last 1" in (tmp_path / "state" / "stackllama" / "copied.txt").read_text()
         for key in ("j", "k", "space", "pageup"):
             await shown.press(key)
@@ -285,7 +285,7 @@ def test_keys_stop_save_resume_and_delete_a_run(stocked: Home, asked: Asked) -> 
         await shown.press("w")
         await shown.notified("alive will save")
         await shown.press("r")
-        await shown.notified("alive continues")
+        await shown.notified("alive resumed")
         assert asked.calls == ["stop alive", "resume alive"]
 
     watch(stocked, "alive", script)

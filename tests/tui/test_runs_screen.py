@@ -108,7 +108,7 @@ def test_footer_offers_what_the_run_under_the_cursor_can_do(stocked: Home) -> No
     async def script(shown: Shown) -> None:
         await _ready(shown)
         line = shown.front.query_one(KeyLine)
-        assert line.plain == "enter open  n launch  a samples  space select  / filter  ? help  q quit"
+        assert line.plain == "⏎ open  n launch  a samples  space select  / filter  ? help  q quit"
         await shown.press("j")  # alive
         assert "x stop" in line.plain and "r resume" not in line.plain
         await shown.press("j")  # broken
@@ -189,7 +189,7 @@ def test_two_selected_runs_are_compared(stocked: Home) -> None:
     async def script(shown: Shown) -> None:
         await _ready(shown)
         await shown.press("c")
-        assert any("select two runs or more" in text for text in shown.said)
+        assert any("select two or more runs" in text for text in shown.said)
         await shown.press("space", "space", "space")
         assert list(shown.front.selected) == ["aligned", "alive", "broken"] and "3 selected" in shown.lines[0]
         assert sum("■ a" in line for line in shown.lines) == 2  # told by a mark, not by colour alone
@@ -410,7 +410,7 @@ def test_delete_asks_names_what_depends_on_it_and_spares_the_living(stocked: Hom
         await shown.until(lambda: "tuned" not in _ids(shown))
         assert not (stocked.runs_dir / "tuned").exists()
         await shown.press("g", "j", "D")
-        await shown.until(lambda: any("alive is running: x stops it" in text for text in shown.said))
+        await shown.until(lambda: any("alive is running; stop it first" in text for text in shown.said))
         assert "Delete alive" not in "\n".join(shown.lines)
         assert (stocked.runs_dir / "alive").is_dir()
 

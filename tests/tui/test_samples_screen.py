@@ -44,7 +44,7 @@ def _home(run: RunDir) -> Home:
 
 def _steps(driven: Driven) -> list[int]:
     """Return the steps of the rows in sight."""
-    rows = [line for line in driven.lines if "→" in line and "question" not in line]
+    rows = [line for line in driven.lines if "→" in line and "prompt" not in line]
     return [int(line.split()[0]) for line in rows]
 
 
@@ -165,7 +165,7 @@ def test_b_shows_before_and_after_from_the_file(run: RunDir) -> None:
     async def script(driven: Driven) -> None:
         await driven.shows("answer 40")
         await driven.press("b")
-        await driven.shows("1 prompts before and after PPO", "▲+2.50", "0.25 → 0.50", "new?")
+        await driven.shows("1 prompt before and after PPO", "▲+2.50", "0.25 → 0.50", "new?")
         assert "PPO  T = 1, 1 sample per prompt" in driven.lines[0]
         await driven.shows("before PPO", "reward -1.000 · true utility 0.250", "after PPO")
         side = next(line for line in driven.lines if "before PPO" in line)
@@ -173,7 +173,7 @@ def test_b_shows_before_and_after_from_the_file(run: RunDir) -> None:
         answers = next(line for line in driven.lines if line.strip().startswith("no "))
         assert answers.rstrip().endswith("yes")
         await driven.press("f")
-        assert "answered only before and after PPO" in driven.notices and "Select" not in driven.notices
+        assert "sampled only before and after PPO" in driven.notices and "Select" not in driven.notices
         await driven.press("b")
         await driven.shows("42 samples by step")
 

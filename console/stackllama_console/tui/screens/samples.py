@@ -227,7 +227,7 @@ class SamplesScreen(ConsoleScreen):
         listing, wanted = self.listing, self.wanted
         parts: list[str] = [self.run_id]
         if wanted.mode == "pairs":
-            parts += [f"{len(listing)} prompts before and after PPO", listing.evaluation]
+            parts += [f"{len(listing)} prompt{'s' * (len(listing) != 1)} before and after PPO", listing.evaluation]
         elif wanted.mode == "prompt":
             parts.append(f"one prompt, {len(listing):,} responses by step")
         else:
