@@ -54,7 +54,7 @@ class Pair(Struct, frozen=True, kw_only=True):
     after: Sample | None
 
 
-class Found(Struct, frozen=True, kw_only=True):
+class SearchResult(Struct, frozen=True, kw_only=True):
     """Rows that hold a text, and the row to resume at; None: the end was reached."""
 
     rows: list[int]
@@ -164,12 +164,12 @@ class SamplesFile:
         same = [other for other in rows if other in questions and questions[other] == questions.get(row)]
         return sorted(same, key=index.steps.__getitem__)
 
-    def search(self, text: str, *, start: int = 0, limit: int = 100, budget: int = 50_000) -> Found:
+    def search(self, text: str, *, start: int = 0, limit: int = 100, budget: int = 50_000) -> SearchResult:
         """Return rows from ``start`` on whose question or response holds a text, upper and lower case alike.
 
         Args:
             text: to search for.
-            start: the row to begin at; ``Found.resume_at`` of the search before.
+            start: the row to begin at; ``SearchResult.resume_at`` of the search before.
             limit: stop after so many.
             budget: rows to search; 50,000 take some 0.1 s.
         """
@@ -182,7 +182,7 @@ class SamplesFile:
                 if len(rows) == limit:
                     stop = sample.row + 1
                     break
-        return Found(rows=rows, resume_at=stop if stop < len(self) else None)
+        return SearchResult(rows=rows, resume_at=stop if stop < len(self) else None)
 
     # texts
 
