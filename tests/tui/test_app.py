@@ -79,7 +79,7 @@ def test_help_scrolls_and_q_only_closes_it(stocked: Home) -> None:
         await shown.shows("runs.launch")
         assert "app.quit_always" not in shown.text
         await shown.press(*["j"] * 40)
-        await shown.shows("app.quit_always", "q only stops looking", "keymap.yaml")
+        await shown.shows("app.quit_always", "q quits only the console", "keymap.yaml")
         await shown.press("g")
         await shown.shows("runs.launch")
         await shown.press("G")
@@ -106,7 +106,7 @@ def test_escape_and_ctrl_c_do_not_leave(stocked: Home) -> None:
     async def script(shown: Shown) -> None:
         await _go(shown, "runs")
         await shown.press("escape", "escape", "ctrl+c")
-        await shown.notified("q leaves the console; runs go on")
+        await shown.notified("Press q to quit; runs continue")
         assert shown.name == "RunsScreen" and not shown.app._exit
 
     run_app(stocked, script)
@@ -271,7 +271,7 @@ def test_a_keymap_changes_keys_and_help_shows_them(stocked: Home, tmp_path: Path
         await shown.press("f1")
         await shown.until(lambda: isinstance(shown.front, HelpScreen))
         row = next(line for line in shown.lines if "runs.launch" in line)
-        assert row.split()[1:3] == ["m", "new"]
+        assert row.split()[1:3] == ["m", "launch"]
         await shown.press("escape", "m")
         await shown.until(lambda: isinstance(shown.front, LaunchScreen))
 
@@ -282,9 +282,9 @@ def test_a_keymap_changes_keys_and_help_shows_them(stocked: Home, tmp_path: Path
     ("text", "parts"),
     [
         ("runs.launch: q\n", ("`q`", "`runs.launch`", "`app.quit`")),
-        ("runs.lunch: m\n", ("no binding `runs.lunch`", "did you mean `runs.launch`")),
-        ("runs.launch: [", ("cannot be read",)),
-        ("'[bold]x[/]': m\n", ("no binding `[bold]x[/]`",)),
+        ("runs.lunch: m\n", ("unknown binding `runs.lunch`", "did you mean `runs.launch`")),
+        ("runs.launch: [", ("cannot read",)),
+        ("'[bold]x[/]': m\n", ("unknown binding `[bold]x[/]`",)),
     ],
 )
 def test_wrong_keymap_entries_are_notices(stocked: Home, tmp_path: Path, text: str, parts: tuple[str, ...]) -> None:

@@ -176,7 +176,7 @@ def test_hostile_keymap_and_theme_are_notices(home: Home, no_quit: list[str], tm
     async def script(shown: Shown) -> None:
         await shown.until(lambda: len(shown.front._shown) == 6)
         assert any("theme skipped" in text for text in shown.said)
-        assert sum("no binding" in text for text in shown.said) == len(PAYLOADS)
+        assert sum("unknown binding" in text for text in shown.said) == len(PAYLOADS)
         await _tour(shown, "question_mark", "j", "escape")
 
     _through(home, script, (80, 24))

@@ -43,7 +43,7 @@ def test_ctrl_c_says_the_way_out_and_ends_nothing(terminal: Open) -> None:
     console = terminal()
     console.wait_for("tuned")
     console.send("\x03")
-    console.wait_for("q leaves the console")
+    console.wait_for("Press q to quit")
     console.send("q")
     assert console.end() == 0
 
