@@ -119,7 +119,7 @@ def advice(run: RunDir, state: State) -> str:
     if state.exit_code == 2:
         return "e: fix the recipe in the form and relaunch"
     if "memory" in cause or "outofmemory" in cause.replace(" ", ""):
-        return "e: use a smaller batch, shorter sequences or 4-bit weights; the form's memory budget shows what fits"
+        return "e: smaller batch, shorter sequences or 4-bit weights; the form's budget shows what fits"
     if "nan" in cause or "infinity" in cause or "became" in cause:
         return "e: lower learning_rate, or use bf16 instead of fp16; r: resume from the last checkpoint"
     if "no space" in cause or "disk" in cause:
