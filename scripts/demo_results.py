@@ -93,7 +93,7 @@ def _rounded(value: Any) -> Any:
 
 def blocks(recording: dict[str, Any]) -> dict[str, str]:
     """The generated parts of the documents, by name."""
-    from stackllama_console.cli.report import sample_lines, table
+    from stackllama_console.results import sample_lines, table
 
     plain = recording["plain"]
     screen = "\n".join([*table(plain), "", *sample_lines(plain)])

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import yaml
 
+from stackllama_engine.contract.child_environment import source_path
 from stackllama_engine.contract.recipe_io import load_recipe
 from stackllama_engine.contract.run_dir import FunctionFile, Home, Launch, RunDir
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch import launcher
-from stackllama_engine.contract.child_environment import source_path
 from stackllama_engine.launch.argv import RUN_MARK, Command
 from stackllama_engine.launch.processes import kill_run_processes, send
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from tests.launch.conftest import wait_for
 
+from stackllama_engine.contract.child_environment import source_path
 from stackllama_engine.contract.recipe_io import build_recipe, dump_recipe
 from stackllama_engine.contract.run_dir import Home, RunDir
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch import launcher
-from stackllama_engine.contract.child_environment import source_path
 from stackllama_engine.launch.argv import RUN_MARK, Command
 from stackllama_engine.launch.processes import kill_run_processes, send
 

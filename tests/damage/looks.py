@@ -98,8 +98,8 @@ def _samples(home: Home, run_id: str) -> Any:
     samples = SamplesFile(RunDir(home.runs_dir / run_id).samples_file)
     samples.poll()
     samples.poll()
-    orders = [samples.order(key, descending=True, part="training") for key in ("step", "reward", "kl", "length")]
-    found = samples.search("because"), samples.pairs(), samples.steps(), samples.read(range(len(samples)))
+    orders = [samples.order(key, descending=True) for key in ("step", "reward", "kl", "length")]
+    found = samples.search("because"), samples.pairs(), samples.read(range(len(samples)))
     return orders, found, samples.trouble, samples.of_question(0) if len(samples) else None
 
 
@@ -112,8 +112,8 @@ def _compare(home: Home, run_id: str) -> Any:
 
 def _watched(home: Home, run_id: str) -> Any:
     watched = watch_run(home, run_id)
-    watched.look()
-    watched.look()
+    watched.poll()
+    watched.poll()
     return watched.result, watched.evaluation, watched.newest_samples, watched.predicted, watched.reader.history
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from stackllama_engine.contract.child_environment import source_path
 from stackllama_engine.contract.recipe_io import build_recipe, dump_recipe
 from stackllama_engine.contract.run_dir import Home, RunDir, State
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch import launcher, nvml
-from stackllama_engine.contract.child_environment import source_path
 from stackllama_engine.launch.argv import RUN_MARK, Command
 from stackllama_engine.launch.processes import kill_run_processes, send
 from stackllama_engine.launch.reconcile import reconcile

@@ -8,8 +8,8 @@ import os
 import sys
 from pathlib import Path
 
-from stackllama_engine.launch import launcher, pipeline
 from stackllama_engine.contract.child_environment import source_path
+from stackllama_engine.launch import launcher, pipeline
 from stackllama_engine.launch.argv import RUN_MARK, Command
 
 FAKE_WORKER = Path(__file__).with_name("fake_worker.py")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from stackllama_engine.contract.child_environment import source_path
 from stackllama_engine.contract.children import CHILDREN
 from stackllama_engine.contract.errors import RefusedError, UsageError
 from stackllama_engine.contract.events import EventReader, EventWriter
@@ -15,7 +16,6 @@ from stackllama_engine.contract.recipe_io import build_recipe, dump_recipe, load
 from stackllama_engine.contract.run_dir import Home, RunDir
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch import launcher
-from stackllama_engine.contract.child_environment import source_path
 from stackllama_engine.launch.argv import RUN_MARK, Command
 from stackllama_engine.launch.function_hash import FunctionChangedError
 from stackllama_engine.launch.pipeline import Coordinator

@@ -8,7 +8,7 @@ Points = list[tuple[float, int]]
 
 
 def steady(count: int, pace: float, first: int = 1) -> Points:
-    """Step ``first`` at 0 s, and ``count`` - 1 more."""
+    """Add step ``first`` at 0 s, and ``count`` - 1 more."""
     return [(index * pace, first + index) for index in range(count)]
 
 
@@ -20,7 +20,7 @@ def test_nothing_is_said_too_early_or_without_a_total() -> None:
     assert estimate(steady(2, 2.0), 10, 2.0) is not None
 
 
-def test_a_steady_pace() -> None:
+def test_steady_pace_gives_the_likely_time_and_its_range() -> None:
     # 5 points, 4 intervals of 2 s; 5 of 10 steps done; spread 1 + 1/4
     eta = estimate(steady(5, 2.0), 10, 8.0)
     assert eta is not None
@@ -79,7 +79,7 @@ def test_a_stalled_run_does_not_come_closer_to_its_end() -> None:
     assert [eta.high for eta in told if eta] == [12.5, 11.5, 10.5, 100.5, 1000.5]
 
 
-def test_all_done_is_no_time_left() -> None:
+def test_finished_run_has_no_time_left() -> None:
     for total in (5, 3):
         eta = estimate(steady(5, 2.0), total, 100.0)
         assert eta is not None
@@ -107,7 +107,7 @@ def test_the_newest_points_are_kept() -> None:
     assert pace.points[-1] == (999.0, 999)
 
 
-def test_a_step_said_twice_counts_once_and_going_back_begins_anew() -> None:
+def test_repeated_step_counts_once_and_a_rewind_restarts() -> None:
     pace = Pace()
     for time, step in ((0.0, 1), (1.0, 2), (1.5, 2)):
         pace.add(time, step)

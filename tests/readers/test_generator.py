@@ -47,7 +47,7 @@ def start() -> Iterator[Start]:
 
 
 def until(process: ChatProcess, wanted: Callable[[ChatEvent], bool]) -> list[ChatEvent]:
-    """Everything up to and with the first event that is wanted."""
+    """Return everything up to and with the first event that is wanted."""
     events: list[ChatEvent] = []
     deadline = time.monotonic() + PATIENCE
     while True:
@@ -100,7 +100,7 @@ def test_one_side_and_every_option_reach_the_generator(start: Start) -> None:
     }
 
 
-def test_an_error_is_of_its_question_alone(start: Start) -> None:
+def test_error_ends_only_its_question(start: Start) -> None:
     process = start("echo")
     first, second = process.ask("fail"), process.ask("go")
     events = until(process, lambda event: isinstance(event, Done))
@@ -112,17 +112,20 @@ def test_an_error_is_of_its_question_alone(start: Start) -> None:
     "options", [{"max_new_tokens": 0}, {"temperature": -1.0}, {"temperature": float("nan")}, {"seed": -1}]
 )
 def test_values_out_of_bounds_are_not_sent(start: Start, options: dict[str, float]) -> None:
-    with pytest.raises(UsageError, match="cannot be asked"):
+    with pytest.raises(UsageError, match="invalid question: "):
         start("echo").ask("go", **options)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("prompt", ["x" * 100_001, "half \ud800"])
-def test_prompts_that_no_line_can_carry(start: Start, prompt: str) -> None:
-    with pytest.raises(UsageError, match="cannot be asked"):
+@pytest.mark.parametrize(
+    ("prompt", "error"),
+    [("x" * 100_001, "invalid question: "), ("half \ud800", "question contains an invalid")],
+)
+def test_prompt_that_no_line_can_carry_is_a_usage_error(start: Start, prompt: str, error: str) -> None:
+    with pytest.raises(UsageError, match=error):
         start("echo").ask(prompt)
 
 
-def test_cancel(start: Start) -> None:
+def test_cancelled_answer_ends_as_cancelled(start: Start) -> None:
     process = start("waiting")
     question = process.ask("go")
     until(process, lambda event: isinstance(event, Delta))
@@ -139,14 +142,14 @@ def test_only_so_many_questions_wait(start: Start) -> None:
     process = start("waiting")
     for _ in range(64):
         process.ask("go", ["base"])
-    with pytest.raises(RefusedError, match="64 questions wait"):
+    with pytest.raises(RefusedError, match="64 questions are already waiting"):
         process.ask("go")
     process.cancel(1)
     until(process, lambda event: isinstance(event, Done) and event.id == 1)
     process.ask("go")
 
 
-def test_hostile_text_and_lines(start: Start) -> None:
+def test_hostile_text_and_lines_are_sanitised(start: Start) -> None:
     process = start("hostile", json.dumps(PAYLOADS))
     process.ask("go")
     events = until(process, lambda event: isinstance(event, Failure))
@@ -160,7 +163,7 @@ def test_hostile_text_and_lines(start: Start) -> None:
     assert len(events) == 1 + len(PAYLOADS) + 1 and process.alive  # what was no reply is left out
 
 
-def test_a_generator_that_refuses(start: Start) -> None:
+def test_refusing_generator_ends_with_its_reason(start: Start) -> None:
     process = start("refuse")
     assert until_ended(process) == Ended(message="nothing is trained yet", exit_code=3)
     assert process.ready is None
@@ -169,7 +172,7 @@ def test_a_generator_that_refuses(start: Start) -> None:
 
 
 @pytest.mark.parametrize(("prompt", "code", "how"), [("x", 9, "exit code 9"), ("killed", 137, "ended by SIGKILL")])
-def test_a_generator_that_dies(start: Start, prompt: str, code: int, how: str) -> None:
+def test_dead_generator_ends_with_its_last_line(start: Start, prompt: str, code: int, how: str) -> None:
     process = start("die")
     process.ask(prompt)
     ended = until_ended(process)
@@ -178,7 +181,7 @@ def test_a_generator_that_dies(start: Start, prompt: str, code: int, how: str) -
 
 
 def test_a_line_without_end_ends_the_generator(start: Start) -> None:
-    assert until_ended(start("endless")).message == "the generator sent a line without end."
+    assert until_ended(start("endless")).message == "the generator sent a line that never ends."
 
 
 def test_a_generator_that_nobody_polls_waits(start: Start) -> None:
@@ -208,13 +211,13 @@ def test_close_ends_a_generator_that_does_not_listen(start: Start) -> None:
     assert process.poll()[-1] == Ended(message="the generator was closed.", exit_code=137)
 
 
-def test_close_at_once(start: Start) -> None:
+def test_close_right_after_the_start_ends_it(start: Start) -> None:
     with start("echo") as process:
         pass
     assert not process.alive
 
 
-def test_the_generator_of_a_run(make_run: Callable[..., RunDir], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_start_chat_runs_the_runs_generator(make_run: Callable[..., RunDir], monkeypatch: pytest.MonkeyPatch) -> None:
     run = make_run(Stage.SFT, phase="running")
     with pytest.raises(RefusedError, match="trained nothing"):
         generator.start_chat(run)

@@ -54,7 +54,7 @@ def attempt(run: RunDir, number: int, text: str) -> Path:
     return path
 
 
-def test_a_log_grows(log: Path) -> None:
+def test_poll_returns_new_lines(log: Path) -> None:
     reader = LogReader(log)
     assert reader.poll() == 0 and reader.lines == [] and reader.trouble is None
     log.write_text("one\ntwo\nthr")
@@ -182,7 +182,7 @@ def test_more_than_can_be_kept_is_counted(log: Path) -> None:
     assert (len(reader.lines), reader.dropped, reader.first_number) == (100, 400, 1403)
 
 
-def test_a_backlog_is_passed_over(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_backlog_is_skipped(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logs, "MOST_BYTES", 2000)
     log.write_text("begin\n")
     reader = LogReader(log)
@@ -190,22 +190,22 @@ def test_a_backlog_is_passed_over(log: Path, monkeypatch: pytest.MonkeyPatch) ->
     append(log, "".join(f"line {index:04d}\n" for index in range(1000)))
     reader.poll()
     said = texts(reader)
-    assert said[:2] == ["begin", "--- 7.8 KiB passed over ---"] and said[2:4] == ["line 0800", "line 0801"]
+    assert said[:2] == ["begin", "--- 7.8 KiB skipped ---"] and said[2:4] == ["line 0800", "line 0801"]
     assert reader.lines[1].level == "mark" and said[-1] == "line 0999"
 
 
-def test_truncated_and_replaced(log: Path) -> None:
+def test_truncated_or_replaced_log_is_restarted(log: Path) -> None:
     log.write_text("one\ntwo\nopen")
     reader = LogReader(log)
     reader.poll()
     log.write_text("new\n")
     reader.poll()
-    assert texts(reader) == ["one", "two", "--- the log was begun anew ---", "new"] and reader.open_line is None
+    assert texts(reader) == ["one", "two", "--- the log was restarted ---", "new"] and reader.open_line is None
     other = log.with_name("other")
     other.write_text("and another file, longer than the one before\n")
     other.replace(log)
     reader.poll()
-    assert texts(reader)[-2:] == ["--- the log was begun anew ---", "and another file, longer than the one before"]
+    assert texts(reader)[-2:] == ["--- the log was restarted ---", "and another file, longer than the one before"]
     log.unlink()
     assert reader.poll() == 0 and reader.trouble is None
     log.write_text("")
@@ -215,7 +215,7 @@ def test_truncated_and_replaced(log: Path) -> None:
     assert texts(reader)[-1] == "back"
 
 
-def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
+def test_unreadable_log_is_reported(tmp_path: Path) -> None:
     reader = LogReader(tmp_path)
     reader.poll()
     assert reader.trouble is not None and "not a regular file" in reader.trouble
@@ -227,7 +227,7 @@ def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("payload", PAYLOADS)
-def test_hostile_lines(payload: str, log: Path) -> None:
+def test_hostile_lines_are_sanitised(payload: str, log: Path) -> None:
     log.write_bytes(payload.encode() + b"\n" + payload.encode())
     reader = LogReader(log)
     reader.poll()
@@ -239,7 +239,7 @@ def test_hostile_lines(payload: str, log: Path) -> None:
     assert texts(reader)[-2:] == ["\ufffd\ufffd broken \ufffd", ""]
 
 
-def test_a_run_goes_on_with_its_next_attempt(run: RunDir) -> None:
+def test_next_attempt_is_followed(run: RunDir) -> None:
     reader = LogReader(run)
     assert reader.poll() == 0 and reader.attempt is None
     first = attempt(run, 1, "a\nb")
@@ -258,7 +258,7 @@ def test_a_run_goes_on_with_its_next_attempt(run: RunDir) -> None:
     assert texts(only) == ["a", "bc"] and only.attempt == 1
 
 
-def test_an_attempt_whose_log_comes_later(run: RunDir) -> None:
+def test_log_of_an_attempt_may_come_later(run: RunDir) -> None:
     run.attempt_dir(1).mkdir()
     reader = LogReader(run)
     reader.poll()
@@ -289,7 +289,7 @@ def test_an_attempt_whose_log_comes_later(run: RunDir) -> None:
         ("x" * 100_000 + " ERROR", "other"),
     ],
 )
-def test_levels(text: str, level: str) -> None:
+def test_levels_are_read_from_the_text(text: str, level: str) -> None:
     assert Levels().of(text) == level
 
 
@@ -313,7 +313,7 @@ def names(folder: Path) -> Iterator[str]:
     yield from (path.name for path in folder.iterdir())
 
 
-def test_the_log_of_another_trainer(tmp_path: Path) -> None:
+def test_newest_log_of_another_trainer_is_found(tmp_path: Path) -> None:
     assert newest_log(tmp_path) is None and newest_log(tmp_path / "nowhere") is None
     (tmp_path / "old.log").write_text("x")
     (tmp_path / "new.log").write_text("x")

@@ -28,7 +28,7 @@ _IDLE = "import time; print('up', flush=True); time.sleep(100)"
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
-    """A process that is marked as one of a run's."""
+    """Start a process that is marked as one of a run's."""
     started: list[subprocess.Popen[bytes]] = []
 
     def begin(
@@ -46,7 +46,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
         process.communicate()
 
 
-def test_a_gpu_that_tells_all(gpus: FakeNvml, tmp_path: Path, clock: Clock) -> None:
+def test_gpu_line_shows_every_value(gpus: FakeNvml, tmp_path: Path, clock: Clock) -> None:
     gpus.bits = 0x1 | 0x4 | 0x40
     found = Machine(tmp_path, clock).read()
     assert found.gpus == [
@@ -68,7 +68,7 @@ def test_a_gpu_that_tells_all(gpus: FakeNvml, tmp_path: Path, clock: Clock) -> N
     )
 
 
-def test_what_is_not_told_is_none(gpus: FakeNvml, tmp_path: Path, clock: Clock) -> None:
+def test_values_that_nvml_lacks_are_none(gpus: FakeNvml, tmp_path: Path, clock: Clock) -> None:
     for name in ("memory", "utilisation", "power", "limit", "temperature", "processes"):
         gpus.refused[name] = pynvml.NVML_ERROR_NOT_SUPPORTED
     gpus.refused["reasons"] = pynvml.NVML_ERROR_FUNCTION_NOT_FOUND
@@ -91,7 +91,7 @@ def test_no_driver_is_a_note(gpus: FakeNvml, tmp_path: Path, clock: Clock) -> No
     watched = Machine(tmp_path, clock)
     found = watched.read()
     assert found.gpus == [] and found.trouble is None
-    assert found.note is not None and found.note.startswith("no GPU here (") and "\n" not in found.note
+    assert found.note is not None and found.note.startswith("no GPU (") and "\n" not in found.note
     assert describe(found).startswith("no GPU  ")
     gpus.refused.clear()
     clock.now += 10_000
@@ -101,21 +101,21 @@ def test_no_driver_is_a_note(gpus: FakeNvml, tmp_path: Path, clock: Clock) -> No
 
 def test_a_driver_without_gpus_is_a_note(gpus: FakeNvml, tmp_path: Path, clock: Clock) -> None:
     gpus.count = 0
-    assert Machine(tmp_path, clock).read().note == "no GPU here: runs use the CPU"
+    assert Machine(tmp_path, clock).read().note == "no GPU; runs use the CPU"
 
 
-def test_nvml_that_vanishes_is_trouble_until_it_is_back(gpus: FakeNvml, tmp_path: Path, clock: Clock) -> None:
+def test_vanished_nvml_is_reported_until_it_is_back(gpus: FakeNvml, tmp_path: Path, clock: Clock) -> None:
     watched = Machine(tmp_path, clock)
     assert watched.read().gpus and watched.read().gpus and gpus.opened == 1  # opened once
     gpus.refused["memory"] = gpus.refused["shutdown"] = pynvml.NVML_ERROR_GPU_IS_LOST
     for _ in range(3):
         found = watched.read()
         assert found.gpus == [] and found.note is None
-        assert found.trouble == "GPUs cannot be read now: error 15" and found.trouble in describe(found)
+        assert found.trouble == "cannot read the GPUs: error 15" and found.trouble in describe(found)
     assert gpus.opened == 1 and gpus.closed == 1
     gpus.refused["init"] = pynvml.NVML_ERROR_DRIVER_NOT_LOADED
     clock.now += machine.RETRY_SECONDS
-    assert watched.read().trouble == "GPUs cannot be read now: error 9"
+    assert watched.read().trouble == "cannot read the GPUs: error 9"
     gpus.refused.clear()
     assert watched.read().gpus == []  # not asked yet
     clock.now += machine.RETRY_SECONDS
@@ -126,14 +126,14 @@ def test_nvml_that_vanishes_is_trouble_until_it_is_back(gpus: FakeNvml, tmp_path
     assert gpus.closed == 2
 
 
-def test_gpu_memory_of_processes(gpus: FakeNvml) -> None:
+def test_nvml_read_returns_memory_of_the_given_processes(gpus: FakeNvml) -> None:
     ours = nvml.Nvml()
     ours.open()
     assert ours.read([os.getpid(), 5])[0].processes == {os.getpid(): GIB}
     assert ours.read()[0].processes == {}
 
 
-def test_find_gpus(gpus: FakeNvml) -> None:
+def test_find_gpus_closes_nvml_and_reports_its_error(gpus: FakeNvml) -> None:
     found, driver, trouble = nvml.find_gpus()
     assert (found[0].memory, found[0].free, driver, trouble) == (80 * GIB, 70 * GIB, "600.1", None)
     assert gpus.opened == gpus.closed == 1
@@ -141,7 +141,9 @@ def test_find_gpus(gpus: FakeNvml) -> None:
     assert nvml.find_gpus() == ([], None, "error 15")
 
 
-def test_the_machine_itself(gpus: FakeNvml, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reading_has_cpu_memory_and_disk(
+    gpus: FakeNvml, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     times = [(100.0, 100.0), (130.0, 110.0), (130.0, 110.0)]
 
     def cpu_times() -> Any:
@@ -163,7 +165,7 @@ def test_the_machine_itself(gpus: FakeNvml, tmp_path: Path, clock: Clock, monkey
     assert "CPU 75 %" in describe(second)
 
 
-def test_a_runs_processes(
+def test_processes_of_a_run_are_measured(
     gpus: FakeNvml, tmp_path: Path, clock: Clock, start: Callable[..., subprocess.Popen[bytes]]
 ) -> None:
     run, other = tmp_path / "run", tmp_path / "other"
@@ -190,7 +192,7 @@ def test_a_runs_processes(
     assert watched.read(None).run_memory is None
 
 
-def test_cpu_of_a_run_at_work(
+def test_cpu_share_of_a_running_run(
     gpus: FakeNvml, tmp_path: Path, clock: Clock, start: Callable[..., subprocess.Popen[bytes]]
 ) -> None:
     start(tmp_path, "print('up', flush=True)\nwhile True: pass")
@@ -222,10 +224,10 @@ def test_a_pid_that_was_reused_is_not_the_runs(
     assert Machine(tmp_path, clock).read(tmp_path).run_processes == 0
 
 
-def test_local_or_not() -> None:
+def test_is_local_compares_hosts() -> None:
     here = Launch(argv=[], cwd="/", host=socket.gethostname(), created=0.0)
     assert is_local(here) and not is_local(Launch(argv=[], cwd="/", host="elsewhere", created=0.0))
 
 
-def test_a_line_of_little() -> None:
+def test_describe_leaves_out_missing_values() -> None:
     assert describe(MachineReading(memory_used=GIB, memory_total=2 * GIB)) == "RAM 1.0 GiB of 2.0 GiB"

@@ -33,7 +33,7 @@ def polled(path: Path) -> SamplesFile:
     return samples
 
 
-def test_a_file_that_does_not_exist_yet(path: Path) -> None:
+def test_missing_file_is_no_samples(path: Path) -> None:
     samples = SamplesFile(path)
     assert not samples.poll()
     assert (len(samples), samples.order("reward"), samples.read([]), samples.pairs()) == (
@@ -48,7 +48,7 @@ def test_a_file_that_does_not_exist_yet(path: Path) -> None:
     assert not samples.poll()
 
 
-def test_rows_come_back_whole(path: Path) -> None:
+def test_read_returns_whole_rows(path: Path) -> None:
     append(path, row(3, "Why?", "Because.\n\tIt is.", reward=0.5, kl=-0.25, length=7, ended=False, utility=0.75))
     (sample,) = polled(path).read([0])
     assert (sample.row, sample.step, sample.question, sample.response) == (0, 3, "Why?", "Because.\n\tIt is.")
@@ -89,14 +89,6 @@ def test_an_order_takes_in_what_came_since(path: Path) -> None:
     assert list(samples.order("reward")) == [0, 2, 5, 3, 1, 4]
 
 
-def test_rows_of_a_step_and_of_a_part(path: Path) -> None:
-    append(path, row(0, split="evaluation", when="before"), row(1), row(2), row(1), row(9, split="evaluation"))
-    samples = polled(path)
-    assert (samples.of_step(1), samples.of_step(7), samples.steps()) == ([1, 3], [], [0, 1, 2, 9])
-    assert list(samples.order("step", part="training")) == [1, 3, 2]
-    assert list(samples.order("step", part="held-out")) == [0, 4]
-
-
 def test_one_prompt_is_followed_by_step(path: Path) -> None:
     append(path, row(5, "a"), row(1, "b"), row(2, "a"), row(3, "A"), row(4, "a "), row(2, "a", "second"))
     samples = polled(path)
@@ -111,7 +103,7 @@ def test_equal_hashes_are_not_equal_questions(path: Path) -> None:
     assert (samples.of_question(0), samples.of_question(1)) == ([0, 2], [1])
 
 
-def test_searching_goes_on_where_it_stopped(path: Path) -> None:
+def test_search_resumes_where_it_stopped(path: Path) -> None:
     append(path, *(row(n, f"question {n}", "Compost" if n % 3 == 0 else "mulch") for n in range(10)))
     samples = polled(path)
     found = samples.search("COMPOST", limit=2)
@@ -133,7 +125,7 @@ def test_searching_finds_what_json_escapes(path: Path) -> None:
 # before and after
 
 
-def test_held_out_questions_before_and_after(path: Path) -> None:
+def test_pairs_are_held_out_prompts_before_and_after(path: Path) -> None:
     held = {"split": "evaluation"}
     append(
         path,
@@ -163,7 +155,7 @@ def test_a_question_asked_twice_is_paired_in_order(path: Path) -> None:
     ]
 
 
-def test_pairs_of_the_result_where_the_file_has_none(path: Path, assert_clean: Callable[[Any], None]) -> None:
+def test_pairs_fall_back_to_the_result(path: Path, assert_clean: Callable[[Any], None]) -> None:
     append(path, row(1))
     samples = polled(path)
     assert samples.pairs() == []
@@ -176,7 +168,7 @@ def test_pairs_of_the_result_where_the_file_has_none(path: Path, assert_clean: C
     assert_clean((pair.question, pair.before.question, pair.before.response))
 
 
-def test_a_damaged_result_is_trouble(path: Path) -> None:
+def test_damaged_result_is_reported(path: Path) -> None:
     path.with_name("result.json").write_bytes(b'{"samples": 3}')
     samples = polled(path)
     assert samples.pairs() == []
@@ -236,19 +228,20 @@ def test_a_row_is_never_read_out_of_another_file(path: Path, tmp_path: Path) -> 
     assert [sample.row for sample in samples.read([0, 1])] == [1], "the file is the same, the step is not"
 
 
-def test_a_truncated_and_a_deleted_file(path: Path) -> None:
+def test_truncated_or_deleted_file_starts_a_generation(path: Path) -> None:
     append(path, row(1), row(2), b"bad\n")
     samples = polled(path)
     path.write_bytes(row(9, "short"))
     assert samples.poll()
-    assert (samples.steps(), samples.bad_lines, samples.generation) == ([9], 0, 1)
+    assert ([sample.step for sample in samples.read([0])], len(samples)) == ([9], 1)
+    assert (samples.bad_lines, samples.generation) == (0, 1)
     path.unlink()
     assert samples.poll()
     assert (len(samples), samples.generation) == (0, 2)
     assert not samples.poll()
 
 
-def test_a_file_that_may_not_be_read_is_trouble(path: Path) -> None:
+def test_unreadable_file_is_reported(path: Path) -> None:
     path.mkdir()
     samples = SamplesFile(path)
     assert samples.poll()

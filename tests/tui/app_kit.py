@@ -24,12 +24,12 @@ class Shown(Driven):
 
     @property
     def name(self) -> str:
-        """Its class's name."""
+        """The class name of the screen in front."""
         return type(self.app.screen).__name__
 
     @property
     def said(self) -> list[str]:
-        """What was notified and still stands."""
+        """Notices that are still shown."""
         return [notice.message for notice in self.app._notifications]
 
     async def notified(self, *parts: str) -> None:

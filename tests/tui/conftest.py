@@ -22,7 +22,7 @@ _FRAME, _QUIET, _TURNS = 0.01, 0.001, 20
 
 
 async def wait_for_idle(min_sleep: float = _FRAME, max_sleep: float = 1.0) -> None:
-    """Instead of Textual's, which waits twice as long and takes a process that was given no processor for idle.
+    """Wait until the console is idle, half as long as Textual does.
 
     What was posted in the meantime has its turns in the event loop before the processor time is looked at.
     """
@@ -38,25 +38,25 @@ async def wait_for_idle(min_sleep: float = _FRAME, max_sleep: float = 1.0) -> No
 
 @pytest.fixture(autouse=True)
 def soon_idle(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A pilot waits after each key twice: half as long, and the screen is painted more often meanwhile."""
+    """Shorten a pilot's two waits after each key, and paint the screen more often meanwhile."""
     monkeypatch.setattr(screen, "UPDATE_PERIOD", _FRAME / 3)
     for module in (app, pilot):
         monkeypatch.setattr(module, "wait_for_idle", wait_for_idle)
 
 
 def curve(first: float, last: float) -> list[float]:
-    """Straight from the first value to the last."""
+    """Return values on a straight line from the first to the last."""
     return [first + (last - first) * step / (STEPS - 1) for step in range(STEPS)]
 
 
 def write_log(run: RunDir, *lines: str) -> None:
-    """The newest attempt's log."""
+    """Write the newest attempt's log."""
     (run.attempt_dir(1) / "log.txt").write_text("".join(f"{line}\n" for line in lines))
 
 
 @pytest.fixture
 def stocked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Home]:
-    """`tuned` (SFT) and `aligned` (PPO, with answers) have finished, `broken` has failed, `alive` holds its lock."""
+    """Yield a home: `tuned` (SFT), `aligned` (PPO, with samples) finished, `broken` failed, `alive` holds its lock."""
     home = isolate(tmp_path, monkeypatch)
     tuned = make_run(home, Stage.SFT, "tuned")
     write_metrics(tuned, {"loss": curve(4.0, 1.0), "learning_rate": curve(1e-4, 0.0)})
@@ -97,7 +97,7 @@ def stocked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Home]:
 
 @pytest.fixture
 def terminal(stocked: Home) -> Iterator[Callable[..., Terminal]]:
-    """Opens the console on the stocked home, or what is given instead."""
+    """Yield a function that opens the console on the stocked home, or on what is given instead."""
     opened: list[Terminal] = []
 
     def start(*arguments: str, home: Path | None = None, **options: object) -> Terminal:
@@ -110,7 +110,7 @@ def terminal(stocked: Home) -> Iterator[Callable[..., Terminal]]:
 
 
 def snapshot(folder: Path) -> dict[str, tuple[bytes, int]]:
-    """Every file below a folder: its content and the time it was written."""
+    """Return content and modification time of every file below a folder."""
     return {
         str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns)
         for path in sorted(folder.rglob("*"))

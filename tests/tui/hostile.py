@@ -16,7 +16,7 @@ ALL = " ".join(PAYLOADS)
 
 
 def hostile_run(home: Home, name: str = "hostile", stage: Stage = Stage.PPO, phase: str = "failed") -> RunDir:
-    """A run whose metrics, log, answers, remarks, phases, cause, result, host and recipe are hostile."""
+    """Make a run whose metrics, log, samples, notices, phases, cause, result, host and recipe are hostile."""
     run = make_run(home, stage, name, phase=phase)
     events = EventWriter(run.attempt_dir(1) / "events.jsonl")
     for payload in PAYLOADS:
@@ -40,7 +40,7 @@ def hostile_run(home: Home, name: str = "hostile", stage: Stage = Stage.PPO, pha
 
 
 def hostile_directory(parent: Path) -> Path:
-    """Another trainer's, whose own name is hostile too."""
+    """Make another trainer's directory, whose own name is hostile too."""
     path = parent / "[@click=app.quit]x[/] \x1b]52;c;aGk=\x07\u202eout"
     path.mkdir(parents=True)
     rows = [{"step": step, "loss": 1 / step, **dict.fromkeys(PAYLOADS, step)} for step in range(1, 6)]

@@ -32,14 +32,14 @@ OVERRIDES = {
 
 
 def isolate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
-    """No settings, keymap or runs but the test's own."""
+    """Use no settings, keymap or runs but the test's own."""
     for variable, name in (("XDG_STATE_HOME", "state"), ("XDG_CONFIG_HOME", "config"), ("STACKLLAMA_HOME", "home")):
         monkeypatch.setenv(variable, str(tmp_path / name))
     return Home(tmp_path / "home")
 
 
 def make_run(home: Home, stage: Stage, name: str, *overrides: str, phase: str = "finished", **launch: Any) -> RunDir:
-    """A run of one attempt; alive in name only: nobody holds its lock unless the test does."""
+    """Make a run of one attempt; alive in name only: nobody holds its lock unless the test does."""
     run = home.create(stage, dump_recipe(load_recipe(stage, None, [*OVERRIDES[stage], *overrides])), name)
     run.attempt_dir(1).mkdir(mode=0o700)
     ended = {"ended": 1_700_000_070.0} if phase in ("finished", "failed", "stopped", "lost") else {}
@@ -50,7 +50,7 @@ def make_run(home: Home, stage: Stage, name: str, *overrides: str, phase: str = 
 
 
 def write_metrics(run: RunDir, metrics: dict[str, list[float]], attempt: int = 1) -> None:
-    """One metrics event a step, from step 1 on."""
+    """Write one metrics event per step, from step 1 on."""
     writer = EventWriter(run.attempt_dir(attempt) / "events.jsonl")
     for index in range(max(map(len, metrics.values()))):
         values = {name: column[index] for name, column in metrics.items() if index < len(column)}
@@ -95,7 +95,7 @@ class Driven:
 
     @property
     def text(self) -> str:
-        """What stands on the terminal, line by line."""
+        """The text on the terminal, line by line."""
         return "\n".join(self.lines)
 
     @property
@@ -106,7 +106,7 @@ class Driven:
 
     @property
     def notices(self) -> str:
-        """What was said in notices, line by line; they are not drawn here."""
+        """Notices, line by line; they are not drawn here."""
         return "\n".join(notice.message for notice in self.app._notifications)
 
     async def press(self, *keys: str) -> None:
@@ -133,7 +133,7 @@ class Driven:
         await self.pilot.pause()
 
     def assert_clean(self) -> None:
-        """Nothing a terminal would obey is in any rendered strip; every segment has a style."""
+        """Assert that no rendered strip holds anything a terminal would obey, and every segment has a style."""
         for strip in self.app.screen._compositor.render_strips():
             for segment in strip:
                 found = FORBIDDEN & set(segment.text)

@@ -82,7 +82,7 @@ class Terminal:
     # what comes
 
     def pump(self, seconds: float = 0.05) -> int:
-        """Read what is there, waiting at most so long for the first of it; how many bytes."""
+        """Read what is there, waiting at most so long for the first of it; return the number of bytes."""
         count = 0
         while self.master >= 0 and select.select([self.master], [], [], 0 if count else seconds)[0]:
             try:
@@ -118,14 +118,14 @@ class Terminal:
             assert time.monotonic() < deadline, "it never came to rest"
 
     def count_bytes(self, seconds: float) -> int:
-        """How many bytes come within so many seconds."""
+        """Return how many bytes come within so many seconds."""
         count, deadline = 0, time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0:
             count += self.pump(left)
         return count
 
     def text(self) -> str:
-        """What stands on the screen."""
+        """Return the text on the screen."""
         new, self._fed = self.data[self._fed :], len(self.data)
         # pyte would print the kitty protocol's final byte and take `?…$p` for a designation of character sets.
         self._stream.feed(re.sub(rb"\x1b\[(?:[<>][0-9]*u|\?[0-9;]+\$p)", b"", new))
@@ -143,7 +143,7 @@ class Terminal:
         os.write(self.master, keys.encode())
 
     def resize(self, columns: int, rows: int) -> None:
-        """Another size, as a terminal emulator would give it: SIGWINCH comes from the kernel."""
+        """Resize as a terminal emulator would: SIGWINCH comes from the kernel."""
         self.text()
         self.screen.resize(rows, columns)
         self._set_size(columns, rows)
@@ -158,7 +158,7 @@ class Terminal:
         self.master = -1
 
     def end(self, seconds: float = _PATIENCE) -> int:
-        """Read until the process has ended; its exit code (negative: died of a signal)."""
+        """Read until the process has ended; return its exit code (negative: died of a signal)."""
         deadline = time.monotonic() + seconds
         while self.process.poll() is None:
             assert time.monotonic() < deadline, (
@@ -192,13 +192,13 @@ class Terminal:
         return termios.tcgetattr(self.master)
 
     def modes(self) -> dict[int, bool]:
-        """Private modes as last set."""
+        """Return the private modes as last set."""
         return {
             int(mode): match[2] == b"h" for match in _MODE.finditer(self.data) for mode in match[1].split(b";") if mode
         }
 
     def assert_left_clean(self) -> None:
-        """The main screen, the cursor shown, no reports of anything, the settings as found."""
+        """Assert that the terminal was left with main screen, cursor shown, no reports, the settings as found."""
         modes = self.modes()
         assert modes.get(ALTERNATE) is False, "the alternate screen is still shown"
         assert modes.get(CURSOR) is True, "the cursor is hidden"
@@ -210,7 +210,7 @@ class Terminal:
         assert self.settings == self.before
 
     def cpu_seconds(self) -> float:
-        """Processor time the process has used."""
+        """Return the processor time the process has used."""
         fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 

@@ -79,7 +79,7 @@ def test_help_scrolls_and_q_only_closes_it(stocked: Home) -> None:
         await shown.shows("runs.launch")
         assert "app.quit_always" not in shown.text
         await shown.press(*["j"] * 40)
-        await shown.shows("app.quit_always", "q only stops looking", "keymap.yaml")
+        await shown.shows("app.quit_always", "q quits only the console", "keymap.yaml")
         await shown.press("g")
         await shown.shows("runs.launch")
         await shown.press("G")
@@ -106,7 +106,7 @@ def test_escape_and_ctrl_c_do_not_leave(stocked: Home) -> None:
     async def script(shown: Shown) -> None:
         await _go(shown, "runs")
         await shown.press("escape", "escape", "ctrl+c")
-        await shown.notified("q leaves the console; runs go on")
+        await shown.notified("Press q to quit; runs continue")
         assert shown.name == "RunsScreen" and not shown.app._exit
 
     run_app(stocked, script)
@@ -194,7 +194,7 @@ def test_a_bad_theme_file_is_one_notice(stocked: Home, tmp_path: Path) -> None:
     run_app(stocked, script)
 
 
-def test_a_theme_of_ones_own_is_worn(stocked: Home, tmp_path: Path) -> None:
+def test_own_theme_is_applied(stocked: Home, tmp_path: Path) -> None:
     source = Path(__file__).parents[2] / "themes" / "dusk.yaml"
     text = source.read_text().replace("name: dusk", "name: mine")
     _theme(tmp_path / "config" / "stackllama" / "themes" / "mine.yaml", text)
@@ -210,7 +210,7 @@ def test_a_theme_of_ones_own_is_worn(stocked: Home, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("theme", [theme.name for theme in load_themes()[0]])
-def test_every_screen_wears_every_theme(stocked: Home, theme: str) -> None:
+def test_every_theme_applies_to_every_screen(stocked: Home, theme: str) -> None:
     async def script(shown: Shown) -> None:
         shown.app.choose_theme(theme)
         for name in ("monitor", "launch"):
@@ -238,7 +238,7 @@ def test_the_screen_is_saved_as_svg(stocked: Home, tmp_path: Path) -> None:
     assert "aligned" in file.read_text()
 
 
-def test_a_screen_that_cannot_be_saved_is_said(stocked: Home, tmp_path: Path) -> None:
+def test_failed_screenshot_is_one_notice(stocked: Home, tmp_path: Path) -> None:
     state = tmp_path / "state" / "stackllama"
     state.mkdir(parents=True)
     (state / "screenshots").write_text("a file where a folder should be")
@@ -246,7 +246,7 @@ def test_a_screen_that_cannot_be_saved_is_said(stocked: Home, tmp_path: Path) ->
     async def script(shown: Shown) -> None:
         await _go(shown, "runs")
         await shown.press("P")
-        await shown.notified("not saved")
+        await shown.notified("screenshot not saved")
 
     run_app(stocked, script)
 
@@ -271,7 +271,7 @@ def test_a_keymap_changes_keys_and_help_shows_them(stocked: Home, tmp_path: Path
         await shown.press("f1")
         await shown.until(lambda: isinstance(shown.front, HelpScreen))
         row = next(line for line in shown.lines if "runs.launch" in line)
-        assert row.split()[1:3] == ["m", "new"]
+        assert row.split()[1:3] == ["m", "launch"]
         await shown.press("escape", "m")
         await shown.until(lambda: isinstance(shown.front, LaunchScreen))
 
@@ -282,12 +282,12 @@ def test_a_keymap_changes_keys_and_help_shows_them(stocked: Home, tmp_path: Path
     ("text", "parts"),
     [
         ("runs.launch: q\n", ("`q`", "`runs.launch`", "`app.quit`")),
-        ("runs.lunch: m\n", ("no binding `runs.lunch`", "did you mean `runs.launch`")),
-        ("runs.launch: [", ("cannot be read",)),
-        ("'[bold]x[/]': m\n", ("no binding `[bold]x[/]`",)),
+        ("runs.lunch: m\n", ("unknown binding `runs.lunch`", "did you mean `runs.launch`")),
+        ("runs.launch: [", ("cannot read",)),
+        ("'[bold]x[/]': m\n", ("unknown binding `[bold]x[/]`",)),
     ],
 )
-def test_what_is_wrong_with_a_keymap_is_said(stocked: Home, tmp_path: Path, text: str, parts: tuple[str, ...]) -> None:
+def test_wrong_keymap_entries_are_notices(stocked: Home, tmp_path: Path, text: str, parts: tuple[str, ...]) -> None:
     _keymap(tmp_path, text)
 
     async def script(shown: Shown) -> None:
@@ -312,7 +312,7 @@ def test_a_damaged_settings_file_is_one_notice(stocked: Home, tmp_path: Path) ->
     run_app(stocked, script)
 
 
-def test_nothing_to_write_to_is_said_and_no_crash(stocked: Home, tmp_path: Path) -> None:
+def test_unwritable_state_directory_is_a_notice_and_no_crash(stocked: Home, tmp_path: Path) -> None:
     (tmp_path / "state").write_text("a file where a folder should be")
 
     async def script(shown: Shown) -> None:
@@ -327,7 +327,7 @@ def test_nothing_to_write_to_is_said_and_no_crash(stocked: Home, tmp_path: Path)
     run_app(stocked, script)
 
 
-def test_a_home_that_is_a_file_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_home_that_is_a_file_lists_no_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = isolate(tmp_path, monkeypatch)
     home.path.mkdir()
     home.runs_dir.write_text("no folder")
@@ -372,7 +372,7 @@ def test_work_that_outlives_its_screens_widgets_is_no_crash(stocked: Home) -> No
     run_app(stocked, script)
 
 
-def test_a_query_for_what_was_never_there_is_a_crash(stocked: Home) -> None:
+def test_query_for_a_missing_widget_is_a_crash(stocked: Home) -> None:
     async def script(shown: Shown) -> None:
         screen = shown.front
 

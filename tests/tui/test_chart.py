@@ -205,7 +205,7 @@ def test_only_what_changed_is_refreshed(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def shown(pilot: Pilot[None], height: int) -> list[str]:
-    """What the compositor has on the screen."""
+    """Return what the compositor has on the screen."""
     strips = pilot.app.screen._compositor.render_strips()
     return [strip.text for strip in strips[:height]]
 

@@ -51,7 +51,7 @@ def run(home: Home) -> RunDir:
 
 
 def _talk(run: RunDir, starter: Starter, script: Callable[[Driven], Any], size: tuple[int, int] = (80, 24)) -> None:
-    """Afterwards no generator is alive, however the screen was left."""
+    """Run a script and assert that no generator is alive afterwards, however the screen was left."""
     drive(Home(run.path.parents[1]), lambda: ChatScreen(run, start=starter), script, size)
     assert starter.processes
     assert not any(process.alive for process in starter.processes)
@@ -78,7 +78,7 @@ def test_both_sides_answer_beside_each_other_where_there_is_room(run: RunDir) ->
     _talk(run, Starter("echo"), script, (120, 30))
 
 
-def test_below_100_columns_they_stand_under_each_other(run: RunDir) -> None:
+def test_sides_are_stacked_below_100_columns(run: RunDir) -> None:
     async def script(driven: Driven) -> None:
         await _ask(driven, "hello there")
         await driven.shows("base:there", "tuned:there")
@@ -112,11 +112,11 @@ def test_x_and_escape_cancel_before_escape_leaves(run: RunDir) -> None:
 
 def test_settings_are_changed_outside_of_the_line_and_sent(run: RunDir) -> None:
     async def script(driven: Driven) -> None:
-        await driven.shows("base and tuned of fake", "temperature 1 (t) · at most 128 tokens (n)")
+        await driven.shows("base and tuned of fake", "temperature 1 (t) · max 128 tokens (n)")
         await driven.press("t", "n")  # typed into the line
         assert driven.screen.query_one("#prompt").value == "tn"
         await driven.press("escape", "t", "n", "n")
-        await driven.shows("temperature 1.3 (t) · at most 512 tokens (n)")
+        await driven.shows("temperature 1.3 (t) · max 512 tokens (n)")
         await driven.press("t")
         await driven.shows("temperature 0 (t)")
         await _ask(driven, "what was asked?")
@@ -130,17 +130,17 @@ def test_c_chooses_a_checkpoint_and_ends_the_generator_before(run: RunDir) -> No
         await _ask(driven, "hello")
         await driven.shows("tuned:hello")
         await driven.press("escape", "c")
-        await driven.shows("talk to", "result", "step-000040", "step-000020")
+        await driven.shows("chat with", "result", "step-000040", "step-000020")
         await driven.press("j", "enter")
         await driven.until(lambda: starter.checkpoints == [None, "step-000040"])
-        await driven.shows("— step-000040 from here on —")
+        await driven.shows("— from here on: step-000040 —")
         assert not starter.processes[0].alive and "step-000040" in driven.lines[0]
         await _ask(driven, "again")
         await driven.shows("tuned:again", "tuned:hello")
         await driven.press("escape", "c", "g", "space")
         await driven.until(lambda: starter.checkpoints[-1] is None and len(starter.checkpoints) == 3)
         await driven.press("c")
-        await driven.shows("talk to")
+        await driven.shows("chat with")
         await driven.press("escape")
         assert driven.app.screen is driven.screen
 
@@ -148,16 +148,16 @@ def test_c_chooses_a_checkpoint_and_ends_the_generator_before(run: RunDir) -> No
     _talk(run, starter, script)
 
 
-def test_a_generator_that_dies_is_told_and_r_starts_it_again(run: RunDir) -> None:
+def test_dead_generator_is_reported_and_r_restarts_it(run: RunDir) -> None:
     async def script(driven: Driven) -> None:
         await _ask(driven, "die")
         await driven.shows("ended unexpectedly (exit code 9)", "✗ not answered")
         status = driven.screen.query_one("#status")
-        await driven.until(lambda: "esc leaves the line, then r: start again" in str(status.content))
+        await driven.until(lambda: "esc leaves the input, then r: restart" in str(status.content))
         await driven.press("escape")
-        await driven.until(lambda: "line" not in str(status.content) and "r: start again" in str(status.content))
+        await driven.until(lambda: "input" not in str(status.content) and "r: restart" in str(status.content))
         await _ask(driven, "still there?")
-        assert "No generator runs" in driven.notices
+        assert "generator is not running" in driven.notices
         await driven.press("escape", "r")
         await driven.until(lambda: len(starter.processes) == 2)
         await driven.shows("base and tuned of fake")
@@ -191,7 +191,7 @@ def test_a_generator_that_refuses_says_why(run: RunDir) -> None:
         (Stage.PPO, "running", "trained nothing that was saved yet"),
     ],
 )
-def test_runs_that_cannot_talk_say_so_and_start_nothing(home: Home, stage: Stage, phase: str, said: str) -> None:
+def test_runs_that_cannot_chat_say_so_and_start_nothing(home: Home, stage: Stage, phase: str, said: str) -> None:
     run = make_run(home, stage, "mute", phase=phase)
 
     async def script(driven: Driven) -> None:
@@ -233,7 +233,7 @@ def test_the_conversation_is_scrolled(run: RunDir) -> None:
     _talk(run, Starter("echo"), script)
 
 
-def test_it_stays_at_the_end_and_nowhere_else(run: RunDir) -> None:
+def test_conversation_follows_new_text_only_at_its_end(run: RunDir) -> None:
     async def script(driven: Driven) -> None:
         await _ask(driven, "many")
         turns = driven.screen.query_one(TurnList)
@@ -249,7 +249,7 @@ def test_it_stays_at_the_end_and_nowhere_else(run: RunDir) -> None:
 
 
 @pytest.mark.slow
-def test_even_a_deaf_generator_is_not_left_behind(run: RunDir) -> None:
+def test_generator_that_ignores_its_input_is_ended_too(run: RunDir) -> None:
     async def script(driven: Driven) -> None:
         await driven.shows("base and tuned of fake")
 
@@ -265,7 +265,7 @@ def test_while_it_loads_it_says_what_takes_so_long_and_which_keys_there_are(run:
         return starter(run, checkpoint)
 
     async def script(driven: Driven) -> None:
-        await driven.shows("loading the model, in a process of its own", "You can write already.")
+        await driven.shows("loading the model in its own process", "You can type already.")
         await driven.press(*"why")
         await driven.until(lambda: all(words in driven.lines[-1] for words in ("enter ask", "esc back")))
         await driven.press("escape")

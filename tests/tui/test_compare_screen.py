@@ -23,7 +23,7 @@ IDS = ["sweep-lr4-a1-ppo", "sweep-lr6-b2-ppo"]
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
-    """Two PPO runs with one metric of their own each."""
+    """Make two PPO runs with one metric of their own each."""
     home = isolate(tmp_path, monkeypatch)
     first = make_run(home, Stage.PPO, IDS[0], "learning_rate=0.0004", versions={"torch": "2.1"}, git_commit="a" * 40)
     second = make_run(
@@ -106,11 +106,11 @@ def test_recipe_view_lists_only_what_differs_and_dims_defaults(home: Home) -> No
     drive(home, _compare(home), script)
 
 
-def test_figures_view_shows_newest_and_best_of_each(home: Home) -> None:
+def test_metrics_view_shows_newest_and_best_of_each(home: Home) -> None:
     async def script(driven: Driven) -> None:
         await driven.shows("objective/scores")
         await driven.press("3")
-        table = driven.screen.query_one("#figures", FactsTable)
+        table = driven.screen.query_one("#metrics", FactsTable)
         rows = {row.key: row.cells for row in table.rows if row.cells}
         assert [cell.text for cell in rows["objective/scores"]] == ["2  ▲ 3 @2 ◂", "2.5  ▲ 2.5 @2"]
         assert [cell.text for cell in rows["objective/kl"]] == ["0.25", "0.25"]
@@ -128,25 +128,25 @@ def test_only_the_best_value_stands_out_not_the_newest_beside_it(home: Home, wid
     async def script(driven: Driven) -> None:
         await driven.until(lambda: driven.screen.query_one(ChartGrid).overlays)
         await driven.press("3")
-        table = driven.screen.query_one("#figures", FactsTable)
+        table = driven.screen.query_one("#metrics", FactsTable)
         pieces = {text.strip(): tone for line in table._lines for text, tone in line}
         assert pieces["2"] == "plain" and pieces["▲ 3 @2 ◂"] == "best"
 
     drive(home, _compare(home), script, (width, 24))
 
 
-def test_from_120_columns_all_three_stand_together(home: Home) -> None:
+def test_from_120_columns_all_three_views_are_shown(home: Home) -> None:
     async def script(driven: Driven) -> None:
         await driven.shows("objective/scores", "learning_rate", "after.true_utility", "lr4-a1")
         await driven.press("2")
         assert driven.screen.query_one("#recipe").has_focus and "objective/kl" in driven.text
         await driven.press("3")
-        assert driven.screen.query_one("#figures").has_focus
+        assert driven.screen.query_one("#metrics").has_focus
 
     drive(home, _compare(home), script, (160, 45))
 
 
-def test_a_live_run_goes_on(home: Home) -> None:
+def test_curves_of_a_live_run_grow(home: Home) -> None:
     run = home.run(IDS[1])
 
     async def script(driven: Driven) -> None:
@@ -170,7 +170,7 @@ def test_tables_scroll_by_line_page_and_end_and_shift_between_runs(home: Home) -
     async def script(driven: Driven) -> None:
         await driven.shows("metric/0")
         await driven.press("3")
-        table = driven.screen.query_one("#figures", FactsTable)
+        table = driven.screen.query_one("#metrics", FactsTable)
         tops: list[int] = []
         for key in ("j", "k", "G", "g", "ctrl+d", "ctrl+u"):
             await driven.press(key)
@@ -185,7 +185,7 @@ def test_tables_scroll_by_line_page_and_end_and_shift_between_runs(home: Home) -
     drive(home, lambda: CompareScreen(home, ids), script)
 
 
-def test_runs_of_different_stages_and_missing_ones_are_told(home: Home) -> None:
+def test_different_stages_and_missing_runs_are_reported(home: Home) -> None:
     make_run(home, Stage.MERGE, "sweep-merge", versions={"torch": "2.3"})
 
     async def script(driven: Driven) -> None:

@@ -1,4 +1,4 @@
-"""What is left out of an update must not be missed: a terminal shows the same as with Textual's own output."""
+"""Minimal updates: a terminal shows the same as with Textual's own output."""
 
 from collections.abc import Sequence
 
@@ -33,7 +33,7 @@ styles = st.builds(
 
 @st.composite
 def strips(draw: st.DrawFn, width: int = WIDTH) -> Strip:
-    """One row, of letters that often stay the same; sometimes with a character of two cells."""
+    """Draw one row, of letters that often stay the same; sometimes with a character of two cells."""
     segments: list[Segment] = []
     left = width
     while left > 0:
@@ -53,7 +53,7 @@ def layouts(draw: st.DrawFn) -> LayoutUpdate:
 
 @st.composite
 def changes(draw: st.DrawFn) -> ChopsUpdate:
-    """Rows in two widgets side by side, of which some spans are to be painted."""
+    """Draw rows in two widgets side by side, of which some spans are to be painted."""
     cut = draw(st.integers(1, WIDTH - 1))
     chops = [{0: draw(strips(cut)), cut: draw(strips(WIDTH - cut))} for _ in range(HEIGHT)]
     rows = draw(st.lists(st.integers(0, HEIGHT - 1), min_size=1, unique=True))
@@ -74,7 +74,7 @@ def apply(stream: pyte.Stream, update: CompositorUpdate) -> None:
 
 
 def whole(update: ChopsUpdate, rows: list[Strip]) -> list[Strip]:
-    """The rows after an update, by Textual's rules and without its habit to paint more than was asked for."""
+    """Return the rows after an update, by Textual's rules and without its habit to paint more than was asked for."""
     after = rows.copy()
     for y, start, stop in update.spans:
         new = Strip.join([strip for strip in update.chops[y].values() if strip])
@@ -119,7 +119,7 @@ def test_only_cells_that_differ_are_sent() -> None:
     assert frames.render(change(1, "loss 2", Style(bold=True)), SIZE, CONSOLE) == "\x1b[2;1H\x1b[1mloss 2      \x1b[0m"
 
 
-def test_colours_are_said_when_they_change() -> None:
+def test_colours_are_sent_when_they_change() -> None:
     red = Style(color="#ff0000", bgcolor="#000000")
     blue = Style(color="#0000ff", bgcolor="#000000")
     frames = Frames()
@@ -154,5 +154,5 @@ def test_fewer_colours_where_the_terminal_has_fewer() -> None:
 
 
 @pytest.mark.parametrize("update", [InlineUpdate([Strip.blank(3)])])
-def test_other_updates_pass(update: CompositorUpdate) -> None:
+def test_other_updates_pass_unchanged(update: CompositorUpdate) -> None:
     assert Frames().tightened(update, SIZE) is update

@@ -26,7 +26,7 @@ MARKUP = "[@click=app.quit]"
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
-    """Runs of several stages and states, all hostile, and files that are no runs."""
+    """Make runs of several stages and states, all hostile, and files that are no runs."""
     home = isolate(tmp_path, monkeypatch)
     hostile_run(home)
     hostile_run(home, "hostile-alive", Stage.SFT, phase="running")
@@ -43,7 +43,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
 
 @pytest.fixture(autouse=True)
 def no_quit(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """An action that fires by itself would be this one."""
+    """Fail if an action fires by itself."""
     fired: list[str] = []
     original = ConsoleApp.action_quit
 
@@ -72,7 +72,7 @@ async def _tour(shown: Shown, *keys: str) -> None:
 
 
 async def _paste(shown: Shown, text: str) -> None:
-    """As a terminal pastes."""
+    """Paste as a terminal does."""
     shown.app.post_message(events.Paste(text))
     await shown.pilot.pause(0.1)
     shown.assert_clean()
@@ -80,7 +80,7 @@ async def _paste(shown: Shown, text: str) -> None:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_runs(home: Home, no_quit: list[str], size: tuple[int, int]) -> None:
+def test_hostile_runs_are_listed_as_plain_text(home: Home, no_quit: list[str], size: tuple[int, int]) -> None:
     async def script(shown: Shown) -> None:
         await shown.until(lambda: len(shown.front._shown) == 6)
         await _tour(shown, "j", "j", "space", "j", "space", "z", "j", "j", "slash")
@@ -100,10 +100,12 @@ def test_runs(home: Home, no_quit: list[str], size: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", ["hostile", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
-def test_monitor(home: Home, no_quit: list[str], name: str, size: tuple[int, int]) -> None:
+def test_hostile_run_is_monitored_as_plain_text(
+    home: Home, no_quit: list[str], name: str, size: tuple[int, int]
+) -> None:
     async def script(shown: Shown) -> None:
         await shown.reaches("MonitorScreen")
-        await shown.until(lambda: shown.front._news is not None)
+        await shown.until(lambda: shown.front._last_update is not None)
         if name == "hostile" and size[0] >= 80:
             await shown.shows("cause  stolen clipboard", "not red")
         await _tour(
@@ -121,10 +123,12 @@ def test_monitor(home: Home, no_quit: list[str], name: str, size: tuple[int, int
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("key", ["a", "e", "t"])
-def test_what_a_run_leads_to(home: Home, no_quit: list[str], key: str, size: tuple[int, int]) -> None:
+def test_screens_of_a_hostile_run_are_plain_text(
+    home: Home, no_quit: list[str], key: str, size: tuple[int, int]
+) -> None:
     async def script(shown: Shown) -> None:
         await shown.reaches("MonitorScreen")
-        await shown.until(lambda: shown.front._news is not None)
+        await shown.until(lambda: shown.front._last_update is not None)
         await _tour(shown, key)
         await shown.until(lambda: shown.name != "MonitorScreen")
         if key == "a":
@@ -136,10 +140,12 @@ def test_what_a_run_leads_to(home: Home, no_quit: list[str], key: str, size: tup
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_another_trainers_directory(home: Home, no_quit: list[str], tmp_path: Path, size: tuple[int, int]) -> None:
+def test_hostile_directory_is_monitored_as_plain_text(
+    home: Home, no_quit: list[str], tmp_path: Path, size: tuple[int, int]
+) -> None:
     async def script(shown: Shown) -> None:
         await shown.reaches("MonitorScreen")
-        await shown.until(lambda: shown.front._news is not None)
+        await shown.until(lambda: shown.front._last_update is not None)
         if size[0] >= 80:
             await shown.shows("] out  another trainer", "not red")
         await _tour(shown, "5", "5", "6", "6", "right_square_bracket", "d", "j", "escape", "x")
@@ -148,20 +154,20 @@ def test_another_trainers_directory(home: Home, no_quit: list[str], tmp_path: Pa
     assert no_quit == []
 
 
-def test_what_is_pasted_into_a_question(home: Home, no_quit: list[str]) -> None:
+def test_pasted_text_is_sanitised(home: Home, no_quit: list[str]) -> None:
     async def script(shown: Shown) -> None:
         await shown.until(lambda: len(shown.front._shown) == 6)
         await _tour(shown, "o")
         await _paste(shown, ALL)
         await shown.press("enter")
         await shown.reaches("MonitorScreen")
-        await shown.until(lambda: shown.front._news is not None)
+        await shown.until(lambda: shown.front._last_update is not None)
 
     _through(home, script, (80, 24))
     assert no_quit == []
 
 
-def test_a_keymap_and_a_theme(home: Home, no_quit: list[str], tmp_path: Path) -> None:
+def test_hostile_keymap_and_theme_are_notices(home: Home, no_quit: list[str], tmp_path: Path) -> None:
     config = tmp_path / "config" / "stackllama"
     (config / "themes").mkdir(parents=True)
     (config / "themes" / f"{MARKUP}x.yaml").write_text(json.dumps({"name": ALL, "primary": ALL}))
@@ -169,15 +175,15 @@ def test_a_keymap_and_a_theme(home: Home, no_quit: list[str], tmp_path: Path) ->
 
     async def script(shown: Shown) -> None:
         await shown.until(lambda: len(shown.front._shown) == 6)
-        assert any("theme left out" in text for text in shown.said)
-        assert sum("no binding" in text for text in shown.said) == len(PAYLOADS)
+        assert any("theme skipped" in text for text in shown.said)
+        assert sum("unknown binding" in text for text in shown.said) == len(PAYLOADS)
         await _tour(shown, "question_mark", "j", "escape")
 
     _through(home, script, (80, 24))
     assert no_quit == []
 
 
-def test_settings(home: Home, no_quit: list[str], tmp_path: Path) -> None:
+def test_hostile_settings_are_plain_text(home: Home, no_quit: list[str], tmp_path: Path) -> None:
     file = tmp_path / "state" / "stackllama" / "settings.json"
     file.parent.mkdir(parents=True)
     file.write_text(json.dumps({"theme": ALL, "stage": ALL, "model": ALL, "recent_models": PAYLOADS}))

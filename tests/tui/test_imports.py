@@ -38,8 +38,12 @@ def test_the_whole_console_loads_nothing_that_trains() -> None:
     assert _loaded(_importing(_modules("tui", "readers", "cli")), TRAINING) == set()
 
 
-def test_feeds_load_no_textual() -> None:
+def test_readers_load_no_textual() -> None:
     assert _loaded(_importing(_modules("readers")), DRAWING) == set()
+
+
+def test_screens_load_no_command() -> None:
+    assert _loaded(_importing(_modules("tui", "readers")), ("stackllama_console.cli",)) == set()
 
 
 @pytest.mark.parametrize("words", [["--version"], ["--help"], ["runs", "ls"], ["info"]])
@@ -48,5 +52,5 @@ def test_commands_without_a_screen_load_no_textual(words: list[str]) -> None:
     assert _loaded("\n".join((*lines, f"main({words!r})", "sys.stdout = out")), DRAWING) == set()
 
 
-def test_the_check_can_fail() -> None:
+def test_import_check_can_fail() -> None:
     assert _loaded("import stackllama_console.tui.app", ("textual",)) == {"textual"}

@@ -357,9 +357,9 @@ def test_memory_that_hardly_moved_is_no_news(home: Home, monkeypatch: pytest.Mon
         nonlocal free
         await driven.until(lambda: driven.screen.controller._devices is not None)
         free -= GIB // 100
-        assert driven.screen.look() is None
+        assert driven.screen.poll() is None
         free -= GIB
-        assert driven.screen.look() == found()
+        assert driven.screen.poll() == found()
 
     show(home, script, model="demo")
 
@@ -748,7 +748,7 @@ def test_every_key_at_every_size(home: Home, monkeypatch: pytest.MonkeyPatch, si
 
 
 def test_no_key_of_the_screen_is_taken_by_a_widget_of_it() -> None:
-    scope = next(scope for scope in all_scopes() if scope.title == "launch")
+    scope = next(scope for scope in all_scopes(ConsoleApp.BINDINGS) if scope.title == "launch")
     assert set(scope.widgets) == {"RecipeForm", "BudgetPanel", "ModelList"}
     for bindings in scope.widgets.values():
         for own in scope.bindings:

@@ -85,12 +85,12 @@ def numbered(count: int, first: int = 0) -> list[str]:
 
 
 def shown(view: LogView) -> list[str]:
-    """What is on the screen, gutter left out."""
+    """Return what is on the screen, without the gutter."""
     return [view.render_line(y).text[2:].rstrip() for y in range(view.content_size.height)]
 
 
 def painted(view: LogView, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Region, ...]]:
-    """Every refresh from now on; an empty tuple is all of it."""
+    """Record every refresh from now on; an empty tuple is all of it."""
     calls: list[tuple[Region, ...]] = []
     real = view.refresh
 
@@ -115,7 +115,7 @@ def test_an_empty_log_says_so(log: Path) -> None:
         view.set_minimum_level("error")
         view.show(reader)
         await pilot.pause()
-        assert shown(view)[0] == "no line of level error or above"
+        assert shown(view)[0] == "no lines at level error or above"
 
     run(view, check)
 
@@ -141,7 +141,7 @@ def test_it_follows_until_one_scrolls_up(log: Path) -> None:
     run(view, check)
 
 
-def test_keys_move(log: Path) -> None:
+def test_keys_scroll(log: Path) -> None:
     view, _ = view_of(log, *numbered(100))
 
     async def check(pilot: Pilot[None]) -> None:
@@ -182,7 +182,7 @@ def test_where_all_fits_up_does_not_stop_following(log: Path) -> None:
     run(view, check)
 
 
-def test_the_wheel(log: Path) -> None:
+def test_wheel_scrolls_and_stops_following(log: Path) -> None:
     view, _ = view_of(log, *numbered(100))
 
     async def check(pilot: Pilot[None]) -> None:
@@ -267,7 +267,7 @@ def test_lines_that_go_take_nothing_out_of_sight(log: Path) -> None:
     run(view, check)
 
 
-def test_search(log: Path) -> None:
+def test_search_marks_matches_and_goes_to_the_newest(log: Path) -> None:
     lines = numbered(100)
     lines[5], lines[40], lines[95] = "a needle here", "A NEEDLE there", "needle and needle"
     view, reader = view_of(log, *lines)
@@ -331,7 +331,7 @@ def test_matches_go_with_their_lines(log: Path) -> None:
     run(view, check)
 
 
-def test_levels(log: Path) -> None:
+def test_level_filter_hides_less_serious_lines(log: Path) -> None:
     view, reader = view_of(
         log,
         "DEBUG:a:detail",
@@ -450,7 +450,7 @@ def test_every_segment_has_a_style(log: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 1), (3, 2), (20, 5), (200, 60)])
-def test_every_size(size: tuple[int, int], log: Path) -> None:
+def test_view_is_drawn_at_every_size(size: tuple[int, int], log: Path) -> None:
     view, reader = view_of(log, *numbered(30), "漢" * 200)
 
     async def check(pilot: Pilot[None]) -> None:
@@ -470,7 +470,7 @@ def test_every_size(size: tuple[int, int], log: Path) -> None:
     run(view, check, size)
 
 
-def test_another_feed_begins_at_its_end(log: Path) -> None:
+def test_another_reader_begins_at_its_end(log: Path) -> None:
     view, reader = view_of(log, *numbered(50))
 
     async def check(pilot: Pilot[None]) -> None:
@@ -491,7 +491,7 @@ def test_another_feed_begins_at_its_end(log: Path) -> None:
     run(view, check)
 
 
-def test_status_tells_what_was_lost(log: Path) -> None:
+def test_status_counts_skipped_lines(log: Path) -> None:
     view, reader = view_of(log, *numbered(50), capacity=10)
 
     async def check(pilot: Pilot[None]) -> None:
@@ -500,7 +500,7 @@ def test_status_tells_what_was_lost(log: Path) -> None:
             file.writelines(f"more {index}\n" for index in range(50))
         reader.poll()
         view.update()
-        assert view.status == "40 lines came too fast to be kept"
+        assert view.status == "40 lines skipped (too fast)"
         await pilot.press("g")
         await pilot.pause()
         assert isinstance(pilot.app, LogApp)

@@ -29,7 +29,7 @@ def watch(home: Home, run_id: str, script: Script, size: tuple[int, int] = (80, 
 
     async def begin(shown: Shown) -> None:
         await shown.reaches("MonitorScreen")
-        await shown.until(lambda: shown.front._news is not None)
+        await shown.until(lambda: shown.front._last_update is not None)
         await script(shown)
 
     run_app(home, begin, size=size, target=run_id)
@@ -63,26 +63,26 @@ def test_a_finished_run_at_80_by_24(stocked: Home) -> None:
     watch(stocked, "aligned", script)
 
 
-def test_held_out_figures_say_how_they_were_sampled(stocked: Home) -> None:
-    """A run that has ended: its recipe says the temperature, its result the number of prompts."""
+def test_held_out_metrics_say_how_they_were_sampled(stocked: Home) -> None:
+    """Watch an ended run: its recipe says the temperature, its result the number of prompts."""
     run = stocked.run("aligned")
     write_metrics(run, {"eval/mean_reward": [0.5, 1.5], "tokens_per_second": [100.0], "val/ratio_first": [1.0]})
     run.write_json("result.json", {"stage": "ppo", "before": {"questions": 64}, "after": {"questions": 64}})
 
     async def script(shown: Shown) -> None:
         await shown.shows("rollout 40", "held-out reward")
-        side = shown.front.query_one("#figures", TextLines).plain
-        assert "held out: T = 1, 1 sample per prompt,\n64 prompts" in side
+        side = shown.front.query_one("#metrics", TextLines).plain
+        assert "held-out: T = 1, 1 sample per prompt,\n64 prompts" in side
         assert "tokens/s" in side
 
     watch(stocked, "aligned", script, size=(160, 45))
 
 
-def test_more_beside_it_in_a_wide_terminal(stocked: Home) -> None:
+def test_wide_terminal_shows_metrics_and_samples_beside_the_charts(stocked: Home) -> None:
     async def script(shown: Shown) -> None:
         await shown.shows("rollout 40", "because 40")
         assert _titles(shown) == ["reward", "KL to the reference", "entropy", "clip fraction"]
-        side = shown.front.query_one("#figures", TextLines).plain
+        side = shown.front.query_one("#metrics", TextLines).plain
         assert "clip fraction" in side and "first" in side and "now" in side
         sample = shown.front.query_one("#sample", TextLines).plain
         assert sample.startswith("step 40  reward 4  KL 0.5\nwhy 40?\nbecause 40")
@@ -90,7 +90,7 @@ def test_more_beside_it_in_a_wide_terminal(stocked: Home) -> None:
     watch(stocked, "aligned", script, size=(160, 45))
 
 
-def test_a_run_at_work_shows_phase_progress_and_what_comes(stocked: Home) -> None:
+def test_running_run_shows_phase_progress_and_updates(stocked: Home) -> None:
     run = stocked.run("alive")
     (run.attempt_dir(1) / "events.jsonl").unlink()
     events = EventWriter(run.attempt_dir(1) / "events.jsonl")
@@ -114,7 +114,7 @@ def test_a_run_at_work_shows_phase_progress_and_what_comes(stocked: Home) -> Non
     events.close()
 
 
-def test_a_run_that_stands_still_says_so_and_where_its_stacks_are(stocked: Home) -> None:
+def test_stalled_run_says_so_and_where_its_stacks_are(stocked: Home) -> None:
     run = stocked.run("alive")
     EventWriter(run.attempt_dir(1) / "health.jsonl").write("health", data={"message": "It stands still. See stacks."})
     running = run.read_state()
@@ -152,7 +152,7 @@ def test_a_long_cause_is_wrapped_and_not_cut(stocked: Home) -> None:
     watch(stocked, "broken", script)
 
 
-def test_a_run_that_is_not_there(stocked: Home) -> None:
+def test_missing_run_is_one_error_line(stocked: Home) -> None:
     async def script(shown: Shown) -> None:
         await shown.shows("✗ No run `gone`")
         for key in ("x", "w", "a", "d", "right_square_bracket", "full_stop", "1", "5", "6", "slash"):
@@ -163,7 +163,7 @@ def test_a_run_that_is_not_there(stocked: Home) -> None:
     watch(stocked, "gone", script)
 
 
-def test_a_run_that_goes_away_while_it_is_watched(stocked: Home) -> None:
+def test_run_deleted_while_it_is_watched_is_reported(stocked: Home) -> None:
     async def script(shown: Shown) -> None:
         await shown.shows("rollout 40")
         shutil.rmtree(stocked.run("aligned").path)
@@ -195,7 +195,7 @@ def test_pages_of_charts_go_round(stocked: Home) -> None:
 
 
 @pytest.mark.slow
-def test_panels_one_by_one(stocked: Home) -> None:
+def test_number_keys_show_one_panel_alone(stocked: Home) -> None:
     async def script(shown: Shown) -> None:
         await shown.shows("rollout 40", "because 40")
         every = _titles(shown)
@@ -207,7 +207,7 @@ def test_panels_one_by_one(stocked: Home) -> None:
         await shown.press("5")
         assert _titles(shown) == [] and shown.front.query_one(LogView).region.height > 30
         await shown.press("6")
-        assert _titles(shown) == [] and shown.front.query_one("#figures").region.width > 100
+        assert _titles(shown) == [] and shown.front.query_one("#metrics").region.width > 100
         assert shown.front.query_one(LogView).region.height == 0
         await shown.press("2")
         assert _titles(shown) == [every[1]]
@@ -261,14 +261,14 @@ def test_the_log_is_filtered_by_level(stocked: Home) -> None:
     watch(stocked, "tuned", script)
 
 
-def test_figures_are_there_as_text_and_can_be_copied(stocked: Home, tmp_path: Path) -> None:
+def test_metrics_are_shown_as_text_and_copied(stocked: Home, tmp_path: Path) -> None:
     async def script(shown: Shown) -> None:
         await shown.shows("loss 1")
         await shown.press("d")
         await shown.reaches("TextScreen")
         await shown.shows("train: first 4, last 1", "learning rate")
         await shown.press("Y")
-        await shown.notified("copied; also in")
+        await shown.notified("copied; also saved to")
         assert "train: first 4, last 1" in (tmp_path / "state" / "stackllama" / "copied.txt").read_text()
         for key in ("j", "k", "space", "pageup"):
             await shown.press(key)
@@ -278,14 +278,14 @@ def test_figures_are_there_as_text_and_can_be_copied(stocked: Home, tmp_path: Pa
     watch(stocked, "tuned", script)
 
 
-def test_what_is_done_to_a_run(stocked: Home, asked: Asked) -> None:
+def test_keys_stop_save_resume_and_delete_a_run(stocked: Home, asked: Asked) -> None:
     async def script(shown: Shown) -> None:
         await shown.press("x", "n", "x", "y")
-        await shown.notified("alive was asked to stop")
+        await shown.notified("alive will stop after saving")
         await shown.press("w")
         await shown.notified("alive will save")
         await shown.press("r")
-        await shown.notified("alive goes on")
+        await shown.notified("alive resumed")
         assert asked.calls == ["stop alive", "resume alive"]
 
     watch(stocked, "alive", script)
@@ -294,7 +294,7 @@ def test_what_is_done_to_a_run(stocked: Home, asked: Asked) -> None:
 def test_after_deleting_one_is_back_at_the_list(stocked: Home) -> None:
     async def script(shown: Shown) -> None:
         await shown.press("D")
-        await shown.shows("Delete broken for good?")
+        await shown.shows("Delete broken permanently?")
         await shown.press("y")
         await shown.reaches("RunsScreen")
         await shown.until(lambda: "broken" not in shown.text)
@@ -318,9 +318,7 @@ def test_keys_lead_to_other_screens(stocked: Home, key: str, screen: str, text: 
     watch(stocked, "aligned", script)
 
 
-def test_the_memory_that_was_predicted_stands_beside_what_was_measured(
-    stocked: Home, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_predicted_memory_is_shown_beside_the_measured_peak(stocked: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watched_module, "predicted_peak", lambda run: 2.5 * 1024**3)
     run = stocked.run("tuned")
     with (run.attempt_dir(1) / "events.jsonl").open("ab") as file:
@@ -358,7 +356,7 @@ def whole(stocked: Home) -> Iterator[Home]:
     os.close(lock)
 
 
-def test_a_pipelines_stages_are_gone_through(whole: Home) -> None:
+def test_comma_and_full_stop_switch_a_pipelines_stage(whole: Home) -> None:
     async def script(shown: Shown) -> None:
         await shown.shows("✓ sft → · sft merge → ✓ reward → ", "· ppo", "log of reward", "accuracy 0.9")
         await shown.press("full_stop")
@@ -372,13 +370,13 @@ def test_a_pipelines_stages_are_gone_through(whole: Home) -> None:
     watch(whole, "whole", script)
 
 
-def test_what_is_done_in_a_pipeline_goes_to_the_right_one(whole: Home, asked: Asked) -> None:
+def test_action_in_a_pipeline_goes_to_the_right_run(whole: Home, asked: Asked) -> None:
     add_samples(whole.run("whole-reward"), {"step": 1, "question": "q", "response": "of its stage", "reward": 1.0})
 
     async def script(shown: Shown) -> None:
         await shown.shows("log of reward")
         await shown.press("x", "y")
-        await shown.notified("whole was asked to stop")
+        await shown.notified("whole will stop after saving")
         assert asked.calls == ["stop whole"]
         await shown.press("a")
         await shown.reaches("SamplesScreen")
@@ -409,13 +407,13 @@ def other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def test_what_a_run_is_asked_for_while_it_trains(stocked: Home) -> None:
+def test_requests_to_a_running_run_are_written(stocked: Home) -> None:
     control = stocked.run("alive").control
 
     async def script(shown: Shown) -> None:
         await shown.shows("alive")
         await shown.press("A")
-        await shown.notified("alive will answer a few held-out questions")
+        await shown.notified("alive will sample held-out prompts")
         await shown.press("p")
         await shown.notified("alive will pause")
         await shown.press("V")
@@ -424,35 +422,35 @@ def test_what_a_run_is_asked_for_while_it_trains(stocked: Home) -> None:
         await shown.shows("cannot change while sft runs")
         await shown.fill("learning_rate=2e-5")
         await shown.press("enter")
-        await shown.notified("learning_rate=2e-5 from its next step on")
+        await shown.notified("learning_rate=2e-5 from its next step")
         assert sorted(path.name for path in control.iterdir()) == ["pause", "sample", "set-learning_rate"]
         events = EventWriter(stocked.run("alive").attempt_dir(1) / "events.jsonl")
         events.write("phase", phase="paused")
         events.close()
         await shown.shows("paused")
         await shown.press("p")
-        await shown.notified("alive goes on")
+        await shown.notified("alive continues")
         assert not (control / "pause").exists()
 
     watch(stocked, "alive", script)
 
 
-def test_another_trainers_directory_is_only_read(other: Path) -> None:
+def test_another_trainers_directory_is_read_only(other: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in other.rglob("*")}
 
     async def script(shown: Shown) -> None:
         await shown.shows("step 10/20", "loss 0.4", "from another trainer", "read-only")
-        assert shown.front.query_one(KeyLine).plain == "] more charts  ? help  q quit"
+        assert shown.front.query_one(KeyLine).plain == "? help  q quit"
         for key in ("x", "w", "r", "e", "a", "t", "D"):
             await shown.press(key)
         assert shown.name == "MonitorScreen"
-        assert {text for text in shown.said} == {"this directory belongs to another trainer: it is only read"}
+        assert {text for text in shown.said} == {"read-only: this run was started by another trainer"}
 
     run_app(Home(other.parent / "home"), script, target=other)
     assert {path: path.stat().st_mtime_ns for path in other.rglob("*")} == before
 
 
-def test_curve_that_begins_anew_is_drawn(other: Path) -> None:
+def test_restarted_curve_is_drawn(other: Path) -> None:
     async def script(shown: Shown) -> None:
         await shown.shows("loss 0.4", "step 10/20")
         rows = [{"step": 2, "loss": 7.5, "learning_rate": 1e-4}]

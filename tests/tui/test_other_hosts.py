@@ -18,7 +18,7 @@ from stackllama_engine.contract.stages import Stage
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
-    """Running on another machine, silent for five minutes; its lock is free as seen from here."""
+    """Make a run on another machine, silent for five minutes; its lock is free as seen from here."""
     run = make_run(isolate(tmp_path, monkeypatch), Stage.SFT, "far", phase="running")
     run.write_state(msgspec.structs.replace(run.read_state(), host=Host(name="gpu17", boot_id="another-boot")))
     then = time.time() - 310
@@ -42,12 +42,12 @@ def test_the_list_says_where_a_run_is_and_leaves_it_alone(run: RunDir) -> None:
     assert (run.path / "state.json").read_bytes() == before
 
 
-def test_the_monitor_says_so_and_a_stop_is_asked_for(run: RunDir) -> None:
+def test_monitor_names_the_host_and_requests_a_stop(run: RunDir) -> None:
     async def script(shown: Shown) -> None:
         await shown.reaches("MonitorScreen")
         await shown.shows("● running", "it is on gpu17, last sign 5m ago")
         await shown.press("x", "y")
-        await shown.notified("far was asked to stop")
+        await shown.notified("far will stop after saving")
 
     run_app(home_of(run), script, target="far")
     assert list(run.requests()) == ["stop"]

@@ -1,4 +1,4 @@
-"""What a real terminal is sent: few colours or none, ASCII alone, other sizes; nothing while nothing happens."""
+"""Output to a real terminal: few colours or none, ASCII alone, other sizes; nothing while nothing happens."""
 
 import re
 from collections.abc import Callable
@@ -51,7 +51,7 @@ def test_no_color_sends_no_colour_and_the_cursor_is_seen(terminal: Open, theme: 
         console.send(":")
         console.wait_for("Search")
         console.send(f"theme: {theme}")
-        console.wait_for("wear it")
+        console.wait_for("apply and remember")
         console.send("\r")
         console.settle()
     console.send("\r")
@@ -66,7 +66,7 @@ def test_no_color_sends_no_colour_and_the_cursor_is_seen(terminal: Open, theme: 
     _leave(console)
 
 
-def test_sixteen_colours(terminal: Open) -> None:
+def test_sixteen_colour_terminal_gets_sixteen_colours(terminal: Open) -> None:
     console = terminal("open", "aligned", environment={"TERM": "xterm"})
     console.wait_for("rollout 40")
     _leave(console)

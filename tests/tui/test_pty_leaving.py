@@ -1,4 +1,4 @@
-"""How the console leaves a real terminal: by key, by signal, by hang-up, stalled, crashed. It is as it was before."""
+"""Leaving a real terminal by key, signal, hang-up, stalled or crashed: it is as it was before."""
 
 import os
 import signal
@@ -43,7 +43,7 @@ def test_ctrl_c_says_the_way_out_and_ends_nothing(terminal: Open) -> None:
     console = terminal()
     console.wait_for("tuned")
     console.send("\x03")
-    console.wait_for("q leaves the console")
+    console.wait_for("Press q to quit")
     console.send("q")
     assert console.end() == 0
 
@@ -74,7 +74,7 @@ def test_sigterm_ends_it_while_the_terminal_takes_no_bytes(terminal: Open) -> No
     assert console.settings == console.before
 
 
-def test_it_goes_on_when_a_stalled_terminal_takes_bytes_again(terminal: Open) -> None:
+def test_console_continues_when_a_stalled_terminal_takes_bytes_again(terminal: Open) -> None:
     console = terminal(size=(160, 45))
     console.wait_for("tuned")
     console.send("T" * 60)
@@ -91,7 +91,7 @@ def test_it_goes_on_when_a_stalled_terminal_takes_bytes_again(terminal: Open) ->
 
 
 def _wait_until_stalled(console: Terminal) -> None:
-    """Until it computes no longer: processor time (all but) stands still."""
+    """Wait until the process is stalled: its processor time (all but) stands still."""
     deadline, last = time.monotonic() + 60, -1.0
     while (used := console.cpu_seconds()) - last > 0.03:
         assert time.monotonic() < deadline, "it never stalled"
@@ -150,7 +150,7 @@ def test_a_crash_is_one_line_and_a_trace_without_locals(terminal: Open, tmp_path
     "target",
     ["nonexistent", *(each for each in ("./nonexistent", "../escape", "\x1b]52;c;aGk=\x07"))],
 )
-def test_open_of_what_is_not_there_is_one_line(terminal: Open, target: str) -> None:
+def test_open_of_a_missing_target_is_one_line(terminal: Open, target: str) -> None:
     console = terminal("open", target)
     assert console.end() == 2
     assert ALTERNATE not in console.modes() and "\x1b" not in console.output

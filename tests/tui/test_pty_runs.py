@@ -30,7 +30,7 @@ def working(stocked: Home) -> Iterator[RunDir]:
 
 
 def _steps(run: RunDir) -> int:
-    """Steps the worker has done."""
+    """Return the steps the worker has done."""
     return (run.attempt_dir(1) / "events.jsonl").read_bytes().count(b'"progress"')
 
 
@@ -39,8 +39,8 @@ def _shown_step(console: Terminal) -> int:
     return int(found[1].replace(",", "")) if found else 0
 
 
-def _goes_on(run: RunDir) -> bool:
-    """Whether the worker goes on writing."""
+def _still_writes(run: RunDir) -> bool:
+    """Return whether the worker still writes."""
     before = size(run)
     wait_for(lambda: size(run) > before)
     return not run.read_state().has_ended
@@ -52,13 +52,13 @@ def test_a_stalled_terminal_stalls_no_run_and_the_console_catches_up(terminal: O
     console.send("T" * 60)
     before = size(working)
     wait_for(lambda: size(working) > before + 10_000)
-    assert _goes_on(working)
+    assert _still_writes(working)
     step = _steps(working)
     console.until(lambda: _shown_step(console) >= step)
     console.send("q")
     assert console.end() == 0
     console.assert_left_clean()
-    assert _goes_on(working)
+    assert _still_writes(working)
 
 
 def test_a_killed_console_touches_no_run(terminal: Open, working: RunDir) -> None:
@@ -69,7 +69,7 @@ def test_a_killed_console_touches_no_run(terminal: Open, working: RunDir) -> Non
             console.wait_for(*texts)
         console.signal(signal.SIGKILL)
         assert console.end() == -signal.SIGKILL
-        assert _goes_on(working)
+        assert _still_writes(working)
     assert working.read_state() == state
     assert list(working.requests()) == []
 
@@ -79,7 +79,7 @@ def test_a_hang_up_touches_no_run_and_another_console_shows_its_whole_history(te
     console.wait_for("● running", "loss")
     console.hang_up()
     wait_for(lambda: console.process.poll() is not None)
-    assert _goes_on(working)
+    assert _still_writes(working)
     again = terminal("open", "working", size=(160, 45))
     again.wait_for("● running", "loss")
     again.send("d")

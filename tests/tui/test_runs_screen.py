@@ -10,6 +10,7 @@ from tests.tui.app_kit import Shown, run_app
 from tests.tui.conftest import snapshot
 from tests.tui.screens_kit import isolate, make_run, write_metrics
 
+from stackllama_console.tui.widgets.key_line import KeyLine
 from stackllama_engine.contract.errors import RefusedError
 from stackllama_engine.contract.run_dir import Home, RunDir
 from stackllama_engine.contract.stages import Stage
@@ -81,12 +82,39 @@ def test_an_empty_home_says_what_to_do(tmp_path: Any, monkeypatch: pytest.Monkey
         await shown.shows("No runs here yet", "launch the first one")
         for key in "xwreatDcz ":
             await shown.press("space" if key == " " else key)
-        assert "there is no run under the cursor" in shown.said
+        assert "no run is selected" in shown.said
         make_run(home, Stage.SFT, "newcomer")
         await shown.shows("newcomer")
         assert "No runs here yet" not in shown.text
 
     run_app(home, script)
+
+
+def test_footer_of_an_empty_list_offers_no_key_of_a_run_even_after_help(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def script(shown: Shown) -> None:
+        await shown.shows("No runs here yet")
+        await shown.press("question_mark")
+        await shown.reaches("HelpScreen")
+        await shown.press("escape")
+        await shown.reaches("RunsScreen")
+        assert shown.front.query_one(KeyLine).plain == "n launch  / filter  ? help  q quit"
+
+    run_app(isolate(tmp_path, monkeypatch), script)
+
+
+def test_footer_offers_what_the_run_under_the_cursor_can_do(stocked: Home) -> None:
+    async def script(shown: Shown) -> None:
+        await _ready(shown)
+        line = shown.front.query_one(KeyLine)
+        assert line.plain == "⏎ open  n launch  a samples  space select  / filter  ? help  q quit"
+        await shown.press("j")  # alive
+        assert "x stop" in line.plain and "r resume" not in line.plain
+        await shown.press("j")  # broken
+        assert "r resume" in line.plain and "x stop" not in line.plain
+
+    run_app(stocked, script)
 
 
 def test_the_run_under_the_cursor_is_explained(stocked: Home) -> None:
@@ -98,12 +126,12 @@ def test_the_run_under_the_cursor_is_explained(stocked: Home) -> None:
         assert shown.front.row_id == "tuned"
         await shown.press("g")
         assert shown.front.row_id == "aligned"
-        await shown.shows("a reads its answers")
+        await shown.shows("a: samples")
 
     run_app(stocked, script)
 
 
-def test_what_changes_is_shown_and_the_cursor_stays_on_its_run(stocked: Home) -> None:
+def test_changes_are_shown_and_the_cursor_stays_on_its_run(stocked: Home) -> None:
     async def script(shown: Shown) -> None:
         await _ready(shown)
         await shown.press("G")
@@ -136,7 +164,7 @@ def test_the_filter_narrows_by_any_word_and_escape_ends_it(stocked: Home) -> Non
         await shown.fill("nothing like it")
         await shown.until(lambda: _ids(shown) == [])
         await shown.press("enter", "x")
-        assert "there is no run under the cursor" in shown.said
+        assert "no run is selected" in shown.said
         await shown.press("escape")
         await shown.until(lambda: _ids(shown) == ROWS)
 
@@ -144,7 +172,7 @@ def test_the_filter_narrows_by_any_word_and_escape_ends_it(stocked: Home) -> Non
 
 
 def test_keys_typed_ahead_reach_the_filter(stocked: Home) -> None:
-    """`o` and `x` are commands of the list; behind a slash in the same read they are text."""
+    """Type `o` and `x`: commands of the list, but text behind a slash in the same read."""
 
     async def script(shown: Shown) -> None:
         await _ready(shown)
@@ -161,7 +189,7 @@ def test_two_selected_runs_are_compared(stocked: Home) -> None:
     async def script(shown: Shown) -> None:
         await _ready(shown)
         await shown.press("c")
-        assert any("select two runs or more" in text for text in shown.said)
+        assert any("select two or more runs" in text for text in shown.said)
         await shown.press("space", "space", "space")
         assert list(shown.front.selected) == ["aligned", "alive", "broken"] and "3 selected" in shown.lines[0]
         assert sum("■ a" in line for line in shown.lines) == 2  # told by a mark, not by colour alone
@@ -248,7 +276,7 @@ def test_another_trainers_directory_is_asked_for(stocked: Home, tmp_path: Any) -
 
 
 class Asked:
-    """What was asked of runs, in the place of the real thing."""
+    """Records what was asked of runs, in the place of the real thing."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.calls: list[str] = []
@@ -277,23 +305,23 @@ def test_stop_asks_first_and_only_y_means_yes(stocked: Home, asked: Asked) -> No
             await shown.reaches("RunsScreen")
         assert asked.calls == []
         await shown.press("x", "y")
-        await shown.notified("alive was asked to stop")
+        await shown.notified("alive will stop after saving")
         assert asked.calls == ["stop alive"]
         await shown.press("G", "x")
-        await shown.notified("tuned has ended already: finished")
+        await shown.notified("tuned has already ended: finished")
 
     run_app(stocked, script)
 
 
-def test_save_and_resume_are_asked_for_at_once(stocked: Home, asked: Asked) -> None:
+def test_save_and_resume_are_requested_without_a_question(stocked: Home, asked: Asked) -> None:
     async def script(shown: Shown) -> None:
         await _ready(shown)
         await shown.press("j", "w")
-        await shown.notified("alive will save at its next step")
+        await shown.notified("alive will save a checkpoint at its next step")
         await shown.press("j", "w")
         await shown.notified("broken has ended (failed): there is nothing to save")
         await shown.press("r")
-        await shown.notified("broken goes on")
+        await shown.notified("broken resumed")
         assert asked.calls == ["resume broken"] and list(stocked.run("alive").requests()) == ["save"]
 
     run_app(stocked, script)
@@ -319,13 +347,13 @@ def test_changed_code_is_asked_about_before_it_is_executed(stocked: Home, monkey
         await shown.press("r")
         await shown.shows("Execute it as it is now?")
         await shown.press("y")
-        await shown.notified("goes on")
+        await shown.notified("resumed")
         assert resumed == [True]
 
     run_app(stocked, script)
 
 
-def test_what_is_refused_is_said(stocked: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refusals_are_notices_in_plain_text(stocked: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> Any:
         raise RefusedError("not now: [bold]busy[/bold] \x1b[2J")
 
@@ -360,7 +388,7 @@ def test_a_recipe_that_changed_is_asked_about_before_a_resume(stocked: Home, mon
         await shown.press("r")
         await shown.shows("Resume with the current recipe?")
         await shown.press("y")
-        await shown.notified("broken goes on")
+        await shown.notified("broken resumed")
         assert calls == [False, False, True]
 
     run_app(stocked, script)
@@ -372,7 +400,7 @@ def test_delete_asks_names_what_depends_on_it_and_spares_the_living(stocked: Hom
     async def script(shown: Shown) -> None:
         await shown.shows("child-of-tuned")
         await shown.press("G", "D")
-        await shown.shows("Delete tuned for good?", "on disk", "no longer resumable:", "child-of-tuned ")
+        await shown.shows("Delete tuned permanently?", "on disk", "no longer be resumed:", "child-of-tuned ")
         await shown.press("n")
         assert (stocked.runs_dir / "tuned").is_dir()
         await shown.press("D")
@@ -382,18 +410,18 @@ def test_delete_asks_names_what_depends_on_it_and_spares_the_living(stocked: Hom
         await shown.until(lambda: "tuned" not in _ids(shown))
         assert not (stocked.runs_dir / "tuned").exists()
         await shown.press("g", "j", "D")
-        await shown.until(lambda: any("alive is running: x stops it" in text for text in shown.said))
+        await shown.until(lambda: any("alive is running; stop it first" in text for text in shown.said))
         assert "Delete alive" not in "\n".join(shown.lines)
         assert (stocked.runs_dir / "alive").is_dir()
 
     run_app(stocked, script)
 
 
-def test_a_pipeline_goes_with_its_stages(pipeline: Home) -> None:
+def test_deleting_a_pipeline_deletes_its_stages(pipeline: Home) -> None:
     async def script(shown: Shown) -> None:
         await shown.shows("whole")
         await shown.press("D")
-        await shown.shows("Its 3 stages go with it")
+        await shown.shows("Its 3 stages are deleted too")
         await shown.press("y")
         await shown.notified("deleted: whole and 3 of its stages")
         await shown.until(lambda: _ids(shown) == ROWS)
@@ -402,20 +430,22 @@ def test_a_pipeline_goes_with_its_stages(pipeline: Home) -> None:
 
 
 def _damaged(home: Home) -> RunDir:
-    """The first row: its recipe's age is all that is known of its own."""
+    """Make a damaged run, the first row: its recipe's age is all that is known of it."""
     run = make_run(home, Stage.SFT, "zzz")
     run.write_launch(msgspec.structs.replace(run.read_launch(), host=socket.gethostname()))
     (run.path / "state.json").write_text("{")
     return run
 
 
-def test_a_damaged_run_says_what_is_wrong_and_lets_nothing_else_be_done(stocked: Home) -> None:
+def test_damaged_run_shows_its_error_and_refuses_other_actions(stocked: Home) -> None:
     _damaged(stocked)
     before = snapshot(stocked.path)
 
     async def script(shown: Shown) -> None:
-        await shown.shows("zzz", "! damaged", "D deletes it")
+        await shown.shows("zzz", "! damaged", "D: delete")
         await shown.press("g")
+        offered = shown.front.query_one(KeyLine).plain
+        assert all(f" {label}" not in offered for label in ("open", "stop", "samples")) and "select" in offered
         for count, key in enumerate(["enter", "x", "w", "e", "a", "t"], start=1):
             await shown.press(key)
             await shown.until(lambda n=count: sum("state.json cannot be read" in text for text in shown.said) == n)
@@ -452,7 +482,7 @@ def test_a_damaged_run_is_deleted_after_asking(stocked: Home) -> None:
     assert not run.path.exists()
 
 
-def test_looking_changes_nothing(stocked: Home) -> None:
+def test_viewing_changes_no_file(stocked: Home) -> None:
     before = snapshot(stocked.path)
 
     async def script(shown: Shown) -> None:

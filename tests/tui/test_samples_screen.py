@@ -28,7 +28,7 @@ def _row(step: int, question: str = "why?", **fields: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
-    """Forty steps of one row each, every fourth of the same question."""
+    """Make a run of forty steps of one row each, every fourth of the same question."""
     run = make_run(isolate(tmp_path, monkeypatch), Stage.PPO, "trained")
     add_samples(run, *(_row(step, "how?" if step % 4 == 0 else f"what {step}?") for step in range(1, 41)))
     return run
@@ -43,8 +43,8 @@ def _home(run: RunDir) -> Home:
 
 
 def _steps(driven: Driven) -> list[int]:
-    """Steps of the rows in sight."""
-    rows = [line for line in driven.lines if "→" in line and "question" not in line]
+    """Return the steps of the rows in sight."""
+    rows = [line for line in driven.lines if "→" in line and "prompt" not in line]
     return [int(line.split()[0]) for line in rows]
 
 
@@ -54,7 +54,7 @@ def test_newest_first_with_the_selected_one_in_full_below(run: RunDir) -> None:
         assert "40 samples by step ↓" in driven.lines[0]
         assert _steps(driven)[:3] == [40, 39, 38]
         assert driven.lines[2].split()[:5] == ["40", "5.000", "4.000", "60", "✓"]
-        assert "step 40 · reward 5.000 · KL 4.000 · 60 tokens · ended by itself" in driven.text
+        assert "step 40 · reward 5.000 · KL 4.000 · 60 tokens · ended" in driven.text
         await driven.press("j")
         await driven.shows("step 39 · reward 4.000")
 
@@ -126,7 +126,7 @@ def test_f_follows_one_prompt_by_step_with_deltas_and_back(run: RunDir) -> None:
     async def script(driven: Driven) -> None:
         await driven.shows("answer 40")
         await driven.press("f")
-        await driven.shows("one prompt, 10 answers by step", "answer 4")
+        await driven.shows("one prompt, 10 responses by step", "answer 4")
         rows = [line.split() for line in driven.lines if "answer" in line and line.split()[0].isdigit()]
         assert [row[0] for row in rows][-1] == "40"
         assert driven.screen.query_one(RowList).cursor == 9  # still the same answer
@@ -165,7 +165,7 @@ def test_b_shows_before_and_after_from_the_file(run: RunDir) -> None:
     async def script(driven: Driven) -> None:
         await driven.shows("answer 40")
         await driven.press("b")
-        await driven.shows("1 questions before and after PPO", "▲+2.50", "0.25 → 0.50", "new?")
+        await driven.shows("1 prompt before and after PPO", "▲+2.50", "0.25 → 0.50", "new?")
         assert "PPO  T = 1, 1 sample per prompt" in driven.lines[0]
         await driven.shows("before PPO", "reward -1.000 · true utility 0.250", "after PPO")
         side = next(line for line in driven.lines if "before PPO" in line)
@@ -173,7 +173,7 @@ def test_b_shows_before_and_after_from_the_file(run: RunDir) -> None:
         answers = next(line for line in driven.lines if line.strip().startswith("no "))
         assert answers.rstrip().endswith("yes")
         await driven.press("f")
-        assert "answered only before and after PPO" in driven.notices and "Select" not in driven.notices
+        assert "sampled only before and after PPO" in driven.notices and "Select" not in driven.notices
         await driven.press("b")
         await driven.shows("42 samples by step")
 
@@ -238,10 +238,10 @@ def test_long_texts_are_scrolled_and_copied(run: RunDir, tmp_path: Path) -> None
     drive(_home(run), _browse(run), script)
 
 
-def test_from_120_columns_the_text_stands_beside(run: RunDir) -> None:
+def test_from_120_columns_the_text_is_beside_the_list(run: RunDir) -> None:
     async def script(driven: Driven) -> None:
         await driven.shows("step 40 · ")
-        assert "step 40 · " in driven.lines[1] and "question → answer" in driven.lines[1]
+        assert "step 40 · " in driven.lines[1] and "prompt → response" in driven.lines[1]
 
     drive(_home(run), _browse(run), script, (140, 40))
 
@@ -256,7 +256,7 @@ def test_from_120_columns_the_text_stands_beside(run: RunDir) -> None:
         (Stage.PPO, "failed", "num_sample_generations: 0"),
     ],
 )
-def test_why_there_is_nothing(
+def test_empty_list_says_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: Stage, phase: str, said: str
 ) -> None:
     home = isolate(tmp_path, monkeypatch)
@@ -322,7 +322,7 @@ def test_resizing_to_nothing_and_back_survives(run: RunDir) -> None:
     drive(_home(run), _browse(run), script)
 
 
-def test_a_score_of_several_parts_is_told_apart() -> None:
+def test_reward_components_are_shown_apart() -> None:
     one = Sample(question="q", response="r", reward=0.25, rewards={"model": 0.25})
     assert "reward 0.250 ·" in f"{facts(one).plain} ·" and "model" not in facts(one).plain
     two = Sample(question="q", response="r", reward=0.25, rewards={"model": 0.5, "length_penalty": -0.25})

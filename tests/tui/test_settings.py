@@ -1,4 +1,4 @@
-"""What is remembered: kept whole, private, tolerant of what is damaged or of a newer version."""
+"""Settings: kept whole, private, tolerant of what is damaged or of a newer version."""
 
 import os
 from pathlib import Path
@@ -13,7 +13,7 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "state" / "stackllama" / "settings.json"
 
 
-def test_none_yet_is_the_defaults_without_a_word(file: Path) -> None:
+def test_missing_file_is_the_defaults_without_a_notice(file: Path) -> None:
     assert load_settings(file) == (Settings(), None)
 
 
@@ -40,7 +40,7 @@ def test_a_damaged_file_is_one_sentence_and_the_defaults(file: Path, content: by
     assert file.read_bytes() == content
 
 
-def test_keys_of_a_newer_version_are_no_trouble(file: Path) -> None:
+def test_keys_of_a_newer_version_are_ignored(file: Path) -> None:
     file.parent.mkdir(parents=True)
     file.write_text('{"theme": "paper", "of_tomorrow": [1]}')
     assert load_settings(file) == (Settings(theme="paper"), None)
@@ -56,7 +56,7 @@ def test_recent_models_are_newest_first_without_doubles_and_bounded() -> None:
     assert len(settings.recent_models) == len(set(settings.recent_models)) == 12
 
 
-def test_what_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+def test_unwritable_file_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "state").write_text("a file where a folder should be")
     trouble = save_settings(Settings(), tmp_path / "state" / "stackllama" / "settings.json")
     assert trouble is not None and "cannot be written" in trouble and "\n" not in trouble

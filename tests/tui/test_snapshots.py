@@ -24,7 +24,7 @@ _IDS = re.compile(r"terminal-\d+")
 
 @pytest.fixture(autouse=True)
 def still(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The clock stands, and the machine has nothing to say."""
+    """Hold the clock, and keep the machine silent."""
     monkeypatch.setattr(status, "now", lambda: NOW)
     monkeypatch.setattr(runs_module, "now", lambda: NOW)
     monkeypatch.setattr("stackllama_console.tui.screens.monitor.now", lambda: NOW)
@@ -79,7 +79,7 @@ def test_screen(stocked: Home, name: str) -> None:
         await shown.until(lambda: len(shown.front._shown) == 4 and shown.front._machine)
         if not LEAVING & set(keys):  # the heading names home and machine
             shown.front.index.home = Home(Path("/home/you/runs"))
-            shown.front._machine = "no GPU: runs use the CPU"
+            shown.front._machine = "no GPU; runs use the CPU"
             shown.front._fill()
         for key in keys:
             await shown.press(key)

@@ -24,7 +24,7 @@ curves: ["#111111", "#222222", "#333333", "#444444", "#555555", "#666666"]
 """
 
 
-def test_the_asked_for_themes_are_there() -> None:
+def test_built_in_themes_are_complete() -> None:
     themes, notices = load_themes([built_in_dir()])
     assert notices == []
     by_name = {theme.name: theme for theme in themes}
@@ -56,9 +56,9 @@ def test_okabe_ito_uses_the_published_palette() -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (('primary: "#112233"', 'primary: "blurple"'), "`primary: blurple` is not a colour"),
-        (('primary: "#112233"', 'primary: "#11223344"'), "transparent"),
-        (('primary: "#112233"', "primary: ansi_red"), 'should be "#rrggbb"'),
+        (('primary: "#112233"', 'primary: "blurple"'), "`primary: blurple`: expected a colour"),
+        (('primary: "#112233"', 'primary: "#11223344"'), "expected an opaque colour"),
+        (('primary: "#112233"', "primary: ansi_red"), 'expected "#rrggbb"'),
         (("name: mine", "name: ../mine"), "name"),
         (("name: mine", "name: mine\nextra: 1"), "extra"),
         (('"#666666"]', "]"), "curves"),
@@ -81,7 +81,7 @@ def test_a_persons_theme_replaces_a_built_in_one(tmp_path: Path) -> None:
 
 
 def _contrast(one: Color, other: Color) -> float:
-    """WCAG 2.2's contrast ratio, from its own formula: (L1 + 0.05) / (L2 + 0.05)."""
+    """Return WCAG 2.2's contrast ratio, from its own formula: (L1 + 0.05) / (L2 + 0.05)."""
     high, low = sorted((_luminance(one), _luminance(other)), reverse=True)
     return (high + 0.05) / (low + 0.05)
 

@@ -14,10 +14,10 @@ from stackllama_engine.launch import launcher
 from stackllama_engine.launch.data_check import data_notices
 from stackllama_engine.launch.uninterrupted import uninterrupted
 
+from ..run_facts import facts
 from .finish import finish
 from .output import PROGRAM, say, say_notes, show, show_json
 from .recipe_args import split_words
-from .run_status import facts
 
 
 def launch(arguments: argparse.Namespace) -> int:

@@ -8,9 +8,9 @@ from stackllama_engine.contract.requests import Ask
 from stackllama_engine.contract.run_dir import Home
 from stackllama_engine.launch.run_requests import ask as ask_run
 
+from ..run_facts import facts
 from ..sanitise import one_line
 from .output import PROGRAM, say, show_json
-from .run_status import facts
 from .runs import find
 
 _PROMISE: dict[Ask, str] = {

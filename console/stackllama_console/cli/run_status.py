@@ -1,14 +1,12 @@
 """Status of a run in words: its state, its exit code and the next steps."""
 
 import sys
-from typing import Any
 
 from stackllama_engine.contract.errors import ExitCode
 from stackllama_engine.contract.run_dir import RunDir, State
-from stackllama_engine.launch.run_location import elsewhere
 
 from ..pipelines import newest, still_running
-from ..remote_runs import as_facts
+from ..run_facts import seconds
 from ..sanitise import log_line, one_line
 from ..units import duration
 from .output import PROGRAM, paint, say
@@ -35,27 +33,6 @@ def exit_code(state: State) -> int:
     if state.phase == "finished":
         return ExitCode.DONE
     return state.exit_code or (ExitCode.STOPPED if state.phase == "stopped" else ExitCode.FAILED)
-
-
-def seconds(state: State) -> float | None:
-    """Return how long the newest attempt took, or None while it runs."""
-    begin = state.started or state.created
-    return max(0.0, state.ended - begin) if state.ended and begin else None
-
-
-def facts(run: RunDir, state: State) -> dict[str, Any]:
-    """Return the outcome as JSON facts."""
-    return {
-        "run": run.id,
-        "stage": state.stage,
-        "state": state.phase,
-        "exit_code": state.exit_code,
-        "cause": state.cause,
-        "attempt": state.attempt,
-        "seconds": seconds(state),
-        "path": str(run.path),
-        "elsewhere": as_facts(elsewhere(run, state)),
-    }
 
 
 def next_steps(run: RunDir, state: State) -> list[str]:

@@ -24,10 +24,11 @@ from ..pipelines import newest, still_running
 from ..readers.line_follower import LineFollower
 from ..readings import last_log_lines
 from ..remote_runs import elsewhere_text, in_words
+from ..run_facts import facts
 from ..sanitise import log_line, one_line
 from .finish import finish
 from .output import PROGRAM, say, show, show_json
-from .run_status import facts, say_next
+from .run_status import say_next
 
 
 def find(home: Home, run_id: str | None) -> RunDir:

@@ -4,18 +4,17 @@ import sys
 import time
 from typing import Any
 
-from msgspec import json, to_builtins
+from msgspec import to_builtins
 
 from stackllama_engine.contract.errors import ExitCode, UsageError
 from stackllama_engine.contract.history import History
-from stackllama_engine.contract.metrics import headline_names, label_of
+from stackllama_engine.contract.metrics import headline_names
 from stackllama_engine.contract.run_dir import Home, RunDir, State
 from stackllama_engine.contract.run_files import why_unreadable
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch.repair import stage_of
 from stackllama_engine.launch.slurm_queue import job_of
 
-from ..eval_summary import conditions, temperature_of
 from ..pipelines import still_running
 from ..readings import (
     checkpoint_steps,
@@ -26,17 +25,15 @@ from ..readings import (
     recipe_differences,
 )
 from ..remote_runs import elsewhere_text
+from ..results import pipeline_facts, plain_value, result_lines, table
+from ..run_facts import facts, seconds
 from ..sanitise import log_line, one_line, sanitise
 from ..units import cut, duration, number
-from .base_comparison import comparison_lines
 from .output import PROGRAM, paint, show, show_fields, show_json, width
-from .report import measures, pipeline_facts, table
-from .run_status import COLOURS, DAMAGED, facts, next_steps, seconds
+from .run_status import COLOURS, DAMAGED, next_steps
 from .tail import Tail
 
 _METRICS = 12
-_SHOWN_ELSEWHERE = frozenset({"stage", "path", "loss_first", "loss_last", "eval_loss", "temperature", "questions"})
-"""Keys of a result that its measures or the heading already contain."""
 
 
 def show_damaged(run: RunDir, reason: str, *, as_json: bool) -> int:
@@ -71,7 +68,7 @@ def show_one(home: Home, run: RunDir, state: State, *, as_json: bool) -> int:
     show_fields(_fields(run, state, history, bad_lines))
     _section(
         "recipe, values that are not the default",
-        [f"{key}: {_plain(value)}" for key, value in recipe.items()] or [problem],
+        [f"{key}: {plain_value(value)}" for key, value in recipe.items()] or [problem],
     )
     _section("damaged", [one_line(error) for error in errors])
     _section("stages", _stages(home, run, state))
@@ -144,36 +141,6 @@ def _since(moment: float | None) -> str:
 
 def _stages(home: Home, run: RunDir, state: State) -> list[str]:
     return table(pipeline_facts(home, run, state)) if state.stage is Stage.PIPELINE else []
-
-
-def result_lines(run: RunDir, stage: Stage) -> list[str]:
-    """Return the values of ``result.json``, one per line; for a damaged one the error."""
-    result, error = read_result(run)
-    if error:
-        return [one_line(error)]
-    facts = {key: value for key, value in result.items() if isinstance(value, int | float | str)}
-    lines = [
-        f"{label_of(Stage.MERGE, key)}: {_value_text(value)}"
-        for key, value in facts.items()
-        if key not in _SHOWN_ELSEWHERE
-    ]
-    if stage in (Stage.SFT, Stage.PPO):  # PPO's metrics are under `before` and `after`
-        for label, first, last in measures(stage, result):
-            lines.append(f"{label}: {'' if first is None else f'{_value_text(first)} → '}{_value_text(last)}")
-    if stage is Stage.PPO and result.get("after"):
-        lines.append(f"held-out: {conditions({'temperature': temperature_of(run)} | result)}")
-        compared = comparison_lines(result)
-        lines += ["", *compared] if compared else []
-    return lines
-
-
-def _value_text(value: Any) -> str:
-    return number(value) if value is None or isinstance(value, float) else _plain(value)
-
-
-def _plain(value: Any) -> str:
-    """Return a value as it is written in a recipe."""
-    return value if isinstance(value, str) else json.encode(value).decode()
 
 
 def _metrics(state: State, history: History) -> list[str]:

@@ -46,7 +46,7 @@ class Pace:
         self.points: deque[tuple[float, int]] = deque(maxlen=KEPT)
 
     def add(self, time: float, step: int) -> None:
-        """A step is done; one before the last, or a clock set back, begins anew."""
+        """Record a finished step; one before the last, or a clock set back, restarts the estimate."""
         points = self.points
         if points:
             last_time, last_step = points[-1]
@@ -58,7 +58,7 @@ class Pace:
 
 
 def estimate(points: Iterable[tuple[float, int]], total_steps: int | None, now: float) -> Eta | None:
-    """Time left at ``now``.
+    """Return the time left at ``now``.
 
     Args:
         points: Unix seconds and the step that was done then, both ascending; of the newest attempt alone.
@@ -93,7 +93,7 @@ def estimate(points: Iterable[tuple[float, int]], total_steps: int | None, now: 
 
 
 def _quantile(intervals: list[tuple[float, int]], part: float) -> float:
-    """The duration that this part of all steps does not exceed; between two neighbours their mean."""
+    """Return the duration that this part of all steps does not exceed; between two neighbours their mean."""
     ordered = sorted(intervals)
     wanted = part * sum(steps for _, steps in ordered)
     reached = 0.0

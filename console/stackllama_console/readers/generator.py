@@ -48,9 +48,9 @@ class Ended(Struct, frozen=True, kw_only=True):
     """The process is gone; nothing comes after this."""
 
     message: str
-    """Why, in a sentence."""
+    """The cause, in a sentence."""
     exit_code: int
-    """Its own; 128 + N for signal N."""
+    """The process's exit code; 128 + N for signal N."""
 
 
 ChatEvent = Reply | Ended
@@ -69,9 +69,9 @@ class ChatProcess:
 
     def __init__(self, argv: Sequence[str], environment: Mapping[str, str]) -> None:
         self.ready: Ready | None = None
-        """What was loaded; None as long as it loads."""
+        """The loaded model; None while it loads."""
         self._events: deque[ChatEvent] = deque()
-        self._news = threading.Condition()
+        self._changed = threading.Condition()
         self._closing = False
         self._failure: str | None = None
         self._last_id = 0
@@ -104,7 +104,7 @@ class ChatProcess:
 
     @property
     def pid(self) -> int:
-        """Of the generator."""
+        """The process id of the generator."""
         return self._process.pid
 
     @property
@@ -121,7 +121,7 @@ class ChatProcess:
         temperature: float = 1.0,
         seed: int = 0,
     ) -> int:
-        """Ask; the answers come through `poll`, one side after the other. May be called before it is ready.
+        """Ask a question; answers come through `poll`, one side after the other. May be called before it is ready.
 
         Returns:
             the question's id.
@@ -142,45 +142,45 @@ class ChatProcess:
             request = msgspec.convert(fields, Ask)
             line = msgspec.json.encode(request)
         except msgspec.ValidationError as error:
-            raise UsageError(f"this cannot be asked: {error}.") from None
+            raise UsageError(f"invalid question: {error}.") from None
         except UnicodeEncodeError:
-            raise UsageError("this cannot be asked: the question holds half a character.") from None
+            raise UsageError("the question contains an invalid character.") from None
         if len(line) >= MAX_LINE:
-            raise UsageError("this cannot be asked: the question is too long.")
+            raise UsageError("the question is too long.")
         if not self.alive:
-            raise RefusedError("the generator has ended; start it again.")
-        with self._news:
+            raise RefusedError("the generator has ended; restart it.")
+        with self._changed:
             if len(self._open) >= _QUESTIONS:
-                raise RefusedError(f"{_QUESTIONS} questions wait already; cancel some, or wait for the answers.")
+                raise RefusedError(f"{_QUESTIONS} questions are already waiting; cancel some, or wait for the answers.")
             self._last_id += 1
             self._open[self._last_id] = len(request.which)
         self._requests.put(line + b"\n")
         return self._last_id
 
     def cancel(self, question: int) -> None:
-        """Give up an answer; its sides still come as done, marked ``cancelled``."""
+        """Cancel an answer; its sides still come as done, marked ``cancelled``."""
         if question in self._open:  # else it was done meanwhile
             self._requests.put(msgspec.json.encode(Cancel(question)) + b"\n")
 
     def poll(self) -> list[ChatEvent]:
-        """What came since the last call, oldest first; never waits."""
-        with self._news:
+        """Return what came since the last call, oldest first; never waits."""
+        with self._changed:
             events = list(self._events)
             self._events.clear()
-            self._news.notify_all()  # there is room again
+            self._changed.notify_all()  # there is room again
         return events
 
     def wait(self, seconds: float) -> list[ChatEvent]:
-        """As `poll`, after waiting until there is something, at most so long."""
-        with self._news:
-            self._news.wait_for(lambda: bool(self._events), seconds)
+        """Return as `poll` does, after waiting until there is something, at most so long."""
+        with self._changed:
+            self._changed.wait_for(lambda: bool(self._events), seconds)
         return self.poll()
 
     def close(self) -> None:
         """End the process, whatever it does. Takes a moment, a few seconds at most. May be called again."""
-        with self._news:
+        with self._changed:
             self._closing = True
-            self._news.notify_all()
+            self._changed.notify_all()
         for number in (signal.SIGTERM, signal.SIGKILL):
             if not self.alive:
                 break
@@ -205,11 +205,11 @@ class ChatProcess:
             while (line := pipe.readline(MAX_LINE)).endswith(b"\n"):
                 self._take(line)
         if len(line) == MAX_LINE:  # what is not to be understood any more is ended
-            self._failure = "the generator sent a line without end."
+            self._failure = "the generator sent a line that never ends."
             self._process.kill()
         try:
             code = self._process.wait(_PATIENCE)
-        except subprocess.TimeoutExpired:  # it has closed its end and goes on
+        except subprocess.TimeoutExpired:  # it has closed its end and still runs
             self._process.kill()
             code = self._process.wait()
         self._threads[2].join(_PATIENCE)
@@ -243,17 +243,17 @@ class ChatProcess:
         self._put(reply)
 
     def _side_done(self, question: int, sides: int) -> None:
-        with self._news:
+        with self._changed:
             left = self._open.pop(question, 0) - sides
             if left > 0:
                 self._open[question] = left
 
     def _put(self, event: ChatEvent) -> None:
-        with self._news:
-            self._news.wait_for(lambda: len(self._events) < _EVENTS or self._closing)
+        with self._changed:
+            self._changed.wait_for(lambda: len(self._events) < _EVENTS or self._closing)
             if len(self._events) < _EVENTS or isinstance(event, Ended):
                 self._events.append(event)
-            self._news.notify_all()
+            self._changed.notify_all()
 
     def _reason(self, code: int) -> str:
         if self._failure:
@@ -266,7 +266,7 @@ class ChatProcess:
 
 
 def start_chat(run: RunDir, checkpoint: str | None = None, *, cpu: bool = False) -> ChatProcess:
-    """The generator of a run's result, or of a checkpoint (``step-000100`` or ``100``).
+    """Start the generator of a run's result, or of a checkpoint (``step-000100`` or ``100``).
 
     Raises:
         RefusedError: a run of this stage does not write text, or nothing is trained yet.

@@ -13,7 +13,7 @@ _BLOCK = 1 << 18
 
 
 class LineFollower:
-    """Terminated lines, as bytes without their ``\\n``, each returned once. Without news a look costs one ``stat``.
+    """Terminated lines, as bytes without their ``\\n``, each returned once. With nothing new a poll costs one ``stat``.
 
     Args:
         path: the file; it may come later.
@@ -42,7 +42,7 @@ class LineFollower:
         """Whether reading began within a line, whose remainder is of no use."""
 
     def read(self, most: int | None = None) -> Iterator[list[bytes]]:
-        """New lines, block by block; nothing while the file is missing.
+        """Yield new lines, block by block; nothing while the file is missing.
 
         Args:
             most: if more bytes than that wait, the older ones are passed over.
@@ -67,7 +67,7 @@ class LineFollower:
             os.close(descriptor)
 
     def finish(self) -> bytes | None:
-        """The line that was never ended, once; None where there is none."""
+        """Return the line that was never ended, once; None where there is none."""
         rest, self.rest = self._marked(self.rest, self._cut), b""
         self._cut = False
         return rest or None
@@ -136,7 +136,7 @@ class LineFollower:
 
 
 def _whole_characters(data: bytes) -> bytes:
-    """Without the beginning of a UTF-8 character at its end."""
+    """Return the bytes without the beginning of a UTF-8 character at their end."""
     for back in range(1, min(4, len(data)) + 1):
         byte = data[-back]
         if byte & 0xC0 != 0x80:  # where a character begins

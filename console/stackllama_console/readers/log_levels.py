@@ -1,4 +1,4 @@
-"""How serious a line of a log is, from its text alone.
+"""Level of a log line, from its text alone.
 
 Known: Python's ``logging`` (``ERROR``, ``WARNING:root:``, ``[INFO|trainer.py:12]``), ``warnings`` (``UserWarning:``),
 glog (``E0102 …``), tracebacks with or without torchrun's rank in front, and what kernels and shells say of a dead
@@ -46,20 +46,20 @@ class Levels:
         self._traceback = False
 
     def of(self, text: str) -> Level:
-        """The level of the next line."""
+        """Return the level of the next line."""
         if self._traceback:
             return self._within(text)
         head = text[:_LOOKED_AT]
         if head[1:5].isdigit() and head[:1] in _GLOG and head[5:6] == " ":
             return _GLOG[head[0]]
         level, at = _named(head)
-        if _may_hold_phrase(head) and (found := _PHRASES.search(head, 0, at)):
-            self._traceback = found[0].startswith("Traceback")
-            return _LEVELS[found.lastgroup or ""]
+        if _may_hold_phrase(head) and (match := _PHRASES.search(head, 0, at)):
+            self._traceback = match[0].startswith("Traceback")
+            return _LEVELS[match.lastgroup or ""]
         return level
 
     def _within(self, text: str) -> Level:
-        """Frames are indented or empty; the first line that is neither names the error and ends it."""
+        """Return the level inside a traceback: frames are indented or empty; the first other line ends it."""
         prefix = _RANK_PREFIX.match(text)
         rest = text[prefix.end() :] if prefix else text
         self._traceback = not rest or rest[0] in " \t"
@@ -70,7 +70,10 @@ _LEVELS: dict[str, Level] = {"error": "error", "warning": "warning", "info": "in
 
 
 def _named(text: str) -> tuple[Level, int]:
-    """The level that is written out first, and where. A pattern that asks at every letter takes ten times as long."""
+    """Return the level that is written out first, and where.
+
+    One pattern that is tried at every letter would take ten times as long.
+    """
     level, first = "other", len(text)
     for name, means in _NAMES:
         at = text.find(name, 0, first)
@@ -84,7 +87,7 @@ def _in_word(text: str, at: int) -> bool:
 
 
 def _may_hold_phrase(text: str) -> bool:
-    """Whether it is worth to ask `_PHRASES`; written out because it is asked of every line."""
+    """Return whether `_PHRASES` are worth asking; written out because it is asked of every line."""
     return (
         "rror" in text
         or "arning:" in text

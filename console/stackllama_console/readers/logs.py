@@ -22,9 +22,9 @@ LONGEST = 8192
 MOST_CHARACTERS = 8_000_000
 """In all lines together: thousands of endless lines do not fill the memory either."""
 LOG_NAMES = (".log", "log.txt")
-"""How the names of another trainer's logs end."""
+"""Endings of the names of another trainer's logs."""
 MOST_BYTES = 64 << 20
-"""Taken in at one poll; more than that is passed over."""
+"""Read at one poll; more than that is skipped."""
 
 
 class LogLine(Struct, frozen=True, gc=False):
@@ -44,7 +44,7 @@ class LogReader:
         capacity: lines kept.
 
     Attributes:
-        open_line: what was written after the last line's end, as it stands now: a progress bar, say.
+        open_line: what was written after the last line's end so far: a progress bar, say.
         dropped: lines that came between two polls, faster than they could be kept, and were never in the buffer.
         trouble: why the log cannot be read now; None when all is well.
         version: grows with every change, also of ``open_line``.
@@ -84,7 +84,7 @@ class LogReader:
         return self._attempt
 
     def since(self, number: int) -> list[LogLine]:
-        """The kept lines after the one with this number."""
+        """Return the kept lines after the one with this number."""
         with self._lock:
             lines = self._lines
             if not lines or lines[-1].number <= number:
@@ -97,7 +97,7 @@ class LogReader:
         return [line for line in newest if line.number > number]
 
     def poll(self) -> int:
-        """Take in what was written since; how many lines came, those that were dropped included."""
+        """Read what was written since; return how many lines came, those that were dropped included."""
         before = self._count
         try:
             self._switch()
@@ -105,14 +105,14 @@ class LogReader:
                 self._read(self._follower)
             trouble = None
         except OSError as error:
-            trouble = one_line(f"the log cannot be read: {error.strerror or error}")
+            trouble = one_line(f"cannot read the log: {error.strerror or error}")
         if trouble != self.trouble:
             self.trouble = trouble
             self.version += 1
         return self._count - before
 
     def _switch(self) -> None:
-        """To the newest attempt, once what the older one left has been read."""
+        """Switch to the newest attempt, once what the older one left has been read."""
         if self._run is None or self._folder is None or not self._folder.changed():
             return
         numbers = [int(path.name) for path in self._run.attempt_dirs() if path.name.isascii()]
@@ -135,18 +135,18 @@ class LogReader:
         for lines in follower.read(MOST_BYTES):
             if follower.restarts != restarts:
                 restarts = follower.restarts
-                self._mark("the log was begun anew")
+                self._mark("the log was restarted")
             if follower.skipped != skipped:
-                self._mark(f"{size(follower.skipped - skipped)} passed over")
+                self._mark(f"{size(follower.skipped - skipped)} skipped")
                 skipped = follower.skipped
             waiting.extend(lines)
             count += len(lines)
         if follower.restarts != restarts:
-            self._mark("the log was begun anew")
+            self._mark("the log was restarted")
         older = count - len(waiting)
         if self._count:
             self.dropped += older
-        self._count += older  # of the first look they are simply older than what is kept
+        self._count += older  # of the first poll they are simply older than what is kept
         self._take(waiting)
         self._show_rest(follower.rest)
 
@@ -154,22 +154,22 @@ class LogReader:
         if not raw:
             return
         level, number = self._levels.of, self._count
-        taken: list[LogLine] = []
+        new_lines: list[LogLine] = []
         characters = 0
         for number, line in enumerate(raw, start=self._count + 1):
             text = _clean(line)
             characters += len(text)
-            taken.append(LogLine(number, level(text), text))
-        self._keep(taken, characters, number)
+            new_lines.append(LogLine(number, level(text), text))
+        self._keep(new_lines, characters, number)
 
     def _mark(self, text: str) -> None:
         self._levels = Levels()
         self._keep([LogLine(self._count + 1, "mark", f"--- {text} ---")], len(text) + 8, self._count + 1)
 
-    def _keep(self, taken: list[LogLine], characters: int, count: int) -> None:
+    def _keep(self, new_lines: list[LogLine], characters: int, count: int) -> None:
         lines = self._lines
         with self._lock:
-            lines.extend(taken)
+            lines.extend(new_lines)
             self._characters += characters
             self._count = count
             while len(lines) > self._capacity or (self._characters > MOST_CHARACTERS and len(lines) > 1):
@@ -190,13 +190,13 @@ def _clean(line: bytes) -> str:
 
 
 def newest_log(folder: Path) -> Path | None:
-    """The log of another trainer's directory: ``trainer.log``, ``log.txt``, else the newest ``*.log``.
+    """Return the log of another trainer's directory: ``trainer.log``, ``log.txt``, else the newest ``*.log``.
 
     Links are left out: what they lead to is not in the directory.
     """
     try:
         with os.scandir(folder) as entries:
-            found = {
+            candidates = {
                 entry.name: entry.stat(follow_symlinks=False).st_mtime_ns
                 for entry in entries
                 if entry.name.endswith(LOG_NAMES) and entry.is_file(follow_symlinks=False)
@@ -204,6 +204,6 @@ def newest_log(folder: Path) -> Path | None:
     except OSError:
         return None
     for name in ("trainer.log", "log.txt"):
-        if name in found:
+        if name in candidates:
             return folder / name
-    return folder / max(found, key=lambda name: (found[name], name)) if found else None
+    return folder / max(candidates, key=lambda name: (candidates[name], name)) if candidates else None

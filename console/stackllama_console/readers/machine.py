@@ -1,4 +1,4 @@
-"""What this machine is doing: GPUs, CPU, memory, disk, and what a run's processes take of it.
+"""Load of this machine: GPUs, CPU, memory, disk, and what a run's processes take of it.
 
 Only of use on the host where the run is: see `is_local`.
 """
@@ -26,7 +26,7 @@ from ..units import size
 FIND_SECONDS = 5.0
 """Between two searches for a run's processes, which read the environment of every process of this user."""
 NVML_SECONDS = 2.0
-"""To wait for NVML, once; what it answers later is taken then."""
+"""Seconds to wait for NVML, once; a later answer is used when it comes."""
 RETRY_SECONDS = 30.0
 """Between two attempts to open NVML again after it has vanished."""
 
@@ -46,7 +46,7 @@ class MachineReading(Struct, frozen=True, kw_only=True):
         run_memory: resident memory of the run's processes. Pages that they share are counted for each of them.
         run_cpu: their CPU time since the reading before, in per cent of one CPU: may exceed 100.
         run_processes: how many there are.
-        note: what is worth knowing and no trouble.
+        note: what is worth knowing and no error.
         trouble: what could be read and now cannot.
     """
 
@@ -64,7 +64,7 @@ class MachineReading(Struct, frozen=True, kw_only=True):
 
 
 def is_local(launch: Launch) -> bool:
-    """Whether a run was launched on this host: elsewhere its processes and GPUs are not those seen here."""
+    """Return whether a run was launched on this host: elsewhere its processes and GPUs are not those seen here."""
     return launch.host == socket.gethostname()
 
 
@@ -89,7 +89,7 @@ class Machine:
         self._tree = _Tree(clock)
 
     def read(self, run: Path | None = None) -> MachineReading:
-        """A reading, with what the processes of the run in this directory take."""
+        """Return a reading, with what the processes of the run in this directory take."""
         memory = main_memory()
         self._tree.read(run)
         gpus = self._gpus()
@@ -108,11 +108,11 @@ class Machine:
         )
 
     def line(self, run: Path | None = None) -> str:
-        """A reading in one line."""
+        """Return a reading in one line."""
         return describe(self.read(run))
 
     def close(self) -> None:
-        """Let go of NVML."""
+        """Shut NVML down."""
         if self._nvml is not None:
             with contextlib.suppress(UnansweredError):  # a driver that hangs keeps it
                 NVML.answer(self._nvml.close, NVML_SECONDS)
@@ -124,26 +124,26 @@ class Machine:
         first, self._nvml = self._nvml is None or self._first, nvml
         try:
             self._asked = self._asked or NVML.ask(lambda: _read(nvml, pids), NVML_SECONDS)
-            read = self._asked.answer(NVML_SECONDS)
+            readings = self._asked.answer(NVML_SECONDS)
         except UnansweredError as error:
-            self._first, self._trouble = first, f"GPUs cannot be read now: {error}"
+            self._first, self._trouble = first, f"cannot read the GPUs: {error}"
             return []
         except NvmlError as error:
             self._asked, self._first, self._trouble = None, False, None
             if first:
-                self._note = f"no GPU here ({one_line(str(error))}): runs use the CPU"
+                self._note = f"no GPU ({one_line(str(error))}); runs use the CPU"
             else:
-                self._trouble = f"GPUs cannot be read now: {one_line(str(error))}"
+                self._trouble = f"cannot read the GPUs: {one_line(str(error))}"
                 self._open_at = self._clock() + RETRY_SECONDS
             return []
         self._asked, self._first, self._trouble = None, False, None
-        gpus = [structs.replace(gpu, name=one_line(gpu.name)) for gpu in read]
+        gpus = [structs.replace(gpu, name=one_line(gpu.name)) for gpu in readings]
         if first and not gpus:
-            self._note = "no GPU here: runs use the CPU"
+            self._note = "no GPU; runs use the CPU"
         return gpus
 
     def _cpu_share(self) -> float | None:
-        times = psutil.cpu_times()  # its cpu_percent remembers one state a thread, and readers come in many
+        times = psutil.cpu_times()  # its cpu_percent remembers one state per thread, and readers come in many
         idle = times.idle + getattr(times, "iowait", 0.0)
         total = sum(times) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)
         before, self._cpu = self._cpu, (idle, total)
@@ -173,22 +173,22 @@ class _Tree:
         self._measured_at: float | None = None
 
     def read(self, run: Path | None) -> None:
-        """Measure; a process that has ended is left out."""
+        """Measure the run's processes; one that has ended is left out."""
         now = self._clock()
         if run != self._run or now >= self._find_at:
             if run != self._run:
                 self._ticks, self._measured_at = {}, None
             self._run, self._find_at = run, now + FIND_SECONDS
             self._known = run_processes(run) if run is not None else []
-        found = {process: used for process in self._known if (used := usage(process)) is not None}
-        self.pids = {process.pid for process in found}
-        self.memory = sum(used.memory for used in found.values()) if found else None
-        ticks = {process: used.ticks for process, used in found.items()}
+        processes = {process: used for process in self._known if (used := usage(process)) is not None}
+        self.pids = {process.pid for process in processes}
+        self.memory = sum(used.memory for used in processes.values()) if processes else None
+        ticks = {process: used.ticks for process, used in processes.items()}
         self.cpu = self._share(ticks, now)
         self._ticks, self._measured_at = ticks, now
 
     def _share(self, ticks: dict[ProcessId, int], now: float) -> float | None:
-        """Of those that were there at the measurement before: what a new one has spent was spent at another time."""
+        """Return the CPU share of processes measured before: what a new one has spent was spent at another time."""
         if self._measured_at is None or now <= self._measured_at or not self._ticks.keys() & ticks.keys():
             return None
         spent = sum(count - self._ticks[process] for process, count in ticks.items() if process in self._ticks)
@@ -196,7 +196,7 @@ class _Tree:
 
 
 def _free(path: Path) -> int | None:
-    """Free bytes there, or at its nearest parent that exists."""
+    """Return free bytes there, or at its nearest parent that exists."""
     for place in (path, *path.parents):
         try:
             return free_room(place).bytes
@@ -208,7 +208,7 @@ def _free(path: Path) -> int | None:
 
 
 def describe(reading: MachineReading) -> str:
-    """One line: GPUs, CPU, memory, what the run takes, what is wrong."""
+    """Return one line: GPUs, CPU, memory, what the run takes, what is wrong."""
     parts = [_gpu(gpu) for gpu in reading.gpus] if len(reading.gpus) <= _FEW else [_gpus(reading.gpus)]
     if reading.note is not None:
         parts.append("no GPU")
@@ -239,7 +239,7 @@ def _gpu(gpu: GpuReading) -> str:
 
 
 def _gpus(gpus: list[GpuReading]) -> str:
-    """Many of them: the least and the most busy, the hottest, all memory and power together."""
+    """Return many GPUs in one text: the least and the most busy, the hottest, all memory and power together."""
     words = [f"{len(gpus)} GPUs"]
     if rates := [gpu.utilisation for gpu in gpus if gpu.utilisation is not None]:
         words.append(f"{min(rates)}-{max(rates)} %")

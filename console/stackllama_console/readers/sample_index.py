@@ -1,4 +1,4 @@
-"""Where each row of ``samples.jsonl`` begins, and what rows are sorted and found by: 49 bytes a row, no texts."""
+"""Index of ``samples.jsonl``: where each row begins and its sort keys, 49 bytes per row, no texts."""
 
 from array import array
 from typing import Annotated
@@ -40,7 +40,7 @@ _NONE = float("nan")
 
 
 class SampleIndex:
-    """Parallel arrays, one entry a row, in the order of the file. NaN stands for a value that a row lacks."""
+    """Parallel arrays, one entry per row, in the order of the file. NaN stands for a value that a row lacks."""
 
     __slots__ = ("kinds", "kls", "lengths", "offsets", "questions", "rewards", "steps")
 
@@ -52,23 +52,23 @@ class SampleIndex:
         self.kls: array[float] = array("d")
         self.lengths: array[int] = array("q")
         self.questions: array[int] = array("q")
-        """Hash of the question; equal ones are looked at again when the row is read."""
+        """Hash of the question; equal hashes are compared again when the row is read."""
         self.kinds: array[int] = array("b")
 
     def __len__(self) -> int:
         return len(self.kinds)  # filled last, so that another thread sees whole rows only
 
     def add(self, position: int, lines: bytes, rows: list[Indexed | None]) -> None:
-        """Take in the rows of some terminated lines that begin at a byte of the file; None is stepped over."""
-        found: list[tuple[int, Indexed]] = []
+        """Add the rows of some terminated lines that begin at a byte of the file; None is stepped over."""
+        entries: list[tuple[int, Indexed]] = []
         for line, row in zip(lines.split(b"\n"), rows, strict=False):  # after the last line end there is none
             if row is not None:
-                found.append((position, row))
+                entries.append((position, row))
             position += len(line) + 1
-        self.offsets.extend([offset for offset, _ in found])
-        self.steps.extend([row.step for _, row in found])
-        self.rewards.extend([_NONE if row.reward is None else row.reward for _, row in found])
-        self.kls.extend([_NONE if row.kl is None else row.kl for _, row in found])
-        self.lengths.extend([row.length for _, row in found])
-        self.questions.extend([hash(row.question) for _, row in found])
-        self.kinds.extend([row.kind for _, row in found])
+        self.offsets.extend([offset for offset, _ in entries])
+        self.steps.extend([row.step for _, row in entries])
+        self.rewards.extend([_NONE if row.reward is None else row.reward for _, row in entries])
+        self.kls.extend([_NONE if row.kl is None else row.kl for _, row in entries])
+        self.lengths.extend([row.length for _, row in entries])
+        self.questions.extend([hash(row.question) for _, row in entries])
+        self.kinds.extend([row.kind for _, row in entries])

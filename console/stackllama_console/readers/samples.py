@@ -19,10 +19,9 @@ from stackllama_engine.contract.line_reader import MAX_LINE, LineReader
 from stackllama_engine.contract.run_files import UNDECODABLE, open_file, read_file, why_unreadable
 
 from ..sanitise import one_line, sanitise
-from .sample_index import AFTER, BEFORE, DECODER, TRAINING, SampleIndex
+from .sample_index import AFTER, BEFORE, DECODER, SampleIndex
 
 Key = Literal["step", "reward", "kl", "length"]
-Part = Literal["all", "training", "held-out"]
 
 _ORDERS_KEPT = 2  # of 8 MB for a million rows
 _RESULT_BYTES = 8 << 20
@@ -37,7 +36,7 @@ class Sample(Struct, frozen=True, kw_only=True):
     step: int = 0
     reward: float | None = None
     rewards: dict[str, float | None] = {}
-    """What each part of it said, by name."""
+    """The reward's components by name."""
     kl: float | None = None
     """Sum over the response's tokens, against the reference."""
     length: int | None = None
@@ -48,15 +47,15 @@ class Sample(Struct, frozen=True, kw_only=True):
 
 
 class Pair(Struct, frozen=True, kw_only=True):
-    """A held-out question, answered before PPO and after it."""
+    """A held-out prompt with its responses before and after PPO."""
 
     question: str
     before: Sample | None
     after: Sample | None
 
 
-class Found(Struct, frozen=True, kw_only=True):
-    """Rows that hold a text, and the row to go on from; None: the end was reached."""
+class SearchResult(Struct, frozen=True, kw_only=True):
+    """Rows that hold a text, and the row to resume at; None: the end was reached."""
 
     rows: list[int]
     resume_at: int | None
@@ -109,11 +108,11 @@ class SamplesFile:
 
     @property
     def trouble(self) -> str | None:
-        """Why the file, or ``result.json`` when it was last asked for, cannot be read."""
+        """The reason why the file, or ``result.json`` when it was last asked for, cannot be read."""
         return self._trouble or self._result_trouble
 
     def poll(self) -> bool:
-        """Index what is new; whether anything changed."""
+        """Index what is new; return whether anything changed."""
         before = self.version, self._trouble, self.bad_lines
         self._trouble = None
         try:
@@ -145,8 +144,8 @@ class SamplesFile:
 
     # rows
 
-    def order(self, by: Key, *, descending: bool = False, part: Part = "all") -> Sequence[int]:
-        """All rows of a part, sorted; equal ones in the file's order, those without a value last."""
+    def order(self, by: Key, *, descending: bool = False) -> Sequence[int]:
+        """Return all rows, sorted; equal ones in the file's order, those without a value last."""
         index = self._index
         key: tuple[Key, bool] = (by, descending)
         order = self._orders.pop(key, None)
@@ -155,48 +154,40 @@ class SamplesFile:
         self._orders[key] = order
         while len(self._orders) > _ORDERS_KEPT:
             del self._orders[next(iter(self._orders))]
-        return order if part == "all" else [row for row in order if _is_of(index.kinds[row], part)]
-
-    def steps(self) -> list[int]:
-        """The steps that have rows, ascending."""
-        return sorted(set(self._index.steps))
-
-    def of_step(self, step: int) -> list[int]:
-        """Rows of one step, in the file's order."""
-        return _all_equal(self._index.steps, step, len(self))
+        return order
 
     def of_question(self, row: int) -> list[int]:
-        """All rows with the same question as this one, itself among them, by step: one prompt followed."""
+        """Return all rows with the same question as this one, itself among them, by step: one prompt followed."""
         index = self._index
         rows = _all_equal(index.questions, index.questions[row], len(self))
-        asked = {sample.row: sample.question for sample in self.read(rows)}  # equal hashes need not be equal texts
-        same = [other for other in rows if other in asked and asked[other] == asked.get(row)]
+        questions = {sample.row: sample.question for sample in self.read(rows)}  # equal hashes need not be equal texts
+        same = [other for other in rows if other in questions and questions[other] == questions.get(row)]
         return sorted(same, key=index.steps.__getitem__)
 
-    def search(self, text: str, *, start: int = 0, limit: int = 100, budget: int = 50_000) -> Found:
-        """Rows from ``start`` on whose question or response holds a text, upper and lower case alike.
+    def search(self, text: str, *, start: int = 0, limit: int = 100, budget: int = 50_000) -> SearchResult:
+        """Return rows from ``start`` on whose question or response holds a text, upper and lower case alike.
 
         Args:
-            text: what to look for.
-            start: the row to begin at; ``Found.resume_at`` of the search before.
+            text: to search for.
+            start: the row to begin at; ``SearchResult.resume_at`` of the search before.
             limit: stop after so many.
-            budget: rows to look at; 50,000 take some 0.1 s.
+            budget: rows to search; 50,000 take some 0.1 s.
         """
-        wanted = text.casefold()
+        needle = text.casefold()
         stop = min(len(self), start + budget)
         rows: list[int] = []
         for sample in self._read_raw(range(start, stop)):
-            if wanted in sample.response.casefold() or wanted in sample.question.casefold():
+            if needle in sample.response.casefold() or needle in sample.question.casefold():
                 rows.append(sample.row)
                 if len(rows) == limit:
                     stop = sample.row + 1
                     break
-        return Found(rows=rows, resume_at=stop if stop < len(self) else None)
+        return SearchResult(rows=rows, resume_at=stop if stop < len(self) else None)
 
     # texts
 
     def read(self, rows: Iterable[int]) -> list[Sample]:
-        """The samples of these rows, sanitised, in this order.
+        """Return the samples of these rows, sanitised, in this order.
 
         Rows that the file no longer holds (it was rewritten since the last `poll`) are left out.
 
@@ -206,19 +197,21 @@ class SamplesFile:
         return [_clean(sample) for sample in self._read_raw(rows)]
 
     def pairs(self, limit: int = 200) -> list[Pair]:
-        """Held-out questions with their answers before and after PPO, those that have both first.
+        """Return held-out prompts with their responses before and after PPO, those that have both first.
 
         From ``result.json`` beside the file, which holds a few of them, where the file has none. A question that was
-        asked several times is paired in the order of the answers.
+        asked several times is paired in the order of its responses.
         """
         index = self._index
         sides: dict[int, tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
         for kind in (BEFORE, AFTER):
             for row in _all_equal(index.kinds, kind, len(self)):
                 sides[index.questions[row]][kind == AFTER].append(row)
-        found: list[tuple[int | None, int | None]] = [pair for both in sides.values() for pair in zip_longest(*both)]
-        found.sort(key=lambda pair: None in pair)
-        shown = found[:limit]
+        row_pairs: list[tuple[int | None, int | None]] = [
+            pair for both in sides.values() for pair in zip_longest(*both)
+        ]
+        row_pairs.sort(key=lambda pair: None in pair)
+        shown = row_pairs[:limit]
         texts = {sample.row: sample for sample in self.read([row for pair in shown for row in pair if row is not None])}
         pairs = [_pair(*(None if row is None else texts.get(row) for row in pair)) for pair in shown]
         return [pair for pair in pairs if pair] or self._pairs_of_result()[:limit]
@@ -251,7 +244,7 @@ class SamplesFile:
 
 
 def _read_one(file: BufferedReader, offset: int) -> Sample | None:
-    """The sample that begins at a byte; None when there is another text by now."""
+    """Return the sample that begins at a byte; None when there is another text by now."""
     if file.tell() != offset:
         file.seek(offset)
     try:
@@ -294,26 +287,22 @@ def _values(index: SampleIndex, by: Key) -> "array[int] | array[float]":
 
 
 def _sorted(values: "array[int] | array[float]", before: "array[int]", count: int, descending: bool) -> "array[int]":
-    """Rows sorted by value; what was sorted before is nearly so, and costs next to nothing."""
+    """Return rows sorted by value; what was sorted before is nearly so, and costs next to nothing."""
     rows = [*before, *range(len(before), count)]
-    known = [row for row in rows if values[row] == values[row]]
-    missing = [row for row in rows if values[row] != values[row]]
-    return array("q", [*sorted(known, key=values.__getitem__, reverse=descending), *missing])
+    with_value = [row for row in rows if values[row] == values[row]]
+    without_value = [row for row in rows if values[row] != values[row]]
+    return array("q", [*sorted(with_value, key=values.__getitem__, reverse=descending), *without_value])
 
 
-def _is_of(kind: int, part: Part) -> bool:
-    return part == "all" or (kind == TRAINING) == (part == "training")
-
-
-def _all_equal(values: "array[int]", wanted: int, stop: int) -> list[int]:
-    """Indices of all entries with a value, found at the speed of ``array.index``."""
-    found: list[int] = []
+def _all_equal(values: "array[int]", value: int, stop: int) -> list[int]:
+    """Return the indices of all entries with a value, found at the speed of ``array.index``."""
+    indices: list[int] = []
     start = 0
     while start < stop:
         try:
-            start = values.index(wanted, start, stop)
+            start = values.index(value, start, stop)
         except ValueError:
             break
-        found.append(start)
+        indices.append(start)
         start += 1
-    return found
+    return indices

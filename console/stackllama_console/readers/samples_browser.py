@@ -1,4 +1,4 @@
-"""What the browser of rollouts lists: rows sorted, filtered, of one prompt, or pairs of before and after PPO.
+"""Listings of the samples browser: rows sorted, filtered, of one prompt, or pairs of before and after PPO.
 
 Usable from a thread; nothing here knows the screen. Of a million rows only numbers are held.
 """
@@ -21,18 +21,18 @@ Mode = Literal["rows", "prompt", "pairs"]
 SORTS: tuple[Key, ...] = ("step", "reward", "kl", "length")
 
 _FOUND = 5_000  # rows of a filter that are listed
-_SEARCHED = 200_000  # rows searched in one look
+_SEARCHED = 200_000  # rows searched per poll
 
 _REASONS = {
-    Stage.SFT: "An SFT run has no samples: only PPO writes down what it generates. Chat shows what this run answers.",
-    Stage.REWARD: "A reward run has no samples: it judges answers and writes none. Its PPO run has them.",
-    Stage.MERGE: "A merge has no samples: it generates nothing. Chat shows what the merged model answers.",
-    Stage.PIPELINE: "A pipeline has no samples of its own: open its PPO run, the one whose name ends in -ppo.",
+    Stage.SFT: "An SFT run has no samples: only PPO records responses. Use chat (t) to see what this run answers.",
+    Stage.REWARD: "A reward run has no samples: it scores responses and generates none. See the PPO run that uses it.",
+    Stage.MERGE: "A merge has no samples: it generates nothing. Use chat (t) to see what the merged model answers.",
+    Stage.PIPELINE: "A pipeline has no samples of its own: open its PPO run (its name ends in -ppo).",
 }
 
 
 class Wanted(Struct, frozen=True, kw_only=True):
-    """What a person asked to see."""
+    """The listing a person asked for."""
 
     mode: Mode = "rows"
     sort: Key = "step"
@@ -50,11 +50,11 @@ class Listing(Struct, kw_only=True):
         wanted: what was asked.
         rows: numbers of the rows to list; empty in mode ``pairs``.
         pairs: in mode ``pairs``, what to list.
-        cursor: where the selected row stands among them, 0 when it is not there.
+        cursor: position of the selected row among them, 0 when it is not there.
         total: rows of the file.
         generation: row numbers of another generation mean other rows.
-        searching: a filter has not come to the end yet.
-        evaluation: in mode ``pairs``, how the questions were answered.
+        searching: a filter has not reached the end yet.
+        evaluation: in mode ``pairs``, how the prompts were sampled.
         live: whether more may come.
         note: a sentence for the person; why there is nothing, or what went wrong.
     """
@@ -87,8 +87,8 @@ class SamplesBrowser:
         self._resume_at = 0
         self._generation: int = 0
 
-    def look(self, wanted: Wanted, selected: int) -> Listing | None:
-        """Read on; a new listing, or None where it would say the same as the last one."""
+    def poll(self, wanted: Wanted, selected: int) -> Listing | None:
+        """Poll and return a new listing, or None where it would say the same as the last one."""
         samples = self.samples
         samples.poll()
         self._watch.poll()
@@ -114,7 +114,7 @@ class SamplesBrowser:
         )
 
     def read(self, rows: Iterable[int]) -> list[Sample]:
-        """The texts of rows; those that are gone are left out."""
+        """Return the texts of rows; those that are gone are left out."""
         count = len(self.samples)
         return self.samples.read([row for row in rows if row < count])
 
@@ -133,11 +133,11 @@ class SamplesBrowser:
         order = samples.order(wanted.sort, descending=wanted.descending)
         if not wanted.text:
             return order
-        found = set(self._found)
-        return [row for row in order if row in found]
+        matches = set(self._found)
+        return [row for row in order if row in matches]
 
     def _search(self, text: str) -> bool:
-        """Go on searching; whether anything was looked at."""
+        """Continue the search; return whether any row was searched."""
         if text != self._text or self.samples.generation != self._generation:
             self._text = text
             self._generation = self.samples.generation
@@ -146,29 +146,27 @@ class SamplesBrowser:
         if not text or self._resume_at >= count or len(self._found) >= _FOUND:
             return False
         room = _FOUND - len(self._found)
-        found = self.samples.search(text, start=self._resume_at, limit=room, budget=_SEARCHED)
-        self._found += found.rows
-        self._resume_at = count if found.resume_at is None else found.resume_at
+        result = self.samples.search(text, start=self._resume_at, limit=room, budget=_SEARCHED)
+        self._found += result.rows
+        self._resume_at = count if result.resume_at is None else result.resume_at
         return True
 
     def _reason(self, wanted: Wanted, rows: Sequence[int], pairs: list[Pair]) -> str:
-        """Why there is nothing to list; empty where there is."""
+        """Return why there is nothing to list; empty where there is."""
         if rows or pairs:
             return ""
         if len(self.samples) and wanted.mode == "pairs":
-            return (
-                "Nothing before and after yet: PPO answers its held-out questions before its first step and at the end."
-            )
+            return "Nothing to compare yet: PPO samples its held-out prompts before its first step and at the end."
         if len(self.samples):
-            return f"No sample holds “{one_line(wanted.text)}”." if wanted.text else "This prompt's rows are gone."
+            return f"No sample holds “{one_line(wanted.text)}”." if wanted.text else "This prompt's samples are gone."
         state = self._watch.state
         if state is None:
             return ""
         if state.stage in _REASONS:
             return _REASONS[state.stage]
         if state.has_ended:
-            return "No samples: it ended before its first step, or its recipe has num_sample_generations: 0."
-        return "No samples yet: they come with each step."
+            return "No samples: the run ended before its first step, or its recipe sets num_sample_generations: 0."
+        return "No samples yet: they are written at each step."
 
 
 def _place(rows: Sequence[int], selected: int) -> int:

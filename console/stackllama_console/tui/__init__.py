@@ -1,1 +1,1 @@
-"""The Textual application: the only room that imports Textual."""
+"""The Textual application: the only package that imports Textual."""

@@ -2,46 +2,30 @@
 
 import asyncio
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from msgspec import Struct
 from textual import events
 from textual._compositor import CompositorUpdate
-from textual.app import App, SystemCommand
+from textual.app import SystemCommand
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
 
 from stackllama_engine.contract.atomic_files import make_private_dir, write_whole
-from stackllama_engine.contract.run_dir import Home
+from stackllama_engine.contract.run_dir import RunDir
 
 from ..paths import copy_file, keymap_file, screenshots_dir
 from ..sanitise import one_line, sanitise
-from ..settings import load_settings, save_settings
+from ..settings import load_settings
+from .base_app import BaseApp, Options
 from .driver import GuardedDriver
 from .frames import Frames
 from .no_color import Colourless
 from .themes import DEFAULT, load_themes
 
 
-class Options(Struct, frozen=True, kw_only=True):
-    """How the console was started.
-
-    Attributes:
-        home: where runs live.
-        target: a run id to open, or a directory of another trainer.
-        ascii: draw with ASCII characters alone.
-        mouse: take the mouse; off, the terminal selects text as usual.
-    """
-
-    home: Home
-    target: str | Path | None = None
-    ascii: bool = False
-    mouse: bool = False
-
-
-class ConsoleApp(App[None]):
+class ConsoleApp(BaseApp):
     """``stackllama-console``."""
 
     TITLE = "stackllama-console"
@@ -54,7 +38,7 @@ class ConsoleApp(App[None]):
         Binding("colon", "command_palette", "commands", id="app.palette", key_display=":", show=False),
         Binding("q", "quit", "quit", id="app.quit"),
         Binding("T", "next_theme", "next theme", id="app.theme", show=False),
-        Binding("P", "save_screen", "save this screen as SVG", id="app.screenshot", show=False),
+        Binding("P", "save_screen", "save screenshot as SVG", id="app.screenshot", show=False),
         Binding("ctrl+q", "quit", "quit", id="app.quit_always", show=False),
         Binding("ctrl+c", "say_quit", "quit", id="app.interrupt", show=False),
     ]
@@ -65,7 +49,6 @@ class ConsoleApp(App[None]):
         if self.no_color:
             self._filters = [Colourless()]
         self.options = options
-        self.home = options.home
         self.settings, self._trouble = load_settings()
         self.animation_level = "none"
         self.crash: Exception | None = None
@@ -76,16 +59,16 @@ class ConsoleApp(App[None]):
         self._load_themes()
 
     def get_theme_variable_defaults(self) -> dict[str, str]:
-        """Colours that our style sheet uses and Textual's own themes do not name."""
+        """Define colours that our style sheet uses and Textual's own themes do not name."""
         names = ("primary", "warning", "success", "error", "secondary", "accent")
         return {f"curve-{index}": f"${name}" for index, name in enumerate(names, start=1)}
 
     def on_load(self) -> None:
-        """Before the terminal is touched: from here on one can leave."""
+        """Keep the event loop, before the terminal is touched: from here on :meth:`leave_soon` works."""
         self._loop = asyncio.get_running_loop()
 
     def on_mount(self) -> None:
-        """The first screen."""
+        """Push the first screen."""
         self._load_keymap()
         self.push_screen(self._first_screen())
         if self._trouble:
@@ -103,25 +86,43 @@ class ConsoleApp(App[None]):
     # where one can go
 
     def open_run(self, run_id: str) -> None:
-        """The monitor of a run of this home."""
+        """Open the monitor of a run of this home."""
         from .screens.monitor import MonitorScreen
 
         self.push_screen(MonitorScreen.of_run(self.home, run_id))
 
     def open_foreign(self, path: Path) -> None:
-        """The monitor of another trainer's directory."""
+        """Open the monitor of another trainer's directory."""
         from .screens.monitor import MonitorScreen
 
         self.push_screen(MonitorScreen.of_directory(path))
 
     def open_launch(self, run_id: str | None = None) -> None:
-        """The launch form, filled from a run's recipe where one is named."""
+        """Open the launch form, filled from a run's recipe where a run is named."""
         from .screens.launch import LaunchScreen
 
         self.push_screen(LaunchScreen(self.home, self.settings, clone=run_id))
 
+    def open_samples(self, run: RunDir) -> None:
+        """Open the browser of a run's samples."""
+        from .screens.samples import SamplesScreen
+
+        self.push_screen(SamplesScreen(run))
+
+    def open_chat(self, run: RunDir) -> None:
+        """Open a chat with what a run trained."""
+        from .screens.chat import ChatScreen
+
+        self.push_screen(ChatScreen(run))
+
+    def open_comparison(self, run_ids: Sequence[str]) -> None:
+        """Open the comparison of two or more runs."""
+        from .screens.compare import CompareScreen
+
+        self.push_screen(CompareScreen(self.home, list(run_ids)))
+
     async def on_event(self, event: events.Event) -> None:
-        """What is pasted is foreign text: it enters here."""
+        """Sanitise pasted text: it is foreign and enters here."""
         if isinstance(event, events.Paste) and not event.is_forwarded:
             event = events.Paste(sanitise(event.text))
         await super().on_event(event)
@@ -129,40 +130,40 @@ class ConsoleApp(App[None]):
     # actions
 
     def action_help(self) -> None:
-        """The keys that work here."""
+        """Show the keys that work here."""
         from .screens.help import HelpScreen
 
         self.push_screen(HelpScreen.of(self.screen))
 
     def action_say_quit(self) -> None:
-        """Ctrl-C copies elsewhere; here it only tells the way out."""
-        self.notify("q leaves the console; runs go on without it.", markup=False)
+        """Say how to quit: Ctrl-C copies elsewhere and ends nothing here."""
+        self.notify("Press q to quit; runs continue without the console.", markup=False)
 
     def action_next_theme(self) -> None:
-        """The theme after this one; remembered."""
+        """Apply and persist the next theme."""
         names = self._own_themes
         position = names.index(self.theme) + 1 if self.theme in names else 0
         self.choose_theme(names[position % len(names)])
         self.notify(f"theme: {self.theme}", markup=False, timeout=2)
 
     def choose_theme(self, name: str) -> None:
-        """Wear a theme and remember it."""
+        """Apply and persist a theme."""
         self.theme = name
         self.settings.theme = name
         self.remember()
 
     def action_save_screen(self) -> None:
-        """The screen as SVG, in the state directory."""
+        """Save the screen as SVG, in the state directory."""
         try:
             screenshots_dir().mkdir(parents=True, exist_ok=True, mode=0o700)
             path = self.save_screenshot(path=str(screenshots_dir()))
         except OSError as error:
-            self.notify(one_line(f"not saved: {error}"), severity="error", markup=False)
+            self.notify(one_line(f"screenshot not saved: {error}"), severity="error", markup=False)
         else:
-            self.notify(one_line(path), title="screen saved", markup=False)
+            self.notify(one_line(path), title="screenshot saved", markup=False)
 
     def copy_to_clipboard(self, text: str) -> None:
-        """To the terminal's clipboard where it allows that, and always to a file."""
+        """Copy to the terminal's clipboard where it allows that, and always to a file."""
         self._clipboard = text
         if isinstance(self._driver, GuardedDriver):
             self._driver.copy(text)
@@ -173,23 +174,23 @@ class ConsoleApp(App[None]):
         except OSError as error:
             self.notify(one_line(f"{copy_file()}: {error.strerror}"), severity="error", markup=False)
         else:
-            self.notify(one_line(f"copied; also in {copy_file()}"), markup=False, timeout=4)
+            self.notify(one_line(f"copied; also saved to {copy_file()}"), markup=False, timeout=4)
 
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
-        """The palette: every action of the screen, then the themes."""
+        """Yield the palette's entries: every action of the screen, then the themes."""
         from .screens.help import actions_of
 
         for binding, node in actions_of(screen):
             hint = f"{binding.id}  key: {binding.key}"
             yield SystemCommand(binding.description, hint, lambda b=binding, n=node: self._act(b.action, n))
         for name in self._own_themes:
-            yield SystemCommand(f"theme: {name}", "wear it, and remember it", lambda n=name: self.choose_theme(n))
+            yield SystemCommand(f"theme: {name}", "apply and remember", lambda n=name: self.choose_theme(n))
 
     def _act(self, action: str, node: Any) -> None:
         self.run_worker(self.run_action(action, node), exclusive=False)
 
     def _display(self, screen: Screen[Any], renderable: Any) -> None:
-        """As Textual's, with less for the terminal to read; see `frames`."""
+        """Display as Textual does, with less for the terminal to read; see `frames`."""
         if isinstance(renderable, CompositorUpdate):
             renderable = self._frames.tightened(renderable, self.size)
         super()._display(screen, renderable)  # pyright: ignore[reportUnknownMemberType]
@@ -202,18 +203,13 @@ class ConsoleApp(App[None]):
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(lambda: self.exit(return_code=code))
 
-    def remember(self) -> None:
-        """Save the settings."""
-        if trouble := save_settings(self.settings):
-            self.notify(one_line(trouble), severity="warning", markup=False)
-
     def _fatal_error(self) -> None:
-        """An unexpected error: the command line reports it; Textual would print locals, tokens among them."""
+        """Keep an unexpected error for the command line; Textual would print locals, tokens among them."""
         self._keep_crash()
         self._close_messages_no_wait()
 
     def panic(self, *renderables: Any) -> None:
-        """As :meth:`_fatal_error`: what Textual would have printed may hold locals."""
+        """End as :meth:`_fatal_error` does: what Textual would have printed may hold locals."""
         self._keep_crash()
         self._return_code = 1
         self._close_messages_no_wait()
@@ -232,8 +228,8 @@ class ConsoleApp(App[None]):
         for theme in themes:
             self.register_theme(theme)
         self._own_themes = [theme.name for theme in themes]
-        wanted = (self.settings.theme, DEFAULT, "textual-dark")
-        self.theme = next(name for name in wanted if name in self.available_themes)
+        candidates = (self.settings.theme, DEFAULT, "textual-dark")
+        self.theme = next(name for name in candidates if name in self.available_themes)
         self.call_later(self._say_theme_notices)
 
     def _say_theme_notices(self) -> None:
@@ -246,10 +242,10 @@ class ConsoleApp(App[None]):
         from .keymap import clashes, read_keymap
         from .screens import scopes
 
-        known = scopes.all_scopes()
-        keymap, notices = read_keymap(keymap_file(), sorted({name for scope in known for name in scope.ids}))
+        scope_list = scopes.all_scopes(self.BINDINGS)
+        keymap, notices = read_keymap(keymap_file(), sorted({name for scope in scope_list for name in scope.ids}))
         self.set_keymap(keymap)
-        for notice in (*notices, *clashes(known, keymap)):
+        for notice in (*notices, *clashes(scope_list, keymap)):
             self.notify(notice, title="keymap", severity="warning", markup=False, timeout=15)
 
 

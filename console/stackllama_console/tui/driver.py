@@ -14,7 +14,7 @@ import signal
 import termios
 import threading
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 from textual.drivers.linux_driver import LinuxDriver
 
@@ -28,7 +28,7 @@ _OURS = re.compile(
 )
 _STOP_SECONDS = 3.0
 _RESET = b"\x1b[?7h\x1b[?1000l\x1b[?1003l\x1b[?1006l\x1b[?1015l\x1b[?2004l\x1b[<u\x1b[?1049l\x1b[?25h\x1b[?1004l"
-"""What Textual sets, put back: lines wrap, no mouse, no paste marks, kitty's keys, main screen, cursor, focus."""
+"""Resets of all that Textual sets: lines wrap, no mouse, no paste marks, kitty's keys, main screen, cursor, focus."""
 
 _LOOKALIKES = {
     "-": "─━┄┅┈┉╌═╴╶▔▁–—−",
@@ -52,11 +52,11 @@ _LOOKALIKES = {
     " ": "\u2800",
 }
 _TO_ASCII = {ord(drawn): plain for plain, characters in _LOOKALIKES.items() for drawn in characters}
-"""What is drawn with `--ascii`: one character for one character, so that nothing moves."""
+"""Characters drawn with `--ascii`: one for one character, so that nothing moves."""
 
 
 def guarded(data: str, *, ascii_only: bool = False) -> str:
-    """The output with everything removed that the application does not send itself."""
+    """Return the output with everything removed that the application does not send itself."""
     if ascii_only:
         data = data.translate(_TO_ASCII)
     if _OURS.sub("", data).isprintable():  # nothing but text between the sequences: nearly always
@@ -94,7 +94,7 @@ class GuardedDriver(LinuxDriver):
             self._trusted = False
 
     def start_application_mode(self) -> None:
-        """As Textual's, and leave on signals and on a hang-up that comes without one (nohup, a new session)."""
+        """Start as Textual does; leave on signals and on a hang-up that comes without one (nohup, a new session)."""
         leave_on_signals(self._leave_soon)  # first: it keeps the terminal's settings as they were found
         super().start_application_mode()
         threading.Thread(target=self._await_hang_up, name="terminal-hang-up", daemon=True).start()
@@ -110,11 +110,8 @@ class GuardedDriver(LinuxDriver):
         except OSError:  # EIO: the terminal has gone
             self._leave_soon(128 + signal.SIGHUP)
 
-    def _leave(self, code: int) -> None:
-        cast("Any", self._app).leave_soon(code)  # the application's; Textual's own type is all a driver knows
-
     def _await_hang_up(self) -> None:
-        """Textual would read end of file again and again, a core busy with nothing."""
+        """Leave when the terminal hangs up; Textual would read end of file again and again on a busy core."""
         poll = select.poll()
         poll.register(self.fileno, 0)  # POLLHUP and POLLERR are always reported
         poll.poll()
@@ -122,10 +119,10 @@ class GuardedDriver(LinuxDriver):
 
 
 def leave_on_signals(leave_soon: Callable[[int], None]) -> None:
-    """SIGHUP, SIGINT and SIGTERM end the application with 128 + N, the terminal restored.
+    """End the application on SIGHUP, SIGINT and SIGTERM with 128 + N, the terminal restored.
 
     A plain signal handler, not the event loop's: while the terminal takes no bytes (a stalled SSH link) the loop
-    stands still. Then the terminal's settings are put back directly and the process ends by itself.
+    is stalled. Then the terminal's settings are put back directly and the process ends by itself.
     """
     saved = _terminal_settings()
 

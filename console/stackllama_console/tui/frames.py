@@ -1,4 +1,4 @@
-"""What goes to the terminal when something changes: the cells that differ from what stands there, and nothing else.
+"""Minimal terminal updates: the cells that differ from what is displayed, and nothing else.
 
 Textual 8 sends a changed region from the left edge of its widget on, with all colours anew for each piece of text. Over
 SSH that is four fifths of the bytes of a run's monitor. Here each row as it was last sent is kept, and of colours and
@@ -34,11 +34,11 @@ class Frames:
         self._looks: dict[tuple[Style, ColorSystem], Look] = {}
 
     def tightened(self, update: CompositorUpdate, size: Size) -> CompositorUpdate:
-        """The same update, of which only what differs is sent when it is."""
+        """Return the same update, of which only what differs is sent when it is rendered."""
         return _Tightened(self, update, size) if isinstance(update, ChopsUpdate | LayoutUpdate) else update
 
     def render(self, update: ChopsUpdate | LayoutUpdate, size: Size, console: Console) -> str:
-        """What to write. From then on it counts as standing there."""
+        """Return what to write; from then on it counts as displayed."""
         system = getattr(console, "_color_system", None) or ColorSystem.TRUECOLOR
         if size != self._size:
             self._size = size
@@ -107,7 +107,7 @@ class _Tightened(CompositorUpdate):
         self._size = size
 
     def render_segments(self, console: Console) -> str:
-        """As Textual's, shorter."""
+        """Render as Textual does, shorter."""
         return self._frames.render(self._update, self._size, console)
 
 
@@ -119,7 +119,7 @@ class _Pen:
         self._look = _PLAIN
 
     def write(self, y: int, x: int, cells: list[str], looks: list[Look]) -> None:
-        """Some cells of a row."""
+        """Write some cells of a row."""
         if not cells:
             return
         self._parts.append(f"\x1b[{y + 1};{x + 1}H")
@@ -137,14 +137,14 @@ class _Pen:
         self._parts.append(f"\x1b[{';'.join(wanted)}m")
 
     def finish(self) -> str:
-        """All of it, colours put back."""
+        """Return all of it, colours put back."""
         if self._look != _PLAIN:
             self._parts.append("\x1b[0m")
         return "".join(self._parts)
 
 
 def _pieces(update: ChopsUpdate) -> Iterator[tuple[int, int, list[Strip]]]:
-    """Row, column and what is to stand there."""
+    """Yield (row, column, segments) of what is to be drawn."""
     for y, start, stop in update.spans:
         for end, (x, strip) in zip(update.chop_ends[y], update.chops[y].items(), strict=False):
             if strip is None or x >= stop or end <= start:
@@ -154,7 +154,7 @@ def _pieces(update: ChopsUpdate) -> Iterator[tuple[int, int, list[Strip]]]:
 
 
 def _changes(cells: list[str], looks: list[Look], before: _Row) -> Iterator[tuple[int, int]]:
-    """First and stop of each run of cells that differ, those that lie close together as one."""
+    """Yield (first, stop) of each run of cells that differ, those that lie close together as one."""
     if (cells, looks) == before:
         return
     first = last = -1
@@ -172,7 +172,7 @@ def _changes(cells: list[str], looks: list[Look], before: _Row) -> Iterator[tupl
 
 @lru_cache(maxsize=512)
 def _single(text: str) -> bool:
-    """Whether each character fills one cell."""
+    """Return whether each character fills one cell."""
     if text.isascii():
         return text.isprintable()
     return text.isprintable() and all(get_character_cell_size(character) == 1 for character in text)

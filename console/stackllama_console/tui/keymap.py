@@ -3,7 +3,7 @@
     runs.stop: x
     app.help: "question_mark,f1"
 
-What cannot be right is said once, in sentences, and left out: unknown ids, keys that are no text, and two actions
+Wrong entries are reported once, one sentence each, and skipped: unknown ids, keys that are not text, and two actions
 on one key where both can be reached.
 """
 
@@ -41,7 +41,7 @@ class Scope(Struct, frozen=True):
 
 
 def as_bindings(bindings: Iterable[BindingType]) -> list[Binding]:
-    """A class's ``BINDINGS`` as :class:`Binding`; tuples of three are allowed by Textual."""
+    """Return a class's ``BINDINGS`` as :class:`Binding`; Textual also allows tuples of three."""
     return [binding if isinstance(binding, Binding) else _binding(binding) for binding in bindings]
 
 
@@ -50,36 +50,36 @@ def _binding(short: tuple[str, ...]) -> Binding:
     return Binding(key, action, description[0] if description else "")
 
 
-def read_keymap(file: Path, known: Iterable[str]) -> tuple[dict[str, str], list[str]]:
-    """Binding id → keys (as Textual writes them, several with commas), and one sentence for each wrong entry."""
+def read_keymap(file: Path, known_ids: Iterable[str]) -> tuple[dict[str, str], list[str]]:
+    """Return binding id → keys (as Textual writes them, several with commas), and a sentence per wrong entry."""
     try:
         raw: Any = load_yaml(read_text(file, _MOST_BYTES))
     except FileNotFoundError:
         return {}, []
     except (OSError, ValueError) as error:
-        return {}, [f"{file} cannot be read: {one_line(str(error))}"]
+        return {}, [f"cannot read {file}: {one_line(str(error))}"]
     if raw is None:
         return {}, []
     if not isinstance(raw, dict):
-        return {}, [f"{file} is not a mapping of `binding id: keys` lines"]
-    ids = list(known)
+        return {}, [f"{file}: expected a mapping of `binding id: keys` lines"]
+    ids = list(known_ids)
     keymap: dict[str, str] = {}
     notices: list[str] = []
     for name, keys in cast("dict[Any, Any]", raw).items():
         if name not in ids:
             near = difflib.get_close_matches(str(name), ids, n=1)
-            hint = f"; did you mean `{near[0]}`?" if near else "; the help (?) lists them"
-            notices.append(one_line(f"{file}: there is no binding `{name}`{hint}"))
+            hint = f"; did you mean `{near[0]}`?" if near else "; help (?) lists them all"
+            notices.append(one_line(f"{file}: unknown binding `{name}`{hint}"))
         elif not isinstance(keys, str | int) or isinstance(keys, bool) or not str(keys).strip():
-            notices.append(one_line(f"{file}: `{name}: {keys}` is not a key; write one as in `{name}: x`"))
+            notices.append(one_line(f"{file}: `{name}: {keys}`: expected a key, e.g. `{name}: x`"))
         else:
             keymap[str(name)] = ",".join(_key_name(part) for part in str(keys).split(","))
     return keymap, notices
 
 
 def clashes(scopes: Iterable[Scope], keymap: Mapping[str, str]) -> list[str]:
-    """One sentence for each key that ``keymap`` gives to two actions that can be reached at once."""
-    found: dict[str, None] = {}
+    """Return one sentence for each key that ``keymap`` gives to two actions that can be reached at once."""
+    sentences: dict[str, None] = {}
     for scope in scopes:
         for widget, own in (scope.widgets or {"": []}).items():
             users: dict[str, list[Binding]] = defaultdict(list)
@@ -91,12 +91,12 @@ def clashes(scopes: Iterable[Scope], keymap: Mapping[str, str]) -> list[str]:
                 ids = list(dict.fromkeys(binding.id or binding.action for binding in bindings))
                 if len(ids) > 1 and any(name in keymap for name in ids):
                     where = f"{scope.title}, {widget}" if widget else scope.title
-                    found[f"`{key}` means {' and '.join(f'`{name}`' for name in ids)} ({where})"] = None
-    return list(found)
+                    sentences[f"`{key}` is bound to {' and '.join(f'`{name}`' for name in ids)} ({where})"] = None
+    return list(sentences)
 
 
 def _key_name(text: str) -> str:
-    """A single character by Textual's name for it (`?` is `question_mark`)."""
+    """Return Textual's name of a single character (`?` is `question_mark`), any other key as it is."""
     from textual.keys import _character_to_key  # pyright: ignore[reportPrivateUsage]
 
     key = one_line(text)

@@ -20,7 +20,7 @@ class Colourless(LineFilter):
     """Takes every colour out of what is drawn."""
 
     def apply(self, segments: list[Segment], background: Color) -> list[Segment]:
-        """The segments without colours; ``background`` is what surrounds them."""
+        """Return the segments without colours; ``background`` is what surrounds them."""
         return [
             Segment(text, style if style is None else colourless(style, background), control)
             for text, style, control in segments
@@ -29,7 +29,7 @@ class Colourless(LineFilter):
 
 @lru_cache(2048)
 def colourless(style: Style, background: Color) -> Style:
-    """The style's attributes without its colours, in reverse where its background stands out from the surroundings."""
+    """Return a style without its colours, in reverse where its background stands out from the surroundings."""
     plain = style.without_color
     if style.bgcolor is None or style.bgcolor.is_default or not _stands_out(style.bgcolor, background):
         return plain

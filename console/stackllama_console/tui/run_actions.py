@@ -1,11 +1,10 @@
-"""What can be done to a run, from whichever screen: stop, save, pause, sample, change, resume, delete, clone, chat.
+"""Actions on a run, the same on every screen: stop, save, pause, sample, change, resume, delete, clone, chat.
 
-Each is carried out in a thread; what comes of it is one notice. Nothing here waits for a run to obey.
+Each is carried out in a thread; its outcome is one notice. Nothing here waits for a run to obey.
 """
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
 
 from stackllama_engine.contract.errors import DamagedError, StackllamaError, UnconfirmedError
 from stackllama_engine.contract.requests import Ask
@@ -15,54 +14,54 @@ from stackllama_engine.launch.reconcile import reconcile
 from stackllama_engine.launch.run_requests import ask, check_change
 
 from ..sanitise import one_line
+from .screen import ConsoleScreen
 from .screens.confirm import AskScreen, ConfirmScreen
-
-if TYPE_CHECKING:
-    from .screen import ConsoleScreen
 
 
 class RunActions:
     """The actions of one screen on runs of one home."""
 
-    def __init__(self, screen: "ConsoleScreen", home: Home) -> None:
+    def __init__(self, screen: ConsoleScreen, home: Home) -> None:
         self.screen = screen
         self.home = home
 
     def stop(self, run_id: str) -> None:
-        """Ask, then request: the run saves and stops."""
-        question = f"Stop {run_id}?\n\nIt saves a checkpoint first; r resumes it later."
+        """Ask for confirmation, then request that the run saves and stops."""
+        question = f"Stop {run_id}?\n\nIt saves a checkpoint first; r: resume later."
 
         def refusal() -> str:
             check_run(self.home.run(run_id))
             state = reconcile(self.home.run(run_id))
-            return f"{run_id} has ended already: {state.phase}" if state.has_ended else ""
+            return f"{run_id} has already ended: {state.phase}" if state.has_ended else ""
 
         def work() -> str:
             from stackllama_engine.launch.run_requests import stop
 
             state = stop(self.home.run(run_id), wait=False)
-            return f"{run_id} has ended already: {state.phase}" if state.has_ended else f"{run_id} was asked to stop"
+            return (
+                f"{run_id} has already ended: {state.phase}" if state.has_ended else f"{run_id} will stop after saving"
+            )
 
-        self.screen.begin(self._ask_unless(refusal, question, "stop it", work), group="actions")
+        self.screen.begin(self._ask_unless(refusal, question, "stop run", work), group="actions")
 
     def save(self, run_id: str) -> None:
-        """A checkpoint at the next step."""
-        self._request(run_id, "save", "will save at its next step")
+        """Request a checkpoint at the next step."""
+        self._request(run_id, "save", "will save a checkpoint at its next step")
 
     def sample(self, run_id: str) -> None:
-        """Answers to a few held-out questions now."""
-        self._request(run_id, "sample", "will answer a few held-out questions after this step")
+        """Request samples for a few held-out prompts now."""
+        self._request(run_id, "sample", "will sample held-out prompts after the current step")
 
     def pause(self, run_id: str, paused: bool) -> None:
-        """Pause after this step; go on when it is paused."""
+        """Request a pause after the current step; where the run is paused, that it continues."""
         if paused:
-            self._request(run_id, "continue", "goes on")
+            self._request(run_id, "continue", "continues")
         else:
-            self._request(run_id, "pause", "will pause after this step; its GPU memory stays held")
+            self._request(run_id, "pause", "will pause after the current step; GPU memory stays allocated")
 
     def change(self, run_id: str) -> None:
         """Ask for a value that a running stage can change, and request it."""
-        question = f"Change a value of {run_id} while it runs: learning_rate, and of PPO kl_coef"
+        question = f"Set a value of {run_id} while it runs: learning_rate, or for PPO kl_coef"
 
         def check(text: str) -> str:
             try:
@@ -73,9 +72,9 @@ class RunActions:
 
         def answered(text: str | None) -> None:
             if text is not None:
-                self._request(run_id, "set", f"{text.strip()} from its next step on", text)
+                self._request(run_id, "set", f"will use {text.strip()} from its next step", text)
 
-        asking = AskScreen(question, placeholder="key=value, such as learning_rate=1e-5", check=check)
+        asking = AskScreen(question, placeholder="key=value, e.g. learning_rate=1e-5", check=check)
         self.screen.console_app.push_screen(asking, answered)
 
     def _request(self, run_id: str, what: Ask, promise: str, change: str | None = None) -> None:
@@ -85,7 +84,7 @@ class RunActions:
         self._do(work)
 
     def resume(self, run_id: str) -> None:
-        """A new attempt from the newest checkpoint; a recipe that has changed since the last one is asked about."""
+        """Start a new attempt from the newest checkpoint; ask first where the recipe or the reward code has changed."""
         self.screen.begin(self._resume(run_id), group="actions")
 
     async def _resume(self, run_id: str, *, recipe_changed: bool = False, function_changed: bool = False) -> None:
@@ -97,9 +96,9 @@ class RunActions:
             run = self.home.run(run_id)
             notice = unrecorded_notice(run, load_own_recipe(run, run.read_state().stage))
             resume(self.home, run_id, recipe_changed=recipe_changed, function_changed=function_changed)
-            return notice or f"{run_id} goes on"
+            return notice or f"{run_id} resumed"
 
-        def go_on(key: str) -> None:
+        def confirm(key: str) -> None:
             confirmed = {"recipe_changed": recipe_changed, "function_changed": function_changed} | {key: True}
             self.screen.begin(self._resume(run_id, **confirmed), group="actions")
 
@@ -107,19 +106,19 @@ class RunActions:
             message = await asyncio.to_thread(work)
         except UnconfirmedError as unconfirmed:
             text, key = "\n\n".join([unconfirmed.question, *unconfirmed.reasons]), unconfirmed.key
-            self._ask_then(text, "resume it", lambda: go_on(key))
+            self._ask_then(text, "resume run", lambda: confirm(key))
         except (StackllamaError, OSError, TimeoutError) as error:
             self.screen.say(str(error), trouble=True)
         else:
             self.screen.say(one_line(message))
 
     def repair(self, run_id: str) -> None:
-        """Rebuild what was damaged from what was not."""
+        """Rebuild damaged files from the others."""
 
         def work() -> str:
             from stackllama_engine.launch.repair import repair
 
-            return f"{run_id}: {' '.join(repair(self.home, run_id)) or 'nothing is damaged'}"
+            return f"{run_id}: {' '.join(repair(self.home, run_id)) or 'nothing to repair'}"
 
         self._do(work)
 
@@ -134,7 +133,7 @@ class RunActions:
             await asyncio.to_thread(check_run, self.home.run(run_id))
             phase = await asyncio.to_thread(_phase, self.home.run(run_id))
             if phase not in (*ENDED, "damaged"):
-                self.screen.say(f"{run_id} is {phase}: x stops it, then it can be deleted", trouble=True)
+                self.screen.say(f"{run_id} is {phase}; stop it first (x), then delete it", trouble=True)
                 return
             users = await asyncio.to_thread(users_of, self.home, run_id)
             children = [user for user in users if user.startswith(f"{run_id}-")]
@@ -143,38 +142,34 @@ class RunActions:
         except (StackllamaError, OSError, TimeoutError) as error:
             self.screen.say(str(error), trouble=True)
             return
-        question = f"Delete {run_id} for good?\n\n{size}"
+        question = f"Delete {run_id} permanently?\n\n{size}"
         others = [user for user in users if user not in children]
         if children:
-            question += f"\nIts {len(children)} stage{'s go' if len(children) > 1 else ' goes'} with it."
+            question += f"\nIts {len(children)} stage{'s are' if len(children) > 1 else ' is'} deleted too."
         if others:
-            question += f"\nMade from it, and without it no longer resumable: {', '.join(others[:4])}"
+            question += f"\nRuns that depend on it and can no longer be resumed: {', '.join(others[:4])}"
 
         def work() -> str:
             removed = remove(self.home, run_id)
             return f"deleted: {run_id}" + (f" and {len(removed) - 1} of its stages" if len(removed) > 1 else "")
 
-        self._ask(question, "delete it", work, then)
+        self._ask(question, "delete run", work, then)
 
     def clone(self, run_id: str) -> None:
-        """Its recipe in the launch form."""
+        """Open its recipe in the launch form."""
         self.screen.console_app.open_launch(run_id)
 
     def samples(self, run_id: str) -> None:
-        """The browser of its rollouts."""
-        from .screens.samples import SamplesScreen
-
-        self._open(run_id, SamplesScreen)
+        """Open the browser of its samples."""
+        self._open(run_id, self.screen.console_app.open_samples)
 
     def chat(self, run_id: str) -> None:
-        """Talk to what it trained."""
-        from .screens.chat import ChatScreen
+        """Open a chat with what it trained."""
+        self._open(run_id, self.screen.console_app.open_chat)
 
-        self._open(run_id, ChatScreen)
-
-    def _open(self, run_id: str, screen: Callable[[RunDir], Any]) -> None:
+    def _open(self, run_id: str, opener: Callable[[RunDir], None]) -> None:
         try:
-            self.screen.console_app.push_screen(screen(self.home.run(run_id)))
+            opener(self.home.run(run_id))
         except StackllamaError as error:
             self.screen.say(str(error), trouble=True)
 
@@ -216,12 +211,12 @@ class RunActions:
 
 
 def can_resume(state: State | None) -> bool:
-    """Whether a new attempt makes sense."""
+    """Return whether a new attempt makes sense."""
     return state is not None and state.has_ended and state.phase != "finished"
 
 
 def _phase(run: RunDir) -> str:
-    """As reconciled; ``damaged`` where that cannot be read, which deleting looks at again."""
+    """Return the reconciled phase; ``damaged`` where that cannot be read, which deleting checks again."""
     try:
         return reconcile(run).phase
     except DamagedError:

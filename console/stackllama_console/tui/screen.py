@@ -1,9 +1,9 @@
-"""What all screens of the console share: a heading, a footer, and one worker that looks while the screen is shown."""
+"""The base of all screens: a heading, a footer, and one worker that polls while the screen is shown."""
 
 import asyncio
 import gc
 from collections.abc import Coroutine
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import Any, ClassVar, cast
 
 from rich.text import Text
 from textual.app import ComposeResult
@@ -13,10 +13,8 @@ from textual.screen import Screen
 from textual.widgets import Static
 
 from ..sanitise import one_line
+from .base_app import BaseApp
 from .widgets.key_line import KeyLine
-
-if TYPE_CHECKING:
-    from .app import ConsoleApp
 
 
 class Heading(Static):
@@ -34,21 +32,21 @@ class Heading(Static):
         self._shown: Text | None = None
 
     def show(self, text: Text) -> None:
-        """Replace it; nothing is painted where it says the same."""
+        """Replace the text; nothing is painted where it is the same."""
         if self._shown is None or text != self._shown or text.spans != self._shown.spans:
             self._shown = text
             self.update(text)
 
 
 class ConsoleScreen(Screen[Any]):
-    """A screen that follows files.
+    """Base class of screens that follow files.
 
-    Subclasses say what to read in :meth:`look`, which runs in a thread and touches no widget, and what to do with it
-    in :meth:`show`, which runs in the event loop and is called only when there is news (not None).
+    Subclasses say what to read in :meth:`poll`, which runs in a thread and touches no widget, and what to do with it
+    in :meth:`render_update`, which runs in the event loop and is called only with an update (not None).
     """
 
     HEADING: ClassVar[str] = ""
-    INTERVAL: ClassVar[float] = 0.5  # seconds between looks
+    INTERVAL: ClassVar[float] = 0.5  # seconds between polls
     ESCAPE_TO_MINIMIZE = False
     WIDGETS_WITH_KEYS: ClassVar[tuple[str, ...]] = ()
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -61,41 +59,41 @@ class ConsoleScreen(Screen[Any]):
         self._painted = asyncio.Event()
 
     def compose(self) -> ComposeResult:
-        """Heading, :meth:`body`, footer."""
+        """Compose heading, :meth:`body` and footer."""
         yield Heading()
         yield from self.body()
         yield KeyLine()
 
     def body(self) -> ComposeResult:
-        """The screen's own widgets."""
+        """Compose the screen's own widgets."""
         yield from ()
 
     def on_mount(self) -> None:
-        """Begin to look, once the screen is painted: nothing is read before."""
+        """Begin to poll once the screen is painted: nothing is read before."""
         self.set_heading()
         # the application comes to this only after its own mounting, before which nothing is painted
         self.console_app.call_later(self.call_after_refresh, self._painted.set)
         self.begin(self._follow(), group="follow", exclusive=True)
 
     def on_screen_suspend(self) -> None:
-        """Nobody looks: no reading, no bytes."""
+        """Stop polling while the screen is hidden: no reading, no bytes."""
         self._visible.clear()
 
     def on_screen_resume(self) -> None:
-        """Look again."""
+        """Poll again."""
         self._visible.set()
 
     @property
-    def console_app(self) -> "ConsoleApp":
-        """The application, by its own type."""
-        return cast("ConsoleApp", self.app)  # pyright: ignore[reportUnknownMemberType]
+    def console_app(self) -> BaseApp:
+        """The application, by our own type."""
+        return cast("BaseApp", self.app)  # pyright: ignore[reportUnknownMemberType]
 
-    def look(self) -> Any:
+    def poll(self) -> Any:
         """Read what is new, in a thread; None where nothing is."""
         return None
 
-    def show(self, news: Any) -> None:
-        """Show what :meth:`look` found."""
+    def render_update(self, update: Any) -> None:
+        """Render what :meth:`poll` returned."""
 
     def begin(self, work: Coroutine[Any, Any, None], *, group: str, exclusive: bool = False) -> None:
         """Run a coroutine beside the screen; what comes back after the screen has gone changes nothing.
@@ -108,7 +106,7 @@ class ConsoleScreen(Screen[Any]):
         self.run_worker(self._while_here(work), group=group, exclusive=exclusive)
 
     def set_heading(self, *parts: str | Text) -> None:
-        """The heading: the screen's name and ``parts``, foreign ones as plain text."""
+        """Set the heading to the screen's name and ``parts``, foreign ones as plain text."""
         text = Text(no_wrap=True, overflow="ellipsis")
         text.append(self.HEADING, style="bold")
         for part in parts:
@@ -118,12 +116,12 @@ class ConsoleScreen(Screen[Any]):
         self.query_one(Heading).show(text)
 
     def action_back(self) -> None:
-        """To the screen before; the first one stays."""
+        """Go to the previous screen; the first one stays."""
         if len(self.console_app.screen_stack) > 2:  # Textual's own blank screen is the first
             self.console_app.pop_screen()
 
     def say(self, message: str, *, trouble: bool = False) -> None:
-        """A notice that goes by itself; plain text."""
+        """Show a notice that disappears by itself; plain text."""
         self.console_app.notify(one_line(message), severity="error" if trouble else "information", markup=False)
 
     async def _while_here(self, work: Coroutine[Any, Any, None]) -> None:
@@ -142,8 +140,8 @@ class ConsoleScreen(Screen[Any]):
         clock = asyncio.get_running_loop().time
         while True:
             await self._visible.wait()
-            begun = clock()
-            news = await asyncio.to_thread(self.look)
-            if news is not None and self.is_attached:
-                self.show(news)
-            await asyncio.sleep(max(self.INTERVAL / 5, begun + self.INTERVAL - clock()))
+            started = clock()
+            update = await asyncio.to_thread(self.poll)
+            if update is not None and self.is_attached:
+                self.render_update(update)
+            await asyncio.sleep(max(self.INTERVAL / 5, started + self.INTERVAL - clock()))

@@ -1,4 +1,4 @@
-"""How a run's state looks: a glyph, a word and a colour, so that none has to be told by colour alone."""
+"""Rendering of a run's state: a glyph, a word and a colour, so that none has to be told by colour alone."""
 
 from rich.text import Text
 
@@ -20,13 +20,13 @@ _STATES: dict[str, tuple[str, str]] = {
 
 
 def state_text(phase: str, variables: dict[str, str]) -> Text:
-    """Glyph and word in the theme's colour; ``variables`` are the app's theme variables."""
+    """Return glyph and word in the theme's colour; ``variables`` are the app's theme variables."""
     glyph, colour = _STATES.get(phase, _STATES["unknown"])
     return Text(f"{glyph} {one_line(phase)}", style=rich_colour(variables, colour))
 
 
 def rich_colour(variables: dict[str, str], name: str) -> str:
-    """A theme variable as Rich writes colours; empty (the terminal's own) where it has none."""
+    """Return a theme variable as Rich writes colours; empty (the terminal's own) where it has none."""
     value = variables.get(name, "")
     if value.startswith("#"):
         return value[:7]

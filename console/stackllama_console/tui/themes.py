@@ -1,6 +1,6 @@
 """Colour themes: YAML files with checked values, turned into Textual's.
 
-A file with a mistake is one sentence for the person and is left out; the console never fails over a colour.
+A file with an error is reported in one sentence and skipped; the console never fails over a colour.
 """
 
 from collections.abc import Iterable
@@ -49,14 +49,14 @@ class ThemeFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 def built_in_dir() -> Path:
-    """The themes that came with us: in the package when installed, else in the checkout."""
+    """Return the directory of our own themes: in the package when installed, else in the checkout."""
     package = Path(stackllama_console.__file__).resolve().parent
     installed = package / "themes"
     return installed if installed.is_dir() else package.parents[1] / "themes"
 
 
 def load_themes(directories: Iterable[Path] | None = None) -> tuple[list[Theme], list[str]]:
-    """All themes that are whole, later directories first in rank, and one sentence for each file that is not."""
+    """Return all valid themes, those of later directories winning, and one sentence for each invalid file."""
     themes: dict[str, Theme] = {}
     notices: list[str] = []
     for directory in directories or (built_in_dir(), themes_dir()):
@@ -64,14 +64,14 @@ def load_themes(directories: Iterable[Path] | None = None) -> tuple[list[Theme],
             try:
                 theme = read_theme(file)
             except ValueError as error:
-                notices.append(f"theme left out: {one_line(str(error))}")
+                notices.append(f"theme skipped: {one_line(str(error))}")
             else:
                 themes[theme.name] = theme
     return list(themes.values()), notices
 
 
 def read_theme(file: Path) -> Theme:
-    """One theme.
+    """Read one theme.
 
     Raises:
         ValueError: not readable, or a wrong key or value; names the file and what is wrong in it.
@@ -80,20 +80,23 @@ def read_theme(file: Path) -> Theme:
         text = read_text(file, _MOST_BYTES)
         ours = file.parent == built_in_dir()  # in anybody else's, endless nesting would end the process in C
         raw: Any = yaml.load(text, Loader=_FAST) if ours else load_yaml(text)  # noqa: S506 - a safe loader
-        read = msgspec.convert(raw, ThemeFile)
+        theme_file = msgspec.convert(raw, ThemeFile)
     except (OSError, ValueError) as error:
         raise ValueError(f"{file}: {error}") from None
-    colours: dict[str, Any] = {field: getattr(read, field) for field in _COLOURS}
-    for key, value in (*colours.items(), *((f"curves[{index}]", value) for index, value in enumerate(read.curves))):
-        _check(file, key, value, read.ansi)
-    variables = {f"curve-{index}": value for index, value in enumerate(read.curves, start=1)}
-    if not read.ansi:  # a cursor bar that stands out in every theme, with the text on it readable
-        variables |= {"block-cursor-background": read.primary, "block-cursor-foreground": read.background}
-        variables |= {"footer-key-foreground": read.accent}
+    colours: dict[str, Any] = {field: getattr(theme_file, field) for field in _COLOURS}
+    for key, value in (
+        *colours.items(),
+        *((f"curves[{index}]", value) for index, value in enumerate(theme_file.curves)),
+    ):
+        _check(file, key, value, theme_file.ansi)
+    variables = {f"curve-{index}": value for index, value in enumerate(theme_file.curves, start=1)}
+    if not theme_file.ansi:  # a cursor bar that stands out in every theme, with the text on it readable
+        variables |= {"block-cursor-background": theme_file.primary, "block-cursor-foreground": theme_file.background}
+        variables |= {"footer-key-foreground": theme_file.accent}
     else:  # Textual's widgets ask an ansi theme for this one besides its own
-        variables |= {"ansi-background": "ansi_black" if read.dark else "ansi_white"}
+        variables |= {"ansi-background": "ansi_black" if theme_file.dark else "ansi_white"}
         variables |= {"block-cursor-background": "ansi_blue", "block-cursor-foreground": "ansi_bright_white"}
-    return Theme(name=read.name, dark=read.dark, ansi=read.ansi, variables=variables, **colours)
+    return Theme(name=theme_file.name, dark=theme_file.dark, ansi=theme_file.ansi, variables=variables, **colours)
 
 
 _COLOURS = (
@@ -114,9 +117,9 @@ def _check(file: Path, key: str, value: str, ansi: bool) -> None:
     try:
         colour = Color.parse(value)
     except ColorParseError:
-        raise ValueError(f'{file}: `{key}: {value}` is not a colour; write "#rrggbb"') from None
+        raise ValueError(f'{file}: `{key}: {value}`: expected a colour, e.g. "#rrggbb"') from None
     if ansi != value.startswith(_ANSI_PREFIX):
-        wanted = "one of ansi_black … ansi_bright_white or ansi_default" if ansi else '"#rrggbb"'
-        raise ValueError(f"{file}: `{key}: {value}` should be {wanted}")
+        expected = "one of ansi_black … ansi_bright_white or ansi_default" if ansi else '"#rrggbb"'
+        raise ValueError(f"{file}: `{key}: {value}`: expected {expected}")
     if not ansi and colour.a != 1:
-        raise ValueError(f"{file}: `{key}: {value}` is transparent; write an opaque colour")
+        raise ValueError(f"{file}: `{key}: {value}`: expected an opaque colour")

@@ -1,6 +1,6 @@
-"""What the monitor watches: a run, a pipeline, or another trainer's directory, with its log, samples and machine.
+"""The monitor's subject: a run, a pipeline, or another trainer's directory, with its log, samples and machine.
 
-:meth:`Watched.look` runs in a thread; everything else only hands out what it found.
+:meth:`Watched.poll` runs in a thread; everything else only returns what it read.
 """
 
 import time
@@ -21,14 +21,15 @@ from ..readers.pipeline_reader import PipelineReader
 from ..readers.protocol import Reader
 from ..readers.run_reader import RunReader
 from ..readers.samples import SamplesFile
+from ..results import pipeline_facts, result_lines, sample_lines, table
 from ..sanitise import one_line
 
 _MACHINE_SECONDS = 2.0
 _SAMPLES = 3
 
 
-class News(Struct, frozen=True, kw_only=True):
-    """What a look found."""
+class Update(Struct, frozen=True, kw_only=True):
+    """The result of one poll."""
 
     run: bool
     log: LogReader | None = None
@@ -37,7 +38,7 @@ class News(Struct, frozen=True, kw_only=True):
 
 
 class Watched:
-    """One thing to look at, and what goes with it.
+    """One subject and everything that is read with it.
 
     Args:
         source: the reader; of a pipeline its own, which holds the reader of the child shown.
@@ -51,10 +52,10 @@ class Watched:
         self.pipeline: PipelineReader | None = source if isinstance(source, PipelineReader) else None
         self.newest_samples: list[dict[str, Any]] = []
         self.result: list[str] = []
-        """What came out of a pipeline, or of a stage without curves, in lines."""
+        """Lines of the result of a pipeline, or of a stage without curves."""
         self.predicted: float | None = None
         self.evaluation = ""
-        """How the held-out prompts were answered, where the figures of that are shown."""
+        """How the held-out prompts were sampled, where metrics of that are shown."""
         self.note = ""
         self._foreign_log = log
         self._log: LogReader | None = None
@@ -67,30 +68,30 @@ class Watched:
         self._machine = Machine(run.path.parents[1] if run else None)
         self._machine_at = 0.0
         self._machine_text = ""
-        self._looked = False
+        self._polled = False
 
     @property
     def reader(self) -> Reader:
-        """What is drawn: of a pipeline the child shown."""
+        """The reader that is shown: of a pipeline its child's."""
         return (self.pipeline.shown or self.pipeline) if self.pipeline else self.source
 
     @property
     def shown_run(self) -> RunDir | None:
-        """The run that is drawn."""
+        """The run that is shown."""
         if self.pipeline:
             return self.pipeline.shown.run if self.pipeline.shown else None
         return self.run
 
     @property
     def state(self) -> State | None:
-        """Of the run itself, not of a pipeline's child."""
+        """The state of the run itself, not of a pipeline's child."""
         return self.source.state if self.run else None
 
-    def look(self) -> News | None:
+    def poll(self) -> Update | None:
         """Read what is new; None where nothing is."""
         shown = self.reader
-        changed = self.source.poll() or not self._looked or shown is not self.reader
-        self._looked = True
+        changed = self.source.poll() or not self._polled or shown is not self.reader
+        self._polled = True
         self._predict()
         if changed:
             self.result = self._read_result()
@@ -100,7 +101,7 @@ class Watched:
         machine = self._read_machine()
         if not (changed or log or samples or machine):
             return None
-        return News(run=changed or samples, log=log, machine=self._machine_text)
+        return Update(run=changed or samples, log=log, machine=self._machine_text)
 
     def _predict(self) -> None:
         run = self.shown_run
@@ -119,15 +120,11 @@ class Watched:
     def _read_result(self) -> list[str]:
         run, state = self.run, self.state
         if self.pipeline and not self.pipeline.chosen and run and state and state.phase == "finished":
-            from ..cli.report import pipeline_facts, sample_lines, table
-
             facts = pipeline_facts(Home(run.path.parents[1]), run, state)
             return [*table(facts), "", *sample_lines(facts)]
         shown = self.shown_run
         if shown is None or self.reader.series:
             return []
-        from ..cli.show import result_lines
-
         return result_lines(shown, self.reader.stage or Stage.MERGE)
 
     def _read_evaluation(self) -> str:
@@ -168,7 +165,7 @@ class Watched:
         return True
 
     def _read_machine(self) -> bool:
-        """The machine's figures, while the run is alive on this machine."""
+        """Measure the machine while the run is alive here; return whether the text changed."""
         run, state = self.shown_run, getattr(self.reader, "state", None)
         alive = run is not None and state is not None and not state.has_ended
         if not alive or time.monotonic() - self._machine_at < _MACHINE_SECONDS:
@@ -187,13 +184,13 @@ class Watched:
         except UsageError:  # not started yet
             return ""
         if not is_local(launch):
-            self.note = f"runs on {launch.host}: its GPUs and CPU are not seen from here"
+            self.note = f"runs on {launch.host}: its GPUs and CPU are not visible from here"
             return ""
         return self._machine.line(run.path)
 
 
 def watch_run(home: Home, run_id: str) -> Watched:
-    """A run of ours.
+    """Return what the monitor reads of a run of ours.
 
     Raises:
         UsageError: no such run, or it cannot be read.
@@ -204,7 +201,7 @@ def watch_run(home: Home, run_id: str) -> Watched:
 
 
 def watch_directory(path: Path) -> Watched:
-    """Another trainer's directory.
+    """Return what the monitor reads of another trainer's directory.
 
     Raises:
         UsageError: nothing in it that can be watched.
@@ -216,19 +213,19 @@ def watch_directory(path: Path) -> Watched:
 
 
 def predicted_peak(run: RunDir) -> float | None:
-    """What the budget expected of the recipe: allocated on a GPU, the middle of the resident set's range on a CPU.
+    """Return the predicted peak in bytes: allocated on a GPU, the middle of the resident set's range on a CPU.
 
     None where it cannot say.
     """
     from stackllama_engine.launch.expected import expected
 
     try:
-        found = expected(run, run.read_state().stage)
+        prediction = expected(run, run.read_state().stage)
     except (StackllamaError, OSError):  # files that have gone: no line is drawn
         return None
-    if found is None:
+    if prediction is None:
         return None
-    return float(found.estimate.allocated if found.on_gpu else sum(found.estimate.device) / 2)
+    return float(prediction.estimate.allocated if prediction.on_gpu else sum(prediction.estimate.device) / 2)
 
 
 def _sample(row: Any) -> dict[str, Any]:

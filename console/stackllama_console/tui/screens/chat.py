@@ -1,4 +1,4 @@
-"""Talk to what a run made, and to the base it began with: the same question to both, with the same noise.
+"""Chat with what a run trained and with its base: the same question to both, with the same sampling seed.
 
 The generator is a process of its own. It starts when the screen opens and ends when the screen is left.
 """
@@ -33,18 +33,18 @@ RESULT = "result"
 Start = Callable[[RunDir, str | None], ChatProcess]
 
 
-_LOADING = "loading the model, in a process of its own; a large one takes a while. You can write already."
+_LOADING = "loading the model in its own process; a large one takes a while. You can type already."
 
 
 class NotStarted(Struct, frozen=True):
-    """There is no generator."""
+    """A generator could not be started."""
 
     why: str
     way_out: str
 
 
 class QuestionLine(Input):
-    """The line for questions; its one key stands among those of the screen."""
+    """The input line for questions; its one key is listed among those of the screen."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("enter", "submit", "ask", id="chat.ask", key_display="enter")]
 
@@ -75,12 +75,12 @@ class ChatScreen(ConsoleScreen):
     """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "back", "back", id="screen.back"),  # shown: the only way out of the line for questions
-        Binding("i", "write", "write", id="chat.write", tooltip="Back to the line for questions"),
-        Binding("x", "cancel", "cancel", id="chat.cancel", tooltip="Give up the answers under way"),
+        Binding("i", "write", "write", id="chat.write", tooltip="Back to the input line"),
+        Binding("x", "cancel", "cancel", id="chat.cancel", tooltip="Cancel the answers being generated"),
         Binding("t", "temperature", "temperature", id="chat.temperature"),
         Binding("n", "length", "max tokens", id="chat.length"),
         Binding("c", "choose", "checkpoint", id="chat.choose"),
-        Binding("r", "restart", "start again", id="chat.restart", show=False),
+        Binding("r", "restart", "restart generator", id="chat.restart", show=False),
     ]
 
     def __init__(self, run: RunDir, checkpoint: str | None = None, start: Start = start_chat) -> None:
@@ -98,25 +98,27 @@ class ChatScreen(ConsoleScreen):
         self._said = ("", "")
 
     def body(self) -> ComposeResult:
-        """Status, conversation, settings, and the line to write on."""
+        """Compose status, conversation, settings and the input line."""
         yield Static(_LOADING, id="status", markup=False)
         yield TurnList(id="turns")
         yield Static("", id="bottom", markup=False)
-        line = QuestionLine(placeholder="a question; enter asks, escape leaves the line", compact=True, id="prompt")
+        line = QuestionLine(
+            placeholder="type a question; enter asks, escape leaves the input", compact=True, id="prompt"
+        )
         line.cursor_blink = False
         yield line
 
     def on_mount(self) -> None:
-        """Say what is being loaded; the thread of :meth:`look` starts it."""
+        """Say what is being loaded; the thread of :meth:`poll` starts it."""
         self.call_next(self._head)  # after the heading that every screen begins with
         self._show_settings()
 
     def on_resize(self, event: events.Resize) -> None:
-        """Questions and answers first where there is little room."""
+        """Give questions and answers the space where there is little."""
         self.set_class(event.size.height < 10, "-low")
 
     async def on_unmount(self) -> None:
-        """No generator is left behind, even one that is just being started."""
+        """End the generator, even one that is just being started."""
         await asyncio.to_thread(self._leave)
 
     def _leave(self) -> None:
@@ -127,8 +129,8 @@ class ChatScreen(ConsoleScreen):
 
     # reading, in a thread
 
-    def look(self) -> list[ChatEvent] | NotStarted | None:
-        """Start what is wanted, or take what the generator said."""
+    def poll(self) -> list[ChatEvent] | NotStarted | None:
+        """Start the wanted generator, or return what the running one sent."""
         with self._guard:
             if self._left:
                 return None
@@ -144,30 +146,30 @@ class ChatScreen(ConsoleScreen):
         try:
             self.process = self._start(self.run_dir, self.checkpoint)
         except (StackllamaError, OSError) as error:
-            way_out = "c: choose a checkpoint" if isinstance(error, UsageError) else "r: look again"
+            way_out = "c: choose a checkpoint" if isinstance(error, UsageError) else "r: try again"
             return NotStarted(_sentence(str(error)), f"{way_out}, esc: back")
         return []
 
     # showing
 
-    def show(self, news: Any) -> None:
-        """Pieces of answers; or why there are none."""
-        if isinstance(news, NotStarted):
-            self._status(news.why, news.way_out)
+    def render_update(self, update: Any) -> None:
+        """Add pieces of answers to their turns, or say why there are none."""
+        if isinstance(update, NotStarted):
+            self._status(update.why, update.way_out)
             return
         turns = self.query_one(TurnList)
         changed: set[int] = set()
-        for event in news:
+        for event in update:
             match event:
                 case Ready():
                     self._ready(event)
                 case Ended():
                     self._ended(event)
                 case Delta() | Done() | Failure():
-                    found = turns.turn(event.id) if event.id is not None else None
-                    if found:
-                        found[1].take(event)
-                        changed.add(found[0])
+                    position_and_turn = turns.turn(event.id) if event.id is not None else None
+                    if position_and_turn:
+                        position_and_turn[1].take(event)
+                        changed.add(position_and_turn[0])
                     elif isinstance(event, Failure):
                         self.say(event.error, trouble=True)
                 case _:
@@ -189,7 +191,7 @@ class ChatScreen(ConsoleScreen):
             turns.changed(0)
 
     def _ended(self, event: Ended) -> None:
-        self._status(_sentence(event.message), "r: start again, c: choose a checkpoint, esc: back")
+        self._status(_sentence(event.message), "r: restart, c: choose a checkpoint, esc: back")
         self._give_up(event.message)
 
     def _give_up(self, why: str) -> None:
@@ -203,25 +205,25 @@ class ChatScreen(ConsoleScreen):
             turns.changed(waiting[0])
 
     def _status(self, text: str, way_out: str = "") -> None:
-        """Say how things stand; with a way out where something is wrong."""
+        """Set the status; ``way_out`` names keys where something is wrong."""
         self._said = text, way_out
         self._show_status()
 
     def _show_status(self) -> None:
-        """The keys of a way out are text to the line for questions: then it says how to leave that first."""
+        """Show the status; while the input has the focus, keys of a way out are text, so say first how to leave it."""
         text, way_out = self._said
         if way_out and self.query_one("#prompt").has_focus:
-            way_out = f"esc leaves the line, then {way_out}"
+            way_out = f"esc leaves the input, then {way_out}"
         status = self.query_one("#status", Static)
         status.set_class(bool(way_out), "trouble")
         status.update(one_line(f"{text} {way_out}".strip()))
 
     def on_descendant_focus(self) -> None:
-        """See :meth:`_show_status`."""
+        """Update the status; see :meth:`_show_status`."""
         self._on_focus_moved()
 
     def on_descendant_blur(self) -> None:
-        """See :meth:`_show_status`."""
+        """Update the status; see :meth:`_show_status`."""
         self._on_focus_moved()
 
     def _on_focus_moved(self) -> None:
@@ -229,7 +231,7 @@ class ChatScreen(ConsoleScreen):
             self._show_status()
 
     def _show_settings(self) -> None:
-        text = f"temperature {self.temperature:g} (t) · at most {self.length} tokens (n) · a new seed each question"
+        text = f"temperature {self.temperature:g} (t) · max {self.length} tokens (n) · new seed per question"
         self.query_one("#bottom", Static).update(text)
 
     def _head(self) -> None:
@@ -243,7 +245,7 @@ class ChatScreen(ConsoleScreen):
         if not prompt:
             return
         if self.process is None or not self.process.alive:
-            self.say("No generator runs. Escape leaves the line; then r starts it, c chooses a checkpoint.")
+            self.say("The generator is not running. Escape leaves the input; then r: restart, c: choose a checkpoint.")
             return
         sides = self.process.ready.sides if self.process.ready else list(SIDES)
         try:
@@ -259,11 +261,11 @@ class ChatScreen(ConsoleScreen):
         self.query_one(TurnList).add(Turn(id=question, prompt=sanitise(prompt), answers=answers))
 
     def action_write(self) -> None:
-        """To the line for questions."""
+        """Focus the input line."""
         self.query_one("#prompt", Input).focus()
 
     def action_cancel(self) -> None:
-        """Give up the answers under way."""
+        """Cancel the answers being generated."""
         if not self._cancel():
             self.say("Nothing is being generated.")
 
@@ -275,7 +277,7 @@ class ChatScreen(ConsoleScreen):
         return bool(going_on)
 
     def action_back(self) -> None:
-        """Give up an answer; without one leave the line, then the screen."""
+        """Cancel an answer; without one leave the input, then the screen."""
         if self._cancel():
             return
         if self.query_one("#prompt", Input).has_focus:
@@ -284,21 +286,21 @@ class ChatScreen(ConsoleScreen):
             super().action_back()
 
     def action_temperature(self) -> None:
-        """The next of a few temperatures; 0 takes the likeliest token each time."""
+        """Choose the next of a few temperatures; 0 takes the likeliest token each time."""
         self.temperature = _next(TEMPERATURES, self.temperature)
         self._show_settings()
 
     def action_length(self) -> None:
-        """The next of a few limits."""
+        """Choose the next of a few limits."""
         self.length = _next(LENGTHS, self.length)
         self._show_settings()
 
     def action_restart(self) -> None:
-        """Start the generator again."""
+        """Restart the generator."""
         self._load(self.checkpoint)
 
     def action_choose(self) -> None:
-        """The result or one of the checkpoints."""
+        """Choose the result or one of the checkpoints."""
         self.begin(self._choose(), group="choose", exclusive=True)
 
     async def _choose(self) -> None:
@@ -311,23 +313,23 @@ class ChatScreen(ConsoleScreen):
             if name is not None:
                 self._load(None if name == RESULT else name)
 
-        self.console_app.push_screen(ChooseScreen("talk to", choices, self.checkpoint or RESULT), chosen)
+        self.console_app.push_screen(ChooseScreen("chat with", choices, self.checkpoint or RESULT), chosen)
 
     def _load(self, checkpoint: str | None) -> None:
-        """Have the thread end this generator and start another one."""
-        self._give_up("another generator was started")
+        """Have the polling thread end this generator and start another one."""
+        self._give_up("the generator was restarted")
         self.checkpoint = checkpoint
         self._wanted = True
         self._status(_LOADING)
         self._head()
         turns = self.query_one(TurnList)
         if turns.turns:
-            turns.add(Turn(id=0, prompt=f"— {checkpoint or RESULT} from here on —", answers={}))
+            turns.add(Turn(id=0, prompt=f"— from here on: {checkpoint or RESULT} —", answers={}))
 
 
 def _choices(run: RunDir) -> list[tuple[str, str]]:
-    """The result where there is one, then checkpoints, newest first."""
-    result = [(RESULT, "what the run left in the end")] if run.adapter.is_dir() or run.merged.is_dir() else []
+    """Return the result where there is one, then checkpoints, newest first."""
+    result = [(RESULT, "the finished run's model")] if run.adapter.is_dir() or run.merged.is_dir() else []
     return [*result, *((f"step-{step:06d}", f"checkpoint after step {step:,}") for step in checkpoint_steps(run)[::-1])]
 
 

@@ -1,4 +1,4 @@
-"""Two or more runs: their curves over each other, what differs in their recipes, and their figures."""
+"""Comparison of two or more runs: curves over each other, recipe differences, and metrics."""
 
 from typing import Any, ClassVar, Literal
 
@@ -20,15 +20,15 @@ from ..widgets.facts_table import FactsTable
 
 _WIDE = 120
 
-View = Literal["charts", "recipe", "figures"]
+View = Literal["charts", "recipe", "metrics"]
 
 
 class Compared(Struct, frozen=True, kw_only=True):
-    """What one look found, ready to be shown."""
+    """The result of one poll, ready to be rendered."""
 
     overlays: list[Overlay]
     recipe: list[FactRow]
-    figures: list[FactRow]
+    metrics: list[FactRow]
     troubles: list[str]
 
 
@@ -48,82 +48,82 @@ class CompareScreen(ConsoleScreen):
         &.-wide #grid { width: 3fr; }
         &.-wide #tables { width: 2fr; margin-left: 1; }
         &.-wide #recipe { height: auto; max-height: 50%; }
-        &.-wide #figures { margin-top: 1; }
+        &.-wide #metrics { margin-top: 1; }
         &.-wide.-many #grid { width: 1fr; }
         &.-wide.-many #tables { width: 1fr; }
         &.-narrow.-charts #tables { display: none; }
         &.-narrow.-recipe #grid { display: none; }
-        &.-narrow.-recipe #figures { display: none; }
-        &.-narrow.-figures #grid { display: none; }
-        &.-narrow.-figures #recipe { display: none; }
+        &.-narrow.-recipe #metrics { display: none; }
+        &.-narrow.-metrics #grid { display: none; }
+        &.-narrow.-metrics #recipe { display: none; }
     }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("1", "view('charts')", "charts", id="compare.charts"),
         Binding("2", "view('recipe')", "recipe", id="compare.recipe"),
-        Binding("3", "view('figures')", "figures", id="compare.figures"),
-        Binding("right_square_bracket", "turn(1)", "more metrics", id="compare.next", key_display="]"),
-        Binding("left_square_bracket", "turn(-1)", "metrics before", id="compare.previous", show=False),
+        Binding("3", "view('metrics')", "metrics", id="compare.figures"),
+        Binding("right_square_bracket", "turn(1)", "next metrics", id="compare.next", key_display="]"),
+        Binding("left_square_bracket", "turn(-1)", "previous metrics", id="compare.previous", show=False),
     ]
 
     def __init__(self, home: Home, run_ids: list[str]) -> None:
         super().__init__()
         self.comparison = Comparison(home, run_ids)
         self.view: View = "charts"
-        self._looked = False
+        self._polled = False
 
     def body(self) -> ComposeResult:
-        """Charts; beside or instead of them the two tables."""
+        """Compose charts and, beside or instead of them, the two tables."""
         ascii_only = self.console_app.options.ascii
         yield Static("", id="trouble", markup=False)
         with Container(id="compare"):
             yield ChartGrid(ascii_only=ascii_only, smoothing=self.console_app.settings.smoothing, id="grid")
             with Vertical(id="tables"):
                 yield FactsTable("recipe", ascii_only=ascii_only, id="recipe")
-                yield FactsTable("figures", ascii_only=ascii_only, id="figures")
+                yield FactsTable("metrics", ascii_only=ascii_only, id="metrics")
 
     def on_mount(self) -> None:
-        """Empty at first, charts in front."""
+        """Put the charts in front, empty at first."""
         self.add_class("-charts")
         self.set_class(len(self.comparison.sides) > 2, "-many")
         self.query_one("#trouble").display = False
 
     def on_resize(self, event: events.Resize) -> None:
-        """Side by side from 120 columns."""
+        """Arrange side by side from 120 columns."""
         self.set_class(event.size.width >= _WIDE, "-wide")
         self.set_class(event.size.width < _WIDE, "-narrow")
 
-    def look(self) -> Compared | None:
-        """All runs' new events."""
+    def poll(self) -> Compared | None:
+        """Read all runs' new events."""
         comparison = self.comparison
-        if not comparison.poll() and self._looked:
+        if not comparison.poll() and self._polled:
             return None
-        self._looked = True
+        self._polled = True
         metrics = comparison.metrics()
         names = list(zip(comparison.names, comparison.sides, strict=True))
         overlays: list[Overlay] = []
         for metric in metrics:
-            having = [(name, side.reader) for name, side in names if side.reader and metric in side.reader.series]
-            overlays.append(Overlay(metric, tuple((name, reader.series[metric]) for name, reader in having)))
+            readers = [(name, side.reader) for name, side in names if side.reader and metric in side.reader.series]
+            overlays.append(Overlay(metric, tuple((name, reader.series[metric]) for name, reader in readers)))
         return Compared(
             overlays=overlays,
             recipe=recipe_rows(comparison),
-            figures=figure_rows(comparison, metrics),
+            metrics=figure_rows(comparison, metrics),
             troubles=comparison.troubles,
         )
 
-    def show(self, news: Any) -> None:
-        """Charts and tables; only what changed is painted."""
-        found: Compared = news
+    def render_update(self, update: Any) -> None:
+        """Render charts and tables; only what changed is painted."""
+        compared: Compared = update
         grid = self.query_one(ChartGrid)
-        grid.show_overlays(found.overlays)
+        grid.show_overlays(compared.overlays)
         names = self.comparison.names
-        self.query_one("#recipe", FactsTable).show_facts(names, found.recipe, "No recipe could be read.")
-        self.query_one("#figures", FactsTable).show_facts(names, found.figures)
+        self.query_one("#recipe", FactsTable).show_facts(names, compared.recipe, "No recipe could be read.")
+        self.query_one("#metrics", FactsTable).show_facts(names, compared.metrics)
         trouble = self.query_one("#trouble", Static)
-        text = Text("\n".join(found.troubles[:3]))
-        if not found.overlays and not found.troubles:
-            text = Text("The runs share no metrics yet; 2 and 3 show recipe and figures.")
+        text = Text("\n".join(compared.troubles[:3]))
+        if not compared.overlays and not compared.troubles:
+            text = Text("The runs share no metrics yet; 2: recipe, 3: metrics.")
         if trouble.content != text:
             trouble.update(text)
             trouble.display = bool(text.plain)
@@ -133,13 +133,13 @@ class CompareScreen(ConsoleScreen):
 
     def action_view(self, view: View) -> None:
         """Bring one of the three to the front; where all are shown, give it the keys."""
-        self.remove_class("-charts", "-recipe", "-figures").add_class(f"-{view}")
+        self.remove_class("-charts", "-recipe", "-metrics").add_class(f"-{view}")
         self.view = view
         self._focus_view(change=True)
         self._head()
 
     def action_turn(self, pages: int) -> None:
-        """The next or previous metrics."""
+        """Go to the next or previous metrics."""
         if self.view != "charts":
             self.action_view("charts")
         self.query_one(ChartGrid).turn(pages)

@@ -18,18 +18,18 @@ _OURS = "stackllama_console"
 
 
 def actions_of(screen: Screen[Any]) -> list[tuple[Binding, DOMNode]]:
-    """Every binding that works on a screen now, the nearest first, each with the node it belongs to."""
-    found: dict[str, tuple[Binding, DOMNode]] = {}
+    """Return every binding that works on a screen now, the nearest first, each with the node it belongs to."""
+    actions: dict[str, tuple[Binding, DOMNode]] = {}
     for node in _nodes(screen):
         for bindings in node._bindings.key_to_bindings.values():  # pyright: ignore[reportPrivateUsage]
             for binding in bindings:
                 if binding.description and binding.id and not binding.system:
-                    found.setdefault(binding.id, (binding, node))
-    return list(found.values())
+                    actions.setdefault(binding.id, (binding, node))
+    return list(actions.values())
 
 
 def _nodes(screen: Screen[Any]) -> Iterator[DOMNode]:
-    """The focused widget first, then every other widget with keys of our own, the screen, the application."""
+    """Yield the focused widget first, then every other widget with keys of our own, the screen, the application."""
     application = cast("App[Any]", screen.app)  # pyright: ignore[reportUnknownMemberType]
     if screen.focused is not None:
         yield from (node for node in screen.focused.ancestors_with_self if node not in (screen, application))
@@ -41,7 +41,7 @@ def _nodes(screen: Screen[Any]) -> Iterator[DOMNode]:
 
 
 def keys_text(screen: Screen[Any], width: int = 30) -> Text:
-    """Sections of ``keys  description``, in the order in which keys are looked up."""
+    """Return sections of ``keys  description``, in the order in which keys are looked up."""
     sections: dict[str, list[tuple[str, str, str]]] = {}
     keymap = cast("App[Any]", screen.app)._keymap  # pyright: ignore
     for binding, node in actions_of(screen):
@@ -94,19 +94,19 @@ class HelpScreen(ModalScreen[None]):
 
     @classmethod
     def of(cls, screen: Screen[Any]) -> "HelpScreen":
-        """Help for a screen as it is now."""
+        """Return help for a screen as it is now."""
         return cls(keys_text(screen), getattr(screen, "HEADING", "") or "help")
 
     def compose(self) -> ComposeResult:
-        """A scrolling list."""
+        """Compose a scrolling list."""
         with VerticalScroll(id="help") as scroll:
             scroll.border_title = "keys"
             scroll.border_subtitle = "esc closes"
             yield Static(self._text, markup=False)
             ways = (
-                "Runs go on without the console: q only stops looking.\n"
-                "A widget's keys work while it has the focus: tab, shift+tab.\n"
-                f"Other keys: `id: key` lines in {keymap_file()}"
+                "Runs continue without the console; q quits only the console.\n"
+                "A widget's keys work while it has the focus (tab, shift+tab).\n"
+                f"To change keys, write `id: key` lines in {keymap_file()}"
             )
             yield Static(Text(ways, style="dim"), markup=False)
 
@@ -115,7 +115,7 @@ class HelpScreen(ModalScreen[None]):
         self.query_one(VerticalScroll).scroll_relative(y=lines, animate=False)
 
     def action_end(self, bottom: bool) -> None:
-        """To the first or the last line."""
+        """Scroll to the first or the last line."""
         scroll = self.query_one(VerticalScroll)
         scroll.scroll_end(animate=False) if bottom else scroll.scroll_home(animate=False)
 

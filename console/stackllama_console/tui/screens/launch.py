@@ -142,13 +142,13 @@ class LaunchScreen(ConsoleScreen):
 
     # reading
 
-    def look(self) -> Devices | None:
+    def poll(self) -> Devices | None:
         """Return this machine's memory where it changed enough to matter."""
         return self.controller.poll_devices()
 
-    def show(self, news: Devices) -> None:
+    def render_update(self, update: Devices) -> None:
         """Render the budget against it."""
-        self.controller.take_devices(news)
+        self.controller.take_devices(update)
         self._show_budget()
 
     async def _find(self) -> None:

@@ -1,4 +1,4 @@
-"""The monitor: one run, live or over, read from its files alone; a pipeline through the child that is looked at."""
+"""The monitor: one run, live or ended, read from its files alone; of a pipeline the stage that is shown."""
 
 from collections.abc import Callable, Sequence
 from operator import is_
@@ -21,11 +21,11 @@ from ...readers.series import Series
 from ...sanitise import one_line, sanitise
 from ..run_actions import RunActions, can_resume
 from ..screen import ConsoleScreen
-from ..watched import News, Watched, watch_directory, watch_run
+from ..watched import Update, Watched, watch_directory, watch_run
 from ..widgets.chart import Chart, Curve
 from ..widgets.log_panel import LogPanel
-from ..widgets.panels import figure_lines, pipeline_line, sample_lines
-from ..widgets.status import figures_line, head_line, memory_text, now, outcome_lines, silence_text
+from ..widgets.panels import metric_lines, pipeline_line, sample_lines
+from ..widgets.status import head_line, headline_line, memory_text, now, outcome_lines, silence_text
 from ..widgets.text_lines import TextLines
 from .text import TextScreen
 
@@ -34,7 +34,7 @@ _WRAPPED = 4  # lines that one sentence may take
 
 
 class MonitorScreen(ConsoleScreen):
-    """Charts, figures, log and samples of one run.
+    """Charts, metrics, log and samples of one run.
 
     Args:
         opening: finds the run's files, in a thread; raises StackllamaError when there are none.
@@ -45,27 +45,27 @@ class MonitorScreen(ConsoleScreen):
     WIDGETS_WITH_KEYS: ClassVar[tuple[str, ...]] = ("Chart", "LogView", "LogPanel")
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("x", "run('stop')", "stop", id="monitor.stop"),
-        Binding("w", "run('save')", "save now", id="monitor.save"),
-        Binding("p", "run('pause')", "pause or go on", id="monitor.pause", show=False),
-        Binding("A", "run('sample')", "answer a few questions now", id="monitor.sample", show=False),
-        Binding("V", "run('change')", "change a value while it runs", id="monitor.change", show=False),
+        Binding("w", "run('save')", "save checkpoint", id="monitor.save"),
+        Binding("p", "run('pause')", "pause / continue", id="monitor.pause", show=False),
+        Binding("A", "run('sample')", "sample held-out prompts now", id="monitor.sample", show=False),
+        Binding("V", "run('change')", "set a recipe value while running", id="monitor.change", show=False),
         Binding("r", "run('resume')", "resume", id="monitor.resume"),
         Binding("e", "run('clone')", "edit a copy", id="monitor.clone"),
-        Binding("a", "run('samples')", "answers", id="monitor.samples"),
-        Binding("t", "run('chat')", "talk", id="monitor.chat"),
+        Binding("a", "run('samples')", "samples", id="monitor.samples"),
+        Binding("t", "run('chat')", "chat", id="monitor.chat"),
         Binding("D", "run('delete')", "delete", id="monitor.delete", show=False),
-        Binding("left_square_bracket", "page(-1)", "charts before", id="monitor.page_back", show=False),
-        Binding("right_square_bracket", "page(1)", "more charts", id="monitor.page", key_display="]"),
-        Binding("comma", "child(-1)", "pipeline: stage before", id="monitor.child_back", show=False),
+        Binding("left_square_bracket", "page(-1)", "previous charts", id="monitor.page_back", show=False),
+        Binding("right_square_bracket", "page(1)", "next charts", id="monitor.page", key_display="]"),
+        Binding("comma", "child(-1)", "pipeline: previous stage", id="monitor.child_back", show=False),
         Binding("full_stop", "child(1)", "pipeline: next stage", id="monitor.child", show=False),
-        Binding("1", "panel(0)", "only chart 1", id="monitor.panel_1", show=False),
-        Binding("2", "panel(1)", "only chart 2", id="monitor.panel_2", show=False),
-        Binding("3", "panel(2)", "only chart 3", id="monitor.panel_3", show=False),
-        Binding("4", "panel(3)", "only chart 4", id="monitor.panel_4", show=False),
-        Binding("5", "panel(4)", "only the log", id="monitor.panel_5", show=False),
-        Binding("6", "panel(5)", "only the figures", id="monitor.panel_6", show=False),
-        Binding("d", "figures", "all figures as text", id="monitor.figures", show=False),
-        Binding("slash", "search", "search the log", id="monitor.search", key_display="/", show=False),
+        Binding("1", "panel(0)", "show only chart 1", id="monitor.panel_1", show=False),
+        Binding("2", "panel(1)", "show only chart 2", id="monitor.panel_2", show=False),
+        Binding("3", "panel(2)", "show only chart 3", id="monitor.panel_3", show=False),
+        Binding("4", "panel(3)", "show only chart 4", id="monitor.panel_4", show=False),
+        Binding("5", "panel(4)", "show only the log", id="monitor.panel_5", show=False),
+        Binding("6", "panel(5)", "show only the metrics", id="monitor.panel_6", show=False),
+        Binding("d", "metrics", "all metrics as text", id="monitor.figures", show=False),
+        Binding("slash", "search", "search log", id="monitor.search", key_display="/", show=False),
     ]
     DEFAULT_CSS = """
     MonitorScreen {
@@ -76,7 +76,7 @@ class MonitorScreen(ConsoleScreen):
         &.-result #result { display: block; }
         &.-result #charts { display: none; }
         #side { width: 42; display: none; padding: 0 1; border-left: solid $panel; }
-        #figures { height: auto; max-height: 60%; }
+        #metrics { height: auto; max-height: 60%; }
         #sample { height: 1fr; margin-top: 1; }
         #log { height: 6; }
         &.-wide #side { display: block; }
@@ -88,9 +88,9 @@ class MonitorScreen(ConsoleScreen):
         #charts.-one { grid-size: 1; }
         &.-only-log #middle { display: none; }
         &.-only-log #log { height: 1fr; display: block; }
-        &.-only-figures #charts { display: none; }
-        &.-only-figures #side { display: block; width: 1fr; border: none; }
-        &.-only-figures #log { display: none; }
+        &.-only-metrics #charts { display: none; }
+        &.-only-metrics #side { display: block; width: 1fr; border: none; }
+        &.-only-metrics #log { display: none; }
     }
     """
 
@@ -105,23 +105,23 @@ class MonitorScreen(ConsoleScreen):
         self._shown_sets: list[ChartSet] = []
         self._page = 0
         self._only: int | None = None
-        self._phase = ""
+        self._keys_for: object = None
         self._series_of: object = None
         self._drawn: list[Series] = []
-        self._news: News | str | None = None
+        self._last_update: Update | str | None = None
 
     @classmethod
     def of_run(cls, home: Home, run_id: str) -> "MonitorScreen":
-        """The monitor of a run of ours."""
+        """Return the monitor of a run of ours."""
         return cls(lambda: watch_run(home, run_id), run_id, home)
 
     @classmethod
     def of_directory(cls, path: Path) -> "MonitorScreen":
-        """The monitor of another trainer's directory, read-only."""
+        """Return the monitor of another trainer's directory, read-only."""
         return cls(lambda: watch_directory(path), path.name or str(path), None)
 
     def body(self) -> ComposeResult:
-        """Empty panels; they are filled with what a thread has read."""
+        """Compose empty panels; they are filled with what a thread has read."""
         yield TextLines(id="state")
         with Horizontal(id="middle"):
             yield TextLines(id="result")
@@ -129,7 +129,7 @@ class MonitorScreen(ConsoleScreen):
                 for index in range(_CHARTS):
                     yield Chart("", id=f"chart-{index}", ascii=self.console_app.options.ascii)
             with Vertical(id="side"):
-                yield TextLines(id="figures")
+                yield TextLines(id="metrics")
                 yield TextLines(id="sample")
         yield LogPanel(id="log")
 
@@ -142,7 +142,7 @@ class MonitorScreen(ConsoleScreen):
         self._arrange()
 
     def on_unmount(self) -> None:
-        """The smoothing that was chosen last is the next one's."""
+        """Persist the smoothing that was chosen last."""
         weights = [chart.weight for chart in self.query(Chart)]
         settings = self.console_app.settings
         changed = next((weight for weight in weights if weight != settings.smoothing), None)
@@ -152,8 +152,8 @@ class MonitorScreen(ConsoleScreen):
 
     # reading, in a thread
 
-    def look(self) -> News | str | None:
-        """What is new; a sentence where it cannot be read at all."""
+    def poll(self) -> Update | str | None:
+        """Return what is new; a sentence where it cannot be read at all."""
         if self._failed:
             return None
         if self._watched is None:
@@ -162,26 +162,26 @@ class MonitorScreen(ConsoleScreen):
             except (StackllamaError, OSError) as error:
                 self._failed = one_line(str(error))
                 return self._failed
-        return self._watched.look()
+        return self._watched.poll()
 
     # showing
 
-    def show(self, news: News | str) -> None:
-        """Only what changed is drawn."""
-        self._news = news
-        if isinstance(news, str):
-            self.query_one("#state", TextLines).show(self._wrapped([Text(f"✗ {news}", style="bold")]))
+    def render_update(self, update: Update | str) -> None:
+        """Render what changed."""
+        self._last_update = update
+        if isinstance(update, str):
+            self.query_one("#state", TextLines).show(self._wrapped([Text(f"✗ {update}", style="bold")]))
             return
-        if news.run:
+        if update.run:
             self._show_charts()
             self._show_side()
-        self._show_state(news)
-        if news.log:
-            self.query_one(LogPanel).show(news.log)
+        self._show_state(update)
+        if update.log:
+            self.query_one(LogPanel).show(update.log)
 
     @property
     def watched(self) -> Watched:
-        """What is watched.
+        """The files being watched.
 
         Raises:
             RuntimeError: nothing has been read yet; keys check for that.
@@ -190,7 +190,7 @@ class MonitorScreen(ConsoleScreen):
             raise RuntimeError("nothing is watched yet")
         return self._watched
 
-    def _show_state(self, news: News) -> None:
+    def _show_state(self, update: Update) -> None:
         watched, moment = self.watched, now()
         reader = watched.source if watched.pipeline and watched.shows_result else watched.reader
         colours = self.console_app.theme_variables
@@ -199,9 +199,9 @@ class MonitorScreen(ConsoleScreen):
         if watched.pipeline:
             lines.append(pipeline_line(watched.pipeline, colours))
         lines += self._wrapped([head_line(reader, colours, moment)])
-        if (figures := figures_line(reader, reader.stage)).plain:
-            lines += self._wrapped([figures])
-        machine = "  ".join(filter(None, (news.machine, memory_text(reader, watched.predicted))))
+        if (metrics := headline_line(reader, reader.stage)).plain:
+            lines += self._wrapped([metrics])
+        machine = "  ".join(filter(None, (update.machine, memory_text(reader, watched.predicted))))
         if machine:
             lines += self._wrapped([Text(machine)])
         there = getattr(watched.source, "elsewhere", "")
@@ -218,26 +218,29 @@ class MonitorScreen(ConsoleScreen):
         pages = self._pages
         where = f"charts {self._page + 1} of {pages}" if pages > 1 and not watched.shows_result else ""
         self.set_heading(watched.source.title, str(watched.source.stage or "another trainer"), watched.note, where)
-        if (phase := state.phase if state else "") != self._phase:
-            self._phase = phase
+        keys_for = state.phase if state else "", pages > 1 or watched.shows_result
+        if keys_for != self._keys_for:
+            self._keys_for = keys_for
             self.refresh_bindings()
 
     def shows_key(self, binding: Binding) -> bool:
-        """Whether a key stands in the last line: only those that can do something to the run as it is."""
+        """Return whether the footer offers a key: only where it can do something to the run as it is."""
         watched = self._watched
         state = watched.state if watched else None
-        match (binding.id or "").partition(".")[2]:
-            case "stop" | "save":
+        match binding.id:
+            case "monitor.stop" | "monitor.save":
                 return state is not None and not state.has_ended
-            case "resume":
+            case "monitor.resume":
                 return can_resume(state)
-            case "clone" | "samples" | "chat":
+            case "monitor.page":
+                return watched is not None and (watched.shows_result or self._pages > 1)
+            case "monitor.clone" | "monitor.samples" | "monitor.chat":
                 return self.actions is not None
             case _:
                 return True
 
     def _wrapped(self, lines: Sequence[Text]) -> list[Text]:
-        """What must not be cut, each over at most some lines."""
+        """Return lines that must not be cut, each wrapped over at most some lines."""
         console = self.console_app.console
         width = max(10, self.size.width - 3)
         return [part for line in lines for part in line.wrap(console, width)[:_WRAPPED]]
@@ -267,15 +270,15 @@ class MonitorScreen(ConsoleScreen):
         grid = self.query_one("#charts", Grid)
         grid.set_class(self._only is not None or len(shown) <= 1, "-one")
 
-    def _fill(self, chart: Chart, chosen: ChartSet) -> None:
+    def _fill(self, chart: Chart, chart_set: ChartSet) -> None:
         reader = self.watched.reader
-        chart.title, chart.unit = one_line(chosen.title), chosen.unit
-        chart.set_curves(_curves(reader, chosen))
-        chart.set_reference("predicted", self.watched.predicted if chosen.title == MEMORY else None)
+        chart.title, chart.unit = one_line(chart_set.title), chart_set.unit
+        chart.set_curves(_curves(reader, chart_set))
+        chart.set_reference("predicted", self.watched.predicted if chart_set.title == MEMORY else None)
 
     def _show_side(self) -> None:
         watched = self.watched
-        self.query_one("#figures", TextLines).show(figure_lines(watched.reader, watched.evaluation))
+        self.query_one("#metrics", TextLines).show(metric_lines(watched.reader, watched.evaluation))
         side = self.query_one("#sample", TextLines)
         side.show(sample_lines(watched.newest_samples, max(20, side.size.width - 1), side.size.height))
 
@@ -290,7 +293,7 @@ class MonitorScreen(ConsoleScreen):
         return max(1, -(-len(self._sets) // self._per_page))
 
     def on_resize(self, event: events.Resize) -> None:
-        """Another arrangement for another size."""
+        """Arrange for the new size."""
         self._arrange()
 
     def _arrange(self) -> None:
@@ -306,20 +309,20 @@ class MonitorScreen(ConsoleScreen):
         self.call_after_refresh(self._wrap_again)
 
     def _wrap_again(self) -> None:
-        if isinstance(self._news, News):
-            self._show_state(self._news)
-        elif self._news is not None:
-            self.show(self._news)
+        if isinstance(self._last_update, Update):
+            self._show_state(self._last_update)
+        elif self._last_update is not None:
+            self.render_update(self._last_update)
 
     def _focus_something(self) -> None:
-        """The keys of a chart go to nobody after all were hidden in a terminal of a few lines."""
+        """Give a chart the focus again after all were hidden in a terminal of a few lines."""
         if self.focused is None and self.is_current:
             self.focus_next(Chart)
 
     # keys
 
     def action_page(self, direction: int) -> None:
-        """The next charts, round and round; of a result, what is further down or up."""
+        """Go to the next or previous charts, round and round; of a result, scroll by a page."""
         if self._watched and self._watched.shows_result:
             self.query_one("#result", TextLines).scroll_relative(
                 y=direction * max(1, self.query_one("#result").size.height - 1), animate=False
@@ -332,10 +335,10 @@ class MonitorScreen(ConsoleScreen):
             self._wrap_again()
 
     def action_child(self, direction: int) -> None:
-        """Another stage of a pipeline."""
+        """Switch to another stage of a pipeline."""
         pipeline = self._watched.pipeline if self._watched else None
         if pipeline is None or not pipeline.children:
-            self.say("only a pipeline has stages to go through")
+            self.say("only a pipeline has stages to switch between")
             return
         names = [child.name for child in pipeline.children]
         current = pipeline.chosen or (pipeline.at_work.name if pipeline.at_work else names[-1])
@@ -344,17 +347,17 @@ class MonitorScreen(ConsoleScreen):
         self._page = 0
 
     def action_panel(self, index: int) -> None:
-        """One panel alone; the same key again brings the others back."""
+        """Show one panel alone; the same key again brings the others back."""
         if len(self._shown_sets) <= index < _CHARTS:
-            self.say(f"there are {len(self._shown_sets)} charts here; ] shows more, 5 the log, 6 the figures")
+            self.say(f"there are {len(self._shown_sets)} charts here; ]: next charts, 5: log, 6: metrics")
             return
         self._only = None if self._only == index else index
         self.set_class(self._only == _CHARTS, "-only-log")
-        self.set_class(self._only == _CHARTS + 1, "-only-figures")
+        self.set_class(self._only == _CHARTS + 1, "-only-metrics")
         if self._only is not None and self._only >= _CHARTS:
-            self._only, kept = None, self._only
+            self._only, panel = None, self._only
             self._show_charts() if self._watched else None
-            self._only = kept
+            self._only = panel
         elif self._watched:
             self._show_charts()
         if index < _CHARTS:
@@ -364,30 +367,30 @@ class MonitorScreen(ConsoleScreen):
         """Search the log."""
         self.query_one(LogPanel).ask()
 
-    def action_figures(self) -> None:
-        """Every chart and figure in words."""
+    def action_metrics(self) -> None:
+        """Show every chart and metric as text."""
         if self._watched is None:
             return
         reader = self.watched.reader
         parts: list[str] = []
-        for chosen in self._sets:
-            chart = Chart(chosen.title)
-            chart.unit = chosen.unit
-            chart.set_curves(_curves(reader, chosen))
-            parts.append(f"{chosen.title}\n{chart.summary()}")
-        lines = [line.plain for line in figure_lines(reader, self.watched.evaluation)]
+        for chart_set in self._sets:
+            chart = Chart(chart_set.title)
+            chart.unit = chart_set.unit
+            chart.set_curves(_curves(reader, chart_set))
+            parts.append(f"{chart_set.title}\n{chart.summary()}")
+        lines = [line.plain for line in metric_lines(reader, self.watched.evaluation)]
         self.console_app.push_screen(TextScreen(self._title, "\n\n".join([*parts, "\n".join(lines)])))
 
     def action_run(self, what: str) -> None:
-        """Something done to the run shown; for a pipeline to the pipeline, but samples and chat are its stage's."""
+        """Act on the run shown; for a pipeline on the pipeline, but samples, chat and copy are its stage's."""
         if self.actions is None:
-            self.say("this directory belongs to another trainer: it is only read")
+            self.say("read-only: this run was started by another trainer")
             return
         if self._watched is None or self._watched.run is None:
             return
         run = self._watched.shown_run if what in ("samples", "chat", "clone") else self._watched.run
         if run is None:
-            self.say("no stage of it has begun yet")
+            self.say("no stage has started yet")
         elif what == "delete":
             self.actions.delete(run.id, then=self.action_back)
         elif what == "pause":

@@ -28,28 +28,28 @@ from .confirm import AskScreen
 _EMPTY = """\
 No runs here yet.
 
-  n   launch the first one: choose a model and a stage, see what it will cost
-  o   look at another trainer's directory
-  :   everything else, by name
+  n   launch the first one: choose a model and a stage, see what memory it needs
+  o   open another trainer's directory
+  :   all commands, by name
 
 `stackllama-console demo` runs the whole recipe in minutes, without a GPU."""
 
 _OF_DAMAGED = {"delete": "delete", "resume": "repair"}
-"""What can be done to a run whose state cannot be read, and how."""
+"""Actions on a run whose state cannot be read: the key's → the one carried out."""
 _LEAST = {"state": 10, "step": 7, "age": 4, "last": 16}  # room to grow, so that columns seldom move
 _NVML_SECONDS = 2.0  # to wait for NVML before the heading says that it does not answer
 _AGE_SECONDS = 60  # ages are brought up to date this often, and with every change
 
 
 def model_label(model: str) -> str:
-    """A base model in a cell: `demo`, a hub id, or the end of a path."""
+    """Return a base model for a cell: `demo`, a hub id, or the end of a path."""
     if model == str(DEMO_BASE):
         return "demo"
     return "/".join(Path(model).parts[-2:]) if model.startswith("/") else model
 
 
 def _widths(columns: tuple[str, ...], rows: Iterable[tuple[Text, ...]]) -> tuple[int, ...]:
-    """Cells each column takes. Textual's own measuring comes after painting, and what was painted before it stays."""
+    """Return the cells each column takes; Textual measures after painting, and what was painted before it stays."""
     widths = [max(len(name), _LEAST.get(name, 0)) for name in columns]
     for row in rows:
         widths = [max(width, cell.cell_len) for width, cell in zip(widths, row, strict=True)]
@@ -60,16 +60,16 @@ class RunsTable(DataTable[Text]):
     """A table of runs; its cursor keys have names of our own."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("j", "cursor_down", "down", id="table.down", show=False),
-        Binding("k", "cursor_up", "up", id="table.up", show=False),
-        Binding("g", "scroll_top", "first", id="table.top", show=False),
-        Binding("G", "scroll_bottom", "last", id="table.bottom", show=False),
-        Binding("enter", "select_cursor", "look", id="runs.open"),
+        Binding("j", "cursor_down", "next run", id="table.down", show=False),
+        Binding("k", "cursor_up", "previous run", id="table.up", show=False),
+        Binding("g", "scroll_top", "first run", id="table.top", show=False),
+        Binding("G", "scroll_bottom", "last run", id="table.bottom", show=False),
+        Binding("enter", "select_cursor", "open", id="runs.open"),
     ]
     take_key: KeyTaker | None = None
 
     async def on_key(self, event: events.Key) -> None:
-        """The screen looks at a key first: what is typed ahead may be meant for the filter."""
+        """Let the screen see a key first: what is typed ahead may be meant for the filter."""
         if self.take_key is not None:
             await self.take_key(event)
 
@@ -80,17 +80,17 @@ class RunsScreen(ConsoleScreen):
     HEADING = "runs"
     WIDGETS_WITH_KEYS: ClassVar[tuple[str, ...]] = ("RunsTable",)
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("n", "launch", "new", id="runs.launch"),
+        Binding("n", "launch", "launch", id="runs.launch"),
         Binding("x", "run('stop')", "stop", id="runs.stop"),
-        Binding("w", "run('save')", "save now", id="runs.save", show=False),
+        Binding("w", "run('save')", "save checkpoint", id="runs.save", show=False),
         Binding("r", "run('resume')", "resume", id="runs.resume"),
         Binding("e", "run('clone')", "edit a copy", id="runs.clone", show=False),
-        Binding("a", "run('samples')", "answers", id="runs.samples"),
-        Binding("t", "run('chat')", "talk", id="runs.chat", show=False),
+        Binding("a", "run('samples')", "samples", id="runs.samples"),
+        Binding("t", "run('chat')", "chat", id="runs.chat", show=False),
         Binding("space", "select", "select", id="runs.select"),
         Binding("c", "compare", "compare", id="runs.compare"),
         Binding("D", "run('delete')", "delete", id="runs.delete", show=False),
-        Binding("z", "fold", "fold or unfold a pipeline", id="runs.fold", show=False),
+        Binding("z", "fold", "fold / unfold pipeline", id="runs.fold", show=False),
         Binding("o", "attach", "open another trainer's directory", id="runs.attach", show=False),
         Binding("slash", "filter", "filter", id="runs.filter", key_display="/"),
     ]
@@ -124,7 +124,7 @@ class RunsScreen(ConsoleScreen):
         self._machine_known = False
 
     def body(self) -> ComposeResult:
-        """The table, or what to do without runs; the run under the cursor in words; the filter."""
+        """Compose the table, or what to do without runs; the run under the cursor in words; the filter."""
         table = RunsTable(id="table", cursor_type="row", zebra_stripes=False, cell_padding=1)
         yield table
         yield Static(_EMPTY, id="empty", markup=False)
@@ -136,20 +136,20 @@ class RunsScreen(ConsoleScreen):
         yield line
 
     def on_mount(self) -> None:
-        """Look at the home."""
+        """Arrange for the size."""
         self._arrange()
 
-    def look(self) -> bool | None:
-        """Whether any run changed, or a minute has passed."""
+    def poll(self) -> bool | None:
+        """Return True when any run changed or a minute has passed, else None."""
         changed = self.index.poll()
         if self._read and not self._machine_known:  # after the first paint
-            changed = self._look_at_machine() or changed
+            changed = self._read_gpus() or changed
         minute = int(now() // _AGE_SECONDS)
-        passed, self._minute = minute != self._minute, minute
-        return True if changed or passed or not self._read else None
+        minute_passed, self._minute = minute != self._minute, minute
+        return True if changed or minute_passed or not self._read else None
 
-    def _look_at_machine(self) -> bool:
-        """Name its GPUs; a driver that does not answer is asked again. Whether that is news."""
+    def _read_gpus(self) -> bool:
+        """Name the machine's GPUs; a driver that does not respond is asked again. Return whether the text changed."""
         from stackllama_engine.contract.errors import RefusedError
         from stackllama_engine.launch.nvml import known_gpus
 
@@ -157,14 +157,14 @@ class RunsScreen(ConsoleScreen):
         try:
             gpus = known_gpus(_NVML_SECONDS)
         except RefusedError:
-            self._machine = "GPUs: NVML does not answer"
+            self._machine = "GPUs unknown: NVML does not respond"
         else:
             self._machine_known = True
-            self._machine = ", ".join(gpu.name for gpu in gpus) or "no GPU: runs use the CPU"
+            self._machine = ", ".join(gpu.name for gpu in gpus) or "no GPU; runs use the CPU"
         return self._machine != before
 
-    def show(self, news: Any) -> None:
-        """Rows and heading."""
+    def render_update(self, update: Any) -> None:
+        """Render rows and heading."""
         self._read = True
         self._fill()
 
@@ -235,10 +235,10 @@ class RunsScreen(ConsoleScreen):
         metric = row.at if row.waits else metric
         if row.elsewhere:
             metric = "  ".join(filter(None, (row.elsewhere, metric)))
-        chosen = "bold" if row.id in self.selected else ""
+        name_style = "bold" if row.id in self.selected else ""
         step = f"{row.step}/{row.total_steps}" if row.total_steps else str(row.step or "")
         cells = {
-            "run": Text(f"{mark} {cut(name, max(12, self.size.width * 2 // 5))}", style=chosen),
+            "run": Text(f"{mark} {cut(name, max(12, self.size.width * 2 // 5))}", style=name_style),
             "stage": Text(str(row.stage or "")),
             "model": Text(cut(model_label(row.model), 28)),
             "state": state_text(row.phase, dict(variables)),
@@ -249,7 +249,7 @@ class RunsScreen(ConsoleScreen):
         return tuple(cells[column] for column in columns)
 
     def _fit(self, cells: dict[str, tuple[Text, ...]], rows: list[Row], widths: Sequence[int]) -> None:
-        """Where a metric's name has no room its value stands alone: a figure that is cut reads as another one."""
+        """Show a metric's value alone where its name has no room: a number that is cut reads as another one."""
         room = self.size.width - sum(widths[:-1]) - 2 * len(widths)
         for row in rows:
             *others, last = cells[row.id]
@@ -265,7 +265,7 @@ class RunsScreen(ConsoleScreen):
 
     @property
     def row_id(self) -> str | None:
-        """Its id."""
+        """The id of the run under the cursor."""
         return self.row.id if self.row else None
 
     @on(DataTable.RowHighlighted)
@@ -280,7 +280,7 @@ class RunsScreen(ConsoleScreen):
                 Text("  ".join(filter(None, (row.id, str(row.stage or ""), model_label(row.model)))), style="dim")
             )
             if row.elsewhere:
-                lines.append(Text(f"{row.phase} {row.elsewhere}: from here it is looked at and stopped"))
+                lines.append(Text(f"{row.phase} {row.elsewhere}: from here it can only be viewed and stopped"))
             if row.trouble:
                 lines.append(Text(row.trouble))
             if row.cause and row.phase != "finished":
@@ -288,12 +288,12 @@ class RunsScreen(ConsoleScreen):
             if hint := advice_of_row(row):
                 lines.append(Text(hint, style="dim"))
         elif self.filter_text:
-            lines.append(Text("no run matches the filter; esc shows all of them"))
+            lines.append(Text("no run matches the filter; esc clears it"))
         self.query_one("#about", TextLines).show(lines)
         self.refresh_bindings()
 
     def on_resize(self, event: events.Resize) -> None:
-        """Other columns for another width."""
+        """Choose columns for the new width."""
         self._arrange()
         if self._read:
             self._fill()
@@ -302,17 +302,20 @@ class RunsScreen(ConsoleScreen):
         self.set_class(self.size.height < 12, "-low")
 
     def shows_key(self, binding: Binding) -> bool:
-        """Whether a key stands in the last line: only those that can do something to the run under the cursor."""
+        """Return whether the footer offers a key: only where it can do something to the run under the cursor."""
         row = self.row
+        readable = row is not None and row.phase != "damaged"
         ended = row is not None and row.phase in ENDED
-        match (binding.id or "").partition(".")[2]:
-            case "samples" | "select":
+        match binding.id:
+            case "runs.open" | "runs.samples":
+                return readable
+            case "runs.stop":
+                return readable and not ended
+            case "runs.resume":
+                return ended and row is not None and row.phase != "finished"
+            case "runs.select":
                 return row is not None
-            case "stop":
-                return row is not None and not ended and row.phase != "damaged"
-            case "resume":
-                return row is not None and ended and row.phase != "finished"
-            case "compare":
+            case "runs.compare":
                 return len(self.selected) > 1
             case _:
                 return True
@@ -324,20 +327,20 @@ class RunsScreen(ConsoleScreen):
         self.action_open()
 
     def action_open(self) -> None:
-        """The monitor."""
+        """Open the monitor."""
         if self.row and self.row.phase != "damaged":
             self.console_app.open_run(self.row.id)
         elif self.row:
             self.say(self.row.trouble or "", trouble=True)
 
     def action_launch(self) -> None:
-        """The launch form."""
+        """Open the launch form."""
         self.console_app.open_launch()
 
     def action_run(self, what: str) -> None:
-        """Something done to the run under the cursor."""
+        """Act on the run under the cursor."""
         if self.row is None:
-            self.say("there is no run under the cursor")
+            self.say("no run is selected")
         elif self.row.phase == "damaged" and what not in _OF_DAMAGED:
             self.say(self.row.trouble or "", trouble=True)
         else:
@@ -345,7 +348,7 @@ class RunsScreen(ConsoleScreen):
             getattr(self.actions, action)(self.row.id)
 
     def action_select(self) -> None:
-        """Choose runs to compare; the cursor moves on."""
+        """Select runs to compare; the cursor moves on."""
         if self.row is None:
             return
         if self.row.id in self.selected:
@@ -356,24 +359,22 @@ class RunsScreen(ConsoleScreen):
         self.query_one(RunsTable).action_cursor_down()
 
     def action_compare(self) -> None:
-        """Two or more runs side by side."""
-        from .compare import CompareScreen
-
+        """Compare two or more runs side by side."""
         if len(self.selected) < 2:
-            self.say("select two runs or more with space, then compare them")
+            self.say("select two or more runs with space, then compare them")
             return
-        self.console_app.push_screen(CompareScreen(self.index.home, list(self.selected)))
+        self.console_app.open_comparison(list(self.selected))
 
     def action_fold(self) -> None:
-        """A pipeline's children in or out of sight."""
+        """Fold or unfold a pipeline's stages."""
         pipeline = self.row.pipeline or self.row.id if self.row else None
         if pipeline and any(row.pipeline == pipeline for row in self.index.rows):
             self.folded ^= {pipeline}
             self._fill()
 
     def action_attach(self) -> None:
-        """Watch a directory of another trainer."""
-        question = "A directory with trainer_state.json, trainer_log.jsonl or TensorBoard events (it is only read):"
+        """Open a directory of another trainer."""
+        question = "Directory with trainer_state.json, trainer_log.jsonl or TensorBoard events (opened read-only):"
 
         def answered(path: str | None) -> None:
             if path and path.strip():
@@ -382,7 +383,7 @@ class RunsScreen(ConsoleScreen):
         self.console_app.push_screen(AskScreen(question, placeholder="~/outputs/my-run"), answered)
 
     def action_filter(self) -> None:
-        """Type to narrow the list; escape clears it."""
+        """Open the filter, which narrows the list as one types; escape clears it."""
         self._typing = True
         line = self.query_one("#filter", Input)
         line.display = True
@@ -400,7 +401,7 @@ class RunsScreen(ConsoleScreen):
         line.display = bool(line.value)
 
     def action_back(self) -> None:
-        """Out of the filter, then out of the selection."""
+        """Leave the filter, then clear the selection."""
         if self.filter_text or self._typing:
             self.query_one("#filter", Input).value = ""
             self._filter_done()

@@ -1,4 +1,4 @@
-"""The rollout browser: what PPO generated, sorted, filtered, one prompt followed, before beside after."""
+"""The samples browser: PPO's rollouts sorted, filtered, one prompt followed, before beside after."""
 
 import asyncio
 from threading import Lock
@@ -59,11 +59,11 @@ class SamplesScreen(ConsoleScreen):
         Binding("o", "sort", "sort", id="samples.sort", tooltip="Sort by step, reward, KL, length in turn"),
         Binding("r", "reverse", "reverse", id="samples.reverse"),
         Binding("slash", "filter", "filter", id="samples.filter", key_display="/"),
-        Binding("f", "follow", "follow", id="samples.follow", tooltip="All answers to this question by step"),
-        Binding("b", "pairs", "before/after", id="samples.pairs", tooltip="Held-out questions before and after PPO"),
-        Binding("d", "scroll_detail(4)", "text down", id="samples.text_down", show=False),
-        Binding("u", "scroll_detail(-4)", "text up", id="samples.text_up", show=False),
-        Binding("Y", "copy", "copy the sample", id="samples.copy", show=False),
+        Binding("f", "follow", "follow", id="samples.follow", tooltip="All responses to this prompt, by step"),
+        Binding("b", "pairs", "before/after", id="samples.pairs", tooltip="Held-out prompts before and after PPO"),
+        Binding("d", "scroll_detail(4)", "scroll text down", id="samples.text_down", show=False),
+        Binding("u", "scroll_detail(-4)", "scroll text up", id="samples.text_up", show=False),
+        Binding("Y", "copy", "copy sample", id="samples.copy", show=False),
     ]
 
     def __init__(self, run: RunDir) -> None:
@@ -77,40 +77,40 @@ class SamplesScreen(ConsoleScreen):
         self._selected = -1
 
     def body(self) -> ComposeResult:
-        """List, text, and a line for the filter."""
+        """Compose list, text, and a line for the filter."""
         yield Static("", id="note", markup=False)
         with Container(id="samples"):
             yield RowList(self._draw, id="rows")
             with VerticalScroll(id="detail", can_focus=False), Vertical():
-                yield Static("", id="question", markup=False)
+                yield Static("", id="prompt", markup=False)
                 with Horizontal(id="sides"):
                     yield Static("", id="left", markup=False)
                     yield Static("", id="right", markup=False)
-        line = Input(placeholder="text in question or answer; enter filters, escape leaves", compact=True, id="filter")
+        line = Input(placeholder="text in prompt or response; enter filters, escape cancels", compact=True, id="filter")
         line.cursor_blink = False
         yield line
 
     def on_mount(self) -> None:
-        """Say whose samples they are."""
+        """Name the run in the heading."""
         self.call_next(self.set_heading, self.run_id)  # after the heading that every screen begins with
 
     def on_resize(self, event: events.Resize) -> None:
-        """Text beside the list from 120 columns, below it else."""
+        """Put the text beside the list from 120 columns, below it else."""
         self.set_class(event.size.width >= _WIDE, "-wide")
         self.set_class(event.size.height < 12, "-low")
         self._show_heading_of_rows()
 
     # reading, in threads
 
-    def look(self) -> Listing | None:
-        """New rows, or another order."""
+    def poll(self) -> Listing | None:
+        """Return new rows or another order."""
         with self._one_at_a_time:
-            return self.browser.look(self.wanted, self._selected)
+            return self.browser.poll(self.wanted, self._selected)
 
-    async def _look_now(self) -> None:
-        listing = await asyncio.to_thread(self.look)
+    async def _poll_now(self) -> None:
+        listing = await asyncio.to_thread(self.poll)
         if listing is not None and self.is_attached:
-            self.show(listing)
+            self.render_update(listing)
 
     async def _read(self, rows: list[int], generation: int) -> None:
         samples = await asyncio.to_thread(self._read_locked, rows)
@@ -129,9 +129,9 @@ class SamplesScreen(ConsoleScreen):
 
     # showing
 
-    def show(self, news: Any) -> None:
-        """The new listing; the selected row stays selected."""
-        listing: Listing = news
+    def render_update(self, update: Any) -> None:
+        """Render the new listing; the selected row stays selected."""
+        listing: Listing = update
         if listing.wanted != self.wanted:
             return  # another key was pressed meanwhile; its own answer is under way
         before, self.listing = self.listing, listing
@@ -148,7 +148,7 @@ class SamplesScreen(ConsoleScreen):
         self._head()
 
     def _cursor(self, before: Listing) -> tuple[int, bool]:
-        """Where the cursor goes, and whether it stands on the same row as before."""
+        """Return where the cursor goes, and whether it is on the same row as before."""
         listing = self.listing
         if listing.wanted.mode == "pairs":
             same = before.wanted.mode == "pairs"
@@ -158,20 +158,20 @@ class SamplesScreen(ConsoleScreen):
             return 0, False  # another order or filter: its first row is what was asked for
         if listing.rows[listing.cursor] == self._selected:
             return listing.cursor, same
-        if self._selected in listing.rows:  # moved while the thread was looking
+        if self._selected in listing.rows:  # moved while the thread was polling
             return listing.rows.index(self._selected), same
         return 0, False
 
     def on_row_list_moved(self) -> None:
-        """Other rows are in sight or another one is selected: read what is missing."""
+        """Read missing texts when other rows are in sight or another one is selected."""
         rows, listing = self.query_one(RowList), self.listing
         if listing.wanted.mode == "pairs" or not len(listing):
             self._show_detail()
             return
         self._selected = listing.rows[min(rows.cursor, len(listing) - 1)]
         sight = rows.in_sight
-        wanted = [self._selected, *listing.rows[max(0, sight.start - _AHEAD) : sight.stop + _AHEAD]]
-        missing = [row for row in wanted if row not in self._texts]
+        rows_to_hold = [self._selected, *listing.rows[max(0, sight.start - _AHEAD) : sight.stop + _AHEAD]]
+        missing = [row for row in rows_to_hold if row not in self._texts]
         if self._selected in missing or any(listing.rows[index] not in self._texts for index in sight):
             self.begin(self._read(missing, listing.generation), group="texts", exclusive=True)
         self._show_detail()
@@ -190,7 +190,7 @@ class SamplesScreen(ConsoleScreen):
 
     @property
     def selected(self) -> Sample | Pair | None:
-        """What the cursor stands on; None until it has been read."""
+        """The sample or pair under the cursor; None until it has been read."""
         listing, index = self.listing, self.query_one(RowList).cursor
         if index >= len(listing):
             return None
@@ -204,13 +204,13 @@ class SamplesScreen(ConsoleScreen):
                 sample_rows.side_text("before PPO", chosen.before),
                 sample_rows.side_text("after PPO", chosen.after),
             )
-            texts = (sample_rows.question_text(chosen), left, right)
+            texts = (sample_rows.prompt_text(chosen), left, right)
         elif chosen is not None:
             texts = (sample_rows.sample_text(chosen), Text(""), Text(""))
         elif len(self.listing):
-            return  # it is being read; what stood there stays that long
+            return  # it is being read; the previous text stays that long
         changed = False
-        for name, text in zip(("question", "left", "right"), texts, strict=True):
+        for name, text in zip(("prompt", "left", "right"), texts, strict=True):
             place = self.query_one(f"#{name}", Static)
             if place.content != text:
                 place.update(text)
@@ -227,16 +227,16 @@ class SamplesScreen(ConsoleScreen):
         listing, wanted = self.listing, self.wanted
         parts: list[str] = [self.run_id]
         if wanted.mode == "pairs":
-            parts += [f"{len(listing)} questions before and after PPO", listing.evaluation]
+            parts += [f"{len(listing)} prompt{'s' * (len(listing) != 1)} before and after PPO", listing.evaluation]
         elif wanted.mode == "prompt":
-            parts.append(f"one prompt, {len(listing):,} answers by step")
+            parts.append(f"one prompt, {len(listing):,} responses by step")
         else:
             shown = f"{listing.total:,} samples"
             if wanted.text:
                 shown = f"{len(listing):,} of {listing.total:,} with “{one_line(wanted.text)}”"
             parts.append(f"{shown} by {_NAMES[wanted.sort]} {'↓' if wanted.descending else '↑'}")
             if listing.searching:
-                parts.append("searching…")
+                parts.append("searching …")
         if listing.live:
             parts.append("● live")
         self.set_heading(*parts)
@@ -244,39 +244,39 @@ class SamplesScreen(ConsoleScreen):
     # keys
 
     def action_sort(self) -> None:
-        """The next key to sort by: the highest first, as one looks for extremes."""
+        """Sort by the next key, the highest first, as one looks for extremes."""
         key = SORTS[(SORTS.index(self.wanted.sort) + 1) % len(SORTS)]
         self._want(mode="rows", sort=key, descending=True)
 
     def action_reverse(self) -> None:
-        """The other way round."""
+        """Reverse the order."""
         self._want(mode="rows", descending=not self.wanted.descending)
 
     def action_filter(self) -> None:
-        """Ask for a text."""
+        """Open the filter."""
         line = self.query_one("#filter", Input)
         line.value = self.wanted.text
         line.display = True
         line.focus()
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
-        """Filter by it; an empty line shows all."""
+        """Filter by the text; an empty line shows all."""
         self._leave_filter()
         self._want(mode="rows", text=event.value.strip())
 
     def action_follow(self) -> None:
-        """All answers to the selected row's question, and back."""
+        """Show all responses to the selected row's prompt, or go back."""
         if self.wanted.mode == "prompt":
             self._want(mode="rows")
         elif self._selected >= 0 and self.wanted.mode == "rows" and len(self.listing):
             self._want(mode="prompt", prompt=self._selected)
         elif self.wanted.mode == "pairs":
-            self.say("These questions are answered only before and after PPO. b: the rollouts, where f follows one.")
+            self.say("Held-out prompts are sampled only before and after PPO; b: rollouts, where f follows a prompt.")
         else:
-            self.say("Select a sample first: follow shows all answers to its question.")
+            self.say("Select a sample first: follow shows all responses to its prompt.")
 
     def action_pairs(self) -> None:
-        """Before beside after, and back."""
+        """Show before beside after, or go back."""
         self._want(mode="rows" if self.wanted.mode == "pairs" else "pairs")
 
     def action_scroll_detail(self, lines: int) -> None:
@@ -284,14 +284,14 @@ class SamplesScreen(ConsoleScreen):
         self.query_one("#detail").scroll_relative(y=lines, animate=False)
 
     def action_copy(self) -> None:
-        """Copy the selected question and answers."""
-        names = ("question", "left", "right")
+        """Copy the selected prompt and responses."""
+        names = ("prompt", "left", "right")
         parts = [str(self.query_one(f"#{name}", Static).content).strip() for name in names]
         if text := "\n\n".join(part for part in parts if part):
             self.console_app.copy_to_clipboard(text)
 
     def action_back(self) -> None:
-        """Out of the filter line, of one prompt, of the pairs, of the filter; then to the screen before."""
+        """Leave the filter line, one prompt, the pairs, the filter; then go to the previous screen."""
         if self.query_one("#filter", Input).has_focus:
             self._leave_filter()
         elif self.wanted.mode != "rows":
@@ -307,4 +307,4 @@ class SamplesScreen(ConsoleScreen):
 
     def _want(self, **changes: Any) -> None:
         self.wanted = msgspec.structs.replace(self.wanted, **changes)
-        self.begin(self._look_now(), group="look", exclusive=True)
+        self.begin(self._poll_now(), group="poll", exclusive=True)

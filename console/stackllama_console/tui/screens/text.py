@@ -1,4 +1,4 @@
-"""A text to read: figures of charts, a command, a recipe."""
+"""A text to read: metrics of charts, a command, a recipe."""
 
 from typing import ClassVar
 
@@ -37,7 +37,7 @@ class TextScreen(ModalScreen[None]):
         self._text = sanitise(text)
 
     def compose(self) -> ComposeResult:
-        """The text in a frame."""
+        """Compose the text in a frame."""
         with VerticalScroll() as scroll:
             scroll.border_title = Text(self._title).markup
             scroll.border_subtitle = "esc closes, Y copies"
@@ -48,14 +48,14 @@ class TextScreen(ModalScreen[None]):
         self.query_one(VerticalScroll).scroll_relative(y=lines, animate=False)
 
     def action_end(self, bottom: bool) -> None:
-        """To the first or the last line."""
+        """Scroll to the first or the last line."""
         scroll = self.query_one(VerticalScroll)
         scroll.scroll_end(animate=False) if bottom else scroll.scroll_home(animate=False)
 
     def action_copy(self) -> None:
-        """To the clipboard and a file."""
+        """Copy to the clipboard and a file."""
         self.app.copy_to_clipboard(self._text)  # pyright: ignore[reportUnknownMemberType]
 
     def action_leave(self) -> None:
-        """Back."""
+        """Close."""
         self.dismiss(None)

@@ -21,14 +21,14 @@ _STEPPED = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 class Axis(Struct, frozen=True):
-    """What a value axis shows."""
+    """The range of a value axis."""
 
     low: float
     high: float
     log: bool = False
 
     def place(self, value: float) -> float:
-        """0 at the bottom, 1 at the top, kept between; on a log axis what is not positive lies at the bottom."""
+        """Return 0 at the bottom to 1 at the top, clamped; on a log axis what is not positive lies at the bottom."""
         if self.log:
             if value <= 0:
                 return 0.0
@@ -38,18 +38,18 @@ class Axis(Struct, frozen=True):
         return min(1.0, max(0.0, share))
 
     def holds(self, low: float, high: float) -> bool:
-        """Whether data from ``low`` to ``high`` lies inside and uses enough of the range."""
+        """Return whether data from ``low`` to ``high`` lies inside and uses enough of the range."""
         return self.low <= low and high <= self.high and self.place(high) - self.place(low) >= _USED
 
 
 def nice(value: float) -> float:
-    """The smallest of 1, 2, 5 × 10^k that is not below a positive value."""
+    """Return the smallest of 1, 2, 5 × 10^k that is not below a positive value."""
     power = 10.0 ** math.floor(math.log10(value))
     return next((power * digit for digit in (1, 2, 5) if power * digit >= value * (1 - 1e-9)), power * 10)
 
 
 def value_axis(low: float, high: float, held: Axis | None = None, *, unit: Unit = "number") -> Axis:
-    """A linear axis around the data: the one held while it will do, else grown outwards to whole steps."""
+    """Return a linear axis around the data: the one held while it will do, else grown outwards to whole steps."""
     low, high = (min(_MOST, max(-_MOST, value)) for value in (low, high))
     if held is not None and not held.log and held.holds(low, high):
         return held
@@ -62,7 +62,7 @@ def value_axis(low: float, high: float, held: Axis | None = None, *, unit: Unit 
 
 
 def log_axis(low: float, high: float, held: Axis | None = None) -> Axis:
-    """A log10 axis around positive data, from one of 1, 2, 5 × 10^k to another."""
+    """Return a log10 axis around positive data, from one of 1, 2, 5 × 10^k to another."""
     low, high = (min(_MOST, max(_LEAST, value)) for value in (low, high))
     if held is not None and held.log and held.holds(low, high):
         return held
@@ -73,7 +73,7 @@ def log_axis(low: float, high: float, held: Axis | None = None) -> Axis:
 
 
 def value_ticks(axis: Axis, rows: int, *, unit: Unit = "number") -> list[Tick]:
-    """Ticks for an axis of so many rows, from the bottom up, about one in three rows.
+    """Return ticks for an axis of so many rows, from the bottom up, about one in three rows.
 
     From two rows on there are at least two, however low the plot: the axis' ends where no steps fit.
     """
@@ -88,7 +88,7 @@ def value_ticks(axis: Axis, rows: int, *, unit: Unit = "number") -> list[Tick]:
 
 
 def _value_steps(axis: Axis, rows: int, scale: float) -> tuple[list[float], float]:
-    """(values of the ticks, their step): the widest step that leaves two, at least a row apart; else the ends."""
+    """Return (tick values, their step): the widest step that leaves two, at least a row apart; else the ends."""
     length = axis.high - axis.low
     step = nice(length / scale / max(1, rows // 3)) * scale
     while True:
@@ -102,7 +102,7 @@ def _value_steps(axis: Axis, rows: int, scale: float) -> tuple[list[float], floa
 
 
 def step_range(first: float, last: float) -> tuple[float, float]:
-    """The range of a step axis that shows everything: whole steps outwards, up to a fifth of it still empty.
+    """Return a step range that shows everything: whole steps outwards, up to a fifth of it still empty.
 
     A single step lies in the middle.
     """
@@ -115,13 +115,13 @@ def step_range(first: float, last: float) -> tuple[float, float]:
 
 
 def step_ticks(start: float, stop: float, columns: int) -> list[Tick]:
-    """Ticks for a step axis of so many columns, about one in ten."""
+    """Return ticks for a step axis of so many columns, about one in ten."""
     step = max(1.0, nice((stop - start) / max(1, columns // 10)))
     return [(value, step_label(value, step)) for value in _multiples(start, stop, step)]
 
 
 def step_label(value: float, step: float = 1.0) -> str:
-    """A step as ``750``, ``1.5k`` or ``2M``, where the distance between ticks allows that, else in full."""
+    """Return a step as ``750``, ``1.5k`` or ``2M``, where the distance between ticks allows that, else in full."""
     for size, name in _STEPPED:
         places = _places(step / size, 9)
         if size <= abs(value) < size * 1e5 and places <= (1 if size == 1e3 else 2):
@@ -130,7 +130,7 @@ def step_label(value: float, step: float = 1.0) -> str:
 
 
 def short(value: float) -> str:
-    """A value in at most eight characters: as `units.number` where that is short enough, millions as ``1.235M``."""
+    """Return a value in at most eight characters: as `units.number` where short enough, millions as ``1.235M``."""
     for size, name in _STEPPED[:2]:
         if size <= abs(value) < 1e15:
             return f"{value / size:.4g}{name}" if abs(value) < size * 1e4 else f"{value / size:.0f}{name}"
@@ -161,7 +161,7 @@ def _log_label(value: float) -> str:
 
 
 def _labels(values: list[float], step: float) -> list[str]:
-    """All with the same number of decimals, so that they line up."""
+    """Return labels with the same number of decimals, so that they line up."""
     most = max(map(abs, values), default=0.0)
     if most and (most < 1e-3 or most >= 1e15):
         digits = min(3, max(0, math.floor(math.log10(most)) - math.floor(math.log10(step) + 1e-9)))
@@ -177,7 +177,7 @@ def _fitting(text: str, value: float) -> str:
 
 
 def _places(step: float, most: int) -> int:
-    """Decimals needed to tell multiples of a step of 1, 2, 5 × 10^k apart."""
+    """Return the decimals needed to tell multiples of a step of 1, 2, 5 × 10^k apart."""
     return min(most, max(0, -math.floor(math.log10(step) + 1e-9)))
 
 
@@ -187,7 +187,7 @@ def _multiples(low: float, high: float, step: float) -> Iterable[float]:
 
 
 def _log_ticks(axis: Axis, most: int) -> list[float]:
-    """Decades, thinned until they fit; with room to spare also 2 and 5."""
+    """Return decades, thinned until they fit; with room to spare also 2 and 5."""
     first = math.floor(math.log10(axis.low) + 1e-9)
     last = math.ceil(math.log10(axis.high) - 1e-9)
     inside = (axis.low * (1 - 1e-9), axis.high * (1 + 1e-9))
@@ -201,7 +201,7 @@ def _log_ticks(axis: Axis, most: int) -> list[float]:
 
 
 def _binary(most: float) -> tuple[float, str]:
-    """(bytes, name) of the unit that a number of bytes is written in."""
+    """Return (bytes, name) of the unit that a number of bytes is written in."""
     power = 0
     while power < len(_BINARY) - 1 and most >= 1024 ** (power + 1):
         power += 1

@@ -48,7 +48,7 @@ class Canvas:
         return self.height * self.down
 
     def fill(self, column: int, span: Span, owner: int) -> None:
-        """The dots of one column from the top to the bottom of the span; the band gets every second dot."""
+        """Fill the dots of one column from the top to the bottom of the span; the band gets every second dot."""
         top, bottom = span
         masks, owners, width = self._masks, self._owners, self.width
         first, last = top // self.down, bottom // self.down
@@ -67,7 +67,7 @@ class Canvas:
             owners[index] = owner
 
     def curve(self, spans: Sequence[Span | None], owner: int, breaks: Sequence[bool] = ()) -> list[Span | None]:
-        """A line through the columns' spans: neighbours are joined, and so are columns with none between.
+        """Draw a line through the columns' spans: neighbours are joined, and so are columns with none between.
 
         ``breaks`` says at which columns the line must not be carried across (empty: nowhere). Returns what was
         filled in each column.
@@ -106,7 +106,7 @@ class Canvas:
         self._owners[index] = owner
 
     def row(self, row: int) -> tuple[list[str], bytearray]:
-        """Characters and owners of a row of cells; empty cells are blanks with owner 0."""
+        """Return characters and owners of a row of cells; empty cells are blanks with owner 0."""
         start, stop = row * self.width, (row + 1) * self.width
         owners = self._owners[start:stop]
         if self.ascii_only:
@@ -120,7 +120,7 @@ class Canvas:
 
 
 def _touching(span: Span, before: Span) -> Span:
-    """The span, lengthened so that no row of dots lies empty between it and the one before."""
+    """Return the span, lengthened so that no row of dots lies empty between it and the one before."""
     top, bottom = span
     if top > before[1] + 1:
         return before[1] + 1, bottom

@@ -10,26 +10,26 @@ Piece = tuple[str, Style]
 
 
 def cut(text: str, width: int, *, keep_end: bool = False, ellipsis: str = ELLIPSIS) -> str:
-    """The text in at most ``width`` cells, an ellipsis where cells went: at the end, or with ``keep_end`` in front."""
+    """Return the text in at most ``width`` cells; an ellipsis marks a cut at the end, with ``keep_end`` in front."""
     if cell_len(text) <= width:
         return text
     if width <= 1:
         return ellipsis[: max(0, width)]
     if not keep_end:
         return set_cell_size(text, width - 1).rstrip() + ellipsis
-    kept = text
-    while cell_len(kept) > width - 1:
-        kept = kept[1:]
-    return ellipsis + kept
+    tail = text
+    while cell_len(tail) > width - 1:
+        tail = tail[1:]
+    return ellipsis + tail
 
 
 def fit(text: str, width: int, *, ellipsis: str = ELLIPSIS) -> str:
-    """The text in exactly ``width`` cells."""
+    """Return the text in exactly ``width`` cells."""
     return set_cell_size(cut(text, width, ellipsis=ellipsis), max(0, width))
 
 
 def wrap(text: str, width: int, most: int) -> list[str]:
-    """At most ``most`` lines of ``width`` cells, broken at blanks; the last one is cut where more follows."""
+    """Return at most ``most`` lines of ``width`` cells, broken at blanks; the last one is cut where more follows."""
     lines: list[str] = []
     line = ""
     words = text.split()
@@ -46,6 +46,6 @@ def wrap(text: str, width: int, most: int) -> list[str]:
 
 
 def strip_of(pieces: list[Piece], width: int, rest: Style) -> Strip:
-    """Styled pieces as one line of exactly ``width`` cells; every segment has a style."""
+    """Return styled pieces as one line of exactly ``width`` cells; every segment has a style."""
     segments = [Segment(text, style) for text, style in pieces if text]
     return Strip(segments).adjust_cell_length(width, rest)

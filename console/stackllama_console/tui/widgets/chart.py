@@ -56,18 +56,20 @@ class Chart(Widget, can_focus=True):
     """
     COMPONENT_CLASSES: ClassVar[set[str]] = set(COMPONENTS.values())
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("y", "log", "Log axis", id="chart.log", show=False, tooltip="Logarithmic value axis, on or off"),
-        Binding("s", "smooth", "Smooth", id="chart.smooth", show=False, tooltip="Smoothing: off, 0.6, 0.9, 0.97"),
-        Binding("plus,equals_sign", "zoom(0.5)", "Zoom in", id="chart.zoom_in", show=False),
-        Binding("minus", "zoom(2.0)", "Zoom out", id="chart.zoom_out", show=False),
-        Binding("0", "reset", "Whole run", id="chart.reset", show=False),
-        Binding("left,h", "pan(-1)", "Left", id="chart.pan_left", show=False, tooltip="Pan, or the cursor, left"),
+        Binding("y", "log", "log axis", id="chart.log", show=False, tooltip="Logarithmic value axis, on or off"),
+        Binding("s", "smooth", "smooth", id="chart.smooth", show=False, tooltip="Smoothing: off, 0.6, 0.9, 0.97"),
+        Binding("plus,equals_sign", "zoom(0.5)", "zoom in", id="chart.zoom_in", show=False),
+        Binding("minus", "zoom(2.0)", "zoom out", id="chart.zoom_out", show=False),
+        Binding("0", "reset", "show whole run", id="chart.reset", show=False),
         Binding(
-            "right,l", "pan(1)", "Right", id="chart.pan_right", show=False, tooltip="Pan, or move the cursor, right"
+            "left,h", "pan(-1)", "pan left", id="chart.pan_left", show=False, tooltip="Pan, or move the cursor, left"
         ),
-        Binding("home", "end(-1)", "To the start", id="chart.home", show=False),
-        Binding("end", "end(1)", "To the newest", id="chart.end", show=False),
-        Binding("c", "cursor", "Cursor", id="chart.cursor", show=False, tooltip="Read values at a cursor"),
+        Binding(
+            "right,l", "pan(1)", "pan right", id="chart.pan_right", show=False, tooltip="Pan, or move the cursor, right"
+        ),
+        Binding("home", "end(-1)", "pan to start", id="chart.home", show=False),
+        Binding("end", "end(1)", "pan to newest", id="chart.end", show=False),
+        Binding("c", "cursor", "cursor", id="chart.cursor", show=False, tooltip="Read values at a cursor"),
     ]
 
     def __init__(
@@ -89,7 +91,7 @@ class Chart(Widget, can_focus=True):
 
     @property
     def curves(self) -> Sequence[Curve]:
-        """What is shown, with sanitised labels."""
+        """The curves shown, with sanitised labels."""
         return tuple(self._curves)
 
     @property
@@ -112,7 +114,7 @@ class Chart(Widget, can_focus=True):
         self.update(force=True)
 
     def set_reference(self, label: str, value: float | None) -> None:
-        """A horizontal line at a value (a predicted peak, say); None removes it.
+        """Draw a horizontal line at a value (a predicted peak, say); None removes it.
 
         Raises:
             ValueError: the value is not finite.
@@ -124,7 +126,7 @@ class Chart(Widget, can_focus=True):
             self.update(force=True)
 
     def update(self, *, force: bool = False) -> bool:
-        """Draw again if a series has changed and repaint what differs; returns whether anything does."""
+        """Draw again if a series has changed and repaint what differs; return whether anything does."""
         versions = tuple(curve.series.version for curve in self._curves)
         if versions == self._versions and not force:
             return False
@@ -147,11 +149,11 @@ class Chart(Widget, can_focus=True):
         return bool(regions)
 
     def summary(self) -> str:
-        """The curves in words, one line each."""
+        """Return the curves in words, one line each."""
         return summarise(self._curves, self.unit) or "no data yet"
 
     def render_line(self, y: int) -> Strip:
-        """One row of the chart."""
+        """Render one row of the chart."""
         width, height = self.content_size
         if self._drawn_for != (width, height):
             self._rows = self._draw(width, height)
@@ -181,7 +183,7 @@ class Chart(Widget, can_focus=True):
         return rows
 
     def _span(self) -> Span | None:
-        """First and last step of all curves together."""
+        """Return the first and last step of all curves together."""
         spans = [span for curve in self._curves if (span := curve.series.span) is not None]
         if not spans:
             return None
@@ -194,28 +196,28 @@ class Chart(Widget, can_focus=True):
         self.update(force=True)
 
     def action_log(self) -> None:
-        """Logarithmic or linear value axis."""
+        """Switch between logarithmic and linear value axis."""
         self.log_axis = not self.log_axis
         self.update(force=True)
 
     def action_smooth(self) -> None:
-        """The next weight of the moving average."""
+        """Choose the next weight of the moving average."""
         self.weight = SMOOTHING[(SMOOTHING.index(self.weight) + 1) % len(SMOOTHING)]
         self.update(force=True)
 
     def action_zoom(self, factor: float) -> None:
-        """A window ``factor`` times as wide."""
+        """Make the window ``factor`` times as wide."""
         if (span := self._span()) is not None:
             self.view.zoom(factor, span)
             self.update(force=True)
 
     def action_reset(self) -> None:
-        """The whole run, following."""
+        """Show the whole run, following."""
         self.view.reset()
         self.update(force=True)
 
     def action_cursor(self) -> None:
-        """Cursor on, at the newest point in sight, or off."""
+        """Switch the cursor on, at the newest point in sight, or off."""
         span = self._span()
         if self.view.cursor is not None:
             self.view.cursor = None
@@ -237,7 +239,7 @@ class Chart(Widget, can_focus=True):
         self.update(force=True)
 
     def action_end(self, direction: float) -> None:
-        """Cursor or window to the first or the newest step."""
+        """Move cursor or window to the first or the newest step."""
         self.action_pan(direction * math.inf)
 
 

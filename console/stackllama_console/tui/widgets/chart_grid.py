@@ -1,4 +1,4 @@
-"""As many charts as there is room for, one a metric, a page of them at a time."""
+"""A grid of as many charts as there is room for, one per metric, a page at a time."""
 
 from collections.abc import Sequence
 
@@ -42,7 +42,7 @@ class ChartGrid(Container):
         self._shown: list[Overlay] = []
 
     def compose(self) -> ComposeResult:
-        """All charts there can be; those without room or metric are hidden."""
+        """Compose all charts there can be; those without room or metric are hidden."""
         for chart in self._charts:
             chart.add_class("hidden")
             yield chart
@@ -63,7 +63,7 @@ class ChartGrid(Container):
         self._fill()
 
     def turn(self, pages: int) -> None:
-        """Go on by pages, round at the ends."""
+        """Turn pages, round at the ends."""
         count = self.pages[1]
         self.first = (self.first // self._fits + pages) % count * self._fits
         for chart in self._charts:
@@ -76,7 +76,7 @@ class ChartGrid(Container):
             self._charts[0].focus()
 
     def on_resize(self, event: events.Resize) -> None:
-        """More or fewer charts."""
+        """Show more or fewer charts."""
         columns = max(1, min(2, event.size.width // _LEAST_WIDTH))
         rows = max(1, min(_MOST // columns, event.size.height // _LEAST_HEIGHT))
         self.styles.grid_size_columns = columns
@@ -101,7 +101,7 @@ class ChartGrid(Container):
 
 
 def _same(before: Overlay, after: Overlay) -> bool:
-    """The same series in the same order, not merely equal ones."""
+    """Return whether both hold the same series in the same order, not merely equal ones."""
     return before.metric == after.metric and [(label, id(series)) for label, series in before.curves] == [
         (label, id(series)) for label, series in after.curves
     ]

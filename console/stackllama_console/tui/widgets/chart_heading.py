@@ -31,7 +31,7 @@ class Flag(Struct, frozen=True):
 
 
 def heading(picture: Picture, width: int, height: int, *, below_zero: bool) -> list[Line]:
-    """One row, or more with a legend beneath it: with several curves, or where one row does not hold everything.
+    """Return one row, or more with a legend beneath it: with several curves, or where one row cannot hold all.
 
     ``below_zero``: a log axis shows values that are not positive at its bottom.
     """
@@ -54,7 +54,7 @@ def heading(picture: Picture, width: int, height: int, *, below_zero: bool) -> l
 
 
 def flags_of(picture: Picture, below_zero: bool) -> list[Flag]:
-    """What is to be said, in the order in which it is shown."""
+    """Return the flags in the order in which they are shown."""
     flags: list[Flag] = []
     if picture.cursor is not None:
         step = step_label(picture.cursor)
@@ -73,7 +73,7 @@ def flags_of(picture: Picture, below_zero: bool) -> list[Flag]:
 
 
 def texts_of(flags: Sequence[Flag], picture: Picture) -> list[str]:
-    """The flags as one text, from the longest to the shortest: what saves most is shortened first."""
+    """Return the flags as one text, from the longest to the shortest: what saves most is shortened first."""
     between = f" {SIGNS['ascii' if picture.ascii_only else 'up'][7]} "
     words = [flag.long for flag in flags]
     texts = [between.join(words)]
@@ -84,7 +84,7 @@ def texts_of(flags: Sequence[Flag], picture: Picture) -> list[str]:
 
 
 def _lead(picture: Picture, line: Line) -> int:
-    """The sign of focus, or blanks; returns the title's column."""
+    """Put the sign of focus, or blanks; return the title's column."""
     sign = SIGNS["ascii" if picture.ascii_only else "up"][6] if picture.focused else " "
     return line.put(0, f"{sign} ", _title_part(picture)) if len(line.cells) >= _WITH_MARGIN else 0
 
@@ -94,7 +94,7 @@ def _title_part(picture: Picture) -> Part:
 
 
 def _on_one_row(picture: Picture, line: Line, entries: Sequence[Entry], texts: Sequence[str]) -> bool:
-    """Title, legend and flags side by side, the flags no shorter than needed; False, and nothing, without room."""
+    """Put title, legend and flags side by side, the flags no shorter than needed; False, and nothing, without room."""
     width = len(line.cells)
     title = fitted(picture.title, width, ascii_only=picture.ascii_only)
     start = (2 if width >= _WITH_MARGIN else 0) + len(title) + 2
@@ -110,7 +110,7 @@ def _on_one_row(picture: Picture, line: Line, entries: Sequence[Entry], texts: S
 
 
 def _title_and_flags(picture: Picture, line: Line, texts: Sequence[str]) -> None:
-    """The title whole beside the longest flags that leave room for it, else cut beside the shortest."""
+    """Put the title whole beside the longest flags that leave room for it, else cut beside the shortest."""
     column, width = _lead(picture, line), len(line.cells)
     title = fitted(picture.title, width, ascii_only=picture.ascii_only)
     text = next((text for text in texts if column + len(title) + len(text) + 3 <= width), texts[-1])
@@ -121,7 +121,7 @@ def _title_and_flags(picture: Picture, line: Line, texts: Sequence[str]) -> None
 
 
 def _squeeze(picture: Picture, line: Line, entries: Sequence[Entry], text: str) -> None:
-    """Everything on one row: a title cut to its head, the shortest flags, and the legend in what is left."""
+    """Put everything on one row: a title cut to its head, the shortest flags, and the legend in what is left."""
     column, width = _lead(picture, line), len(line.cells)
     taken = (len(text) + 2 if text else 0) + (_LEAST_VALUE if entries and width >= 16 else 0)
     most = max(_HEAD, width // 4) if len(entries) > 1 else width
@@ -135,6 +135,6 @@ def _squeeze(picture: Picture, line: Line, entries: Sequence[Entry], text: str) 
 
 
 def _put_flags(picture: Picture, line: Line, text: str, column: int) -> None:
-    """At the right, at least a cell from what ends at a column."""
+    """Put the flags at the right, at least a cell from what ends at a column."""
     cells = fitted(text, len(line.cells) - column - 1, ascii_only=picture.ascii_only)
     line.put_cells(max(column + 1, len(line.cells) - len(cells) - 1), cells, Part.TEXT)

@@ -44,7 +44,7 @@ class Item(Struct, frozen=True):
         return len(self.sign) + len(self.label) + bool(self.label) + len(self.value)
 
     def write(self, line: Line, column: int) -> int:
-        """Write it from a column on; returns the column after it."""
+        """Write it from a column on; return the column after it."""
         column = line.put(column, self.sign, self.owner)
         column = line.put_cells(column, self.label, Part.TEXT) + bool(self.label)
         return line.put(column, self.value, self.owner)
@@ -54,7 +54,7 @@ Rows = list[list[Item]]
 
 
 def entries_of(picture: Picture) -> list[Entry]:
-    """What stands in the legend; a single curve has no mark, and no label where the title says it."""
+    """Return the legend's entries; a single curve has no mark, and no label where the title says it."""
     several = len(picture.curves) > 1
     entries: list[Entry] = []
     for index, curve in enumerate(picture.curves):
@@ -72,12 +72,12 @@ def entries_of(picture: Picture) -> list[Entry]:
 
 
 def in_full(entries: Sequence[Entry], width: int, most: int) -> Rows | None:
-    """On as few rows as will do, nothing shortened; None where that is more than ``most``."""
+    """Return a legend on as few rows as will do, nothing shortened; None where that is more than ``most``."""
     return _wrapped(_items(entries, [to_cells(entry.label) for entry in entries], None, _DIGITS[None]), width, most)
 
 
 def squeezed(entries: Sequence[Entry], width: int, most: int, *, ascii_only: bool) -> Rows:
-    """On at most so many rows: with fewer digits, else shorter labels, else without the last curves (``+2``)."""
+    """Fit on at most so many rows: with fewer digits, else shorter labels, else without the last curves (``+2``)."""
     for digits, kept in [*_DIGITS.items(), (_FEWEST, 0)]:
         if rows := _wrapped(_items(entries, [to_cells(entry.label) for entry in entries], digits, kept), width, most):
             return rows
@@ -94,7 +94,7 @@ def squeezed(entries: Sequence[Entry], width: int, most: int, *, ascii_only: boo
 
 
 def shortened(labels: Sequence[str], cells: int, *, ascii_only: bool) -> list[list[str]] | None:
-    """The labels in so many cells each; their ends where the heads are alike. None: not told apart."""
+    """Return the labels in so many cells each; their ends where the heads are alike. None: not told apart."""
     heads = [fitted(label, cells, ascii_only=ascii_only) for label in labels]
     if _told_apart(labels, heads):
         return heads
@@ -106,7 +106,7 @@ def shortened(labels: Sequence[str], cells: int, *, ascii_only: bool) -> list[li
 
 
 def write(rows: Rows, lines: Sequence[Line], column: int) -> int:
-    """Write them into as many lines, from a column on; returns the column after the last."""
+    """Write them into as many lines, from a column on; return the column after the last."""
     stop = column
     for row, line in zip(rows, lines, strict=True):
         stop = column
@@ -120,7 +120,7 @@ def _told_apart(labels: Sequence[str], cut: Iterable[list[str]]) -> bool:
 
 
 def _items(entries: Sequence[Entry], labels: Sequence[list[str]], digits: int | None, kept: int) -> list[Item]:
-    """Each value in at least ``kept`` cells."""
+    """Return the items, each value in at least ``kept`` cells."""
     return [
         Item(entry.sign, label, entry.values[digits].ljust(kept), entry.owner)
         for entry, label in zip(entries, labels, strict=True)
@@ -141,7 +141,7 @@ def _width(row: Sequence[Item]) -> int:
 
 
 def _the_first(entries: Sequence[Entry], width: int, most: int, *, ascii_only: bool) -> Rows:
-    """As many as there is room for, with the labels told apart, and how many there are beyond them."""
+    """Return as many as there is room for, with the labels told apart, and how many there are beyond them."""
     labels = [entry.label for entry in entries]
     cut: list[list[str]] = next(
         (short for cells in range(8, 17) if (short := shortened(labels, cells, ascii_only=ascii_only))),
@@ -160,7 +160,7 @@ def _the_first(entries: Sequence[Entry], width: int, most: int, *, ascii_only: b
 
 
 def _value_at(picture: Picture, series: Series, digits: int | None) -> str:
-    """The newest value, or the one at the cursor: a dash where the curve has none near it, nan in a gap."""
+    """Return the newest value, or the one at the cursor: a dash where the curve has none near it, nan in a gap."""
     shown = series.smoothed(picture.weight)
     if picture.cursor is None or picture.window is None:
         return "-" if shown.last is None else figure(shown.last, picture.unit, digits)

@@ -12,7 +12,7 @@ _APART = 10  # unchanged cells between two changed ones that are cheaper to skip
 
 
 class Part(IntEnum):
-    """What a cell belongs to; 1 to 6 are curves."""
+    """The part that a cell belongs to; 1 to 6 are curves."""
 
     AXIS = 0
     BAND = BAND
@@ -46,7 +46,7 @@ class Line:
     __hash__ = None  # type: ignore[assignment]
 
     def put(self, column: int, text: str, part: int) -> int:
-        """Write text from a column on, cut at the row's end; returns the column after it."""
+        """Write text from a column on, cut at the row's end; return the column after it."""
         return self.put_cells(column, to_cells(text), part)
 
     def put_cells(self, column: int, cells: list[str], part: int) -> int:
@@ -61,7 +61,7 @@ class Line:
         return column + len(cells)
 
     def runs(self) -> Iterable[tuple[str, int]]:
-        """(text, part) of neighbouring cells of one part; blanks join the run before them, which saves bytes."""
+        """Yield (text, part) of neighbouring cells of one part; blanks join the run before them, which saves bytes."""
         start, current = 0, -1
         for index, (cell, part) in enumerate(zip(self.cells, self.parts, strict=True)):
             if part == current or (cell == " " and current not in (-1, Part.FOCUSED) and part == Part.AXIS):
@@ -73,25 +73,25 @@ class Line:
             yield "".join(self.cells[start:]), current
 
     def changes(self, other: "Line") -> list[tuple[int, int]]:
-        """(first, stop) of the stretches of cells that differ from another row of the same width."""
+        """Return (first, stop) of the stretches of cells that differ from another row of the same width."""
         if self == other:
             return []
         if "" in self.cells or "" in other.cells:  # no stretch may begin or end inside a wide character
             return [(0, len(self.cells))]
-        found: list[tuple[int, int]] = []
+        stretches: list[tuple[int, int]] = []
         mine, theirs = zip(self.cells, self.parts, strict=True), zip(other.cells, other.parts, strict=True)
         for index, (new, old) in enumerate(zip(mine, theirs, strict=True)):
             if new == old:
                 continue
-            if found and index - found[-1][1] < _APART:
-                found[-1] = (found[-1][0], index + 1)
+            if stretches and index - stretches[-1][1] < _APART:
+                stretches[-1] = (stretches[-1][0], index + 1)
             else:
-                found.append((index, index + 1))
-        return found
+                stretches.append((index, index + 1))
+        return stretches
 
 
 def to_cells(text: str) -> list[str]:
-    """One entry a terminal cell. Marks that take no cell are left out; what joins into one sign is shown as ``?``."""
+    """Return one entry per terminal cell; marks without a cell are left out, what joins into one sign is ``?``."""
     if text.isascii():
         return list(text)
     text = unicodedata.normalize("NFC", text)
@@ -103,7 +103,7 @@ def to_cells(text: str) -> list[str]:
 
 
 def fitted(text: str, width: int, *, ascii_only: bool = False) -> list[str]:
-    """The text's cells, at most so many, with an ellipsis where it was cut."""
+    """Return the text's cells, at most so many, with an ellipsis where it was cut."""
     cells = to_cells(text)
     if len(cells) <= width:
         return cells

@@ -1,4 +1,4 @@
-"""What a chart shows: curves and everything else its appearance depends on besides its size."""
+"""The content of a chart: curves and everything else its appearance depends on besides its size."""
 
 from msgspec import Struct
 
@@ -37,12 +37,12 @@ class Picture(Struct, kw_only=True):
 
 
 def figure(value: float, unit: Unit, digits: int | None = None) -> str:
-    """A value as the legend shows it, in so many significant digits at most where it is a plain number."""
+    """Return a value as the legend shows it, in so many significant digits at most where it is a plain number."""
     if unit == "bytes":
         return size(value)
     return short(value if digits is None else float(f"{value:.{digits}g}"))
 
 
 def none_finite(count: int) -> str:
-    """What to say of so many values, one or more, none of which can be drawn."""
+    """Return what to say of so many values, one or more, none of which can be drawn."""
     return "the only value is NaN or infinite" if count == 1 else f"all {count} values NaN or infinite"

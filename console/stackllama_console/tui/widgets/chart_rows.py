@@ -27,7 +27,7 @@ _MARK_EVERY = 14
 
 
 class Plot(Struct):
-    """Where the plot lies in the chart, and what it spans."""
+    """The plot's position in the chart, and its ranges."""
 
     left: int
     top: int
@@ -38,12 +38,12 @@ class Plot(Struct):
     axis: Axis
 
     def column(self, step: float) -> int:
-        """The cell column, within the plot, of a step."""
+        """Return the cell column, within the plot, of a step."""
         return min(self.width - 1, max(0, int((step - self.start) / (self.stop - self.start) * self.width)))
 
 
 def draw(picture: Picture, width: int, height: int, held: Axis | None) -> tuple[list[Line], Axis | None]:
-    """The rows and the value axis to hold on to (give it back next time, so that it stays put)."""
+    """Draw the rows; also return the value axis (pass it again next time, so that it stays put)."""
     rows = [Line(width) for _ in range(height)]
     if not (width and height):
         return rows, held
@@ -70,7 +70,7 @@ def draw(picture: Picture, width: int, height: int, held: Axis | None) -> tuple[
 
 
 def _empty(picture: Picture, rows: list[Line], scales: int) -> None:
-    """Why there is nothing to see, above the step axis with its gaps where there are steps."""
+    """Draw why there is nothing to see, above the step axis with its gaps where there are steps."""
     width, height = len(rows[0].cells), len(rows) - scales
     cells = fitted(_why_empty(picture), width, ascii_only=picture.ascii_only)
     rows[height // 2].put_cells((width - len(cells)) // 2, cells, Part.TEXT)
@@ -87,7 +87,7 @@ def _why_empty(picture: Picture) -> str:
 
 
 def fit_axis(picture: Picture, held: Axis | None) -> Axis | None:
-    """The value axis around what lies in the window; None when nothing that can be drawn does."""
+    """Return the value axis around what lies in the window; None when nothing that can be drawn does."""
     if picture.window is None:
         return None
     parts = 64 if picture.log else 1  # finer on a log axis, where the smallest positive value is wanted
@@ -106,7 +106,7 @@ def fit_axis(picture: Picture, held: Axis | None) -> Axis | None:
 
 
 def _around(series: Series, window: tuple[float, float]) -> list[tuple[float, float]]:
-    """The points on both sides of a window, when there are both."""
+    """Return the points on both sides of a window, when there are both."""
     before, after = series.before(window[0]), series.after(window[1])
     return [before, after] if before and after else []
 
@@ -147,7 +147,7 @@ def _draw_plot(picture: Picture, rows: list[Line], plot: Plot) -> None:
 
 
 def _bulk(dots: list[Dots | None]) -> int:
-    """How much a curve covers, in powers of two, so that the order does not change at every point.
+    """Return how much a curve covers, in powers of two, so that the order does not change at every point.
 
     A noisy curve goes behind a quiet one, which it would hide.
     """
@@ -155,7 +155,7 @@ def _bulk(dots: list[Dots | None]) -> int:
 
 
 def _dots(columns: Columns, axis: Axis, height: int) -> list[Dots | None]:
-    """Topmost and bottommost dot row of each column."""
+    """Return the topmost and bottommost dot row of each column."""
     most = height - 1
     if axis.log:
         place = axis.place
@@ -168,7 +168,7 @@ def _dots(columns: Columns, axis: Axis, height: int) -> list[Dots | None]:
 
 
 def _carry_to_edges(series: Series, columns: Columns, span: tuple[float, float], axis: Axis) -> None:
-    """Where the line goes on outside the window, give the outermost column the value it has there."""
+    """Give the outermost column the value that the line has there where it runs beyond the window."""
     for index, edge in ((0, span[0]), (-1, span[1])):
         if columns[index] is not None:
             continue
@@ -181,7 +181,7 @@ def _carry_to_edges(series: Series, columns: Columns, span: tuple[float, float],
 
 
 def _mark(canvas: Canvas, filled: Sequence[Dots | None], owner: int, index: int, *, several: bool) -> None:
-    """A curve's own sign at intervals, staggered, when there are several; and where it is one lonely point."""
+    """Put a curve's own sign at intervals, staggered, when there are several; and where it is one lonely point."""
     present = [column for column, span in enumerate(filled) if span is not None]
     if len(present) == 1:
         wanted = present
@@ -198,7 +198,7 @@ def _mark(canvas: Canvas, filled: Sequence[Dots | None], owner: int, index: int,
 
 
 def _reference(picture: Picture, rows: list[Line], plot: Plot) -> None:
-    """A broken line at a value, behind the curves."""
+    """Draw a broken line at a value, behind the curves."""
     if picture.reference is None:
         return
     row = rows[plot.top + _row_of(picture, plot, picture.reference[1])]
@@ -210,7 +210,7 @@ def _reference(picture: Picture, rows: list[Line], plot: Plot) -> None:
 
 
 def _cursor(picture: Picture, rows: list[Line], plot: Plot) -> None:
-    """A vertical line through the empty cells of the cursor's column, and its colour on the others."""
+    """Draw a vertical line through the empty cells of the cursor's column, and its colour on the others."""
     if picture.cursor is None or not plot.start <= picture.cursor <= plot.stop:
         return
     column = plot.left + plot.column(picture.cursor)
@@ -222,7 +222,7 @@ def _cursor(picture: Picture, rows: list[Line], plot: Plot) -> None:
 
 
 def _row_of(picture: Picture, plot: Plot, value: float) -> int:
-    """The row of cells, within the plot, in which a value is drawn."""
+    """Return the row of cells, within the plot, in which a value is drawn."""
     down = 1 if picture.ascii_only else 4
     return round((1 - plot.axis.place(value)) * (plot.height * down - 1)) // down
 
@@ -241,7 +241,7 @@ def _value_scale(picture: Picture, rows: list[Line], plot: Plot, ticks: list[Tic
 
 
 def _step_scale(picture: Picture, rows: list[Line], plot: Plot) -> None:
-    """The axis line with ticks and gap signs, and the labels centred beneath the ticks."""
+    """Draw the axis line with ticks and gap signs, and the labels centred beneath the ticks."""
     signs = SIGNS["ascii" if picture.ascii_only else "up"]
     line, labels = rows[plot.top + plot.height], rows[plot.top + plot.height + 1]
     line.put(plot.left, signs[3] * plot.width, Part.AXIS)

@@ -17,12 +17,12 @@ _SURE = 2.0  # standard errors
 
 
 def summarise(curves: Iterable[Curve], unit: Unit = "number") -> str:
-    """One line a curve: first, last, extremes, mean of the last tenth, where it is going, what was not finite."""
+    """Return one line per curve: first, last, extremes, mean of the last tenth, trend, values not finite."""
     return "\n".join(f"{one_line(curve.label) or 'unnamed'}: {_words(curve.series, unit)}" for curve in curves)
 
 
 def trend(values: Sequence[float]) -> str:
-    """Where two or more values are going, and what that was told from.
+    """Return the trend of two or more values, and what it was told from.
 
     Flat is a change below 2 % of all that the values span or, between the means of parts, one within two standard
     errors: what chance alone would do.
@@ -39,7 +39,7 @@ def trend(values: Sequence[float]) -> str:
 
 
 def _compared(values: Sequence[float], count: int) -> str:
-    """The last ``count`` values against as many before them; of very many, evenly spaced ones."""
+    """Compare the last ``count`` values with as many before them; of very many, evenly spaced ones."""
     stride = -(-count // _SAMPLED)
     peak = max(abs(max(values)), abs(min(values))) or 1.0
     newest, older = (

@@ -1,4 +1,4 @@
-"""Which steps a chart shows: all of them or a window, following the newest or standing still; and its cursor."""
+"""The steps a chart shows: all of them or a window, following the newest or fixed; and its cursor."""
 
 import math
 from collections.abc import Iterable
@@ -17,12 +17,12 @@ class View:
         self.width: float | None = None
         """Steps in the window; None shows all."""
         self.stop: float | None = None
-        """Where a window that stands still ends; None follows the newest step."""
+        """The end of a fixed window; None follows the newest step."""
         self.cursor: float | None = None
         """The cursor's step; None while it is off."""
 
     def window(self, span: Span) -> Span:
-        """First and last step to show. A following window moves on by quarters, not with each point."""
+        """Return the first and last step to show. A following window moves on by quarters, not with each point."""
         start, stop = step_range(*span)
         if self.width is None:
             return start, stop
@@ -38,7 +38,7 @@ class View:
         return self.stop is None
 
     def reset(self) -> None:
-        """All steps, following; the cursor stays as it is."""
+        """Show all steps, following; the cursor stays as it is."""
         self.width = self.stop = None
 
     def zoom(self, factor: float, span: Span) -> None:
@@ -71,25 +71,25 @@ class View:
         self.stop = min(full[1], max(full[0] + width, stop))
 
     def move_cursor(self, direction: float, reach: float, span: Span, curves: Iterable[Series]) -> None:
-        """To the point about ``reach`` steps on in a direction (−1 or 1; infinite: to the end), in whatever curve."""
+        """Move to the point about ``reach`` steps on in a direction (−1 or 1; infinite: to the end), in any curve."""
         here = self.cursor
         if here is None:
             return
         if math.isinf(direction):
             target = span[1] if direction > 0 else span[0]
-            found = [point[0] for series in curves if (point := series.nearest(target))]
+            steps = [point[0] for series in curves if (point := series.nearest(target))]
         else:
             target = here + direction * reach
-            found = [point for series in curves for point in _beyond(series, here, target, direction)]
-        if found:
-            self.cursor = min(found, key=lambda step: abs(step - target))
+            steps = [point for series in curves for point in _beyond(series, here, target, direction)]
+        if steps:
+            self.cursor = min(steps, key=lambda step: abs(step - target))
             self._show_cursor(span)
 
     def place_cursor(self, span: Span, curves: Iterable[Series]) -> None:
         """Switch the cursor on at the newest point in sight."""
         start, stop = self.window(span)
-        found = [point[0] for series in curves if (point := series.before(stop))]
-        self.cursor = max(found, default=None)
+        steps = [point[0] for series in curves if (point := series.before(stop))]
+        self.cursor = max(steps, default=None)
         if self.cursor is not None and self.cursor < start:
             self._show_cursor(span)
 
@@ -100,7 +100,7 @@ class View:
 
 
 def _beyond(series: Series, here: float, target: float, direction: float) -> Iterable[float]:
-    """The point nearest to the target if it lies beyond here, else the next one in that direction."""
+    """Yield the point nearest to the target if it lies beyond here, else the next one in that direction."""
     near = series.nearest(target)
     if near is not None and (near[0] - here) * direction > 0:
         yield near[0]

@@ -24,7 +24,7 @@ Pieces = list[tuple[str, str]]
 
 
 class Columns(Struct, frozen=True):
-    """How a width is shared out: the key's cells, a run's cells, and which runs there is room for."""
+    """Layout of a width: the key's cells, a run's cells, and which runs there is room for."""
 
     key: int
     run: int
@@ -72,12 +72,12 @@ class FactsTable(ScrollView, can_focus=True, inherit_bindings=False):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("j,down", "move(1)", "down", id="facts.down", show=False),
         Binding("k,up", "move(-1)", "up", id="facts.up", show=False),
-        Binding("ctrl+d,pagedown", "page(1)", "a page down", id="facts.page_down", show=False),
-        Binding("ctrl+u,pageup", "page(-1)", "a page up", id="facts.page_up", show=False),
-        Binding("g,home", "end(False)", "to the top", id="facts.top", show=False),
-        Binding("G,end", "end(True)", "to the end", id="facts.bottom", show=False),
-        Binding("l,right", "shift(1)", "runs further right", id="facts.right", show=False),
-        Binding("h,left", "shift(-1)", "runs further left", id="facts.left", show=False),
+        Binding("ctrl+d,pagedown", "page(1)", "page down", id="facts.page_down", show=False),
+        Binding("ctrl+u,pageup", "page(-1)", "page up", id="facts.page_up", show=False),
+        Binding("g,home", "end(False)", "top", id="facts.top", show=False),
+        Binding("G,end", "end(True)", "bottom", id="facts.bottom", show=False),
+        Binding("l,right", "shift(1)", "scroll right", id="facts.right", show=False),
+        Binding("h,left", "shift(-1)", "scroll left", id="facts.left", show=False),
     ]
 
     def __init__(self, title: str, *, ascii_only: bool = False, id: str | None = None) -> None:  # Textual's name
@@ -114,11 +114,11 @@ class FactsTable(ScrollView, can_focus=True, inherit_bindings=False):
         return ["".join(text for text, _ in line) for line in self._lines]
 
     def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
-        """Heading and lines."""
+        """Return the height of heading and lines."""
         return len(self._lines) + 1
 
     def columns(self) -> Columns:
-        """How the width at hand is shared out."""
+        """Return how the width at hand is shared out."""
         width = self.scrollable_content_region.width
         longest = max((cell_len(row.key) for row in self.rows if row.cells), default=8)
         key = max(6, min(longest, max(width // 3, 10)))
@@ -129,7 +129,7 @@ class FactsTable(ScrollView, can_focus=True, inherit_bindings=False):
         return Columns(key, max(1, room // shown - _GAP), first, min(len(self.names), first + shown))
 
     def render_line(self, y: int) -> Strip:
-        """The heading, which stays, or one line below it."""
+        """Render the heading, which stays, or one line below it."""
         width = self.scrollable_content_region.width
         if self._drawn_for != (width, self._first):
             self._lay_out()
@@ -141,15 +141,15 @@ class FactsTable(ScrollView, can_focus=True, inherit_bindings=False):
         return strip_of([(text, style(name)) for text, name in pieces], width, style("plain"))
 
     def on_resize(self, event: events.Resize) -> None:
-        """Lines are wrapped for a width."""
+        """Wrap the lines for the new width."""
         self._lay_out()
 
     def on_focus(self) -> None:
-        """The heading says that keys go here."""
+        """Mark the heading: keys go here."""
         self.refresh(Region(0, 0, self.size.width, 1))
 
     def on_blur(self) -> None:
-        """See :meth:`on_focus`."""
+        """Unmark the heading; see :meth:`on_focus`."""
         self.on_focus()
 
     def action_move(self, lines: int) -> None:
@@ -165,7 +165,7 @@ class FactsTable(ScrollView, can_focus=True, inherit_bindings=False):
         self.scroll_to(y=self.max_scroll_y if last else 0, animate=False)
 
     def action_shift(self, runs: int) -> None:
-        """Where not all runs have room: show the next one."""
+        """Show the next run where not all have room."""
         columns = self.columns()
         most = len(self.names) - (columns.stop - columns.first)
         self._first = min(max(0, columns.first + runs), max(0, most))
@@ -213,7 +213,7 @@ def _row_lines(row: FactRow, columns: Columns) -> list[Pieces]:
 
 
 def _toned(text: str, tone: str) -> Pieces:
-    """A line of a cell; what stands before a double blank is the newest value, not the best one."""
+    """Return a line of a cell; what stands before a double blank is the newest value, not the best one."""
     newest, gap, best = text.partition("  ")
     if tone == "best" and best.strip():
         return [(newest + gap, "plain"), (best, tone)]
@@ -221,7 +221,7 @@ def _toned(text: str, tone: str) -> Pieces:
 
 
 def _wrapped(text: str, width: int) -> list[str]:
-    """The text in lines of so many cells, at most a few; broken at double blanks where it has them."""
+    """Return the text in lines of so many cells, at most a few; broken at double blanks where it has them."""
     parts = [text] if cell_len(text) <= width else text.split("  ")
     lines = [line for part in parts for line in chop_cells(part, width) or [""]]
     if len(lines) <= _MOST_LINES:

@@ -8,7 +8,6 @@ from typing import Any, ClassVar, cast
 from rich.segment import Segment
 from rich.style import Style
 from textual.app import App
-from textual.binding import Binding
 from textual.screen import Screen
 from textual.signal import Signal
 from textual.strip import Strip
@@ -21,7 +20,10 @@ _Entry = tuple[str, str, str, bool]
 
 
 class KeyLine(Widget):
-    """Keys of the screen and of what has the focus; where not all fit, those of the application stay."""
+    """Keys of the screen and of what has the focus; where not all fit, those of the application stay.
+
+    A screen that has a method ``shows_key`` decides which of them are offered now.
+    """
 
     DEFAULT_CSS = """
     KeyLine {
@@ -56,8 +58,9 @@ class KeyLine(Widget):
             return
         own: dict[str, _Entry] = {}
         common: dict[str, _Entry] = {}
+        shows_key = getattr(screen, "shows_key", None)
         for node, binding, enabled, _ in screen.active_bindings.values():
-            if binding.show and _makes_sense(node, binding):
+            if binding.show and (shows_key is None or shows_key(binding)):
                 key, what = app.get_key_display(binding), binding.description
                 entry = (one_line(key), one_line(what), binding.key, enabled)
                 (common if node is app else own).setdefault(binding.action, entry)
@@ -66,7 +69,7 @@ class KeyLine(Widget):
             self.refresh()
 
     def render_line(self, y: int) -> Strip:
-        """The line."""
+        """Render the line."""
         width = self.content_size.width
         room = width - sum(_length(entry) for entry in self._common)
         segments: list[Segment] = []
@@ -87,12 +90,6 @@ class KeyLine(Widget):
             Segment(f" {key} ", style("key-line--key" if enabled else "key-line--off") + click),
             Segment(f"{what} ", style("key-line--what" if enabled else "key-line--off") + click),
         ]
-
-
-def _makes_sense(node: Any, binding: Binding) -> bool:
-    """Whether a screen wants a key shown as things stand; pressed all the same, it says why it does nothing."""
-    asked = getattr(node, "shows_key", None)
-    return asked is None or bool(asked(binding))
 
 
 def _length(entry: _Entry) -> int:

@@ -25,7 +25,7 @@ class LogPanel(Vertical):
     }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "close_search", "end the search", id="log.close", show=False),
+        Binding("escape", "close_search", "close search", id="log.close", show=False),
     ]
 
     def __init__(self, *, id: str | None = None) -> None:
@@ -33,15 +33,15 @@ class LogPanel(Vertical):
         self._reader: LogReader | None = None
 
     def compose(self) -> ComposeResult:
-        """Status above, search where it is asked for, the lines."""
+        """Compose status, search line and log."""
         yield TextLines(id="log-status")
-        line = Input(id="log-search", placeholder="search the log; enter: next, escape: end", compact=True)
+        line = Input(id="log-search", placeholder="search log; enter: next match, escape: close", compact=True)
         line.cursor_blink = False
         yield line
         yield LogView(id="log-view")
 
     def show(self, reader: LogReader) -> None:
-        """A reader that was polled; another one than before replaces it."""
+        """Show a reader that was polled; another one than before replaces it."""
         view = self.query_one(LogView)
         if reader is not self._reader:
             self._reader = reader
@@ -74,7 +74,7 @@ class LogPanel(Vertical):
         self._say()
 
     def action_close_search(self) -> None:
-        """No search; the key goes on to the screen where none was open."""
+        """Close the search; where none was open the key goes on to the screen."""
         line = self.query_one("#log-search", Input)
         if not line.has_class("-open"):
             self.screen.run_worker(self.screen.run_action("back"))

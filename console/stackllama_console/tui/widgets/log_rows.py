@@ -1,4 +1,4 @@
-"""What a log view shows of a log: the lines that pass its filter, and those of them that match a search."""
+"""The lines of a log that a view shows: those that pass its filter, and those of them that match a search."""
 
 import re
 from bisect import bisect_left, bisect_right
@@ -10,7 +10,7 @@ from ...readers.logs import LogLine, LogReader
 class LogRows:
     """The kept lines of a reader from a level up, and the numbers of those that match.
 
-    As bounded as the reader: what that lets go is let go here.
+    As bounded as the reader: a line that it drops is dropped here.
 
     Attributes:
         lines: those that pass the filter, in ascending order of their numbers.
@@ -36,7 +36,7 @@ class LogRows:
         return self.lines[index]
 
     def update(self, reader: LogReader) -> int:
-        """Take in what is new in the reader; how many of the first rows went."""
+        """Take in what is new in the reader; return how many of the first rows went."""
         new, first = reader.since(self._last), reader.first_number
         gone = self.index_of(first)
         if gone:
@@ -63,23 +63,23 @@ class LogRows:
         self.matches = self._matching(self.lines)
 
     def index_of(self, number: int) -> int:
-        """Where the line with this number is, or the first one after it."""
+        """Return the index of the line with this number, or of the first one after it."""
         return bisect_left(self.lines, number, key=_number)
 
     def match_after(self, number: int) -> int | None:
-        """Number of the next matching line; after the last one the first."""
+        """Return the number of the next matching line; after the last one the first."""
         if not self.matches:
             return None
         return self.matches[bisect_right(self.matches, number) % len(self.matches)]
 
     def match_before(self, number: int) -> int | None:
-        """Number of the matching line before; before the first one the last."""
+        """Return the number of the matching line before; before the first one the last."""
         if not self.matches:
             return None
         return self.matches[bisect_left(self.matches, number) - 1]
 
     def match_position(self, number: int) -> int | None:
-        """Which of the matches, from 1 on, this line is; None: none."""
+        """Return which of the matches, from 1 on, this line is; None: none."""
         index = bisect_left(self.matches, number)
         return index + 1 if index < len(self.matches) and self.matches[index] == number else None
 
@@ -95,8 +95,8 @@ class LogRows:
     def _matching(self, lines: list[LogLine]) -> list[int]:
         if self.pattern is None:
             return []
-        found = self.pattern.search
-        return [line.number for line in lines if found(line.text)]
+        search = self.pattern.search
+        return [line.number for line in lines if search(line.text)]
 
 
 def _number(line: LogLine) -> int:

@@ -27,7 +27,7 @@ _GUTTER = 2
 _SIDEWAYS = 16
 _WHEEL = 3
 _Row = tuple[Level, str, bool]
-"""What one row shows: level, text, whether it is the match that was jumped to."""
+"""One row: level, text, whether it is the current match."""
 _BLANK: _Row = ("other", "", False)
 
 
@@ -49,17 +49,17 @@ class LogView(Widget, can_focus=True):
     """
     COMPONENT_CLASSES: ClassVar[set[str]] = {f"log--{part}" for part in (*LETTER, "match", "current")}
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("g,home", "top", "Top", id="log.top", show=False, tooltip="The oldest line kept"),
-        Binding("G,end", "end", "Follow", id="log.end", show=False, tooltip="The newest line, and follow it"),
-        Binding("j,down", "scroll(1)", "Down", id="log.down", show=False),
-        Binding("k,up", "scroll(-1)", "Up", id="log.up", show=False),
-        Binding("space,pagedown", "page(1)", "Page down", id="log.page_down", show=False),
-        Binding("b,pageup", "page(-1)", "Page up", id="log.page_up", show=False),
-        Binding("h,left", "sideways(-1)", "Left", id="log.left", show=False),
-        Binding("l,right", "sideways(1)", "Right", id="log.right", show=False),
-        Binding("v", "level", "Least level shown", id="log.level", show=False, tooltip="all, info, warning, error"),
-        Binding("n", "next", "Next match", id="log.next", show=False),
-        Binding("N", "previous", "Previous match", id="log.previous", show=False),
+        Binding("g,home", "top", "top", id="log.top", show=False, tooltip="The oldest line kept"),
+        Binding("G,end", "end", "follow newest line", id="log.end", show=False),
+        Binding("j,down", "scroll(1)", "down", id="log.down", show=False),
+        Binding("k,up", "scroll(-1)", "up", id="log.up", show=False),
+        Binding("space,pagedown", "page(1)", "page down", id="log.page_down", show=False),
+        Binding("b,pageup", "page(-1)", "page up", id="log.page_up", show=False),
+        Binding("h,left", "sideways(-1)", "scroll left", id="log.left", show=False),
+        Binding("l,right", "sideways(1)", "scroll right", id="log.right", show=False),
+        Binding("v", "level", "minimum log level", id="log.level", show=False, tooltip="all, info, warning, error"),
+        Binding("n", "next", "next match", id="log.next", show=False),
+        Binding("N", "previous", "previous match", id="log.previous", show=False),
     ]
 
     class StatusChanged(Message):
@@ -107,7 +107,7 @@ class LogView(Widget, can_focus=True):
 
     @property
     def match_position(self) -> int | None:
-        """Which of them was jumped to, from 1 on."""
+        """Position of the current match among them, from 1 on."""
         return None if self._current is None else self._rows.match_position(self._current)
 
     @property
@@ -117,7 +117,7 @@ class LogView(Widget, can_focus=True):
 
     @property
     def status(self) -> str:
-        """Where one is, what is filtered and found, and what is wrong; sanitised, one line."""
+        """Position, filter, matches and errors; sanitised, one line."""
         reader, parts = self._reader, list[str]()
         if not self._following:
             parts.append(f"line {min(self._top + 1, len(self._rows))} of {len(self._rows)}")
@@ -125,10 +125,10 @@ class LogView(Widget, can_focus=True):
             parts.append(f"{self.minimum_level} and above")
         if self._searched:
             count, position = self.match_count, self.match_position
-            found = f"match {position} of {count}" if position else f"{count} matches" if count else "no match"
-            parts.append(f"{found}: {self._searched}")
+            match_text = f"match {position} of {count}" if position else f"{count} matches" if count else "no match"
+            parts.append(f"{match_text}: {self._searched}")
         if reader is not None and reader.dropped:
-            parts.append(f"{reader.dropped} lines came too fast to be kept")
+            parts.append(f"{reader.dropped} lines skipped (too fast)")
         if reader is not None and reader.trouble:
             parts.append(reader.trouble)
         return ", ".join(parts)
@@ -136,7 +136,7 @@ class LogView(Widget, can_focus=True):
     # what changes it
 
     def on_mount(self) -> None:
-        """What the reader holds already."""
+        """Show what the reader holds already."""
         self.update()
 
     def show(self, reader: LogReader | None) -> None:
@@ -151,7 +151,7 @@ class LogView(Widget, can_focus=True):
         self.update()
 
     def update(self) -> bool:
-        """Take in what the reader has polled, and repaint what differs; returns whether anything does."""
+        """Take in what the reader has polled, and repaint what differs; return whether anything does."""
         reader = self._reader
         if reader is None or reader.version == self._seen:
             return False
@@ -193,20 +193,20 @@ class LogView(Widget, can_focus=True):
         self._repaint(force=True)
 
     def action_top(self) -> None:
-        """The oldest line kept."""
+        """Go to the oldest line kept."""
         self._move_to(0)
 
     def action_end(self) -> None:
-        """The newest line; follow it."""
+        """Go to the newest line and follow it."""
         self._following = True
         self._repaint()
 
     def action_scroll(self, lines: int) -> None:
-        """Some lines down, or up when negative."""
+        """Scroll some lines down, or up when negative."""
         self._move_to(self._top + lines)
 
     def action_page(self, direction: int) -> None:
-        """A page down or up, one line less than are in sight."""
+        """Scroll a page down or up, one line less than are in sight."""
         self._move_to(self._top + direction * max(1, self.content_size.height - 1))
 
     def action_sideways(self, direction: int) -> None:
@@ -220,29 +220,29 @@ class LogView(Widget, can_focus=True):
             self._repaint(force=True)
 
     def action_level(self) -> None:
-        """The next minimum level."""
+        """Choose the next minimum level."""
         self.set_minimum_level(CYCLE[(CYCLE.index(self._rows.minimum) + 1) % len(CYCLE)])
 
     def action_next(self) -> None:
-        """To the next match."""
+        """Go to the next match."""
         self.next_match()
 
     def action_previous(self) -> None:
-        """To the match before."""
+        """Go to the previous match."""
         self.previous_match()
 
     def on_mouse_scroll_down(self, event: events.MouseScrollDown) -> None:
-        """The wheel."""
+        """Scroll down."""
         event.stop()
         self.action_scroll(_WHEEL)
 
     def on_mouse_scroll_up(self, event: events.MouseScrollUp) -> None:
-        """The wheel."""
+        """Scroll up."""
         event.stop()
         self.action_scroll(-_WHEEL)
 
     def _here(self, direction: int) -> int:
-        """From where a match is sought: the one that was jumped to, else the edge of what is in sight."""
+        """Return where a search for a match begins: at the current one, else at the edge of what is in sight."""
         if self._current is not None:
             return self._current
         row = self._top if direction < 0 else self._top + self.content_size.height - 1
@@ -253,15 +253,15 @@ class LogView(Widget, can_focus=True):
         return self._rows.lines[-1].number if self._rows.lines else 0
 
     def _show_current(self, *, force: bool = False) -> bool:
-        found = self._current
+        number = self._current
         height = self.content_size.height
-        if found is not None:
-            index = self._rows.index_of(found)
+        if number is not None:
+            index = self._rows.index_of(number)
             if not self._top <= index < self._top + height:
                 self._top = self._within(index - height // 2)
             self._following = self._following and self._top >= self._within(len(self._rows))
         self._repaint(force=force)
-        return found is not None
+        return number is not None
 
     def _move_to(self, top: int) -> None:
         before, end = self._top, self._within(len(self._rows))
@@ -285,7 +285,7 @@ class LogView(Widget, can_focus=True):
             self._drawn_for = (-1, -1)
             self.refresh()
             return True
-        before, self._drawn = self._drawn, self._look(height)
+        before, self._drawn = self._drawn, self._layout(height)
         changed = [
             Region(0, y, width, 1) for y, (old, new) in enumerate(zip(before, self._drawn, strict=True)) if old != new
         ]
@@ -293,15 +293,15 @@ class LogView(Widget, can_focus=True):
             self.refresh(*changed)
         return bool(changed)
 
-    def _look(self, height: int) -> list[_Row]:
-        """What each row is to show."""
+    def _layout(self, height: int) -> list[_Row]:
+        """Return what each row is to show."""
         rows = self._rows
         self._top = self._within(len(rows) if self._following else self._top)
         lines = [rows[index] for index in range(self._top, min(len(rows), self._top + height))]
         shown = [self._row(line) for line in lines]
         if not shown:
             everything = rows.minimum == "debug"
-            shown.append(("mark", "no lines" if everything else f"no line of level {rows.minimum} or above", False))
+            shown.append(("mark", "no lines" if everything else f"no lines at level {rows.minimum} or above", False))
         return [*shown, *[_BLANK] * (height - len(shown))]
 
     def _row(self, line: LogLine) -> _Row:
@@ -313,10 +313,10 @@ class LogView(Widget, can_focus=True):
             self.post_message(self.StatusChanged(self))
 
     def render_line(self, y: int) -> Strip:
-        """One row."""
+        """Render one row."""
         width, height = self.content_size
         if self._drawn_for != (width, height):
-            self._drawn = self._look(height)
+            self._drawn = self._layout(height)
             self._drawn_for = (width, height)
         if y >= len(self._drawn):
             return Strip.blank(width, self.rich_style)
@@ -330,11 +330,11 @@ class LogView(Widget, can_focus=True):
         pattern = self._rows.pattern
         if pattern is None:
             return [Segment(text, style)]
-        found = self.get_component_rich_style("log--current" if current else "log--match")
+        match_style = self.get_component_rich_style("log--current" if current else "log--match")
         pieces: list[Segment] = []
         end = 0
         for match in pattern.finditer(text):
-            pieces += [Segment(text[end : match.start()], style), Segment(match[0], found)]
+            pieces += [Segment(text[end : match.start()], style), Segment(match[0], match_style)]
             end = match.end()
         return [piece for piece in (*pieces, Segment(text[end:], style)) if piece.text]
 

@@ -19,15 +19,15 @@ _LABEL = 17
 _TEXT_LINES = 6
 
 
-def figure_lines(reader: Reader, evaluation: str = "") -> list[Text]:
-    """Every metric's first and newest value, the stage's own first, under how held-out prompts were answered."""
+def metric_lines(reader: Reader, evaluation: str = "") -> list[Text]:
+    """Return every metric's first and newest value, the stage's own first, below how held-out prompts were sampled."""
     history = reader.history
     names = labels_for(reader.stage, history.last)
     if not names:
         return []
     lines = [Text(f"{'':{_LABEL}} {'first':>9} {'now':>9}", style="dim")]
     if evaluation:  # above, because the panel shows no more than fits
-        parts = textwrap.wrap(f"held out: {evaluation}", len(lines[0]))
+        parts = textwrap.wrap(f"held-out: {evaluation}", len(lines[0]))
         lines = [*(Text(part, style="dim") for part in parts), *lines]
     for name, label in names:
         first, last = history.first.get(name), history.last[name]
@@ -39,7 +39,7 @@ def figure_lines(reader: Reader, evaluation: str = "") -> list[Text]:
 
 
 def sample_lines(rows: Sequence[Mapping[str, Any]], width: int, height: int) -> list[Text]:
-    """The newest answers, as many as fit."""
+    """Return the newest samples, as many as fit."""
     lines: list[Text] = []
     for row in rows:
         if lines:
@@ -54,21 +54,21 @@ def sample_lines(rows: Sequence[Mapping[str, Any]], width: int, height: int) -> 
 
 
 def pipeline_line(pipeline: PipelineReader, variables: Mapping[str, str]) -> Text:
-    """One mark for each stage: what is done, at work, to come; the one that is looked at is underlined."""
+    """Return one mark per stage: done, running or to come; the one that is shown is underlined."""
     text = Text()
-    begun = {child.name: child for child in pipeline.children}
+    children = {child.name: child for child in pipeline.children}
     shown = pipeline.shown.run.id if pipeline.shown else ""
     for child in CHILDREN:
         if text:
             text.append(" → ", style="dim")
-        known = begun.get(child.suffix)
+        child_reader = children.get(child.suffix)
         name = child.suffix.replace("-merged", " merge")
-        if known is None:
+        if child_reader is None:
             text.append(f"· {name}", style="dim")
             continue
-        mark = state_text(known.state.phase, dict(variables))
+        mark = state_text(child_reader.state.phase, dict(variables))
         part = Text(f"{mark.plain[0]} {name}", style=mark.style)
-        if known.run.id == shown:
+        if child_reader.run.id == shown:
             part.stylize("bold underline")
         text.append_text(part)
     return text

@@ -45,9 +45,9 @@ class RowList(ScrollView, can_focus=True, inherit_bindings=False):
     }
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("j,down", "move(1)", "next row", id="rows.down", show=False),
-        Binding("k,up", "move(-1)", "row before", id="rows.up", show=False),
-        Binding("pagedown,ctrl+d", "page(1)", "a page down", id="rows.page_down", show=False),
-        Binding("pageup,ctrl+u", "page(-1)", "a page up", id="rows.page_up", show=False),
+        Binding("k,up", "move(-1)", "previous row", id="rows.up", show=False),
+        Binding("pagedown,ctrl+d", "page(1)", "page down", id="rows.page_down", show=False),
+        Binding("pageup,ctrl+u", "page(-1)", "page up", id="rows.page_up", show=False),
         Binding("g,home", "end(False)", "first row", id="rows.first", show=False),
         Binding("G,end", "end(True)", "last row", id="rows.last", show=False),
     ]
@@ -88,11 +88,11 @@ class RowList(ScrollView, can_focus=True, inherit_bindings=False):
         return range(min(top, self.count), min(self.count, top + max(1, self.size.height - 1)))
 
     def repaint(self) -> None:
-        """What rows say is known better by now."""
+        """Repaint rows whose texts are known by now."""
         self.refresh()
 
     def render_line(self, y: int) -> Strip:
-        """The heading, or one row below it."""
+        """Render the heading, or one row below it."""
         width = self.scrollable_content_region.width
         if y == 0:
             style = self._style("focused" if self.has_focus else "heading")
@@ -118,12 +118,12 @@ class RowList(ScrollView, can_focus=True, inherit_bindings=False):
         self.post_message(self.Moved())
 
     def watch_scroll_y(self, old_value: float, new_value: float) -> None:
-        """Other rows are in sight."""
+        """Report that other rows are in sight."""
         super().watch_scroll_y(old_value, new_value)
         self.post_message(self.Moved())
 
     def on_resize(self, event: events.Resize) -> None:
-        """The selected row stays in sight."""
+        """Keep the selected row in sight."""
         self._show_cursor()
         self.post_message(self.Moved())
 
@@ -133,11 +133,11 @@ class RowList(ScrollView, can_focus=True, inherit_bindings=False):
             self.move_to(event.y - 1 + self.scroll_offset.y)
 
     def on_focus(self) -> None:
-        """Cursor and heading say that keys go here."""
+        """Show by cursor and heading that keys go here."""
         self.refresh()
 
     def on_blur(self) -> None:
-        """See :meth:`on_focus`."""
+        """Repaint; see :meth:`on_focus`."""
         self.refresh()
 
     def action_move(self, rows: int) -> None:
@@ -145,11 +145,11 @@ class RowList(ScrollView, can_focus=True, inherit_bindings=False):
         self.move_to(self.cursor + rows)
 
     def action_page(self, direction: int) -> None:
-        """Go on by a page."""
+        """Move by a page."""
         self.move_to(self.cursor + direction * max(1, self.size.height - 2))
 
     def action_end(self, last: bool) -> None:
-        """To the first or the last row."""
+        """Go to the first or the last row."""
         self.move_to(self.count - 1 if last else 0)
 
     def _show_cursor(self) -> None:

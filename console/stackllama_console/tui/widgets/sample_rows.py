@@ -15,20 +15,20 @@ _FOLLOW = 8
 
 
 def heading(listing: Listing, width: int) -> str:
-    """Titles of the columns of a listing."""
+    """Return the titles of the columns of a listing."""
     match listing.wanted.mode:
         case "pairs":
-            return f"{'before':>8} {'after':>8} {'reward':>9}  {'true utility':<13} question"
+            return f"{'before':>8} {'after':>8} {'reward':>9}  {'true utility':<13} prompt"
         case "prompt":
             extra = f" {'KL':>8} {'':>{_FOLLOW}} {'length':>6} end" if width >= _ROOMY + 16 else ""
-            return f"{'step':>7} {'reward':>8} {'':>{_FOLLOW}}{extra}  answer"
+            return f"{'step':>7} {'reward':>8} {'':>{_FOLLOW}}{extra}  response"
         case _:
             extra = f" {'KL':>8} {'length':>6} end" if width >= _ROOMY else ""
-            return f"{'step':>7} {'reward':>8}{extra}  question → answer"
+            return f"{'step':>7} {'reward':>8}{extra}  prompt → response"
 
 
 def sample_row(sample: Sample | None, width: int) -> Pieces:
-    """One row of all; blank until its text has been read."""
+    """Return one row of all; blank until its text has been read."""
     if sample is None:
         return [(f"{'…':>7}", "dim")]
     pieces: Pieces = [(f"{_when(sample):>7}", "dim"), (f" {figure(sample.reward):>8}", "plain")]
@@ -37,12 +37,12 @@ def sample_row(sample: Sample | None, width: int) -> Pieces:
     else:
         pieces.append(("  ", "plain"))
     room = width - sum(len(text) for text, _ in pieces)
-    asked = cut(one_line(sample.question), max(8, room * 2 // 5))
-    return [*pieces, (f"{asked} → ", "dim"), (cut(one_line(sample.response), max(0, room - len(asked) - 3)), "plain")]
+    prompt = cut(one_line(sample.question), max(8, room * 2 // 5))
+    return [*pieces, (f"{prompt} → ", "dim"), (cut(one_line(sample.response), max(0, room - len(prompt) - 3)), "plain")]
 
 
 def prompt_row(sample: Sample | None, before: Sample | None, width: int) -> Pieces:
-    """One row of a prompt that is followed, with what changed since the row before."""
+    """Return one row of a prompt that is followed, with what changed since the row before."""
     if sample is None:
         return [(f"{'…':>7}", "dim")]
     pieces: Pieces = [(f"{_when(sample):>7}", "dim"), (f" {figure(sample.reward):>8} ", "plain")]
@@ -55,19 +55,19 @@ def prompt_row(sample: Sample | None, before: Sample | None, width: int) -> Piec
 
 
 def pair_row(pair: Pair, width: int) -> Pieces:
-    """One held-out question, before and after."""
+    """Return one held-out prompt, before and after."""
     before, after = pair.before, pair.after
     rewards = before.reward if before else None, after.reward if after else None
     utilities = before.utility if before else None, after.utility if after else None
-    known = utilities != (None, None)
-    utility = f"{figure(utilities[0], 2)} → {figure(utilities[1], 2)}" if known else ""
+    has_utility = utilities != (None, None)
+    utility = f"{figure(utilities[0], 2)} → {figure(utilities[1], 2)}" if has_utility else ""
     pieces: Pieces = [(f"{figure(rewards[0]):>8} {figure(rewards[1]):>8} ", "plain"), change(*rewards, 9)]
     pieces.append((f"  {utility:<13} ", "dim"))
     return [*pieces, (cut(one_line(pair.question), max(0, width - 42)), "plain")]
 
 
 def change(before: float | None, after: float | None, width: int) -> tuple[str, str]:
-    """The difference with a sign and an arrow, and the style of its direction."""
+    """Return the difference with a sign and an arrow, and the style of its direction."""
     if before is None or after is None:
         return " " * width, "dim"
     difference = after - before
@@ -78,46 +78,46 @@ def change(before: float | None, after: float | None, width: int) -> tuple[str, 
 
 
 def figure(value: float | None, places: int = 3) -> str:
-    """A value with a fixed number of places, so that columns stand under each other."""
+    """Return a value with a fixed number of places, so that columns stand under each other."""
     if value is None:
         return _NONE
     return f"{value:.{places}f}" if abs(value) < 1000 else number(value)
 
 
 def facts(sample: Sample) -> Text:
-    """Everything known about a sample but its texts, in one line."""
+    """Return everything known about a sample but its texts, in one line."""
     parts = [_when_in_words(sample), _reward(sample)]
     if sample.kl is not None:
         parts.append(f"KL {figure(sample.kl)}")
     if sample.length is not None:
         parts.append(f"{sample.length:,} tokens")
     if sample.ended is not None:
-        parts.append("ended by itself" if sample.ended else "cut off at the limit")
+        parts.append("ended" if sample.ended else "truncated at the length limit")
     if sample.utility is not None:
         parts.append(f"true utility {figure(sample.utility)}")
     return Text(" · ".join(part for part in parts if part), style="bold")
 
 
 def _reward(sample: Sample) -> str:
-    """The score, and what it is the sum of where that is more than one thing."""
+    """Return the reward, and its components where there is more than one."""
     parts = [f"{name.replace('_', ' ')} {figure(value)}" for name, value in sample.rewards.items()]
     return f"reward {figure(sample.reward)}" + (f" ({', '.join(parts)})" if len(parts) > 1 else "")
 
 
 def sample_text(sample: Sample) -> Text:
-    """A sample in full."""
+    """Return a sample in full."""
     text = facts(sample)
-    for title, body in (("question", sample.question), ("answer", sample.response)):
-        text.append(f"\n\n{title}  " if title == "answer" else f"\n{title}  ", style="not bold italic dim")
+    for title, body in (("prompt", sample.question), ("response", sample.response)):
+        text.append(f"\n\n{title}  " if title == "response" else f"\n{title}  ", style="not bold italic dim")
         text.append(body or "(empty)", style="not bold")
     return text
 
 
 def side_text(title: str, sample: Sample | None) -> Text:
-    """One side of a pair in full."""
+    """Return one side of a pair in full."""
     text = Text(f"{title}\n", style="bold")
     if sample is None:
-        return text.append("not answered yet", style="not bold dim")
+        return text.append("no response yet", style="not bold dim")
     values = [f"reward {figure(sample.reward)}"]
     if sample.utility is not None:
         values.append(f"true utility {figure(sample.utility)}")
@@ -127,9 +127,9 @@ def side_text(title: str, sample: Sample | None) -> Text:
     return text.append(f"\n\n{sample.response or '(empty)'}", style="not bold")
 
 
-def question_text(pair: Pair) -> Text:
-    """The question that both sides answer."""
-    return Text.assemble(("question  ", "italic dim"), pair.question, "\n")
+def prompt_text(pair: Pair) -> Text:
+    """Return the prompt that both sides respond to."""
+    return Text.assemble(("prompt  ", "italic dim"), pair.question, "\n")
 
 
 def _when(sample: Sample) -> str:
@@ -138,7 +138,7 @@ def _when(sample: Sample) -> str:
 
 def _when_in_words(sample: Sample) -> str:
     if sample.when in ("before", "after"):
-        return f"{sample.when} PPO, held-out question"
+        return f"{sample.when} PPO, held-out prompt"
     return f"step {sample.step}" if sample.row >= 0 else ""
 
 

@@ -1,4 +1,4 @@
-"""The lines at the top of the monitor: state, progress, time left, figures of the moment, the machine, the end."""
+"""The lines at the top of the monitor: state, progress, time left, current metrics, the machine, the outcome."""
 
 import time
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ _SILENT_SECONDS = 120.0
 
 
 def head_line(reader: Reader, variables: Mapping[str, str], now: float) -> Text:
-    """State, phase, step, progress bar, pace and time left. The run's own clock: nothing ticks without news."""
+    """Return state, phase, step, progress bar, pace and time left, by the run's own clock: nothing ticks by itself."""
     colours = dict(variables)
     text = state_text(reader.phase, colours)
     history = reader.history
@@ -51,14 +51,14 @@ def head_line(reader: Reader, variables: Mapping[str, str], now: float) -> Text:
 
 
 def eta_text(eta: Eta, left: int) -> str:
-    """``9 m left (8–12 m)  1.2 s/step``, the pace being that of the estimate: what is left over the steps left."""
+    """Return ``9 m left (8–12 m)  1.2 s/step``, the pace being that of the estimate: time left over steps left."""
     seconds = eta.likely / left
     pace = f"{seconds:.2g} s/step" if seconds >= 1 or seconds <= 0 else f"{1 / seconds:.3g} steps/s"
     return f"{duration(eta.likely)} left ({duration(eta.low)} – {duration(eta.high)})  {pace}"
 
 
-def figures_line(reader: Reader, stage: Stage | None) -> Text:
-    """The newest values that matter, in one line; a NaN stands out."""
+def headline_line(reader: Reader, stage: Stage | None) -> Text:
+    """Return the newest values that matter, in one line; a NaN stands out."""
     text = Text()
     last = reader.history.last
     for metric in headline(stage):
@@ -70,21 +70,21 @@ def figures_line(reader: Reader, stage: Stage | None) -> Text:
 
 
 def memory_text(reader: Reader, predicted: float | None) -> str:
-    """Peaks the engine measured, beside what was predicted."""
+    """Return the peaks the engine measured, beside what was predicted."""
     peaks = measured_peaks(reader.history)
     return f"{peaks}; predicted {size(predicted)}" if peaks and predicted else peaks
 
 
 def silence_text(reader: Reader, now: float) -> str:
-    """A run that is at work and has said nothing for minutes; in whole minutes, so that it seldom changes."""
+    """Return how long a running run has written nothing; in whole minutes, so that it seldom changes."""
     updated = reader.history.updated
     if reader.phase not in ("running", "stalled", "stopping") or not updated or now - updated < _SILENT_SECONDS:
         return ""
-    return f"no news for {int((now - updated) // 60)} m"
+    return f"no update for {int((now - updated) // 60)} min"
 
 
 def outcome_lines(run: RunDir | None, state: State | None, variables: Mapping[str, str]) -> list[Text]:
-    """What became of a run that ended otherwise than well: cause, code or signal, last lines, what to try."""
+    """Return how a run that did not finish well ended: cause, code or signal, last lines, what to try."""
     if run is None or state is None or not state.has_ended or state.phase == "finished":
         return []
     lines: list[Text] = []
@@ -101,7 +101,7 @@ def outcome_lines(run: RunDir | None, state: State | None, variables: Mapping[st
 
 
 def exit_text(code: int) -> str:
-    """An exit code in words."""
+    """Return an exit code in words."""
     import signal
 
     if code > 128:
@@ -109,55 +109,55 @@ def exit_text(code: int) -> str:
             return f"signal {signal.Signals(code - 128).name} (exit code {code})"
         except ValueError:
             return f"signal {code - 128} (exit code {code})"
-    meaning = {1: "failed", 2: "wrong recipe or input", 3: "refused before it began", 75: "stopped after saving"}
+    meaning = {1: "failed", 2: "invalid recipe or input", 3: "refused before start", 75: "stopped after saving"}
     return f"exit code {code}" + (f", {meaning[code]}" if code in meaning else "")
 
 
 def advice(run: RunDir, state: State) -> str:
-    """What to press next, by what went wrong."""
+    """Return what to press next, by what went wrong."""
     cause = (state.cause or "").lower()
     if state.exit_code == 2:
-        return "e: mend the recipe in the form and launch again"
+        return "e: fix the recipe in the form and relaunch"
     if "memory" in cause or "outofmemory" in cause.replace(" ", ""):
-        return "e: smaller batch, shorter sequences or 4 bits in the form; its budget shows what would fit"
+        return "e: smaller batch, shorter sequences or 4-bit weights; the form's budget shows what fits"
     if "nan" in cause or "infinity" in cause or "became" in cause:
-        return "e: lower learning_rate, or bf16 instead of fp16; r resumes from the last checkpoint"
+        return "e: lower learning_rate, or use bf16 instead of fp16; r: resume from the last checkpoint"
     if "no space" in cause or "disk" in cause:
-        return f"free some disk, then r: {_resume(state.stage)}"
+        return f"free disk space, then r: {_resume(state.stage)}"
     if state.phase == "stopped":
         return f"r: {_resume(state.stage)}"
     if state.stage is Stage.PIPELINE:
         child = newest(run, state)
-        where = f" (its stage {child.id.removeprefix(run.id + '-')} says more: , and .)" if child else ""
-        return f"r: resume with the stage that failed{where}"
-    return f"the log below says more (/ searches it); r: {_resume(state.stage)}; e changes the recipe"
+        where = f" (see its stage {child.id.removeprefix(run.id + '-')}: , and .)" if child else ""
+        return f"r: resume from the stage that failed{where}"
+    return f"see the log below (/: search); r: {_resume(state.stage)}; e: edit a copy of the recipe"
 
 
 def _resume(stage: Stage | None) -> str:
-    """What a resume does: a merge saves nothing on its way."""
+    """Return what a resume does: a merge saves nothing on its way."""
     return {
-        Stage.MERGE: "begin it anew",
-        Stage.PIPELINE: "resume with the stage it was at",
+        Stage.MERGE: "restart the merge",
+        Stage.PIPELINE: "resume from its current stage",
     }.get(stage or Stage.SFT, "resume from the last checkpoint")
 
 
 def advice_of_row(row: Row) -> str:
-    """The keys that make sense for a run of the list."""
+    """Return the keys that make sense for a run of the list."""
     if row.phase == "damaged":
-        return "r rebuilds its records from its other files, D deletes it"
+        return "r: repair its records from its other files, D: delete"
     match row.phase:
         case "finished":
             return {
-                Stage.PPO: "enter looks, a reads its answers, t talks to it, e launches a changed copy",
-                Stage.SFT: "enter looks, t talks to it, e launches a changed copy",
-                Stage.PIPELINE: "enter looks at its stages, z folds them away",
-            }.get(row.stage or Stage.MERGE, "enter looks, e launches a changed copy")
+                Stage.PPO: "enter: open, a: samples, t: chat, e: edit a copy",
+                Stage.SFT: "enter: open, t: chat, e: edit a copy",
+                Stage.PIPELINE: "enter: open its stages, z: fold them",
+            }.get(row.stage or Stage.MERGE, "enter: open, e: edit a copy")
         case "stopped" | "failed" | "lost":
-            return f"enter says more, r: {_resume(row.stage)}, e launches a changed copy"
+            return f"enter: open, r: {_resume(row.stage)}, e: edit a copy"
         case _:
-            return "enter looks, x stops it after saving, w saves now"
+            return "enter: open, x: save and stop, w: save checkpoint"
 
 
 def now() -> float:
-    """Unix seconds; one place, so that tests and screenshots can hold it still."""
+    """Return Unix seconds; one place, so that tests and screenshots can hold it still."""
     return time.time()

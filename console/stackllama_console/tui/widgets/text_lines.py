@@ -24,7 +24,7 @@ class TextLines(ScrollView, can_focus=False):
         self.lines: list[Text] = []
 
     def show(self, lines: Sequence[Text | str]) -> None:
-        """Replace the lines; what stands already is not painted again."""
+        """Replace the lines; what is displayed already is not painted again."""
         new = [Text(line) if isinstance(line, str) else line for line in lines]
         old, self.lines = self.lines, new
         if len(old) != len(new):
@@ -47,11 +47,11 @@ class TextLines(ScrollView, can_focus=False):
         return "\n".join(line.plain for line in self.lines)
 
     def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
-        """One row a line."""
+        """Return one row per line."""
         return len(self.lines)
 
     def render_line(self, y: int) -> Strip:
-        """One line, padded to the width."""
+        """Render one line, padded to the width."""
         index = y + self.scroll_offset.y
         style = self.rich_style
         width = self.scrollable_content_region.width
@@ -68,7 +68,7 @@ class TextLines(ScrollView, can_focus=False):
 
 
 def _same(before: Text, after: Text) -> int:
-    """Cells at the start that look the same; only plain one-cell characters count."""
+    """Return how many cells at the start look the same; only plain one-cell characters count."""
     limit = min((span.start for span in {*before.spans} ^ {*after.spans}), default=len(after.plain))
     count = 0
     for left, right in zip(before.plain[:limit], after.plain[:limit], strict=False):

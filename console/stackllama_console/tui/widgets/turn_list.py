@@ -24,15 +24,15 @@ Pieces = list[tuple[str, str]]
 
 
 class Answer(Struct):
-    """What one side has said so far."""
+    """The answer of one side so far."""
 
     text: str = ""
     info: str = ""
-    """How it ended; empty while it goes on."""
+    """How it ended; empty while it is being generated."""
 
 
 class Turn(Struct):
-    """A question and its answers; with neither sides nor error a remark. Texts are sanitised."""
+    """A question and its answers; with neither sides nor error a notice. Texts are sanitised."""
 
     id: int
     prompt: str
@@ -45,7 +45,7 @@ class Turn(Struct):
         return not self.error and any(not answer.info for answer in self.answers.values())
 
     def take(self, event: Delta | Done | Failure) -> None:
-        """A piece, an end or a failure of this question."""
+        """Take in a piece, an end or a failure of this question."""
         if isinstance(event, Failure):
             self.error = event.error
             return
@@ -76,10 +76,10 @@ class TurnList(ScrollView, can_focus=True, inherit_bindings=False):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("j,down", "scroll(1)", "down", id="turns.down", show=False),
         Binding("k,up", "scroll(-1)", "up", id="turns.up", show=False),
-        Binding("pagedown,ctrl+d", "page(1)", "a page down", id="turns.page_down", show=False),
-        Binding("pageup,ctrl+u", "page(-1)", "a page up", id="turns.page_up", show=False),
-        Binding("g,home", "end(False)", "to the first question", id="turns.first", show=False),
-        Binding("G,end", "end(True)", "to the newest answer", id="turns.last", show=False),
+        Binding("pagedown,ctrl+d", "page(1)", "page down", id="turns.page_down", show=False),
+        Binding("pageup,ctrl+u", "page(-1)", "page up", id="turns.page_up", show=False),
+        Binding("g,home", "end(False)", "first question", id="turns.first", show=False),
+        Binding("G,end", "end(True)", "newest answer", id="turns.last", show=False),
     ]
 
     def __init__(self, *, id: str | None = None) -> None:  # Textual's name
@@ -90,7 +90,7 @@ class TurnList(ScrollView, can_focus=True, inherit_bindings=False):
         self._laid_out_for = -1
 
     def add(self, turn: Turn) -> None:
-        """A new question, at the end."""
+        """Add a new question at the end."""
         self.turns.append(turn)
         if len(self.turns) > _KEPT:
             del self.turns[0]
@@ -99,14 +99,14 @@ class TurnList(ScrollView, can_focus=True, inherit_bindings=False):
         self.scroll_end(animate=False, force=True, immediate=True)
 
     def turn(self, question: int) -> tuple[int, Turn] | None:
-        """Index and turn of a question; the newest are looked at first."""
+        """Return index and turn of a question; the newest are tried first."""
         for index in range(len(self.turns) - 1, -1, -1):
             if self.turns[index].id == question:
                 return index, self.turns[index]
         return None
 
     def changed(self, index: int) -> None:
-        """A turn, and none before it, says something else now."""
+        """Lay out again from a turn on; none before it has changed."""
         at_end = self.scroll_offset.y >= self.max_scroll_y
         before, count = self._lines, len(self._lines)
         width = self._width
@@ -134,14 +134,14 @@ class TurnList(ScrollView, can_focus=True, inherit_bindings=False):
         return ["".join(text for text, _ in line) for line in self._lines]
 
     def render_line(self, y: int) -> Strip:
-        """One line of the screen."""
+        """Render one line."""
         index = y + self.scroll_offset.y
         pieces = self._lines[index] if index < len(self._lines) else []
         rest = self._style("plain")
         return strip_of([(text, self._style(name)) for text, name in pieces], self._width, rest)
 
     def on_resize(self) -> None:
-        """Lines are wrapped for a width."""
+        """Wrap the lines for the new width."""
         if self.turns and self._width != self._laid_out_for:
             self.changed(0)
             self.refresh()
@@ -167,7 +167,7 @@ class TurnList(ScrollView, can_focus=True, inherit_bindings=False):
 
 
 def wrap_text(text: str, width: int) -> list[str]:
-    """Lines of at most ``width`` cells; line ends stay, long words are broken."""
+    """Return lines of at most ``width`` cells; line ends stay, long words are broken."""
     lines: list[str] = []
     for paragraph in text.expandtabs(4).split("\n"):
         line, *words = paragraph.split(" ")
@@ -214,7 +214,7 @@ def _beside(turn: Turn, sides: Sequence[tuple[Side, Answer]], width: int) -> lis
 
 
 def _side_parts(turn: Turn, side: Side, answer: Answer, width: int) -> tuple[str, str, list[str]]:
-    """Title, what is known beside it, and the wrapped text."""
+    """Return title, what is known beside it, and the wrapped text."""
     waiting = not answer.info and not turn.error
     info = answer.info or ("…" if waiting else "")
     return _TITLES[side], f"  {info}", wrap_text(answer.text.strip("\n"), width) if answer.text else []

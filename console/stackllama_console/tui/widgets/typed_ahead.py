@@ -33,7 +33,7 @@ class TypedAhead:
         self._editing = editing
 
     async def rows_key(self, event: events.Key) -> None:
-        """A key that reached the rows."""
+        """Handle a key that reached the rows."""
         if self._editing() and event.is_printable and event.character:
             _stop(event)
             self.field.replace(event.character, *self.field.selection)
@@ -41,7 +41,7 @@ class TypedAhead:
             await self._run_now(event)
 
     async def field_key(self, event: events.Key) -> None:
-        """A key that reached the field."""
+        """Handle a key that reached the field."""
         if not (self._editing() and event.is_printable):
             await self._run_now(event)
 

@@ -27,12 +27,12 @@ class ValueInput(Input, inherit_bindings=False):
         self.submitted: Callable[[], None] | None = None
 
     async def on_key(self, event: events.Key) -> None:
-        """The form looks at a key first."""
+        """Let the form see a key first."""
         if self.take_key is not None:
             await self.take_key(event)
 
     async def action_submit(self) -> None:
-        """Closed by the form at once, not when a message has come round."""
+        """Let the form close it at once, not when a message has come round."""
         if self.submitted is not None:
             self.submitted()
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..readings import is_metric, mappings
+from .readings import is_metric, mappings
 
 Row = Mapping[str, Any]
 

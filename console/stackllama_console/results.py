@@ -1,9 +1,13 @@
-"""Report of a pipeline: facts of its stages, a table of them, and samples from before and after PPO."""
+"""Results of runs as lines of text: a pipeline's stages in a table, samples before and after PPO, one run's values.
 
-import sys
+The commands print them and the monitor shows them.
+"""
+
 import textwrap
 from collections.abc import Iterator
 from typing import Any, cast
+
+from msgspec import json
 
 from stackllama_engine.contract.children import CHILDREN, child_id
 from stackllama_engine.contract.errors import UsageError
@@ -11,18 +15,19 @@ from stackllama_engine.contract.metrics import label_of
 from stackllama_engine.contract.run_dir import Home, RunDir, State
 from stackllama_engine.contract.stages import Stage
 
-from ..eval_summary import conditions, temperature_of
-from ..readings import mappings, read_result
-from ..sanitise import sanitise
-from ..units import duration
-from . import run_status
+from . import run_facts
 from .base_comparison import comparison_lines
-from .output import paint, show
+from .eval_summary import conditions, temperature_of
+from .readings import mappings, read_result
+from .sanitise import one_line, sanitise
+from .units import duration, number
 
 Facts = dict[str, Any]
 
 _WIDTH = 78
 _ANSWER_LINES = 8
+_SHOWN_ELSEWHERE = frozenset({"stage", "path", "loss_first", "loss_last", "eval_loss", "temperature", "questions"})
+"""Keys of a result that its measures or the heading already contain."""
 
 
 def pipeline_facts(home: Home, run: RunDir, state: State) -> Facts:
@@ -30,7 +35,7 @@ def pipeline_facts(home: Home, run: RunDir, state: State) -> Facts:
 
     Children that were never started are left out.
     """
-    outcome = run_status.facts(run, state)
+    outcome = run_facts.facts(run, state)
     for child in CHILDREN:
         try:
             directory = home.run(child_id(run.id, child.suffix))
@@ -38,7 +43,7 @@ def pipeline_facts(home: Home, run: RunDir, state: State) -> Facts:
         except UsageError:
             continue
         result = read_result(directory)[0]
-        status = {"run": directory.id, "state": child_state.phase, "seconds": run_status.seconds(child_state)}
+        status = {"run": directory.id, "state": child_state.phase, "seconds": run_facts.seconds(child_state)}
         if child_state.stage is Stage.PPO and (temperature := temperature_of(directory)) is not None:
             result = {"temperature": temperature} | result
         outcome[child.suffix] = result | status
@@ -58,14 +63,6 @@ def table(facts: Facts) -> list[str]:
         lines.append(f"{'total':55}{duration(facts['seconds']):>14}")
     compared = comparison_lines(_part(facts, "ppo"))
     return [*lines, "", *compared] if compared else lines
-
-
-def show_table(facts: Facts) -> None:
-    """Print the table on stdout."""
-    heading, *lines = table(facts)
-    sys.stdout.write(paint(heading, "bold", sys.stdout) + "\n")
-    for line in lines:
-        show(line)
 
 
 def _stage(suffix: str, result: Facts) -> list[str]:
@@ -107,25 +104,15 @@ def measures(suffix: str, result: Facts) -> list[tuple[str, Any, Any]]:
     return [row for row in rows if row[2] is not None]
 
 
-def show_samples(facts: Facts) -> None:
-    """Print questions with the answers before and after PPO on stdout."""
-    for heading, scores, text in _samples(facts):
-        if not heading.startswith(" "):
-            show()
-        sys.stdout.write(paint(heading, "bold", sys.stdout) + f"  {scores}".rstrip() + "\n")
-        for line in _text_lines(text):
-            show(f"    {line}".rstrip())
-
-
 def sample_lines(facts: Facts) -> list[str]:
-    """Return the same as lines."""
+    """Return questions with their answers before and after PPO."""
     lines: list[str] = []
-    for heading, scores, text in _samples(facts):
-        lines += [f"{heading}  {scores}".rstrip(), *(f"    {line}".rstrip() for line in _text_lines(text))]
+    for heading, scores, text in samples(facts):
+        lines += [f"{heading}  {scores}".rstrip(), *(f"    {line}".rstrip() for line in text_lines(text))]
     return lines
 
 
-def _samples(facts: Facts) -> Iterator[tuple[str, str, str]]:
+def samples(facts: Facts) -> Iterator[tuple[str, str, str]]:
     """Yield (heading, scores, text) of each question and its two answers."""
     for index, sample in enumerate(mappings(_part(facts, "ppo").get("samples")), start=1):
         yield f"Question {index}", "", str(sample.get("question", ""))
@@ -138,7 +125,8 @@ def _samples(facts: Facts) -> Iterator[tuple[str, str, str]]:
             yield f"  {when} PPO", ", ".join(scores), str(sample.get(when, "")) or "(nothing)"
 
 
-def _text_lines(text: str) -> list[str]:
+def text_lines(text: str) -> list[str]:
+    """Return an answer wrapped to the width of the table, cut after some lines."""
     lines = [
         part
         for line in sanitise(text).strip().splitlines()
@@ -146,6 +134,33 @@ def _text_lines(text: str) -> list[str]:
     ]
     more = len(lines) - _ANSWER_LINES
     return [*lines[:_ANSWER_LINES], *([f"… {more} more lines"] if more > 0 else [])]
+
+
+def result_lines(run: RunDir, stage: Stage) -> list[str]:
+    """Return the values of ``result.json``, one per line; of a damaged one that it is."""
+    result, trouble = read_result(run)
+    if trouble:
+        return [one_line(trouble)]
+    facts = {key: value for key, value in result.items() if isinstance(value, int | float | str)}
+    labels = {"difference": "error of the merge", "difference_from_base": "change against the base"}
+    lines = [f"{labels.get(key, key)}: {_figure(value)}" for key, value in facts.items() if key not in _SHOWN_ELSEWHERE]
+    if stage in (Stage.SFT, Stage.PPO):  # PPO's metrics stand under `before` and `after`
+        for label, first, last in measures(stage, result):
+            lines.append(f"{label}: {'' if first is None else f'{_figure(first)} → '}{_figure(last)}")
+    if stage is Stage.PPO and result.get("after"):
+        lines.append(f"held-out: {conditions({'temperature': temperature_of(run)} | result)}")
+        compared = comparison_lines(result)
+        lines += ["", *compared] if compared else []
+    return lines
+
+
+def plain_value(value: Any) -> str:
+    """Return a value as it is written in a recipe."""
+    return value if isinstance(value, str) else json.encode(value).decode()
+
+
+def _figure(value: Any) -> str:
+    return number(value) if value is None or isinstance(value, float) else plain_value(value)
 
 
 def _part(value: Facts, key: str) -> Facts:
