@@ -31,9 +31,7 @@ BUILD = ("hatchling", "editables")
 DOCUMENTATION = ("furo", "myst-parser", "sphinx")
 PYTHON = "3.11.5"
 """The oldest Python that every locked package allows (soupsieve wants 3.11.5)."""
-RUNTIME, TORCH, CUDA, DEV = (
-    ROOT / f"requirements{part}.lock" for part in ("", "-torch", "-cuda", "-dev")
-)
+RUNTIME, TORCH, CUDA, DEV = (ROOT / f"requirements{part}.lock" for part in ("", "-torch", "-cuda", "-dev"))
 _COMMENTS = {
     RUNTIME: "Everything that runs, but torch: its CPU builds have other hashes than PyPI's (scripts/lock.py).",
     TORCH: "Without a hash: a CPU build is another file than PyPI's, and both are to be allowed (scripts/lock.py).",
