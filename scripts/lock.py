@@ -52,9 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if not options.tiny:
         write(upgrade=options.upgrade)
-    found = errors()
-    sys.stdout.write("".join(f"{error}\n" for error in found))
-    return int(bool(found))
+    mistakes = errors()
+    counts = ", ".join(f"{lock.name} {len(pins(lock))}" for lock in (RUNTIME, CUDA, DEV))
+    sys.stdout.write("".join(f"{mistake}\n" for mistake in mistakes) or f"packages pinned: {counts}\n")
+    return int(bool(mistakes))
 
 
 def write(*, upgrade: bool) -> None:
@@ -109,18 +110,18 @@ def of_torch(name: str) -> bool:
 
 
 def errors() -> list[str]:
-    """Return what is wrong with the lock files, one sentence per error."""
+    """Return what is wrong with the lock files, one sentence per mistake."""
     runtime, torch, cuda, dev = map(pins, (RUNTIME, TORCH, CUDA, DEV))
-    found = [
+    mistakes = [
         f"{lock.name}: {name} has no hash"
         for lock in (RUNTIME, CUDA, DEV)
         for name in _without_hash(lock.read_text(encoding="utf-8"))
     ]
     if {name: version for name, version in cuda.items() if not of_torch(name)} != runtime:
-        found.append("requirements.lock and requirements-cuda.lock differ in more than torch")
+        mistakes.append("requirements.lock and requirements-cuda.lock differ in more than torch")
     if torch != {"torch": cuda.get("torch")}:
-        found.append("requirements-torch.lock and requirements-cuda.lock pin different versions of torch")
-    found += [f"requirements-dev.lock: {name} is also in requirements-cuda.lock" for name in dev if name in cuda]
+        mistakes.append("requirements-torch.lock and requirements-cuda.lock pin different versions of torch")
+    mistakes += [f"requirements-dev.lock: {name} is also in requirements-cuda.lock" for name in dev if name in cuda]
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
     for wanted, locked in (
@@ -128,8 +129,8 @@ def errors() -> list[str]:
         ([*extras["dev"], *extras.get("docs", ())], cuda | dev),
     ):
         names = [re.split(r"[^A-Za-z0-9._-]", requirement)[0].lower().replace("_", "-") for requirement in wanted]
-        found += [f"{name} is in pyproject.toml and in no lock file" for name in names if name not in locked]
-    return found
+        mistakes += [f"{name} is in pyproject.toml and in no lock file" for name in names if name not in locked]
+    return mistakes
 
 
 def _without_hash(text: str) -> list[str]:
