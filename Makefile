@@ -8,7 +8,7 @@ LOCK ?= requirements.lock
 PIP := $(BIN)/python -m pip install --quiet
 HASHED := --require-hashes --no-deps --requirement
 
-.PHONY: run install dev test oracles quick slow torture check format lock audit release clean
+.PHONY: run install dev test oracles quick slow torture check docs format lock audit release clean
 .DEFAULT_GOAL := run
 
 run: $(VENV)/installed
@@ -47,6 +47,11 @@ check: $(VENV)/dev-installed
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/import_graph.py
 	$(BIN)/python scripts/lock.py --tiny
+	$(MAKE) docs
+
+# The documentation as a site, offline; a warning is an error.
+docs: $(VENV)/dev-installed
+	$(BIN)/python -m sphinx -W --keep-going -q -E -b html docs build/docs
 
 format: $(VENV)/dev-installed
 	$(BIN)/ruff check --fix

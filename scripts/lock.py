@@ -28,7 +28,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ("hatchling", "editables")
 """What ``pip install --no-build-isolation --editable .`` imports."""
-DOCUMENTATION = ("furo", "myst-parser", "sphinx")
 PYTHON = "3.11.5"
 """The oldest Python that every locked package allows (soupsieve wants 3.11.5)."""
 RUNTIME, TORCH, CUDA, DEV = (ROOT / f"requirements{part}.lock" for part in ("", "-torch", "-cuda", "-dev"))
@@ -66,7 +65,7 @@ def write(*, upgrade: bool) -> None:
     rest = "".join(block for name, block in blocks if not of_torch(name))
     RUNTIME.write_text(_heading(RUNTIME) + rest, encoding="utf-8")
     TORCH.write_text(_heading(TORCH) + f"torch=={pins(CUDA)['torch']}\n", encoding="utf-8")
-    _compile(DEV, [*extras["dev"], *extras.get("docs", DOCUMENTATION)], upgrade=upgrade)
+    _compile(DEV, [*extras["dev"], *extras["docs"]], upgrade=upgrade)
 
 
 def _compile(lock: Path, more: Sequence[str], *, upgrade: bool) -> None:
@@ -126,7 +125,7 @@ def errors() -> list[str]:
     extras = project["optional-dependencies"]
     for wanted, locked in (
         ([*project["dependencies"], *extras["train"]], cuda),
-        ([*extras["dev"], *extras.get("docs", ())], cuda | dev),
+        ([*extras["dev"], *extras["docs"]], cuda | dev),
     ):
         names = [re.split(r"[^A-Za-z0-9._-]", requirement)[0].lower().replace("_", "-") for requirement in wanted]
         mistakes += [f"{name} is in pyproject.toml and in no lock file" for name in names if name not in locked]
