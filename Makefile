@@ -79,9 +79,9 @@ lock:
 	build/lock/bin/python -m pip install --quiet uv
 	PATH=$(CURDIR)/build/lock/bin:$$PATH build/lock/bin/python scripts/lock.py $(UPGRADE)
 
-# Known vulnerabilities of everything that is locked; asks PyPI.
+# Known vulnerabilities of everything that is locked; asks PyPI, and fails where that has no answer.
 audit: $(VENV)/dev-installed
-	$(BIN)/pip-audit --disable-pip --require-hashes --requirement requirements-cuda.lock --requirement requirements-dev.lock
+	$(BIN)/pip-audit --strict --disable-pip --require-hashes -r requirements-cuda.lock -r requirements-dev.lock
 
 # Wheel and source archive in dist/, checked; the wheel is installed into an empty environment and started there.
 release: $(VENV)/dev-installed

@@ -123,13 +123,20 @@ def errors() -> list[str]:
     mistakes += [f"requirements-dev.lock: {name} is also in requirements-cuda.lock" for name in dev if name in cuda]
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
+    tools = [name for name in _names(extras["dev"]) if name in cuda and name not in BUILD]
+    mistakes += [f"requirements.lock: {name} is a development tool" for name in tools]
     for wanted, locked in (
         ([*project["dependencies"], *extras["train"]], cuda),
         ([*extras["dev"], *extras["docs"]], cuda | dev),
     ):
-        names = [re.split(r"[^A-Za-z0-9._-]", requirement)[0].lower().replace("_", "-") for requirement in wanted]
-        mistakes += [f"{name} is in pyproject.toml and in no lock file" for name in names if name not in locked]
+        mistakes += [
+            f"{name} is in pyproject.toml and in no lock file" for name in _names(wanted) if name not in locked
+        ]
     return mistakes
+
+
+def _names(requirements: Sequence[str]) -> list[str]:
+    return [re.split(r"[^A-Za-z0-9._-]", requirement)[0].lower().replace("_", "-") for requirement in requirements]
 
 
 def _without_hash(text: str) -> list[str]:
