@@ -47,8 +47,8 @@ ELSEWHERE = {
 
 
 def run(command: str, python: Path | str = sys.executable) -> str:
-    """Run a program of this repository without a GPU; return its output."""
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
+    """Run a program of this repository without a GPU and with one thread; return its output."""
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [str(python), *command.split()],
         cwd=ROOT,
