@@ -165,6 +165,8 @@ class Grid:
             if time.monotonic() > deadline:
                 stop(run, wait=True)
             time.sleep(0.5)
+        while run.lock_is_held():  # its supervisor still writes, where a folder is about to be removed
+            time.sleep(0.1)
         return run
 
 
