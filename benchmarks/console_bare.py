@@ -3,11 +3,15 @@
 python console_bare.py static               a heading's worth of text
 python console_bare.py sparklines           four of Textual's charts, 20,000 points, one more each half second
 python console_bare.py log FILE             Textual's Log at the end of a file, read at 5 Hz
+python console_bare.py --tiny               each of them for a moment, without a terminal
 """
 
+import asyncio
 import math
 import random
 import sys
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from textual.app import App, ComposeResult
@@ -21,7 +25,7 @@ class BareStatic(App[None]):
     """One line."""
 
     def compose(self) -> ComposeResult:
-        """The line."""
+        """Yield the line."""
         yield Static("a bare application")
 
 
@@ -31,7 +35,7 @@ class BareSparklines(App[None]):
     CSS = "Grid { grid-size: 2; } Sparkline { height: 1fr; }"
 
     def compose(self) -> ComposeResult:
-        """Two by two."""
+        """Yield them two by two."""
         self._noise = random.Random(0)
         with Grid():
             for index in range(4):
@@ -39,11 +43,11 @@ class BareSparklines(App[None]):
                 yield Sparkline(data)
 
     def on_mount(self) -> None:
-        """Twice a second."""
+        """Grow twice a second."""
         self.set_interval(0.5, self.grow)
 
     def grow(self) -> None:
-        """One more point each."""
+        """Append a point to each."""
         for chart in self.query(Sparkline):
             chart.data = [*(chart.data or ()), self._noise.gauss(0, 1)]
 
@@ -57,16 +61,16 @@ class BareLog(App[None]):
         self._offset = 0
 
     def compose(self) -> ComposeResult:
-        """A log without a bound: with one it stood still once that was reached."""
+        """Yield a log without a bound: one with a bound stops changing once that is reached."""
         yield Log()
 
     def on_mount(self) -> None:
-        """Five times a second, from where the file ends now."""
+        """Read five times a second, from where the file ends now."""
         self._offset = self._path.stat().st_size
-        self.set_interval(0.2, self.take)
+        self.set_interval(0.2, self.poll)
 
-    def take(self) -> None:
-        """What was written since, whole lines."""
+    def poll(self) -> None:
+        """Append what was written since, whole lines."""
         with self._path.open("rb") as file:
             file.seek(self._offset)
             data = file.read()
@@ -76,18 +80,34 @@ class BareLog(App[None]):
             self.query_one(Log).write_lines(data.decode().splitlines())
 
 
-def main() -> None:
-    """Run the one that is named."""
-    match sys.argv[1:]:
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the application that is named; 2 where none is."""
+    match sys.argv[1:] if arguments is None else [*arguments]:
         case ["static"]:
             BareStatic().run()
         case ["sparklines"]:
             BareSparklines().run()
         case ["log", path]:
             BareLog(Path(path)).run()
+        case ["--tiny"]:
+            asyncio.run(_try_all())
         case _:
-            sys.exit(__doc__)
+            print(__doc__, file=sys.stderr)
+            return 2
+    return 0
+
+
+async def _try_all() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "log.txt")
+        file.write_bytes(b"before\n")
+        for app in (BareStatic(), BareSparklines(), BareLog(file)):
+            async with app.run_test(size=(120, 40)) as pilot:
+                with file.open("ab") as log:
+                    log.write(b"one line\n")
+                await pilot.pause(0.6)
+            print(f"{type(app).__name__} ran")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

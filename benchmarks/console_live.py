@@ -1,4 +1,4 @@
-"""A run that goes on while the console watches: charts that grow, a flood of log lines, an hour of it."""
+"""A live run under the console: charts that grow, a flood of log lines, an hour of it."""
 
 import re
 import subprocess
@@ -7,12 +7,13 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from console_figures import KIB, MB, Figure, median, say, spread
+import console_marks as marks
+from console_measurement import KIB, MB, Measurement, Sizes, median, say, spread
 from console_terminal import BARE, BENCHMARKS, CONSOLE, Terminal
 
-_POINTS = 20_000
-_HOUR, _SETTLED = 3600.0, 300.0
-_HELP = "esc closes"
+from stackllama_engine.contract.stages import Stage
+
+_HOUR, _SETTLED, _WINDOW = 3600.0, 300.0, 60.0
 _DATED = re.compile(r"t=(\d+\.\d+) line")
 
 
@@ -33,7 +34,7 @@ class Writer:
         self._process.communicate()
 
     def read(self) -> str:
-        """What it says next."""
+        """Return its next line."""
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
@@ -41,21 +42,22 @@ class Writer:
         return line
 
     def go(self) -> None:
-        """Let it begin."""
+        """Let it start."""
         assert self._process.stdin is not None
         self._process.stdin.write("\n")
         self._process.stdin.flush()
 
 
 def watch(home: Path, name: str, scratch: Path, core: int | None = None) -> Terminal:
-    """A console on a run, its charts drawn."""
+    """Start a console on a run, and wait until its first chart is drawn."""
     terminal = Terminal([*CONSOLE, "--home", str(home), "open", name], scratch, core)
-    terminal.wait_for("running", "reward")
+    terminal.wait_for(name, *marks.charts(Stage.PPO, 1))
     return terminal
 
 
-def charts(scratch: Path, turns: int, seconds: float) -> list[Figure]:
-    """Bytes and processor time of a monitor with four charts of 20,000 points that get another one twice a second."""
+def charts(scratch: Path, sizes: Sizes) -> list[Measurement]:
+    """Measure bytes and processor time of a monitor with four long charts that get a point twice a second."""
+    seconds = sizes.watched
     rates: dict[str, list[float]] = {"ours": [], "bare": []}
     loads: dict[str, list[float]] = {"ours": [], "bare": []}
 
@@ -65,59 +67,60 @@ def charts(scratch: Path, turns: int, seconds: float) -> list[Figure]:
         rates[side].append(terminal.bytes_since(start) / seconds)
         loads[side].append((terminal.cpu() - cpu) / seconds)
 
-    with Writer("live", scratch / "home", "live", _POINTS, 2, 2):
-        for _ in range(turns):
+    with Writer("live", scratch / "home", "live", sizes.history, 2, 2):
+        for _ in range(sizes.few):
             with watch(scratch / "home", "live", scratch) as terminal:
-                terminal.wait_for("KL", "memory", "loss")
-                time.sleep(6)  # the first looks and paints are over
+                terminal.wait_for(*marks.charts(Stage.PPO, 4))
+                time.sleep(sizes.warm)  # the first reads and paints are over
                 measure("ours", terminal)
             with Terminal([*BARE, "sparklines"], scratch) as terminal:
-                time.sleep(4)
+                time.sleep(sizes.warm)
                 measure("bare", terminal)
     rate, load = median(rates["ours"]), median(loads["ours"])
     return [
-        Figure(
-            name="four live charts of 20,000 points, 2 Hz",
+        Measurement(
+            name=f"four live charts of {sizes.history:,} points, 2 Hz",
             wanted="≤ 4 KiB/s and ≤ 5 % of a core",
             measured=f"{rate / KIB:.2f} KiB/s, {load:.1%}",
             bare=f"four Sparklines {median(rates['bare']) / KIB:.2f} KiB/s, {median(loads['bare']):.1%}",
             passed=rate <= 4 * KIB and load <= 0.05,
             notes=[
-                f"{turns} turns of {seconds:g} s: {spread(rates['ours'], 1 / KIB, 2)} KiB/s, "
-                f"{spread(loads['ours'], 100)} %; the whole monitor: figures, state line and log change as well"
+                f"{sizes.few} turns of {seconds:g} s: {spread(rates['ours'], 1 / KIB, 2)} KiB/s, "
+                f"{spread(loads['ours'], 100)} %; the whole monitor: metrics, state line and log change as well"
             ],
         )
     ]
 
 
-def flood(scratch: Path, rate: float, seconds: float) -> list[Figure]:
-    """Log lines at 50,000 a second: how old the newest line on the screen is, and whether keys are answered."""
+def flood(scratch: Path, sizes: Sizes) -> list[Measurement]:
+    """Flood the log: how old the newest line on the screen is, and how soon keys are answered."""
+    rate, seconds = sizes.log_rate, sizes.log_seconds
     home = scratch / "home"
     with Writer("burst", home, "flood", rate, seconds) as writer, watch(home, "flood", scratch) as terminal:
-        time.sleep(3)
-        quiet = _latencies(terminal, 5)
+        time.sleep(sizes.warm / 2)
+        quiet = _latencies(terminal, sizes.presses)
         writer.go()
         start = time.monotonic()
         time.sleep(seconds * 0.5)
         calm = time.monotonic()
         cpu = terminal.cpu()
         lags = _lags(terminal, start + 1, calm)
-        answers = _latencies(terminal, 6)
+        latencies = _latencies(terminal, sizes.presses)
         written = float(writer.read())
-        time.sleep(2)
+        time.sleep(sizes.warm / 3)
         load = (terminal.cpu() - cpu) / (time.monotonic() - calm)
         note = f"{written:,.0f} lines/s written; {len(lags)} paints; keys without a flood {median(quiet) * 1e3:.0f} ms"
     bare = _bare_flood(scratch, rate, seconds)
     return [
-        Figure(
+        Measurement(
             name=f"log at {rate:,.0f} lines/s",
             wanted="newest line on the screen ≤ 1 s old, `?` answered in ≤ 200 ms",
-            measured=f"at most {max(lags):.2f} s old, `?` in {median(answers) * 1e3:.0f} ms",
+            measured=f"at most {max(lags):.2f} s old, `?` in {median(latencies) * 1e3:.0f} ms",
             bare=bare,
-            passed=max(lags) <= 1 and median(answers) <= 0.2,
+            passed=max(lags) <= 1 and median(latencies) <= 0.2,
             notes=[
                 note,
-                f"{load:.0%} of a core; `?` {spread(answers, 1e3, 0)} ms; age just before each paint, "
+                f"{load:.0%} of a core; `?` {spread(latencies, 1e3, 0)} ms; age just before each paint, "
                 f"median {median(lags):.2f} s",
             ],
         )
@@ -140,10 +143,10 @@ def _bare_flood(scratch: Path, rate: float, seconds: float) -> str:
 
 
 def _lags(terminal: Terminal, start: float, stop: float) -> list[float]:
-    """How old the newest dated line was just before each paint that showed a newer one, seconds."""
+    """Return the age of the newest dated line just before each paint that showed a newer one, seconds."""
     newest, lags = 0.0, list[float]()
     for moment, text in terminal.frames():
-        shown = max((float(found) for found in _DATED.findall(text)), default=0.0)
+        shown = max(map(float, _DATED.findall(text)), default=0.0)
         if shown > newest:
             if newest and start <= moment <= stop:
                 lags.append(moment - newest)
@@ -156,23 +159,23 @@ def _lags(terminal: Terminal, start: float, stop: float) -> list[float]:
 
 
 def _latencies(terminal: Terminal, count: int) -> list[float]:
-    """From `?` to the help on the screen, seconds."""
+    """Measure from `?` to the help on the screen, seconds."""
     times: list[float] = []
     for _ in range(count):
         pressed = terminal.send("?")
-        times.append(terminal.wait_for(_HELP) - pressed)
+        times.append(terminal.wait_for(marks.HELP) - pressed)
         terminal.send("q")
-        terminal.wait_for(without=_HELP)
+        terminal.wait_for(without=marks.HELP)
         time.sleep(0.3)
     return times
 
 
-def hour(scratch: Path, *, real: bool) -> list[Figure]:
-    """Resident memory over an hour of live runs, two steps and two log lines a second; faster if not ``real``."""
-    speed = 1.0 if real else 20.0
+def hour(scratch: Path, sizes: Sizes) -> list[Measurement]:
+    """Measure resident memory over an hour of live runs, two steps and two log lines per second, sped up."""
+    speed = sizes.speed
     kinds = {"metrics every 10th step, as by default": 10, "metrics every step": 1}
     samples: dict[str, list[tuple[float, int]]] = {kind: [] for kind in kinds}
-    say(f"       two runs at once, {'in real time' if real else f'in {_HOUR / speed / 60:.0f} minutes'} …")
+    say(f"       two runs at once, in {_HOUR / speed / 60:.1f} minutes …")
     with ExitStack() as stack:
         terminals: dict[str, Terminal] = {}
         for kind, every in kinds.items():
@@ -182,17 +185,17 @@ def hour(scratch: Path, *, real: bool) -> list[Figure]:
         while (passed := (time.monotonic() - start) * speed) < _HOUR:
             for kind, terminal in terminals.items():
                 samples[kind].append((passed, terminal.rss()))
-            time.sleep(1)
-    how = "in real time" if real else f"{speed:g} times as fast"
-    return [_grown(kind, how, found) for kind, found in samples.items()]
+            time.sleep(min(1.0, _WINDOW / 2 / speed))
+    how = "in real time" if speed == 1 else f"{speed:g} times as fast"
+    return [_growth(kind, how, values) for kind, values in samples.items()]
 
 
-def _grown(kind: str, how: str, samples: list[tuple[float, int]]) -> Figure:
+def _growth(kind: str, how: str, samples: list[tuple[float, int]]) -> Measurement:
     first, middle, last = (
-        median([rss for passed, rss in samples if begin <= passed < begin + 60])
-        for begin in (_SETTLED, _HOUR / 2, _HOUR - 60)
+        median([rss for passed, rss in samples if start <= passed < start + _WINDOW])
+        for start in (_SETTLED, _HOUR / 2, _HOUR - _WINDOW)
     )
-    return Figure(
+    return Measurement(
         name=f"memory over an hour of a live run after its first five minutes, {kind}",
         wanted="grows < 10 MB",
         measured=f"{(last - first) / MB:+.1f} MB",

@@ -10,10 +10,10 @@ from stackllama_engine.contract.recipe_io import dump_recipe, load_recipe
 from stackllama_engine.contract.run_dir import Home, Phase, RunDir, State
 from stackllama_engine.contract.stages import Stage
 
-RECORDS_A_STEP = 7
+RECORDS_PER_STEP = 7
 """Three phases, progress, metrics, memory, samples."""
 
-_WANTED = {
+_RECIPES = {
     Stage.SFT: ["model_name_or_path=demo", "dataset_name=demo"],
     Stage.REWARD: ["model_name_or_path=demo", "dataset_name=demo"],
     Stage.PPO: ["model_name_or_path=demo", "dataset_name=demo", "reward_model_path=demo"],
@@ -42,8 +42,8 @@ _NOISY = (
 
 
 def make_run(home: Home, stage: Stage, name: str, phase: Phase) -> RunDir:
-    """A run directory with a recipe, a state and an empty first attempt."""
-    run = home.create(stage, dump_recipe(load_recipe(stage, None, _WANTED[stage])), name)
+    """Make a run directory with a recipe, a state and an empty first attempt."""
+    run = home.create(stage, dump_recipe(load_recipe(stage, None, _RECIPES[stage])), name)
     run.attempt_dir(1).mkdir(mode=0o700)
     now = time.time()
     ended = now - 60 if phase == "finished" else None
@@ -61,12 +61,12 @@ def make_run(home: Home, stage: Stage, name: str, phase: Phase) -> RunDir:
 
 
 def events_of(run: RunDir) -> EventWriter:
-    """The writer of its first attempt's events."""
+    """Return the writer of its first attempt's events."""
     return EventWriter(run.attempt_dir(1) / "events.jsonl")
 
 
 def metrics_at(step: int, total: int, noise: random.Random) -> dict[str, float]:
-    """Thirty-odd metrics as PPO reports them: curves with noise, each point another value."""
+    """Return about thirty metrics as PPO reports them: curves with noise, each point another value."""
     done = step / total
     values = {
         name: (index + 1) * (0.5 + 0.3 * math.sin(6 * done)) + noise.gauss(0, 0.1 * (index + 1))
@@ -88,25 +88,25 @@ def metrics_at(step: int, total: int, noise: random.Random) -> dict[str, float]:
 
 
 def memory_at(step: int, noise: random.Random) -> dict[str, float]:
-    """Bytes as the engine reports them on a CPU."""
+    """Return bytes as the engine reports them on a CPU."""
     return {"rss": 6.8e8 + 2e4 * (step % 97) + noise.random() * 1e6}
 
 
 def write_step(writer: EventWriter, step: int, total: int, noise: random.Random, every: int = 1) -> int:
-    """The `RECORDS_A_STEP` records of one step, or those of a step between two that report metrics; how many."""
+    """Write the records of one step and return how many: `RECORDS_PER_STEP`, without metrics two fewer."""
     for phase in ("rollout", "score", "update"):
         writer.write("phase", phase=phase)
     writer.write("samples", step=step, data={"count": 4})
     writer.write("progress", step=step, total_steps=total)
     if step % every:
-        return RECORDS_A_STEP - 2
+        return RECORDS_PER_STEP - 2
     writer.write("metrics", step=step, metrics=metrics_at(step, total, noise))
     writer.write("memory", phase="update", metrics=memory_at(step, noise))
-    return RECORDS_A_STEP
+    return RECORDS_PER_STEP
 
 
 def home_of_runs(path: Path, count: int = 20) -> Home:
-    """A home of finished runs of three stages, 200 steps each."""
+    """Make a home of finished runs of three stages, 200 steps each."""
     home = Home(path)
     noise = random.Random(0)
     for index in range(count):
@@ -126,11 +126,11 @@ def home_of_runs(path: Path, count: int = 20) -> Home:
 
 
 def long_ppo(home: Home, name: str, events: int, last: float, every: int) -> RunDir:
-    """A finished PPO run of so many events, metrics at every ``every``-th step, whose last reward is ``last``."""
+    """Write a finished PPO run of so many events, metrics every ``every`` steps, whose last reward is ``last``."""
     run = make_run(home, Stage.PPO, name, "finished")
-    steps = events * every // ((RECORDS_A_STEP - 2) * every + 2)
+    steps = events * every // ((RECORDS_PER_STEP - 2) * every + 2)
     noise, writer, written, step = random.Random(0), events_of(run), 0, 0
-    while written < events - RECORDS_A_STEP:
+    while written < events - RECORDS_PER_STEP:
         step += 1
         written += write_step(writer, step, steps, noise, every)
     writer.write("progress", step=step + 1, total_steps=step + 1)
@@ -144,7 +144,7 @@ def long_ppo(home: Home, name: str, events: int, last: float, every: int) -> Run
 
 
 def long_sft(home: Home, name: str, events: int, last: float) -> RunDir:
-    """A finished SFT run of so many events, progress and metrics by turns, whose last loss is ``last``."""
+    """Write a finished SFT run of so many events, progress and metrics by turns, whose last loss is ``last``."""
     run = make_run(home, Stage.SFT, name, "finished")
     steps, noise, writer = events // 2, random.Random(0), events_of(run)
     for step in range(1, steps + 1):
@@ -166,5 +166,5 @@ def long_sft(home: Home, name: str, events: int, last: float) -> RunDir:
 
 
 def file_size(run: RunDir) -> int:
-    """Bytes of its events."""
+    """Return the bytes of its events."""
     return (run.attempt_dir(1) / "events.jsonl").stat().st_size

@@ -1,4 +1,4 @@
-"""A process in a pseudo-terminal of 120 × 40 whose output is read as it comes, dated and counted."""
+"""A process in a pseudo-terminal of 120 × 40 whose output is dated and counted as it comes."""
 
 import fcntl
 import os
@@ -29,6 +29,10 @@ _FOREIGN = re.compile(rb"\x1b\[[<>=?][0-9;]*[a-zA-Z$]+")
 """Private modes and keyboard protocols, which pyte would print in part; none of them draws."""
 
 
+Mark = str | re.Pattern[str]
+"""A text, or a pattern of one."""
+
+
 class Terminal:
     """One process and its terminal. Times are `time.monotonic` seconds, the same clock in every process.
 
@@ -46,20 +50,22 @@ class Terminal:
         self.chunks: list[tuple[float, bytes]] = []
         self._master, slave = os.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
-        known = {name: value for name, value in os.environ.items() if name not in _UNSET}
-        known |= {"PYTHONPATH": SOURCES, "TERM": "xterm-256color", "COLORTERM": "truecolor", "LANG": "C.UTF-8"}
-        known |= {f"XDG_{name}_HOME": str(scratch / name.lower()) for name in ("STATE", "CONFIG", "CACHE", "DATA")}
+        environment = {name: value for name, value in os.environ.items() if name not in _UNSET}
+        environment |= {"PYTHONPATH": SOURCES, "TERM": "xterm-256color", "COLORTERM": "truecolor", "LANG": "C.UTF-8"}
+        environment |= {
+            f"XDG_{name}_HOME": str(scratch / name.lower()) for name in ("STATE", "CONFIG", "CACHE", "DATA")
+        }
         self._arrived = threading.Condition()
         self._screen = pyte.Screen(COLUMNS, ROWS)
         self._stream = pyte.ByteStream(self._screen)
-        self._shown = 0
+        self._fed = 0
         self.started = time.monotonic()
         self.process = subprocess.Popen(
             [*argv],
             stdin=slave,
             stdout=slave,
             stderr=slave,
-            env=known,
+            env=environment,
             start_new_session=True,
             preexec_fn=None if core is None else lambda: os.sched_setaffinity(0, {core}),
         )
@@ -87,36 +93,40 @@ class Terminal:
             os.close(self._master)
             self._master = -1
 
-    # what came
+    # its output
 
-    def wait_for(self, *marks: str, without: str = "", seconds: float = _PATIENCE) -> float:
-        """When the chunk was read after which all of these texts stood on the screen together, and another did not.
+    def wait_for(self, *marks: Mark, without: Mark | None = None, seconds: float = _PATIENCE) -> float:
+        """Wait until all marks are on the screen together and ``without`` is not.
+
+        Returns:
+            When the chunk was read that completed it, in `time.monotonic` seconds.
 
         Raises:
             TimeoutError: they did not within ``seconds``, or the process ended.
         """
         deadline = time.monotonic() + seconds
         while True:
-            moment = self._show_next()
+            moment = self._feed_next()
             text = "\n".join(self._screen.display) if moment is not None else ""
-            if moment is not None and all(mark in text for mark in marks) and not (without and without in text):
+            gone = without is None or not _is_in(text, without)
+            if moment is not None and gone and all(_is_in(text, mark) for mark in marks):
                 return moment
             if time.monotonic() > deadline or (moment is None and self.process.poll() is not None):
-                raise TimeoutError(f"not shown within {seconds:g} s; on the screen:\n{self.text()}")
+                raise TimeoutError(f"{marks} not shown within {seconds:g} s; on the screen:\n{self.text()}")
             if moment is None:
                 with self._arrived:
                     self._arrived.wait(0.1)
 
     def frames(self) -> Iterator[tuple[float, str]]:
-        """The screen after each chunk that was not looked at before, with the moment it was read."""
-        while (moment := self._show_next()) is not None:
+        """Yield the screen after each chunk that was not fed before, with the moment it was read."""
+        while (moment := self._feed_next()) is not None:
             yield moment, "\n".join(self._screen.display)
 
-    def _show_next(self) -> float | None:
-        if self._shown == len(self.chunks):
+    def _feed_next(self) -> float | None:
+        if self._fed == len(self.chunks):
             return None
-        moment, chunk = self.chunks[self._shown]
-        self._shown += 1
+        moment, chunk = self.chunks[self._fed]
+        self._fed += 1
         self._stream.feed(_FOREIGN.sub(b"", chunk))
         return moment
 
@@ -130,17 +140,17 @@ class Terminal:
             time.sleep(0.1)
 
     def bytes_since(self, start: float) -> int:
-        """How many bytes came from a moment on."""
+        """Return how many bytes came from a moment on."""
         return sum(len(chunk) for moment, chunk in self.chunks if moment >= start)
 
     def text(self) -> str:
-        """What a terminal would show now."""
+        """Return what a terminal would show now."""
         for _ in self.frames():
             pass
         return "\n".join(line.rstrip() for line in self._screen.display)
 
     def send(self, keys: str) -> float:
-        """Press keys; when that was."""
+        """Press keys, and return when that was."""
         moment = time.monotonic()
         os.write(self._master, keys.encode())
         return moment
@@ -159,19 +169,19 @@ class Terminal:
                 self.chunks.append((time.monotonic(), chunk))
                 self._arrived.notify_all()
 
-    # what it costs
+    # its costs
 
     def cpu(self) -> float:
-        """Seconds of processor time it has used."""
+        """Return the seconds of processor time it has used."""
         fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / _TICKS
 
     def rss(self) -> int:
-        """Bytes resident now."""
+        """Return its resident bytes now."""
         return self._status("VmRSS")
 
     def peak_rss(self) -> int:
-        """Bytes resident at most so far."""
+        """Return its largest resident bytes so far."""
         return self._status("VmHWM")
 
     def _status(self, name: str) -> int:
@@ -179,3 +189,7 @@ class Terminal:
             if line.startswith(name):
                 return int(line.split()[1]) * 1024
         raise RuntimeError(f"no {name} of process {self.process.pid}")
+
+
+def _is_in(text: str, mark: Mark) -> bool:
+    return mark in text if isinstance(mark, str) else mark.search(text) is not None

@@ -1,48 +1,46 @@
-"""What following costs the one who is followed: a fixed amount of a trainer's work, alone and watched, in turns."""
+"""The cost of being watched: a fixed amount of a trainer's work, alone and watched, in turns."""
 
 import os
 import statistics
 import time
 from pathlib import Path
 
-from console_figures import Figure, median, spread
 from console_live import Writer, watch
+from console_measurement import Measurement, Sizes, median, spread
 
-_STEPS = 250
 
-
-def trainer(scratch: Path, turns: int) -> list[Figure]:
-    """Wall and processor time of the same work, the writer on one core and the console on another."""
+def trainer(scratch: Path, sizes: Sizes) -> list[Measurement]:
+    """Measure wall and processor time of the same work, the writer on one core and the console on another."""
     cores = sorted(os.sched_getaffinity(0))
     mine, other = (cores[0], cores[-1]) if len(cores) > 1 else (None, None)
     wall: dict[bool, list[float]] = {False: [], True: []}
     cpu: dict[bool, list[float]] = {False: [], True: []}
     home = scratch / "home"
-    with Writer("work", home, "work", _STEPS, core=mine) as writer:
+    with Writer("work", home, "work", sizes.work, core=mine) as writer:
         _once(writer)  # warm
-        for turn in range(turns):
-            for followed in (False, True) if turn % 2 else (True, False):
-                if followed:
+        for turn in range(sizes.rounds):
+            for watched in (False, True) if turn % 2 else (True, False):
+                if watched:
                     with watch(home, "work", scratch, other):
-                        time.sleep(2)
+                        time.sleep(sizes.warm / 3)
                         times = _once(writer)
                 else:
                     times = _once(writer)
-                wall[followed].append(times[0])
-                cpu[followed].append(times[1])
+                wall[watched].append(times[0])
+                cpu[watched].append(times[1])
     ratio = median([with_ / alone for with_, alone in zip(wall[True], wall[False], strict=True)])
     used = median([with_ / alone for with_, alone in zip(cpu[True], cpu[False], strict=True)])
     low, _, high = statistics.quantiles(wall[False], n=4)
     noise = (high - low) / median(wall[False])
     return [
-        Figure(
-            name="a trainer's work while it is followed",
+        Measurement(
+            name="a trainer's work while it is watched",
             wanted="≤ 2 % more, or less than alone's quartiles differ",
             measured=f"{ratio:.3f} × the time, {used:.3f} × the processor time alone",
             passed=ratio <= 1.02 or (ratio - 1 < noise and used <= 1.02),
             notes=[
-                f"{turns} turns of {_STEPS} steps; alone {median(wall[False]):.2f} s ({spread(wall[False], 1, 2)}), "
-                f"followed {median(wall[True]):.2f} s ({spread(wall[True], 1, 2)})",
+                f"{sizes.rounds} turns of {sizes.work} steps; alone {median(wall[False]):.2f} s "
+                f"({spread(wall[False], 1, 2)}), watched {median(wall[True]):.2f} s ({spread(wall[True], 1, 2)})",
                 f"the middle half of the times alone lies within {noise:.0%}",
                 "each on a core of its own" if mine is not None else "both on the same core: there is only one",
             ],

@@ -1,19 +1,23 @@
 """Stands in for a trainer: holds a run's lock and writes its files. Started by the benchmark.
 
-    console_writer.py live HOME ID HISTORY STEPS_A_SECOND LINES_A_STEP [STEPS_BETWEEN_METRICS]
-        a PPO run that goes on until stdin is closed
-    console_writer.py burst HOME ID LINES_A_SECOND SECONDS
-        a flood of dated log lines, begun by a line on stdin
+    console_writer.py live HOME ID HISTORY STEPS_PER_SECOND LINES_PER_STEP [STEPS_BETWEEN_METRICS]
+        a PPO run that continues until stdin is closed
+    console_writer.py burst HOME ID LINES_PER_SECOND SECONDS
+        a flood of dated log lines, started by a line on stdin
     console_writer.py work HOME ID STEPS
         a fixed amount of work for each line on stdin
+    console_writer.py --tiny
+        a short burst in a home that is removed
 
-Each says ``ready`` when there is something to look at. Times in the log are `time.monotonic`.
+Each prints ``ready`` when the first records are written. Times in the log are `time.monotonic`.
 """
 
 import random
 import select
 import sys
+import tempfile
 import time
+from collections.abc import Sequence
 from io import FileIO
 from pathlib import Path
 
@@ -32,16 +36,21 @@ LINE = 113
 """Characters of a log line, as long as transformers' are."""
 
 
-def main() -> None:
-    """Do what is asked for."""
-    kind, home, name, *numbers = sys.argv[1:]
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write a run of the kind that is named."""
+    words = sys.argv[1:] if arguments is None else [*arguments]
+    if words == ["--tiny"]:
+        with tempfile.TemporaryDirectory() as folder:
+            return main(["burst", folder, "tiny", "100", "0.2"])
+    kind, home, name, *numbers = words
     run = make_run(Home(Path(home)), Stage.PPO, name, "running")
     run.acquire_lock()  # held until the end of the process
     {"live": live, "burst": burst, "work": work}[kind](run, *map(float, numbers))
+    return 0
 
 
 def live(run: RunDir, history: float, rate: float, lines: float, every: float = 1) -> None:
-    """``history`` steps at once, then so many a second; each with its log lines and one row of samples."""
+    """Write ``history`` steps at once, then ``rate`` per second; each with its log lines and one row of samples."""
     writer, log, samples, noise = events_of(run), _log(run), FileIO(run.samples_file, "a"), random.Random(0)
     step = 0
 
@@ -65,7 +74,7 @@ def live(run: RunDir, history: float, rate: float, lines: float, every: float = 
 
 
 def burst(run: RunDir, rate: float, seconds: float) -> None:
-    """Lines in portions of a hundredth of a second, and a step twice a second."""
+    """Write lines in portions of a hundredth of a second, and a step twice a second."""
     writer, log, noise = events_of(run), _log(run), random.Random(0)
     for step in range(1, 100):
         write_step(writer, step, TOTAL, noise)
@@ -86,7 +95,7 @@ def burst(run: RunDir, rate: float, seconds: float) -> None:
 
 
 def work(run: RunDir, steps: float) -> None:
-    """Arithmetic, records and log lines as a trainer's, the same amount each time; how long it took."""
+    """Compute and write as a trainer does, the same amount each time, and print how long it took."""
     writer, log, noise = events_of(run), _log(run), random.Random(0)
     step = 0
     print("ready", flush=True)
@@ -105,10 +114,10 @@ def _log(run: RunDir) -> FileIO:
 
 
 def _line(text: str) -> bytes:
-    """Figures that look like a trainer's, of which hardly a digit stays from one line to the next."""
+    """Return a line of a trainer's metrics, of which hardly a digit stays from one to the next."""
     now = time.monotonic()
-    figures = f"loss={now * 7919 % 3:.6f} grad_norm={now * 104729 % 9:.6f} kl={now * 1299709 % 7:.6f} lr={now % 1:.3e}"
-    return f"INFO t={now:.4f} {text} {figures}".ljust(LINE)[:LINE].encode() + b"\n"
+    metrics = f"loss={now * 7919 % 3:.6f} grad_norm={now * 104729 % 9:.6f} kl={now * 1299709 % 7:.6f} lr={now % 1:.3e}"
+    return f"INFO t={now:.4f} {text} {metrics}".ljust(LINE)[:LINE].encode() + b"\n"
 
 
 def _sample(step: int, noise: random.Random) -> bytes:
@@ -125,4 +134,4 @@ def _sample(step: int, noise: random.Random) -> bytes:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

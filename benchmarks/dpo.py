@@ -21,13 +21,13 @@ _BETA = 0.1
 
 
 def formula(recipe: SFTRecipe, arch: Architecture) -> dict[str, int]:
-    """Bytes of each phase on one GPU."""
+    """Return the bytes of each phase on one GPU."""
     work = estimate.workload(recipe, arch, gpus=1, on_gpu=True)
     return {one.name: one.bytes for one in preference.phases(work)}
 
 
 def trace(recipe: SFTRecipe, config: dict[str, Any]) -> dict[str, int]:
-    """The same, followed allocation by allocation."""
+    """Return the same, traced allocation by allocation."""
     few, many = measure.SHALLOW
     depth = build.depth(config)
     low, high = (_peaks(recipe, config, layers) for layers in (few, many))

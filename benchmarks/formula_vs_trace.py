@@ -3,6 +3,7 @@
     python benchmarks/formula_vs_trace.py                    # every configuration: about ten minutes on one core
     python benchmarks/formula_vs_trace.py --only gemma       # those whose description holds a word
     python benchmarks/formula_vs_trace.py --json
+    python benchmarks/formula_vs_trace.py --tiny             # two small configurations
 
 Allocated bytes on one GPU from the second step on, at the longest batch. An error is (formula − trace) / trace:
 negative is optimistic. Nothing is downloaded; sizes of models are in ``model_configs.py``.
@@ -14,6 +15,7 @@ import statistics
 import sys
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,17 +47,17 @@ NO_DROPOUT: Keys = {"lora_dropout": 0.0}
 
 
 def batch(size: int, length: int) -> Keys:
-    """Sequences of a micro-batch and tokens of each."""
+    """Return the keys for sequences per micro-batch and tokens per sequence."""
     return {"per_device_train_batch_size": size, "max_length": length}
 
 
 def by(optim: str) -> Keys:
-    """An optimizer."""
+    """Return the key for an optimizer."""
     return {"optim": optim}
 
 
 def rollout(rows: int, prompt: int, response: int) -> Keys:
-    """Responses at a time, and their lengths."""
+    """Return the keys for responses at a time and their lengths."""
     return {
         "local_rollout_forward_batch_size": rows,
         "max_prompt_length": prompt,
@@ -147,28 +149,35 @@ CASES: list[tuple[str, str, Keys]] = [
 ]
 
 
-def main() -> int:
+TINY = [
+    ("SmolLM2-135M", "sft", FULL | KEPT | batch(1, 128)),
+    ("SmolLM2-135M", DPO, PLAIN | KEPT | batch(1, 128)),
+]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table and its summary."""
     parser = argparse.ArgumentParser(description="The memory formula against a trace with fake tensors.")
     parser.add_argument("--only", default="", help="a word of the description")
     parser.add_argument("--phases", action="store_true", help="the phases of both")
     parser.add_argument("--json", action="store_true", help="one JSON document")
-    options = parser.parse_args()
+    parser.add_argument("--tiny", action="store_true", help="two small configurations: whether it runs")
+    options = parser.parse_args(arguments)
     warnings.filterwarnings("ignore")
     rows: list[dict[str, Any]] = []
-    for model, stage, keys in CASES:
+    for model, stage, keys in TINY if options.tiny else CASES:
         if options.only in describe(model, stage, keys):
             row = compare_pairs(model, keys) if stage == DPO else compare(model, Stage(stage), keys)
             rows.append(row)
             if not options.json:
                 show(row, options.phases)
-    summary = figures([row["error"] for row in rows])
+    summary = statistics_of([row["error"] for row in rows])
     print(json.dumps({"summary": summary, "rows": rows}, indent=2) if options.json else summary)
     return 0
 
 
 def compare(model: str, stage: Stage, keys: Keys) -> dict[str, Any]:
-    """One configuration by both."""
+    """Compute one configuration by both."""
     from stackllama_engine.budget.trace.measure import measure
 
     config = config_of(model)
@@ -192,7 +201,7 @@ def compare(model: str, stage: Stage, keys: Keys) -> dict[str, Any]:
 
 
 def compare_pairs(model: str, keys: Keys) -> dict[str, Any]:
-    """One DPO step by both."""
+    """Compute one DPO step by both."""
     import dpo
 
     config = config_of(model)
@@ -218,7 +227,7 @@ def compare_pairs(model: str, keys: Keys) -> dict[str, Any]:
 
 
 def describe(model: str, stage: str, keys: Keys) -> str:
-    """One line about a configuration."""
+    """Return one line about a configuration."""
     if keys.get("load_in_8bit"):
         base = "int8"
     elif keys.get("load_in_4bit"):
@@ -241,8 +250,8 @@ def describe(model: str, stage: str, keys: Keys) -> str:
     return " ".join(words)
 
 
-def figures(errors: list[float]) -> dict[str, Any]:
-    """Median and worst of the absolute errors, and how many are within 1 and 5 %."""
+def statistics_of(errors: list[float]) -> dict[str, Any]:
+    """Return median and worst of the absolute errors, and how many are within 1 and 5 %."""
     if not errors:
         return {"configurations": 0}
     sizes = sorted(abs(error) for error in errors)
@@ -258,7 +267,7 @@ def figures(errors: list[float]) -> dict[str, Any]:
 
 
 def show(row: dict[str, Any], phases: bool) -> None:
-    """One row, in GiB."""
+    """Print one row, in GiB."""
     formula, trace = row["formula"] / 2**30, row["trace"] / 2**30
     print(
         f"{row['what']:62} formula {formula:8.3f} trace {trace:8.3f} GiB {row['error']:+7.2%} "

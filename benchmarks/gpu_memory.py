@@ -3,6 +3,7 @@
     python benchmarks/gpu_memory.py                 # SFT, reward, PPO × bf16, int8, nf4; random LLaMA of 0.9B
     python benchmarks/gpu_memory.py --cpu           # a tiny grid on the CPU: the resident set against its range
     python benchmarks/gpu_memory.py --stages ppo --precisions int8 nf4
+    python benchmarks/gpu_memory.py --tiny          # SFT alone of the tiny grid; no table is kept
 
 Every text is as long as the recipe allows, so that what is measured is the worst case that is predicted. Tables go to
 ``docs/measurements/``. Without a GPU it says so and ends with 0. An error is (predicted − measured) / measured.
@@ -13,7 +14,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ _TINY = {
     "max_position_embeddings": 1024,
 }
 _ROWS = 64
-_PATIENCE = 1800.0  # seconds a cell
+_PATIENCE = 1800.0  # seconds per cell
 
 
 class Size:
@@ -66,7 +67,7 @@ class Size:
         self.length, self.prompt, self.response, self.batch, self.rollouts = length, prompt, response, batch, rollouts
 
     def overrides(self, stage: Stage) -> list[str]:
-        """The stage's recipe keys: three steps."""
+        """Return the stage's recipe keys: three steps."""
         common = ["max_steps=3", "save_steps=0", "logging_steps=1", "dataset_train_split=all", "dataset_test_split=all"]
         if stage is Stage.PPO:
             return [
@@ -91,26 +92,29 @@ class Size:
         ]
 
 
-def main() -> int:
-    """Measure the grid, print it, write it."""
-    options = _options()
+TINY = Size(length=48, prompt=24, response=8, batch=2, rollouts=4)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure the grid, print it, write it; 1 when a run failed."""
+    options = _options(arguments)
     card = first_card()
     if card is None and not options.cpu:
         print("No GPU here: nothing was measured. `--cpu` compares resident sets on a tiny grid.")
         return 0
     precisions = options.precisions or (["float32"] if options.cpu else ["bf16", "int8", "nf4"])
-    small = Size(length=128, prompt=64, response=16, batch=2, rollouts=4)
+    small = TINY if options.tiny else Size(length=128, prompt=64, response=16, batch=2, rollouts=4)
     size = small if options.cpu else Size(length=1024, prompt=512, response=128, batch=4, rollouts=16)
+    device = "CPU" if card is None or options.cpu else card.name
     with tempfile.TemporaryDirectory(prefix="memory-") as folder:
         grid = Grid(Path(folder), size, on_cpu=options.cpu)
         rows = [row for precision in precisions for row in grid.measure(precision, options.stages)]
-    place = "CPU" if card is None or options.cpu else card.name
-    _write(options.out, place, rows)
-    return 1 if any("trouble" in row for row in rows) else 0
+        _write(Path(folder) if options.tiny else options.out, device, rows)
+    return 1 if any("failure" in row for row in rows) else 0
 
 
 class Grid:
-    """A random model, data as long as allowed, and the runs on them."""
+    """A random model, data as long as the recipe allows, and the runs on them."""
 
     def __init__(self, folder: Path, size: Size, *, on_cpu: bool) -> None:
         self.home = Home(folder / "home")
@@ -121,29 +125,30 @@ class Grid:
         self.questions = _write_rows(folder / "questions.jsonl", count, prompt=size.prompt - 1, whole=size.prompt + 8)
 
     def measure(self, precision: str, stages: list[str]) -> list[dict[str, Any]]:
-        """One precision: the reward run comes before PPO, which it judges."""
+        """Measure one precision; the reward run comes before PPO, whose responses its model scores."""
         rows: list[dict[str, Any]] = []
-        judge = ""
+        reward_model = ""
         for stage in (Stage.SFT, Stage.REWARD, Stage.PPO):
             if stage.value not in stages and not (stage is Stage.REWARD and "ppo" in stages):
                 continue
-            if stage is Stage.PPO and not judge:
-                rows.append({"stage": "ppo", "precision": precision, "trouble": "there is no reward model for it"})
+            if stage is Stage.PPO and not reward_model:
+                rows.append({"stage": "ppo", "precision": precision, "failure": "there is no reward model for it"})
                 continue
-            run = self._run(stage, precision, judge)
+            run = self.run(stage, precision, reward_model)
             phase, cause = run.read_state().phase, run.read_state().cause
             if phase != "finished":
-                rows.append({"stage": stage.value, "precision": precision, "trouble": cause or phase})
+                rows.append({"stage": stage.value, "precision": precision, "failure": cause or phase})
                 continue
-            judge = run.id if stage is Stage.REWARD else judge
-            known = expected(run, stage)
-            assert known is not None
+            reward_model = run.id if stage is Stage.REWARD else reward_model
+            prediction = expected(run, stage)
+            assert prediction is not None
             if stage.value in stages:
-                rows += [row | {"stage": stage.value, "precision": precision} for row in compare(run, known)]
+                rows += [row | {"stage": stage.value, "precision": precision} for row in compare(run, prediction)]
                 print(json.dumps(rows[-1]), flush=True)
         return rows
 
-    def _run(self, stage: Stage, precision: str, judge: str) -> RunDir:
+    def run(self, stage: Stage, precision: str, reward_model: str) -> RunDir:
+        """Launch a stage and wait until it has ended."""
         data = self.questions if stage is Stage.PPO else self.texts
         words = [
             f"model_name_or_path={self.base}",
@@ -153,7 +158,7 @@ class Grid:
             "lora_target_modules=all-linear",
             f"use_cpu={str(self.on_cpu).lower()}",
         ]
-        words += [f"reward_model_path={judge}"] if stage is Stage.PPO else []
+        words += [f"reward_model_path={reward_model}"] if stage is Stage.PPO else []
         recipe = load_recipe(stage, None, [*words, *self.size.overrides(stage), *_PRECISIONS[precision]])
         run = launch(plan(self.home, recipe))
         deadline = time.monotonic() + _PATIENCE
@@ -161,11 +166,13 @@ class Grid:
             if time.monotonic() > deadline:
                 stop(run, wait=True)
             time.sleep(0.5)
+        while run.lock_is_held():  # its supervisor still writes, where a folder is about to be removed
+            time.sleep(0.1)
         return run
 
 
 def make_model(path: Path, shape: dict[str, int]) -> tuple[Path, Callable[[str, str], int]]:
-    """A random LLaMA in bfloat16 with the demo's tokenizer; also what counts the tokens of a question and answer."""
+    """Save a random LLaMA in bfloat16 with the demo's tokenizer, and return its path and a counter of tokens."""
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -187,20 +194,20 @@ def make_model(path: Path, shape: dict[str, int]) -> tuple[Path, Callable[[str, 
     return path, count
 
 
-def compare(run: RunDir, known: Expected) -> list[dict[str, Any]]:
-    """Predicted and measured: on a GPU allocated a phase and reserved of the run, on a CPU the resident set."""
-    history, found = read_history(run.events_files()), known.estimate
-    if not known.on_gpu:
+def compare(run: RunDir, prediction: Expected) -> list[dict[str, Any]]:
+    """Compare predicted and measured: on a GPU allocated per phase and reserved per run, on a CPU the resident set."""
+    history, estimate = read_history(run.events_files()), prediction.estimate
+    if not prediction.on_gpu:
         measured = history.memory["rss"] or 0.0
-        return [_ranged("rss", found.device, measured)]
-    predicted = {one.name: one.bytes for one in found.phases} if run.read_state().stage is Stage.PPO else {}
-    predicted = predicted or {"train": found.allocated}
+        return [_ranged("rss", estimate.device, measured)]
+    predicted = {one.name: one.bytes for one in estimate.phases} if run.read_state().stage is Stage.PPO else {}
+    predicted = predicted or {"train": estimate.allocated}
     rows = [
         _row(phase, "allocated", count, history.memory_by_phase.get(phase, {}).get("allocated", 0.0))
         for phase, count in predicted.items()
     ]
     held = history.memory.get("reserved") or 0.0
-    return [*rows, _ranged("reserved", found.reserved, held)]
+    return [*rows, _ranged("reserved", estimate.reserved, held)]
 
 
 def _row(phase: str, metric: str, predicted: int, measured: float) -> dict[str, Any]:
@@ -220,18 +227,18 @@ def _ranged(metric: str, interval: tuple[int, int], measured: float) -> dict[str
 
 
 def _write_rows(path: Path, count: Callable[[str, str], int], *, prompt: int, whole: int) -> Path:
-    """Pairs whose prompt has ``prompt`` tokens, and ``whole`` with either answer, end token included."""
+    """Write pairs whose prompt has ``prompt`` tokens, and ``whole`` with either answer, end token included."""
     lines: list[str] = []
     for number in range(_ROWS):
         question = _filled(f"{number} why", lambda text: count(text, ""), prompt)
-        answers = [_filled(word, lambda text, asked=question: count(asked, text), whole) for word in ("yes", "no")]
+        answers = [_filled(word, lambda text, prompt=question: count(prompt, text), whole) for word in ("yes", "no")]
         lines.append(json.dumps({"question": question, "response_j": answers[0], "response_k": answers[1]}))
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
 
 
 def _filled(beginning: str, count: Callable[[str], int], wanted: int) -> str:
-    """The text made longer, a letter at a time from a good guess, until it has as many tokens as wanted at most."""
+    """Lengthen a text, a letter at a time from a good guess, until it has as many tokens as wanted at most."""
     words = max(0, wanted - count(beginning)) // max(1, count(beginning + " a" * 16) - count(beginning)) * 16
     while words and count(beginning + " a" * words) > wanted:
         words -= 1
@@ -240,14 +247,14 @@ def _filled(beginning: str, count: Callable[[str], int], wanted: int) -> str:
     return beginning + " a" * words
 
 
-def _write(out: Path, place: str, rows: list[dict[str, Any]]) -> None:
-    """A table for people and the same as JSON."""
+def _write(out: Path, device: str, rows: list[dict[str, Any]]) -> None:
+    """Write a table for people and the same as JSON."""
     import importlib.metadata
 
     versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "trl", "bitsandbytes")}
-    name = "memory-" + "".join(char if char.isalnum() else "-" for char in place.lower()).strip("-")
+    name = "memory-" + "".join(char if char.isalnum() else "-" for char in device.lower()).strip("-")
     lines = [
-        f"# Memory, predicted against measured: {place}",
+        f"# Memory, predicted against measured: {device}",
         "",
         f"`python benchmarks/gpu_memory.py`, {time.strftime('%Y-%m-%d')}; "
         + ", ".join(f"{key} {value}" for key, value in versions.items())
@@ -259,7 +266,7 @@ def _write(out: Path, place: str, rows: list[dict[str, Any]]) -> None:
     lines += [f"| {' | '.join(_cells(row))} |" for row in rows]
     out.mkdir(parents=True, exist_ok=True)
     (out / f"{name}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    document = {"place": place, "versions": versions, "rows": rows}
+    document = {"place": device, "versions": versions, "rows": rows}
     (out / f"{name}.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     print("\n".join(lines))
     print(f"\nWritten to {out / name}.md and .json.")
@@ -267,8 +274,8 @@ def _write(out: Path, place: str, rows: list[dict[str, Any]]) -> None:
 
 def _cells(row: dict[str, Any]) -> list[str]:
     name = [row["stage"], row["precision"]]
-    if "trouble" in row:
-        return [*name, " ".join(row["trouble"].split())[:200].replace("|", "/"), "", "", "", "", ""]
+    if "failure" in row:
+        return [*name, " ".join(row["failure"].split())[:200].replace("|", "/"), "", "", "", "", ""]
     bounds = row["predicted"] if isinstance(row["predicted"], list) else [row["predicted"]]
     predicted = " to ".join(f"{count / 2**20:.0f}" for count in bounds)
     error = f"{row['error']:+.1%}" if row.get("error") is not None else ""
@@ -276,13 +283,17 @@ def _cells(row: dict[str, Any]) -> list[str]:
     return [*name, row["phase"], row["metric"], predicted, f"{row['measured'] / 2**20:.0f}", error, inside]
 
 
-def _options() -> argparse.Namespace:
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Predicted against measured memory of real steps.")
     parser.add_argument("--cpu", action="store_true", help="a tiny grid on the CPU")
     parser.add_argument("--stages", nargs="+", default=["sft", "reward", "ppo"], choices=["sft", "reward", "ppo"])
     parser.add_argument("--precisions", nargs="+", choices=list(_PRECISIONS), help="default: bf16 int8 nf4")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "measurements", help="where tables go")
-    return parser.parse_args()
+    parser.add_argument("--tiny", action="store_true", help="SFT of the tiny grid on the CPU: whether it runs")
+    options = parser.parse_args(arguments)
+    if options.tiny:
+        options.cpu, options.stages, options.precisions = True, ["sft"], ["float32"]
+    return options
 
 
 if __name__ == "__main__":

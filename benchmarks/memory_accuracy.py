@@ -2,6 +2,7 @@
 
     python benchmarks/memory_accuracy.py TABLE.csv        # or MEMORY_TABLE=TABLE.csv
     python benchmarks/memory_accuracy.py TABLE.csv --json
+    python benchmarks/memory_accuracy.py --tiny           # one row that is written here
 
 The table has the columns ``id, stack, model, method, weights_dtype, quant, lora_r, lora_targets, batch, seq_len,
 grad_ckpt, optimizer, gpus, parallel, measured, unit, metric, grade, notes``. Rows whose columns do not say enough are
@@ -14,6 +15,7 @@ import json
 import os
 import statistics
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,24 +28,48 @@ from stackllama_engine.budget import device  # noqa: E402
 _UNITS = {"GB": 10**9, "G": 1 << 30, "GiB": 1 << 30, "MiB": 1 << 20, "GB (approx)": 10**9, "GB card": 1 << 30}
 
 
-def main() -> int:
+TINY = {
+    "id": "1",
+    "stack": "hand-written loop",
+    "model": "meta-llama/Llama-3.2-3B",
+    "method": "lora",
+    "quant": "",
+    "lora_r": "32",
+    "lora_targets": "q_proj+v_proj",
+    "batch": "4",
+    "seq_len": "<=768 (max 729)",
+    "gpus": "1",
+    "parallel": "none",
+    "measured": "22.3",
+    "unit": "GB",
+    "metric": "reserved",
+    "grade": "A",
+    "notes": "trainable=9175040;",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table and its summary."""
     parser = argparse.ArgumentParser(description="Predicted against measured memory.")
     parser.add_argument("table", nargs="?", default=os.environ.get("MEMORY_TABLE"), help="CSV of measured peaks")
     parser.add_argument("--json", action="store_true", help="one JSON document")
-    options = parser.parse_args()
-    if not options.table:
+    parser.add_argument("--tiny", action="store_true", help="one row instead of a table: whether it runs")
+    options = parser.parse_args(arguments)
+    if options.tiny:
+        rows = [TINY]
+    elif options.table:
+        with Path(options.table).open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    else:
         parser.error("name the table, or set MEMORY_TABLE")
-    with Path(options.table).open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    results = [found for row in rows if (found := result(row))]
+    results = [prediction for row in rows if (prediction := result(row))]
     points = [one for one in results if one["metric"] != "capacity"]
     capacity = [one for one in results if one["metric"] == "capacity"]
     summary = {
         "rows": len(rows),
         "predicted": len(results),
-        "grade A": figures([one["error"] for one in points if one["grade"] == "A"]),
-        "grade B": figures([one["error"] for one in points if one["grade"] == "B"]),
+        "grade A": statistics_of([one["error"] for one in points if one["grade"] == "A"]),
+        "grade B": statistics_of([one["error"] for one in points if one["grade"] == "B"]),
         "capacity rows": {
             "rows": len(capacity),
             "the longest context that ran is predicted to fit": sum(one["error"] <= 0 for one in capacity),
@@ -52,7 +78,7 @@ def main() -> int:
     }
     for tool in ("accelerate", "deepspeed", "llama-factory"):
         errors = [one[tool] / one["measured"] - 1 for one in points if one["grade"] == "A" and one[tool]]
-        summary[f"grade A by {tool}"] = figures(errors)
+        summary[f"grade A by {tool}"] = statistics_of(errors)
     if options.json:
         print(json.dumps({"summary": summary, "rows": results}, indent=2))
         return 0
@@ -63,7 +89,7 @@ def main() -> int:
 
 
 def result(row: dict[str, str]) -> dict[str, Any] | None:
-    """One row's figures in bytes, or None."""
+    """Return one row's prediction in bytes, or None where its columns do not say enough."""
     case = case_of(row)
     try:
         measured = float(row["measured"]) * _UNITS[row["unit"]] if row["metric"][:8] != "capacity" else card(row)
@@ -87,23 +113,23 @@ def result(row: dict[str, str]) -> dict[str, Any] | None:
 
 
 def of_metric(metric: Metric, allocated: int) -> int:
-    """What the row measured: allocated bytes, what the allocator most likely holds, or that and the CUDA context."""
+    """Return the bytes that the row measured: allocated, most likely reserved, or reserved and the CUDA context."""
     if metric == "allocated":
         return allocated
-    held = device.likely_reserved(allocated)
-    return held if metric == "reserved" else held + device.CONTEXT[0]
+    reserved = device.likely_reserved(allocated)
+    return reserved if metric == "reserved" else reserved + device.CONTEXT[0]
 
 
 def card(row: dict[str, str]) -> float:
-    """Bytes of the card that a capacity row names in ``measured``: `max context fitting N`."""
+    """Return the bytes of the card that a capacity row names in ``measured``: `max context fitting N`."""
     return float(row["measured"].rsplit(maxsplit=1)[-1]) * _UNITS[row["unit"]]
 
 
 def others(row: dict[str, str], case: Case) -> dict[str, int]:
-    """The same row by the formulas of other tools; 0 where a tool says nothing about it.
+    """Return the same row by the formulas of other tools; 0 where a tool says nothing about it.
 
-    - ``accelerate estimate-memory``: Adam on every weight, 8 bytes a parameter in bf16 (4 times the float32 half).
-    - DeepSpeed ``estimate_zero3_model_states_mem_needs``: 18 bytes a parameter and GPU, and the largest layer in
+    - ``accelerate estimate-memory``: Adam on every weight, 8 bytes per parameter in bf16 (4 times the float32 half).
+    - DeepSpeed ``estimate_zero3_model_states_mem_needs``: 18 bytes per parameter and GPU, and the largest layer in
       float32, no activations.
     - LLaMA-Factory's table of requirements: 8 GB per billion for pure bf16, 2 for LoRA on 16 bits, 0.5 on 4 bits.
     """
@@ -117,8 +143,8 @@ def others(row: dict[str, str], case: Case) -> dict[str, int]:
     }
 
 
-def figures(errors: list[float]) -> dict[str, Any]:
-    """Median and 90th percentile of the absolute errors, and both extremes."""
+def statistics_of(errors: list[float]) -> dict[str, Any]:
+    """Return median and 90th percentile of the absolute errors, and both extremes."""
     if not errors:
         return {"rows": 0}
     sizes = sorted(abs(error) for error in errors)
@@ -132,7 +158,7 @@ def figures(errors: list[float]) -> dict[str, Any]:
 
 
 def show(results: list[dict[str, Any]]) -> None:
-    """The table, in GiB."""
+    """Print the table, in GiB."""
     tools = ("accelerate", "deepspeed", "llama-factory")
     print(f"{'id':>4} {'what':72} {'measured':>9} {'predicted':>9} {'error':>7} " + " ".join(f"{t:>13}" for t in tools))
     for one in results:

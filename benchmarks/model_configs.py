@@ -53,7 +53,7 @@ _MORE: dict[str, dict[str, Any]] = {
 
 
 def config_of(name: str) -> dict[str, Any]:
-    """What ``config.json`` says about a model's sizes; bf16 throughout.
+    """Return what ``config.json`` says about a model's sizes; bf16 throughout.
 
     Args:
         name: of the repository, or its last part.

@@ -8,12 +8,14 @@ import json
 import sys
 import tempfile
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import ppo_work as work
+import ppo_work
+from ppo_work import FULL, TINY, Work
 
-work.quiet()
+ppo_work.quiet()
 warnings.filterwarnings("ignore")
 
 import torch  # noqa: E402
@@ -31,28 +33,50 @@ from trl.experimental.ppo import PPOConfig, PPOTrainer  # noqa: E402  # pyright:
 class Marks(TrainerCallback):
     """A mark after each batch."""
 
-    def __init__(self, meter: work.Meter) -> None:
+    def __init__(self, meter: ppo_work.Meter) -> None:
         self._meter = meter
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        """A batch was rolled out and learned from."""
+        """Note the end of a batch that was rolled out and learned from."""
         self._meter.mark()
 
 
-def main(folder: Path, batches: int, value_lora: bool) -> None:
-    """Run and report."""
-    torch.set_num_threads(work.THREADS)
-    meter = work.Meter()
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Do the prepared work and report it."""
+    parser = ppo_work.parser("The work of ppo_work.py by trl 1.12.0.")
+    parser.add_argument("--value-lora", action="store_true", help="train the value model through a LoRA")
+    options = parser.parse_args(arguments)
+    work = TINY if options.tiny else FULL
+    if options.folder is not None:
+        measure(options.folder, options.batches, work, value_lora=options.value_lora)
+    elif options.tiny:
+        with tempfile.TemporaryDirectory() as folder:
+            ppo_work.prepare(Path(folder), options.batches + 1, work)
+            measure(Path(folder), options.batches, work, value_lora=options.value_lora)
+    else:
+        parser.error("name the folder")
+    return 0
+
+
+def measure(folder: Path, batches: int, work: Work, *, value_lora: bool) -> None:
+    """Do the prepared work and report it."""
+    torch.set_num_threads(ppo_work.THREADS)
+    meter = ppo_work.Meter()
     tokenizer = AutoTokenizer.from_pretrained(folder / "base", padding_side="left")
-    lora = LoraConfig(r=work.RANK, lora_alpha=work.ALPHA, target_modules=work.TARGETS, task_type="CAUSAL_LM")
+    lora = LoraConfig(
+        r=ppo_work.RANK, lora_alpha=ppo_work.ALPHA, target_modules=ppo_work.TARGETS, task_type="CAUSAL_LM"
+    )
     policy = AutoModelForCausalLM.from_pretrained(folder / "base")
     value = AutoModelForSequenceClassification.from_pretrained(folder / "reward")
     if value_lora:  # in place: PPOTrainer reads `base_model_prefix` and `score` of the model itself
         get_peft_model(
-            value, LoraConfig(r=work.RANK, lora_alpha=work.ALPHA, target_modules=work.TARGETS, task_type="SEQ_CLS")
+            value,
+            LoraConfig(
+                r=ppo_work.RANK, lora_alpha=ppo_work.ALPHA, target_modules=ppo_work.TARGETS, task_type="SEQ_CLS"
+            ),
         )
-    judge = AutoModelForSequenceClassification.from_pretrained(folder / "reward")
-    rows = json.loads((folder / "prompts.json").read_text())[: (batches + 1) * work.BATCH]
+    reward_model = AutoModelForSequenceClassification.from_pretrained(folder / "reward")
+    rows = json.loads((folder / "prompts.json").read_text())[: (batches + 1) * work.batch]
     with tempfile.TemporaryDirectory() as scratch:
         config = PPOConfig(
             output_dir=scratch,
@@ -64,19 +88,19 @@ def main(folder: Path, batches: int, value_lora: bool) -> None:
             gradient_checkpointing=False,
             disable_tqdm=True,
             seed=0,
-            learning_rate=work.LEARNING_RATE,
-            per_device_train_batch_size=work.BATCH,
+            learning_rate=ppo_work.LEARNING_RATE,
+            per_device_train_batch_size=work.batch,
             gradient_accumulation_steps=1,
-            num_mini_batches=work.BATCH // work.MINI,
-            num_ppo_epochs=work.EPOCHS,
-            total_episodes=(batches + 1) * work.BATCH,
+            num_mini_batches=work.batch // work.mini,
+            num_ppo_epochs=work.epochs,
+            total_episodes=(batches + 1) * work.batch,
             num_sample_generations=0,
-            local_rollout_forward_batch_size=work.BATCH,
-            response_length=work.RESPONSE,
+            local_rollout_forward_batch_size=work.batch,
+            response_length=work.response,
             stop_token=None,
             temperature=1.0,
-            kl_coef=work.KL,
-            vf_coef=work.VALUE,
+            kl_coef=ppo_work.KL,
+            vf_coef=ppo_work.VALUE,
         )
         data = Dataset.from_dict({"input_ids": rows})
         trainer = PPOTrainer(
@@ -84,7 +108,7 @@ def main(folder: Path, batches: int, value_lora: bool) -> None:
             tokenizer,
             policy,
             None,
-            judge.eval().requires_grad_(False),
+            reward_model.eval().requires_grad_(False),
             data,
             value,
             eval_dataset=data,
@@ -92,8 +116,8 @@ def main(folder: Path, batches: int, value_lora: bool) -> None:
             callbacks=[Marks(meter)],
         )
         trainer.train()
-    meter.report(versions=work.versions("trl", "torch", "transformers", "peft", "numpy"))
+    meter.report(versions=ppo_work.versions("trl", "torch", "transformers", "peft", "numpy"))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), "--value-lora" in sys.argv)
+    sys.exit(main())

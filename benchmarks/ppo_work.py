@@ -5,16 +5,15 @@ tokens, responses of 64 tokens whose end token is ignored, four epochs of mini-b
 ``q_proj`` and ``v_proj``, a value function, a reward model of the same size, and the reference's log-probabilities.
 """
 
+import argparse
 import json
 import os
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-BATCH, MINI, EPOCHS = 16, 4, 4
-PROMPT, RESPONSE = 64, 64
-VOCABULARY, HIDDEN, LAYERS, INTERMEDIATE, HEADS = 32_000, 512, 8, 1376, 8
 RANK, ALPHA, TARGETS = 16, 32, ["q_proj", "v_proj"]
 LEARNING_RATE, KL, VALUE = 1.4e-5, 0.2, 0.1
 THREADS = 2
@@ -22,11 +21,43 @@ PAD, BEGIN, END = 0, 1, 2
 SPECIAL = ["<pad>", "<s>", "</s>", "Question:", "Answer:"]
 
 
-def prepare(folder: Path, batches: int) -> None:
+@dataclass(frozen=True)
+class Work:
+    """Sizes of a PPO step and of its LLaMA: responses, responses per mini-batch, tokens."""
+
+    batch: int = 16
+    mini: int = 4
+    epochs: int = 4
+    prompt: int = 64
+    response: int = 64
+    vocabulary: int = 32_000
+    hidden: int = 512
+    layers: int = 8
+    intermediate: int = 1376
+    heads: int = 8
+
+
+FULL = Work()
+TINY = Work(
+    batch=4, mini=2, epochs=2, prompt=8, response=8, vocabulary=100, hidden=32, layers=2, intermediate=64, heads=4
+)
+"""A step of a fraction of a second: whether a side still runs. Its speed says nothing."""
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """Return the parser of one side: the folder of the prepared work, how many batches count, ``--tiny``."""
+    options = argparse.ArgumentParser(description=description)
+    options.add_argument("folder", nargs="?", type=Path, help="the prepared work; --tiny prepares its own without it")
+    options.add_argument("batches", nargs="?", type=int, default=1, help="batches that count, after one to warm up")
+    options.add_argument("--tiny", action="store_true", help="a tiny model: whether it runs, not how fast")
+    return options
+
+
+def prepare(folder: Path, batches: int, work: Work) -> None:
     """Write the base, the reward model and the prompts that all sides read.
 
     ``base/`` is a language model and tokenizer; ``reward/`` the same trunk with a score head; ``prompts.json`` has
-    token ids ``[batches × 16, 64]``; ``questions.jsonl`` the same prompts as text for a template of two words.
+    token ids ``[batches × B, P]``; ``questions.jsonl`` the same prompts as text for a template of two words.
     """
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
@@ -38,18 +69,18 @@ def prepare(folder: Path, batches: int) -> None:
     )
 
     words = {name: number for number, name in enumerate(SPECIAL)}
-    words |= {f"w{number}": number for number in range(len(SPECIAL), VOCABULARY)}
+    words |= {f"w{number}": number for number in range(len(SPECIAL), work.vocabulary)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=HIDDEN,
-        intermediate_size=INTERMEDIATE,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS,
-        num_key_value_heads=HEADS,
+        vocab_size=work.vocabulary,
+        hidden_size=work.hidden,
+        intermediate_size=work.intermediate,
+        num_hidden_layers=work.layers,
+        num_attention_heads=work.heads,
+        num_key_value_heads=work.heads,
         max_position_embeddings=512,
         pad_token_id=PAD,
         bos_token_id=BEGIN,
@@ -63,46 +94,46 @@ def prepare(folder: Path, batches: int) -> None:
     for name, model in (("base", base), ("reward", reward)):
         model.save_pretrained(folder / name)
         fast.save_pretrained(folder / name)
-    prompts = torch.randint(len(SPECIAL), VOCABULARY, (batches * BATCH, PROMPT - 2)).tolist()
+    prompts = torch.randint(len(SPECIAL), work.vocabulary, (batches * work.batch, work.prompt - 2)).tolist()
     rows = [[SPECIAL.index("Question:"), *row, SPECIAL.index("Answer:")] for row in prompts]
     (folder / "prompts.json").write_text(json.dumps(rows))
     questions = (json.dumps({"question": " ".join(f"w{token}" for token in row)}) for row in prompts)
     (folder / "questions.jsonl").write_text("\n".join(questions) + "\n")
 
 
-def flop() -> float:
-    """Multiply-adds × 2 of one batch that no arrangement of ours avoids; attention's own products are left out.
+def flop(work: Work) -> float:
+    """Return multiply-adds × 2 of one batch that no arrangement of ours avoids, without attention's own products.
 
-    With trunk N = 8 × (4 H² + 3 H I) and head V × H parameters, B rows, P prompt and R response tokens:
+    With trunk N = layers × (4 H² + 3 H I) and head V × H parameters, B responses, P prompt and R response tokens:
     sampling 2 B ((P + R) N + R V H); the policy's and the reference's recorded log-probabilities 2 × 2 B ((P + R) N +
     R V H); reward 2 B (P + R) N; each epoch forward and, as the base is frozen, an equally large backward
     2 × 2 B ((P + R) N + R V H).
     """
-    trunk = LAYERS * (4 * HIDDEN * HIDDEN + 3 * HIDDEN * INTERMEDIATE)
-    reward = 2.0 * BATCH * (PROMPT + RESPONSE) * trunk
-    whole = reward + 2.0 * BATCH * RESPONSE * VOCABULARY * HIDDEN
-    return whole * (1 + 2 + 2 * EPOCHS) + reward
+    trunk = work.layers * (4 * work.hidden * work.hidden + 3 * work.hidden * work.intermediate)
+    reward = 2.0 * work.batch * (work.prompt + work.response) * trunk
+    whole = reward + 2.0 * work.batch * work.response * work.vocabulary * work.hidden
+    return whole * (1 + 2 + 2 * work.epochs) + reward
 
 
 class Meter:
-    """Times of batches and peak memory of this process; begun when the libraries are loaded, before any model."""
+    """Times of batches and peak memory of this process, from when the libraries are loaded, before any model."""
 
     def __init__(self) -> None:
         self._baseline = _status("VmRSS")
         self._marks: list[tuple[float, float]] = []
 
     def mark(self) -> None:
-        """A batch ends (the first mark: the warm-up ended)."""
+        """Note the end of a batch (the first mark: of the warm-up)."""
         self._marks.append((time.perf_counter(), time.process_time()))
 
     def run(self, step: Callable[[int], object], batches: int) -> None:
-        """One batch to warm up, then ``batches`` that count."""
+        """Run one batch to warm up, then ``batches`` that count."""
         for number in range(batches + 1):
             step(number)
             self.mark()
 
     def report(self, **more: Any) -> None:
-        """One JSON line: seconds and processor seconds a batch, bytes."""
+        """Print one JSON line: seconds and processor seconds per batch, bytes."""
         pairs = list(zip(self._marks, self._marks[1:], strict=False))
         print(
             json.dumps(
@@ -119,14 +150,14 @@ class Meter:
 
 
 def versions(*names: str) -> dict[str, str]:
-    """Installed versions."""
+    """Return installed versions."""
     from importlib.metadata import version
 
     return {name: version(name) for name in names}
 
 
 def quiet() -> None:
-    """Two threads, no network, no trackers; before torch is imported."""
+    """Set two threads, no network, no trackers; before torch is imported."""
     os.environ.update(
         OMP_NUM_THREADS=str(THREADS),
         MKL_NUM_THREADS=str(THREADS),
@@ -139,6 +170,6 @@ def quiet() -> None:
 
 
 def _status(key: str) -> int:
-    """Bytes, from ``/proc/self/status`` (which counts KiB)."""
+    """Return bytes from ``/proc/self/status`` (which counts KiB)."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
     return int(line.split()[1]) * 1024

@@ -1,4 +1,4 @@
-"""How other people's training stacks differ from ours, as workloads of our formula.
+"""Differences of other people's training stacks from ours, as workloads of our formula.
 
 A stack decides which head computes the loss, which attention kernel runs, which optimizer steps, and in which dtype
 adapters are. Everything else is the formula of ``stackllama_engine.budget``, unchanged.
@@ -38,7 +38,7 @@ _COMPILED = 0.64
 """Share of the layers' activations that torch.compile's partitioner keeps: norms and gates are computed again."""
 
 _SHIFTED = 16
-"""Bytes a logit in transformers of 2024: besides float32 logits and their gradients a shifted copy."""
+"""Bytes per logit in transformers of 2024: besides float32 logits and their gradients a shifted copy."""
 
 
 class Case(Struct, frozen=True, kw_only=True):
@@ -57,7 +57,7 @@ class Case(Struct, frozen=True, kw_only=True):
 
 
 def model_of(name: str) -> Architecture | None:
-    """The architecture a row names, if it is one we hold the sizes of."""
+    """Return the architecture that a row names; None for one whose sizes are not in the table above."""
     for key, (kind, sizes) in _MODELS.items():
         if key in name.lower():
             config = {"model_type": kind, **dict(zip(_KEYS, sizes, strict=True)), "dtype": "bfloat16"}
@@ -66,7 +66,7 @@ def model_of(name: str) -> Architecture | None:
 
 
 def case_of(row: dict[str, str]) -> Case | None:
-    """A row as a workload; None when its columns do not say enough, or it runs on several GPUs."""
+    """Return a row as a workload; None when its columns do not say enough, or it runs on several GPUs."""
     arch = model_of(row["model"])
     if arch is None or row["gpus"] != "1" or row["parallel"] not in ("", "none"):
         return None
@@ -81,8 +81,11 @@ def case_of(row: dict[str, str]) -> Case | None:
 
 
 def _peft(row: dict[str, str], arch: Architecture) -> Case | None:
-    """PEFT's method comparison: bf16 weights, float32 adapters, logits in full, outputs alive, foreach AdamW; padded
-    batches of four, the longest of 729 tokens; measured as reserved at the end of the run."""
+    """Read a row of PEFT's method comparison.
+
+    bf16 weights, float32 adapters, logits in full, outputs alive, foreach AdamW; padded batches of four, the longest of
+    729 tokens; measured as reserved at the end of the run.
+    """
     if row["method"] not in ("lora", "full-finetuning", "beft"):
         return None  # methods whose activations our formula does not know
     notes = row["notes"]
@@ -118,15 +121,15 @@ def _peft(row: dict[str, str], arch: Architecture) -> Case | None:
 
 
 def _dora(work: training.Workload) -> int:
-    """DoRA keeps, a target: the base's output and the scaled result in float32."""
+    """Return what DoRA keeps per token and layer: of each target the base's output and the scaled result in float32."""
     return sum(2 * 4 * target.outputs for target in work.mode.targets)
 
 
 def _torchtune(row: dict[str, str], arch: Architecture) -> Case | None:
-    """torchtune's tables: pure bf16, packed batches, kernels with expanded keys and values; peak active bytes."""
+    """Read a row of torchtune's: pure bf16, packed batches, kernels with expanded keys and values; peak active."""
     length = int(re.match(r"\d+", row["seq_len"])[0])  # type: ignore[index]
     if "dynamic" in row["seq_len"] or row["optimizer"] == "not stated":
-        return None  # nor are the lengths of its batches told
+        return None  # nor are the lengths of its batches stated
     step = row["notes"]
     chain = [
         "+packed",
@@ -182,7 +185,7 @@ def _torchtune(row: dict[str, str], arch: Architecture) -> Case | None:
 
 
 def _single_device(row: dict[str, str]) -> set[str]:
-    """The first table: compiled; the rows on a 24 GB card, and QLoRA, checkpoint."""
+    """Return the flags of the first table: compiled; the rows on a 24 GB card, and QLoRA, checkpoint."""
     flags = {"+packed", "+compile", "+chunked CE"}
     if "4090" in row["hardware"]:
         flags.add("+activation checkpointing")
@@ -192,7 +195,7 @@ def _single_device(row: dict[str, str]) -> set[str]:
 
 
 def _capacity(row: dict[str, str], arch: Architecture) -> Case:
-    """The longest context that fits a card: Hugging Face with FlashAttention 2, QLoRA on every linear."""
+    """Read the longest context that fits a card: Hugging Face with FlashAttention 2, QLoRA on every linear."""
     length = int(row["seq_len"])
     longer = max(one.bytes for one in _qlora(row, arch, round(length * 1.1)))
     return Case(arch=arch, phases=_qlora(row, arch, length), metric="capacity", longer=longer)
@@ -221,7 +224,7 @@ def _qlora(row: dict[str, str], arch: Architecture, length: int) -> list[PhaseEs
 
 
 def _more(phases: list[PhaseEstimate], extra: int, name: str) -> list[PhaseEstimate]:
-    """The same with something more in the phases in which every layer's activations are there."""
+    """Add a component to the phases in which every layer's activations are there."""
     whole = ("loss", "last layer's backward")
     return [
         PhaseEstimate(one.name, (*one.components, Component(name, extra))) if one.name in whole else one

@@ -1,7 +1,8 @@
-"""The demo's figures in README.md and docs/results.md: recorded by running it, and written from the recording alone.
+"""The demo's results in README.md and docs/results.md: recorded by running it, and written from the recording alone.
 
     python scripts/demo_results.py record     # before a release: seeds 0-4 on all held-out questions, half an hour
     python scripts/demo_results.py write      # both documents, from docs/measurements/demo.json
+    python scripts/demo_results.py record --tiny   # two steps per stage, one seed; no file is changed
 
 ``record`` runs ``stackllama-console demo`` as a newcomer does (seed 0), then every seed with all 661 held-out questions
 and best-of-16. The recording says of which data, base and recipe it is; a test compares that with today's, and the
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
@@ -29,13 +31,18 @@ DEMO_BASE = ROOT / "engine" / "stackllama_engine" / "demo_base"
 SEEDS = (0, 1, 2, 3, 4)
 TUNED = (0,)
 """Seeds that values of the recipe were chosen on."""
+SMALL = (
+    *(f"{stage}.max_steps=2" for stage in ("sft", "reward", "ppo")),
+    "ppo.max_eval_samples=8",
+    "ppo.eval_best_of=[4]",
+)
 EVERYTHING = ("ppo.max_eval_samples=null", "ppo.eval_best_of=[4, 16]")
 MARKS = ("<!-- {}: written by scripts/demo_results.py -->\n", "<!-- end of {} -->\n")
 _CELLS = (("score", 2), ("kl", 2), ("true_utility", 3), ("win_rate", 2))
 
 
 def fingerprint() -> str:
-    """Of the demo's data, base and recipe: SHA-256."""
+    """Return the SHA-256 of the demo's data, base and recipe."""
     from stackllama_engine.data import demo_data
 
     digest = hashlib.sha256()
@@ -46,40 +53,42 @@ def fingerprint() -> str:
     return digest.hexdigest()
 
 
-def record(home: Path, seeds: tuple[int, ...]) -> dict[str, Any]:
+def record(home: Path, seeds: tuple[int, ...], *, tiny: bool = False) -> dict[str, Any]:
     """Run everything; two seeds at a time, each with one thread, after the newcomer's run."""
-    plain = _demo(home, "plain", {}, "--seed", "0")
+    plain = _demo(home, "plain", {}, "--seed", "0", *(SMALL if tiny else ()))
 
     def whole(seed: int) -> dict[str, Any]:
-        return _demo(home, f"seed-{seed}", {"OMP_NUM_THREADS": "1"}, "--seed", str(seed), *EVERYTHING)
+        return _demo(
+            home, f"seed-{seed}", {"OMP_NUM_THREADS": "1"}, "--seed", str(seed), *(SMALL if tiny else EVERYTHING)
+        )
 
     with ThreadPoolExecutor(2) as pool:
-        found = dict(zip(map(str, seeds), pool.map(whole, seeds), strict=True))
+        by_seed = dict(zip(map(str, seeds), pool.map(whole, seeds), strict=True))
     return {
         "fingerprint": fingerprint(),
         "date": time.strftime("%Y-%m-%d"),
         "machine": f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}, no GPU",
         "versions": {name: version(name) for name in ("torch", "transformers", "peft", "trl")},
         "plain": plain,
-        "seeds": found,
+        "seeds": by_seed,
     }
 
 
 def _demo(home: Path, name: str, environment: dict[str, str], *words: str) -> dict[str, Any]:
-    """Facts of a finished demo, as ``--json`` prints them, without what says where it ran."""
+    """Run a demo, and return the facts that ``--json`` prints, without those that say where it ran."""
     program = Path(sys.executable).with_name("stackllama-console")
     command = [str(program), "demo", "--plain", "--json", "--home", str(home / name), *words]
     done = subprocess.run(command, env=os.environ | environment, stdout=subprocess.PIPE, text=True, check=True)
     facts: dict[str, Any] = json.loads(done.stdout)
-    kept = {key: value for key, value in facts.items() if isinstance(value, dict)}
-    for child in kept.values():
+    stages = {key: value for key, value in facts.items() if isinstance(value, dict)}
+    for child in stages.values():
         for key in ("run", "path", "directory"):
             child.pop(key, None)
-    return _rounded(kept | {"seconds": facts["seconds"]})
+    return _rounded(stages | {"seconds": facts["seconds"]})
 
 
 def _rounded(value: Any) -> Any:
-    """Floats with six significant digits."""
+    """Return it with floats of six significant digits."""
     match value:
         case float():
             return float(f"{value:.6g}")
@@ -92,7 +101,7 @@ def _rounded(value: Any) -> Any:
 
 
 def blocks(recording: dict[str, Any]) -> dict[str, str]:
-    """The generated parts of the documents, by name."""
+    """Return the generated parts of the documents, by name."""
     from stackllama_console.results import sample_lines, table
 
     plain = recording["plain"]
@@ -112,7 +121,7 @@ def _machine(recording: dict[str, Any]) -> str:
 
 
 def _means(tables: list[list[dict[str, Any]]]) -> str:
-    """One row per variant, means over seeds; the error holds both the spread over questions and over seeds."""
+    """Return one row per variant, means over seeds; the error holds the spread over questions and over seeds."""
     lines = ["| | score | KL | true utility | wins against the base |", "|---|---|---|---|---|"]
     for rows in zip(*(_without_step(table) for table in tables), strict=True):
         cells = [
@@ -124,7 +133,7 @@ def _means(tables: list[list[dict[str, Any]]]) -> str:
 
 
 def _without_step(table: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The best evaluation's row under a name that is the same for every seed."""
+    """Return the table with the best evaluation's row under a name that is the same for every seed."""
     return [row | ({"name": "PPO, T = 1, best evaluation"} if "step" in row else {}) for row in table]
 
 
@@ -138,10 +147,10 @@ def _over_seeds(rows: tuple[dict[str, Any], ...], key: str) -> tuple[float, floa
     return mean, math.sqrt((between + within) / count)
 
 
-def _cell(found: tuple[float, float] | None, digits: int, *, bound: bool) -> str:
-    if found is None:
+def _cell(value: tuple[float, float] | None, digits: int, *, bound: bool) -> str:
+    if value is None:
         return ""
-    mean, error = found
+    mean, error = value
     return f"≤ {mean:.{digits}f}" if bound else f"{round(mean, digits) + 0.0:.{digits}f} ± {error:.{digits}f}"
 
 
@@ -183,12 +192,12 @@ def _by_seed(seeds: dict[int, dict[str, Any]]) -> str:
 
 
 def documents() -> list[Path]:
-    """Those with generated parts."""
+    """Return the documents with generated parts."""
     return [ROOT / "README.md", ROOT / "docs" / "results.md"]
 
 
 def written(text: str, parts: dict[str, str]) -> str:
-    """A document's text with its generated parts as they should be."""
+    """Return a document's text with its generated parts as they should be."""
     for name, part in parts.items():
         begin, end = (mark.format(name) for mark in MARKS)
         if begin in text:
@@ -197,20 +206,28 @@ def written(text: str, parts: dict[str, str]) -> str:
     return text
 
 
-def main() -> int:
-    """As the module says."""
-    parser = argparse.ArgumentParser(description="Record the demo's figures, or write them into the documents.")
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Record the demo's results, or write them into the documents."""
+    parser = argparse.ArgumentParser(description="Record the demo's results, or write them into the documents.")
     parser.add_argument("what", choices=("record", "write"))
     parser.add_argument("--home", type=Path, help="where the runs go; else a directory that is removed")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
-    options = parser.parse_args()
+    parser.add_argument("--tiny", action="store_true", help="one seed, two steps per stage; no file is changed")
+    options = parser.parse_args(arguments)
+    recording = json.loads(RECORDING.read_text(encoding="utf-8"))
     if options.what == "record":
         with tempfile.TemporaryDirectory() as folder:
-            found = record(options.home or Path(folder), tuple(options.seeds))
-        RECORDING.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    parts = blocks(json.loads(RECORDING.read_text(encoding="utf-8")))
+            seeds = (1,) if options.tiny else tuple(options.seeds)  # one that the recipe was not tuned on
+            recording = record(options.home or Path(folder), seeds, tiny=options.tiny)
+        if not options.tiny:
+            RECORDING.write_text(json.dumps(recording, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    parts = blocks(recording)
     for path in documents():
-        path.write_text(written(path.read_text(encoding="utf-8"), parts), encoding="utf-8")
+        text = written(path.read_text(encoding="utf-8"), parts)
+        if options.tiny:
+            sys.stdout.write(f"{path.name}: {len(text)} characters\n")
+        else:
+            path.write_text(text, encoding="utf-8")
     return 0
 
 

@@ -1,8 +1,9 @@
-"""Where a PPO step's time goes, as a flame graph: docs/images/ppo-flame.svg.
+"""A PPO step's time as a flame graph: docs/images/ppo-flame.svg.
 
     python scripts/ppo_flame.py                      # the work of benchmarks/ppo_work.py; one step after the first
+    python scripts/ppo_flame.py --tiny               # a tiny model; the picture goes to --out or nowhere
 
-A thread looks at the main thread's stack every few milliseconds; the backward pass, which has no Python frames, shows
+A thread reads the main thread's stack every few milliseconds; the backward pass, which has no Python frames, shows
 as ``backward``. Widths are shares of time. Names are functions and modules; no paths are written.
 """
 
@@ -14,6 +15,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -40,20 +42,20 @@ class Sampler(threading.Thread):
         self._interval, self._main, self._done = interval, threading.main_thread().ident, threading.Event()
 
     def run(self) -> None:
-        """Until stopped."""
+        """Count until stopped."""
         while not self._done.wait(self._interval):
             frame = sys._current_frames().get(self._main or 0)
             if frame and (stack := stack_of(frame)):
                 self.counts[stack] += 1
 
     def stop(self) -> None:
-        """No more."""
+        """Stop counting."""
         self._done.set()
         self.join()
 
 
 def stack_of(frame: FrameType | None) -> Stack:
-    """From ``PPO.step`` inwards: package and function, without the plumbing of calls."""
+    """Return packages and functions from ``PPO.step`` inwards, without the plumbing of calls."""
     names: list[str] = []
     while frame is not None:
         code = frame.f_code
@@ -67,7 +69,7 @@ def stack_of(frame: FrameType | None) -> Stack:
 
 
 def svg(counts: Counter[Stack], heading: str) -> str:
-    """The picture, root at the top."""
+    """Return the picture, root at the top."""
     total, boxes = sum(counts.values()), list[tuple[int, float, float, str]]()
 
     def place(stacks: Counter[Stack], depth: int, left: float) -> None:
@@ -101,34 +103,40 @@ def svg(counts: Counter[Stack], heading: str) -> str:
     return "\n".join([*lines, "</svg>"]) + "\n"
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Profile one step and write the picture."""
     parser = argparse.ArgumentParser(description="A flame graph of one PPO step.")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "images" / "ppo-flame.svg")
-    options = parser.parse_args()
+    parser.add_argument("--out", type=Path, help="default: docs/images/ppo-flame.svg; with --tiny none is written")
+    parser.add_argument("--tiny", action="store_true", help="a tiny model: whether it runs")
+    options = parser.parse_args(arguments)
+    work = ppo_work.TINY if options.tiny else ppo_work.FULL
+    out = options.out if options.tiny else options.out or ROOT / "docs" / "images" / "ppo-flame.svg"
     sampler, step = Sampler(0.005), ppo_ours.Endless.step
 
     def profiled(stage: ppo_ours.Endless, number: int) -> tuple[dict[str, float], str | None]:
         if number:
             sampler.start()
         began = time.perf_counter()
-        found = step(stage, number)
+        result = step(stage, number)
         if number:
             sampler.stop()
             sys.stdout.write(f"{time.perf_counter() - began:.1f} s, {sampler.counts.total()} stacks\n")
-        return found
+        return result
 
     ppo_ours.Endless.step = profiled  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory() as folder:
-        prepared = [sys.executable, ppo_ours.__file__, folder, "2", "--prepare"]
+        prepared = [sys.executable, ppo_ours.__file__, folder, "2", "--prepare", *(["--tiny"] if options.tiny else [])]
         subprocess.run(prepared, check=True, stderr=subprocess.DEVNULL)
-        ppo_ours.main(Path(folder), 1, [])
+        ppo_ours.measure(Path(folder), 1, work, [])
     heading = (
-        f"One PPO step: {ppo_work.BATCH} responses, {ppo_work.EPOCHS} epochs, LLaMA of 58M; "
+        f"One PPO step: {work.batch} responses, {work.epochs} epochs, LLaMA of 58M; "
         "orange: this engine, blue: transformers, green: PEFT, grey: torch"
     )
-    options.out.write_text(svg(sampler.counts, heading), encoding="utf-8")
+    picture = svg(sampler.counts, heading)
+    if out is not None:
+        out.write_text(picture, encoding="utf-8")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

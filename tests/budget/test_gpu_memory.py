@@ -43,8 +43,7 @@ def test_benchmark_without_a_gpu_is_no_failure(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setattr(module, "first_card", lambda: None)
-    monkeypatch.setattr(sys, "argv", ["gpu_memory.py", "--out", str(tmp_path)])
-    assert module.main() == 0
+    assert module.main(["--out", str(tmp_path)]) == 0
     assert "No GPU here" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
 
@@ -83,7 +82,7 @@ def test_texts_are_as_long_as_asked(tmp_path: Path) -> None:
 
 def test_table_lists_predicted_and_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [
-        {"stage": "sft", "precision": "int8", "trouble": "Out | of\nmemory"},
+        {"stage": "sft", "precision": "int8", "failure": "Out | of\nmemory"},
         {
             "stage": "ppo",
             "precision": "nf4",
