@@ -56,7 +56,7 @@ def attempt(run: RunDir, number: int, text: str) -> Path:
 
 def test_poll_returns_new_lines(log: Path) -> None:
     reader = LogReader(log)
-    assert reader.poll() == 0 and reader.lines == [] and reader.trouble is None
+    assert reader.poll() == 0 and reader.lines == [] and reader.error is None
     log.write_text("one\ntwo\nthr")
     assert reader.poll() == 2
     assert texts(reader) == ["one", "two"] and reader.open_line is not None and reader.open_line.text == "thr"
@@ -207,7 +207,7 @@ def test_truncated_or_replaced_log_is_restarted(log: Path) -> None:
     reader.poll()
     assert texts(reader)[-2:] == ["--- the log was restarted ---", "and another file, longer than the one before"]
     log.unlink()
-    assert reader.poll() == 0 and reader.trouble is None
+    assert reader.poll() == 0 and reader.error is None
     log.write_text("")
     reader.poll()
     append(log, "back\n")
@@ -218,12 +218,12 @@ def test_truncated_or_replaced_log_is_restarted(log: Path) -> None:
 def test_unreadable_log_is_reported(tmp_path: Path) -> None:
     reader = LogReader(tmp_path)
     reader.poll()
-    assert reader.trouble is not None and "not a regular file" in reader.trouble
+    assert reader.error is not None and "not a regular file" in reader.error
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     hanging = LogReader(pipe)  # nobody writes to it: opening it as a file would wait for ever
     hanging.poll()
-    assert hanging.trouble is not None and hanging.lines == []
+    assert hanging.error is not None and hanging.lines == []
 
 
 @pytest.mark.parametrize("payload", PAYLOADS)

@@ -172,8 +172,8 @@ def test_damaged_result_is_reported(path: Path) -> None:
     path.with_name("result.json").write_bytes(b'{"samples": 3}')
     samples = polled(path)
     assert samples.pairs() == []
-    assert samples.trouble is not None
-    assert "result.json cannot be read" in samples.trouble
+    assert samples.error is not None
+    assert "result.json cannot be read" in samples.error
     assert not samples.poll(), "which is no news of the file"
 
 
@@ -245,7 +245,7 @@ def test_unreadable_file_is_reported(path: Path) -> None:
     path.mkdir()
     samples = SamplesFile(path)
     assert samples.poll()
-    assert samples.trouble == f"{path} cannot be read: a directory, not a regular file."
+    assert samples.error == f"{path} cannot be read: a directory, not a regular file."
 
 
 def test_texts_come_out_sanitised(path: Path, assert_clean: Callable[[Any], None]) -> None:

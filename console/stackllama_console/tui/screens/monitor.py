@@ -194,7 +194,7 @@ class MonitorScreen(ConsoleScreen):
         watched, moment = self.watched, now()
         reader = watched.source if watched.pipeline and watched.shows_result else watched.reader
         colours = self.console_app.theme_variables
-        trouble = getattr(watched.source, "trouble", None)
+        error = getattr(watched.source, "error", None)
         lines: list[Text] = []
         if watched.pipeline:
             lines.append(pipeline_line(watched.pipeline, colours))
@@ -205,7 +205,7 @@ class MonitorScreen(ConsoleScreen):
         if machine:
             lines += self._wrapped([Text(machine)])
         there = getattr(watched.source, "elsewhere", "")
-        notes = [*filter(None, (trouble, f"it is {there}" if there else "", silence_text(reader, moment)))]
+        notes = [*filter(None, (error, f"it is {there}" if there else "", silence_text(reader, moment)))]
         if reader.bad_lines:
             notes.append(f"{reader.bad_lines} lines of its events could not be read")
         state = watched.state
