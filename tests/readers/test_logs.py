@@ -1,4 +1,4 @@
-"""Logs as they grow: whole and torn, replaced, endless, hostile, faster than can be kept; levels; attempts."""
+"""Logs as they grow: whole and truncated, replaced, endless, hostile, faster than can be kept; levels; attempts."""
 
 import os
 import random
@@ -280,7 +280,7 @@ def test_log_of_an_attempt_may_come_later(run: RunDir) -> None:
         ("[WARNING|trainer.py:812] 2026-01-01 >> slow", "warning"),
         ("/x.py:3: FutureWarning: will go", "warning"),
         ("W0102 12:00:00.000 1 a.cc:1] hm", "warning"),
-        ("INFO:root:it caught ValueError: x and went on", "info"),
+        ("INFO:root:it caught ValueError: x and continued", "info"),
         ("[INFO|a.py:1] loading", "info"),
         ("DEBUG:urllib3:GET", "debug"),
         ("{'loss': '0.375', 'eval_error': 1.0, 'warnings': 2}", "other"),

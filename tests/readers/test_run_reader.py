@@ -142,9 +142,9 @@ def test_supervisors_notice_does_not_count_as_an_event_of_the_worker(
     updated = reader.history.updated
     journal = run.attempt_dir(1) / "health.jsonl"
     journal.write_bytes(
-        b'{"seq":0,"time":9e9,"kind":"health","data":{"message":"It stands still. \\u001b[2J"}}\n\x00broken\n'
+        b'{"seq":0,"time":9e9,"kind":"health","data":{"message":"Run stalled. \\u001b[2J"}}\n\x00broken\n'
     )
-    assert reader.poll() and len(reader.notices) == 1 and "It stands still." in reader.notices[0]
+    assert reader.poll() and len(reader.notices) == 1 and "Run stalled." in reader.notices[0]
     assert_clean(reader.notices[0])
     assert (reader.history.updated, reader.bad_lines) == (updated, 1)
     assert not reader.poll()
