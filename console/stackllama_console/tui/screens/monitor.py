@@ -400,5 +400,5 @@ class MonitorScreen(ConsoleScreen):
 
 
 def _curves(reader: Reader, chosen: ChartSet) -> list[Curve]:
-    """What a chart of the set shows of a reader."""
+    """Return the curves of one chart of the set."""
     return [Curve(label, series) for label, series in curves_of(chosen, reader)]
