@@ -65,3 +65,9 @@ def test_phrase_is_not_used(phrase: str) -> None:
     pattern = re.compile(rf"\b{phrase.replace(' ', _SPACE)}\b", re.IGNORECASE)
     found = [hit for name in texts() for hit in hits(name, pattern)]
     assert not found, f"say “{PHRASES[phrase]}” instead:\n" + "\n".join(found)
+
+
+def test_a_reward_model_is_not_called_a_judge() -> None:
+    pattern = re.compile(r"\bjudg(?:e|es|ed|ing)\b", re.IGNORECASE)
+    found = [hit for name in texts() if not name.startswith("tests/") for hit in hits(name, pattern)]
+    assert not found, "say “reward model” or “score” instead:\n" + "\n".join(found)

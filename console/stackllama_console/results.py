@@ -138,9 +138,9 @@ def text_lines(text: str) -> list[str]:
 
 def result_lines(run: RunDir, stage: Stage) -> list[str]:
     """Return the values of ``result.json``, one per line; of a damaged one that it is."""
-    result, trouble = read_result(run)
-    if trouble:
-        return [one_line(trouble)]
+    result, error = read_result(run)
+    if error:
+        return [one_line(error)]
     facts = {key: value for key, value in result.items() if isinstance(value, int | float | str)}
     labels = {"difference": "error of the merge", "difference_from_base": "change against the base"}
     lines = [f"{labels.get(key, key)}: {_figure(value)}" for key, value in facts.items() if key not in _SHOWN_ELSEWHERE]

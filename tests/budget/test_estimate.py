@@ -136,7 +136,7 @@ def test_a_large_rollout_batch_makes_rollout_the_peak(llama_7b: Architecture) ->
 
 
 def test_the_kv_cache_of_7b_in_bf16(llama_7b: Architecture) -> None:
-    """2 · layers · kv · 2 bytes a token."""
+    """2 · layers · kv · 2 bytes per token."""
     found = on_gpu(llama_7b, Stage.PPO, load_in_8bit=False, dtype="bfloat16", local_rollout_forward_batch_size=2)
     cache = next(one for one in found.phases[0].components if one.name == "kv cache")
     assert cache.bytes == 2 * 32 * 4096 * 2 * 2 * (511 + 128)

@@ -105,8 +105,10 @@ def test_a_reward_model_of_its_own_may_be_of_another_depth() -> None:
     policy = SMALL | {"num_hidden_layers": 5}
     keys = PLAIN | ROLLOUT
     sizes = [
-        measure(Request(stage=Stage.PPO, recipe=request(Stage.PPO, **keys).recipe, config=policy, judge=judge)).phases
-        for judge in (SMALL | {"num_hidden_layers": 6}, SMALL | {"num_hidden_layers": 9})
+        measure(
+            Request(stage=Stage.PPO, recipe=request(Stage.PPO, **keys).recipe, config=policy, reward_model=reward_model)
+        ).phases
+        for reward_model in (SMALL | {"num_hidden_layers": 6}, SMALL | {"num_hidden_layers": 9})
     ]
     arch = architecture_of(SMALL, "m", "config.json", frozenset())
     one_layer = 2 * (arch.layer_linear + arch.norms)

@@ -44,7 +44,7 @@ def test_old_runs_are_listed_and_shown(old: Home, run_main: Callable[..., Any]) 
 def test_readers_read_old_runs_and_their_checkpoints_verify(old: Home) -> None:
     for run in old.runs():
         reader = RunReader(run)
-        assert reader.poll() and (reader.trouble, reader.bad_lines, reader.phase) == (None, 0, ENDS[run.id])
+        assert reader.poll() and (reader.error, reader.bad_lines, reader.phase) == (None, 0, ENDS[run.id])
         if run.id in ("sft", "sft-stopped", "reward"):
             assert reader.series["loss"].last is not None
         path, skipped = newest(run.checkpoints)
@@ -55,6 +55,6 @@ def test_readers_read_old_runs_and_their_checkpoints_verify(old: Home) -> None:
 
 def test_old_runs_compare(old: Home) -> None:
     compared = Comparison(old, ["ppo", "ppo-stopped"])
-    assert compared.poll() and compared.troubles == []
+    assert compared.poll() and compared.errors == []
     assert "objective/kl" in compared.metrics()
     assert [side.facts.values["max_steps"] for side in compared.sides] == ["3", "8"]

@@ -105,8 +105,8 @@ def test_what_nobody_knows_looks_like_no_success(model: Path, run_main: Callable
     found = document.json()
     assert (document.code, found["fits"], found["suggestions"]) == (1, "unknown", [])
     assert found["at_least"] // (1 << 30) == 170 and "experts" in found["unknown"]
-    figures = ("allocated", "reserved", "device", "phase", "components", "phases", "rule_of_thumb")
-    assert [found[key] for key in figures] == [None] * len(figures)
+    keys = ("allocated", "reserved", "device", "phase", "components", "phases", "rule_of_thumb")
+    assert [found[key] for key in keys] == [None] * len(keys)
 
 
 def test_an_unknown_stage_is_not_hidden_by_a_larger_one_that_fits(model: Path, run_main: Callable[..., Any]) -> None:

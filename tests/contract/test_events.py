@@ -178,7 +178,7 @@ FULL_DISK = """
         resource.setrlimit(resource.RLIMIT_FSIZE, (65000, resource.RLIM_INFINITY))
     path = folder / "events.jsonl"
     writer, failures = EventWriter(path), 0
-    for step in range(2000):  # training goes on
+    for step in range(2000):  # training continues
         writer.write("progress", step=step)
         failures += bool(writer._waiting)
     if kind == "tmpfs":

@@ -80,7 +80,7 @@ def _reader(home: Home, run_id: str) -> Any:
             series.smoothed(0.5)
     seen = (
         reader.state,
-        reader.trouble,
+        reader.error,
         reader.notices,
         reader.bad_lines,
     )
@@ -91,7 +91,7 @@ def _log(home: Home, run_id: str) -> Any:
     log = LogReader(RunDir(home.runs_dir / run_id))
     log.poll()
     log.poll()
-    return log.lines, log.trouble, log.open_line
+    return log.lines, log.error, log.open_line
 
 
 def _samples(home: Home, run_id: str) -> Any:
@@ -100,14 +100,14 @@ def _samples(home: Home, run_id: str) -> Any:
     samples.poll()
     orders = [samples.order(key, descending=True) for key in ("step", "reward", "kl", "length")]
     found = samples.search("because"), samples.pairs(), samples.read(range(len(samples)))
-    return orders, found, samples.trouble, samples.of_question(0) if len(samples) else None
+    return orders, found, samples.error, samples.of_question(0) if len(samples) else None
 
 
 def _compare(home: Home, run_id: str) -> Any:
     compared = Comparison(home, ["whole", run_id, "ppo"])
     compared.poll()
     compared.poll()
-    return compared.metrics(), compared.troubles, recipe_rows(compared), figure_rows(compared, compared.metrics())
+    return compared.metrics(), compared.errors, recipe_rows(compared), figure_rows(compared, compared.metrics())
 
 
 def _watched(home: Home, run_id: str) -> Any:

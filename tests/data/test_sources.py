@@ -148,12 +148,12 @@ def test_bad_texts_are_skipped_counted_and_logged(tmp_path: Path, caplog: pytest
 def test_invalid_sources_are_refused_with_a_fix(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("x")
     (tmp_path / "empty.jsonl").touch()
-    (tmp_path / "torn.parquet").write_bytes(b"PAR1 and no more")
+    (tmp_path / "truncated.parquet").write_bytes(b"PAR1 and no more")
     for name, message in (
         (str(tmp_path), r"has no manifest\.json\. Create one with"),
         (str(tmp_path / "none.jsonl"), "no such file"),
         (str(tmp_path / "notes.txt"), "expected a .jsonl, .json or .parquet file"),
-        (str(tmp_path / "torn.parquet"), "not a Parquet file"),
+        (str(tmp_path / "truncated.parquet"), "not a Parquet file"),
         (str(tmp_path / "empty.jsonl"), "no row in split all"),
         ("./none", "'./none' is not a data source"),
         ("a/b/c", "'a/b/c' is not a data source"),

@@ -257,7 +257,7 @@ def test_the_machine_reader_reports_a_hanging_driver_and_recovers(
     for _ in range(3):
         found = watched.read()
         assert found.gpus == [] and found.note is None and found.memory_total > 0
-        assert found.trouble is not None and found.trouble.startswith("cannot read the GPUs: NVML has not answered")
+        assert found.error is not None and found.error.startswith("cannot read the GPUs: NVML has not answered")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     devices = read_devices()
     assert devices.gpus == () and devices.ram is not None and "the GPU driver hangs" in devices.error
@@ -265,4 +265,4 @@ def test_the_machine_reader_reports_a_hanging_driver_and_recovers(
     hanging.hangs_in = ""
     hanging.released.set()
     wait_for(lambda: bool(watched.read().gpus))
-    assert watched.read().trouble is None
+    assert watched.read().error is None

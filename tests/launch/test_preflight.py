@@ -171,7 +171,9 @@ def test_lengths_beyond_the_positions_that_a_model_has_learned(model: Callable[.
         in said(Stage.PPO, path, max_prompt_length=100, output_min_length=8, output_max_length=31)["length"]
     )
     assert said(Stage.PPO, path, max_prompt_length=100, output_min_length=8, output_max_length=30) == {}
-    assert said(Stage.SFT, model(llama(max_position_embeddings=64)), max_length=2048) == {}, "rotary ones go on"
+    assert said(Stage.SFT, model(llama(max_position_embeddings=64)), max_length=2048) == {}, (
+        "rotary ones take longer texts"
+    )
 
 
 TOKENIZER = {"model": {"type": "BPE", "vocab": {"a": 0, "</s>": 599}, "merges": []}}

@@ -51,11 +51,13 @@ def test_only_finished_runs_of_the_stages_asked_for_the_newest_first(home: Home)
     new.write_json("result.json", {"eval_accuracy": 0.85})
     _run(home, Stage.REWARD, "failed", "failed")
     _run(home, Stage.SFT, "sft")
-    torn = _run(home, Stage.REWARD, "torn", created=3.0)
-    (torn.path / "result.json").write_text("{")
+    truncated = _run(home, Stage.REWARD, "truncated", created=3.0)
+    (truncated.path / "result.json").write_text("{")
     (_run(home, Stage.REWARD, "damaged", created=4.0).path / "state.json").write_text("{")
     found = run_choices(home, (Stage.REWARD,))
-    assert [choice.value for choice in found] == ["torn", "new", "old"], "a result that cannot be read hides no model"
+    assert [choice.value for choice in found] == ["truncated", "new", "old"], (
+        "a result that cannot be read hides no model"
+    )
     assert "accuracy 0.85" in found[1].facts and found[1].facts.startswith("reward")
 
 

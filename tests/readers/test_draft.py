@@ -112,10 +112,10 @@ def test_the_embedded_model_is_demo_again_in_a_pipeline_too(home: Home) -> None:
 def test_a_run_that_is_none_or_damaged_is_said(home: Home) -> None:
     with pytest.raises(UsageError, match="No run `nowhere`"):
         read_run(home, "nowhere")
-    run = _run(home, Stage.SFT, "torn", f"{MODEL}=demo")
+    run = _run(home, Stage.SFT, "truncated", f"{MODEL}=demo")
     run.recipe_file.write_text("lora_r: [")
     with pytest.raises(UsageError, match="not valid YAML"):
-        read_run(home, "torn")
+        read_run(home, "truncated")
 
 
 def test_a_recipe_file_is_of_the_stage_in_its_first_line(tmp_path: Path) -> None:

@@ -140,26 +140,26 @@ def test_half_written_state_is_tried_again(tmp_path: Path, attach: Attach) -> No
     whole = json.dumps(state(10))
     path.write_text(whole[:50])
     reader = attach()
-    assert reader.series == {} and reader.trouble is None
+    assert reader.series == {} and reader.error is None
     path.write_text(whole)
     assert reader.poll() and len(reader.series["loss"]) == 10
     path.write_text(json.dumps(state(20))[:300])
     reader.poll()
-    assert reader.trouble is None and len(reader.series["loss"]) == 10
+    assert reader.error is None and len(reader.series["loss"]) == 10
     path.write_text(json.dumps(state(20)))
     reader.poll()
-    assert reader.trouble is None and len(reader.series["loss"]) == 20
+    assert reader.error is None and len(reader.series["loss"]) == 20
 
 
 def test_state_that_stays_damaged_is_reported_once(tmp_path: Path, attach: Attach) -> None:
     path = tmp_path / "trainer_state.json"
     path.write_text('{"log_history": [')
     reader = attach()
-    assert reader.trouble is None
+    assert reader.error is None
     touch(tmp_path, 1.0)
     reader.poll()
     assert reader.poll()
-    assert reader.trouble == "trainer_state.json is not JSON, or was truncated." and not reader.poll()
+    assert reader.error == "trainer_state.json is not JSON, or was truncated." and not reader.poll()
     for text in ("[" * 100_000, "[]", '"x"', '{"log_history": 7, "global_step": "x"}', "1" * 10_000, "\xff"):
         path.write_text(text, encoding="latin-1")
         for _ in range(3):
@@ -170,7 +170,7 @@ def test_state_that_stays_damaged_is_reported_once(tmp_path: Path, attach: Attac
 def test_oversized_state_is_not_read(tmp_path: Path, attach: Attach, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(foreign_sources, "MOST_JSON", 1 << 20)
     (tmp_path / "trainer_state.json").write_text(" " * (2 << 20) + "{}")
-    assert attach().trouble == "trainer_state.json is larger than 1 MiB."
+    assert attach().error == "trainer_state.json is larger than 1 MiB."
 
 
 def test_values_that_are_not_finite_are_gaps(tmp_path: Path, attach: Attach) -> None:
@@ -395,7 +395,7 @@ def test_deleted_directory_is_reported(tmp_path: Path, clock: Clock) -> None:
     (folder / "trainer_state.json").unlink()
     folder.rmdir()
     clock.now += foreign.SEARCH_SECONDS
-    assert reader.poll() and reader.trouble is not None and "cannot be read" in reader.trouble
+    assert reader.poll() and reader.error is not None and "cannot be read" in reader.error
     assert len(reader.series["loss"]) == 3
 
 
@@ -489,7 +489,7 @@ def test_git_lfs_pointers_are_recognised(tmp_path: Path, attach: Attach, clock: 
     write_json(tmp_path / "checkpoint-3" / "trainer_state.json", state(3))
     reader = attach()
     assert reader.sources == ["checkpoint-3/trainer_state.json"] and reader.history.step == 3
-    assert reader.bad_lines == 0 and reader.trouble is None and reader.log_file is None
+    assert reader.bad_lines == 0 and reader.error is None and reader.log_file is None
     (note,) = reader.notes
     assert note.startswith("Git LFS pointers") and "train.log" in note
     for name in names:  # they were fetched

@@ -1,4 +1,4 @@
-"""Logs as they grow: whole and torn, replaced, endless, hostile, faster than can be kept; levels; attempts."""
+"""Logs as they grow: whole and truncated, replaced, endless, hostile, faster than can be kept; levels; attempts."""
 
 import os
 import random
@@ -56,7 +56,7 @@ def attempt(run: RunDir, number: int, text: str) -> Path:
 
 def test_poll_returns_new_lines(log: Path) -> None:
     reader = LogReader(log)
-    assert reader.poll() == 0 and reader.lines == [] and reader.trouble is None
+    assert reader.poll() == 0 and reader.lines == [] and reader.error is None
     log.write_text("one\ntwo\nthr")
     assert reader.poll() == 2
     assert texts(reader) == ["one", "two"] and reader.open_line is not None and reader.open_line.text == "thr"
@@ -207,7 +207,7 @@ def test_truncated_or_replaced_log_is_restarted(log: Path) -> None:
     reader.poll()
     assert texts(reader)[-2:] == ["--- the log was restarted ---", "and another file, longer than the one before"]
     log.unlink()
-    assert reader.poll() == 0 and reader.trouble is None
+    assert reader.poll() == 0 and reader.error is None
     log.write_text("")
     reader.poll()
     append(log, "back\n")
@@ -218,12 +218,12 @@ def test_truncated_or_replaced_log_is_restarted(log: Path) -> None:
 def test_unreadable_log_is_reported(tmp_path: Path) -> None:
     reader = LogReader(tmp_path)
     reader.poll()
-    assert reader.trouble is not None and "not a regular file" in reader.trouble
+    assert reader.error is not None and "not a regular file" in reader.error
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     hanging = LogReader(pipe)  # nobody writes to it: opening it as a file would wait for ever
     hanging.poll()
-    assert hanging.trouble is not None and hanging.lines == []
+    assert hanging.error is not None and hanging.lines == []
 
 
 @pytest.mark.parametrize("payload", PAYLOADS)
@@ -280,7 +280,7 @@ def test_log_of_an_attempt_may_come_later(run: RunDir) -> None:
         ("[WARNING|trainer.py:812] 2026-01-01 >> slow", "warning"),
         ("/x.py:3: FutureWarning: will go", "warning"),
         ("W0102 12:00:00.000 1 a.cc:1] hm", "warning"),
-        ("INFO:root:it caught ValueError: x and went on", "info"),
+        ("INFO:root:it caught ValueError: x and continued", "info"),
         ("[INFO|a.py:1] loading", "info"),
         ("DEBUG:urllib3:GET", "debug"),
         ("{'loss': '0.375', 'eval_error': 1.0, 'warnings': 2}", "other"),

@@ -62,7 +62,7 @@ def test_gpu_line_shows_every_value(gpus: FakeNvml, tmp_path: Path, clock: Clock
             slowed=["SW power cap", "HW thermal slowdown"],
         )
     ]
-    assert found.note is None and found.trouble is None
+    assert found.note is None and found.error is None
     assert describe(found).startswith(
         "GPU 0 90 % 10.0 GiB of 80.0 GiB 60 °C 312 of 400 W (SW power cap; HW thermal slowdown)  RAM "
     )
@@ -77,7 +77,7 @@ def test_values_that_nvml_lacks_are_none(gpus: FakeNvml, tmp_path: Path, clock: 
     assert gpu == GpuReading(index=0, name="bytes", slowed=["HW power brake"])  # by the older function's name
     gpus.refused["old reasons"] = pynvml.NVML_ERROR_NO_PERMISSION
     found = Machine(tmp_path, clock).read()
-    assert found.gpus[0].slowed == [] and found.trouble is None and describe(found).startswith("GPU 0  RAM ")
+    assert found.gpus[0].slowed == [] and found.error is None and describe(found).startswith("GPU 0  RAM ")
 
 
 def test_many_gpus_are_one_summary(gpus: FakeNvml, tmp_path: Path, clock: Clock) -> None:
@@ -90,7 +90,7 @@ def test_no_driver_is_a_note(gpus: FakeNvml, tmp_path: Path, clock: Clock) -> No
     gpus.refused["init"] = pynvml.NVML_ERROR_LIBRARY_NOT_FOUND
     watched = Machine(tmp_path, clock)
     found = watched.read()
-    assert found.gpus == [] and found.trouble is None
+    assert found.gpus == [] and found.error is None
     assert found.note is not None and found.note.startswith("no GPU (") and "\n" not in found.note
     assert describe(found).startswith("no GPU  ")
     gpus.refused.clear()
@@ -111,16 +111,16 @@ def test_vanished_nvml_is_reported_until_it_is_back(gpus: FakeNvml, tmp_path: Pa
     for _ in range(3):
         found = watched.read()
         assert found.gpus == [] and found.note is None
-        assert found.trouble == "cannot read the GPUs: error 15" and found.trouble in describe(found)
+        assert found.error == "cannot read the GPUs: error 15" and found.error in describe(found)
     assert gpus.opened == 1 and gpus.closed == 1
     gpus.refused["init"] = pynvml.NVML_ERROR_DRIVER_NOT_LOADED
     clock.now += machine.RETRY_SECONDS
-    assert watched.read().trouble == "cannot read the GPUs: error 9"
+    assert watched.read().error == "cannot read the GPUs: error 9"
     gpus.refused.clear()
     assert watched.read().gpus == []  # not asked yet
     clock.now += machine.RETRY_SECONDS
     found = watched.read()
-    assert found.gpus and found.trouble is None and gpus.opened == 2
+    assert found.gpus and found.error is None and gpus.opened == 2
     watched.close()
     watched.close()
     assert gpus.closed == 2
@@ -134,8 +134,8 @@ def test_nvml_read_returns_memory_of_the_given_processes(gpus: FakeNvml) -> None
 
 
 def test_find_gpus_closes_nvml_and_reports_its_error(gpus: FakeNvml) -> None:
-    found, driver, trouble = nvml.find_gpus()
-    assert (found[0].memory, found[0].free, driver, trouble) == (80 * GIB, 70 * GIB, "600.1", None)
+    found, driver, error = nvml.find_gpus()
+    assert (found[0].memory, found[0].free, driver, error) == (80 * GIB, 70 * GIB, "600.1", None)
     assert gpus.opened == gpus.closed == 1
     gpus.refused["memory"] = 15
     assert nvml.find_gpus() == ([], None, "error 15")

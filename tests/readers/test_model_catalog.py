@@ -104,17 +104,17 @@ def test_merged_reward_model_is_marked_as_generating_nothing(home: Home, cache: 
 def test_the_cache_in_all_its_states(home: Home, cache: Path) -> None:
     put_cached(cache, "models--gpt2")
     put_cached(cache, "models--org--encoder", architectures=["BertModel"])
-    put_cached(cache, "models--org--torn").joinpath("model.safetensors").write_bytes(b"\x01")
+    put_cached(cache, "models--org--truncated").joinpath("model.safetensors").write_bytes(b"\x01")
     put_cached(cache, "datasets--org--rows")
     (cache / "models--org--empty").mkdir()
     (cache / "models--org--dangling" / "refs").mkdir(parents=True)
     (cache / "models--org--dangling" / "refs" / "main").write_text("b" * 40)
     (cache / "version.txt").write_text("1")
     found = {one.name: one for one in listed(home, cache)}
-    assert sorted(found) == ["demo", "gpt2", "org/torn"]
+    assert sorted(found) == ["demo", "gpt2", "org/truncated"]
     assert found["gpt2"].warning is None
-    assert found["org/torn"].architecture is None
-    assert "torn" in (found["org/torn"].warning or "")
+    assert found["org/truncated"].architecture is None
+    assert "truncated" in (found["org/truncated"].warning or "")
 
 
 def test_a_reference_cannot_lead_out_of_the_cache(home: Home, cache: Path, tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_a_gguf_repository_offers_its_files(home: Home, cache: Path) -> None:
     (snapshot / "small.gguf").write_bytes(b"GGUF")
     (entry,) = listed(home, cache)[1:]
     assert entry.name == str(snapshot / "small.gguf")
-    assert "torn" in (entry.warning or "")
+    assert "truncated" in (entry.warning or "")
 
 
 def test_a_huge_cache_is_cut(home: Home, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,7 +79,7 @@ def test_reader_folds_events_into_history_and_series(make_run: Make, add: Add) -
     assert points(reader, "kl") == {1: 0.5, 2: 0.75}
     assert list(reader.memory["rss"].values) == [100, 200]
     assert list(reader.memory["rss"].steps) == [1, 2], "memory has no step of its own"
-    assert reader.trouble is None
+    assert reader.error is None
 
 
 def test_poll_reports_only_new_events(make_run: Make, add: Add) -> None:
@@ -142,9 +142,9 @@ def test_supervisors_notice_does_not_count_as_an_event_of_the_worker(
     updated = reader.history.updated
     journal = run.attempt_dir(1) / "health.jsonl"
     journal.write_bytes(
-        b'{"seq":0,"time":9e9,"kind":"health","data":{"message":"It stands still. \\u001b[2J"}}\n\x00broken\n'
+        b'{"seq":0,"time":9e9,"kind":"health","data":{"message":"Run stalled. \\u001b[2J"}}\n\x00broken\n'
     )
-    assert reader.poll() and len(reader.notices) == 1 and "It stands still." in reader.notices[0]
+    assert reader.poll() and len(reader.notices) == 1 and "Run stalled." in reader.notices[0]
     assert_clean(reader.notices[0])
     assert (reader.history.updated, reader.bad_lines) == (updated, 1)
     assert not reader.poll()
@@ -256,7 +256,7 @@ def test_bad_line_costs_only_itself(make_run: Make, add: Add, bad: bytes) -> Non
     add(run, progress(1), bad + b"\n", metrics(2, loss=2.0))
     reader = polled(run)
     assert (reader.history.step, reader.bad_lines, points(reader, "loss")) == (2, 1, {2: 2.0})
-    assert reader.trouble is None
+    assert reader.error is None
     add(run, bad + b"\n")
     assert reader.poll(), "the count of bad lines has changed"
     assert reader.bad_lines == 2
@@ -464,7 +464,7 @@ def test_deleted_run_is_reported_and_what_was_read_stays(make_run: Make, add: Ad
     reader = polled(run)
     shutil.rmtree(run.path)
     assert reader.poll()
-    assert reader.trouble == f"The run was deleted: {run.path} is gone."
+    assert reader.error == f"The run was deleted: {run.path} is gone."
     assert points(reader, "loss") == {1: 1.0}
     assert not reader.poll()
 
@@ -472,7 +472,7 @@ def test_deleted_run_is_reported_and_what_was_read_stays(make_run: Make, add: Ad
 def test_missing_run_is_reported(tmp_path: Path) -> None:
     reader = RunReader(RunDir(tmp_path / "none"))
     assert reader.poll()
-    assert (reader.phase, reader.stage, reader.trouble) == (
+    assert (reader.phase, reader.stage, reader.error) == (
         "unknown",
         None,
         f"The run was deleted: {tmp_path}/none is gone.",
@@ -485,12 +485,12 @@ def test_damaged_state_is_reported_until_it_is_fixed(make_run: Make, clock: Any)
     good = (run.path / "state.json").read_bytes()
     (run.path / "state.json").write_bytes(b'{"stage": "pp\x1b[2J')
     assert reader.poll()
-    assert reader.trouble is not None
-    assert "state.json cannot be read" in reader.trouble
+    assert reader.error is not None
+    assert "state.json cannot be read" in reader.error
     (run.path / "state.json").write_bytes(good)
     clock.now += 2.0
     assert reader.poll()
-    assert (reader.trouble, reader.phase) == (None, "finished")
+    assert (reader.error, reader.phase) == (None, "finished")
 
 
 def test_unreadable_events_of_one_attempt_hide_no_other(make_run: Make, add: Add) -> None:
@@ -499,7 +499,7 @@ def test_unreadable_events_of_one_attempt_hide_no_other(make_run: Make, add: Add
     (run.attempt_dir(1) / "health.jsonl").mkdir()
     add(run, ("metrics", {"step": 3, "metrics": {"loss": 0.5}}), attempt=2)
     reader = polled(run)
-    assert reader.trouble is not None and "not a regular file" in reader.trouble
+    assert reader.error is not None and "not a regular file" in reader.error
     assert reader.history.last == {"loss": 0.5} and reader.series["loss"].last is not None
 
 
@@ -507,7 +507,7 @@ def test_unreadable_events_are_reported_without_an_exception(make_run: Make) -> 
     run = make_run()
     (run.attempt_dir(1) / "events.jsonl").mkdir()
     reader = polled(run)
-    assert reader.trouble == f"{run.attempt_dir(1) / 'events.jsonl'} cannot be read: a directory, not a regular file."
+    assert reader.error == f"{run.attempt_dir(1) / 'events.jsonl'} cannot be read: a directory, not a regular file."
     assert reader.phase == "running"
 
 

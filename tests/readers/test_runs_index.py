@@ -35,7 +35,7 @@ def only(home: Home) -> Row:
 def test_missing_home_has_no_rows(home: Home, make_run: Make) -> None:
     index = RunsIndex(home)
     assert not index.poll()
-    assert (index.rows, index.trouble) == ([], None)
+    assert (index.rows, index.error) == ([], None)
     make_run()
     assert index.poll()
     assert [row.id for row in index.rows] == ["run"]
@@ -184,10 +184,10 @@ def test_damaged_run_has_a_row_with_the_reason(home: Home, make_run: Make, asser
     bad = make_run(name="bad", phase="finished", created=T0 + 1, recipe="# stage: ppo\nmodel_name_or_path: demo\n")
     (bad.path / "state.json").write_bytes(b'{"stage": "\x1b[2Jnone"}')
     rows = {row.id: row for row in polled(home).rows}
-    assert rows["good"].trouble is None
+    assert rows["good"].error is None
     assert (rows["bad"].stage, rows["bad"].phase) == (Stage.PPO, "damaged")  # the recipe tells
-    assert "state.json cannot be read" in (rows["bad"].trouble or "")
-    assert_clean(rows["bad"].trouble)
+    assert "state.json cannot be read" in (rows["bad"].error or "")
+    assert_clean(rows["bad"].error)
 
 
 @pytest.mark.parametrize("name", ["launch.json", "result.json"])
@@ -196,7 +196,7 @@ def test_other_damaged_files_leave_the_state_readable(home: Home, make_run: Make
     (run.path / name).write_bytes(b"\x00junk")
     row = only(home)
     assert (row.stage, row.phase) == (Stage.PPO, "finished")
-    assert f"{name} cannot be read" in (row.trouble or "")
+    assert f"{name} cannot be read" in (row.error or "")
 
 
 def test_other_entries_have_no_row(home: Home, make_run: Make, tmp_path: Path) -> None:

@@ -172,8 +172,8 @@ def test_damaged_result_is_reported(path: Path) -> None:
     path.with_name("result.json").write_bytes(b'{"samples": 3}')
     samples = polled(path)
     assert samples.pairs() == []
-    assert samples.trouble is not None
-    assert "result.json cannot be read" in samples.trouble
+    assert samples.error is not None
+    assert "result.json cannot be read" in samples.error
     assert not samples.poll(), "which is no news of the file"
 
 
@@ -195,13 +195,13 @@ def test_damaged_result_is_reported(path: Path) -> None:
     ids=lambda bad: repr(bad[:30]),
 )
 def test_a_bad_line_costs_only_itself(path: Path, bad: bytes) -> None:
-    append(path, row(1, "first"), bad + b"\n", b"\n", row(2, "second"), b'{"step":3,"question":"torn')
+    append(path, row(1, "first"), bad + b"\n", b"\n", row(2, "second"), b'{"step":3,"question":"truncated')
     samples = polled(path)
     assert (len(samples), samples.bad_lines) == (2, 1)
     assert [sample.question for sample in samples.read([1, 0])] == ["second", "first"]
     append(path, b' off","response":""}\n')
     samples.poll()
-    assert samples.read([2])[0].question == "torn off"
+    assert samples.read([2])[0].question == "truncated off"
 
 
 def test_a_rewritten_file_is_indexed_anew(path: Path, tmp_path: Path) -> None:
@@ -245,7 +245,7 @@ def test_unreadable_file_is_reported(path: Path) -> None:
     path.mkdir()
     samples = SamplesFile(path)
     assert samples.poll()
-    assert samples.trouble == f"{path} cannot be read: a directory, not a regular file."
+    assert samples.error == f"{path} cannot be read: a directory, not a regular file."
 
 
 def test_texts_come_out_sanitised(path: Path, assert_clean: Callable[[Any], None]) -> None:

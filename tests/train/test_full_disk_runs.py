@@ -52,7 +52,7 @@ def history(run: RunDir) -> History:
 
 
 def frozen(run: RunDir, there: Callable[[History], bool], do: Callable[[], None]) -> None:
-    """Stop the worker where it is for certain, do something, and let it go on."""
+    """Stop the worker where it is for certain, do something, and continue it."""
     deadline = time.monotonic() + 300
     while True:
         assert time.monotonic() < deadline and not reconcile(run).has_ended, "it was never seen there"

@@ -1,4 +1,4 @@
-"""Out of memory on one of two ranks, through the real command: both go on with halved micro-batches."""
+"""Out of memory on one of two ranks, through the real command: both continue with halved micro-batches."""
 
 import json
 import os
@@ -53,4 +53,4 @@ def test_both_ranks_halve_and_the_effective_batch_stays(
     assert (site / "happened").exists()
     noted = json.loads((run.attempt_dir(1) / FILE).read_text())
     assert (noted["per_device_train_batch_size"], noted["gradient_accumulation_steps"]) == (1, 4)
-    assert noted["count"] == (stage is Stage.SFT), "PPO goes on in the same process"
+    assert noted["count"] == (stage is Stage.SFT), "PPO continues in the same process"

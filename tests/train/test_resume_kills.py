@@ -1,4 +1,4 @@
-"""PPO killed in the middle of a rollout, of an update and of a save, and resumed: as if nothing had happened.
+"""PPO killed in the middle of a rollout, of an update and of a save, and resumed, with the same result.
 
 The worker is stopped as soon as it seems to be at the right place, examined while it cannot move, and then killed, or
 let go on to the next such place.

@@ -343,7 +343,7 @@ def test_notices_are_never_read_as_markup(stocked: Home) -> None:
     async def script(shown: Shown) -> None:
         await _go(shown, "runs")
         shown.front.say("x [/] [@click=app.quit]quit[/] \x1b[2J")
-        shown.front.say("[/INST]", trouble=True)
+        shown.front.say("[/INST]", error=True)
         await shown.pilot.pause()
         raised = list(shown.app._notifications)
         assert all(not notice.markup for notice in raised) and len(raised) == 2

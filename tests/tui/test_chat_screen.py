@@ -92,7 +92,7 @@ def test_x_and_escape_cancel_before_escape_leaves(run: RunDir) -> None:
     async def script(driven: Driven) -> None:
         await driven.shows("base and tuned of fake")
         for count, key in enumerate(("escape", "x"), start=1):
-            await _ask(driven, "go on")
+            await _ask(driven, "more")
             await driven.until(lambda count=count: driven.text.count("a beginning") == count)
             if key == "x":
                 driven.screen.query_one(TurnList).focus()

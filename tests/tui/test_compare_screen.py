@@ -1,4 +1,4 @@
-"""The comparison under keys: curves of shared metrics, recipes that differ, figures, hostile text, small sizes."""
+"""The comparison under keys: curves of shared metrics, recipes that differ, values, hostile text, small sizes."""
 
 from pathlib import Path
 from typing import Any

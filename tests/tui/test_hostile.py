@@ -89,7 +89,7 @@ def test_hostile_runs_are_listed_as_plain_text(home: Home, no_quit: list[str], s
         assert "stolen clipboard" in shown.front.filter_text
         await _tour(shown, "enter", "escape", "escape", "question_mark", "j", "escape")
         for row in shown.front._shown:
-            assert all("\x1b" not in str(text) for text in (row.id, row.cause, row.model, row.at, row.trouble))
+            assert all("\x1b" not in str(text) for text in (row.id, row.cause, row.model, row.at, row.error))
         if size[0] >= 80:
             await _tour(shown, "g", "j")  # the first one is damaged: its recipe's age is all that is known
             await shown.shows("cause: stolen clipboard")

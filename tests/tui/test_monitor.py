@@ -1,4 +1,4 @@
-"""The monitor under keys: charts, panels, log, figures, what is done to a run, pipelines, sizes, other trainers."""
+"""The monitor under keys: charts, panels, log, metrics as text, what is done to a run, pipelines, sizes, other trainers."""
 
 import json
 import os
@@ -116,12 +116,12 @@ def test_running_run_shows_phase_progress_and_updates(stocked: Home) -> None:
 
 def test_stalled_run_says_so_and_where_its_stacks_are(stocked: Home) -> None:
     run = stocked.run("alive")
-    EventWriter(run.attempt_dir(1) / "health.jsonl").write("health", data={"message": "It stands still. See stacks."})
+    EventWriter(run.attempt_dir(1) / "health.jsonl").write("health", data={"message": "Run stalled. See stacks."})
     running = run.read_state()
     run.write_state(msgspec.structs.replace(running, phase="stalled"))
 
     async def script(shown: Shown) -> None:
-        await shown.shows("◍ stalled", "! It stands still. See stacks.")
+        await shown.shows("◍ stalled", "! Run stalled. See stacks.")
         run.write_state(running)
         await shown.shows("● running")
 

@@ -91,7 +91,7 @@ def test_console_continues_when_a_stalled_terminal_takes_bytes_again(terminal: O
 
 
 def _wait_until_stalled(console: Terminal) -> None:
-    """Wait until the process is stalled: its processor time (all but) stands still."""
+    """Wait until the process is stalled: it takes (all but) no processor time."""
     deadline, last = time.monotonic() + 60, -1.0
     while (used := console.cpu_seconds()) - last > 0.03:
         assert time.monotonic() < deadline, "it never stalled"

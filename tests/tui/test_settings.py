@@ -34,9 +34,9 @@ def test_what_is_saved_is_loaded_and_nobody_else_can_read_it(file: Path) -> None
 def test_a_damaged_file_is_one_sentence_and_the_defaults(file: Path, content: bytes) -> None:
     file.parent.mkdir(parents=True)
     file.write_bytes(content)
-    settings, trouble = load_settings(file)
+    settings, error = load_settings(file)
     assert settings == Settings()
-    assert trouble is not None and str(file) in trouble and "\n" not in trouble
+    assert error is not None and str(file) in error and "\n" not in error
     assert file.read_bytes() == content
 
 
@@ -58,5 +58,5 @@ def test_recent_models_are_newest_first_without_doubles_and_bounded() -> None:
 
 def test_unwritable_file_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "state").write_text("a file where a folder should be")
-    trouble = save_settings(Settings(), tmp_path / "state" / "stackllama" / "settings.json")
-    assert trouble is not None and "cannot be written" in trouble and "\n" not in trouble
+    error = save_settings(Settings(), tmp_path / "state" / "stackllama" / "settings.json")
+    assert error is not None and "cannot be written" in error and "\n" not in error

@@ -53,7 +53,7 @@ class Tail:
     @property
     def errors(self) -> list[str]:
         """One sentence for each file that could not be read."""
-        return [reader.trouble for reader in self._readers.values() if reader.trouble]
+        return [reader.error for reader in self._readers.values() if reader.error]
 
     def _reader(self, path: Path) -> EventReader:
         return self._readers.setdefault(path, EventReader(path))

@@ -29,13 +29,13 @@ class Facts(Struct, frozen=True, kw_only=True):
         values: recipe keys, ``git commit`` and ``version: NAME`` → value as a person would write it.
         defaults: the keys among them whose value is the recipe's default.
         results: numbers of ``result.json``, nested ones as ``before.kl``.
-        troubles: what could not be read, in sentences.
+        errors: what could not be read, in sentences.
     """
 
     values: dict[str, str] = {}
     defaults: frozenset[str] = frozenset()
     results: dict[str, float] = {}
-    troubles: tuple[str, ...] = ()
+    errors: tuple[str, ...] = ()
 
 
 class Side:
@@ -61,11 +61,11 @@ class Side:
         return self.reader.stage if self.reader else None
 
     @property
-    def troubles(self) -> list[str]:
+    def errors(self) -> list[str]:
         """Sentences on what cannot be read now."""
-        reader = [self.reader.trouble] if self.reader and self.reader.trouble else []
+        reader = [self.reader.error] if self.reader and self.reader.error else []
         folder = f"{one_line(str(self._home.runs_dir))}/{self.id}/"  # said by the id
-        return [f"{self.id}: {trouble.replace(folder, '')}" for trouble in (*reader, *self.facts.troubles)]
+        return [f"{self.id}: {error.replace(folder, '')}" for error in (*reader, *self.facts.errors)]
 
     def poll(self) -> bool:
         """Read what is new; return whether anything changed."""
@@ -73,7 +73,7 @@ class Side:
             try:
                 self.reader = RunReader(self._home.run(self._run_id))
             except UsageError as error:
-                facts = Facts(troubles=(one_line(str(error)),))
+                facts = Facts(errors=(one_line(str(error)),))
                 changed, self.facts = facts != self.facts, facts
                 return changed
         changed = self.reader.poll()
@@ -97,9 +97,9 @@ class Comparison:
         return any([side.poll() for side in self.sides])
 
     @property
-    def troubles(self) -> list[str]:
+    def errors(self) -> list[str]:
         """Sentences on what cannot be read now."""
-        return [trouble for side in self.sides for trouble in side.troubles]
+        return [error for side in self.sides for error in side.errors]
 
     def metrics(self) -> list[str]:
         """Return the metrics that at least two of the runs have: their stages' own first, the rest by name."""
@@ -120,23 +120,23 @@ def read_facts(reader: RunReader, stage: Stage) -> Facts:
     values: dict[str, str] = {}
     defaults: frozenset[str] = frozenset()
     results: dict[str, float] = {}
-    troubles: list[str] = []
+    errors: list[str] = []
     run = reader.run
     try:
         recipe = _flat(msgspec.to_builtins(load_recipe(stage, run.recipe_file)))
         changed = recipe_differences(run, stage)
         values |= {one_line(key): one_line(write(value)) or "—" for key, value in recipe.items()}
         defaults = frozenset(one_line(key) for key in recipe if key not in changed)
-    except RecipeError as error:
-        troubles.append(one_line(str(error)))
-    launch, trouble = read_launch(run)
+    except RecipeError as unreadable:
+        errors.append(one_line(str(unreadable)))
+    launch, error = read_launch(run)
     if launch is not None:  # a queued run has none yet
         values["git commit"] = one_line(launch.git_commit or "—")[:12]
         values |= {f"version: {one_line(name)}": one_line(text) for name, text in launch.versions.items()}
-    result, result_trouble = read_result(run)
+    result, result_error = read_result(run)
     results = {one_line(key): value for key, value in _numbers(result.items(), "") if not key.startswith(_SAMPLES)}
-    troubles += [one_line(each) for each in (trouble, result_trouble) if each]
-    return Facts(values=values, defaults=defaults, results=results, troubles=tuple(troubles))
+    errors += [one_line(each) for each in (error, result_error) if each]
+    return Facts(values=values, defaults=defaults, results=results, errors=tuple(errors))
 
 
 def short_names(ids: Sequence[str]) -> list[str]:

@@ -1,6 +1,6 @@
 """Time left, from the pace of this attempt's own steps, with a range.
 
-The newest `KEPT` progress records (time, step) part into intervals; interval i took dᵢ seconds a step over kᵢ steps.
+The newest `KEPT` progress records (time, step) part into intervals; interval i took dᵢ seconds per step over kᵢ steps.
 Quartiles are weighted by the kᵢ::
 
     pause     an interval with dᵢ > 4 · median of all: the run evaluated or saved in it
@@ -13,8 +13,8 @@ Quartiles are weighted by the kᵢ::
     likely  = left · (q₂ + p, if there were two pauses or more)      one pause does not say that there will be others
     high    = left · (q₃ · spread + p)
 
-From all three goes the time since the last step, yet at most one step's q₂: while a run stalls the estimate stands
-still. What it overran by beyond that is added to ``high``: what has taken so long may take as long again.
+From all three goes the time since the last step, yet at most one step's q₂: while a run stalls the estimate
+stays the same. What it overran by beyond that is added to ``high``: what has taken so long may take as long again.
 """
 
 from collections import deque
@@ -29,7 +29,7 @@ _PAUSE = 4.0
 
 
 class Eta(Struct, frozen=True, kw_only=True):
-    """Seconds until the last step is done, low ≤ likely ≤ high, and ``pace``, seconds a step without pauses."""
+    """Seconds until the last step is done, low ≤ likely ≤ high, and ``pace``, seconds per step without pauses."""
 
     low: float
     likely: float

@@ -41,7 +41,7 @@ def open_foreign(path: Path) -> "ForeignReader":
     reader.find()
     if not reader.sources:
         ours = " It looks like a run of this console: open it by its run id." if (folder / "attempts").is_dir() else ""
-        why = f"{reader.trouble} " if reader.trouble else "".join(f"{note}. " for note in reader.notes)
+        why = f"{reader.error} " if reader.error else "".join(f"{note}. " for note in reader.notes)
         raise UsageError(f"{folder}: nothing to follow. {why}Looked for {LOOKED_FOR}.{ours}")
     return reader
 
@@ -95,11 +95,11 @@ class ForeignReader:
         return log + sum(events.bad_records for events in list(self._events.values()))
 
     @property
-    def trouble(self) -> str | None:
+    def error(self) -> str | None:
         """The reason, in a sentence, why something cannot be read now; None when all can."""
-        troubles = [self._unreadable, self._state.trouble if self._state else None]
-        troubles += [events.trouble for events in list(self._events.values())]
-        return next((f"{text}." for text in troubles if text), None)
+        errors = [self._unreadable, self._state.error if self._state else None]
+        errors += [events.error for events in list(self._events.values())]
+        return next((f"{text}." for text in errors if text), None)
 
     @property
     def notes(self) -> list[str]:
@@ -113,14 +113,14 @@ class ForeignReader:
     def poll(self) -> bool:
         """Read what is new; return whether anything changed."""
         now = self._clock()
-        before = self.trouble, self.phase, self.bad_lines, self.notes
+        before = self.error, self.phase, self.bad_lines, self.notes
         changed = now >= self._search_at and self.find()
         changed |= self._poll_files()
         if changed:
             self._merge()
         self.phase = self._find_phase(now)
         self.history.phase = None if self.phase == "unknown" else self.phase
-        return changed or before != (self.trouble, self.phase, self.bad_lines, self.notes)
+        return changed or before != (self.error, self.phase, self.bad_lines, self.notes)
 
     def eta(self, now: float) -> Eta | None:
         """Estimate the time left from the trainer's own times; None unless it is running."""

@@ -91,7 +91,7 @@ class StateSource:
     Attributes:
         step, total_steps: as in the file.
         done: whether it holds the summary that the Trainer writes when it has ended.
-        trouble: why it cannot be read; None as well while it may be half written.
+        error: why it cannot be read; None as well while it may be half written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -100,7 +100,7 @@ class StateSource:
         self.step = 0
         self.total_steps: int | None = None
         self.done = False
-        self.trouble: str | None = None
+        self.error: str | None = None
         self._stepless = Stepless()
         self._stamp = Stamp(path)
         self._retry = False
@@ -128,7 +128,7 @@ class StateSource:
                 return self._fail("is not JSON, or was truncated")
             self._retry = True
             return False
-        self._retry, self.trouble = False, None
+        self._retry, self.error = False, None
         return self._take(raw)
 
     @property
@@ -141,9 +141,9 @@ class StateSource:
         self.path, self._stamp, self._retry = path, Stamp(path), False
 
     def _fail(self, why: str) -> bool:
-        before, self.trouble = self.trouble, one_line(f"{self.path.name} {why}")
+        before, self.error = self.error, one_line(f"{self.path.name} {why}")
         self._retry = False
-        return before != self.trouble
+        return before != self.error
 
     def _take(self, raw: Any) -> bool:
         if not isinstance(raw, dict):
@@ -272,7 +272,7 @@ class EventsSource:
         self.step = 0
         self.files: dict[Path, EventFile] = {}
         self.series: dict[str, Series] = {}
-        self.trouble: str | None = None
+        self.error: str | None = None
         self._tags: dict[str, TagCurve] = {}
         self._too_many_names = False
 
@@ -302,14 +302,14 @@ class EventsSource:
     def poll(self) -> bool:
         """Read what is new, oldest file first: what continues it is only known when all of it was read."""
         changed, reads = False, _MOST_READS
-        self.trouble = None
+        self.error = None
         for path in sorted(self.files, key=event_age):
             file = self.files[path]
             while reads:
                 try:
                     scalars = file.read()
                 except OSError as error:
-                    self.trouble = one_line(f"{path.name} {error.strerror or error}")
+                    self.error = one_line(f"{path.name} {error.strerror or error}")
                     break
                 if file.restarts or any(self._add_scalar(path, scalar) == "again" for scalar in scalars):
                     self._forget()  # what was read is no longer valid

@@ -46,14 +46,14 @@ class LogReader:
     Attributes:
         open_line: what was written after the last line's end so far: a progress bar, say.
         dropped: lines that came between two polls, faster than they could be kept, and were never in the buffer.
-        trouble: why the log cannot be read now; None when all is well.
+        error: why the log cannot be read now; None when all is well.
         version: grows with every change, also of ``open_line``.
     """
 
     def __init__(self, source: Path | RunDir, attempt: int | None = None, *, capacity: int = CAPACITY) -> None:
         self.open_line: LogLine | None = None
         self.dropped = 0
-        self.trouble: str | None = None
+        self.error: str | None = None
         self.version = 0
         self._capacity = capacity
         self._lines: deque[LogLine] = deque()
@@ -103,11 +103,11 @@ class LogReader:
             self._switch()
             if self._follower is not None:
                 self._read(self._follower)
-            trouble = None
+            reason = None
         except OSError as error:
-            trouble = one_line(f"cannot read the log: {error.strerror or error}")
-        if trouble != self.trouble:
-            self.trouble = trouble
+            reason = one_line(f"cannot read the log: {error.strerror or error}")
+        if reason != self.error:
+            self.error = reason
             self.version += 1
         return self._count - before
 

@@ -47,7 +47,7 @@ class MachineReading(Struct, frozen=True, kw_only=True):
         run_cpu: their CPU time since the reading before, in per cent of one CPU: may exceed 100.
         run_processes: how many there are.
         note: what is worth knowing and no error.
-        trouble: what could be read and now cannot.
+        error: what could be read and now cannot.
     """
 
     gpus: list[GpuReading] = []
@@ -60,7 +60,7 @@ class MachineReading(Struct, frozen=True, kw_only=True):
     run_cpu: float | None = None
     run_processes: int = 0
     note: str | None = None
-    trouble: str | None = None
+    error: str | None = None
 
 
 def is_local(launch: Launch) -> bool:
@@ -84,7 +84,7 @@ class Machine:
         """Whether NVML was asked and has never answered."""
         self._open_at = 0.0
         self._note: str | None = None
-        self._trouble: str | None = None
+        self._error: str | None = None
         self._cpu: tuple[float, float] | None = None
         self._tree = _Tree(clock)
 
@@ -104,7 +104,7 @@ class Machine:
             run_cpu=self._tree.cpu,
             run_processes=len(self._tree.pids),
             note=self._note,
-            trouble=self._trouble,
+            error=self._error,
         )
 
     def line(self, run: Path | None = None) -> str:
@@ -126,17 +126,17 @@ class Machine:
             self._asked = self._asked or NVML.ask(lambda: _read(nvml, pids), NVML_SECONDS)
             readings = self._asked.answer(NVML_SECONDS)
         except UnansweredError as error:
-            self._first, self._trouble = first, f"cannot read the GPUs: {error}"
+            self._first, self._error = first, f"cannot read the GPUs: {error}"
             return []
         except NvmlError as error:
-            self._asked, self._first, self._trouble = None, False, None
+            self._asked, self._first, self._error = None, False, None
             if first:
                 self._note = f"no GPU ({one_line(str(error))}); runs use the CPU"
             else:
-                self._trouble = f"cannot read the GPUs: {one_line(str(error))}"
+                self._error = f"cannot read the GPUs: {one_line(str(error))}"
                 self._open_at = self._clock() + RETRY_SECONDS
             return []
-        self._asked, self._first, self._trouble = None, False, None
+        self._asked, self._first, self._error = None, False, None
         gpus = [structs.replace(gpu, name=one_line(gpu.name)) for gpu in readings]
         if first and not gpus:
             self._note = "no GPU; runs use the CPU"
@@ -220,7 +220,7 @@ def describe(reading: MachineReading) -> str:
         count = reading.run_processes
         of = f" in {count} processes" if count > 1 else ""
         parts.append(f"this run {size(reading.run_memory)}{of}{cpu}")
-    parts += [text for text in (reading.trouble,) if text]
+    parts += [text for text in (reading.error,) if text]
     return "  ".join(parts)
 
 

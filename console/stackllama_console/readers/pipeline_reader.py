@@ -44,7 +44,7 @@ class PipelineReader:
         self._readers: dict[str, RunReader] = {}
         self._clock = clock
         self._poll_children_at = float("-inf")
-        self._trouble: str | None = None
+        self._error: str | None = None
 
     @property
     def title(self) -> str:
@@ -92,9 +92,9 @@ class PipelineReader:
         return self.own.bad_lines + sum(reader.bad_lines for reader in list(self._readers.values()))
 
     @property
-    def trouble(self) -> str | None:
+    def error(self) -> str | None:
         """The reason why it, or the child shown, cannot be read."""
-        return self.own.trouble or self._trouble or (self.shown.trouble if self.shown else None)
+        return self.own.error or self._error or (self.shown.error if self.shown else None)
 
     @property
     def at_work(self) -> Child | None:
@@ -119,15 +119,15 @@ class PipelineReader:
         if state is None or self._clock() < self._poll_children_at:
             return False
         self._poll_children_at = self._clock() + RECONCILE_SECONDS
-        before, trouble = self.children, self._trouble
+        before, last_error = self.children, self._error
         try:
             started = children(self.own.run, state)
         except (UsageError, OSError, TimeoutError) as error:
-            self._trouble = one_line(str(error))
-            return trouble != self._trouble
-        self._trouble = None
+            self._error = one_line(str(error))
+            return last_error != self._error
+        self._error = None
         self.children = [Child(self._name(run), run, clean_state(its)) for run, its in started]
-        return trouble is not None or _states(before) != _states(self.children)
+        return last_error is not None or _states(before) != _states(self.children)
 
     def _name(self, run: RunDir) -> str:
         return run.id.removeprefix(f"{self.own.run.id}-")

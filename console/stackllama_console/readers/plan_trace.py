@@ -42,5 +42,5 @@ def compare(home: Home, recipe: EstimatedRecipe) -> Compared:
     reward = read_architecture(reward_path) if reward_path else None
     estimated = estimate(recipe, read_architecture(model), on_gpu=True, reward=reward)
     return Compared(
-        formula=None if estimated.unknown else estimated.allocated, trace=trace(recipe, model, judge=reward_path)
+        formula=None if estimated.unknown else estimated.allocated, trace=trace(recipe, model, reward_model=reward_path)
     )

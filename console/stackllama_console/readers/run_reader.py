@@ -30,7 +30,7 @@ class RunReader:
         title: its id.
         history: the fold over all events, texts sanitised; a copy that `poll` replaces.
         attempts: numbers of those whose folder exists, ascending.
-        trouble: why the directory cannot be read now; what was read before stays.
+        error: why the directory cannot be read now; what was read before stays.
     """
 
     def __init__(self, run: RunDir, clock: Callable[[], float] = time.monotonic) -> None:
@@ -57,9 +57,9 @@ class RunReader:
         return self.state.phase if self.state else "unknown"
 
     @property
-    def trouble(self) -> str | None:
+    def error(self) -> str | None:
         """The reason, in a sentence, why the run cannot be read now; None when it can."""
-        return self._watch.trouble or self._unreadable
+        return self._watch.error or self._unreadable
 
     @property
     def elsewhere(self) -> str:

@@ -22,14 +22,14 @@ class StateWatch:
     Attributes:
         run: the run directory.
         state: as last read, its texts sanitised; None until it could be read once.
-        trouble: why it cannot be read now: deleted, damaged, not permitted.
+        error: why it cannot be read now: deleted, damaged, not permitted.
         elsewhere: on which other machine it is, in words; empty where it is on this one.
     """
 
     def __init__(self, run: RunDir, clock: Callable[[], float] = time.monotonic) -> None:
         self.run = run
         self.state: State | None = None
-        self.trouble: str | None = None
+        self.error: str | None = None
         self.elsewhere = ""
         self._clock = clock
         self._stamp = Stamp(run.path / "state.json")
@@ -41,17 +41,17 @@ class StateWatch:
         return self._stamp.missing and not self.run.path.is_dir()
 
     def poll(self) -> bool:
-        """Read what is new; return whether ``state`` or ``trouble`` changed."""
-        before = self.state, self.trouble, self.elsewhere
+        """Read what is new; return whether ``state`` or ``error`` changed."""
+        before = self.state, self.error, self.elsewhere
         try:
             changed = self._stamp.changed()
             if self._stamp.missing:
-                self.trouble = self._missing()
-            elif changed or self.trouble or not (self.state and self.state.has_ended):
+                self.error = self._missing()
+            elif changed or self.error or not (self.state and self.state.has_ended):
                 self._read(changed)
         except (UsageError, OSError, TimeoutError) as error:
-            self.trouble = one_line(str(error))
-        return before != (self.state, self.trouble, self.elsewhere)
+            self.error = one_line(str(error))
+        return before != (self.state, self.error, self.elsewhere)
 
     def _read(self, changed: bool) -> None:
         if self._clock() >= self._reconcile_at:
@@ -62,7 +62,7 @@ class StateWatch:
             self.state = clean_state(self.run.read_state())
         else:
             return
-        self.trouble = None
+        self.error = None
 
     def _missing(self) -> str:
         if self.run.path.is_dir():

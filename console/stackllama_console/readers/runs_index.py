@@ -26,7 +26,7 @@ _ORDER = {child.suffix: number for number, child in enumerate(CHILDREN)}
 
 
 class Row(Struct, frozen=True, kw_only=True):
-    """One run. Texts are sanitised, times are Unix seconds. A damaged run has little but ``id`` and ``trouble``."""
+    """One run. Texts are sanitised, times are Unix seconds. A damaged run has little but ``id`` and ``error``."""
 
     id: str
     path: Path
@@ -36,7 +36,7 @@ class Row(Struct, frozen=True, kw_only=True):
     """Id of the pipeline that it is beneath."""
     stage: Stage | None = None
     phase: str = "unknown"
-    """``damaged``: its state cannot be read, and ``trouble`` says why."""
+    """``damaged``: its state cannot be read, and ``error`` says why."""
     step: int = 0
     total_steps: int | None = None
     model: str = ""
@@ -53,7 +53,7 @@ class Row(Struct, frozen=True, kw_only=True):
     attempt: int = 0
     exit_code: int | None = None
     cause: str | None = None
-    trouble: str | None = None
+    error: str | None = None
 
     @property
     def waits(self) -> bool:
@@ -70,31 +70,31 @@ class RunsIndex:
 
     Attributes:
         rows: newest run first, the children of a pipeline beneath it in their order; replaced by `poll`.
-        trouble: why the home cannot be read.
+        error: why the home cannot be read.
     """
 
     def __init__(self, home: Home, clock: Callable[[], float] = time.monotonic) -> None:
         self.home = home
         self.rows: list[Row] = []
-        self.trouble: str | None = None
+        self.error: str | None = None
         self._clock = clock
         self._folder = Stamp(home.runs_dir)
         self._watched: dict[str, _Watched] = {}
 
     def poll(self) -> bool:
         """Read what may have changed; return whether any row did."""
-        before = self.rows, self.trouble
+        before = self.rows, self.error
         try:
             changed = self._find_runs()
-            self.trouble = None
+            self.error = None
         except OSError as error:
-            self.trouble = one_line(f"{self.home.runs_dir} cannot be read: {error.strerror}.")
-            return before[1] != self.trouble
+            self.error = one_line(f"{self.home.runs_dir} cannot be read: {error.strerror}.")
+            return before[1] != self.error
         for watched in self._watched.values():
             changed |= watched.poll()
         if changed:
             self.rows = self._tree()
-        return before != (self.rows, self.trouble)
+        return before != (self.rows, self.error)
 
     def _find_runs(self) -> bool:
         """Find runs that were added or removed; return whether there were any."""
@@ -144,8 +144,8 @@ class _Watched:
         self._recipe = Stamp(run.recipe_file)
         self._model = ""
         self._launch = Stamp(run.path / "launch.json")
-        self._launch_trouble = ""
-        self._trouble: str | None = None
+        self._launch_error = ""
+        self._error: str | None = None
 
     def poll(self) -> bool:
         """Read what is new; return whether its row or its place in the list changed."""
@@ -154,15 +154,15 @@ class _Watched:
         self.gone = self._state.deleted
         if state is None:
             return self._set(self._damaged_row()) or self.gone
-        if not changed and state.has_ended and self.row.trouble is None and self.row.phase == state.phase:
+        if not changed and state.has_ended and self.row.error is None and self.row.phase == state.phase:
             return self.gone
         before = self.parents
-        self._trouble = None
+        self._error = None
         try:
             metric = self._read(state)
         except OSError as error:
-            metric, self._trouble = self.row.metric, one_line(str(error))
-        row = self._row(state, metric, self._without_folder(self._state.trouble or self._trouble))
+            metric, self._error = self.row.metric, one_line(str(error))
+        row = self._row(state, metric, self._without_folder(self._state.error or self._error))
         return self._set(row) or before != self.parents or self.gone
 
     def _read(self, state: State) -> tuple[str, float | None] | None:
@@ -174,7 +174,7 @@ class _Watched:
         """
         if self._launch.changed():
             self.parents = known_parents(self.run)
-            self._launch_trouble = read_launch(self.run)[1]
+            self._launch_error = read_launch(self.run)[1]
         if self._recipe.changed():
             self._model = "" if self._recipe.missing else _short(recipe_model(self.run.recipe_file))
         if self._events is None or self._attempt != state.attempt:
@@ -183,13 +183,13 @@ class _Watched:
         if self._events.changed():
             history = recent_history(self.run, _RECENT_BYTES)
             self._history = history if history.last else recent_history(self.run)
-        result, trouble = read_result(self.run) if state.has_ended else ({}, "")
-        self._trouble = one_line(self._launch_trouble or trouble) or None
+        result, error = read_result(self.run) if state.has_ended else ({}, "")
+        self._error = one_line(self._launch_error or error) or None
         return Reading(id=self.run.id, stage=state.stage, state=state, history=self._history, result=result).last_metric
 
-    def _without_folder(self, trouble: str | None) -> str | None:
+    def _without_folder(self, error: str | None) -> str | None:
         """Remove the run's directory, which the row's name says."""
-        return trouble.replace(f"{one_line(str(self.run.path))}/", "") if trouble else trouble
+        return error.replace(f"{one_line(str(self.run.path))}/", "") if error else error
 
     def _damaged_row(self) -> Row:
         return Row(
@@ -198,10 +198,10 @@ class _Watched:
             phase="damaged",
             stage=stage_of(self.run),
             created=self.run.touched(),
-            trouble=self._without_folder(self._state.trouble),
+            error=self._without_folder(self._state.error),
         )
 
-    def _row(self, state: State, metric: tuple[str, float | None] | None, trouble: str | None) -> Row:
+    def _row(self, state: State, metric: tuple[str, float | None] | None, error: str | None) -> Row:
         history = self._history
         at = "" if state.phase == "finished" or not history.at else one_line(history.at)
         return Row(
@@ -220,7 +220,7 @@ class _Watched:
             attempt=state.attempt,
             exit_code=state.exit_code,
             cause=state.cause,
-            trouble=trouble,
+            error=error,
             elsewhere=self._state.elsewhere,
         )
 

@@ -92,8 +92,8 @@ class SamplesFile:
         self.path = path
         self.version = 0
         self.generation = 0
-        self._trouble: str | None = None
-        self._result_trouble: str | None = None
+        self._error: str | None = None
+        self._result_error: str | None = None
         self._reader = LineReader(path)
         self._index = SampleIndex()
         self._orders: dict[tuple[Key, bool], array[int]] = {}
@@ -107,19 +107,19 @@ class SamplesFile:
         return self._reader.bad_lines
 
     @property
-    def trouble(self) -> str | None:
+    def error(self) -> str | None:
         """The reason why the file, or ``result.json`` when it was last asked for, cannot be read."""
-        return self._trouble or self._result_trouble
+        return self._error or self._result_error
 
     def poll(self) -> bool:
         """Index what is new; return whether anything changed."""
-        before = self.version, self._trouble, self.bad_lines
-        self._trouble = None
+        before = self.version, self._error, self.bad_lines
+        self._error = None
         try:
             self._read_on()
         except OSError as error:
-            self._trouble = one_line(f"{self.path} cannot be read: {error.strerror}.")
-        return before != (self.version, self._trouble, self.bad_lines)
+            self._error = one_line(f"{self.path} cannot be read: {error.strerror}.")
+        return before != (self.version, self._error, self.bad_lines)
 
     def _read_on(self) -> None:
         reader = self._reader
@@ -218,13 +218,13 @@ class SamplesFile:
 
     def _pairs_of_result(self) -> list[Pair]:
         path = self.path.with_name("result.json")
-        self._result_trouble = None
+        self._result_error = None
         try:
             result = _RESULT.decode(read_file(path, _RESULT_BYTES))
         except FileNotFoundError:
             return []
         except (OSError, *UNDECODABLE) as error:
-            self._result_trouble = one_line(f"{path} cannot be read: {why_unreadable(error)}.")
+            self._result_error = one_line(f"{path} cannot be read: {why_unreadable(error)}.")
             return []
         return [_pair_of_side(side) for side in result.samples]
 

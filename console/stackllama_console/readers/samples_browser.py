@@ -93,7 +93,7 @@ class SamplesBrowser:
         samples.poll()
         self._watch.poll()
         searching = self._search(wanted.text)
-        now = wanted, samples.version, self._watch.state, samples.trouble
+        now = wanted, samples.version, self._watch.state, samples.error
         if now == self._last and not searching:
             return None
         self._last = now
@@ -110,7 +110,7 @@ class SamplesBrowser:
             searching=self._resume_at < len(samples) and bool(wanted.text),
             evaluation=self._evaluation() if pairs else "",
             live=state is not None and not state.has_ended,
-            note=samples.trouble or self._watch.trouble or self._reason(wanted, rows, pairs),
+            note=samples.error or self._watch.error or self._reason(wanted, rows, pairs),
         )
 
     def read(self, rows: Iterable[int]) -> list[Sample]:

@@ -49,7 +49,7 @@ class ConsoleApp(BaseApp):
         if self.no_color:
             self._filters = [Colourless()]
         self.options = options
-        self.settings, self._trouble = load_settings()
+        self.settings, self._error = load_settings()
         self.animation_level = "none"
         self.crash: Exception | None = None
         self.left_with: int | None = None
@@ -71,8 +71,8 @@ class ConsoleApp(BaseApp):
         """Push the first screen."""
         self._load_keymap()
         self.push_screen(self._first_screen())
-        if self._trouble:
-            self.notify(one_line(self._trouble), severity="warning", markup=False)
+        if self._error:
+            self.notify(one_line(self._error), severity="warning", markup=False)
 
     def _first_screen(self) -> Screen[Any]:
         from .screens.runs import RunsScreen

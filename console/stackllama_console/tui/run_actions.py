@@ -108,7 +108,7 @@ class RunActions:
             text, key = "\n\n".join([unconfirmed.question, *unconfirmed.reasons]), unconfirmed.key
             self._ask_then(text, "resume run", lambda: confirm(key))
         except (StackllamaError, OSError, TimeoutError) as error:
-            self.screen.say(str(error), trouble=True)
+            self.screen.say(str(error), error=True)
         else:
             self.screen.say(one_line(message))
 
@@ -133,14 +133,14 @@ class RunActions:
             await asyncio.to_thread(check_run, self.home.run(run_id))
             phase = await asyncio.to_thread(_phase, self.home.run(run_id))
             if phase not in (*ENDED, "damaged"):
-                self.screen.say(f"{run_id} is {phase}; stop it first (x), then delete it", trouble=True)
+                self.screen.say(f"{run_id} is {phase}; stop it first (x), then delete it", error=True)
                 return
             users = await asyncio.to_thread(users_of, self.home, run_id)
             children = [user for user in users if user.startswith(f"{run_id}-")]
             runs = [self.home.run(name) for name in (run_id, *children)]
             size = await asyncio.to_thread(_size_text, runs)
         except (StackllamaError, OSError, TimeoutError) as error:
-            self.screen.say(str(error), trouble=True)
+            self.screen.say(str(error), error=True)
             return
         question = f"Delete {run_id} permanently?\n\n{size}"
         others = [user for user in users if user not in children]
@@ -171,7 +171,7 @@ class RunActions:
         try:
             opener(self.home.run(run_id))
         except StackllamaError as error:
-            self.screen.say(str(error), trouble=True)
+            self.screen.say(str(error), error=True)
 
     def _ask(self, question: str, action: str, work: Callable[[], str], then: Callable[[], None] | None = None) -> None:
         self._ask_then(question, action, lambda: self._do(work, then))
@@ -192,7 +192,7 @@ class RunActions:
         except (StackllamaError, OSError, TimeoutError) as error:
             refused = str(error)
         if refused:
-            self.screen.say(refused, trouble=True)
+            self.screen.say(refused, error=True)
         else:
             self._ask(question, action, work)
 
@@ -203,7 +203,7 @@ class RunActions:
         try:
             message = await asyncio.to_thread(work)
         except (StackllamaError, OSError, TimeoutError) as error:
-            self.screen.say(str(error), trouble=True)
+            self.screen.say(str(error), error=True)
         else:
             self.screen.say(one_line(message))
             if then:

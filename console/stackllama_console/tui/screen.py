@@ -120,9 +120,9 @@ class ConsoleScreen(Screen[Any]):
         if len(self.console_app.screen_stack) > 2:  # Textual's own blank screen is the first
             self.console_app.pop_screen()
 
-    def say(self, message: str, *, trouble: bool = False) -> None:
+    def say(self, message: str, *, error: bool = False) -> None:
         """Show a notice that disappears by itself; plain text."""
-        self.console_app.notify(one_line(message), severity="error" if trouble else "information", markup=False)
+        self.console_app.notify(one_line(message), severity="error" if error else "information", markup=False)
 
     async def _while_here(self, work: Coroutine[Any, Any, None]) -> None:
         try:

@@ -27,13 +27,13 @@ _MOST_LETTERS = 300
 TracedRecipe = SFTRecipe | RewardRecipe | PPORecipe
 
 
-def trace(recipe: TracedRecipe, model: Path, *, judge: Path | None = None, timeout: float = TIMEOUT) -> Trace:
+def trace(recipe: TracedRecipe, model: Path, *, reward_model: Path | None = None, timeout: float = TIMEOUT) -> Trace:
     """Trace the allocated bytes of a recipe on one GPU, phase by phase, by running it without weights.
 
     Args:
         recipe: recipe of a training stage.
         model: directory or ``.gguf`` file of ``model_name_or_path``; only its configuration is read.
-        judge: the same of a separate reward model; None: an adapter on the policy's base.
+        reward_model: the same of a separate reward model; None: an adapter on the policy's base.
         timeout: seconds until the trace is abandoned.
 
     Raises:
@@ -43,7 +43,7 @@ def trace(recipe: TracedRecipe, model: Path, *, judge: Path | None = None, timeo
         stage=recipe.stage,
         recipe=msgspec.to_builtins(recipe),
         config=configuration(model),
-        judge=configuration(judge) if judge else None,
+        reward_model=configuration(reward_model) if reward_model else None,
     )
     return ask(request, timeout=timeout)
 

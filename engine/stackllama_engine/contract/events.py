@@ -248,10 +248,10 @@ class EventReader(LineReader):
     """Incremental reader of one events file; see `LineReader` for its attributes.
 
     Attributes:
-        trouble: why `read_what_can_be` could not read the file; None if it could.
+        error: why `read_what_can_be` could not read the file; None if it could.
     """
 
-    trouble: str | None = None
+    error: str | None = None
 
     def read(self) -> Iterator[Event]:
         """Yield new complete records; none while the file is missing.
@@ -265,12 +265,12 @@ class EventReader(LineReader):
                     yield event
 
     def read_what_can_be(self) -> Iterator[Event]:
-        """Yield new complete records; of an unreadable file none, and `trouble` says why."""
-        self.trouble = None
+        """Yield new complete records; of an unreadable file none, and `error` says why."""
+        self.error = None
         try:
             yield from self.read()
         except OSError as error:
-            self.trouble = f"{self.path} cannot be read: {why_unreadable(error)}."
+            self.error = f"{self.path} cannot be read: {why_unreadable(error)}."
 
     def read_batches(self) -> Iterator[list[Record]]:
         """Yield the records of `read` in batches of some thousand. Use one of the two.

@@ -60,7 +60,7 @@ class Retention(Struct, frozen=True, kw_only=True):
         )
 
     def at_most(self, steps: int, save_every: int = 1) -> int:
-        """Return how many checkpoints a run leaves at most.
+        """Return the largest number of checkpoints that a run leaves.
 
         Args:
             steps: of the run.

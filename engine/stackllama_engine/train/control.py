@@ -1,7 +1,7 @@
 """Requests from people and from the system, agreed on by all ranks.
 
 Rank 0 reads ``control/``; one all-reduce tells every rank. Each rank polls equally often: at step boundaries, and at
-the end of each phase of a PPO step and each batch of an evaluation. Between two such points a rank that already knows
+the end of each phase of a PPO step and each batch of an evaluation. A rank between two such points that already knows
 of a stop (:meth:`Requests.leave_early`) ends its work early, and agrees with the others at the next one.
 """
 

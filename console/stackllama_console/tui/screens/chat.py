@@ -65,12 +65,12 @@ class ChatScreen(ConsoleScreen):
     DEFAULT_CSS = """
     ChatScreen {
         #status { height: 1; padding: 0 1; text-wrap: nowrap; text-overflow: ellipsis; color: $text-muted; }
-        #status.trouble { color: $error; text-style: bold; height: auto; max-height: 3; text-wrap: wrap; }
+        #status.error { color: $error; text-style: bold; height: auto; max-height: 3; text-wrap: wrap; }
         #bottom { height: 1; padding: 0 1; text-wrap: nowrap; text-overflow: ellipsis; color: $text-muted; }
         #prompt { height: 1; padding: 0 1; background: $panel; }
         &.-low #bottom { display: none; }
         &.-low #status { display: none; }
-        &.-low #status.trouble { display: block; }
+        &.-low #status.error { display: block; }
     }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -171,7 +171,7 @@ class ChatScreen(ConsoleScreen):
                         position_and_turn[1].take(event)
                         changed.add(position_and_turn[0])
                     elif isinstance(event, Failure):
-                        self.say(event.error, trouble=True)
+                        self.say(event.error, error=True)
                 case _:
                     pass
         if changed:
@@ -215,7 +215,7 @@ class ChatScreen(ConsoleScreen):
         if way_out and self.query_one("#prompt").has_focus:
             way_out = f"esc leaves the input, then {way_out}"
         status = self.query_one("#status", Static)
-        status.set_class(bool(way_out), "trouble")
+        status.set_class(bool(way_out), "error")
         status.update(one_line(f"{text} {way_out}".strip()))
 
     def on_descendant_focus(self) -> None:
@@ -253,7 +253,7 @@ class ChatScreen(ConsoleScreen):
                 prompt, sides, max_new_tokens=self.length, temperature=self.temperature, seed=self._seed
             )
         except StackllamaError as error:
-            self.say(str(error), trouble=True)
+            self.say(str(error), error=True)
             return
         self._seed += 1
         self.query_one("#prompt", Input).value = ""

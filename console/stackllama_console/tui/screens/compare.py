@@ -29,7 +29,7 @@ class Compared(Struct, frozen=True, kw_only=True):
     overlays: list[Overlay]
     recipe: list[FactRow]
     metrics: list[FactRow]
-    troubles: list[str]
+    errors: list[str]
 
 
 class CompareScreen(ConsoleScreen):
@@ -42,8 +42,8 @@ class CompareScreen(ConsoleScreen):
     CompareScreen {
         #compare { layout: vertical; height: 1fr; }
         #tables { width: 1fr; height: 1fr; }
-        #trouble { height: auto; max-height: 3; padding: 0 1; color: $error; }
-        #trouble { text-wrap: nowrap; text-overflow: ellipsis; }
+        #error { height: auto; max-height: 3; padding: 0 1; color: $error; }
+        #error { text-wrap: nowrap; text-overflow: ellipsis; }
         &.-wide #compare { layout: horizontal; }
         &.-wide #grid { width: 3fr; }
         &.-wide #tables { width: 2fr; margin-left: 1; }
@@ -75,7 +75,7 @@ class CompareScreen(ConsoleScreen):
     def body(self) -> ComposeResult:
         """Compose charts and, beside or instead of them, the two tables."""
         ascii_only = self.console_app.options.ascii
-        yield Static("", id="trouble", markup=False)
+        yield Static("", id="error", markup=False)
         with Container(id="compare"):
             yield ChartGrid(ascii_only=ascii_only, smoothing=self.console_app.settings.smoothing, id="grid")
             with Vertical(id="tables"):
@@ -86,7 +86,7 @@ class CompareScreen(ConsoleScreen):
         """Put the charts in front, empty at first."""
         self.add_class("-charts")
         self.set_class(len(self.comparison.sides) > 2, "-many")
-        self.query_one("#trouble").display = False
+        self.query_one("#error").display = False
 
     def on_resize(self, event: events.Resize) -> None:
         """Arrange side by side from 120 columns."""
@@ -109,7 +109,7 @@ class CompareScreen(ConsoleScreen):
             overlays=overlays,
             recipe=recipe_rows(comparison),
             metrics=figure_rows(comparison, metrics),
-            troubles=comparison.troubles,
+            errors=comparison.errors,
         )
 
     def render_update(self, update: Any) -> None:
@@ -120,13 +120,13 @@ class CompareScreen(ConsoleScreen):
         names = self.comparison.names
         self.query_one("#recipe", FactsTable).show_facts(names, compared.recipe, "No recipe could be read.")
         self.query_one("#metrics", FactsTable).show_facts(names, compared.metrics)
-        trouble = self.query_one("#trouble", Static)
-        text = Text("\n".join(compared.troubles[:3]))
-        if not compared.overlays and not compared.troubles:
+        error = self.query_one("#error", Static)
+        text = Text("\n".join(compared.errors[:3]))
+        if not compared.overlays and not compared.errors:
             text = Text("The runs share no metrics yet; 2: recipe, 3: metrics.")
-        if trouble.content != text:
-            trouble.update(text)
-            trouble.display = bool(text.plain)
+        if error.content != text:
+            error.update(text)
+            error.display = bool(text.plain)
         if self.focused is None:
             self._focus_view()
         self._head()

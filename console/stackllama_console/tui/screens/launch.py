@@ -188,7 +188,7 @@ class LaunchScreen(ConsoleScreen):
         try:
             file = await self.controller.write(name, text)
         except UsageError as error:
-            self.say(str(error), trouble=True)
+            self.say(str(error), error=True)
         else:
             self.say(f"recipe written to {file}")
 
@@ -257,7 +257,7 @@ class LaunchScreen(ConsoleScreen):
         form.filter("")
         form.move_to(wrong)
         form.focus()
-        self.say(f"fix {wrong} first" if wrong else self.controller.problem(), trouble=True)
+        self.say(f"fix {wrong} first" if wrong else self.controller.problem(), error=True)
 
     def _show_form(self) -> None:
         """Render another form, or other values in it."""

@@ -194,7 +194,7 @@ class MonitorScreen(ConsoleScreen):
         watched, moment = self.watched, now()
         reader = watched.source if watched.pipeline and watched.shows_result else watched.reader
         colours = self.console_app.theme_variables
-        trouble = getattr(watched.source, "trouble", None)
+        error = getattr(watched.source, "error", None)
         lines: list[Text] = []
         if watched.pipeline:
             lines.append(pipeline_line(watched.pipeline, colours))
@@ -205,7 +205,7 @@ class MonitorScreen(ConsoleScreen):
         if machine:
             lines += self._wrapped([Text(machine)])
         there = getattr(watched.source, "elsewhere", "")
-        notes = [*filter(None, (trouble, f"it is {there}" if there else "", silence_text(reader, moment)))]
+        notes = [*filter(None, (error, f"it is {there}" if there else "", silence_text(reader, moment)))]
         if reader.bad_lines:
             notes.append(f"{reader.bad_lines} lines of its events could not be read")
         state = watched.state
@@ -400,5 +400,5 @@ class MonitorScreen(ConsoleScreen):
 
 
 def _curves(reader: Reader, chosen: ChartSet) -> list[Curve]:
-    """What a chart of the set shows of a reader."""
+    """Return the curves of one chart of the set."""
     return [Curve(label, series) for label, series in curves_of(chosen, reader)]

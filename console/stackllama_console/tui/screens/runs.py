@@ -202,7 +202,7 @@ class RunsScreen(ConsoleScreen):
         alive = sum(row.phase in ("queued", "starting", "running", "stalled", "stopping") for row in self.index.rows)
         parts = [str(len(self.index.rows)), f"{alive} alive" if alive else ""]
         parts += [f"{len(self.selected)} selected" if self.selected else ""]
-        parts += [f"filter: {self.filter_text}" if self.filter_text else "", self.index.trouble or ""]
+        parts += [f"filter: {self.filter_text}" if self.filter_text else "", self.index.error or ""]
         parts += [self._machine or "", f"in {self.index.home.path}"]  # last what may be long
         self.set_heading(*parts)
 
@@ -244,7 +244,7 @@ class RunsScreen(ConsoleScreen):
             "state": state_text(row.phase, dict(variables)),
             "step": Text(step, justify="right"),
             "age": Text(age(row.age(now())) if row.created else "", justify="right"),
-            "last": Text(one_line(row.trouble or metric)),
+            "last": Text(one_line(row.error or metric)),
         }
         return tuple(cells[column] for column in columns)
 
@@ -253,7 +253,7 @@ class RunsScreen(ConsoleScreen):
         room = self.size.width - sum(widths[:-1]) - 2 * len(widths)
         for row in rows:
             *others, last = cells[row.id]
-            plain = not (row.trouble or row.elsewhere or row.waits)
+            plain = not (row.error or row.elsewhere or row.waits)
             if row.metric and plain and last.cell_len > room:
                 cells[row.id] = (*others, Text(cut(number(row.metric[1]), max(1, room))))
 
@@ -281,8 +281,8 @@ class RunsScreen(ConsoleScreen):
             )
             if row.elsewhere:
                 lines.append(Text(f"{row.phase} {row.elsewhere}: from here it can only be viewed and stopped"))
-            if row.trouble:
-                lines.append(Text(row.trouble))
+            if row.error:
+                lines.append(Text(row.error))
             if row.cause and row.phase != "finished":
                 lines.append(Text(f"cause: {row.cause}"))
             if hint := advice_of_row(row):
@@ -331,7 +331,7 @@ class RunsScreen(ConsoleScreen):
         if self.row and self.row.phase != "damaged":
             self.console_app.open_run(self.row.id)
         elif self.row:
-            self.say(self.row.trouble or "", trouble=True)
+            self.say(self.row.error or "", error=True)
 
     def action_launch(self) -> None:
         """Open the launch form."""
@@ -342,7 +342,7 @@ class RunsScreen(ConsoleScreen):
         if self.row is None:
             self.say("no run is selected")
         elif self.row.phase == "damaged" and what not in _OF_DAMAGED:
-            self.say(self.row.trouble or "", trouble=True)
+            self.say(self.row.error or "", error=True)
         else:
             action = _OF_DAMAGED[what] if self.row.phase == "damaged" else what
             getattr(self.actions, action)(self.row.id)

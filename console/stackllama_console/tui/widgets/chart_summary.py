@@ -72,9 +72,9 @@ def _words(series: Series, unit: Unit) -> str:
         return none_finite(len(series.gaps)) if gaps else "no data yet"
     if len(values) == 1:
         return f"one point, {figure(values[0], unit)} at step {step_label(point[0])}{gaps}"
-    figures = {"first": values[0], "last": values[-1], "min": min(values), "max": max(values)}
+    summary = {"first": values[0], "last": values[-1], "min": min(values), "max": max(values)}
     if len(values) >= _TENTH:
-        figures["mean of the last tenth"] = _mean(values[-(len(values) // 10) :])
-    text = ", ".join(f"{name} {figure(value, unit)}" for name, value in figures.items())
+        summary["mean of the last tenth"] = _mean(values[-(len(values) // 10) :])
+    text = ", ".join(f"{name} {figure(value, unit)}" for name, value in summary.items())
     steps = f"steps {step_label(span[0])} to {step_label(span[1])}"
     return f"{text}, {trend(values)}{gaps}; {steps}, {len(values)} points"

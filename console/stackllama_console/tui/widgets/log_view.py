@@ -129,8 +129,8 @@ class LogView(Widget, can_focus=True):
             parts.append(f"{match_text}: {self._searched}")
         if reader is not None and reader.dropped:
             parts.append(f"{reader.dropped} lines skipped (too fast)")
-        if reader is not None and reader.trouble:
-            parts.append(reader.trouble)
+        if reader is not None and reader.error:
+            parts.append(reader.error)
         return ", ".join(parts)
 
     # what changes it

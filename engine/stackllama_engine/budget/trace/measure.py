@@ -31,7 +31,7 @@ def measure(request: Request, *, extrapolate: bool = True) -> Trace:
     if not isinstance(recipe, SFTRecipe | RewardRecipe | PPORecipe):
         raise ValueError(f"`{request.stage}` has no steps to trace.")
     depth = build.depth(request.config)
-    reward_depth = build.depth(request.judge) if request.judge else 0
+    reward_depth = build.depth(request.reward_model) if request.reward_model else 0
     start = time.monotonic()
     few, many = SHALLOW
     if not extrapolate or depth <= many:
@@ -62,7 +62,7 @@ def peaks(
         if isinstance(recipe, PPORecipe):
             from . import rl
 
-            rl.trace(recipe, request.config, request.judge, layers, reward_layers, storages)
+            rl.trace(recipe, request.config, request.reward_model, layers, reward_layers, storages)
         else:
             supervised.trace(recipe, request.config, layers, storages)
     return {name: count for name, count in storages.peaks.items() if name}

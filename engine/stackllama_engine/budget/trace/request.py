@@ -15,7 +15,7 @@ class Request(Struct, frozen=True, kw_only=True):
     """Keys and values, as in a recipe file."""
     config: dict[str, Any]
     """``config.json`` of ``model_name_or_path``, ``dtype`` included."""
-    judge: dict[str, Any] | None = None
+    reward_model: dict[str, Any] | None = None
     """``config.json`` of a separate reward model; None: an adapter on the policy's base."""
 
 

@@ -31,9 +31,9 @@ _DECODED = 2
 def trace(
     recipe: PPORecipe,
     config: dict[str, Any],
-    judge: dict[str, Any] | None,
+    reward_model: dict[str, Any] | None,
     layers: int,
-    judge_layers: int,
+    reward_layers: int,
     storages: Storages,
 ) -> None:
     """Fill ``storages.peaks`` with the phases of a second step.
@@ -41,14 +41,16 @@ def trace(
     Args:
         recipe: the PPO recipe.
         config: configuration of the policy's base.
-        judge: configuration of a separate reward model; None: an adapter on the base.
+        reward_model: configuration of a separate reward model; None: an adapter on the base.
         layers: number of layers of the base.
-        judge_layers: number of layers of the reward model.
+        reward_layers: number of layers of the reward model.
         storages: records the phases.
     """
     with torch.device("meta"):
-        base = _shared_base(recipe, config, layers, adapter_judges=judge is None and bool(recipe.reward_model_path))
-        other = build.base(judge, judge_layers, recipe, score=True, plain=True) if judge else None
+        base = _shared_base(
+            recipe, config, layers, adapter_scores=reward_model is None and bool(recipe.reward_model_path)
+        )
+        other = build.base(reward_model, reward_layers, recipe, score=True, plain=True) if reward_model else None
     if other is not None:
         other.eval().requires_grad_(False)
     marks.mark_layers(base.model, storages)
@@ -68,7 +70,7 @@ def trace(
         _mini_batch(recipe, base, updater, optimizer, storages, *_rollout(recipe))
 
 
-def _shared_base(recipe: PPORecipe, config: dict[str, Any], layers: int, *, adapter_judges: bool) -> SharedBase:
+def _shared_base(recipe: PPORecipe, config: dict[str, Any], layers: int, *, adapter_scores: bool) -> SharedBase:
     """Build from a configuration what ``SharedBase`` builds from files."""
     model = build.base(config, layers, recipe)
     adapted: Any = models.add_lora(model, recipe, "CAUSAL_LM")
@@ -82,7 +84,7 @@ def _shared_base(recipe: PPORecipe, config: dict[str, Any], layers: int, *, adap
     base._continues = recipe.policy_adapter_path is not None
     base.value_head = nn.Linear(models.head_hidden(model), 1, bias=False, dtype=torch.float32)
     base.has_critic = recipe.value_adapter
-    for name, wanted in ((REFERENCE, base._continues), (REWARD, adapter_judges), (CRITIC, base.has_critic)):
+    for name, wanted in ((REFERENCE, base._continues), (REWARD, adapter_scores), (CRITIC, base.has_critic)):
         if wanted:
             base.model.add_adapter(name, models.lora_config(recipe, "CAUSAL_LM"))
     base._activate(POLICY)
@@ -140,7 +142,7 @@ def _lengthen(layer: Any, name: str, tokens: int) -> None:
 
 
 @torch.no_grad()
-def _score(recipe: PPORecipe, base: SharedBase, judge: Any) -> None:
+def _score(recipe: PPORecipe, base: SharedBase, reward_model: Any) -> None:
     """Run reward model, reference and policy, in pieces, over a step's or an evaluation's responses.
 
     Whichever of the two has more responses.
@@ -150,7 +152,7 @@ def _score(recipe: PPORecipe, base: SharedBase, judge: Any) -> None:
     batch, _ = _rollout(recipe, max(size, recipe.local_batch_size))
     ids, attention = batch.input_ids, batch.attention_mask
     for piece, mask in zip(ids.split(size), attention.split(size), strict=True):
-        _reward(base, judge, piece, mask)
+        _reward(base, reward_model, piece, mask)
     with base.reference():
         _outputs(base, ids, attention, response, size)
     _outputs(base, ids, attention, response, recipe.per_device_train_batch_size)
@@ -164,9 +166,9 @@ def _outputs(base: SharedBase, ids: Tensor, attention: Tensor, response: int, si
     Outputs(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
 
-def _reward(base: SharedBase, judge: Any, ids: Tensor, mask: Tensor) -> None:
-    if judge is not None:
-        judge(input_ids=ids, attention_mask=mask)
+def _reward(base: SharedBase, reward_model: Any, ids: Tensor, mask: Tensor) -> None:
+    if reward_model is not None:
+        reward_model(input_ids=ids, attention_mask=mask)
         return
     if REWARD not in base.model.peft_config:  # the reward is a function
         return
