@@ -1,4 +1,4 @@
-"""The monitor under keys: charts, panels, log, metrics as text, what is done to a run, pipelines, sizes, other trainers."""
+"""The monitor under keys: charts, panels, log, metrics as text, actions, pipelines, sizes, other trainers."""
 
 import json
 import os
