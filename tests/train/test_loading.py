@@ -58,7 +58,7 @@ def test_a_truncated_adapter_is_named(tmp_path: Path) -> None:
     file = tmp_path / "adapter_model.safetensors"
     save_file({"a": torch.ones(100)}, file)
     file.write_bytes(file.read_bytes()[:200])
-    with pytest.raises(StageError, match=rf"Cannot load the adapter of {tmp_path}: {file}: torn"):
+    with pytest.raises(StageError, match=rf"Cannot load the adapter of {tmp_path}: {file}: truncated"):
         models.adapter_weights(tmp_path)
 
 

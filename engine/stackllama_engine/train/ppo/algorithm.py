@@ -27,9 +27,9 @@ Shapes: ``B`` responses on this rank, ``R`` tokens in the longest of them; in a 
 is 1 on response tokens, the end token included, and 0 on the padding after them; every per-token loss, mean and
 variance is over its ones alone. ``reduce`` sums over all ranks. Keys of the recipe are written like `target`.
 
-Three divergences, not to be confused, all from the tokens that π_old sampled:
+Three divergences, not to be confused, all estimated from the tokens that π_old sampled (π_new: the policy in training):
 
-- **kl**, of π_old from π_ref: penalised in the rewards; its sum per response may be steered towards `target`;
+- **kl**, of π_old from π_ref: penalised in the rewards; its sum per response may be steered to `target`;
 - **approxkl**, mean of ½ (log π_new − log π_old)²: a metric, no more;
 - **policykl**, mean of log π_old − log π_new over a mini-batch: above 1.5 × `target_kl`, which is unrelated to
   `target`, it ends the update early.
@@ -181,8 +181,8 @@ def compute_advantages(
 
     Another estimator is another branch here. One without a value function, such as one from groups of responses to the
     same prompt, gives ``returns=None``: the update then leaves the critic as it is. Its groups would be this rank's
-    rows with equal ``rollout.texts[i].question``, and the trainer would have to repeat prompts on a rank (it gives each
-    once). The update and the metrics read what this returns, and nothing else knows how it was made.
+    rows with equal ``rollout.texts[i].question``; the trainer would have to repeat prompts on a rank, as it gives each
+    once. The update and the metrics read what this returns, and nothing else knows how it was made.
 
     Args:
         recipe: estimator of KL, discount, what is whitened.
@@ -257,7 +257,7 @@ class Updater:
         self._base.model.train(self._base.checkpointing)  # checkpointing works in training mode only; dropout is 0
         try:
             for epoch in range(self._recipe.num_ppo_epochs):
-                count = len(rollout.mask)  # B, the same on every rank (by ``PPO._batch``)
+                count = len(rollout.mask)  # B, the same on every rank: see ``PPO._batch`` in trainer.py
                 order = torch.randperm(count, generator=shuffle) if epoch else torch.arange(count)
                 for indices in order.chunk(self._recipe.num_mini_batches):
                     check_stop()
@@ -319,13 +319,13 @@ class Updater:
         token weighs the same, whatever its response's length, its micro-batch and its rank.
         """
         recipe = self._recipe
-        samples, targets = rollout.select(batch), advantages.select(batch)  # [b, r] each
-        mask = samples.mask  # [b, r]
-        inputs = samples.input_ids, samples.attention_mask, batch.response  # the last one is r
+        rollout, advantages = rollout.select(batch), advantages.select(batch)  # the micro-batch's rows, [b, r] each
+        mask, old = rollout.mask, rollout.old
+        inputs = rollout.input_ids, rollout.attention_mask, batch.response  # the last one is r
         # policy: −min(ratio · A, clip(ratio, 1 ± cliprange) · A), ratio = π_new / π_old; summed over the mask, as every
         # loss here is; an entropy bonus where the recipe has one
         outputs = self._base.outputs(*inputs, run_separate_critic=False, padded=batch.padded)  # [b, r] each
-        policy = losses.policy_loss(outputs.logprobs, samples.old.logprobs, targets.advantages, mask, recipe.cliprange)
+        policy = losses.policy_loss(outputs.logprobs, old.logprobs, advantages.advantages, mask, recipe.cliprange)
         entropy = losses.masked(outputs.entropy, mask).sum()
         loss = policy.loss
         if recipe.ent_coef:  # its gradient costs another softmax over the vocabulary
@@ -338,12 +338,12 @@ class Updater:
         # of a separate adapter (`value_adapter`), in a forward pass of its own, or else on the policy's, detached: the
         # value loss never reaches the policy's weights.
         value = losses.ValueLoss(*mask.new_zeros(2))
-        if targets.returns is not None:
+        if advantages.returns is not None:
             separate = self._base.has_separate_critic
             with self._base.adapter(CRITIC) if separate else nullcontext():
                 if separate:
                     values = self._base.values(*inputs, padded=batch.padded)  # [b, r]
-                value = losses.value_loss(values, samples.old.values, targets.returns, mask, recipe.cliprange_value)
+                value = losses.value_loss(values, old.values, advantages.returns, mask, recipe.cliprange_value)
                 (recipe.vf_coef * value.loss / token_count).backward()
         return PPOStats(
             policy_loss=policy.loss,
