@@ -119,7 +119,7 @@ def test_a_reward_model_of_its_own_may_be_of_another_depth() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"model_type": "nonsense"}, "no architecture `nonsense`"),
+        ({"model_type": "nonsense"}, "architecture `nonsense` is not part of transformers"),
         ({"model_type": "mamba", "state_size": 16}, "MambaConfig"),
     ],
 )

@@ -8,7 +8,7 @@ import torch
 
 from stackllama_engine.contract.run_dir import Home
 
-from .toy import make_base, make_judge
+from .toy import make_base, make_reward_model
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -33,6 +33,6 @@ def shared_home(tmp_path_factory: pytest.TempPathFactory) -> Home:
 
 
 @pytest.fixture(scope="session")
-def judge(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Path:
+def reward_model(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Path:
     """Make the adapter of a reward model."""
-    return make_judge(base, tmp_path_factory.mktemp("judge") / "adapter")
+    return make_reward_model(base, tmp_path_factory.mktemp("reward_model") / "adapter")

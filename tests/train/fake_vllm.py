@@ -146,9 +146,9 @@ class Engine:
 def _continued(policy: Any, prompt: list[int], params: SamplingParams, mode: str) -> SimpleNamespace:
     assert params.seed is not None and mode == "processed_logprobs"
     random, tokens = torch.Generator().manual_seed(params.seed), list[int]()
-    said: list[dict[int, SimpleNamespace]] = []
+    token_logprobs: list[dict[int, SimpleNamespace]] = []
     while len(tokens) < params.max_tokens and not (tokens and tokens[-1] in params.ends):
         logits = policy(torch.tensor([prompt + tokens])).logits[0, -1].float() / params.temperature
         tokens.append(int(torch.multinomial(torch.softmax(logits, -1), 1, generator=random)))
-        said.append({tokens[-1]: SimpleNamespace(logprob=float(logits.log_softmax(-1)[tokens[-1]]))})
-    return SimpleNamespace(token_ids=tokens, logprobs=said)
+        token_logprobs.append({tokens[-1]: SimpleNamespace(logprob=float(logits.log_softmax(-1)[tokens[-1]]))})
+    return SimpleNamespace(token_ids=tokens, logprobs=token_logprobs)

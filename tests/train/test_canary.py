@@ -110,9 +110,9 @@ def events(run: RunDir) -> list[Event]:
 
 @pytest.mark.slow
 def test_a_run_is_the_same_with_and_without_canary(
-    tmp_path: Path, base: Path, judge: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, base: Path, reward_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    keys = (*PPO, "max_steps=2", "eval_steps=0", f"reward_model_path={judge}")
+    keys = (*PPO, "max_steps=2", "eval_steps=0", f"reward_model_path={reward_model}")
     home = Home(tmp_path / "home")
     plain, _ = finish(home, base, Stage.PPO, *keys)
     monkeypatch.setenv(fault_tolerance.CANARY, "1")
@@ -135,9 +135,9 @@ def test_command_line_passes_the_canary_on(tmp_path: Path, capsys: pytest.Captur
     assert main([*words, *home, "--canary"]) == 2
     assert "`--canary` dry-runs PPO's worst step" in capsys.readouterr().err
     assert main([*words, *home, "--no-canary"]) == main([*words, *home]) == 0
-    judge = tmp_path / "judge"
-    judge.mkdir()
-    (judge / "config.json").write_text("{}")
+    reward_model = tmp_path / "reward_model"
+    reward_model.mkdir()
+    (reward_model / "config.json").write_text("{}")
     words[1] = "ppo"
-    assert main([*words, f"reward_model_path={judge}", *home, "--canary", "--json"]) == 0
+    assert main([*words, f"reward_model_path={reward_model}", *home, "--canary", "--json"]) == 0
     assert '"STACKLLAMA_CANARY": "1"' in capsys.readouterr().out

@@ -142,14 +142,14 @@ def test_a_model_that_padding_changes_is_refused_and_taken_one_row_at_a_time(tie
 
 
 @pytest.mark.parametrize(
-    ("fault", "mode", "said"),
+    ("fault", "mode", "words"),
     [
         ("rows", DecodingMode(drop_rows=False), "finished rows stay in the batch"),
         ("values", DecodingMode(cache=False), "the whole text is read again for every token"),
     ],
 )
 def test_a_cache_that_does_not_agree_is_not_used(
-    tied: Path, monkeypatch: pytest.MonkeyPatch, fault: str, mode: DecodingMode, said: str
+    tied: Path, monkeypatch: pytest.MonkeyPatch, fault: str, mode: DecodingMode, words: str
 ) -> None:
     class Cache(DynamicCache):
         def reorder_cache(self, beam_idx: Any) -> None:
@@ -166,7 +166,7 @@ def test_a_cache_that_does_not_agree_is_not_used(
     shared = SharedBase(recipe, CPU)
     (notice,) = checked(recipe, shared)
     assert shared.decoding == mode
-    assert "fails (AttributeError: no such operation)" in notice and said in notice
+    assert "fails (AttributeError: no such operation)" in notice and words in notice
     noise = [draw_noise(1, 0, index, (3, 9)) for index in range(3)]
     prompts = [[1, 9], [1, 5, 6, 7, 8, 30], [1, 3, 4]]
     slow = sample(shared, prompts, noise, eos=2, pad=0)

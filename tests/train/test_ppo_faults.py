@@ -307,14 +307,14 @@ def test_a_shortage_of_room_is_reported_once_until_there_is_enough(
     assert notices == [None, shortage, None, None, shortage]
 
 
-def judge_by_call(monkeypatch: pytest.MonkeyPatch, judge: Callable[[int, int], list[float]]) -> None:
-    """Let the reward function say what ``judge`` does, given the number of the call, from 1, and of responses."""
+def score_by_call(monkeypatch: pytest.MonkeyPatch, score: Callable[[int, int], list[float]]) -> None:
+    """Let the reward function say what ``score`` does, given the number of the call, from 1, and of responses."""
     calls = itertools.count(1)
 
-    def judged(self: Any, questions: Any, responses: Any) -> list[float]:
-        return judge(next(calls), len(responses))
+    def score_questions(self: Any, questions: Any, responses: Any) -> list[float]:
+        return score(next(calls), len(responses))
 
-    monkeypatch.setattr(RewardFunction, "__call__", judged)
+    monkeypatch.setattr(RewardFunction, "__call__", score_questions)
 
 
 def test_a_reward_that_fails_for_good_ends_the_run_after_what_was_trained_is_saved(
@@ -325,7 +325,7 @@ def test_a_reward_that_fails_for_good_ends_the_run_after_what_was_trained_is_sav
             raise StageError("the service is away")
         return [float("nan") if index == 0 else 1.0 for index in range(count)]  # one abstains
 
-    judge_by_call(monkeypatch, sometimes)
+    score_by_call(monkeypatch, sometimes)
     with attempt(home, base, Stage.PPO, *PPO) as one:
         with pytest.raises(StageError, match="the service is away"):
             one.train()
@@ -344,13 +344,13 @@ def test_a_reward_that_abstains_from_everything_is_named_and_not_the_precision(
     assert "bf16" not in str(caught.value) and "reward_model_path" in str(caught.value)
 
 
-def test_steps_that_nobody_judges_are_skipped_and_no_reason_to_roll_back(
+def test_steps_without_scores_are_skipped_and_no_reason_to_roll_back(
     home: Home, base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def only_evaluations(call: int, count: int) -> list[float]:
         return [1.0 if call in (1, 5) else float("nan")] * count
 
-    judge_by_call(monkeypatch, only_evaluations)
+    score_by_call(monkeypatch, only_evaluations)
     with attempt(home, base, Stage.PPO, *PPO) as one:
         assert one.train()
     assert "step 3 skipped: `reward_fn: toy_rewards:length` abstained from all 4" in one.health

@@ -27,8 +27,8 @@ from .toy import PPO, wait_for
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # five stages, one after the other
 
 STEPS = 6
-JUDGES = """
-def judge(*, questions, responses):
+REWARD_FUNCTIONS = """
+def score(*, questions, responses):
     return [len(set(response)) / 10 - len(question) / 1000 for question, response in zip(questions, responses)]
 
 def picky(*, questions, responses):
@@ -44,7 +44,7 @@ EVERYTHING = (
     "lr_scheduler_type=linear",
     "value_adapter=true",
     "normalize_reward=true",
-    "reward_fn=killed_judges:judge",
+    "reward_fn=killed_rewards:score",
     "reward_fn_weight=2",
     "reward_model_weight=0.5",
     "length_penalty=0.25",
@@ -126,9 +126,9 @@ def files(run: RunDir) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def keys(tmp_path: Path, base: Path, judge: Path) -> tuple[str, ...]:
-    (tmp_path / "killed_judges.py").write_text(JUDGES)
-    named = (f"model_name_or_path={base}", f"reward_model_path={judge}", f"reward_fn_path={tmp_path}")
+def keys(tmp_path: Path, base: Path, reward_model: Path) -> tuple[str, ...]:
+    (tmp_path / "killed_rewards.py").write_text(REWARD_FUNCTIONS)
+    named = (f"model_name_or_path={base}", f"reward_model_path={reward_model}", f"reward_fn_path={tmp_path}")
     return (*EVERYTHING, *named)
 
 
@@ -172,17 +172,17 @@ def assert_parts_add_up(run: RunDir, last: dict[str, Any]) -> None:
     parts = row["rewards"]
     weighed = 0.5 * parts["model"] + 2 * parts["function"] + parts["length_penalty"] + parts["repetition_penalty"]
     assert row["reward"] == pytest.approx(weighed, abs=1e-5)
-    judged = len(set(row["response"])) / 10 - len(row["question"]) / 1000
-    assert parts["function"] == pytest.approx(judged, abs=1e-6)
+    expected = len(set(row["response"])) / 10 - len(row["question"]) / 1000
+    assert parts["function"] == pytest.approx(expected, abs=1e-6)
 
 
 def test_a_function_that_fails_ends_the_run_and_names_the_text(shared_home: Home, keys: tuple[str, ...]) -> None:
-    given = (*keys, "reward_fn=killed_judges:picky", "value_adapter=false")
+    given = (*keys, "reward_fn=killed_rewards:picky", "value_adapter=false")
     state = wait_for(
         run := launch(plan(shared_home, load_recipe(Stage.PPO, None, given))), lambda state: state.has_ended
     )
     assert (state.phase, state.exit_code) == ("failed", 1)
-    assert state.cause and "`reward_fn: killed_judges:picky` raised ZeroDivisionError" in state.cause
+    assert state.cause and "`reward_fn: killed_rewards:picky` raised ZeroDivisionError" in state.cause
     assert "together, and for none alone" in state.cause  # each question by itself stands first
     assert "1 / 0" in (run.attempt_dir(1) / "log.txt").read_text()  # the traceback is in the log alone
     assert "Traceback" not in state.cause

@@ -34,9 +34,9 @@ def written(tmp_path: Path) -> Iterator[Any]:
     """Write a module and load a function of it; forget both afterwards."""
     before, path = set(sys.modules), list(sys.path)
 
-    def write(body: str, name: str = "toy_judges") -> RewardFunction:
-        (tmp_path / f"{name}.py").write_text(f"import math\ndef judge(*, questions, responses):\n    {body}\n")
-        return RewardFunction(f"{name}:judge", str(tmp_path), lambda _: None, lambda _: None)
+    def write(body: str, name: str = "toy_rewards") -> RewardFunction:
+        (tmp_path / f"{name}.py").write_text(f"import math\ndef score(*, questions, responses):\n    {body}\n")
+        return RewardFunction(f"{name}:score", str(tmp_path), lambda _: None, lambda _: None)
 
     yield write
     sys.path[:] = path
@@ -75,7 +75,7 @@ class Judge:
 
 
 def recipe_of(*keys: str) -> PPORecipe:
-    recipe = load_recipe(Stage.PPO, None, ["model_name_or_path=demo", "reward_model_path=judge", *keys])
+    recipe = load_recipe(Stage.PPO, None, ["model_name_or_path=demo", "reward_model_path=reward", *keys])
     assert isinstance(recipe, PPORecipe)
     return recipe
 
@@ -84,7 +84,7 @@ def test_the_score_is_the_weighted_sum_of_its_parts(written: Any, monkeypatch: p
     written("return [len(q) + 10 * len(r) for q, r in zip(questions, responses)]")
     monkeypatch.setattr(rewards_module, "load_scorer", lambda *_: Judge(1.0, -2.0))
     recipe = recipe_of(
-        "reward_fn=toy_judges:judge",
+        "reward_fn=toy_rewards:score",
         "reward_model_weight=2",
         "reward_fn_weight=-0.5",
         "length_penalty=0.25",
@@ -94,25 +94,25 @@ def test_the_score_is_the_weighted_sum_of_its_parts(written: Any, monkeypatch: p
     )
     base: Any = SimpleNamespace(device=torch.device("cpu"))
     tokenizer: Any = SimpleNamespace(eos_token_id=EOS)
-    judges = Rewards(recipe, base, tokenizer, SimpleNamespace(health=print))  # type: ignore[arg-type]
+    rewards = Rewards(recipe, base, tokenizer, SimpleNamespace(health=print))  # type: ignore[arg-type]
     texts = [ResponseText("why", "so", True), ResponseText("?", "x", False)]
     # 5 tokens, the end among them but in no bigram: 7 8, 8 7, 7 8; and 4 tokens without an end: 9 9, 9 9, 9 2
-    parts = judges.components(texts, [[7, 8, 7, 8, EOS], [9, 9, 9, 3]], micro_batch_size=2)
+    parts = rewards.components(texts, [[7, 8, 7, 8, EOS], [9, 9, 9, 3]], micro_batch_size=2)
     assert {name: values.tolist() for name, values in parts.items()} == {
         "reward/model": [1.0, -2.0],
         "reward/function": [23.0, 11.0],
         "reward/length_penalty": [-0.5, -0.25],
         "reward/repetition_penalty": pytest.approx([-8 / 3, -8 / 3]),
     }
-    assert judges.total(parts).tolist() == pytest.approx([2 - 11.5 - 0.5 - 8 / 3, -4 - 5.5 - 0.25 - 8 / 3])
+    assert rewards.total(parts).tolist() == pytest.approx([2 - 11.5 - 0.5 - 8 / 3, -4 - 5.5 - 0.25 - 8 / 3])
 
 
 def test_components_that_are_off_are_absent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rewards_module, "load_scorer", lambda *_: Judge(1.0))
     base: Any = SimpleNamespace(device=torch.device("cpu"))
-    judges = Rewards(recipe_of(), base, SimpleNamespace(eos_token_id=EOS), None)  # type: ignore[arg-type]
-    parts = judges.components([ResponseText("q", "a", True)], [[EOS]], micro_batch_size=1)
-    assert list(parts) == ["reward/model"] and torch.equal(judges.total(parts), parts["reward/model"])
+    rewards = Rewards(recipe_of(), base, SimpleNamespace(eos_token_id=EOS), None)  # type: ignore[arg-type]
+    parts = rewards.components([ResponseText("q", "a", True)], [[EOS]], micro_batch_size=1)
+    assert list(parts) == ["reward/model"] and torch.equal(rewards.total(parts), parts["reward/model"])
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_numbers_of_any_kind_are_taken(written: Any, body: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "said"),
+    ("body", "words"),
     [
         ("return [1.0 / len(r.strip('b')[1:]) for r in responses]", "raised ZeroDivisionError: float division by zero"),
         ("raise ValueError('line\\n two \\x1b[1m')", "raised ValueError: line two [1m, for response 0 ('a')"),
@@ -150,20 +150,20 @@ def test_numbers_of_any_kind_are_taken(written: Any, body: str) -> None:
         ("return [[1.0], 1.0, 1.0]", "returned a list, not a finite number, for response 0"),
     ],
 )
-def test_what_goes_wrong_names_the_function_and_the_text(written: Any, body: str, said: str) -> None:
-    judge = written(body)
+def test_what_goes_wrong_names_the_function_and_the_text(written: Any, body: str, words: str) -> None:
+    function = written(body)
     with pytest.raises(StageError) as caught:
-        judge(["q"] * 3, TEXTS)
+        function(["q"] * 3, TEXTS)
     message = str(caught.value)
-    assert message.startswith("`reward_fn: toy_judges:judge` ") and said in message
+    assert message.startswith("`reward_fn: toy_rewards:score` ") and words in message
     assert message.isprintable() and len(message) < 300
 
 
 def test_modules_that_cannot_be_had(written: Any, tmp_path: Path) -> None:
-    with pytest.raises(StageError, match="importing `toy_judges` raised NameError: name 'nothing'"):
+    with pytest.raises(StageError, match="importing `toy_rewards` raised NameError: name 'nothing'"):
         written("pass\nnothing")
     with pytest.raises(StageError, match="importing `absent` raised ModuleNotFoundError"):
-        RewardFunction("absent:judge", str(tmp_path))
+        RewardFunction("absent:score", str(tmp_path))
     with pytest.raises(StageError, match=r"`math` is already imported from .*; rename"):
         written("pass", name="math")
     with pytest.raises(StageError, match="has no function `pi`"):
@@ -173,8 +173,8 @@ def test_modules_that_cannot_be_had(written: Any, tmp_path: Path) -> None:
 def test_what_lies_beside_the_function_can_be_imported_and_shadows_nothing(written: Any, tmp_path: Path) -> None:
     (tmp_path / "toy_helper.py").write_text("def one():\n    return 1.0\n")
     (tmp_path / "colorsys.py").write_text("raise RuntimeError('shadowed')\n")
-    judge = written("import toy_helper; return [toy_helper.one() for _ in responses]")
-    assert judge(["q"], ["r"]) == [1.0] and math.isfinite(len(sys.path))
+    function = written("import toy_helper; return [toy_helper.one() for _ in responses]")
+    assert function(["q"], ["r"]) == [1.0] and math.isfinite(len(sys.path))
     sys.modules.pop("colorsys", None)
     import colorsys
 
@@ -191,23 +191,23 @@ def test_what_may_pass_is_asked_again_and_told(tmp_path: Path, written: Any) -> 
             raise TimeoutError("read timed out")
         return [1.0] * len(responses)
 
-    judge = RewardFunction("toy_service:judge", str(tmp_path), notices.append, waits.append)
-    judge._function = service
-    assert judge(["q"] * 3, TEXTS) == [1.0] * 3
+    function = RewardFunction("toy_service:score", str(tmp_path), notices.append, waits.append)
+    function._function = service
+    assert function(["q"] * 3, TEXTS) == [1.0] * 3
     assert calls == [3, 3, 3] and waits == [1.0, 5.0]
-    assert notices[0] == "`reward_fn: toy_service:judge` raised TimeoutError: read timed out; calling again in 1 s"
-    judge._function = lambda **_: 1 / 0
+    assert notices[0] == "`reward_fn: toy_service:score` raised TimeoutError: read timed out; calling again in 1 s"
+    function._function = lambda **_: 1 / 0
     with pytest.raises(StageError, match="ZeroDivisionError"):  # a mistake does not pass
-        judge(["q"], ["r"])
+        function(["q"], ["r"])
     assert len(waits) == 2
 
 
 def test_a_service_that_stays_away_ends_the_run_at_last(written: Any) -> None:
-    judge = written("raise TimeoutError('read timed out')")
+    function = written("raise TimeoutError('read timed out')")
     waits: list[float] = []
-    judge._wait = waits.append
+    function._wait = waits.append
     with pytest.raises(StageError, match=r"raised TimeoutError: read timed out, for response 0 \('a'\)"):
-        judge(["q"] * 3, TEXTS)
+        function(["q"] * 3, TEXTS)
     assert waits == [1.0, 5.0, 25.0]
 
 
@@ -220,11 +220,11 @@ def test_an_abstention_adds_nothing_and_without_a_reward_model_scores_the_mean(
     tokenizer: Any = SimpleNamespace(eos_token_id=EOS)
     reporter: Any = SimpleNamespace(health=print)
     texts, tokens = [ResponseText("q", "a", True)] * 3, [[5, EOS]] * 3
-    both = Rewards(recipe_of("reward_fn=toy_judges:judge"), base, tokenizer, reporter)
+    both = Rewards(recipe_of("reward_fn=toy_rewards:score"), base, tokenizer, reporter)
     parts = both.components(texts, tokens, micro_batch_size=3)
     assert not abstained(parts).any()
     assert str(both.total(parts).tolist()) == "[1.0, 3.0, nan]"  # NaN of a model is an error, and stays one
-    alone = Rewards(recipe_of("reward_fn=toy_judges:judge", "length_penalty=1"), base, tokenizer, reporter)
+    alone = Rewards(recipe_of("reward_fn=toy_rewards:score", "length_penalty=1"), base, tokenizer, reporter)
     alone._model = None
     parts = alone.components(texts, tokens, micro_batch_size=3)
     scores = alone.total(parts)

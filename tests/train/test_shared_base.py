@@ -63,7 +63,7 @@ def alive() -> dict[int, int]:
 
 
 @pytest.mark.parametrize("precision", ["dtype=bfloat16", "load_in_8bit=true"])
-def test_the_base_is_held_once(judge: Path, base: Path, tmp_path: Path, precision: str) -> None:
+def test_the_base_is_held_once(reward_model: Path, base: Path, tmp_path: Path, precision: str) -> None:
     """Policy, its frozen copy, reward and critic on one base, each of them used; counted by storage, not by name."""
     tokenizer, recipe = models.load_tokenizer(str(base)), recipe_of(base, precision)
     plain = models.load_causal_lm(recipe, CPU)
@@ -74,7 +74,7 @@ def test_the_base_is_held_once(judge: Path, base: Path, tmp_path: Path, precisio
     shared = SharedBase(
         recipe_of(base, precision, "value_adapter=true", f"policy_adapter_path={tmp_path / 'adapter'}"), CPU
     )
-    scorer = SharedScorer(shared, judge, tokenizer)
+    scorer = SharedScorer(shared, reward_model, tokenizer)
     scorer(TEXTS, 8)
     ids, attention, _ = pad_tokens([[1, 5, 6], [1, 7]], [[8, 9, 2], [10, 2]], 0, CPU)
     assert policy_outputs(shared, ids, attention, 3, 2).logprobs.isfinite().all()
@@ -134,22 +134,22 @@ def test_log_probabilities_do_not_depend_on_padding(shared: SharedBase) -> None:
         torch.testing.assert_close(getattr(padded, name)[:1, :2], getattr(alone, name), atol=1e-5, rtol=1e-5)
 
 
-def test_shared_scorer_equals_the_reward_model_it_came_from(shared: SharedBase, judge: Path, base: Path) -> None:
+def test_shared_scorer_equals_the_reward_model_it_came_from(shared: SharedBase, reward_model: Path, base: Path) -> None:
     tokenizer = models.load_tokenizer(str(base))
-    scores = SharedScorer(shared, judge, tokenizer)(TEXTS, 8)
+    scores = SharedScorer(shared, reward_model, tokenizer)(TEXTS, 8)
     classifier = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
     classifier.config.pad_token_id = tokenizer.pad_token_id
-    whole = PeftModel.from_pretrained(classifier, str(judge)).eval()
+    whole = PeftModel.from_pretrained(classifier, str(reward_model)).eval()
     with torch.no_grad():
         alone = [whole(torch.tensor([encode_text(tokenizer, *answer)])).logits.item() for answer in TEXTS]
     assert scores.tolist() == pytest.approx(alone, abs=1e-5)
     assert abs(scores[0] - scores[1]) > 1e-4
 
 
-def test_texts_of_like_length_are_judged_together_and_the_scores_keep_their_places(
-    shared: SharedBase, judge: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+def test_texts_of_like_length_are_scored_together_and_the_scores_keep_their_places(
+    shared: SharedBase, reward_model: Path, base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scorer = SharedScorer(shared, judge, models.load_tokenizer(str(base)))
+    scorer = SharedScorer(shared, reward_model, models.load_tokenizer(str(base)))
     texts = [*TEXTS, *TEXTS]
     alone = [float(scorer([answer], 1)) for answer in texts]
     shapes, hidden = list[tuple[int, ...]](), SharedBase.hidden
@@ -164,22 +164,22 @@ def test_texts_of_like_length_are_judged_together_and_the_scores_keep_their_plac
     assert longer > shorter
 
 
-def test_a_separate_judges_scores_keep_their_places(base: Path, tmp_path: Path) -> None:
-    judge: Any = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
-    judge.save_pretrained(tmp_path / "judge")
-    models.load_tokenizer(str(base)).save_pretrained(tmp_path / "judge")
-    scorer = SeparateScorer(recipe_of(base, f"reward_model_path={tmp_path / 'judge'}"), CPU)
+def test_a_separate_reward_models_scores_keep_their_places(base: Path, tmp_path: Path) -> None:
+    reward_model: Any = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
+    reward_model.save_pretrained(tmp_path / "reward_model")
+    models.load_tokenizer(str(base)).save_pretrained(tmp_path / "reward_model")
+    scorer = SeparateScorer(recipe_of(base, f"reward_model_path={tmp_path / 'reward_model'}"), CPU)
     texts = [TEXTS[1], TEXTS[0], TEXTS[1]]  # the longest is not the first
     alone = [float(scorer([answer], 1)) for answer in texts]
     torch.testing.assert_close(scorer(texts, 2), torch.tensor(alone))
     assert abs(alone[0] - alone[1]) > 1e-4
 
 
-def test_scoring_leaves_the_policy_active_and_trainable(shared: SharedBase, judge: Path, base: Path) -> None:
+def test_scoring_leaves_the_policy_active_and_trainable(shared: SharedBase, reward_model: Path, base: Path) -> None:
     move_policy(shared)
     ids, attention, _ = pad_tokens([[1, 5]], [[8, 2]], 0, CPU)
     before = policy_outputs(shared, ids, attention, 2, 1).logprobs
-    SharedScorer(shared, judge, models.load_tokenizer(str(base)))(TEXTS, 8)
+    SharedScorer(shared, reward_model, models.load_tokenizer(str(base)))(TEXTS, 8)
     torch.testing.assert_close(policy_outputs(shared, ids, attention, 2, 1).logprobs, before, atol=0, rtol=0)
     assert all(p.requires_grad for p in shared.trainable())
     assert not any(p.requires_grad for n, p in shared.model.named_parameters() if ".reward." in n)
@@ -242,7 +242,7 @@ def test_pick_follows_the_distribution() -> None:
     assert torch.bincount(tokens, minlength=4).tolist() == pytest.approx([1000, 0, 6000, 3000], abs=2)
 
 
-def test_a_language_model_is_no_judge(base: Path) -> None:
+def test_a_language_model_is_no_reward_model(base: Path) -> None:
     with pytest.raises(StageError, match="no trained"):
         SeparateScorer(recipe_of(base, f"reward_model_path={base}"), CPU)
 

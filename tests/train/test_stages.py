@@ -156,7 +156,7 @@ def test_ppo_starts_at_ratio_one_and_moves(ppo_run: RunDir, reward_run: RunDir) 
         "utility",
     }
     assert samples(run)[0]["rewards"] == {"model": samples(run)[0]["reward"]}
-    assert_held_out_answers(run)
+    assert_held_out_samples(run)
     assert sorted(path.name for path in run.adapter.glob("*.safetensors")) == [
         "adapter_model.safetensors",
         "value_head.safetensors",
@@ -170,7 +170,7 @@ def test_ppo_starts_at_ratio_one_and_moves(ppo_run: RunDir, reward_run: RunDir) 
     assert run.read_json("lineage.json")["parents"] == [reward_run.id]
 
 
-def assert_held_out_answers(run: RunDir) -> None:
+def assert_held_out_samples(run: RunDir) -> None:
     """Check that the same prompts are evaluated before, after each step and after, with their means."""
     before, during, after = (samples(run, when) for when in ("before", "during", "after"))
     assert [row["step"] for row in before] == [0] * 4
@@ -213,10 +213,10 @@ def test_ppo_continues_another_run(
     assert metrics(run)[0]["objective/kl"] == pytest.approx(0, abs=1e-5)
 
 
-def test_ppo_stops_at_nan_scores(home: Home, base: Path, judge: Path, tmp_path: Path) -> None:
+def test_ppo_stops_at_nan_scores(home: Home, base: Path, reward_model: Path, tmp_path: Path) -> None:
     poisoned = tmp_path / "adapter"
-    shutil.copytree(judge, poisoned)
-    state = load_file(judge / "adapter_model.safetensors")
+    shutil.copytree(reward_model, poisoned)
+    state = load_file(reward_model / "adapter_model.safetensors")
     state[next(name for name in state if name.endswith("score.weight"))][0, 0] = float("nan")
     save_file(state, poisoned / "adapter_model.safetensors")
     keys = (*PPO, f"reward_model_path={poisoned}")
@@ -225,24 +225,28 @@ def test_ppo_stops_at_nan_scores(home: Home, base: Path, judge: Path, tmp_path: 
     assert not one.run.adapter.exists()
 
 
-def test_ppo_on_an_8_bit_base(home: Home, base: Path, judge: Path) -> None:
-    run, _ = finish(home, base, Stage.PPO, *PPO, f"reward_model_path={judge}", "load_in_8bit=true", "max_steps=2")
+def test_ppo_on_an_8_bit_base(home: Home, base: Path, reward_model: Path) -> None:
+    run, _ = finish(
+        home, base, Stage.PPO, *PPO, f"reward_model_path={reward_model}", "load_in_8bit=true", "max_steps=2"
+    )
     assert [row["val/ratio_first"] for row in metrics(run)] == [1.0, 1.0]
 
 
-def test_ppo_with_a_reward_model_of_another_base(home: Home, base: Path, judge: Path, tmp_path: Path) -> None:
+def test_ppo_with_a_reward_model_of_another_base(home: Home, base: Path, reward_model: Path, tmp_path: Path) -> None:
     other = make_base(tmp_path / "other", seed=1)
-    run, _ = finish(home, other, Stage.PPO, *PPO, f"reward_model_path={judge}", "max_steps=1")
+    run, _ = finish(home, other, Stage.PPO, *PPO, f"reward_model_path={reward_model}", "max_steps=1")
     said = [event.data["message"] for event in events(run) if event.kind == "health"]
     assert any("second model" in message for message in said)
 
 
-def test_two_processes_equal_one_and_accumulation(shared_home: Home, home: Home, base: Path, judge: Path) -> None:
+def test_two_processes_equal_one_and_accumulation(
+    shared_home: Home, home: Home, base: Path, reward_model: Path
+) -> None:
     """1 × 8, 2 processes × 4 and accumulation 8 × 1, with all that is a statistic over ranks or tokens."""
     inputs = (
         *PPO,
         f"model_name_or_path={base}",
-        f"reward_model_path={judge}",
+        f"reward_model_path={reward_model}",
         "max_steps=2",
         "eval_steps=0",
         "lr_scheduler_type=linear",

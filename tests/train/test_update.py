@@ -62,6 +62,7 @@ def test_kl_estimator_and_coefficient(base: Path) -> None:
         kl = losses.masked(losses.kl_per_token(rollout.old.logprobs, rollout.ref_logprobs, name), mask)
         advantages = one.advantages(kl_coef=0.3)
         torch.testing.assert_close(advantages.kl, kl)
+        assert advantages.returns is not None
         # with γ = λ = 1 the return of the first token is the sum of all rewards
         torch.testing.assert_close(advantages.returns[:, 0], rollout.scores - 0.3 * kl.sum(1), atol=1e-5, rtol=1e-5)
 
@@ -90,8 +91,10 @@ def test_whitened_rewards_keep_their_mean(base: Path) -> None:
     rewards: list[Tensor] = []
     for more in ("false", "true"):
         one = toy(base, *keys, f"whiten_rewards={more}")
-        returns = torch.nn.functional.pad(one.advantages().returns, (0, 1))
-        rewards.append(returns[:, :-1] - returns[:, 1:])
+        returns = one.advantages().returns
+        assert returns is not None
+        padded = torch.nn.functional.pad(returns, (0, 1))
+        rewards.append(padded[:, :-1] - padded[:, 1:])
     mask = one.rollout.mask  # type: ignore[possibly-undefined]
     mean, var = moments(rewards[0], mask, alone)
     kept, unit = moments(rewards[1], mask, alone)

@@ -10,11 +10,13 @@ from transformers import get_scheduler
 
 from stackllama_engine.contract.errors import StageError
 from stackllama_engine.train import models
+from stackllama_engine.train.ppo.algorithm import Updater
 from stackllama_engine.train.ppo.losses import KLController
 from stackllama_engine.train.ppo.rewards import RewardScaling
 from stackllama_engine.train.ppo.rollout import Advantages, policy_outputs
 from stackllama_engine.train.ppo.shared_base import CRITIC, POLICY, VALUE_FILE, SharedBase
 from stackllama_engine.train.ppo.state import Evaluations, Trainables
+from stackllama_engine.train.ppo.update import UpdateStats
 
 from .toy import ppo_recipe
 from .update_kit import CPU, Toy, alone, toy
@@ -92,6 +94,30 @@ def test_everything_that_is_asked_to_train_is_stepped(base: Path) -> None:
     assert {id(p) for p in one.base.trainable()} == asked
     one.update(one.advantages())
     assert all(part.any() for part in parts(one, one.gradients[0]))
+
+
+@pytest.mark.parametrize("separate", ["true", "false"])
+def test_an_update_without_returns_trains_the_policy_alike_and_leaves_the_critic(base: Path, separate: str) -> None:
+    keys = (f"value_adapter={separate}", "num_ppo_epochs=3", "early_stopping=false")
+    with_critic, without = toy(base, *keys), toy(base, *keys)
+    critic_before = [parameter.detach().clone() for parameter in without.base.parameter_groups()[1]]
+    policy_before = [parameter.detach().clone() for parameter in without.base.parameter_groups()[0]]
+    stats: list[UpdateStats] = []
+    for one, advantages in ((with_critic, with_critic.advantages()), (without, without.advantages())):
+        if one is without:
+            advantages = replace(advantages, returns=None)
+        optimizer = torch.optim.AdamW(one.base.trainable(), lr=0.01, weight_decay=0.1)  # would decay a gradient of 0
+        stats.append(Updater(one.recipe, one.base, optimizer, alone).update(one.rollout, advantages, torch.Generator()))
+    (policy, critic), (expected, trained_critic) = without.base.parameter_groups(), with_critic.base.parameter_groups()
+    assert [s.updates for s in stats] == [3, 3]
+    assert all(torch.equal(*pair) for pair in zip(policy, expected, strict=True))
+    assert not all(torch.equal(*pair) for pair in zip(policy, policy_before, strict=True))
+    assert all(parameter.isfinite().all() for parameter in policy)
+    assert all(torch.equal(*pair) for pair in zip(critic, critic_before, strict=True))
+    assert not any(torch.equal(*pair) for pair in zip(trained_critic, critic_before, strict=True))
+    metrics = stats[1].metrics()
+    assert metrics["grad_norm"] == stats[0].metrics()["grad_norm"] > 0
+    assert [metrics[name] for name in ("loss/value_avg", "val/clipfrac_avg", "val/grad_norm")] == [0.0, 0.0, 0.0]
 
 
 def save(one: Toy, path: Path) -> None:

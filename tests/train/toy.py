@@ -76,7 +76,7 @@ def make_base(path: Path, seed: int = 0) -> Path:
     return path
 
 
-def make_judge(base: Path, path: Path, seed: int = 1) -> Path:
+def make_reward_model(base: Path, path: Path, seed: int = 1) -> Path:
     """Save a reward model's adapter and head on a base, drawn at random: it gives scores, and nobody trained it."""
     recipe = load_recipe(Stage.REWARD, None, (f"model_name_or_path={base}", *REWARD))
     assert isinstance(recipe, RewardRecipe)

@@ -12,8 +12,8 @@ from transformers import TrainerCallback
 from ..contract.errors import StageError
 from ..contract.requests import Change
 from . import averages, checkpoint, schedule
-from .answers import Answers
 from .disk_wait import until_saved
+from .eval_sampler import EvalSampler
 from .saving import Saver, newest_sealed
 from .serving import Service, serve
 from .session import Session
@@ -35,10 +35,10 @@ class RunCallback(TrainerCallback):
     Args:
         session: its requests are polled after every optimizer step and every batch of an evaluation.
         keep: which checkpoints stay.
-        answers: generates samples on request; None where the stage generates no text.
+        eval_sampler: generates samples on request; None where the stage generates no text.
     """
 
-    def __init__(self, session: Session, keep: checkpoint.Retention, answers: Answers | None = None) -> None:
+    def __init__(self, session: Session, keep: checkpoint.Retention, eval_sampler: EvalSampler | None = None) -> None:
         self.stopped = False
         self.save_failed = False
         """Whether this rank's part of the current checkpoint could not be written."""
@@ -48,8 +48,8 @@ class RunCallback(TrainerCallback):
         self._requests = session.requests
         self._restart = session.restarts.now
         self._saver = Saver(session.reporter)
-        self._service = Service(self._change, self._answer if answers else None)
-        self._answers = answers
+        self._service = Service(self._change, self._sample_on_request if eval_sampler else None)
+        self._eval_sampler = eval_sampler
         self._keep = keep
         self._save_asked = False
         self._by_time = False  # the next save has no other reason
@@ -228,9 +228,9 @@ class RunCallback(TrainerCallback):
         now = schedule.set_peak(self.trainer.optimizer, self.trainer.lr_scheduler, change.value)
         return f"`learning_rate` is {change.value:g} now; the schedule makes it {now:g} for the next step"
 
-    def _answer(self, step: int) -> None:
-        assert self._answers is not None
+    def _sample_on_request(self, step: int) -> None:
+        assert self._eval_sampler is not None
         self._reporter.phase("evaluate")
         if self._reporter.is_main:
-            self._reporter.samples(step, self._answers.rows(self.trainer.model))
+            self._reporter.samples(step, self._eval_sampler.rows(self.trainer.model))
         PartialState().wait_for_everyone()

@@ -14,9 +14,9 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from ..contract.recipe import SFTRecipe
 from . import checkpoint, hf_trainer, limits, models
-from .answers import Answers
 from .encoding import encode_answer, encode_prompt, evaluation_rows, report_columns, training_rows
 from .eval_metrics import TokenWeighted
+from .eval_sampler import EvalSampler
 from .guard import Guarded
 from .lengths import PROMPT, LengthLimit
 from .overlap import COLUMN, Overlap, question_hash
@@ -80,8 +80,8 @@ def run(recipe: SFTRecipe, session: Session) -> dict[str, Any]:
         base, recipe.model_name_or_path, recipe.max_length, f"`max_length={recipe.max_length}`", reporter
     )
     model = models.add_lora(base, recipe, "CAUSAL_LM")
-    answers = Answers(recipe, tokenizer, session.requests)
-    callback = RunCallback(session, checkpoint.Retention.of(recipe), answers)
+    eval_sampler = EvalSampler(recipe, tokenizer, session.requests)
+    callback = RunCallback(session, checkpoint.Retention.of(recipe), eval_sampler)
     trainer = GuardedSFTTrainer(
         model=model,
         args=SFTConfig(

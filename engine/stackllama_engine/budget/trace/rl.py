@@ -83,8 +83,9 @@ def _shared_base(recipe: PPORecipe, config: dict[str, Any], layers: int, *, adap
     base._bf16 = recipe.bf16
     base._continues = recipe.policy_adapter_path is not None
     base.value_head = nn.Linear(models.head_hidden(model), 1, bias=False, dtype=torch.float32)
-    base.has_critic = recipe.value_adapter
-    for name, wanted in ((REFERENCE, base._continues), (REWARD, adapter_scores), (CRITIC, base.has_critic)):
+    base.has_separate_critic = recipe.value_adapter
+    adapters = ((REFERENCE, base._continues), (REWARD, adapter_scores), (CRITIC, base.has_separate_critic))
+    for name, wanted in adapters:
         if wanted:
             base.model.add_adapter(name, models.lora_config(recipe, "CAUSAL_LM"))
     base._activate(POLICY)

@@ -2,35 +2,42 @@
 
 1. **sample**: the policy responds to this step's prompts → token ids of ``B`` responses.
 2. **score**: the reward components and their weighted sum → ``scores``, ``[B]``.
-3. **reference**: over the same tokens, log-probabilities of the policy that sampled (``old``) and of the reference (the
-   base without the policy's adapter), and values of the critic, all by the pass that trains → ``[B, R]`` each.
+3. **reference**: for the same tokens, log-probabilities under the policy that sampled (``old``, π_old) and under the
+   reference (π_ref, the policy before PPO), at the sampling `temperature`, and the critic's values: all computed with
+   the forward pass used in training, not by the sampler → ``[B, R]`` each.
 4. **rewards**: scores are scaled and penalised where the recipe says so; then every token's reward is −kl_coef · its KL
-   to the reference, and the last token's also has the score → ``[B, R]``.
+   to the reference, and that of the response's last token also has the score → ``[B, R]``.
 5. **advantages**: generalised advantage estimation from rewards and values → ``advantages``, ``returns``, ``[B, R]``.
 6. **update**: epochs of mini-batches: clipped surrogate objective for the policy, clipped squared error for the critic.
 
 The trainer makes one step of::
 
     responses = algorithm.sample(prompts, noise, eos)  # 1
-    rollout = algorithm.score(prompts, responses)  # 2, 3
+    rollout = algorithm.score(prompts, responses)  # 2, 3; if it holds a NaN or infinity, only the last line follows
     result = algorithm.learn(rollout, shuffle)  # 4, 5, 6
-    algorithm.adapt_kl_coef(kl, count)  # the controller moves the KL coefficient; the next step uses it
+    algorithm.adapt_kl_coef(kl, response_count)  # the next step is the first to use the new coefficient
+    schedule.advance(scheduler)  # the learning rate: once per PPO step, not per mini-batch
 
 Departures from StackLLaMA's PPO are listed in the package's docstring.
 
 Sources: PPO arXiv:1707.06347; GAE arXiv:1506.02438; the KL penalty in the reward, and its controller,
 arXiv:1909.08593. Each formula is a function of :mod:`.losses`, which takes tensors and plain numbers.
 
-Shapes: ``B`` responses on this rank, ``b`` of a micro-batch, ``R`` response positions. ``mask`` is 1 on response
-tokens, the end token included, and 0 on the padding after them; every loss, mean and variance is over its ones alone.
-``reduce`` sums over all ranks.
+Shapes: ``B`` responses on this rank, ``R`` tokens in the longest of them; in a micro-batch, ``b`` and ``r``. ``mask``
+is 1 on response tokens, the end token included, and 0 on the padding after them; every per-token loss, mean and
+variance is over its ones alone. ``reduce`` sums over all ranks. Keys of the recipe are written like `target`.
 
-Three divergences, not to be confused: **kl**, policy against reference, per token, is what the rewards are penalised
-with; **approxkl** and **policykl**, new against old policy, say how far an update has moved.
+Three divergences, not to be confused, all estimated from the tokens that π_old sampled (π_new: the policy in training):
+
+- **kl**, of π_old from π_ref: penalised in the rewards; its sum per response may be steered to `target`;
+- **approxkl**, mean of ½ (log π_new − log π_old)²: a metric, no more;
+- **policykl**, mean of log π_old − log π_new over a mini-batch: above 1.5 × `target_kl`, which is unrelated to
+  `target`, it ends the update early.
 """
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -50,10 +57,10 @@ from .shared_base import CRITIC, SharedBase
 from .update import Gradients, PPOStats, Reduce, UpdateStats, fetch, whiten
 
 Acting = Callable[[], AbstractContextManager[None]]
-"""Makes a context in which another model than the policy is active, in an evaluation."""
+"""Makes a context in which a model other than the policy is active, in an evaluation."""
 
 _EARLY_STOP = 1.5
-"""Times ``target_kl``, as in TRL 0.11's ``early_stopping``."""
+"""Times `target_kl`, as in TRL 0.11's ``early_stopping``."""
 
 
 class LearnResult(NamedTuple):
@@ -67,36 +74,21 @@ class LearnResult(NamedTuple):
     scaling_metrics: dict[str, float]
 
 
+@dataclass(frozen=True)
 class Algorithm:
-    """PPO's six steps on one rank.
+    """PPO's six steps on one rank."""
 
-    Args:
-        recipe: the PPO recipe.
-        worker: generates and scores rollouts.
-        scaling: normalises and clips scores, with running statistics.
-        controller: holds the KL coefficient.
-        updater: carries out step 6.
-        run_on_all_ranks: runs a phase on every rank until it fits into memory.
-        reduce: sum over all ranks.
-    """
-
-    def __init__(
-        self,
-        recipe: PPORecipe,
-        worker: RolloutWorker,
-        scaling: RewardScaling,
-        controller: losses.KLController,
-        updater: "Updater",
-        run_on_all_ranks: RunOnAllRanks,
-        reduce: Reduce,
-    ) -> None:
-        self._recipe = recipe
-        self._worker = worker
-        self._scaling = scaling
-        self._controller = controller
-        self._updater = updater
-        self._run_on_all_ranks = run_on_all_ranks
-        self._reduce = reduce
+    recipe: PPORecipe
+    worker: RolloutWorker
+    """Generates and scores rollouts."""
+    scaling: RewardScaling
+    """Normalises and clips scores, with running statistics."""
+    controller: losses.KLController
+    """Holds the KL coefficient."""
+    updater: "Updater"
+    run_on_all_ranks: RunOnAllRanks
+    """Runs a phase on every rank until it fits into memory."""
+    reduce: Reduce
 
     def sample(self, prompts: Sequence[Prompt], noise: Sequence[Noise], eos: int) -> Responses:
         """1 sample: generate one response per prompt.
@@ -109,27 +101,26 @@ class Algorithm:
         Raises:
             Abandoned: a stop is wanted.
         """
-        return self._run_on_all_ranks(lambda: self._worker.respond(prompts, noise, eos))
+        return self.run_on_all_ranks(lambda: self.worker.respond(prompts, noise, eos))
 
-    def score(
-        self, prompts: Sequence[Prompt], responses: Sequence[Sequence[int]], acting: Acting = nullcontext
-    ) -> Rollout:
+    def score(self, prompts: Sequence[Prompt], responses: Responses, acting: Acting = nullcontext) -> Rollout:
         """2 score and 3 reference: compute everything that later steps read of a rollout.
 
         Args:
             prompts: of this rank.
-            responses: one per prompt.
+            responses: token ids, one list per prompt.
             acting: context in which the model that sampled is active; by default that is the policy.
 
         Raises:
             Abandoned: a stop is wanted.
-            Unscored: a function of the user's failed, a text was too long, or memory ran out.
+            Unscored: a user-supplied function failed, a text was too long, or memory ran out.
         """
         try:
-            rollout = self._run_on_all_ranks(lambda: self._worker.score(prompts, responses, acting()))
+            rollout = self.run_on_all_ranks(lambda: self.worker.score(prompts, responses, acting()))
         except StageError as error:
             raise Unscored(str(error)) from error
-        return self._worker.fill_abstained(rollout)
+        # a user's function may abstain; without a reward model, the response then gets the mean score of all others
+        return self.worker.fill_abstained(rollout)
 
     def learn(self, rollout: Rollout, shuffle: torch.Generator) -> LearnResult:
         """4 rewards, 5 advantages, 6 update.
@@ -144,39 +135,43 @@ class Algorithm:
             Abandoned: a stop is wanted; the update is half done, and the caller restores what was before.
             StageError: memory ran out with one response per micro-batch.
         """
-        # 4, per response: raw → normalised by the running statistics, this rollout included, and clipped → final.
-        # Each is the identity unless the recipe asks for it.
-        self._scaling.update(rollout.scores)
-        scaled = self._scaling.scale(rollout.scores)  # [B]
-        scaling_metrics = self._scaling.metrics(rollout.scores)
-        final = final_scores(self._recipe, scaled, rollout.texts)  # [B], minus baseline and missing-end penalty
+        # 4, per response. raw → scaled: if `normalize_reward`, (score − mean) / (std + 1e-4), with mean and std of all
+        # ranks' scores so far, these included; then, if `cliprange_reward` is set, clipped to ± that
+        self.scaling.update(rollout.scores)
+        scaled = self.scaling.scale(rollout.scores)  # [B]
+        scaling_metrics = self.scaling.metrics(rollout.scores)
+        # scaled → final: minus the constant `reward_baseline`. A response that was cut off (its last token is not the
+        # end token) stays in the batch; its score is lowered by `missing_eos_penalty` (default: 1 with a reward model,
+        # else 0), or replaced by `missing_eos_reward`
+        final = final_scores(self.recipe, scaled, rollout.texts)  # [B]
         # 4, per token, and 5, with the coefficient that adapt_kl_coef left behind one step ago
-        kl_coef = self._controller.coef
-        advantages = compute_advantages(self._recipe, rollout, final, kl_coef, self._reduce)  # [B, R] each
+        kl_coef = self.controller.coef
+        advantages = compute_advantages(self.recipe, rollout, final, kl_coef, self.reduce)  # [B, R] each
         # 6
-        stats = self._updater.update(rollout, advantages, shuffle, self._run_on_all_ranks.check_stop)
+        stats = self.updater.update(rollout, advantages, shuffle, self.run_on_all_ranks.check_stop)
         scores = Scores(raw=rollout.scores, scaled=scaled, final=final)
         return LearnResult(scores, advantages, stats, kl_coef, scaling_metrics)
 
     def learn_as_canary(self, rollout: Rollout, shuffle: torch.Generator) -> None:
-        """Run steps 4 to 6 as a canary (one worst case before training), without moving any running statistics.
+        """Run steps 4 to 6 as a canary: a worst-case trial batch before training; no running statistics move.
 
         Weights and optimizer state are the caller's to restore.
         """
-        final = final_scores(self._recipe, rollout.scores, rollout.texts)  # [B]
-        advantages = compute_advantages(self._recipe, rollout, final, self._controller.coef, self._reduce)
-        self._updater.update(rollout, advantages, shuffle, self._run_on_all_ranks.check_stop)
+        final = final_scores(self.recipe, rollout.scores, rollout.texts)  # [B]
+        advantages = compute_advantages(self.recipe, rollout, final, self.controller.coef, self.reduce)
+        self.updater.update(rollout, advantages, shuffle, self.run_on_all_ranks.check_stop)
 
-    def adapt_kl_coef(self, kl: float, responses: int) -> None:
-        """Move the KL coefficient so that the KL nears ``target``, where the recipe has one (``adap_kl_ctrl``).
+    def adapt_kl_coef(self, kl: float, response_count: int) -> None:
+        """Adapt the KL coefficient so that ``kl`` nears `target`; unchanged if `adap_kl_ctrl` is false.
 
-        The trainer calls it once per step, after :meth:`learn`: the next step is the first to use the new coefficient.
+        ``coef *= 1 + clip(kl / target − 1, ±0.2) · response_count / horizon``. The trainer calls it once per step,
+        after :meth:`learn`.
 
         Args:
             kl: mean over responses of this step's KL per response (its tokens' sum), by the penalty's estimator.
-            responses: their number, over all ranks.
+            response_count: over all ranks.
         """
-        self._controller.update(kl, responses)
+        self.controller.update(kl, response_count)
 
 
 def compute_advantages(
@@ -184,8 +179,10 @@ def compute_advantages(
 ) -> Advantages:
     """4 rewards per token and 5 advantages: the only place that makes advantages.
 
-    Another estimator (such as one from groups of responses per prompt, without a critic) is another branch here: the
-    update uses whatever this returns, and nothing else knows how it was made.
+    Another estimator is another branch here. One without a value function, such as one from groups of responses to the
+    same prompt, gives ``returns=None``: the update then leaves the critic as it is. Its groups would be this rank's
+    rows with equal ``rollout.texts[i].question``; the trainer would have to repeat prompts on a rank, as it gives each
+    once. The update and the metrics read what this returns, and nothing else knows how it was made.
 
     Args:
         recipe: estimator of KL, discount, what is whitened.
@@ -196,15 +193,20 @@ def compute_advantages(
     """
     mask = rollout.mask  # [B, R]
     # 4 rewards. The KL enters here: −kl_coef · KL is the reward of every token; the last one's also has the score.
+    # `kl_estimator`, with d = log π_old − log π_ref: k1 (the default) = d, k2 = ½ d², k3 = e^−d − 1 + d. π_old is the
+    # policy that sampled, fixed for the whole update; no gradient flows through the rewards.
     kl = losses.kl_per_token(rollout.old.logprobs, rollout.ref_logprobs, recipe.kl_estimator)  # [B, R]
     kl = losses.masked(kl, mask)  # [B, R]
     rewards = losses.token_rewards(scores, kl, mask, kl_coef)  # [B, R]
-    if recipe.whiten_rewards:  # to unit variance over all ranks' tokens, around the mean that they have
+    # whitening: (x − mean) / √(var + 1e-8), plus the mean again unless it is shifted to 0; mean and unbiased variance
+    # are over all ranks' tokens; padding is 0 afterwards
+    if recipe.whiten_rewards:
         rewards = whiten(rewards, mask, reduce, shift_mean=False)  # [B, R]
     # 5 advantages, from the last token backwards: A_t = δ_t + γλ A_t+1, δ_t = r_t + γ V_t+1 − V_t; returns = A + V.
+    # V and A after the last token are 0, of a response that was cut off as well: truncation is treated as terminal.
     advantages, returns = losses.gae(rollout.old.values, rewards, mask, recipe.gamma, recipe.lam)  # [B, R] each
-    if recipe.whiten_advantages:  # to zero mean and unit variance over all ranks' tokens; the returns stay as they are
-        advantages = whiten(advantages, mask, reduce)  # [B, R]
+    if recipe.whiten_advantages:  # the returns stay as they are
+        advantages = whiten(advantages, mask, reduce, shift_mean=True)  # [B, R]
     return Advantages(kl=kl, advantages=advantages, returns=returns)
 
 
@@ -247,15 +249,15 @@ class Updater:
         Args:
             rollout: of this rank.
             advantages: of the same responses.
-            shuffle: orders the rows of every epoch but the first, which keeps the order of the recorded
-                log-probabilities.
+            shuffle: orders the rows of every epoch but the first, which keeps the order in which the log-probabilities
+                of π_old were computed, so that the first pass has ratio 1.
             check_stop: called on every rank before each mini-batch; what it raises ends the update half-way.
         """
         stats = UpdateStats.empty(self._base.device)
         self._base.model.train(self._base.checkpointing)  # checkpointing works in training mode only; dropout is 0
         try:
             for epoch in range(self._recipe.num_ppo_epochs):
-                count = len(rollout.mask)  # B
+                count = len(rollout.mask)  # B, the same on every rank: see ``PPO._batch`` in trainer.py
                 order = torch.randperm(count, generator=shuffle) if epoch else torch.arange(count)
                 for indices in order.chunk(self._recipe.num_mini_batches):
                     check_stop()
@@ -269,15 +271,16 @@ class Updater:
     def _mini_batch(self, rollout: Rollout, advantages: Advantages, indices: list[int], stats: UpdateStats) -> None:
         """Make one optimizer step on these rows of this rank and as many on every other.
 
-        It is not made, and counts as skipped, where the mean ratio is above ``ratio_threshold`` or a number is not
-        finite. Early stopping ends the whole update.
+        The step is skipped if the mean ratio is above `ratio_threshold` or a number is not finite. If the policy moved
+        too far (`early_stopping`), this step is not made either, and the update ends. Clipping never drops a step: it
+        limits a token's loss (`cliprange`, `cliprange_value`) or a gradient's norm (`max_grad_norm`).
         """
         recipe = self._recipe
         # gradients: the loss is a mean over all response tokens of the mini-batch, on all ranks
         token_count = self._reduce(rollout.mask[torch.tensor(indices, device=self._base.device)].sum())
         sums = self.gradients.accumulate(
             rollout, indices, lambda batch: self._micro_batch(rollout, advantages, batch, token_count)
-        )
+        )  # over the tokens of all ranks, like token_count
         self.gradients.sum_over_ranks()
         if stats.first is None:
             stats.first = sums
@@ -285,6 +288,9 @@ class Updater:
         policy_parameters, critic_parameters = self._base.parameter_groups()
         policy_norm = nn.utils.clip_grad_norm_(policy_parameters, recipe.max_grad_norm)
         critic_norm = nn.utils.clip_grad_norm_(critic_parameters, recipe.max_grad_norm)
+        if advantages.returns is None:  # no gradient rather than 0, with which weight decay would move the critic
+            for parameter in critic_parameters:
+                parameter.grad = None
         # every rank holds the same sums and gradients here, so all of them decide alike; a NaN is never applied
         finite = torch.isfinite(torch.stack([*sums, policy_norm, critic_norm])).all()
         means = fetch(
@@ -313,31 +319,32 @@ class Updater:
         token weighs the same, whatever its response's length, its micro-batch and its rank.
         """
         recipe = self._recipe
-        samples, targets = rollout.select(batch), advantages.select(batch)  # [b, R] each, R their longest response
-        mask = samples.mask  # [b, R]
-        inputs = samples.input_ids, samples.attention_mask, batch.response
-        # policy: −min(ratio · A, clip(ratio, 1 ± cliprange) · A) per token; an entropy bonus where the recipe has one
-        outputs = self._base.outputs(*inputs, ask_critic=False, padded=batch.padded)  # [b, R] each
-        policy = losses.policy_loss(
-            outputs.logprobs, samples.old.logprobs, targets.advantages, mask, recipe.cliprange
-        )  # a sum over tokens, like every loss here
+        rollout, advantages = rollout.select(batch), advantages.select(batch)  # the micro-batch's rows, [b, r] each
+        mask, old = rollout.mask, rollout.old
+        inputs = rollout.input_ids, rollout.attention_mask, batch.response  # the last one is r
+        # policy: −min(ratio · A, clip(ratio, 1 ± cliprange) · A), ratio = π_new / π_old; summed over the mask, as every
+        # loss here is; an entropy bonus where the recipe has one
+        outputs = self._base.outputs(*inputs, run_separate_critic=False, padded=batch.padded)  # [b, r] each
+        policy = losses.policy_loss(outputs.logprobs, old.logprobs, advantages.advantages, mask, recipe.cliprange)
         entropy = losses.masked(outputs.entropy, mask).sum()
         loss = policy.loss
         if recipe.ent_coef:  # its gradient costs another softmax over the vocabulary
             loss = loss - recipe.ent_coef * entropy
-        # critic: ½ squared error to the returns, clipped around the rollout's values; it never trains the policy
-        if self._base.has_critic:  # the critic has an adapter of its own, and so a forward pass of its own
-            (loss / token_count).backward()
-            policy = losses.PolicyLoss(*(part.detach() for part in policy))
-            entropy = entropy.detach()
-            del loss, outputs  # frees the policy's graph before the critic's pass makes another
-            with self._base.adapter(CRITIC):
-                values = self._base.values(*inputs, padded=batch.padded)  # [b, R]
-                value = self._value_loss(values, samples, targets)
+        (loss / token_count).backward()
+        policy = losses.PolicyLoss(*(part.detach() for part in policy))
+        values, entropy = outputs.values, entropy.detach()
+        del loss, outputs  # frees the policy's graph before the critic's pass makes another
+        # critic: ½ max((V − returns)², (clip(V, V_old ± cliprange_value) − returns)²). V is a head on the hidden states
+        # of a separate adapter (`value_adapter`), in a forward pass of its own, or else on the policy's, detached: the
+        # value loss never reaches the policy's weights.
+        value = losses.ValueLoss(*mask.new_zeros(2))
+        if advantages.returns is not None:
+            separate = self._base.has_separate_critic
+            with self._base.adapter(CRITIC) if separate else nullcontext():
+                if separate:
+                    values = self._base.values(*inputs, padded=batch.padded)  # [b, r]
+                value = losses.value_loss(values, old.values, advantages.returns, mask, recipe.cliprange_value)
                 (recipe.vf_coef * value.loss / token_count).backward()
-        else:  # the value head reads the policy's detached hidden states
-            value = self._value_loss(outputs.values, samples, targets)
-            ((loss + recipe.vf_coef * value.loss) / token_count).backward()
         return PPOStats(
             policy_loss=policy.loss,
             value_loss=value.loss,
@@ -348,10 +355,4 @@ class Updater:
             entropy=entropy,
             tokens=mask.sum(),
             policykl=policy.policykl,
-        )
-
-    def _value_loss(self, values: Tensor, samples: Rollout, targets: Advantages) -> losses.ValueLoss:
-        """Compute the critic's loss: ``[b, R]`` in, a sum over tokens out."""
-        return losses.value_loss(
-            values, samples.old.values, targets.returns, samples.mask, self._recipe.cliprange_value
         )

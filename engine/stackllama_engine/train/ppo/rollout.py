@@ -84,14 +84,15 @@ class Advantages:
 
     kl: Tensor
     advantages: Tensor
-    returns: Tensor
+    returns: Tensor | None
+    """None: the estimator has no value function, and the update leaves the critic as it is."""
 
     def select(self, batch: PackedBatch) -> "Advantages":
         """Select those of a micro-batch, ``[b, r]`` each."""
         return Advantages(
             kl=batch.select_response(self.kl),
             advantages=batch.select_response(self.advantages),
-            returns=batch.select_response(self.returns),
+            returns=None if self.returns is None else batch.select_response(self.returns),
         )
 
 

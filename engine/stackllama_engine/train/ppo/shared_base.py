@@ -89,12 +89,12 @@ class SharedBase:
         self.value_head = nn.Linear(models.head_hidden(base), 1, bias=False, device=device, dtype=torch.float32)
         nn.init.zeros_(self.value_head.weight)
         self._continues = continued is not None
-        self.has_critic = recipe.value_adapter
+        self.has_separate_critic = recipe.value_adapter
         self.reward_adapter = _reward_adapter(recipe)
         self._role = POLICY
         if continued:
             self._continue_from(continued, recipe)
-        if self.has_critic:
+        if self.has_separate_critic:
             self._add_critic(continued, recipe)
         elif recipe.value_head_init == "reward":
             raise StageError(
@@ -131,7 +131,7 @@ class SharedBase:
     @property
     def saved(self) -> tuple[str, ...]:
         """The adapters that are trained."""
-        return (POLICY, CRITIC) if self.has_critic else (POLICY,)
+        return (POLICY, CRITIC) if self.has_separate_critic else (POLICY,)
 
     @contextmanager
     def reference(self) -> Iterator[None]:
@@ -223,7 +223,13 @@ class SharedBase:
         return logits.float() if self.temperature == 1.0 else logits.float() / self.temperature
 
     def outputs(
-        self, input_ids: Tensor, attention_mask: Tensor, responses: int, *, ask_critic: bool = True, padded: bool = True
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        responses: int,
+        *,
+        run_separate_critic: bool = True,
+        padded: bool = True,
     ) -> Outputs:
         """Compute log-probabilities, values and entropy at the last ``responses`` positions.
 
@@ -233,16 +239,16 @@ class SharedBase:
             input_ids: ``[B, P + R]``: prompts padded on the left, responses on the right.
             attention_mask: ``[B, P + R]``.
             responses: ``R``.
-            ask_critic: False leaves out the pass of a critic with an adapter of its own, and values are 0; so they are
-                of the reference.
+            run_separate_critic: False leaves out the forward pass of a critic with an adapter of its own, and its
+                values are 0; so they are of the reference.
             padded: False: the mask is known to be all ones.
         """
         before = self._before(input_ids, attention_mask, responses, padded)  # [B, R, H]
         tokens = input_ids[:, -responses:]  # [B, R]
         chosen = self._chosen_by_frozen_head(before, tokens) or self._chosen(before, tokens)
-        if not self.has_critic:
+        if not self.has_separate_critic:
             values = self._valued(before.detach())  # [B, R]; the value loss stops at the detached states
-        elif ask_critic and self._role == POLICY:
+        elif run_separate_critic and self._role == POLICY:
             with self.adapter(CRITIC):
                 values = self.values(input_ids, attention_mask, responses, padded=padded)
         else:

@@ -118,7 +118,7 @@ class Trainables:
             OSError: disk full or not writable.
         """
         save_file(dense(self.base.policy_state()), staging / _FILES["policy"])
-        if self.base.has_critic:
+        if self.base.has_separate_critic:
             save_file(dense(self.base.policy_state(CRITIC)), staging / _FILES["critic"])
         save_file(dense(self.base.value_head.state_dict()), staging / _FILES["value"])
         moments, counts = optimizers.state_of(self.optimizer)
@@ -140,7 +140,7 @@ class Trainables:
         """Restore everything from a sealed checkpoint."""
         device = str(self.base.device)
         self.base.load_policy_state(load_file(path / _FILES["policy"], device=device))
-        if self.base.has_critic:
+        if self.base.has_separate_critic:
             self.base.load_policy_state(load_file(path / _FILES["critic"], device=device), CRITIC)
         self.base.value_head.load_state_dict(load_file(path / _FILES["value"], device=device))
         progress = msgspec.json.decode((path / "state.json").read_bytes(), type=Progress)

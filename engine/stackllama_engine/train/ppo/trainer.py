@@ -177,7 +177,7 @@ class PPO:
         saved = checkpoint.to_resume(self.reporter, self.recipe)
         if saved:
             progress = self.trainables.load(saved)
-            if not (self.base.has_critic or progress.value_loss_apart):
+            if not (self.base.has_separate_critic or progress.value_loss_apart):
                 self.reporter.health(
                     "the version that wrote this checkpoint also trained the policy with the value loss; from here on "
                     "the value head reads detached states"
@@ -276,9 +276,10 @@ class PPO:
         metrics["episode"] = float((step + 1) * count)
         metrics |= learned.scaling_metrics
         metrics |= stats.metrics()
-        metrics["val/var_explained"] = explained_variance(
-            rollout.old.values, learned.advantages.returns, rollout.mask, self.session.reduce
-        )
+        if learned.advantages.returns is not None:
+            metrics["val/var_explained"] = explained_variance(
+                rollout.old.values, learned.advantages.returns, rollout.mask, self.session.reduce
+            )
         if stats.skipped:
             self.reporter.health(f"step {step + 1}: skipped {stats.skipped} mini-batches (ratio or gradient)")
         schedule.advance(self.trainables.scheduler)

@@ -21,8 +21,8 @@ _TOKENS = 128
 _ROWS = 200  # searched for that many different questions
 
 
-class Answers:
-    """Greedy responses to the first held-out prompts, which are the same each time.
+class EvalSampler:
+    """Generates greedy responses to the first held-out prompts, which are the same each time.
 
     Args:
         recipe: names the questions' source.
@@ -44,14 +44,14 @@ class Answers:
         model.eval()
         try:
             for question in self._questions:
-                rows.append(self._answer(model, question))
+                rows.append(self._respond(model, question))
         except LeftEarly:
             pass
         finally:
             model.train(was_training)
         return rows
 
-    def _answer(self, model: Any, question: str) -> dict[str, Any]:
+    def _respond(self, model: Any, question: str) -> dict[str, Any]:
         ids: list[int] = []
         ask = Ask(id=0, prompt=question, temperature=0.0, max_new_tokens=_TOKENS)
         with torch.autocast(model.device.type, torch.bfloat16, enabled=self._recipe.bf16):
