@@ -26,6 +26,7 @@ myst_heading_anchors = 3
 html_theme = "furo"
 html_title = project
 html_show_sourcelink = False
+smartquotes_action = "q"  # quotation marks alone: `--out` in a help text keeps its two dashes
 
 _REFERENCE = re.compile(r"<!-- reference: (\w+) -->")
 _FILE = re.compile(r"<!-- file: (\S+) -->")

@@ -26,6 +26,7 @@ _STAGES = {
     Stage.MERGE: "Merge",
 }
 _CODE = re.compile(r"(`[^`]*`)")
+_OPTION = re.compile(r"(?<![\w`-])(--[a-z][a-z-]*)")
 _URL = re.compile(r"(https?://[^\s),;]*[^\s),;.:])|arXiv:(\d{4}\.\d{5}|\d{4}\.\d{4})")
 
 
@@ -116,7 +117,8 @@ def _metric(metric: Metric) -> tuple[str, ...]:
 
 
 def markdown(text: str) -> str:
-    """Plain text in which only code between backticks and addresses mean something."""
+    """Turn plain text, in which only code between backticks, options and addresses mean something, into Markdown."""
+    text = "".join(part if part.startswith("`") else _OPTION.sub(r"`\1`", part) for part in _CODE.split(text))
     return "".join(part if part.startswith("`") else _plain(part) for part in _CODE.split(text))
 
 

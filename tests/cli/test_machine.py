@@ -47,7 +47,7 @@ def test_doctor_names_missing_packages_and_how_to_get_them(
     monkeypatch.setattr(doctor_module, "_version", lambda name: None if name in ("torch", "gguf") else "1.0")
     result = run_main("doctor")
     assert result.code == 1
-    assert "torch missing: pip install 'stackllama-console[train]'" in result.out
+    assert "torch missing: `pip install '.[train]'` in a clone of the repository" in result.out
     assert "gguf missing (base models in .gguf files)" in result.out
     assert "Training is not possible on this machine yet." in result.out
 

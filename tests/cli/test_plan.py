@@ -15,7 +15,9 @@ from stackllama_engine.budget.calibration import Kind, Row, add_row
 from stackllama_engine.contract.run_dir import Home, RunDir
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch import calibrate
+from stackllama_engine.launch import main_memory as machine_memory
 from stackllama_engine.launch.machine_check import package_versions
+from stackllama_engine.launch.main_memory import MainMemory
 
 ROOT = Path(__file__).resolve().parents[2]
 LLAMA_7B = {
@@ -111,7 +113,7 @@ def test_what_nobody_knows_looks_like_no_success(model: Path, run_main: Callable
 
 def test_an_unknown_stage_is_not_hidden_by_a_larger_one_that_fits(model: Path, run_main: Callable[..., Any]) -> None:
     (model / "config.json").write_text(json.dumps(MIXTRAL))
-    words = ("plan", "pipeline", f"model_name_or_path={model}", "--gpu", "100TB")
+    words = ("plan", "pipeline", f"model_name_or_path={model}", "merge.use_cpu=false", "--gpu", "100TB")
     result = run_main(*words)
     assert result.code == 1
     assert "decides" in result.err and "unknown: at least 170.2 GiB\n" in result.out
@@ -169,6 +171,39 @@ def test_a_pipeline_is_as_large_as_its_largest_stage(model: Path, run_main: Call
     found = run_main("plan", "pipeline", f"model_name_or_path={model}", "--json", "--gpu", "80GB").json()
     assert set(found["stages"]) == {"sft", "reward", "ppo", "merge"}
     assert found["allocated"] == max(stage["allocated"] for name, stage in found["stages"].items() if name != "merge")
+
+
+def test_merges_of_a_pipeline_are_counted_where_they_run(
+    model: Path, run_main: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine_memory, "main_memory", lambda: MainMemory(total=16 << 30, available=8 << 30))
+    words = ("plan", "pipeline", f"model_name_or_path={model}", "bf16=true", "gradient_checkpointing=true")
+    result = run_main(*words, "--gpu", "24GiB", "--json")
+    stages = result.json()["stages"]
+    assert {name: (one["place"]["on_gpu"], one["fits"]) for name, one in stages.items()} == {
+        "sft": (True, "yes"),
+        "reward": (True, "yes"),
+        "ppo": (True, "yes"),
+        "merge": (False, "no"),
+    }
+    assert stages["merge"]["allocated"] > 24 << 30
+    assert (result.json()["fits"], result.json()["stage"]) == ("yes", "ppo")
+    said = "merge runs on the CPU (`use_cpu: true`), not on 24GiB: it needs "
+    assert said in result.err and "of main memory; this machine has 16.0 GiB." in result.err
+    text = run_main(*words, "--gpu", "24GiB")
+    assert "it fits" in text.out and "ppo needs the most GPU memory of all pipeline stages." in text.err
+    on_card = run_main(*words, "merge.use_cpu=false", "--gpu", "24GiB", "--json")
+    assert (on_card.json()["fits"], on_card.json()["stage"]) == ("no", "merge")
+    assert "use_cpu" not in on_card.err
+
+
+def test_a_pipeline_on_the_cpu_is_compared_with_this_machines_memory(
+    model: Path, run_main: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine_memory, "main_memory", lambda: MainMemory(total=16 << 30, available=8 << 30))
+    words = ("plan", "pipeline", f"model_name_or_path={model}", "use_cpu=true", "load_in_8bit=false", "--gpu", "80GB")
+    found = run_main(*words, "--json").json()
+    assert (found["fits"], found["place"]["on_gpu"], found["place"]["bytes"]) == ("no", False, 16 << 30)
 
 
 def test_a_recipe_file_and_the_cpu(model: Path, tmp_path: Path, run_main: Callable[..., Any]) -> None:

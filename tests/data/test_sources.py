@@ -290,5 +290,5 @@ def test_a_hub_that_fails_is_one_error(fake_hub: list[dict[str, Any]]) -> None:
 
 def test_hub_without_datasets_names_the_fix(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(DataError, match=r"needs `datasets`: pip install 'stackllama-console\[train\]'"):
+    with pytest.raises(DataError, match=r"needs `datasets`: `pip install '\.\[train\]'` in a clone"):
         list(open_rows("owner/set", "train"))

@@ -139,6 +139,7 @@ def test_the_reference_has_every_key_command_and_metric() -> None:
 
 def test_plain_text_of_the_reference_means_nothing_in_markdown() -> None:
     assert reference_pages.markdown("a*b <c> `d*e` x_y") == r"a\*b \<c\> `d*e` x\_y"
+    assert reference_pages.markdown("the file of --out, not a--b") == "the file of `--out`, not a--b"
     assert reference_pages.markdown("(https://a.org/b_c).") == "(<https://a.org/b_c>)."
     assert reference_pages.markdown("arXiv:1707.06347, eq. 9") == (
         "[arXiv:1707.06347](https://arxiv.org/abs/1707.06347), eq. 9"

@@ -245,7 +245,7 @@ def test_doctor_reports_a_hanging_driver(hanging: Hanging, tmp_path: Path, monke
     monkeypatch.setattr(doctor, "NVML", nvml.NVML)
     monkeypatch.setattr(doctor, "find_gpus", lambda: nvml.find_gpus(_SHORT))
     report = doctor.examine(Home(tmp_path / "home"))
-    assert any("the GPUs' driver hangs" in problem for problem in report.problems), report
+    assert any("the GPU driver hangs" in problem for problem in report.problems), report
     assert not any("no GPU" in advice for advice in report.advice)
 
 

@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from stackllama_engine import __version__
-from stackllama_engine.contract.errors import ExitCode
+from stackllama_engine.contract.errors import ExitCode, how_to_install
 from stackllama_engine.contract.run_dir import Home
 from stackllama_engine.launch.main_memory import main_memory
 from stackllama_engine.launch.nvml import NVML, Gpu, find_gpus
@@ -101,7 +101,7 @@ def nearest_existing(path: Path) -> Path:
 def _find_problems(report: Report, there: Path, driver_error: str | None) -> None:
     missing = [name for name in TRAINING if report.packages[name] is None]
     if missing:
-        report.problems.append(f"{', '.join(missing)} missing: pip install 'stackllama-console[train]'")
+        report.problems.append(f"{', '.join(missing)} missing: {how_to_install('train')}")
     if not sys.platform.startswith("linux"):
         report.problems.append("runs need Linux (/proc and flock); this is not Linux")
     if not os.access(there, os.W_OK | os.X_OK):
@@ -110,7 +110,7 @@ def _find_problems(report: Report, there: Path, driver_error: str | None) -> Non
         text = f"only {size(report.disk_free)} free at {there}: free some, or choose another --home"
         report.problems.append(text) if report.disk_free < LEAST_DISK // 20 else report.advice.append(text)
     report.advice += [
-        f"{name} missing ({what}): pip install 'stackllama-console[train]'"
+        f"{name} missing ({what}): {how_to_install('train')}"
         for name, what in OPTIONAL.items()
         if report.packages[name] is None
     ]

@@ -55,7 +55,13 @@ def plan(arguments: argparse.Namespace) -> int:
     plans = [
         (one, where, make_plan(home, one, where, calibration, _sharding(where, arguments))) for one, where in places
     ]
-    largest, place, worst = max(plans, key=lambda made: (severity(made[2].fits), made[2].estimate.device[1]))
+    asked = plans
+    if memory is not None:
+        for one, where, made in plans:
+            if not where.on_gpu:
+                say(_on_the_cpu(one, made, where, arguments.gpu))
+        asked = [made for made in plans if made[1].on_gpu] or plans  # the question is whether that card is enough
+    largest, place, worst = max(asked, key=lambda made: (severity(made[2].fits), *_demand(made)))
     code = ExitCode.FAILED if worst.fits == "unknown" else ExitCode.DONE
     traced = _trace(home, largest) if arguments.trace else None
     if arguments.json:
@@ -68,14 +74,30 @@ def plan(arguments: argparse.Namespace) -> int:
         show_json(document | {"notes": reading.notes})
         return code
     if isinstance(recipe, PipelineRecipe):
-        most = max(plans, key=lambda made: made[2].estimate.device[1])[0]
-        needs_most = most is largest and worst.fits != "unknown"
-        reason = "needs the most memory of" if needs_most else "decides the verdict of"
+        needs_most = max(asked, key=_demand)[0] is largest and worst.fits != "unknown"
+        of_kind = "GPU memory" if place.on_gpu else "memory"
+        reason = f"needs the most {of_kind} of" if needs_most else "decides the verdict of"
         say(f"{largest.stage} {reason} all pipeline stages.")
     _print(largest, worst, place)
     if traced:
         _print_trace(traced)
     return code
+
+
+def _demand(made: tuple[EstimatedRecipe, Place, Plan]) -> tuple[bool, int]:
+    """Return the sort key of a stage's demand: what runs on a GPU comes before the CPU's, whose memory is larger."""
+    _, place, found = made
+    return place.on_gpu, found.estimate.device[1]
+
+
+def _on_the_cpu(recipe: EstimatedRecipe, made: Plan, place: Place, gpu: str) -> str:
+    """Return the line about a stage that does not use the card that was named."""
+    estimate = made.estimate
+    needed = at_least(estimate) if estimate.unknown else _interval(estimate.device)
+    return (
+        f"{recipe.stage} runs on the CPU (`use_cpu: true`), not on {gpu}: it needs {needed} of main memory; "
+        f"this machine has {size(place.bytes)}."
+    )
 
 
 def as_document(made: Plan, place: Place) -> dict[str, Any]:
@@ -131,27 +153,35 @@ def _stages(recipe: AnyRecipe) -> list[EstimatedRecipe]:
 
 
 def _place(recipe: EstimatedRecipe, memory: int | None, arguments: argparse.Namespace) -> Place:
-    """Return the named device, else a GPU of this machine, else its CPU."""
+    """Return the named device, else a GPU of this machine; for a recipe that runs on the CPU, this machine's memory."""
+    if recipe.use_cpu:
+        return _main_memory(recipe, arguments)
     processes = arguments.gpus or recipe.num_processes
     if memory is not None:
         return Place(bytes=memory, name=arguments.gpu, on_gpu=True, gpus=processes or 1)
     from stackllama_engine.launch.nvml import known_gpus
 
-    gpus = [] if recipe.use_cpu else known_gpus()
+    gpus = known_gpus()
     if not gpus:
-        from stackllama_engine.launch.main_memory import main_memory
-
-        return Place(bytes=main_memory().total, name="this machine's memory", on_gpu=False, gpus=arguments.gpus or 1)
+        return _main_memory(recipe, arguments)
     smallest = min(gpus, key=lambda gpu: gpu.memory)
     return Place(bytes=smallest.memory, name=smallest.name, on_gpu=True, gpus=processes or len(gpus))
+
+
+def _main_memory(recipe: EstimatedRecipe, arguments: argparse.Namespace) -> Place:
+    from stackllama_engine.launch.main_memory import main_memory
+
+    processes = 1 if isinstance(recipe, MergeRecipe) else arguments.gpus or 1
+    return Place(bytes=main_memory().total, name="this machine's memory", on_gpu=False, gpus=processes)
 
 
 def _sharding(place: Place, arguments: argparse.Namespace) -> Sharding | None:
     if arguments.shard is None:
         return None
-    if place.gpus < 2:
+    ranks = arguments.gpus or place.gpus
+    if ranks < 2:
         raise UsageError(f"`--shard {arguments.shard}` shards a run across GPUs; say how many: `--gpus 8`.")
-    return Sharding(kind=arguments.shard, ranks=place.gpus)
+    return Sharding(kind=arguments.shard, ranks=ranks)
 
 
 def _calibration(home: Home) -> "Calibration | None":

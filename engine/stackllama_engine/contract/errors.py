@@ -79,3 +79,8 @@ class UnconfirmedError(RefusedError):
 
 class StageError(StackllamaError):
     """A failure of a running stage."""
+
+
+def how_to_install(extra: str) -> str:
+    """Return the command that adds an extra's packages; the package itself is on no index, so it runs in a clone."""
+    return f"`pip install '.[{extra}]'` in a clone of the repository"

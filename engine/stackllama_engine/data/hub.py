@@ -7,7 +7,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from ..contract.errors import DataError
+from ..contract.errors import DataError, how_to_install
 from ..contract.stages import Split
 from .kinds import PAIRED
 
@@ -28,9 +28,7 @@ def read_hub(
     try:
         import datasets
     except ImportError:
-        raise DataError(
-            f"{name}: reading a hub data set needs `datasets`: pip install 'stackllama-console[train]'."
-        ) from None
+        raise DataError(f"{name}: reading a hub data set needs `datasets`: {how_to_install('train')}.") from None
     number = 0
     try:
         rows = datasets.load_dataset(name, config, revision=revision, streaming=streaming, **options)

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from ..contract.errors import DataError
+from ..contract.errors import DataError, how_to_install
 from ..contract.user_files import decode_json, open_file, read_bytes
 
 Row = Mapping[str, Any]
@@ -110,7 +110,7 @@ def _open_parquet(path: Path) -> Any:
         import pyarrow.parquet
     except ImportError:
         raise DataError(
-            f"{path}: reading Parquet needs pyarrow: pip install 'stackllama-console[train]', or use a .jsonl file."
+            f"{path}: reading Parquet needs pyarrow: {how_to_install('train')}, or use a .jsonl file."
         ) from None
     try:
         # Without both options whole column chunks are held in memory, which grows with the file (measured).

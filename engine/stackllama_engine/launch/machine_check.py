@@ -11,7 +11,7 @@ import msgspec
 
 import stackllama_engine
 
-from ..contract.errors import RecipeError, RefusedError
+from ..contract.errors import RecipeError, RefusedError, how_to_install
 from ..contract.recipe import AnyRecipe, MergeRecipe, PipelineRecipe, PPORecipe, TrainRecipe
 from ..contract.stages import TRAINING_STAGES, Stage
 from .sections import map_sections
@@ -109,13 +109,10 @@ def _check_packages(recipe: TrainRecipe | MergeRecipe) -> None:
                 )
     missing = [name for name in needed if not _installed(name)]
     if missing:
-        raise RefusedError(
-            f"Training needs {', '.join(missing)}, not installed here: `pip install 'stackllama-console[train]'`."
-        )
+        raise RefusedError(f"Training needs {', '.join(missing)}, not installed here: {how_to_install('train')}.")
     if isinstance(recipe, PPORecipe) and recipe.use_vllm and not _installed("vllm"):
         raise RefusedError(
-            "`use_vllm: true` needs vllm, not installed here: `pip install 'stackllama-console[vllm]'`, "
-            "or set `use_vllm: false`."
+            f"`use_vllm: true` needs vllm, not installed here: {how_to_install('vllm')}, or set `use_vllm: false`."
         )
 
 
