@@ -122,7 +122,11 @@ def _machine(recording: dict[str, Any]) -> str:
 
 def _means(tables: list[list[dict[str, Any]]]) -> str:
     """Return one row per variant, means over seeds; the error holds the spread over questions and over seeds."""
-    lines = ["| | score | KL | true utility | wins against the base |", "|---|---|---|---|---|"]
+    from stackllama_engine.contract.metrics import label_of, short_of
+    from stackllama_engine.contract.stages import Stage
+
+    labels = {key: label_of(Stage.PPO, key) for key, _ in _CELLS} | {"kl": short_of(Stage.PPO, "kl")}
+    lines = [f"| | {' | '.join(labels.values())} |", "|---|---|---|---|---|"]
     for rows in zip(*(_without_step(table) for table in tables), strict=True):
         cells = [
             _cell(_over_seeds(rows, key), digits, bound="kl_is_bound" in rows[0] and key == "kl")

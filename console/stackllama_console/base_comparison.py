@@ -3,11 +3,15 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from stackllama_engine.contract.metrics import short_of
+from stackllama_engine.contract.stages import Stage
+
 from .readings import is_metric, mappings
 
 Row = Mapping[str, Any]
 
-_COLUMNS = (("score", "score", 2), ("kl", "KL", 2), ("true_utility", "utility", 3), ("win_rate", "wins", 2))
+_COLUMNS = (("score", 2), ("kl", 2), ("true_utility", 3), ("win_rate", 2))
+"""Metric → decimal places."""
 _NAME, _CELL = 24, 13
 
 
@@ -22,9 +26,9 @@ def comparison_lines(result: Mapping[str, Any]) -> list[str]:
         return []
     columns = [column for column in _COLUMNS if any(column[0] in row for row in rows)]
     head = f"{rows[0].get('questions', '?')} held-out prompts".ljust(_NAME)
-    lines = [head + "".join(f"{label:>{_CELL}}" for _, label, _ in columns)]
+    lines = [head + "".join(f"{short_of(Stage.PPO, key):>{_CELL}}" for key, _ in columns)]
     for row in rows:
-        cells = "".join(f"{_cell(row, key, digits):>{_CELL}}" for key, _, digits in columns)
+        cells = "".join(f"{_cell(row, key, digits):>{_CELL}}" for key, digits in columns)
         lines.append(f"{str(row.get('name', '?'))[:_NAME]:{_NAME}}{cells}".rstrip())
     return [
         *lines,

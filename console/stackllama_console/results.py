@@ -25,7 +25,7 @@ from .units import duration, number
 Facts = dict[str, Any]
 
 _WIDTH = 78
-_ANSWER_LINES = 8
+_RESPONSE_LINES = 8
 _SHOWN_ELSEWHERE = frozenset({"stage", "path", "loss_first", "loss_last", "eval_loss", "temperature", "questions"})
 """Keys of a result that its measures or the heading already contain."""
 
@@ -85,27 +85,29 @@ def measures(suffix: str, result: Facts) -> list[tuple[str, Any, Any]]:
     A loss of a training batch and one of held-out rows are never on one line.
     """
     before, after = _part(result, "before"), _part(result, "after")
-    rows = {
-        "sft": [
-            ("held-out eval_loss", None, result.get("eval_loss")),
-            ("loss, training batch", result.get("loss_first"), result.get("loss_last")),
-        ],
-        "reward": [
-            ("held-out accuracy", None, result.get("accuracy")),
-            ("held-out pairs", None, result.get("pairs")),
-            ("ties among them", None, result.get("ties")),
-        ],
-        "ppo": [
-            ("mean reward", before.get("mean_reward"), after.get("mean_reward")),
-            ("true utility", before.get("true_utility"), after.get("true_utility")),
-            ("KL per response", _zero(before.get("kl")), _zero(after.get("kl"))),
-        ],
-    }.get(suffix, [(label_of(Stage.MERGE, "difference"), None, result.get("difference"))])
-    return [row for row in rows if row[2] is not None]
+    stage, rows = {
+        "sft": (
+            Stage.SFT,
+            [
+                ("eval_loss", None, result.get("eval_loss")),
+                ("loss_last", result.get("loss_first"), result.get("loss_last")),
+            ],
+        ),
+        "reward": (Stage.REWARD, [(f"eval_{key}", None, result.get(key)) for key in ("accuracy", "pairs", "ties")]),
+        "ppo": (
+            Stage.PPO,
+            [
+                ("mean_reward", before.get("mean_reward"), after.get("mean_reward")),
+                ("true_utility", before.get("true_utility"), after.get("true_utility")),
+                ("kl", _zero(before.get("kl")), _zero(after.get("kl"))),
+            ],
+        ),
+    }.get(suffix, (Stage.MERGE, [("difference", None, result.get("difference"))]))
+    return [(label_of(stage, name), first, last) for name, first, last in rows if last is not None]
 
 
 def sample_lines(facts: Facts) -> list[str]:
-    """Return questions with their answers before and after PPO."""
+    """Return prompts with their responses before and after PPO."""
     lines: list[str] = []
     for heading, scores, text in samples(facts):
         lines += [f"{heading}  {scores}".rstrip(), *(f"    {line}".rstrip() for line in text_lines(text))]
@@ -113,27 +115,28 @@ def sample_lines(facts: Facts) -> list[str]:
 
 
 def samples(facts: Facts) -> Iterator[tuple[str, str, str]]:
-    """Yield (heading, scores, text) of each question and its two answers."""
+    """Yield (heading, scores, text) of each prompt and its two responses."""
+    reward, utility = label_of(Stage.PPO, "objective/scores"), label_of(Stage.PPO, "true_utility")
     for index, sample in enumerate(mappings(_part(facts, "ppo").get("samples")), start=1):
-        yield f"Question {index}", "", str(sample.get("question", ""))
+        yield f"Prompt {index}", "", str(sample.get("question", ""))
         for when in ("before", "after"):
             scores = [
                 f"{label} {_cell(sample[key])}"
-                for label, key in (("reward", f"reward_{when}"), ("true utility", f"utility_{when}"))
+                for label, key in ((reward, f"reward_{when}"), (utility, f"utility_{when}"))
                 if sample.get(key) is not None
             ]
             yield f"  {when} PPO", ", ".join(scores), str(sample.get(when, "")) or "(nothing)"
 
 
 def text_lines(text: str) -> list[str]:
-    """Return an answer wrapped to the width of the table, cut after some lines."""
+    """Return a response wrapped to the width of the table, cut after some lines."""
     lines = [
         part
         for line in sanitise(text).strip().splitlines()
         for part in textwrap.wrap(line.expandtabs(4), _WIDTH - 4) or [""]
     ]
-    more = len(lines) - _ANSWER_LINES
-    return [*lines[:_ANSWER_LINES], *([f"… {more} more lines"] if more > 0 else [])]
+    more = len(lines) - _RESPONSE_LINES
+    return [*lines[:_RESPONSE_LINES], *([f"… {more} more lines"] if more > 0 else [])]
 
 
 def result_lines(run: RunDir, stage: Stage) -> list[str]:
@@ -142,8 +145,9 @@ def result_lines(run: RunDir, stage: Stage) -> list[str]:
     if error:
         return [one_line(error)]
     facts = {key: value for key, value in result.items() if isinstance(value, int | float | str)}
-    labels = {"difference": "error of the merge", "difference_from_base": "change against the base"}
-    lines = [f"{labels.get(key, key)}: {_figure(value)}" for key, value in facts.items() if key not in _SHOWN_ELSEWHERE]
+    lines = [
+        f"{_result_label(stage, key)}: {_figure(value)}" for key, value in facts.items() if key not in _SHOWN_ELSEWHERE
+    ]
     if stage in (Stage.SFT, Stage.PPO):  # PPO's metrics stand under `before` and `after`
         for label, first, last in measures(stage, result):
             lines.append(f"{label}: {'' if first is None else f'{_figure(first)} → '}{_figure(last)}")
@@ -152,6 +156,13 @@ def result_lines(run: RunDir, stage: Stage) -> list[str]:
         compared = comparison_lines(result)
         lines += ["", *compared] if compared else []
     return lines
+
+
+def _result_label(stage: Stage, key: str) -> str:
+    """Return the label of a key of ``result.json``; a reward run's metrics there are of held-out pairs."""
+    name = f"eval_{key}" if stage is Stage.REWARD else key
+    label = label_of(stage, name)
+    return key if label == name else label
 
 
 def plain_value(value: Any) -> str:

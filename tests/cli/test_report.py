@@ -58,12 +58,12 @@ def pipeline(make_run: Callable[..., RunDir]) -> RunDir:
 
 TABLE = """\
                                      first         last     wall time
-SFT     held-out eval_loss                        0.600          30 s
+SFT     held-out loss                             0.600          30 s
         loss, training batch         3.250 →      0.500
 merge   error of the merge                      2.5e-06          30 s
 reward  held-out accuracy                         0.875          30 s
         held-out pairs                              600
-        ties among them                               4
+        held-out ties                                 4
 merge   error of the merge                        0.000          30 s
 PPO     mean reward                 -0.125 →      1.500          30 s
         true utility                 0.500 →      0.750
@@ -74,15 +74,15 @@ total                                                        3 m 05 s
 """
 
 
-def test_the_table_and_three_questions(pipeline: RunDir, run_main: Callable[..., Any]) -> None:
+def test_the_table_and_three_prompts(pipeline: RunDir, run_main: Callable[..., Any]) -> None:
     result = run_main("runs", "watch", pipeline.id)
     assert result.code == 0
-    table, _, samples = result.out.partition("\nQuestion 1\n")
+    table, _, samples = result.out.partition("\nPrompt 1\n")
     assert table == TABLE
     assert max(map(len, result.out.splitlines())) <= 80
     assert samples.startswith("    How do I boil egg 1?\n  before PPO  reward -0.500, true utility 0.250\n")
     assert "    With water.\n  after PPO  reward 1.250, true utility 0.875\n    word word" in samples
-    assert "Question 3" in samples and "\x1b" not in result.out
+    assert "Prompt 3" in samples and "\x1b" not in result.out
 
 
 def test_the_same_facts_as_json(pipeline: RunDir, run_main: Callable[..., Any]) -> None:
@@ -118,7 +118,7 @@ def test_a_stage_shown_alone_keeps_a_batch_and_held_out_rows_apart(
     pipeline: RunDir, run_main: Callable[..., Any]
 ) -> None:
     shown = run_main("runs", "show", "p-sft").out
-    assert "  held-out eval_loss: 0.6\n" in shown and "  loss, training batch: 3.25 → 0.5\n" in shown
+    assert "  held-out loss: 0.6\n" in shown and "  loss, training batch: 3.25 → 0.5\n" in shown
     assert "loss_last" not in shown
     shown = run_main("runs", "show", "p-ppo").out
     assert "  held-out: T = 1, 1 sample per prompt, 1,280 prompts\n" in shown
@@ -165,7 +165,7 @@ def test_demo_launches_the_recipe_with_the_seed_and_shows_the_end(
 
     monkeypatch.setattr(launcher, "launch", launch)
     result = run_main("demo", "--seed", "3", "sft.max_steps=5")
-    assert (result.code, result.out.partition("\nQuestion 1\n")[0]) == (0, TABLE)
+    assert (result.code, result.out.partition("\nPrompt 1\n")[0]) == (0, TABLE)
     (recipe,) = launched
     assert [section["seed"] for section in (recipe.sft, recipe.reward, recipe.ppo, recipe.merge)] == [3] * 4
     assert recipe.sft["max_steps"] == 5

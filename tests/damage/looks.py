@@ -13,8 +13,9 @@ from stackllama_console.readers.logs import LogReader
 from stackllama_console.readers.run_reader import RunReader
 from stackllama_console.readers.runs_index import RunsIndex
 from stackllama_console.readers.samples import SamplesFile
+from stackllama_console.tui.run_keys import advice_of_run
 from stackllama_console.tui.watched import watch_run
-from stackllama_console.tui.widgets.status import advice, advice_of_row
+from stackllama_console.tui.widgets.status import advice
 from stackllama_engine.contract.chat_target import find_target
 from stackllama_engine.contract.errors import StackllamaError
 from stackllama_engine.contract.run_dir import Home, RunDir
@@ -67,7 +68,7 @@ def _index(home: Home, run_id: str) -> Any:
     index = RunsIndex(home)
     index.poll()
     index.poll()
-    return [(row, advice_of_row(row), row.age(2e9)) for row in index.rows]
+    return [(row, advice_of_run(row.stage, row.phase), row.age(2e9)) for row in index.rows]
 
 
 def _reader(home: Home, run_id: str) -> Any:

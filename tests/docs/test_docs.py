@@ -1,8 +1,10 @@
 """README and docs name what is there: files, headings, commands, recipe keys, make targets."""
 
+import ast
 import re
 import shlex
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +14,8 @@ from scripts import reference_pages
 
 from stackllama_console.cli.parser import STAGES, build_parser, parse
 from stackllama_console.readers.form_fields import fields_of
+from stackllama_console.tui.app import ConsoleApp
+from stackllama_console.tui.screens.scopes import all_scopes
 from stackllama_engine.contract.errors import UsageError
 from stackllama_engine.contract.metrics import METRICS, OTHER
 from stackllama_engine.contract.stages import Stage
@@ -31,12 +35,15 @@ NOT_COMMANDS = {
 """Inline code that looks like a command of ours, and what it is."""
 
 SOURCES = ("console", "engine", "tests", "benchmarks", "scripts", "docs")
+PACKAGES = (ROOT / "console" / "stackllama_console", ROOT / "engine" / "stackllama_engine")
+FILE_ENDINGS = {"d", "json", "jsonl", "lock", "md", "py", "svg", "toml", "txt", "yaml"}
 THEIRS = {"politeness.py"}
 """Python files of a person who follows the documents."""
 
 _FENCE = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 _INDENTED = re.compile(r"(?:^    \S.*\n)+", re.MULTILINE)
 _INLINE = re.compile(r"`([^`\n]+)`")
+_DOTTED = re.compile(r"(?:stackllama_(?:console|engine)\.)?([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+)(?:\(\))?")
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 
@@ -109,6 +116,36 @@ def test_every_named_python_file_exists() -> None:
     assert not missing
 
 
+def test_every_dotted_name_of_our_packages_exists() -> None:
+    missing = {
+        f"{document.relative_to(ROOT)}: {code.text}"
+        for document in DOCUMENTS
+        if document != HISTORY
+        for code in _code(document)
+        if code.inline and (name := _DOTTED.fullmatch(code.text)) and not _resolves(name[1].split("."))
+    }
+    assert not missing
+
+
+@pytest.mark.parametrize(
+    ("name", "exists"),
+    [
+        ("launch.run_requests.stop", True),
+        ("run_requests.stop", True),
+        ("launch.run_requests", True),
+        ("RunDir.read_state", True),
+        ("launch.run_requests.lost", False),
+        ("launch.lost.stop", False),
+        ("RunDir.lost", False),
+        ("runs.stop", True),
+        ("torch.load", True),
+        ("state.json", True),
+    ],
+)
+def test_a_dotted_name_resolves_where_it_exists_or_is_none_of_ours(name: str, exists: bool) -> None:
+    assert _resolves(name.split(".")) == exists
+
+
 def test_the_index_lists_every_page() -> None:
     index = ROOT / "docs" / "index.md"
     listed = {(index.parent / target).resolve() for target in _LINK.findall(index.read_text(encoding="utf-8"))}
@@ -149,6 +186,74 @@ def test_plain_text_of_the_reference_means_nothing_in_markdown() -> None:
 def test_a_reference_page_can_be_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert reference_pages.main(["metrics"]) == 0
     assert "`objective/scores`" in capsys.readouterr().out
+
+
+def _resolves(parts: list[str]) -> bool:
+    """Return whether a dotted name is there; names that begin with no package, module or class of ours are left alone.
+
+    Args:
+        parts: from a package or a module on (``launch.run_requests.stop``, ``run_requests.stop``), or from a class on.
+    """
+    if parts[-1] in FILE_ENDINGS or ".".join(parts) in _other_names():
+        return True
+    starts = [path for package in PACKAGES for path in (*package.rglob(parts[0]), *package.rglob(f"{parts[0]}.py"))]
+    if any(_holds(path, parts[1:]) for path in starts):
+        return True
+    if not starts:
+        classes = _classes().get(parts[0])
+        return classes is None or parts[1] in classes
+    return False
+
+
+def _holds(path: Path, parts: list[str]) -> bool:
+    """Return whether a module or package holds a name; sources are parsed, not imported."""
+    if not parts:
+        return True
+    if path.is_dir():
+        children = (path / parts[0], path / f"{parts[0]}.py")
+        if any(child.exists() and _holds(child, parts[1:]) for child in children):
+            return True
+        path = path / "__init__.py"
+    if not path.is_file():
+        return False
+    names = _names(ast.parse(path.read_text(encoding="utf-8")).body)
+    return parts[0] in names and (len(parts) == 1 or parts[1] in names[parts[0]])
+
+
+def _names(body: list[ast.stmt]) -> dict[str, set[str]]:
+    """Return the names that a module or class defines; of classes, with the names of their own."""
+    names: dict[str, set[str]] = {}
+    for node in body:
+        match node:
+            case ast.ClassDef():
+                names[node.name] = set(_names(node.body))
+            case ast.FunctionDef() | ast.AsyncFunctionDef():
+                names[node.name] = set()
+            case ast.Assign():
+                names |= {target.id: set() for target in node.targets if isinstance(target, ast.Name)}
+            case ast.AnnAssign(target=ast.Name(id=name)):
+                names[name] = set()
+            case _:
+                pass
+    return names
+
+
+@cache
+def _other_names() -> set[str]:
+    """Return dotted names that are none of Python: bindings, and recipe keys of a pipeline's stages."""
+    return {name for scope in all_scopes(ConsoleApp.BINDINGS) for name in scope.ids} | {*fields_of(Stage.PIPELINE)}
+
+
+@cache
+def _classes() -> dict[str, set[str]]:
+    """Return the classes of both packages with the names that they define; of one name, all of them together."""
+    classes: dict[str, set[str]] = {}
+    for package in PACKAGES:
+        for file in package.rglob("*.py"):
+            for node in ast.parse(file.read_text(encoding="utf-8")).body:
+                if isinstance(node, ast.ClassDef):
+                    classes.setdefault(node.name, set()).update(_names(node.body))
+    return classes
 
 
 def _anchors(file: Path) -> set[str]:

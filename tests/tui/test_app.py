@@ -13,6 +13,7 @@ from textual.css.query import NoMatches
 from textual.widgets import Static
 
 from stackllama_console.tui.app import ConsoleApp
+from stackllama_console.tui.base_app import BaseApp
 from stackllama_console.tui.keymap import as_bindings
 from stackllama_console.tui.screens.compare import CompareScreen
 from stackllama_console.tui.screens.help import HelpScreen
@@ -45,6 +46,11 @@ async def _go(shown: Shown, name: str) -> None:
 
 def _named(bindings: list[Binding]) -> list[Binding]:
     return [binding for binding in bindings if binding.id]
+
+
+def test_application_without_a_way_to_a_screen_cannot_be_made() -> None:
+    with pytest.raises(TypeError, match=r"abstract.*open_chat"):
+        BaseApp()  # pyright: ignore[reportAbstractUsage]
 
 
 @pytest.mark.parametrize("name", TO_SCREENS)

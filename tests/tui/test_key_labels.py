@@ -1,8 +1,12 @@
 """One word per action: the label of a key begins with the verb of the command that does the same."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
+from textual.binding import Binding
+from textual.keys import format_key
 
 from stackllama_console.cli.parser import Parser, build_parser
 from stackllama_console.tui.app import ConsoleApp
@@ -70,6 +74,60 @@ def _labels() -> dict[str, str]:
         return {binding.id: binding.description for binding in (*scope.bindings, *own) if binding.id}
 
     return {name: label for scope in all_scopes(ConsoleApp.BINDINGS) for name, label in of(scope).items()}
+
+
+README = Path(__file__).parents[2] / "README.md"
+WHERE = {"everywhere": ("app", "screen"), "runs": ("runs",), "monitor": ("monitor",), "a chart": ("chart",)}
+"""First column of README's table of keys to the first words of the bindings' ids."""
+SMALL_WORDS = {"a", "an", "and", "of", "the", "your"}
+
+
+def _keys_in_readme() -> dict[str, list[tuple[list[str], str]]]:
+    """Rows of README's table of keys: where to (keys, label without what is in parentheses)."""
+    table = README.read_text(encoding="utf-8").partition("| where | keys |\n|---|---|\n")[2].partition("\n\n")[0]
+    rows: dict[str, list[tuple[list[str], str]]] = {}
+    for line in table.splitlines():
+        where, cells = (cell.strip() for cell in line.strip("| ").split(" | "))
+        items = re.split(r" · |, (?=`\w+` \w)", cells)
+        labels = (re.sub(r"`[^`]*`|–|\([^)]*\)", " ", item) for item in items)
+        rows[where] = [(_keys_of(item), " ".join(label.split())) for item, label in zip(items, labels, strict=True)]
+    return rows
+
+
+def _keys_of(item: str) -> list[str]:
+    if numbers := re.match(r"`(\d)`–`(\d)`", item):
+        return [str(number) for number in range(int(numbers[1]), int(numbers[2]) + 1)]
+    keys = re.match(r"(?:`[^`]+`[ /]*)*", item)
+    return re.findall(r"`([^`]+)`", keys[0]) if keys else []
+
+
+def _bindings(prefixes: tuple[str, ...]) -> dict[str, Binding]:
+    """Bindings by each of their keys, as people write them."""
+    by_key: dict[str, Binding] = {}
+    for scope in all_scopes(ConsoleApp.BINDINGS):
+        for binding in (*scope.bindings, *(each for bindings in scope.widgets.values() for each in bindings)):
+            if (binding.id or "").partition(".")[0] in prefixes:
+                for key in binding.key.split(","):
+                    shown = {"escape": "esc", "enter": "enter", "space": "space"}.get(key) or format_key(key)
+                    by_key[shown] = binding
+    return by_key
+
+
+@pytest.mark.parametrize("where", WHERE)
+def test_keys_in_readme_are_bound_and_have_the_words_of_their_labels(where: str) -> None:
+    bindings, wrong = _bindings(WHERE[where]), []
+    for keys, label in _keys_in_readme()[where]:
+        missing = [key for key in keys if key not in bindings]
+        labels = {bindings[key].description for key in keys if key in bindings}
+        words = set(re.findall(r"\w+", " ".join(labels))) | SMALL_WORDS
+        strange = [] if label == "as above" else [word for word in re.findall(r"\w+", label) if word not in words]
+        if missing or strange or not keys:
+            wrong.append(f"{' '.join(keys)} {label}: not bound {missing}, labels {sorted(labels)}")
+    assert wrong == []
+
+
+def test_readme_has_a_table_of_keys_for_each_place() -> None:
+    assert _keys_in_readme().keys() == WHERE.keys()
 
 
 def test_every_command_has_a_key_or_a_reason() -> None:

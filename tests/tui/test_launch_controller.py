@@ -102,11 +102,18 @@ def test_summary_is_of_the_form_that_was_planned(controller: LaunchController, m
 
     def edited_meanwhile(home: Home, recipe: AnyRecipe, name: str | None = None) -> launcher.Plan:
         controller.draft.form.set("lora_r", "64")
+        controller.rename("second")
         return plan(home, recipe, name)
 
     monkeypatch.setattr(launch_controller.launcher, "plan", edited_meanwhile)
     asyncio.run(controller.launch(recipe_of(controller), answering(True, summaries)))
     assert ("changed", "lora_r=8") in summaries[0].rows and "lora_r: 8\n" in fake.launched[0].recipe_yaml
+    assert summaries[0].run == "first" == fake.launched[0].name
+
+
+def test_summary_of_a_run_without_a_name_has_its_stage(controller: LaunchController) -> None:
+    controller.rename("")
+    assert asyncio.run(controller.describe()).run == "sft"
 
 
 def test_describe_says_why_nothing_can_be_launched(controller: LaunchController) -> None:

@@ -19,6 +19,7 @@ from stackllama_console.settings import Settings, load_settings
 from stackllama_console.tui.app import ConsoleApp, Options
 from stackllama_console.tui.screens import launch_controller
 from stackllama_console.tui.screens.confirm import ConfirmScreen
+from stackllama_console.tui.screens.help import HelpScreen
 from stackllama_console.tui.screens.launch import LaunchScreen
 from stackllama_console.tui.screens.launch_confirm import CommandScreen
 from stackllama_console.tui.screens.pick import PickScreen
@@ -517,7 +518,9 @@ def test_enter_asks_and_enter_again_launches_what_was_shown(home: Home, monkeypa
         await confirm(driven)
         await driven.shows("lora_r=8", "first", "memory", "enter  launch")
         assert launches.calls == []
+        driven.screen.controller.rename("second")  # too late for what was confirmed
         await driven.press("enter")
+        await said(driven, "launching first …")
         await driven.until(lambda: launches.opened)
         assert driven.app.screen.HEADING == "runs"  # type: ignore[attr-defined]
 
@@ -526,6 +529,34 @@ def test_enter_asks_and_enter_again_launches_what_was_shown(home: Home, monkeypa
     assert isinstance(planned.recipe, SFTRecipe) and (planned.recipe.lora_r, planned.name) == (8, "first")
     assert planned.recipe.model_name_or_path == str(DEMO_BASE)
     assert launches.opened == ["first"] and home.run("first").read_state().phase == "queued"
+
+
+def test_plan_made_while_help_is_open_launches_nothing_and_says_so(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    launches = Launches(monkeypatch)
+    gate, begun, plan = threading.Event(), threading.Event(), launcher.plan
+
+    def slow(*arguments: Any) -> launcher.Plan:
+        begun.set()
+        gate.wait(20)
+        return plan(*arguments)
+
+    monkeypatch.setattr(launch_controller.launcher, "plan", slow)
+
+    async def script(driven: Driven) -> None:
+        await settled(driven)
+        await driven.press("N", *"first", "enter")
+        await driven.until(lambda: driven.screen.controller.draft.name == "first" and driven.screen.is_current)
+        await driven.press("enter")
+        await driven.until(begun.is_set)
+        await driven.press("question_mark")
+        await driven.until(lambda: isinstance(driven.app.screen, HelpScreen))
+        driven.screen.controller.rename("second")
+        gate.set()
+        await said(driven, "first not launched: this screen was left")
+        assert not driven.screen.controller.busy
+
+    show(home, script, model="demo")
+    assert launches.calls == []
 
 
 def test_a_launch_is_remembered(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -630,6 +661,29 @@ def test_nobody_leaves_while_a_run_is_being_made(home: Home, monkeypatch: pytest
 
     show(home, script, model="demo")
     assert len(launches.calls) == 1
+
+
+def test_run_made_while_help_is_open_is_said_and_help_stays(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    launches = Launches(monkeypatch)
+    gate, create = threading.Event(), launches._launch
+
+    def slow(planned: launcher.Plan) -> RunDir:
+        gate.wait(20)
+        return create(planned)
+
+    monkeypatch.setattr(launch_controller.launcher, "launch", slow)
+
+    async def script(driven: Driven) -> None:
+        await confirm(driven)
+        await driven.press("enter")
+        await driven.until(lambda: driven.screen.controller.launching)
+        await driven.press("question_mark")
+        await driven.until(lambda: isinstance(driven.app.screen, HelpScreen))
+        gate.set()
+        await said(driven, "launched sft-")
+        assert isinstance(driven.app.screen, HelpScreen) and launches.opened == []
+
+    show(home, script, model="demo")
 
 
 # runs as inputs, clones

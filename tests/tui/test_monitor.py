@@ -15,6 +15,8 @@ from tests.tui.screens_kit import add_samples, isolate, make_run, write_metrics
 from tests.tui.test_runs_screen import Asked
 
 from stackllama_console.tui import watched as watched_module
+from stackllama_console.tui.keymap import as_bindings
+from stackllama_console.tui.screens.monitor import MonitorScreen
 from stackllama_console.tui.widgets.chart import Chart
 from stackllama_console.tui.widgets.key_line import KeyLine
 from stackllama_console.tui.widgets.log_view import LogView
@@ -318,6 +320,26 @@ def test_keys_lead_to_other_screens(stocked: Home, key: str, screen: str, text: 
     watch(stocked, "aligned", script)
 
 
+@pytest.mark.parametrize(
+    ("run_id", "keys"),
+    [
+        ("aligned", {"e edit a copy", "a samples", "t chat"}),
+        ("tuned", {"e edit a copy", "t chat"}),
+        ("broken", {"r resume", "e edit a copy"}),
+        ("alive", {"x stop", "w save checkpoint", "e edit a copy", "t chat"}),
+    ],
+)
+def test_footer_offers_what_the_run_can_do(stocked: Home, run_id: str, keys: set[str]) -> None:
+    async def script(shown: Shown) -> None:
+        line = shown.front.query_one(KeyLine)
+        await shown.until(lambda: "e edit" in line.plain)
+        offered = set(line.plain.split("  "))
+        every = {f"{binding.key} {binding.description}" for binding in as_bindings(MonitorScreen.BINDINGS)}
+        assert offered & every == keys
+
+    watch(stocked, run_id, script, (140, 40))
+
+
 def test_predicted_memory_is_shown_beside_the_measured_peak(stocked: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watched_module, "predicted_peak", lambda run: 2.5 * 1024**3)
     run = stocked.run("tuned")
@@ -366,6 +388,19 @@ def test_comma_and_full_stop_switch_a_pipelines_stage(whole: Home) -> None:
         ppo = make_run(whole, Stage.PPO, "whole-ppo", parents=["whole"])
         write_metrics(ppo, {"objective/scores": [0.0, 1.0]})
         await shown.shows("✓ ppo")
+
+    watch(whole, "whole", script)
+
+
+def test_footer_of_a_pipeline_offers_what_the_stage_shown_can_do(whole: Home) -> None:
+    async def script(shown: Shown) -> None:
+        await shown.shows("log of reward")
+        line = shown.front.query_one(KeyLine)
+        assert "x stop" in line.plain and "chat" not in line.plain and "samples" not in line.plain
+        await shown.press("full_stop")
+        await shown.shows("log of sft")
+        await shown.until(lambda: "t chat" in line.plain)
+        assert "samples" not in line.plain
 
     watch(whole, "whole", script)
 

@@ -113,6 +113,10 @@ def test_footer_offers_what_the_run_under_the_cursor_can_do(stocked: Home) -> No
         assert "x stop" in line.plain and "r resume" not in line.plain
         await shown.press("j")  # broken
         assert "r resume" in line.plain and "x stop" not in line.plain
+        assert "samples" not in line.plain  # a reward run has none
+        await shown.press("j")  # tuned
+        await shown.shows("enter: open, t: chat, e: edit a copy")
+        assert "samples" not in line.plain
 
     run_app(stocked, script)
 

@@ -8,6 +8,7 @@ from tests.cli.conftest import PAYLOADS
 from tests.tui.screens_kit import Driven, add_samples, drive, isolate, make_run
 
 from stackllama_console.readers.samples import Sample
+from stackllama_console.tui.app import ConsoleApp
 from stackllama_console.tui.screens.samples import SamplesScreen
 from stackllama_console.tui.widgets.row_list import RowList
 from stackllama_console.tui.widgets.sample_rows import facts
@@ -267,6 +268,25 @@ def test_empty_list_says_why(
         for key in ("o", "r", "f", "b", "d", "u", "Y", "G", "j"):
             await driven.press(key)
         driven.assert_clean()
+
+    drive(home, _browse(run), script)
+
+
+@pytest.mark.parametrize("stage", [Stage.SFT, Stage.MERGE])
+def test_keys_that_the_empty_list_names_lead_to_the_chat(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: Stage
+) -> None:
+    home = isolate(tmp_path, monkeypatch)
+    run = make_run(home, stage, "empty")
+    chats: list[str] = []
+    monkeypatch.setattr(ConsoleApp, "open_chat", lambda app, run: chats.append(run.id))
+
+    async def script(driven: Driven) -> None:
+        await driven.until(lambda: "esc, then t (chat)" in " ".join(driven.text.split()))
+        await driven.press("escape")
+        await driven.until(lambda: getattr(driven.app.screen, "row", None) is not None)
+        await driven.press("t")
+        assert chats == ["empty"]
 
     drive(home, _browse(run), script)
 

@@ -24,9 +24,9 @@ _FOUND = 5_000  # rows of a filter that are listed
 _SEARCHED = 200_000  # rows searched per poll
 
 _REASONS = {
-    Stage.SFT: "An SFT run has no samples: only PPO records responses. Use chat (t) to see what this run answers.",
+    Stage.SFT: "An SFT run has no samples: only PPO records responses. To try this run: esc, then t (chat).",
     Stage.REWARD: "A reward run has no samples: it scores responses and generates none. See the PPO run that uses it.",
-    Stage.MERGE: "A merge has no samples: it generates nothing. Use chat (t) to see what the merged model answers.",
+    Stage.MERGE: "A merge has no samples: it generates nothing. To try the merged model: esc, then t (chat).",
     Stage.PIPELINE: "A pipeline has no samples of its own: open its PPO run (its name ends in -ppo).",
 }
 
@@ -40,7 +40,7 @@ class Wanted(Struct, frozen=True, kw_only=True):
     text: str = ""
     """Only rows that hold it."""
     prompt: int = -1
-    """In mode ``prompt``: the row whose question is followed."""
+    """In mode ``prompt``: the row whose prompt is followed."""
 
 
 class Listing(Struct, kw_only=True):

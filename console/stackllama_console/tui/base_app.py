@@ -3,11 +3,13 @@
 Screens and actions import this module only; `app` imports every screen and fills in how each is opened.
 """
 
+from abc import ABCMeta, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 
 from msgspec import Struct
 from textual.app import App
+from textual.message_pump import _MessagePumpMeta  # pyright: ignore[reportPrivateUsage]
 
 from stackllama_engine.contract.run_dir import Home, RunDir
 
@@ -31,8 +33,12 @@ class Options(Struct, frozen=True, kw_only=True):
     mouse: bool = False
 
 
-class BaseApp(App[None]):
-    """Options, settings and the ways to other screens."""
+class _AbstractMeta(_MessagePumpMeta, ABCMeta):
+    """Textual's metaclass of applications, with abstract methods."""
+
+
+class BaseApp(App[None], metaclass=_AbstractMeta):
+    """Options, settings and the ways to other screens, which a subclass defines: it cannot be started without one."""
 
     options: Options
     settings: Settings
@@ -47,26 +53,26 @@ class BaseApp(App[None]):
         if error := save_settings(self.settings):
             self.notify(one_line(error), severity="warning", markup=False)
 
+    @abstractmethod
     def open_run(self, run_id: str) -> None:
         """Open the monitor of a run of this home."""
-        raise NotImplementedError
 
+    @abstractmethod
     def open_foreign(self, path: Path) -> None:
         """Open the monitor of another trainer's directory."""
-        raise NotImplementedError
 
+    @abstractmethod
     def open_launch(self, run_id: str | None = None) -> None:
         """Open the launch form, filled from a run's recipe where a run is named."""
-        raise NotImplementedError
 
+    @abstractmethod
     def open_samples(self, run: RunDir) -> None:
         """Open the browser of a run's samples."""
-        raise NotImplementedError
 
+    @abstractmethod
     def open_chat(self, run: RunDir) -> None:
         """Open a chat with what a run trained."""
-        raise NotImplementedError
 
+    @abstractmethod
     def open_comparison(self, run_ids: Sequence[str]) -> None:
         """Open the comparison of two or more runs."""
-        raise NotImplementedError

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from stackllama_engine.contract.errors import DamagedError, StackllamaError, UnconfirmedError
 from stackllama_engine.contract.requests import Ask
-from stackllama_engine.contract.run_dir import ENDED, Home, RunDir, State
+from stackllama_engine.contract.run_dir import ENDED, Home, RunDir
 from stackllama_engine.launch.ownership import check_run
 from stackllama_engine.launch.reconcile import reconcile
 from stackllama_engine.launch.run_requests import ask, check_change
@@ -208,11 +208,6 @@ class RunActions:
             self.screen.say(one_line(message))
             if then:
                 then()
-
-
-def can_resume(state: State | None) -> bool:
-    """Return whether a new attempt makes sense."""
-    return state is not None and state.has_ended and state.phase != "finished"
 
 
 def _phase(run: RunDir) -> str:

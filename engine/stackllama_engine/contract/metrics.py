@@ -689,7 +689,14 @@ METRICS: tuple[Metric, ...] = (
         label="held-out reward",
         help="`mean_reward` of held-out pairs.",
     ),
-    # results
+    # results: keys of `result.json` that no event has
+    Metric(
+        name="loss_last",
+        stages=(SFT,),
+        label="loss, training batch",
+        better="lower",
+        help="In results: `loss` of the last training batch, beside `loss_first`, that of the first.",
+    ),
     Metric(
         name="difference",
         stages=(MERGE,),
@@ -710,11 +717,42 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         name="mean_reward",
         stages=(PPO,),
-        label="held-out reward",
+        label="mean reward",
         listed=2,
         listed_as="reward",
         better="higher",
-        help="In results: `eval/mean_reward` after training.",
+        help="In results: `eval/mean_reward` before or after training.",
+    ),
+    Metric(
+        name="true_utility",
+        stages=(PPO,),
+        label="true utility",
+        short="utility",
+        better="higher",
+        help="In results: `eval/true_utility` before or after training; of a sample, its own.",
+    ),
+    Metric(
+        name="kl",
+        stages=(PPO,),
+        label="KL per response",
+        short="KL",
+        help="In results: `eval/kl` before or after training; in the comparison to the base at its own temperature.",
+    ),
+    Metric(
+        name="score",
+        stages=(PPO,),
+        label="score",
+        short="score",
+        better="higher",
+        help="In the comparison with the base: reward less the penalty of a missing end.",
+    ),
+    Metric(
+        name="win_rate",
+        stages=(PPO,),
+        label="wins against the base",
+        short="wins",
+        better="higher",
+        help="In the comparison with the base: share of prompts with a better score than the base's, ties half.",
     ),
 )
 
@@ -740,6 +778,11 @@ def headline_names(stage: Stage | None) -> list[str]:
 def label_of(stage: Stage | None, name: str) -> str:
     """Return a metric's label in lists; its name where the stage has no such metric."""
     return next((metric.label for metric in metrics_of(stage) if metric.name == name), name)
+
+
+def short_of(stage: Stage | None, name: str) -> str:
+    """Return a metric's label in one line or as the head of a column; its name where it has none."""
+    return next((metric.short for metric in headline(stage) if metric.name == name), name)
 
 
 def listed(stage: Stage) -> list[Metric]:

@@ -209,10 +209,18 @@ class LaunchScreen(ConsoleScreen):
             self._follow_run(run)
 
     async def _confirm(self, summary: Summary) -> bool:
-        if not self.is_current or not await self.console_app.push_screen_wait(CommandScreen(summary, ask=True)):
+        if not self._on_top:
+            self.say(f"{summary.run} not launched: this screen was left")
             return False
-        self.say(f"launching {self.controller.draft.name or self.controller.draft.stage} …")
+        if not await self.console_app.push_screen_wait(CommandScreen(summary, ask=True)):
+            return False
+        self.say(f"launching {summary.run} …")
         return True
+
+    @property
+    def _on_top(self) -> bool:
+        """Whether no other screen is shown; Textual's ``is_current`` is true behind a modal one as well."""
+        return self.console_app.screen is self
 
     async def _describe(self) -> None:
         summary = await self.controller.describe()
@@ -222,7 +230,7 @@ class LaunchScreen(ConsoleScreen):
     def _follow_run(self, run: RunDir) -> None:
         """Open the monitor in this screen's place, unless somebody went elsewhere meanwhile."""
         app = self.console_app
-        if not self.is_current:
+        if not self._on_top:
             app.notify(one_line(f"launched {run.id}"), markup=False)
             return
         app.pop_screen()

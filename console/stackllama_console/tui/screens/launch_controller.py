@@ -34,6 +34,8 @@ class Summary(Struct, frozen=True, kw_only=True):
     """Summary of a launch, for a person to confirm."""
 
     title: str
+    run: str
+    """The run's name, or its stage where the launch is to name it."""
     rows: tuple[tuple[str, str], ...]
     """Label → text, foreign; shown plain."""
     verdict: str = "unknown"
@@ -284,6 +286,7 @@ class LaunchController:
         ]
         return Summary(
             title=f"launch {draft.stage}",
+            run=draft.name or str(draft.stage),
             rows=tuple(rows),
             verdict=view.verdict if view else "unknown",
             reason=view.reason if view else "",

@@ -19,7 +19,8 @@ from ...readers.chart_sets import MEMORY, ChartSet, charts_for, curves_of
 from ...readers.protocol import Reader
 from ...readers.series import Series
 from ...sanitise import one_line, sanitise
-from ..run_actions import RunActions, can_resume
+from ..run_actions import RunActions
+from ..run_keys import run_keys
 from ..screen import ConsoleScreen
 from ..watched import Update, Watched, watch_directory, watch_run
 from ..widgets.chart import Chart, Curve
@@ -31,6 +32,8 @@ from .text import TextScreen
 
 _CHARTS = 4
 _WRAPPED = 4  # lines that one sentence may take
+_OF_STAGE = frozenset({"samples", "chat", "clone"})
+"""Actions that in a pipeline act on the stage shown."""
 
 
 class MonitorScreen(ConsoleScreen):
@@ -218,7 +221,7 @@ class MonitorScreen(ConsoleScreen):
         pages = self._pages
         where = f"charts {self._page + 1} of {pages}" if pages > 1 and not watched.shows_result else ""
         self.set_heading(watched.source.title, str(watched.source.stage or "another trainer"), watched.note, where)
-        keys_for = state.phase if state else "", pages > 1 or watched.shows_result
+        keys_for = self._working_keys(), pages > 1 or watched.shows_result
         if keys_for != self._keys_for:
             self._keys_for = keys_for
             self.refresh_bindings()
@@ -226,18 +229,29 @@ class MonitorScreen(ConsoleScreen):
     def shows_key(self, binding: Binding) -> bool:
         """Return whether the footer offers a key: only where it can do something to the run as it is."""
         watched = self._watched
-        state = watched.state if watched else None
         match binding.id:
-            case "monitor.stop" | "monitor.save":
-                return state is not None and not state.has_ended
-            case "monitor.resume":
-                return can_resume(state)
             case "monitor.page":
                 return watched is not None and (watched.shows_result or self._pages > 1)
-            case "monitor.clone" | "monitor.samples" | "monitor.chat":
-                return self.actions is not None
+            case (
+                "monitor.stop"
+                | "monitor.save"
+                | "monitor.resume"
+                | "monitor.clone"
+                | "monitor.samples"
+                | "monitor.chat"
+            ):
+                return binding.id.removeprefix("monitor.") in self._working_keys()
             case _:
                 return True
+
+    def _working_keys(self) -> frozenset[str]:
+        """Return the actions that can do something: to the run, or of a pipeline to the stage that is shown."""
+        watched = self._watched
+        if watched is None or watched.state is None:  # not read yet, or of another trainer
+            return frozenset()
+        own = run_keys(watched.source.stage, watched.state.phase)
+        shown = run_keys(watched.reader.stage, watched.reader.phase) if watched.shown_run else frozenset[str]()
+        return (own - _OF_STAGE) | (shown & _OF_STAGE)
 
     def _wrapped(self, lines: Sequence[Text]) -> list[Text]:
         """Return lines that must not be cut, each wrapped over at most some lines."""
@@ -388,7 +402,7 @@ class MonitorScreen(ConsoleScreen):
             return
         if self._watched is None or self._watched.run is None:
             return
-        run = self._watched.shown_run if what in ("samples", "chat", "clone") else self._watched.run
+        run = self._watched.shown_run if what in _OF_STAGE else self._watched.run
         if run is None:
             self.say("no stage has started yet")
         elif what == "delete":

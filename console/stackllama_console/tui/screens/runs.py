@@ -10,16 +10,17 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.widgets import DataTable, Input, Static
 
-from stackllama_engine.contract.run_dir import ENDED, Home
+from stackllama_engine.contract.run_dir import Home
 from stackllama_engine.launch.inputs import DEMO_BASE
 
 from ...readers.runs_index import Row, RunsIndex
 from ...sanitise import one_line
 from ...units import age, cut, number
 from ..run_actions import RunActions
+from ..run_keys import advice_of_run, run_keys
 from ..screen import ConsoleScreen
 from ..state_style import state_text
-from ..widgets.status import advice_of_row, now
+from ..widgets.status import now
 from ..widgets.text_lines import TextLines
 from ..widgets.typed_ahead import KeyTaker, TypedAhead
 from ..widgets.value_input import ValueInput
@@ -285,7 +286,7 @@ class RunsScreen(ConsoleScreen):
                 lines.append(Text(row.error))
             if row.cause and row.phase != "finished":
                 lines.append(Text(f"cause: {row.cause}"))
-            if hint := advice_of_row(row):
+            if hint := advice_of_run(row.stage, row.phase):
                 lines.append(Text(hint, style="dim"))
         elif self.filter_text:
             lines.append(Text("no run matches the filter; esc clears it"))
@@ -304,15 +305,10 @@ class RunsScreen(ConsoleScreen):
     def shows_key(self, binding: Binding) -> bool:
         """Return whether the footer offers a key: only where it can do something to the run under the cursor."""
         row = self.row
-        readable = row is not None and row.phase != "damaged"
-        ended = row is not None and row.phase in ENDED
+        keys = run_keys(row.stage, row.phase) if row else frozenset[str]()
         match binding.id:
-            case "runs.open" | "runs.samples":
-                return readable
-            case "runs.stop":
-                return readable and not ended
-            case "runs.resume":
-                return ended and row is not None and row.phase != "finished"
+            case "runs.open" | "runs.samples" | "runs.stop" | "runs.resume":
+                return binding.id.removeprefix("runs.") in keys
             case "runs.select":
                 return row is not None
             case "runs.compare":

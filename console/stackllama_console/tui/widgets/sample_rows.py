@@ -2,6 +2,9 @@
 
 from rich.text import Text
 
+from stackllama_engine.contract.metrics import label_of
+from stackllama_engine.contract.stages import Stage
+
 from ...readers.samples import Pair, Sample
 from ...readers.samples_browser import Listing
 from ...sanitise import one_line
@@ -10,6 +13,7 @@ from .cells import cut, fit
 from .row_list import Pieces
 
 _ROOMY = 62  # cells from which a row shows KL and length as well
+_UTILITY = label_of(Stage.PPO, "true_utility")
 _NONE = "·"
 _FOLLOW = 8
 
@@ -18,7 +22,7 @@ def heading(listing: Listing, width: int) -> str:
     """Return the titles of the columns of a listing."""
     match listing.wanted.mode:
         case "pairs":
-            return f"{'before':>8} {'after':>8} {'reward':>9}  {'true utility':<13} prompt"
+            return f"{'before':>8} {'after':>8} {'reward':>9}  {_UTILITY:<13} prompt"
         case "prompt":
             extra = f" {'KL':>8} {'':>{_FOLLOW}} {'length':>6} end" if width >= _ROOMY + 16 else ""
             return f"{'step':>7} {'reward':>8} {'':>{_FOLLOW}}{extra}  response"
@@ -94,7 +98,7 @@ def facts(sample: Sample) -> Text:
     if sample.ended is not None:
         parts.append("ended" if sample.ended else "truncated at the length limit")
     if sample.utility is not None:
-        parts.append(f"true utility {figure(sample.utility)}")
+        parts.append(f"{_UTILITY} {figure(sample.utility)}")
     return Text(" · ".join(part for part in parts if part), style="bold")
 
 
@@ -120,7 +124,7 @@ def side_text(title: str, sample: Sample | None) -> Text:
         return text.append("no response yet", style="not bold dim")
     values = [f"reward {figure(sample.reward)}"]
     if sample.utility is not None:
-        values.append(f"true utility {figure(sample.utility)}")
+        values.append(f"{_UTILITY} {figure(sample.utility)}")
     if sample.kl is not None:
         values.append(f"KL {figure(sample.kl)}")
     text.append(" · ".join(values), style="not bold dim")

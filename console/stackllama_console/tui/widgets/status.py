@@ -12,10 +12,10 @@ from stackllama_engine.contract.stages import Stage
 from ...pipelines import newest
 from ...readers.eta import Eta
 from ...readers.protocol import Reader
-from ...readers.runs_index import Row
 from ...readings import measured_peaks
 from ...sanitise import log_line, one_line
 from ...units import duration, number, size
+from ..run_keys import resume_in_words
 from ..state_style import rich_colour, state_text
 
 _BAR = 16
@@ -123,39 +123,14 @@ def advice(run: RunDir, state: State) -> str:
     if "nan" in cause or "infinity" in cause or "became" in cause:
         return "e: lower learning_rate, or use bf16 instead of fp16; r: resume from the last checkpoint"
     if "no space" in cause or "disk" in cause:
-        return f"free disk space, then r: {_resume(state.stage)}"
+        return f"free disk space, then r: {resume_in_words(state.stage)}"
     if state.phase == "stopped":
-        return f"r: {_resume(state.stage)}"
+        return f"r: {resume_in_words(state.stage)}"
     if state.stage is Stage.PIPELINE:
         child = newest(run, state)
         where = f" (see its stage {child.id.removeprefix(run.id + '-')}: , and .)" if child else ""
         return f"r: resume from the stage that failed{where}"
-    return f"see the log below (/: search); r: {_resume(state.stage)}; e: edit a copy of the recipe"
-
-
-def _resume(stage: Stage | None) -> str:
-    """Return what a resume does: a merge saves nothing on its way."""
-    return {
-        Stage.MERGE: "restart the merge",
-        Stage.PIPELINE: "resume from its current stage",
-    }.get(stage or Stage.SFT, "resume from the last checkpoint")
-
-
-def advice_of_row(row: Row) -> str:
-    """Return the keys that make sense for a run of the list."""
-    if row.phase == "damaged":
-        return "r: repair its records from its other files, D: delete"
-    match row.phase:
-        case "finished":
-            return {
-                Stage.PPO: "enter: open, a: samples, t: chat, e: edit a copy",
-                Stage.SFT: "enter: open, t: chat, e: edit a copy",
-                Stage.PIPELINE: "enter: open its stages, z: fold them",
-            }.get(row.stage or Stage.MERGE, "enter: open, e: edit a copy")
-        case "stopped" | "failed" | "lost":
-            return f"enter: open, r: {_resume(row.stage)}, e: edit a copy"
-        case _:
-            return "enter: open, x: save and stop, w: save checkpoint"
+    return f"see the log below (/: search); r: {resume_in_words(state.stage)}; e: edit a copy of the recipe"
 
 
 def now() -> float:

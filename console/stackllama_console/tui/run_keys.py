@@ -1,0 +1,68 @@
+"""The keys that can do something to a run, by its stage and phase: for footers, and in words for the list of runs."""
+
+from stackllama_engine.contract.run_dir import ENDED
+from stackllama_engine.contract.stages import Stage
+
+_WRITING = (Stage.SFT, Stage.PPO)
+"""Stages that can be chatted with from their first checkpoint on; a merge, once it has finished."""
+
+_HINTS = {
+    "damaged": ("repair", "delete"),
+    "finished": ("open", "samples", "chat", "fold", "clone"),
+    "failed": ("open", "resume", "clone"),
+    "running": ("open", "stop", "save"),
+}
+"""Kind of phase → what is advised, the most likely first."""
+
+
+def run_keys(stage: Stage | None, phase: str) -> frozenset[str]:
+    """Return the actions that can do something to a run: names of bindings without their screen.
+
+    Args:
+        stage: the run's; None where it cannot be read.
+        phase: of its state, or ``damaged``.
+    """
+    if phase == "damaged":
+        return frozenset({"repair", "delete"})
+    keys = {"open", "clone"}
+    if phase not in ENDED:
+        keys |= {"stop", "save"}
+    else:
+        keys |= {"delete"} if phase == "finished" else {"delete", "resume"}
+    if stage is Stage.PPO:
+        keys.add("samples")
+    if stage is Stage.PIPELINE:
+        keys.add("fold")
+    if (stage in _WRITING and phase not in ("queued", "starting")) or (stage is Stage.MERGE and phase == "finished"):
+        keys.add("chat")
+    return frozenset(keys)
+
+
+def advice_of_run(stage: Stage | None, phase: str) -> str:
+    """Return the keys that make sense for a run of the list, in words."""
+    kind = phase if phase in _HINTS else "failed" if phase in ENDED else "running"
+    keys = run_keys(stage, phase)
+    return ", ".join(_in_words(action, stage) for action in _HINTS[kind] if action in keys)
+
+
+def resume_in_words(stage: Stage | None) -> str:
+    """Return what a resume does: a merge saves nothing on its way."""
+    return {
+        Stage.MERGE: "restart the merge",
+        Stage.PIPELINE: "resume from its current stage",
+    }.get(stage or Stage.SFT, "resume from the last checkpoint")
+
+
+def _in_words(action: str, stage: Stage | None) -> str:
+    return {
+        "repair": "r: repair its records from its other files",
+        "delete": "D: delete",
+        "open": "enter: open its stages" if stage is Stage.PIPELINE else "enter: open",
+        "samples": "a: samples",
+        "chat": "t: chat",
+        "fold": "z: fold them",
+        "clone": "e: edit a copy",
+        "resume": f"r: {resume_in_words(stage)}",
+        "stop": "x: save and stop",
+        "save": "w: save checkpoint",
+    }[action]

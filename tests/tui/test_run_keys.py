@@ -1,0 +1,69 @@
+"""The keys that a run's stage and phase allow, and their words, agree with what the actions do."""
+
+from pathlib import Path
+
+import pytest
+from tests.tui.screens_kit import isolate, make_run
+
+from stackllama_console.readers import samples_browser
+from stackllama_console.tui.run_keys import advice_of_run, run_keys
+from stackllama_engine.contract.chat_target import find_target
+from stackllama_engine.contract.errors import StackllamaError
+from stackllama_engine.contract.run_dir import ENDED
+from stackllama_engine.contract.stages import Stage
+
+
+@pytest.mark.parametrize(
+    ("stage", "phase", "keys"),
+    [
+        (Stage.PPO, "finished", {"open", "clone", "delete", "samples", "chat"}),
+        (Stage.PPO, "running", {"open", "clone", "stop", "save", "samples", "chat"}),
+        (Stage.PPO, "queued", {"open", "clone", "stop", "save", "samples"}),
+        (Stage.SFT, "failed", {"open", "clone", "delete", "resume", "chat"}),
+        (Stage.REWARD, "finished", {"open", "clone", "delete"}),
+        (Stage.MERGE, "finished", {"open", "clone", "delete", "chat"}),
+        (Stage.MERGE, "running", {"open", "clone", "stop", "save"}),
+        (Stage.PIPELINE, "stopped", {"open", "clone", "delete", "resume", "fold"}),
+        (None, "damaged", {"repair", "delete"}),
+    ],
+)
+def test_keys_of_a_stage_and_a_phase(stage: Stage | None, phase: str, keys: set[str]) -> None:
+    assert run_keys(stage, phase) == keys
+
+
+@pytest.mark.parametrize("stage", Stage)
+def test_chat_is_offered_where_a_finished_run_can_be_chatted_with(
+    stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(isolate(tmp_path, monkeypatch), stage, "made")
+    (run.merged if stage is Stage.MERGE else run.adapter).mkdir()
+    try:
+        possible = bool(find_target(run))
+    except StackllamaError:
+        possible = False
+    assert ("chat" in run_keys(stage, "finished")) == possible
+
+
+def test_samples_are_offered_where_there_can_be_some() -> None:
+    without = {stage for stage in Stage if "samples" not in run_keys(stage, "finished")}
+    assert without == samples_browser._REASONS.keys()
+
+
+@pytest.mark.parametrize(
+    ("stage", "phase", "advice"),
+    [
+        (Stage.PPO, "finished", "enter: open, a: samples, t: chat, e: edit a copy"),
+        (Stage.REWARD, "finished", "enter: open, e: edit a copy"),
+        (Stage.PIPELINE, "finished", "enter: open its stages, z: fold them, e: edit a copy"),
+        (Stage.MERGE, "lost", "enter: open, r: restart the merge, e: edit a copy"),
+        (Stage.SFT, "stalled", "enter: open, x: save and stop, w: save checkpoint"),
+        (None, "damaged", "r: repair its records from its other files, D: delete"),
+    ],
+)
+def test_advice_names_keys_that_work(stage: Stage | None, phase: str, advice: str) -> None:
+    assert advice_of_run(stage, phase) == advice
+
+
+def test_every_phase_has_advice() -> None:
+    phases = ("queued", "starting", "running", "stalled", "stopping", *ENDED, "damaged", "unknown")
+    assert all(advice_of_run(stage, phase) for stage in Stage for phase in phases)
