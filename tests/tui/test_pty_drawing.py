@@ -26,7 +26,7 @@ SCREENS: dict[str, tuple[str, tuple[str, ...]]] = {
     "filter": ("/tuned", ("filter: tuned",)),
     "ask": ("o", ("trainer_state.json",)),
     "samples": ("Ga", ("because",)),
-    "compare": (" j c", ("compare  2 runs", "loss")),
+    "compare": (" j c", ("compare  2 runs", "The runs share no metrics")),
 }
 """Keys from the list of runs, and what then stands only there. `aligned` is the first row of all by name."""
 NO_UTF8 = {"LANG": "C", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
