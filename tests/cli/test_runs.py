@@ -247,11 +247,11 @@ def test_stage_that_outlived_its_pipeline_is_named_and_stopped(make_run: MakeRun
     assert "its stage `p-sft` is still running" in run_main("runs", "watch", "p").err
     assert "still running  its stage `p-sft`" in run_main("runs", "show", "p").out
     result = run_main("runs", "stop", "p", "--no-wait")
-    assert result.code == 0 and "its stage `p-sft` was still running and was asked to stop" in result.err
+    assert result.code == 0 and "its stage `p-sft` was still running and was asked to save and stop" in result.err
     assert (child.control / "stop").exists()
     child.write_state(msgspec.structs.replace(child.read_state(), phase="stopped", exit_code=75, ended=time.time()))
     result = run_main("runs", "stop", "p")
-    assert result.code == 1 and "has ended already" in result.err
+    assert result.code == 1 and "has already ended" in result.err
 
 
 def test_failed_recipe_suggests_relaunch_instead_of_resume(make_run: MakeRun, run_main: Callable[..., Any]) -> None:

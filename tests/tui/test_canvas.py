@@ -187,6 +187,8 @@ def test_no_label_is_longer_than_eight(value: float, sign: int, spread: float, r
 
 
 @given(st.floats(0, 1e15), st.floats(0, 1e15), st.integers(1, 40))
+@example(0.0, 5e-324, 9)
+@example(6.0882819255e-314, 6.0882819315e-314, 40)
 def test_no_label_of_bytes_is_longer_than_eight(one: float, other: float, rows: int) -> None:
     axis = value_axis(min(one, other), max(one, other), unit="bytes")
     assert all(len(label) <= 8 for _, label in value_ticks(axis, rows, unit="bytes"))

@@ -156,5 +156,9 @@ def test_an_action_has_one_label_on_every_screen() -> None:
     assert {action: labels for action, labels in by_action.items() if len(labels) > 1} == {}
 
 
+def test_a_label_fits_its_column_in_the_help() -> None:
+    assert {name: label for name, label in _labels().items() if len(label) > 30} == {}
+
+
 def test_labels_begin_with_a_small_letter() -> None:
     assert [label for label in _labels().values() if not label[:1].islower()] == []

@@ -22,6 +22,7 @@ from stackllama_console.tui.screens.confirm import ConfirmScreen
 from stackllama_console.tui.screens.help import HelpScreen
 from stackllama_console.tui.screens.launch import LaunchScreen
 from stackllama_console.tui.screens.launch_confirm import CommandScreen
+from stackllama_console.tui.screens.launch_lines import stage_line
 from stackllama_console.tui.screens.pick import PickScreen
 from stackllama_console.tui.screens.scopes import all_scopes
 from stackllama_console.tui.widgets.budget_panel import BudgetPanel
@@ -288,6 +289,26 @@ def test_every_keystroke_redraws_the_budget(home: Home) -> None:
         assert driven.screen.controller.budget.device > before
 
     show(home, script, model="org/llama-7b")
+
+
+def test_a_number_without_a_change_is_answered(home: Home) -> None:
+    async def script(driven: Driven) -> None:
+        await driven.press("9")
+        await said(driven, "the budget offers no change 9")
+
+    show(home, script, model="demo")
+
+
+def test_footer_has_stage_model_and_budget_at_80_columns(home: Home) -> None:
+    async def script(driven: Driven) -> None:
+        await driven.shows("launch  ] next stage  m model  b budget  ? help  q quit")
+
+    show(home, script, model="demo")
+
+
+@pytest.mark.parametrize("stage", list(Stage))
+def test_what_a_stage_does_fits_80_columns(stage: Stage) -> None:
+    assert stage_line(stage, 78, {}).plain.partition("pipeline")[2].strip(" ]")
 
 
 def test_a_number_takes_the_change_that_the_budget_offers(home: Home) -> None:
@@ -706,7 +727,7 @@ def test_r_offers_the_finished_runs_that_a_key_takes(home: Home) -> None:
         await driven.press("enter")
         assert form(driven).text("policy_adapter_path") == "tuned"
         await driven.press("left_square_bracket", "r")
-        await said(driven, "no key of a reward recipe takes a run")
+        await said(driven, "no key of the reward recipe takes a run")
 
     show(home, script, stage="ppo", model="demo")
 

@@ -254,9 +254,7 @@ def test_the_log_is_searched(stocked: Home) -> None:
 def test_the_log_is_filtered_by_level(stocked: Home) -> None:
     async def script(shown: Shown) -> None:
         await shown.shows("a shard is small")
-        await shown.press("5")
-        shown.front.query_one(LogView).focus()
-        await shown.press("v", "v")
+        await shown.press("5", "v", "v")
         await shown.shows("warning and above")
         assert "a shard is small" in shown.text and "INFO saved" not in shown.text
 
@@ -283,7 +281,7 @@ def test_metrics_are_shown_as_text_and_copied(stocked: Home, tmp_path: Path) -> 
 def test_keys_stop_save_resume_and_delete_a_run(stocked: Home, asked: Asked) -> None:
     async def script(shown: Shown) -> None:
         await shown.press("x", "n", "x", "y")
-        await shown.notified("alive will stop after saving")
+        await shown.notified("alive: asked to save and stop")
         await shown.press("w")
         await shown.notified("alive will save")
         await shown.press("r")
@@ -291,6 +289,42 @@ def test_keys_stop_save_resume_and_delete_a_run(stocked: Home, asked: Asked) -> 
         assert asked.calls == ["stop alive", "resume alive"]
 
     watch(stocked, "alive", script)
+
+
+def test_value_of_an_ended_run_is_refused_before_it_is_typed(stocked: Home) -> None:
+    async def script(shown: Shown) -> None:
+        await shown.press("V")
+        await shown.notified("tuned has ended (finished): there is nothing to change.")
+        assert "Set a value" not in shown.text
+
+    watch(stocked, "tuned", script)
+
+
+def test_result_of_a_merge_is_part_of_its_metrics_as_text(stocked: Home) -> None:
+    merged = make_run(stocked, Stage.MERGE, "tuned-merged")
+    merged.write_json("result.json", {"stage": "merge", "error": 1e-6, "difference": 2.0, "dtype": "float32"})
+
+    async def script(shown: Shown) -> None:
+        await shown.shows("dtype: float32")
+        footer = shown.front.query_one(KeyLine)
+        assert "next charts" not in footer.plain
+        await shown.press("1")
+        await shown.notified("no chart 1 here; 5: log, 6: metrics")
+        await shown.press("d")
+        await shown.reaches("TextScreen")
+        await shown.shows("dtype: float32")
+
+    watch(stocked, "tuned-merged", script)
+
+
+def test_log_has_the_focus_while_it_is_shown_alone(stocked: Home) -> None:
+    async def script(shown: Shown) -> None:
+        await shown.press("5")
+        assert isinstance(shown.app.focused, LogView)
+        await shown.press("5")
+        assert isinstance(shown.app.focused, Chart)
+
+    watch(stocked, "tuned", script)
 
 
 def test_after_deleting_one_is_back_at_the_list(stocked: Home) -> None:

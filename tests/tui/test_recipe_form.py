@@ -164,7 +164,7 @@ def test_defaults_are_shown_and_what_differs_is_marked_without_colour() -> None:
         assert app.line("model_revision").endswith("empty")
         assert "hub id, local directory" in app.help() and "needed" in app.help()
         await press(pilot, "j")
-        assert app.help().splitlines()[0] == "model_revision  default empty"
+        assert app.help().splitlines()[0].startswith("model_revision  default empty · ")
 
     drive(form, steps)
 

@@ -433,6 +433,21 @@ def test_deleting_a_pipeline_deletes_its_stages(pipeline: Home) -> None:
     run_app(pipeline, script)
 
 
+def test_deleting_a_stage_does_not_speak_of_the_run_named_after_it(stocked: Home) -> None:
+    make_run(stocked, Stage.MERGE, "tuned-merged", parents=["tuned"])
+
+    async def script(shown: Shown) -> None:
+        await shown.shows("tuned-merged")
+        await shown.press("slash", *"tuned", "enter", "g", "D")
+        await shown.shows("Delete tuned permanently?", "no longer be resumed:", "tuned-merged")
+        assert "deleted too" not in shown.text
+        await shown.press("y")
+        await shown.notified("deleted: tuned")
+        assert (stocked.runs_dir / "tuned-merged").exists()
+
+    run_app(stocked, script)
+
+
 def _damaged(home: Home) -> RunDir:
     """Make a damaged run, the first row: its recipe's age is all that is known of it."""
     run = make_run(home, Stage.SFT, "zzz")

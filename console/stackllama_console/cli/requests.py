@@ -8,18 +8,10 @@ from stackllama_engine.contract.requests import Ask
 from stackllama_engine.contract.run_dir import Home
 from stackllama_engine.launch.run_requests import ask as ask_run
 
+from ..request_texts import promise
 from ..run_facts import facts
-from ..sanitise import one_line
 from .output import PROGRAM, say, show_json
 from .runs import find
-
-_PROMISE: dict[Ask, str] = {
-    "save": "will save a checkpoint at its next step.",
-    "sample": "will sample responses to a few held-out prompts after this step.",
-    "pause": "will pause after this step; GPU memory stays allocated. Continue: {program} runs continue {run}",
-    "continue": "continues.",
-    "set": "{change} from its next step on.",
-}
 
 
 def ask(arguments: argparse.Namespace) -> int:
@@ -29,6 +21,6 @@ def ask(arguments: argparse.Namespace) -> int:
     run = ask_run(find(Home(arguments.home), arguments.run), request, change)
     if arguments.json:
         show_json(facts(run, run.read_state()) | {"asked": request} | ({"change": change} if change else {}))
-    promise = _PROMISE[request].format(program=PROGRAM, run=run.id, change=one_line(change or ""))
-    say(f"{run.id}: {promise}")
+    undo = f" Continue: {PROGRAM} runs continue {run.id}" if request == "pause" else ""
+    say(f"{promise(run.id, request, change)}.{undo}")
     return ExitCode.DONE

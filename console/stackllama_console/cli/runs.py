@@ -24,6 +24,7 @@ from ..pipelines import newest, still_running
 from ..readers.line_follower import LineFollower
 from ..readings import last_log_lines
 from ..remote_runs import elsewhere_text, in_words
+from ..request_texts import ASKED_TO_STOP, NOTHING_DAMAGED, already_ended, delete_question, dependents
 from ..run_facts import facts
 from ..sanitise import log_line, one_line
 from .finish import finish
@@ -156,11 +157,11 @@ def stop(arguments: argparse.Namespace) -> int:
     child = still_running(run, before)
     active = child or run
     if before.has_ended and child is None:
-        say(f"{run.id} has ended already: {before.phase}.")
+        say(f"{already_ended(run.id, before)}.")
     elif arguments.wait:
         there = elsewhere_text(active, reconcile(active))
         where = f" It is {there} and stops once that machine sees the request." if there else ""
-        say(f"{active.id}: asked to save and stop; waiting until it has ended.{where}")
+        say(f"{active.id}: {ASKED_TO_STOP}; waiting until it has ended.{where}")
     try:
         state = stop_run(run, wait=arguments.wait)
     except KeyboardInterrupt:
@@ -169,7 +170,7 @@ def stop(arguments: argparse.Namespace) -> int:
     if arguments.json:
         show_json(facts(run, state))
     if child is not None:
-        was = "stopped" if arguments.wait else "asked to stop"
+        was = "stopped" if arguments.wait else ASKED_TO_STOP
         say(f"{run.id}: {state.phase}; its stage `{child.id}` was still running and was {was}.")
         say_next(run, state)
         return ExitCode.DONE
@@ -190,7 +191,7 @@ def _stop_damaged(run: RunDir, error: DamagedError, *, wait: bool) -> int:
             f"the disk is full: the request to stop {run.id} could not be written. Make room under {run.path}."
         ) from None
     where = f" It may be {in_words(there)} and stops once that machine sees the request." if there else ""
-    say(f"{run.id}: asked to save and stop{'; waiting until it has ended' if wait else ''}.{where}")
+    say(f"{run.id}: {ASKED_TO_STOP}{'; waiting until it has ended' if wait else ''}.{where}")
     silence = Silence()
     while wait and (run.lock_is_held() or elsewhere_of_damaged(run)):
         if silence.too_long(run, None):
@@ -203,7 +204,7 @@ def _stop_damaged(run: RunDir, error: DamagedError, *, wait: bool) -> int:
 
 def _stopped(run: RunDir, state: State, *, waited: bool) -> int:
     if not state.has_ended:
-        say(f"{run.id}: {'still ' + state.phase if waited else 'asked to stop'}.")
+        say(f"{run.id}: {'still ' + state.phase if waited else ASKED_TO_STOP}.")
         if waited and (there := elsewhere(run, state)):
             say(f"  {one_line(there.host)} has not answered: no file of the run has changed for minutes. Check it;")
             say(f"  if that machine is gone for good: {one_line(gone_command(run, there, 'resume'))}")
@@ -230,10 +231,10 @@ def rm(arguments: argparse.Namespace) -> int:
     if not arguments.yes:
         users = users_of(home, run.id)
         if users:
-            say(f"Runs that depend on it and can no longer be resumed: {', '.join(users)}")
+            say(dependents(users))
         if not sys.stdin.isatty():
             raise UsageError(f"deleting {run.id} cannot be undone: add --yes.")
-        say(f"Delete {run.id} for good? [y/N]")
+        say(f"{delete_question(run.id)} [y/N]")
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
             raise RefusedError(f"{run.id} was not deleted.")
     return _say_removed(arguments, remove(home, run.id, host_gone=arguments.host_gone))
@@ -282,7 +283,7 @@ def repair(arguments: argparse.Namespace) -> int:
     done = repair_run(home, run.id)
     if arguments.json:
         show_json({"run": run.id, "repaired": done})
-    for sentence in done or ["nothing is damaged."]:
+    for sentence in done or [f"{NOTHING_DAMAGED}."]:
         say(f"{run.id}: {one_line(sentence)}")
     return ExitCode.DONE
 

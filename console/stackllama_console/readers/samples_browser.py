@@ -24,9 +24,9 @@ _FOUND = 5_000  # rows of a filter that are listed
 _SEARCHED = 200_000  # rows searched per poll
 
 _REASONS = {
-    Stage.SFT: "An SFT run has no samples: only PPO records responses. To try this run: esc, then t (chat).",
+    Stage.SFT: "An SFT run has no samples unless A asked for some while it ran. Chat (esc, then t) shows its answers.",
     Stage.REWARD: "A reward run has no samples: it scores responses and generates none. See the PPO run that uses it.",
-    Stage.MERGE: "A merge has no samples: it generates nothing. To try the merged model: esc, then t (chat).",
+    Stage.MERGE: "A merge has no samples: it generates nothing. Chat (esc, then t) shows the merged model's answers.",
     Stage.PIPELINE: "A pipeline has no samples of its own: open its PPO run (its name ends in -ppo).",
 }
 

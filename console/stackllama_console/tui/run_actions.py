@@ -6,13 +6,17 @@ Each is carried out in a thread; its outcome is one notice. Nothing here waits f
 import asyncio
 from collections.abc import Callable
 
+from stackllama_engine.contract import requests
+from stackllama_engine.contract.children import children_of
 from stackllama_engine.contract.errors import DamagedError, StackllamaError, UnconfirmedError
 from stackllama_engine.contract.requests import Ask
 from stackllama_engine.contract.run_dir import ENDED, Home, RunDir
+from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch.ownership import check_run
 from stackllama_engine.launch.reconcile import reconcile
 from stackllama_engine.launch.run_requests import ask, check_change
 
+from ..request_texts import ASKED_TO_STOP, NOTHING_DAMAGED, already_ended, delete_question, dependents, promise
 from ..sanitise import one_line
 from .screen import ConsoleScreen
 from .screens.confirm import AskScreen, ConfirmScreen
@@ -32,32 +36,27 @@ class RunActions:
         def refusal() -> str:
             check_run(self.home.run(run_id))
             state = reconcile(self.home.run(run_id))
-            return f"{run_id} has already ended: {state.phase}" if state.has_ended else ""
+            return already_ended(run_id, state) if state.has_ended else ""
 
         def work() -> str:
             from stackllama_engine.launch.run_requests import stop
 
             state = stop(self.home.run(run_id), wait=False)
-            return (
-                f"{run_id} has already ended: {state.phase}" if state.has_ended else f"{run_id} will stop after saving"
-            )
+            return already_ended(run_id, state) if state.has_ended else f"{run_id}: {ASKED_TO_STOP}"
 
         self.screen.begin(self._ask_unless(refusal, question, "stop run", work), group="actions")
 
     def save(self, run_id: str) -> None:
         """Request a checkpoint at the next step."""
-        self._request(run_id, "save", "will save a checkpoint at its next step")
+        self._request(run_id, "save")
 
     def sample(self, run_id: str) -> None:
         """Request samples for a few held-out prompts now."""
-        self._request(run_id, "sample", "will sample held-out prompts after the current step")
+        self._request(run_id, "sample")
 
     def pause(self, run_id: str, paused: bool) -> None:
         """Request a pause after the current step; where the run is paused, that it continues."""
-        if paused:
-            self._request(run_id, "continue", "continues")
-        else:
-            self._request(run_id, "pause", "will pause after the current step; GPU memory stays allocated")
+        self._request(run_id, "continue" if paused else "pause")
 
     def change(self, run_id: str) -> None:
         """Ask for a value that a running stage can change, and request it."""
@@ -72,14 +71,19 @@ class RunActions:
 
         def answered(text: str | None) -> None:
             if text is not None:
-                self._request(run_id, "set", f"will use {text.strip()} from its next step", text)
+                self._request(run_id, "set", text)
 
-        asking = AskScreen(question, placeholder="key=value, e.g. learning_rate=1e-5", check=check)
-        self.screen.console_app.push_screen(asking, answered)
+        def ask_for_value() -> None:
+            asking = AskScreen(question, placeholder="key=value, e.g. learning_rate=1e-5", check=check)
+            self.screen.console_app.push_screen(asking, answered)
 
-    def _request(self, run_id: str, what: Ask, promise: str, change: str | None = None) -> None:
+        self.screen.begin(
+            self._unless(lambda: _why_unchangeable(self.home.run(run_id)), ask_for_value), group="actions"
+        )
+
+    def _request(self, run_id: str, what: Ask, change: str | None = None) -> None:
         def work() -> str:
-            return f"{ask(self.home.run(run_id), what, change).id} {promise}"
+            return promise(ask(self.home.run(run_id), what, change).id, what, change)
 
         self._do(work)
 
@@ -118,7 +122,7 @@ class RunActions:
         def work() -> str:
             from stackllama_engine.launch.repair import repair
 
-            return f"{run_id}: {' '.join(repair(self.home, run_id)) or 'nothing to repair'}"
+            return f"{run_id}: {' '.join(repair(self.home, run_id)) or NOTHING_DAMAGED}"
 
         self._do(work)
 
@@ -131,23 +135,24 @@ class RunActions:
 
         try:
             await asyncio.to_thread(check_run, self.home.run(run_id))
-            phase = await asyncio.to_thread(_phase, self.home.run(run_id))
+            phase, stage = await asyncio.to_thread(_phase_and_stage, self.home.run(run_id))
             if phase not in (*ENDED, "damaged"):
                 self.screen.say(f"{run_id} is {phase}; stop it first (x), then delete it", error=True)
                 return
             users = await asyncio.to_thread(users_of, self.home, run_id)
-            children = [user for user in users if user.startswith(f"{run_id}-")]
-            runs = [self.home.run(name) for name in (run_id, *children)]
-            size = await asyncio.to_thread(_size_text, runs)
+            run = self.home.run(run_id)
+            stages = await asyncio.to_thread(children_of, run) if stage is Stage.PIPELINE else []
+            children = [child.id for child in stages]
+            size = await asyncio.to_thread(_size_text, [run, *stages])
         except (StackllamaError, OSError, TimeoutError) as error:
             self.screen.say(str(error), error=True)
             return
-        question = f"Delete {run_id} permanently?\n\n{size}"
+        question = f"{delete_question(run_id)}\n\n{size}"
         others = [user for user in users if user not in children]
         if children:
             question += f"\nIts {len(children)} stage{'s are' if len(children) > 1 else ' is'} deleted too."
         if others:
-            question += f"\nRuns that depend on it and can no longer be resumed: {', '.join(others[:4])}"
+            question += "\n" + dependents([*others[:4], *(["…"] if len(others) > 4 else [])])
 
         def work() -> str:
             removed = remove(self.home, run_id)
@@ -186,7 +191,11 @@ class RunActions:
     async def _ask_unless(
         self, refusal: Callable[[], str], question: str, action: str, work: Callable[[], str]
     ) -> None:
-        """Ask, unless there is nothing to ask about."""
+        """Ask for confirmation, unless there is nothing to ask about."""
+        await self._unless(refusal, lambda: self._ask(question, action, work))
+
+    async def _unless(self, refusal: Callable[[], str], then: Callable[[], None]) -> None:
+        """Show why something is refused, or do it."""
         try:
             refused = await asyncio.to_thread(refusal)
         except (StackllamaError, OSError, TimeoutError) as error:
@@ -194,7 +203,7 @@ class RunActions:
         if refused:
             self.screen.say(refused, error=True)
         else:
-            self._ask(question, action, work)
+            then()
 
     def _do(self, work: Callable[[], str], then: Callable[[], None] | None = None) -> None:
         self.screen.begin(self._carry_out(work, then), group="actions")
@@ -210,12 +219,28 @@ class RunActions:
                 then()
 
 
-def _phase(run: RunDir) -> str:
-    """Return the reconciled phase; ``damaged`` where that cannot be read, which deleting checks again."""
+def _why_unchangeable(run: RunDir) -> str:
+    """Return nothing; a run whose values cannot change now is refused before anything is typed.
+
+    Raises:
+        RefusedError: it has ended, its stage does not train, or it is another user's.
+    """
+    check_run(run)
+    state = reconcile(run)
+    if state.has_ended or state.stage is not Stage.PIPELINE:  # which of its stages is running is found out later
+        requests.check(run.id, state, "set")
+    return ""
+
+
+def _phase_and_stage(run: RunDir) -> tuple[str, Stage | None]:
+    """Return the reconciled phase, ``damaged`` where that cannot be read, which deleting checks again; the stage."""
+    from stackllama_engine.launch.repair import stage_of
+
     try:
-        return reconcile(run).phase
+        state = reconcile(run)
     except DamagedError:
-        return "damaged"
+        return "damaged", stage_of(run)
+    return state.phase, state.stage
 
 
 def _size_text(runs: list[RunDir]) -> str:

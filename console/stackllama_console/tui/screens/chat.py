@@ -33,7 +33,7 @@ RESULT = "result"
 Start = Callable[[RunDir, str | None], ChatProcess]
 
 
-_LOADING = "loading the model in its own process; a large one takes a while. You can type already."
+_LOADING = "loading the model; a large one takes a while. You can type already."
 
 
 class NotStarted(Struct, frozen=True):

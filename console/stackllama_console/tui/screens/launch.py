@@ -51,8 +51,8 @@ class LaunchScreen(ConsoleScreen):
     INTERVAL = 2.0
     WIDGETS_WITH_KEYS: ClassVar[tuple[str, ...]] = ("RecipeForm", "BudgetPanel", "ModelList")
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("enter,L,ctrl+l", "launch", "launch", id="launch.launch", key_display="enter"),
-        Binding("right_square_bracket", "stage(1)", "stage", id="launch.next_stage", key_display="]"),
+        Binding("enter,L,ctrl+l", "launch", "launch", id="launch.launch"),
+        Binding("right_square_bracket", "stage(1)", "next stage", id="launch.next_stage", key_display="]"),
         Binding(
             "left_square_bracket",
             "stage(-1)",
@@ -351,7 +351,8 @@ class LaunchScreen(ConsoleScreen):
 
     def action_offer(self, number: int) -> None:
         """Apply a change that the budget offers."""
-        self.query_one(BudgetPanel).apply(number)
+        if not self.query_one(BudgetPanel).apply(number):
+            self.say(f"the budget offers no change {number}")
 
     def action_budget(self) -> None:
         """Go to the budget and back; below the form, give it the whole screen."""
@@ -381,7 +382,7 @@ class LaunchScreen(ConsoleScreen):
             self._ask_run(key)
         else:
             stage = self.controller.draft.stage
-            self.say(f"no key of a {stage} recipe takes a run; m lists merged models")
+            self.say(f"no key of the {stage} recipe takes a run; m lists merged models")
 
     def action_ask_name(self) -> None:
         """Ask for the run's name."""
@@ -439,11 +440,8 @@ class LaunchScreen(ConsoleScreen):
             super().action_back()
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Allow the keys of changes where the budget offers them; enter is the input's while something is typed."""
-        if action != "offer":
-            return not (action == "launch" and isinstance(self.focused, Input))
-        budget = self.controller.budget
-        return isinstance(number := parameters[0], int) and number <= len(budget.offers if budget else ())
+        """Leave enter and the numbers to the input while something is typed."""
+        return not (action in ("launch", "offer") and isinstance(self.focused, Input))
 
     # dialogs
 

@@ -19,7 +19,7 @@ _TITLES = {Stage.SFT: "SFT", Stage.REWARD: "reward", Stage.PPO: "PPO"}
 _WHAT = {
     Stage.SFT: "fine-tune on good responses",
     Stage.REWARD: "train on preference pairs",
-    Stage.PPO: "optimize the policy against the reward",
+    Stage.PPO: "optimize against the reward",
     Stage.MERGE: "merge adapter into base",
     Stage.PIPELINE: "run all stages in order",
 }

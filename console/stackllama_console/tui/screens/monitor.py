@@ -25,6 +25,7 @@ from ..screen import ConsoleScreen
 from ..watched import Update, Watched, watch_directory, watch_run
 from ..widgets.chart import Chart, Curve
 from ..widgets.log_panel import LogPanel
+from ..widgets.log_view import LogView
 from ..widgets.panels import metric_lines, pipeline_line, sample_lines
 from ..widgets.status import head_line, headline_line, memory_text, now, outcome_lines, silence_text
 from ..widgets.text_lines import TextLines
@@ -51,7 +52,7 @@ class MonitorScreen(ConsoleScreen):
         Binding("w", "run('save')", "save checkpoint", id="monitor.save"),
         Binding("p", "run('pause')", "pause / continue", id="monitor.pause", show=False),
         Binding("A", "run('sample')", "sample held-out prompts now", id="monitor.sample", show=False),
-        Binding("V", "run('change')", "set a recipe value while running", id="monitor.change", show=False),
+        Binding("V", "run('change')", "set value while running", id="monitor.change", show=False),
         Binding("r", "run('resume')", "resume", id="monitor.resume"),
         Binding("e", "run('clone')", "edit a copy", id="monitor.clone"),
         Binding("a", "run('samples')", "samples", id="monitor.samples"),
@@ -231,7 +232,7 @@ class MonitorScreen(ConsoleScreen):
         watched = self._watched
         match binding.id:
             case "monitor.page":
-                return watched is not None and (watched.shows_result or self._pages > 1)
+                return watched is not None and not watched.shows_result and self._pages > 1
             case (
                 "monitor.stop"
                 | "monitor.save"
@@ -363,7 +364,8 @@ class MonitorScreen(ConsoleScreen):
     def action_panel(self, index: int) -> None:
         """Show one panel alone; the same key again brings the others back."""
         if len(self._shown_sets) <= index < _CHARTS:
-            self.say(f"there are {len(self._shown_sets)} charts here; ]: next charts, 5: log, 6: metrics")
+            more = "]: next charts, " if self._pages > 1 else ""
+            self.say(f"no chart {index + 1} here; {more}5: log, 6: metrics")
             return
         self._only = None if self._only == index else index
         self.set_class(self._only == _CHARTS, "-only-log")
@@ -374,8 +376,10 @@ class MonitorScreen(ConsoleScreen):
             self._only = panel
         elif self._watched:
             self._show_charts()
-        if index < _CHARTS:
-            self.query_one(f"#chart-{index}", Chart).focus()
+        if index == _CHARTS and self._only is not None:
+            self.query_one(LogView).focus()
+        else:
+            self.query_one(f"#chart-{index if index < _CHARTS else 0}", Chart).focus()
 
     def action_search(self) -> None:
         """Search the log."""
@@ -392,6 +396,8 @@ class MonitorScreen(ConsoleScreen):
             chart.unit = chart_set.unit
             chart.set_curves(_curves(reader, chart_set))
             parts.append(f"{chart_set.title}\n{chart.summary()}")
+        if self.watched.shows_result:
+            parts.append("\n".join(line.expandtabs() for line in self.watched.result))
         lines = [line.plain for line in metric_lines(reader, self.watched.evaluation)]
         self.console_app.push_screen(TextScreen(self._title, "\n\n".join([*parts, "\n".join(lines)])))
 

@@ -92,7 +92,7 @@ class RunsScreen(ConsoleScreen):
         Binding("c", "compare", "compare", id="runs.compare"),
         Binding("D", "run('delete')", "delete", id="runs.delete", show=False),
         Binding("z", "fold", "fold / unfold pipeline", id="runs.fold", show=False),
-        Binding("o", "attach", "open another trainer's directory", id="runs.attach", show=False),
+        Binding("o", "attach", "open another trainer's run", id="runs.attach", show=False),
         Binding("slash", "filter", "filter", id="runs.filter", key_display="/"),
     ]
     DEFAULT_CSS = """

@@ -59,7 +59,7 @@ class SamplesScreen(ConsoleScreen):
         Binding("o", "sort", "sort", id="samples.sort", tooltip="Sort by step, reward, KL, length in turn"),
         Binding("r", "reverse", "reverse", id="samples.reverse"),
         Binding("slash", "filter", "filter", id="samples.filter", key_display="/"),
-        Binding("f", "follow", "follow", id="samples.follow", tooltip="All responses to this prompt, by step"),
+        Binding("f", "follow", "follow prompt", id="samples.follow", tooltip="All responses to this prompt, by step"),
         Binding("b", "pairs", "before/after", id="samples.pairs", tooltip="Held-out prompts before and after PPO"),
         Binding("d", "scroll_detail(4)", "scroll text down", id="samples.text_down", show=False),
         Binding("u", "scroll_detail(-4)", "scroll text up", id="samples.text_up", show=False),

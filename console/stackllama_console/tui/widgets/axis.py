@@ -53,7 +53,7 @@ def value_axis(low: float, high: float, held: Axis | None = None, *, unit: Unit 
     low, high = (min(_MOST, max(-_MOST, value)) for value in (low, high))
     if held is not None and not held.log and held.holds(low, high):
         return held
-    if high - low <= max(abs(low), abs(high)) * 1e-12:  # constant
+    if high - low <= max(max(abs(low), abs(high)) * 1e-12, _LEAST):  # constant; a fifth of less may round to 0
         pad = abs(high) * 0.1
         low, high = (low - pad, high + pad) if pad > _LEAST else (low - 1, high + 1)
     scale = _binary(max(abs(low), abs(high)))[0] if unit == "bytes" else 1.0

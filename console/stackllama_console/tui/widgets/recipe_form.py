@@ -366,8 +366,14 @@ class RecipeForm(Container):
         default = one_line(self.form.default_text(field.key)) or "empty"
         said = "needed" if field.required else "default by stage" if field.by_stage else f"default {default}"
         width, height = self._help.size.width, max(1, self._help.size.height)
-        title = cut(f"{field.key}  {said}", width)
-        lines = [cut(field.bounds_text, width), *wrap(field.help, width, max(1, height - 2))]
+        bounds = field.bounds_text
+        title = f"{field.key}  {said} · {bounds}"
+        if not bounds or len(title) > width:
+            title = cut(f"{field.key}  {said}", width)
+        else:  # a line more for the help
+            bounds = ""
+        lines = [cut(bounds, width)] if bounds else []
+        lines += wrap(field.help, width, max(1, height - 1 - len(lines)))
         named = Content.styled(title[: len(field.key)], "bold") + Content(title[len(field.key) :])
         return Content("\n").join([named, *map(Content, lines)])
 

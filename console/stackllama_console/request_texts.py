@@ -1,0 +1,45 @@
+"""Sentences about requests to runs and their deletion, the same on the command line and on the screens."""
+
+from collections.abc import Iterable
+
+from stackllama_engine.contract.requests import Ask
+from stackllama_engine.contract.run_dir import State
+
+from .sanitise import one_line
+
+ASKED_TO_STOP = "asked to save and stop"
+NOTHING_DAMAGED = "nothing is damaged"
+
+_PROMISES: dict[Ask, str] = {
+    "save": "will save a checkpoint after the current step",
+    "sample": "will sample held-out prompts after the current step",
+    "pause": "will pause after the current step; GPU memory stays allocated",
+    "continue": "continues",
+    "set": "will use {change} from the next step on",
+}
+
+
+def promise(run_id: str, request: Ask, change: str | None = None) -> str:
+    """Say what a run will do about a request, in a sentence without its period.
+
+    Args:
+        run_id: the run that serves it.
+        request: what was asked for.
+        change: ``key=value`` of ``set``.
+    """
+    return f"{run_id} {_PROMISES[request].format(change=one_line(change or '').strip())}"
+
+
+def already_ended(run_id: str, state: State) -> str:
+    """Say that there is nothing to stop, in a sentence without its period."""
+    return f"{run_id} has already ended: {state.phase}"
+
+
+def delete_question(run_id: str) -> str:
+    """Return the question before a run is deleted."""
+    return f"Delete {run_id} permanently?"
+
+
+def dependents(run_ids: Iterable[str]) -> str:
+    """Name the runs that need the files of a run that is to be deleted."""
+    return f"Runs that depend on it and can no longer be resumed: {', '.join(run_ids)}"
