@@ -197,7 +197,7 @@ def test_merge_launches_a_merge_of_the_run(
 
 def test_ctrl_c_leaves_the_run_alone(home: Home, scripted: Callable[[int, float], None]) -> None:
     scripted(1000, 0.05)
-    run = launcher.launch(launcher.plan(home, "one"))
+    run = launcher.launch(launcher.plan(home, load_recipe(Stage.SFT, None, DEMO), "one"))
     environment = {**os.environ, **source_path(os.environ.get("PYTHONPATH", ""))}
     environment["PYTHONPATH"] += f"{os.pathsep}{Path(__file__).resolve().parents[2] / 'console'}"
     watcher = subprocess.Popen(

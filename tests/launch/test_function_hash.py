@@ -39,7 +39,7 @@ def code(tmp_path: Path) -> Path:
 def run(runs: Runs, code: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
     """Make a failed PPO run with a function."""
     monkeypatch.setattr(launcher, "build_command", lambda _recipe, run_dir, _gpus: fake_command(run_dir, "fail"))
-    run = launcher.launch(launcher.plan(runs.home, "p"))
+    run = launcher.launch(launcher.plan(runs.home, ppo(code), "p"))
     wait_for_phase(run, "failed")
     return run
 
@@ -49,7 +49,7 @@ def ppo(code: Path) -> AnyRecipe:
 
 
 def test_launch_refuses_a_plan_whose_reward_function_changed(home: Home, code: Path) -> None:
-    planned = launcher.plan(home, "p")
+    planned = launcher.plan(home, ppo(code), "p")
     code.write_text(EVIL)
     with pytest.raises(RefusedError, match="has changed since this launch was planned"):
         launcher.launch(planned)

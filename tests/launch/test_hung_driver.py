@@ -236,7 +236,7 @@ def test_commands_refuse_while_nvml_hangs(hanging: Hanging, tmp_path: Path, monk
     monkeypatch.setattr(launcher, "visible_gpus", lambda: gpus.visible_gpus({}, _SHORT))
     recipe = build_recipe(Stage.SFT, {"model_name_or_path": "demo", "dataset_name": "demo"})
     with pytest.raises(RefusedError, match=hangs):
-        launcher.launch(launcher.plan(home, "mine"))
+        launcher.launch(launcher.plan(home, recipe, "mine"))
     assert home.runs() == [] and len(hanging.threads) == 1
 
 

@@ -85,7 +85,7 @@ def in_a_process(code: str, *arguments: str, umask: int | None = None) -> subpro
 
 
 def test_launch_returns_at_once_and_the_run_finishes(runs: Runs, home: Home, fake_stages: None) -> None:
-    run = launcher.launch(launcher.plan(home, "mine", parents=["elder"]))
+    run = launcher.launch(launcher.plan(home, recipe(), "mine", parents=["elder"]))
     assert not run.read_state().has_ended  # nobody waited for it
     assert run.id == "mine" and wait_for_phase(run, "finished").attempt == 1
     launched = run.read_launch()
@@ -99,7 +99,7 @@ def test_launch_returns_at_once_and_the_run_finishes(runs: Runs, home: Home, fak
 def test_two_launches_of_one_name_have_one_winner(runs: Runs, home: Home) -> None:
     code = """
         try:
-            launcher.launch(launcher.plan(home, "same"))
+            launcher.launch(launcher.plan(home, recipe, "same"))
         except launcher.RefusedError as error:
             print(error); sys.exit(3)
     """
@@ -115,7 +115,7 @@ def test_two_launches_of_one_name_have_one_winner(runs: Runs, home: Home) -> Non
 def test_killing_the_launchers_group_leaves_the_run_alone(runs: Runs, home: Home) -> None:
     code = """
         import signal
-        launcher.launch(launcher.plan(home, "mine"))
+        launcher.launch(launcher.plan(home, recipe, "mine"))
         os.killpg(0, signal.SIGKILL)
     """
     launch = in_a_process(code, str(home.path), "until-stopped")
@@ -136,7 +136,7 @@ def test_launcher_killed_at_any_moment_leaves_no_half_run(runs: Runs, home: Home
     seen: set[str] = set()
     code = """
         print("go", flush=True)
-        launcher.launch(launcher.plan(home, sys.argv[3]))
+        launcher.launch(launcher.plan(home, recipe, sys.argv[3]))
     """
     for number in range(12):
         launch = in_a_process(code, str(home.path), "until-stopped", f"r{number}")
@@ -217,9 +217,9 @@ def test_a_disk_that_fills_during_a_launch_leaves_no_run(
     with monkeypatch.context() as patch:
         patch.setattr(RunDir, "write_launch", full)
         with pytest.raises(RefusedError, match=r"launch\.json cannot be written: No space left.*`mine` is free again"):
-            launcher.launch(launcher.plan(home, "mine"))
+            launcher.launch(launcher.plan(home, recipe(), "mine"))
     assert home.runs() == [] and leftovers(home) == []
-    assert wait_for_phase(launcher.launch(launcher.plan(home, "mine")), "finished").attempt == 1
+    assert wait_for_phase(launcher.launch(launcher.plan(home, recipe(), "mine")), "finished").attempt == 1
 
 
 def test_supervisor_that_does_not_start_is_reported(
@@ -238,7 +238,7 @@ def test_supervisor_that_does_not_start_is_reported(
 
 def test_everything_is_private_whatever_the_umask(runs: Runs, tmp_path: Path) -> None:
     home = Home(tmp_path / "new" / "home")
-    code = 'launcher.launch(launcher.plan(home, "mine"))'
+    code = 'launcher.launch(launcher.plan(home, recipe, "mine"))'
     launch = in_a_process(code, str(home.path), "finish", umask=0)
     assert launch.wait() == 0
     run = home.run("mine")
@@ -258,7 +258,7 @@ def test_secrets_are_named_and_never_written(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     planned = launcher.plan(home, recipe())
     assert CANARY not in repr(planned)
-    run = launcher.launch(launcher.plan(home, "mine"))
+    run = launcher.launch(launcher.plan(home, recipe(), "mine"))
     wait_for_phase(run, "finished")
     assert set(run.read_launch().secrets) >= {"HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "MY_PASSWORD"}
     assert "HF_HUB_OFFLINE" not in run.read_launch().secrets
@@ -280,7 +280,7 @@ def test_secrets_reach_the_worker(runs: Runs, home: Home, monkeypatch: pytest.Mo
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_names_create_nothing(home: Home, tmp_path: Path, fake_stages: None, name: str) -> None:
     with pytest.raises(UsageError, match="not a run name"):
-        launcher.launch(launcher.plan(home, name))
+        launcher.launch(launcher.plan(home, recipe(), name))
     with pytest.raises(UsageError, match="not a run name"):
         launcher.resume(home, name)
     assert list(tmp_path.iterdir()) == []
@@ -295,7 +295,7 @@ def test_symlinked_run_is_no_run(runs: Runs, home: Home, tmp_path: Path) -> None
 
 
 def test_plan_touches_nothing(home: Home, tmp_path: Path) -> None:
-    planned = launcher.plan(home, "mine")
+    planned = launcher.plan(home, recipe(), "mine")
     assert planned.command.argv[-3:] == ["stackllama_engine.train", "sft", str(home.runs_dir / "mine")]
     assert "num_processes: 1\n" in planned.recipe_yaml
     assert list(tmp_path.iterdir()) == []
@@ -308,7 +308,7 @@ def test_a_wrong_setting_is_refused_before_anything_is_created(
 ) -> None:
     monkeypatch.setenv(f"STACKLLAMA_{name}", value)
     with pytest.raises(UsageError, match=f"STACKLLAMA_{name}='{value}' must be a non-negative number"):
-        launcher.launch(launcher.plan(home, "mine"))
+        launcher.launch(launcher.plan(home, recipe(), "mine"))
     assert home.runs() == []
 
 
@@ -320,7 +320,7 @@ def test_every_documented_setting_is_checked() -> None:
 def test_launch_carries_out_the_confirmed_plan(
     runs: Runs, home: Home, monkeypatch: pytest.MonkeyPatch, fake_stages: None
 ) -> None:
-    planned = launcher.plan(home, parents=["elder"])
+    planned = launcher.plan(home, recipe(), parents=["elder"])
     assert planned.command.argv[-2] == str(home.runs_dir / "RUN_ID")
 
     def rebuilt(*_: object) -> None:
@@ -339,7 +339,7 @@ def test_launch_refuses_a_plan_whose_gpus_changed(
     home: Home, fake_stages: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(launcher, "visible_gpus", list)
-    planned = launcher.plan(home, "mine")
+    planned = launcher.plan(home, recipe(), "mine")
     monkeypatch.setattr(launcher, "visible_gpus", lambda: ["0"])
     with pytest.raises(RefusedError, match="visible GPUs have changed"):
         launcher.launch(planned)
@@ -347,7 +347,7 @@ def test_launch_refuses_a_plan_whose_gpus_changed(
 
 
 def test_launch_refuses_a_plan_whose_name_was_taken(runs: Runs, home: Home, fake_stages: None) -> None:
-    planned = launcher.plan(home, "mine")
+    planned = launcher.plan(home, recipe(), "mine")
     runs.create("mine")
     with pytest.raises(RefusedError, match="exists already"):
         launcher.launch(planned)
@@ -357,7 +357,7 @@ def test_launch_refuses_a_plan_whose_model_is_gone(home: Home, tmp_path: Path, f
     model = tmp_path / "model"
     shutil.copytree(DEMO_BASE, model)
     keys = [f"model_name_or_path={model}", "dataset_name=demo", "use_cpu=true"]
-    planned = launcher.plan(home, "mine")
+    planned = launcher.plan(home, load_recipe(Stage.SFT, None, keys), "mine")
     shutil.rmtree(model)
     with pytest.raises(UsageError, match="is not found here"):
         launcher.launch(planned)
@@ -368,7 +368,7 @@ def test_launch_refuses_a_plan_whose_model_is_another_by_now(
     home: Home, tmp_path: Path, fake_stages: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    planned = launcher.plan(home, "mine")
+    planned = launcher.plan(home, recipe(), "mine")
     shutil.copytree(DEMO_BASE, tmp_path / "gpt2")  # a local directory comes before the hub
     with pytest.raises(RefusedError, match="inputs name has changed"):
         launcher.launch(planned)
@@ -377,13 +377,13 @@ def test_launch_refuses_a_plan_whose_model_is_another_by_now(
 
 def test_unwritable_home(fake_stages: None) -> None:
     with pytest.raises(RefusedError, match="cannot be written"):
-        launcher.launch(launcher.plan(Home(Path("/proc/nowhere")), "mine"))
+        launcher.launch(launcher.plan(Home(Path("/proc/nowhere")), recipe(), "mine"))
 
 
 def test_run_directory_is_found_from_another_directory(
     runs: Runs, tmp_path: Path, fake_stages: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    run = launcher.launch(launcher.plan(Home(Path("relative")), "mine"))
+    run = launcher.launch(launcher.plan(Home(Path("relative")), recipe(), "mine"))
     assert run.path == tmp_path / "relative" / "runs" / "mine"
     wait_for_phase(RunDir(run.path), "finished")

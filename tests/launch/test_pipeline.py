@@ -44,7 +44,7 @@ def recipe() -> AnyRecipe:
 
 def start(home: Home, monkeypatch: pytest.MonkeyPatch, **modes: str) -> RunDir:
     monkeypatch.setenv("FAKE_MODES", json.dumps({key.replace("_", "-"): mode for key, mode in modes.items()}))
-    return launcher.launch(launcher.plan(home, "p"))
+    return launcher.launch(launcher.plan(home, recipe(), "p"))
 
 
 def phases(home: Home) -> dict[str, tuple[str, int]]:
@@ -168,9 +168,9 @@ def test_coordinator_killed_leaves_its_child_to_a_later_attempt(home: Home, monk
 def test_names_that_its_children_need(home: Home) -> None:
     home.create(Stage.SFT, "", "p-reward")
     with pytest.raises(RefusedError, match="`p-reward` exists already"):
-        launcher.plan(home, "p")
+        launcher.plan(home, recipe(), "p")
     with pytest.raises(UsageError, match="not a run name"):
-        launcher.plan(home, "x" * 60)
+        launcher.plan(home, recipe(), "x" * 60)
     assert [run.id for run in home.runs()] == ["p-reward"]
 
 
@@ -220,7 +220,7 @@ def test_a_function_that_changes_before_its_stage_ends_the_pipeline_until_it_is_
 ) -> None:
     code, recipe = judged(tmp_path)
     monkeypatch.setenv("FAKE_MODES", json.dumps({"ppo": "fail"}))
-    run = launcher.launch(launcher.plan(home, "p"))
+    run = launcher.launch(launcher.plan(home, recipe, "p"))
     wait_for_phase(run, "failed")
     monkeypatch.setenv("FAKE_MODES", "{}")
     code.write_text("def judge(*, questions, responses): ... # changed\n")
@@ -236,7 +236,7 @@ def test_a_function_that_changes_while_the_pipeline_runs_is_not_executed(
 ) -> None:
     code, recipe = judged(tmp_path)
     monkeypatch.setenv("FAKE_MODES", json.dumps({"reward-merged": "until_released"}))
-    run = launcher.launch(launcher.plan(home, "p"))
+    run = launcher.launch(launcher.plan(home, recipe, "p"))
     before = home.runs_dir / "p-reward-merged"
     wait_for(lambda: (before / "launch.json").is_file(), seconds=60)
     code.write_text("def judge(*, questions, responses): ... # changed\n")

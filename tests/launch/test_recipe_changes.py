@@ -16,7 +16,7 @@ from .conftest import wait_for, wait_for_phase
 
 def _launched(home: Home, name: str = "one") -> RunDir:
     recipe = build_recipe(Stage.SFT, {"model_name_or_path": "gpt2", "use_cpu": True, "load_in_8bit": False})
-    run = launcher.launch(launcher.plan(home, name))
+    run = launcher.launch(launcher.plan(home, recipe, name))
     wait_for_phase(run, "finished")
     wait_for(lambda: not run.lock_is_held())
     for made in (run.adapter, run.merged):  # the fake worker makes them once

@@ -55,6 +55,6 @@ def test_reconcile_masks_secrets_after_a_killed_supervisor(runs: Runs, home: Hom
 def test_a_recipe_with_a_secret_is_refused_without_repeating_it(home: Home, tmp_path: Path, key: str) -> None:
     recipe = load_recipe(Stage.SFT, None, ["model_name_or_path=gpt2", "use_cpu=true", f"{key}=x{CANARY}"])
     with pytest.raises(UsageError) as refused:
-        launcher.launch(launcher.plan(home, "mine"))
+        launcher.launch(launcher.plan(home, recipe, "mine"))
     assert "HF_TOKEN" in str(refused.value) and CANARY not in str(refused.value)
     assert list(tmp_path.iterdir()) == []

@@ -85,7 +85,7 @@ def start_job(run: RunDir, mode: str, job: str = "4242") -> subprocess.Popen[str
 
 
 def test_options_are_arguments_and_the_script_has_no_directive(home: Home, cluster: Path) -> None:
-    run = slurm.submit(home, "mine", ["time=8:00:00", "comment=a b; $(id) #SBATCH --uid=0"])
+    run = slurm.submit(home, recipe(), "mine", ["time=8:00:00", "comment=a b; $(id) #SBATCH --uid=0"])
     argv = (cluster / "sbatch").read_text().splitlines()
     assert argv == [
         "--parsable",
@@ -121,7 +121,7 @@ def test_options_are_arguments_and_the_script_has_no_directive(home: Home, clust
 )
 def test_hostile_options_create_nothing(home: Home, cluster: Path, word: str) -> None:
     with pytest.raises(UsageError, match="--sbatch-option"):
-        slurm.submit(home, "mine", [word])
+        slurm.submit(home, recipe(), "mine", [word])
     assert home.runs() == [] and not (cluster / "sbatch").exists()
 
 
@@ -129,19 +129,19 @@ def test_hostile_options_create_nothing(home: Home, cluster: Path, word: str) ->
 def test_hostile_homes_create_nothing(tmp_path: Path, cluster: Path, part: str) -> None:
     home = Home(tmp_path / part)
     with pytest.raises(UsageError, match="cannot be a run's path under Slurm"):
-        slurm.submit(home, "mine")
+        slurm.submit(home, recipe(), "mine")
     assert not home.path.exists()
 
 
 def test_a_path_with_blanks_and_quotes_stays_one_argument(tmp_path: Path, cluster: Path) -> None:
-    run = slurm.submit(Home(tmp_path / "it's $(id); mine"), "mine")
+    run = slurm.submit(Home(tmp_path / "it's $(id); mine"), recipe(), "mine")
     job = start_job(run, "finish")
     assert job.wait(60) == 0, job.communicate()[1]
     assert run.read_state().phase == "finished"
 
 
 def test_waiting_is_not_lost_until_the_job_has_gone(home: Home, cluster: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = slurm.submit(home, "mine")
+    run = slurm.submit(home, recipe(), "mine")
     monkeypatch.setattr("stackllama_engine.launch.reconcile._QUEUED_SECONDS", -1.0)
     assert reconcile(run).phase == "queued"
     (cluster / "queue").unlink()
@@ -169,13 +169,13 @@ def test_many_runs_cost_one_squeue(
 
 
 def test_stopping_what_waits_cancels_its_job(home: Home, cluster: Path) -> None:
-    run = slurm.submit(home, "mine")
+    run = slurm.submit(home, recipe(), "mine")
     state = stop(run, wait=True)
     assert (state.phase, (cluster / "scancel").read_text()) == ("stopped", "4242\n")
 
 
 def test_a_damaged_record_of_the_job_hinders_no_stop(home: Home, cluster: Path) -> None:
-    run = slurm.submit(home, "mine")
+    run = slurm.submit(home, recipe(), "mine")
     run.write_state(msgspec.structs.replace(run.read_state(), phase="running", attempt=1))
     (run.path / "slurm.json").write_bytes(b"\xff")
     lock = run.acquire_lock()
@@ -189,7 +189,7 @@ def test_a_damaged_record_of_the_job_hinders_no_stop(home: Home, cluster: Path) 
 @pytest.mark.parametrize("mode", ["until-stopped", pytest.param("stubborn", marks=pytest.mark.slow)])
 def test_signal_stop_requeue_resume(home: Home, cluster: Path, mode: str) -> None:
     """Saved where the worker listens; killed after the grace where it does not."""
-    run = slurm.submit(home, "mine")
+    run = slurm.submit(home, recipe(), "mine")
     job = start_job(run, mode)
     ready = run.path / ("worker.pid" if mode == "until-stopped" else "orphan.pid")
     wait_for(lambda: ready.exists() and run.read_state().phase == "running", 60)
@@ -206,7 +206,7 @@ def test_signal_stop_requeue_resume(home: Home, cluster: Path, mode: str) -> Non
 
 
 def test_a_job_of_another_run_does_nothing(home: Home, cluster: Path) -> None:
-    run = slurm.submit(home, "mine")
+    run = slurm.submit(home, recipe(), "mine")
     job = start_job(run, "finish", "77")
     assert job.wait(60) == 2
     assert run.read_state().phase == "queued" and not (run.path / "written-by-worker.txt").exists()
@@ -214,7 +214,7 @@ def test_a_job_of_another_run_does_nothing(home: Home, cluster: Path) -> None:
 
 def stopped_job(home: Home, cluster: Path, *options: str) -> RunDir:
     """Make a run whose job was stopped by hand, and that Slurm no longer has."""
-    run = slurm.submit(home, "mine", options)
+    run = slurm.submit(home, recipe(), "mine", options)
     job = start_job(run, "until-stopped")
     wait_for(lambda: (run.path / "worker.pid").exists() and run.read_state().phase == "running", 60)
     run.request("stop")
@@ -284,7 +284,7 @@ def test_a_run_submitted_by_an_earlier_version(home: Home, cluster: Path) -> Non
 
 def test_a_node_that_died_with_its_job(home: Home, cluster: Path) -> None:
     """Slurm starts the same job again on another one; until it has gone nobody calls the run lost."""
-    run = slurm.submit(home, "mine")
+    run = slurm.submit(home, recipe(), "mine")
     gone = Host(name="node1", boot_id="another-boot")
     run.write_state(msgspec.structs.replace(run.read_state(), phase="running", attempt=1, host=gone))
     assert reconcile(run).phase == "running"
@@ -297,7 +297,7 @@ def test_a_node_that_died_with_its_job(home: Home, cluster: Path) -> None:
 
 
 def test_a_job_without_its_number_is_judged_by_no_clock_that_is_set(home: Home, cluster: Path) -> None:
-    run = slurm.submit(home, "mine")
+    run = slurm.submit(home, recipe(), "mine")
     job = slurm_queue.job_of(run)
     assert job is not None and job.host is not None
     asked = msgspec.structs.replace(job, id="", submitted=time.time() + 3600)
@@ -313,14 +313,14 @@ def test_a_job_without_its_number_is_judged_by_no_clock_that_is_set(home: Home, 
 def test_what_cannot_be_submitted(home: Home, cluster: Path, tmp_path: Path) -> None:
     pipeline = load_recipe(Stage.PIPELINE, None, ["model_name_or_path=demo", "dataset_name=demo"])
     with pytest.raises(RefusedError, match="submit its stages"):
-        slurm.submit(home, "mine")
+        slurm.submit(home, pipeline, "mine")
     (tmp_path / "bin" / "sbatch").write_text("#!/bin/sh\necho 'error: invalid partition' >&2\nexit 1\n")
     with pytest.raises(StackllamaError, match="invalid partition"):
-        slurm.submit(home, "mine")
+        slurm.submit(home, recipe(), "mine")
     assert home.run("mine").read_state().phase == "failed"
     (tmp_path / "bin" / "sbatch").unlink()
     with pytest.raises(RefusedError, match="no `sbatch` here"):
-        slurm.submit(home, "other")
+        slurm.submit(home, recipe(), "other")
     assert [run.id for run in home.runs()] == ["mine"]
 
 
@@ -331,9 +331,9 @@ def test_a_full_disk_leaves_no_half_of_a_submission(home: Home, cluster: Path, m
     with monkeypatch.context() as patch:
         patch.setattr(RunDir, "write_launch", full)
         with pytest.raises(RefusedError, match=r"No space left on device. Nothing was started, and `mine` is free"):
-            slurm.submit(home, "mine")
+            slurm.submit(home, recipe(), "mine")
     assert list(home.runs_dir.iterdir()) == [] and not (cluster / "sbatch").exists()
-    slurm.submit(home, "mine")
+    slurm.submit(home, recipe(), "mine")
 
 
 def test_an_sbatch_that_does_not_answer(
@@ -342,7 +342,7 @@ def test_an_sbatch_that_does_not_answer(
     (tmp_path / "bin" / "sbatch").write_text("#!/bin/sh\nexec sleep 600\n")
     monkeypatch.setattr(slurm, "_ANSWER", 0.2)
     with pytest.raises(StackllamaError, match=r"Run `mine`: `sbatch` did not answer within 0.2 s; check with `squeue`"):
-        slurm.submit(home, "mine")
+        slurm.submit(home, recipe(), "mine")
     assert home.run("mine").read_state().phase == "failed"
 
 

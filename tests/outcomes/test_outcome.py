@@ -90,7 +90,7 @@ def runs(made: parts.Parts, tmp_path_factory: pytest.TempPathFactory) -> list[Pa
             "max_eval_samples": 8,
             "seed": seed,
         }
-        directory = launch(plan(home, f"seed-{seed}"))
+        directory = launch(plan(home, build_recipe(Stage.PPO, keys), f"seed-{seed}"))
         while not (state := reconcile(directory)).has_ended:
             time.sleep(0.5)
         assert state.phase == "finished", state.cause

@@ -86,7 +86,7 @@ def test_of_racing_launches_exactly_one_wins(runs: Runs, counted: Counted, home:
     def race(name: str) -> int:
         launcher.build_command = lambda _recipe, run_dir, _gpus: fake_command(run_dir, "until-stopped")
         try:
-            launcher.launch(launcher.plan(home, name))
+            launcher.launch(launcher.plan(home, recipe, name))
         except RefusedError:
             return 3
         return 0

@@ -48,7 +48,7 @@ def test_canary_is_the_default_where_ppo_runs_on_a_gpu(monkeypatch: pytest.Monke
 def test_stages_without_ppo_refuse_a_canary(tmp_path: Path) -> None:
     sft = load_recipe(Stage.SFT, None, ["model_name_or_path=demo"])
     with pytest.raises(UsageError, match="a sft run has none"):
-        launcher.launch(launcher.plan(Home(tmp_path), canary=True))
+        launcher.launch(launcher.plan(Home(tmp_path), sft, canary=True))
     assert list(Home(tmp_path).runs()) == []
 
 
