@@ -101,7 +101,7 @@ def _samples(home: Home, run_id: str) -> Any:
     samples.poll()
     orders = [samples.order(key, descending=True) for key in ("step", "reward", "kl", "length")]
     found = samples.search("because"), samples.pairs(), samples.read(range(len(samples)))
-    return orders, found, samples.error, samples.of_question(0) if len(samples) else None
+    return orders, found, samples.error, samples.of_prompt(0) if len(samples) else None
 
 
 def _compare(home: Home, run_id: str) -> Any:

@@ -92,15 +92,15 @@ def test_an_order_takes_in_what_came_since(path: Path) -> None:
 def test_one_prompt_is_followed_by_step(path: Path) -> None:
     append(path, row(5, "a"), row(1, "b"), row(2, "a"), row(3, "A"), row(4, "a "), row(2, "a", "second"))
     samples = polled(path)
-    assert samples.of_question(0) == samples.of_question(2) == [2, 5, 0]
-    assert samples.of_question(1) == [1]
+    assert samples.of_prompt(0) == samples.of_prompt(2) == [2, 5, 0]
+    assert samples.of_prompt(1) == [1]
 
 
 def test_equal_hashes_are_not_equal_questions(path: Path) -> None:
     append(path, row(1, "a"), row(2, "b"), row(3, "a"))
     samples = polled(path)
     samples._index.questions[1] = samples._index.questions[0]  # pyright: ignore[reportPrivateUsage]
-    assert (samples.of_question(0), samples.of_question(1)) == ([0, 2], [1])
+    assert (samples.of_prompt(0), samples.of_prompt(1)) == ([0, 2], [1])
 
 
 def test_search_resumes_where_it_stopped(path: Path) -> None:

@@ -9,7 +9,7 @@ from msgspec import Meta, Struct
 from stackllama_engine.contract.events import Step
 
 TRAINING, BEFORE, AFTER, HELD_OUT = range(4)
-"""Kinds of rows: made by a training step; a held-out question answered before PPO, after it, or at another time."""
+"""Kinds of rows: made by a training step; a response to a held-out prompt before PPO, after it, or at another time."""
 
 _Length = Annotated[int, Meta(ge=0, le=1 << 53)]
 
@@ -52,7 +52,7 @@ class SampleIndex:
         self.kls: array[float] = array("d")
         self.lengths: array[int] = array("q")
         self.questions: array[int] = array("q")
-        """Hash of the question; equal hashes are compared again when the row is read."""
+        """Hash of the prompt; equal hashes are compared again when the row is read."""
         self.kinds: array[int] = array("b")
 
     def __len__(self) -> int:

@@ -156,16 +156,16 @@ class SamplesFile:
             del self._orders[next(iter(self._orders))]
         return order
 
-    def of_question(self, row: int) -> list[int]:
-        """Return all rows with the same question as this one, itself among them, by step: one prompt followed."""
+    def of_prompt(self, row: int) -> list[int]:
+        """Return all rows with the same prompt as this one, itself among them, by step."""
         index = self._index
         rows = _all_equal(index.questions, index.questions[row], len(self))
-        questions = {sample.row: sample.question for sample in self.read(rows)}  # equal hashes need not be equal texts
-        same = [other for other in rows if other in questions and questions[other] == questions.get(row)]
+        prompts = {sample.row: sample.question for sample in self.read(rows)}  # equal hashes need not be equal texts
+        same = [other for other in rows if other in prompts and prompts[other] == prompts.get(row)]
         return sorted(same, key=index.steps.__getitem__)
 
     def search(self, text: str, *, start: int = 0, limit: int = 100, budget: int = 50_000) -> SearchResult:
-        """Return rows from ``start`` on whose question or response holds a text, upper and lower case alike.
+        """Return rows from ``start`` on whose prompt or response holds a text, upper and lower case alike.
 
         Args:
             text: to search for.
@@ -199,8 +199,8 @@ class SamplesFile:
     def pairs(self, limit: int = 200) -> list[Pair]:
         """Return held-out prompts with their responses before and after PPO, those that have both first.
 
-        From ``result.json`` beside the file, which holds a few of them, where the file has none. A question that was
-        asked several times is paired in the order of its responses.
+        From ``result.json`` beside the file, which holds a few of them, where the file has none. A prompt with
+        several responses is paired in their order.
         """
         index = self._index
         sides: dict[int, tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
@@ -270,15 +270,15 @@ def _pair(before: Sample | None, after: Sample | None) -> Pair | None:
 
 
 def _pair_of_side(side: _Side) -> Pair:
-    def answer(text: str | None, when: str, reward: float | None, utility: float | None) -> Sample | None:
+    def response(text: str | None, when: str, reward: float | None, utility: float | None) -> Sample | None:
         if text is None:
             return None
         return _clean(Sample(question=side.question, response=text, when=when, reward=reward, utility=utility))
 
     return Pair(
         question=sanitise(side.question),
-        before=answer(side.before, "before", side.reward_before, side.utility_before),
-        after=answer(side.after, "after", side.reward_after, side.utility_after),
+        before=response(side.before, "before", side.reward_before, side.utility_before),
+        after=response(side.after, "after", side.reward_after, side.utility_after),
     )
 
 

@@ -44,7 +44,7 @@ class Wanted(Struct, frozen=True, kw_only=True):
 
 
 class Listing(Struct, kw_only=True):
-    """An answer to `Wanted`.
+    """The listing that a `Wanted` asks for.
 
     Attributes:
         wanted: what was asked.
@@ -129,7 +129,7 @@ class SamplesBrowser:
         if wanted.mode == "pairs":
             return ()
         if wanted.mode == "prompt":
-            return samples.of_question(wanted.prompt) if wanted.prompt < len(samples) else ()
+            return samples.of_prompt(wanted.prompt) if wanted.prompt < len(samples) else ()
         order = samples.order(wanted.sort, descending=wanted.descending)
         if not wanted.text:
             return order
