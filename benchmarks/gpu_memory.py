@@ -21,13 +21,13 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "engine"))
 
+from stackllama_engine.contract.base import DEMO_BASE  # noqa: E402
 from stackllama_engine.contract.history import read_history  # noqa: E402
 from stackllama_engine.contract.recipe_io import load_recipe  # noqa: E402
 from stackllama_engine.contract.run_dir import Home, RunDir  # noqa: E402
 from stackllama_engine.contract.stages import Stage  # noqa: E402
 from stackllama_engine.launch.expected import Expected, expected  # noqa: E402
 from stackllama_engine.launch.gpus import first_card  # noqa: E402
-from stackllama_engine.launch.inputs import DEMO_BASE  # noqa: E402
 from stackllama_engine.launch.launcher import launch, plan  # noqa: E402
 from stackllama_engine.launch.reconcile import reconcile  # noqa: E402
 from stackllama_engine.launch.run_requests import stop  # noqa: E402

@@ -25,7 +25,7 @@ PHRASES = {
     r"(?:is|are|was|were|it|things|which) held out": "held-out",
     r"(?<=\")leave it(?=\")": "cancel",  # as a key's label
     rf"(?:{_UNITS}) an? (?:{_PER})": "per",
-    r"pause or go on": "pause / resume",
+    r"(?:pause or go on|pause / resume)": "pause / continue",
     r"charts before": "previous charts",
     r"pipeline: stage before": "previous stage",
     r"(?:is|are) no number": "must be a number",

@@ -146,11 +146,13 @@ def result_lines(run: RunDir, stage: Stage) -> list[str]:
         return [one_line(error)]
     facts = {key: value for key, value in result.items() if isinstance(value, int | float | str)}
     lines = [
-        f"{_result_label(stage, key)}: {_figure(value)}" for key, value in facts.items() if key not in _SHOWN_ELSEWHERE
+        f"{_result_label(stage, key)}: {_value_text(value)}"
+        for key, value in facts.items()
+        if key not in _SHOWN_ELSEWHERE
     ]
     if stage in (Stage.SFT, Stage.PPO):  # PPO's metrics stand under `before` and `after`
         for label, first, last in measures(stage, result):
-            lines.append(f"{label}: {'' if first is None else f'{_figure(first)} → '}{_figure(last)}")
+            lines.append(f"{label}: {'' if first is None else f'{_value_text(first)} → '}{_value_text(last)}")
     if stage is Stage.PPO and result.get("after"):
         lines.append(f"held-out: {conditions({'temperature': temperature_of(run)} | result)}")
         compared = comparison_lines(result)
@@ -170,7 +172,7 @@ def plain_value(value: Any) -> str:
     return value if isinstance(value, str) else json.encode(value).decode()
 
 
-def _figure(value: Any) -> str:
+def _value_text(value: Any) -> str:
     return number(value) if value is None or isinstance(value, float) else plain_value(value)
 
 

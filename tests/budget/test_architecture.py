@@ -11,8 +11,8 @@ import pytest
 from stackllama_engine.budget.architecture import Architecture
 from stackllama_engine.budget.model_files import read_architecture
 from stackllama_engine.budget.shapes import architecture_of
+from stackllama_engine.contract.base import DEMO_BASE
 from stackllama_engine.contract.errors import UsageError
-from stackllama_engine.launch.inputs import DEMO_BASE
 
 from .conftest import LLAMA_7B
 

@@ -9,10 +9,10 @@ from stackllama_engine.budget.architecture import Architecture
 from stackllama_engine.budget.estimate import Estimate, EstimatedRecipe, attention_kind, estimate
 from stackllama_engine.budget.model_files import read_architecture
 from stackllama_engine.budget.precision import precision_of
+from stackllama_engine.contract.base import DEMO_BASE
 from stackllama_engine.contract.recipe import TrainRecipe
 from stackllama_engine.contract.recipe_io import build_recipe
 from stackllama_engine.contract.stages import Stage
-from stackllama_engine.launch.inputs import DEMO_BASE
 
 GB = 10**9
 FOUR_BIT = {"load_in_8bit": False, "load_in_4bit": True}

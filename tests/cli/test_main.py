@@ -60,14 +60,16 @@ def test_version_is_printed(run_main: Callable[..., Any]) -> None:
         (["launch", "sft", "--folow"], "did you mean `--follow`?"),
         (["launch", "sft", "--drr-run"], "did you mean `--dry-run`?"),
         (["--json", "runs", "ls"], "`--json` goes after `runs ls`."),
-        (["doctor", "now"], "one argument too many"),
+        (["doctor", "now"], "`now`: one argument too many ("),
+        (["doctor", "--zzz"], "has no option `--zzz` ("),
+        (["runs", "stop"], "missing RUN ("),
         (["demo", "--seed", "-1"], "--seed"),
         (["demo", "--seed", "x"], "`--seed x`: expected a whole number"),
         (["runs", "logs", "-n", "0"], "`--lines 0`: expected a whole number"),
         (["runs", "ls", "--stage", "sfft"], "`--stage sfft`: did you mean `sft`?"),
-        (["runs", "ls", "--stage", "x"], "`--stage x`: expected one of sft, reward, ppo, merge, pipeline."),
-        (["launch"], "missing STAGE."),
-        (["chat", "x", "--seed"], "`--seed`: expected a value."),
+        (["runs", "ls", "--stage", "x"], "`--stage x`: expected one of sft, reward, ppo, merge, pipeline ("),
+        (["launch"], "missing STAGE ("),
+        (["chat", "x", "--seed"], "`--seed`: expected a value ("),
         (["launch", "sft", "learning_rte=1", "model_name_or_path=demo"], "Did you mean `learning_rate`?"),
         (["launch", "sft", "a.yaml", "b.yaml"], "`b.yaml` is neither key=value nor the recipe file"),
         (["launch", "sft", "nosuch.yaml"], "no such recipe file"),
@@ -82,6 +84,7 @@ def test_mistake_is_one_line_and_exits_with_2(words: list[str], expected: str, r
     assert result.out == ""
     assert expected in result.err
     assert result.err.count("\n") == 1
+    assert ". (" not in result.err
 
 
 def test_overrides_may_follow_options(run_main: Callable[..., Any]) -> None:

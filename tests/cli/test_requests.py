@@ -66,3 +66,27 @@ def test_request_to_a_pipeline_goes_to_its_active_stage(make_run: MakeRun, run_m
     result = run_main("runs", "pause", "p")
     assert result.code == 0 and child.id in result.err
     assert list(child.requests()) == ["pause"] and list(pipeline.requests()) == []
+
+
+def test_resume_of_a_paused_run_names_continue(
+    make_run: MakeRun, write_events: Callable[..., None], run_main: Callable[..., Any]
+) -> None:
+    run = make_run(Stage.SFT, "one", "running")
+    write_events(run, ("phase", {"phase": "train"}), ("phase", {"phase": requests.PAUSED}))
+    result = run_main("runs", "resume", "one")
+    assert result.code == 3
+    assert "Run `one` is paused; continue it: `stackllama-console runs continue one`." in result.err
+    write_events(run, ("phase", {"phase": "train"}))
+    assert "Run `one` is alive; stop it first" in run_main("runs", "resume", "one").err
+    assert "is alive; stop it first" in run_main("runs", "rm", "one", "--yes").err
+
+
+def test_resume_of_a_pipeline_with_a_paused_stage_names_continue(
+    make_run: MakeRun, write_events: Callable[..., None], run_main: Callable[..., Any]
+) -> None:
+    make_run(Stage.PIPELINE, "p", "running")
+    child = make_run(Stage.SFT, child_id("p", CHILDREN[0].suffix), "running")
+    launch = {"argv": [], "cwd": "/", "host": "here", "created": 0.0, "parents": ["p"]}
+    (child.path / "launch.json").write_bytes(msgspec.json.encode(launch))
+    write_events(child, ("phase", {"phase": requests.PAUSED}))
+    assert "runs continue p`" in run_main("runs", "resume", "p").err

@@ -14,7 +14,7 @@ import pytest
 
 from stackllama_engine.contract.child_environment import source_path
 from stackllama_engine.contract.events import Event, EventReader, EventWriter
-from stackllama_engine.contract.history import fold, read_history
+from stackllama_engine.contract.history import History, fold, read_history
 
 LINE = b'{"seq":%d,"time":1.0,"kind":"progress","step":%d}\n'
 
@@ -326,3 +326,24 @@ def test_history_of_several_attempts(tmp_path: Path) -> None:
         writer.close()
     history = read_history([tmp_path / "1.jsonl", tmp_path / "2.jsonl", tmp_path / "3.jsonl"])
     assert (history.first, history.last, history.step) == ({"loss": 4.0}, {"loss": 6.0}, 6)
+
+
+def test_notices_are_in_the_order_of_their_times_whichever_file_is_read_first() -> None:
+    worker = [
+        Event(seq=n, time=time, kind="health", data={"message": f"worker {time:g}"}) for n, time in enumerate((1, 3))
+    ]
+    supervisor = [Event(seq=0, time=2, kind="health", data={"message": "supervisor 2"})]
+    one, other = fold(worker), History()
+    for event in supervisor:
+        one.add_notice(event)
+        other.add_notice(event)
+    fold(worker, other)
+    assert one.health == other.health == ["worker 1", "supervisor 2", "worker 3"]
+    assert one == other and one.updated == 3
+
+
+def test_only_the_newest_notices_are_kept() -> None:
+    events = [Event(seq=n, time=float(n), kind="health", data={"message": str(n)}) for n in range(300)]
+    history = fold(events)
+    history.add_notice(Event(seq=0, time=0.5, kind="health", data={"message": "too old"}))
+    assert history.health == [str(n) for n in range(100, 300)]

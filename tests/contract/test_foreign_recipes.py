@@ -221,7 +221,7 @@ def test_values_are_read_as_in_transformers(override: str, key: str, value: Any)
         ("assistant_only_loss=true", "the loss is over the whole text"),
         ("report_to=all", "name the trackers"),
         ("warmup_ratio=1", "a share of all steps"),
-        ("warmup_steps=1.5", "a whole number, or a share of all steps"),
+        ("warmup_steps=1.5", "a whole number of at least 0, or a share of all steps between 0 and 1"),
         ("lr_scheduler_type=cosine_with_min_lr", "belong together"),
         ("min_lr_rate=0.1", "belong together"),
         ("lr_scheduler_kwargs={num_cycles: 2}", "`min_lr_rate`"),

@@ -244,6 +244,10 @@ def test_existing_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.Monk
         ("use_peft: false", ["`use_peft: false`", "load_in_8bit: false"]),
         ("num_processes: 0", ["of at least 1"]),
         ("seed: -1", ["of at least 0"]),
+        ("seed: 99999999999", ["expected a whole number of at most 4294967295"]),
+        ("logging_steps: 0", ["expected a whole number of at least 1, or a share of all steps between 0 and 1"]),
+        ("save_steps: -1", ["expected a whole number of at least 0, or a share of all steps between 0 and 1"]),
+        ("attn_implementation: fast", ["expected one of `eager`, `sdpa`, `flash_attention_2`, or null"]),
     ],
 )
 def test_mistake_in_a_file_is_named(file: Path, text: str, named: list[str]) -> None:
@@ -252,6 +256,20 @@ def test_mistake_in_a_file_is_named(file: Path, text: str, named: list[str]) -> 
     message = refusal(Stage.SFT, file)
     assert message.startswith(f"{file}: ")
     assert all(part in message for part in named), message
+
+
+@pytest.mark.parametrize(
+    ("word", "expectation"),
+    [
+        ("missing_eos_penalty=abc", "expected `auto`, a number or null"),
+        ("missing_eos_penalty=-1", "expected a number of at least 0"),
+        ("random_length_limits=[1]", "expected a list such as [a, b] with exactly 2 entries"),
+        ("random_length_limits=[1, 2, 3]", "expected a list such as [a, b] with exactly 2 entries"),
+    ],
+)
+def test_expectation_names_every_kind_of_value_and_the_length(word: str, expectation: str) -> None:
+    message = refusal(Stage.PPO, None, "model_name_or_path=gpt2", "reward_fn=a:b", word)
+    assert message == f"command line: `{word}`: {expectation}."
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Any
 
 from stackllama_console.readers.choices import run_choices
 from stackllama_console.readers.comparison import Comparison
-from stackllama_console.readers.comparison_rows import figure_rows, recipe_rows
+from stackllama_console.readers.comparison_rows import metric_rows, recipe_rows
 from stackllama_console.readers.draft import read_run
 from stackllama_console.readers.logs import LogReader
 from stackllama_console.readers.run_reader import RunReader
@@ -108,7 +108,7 @@ def _compare(home: Home, run_id: str) -> Any:
     compared = Comparison(home, ["whole", run_id, "ppo"])
     compared.poll()
     compared.poll()
-    return compared.metrics(), compared.errors, recipe_rows(compared), figure_rows(compared, compared.metrics())
+    return compared.metrics(), compared.errors, recipe_rows(compared), metric_rows(compared, compared.metrics())
 
 
 def _watched(home: Home, run_id: str) -> Any:

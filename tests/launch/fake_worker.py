@@ -7,9 +7,9 @@ import sys
 import time
 from pathlib import Path
 
+from stackllama_engine.contract.base import DEMO_BASE
 from stackllama_engine.contract.events import EventWriter
 from stackllama_engine.contract.run_dir import RunDir
-from stackllama_engine.launch.inputs import DEMO_BASE
 
 
 class Worker:

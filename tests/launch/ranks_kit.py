@@ -95,7 +95,7 @@ def listening(run: RunDir) -> dict[int, str]:
     return found
 
 
-def meeting_place(run: RunDir) -> str:
+def rendezvous_dir_of(run: RunDir) -> str:
     """Read where the ranks of a running attempt meet, from the environment of one of its processes."""
     for process in run_processes(run.path):
         for entry in Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0"):
@@ -105,7 +105,7 @@ def meeting_place(run: RunDir) -> str:
 
 
 def ask_as_nobody(place: str, ports: list[int]) -> list[str]:
-    """Try, as a second user, each port as a store of torch, and the files of the meeting place."""
+    """Try, as a second user, each port as a store of torch, and the files of the rendezvous directory."""
     argv = [sys.executable, "-c", _STRANGER, place, *(str(port) for port in ports)]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
@@ -116,7 +116,7 @@ def check_nobody_comes_in(run: RunDir) -> None:
     """No process of the run lets a second user read or write a store, by a socket or by a file."""
     ports = listening(run)
     assert ports, "Gloo listens: without a port, the test looks at the wrong processes"
-    place = meeting_place(run)
+    place = rendezvous_dir_of(run)
     report = ask_as_nobody(place, sorted(ports))
     refused = [f"{name} PermissionError" for name in ("torchrun", "ranks-0") for _ in range(2)]
     assert report == ["listing: PermissionError", *refused], report

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from stackllama_engine.budget.calibration import FILE, read_rows
+from stackllama_engine.contract.base import DEMO_BASE
 from stackllama_engine.contract.recipe_io import build_recipe, dump_recipe
 from stackllama_engine.contract.run_dir import Home, RunDir
 from stackllama_engine.contract.stages import Stage
@@ -14,7 +15,6 @@ from stackllama_engine.launch import launcher
 from stackllama_engine.launch.argv import Command
 from stackllama_engine.launch.calibrate import calibration
 from stackllama_engine.launch.expected import expected
-from stackllama_engine.launch.inputs import DEMO_BASE
 from stackllama_engine.launch.processes import send
 from stackllama_engine.launch.reconcile import reconcile
 

@@ -14,15 +14,15 @@ from pathlib import Path
 
 import pytest
 
+from stackllama_engine.contract.base import DEMO_BASE
 from stackllama_engine.contract.child_environment import source_path
+from stackllama_engine.contract.env_settings import NAMES
 from stackllama_engine.contract.errors import RefusedError, StackllamaError, UsageError
 from stackllama_engine.contract.recipe import AnyRecipe
 from stackllama_engine.contract.recipe_io import build_recipe, load_recipe
 from stackllama_engine.contract.run_dir import Home, RunDir
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch import launcher
-from stackllama_engine.launch.env_settings import NAMES
-from stackllama_engine.launch.inputs import DEMO_BASE
 from stackllama_engine.launch.leftovers import leftovers
 from stackllama_engine.launch.processes import run_processes, send
 from stackllama_engine.launch.reconcile import reconcile

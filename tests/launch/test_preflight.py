@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
+from stackllama_engine.contract.base import DEMO_BASE
 from stackllama_engine.contract.errors import DataError, RecipeError, RefusedError, StackllamaError
 from stackllama_engine.contract.recipe_io import build_recipe, load_recipe
 from stackllama_engine.contract.run_dir import Home
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.data.kinds import kind_of
 from stackllama_engine.launch import installed_types, launcher
-from stackllama_engine.launch.inputs import DEMO_BASE
 from stackllama_engine.launch.module_names import module_names
 from stackllama_engine.launch.preflight import find_problems, preflight
 

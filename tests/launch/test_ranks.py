@@ -17,7 +17,7 @@ from stackllama_engine.launch.reconcile import reconcile
 from stackllama_engine.launch.run_requests import stop
 
 from .conftest import Runs, wait_for, wait_for_phase
-from .ranks_kit import again, check_nobody_comes_in, meeting_place, needs_root, start_ranks, steps
+from .ranks_kit import again, check_nobody_comes_in, needs_root, rendezvous_dir_of, start_ranks, steps
 
 pytestmark = pytest.mark.slow  # three processes that import torch
 
@@ -73,7 +73,7 @@ def short_limits(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_stopped_rank_is_a_stall_and_sigusr1_reaches_every_rank(runs: Runs, short_limits: None) -> None:
     run = start_ranks(runs, 2)
     stop_and_continue_one_rank(run)
-    place = meeting_place(run)
+    place = rendezvous_dir_of(run)
     assert Path(place).is_dir()
     signal_the_launcher(run, signal.SIGUSR1)
     wait_for(lambda: not Path(place).exists())  # nothing of the meeting is left
@@ -90,20 +90,20 @@ def test_a_second_user_neither_reads_nor_writes_what_the_ranks_tell_each_other(r
 def test_ranks_meet_again_after_a_rank_and_after_everything_was_killed(runs: Runs) -> None:
     """Nothing that a dead attempt leaves behind keeps the next one from meeting."""
     run = start_ranks(runs, 2)
-    first = meeting_place(run)
+    first = rendezvous_dir_of(run)
     killed = identify(int((run.path / "rank-1.pid").read_text()))
     assert killed is not None and send(killed, signal.SIGKILL)
     wait_for(lambda: run.read_state().has_ended, seconds=120)
     assert run.read_state().phase == "failed" and not Path(first).exists()
     again(run)
-    second = meeting_place(run)
+    second = rendezvous_dir_of(run)
     supervisor = run.read_state().supervisor
     assert supervisor is not None and send(supervisor, signal.SIGKILL)
     wait_for(lambda: reconcile(run).phase == "lost")
     assert run_processes(run.path) == []
     assert not Path(second).exists()
     again(run)
-    assert meeting_place(run) not in (first, second)
+    assert rendezvous_dir_of(run) not in (first, second)
     signal_the_launcher(run, signal.SIGTERM)
 
 

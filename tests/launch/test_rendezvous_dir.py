@@ -22,31 +22,31 @@ def without_dev_shm(monkeypatch: pytest.MonkeyPatch, temporary: Path) -> None:
     monkeypatch.setattr(rendezvous_dir.tempfile, "gettempdir", lambda: str(temporary))
 
 
-def test_meeting_place_is_private_and_new_each_time(tmp_path: Path) -> None:
+def test_rendezvous_dir_is_private_and_new_each_time(tmp_path: Path) -> None:
     attempts = [tmp_path / "001", tmp_path / "002"]
     for attempt in attempts:
         attempt.mkdir()
-    places = [rendezvous_dir.make_meeting_place(attempt) for attempt in attempts]
+    places = [rendezvous_dir.make_rendezvous_dir(attempt) for attempt in attempts]
     try:
         assert places[0] != places[1]
         assert {place.stat().st_mode & 0o777 for place in places} == {0o700}
         assert list(places[0].iterdir()) == []
     finally:
         for attempt in attempts:
-            rendezvous_dir.remove_meeting_place(attempt)
+            rendezvous_dir.remove_rendezvous_dir(attempt)
     assert not any(place.exists() for place in places) and list(tmp_path.glob("*/*")) == []
 
 
-def test_remove_meeting_place_leaves_other_directories(tmp_path: Path) -> None:
-    rendezvous_dir.remove_meeting_place(tmp_path)  # of one process: there is none
+def test_remove_rendezvous_dir_leaves_other_directories(tmp_path: Path) -> None:
+    rendezvous_dir.remove_rendezvous_dir(tmp_path)  # of one process: there is none
     (tmp_path / "precious").mkdir()
     (tmp_path / "meeting").symlink_to(tmp_path / "precious")
-    rendezvous_dir.remove_meeting_place(tmp_path)
+    rendezvous_dir.remove_rendezvous_dir(tmp_path)
     assert (tmp_path / "precious").is_dir()
 
 
 @pytest.mark.parametrize("where", ["elsewhere/stackllama-mine", "temporary/../elsewhere/stackllama-mine"])
-def test_remove_meeting_place_leaves_a_directory_elsewhere(
+def test_remove_rendezvous_dir_leaves_a_directory_elsewhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     monkeypatch.setattr(rendezvous_dir.tempfile, "gettempdir", lambda: str(tmp_path / "temporary"))
@@ -55,13 +55,13 @@ def test_remove_meeting_place_leaves_a_directory_elsewhere(
     place.mkdir(parents=True, mode=0o700)
     (place / "torchrun").touch()
     (tmp_path / "meeting").symlink_to(tmp_path / where)
-    rendezvous_dir.remove_meeting_place(tmp_path)
+    rendezvous_dir.remove_rendezvous_dir(tmp_path)
     assert [path.name for path in place.iterdir()] == ["torchrun"]
     assert not (tmp_path / "meeting").is_symlink()
 
 
 @pytest.mark.parametrize("what", ["holds more", "is open to others", "is a link"])
-def test_remove_meeting_place_leaves_foreign_entries(
+def test_remove_rendezvous_dir_leaves_foreign_entries(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     monkeypatch.setattr(rendezvous_dir.tempfile, "gettempdir", lambda: str(tmp_path / "temporary"))
@@ -76,25 +76,25 @@ def test_remove_meeting_place_leaves_foreign_entries(
         place.chmod(0o755)
     (place / ("precious" if what == "holds more" else "torchrun")).touch()
     (attempt / "meeting").symlink_to(place)
-    rendezvous_dir.remove_meeting_place(attempt)
+    rendezvous_dir.remove_rendezvous_dir(attempt)
     assert len(list(place.iterdir())) == 1
     assert list(attempt.iterdir()) == []
 
 
-def test_remove_meeting_place_removes_the_ranks_files(tmp_path: Path) -> None:
-    place = rendezvous_dir.make_meeting_place(tmp_path)
+def test_remove_rendezvous_dir_removes_the_ranks_files(tmp_path: Path) -> None:
+    place = rendezvous_dir.make_rendezvous_dir(tmp_path)
     for name in ("torchrun", "ranks-0", "ranks-11"):
         (place / name).touch()
-    rendezvous_dir.remove_meeting_place(tmp_path)
+    rendezvous_dir.remove_rendezvous_dir(tmp_path)
     assert not place.exists() and list(tmp_path.iterdir()) == []
 
 
-def test_meeting_place_moves_where_files_cannot_be_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rendezvous_dir_moves_where_files_cannot_be_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     temporary, attempt, other = tmp_path / "temporary", tmp_path / "attempt", tmp_path / "other"
     for folder in (temporary, attempt, other):
         folder.mkdir()
     without_dev_shm(monkeypatch, temporary)
-    assert rendezvous_dir.make_meeting_place(attempt).parent == temporary
+    assert rendezvous_dir.make_rendezvous_dir(attempt).parent == temporary
     real = fcntl.flock
     refused: list[int] = []
 
@@ -105,11 +105,11 @@ def test_meeting_place_moves_where_files_cannot_be_locked(tmp_path: Path, monkey
         real(descriptor, operation)
 
     monkeypatch.setattr(rendezvous_dir.fcntl, "flock", flock)
-    assert rendezvous_dir.make_meeting_place(other).parent == other
+    assert rendezvous_dir.make_rendezvous_dir(other).parent == other
     assert len(list(temporary.iterdir())) == 1, "the directory without locks was removed again"
 
 
-def test_meeting_place_without_a_usable_directory_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rendezvous_dir_without_a_usable_directory_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     without_dev_shm(monkeypatch, tmp_path / "missing")
     with pytest.raises(FileNotFoundError, match="gone"):
-        rendezvous_dir.make_meeting_place(tmp_path / "gone")
+        rendezvous_dir.make_rendezvous_dir(tmp_path / "gone")

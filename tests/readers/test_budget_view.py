@@ -155,7 +155,7 @@ def test_hostile_names_are_sanitised(llama: Architecture) -> None:
         assert "x [/] name" in view.model
 
 
-def test_figures() -> None:
+def test_gib_keeps_one_decimal() -> None:
     assert gib(24.2 * GIB) == "24.2 GiB" and gib(0.3 * GIB) == "0.3 GiB" and gib(37 << 20) == "37.0 MiB"
     assert gib(0) == "0.0 GiB"
     assert gib_range((8 * GIB, 9 * GIB)) == "8.0–9.0 GiB" and gib_range((GIB, GIB)) == "1.0 GiB"
@@ -226,7 +226,7 @@ def test_all_together_may_do_what_none_does_alone(llama: Architecture, monkeypat
 
 
 @pytest.mark.parametrize("stage", [Stage.SFT, Stage.REWARD, Stage.PPO, Stage.PIPELINE])
-def test_what_nobody_knows_shows_no_figure_that_could_be_taken_for_one(stage: Stage) -> None:
+def test_an_unknown_memory_shows_no_number_that_could_be_taken_for_it(stage: Stage) -> None:
     strange = architecture_of(CONFIG | {"kv_lora_rank": 512}, "m", "config.json", frozenset())
     view = build_view(recipe(stage), strange, [gpu(80000)], Memory("RAM", 1 << 50, 1 << 50))
     assert (view.verdict, view.parts, view.device, view.rules, view.offers) == ("unknown", (), (0, 0), (), ())

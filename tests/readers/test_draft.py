@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 from stackllama_console.readers.draft import ADAPTER, MODEL, Draft, LaunchForm, read_file, read_run, write_file
+from stackllama_engine.contract.base import DEMO_BASE
 from stackllama_engine.contract.errors import UsageError
 from stackllama_engine.contract.recipe import PipelineRecipe, PPORecipe
 from stackllama_engine.contract.recipe_io import dump_recipe, load_recipe
 from stackllama_engine.contract.run_dir import Home, RunDir, State
 from stackllama_engine.contract.stages import Stage
-from stackllama_engine.launch.inputs import DEMO_BASE
 
 
 @pytest.fixture

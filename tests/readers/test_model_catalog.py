@@ -9,10 +9,10 @@ import pytest
 
 from stackllama_console.readers import model_catalog
 from stackllama_console.readers.model_catalog import ModelEntry, describe, find_models, locate
+from stackllama_engine.contract.base import DEMO_BASE
 from stackllama_engine.contract.recipe_io import dump_recipe, load_recipe
 from stackllama_engine.contract.run_dir import Home, State
 from stackllama_engine.contract.stages import Stage
-from stackllama_engine.launch.inputs import DEMO_BASE
 
 CONFIG: dict[str, Any] = {
     "model_type": "llama",

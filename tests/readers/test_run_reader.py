@@ -1,6 +1,7 @@
 """RunReader: history and series, hostile bytes, resumed attempts, deleted runs, the cost of idling."""
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from msgspec import structs
 from tests.old_runs import lay_out
 
+from stackllama_console.cli.tail import Tail
 from stackllama_console.readers import run_state
 from stackllama_console.readers.metric_columns import NAMES
 from stackllama_console.readers.protocol import Reader
@@ -406,6 +408,26 @@ def damaged(data: bytes, kind: str) -> bytes:
             return data
 
 
+def journal(events: bytes) -> bytes:
+    """Return a supervisor's notices at times between those of a worker's events."""
+    times = sorted(float(time) for time in re.findall(rb'"time":([0-9.]+)', events))
+    return b"".join(
+        msgspec.json.encode({"seq": n, "time": time + 1e-4, "kind": "health", "data": {"message": f"notice {n}"}})
+        + b"\n"
+        for n, time in enumerate(times[:: len(times) // 4 or 1])
+    )
+
+
+def assert_agrees(reader: RunReader, run: RunDir) -> History:
+    """Assert that a reader holds what ``runs show`` folds from the same files; return that."""
+    tail = Tail(run, run.id, Stage.SFT)
+    for _ in tail.read():
+        pass
+    assert reader.history == clean(tail.history), run.id
+    assert reader.bad_lines == tail.bad_lines, run.id
+    return tail.history
+
+
 def clean(history: History) -> History:
     """Sanitise the texts of a history."""
     phases = {one_line(phase): peaks for phase, peaks in history.memory_by_phase.items()}
@@ -414,7 +436,7 @@ def clean(history: History) -> History:
         phase=history.phase and one_line(history.phase),
         cause=history.cause and one_line(history.cause),
         memory_by_phase=phases,
-        health=[one_line(message) for message in history.health],
+        notices=[notice._replace(text=one_line(notice.text)) for notice in history.notices],
     )
 
 
@@ -439,19 +461,22 @@ def test_reader_agrees_with_history_fold_over_recorded_runs(
         run.write_state(structs.replace(state, attempt=len(files)))
         reader = RunReader(run)
         for number, data in enumerate(files, start=1):
+            (run.attempt_dir(number) / "health.jsonl").write_bytes(damaged(journal(data), kind))
             with (run.attempt_dir(number) / "events.jsonl").open("wb") as file:
                 for start in range(0, len(data), portion):
                     file.write(data[start : start + portion])
                     file.flush()
                     reader.poll()
-        expected, bad_lines = History(), 0
-        for path in run.events_files():
-            events = EventReader(path)
-            fold(events.read(), expected)
-            bad_lines += events.bad_lines
-        assert reader.history == clean(expected), old.id
-        assert (len(reader.attempts), reader.bad_lines) == (len(files), bad_lines), old.id
+        expected = assert_agrees(reader, run)
+        assert len(reader.attempts) == len(files)
         compared += len(expected.last) > 0
+        for name in ("events.jsonl", "health.jsonl"):  # replaced, by fewer lines
+            path = run.attempt_dir(1) / name
+            lines = path.read_bytes().splitlines(keepends=True)
+            path.with_suffix(".new").write_bytes(b"".join(lines[::2]))
+            path.with_suffix(".new").replace(path)
+            reader.poll()
+            assert_agrees(reader, run)
     assert compared >= 3, "the recorded runs have metrics"
 
 

@@ -88,7 +88,7 @@ def by_hand(base: Path, apart: float, *keys: str) -> tuple[dict[str, float], lis
     return compared(4, Responses([[1, 2], [3]], [[-1.0, -2.0 - apart], [-0.5]]), rollout), notices
 
 
-def test_both_figures_by_hand(base: Path) -> None:
+def test_mismatch_metrics_are_as_computed_by_hand(base: Path) -> None:
     found, notices = by_hand(base, 0.25)
     k3 = 2.718281828**0.25 - 1 - 0.25  # r = exp(learner - sampler)
     assert found == pytest.approx({"sampling/kl_mismatch": k3 / 3, "sampling/logprob_difference": 0.25})

@@ -5,6 +5,7 @@ import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,10 +18,11 @@ from stackllama_engine.contract.errors import StageError
 from stackllama_engine.contract.requests import Change
 from stackllama_engine.contract.run_dir import Home, RunDir
 from stackllama_engine.contract.stages import Stage
-from stackllama_engine.train import checkpoint, disk_watch
+from stackllama_engine.train import checkpoint, pending_writes
 from stackllama_engine.train.ppo import rollout, trainer
 from stackllama_engine.train.ppo.algorithm import Updater
 from stackllama_engine.train.ppo.reward_function import RewardFunction
+from stackllama_engine.train.saving import Saver
 
 from .in_process import PPO, at_call, attempt
 
@@ -118,7 +120,7 @@ def test_a_pause_is_seen_and_serves_what_is_asked_meanwhile(
         monkeypatch.setattr("stackllama_engine.train.serving.time.sleep", script)
         one.train()
     assert [data["request"] for data in one.served] == ["pause", "sample", "save", "continue"]
-    assert "paused after step 1" in one.health and "resumed after step 1" in one.health
+    assert "paused after step 1" in one.health and "continued after step 1" in one.health
     assert "paused" in one.phases and list(one.run.requests()) == []
     assert [path.name for path in one.run.checkpoints.iterdir()] == ["step-000001"]
     asked = [json.loads(line) for line in one.run.samples_file.read_text().splitlines() if '"asked"' in line]
@@ -290,21 +292,60 @@ def test_a_stop_without_room_says_that_it_could_not_save(
             one.train()
 
 
+def test_a_disk_that_fills_up_is_said_once(home: Home, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with attempt(home, base, Stage.PPO, *PPO, "save_steps=1") as one, monkeypatch.context() as patch:
+        patch.setattr(pending_writes, "free", lambda _: Free(1000, None))
+        one.train()
+    assert one.health.count("less than 2 checkpoints") == 1
+    assert one.health.count("no room is held back for a last checkpoint") == 1, "neither notice hides the other"
+
+
+@pytest.fixture
+def checkpoint_dir(tmp_path: Path) -> Path:
+    """Make a checkpoint of 2 MiB."""
+    folder = tmp_path / "checkpoints" / "step-000001"
+    folder.mkdir(parents=True)
+    (folder / "weights").write_bytes(bytes(2 * MIB))
+    return folder
+
+
 def test_a_shortage_of_room_is_reported_once_until_there_is_enough(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, checkpoint_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    checkpoint_dir = tmp_path / "step-000001"
-    checkpoint_dir.mkdir()
-    (checkpoint_dir / "weights").write_bytes(bytes(2 * MIB))
     free = [100 * MIB]
-    monkeypatch.setattr(disk_watch, "free", lambda _: Free(free[0], None))
-    watch = disk_watch.DiskWatch(RunDir(tmp_path), None)
+    monkeypatch.setattr(pending_writes, "free", lambda _: Free(free[0], None))
+    pending = pending_writes.PendingWrites(RunDir(tmp_path), None)
     notices: list[str | None] = []
     for free[0] in (100 * MIB, MIB, MIB, 100 * MIB, MIB):
-        notices.append(watch.measure(checkpoint_dir))
-    watch.release()
+        notices.append(pending.shortage(checkpoint_dir))
     shortage = f"the disk has 1.0 MiB free, less than 2 checkpoints of 2.0 MiB: make room under {tmp_path}"
     assert notices == [None, shortage, None, None, shortage]
+
+
+def test_a_missing_reserve_and_a_shortage_are_reported_independently(
+    tmp_path: Path, checkpoint_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pending_writes, "free", lambda _: Free(MIB, None))
+    pending = pending_writes.PendingWrites(RunDir(tmp_path), None)
+    reserve, shortage = pending.measure(checkpoint_dir), pending.shortage(checkpoint_dir)
+    assert reserve is not None and "the steps since a checkpoint may be lost" in reserve
+    assert shortage is not None and "less than 2 checkpoints" in shortage
+    assert (pending.measure(checkpoint_dir), pending.shortage(checkpoint_dir)) == (None, None)
+
+
+def test_a_shortage_is_reported_before_the_first_save_of_a_resumed_run(
+    tmp_path: Path, checkpoint_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pending_writes, "free", lambda _: Free(MIB, None))
+    run, notices = RunDir(tmp_path), list[str]()
+    reporter: Any = SimpleNamespace(run=run, disk=pending_writes.PendingWrites(run, None), health=notices.append)
+
+    def no_room() -> None:
+        assert len(notices) == 1 and "less than 2 checkpoints" in notices[0], "ahead of the attempt"
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    assert not Saver(reporter).save(2, no_room)
+    assert notices[1:] == ["the disk is full: step 2 was not saved; retrying when there is room"]
 
 
 def score_by_call(monkeypatch: pytest.MonkeyPatch, score: Callable[[int, int], list[float]]) -> None:

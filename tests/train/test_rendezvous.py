@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from stackllama_engine.contract.child_environment import RENDEZVOUS_DIR
 from stackllama_engine.contract.errors import StageError
 from stackllama_engine.train.exchange import gather_rows
-from stackllama_engine.train.rendezvous import MEETING, meet
+from stackllama_engine.train.rendezvous import meet
 
 pytestmark = pytest.mark.slow  # processes that import torch
 
@@ -67,7 +68,7 @@ def two_ranks(program: str, place: Path) -> list[str]:
     """Return what rank 0 and rank 1 print."""
     environment = os.environ | {
         "WORLD_SIZE": "2",
-        MEETING: str(place),
+        RENDEZVOUS_DIR: str(place),
         "GLOO_SOCKET_IFNAME": "lo",
         "OMP_NUM_THREADS": "1",
     }
@@ -106,7 +107,7 @@ def test_a_peer_that_does_not_know_the_secret_is_no_peer(tmp_path: Path) -> None
 
 def test_ranks_without_a_place_to_meet_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.delenv(MEETING, raising=False)
+    monkeypatch.delenv(RENDEZVOUS_DIR, raising=False)
     with pytest.raises(StageError, match="no rendezvous directory"):
         meet(0, use_cpu=True)
 

@@ -54,7 +54,7 @@ class Accelerate:
         self.logged.append((step, metrics))
 
 
-def test_figures_that_find_no_room_come_late_and_in_order(reporter: Reporter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metrics_that_find_no_room_come_late_and_in_order(reporter: Reporter, monkeypatch: pytest.MonkeyPatch) -> None:
     accelerate = Accelerate()
     trackers.log(accelerate, {"loss": 3.0}, 1, reporter)
     trackers.log(accelerate, {"loss": 2.0}, 2, reporter)

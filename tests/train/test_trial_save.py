@@ -34,7 +34,7 @@ def test_a_temperature_without_sampling_is_put_right_before_full_training(unsave
     assert "it is saved with `do_sample: true`" in one.health
     saved = json.loads((one.run.merged / "generation_config.json").read_text())
     assert saved["do_sample"] is True and saved["temperature"] == 0.9
-    assert not (one.run.path / "scratch" / "rehearsal").exists()
+    assert not (one.run.path / "scratch" / "trial").exists()
 
 
 @pytest.mark.slow

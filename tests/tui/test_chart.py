@@ -601,7 +601,7 @@ def test_hostile_labels_are_plain_and_harmless(payload: str) -> None:
     run(chart, check)
 
 
-def test_absurd_figures_do_not_crash() -> None:
+def test_absurd_values_do_not_crash() -> None:
     chart = Chart("loss")
     wild = Series("loss")
     for step, value in ((-1e308, 1.7e308), (0.0, -1.7e308), (1.0, 5e-324), (1e308, 0.0)):

@@ -29,12 +29,12 @@ from stackllama_console.tui.widgets.budget_panel import BudgetPanel
 from stackllama_console.tui.widgets.form_list import FormList
 from stackllama_console.tui.widgets.model_list import ModelList
 from stackllama_console.tui.widgets.recipe_form import RecipeForm
+from stackllama_engine.contract.base import DEMO_BASE
 from stackllama_engine.contract.errors import StackllamaError
 from stackllama_engine.contract.recipe import SFTRecipe
 from stackllama_engine.contract.run_dir import Home, RunDir
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch import launcher
-from stackllama_engine.launch.inputs import DEMO_BASE
 
 GIB = 1 << 30
 SMALL = Devices((Memory("GPU 0", 8 * GIB, 8 * GIB),), Memory("RAM", 32 * GIB, 24 * GIB))

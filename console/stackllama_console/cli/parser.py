@@ -83,7 +83,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
             if word.partition("=")[0] in leaf.known:  # it stood before the command
                 raise UsageError(f"`{word}` goes after `{leaf.prog.removeprefix(PROGRAM).strip()}`.")
             near = difflib.get_close_matches(word.partition("=")[0], leaf.known, n=1)
-            hint = f"; did you mean `{near[0]}`?" if near else "."
+            hint = f"; did you mean `{near[0]}`?" if near else ""
             raise UsageError(f"`{leaf.prog}` has no option `{word}`{hint} ({leaf.prog} --help)")
         if not hasattr(arguments, "words"):
             raise UsageError(f"`{word}`: one argument too many ({leaf.prog} --help)")
@@ -347,15 +347,15 @@ def _in_words(message: str) -> str:
         known = re.findall(r"[\w-]+", choices)
         swapped = [name for name in known if sorted(name) == sorted(word)]  # `sl`: the commonest typing error
         near = swapped or difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-        hint = f"did you mean `{near[0]}`?" if near else f"expected one of {', '.join(known)}."
+        hint = f"did you mean `{near[0]}`?" if near else f"expected one of {', '.join(known)}"
         return f"`{_option(what)} {word}`: {hint}" if what.startswith("-") else f"no {what.lower()} `{word}`: {hint}"
     if match := re.search(r"^argument (\S+): `(.*)`: (.*)$", message, re.DOTALL):
-        return f"`{_option(match[1])} {match[2]}`: {match[3]}."
+        return f"`{_option(match[1])} {match[2]}`: {match[3]}"
     if match := re.search(r"^argument (-\S+): expected one argument$", message):
-        return f"`{_option(match[1])}`: expected a value."
+        return f"`{_option(match[1])}`: expected a value"
     if match := re.search(r"^the following arguments are required: (.*)$", message):
         names = [_option(name) for name in match[1].split(", ") if name != _OVERRIDE]
-        return f"missing {' and '.join(names)}."
+        return f"missing {' and '.join(names)}"
     return message
 
 

@@ -19,7 +19,7 @@ from stackllama_engine.contract.run_dir import Home
 from stackllama_engine.contract.stages import TRAINING_STAGES, Stage
 from stackllama_engine.launch.sections import stage_recipe
 
-from ..readers.memory_plan import Place, Plan, make_plan
+from ..readers.memory_plan import MemoryPlan, Place, make_plan
 from ..units import size
 from .output import paint, say, say_notes, show, show_fields, show_json, show_table
 from .recipe_args import split_words
@@ -84,13 +84,13 @@ def plan(arguments: argparse.Namespace) -> int:
     return code
 
 
-def _demand(made: tuple[EstimatedRecipe, Place, Plan]) -> tuple[bool, int]:
+def _demand(made: tuple[EstimatedRecipe, Place, MemoryPlan]) -> tuple[bool, int]:
     """Return the sort key of a stage's demand: what runs on a GPU comes before the CPU's, whose memory is larger."""
     _, place, found = made
     return place.on_gpu, found.estimate.device[1]
 
 
-def _on_the_cpu(recipe: EstimatedRecipe, made: Plan, place: Place, gpu: str) -> str:
+def _on_the_cpu(recipe: EstimatedRecipe, made: MemoryPlan, place: Place, gpu: str) -> str:
     """Return the line about a stage that does not use the card that was named."""
     estimate = made.estimate
     needed = at_least(estimate) if estimate.unknown else _interval(estimate.device)
@@ -100,7 +100,7 @@ def _on_the_cpu(recipe: EstimatedRecipe, made: Plan, place: Place, gpu: str) -> 
     )
 
 
-def as_document(made: Plan, place: Place) -> dict[str, Any]:
+def as_document(made: MemoryPlan, place: Place) -> dict[str, Any]:
     """Return a plan as JSON; every amount in bytes, and null where the verdict is unknown."""
     estimate, arch = made.estimate, made.architecture
     document: dict[str, Any] = {
@@ -203,7 +203,7 @@ def _trace(home: Home, recipe: EstimatedRecipe) -> "Compared":
     return compare(home, recipe)
 
 
-def _print(recipe: EstimatedRecipe, made: Plan, place: Place) -> None:
+def _print(recipe: EstimatedRecipe, made: MemoryPlan, place: Place) -> None:
     import sys
 
     estimate, arch = made.estimate, made.architecture

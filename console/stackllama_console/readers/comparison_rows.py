@@ -73,7 +73,7 @@ def without_shared_folder(texts: Sequence[str | None]) -> list[str | None]:
     return [f"…{text[len(shared) :]}" if text else text for text in texts]
 
 
-def figure_rows(comparison: Comparison, metrics: Sequence[str]) -> list[FactRow]:
+def metric_rows(comparison: Comparison, metrics: Sequence[str]) -> list[FactRow]:
     """Return state, steps and time; newest and best value of each metric; the numbers of ``result.json``."""
     sides = comparison.sides
     rows = [

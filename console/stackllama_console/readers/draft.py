@@ -11,13 +11,14 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from stackllama_engine.contract.base import DEMO_BASE
 from stackllama_engine.contract.errors import UsageError
 from stackllama_engine.contract.recipe import AnyRecipe, PipelineRecipe
 from stackllama_engine.contract.recipe_io import load_recipe, read_recipe
 from stackllama_engine.contract.run_dir import Home
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.data.kinds import DEMO
-from stackllama_engine.launch.inputs import DEMO_BASE, INPUTS
+from stackllama_engine.launch.inputs import INPUTS
 from stackllama_engine.launch.slurm_queue import job_of
 
 from ..sanitise import one_line

@@ -12,7 +12,7 @@ from typing import Literal
 from .series import Series
 from .tensorboard import Scalar
 
-Outcome = Literal["added", "dropped", "again"]
+Added = Literal["added", "dropped", "again"]
 
 
 class TagCurve:
@@ -37,7 +37,7 @@ class TagCurve:
         """Number of programs that wrote it."""
         return len(self._writers)
 
-    def add(self, path: Path, scalar: Scalar) -> Outcome:
+    def add(self, path: Path, scalar: Scalar) -> Added:
         """Add a value; `flush` appends it to its series.
 
         Returns:

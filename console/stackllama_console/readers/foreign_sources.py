@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from ..sanitise import one_line
 from .eta import Pace
-from .event_curves import Outcome, TagCurve
+from .event_curves import Added, TagCurve
 from .file_stamp import Stamp
 from .foreign_files import event_age
 from .line_follower import LineFollower
@@ -328,7 +328,7 @@ class EventsSource:
         self.files = {path: EventFile(path) for path in self.files}
         self._tags.clear()
 
-    def _add_scalar(self, path: Path, scalar: Scalar) -> Outcome:
+    def _add_scalar(self, path: Path, scalar: Scalar) -> Added:
         curve = self._tags.get(scalar.tag)
         if curve is None and len(self._tags) < NAMES:
             curve = self._tags[scalar.tag] = TagCurve(self._name(scalar.tag))

@@ -40,7 +40,7 @@ class Place(Struct, frozen=True, kw_only=True):
     gpus: int = 1
 
 
-class Plan(Struct, frozen=True, kw_only=True):
+class MemoryPlan(Struct, frozen=True, kw_only=True):
     """The memory that a recipe needs there."""
 
     architecture: Architecture
@@ -59,7 +59,7 @@ def make_plan(
     place: Place,
     calibration: "Calibration | None" = None,
     shard: Sharding | None = None,
-) -> Plan:
+) -> MemoryPlan:
     """Estimate a recipe.
 
     Args:
@@ -88,7 +88,7 @@ def make_plan(
         return calibration.narrow(one, changed, gpus=place.gpus, on_gpu=place.on_gpu) if calibration else (one, None)
 
     estimated, calibrated = adjusted(recipe, estimated)
-    return Plan(
+    return MemoryPlan(
         architecture=architecture,
         estimate=estimated,
         calibrated=calibrated,
@@ -105,14 +105,14 @@ def make_plan(
     )
 
 
-def _sharded(recipe: EstimatedRecipe, architecture: Architecture, place: Place, shard: Sharding) -> Plan:
+def _sharded(recipe: EstimatedRecipe, architecture: Architecture, place: Place, shard: Sharding) -> MemoryPlan:
     if not isinstance(recipe, SFTRecipe | RewardRecipe):
         raise UsageError(
             f"`--shard {shard.kind}` knows the steps of sft and reward; a {recipe.stage} run cannot be sharded: "
             "it samples or merges with whole models. Leave `--shard` out."
         )
     estimated = estimate_sharded(recipe, architecture, shard, on_gpu=place.on_gpu)
-    return Plan(
+    return MemoryPlan(
         architecture=architecture, estimate=estimated, fits=fits(estimated, place.bytes), suggestions=[], shard=shard
     )
 

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 
 from msgspec import Struct
 
+from stackllama_engine.contract.history import fold_values
+
 from ..sanitise import one_line
 from .series import Series
 
@@ -74,8 +76,13 @@ class Columns:
             self.series = self.series | new
         for name, column in columns.items():
             self.series[name].extend(column.steps, column.values)
-            self.first.setdefault(name, column.values[0])
-            self.last[name] = column.values[-1]
+        fold_values(
+            self.first,
+            self.last,
+            {name: column.values[0] for name, column in columns.items()},
+            {name: column.values[-1] for name, column in columns.items()},
+        )
+        for column in columns.values():
             column.steps, column.values = [], []
 
     def _rows_of(self, names: tuple[str, ...]) -> _Rows | None:

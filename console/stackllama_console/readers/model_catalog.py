@@ -16,12 +16,12 @@ from msgspec import Struct
 
 from stackllama_engine.budget.architecture import Architecture
 from stackllama_engine.budget.model_files import read_architecture, read_config
+from stackllama_engine.contract.base import DEMO_BASE
 from stackllama_engine.contract.errors import UsageError
 from stackllama_engine.contract.run_dir import RUN_ID, Home, RunDir
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.data.kinds import DEMO
 from stackllama_engine.launch.hub_cache import snapshot
-from stackllama_engine.launch.inputs import DEMO_BASE
 
 from ..paths import model_cache
 from ..sanitise import one_line

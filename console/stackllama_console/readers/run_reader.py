@@ -188,7 +188,10 @@ class RunReader:
 
     def _read_journal(self, attempt: int) -> tuple[bool, bool]:
         """Read on in an attempt's health file; returns as `_read_on`."""
-        notices = list(self._journals[attempt].read())
+        reader = self._journals[attempt]
+        notices = list(reader.read())
+        if reader.restarts:
+            return True, False
         for notice in notices:
             self._history.add_notice(notice)
         if notices:
@@ -231,7 +234,7 @@ class RunReader:
             last=self._metrics.last.copy(),
             memory=self._memory.last.copy(),
             memory_by_phase={one_line(phase): peaks.copy() for phase, peaks in fold.memory_by_phase.items()},
-            health=[one_line(message) for message in fold.health],
+            notices=[notice._replace(text=one_line(notice.text)) for notice in fold.notices],
         )
 
 

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
+import stackllama_engine
+
 from .errors import StageError
 from .user_files import MOST_HEADER, decode_json, open_file, read_json
 
@@ -18,6 +20,9 @@ BASE_FILE = "base.json"
 CONFIG_FILE = "adapter_config.json"
 BASE_KEY = "base_model_name_or_path"
 """PEFT's key for the base, in its file and in the merge recipe."""
+
+DEMO_BASE = Path(stackllama_engine.__file__).resolve().parent / "demo_base"
+"""The embedded model of the demo."""
 
 _SHOWN = 12  # characters of a fingerprint in messages
 

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import stackllama_engine
 
+RENDEZVOUS_DIR = "STACKLLAMA_MEETING"
+"""Environment variable of ranks: the directory in which those of an attempt find each other."""
+
 _FOREIGN = re.compile(
     # Of a surrounding torchrun, accelerate, MPI or run of ours: each would tell the worker that it is somebody else.
     r"(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)|(PMI|OMPI_COMM_WORLD|MV2_COMM_WORLD)_\w+"

@@ -1,8 +1,9 @@
 """The state of a run as a pure fold over its events: one reducer for the live screen, replay, JSON and tests."""
 
-from collections.abc import Iterable
+import bisect
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from msgspec import Struct
 
@@ -11,6 +12,14 @@ from .events import Event, EventReader, Record
 _HEALTH_KEPT = 200
 _PHASES_KEPT = 32
 _MEASURES = frozenset({"allocated", "reserved", "device", "rss"})
+
+
+class Notice(NamedTuple):
+    """A notice of a run, by whom and when."""
+
+    time: float
+    by_supervisor: bool
+    text: str
 
 
 class History(Struct, kw_only=True):
@@ -29,8 +38,9 @@ class History(Struct, kw_only=True):
     memory: dict[str, float | None] = {}
     memory_by_phase: dict[str, dict[str, float]] = {}
     """Bytes by phase and name, the largest that were reported."""
-    health: list[str] = []
-    """The newest notices, newest last; bounded, so that a run with a notice at every step does not fill the memory."""
+    notices: list[Notice] = []
+    """The newest notices of workers and supervisors by time, newest last, in whatever order their files were read;
+    bounded, so that a run with a notice at every step does not fill the memory."""
     exit_code: int | None = None
     cause: str | None = None
     updated: float | None = None
@@ -40,15 +50,18 @@ class History(Struct, kw_only=True):
         """The phase, with the reason where it waits."""
         return f"{self.phase}: {self.reason}" if self.phase and self.reason else self.phase
 
+    @property
+    def health(self) -> list[str]:
+        """The texts of the notices, newest last."""
+        return [notice.text for notice in self.notices]
+
     def apply(self, event: Event | Record) -> None:
         """Fold one event into the history, in constant time."""
         self.apply_facts(event)
         if not event.metrics:
             return
         if event.kind == "metrics":
-            if not self.first.keys() >= event.metrics.keys():
-                self.first = event.metrics | self.first
-            self.last.update(event.metrics)
+            fold_values(self.first, self.last, event.metrics, event.metrics)
         elif event.kind == "memory":
             self.memory.update(event.metrics)
 
@@ -73,7 +86,7 @@ class History(Struct, kw_only=True):
             case "memory" if event.metrics:
                 self._apply_phase_memory(event)
             case "health":
-                self.add_notice(event)
+                self._insert(event, by_supervisor=False)
             case "end":
                 code, cause = ((event.data or {}).get(key) for key in ("exit_code", "cause"))
                 self.exit_code = code if isinstance(code, int) else None
@@ -82,12 +95,13 @@ class History(Struct, kw_only=True):
                 pass  # kinds of a newer writer are ignored
 
     def add_notice(self, event: Event | Record) -> None:
-        """Append the notice of a ``health`` event.
+        """Insert a notice of the supervisor, which does not say when the worker last wrote: ``updated`` stays."""
+        self._insert(event, by_supervisor=True)
 
-        Alone for those of the supervisor: they do not say when the worker last wrote, so ``updated`` stays.
-        """
-        self.health.append(str((event.data or {}).get("message", "")))
-        del self.health[:-_HEALTH_KEPT]
+    def _insert(self, event: Event | Record, *, by_supervisor: bool) -> None:
+        notice = Notice(event.time, by_supervisor, str((event.data or {}).get("message", "")))
+        bisect.insort_right(self.notices, notice, key=lambda each: each[:2])
+        del self.notices[:-_HEALTH_KEPT]
 
     def _apply_phase_memory(self, event: Event | Record) -> None:
         """Keep the peaks of the phase that a ``memory`` event names; malformed ones are ignored."""
@@ -102,6 +116,26 @@ class History(Struct, kw_only=True):
             value = measured[name]
             if isinstance(value, int | float) and value > peaks.get(name, 0.0):
                 peaks[name] = float(value)
+
+
+def fold_values(
+    first: dict[str, float | None],
+    last: dict[str, float | None],
+    oldest: Mapping[str, float | None],
+    newest: Mapping[str, float | None],
+) -> None:
+    """Keep the earliest value of each metric in ``first`` and the newest one in ``last``.
+
+    Args:
+        first: changed in place.
+        last: changed in place.
+        oldest: first values of one event, or of many in a row.
+        newest: last values of the same.
+    """
+    if not first.keys() >= oldest.keys():
+        for name, value in oldest.items():
+            first.setdefault(name, value)
+    last.update(newest)
 
 
 def fold(events: Iterable[Event | Record], history: History | None = None) -> History:

@@ -3,7 +3,7 @@
 =============================  ==========================================================================
 ``save``                       save a checkpoint after the current step
 ``sample``                     respond to a few held-out prompts now, into ``samples.jsonl`` (SFT, PPO)
-``pause``, ``continue``        wait after the current step with everything kept in memory; resume
+``pause``, ``continue``        wait after the current step with everything kept in memory; train on
 ``set-learning_rate``          change the schedule's peak from the next step on; the file holds the number
 ``set-kl_coef``                change PPO's KL coefficient from the next step on; the file holds the number
 ``stop``                       save and end; the run can be resumed

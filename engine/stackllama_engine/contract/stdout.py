@@ -59,7 +59,7 @@ class SurvivingOutput(io.RawIOBase):
         return done
 
     def writable(self) -> bool:
-        """Return true."""
+        """Tell `io` that this is an output."""
         return True
 
     def fileno(self) -> int:

@@ -26,7 +26,6 @@ _TYPE_WORDS = {
     "datetime": "a date",
 }
 _BOUNDS = {">=": "of at least", ">": "greater than", "<=": "of at most", "<": "less than"}
-_STEPS = "a whole number, or a share of all steps between 0 and 1"
 
 
 def convert(value: Any, wanted: Any) -> Any:
@@ -130,13 +129,16 @@ def _reason(error: msgspec.ValidationError, value: Any, wanted: Any) -> str:
         items: list[Any] = typing.cast("list[Any]", value) if isinstance(value, list) else [value]
         near = next((near for item in items if item not in choices and (near := _nearest(str(item), choices))), None)
         hint = f"; did you mean `{near}`?" if near else ""
-        return f"expected one of {', '.join(f'`{choice}`' for choice in choices)}{hint}"
+        return f"expected {_alternatives(choices, wanted)}{hint}"
     if is_steps(wanted):
-        return f"expected {_STEPS}"
+        least = next((meta.ge for meta in _bounds(wanted, int) if meta.ge is not None), 0)
+        return f"expected a whole number of at least {least}, or a share of all steps between 0 and 1"
     text = text.partition(", got ")[0]  # the message repeats the value itself
     text = re.sub(r"`([a-z| ]+)`", _type_words, text)
+    if any(meta.min_length == meta.max_length is not None for meta in _bounds(wanted, list)):
+        text = re.sub(r" of length (?:>=|<=) (\d+)$", r" with exactly \1 entries", text)
     text = re.sub(r" of length (>=|<=) (\d+)$", _length_words, text)
-    text = re.sub(r" (>=|>|<=|<) (-?[\d.]+)$", _bound_words, text)
+    text = re.sub(r" (>=|>|<=|<) (-?\d[\d.e+-]*)$", _bound_words, text)
     return text[:1].lower() + text[1:]
 
 
@@ -155,7 +157,38 @@ def _length_words(match: re.Match[str]) -> str:
 
 
 def _bound_words(match: re.Match[str]) -> str:
-    return f" {_BOUNDS[match[1]]} {float(match[2]):g}"
+    return f" {_BOUNDS[match[1]]} {match[2].removesuffix('.0')}"
+
+
+def _alternatives(choices: list[str], wanted: Any) -> str:
+    """Return what a key with choices accepts: "`auto`, a number or null"."""
+    words = [f"`{choice}`" for choice in choices]
+    if len(choices) > 1:
+        words = [f"one of {', '.join(words)}"]
+    others = [_TYPE_WORDS["null" if part is types.NoneType else part.__name__] for part in _plain_members(wanted)]
+    *rest, last = [*words, *others]
+    if not rest:
+        return last
+    return f"{', '.join(rest)}{',' if len(choices) > 1 else ''} or {last}"
+
+
+def _plain_members(wanted: Any) -> list[type]:
+    """Return the scalar types that an annotation admits beside its choices."""
+    return [part for part in members(wanted) if part in (int, float, str, bool, types.NoneType)]
+
+
+def _bounds(wanted: Any, kind: type) -> list[msgspec.Meta]:
+    """Return the annotations of one of the types that a key admits."""
+    origin = typing.get_origin(wanted)
+    parts = typing.get_args(wanted)
+    if origin is typing.Annotated:
+        inner, *notes = parts
+        if inner is kind or typing.get_origin(inner) is kind:
+            return [note for note in notes if isinstance(note, msgspec.Meta)]
+        return _bounds(inner, kind)
+    if origin in (typing.Union, types.UnionType):
+        return [meta for part in parts for meta in _bounds(part, kind)]
+    return []
 
 
 def _choices(wanted: Any) -> list[str]:

@@ -25,12 +25,12 @@ from pathlib import Path
 from msgspec import Struct
 
 from ..contract.disk_space import Free, Reserve, free, size_of
+from ..contract.env_settings import setting
 from ..contract.events import EventReader
 from ..contract.history import fold
 from ..contract.requests import WAITING_FOR_ROOM
 from ..contract.run_dir import RunDir
 from .attempt_outcome import last_log_lines
-from .env_settings import setting
 from .timeouts import Asker, UnansweredError
 
 _FILE_SYSTEM = Asker("the file system")

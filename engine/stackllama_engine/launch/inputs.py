@@ -10,9 +10,8 @@ from pathlib import Path
 
 import msgspec
 
-import stackllama_engine
-
 from ..contract.atomic_files import existing
+from ..contract.base import DEMO_BASE
 from ..contract.errors import RefusedError, UsageError
 from ..contract.recipe import (
     REWARD_ARGUMENTS,
@@ -29,8 +28,6 @@ from ..data.kinds import DEMO, FILE_SUFFIXES, kind_of
 from .data_check import check_data
 from .functions import find_function
 from .sections import PLACEHOLDER, map_sections
-
-DEMO_BASE = Path(stackllama_engine.__file__).resolve().parent / "demo_base"
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?", re.ASCII)
 _LONGEST_HUB_ID = 96  # huggingface_hub.utils.validate_repo_id

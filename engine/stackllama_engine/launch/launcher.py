@@ -20,6 +20,7 @@ from msgspec import Struct
 from ..contract.atomic_files import make_private_dir, open_private, write_whole
 from ..contract.child_environment import inherited_environment, source_path
 from ..contract.children import CHILDREN, child_id, parents_of
+from ..contract.env_settings import check_settings
 from ..contract.errors import RefusedError, StackllamaError, UsageError
 from ..contract.host import this_host
 from ..contract.recipe import AnyRecipe, PipelineRecipe, PPORecipe
@@ -31,7 +32,6 @@ from ..contract.run_dir import FunctionFile, Home, Launch, RunDir, State, check_
 from ..contract.stages import Stage
 from .argv import Command, build_command
 from .data_check import data_notices
-from .env_settings import check_settings
 from .function_hash import check_function, reward_function
 from .gpus import visible_gpus
 from .inputs import resolve_inputs
@@ -179,14 +179,14 @@ def _check_still_holds(planned: Plan) -> None:
     """
     gpus = _gpus(planned.request)
     if tuple(gpus) != planned.gpus:
-        raise RefusedError("The visible GPUs have changed since this launch was planned. Plan it again.")
+        raise RefusedError("The visible GPUs have changed since this launch was planned. Launch it again.")
     recipe, _ = prepare(planned.home, planned.request, planned.name)
     if resolve_machine(recipe, gpus) != planned.recipe:
-        raise RefusedError("What the recipe's inputs name has changed since this launch was planned. Plan it again.")
+        raise RefusedError("What the recipe's inputs name has changed since this launch was planned. Launch it again.")
     if planned.function is not None and reward_function(planned.recipe) != planned.function:
         raise RefusedError(
             f"`reward_fn: {planned.function.reference}`: {planned.function.file} has changed since this launch was "
-            "planned. Plan it again."
+            "planned. Launch it again."
         )
 
 

@@ -13,7 +13,9 @@ from ..contract.children import children_of
 from ..contract.disk_space import Reserve, is_full
 from ..contract.errors import RefusedError, StackllamaError
 from ..contract.events import Event, EventReader
+from ..contract.history import fold
 from ..contract.redact import redactor
+from ..contract.requests import PAUSED
 from ..contract.run_dir import RunDir, State
 from ..contract.stages import Stage
 from .attempt_outcome import Outcome, from_end_event, last_log_lines, on_resume
@@ -21,7 +23,7 @@ from .disk import full_disk
 from .moved_run import remove_leftover_link
 from .ownership import run_problem
 from .processes import kill_run_processes
-from .rendezvous_dir import remove_meeting_place
+from .rendezvous_dir import remove_rendezvous_dir
 from .run_location import check_gone, elsewhere, refuse_elsewhere
 from .scrub import scrub_folder
 from .slurm_queue import in_slurm, is_inside, job_of
@@ -79,10 +81,21 @@ def ensure_ended(run: RunDir, verb: str, host_gone: str | None = None) -> None:
     if not state.has_ended:
         if there := elsewhere(run, state):
             raise refuse_elsewhere(run, there, verb)
+        if verb == "resume" and _is_paused(run, state):
+            raise RefusedError(f"Run `{run.id}` is paused; continue it: `stackllama-console runs continue {run.id}`.")
         raise RefusedError(f"Run `{run.id}` is alive; stop it first: `stackllama-console runs stop {run.id}`.")
     if host_gone is not None and state.stage is Stage.PIPELINE:
         for child in children_of(run):
             reconcile(child, host_gone=host_gone)
+
+
+def _is_paused(run: RunDir, state: State) -> bool:
+    """Return whether the run, or the running child of a pipeline, is paused."""
+    if state.stage is Stage.PIPELINE:
+        alive = ((child, child.read_state()) for child in reversed(children_of(run)))
+        return next((_is_paused(child, its) for child, its in alive if not its.has_ended), False)
+    events = EventReader(run.attempt_dir(state.attempt) / "events.jsonl").read_what_can_be()
+    return fold(events).phase == PAUSED
 
 
 def newest_end_event(run: RunDir, attempt: int) -> Event | None:
@@ -119,7 +132,7 @@ def _unrecorded(run: RunDir, state: State, gone_host: str | None, why: str) -> S
 
 def _close(run: RunDir, state: State, gone_host: str | None) -> State:
     killed = kill_run_processes(run.path)
-    remove_meeting_place(run.attempt_dir(state.attempt))
+    remove_rendezvous_dir(run.attempt_dir(state.attempt))
     remove_leftover_link(run)
     Reserve(run.path).release()
     with contextlib.suppress(OSError):  # a full disk must not hide how the run ended

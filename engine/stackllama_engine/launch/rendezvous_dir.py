@@ -18,8 +18,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-MEETING = "STACKLLAMA_MEETING"
-"""Environment variable: the directory of an attempt with several processes."""
+from ..contract.child_environment import RENDEZVOUS_DIR
 
 _LINK = "meeting"
 _PREFIX = "stackllama-"
@@ -27,7 +26,7 @@ _OURS = ("torchrun", "ranks-*")
 _PROBE_BYTES = 1 << 16  # more than the files of a large run
 
 
-def make_meeting_place(attempt: Path) -> Path:
+def make_rendezvous_dir(attempt: Path) -> Path:
     """Create a directory, 0700, in which files can be locked and are large enough for a run.
 
     Args:
@@ -42,21 +41,21 @@ def make_meeting_place(attempt: Path) -> Path:
     return place
 
 
-def meeting_environment(place: Path) -> dict[str, str]:
+def rendezvous_environment(place: Path) -> dict[str, str]:
     """Return the environment of torchrun and the ranks; torchrun reads ``PET_…`` as its options."""
     return {
-        MEETING: str(place),
+        RENDEZVOUS_DIR: str(place),
         "PET_RDZV_ENDPOINT": str(place / "torchrun"),
         "PET_LOCAL_ADDR": "localhost",  # else it looks up this machine's name, for nothing
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # else it opens a server for the ranks, which have a file
     }
 
 
-def remove_meeting_place(attempt: Path) -> None:
+def remove_rendezvous_dir(attempt: Path) -> None:
     """Remove an attempt's directory with its files, if it has one and as far as possible.
 
     The link may have been made by anybody who could write there, and every command that reconciles a run calls this:
-    nothing is removed but directories as `make_meeting_place` creates them, and the files of torchrun and the ranks.
+    nothing is removed but directories as `make_rendezvous_dir` creates them, and the files of torchrun and the ranks.
     """
     link = attempt / _LINK
     with contextlib.suppress(OSError):  # most attempts have none

@@ -17,8 +17,8 @@ from math import inf
 import msgspec
 from msgspec import Struct
 
+from ..contract.env_settings import setting
 from ..contract.stages import Stage
-from .env_settings import setting
 
 _SAVES = 3  # a grace is at least so many times the longest save
 _LONGEST_GRACE = 1800.0  # seconds that a run's own saves may ask for

@@ -22,10 +22,10 @@ from collections.abc import Callable, Sequence
 
 from msgspec import Struct
 
+from ..contract.env_settings import setting
 from ..contract.events import Event
 from ..contract.requests import PAUSED, WAITING_FOR_ROOM
 from .activity import Idle
-from .env_settings import setting
 
 _STEPS = 50
 _BUSY = 2.0

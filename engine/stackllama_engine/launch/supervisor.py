@@ -46,7 +46,7 @@ from .moved_run import MovedDirectory
 from .oom import OomWatch
 from .processes import descendants, identify, kill_run_processes, run_processes, send
 from .ranks import Death, Ranks
-from .rendezvous_dir import make_meeting_place, meeting_environment, remove_meeting_place
+from .rendezvous_dir import make_rendezvous_dir, remove_rendezvous_dir, rendezvous_environment
 from .scrub import Scrubber, scrub_folder
 from .shutdown import Patience, Shutdown
 from .state_writer import StateWriter
@@ -124,7 +124,7 @@ class Supervisor:
         world_size = int(launch.environment.get("STACKLLAMA_WORLD_SIZE", "1"))
         environment = inherited_environment() | launch.environment
         if world_size > 1:
-            environment |= meeting_environment(make_meeting_place(self.folder))
+            environment |= rendezvous_environment(make_rendezvous_dir(self.folder))
         if self.state.stage is not Stage.PIPELINE:
             self._ranks = Ranks(self.run.path, world_size)
         log = open_private(self.folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -336,7 +336,7 @@ class Supervisor:
         return from_status(status, last_log_lines(self.folder / "log.txt"))
 
     def _finish(self, outcome: Outcome) -> None:
-        remove_meeting_place(self.folder)
+        remove_rendezvous_dir(self.folder)
         if self._watch is not None:
             self._watch.end()
         self._moved.remove_link()

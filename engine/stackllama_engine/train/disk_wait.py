@@ -9,11 +9,11 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from ..contract import checkpoints
+from ..contract.env_settings import setting
 from ..contract.errors import StageError
 from ..contract.requests import WAITING_FOR_ROOM
-from ..launch.env_settings import setting
 from .control import Requests
-from .disk_watch import is_disk_full
+from .pending_writes import is_disk_full
 from .reporting import Reporter
 from .signals import Stopped
 
@@ -39,7 +39,7 @@ def wait_for_room(requests: Requests, reporter: Reporter, step: int) -> bool:
         if not agreed.problem:
             if first_reason:
                 reporter.phase(before)
-                reporter.health(f"there is room on the disk again: resumed after step {step}")
+                reporter.health(f"there is room on the disk again: continued after step {step}")
             return False
         if reason and not first_reason:
             first_reason = reason
@@ -61,11 +61,11 @@ def wait_for_room(requests: Requests, reporter: Reporter, step: int) -> bool:
 
 
 class Saved(NamedTuple):
-    """Outcome of a save."""
+    """Outcome of saves that were tried until there was room."""
 
     saved: bool
     stop: bool
-    """Whether to stop now."""
+    """Whether the run stops after it."""
 
 
 def until_saved(requests: Requests, reporter: Reporter, step: int, save: Callable[[], bool], *, stop: bool) -> Saved:
@@ -74,7 +74,7 @@ def until_saved(requests: Requests, reporter: Reporter, step: int, save: Callabl
     Args:
         requests: a stop ends the waiting.
         reporter: of this rank.
-        step: that were done.
+        step: number of finished steps.
         save: whether it is saved, the same on every rank; leaves nothing behind when it finds no room.
         stop: the run is to end after this: it does not wait, and may use the room that was held back.
     """

@@ -13,7 +13,7 @@ import torch
 
 from ..contract.errors import StageError
 from ..contract.recipe import PPORecipe
-from .disk_watch import is_disk_full
+from .pending_writes import is_disk_full
 from .reporting import Reporter
 
 __all__ = [

@@ -107,13 +107,13 @@ def fit(trainer: "Guarded", callback: RunCallback, recipe: SFTRecipe | RewardRec
         raise Stopped
 
 
-def rehearse_save(trainer: "Trainer", tokenizer: Any, recipe: TrainRecipe, session: Session) -> None:
+def try_save(trainer: "Trainer", tokenizer: Any, recipe: TrainRecipe, session: Session) -> None:
     """Save once before the first step; see :mod:`.trial_save`.
 
     Raises:
         StageError: what would be trained cannot be saved.
     """
-    trial_save.rehearse_save(_model(trainer), tokenizer, recipe.model_name_or_path, session)
+    trial_save.try_save(_model(trainer), tokenizer, recipe.model_name_or_path, session)
 
 
 @contextmanager

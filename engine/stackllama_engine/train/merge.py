@@ -26,17 +26,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..contract.base import BASE_FILE, Base, find_base
+from ..contract.base import BASE_FILE, DEMO_BASE, Base, find_base
 from ..contract.disk_space import free, mib
 from ..contract.errors import StageError
 from ..contract.recipe import MergeRecipe
 from ..contract.run_dir import Home
 from ..data import demo_data
-from ..launch.inputs import DEMO_BASE
 from . import models
-from .disk_watch import is_disk_full
 from .encoding import encode_prompt
 from .loading import one_line
+from .pending_writes import is_disk_full
 from .ppo.rewards import score_weight
 from .session import Session
 

@@ -23,8 +23,8 @@ from torch import distributed
 from torch._C._distributed_c10d import FileStore, Store
 from torch.distributed import distributed_c10d
 
+from ..contract.child_environment import RENDEZVOUS_DIR
 from ..contract.errors import StageError
-from ..launch.rendezvous_dir import MEETING
 
 TIMEOUT = timedelta(hours=3)
 """Timeout of every collective: other ranks wait while rank 0 prepares the data, longer than torch's ten minutes."""
@@ -46,10 +46,10 @@ def meet(count: int, use_cpu: bool) -> None:
     world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     if world == 1:
         return
-    place = Path(os.environ.get(MEETING, ""))
+    place = Path(os.environ.get(RENDEZVOUS_DIR, ""))
     if not (place.is_absolute() and place.is_dir()):
         raise StageError(
-            f"{world} processes have no rendezvous directory: `{MEETING}` names none. Start the run with "
+            f"{world} processes have no rendezvous directory: `{RENDEZVOUS_DIR}` names none. Start the run with "
             "`stackllama-console`, whose supervisor makes one."
         )
     read_plain_objects_alone()

@@ -12,8 +12,8 @@ from ..contract.recipe import TrainRecipe
 from ..contract.redact import redactor
 from ..contract.requests import WAITING_FOR_ROOM, Change
 from ..contract.run_dir import RunDir
-from .disk_watch import DiskWatch
 from .memory import Peaks
+from .pending_writes import PendingWrites
 
 
 class Reporter:
@@ -37,7 +37,7 @@ class Reporter:
         self._measured: tuple[int, dict[str, float]] = (-1, {})
         self._peaks = Peaks()
         self._writer = EventWriter(run.attempt_dir(attempt) / "events.jsonl") if is_main else None
-        self.disk = DiskWatch(run, self._writer)
+        self.disk = PendingWrites(run, self._writer)
 
     def phase(self, name: str, reason: str | None = None) -> None:
         """Enter a phase (load, train, rollout, score, update, evaluate, save, merge).

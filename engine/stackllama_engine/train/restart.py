@@ -30,7 +30,7 @@ from ..contract.run_dir import RunDir
 from .signals import SIGNALS, Signals
 
 if TYPE_CHECKING:
-    from .disk_watch import DiskWatch
+    from .pending_writes import PendingWrites
 
 FILE = "restart.json"
 _POLL_SECONDS = 0.5
@@ -81,7 +81,7 @@ class Restarts(threading.Thread):
         self._path = run.attempt_dir(attempt) / FILE
         self._signals = signals
         self._run = run
-        self.disk: DiskWatch | None = None
+        self.disk: PendingWrites | None = None
         """Rank 0's, once there is one."""
         self.now = _read(self._path) if self._path.exists() else _as_before(run, attempt)
 

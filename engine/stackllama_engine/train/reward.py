@@ -82,7 +82,7 @@ def run(recipe: RewardRecipe, session: Session) -> dict[str, Any]:
         processing_class=tokenizer,
         callbacks=[callback],
     )
-    hf_trainer.rehearse_save(trainer, tokenizer, recipe, session)
+    hf_trainer.try_save(trainer, tokenizer, recipe, session)
     with hf_trainer.saving_first(trainer, callback):
         hf_trainer.fit(trainer, callback, recipe, session)
         reporter.phase("evaluate")

@@ -27,6 +27,7 @@ class Saver:
 
     def save(self, step: int, write: Callable[[], object]) -> bool:
         """Write a checkpoint; return False, report it and leave nothing behind when the disk had no room for it."""
+        self._warn()
         try:
             write()
         except Exception as error:  # libraries report a full disk in classes of their own
@@ -38,6 +39,12 @@ class Saver:
         if newest is not None and (notice := self._reporter.disk.measure(newest)):
             self._reporter.health(notice)
         return True
+
+    def _warn(self) -> None:
+        """Report that little room is left, ahead of the attempt to use it."""
+        newest = newest_sealed(self._reporter.run.checkpoints)
+        if newest is not None and (notice := self._reporter.disk.shortage(newest)):
+            self._reporter.health(notice)
 
     def failed(self, step: int) -> None:
         """Remove what a failed save left behind, and report it."""

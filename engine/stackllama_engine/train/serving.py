@@ -1,4 +1,4 @@
-"""Serving requests at a step boundary: settings, samples, pause and resume."""
+"""Serving requests at a step boundary: settings, samples, pause and continue."""
 
 import time
 from collections.abc import Callable
@@ -51,7 +51,7 @@ def serve(requests: Requests, reporter: Reporter, step: int, service: Service) -
         if wanted.pause:
             _pause(requests, reporter, step)
         if wanted.resume:
-            _resume(requests, reporter, step)
+            _continue(requests, reporter, step)
         if wanted.stop or wanted.save or wanted.due or not requests.paused:
             return wanted
         time.sleep(_PAUSE_SECONDS)
@@ -61,13 +61,16 @@ def _pause(requests: Requests, reporter: Reporter, step: int) -> None:
     if not requests.paused:
         requests.paused = True
         reporter.phase(PAUSED)
-        reporter.health(f"paused after step {step}; GPU memory stays allocated until resumed")
+        reporter.health(
+            f"paused after step {step}; GPU memory stays allocated until continued: "
+            f"`stackllama-console runs continue {reporter.run.id}`"
+        )
     requests.served("pause", step)
 
 
-def _resume(requests: Requests, reporter: Reporter, step: int) -> None:
+def _continue(requests: Requests, reporter: Reporter, step: int) -> None:
     if requests.paused:
         requests.paused = False
-        reporter.health(f"resumed after step {step}")
+        reporter.health(f"continued after step {step}")
         reporter.phase("train")
     requests.served("continue", step)

@@ -96,7 +96,7 @@ def run(recipe: SFTRecipe, session: Session) -> dict[str, Any]:
         processing_class=tokenizer,
         callbacks=[callback],
     )
-    hf_trainer.rehearse_save(trainer, tokenizer, recipe, session)
+    hf_trainer.try_save(trainer, tokenizer, recipe, session)
     collator = Collator(models.pad_id(tokenizer), flat=recipe.attn_implementation == "flash_attention_2")
     trainer.data_collator = collator  # TRL refuses another one in its constructor when it packs
     if keeps_apart(recipe):

@@ -7,7 +7,7 @@ TensorBoard's writer, whose thread dies of a full disk, is begun anew.
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from .disk_watch import is_disk_full
+from .pending_writes import is_disk_full
 from .reporting import Reporter
 
 _INTEGRATIONS = "transformers.integrations"

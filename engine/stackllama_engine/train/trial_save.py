@@ -1,4 +1,4 @@
-"""A trial save before the first step: what cannot be saved is learnt now, not after hours of training.
+"""Trial save before the first step, so that what cannot be saved is found now and not after hours of training.
 
 An adapter is written as it would be at the end. Of a whole model everything is written but its weights, of which each
 tensor is cut to its first row: names, tied weights and configuration files are what fails.
@@ -16,17 +16,17 @@ from .faults import is_disk_full
 from .loading import one_line
 from .session import SCRATCH, Session
 
-_FOLDER = "rehearsal"
+_FOLDER = "trial"
 
 
-def rehearse_save(model: nn.Module, tokenizer: Any, base: str, session: Session) -> None:
+def try_save(model: nn.Module, tokenizer: Any, base: str, session: Session) -> None:
     """Save what a stage will save, remove it, and fix or refuse what would fail; rank 0 writes, every rank waits.
 
     Args:
-        model: to be trained; with an adapter, or whole.
-        tokenizer: that is saved with it.
-        base: its name, for messages.
-        session: its run's scratch folder is written to.
+        model: with an adapter, or whole.
+        tokenizer: saved with the model.
+        base: the base's name, for messages.
+        session: owns the scratch folder that is written to.
 
     Raises:
         StageError: it cannot be saved; names the file and the way out.

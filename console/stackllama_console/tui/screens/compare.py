@@ -13,7 +13,7 @@ from textual.widgets import Static
 from stackllama_engine.contract.run_dir import Home
 
 from ...readers.comparison import Comparison
-from ...readers.comparison_rows import FactRow, figure_rows, recipe_rows
+from ...readers.comparison_rows import FactRow, metric_rows, recipe_rows
 from ..screen import ConsoleScreen
 from ..widgets.chart_grid import ChartGrid, Overlay
 from ..widgets.facts_table import FactsTable
@@ -108,7 +108,7 @@ class CompareScreen(ConsoleScreen):
         return Compared(
             overlays=overlays,
             recipe=recipe_rows(comparison),
-            metrics=figure_rows(comparison, metrics),
+            metrics=metric_rows(comparison, metrics),
             errors=comparison.errors,
         )
 

@@ -10,8 +10,8 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.widgets import DataTable, Input, Static
 
+from stackllama_engine.contract.base import DEMO_BASE
 from stackllama_engine.contract.run_dir import Home
-from stackllama_engine.launch.inputs import DEMO_BASE
 
 from ...readers.runs_index import Row, RunsIndex
 from ...sanitise import one_line

@@ -1,5 +1,6 @@
 """The lines at the top of the monitor: state, progress, time left, current metrics, the machine, the outcome."""
 
+import re
 import time
 from collections.abc import Mapping
 
@@ -20,6 +21,9 @@ from ..state_style import rich_colour, state_text
 
 _BAR = 16
 _SILENT_SECONDS = 120.0
+_GPU_ERROR = re.compile(r"a gpu error was logged|\bxid \d|\becc error")
+"""A defective GPU; tried before memory, as Xid 31 is a GPU memory page fault."""
+_OUT_OF_MEMORY = re.compile(r"out[ -]of[ -](?:gpu )?memory|outofmemory|for its memory use")
 
 
 def head_line(reader: Reader, variables: Mapping[str, str], now: float) -> Text:
@@ -118,7 +122,9 @@ def advice(run: RunDir, state: State) -> str:
     cause = (state.cause or "").lower()
     if state.exit_code == 2:
         return "e: fix the recipe in the form and relaunch"
-    if "memory" in cause or "outofmemory" in cause.replace(" ", ""):
+    if _GPU_ERROR.search(cause):
+        return f"see the log below and `dmesg` for the GPU error, then r: {_resume(state.stage)}"
+    if _OUT_OF_MEMORY.search(cause):
         return "e: smaller batch, shorter sequences or 4-bit weights; the form's budget shows what fits"
     if "nan" in cause or "infinity" in cause or "became" in cause:
         return "e: lower learning_rate, or use bf16 instead of fp16; r: resume from the last checkpoint"

@@ -127,7 +127,7 @@ class PPO:
         recipe = self.recipe
         self.session.accelerator.init_trackers("stackllama")
         self.session.requests.signals.loaded()
-        trial_save.rehearse_save(self.base.model, self.tokenizer, recipe.model_name_or_path, self.session)
+        trial_save.try_save(self.base.model, self.tokenizer, recipe.model_name_or_path, self.session)
         done, before = self._begin()
         rolled_back = self.session.restarts.now
         if rolled_back.learning_rate is not None and rolled_back.at_step == done:

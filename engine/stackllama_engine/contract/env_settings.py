@@ -3,7 +3,7 @@
 import math
 import os
 
-from ..contract.errors import UsageError
+from .errors import UsageError
 
 NAMES = tuple(
     f"STACKLLAMA_{name}"
@@ -42,7 +42,7 @@ def setting(name: str) -> float | None:
 
 
 def check_settings() -> None:
-    """Check all of them.
+    """Check every variable of `NAMES`.
 
     Raises:
         UsageError: one is not a non-negative number.

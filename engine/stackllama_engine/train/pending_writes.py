@@ -34,7 +34,7 @@ class _Later(NamedTuple):
     size: int
 
 
-class DiskWatch:
+class PendingWrites:
     """Pending writes and reserved room of a run; only rank 0 calls it.
 
     Args:
@@ -58,7 +58,7 @@ class DiskWatch:
         self._bytes, self._files = _LEAST, _FEW  # of a checkpoint
         self._held = (0, 0)
         self._released = False
-        self._warned = False  # of little room, since there was enough
+        self._warned = set[str]()  # conditions that people were told of, while they last
 
     # what waits
 
@@ -149,20 +149,27 @@ class DiskWatch:
         size += sum(_MOMENTS * parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         if whole:
             size += _bytes(model.parameters())
-        return self._once(self._take(size, files + _FEW))
+        return self._once("reserve", self._take(size, files + _FEW))
 
     def measure(self, checkpoint: Path) -> str | None:
         """Hold back as much room as the checkpoint takes that has just been written.
 
         Returns:
-            a notice for people where no room can be held or little is left, once until there is enough again.
+            a notice for people where no room can be held, once until it can.
         """
         self._refusals, self.since = 0, None
         size, files = size_of(checkpoint)
-        return self._once(self._take(size, files + _FEW) or self._shortage(size))
+        return self._once("reserve", self._take(size, files + _FEW))
+
+    def shortage(self, checkpoint: Path) -> str | None:
+        """Return a notice where little room is left besides the reserve, once until there is enough again.
+
+        Args:
+            checkpoint: the newest, as large as the next will be.
+        """
+        return self._once("shortage", self._shortage(size_of(checkpoint)[0]))
 
     def _shortage(self, size: int) -> str | None:
-        """Say that little room is left besides what is held back."""
         try:
             now = free(self._run.path)
         except OSError:
@@ -174,9 +181,12 @@ class DiskWatch:
             f"under {self._run.path}"
         )
 
-    def _once(self, notice: str | None) -> str | None:
-        repeated = self._warned
-        self._warned = notice is not None
+    def _once(self, condition: str, notice: str | None) -> str | None:
+        if notice is None:
+            self._warned.discard(condition)
+            return None
+        repeated = condition in self._warned
+        self._warned.add(condition)
         return None if repeated else notice
 
     def release(self) -> None:

@@ -1,0 +1,31 @@
+"""The advice under a run's cause: each kind of failure has its own way out."""
+
+from pathlib import Path
+
+import pytest
+
+from stackllama_console.tui.widgets.status import advice
+from stackllama_engine.contract.run_dir import RunDir, State
+from stackllama_engine.contract.stages import Stage
+
+XID_31 = "A GPU error was logged at the same time: GPU 0: Xid 31, GPU memory page fault."
+
+
+@pytest.mark.parametrize(
+    ("cause", "expected"),
+    [
+        (f"killed by SIGABRT. {XID_31}", "GPU error"),
+        ("CUDA error: uncorrectable ECC error encountered", "GPU error"),
+        ("Out of memory in phase train. The largest component is logits.", "smaller batch"),
+        ("rank 1: Out of GPU memory in phase train.", "smaller batch"),
+        ("torch.OutOfMemoryError: CUDA out of memory.", "smaller batch"),
+        ("killed by SIGKILL \u2014 often the kernel's out-of-memory killer; check `dmesg`", "smaller batch"),
+        ("Rank 0 was killed by SIGKILL, probably for its memory use: 3 GiB of 4 GiB.", "smaller batch"),
+        ("an illegal memory access was encountered", "see the log"),
+        ("The loss became NaN", "lower learning_rate"),
+        ("No space left on device", "free disk space"),
+    ],
+)
+def test_advice_follows_the_cause(cause: str, expected: str, tmp_path: Path) -> None:
+    state = State(stage=Stage.SFT, phase="failed", attempt=1, created=0.0, exit_code=1, cause=cause)
+    assert expected in advice(RunDir(tmp_path), state)
