@@ -410,7 +410,7 @@ def test_action_in_a_pipeline_goes_to_the_right_run(whole: Home, asked: Asked) -
     async def script(shown: Shown) -> None:
         await shown.shows("log of reward")
         await shown.press("x", "y")
-        await shown.notified("whole will stop after saving")
+        await shown.notified("whole: asked to save and stop")
         assert asked.calls == ["stop whole"]
         await shown.press("a")
         await shown.reaches("SamplesScreen")
