@@ -456,7 +456,7 @@ def test_requests_to_a_running_run_are_written(stocked: Home) -> None:
         await shown.shows("cannot change while sft runs")
         await shown.fill("learning_rate=2e-5")
         await shown.press("enter")
-        await shown.notified("learning_rate=2e-5 from its next step")
+        await shown.notified("learning_rate=2e-5 from the next step on")
         assert sorted(path.name for path in control.iterdir()) == ["pause", "sample", "set-learning_rate"]
         events = EventWriter(stocked.run("alive").attempt_dir(1) / "events.jsonl")
         events.write("phase", phase="paused")
