@@ -451,6 +451,7 @@ def test_requests_to_a_running_run_are_written(stocked: Home) -> None:
         await shown.press("p")
         await shown.notified("alive will pause")
         await shown.press("V")
+        await shown.shows("Set a value of alive")
         await shown.fill("kl_coef=0.1")
         await shown.press("enter")
         await shown.shows("cannot change while sft runs")
