@@ -445,7 +445,7 @@ def test_action_in_a_pipeline_goes_to_the_right_run(whole: Home, asked: Asked) -
     async def script(shown: Shown) -> None:
         await shown.shows("log of reward")
         await shown.press("x", "y")
-        await shown.notified("whole will stop after saving")
+        await shown.notified("whole: asked to save and stop")
         assert asked.calls == ["stop whole"]
         await shown.press("a")
         await shown.reaches("SamplesScreen")
@@ -486,12 +486,13 @@ def test_requests_to_a_running_run_are_written(stocked: Home) -> None:
         await shown.press("p")
         await shown.notified("alive will pause")
         await shown.press("V")
+        await shown.shows("Set a value of alive")
         await shown.fill("kl_coef=0.1")
         await shown.press("enter")
         await shown.shows("cannot change while sft runs")
         await shown.fill("learning_rate=2e-5")
         await shown.press("enter")
-        await shown.notified("learning_rate=2e-5 from its next step")
+        await shown.notified("learning_rate=2e-5 from the next step on")
         assert sorted(path.name for path in control.iterdir()) == ["pause", "sample", "set-learning_rate"]
         events = EventWriter(stocked.run("alive").attempt_dir(1) / "events.jsonl")
         events.write("phase", phase="paused")

@@ -47,7 +47,7 @@ def test_monitor_names_the_host_and_requests_a_stop(run: RunDir) -> None:
         await shown.reaches("MonitorScreen")
         await shown.shows("● running", "it is on gpu17, last sign 5m ago")
         await shown.press("x", "y")
-        await shown.notified("far will stop after saving")
+        await shown.notified("far: asked to save and stop")
 
     run_app(home_of(run), script, target="far")
     assert list(run.requests()) == ["stop"]

@@ -309,7 +309,7 @@ def test_stop_asks_first_and_only_y_means_yes(stocked: Home, asked: Asked) -> No
             await shown.reaches("RunsScreen")
         assert asked.calls == []
         await shown.press("x", "y")
-        await shown.notified("alive will stop after saving")
+        await shown.notified("alive: asked to save and stop")
         assert asked.calls == ["stop alive"]
         await shown.press("G", "x")
         await shown.notified("tuned has already ended: finished")
