@@ -123,7 +123,7 @@ def advice(run: RunDir, state: State) -> str:
     if state.exit_code == 2:
         return "e: fix the recipe in the form and relaunch"
     if _GPU_ERROR.search(cause):
-        return f"see the log below and `dmesg` for the GPU error, then r: {_resume(state.stage)}"
+        return f"see the log below and `dmesg` for the GPU error, then r: {resume_in_words(state.stage)}"
     if _OUT_OF_MEMORY.search(cause):
         return "e: smaller batch, shorter sequences or 4-bit weights; the form's budget shows what fits"
     if "nan" in cause or "infinity" in cause or "became" in cause:
