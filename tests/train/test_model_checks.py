@@ -14,9 +14,8 @@ from stackllama_engine.contract.errors import StageError
 from stackllama_engine.contract.recipe import PPORecipe
 from stackllama_engine.train import models
 from stackllama_engine.train.ppo import model_checks
-from stackllama_engine.train.ppo.decoding import key_value_cache
 from stackllama_engine.train.ppo.model_checks import check_policy
-from stackllama_engine.train.ppo.sampling import draw_noise, sample
+from stackllama_engine.train.ppo.sampling import draw_noise, key_value_cache, sample
 from stackllama_engine.train.ppo.shared_base import DecodingMode, SharedBase
 
 from .toy import ppo_recipe
@@ -160,7 +159,7 @@ def test_a_cache_that_does_not_agree_is_not_used(
             return super().update(key_states, worse, layer_idx, *args, **more)
 
     monkeypatch.setattr(
-        "stackllama_engine.train.ppo.decoding.key_value_cache", lambda config, room: Cache(config=config)
+        "stackllama_engine.train.ppo.sampling.key_value_cache", lambda config, room: Cache(config=config)
     )
     recipe = ppo_recipe(tied)
     shared = SharedBase(recipe, CPU)

@@ -9,8 +9,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from stackllama_engine.train.ppo import sampling
-from stackllama_engine.train.ppo.decoding import key_value_cache
-from stackllama_engine.train.ppo.sampling import draw_noise, sample
+from stackllama_engine.train.ppo.sampling import draw_noise, key_value_cache, sample
 from stackllama_engine.train.ppo.shared_base import SharedBase
 
 from .toy import ppo_recipe

@@ -24,7 +24,7 @@ from .. import models
 from ..encoding import encode_prompt
 from ..faults import memory_that_ran_out
 from ..reporting import Reporter
-from .decoding import Decoder
+from .sampling import Decoder
 from .shared_base import POLICY, SharedBase
 
 if TYPE_CHECKING:
