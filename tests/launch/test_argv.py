@@ -144,7 +144,7 @@ def test_resolved_recipe_resolves_to_itself() -> None:
 
 
 def test_more_processes_than_gpus() -> None:
-    with pytest.raises(RefusedError, match="more than the 1 visible GPUs"):
+    with pytest.raises(RefusedError, match="exceeds the number of visible GPUs \\(1\\)"):
         resolve_machine(sft(num_processes=2), ["0"])
     with pytest.raises(RefusedError, match="use_cpu: true"):
         resolve_machine(sft(num_processes=2), [])
