@@ -2,7 +2,7 @@
 
 1. **sample**: the policy responds to this step's prompts → token ids of ``B`` responses.
 2. **score**: the reward components and their weighted sum → ``scores``, ``[B]``.
-3. **reference**: for the same tokens, log-probabilities under the policy that sampled (``old``, π_old) and under the
+3. **evaluate**: for the same tokens, log-probabilities under the policy that sampled (``old``, π_old) and under the
    reference (π_ref, the policy before PPO), at the sampling `temperature`, and the critic's values: all computed with
    the forward pass used in training, not by the sampler → ``[B, R]`` each.
 4. **rewards**: scores are scaled and penalised where the recipe says so; then every token's reward is −kl_coef · its KL
@@ -15,7 +15,7 @@ The trainer makes one step of::
     responses = algorithm.sample(prompts, noise, eos)  # 1
     rollout = algorithm.score(prompts, responses)  # 2, 3; if it holds a NaN or infinity, only the last line follows
     result = algorithm.learn(rollout, shuffle)  # 4, 5, 6
-    algorithm.adapt_kl_coef(kl, response_count)  # the next step is the first to use the new coefficient
+    algorithm.adapt_kl_coef(kl, response_count)  # of this rollout, on all ranks; the next step uses the new coefficient
     schedule.advance(scheduler)  # the learning rate: once per PPO step, not per mini-batch
 
 Departures from StackLLaMA's PPO are listed in the package's docstring.
@@ -27,12 +27,12 @@ Shapes: ``B`` responses on this rank, ``R`` tokens in the longest of them; in a 
 is 1 on response tokens, the end token included, and 0 on the padding after them; every per-token loss, mean and
 variance is over its ones alone. ``reduce`` sums over all ranks. Keys of the recipe are written like `target`.
 
-Three divergences, not to be confused, all estimated from the tokens that π_old sampled (π_new: the policy in training):
+Two divergences and three estimates, all from the tokens that π_old sampled (π_new: the policy in training):
 
 - **kl**, of π_old from π_ref: penalised in the rewards; its sum per response may be steered to `target`;
-- **approxkl**, mean of ½ (log π_new − log π_old)²: a metric, no more;
-- **policykl**, mean of log π_old − log π_new over a mini-batch: above 1.5 × `target_kl`, which is unrelated to
-  `target`, it ends the update early.
+- **approxkl**, of π_old from π_new, mean of ½ (log π_new − log π_old)²: a metric, no more;
+- **policykl**, of the same, mean of log π_old − log π_new over a mini-batch: if `early_stopping`, above 1.5 ×
+  `target_kl`, which is unrelated to `target`, it ends the update.
 """
 
 from collections.abc import Callable, Sequence
@@ -104,7 +104,7 @@ class Algorithm:
         return self.run_on_all_ranks(lambda: self.worker.respond(prompts, noise, eos))
 
     def score(self, prompts: Sequence[Prompt], responses: Responses, acting: Acting = nullcontext) -> Rollout:
-        """2 score and 3 reference: compute everything that later steps read of a rollout.
+        """2 score and 3 evaluate: compute everything that later steps read of a rollout.
 
         Args:
             prompts: of this rank.
@@ -119,7 +119,8 @@ class Algorithm:
             rollout = self.run_on_all_ranks(lambda: self.worker.score(prompts, responses, acting()))
         except StageError as error:
             raise Unscored(str(error)) from error
-        # a user's function may abstain; without a reward model, the response then gets the mean score of all others
+        # a user's function may abstain: with a reward model its part is left out of the sum; without one the response
+        # gets the mean score of the others, over all ranks
         return self.worker.fill_abstained(rollout)
 
     def learn(self, rollout: Rollout, shuffle: torch.Generator) -> LearnResult:
@@ -142,7 +143,7 @@ class Algorithm:
         scaling_metrics = self.scaling.metrics(rollout.scores)
         # scaled → final: minus the constant `reward_baseline`. A response that was cut off (its last token is not the
         # end token) stays in the batch; its score is lowered by `missing_eos_penalty` (default: 1 with a reward model,
-        # else 0), or replaced by `missing_eos_reward`
+        # else 0) or, if that is set, becomes `missing_eos_reward`
         final = final_scores(self.recipe, scaled, rollout.texts)  # [B]
         # 4, per token, and 5, with the coefficient that adapt_kl_coef left behind one step ago
         kl_coef = self.controller.coef
@@ -168,7 +169,7 @@ class Algorithm:
         after :meth:`learn`.
 
         Args:
-            kl: mean over responses of this step's KL per response (its tokens' sum), by the penalty's estimator.
+            kl: mean over the responses of all ranks of their KL (the sum over tokens), by the penalty's estimator.
             response_count: over all ranks.
         """
         self.controller.update(kl, response_count)
@@ -250,7 +251,7 @@ class Updater:
             rollout: of this rank.
             advantages: of the same responses.
             shuffle: orders the rows of every epoch but the first, which keeps the order in which the log-probabilities
-                of π_old were computed, so that the first pass has ratio 1.
+                of π_old were computed, so that the first mini-batch has ratio 1, to the bit.
             check_stop: called on every rank before each mini-batch; what it raises ends the update half-way.
         """
         stats = UpdateStats.empty(self._base.device)
@@ -259,7 +260,7 @@ class Updater:
             for epoch in range(self._recipe.num_ppo_epochs):
                 count = len(rollout.mask)  # B, the same on every rank: see ``PPO._batch`` in trainer.py
                 order = torch.randperm(count, generator=shuffle) if epoch else torch.arange(count)
-                for indices in order.chunk(self._recipe.num_mini_batches):
+                for indices in order.chunk(self._recipe.num_mini_batches):  # of one size: `num_mini_batches` divides B
                     check_stop()
                     self._mini_batch(rollout, advantages, indices.tolist(), stats)
                     if stats.stopped_early:
@@ -280,7 +281,7 @@ class Updater:
         token_count = self._reduce(rollout.mask[torch.tensor(indices, device=self._base.device)].sum())
         sums = self.gradients.accumulate(
             rollout, indices, lambda batch: self._micro_batch(rollout, advantages, batch, token_count)
-        )  # over the tokens of all ranks, like token_count
+        )  # sums over the tokens of all ranks, like token_count; the gradients are this rank's until the next line
         self.gradients.sum_over_ranks()
         if stats.first is None:
             stats.first = sums
