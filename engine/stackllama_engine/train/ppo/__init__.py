@@ -14,7 +14,7 @@ Where it departs from StackLLaMA's PPO (TRL 0.4, April 2023):
   taking turns on one module would confuse;
 - the reward model reads prompt and response through text, in the same template and encoding that it was trained on.
 
-One step reads: 1 sample · 2 score · 3 reference · 4 rewards · 5 advantages · 6 update (:mod:`.algorithm`).
+One step reads: 1 sample · 2 score · 3 evaluate · 4 rewards · 5 advantages · 6 update (:mod:`.algorithm`).
 """
 
 from .trainer import run

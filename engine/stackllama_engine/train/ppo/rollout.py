@@ -225,7 +225,7 @@ class RolloutWorker:
         responses: Sequence[Sequence[int]],
         acting: AbstractContextManager[None] | None = None,
     ) -> Rollout:
-        """2 score and 3 reference; the policy's own log-probabilities and values as well.
+        """2 score and 3 evaluate; the policy's own log-probabilities and values as well.
 
         Args:
             prompts: ``B`` of them.
