@@ -344,12 +344,12 @@ def test_changed_code_is_asked_about_before_it_is_executed(stocked: Home, monkey
     async def script(shown: Shown) -> None:
         await _ready(shown)
         await shown.press("r")
-        await shown.shows("/code/judges.py has changed since the launch.", "Execute it as it is now?")
+        await shown.shows("/code/judges.py has changed since the launch.", "Run it as it is now?")
         await shown.press("n")
         await shown.reaches("RunsScreen")
         assert resumed == []
         await shown.press("r")
-        await shown.shows("Execute it as it is now?")
+        await shown.shows("Run it as it is now?")
         await shown.press("y")
         await shown.notified("resumed")
         assert resumed == [True]
