@@ -218,7 +218,7 @@ def test_the_larger_of_files_and_sizes_is_used(tmp_path: Path, write_safetensors
     for held, believed in ((2 * counted, 2 * counted), (counted // 2, counted)):
         write_safetensors(tmp_path / "model.safetensors", {"model.embed_tokens.weight": [held]})
         found = read_architecture(tmp_path)
-        assert found.parameters == believed and f"its files hold {held:,}" in (found.unknown or "")
+        assert found.parameters == believed and f"its files have {held:,}" in (found.unknown or "")
 
 
 @pytest.mark.parametrize("metadata", [{"total_size": 4 * 9_000_000_000}, {"total_parameters": 18_000_000_000}])

@@ -20,7 +20,7 @@ MakeRun = Callable[..., RunDir]
 def test_request_is_one_file(ask: str, make_run: MakeRun, run_main: Callable[..., Any]) -> None:
     run = make_run(Stage.PPO, "one", "running")
     result = run_main("runs", ask, "one", "--json")
-    assert result.code == 0 and result.err.startswith("one: ")
+    assert result.code == 0 and result.err.startswith("one ")
     assert json.loads(result.out)["asked"] == ask
     assert list(run.requests()) == [ask]
 

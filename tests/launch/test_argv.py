@@ -167,7 +167,7 @@ def test_fp16_needs_a_gpu() -> None:
 @pytest.mark.parametrize(
     ("missing", "values", "error"),
     [
-        ("trl", {}, "Training needs trl, .*pip install 'stackllama-console\\[train\\]'"),
+        ("trl", {}, r"Training needs trl, .*pip install '\.\[train\]'"),
         ("bitsandbytes", {"load_in_8bit": True}, "Training needs bitsandbytes"),
         ("gguf", {"model_name_or_path": "m.gguf", "load_in_8bit": False}, "Training needs gguf"),
         ("wandb", {"report_to": ["wandb"]}, "`report_to: wandb` .*pip install wandb"),
@@ -292,7 +292,7 @@ def test_vllm_needs_its_package_and_a_gpu(monkeypatch: pytest.MonkeyPatch) -> No
     recipe = build_recipe(Stage.PPO, {"model_name_or_path": "gpt2", **keys})
     there = machine_check._installed
     monkeypatch.setattr(machine_check, "_installed", lambda name: name != "vllm" and there(name))
-    with pytest.raises(RefusedError, match=r"pip install 'stackllama-console\[vllm\]'"):
+    with pytest.raises(RefusedError, match=r"pip install '\.\[vllm\]'"):
         resolve_machine(recipe, ["0"])
     monkeypatch.setattr(machine_check, "_installed", lambda name: name == "vllm" or there(name))
     assert resolve_machine(recipe, ["0"]).num_processes == 1  # type: ignore[union-attr]

@@ -265,7 +265,7 @@ def test_while_it_loads_it_says_what_takes_so_long_and_which_keys_there_are(run:
         return starter(run, checkpoint)
 
     async def script(driven: Driven) -> None:
-        await driven.shows("loading the model in its own process", "You can type already.")
+        await driven.shows("loading the model", "You can type already.")
         await driven.press(*"why")
         await driven.until(lambda: all(words in driven.lines[-1] for words in ("enter ask", "esc back")))
         await driven.press("escape")

@@ -77,7 +77,13 @@ def _labels() -> dict[str, str]:
 
 
 README = Path(__file__).parents[2] / "README.md"
-WHERE = {"everywhere": ("app", "screen"), "runs": ("runs",), "monitor": ("monitor",), "a chart": ("chart",)}
+WHERE = {
+    "everywhere": ("app", "screen"),
+    "runs": ("runs",),
+    "monitor": ("monitor",),
+    "a chart": ("chart",),
+    "launch": ("launch", "form", "budget"),
+}
 """First column of README's table of keys to the first words of the bindings' ids."""
 SMALL_WORDS = {"a", "an", "and", "of", "the", "your"}
 

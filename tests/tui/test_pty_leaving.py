@@ -100,8 +100,8 @@ def _wait_until_stalled(console: Terminal) -> None:
 
 
 CRASHES = {
-    "looking": "RunsScreen.look = broken",
-    "showing": "RunsScreen.show = broken",
+    "polling": "RunsScreen.poll = broken",
+    "rendering": "RunsScreen.render_update = broken",
     "key": "RunsScreen.action_compare = broken",
     "painting": "from stackllama_console.tui.widgets.text_lines import TextLines\nTextLines.render_line = broken",
     "worker": "RunsScreen.action_compare = lambda self: self.run_worker(later(), exit_on_error=True)",

@@ -321,7 +321,7 @@ def test_save_and_resume_are_requested_without_a_question(stocked: Home, asked: 
     async def script(shown: Shown) -> None:
         await _ready(shown)
         await shown.press("j", "w")
-        await shown.notified("alive will save a checkpoint at its next step")
+        await shown.notified("alive will save a checkpoint after the current step")
         await shown.press("j", "w")
         await shown.notified("broken has ended (failed): there is nothing to save")
         await shown.press("r")

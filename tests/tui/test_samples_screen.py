@@ -282,7 +282,7 @@ def test_keys_that_the_empty_list_names_lead_to_the_chat(
     monkeypatch.setattr(ConsoleApp, "open_chat", lambda app, run: chats.append(run.id))
 
     async def script(driven: Driven) -> None:
-        await driven.until(lambda: "esc, then t (chat)" in " ".join(driven.text.split()))
+        await driven.until(lambda: "(esc, then t)" in " ".join(driven.text.split()))
         await driven.press("escape")
         await driven.until(lambda: getattr(driven.app.screen, "row", None) is not None)
         await driven.press("t")
