@@ -169,7 +169,7 @@ TOUR = (
     ("6", "nested"),
     ("d", "esc closes"),
     ("\x1b", "nested"),
-    ("a", "question"),
+    ("a", "response"),
     ("j", "not red"),
     ("\x1b", "nested"),
     ("\x1b", "cause"),
