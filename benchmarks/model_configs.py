@@ -7,8 +7,7 @@ arXiv:2310.06825, for Pythia arXiv:2304.01373, for SmolLM2 arXiv:2502.02737.
 
 from typing import Any
 
-_KEYS = (
-    "model_type",
+KEYS = (
     "hidden_size",
     "num_hidden_layers",
     "num_attention_heads",
@@ -18,6 +17,7 @@ _KEYS = (
     "vocab_size",
     "tie_word_embeddings",
 )
+"""The sizes of a model, in the order of the tables here and in `stacks.py`."""
 _SIZES: dict[str, tuple[Any, ...]] = {
     "openai-community/gpt2": ("gpt2", 768, 12, 12, 12, 64, 3072, 50257, True),
     "HuggingFaceTB/SmolLM2-135M": ("llama", 576, 30, 9, 3, 64, 1536, 49152, True),
@@ -59,5 +59,5 @@ def config_of(name: str) -> dict[str, Any]:
         name: of the repository, or its last part.
     """
     full = next(one for one in _SIZES if name in (one, one.rpartition("/")[2]))
-    sizes = dict(zip(_KEYS, _SIZES[full], strict=True))
+    sizes = dict(zip(("model_type", *KEYS), _SIZES[full], strict=True))
     return {**sizes, **_MORE.get(sizes["model_type"], {}), "dtype": "bfloat16", "max_position_embeddings": 8192}

@@ -8,6 +8,7 @@ import re
 from typing import Any, Literal
 
 import msgspec
+from model_configs import KEYS
 from msgspec import Struct
 
 from stackllama_engine.budget import adapter, optimizer, training, weights
@@ -19,16 +20,6 @@ from stackllama_engine.budget.shapes import architecture_of
 
 Metric = Literal["allocated", "reserved", "capacity"]
 
-_KEYS = (
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "intermediate_size",
-    "vocab_size",
-    "tie_word_embeddings",
-)
 _MODELS: dict[str, tuple[str, tuple[Any, ...]]] = {
     "llama-3.2-3b": ("llama", (3072, 28, 24, 8, 128, 8192, 128256, True)),
     "llama 3.2 3b": ("llama", (3072, 28, 24, 8, 128, 8192, 128256, True)),
@@ -60,7 +51,7 @@ def model_of(name: str) -> Architecture | None:
     """Return the architecture that a row names; None for one whose sizes are not in the table above."""
     for key, (kind, sizes) in _MODELS.items():
         if key in name.lower():
-            config = {"model_type": kind, **dict(zip(_KEYS, sizes, strict=True)), "dtype": "bfloat16"}
+            config = {"model_type": kind, **dict(zip(KEYS, sizes, strict=True)), "dtype": "bfloat16"}
             return architecture_of(config, name, name, frozenset())
     return None
 

@@ -1,10 +1,8 @@
 """The keys that can do something to a run, by its stage and phase: for footers, and in words for the list of runs."""
 
+from stackllama_engine.contract.chat_target import WRITING
 from stackllama_engine.contract.run_dir import ENDED
 from stackllama_engine.contract.stages import Stage
-
-_WRITING = (Stage.SFT, Stage.PPO)
-"""Stages that can be chatted with from their first checkpoint on; a merge, once it has finished."""
 
 _HINTS = {
     "damaged": ("repair", "delete"),
@@ -33,7 +31,7 @@ def run_keys(stage: Stage | None, phase: str) -> frozenset[str]:
         keys.add("samples")
     if stage is Stage.PIPELINE:
         keys.add("fold")
-    if (stage in _WRITING and phase not in ("queued", "starting")) or (stage is Stage.MERGE and phase == "finished"):
+    if (stage in WRITING and phase not in ("queued", "starting")) or (stage is Stage.MERGE and phase == "finished"):
         keys.add("chat")
     return frozenset(keys)
 

@@ -10,7 +10,8 @@ from .run_dir import RunDir
 from .stages import Stage
 from .user_files import any_object
 
-_WRITING = (Stage.PPO, Stage.SFT)
+WRITING = (Stage.PPO, Stage.SFT)
+"""Stages that can be chatted with from their first checkpoint on; a merge, once it has finished."""
 
 
 class Target(Struct, frozen=True, kw_only=True):
@@ -78,6 +79,6 @@ def _is_reward_model(model: Path) -> bool:
 def _others(run: RunDir) -> str:
     """Return the ids of the pipeline's runs that write text, or in general which those are."""
     pipeline = next((run.id.removesuffix(f"-{c.suffix}") for c in CHILDREN if run.id.endswith(f"-{c.suffix}")), run.id)
-    ids = [child_id(pipeline, child.suffix) for child in reversed(CHILDREN) if child.stage in _WRITING]
+    ids = [child_id(pipeline, child.suffix) for child in reversed(CHILDREN) if child.stage in WRITING]
     writers = [name for name in ids if (run.path.parent / name / "state.json").is_file()]
     return " or ".join(f"`{name}`" for name in writers) + "." if writers else "an sft, ppo or merge run."
