@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from textual.command import CommandPalette
 from textual.css.query import NoMatches
 from textual.widgets import Static
 
+from stackllama_console.settings import Settings, save_settings
 from stackllama_console.tui.app import ConsoleApp
 from stackllama_console.tui.base_app import BaseApp
 from stackllama_console.tui.keymap import as_bindings
@@ -169,7 +171,7 @@ def test_themes_go_round_and_the_last_one_is_remembered(stocked: Home, tmp_path:
         for _ in names:
             await shown.press("T")
             seen.append(shown.app.theme)
-            assert _settings(tmp_path).get("theme", "dusk") == shown.app.theme
+            await shown.until(lambda: _settings(tmp_path).get("theme", "dusk") == shown.app.theme)
             shown.assert_clean()
         assert sorted(seen) == sorted(names) and seen[-1] == "dusk"
         await shown.press("T")
@@ -181,6 +183,34 @@ def test_themes_go_round_and_the_last_one_is_remembered(stocked: Home, tmp_path:
         assert shown.app.theme == last
 
     run_app(stocked, again)
+
+
+def test_a_disk_that_stalls_holds_up_no_key_and_gets_the_last_choice(
+    stocked: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    thawed = threading.Event()
+    written: list[str] = []
+
+    def stalling(settings: Settings) -> str | None:
+        assert thawed.wait(60)
+        written.append(settings.theme)
+        return save_settings(settings)
+
+    monkeypatch.setattr("stackllama_console.tui.base_app.save_settings", stalling)
+
+    async def script(shown: Shown) -> None:
+        await _go(shown, "runs")
+        for _ in range(3):
+            before = shown.app.theme
+            await shown.press("T")
+            assert shown.app.theme != before
+        assert not written
+        thawed.set()
+        await shown.until(lambda: len(written) == 2)
+        await shown.press("T")
+
+    last = run_app(stocked, script).theme
+    assert _settings(tmp_path)["theme"] == last and len(written) == 3
 
 
 def _theme(path: Path, text: str) -> None:

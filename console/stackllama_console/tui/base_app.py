@@ -3,8 +3,11 @@
 Screens and actions import this module only; `app` imports every screen and fills in how each is opened.
 """
 
+import asyncio
+import threading
 from abc import ABCMeta, abstractmethod
 from collections.abc import Sequence
+from copy import copy
 from pathlib import Path
 
 from msgspec import Struct
@@ -15,6 +18,8 @@ from stackllama_engine.contract.run_dir import Home, RunDir
 
 from ..sanitise import one_line
 from ..settings import Settings, save_settings
+
+_one_write = threading.Lock()
 
 
 class Options(Struct, frozen=True, kw_only=True):
@@ -42,6 +47,8 @@ class BaseApp(App[None], metaclass=_AbstractMeta):
 
     options: Options
     settings: Settings
+    _unsaved = False
+    _saving = False
 
     @property
     def home(self) -> Home:
@@ -49,9 +56,29 @@ class BaseApp(App[None], metaclass=_AbstractMeta):
         return self.options.home
 
     def remember(self) -> None:
-        """Write the settings to disk; a failure is a notice."""
-        if error := save_settings(self.settings):
-            self.notify(one_line(error), severity="warning", markup=False)
+        """Write the settings to disk in a thread; changes made during a write share the next; a failure is a notice."""
+        self._unsaved = True
+        if not self._saving:
+            self._saving = True
+            self.run_worker(self._save())
+
+    async def _save(self) -> None:
+        try:
+            while self._unsaved:
+                if error := await asyncio.to_thread(self._write_settings):
+                    self.notify(one_line(error), severity="warning", markup=False)
+        finally:
+            self._saving = False
+
+    def on_unmount(self) -> None:
+        """Write what no worker came to write."""
+        if self._unsaved:
+            self._write_settings()
+
+    def _write_settings(self) -> str | None:
+        with _one_write:  # the last to begin writes the newest
+            self._unsaved = False
+            return save_settings(copy(self.settings))
 
     @abstractmethod
     def open_run(self, run_id: str) -> None:
