@@ -21,11 +21,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from stackllama_engine.contract.chat_messages import Ask, Delta, Done, Failure, Reply, Side
 from stackllama_engine.contract.errors import StackllamaError
+from stackllama_engine.contract.prompt_format import PromptFormat
 from stackllama_engine.contract.recipe import SFTRecipe
 from stackllama_engine.contract.recipe_io import dump_recipe, load_recipe
 from stackllama_engine.contract.run_dir import Home, RunDir, State
 from stackllama_engine.contract.stages import Stage
-from stackllama_engine.data.template import prompt
 from stackllama_engine.launch.chat_process import chat_command
 from stackllama_engine.train import checkpoint, models
 from stackllama_engine.train.chat import __main__ as chat
@@ -146,7 +146,7 @@ def expected(base: Path, adapter: Path | None, count: int) -> str:
     tokenizer: Any = AutoTokenizer.from_pretrained(base)
     model: Any = AutoModelForCausalLM.from_pretrained(base).eval()
     model = PeftModel.from_pretrained(model, str(adapter)).eval() if adapter else model
-    ids = tokenizer(prompt(QUESTION), return_tensors="pt")
+    ids = tokenizer(PromptFormat().render(QUESTION), return_tensors="pt")
     made = model.generate(**ids, max_new_tokens=count, do_sample=False, use_cache=False)
     return tokenizer.decode(made[0, ids["input_ids"].shape[1] :], skip_special_tokens=True).lstrip()
 

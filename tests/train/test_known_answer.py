@@ -67,7 +67,7 @@ def distribution(base: SharedBase) -> Tensor:
 def step(recipe: PPORecipe, base: SharedBase, updater: Updater, number: int) -> None:
     prompts = [PROMPTS[index % 2] for index in range(BATCH)]
     noise = [draw_noise(recipe.seed, number, index, (1, 2)) for index in range(BATCH)]
-    responses = sample(base, prompts, noise, eos=-1, pad=0)
+    responses = sample(base, prompts, noise, stops=(), pad=0)
     ids, attention, mask = pad_tokens(prompts, responses, 0, CPU)
     old = policy_outputs(base, ids, attention, 1, BATCH)
     with base.reference():

@@ -168,10 +168,10 @@ def test_a_cache_that_does_not_agree_is_not_used(
     assert "fails (AttributeError: no such operation)" in notice and words in notice
     noise = [draw_noise(1, 0, index, (3, 9)) for index in range(3)]
     prompts = [[1, 9], [1, 5, 6, 7, 8, 30], [1, 3, 4]]
-    slow = sample(shared, prompts, noise, eos=2, pad=0)
+    slow = sample(shared, prompts, noise, stops=(2,), pad=0)
     monkeypatch.undo()
     shared.decoding = DecodingMode()
-    assert sample(shared, prompts, noise, eos=2, pad=0) == slow
+    assert sample(shared, prompts, noise, stops=(2,), pad=0) == slow
 
 
 def test_memory_that_runs_out_while_measuring_is_not_taken_for_an_answer(

@@ -212,7 +212,7 @@ def test_sampling_with_a_cache_equals_sampling_without(shared: SharedBase) -> No
     move_policy(shared)
     prompts = [[1, 5, 6, 7], [1, 9], [1, 3, 4]]
     noise = [draw_noise(0, 0, index, (6, 10)) for index in range(3)]
-    together = sample(shared, prompts, noise, eos=2, pad=0)
+    together = sample(shared, prompts, noise, stops=(2,), pad=0)
     for prompt, drawn, response in zip(prompts, noise, together, strict=True):
         tokens = list(prompt)
         for position in range(drawn.length):
@@ -228,7 +228,7 @@ def test_sampling_with_a_cache_equals_sampling_without(shared: SharedBase) -> No
 
 def test_responses_end_at_the_end_token_or_at_their_drawn_length(shared: SharedBase) -> None:
     noise = [draw_noise(3, 1, index, (4, 9)) for index in range(16)]
-    responses = sample(shared, [[1, 5]] * 16, noise, eos=2, pad=0)
+    responses = sample(shared, [[1, 5]] * 16, noise, stops=(2,), pad=0)
     for drawn, response in zip(noise, responses, strict=True):
         assert 2 not in response[:-1]
         assert len(response) == drawn.length or response[-1] == 2

@@ -9,12 +9,12 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from stackllama_engine.contract.prompt_format import PromptFormat
 from stackllama_engine.contract.recipe import PPORecipe, RewardRecipe
 from stackllama_engine.contract.recipe_io import load_recipe
 from stackllama_engine.contract.run_dir import Home, RunDir, State
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.data import demo_data
-from stackllama_engine.data.template import text
 from stackllama_engine.launch.launcher import launch, plan
 from stackllama_engine.launch.reconcile import reconcile
 from stackllama_engine.train import models as train_models
@@ -56,7 +56,7 @@ def make_base(path: Path, seed: int = 0) -> Path:
         vocab_size=400, special_tokens=["<pad>", "<s>", "</s>"], initial_alphabet=alphabet, show_progress=False
     )
     rows = itertools.islice(demo_data.generate("finetune"), 100)
-    tokenizer.train_from_iterator((text(row["question"], row["response_j"]) for row in rows), trainer)
+    tokenizer.train_from_iterator((PromptFormat().render(row["question"], row["response_j"]) for row in rows), trainer)
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
     torch.manual_seed(seed)
     config = LlamaConfig(

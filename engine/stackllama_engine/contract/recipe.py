@@ -79,6 +79,12 @@ class SFTRecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             "chunks, whose examples attend to those before, as in 2023."
         ),
     ] = "bfd"
+    assistant_only_loss: Annotated[
+        bool | None,
+        about(
+            "Train on responses alone, not on prompts; empty: true with `prompt_format: chat`, else false, as in 2023."
+        ),
+    ] = None
     eval_steps: Annotated[Steps, about(EVAL_HELP)] = 1000
 
 

@@ -123,6 +123,22 @@ class TrainRecipe(ModelRecipe, frozen=True, kw_only=True, forbid_unknown_fields=
     dataset_config: Annotated[str | None, about("Configuration (subset) of the hub data set.")] = None
     dataset_train_split: Annotated[str, about(SPLIT_HELP, min_length=1)]
     dataset_test_split: Annotated[str, about("Held-out split to evaluate on.", min_length=1)] = Split.EVALUATION.value
+    prompt_format: Annotated[
+        Literal["auto", "question_answer", "chat", "none"],
+        about(
+            "How prompts are written: `chat`: messages in a chat template; `question_answer`: `Question: …` and "
+            "`Answer: …`, as published; `none`: as they are; `auto`: by the data set's columns."
+        ),
+    ] = "auto"
+    system_prompt: Annotated[
+        str | None, about("System message of conversations that bring none (`prompt_format: chat`).")
+    ] = None
+    chat_template: Annotated[
+        str | None, about("File with a Jinja chat template; empty: the tokenizer's own (`prompt_format: chat`).")
+    ] = None
+    enable_thinking: Annotated[
+        bool | None, about("Passed to the chat template; empty: left to the template (`prompt_format: chat`).")
+    ] = None
     dataset_streaming: Annotated[bool, about("Stream the hub data set instead of downloading all of it.")] = True
     max_train_samples: Annotated[AtLeastOne | None, about(TRAIN_SAMPLES_HELP)] = None
     max_eval_samples: Annotated[AtLeastOne | None, about(EVAL_SAMPLES_HELP)] = None

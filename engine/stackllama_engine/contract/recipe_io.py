@@ -40,6 +40,7 @@ _PATH_KEYS = (
     "adapter_path",
     "policy_adapter_path",
     "base_model_name_or_path",
+    "chat_template",
 )
 
 

@@ -15,7 +15,7 @@ no error.
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from msgspec import Struct
 
@@ -54,6 +54,11 @@ class Columns(Struct, frozen=True):
     """Prompt columns after the question."""
     unread: tuple[str, ...] = ()
     """Columns with text that is not read; known after :func:`look_at`."""
+
+    @property
+    def style(self) -> Literal["question_answer", "chat", "none"]:
+        """The prompt format that `auto` resolves to."""
+        return "none" if self.sources.get("question") == "prompt" else "question_answer"
 
     @property
     def prompt(self) -> tuple[str, ...]:

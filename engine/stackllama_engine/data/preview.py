@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Struct
 
 from ..contract.errors import DataError
+from ..contract.prompt_format import PromptFormat
 from ..contract.stages import Split
 from .columns import NEEDS, Row, notices
 from .kinds import PAIRED, Kind, has_known_columns, kind_of
@@ -22,7 +23,6 @@ from .local import ALL
 from .manifest import read_manifest
 from .row_files import count_rows
 from .sources import open_rows, read_columns, text_columns
-from .template import prompt, text
 
 _LOOK_AT = 200  # rows
 _PATIENCE = 120.0  # seconds for a hub
@@ -114,10 +114,7 @@ def preview_here(
         split=split,
         columns=list(columns),
         rows=rows[:count],
-        texts=[
-            text(row["question"], row["response_j"]) if "response_j" in row else prompt(row["question"])
-            for row in rows[:count]
-        ],
+        texts=[PromptFormat().render(row["question"], row.get("response_j", "")) for row in rows[:count]],
         stages=[stage.value for stage, needs in NEEDS.items() if set(needs) <= set(columns)],
         notices=[] if has_known_columns(name) else notices(name, used),
         looked_at=len(rows),

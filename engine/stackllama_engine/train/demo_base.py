@@ -30,8 +30,8 @@ import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from ..contract.prompt_format import PromptFormat
 from ..data import demo_data
-from ..data.template import prompt
 
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"  # ids 0, 1, 2: a trainer's special tokens come first
 _PIECES = r"[\p{L}\p{M}'-]+ ?|\p{N} ?|[^\s\p{L}\p{M}\p{N}]+ ?|\s+"
@@ -74,7 +74,7 @@ def build_tokenizer(seed: int, vocab_size: int) -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     text = itertools.islice(posts(seed), 4000)
-    tokenizer.train_from_iterator(itertools.chain(text, [prompt("")] * 400), trainer)
+    tokenizer.train_from_iterator(itertools.chain(text, [PromptFormat().render("")] * 400), trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=PAD,

@@ -1,26 +1,29 @@
 """Encoding of text rows into token rows, the same for every stage.
 
 Prompt and answer are tokenised apart and joined, so that what PPO samples after a prompt continues exactly the
-tokens that supervised fine-tuning saw there. (The template's prompt ends in a space; tokenised in one piece, that
-space would merge into the answer's first word. Sentencepiece tokenizers begin the answer with a space of their own;
-so does every stage.) A special token spelled out in a text, such as ``</s>`` in HTML, stays text.
+tokens that supervised fine-tuning saw there. (The published template's prompt ends in a space; tokenised in one piece,
+that space would merge into the answer's first word. Sentencepiece tokenizers begin the answer with a space of their
+own; so does every stage.) A special token spelled out in a text, such as ``</s>`` in HTML, stays text.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset, IterableDataset, IterableDatasetDict
 from datasets.exceptions import DatasetGenerationError
+from jinja2 import TemplateError
 
 from ..contract.errors import DataError, StackllamaError
+from ..contract.prompt_format import Message, PromptFormat
 from ..contract.recipe import TrainRecipe
 from ..contract.run_dir import RunDir
 from ..data.columns import notices
 from ..data.kinds import has_known_columns, kind_of
 from ..data.sources import open_rows, read_columns, stamp
-from ..data.template import prompt
-from .models import eos_id
+from .loading import one_line
 from .reporting import Reporter
 from .session import CACHE
 
@@ -31,23 +34,189 @@ SHUFFLE_BUFFER = 5000
 """Rows of a stream that are shuffled at a time, as in the published script."""
 
 Encode = Callable[[dict[str, Any]], dict[str, Any]]
+Messages = Sequence[Message]
+
+_HELD = "\ue000{}\ue001"
+"""Stands for a special token that a text spells out while the chat template is rendered (private-use characters)."""
+_HELD_PLACE = re.compile("\ue000([0-9]+)\ue001")
 
 
-def encode_prompt(tokenizer: "PreTrainedTokenizerBase", question: str) -> list[int]:
-    """Return token ids of ``Question: …\\n\\nAnswer: `` with the tokenizer's begin token, without its end token."""
-    ids: list[int] = tokenizer(prompt(question), split_special_tokens=True)["input_ids"]  # type: ignore[assignment]
-    return ids[:-1] if ids and ids[-1] == eos_id(tokenizer) else ids
+class Encoder:
+    """Prompts and responses of one format as tokens.
+
+    Args:
+        tokenizer: the model's.
+        prompt_format: of the stage.
+        stops: tokens of the model's generation configuration that end a response, besides those found here.
+
+    Attributes:
+        stop_ids: tokens that end a response: the tokenizer's end token first, then that of the chat template's turns,
+            then ``stops``.
+    """
+
+    def __init__(
+        self, tokenizer: "PreTrainedTokenizerBase", prompt_format: PromptFormat, stops: Iterable[int] = ()
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.format = prompt_format
+        ends: list[int | None] = [tokenizer.eos_token_id, self._turn_end() if self._is_chat else None]  # type: ignore[list-item]
+        own = [int(end) for end in ends if end is not None]  # a reward model's tokenizer (BERT's) may have no end
+        self.stop_ids: tuple[int, ...] = tuple(dict.fromkeys([*own, *stops]))
+        self._ends = own
+
+    @property
+    def _is_chat(self) -> bool:
+        return self.format.kind == "chat"
+
+    def prompt(self, question: str, messages: Messages | None = None) -> list[int]:
+        """Return token ids of the prompt with the tokenizer's begin token, without its end token.
+
+        Args:
+            question: the prompt as one text.
+            messages: the conversation before the answer, if the source has one.
+
+        Raises:
+            DataError: the chat template refuses the conversation.
+        """
+        if self._is_chat:
+            turns, held = self._hold(self._conversation(question, messages))
+            return self._tokens(self._render(turns, answered=False), held)
+        text = self.format.render(_single(question, messages, self.format))
+        ids: list[int] = self.tokenizer(text, split_special_tokens=True)["input_ids"]  # type: ignore[assignment]
+        return ids[:-1] if ids and ids[-1] == self.tokenizer.eos_token_id else ids
+
+    def answer(self, question: str, answer: str, messages: Messages | None = None, *, ended: bool = True) -> list[int]:
+        """Return token ids of an answer as they follow the prompt, with the end token when the answer is complete.
+
+        Raises:
+            DataError: the chat template refuses the conversation.
+        """
+        if not self._is_chat:
+            ids: list[int] = self.tokenizer(answer, add_special_tokens=False, split_special_tokens=True)["input_ids"]  # type: ignore[assignment]
+            return [*ids, self._ends[-1]] if ended else ids
+        conversation = self._conversation(question, messages)
+        turns, held = self._hold([*conversation, {"role": "assistant", "content": answer}])
+        before, after = self._render(turns[:-1], answered=False), self._render(turns, answered=True)
+        if after.startswith(before):
+            ids = self._until_end(self._tokens(after[len(before) :], held))
+        else:  # the template rewrites the prompt once there is an answer; what PPO samples follows the prompt as it is
+            ids = self._tokens(turns[-1]["content"], held)
+        return [*ids, self._ends[-1]] if ended else ids
+
+    def text_ids(
+        self, question: str, answer: str, messages: Messages | None = None, *, ended: bool = True
+    ) -> list[int]:
+        """Return token ids of prompt and answer.
+
+        Raises:
+            DataError: the chat template refuses the conversation.
+        """
+        return self.prompt(question, messages) + self.answer(question, answer.strip(), messages, ended=ended)
+
+    def prompt_text(self, question: str, messages: Messages | None = None) -> str:
+        """Return the prompt as text, as :meth:`prompt` encodes it.
+
+        Raises:
+            DataError: the chat template refuses the conversation.
+        """
+        if self._is_chat:
+            return self._render(self._conversation(question, messages), answered=False)
+        return self.format.render(_single(question, messages, self.format))
+
+    def text(self, question: str, answer: str, messages: Messages | None = None) -> str:
+        """Return prompt and answer as text.
+
+        Raises:
+            DataError: the chat template refuses the conversation.
+        """
+        if self._is_chat:
+            conversation = self._conversation(question, messages)
+            return self._render([*conversation, {"role": "assistant", "content": answer}], answered=True)
+        return self.format.render(_single(question, messages, self.format), answer)
+
+    # chat
+
+    def _conversation(self, question: str, messages: Messages | None) -> list[Message]:
+        turns = [dict(message) for message in messages or [{"role": "user", "content": question}]]
+        if self.format.system_prompt and turns[0]["role"] != "system":
+            return [{"role": "system", "content": self.format.system_prompt}, *turns]
+        return turns
+
+    def _render(self, conversation: Messages, *, answered: bool) -> str:
+        thinking: dict[str, Any] = {}
+        if self.format.enable_thinking is not None:
+            thinking["enable_thinking"] = self.format.enable_thinking
+        try:
+            rendered: Any = self.tokenizer.apply_chat_template(
+                [*conversation],
+                chat_template=self.format.chat_template,
+                add_generation_prompt=not answered,
+                tokenize=False,
+                **thinking,
+            )
+        except (TemplateError, TypeError, ValueError) as error:
+            roles = ", ".join(message["role"] for message in conversation)
+            raise DataError(f"The chat template refuses a conversation of {roles}: {one_line(error)}.") from error
+        return str(rendered)
+
+    def _hold(self, conversation: Messages) -> tuple[list[Message], list[str]]:
+        """Replace special tokens that texts spell out by other characters; return what was replaced as well."""
+        held: list[str] = []
+
+        def replaced(found: re.Match[str]) -> str:
+            held.append(found.group())
+            return _HELD.format(len(held) - 1)
+
+        special = self._special
+        if special is None:
+            return [*conversation], held
+        return [{**turn, "content": special.sub(replaced, turn["content"])} for turn in conversation], held
+
+    def _tokens(self, text: str, held: Sequence[str]) -> list[int]:
+        """Tokenise rendered text as transformers does, and what was held as plain text."""
+        ids: list[int] = []
+        for index, part in enumerate(_HELD_PLACE.split(text) if held else [text]):
+            spelled = index % 2 == 1
+            part_ids: Any = self.tokenizer(
+                held[int(part)] if spelled else part, add_special_tokens=False, split_special_tokens=spelled
+            )["input_ids"]
+            ids += part_ids
+        return ids
+
+    @cached_property
+    def _special(self) -> re.Pattern[str] | None:
+        added = self.tokenizer.added_tokens_decoder.values()
+        tokens = {*self.tokenizer.all_special_tokens, *(token.content for token in added if token.special)}
+        longest_first = sorted(filter(None, tokens), key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+
+    def _turn_end(self) -> int | None:
+        """Return the special token that ends the template's turns; None if it has none."""
+        turns = [{"role": "user", "content": "u"}]
+        answered = self._render([*turns, {"role": "assistant", "content": "\ue002"}], answered=True)
+        special = set(self.tokenizer.all_special_ids)
+        special |= {index for index, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        tail: Any = self.tokenizer(answered.rpartition("\ue002")[2], add_special_tokens=False)["input_ids"]
+        return next((int(index) for index in tail if index in special), None)
+
+    def _until_end(self, ids: list[int]) -> list[int]:
+        """Cut before the end token that the template writes behind an answer."""
+        last = next((index for index in range(len(ids) - 1, -1, -1) if ids[index] in self._ends), len(ids))
+        return ids[:last]
 
 
-def encode_answer(tokenizer: "PreTrainedTokenizerBase", answer: str, ended: bool = True) -> list[int]:
-    """Return token ids of an answer, followed by the end token when the answer is complete."""
-    ids: list[int] = tokenizer(answer, add_special_tokens=False, split_special_tokens=True)["input_ids"]  # type: ignore[assignment]
-    return [*ids, eos_id(tokenizer)] if ended else ids
+def _single(question: str, messages: Messages | None, prompt_format: PromptFormat) -> str:
+    """Return a conversation's one user turn, or the question.
 
-
-def encode_text(tokenizer: "PreTrainedTokenizerBase", question: str, answer: str, ended: bool = True) -> list[int]:
-    """Return token ids of question and answer in the template."""
-    return encode_prompt(tokenizer, question) + encode_answer(tokenizer, answer.strip(), ended)
+    Raises:
+        DataError: there are several turns, which only a chat template can render.
+    """
+    if messages is None:
+        return question
+    if [message["role"] for message in messages] != ["user"]:
+        roles = ", ".join(message["role"] for message in messages)
+        raise DataError(f"`prompt_format={prompt_format.kind}` takes one question, not a conversation of {roles}.")
+    return messages[0]["content"]
 
 
 def training_rows(

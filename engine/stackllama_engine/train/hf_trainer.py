@@ -17,6 +17,7 @@ from ..contract.recipe import RewardRecipe, SFTRecipe, TrainRecipe
 from ..contract.recipe_common import steps_of
 from . import checkpoint, models, schedule, trial_save
 from .disk_wait import write_result
+from .encoding import Encoder
 from .guard import Guard, Guarded
 from .run_callback import Interrupted, RunCallback
 from .save_timer import SaveTimer
@@ -153,7 +154,7 @@ def _restore_token_count(trainer: Any, path: Path) -> None:
     trainer._total_train_tokens = int(counts[-1]) if counts else 0
 
 
-def save(trainer: "Trainer", tokenizer: Any, recipe: TrainRecipe, session: Session) -> None:
+def save(trainer: "Trainer", encoder: Encoder, recipe: TrainRecipe, session: Session) -> None:
     """Write what was trained: ``adapter/``, or ``merged/`` after full training.
 
     Raises:
@@ -163,9 +164,9 @@ def save(trainer: "Trainer", tokenizer: Any, recipe: TrainRecipe, session: Sessi
 
     def write() -> None:
         if recipe.use_peft:
-            models.save_adapter(_model(trainer), tokenizer, session.run.adapter, recipe)
+            models.save_adapter(_model(trainer), encoder.tokenizer, session.run.adapter, recipe, encoder.format)
         else:
-            models.save_model(_model(trainer), tokenizer, session.run.merged)
+            models.save_model(_model(trainer), encoder.tokenizer, session.run.merged, encoder.format)
 
     write_result(session.requests, session.reporter, trainer.state.global_step, write)
     session.state.wait_for_everyone()

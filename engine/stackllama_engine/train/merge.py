@@ -29,11 +29,12 @@ from torch import Tensor
 from ..contract.base import BASE_FILE, DEMO_BASE, Base, find_base
 from ..contract.disk_space import free, mib
 from ..contract.errors import StageError
+from ..contract.prompt_format import PromptFormat, read_prompt_format
 from ..contract.recipe import MergeRecipe
 from ..contract.run_dir import Home
 from ..data import demo_data
 from . import models
-from .encoding import encode_prompt
+from .encoding import Encoder
 from .loading import one_line
 from .pending_writes import is_disk_full
 from .ppo.rewards import score_weight
@@ -88,6 +89,7 @@ def _merge(recipe: MergeRecipe, source: Path, staging: Path, session: Session) -
     reward = _json(source / "adapter_config.json").get("task_type") == "SEQ_CLS"
     where = _base(recipe, source, session)
     tokenizer = models.load_tokenizer(str(source))
+    prompt_format = read_prompt_format(source)
     probes = _probes(tokenizer, recipe.seed)
     base = models.load_plain(where.name, where.revision, "float32", session.device, reward=reward, new_head=True)
     if reward:
@@ -103,7 +105,7 @@ def _merge(recipe: MergeRecipe, source: Path, staging: Path, session: Session) -
     effect = difference(with_adapter, without)
     exact = difference(outputs(merged, probes, session.device), with_adapter)
     before = check(exact, effect, EXACT, noise, "merging went wrong")
-    _save(merged.to(getattr(torch, recipe.dtype)), tokenizer, staging)
+    _save(merged.to(getattr(torch, recipe.dtype)), tokenizer, staging, prompt_format)
     del base, model, merged
     gc.collect()
     session.reporter.phase("verify")
@@ -130,7 +132,7 @@ def _merge(recipe: MergeRecipe, source: Path, staging: Path, session: Session) -
     }
 
 
-def _save(model: Any, tokenizer: "PreTrainedTokenizerBase", staging: Path) -> None:
+def _save(model: Any, tokenizer: "PreTrainedTokenizerBase", staging: Path, prompt_format: PromptFormat | None) -> None:
     """Write the model where there is room for it.
 
     Raises:
@@ -140,7 +142,7 @@ def _save(model: Any, tokenizer: "PreTrainedTokenizerBase", staging: Path) -> No
     try:
         if not free(staging.parent).holds(size, 1):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(staging))
-        models.save_model(model, tokenizer, staging)
+        models.save_model(model, tokenizer, staging, prompt_format)
     except Exception as error:  # libraries report a full disk in classes of their own
         if not is_disk_full(error):
             raise
@@ -175,7 +177,7 @@ def _cast(recipe: MergeRecipe, source: Path, staging: Path, session: Session) ->
     model: Any = models.load_plain(str(source), None, "float32", session.device, reward=reward).eval()
     trained = outputs(model, probes, session.device)
     session.reporter.phase("merge")
-    _save(model.to(getattr(torch, recipe.dtype)), tokenizer, staging)
+    _save(model.to(getattr(torch, recipe.dtype)), tokenizer, staging, read_prompt_format(source))
     session.reporter.phase("verify")
     reloaded = models.load_plain(str(staging), None, "float32", session.device, reward=reward).eval()
     if reward:
@@ -306,5 +308,6 @@ def _check_head(reloaded: "PreTrainedModel", trained: Tensor, recipe: MergeRecip
 
 
 def _probes(tokenizer: "PreTrainedTokenizerBase", seed: int) -> list[list[int]]:
-    """Return prompts in the template; any language model gives each of them some distribution."""
-    return [encode_prompt(tokenizer, question) for question in demo_data.questions("evaluation", seed)[:PROBES]]
+    """Return prompts as text; any language model gives each of them some distribution."""
+    encoder = Encoder(tokenizer, PromptFormat())
+    return [encoder.prompt(question) for question in demo_data.questions("evaluation", seed)[:PROBES]]

@@ -37,6 +37,7 @@ from ..contract.base import BASE_FILE as BASE_FILE
 from ..contract.base import base_identity as base_identity
 from ..contract.base import same_base as same_base
 from ..contract.errors import StageError
+from ..contract.prompt_format import PromptFormat, write_prompt_format
 from ..contract.recipe import ModelRecipe, TrainRecipe
 from .faults import memory_that_ran_out
 from .loading import loading, one_line
@@ -215,10 +216,11 @@ def save_adapter(
     tokenizer: "PreTrainedTokenizerBase",
     path: Path,
     recipe: TrainRecipe,
+    prompt_format: PromptFormat,
     adapters: Sequence[str] = ("default",),
     **extra: Any,
 ) -> None:
-    """Write the adapter, its score head if it has one, the identity of its base, and the tokenizer.
+    """Write the adapter, its score head if it has one, its base's identity, the prompt format and the tokenizer.
 
     All or nothing: written beside ``path`` and renamed.
 
@@ -227,6 +229,7 @@ def save_adapter(
         tokenizer: the base's.
         path: the adapter's directory.
         recipe: says which base.
+        prompt_format: that it was trained with.
         adapters: which of the model's are saved; all but the first in directories of their names.
         extra: safetensors files to add, name → tensors.
 
@@ -240,10 +243,16 @@ def save_adapter(
         for name, tensors in extra.items():
             save_file(tensors, staging / f"{name}.safetensors")
         tokenizer.save_pretrained(str(staging))
+        write_prompt_format(staging, prompt_format)
 
 
-def save_model(model: Any, tokenizer: "PreTrainedTokenizerBase", path: Path) -> None:
-    """Write a whole model and its tokenizer, all or nothing.
+def save_model(
+    model: Any, tokenizer: "PreTrainedTokenizerBase", path: Path, prompt_format: PromptFormat | None
+) -> None:
+    """Write a whole model, its tokenizer and its prompt format, all or nothing.
+
+    The tokenizer gets the format's chat template, so that a program that serves the model renders prompts as it was
+    trained on them.
 
     Raises:
         OSError: disk full or not writable.
@@ -251,6 +260,9 @@ def save_model(model: Any, tokenizer: "PreTrainedTokenizerBase", path: Path) -> 
     with _whole(path) as staging:
         model.config.use_cache = True  # off while training; generation is slow without it
         model.save_pretrained(str(staging))
+        write_prompt_format(staging, prompt_format)
+        if prompt_format is not None and prompt_format.served_template:
+            tokenizer.chat_template = prompt_format.served_template
         tokenizer.save_pretrained(str(staging))
 
 

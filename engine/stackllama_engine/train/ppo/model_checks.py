@@ -21,14 +21,14 @@ from torch import Tensor
 from ...contract.errors import StageError
 from ...contract.recipe import PPORecipe
 from .. import models
-from ..encoding import encode_prompt
+from ..encoding import Encoder
 from ..faults import memory_that_ran_out
 from ..reporting import Reporter
 from .sampling import Decoder
 from .shared_base import POLICY, SharedBase
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    pass
 
 _TEXT = "How do I keep coffee beans fresh for longer than a week, and does it matter how I grind them?"
 _LENGTHS = ((13, 6), (5, 9), (9, 3))
@@ -58,13 +58,13 @@ class Difference(NamedTuple):
         return f"fails ({self.error})" if self.error else f"is off by {self.nats:.2g} nats per token"
 
 
-def check_policy(recipe: PPORecipe, base: SharedBase, tokenizer: "PreTrainedTokenizerBase", reporter: Reporter) -> None:
+def check_policy(recipe: PPORecipe, base: SharedBase, encoder: Encoder, reporter: Reporter) -> None:
     """Measure the policy; turn off the shortcuts of sampling that do not agree, and report it.
 
     Raises:
         StageError: PPO cannot compute this model's log-probabilities.
     """
-    rows, limit = _rows(tokenizer), _limit(recipe, base)
+    rows, limit = _rows(encoder), _limit(recipe, base)
     batch = max(recipe.local_rollout_forward_batch_size, recipe.per_device_train_batch_size)
     with _moved_adapter(base), torch.no_grad():
         own = [_own(base, [*prompt, *response]) for prompt, response in rows]
@@ -73,7 +73,7 @@ def check_policy(recipe: PPORecipe, base: SharedBase, tokenizer: "PreTrainedToke
             _check_padding(recipe, base, rows, own, limit)
         if not recipe.use_vllm or recipe.eval_temperatures or recipe.eval_best_of:  # which vLLM does not sample
             groups = [rows] if recipe.local_rollout_forward_batch_size > 1 else [[row] for row in rows]
-            _choose_decoding(base, groups, own, models.pad_id(tokenizer), limit, reporter)
+            _choose_decoding(base, groups, own, models.pad_id(encoder.tokenizer), limit, reporter)
 
 
 def _check_head(recipe: PPORecipe, base: SharedBase, rows: Sequence[Row], own: Sequence[Tensor], limit: float) -> None:
@@ -208,8 +208,8 @@ def _decoded_together(base: SharedBase, rows: Sequence[Row], pad: int) -> list[T
     return [torch.log_softmax(base.logits(torch.stack(row)), -1) for row in states]
 
 
-def _rows(tokenizer: "PreTrainedTokenizerBase") -> list[Row]:
-    ids = encode_prompt(tokenizer, _TEXT)
+def _rows(encoder: Encoder) -> list[Row]:
+    ids = encoder.prompt(_TEXT)
     longest = max(prompt + response for prompt, response in _LENGTHS)
     ids = (ids * longest)[:longest]
     return [(ids[:prompt], ids[prompt : prompt + response]) for prompt, response in _LENGTHS]

@@ -1,27 +1,26 @@
 """Prompts of PPO, in an order that depends on the seed and the step alone."""
 
 from array import array  # 4 bytes per token; a list of ints takes 36
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from ...contract.errors import DataError
+from ...contract.prompt_format import Message
 from ...contract.recipe import PPORecipe
 from ...data.sources import unique_questions
-from ..encoding import encode_prompt, report_columns, source_rows
+from ..encoding import Encoder, report_columns, source_rows
 from ..overlap import overlap_notice
 from ..reporting import Reporter
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
 
 class Prompt(NamedTuple):
-    """A question and its tokens in the template."""
+    """A prompt and its tokens in the run's format."""
 
     question: str
     ids: "array[int]"
+    messages: list[Message] | None = None
+    """The conversation, where the source has one."""
 
 
 class Prompts:
@@ -51,7 +50,7 @@ class Prompts:
 
 
 def load_prompts(
-    recipe: PPORecipe, split: str, limit: int | None, tokenizer: "PreTrainedTokenizerBase", reporter: Reporter
+    recipe: PPORecipe, split: str, limit: int | None, encoder: Encoder, reporter: Reporter
 ) -> list[Prompt]:
     """Load the distinct questions of a split whose prompt is shorter than ``max_prompt_length``.
 
@@ -60,12 +59,13 @@ def load_prompts(
     """
     prompts: list[Prompt] = []
     too_long = 0
-    for question in _questions(recipe, split):
-        ids = encode_prompt(tokenizer, question)
+    for row in unique_questions(source_rows(recipe, split, ("question",), None)):
+        question, messages = row["question"], row.get("messages")
+        ids = encoder.prompt(question, messages)
         if len(ids) >= recipe.max_prompt_length:
             too_long += 1
             continue
-        prompts.append(Prompt(question, array("I", ids)))
+        prompts.append(Prompt(question, array("I", ids), messages))
         if len(prompts) == limit:
             break
     if too_long:
@@ -85,8 +85,3 @@ def report_prompts(recipe: PPORecipe, training: list[Prompt], held_out: list[Pro
     shared = sum(prompt.question in trained for prompt in held_out)
     if notice := overlap_notice(recipe, shared, len(held_out), "prompts"):
         reporter.health(notice)
-
-
-def _questions(recipe: PPORecipe, split: str) -> Iterator[str]:
-    rows: Iterator[dict[str, Any]] = source_rows(recipe, split, ("question",), None)
-    yield from (row["question"] for row in unique_questions(rows))

@@ -18,18 +18,17 @@ Shapes: ``B`` responses, ``b`` of a micro-batch, ``T`` tokens of a text, ``H`` h
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ...contract.base import find_base, read_identity
 from ...contract.errors import StageError
+from ...contract.prompt_format import Message, PromptFormat
 from ...contract.recipe import PPORecipe
-from ...data.template import text
 from .. import limits, models
-from ..encoding import encode_text
-from ..models import eos_id
+from ..encoding import Encoder
 from ..reporting import Reporter
 from ..sharing import own_base
 from . import losses
@@ -37,9 +36,6 @@ from .losses import Moments
 from .packing import longest_first
 from .reward_function import RewardFunction
 from .shared_base import REWARD, SharedBase, score_weight
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 PREFIX = "reward/"
 MODEL = f"{PREFIX}model"
@@ -60,7 +56,9 @@ class ResponseText(NamedTuple):
     question: str
     text: str
     ended: bool
-    """True: it ended with the end token."""
+    """True: it ended with an end token."""
+    messages: list[Message] | None = None
+    """The conversation that is the prompt, where the source has one."""
 
 
 @dataclass(frozen=True)
@@ -81,20 +79,18 @@ class Rewards:
     Args:
         recipe: the PPO recipe.
         base: where the reward model's adapter goes, when it belongs to the same base.
-        tokenizer: the policy's.
+        encoder: of the run's prompt format, with the policy's tokenizer.
         reporter: gets a notice of a second model in memory.
 
     Raises:
         StageError: reward model or function cannot be had.
     """
 
-    def __init__(
-        self, recipe: PPORecipe, base: SharedBase, tokenizer: "PreTrainedTokenizerBase", reporter: Reporter
-    ) -> None:
+    def __init__(self, recipe: PPORecipe, base: SharedBase, encoder: Encoder, reporter: Reporter) -> None:
         self._recipe = recipe
         self._device = base.device
-        self._eos = eos_id(tokenizer)
-        self._model = load_scorer(recipe, base, tokenizer, reporter) if recipe.reward_model_path else None
+        self._stops = encoder.stop_ids
+        self._model = load_scorer(recipe, base, encoder, reporter) if recipe.reward_model_path else None
         self._function = (
             RewardFunction(recipe.reward_fn, recipe.reward_fn_path, reporter.health) if recipe.reward_fn else None
         )
@@ -131,7 +127,7 @@ class Rewards:
             excess = [excess_length(len(ids), recipe.length_penalty_start) for ids in responses]
             components[LENGTH] = -recipe.length_penalty * self._column(excess)
         if recipe.repetition_penalty:
-            without_end = [ids[:-1] if ids[-1] == self._eos else ids for ids in responses]
+            without_end = [ids[:-1] if ids[-1] in self._stops else ids for ids in responses]
             shares = [repeated_share(ids, recipe.repetition_n_grams) for ids in without_end]
             components[REPETITION] = -recipe.repetition_penalty * self._column(shares)
         return components
@@ -268,7 +264,7 @@ def repeated_share(ids: Sequence[int], n: int) -> float:
 
 
 def load_scorer(
-    recipe: PPORecipe, base: SharedBase, tokenizer: "PreTrainedTokenizerBase", reporter: Reporter
+    recipe: PPORecipe, base: SharedBase, encoder: Encoder, reporter: Reporter
 ) -> "SharedScorer | SeparateScorer":
     """Load the reward model of the recipe; on the shared base when it was trained on that base.
 
@@ -278,22 +274,22 @@ def load_scorer(
     assert recipe.reward_model_path
     path = Path(recipe.reward_model_path)
     if base.reward_adapter:
-        return SharedScorer(base, base.reward_adapter, tokenizer)
+        return SharedScorer(base, base.reward_adapter, encoder)
     if (path / "adapter_config.json").is_file():
         changed = own_base(path)
         why = f"its base is {read_identity(path)['name']}, the policy's {recipe.model_name_or_path}"
         why = f"its `{changed}` changes the base that it would share" if changed else why
         reporter.health(f"the reward model: {why}; a second model is held in memory")
-    return SeparateScorer(recipe, base.device)
+    return SeparateScorer(recipe, base.device, encoder.format)
 
 
 class SharedScorer:
     """The reward adapter and score head on the policy's own base: no second model in memory."""
 
-    def __init__(self, base: SharedBase, path: Path, tokenizer: "PreTrainedTokenizerBase") -> None:
+    def __init__(self, base: SharedBase, path: Path, encoder: Encoder) -> None:
         base.add_adapter_from(path, REWARD)
         self._base = base
-        self._tokenizer = tokenizer
+        self._encoder = encoder
         weight = score_weight(path).to(base.device, torch.float32)
         self.head = nn.Linear(weight.shape[1], 1, bias=False, device=base.device, dtype=torch.float32)
         self.head.weight = nn.Parameter(weight, requires_grad=False)
@@ -307,10 +303,10 @@ class SharedScorer:
         scores = torch.empty(len(texts), device=self._base.device)
         device = self._base.device
         with self._base.adapter(REWARD):
-            for indices, input_ids, mask in _micro_batches(self._tokenizer, texts, micro_batch_size, device):
+            for indices, input_ids, mask in _micro_batches(self._encoder, texts, micro_batch_size, device):
                 # the score is the head's product with the hidden state of the last token
                 hidden = self._base.hidden(input_ids, mask, (mask.cumsum(1) - 1).clamp(min=0))  # [b, T, H]
-                last = last_token(input_ids, models.pad_id(self._tokenizer))  # [b]
+                last = last_token(input_ids, models.pad_id(self._encoder.tokenizer))  # [b]
                 pooled = hidden[torch.arange(len(last), device=device), last]  # [b, H]
                 scores[indices] = self.head(pooled.float()).squeeze(-1)  # [b]
         return scores
@@ -319,12 +315,13 @@ class SharedScorer:
 class SeparateScorer:
     """A sequence-classification model of its own, with its own tokenizer."""
 
-    def __init__(self, recipe: PPORecipe, device: torch.device) -> None:
+    def __init__(self, recipe: PPORecipe, device: torch.device, prompt_format: PromptFormat) -> None:
         assert recipe.reward_model_path
         name = recipe.reward_model_path
         self._device = device
         self._name = name
         self._tokenizer = models.load_tokenizer(name, must_end=False)
+        self._encoder = Encoder(self._tokenizer, prompt_format)
         self.model = _load_separate(name, recipe, device)
         limits.check_tokens(self.model, self._tokenizer, f"`reward_model_path={name}`")
         most = limits.positions(self.model)
@@ -340,7 +337,7 @@ class SeparateScorer:
     def __call__(self, texts: Sequence[ResponseText], micro_batch_size: int) -> Tensor:
         """Compute scores, float32 ``[B]``."""
         scores = torch.empty(len(texts), device=self._device)
-        for indices, input_ids, mask in _micro_batches(self._tokenizer, texts, micro_batch_size, self._device):
+        for indices, input_ids, mask in _micro_batches(self._encoder, texts, micro_batch_size, self._device):
             if self._most is not None and input_ids.shape[1] > self._most:
                 raise StageError(
                     f"`reward_model_path={self._name}`: a text has {input_ids.shape[1]} of its tokens, and it takes "
@@ -364,11 +361,12 @@ def last_token(input_ids: Tensor, pad: int) -> Tensor:
     return (positions * (input_ids != pad)).argmax(1)
 
 
-def _encode(tokenizer: "PreTrainedTokenizerBase", response: ResponseText) -> list[int]:
+def _encode(encoder: Encoder, response: ResponseText) -> list[int]:
     """Encode prompt and response; a tokenizer without an end token (BERT's) wraps the text in its own."""
-    if tokenizer.eos_token_id is not None:
-        return encode_text(tokenizer, *response)
-    ids: Any = tokenizer(text(response.question, response.text.strip()), split_special_tokens=True)["input_ids"]
+    if encoder.tokenizer.eos_token_id is not None:
+        return encoder.text_ids(response.question, response.text, response.messages, ended=response.ended)
+    text = encoder.text(response.question, response.text.strip(), response.messages)
+    ids: Any = encoder.tokenizer(text, split_special_tokens=True)["input_ids"]
     return ids
 
 
@@ -383,18 +381,18 @@ def _load_separate(name: str, recipe: PPORecipe, device: torch.device) -> Any:
 
 
 def _micro_batches(
-    tokenizer: "PreTrainedTokenizerBase", texts: Sequence[ResponseText], micro_batch_size: int, device: torch.device
+    encoder: Encoder, texts: Sequence[ResponseText], micro_batch_size: int, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield micro-batches, longest first: indices ``[b]``, token ids and attention mask ``[b, T]``.
 
     Texts are padded on the right.
     """
-    encoded = [torch.tensor(_encode(tokenizer, response)) for response in texts]
+    encoded = [torch.tensor(_encode(encoder, response)) for response in texts]
     for indices in longest_first(range(len(encoded)), lambda index: len(encoded[index]), micro_batch_size):
         ids = [encoded[index] for index in indices]
         mask = [torch.ones_like(row) for row in ids]
         yield (
             torch.tensor(indices, device=device),
-            nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=models.pad_id(tokenizer)).to(device),
+            nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=models.pad_id(encoder.tokenizer)).to(device),
             nn.utils.rnn.pad_sequence(mask, batch_first=True).to(device),
         )
