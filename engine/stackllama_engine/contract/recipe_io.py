@@ -8,7 +8,7 @@ transformers are read by :mod:`.translate`, those of earlier versions by :mod:`.
 import functools
 import shlex
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import msgspec
 import yaml
 from msgspec import UNSET, Struct
 
-from .atomic_files import existing
+from .atomic_files import existing, existing_files
 from .errors import RecipeError
 from .findings import COMMAND_LINE, Entry, Findings
 from .foreign_keys import TRL_ONLY, format_of, meaning
@@ -247,7 +247,7 @@ def _build(stage: Stage, entries: dict[str, Entry], where: str, findings: Findin
         return None
     for key in _PATH_KEYS:
         if checked.get(key):
-            checked[key] = _absolute(checked[key])
+            checked[key] = _absolute(checked[key], existing_files if key == "dataset_name" else existing)
     try:
         recipe = RECIPES[stage](**checked)
     except ValueError as error:
@@ -291,9 +291,9 @@ def _hint(key: str, value: Any, what: str, known: Mapping[str, Any]) -> str:
     return f" Did you mean `{near}`?" if near and is_of_type(value, known[near]) else ""
 
 
-def _absolute(value: str) -> str:
+def _absolute(value: str, find: Callable[[str], Path | None]) -> str:
     """Make a path that exists here absolute: the stage runs in another directory."""
-    path = existing(value) if "/" in value or "." in value else None
+    path = find(value) if "/" in value or "." in value else None
     return str(path) if path else value
 
 
