@@ -78,7 +78,7 @@ REFUSED: dict[str, str] = {
     "stop_token": "a response always ends at the end-of-sequence token; remove it",
     "stop_token_id": "a response always ends at the tokenizer's end-of-sequence token; remove it",
     "disable_dropout": "set `lora_dropout: 0` instead, which is the only dropout here",
-    "dataset_text_field": "columns are found by their names (`stackllama-console data preview`); remove it",
+    "dataset_text_field": "columns are found by their names, or named by `dataset_columns`; remove it",
     "dataset_kwargs": "`prompt_format` says how texts are written and tokenised; remove it",
     "truncation_mode": "texts are truncated at their end; remove it",
     "neftune_noise_alpha": "noise on the embeddings is not supported; remove it",
