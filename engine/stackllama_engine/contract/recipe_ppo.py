@@ -66,6 +66,13 @@ class PPORecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         str | None, about("Directory of the module of `reward_fn`; empty: where it is found at launch.")
     ] = None
     reward_fn_weight: Annotated[float, about("Weight of the reward function in the score.")] = 1.0
+    reward_columns: Annotated[
+        list[str] | None,
+        about(
+            "Columns of the data set that reward functions get by name, and `samples.jsonl` records; empty: all with "
+            "text, numbers or flags; []: none."
+        ),
+    ] = None
     length_penalty: Annotated[
         NotNegative, about("Subtracted from the score per response token beyond `length_penalty_start`.")
     ] = 0.0

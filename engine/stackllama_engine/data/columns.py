@@ -39,6 +39,9 @@ NEEDS: dict[Stage, tuple[str, ...]] = {
 }
 """Columns that each stage reads."""
 
+ALL_SCALARS = frozenset({"*"})
+"""Stands for the names of every column of text, number or bool that is not used otherwise; see :func:`scalars_of`."""
+
 LOOK_AT = 20
 """Number of first rows from which the columns with text are found."""
 
@@ -147,6 +150,16 @@ def clean_row(row: Mapping[str, Any], columns: Columns, where: str, bad: Counter
             return None
     clean["question"] = _joined(row, clean["question"], before, after)
     return clean
+
+
+def scalars_of(row: Mapping[str, Any], columns: Columns) -> Row:
+    """Return the text, numbers and flags of a row that make up no prompt and, by our own names, no pair."""
+    used = {*columns.sources.values(), *columns.before, *columns.after, *TEXT_COLUMNS}
+    return {
+        column: value
+        for column, value in row.items()
+        if column not in used and (value is None or isinstance(value, str | int | float))
+    }
 
 
 def prompt_of(row: Mapping[str, Any]) -> str | None:

@@ -18,12 +18,12 @@ which is skipped and counted; the counts are logged at the end. No row at all is
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..contract.errors import DataError
-from .columns import ALIASES, TEXT_COLUMNS, Columns, Row, clean_row, columns_of, look_at
+from .columns import ALIASES, ALL_SCALARS, TEXT_COLUMNS, Columns, Row, clean_row, columns_of, look_at, scalars_of
 from .hub import read_hub
 from .kinds import kind_of
 from .local import ALL, local_rows
@@ -41,10 +41,11 @@ def open_rows(
     streaming: bool = True,
     limit: int | None = None,
     needs: Iterable[str] = TEXT_COLUMNS,
+    extra: Collection[str] | None = None,
     seed: int = 0,
     skipped: Counter[str] | None = None,
 ) -> Iterator[Row]:
-    """Yield the rows of one split, each with exactly the columns in ``needs``.
+    """Yield the rows of one split, each with exactly the columns in ``needs`` and ``extra``.
 
     Args:
         name: the source; see the module.
@@ -54,6 +55,7 @@ def open_rows(
         streaming: stream a hub data set instead of downloading it whole.
         limit: maximum number of rows.
         needs: question, response_j, response_k, or any further column of the source (returned as it is).
+        extra: names of further columns, or :data:`.columns.ALL_SCALARS`.
         seed: seed of the demo's generator. It does not change any question's split.
         skipped: counts bad rows by reason.
 
@@ -61,7 +63,8 @@ def open_rows(
         DataError: no such source or split, unreadable, a column is missing, or it has no usable row.
     """
     bad: Counter[str] = Counter() if skipped is None else skipped
-    wanted = tuple(needs)
+    everything = extra == ALL_SCALARS
+    wanted = (*needs, *(() if everything else extra or ()))
     if limit is not None and limit <= 0:
         return
     kept = 0
@@ -72,7 +75,7 @@ def open_rows(
         if clean is None:
             continue
         kept += 1
-        yield clean
+        yield clean | scalars_of(row, columns) if everything else clean
         if kept == limit:
             break
     if bad:

@@ -7,7 +7,7 @@ own; so does every stage.) A special token spelled out in a text, such as ``</s>
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -270,13 +270,21 @@ def report_columns(recipe: TrainRecipe, needs: tuple[str, ...], reporter: Report
         reporter.health(notice)
 
 
-def source_rows(recipe: TrainRecipe, split: str, needs: tuple[str, ...], limit: int | None) -> Iterator[dict[str, Any]]:
-    """Yield rows as text, straight from the source.
+def source_rows(
+    recipe: TrainRecipe,
+    split: str,
+    needs: tuple[str, ...],
+    limit: int | None,
+    extra: Collection[str] | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Yield rows as text, straight from the source, with ``extra`` columns; see :func:`..data.sources.open_rows`.
 
     Raises:
         DataError: the source cannot be read or lacks a column.
     """
-    yield from _rows(**_arguments(recipe, split, needs, limit))
+    arguments = _arguments(recipe, split, needs, limit)
+    del arguments["identity"]  # for a cache
+    yield from open_rows(**arguments, extra=extra)
 
 
 def _materialise(

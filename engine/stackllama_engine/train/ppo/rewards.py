@@ -18,6 +18,7 @@ Shapes: ``B`` responses, ``b`` of a micro-batch, ``T`` tokens of a text, ``H`` h
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -59,6 +60,8 @@ class ResponseText(NamedTuple):
     """True: it ended with an end token."""
     messages: list[Message] | None = None
     """The conversation that is the prompt, where the source has one."""
+    columns: Mapping[str, Any] = MappingProxyType({})
+    """Further columns of the prompt's row."""
 
 
 @dataclass(frozen=True)

@@ -285,7 +285,7 @@ class RolloutWorker:
     def _decode(self, prompt: Prompt, response: Sequence[int]) -> ResponseText:
         ended = response[-1] in self._encoder.stop_ids
         text = self._tokenizer.decode(list(response[:-1] if ended else response), skip_special_tokens=True)
-        return ResponseText(prompt.question, str(text).strip(), ended, prompt.messages)
+        return ResponseText(prompt.question, str(text).strip(), ended, prompt.messages, prompt.columns)
 
     def rows(self, rollout: Rollout, kl: Tensor) -> list[dict[str, Any]]:
         """Make one row per response, as in ``samples.jsonl``; ``kl`` is ``[B]``."""
@@ -309,6 +309,8 @@ class RolloutWorker:
                     if not math.isnan(values[index])  # abstained
                 },
             }
+            if text.columns:
+                row["columns"] = dict(text.columns)
             if self._recipe.dataset_name == DEMO:
                 row["utility"] = demo_data.utility(text.question, text.text)
             rows.append(row)
