@@ -36,7 +36,7 @@ _PATH_KEYS = (
     "model_name_or_path",
     "dataset_name",
     "reward_model_path",
-    "reward_fn_path",
+    "reward_func_paths",
     "adapter_path",
     "policy_adapter_path",
     "base_model_name_or_path",
@@ -174,7 +174,7 @@ def _assign(values: dict[str, Any], key: str, value: Any) -> None:
     inner = _mapping(values.setdefault(section, {}))
     if inner is None:
         raise RecipeError(f"{COMMAND_LINE}: `{key}`: `{section}` is a value, not a section.")
-    inner[rest] = value
+    _assign(inner, rest, value)
 
 
 def _refuse_foreign(file: Path, values: Mapping[str, Any]) -> None:
@@ -289,8 +289,10 @@ def _hint(key: str, value: Any, what: str, known: Mapping[str, Any]) -> str:
     return f" Did you mean `{near}`?" if near and is_of_type(value, known[near]) else ""
 
 
-def _absolute(value: str) -> str:
-    """Make a path that exists here absolute: the stage runs in another directory."""
+def _absolute(value: Any) -> Any:
+    """Make a path that exists here absolute, or each of a list: the stage runs in another directory."""
+    if isinstance(value, list):
+        return [_absolute(part) if part else part for part in typing.cast("list[Any]", value)]
     path = existing(value) if "/" in value or "." in value else None
     return str(path) if path else value
 
