@@ -174,7 +174,7 @@ def _assign(values: dict[str, Any], key: str, value: Any) -> None:
     inner = _mapping(values.setdefault(section, {}))
     if inner is None:
         raise RecipeError(f"{COMMAND_LINE}: `{key}`: `{section}` is a value, not a section.")
-    _assign(inner, rest, value)
+    inner[rest] = value
 
 
 def _refuse_foreign(file: Path, values: Mapping[str, Any]) -> None:
