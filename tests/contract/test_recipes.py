@@ -325,7 +325,7 @@ def test_ppo_refuses_keys_that_exclude_each_other() -> None:
     given = [f"{key}={value}" for key, value in NEEDED[Stage.PPO].items()]
     assert "must be below" in refusal(Stage.PPO, None, *given, "random_length_limits=[128, 128]")
     assert "PPO needs `use_peft: true`" in refusal(Stage.PPO, None, *given, "use_peft=false", "load_in_8bit=false")
-    assert "needs `reward_model_path` or `reward_fn`" in refusal(Stage.PPO, None, "model_name_or_path=gpt2")
+    assert "needs `reward_model_path` or `reward_funcs`" in refusal(Stage.PPO, None, "model_name_or_path=gpt2")
 
 
 # round trip

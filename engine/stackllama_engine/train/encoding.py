@@ -271,20 +271,14 @@ def report_columns(recipe: TrainRecipe, needs: tuple[str, ...], reporter: Report
 
 
 def source_rows(
-    recipe: TrainRecipe,
-    split: str,
-    needs: tuple[str, ...],
-    limit: int | None,
-    extra: Collection[str] | None = None,
+    recipe: TrainRecipe, split: str, needs: tuple[str, ...], limit: int | None, extra: Collection[str] = ()
 ) -> Iterator[dict[str, Any]]:
-    """Yield rows as text, straight from the source, with ``extra`` columns; see :func:`..data.sources.open_rows`.
+    """Yield rows as text, straight from the source; with further columns as for :func:`.data.sources.open_rows`.
 
     Raises:
         DataError: the source cannot be read or lacks a column.
     """
-    arguments = _arguments(recipe, split, needs, limit)
-    del arguments["identity"]  # for a cache
-    yield from open_rows(**arguments, extra=extra)
+    yield from _rows(**_arguments(recipe, split, needs, limit), extra=extra)
 
 
 def _materialise(
@@ -323,9 +317,7 @@ def _arguments(recipe: TrainRecipe, split: str, needs: tuple[str, ...], limit: i
 
 def _rows(name: str, split: str, identity: str, needs: Iterable[str], **options: Any) -> Iterator[dict[str, Any]]:
     """Yield rows; ``identity`` is an argument so that a changed file is never served from a cache."""
-    wanted = tuple(needs)
-    for row in open_rows(name, split, needs=wanted, **options):
-        yield {column: row[column] for column in wanted}
+    yield from open_rows(name, split, needs=tuple(needs), **options)
 
 
 def _is_hub(name: str) -> bool:

@@ -11,7 +11,7 @@ import torch
 from ...contract.errors import DataError
 from ...contract.prompt_format import Message
 from ...contract.recipe import PPORecipe
-from ...data.columns import ALL_SCALARS
+from ...data.columns import ALL_SCALARS, MESSAGES, TEXT_COLUMNS
 from ...data.sources import unique_questions
 from ..encoding import Encoder, report_columns, source_rows
 from ..overlap import overlap_notice
@@ -82,17 +82,17 @@ def load_prompts(
             f"{recipe.dataset_name}: no prompt of split `{split}` is shorter than `max_prompt_length: "
             f"{recipe.max_prompt_length}` tokens; raise it."
         )
-    names = dict.fromkeys(name for prompt in prompts for name in prompt.columns)  # exporters leave out empty columns
-    return [prompt._replace(columns={**dict.fromkeys(names), **prompt.columns}) for prompt in prompts]
+    return prompts
 
 
 def _columns(row: Mapping[str, Any], recipe: PPORecipe) -> dict[str, Any]:
-    """Return the columns of a row besides its prompt.
+    """Return the columns of a row besides its prompt, and where none are named besides a pair of responses.
 
     Raises:
         DataError: one holds something that ``samples.jsonl`` cannot, such as an image.
     """
-    columns = {name: value for name, value in row.items() if name not in ("question", "messages")}
+    left_out = ["question", MESSAGES] if recipe.reward_columns else [*TEXT_COLUMNS, MESSAGES]
+    columns = {name: value for name, value in row.items() if name not in left_out}
     for name, value in columns.items():
         try:
             msgspec.json.encode(value)
