@@ -32,8 +32,6 @@ from .shared_base import SharedBase
 
 PREFIX = "reward/"
 MODEL = f"{PREFIX}model"
-ABSTAINED = "_abstained"
-"""After a function's name: share of the responses that it abstained from."""
 LENGTH = f"{PREFIX}length_penalty"
 REPETITION = f"{PREFIX}repetition_penalty"
 

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...contract.metrics import ABSTAINED
 from ...contract.recipe import PPORecipe
 from . import losses
-from .rewards import ABSTAINED, PREFIX, Scores, functions_of
+from .rewards import PREFIX, Scores, functions_of
 from .rollout import Rollout, sequence_sum
 from .update import Reduce
 
