@@ -78,7 +78,7 @@ REFUSED: dict[str, str] = {
     "disable_dropout": "set `lora_dropout: 0` instead, which is the only dropout here",
     "completion_only_loss": "the loss is over the whole text, question and answer; remove it",
     "assistant_only_loss": "the loss is over the whole text, question and answer; remove it",
-    "dataset_text_field": "columns are found by their names (`stackllama-console data preview`); remove it",
+    "dataset_text_field": "columns are found by their names, or named by `dataset_columns`; remove it",
     "dataset_kwargs": "the tokenisation of texts is fixed; remove it",
     "truncation_mode": "texts are truncated at their end; remove it",
     "neftune_noise_alpha": "noise on the embeddings is not supported; remove it",

@@ -76,7 +76,7 @@ def read_recipe(stage: Stage, file: Path | None = None, overrides: Iterable[str]
     texts: dict[str, str] = {}
     for word in overrides:
         key, value, texts[key] = _parse_override(word)
-        _assign(values, key, value)
+        _assign(values, key, value, layers[0][1] if layers else {})
     layers.append((COMMAND_LINE, values))
     return _assemble(stage, layers, str(file) if file else COMMAND_LINE, texts)
 
@@ -166,15 +166,17 @@ def _parse_override(word: str) -> tuple[str, Any, str]:
         return key.strip(), text, text  # a plain string with YAML's special characters in it, such as a path
 
 
-def _assign(values: dict[str, Any], key: str, value: Any) -> None:
+def _assign(values: dict[str, Any], key: str, value: Any, below: Mapping[str, Any]) -> None:
+    """Put a value under a dotted key: into a section, or into a mapping, which keeps the entries of ``below``."""
     section, dot, rest = key.partition(".")
     if not dot:
         values[key] = value
         return
-    inner = _mapping(values.setdefault(section, {}))
+    under = _mapping(below.get(section)) or {}
+    inner = _mapping(values.setdefault(section, {} if section in RECIPES else dict(under)))
     if inner is None:
         raise RecipeError(f"{COMMAND_LINE}: `{key}`: `{section}` is a value, not a section.")
-    inner[rest] = value
+    _assign(inner, rest, value, under)
 
 
 def _refuse_foreign(file: Path, values: Mapping[str, Any]) -> None:

@@ -31,7 +31,8 @@ def check_data(recipe: SFTRecipe | RewardRecipe | PPORecipe) -> Columns | None:
     # which split a file's row belongs to is known by reading it, and the first one may be far down
     split = recipe.dataset_train_split if kind_of(str(path)) == "prepared" else ALL
     label = f"`dataset_name={recipe.dataset_name}`"
-    columns = look_at(local_rows(str(path), split), NEEDS[recipe.stage], label)
+    names = recipe.dataset_columns
+    columns = look_at(local_rows(str(path), split, names), NEEDS[recipe.stage], label, names)
     if columns is None:
         raise DataError(f"{label}: there is no row in split {split}.")
     return columns

@@ -20,7 +20,7 @@ from ..contract.errors import DataError, StackllamaError
 from ..contract.prompt_format import Message, PromptFormat
 from ..contract.recipe import TrainRecipe
 from ..contract.run_dir import RunDir
-from ..data.columns import notices
+from ..data.columns import MESSAGES, notices
 from ..data.kinds import has_known_columns, kind_of
 from ..data.sources import open_rows, read_columns, stamp
 from .loading import one_line
@@ -238,7 +238,7 @@ def training_rows(
                 "or `dataset_streaming: false`."
             )
         rows = rows.shuffle(seed=recipe.seed, buffer_size=SHUFFLE_BUFFER)  # pairs of one question lie side by side
-        return rows.map(encode, remove_columns=list(needs))
+        return rows.map(encode, remove_columns=[*needs, MESSAGES])
     return _materialise(recipe, run, recipe.dataset_train_split, needs, encode, recipe.max_train_samples)
 
 
@@ -265,6 +265,7 @@ def report_columns(recipe: TrainRecipe, needs: tuple[str, ...], reporter: Report
         needs,
         config=recipe.dataset_config,
         streaming=recipe.dataset_streaming,
+        names=recipe.dataset_columns,
     )
     for notice in notices(Path(recipe.dataset_name).name, columns):
         reporter.health(notice)
@@ -307,6 +308,7 @@ def _arguments(recipe: TrainRecipe, split: str, needs: tuple[str, ...], limit: i
         "name": recipe.dataset_name,
         "split": split,
         "config": recipe.dataset_config,
+        "names": recipe.dataset_columns,
         "seed": recipe.seed,
         "streaming": recipe.dataset_streaming,
         "limit": limit,
