@@ -49,7 +49,8 @@ def function_arguments(recipe: PPORecipe) -> set[str] | None:
     if columns is None:
         return None if wanted == ALL_SCALARS else {*wanted, *recipe.reward_kwargs}
     name = recipe.dataset_name
-    rows = islice(local_rows(name, recipe.dataset_train_split if kind_of(name) == "prepared" else ALL), LOOK_AT)
+    split = recipe.dataset_train_split if kind_of(name) == "prepared" else ALL
+    rows = islice(local_rows(name, split, recipe.dataset_columns), LOOK_AT)
     label = f"`dataset_name={name}`"
     return {*extra_columns((row for _, row in rows), columns, wanted, label), *recipe.reward_kwargs}
 
