@@ -105,6 +105,10 @@ def test_columns_that_are_not_known_are_left_to_the_stage(tmp_path: Path) -> Non
 
 def test_ready_functions_need_no_directory() -> None:
     assert find("stackllama_engine.rewards:exact_number", None, {"answer"}) is None
+    with pytest.raises(
+        UsageError, match=r"`exact_number` in .*exact_number.py needs `answer`, which is neither a column"
+    ):
+        find("stackllama_engine.rewards:exact_number", None, {"solution"})
 
 
 def test_a_launch_writes_down_where_the_function_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

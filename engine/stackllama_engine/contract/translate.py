@@ -154,7 +154,7 @@ def _one_or_several(key: str) -> Callable[[Any, Values], Read]:
     def read(value: Any, values: Values) -> Read:
         if isinstance(value, str):
             parts = [part.strip() for part in value.split(",") if part.strip()]
-            value = [part if (spelt := number(part)) is None else spelt for part in parts]
+            value = [float(part) if key == "reward_weights" and number(part) is not None else part for part in parts]
         return {key: value if isinstance(value, list) or value is None else [value]}, ""
 
     return read
