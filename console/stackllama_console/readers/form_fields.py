@@ -32,7 +32,7 @@ _SECTIONS: dict[str, str] = {
     "Sampling": """temperature response_length random_length_limits missing_eos_penalty missing_eos_reward use_vllm
         vllm_gpu_memory_utilization""",
     "KL & reward": """kl_coef kl_estimator adap_kl_ctrl target horizon normalize_reward cliprange_reward
-        reward_baseline reward_model_weight reward_funcs reward_weights reward_kwargs reward_columns
+        reward_baseline reward_model_weight reward_model_label reward_funcs reward_weights reward_kwargs reward_columns
         reward_timeout reward_func_paths length_penalty
         length_penalty_start repetition_penalty repetition_n_grams center_rewards_coefficient""",
     "Checkpoints & reports": """logging_steps eval_steps eval_temperatures eval_best_of save_steps save_minutes

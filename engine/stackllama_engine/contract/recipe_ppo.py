@@ -68,6 +68,13 @@ class PPORecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             "`reward_funcs` alone."
         ),
     ] = None
+    reward_model_label: Annotated[
+        Annotated[int, Meta(ge=0)] | None,
+        about(
+            "Which of a classification model's scores is the reward, from 0; empty: the only one, or of two the second "
+            "minus the first."
+        ),
+    ] = None
     reward_model_weight: Annotated[float, about("Weight of the reward model in the score.")] = 1.0
     reward_funcs: Annotated[
         list[str],
