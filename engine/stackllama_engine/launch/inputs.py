@@ -27,7 +27,8 @@ from ..data.columns import Columns
 from ..data.kinds import DEMO, FILE_SUFFIXES, kind_of
 from .data_check import check_data, function_arguments
 from .functions import find_function
-from .prompt_format_check import check_one_kind, check_prompt_format
+from .prompt_format_check import check_one_kind, check_prompt_format, prompt_format_kind
+from .reward_model_check import check_reward_model
 from .sections import PLACEHOLDER, map_sections, stage_recipe
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?", re.ASCII)
@@ -76,8 +77,10 @@ def resolve_inputs(home: Home, recipe: AnyRecipe) -> tuple[AnyRecipe, list[str]]
                     changed["policy_adapter_path"] = path
             check_prompt_format(msgspec.structs.replace(recipe, **changed), columns)
             if isinstance(recipe, PPORecipe):
-                paths = _function_paths(msgspec.structs.replace(recipe, **changed), columns)
-                return msgspec.structs.replace(recipe, **changed, reward_func_paths=paths), _unique(parents)
+                filled = msgspec.structs.replace(recipe, **changed)
+                check_reward_model(filled, prompt_format_kind(filled, columns))
+                paths = _function_paths(filled, columns)
+                return msgspec.structs.replace(filled, reward_func_paths=paths), _unique(parents)
             return msgspec.structs.replace(recipe, **changed), _unique(parents)
 
 
