@@ -113,6 +113,15 @@ class Encoder:
         """
         return self.prompt(question, messages) + self.answer(question, answer.strip(), messages, ended=ended)
 
+    def conversation_ids(self, question: str, answer: str, messages: Messages | None = None) -> list[int]:
+        """Return token ids of prompt and answer as the chat template renders them together, with all that ends them.
+
+        Raises:
+            DataError: the chat template refuses the conversation.
+        """
+        turns, held = self._hold([*self._conversation(question, messages), {"role": "assistant", "content": answer}])
+        return self._tokens(self._render(turns, answered=True), held)
+
     def prompt_text(self, question: str, messages: Messages | None = None) -> str:
         """Return the prompt as text, as :meth:`prompt` encodes it.
 

@@ -113,6 +113,7 @@ def load_plain(
     *,
     reward: bool = False,
     new_head: bool = False,
+    several_labels: bool = False,
 ) -> "PreTrainedModel":
     """Load a model without quantisation, for merging and for separate reward models.
 
@@ -123,6 +124,7 @@ def load_plain(
         device: where it goes.
         reward: with one score per sequence instead of a language-model head.
         new_head: whether the score head may be missing, because an adapter brings it.
+        several_labels: whether it may return several scores per sequence.
 
     Raises:
         StageError: it cannot be loaded, or it is a reward model without a trained head.
@@ -137,11 +139,11 @@ def load_plain(
             f"{name} is not a reward model: it has no trained `{sorted(info['missing_keys'])[0]}`, so its scores would "
             "be random. Name a finished reward run, its adapter, or a sequence-classification model."
         )
-    if model.config.num_labels != 1:
+    if model.config.num_labels != 1 and not several_labels:
         named = ", ".join(str(label) for label in list(model.config.id2label.values())[:4])
         raise StageError(
             f"{name} returns {model.config.num_labels} scores per text ({named}), but a reward is one number; name a "
-            "model with one label, or combine its scores in a `reward_fn`."
+            "model with one label."
         )
     score_in_head_dtype(model)
     return model
