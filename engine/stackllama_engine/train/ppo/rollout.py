@@ -287,7 +287,7 @@ class RolloutWorker:
     def _decode(self, prompt: Prompt, response: Sequence[int]) -> ResponseText:
         ended = response[-1] in self._encoder.stop_ids
         text = self._tokenizer.decode(list(response[:-1] if ended else response), skip_special_tokens=True)
-        return ResponseText(prompt.question, str(text).strip(), ended, prompt.messages, prompt.columns)
+        return ResponseText(prompt.question, self._encoder.trimmed(str(text)), ended, prompt.messages, prompt.columns)
 
     def rows(self, rollout: Rollout, kl: Tensor) -> list[dict[str, Any]]:
         """Make one row per response, as in ``samples.jsonl``; ``kl`` is ``[B]``."""
