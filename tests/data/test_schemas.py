@@ -1,6 +1,7 @@
 """Schemas of public data sets; the rows are made here."""
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,9 @@ import pytest
 
 from stackllama_engine.contract.errors import DataError
 from stackllama_engine.contract.stages import Split, Stage
-from stackllama_engine.data.columns import ALL_SCALARS, NEEDS, notices
+from stackllama_engine.data.columns import ALL_SCALARS, NEEDS, available, notices
 from stackllama_engine.data.preview import preview
+from stackllama_engine.data.schemas import SCHEMAS, schema_of
 from stackllama_engine.data.sources import open_rows, read_columns
 
 SFT, PAIRS, PROMPTS = NEEDS[Stage.SFT], NEEDS[Stage.REWARD], NEEDS[Stage.PPO]
@@ -388,3 +390,21 @@ def test_a_preview_shows_conversations(tmp_path: Path) -> None:
     assert (seen.style, seen.stages) == ("chat", ["sft", "ppo"])
     assert seen.texts == [f"{HELLO_TEXT}\n\nassistant: So."]
     assert seen.notices[0].endswith("rows.jsonl: read as messages")
+
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "data.md"
+DOCUMENTED = re.findall(r"^\| ([^|]+) \| `({.*})` \| (\w+) \|$", DOCUMENT.read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize(("row", "style"), [row[1:] for row in DOCUMENTED], ids=[row[0] for row in DOCUMENTED])
+def test_documented_rows_are_read(tmp_path: Path, row: str, style: str) -> None:
+    source = Source(tmp_path, json.loads(row))
+    assert len(source.rows(PROMPTS)) == 1 and not source.skipped
+    assert source.style() == style
+    columns = available(json.loads(row))
+    assert set(source.rows(columns)[0]) - {"messages"} == set(columns)
+
+
+def test_every_schema_is_documented() -> None:
+    named = {schema.name for row in DOCUMENTED if (schema := schema_of(json.loads(row[1])))}
+    assert named == {schema.name for schema in SCHEMAS}

@@ -153,9 +153,8 @@ def test_invalid_sources_are_refused_with_a_fix(tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").touch()
     (tmp_path / "truncated.parquet").write_bytes(b"PAR1 and no more")
     for name, message in (
-        (str(tmp_path), r"has no manifest\.json\. Create one with"),
         (str(tmp_path / "none.jsonl"), "no such file"),
-        (str(tmp_path / "notes.txt"), "expected a .jsonl, .json or .parquet file"),
+        (str(tmp_path / "notes.txt"), "expected a .jsonl, .json, .csv, .tsv, .parquet or .arrow file"),
         (str(tmp_path / "truncated.parquet"), "not a Parquet file"),
         (str(tmp_path / "empty.jsonl"), "no row in split all"),
         ("./none", "'./none' is not a data source"),

@@ -250,10 +250,10 @@ def test_a_configuration_that_says_nothing_is_left_to_the_stage(tmp_path: Path, 
     assert said(Stage.PPO, str(tmp_path), load_in_8bit=True) == {}
 
 
-@pytest.mark.parametrize("name", ["ok.csv", "ok.jsonl.gz", "Posts.xml"])
+@pytest.mark.parametrize("name", ["ok.txt", "ok.jsonl.xz", "Posts.xml"])
 def test_a_data_file_of_another_kind_is_refused_at_launch(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("question,response_j\n")
-    with pytest.raises(DataError, match=r"expected a \.jsonl, \.json or \.parquet file"):
+    with pytest.raises(DataError, match=r"expected a \.jsonl, \.json, \.csv, \.tsv, \.parquet or \.arrow file"):
         kind_of(str(tmp_path / name))
     recipe = load_recipe(Stage.SFT, None, ["model_name_or_path=demo", f"dataset_name={tmp_path / name}"])
     with pytest.raises(StackllamaError, match=r"expected a \.jsonl"):

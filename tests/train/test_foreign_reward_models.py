@@ -70,7 +70,7 @@ def saved(path: Path, model: Any, tokenizer: Any) -> Path:
 def llama(base: Path, path: Path, labels: int = 1, template: str | None = TEMPLATE, **more: Any) -> Path:
     names = {index: f"L{index}" for index in range(labels)}
     torch.manual_seed(0)
-    config = LlamaConfig(**TINY, num_labels=labels, id2label=names, max_position_embeddings=64)
+    config = LlamaConfig(**TINY, **{"num_labels": labels, "id2label": names}, max_position_embeddings=64)
     return saved(path, LlamaForSequenceClassification(config), tokenizer_of(base, template, **more))
 
 
@@ -109,10 +109,12 @@ def test_its_own_template_renders_the_whole_conversation(
 
 def test_another_family_and_an_encoder_are_scored(base: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    qwen = Qwen2ForSequenceClassification(Qwen2Config(**TINY | {"vocab_size": 408}, num_labels=1))
+    keys: dict[str, Any] = TINY | {"vocab_size": 408, "num_labels": 1}
+    qwen = Qwen2ForSequenceClassification(Qwen2Config(**keys))
     torch.manual_seed(0)
-    few = {key: value for key, value in TINY.items() if key != "num_key_value_heads"}
-    bert = BertForSequenceClassification(BertConfig(**few, num_labels=2, max_position_embeddings=64))
+    few: dict[str, Any] = {key: value for key, value in TINY.items() if key != "num_key_value_heads"}
+    few |= {"num_labels": 2, "max_position_embeddings": 64}
+    bert = BertForSequenceClassification(BertConfig(**few))
     own = {"bos_token": None, "eos_token": None, "cls_token": "<s>", "sep_token": "</s>"}
     template = "{{ cls_token }}{{ messages | map(attribute='content') | join(sep_token) }}{{ sep_token }}"
     for path in (
@@ -161,7 +163,8 @@ def test_one_of_several_labels_is_the_score(base: Path, tmp_path: Path) -> None:
 def test_texts_that_are_too_long_keep_their_begin_token_and_their_end_and_are_counted(
     base: Path, tmp_path: Path, most: int
 ) -> None:
-    path = llama(base, tmp_path / "rm", **({"model_max_length": most} if most < 64 else {}))
+    limit: dict[str, Any] = {"model_max_length": most} if most < 64 else {}
+    path = llama(base, tmp_path / "rm", **limit)
     long = ResponseText("Why? " * 200, "Because it is so", True)
     ids = rendered(tokenizer_of(base), long)
     notices: list[str] = []

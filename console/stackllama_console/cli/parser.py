@@ -328,7 +328,9 @@ def _add_data(commands: _Commands) -> None:
         "--seed", type=_seed, default=0, metavar="N", help="seed for order and choice of pairs (default: 0)"
     )
     preview = _leaf(data, "preview", "Print a source's first rows as the model reads them.", "data:preview", json=True)
-    preview.add_argument("source", metavar="SOURCE", help="`demo`, a prepared directory, .jsonl/.parquet, or a hub id")
+    preview.add_argument(
+        "source", metavar="SOURCE", help="`demo`, a prepared directory, a file, folder or pattern, or a hub id"
+    )
     preview.add_argument("--split", help="finetune, reward, rl, evaluation or all; for other hub data sets, their own")
     preview.add_argument("--config", metavar="NAME", help="configuration of a hub data set")
     preview.add_argument("--revision", metavar="REV", help="branch, tag or commit of a hub data set")

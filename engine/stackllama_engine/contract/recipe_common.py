@@ -118,7 +118,8 @@ class TrainRecipe(ModelRecipe, frozen=True, kw_only=True, forbid_unknown_fields=
     dataset_name: Annotated[
         str,
         about(
-            "Data set: hub id, directory made by `data prepare`, .jsonl, .json or .parquet file, or `demo`.",
+            "Data set: hub id, directory made by `data prepare`, file of rows (.jsonl, .json, .csv, .tsv, .parquet, "
+            ".arrow), folder of them or pattern such as `data/train-*.parquet`, or `demo`.",
             min_length=1,
         ),
     ] = "lvwerra/stack-exchange-paired"

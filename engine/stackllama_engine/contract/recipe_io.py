@@ -8,7 +8,7 @@ transformers are read by :mod:`.translate`, those of earlier versions by :mod:`.
 import functools
 import shlex
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import msgspec
 import yaml
 from msgspec import UNSET, Struct
 
-from .atomic_files import existing
+from .atomic_files import existing, existing_files
 from .errors import RecipeError
 from .findings import COMMAND_LINE, Entry, Findings
 from .foreign_keys import TRL_ONLY, format_of, meaning
@@ -247,7 +247,7 @@ def _build(stage: Stage, entries: dict[str, Entry], where: str, findings: Findin
         return None
     for key in _PATH_KEYS:
         if checked.get(key):
-            checked[key] = _absolute(checked[key])
+            checked[key] = _absolute(checked[key], existing_files if key == "dataset_name" else existing)
     try:
         recipe = RECIPES[stage](**checked)
     except ValueError as error:
@@ -291,11 +291,11 @@ def _hint(key: str, value: Any, what: str, known: Mapping[str, Any]) -> str:
     return f" Did you mean `{near}`?" if near and is_of_type(value, known[near]) else ""
 
 
-def _absolute(value: Any) -> Any:
+def _absolute(value: Any, find: Callable[[str], Path | None]) -> Any:
     """Make a path that exists here absolute, or each of a list: the stage runs in another directory."""
     if isinstance(value, list):
-        return [_absolute(part) if part else part for part in typing.cast("list[Any]", value)]
-    path = existing(value) if "/" in value or "." in value else None
+        return [_absolute(part, find) if part else part for part in typing.cast("list[Any]", value)]
+    path = find(value) if "/" in value or "." in value else None
     return str(path) if path else value
 
 

@@ -10,9 +10,9 @@ from typing import Any
 from ..contract.errors import DataError
 from ..contract.stages import Split
 from .columns import prompt_of
-from .kinds import kind_of
+from .kinds import files_of, kind_of
 from .manifest import read_manifest
-from .row_files import read_file
+from .row_files import position_of, read_file
 from .splits import same_text, split_of
 
 ALL = "all"
@@ -45,11 +45,12 @@ def local_rows(
         for part in splits:
             yield from ((f"{part}.jsonl, line {n}", row) for n, row in read_file(path / f"{part}.jsonl"))
     else:
-        label = "line" if path.suffix == ".jsonl" else "row"
-        whole = split == ALL
-        for number, row in read_file(path):
-            if whole or _split_of_row(row, names) in splits:
-                yield f"{label} {number}", row
+        files = files_of(name)
+        for file in files:
+            for number, row in read_file(file):
+                if split == ALL or _split_of_row(row, names) in splits:
+                    where = position_of(file, number)
+                    yield where if len(files) == 1 else f"{file.name}, {where}", row
 
 
 def _splits(name: str, split: str) -> tuple[Split, ...]:

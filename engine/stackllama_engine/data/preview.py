@@ -154,7 +154,7 @@ def _as_text(row: Row, style: Style) -> str:
 
 
 def _default_split(name: str, kind: Kind) -> str:
-    if kind == "file":
+    if kind in ("file", "files"):
         return ALL
     return "train" if kind == "hub" and name != PAIRED else Split.FINETUNE.value
 

@@ -1,12 +1,12 @@
 """Rows of any source, with standard column names.
 
-=============================================  =====================================================================
-``demo``                                       the embedded demo (:mod:`.demo_data`)
-a directory made by ``data prepare``           recognised by its ``manifest.json``
-a ``.jsonl``, ``.json`` or ``.parquet`` file   has no splits: the hash of a row's question decides its split
-                                               (:mod:`.splits`); the split ``all`` is the whole file
-a hub id                                       through ``datasets``; see :mod:`.hub`
-=============================================  =====================================================================
+=====================================  =============================================================================
+``demo``                               the embedded demo (:mod:`.demo_data`)
+a directory made by ``data prepare``   recognised by its ``manifest.json``
+a file, or several (:mod:`.kinds`)     has no splits: the hash of a row's question decides its split (:mod:`.splits`);
+                                       the split ``all`` is the whole file
+a hub id                               through ``datasets``; see :mod:`.hub`
+=====================================  =============================================================================
 
 An existing path has precedence over a hub id of the same name. Columns may have other common names, and a prompt may be
 spread over several columns (:mod:`.columns`); conversations and other schemas are read as well (:mod:`.schemas`).
@@ -37,7 +37,7 @@ from .columns import (
     look_at,
 )
 from .hub import read_hub
-from .kinds import kind_of
+from .kinds import files_of, kind_of
 from .local import ALL, local_rows
 from .splits import same_text, stable_hash
 
@@ -160,7 +160,7 @@ def stamp(name: str) -> str:
     elif kind == "demo":
         files = [Path(__file__).with_name("demo_data.py")]
     else:
-        files = sorted(path.iterdir()) if kind == "prepared" else [path]
+        files = sorted(path.iterdir()) if kind == "prepared" else files_of(name)
     facts = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     return f"{stable_hash(kind, name if kind in ('hub', 'demo') else str(path), repr(facts)):016x}"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from ..contract.atomic_files import existing
+from ..contract.atomic_files import existing, existing_files
 from ..contract.base import DEMO_BASE
 from ..contract.errors import RefusedError, UsageError
 from ..contract.recipe import (
@@ -25,6 +25,7 @@ from ..contract.run_dir import RUN_ID, Home, RunDir
 from ..contract.stages import TRAINING_STAGES, Split, Stage
 from ..data.columns import Columns
 from ..data.kinds import DEMO, FILE_SUFFIXES, kind_of
+from ..data.local import ALL
 from .data_check import check_data, function_arguments
 from .functions import find_function
 from .prompt_format_check import check_one_kind, check_prompt_format, prompt_format_kind
@@ -135,10 +136,12 @@ def _dataset(home: Home, key: str, value: str, parents: list[str]) -> str:
     _refuse_hostile(key, value)
     if value == DEMO:
         return value
-    if path := _existing(value):
+    if (found := existing_files(value)) and (path := str(found)):
         kind_of(path)  # a directory or file that is no data source is refused here, not in the middle of a run
         return path
-    return _path_or_hub(home, key, value, "a hub id, a directory of `data prepare`, a local file, or `demo`")
+    return _path_or_hub(
+        home, key, value, "a hub id, a directory of `data prepare`, a file or a folder of files, or `demo`"
+    )
 
 
 def _adapter(home: Home, key: str, value: str, parents: list[str]) -> str:
@@ -230,9 +233,10 @@ def _needs(key: str, path: Path, *names: str, why: str) -> None:
 def _check_splits(recipe: SFTRecipe | RewardRecipe | PPORecipe) -> None:
     """Check the splits of local data; a hub data set's are not known before launch."""
     name = recipe.dataset_name
-    if name != DEMO and not _existing(name):
+    _refuse_hostile("dataset_name", name)
+    if name != DEMO and not existing_files(name):
         return
-    splits = [split.value for split in Split] + (["all"] if Path(name).is_file() else [])
+    splits = [split.value for split in Split] + ([ALL] if kind_of(name) in ("file", "files") else [])
     for key in ("dataset_train_split", "dataset_test_split"):
         split: str = getattr(recipe, key)
         if split not in splits:
