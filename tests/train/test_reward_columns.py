@@ -10,8 +10,11 @@ import pytest
 from stackllama_engine.contract.errors import DataError
 from stackllama_engine.contract.recipe import PPORecipe
 from stackllama_engine.contract.recipe_io import load_recipe
+from stackllama_engine.contract.run_dir import Home
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.train.ppo.prompts import Prompt, load_prompts
+
+from .in_process import PPO, attempt
 
 ROWS: list[dict[str, Any]] = [
     {"question": "1 + 1?", "answer": "#### 2", "level": 1, "steps": ["1 + 1 = 2"]},
@@ -53,3 +56,32 @@ def test_a_missing_column_is_named(tmp_path: Path) -> None:
 def test_the_answers_of_pairs_stay_where_they_are(tmp_path: Path) -> None:
     rows = [{"question": "q", "response_j": "good", "response_k": "bad", "votes": 3}]
     assert prompts_of(tmp_path, rows=rows)[0].columns == {"votes": 3}
+
+
+@pytest.mark.slow
+def test_a_run_scores_against_a_column_and_records_it(base: Path, shared_home: Home, tmp_path: Path) -> None:
+    """Through the stage, with a ready function that counts and one that only watches."""
+    rows = [{"question": f"How many is {n} + 1?", "answer": f"So.\n#### {n + 1}"} for n in range(9)]
+    (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    ready = "stackllama_engine.rewards"
+    keys = (
+        f"dataset_name={tmp_path / 'sums.jsonl'}",
+        "dataset_train_split=all",
+        "dataset_test_split=all",
+        "max_steps=1",
+        f"reward_funcs=[{ready}:exact_number_strict, {ready}:target_length]",
+        "reward_func_paths=[]",
+        "reward_weights=[0, 2]",
+        "reward_kwargs.words=3",
+    )
+    with attempt(shared_home, base, Stage.PPO, *PPO, *keys) as one:
+        assert one.train()
+    samples = [json.loads(line) for line in one.run.samples_file.read_text().splitlines()]
+    assert samples
+    for sample in samples:
+        (question,) = (row for row in rows if row["question"] == sample["question"])
+        assert sample["columns"] == {"answer": question["answer"]}
+        assert sample["rewards"].keys() == {"exact_number_strict", "target_length"}
+        assert sample["reward"] == pytest.approx(2 * sample["rewards"]["target_length"])
+    assert set(one.metrics("reward/exact_number_strict")) == {1}
+    assert set(one.metrics("reward/target_length_abstained").values()) == {0.0}

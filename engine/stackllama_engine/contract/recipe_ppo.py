@@ -424,7 +424,8 @@ class PPORecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     @property
     def functions(self) -> "list[RewardFunc]":
         """The reward functions with their directories, weights and names."""
-        count = len(self.reward_funcs)
+        if not (count := len(self.reward_funcs)):
+            return []
         paths = self.reward_func_paths or [None] * count
         weights = self.reward_weights or [1.0] * count
         last = [reference.rpartition(":")[2] for reference in self.reward_funcs]

@@ -140,7 +140,7 @@ class Rewards:
 def functions_of(components: Iterable[str]) -> list[str]:
     """Return those of components, by their metrics' names, that are functions'."""
     own = {f"{PREFIX}{name}" for name in OWN_COMPONENTS}
-    return [name for name in components if name not in own]
+    return [name for name in components if name.startswith(PREFIX) and name not in own]
 
 
 def check_options(functions: Sequence[RewardFunction], options: Iterable[str]) -> None:
