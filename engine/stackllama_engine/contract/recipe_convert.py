@@ -54,7 +54,13 @@ _TRAINER: dict[str, Any] = {
     "seed": 42,
 }
 """Defaults of transformers' TrainingArguments, where ours differ."""
-_TRL = _TRAINER | {"gradient_checkpointing": True, "dtype": "float32", "bf16": True, "max_length": 1024}
+_TRL = _TRAINER | {
+    "gradient_checkpointing": True,
+    "dtype": "float32",
+    "bf16": True,
+    "max_length": 1024,
+    "lora_target_modules": None,
+}
 _TRL_PPO = {
     "learning_rate": 3e-6,
     "num_train_epochs": None,
