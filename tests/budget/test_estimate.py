@@ -65,7 +65,7 @@ def test_the_default_adapter_is_on_every_matrix_of_the_layers(llama_7b: Architec
     assert ALL_LINEAR == 39_976_960
     found, few = (on_gpu(llama_7b, Stage.SFT, **keys) for keys in ({}, {"lora_target_modules": ["q_proj", "v_proj"]}))
     sizes, before = ({part.name: part.bytes for part in one.components} for one in (found, few))
-    assert sizes["adapter"] == 4 * ALL_LINEAR and sizes["optimizer states"] == 2 * 4 * ALL_LINEAR
+    assert sizes["adapter"] == 4 * ALL_LINEAR and sizes["optimizer"] == 2 * 4 * ALL_LINEAR
     assert before["adapter"] == 4 * 16 * 2 * 8192 * 32
 
 
