@@ -27,7 +27,8 @@ from ..contract.stages import TRAINING_STAGES, Split, Stage
 from ..data.kinds import DEMO, FILE_SUFFIXES, kind_of
 from .data_check import check_data
 from .functions import find_function
-from .sections import PLACEHOLDER, map_sections
+from .prompt_format_check import check_one_kind, check_prompt_format
+from .sections import PLACEHOLDER, map_sections, stage_recipe
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?", re.ASCII)
 _LONGEST_HUB_ID = 96  # huggingface_hub.utils.validate_repo_id
@@ -49,6 +50,7 @@ def resolve_inputs(home: Home, recipe: AnyRecipe) -> tuple[AnyRecipe, list[str]]
     match recipe:
         case PipelineRecipe():
             pipeline = map_sections(recipe, lambda section: _collect(home, section, parents), TRAINING_STAGES)
+            check_one_kind([stage_recipe(pipeline, stage) for stage in TRAINING_STAGES])
             return pipeline, _unique(parents)
         case MergeRecipe():
             path = resolved("adapter_path", recipe.adapter_path, _adapter)
@@ -64,7 +66,7 @@ def resolve_inputs(home: Home, recipe: AnyRecipe) -> tuple[AnyRecipe, list[str]]
                 "model_name_or_path": resolved("model_name_or_path", recipe.model_name_or_path, _model),
                 "dataset_name": resolved("dataset_name", recipe.dataset_name, _dataset),
             }
-            check_data(msgspec.structs.replace(recipe, **changed))
+            columns = check_data(msgspec.structs.replace(recipe, **changed))
             if isinstance(recipe, PPORecipe):
                 if recipe.reward_model_path:
                     path = resolved("reward_model_path", recipe.reward_model_path, _reward_model)
@@ -72,9 +74,10 @@ def resolve_inputs(home: Home, recipe: AnyRecipe) -> tuple[AnyRecipe, list[str]]
                 if recipe.policy_adapter_path:
                     path = resolved("policy_adapter_path", recipe.policy_adapter_path, _adapter)
                     changed["policy_adapter_path"] = path
-                if recipe.reward_fn:
-                    path = find_function("reward_fn", recipe.reward_fn, recipe.reward_fn_path, REWARD_ARGUMENTS)
-                    return msgspec.structs.replace(recipe, **changed, reward_fn_path=path), _unique(parents)
+            check_prompt_format(msgspec.structs.replace(recipe, **changed), columns)
+            if isinstance(recipe, PPORecipe) and recipe.reward_fn:
+                path = find_function("reward_fn", recipe.reward_fn, recipe.reward_fn_path, REWARD_ARGUMENTS)
+                return msgspec.structs.replace(recipe, **changed, reward_fn_path=path), _unique(parents)
             return msgspec.structs.replace(recipe, **changed), _unique(parents)
 
 
