@@ -58,7 +58,7 @@ def prepare(folder: Path, batches: int, work: Work) -> None:
     recipe = load_recipe(Stage.REWARD, None, keys)
     assert isinstance(recipe, RewardRecipe)
     reward_model = AutoModelForSequenceClassification.from_pretrained(folder / "reward")
-    adapter = get_peft_model(reward_model, models.lora_config(recipe, "SEQ_CLS"))
+    adapter = get_peft_model(reward_model, models.lora_config(recipe, "SEQ_CLS", reward_model.config.model_type))
     models.save_adapter(
         adapter, models.load_tokenizer(str(folder / "base")), folder / "adapter", recipe, PromptFormat()
     )

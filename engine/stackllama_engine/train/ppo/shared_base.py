@@ -356,7 +356,7 @@ class SharedBase:
                 f"{recipe.reward_model_path} is not; use `value_head_init: auto`."
             )
         else:
-            self.model.add_adapter(CRITIC, models.lora_config(recipe, "CAUSAL_LM"))
+            self.model.add_adapter(CRITIC, models.lora_config(recipe, "CAUSAL_LM", self.base.config.model_type))
             self._activate(POLICY)
 
     def _continue_from(self, path: Path, recipe: PPORecipe) -> None:
