@@ -335,6 +335,12 @@ def _add_data(commands: _Commands) -> None:
     preview.add_argument("--config", metavar="NAME", help="configuration of a hub data set")
     preview.add_argument("--revision", metavar="REV", help="branch, tag or commit of a hub data set")
     preview.add_argument("--rows", "-n", type=_count, default=3, metavar="N", help="number of rows (default: 3)")
+    text = "show the tokens of a stage, by this model's tokenizer"
+    preview.add_argument("--model", metavar="NAME", help=text)
+    text = "show the tokens of a stage, by this recipe; a pipeline's is one as well"
+    preview.add_argument("--recipe", type=Path, metavar="FILE", help=text)
+    preview.add_argument("--stage", choices=STAGES[:3], help="stage of the tokens (default: the recipe's, or sft)")
+    _add_words(preview, "SOURCE ")
 
 
 def _add_words(parser: Parser, before: str, text: str = "recipe override") -> None:
