@@ -43,7 +43,7 @@ def request(stage: Stage, config: dict[str, Any] = SMALL, **keys: Any) -> Reques
     [
         (Stage.SFT, PLAIN | BATCH),
         (Stage.SFT, PLAIN | BATCH | KEPT | {"use_peft": False}),
-        (Stage.SFT, PLAIN | BATCH | {"lora_target_modules": "all-linear"}),
+        (Stage.SFT, PLAIN | BATCH | {"lora_target_modules": ["q_proj", "v_proj"]}),
         (Stage.SFT, {"dtype": "float32", "load_in_8bit": False} | BATCH | {"bf16": True}),
         (Stage.SFT, BATCH),
         (Stage.SFT, BATCH | KEPT),

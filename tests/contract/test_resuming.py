@@ -58,7 +58,7 @@ def test_optimizer_keys_are_kept_by_the_trainer_and_applied_by_ppo(tmp_path: Pat
     [
         ("lora_r=8", "`lora_r` 16 → 8"),
         ("lora_alpha=64", "`lora_alpha` 32 → 64"),
-        ("lora_target_modules=[q_proj]", '`lora_target_modules` empty → ["q_proj"]'),
+        ("lora_target_modules=[q_proj]", '`lora_target_modules` all-linear → ["q_proj"]'),
         ("model_name_or_path=other/base", "`model_name_or_path` some/base → other/base"),
         ("optim=adafactor", "`optim` adamw_torch_fused → adafactor"),
     ],

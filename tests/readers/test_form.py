@@ -116,7 +116,7 @@ def test_an_empty_form_says_what_is_needed_and_a_filled_one_is_the_default_recip
         ("load_in_8bit", "no", "load_in_8bit=no", False),
         ("lora_target_modules", "q_proj, v_proj", "lora_target_modules=[q_proj, v_proj]", ["q_proj", "v_proj"]),
         ("lora_target_modules", "[q_proj]", "lora_target_modules=[q_proj]", ["q_proj"]),
-        ("lora_target_modules", "all-linear", "lora_target_modules=all-linear", "all-linear"),
+        ("lora_target_modules", "", "lora_target_modules=null", None),
         ("lora_target_modules", "a:, on", 'lora_target_modules=["a:", "on"]', ["a:", "on"]),
         ("report_to", "wandb", "report_to=[wandb]", ["wandb"]),
         ("report_to", "wandb, trackio", "report_to=[wandb, trackio]", ["wandb", "trackio"]),
@@ -172,7 +172,7 @@ def test_what_says_the_default_is_not_kept() -> None:
         ("lora_r", " 16 "),
         ("load_in_8bit", "yes"),
         ("report_to", "[]"),
-        ("lora_target_modules", "none"),
+        ("lora_target_modules", "all-linear"),
         ("dtype", "auto"),
     ]:
         form.set(key, text)

@@ -147,7 +147,7 @@ def test_several_turns_need_a_chat_template(chat_base: Path) -> None:
 def test_no_format_leaves_texts_alone(chat_base: Path) -> None:
     encoder = Encoder(models.load_tokenizer(str(chat_base)), PromptFormat(kind="none"))
     assert encoder.text("Human: Why?", " Because.") == "Human: Why? Because."
-    assert encoder.tokenizer.decode(encoder.text_ids("Human: Why? ", "Because.")[:-1]) == "Human: Why? Because."
+    assert encoder.tokenizer.decode(encoder.text_ids("Human: Why?", " Because.")[:-1]) == "Human: Why? Because."
 
 
 def test_every_end_of_the_generation_configuration_ends_a_response(chat_base: Path, base: Path) -> None:

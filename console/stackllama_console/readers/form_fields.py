@@ -19,20 +19,21 @@ _SECTIONS: dict[str, str] = {
         model_revision dtype
         load_in_8bit load_in_4bit bnb_4bit_quant_type use_bnb_nested_quant attn_implementation trust_remote_code""",
     "Data": """dataset_name dataset_config dataset_columns dataset_train_split dataset_test_split dataset_streaming
-        max_train_samples max_eval_samples""",
+        max_train_samples max_eval_samples prompt_format system_prompt chat_template enable_thinking""",
     "Adapter": "use_peft lora_r lora_alpha lora_dropout lora_target_modules",
     "Optimisation": """optim learning_rate value_learning_rate lr_scheduler_type min_lr_rate warmup_steps max_steps
         total_episodes num_train_epochs weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm
         max_skipped_steps max_rollbacks bf16 fp16 seed""",
     "Batch & length": """per_device_train_batch_size gradient_accumulation_steps num_mini_batches
         local_rollout_forward_batch_size per_device_eval_batch_size gradient_checkpointing max_length
-        max_prompt_length packing packing_strategy""",
+        max_prompt_length packing packing_strategy assistant_only_loss""",
     "PPO": """num_ppo_epochs cliprange cliprange_value vf_coef ent_coef gamma lam whiten_rewards whiten_advantages
         early_stopping target_kl ratio_threshold value_adapter value_head_init""",
     "Sampling": """temperature response_length random_length_limits missing_eos_penalty missing_eos_reward use_vllm
         vllm_gpu_memory_utilization""",
     "KL & reward": """kl_coef kl_estimator adap_kl_ctrl target horizon normalize_reward cliprange_reward
-        reward_baseline reward_model_weight reward_fn reward_fn_path reward_fn_weight length_penalty
+        reward_baseline reward_model_weight reward_model_label reward_funcs reward_weights reward_kwargs reward_columns
+        reward_timeout reward_func_paths length_penalty
         length_penalty_start repetition_penalty repetition_n_grams center_rewards_coefficient""",
     "Checkpoints & reports": """logging_steps eval_steps eval_temperatures eval_best_of save_steps save_minutes
         save_total_limit metric_for_best_model greater_is_better keep_every_steps report_to

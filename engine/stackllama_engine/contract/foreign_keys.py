@@ -97,7 +97,6 @@ REFUSED: dict[str, str] = {
     "shuffle_dataset": "the order of examples is given by `seed`; remove it",
     "data_seed": "one `seed` is for everything that is random; remove it",
     "config_file": "launch settings are keys of the recipe: `num_processes`; remove it",
-    "reward_funcs": "give your reward function as `reward_fn: package.module:function`",
     "batch_size": "PPO's batch size per device is `per_device_train_batch_size` × `gradient_accumulation_steps` × "
     "`num_mini_batches`; set those",
     "mini_batch_size": "PPO's mini-batch size per device is `per_device_train_batch_size` × "

@@ -109,10 +109,11 @@ class TrainRecipe(ModelRecipe, frozen=True, kw_only=True, forbid_unknown_fields=
     lora_target_modules: Annotated[
         list[str] | str | None,
         about(
-            "Modules that get an adapter: a list of names, `all-linear`, or a regular expression over full "
-            "names such as `.*(q|v)_proj`; empty: PEFT's default for the model (for Llama q_proj and v_proj)."
+            "Modules that get an adapter: `all-linear` (every matrix inside the layers), a list of names, or a regular "
+            "expression over full names such as `.*(q|v)_proj`; empty: PEFT's default for the model (for Llama q_proj "
+            "and v_proj), which learns worse (https://thinkingmachines.ai/blog/lora)."
         ),
-    ] = None
+    ] = "all-linear"
 
     # data
     dataset_name: Annotated[

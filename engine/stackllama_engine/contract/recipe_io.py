@@ -36,7 +36,7 @@ _PATH_KEYS = (
     "model_name_or_path",
     "dataset_name",
     "reward_model_path",
-    "reward_fn_path",
+    "reward_func_paths",
     "adapter_path",
     "policy_adapter_path",
     "base_model_name_or_path",
@@ -291,8 +291,10 @@ def _hint(key: str, value: Any, what: str, known: Mapping[str, Any]) -> str:
     return f" Did you mean `{near}`?" if near and is_of_type(value, known[near]) else ""
 
 
-def _absolute(value: str, find: Callable[[str], Path | None]) -> str:
-    """Make a path that exists here absolute: the stage runs in another directory."""
+def _absolute(value: Any, find: Callable[[str], Path | None]) -> Any:
+    """Make a path that exists here absolute, or each of a list: the stage runs in another directory."""
+    if isinstance(value, list):
+        return [_absolute(part, find) if part else part for part in typing.cast("list[Any]", value)]
     path = find(value) if "/" in value or "." in value else None
     return str(path) if path else value
 

@@ -4,13 +4,14 @@ A hub data set is not read here. The stage reads it, and reports the same errors
 """
 
 import importlib.util
+from itertools import islice
 from pathlib import Path
 
 from ..contract.atomic_files import existing_files
 from ..contract.errors import DataError
 from ..contract.recipe import AnyRecipe, MergeRecipe, PipelineRecipe, PPORecipe, RewardRecipe, SFTRecipe
 from ..contract.stages import TRAINING_STAGES
-from ..data.columns import NEEDS, Columns, look_at, notices
+from ..data.columns import ALL_SCALARS, LOOK_AT, NEEDS, Columns, extra_columns, look_at, notices
 from ..data.kinds import DEMO, has_known_columns, kind_of, needs_pyarrow
 from ..data.local import ALL, local_rows
 from .sections import stage_recipe
@@ -36,6 +37,26 @@ def check_data(recipe: SFTRecipe | RewardRecipe | PPORecipe) -> Columns | None:
     if columns is None:
         raise DataError(f"{label}: there is no row in split {split}.")
     return columns
+
+
+def function_arguments(recipe: PPORecipe, columns: Columns | None) -> set[str] | None:
+    """Return what reward functions get by name besides prompts and responses; None where the columns are not known.
+
+    Args:
+        recipe: with its inputs resolved.
+        columns: of its data set, by :func:`check_data`.
+
+    Raises:
+        DataError: one of ``reward_columns`` is missing.
+    """
+    wanted = ALL_SCALARS if recipe.reward_columns is None else recipe.reward_columns
+    if columns is None:
+        return None if wanted == ALL_SCALARS else {*wanted, *recipe.reward_kwargs}
+    name = recipe.dataset_name
+    split = recipe.dataset_train_split if kind_of(name) == "prepared" else ALL
+    rows = islice(local_rows(name, split, recipe.dataset_columns), LOOK_AT)
+    label = f"`dataset_name={name}`"
+    return {*extra_columns((row for _, row in rows), columns, wanted, label), *recipe.reward_kwargs}
 
 
 def data_notices(recipe: AnyRecipe) -> list[str]:

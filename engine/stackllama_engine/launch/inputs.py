@@ -14,7 +14,6 @@ from ..contract.atomic_files import existing, existing_files
 from ..contract.base import DEMO_BASE
 from ..contract.errors import RefusedError, UsageError
 from ..contract.recipe import (
-    REWARD_ARGUMENTS,
     AnyRecipe,
     MergeRecipe,
     PipelineRecipe,
@@ -24,11 +23,13 @@ from ..contract.recipe import (
 )
 from ..contract.run_dir import RUN_ID, Home, RunDir
 from ..contract.stages import TRAINING_STAGES, Split, Stage
+from ..data.columns import Columns
 from ..data.kinds import DEMO, FILE_SUFFIXES, kind_of
 from ..data.local import ALL
-from .data_check import check_data
+from .data_check import check_data, function_arguments
 from .functions import find_function
-from .prompt_format_check import check_one_kind, check_prompt_format
+from .prompt_format_check import check_one_kind, check_prompt_format, prompt_format_kind
+from .reward_model_check import check_reward_model
 from .sections import PLACEHOLDER, map_sections, stage_recipe
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?", re.ASCII)
@@ -76,9 +77,11 @@ def resolve_inputs(home: Home, recipe: AnyRecipe) -> tuple[AnyRecipe, list[str]]
                     path = resolved("policy_adapter_path", recipe.policy_adapter_path, _adapter)
                     changed["policy_adapter_path"] = path
             check_prompt_format(msgspec.structs.replace(recipe, **changed), columns)
-            if isinstance(recipe, PPORecipe) and recipe.reward_fn:
-                path = find_function("reward_fn", recipe.reward_fn, recipe.reward_fn_path, REWARD_ARGUMENTS)
-                return msgspec.structs.replace(recipe, **changed, reward_fn_path=path), _unique(parents)
+            if isinstance(recipe, PPORecipe):
+                filled = msgspec.structs.replace(recipe, **changed)
+                check_reward_model(filled, prompt_format_kind(filled, columns))
+                paths = _function_paths(filled, columns)
+                return msgspec.structs.replace(filled, reward_func_paths=paths), _unique(parents)
             return msgspec.structs.replace(recipe, **changed), _unique(parents)
 
 
@@ -119,6 +122,14 @@ def _model(home: Home, key: str, value: str, parents: list[str]) -> str:
     elif Path(path).is_file() and not path.endswith(".gguf"):
         raise UsageError(f"`{key}: {path}` is a file; a model is a directory with config.json, or a .gguf file.")
     return path
+
+
+def _function_paths(recipe: PPORecipe, columns: Columns | None) -> list[str | None]:
+    """Return the directory of each reward function; None: it is installed."""
+    if not recipe.reward_funcs:
+        return []
+    given = function_arguments(recipe, columns)
+    return [find_function(function.reference, function.directory, given) for function in recipe.functions]
 
 
 def _dataset(home: Home, key: str, value: str, parents: list[str]) -> str:

@@ -32,8 +32,11 @@ def check_prompt_format(recipe: _Recipe, columns: Columns | None) -> None:
     kind = prompt_format_kind(recipe, columns)
     if kind is None:
         return
-    if kind == "chat" and not recipe.chat_template:
-        _check_template(recipe.model_name_or_path)
+    if kind == "chat" and not recipe.chat_template and not has_chat_template(Path(recipe.model_name_or_path)):
+        raise UsageError(
+            f"`prompt_format: chat`: the tokenizer of {recipe.model_name_or_path} has no chat template; name one with "
+            "`chat_template: FILE` (Jinja), or set `prompt_format: question_answer`."
+        )
     for key in () if recipe.stage is Stage.SFT else ("model_name_or_path", "reward_model_path", "policy_adapter_path"):
         value: str | None = getattr(recipe, key, None)
         if value and (before := read_prompt_format(Path(value))):
@@ -85,18 +88,15 @@ def _as_far_as_known(recipe: _Recipe, kind: Kind, before: PromptFormat) -> Promp
     )
 
 
-def _check_template(model: str) -> None:
-    """Look for the chat template beside a local model's tokenizer, in either of the places it is kept in."""
-    directory = Path(model)
+def has_chat_template(directory: Path) -> bool:
+    """Look for the chat template beside a local model's tokenizer, in either of the places it is kept in.
+
+    True as well where that is not known, as for a hub model.
+    """
     config = directory / "tokenizer_config.json"
     if not config.is_file() or (directory / "chat_template.jinja").is_file():
-        return
+        return True
     try:
-        has_template = b'"chat_template"' in read_bytes(config, MOST_CONFIG)
+        return b'"chat_template"' in read_bytes(config, MOST_CONFIG)
     except OSError:  # the stage reads it, and says what is wrong
-        return
-    if not has_template:
-        raise UsageError(
-            f"`prompt_format: chat`: the tokenizer of {model} has no chat template; name one with "
-            "`chat_template: FILE` (Jinja), or set `prompt_format: question_answer`."
-        )
+        return True

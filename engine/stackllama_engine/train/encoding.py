@@ -111,7 +111,20 @@ class Encoder:
         Raises:
             DataError: the chat template refuses the conversation.
         """
-        return self.prompt(question, messages) + self.answer(question, answer.strip(), messages, ended=ended)
+        return self.prompt(question, messages) + self.answer(question, self.trimmed(answer), messages, ended=ended)
+
+    def conversation_ids(self, question: str, answer: str, messages: Messages | None = None) -> list[int]:
+        """Return token ids of prompt and answer as the chat template renders them together, with all that ends them.
+
+        Raises:
+            DataError: the chat template refuses the conversation.
+        """
+        turns, held = self._hold([*self._conversation(question, messages), {"role": "assistant", "content": answer}])
+        return self._tokens(self._render(turns, answered=True), held)
+
+    def trimmed(self, answer: str) -> str:
+        """Return an answer without white space around it, which is no part of it except where texts are as they are."""
+        return answer if self.format.kind == "none" else answer.strip()
 
     def prompt_text(self, question: str, messages: Messages | None = None) -> str:
         """Return the prompt as text, as :meth:`prompt` encodes it.

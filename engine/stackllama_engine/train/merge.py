@@ -37,7 +37,7 @@ from . import models
 from .encoding import Encoder
 from .loading import one_line
 from .pending_writes import is_disk_full
-from .ppo.rewards import score_weight
+from .ppo.shared_base import score_weight
 from .session import Session
 
 if TYPE_CHECKING:

@@ -33,6 +33,7 @@ from transformers import (
     BitsAndBytesConfig,
 )
 
+from ..budget.adapter import ALL_LINEAR
 from ..contract.base import BASE_FILE as BASE_FILE
 from ..contract.base import base_identity as base_identity
 from ..contract.base import same_base as same_base
@@ -44,6 +45,10 @@ from .loading import loading, one_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_MAMBA = frozenset({"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"})
+_MAMBA_KERNELS = ("out_proj", "conv1d")
+"""Modules of these types that fused kernels read past an adapter, so that PEFT refuses to adapt them."""
 
 
 def load_tokenizer(name: str, revision: str | None = None, *, must_end: bool = True) -> "PreTrainedTokenizerBase":
@@ -113,6 +118,7 @@ def load_plain(
     *,
     reward: bool = False,
     new_head: bool = False,
+    several_labels: bool = False,
 ) -> "PreTrainedModel":
     """Load a model without quantisation, for merging and for separate reward models.
 
@@ -123,6 +129,7 @@ def load_plain(
         device: where it goes.
         reward: with one score per sequence instead of a language-model head.
         new_head: whether the score head may be missing, because an adapter brings it.
+        several_labels: whether it may return several scores per sequence.
 
     Raises:
         StageError: it cannot be loaded, or it is a reward model without a trained head.
@@ -137,11 +144,11 @@ def load_plain(
             f"{name} is not a reward model: it has no trained `{sorted(info['missing_keys'])[0]}`, so its scores would "
             "be random. Name a finished reward run, its adapter, or a sequence-classification model."
         )
-    if model.config.num_labels != 1:
+    if model.config.num_labels != 1 and not several_labels:
         named = ", ".join(str(label) for label in list(model.config.id2label.values())[:4])
         raise StageError(
             f"{name} returns {model.config.num_labels} scores per text ({named}), but a reward is one number; name a "
-            "model with one label, or combine its scores in a `reward_fn`."
+            "model with one label."
         )
     score_in_head_dtype(model)
     return model
@@ -174,20 +181,22 @@ def add_lora(
     if recipe.quantised:
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=recipe.gradient_checkpointing)
     try:
-        peft_model = get_peft_model(model, config or lora_config(recipe, task_type))
+        peft_model = get_peft_model(model, config or lora_config(recipe, task_type, model.config.model_type))
     except ValueError as error:
         raise StageError(f"LoRA does not fit {recipe.model_name_or_path}: {error} Set `lora_target_modules`.") from None
     return peft_model
 
 
-def lora_config(recipe: TrainRecipe, task_type: str) -> LoraConfig:
+def lora_config(recipe: TrainRecipe, task_type: str, model_type: str) -> LoraConfig:
     """PEFT's configuration of the recipe's adapter; a reward adapter trains and saves its score head."""
+    every_matrix = recipe.lora_target_modules == ALL_LINEAR
     return LoraConfig(
         task_type=task_type,
         r=recipe.lora_r,
         lora_alpha=recipe.lora_alpha,
         lora_dropout=recipe.lora_dropout,
         target_modules=recipe.lora_target_modules,
+        exclude_modules=[*_MAMBA_KERNELS] if every_matrix and model_type in _MAMBA else None,
         modules_to_save=["score"] if task_type == "SEQ_CLS" else None,
         bias="none",
     )

@@ -59,7 +59,7 @@ def run(recipe: SFTRecipe, session: Session) -> dict[str, Any]:
     def encode(row: dict[str, Any]) -> dict[str, Any]:
         question, messages = row["question"], row.get("messages")
         prompt = encoder.prompt(question, messages)
-        ids = prompt + encoder.answer(question, row["response_j"].strip(), messages)
+        ids = prompt + encoder.answer(question, encoder.trimmed(row["response_j"]), messages)
         labels = {"labels": [-100] * len(prompt) + ids[len(prompt) :]} if answers_alone else {}  # -100: no loss
         return {"input_ids": ids, PROMPT: len(prompt), COLUMN: question_hash(question), **labels}
 

@@ -87,7 +87,7 @@ def _shared_base(recipe: PPORecipe, config: dict[str, Any], layers: int, *, adap
     adapters = ((REFERENCE, base._continues), (REWARD, adapter_scores), (CRITIC, base.has_separate_critic))
     for name, wanted in adapters:
         if wanted:
-            base.model.add_adapter(name, models.lora_config(recipe, "CAUSAL_LM"))
+            base.model.add_adapter(name, models.lora_config(recipe, "CAUSAL_LM", model.config.model_type))
     base._activate(POLICY)
     if recipe.gradient_checkpointing:
         build.checkpointing(model, recipe)

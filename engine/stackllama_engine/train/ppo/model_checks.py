@@ -1,7 +1,8 @@
 """Checks of PPO's assumptions about a model, measured once at load against the model's own forward pass.
 
 - Its logits are its output head times the hidden states of its trunk, which is how :class:`.shared_base.SharedBase`
-  computes every log-probability. Models that scale or cap their logits in between are refused.
+  computes every log-probability. Those of a model that projects, scales or caps in between are computed by its own
+  code; where even that does not agree, the model is refused.
 - A row in a padded batch has the log-probabilities that it has alone.
 - So it has while it is sampled: adapter merged, keys and states cached, finished rows removed. A shortcut that changes
   them is turned off.
@@ -77,12 +78,24 @@ def check_policy(recipe: PPORecipe, base: SharedBase, encoder: Encoder, reporter
 
 
 def _check_head(recipe: PPORecipe, base: SharedBase, rows: Sequence[Row], own: Sequence[Tensor], limit: float) -> None:
-    difference = _measure(own, lambda: [_alone(base, [*prompt, *response]) for prompt, response in rows])
-    if difference.nats > limit:
+    for base.plain_head in (True, False):
+        difference = _measure(own, lambda: [_alone(base, [*prompt, *response]) for prompt, response in rows])
+        if difference.nats <= limit:
+            return _check_width(recipe, base)
+    raise StageError(
+        f"`model_name_or_path={recipe.model_name_or_path}`: {_kind(base)} computes its logits from more than its last "
+        f"hidden states, and PPO, which computes them from these, {difference}; use another model."
+    )
+
+
+def _check_width(recipe: PPORecipe, base: SharedBase) -> None:
+    first = torch.zeros(1, 1, dtype=torch.int64, device=base.device)
+    width = base.hidden(first, None, first).shape[-1]
+    if width != base.value_head.in_features:
         raise StageError(
-            f"`model_name_or_path={recipe.model_name_or_path}`: {_kind(base)} computes its logits not from its "
-            f"output head alone, and PPO, which multiplies hidden states with the head, {difference}; use a model "
-            "that neither scales nor caps its logits, such as Llama, Mistral or Qwen."
+            f"`model_name_or_path={recipe.model_name_or_path}`: hidden states of {_kind(base)} are {width} wide, and "
+            f"its output head reads {base.value_head.in_features}, so that PPO's value head does not fit; use another "
+            "model."
         )
 
 
