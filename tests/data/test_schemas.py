@@ -37,6 +37,7 @@ class Source:
     def __init__(self, directory: Path, *rows: Row) -> None:
         self.name = str(directory / "rows.jsonl")
         self.skipped: Counter[str] = Counter()
+        directory.mkdir(exist_ok=True)
         Path(self.name).write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def rows(self, needs: tuple[str, ...] = PAIRS, split: str = "all", **options: Any) -> list[Row]:
@@ -200,6 +201,8 @@ def test_unusable_conversations_are_skipped_and_counted(tmp_path: Path) -> None:
     turns += [[user("Why?"), assistant(" ")], [user("a\0b"), assistant("a")]]
     source = Source(tmp_path, good, *({"messages": one} for one in turns))
     assert len(source.rows(SFT)) == 1
+    first = Source(tmp_path / "first", {"messages": []}, good)
+    assert len(first.rows(SFT)) == 1 and first.style() == "chat" and preview(first.name).stages == ["sft", "ppo"]
     assert source.skipped == {
         "messages has no messages": 2,
         "messages has nothing before the assistant turn": 1,

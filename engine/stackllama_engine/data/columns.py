@@ -19,6 +19,7 @@ no error.
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
+from itertools import islice
 from typing import Any
 
 from msgspec import Struct
@@ -124,6 +125,16 @@ def renamed(row: Mapping[str, Any], names: Mapping[str, str]) -> Mapping[str, An
     return kept | {name: row[column] for name, column in names.items() if column in row}
 
 
+def typical(rows: Iterable[Mapping[str, Any]], names: Mapping[str, str] | None = None) -> Mapping[str, Any] | None:
+    """Return the row by which a source is recognised: the first of a schema, else of all; None if there is no row.
+
+    A first row may have nulls or an empty list where others have messages.
+    """
+    rows, names = list(rows), names or {}
+    whole = (row for row in rows if set(names.values()) <= set(row) and schema_of(renamed(row, names)))
+    return next(whole, rows[0] if rows else None)
+
+
 def columns_of(
     row: Mapping[str, Any], needs: Iterable[str], name: str, names: Mapping[str, str] | None = None
 ) -> Columns:
@@ -186,13 +197,16 @@ def look_at(
         DataError: as :func:`columns_of`, or a text column holds something else.
     """
     needs = tuple(needs)
-    columns: Columns | None = None
+    first = list(islice(rows, LOOK_AT))
+    row = typical((row for _, row in first), names)
+    if row is None:
+        return None
+    columns = columns_of(row, needs, name, names)
     before: set[str] = set()
     after: set[str] = set()
     unread: dict[str, None] = {}
     rendered: list[bool] = []
-    for (where, row), _ in zip(rows, range(LOOK_AT), strict=False):
-        columns = columns or columns_of(row, needs, name, names)
+    for where, row in first:
         clean = clean_rows(row, columns, f"{name}: {where}", Counter())
         rendered += [_is_rendered(one) for one in clean]
         view = renamed(row, columns.names)
@@ -200,8 +214,6 @@ def look_at(
             before.update(_companions(view, BEFORE_QUESTION))
             after.update(_companions(view, AFTER_QUESTION))
         unread |= dict.fromkeys(_unread(row, columns, {*before, *after}))
-    if columns is None:
-        return None
     return Columns(
         columns.sources,
         tuple(column for column in BEFORE_QUESTION if column in before),

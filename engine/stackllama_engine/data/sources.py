@@ -35,6 +35,7 @@ from .columns import (
     columns_of,
     extra_columns,
     look_at,
+    typical,
 )
 from .hub import read_hub
 from .kinds import files_of, kind_of
@@ -83,10 +84,11 @@ def open_rows(
         return
     kept = 0
     raw = _raw_rows(name, split, config=config, revision=revision, streaming=streaming, seed=seed, names=names)
-    first = list(islice(raw, LOOK_AT if extra else 1))
-    if not first:
+    first = list(islice(raw, LOOK_AT if limit is None else min(limit, LOOK_AT)))
+    row = typical((row for _, row in first), names)
+    if row is None:
         raise DataError(_nothing(name, split, bad))
-    columns = columns_of(first[0][1], wanted, name, names)
+    columns = columns_of(row, wanted, name, names)
     added = extra_columns((row for _, row in first), columns, extra, name)
     for where, row in chain(first, raw):
         if missing := [column for column in extra if column in added and column not in row]:
@@ -139,10 +141,12 @@ def text_columns(
     Raises:
         DataError: no such source or split, unreadable, no row, or no question.
     """
-    for _, row in _raw_rows(name, split, config=config, revision=revision, streaming=True, seed=0, names=names):
-        columns_of(row, ("question",), name, names)
-        return available(row, names)
-    raise DataError(_nothing(name, split, Counter()))
+    raw = _raw_rows(name, split, config=config, revision=revision, streaming=True, seed=0, names=names)
+    row = typical((row for _, row in islice(raw, LOOK_AT)), names)
+    if row is None:
+        raise DataError(_nothing(name, split, Counter()))
+    columns_of(row, ("question",), name, names)
+    return available(row, names)
 
 
 def stamp(name: str) -> str:
