@@ -22,6 +22,7 @@ import torch  # noqa: E402
 from peft import get_peft_model  # noqa: E402
 from transformers import AutoModelForSequenceClassification, set_seed  # noqa: E402
 
+from stackllama_engine.contract.prompt_format import PromptFormat  # noqa: E402
 from stackllama_engine.contract.recipe import PPORecipe, RewardRecipe  # noqa: E402
 from stackllama_engine.contract.recipe_io import load_recipe  # noqa: E402
 from stackllama_engine.contract.run_dir import RunDir  # noqa: E402
@@ -41,7 +42,7 @@ class Endless(PPO):
 
     def __init__(self, recipe: PPORecipe, session: Session, response: int) -> None:
         super().__init__(recipe, session)
-        self.eos = NO_END
+        self.encoder.stop_ids = NO_END
         self._response = response
 
     def _noise(self, step: int, indices: Sequence[int]) -> list[Noise]:
@@ -57,7 +58,9 @@ def prepare(folder: Path, batches: int, work: Work) -> None:
     assert isinstance(recipe, RewardRecipe)
     reward_model = AutoModelForSequenceClassification.from_pretrained(folder / "reward")
     adapter = get_peft_model(reward_model, models.lora_config(recipe, "SEQ_CLS"))
-    models.save_adapter(adapter, models.load_tokenizer(str(folder / "base")), folder / "adapter", recipe)
+    models.save_adapter(
+        adapter, models.load_tokenizer(str(folder / "base")), folder / "adapter", recipe, PromptFormat()
+    )
 
 
 def recipe_of(folder: Path, batches: int, work: Work, more: Sequence[str]) -> PPORecipe:

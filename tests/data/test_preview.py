@@ -11,7 +11,8 @@ import msgspec
 import pytest
 
 from stackllama_engine.contract.errors import DataError
-from stackllama_engine.data import sources, template
+from stackllama_engine.contract.prompt_format import PromptFormat
+from stackllama_engine.data import sources
 from stackllama_engine.data.prepare import prepare
 from stackllama_engine.data.preview import Length, preview
 
@@ -24,8 +25,8 @@ def run(*argv: str, **environment: str) -> "subprocess.CompletedProcess[str]":
 
 
 def test_template_joins_question_and_answer() -> None:
-    assert template.prompt("Why?") == "Question: Why?\n\nAnswer: "
-    assert template.text("Why?", "So.") == "Question: Why?\n\nAnswer: So."
+    assert PromptFormat().render("Why?") == "Question: Why?\n\nAnswer: "
+    assert PromptFormat().render("Why?", "So.") == "Question: Why?\n\nAnswer: So."
 
 
 def test_preview_of_a_file(tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         if "lora_B" in name:
             parameter.data.normal_(std=0.3)
     path = tmp_path_factory.mktemp("adapter") / "adapter"
-    models.save_adapter(model, models.load_tokenizer(str(base)), path, recipe)
+    models.save_adapter(model, models.load_tokenizer(str(base)), path, recipe, PromptFormat())
     return path
 
 
@@ -234,7 +234,7 @@ def test_chat_with_a_ppo_checkpoint(base: Path, adapter: Path, make: Callable[..
 def test_chat_with_a_merged_model_beside_its_base(base: Path, adapter: Path, make: Callable[..., RunDir]) -> None:
     run = make(Stage.MERGE, f"adapter_path={adapter}")
     merged: Any = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(adapter))
-    models.save_model(merged.merge_and_unload(), models.load_tokenizer(str(base)), run.merged)
+    models.save_model(merged.merge_and_unload(), models.load_tokenizer(str(base)), run.merged, PromptFormat())
     generator = Here(run)
     assert generator.ready.model == str(base)
     assert generator.greedy("base", "tuned") == [expected(base, None, 24), expected(base, adapter, 24)]

@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from stackllama_engine.contract.errors import StageError
+from stackllama_engine.contract.prompt_format import PromptFormat
 from stackllama_engine.contract.run_dir import Home
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.train import limits, models
@@ -160,7 +161,7 @@ def bert(base: Path, path: Path, labels: int, most: int = 64) -> Path:
 
 def test_a_reward_model_needs_no_end_token(base: Path, tmp_path: Path) -> None:
     recipe = ppo_recipe(base, f"reward_model_path={bert(base, tmp_path / 'bert', 1)}")
-    scorer = SeparateScorer(recipe, CPU)
+    scorer = SeparateScorer(recipe, CPU, PromptFormat())
     texts = [ResponseText("Why?", "Because it is so", True), ResponseText("How?", "So.", False)]
     scores = scorer(texts, 2)
     assert scores.isfinite().all() and scores.tolist() == pytest.approx([float(scorer([one], 2)) for one in texts])
@@ -170,7 +171,9 @@ def test_a_reward_model_needs_no_end_token(base: Path, tmp_path: Path) -> None:
 
 def test_a_text_too_long_for_the_reward_model_is_refused(base: Path, tmp_path: Path) -> None:
     reporter: Any = NoticeReporter()
-    scorer = SeparateScorer(ppo_recipe(base, f"reward_model_path={bert(base, tmp_path / 'bert', 1)}"), CPU)
+    scorer = SeparateScorer(
+        ppo_recipe(base, f"reward_model_path={bert(base, tmp_path / 'bert', 1)}"), CPU, PromptFormat()
+    )
     with pytest.raises(StageError, match=r"`a=1`: texts of 65 tokens are longer than the 64 positions of the reward"):
         scorer.check_length(65, "`a=1`", reporter)
     with pytest.raises(StageError, match=r"`reward_model_path=.*and it takes 64; lower"):

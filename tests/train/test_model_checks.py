@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
 from stackllama_engine.contract.errors import StageError
+from stackllama_engine.contract.prompt_format import PromptFormat
 from stackllama_engine.contract.recipe import PPORecipe
 from stackllama_engine.train import models
+from stackllama_engine.train.encoding import Encoder
 from stackllama_engine.train.ppo import model_checks
 from stackllama_engine.train.ppo.model_checks import check_policy
 from stackllama_engine.train.ppo.sampling import draw_noise, key_value_cache, sample
@@ -35,7 +37,8 @@ class NoticeReporter:
 
 def checked(recipe: PPORecipe, shared: SharedBase) -> list[str]:
     reporter: Any = NoticeReporter()
-    check_policy(recipe, shared, models.load_tokenizer(recipe.model_name_or_path), reporter)
+    encoder = Encoder(models.load_tokenizer(recipe.model_name_or_path), PromptFormat())
+    check_policy(recipe, shared, encoder, reporter)
     return reporter.notices
 
 

@@ -18,6 +18,8 @@ from stackllama_engine.data import demo_data
 from stackllama_engine.launch.launcher import launch, plan
 from stackllama_engine.launch.reconcile import reconcile
 from stackllama_engine.train import models as train_models
+from stackllama_engine.train.encoding import Encoder
+from stackllama_engine.train.ppo.rewards import ResponseText
 
 COMMON = (
     "use_cpu=true",
@@ -87,7 +89,7 @@ def make_reward_model(base: Path, path: Path, seed: int = 1) -> Path:
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             parameter.data.normal_(std=0.1)
-    train_models.save_adapter(model, tokenizer, path, recipe)
+    train_models.save_adapter(model, tokenizer, path, recipe, PromptFormat())
     return path
 
 
@@ -114,3 +116,8 @@ def wait_for(run: RunDir, condition: Callable[[State], bool], patience: float = 
         assert time.monotonic() < deadline, f"{run.id} is still {state.phase}"
         time.sleep(0.1)
     return state
+
+
+def text_ids(encoder: Encoder, response: ResponseText) -> list[int]:
+    """Encode prompt and response as a reward model reads them."""
+    return encoder.text_ids(response.question, response.text, ended=response.ended)
