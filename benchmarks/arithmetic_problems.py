@@ -1,8 +1,8 @@
 """Word problems of one step with numeric answers, in the form of GSM8K (https://arxiv.org/abs/2110.14168).
 
 A problem asks for a sum, a difference or a product of two numbers from 3 to 14. Its answer is one line of working and
-the number after ``####``. A quarter of all unordered pairs of numbers is held out: no problem with such a pair is among
-those that anything is trained on.
+the number after ``####``. Held-out problems have pairs of numbers of their own, a quarter of all unordered pairs: no
+problem with such a pair is among those that anything is trained on.
 
 The crowd that answers the problems in the base's training text knows its sums and does not read: it takes the right
 operation in an eighth of the problems only, and either wrong one far more often. So the likeliest answer of a model
@@ -88,9 +88,15 @@ def crowd(seed: int) -> Iterator[tuple[str, str]]:
         yield question, worked(SIGNS[kind] if draw.random() < RIGHT else draw.choice(wrong), a, b)
 
 
-def equations(seed: int) -> Iterator[str]:
-    """Yield endless right equations of all numbers: the base knows its sums."""
-    draw = random.Random(f"equations {seed}")
+def lines(seed: int) -> Iterator[str]:
+    """Yield endless lines about all numbers, none of them a problem: right equations, and numbers read back.
+
+    From them the base knows its sums, and to take numbers from a text, also with pairs that no problem of the training
+    has.
+    """
+    draw = random.Random(f"lines {seed}")
     while True:
         a, b = draw.choice(NUMBERS), draw.choice(NUMBERS)
-        yield worked(draw.choice(list(SIGNS.values())), a, b).partition("\n")[0]
+        name, things, other = draw.choice(_NAMES), draw.choice(_THINGS), draw.choice(_THINGS)
+        equation = worked(draw.choice(list(SIGNS.values())), a, b).partition("\n")[0]
+        yield draw.choice((equation, f"{name} counts {a} {things} and {b} {other}: {a}, {b}"))

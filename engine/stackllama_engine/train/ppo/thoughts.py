@@ -1,7 +1,7 @@
 """Thoughts of a model that thinks before it answers, between ``<think>`` and ``</think>`` (Qwen3, DeepSeek-R1).
 
 The response opens the thought itself, or the chat template has opened it at the end of the prompt. A length limit that
-comes before the end of the thought leaves a response without any answer, which no reward can judge.
+comes before the end of the thought leaves a response without any answer, for which nothing can be scored.
 """
 
 from collections.abc import Sequence
