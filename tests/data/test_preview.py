@@ -31,15 +31,15 @@ def test_template_joins_question_and_answer() -> None:
 
 def test_preview_of_a_file(tmp_path: Path) -> None:
     path = tmp_path / "answers.jsonl"
-    rows = [{"prompt": "a" * n, "answer": "b"} for n in (1, 5, 9)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"prompt": "", "answer": ""}]))
+    rows = [{"instruction": "a" * n, "answer": "b"} for n in (1, 5, 9)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"instruction": "", "answer": ""}]))
     seen = preview(str(path), count=2)
     assert (seen.kind, seen.split, seen.columns, seen.total) == ("file", "all", ["question", "response_j"], None)
     assert seen.rows == [{"question": "a", "response_j": "b"}, {"question": "aaaaa", "response_j": "b"}]
     assert seen.texts[0] == "Question: a\n\nAnswer: b"
     assert seen.looked_at == 3
     assert seen.lengths["question"] == Length(shortest=1, median=5, longest=9)
-    assert seen.skipped == {"prompt is blank": 1}
+    assert seen.skipped == {"instruction is blank": 1}
 
 
 def test_preview_of_a_prepared_directory(dump: Any, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """From text to tokens, and where rows come from."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -109,3 +110,27 @@ def test_a_changed_file_is_never_served_from_a_cache(base: Path, tmp_path: Path)
         assert isinstance(loaded, Dataset)
         found += [row["input_ids"][1] for row in loaded]  # type: ignore[index]
     assert found == [5, 11]
+
+
+def test_conversations_and_named_columns_reach_the_encoding(base: Path, tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    turns = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}]
+    file.write_text(f'{{"dialogue": {json.dumps(turns)}, "level": 3}}\n')
+    recipe = recipe_of(
+        f"model_name_or_path={base}",
+        f"dataset_name={file}",
+        "dataset_train_split=all",
+        "dataset_columns.messages=dialogue",
+    )
+    seen: list[dict[str, Any]] = []
+
+    def note(row: dict[str, Any]) -> dict[str, Any]:
+        seen.append(row)
+        return {"length": len(row["response_j"])}
+
+    rows = encoding.training_rows(recipe, RunDir(tmp_path), ("question", "response_j"), note)
+    assert isinstance(rows, Dataset) and rows.column_names == ["length"]
+    assert seen == [{"question": "Hi.", "messages": turns[:1], "response_j": "Hello."}]
+    assert list(encoding.source_rows(recipe, "all", ("question",), None, ["level"])) == [
+        {"question": "Hi.", "messages": turns[:1], "level": 3}
+    ]

@@ -14,7 +14,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from stackllama_engine.contract.recipe import PPORecipe
 from stackllama_engine.train.ppo.algorithm import Updater, compute_advantages
-from stackllama_engine.train.ppo.rewards import ResponseText, final_scores
+from stackllama_engine.train.ppo.response_text import ResponseText
+from stackllama_engine.train.ppo.rewards import final_scores
 from stackllama_engine.train.ppo.rollout import Rollout, pad_tokens, policy_outputs
 from stackllama_engine.train.ppo.sampling import draw_noise, sample
 from stackllama_engine.train.ppo.shared_base import SharedBase

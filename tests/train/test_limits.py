@@ -28,7 +28,8 @@ from stackllama_engine.contract.run_dir import Home
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.train import limits, models
 from stackllama_engine.train.limits import Positions, positions
-from stackllama_engine.train.ppo.rewards import ResponseText, SeparateScorer
+from stackllama_engine.train.ppo.response_text import ResponseText
+from stackllama_engine.train.ppo.scorers import SeparateScorer
 
 from .in_process import PPO, attempt
 from .toy import REWARD, SFT, ppo_recipe

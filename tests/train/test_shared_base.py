@@ -15,10 +15,11 @@ from stackllama_engine.contract.prompt_format import PromptFormat
 from stackllama_engine.train import models
 from stackllama_engine.train.encoding import Encoder
 from stackllama_engine.train.ppo.algorithm import Updater
-from stackllama_engine.train.ppo.rewards import ResponseText, SeparateScorer, SharedScorer, score_weight
+from stackllama_engine.train.ppo.response_text import ResponseText
 from stackllama_engine.train.ppo.rollout import Advantages, Rollout, pad_tokens, policy_outputs
 from stackllama_engine.train.ppo.sampling import draw_noise, pick, sample
-from stackllama_engine.train.ppo.shared_base import CRITIC, POLICY, REFERENCE, REWARD, SharedBase
+from stackllama_engine.train.ppo.scorers import SeparateScorer, SharedScorer
+from stackllama_engine.train.ppo.shared_base import CRITIC, POLICY, REFERENCE, REWARD, SharedBase, score_weight
 
 from .toy import ppo_recipe as recipe_of
 from .toy import text_ids

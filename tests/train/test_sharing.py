@@ -12,7 +12,8 @@ from stackllama_engine.contract.errors import StageError
 from stackllama_engine.contract.prompt_format import PromptFormat
 from stackllama_engine.train import models
 from stackllama_engine.train.encoding import Encoder
-from stackllama_engine.train.ppo.rewards import ResponseText, SeparateScorer, load_scorer
+from stackllama_engine.train.ppo.response_text import ResponseText
+from stackllama_engine.train.ppo.scorers import SeparateScorer, load_scorer
 from stackllama_engine.train.ppo.shared_base import SharedBase
 from stackllama_engine.train.sharing import own_base
 

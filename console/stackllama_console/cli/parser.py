@@ -257,7 +257,7 @@ def _add_runs(commands: _Commands) -> None:
     resume.add_argument(
         "--reward-fn-changed",
         action="store_true",
-        help="execute the code of reward_fn even if it changed since launch",
+        help="execute the code of reward_funcs even if it changed since launch",
     )
     for parser in (show, logs, watch):
         parser.add_argument("run", metavar="RUN", nargs="?", help="run id (default: the newest run)")

@@ -78,7 +78,7 @@ REFUSED: dict[str, str] = {
     "disable_dropout": "set `lora_dropout: 0` instead, which is the only dropout here",
     "completion_only_loss": "the loss is over the whole text, question and answer; remove it",
     "assistant_only_loss": "the loss is over the whole text, question and answer; remove it",
-    "dataset_text_field": "columns are found by their names (`stackllama-console data preview`); remove it",
+    "dataset_text_field": "columns are found by their names, or named by `dataset_columns`; remove it",
     "dataset_kwargs": "the tokenisation of texts is fixed; remove it",
     "truncation_mode": "texts are truncated at their end; remove it",
     "neftune_noise_alpha": "noise on the embeddings is not supported; remove it",
@@ -97,7 +97,6 @@ REFUSED: dict[str, str] = {
     "shuffle_dataset": "the order of examples is given by `seed`; remove it",
     "data_seed": "one `seed` is for everything that is random; remove it",
     "config_file": "launch settings are keys of the recipe: `num_processes`; remove it",
-    "reward_funcs": "give your reward function as `reward_fn: package.module:function`",
     "batch_size": "PPO's batch size per device is `per_device_train_batch_size` × `gradient_accumulation_steps` × "
     "`num_mini_batches`; set those",
     "mini_batch_size": "PPO's mini-batch size per device is `per_device_train_batch_size` × "

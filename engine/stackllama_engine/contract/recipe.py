@@ -30,12 +30,13 @@ from .recipe_common import (
     TrainRecipe,
     about,
 )
-from .recipe_ppo import FUNCTION, REWARD_ARGUMENTS, VLLM_LORA_RANKS, PPORecipe
+from .recipe_ppo import FUNCTION, OWN_COMPONENTS, REWARD_ARGUMENTS, VLLM_LORA_RANKS, PPORecipe, RewardFunc
 from .stages import Split, Stage
 
 __all__ = [
     "ALTERNATIVES",
     "FUNCTION",
+    "OWN_COMPONENTS",
     "RECIPES",
     "REWARD_ARGUMENTS",
     "VLLM_LORA_RANKS",
@@ -46,6 +47,7 @@ __all__ = [
     "Optim",
     "PPORecipe",
     "PipelineRecipe",
+    "RewardFunc",
     "RewardRecipe",
     "SFTRecipe",
     "TrainRecipe",
@@ -162,5 +164,5 @@ WIRED: dict[Stage, tuple[str, ...]] = {
 }
 """Keys that a pipeline fills in from the previous stage."""
 
-ALTERNATIVES: dict[Stage, tuple[str, str]] = {Stage.PPO: ("reward_model_path", "reward_fn")}
+ALTERNATIVES: dict[Stage, tuple[str, str]] = {Stage.PPO: ("reward_model_path", "reward_funcs")}
 """Keys of which one must be given, the usual one first."""

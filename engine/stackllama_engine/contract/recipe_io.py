@@ -36,7 +36,7 @@ _PATH_KEYS = (
     "model_name_or_path",
     "dataset_name",
     "reward_model_path",
-    "reward_fn_path",
+    "reward_func_paths",
     "adapter_path",
     "policy_adapter_path",
     "base_model_name_or_path",
@@ -76,7 +76,7 @@ def read_recipe(stage: Stage, file: Path | None = None, overrides: Iterable[str]
     texts: dict[str, str] = {}
     for word in overrides:
         key, value, texts[key] = _parse_override(word)
-        _assign(values, key, value)
+        _assign(values, key, value, layers[0][1] if layers else {})
     layers.append((COMMAND_LINE, values))
     return _assemble(stage, layers, str(file) if file else COMMAND_LINE, texts)
 
@@ -166,15 +166,17 @@ def _parse_override(word: str) -> tuple[str, Any, str]:
         return key.strip(), text, text  # a plain string with YAML's special characters in it, such as a path
 
 
-def _assign(values: dict[str, Any], key: str, value: Any) -> None:
+def _assign(values: dict[str, Any], key: str, value: Any, below: Mapping[str, Any]) -> None:
+    """Put a value under a dotted key: into a section, or into a mapping, which keeps the entries of ``below``."""
     section, dot, rest = key.partition(".")
     if not dot:
         values[key] = value
         return
-    inner = _mapping(values.setdefault(section, {}))
+    under = _mapping(below.get(section)) or {}
+    inner = _mapping(values.setdefault(section, {} if section in RECIPES else dict(under)))
     if inner is None:
         raise RecipeError(f"{COMMAND_LINE}: `{key}`: `{section}` is a value, not a section.")
-    inner[rest] = value
+    _assign(inner, rest, value, under)
 
 
 def _refuse_foreign(file: Path, values: Mapping[str, Any]) -> None:
@@ -289,8 +291,10 @@ def _hint(key: str, value: Any, what: str, known: Mapping[str, Any]) -> str:
     return f" Did you mean `{near}`?" if near and is_of_type(value, known[near]) else ""
 
 
-def _absolute(value: str) -> str:
-    """Make a path that exists here absolute: the stage runs in another directory."""
+def _absolute(value: Any) -> Any:
+    """Make a path that exists here absolute, or each of a list: the stage runs in another directory."""
+    if isinstance(value, list):
+        return [_absolute(part) if part else part for part in typing.cast("list[Any]", value)]
     path = existing(value) if "/" in value or "." in value else None
     return str(path) if path else value
 

@@ -18,8 +18,16 @@ from .splits import same_text, split_of
 ALL = "all"
 
 
-def local_rows(name: str, split: str, *, seed: int = 0) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def local_rows(
+    name: str, split: str, names: Mapping[str, str] | None = None, *, seed: int = 0
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Yield (position, row as read) of one split, or of ``all``.
+
+    Args:
+        name: the source.
+        split: one of ours, or ``all``.
+        names: `dataset_columns`, which say what the prompt is, and it the split.
+        seed: of the demo's generator.
 
     Raises:
         DataError: no such split, or unreadable.
@@ -40,7 +48,7 @@ def local_rows(name: str, split: str, *, seed: int = 0) -> Iterator[tuple[str, M
         label = "line" if path.suffix == ".jsonl" else "row"
         whole = split == ALL
         for number, row in read_file(path):
-            if whole or _split_of_row(row) in splits:
+            if whole or _split_of_row(row, names) in splits:
                 yield f"{label} {number}", row
 
 
@@ -52,7 +60,7 @@ def _splits(name: str, split: str) -> tuple[Split, ...]:
     raise DataError(f"{name} has no split {split!r}; choose one of {', '.join(Split)} or {ALL}.")
 
 
-def _split_of_row(row: Mapping[str, Any]) -> Split:
+def _split_of_row(row: Mapping[str, Any], names: Mapping[str, str] | None) -> Split:
     """Return the split of the prompt's text; a row without one is in the first split, where reading it fails."""
-    text = prompt_of(row)
+    text = prompt_of(row, names)
     return Split.FINETUNE if text is None else split_of(same_text(text))

@@ -4,13 +4,14 @@ A hub data set is not read here. The stage reads it, and reports the same errors
 """
 
 import importlib.util
+from itertools import islice
 from pathlib import Path
 
 from ..contract.atomic_files import existing
 from ..contract.errors import DataError
 from ..contract.recipe import AnyRecipe, MergeRecipe, PipelineRecipe, PPORecipe, RewardRecipe, SFTRecipe
 from ..contract.stages import TRAINING_STAGES
-from ..data.columns import NEEDS, Columns, look_at, notices
+from ..data.columns import ALL_SCALARS, LOOK_AT, NEEDS, Columns, extra_columns, look_at, notices
 from ..data.kinds import DEMO, has_known_columns, kind_of
 from ..data.local import ALL, local_rows
 from .sections import stage_recipe
@@ -30,10 +31,27 @@ def check_data(recipe: SFTRecipe | RewardRecipe | PPORecipe) -> Columns | None:
     # which split a file's row belongs to is known by reading it, and the first one may be far down
     split = recipe.dataset_train_split if kind_of(str(path)) == "prepared" else ALL
     label = f"`dataset_name={recipe.dataset_name}`"
-    columns = look_at(local_rows(str(path), split), NEEDS[recipe.stage], label)
+    names = recipe.dataset_columns
+    columns = look_at(local_rows(str(path), split, names), NEEDS[recipe.stage], label, names)
     if columns is None:
         raise DataError(f"{label}: there is no row in split {split}.")
     return columns
+
+
+def function_arguments(recipe: PPORecipe) -> set[str] | None:
+    """Return what reward functions get by name besides prompts and responses; None where the columns are not known.
+
+    Raises:
+        DataError: as :func:`check_data`, or one of ``reward_columns`` is missing.
+    """
+    wanted = ALL_SCALARS if recipe.reward_columns is None else recipe.reward_columns
+    columns = check_data(recipe)
+    if columns is None:
+        return None if wanted == ALL_SCALARS else {*wanted, *recipe.reward_kwargs}
+    name = recipe.dataset_name
+    rows = islice(local_rows(name, recipe.dataset_train_split if kind_of(name) == "prepared" else ALL), LOOK_AT)
+    label = f"`dataset_name={name}`"
+    return {*extra_columns((row for _, row in rows), columns, wanted, label), *recipe.reward_kwargs}
 
 
 def data_notices(recipe: AnyRecipe) -> list[str]:

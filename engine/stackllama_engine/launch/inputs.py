@@ -14,7 +14,6 @@ from ..contract.atomic_files import existing
 from ..contract.base import DEMO_BASE
 from ..contract.errors import RefusedError, UsageError
 from ..contract.recipe import (
-    REWARD_ARGUMENTS,
     AnyRecipe,
     MergeRecipe,
     PipelineRecipe,
@@ -25,7 +24,7 @@ from ..contract.recipe import (
 from ..contract.run_dir import RUN_ID, Home, RunDir
 from ..contract.stages import TRAINING_STAGES, Split, Stage
 from ..data.kinds import DEMO, FILE_SUFFIXES, kind_of
-from .data_check import check_data
+from .data_check import check_data, function_arguments
 from .functions import find_function
 from .sections import PLACEHOLDER, map_sections
 
@@ -72,9 +71,8 @@ def resolve_inputs(home: Home, recipe: AnyRecipe) -> tuple[AnyRecipe, list[str]]
                 if recipe.policy_adapter_path:
                     path = resolved("policy_adapter_path", recipe.policy_adapter_path, _adapter)
                     changed["policy_adapter_path"] = path
-                if recipe.reward_fn:
-                    path = find_function("reward_fn", recipe.reward_fn, recipe.reward_fn_path, REWARD_ARGUMENTS)
-                    return msgspec.structs.replace(recipe, **changed, reward_fn_path=path), _unique(parents)
+                paths = _function_paths(msgspec.structs.replace(recipe, **changed))
+                return msgspec.structs.replace(recipe, **changed, reward_func_paths=paths), _unique(parents)
             return msgspec.structs.replace(recipe, **changed), _unique(parents)
 
 
@@ -115,6 +113,14 @@ def _model(home: Home, key: str, value: str, parents: list[str]) -> str:
     elif Path(path).is_file() and not path.endswith(".gguf"):
         raise UsageError(f"`{key}: {path}` is a file; a model is a directory with config.json, or a .gguf file.")
     return path
+
+
+def _function_paths(recipe: PPORecipe) -> list[str | None]:
+    """Return the directory of each reward function; None: it is installed."""
+    if not recipe.reward_funcs:
+        return []
+    given = function_arguments(recipe)
+    return [find_function(function.reference, function.directory, given) for function in recipe.functions]
 
 
 def _dataset(home: Home, key: str, value: str, parents: list[str]) -> str:

@@ -240,7 +240,7 @@ def _classifier(case: Case) -> str | None:
         return None
     return (
         f"`{case.model_type[:40]}`: transformers has no sequence-classification class for this architecture, which a "
-        "reward model is; choose a base of another one, or train PPO with a `reward_fn`."
+        "reward model is; choose a base of another one, or train PPO with `reward_funcs`."
     )
 
 

@@ -7,7 +7,7 @@ own; so does every stage.) A special token spelled out in a text, such as ``</s>
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from ..contract.errors import DataError, StackllamaError
 from ..contract.prompt_format import Message, PromptFormat
 from ..contract.recipe import TrainRecipe
 from ..contract.run_dir import RunDir
-from ..data.columns import notices
+from ..data.columns import MESSAGES, notices
 from ..data.kinds import has_known_columns, kind_of
 from ..data.sources import open_rows, read_columns, stamp
 from .loading import one_line
@@ -238,7 +238,7 @@ def training_rows(
                 "or `dataset_streaming: false`."
             )
         rows = rows.shuffle(seed=recipe.seed, buffer_size=SHUFFLE_BUFFER)  # pairs of one question lie side by side
-        return rows.map(encode, remove_columns=list(needs))
+        return rows.map(encode, remove_columns=[*needs, MESSAGES])
     return _materialise(recipe, run, recipe.dataset_train_split, needs, encode, recipe.max_train_samples)
 
 
@@ -265,18 +265,21 @@ def report_columns(recipe: TrainRecipe, needs: tuple[str, ...], reporter: Report
         needs,
         config=recipe.dataset_config,
         streaming=recipe.dataset_streaming,
+        names=recipe.dataset_columns,
     )
     for notice in notices(Path(recipe.dataset_name).name, columns):
         reporter.health(notice)
 
 
-def source_rows(recipe: TrainRecipe, split: str, needs: tuple[str, ...], limit: int | None) -> Iterator[dict[str, Any]]:
-    """Yield rows as text, straight from the source.
+def source_rows(
+    recipe: TrainRecipe, split: str, needs: tuple[str, ...], limit: int | None, extra: Collection[str] = ()
+) -> Iterator[dict[str, Any]]:
+    """Yield rows as text, straight from the source; with further columns as for :func:`.data.sources.open_rows`.
 
     Raises:
         DataError: the source cannot be read or lacks a column.
     """
-    yield from _rows(**_arguments(recipe, split, needs, limit))
+    yield from _rows(**_arguments(recipe, split, needs, limit), extra=extra)
 
 
 def _materialise(
@@ -305,6 +308,7 @@ def _arguments(recipe: TrainRecipe, split: str, needs: tuple[str, ...], limit: i
         "name": recipe.dataset_name,
         "split": split,
         "config": recipe.dataset_config,
+        "names": recipe.dataset_columns,
         "seed": recipe.seed,
         "streaming": recipe.dataset_streaming,
         "limit": limit,
@@ -315,9 +319,7 @@ def _arguments(recipe: TrainRecipe, split: str, needs: tuple[str, ...], limit: i
 
 def _rows(name: str, split: str, identity: str, needs: Iterable[str], **options: Any) -> Iterator[dict[str, Any]]:
     """Yield rows; ``identity`` is an argument so that a changed file is never served from a cache."""
-    wanted = tuple(needs)
-    for row in open_rows(name, split, needs=wanted, **options):
-        yield {column: row[column] for column in wanted}
+    yield from open_rows(name, split, needs=tuple(needs), **options)
 
 
 def _is_hub(name: str) -> bool:

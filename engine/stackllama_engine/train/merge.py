@@ -38,7 +38,7 @@ from . import models
 from .encoding import Encoder
 from .loading import one_line
 from .pending_writes import is_disk_full
-from .ppo.rewards import score_weight
+from .ppo.shared_base import score_weight
 from .prompt_formats import generation_stops
 from .session import Session
 

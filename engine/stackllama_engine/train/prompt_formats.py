@@ -70,6 +70,7 @@ def find_prompt_format(
             NEEDS[recipe.stage],
             config=recipe.dataset_config,
             streaming=recipe.dataset_streaming,
+            names=recipe.dataset_columns,
         )
         kind = columns.style
     if kind == "chat":

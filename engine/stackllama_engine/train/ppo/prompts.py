@@ -1,13 +1,17 @@
 """Prompts of PPO, in an order that depends on the seed and the step alone."""
 
 from array import array  # 4 bytes per token; a list of ints takes 36
-from typing import NamedTuple
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
+import msgspec
 import torch
 
 from ...contract.errors import DataError
 from ...contract.prompt_format import Message
 from ...contract.recipe import PPORecipe
+from ...data.columns import ALL_SCALARS, MESSAGES, TEXT_COLUMNS
 from ...data.sources import unique_questions
 from ..encoding import Encoder, report_columns, source_rows
 from ..overlap import overlap_notice
@@ -21,6 +25,8 @@ class Prompt(NamedTuple):
     ids: "array[int]"
     messages: list[Message] | None = None
     """The conversation, where the source has one."""
+    columns: Mapping[str, Any] = MappingProxyType({})
+    """Further columns of its row, for reward functions; the same names in every prompt."""
 
 
 class Prompts:
@@ -55,17 +61,18 @@ def load_prompts(
     """Load the distinct questions of a split whose prompt is shorter than ``max_prompt_length``.
 
     Raises:
-        DataError: there is none.
+        DataError: there is none, or a column cannot be recorded.
     """
     prompts: list[Prompt] = []
     too_long = 0
-    for row in unique_questions(source_rows(recipe, split, ("question",), None)):
+    extra = ALL_SCALARS if recipe.reward_columns is None else recipe.reward_columns
+    for row in unique_questions(source_rows(recipe, split, ("question",), None, extra)):
         question, messages = row["question"], row.get("messages")
         ids = encoder.prompt(question, messages)
         if len(ids) >= recipe.max_prompt_length:
             too_long += 1
             continue
-        prompts.append(Prompt(question, array("I", ids), messages))
+        prompts.append(Prompt(question, array("I", ids), messages, _columns(row, recipe)))
         if len(prompts) == limit:
             break
     if too_long:
@@ -76,6 +83,25 @@ def load_prompts(
             f"{recipe.max_prompt_length}` tokens; raise it."
         )
     return prompts
+
+
+def _columns(row: Mapping[str, Any], recipe: PPORecipe) -> dict[str, Any]:
+    """Return the columns of a row besides its prompt, and where none are named besides a pair of responses.
+
+    Raises:
+        DataError: one holds something that ``samples.jsonl`` cannot, such as an image.
+    """
+    left_out = ["question", MESSAGES] if recipe.reward_columns else [*TEXT_COLUMNS, MESSAGES]
+    columns = {name: value for name, value in row.items() if name not in left_out}
+    for name, value in columns.items():
+        try:
+            msgspec.json.encode(value)
+        except (TypeError, ValueError):
+            raise DataError(
+                f"{recipe.dataset_name}: column {name} holds {type(value).__name__}, which `samples.jsonl` cannot "
+                "hold; leave it out of `reward_columns`."
+            ) from None
+    return columns
 
 
 def report_prompts(recipe: PPORecipe, training: list[Prompt], held_out: list[Prompt], reporter: Reporter) -> None:

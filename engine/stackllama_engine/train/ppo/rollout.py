@@ -24,7 +24,8 @@ from ..session import Session
 from . import losses
 from .packing import Lengths, PackedBatch
 from .prompts import Prompt
-from .rewards import PREFIX, ResponseText, Rewards, Unscored, abstained, fill_abstained, with_ends
+from .response_text import ResponseText
+from .rewards import PREFIX, Rewards, Unscored, fill_abstained, with_ends
 from .sampling import Noise, Responses, sample
 from .shared_base import Outputs, SharedBase
 from .thoughts import Thought, thoughts_of
@@ -285,14 +286,15 @@ class RolloutWorker:
 
     def fill_abstained(self, rollout: Rollout) -> Rollout:
         """Give responses without a score the mean of the others; collective."""
-        if not self._recipe.reward_fn:
+        if not self._recipe.reward_funcs:
             return rollout
-        return replace(rollout, scores=fill_abstained(rollout.scores, abstained(rollout.components), self._reduce))
+        missing = self._rewards.abstained(rollout.components)  # bool [B]
+        return replace(rollout, scores=fill_abstained(rollout.scores, missing, self._reduce))
 
     def _decode(self, prompt: Prompt, response: Sequence[int]) -> ResponseText:
         ended = response[-1] in self._encoder.stop_ids
         text = self._tokenizer.decode(list(response[:-1] if ended else response), skip_special_tokens=True)
-        return ResponseText(prompt.question, str(text).strip(), ended, prompt.messages)
+        return ResponseText(prompt.question, str(text).strip(), ended, prompt.messages, prompt.columns)
 
     def rows(self, rollout: Rollout, kl: Tensor) -> list[dict[str, Any]]:
         """Make one row per response, as in ``samples.jsonl``; ``kl`` is ``[B]``."""
@@ -316,6 +318,8 @@ class RolloutWorker:
                     if not math.isnan(values[index])  # abstained
                 },
             }
+            if text.columns:
+                row["columns"] = dict(text.columns)
             if self._recipe.dataset_name == DEMO:
                 row["utility"] = demo_data.utility(text.question, text.text)
             rows.append(row)
@@ -329,10 +333,8 @@ class RolloutWorker:
         if not (scores or policy or reference):
             return None
         if self.nothing_scored(rollout) and not (policy or reference):
-            return (
-                f"`reward_fn: {self._recipe.reward_fn}` abstained from all {scores} responses, and there is no reward "
-                "model"
-            )
+            names = ", ".join(self._recipe.reward_funcs)
+            return f"`reward_funcs: {names}` abstained from all {scores} responses, and there is no reward model"
         return (
             f"NaN or infinity in {scores} scores, {policy} log-probabilities of the policy and {reference} of the "
             "reference"
@@ -359,5 +361,6 @@ class RolloutWorker:
 
         A mean of others fills a gap, so that gaps on all of a rank mean that there is no other on any rank.
         """
-        alone = self._recipe.reward_fn is not None and self._recipe.reward_model_path is None
-        return alone and bool((rollout.scores.isnan() & abstained(rollout.components)).all())
+        if not self._recipe.reward_funcs or self._recipe.reward_model_path is not None:
+            return False
+        return bool((rollout.scores.isnan() & self._rewards.abstained(rollout.components)).all())
