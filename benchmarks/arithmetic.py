@@ -2,7 +2,7 @@
 
     python benchmarks/arithmetic.py base FOLDER             # the base, once: some minutes
     python benchmarks/arithmetic.py record FOLDER           # PPO with three seeds, about ten minutes each on one core
-    python benchmarks/arithmetic.py write                   # docs/arithmetic.md, from docs/measurements/arithmetic.json
+    python benchmarks/arithmetic.py write                   # docs/measurements/arithmetic.md, from arithmetic.json
     python benchmarks/arithmetic.py --tiny                  # all of it in a minute, in a folder that is removed
 
 The problems are in ``arithmetic_problems.py``. The base is a Llama of 0.3 million parameters, trained from nothing on
@@ -15,6 +15,7 @@ import argparse
 import itertools
 import json
 import os
+import platform
 import random
 import statistics
 import subprocess
@@ -27,18 +28,82 @@ from pathlib import Path
 from typing import Any
 
 import arithmetic_problems
+import msgspec
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "engine"))
 
+from stackllama_engine.contract.events import EventReader  # noqa: E402
 from stackllama_engine.contract.prompt_format import PromptFormat  # noqa: E402
 from stackllama_engine.data.manifest import MANIFEST, Report  # noqa: E402
 from stackllama_engine.train import demo_base  # noqa: E402
 
+RECORDING = ROOT / "docs" / "measurements" / "arithmetic.json"
+DOCUMENT = ROOT / "docs" / "measurements" / "arithmetic.md"
+MARKS = ("<!-- {}: written by benchmarks/arithmetic.py -->\n", "<!-- end of {} -->\n")
+SEEDS = (0, 1, 2)
 _B, _T = 16, 96
 _PROBLEMS = 0.4
 """Share of problems in the base's training text."""
+_SIZES = {"rl": 3000, "evaluation": 300}
+RECIPE: dict[str, Any] = {
+    "dtype": "float32",
+    "load_in_8bit": False,
+    "use_cpu": True,
+    "prompt_format": "question_answer",
+    "reward_columns": ["answer"],
+    "lora_r": 16,
+    "lora_alpha": 32,
+    "lora_target_modules": "all-linear",
+    "max_train_samples": None,
+    "max_eval_samples": None,
+    "max_steps": 60,
+    "learning_rate": 1e-3,
+    "lr_scheduler_type": "linear",
+    "per_device_train_batch_size": 32,
+    "gradient_accumulation_steps": 1,
+    "num_mini_batches": 3,
+    "num_ppo_epochs": 2,
+    "local_rollout_forward_batch_size": 96,
+    "max_prompt_length": 64,
+    "response_length": 20,
+    "kl_coef": 0.01,
+    "adap_kl_ctrl": False,
+    "logging_steps": 1,
+    "eval_steps": 10,
+    "eval_temperatures": [0],
+    "save_steps": 0,
+}
+REWARD: dict[str, Any] = {"reward_funcs": ["arithmetic_problems:right_number"]}
+TINY = {"max_steps": 2, "max_eval_samples": 8, "max_train_samples": 96, "eval_steps": 1}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Make the base, record PPO on it, or write the document."""
+    parser = argparse.ArgumentParser(description="A tiny model learns word problems by PPO.")
+    parser.add_argument("what", nargs="?", choices=("base", "record", "write"))
+    parser.add_argument("folder", nargs="?", type=Path, help="holds base, data and runs")
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="seeds of PPO")
+    parser.add_argument("--tiny", action="store_true", help="a few steps of everything: whether it runs")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    if options.tiny:
+        with tempfile.TemporaryDirectory() as folder:
+            make_base(Path(folder), steps=3)
+            print(table(record(Path(folder), (0,), TINY)))
+    elif options.what == "write":
+        recording = json.loads(RECORDING.read_text(encoding="utf-8"))
+        DOCUMENT.write_text(written(DOCUMENT.read_text(encoding="utf-8"), recording), encoding="utf-8")
+    elif options.what is None or options.folder is None:
+        parser.error("name what to do, and the folder")
+    elif options.what == "base":
+        print(json.dumps(make_base(options.folder, steps=3000), indent=1))
+    else:
+        recording = record(options.folder, options.seeds)
+        RECORDING.write_text(json.dumps(recording, indent=1) + "\n", encoding="utf-8")
+        print(table(recording))
+    return 0
 
 
 def texts(seed: int) -> Iterator[str]:
@@ -68,12 +133,117 @@ def make_base(folder: Path, steps: int, seed: int = 0) -> dict[str, Any]:
             tokens = tokens[_B * _T :]
 
     loss = demo_base.train(model, batches(), [], steps)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    seconds = time.process_time() - started
-    return {"parameters": model.num_parameters(), "steps": steps, "loss": loss, "cpu_seconds": seconds}
+    model.save_pretrained(folder / "base")
+    tokenizer.save_pretrained(folder / "base")
+    facts = {"parameters": model.num_parameters(), "steps": steps, "loss": loss}
+    facts["cpu_seconds"] = round(time.process_time() - started)
+    (folder / "base.json").write_text(json.dumps(facts), encoding="utf-8")
+    return facts
+
+
+def write_data(folder: Path) -> Path:
+    """Write the problems as a prepared directory, whose splits are files; return it."""
+    data = folder / "data"
+    data.mkdir(exist_ok=True)
+    (data / MANIFEST).write_bytes(msgspec.json.encode(Report(source="arithmetic_problems.py")))
+    parts: dict[str, arithmetic_problems.Part] = {"rl": "training", "evaluation": "held-out"}
+    for split, part in parts.items():
+        rows = arithmetic_problems.rows(part, _SIZES[split])
+        (data / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return data
+
+
+def record(folder: Path, seeds: Sequence[int], more: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Run PPO with each seed, one after the other; return all that the document says."""
+    recipe = RECIPE | {"model_name_or_path": str(folder / "base"), "dataset_name": str(write_data(folder))}
+    recipe |= REWARD | (more or {})
+    file = folder / "ppo.yaml"
+    file.write_text(json.dumps(recipe), encoding="utf-8")  # JSON is YAML
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}, no GPU",
+        "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
+        "base": json.loads((folder / "base.json").read_text(encoding="utf-8")),
+        "questions": recipe["max_eval_samples"] or _SIZES["evaluation"],
+        "seeds": {str(seed): _ppo(folder, file, seed) for seed in seeds},
+    }
+
+
+def _ppo(folder: Path, file: Path, seed: int) -> dict[str, Any]:
+    """Launch the stage, wait for it, and read what it left."""
+    name = f"seed-{seed}"
+    program = str(Path(sys.executable).with_name("stackllama-console"))
+    command = [program, "--home", str(folder / "home"), "launch", "ppo", str(file), f"seed={seed}", "--name", name]
+    done = subprocess.run(
+        [*command, "--follow", "--plain"],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        cwd=Path(__file__).parent,  # where the module of the reward function is
+        stdout=subprocess.DEVNULL,
+    )
+    run = folder / "home" / "runs" / name
+    if done.returncode:
+        sys.exit(f"{run} has failed: {json.loads((run / 'state.json').read_text())['cause']}")
+    result = json.loads((run / "result.json").read_text(encoding="utf-8"))
+    curve: dict[str, float | None] = {}
+    for event in EventReader(run / "attempts" / "001" / "events.jsonl").read():
+        if event.kind == "metrics" and "eval/mean_reward" in event.metrics:
+            curve[str(event.step)] = event.metrics["eval/mean_reward"]
+    greedy = {row["policy"]: row["mean_reward"] for row in result["comparison"] if row["temperature"] == 0}
+    return {
+        "curve": curve,
+        "before": result["before"]["mean_reward"],
+        "after": result["after"]["mean_reward"],
+        "greedy_before": greedy[False],
+        "greedy_after": greedy[True],
+        "kl": result["after"]["kl"],
+        "seconds": result["seconds"],
+    }
+
+
+def table(recording: dict[str, Any]) -> str:
+    """Return the accuracies per seed and their medians as a Markdown table."""
+    columns = ("before", "after", "greedy_before", "greedy_after")
+    rows = [
+        [seed, *(facts[column] for column in columns), facts["seconds"]] for seed, facts in recording["seeds"].items()
+    ]
+    rows.append(["median", *(statistics.median(row[index] for row in rows) for index in range(1, 6))])
+    lines = ["| seed | before | after | greedy, before | greedy, after | minutes |", "|---|---|---|---|---|---|"]
+    for seed, *accuracies, seconds in rows:
+        cells = [str(seed), *(f"{accuracy:.1%}" for accuracy in accuracies), f"{seconds / 60:.1f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def curve(recording: dict[str, Any]) -> str:
+    """Return held-out accuracy over the steps of PPO, one column per seed, and the median, as a Markdown table."""
+    curves = [facts["curve"] for facts in recording["seeds"].values()]
+    lines = [f"| step | {' | '.join(f'seed {seed}' for seed in recording['seeds'])} | median |"]
+    lines.append("|---" * (len(curves) + 2) + "|")
+    for step in curves[0]:
+        values = [one[step] for one in curves]
+        cells = [step, *(f"{value:.1%}" for value in [*values, statistics.median(values)])]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def recorded(recording: dict[str, Any]) -> str:
+    """Return the sentence on how it was recorded."""
+    base = recording["base"]
+    programs = ", ".join(f"{name} {number}" for name, number in recording["versions"].items())
+    return (
+        f"Recorded {recording['date']}: {recording['machine']}, one thread, other programs on both cores; {programs}. "
+        f"Base: {base['parameters']:,} parameters, {base['steps']:,} steps, {base['cpu_seconds'] / 60:.1f} CPU minutes."
+    )
+
+
+def written(document: str, recording: dict[str, Any]) -> str:
+    """Return a document with the recording between its marks."""
+    for name, text in (("accuracy", table), ("curve", curve), ("recorded", recorded)):
+        begin, end = (mark.format(name) for mark in MARKS)
+        before, _, rest = document.partition(begin)
+        document = f"{before}{begin}{text(recording)}\n{end}{rest.partition(end)[2]}"
+    return document
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    print(make_base(Path(sys.argv[1]), int(sys.argv[2])))
+    sys.exit(main())

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import yaml
 from msgspec import Struct
 
@@ -10,6 +11,7 @@ from stackllama_engine.contract.children import known_parents
 from stackllama_engine.contract.errors import UsageError
 from stackllama_engine.contract.metrics import label_of
 from stackllama_engine.contract.prompt_format import PromptFormat
+from stackllama_engine.contract.recipe_io import load_recipe
 from stackllama_engine.contract.run_dir import Home, RunDir
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch.export import Base, Result, is_hub_id
@@ -23,6 +25,17 @@ from .units import number
 TITLES = {Stage.SFT: "supervised fine-tuning", Stage.REWARD: "reward model", Stage.PPO: "PPO"}
 _TASKS = {False: "CausalLM", True: "SequenceClassification"}
 _MOST_RUNS = 30
+_ALWAYS = (
+    "dataset_name",
+    "dataset_config",
+    "dataset_train_split",
+    "reward_model_path",
+    "reward_funcs",
+    "load_in_8bit",
+    "load_in_4bit",
+    "seed",
+)
+"""Keys of a recipe that are stated whether they are the default or not, unless they are empty or false."""
 
 
 class Card(Struct, frozen=True, kw_only=True):
@@ -66,7 +79,7 @@ def _front_matter(card: Card) -> dict[str, Any]:
         "pipeline_tag": "text-classification" if result.is_reward else "text-generation",
         "tags": ["stackllama-console", str(result.stage), *(["lora"] if result.is_adapter else [])],
     }
-    data = _recipe(result).get("dataset_name")
+    data = _whole_recipe(result).get("dataset_name")
     return facts | ({"datasets": [data]} if isinstance(data, str) and "/" in data and is_hub_id(data) else {})
 
 
@@ -127,9 +140,8 @@ def _training(home: Home, card: Card) -> list[str]:
     run = card.result.trained
     if run is None:
         return ["By another program; here it was only merged."]
-    recipe = _recipe(card.result)
-    names = ("dataset_name", "reward_model_path", "reward_fn", "reward_funcs")
-    facts = [(name, plain_value(recipe[name])) for name in names if recipe.get(name) is not None]
+    recipe = _whole_recipe(card.result)
+    facts = [(name, plain_value(recipe[name])) for name in _ALWAYS if _is_given(recipe.get(name))]
     result = read_result(run)[0]
     facts += [(key, str(result[key])) for key in ("steps", "tokens", "pairs") if key in result]
     text = [_table(("", ""), [("run", run.id), ("stage", TITLES.get(card.result.stage, "")), *facts])]
@@ -137,7 +149,7 @@ def _training(home: Home, card: Card) -> list[str]:
     if len(line) > 1:
         text.append("Made from these runs, in this order:")
         text.append(_table(("run", "stage", "base", "data"), line))
-    changed = [(key, plain_value(value)) for key, value in recipe.items() if key not in names]
+    changed = [(key, plain_value(value)) for key, value in _differences(run, card.result.stage) if key not in _ALWAYS]
     if changed:
         text.append("Recipe, values that are not the default:")
         text.append(_table(("key", "value"), changed))
@@ -192,12 +204,25 @@ def _versions(card: Card) -> list[str]:
     return ["## Versions", ", ".join(f"{name} {value}" for name, value in versions.items())] if versions else []
 
 
-def _recipe(result: Result) -> dict[str, Any]:
-    """Return the recipe's values that are not the default; none of a run that is not here or damaged."""
+def _whole_recipe(result: Result) -> dict[str, Any]:
+    """Return the recipe with every default; empty for a run that is not here or damaged."""
+    if result.trained is None:
+        return {}
     try:
-        return recipe_differences(result.trained, result.stage) if result.trained else {}
+        return msgspec.to_builtins(load_recipe(result.stage, result.trained.recipe_file))
     except UsageError:
         return {}
+
+
+def _is_given(value: Any) -> bool:
+    return value is not None and value is not False and value != []
+
+
+def _differences(run: RunDir, stage: Stage) -> list[tuple[str, Any]]:
+    try:
+        return list(recipe_differences(run, stage).items())
+    except UsageError:  # `runs show` says so
+        return []
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

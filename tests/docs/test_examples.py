@@ -12,7 +12,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-from model_configs import config_of  # noqa: E402 - a module of the benchmarks, which are no package
+from model_configs import config_of  # noqa: E402 # pyright: ignore[reportMissingImports]
 
 from stackllama_console.__main__ import main  # noqa: E402
 
