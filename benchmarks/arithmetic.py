@@ -52,6 +52,7 @@ RECIPE: dict[str, Any] = {
     "load_in_8bit": False,
     "use_cpu": True,
     "prompt_format": "question_answer",
+    "reward_funcs": ["stackllama_engine.rewards:exact_number_strict"],
     "reward_columns": ["answer"],
     "lora_r": 16,
     "lora_alpha": 32,
@@ -75,7 +76,6 @@ RECIPE: dict[str, Any] = {
     "eval_temperatures": [0],
     "save_steps": 0,
 }
-REWARD: dict[str, Any] = {"reward_funcs": ["arithmetic_problems:right_number"]}
 TINY = {"max_steps": 2, "max_eval_samples": 8, "max_train_samples": 96, "eval_steps": 1}
 
 
@@ -156,7 +156,7 @@ def write_data(folder: Path) -> Path:
 def record(folder: Path, seeds: Sequence[int], more: dict[str, Any] | None = None) -> dict[str, Any]:
     """Run PPO with each seed, one after the other; return all that the document says."""
     recipe = RECIPE | {"model_name_or_path": str(folder / "base"), "dataset_name": str(write_data(folder))}
-    recipe |= REWARD | (more or {})
+    recipe |= more or {}
     file = folder / "ppo.yaml"
     file.write_text(json.dumps(recipe), encoding="utf-8")  # JSON is YAML
     return {
@@ -177,7 +177,6 @@ def _ppo(folder: Path, file: Path, seed: int) -> dict[str, Any]:
     done = subprocess.run(
         [*command, "--follow", "--plain"],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
-        cwd=Path(__file__).parent,  # where the module of the reward function is
         stdout=subprocess.DEVNULL,
     )
     run = folder / "home" / "runs" / name

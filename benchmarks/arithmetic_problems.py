@@ -11,7 +11,6 @@ that learned from it is wrong, and being surer of itself does not help.
 
 import itertools
 import random
-import re
 from collections.abc import Iterator
 from typing import Literal
 
@@ -101,11 +100,3 @@ def lines(seed: int) -> Iterator[str]:
         name, things, other = draw.choice(_NAMES), draw.choice(_THINGS), draw.choice(_THINGS)
         equation = worked(draw.choice(list(SIGNS.values())), a, b).partition("\n")[0]
         yield draw.choice((equation, f"{name} counts {a} {things} and {b} {other}: {a}, {b}"))
-
-
-def right_number(*, responses: list[str], answer: list[str]) -> list[float]:
-    """Reward 1 for the right number after ``####``, else 0; ``answer`` is a column of the data."""
-    expected = [one.rpartition("#### ")[2] for one in answer]
-    return [
-        float(re.findall(r"#### (\d+)", one)[-1:] == [number]) for one, number in zip(responses, expected, strict=True)
-    ]

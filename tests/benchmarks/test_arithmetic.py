@@ -43,12 +43,6 @@ def test_crowd_is_rarely_right() -> None:
     assert 0.10 < share / sum(question in right for question, _ in taken) < 0.14
 
 
-def test_reward_reads_the_last_marked_number() -> None:
-    responses = ["3 + 8 = 11\n#### 11", "3 * 8 = 24\n#### 24", "11", "#### 24 #### 11", "#### 115"]
-    answer = ["3 + 8 = 11\n#### 11"] * len(responses)
-    assert problems.right_number(responses=responses, answer=answer) == [1.0, 0.0, 0.0, 1.0, 0.0]
-
-
 def test_document_is_written_from_the_recording() -> None:
     recording = json.loads(arithmetic.RECORDING.read_text(encoding="utf-8"))
     document = arithmetic.DOCUMENT.read_text(encoding="utf-8")

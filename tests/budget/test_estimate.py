@@ -100,7 +100,7 @@ def test_a_reward_model_of_its_own_costs_its_weights(llama_7b: Architecture) -> 
 
 def test_reward_function_needs_no_memory(llama_7b: Architecture) -> None:
     adapter = estimate(recipe(Stage.PPO), llama_7b, on_gpu=True)
-    function = estimate(recipe(Stage.PPO, reward_model_path=None, reward_fn="a:b"), llama_7b, on_gpu=True)
+    function = estimate(recipe(Stage.PPO, reward_model_path=None, reward_funcs=["a:b"]), llama_7b, on_gpu=True)
     judge = next(one for one in adapter.components if one.name == "reward model")
     assert adapter.allocated - function.allocated == judge.bytes > 0
     assert all(one.name != "reward model" for phase in function.phases for one in phase.components)

@@ -55,7 +55,7 @@ def test_defaults_suit_a_lora_run() -> None:
     assert ppo.local_batch_size == 64
     assert (ppo.value_adapter, ppo.value_head_init, ppo.value_learning_rate) == (True, "auto", None)
     assert (ppo.eos_penalty, ppo.length_limits, ppo.longest_response) == (1.0, (128, 129), 128)
-    own = build_recipe(Stage.PPO, {"model_name_or_path": "gpt2", "reward_fn": "mine:score"})
+    own = build_recipe(Stage.PPO, {"model_name_or_path": "gpt2", "reward_funcs": ["mine:score"]})
     assert isinstance(own, PPORecipe) and own.eos_penalty == 0.0  # whatever the function thinks of an open end
 
 
@@ -268,7 +268,7 @@ def test_mistake_in_a_file_is_named(file: Path, text: str, named: list[str]) -> 
     ],
 )
 def test_expectation_names_every_kind_of_value_and_the_length(word: str, expectation: str) -> None:
-    message = refusal(Stage.PPO, None, "model_name_or_path=gpt2", "reward_fn=a:b", word)
+    message = refusal(Stage.PPO, None, "model_name_or_path=gpt2", "reward_funcs=a:b", word)
     assert message == f"command line: `{word}`: {expectation}."
 
 

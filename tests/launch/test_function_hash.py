@@ -1,4 +1,4 @@
-"""The code of ``reward_fn``: recorded at launch; a changed one runs at resume only when confirmed."""
+"""The code of ``reward_funcs``: recorded at launch; a changed one runs at resume only when confirmed."""
 
 import hashlib
 import json
@@ -45,7 +45,7 @@ def run(runs: Runs, code: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
 
 
 def ppo(code: Path) -> AnyRecipe:
-    return load_recipe(Stage.PPO, None, (*DEMO, "reward_fn=judges:judge", f"reward_fn_path={code.parent}"))
+    return load_recipe(Stage.PPO, None, (*DEMO, "reward_funcs=judges:judge", f"reward_func_paths=[{code.parent}]"))
 
 
 def test_launch_refuses_a_plan_whose_reward_function_changed(home: Home, code: Path) -> None:
@@ -168,7 +168,7 @@ def test_an_installed_function_is_its_module_s_file_wherever_one_stands(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The stage does not look in the working directory; it does in PYTHONPATH, before what is installed."""
-    recipe = load_recipe(Stage.PPO, None, (*DEMO, "reward_fn=msgspec.json:decode"))
+    recipe = load_recipe(Stage.PPO, None, (*DEMO, "reward_funcs=msgspec.json:decode"))
     (tmp_path / "msgspec").mkdir()
     (tmp_path / "msgspec" / "json.py").write_text("def decode(*, questions, responses): ...")
     monkeypatch.chdir(tmp_path)
@@ -181,7 +181,7 @@ def test_an_installed_function_is_its_module_s_file_wherever_one_stands(
 
 
 def test_a_pipeline_s_function_is_that_of_its_ppo_section(code: Path) -> None:
-    keys = (*DEMO, "ppo.reward_fn=judges:judge", f"ppo.reward_fn_path={code.parent}")
+    keys = (*DEMO, "ppo.reward_funcs=judges:judge", f"ppo.reward_func_paths=[{code.parent}]")
     alone, whole = reward_functions(ppo(code)), reward_functions(load_recipe(Stage.PIPELINE, None, keys))
     assert alone == whole and len(alone) == 1
     assert reward_functions(load_recipe(Stage.PIPELINE, None, DEMO)) == []

@@ -105,15 +105,19 @@ def test_columns_that_are_not_known_are_left_to_the_stage(tmp_path: Path) -> Non
 
 def test_ready_functions_need_no_directory() -> None:
     assert find("stackllama_engine.rewards:exact_number", None, {"answer"}) is None
+    with pytest.raises(
+        UsageError, match=r"`exact_number` in .*exact_number.py needs `answer`, which is neither a column"
+    ):
+        find("stackllama_engine.rewards:exact_number", None, {"solution"})
 
 
 def test_a_launch_writes_down_where_the_function_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "judges.py")
     monkeypatch.chdir(tmp_path)
-    recipe = load_recipe(Stage.PPO, None, ["model_name_or_path=demo", "dataset_name=demo", "reward_fn=judges:judge"])
+    recipe = load_recipe(Stage.PPO, None, ["model_name_or_path=demo", "dataset_name=demo", "reward_funcs=judges:judge"])
     resolved, parents = resolve_inputs(Home(tmp_path / "home"), recipe)
     assert isinstance(resolved, PPORecipe) and parents == []
     assert (resolved.reward_funcs, resolved.reward_func_paths) == (["judges:judge"], [str(tmp_path)])
-    wrong = load_recipe(Stage.PPO, None, ["model_name_or_path=demo", "dataset_name=demo", "reward_fn=judges:judg"])
+    wrong = load_recipe(Stage.PPO, None, ["model_name_or_path=demo", "dataset_name=demo", "reward_funcs=judges:judg"])
     with pytest.raises(UsageError, match="Did you mean `judge`"):
         resolve_inputs(Home(tmp_path / "home"), wrong)

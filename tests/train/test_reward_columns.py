@@ -23,7 +23,9 @@ ROWS: list[dict[str, Any]] = [
 def prompts_of(tmp_path: Path, *keys: str, rows: Any = ROWS) -> list[Prompt]:
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    recipe = load_recipe(Stage.PPO, None, ["model_name_or_path=demo", f"dataset_name={file}", "reward_fn=a:b", *keys])
+    recipe = load_recipe(
+        Stage.PPO, None, ["model_name_or_path=demo", f"dataset_name={file}", "reward_funcs=a:b", *keys]
+    )
     assert isinstance(recipe, PPORecipe)
     encoder: Any = SimpleNamespace(prompt=lambda question, messages: [1, 2])
     return load_prompts(recipe, "all", None, encoder, SimpleNamespace(health=print))  # type: ignore[arg-type]

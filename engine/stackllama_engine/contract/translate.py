@@ -153,7 +153,8 @@ def _one_or_several(key: str) -> Callable[[Any, Values], Read]:
 
     def read(value: Any, values: Values) -> Read:
         if isinstance(value, str):
-            value = [part.strip() for part in value.split(",") if part.strip()]
+            parts = [part.strip() for part in value.split(",") if part.strip()]
+            value = [float(part) if key == "reward_weights" and number(part) is not None else part for part in parts]
         return {key: value if isinstance(value, list) or value is None else [value]}, ""
 
     return read

@@ -38,18 +38,22 @@ def check_data(recipe: SFTRecipe | RewardRecipe | PPORecipe) -> Columns | None:
     return columns
 
 
-def function_arguments(recipe: PPORecipe) -> set[str] | None:
+def function_arguments(recipe: PPORecipe, columns: Columns | None) -> set[str] | None:
     """Return what reward functions get by name besides prompts and responses; None where the columns are not known.
 
+    Args:
+        recipe: with its inputs resolved.
+        columns: of its data set, by :func:`check_data`.
+
     Raises:
-        DataError: as :func:`check_data`, or one of ``reward_columns`` is missing.
+        DataError: one of ``reward_columns`` is missing.
     """
     wanted = ALL_SCALARS if recipe.reward_columns is None else recipe.reward_columns
-    columns = check_data(recipe)
     if columns is None:
         return None if wanted == ALL_SCALARS else {*wanted, *recipe.reward_kwargs}
     name = recipe.dataset_name
-    rows = islice(local_rows(name, recipe.dataset_train_split if kind_of(name) == "prepared" else ALL), LOOK_AT)
+    split = recipe.dataset_train_split if kind_of(name) == "prepared" else ALL
+    rows = islice(local_rows(name, split, recipe.dataset_columns), LOOK_AT)
     label = f"`dataset_name={name}`"
     return {*extra_columns((row for _, row in rows), columns, wanted, label), *recipe.reward_kwargs}
 

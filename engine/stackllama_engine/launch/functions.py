@@ -122,6 +122,10 @@ def _check(what: str, file: Path, name: str, given: Collection[str] | None) -> N
         hint = f" Did you mean `{near[0]}`?" if near else ""
         raise UsageError(f"{what}: {file} defines no `{name}`.{hint}")
     node = bound.get(name)
+    if isinstance(node, ast.ImportFrom) and node.level == 1 and node.module and file.name == "__init__.py":
+        own = next(alias.name for alias in node.names if (alias.asname or alias.name) == name)
+        if beside := _file(file.parent, node.module):
+            _check(what, beside, own, given)
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not node.decorator_list:
         _check_arguments(f"{what}: `{name}` in {file}", node.args, given)
 

@@ -23,10 +23,12 @@ from ..contract.recipe import (
 )
 from ..contract.run_dir import RUN_ID, Home, RunDir
 from ..contract.stages import TRAINING_STAGES, Split, Stage
+from ..data.columns import Columns
 from ..data.kinds import DEMO, FILE_SUFFIXES, kind_of
 from .data_check import check_data, function_arguments
 from .functions import find_function
-from .sections import PLACEHOLDER, map_sections
+from .prompt_format_check import check_one_kind, check_prompt_format
+from .sections import PLACEHOLDER, map_sections, stage_recipe
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?", re.ASCII)
 _LONGEST_HUB_ID = 96  # huggingface_hub.utils.validate_repo_id
@@ -48,6 +50,7 @@ def resolve_inputs(home: Home, recipe: AnyRecipe) -> tuple[AnyRecipe, list[str]]
     match recipe:
         case PipelineRecipe():
             pipeline = map_sections(recipe, lambda section: _collect(home, section, parents), TRAINING_STAGES)
+            check_one_kind([stage_recipe(pipeline, stage) for stage in TRAINING_STAGES])
             return pipeline, _unique(parents)
         case MergeRecipe():
             path = resolved("adapter_path", recipe.adapter_path, _adapter)
@@ -63,7 +66,7 @@ def resolve_inputs(home: Home, recipe: AnyRecipe) -> tuple[AnyRecipe, list[str]]
                 "model_name_or_path": resolved("model_name_or_path", recipe.model_name_or_path, _model),
                 "dataset_name": resolved("dataset_name", recipe.dataset_name, _dataset),
             }
-            check_data(msgspec.structs.replace(recipe, **changed))
+            columns = check_data(msgspec.structs.replace(recipe, **changed))
             if isinstance(recipe, PPORecipe):
                 if recipe.reward_model_path:
                     path = resolved("reward_model_path", recipe.reward_model_path, _reward_model)
@@ -71,7 +74,9 @@ def resolve_inputs(home: Home, recipe: AnyRecipe) -> tuple[AnyRecipe, list[str]]
                 if recipe.policy_adapter_path:
                     path = resolved("policy_adapter_path", recipe.policy_adapter_path, _adapter)
                     changed["policy_adapter_path"] = path
-                paths = _function_paths(msgspec.structs.replace(recipe, **changed))
+            check_prompt_format(msgspec.structs.replace(recipe, **changed), columns)
+            if isinstance(recipe, PPORecipe):
+                paths = _function_paths(msgspec.structs.replace(recipe, **changed), columns)
                 return msgspec.structs.replace(recipe, **changed, reward_func_paths=paths), _unique(parents)
             return msgspec.structs.replace(recipe, **changed), _unique(parents)
 
@@ -115,11 +120,11 @@ def _model(home: Home, key: str, value: str, parents: list[str]) -> str:
     return path
 
 
-def _function_paths(recipe: PPORecipe) -> list[str | None]:
+def _function_paths(recipe: PPORecipe, columns: Columns | None) -> list[str | None]:
     """Return the directory of each reward function; None: it is installed."""
     if not recipe.reward_funcs:
         return []
-    given = function_arguments(recipe)
+    given = function_arguments(recipe, columns)
     return [find_function(function.reference, function.directory, given) for function in recipe.functions]
 
 
