@@ -29,6 +29,7 @@ from typing import Any
 
 import arithmetic_problems
 import msgspec
+import psutil
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,7 +37,9 @@ sys.path.insert(0, str(ROOT / "engine"))
 
 from stackllama_engine.contract.events import EventReader  # noqa: E402
 from stackllama_engine.contract.prompt_format import PromptFormat  # noqa: E402
+from stackllama_engine.contract.run_dir import RunDir, State  # noqa: E402
 from stackllama_engine.data.manifest import MANIFEST, Report  # noqa: E402
+from stackllama_engine.launch.reconcile import reconcile  # noqa: E402
 from stackllama_engine.train import demo_base  # noqa: E402
 
 RECORDING = ROOT / "docs" / "measurements" / "arithmetic.json"
@@ -174,39 +177,50 @@ def _ppo(folder: Path, file: Path, seed: int) -> dict[str, Any]:
     name = f"seed-{seed}"
     program = str(Path(sys.executable).with_name("stackllama-console"))
     command = [program, "--home", str(folder / "home"), "launch", "ppo", str(file), f"seed={seed}", "--name", name]
-    done = subprocess.run(
-        [*command, "--follow", "--plain"],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-    )
-    run = folder / "home" / "runs" / name
-    if done.returncode:
-        sys.exit(f"{run} has failed: {json.loads((run / 'state.json').read_text())['cause']}")
-    result = json.loads((run / "result.json").read_text(encoding="utf-8"))
-    curve: dict[str, float | None] = {}
-    for event in EventReader(run / "attempts" / "001" / "events.jsonl").read():
+    subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, check=True)
+    run, cpu = RunDir(folder / "home" / "runs" / name), 0.0
+    while not (state := reconcile(run)).has_ended:
+        cpu = max(cpu, _cpu_seconds(state))
+        time.sleep(1)
+    if state.phase != "finished":
+        sys.exit(f"{run.path} is {state.phase}: {state.cause}")
+    result = run.read_json("result.json")
+    points: dict[str, float | None] = {}
+    for event in EventReader(run.attempt_dir(1) / "events.jsonl").read():
         if event.kind == "metrics" and "eval/mean_reward" in event.metrics:
-            curve[str(event.step)] = event.metrics["eval/mean_reward"]
+            points[str(event.step)] = event.metrics["eval/mean_reward"]
     greedy = {row["policy"]: row["mean_reward"] for row in result["comparison"] if row["temperature"] == 0}
     return {
-        "curve": curve,
+        "curve": points,
         "before": result["before"]["mean_reward"],
         "after": result["after"]["mean_reward"],
         "greedy_before": greedy[False],
         "greedy_after": greedy[True],
         "kl": result["after"]["kl"],
         "seconds": result["seconds"],
+        "cpu_seconds": round(cpu),
     }
+
+
+def _cpu_seconds(state: State) -> float:
+    """Return the CPU time of the stage's processes so far; 0 before and after."""
+    try:
+        worker = psutil.Process(state.worker.pid) if state.worker else None
+        processes = [worker, *worker.children(recursive=True)] if worker else []
+        return sum(sum(process.cpu_times()[:2]) for process in processes)
+    except psutil.NoSuchProcess:
+        return 0.0
 
 
 def table(recording: dict[str, Any]) -> str:
     """Return the accuracies per seed and their medians as a Markdown table."""
     columns = ("before", "after", "greedy_before", "greedy_after")
     rows = [
-        [seed, *(facts[column] for column in columns), facts["seconds"]] for seed, facts in recording["seeds"].items()
+        [seed, *(facts[column] for column in columns), facts["cpu_seconds"]]
+        for seed, facts in recording["seeds"].items()
     ]
     rows.append(["median", *(statistics.median(row[index] for row in rows) for index in range(1, 6))])
-    lines = ["| seed | before | after | greedy, before | greedy, after | minutes |", "|---|---|---|---|---|---|"]
+    lines = ["| seed | before | after | greedy, before | greedy, after | CPU minutes |", "|---|---|---|---|---|---|"]
     for seed, *accuracies, seconds in rows:
         cells = [str(seed), *(f"{accuracy:.1%}" for accuracy in accuracies), f"{seconds / 60:.1f}"]
         lines.append(f"| {' | '.join(cells)} |")
