@@ -1,7 +1,7 @@
 """A tiny model learns to solve word problems by PPO, from nothing but whether its number is right.
 
     python benchmarks/arithmetic.py base FOLDER             # the base, once: some minutes
-    python benchmarks/arithmetic.py record FOLDER           # PPO with three seeds, about ten minutes each on one core
+    python benchmarks/arithmetic.py record FOLDER           # PPO with three seeds, some minutes of one core each
     python benchmarks/arithmetic.py write                   # docs/measurements/arithmetic.md, from arithmetic.json
     python benchmarks/arithmetic.py --tiny                  # all of it in a minute, in a folder that is removed
 
@@ -14,6 +14,7 @@ problems, sampled at the temperature of training, with the same noise before, be
 import argparse
 import itertools
 import json
+import math
 import os
 import platform
 import random
@@ -23,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -47,8 +49,12 @@ DOCUMENT = ROOT / "docs" / "measurements" / "arithmetic.md"
 MARKS = ("<!-- {}: written by benchmarks/arithmetic.py -->\n", "<!-- end of {} -->\n")
 SEEDS = (0, 1, 2)
 _B, _T = 16, 96
-_PROBLEMS = 0.4
-"""Share of problems in the base's training text."""
+_PROBLEMS = (0.4, 0.2)
+"""Share of problems in the base's training text, in its first and its second part.
+
+In the second part it gets surer of numbers that it has not seen together in a problem.
+"""
+_PEAKS = (3e-3, 2e-3)
 _SIZES = {"rl": 3000, "evaluation": 300}
 RECIPE: dict[str, Any] = {
     "dtype": "float32",
@@ -62,7 +68,7 @@ RECIPE: dict[str, Any] = {
     "lora_target_modules": "all-linear",
     "max_train_samples": None,
     "max_eval_samples": None,
-    "max_steps": 60,
+    "max_steps": 80,
     "learning_rate": 1e-3,
     "lr_scheduler_type": "linear",
     "per_device_train_batch_size": 32,
@@ -93,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     if options.tiny:
         with tempfile.TemporaryDirectory() as folder:
-            make_base(Path(folder), steps=3)
+            make_base(Path(folder), (3, 2))
             print(table(record(Path(folder), (0,), TINY)))
     elif options.what == "write":
         recording = json.loads(RECORDING.read_text(encoding="utf-8"))
@@ -101,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     elif options.what is None or options.folder is None:
         parser.error("name what to do, and the folder")
     elif options.what == "base":
-        print(json.dumps(make_base(options.folder, steps=3000), indent=1))
+        print(json.dumps(make_base(options.folder, (3000, 1500)), indent=1))
     else:
         recording = record(options.folder, options.seeds)
         RECORDING.write_text(json.dumps(recording, indent=1) + "\n", encoding="utf-8")
@@ -109,36 +115,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def texts(seed: int) -> Iterator[str]:
+def texts(seed: int, share: float) -> Iterator[str]:
     """Yield endless training texts of the base: a problem with the crowd's answer, or a few lines without one."""
     draw = random.Random(f"texts {seed}")
     problems, lines = arithmetic_problems.crowd(seed), arithmetic_problems.lines(seed)
     while True:
-        if draw.random() < _PROBLEMS:
+        if draw.random() < share:
             yield PromptFormat().render(*next(problems))
         else:
             yield "\n".join(itertools.islice(lines, 3))
 
 
-def make_base(folder: Path, steps: int, seed: int = 0) -> dict[str, Any]:
-    """Train and save the base; return its facts."""
-    torch.manual_seed(seed)
+def batches(tokenizer: Any, stream: Iterator[str]) -> Iterator[torch.Tensor]:
+    """Yield endless ``(B, T)`` int64 batches of packed texts, with an end token after each."""
+    tokens: list[int] = []
+    while True:
+        while len(tokens) < _B * _T:
+            tokens += [*tokenizer(next(stream))["input_ids"], tokenizer.eos_token_id]
+        yield torch.tensor(tokens[: _B * _T]).view(_B, _T)
+        tokens = tokens[_B * _T :]
+
+
+def make_base(folder: Path, steps: Sequence[int]) -> dict[str, Any]:
+    """Train and save the base, in two parts of so many steps; return its facts."""
+    torch.manual_seed(0)
     started = time.process_time()
-    tokenizer = demo_base.build_tokenizer(itertools.islice(texts(seed), 3000), vocab_size=512)
+    tokenizer = demo_base.build_tokenizer(itertools.islice(texts(0, _PROBLEMS[0]), 3000), vocab_size=512)
     model = demo_base.build_model(tokenizer, hidden_size=96, layers=3)
-
-    def batches() -> Iterator[torch.Tensor]:
-        stream, tokens = texts(seed), []
-        while True:
-            while len(tokens) < _B * _T:
-                tokens += [*tokenizer(next(stream))["input_ids"], tokenizer.eos_token_id]
-            yield torch.tensor(tokens[: _B * _T]).view(_B, _T)
-            tokens = tokens[_B * _T :]
-
-    loss = demo_base.train(model, batches(), [], steps)
+    loss = math.nan
+    for part, count in enumerate(steps):
+        data = batches(tokenizer, texts(part, _PROBLEMS[part]))
+        loss = demo_base.train(model, data, [], count, _PEAKS[part])
     model.save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
-    facts = {"parameters": model.num_parameters(), "steps": steps, "loss": loss}
+    facts = {"parameters": model.num_parameters(), "steps": sum(steps), "loss": loss}
     facts["cpu_seconds"] = round(time.process_time() - started)
     (folder / "base.json").write_text(json.dumps(facts), encoding="utf-8")
     return facts
@@ -157,18 +167,20 @@ def write_data(folder: Path) -> Path:
 
 
 def record(folder: Path, seeds: Sequence[int], more: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Run PPO with each seed, one after the other; return all that the document says."""
+    """Run PPO with all seeds at once, one thread each; return all that the document says."""
     recipe = RECIPE | {"model_name_or_path": str(folder / "base"), "dataset_name": str(write_data(folder))}
     recipe |= more or {}
     file = folder / "ppo.yaml"
     file.write_text(json.dumps(recipe), encoding="utf-8")  # JSON is YAML
+    with ThreadPoolExecutor(len(seeds)) as pool:
+        results = pool.map(lambda seed: _ppo(folder, file, seed), seeds)
     return {
         "date": time.strftime("%Y-%m-%d"),
         "machine": f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}, no GPU",
         "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
         "base": json.loads((folder / "base.json").read_text(encoding="utf-8")),
         "questions": recipe["max_eval_samples"] or _SIZES["evaluation"],
-        "seeds": {str(seed): _ppo(folder, file, seed) for seed in seeds},
+        "seeds": dict(zip(map(str, seeds), results, strict=True)),
     }
 
 
