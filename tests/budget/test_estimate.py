@@ -63,7 +63,8 @@ def test_int8_lora_estimate_at_batch_4_by_1024(llama_7b: Architecture) -> None:
 def test_the_default_adapter_is_on_every_matrix_of_the_layers(llama_7b: Architecture) -> None:
     """Rank 16 on q, k, v, o (4096 × 4096 each), gate, up (4096 × 11008) and down (11008 × 4096) of 32 layers."""
     assert ALL_LINEAR == 39_976_960
-    found, few = (on_gpu(llama_7b, Stage.SFT, **keys) for keys in ({}, {"lora_target_modules": ["q_proj", "v_proj"]}))
+    found = on_gpu(llama_7b, Stage.SFT)
+    few = on_gpu(llama_7b, Stage.SFT, lora_target_modules=["q_proj", "v_proj"])
     sizes, before = ({part.name: part.bytes for part in one.components} for one in (found, few))
     assert sizes["adapter"] == 4 * ALL_LINEAR and sizes["optimizer"] == 2 * 4 * ALL_LINEAR
     assert before["adapter"] == 4 * 16 * 2 * 8192 * 32

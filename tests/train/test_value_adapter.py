@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -122,11 +123,9 @@ def test_an_update_without_returns_trains_the_policy_alike_and_leaves_the_critic
 
 
 def save(one: Toy, path: Path) -> None:
-    head = dict(one.base.value_head.state_dict())
+    head: dict[str, Any] = {VALUE_FILE: dict(one.base.value_head.state_dict())}
     tokenizer = models.load_tokenizer(one.recipe.model_name_or_path)
-    models.save_adapter(
-        one.base.model, tokenizer, path, one.recipe, PromptFormat(), one.base.saved, **{VALUE_FILE: head}
-    )
+    models.save_adapter(one.base.model, tokenizer, path, one.recipe, PromptFormat(), one.base.saved, **head)
 
 
 def continued(base: Path, path: Path, *keys: str) -> Toy:
