@@ -68,6 +68,14 @@ def test_changed_keys_that_weights_depend_on_are_refused(tmp_path: Path, key: st
     assert refusal is not None and quoted in refusal and "start a new run" in refusal
 
 
+def test_a_run_from_before_the_default_adapter_changed_keeps_its_own(tmp_path: Path) -> None:
+    """Its recipe says null, which is PEFT's default; the present default would be another adapter."""
+    before = recipe(Stage.SFT, "lora_target_modules=null")
+    assert after(tmp_path, Stage.SFT, before, "lora_target_modules=null").all == []
+    refusal = after(tmp_path, Stage.SFT, before).refusal()
+    assert refusal is not None and "`lora_target_modules` empty → all-linear" in refusal
+
+
 def test_max_steps_below_the_checkpoint_is_refused(tmp_path: Path) -> None:
     refusal = after(tmp_path, Stage.SFT, recipe(Stage.SFT), "max_steps=1").refusal()
     assert refusal is not None and "`max_steps: 1`: step-000002 is past that step" in refusal

@@ -117,7 +117,8 @@ def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipe = load_recipe(Stage.SFT, None, (f"model_name_or_path={base}", *SFT, "lora_r=4"))
     assert isinstance(recipe, SFTRecipe)
     torch.manual_seed(3)
-    model: Any = get_peft_model(AutoModelForCausalLM.from_pretrained(base), models.lora_config(recipe, "CAUSAL_LM"))
+    config = models.lora_config(recipe, "CAUSAL_LM", "llama")
+    model: Any = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             parameter.data.normal_(std=0.3)

@@ -150,10 +150,12 @@ def test_what_lies_beside_the_function_can_be_imported_and_shadows_nothing(writt
 @pytest.mark.parametrize("head", [OURS, f"async {OURS}"])
 def test_what_may_pass_is_called_again_and_told(written: Any, head: str) -> None:
     notices, waits = list[str](), list[float]()
-    body = "calls.append(1)\n    if len(calls) < 3: raise TimeoutError('read timed out')\n    return [1.0] * 3"
+    body = "calls.append(responses.pop()); assert len(calls) < 4\n"
+    body += "    if len(calls) < 3: raise TimeoutError('read timed out')\n    return [1.0] * 3"
     function = written(body, f"calls = []\n{head}", notice=notices.append, wait=waits.append)
     assert function(TEXTS) == [1.0] * 3
-    assert len(function._function.__globals__["calls"]) == 3 and waits == [1.0, 5.0]
+    assert function._function.__globals__["calls"] == [TEXTS[2].text] * 3, "with new lists each time"
+    assert waits == [1.0, 5.0]
     assert notices[0] == "`reward_funcs: toy_rewards:score` raised TimeoutError: read timed out; calling again in 1 s"
 
 

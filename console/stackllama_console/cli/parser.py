@@ -32,6 +32,7 @@ Without a command it opens the console.
              for a running one: save, sample, pause, continue, set
   merge      merge a run's adapter into its base model
   chat       chat with a run's model and its base model
+  export     write a run's adapter or merged model with a model card
   data       prepare a Stack Exchange dump, preview a data source
   doctor     check what this machine has and lacks
   info       print where files are kept"""
@@ -114,6 +115,7 @@ def build_parser() -> Parser:
     _add_launch(commands)
     _add_runs(commands)
     _add_chat(commands)
+    _add_export(commands)
     _add_data(commands)
     for name, text in (("doctor", "Check what this machine has and lacks."), ("info", "Print where files are kept.")):
         _leaf(commands, name, text, f"doctor:{name}", json=True)
@@ -310,6 +312,15 @@ def _add_chat(commands: _Commands) -> None:
     )
     chat.add_argument("--seed", type=_seed, default=0, metavar="N", help="sampling seed for both models (default: 0)")
     chat.add_argument("--cpu", action="store_true", help="run on the CPU")
+
+
+def _add_export(commands: _Commands) -> None:
+    text = "Write a run's adapter, or its merged model, with a model card, as transformers and PEFT load it."
+    export = _leaf(commands, "export", text, "export:export", json=True)
+    export.add_argument("run", metavar="RUN", help="run id; a pipeline stands for its PPO stage")
+    export.add_argument("--to", type=Path, metavar="DIR", help="folder to create (default: the run's id)")
+    export.add_argument("--merged", action="store_true", help="export the merged model instead of the adapter")
+    export.add_argument("--push", metavar="REPO", help="then upload it to this repository of the hub, created private")
 
 
 def _add_data(commands: _Commands) -> None:

@@ -648,6 +648,14 @@ METRICS: tuple[Metric, ...] = (
         help="Responses of a step that end with the end token, over all ranks.",
     ),
     Metric(
+        name="val/thoughts_cut_off",
+        stages=(PPO,),
+        label="thoughts cut off",
+        better="lower",
+        help="Share of responses that open `<think>` and reach the length limit before `</think>`, so that there is no "
+        "answer; of models that think.",
+    ),
+    Metric(
         name="objective/entropy",
         stages=(PPO,),
         label="sequence entropy",

@@ -20,6 +20,7 @@ import gc
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -38,6 +39,7 @@ from .encoding import Encoder
 from .loading import one_line
 from .pending_writes import is_disk_full
 from .ppo.shared_base import score_weight
+from .prompt_formats import generation_stops
 from .session import Session
 
 if TYPE_CHECKING:
@@ -105,7 +107,8 @@ def _merge(recipe: MergeRecipe, source: Path, staging: Path, session: Session) -
     effect = difference(with_adapter, without)
     exact = difference(outputs(merged, probes, session.device), with_adapter)
     before = check(exact, effect, EXACT, noise, "merging went wrong")
-    _save(merged.to(getattr(torch, recipe.dtype)), tokenizer, staging, prompt_format)
+    stops = () if reward else generation_stops(str(source), None)
+    _save(merged.to(getattr(torch, recipe.dtype)), tokenizer, staging, prompt_format, stops)
     del base, model, merged
     gc.collect()
     session.reporter.phase("verify")
@@ -132,8 +135,14 @@ def _merge(recipe: MergeRecipe, source: Path, staging: Path, session: Session) -
     }
 
 
-def _save(model: Any, tokenizer: "PreTrainedTokenizerBase", staging: Path, prompt_format: PromptFormat | None) -> None:
-    """Write the model where there is room for it.
+def _save(
+    model: Any,
+    tokenizer: "PreTrainedTokenizerBase",
+    staging: Path,
+    prompt_format: PromptFormat | None,
+    stops: Sequence[int] = (),
+) -> None:
+    """Write the model where there is room for it; ``stops`` are the tokens that end a response.
 
     Raises:
         StageError: there is none; nothing of it is left behind.
@@ -142,7 +151,7 @@ def _save(model: Any, tokenizer: "PreTrainedTokenizerBase", staging: Path, promp
     try:
         if not free(staging.parent).holds(size, 1):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(staging))
-        models.save_model(model, tokenizer, staging, prompt_format)
+        models.save_model(model, tokenizer, staging, prompt_format, stops)
     except Exception as error:  # libraries report a full disk in classes of their own
         if not is_disk_full(error):
             raise

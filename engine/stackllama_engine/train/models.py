@@ -31,6 +31,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     BitsAndBytesConfig,
+    GenerationConfig,
 )
 
 from ..budget.adapter import ALL_LINEAR
@@ -227,6 +228,7 @@ def save_adapter(
     recipe: TrainRecipe,
     prompt_format: PromptFormat,
     adapters: Sequence[str] = ("default",),
+    stops: Sequence[int] = (),
     **extra: Any,
 ) -> None:
     """Write the adapter, its score head if it has one, its base's identity, the prompt format and the tokenizer.
@@ -240,6 +242,7 @@ def save_adapter(
         recipe: says which base.
         prompt_format: that it was trained with.
         adapters: which of the model's are saved; all but the first in directories of their names.
+        stops: tokens that end a response, for ``generation_config.json``; none for a reward model.
         extra: safetensors files to add, name → tensors.
 
     Raises:
@@ -253,21 +256,30 @@ def save_adapter(
             save_file(tensors, staging / f"{name}.safetensors")
         tokenizer.save_pretrained(str(staging))
         write_prompt_format(staging, prompt_format)
+        if stops:
+            ends: dict[str, Any] = {"eos_token_id": [*stops], "pad_token_id": pad_id(tokenizer)}
+            GenerationConfig(bos_token_id=tokenizer.bos_token_id, **ends).save_pretrained(str(staging))
 
 
 def save_model(
-    model: Any, tokenizer: "PreTrainedTokenizerBase", path: Path, prompt_format: PromptFormat | None
+    model: Any,
+    tokenizer: "PreTrainedTokenizerBase",
+    path: Path,
+    prompt_format: PromptFormat | None,
+    stops: Sequence[int] = (),
 ) -> None:
     """Write a whole model, its tokenizer and its prompt format, all or nothing.
 
-    The tokenizer gets the format's chat template, so that a program that serves the model renders prompts as it was
-    trained on them.
+    The tokenizer gets the format's chat template, and the generation configuration the tokens that end a response, so
+    that a program that serves the model renders prompts and ends responses as it was trained to.
 
     Raises:
         OSError: disk full or not writable.
     """
     with _whole(path) as staging:
         model.config.use_cache = True  # off while training; generation is slow without it
+        if stops:
+            model.generation_config.eos_token_id = [*stops]
         model.save_pretrained(str(staging))
         write_prompt_format(staging, prompt_format)
         if prompt_format is not None and prompt_format.served_template:

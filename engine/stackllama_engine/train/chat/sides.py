@@ -139,14 +139,14 @@ def _adapted(run: RunDir, recipe: SFTRecipe | PPORecipe, path: Path, device: tor
     return Sides(recorded_encoder(run.path, tokenizer, name, revision), tuned, name=name, bf16=recipe.bf16)
 
 
-def _adapter_config(recipe: SFTRecipe | PPORecipe, path: Path) -> LoraConfig:
-    """Return the adapter's configuration: the one beside the weights, the continued adapter's, or the recipe's."""
+def _adapter_config(recipe: SFTRecipe | PPORecipe, path: Path) -> LoraConfig | None:
+    """Return the adapter's configuration: the one beside the weights or the continued adapter's; None: the recipe's."""
     continued = recipe.policy_adapter_path if isinstance(recipe, PPORecipe) else None
     for place in (path, Path(continued) if continued else None):
         if place is not None and (place / "adapter_config.json").is_file():
             config: Any = LoraConfig.from_pretrained(str(place))
             return config
-    return models.lora_config(recipe, "CAUSAL_LM")
+    return None
 
 
 def _merged(recipe: MergeRecipe, path: Path, device: torch.device) -> Sides:

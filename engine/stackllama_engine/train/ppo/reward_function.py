@@ -119,9 +119,9 @@ class RewardFunction:
         """
         if self.is_async:
             return self.finish(asyncio.run(self.attempts(texts)), texts)
-        arguments = self._arguments(texts)
         values: list[Any] | None = None
         for seconds in (*_WAITS, None):
+            arguments = self._arguments(texts)  # again each time: the function may have changed its lists
             try:
                 values = self._called(arguments)
                 break
@@ -138,9 +138,9 @@ class RewardFunction:
         Raises:
             StageError: it needs something that it cannot get.
         """
-        arguments = self._arguments(texts)
         outcome: Any = None
         for seconds in (*_WAITS, None):
+            arguments = self._arguments(texts)
             try:
                 return await self._awaited(arguments)
             except _FAILURES as error:
@@ -197,7 +197,7 @@ class RewardFunction:
             **self._options,
             "questions": [text.question for text in texts],
             "responses": [text.text for text in texts],
-            "prompts": [text.question if as_texts or text.messages is None else text.messages for text in texts],
+            "prompts": [text.question if as_texts else _prompt(text) for text in texts],
             "completions": [_completion(text) for text in texts],
         }
         named = {name for name, one in parameters.items() if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)}
@@ -303,6 +303,10 @@ def _first_on_path(directory: str | None) -> Iterator[None]:
     finally:
         sys.path.remove(directory)
         sys.path.append(directory)
+
+
+def _prompt(text: ResponseText) -> Any:
+    return text.question if text.messages is None else [dict(message) for message in text.messages]
 
 
 def _completion(text: ResponseText) -> Any:

@@ -28,6 +28,7 @@ from .response_text import ResponseText
 from .rewards import PREFIX, Rewards, Unscored, fill_abstained, with_ends
 from .sampling import Noise, Responses, sample
 from .shared_base import Outputs, SharedBase
+from .thoughts import Thought, thoughts_of
 from .vllm_sampler import VllmSampler
 
 Sampler = Callable[[Sequence[Sequence[int]], Sequence[Noise], Sequence[int]], Responses]
@@ -54,6 +55,8 @@ class Rollout:
     """The weighted sum of the components, float32 ``[B]``."""
     components: dict[str, Tensor] = field(default_factory=dict)
     """Reward components, by their metric's name; float32 ``[B]`` each."""
+    thoughts: list[Thought] = field(default_factory=list)
+    """Thoughts of the responses, ``B`` of them."""
 
     @property
     def responses(self) -> int:
@@ -74,6 +77,7 @@ class Rollout:
             mask=batch.select_response(self.mask),  # [b, r]
             old=Outputs(*(batch.select_response(column) for column in self.old)),  # [b, r] each
             texts=[],
+            thoughts=[],
         )
 
 
@@ -275,6 +279,9 @@ class RolloutWorker:
             ref_logprobs=reference.logprobs,
             scores=self._rewards.total(components),
             components=components,
+            thoughts=thoughts_of(
+                self._tokenizer, [prompt.ids for prompt in prompts], responses, [text.ended for text in texts]
+            ),
         )
 
     def fill_abstained(self, rollout: Rollout) -> Rollout:

@@ -12,7 +12,11 @@ from ...contract.recipe import PPORecipe
 from . import losses
 from .rewards import PREFIX, Scores, functions_of
 from .rollout import Rollout, sequence_sum
+from .thoughts import CUT
 from .update import Reduce
+
+_OPENED = "thoughts opened"
+"""Not a metric, but whether there is one: summed over all ranks with the others."""
 
 
 def objective(
@@ -57,11 +61,16 @@ def objective(
     columns |= {f"{name}{ABSTAINED}": rollout.components[name].isnan().float() for name in functions}
     if recipe.kl_estimator != "k1":
         columns[f"objective/kl_{recipe.kl_estimator}"] = penalty
+    if rollout.thoughts:
+        opened, cut_off = penalty.new_tensor(rollout.thoughts).unbind(1)  # [B] each
+        columns |= {_OPENED: opened, CUT: cut_off}
     if "utility" in rows[0]:
         columns["demo/true_utility"] = penalty.new_tensor([row["utility"] for row in rows])
     *sums, count = reduce(torch.stack([*columns.values(), torch.ones_like(penalty)]).sum(1)).tolist()
     totals = dict(zip(columns, sums, strict=True))
     means = {name: total / count for name, total in totals.items()}
+    if not means.pop(_OPENED, 0.0):  # of a model that does not think there is nothing to report
+        means.pop(CUT, None)
     for name in functions:  # a function's mean is over the responses that it scored
         scored = count - totals[f"{name}{ABSTAINED}"]
         means[name] = totals[name] / scored if scored else math.nan

@@ -541,6 +541,7 @@ class PPO:
                 self.recipe,
                 self.encoder.format,
                 self.base.saved,
+                self.encoder.stop_ids,
                 **{VALUE_FILE: critic},
             )
 
