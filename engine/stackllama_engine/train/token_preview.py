@@ -21,9 +21,10 @@ from ..contract.stages import Stage
 from ..contract.streams import open_standard_streams
 from ..data.columns import NEEDS
 from ..data.sources import open_rows, unique_questions
-from ..data.splits import same_text, stable_hash
+from ..data.splits import stable_hash
 from . import models
 from .encoding import Encoder
+from .overlap import question_hash
 from .prompt_formats import find_prompt_format, generation_stops
 
 if TYPE_CHECKING:
@@ -224,8 +225,11 @@ def _sequence(tokenizer: "PreTrainedTokenizerBase", name: str, ids: list[int], l
 
 def _duplicates(rows: list[dict[str, Any]]) -> dict[str, int]:
     """Count the rows that repeat an earlier one's prompt, and those that repeat all of it."""
-    prompts = {_digest(row) for row in rows}
-    whole = {stable_hash(_digest(row), row.get("response_j", ""), row.get("response_k", "")) for row in rows}
+    prompts = {question_hash(row["question"]) for row in rows}
+    whole = {
+        stable_hash(question_hash(row["question"]), row.get("response_j", ""), row.get("response_k", ""))
+        for row in rows
+    }
     return {"prompt": len(rows) - len(prompts), "whole row": len(rows) - len(whole)}
 
 
@@ -245,15 +249,11 @@ def _overlaps(parts: Iterable[Part]) -> tuple[list[Overlap], list[str]]:
 
 
 def _prompts_of(part: Part) -> set[int]:
-    return {_digest(row) for row in islice(_rows_of(part, ("question",), Counter()), MOST_PROMPTS)}
+    return {question_hash(row["question"]) for row in islice(_rows_of(part, ("question",), Counter()), MOST_PROMPTS)}
 
 
 def _rows_of(part: Part, needs: tuple[str, ...], skipped: Counter[str]) -> Iterator[dict[str, Any]]:
     return open_rows(part.name, part.split, config=part.config, needs=needs, names=part.columns, skipped=skipped)
-
-
-def _digest(row: dict[str, Any]) -> int:
-    return stable_hash(same_text(row["question"]))
 
 
 def main() -> int:
