@@ -127,11 +127,11 @@ class Rewards:
 
         A reward model abstains from none. A function whose weight is 0 only watches, unless there are no others.
         """
-        judging = [f"{PREFIX}{function.name}" for function in self._functions if function.weight]
-        judging = judging or functions_of(components)
-        if MODEL in components or not judging:
+        counting = [f"{PREFIX}{function.name}" for function in self._functions if function.weight]
+        counting = counting or functions_of(components)
+        if MODEL in components or not counting:
             return torch.zeros_like(next(iter(components.values())), dtype=torch.bool)
-        return torch.stack([components[name].isnan() for name in judging]).all(0)
+        return torch.stack([components[name].isnan() for name in counting]).all(0)
 
     def _column(self, values: Sequence[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float32, device=self._device)

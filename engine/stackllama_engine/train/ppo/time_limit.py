@@ -1,8 +1,8 @@
 """A limit of time for code of the user's, which may hang in a service or in a regular expression.
 
-By a timer signal: it interrupts the call itself, where a thread would go on, hold what the next try needs, and run with
-a state of its own (gradients, signal handlers). Code that never returns from C is not interrupted; neither is code that
-sets the same timer (``signal.alarm``), which then has the limit that it sets.
+By a timer signal: it interrupts the call itself, where a thread would continue, hold what the next try needs, and run
+with a state of its own (gradients, signal handlers). Code that never returns from C is not interrupted; neither is code
+that sets the same timer (``signal.alarm``), which then has the limit that it sets.
 """
 
 import math
