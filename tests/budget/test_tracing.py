@@ -37,6 +37,31 @@ def request(stage: Stage, config: dict[str, Any] = SMALL, **keys: Any) -> Reques
     return Request(stage=stage, recipe=needed | keys, config=config)
 
 
+GEMMA: dict[str, Any] = SMALL | {
+    "model_type": "gemma2",
+    "num_hidden_layers": 2,
+    "num_key_value_heads": 4,
+    "vocab_size": 40000,
+    "tie_word_embeddings": True,
+    "final_logit_softcapping": 30.0,
+    "sliding_window": 64,
+}
+"""With a cap on the logits, and windows that a rollout leaves."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("entropy", [0.0, 0.1])
+def test_formula_and_trace_agree_on_capped_logits(entropy: float) -> None:
+    from stackllama_engine.budget.trace.measure import measure
+
+    keys = PLAIN | ROLLOUT | {"ent_coef": entropy, "per_device_train_batch_size": 2}
+    asked = request(Stage.PPO, GEMMA, **keys)
+    arch = architecture_of(GEMMA, "m", "config.json", frozenset())
+    predicted = estimate(build_recipe(Stage.PPO, asked.recipe), arch, on_gpu=True)  # type: ignore[arg-type]
+    traced = measure(asked)
+    assert predicted.peak == "update" and predicted.allocated == pytest.approx(traced.allocated, rel=0.02)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "keys"),

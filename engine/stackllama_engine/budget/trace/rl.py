@@ -18,6 +18,7 @@ from ...train.ppo.packing import PackedBatch
 from ...train.ppo.rollout import Advantages, Rollout
 from ...train.ppo.sampling import pick
 from ...train.ppo.shared_base import CRITIC, POLICY, REFERENCE, REWARD, Outputs, SharedBase
+from ..shapes import architecture_of
 from . import build, cuda, marks
 from .storages import Storages
 
@@ -81,6 +82,7 @@ def _shared_base(recipe: PPORecipe, config: dict[str, Any], layers: int, *, adap
     base.checkpointing = recipe.gradient_checkpointing
     base._entropy_trains = recipe.ent_coef > 0
     base._bf16 = recipe.bf16
+    base.plain_head = not architecture_of(config, "", "", frozenset()).logit_steps
     base._continues = recipe.policy_adapter_path is not None
     base.value_head = nn.Linear(models.head_hidden(model), 1, bias=False, dtype=torch.float32)
     base.has_separate_critic = recipe.value_adapter
@@ -118,8 +120,11 @@ def _sample(recipe: PPORecipe, base: SharedBase, storages: Storages) -> None:
     longest = prompt + response - 1
     start = max(prompt, longest - _DECODED)
     for layer in cache.layers:
+        window = getattr(layer, "sliding_window", None)
         for name in ("keys", "values"):
-            _lengthen(layer, name, start)
+            _lengthen(layer, name, min(start, window - 1) if window else start)
+        if window:
+            layer.cumulative_length = start  # from which the layer's mask is made
     storages.enter_phase(SAMPLING)
     mask = torch.ones(count, start, dtype=torch.int64)
     for position in range(start, longest):
