@@ -153,9 +153,7 @@ def test_logits_that_depend_on_more_than_hidden_states_are_refused(base: Path) -
     recipe = ppo_recipe(base)
     shared = SharedBase(recipe, CPU)
     shared.base.register_forward_hook(by_prompt, with_kwargs=True)
-    with pytest.raises(
-        StageError, match=r"`model_name_or_path=.*llama computes its logits from more .* nats per to"
-    ):
+    with pytest.raises(StageError, match=r"`model_name_or_path=.*llama computes its logits from more .* nats per to"):
         checked(recipe, shared)
 
 
