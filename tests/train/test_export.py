@@ -19,6 +19,7 @@ from .in_process import finish
 from .toy import REWARD, SFT
 
 pytestmark = pytest.mark.slow
+LINES = re.compile(r"```python\n(import peft.*?)```", re.DOTALL)
 
 
 @pytest.fixture
@@ -54,6 +55,9 @@ def test_adapter_and_merged_model_load_by_the_lines_of_their_card(
     sft, _ = finish(home, base, Stage.SFT, *SFT, "max_steps=3", "dtype=float32")
     merge, _ = finish(home, base, Stage.MERGE, f"adapter_path={sft.adapter}", "dtype=float32")
     names = load(sft.id)
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    lines, own = (LINES.findall(text)[0] for text in (readme, Path("README.md").read_text()))
+    assert [line.replace("math-7b-ppo", ".") for line in lines.splitlines() if line] == own.splitlines()
     chat = [{"role": "user", "content": "How do I get a pan clean?"}]
     text = names["tokenizer"].apply_chat_template(chat, tokenize=False)
     assert text == "Question: How do I get a pan clean?\n\nAnswer: "
