@@ -51,6 +51,13 @@ def test_tokens_of_sft(look: Any) -> None:
     assert alone.ids == text.ids and alone.loss == [False] * prompt + [True] * (len(text.ids) - prompt)
 
 
+def test_white_space_of_an_answer_is_kept_where_the_stage_keeps_it(look: Any) -> None:
+    plain = look(Stage.SFT, [{"prompt": "POST: Hi.\n\nTL;DR:", "completion": " Hi."}])
+    assert plain.prompt_format == "none" and "TL;DR: Hi." in "".join(plain.examples[0][0].tokens)
+    asked = look(Stage.SFT, [{"question": "Why?", "answer": " So. "}])
+    assert "Answer: So." in "".join(asked.examples[0][0].tokens)
+
+
 def test_long_rows_are_cut_or_dropped(look: Any) -> None:
     rows = [QA, QA | {"answer": "So. " * 50}, {"question": "Why? " * 50, "answer": "So."}]
     seen = look(Stage.SFT, rows, max_length=32, packing=False)

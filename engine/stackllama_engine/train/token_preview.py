@@ -149,7 +149,7 @@ class _Rows:
                 self.changed["dropped: both texts are the same"] += 1
             return {name: (text, [*([False] * (len(text) - 1)), True]) for name, text in ids.items()}
         assert isinstance(recipe, SFTRecipe)
-        answer = encoder.answer(question, row["response_j"].strip(), messages)
+        answer = encoder.answer(question, encoder.trimmed(row["response_j"]), messages)
         self._count("response", answer)
         ids = prompt + answer
         self._count("text", ids)
