@@ -68,6 +68,6 @@ def test_null_is_pefts_default_as_in_recipes_from_before_it_changed() -> None:
 
 
 def test_what_fused_kernels_of_mamba_layers_read_is_left_out() -> None:
-    sizes = SIZES | {"num_key_value_heads": 1, "mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8}
+    sizes: dict[str, Any] = SIZES | {"num_key_value_heads": 1, "mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8}
     model = AutoModelForCausalLM.from_config(FalconH1Config(**sizes, mamba_d_state=8))
     assert adapted(model, Stage.SFT) == LLAMA | {"in_proj"}

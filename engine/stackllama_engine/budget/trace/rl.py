@@ -119,7 +119,8 @@ def _sample(recipe: PPORecipe, base: SharedBase, storages: Storages) -> None:
     tokens = _first_tokens(base, count, prompt, uniforms[:, 0], cache)
     longest = prompt + response - 1
     start = max(prompt, longest - _DECODED)
-    for layer in cache.layers:
+    layers: list[Any] = cache.layers
+    for layer in layers:
         window = getattr(layer, "sliding_window", None)
         for name in ("keys", "values"):
             _lengthen(layer, name, min(start, window - 1) if window else start)
