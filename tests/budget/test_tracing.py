@@ -50,11 +50,10 @@ GEMMA: dict[str, Any] = SMALL | {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("entropy", [0.0, 0.1])
-def test_formula_and_trace_agree_on_capped_logits(entropy: float) -> None:
+def test_formula_and_trace_agree_on_capped_logits() -> None:
     from stackllama_engine.budget.trace.measure import measure
 
-    keys = PLAIN | ROLLOUT | {"ent_coef": entropy, "per_device_train_batch_size": 2}
+    keys = PLAIN | ROLLOUT | {"per_device_train_batch_size": 2}
     asked = request(Stage.PPO, GEMMA, **keys)
     arch = architecture_of(GEMMA, "m", "config.json", frozenset())
     predicted = estimate(build_recipe(Stage.PPO, asked.recipe), arch, on_gpu=True)  # type: ignore[arg-type]

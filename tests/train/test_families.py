@@ -344,7 +344,7 @@ def test_every_stage_takes_a_family_in_chat_format(name: str, tmp_path: Path) ->
         assert ppo.train() is not None
 
     assert ppo.metrics("val/ratio_first")[1] == pytest.approx(1.0, abs=1e-4)
-    assert ppo.metrics("sampling/logprob_difference")[1] == pytest.approx(0.0, abs=1e-3)
+    assert ppo.metrics("sampling/logprob_difference")[1] == pytest.approx(0, abs=1e-3)
     assert "sampling from" not in ppo.health and "merged into" not in ppo.health
     encoder = encoder_of(ppo.run, policy)
     assert encoder.format.kind == "chat" and encoder.format.chat_template == family.template
@@ -361,5 +361,5 @@ def test_ppo_takes_scaled_logits_and_recurrent_layers(name: str, tmp_path: Path)
     with attempt(home, merged(home, sft.adapter), Stage.PPO, *PPO, f"reward_fn={REWARDS}:length") as ppo:
         assert ppo.train() is not None
     assert ppo.metrics("val/ratio_first")[1] == pytest.approx(1.0, abs=1e-4)
-    assert ppo.metrics("sampling/logprob_difference")[1] == pytest.approx(0.0, abs=1e-3)
-    print(ppo.health)
+    assert ppo.metrics("sampling/logprob_difference")[1] == pytest.approx(0, abs=1e-3)
+    assert "sampling from" not in ppo.health and "merged into" not in ppo.health
