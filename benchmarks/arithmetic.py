@@ -218,13 +218,15 @@ def _cpu_seconds(state: State) -> float:
 
 def table(recording: dict[str, Any]) -> str:
     """Return the accuracies per seed and their medians as a Markdown table."""
-    columns = ("before", "after", "greedy_before", "greedy_after")
-    rows = [
-        [seed, *(facts[column] for column in columns), facts["cpu_seconds"]]
-        for seed, facts in recording["seeds"].items()
+    columns = {"before": "before", "after": "after", "greedy_before": "greedy, before", "greedy_after": "greedy, after"}
+    seeds: dict[str, dict[str, Any]] = recording["seeds"]
+    known = [column for column in columns if all(column in facts for facts in seeds.values())]
+    rows = [[seed, *(facts[column] for column in known), facts["cpu_seconds"]] for seed, facts in seeds.items()]
+    rows.append(["median", *(statistics.median(row[index] for row in rows) for index in range(1, len(known) + 2))])
+    lines = [
+        f"| seed | {' | '.join(columns[column] for column in known)} | CPU minutes |",
+        "|---" * (len(known) + 2) + "|",
     ]
-    rows.append(["median", *(statistics.median(row[index] for row in rows) for index in range(1, 6))])
-    lines = ["| seed | before | after | greedy, before | greedy, after | CPU minutes |", "|---|---|---|---|---|---|"]
     for seed, *accuracies, seconds in rows:
         cells = [str(seed), *(f"{accuracy:.1%}" for accuracy in accuracies), f"{seconds / 60:.1f}"]
         lines.append(f"| {' | '.join(cells)} |")
