@@ -161,7 +161,8 @@ def rewritten(result: Result, base: Base | None) -> dict[str, bytes]:
     prompt_format = result.prompt_format
     if prompt_format is not None:
         files[PROMPT_FORMAT_FILE] = _json(prompt_format)
-        if is_older(result.folder) and (template := prompt_format.served_template(begins=False)):
+        has_it = (result.folder / _TEMPLATE_FILE).is_file() and not is_older(result.folder)
+        if not has_it and (template := prompt_format.served_template(begins=False)):
             # the file has precedence over the key, which transformers wrote before version 5
             files[_TEMPLATE_FILE] = template.encode()
             tokenizer = _object(result.folder / _TOKENIZER_FILE)
