@@ -411,3 +411,12 @@ def test_documented_rows_are_read(tmp_path: Path, row: str, style: str) -> None:
 def test_every_schema_is_documented() -> None:
     named = {schema.name for row in DOCUMENTED if (schema := schema_of(json.loads(row[1])))}
     assert named == {schema.name for schema in SCHEMAS}
+
+
+@pytest.mark.parametrize("key", ["tool_calls", "function_call", "thinking", "reasoning_content"])
+def test_messages_with_more_than_text_are_skipped_and_counted(tmp_path: Path, key: str) -> None:
+    turn = assistant("") | {key: [{"name": "add"}]}
+    plain = {"messages": [user("q"), assistant("a") | {key: None}]}
+    source = Source(tmp_path, {"messages": [user("q"), turn, {"role": "tool", "content": "2"}, assistant("a")]}, plain)
+    assert [row["response_j"] for row in source.rows(SFT)] == ["a"]
+    assert source.skipped == {f"messages has a message with {key}, which is not read": 1}
