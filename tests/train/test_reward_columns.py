@@ -58,6 +58,16 @@ def test_the_answers_of_pairs_stay_where_they_are(tmp_path: Path) -> None:
     assert prompts_of(tmp_path, rows=rows)[0].columns == {"votes": 3}
 
 
+def test_rows_of_one_prompt_are_kept_where_functions_read_other_columns(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"prompt": "Solve it.", "answer": number} for number in (1, 2, 2)]
+    assert [prompt.columns["answer"] for prompt in prompts_of(tmp_path, rows=rows)] == [1, 2]
+    assert capsys.readouterr().out == "1 rows of all dropped: prompt and columns of an earlier row\n"
+    assert len(prompts_of(tmp_path, "reward_funcs=[]", "reward_model_path=m", rows=rows)) == 1
+    assert capsys.readouterr().out == "2 rows of all dropped: prompt of an earlier row\n"
+
+
 @pytest.mark.slow
 def test_a_run_scores_against_a_column_and_records_it(base: Path, shared_home: Home, tmp_path: Path) -> None:
     """Through the stage, with a ready function that counts and one that only watches."""
