@@ -53,6 +53,11 @@ def test_a_missing_column_is_named(tmp_path: Path) -> None:
         prompts_of(tmp_path, "reward_columns=[solution]")
 
 
+def test_a_prompt_column_of_another_name_travels_under_it(tmp_path: Path) -> None:
+    rows = [{"problem": "1 + 1?", "answer": "2"}]
+    assert prompts_of(tmp_path, "dataset_columns.prompt=problem", rows=rows)[0].columns == rows[0]
+
+
 def test_the_answers_of_pairs_stay_where_they_are(tmp_path: Path) -> None:
     rows = [{"question": "q", "response_j": "good", "response_k": "bad", "votes": 3}]
     assert prompts_of(tmp_path, rows=rows)[0].columns == {"votes": 3}

@@ -51,6 +51,11 @@ OWN_CHAT = {"questions": ["hi"], "prompts": ["hi"], "responses": ["hello"]}
     [
         ("def score(prompts, completions):", TEXTS[:1], TRL),
         ("def score(completions, answer, scale=1):", TEXTS[:1], {"completions": ["a"], "answer": [7], "scale": 2}),
+        (
+            "def score(completions, question, prompt):",
+            TEXTS[:1],
+            {"completions": ["a"], "question": ["q"], "prompt": ["q"]},
+        ),
         ("async def score(completions, prompts):", CHAT, TRL_CHAT),
         ("def score(questions, prompts, responses):", CHAT, OWN_CHAT),
         ("def score(responses, **kwargs):", CHAT, OWN_CHAT | TRL_CHAT | {"prompts": ["hi"], "answer": [7], "scale": 2}),

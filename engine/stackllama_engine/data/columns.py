@@ -345,7 +345,7 @@ def extra_columns(rows: Iterable[Mapping[str, Any]], columns: Columns, extra: Co
 
     Args:
         rows: first rows of the source.
-        columns: how the source is read; what is read is not added for `*`.
+        columns: how the source is read; what is read is not added for `*`, except a question of the source's own name.
         extra: names, or :data:`ALL_SCALARS`.
         name: name of the source, for errors.
 
@@ -362,7 +362,8 @@ def extra_columns(rows: Iterable[Mapping[str, Any]], columns: Columns, extra: Co
     for row in rows:
         for column, value in row.items():
             values.setdefault(column, []).extend([] if value is None else [value])
-    reserved = columns.read | {"question", MESSAGES}
+    own = {columns.names.get("prompt")} - {*ALIASES["question"]} if columns.schema is None else set[str]()
+    reserved = columns.read - own | {"question", MESSAGES}
     return [
         column
         for column, of_column in values.items()

@@ -7,6 +7,8 @@ finite number each, in their order, or None for a response that it abstains from
 ``completions``                 TRL's way: ``prompts`` and ``completions`` are texts, and of a conversational source
                                 lists of messages, the completion ``[{"role": "assistant", "content": …}]``
 ``responses``                   ``questions``, ``prompts`` and ``responses`` are texts
+``question``, ``prompt``,       the same as ``questions``, as the column of the prompt may be called
+``instruction``
 any other name                  that column of the rows, or the value of ``reward_kwargs``
 ``**kwargs``                    all of it
 ==============================  ==================================================================================
@@ -30,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from ...contract.errors import StageError
-from ...contract.recipe import FUNCTION, REWARD_ARGUMENTS, RewardFunc
+from ...contract.recipe import FUNCTION, PROMPT_COLUMNS, REWARD_ARGUMENTS, RewardFunc
 from .response_text import ResponseText
 from .time_limit import TimeLimitError, interruptible, run_limited, time_limit
 
@@ -194,6 +196,7 @@ class RewardFunction:
         columns = {name: [text.columns[name] for text in texts] for name in texts[0].columns}
         as_texts = "responses" in parameters and "completions" not in parameters
         given: dict[str, Any] = {
+            **{name: [text.question for text in texts] for name in PROMPT_COLUMNS if name in parameters},
             **columns,
             **self._options,
             "questions": [text.question for text in texts],
@@ -208,7 +211,10 @@ class RewardFunction:
             if one.default is one.empty and one.kind not in (one.VAR_KEYWORD, one.VAR_POSITIONAL)
         }
         if lacking := sorted(needed - (given.keys() & named)):
-            there = ", ".join(f"`{name}`" for name in sorted(given.keys() - REWARD_ARGUMENTS)) or "nothing"
+            there = (
+                ", ".join(f"`{name}`" for name in sorted(given.keys() - REWARD_ARGUMENTS - {*PROMPT_COLUMNS}))
+                or "nothing"
+            )
             raise StageError(
                 f"{self._what} needs `{lacking[0]}`, which is neither a column of the data nor in `reward_kwargs`, "
                 f"which have {there}."
