@@ -6,7 +6,8 @@ the messages before the response, or the question as one user turn, without the 
 template reads the run's format.
 
 Texts longer than such a model reads (its positions, or its tokenizer's ``model_max_length``) lose the beginning of the
-prompt; a begin token stays.
+prompt; a begin token stays. That is so whatever the tokenizer's ``truncation_side``, and departs from a model that was
+trained with a cut on the right: such a cut would drop the response, which is what is scored.
 
 A model with two labels scores the second logit minus the first, ``reward_model_label`` chooses one of several.
 
