@@ -182,10 +182,6 @@ def test_prompts_that_differ_are_an_error_of_their_row(tmp_path: Path) -> None:
             "line 2: column messages, message 1: it has no role",
         ),
         ({"messages": [{"role": 3, "content": "Why?"}]}, "line 2: column messages, message 1: it has no role"),
-        (
-            {"messages": [{"from": "narrator", "value": "x"}]},
-            "message 1: from 'narrator' is not one of human, user, gpt",
-        ),
         ({"messages": [user([{"type": "image"}])]}, "message 1: content holds image; only text is read"),  # type: ignore[arg-type]
         ({"messages": 7}, "line 2: column messages holds int, not messages"),
     ],
@@ -420,3 +416,20 @@ def test_messages_with_more_than_text_are_skipped_and_counted(tmp_path: Path, ke
     source = Source(tmp_path, {"messages": [user("q"), turn, {"role": "tool", "content": "2"}, assistant("a")]}, plain)
     assert [row["response_j"] for row in source.rows(SFT)] == ["a"]
     assert source.skipped == {f"messages has a message with {key}, which is not read": 1}
+
+
+def test_names_of_sharegpt_in_any_case(tmp_path: Path) -> None:
+    def turns(*roles: str) -> Row:
+        return {"conversations": [{"from": role, "value": role} for role in roles]}
+
+    source = Source(
+        tmp_path,
+        turns("Human", "function_call", "observation", "gpt"),
+        turns("narrator", "gpt"),
+        turns("Human", "Observation", "GPT"),
+    )
+    (row,) = source.rows(SFT)
+    assert [message["role"] for message in row["messages"]] == ["user", "tool"] and row["response_j"] == "GPT"
+    assert source.skipped == {
+        f"conversations has a message from {name!r}, which is not read": 1 for name in ("function_call", "narrator")
+    }
