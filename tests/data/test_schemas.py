@@ -315,6 +315,15 @@ def test_unpaired_data_serve_sft_and_ppo(tmp_path: Path, true: Any) -> None:
         Source(tmp_path, row, row | {"label": None}).rows(SFT)
 
 
+def test_a_label_that_is_a_class_leaves_no_row_out(tmp_path: Path) -> None:
+    rows = [{"prompt": "q", "completion": f"a{label}", "label": label} for label in range(5)]
+    source = Source(tmp_path, *rows)
+    assert [row["response_j"] for row in source.rows(SFT)] == ["a0", "a1", "a2", "a3", "a4"]
+    assert not read_columns(source.name, "all", SFT).labelled
+    with pytest.raises(DataError, match=r"line 22: column label is 2, not true .* first rows\. Rename the column if"):
+        Source(tmp_path, *rows[:1] * 21, rows[2]).rows(SFT)
+
+
 def test_unpaired_messages(tmp_path: Path) -> None:
     row = {"prompt": [user("q")], "completion": [assistant("good")], "label": True}
     source = Source(tmp_path, row, row | {"label": False})
