@@ -182,10 +182,6 @@ def test_prompts_that_differ_are_an_error_of_their_row(tmp_path: Path) -> None:
             "line 2: column messages, message 1: it has no role",
         ),
         ({"messages": [{"role": 3, "content": "Why?"}]}, "line 2: column messages, message 1: it has no role"),
-        (
-            {"messages": [{"from": "narrator", "value": "x"}]},
-            "message 1: from 'narrator' is not one of human, user, gpt",
-        ),
         ({"messages": [user([{"type": "image"}])]}, "message 1: content holds image; only text is read"),  # type: ignore[arg-type]
         ({"messages": 7}, "line 2: column messages holds int, not messages"),
     ],
@@ -319,6 +315,15 @@ def test_unpaired_data_serve_sft_and_ppo(tmp_path: Path, true: Any) -> None:
         Source(tmp_path, row, row | {"label": None}).rows(SFT)
 
 
+def test_a_label_that_is_a_class_leaves_no_row_out(tmp_path: Path) -> None:
+    rows = [{"prompt": "q", "completion": f"a{label}", "label": label} for label in range(5)]
+    source = Source(tmp_path, *rows)
+    assert [row["response_j"] for row in source.rows(SFT)] == ["a0", "a1", "a2", "a3", "a4"]
+    assert not read_columns(source.name, "all", SFT).labelled
+    with pytest.raises(DataError, match=r"line 22: column label is 2, not true .* first rows\. Rename the column if"):
+        Source(tmp_path, *rows[:1] * 21, rows[2]).rows(SFT)
+
+
 def test_unpaired_messages(tmp_path: Path) -> None:
     row = {"prompt": [user("q")], "completion": [assistant("good")], "label": True}
     source = Source(tmp_path, row, row | {"label": False})
@@ -411,3 +416,29 @@ def test_documented_rows_are_read(tmp_path: Path, row: str, style: str) -> None:
 def test_every_schema_is_documented() -> None:
     named = {schema.name for row in DOCUMENTED if (schema := schema_of(json.loads(row[1])))}
     assert named == {schema.name for schema in SCHEMAS}
+
+
+@pytest.mark.parametrize("key", ["tool_calls", "function_call", "thinking", "reasoning_content"])
+def test_messages_with_more_than_text_are_skipped_and_counted(tmp_path: Path, key: str) -> None:
+    turn = assistant("") | {key: [{"name": "add"}]}
+    plain = {"messages": [user("q"), assistant("a") | {key: None}]}
+    source = Source(tmp_path, {"messages": [user("q"), turn, {"role": "tool", "content": "2"}, assistant("a")]}, plain)
+    assert [row["response_j"] for row in source.rows(SFT)] == ["a"]
+    assert source.skipped == {f"messages has a message with {key}, which is not read": 1}
+
+
+def test_names_of_sharegpt_in_any_case(tmp_path: Path) -> None:
+    def turns(*roles: str) -> Row:
+        return {"conversations": [{"from": role, "value": role} for role in roles]}
+
+    source = Source(
+        tmp_path,
+        turns("Human", "function_call", "observation", "gpt"),
+        turns("narrator", "gpt"),
+        turns("Human", "Observation", "GPT"),
+    )
+    (row,) = source.rows(SFT)
+    assert [message["role"] for message in row["messages"]] == ["user", "tool"] and row["response_j"] == "GPT"
+    assert source.skipped == {
+        f"conversations has a message from {name!r}, which is not read": 1 for name in ("function_call", "narrator")
+    }

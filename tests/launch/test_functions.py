@@ -83,6 +83,7 @@ def test_what_cannot_be_called_is_refused(tmp_path: Path, source: str, said: str
         "def judge(responses): ...",
         "def judge(prompts, completions, answer, **kwargs): ...",
         "async def judge(completions, level): ...",
+        "def judge(completions, question, answer, **kwargs): ...",
         "def judge(responses, **others): ...",
         "@anything\ndef judge(texts): ...",
         "judge = make()",

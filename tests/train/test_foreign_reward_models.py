@@ -1,6 +1,7 @@
 """Reward models from elsewhere: their own chat template, several labels, a length of their own."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from stackllama_engine.contract.errors import StageError
 from stackllama_engine.contract.prompt_format import PromptFormat, write_prompt_format
 from stackllama_engine.train import models
 from stackllama_engine.train.ppo.response_text import ResponseText
-from stackllama_engine.train.ppo.scorers import SeparateScorer
+from stackllama_engine.train.ppo.scorers import SeparateScorer, load_scorer
 
 from .toy import ppo_recipe
 
@@ -159,11 +160,23 @@ def test_one_of_several_labels_is_the_score(base: Path, tmp_path: Path) -> None:
         scorer_of(base, path, "reward_model_label=3")
 
 
+def test_a_label_of_a_model_with_one_score_is_refused(base: Path, tmp_path: Path) -> None:
+    path = llama(base, tmp_path / "rm")
+    wrong = r"`reward_model_label=1`: `reward_model_path=.*` returns one score per text; leave the label out"
+    with pytest.raises(StageError, match=wrong):
+        scorer_of(base, path, "reward_model_label=1")
+    recipe = ppo_recipe(base, f"reward_model_path={path}", "reward_model_label=1")
+    shared: Any = SimpleNamespace(reward_adapter=path)
+    nothing: Any = None
+    with pytest.raises(StageError, match=wrong):
+        load_scorer(recipe, shared, nothing, nothing)
+
+
 @pytest.mark.parametrize("most", [64, 32])
 def test_texts_that_are_too_long_keep_their_begin_token_and_their_end_and_are_counted(
     base: Path, tmp_path: Path, most: int
 ) -> None:
-    limit: dict[str, Any] = {"model_max_length": most} if most < 64 else {}
+    limit: dict[str, Any] = {"model_max_length": most, "truncation_side": "right"} if most < 64 else {}
     path = llama(base, tmp_path / "rm", **limit)
     long = ResponseText("Why? " * 200, "Because it is so", True)
     ids = rendered(tokenizer_of(base), long)

@@ -53,9 +53,24 @@ def test_a_missing_column_is_named(tmp_path: Path) -> None:
         prompts_of(tmp_path, "reward_columns=[solution]")
 
 
+def test_a_prompt_column_of_another_name_travels_under_it(tmp_path: Path) -> None:
+    rows = [{"problem": "1 + 1?", "answer": "2"}]
+    assert prompts_of(tmp_path, "dataset_columns.prompt=problem", rows=rows)[0].columns == rows[0]
+
+
 def test_the_answers_of_pairs_stay_where_they_are(tmp_path: Path) -> None:
     rows = [{"question": "q", "response_j": "good", "response_k": "bad", "votes": 3}]
     assert prompts_of(tmp_path, rows=rows)[0].columns == {"votes": 3}
+
+
+def test_rows_of_one_prompt_are_kept_where_functions_read_other_columns(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"prompt": "Solve it.", "answer": number} for number in (1, 2, 2)]
+    assert [prompt.columns["answer"] for prompt in prompts_of(tmp_path, rows=rows)] == [1, 2]
+    assert capsys.readouterr().out == "1 rows of all dropped: prompt and columns of an earlier row\n"
+    assert len(prompts_of(tmp_path, "reward_funcs=[]", "reward_model_path=m", rows=rows)) == 1
+    assert capsys.readouterr().out == "2 rows of all dropped: prompt of an earlier row\n"
 
 
 @pytest.mark.slow

@@ -51,6 +51,11 @@ OWN_CHAT = {"questions": ["hi"], "prompts": ["hi"], "responses": ["hello"]}
     [
         ("def score(prompts, completions):", TEXTS[:1], TRL),
         ("def score(completions, answer, scale=1):", TEXTS[:1], {"completions": ["a"], "answer": [7], "scale": 2}),
+        (
+            "def score(completions, question, prompt):",
+            TEXTS[:1],
+            {"completions": ["a"], "question": ["q"], "prompt": ["q"]},
+        ),
         ("async def score(completions, prompts):", CHAT, TRL_CHAT),
         ("def score(questions, prompts, responses):", CHAT, OWN_CHAT),
         ("def score(responses, **kwargs):", CHAT, OWN_CHAT | TRL_CHAT | {"prompts": ["hi"], "answer": [7], "scale": 2}),
@@ -177,6 +182,11 @@ def test_a_mistake_is_not_repeated_and_a_service_that_stays_away_ends_the_run(wr
         (OURS, "re.search('(a*)*b', 'a' * 99)"),
         (OURS, "try:\n        time.sleep(3600)\n    except Exception:\n        return [0.0] * 3"),
         (f"async {OURS}", "await asyncio.sleep(3600)"),
+        (f"async {OURS}", "time.sleep(3600)"),
+        (
+            f"async def one(): time.sleep(3600)\nasync {OURS}",
+            "return await asyncio.gather(*(one() for _ in responses))",
+        ),
     ],
 )
 def test_a_call_that_takes_too_long_is_made_again_and_then_named(written: Any, head: str, body: str) -> None:
@@ -189,6 +199,15 @@ def test_a_call_that_takes_too_long_is_made_again_and_then_named(written: Any, h
     )
     assert len(notices) == 3 and "took longer than `reward_timeout: 0.01` s; calling again in 1 s" in notices[0]
     assert signal.getsignal(signal.SIGALRM) == handler
+
+
+def test_an_async_function_that_blocks_takes_no_other_one_with_it(tmp_path: Path, written: Any) -> None:
+    written("time.sleep(3600)", "async def quick(responses):\n    return [2.0] * 3\n" + f"async {OURS}")
+    quiet: dict[str, Any] = {"notice": lambda _: None, "wait": lambda _: None, "timeout": 0.01}
+    functions = [RewardFunction(named(f"toy_rewards:{name}", tmp_path, name), **quiet) for name in ("quick", "score")]
+    with pytest.raises(StageError, match="toy_rewards:score` took longer than"):
+        score_all(functions, TEXTS)
+    assert score_all(functions[:1], TEXTS) == {"quick": [2.0] * 3}
 
 
 # several

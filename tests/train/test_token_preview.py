@@ -97,7 +97,15 @@ def test_prompts_that_other_stages_train_on_are_counted(look: Any, tmp_path: Pat
     assert [(one.stage, one.shared, one.prompts) for one in seen.overlaps] == [(Stage.SFT, 2, 3)]
     assert "none.jsonl: no such file" in seen.not_compared[0]
     assert seen.duplicates["prompt"] == 1
-    assert list(seen.changed.values()) == [3] and not any(seen.examples[0][0].loss)
+    assert list(seen.changed.values()) == [1, 3] and not any(seen.examples[0][0].loss)
+
+
+def test_prompts_that_repeat_are_counted_as_the_stage_does(look: Any) -> None:
+    rows = [{"prompt": "Solve it.", "answer": number} for number in (1, 2, 2)]
+    seen = look(Stage.PPO, rows, reward_funcs=["a:b"])
+    assert seen.changed == {"dropped: prompt and columns of an earlier row": 1}
+    assert seen.duplicates == {"prompt": 2, "whole row": 1}
+    assert look(Stage.PPO, rows, reward_model_path="x").changed == {"dropped: prompt of an earlier row": 2}
 
 
 def test_lengths_by_hand() -> None:

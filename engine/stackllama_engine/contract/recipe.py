@@ -30,13 +30,22 @@ from .recipe_common import (
     TrainRecipe,
     about,
 )
-from .recipe_ppo import FUNCTION, OWN_COMPONENTS, REWARD_ARGUMENTS, VLLM_LORA_RANKS, PPORecipe, RewardFunc
+from .recipe_ppo import (
+    FUNCTION,
+    OWN_COMPONENTS,
+    PROMPT_COLUMNS,
+    REWARD_ARGUMENTS,
+    VLLM_LORA_RANKS,
+    PPORecipe,
+    RewardFunc,
+)
 from .stages import Split, Stage
 
 __all__ = [
     "ALTERNATIVES",
     "FUNCTION",
     "OWN_COMPONENTS",
+    "PROMPT_COLUMNS",
     "RECIPES",
     "REWARD_ARGUMENTS",
     "VLLM_LORA_RANKS",

@@ -30,6 +30,8 @@ FUNCTION = re.compile(r"(?P<module>[^\W\d]\w*(\.[^\W\d]\w*)*):(?P<name>[^\W\d]\w
 """``package.module:function``."""
 REWARD_ARGUMENTS = frozenset({"prompts", "completions", "questions", "responses"})
 """Keyword arguments of a reward function besides columns and ``reward_kwargs``, a list each."""
+PROMPT_COLUMNS = ("question", "prompt", "instruction")
+"""Names of a data set's prompt column; a reward function that has such a parameter gets the questions."""
 VLLM_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Ranks that vLLM allocates adapters for (its ``config/lora.py``)."""
 VLLM_LEAST_TEMPERATURE = 0.01

@@ -11,7 +11,8 @@ come with both the parts and the finished prompt). Splits and the search for dup
 
 Other schemas, conversations above all, are in :mod:`.schemas`. The recipe's `dataset_columns` names columns that have
 other names: a named column replaces all columns of that role (:func:`renamed`). Unpaired data (prompt, completion and a
-label that is true or false) serve SFT, which takes the rows whose label is true, and the prompts of PPO.
+label that is true or false, by the first rows) serve SFT, which takes the rows whose label is true, and the prompts of
+PPO.
 
 Text in any other column is not read; :func:`notices` names such columns, because training without the context raises
 no error.
@@ -128,11 +129,13 @@ def renamed(row: Mapping[str, Any], names: Mapping[str, str]) -> Mapping[str, An
 def typical(rows: Iterable[Mapping[str, Any]], names: Mapping[str, str] | None = None) -> Mapping[str, Any] | None:
     """Return the row by which a source is recognised: the first of a schema, else of all; None if there is no row.
 
-    A first row may have nulls or an empty list where others have messages.
+    A first row may have nulls or an empty list where others have messages. Of rows with a label it is one whose label
+    is a class, if there is one.
     """
     rows, names = list(rows), names or {}
-    whole = (row for row in rows if set(names.values()) <= set(row) and schema_of(renamed(row, names)))
-    return next(whole, rows[0] if rows else None)
+    whole = [row for row in rows if set(names.values()) <= set(row) and schema_of(renamed(row, names))] or rows
+    classes = (row for row in whole if _is_class(renamed(row, names)))
+    return next(classes, whole[0] if whole else None)
 
 
 def columns_of(
@@ -242,7 +245,10 @@ def clean_rows(row: Mapping[str, Any], columns: Columns, where: str, bad: Counte
     if columns.labelled:
         label = view.get(LABEL)
         if (value := _label(label)) is None:
-            raise DataError(f"{where}: column {LABEL} is {label!r}, not true or false.")
+            raise DataError(
+                f"{where}: column {LABEL} is {label!r}, not true or false as in the first rows. Rename the column if "
+                "it is no verdict on the response."
+            )
         if not value:
             bad[f"{LABEL} is false"] += 1
             return []
@@ -345,7 +351,7 @@ def extra_columns(rows: Iterable[Mapping[str, Any]], columns: Columns, extra: Co
 
     Args:
         rows: first rows of the source.
-        columns: how the source is read; what is read is not added for `*`.
+        columns: how the source is read; what is read is not added for `*`, except a question of the source's own name.
         extra: names, or :data:`ALL_SCALARS`.
         name: name of the source, for errors.
 
@@ -362,7 +368,8 @@ def extra_columns(rows: Iterable[Mapping[str, Any]], columns: Columns, extra: Co
     for row in rows:
         for column, value in row.items():
             values.setdefault(column, []).extend([] if value is None else [value])
-    reserved = columns.read | {"question", MESSAGES}
+    own = {columns.names.get("prompt")} - {*ALIASES["question"]} if columns.schema is None else set[str]()
+    reserved = columns.read - own | {"question", MESSAGES}
     return [
         column
         for column, of_column in values.items()
@@ -382,6 +389,10 @@ def _source(view: Mapping[str, Any], need: str, schema: Schema | None) -> str | 
 
 def _is_unpaired(view: Mapping[str, Any]) -> bool:
     return "completion" in view and "rejected" not in view and _label(view.get(LABEL)) is not None
+
+
+def _is_class(view: Mapping[str, Any]) -> bool:
+    return "completion" in view and view.get(LABEL) is not None and _label(view[LABEL]) is None
 
 
 def _label(value: Any) -> bool | None:

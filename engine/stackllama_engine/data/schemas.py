@@ -12,7 +12,8 @@ A row is recognised by its columns and by what they hold; the first match of :da
     pairs without a prompt       chosen and rejected of text that begin alike (HH-RLHF)             none
 
 In a conversation the prompt is everything before the last assistant turn. One message may stand without its list, and
-text without its message. ``from`` and ``value`` are read like ``role`` and ``content``.
+text without its message. ``from`` and ``value`` are read like ``role`` and ``content``. A row with calls of tools or
+thoughts in keys of their own is skipped and counted.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -42,7 +43,11 @@ _SHAREGPT_ROLES = {
     "system": "system",
     "tool": "tool",
     "function": "tool",
+    "observation": "tool",
 }
+"""Roles of ShareGPT, in lower case; rows with others, such as ``function_call``, are skipped and counted."""
+_UNREAD = ("tool_calls", "function_call", "thinking", "reasoning_content", "reasoning")
+"""Keys of a message that carry part of it; without them it would be another message."""
 _ANSWER_BEGINS = (
     "\n\nAssistant:",
     "<|im_start|>assistant\n",
@@ -142,9 +147,11 @@ def _message(value: Any, column: str, number: int) -> Message:
     if not isinstance(role, str) or not role:
         raise ValueError(f"{what}: it has no role")
     if sharegpt:
-        if role not in _SHAREGPT_ROLES:
-            raise ValueError(f"{what}: from {role!r} is not one of {', '.join(_SHAREGPT_ROLES)}")
-        role = _SHAREGPT_ROLES[role]
+        if role.casefold() not in _SHAREGPT_ROLES:
+            raise UnusableRowError(f"{column} has a message from {role!r}, which is not read")
+        role = _SHAREGPT_ROLES[role.casefold()]
+    if unread := next((key for key in _UNREAD if message.get(key)), None):
+        raise UnusableRowError(f"{column} has a message with {unread}, which is not read")
     if content is None:
         raise UnusableRowError(f"{column} has a message without text")
     return {"role": role, "content": content if isinstance(content, str) else _parts(content, what)}

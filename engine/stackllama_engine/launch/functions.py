@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..contract.atomic_files import existing
 from ..contract.errors import UsageError
-from ..contract.recipe import FUNCTION, REWARD_ARGUMENTS
+from ..contract.recipe import FUNCTION, PROMPT_COLUMNS, REWARD_ARGUMENTS
 from ..contract.user_files import read_bytes
 
 KEY = "reward_funcs"
@@ -140,7 +140,8 @@ def _check_arguments(what: str, signature: ast.arguments, given: Collection[str]
         raise UsageError(f"{what} takes neither `completions` nor `responses`; it is called with keywords.")
     if signature.posonlyargs and (only := {one.arg for one in signature.posonlyargs} & set(needed)):
         raise UsageError(f"{what} takes `{min(only)}` by position only, and is called with keywords.")
-    lacking = [] if given is None else [one for one in needed if one not in REWARD_ARGUMENTS and one not in given]
+    always = {*REWARD_ARGUMENTS, *PROMPT_COLUMNS}
+    lacking = [] if given is None else [one for one in needed if one not in always and one not in given]
     if lacking:
         there = ", ".join(f"`{name}`" for name in sorted(given or ())) or "nothing"
         raise UsageError(

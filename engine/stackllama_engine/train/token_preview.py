@@ -8,7 +8,7 @@ JSON document; an error is one line on stderr.
 import contextlib
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +19,13 @@ from ..contract.errors import DataError, StackllamaError
 from ..contract.recipe import RECIPES, PPORecipe, RewardRecipe, SFTRecipe, TrainRecipe
 from ..contract.stages import Stage
 from ..contract.streams import open_standard_streams
-from ..data.columns import NEEDS
-from ..data.sources import open_rows, unique_questions
+from ..data.columns import MESSAGES, NEEDS
+from ..data.sources import open_rows
 from ..data.splits import stable_hash
 from . import models
 from .encoding import Encoder
 from .overlap import question_hash
+from .ppo.prompts import distinct, wanted_columns
 from .prompt_formats import find_prompt_format, generation_stops
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ MOST_ROWS = 2_000
 """Rows that are tokenised."""
 MOST_PROMPTS = 100_000
 """Rows of a split whose prompts are compared."""
+_OF_PROMPT = {"question", MESSAGES}
 _BINS = 10
 _PERCENTILES = {"shortest": 0.0, "median": 0.5, "p90": 0.9, "p99": 0.99, "longest": 1.0}
 
@@ -183,12 +185,15 @@ def preview(request: Request) -> TokenPreview:
         request.stage, recipe.dataset_name, recipe.dataset_train_split, recipe.dataset_config, recipe.dataset_columns
     )
     limit = min(MOST_ROWS, recipe.max_train_samples or MOST_ROWS)
-    rows = list(islice(_rows_of(own, NEEDS[request.stage], skipped), limit))
+    extra = wanted_columns(recipe) if isinstance(recipe, PPORecipe) else ()
+    rows = list(islice(_rows_of(own, NEEDS[request.stage], skipped, extra), limit))
     counts = _Rows(recipe, encoder)
-    used = list(unique_questions(rows)) if request.stage is Stage.PPO else rows
+    repeats: Counter[str] = Counter()
+    used = list(distinct(rows, recipe, repeats)) if isinstance(recipe, PPORecipe) else rows
+    counts.changed.update({f"dropped: {reason}": number for reason, number in repeats.items()})
     examples: list[list[Sequence]] = []
     for row in used:
-        sequences = counts.encode(dict(row))
+        sequences = counts.encode(row)
         if len(examples) < request.count:
             examples.append([_sequence(tokenizer, name, *sequence) for name, sequence in sequences.items()])
     overlaps, not_compared = _overlaps(request.parts)
@@ -227,7 +232,7 @@ def _duplicates(rows: list[dict[str, Any]]) -> dict[str, int]:
     """Count the rows that repeat an earlier one's prompt, and those that repeat all of it."""
     prompts = {question_hash(row["question"]) for row in rows}
     whole = {
-        stable_hash(question_hash(row["question"]), row.get("response_j", ""), row.get("response_k", ""))
+        stable_hash(question_hash(row["question"]), repr([row[name] for name in sorted(row.keys() - _OF_PROMPT)]))
         for row in rows
     }
     return {"prompt": len(rows) - len(prompts), "whole row": len(rows) - len(whole)}
@@ -252,8 +257,12 @@ def _prompts_of(part: Part) -> set[int]:
     return {question_hash(row["question"]) for row in islice(_rows_of(part, ("question",), Counter()), MOST_PROMPTS)}
 
 
-def _rows_of(part: Part, needs: tuple[str, ...], skipped: Counter[str]) -> Iterator[dict[str, Any]]:
-    return open_rows(part.name, part.split, config=part.config, needs=needs, names=part.columns, skipped=skipped)
+def _rows_of(
+    part: Part, needs: tuple[str, ...], skipped: Counter[str], extra: Collection[str] = ()
+) -> Iterator[dict[str, Any]]:
+    return open_rows(
+        part.name, part.split, config=part.config, needs=needs, names=part.columns, extra=extra, skipped=skipped
+    )
 
 
 def main() -> int:

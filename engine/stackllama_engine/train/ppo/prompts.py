@@ -1,7 +1,8 @@
 """Prompts of PPO, in an order that depends on the seed and the step alone."""
 
 from array import array  # 4 bytes per token; a list of ints takes 36
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -12,10 +13,12 @@ from ...contract.errors import DataError
 from ...contract.prompt_format import Message
 from ...contract.recipe import PPORecipe
 from ...data.columns import ALL_SCALARS, MESSAGES, TEXT_COLUMNS
-from ...data.sources import unique_questions
+from ...data.splits import same_text, stable_hash
 from ..encoding import Encoder, report_columns, source_rows
 from ..overlap import overlap_notice
 from ..reporting import Reporter
+
+Row = dict[str, Any]
 
 
 class Prompt(NamedTuple):
@@ -58,15 +61,15 @@ class Prompts:
 def load_prompts(
     recipe: PPORecipe, split: str, limit: int | None, encoder: Encoder, reporter: Reporter
 ) -> list[Prompt]:
-    """Load the distinct questions of a split whose prompt is shorter than ``max_prompt_length``.
+    """Load the distinct prompts of a split (:func:`distinct`) that are shorter than ``max_prompt_length``.
 
     Raises:
         DataError: there is none, or a column cannot be recorded.
     """
     prompts: list[Prompt] = []
     too_long = 0
-    extra = ALL_SCALARS if recipe.reward_columns is None else recipe.reward_columns
-    for row in unique_questions(source_rows(recipe, split, ("question",), None, extra)):
+    repeats: Counter[str] = Counter()
+    for row in distinct(source_rows(recipe, split, ("question",), None, wanted_columns(recipe)), recipe, repeats):
         question, messages = row["question"], row.get("messages")
         ids = encoder.prompt(question, messages)
         if len(ids) >= recipe.max_prompt_length:
@@ -77,12 +80,42 @@ def load_prompts(
             break
     if too_long:
         reporter.health(f"{too_long} prompts of {split} dropped: they have {recipe.max_prompt_length} tokens or more")
+    for reason, number in repeats.items():
+        reporter.health(f"{number} rows of {split} dropped: {reason}")
     if not prompts:
         raise DataError(
             f"{recipe.dataset_name}: no prompt of split `{split}` is shorter than `max_prompt_length: "
             f"{recipe.max_prompt_length}` tokens; raise it."
         )
     return prompts
+
+
+def wanted_columns(recipe: PPORecipe) -> Collection[str]:
+    """Return the further columns to read, as :func:`.data.sources.open_rows` takes them."""
+    return ALL_SCALARS if recipe.reward_columns is None else recipe.reward_columns
+
+
+def distinct(rows: Iterable[Row], recipe: PPORecipe, repeats: Counter[str]) -> Iterator[Row]:
+    """Yield the first row of every prompt; where there are reward functions, of every prompt with its columns.
+
+    Args:
+        rows: with :func:`wanted_columns`.
+        recipe: says whether there are functions.
+        repeats: counts the other rows, by reason.
+
+    Raises:
+        DataError: a column cannot be recorded.
+    """
+    same = "prompt and columns" if recipe.reward_funcs and recipe.reward_columns != [] else "prompt"
+    digests: set[int] = set()
+    for row in rows:
+        columns = msgspec.json.encode(_columns(row, recipe) if recipe.reward_funcs else {}, order="sorted")
+        digest = stable_hash(same_text(row["question"]), columns.decode())
+        if digest in digests:
+            repeats[f"{same} of an earlier row"] += 1
+        else:
+            digests.add(digest)
+            yield row
 
 
 def _columns(row: Mapping[str, Any], recipe: PPORecipe) -> dict[str, Any]:

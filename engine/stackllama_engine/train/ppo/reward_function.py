@@ -7,6 +7,8 @@ finite number each, in their order, or None for a response that it abstains from
 ``completions``                 TRL's way: ``prompts`` and ``completions`` are texts, and of a conversational source
                                 lists of messages, the completion ``[{"role": "assistant", "content": …}]``
 ``responses``                   ``questions``, ``prompts`` and ``responses`` are texts
+``question``, ``prompt``,       the same as ``questions``, as the column of the prompt may be called
+``instruction``
 any other name                  that column of the rows, or the value of ``reward_kwargs``
 ``**kwargs``                    all of it
 ==============================  ==================================================================================
@@ -30,9 +32,9 @@ from pathlib import Path
 from typing import Any
 
 from ...contract.errors import StageError
-from ...contract.recipe import FUNCTION, REWARD_ARGUMENTS, RewardFunc
+from ...contract.recipe import FUNCTION, PROMPT_COLUMNS, REWARD_ARGUMENTS, RewardFunc
 from .response_text import ResponseText
-from .time_limit import TimeLimitError, time_limit
+from .time_limit import TimeLimitError, interruptible, run_limited, time_limit
 
 _MOST_SHOWN = 80
 _WAITS = (1.0, 5.0, 25.0)
@@ -83,7 +85,7 @@ class RewardFunction:
         self.weight = function.weight
         self._what = f"`reward_funcs: {function.reference}`"
         self._options = dict(options or {})
-        self._timeout = timeout
+        self.timeout = timeout
         self._notice, self._wait = notice, wait
         module = self._import(named["module"], function.directory)
         self._function: Any = getattr(module, named["name"], None)
@@ -118,7 +120,7 @@ class RewardFunction:
                 text names the response.
         """
         if self.is_async:
-            return self.finish(asyncio.run(self.attempts(texts)), texts)
+            return self.finish(run_limited(self.attempts(texts), self.timeout), texts)
         values: list[Any] | None = None
         for seconds in (*_WAITS, None):
             arguments = self._arguments(texts)  # again each time: the function may have changed its lists
@@ -161,19 +163,20 @@ class RewardFunction:
 
     def _called(self, arguments: Mapping[str, Any]) -> Any:
         if self.is_async:
-            return asyncio.run(self._awaited(arguments))
-        with time_limit(self._timeout):
+            return run_limited(self._awaited(arguments), self.timeout)
+        with time_limit(self.timeout):
             values = self._function(**arguments)
             return _as_list(asyncio.run(values) if inspect.iscoroutine(values) else values)  # a decorated `async def`
 
     async def _awaited(self, arguments: Mapping[str, Any]) -> Any:
-        limit = asyncio.timeout(None if math.isinf(self._timeout) else self._timeout)
+        limit = asyncio.timeout(None if math.isinf(self.timeout) else self.timeout)
         try:
             async with limit:
-                return _as_list(await self._function(**arguments))
+                with interruptible():
+                    return _as_list(await self._function(**arguments))
         except TimeoutError as error:
             if limit.expired():
-                raise TimeLimitError(self._timeout) from error
+                raise TimeLimitError(self.timeout) from error
             raise
 
     def _note(self, error: BaseException, seconds: float) -> None:
@@ -193,6 +196,7 @@ class RewardFunction:
         columns = {name: [text.columns[name] for text in texts] for name in texts[0].columns}
         as_texts = "responses" in parameters and "completions" not in parameters
         given: dict[str, Any] = {
+            **{name: [text.question for text in texts] for name in PROMPT_COLUMNS if name in parameters},
             **columns,
             **self._options,
             "questions": [text.question for text in texts],
@@ -207,7 +211,10 @@ class RewardFunction:
             if one.default is one.empty and one.kind not in (one.VAR_KEYWORD, one.VAR_POSITIONAL)
         }
         if lacking := sorted(needed - (given.keys() & named)):
-            there = ", ".join(f"`{name}`" for name in sorted(given.keys() - REWARD_ARGUMENTS)) or "nothing"
+            there = (
+                ", ".join(f"`{name}`" for name in sorted(given.keys() - REWARD_ARGUMENTS - {*PROMPT_COLUMNS}))
+                or "nothing"
+            )
             raise StageError(
                 f"{self._what} needs `{lacking[0]}`, which is neither a column of the data nor in `reward_kwargs`, "
                 f"which have {there}."
@@ -252,7 +259,7 @@ class RewardFunction:
 
     def _described(self, error: BaseException) -> str:
         if isinstance(error, TimeLimitError):
-            return f"took longer than `reward_timeout: {self._timeout:g}` s"
+            return f"took longer than `reward_timeout: {self.timeout:g}` s"
         message = _line(error)
         return f"raised {type(error).__name__}: {message}" if message else f"raised {type(error).__name__}"
 
@@ -282,7 +289,8 @@ def score_all(functions: Sequence[RewardFunction], texts: Sequence[ResponseText]
         return await asyncio.gather(*(function.attempts(texts) for function in together))
 
     values = {function.name: function(texts) for function in functions if not function.is_async}
-    for function, outcome in zip(together, asyncio.run(outcomes()) if together else (), strict=True):
+    longest = max((function.timeout for function in together), default=math.inf)
+    for function, outcome in zip(together, run_limited(outcomes(), longest) if together else (), strict=True):
         values[function.name] = function.finish(outcome, texts)
     return {function.name: values[function.name] for function in functions}
 

@@ -6,7 +6,8 @@ the messages before the response, or the question as one user turn, without the 
 template reads the run's format.
 
 Texts longer than such a model reads (its positions, or its tokenizer's ``model_max_length``) lose the beginning of the
-prompt; a begin token stays.
+prompt; a begin token stays. That is so whatever the tokenizer's ``truncation_side``, and departs from a model that was
+trained with a cut on the right: such a cut would drop the response, which is what is scored.
 
 A model with two labels scores the second logit minus the first, ``reward_model_label`` chooses one of several.
 
@@ -47,6 +48,7 @@ def load_scorer(
     assert recipe.reward_model_path
     path = Path(recipe.reward_model_path)
     if base.reward_adapter:
+        _check_only_score(recipe)
         return SharedScorer(base, base.reward_adapter, encoder)
     if (path / "adapter_config.json").is_file():
         changed = own_base(path)
@@ -204,11 +206,26 @@ def _checked_label(recipe: PPORecipe, model: Any) -> int | None:
     count, label = int(model.config.num_labels), recipe.reward_model_label
     names = ", ".join(str(name) for name in list(model.config.id2label.values())[:4])
     returns = f"`reward_model_path={recipe.reward_model_path}` returns {count} scores per text ({names})"
+    if count == 1:
+        _check_only_score(recipe)
     if label is not None and label >= count:
         raise StageError(f"`reward_model_label={label}`: {returns}; choose one from 0 to {count - 1}.")
     if label is None and count > 2:
         raise StageError(f"{returns}, but a reward is one number; choose one with `reward_model_label`, from 0.")
     return 0 if count == 1 else label
+
+
+def _check_only_score(recipe: PPORecipe) -> None:
+    """Refuse another label than the first of a model with one score.
+
+    Raises:
+        StageError: it is another.
+    """
+    if recipe.reward_model_label:
+        raise StageError(
+            f"`reward_model_label={recipe.reward_model_label}`: `reward_model_path={recipe.reward_model_path}` returns "
+            "one score per text; leave the label out."
+        )
 
 
 def _most_tokens(model: Any, tokenizer: Any) -> int | None:
