@@ -89,6 +89,30 @@ def test_the_request_of_a_pipelines_recipe(
 
 
 @pytest.mark.parametrize(
+    ("keys", "stage"),
+    [
+        ({}, "sft"),
+        ({"packing": False}, "sft"),
+        ({"center_rewards_coefficient": 0.01}, "reward"),
+        ({"reward_funcs": ["stackllama_engine.rewards:valid_json"], "kl_coef": 0.1}, "ppo"),
+        ({"reward_fn": "stackllama_engine.rewards:valid_json"}, "ppo"),
+    ],
+)
+def test_keys_that_one_stage_alone_has_tell_the_stage(
+    run_main: Callable[..., Any],
+    requests: list[dict[str, Any]],
+    rows: Path,
+    tmp_path: Path,
+    keys: dict[str, Any],
+    stage: str,
+) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(json.dumps({"model_name_or_path": "demo", **keys}))
+    assert run_main("data", "preview", str(rows), "--recipe", str(file)).code == 0
+    assert [request["stage"] for request in requests] == [stage]
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [
         (("seed=1",), "`seed=1` needs `--model NAME` or `--recipe FILE`"),
