@@ -32,6 +32,7 @@ _STAGE_LINE = re.compile(r"# stage: (\w+)\n")
 _MOST_TOKENS = 300
 """Tokens of an example that are printed; ``--json`` has all."""
 _BAR = 40
+_TIMEOUT = 600.0  # seconds to import, download and tokenise
 
 
 def read(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -61,7 +62,8 @@ def read(arguments: argparse.Namespace) -> dict[str, Any]:
         "parts": _parts(sections),
         "count": arguments.rows,
     }
-    return document_of("stackllama_engine.train.token_preview", [], arguments.source, msgspec.json.encode(request))
+    module = "stackllama_engine.train.token_preview"
+    return document_of(module, [], arguments.source, msgspec.json.encode(request), _TIMEOUT)
 
 
 def _sections(arguments: argparse.Namespace) -> dict[Stage, TrainRecipe]:
