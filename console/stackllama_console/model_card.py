@@ -23,7 +23,7 @@ from .results import measures, plain_value
 from .sanitise import one_line
 from .units import number
 
-TITLES = {Stage.SFT: "supervised fine-tuning", Stage.REWARD: "reward model", Stage.PPO: "PPO"}
+TITLES = {Stage.SFT: "supervised fine-tuning", Stage.REWARD: "reward modelling", Stage.PPO: "PPO"}
 _TASKS = {False: "CausalLM", True: "SequenceClassification"}
 _MOST_RUNS = 30
 _ALWAYS = (
@@ -65,7 +65,8 @@ def write_card(home: Home, card: Card) -> str:
         *_results(card),
         *_versions(card),
         "## Licence",
-        "None is stated here: add `license:` to the lines at the top. Those of the base model and of the data apply.",
+        "This card states no licence: add `license:` to the lines at the top. The licences of the base model and of "
+        "the data apply.",
     ]
     return f"---\n{front}---\n\n" + "\n\n".join(parts) + "\n"
 

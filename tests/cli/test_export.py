@@ -128,7 +128,9 @@ def test_merged_model_is_that_of_the_merge_run(old: Home, tmp_path: Path, run_ex
 def test_reward_model_has_no_generation_config(tmp_path: Path, run_export: Callable[..., Any]) -> None:
     assert run_export("reward").code == 0
     assert not (tmp_path / "out" / "generation_config.json").exists()
-    assert "AutoPeftModelForSequenceClassification" in (tmp_path / "out" / "README.md").read_text()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "AutoPeftModelForSequenceClassification" in card and "trained by reward modelling" in card
+    assert "This card states no licence: add `license:`" in card
 
 
 @pytest.mark.parametrize(
