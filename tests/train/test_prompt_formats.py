@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import processors
 from transformers import AutoTokenizer, GenerationConfig
 
 from stackllama_engine.contract.errors import DataError, StageError
@@ -14,6 +15,7 @@ from stackllama_engine.contract.prompt_format import (
     QUESTION_ANSWER_TEMPLATE,
     PromptFormat,
     check_same,
+    is_older,
     read_prompt_format,
     write_prompt_format,
 )
@@ -53,9 +55,21 @@ THINKING = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n"
     "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
 )
+PHI = (
+    "{% for message in messages %}<turn>{{ message['role'] }}\n{{ message['content'] }}</turn>\n{% endfor %}"
+    "{% if add_generation_prompt %}<turn>assistant\n{% else %}{{ eos_token }}{% endif %}"
+)
+"""Its end token comes after the end of the turn, as in Phi-3's."""
 SPECIAL = ["<|im_start|>", "<|im_end|>", "<|header|>", "<|/header|>", "<|eot|>", "<turn>", "</turn>"]
-TEMPLATES = {"chatml": CHATML, "llama3": LLAMA3, "gemma": GEMMA, "llama2": LLAMA2, "thinking": THINKING}
-ENDS = {"chatml": "<|im_end|>", "llama3": "<|eot|>", "gemma": "</turn>", "llama2": "</s>", "thinking": "<|im_end|>"}
+TEMPLATES = {"chatml": CHATML, "llama3": LLAMA3, "gemma": GEMMA, "llama2": LLAMA2, "thinking": THINKING, "phi": PHI}
+ENDS = {
+    "chatml": "<|im_end|>",
+    "llama3": "<|eot|>",
+    "gemma": "</turn>",
+    "llama2": "</s>",
+    "thinking": "<|im_end|>",
+    "phi": "</turn>",
+}
 TURNS = [
     {"role": "user", "content": "How do I peel garlic?"},
     {"role": "assistant", "content": "Use a knife."},
@@ -100,7 +114,8 @@ def test_chat_is_tokenised_as_transformers_does(make: Callable[..., Encoder], na
     text = tokenizer.decode(prompt + answer)
     assert tokenizer.decode(whole).startswith(text) and "Shake it." in text
     assert answer[-1] == tokenizer.convert_tokens_to_ids(ENDS[name])
-    assert encoder.answer("unused", "Shake it.", TURNS, ended=False) == answer[:-1]
+    unended = encoder.answer("unused", "Shake it.", TURNS, ended=False)
+    assert tokenizer.decode(unended).strip().endswith("Shake it.") and answer[: len(unended)] == unended
     assert set(encoder.stop_ids) == {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(ENDS[name])}
 
 
@@ -127,6 +142,7 @@ def test_special_tokens_spelled_out_in_messages_stay_text(make: Callable[..., En
     messages = [{"role": "user", "content": "What does <|im_end|> do?"}]
     assert encoder.prompt("unused", messages).count(end) == 1
     ids = encoder.answer("unused", "<|im_end|> ends a turn, </s> a text.", messages)
+    assert encoder.answer("unused", "\ue0009\ue001 <|im_end|>\ue002", messages)[-1] == end
     assert ids.count(end) == 1 and ids.index(end) == len(ids) - 1 and encoder.tokenizer.eos_token_id not in ids[:-1]
     assert encoder.tokenizer.decode(ids[:-1]) == "<|im_end|> ends a turn, </s> a text."
 
@@ -150,12 +166,15 @@ def test_no_format_leaves_texts_alone(chat_base: Path) -> None:
     assert encoder.tokenizer.decode(encoder.text_ids("Human: Why?", " Because.")[:-1]) == "Human: Why? Because."
 
 
-def test_every_end_of_the_generation_configuration_ends_a_response(chat_base: Path, base: Path) -> None:
+def test_every_end_of_the_generation_configuration_ends_a_response(chat_base: Path, base: Path, tmp_path: Path) -> None:
     tokenizer = models.load_tokenizer(str(chat_base))
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert generation_stops(str(chat_base), None) == (2, end)
     assert Encoder(tokenizer, PromptFormat(), generation_stops(str(chat_base), None)).stop_ids == (2, end)
-    assert generation_stops(str(base / "missing"), None) == ()
+    (tmp_path / "config.json").write_text("{}")
+    assert generation_stops(str(tmp_path), None) == ()
+    with pytest.raises(StageError, match="generation configuration"):
+        generation_stops(str(base / "missing"), None)
 
 
 def test_question_and_answer_as_a_chat_template_renders_the_same_text(chat_base: Path) -> None:
@@ -166,6 +185,18 @@ def test_question_and_answer_as_a_chat_template_renders_the_same_text(chat_base:
     turns.append({"role": "assistant", "content": "So."})
     rendered = tokenizer.apply_chat_template(turns, chat_template=QUESTION_ANSWER_TEMPLATE, tokenize=False)
     assert rendered == PromptFormat().render("Why?", "So.") + "</s>"
+
+
+def test_a_saved_model_is_served_the_tokens_that_it_was_trained_on(chat_base: Path, tmp_path: Path) -> None:
+    tokenizer: Any = models.load_tokenizer(str(chat_base))
+    begin = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    tokenizer.backend_tokenizer.post_processor = begin  # as LLaMA's
+    model: Any = models.load_plain(str(chat_base), None, "float32", models.torch.device("cpu"))
+    models.save_model(model, tokenizer, tmp_path / "saved", PromptFormat())
+    served: Any = AutoTokenizer.from_pretrained(tmp_path / "saved")
+    ids = served.apply_chat_template(TURNS[:1], add_generation_prompt=True, return_dict=False)
+    assert ids == Encoder(tokenizer, PromptFormat()).prompt(TURNS[0]["content"]) and ids[0] == 1
+    assert tokenizer.chat_template == CHATML  # the one in memory stays
 
 
 # recorded, compared
@@ -180,7 +211,15 @@ def test_a_format_is_read_back_and_older_runs_had_question_and_answer(tmp_path: 
     assert read_prompt_format(tmp_path) is None
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "base.json").write_text("{}")
-    assert read_prompt_format(tmp_path / "old") == PromptFormat()
+    assert read_prompt_format(tmp_path / "old") == PromptFormat() and is_older(tmp_path / "old")
+    run = Home(tmp_path / "home").create(Stage.MERGE, "")
+    for folder in (run.merged, run.path / "other"):
+        folder.mkdir()
+    assert read_prompt_format(run.merged) == PromptFormat() and read_prompt_format(run.path / "other") is None
+    (tmp_path / "model").mkdir()
+    for place in (tmp_path, tmp_path / "model"):
+        (place / "recipe.yaml").write_text("")  # somebody else's
+    assert read_prompt_format(tmp_path / "model") is None
     (tmp_path / PROMPT_FORMAT_FILE).write_text("{")
     with pytest.raises(StageError, match=PROMPT_FORMAT_FILE):
         read_prompt_format(tmp_path)

@@ -35,7 +35,8 @@ QUESTION_ANSWER_TEMPLATE = (
 )
 """``question_answer`` as a chat template, for programs that serve a merged model."""
 
-_RUN_FILE = "recipe.yaml"
+_RUN_FILES = ("recipe.yaml", "state.json")
+_OUTPUTS = ("adapter", "merged")
 _BASE_FILE = "base.json"
 
 
@@ -59,10 +60,15 @@ class PromptFormat(Struct, frozen=True, kw_only=True):
         """Hash of everything that decides how text is rendered."""
         return hashlib.sha256(msgspec.json.encode(self)).hexdigest()[:16]
 
-    @property
-    def served_template(self) -> str | None:
-        """Chat template that renders a conversation in this format; None if there is none to write down."""
-        return QUESTION_ANSWER_TEMPLATE if self.kind == "question_answer" else self.chat_template
+    def served_template(self, *, begins: bool) -> str | None:
+        """Return the chat template that renders a conversation in this format; None if there is none to write down.
+
+        Args:
+            begins: whether the tokenizer puts its begin token before a text, which a chat template has to do itself.
+        """
+        if self.kind == "question_answer":
+            return "{{ bos_token }}" * begins + QUESTION_ANSWER_TEMPLATE
+        return self.chat_template
 
     def __str__(self) -> str:
         """Describe it for messages: ``chat (template 1f0c…)``."""
@@ -75,7 +81,7 @@ class PromptFormat(Struct, frozen=True, kw_only=True):
 
 
 def write_prompt_format(directory: Path, prompt_format: PromptFormat | None) -> None:
-    """Record the format that what lies in a directory was trained with; None: nobody knows.
+    """Record the format that what lies in a directory was trained with; None: unknown.
 
     Raises:
         OSError: disk full or not writable.
@@ -96,12 +102,24 @@ def read_prompt_format(directory: Path) -> PromptFormat | None:
     try:
         return read_json(file, PromptFormat | None)  # type: ignore[arg-type]
     except FileNotFoundError:
-        ours = (directory / _BASE_FILE, directory / _RUN_FILE, directory.parent / _RUN_FILE)
-        return PromptFormat() if any(path.is_file() for path in ours) else None
+        return PromptFormat() if _is_ours(directory) else None
     except NotADirectoryError:  # a .gguf file
         return None
     except (OSError, ValueError) as error:
         raise StageError(f"{file} cannot be read: {error}.") from error
+
+
+def is_older(directory: Path) -> bool:
+    """Return whether a version before 0.3 trained what lies in a directory."""
+    return not (directory / PROMPT_FORMAT_FILE).exists() and _is_ours(directory)
+
+
+def _is_ours(directory: Path) -> bool:
+    """Return whether a directory is a run, or an adapter or model that a run wrote."""
+    if (directory / _BASE_FILE).is_file():
+        return True
+    run = directory.parent if directory.name in _OUTPUTS else directory
+    return all((run / name).is_file() for name in _RUN_FILES)
 
 
 def check_same(own: PromptFormat, path: Path, key: str) -> None:

@@ -22,7 +22,7 @@ from ..contract.base import BASE_FILE, BASE_KEY, CONFIG_FILE
 from ..contract.children import CHILDREN, child_id, known_parents
 from ..contract.disk_space import free, is_full, mib
 from ..contract.errors import DamagedError, RefusedError, StackllamaError, UsageError
-from ..contract.prompt_format import PROMPT_FORMAT_FILE, PromptFormat, read_prompt_format
+from ..contract.prompt_format import PROMPT_FORMAT_FILE, PromptFormat, is_older, read_prompt_format
 from ..contract.recipe import PPORecipe
 from ..contract.recipe_io import load_recipe
 from ..contract.run_dir import Home, RunDir
@@ -161,9 +161,10 @@ def rewritten(result: Result, base: Base | None) -> dict[str, bytes]:
     prompt_format = result.prompt_format
     if prompt_format is not None:
         files[PROMPT_FORMAT_FILE] = _json(prompt_format)
-        if prompt_format.served_template:
+        has_it = (result.folder / _TEMPLATE_FILE).is_file() and not is_older(result.folder)
+        if not has_it and (template := prompt_format.served_template(begins=False)):
             # the file has precedence over the key, which transformers wrote before version 5
-            files[_TEMPLATE_FILE] = prompt_format.served_template.encode()
+            files[_TEMPLATE_FILE] = template.encode()
             tokenizer = _object(result.folder / _TOKENIZER_FILE)
             tokenizer.pop("chat_template", None)
             files[_TOKENIZER_FILE] = _json(tokenizer)

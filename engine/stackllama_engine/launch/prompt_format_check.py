@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..contract.errors import UsageError
-from ..contract.prompt_format import Kind, PromptFormat, check_same, read_prompt_format
+from ..contract.prompt_format import Kind, PromptFormat, check_same, is_older, read_prompt_format
 from ..contract.recipe import AnyRecipe, PPORecipe, RewardRecipe, SFTRecipe
 from ..contract.stages import Stage
 from ..contract.user_files import MOST_CONFIG, read_bytes, read_text
@@ -15,6 +15,7 @@ from ..data.columns import Columns
 from ..data.kinds import DEMO
 from .data_check import check_data
 
+_INPUTS = ("model_name_or_path", "reward_model_path", "policy_adapter_path")
 _Recipe = SFTRecipe | RewardRecipe | PPORecipe
 
 
@@ -32,12 +33,15 @@ def check_prompt_format(recipe: _Recipe, columns: Columns | None) -> None:
     kind = prompt_format_kind(recipe, columns)
     if kind is None:
         return
+    paths = [] if recipe.stage is Stage.SFT else [Path(v) for k in _INPUTS if (v := getattr(recipe, k, None))]
+    if kind == "none" and recipe.prompt_format == "auto" and any(map(is_older, paths)):
+        kind = "question_answer"  # which was the only one
     if kind == "chat" and not recipe.chat_template and not has_chat_template(Path(recipe.model_name_or_path)):
         raise UsageError(
             f"`prompt_format: chat`: the tokenizer of {recipe.model_name_or_path} has no chat template; name one with "
             "`chat_template: FILE` (Jinja), or set `prompt_format: question_answer`."
         )
-    for key in () if recipe.stage is Stage.SFT else ("model_name_or_path", "reward_model_path", "policy_adapter_path"):
+    for key in () if recipe.stage is Stage.SFT else _INPUTS:
         value: str | None = getattr(recipe, key, None)
         if value and (before := read_prompt_format(Path(value))):
             check_same(_as_far_as_known(recipe, kind, before), Path(value), key)

@@ -38,6 +38,8 @@ Messages = Sequence[Message]
 
 _HELD = "\ue000{}\ue001"
 """Stands for a special token that a text spells out while the chat template is rendered (private-use characters)."""
+_MARK = "\ue002"
+_PRIVATE = "[\ue000-\ue002]"
 _HELD_PLACE = re.compile("\ue000([0-9]+)\ue001")
 
 
@@ -59,10 +61,10 @@ class Encoder:
     ) -> None:
         self.tokenizer = tokenizer
         self.format = prompt_format
-        ends: list[int | None] = [tokenizer.eos_token_id, self._turn_end() if self._is_chat else None]  # type: ignore[list-item]
-        own = [int(end) for end in ends if end is not None]  # a reward model's tokenizer (BERT's) may have no end
+        self._tail, end = self._turn_end() if self._is_chat else ("", None)
+        own = [int(one) for one in (tokenizer.eos_token_id, end) if one is not None]  # type: ignore[arg-type]
         self.stop_ids: tuple[int, ...] = tuple(dict.fromkeys([*own, *stops]))
-        self._ends = own
+        self._end = own[-1] if own else None  # a reward model's tokenizer (BERT's) may have none
 
     @property
     def _is_chat(self) -> bool:
@@ -93,15 +95,20 @@ class Encoder:
         """
         if not self._is_chat:
             ids: list[int] = self.tokenizer(answer, add_special_tokens=False, split_special_tokens=True)["input_ids"]  # type: ignore[assignment]
-            return [*ids, self._ends[-1]] if ended else ids
+            return self._ended(ids) if ended else ids
         conversation = self._conversation(question, messages)
         turns, held = self._hold([*conversation, {"role": "assistant", "content": answer}])
         before, after = self._render(turns[:-1], answered=False), self._render(turns, answered=True)
-        if after.startswith(before):
-            ids = self._until_end(self._tokens(after[len(before) :], held))
-        else:  # the template rewrites the prompt once there is an answer; what PPO samples follows the prompt as it is
-            ids = self._tokens(turns[-1]["content"], held)
-        return [*ids, self._ends[-1]] if ended else ids
+        content = turns[-1]["content"]
+        # a template that rewrites the prompt once there is an answer: what PPO samples follows the prompt as it is
+        body = self._without_tail(after[len(before) :], content) if after.startswith(before) else content
+        if not ended:
+            return self._tokens(body, held)
+        upto = self._tail_upto_end
+        return self._tokens(body + upto, held) if upto else self._ended(self._tokens(body, held))
+
+    def _ended(self, ids: list[int]) -> list[int]:
+        return ids if self._end is None else [*ids, self._end]
 
     def text_ids(
         self, question: str, answer: str, messages: Messages | None = None, *, ended: bool = True
@@ -176,14 +183,11 @@ class Encoder:
         """Replace special tokens that texts spell out by other characters; return what was replaced as well."""
         held: list[str] = []
 
-        def replaced(found: re.Match[str]) -> str:
-            held.append(found.group())
+        def replaced(match: re.Match[str]) -> str:
+            held.append(match.group())
             return _HELD.format(len(held) - 1)
 
-        special = self._special
-        if special is None:
-            return [*conversation], held
-        return [{**turn, "content": special.sub(replaced, turn["content"])} for turn in conversation], held
+        return [{**turn, "content": self._special.sub(replaced, turn["content"])} for turn in conversation], held
 
     def _tokens(self, text: str, held: Sequence[str]) -> list[int]:
         """Tokenise rendered text as transformers does, and what was held as plain text."""
@@ -197,25 +201,34 @@ class Encoder:
         return ids
 
     @cached_property
-    def _special(self) -> re.Pattern[str] | None:
+    def _special(self) -> re.Pattern[str]:
         added = self.tokenizer.added_tokens_decoder.values()
         tokens = {*self.tokenizer.all_special_tokens, *(token.content for token in added if token.special)}
         longest_first = sorted(filter(None, tokens), key=len, reverse=True)
-        return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+        return re.compile("|".join([*map(re.escape, longest_first), _PRIVATE]))
 
-    def _turn_end(self) -> int | None:
-        """Return the special token that ends the template's turns; None if it has none."""
-        turns = [{"role": "user", "content": "u"}]
-        answered = self._render([*turns, {"role": "assistant", "content": "\ue002"}], answered=True)
+    def _turn_end(self) -> tuple[str, int | None]:
+        """Return what the template writes behind an answer, and the first special token there, if any."""
+        turns = [{"role": "user", "content": "u"}, {"role": "assistant", "content": _MARK}]
+        tail = self._render(turns, answered=True).rpartition(_MARK)[2]
         special = set(self.tokenizer.all_special_ids)
         special |= {index for index, token in self.tokenizer.added_tokens_decoder.items() if token.special}
-        tail: Any = self.tokenizer(answered.rpartition("\ue002")[2], add_special_tokens=False)["input_ids"]
-        return next((int(index) for index in tail if index in special), None)
+        ids: Any = self.tokenizer(tail, add_special_tokens=False)["input_ids"]
+        return tail, next((int(index) for index in ids if index in special), None)
 
-    def _until_end(self, ids: list[int]) -> list[int]:
-        """Cut before the end token that the template writes behind an answer."""
-        last = next((index for index in range(len(ids) - 1, -1, -1) if ids[index] in self._ends), len(ids))
-        return ids[:last]
+    @cached_property
+    def _tail_upto_end(self) -> str:
+        """What the template writes behind an answer, up to its end token; empty where it writes no end token."""
+        end = "" if self._end is None else str(self.tokenizer.convert_ids_to_tokens(self._end))
+        before, found, _ = self._tail.partition(end) if end else ("", "", "")
+        return before + found if found else ""
+
+    def _without_tail(self, rendered: str, content: str) -> str:
+        """Cut what the template writes behind an answer; a template may write something else behind this one."""
+        if rendered.endswith(self._tail):
+            return rendered.removesuffix(self._tail)
+        place = rendered.rfind(content.strip())
+        return rendered[: place + len(content.strip())] if place >= 0 else rendered
 
 
 def _single(question: str, messages: Messages | None, prompt_format: PromptFormat) -> str:

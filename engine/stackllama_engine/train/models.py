@@ -254,7 +254,7 @@ def save_adapter(
         (staging / BASE_FILE).write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
         for name, tensors in extra.items():
             save_file(tensors, staging / f"{name}.safetensors")
-        tokenizer.save_pretrained(str(staging))
+        _save_tokenizer(tokenizer, prompt_format, staging)
         write_prompt_format(staging, prompt_format)
         if stops:
             ends: dict[str, Any] = {"eos_token_id": [*stops], "pad_token_id": pad_id(tokenizer)}
@@ -282,9 +282,20 @@ def save_model(
             model.generation_config.eos_token_id = [*stops]
         model.save_pretrained(str(staging))
         write_prompt_format(staging, prompt_format)
-        if prompt_format is not None and prompt_format.served_template:
-            tokenizer.chat_template = prompt_format.served_template
-        tokenizer.save_pretrained(str(staging))
+        _save_tokenizer(tokenizer, prompt_format, staging)
+
+
+def _save_tokenizer(tokenizer: "PreTrainedTokenizerBase", prompt_format: PromptFormat | None, folder: Path) -> None:
+    """Write a tokenizer with the chat template of the training; the one in memory stays as it is."""
+    own = tokenizer.chat_template
+    first: Any = tokenizer("a")["input_ids"][:1]
+    begins = tokenizer.bos_token_id is not None and first == [tokenizer.bos_token_id]
+    if prompt_format is not None and (template := prompt_format.served_template(begins=begins)):
+        tokenizer.chat_template = template
+    try:
+        tokenizer.save_pretrained(str(folder))
+    finally:
+        tokenizer.chat_template = own
 
 
 @contextmanager

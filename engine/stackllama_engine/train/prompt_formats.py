@@ -4,12 +4,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers import GenerationConfig
+from transformers.utils import GENERATION_CONFIG_NAME
+from transformers.utils.hub import cached_file
 
 from ..contract.errors import StageError
 from ..contract.prompt_format import (
     PROMPT_FORMAT_FILE,
     PromptFormat,
     check_same,
+    is_older,
     read_prompt_format,
     write_prompt_format,
 )
@@ -18,7 +21,7 @@ from ..contract.user_files import MOST_CONFIG, read_text
 from ..data.columns import NEEDS
 from ..data.sources import read_columns
 from .encoding import Encoder
-from .loading import one_line
+from .loading import loading, one_line
 from .saving import newest_sealed
 from .session import Session
 
@@ -39,11 +42,13 @@ def make_encoder(recipe: TrainRecipe, session: Session, tokenizer: "PreTrainedTo
             f"this run was trained with prompt format {before}, and now it would be {prompt_format}: set "
             "`prompt_format`, `system_prompt`, `chat_template` and `enable_thinking` back, or start a new run."
         )
-    for key in _inputs(recipe):
+    for key in format_inputs(recipe):
         check_same(prompt_format, Path(getattr(recipe, key)), key)
     if session.is_main and not (session.run.path / PROMPT_FORMAT_FILE).exists():
         write_prompt_format(session.run.path, prompt_format)
         session.reporter.health(f"prompt format: {prompt_format}")
+    if before is not None and is_older(session.run.path):  # it continues with the one end token that it knew
+        return Encoder(tokenizer, prompt_format)
     return Encoder(tokenizer, prompt_format, generation_stops(recipe.model_name_or_path, recipe.model_revision))
 
 
@@ -73,6 +78,8 @@ def find_prompt_format(
             names=recipe.dataset_columns,
         )
         kind = columns.style
+        if kind == "none" and any(is_older(Path(getattr(recipe, key))) for key in format_inputs(recipe)):
+            kind = "question_answer"  # which was the only one
     if kind == "chat":
         return PromptFormat(
             kind="chat",
@@ -112,11 +119,18 @@ def chat_template(recipe: TrainRecipe, tokenizer: "PreTrainedTokenizerBase") -> 
 
 
 def generation_stops(name: str, revision: str | None) -> tuple[int, ...]:
-    """Return the end tokens that a model's generation configuration names; Llama 3, Qwen and Gemma have several."""
-    try:
-        ends = GenerationConfig.from_pretrained(name, revision=revision or "main").eos_token_id
-    except (OSError, ValueError):  # many models come without one
+    """Return the end tokens that a model's generation configuration names; Llama 3, Qwen and Gemma have several.
+
+    Raises:
+        StageError: it cannot be read.
+    """
+    if Path(name).is_file():  # .gguf
         return ()
+    with loading(name, "generation configuration"):
+        file = cached_file(name, GENERATION_CONFIG_NAME, revision=revision, _raise_exceptions_for_missing_entries=False)
+        if file is None:  # many models come without one
+            return ()
+        ends = GenerationConfig.from_pretrained(str(Path(file).parent)).eos_token_id
     return tuple(ends) if isinstance(ends, list) else () if ends is None else (int(ends),)
 
 
@@ -128,7 +142,7 @@ def recorded_encoder(
     return Encoder(tokenizer, prompt_format, generation_stops(model, revision))
 
 
-def _inputs(recipe: TrainRecipe) -> list[str]:
+def format_inputs(recipe: TrainRecipe) -> list[str]:
     """Return the keys whose value was trained with a prompt format that must be the same."""
     if isinstance(recipe, SFTRecipe):  # may teach another format
         return []
