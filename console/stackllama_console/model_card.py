@@ -1,7 +1,8 @@
 """Model card of an exported run: what it was trained on, how it did, how prompts are written, how it is loaded."""
 
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import msgspec
 import yaml
@@ -11,7 +12,7 @@ from stackllama_engine.contract.children import known_parents
 from stackllama_engine.contract.errors import UsageError
 from stackllama_engine.contract.metrics import label_of
 from stackllama_engine.contract.prompt_format import PromptFormat
-from stackllama_engine.contract.recipe_io import load_recipe
+from stackllama_engine.contract.recipe_io import PATH_KEYS, load_recipe
 from stackllama_engine.contract.run_dir import Home, RunDir
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch.export import Base, Result, is_hub_id
@@ -22,7 +23,7 @@ from .results import measures, plain_value
 from .sanitise import one_line
 from .units import number
 
-TITLES = {Stage.SFT: "supervised fine-tuning", Stage.REWARD: "reward model", Stage.PPO: "PPO"}
+TITLES = {Stage.SFT: "supervised fine-tuning", Stage.REWARD: "reward modelling", Stage.PPO: "PPO"}
 _TASKS = {False: "CausalLM", True: "SequenceClassification"}
 _MOST_RUNS = 30
 _ALWAYS = (
@@ -54,9 +55,9 @@ def write_card(home: Home, card: Card) -> str:
     front = yaml.safe_dump(_front_matter(card), sort_keys=False, allow_unicode=True)
     parts = [
         f"# {card.name}",
-        _summary(card),
+        _summary(home, card),
         "## Load it",
-        *_loading(card),
+        *_loading(home, card),
         "## Prompt format",
         *_prompts(card.prompt_format),
         "## Training",
@@ -64,7 +65,8 @@ def write_card(home: Home, card: Card) -> str:
         *_results(card),
         *_versions(card),
         "## Licence",
-        "None is stated here: add `license:` to the lines at the top. Those of the base model and of the data apply.",
+        "This card states no licence: add `license:` to the lines at the top. The licences of the base model and of "
+        "the data apply.",
     ]
     return f"---\n{front}---\n\n" + "\n\n".join(parts) + "\n"
 
@@ -83,16 +85,17 @@ def _front_matter(card: Card) -> dict[str, Any]:
     return facts | ({"datasets": [data]} if isinstance(data, str) and "/" in data and is_hub_id(data) else {})
 
 
-def _summary(card: Card) -> str:
+def _summary(home: Home, card: Card) -> str:
     result = card.result
     what = "LoRA adapter" if result.is_adapter else "merged model" if result.trained != result.run else "model"
-    base = f" of `{_cell(card.base.name)}`" if card.base else f", made from `{card.origin}`" if card.origin else ""
+    name = _cell(_place(home, card.base.name)) if card.base else None
+    base = f" of `{name}`" if name else f", made from `{card.origin}`" if card.origin else ""
     by = f", trained by {TITLES[result.stage]}" if result.stage in TITLES else ""
     critic = " The policy alone: the critic is not part of it." if result.stage is Stage.PPO else ""
     return f"A {what}{base}{by} with stackllama-console.{critic}"
 
 
-def _loading(card: Card) -> list[str]:
+def _loading(home: Home, card: Card) -> list[str]:
     task = _TASKS[card.result.is_reward]
     library = f"peft.AutoPeftModelFor{task}" if card.result.is_adapter else f"transformers.AutoModelFor{task}"
     score = ", num_labels=1" if card.result.is_reward else ""
@@ -109,9 +112,9 @@ def _loading(card: Card) -> list[str]:
     if card.base and card.base.is_local:
         made = f", the result of the run `{card.base.run}`" if card.base.run else ""
         text.append(
-            f"**The base is on the machine of the training only**: `{_cell(card.base.name)}`{made}. To load the "
-            "adapter elsewhere, export the base as well and write its new address into `adapter_config.json` "
-            "(`base_model_name_or_path`), or export the merged model."
+            f"**The base is on the machine of the training only**: `{_cell(_place(home, card.base.name))}`{made}. "
+            "To load the adapter elsewhere, export the base as well and write its new address into "
+            "`adapter_config.json` (`base_model_name_or_path`), or export the merged model."
         )
     if not card.result.is_reward:
         text.append("`generation_config.json` holds every token that ends a response, and how responses were sampled.")
@@ -141,7 +144,7 @@ def _training(home: Home, card: Card) -> list[str]:
     if run is None:
         return ["By another program; here it was only merged."]
     recipe = _whole_recipe(card.result)
-    facts = [(name, plain_value(recipe[name])) for name in _ALWAYS if _is_given(recipe.get(name))]
+    facts = [(name, _recipe_value(home, name, recipe[name])) for name in _ALWAYS if _is_given(recipe.get(name))]
     result = read_result(run)[0]
     facts += [(key, str(result[key])) for key in ("steps", "tokens", "pairs") if key in result]
     text = [_table(("", ""), [("run", run.id), ("stage", TITLES.get(card.result.stage, "")), *facts])]
@@ -149,7 +152,8 @@ def _training(home: Home, card: Card) -> list[str]:
     if len(line) > 1:
         text.append("Made from these runs, in this order:")
         text.append(_table(("run", "stage", "base", "data"), line))
-    changed = [(key, plain_value(value)) for key, value in _differences(run, card.result.stage) if key not in _ALWAYS]
+    differences = [(key, value) for key, value in _differences(run, card.result.stage) if key not in _ALWAYS]
+    changed = [(key, _recipe_value(home, key, value)) for key, value in differences]
     if changed:
         text.append("Recipe, values that are not the default:")
         text.append(_table(("key", "value"), changed))
@@ -171,7 +175,8 @@ def _line_of_runs(home: Home, run: RunDir) -> list[tuple[str, str, str, str]]:
             visit(RunDir(home.runs_dir / parent))
         if stage is not Stage.PIPELINE:
             base: Any = lineage.get("base") or {}
-            found[one.id] = (one.id, str(stage), str(base.get("name") or ""), str(lineage.get("dataset_name") or ""))
+            named = [_place(home, str(name or "")) for name in (base.get("name"), lineage.get("dataset_name"))]
+            found[one.id] = (one.id, str(stage), named[0], named[1])
 
     visit(run)
     return list(found.values())
@@ -212,6 +217,20 @@ def _whole_recipe(result: Result) -> dict[str, Any]:
         return msgspec.to_builtins(load_recipe(result.stage, result.trained.recipe_file))
     except UsageError:
         return {}
+
+
+def _recipe_value(home: Home, key: str, value: Any) -> str:
+    if key in PATH_KEYS and isinstance(value, list):
+        value = [_place(home, str(part)) if part else part for part in cast("list[Any]", value)]
+    return plain_value(_place(home, value) if key in PATH_KEYS and isinstance(value, str) else value)
+
+
+def _place(home: Home, name: str) -> str:
+    """Return a name without the directories of this machine: of a path under the home's runs what is below them."""
+    path = Path(name)
+    if not path.is_absolute():
+        return name
+    return str(path.relative_to(home.runs_dir)) if path.is_relative_to(home.runs_dir) else path.name
 
 
 def _is_given(value: Any) -> bool:

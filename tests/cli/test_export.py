@@ -105,12 +105,13 @@ def test_pipeline_stands_for_its_ppo_stage_and_its_local_base_is_named(
     card = (tmp_path / "out" / "README.md").read_text()
     assert "**The base is on the machine of the training only**" in card and "`pipeline-sft-merged`" in card
     assert "base_model" not in front_matter(tmp_path / "out")  # the hub refuses what is no hub id
-    line = re.findall(r"^\| (pipeline-\S+) \| (\w+) \|", card, re.MULTILINE)
+    assert str(old.path.parent) not in card and "| model_name_or_path | pipeline-sft-merged/merged |" in card
+    line = re.findall(r"^\| (pipeline-\S+) \| (\w+) \| (\S*) \|", card, re.MULTILINE)
     assert line == [
-        ("pipeline-sft", "sft"),
-        ("pipeline-sft-merged", "merge"),
-        ("pipeline-reward", "reward"),
-        ("pipeline-ppo", "ppo"),
+        ("pipeline-sft", "sft", "base"),
+        ("pipeline-sft-merged", "merge", ""),
+        ("pipeline-reward", "reward", "pipeline-sft-merged/merged"),
+        ("pipeline-ppo", "ppo", "pipeline-sft-merged/merged"),
     ]
     assert "| mean reward | 0.0383 | 0.0383 |" in card and "torch 2.13.0" in card
     assert "Question: {question}" in card
@@ -127,7 +128,9 @@ def test_merged_model_is_that_of_the_merge_run(old: Home, tmp_path: Path, run_ex
 def test_reward_model_has_no_generation_config(tmp_path: Path, run_export: Callable[..., Any]) -> None:
     assert run_export("reward").code == 0
     assert not (tmp_path / "out" / "generation_config.json").exists()
-    assert "AutoPeftModelForSequenceClassification" in (tmp_path / "out" / "README.md").read_text()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "AutoPeftModelForSequenceClassification" in card and "trained by reward modelling" in card
+    assert "This card states no licence: add `license:`" in card
 
 
 @pytest.mark.parametrize(
@@ -136,6 +139,12 @@ def test_reward_model_has_no_generation_config(tmp_path: Path, run_export: Calla
         (("sft", "--merged"), 3, "`stackllama-console merge sft`, then export with --merged"),
         (("ppo-stopped",), 3, "`ppo-stopped` is stopped and has no result yet"),
         (("lost",), 2, "No run `lost`"),
+        (
+            ("sft", "--push", "me/model"),
+            3,
+            "which only this machine has. Push the merged model (--merged); or push the base",
+        ),
+        (("pipeline-ppo", "--push", "me/model"), 3, "(`stackllama-console export pipeline-sft-merged --push …`)"),
         (("sft", "--push", "a b"), 2, "`--push a b`: expected a repository of the hub, such as `name/sft`"),
     ],
 )
@@ -191,7 +200,7 @@ def test_failed_upload_keeps_the_folder_and_says_how_to_go_on(
         raise error
 
     monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", refuse)
-    done = run_export("sft", "--push", "me/model")
+    done = run_export("pipeline-ppo", "--merged", "--push", "me/model")
     assert done.code == 1 and f"Not uploaded: {reason}" in done.err
     assert f"`hf upload me/model {tmp_path / 'out'}`" in done.err
     assert (tmp_path / "out" / "README.md").is_file()
@@ -208,7 +217,7 @@ def test_upload_sends_the_folder_to_a_private_repository(
 
     monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", create)
     monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", lambda _, **options: calls.append(options))
-    done = run_export("sft", "--push", "me/model")
+    done = run_export("pipeline-ppo", "--merged", "--push", "me/model")
     assert (done.code, done.out) == (0, "https://huggingface.co/me/model\n")
     assert calls[0] == {"repository": "me/model", "private": True, "exist_ok": True}
     assert (calls[1]["repo_id"], calls[1]["folder_path"]) == ("me/model", tmp_path / "out")

@@ -9,6 +9,8 @@ import msgspec
 import pytest
 
 from stackllama_console.cli import token_preview
+from stackllama_console.cli.child import document_of
+from stackllama_engine.contract.errors import StackllamaError
 from stackllama_engine.train import token_preview as engine
 
 ANSWER = engine.TokenPreview(
@@ -31,7 +33,7 @@ def requests(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """Answer every request, and keep it."""
     kept: list[dict[str, Any]] = []
 
-    def answer(module: str, words: list[str], source: str, request: bytes) -> dict[str, Any]:
+    def answer(module: str, words: list[str], source: str, request: bytes, timeout: float) -> dict[str, Any]:
         kept.append(msgspec.json.decode(request))
         assert msgspec.json.decode(request, type=engine.Request)
         return msgspec.to_builtins(ANSWER)
@@ -89,6 +91,30 @@ def test_the_request_of_a_pipelines_recipe(
 
 
 @pytest.mark.parametrize(
+    ("keys", "stage"),
+    [
+        ({}, "sft"),
+        ({"packing": False}, "sft"),
+        ({"center_rewards_coefficient": 0.01}, "reward"),
+        ({"reward_funcs": ["stackllama_engine.rewards:valid_json"], "kl_coef": 0.1}, "ppo"),
+        ({"reward_fn": "stackllama_engine.rewards:valid_json"}, "ppo"),
+    ],
+)
+def test_keys_that_one_stage_alone_has_tell_the_stage(
+    run_main: Callable[..., Any],
+    requests: list[dict[str, Any]],
+    rows: Path,
+    tmp_path: Path,
+    keys: dict[str, Any],
+    stage: str,
+) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(json.dumps({"model_name_or_path": "demo", **keys}))
+    assert run_main("data", "preview", str(rows), "--recipe", str(file)).code == 0
+    assert [request["stage"] for request in requests] == [stage]
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [
         (("seed=1",), "`seed=1` needs `--model NAME` or `--recipe FILE`"),
@@ -104,6 +130,11 @@ def test_what_is_wrong_is_one_line(
 ) -> None:
     result = run_main("data", "preview", str(rows), *words)
     assert result.code == 2 and message in result.err and result.err.count("\n") == 1
+
+
+def test_a_source_that_does_not_answer_has_a_way_out() -> None:
+    with pytest.raises(StackllamaError, match=r"owner/data: no answer within 0 s\. Try again, or preview a file"):
+        document_of("stackllama_engine.data", ["preview", "--", "owner/data"], "owner/data", timeout=0)
 
 
 def test_a_plain_preview_takes_named_columns(run_main: Callable[..., Any], tmp_path: Path) -> None:

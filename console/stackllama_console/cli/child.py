@@ -13,7 +13,9 @@ from stackllama_engine.contract.errors import ExitCode, StackllamaError, UsageEr
 _TIMEOUT = 180.0  # seconds for a hub that does not answer
 
 
-def document_of(module: str, words: list[str], source: str, request: bytes = b"") -> dict[str, Any]:
+def document_of(
+    module: str, words: list[str], source: str, request: bytes = b"", timeout: float = _TIMEOUT
+) -> dict[str, Any]:
     """Run a module and return its document.
 
     Args:
@@ -21,6 +23,7 @@ def document_of(module: str, words: list[str], source: str, request: bytes = b""
         words: its arguments.
         source: what it reads, for errors.
         request: written to its stdin.
+        timeout: seconds until it is given up.
 
     Raises:
         UsageError: it says so with its exit code.
@@ -29,9 +32,11 @@ def document_of(module: str, words: list[str], source: str, request: bytes = b""
     argv = [sys.executable, "-P", "-m", module, *words]
     environment = {**os.environ, **source_path(os.environ.get("PYTHONPATH", ""))}
     try:
-        done = subprocess.run(argv, env=environment, input=request, capture_output=True, timeout=_TIMEOUT, check=False)
+        done = subprocess.run(argv, env=environment, input=request, capture_output=True, timeout=timeout, check=False)
     except subprocess.TimeoutExpired:
-        raise StackllamaError(f"{source}: no answer within {_TIMEOUT:.0f} s.") from None
+        raise StackllamaError(
+            f"{source}: no answer within {timeout:.0f} s. Try again, or preview a file on this machine with fewer rows."
+        ) from None
     if done.returncode == ExitCode.DONE:
         return msgspec.json.decode(done.stdout, type=dict[str, Any])
     lines = done.stderr.decode("utf-8", "replace").strip().splitlines()

@@ -4,10 +4,11 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from stackllama_engine.contract.errors import ExitCode, StackllamaError, UsageError
+from stackllama_engine.contract.errors import ExitCode, RefusedError, StackllamaError, UsageError
 from stackllama_engine.contract.redact import redactor
 from stackllama_engine.contract.run_dir import Home
 from stackllama_engine.launch.export import (
+    Base,
     Result,
     check_free,
     find_base,
@@ -38,6 +39,8 @@ def export(arguments: argparse.Namespace) -> int:
     to: Path = arguments.to or Path(result.run.id)
     check_free(to)
     base = find_base(home, result.folder) if result.is_adapter else None
+    if repository is not None and base is not None and base.is_local:
+        raise _not_for_others(base, repository)
     card = Card(
         name=repository or to.name or result.run.id,
         result=result,
@@ -63,6 +66,15 @@ def export(arguments: argparse.Namespace) -> int:
     say(f"{result.run.id}: {what}, {len(written)} files, {size(sum(written.values()))}; {CARD} says how to load it")
     show(url or str(to))
     return ExitCode.DONE
+
+
+def _not_for_others(base: Base, repository: str) -> RefusedError:
+    made = f" (`stackllama-console export {base.run} --push …`)" if base.run else ""
+    return RefusedError(
+        f"`--push {repository}`: the adapter's base is {base.name}, which only this machine has. Push the merged model "
+        f"(--merged); or push the base{made}, export the adapter without --push, and write the base's address on the "
+        "hub into its adapter_config.json before you upload it."
+    )
 
 
 def _notices(result: Result, card: Card) -> list[str]:

@@ -350,7 +350,9 @@ def _add_data(commands: _Commands) -> None:
     preview.add_argument("--model", metavar="NAME", help=text)
     text = "show the tokens of a stage, by this recipe; a pipeline's is one as well"
     preview.add_argument("--recipe", type=Path, metavar="FILE", help=text)
-    preview.add_argument("--stage", choices=STAGES[:3], help="stage of the tokens (default: the recipe's, or sft)")
+    preview.add_argument(
+        "--stage", choices=STAGES[:3], help="stage of the tokens (default: by the recipe's keys, or sft)"
+    )
     _add_words(preview, "SOURCE ")
 
 

@@ -6,13 +6,16 @@ A process of the engine reads and tokenises (:mod:`stackllama_engine.train.token
 import argparse
 import re
 import sys
+from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
 
 from stackllama_engine.contract.atomic_files import existing_files
+from stackllama_engine.contract.old_keys import is_old
 from stackllama_engine.contract.recipe import PipelineRecipe, TrainRecipe
-from stackllama_engine.contract.recipe_io import load_recipe, read_file
+from stackllama_engine.contract.recipe_io import key_types, load_recipe, read_file
 from stackllama_engine.contract.run_dir import Home
 from stackllama_engine.contract.stages import TRAINING_STAGES, Split, Stage
 from stackllama_engine.data.kinds import kind_of
@@ -29,6 +32,7 @@ _STAGE_LINE = re.compile(r"# stage: (\w+)\n")
 _MOST_TOKENS = 300
 """Tokens of an example that are printed; ``--json`` has all."""
 _BAR = 40
+_TIMEOUT = 600.0  # seconds to import, download and tokenise
 
 
 def read(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -38,7 +42,7 @@ def read(arguments: argparse.Namespace) -> dict[str, Any]:
         StackllamaError: recipe, model or data cannot be used.
     """
     sections = _sections(arguments)
-    stage = arguments.stage or _own_stage(arguments) or next(iter(sections))
+    stage = arguments.stage or next(iter(sections))
     own = sections[Stage(stage)]
     before, source = own.dataset_name, str(existing_files(arguments.source) or arguments.source)
     sections = {
@@ -58,7 +62,8 @@ def read(arguments: argparse.Namespace) -> dict[str, Any]:
         "parts": _parts(sections),
         "count": arguments.rows,
     }
-    return document_of("stackllama_engine.train.token_preview", [], arguments.source, msgspec.json.encode(request))
+    module = "stackllama_engine.train.token_preview"
+    return document_of(module, [], arguments.source, msgspec.json.encode(request), _TIMEOUT)
 
 
 def _sections(arguments: argparse.Namespace) -> dict[Stage, TrainRecipe]:
@@ -70,18 +75,28 @@ def _sections(arguments: argparse.Namespace) -> dict[Stage, TrainRecipe]:
         assert isinstance(recipe, PipelineRecipe)
         recipes = {stage: stage_recipe(recipe, stage) for stage in TRAINING_STAGES}
     else:
-        stage = Stage(arguments.stage or _own_stage(arguments) or Stage.SFT)
+        keys = {*values, *(word.partition("=")[0].partition(".")[0] for word in arguments.words)}
+        stage = Stage(arguments.stage or _named_stage(arguments) or _stage_of(keys))
         scored = [f"reward_model_path={PLACEHOLDER}"] if stage is Stage.PPO and not arguments.recipe else []
         recipes = {stage: load_recipe(stage, arguments.recipe, [*scored, *words])}
     return {stage: recipe for stage, recipe in recipes.items() if isinstance(recipe, TrainRecipe)}
 
 
-def _own_stage(arguments: argparse.Namespace) -> str | None:
+def _named_stage(arguments: argparse.Namespace) -> str | None:
     """Return the stage that a recipe file, which was read before, names in its first line."""
     if not arguments.recipe:
         return None
     named = _STAGE_LINE.match(arguments.recipe.read_text(encoding="utf-8", errors="replace"))
     return named[1] if named and named[1] in TRAINING_STAGES else None
+
+
+def _stage_of(keys: Iterable[str]) -> Stage:
+    """Return the stage that has most of the keys to itself; SFT if every key is also of another."""
+    alone: Counter[Stage] = Counter()
+    for key in keys:
+        having = [stage for stage in TRAINING_STAGES if key in key_types(stage) or is_old(key, key_types(stage))]
+        alone.update(having if len(having) == 1 else [])
+    return max(TRAINING_STAGES, key=lambda stage: alone[stage])
 
 
 def _parts(sections: dict[Stage, TrainRecipe]) -> list[dict[str, Any]]:

@@ -32,7 +32,7 @@ _Layer = tuple[str, Mapping[str, Any]]
 """A source, and its keys and values."""
 _MOST = 1 << 20  # bytes of a recipe file
 _fields = functools.cache(msgspec.structs.fields)  # a form asks at every keystroke
-_PATH_KEYS = (
+PATH_KEYS = (
     "model_name_or_path",
     "dataset_name",
     "reward_model_path",
@@ -42,6 +42,7 @@ _PATH_KEYS = (
     "base_model_name_or_path",
     "chat_template",
 )
+"""Keys whose values may be paths of this machine."""
 
 
 class Reading(Struct, frozen=True, kw_only=True):
@@ -245,7 +246,7 @@ def _build(stage: Stage, entries: dict[str, Entry], where: str, findings: Findin
         wrong = True
     if wrong:
         return None
-    for key in _PATH_KEYS:
+    for key in PATH_KEYS:
         if checked.get(key):
             checked[key] = _absolute(checked[key], existing_files if key == "dataset_name" else existing)
     try:

@@ -13,7 +13,7 @@ def matches(responses: Sequence[str], pattern: Sequence[str | None] | str) -> li
 
     Args:
         responses: texts.
-        pattern: Python's; anchors and flags belong into it, as in ``(?s)^<think>.*</think>.+$``. None: abstain.
+        pattern: Python's; anchors and flags belong in it, as in ``(?s)^<think>.*</think>.+$``. None: abstain.
     """
     return [
         None if own is None else float(re.search(own, response) is not None)

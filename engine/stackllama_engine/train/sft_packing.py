@@ -5,7 +5,7 @@ sees its own document alone (``masking_utils.find_packed_sequence_indices``). Ro
 lays the whole batch end to end instead, which flash attention's kernels for ragged batches need, but every other kernel
 would pay for with a mask of ``[B·L, B·L]``; it is used with ``flash_attention_2`` alone.
 
-Not every model listens: some make their masks without positions (gpt-oss) and get them ready made, some take no
+Not every model listens: some make their masks without positions (gpt-oss) and receive prebuilt masks, some take no
 positions, some mix tokens outside of attention. So it is measured (:func:`leak`).
 """
 
@@ -95,7 +95,7 @@ def check_apart(recipe: SFTRecipe, model: Any, collator: Collator, autocast: Any
 
 
 def give_masks(model: Any) -> None:
-    """Let a model get its masks ready made, from the positions of packed rows, instead of making them itself."""
+    """Give a model prebuilt masks, from the positions of packed rows, instead of letting it make them itself."""
     model.get_decoder().register_forward_pre_hook(_with_masks, with_kwargs=True)
 
 

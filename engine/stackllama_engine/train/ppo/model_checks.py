@@ -14,7 +14,7 @@ over positions of Σ p · |Δ log p| over the vocabulary, in nats per token.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,9 +27,6 @@ from ..faults import memory_that_ran_out
 from ..reporting import Reporter
 from .sampling import Decoder
 from .shared_base import POLICY, SharedBase
-
-if TYPE_CHECKING:
-    pass
 
 _TEXT = "How do I keep coffee beans fresh for longer than a week, and does it matter how I grind them?"
 _LENGTHS = ((13, 6), (5, 9), (9, 3))
