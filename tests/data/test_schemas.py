@@ -324,6 +324,18 @@ def test_a_label_that_is_a_class_leaves_no_row_out(tmp_path: Path) -> None:
         Source(tmp_path, *rows[:1] * 21, rows[2]).rows(SFT)
 
 
+def test_a_prompt_of_messages_says_where_its_response_is_read_from(tmp_path: Path) -> None:
+    source = Source(tmp_path, {"prompt": [user("2 + 2?")], "answer": "4"})
+    with pytest.raises(
+        DataError, match=r"read as prompt of messages, .* read from completion, .* are prompt, answer\."
+    ):
+        source.rows(SFT)
+    with pytest.raises(DataError, match="read from chosen and rejected, as messages or text"):
+        source.rows()
+    (row,) = source.rows(SFT, names={"completion": "answer"})
+    assert row["messages"] == [user("2 + 2?")] and row["response_j"] == "4"
+
+
 def test_unpaired_messages(tmp_path: Path) -> None:
     row = {"prompt": [user("q")], "completion": [assistant("good")], "label": True}
     source = Source(tmp_path, row, row | {"label": False})

@@ -167,6 +167,13 @@ def columns_of(
                 f"{name}: unpaired data (a completion with a label each), and a reward model needs pairs of a better "
                 "and a worse response. SFT reads its rows with a true label, and PPO its prompts."
             )
+        if schema and missing[0] == "response_j":  # a prompt of messages alone
+            lacks = "chosen and rejected" if "response_k" in needs else "completion"
+            example = f"dataset_columns.{lacks.split()[0]}=COLUMN"
+            raise DataError(
+                f"{name}: read as {schema.name}, and beside messages a response is read from {lacks}, as messages or "
+                f"text; {own}. Name another column by `dataset_columns`, as in `{example}`."
+            )
         raise DataError(f"{name}: no column {_names(missing[0])}; {own}. {stage_needs()}")
     labelled = unpaired and "response_j" in needs
     if schema:
