@@ -23,7 +23,7 @@ ROWS: list[dict[str, Any]] = [
 ]
 
 
-def prompts_of(tmp_path: Path, *keys: str, rows: Any = ROWS) -> list[Prompt]:
+def prompts_of(tmp_path: Path, *keys: str, rows: Any = ROWS, read: Any = None) -> list[Prompt]:
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     recipe = load_recipe(
@@ -31,7 +31,7 @@ def prompts_of(tmp_path: Path, *keys: str, rows: Any = ROWS) -> list[Prompt]:
     )
     assert isinstance(recipe, PPORecipe)
     encoder: Any = SimpleNamespace(prompt=lambda question, messages: [1, 2])
-    return load_prompts(recipe, "all", None, encoder, SimpleNamespace(health=print))  # type: ignore[arg-type]
+    return load_prompts(recipe, "all", None, encoder, SimpleNamespace(health=print), read)  # type: ignore[arg-type]
 
 
 def test_every_scalar_column_travels_under_the_same_names_in_every_row(tmp_path: Path) -> None:
@@ -46,6 +46,12 @@ def test_named_columns_travel_as_they_are_and_no_others(tmp_path: Path) -> None:
     first, *_ = prompts_of(tmp_path, "reward_columns=[steps, answer]")
     assert first.columns == {"steps": ["1 + 1 = 2"], "answer": "#### 2"}
     assert [prompt.columns for prompt in prompts_of(tmp_path, "reward_columns=[]")] == [{}, {}, {}]
+
+
+def test_prompts_are_apart_where_columns_differ_that_functions_read(tmp_path: Path) -> None:
+    rows = [{"question": "Solve it.", "answer": str(index // 2), "id": index} for index in range(4)]
+    for read, number in ((None, 4), ({"answer"}, 2), (set(), 1)):
+        assert len(prompts_of(tmp_path, rows=rows, read=read)) == number
 
 
 def test_a_missing_column_is_named(tmp_path: Path) -> None:

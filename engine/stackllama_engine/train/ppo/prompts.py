@@ -59,9 +59,22 @@ class Prompts:
 
 
 def load_prompts(
-    recipe: PPORecipe, split: str, limit: int | None, encoder: Encoder, reporter: Reporter
+    recipe: PPORecipe,
+    split: str,
+    limit: int | None,
+    encoder: Encoder,
+    reporter: Reporter,
+    read: Collection[str] | None = None,
 ) -> list[Prompt]:
     """Load the distinct prompts of a split (:func:`distinct`) that are shorter than ``max_prompt_length``.
+
+    Args:
+        recipe: the PPO recipe.
+        split: of its data set.
+        limit: maximum number.
+        encoder: of the run's prompt format.
+        reporter: gets the numbers of prompts left out.
+        read: columns that reward functions read; None: all.
 
     Raises:
         DataError: there is none, or a column cannot be recorded.
@@ -69,7 +82,7 @@ def load_prompts(
     prompts: list[Prompt] = []
     too_long = 0
     repeats: Counter[str] = Counter()
-    for row in distinct(source_rows(recipe, split, ("question",), None, wanted_columns(recipe)), recipe, repeats):
+    for row in distinct(source_rows(recipe, split, ("question",), None, wanted_columns(recipe)), recipe, repeats, read):
         question, messages = row["question"], row.get("messages")
         ids = encoder.prompt(question, messages)
         if len(ids) >= recipe.max_prompt_length:
@@ -95,21 +108,28 @@ def wanted_columns(recipe: PPORecipe) -> Collection[str]:
     return ALL_SCALARS if recipe.reward_columns is None else recipe.reward_columns
 
 
-def distinct(rows: Iterable[Row], recipe: PPORecipe, repeats: Counter[str]) -> Iterator[Row]:
-    """Yield the first row of every prompt; where there are reward functions, of every prompt with its columns.
+def distinct(
+    rows: Iterable[Row], recipe: PPORecipe, repeats: Counter[str], read: Collection[str] | None = None
+) -> Iterator[Row]:
+    """Yield the first row of every prompt; where reward functions read columns, of every prompt with these.
 
     Args:
         rows: with :func:`wanted_columns`.
         recipe: says whether there are functions.
         repeats: counts the other rows, by reason.
+        read: columns that the functions read; None: all.
 
     Raises:
         DataError: a column cannot be recorded.
     """
-    same = "prompt and columns" if recipe.reward_funcs and recipe.reward_columns != [] else "prompt"
+    apart = bool(recipe.reward_funcs) and recipe.reward_columns != [] and (read is None or bool(read))
+    same = "prompt and columns" if apart else "prompt"
     digests: set[int] = set()
     for row in rows:
-        columns = msgspec.json.encode(_columns(row, recipe) if recipe.reward_funcs else {}, order="sorted")
+        values = _columns(row, recipe) if apart else {}
+        columns = msgspec.json.encode(
+            {name: value for name, value in values.items() if read is None or name in read}, order="sorted"
+        )
         digest = stable_hash(same_text(row["question"]), columns.decode())
         if digest in digests:
             repeats[f"{same} of an earlier row"] += 1

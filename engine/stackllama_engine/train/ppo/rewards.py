@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ...contract.errors import StageError
-from ...contract.recipe import OWN_COMPONENTS, PPORecipe
+from ...contract.recipe import OWN_COMPONENTS, REWARD_ARGUMENTS, PPORecipe
 from ..encoding import Encoder
 from ..reporting import Reporter
 from . import losses
@@ -75,6 +75,12 @@ class Rewards:
             for function in recipe.functions
         ]
         check_options(self._functions, recipe.reward_kwargs)
+
+    @property
+    def columns_read(self) -> set[str]:
+        """Columns that the reward functions name as parameters, and those that the recipe names."""
+        named = {name for function in self._functions for name in function.parameters}
+        return named - {*REWARD_ARGUMENTS} | set(self._recipe.reward_columns or ())
 
     def check_length(self, tokens: int, keys: str, reporter: Reporter) -> None:
         """Compare the longest text with what a reward model of its own takes; see :func:`..limits.check_length`."""

@@ -364,7 +364,7 @@ class PPO:
         self.rewards.check_length(tokens, keys, self.reporter)
 
     def _load(self, split: str, limit: int | None) -> list[Prompt]:
-        return load_prompts(self.recipe, split, limit, self.encoder, self.reporter)
+        return load_prompts(self.recipe, split, limit, self.encoder, self.reporter, self.rewards.columns_read)
 
     def _batch(self, step: int) -> tuple[list[Prompt], range]:
         """Return this rank's prompts of a step, every world-size-th, and their positions over all ranks."""
