@@ -153,8 +153,10 @@ def test_ppo_starts_at_ratio_one_and_moves(ppo_run: RunDir, reward_run: RunDir) 
         "kl",
         "length",
         "ended",
+        "columns",
         "utility",
     }
+    assert samples(run)[0]["columns"].keys() == {"question_id", "score_j", "score_k"}
     assert samples(run)[0]["rewards"] == {"model": samples(run)[0]["reward"]}
     assert_held_out_samples(run)
     assert sorted(path.name for path in run.adapter.glob("*.safetensors")) == [
