@@ -19,18 +19,18 @@ install: $(VENV)/installed
 dev: $(VENV)/dev-installed
 
 test: $(VENV)/dev-installed
-	$(BIN)/pytest -n 2 --dist worksteal -m "not long"
+	$(BIN)/pytest -n 4 --dist worksteal -m "not long"
 
 # torchrl and trl 1.12.0, the references of tests/oracles; without them its tests are skipped
 oracles: $(VENV)/dev-installed
 	$(BIN)/python tests/oracles/environment.py
 
 quick: $(VENV)/dev-installed
-	$(BIN)/pytest -n 2 --dist worksteal -m "not slow and not long"
+	$(BIN)/pytest -n 4 --dist worksteal -m "not slow and not long"
 
 # Tests that take minutes: outcomes over several seeds, many model families, whole benchmarks in their tiny form.
 slow: $(VENV)/dev-installed
-	$(BIN)/pytest -n 2 --dist loadfile -m long
+	$(BIN)/pytest -n 3 --dist loadgroup -m long
 
 # Runs killed at random moments, some hundred times each; writes the counts into docs/reliability.md.
 torture: $(VENV)/dev-installed

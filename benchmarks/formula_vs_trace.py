@@ -38,6 +38,8 @@ WIDE: Keys = {"load_in_8bit": False, "dtype": "float32"}
 INT8: Keys = {"load_in_8bit": True, "dtype": "auto"}
 NF4: Keys = {"load_in_8bit": False, "load_in_4bit": True, "use_bnb_nested_quant": True, "dtype": "auto"}
 ALL: Keys = {"lora_target_modules": "all-linear"}
+FEW: Keys = {"lora_target_modules": None}
+"""Targets of the other configurations: PEFT's default."""
 FULL: Keys = {**PLAIN, "use_peft": False}
 AMP: Keys = {"bf16": True}
 KEPT: Keys = {"gradient_checkpointing": False}
@@ -181,7 +183,7 @@ def compare(model: str, stage: Stage, keys: Keys) -> dict[str, Any]:
     from stackllama_engine.budget.trace.measure import measure
 
     config = config_of(model)
-    needed = {"model_name_or_path": model} | ({"reward_model_path": "adapter"} if stage is Stage.PPO else {})
+    needed = {"model_name_or_path": model} | FEW | ({"reward_model_path": "adapter"} if stage is Stage.PPO else {})
     recipe = build_recipe(stage, needed | keys)
     arch = architecture_of(config, model, model, frozenset())
     predicted: Estimate = estimate(recipe, arch, on_gpu=True)  # type: ignore[arg-type]
@@ -205,7 +207,7 @@ def compare_pairs(model: str, keys: Keys) -> dict[str, Any]:
     import dpo
 
     config = config_of(model)
-    recipe = build_recipe(Stage.SFT, {"model_name_or_path": model} | PADDED | keys)
+    recipe = build_recipe(Stage.SFT, {"model_name_or_path": model} | FEW | PADDED | keys)
     assert isinstance(recipe, SFTRecipe)
     arch = architecture_of(config, model, model, frozenset())
     start = time.monotonic()

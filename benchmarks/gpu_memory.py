@@ -176,7 +176,8 @@ def make_model(path: Path, shape: dict[str, int]) -> tuple[Path, Callable[[str, 
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    from stackllama_engine.train.encoding import encode_prompt, encode_text
+    from stackllama_engine.contract.prompt_format import PromptFormat
+    from stackllama_engine.train.encoding import Encoder
 
     tokenizer: Any = AutoTokenizer.from_pretrained(DEMO_BASE)
     torch.manual_seed(0)
@@ -187,9 +188,10 @@ def make_model(path: Path, shape: dict[str, int]) -> tuple[Path, Callable[[str, 
     }
     LlamaForCausalLM(LlamaConfig(**shape, **special)).bfloat16().save_pretrained(path)
     tokenizer.save_pretrained(path)
+    encoder = Encoder(tokenizer, PromptFormat())
 
     def count(question: str, answer: str) -> int:
-        return len(encode_text(tokenizer, question, answer) if answer else encode_prompt(tokenizer, question))
+        return len(encoder.text_ids(question, answer) if answer else encoder.prompt(question))
 
     return path, count
 

@@ -22,6 +22,7 @@ import torch  # noqa: E402
 from peft import get_peft_model  # noqa: E402
 from transformers import AutoModelForSequenceClassification, set_seed  # noqa: E402
 
+from stackllama_engine.contract.prompt_format import PromptFormat  # noqa: E402
 from stackllama_engine.contract.recipe import PPORecipe, RewardRecipe  # noqa: E402
 from stackllama_engine.contract.recipe_io import load_recipe  # noqa: E402
 from stackllama_engine.contract.run_dir import RunDir  # noqa: E402
@@ -41,7 +42,7 @@ class Endless(PPO):
 
     def __init__(self, recipe: PPORecipe, session: Session, response: int) -> None:
         super().__init__(recipe, session)
-        self.eos = NO_END
+        self.encoder.stop_ids = NO_END
         self._response = response
 
     def _noise(self, step: int, indices: Sequence[int]) -> list[Noise]:
@@ -52,12 +53,15 @@ class Endless(PPO):
 def prepare(folder: Path, batches: int, work: Work) -> None:
     """Write what all sides read, and the reward model as an adapter, which only this side can use."""
     ppo_work.prepare(folder, batches, work)
-    keys = (f"model_name_or_path={folder / 'base'}", "load_in_8bit=false", "lora_r=16")
+    targets = "lora_target_modules=[q_proj, v_proj]"
+    keys = (f"model_name_or_path={folder / 'base'}", "load_in_8bit=false", "lora_r=16", targets)
     recipe = load_recipe(Stage.REWARD, None, keys)
     assert isinstance(recipe, RewardRecipe)
     reward_model = AutoModelForSequenceClassification.from_pretrained(folder / "reward")
-    adapter = get_peft_model(reward_model, models.lora_config(recipe, "SEQ_CLS"))
-    models.save_adapter(adapter, models.load_tokenizer(str(folder / "base")), folder / "adapter", recipe)
+    adapter = get_peft_model(reward_model, models.lora_config(recipe, "SEQ_CLS", reward_model.config.model_type))
+    models.save_adapter(
+        adapter, models.load_tokenizer(str(folder / "base")), folder / "adapter", recipe, PromptFormat()
+    )
 
 
 def recipe_of(folder: Path, batches: int, work: Work, more: Sequence[str]) -> PPORecipe:
@@ -74,6 +78,7 @@ def recipe_of(folder: Path, batches: int, work: Work, more: Sequence[str]) -> PP
         "dtype": "float32",
         "lora_r": ppo_work.RANK,
         "lora_alpha": ppo_work.ALPHA,
+        "lora_target_modules": ppo_work.TARGETS,
         "per_device_train_batch_size": work.mini,
         "gradient_accumulation_steps": 1,
         "num_mini_batches": work.batch // work.mini,

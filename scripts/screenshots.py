@@ -49,8 +49,8 @@ def short(*, questions: list[str], responses: list[str]) -> list[float]:
 """A reward function that logs, as people's do; its weight is 0."""
 LIVE = (
     "kl_coef=1",
-    "reward_fn=wording:short",
-    "reward_fn_weight=0",
+    "reward_funcs=wording:short",
+    "reward_weights=0",
     "save_minutes=1",
     "logging_steps=1",
     "max_eval_samples=64",
@@ -59,7 +59,7 @@ LIVE = (
 TINY = (
     *("model_name_or_path=demo", "dataset_name=demo", "use_cpu=true", "load_in_8bit=false", "dtype=float32"),
     *("per_device_train_batch_size=4", "gradient_accumulation_steps=1", "num_mini_batches=1", "response_length=8"),
-    *("max_prompt_length=64", "max_eval_samples=4", "logging_steps=1", "reward_fn=wording:short"),
+    *("max_prompt_length=64", "max_eval_samples=4", "logging_steps=1", "reward_funcs=wording:short"),
 )
 _IDS = re.compile(r"terminal-\d+")
 _PATIENCE = 60.0  # seconds until a screen has what is waited for

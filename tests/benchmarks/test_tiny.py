@@ -29,6 +29,7 @@ QUICK = (
 
 LONG = (
     "benchmarks/console.py idle million charts log trainer hour --tiny",
+    "benchmarks/arithmetic.py --tiny",
     "benchmarks/formula_vs_trace.py --tiny",
     "benchmarks/gpu_memory.py --tiny",
     "benchmarks/gpu_ppo.py --tiny",

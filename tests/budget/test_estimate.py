@@ -5,16 +5,19 @@ from typing import Any
 import msgspec
 import pytest
 
+from stackllama_engine.budget import lm_head
 from stackllama_engine.budget.architecture import Architecture
 from stackllama_engine.budget.estimate import Estimate, EstimatedRecipe, attention_kind, estimate
 from stackllama_engine.budget.model_files import read_architecture
-from stackllama_engine.budget.precision import precision_of
+from stackllama_engine.budget.precision import Precision, precision_of
 from stackllama_engine.contract.base import DEMO_BASE
 from stackllama_engine.contract.recipe import TrainRecipe
 from stackllama_engine.contract.recipe_io import build_recipe
 from stackllama_engine.contract.stages import Stage
 
 GB = 10**9
+ALL_LINEAR = 32 * 16 * (4 * (4096 + 4096) + 3 * (4096 + 11008))
+"""Elements of the default adapter on LLaMA-7B: rank 16, every matrix of 32 layers."""
 FOUR_BIT = {"load_in_8bit": False, "load_in_4bit": True}
 NEEDED: dict[Stage, dict[str, Any]] = {
     Stage.SFT: {"model_name_or_path": "org/model"},
@@ -53,8 +56,19 @@ def test_phases_have_names_of_their_stage(llama_7b: Architecture) -> None:
 
 
 def test_int8_lora_estimate_at_batch_4_by_1024(llama_7b: Architecture) -> None:
-    """Traced with fake tensors: 11.82 GB with reentrant checkpointing."""
-    assert on_gpu(llama_7b, Stage.SFT).allocated == pytest.approx(11.816 * GB, rel=0.01)
+    """Traced with fake tensors: 11.82 GB with reentrant checkpointing and adapters on q and v."""
+    found = on_gpu(llama_7b, Stage.SFT, lora_target_modules=["q_proj", "v_proj"])
+    assert found.allocated == pytest.approx(11.816 * GB, rel=0.01)
+
+
+def test_the_default_adapter_is_on_every_matrix_of_the_layers(llama_7b: Architecture) -> None:
+    """Rank 16 on q, k, v, o (4096 × 4096 each), gate, up (4096 × 11008) and down (11008 × 4096) of 32 layers."""
+    assert ALL_LINEAR == 39_976_960
+    found = on_gpu(llama_7b, Stage.SFT)
+    few = on_gpu(llama_7b, Stage.SFT, lora_target_modules=["q_proj", "v_proj"])
+    sizes, before = ({part.name: part.bytes for part in one.components} for one in (found, few))
+    assert sizes["adapter"] == 4 * ALL_LINEAR and sizes["optimizer"] == 2 * 4 * ALL_LINEAR
+    assert before["adapter"] == 4 * 16 * 2 * 8192 * 32
 
 
 def test_int8_lora_at_batch_1_meets_the_rule(llama_7b: Architecture) -> None:
@@ -100,7 +114,7 @@ def test_a_reward_model_of_its_own_costs_its_weights(llama_7b: Architecture) -> 
 
 def test_reward_function_needs_no_memory(llama_7b: Architecture) -> None:
     adapter = estimate(recipe(Stage.PPO), llama_7b, on_gpu=True)
-    function = estimate(recipe(Stage.PPO, reward_model_path=None, reward_fn="a:b"), llama_7b, on_gpu=True)
+    function = estimate(recipe(Stage.PPO, reward_model_path=None, reward_funcs=["a:b"]), llama_7b, on_gpu=True)
     judge = next(one for one in adapter.components if one.name == "reward model")
     assert adapter.allocated - function.allocated == judge.bytes > 0
     assert all(one.name != "reward model" for phase in function.phases for one in phase.components)
@@ -108,7 +122,7 @@ def test_reward_function_needs_no_memory(llama_7b: Architecture) -> None:
 
 def test_a_critics_adapter_costs_its_weights_gradients_and_states(llama_7b: Architecture) -> None:
     own, shared = (on_gpu(llama_7b, Stage.PPO, value_adapter=value) for value in (True, False))
-    one = 32 * 2 * 16 * 8192  # r 16 on q and v of 32 layers
+    one = ALL_LINEAR
     assert own.peak == shared.peak == "update"
     assert own.allocated - shared.allocated == 4 * (1 + 1 + 2) * one
     # the policy's gradients wait for the critic's pass
@@ -129,6 +143,13 @@ def test_ppo_adds_gradients_up_in_a_copy(llama_7b: Architecture) -> None:
     assert parts["temporaries"] == parts["gradients"] > 4 * 10**9
 
 
+def test_a_head_that_caps_its_logits_keeps_what_autograd_needs_for_a_chunk(llama_7b: Architecture) -> None:
+    """Of 128 tokens: 12 bytes per logit, and 2 for each of the two operations in bfloat16."""
+    capped = msgspec.structs.replace(llama_7b, logit_steps=2)
+    own, plain = (lm_head.chunk(arch, Precision(native=2), 500, trains=True) for arch in (capped, llama_7b))
+    assert own - plain == (12 + 2 * 2) * 128 * 32000
+
+
 def test_a_large_rollout_batch_makes_rollout_the_peak(llama_7b: Architecture) -> None:
     found = on_gpu(llama_7b, Stage.PPO, local_rollout_forward_batch_size=64)
     assert found.peak == "rollout"
@@ -144,8 +165,7 @@ def test_the_kv_cache_of_7b_in_bf16(llama_7b: Architecture) -> None:
 
 def test_several_gpus_cost_a_copy_of_the_gradients(llama_7b: Architecture) -> None:
     one, two = on_gpu(llama_7b, Stage.SFT), on_gpu(llama_7b, Stage.SFT, gpus=2)
-    trained = 32 * 2 * 16 * 8192
-    assert two.allocated - one.allocated == 4 * trained
+    assert two.allocated - one.allocated == 4 * ALL_LINEAR
     assert two.device[1] - two.reserved[1] > one.device[1] - one.reserved[1]
 
 

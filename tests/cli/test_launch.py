@@ -112,10 +112,10 @@ def changed(make_run: Callable[..., RunDir], tmp_path: Path) -> RunDir:
     """Make a stopped PPO run whose reward function has changed since launch."""
     code = tmp_path / "judges.py"
     code.write_text("def judge(*, questions, responses): ...\n")
-    keys = ["reward_fn=judges:judge", f"reward_fn_path={tmp_path}", "load_in_8bit=false", "num_processes=1"]
+    keys = ["reward_funcs=judges:judge", f"reward_func_paths=[{tmp_path}]", "load_in_8bit=false", "num_processes=1"]
     run = make_run(Stage.PPO, "p", "stopped", overrides=keys)
     function = FunctionFile(reference="judges:judge", file=str(code), sha256="0" * 64)
-    run.write_launch(Launch(argv=["x"], cwd="/", host="h", created=0.0, reward_fn=function))
+    run.write_launch(Launch(argv=["x"], cwd="/", host="h", created=0.0, reward_funcs=[function]))
     return run
 
 

@@ -193,6 +193,7 @@ def test_a_handbook_recipe_is_accepted_with_notes(file: Path) -> None:
         ("torch_dtype=torch.float16", "dtype", "float16"),
         ("bf16=auto", "bf16", True),
         ("max_seq_length=64", "max_length", 64),
+        ("completion_only_loss=true", "assistant_only_loss", True),
         ("eval_strategy=no", "eval_steps", 0),
         ("evaluation_strategy=no", "eval_steps", 0),
         ("save_strategy=steps", "save_steps", 500),
@@ -213,12 +214,12 @@ def test_values_are_read_as_in_transformers(override: str, key: str, value: Any)
         ("beta=0", "DPO"),
         ("loss_type=sigmoid", "DPO"),
         ("deepspeed=zero3.json", "every GPU holds the whole model"),
-        ("chat_template=x", "`Question: … Answer: …`"),
+        ("template=llama3", "choose `prompt_format: chat`"),
         ("dataset_mixture={datasets: []}", "one data set"),
         ("sft_model_path=x", "`model_name_or_path`"),
         ("resume_from_checkpoint=true", "runs resume RUN"),
         ("average_tokens_across_devices=false", "always averaged"),
-        ("assistant_only_loss=true", "the loss is over the whole text"),
+        ("pad_token=x", "the tokenizer's own"),
         ("report_to=all", "name the trackers"),
         ("warmup_ratio=1", "a share of all steps"),
         ("warmup_steps=1.5", "a whole number of at least 0, or a share of all steps between 0 and 1"),
@@ -342,6 +343,44 @@ def test_old_keys_of_file_and_command_line_are_read_together(file: Path) -> None
 def test_old_keys_of_a_pipeline_are_read_in_and_above_their_section() -> None:
     given = [*BASE, "output_min_length=4", "ppo.output_max_length=9"]
     assert load_recipe(Stage.PIPELINE, None, given).ppo["random_length_limits"] == [4, 9]  # type: ignore[union-attr]
+
+
+def functions_of(*given: str) -> tuple[Any, Any, Any]:
+    reading = read_recipe(Stage.PPO, None, ["model_name_or_path=gpt2", *given])
+    assert isinstance(reading.recipe, PPORecipe)
+    return reading.recipe.reward_funcs, reading.recipe.reward_func_paths, reading.recipe.reward_weights
+
+
+def test_the_one_reward_function_of_earlier_versions_is_a_list_of_one() -> None:
+    old = ("reward_fn=a:b", "reward_fn_path=/code", "reward_fn_weight=0.5")
+    assert functions_of(*old) == (["a:b"], ["/code"], [0.5])
+    unused = ("reward_model_path=rm", "reward_fn=null", "reward_fn_path=null", "reward_fn_weight=1.0")
+    assert functions_of(*unused) == ([], [], [])
+    assert functions_of("reward_funcs=[a:b, c.d:e]", "reward_weights=[1, 2]") == (["a:b", "c.d:e"], [], [1.0, 2.0])
+    assert functions_of("reward_funcs=a:b,c:d", "reward_weights=1,2") == (["a:b", "c:d"], [], [1.0, 2.0])
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["reward_funcs=[a:b, c:d]", "reward_weights=[1]"], "`reward_weights` has 1 entries for 2 `reward_funcs`"),
+        (["reward_funcs=a:b", "reward_func_paths=[x, y]"], "`reward_func_paths` has 2 entries for 1 `reward_funcs`"),
+        (["reward_funcs=[a:b, a:b]"], "names a function twice"),
+        (["reward_funcs=politeness"], "`reward_funcs: politeness`: expected `package.module:function`"),
+        (["reward_funcs=a:b", "reward_kwargs={completions: 1}"], "`reward_kwargs` has `completions`"),
+        (["reward_funcs=a:b", "reward_timeout=0"], "expected a number greater than 0"),
+    ],
+)
+def test_wrong_reward_functions_are_refused(given: list[str], said: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        functions_of(*given)
+    assert said in str(caught.value)
+
+
+def test_components_of_one_name_are_told_apart() -> None:
+    recipe = load_recipe(Stage.PPO, None, ["model_name_or_path=gpt2", "reward_funcs=[a:f, b.c:f, b:g, b:model]"])
+    assert isinstance(recipe, PPORecipe)
+    assert [function.name for function in recipe.functions] == ["a.f", "b.c.f", "g", "b.model"]
 
 
 def test_every_old_key_has_a_new_one_in_some_recipe_and_is_none_itself() -> None:

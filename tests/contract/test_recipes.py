@@ -55,7 +55,7 @@ def test_defaults_suit_a_lora_run() -> None:
     assert ppo.local_batch_size == 64
     assert (ppo.value_adapter, ppo.value_head_init, ppo.value_learning_rate) == (True, "auto", None)
     assert (ppo.eos_penalty, ppo.length_limits, ppo.longest_response) == (1.0, (128, 129), 128)
-    own = build_recipe(Stage.PPO, {"model_name_or_path": "gpt2", "reward_fn": "mine:score"})
+    own = build_recipe(Stage.PPO, {"model_name_or_path": "gpt2", "reward_funcs": ["mine:score"]})
     assert isinstance(own, PPORecipe) and own.eos_penalty == 0.0  # whatever the function thinks of an open end
 
 
@@ -268,7 +268,7 @@ def test_mistake_in_a_file_is_named(file: Path, text: str, named: list[str]) -> 
     ],
 )
 def test_expectation_names_every_kind_of_value_and_the_length(word: str, expectation: str) -> None:
-    message = refusal(Stage.PPO, None, "model_name_or_path=gpt2", "reward_fn=a:b", word)
+    message = refusal(Stage.PPO, None, "model_name_or_path=gpt2", "reward_funcs=a:b", word)
     assert message == f"command line: `{word}`: {expectation}."
 
 
@@ -325,7 +325,7 @@ def test_ppo_refuses_keys_that_exclude_each_other() -> None:
     given = [f"{key}={value}" for key, value in NEEDED[Stage.PPO].items()]
     assert "must be below" in refusal(Stage.PPO, None, *given, "random_length_limits=[128, 128]")
     assert "PPO needs `use_peft: true`" in refusal(Stage.PPO, None, *given, "use_peft=false", "load_in_8bit=false")
-    assert "needs `reward_model_path` or `reward_fn`" in refusal(Stage.PPO, None, "model_name_or_path=gpt2")
+    assert "needs `reward_model_path` or `reward_funcs`" in refusal(Stage.PPO, None, "model_name_or_path=gpt2")
 
 
 # round trip
@@ -480,3 +480,29 @@ def test_ppo_keys_name_their_source(key: str) -> None:
     fields = {field.name: field.type for field in msgspec.inspect.type_info(PPORecipe).fields}  # type: ignore[attr-defined]
     help_text = (fields[key].extra_json_schema or {}).get("description", "")
     assert re.search(r"arXiv:\d{4}\.\d{4,5}|https?://", help_text), help_text
+
+
+def test_columns_are_named_one_by_one_or_together(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text("model_name_or_path: demo\ndataset_columns:\n  prompt: title\n  completion: text\n")
+    assert sft(file).dataset_columns == {"prompt": "title", "completion": "text"}
+    assert sft(file, "dataset_columns.prompt=body").dataset_columns == {"prompt": "body", "completion": "text"}
+    assert sft(file, "dataset_columns={messages: turns}").dataset_columns == {"messages": "turns"}
+    both = sft(None, "model_name_or_path=demo", "dataset_columns.prompt=body", "dataset_columns.chosen=good")
+    assert both.dataset_columns == {"prompt": "body", "chosen": "good"}
+    shared = pipeline("model_name_or_path=demo", "dataset_columns.prompt=body", "sft.dataset_columns.prompt=title")
+    assert [shared.sft["dataset_columns"], shared.ppo["dataset_columns"]] == [{"prompt": "title"}, {"prompt": "body"}]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("dataset_columns.question=body", "`question` is none of prompt, chosen, rejected, completion, messages"),
+        ("dataset_columns={messages: m, prompt: p}", "`messages` is a whole conversation, prompt and response"),
+        ("dataset_columns={chosen: a, completion: b}", "`chosen` and `completion` both name the response"),
+        ("dataset_columns=title", "`dataset_columns=title`: expected a mapping"),
+        ("dataset_columns.prompt=3", "expected text"),
+    ],
+)
+def test_wrong_column_names_are_refused(override: str, message: str) -> None:
+    assert message in refusal(Stage.SFT, None, "model_name_or_path=demo", override)

@@ -58,7 +58,7 @@ def test_optimizer_keys_are_kept_by_the_trainer_and_applied_by_ppo(tmp_path: Pat
     [
         ("lora_r=8", "`lora_r` 16 → 8"),
         ("lora_alpha=64", "`lora_alpha` 32 → 64"),
-        ("lora_target_modules=[q_proj]", '`lora_target_modules` empty → ["q_proj"]'),
+        ("lora_target_modules=[q_proj]", '`lora_target_modules` all-linear → ["q_proj"]'),
         ("model_name_or_path=other/base", "`model_name_or_path` some/base → other/base"),
         ("optim=adafactor", "`optim` adamw_torch_fused → adafactor"),
     ],
@@ -66,6 +66,14 @@ def test_optimizer_keys_are_kept_by_the_trainer_and_applied_by_ppo(tmp_path: Pat
 def test_changed_keys_that_weights_depend_on_are_refused(tmp_path: Path, key: str, quoted: str) -> None:
     refusal = after(tmp_path, Stage.SFT, recipe(Stage.SFT), key).refusal()
     assert refusal is not None and quoted in refusal and "start a new run" in refusal
+
+
+def test_a_run_from_before_the_default_adapter_changed_keeps_its_own(tmp_path: Path) -> None:
+    """Its recipe says null, which is PEFT's default; the present default would be another adapter."""
+    before = recipe(Stage.SFT, "lora_target_modules=null")
+    assert after(tmp_path, Stage.SFT, before, "lora_target_modules=null").all == []
+    refusal = after(tmp_path, Stage.SFT, before).refusal()
+    assert refusal is not None and "`lora_target_modules` empty → all-linear" in refusal
 
 
 def test_max_steps_below_the_checkpoint_is_refused(tmp_path: Path) -> None:

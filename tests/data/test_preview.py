@@ -11,7 +11,8 @@ import msgspec
 import pytest
 
 from stackllama_engine.contract.errors import DataError
-from stackllama_engine.data import sources, template
+from stackllama_engine.contract.prompt_format import PromptFormat
+from stackllama_engine.data import sources
 from stackllama_engine.data.prepare import prepare
 from stackllama_engine.data.preview import Length, preview
 
@@ -24,21 +25,21 @@ def run(*argv: str, **environment: str) -> "subprocess.CompletedProcess[str]":
 
 
 def test_template_joins_question_and_answer() -> None:
-    assert template.prompt("Why?") == "Question: Why?\n\nAnswer: "
-    assert template.text("Why?", "So.") == "Question: Why?\n\nAnswer: So."
+    assert PromptFormat().render("Why?") == "Question: Why?\n\nAnswer: "
+    assert PromptFormat().render("Why?", "So.") == "Question: Why?\n\nAnswer: So."
 
 
 def test_preview_of_a_file(tmp_path: Path) -> None:
     path = tmp_path / "answers.jsonl"
-    rows = [{"prompt": "a" * n, "answer": "b"} for n in (1, 5, 9)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"prompt": "", "answer": ""}]))
+    rows = [{"instruction": "a" * n, "answer": "b"} for n in (1, 5, 9)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"instruction": "", "answer": ""}]))
     seen = preview(str(path), count=2)
     assert (seen.kind, seen.split, seen.columns, seen.total) == ("file", "all", ["question", "response_j"], None)
     assert seen.rows == [{"question": "a", "response_j": "b"}, {"question": "aaaaa", "response_j": "b"}]
     assert seen.texts[0] == "Question: a\n\nAnswer: b"
     assert seen.looked_at == 3
     assert seen.lengths["question"] == Length(shortest=1, median=5, longest=9)
-    assert seen.skipped == {"prompt is blank": 1}
+    assert seen.skipped == {"instruction is blank": 1}
 
 
 def test_preview_of_a_prepared_directory(dump: Any, tmp_path: Path) -> None:

@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from stackllama_engine.contract.prompt_format import PromptFormat
 from stackllama_engine.contract.recipe import PipelineRecipe
 from stackllama_engine.contract.recipe_io import load_recipe
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.data import demo_data
-from stackllama_engine.data.template import prompt, text
 from stackllama_engine.train import demo_base
 
 BASE = Path(demo_base.__file__).parents[1] / "demo_base"
@@ -37,8 +37,8 @@ def test_tokenizer_round_trips_hard_texts(string: str) -> None:
 
 def test_the_prompt_is_a_prefix_of_the_text_in_tokens() -> None:
     for row in list(demo_data.generate("evaluation"))[:200]:
-        begin = TOKENIZER(prompt(row["question"]))["input_ids"]
-        whole = TOKENIZER(text(row["question"], row["response_j"]))["input_ids"]
+        begin = TOKENIZER(PromptFormat().render(row["question"]))["input_ids"]
+        whole = TOKENIZER(PromptFormat().render(row["question"], row["response_j"]))["input_ids"]
         assert whole[: len(begin)] == begin
 
 

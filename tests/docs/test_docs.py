@@ -35,6 +35,7 @@ NOT_COMMANDS = {
 """Inline code that looks like a command of ours, and what it is."""
 
 SOURCES = ("console", "engine", "tests", "benchmarks", "scripts", "docs")
+MAPPINGS = {key for key, field in fields_of(Stage.SFT).items() if field.kind == "mapping"}
 PACKAGES = (ROOT / "console" / "stackllama_console", ROOT / "engine" / "stackllama_engine")
 FILE_ENDINGS = {"d", "json", "jsonl", "lock", "md", "py", "svg", "toml", "txt", "yaml"}
 THEIRS = {"politeness.py"}
@@ -288,7 +289,8 @@ def _problems(code: Code) -> list[str]:
     stage = {"demo": "pipeline", "pipeline": "pipeline", "merge": "merge"}.get(words[0] if words else "")
     known = fields_of(Stage(getattr(arguments, "stage", None) or stage or "sft"))
     overrides = [word for word in getattr(arguments, "words", []) if "=" in word]
-    return [f"no recipe key `{word}`" for word in overrides if word.partition("=")[0] not in known]
+    keys = [word.partition("=")[0] for word in overrides]
+    return [f"no recipe key `{key}`" for key in keys if key not in known and key.partition(".")[0] not in MAPPINGS]
 
 
 def _words(code: Code) -> list[str] | None:
@@ -327,5 +329,6 @@ def _tree(parser: Any) -> dict[str, Any]:
 
 def _keys(recipe: dict[str, Any]) -> set[str]:
     """Keys of a recipe; of a section ``section.key``."""
-    keys = {key for key, value in recipe.items() if not isinstance(value, dict)}
-    return keys | {f"{name}.{key}" for name, part in recipe.items() if isinstance(part, dict) for key in part}
+    keys = {key for key, value in recipe.items() if key in MAPPINGS or not isinstance(value, dict)}
+    sections = {name: part for name, part in recipe.items() if name not in keys}
+    return keys | {f"{name}.{key}" for name, part in sections.items() for key in part}

@@ -288,7 +288,7 @@ def test_commit_is_read_without_touching_the_repository(tmp_path: Path, monkeypa
 
 
 def test_vllm_needs_its_package_and_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    keys = {"reward_fn": "a:b", "load_in_8bit": False, "dtype": "bfloat16", "use_vllm": True}
+    keys = {"reward_funcs": ["a:b"], "load_in_8bit": False, "dtype": "bfloat16", "use_vllm": True}
     recipe = build_recipe(Stage.PPO, {"model_name_or_path": "gpt2", **keys})
     there = machine_check._installed
     monkeypatch.setattr(machine_check, "_installed", lambda name: name != "vllm" and there(name))

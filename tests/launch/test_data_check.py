@@ -32,11 +32,16 @@ def check(tmp_path: Path, stage: Stage, name: str) -> None:
 @pytest.mark.parametrize(
     ("stage", "row", "message"),
     [
-        (Stage.REWARD, {"chosen": "a", "rejected": "b"}, "no column question .* its columns are chosen, rejected"),
+        (Stage.REWARD, {"better": "a", "worse": "b"}, "no column question .* its columns are better, worse"),
         (Stage.REWARD, {"question": "q", "answer": "a"}, "no column response_k"),
         (Stage.PIPELINE, {"question": "q", "answer": "a"}, "no column response_k"),
-        (Stage.SFT, {"messages": TURNS}, "no column question"),
-        (Stage.PPO, {"prompt": TURNS}, "line 1: column prompt holds list, not text. Flatten a chat to text first"),
+        (Stage.REWARD, {"messages": TURNS}, "no column response_k"),
+        (
+            Stage.REWARD,
+            {"prompt": "q", "completion": "a", "label": True},
+            "unpaired data .* a reward model needs pairs",
+        ),
+        (Stage.PPO, {"question": TURNS}, "line 1: column question holds list, not text. Messages are read from"),
         (Stage.SFT, {"question": "q", "response": 3}, "line 1: column response holds int, not text"),
         (Stage.SFT, None, "there is no row in split all"),
     ],
@@ -54,9 +59,9 @@ def test_rows_that_the_stage_cannot_read(
 @pytest.mark.parametrize(
     ("name", "way_out"),
     [
-        ("pairs.jsonl.gz", "unpack this one first"),
-        ("pairs.csv", "convert its rows to JSON Lines"),
-        ("dump.7z", "unpack this one first"),
+        ("pairs.jsonl.xz", "unpack this one first"),
+        ("pairs.txt", "convert its rows to JSON Lines"),
+        ("dump.7z", "`7z x .*dump.7z Posts.xml`"),
         ("Posts.xml", "with `stackllama-console data prepare` first"),
         ("pairs", "convert its rows to JSON Lines"),
     ],
@@ -72,6 +77,21 @@ def test_a_missing_file_is_no_hub_set(tmp_path: Path, name: str) -> None:
     recipe = build_recipe(Stage.SFT, KEYS[Stage.SFT] | {"dataset_name": name})
     with pytest.raises(UsageError, match="is not found here"):
         resolve_inputs(Home(tmp_path), recipe)
+
+
+def test_folders_patterns_and_named_columns_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train-0.jsonl").write_text(json.dumps({"title": "q", "answer": "a"}) + "\n")
+    (tmp_path / "data" / "other.jsonl").write_text(json.dumps({"question": "q", "answer": "a"}) + "\n")
+    monkeypatch.chdir(tmp_path)
+    values = KEYS[Stage.SFT] | {"dataset_train_split": "all", "dataset_columns": {"prompt": "title"}}
+    recipe = build_recipe(Stage.SFT, values | {"dataset_name": "data/train-*.jsonl"})
+    resolved, _ = resolve_inputs(Home(tmp_path / "home"), recipe)
+    assert resolved.dataset_name == str(tmp_path / "data" / "train-*.jsonl")  # type: ignore[union-attr]
+    with pytest.raises(UsageError, match="no column title, which `dataset_columns` names for prompt"):
+        resolve_inputs(Home(tmp_path / "home"), build_recipe(Stage.SFT, values | {"dataset_name": "data/other.jsonl"}))
+    with pytest.raises(UsageError, match="no file has such a name"):
+        resolve_inputs(Home(tmp_path / "home"), build_recipe(Stage.SFT, values | {"dataset_name": "data/none-*"}))
 
 
 def test_an_unpacked_dump_is_told_to_prepare(tmp_path: Path) -> None:

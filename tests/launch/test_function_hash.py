@@ -1,4 +1,4 @@
-"""The code of ``reward_fn``: recorded at launch; a changed one runs at resume only when confirmed."""
+"""The code of ``reward_funcs``: recorded at launch; a changed one runs at resume only when confirmed."""
 
 import hashlib
 import json
@@ -9,13 +9,13 @@ import pytest
 from stackllama_engine.contract.errors import RefusedError, UsageError
 from stackllama_engine.contract.recipe import AnyRecipe
 from stackllama_engine.contract.recipe_io import load_recipe
-from stackllama_engine.contract.run_dir import FunctionFile, Home, RunDir
+from stackllama_engine.contract.run_dir import Home, RunDir
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch import launcher
 from stackllama_engine.launch.function_hash import (
     FunctionChangedError,
-    check_function,
-    reward_function,
+    check_functions,
+    reward_functions,
     unrecorded_notice,
 )
 
@@ -45,7 +45,7 @@ def run(runs: Runs, code: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
 
 
 def ppo(code: Path) -> AnyRecipe:
-    return load_recipe(Stage.PPO, None, (*DEMO, "reward_fn=judges:judge", f"reward_fn_path={code.parent}"))
+    return load_recipe(Stage.PPO, None, (*DEMO, "reward_funcs=judges:judge", f"reward_func_paths=[{code.parent}]"))
 
 
 def test_launch_refuses_a_plan_whose_reward_function_changed(home: Home, code: Path) -> None:
@@ -62,19 +62,19 @@ def attempts(run: RunDir) -> int:
 
 
 def recorded(run: RunDir) -> object:
-    return json.loads((run.path / "launch.json").read_text()).get("reward_fn", "nothing")
+    return json.loads((run.path / "launch.json").read_text()).get("reward_funcs", "nothing")
 
 
 def forget(run: RunDir) -> None:
     """Rewrite the record as by a version that recorded nothing."""
     launch = json.loads((run.path / "launch.json").read_text())
-    del launch["reward_fn"]
+    del launch["reward_funcs"]
     (run.path / "launch.json").write_text(json.dumps(launch))
 
 
 def test_the_file_and_its_hash_are_in_launch_json(run: RunDir, code: Path) -> None:
     digest = hashlib.sha256(GOOD.encode()).hexdigest()
-    assert recorded(run) == {"reference": "judges:judge", "file": str(code), "sha256": digest}
+    assert recorded(run) == [{"reference": "judges:judge", "file": str(code), "sha256": digest}]
 
 
 def test_the_same_code_is_resumed_without_a_word(run: RunDir, home: Home) -> None:
@@ -122,9 +122,27 @@ def test_a_function_that_the_launch_did_not_know_is_a_change(
 ) -> None:
     run = runs.start("fail", "s")
     wait_for_phase(run, "failed")
-    assert recorded(run) is None
+    assert recorded(run) == []
     with pytest.raises(FunctionChangedError, match="it was launched without one"):
-        check_function(run, ppo(code))
+        check_functions(run, ppo(code))
+
+
+def test_the_record_of_a_version_with_one_function_still_counts(run: RunDir, home: Home, code: Path) -> None:
+    launch = json.loads((run.path / "launch.json").read_text())
+    (launch["reward_fn"],) = launch.pop("reward_funcs")
+    (run.path / "launch.json").write_text(json.dumps(launch))
+    assert check_functions(run, ppo(code)) == reward_functions(ppo(code))
+    code.write_text(EVIL)
+    with pytest.raises(FunctionChangedError, match="has changed since the launch"):
+        launcher.resume(home, "p")
+
+
+def test_one_more_function_is_a_change_and_one_less_is_none(run: RunDir, code: Path) -> None:
+    keys = (*DEMO, "reward_funcs=judges:judge,msgspec.json:decode")
+    two = load_recipe(Stage.PPO, None, (*keys, f"reward_func_paths=[{code.parent}, null]"))
+    with pytest.raises(FunctionChangedError, match=r"`reward_funcs: msgspec.json:decode` .* with `judges:judge`"):
+        check_functions(run, two)
+    assert check_functions(run, load_recipe(Stage.PPO, None, (*DEMO, "reward_model_path=rm"))) == []
 
 
 def test_code_that_is_gone_is_said_before_anything_is_started(run: RunDir, home: Home, code: Path) -> None:
@@ -142,7 +160,7 @@ def test_a_run_of_an_older_version_gets_its_record_at_the_first_resume(run: RunD
     assert notice and f"from now on it is {code} with SHA-256 {digest[:12]}" in notice
     launcher.resume(home, "p")
     assert attempts(run) == 2
-    assert recorded(run) == {"reference": "judges:judge", "file": str(code), "sha256": digest}
+    assert recorded(run) == [{"reference": "judges:judge", "file": str(code), "sha256": digest}]
     assert unrecorded_notice(run, ppo(code)) is None
 
 
@@ -150,20 +168,20 @@ def test_an_installed_function_is_its_module_s_file_wherever_one_stands(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The stage does not look in the working directory; it does in PYTHONPATH, before what is installed."""
-    recipe = load_recipe(Stage.PPO, None, (*DEMO, "reward_fn=msgspec.json:decode"))
+    recipe = load_recipe(Stage.PPO, None, (*DEMO, "reward_funcs=msgspec.json:decode"))
     (tmp_path / "msgspec").mkdir()
     (tmp_path / "msgspec" / "json.py").write_text("def decode(*, questions, responses): ...")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("PYTHONPATH", raising=False)
-    found = reward_function(recipe)
-    assert isinstance(found, FunctionFile) and found.file.endswith("site-packages/msgspec/json.py")
+    (found,) = reward_functions(recipe)
+    assert found.file.endswith("site-packages/msgspec/json.py")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    shadowed = reward_function(recipe)
-    assert shadowed and shadowed.file == str(tmp_path / "msgspec" / "json.py")
+    (shadowed,) = reward_functions(recipe)
+    assert shadowed.file == str(tmp_path / "msgspec" / "json.py")
 
 
 def test_a_pipeline_s_function_is_that_of_its_ppo_section(code: Path) -> None:
-    keys = (*DEMO, "ppo.reward_fn=judges:judge", f"ppo.reward_fn_path={code.parent}")
-    alone, whole = reward_function(ppo(code)), reward_function(load_recipe(Stage.PIPELINE, None, keys))
-    assert alone == whole is not None
-    assert reward_function(load_recipe(Stage.PIPELINE, None, DEMO)) is None
+    keys = (*DEMO, "ppo.reward_funcs=judges:judge", f"ppo.reward_func_paths=[{code.parent}]")
+    alone, whole = reward_functions(ppo(code)), reward_functions(load_recipe(Stage.PIPELINE, None, keys))
+    assert alone == whole and len(alone) == 1
+    assert reward_functions(load_recipe(Stage.PIPELINE, None, DEMO)) == []

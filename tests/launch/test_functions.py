@@ -1,11 +1,12 @@
 """Looking for a reward function before launch: found where it will be imported, and judged by its source alone."""
 
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
 
 from stackllama_engine.contract.errors import UsageError
-from stackllama_engine.contract.recipe import REWARD_ARGUMENTS
+from stackllama_engine.contract.recipe import PPORecipe
 from stackllama_engine.contract.recipe_io import load_recipe
 from stackllama_engine.contract.run_dir import Home
 from stackllama_engine.contract.stages import Stage
@@ -15,8 +16,8 @@ from stackllama_engine.launch.inputs import resolve_inputs
 GOOD = "def judge(*, questions, responses):\n    return [0.0 for _ in responses]\nraise SystemExit('it was run')\n"
 
 
-def find(reference: str, directory: Path | None = None) -> str | None:
-    return find_function("reward_fn", reference, str(directory) if directory else None, REWARD_ARGUMENTS)
+def find(reference: str, directory: Path | None = None, given: Collection[str] | None = None) -> str | None:
+    return find_function(reference, str(directory) if directory else None, given)
 
 
 def write(file: Path, text: str = GOOD) -> Path:
@@ -59,18 +60,18 @@ def test_an_installed_module_needs_no_directory() -> None:
     [
         ("def jugde(questions, responses): ...", "defines no `judge`. Did you mean `jugde`?"),
         ("def judge(questions, responses) ...", "judges.py, line 1 is not valid Python"),
-        ("async def judge(questions, responses): ...", "`async`"),
-        ("def judge(texts): ...", "called with the keywords `questions`, `responses`"),
-        ("def judge(questions, responses, scale): ...", "called with the keywords"),
-        ("def judge(responses, /, questions): ...", "called with the keywords"),
-        ("def judge(responses): ...", "called with the keywords"),
+        ("def judge(texts): ...", "takes neither `completions` nor `responses`; it is called with keywords"),
+        ("def judge(prompts, answer): ...", "takes neither `completions` nor `responses`"),
+        ("async def judge(responses, scale): ...", "needs `scale`, which is neither a column of the data nor in"),
+        ("def judge(completions, *, solution): ...", "in `reward_kwargs` (`answer`, `level`)."),
+        ("def judge(answer, /, responses): ...", "takes `answer` by position only"),
     ],
 )
 def test_what_cannot_be_called_is_refused(tmp_path: Path, source: str, said: str) -> None:
     write(tmp_path / "judges.py", source)
     with pytest.raises(UsageError) as caught:
-        find("judges:judge", tmp_path)
-    assert str(caught.value).startswith("`reward_fn: judges:judge`: ")
+        find("judges:judge", tmp_path, {"answer", "level"})
+    assert str(caught.value).startswith("`reward_funcs: judges:judge`: ")
     assert said in str(caught.value)
 
 
@@ -79,6 +80,10 @@ def test_what_cannot_be_called_is_refused(tmp_path: Path, source: str, said: str
     [
         "def judge(questions, responses): ...",
         "def judge(responses, questions, scale=2, *, more=1): ...",
+        "def judge(responses): ...",
+        "def judge(prompts, completions, answer, **kwargs): ...",
+        "async def judge(completions, level): ...",
+        "def judge(completions, question, answer, **kwargs): ...",
         "def judge(responses, **others): ...",
         "@anything\ndef judge(texts): ...",
         "judge = make()",
@@ -91,15 +96,29 @@ def test_what_cannot_be_called_is_refused(tmp_path: Path, source: str, said: str
 )
 def test_what_might_be_a_function_is_let_through(tmp_path: Path, source: str) -> None:
     write(tmp_path / "judges.py", source)
+    assert find("judges:judge", tmp_path, {"answer", "level"}) == str(tmp_path)
+
+
+def test_columns_that_are_not_known_are_left_to_the_stage(tmp_path: Path) -> None:
+    write(tmp_path / "judges.py", "def judge(completions, answer): ...")
     assert find("judges:judge", tmp_path) == str(tmp_path)
+
+
+def test_ready_functions_need_no_directory() -> None:
+    assert find("stackllama_engine.rewards:exact_number", None, {"answer"}) is None
+    with pytest.raises(
+        UsageError, match=r"`exact_number` in .*exact_number.py needs `answer`, which is neither a column"
+    ):
+        find("stackllama_engine.rewards:exact_number", None, {"solution"})
 
 
 def test_a_launch_writes_down_where_the_function_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "judges.py")
     monkeypatch.chdir(tmp_path)
-    recipe = load_recipe(Stage.PPO, None, ["model_name_or_path=demo", "dataset_name=demo", "reward_fn=judges:judge"])
+    recipe = load_recipe(Stage.PPO, None, ["model_name_or_path=demo", "dataset_name=demo", "reward_funcs=judges:judge"])
     resolved, parents = resolve_inputs(Home(tmp_path / "home"), recipe)
-    assert (getattr(resolved, "reward_fn_path"), parents) == (str(tmp_path), [])  # noqa: B009 - a union of recipes
-    wrong = load_recipe(Stage.PPO, None, ["model_name_or_path=demo", "dataset_name=demo", "reward_fn=judges:judg"])
+    assert isinstance(resolved, PPORecipe) and parents == []
+    assert (resolved.reward_funcs, resolved.reward_func_paths) == (["judges:judge"], [str(tmp_path)])
+    wrong = load_recipe(Stage.PPO, None, ["model_name_or_path=demo", "dataset_name=demo", "reward_funcs=judges:judg"])
     with pytest.raises(UsageError, match="Did you mean `judge`"):
         resolve_inputs(Home(tmp_path / "home"), wrong)

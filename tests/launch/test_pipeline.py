@@ -210,7 +210,7 @@ def judged(folder: Path) -> tuple[Path, AnyRecipe]:
     """Make a reward function's file, and a pipeline that uses it."""
     code = folder / "judges.py"
     code.write_text("def judge(*, questions, responses): ...\n")
-    function = {"reward_fn": "judges:judge", "reward_fn_path": str(folder)}
+    function = {"reward_funcs": ["judges:judge"], "reward_func_paths": [str(folder)]}
     return code, build_recipe(Stage.PIPELINE, {"model_name_or_path": "gpt2", "load_in_8bit": False, "ppo": function})
 
 
@@ -228,7 +228,7 @@ def test_a_function_that_changes_before_its_stage_ends_the_pipeline_until_it_is_
         launcher.resume(home, "p")
     launcher.resume(home, "p", function_changed=True)  # once for the pipeline, and its stage
     wait_for_phase(run, "finished")
-    assert home.run("p-ppo").read_launch().reward_fn == run.read_launch().reward_fn
+    assert home.run("p-ppo").read_launch().reward_funcs == run.read_launch().reward_funcs
 
 
 def test_a_function_that_changes_while_the_pipeline_runs_is_not_executed(
@@ -242,6 +242,8 @@ def test_a_function_that_changes_while_the_pipeline_runs_is_not_executed(
     code.write_text("def judge(*, questions, responses): ... # changed\n")
     (before / "release").touch()
     state = wait_for_phase(run, "failed")
-    assert state.exit_code == 3 and f"{code}, which holds `reward_fn: judges:judge`, has changed" in (state.cause or "")
+    assert state.exit_code == 3 and f"{code}, which holds `reward_funcs: judges:judge`, has changed" in (
+        state.cause or ""
+    )
     assert "resume p --reward-fn-changed" in (state.cause or "")
     assert not (home.runs_dir / "p-ppo").exists()

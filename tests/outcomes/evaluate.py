@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stackllama_engine.contract.prompt_format import PromptFormat
 from stackllama_engine.data import demo_data
-from stackllama_engine.train.encoding import encode_prompt
+from stackllama_engine.train.encoding import Encoder
 
 METRICS = ("score", "kl", "utility")
 """Per question: the reward model's score minus the penalty of a missing end; KL per response against the base at
@@ -53,9 +54,10 @@ def evaluate(
     pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
     columns: list[Tensor] = []
     prompts_text = questions()
+    encoder = Encoder(tokenizer, PromptFormat())
     for start in range(0, len(prompts_text), _CHUNK):
         chunk = prompts_text[start : start + _CHUNK]
-        prompts = [encode_prompt(tokenizer, question) for question in chunk]
+        prompts = [encoder.prompt(question) for question in chunk]
         responses = _generate(policy, prompts, pad, eos, temperature, length)
         ids, mask, response = _padded(prompts, responses, pad)  # [B, P + R] each
         ended = torch.tensor([answer[-1] == eos for answer in responses])

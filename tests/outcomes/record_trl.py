@@ -101,9 +101,10 @@ def one(folder: Path, seed: int) -> None:
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, TrainerCallback
     from trl.experimental.ppo import PPOConfig, PPOTrainer
 
+    from stackllama_engine.contract.prompt_format import PromptFormat
     from stackllama_engine.data import demo_data
     from stackllama_engine.train import models
-    from stackllama_engine.train.encoding import encode_prompt
+    from stackllama_engine.train.encoding import Encoder
 
     from . import parts
     from .evaluate import evaluate
@@ -131,7 +132,8 @@ def one(folder: Path, seed: int) -> None:
             if logs and CURVE[0] in logs:
                 curve.append({name: round(float(logs[name]), 5) for name in CURVE})
 
-    data = Dataset.from_dict({"input_ids": [encode_prompt(tokenizer, q) for q in demo_data.questions("rl", seed)]})
+    encoder = Encoder(tokenizer, PromptFormat())
+    data = Dataset.from_dict({"input_ids": [encoder.prompt(q) for q in demo_data.questions("rl", seed)]})
     trainer = PPOTrainer(
         PPOConfig(
             output_dir=str(folder / f"scratch-{seed}"),

@@ -19,6 +19,13 @@ def test_throughputs_share_a_chart_with_either_or_both() -> None:
     assert [name for name, _ in titles("tokens_per_second")["tokens per second"]] == ["tokens_per_second"]
 
 
+def test_reward_functions_are_drawn_with_the_other_components_under_their_own_names() -> None:
+    shown = titles("reward/model", "reward/exact_number", "reward/exact_number_abstained", "eval/reward/exact_number")
+    assert shown["reward components"] == (("reward/model", "model"), ("reward/exact_number", "exact number"))
+    assert shown["held-out reward components"] == (("eval/reward/exact_number", "exact number"),)
+    assert len(shown["reward/exact_number_abstained"]) == 1
+
+
 def test_sampler_mismatch_has_a_chart_apart_from_the_ratio() -> None:
     shown = titles("val/ratio_first", "sampling/kl_mismatch", "sampling/logprob_difference")
     assert shown["ratio"] == (("val/ratio_first", "first mini-batch"),)

@@ -89,6 +89,7 @@ def test_kinds_choices_and_bounds_are_read_off_the_struct() -> None:
     assert fields["attn_implementation"].optional and fields["attn_implementation"].kind == "choice"
     assert fields["report_to"].kind == "list" and fields["report_to"].choices == ("tensorboard", "wandb", "trackio")
     assert fields["lora_target_modules"].kind == "list" and fields["lora_target_modules"].optional
+    assert fields["dataset_columns"].kind == "mapping" and fields["dataset_columns"].default == {}
     assert fields["model_name_or_path"].required and fields["seed"].default == 0
     assert fields["reward_model_path"].optional and not fields["reward_model_path"].required
     assert fields_of(Stage.MERGE)["num_processes"].bounds_text == "always 1"
@@ -115,7 +116,7 @@ def test_an_empty_form_says_what_is_needed_and_a_filled_one_is_the_default_recip
         ("load_in_8bit", "no", "load_in_8bit=no", False),
         ("lora_target_modules", "q_proj, v_proj", "lora_target_modules=[q_proj, v_proj]", ["q_proj", "v_proj"]),
         ("lora_target_modules", "[q_proj]", "lora_target_modules=[q_proj]", ["q_proj"]),
-        ("lora_target_modules", "all-linear", "lora_target_modules=all-linear", "all-linear"),
+        ("lora_target_modules", "", "lora_target_modules=null", None),
         ("lora_target_modules", "a:, on", 'lora_target_modules=["a:", "on"]', ["a:", "on"]),
         ("report_to", "wandb", "report_to=[wandb]", ["wandb"]),
         ("report_to", "wandb, trackio", "report_to=[wandb, trackio]", ["wandb", "trackio"]),
@@ -171,7 +172,7 @@ def test_what_says_the_default_is_not_kept() -> None:
         ("lora_r", " 16 "),
         ("load_in_8bit", "yes"),
         ("report_to", "[]"),
-        ("lora_target_modules", "none"),
+        ("lora_target_modules", "all-linear"),
         ("dtype", "auto"),
     ]:
         form.set(key, text)
@@ -295,6 +296,8 @@ def test_a_wrong_value_in_a_pipelines_stage() -> None:
         (Stage.SFT, ['model_name_or_path="[q]"', 'lora_target_modules="[q]"', 'model_revision=" x "', "report_to=[]"]),
         (Stage.SFT, ["model_name_or_path=demo", 'model_revision=""', 'lora_target_modules="none"']),
         (Stage.SFT, ["model_name_or_path=demo", "lora_target_modules=[]"]),
+        (Stage.SFT, ["model_name_or_path=demo", "dataset_columns={prompt: 'on', chosen: 'a, b: c'}"]),
+        (Stage.PIPELINE, ["model_name_or_path=demo", "dataset_columns.prompt=q", "sft.dataset_columns.completion=a"]),
         (Stage.REWARD, ["model_name_or_path=a/b", "center_rewards_coefficient=0.01", "report_to=[wandb, trackio]"]),
         (Stage.PPO, ["model_name_or_path=demo", "reward_model_path=r", "learning_rate=1e-7", "bf16=true"]),
         (Stage.MERGE, ["adapter_path=x", "use_cpu=false", "dtype=float32"]),
@@ -319,6 +322,17 @@ def test_the_demos_pipeline_is_cloned_with_what_its_stages_share_said_once() -> 
     differences = form.differences()
     assert differences["lora_r"] == "16" and not {"sft.lora_r", "reward.lora_r", "ppo.lora_r"} & set(differences)
     assert differences["sft.learning_rate"] == "0.004"
+
+
+def test_a_mapping_is_typed_with_or_without_braces() -> None:
+    for text in ("prompt: title, chosen: good", "{prompt: title, chosen: good}"):
+        form = filled(Stage.SFT, dataset_columns=text)
+        recipe = form.recipe()
+        assert recipe is not None and recipe.dataset_columns == {"prompt": "title", "chosen": "good"}  # type: ignore[union-attr]
+    assert "dataset_columns={prompt: title, chosen: good}" in form.overrides()
+    assert not filled(Stage.SFT, dataset_columns="").differs("dataset_columns")
+    wrong = filled(Stage.SFT, dataset_columns="prompt, chosen: good")
+    assert wrong.error("dataset_columns") == "expected text"
 
 
 def test_a_recipe_of_another_stage_does_not_fit() -> None:

@@ -63,6 +63,12 @@ def test_parts_of_a_reward_come_along_and_their_names_are_sanitised(path: Path) 
     assert next(iter(sample.rewards)) == "model" and all(name.isprintable() for name in sample.rewards)
 
 
+def test_columns_are_read_as_text(path: Path) -> None:
+    append(path, row(1, columns={"answer": "#### 4\x1b[1m", "level": 2, "steps": ["a"], "hint": None}), row(2))
+    first, second = polled(path).read([0, 1])
+    assert first.columns == {"answer": "#### 4", "level": "2", "steps": "['a']"} and second.columns == {}
+
+
 def test_orders_both_ways_with_missing_values_last(path: Path) -> None:
     append(
         path,

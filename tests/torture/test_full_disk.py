@@ -64,7 +64,7 @@ class Trials:
         wanted = self._undisturbed(stage)
         with small_disk(self._folder / str(number), 96 * MIB, inodes=4000) as disk:
             home = Home(disk.path / "home")
-            given = (f"reward_fn_path={self._base.parent / 'rewards'}",) if stage is Stage.PPO else ()
+            given = (f"reward_func_paths=[{self._base.parent / 'rewards'}]",) if stage is Stage.PPO else ()
             keys = (f"model_name_or_path={self._base}", *KEYS[stage], *_MORE, *given)
             run = launch(plan(home, load_recipe(stage, None, keys)))
             try:

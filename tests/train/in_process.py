@@ -34,7 +34,7 @@ PPO = (
     "early_stopping=false",
     "per_device_train_batch_size=4",
     "gradient_accumulation_steps=1",
-    f"reward_fn={REWARDS}:length",
+    f"reward_funcs={REWARDS}:length",
     "num_ppo_epochs=2",
     "num_mini_batches=1",
     "local_rollout_forward_batch_size=4",
@@ -96,7 +96,8 @@ def attempt(home: Home, base: Path, stage: Stage, *keys: str, of: RunDir | None 
     if known is not None and Path(known.__file__ or "").parent != directory:
         del sys.modules[REWARDS]  # of another base: tests of another folder ran in this process
     given = [] if stage is Stage.MERGE else [f"model_name_or_path={base}"]
-    given += [f"reward_fn_path={directory}"] if stage is Stage.PPO else []
+    own = stage is Stage.PPO and not any(key.startswith("reward_func_paths=") for key in keys)
+    given += [f"reward_func_paths=[{directory}]"] if own else []
     recipe: Any = load_recipe(stage, None, [*given, *keys])
     run = of or home.create(stage, dump_recipe(recipe))
     number = len(run.attempt_dirs()) + 1

@@ -21,11 +21,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from stackllama_engine.contract.chat_messages import Ask, Delta, Done, Failure, Reply, Side
 from stackllama_engine.contract.errors import StackllamaError
+from stackllama_engine.contract.prompt_format import PromptFormat
 from stackllama_engine.contract.recipe import SFTRecipe
 from stackllama_engine.contract.recipe_io import dump_recipe, load_recipe
 from stackllama_engine.contract.run_dir import Home, RunDir, State
 from stackllama_engine.contract.stages import Stage
-from stackllama_engine.data.template import prompt
 from stackllama_engine.launch.chat_process import chat_command
 from stackllama_engine.train import checkpoint, models
 from stackllama_engine.train.chat import __main__ as chat
@@ -117,12 +117,13 @@ def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipe = load_recipe(Stage.SFT, None, (f"model_name_or_path={base}", *SFT, "lora_r=4"))
     assert isinstance(recipe, SFTRecipe)
     torch.manual_seed(3)
-    model: Any = get_peft_model(AutoModelForCausalLM.from_pretrained(base), models.lora_config(recipe, "CAUSAL_LM"))
+    config = models.lora_config(recipe, "CAUSAL_LM", "llama")
+    model: Any = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             parameter.data.normal_(std=0.3)
     path = tmp_path_factory.mktemp("adapter") / "adapter"
-    models.save_adapter(model, models.load_tokenizer(str(base)), path, recipe)
+    models.save_adapter(model, models.load_tokenizer(str(base)), path, recipe, PromptFormat())
     return path
 
 
@@ -146,7 +147,7 @@ def expected(base: Path, adapter: Path | None, count: int) -> str:
     tokenizer: Any = AutoTokenizer.from_pretrained(base)
     model: Any = AutoModelForCausalLM.from_pretrained(base).eval()
     model = PeftModel.from_pretrained(model, str(adapter)).eval() if adapter else model
-    ids = tokenizer(prompt(QUESTION), return_tensors="pt")
+    ids = tokenizer(PromptFormat().render(QUESTION), return_tensors="pt")
     made = model.generate(**ids, max_new_tokens=count, do_sample=False, use_cache=False)
     return tokenizer.decode(made[0, ids["input_ids"].shape[1] :], skip_special_tokens=True).lstrip()
 
@@ -234,7 +235,7 @@ def test_chat_with_a_ppo_checkpoint(base: Path, adapter: Path, make: Callable[..
 def test_chat_with_a_merged_model_beside_its_base(base: Path, adapter: Path, make: Callable[..., RunDir]) -> None:
     run = make(Stage.MERGE, f"adapter_path={adapter}")
     merged: Any = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(adapter))
-    models.save_model(merged.merge_and_unload(), models.load_tokenizer(str(base)), run.merged)
+    models.save_model(merged.merge_and_unload(), models.load_tokenizer(str(base)), run.merged, PromptFormat())
     generator = Here(run)
     assert generator.ready.model == str(base)
     assert generator.greedy("base", "tuned") == [expected(base, None, 24), expected(base, adapter, 24)]

@@ -1,5 +1,6 @@
 """From text to tokens, and where rows come from."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,13 @@ import pytest
 from datasets import Dataset, IterableDataset
 
 from stackllama_engine.contract.errors import DataError
+from stackllama_engine.contract.prompt_format import PromptFormat
 from stackllama_engine.contract.recipe import SFTRecipe
 from stackllama_engine.contract.recipe_io import load_recipe
 from stackllama_engine.contract.run_dir import RunDir
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.train import encoding, models
+from stackllama_engine.train.encoding import Encoder
 
 from .toy import SFT
 
@@ -25,10 +28,9 @@ def recipe_of(*values: str) -> SFTRecipe:
 
 def test_prompt_and_answer_join_without_a_seam(base: Path) -> None:
     tokenizer = models.load_tokenizer(str(base))
-    whole = encoding.encode_text(tokenizer, "How do I peel garlic?", "Use a knife.")
-    assert whole == encoding.encode_prompt(tokenizer, "How do I peel garlic?") + encoding.encode_answer(
-        tokenizer, "Use a knife."
-    )
+    encoder = Encoder(tokenizer, PromptFormat())
+    whole = encoder.text_ids("How do I peel garlic?", "Use a knife.")
+    assert whole == encoder.prompt("How do I peel garlic?") + encoder.answer("How do I peel garlic?", "Use a knife.")
     assert whole[-1] == models.eos_id(tokenizer)
     assert whole.count(models.eos_id(tokenizer)) == 1
     assert tokenizer.decode(whole[:-1]) == "Question: How do I peel garlic?\n\nAnswer: Use a knife."
@@ -36,7 +38,7 @@ def test_prompt_and_answer_join_without_a_seam(base: Path) -> None:
 
 def test_a_special_token_spelled_out_in_a_text_stays_text(base: Path) -> None:
     tokenizer = models.load_tokenizer(str(base))
-    ids = encoding.encode_text(tokenizer, "Is <s>this</s> struck out?", "No, </s> is <pad>.")
+    ids = Encoder(tokenizer, PromptFormat()).text_ids("Is <s>this</s> struck out?", "No, </s> is <pad>.")
     assert ids.count(models.eos_id(tokenizer)) == 1
     assert ids.count(models.pad_id(tokenizer)) == 0
     assert str(tokenizer.decode(ids[:-1])).endswith("No, </s> is <pad>.")
@@ -62,7 +64,7 @@ def test_missing_columns_are_our_own_error(base: Path, tmp_path: Path) -> None:
 
 def test_an_unfinished_answer_has_no_end_token(base: Path) -> None:
     tokenizer = models.load_tokenizer(str(base))
-    assert models.eos_id(tokenizer) not in encoding.encode_text(tokenizer, "Why?", "Because", ended=False)
+    assert models.eos_id(tokenizer) not in Encoder(tokenizer, PromptFormat()).text_ids("Why?", "Because", ended=False)
 
 
 def test_the_pad_token_is_never_the_end_token_where_that_can_be_helped(base: Path, tmp_path: Path) -> None:
@@ -108,3 +110,27 @@ def test_a_changed_file_is_never_served_from_a_cache(base: Path, tmp_path: Path)
         assert isinstance(loaded, Dataset)
         found += [row["input_ids"][1] for row in loaded]  # type: ignore[index]
     assert found == [5, 11]
+
+
+def test_conversations_and_named_columns_reach_the_encoding(base: Path, tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    turns = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}]
+    file.write_text(f'{{"dialogue": {json.dumps(turns)}, "level": 3}}\n')
+    recipe = recipe_of(
+        f"model_name_or_path={base}",
+        f"dataset_name={file}",
+        "dataset_train_split=all",
+        "dataset_columns.messages=dialogue",
+    )
+    seen: list[dict[str, Any]] = []
+
+    def note(row: dict[str, Any]) -> dict[str, Any]:
+        seen.append(row)
+        return {"length": len(row["response_j"])}
+
+    rows = encoding.training_rows(recipe, RunDir(tmp_path), ("question", "response_j"), note)
+    assert isinstance(rows, Dataset) and rows.column_names == ["length"]
+    assert seen == [{"question": "Hi.", "messages": turns[:1], "response_j": "Hello."}]
+    assert list(encoding.source_rows(recipe, "all", ("question",), None, ["level"])) == [
+        {"question": "Hi.", "messages": turns[:1], "level": 3}
+    ]

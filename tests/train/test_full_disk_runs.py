@@ -43,7 +43,7 @@ def start(disk: SmallDisk, base: Path, stage: Stage, *more: str) -> RunDir:
     rewards = base.parent / "rewards"
     write_rewards(rewards)
     given = () if stage is Stage.MERGE else (f"model_name_or_path={base}", *KEYS[stage], *MORE)
-    given += (f"reward_fn_path={rewards}",) if stage is Stage.PPO else ()
+    given += (f"reward_func_paths=[{rewards}]",) if stage is Stage.PPO else ()
     return launch(plan(Home(disk.path / "home"), load_recipe(stage, None, (*given, *more))))
 
 

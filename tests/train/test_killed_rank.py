@@ -38,7 +38,7 @@ if "stackllama_engine.train" in sys.orig_argv:
 
 def keys(stage: Stage, base: Path, site: Path, processes: int) -> tuple[str, ...]:
     (site / f"{REWARDS}.py").write_text(LENGTH)
-    own = {Stage.SFT: (*SFT, "save_steps=0"), Stage.PPO: (*PPO, f"reward_fn_path={site}")}[stage]
+    own = {Stage.SFT: (*SFT, "save_steps=0"), Stage.PPO: (*PPO, f"reward_func_paths=[{site}]")}[stage]
     return (f"model_name_or_path={base}", *own, "max_steps=100000", f"num_processes={processes}")
 
 

@@ -14,7 +14,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from stackllama_engine.contract.recipe import PPORecipe
 from stackllama_engine.train.ppo.algorithm import Updater, compute_advantages
-from stackllama_engine.train.ppo.rewards import ResponseText, final_scores
+from stackllama_engine.train.ppo.response_text import ResponseText
+from stackllama_engine.train.ppo.rewards import final_scores
 from stackllama_engine.train.ppo.rollout import Rollout, pad_tokens, policy_outputs
 from stackllama_engine.train.ppo.sampling import draw_noise, sample
 from stackllama_engine.train.ppo.shared_base import SharedBase
@@ -67,7 +68,7 @@ def distribution(base: SharedBase) -> Tensor:
 def step(recipe: PPORecipe, base: SharedBase, updater: Updater, number: int) -> None:
     prompts = [PROMPTS[index % 2] for index in range(BATCH)]
     noise = [draw_noise(recipe.seed, number, index, (1, 2)) for index in range(BATCH)]
-    responses = sample(base, prompts, noise, eos=-1, pad=0)
+    responses = sample(base, prompts, noise, stops=(), pad=0)
     ids, attention, mask = pad_tokens(prompts, responses, 0, CPU)
     old = policy_outputs(base, ids, attention, 1, BATCH)
     with base.reference():

@@ -23,11 +23,13 @@ from transformers import (
 )
 
 from stackllama_engine.contract.errors import StageError
+from stackllama_engine.contract.prompt_format import PromptFormat
 from stackllama_engine.contract.run_dir import Home
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.train import limits, models
 from stackllama_engine.train.limits import Positions, positions
-from stackllama_engine.train.ppo.rewards import ResponseText, SeparateScorer
+from stackllama_engine.train.ppo.response_text import ResponseText
+from stackllama_engine.train.ppo.scorers import SeparateScorer
 
 from .in_process import PPO, attempt
 from .toy import REWARD, SFT, ppo_recipe
@@ -160,7 +162,7 @@ def bert(base: Path, path: Path, labels: int, most: int = 64) -> Path:
 
 def test_a_reward_model_needs_no_end_token(base: Path, tmp_path: Path) -> None:
     recipe = ppo_recipe(base, f"reward_model_path={bert(base, tmp_path / 'bert', 1)}")
-    scorer = SeparateScorer(recipe, CPU)
+    scorer = SeparateScorer(recipe, CPU, PromptFormat())
     texts = [ResponseText("Why?", "Because it is so", True), ResponseText("How?", "So.", False)]
     scores = scorer(texts, 2)
     assert scores.isfinite().all() and scores.tolist() == pytest.approx([float(scorer([one], 2)) for one in texts])
@@ -168,17 +170,20 @@ def test_a_reward_model_needs_no_end_token(base: Path, tmp_path: Path) -> None:
         models.load_tokenizer(str(tmp_path / "bert"))
 
 
-def test_a_text_too_long_for_the_reward_model_is_refused(base: Path, tmp_path: Path) -> None:
+def test_a_text_too_long_for_the_reward_model_keeps_its_end(base: Path, tmp_path: Path) -> None:
     reporter: Any = NoticeReporter()
-    scorer = SeparateScorer(ppo_recipe(base, f"reward_model_path={bert(base, tmp_path / 'bert', 1)}"), CPU)
-    with pytest.raises(StageError, match=r"`a=1`: texts of 65 tokens are longer than the 64 positions of the reward"):
-        scorer.check_length(65, "`a=1`", reporter)
-    with pytest.raises(StageError, match=r"`reward_model_path=.*and it takes 64; lower"):
-        scorer([ResponseText("Why? " * 40, "So.", True)], 2)
+    recipe = ppo_recipe(base, f"reward_model_path={bert(base, tmp_path / 'bert', 1)}")
+    scorer = SeparateScorer(recipe, CPU, PromptFormat(), reporter.health)
+    scorer.check_length(64, "`a=1`", reporter)
+    scorer.check_length(65, "`a=1`", reporter)
+    (notice,) = reporter.notices
+    assert "`a=1`: texts have up to 65 tokens" in notice and "reads 64; of longer ones it reads the end" in notice
+    assert scorer([ResponseText("Why? " * 40, "So.", True)], 2).isfinite().all()
+    assert "reads 64 tokens: 1 of 1 texts so far were longer" in reporter.notices[1]
 
 
 @pytest.mark.parametrize("kind", ["bert", "llama"])
-def test_a_reward_model_of_two_labels_is_refused_in_a_sentence(base: Path, tmp_path: Path, kind: str) -> None:
+def test_a_reward_model_of_two_labels_is_not_merged(base: Path, tmp_path: Path, kind: str) -> None:
     if kind == "bert":
         path = bert(base, tmp_path / "two", 2)
     else:

@@ -43,7 +43,7 @@ def test_both_ranks_halve_and_the_effective_batch_stays(
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")]))
     keys = {
         Stage.SFT: (*SFT, "max_steps=2", "save_steps=0"),
-        Stage.PPO: (*PPO, "max_steps=1", f"reward_fn_path={site}"),
+        Stage.PPO: (*PPO, "max_steps=1", f"reward_func_paths=[{site}]"),
     }[stage]
     batch = ("per_device_train_batch_size=2", "gradient_accumulation_steps=2", "num_processes=2")
     run = run_stage(Home(tmp_path / "home"), stage, f"model_name_or_path={base}", *keys, *batch)

@@ -133,7 +133,7 @@ def test_weights_lost_while_saving_are_found(
 ) -> None:
     """What is saved is the base again: found by what rounding explains, however large rounding is."""
 
-    def save_base(model: Any, tokenizer: Any, path: Path) -> None:
+    def save_base(model: Any, tokenizer: Any, path: Path, *_: Any) -> None:
         shutil.copytree(base, path)
 
     monkeypatch.setattr(models, "save_model", save_base)

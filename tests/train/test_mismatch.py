@@ -57,7 +57,7 @@ def check(base: Path, shared: SharedBase, *keys: str) -> tuple[SamplerCheck, lis
 def test_the_sampler_and_the_learner_agree_to_rounding(base: Path, temperature: float) -> None:
     shared = moved(base, f"temperature={temperature}")
     noise = [draw_noise(1, 0, index, (3, 9)) for index in range(3)]
-    responses = sample(shared, PROMPTS, noise, eos=2, pad=0, micro_batch_size=2)
+    responses = sample(shared, PROMPTS, noise, stops=(2,), pad=0, micro_batch_size=2)
     assert [len(row) for row in responses.logprobs] == [len(row) for row in responses]
     compared, notices = check(base, shared)
     found = compared(0, responses, scored(shared, responses))
@@ -69,7 +69,7 @@ def test_a_sampler_of_another_policy_is_named_once(base: Path) -> None:
     shared = moved(base)
     noise = [draw_noise(1, 0, index, (3, 9)) for index in range(3)]
     with shared.reference():
-        lost = sample(shared, PROMPTS, noise, eos=2, pad=0)  # as if the adapter were lost
+        lost = sample(shared, PROMPTS, noise, stops=(2,), pad=0)  # as if the adapter were lost
     for parameter in shared.trainable():
         parameter.data *= 3
     compared, notices = check(base, shared)

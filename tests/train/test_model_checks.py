@@ -1,6 +1,6 @@
 """What PPO takes for granted about a model is measured: each wrong way is refused, or its shortcut turned off."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -8,11 +8,27 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
+from transformers import (
+    BertConfig,
+    BertLMHeadModel,
+    CohereConfig,
+    CohereForCausalLM,
+    DynamicCache,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+)
 
 from stackllama_engine.contract.errors import StageError
+from stackllama_engine.contract.prompt_format import PromptFormat
 from stackllama_engine.contract.recipe import PPORecipe
 from stackllama_engine.train import models
+from stackllama_engine.train.encoding import Encoder
 from stackllama_engine.train.ppo import model_checks
 from stackllama_engine.train.ppo.model_checks import check_policy
 from stackllama_engine.train.ppo.sampling import draw_noise, key_value_cache, sample
@@ -35,7 +51,8 @@ class NoticeReporter:
 
 def checked(recipe: PPORecipe, shared: SharedBase) -> list[str]:
     reporter: Any = NoticeReporter()
-    check_policy(recipe, shared, models.load_tokenizer(recipe.model_name_or_path), reporter)
+    encoder = Encoder(models.load_tokenizer(recipe.model_name_or_path), PromptFormat())
+    check_policy(recipe, shared, encoder, reporter)
     return reporter.notices
 
 
@@ -116,12 +133,69 @@ def test_a_merge_that_changes_the_policy_is_not_used(base: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize("factor", [0.25, 1.001])
-def test_a_model_that_scales_its_logits_is_refused_whatever_the_key_is_called(base: Path, factor: float) -> None:
+def test_scaled_logits_are_computed_by_the_models_own_code_whatever_the_key_is_called(
+    base: Path, factor: float
+) -> None:
     recipe = ppo_recipe(base)
     shared = SharedBase(recipe, CPU)
+    assert checked(recipe, shared) == [] and shared.plain_head
     shared.base.register_forward_hook(lambda module, given, output: output | {"logits": output.logits * factor})
-    with pytest.raises(StageError, match=r"`model_name_or_path=.*llama computes its logits not .* nats per token; use"):
+    assert checked(recipe, shared) == [] and not shared.plain_head
+    hidden = torch.randn(3, 64)
+    module: Any = shared.base.get_output_embeddings()
+    torch.testing.assert_close(shared.logits(hidden), module(hidden) * factor)
+
+
+def test_logits_that_depend_on_more_than_hidden_states_are_refused(base: Path) -> None:
+    def by_prompt(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
+        return output | {"logits": output.logits * (1 + kwargs["input_ids"].unsqueeze(-1))}
+
+    recipe = ppo_recipe(base)
+    shared = SharedBase(recipe, CPU)
+    shared.base.register_forward_hook(by_prompt, with_kwargs=True)
+    with pytest.raises(StageError, match=r"`model_name_or_path=.*llama computes its logits from more .* nats per to"):
         checked(recipe, shared)
+
+
+HEADS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "soft cap": lambda sizes: Gemma2ForCausalLM(Gemma2Config(**sizes, head_dim=16, final_logit_softcapping=2.0)),
+    "divisor": lambda sizes: GraniteForCausalLM(GraniteConfig(**sizes, logits_scaling=4.0)),
+    "factor": lambda sizes: CohereForCausalLM(CohereConfig(**sizes, logit_scale=0.0625)),
+    "layers": lambda sizes: BertLMHeadModel(BertConfig(**sizes, is_decoder=True)),
+}
+
+
+@pytest.mark.parametrize("kind", HEADS)
+@pytest.mark.parametrize("entropy", [0.0, 0.1])
+def test_log_probabilities_and_gradients_are_those_of_a_model_whose_head_is_more_than_a_product(
+    base: Path, tmp_path: Path, kind: str, entropy: float
+) -> None:
+    torch.manual_seed(0)
+    sizes = dict(vocab_size=400, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2)
+    sizes |= dict(num_key_value_heads=1) if kind != "layers" else {}
+    sizes |= dict(pad_token_id=0, bos_token_id=1, eos_token_id=2, initializer_range=0.5, max_position_embeddings=128)
+    recipe = ppo_recipe(saved(base, tmp_path / "model", HEADS[kind](sizes)), f"ent_coef={entropy}", "temperature=0.7")
+    shared = SharedBase(recipe, CPU)
+    checked(recipe, shared)
+    assert not shared.plain_head
+    for parameter in shared.trainable():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    ids = torch.randint(3, 400, (3, 90))
+    found = shared.outputs(ids, torch.ones_like(ids), 80, padded=False)  # 240 tokens: two chunks
+    logits = shared.base(input_ids=ids, use_cache=False).logits[:, -81:-1].float() / 0.7
+    wanted = torch.distributions.Categorical(logits=logits)
+    torch.testing.assert_close(found.logprobs, wanted.log_prob(ids[:, -80:]), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found.entropy, wanted.entropy(), atol=1e-4, rtol=1e-4)
+    spread = torch.linspace(-1, 1, 240).view(3, 80)
+    policy = shared.parameter_groups()[0]
+
+    def gradients(logprobs: Tensor, entropies: Tensor) -> list[Tensor]:
+        loss = (logprobs * spread).sum() + (entropies * spread.flip(0) * entropy).sum()
+        return list(torch.autograd.grad(loss, policy))
+
+    of_model = gradients(wanted.log_prob(ids[:, -80:]), wanted.entropy())
+    for ours, own in zip(gradients(found.logprobs, found.entropy), of_model, strict=True):
+        torch.testing.assert_close(ours, own, atol=2e-3, rtol=2e-3)
 
 
 def test_a_model_that_padding_changes_is_refused_and_taken_one_row_at_a_time(tied: Path) -> None:
@@ -168,10 +242,10 @@ def test_a_cache_that_does_not_agree_is_not_used(
     assert "fails (AttributeError: no such operation)" in notice and words in notice
     noise = [draw_noise(1, 0, index, (3, 9)) for index in range(3)]
     prompts = [[1, 9], [1, 5, 6, 7, 8, 30], [1, 3, 4]]
-    slow = sample(shared, prompts, noise, eos=2, pad=0)
+    slow = sample(shared, prompts, noise, stops=(2,), pad=0)
     monkeypatch.undo()
     shared.decoding = DecodingMode()
-    assert sample(shared, prompts, noise, eos=2, pad=0) == slow
+    assert sample(shared, prompts, noise, stops=(2,), pad=0) == slow
 
 
 def test_memory_that_runs_out_while_measuring_is_not_taken_for_an_answer(

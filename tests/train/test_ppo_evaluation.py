@@ -49,7 +49,7 @@ def test_best_of_n_has_a_bound_instead_of_a_kl() -> None:
 def answers(one: Toy, *, policy: bool, temperature: float) -> list[list[int]]:
     noise = [draw_noise(0, 0, index, (6, 7)) for index in range(len(PROMPTS))]
     with one.base.acting(policy=policy, temperature=temperature):
-        return sample(one.base, PROMPTS, noise, 2, 0)
+        return sample(one.base, PROMPTS, noise, (2,), 0)
 
 
 def test_the_base_answers_without_the_adapter_and_the_policy_comes_back(base: Path) -> None:

@@ -352,10 +352,10 @@ def score_by_call(monkeypatch: pytest.MonkeyPatch, score: Callable[[int, int], l
     """Let the reward function say what ``score`` does, given the number of the call, from 1, and of responses."""
     calls = itertools.count(1)
 
-    def score_questions(self: Any, questions: Any, responses: Any) -> list[float]:
-        return score(next(calls), len(responses))
+    def score_texts(self: Any, texts: Any) -> list[float]:
+        return score(next(calls), len(texts))
 
-    monkeypatch.setattr(RewardFunction, "__call__", score_questions)
+    monkeypatch.setattr(RewardFunction, "__call__", score_texts)
 
 
 def test_a_reward_that_fails_for_good_ends_the_run_after_what_was_trained_is_saved(
@@ -371,17 +371,17 @@ def test_a_reward_that_fails_for_good_ends_the_run_after_what_was_trained_is_sav
         with pytest.raises(StageError, match="the service is away"):
             one.train()
         assert [path.name for path in one.run.checkpoints.iterdir()] == ["step-000001"]
-        assert one.metrics("objective/scores")[1] == one.metrics("reward/function")[1] == 1.0
-        assert one.metrics("reward/function_abstained")[1] == 0.25
+        assert one.metrics("objective/scores")[1] == one.metrics("reward/length")[1] == 1.0
+        assert one.metrics("reward/length_abstained")[1] == 0.25
 
 
 def test_a_reward_that_abstains_from_everything_is_named_and_not_the_precision(
     home: Home, base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(RewardFunction, "__call__", lambda _, questions, responses: [float("nan")] * len(responses))
+    monkeypatch.setattr(RewardFunction, "__call__", lambda _, texts: [float("nan")] * len(texts))
     with attempt(home, base, Stage.PPO, *PPO) as one, pytest.raises(StageError) as caught:
         one.train()
-    assert "`reward_fn: toy_rewards:length` abstained from all 4 responses" in str(caught.value)
+    assert "`reward_funcs: toy_rewards:length` abstained from all 4 responses" in str(caught.value)
     assert "bf16" not in str(caught.value) and "reward_model_path" in str(caught.value)
 
 
@@ -394,7 +394,7 @@ def test_steps_without_scores_are_skipped_and_no_reason_to_roll_back(
     score_by_call(monkeypatch, only_evaluations)
     with attempt(home, base, Stage.PPO, *PPO) as one:
         assert one.train()
-    assert "step 3 skipped: `reward_fn: toy_rewards:length` abstained from all 4" in one.health
+    assert "step 3 skipped: `reward_funcs: toy_rewards:length` abstained from all 4" in one.health
     assert "rolled back" not in one.health
 
 
@@ -403,12 +403,12 @@ def test_a_comparison_that_fails_costs_nothing_of_the_training(
 ) -> None:
     calls = 0
 
-    def sometimes(self: Any, questions: Any, responses: Any) -> list[float]:
+    def sometimes(self: Any, texts: Any) -> list[float]:
         nonlocal calls
         calls += 1
         if calls == 4:  # evaluation, the only step, evaluation, the comparison
             raise StageError("the service is away")
-        return [1.0] * len(responses)
+        return [1.0] * len(texts)
 
     monkeypatch.setattr(RewardFunction, "__call__", sometimes)
     with attempt(home, base, Stage.PPO, *PPO, "max_steps=1", "eval_temperatures=[0]") as one:

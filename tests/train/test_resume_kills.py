@@ -44,8 +44,8 @@ EVERYTHING = (
     "lr_scheduler_type=linear",
     "value_adapter=true",
     "normalize_reward=true",
-    "reward_fn=killed_rewards:score",
-    "reward_fn_weight=2",
+    "reward_funcs=killed_rewards:score",
+    "reward_weights=2",
     "reward_model_weight=0.5",
     "length_penalty=0.25",
     "length_penalty_start=26",
@@ -128,7 +128,7 @@ def files(run: RunDir) -> dict[str, bytes]:
 @pytest.fixture
 def keys(tmp_path: Path, base: Path, reward_model: Path) -> tuple[str, ...]:
     (tmp_path / "killed_rewards.py").write_text(REWARD_FUNCTIONS)
-    named = (f"model_name_or_path={base}", f"reward_model_path={reward_model}", f"reward_fn_path={tmp_path}")
+    named = (f"model_name_or_path={base}", f"reward_model_path={reward_model}", f"reward_func_paths=[{tmp_path}]")
     return (*EVERYTHING, *named)
 
 
@@ -162,27 +162,27 @@ def test_killed_three_times_and_resumed_equals_straight(shared_home: Home, base:
 
 def assert_parts_add_up(run: RunDir, last: dict[str, Any]) -> None:
     """Each part of the reward is logged apart: in metrics, evaluations and samples."""
-    total = 0.5 * last["reward/model"] + 2 * last["reward/function"]
+    total = 0.5 * last["reward/model"] + 2 * last["reward/score"]
     total += last["reward/length_penalty"] + last["reward/repetition_penalty"]
     assert last["objective/scores"] == pytest.approx(total, abs=1e-5)
     assert last["reward/repetition_penalty"] < 0 and last["reward/length_penalty"] <= 0
     evaluated = by_step(run, 1)[STEPS, True][0]
-    assert {"eval/reward/model", "eval/reward/function"} <= evaluated.keys()
+    assert {"eval/reward/model", "eval/reward/score"} <= evaluated.keys()
     row = msgspec.json.decode(run.samples_file.read_bytes().splitlines()[0])
     parts = row["rewards"]
-    weighed = 0.5 * parts["model"] + 2 * parts["function"] + parts["length_penalty"] + parts["repetition_penalty"]
+    weighed = 0.5 * parts["model"] + 2 * parts["score"] + parts["length_penalty"] + parts["repetition_penalty"]
     assert row["reward"] == pytest.approx(weighed, abs=1e-5)
     expected = len(set(row["response"])) / 10 - len(row["question"]) / 1000
-    assert parts["function"] == pytest.approx(expected, abs=1e-6)
+    assert parts["score"] == pytest.approx(expected, abs=1e-6)
 
 
 def test_a_function_that_fails_ends_the_run_and_names_the_text(shared_home: Home, keys: tuple[str, ...]) -> None:
-    given = (*keys, "reward_fn=killed_rewards:picky", "value_adapter=false")
+    given = (*keys, "reward_funcs=killed_rewards:picky", "value_adapter=false")
     state = wait_for(
         run := launch(plan(shared_home, load_recipe(Stage.PPO, None, given))), lambda state: state.has_ended
     )
     assert (state.phase, state.exit_code) == ("failed", 1)
-    assert state.cause and "`reward_fn: killed_rewards:picky` raised ZeroDivisionError" in state.cause
+    assert state.cause and "`reward_funcs: killed_rewards:picky` raised ZeroDivisionError" in state.cause
     assert "together, and for none alone" in state.cause  # each question by itself stands first
     assert "1 / 0" in (run.attempt_dir(1) / "log.txt").read_text()  # the traceback is in the log alone
     assert "Traceback" not in state.cause

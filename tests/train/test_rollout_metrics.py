@@ -9,7 +9,8 @@ from torch import Tensor
 
 from stackllama_engine.contract.recipe import PPORecipe
 from stackllama_engine.train.ppo.algorithm import compute_advantages
-from stackllama_engine.train.ppo.rewards import ResponseText, RewardScaling, final_scores
+from stackllama_engine.train.ppo.response_text import ResponseText
+from stackllama_engine.train.ppo.rewards import RewardScaling, final_scores
 from stackllama_engine.train.ppo.rollout import Rollout
 from stackllama_engine.train.ppo.rollout_metrics import Scores, objective, throughput
 from stackllama_engine.train.ppo.shared_base import Outputs

@@ -40,20 +40,20 @@ def assert_same(before: dict[str, tuple[int, Tensor]], after: dict[str, tuple[in
 def test_groups_of_like_length_sample_what_all_together_do(base: Path) -> None:
     shared = policy(base)
     noise = [draw_noise(1, 0, index, (3, 9)) for index in range(len(PROMPTS))]
-    together = sample(shared, PROMPTS, noise, eos=2, pad=0)
-    assert sample(shared, PROMPTS, noise, eos=2, pad=0, micro_batch_size=2) == together
+    together = sample(shared, PROMPTS, noise, stops=(2,), pad=0)
+    assert sample(shared, PROMPTS, noise, stops=(2,), pad=0, micro_batch_size=2) == together
     assert len({len(response) for response in together}) > 1
 
 
 def test_checking_less_often_for_ends_changes_nothing(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shared = policy(base)
     noise = [draw_noise(1, 0, index, (3, 12)) for index in range(16)]
-    every = sample(shared, [[1, 5]] * 16, noise, eos=7, pad=0)
+    every = sample(shared, [[1, 5]] * 16, noise, stops=(7,), pad=0)
     ends = {token for row in every for token in row}
     eos = next(iter(ends & {token for row in every for token in row[:-1]}))  # one that is sampled on the way
-    expected = sample(shared, [[1, 5]] * 16, noise, eos=eos, pad=0)
+    expected = sample(shared, [[1, 5]] * 16, noise, stops=(eos,), pad=0)
     monkeypatch.setitem(sampling._STRIDE, "cpu", 8)
-    assert sample(shared, [[1, 5]] * 16, noise, eos=eos, pad=0) == expected
+    assert sample(shared, [[1, 5]] * 16, noise, stops=(eos,), pad=0) == expected
     assert any(row[-1] == eos and len(row) < drawn.length for row, drawn in zip(expected, noise, strict=True))
 
 
@@ -62,7 +62,7 @@ def test_sampling_waits_only_when_it_checks_for_ends(base: Path, monkeypatch: py
     monkeypatch.setitem(sampling._STRIDE, "cpu", 8)
     noise = [draw_noise(1, 0, index, (20, 21)) for index in range(4)]
     with Waits() as waits:
-        sample(shared, [[1, 5]] * 4, noise, eos=-1, pad=0)
+        sample(shared, [[1, 5]] * 4, noise, stops=(), pad=0)
     assert waits.seen == {"aten.nonzero.default": 2}  # after 8 and after 16 of 20 tokens
 
 

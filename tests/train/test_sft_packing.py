@@ -7,7 +7,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    BloomForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GptOssConfig,
+    GptOssForCausalLM,
+)
 
 from stackllama_engine.contract.errors import StageError
 from stackllama_engine.contract.recipe import SFTRecipe
@@ -79,6 +87,17 @@ def test_a_model_that_mixes_documents_is_refused(base: Path) -> None:
     bloom = BloomForCausalLM(BloomConfig(hidden_size=16, **small))  # no positions in its forward pass
     with pytest.raises(StageError, match=r"`packing_strategy=bfd`: toy does not keep packed answers apart.*wrapped"):
         check_apart(recipe_of(), bloom, collator, nullcontext())
+
+
+def test_a_model_that_makes_its_masks_without_positions_gets_them_ready_made(base: Path) -> None:
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 16, "head_dim": 8, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 2, "num_key_value_heads": 1, "num_local_experts": 2, "num_experts_per_tok": 1}
+    model = GptOssForCausalLM(GptOssConfig(vocab_size=64, sliding_window=8, initializer_range=0.3, **sizes))
+    collator = Collator(0, flat=False)
+    assert leak(model, collator) > 0.1
+    check_apart(recipe_of(), model, collator, nullcontext())
+    assert leak(model, collator) < 1e-3
 
 
 @pytest.mark.long

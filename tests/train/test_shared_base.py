@@ -11,15 +11,18 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from stackllama_engine.contract.errors import StageError
+from stackllama_engine.contract.prompt_format import PromptFormat
 from stackllama_engine.train import models
-from stackllama_engine.train.encoding import encode_text
+from stackllama_engine.train.encoding import Encoder
 from stackllama_engine.train.ppo.algorithm import Updater
-from stackllama_engine.train.ppo.rewards import ResponseText, SeparateScorer, SharedScorer, score_weight
+from stackllama_engine.train.ppo.response_text import ResponseText
 from stackllama_engine.train.ppo.rollout import Advantages, Rollout, pad_tokens, policy_outputs
 from stackllama_engine.train.ppo.sampling import draw_noise, pick, sample
-from stackllama_engine.train.ppo.shared_base import CRITIC, POLICY, REFERENCE, REWARD, SharedBase
+from stackllama_engine.train.ppo.scorers import SeparateScorer, SharedScorer
+from stackllama_engine.train.ppo.shared_base import CRITIC, POLICY, REFERENCE, REWARD, SharedBase, score_weight
 
 from .toy import ppo_recipe as recipe_of
+from .toy import text_ids
 
 CPU = torch.device("cpu")
 TEXTS = [
@@ -68,13 +71,13 @@ def test_the_base_is_held_once(reward_model: Path, base: Path, tmp_path: Path, p
     tokenizer, recipe = models.load_tokenizer(str(base)), recipe_of(base, precision)
     plain = models.load_causal_lm(recipe, CPU)
     alone = sum(storages([*plain.parameters(), *plain.buffers()]).values())
-    models.save_adapter(SharedBase(recipe, CPU).model, tokenizer, tmp_path / "adapter", recipe)
+    models.save_adapter(SharedBase(recipe, CPU).model, tokenizer, tmp_path / "adapter", recipe, PromptFormat())
     before = alive()
 
     shared = SharedBase(
         recipe_of(base, precision, "value_adapter=true", f"policy_adapter_path={tmp_path / 'adapter'}"), CPU
     )
-    scorer = SharedScorer(shared, reward_model, tokenizer)
+    scorer = SharedScorer(shared, reward_model, Encoder(tokenizer, PromptFormat()))
     scorer(TEXTS, 8)
     ids, attention, _ = pad_tokens([[1, 5, 6], [1, 7]], [[8, 9, 2], [10, 2]], 0, CPU)
     assert policy_outputs(shared, ids, attention, 3, 2).logprobs.isfinite().all()
@@ -136,12 +139,15 @@ def test_log_probabilities_do_not_depend_on_padding(shared: SharedBase) -> None:
 
 def test_shared_scorer_equals_the_reward_model_it_came_from(shared: SharedBase, reward_model: Path, base: Path) -> None:
     tokenizer = models.load_tokenizer(str(base))
-    scores = SharedScorer(shared, reward_model, tokenizer)(TEXTS, 8)
+    scores = SharedScorer(shared, reward_model, Encoder(tokenizer, PromptFormat()))(TEXTS, 8)
     classifier = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
     classifier.config.pad_token_id = tokenizer.pad_token_id
     whole = PeftModel.from_pretrained(classifier, str(reward_model)).eval()
     with torch.no_grad():
-        alone = [whole(torch.tensor([encode_text(tokenizer, *answer)])).logits.item() for answer in TEXTS]
+        alone = [
+            whole(torch.tensor([text_ids(Encoder(tokenizer, PromptFormat()), answer)])).logits.item()
+            for answer in TEXTS
+        ]
     assert scores.tolist() == pytest.approx(alone, abs=1e-5)
     assert abs(scores[0] - scores[1]) > 1e-4
 
@@ -149,7 +155,7 @@ def test_shared_scorer_equals_the_reward_model_it_came_from(shared: SharedBase, 
 def test_texts_of_like_length_are_scored_together_and_the_scores_keep_their_places(
     shared: SharedBase, reward_model: Path, base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scorer = SharedScorer(shared, reward_model, models.load_tokenizer(str(base)))
+    scorer = SharedScorer(shared, reward_model, Encoder(models.load_tokenizer(str(base)), PromptFormat()))
     texts = [*TEXTS, *TEXTS]
     alone = [float(scorer([answer], 1)) for answer in texts]
     shapes, hidden = list[tuple[int, ...]](), SharedBase.hidden
@@ -168,7 +174,7 @@ def test_a_separate_reward_models_scores_keep_their_places(base: Path, tmp_path:
     reward_model: Any = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
     reward_model.save_pretrained(tmp_path / "reward_model")
     models.load_tokenizer(str(base)).save_pretrained(tmp_path / "reward_model")
-    scorer = SeparateScorer(recipe_of(base, f"reward_model_path={tmp_path / 'reward_model'}"), CPU)
+    scorer = SeparateScorer(recipe_of(base, f"reward_model_path={tmp_path / 'reward_model'}"), CPU, PromptFormat())
     texts = [TEXTS[1], TEXTS[0], TEXTS[1]]  # the longest is not the first
     alone = [float(scorer([answer], 1)) for answer in texts]
     torch.testing.assert_close(scorer(texts, 2), torch.tensor(alone))
@@ -179,7 +185,7 @@ def test_scoring_leaves_the_policy_active_and_trainable(shared: SharedBase, rewa
     move_policy(shared)
     ids, attention, _ = pad_tokens([[1, 5]], [[8, 2]], 0, CPU)
     before = policy_outputs(shared, ids, attention, 2, 1).logprobs
-    SharedScorer(shared, reward_model, models.load_tokenizer(str(base)))(TEXTS, 8)
+    SharedScorer(shared, reward_model, Encoder(models.load_tokenizer(str(base)), PromptFormat()))(TEXTS, 8)
     torch.testing.assert_close(policy_outputs(shared, ids, attention, 2, 1).logprobs, before, atol=0, rtol=0)
     assert all(p.requires_grad for p in shared.trainable())
     assert not any(p.requires_grad for n, p in shared.model.named_parameters() if ".reward." in n)
@@ -196,7 +202,7 @@ def test_continued_policy_starts_as_its_adapter_and_keeps_it_as_reference(
 ) -> None:
     move_policy(shared)
     path = tmp_path / "adapter"
-    models.save_adapter(shared.model, models.load_tokenizer(str(base)), path, recipe_of(base))
+    models.save_adapter(shared.model, models.load_tokenizer(str(base)), path, recipe_of(base), PromptFormat())
     ids, attention, _ = pad_tokens([[1, 5, 6]], [[8, 9, 2]], 0, CPU)
     trained = policy_outputs(shared, ids, attention, 3, 1).logprobs
     # what the recipe says of LoRA does not matter: the adapter brings its own rank and scale
@@ -212,7 +218,7 @@ def test_sampling_with_a_cache_equals_sampling_without(shared: SharedBase) -> No
     move_policy(shared)
     prompts = [[1, 5, 6, 7], [1, 9], [1, 3, 4]]
     noise = [draw_noise(0, 0, index, (6, 10)) for index in range(3)]
-    together = sample(shared, prompts, noise, eos=2, pad=0)
+    together = sample(shared, prompts, noise, stops=(2,), pad=0)
     for prompt, drawn, response in zip(prompts, noise, together, strict=True):
         tokens = list(prompt)
         for position in range(drawn.length):
@@ -228,7 +234,7 @@ def test_sampling_with_a_cache_equals_sampling_without(shared: SharedBase) -> No
 
 def test_responses_end_at_the_end_token_or_at_their_drawn_length(shared: SharedBase) -> None:
     noise = [draw_noise(3, 1, index, (4, 9)) for index in range(16)]
-    responses = sample(shared, [[1, 5]] * 16, noise, eos=2, pad=0)
+    responses = sample(shared, [[1, 5]] * 16, noise, stops=(2,), pad=0)
     for drawn, response in zip(noise, responses, strict=True):
         assert 2 not in response[:-1]
         assert len(response) == drawn.length or response[-1] == 2
@@ -244,7 +250,7 @@ def test_pick_follows_the_distribution() -> None:
 
 def test_a_language_model_is_no_reward_model(base: Path) -> None:
     with pytest.raises(StageError, match="no trained"):
-        SeparateScorer(recipe_of(base, f"reward_model_path={base}"), CPU)
+        SeparateScorer(recipe_of(base, f"reward_model_path={base}"), CPU, PromptFormat())
 
 
 def test_an_adapter_in_a_pickle_is_not_read(tmp_path: Path) -> None:

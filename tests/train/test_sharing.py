@@ -9,13 +9,15 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from stackllama_engine.contract.errors import StageError
+from stackllama_engine.contract.prompt_format import PromptFormat
 from stackllama_engine.train import models
-from stackllama_engine.train.encoding import encode_text
-from stackllama_engine.train.ppo.rewards import ResponseText, SeparateScorer, load_scorer
+from stackllama_engine.train.encoding import Encoder
+from stackllama_engine.train.ppo.response_text import ResponseText
+from stackllama_engine.train.ppo.scorers import SeparateScorer, load_scorer
 from stackllama_engine.train.ppo.shared_base import SharedBase
 from stackllama_engine.train.sharing import own_base
 
-from .toy import ppo_recipe
+from .toy import ppo_recipe, text_ids
 
 CPU = torch.device("cpu")
 PLAIN = {"peft_type": "LORA", "init_lora_weights": True, "bias": "none", "modules_to_save": ["score"]}
@@ -59,10 +61,11 @@ def test_a_reward_adapter_that_changes_its_base_leaves_the_policys_alone_and_sco
     shared = SharedBase(recipe, CPU)
     said: list[str] = []
     reporter: Any = type("Reporter", (), {"health": staticmethod(said.append)})
-    scorer = load_scorer(recipe, shared, tokenizer, reporter)
+    encoder = Encoder(tokenizer, PromptFormat())
+    scorer = load_scorer(recipe, shared, encoder, reporter)
     assert isinstance(scorer, SeparateScorer) and "changes the base that it would share" in said[0]
     with torch.no_grad():
-        rows = [trained(torch.tensor([encode_text(tokenizer, *answer)])).logits[0, 0] for answer in RESPONSE_TEXTS]
+        rows = [trained(torch.tensor([text_ids(encoder, answer)])).logits[0, 0] for answer in RESPONSE_TEXTS]
     torch.testing.assert_close(scorer(RESPONSE_TEXTS, 8), torch.stack(rows), atol=1e-4, rtol=1e-3)
     plain: Any = models.load_plain(str(base), None, "float32", CPU).get_decoder()
     layer: Any = shared.trunk.get_submodule("layers.0.self_attn.q_proj.base_layer")

@@ -153,8 +153,10 @@ def test_ppo_starts_at_ratio_one_and_moves(ppo_run: RunDir, reward_run: RunDir) 
         "kl",
         "length",
         "ended",
+        "columns",
         "utility",
     }
+    assert samples(run)[0]["columns"].keys() == {"question_id", "score_j", "score_k"}
     assert samples(run)[0]["rewards"] == {"model": samples(run)[0]["reward"]}
     assert_held_out_samples(run)
     assert sorted(path.name for path in run.adapter.glob("*.safetensors")) == [
@@ -167,7 +169,8 @@ def test_ppo_starts_at_ratio_one_and_moves(ppo_run: RunDir, reward_run: RunDir) 
     assert result["before"]["kl"] == pytest.approx(0.0, abs=1e-5)
     assert result["before"]["questions"] == 8
     assert len(result["samples"]) == 3
-    assert run.read_json("lineage.json")["parents"] == [reward_run.id]
+    lineage = run.read_json("lineage.json")
+    assert lineage["parents"] == [reward_run.id] and lineage["prompt_format"]["kind"] == "question_answer"
 
 
 def assert_held_out_samples(run: RunDir) -> None:

@@ -23,7 +23,7 @@ from stackllama_engine.contract.recipe_io import load_recipe
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.contract.user_yaml import _Loader, _StrictLoader
 from stackllama_engine.train import checkpoint, hf_trainer, models
-from stackllama_engine.train.ppo import rewards
+from stackllama_engine.train.ppo import shared_base
 from stackllama_engine.train.ppo.state import Trainables
 from stackllama_engine.train.restart import Restart
 
@@ -131,7 +131,7 @@ def test_a_pickled_adapter_is_refused_by_merge_and_scorer(base: Path, tmp_path: 
     (path / "adapter_model.safetensors").unlink()
     poison(path / "adapter_model.bin", proof)
     plain = models.load_plain(str(base), None, "float32", CPU)
-    for read in (lambda: models.load_adapter(plain, path), lambda: rewards.score_weight(path)):
+    for read in (lambda: models.load_adapter(plain, path), lambda: shared_base.score_weight(path)):
         with pytest.raises(StageError, match="hold pickles and are not read"):
             read()
     assert not proof.exists()

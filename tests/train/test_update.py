@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from stackllama_engine.train.ppo import losses
-from stackllama_engine.train.ppo.rewards import ResponseText, final_scores
+from stackllama_engine.train.ppo.response_text import ResponseText
+from stackllama_engine.train.ppo.rewards import final_scores
 from stackllama_engine.train.ppo.rollout import Advantages
 from stackllama_engine.train.ppo.update import moments
 
@@ -38,7 +39,7 @@ def norms(toy: Toy) -> tuple[float, float]:
     [
         (("missing_eos_penalty=null",), [2.0, 5.0]),
         ((), [2.0, 4.0]),  # a reward model scores
-        (("reward_model_path=null", "reward_fn=mine:score"), [2.0, 5.0]),
+        (("reward_model_path=null", "reward_funcs=mine:score"), [2.0, 5.0]),
         (("reward_baseline=0.5",), [1.5, 3.5]),
         (("missing_eos_penalty=3",), [2.0, 2.0]),
         (("missing_eos_penalty=3", "reward_baseline=0.5"), [1.5, 1.5]),

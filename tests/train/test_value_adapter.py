@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from transformers import get_scheduler
 
 from stackllama_engine.contract.errors import StageError
+from stackllama_engine.contract.prompt_format import PromptFormat
 from stackllama_engine.train import models
 from stackllama_engine.train.ppo.algorithm import Updater
 from stackllama_engine.train.ppo.losses import KLController
@@ -121,9 +123,9 @@ def test_an_update_without_returns_trains_the_policy_alike_and_leaves_the_critic
 
 
 def save(one: Toy, path: Path) -> None:
-    head = dict(one.base.value_head.state_dict())
+    head: dict[str, Any] = {VALUE_FILE: dict(one.base.value_head.state_dict())}
     tokenizer = models.load_tokenizer(one.recipe.model_name_or_path)
-    models.save_adapter(one.base.model, tokenizer, path, one.recipe, one.base.saved, **{VALUE_FILE: head})
+    models.save_adapter(one.base.model, tokenizer, path, one.recipe, PromptFormat(), one.base.saved, **head)
 
 
 def continued(base: Path, path: Path, *keys: str) -> Toy:

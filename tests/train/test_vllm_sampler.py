@@ -70,21 +70,21 @@ def noise(step: int = 0, lengths: tuple[int, int] = (4, 9)) -> list[Noise]:
 def test_responses_end_at_their_end_token_or_length(vllm: FakeVllm, ppo: Attempt, policy: SharedBase) -> None:
     sampler = VllmSampler(ppo.recipe, ppo.session, policy)
     drawn = noise(lengths=(30, 36))
-    free = sampler(PROMPTS, drawn, -1)
+    free = sampler(PROMPTS, drawn, ())
     assert [len(response) for response in free] == [one.length for one in drawn]
     assert all(not params.ends for params in vllm.asked[0])
     end = free[0][10]
-    ended = sampler(PROMPTS, drawn, end)
+    ended = sampler(PROMPTS, drawn, (end,))
     expected = [response[: response.index(end) + 1] if end in response else response for response in free]
     assert ended == expected and len(ended[0]) < len(free[0])  # the end token is part of the response
 
 
 def test_a_response_has_a_seed_of_its_own_on_every_attempt(vllm: FakeVllm, ppo: Attempt, policy: SharedBase) -> None:
     sampler = VllmSampler(ppo.recipe, ppo.session, policy)
-    first, again = sampler(PROMPTS, noise(), EOS), sampler(PROMPTS, noise(), EOS)
+    first, again = sampler(PROMPTS, noise(), (EOS,)), sampler(PROMPTS, noise(), (EOS,))
     assert first == again
-    assert sampler(PROMPTS[1:2], noise()[1:2], EOS) == first[1:2]  # another rank layout
-    sampler(PROMPTS, noise(step=1), EOS)
+    assert sampler(PROMPTS[1:2], noise()[1:2], (EOS,)) == first[1:2]  # another rank layout
+    sampler(PROMPTS, noise(step=1), (EOS,))
     seeds = [[params.seed for params in asked] for asked in vllm.asked]
     assert seeds[0] == seeds[1] and seeds[2] == seeds[0][1:2]
     assert len({*seeds[0], *seeds[3]}) == 2 * len(PROMPTS) and min(seeds[0] + seeds[3]) >= 0  # type: ignore[type-var]
@@ -97,7 +97,7 @@ def test_the_policy_of_each_rollout_is_handed_over_and_nothing_is_left(
     sampler = VllmSampler(ppo.recipe, ppo.session, policy)
     for seed in (2, 3):
         held = {name: value.clone() for name, value in trained(policy, seed).policy_state().items()}
-        sampler(PROMPTS, noise(), EOS)
+        sampler(PROMPTS, noise(), (EOS,))
         assert held.keys() == vllm.weights[-1].keys()
         assert all(torch.equal(held[name], value) for name, value in vllm.weights[-1].items())
     assert not torch.equal(*(next(iter(weights.values())) for weights in vllm.weights))
@@ -110,11 +110,11 @@ def test_the_policy_of_each_rollout_is_handed_over_and_nothing_is_left(
 def test_vllm_sleeps_except_while_it_samples(vllm: FakeVllm, ppo: Attempt, policy: SharedBase) -> None:
     sampler = VllmSampler(ppo.recipe, ppo.session, policy)
     assert vllm.calls == ["start", "sleep"]
-    sampler(PROMPTS, noise(), EOS)
+    sampler(PROMPTS, noise(), (EOS,))
     assert vllm.calls[2:] == ["wake", "generate", "sleep"]
     vllm.fails["generate"] = RuntimeError("CUDA error: out of memory")
     with pytest.raises(StageError, match=r"vLLM ran out of memory while it sampled: CUDA.*vllm_gpu_memory_utilization"):
-        sampler(PROMPTS, noise(), EOS)
+        sampler(PROMPTS, noise(), (EOS,))
     assert vllm.calls[5:] == ["wake", "generate", "sleep"] and not vllm.adapters[-1].path.exists()
 
 
@@ -124,7 +124,7 @@ def test_a_stop_is_served_before_and_after(vllm: FakeVllm, ppo: Attempt, policy:
     for expected in (["wake", "generate", "sleep"], []):
         del vllm.calls[:]
         with pytest.raises(LeftEarly):
-            sampler(PROMPTS, noise(), EOS)
+            sampler(PROMPTS, noise(), (EOS,))
         assert vllm.calls == expected
 
 
@@ -161,7 +161,7 @@ def test_where_vllm_fails_one_message_says_so(
 ) -> None:
     vllm.fails[call] = error
     with pytest.raises(StageError, match=told) as caught:
-        VllmSampler(ppo.recipe, ppo.session, policy)(PROMPTS, noise(), EOS)
+        VllmSampler(ppo.recipe, ppo.session, policy)(PROMPTS, noise(), (EOS,))
     assert "use_vllm: false" in str(caught.value) and "\n" not in str(caught.value)
 
 

@@ -9,15 +9,17 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from stackllama_engine.contract.prompt_format import PromptFormat
 from stackllama_engine.contract.recipe import PPORecipe, RewardRecipe
 from stackllama_engine.contract.recipe_io import load_recipe
 from stackllama_engine.contract.run_dir import Home, RunDir, State
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.data import demo_data
-from stackllama_engine.data.template import text
 from stackllama_engine.launch.launcher import launch, plan
 from stackllama_engine.launch.reconcile import reconcile
 from stackllama_engine.train import models as train_models
+from stackllama_engine.train.encoding import Encoder
+from stackllama_engine.train.ppo.rewards import ResponseText
 
 COMMON = (
     "use_cpu=true",
@@ -56,7 +58,7 @@ def make_base(path: Path, seed: int = 0) -> Path:
         vocab_size=400, special_tokens=["<pad>", "<s>", "</s>"], initial_alphabet=alphabet, show_progress=False
     )
     rows = itertools.islice(demo_data.generate("finetune"), 100)
-    tokenizer.train_from_iterator((text(row["question"], row["response_j"]) for row in rows), trainer)
+    tokenizer.train_from_iterator((PromptFormat().render(row["question"], row["response_j"]) for row in rows), trainer)
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
     torch.manual_seed(seed)
     config = LlamaConfig(
@@ -87,7 +89,7 @@ def make_reward_model(base: Path, path: Path, seed: int = 1) -> Path:
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             parameter.data.normal_(std=0.1)
-    train_models.save_adapter(model, tokenizer, path, recipe)
+    train_models.save_adapter(model, tokenizer, path, recipe, PromptFormat())
     return path
 
 
@@ -114,3 +116,8 @@ def wait_for(run: RunDir, condition: Callable[[State], bool], patience: float = 
         assert time.monotonic() < deadline, f"{run.id} is still {state.phase}"
         time.sleep(0.1)
     return state
+
+
+def text_ids(encoder: Encoder, response: ResponseText) -> list[int]:
+    """Encode prompt and response as a reward model reads them."""
+    return encoder.text_ids(response.question, response.text, ended=response.ended)

@@ -11,7 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from stackllama_engine.contract.recipe import PPORecipe
 from stackllama_engine.train.ppo.algorithm import Updater, compute_advantages
-from stackllama_engine.train.ppo.rewards import ResponseText, final_scores
+from stackllama_engine.train.ppo.response_text import ResponseText
+from stackllama_engine.train.ppo.rewards import final_scores
 from stackllama_engine.train.ppo.rollout import Advantages, Rollout, pad_tokens, policy_outputs
 from stackllama_engine.train.ppo.shared_base import SharedBase
 from stackllama_engine.train.ppo.update import UpdateStats

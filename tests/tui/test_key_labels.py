@@ -48,6 +48,7 @@ NO_KEY = {
     "merge": "a stage of the launch form",
     "runs ls": "the first screen",
     "runs verify": "reads every checkpoint: minutes",
+    "export": "writes a folder, which is typed",
     "data prepare": "files to files",
     "data preview": "about a source, not a run",
     "doctor": "about the machine",

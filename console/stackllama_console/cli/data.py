@@ -5,21 +5,21 @@ which must not come into this one.
 """
 
 import argparse
-import os
-import subprocess
 import sys
 from typing import Any
 
 import msgspec
 
-from stackllama_engine.contract.child_environment import source_path
-from stackllama_engine.contract.errors import ExitCode, StackllamaError, UsageError
+from stackllama_engine.contract.errors import ExitCode, UsageError
+from stackllama_engine.contract.recipe import SFTRecipe
+from stackllama_engine.contract.recipe_io import load_recipe
+from stackllama_engine.contract.stages import Stage
 
 from ..sanitise import one_line, sanitise
 from ..units import duration
+from .child import document_of
 from .output import paint, say, show, show_fields, show_json
 
-_TIMEOUT = 180.0  # seconds for a hub that does not answer
 _TEXT_LINES = 24
 
 
@@ -62,6 +62,12 @@ def prepare(arguments: argparse.Namespace) -> int:
 
 def preview(arguments: argparse.Namespace) -> int:
     """Run ``data preview SOURCE``."""
+    if arguments.model or arguments.recipe:
+        from . import token_preview
+
+        tokens = token_preview.read(arguments)
+        show_json(tokens) if arguments.json else token_preview.show_tokens(tokens)
+        return ExitCode.DONE
     rows = _read_preview(arguments)
     if arguments.json:
         show_json(rows)
@@ -71,22 +77,27 @@ def preview(arguments: argparse.Namespace) -> int:
 
 
 def _read_preview(arguments: argparse.Namespace) -> dict[str, Any]:
-    argv = [sys.executable, "-P", "-m", "stackllama_engine.data", "preview", f"--count={arguments.rows}"]
+    words = ["preview", f"--count={arguments.rows}"]
     for name in ("split", "config", "revision"):
         value = getattr(arguments, name)
-        argv += [f"--{name}={value}"] if value is not None else []
-    environment = {**os.environ, **source_path(os.environ.get("PYTHONPATH", ""))}
-    try:
-        done = subprocess.run(
-            [*argv, "--", arguments.source], env=environment, capture_output=True, timeout=_TIMEOUT, check=False
-        )
-    except subprocess.TimeoutExpired:
-        raise StackllamaError(f"{arguments.source}: no answer within {_TIMEOUT:.0f} s.") from None
-    if done.returncode == ExitCode.DONE:
-        return msgspec.json.decode(done.stdout, type=dict[str, Any])
-    lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
-    message = lines[-1] if lines else f"{arguments.source} cannot be read (exit code {done.returncode})."
-    raise UsageError(message) if done.returncode == ExitCode.USAGE else StackllamaError(message)
+        words += [f"--{name}={value}"] if value is not None else []
+    words += [f"--columns={msgspec.json.encode(_columns(arguments)).decode()}"]
+    return document_of("stackllama_engine.data", [*words, "--", arguments.source], arguments.source)
+
+
+def _columns(arguments: argparse.Namespace) -> dict[str, str]:
+    """Return `dataset_columns`, the one key that a preview without a stage takes.
+
+    Raises:
+        UsageError: another key, or the stage of no recipe.
+    """
+    others = [word for word in arguments.words if word.partition("=")[0].partition(".")[0] != "dataset_columns"]
+    if others or arguments.stage:
+        wrong = f"`{others[0]}`" if others else "`--stage`"
+        raise UsageError(f"{wrong} needs `--model NAME` or `--recipe FILE`; only `dataset_columns` does not.")
+    recipe = load_recipe(Stage.SFT, None, ["model_name_or_path=demo", *arguments.words])
+    assert isinstance(recipe, SFTRecipe)
+    return recipe.dataset_columns
 
 
 def _show_preview(preview: dict[str, Any]) -> None:

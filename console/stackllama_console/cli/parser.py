@@ -32,6 +32,7 @@ Without a command it opens the console.
              for a running one: save, sample, pause, continue, set
   merge      merge a run's adapter into its base model
   chat       chat with a run's model and its base model
+  export     write a run's adapter or merged model with a model card
   data       prepare a Stack Exchange dump, preview a data source
   doctor     check what this machine has and lacks
   info       print where files are kept"""
@@ -114,6 +115,7 @@ def build_parser() -> Parser:
     _add_launch(commands)
     _add_runs(commands)
     _add_chat(commands)
+    _add_export(commands)
     _add_data(commands)
     for name, text in (("doctor", "Check what this machine has and lacks."), ("info", "Print where files are kept.")):
         _leaf(commands, name, text, f"doctor:{name}", json=True)
@@ -255,7 +257,7 @@ def _add_runs(commands: _Commands) -> None:
     resume.add_argument(
         "--reward-fn-changed",
         action="store_true",
-        help="execute the code of reward_fn even if it changed since launch",
+        help="execute the code of reward_funcs even if it changed since launch",
     )
     for parser in (show, logs, watch):
         parser.add_argument("run", metavar="RUN", nargs="?", help="run id (default: the newest run)")
@@ -312,6 +314,15 @@ def _add_chat(commands: _Commands) -> None:
     chat.add_argument("--cpu", action="store_true", help="run on the CPU")
 
 
+def _add_export(commands: _Commands) -> None:
+    text = "Write a run's adapter, or its merged model, with a model card, as transformers and PEFT load it."
+    export = _leaf(commands, "export", text, "export:export", json=True)
+    export.add_argument("run", metavar="RUN", help="run id; a pipeline stands for its PPO stage")
+    export.add_argument("--to", type=Path, metavar="DIR", help="folder to create (default: the run's id)")
+    export.add_argument("--merged", action="store_true", help="export the merged model instead of the adapter")
+    export.add_argument("--push", metavar="REPO", help="then upload it to this repository of the hub, created private")
+
+
 def _add_data(commands: _Commands) -> None:
     text = "Prepare a Stack Exchange dump, preview a data source."
     group: Parser = commands.add_parser("data", help=text, description=text)
@@ -328,11 +339,21 @@ def _add_data(commands: _Commands) -> None:
         "--seed", type=_seed, default=0, metavar="N", help="seed for order and choice of pairs (default: 0)"
     )
     preview = _leaf(data, "preview", "Print a source's first rows as the model reads them.", "data:preview", json=True)
-    preview.add_argument("source", metavar="SOURCE", help="`demo`, a prepared directory, .jsonl/.parquet, or a hub id")
+    preview.add_argument(
+        "source", metavar="SOURCE", help="`demo`, a prepared directory, a file, folder or pattern, or a hub id"
+    )
     preview.add_argument("--split", help="finetune, reward, rl, evaluation or all; for other hub data sets, their own")
     preview.add_argument("--config", metavar="NAME", help="configuration of a hub data set")
     preview.add_argument("--revision", metavar="REV", help="branch, tag or commit of a hub data set")
     preview.add_argument("--rows", "-n", type=_count, default=3, metavar="N", help="number of rows (default: 3)")
+    text = "show the tokens of a stage, by this model's tokenizer"
+    preview.add_argument("--model", metavar="NAME", help=text)
+    text = "show the tokens of a stage, by this recipe; a pipeline's is one as well"
+    preview.add_argument("--recipe", type=Path, metavar="FILE", help=text)
+    preview.add_argument(
+        "--stage", choices=STAGES[:3], help="stage of the tokens (default: by the recipe's keys, or sft)"
+    )
+    _add_words(preview, "SOURCE ")
 
 
 def _add_words(parser: Parser, before: str, text: str = "recipe override") -> None:

@@ -6,9 +6,10 @@ from typing import Any
 
 from msgspec import to_builtins
 
-from stackllama_engine.contract.errors import ExitCode, UsageError
+from stackllama_engine.contract.errors import ExitCode, StageError, UsageError
 from stackllama_engine.contract.history import History
 from stackllama_engine.contract.metrics import headline_names
+from stackllama_engine.contract.prompt_format import PROMPT_FORMAT_FILE, read_prompt_format
 from stackllama_engine.contract.run_dir import Home, RunDir, State
 from stackllama_engine.contract.run_files import why_unreadable
 from stackllama_engine.contract.stages import Stage
@@ -123,7 +124,17 @@ def _origin(run: RunDir) -> list[tuple[str, str]]:
         fields.append(("Slurm job", one_line(job) or "requested"))
     if (launch := read_launch(run)[0]) and launch.parents:
         fields.append(("made from", ", ".join(map(one_line, launch.parents))))
-    return fields
+    return fields + _prompt_format(run)
+
+
+def _prompt_format(run: RunDir) -> list[tuple[str, str]]:
+    """Return the format that it was trained with, once the run has recorded it."""
+    if not (run.path / PROMPT_FORMAT_FILE).is_file():
+        return []
+    try:
+        return [("prompt format", one_line(str(read_prompt_format(run.path))))]
+    except StageError as error:  # a damaged file must not hide the state
+        return [("prompt format", one_line(str(error)))]
 
 
 def _slurm_job(run: RunDir) -> str | None:

@@ -14,7 +14,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-from stackllama_engine.contract.metrics import MEMORY, metrics_of
+from stackllama_engine.contract.metrics import MEMORY, function_chart, metrics_of
 from stackllama_engine.contract.stages import Stage
 
 from .protocol import Reader
@@ -46,6 +46,8 @@ def charts_for(stage: Stage | None, metrics: Iterable[str], has_memory: bool) ->
     charts: list[ChartSet] = []
     for chart in charts_of(stage):
         lines = tuple(pair for pair in chart.metrics if pair[0] in names)
+        functions = sorted(name for name in names - {name for name, _ in lines} if function_chart(name) == chart.title)
+        lines += tuple((name, name.rpartition("/")[2].replace("_", " ")) for name in functions)
         if has_memory and chart.title == MEMORY:  # its series are the reader's memory; see `curves_of`
             charts.append(ChartSet(MEMORY, (), "bytes"))
         elif lines:

@@ -30,7 +30,7 @@ _CARRIED = (MODEL, "dataset_name")
 """What another stage's form takes over, where nothing was typed in it."""
 _PATHS = (MODEL, ADAPTER, "reward_model_path", "policy_adapter_path", "base_model_name_or_path")
 _SPLITS = ("dataset_train_split", "dataset_test_split")
-_FUNCTION = ("reward_fn", "reward_fn_path")
+_FUNCTIONS = ("reward_funcs", "reward_func_paths", "reward_columns", "reward_kwargs")
 _OUTPUTS = ("adapter", "merged")
 _MOST_RECIPE = 1 << 20
 _STAGE_LINE = re.compile(r"#\s*stage:\s*(\w+)\s*")
@@ -60,7 +60,7 @@ class LaunchForm(Form):
 
     def inputs(self) -> dict[str, str]:
         """Return the values that name models, data, splits, runs and functions, as far as they are given."""
-        looked_up = (*INPUTS, *_SPLITS, *_FUNCTION)
+        looked_up = (*INPUTS, *_SPLITS, *_FUNCTIONS)
         named = {key: self.text(key) for key, field in self.fields.items() if field.name in looked_up}
         return {key: text for key, text in named.items() if text}
 

@@ -12,27 +12,28 @@ from stackllama_engine.contract.recipe import RECIPES, WIRED, TrainRecipe
 from stackllama_engine.contract.stages import TRAINING_STAGES, Stage
 from stackllama_engine.contract.wording import is_steps
 
-Kind = Literal["text", "whole", "number", "flag", "choice", "list"]
+Kind = Literal["text", "whole", "number", "flag", "choice", "list", "mapping"]
 
 _SECTIONS: dict[str, str] = {
     "Model": """model_name_or_path adapter_path reward_model_path policy_adapter_path base_model_name_or_path
         model_revision dtype
         load_in_8bit load_in_4bit bnb_4bit_quant_type use_bnb_nested_quant attn_implementation trust_remote_code""",
-    "Data": """dataset_name dataset_config dataset_train_split dataset_test_split dataset_streaming
-        max_train_samples max_eval_samples""",
+    "Data": """dataset_name dataset_config dataset_columns dataset_train_split dataset_test_split dataset_streaming
+        max_train_samples max_eval_samples prompt_format system_prompt chat_template enable_thinking""",
     "Adapter": "use_peft lora_r lora_alpha lora_dropout lora_target_modules",
     "Optimisation": """optim learning_rate value_learning_rate lr_scheduler_type min_lr_rate warmup_steps max_steps
         total_episodes num_train_epochs weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm
         max_skipped_steps max_rollbacks bf16 fp16 seed""",
     "Batch & length": """per_device_train_batch_size gradient_accumulation_steps num_mini_batches
         local_rollout_forward_batch_size per_device_eval_batch_size gradient_checkpointing max_length
-        max_prompt_length packing packing_strategy""",
+        max_prompt_length packing packing_strategy assistant_only_loss""",
     "PPO": """num_ppo_epochs cliprange cliprange_value vf_coef ent_coef gamma lam whiten_rewards whiten_advantages
         early_stopping target_kl ratio_threshold value_adapter value_head_init""",
     "Sampling": """temperature response_length random_length_limits missing_eos_penalty missing_eos_reward use_vllm
         vllm_gpu_memory_utilization""",
     "KL & reward": """kl_coef kl_estimator adap_kl_ctrl target horizon normalize_reward cliprange_reward
-        reward_baseline reward_model_weight reward_fn reward_fn_path reward_fn_weight length_penalty
+        reward_baseline reward_model_weight reward_model_label reward_funcs reward_weights reward_kwargs reward_columns
+        reward_timeout reward_func_paths length_penalty
         length_penalty_start repetition_penalty repetition_n_grams center_rewards_coefficient""",
     "Checkpoints & reports": """logging_steps eval_steps eval_temperatures eval_best_of save_steps save_minutes
         save_total_limit metric_for_best_model greater_is_better keep_every_steps report_to
@@ -184,6 +185,8 @@ def _kind(parts: list[Any]) -> tuple[Kind, tuple[str, ...]]:
     for part in parts:
         if typing.get_origin(part) is list:
             return "list", _literals(typing.get_args(part)[0])
+        if typing.get_origin(part) is dict:
+            return "mapping", ()
     words = tuple(word for part in parts for word in _literals(part))  # a number may have a word that stands for one
     others = [part for part in parts if not _literals(part)]
     if not others:
@@ -212,6 +215,8 @@ def _bounds_text(kind: Kind, choices: tuple[str, ...], metas: list[Meta], option
             bounds = ", ".join(bound for meta in metas if (bound := _interval(meta)))
             named = "any of " + ", ".join(choices) if choices else "names, separated by commas"
             text = f"numbers, {bounds}, separated by commas" if bounds else named
+        case "mapping":
+            text = "`name: value` pairs, separated by commas"
         case _:
             bounds = [bound for meta in metas if (bound := _interval(meta))]
             text = ", ".join([plain[kind], *bounds, *(f"or {choice}" for choice in choices)])

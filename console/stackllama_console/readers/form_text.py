@@ -32,6 +32,8 @@ def parse(field: FormField, text: str) -> Any:
             return next((value for value in _literal_values(field.type) if str(value) == text), text)
         case "list":
             return _parse_list(field, text)
+        case "mapping":
+            return _read(text if text.startswith("{") else f"{{{text}}}")
         case _:
             return _read(text)
 
@@ -61,6 +63,8 @@ def write(value: Any) -> str:
                 return ""
             plain = len(items) > 1 and all(re.fullmatch(r"[\w.*-]+", str(item)) for item in items)
             return ", ".join(map(str, items)) if plain else _flow(items)
+        case dict():
+            return _pairs(typing.cast("dict[str, Any]", value))[1:-1]
         case _:
             return str(value)
 
@@ -80,6 +84,8 @@ def word(field: FormField, text: str) -> str:
         return "null"
     if isinstance(value, list):
         return _flow(typing.cast("list[Any]", value))
+    if isinstance(value, dict):
+        return _pairs(typing.cast("dict[str, Any]", value))
     if field.kind in ("whole", "number", "flag"):
         return text
     return str(value) if _read(str(value)) == value else quoted(str(value))
@@ -95,6 +101,11 @@ def quoted(text: str) -> str:
 def _flow(items: list[Any]) -> str:
     plain = f"[{', '.join(map(str, items))}]"
     return plain if _read(plain) == items else f"[{', '.join(quoted(str(item)) for item in items)}]"
+
+
+def _pairs(value: dict[str, Any]) -> str:
+    """Write a mapping as YAML on one line, in braces."""
+    return yaml.safe_dump(value, default_flow_style=True, width=float("inf"), sort_keys=False).rstrip("\n")
 
 
 def _parse_list(field: FormField, text: str) -> Any:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from io import BufferedReader
 from itertools import zip_longest
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 from msgspec import Struct
@@ -37,6 +37,8 @@ class Sample(Struct, frozen=True, kw_only=True):
     reward: float | None = None
     rewards: dict[str, float | None] = {}
     """The reward's components by name."""
+    columns: dict[str, Any] = {}
+    """Further columns of the prompt's row."""
     kl: float | None = None
     """Sum over the response's tokens, against the reference."""
     length: int | None = None
@@ -259,6 +261,7 @@ def _clean(sample: Sample) -> Sample:
         question=sanitise(sample.question),
         response=sanitise(sample.response),
         rewards={one_line(name): value for name, value in sample.rewards.items()},
+        columns={one_line(name): one_line(str(value)) for name, value in sample.columns.items() if value is not None},
         split=None if sample.split is None else one_line(sample.split),
         when=None if sample.when is None else one_line(sample.when),
     )

@@ -55,6 +55,8 @@ class Architecture(Struct, frozen=True, kw_only=True):
     qk_norm: bool = False
     gated: bool = True
     activation: str = "silu"
+    logit_steps: int = 0
+    """Operations on the logits behind the head's product: 1 scales them, 2 cap them."""
     default_targets: tuple[str, ...] | None = None
     """LoRA targets if the recipe names none; None: PEFT has no default for this model."""
 

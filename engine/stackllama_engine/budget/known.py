@@ -167,6 +167,13 @@ def experts_of(config: Mapping[str, Any]) -> int:
     return max((count for count in counts if type(count) is int and count > 1), default=0)
 
 
+def logit_steps(model_type: str, config: Mapping[str, Any]) -> int:
+    """Return how many operations follow the head's product: a cap is a division and a tanh, a scale one product."""
+    if config.get("final_logit_softcapping", 30.0 if model_type == "gemma2" else None) is not None:
+        return 2
+    return int(any(config.get(key) not in (None, 1) for key in ("logits_scaling", "logit_scale")))
+
+
 def packed_bytes(config: Mapping[str, Any]) -> float | None:
     """Return the minimum bytes per element of a checkpoint that is already quantised; None if it is not."""
     quantisation = _object(config.get("quantization_config"))

@@ -85,13 +85,17 @@ def plain(vocabulary: int, tokens: int, width: int, *, kept: bool = False) -> in
     return (12 + outputs) * vocabulary * tokens
 
 
-def chunk(arch: Architecture, precision: Precision, tokens: int) -> int:
+def chunk(arch: Architecture, precision: Precision, tokens: int, *, trains: bool) -> int:
     """Return what ``train/ppo/head.py`` holds per chunk of tokens.
 
-    Log-probabilities and probabilities in float32, and the logits of a narrower head.
+    Log-probabilities and probabilities in float32, and the logits of a narrower head. Where the model's own code scales
+    or caps the logits, also what autograd keeps: three float32 arrays, and one in the head's type per operation.
     """
     narrow = precision.head if precision.head < 4 else 0
-    return (8 + narrow) * arch.vocab * min(tokens, CHUNK_TOKENS)
+    own = 0
+    if arch.logit_steps:
+        own = 12 + precision.head * arch.logit_steps if trains else precision.head
+    return (8 + narrow + own) * arch.vocab * min(tokens, CHUNK_TOKENS)
 
 
 def update(arch: Architecture, precision: Precision, tokens: int, *, directions: int) -> int:
@@ -104,7 +108,7 @@ def update(arch: Architecture, precision: Precision, tokens: int, *, directions:
     taken = precision.head * arch.hidden * tokens
     kept = directions * hidden
     backward = hidden + (taken if precision.head < 4 else 0)
-    return max(taken + kept + chunk(arch, precision, tokens), kept + backward)
+    return max(taken + kept + chunk(arch, precision, tokens, trains=True), kept + backward)
 
 
 def narrowed(arch: Architecture, precision: Precision) -> int:
@@ -115,7 +119,7 @@ def narrowed(arch: Architecture, precision: Precision) -> int:
 def scoring(arch: Architecture, precision: Precision, tokens: int) -> int:
     """Return the peak of PPO's log-probabilities without gradients: states, the head's 16-bit copy, and a chunk."""
     taken = precision.head * arch.hidden * tokens
-    return taken + narrowed(arch, precision) + chunk(arch, precision, tokens)
+    return taken + narrowed(arch, precision) + chunk(arch, precision, tokens, trains=False)
 
 
 def sampling(arch: Architecture, precision: Precision, rows: int) -> int:

@@ -143,6 +143,7 @@ def architecture_of(config: Mapping[str, Any], name: str, where: str, modules: f
         qk_norm=model_type in ("qwen3", "qwen3_moe", "gemma3", "gemma3_text"),
         gated=family in ("llama", "gemma", "phi3"),
         activation=_activation(config, family),
+        logit_steps=known.logit_steps(model_type, config),
         default_targets=_TARGETS.get("gemma3_text" if model_type == "gemma3" else model_type),
     )
 

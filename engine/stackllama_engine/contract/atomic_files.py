@@ -8,6 +8,8 @@ from pathlib import Path
 
 PRIVATE_DIR = 0o700
 PRIVATE_FILE = 0o600
+PATTERN = "*?"
+"""Characters that make a file's name a pattern for several files."""
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -103,3 +105,12 @@ def existing(text: str) -> Path | None:
         return path.resolve() if path.exists() else None
     except (OSError, RuntimeError, ValueError):  # too long, a folder that may not be entered, `~nobody`, a NUL
         return None
+
+
+def existing_files(text: str) -> Path | None:
+    """Return as :func:`existing`, also for a pattern in place of a file's name (``data/train-*.parquet``)."""
+    path = existing(text)
+    if path is not None or not set(PATTERN) & set(Path(text).name):
+        return path
+    folder = existing(str(Path(text).parent))
+    return folder / Path(text).name if folder is not None and folder.is_dir() else None

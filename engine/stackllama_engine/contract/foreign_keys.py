@@ -15,6 +15,8 @@ ACCEPTED = {
     "max_seq_length": "max_length",
     "no_cuda": "use_cpu",
     "init_kl_coef": "kl_coef",
+    "chat_template_path": "chat_template",
+    "completion_only_loss": "assistant_only_loss",
 }
 """Other names of our keys; the value is taken as it is."""
 
@@ -59,7 +61,7 @@ TRL_ONLY = frozenset(
 """Keys by which a recipe of TRL or transformers is recognised."""
 
 _DPO = "DPO and similar methods are not supported; train a reward model on the pairs, then PPO"
-_TEXT = "texts always have the form `Question: … Answer: …` with the tokenizer's own special tokens; remove it"
+_SPECIAL = "special tokens are the tokenizer's own; remove it"
 _SHARDED = (
     "sharding is not supported: every GPU holds the whole model, in 8 or 4 bits if needed (`load_in_8bit`); remove it"
 )
@@ -76,10 +78,8 @@ REFUSED: dict[str, str] = {
     "stop_token": "a response always ends at the end-of-sequence token; remove it",
     "stop_token_id": "a response always ends at the tokenizer's end-of-sequence token; remove it",
     "disable_dropout": "set `lora_dropout: 0` instead, which is the only dropout here",
-    "completion_only_loss": "the loss is over the whole text, question and answer; remove it",
-    "assistant_only_loss": "the loss is over the whole text, question and answer; remove it",
-    "dataset_text_field": "columns are found by their names (`stackllama-console data preview`); remove it",
-    "dataset_kwargs": "the tokenisation of texts is fixed; remove it",
+    "dataset_text_field": "columns are found by their names, or named by `dataset_columns`; remove it",
+    "dataset_kwargs": "`prompt_format` says how texts are written and tokenised; remove it",
     "truncation_mode": "texts are truncated at their end; remove it",
     "neftune_noise_alpha": "noise on the embeddings is not supported; remove it",
     "label_smoothing_factor": "label smoothing is not supported; remove it",
@@ -97,15 +97,14 @@ REFUSED: dict[str, str] = {
     "shuffle_dataset": "the order of examples is given by `seed`; remove it",
     "data_seed": "one `seed` is for everything that is random; remove it",
     "config_file": "launch settings are keys of the recipe: `num_processes`; remove it",
-    "reward_funcs": "give your reward function as `reward_fn: package.module:function`",
     "batch_size": "PPO's batch size per device is `per_device_train_batch_size` × `gradient_accumulation_steps` × "
     "`num_mini_batches`; set those",
     "mini_batch_size": "PPO's mini-batch size per device is `per_device_train_batch_size` × "
     "`gradient_accumulation_steps`; set those",
     **dict.fromkeys(("use_rslora", "use_dora", "lora_bias"), _ADAPTER),
-    **dict.fromkeys(
-        ("chat_template", "chat_template_path", "eos_token", "pad_token", "special_tokens", "template"), _TEXT
-    ),
+    "template": "choose `prompt_format: chat`, which uses the tokenizer's chat template, or a file of your own as "
+    "`chat_template`",
+    **dict.fromkeys(("eos_token", "pad_token", "special_tokens"), _SPECIAL),
     **dict.fromkeys(("deepspeed", "fsdp", "fsdp_config", "accelerator_config", "parallelism_config"), _SHARDED),
     **dict.fromkeys(("dataset_mixture", "dataset_mixer", "dataset_splits", "datasets"), _MIXTURE),
     **dict.fromkeys(
@@ -194,7 +193,7 @@ def _attention(value: Any) -> str | None:
 _OTHER_OPTIMIZER = "this optimizer is not supported; `optim` lists those that are"
 _IMAGES = "images, audio and video are not supported"
 _VOCABULARY = "the tokenizer is used unchanged"
-_TEMPLATE = "texts always have the form `Question: … Answer: …`, without a chat template"
+_TEMPLATE = "`prompt_format: chat` uses the tokenizer's chat template, or a file of your own, `chat_template`"
 _HELD_OUT = "the held-out data is a split, `dataset_test_split`, limited by `max_eval_samples`"
 _NEW_ADAPTER = "sft and reward start from a new adapter; merge the old one first"
 
@@ -231,8 +230,10 @@ LLAMA_FACTORY: dict[str, ForeignKey] = {
     "pure_bf16": ForeignKey("dtype", "`true` is `bfloat16`", lambda value: "bfloat16" if value else "auto"),
     "enable_liger_kernel": ForeignKey(why="results do not depend on it"),
     "use_unsloth": ForeignKey(why="its kernels are not used, and results do not depend on it"),
-    **_why("the loss is over the whole text", "train_on_prompt mask_history"),
-    **_why(_TEMPLATE, "template default_system tool_format enable_thinking preserve_thinking"),
+    "default_system": ForeignKey("system_prompt", "the same text"),
+    "train_on_prompt": ForeignKey("assistant_only_loss", "inverted", lambda value: not value),
+    **_why("of several turns, the last response is trained on", "mask_history"),
+    **_why(_TEMPLATE, "template tool_format preserve_thinking"),
     **_why(_VOCABULARY, "resize_vocab add_tokens add_special_tokens split_special_tokens new_special_tokens_config"),
     **_why("data sets are given by path or hub id", "dataset_dir eval_dataset media_dir tokenized_path"),
     **_why("a run has one data set", "mix_strategy interleave_probs buffer_size"),
@@ -286,7 +287,9 @@ AXOLOTL: dict[str, ForeignKey] = {
     "val_set_size": ForeignKey(why=_HELD_OUT),
     "special_tokens": ForeignKey(why=_VOCABULARY),
     **_why(_VOCABULARY, "tokens added_tokens_overrides eot_tokens resize_token_embeddings_to_32x tokenizer_config"),
-    **_why(_TEMPLATE, "chat_template chat_template_jinja default_system_message"),
+    "default_system_message": ForeignKey("system_prompt", "the same text"),
+    "train_on_inputs": ForeignKey("assistant_only_loss", "inverted", lambda value: not value),
+    **_why(_TEMPLATE, "chat_template_jinja"),
     **_why(
         "the classes of model and tokenizer are read from their files",
         "model_type tokenizer_type "
@@ -294,7 +297,7 @@ AXOLOTL: dict[str, ForeignKey] = {
         "tokenizer_legacy processor_type base_model_config tokenizer_use_mistral_common "
         "trust_remote_code type_of_model",
     ),
-    **_why("the loss is over the whole text", "train_on_inputs train_on_eos roles_to_train"),
+    **_why("of several turns, the last response and its end are trained on", "train_on_eos roles_to_train"),
     **_why(
         "set by the engine",
         "dataset_prepared_path dataset_processes skip_prepare_dataset pad_to_sequence_len "

@@ -401,7 +401,8 @@ METRICS: tuple[Metric, ...] = (
         label="reward function",
         chart="reward components",
         series="function",
-        help="Mean score of `reward_fn` over the responses that it did not abstain from.",
+        help="Mean score of a reward function over the responses that it did not abstain from; since 0.3 each of "
+        "`reward_funcs` has its own metric, under its name.",
     ),
     Metric(
         name="reward/length_penalty",
@@ -423,7 +424,7 @@ METRICS: tuple[Metric, ...] = (
         name="reward/function_abstained",
         stages=(PPO,),
         label="abstained",
-        help="Share of responses that `reward_fn` abstained from.",
+        help="Share of responses that a reward function abstained from; since 0.3 under its name.",
     ),
     Metric(
         name="objective/rlhf_reward",
@@ -647,6 +648,14 @@ METRICS: tuple[Metric, ...] = (
         help="Responses of a step that end with the end token, over all ranks.",
     ),
     Metric(
+        name="val/thoughts_cut_off",
+        stages=(PPO,),
+        label="thoughts cut off",
+        better="lower",
+        help="Share of responses that open `<think>` and reach the length limit before `</think>`, so that there is no "
+        "answer; of models that think.",
+    ),
+    Metric(
         name="objective/entropy",
         stages=(PPO,),
         label="sequence entropy",
@@ -756,6 +765,10 @@ METRICS: tuple[Metric, ...] = (
     ),
 )
 
+_FUNCTIONS = {"reward/": "reward components", "eval/reward/": "held-out reward components"}
+ABSTAINED = "_abstained"
+"""After the metric of a reward function: the share of responses that it abstained from."""
+
 RESULTS: dict[str, Better] = {"after.mean_reward": "higher", "after.true_utility": "higher"}
 """Numbers of ``result.json`` that are in no event, and which way is better."""
 
@@ -763,6 +776,12 @@ RESULTS: dict[str, Better] = {"after.mean_reward": "higher", "after.true_utility
 def metrics_of(stage: Stage | None) -> list[Metric]:
     """Return the metrics of a stage (None: of another trainer's run), the most telling first."""
     return [metric for metric in METRICS if stage in metric.stages]
+
+
+def function_chart(name: str) -> str:
+    """Return the chart of a metric that has a reward function's name; empty for others."""
+    is_share = name.endswith(ABSTAINED)
+    return next((chart for prefix, chart in _FUNCTIONS.items() if name.startswith(prefix) and not is_share), "")
 
 
 def headline(stage: Stage | None) -> list[Metric]:

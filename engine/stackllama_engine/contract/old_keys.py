@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, cast
 
-from msgspec import Struct
+from msgspec import UNSET, Struct
 
 from .findings import Entry, Findings
 
@@ -13,7 +13,8 @@ class OldKeys(Struct, frozen=True):
 
     Attributes:
         new: the key that replaced them.
-        read: returns the new key's value, from the old keys' values and the new one's, if that is given too.
+        read: returns the new key's value, from the old keys' values and the new one's, if that is given too; UNSET:
+            the old keys say what is the new one's default.
         defaults: the old keys and their default values.
     """
 
@@ -29,9 +30,24 @@ def _length_limits(old: Mapping[str, Any], given: Any) -> Any:
     return [(_LENGTHS | limits | dict(old))[key] for key in _LENGTHS]
 
 
+def _function(old: Mapping[str, Any], given: Any) -> Any:
+    """Return the one function, or what belongs to it, as a list."""
+    (value,) = old.values()
+    return UNSET if value is None else [value]
+
+
+def _function_weight(old: Mapping[str, Any], given: Any) -> Any:
+    (value,) = old.values()
+    return UNSET if value == _WEIGHT else [value]
+
+
+_WEIGHT = 1.0
 _LENGTHS: dict[str, Any] = {"output_min_length": 32, "output_max_length": 128}
 OLD_KEYS: tuple[OldKeys, ...] = (
     OldKeys("random_length_limits", _length_limits, _LENGTHS),  # the length was drawn from [min, max)
+    OldKeys("reward_funcs", _function, {"reward_fn": None}),  # there was one function
+    OldKeys("reward_func_paths", _function, {"reward_fn_path": None}),
+    OldKeys("reward_weights", _function_weight, {"reward_fn_weight": _WEIGHT}),
 )
 
 
@@ -55,6 +71,8 @@ def read_old_keys(entries: dict[str, Entry], known: Collection[str], findings: F
         entries = {key: entry for key, entry in entries.items() if key not in given}
         before = entries[old.new].value if old.new in entries else None
         value = old.read({key: entry.value for key, entry in given.items()}, before)
+        if value is UNSET:
+            continue
         last = list(given.values())[-1]
         entries[old.new] = Entry(source=last.source, key=old.new, typed=value, value=value)
         names = ", ".join(f"`{key}`" for key in given)

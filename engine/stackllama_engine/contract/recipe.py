@@ -30,12 +30,22 @@ from .recipe_common import (
     TrainRecipe,
     about,
 )
-from .recipe_ppo import FUNCTION, REWARD_ARGUMENTS, VLLM_LORA_RANKS, PPORecipe
+from .recipe_ppo import (
+    FUNCTION,
+    OWN_COMPONENTS,
+    PROMPT_COLUMNS,
+    REWARD_ARGUMENTS,
+    VLLM_LORA_RANKS,
+    PPORecipe,
+    RewardFunc,
+)
 from .stages import Split, Stage
 
 __all__ = [
     "ALTERNATIVES",
     "FUNCTION",
+    "OWN_COMPONENTS",
+    "PROMPT_COLUMNS",
     "RECIPES",
     "REWARD_ARGUMENTS",
     "VLLM_LORA_RANKS",
@@ -46,6 +56,7 @@ __all__ = [
     "Optim",
     "PPORecipe",
     "PipelineRecipe",
+    "RewardFunc",
     "RewardRecipe",
     "SFTRecipe",
     "TrainRecipe",
@@ -79,6 +90,12 @@ class SFTRecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             "chunks, whose examples attend to those before, as in 2023."
         ),
     ] = "bfd"
+    assistant_only_loss: Annotated[
+        bool | None,
+        about(
+            "Train on responses alone, not on prompts; empty: true with `prompt_format: chat`, else false, as in 2023."
+        ),
+    ] = None
     eval_steps: Annotated[Steps, about(EVAL_HELP)] = 1000
 
 
@@ -156,5 +173,5 @@ WIRED: dict[Stage, tuple[str, ...]] = {
 }
 """Keys that a pipeline fills in from the previous stage."""
 
-ALTERNATIVES: dict[Stage, tuple[str, str]] = {Stage.PPO: ("reward_model_path", "reward_fn")}
+ALTERNATIVES: dict[Stage, tuple[str, str]] = {Stage.PPO: ("reward_model_path", "reward_funcs")}
 """Keys of which one must be given, the usual one first."""

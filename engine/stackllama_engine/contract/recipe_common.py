@@ -17,6 +17,8 @@ NotNegative = Annotated[float, Meta(ge=0)]
 Positive = Annotated[float, Meta(gt=0)]
 Share = Annotated[float, Meta(ge=0, lt=1)]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+COLUMN_NAMES = ("prompt", "chosen", "rejected", "completion", "messages")
+"""Names of `dataset_columns`; TRL's."""
 Steps = Annotated[int, Meta(ge=0)] | Share
 """Number of steps, or below 1 a share of all steps; see :func:`steps_of`."""
 Scheduler = Literal[
@@ -107,22 +109,47 @@ class TrainRecipe(ModelRecipe, frozen=True, kw_only=True, forbid_unknown_fields=
     lora_target_modules: Annotated[
         list[str] | str | None,
         about(
-            "Modules that get an adapter: a list of names, `all-linear`, or a regular expression over full "
-            "names such as `.*(q|v)_proj`; empty: PEFT's default for the model (for Llama q_proj and v_proj)."
+            "Modules that get an adapter: `all-linear` (every matrix inside the layers), a list of names, or a regular "
+            "expression over full names such as `.*(q|v)_proj`; empty: PEFT's default for the model (for Llama q_proj "
+            "and v_proj), which learns worse (https://thinkingmachines.ai/blog/lora)."
         ),
-    ] = None
+    ] = "all-linear"
 
     # data
     dataset_name: Annotated[
         str,
         about(
-            "Data set: hub id, directory made by `data prepare`, .jsonl, .json or .parquet file, or `demo`.",
+            "Data set: hub id, directory made by `data prepare`, file of rows (.jsonl, .json, .csv, .tsv, .parquet, "
+            ".arrow), folder of them or pattern such as `data/train-*.parquet`, or `demo`.",
             min_length=1,
         ),
     ] = "lvwerra/stack-exchange-paired"
     dataset_config: Annotated[str | None, about("Configuration (subset) of the hub data set.")] = None
+    dataset_columns: Annotated[
+        dict[str, str],
+        about(
+            "Columns with other names than ours, such as `{prompt: title, chosen: good}`; the names are `prompt`, "
+            "`chosen`, `rejected`, `completion` and `messages`."
+        ),
+    ] = {}
     dataset_train_split: Annotated[str, about(SPLIT_HELP, min_length=1)]
     dataset_test_split: Annotated[str, about("Held-out split to evaluate on.", min_length=1)] = Split.EVALUATION.value
+    prompt_format: Annotated[
+        Literal["auto", "question_answer", "chat", "none"],
+        about(
+            "How prompts are written: `chat`: messages in a chat template; `question_answer`: `Question: …` and "
+            "`Answer: …`, as published; `none`: as they are; `auto`: by the data set's columns."
+        ),
+    ] = "auto"
+    system_prompt: Annotated[
+        str | None, about("System message of conversations that bring none (`prompt_format: chat`).")
+    ] = None
+    chat_template: Annotated[
+        str | None, about("File with a Jinja chat template; empty: the tokenizer's own (`prompt_format: chat`).")
+    ] = None
+    enable_thinking: Annotated[
+        bool | None, about("Passed to the chat template; empty: left to the template (`prompt_format: chat`).")
+    ] = None
     dataset_streaming: Annotated[bool, about("Stream the hub data set instead of downloading all of it.")] = True
     max_train_samples: Annotated[AtLeastOne | None, about(TRAIN_SAMPLES_HELP)] = None
     max_eval_samples: Annotated[AtLeastOne | None, about(EVAL_SAMPLES_HELP)] = None
@@ -224,6 +251,7 @@ class TrainRecipe(ModelRecipe, frozen=True, kw_only=True, forbid_unknown_fields=
             )
         if self.load_in_8bit and self.load_in_4bit:
             raise ValueError("`load_in_8bit` and `load_in_4bit` are both true; choose one of them.")
+        self._check_columns()
         self._check_optimisation()
         if getattr(self, "max_steps", -1) == 0:
             raise ValueError("`max_steps: 0` trains nothing; give a number of steps, or -1 for `num_train_epochs`.")
@@ -240,6 +268,20 @@ class TrainRecipe(ModelRecipe, frozen=True, kw_only=True, forbid_unknown_fields=
                 "`use_peft: false` trains every weight, which quantised weights do not allow; "
                 "set `load_in_8bit: false` and `load_in_4bit: false`, or keep `use_peft: true`."
             )
+
+    def _check_columns(self) -> None:
+        columns = self.dataset_columns
+        if unknown := [name for name in columns if name not in COLUMN_NAMES]:
+            raise ValueError(
+                f"`dataset_columns`: `{unknown[0]}` is none of {', '.join(COLUMN_NAMES)}; write `name: column of the "
+                "data set`."
+            )
+        if "messages" in columns and len(columns) > 1:
+            raise ValueError(
+                "`dataset_columns`: `messages` is a whole conversation, prompt and response; keep it or the others."
+            )
+        if {"chosen", "completion"} <= set(columns):
+            raise ValueError("`dataset_columns`: `chosen` and `completion` both name the response; keep one of them.")
 
     def _check_checkpoints(self) -> None:
         if self.metric_for_best_model and not self.save_steps:

@@ -54,7 +54,13 @@ _TRAINER: dict[str, Any] = {
     "seed": 42,
 }
 """Defaults of transformers' TrainingArguments, where ours differ."""
-_TRL = _TRAINER | {"gradient_checkpointing": True, "dtype": "float32", "bf16": True, "max_length": 1024}
+_TRL = _TRAINER | {
+    "gradient_checkpointing": True,
+    "dtype": "float32",
+    "bf16": True,
+    "max_length": 1024,
+    "lora_target_modules": None,
+}
 _TRL_PPO = {
     "learning_rate": 3e-6,
     "num_train_epochs": None,
@@ -69,7 +75,8 @@ _TRL_PPO = {
 DEFAULTS: dict[tuple[str, Stage], dict[str, Any]] = {
     (TRL, Stage.SFT): _TRL | {"learning_rate": 2e-5, "packing": False},
     (TRL, Stage.REWARD): _TRL | {"learning_rate": 1e-4, "lora_r": 16, "lora_dropout": 0.05},
-    (TRL, Stage.PPO): {key: value for key, value in (_TRL | _TRL_PPO).items() if value is not None},
+    (TRL, Stage.PPO): {key: value for key, value in (_TRL | _TRL_PPO).items() if value is not None}
+    | {"lora_target_modules": None},
     ("LLaMA-Factory", Stage.SFT): _TRAINER
     | {
         "learning_rate": 5e-5,

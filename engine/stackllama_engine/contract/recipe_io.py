@@ -8,7 +8,7 @@ transformers are read by :mod:`.translate`, those of earlier versions by :mod:`.
 import functools
 import shlex
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import msgspec
 import yaml
 from msgspec import UNSET, Struct
 
-from .atomic_files import existing
+from .atomic_files import existing, existing_files
 from .errors import RecipeError
 from .findings import COMMAND_LINE, Entry, Findings
 from .foreign_keys import TRL_ONLY, format_of, meaning
@@ -32,15 +32,17 @@ _Layer = tuple[str, Mapping[str, Any]]
 """A source, and its keys and values."""
 _MOST = 1 << 20  # bytes of a recipe file
 _fields = functools.cache(msgspec.structs.fields)  # a form asks at every keystroke
-_PATH_KEYS = (
+PATH_KEYS = (
     "model_name_or_path",
     "dataset_name",
     "reward_model_path",
-    "reward_fn_path",
+    "reward_func_paths",
     "adapter_path",
     "policy_adapter_path",
     "base_model_name_or_path",
+    "chat_template",
 )
+"""Keys whose values may be paths of this machine."""
 
 
 class Reading(Struct, frozen=True, kw_only=True):
@@ -75,7 +77,7 @@ def read_recipe(stage: Stage, file: Path | None = None, overrides: Iterable[str]
     texts: dict[str, str] = {}
     for word in overrides:
         key, value, texts[key] = _parse_override(word)
-        _assign(values, key, value)
+        _assign(values, key, value, layers[0][1] if layers else {})
     layers.append((COMMAND_LINE, values))
     return _assemble(stage, layers, str(file) if file else COMMAND_LINE, texts)
 
@@ -165,15 +167,17 @@ def _parse_override(word: str) -> tuple[str, Any, str]:
         return key.strip(), text, text  # a plain string with YAML's special characters in it, such as a path
 
 
-def _assign(values: dict[str, Any], key: str, value: Any) -> None:
+def _assign(values: dict[str, Any], key: str, value: Any, below: Mapping[str, Any]) -> None:
+    """Put a value under a dotted key: into a section, or into a mapping, which keeps the entries of ``below``."""
     section, dot, rest = key.partition(".")
     if not dot:
         values[key] = value
         return
-    inner = _mapping(values.setdefault(section, {}))
+    under = _mapping(below.get(section)) or {}
+    inner = _mapping(values.setdefault(section, {} if section in RECIPES else dict(under)))
     if inner is None:
         raise RecipeError(f"{COMMAND_LINE}: `{key}`: `{section}` is a value, not a section.")
-    inner[rest] = value
+    _assign(inner, rest, value, under)
 
 
 def _refuse_foreign(file: Path, values: Mapping[str, Any]) -> None:
@@ -242,9 +246,9 @@ def _build(stage: Stage, entries: dict[str, Entry], where: str, findings: Findin
         wrong = True
     if wrong:
         return None
-    for key in _PATH_KEYS:
+    for key in PATH_KEYS:
         if checked.get(key):
-            checked[key] = _absolute(checked[key])
+            checked[key] = _absolute(checked[key], existing_files if key == "dataset_name" else existing)
     try:
         recipe = RECIPES[stage](**checked)
     except ValueError as error:
@@ -288,9 +292,11 @@ def _hint(key: str, value: Any, what: str, known: Mapping[str, Any]) -> str:
     return f" Did you mean `{near}`?" if near and is_of_type(value, known[near]) else ""
 
 
-def _absolute(value: str) -> str:
-    """Make a path that exists here absolute: the stage runs in another directory."""
-    path = existing(value) if "/" in value or "." in value else None
+def _absolute(value: Any, find: Callable[[str], Path | None]) -> Any:
+    """Make a path that exists here absolute, or each of a list: the stage runs in another directory."""
+    if isinstance(value, list):
+        return [_absolute(part, find) if part else part for part in typing.cast("list[Any]", value)]
+    path = find(value) if "/" in value or "." in value else None
     return str(path) if path else value
 
 

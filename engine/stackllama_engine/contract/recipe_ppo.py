@@ -1,9 +1,9 @@
 """The PPO recipe: sampling of responses, their reward, and the update of the policy."""
 
 import re
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from msgspec import Meta
+from msgspec import Meta, Struct
 
 from .recipe_common import (
     ACCUMULATION_HELP,
@@ -28,16 +28,33 @@ _N_DETAILS = "https://huggingface.co/blog/the_n_implementation_details_of_rlhf_w
 _DEFAULT_EOS_PENALTY = 1.0  # as TRL's PPO scripts have it
 FUNCTION = re.compile(r"(?P<module>[^\W\d]\w*(\.[^\W\d]\w*)*):(?P<name>[^\W\d]\w*)")
 """``package.module:function``."""
-REWARD_ARGUMENTS = frozenset({"questions", "responses"})
-"""Keyword arguments of a ``reward_fn``, a list of texts each."""
+REWARD_ARGUMENTS = frozenset({"prompts", "completions", "questions", "responses"})
+"""Keyword arguments of a reward function besides columns and ``reward_kwargs``, a list each."""
+PROMPT_COLUMNS = ("question", "prompt", "instruction")
+"""Names of a data set's prompt column; a reward function that has such a parameter gets the questions."""
 VLLM_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Ranks that vLLM allocates adapters for (its ``config/lora.py``)."""
 VLLM_LEAST_TEMPERATURE = 0.01
 """Lowest temperature of vLLM, to which it raises lower ones (its ``sampling_params.py``)."""
 
+OWN_COMPONENTS = frozenset({"model", "length_penalty", "repetition_penalty"})
+"""Names of reward components that are no function's."""
+
 Rate = Annotated[float, Meta(gt=0, le=1)]
 Several = Annotated[int, Meta(ge=2)]
 Limits = Annotated[list[AtLeastOne], Meta(min_length=2, max_length=2)]
+
+
+class RewardFunc(Struct, frozen=True, kw_only=True):
+    """One of a recipe's reward functions."""
+
+    reference: str
+    """``package.module:function``."""
+    directory: str | None
+    """Where its module lies; None: among the installed packages, or not looked up yet."""
+    weight: float
+    name: str
+    """Its component's: the function's, with its module where that alone would be another component's as well."""
 
 
 class PPORecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -50,22 +67,49 @@ class PPORecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         str | None,
         about(
             "Reward model: finished reward run, adapter directory, or sequence-classification model; empty: "
-            "`reward_fn` alone."
+            "`reward_funcs` alone."
+        ),
+    ] = None
+    reward_model_label: Annotated[
+        Annotated[int, Meta(ge=0)] | None,
+        about(
+            "Which of a classification model's scores is the reward, from 0; empty: the only one, or of two the second "
+            "minus the first."
         ),
     ] = None
     reward_model_weight: Annotated[float, about("Weight of the reward model in the score.")] = 1.0
-    reward_fn: Annotated[
-        str | None,
+    reward_funcs: Annotated[
+        list[str],
         about(
-            "Your own reward function, `package.module:function`: called with `questions` and `responses`, "
-            "returns one number per response. Imported from the working directory, PYTHONPATH or the installed "
-            "packages."
+            "Reward functions, `package.module:function` each: called with TRL's `prompts` and `completions` or with "
+            "`questions` and `responses`, and with columns by name; return one number per response, or None. Imported "
+            "from the working directory, PYTHONPATH or the installed packages; ready ones are in "
+            "`stackllama_engine.rewards`."
+        ),
+    ] = []  # noqa: RUF012 - msgspec copies it
+    reward_func_paths: Annotated[
+        list[str | None],
+        about(
+            "Directory of the module of each of `reward_funcs`, null: of an installed one; empty: where they are found "
+            "at launch."
+        ),
+    ] = []  # noqa: RUF012 - msgspec copies it
+    reward_weights: Annotated[list[float], about("Weight of each of `reward_funcs` in the score; empty: 1 each.")] = []  # noqa: RUF012 - msgspec copies it
+    reward_kwargs: Annotated[
+        dict[str, Any],
+        about('Keyword arguments for the reward functions, to each those that it names, e.g. `{pattern: "####"}`.'),
+    ] = {}  # noqa: RUF012 - msgspec copies it
+    reward_timeout: Annotated[
+        Positive,
+        about("Seconds that one call of a reward function may take; a longer one is made again, as a failed one."),
+    ] = 300.0
+    reward_columns: Annotated[
+        list[str] | None,
+        about(
+            "Columns of the data set that reward functions get by name, and `samples.jsonl` records; empty: all with "
+            "text, numbers or flags; []: none."
         ),
     ] = None
-    reward_fn_path: Annotated[
-        str | None, about("Directory of the module of `reward_fn`; empty: where it is found at launch.")
-    ] = None
-    reward_fn_weight: Annotated[float, about("Weight of the reward function in the score.")] = 1.0
     length_penalty: Annotated[
         NotNegative, about("Subtracted from the score per response token beyond `length_penalty_start`.")
     ] = 0.0
@@ -302,13 +346,9 @@ class PPORecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=Tr
                 f"`lora_dropout: {self.lora_dropout:g}`: PPO runs without dropout, so that the ratio of an unchanged "
                 "policy is 1; set `lora_dropout: 0`."
             )
-        if not (self.reward_model_path or self.reward_fn):
-            raise ValueError("the ppo recipe needs `reward_model_path` or `reward_fn`; give one of them.")
-        if self.reward_fn is not None and not FUNCTION.fullmatch(self.reward_fn):
-            raise ValueError(
-                f"`reward_fn: {self.reward_fn}`: expected `package.module:function`, for example "
-                "`rewards:politeness` for `politeness` in rewards.py."
-            )
+        if not (self.reward_model_path or self.reward_funcs):
+            raise ValueError("the ppo recipe needs `reward_model_path` or `reward_funcs`; give one of them.")
+        self._check_functions()
         if self.value_head_init == "reward" and not self.reward_model_path:
             raise ValueError("`value_head_init: reward` needs `reward_model_path`; use `value_head_init: auto`.")
         if self.fp16:
@@ -326,6 +366,32 @@ class PPORecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             )
         if self.use_vllm:
             self._check_vllm()
+
+    def _check_functions(self) -> None:
+        """Check the reward functions' names, and that there is one of everything for each.
+
+        Raises:
+            ValueError: a name that is none, one twice, or lists of different lengths.
+        """
+        for reference in self.reward_funcs:
+            if not FUNCTION.fullmatch(reference):
+                raise ValueError(
+                    f"`reward_funcs: {reference}`: expected `package.module:function`, for example "
+                    "`rewards:politeness` for `politeness` in rewards.py."
+                )
+        if len(set(self.reward_funcs)) < len(self.reward_funcs):
+            raise ValueError("`reward_funcs` names a function twice; name it once, with another weight.")
+        if taken := sorted(REWARD_ARGUMENTS & self.reward_kwargs.keys()):
+            raise ValueError(f"`reward_kwargs` has `{taken[0]}`, which is what is scored; choose another name.")
+        if not self.reward_funcs:
+            return
+        for key in ("reward_weights", "reward_func_paths"):
+            given: list[Any] = getattr(self, key)
+            if given and len(given) != len(self.reward_funcs):
+                raise ValueError(
+                    f"`{key}` has {len(given)} entries for {len(self.reward_funcs)} `reward_funcs`; give one for each, "
+                    "or leave it empty."
+                )
 
     def _check_vllm(self) -> None:
         """Refuse policies that vLLM cannot sample from.
@@ -356,6 +422,24 @@ class PPORecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=Tr
                 f"`temperature: {self.temperature:g}` is too low for `use_vllm: true`, which samples at "
                 f"{VLLM_LEAST_TEMPERATURE} or more; raise it, or use `use_vllm: false`."
             )
+
+    @property
+    def functions(self) -> "list[RewardFunc]":
+        """The reward functions with their directories, weights and names."""
+        if not (count := len(self.reward_funcs)):
+            return []
+        paths = self.reward_func_paths or [None] * count
+        weights = self.reward_weights or [1.0] * count
+        last = [reference.rpartition(":")[2] for reference in self.reward_funcs]
+        return [
+            RewardFunc(
+                reference=reference,
+                directory=path,
+                weight=weight,
+                name=reference.replace(":", ".") if name in OWN_COMPONENTS or last.count(name) > 1 else name,
+            )
+            for reference, path, weight, name in zip(self.reward_funcs, paths, weights, last, strict=True)
+        ]
 
     @property
     def length_limits(self) -> tuple[int, int]:

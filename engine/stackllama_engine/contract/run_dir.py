@@ -81,7 +81,7 @@ class State(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class FunctionFile(Struct, frozen=True, kw_only=True):
-    """Code of a recipe's ``reward_fn``, as the stage imports it."""
+    """Code of one of a recipe's ``reward_funcs``, as the stage imports it."""
 
     reference: str
     """``package.module:function``."""
@@ -105,8 +105,10 @@ class Launch(Struct, frozen=True, kw_only=True):
     """Variables that the launcher added to the environment; never a secret."""
     secrets: list[str] = []
     """Names of the secrets that were present, never their values."""
+    reward_funcs: list[FunctionFile] | msgspec.UnsetType = msgspec.UNSET
+    """Unset: written by a version that did not record it, or in the next field."""
     reward_fn: FunctionFile | msgspec.UnsetType | None = msgspec.UNSET
-    """None: the recipe has none. Unset: written by a version that did not record it."""
+    """Of a version whose recipe had one function at most. None: it had none."""
 
 
 class Home:

@@ -148,6 +148,18 @@ def _packing_strategy(value: Any, values: Values) -> Read:
     return {"packing_strategy": value}, ""
 
 
+def _one_or_several(key: str) -> Callable[[Any, Values], Read]:
+    """Read a list of which one entry may be given by itself, and texts separated by commas."""
+
+    def read(value: Any, values: Values) -> Read:
+        if isinstance(value, str):
+            parts = [part.strip() for part in value.split(",") if part.strip()]
+            value = [float(part) if key == "reward_weights" and number(part) is not None else part for part in parts]
+        return {key: value if isinstance(value, list) or value is None else [value]}, ""
+
+    return read
+
+
 _VALUES: dict[str, Callable[[Any, Values], Read]] = {
     "lora_target_modules": _target_modules,
     "report_to": _report_to,
@@ -155,6 +167,7 @@ _VALUES: dict[str, Callable[[Any, Values], Read]] = {
     "dtype": _dtype,
     "save_total_limit": _save_total_limit,
     "packing_strategy": _packing_strategy,
+    **{key: _one_or_several(key) for key in ("reward_funcs", "reward_func_paths", "reward_weights", "reward_columns")},
 }
 
 # -- keys from which one of ours is computed -----------------------------------------------------------------------

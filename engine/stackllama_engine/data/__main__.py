@@ -32,6 +32,10 @@ def _print_notice(text: str) -> None:
     sys.stderr.write(f"note: {text}\n")
 
 
+def _columns(text: str) -> dict[str, str]:
+    return msgspec.json.decode(text, type=dict[str, str])
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m stackllama_engine.data", description=__doc__)
     commands = parser.add_subparsers(required=True)
@@ -47,8 +51,11 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("--count", type=int, default=3)
     show.add_argument("--config")
     show.add_argument("--revision")
+    show.add_argument("--columns", type=_columns, metavar="JSON", help="`dataset_columns` of a recipe")
     show.set_defaults(
-        run=lambda o: preview_here(o.source, o.split, count=o.count, config=o.config, revision=o.revision)
+        run=lambda o: preview_here(
+            o.source, o.split, count=o.count, config=o.config, revision=o.revision, names=o.columns
+        )
     )
     return parser
 

@@ -10,16 +10,24 @@ from typing import Any
 from ..contract.errors import DataError
 from ..contract.stages import Split
 from .columns import prompt_of
-from .kinds import kind_of
+from .kinds import files_of, kind_of
 from .manifest import read_manifest
-from .row_files import read_file
+from .row_files import position_of, read_file
 from .splits import same_text, split_of
 
 ALL = "all"
 
 
-def local_rows(name: str, split: str, *, seed: int = 0) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def local_rows(
+    name: str, split: str, names: Mapping[str, str] | None = None, *, seed: int = 0
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Yield (position, row as read) of one split, or of ``all``.
+
+    Args:
+        name: the source.
+        split: one of ours, or ``all``.
+        names: `dataset_columns`, which say what the prompt is, and it the split.
+        seed: of the demo's generator.
 
     Raises:
         DataError: no such split, or unreadable.
@@ -37,11 +45,12 @@ def local_rows(name: str, split: str, *, seed: int = 0) -> Iterator[tuple[str, M
         for part in splits:
             yield from ((f"{part}.jsonl, line {n}", row) for n, row in read_file(path / f"{part}.jsonl"))
     else:
-        label = "line" if path.suffix == ".jsonl" else "row"
-        whole = split == ALL
-        for number, row in read_file(path):
-            if whole or _split_of_row(row) in splits:
-                yield f"{label} {number}", row
+        files = files_of(name)
+        for file in files:
+            for number, row in read_file(file):
+                if split == ALL or _split_of_row(row, names) in splits:
+                    where = position_of(file, number)
+                    yield where if len(files) == 1 else f"{file.name}, {where}", row
 
 
 def _splits(name: str, split: str) -> tuple[Split, ...]:
@@ -52,7 +61,7 @@ def _splits(name: str, split: str) -> tuple[Split, ...]:
     raise DataError(f"{name} has no split {split!r}; choose one of {', '.join(Split)} or {ALL}.")
 
 
-def _split_of_row(row: Mapping[str, Any]) -> Split:
+def _split_of_row(row: Mapping[str, Any], names: Mapping[str, str] | None) -> Split:
     """Return the split of the prompt's text; a row without one is in the first split, where reading it fails."""
-    text = prompt_of(row)
+    text = prompt_of(row, names)
     return Split.FINETUNE if text is None else split_of(same_text(text))

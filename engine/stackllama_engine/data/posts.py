@@ -18,6 +18,7 @@ from msgspec import Struct
 
 from ..contract.errors import DataError
 from ..contract.user_files import open_file
+from .kinds import unpack_command
 
 _CHUNK = 1 << 18
 _LONGEST_ROW = 1 << 26  # bytes; a post has at most 30,000 characters, so a longer row is malicious or not a dump
@@ -89,7 +90,8 @@ def _read(file: Any, path: Path) -> bytes:
 def _refuse_packed(head: bytes, path: Path) -> None:
     for magic, name in _PACKED.items():
         if head.startswith(magic):
-            raise DataError(f"{path} is a {name} archive; unpack it and give the Posts.xml inside.")
+            how = f" with {unpack_command(path)}" if name == "7z" else ""
+            raise DataError(f"{path} is a {name} archive; unpack it{how} and give the Posts.xml inside.")
 
 
 def _parser(path: Path, posts: list[Post], skipped: Counter[str]) -> Any:

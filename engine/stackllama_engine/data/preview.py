@@ -9,20 +9,23 @@ import statistics
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from msgspec import Struct
 
 from ..contract.errors import DataError
+from ..contract.prompt_format import PromptFormat
 from ..contract.stages import Split
 from .columns import NEEDS, Row, notices
 from .kinds import PAIRED, Kind, has_known_columns, kind_of
 from .local import ALL
 from .manifest import read_manifest
 from .row_files import count_rows
+from .schemas import MESSAGES, Style, conversation_text
 from .sources import open_rows, read_columns, text_columns
-from .template import prompt, text
 
 _LOOK_AT = 200  # rows
 _PATIENCE = 120.0  # seconds for a hub
@@ -43,7 +46,9 @@ class Preview(Struct, frozen=True, kw_only=True):
     kind: Kind
     split: str
     columns: list[str]
-    rows: list[dict[str, str]]
+    style: Style = "question_answer"
+    """Prompt format that `prompt_format: auto` resolves to."""
+    rows: list[dict[str, Any]]
     texts: list[str]
     """The same rows as text: with the better response, as supervised fine-tuning reads them, or the prompt alone."""
     stages: list[str] = []
@@ -90,7 +95,13 @@ def preview(
 
 
 def preview_here(
-    name: str, split: str | None = None, *, count: int = 3, config: str | None = None, revision: str | None = None
+    name: str,
+    split: str | None = None,
+    *,
+    count: int = 3,
+    config: str | None = None,
+    revision: str | None = None,
+    names: Mapping[str, str] | None = None,
 ) -> Preview:
     """Read the first rows of a source in this process, even of a hub data set.
 
@@ -100,24 +111,29 @@ def preview_here(
     kind = kind_of(name)
     split = split or _default_split(name, kind)
     skipped: Counter[str] = Counter()
-    columns = text_columns(name, split, config=config, revision=revision)
+    columns = text_columns(name, split, config=config, revision=revision, names=names)
     rows = list(
         open_rows(
-            name, split, config=config, revision=revision, limit=max(count, _LOOK_AT), needs=columns, skipped=skipped
+            name,
+            split,
+            config=config,
+            revision=revision,
+            limit=max(count, _LOOK_AT),
+            needs=columns,
+            names=names,
+            skipped=skipped,
         )
     )
-    used = read_columns(name, split, columns, config=config, revision=revision)
+    used = read_columns(name, split, columns, config=config, revision=revision, names=names)
     total, counts = _totals(Path(name).expanduser(), kind, split)
     return Preview(
         source=name,
         kind=kind,
         split=split,
         columns=list(columns),
+        style=used.style,
         rows=rows[:count],
-        texts=[
-            text(row["question"], row["response_j"]) if "response_j" in row else prompt(row["question"])
-            for row in rows[:count]
-        ],
+        texts=[_as_text(row, used.style) for row in rows[:count]],
         stages=[stage.value for stage, needs in NEEDS.items() if set(needs) <= set(columns)],
         notices=[] if has_known_columns(name) else notices(name, used),
         looked_at=len(rows),
@@ -128,8 +144,17 @@ def preview_here(
     )
 
 
+def _as_text(row: Row, style: Style) -> str:
+    """Return prompt and response as text; of a conversation, whose template only a tokenizer has, its paragraphs."""
+    response = row.get("response_j")
+    if style != "chat":
+        return PromptFormat(kind=style).render(row["question"], response or "")
+    answer = [{"role": "assistant", "content": response}] if response is not None else []
+    return conversation_text([*row[MESSAGES], *answer])
+
+
 def _default_split(name: str, kind: Kind) -> str:
-    if kind == "file":
+    if kind in ("file", "files"):
         return ALL
     return "train" if kind == "hub" and name != PAIRED else Split.FINETUNE.value
 

@@ -1,40 +1,60 @@
-"""Streaming readers of local files: JSON Lines, a JSON array, Parquet.
+"""Streaming readers of local files: JSON Lines, a JSON array, CSV, TSV, Parquet, Arrow; the first four also compressed.
 
-A reader yields (position, row); the position is the line of a JSON Lines file and the row's number, from 1, elsewhere.
-JSON Lines and Parquet are read in bounded memory; a JSON array must be read whole and is refused over 256 MiB.
+A reader yields (position, row); the position is the line of a JSON Lines, CSV or TSV file and the row's number, from 1,
+elsewhere. All are read in bounded memory but a JSON array, which must be read whole and is refused over 256 MiB.
 """
 
+import gzip
+import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import msgspec
 
-from ..contract.errors import DataError, how_to_install
-from ..contract.user_files import decode_json, open_file, read_bytes
+from ..contract.errors import DataError
+from ..contract.user_files import decode_json, open_file
+from .arrow_files import count_parquet_rows, open_zstd, read_arrow, read_parquet
+from .csv_files import read_csv
+from .kinds import format_of
 
 Row = Mapping[str, Any]
 
 _LONGEST_LINE = 1 << 26  # bytes
 _LARGEST_ARRAY = 1 << 28  # bytes
-_BATCH_ROWS = 256
+_BOM = b"\xef\xbb\xbf"
+_BY_LINE = (".jsonl", ".csv", ".tsv")
 
 
 def read_file(path: Path) -> Iterator[tuple[int, Row]]:
-    """Yield the rows of a ``.jsonl``, ``.json`` or ``.parquet`` file.
+    """Yield the rows of a file of one of :data:`.kinds.SUFFIXES`.
 
     Raises:
         DataError: unreadable or malformed; names the line. Other suffixes were refused by :func:`.kinds.kind_of`.
     """
+    suffix, _ = format_of(path)
+    number = 0
     try:
-        if path.suffix == ".parquet":
-            yield from _parquet(path)
-        elif path.suffix == ".json" and _is_array(path):
-            yield from _array(path)
+        if suffix == ".parquet":
+            yield from read_parquet(path)
+        elif suffix == ".arrow":
+            yield from read_arrow(path)
         else:
-            yield from _lines(path)
+            with _opened(path) as file:
+                for number, row in _rows_of_text(path, file, suffix):
+                    yield number, row
+    except (EOFError, zlib.error) as error:
+        raise _damaged(path, number, error) from None
     except OSError as error:
+        if number and format_of(path)[1]:
+            raise _damaged(path, number, error) from None
         raise DataError(f"{path} cannot be read: {error.strerror or error}.") from None
+
+
+def position_of(path: Path, number: int) -> str:
+    """Return a position that :func:`read_file` yields in words: ``line 3``."""
+    return f"{'line' if format_of(path)[0] in _BY_LINE else 'row'} {number}"
 
 
 def count_rows(path: Path) -> int | None:
@@ -43,39 +63,65 @@ def count_rows(path: Path) -> int | None:
     Raises:
         DataError: not a readable Parquet file.
     """
-    return int(_open_parquet(path).metadata.num_rows) if path.suffix == ".parquet" else None
+    return count_parquet_rows(path) if path.suffix == ".parquet" else None
 
 
-def _lines(path: Path) -> Iterator[tuple[int, Row]]:
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    match format_of(path)[1]:
+        case ".gz":
+            with open_file(path) as packed, gzip.GzipFile(fileobj=packed) as file:
+                yield cast("BinaryIO", file)
+        case ".zst":
+            with open_zstd(path) as file:
+                yield file
+        case _:
+            with open_file(path) as file:
+                yield file
+
+
+def _damaged(path: Path, number: int, error: Exception) -> DataError:
+    return DataError(f"{path}: the compressed file is damaged after line {number}: {error}.")
+
+
+def _rows_of_text(path: Path, file: BinaryIO, suffix: str) -> Iterator[tuple[int, Row]]:
+    if suffix in (".csv", ".tsv"):
+        return read_csv(path, file, "," if suffix == ".csv" else "\t")
+    if suffix == ".json" and _is_array(path):
+        return _array(path, file)
+    return _lines(path, file)
+
+
+def _lines(path: Path, file: BinaryIO) -> Iterator[tuple[int, Row]]:
     decode = msgspec.json.Decoder().decode
-    with open_file(path) as file:
-        number = 0
-        while line := file.readline(_LONGEST_LINE):
-            number += 1
-            if len(line) == _LONGEST_LINE:
-                raise DataError(f"{path}: line {number} is longer than 64 MiB; JSON Lines needs one object per line.")
-            line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-            if not line.strip():
-                continue
-            try:
-                row = decode(line)
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-                raise DataError(f"{path}: line {number}: not JSON: {error}.") from None
-            yield number, _object(row, path, f"line {number}")
+    number = 0
+    while line := file.readline(_LONGEST_LINE):
+        number += 1
+        if len(line) == _LONGEST_LINE:
+            raise DataError(f"{path}: line {number} is longer than 64 MiB; JSON Lines needs one object per line.")
+        line = line.removeprefix(_BOM) if number == 1 else line
+        if not line.strip():
+            continue
+        try:
+            row = decode(line)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise DataError(f"{path}: line {number}: not JSON: {error}.") from None
+        yield number, _object(row, path, f"line {number}")
 
 
 def _is_array(path: Path) -> bool:
-    with open_file(path) as file:
-        return file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
+    with _opened(path) as file:
+        return file.read(4096).removeprefix(_BOM).lstrip().startswith(b"[")
 
 
-def _array(path: Path) -> Iterator[tuple[int, Row]]:
-    if path.stat().st_size > _LARGEST_ARRAY:
+def _array(path: Path, file: BinaryIO) -> Iterator[tuple[int, Row]]:
+    data = file.read(_LARGEST_ARRAY + 1)
+    if len(data) > _LARGEST_ARRAY:
         raise DataError(
             f"{path}: a JSON array over 256 MiB cannot be streamed; convert it to .jsonl, one object per line."
         )
     try:
-        rows = decode_json(read_bytes(path, _LARGEST_ARRAY).removeprefix(b"\xef\xbb\xbf"), list[Any])
+        rows = decode_json(data.removeprefix(_BOM), list[Any])
     except ValueError as error:
         raise DataError(f"{path}: not JSON: {error}.") from None
     for number, row in enumerate(rows, 1):
@@ -84,38 +130,5 @@ def _array(path: Path) -> Iterator[tuple[int, Row]]:
 
 def _object(row: Any, path: Path, where: str) -> Row:
     if isinstance(row, dict):
-        return row
+        return cast("Row", row)
     raise DataError(f"{path}: {where}: expected an object with named columns, got {type(row).__name__}.")
-
-
-def _parquet(path: Path) -> Iterator[tuple[int, Row]]:
-    batches = _open_parquet(path).iter_batches(batch_size=_BATCH_ROWS, use_threads=False)
-    number = 0
-    while True:
-        try:
-            batch = next(batches, None)
-            rows = [] if batch is None else batch.to_pylist()
-        except (OSError, ValueError) as error:  # Arrow's errors and bad UTF-8 are ValueErrors
-            raise DataError(f"{path}: the Parquet file is damaged after row {number}: {error}.") from None
-        if batch is None:
-            return
-        for row in rows:
-            number += 1
-            yield number, row
-
-
-def _open_parquet(path: Path) -> Any:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise DataError(
-            f"{path}: reading Parquet needs pyarrow: {how_to_install('train')}, or use a .jsonl file."
-        ) from None
-    try:
-        # Without both options whole column chunks are held in memory, which grows with the file (measured).
-        return pyarrow.parquet.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)
-    except pyarrow.ArrowException as error:
-        raise DataError(f"{path}: not a Parquet file: {error}.") from None
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error}.") from None

@@ -1,31 +1,44 @@
 """Rows of any source, with standard column names.
 
-=============================================  =====================================================================
-``demo``                                       the embedded demo (:mod:`.demo_data`)
-a directory made by ``data prepare``           recognised by its ``manifest.json``
-a ``.jsonl``, ``.json`` or ``.parquet`` file   has no splits: the hash of a row's question decides its split
-                                               (:mod:`.splits`); the split ``all`` is the whole file
-a hub id                                       through ``datasets``; see :mod:`.hub`
-=============================================  =====================================================================
+=====================================  =============================================================================
+``demo``                               the embedded demo (:mod:`.demo_data`)
+a directory made by ``data prepare``   recognised by its ``manifest.json``
+a file, or several (:mod:`.kinds`)     has no splits: the hash of a row's question decides its split (:mod:`.splits`);
+                                       the split ``all`` is the whole file
+a hub id                               through ``datasets``; see :mod:`.hub`
+=====================================  =============================================================================
 
 An existing path has precedence over a hub id of the same name. Columns may have other common names, and a prompt may be
-spread over several columns (:mod:`.columns`).
+spread over several columns (:mod:`.columns`); conversations and other schemas are read as well (:mod:`.schemas`).
 
 A text column that is missing, or holds something other than text, is an error that names the row, because it would be
 so in every row. A text that is null, blank, or has a NUL byte (C code downstream truncates there) makes one bad row,
-which is skipped and counted; the counts are logged at the end. No row at all is an error.
+which is skipped and counted; the counts are logged at the end. No row at all is an error. A row may stand for several
+(:mod:`.schemas`), which are yielded one after the other.
 """
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from ..contract.errors import DataError
-from .columns import ALIASES, TEXT_COLUMNS, Columns, Row, clean_row, columns_of, look_at
+from .columns import (
+    LOOK_AT,
+    TEXT_COLUMNS,
+    Columns,
+    Row,
+    available,
+    clean_rows,
+    columns_of,
+    extra_columns,
+    look_at,
+    typical,
+)
 from .hub import read_hub
-from .kinds import kind_of
+from .kinds import files_of, kind_of
 from .local import ALL, local_rows
 from .splits import same_text, stable_hash
 
@@ -41,10 +54,12 @@ def open_rows(
     streaming: bool = True,
     limit: int | None = None,
     needs: Iterable[str] = TEXT_COLUMNS,
+    names: Mapping[str, str] | None = None,
+    extra: Collection[str] = (),
     seed: int = 0,
     skipped: Counter[str] | None = None,
 ) -> Iterator[Row]:
-    """Yield the rows of one split, each with exactly the columns in ``needs``.
+    """Yield the rows of one split, each with the columns in ``needs``, ``messages`` of a conversation, and ``extra``.
 
     Args:
         name: the source; see the module.
@@ -53,7 +68,10 @@ def open_rows(
         revision: branch, tag or commit of a hub data set.
         streaming: stream a hub data set instead of downloading it whole.
         limit: maximum number of rows.
-        needs: question, response_j, response_k, or any further column of the source (returned as it is).
+        needs: of question, response_j and response_k.
+        names: `dataset_columns`: our name → the source's column.
+        extra: further columns of the source, as they are; :data:`.columns.ALL_SCALARS`: all of text and numbers, None
+            where a row lacks one.
         seed: seed of the demo's generator. It does not change any question's split.
         skipped: counts bad rows by reason.
 
@@ -65,14 +83,21 @@ def open_rows(
     if limit is not None and limit <= 0:
         return
     kept = 0
-    columns: Columns | None = None
-    for where, row in _raw_rows(name, split, config=config, revision=revision, streaming=streaming, seed=seed):
-        columns = columns or columns_of(row, wanted, name)
-        clean = clean_row(row, columns, f"{name}: {where}", bad)
-        if clean is None:
-            continue
-        kept += 1
-        yield clean
+    raw = _raw_rows(name, split, config=config, revision=revision, streaming=streaming, seed=seed, names=names)
+    first = list(islice(raw, LOOK_AT if limit is None else min(limit, LOOK_AT)))
+    row = typical((row for _, row in first), names)
+    if row is None:
+        raise DataError(_nothing(name, split, bad))
+    columns = columns_of(row, wanted, name, names)
+    added = extra_columns((row for _, row in first), columns, extra, name)
+    for where, row in chain(first, raw):
+        if missing := [column for column in extra if column in added and column not in row]:
+            raise DataError(f"{name}: {where}: column {missing[0]} is missing, which earlier rows have.")
+        for clean in clean_rows(row, columns, f"{name}: {where}", bad):
+            kept += 1
+            yield {column: row.get(column) for column in added} | clean
+            if kept == limit:
+                break
         if kept == limit:
             break
     if bad:
@@ -89,29 +114,39 @@ def read_columns(
     config: str | None = None,
     revision: str | None = None,
     streaming: bool = True,
+    names: Mapping[str, str] | None = None,
 ) -> Columns:
     """Find how the columns of a source are used, from its first rows.
 
     Raises:
         DataError: as :func:`open_rows`.
     """
-    rows = _raw_rows(name, split, config=config, revision=revision, streaming=streaming, seed=0)
-    columns = look_at(rows, needs, name)
+    rows = _raw_rows(name, split, config=config, revision=revision, streaming=streaming, seed=0, names=names)
+    columns = look_at(rows, needs, name, names)
     if columns is None:
         raise DataError(_nothing(name, split, Counter()))
     return columns
 
 
-def text_columns(name: str, split: str, *, config: str | None = None, revision: str | None = None) -> tuple[str, ...]:
+def text_columns(
+    name: str,
+    split: str,
+    *,
+    config: str | None = None,
+    revision: str | None = None,
+    names: Mapping[str, str] | None = None,
+) -> tuple[str, ...]:
     """Return those of :data:`TEXT_COLUMNS` that the source has, by its first row; the question is among them.
 
     Raises:
         DataError: no such source or split, unreadable, no row, or no question.
     """
-    for _, row in _raw_rows(name, split, config=config, revision=revision, streaming=True, seed=0):
-        columns_of(row, ("question",), name)
-        return tuple(need for need in TEXT_COLUMNS if any(column in row for column in ALIASES[need]))
-    raise DataError(_nothing(name, split, Counter()))
+    raw = _raw_rows(name, split, config=config, revision=revision, streaming=True, seed=0, names=names)
+    row = typical((row for _, row in islice(raw, LOOK_AT)), names)
+    if row is None:
+        raise DataError(_nothing(name, split, Counter()))
+    columns_of(row, ("question",), name, names)
+    return available(row, names)
 
 
 def stamp(name: str) -> str:
@@ -129,7 +164,7 @@ def stamp(name: str) -> str:
     elif kind == "demo":
         files = [Path(__file__).with_name("demo_data.py")]
     else:
-        files = sorted(path.iterdir()) if kind == "prepared" else [path]
+        files = sorted(path.iterdir()) if kind == "prepared" else files_of(name)
     facts = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     return f"{stable_hash(kind, name if kind in ('hub', 'demo') else str(path), repr(facts)):016x}"
 
@@ -145,11 +180,18 @@ def unique_questions(rows: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str,
 
 
 def _raw_rows(
-    name: str, split: str, *, config: str | None, revision: str | None, streaming: bool, seed: int
+    name: str,
+    split: str,
+    *,
+    config: str | None,
+    revision: str | None,
+    streaming: bool,
+    seed: int,
+    names: Mapping[str, str] | None,
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Yield (position, row as read)."""
     if kind_of(name) != "hub":
-        yield from local_rows(name, split, seed=seed)
+        yield from local_rows(name, split, names, seed=seed)
         return
     for number, row in read_hub(name, split, config=config, revision=revision, streaming=streaming):
         yield f"row {number}", row

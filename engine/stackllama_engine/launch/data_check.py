@@ -4,14 +4,15 @@ A hub data set is not read here. The stage reads it, and reports the same errors
 """
 
 import importlib.util
+from itertools import islice
 from pathlib import Path
 
-from ..contract.atomic_files import existing
+from ..contract.atomic_files import existing_files
 from ..contract.errors import DataError
 from ..contract.recipe import AnyRecipe, MergeRecipe, PipelineRecipe, PPORecipe, RewardRecipe, SFTRecipe
 from ..contract.stages import TRAINING_STAGES
-from ..data.columns import NEEDS, Columns, look_at, notices
-from ..data.kinds import DEMO, has_known_columns, kind_of
+from ..data.columns import ALL_SCALARS, LOOK_AT, NEEDS, Columns, extra_columns, look_at, notices
+from ..data.kinds import DEMO, has_known_columns, kind_of, needs_pyarrow
 from ..data.local import ALL, local_rows
 from .sections import stage_recipe
 
@@ -22,18 +23,40 @@ def check_data(recipe: SFTRecipe | RewardRecipe | PPORecipe) -> Columns | None:
     Raises:
         DataError: unreadable, without rows, without a column the stage needs, or with something other than text in it.
     """
-    path = None if recipe.dataset_name == DEMO else existing(recipe.dataset_name)
+    path = None if recipe.dataset_name == DEMO else existing_files(recipe.dataset_name)
     if path is None:
         return None
-    if path.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
+    prepared = kind_of(str(path)) == "prepared"
+    if not prepared and needs_pyarrow(str(path)) and importlib.util.find_spec("pyarrow") is None:
         return None  # where the run will be, it may be installed
     # which split a file's row belongs to is known by reading it, and the first one may be far down
-    split = recipe.dataset_train_split if kind_of(str(path)) == "prepared" else ALL
+    split = recipe.dataset_train_split if prepared else ALL
     label = f"`dataset_name={recipe.dataset_name}`"
-    columns = look_at(local_rows(str(path), split), NEEDS[recipe.stage], label)
+    names = recipe.dataset_columns
+    columns = look_at(local_rows(str(path), split, names), NEEDS[recipe.stage], label, names)
     if columns is None:
         raise DataError(f"{label}: there is no row in split {split}.")
     return columns
+
+
+def function_arguments(recipe: PPORecipe, columns: Columns | None) -> set[str] | None:
+    """Return what reward functions get by name besides prompts and responses; None where the columns are not known.
+
+    Args:
+        recipe: with its inputs resolved.
+        columns: of its data set, by :func:`check_data`.
+
+    Raises:
+        DataError: one of ``reward_columns`` is missing.
+    """
+    wanted = ALL_SCALARS if recipe.reward_columns is None else recipe.reward_columns
+    if columns is None:
+        return None if wanted == ALL_SCALARS else {*wanted, *recipe.reward_kwargs}
+    name = recipe.dataset_name
+    split = recipe.dataset_train_split if kind_of(name) == "prepared" else ALL
+    rows = islice(local_rows(name, split, recipe.dataset_columns), LOOK_AT)
+    label = f"`dataset_name={name}`"
+    return {*extra_columns((row for _, row in rows), columns, wanted, label), *recipe.reward_kwargs}
 
 
 def data_notices(recipe: AnyRecipe) -> list[str]:

@@ -1,4 +1,4 @@
-"""Check of a function that a recipe names, by its source: nothing of it is run before the stage."""
+"""Check of a reward function that a recipe names, by its source: nothing of it is run before the stage."""
 
 import ast
 import difflib
@@ -6,55 +6,55 @@ import importlib.machinery
 import importlib.util
 import os
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from ..contract.atomic_files import existing
 from ..contract.errors import UsageError
-from ..contract.recipe import FUNCTION
+from ..contract.recipe import FUNCTION, PROMPT_COLUMNS, REWARD_ARGUMENTS
 from ..contract.user_files import read_bytes
 
+KEY = "reward_funcs"
 _MOST_SOURCE = 4 << 20  # bytes
+_TEXTS = ("completions", "responses")
 
 
-def find_function(key: str, reference: str, directory: str | None, arguments: frozenset[str]) -> str | None:
+def find_function(reference: str, directory: str | None, given: Collection[str] | None) -> str | None:
     """Find the directory to import a function from.
 
     Looked for in ``directory``; without one in the working directory, in PYTHONPATH, and in what is installed.
 
     Args:
-        key: the recipe's, for messages.
         reference: ``package.module:function``.
         directory: the only place to look, or None.
-        arguments: keywords that it will be called with.
+        given: names of columns and of ``reward_kwargs``; None: they are not all known.
 
     Returns:
         An absolute directory; None: it is installed.
 
     Raises:
-        UsageError: there is no such module or function, its source is no Python, or it cannot be called so.
+        UsageError: there is no such module or function, its source is no Python, or it cannot be called.
     """
     named = FUNCTION.fullmatch(reference)
     assert named, reference  # the recipe checks it
-    what, module, name = f"`{key}: {reference}`", named["module"], named["name"]
+    what, module, name = f"`{KEY}: {reference}`", named["module"], named["name"]
     roots = [Path(directory)] if directory else [*_given(), *_installed(module.partition(".")[0])]
     for root in roots:
         if file := _file(root, module):
-            _check(what, file, name, arguments)
+            _check(what, file, name, given)
             absolute = root.resolve()
             return None if absolute in _installed_places() else str(absolute)
     where = directory or f"{Path.cwd()}, in PYTHONPATH or among the installed packages"
     raise UsageError(
         f"{what}: there is no module `{module}` in {where}; start from the directory that holds it, "
-        f"or name that with `{key}_path`."
+        "or name that with `reward_func_paths`."
     )
 
 
-def imported_file(key: str, reference: str, directory: str | None) -> Path:
+def imported_file(reference: str, directory: str | None) -> Path:
     """Return the file that a stage would import a function's module from.
 
     Args:
-        key: the recipe's, for messages.
         reference: ``package.module:function``.
         directory: as :func:`find_function` returned it.
 
@@ -63,7 +63,7 @@ def imported_file(key: str, reference: str, directory: str | None) -> Path:
     """
     named = FUNCTION.fullmatch(reference)
     if named is None:  # of a recipe that was changed by hand
-        raise UsageError(f"`{key}: {reference}` names no function; write `package.module:function`.")
+        raise UsageError(f"`{KEY}: {reference}` names no function; write `package.module:function`.")
     module = named["module"]
     if directory:
         roots = [Path(directory)]
@@ -72,7 +72,7 @@ def imported_file(key: str, reference: str, directory: str | None) -> Path:
         roots = [*map(Path, parts), *_installed(module.partition(".")[0])]
     if file := next(filter(None, (_file(root, module) for root in roots)), None):
         return file.resolve()
-    raise UsageError(f"`{key}: {reference}`: its module `{module}` is no longer in {directory or 'what is installed'}.")
+    raise UsageError(f"`{KEY}: {reference}`: its module `{module}` is no longer in {directory or 'what is installed'}.")
 
 
 def _given() -> list[Path]:
@@ -92,8 +92,10 @@ def _installed(package: str) -> list[Path]:
 
 
 def _installed_places() -> set[Path]:
-    """Return the directories of installed packages, where every process of this interpreter looks."""
-    return {Path(sysconfig.get_path(one)).resolve() for one in ("purelib", "platlib", "stdlib", "platstdlib")}
+    """Return the directories of installed packages and of this one, where every process of this interpreter looks."""
+    return {Path(__file__).resolve().parents[2]} | {
+        Path(sysconfig.get_path(one)).resolve() for one in ("purelib", "platlib", "stdlib", "platstdlib")
+    }
 
 
 def _file(root: Path, module: str) -> Path | None:
@@ -104,7 +106,7 @@ def _file(root: Path, module: str) -> Path | None:
     return next((file for name in names if existing(str(file := folder / name)) and file.is_file()), None)
 
 
-def _check(what: str, file: Path, name: str, arguments: frozenset[str]) -> None:
+def _check(what: str, file: Path, name: str, given: Collection[str] | None) -> None:
     if file.suffix != ".py":  # compiled: seen when the stage imports it
         return
     try:
@@ -120,11 +122,31 @@ def _check(what: str, file: Path, name: str, arguments: frozenset[str]) -> None:
         hint = f" Did you mean `{near[0]}`?" if near else ""
         raise UsageError(f"{what}: {file} defines no `{name}`.{hint}")
     node = bound.get(name)
-    if isinstance(node, ast.AsyncFunctionDef):
-        raise UsageError(f"{what}: `{name}` in {file} is `async`; give a plain function.")
-    if isinstance(node, ast.FunctionDef) and not node.decorator_list and not _takes(node.args, arguments):
-        words = ", ".join(f"`{word}`" for word in sorted(arguments))
-        raise UsageError(f"{what}: `{name}` in {file} is called with the keywords {words}, and takes others.")
+    if isinstance(node, ast.ImportFrom) and node.level == 1 and node.module and file.name == "__init__.py":
+        own = next(alias.name for alias in node.names if (alias.asname or alias.name) == name)
+        if beside := _file(file.parent, node.module):
+            _check(what, beside, own, given)
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not node.decorator_list:
+        _check_arguments(f"{what}: `{name}` in {file}", node.args, given)
+
+
+def _check_arguments(what: str, signature: ast.arguments, given: Collection[str] | None) -> None:
+    """Refuse a function that takes no responses, or needs something that it will not get."""
+    plain = [*signature.posonlyargs, *signature.args]
+    needed = [one.arg for one in plain[: len(plain) - len(signature.defaults)]]
+    needed += [one.arg for one, value in zip(signature.kwonlyargs, signature.kw_defaults, strict=True) if value is None]
+    names = {one.arg for one in (*signature.args, *signature.kwonlyargs)}
+    if signature.kwarg is None and not names & set(_TEXTS):
+        raise UsageError(f"{what} takes neither `completions` nor `responses`; it is called with keywords.")
+    if signature.posonlyargs and (only := {one.arg for one in signature.posonlyargs} & set(needed)):
+        raise UsageError(f"{what} takes `{min(only)}` by position only, and is called with keywords.")
+    always = {*REWARD_ARGUMENTS, *PROMPT_COLUMNS}
+    lacking = [] if given is None else [one for one in needed if one not in always and one not in given]
+    if lacking:
+        there = ", ".join(f"`{name}`" for name in sorted(given or ())) or "nothing"
+        raise UsageError(
+            f"{what} needs `{lacking[0]}`, which is neither a column of the data nor in `reward_kwargs` ({there})."
+        )
 
 
 def _bound(body: list[ast.stmt]) -> Iterator[tuple[str, ast.stmt]]:
@@ -145,12 +167,3 @@ def _bound(body: list[ast.stmt]) -> Iterator[tuple[str, ast.stmt]]:
                     yield from _bound(getattr(statement, part, []))
                 for handler in getattr(statement, "handlers", []):
                     yield from _bound(handler.body)
-
-
-def _takes(signature: ast.arguments, keywords: frozenset[str]) -> bool:
-    """Return whether a call with just these keywords fits."""
-    plain = [*signature.posonlyargs, *signature.args]
-    needed = {one.arg for one in plain[: len(plain) - len(signature.defaults)]}
-    needed |= {one.arg for one, value in zip(signature.kwonlyargs, signature.kw_defaults, strict=True) if value is None}
-    names = {one.arg for one in (*signature.args, *signature.kwonlyargs)}
-    return needed <= keywords and (signature.kwarg is not None or keywords <= names)

@@ -10,11 +10,10 @@ from pathlib import Path
 
 import msgspec
 
-from ..contract.atomic_files import existing
+from ..contract.atomic_files import existing, existing_files
 from ..contract.base import DEMO_BASE
 from ..contract.errors import RefusedError, UsageError
 from ..contract.recipe import (
-    REWARD_ARGUMENTS,
     AnyRecipe,
     MergeRecipe,
     PipelineRecipe,
@@ -24,10 +23,14 @@ from ..contract.recipe import (
 )
 from ..contract.run_dir import RUN_ID, Home, RunDir
 from ..contract.stages import TRAINING_STAGES, Split, Stage
+from ..data.columns import Columns
 from ..data.kinds import DEMO, FILE_SUFFIXES, kind_of
-from .data_check import check_data
+from ..data.local import ALL
+from .data_check import check_data, function_arguments
 from .functions import find_function
-from .sections import PLACEHOLDER, map_sections
+from .prompt_format_check import check_one_kind, check_prompt_format, prompt_format_kind
+from .reward_model_check import check_reward_model
+from .sections import PLACEHOLDER, map_sections, stage_recipe
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?", re.ASCII)
 _LONGEST_HUB_ID = 96  # huggingface_hub.utils.validate_repo_id
@@ -49,6 +52,7 @@ def resolve_inputs(home: Home, recipe: AnyRecipe) -> tuple[AnyRecipe, list[str]]
     match recipe:
         case PipelineRecipe():
             pipeline = map_sections(recipe, lambda section: _collect(home, section, parents), TRAINING_STAGES)
+            check_one_kind([stage_recipe(pipeline, stage) for stage in TRAINING_STAGES])
             return pipeline, _unique(parents)
         case MergeRecipe():
             path = resolved("adapter_path", recipe.adapter_path, _adapter)
@@ -64,7 +68,7 @@ def resolve_inputs(home: Home, recipe: AnyRecipe) -> tuple[AnyRecipe, list[str]]
                 "model_name_or_path": resolved("model_name_or_path", recipe.model_name_or_path, _model),
                 "dataset_name": resolved("dataset_name", recipe.dataset_name, _dataset),
             }
-            check_data(msgspec.structs.replace(recipe, **changed))
+            columns = check_data(msgspec.structs.replace(recipe, **changed))
             if isinstance(recipe, PPORecipe):
                 if recipe.reward_model_path:
                     path = resolved("reward_model_path", recipe.reward_model_path, _reward_model)
@@ -72,9 +76,12 @@ def resolve_inputs(home: Home, recipe: AnyRecipe) -> tuple[AnyRecipe, list[str]]
                 if recipe.policy_adapter_path:
                     path = resolved("policy_adapter_path", recipe.policy_adapter_path, _adapter)
                     changed["policy_adapter_path"] = path
-                if recipe.reward_fn:
-                    path = find_function("reward_fn", recipe.reward_fn, recipe.reward_fn_path, REWARD_ARGUMENTS)
-                    return msgspec.structs.replace(recipe, **changed, reward_fn_path=path), _unique(parents)
+            check_prompt_format(msgspec.structs.replace(recipe, **changed), columns)
+            if isinstance(recipe, PPORecipe):
+                filled = msgspec.structs.replace(recipe, **changed)
+                check_reward_model(filled, prompt_format_kind(filled, columns))
+                paths = _function_paths(filled, columns)
+                return msgspec.structs.replace(filled, reward_func_paths=paths), _unique(parents)
             return msgspec.structs.replace(recipe, **changed), _unique(parents)
 
 
@@ -117,14 +124,24 @@ def _model(home: Home, key: str, value: str, parents: list[str]) -> str:
     return path
 
 
+def _function_paths(recipe: PPORecipe, columns: Columns | None) -> list[str | None]:
+    """Return the directory of each reward function; None: it is installed."""
+    if not recipe.reward_funcs:
+        return []
+    given = function_arguments(recipe, columns)
+    return [find_function(function.reference, function.directory, given) for function in recipe.functions]
+
+
 def _dataset(home: Home, key: str, value: str, parents: list[str]) -> str:
     _refuse_hostile(key, value)
     if value == DEMO:
         return value
-    if path := _existing(value):
+    if (found := existing_files(value)) and (path := str(found)):
         kind_of(path)  # a directory or file that is no data source is refused here, not in the middle of a run
         return path
-    return _path_or_hub(home, key, value, "a hub id, a directory of `data prepare`, a local file, or `demo`")
+    return _path_or_hub(
+        home, key, value, "a hub id, a directory of `data prepare`, a file or a folder of files, or `demo`"
+    )
 
 
 def _adapter(home: Home, key: str, value: str, parents: list[str]) -> str:
@@ -216,9 +233,10 @@ def _needs(key: str, path: Path, *names: str, why: str) -> None:
 def _check_splits(recipe: SFTRecipe | RewardRecipe | PPORecipe) -> None:
     """Check the splits of local data; a hub data set's are not known before launch."""
     name = recipe.dataset_name
-    if name != DEMO and not _existing(name):
+    _refuse_hostile("dataset_name", name)
+    if name != DEMO and not existing_files(name):
         return
-    splits = [split.value for split in Split] + (["all"] if Path(name).is_file() else [])
+    splits = [split.value for split in Split] + ([ALL] if kind_of(name) in ("file", "files") else [])
     for key in ("dataset_train_split", "dataset_test_split"):
         split: str = getattr(recipe, key)
         if split not in splits:

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -32,7 +32,7 @@ from ..contract.run_dir import FunctionFile, Home, Launch, RunDir, State, check_
 from ..contract.stages import Stage
 from .argv import Command, build_command
 from .data_check import data_notices
-from .function_hash import check_function, reward_function
+from .function_hash import check_functions, reward_functions
 from .gpus import visible_gpus
 from .inputs import resolve_inputs
 from .leftovers import delete_marked
@@ -63,7 +63,7 @@ class Plan(Struct, frozen=True, kw_only=True):
         command: how the stage is started.
         gpus: the GPUs that the command was built for.
         parents: runs that inputs are taken from, and those that were given.
-        function: the code of ``reward_fn``; None: the recipe has none.
+        functions: the code of ``reward_funcs``.
         notices: how the data will be read; sentences.
     """
 
@@ -76,7 +76,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     command: Command
     gpus: tuple[str, ...] = ()
     parents: tuple[str, ...] = ()
-    function: FunctionFile | None = None
+    functions: tuple[FunctionFile, ...] = ()
     notices: tuple[str, ...] = ()
 
     @property
@@ -124,7 +124,7 @@ def plan(
         command=_command(recipe, run_dir, gpus, canary),
         gpus=tuple(gpus),
         parents=(*inputs, *parents),
-        function=reward_function(recipe),
+        functions=tuple(reward_functions(recipe)),
         notices=tuple(data_notices(recipe)),
     )
 
@@ -165,7 +165,7 @@ def launch(planned: Plan) -> RunDir:
             lock = run.acquire_lock()
             try:
                 command = planned.command.in_directory(planned.run_dir, run.path)
-                start_supervisor(run, lock, command, list(planned.parents), planned.function)
+                start_supervisor(run, lock, command, list(planned.parents), planned.functions)
             finally:
                 run.release_lock(lock)
     return run
@@ -175,7 +175,7 @@ def _check_still_holds(planned: Plan) -> None:
     """Refuse a plan that the machine has overtaken: minutes may lie between it and its launch.
 
     Raises:
-        UsageError, RefusedError: as :func:`plan`; or GPUs, inputs or the code of ``reward_fn`` have changed.
+        UsageError, RefusedError: as :func:`plan`; or GPUs, inputs or the code of ``reward_funcs`` have changed.
     """
     gpus = _gpus(planned.request)
     if tuple(gpus) != planned.gpus:
@@ -183,11 +183,12 @@ def _check_still_holds(planned: Plan) -> None:
     recipe, _ = prepare(planned.home, planned.request, planned.name)
     if resolve_machine(recipe, gpus) != planned.recipe:
         raise RefusedError("What the recipe's inputs name has changed since this launch was planned. Launch it again.")
-    if planned.function is not None and reward_function(planned.recipe) != planned.function:
-        raise RefusedError(
-            f"`reward_fn: {planned.function.reference}`: {planned.function.file} has changed since this launch was "
-            "planned. Launch it again."
-        )
+    for function in reward_functions(planned.recipe):
+        if function not in planned.functions:
+            raise RefusedError(
+                f"`reward_funcs: {function.reference}`: {function.file} has changed since this launch was planned. "
+                "Launch it again."
+            )
 
 
 @contextlib.contextmanager
@@ -222,12 +223,12 @@ def resume(
         run_id: the run.
         host_gone: name of another machine that is gone for good, with whatever of the run was there.
         recipe_changed: whether somebody knows that its recipe is not the one of its last attempt.
-        function_changed: whether somebody knows that the code of ``reward_fn`` is not what it was at launch.
+        function_changed: whether somebody knows that the code of ``reward_funcs`` is not what it was at launch.
 
     Raises:
         UsageError: no such run, its recipe cannot be read, or it is on another machine than the one that is gone.
         RefusedError: it has finished, something of it is alive, it is a Slurm job's, or somebody else's.
-        UnconfirmedError: its recipe or the code of ``reward_fn`` has changed, and nobody says so.
+        UnconfirmedError: its recipe or the code of ``reward_funcs`` has changed, and nobody says so.
         StackllamaError: the supervisor could not be started; the run says why.
     """
     run = home.run(run_id)
@@ -252,8 +253,8 @@ def _record_confirmed(run: RunDir, stage: Stage, *, function_changed: bool) -> N
     """Write down the recipe and the code that a person has confirmed, for a job that begins where nobody is asked."""
     if not (run.path / "launch.json").is_file():
         return
-    function = check_function(run, load_own_recipe(run, stage), accepted=function_changed)
-    run.write_launch(msgspec.structs.replace(run.read_launch(), recipe_sha256=recipe_hash(run), reward_fn=function))
+    functions = check_functions(run, load_own_recipe(run, stage), accepted=function_changed)
+    run.write_launch(msgspec.structs.replace(run.read_launch(), recipe_sha256=recipe_hash(run), reward_funcs=functions))
 
 
 def begin(run: RunDir, *, canary: bool | None, holder_gone: bool = False, function_changed: bool = False) -> None:
@@ -276,9 +277,9 @@ def begin(run: RunDir, *, canary: bool | None, holder_gone: bool = False, functi
         gpus = _gpus(recipe)
         recipe = resolve_machine(recipe, gpus)
         check_resume(run, recipe)
-        function = check_function(run, recipe, accepted=function_changed)
+        functions = check_functions(run, recipe, accepted=function_changed)
         with uninterrupted():
-            start_supervisor(run, lock, _command(recipe, run.path, gpus, canary), parents_of(run), function)
+            start_supervisor(run, lock, _command(recipe, run.path, gpus, canary), parents_of(run), functions)
     except OSError as error:
         raise StackllamaError(f"Run `{run.id}` could not be started: {error}.") from error
     finally:
@@ -286,7 +287,7 @@ def begin(run: RunDir, *, canary: bool | None, holder_gone: bool = False, functi
 
 
 def start_supervisor(
-    run: RunDir, lock: int, command: Command, parents: list[str], function: FunctionFile | None = None
+    run: RunDir, lock: int, command: Command, parents: list[str], functions: Sequence[FunctionFile] = ()
 ) -> None:
     """Begin the next attempt with the lock held: its folder, ``launch.json``, state, and a detached supervisor.
 
@@ -298,7 +299,7 @@ def start_supervisor(
     folder = run.attempt_dir(attempt)
     make_private_dir(folder)
     try:
-        state = _prepare_attempt(run, attempt, command, parents, function)
+        state = _prepare_attempt(run, attempt, command, parents, functions)
     except OSError:  # whoever tries again and again on a full disk would leave a folder each time
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -309,7 +310,7 @@ def start_supervisor(
 
 
 def _prepare_attempt(
-    run: RunDir, attempt: int, command: Command, parents: list[str], function: FunctionFile | None
+    run: RunDir, attempt: int, command: Command, parents: list[str], functions: Sequence[FunctionFile]
 ) -> State:
     """Write what is on disk before the supervisor starts; returns the state, which is written last."""
     forget_all(run)
@@ -328,7 +329,7 @@ def _prepare_attempt(
             environment=environment,
             secrets=secret_names(),
             recipe_sha256=keep_recipe(run, attempt),
-            reward_fn=function,
+            reward_funcs=[*functions],
         )
     )
     state = msgspec.structs.replace(

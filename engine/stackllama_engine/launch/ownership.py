@@ -1,8 +1,8 @@
 """Ownership checks of a home, whose files are executed and changed with the permissions of the calling user.
 
-A recipe that another user can replace is that user's program (``reward_fn``), and ``launch.json`` is a command line. So
-whatever executes or writes in a home calls this first: the home, its runs, the run and each file in it must belong to
-the caller or to root, and nobody else may write there. Another user's home can be read; nothing is changed in it.
+A recipe that another user can replace is that user's program (``reward_funcs``), and ``launch.json`` is a command line.
+So whatever executes or writes in a home calls this first: the home, its runs, the run and each file in it must belong
+to the caller or to root, and nobody else may write there. Another user's home can be read; nothing is changed in it.
 
 ``STACKLLAMA_TRUST_OWNER`` (``--trust-owner``) names further owners, by name or number, and lifts both rules for what
 they own: everyone such an owner lets write is trusted too.

@@ -27,7 +27,7 @@ from ..contract.requests import WAITING_FOR_ROOM
 from ..contract.run_dir import Home, RunDir, State, kind_of
 from ..contract.stages import Stage
 from ..contract.streams import open_standard_streams
-from .function_hash import check_function
+from .function_hash import check_functions
 from .launcher import launch, plan, resume
 from .leftovers import remove_leftover
 from .reconcile import reconcile
@@ -119,7 +119,7 @@ class Coordinator:
         if self.stop_requested():
             raise _Stopped("Stopped before the next stage started.")
         if child.stage is Stage.PPO:
-            check_function(self.run, self.recipe)  # what was confirmed for the pipeline is confirmed for its stage
+            check_functions(self.run, self.recipe)  # what was confirmed for the pipeline is confirmed for its stage
         return self._follow(self._when_there_is_room(lambda: self._begin(child, run_id)))
 
     def _begin(self, child: Child, run_id: str) -> RunDir:

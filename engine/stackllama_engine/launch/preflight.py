@@ -26,10 +26,6 @@ from .sections import PLACEHOLDER, stage_recipe
 from .token_ids import special_ids
 
 TrainingRecipe = SFTRecipe | RewardRecipe | PPORecipe
-_RESCALES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
-"""Keys of a head that does more than a matrix product: an early word of what ``train/ppo/model_checks.py`` measures."""
-_RESCALES_UNSAID = {"gemma2": "final_logit_softcapping", "cohere": "logit_scale", "cohere2": "logit_scale"}
-"""Types whose configuration class does so where the file says nothing."""
 _POSITIONS = {
     "gpt2": "n_positions",
     "gpt_bigcode": "n_positions",
@@ -240,21 +236,8 @@ def _classifier(case: Case) -> str | None:
         return None
     return (
         f"`{case.model_type[:40]}`: transformers has no sequence-classification class for this architecture, which a "
-        "reward model is; choose a base of another one, or train PPO with a `reward_fn`."
+        "reward model is; choose a base of another one, or train PPO with `reward_funcs`."
     )
-
-
-def _rescales(case: Case) -> str | None:
-    if not isinstance(case.recipe, PPORecipe):
-        return None
-    unsaid = _RESCALES_UNSAID.get(case.model_type)
-    scaling = [key for key in _RESCALES if case.text.get(key) not in (None, 1, 1.0)]
-    if unsaid and unsaid not in case.text:
-        scaling.append(unsaid)
-    if not scaling:
-        return None
-    said = f"`{case.model_type}` rescales its logits (`{scaling[0]}`), which PPO does not support yet"
-    return f"{said}; choose another base."
 
 
 def _length(case: Case) -> str | None:
@@ -303,7 +286,6 @@ def _experts(case: Case) -> str | None:
 CHECKS: tuple[Check, ...] = (
     Check("weights", _weights, refuses=True),
     Check("classifier", _classifier, refuses=True),
-    Check("head", _rescales, refuses=True),
     Check("token ids", _token_ids, refuses=True),
     Check("experts", _experts),
     Check("targets", _targets),

@@ -34,7 +34,7 @@ from ..contract.redact import redact_output, secret_names
 from ..contract.run_dir import Home, Launch, RunDir, State
 from ..contract.stages import Stage
 from ..contract.streams import open_standard_streams
-from .function_hash import reward_function
+from .function_hash import reward_functions
 from .launcher import begin, gone_unless_written, prepare
 from .machine_check import git_commit, package_versions
 from .recipe_changes import recipe_hash, refuse_changed
@@ -71,7 +71,7 @@ def submit(home: Home, recipe: AnyRecipe, name: str | None, words: Iterable[str]
     sbatch_argv(home.runs_dir / (name or "x"), options)
     if not tool("sbatch"):
         raise RefusedError("There is no `sbatch` here; --slurm is for a login node of a Slurm cluster.")
-    function = reward_function(recipe)
+    functions = reward_functions(recipe)
     run = home.create(recipe.stage, dump_recipe(recipe), name)
     argv = sbatch_argv(run.path, options)
     pending = Job(id="", submitted=time.time(), host=this_host(), options=options)
@@ -87,7 +87,7 @@ def submit(home: Home, recipe: AnyRecipe, name: str | None, words: Iterable[str]
                 git_commit=git_commit(),
                 parents=parents,
                 secrets=secret_names(),
-                reward_fn=function,
+                reward_funcs=[*functions],
                 recipe_sha256=recipe_hash(run),
             )
         )

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..contract.errors import ExitCode, StackllamaError
-from ..contract.recipe import AnyRecipe, RewardRecipe, SFTRecipe
+from ..contract.prompt_format import read_prompt_format
+from ..contract.recipe import AnyRecipe, MergeRecipe, RewardRecipe, SFTRecipe
 from ..contract.recipe_io import load_recipe
 from ..contract.redact import redact_output, redactor
 from ..contract.run_dir import RunDir
@@ -132,14 +133,18 @@ def _begin_again(error: Exception, recipe: SFTRecipe | RewardRecipe, session: "S
 
 
 def _write_lineage(recipe: Any, run: RunDir) -> None:
-    """``lineage.json``: which base, which data, which runs this one came from; rank 0 only."""
+    """``lineage.json``: which base, data and prompt format, and which runs this one came from; rank 0 only."""
     from .models import base_identity
 
     name = getattr(recipe, "model_name_or_path", None)
     base = base_identity(name, getattr(recipe, "model_revision", None)) if name else None
     parents = run.read_launch().parents if (run.path / "launch.json").exists() else []
     data = getattr(recipe, "dataset_name", None)
-    run.write_json("lineage.json", {"base": base, "dataset_name": data, "seed": recipe.seed, "parents": parents})
+    prompt_format = read_prompt_format(run.merged if isinstance(recipe, MergeRecipe) else run.path)
+    lineage = {"base": base, "dataset_name": data, "seed": recipe.seed, "parents": parents}
+    if prompt_format is not None:
+        lineage["prompt_format"] = {"kind": prompt_format.kind, "digest": prompt_format.digest}
+    run.write_json("lineage.json", lineage)
 
 
 def _first_cause(attempt: Path, cause: str) -> str:

@@ -23,15 +23,15 @@ import math
 import random
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from ..contract.prompt_format import PromptFormat
 from ..data import demo_data
-from ..data.template import prompt
 
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"  # ids 0, 1, 2: a trainer's special tokens come first
 _PIECES = r"[\p{L}\p{M}'-]+ ?|\p{N} ?|[^\s\p{L}\p{M}\p{N}]+ ?|\s+"
@@ -60,8 +60,8 @@ def reaction(appeal: float) -> str:
     return _REACTIONS[sum(appeal >= bound for bound in _BOUNDS)]
 
 
-def build_tokenizer(seed: int, vocab_size: int) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE of ``vocab_size`` tokens on 4,000 posts and the template."""
+def build_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE of ``vocab_size`` tokens on texts and the template."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Split(Regex(_PIECES), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)]
@@ -73,8 +73,7 @@ def build_tokenizer(seed: int, vocab_size: int) -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    text = itertools.islice(posts(seed), 4000)
-    tokenizer.train_from_iterator(itertools.chain(text, [prompt("")] * 400), trainer)
+    tokenizer.train_from_iterator(itertools.chain(texts, [PromptFormat().render("")] * 400), trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=PAD,
@@ -156,7 +155,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     torch.manual_seed(options.seed)
     started = time.monotonic()
-    tokenizer = build_tokenizer(options.seed, options.vocab_size)
+    tokenizer = build_tokenizer(itertools.islice(posts(options.seed), 4000), options.vocab_size)
     model = build_model(tokenizer, options.hidden_size, options.layers)
     heavy = [tokenizer(text)["input_ids"][0] for text in _REACTIONS]
     loss = train(model, batches(tokenizer, options.seed), heavy, options.steps)

@@ -1,26 +1,29 @@
 """Encoding of text rows into token rows, the same for every stage.
 
 Prompt and answer are tokenised apart and joined, so that what PPO samples after a prompt continues exactly the
-tokens that supervised fine-tuning saw there. (The template's prompt ends in a space; tokenised in one piece, that
-space would merge into the answer's first word. Sentencepiece tokenizers begin the answer with a space of their own;
-so does every stage.) A special token spelled out in a text, such as ``</s>`` in HTML, stays text.
+tokens that supervised fine-tuning saw there. (The published template's prompt ends in a space; tokenised in one piece,
+that space would merge into the answer's first word. Sentencepiece tokenizers begin the answer with a space of their
+own; so does every stage.) A special token spelled out in a text, such as ``</s>`` in HTML, stays text.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset, IterableDataset, IterableDatasetDict
 from datasets.exceptions import DatasetGenerationError
+from jinja2 import TemplateError
 
 from ..contract.errors import DataError, StackllamaError
+from ..contract.prompt_format import Message, PromptFormat
 from ..contract.recipe import TrainRecipe
 from ..contract.run_dir import RunDir
-from ..data.columns import notices
+from ..data.columns import MESSAGES, notices
 from ..data.kinds import has_known_columns, kind_of
 from ..data.sources import open_rows, read_columns, stamp
-from ..data.template import prompt
-from .models import eos_id
+from .loading import one_line
 from .reporting import Reporter
 from .session import CACHE
 
@@ -31,23 +34,215 @@ SHUFFLE_BUFFER = 5000
 """Rows of a stream that are shuffled at a time, as in the published script."""
 
 Encode = Callable[[dict[str, Any]], dict[str, Any]]
+Messages = Sequence[Message]
+
+_HELD = "\ue000{}\ue001"
+"""Stands for a special token that a text spells out while the chat template is rendered (private-use characters)."""
+_MARK = "\ue002"
+_PRIVATE = "[\ue000-\ue002]"
+_HELD_PLACE = re.compile("\ue000([0-9]+)\ue001")
 
 
-def encode_prompt(tokenizer: "PreTrainedTokenizerBase", question: str) -> list[int]:
-    """Return token ids of ``Question: …\\n\\nAnswer: `` with the tokenizer's begin token, without its end token."""
-    ids: list[int] = tokenizer(prompt(question), split_special_tokens=True)["input_ids"]  # type: ignore[assignment]
-    return ids[:-1] if ids and ids[-1] == eos_id(tokenizer) else ids
+class Encoder:
+    """Prompts and responses of one format as tokens.
+
+    Args:
+        tokenizer: the model's.
+        prompt_format: of the stage.
+        stops: tokens of the model's generation configuration that end a response, besides those found here.
+
+    Attributes:
+        stop_ids: tokens that end a response: the tokenizer's end token first, then that of the chat template's turns,
+            then ``stops``.
+    """
+
+    def __init__(
+        self, tokenizer: "PreTrainedTokenizerBase", prompt_format: PromptFormat, stops: Iterable[int] = ()
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.format = prompt_format
+        self._tail, end = self._turn_end() if self._is_chat else ("", None)
+        own = [int(one) for one in (tokenizer.eos_token_id, end) if one is not None]  # type: ignore[arg-type]
+        self.stop_ids: tuple[int, ...] = tuple(dict.fromkeys([*own, *stops]))
+        self._end = own[-1] if own else None  # a reward model's tokenizer (BERT's) may have none
+
+    @property
+    def _is_chat(self) -> bool:
+        return self.format.kind == "chat"
+
+    def prompt(self, question: str, messages: Messages | None = None) -> list[int]:
+        """Return token ids of the prompt with the tokenizer's begin token, without its end token.
+
+        Args:
+            question: the prompt as one text.
+            messages: the conversation before the answer, if the source has one.
+
+        Raises:
+            DataError: the chat template refuses the conversation.
+        """
+        if self._is_chat:
+            turns, held = self._hold(self._conversation(question, messages))
+            return self._tokens(self._render(turns, answered=False), held)
+        text = self.format.render(_single(question, messages, self.format))
+        ids: list[int] = self.tokenizer(text, split_special_tokens=True)["input_ids"]  # type: ignore[assignment]
+        return ids[:-1] if ids and ids[-1] == self.tokenizer.eos_token_id else ids
+
+    def answer(self, question: str, answer: str, messages: Messages | None = None, *, ended: bool = True) -> list[int]:
+        """Return token ids of an answer as they follow the prompt, with the end token when the answer is complete.
+
+        Raises:
+            DataError: the chat template refuses the conversation.
+        """
+        if not self._is_chat:
+            ids: list[int] = self.tokenizer(answer, add_special_tokens=False, split_special_tokens=True)["input_ids"]  # type: ignore[assignment]
+            return self._ended(ids) if ended else ids
+        conversation = self._conversation(question, messages)
+        turns, held = self._hold([*conversation, {"role": "assistant", "content": answer}])
+        before, after = self._render(turns[:-1], answered=False), self._render(turns, answered=True)
+        content = turns[-1]["content"]
+        # a template that rewrites the prompt once there is an answer: what PPO samples follows the prompt as it is
+        body = self._without_tail(after[len(before) :], content) if after.startswith(before) else content
+        if not ended:
+            return self._tokens(body, held)
+        upto = self._tail_upto_end
+        return self._tokens(body + upto, held) if upto else self._ended(self._tokens(body, held))
+
+    def _ended(self, ids: list[int]) -> list[int]:
+        return ids if self._end is None else [*ids, self._end]
+
+    def text_ids(
+        self, question: str, answer: str, messages: Messages | None = None, *, ended: bool = True
+    ) -> list[int]:
+        """Return token ids of prompt and answer.
+
+        Raises:
+            DataError: the chat template refuses the conversation.
+        """
+        return self.prompt(question, messages) + self.answer(question, self.trimmed(answer), messages, ended=ended)
+
+    def conversation_ids(self, question: str, answer: str, messages: Messages | None = None) -> list[int]:
+        """Return token ids of prompt and answer as the chat template renders them together, with all that ends them.
+
+        Raises:
+            DataError: the chat template refuses the conversation.
+        """
+        turns, held = self._hold([*self._conversation(question, messages), {"role": "assistant", "content": answer}])
+        return self._tokens(self._render(turns, answered=True), held)
+
+    def trimmed(self, answer: str) -> str:
+        """Return an answer without white space around it, which is no part of it except where texts are as they are."""
+        return answer if self.format.kind == "none" else answer.strip()
+
+    def prompt_text(self, question: str, messages: Messages | None = None) -> str:
+        """Return the prompt as text, as :meth:`prompt` encodes it.
+
+        Raises:
+            DataError: the chat template refuses the conversation.
+        """
+        if self._is_chat:
+            return self._render(self._conversation(question, messages), answered=False)
+        return self.format.render(_single(question, messages, self.format))
+
+    def text(self, question: str, answer: str, messages: Messages | None = None) -> str:
+        """Return prompt and answer as text.
+
+        Raises:
+            DataError: the chat template refuses the conversation.
+        """
+        if self._is_chat:
+            conversation = self._conversation(question, messages)
+            return self._render([*conversation, {"role": "assistant", "content": answer}], answered=True)
+        return self.format.render(_single(question, messages, self.format), answer)
+
+    # chat
+
+    def _conversation(self, question: str, messages: Messages | None) -> list[Message]:
+        turns = [dict(message) for message in messages or [{"role": "user", "content": question}]]
+        if self.format.system_prompt and turns[0]["role"] != "system":
+            return [{"role": "system", "content": self.format.system_prompt}, *turns]
+        return turns
+
+    def _render(self, conversation: Messages, *, answered: bool) -> str:
+        thinking: dict[str, Any] = {}
+        if self.format.enable_thinking is not None:
+            thinking["enable_thinking"] = self.format.enable_thinking
+        try:
+            rendered: Any = self.tokenizer.apply_chat_template(
+                [*conversation],
+                chat_template=self.format.chat_template,
+                add_generation_prompt=not answered,
+                tokenize=False,
+                **thinking,
+            )
+        except (TemplateError, TypeError, ValueError) as error:
+            roles = ", ".join(message["role"] for message in conversation)
+            raise DataError(f"The chat template refuses a conversation of {roles}: {one_line(error)}.") from error
+        return str(rendered)
+
+    def _hold(self, conversation: Messages) -> tuple[list[Message], list[str]]:
+        """Replace special tokens that texts spell out by other characters; return what was replaced as well."""
+        held: list[str] = []
+
+        def replaced(match: re.Match[str]) -> str:
+            held.append(match.group())
+            return _HELD.format(len(held) - 1)
+
+        return [{**turn, "content": self._special.sub(replaced, turn["content"])} for turn in conversation], held
+
+    def _tokens(self, text: str, held: Sequence[str]) -> list[int]:
+        """Tokenise rendered text as transformers does, and what was held as plain text."""
+        ids: list[int] = []
+        for index, part in enumerate(_HELD_PLACE.split(text) if held else [text]):
+            spelled = index % 2 == 1
+            part_ids: Any = self.tokenizer(
+                held[int(part)] if spelled else part, add_special_tokens=False, split_special_tokens=spelled
+            )["input_ids"]
+            ids += part_ids
+        return ids
+
+    @cached_property
+    def _special(self) -> re.Pattern[str]:
+        added = self.tokenizer.added_tokens_decoder.values()
+        tokens = {*self.tokenizer.all_special_tokens, *(token.content for token in added if token.special)}
+        longest_first = sorted(filter(None, tokens), key=len, reverse=True)
+        return re.compile("|".join([*map(re.escape, longest_first), _PRIVATE]))
+
+    def _turn_end(self) -> tuple[str, int | None]:
+        """Return what the template writes behind an answer, and the first special token there, if any."""
+        turns = [{"role": "user", "content": "u"}, {"role": "assistant", "content": _MARK}]
+        tail = self._render(turns, answered=True).rpartition(_MARK)[2]
+        special = set(self.tokenizer.all_special_ids)
+        special |= {index for index, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        ids: Any = self.tokenizer(tail, add_special_tokens=False)["input_ids"]
+        return tail, next((int(index) for index in ids if index in special), None)
+
+    @cached_property
+    def _tail_upto_end(self) -> str:
+        """What the template writes behind an answer, up to its end token; empty where it writes no end token."""
+        end = "" if self._end is None else str(self.tokenizer.convert_ids_to_tokens(self._end))
+        before, found, _ = self._tail.partition(end) if end else ("", "", "")
+        return before + found if found else ""
+
+    def _without_tail(self, rendered: str, content: str) -> str:
+        """Cut what the template writes behind an answer; a template may write something else behind this one."""
+        if rendered.endswith(self._tail):
+            return rendered.removesuffix(self._tail)
+        place = rendered.rfind(content.strip())
+        return rendered[: place + len(content.strip())] if place >= 0 else rendered
 
 
-def encode_answer(tokenizer: "PreTrainedTokenizerBase", answer: str, ended: bool = True) -> list[int]:
-    """Return token ids of an answer, followed by the end token when the answer is complete."""
-    ids: list[int] = tokenizer(answer, add_special_tokens=False, split_special_tokens=True)["input_ids"]  # type: ignore[assignment]
-    return [*ids, eos_id(tokenizer)] if ended else ids
+def _single(question: str, messages: Messages | None, prompt_format: PromptFormat) -> str:
+    """Return a conversation's one user turn, or the question.
 
-
-def encode_text(tokenizer: "PreTrainedTokenizerBase", question: str, answer: str, ended: bool = True) -> list[int]:
-    """Return token ids of question and answer in the template."""
-    return encode_prompt(tokenizer, question) + encode_answer(tokenizer, answer.strip(), ended)
+    Raises:
+        DataError: there are several turns, which only a chat template can render.
+    """
+    if messages is None:
+        return question
+    if [message["role"] for message in messages] != ["user"]:
+        roles = ", ".join(message["role"] for message in messages)
+        raise DataError(f"`prompt_format={prompt_format.kind}` takes one question, not a conversation of {roles}.")
+    return messages[0]["content"]
 
 
 def training_rows(
@@ -69,7 +264,7 @@ def training_rows(
                 "or `dataset_streaming: false`."
             )
         rows = rows.shuffle(seed=recipe.seed, buffer_size=SHUFFLE_BUFFER)  # pairs of one question lie side by side
-        return rows.map(encode, remove_columns=list(needs))
+        return rows.map(encode, remove_columns=[*needs, MESSAGES])
     return _materialise(recipe, run, recipe.dataset_train_split, needs, encode, recipe.max_train_samples)
 
 
@@ -96,18 +291,21 @@ def report_columns(recipe: TrainRecipe, needs: tuple[str, ...], reporter: Report
         needs,
         config=recipe.dataset_config,
         streaming=recipe.dataset_streaming,
+        names=recipe.dataset_columns,
     )
     for notice in notices(Path(recipe.dataset_name).name, columns):
         reporter.health(notice)
 
 
-def source_rows(recipe: TrainRecipe, split: str, needs: tuple[str, ...], limit: int | None) -> Iterator[dict[str, Any]]:
-    """Yield rows as text, straight from the source.
+def source_rows(
+    recipe: TrainRecipe, split: str, needs: tuple[str, ...], limit: int | None, extra: Collection[str] = ()
+) -> Iterator[dict[str, Any]]:
+    """Yield rows as text, straight from the source; with further columns as for :func:`.data.sources.open_rows`.
 
     Raises:
         DataError: the source cannot be read or lacks a column.
     """
-    yield from _rows(**_arguments(recipe, split, needs, limit))
+    yield from _rows(**_arguments(recipe, split, needs, limit), extra=extra)
 
 
 def _materialise(
@@ -136,6 +334,7 @@ def _arguments(recipe: TrainRecipe, split: str, needs: tuple[str, ...], limit: i
         "name": recipe.dataset_name,
         "split": split,
         "config": recipe.dataset_config,
+        "names": recipe.dataset_columns,
         "seed": recipe.seed,
         "streaming": recipe.dataset_streaming,
         "limit": limit,
@@ -146,9 +345,7 @@ def _arguments(recipe: TrainRecipe, split: str, needs: tuple[str, ...], limit: i
 
 def _rows(name: str, split: str, identity: str, needs: Iterable[str], **options: Any) -> Iterator[dict[str, Any]]:
     """Yield rows; ``identity`` is an argument so that a changed file is never served from a cache."""
-    wanted = tuple(needs)
-    for row in open_rows(name, split, needs=wanted, **options):
-        yield {column: row[column] for column in wanted}
+    yield from open_rows(name, split, needs=tuple(needs), **options)
 
 
 def _is_hub(name: str) -> bool:

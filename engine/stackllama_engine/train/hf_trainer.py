@@ -15,8 +15,10 @@ from transformers.trainer import TRAINER_STATE_NAME
 from ..contract.errors import StageError
 from ..contract.recipe import RewardRecipe, SFTRecipe, TrainRecipe
 from ..contract.recipe_common import steps_of
+from ..contract.stages import Stage
 from . import checkpoint, models, schedule, trial_save
 from .disk_wait import write_result
+from .encoding import Encoder
 from .guard import Guard, Guarded
 from .run_callback import Interrupted, RunCallback
 from .save_timer import SaveTimer
@@ -153,7 +155,7 @@ def _restore_token_count(trainer: Any, path: Path) -> None:
     trainer._total_train_tokens = int(counts[-1]) if counts else 0
 
 
-def save(trainer: "Trainer", tokenizer: Any, recipe: TrainRecipe, session: Session) -> None:
+def save(trainer: "Trainer", encoder: Encoder, recipe: TrainRecipe, session: Session) -> None:
     """Write what was trained: ``adapter/``, or ``merged/`` after full training.
 
     Raises:
@@ -162,10 +164,12 @@ def save(trainer: "Trainer", tokenizer: Any, recipe: TrainRecipe, session: Sessi
     session.reporter.phase("save")
 
     def write() -> None:
+        stops = encoder.stop_ids if recipe.stage is Stage.SFT else ()  # a reward model writes nothing
+        model, tokenizer, run = _model(trainer), encoder.tokenizer, session.run
         if recipe.use_peft:
-            models.save_adapter(_model(trainer), tokenizer, session.run.adapter, recipe)
+            models.save_adapter(model, tokenizer, run.adapter, recipe, encoder.format, stops=stops)
         else:
-            models.save_model(_model(trainer), tokenizer, session.run.merged)
+            models.save_model(model, tokenizer, run.merged, encoder.format, stops)
 
     write_result(session.requests, session.reporter, trainer.state.global_step, write)
     session.state.wait_for_everyone()

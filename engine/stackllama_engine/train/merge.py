@@ -20,6 +20,7 @@ import gc
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -29,14 +30,16 @@ from torch import Tensor
 from ..contract.base import BASE_FILE, DEMO_BASE, Base, find_base
 from ..contract.disk_space import free, mib
 from ..contract.errors import StageError
+from ..contract.prompt_format import PromptFormat, read_prompt_format
 from ..contract.recipe import MergeRecipe
 from ..contract.run_dir import Home
 from ..data import demo_data
 from . import models
-from .encoding import encode_prompt
+from .encoding import Encoder
 from .loading import one_line
 from .pending_writes import is_disk_full
-from .ppo.rewards import score_weight
+from .ppo.shared_base import score_weight
+from .prompt_formats import generation_stops
 from .session import Session
 
 if TYPE_CHECKING:
@@ -88,6 +91,7 @@ def _merge(recipe: MergeRecipe, source: Path, staging: Path, session: Session) -
     reward = _json(source / "adapter_config.json").get("task_type") == "SEQ_CLS"
     where = _base(recipe, source, session)
     tokenizer = models.load_tokenizer(str(source))
+    prompt_format = read_prompt_format(source)
     probes = _probes(tokenizer, recipe.seed)
     base = models.load_plain(where.name, where.revision, "float32", session.device, reward=reward, new_head=True)
     if reward:
@@ -103,7 +107,8 @@ def _merge(recipe: MergeRecipe, source: Path, staging: Path, session: Session) -
     effect = difference(with_adapter, without)
     exact = difference(outputs(merged, probes, session.device), with_adapter)
     before = check(exact, effect, EXACT, noise, "merging went wrong")
-    _save(merged.to(getattr(torch, recipe.dtype)), tokenizer, staging)
+    stops = () if reward else generation_stops(str(source), None)
+    _save(merged.to(getattr(torch, recipe.dtype)), tokenizer, staging, prompt_format, stops)
     del base, model, merged
     gc.collect()
     session.reporter.phase("verify")
@@ -130,8 +135,14 @@ def _merge(recipe: MergeRecipe, source: Path, staging: Path, session: Session) -
     }
 
 
-def _save(model: Any, tokenizer: "PreTrainedTokenizerBase", staging: Path) -> None:
-    """Write the model where there is room for it.
+def _save(
+    model: Any,
+    tokenizer: "PreTrainedTokenizerBase",
+    staging: Path,
+    prompt_format: PromptFormat | None,
+    stops: Sequence[int] = (),
+) -> None:
+    """Write the model where there is room for it; ``stops`` are the tokens that end a response.
 
     Raises:
         StageError: there is none; nothing of it is left behind.
@@ -140,7 +151,7 @@ def _save(model: Any, tokenizer: "PreTrainedTokenizerBase", staging: Path) -> No
     try:
         if not free(staging.parent).holds(size, 1):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(staging))
-        models.save_model(model, tokenizer, staging)
+        models.save_model(model, tokenizer, staging, prompt_format, stops)
     except Exception as error:  # libraries report a full disk in classes of their own
         if not is_disk_full(error):
             raise
@@ -175,7 +186,7 @@ def _cast(recipe: MergeRecipe, source: Path, staging: Path, session: Session) ->
     model: Any = models.load_plain(str(source), None, "float32", session.device, reward=reward).eval()
     trained = outputs(model, probes, session.device)
     session.reporter.phase("merge")
-    _save(model.to(getattr(torch, recipe.dtype)), tokenizer, staging)
+    _save(model.to(getattr(torch, recipe.dtype)), tokenizer, staging, read_prompt_format(source))
     session.reporter.phase("verify")
     reloaded = models.load_plain(str(staging), None, "float32", session.device, reward=reward).eval()
     if reward:
@@ -306,5 +317,6 @@ def _check_head(reloaded: "PreTrainedModel", trained: Tensor, recipe: MergeRecip
 
 
 def _probes(tokenizer: "PreTrainedTokenizerBase", seed: int) -> list[list[int]]:
-    """Return prompts in the template; any language model gives each of them some distribution."""
-    return [encode_prompt(tokenizer, question) for question in demo_data.questions("evaluation", seed)[:PROBES]]
+    """Return prompts as text; any language model gives each of them some distribution."""
+    encoder = Encoder(tokenizer, PromptFormat())
+    return [encoder.prompt(question) for question in demo_data.questions("evaluation", seed)[:PROBES]]

@@ -31,18 +31,25 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     BitsAndBytesConfig,
+    GenerationConfig,
 )
 
+from ..budget.adapter import ALL_LINEAR
 from ..contract.base import BASE_FILE as BASE_FILE
 from ..contract.base import base_identity as base_identity
 from ..contract.base import same_base as same_base
 from ..contract.errors import StageError
+from ..contract.prompt_format import PromptFormat, write_prompt_format
 from ..contract.recipe import ModelRecipe, TrainRecipe
 from .faults import memory_that_ran_out
 from .loading import loading, one_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_MAMBA = frozenset({"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"})
+_MAMBA_KERNELS = ("out_proj", "conv1d")
+"""Modules of these types that fused kernels read past an adapter, so that PEFT refuses to adapt them."""
 
 
 def load_tokenizer(name: str, revision: str | None = None, *, must_end: bool = True) -> "PreTrainedTokenizerBase":
@@ -112,6 +119,7 @@ def load_plain(
     *,
     reward: bool = False,
     new_head: bool = False,
+    several_labels: bool = False,
 ) -> "PreTrainedModel":
     """Load a model without quantisation, for merging and for separate reward models.
 
@@ -122,6 +130,7 @@ def load_plain(
         device: where it goes.
         reward: with one score per sequence instead of a language-model head.
         new_head: whether the score head may be missing, because an adapter brings it.
+        several_labels: whether it may return several scores per sequence.
 
     Raises:
         StageError: it cannot be loaded, or it is a reward model without a trained head.
@@ -136,11 +145,11 @@ def load_plain(
             f"{name} is not a reward model: it has no trained `{sorted(info['missing_keys'])[0]}`, so its scores would "
             "be random. Name a finished reward run, its adapter, or a sequence-classification model."
         )
-    if model.config.num_labels != 1:
+    if model.config.num_labels != 1 and not several_labels:
         named = ", ".join(str(label) for label in list(model.config.id2label.values())[:4])
         raise StageError(
             f"{name} returns {model.config.num_labels} scores per text ({named}), but a reward is one number; name a "
-            "model with one label, or combine its scores in a `reward_fn`."
+            "model with one label."
         )
     score_in_head_dtype(model)
     return model
@@ -173,20 +182,22 @@ def add_lora(
     if recipe.quantised:
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=recipe.gradient_checkpointing)
     try:
-        peft_model = get_peft_model(model, config or lora_config(recipe, task_type))
+        peft_model = get_peft_model(model, config or lora_config(recipe, task_type, model.config.model_type))
     except ValueError as error:
         raise StageError(f"LoRA does not fit {recipe.model_name_or_path}: {error} Set `lora_target_modules`.") from None
     return peft_model
 
 
-def lora_config(recipe: TrainRecipe, task_type: str) -> LoraConfig:
+def lora_config(recipe: TrainRecipe, task_type: str, model_type: str) -> LoraConfig:
     """PEFT's configuration of the recipe's adapter; a reward adapter trains and saves its score head."""
+    every_matrix = recipe.lora_target_modules == ALL_LINEAR
     return LoraConfig(
         task_type=task_type,
         r=recipe.lora_r,
         lora_alpha=recipe.lora_alpha,
         lora_dropout=recipe.lora_dropout,
         target_modules=recipe.lora_target_modules,
+        exclude_modules=[*_MAMBA_KERNELS] if every_matrix and model_type in _MAMBA else None,
         modules_to_save=["score"] if task_type == "SEQ_CLS" else None,
         bias="none",
     )
@@ -215,10 +226,12 @@ def save_adapter(
     tokenizer: "PreTrainedTokenizerBase",
     path: Path,
     recipe: TrainRecipe,
+    prompt_format: PromptFormat,
     adapters: Sequence[str] = ("default",),
+    stops: Sequence[int] = (),
     **extra: Any,
 ) -> None:
-    """Write the adapter, its score head if it has one, the identity of its base, and the tokenizer.
+    """Write the adapter, its score head if it has one, its base's identity, the prompt format and the tokenizer.
 
     All or nothing: written beside ``path`` and renamed.
 
@@ -227,7 +240,9 @@ def save_adapter(
         tokenizer: the base's.
         path: the adapter's directory.
         recipe: says which base.
+        prompt_format: that it was trained with.
         adapters: which of the model's are saved; all but the first in directories of their names.
+        stops: tokens that end a response, for ``generation_config.json``; none for a reward model.
         extra: safetensors files to add, name → tensors.
 
     Raises:
@@ -239,19 +254,48 @@ def save_adapter(
         (staging / BASE_FILE).write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
         for name, tensors in extra.items():
             save_file(tensors, staging / f"{name}.safetensors")
-        tokenizer.save_pretrained(str(staging))
+        _save_tokenizer(tokenizer, prompt_format, staging)
+        write_prompt_format(staging, prompt_format)
+        if stops:
+            ends: dict[str, Any] = {"eos_token_id": [*stops], "pad_token_id": pad_id(tokenizer)}
+            GenerationConfig(bos_token_id=tokenizer.bos_token_id, **ends).save_pretrained(str(staging))
 
 
-def save_model(model: Any, tokenizer: "PreTrainedTokenizerBase", path: Path) -> None:
-    """Write a whole model and its tokenizer, all or nothing.
+def save_model(
+    model: Any,
+    tokenizer: "PreTrainedTokenizerBase",
+    path: Path,
+    prompt_format: PromptFormat | None,
+    stops: Sequence[int] = (),
+) -> None:
+    """Write a whole model, its tokenizer and its prompt format, all or nothing.
+
+    The tokenizer gets the format's chat template, and the generation configuration the tokens that end a response, so
+    that a program that serves the model renders prompts and ends responses as it was trained to.
 
     Raises:
         OSError: disk full or not writable.
     """
     with _whole(path) as staging:
         model.config.use_cache = True  # off while training; generation is slow without it
+        if stops:
+            model.generation_config.eos_token_id = [*stops]
         model.save_pretrained(str(staging))
-        tokenizer.save_pretrained(str(staging))
+        write_prompt_format(staging, prompt_format)
+        _save_tokenizer(tokenizer, prompt_format, staging)
+
+
+def _save_tokenizer(tokenizer: "PreTrainedTokenizerBase", prompt_format: PromptFormat | None, folder: Path) -> None:
+    """Write a tokenizer with the chat template of the training; the one in memory stays as it is."""
+    own = tokenizer.chat_template
+    first: Any = tokenizer("a")["input_ids"][:1]
+    begins = tokenizer.bos_token_id is not None and first == [tokenizer.bos_token_id]
+    if prompt_format is not None and (template := prompt_format.served_template(begins=begins)):
+        tokenizer.chat_template = template
+    try:
+        tokenizer.save_pretrained(str(folder))
+    finally:
+        tokenizer.chat_template = own
 
 
 @contextmanager

@@ -13,11 +13,12 @@ from trl.trainer.reward_trainer import RewardTrainer
 
 from ..contract.recipe import RewardRecipe
 from . import checkpoint, hf_trainer, limits, models
-from .encoding import encode_text, evaluation_rows, report_columns, training_rows
+from .encoding import evaluation_rows, report_columns, training_rows
 from .eval_metrics import PairWeighted, pair_metrics, pair_scores
 from .guard import Guarded
 from .overlap import COLUMN, Overlap, question_hash
 from .pair_filter import PairFilter, pair_notices
+from .prompt_formats import make_encoder
 from .run_callback import RunCallback
 from .session import Session
 
@@ -39,10 +40,12 @@ def run(recipe: RewardRecipe, session: Session) -> dict[str, Any]:
     reporter.phase("load")
     tokenizer = models.load_tokenizer(recipe.model_name_or_path, recipe.model_revision)
 
+    encoder = make_encoder(recipe, session, tokenizer)
+
     def encode(row: dict[str, Any]) -> dict[str, Any]:
         return {
-            "chosen_ids": encode_text(tokenizer, row["question"], row["response_j"]),
-            "rejected_ids": encode_text(tokenizer, row["question"], row["response_k"]),
+            "chosen_ids": encoder.text_ids(row["question"], row["response_j"], row.get("messages")),
+            "rejected_ids": encoder.text_ids(row["question"], row["response_k"], row.get("messages")),
             COLUMN: question_hash(row["question"]),
         }
 
@@ -90,7 +93,7 @@ def run(recipe: RewardRecipe, session: Session) -> dict[str, Any]:
     if streamed:  # counted as they came
         report_rows()
     reporter.metrics(trainer.state.global_step, {f"eval_{name}": value for name, value in metrics.items()})
-    hf_trainer.save(trainer, tokenizer, recipe, session)
+    hf_trainer.save(trainer, encoder, recipe, session)
     return {
         **metrics,
         "steps": trainer.state.global_step,

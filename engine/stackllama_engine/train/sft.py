@@ -14,12 +14,13 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from ..contract.recipe import SFTRecipe
 from . import checkpoint, hf_trainer, limits, models
-from .encoding import encode_answer, encode_prompt, evaluation_rows, report_columns, training_rows
+from .encoding import evaluation_rows, report_columns, training_rows
 from .eval_metrics import TokenWeighted
 from .eval_sampler import EvalSampler
 from .guard import Guarded
 from .lengths import PROMPT, LengthLimit
 from .overlap import COLUMN, Overlap, question_hash
+from .prompt_formats import make_encoder
 from .run_callback import RunCallback
 from .session import Session
 from .sft_packing import Collator, check_apart, keeps_apart
@@ -52,10 +53,15 @@ def run(recipe: SFTRecipe, session: Session) -> dict[str, Any]:
     reporter.phase("load")
     tokenizer = models.load_tokenizer(recipe.model_name_or_path, recipe.model_revision)
 
+    encoder = make_encoder(recipe, session, tokenizer)
+    answers_alone = encoder.format.kind == "chat" if recipe.assistant_only_loss is None else recipe.assistant_only_loss
+
     def encode(row: dict[str, Any]) -> dict[str, Any]:
-        prompt = encode_prompt(tokenizer, row["question"])
-        ids = prompt + encode_answer(tokenizer, row["response_j"].strip())
-        return {"input_ids": ids, PROMPT: len(prompt), COLUMN: question_hash(row["question"])}
+        question, messages = row["question"], row.get("messages")
+        prompt = encoder.prompt(question, messages)
+        ids = prompt + encoder.answer(question, encoder.trimmed(row["response_j"]), messages)
+        labels = {"labels": [-100] * len(prompt) + ids[len(prompt) :]} if answers_alone else {}  # -100: no loss
+        return {"input_ids": ids, PROMPT: len(prompt), COLUMN: question_hash(question), **labels}
 
     report_columns(recipe, _COLUMNS, reporter)
     training = LengthLimit(recipe.max_length, "training", cuts=not recipe.packing or recipe.packing_strategy == "bfd")
@@ -80,7 +86,7 @@ def run(recipe: SFTRecipe, session: Session) -> dict[str, Any]:
         base, recipe.model_name_or_path, recipe.max_length, f"`max_length={recipe.max_length}`", reporter
     )
     model = models.add_lora(base, recipe, "CAUSAL_LM")
-    eval_sampler = EvalSampler(recipe, tokenizer, session.requests)
+    eval_sampler = EvalSampler(recipe, encoder, session.requests)
     callback = RunCallback(session, checkpoint.Retention.of(recipe), eval_sampler)
     trainer = GuardedSFTTrainer(
         model=model,
@@ -105,7 +111,7 @@ def run(recipe: SFTRecipe, session: Session) -> dict[str, Any]:
         hf_trainer.fit(trainer, callback, recipe, session)
         reporter.phase("evaluate")
         evaluation = hf_trainer.final_evaluation(trainer)
-    hf_trainer.save(trainer, tokenizer, recipe, session)
+    hf_trainer.save(trainer, encoder, recipe, session)
     if streamed:  # counted as they came
         report_rows()
     losses = hf_trainer.logged(trainer, "loss")

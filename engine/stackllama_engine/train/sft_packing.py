@@ -5,13 +5,15 @@ sees its own document alone (``masking_utils.find_packed_sequence_indices``). Ro
 lays the whole batch end to end instead, which flash attention's kernels for ragged batches need, but every other kernel
 would pay for with a mask of ``[B·L, B·L]``; it is used with ``flash_attention_2`` alone.
 
-Not every model listens: some take no positions, some mix tokens outside of attention. So it is measured (:func:`leak`).
+Not every model listens: some make their masks without positions (gpt-oss) and receive prebuilt masks, some take no
+positions, some mix tokens outside of attention. So it is measured (:func:`leak`).
 """
 
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers.masking_utils import create_masks_for_generate
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from ..contract.errors import StageError
@@ -75,6 +77,9 @@ def check_apart(recipe: SFTRecipe, model: Any, collator: Collator, autocast: Any
     try:
         with autocast:
             share = leak(model, collator)
+            if share > MOST_LEAK:
+                give_masks(model)
+                share = leak(model, collator)
     except Exception as error:  # a forward that knows no positions, or cannot do with these
         if memory_that_ran_out(error) is not None:
             raise
@@ -87,6 +92,21 @@ def check_apart(recipe: SFTRecipe, model: Any, collator: Collator, autocast: Any
         f"`packing_strategy={recipe.packing_strategy}`: {recipe.model_name_or_path} does not keep packed answers "
         f"apart: {why}. Use `packing=false`, or `packing_strategy=wrapped` to train across them."
     )
+
+
+def give_masks(model: Any) -> None:
+    """Give a model prebuilt masks, from the positions of packed rows, instead of letting it make them itself."""
+    model.get_decoder().register_forward_pre_hook(_with_masks, with_kwargs=True)
+
+
+def _with_masks(trunk: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    ids, positions = kwargs.get("input_ids"), kwargs.get("position_ids")
+    if ids is None or positions is None or kwargs.get("attention_mask") is not None:
+        return args, kwargs
+    parameter = next(trunk.parameters())
+    embeddings = parameter.new_empty(*ids.shape, 1)  # of which only shape, device and dtype are looked at
+    masks = create_masks_for_generate(trunk.config, embeddings, None, None, positions)  # type: ignore[arg-type]
+    return args, kwargs | {"attention_mask": masks}
 
 
 def leak(model: Any, collator: Collator) -> float:

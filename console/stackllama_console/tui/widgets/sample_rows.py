@@ -16,6 +16,7 @@ _ROOMY = 62  # cells from which a row shows KL and length as well
 _UTILITY = label_of(Stage.PPO, "true_utility")
 _NONE = "·"
 _FOLLOW = 8
+_COLUMN = 500  # characters shown of a column
 
 
 def heading(listing: Listing, width: int) -> str:
@@ -114,6 +115,9 @@ def sample_text(sample: Sample) -> Text:
     for title, body in (("prompt", sample.question), ("response", sample.response)):
         text.append(f"\n\n{title}  " if title == "response" else f"\n{title}  ", style="not bold italic dim")
         text.append(body or "(empty)", style="not bold")
+    for name, value in sample.columns.items():
+        text.append(f"\n\n{name}  ", style="not bold italic dim")
+        text.append(cut(str(value), _COLUMN), style="not bold")
     return text
 
 

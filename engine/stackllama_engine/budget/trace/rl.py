@@ -18,6 +18,7 @@ from ...train.ppo.packing import PackedBatch
 from ...train.ppo.rollout import Advantages, Rollout
 from ...train.ppo.sampling import pick
 from ...train.ppo.shared_base import CRITIC, POLICY, REFERENCE, REWARD, Outputs, SharedBase
+from ..shapes import architecture_of
 from . import build, cuda, marks
 from .storages import Storages
 
@@ -81,13 +82,14 @@ def _shared_base(recipe: PPORecipe, config: dict[str, Any], layers: int, *, adap
     base.checkpointing = recipe.gradient_checkpointing
     base._entropy_trains = recipe.ent_coef > 0
     base._bf16 = recipe.bf16
+    base.plain_head = not architecture_of(config, "", "", frozenset()).logit_steps
     base._continues = recipe.policy_adapter_path is not None
     base.value_head = nn.Linear(models.head_hidden(model), 1, bias=False, dtype=torch.float32)
     base.has_separate_critic = recipe.value_adapter
     adapters = ((REFERENCE, base._continues), (REWARD, adapter_scores), (CRITIC, base.has_separate_critic))
     for name, wanted in adapters:
         if wanted:
-            base.model.add_adapter(name, models.lora_config(recipe, "CAUSAL_LM"))
+            base.model.add_adapter(name, models.lora_config(recipe, "CAUSAL_LM", model.config.model_type))
     base._activate(POLICY)
     if recipe.gradient_checkpointing:
         build.checkpointing(model, recipe)
@@ -117,9 +119,13 @@ def _sample(recipe: PPORecipe, base: SharedBase, storages: Storages) -> None:
     tokens = _first_tokens(base, count, prompt, uniforms[:, 0], cache)
     longest = prompt + response - 1
     start = max(prompt, longest - _DECODED)
-    for layer in cache.layers:
+    layers: list[Any] = cache.layers
+    for layer in layers:
+        window = getattr(layer, "sliding_window", None)
         for name in ("keys", "values"):
-            _lengthen(layer, name, start)
+            _lengthen(layer, name, min(start, window - 1) if window else start)
+        if window:
+            layer.cumulative_length = start  # from which the layer's mask is made
     storages.enter_phase(SAMPLING)
     mask = torch.ones(count, start, dtype=torch.int64)
     for position in range(start, longest):

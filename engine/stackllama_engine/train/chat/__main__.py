@@ -77,17 +77,17 @@ def _answer(sides: "Sides", ask: Ask, inbox: Inbox, outbox: Outbox) -> None:
 
 
 def _one_side(sides: "Sides", side: str, ask: Ask, inbox: Inbox, outbox: Outbox) -> None:
-    from ..models import eos_id
     from .answer import Text, tokens
 
     assert side in ("base", "tuned")
-    text, count, token = Text(sides.tokenizer), 0, None
+    text, count, token = Text(sides.encoder.tokenizer), 0, None
     started = time.monotonic()
     with sides.use(side) as model:
-        answer = tokens(model, sides.tokenizer, ask)
+        stops = sides.encoder.stop_ids
+        answer = tokens(model, sides.encoder.prompt(ask.prompt), stops, ask)
         while not (cancelled := inbox.cancelled(ask.id)) and (token := next(answer, None)) is not None:
             count += 1
-            ended = token == eos_id(sides.tokenizer)
+            ended = token in stops
             if piece := text.push(token):
                 outbox.write(Delta(id=ask.id, which=side, text=piece))
             if ended:
@@ -100,7 +100,7 @@ def _one_side(sides: "Sides", side: str, ask: Ask, inbox: Inbox, outbox: Outbox)
             which=side,
             tokens=count,
             seconds=round(time.monotonic() - started, 3),
-            ended=token == eos_id(sides.tokenizer),
+            ended=token in stops,
             cancelled=cancelled,
         )
     )

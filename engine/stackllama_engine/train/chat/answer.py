@@ -4,7 +4,7 @@ Shapes: ``P`` prompt tokens, ``V`` vocabulary.
 """
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,9 +13,7 @@ from transformers import DynamicCache
 
 from ...contract.chat_messages import Ask
 from ...contract.errors import StageError
-from ..encoding import encode_prompt
 from ..limits import positions
-from ..models import eos_id
 from ..ppo.sampling import pick
 
 if TYPE_CHECKING:
@@ -27,25 +25,25 @@ _PARTIAL = "\ufffd"
 
 
 @torch.no_grad()
-def tokens(model: Any, tokenizer: "PreTrainedTokenizerBase", ask: Ask) -> Iterator[int]:
+def tokens(model: Any, prompt: Sequence[int], stops: Collection[int], ask: Ask) -> Iterator[int]:
     """Yield the response's tokens as they are sampled, the end token included.
 
     Args:
         model: a causal language model, with or without an adapter.
-        tokenizer: the model's.
-        ask: its prompt goes into the template; the same seed draws the same noise for every model.
+        prompt: its tokens in the model's format.
+        stops: tokens that end a response.
+        ask: temperature, length and seed; the same seed draws the same noise for every model.
 
     Raises:
         StageError: the prompt leaves no room for a response.
     """
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    ids = encode_prompt(tokenizer, ask.prompt)
-    room = _room(base, len(ids))
+    room = _room(base, len(prompt))
     # only the last position's logits: [P, V] of a whole prompt would cost more than the model's own work
     keep = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(base.forward).parameters else {}
     generator = torch.Generator().manual_seed(ask.seed)
     cache = DynamicCache(config=base.config)
-    input_ids = torch.tensor([ids], device=base.device)  # [1, P], then [1, 1]
+    input_ids = torch.tensor([[*prompt]], device=base.device)  # [1, P], then [1, 1]
     for _ in range(min(ask.max_new_tokens, room)):
         logits = (
             model(input_ids=input_ids, past_key_values=cache, use_cache=True, **keep).logits[:, -1].float()
@@ -54,7 +52,7 @@ def tokens(model: Any, tokenizer: "PreTrainedTokenizerBase", ask: Ask) -> Iterat
         next_token = logits.argmax(-1) if ask.temperature < _GREEDY else pick(logits / ask.temperature, uniform)  # [1]
         token = int(next_token)
         yield token
-        if token == eos_id(tokenizer):
+        if token in stops:
             return
         input_ids = next_token.unsqueeze(0)
 

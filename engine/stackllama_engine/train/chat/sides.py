@@ -23,17 +23,19 @@ from ...contract.recipe_io import load_recipe
 from ...contract.run_dir import RunDir
 from ...contract.stages import Stage
 from .. import checkpoint, limits, models
+from ..encoding import Encoder
 from ..ppo.state import POLICY_FILE
+from ..prompt_formats import recorded_encoder
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 
 class Sides:
     """Models by side.
 
     Args:
-        tokenizer: of both.
+        encoder: of both.
         tuned: with an adapter, or whole.
         base: None where ``tuned`` without its adapter is the base, or where there is none.
         name: the base's, or where the weights came from.
@@ -43,7 +45,7 @@ class Sides:
 
     def __init__(
         self,
-        tokenizer: "PreTrainedTokenizerBase",
+        encoder: Encoder,
         tuned: Any,
         base: "PreTrainedModel | None" = None,
         *,
@@ -51,7 +53,7 @@ class Sides:
         bf16: bool = False,
         note: str | None = None,
     ) -> None:
-        self.tokenizer = tokenizer
+        self.encoder = encoder
         self.name = name
         self.note = note
         self.device: torch.device = tuned.device
@@ -101,7 +103,7 @@ def load_sides(run: RunDir, target: Target, *, cpu: bool) -> Sides:
     trained_on_cpu = target.stage is not Stage.MERGE and recipe.use_cpu  # a merge needs no GPU, a chat does
     device = torch.device("cpu" if cpu or trained_on_cpu or not torch.cuda.is_available() else "cuda")
     sides = _sides(run, recipe, target, device)
-    limits.check_tokens(sides.tuned, sides.tokenizer, sides.name)
+    limits.check_tokens(sides.tuned, sides.encoder.tokenizer, sides.name)
     return sides
 
 
@@ -110,16 +112,16 @@ def _sides(run: RunDir, recipe: Any, target: Target, device: torch.device) -> Si
         case MergeRecipe():
             return _merged(recipe, target.path, device)
         case SFTRecipe(use_peft=False):
-            tuned, tokenizer = _whole(target.path, device)
+            tuned, encoder = _whole(target.path, device)
             base = models.load_causal_lm(recipe, device)
-            return Sides(tokenizer, tuned, base, name=recipe.model_name_or_path, bf16=recipe.bf16)
+            return Sides(encoder, tuned, base, name=recipe.model_name_or_path, bf16=recipe.bf16)
         case SFTRecipe() | PPORecipe():
-            return _adapted(recipe, target.path, device)
+            return _adapted(run, recipe, target.path, device)
         case _:
             raise StageError(f"{run.id} is a {target.stage} run, which writes no text.")
 
 
-def _adapted(recipe: SFTRecipe | PPORecipe, path: Path, device: torch.device) -> Sides:
+def _adapted(run: RunDir, recipe: SFTRecipe | PPORecipe, path: Path, device: torch.device) -> Sides:
     """Load one model with its adapter, which the base side switches off."""
     name, revision = recipe.model_name_or_path, recipe.model_revision
     if (path / models.BASE_FILE).is_file() and not models.same_base(
@@ -134,32 +136,33 @@ def _adapted(recipe: SFTRecipe | PPORecipe, path: Path, device: torch.device) ->
     policy = path / POLICY_FILE
     state = load_file(policy, device=str(device)) if policy.is_file() else models.adapter_weights(path, device)
     models.set_adapter_state(tuned, state, "default")
-    return Sides(tokenizer, tuned, name=name, bf16=recipe.bf16)
+    return Sides(recorded_encoder(run.path, tokenizer, name, revision), tuned, name=name, bf16=recipe.bf16)
 
 
-def _adapter_config(recipe: SFTRecipe | PPORecipe, path: Path) -> LoraConfig:
-    """Return the adapter's configuration: the one beside the weights, the continued adapter's, or the recipe's."""
+def _adapter_config(recipe: SFTRecipe | PPORecipe, path: Path) -> LoraConfig | None:
+    """Return the adapter's configuration: the one beside the weights or the continued adapter's; None: the recipe's."""
     continued = recipe.policy_adapter_path if isinstance(recipe, PPORecipe) else None
     for place in (path, Path(continued) if continued else None):
         if place is not None and (place / "adapter_config.json").is_file():
             config: Any = LoraConfig.from_pretrained(str(place))
             return config
-    return models.lora_config(recipe, "CAUSAL_LM")
+    return None
 
 
 def _merged(recipe: MergeRecipe, path: Path, device: torch.device) -> Sides:
     """Load the merged model, and the base where the adapter still names it."""
-    tuned, tokenizer = _whole(path, device)
+    tuned, encoder = _whole(path, device)
     adapter = Path(recipe.adapter_path)
     if not (adapter / "adapter_config.json").is_file():
-        return Sides(tokenizer, tuned, name=str(path), note=f"{adapter} holds no adapter that would name a base.")
+        return Sides(encoder, tuned, name=str(path), note=f"{adapter} holds no adapter that would name a base.")
     try:
         source = find_base(adapter, recipe.base_model_name_or_path)
     except StageError as error:
-        return Sides(tokenizer, tuned, name=str(path), note=str(error))
+        return Sides(encoder, tuned, name=str(path), note=str(error))
     base = models.load_plain(source.name, source.revision, "auto", device)
-    return Sides(tokenizer, tuned, base, name=source.name)
+    return Sides(encoder, tuned, base, name=source.name)
 
 
-def _whole(path: Path, device: torch.device) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    return models.load_plain(str(path), None, "auto", device), models.load_tokenizer(str(path))
+def _whole(path: Path, device: torch.device) -> "tuple[PreTrainedModel, Encoder]":
+    encoder = recorded_encoder(path, models.load_tokenizer(str(path)), str(path), None)
+    return models.load_plain(str(path), None, "auto", device), encoder

@@ -12,7 +12,7 @@
 
 The trainer makes one step of::
 
-    responses = algorithm.sample(prompts, noise, eos)  # 1
+    responses = algorithm.sample(prompts, noise, stops)  # 1
     rollout = algorithm.score(prompts, responses)  # 2, 3; if it holds a NaN or infinity, only the last line follows
     result = algorithm.learn(rollout, shuffle)  # 4, 5, 6
     algorithm.adapt_kl_coef(kl, response_count)  # of this rollout, on all ranks; the next step uses the new coefficient
@@ -90,18 +90,18 @@ class Algorithm:
     """Runs a phase on every rank until it fits into memory."""
     reduce: Reduce
 
-    def sample(self, prompts: Sequence[Prompt], noise: Sequence[Noise], eos: int) -> Responses:
+    def sample(self, prompts: Sequence[Prompt], noise: Sequence[Noise], stops: Sequence[int]) -> Responses:
         """1 sample: generate one response per prompt.
 
         Args:
             prompts: of this rank.
             noise: random numbers of each response; they follow from seed, step and position in the step.
-            eos: end token.
+            stops: tokens that end a response.
 
         Raises:
             Abandoned: a stop is wanted.
         """
-        return self.run_on_all_ranks(lambda: self.worker.respond(prompts, noise, eos))
+        return self.run_on_all_ranks(lambda: self.worker.respond(prompts, noise, stops))
 
     def score(self, prompts: Sequence[Prompt], responses: Responses, acting: Acting = nullcontext) -> Rollout:
         """2 score and 3 evaluate: compute everything that later steps read of a rollout.

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import torch
 
 from ...contract.recipe import PPORecipe
-from .. import models
 from ..session import Session
 from .algorithm import Algorithm
 from .fault_tolerance import RunOnAllRanks
@@ -64,7 +63,7 @@ class Evaluator:
         recipe: the PPO recipe.
         session: ranks share the prompts.
         base: policy and base.
-        tokenizer: the policy's.
+        stops: tokens that end a response.
         algorithm: its first steps sample and score.
         worker: samples from another model than the policy.
         run_on_all_ranks: runs a phase on every rank until it fits.
@@ -76,7 +75,7 @@ class Evaluator:
         recipe: PPORecipe,
         session: Session,
         base: SharedBase,
-        tokenizer: Any,
+        stops: Sequence[int],
         algorithm: Algorithm,
         worker: RolloutWorker,
         run_on_all_ranks: RunOnAllRanks,
@@ -85,7 +84,7 @@ class Evaluator:
         self._recipe = recipe
         self._session = session
         self._base = base
-        self._eos = models.eos_id(tokenizer)
+        self._stops = stops
         self._algorithm = algorithm
         self._worker = worker
         self._run_on_all_ranks = run_on_all_ranks
@@ -121,10 +120,10 @@ class Evaluator:
         noise = [draw_noise(recipe.seed, EVALUATION_STEP + sample, index, recipe.length_limits) for index in indices]
         acting = partial(self._base.acting, policy=variant.policy, temperature=variant.temperature or _GREEDY)
         if variant == self.trained:
-            responses = self._algorithm.sample(prompts, noise, self._eos)
+            responses = self._algorithm.sample(prompts, noise, self._stops)
             rollout = self._algorithm.score(prompts, responses)
         else:
-            responses = self._run_on_all_ranks(lambda: worker.respond_here(prompts, noise, self._eos, acting()))
+            responses = self._run_on_all_ranks(lambda: worker.respond_here(prompts, noise, self._stops, acting()))
             rollout = self._algorithm.score(prompts, responses, acting)
         worker.check_finite(rollout)
         kl = sequence_sum(rollout.old.logprobs - rollout.ref_logprobs, rollout.mask)  # [B]

@@ -37,7 +37,7 @@ T = TypeVar("T")
 
 CANARY = "STACKLLAMA_CANARY"
 """Environment variable that is ``1`` in an attempt that begins with a canary."""
-NO_END = -1
+NO_END: tuple[int, ...] = ()
 """No token ends a response: each is as long as its noise."""
 
 

@@ -1,5 +1,7 @@
 """Log-probabilities of chosen tokens under a frozen head, a hundred tokens at a time.
 
+A head is a matrix (:func:`chosen`), or the model's own code, which may scale or cap the logits (:func:`chosen_by`).
+
 The float32 logits of a whole batch never exist: neither in the forward pass nor, as usual, again in the backward
 pass. With ``z = W h / τ`` and ``p = softmax(z)``
 
@@ -12,6 +14,7 @@ as often as by autograd, and never computed again. The head must not be trained 
 Shapes: ``N`` tokens, ``H`` hidden width, ``V`` vocabulary.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -45,6 +48,18 @@ def chosen(
     return Chosen(*_Chosen.apply(hidden, weight, bias, tokens, temperature, entropy_trains))  # type: ignore[arg-type]
 
 
+def chosen_by(logits_of: Callable[[Tensor], Tensor], hidden: Tensor, tokens: Tensor, *, entropy_trains: bool) -> Chosen:
+    """Compute what :func:`chosen` does under a head that is a function.
+
+    Args:
+        logits_of: ``[n, H]`` → float32 ``[n, V]``, over the temperature; each row by itself, nothing in it trained.
+        hidden: the state before each token, ``[N, H]``.
+        tokens: ``[N]``.
+        entropy_trains: whether the entropy has a gradient, for another pass back through the head.
+    """
+    return Chosen(*_ChosenBy.apply(hidden, logits_of, tokens, entropy_trains))  # type: ignore[arg-type]
+
+
 class _Chosen(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -73,12 +88,61 @@ class _Chosen(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        of_logprobs, of_entropy = grad_outputs  # [N] each
-        directions = ctx.saved_tensors  # [N, H] each: ∂ log p_y / ∂h and, where the entropy trains, ∂ H / ∂h
-        gradient = of_logprobs.unsqueeze(-1) * directions[0]  # [N, H]
-        if len(directions) > 1:
-            gradient += of_entropy.unsqueeze(-1) * directions[1]
-        return gradient.to(ctx.dtype), None, None, None, None, None
+        return _gradient(ctx, *grad_outputs), None, None, None, None, None
+
+
+class _ChosenBy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, logits_of: Callable[[Tensor], Tensor], tokens: Tensor, entropy: bool
+    ) -> tuple[Tensor, Tensor]:
+        direction_count = 1 + entropy if ctx.needs_input_grad[0] else 0
+        parts: list[tuple[Tensor, ...]] = []
+        for start in range(0, len(tokens), CHUNK):
+            part = slice(start, start + CHUNK)
+            with torch.set_grad_enabled(direction_count > 0):
+                state = hidden[part].detach().requires_grad_(direction_count > 0)  # [n, H]
+                results = chosen_of(logits_of(state), tokens[part])
+                # a token's log-probability depends on its own state alone, so the sum's gradient holds every token's
+                directions = [
+                    torch.autograd.grad(column.sum(), state, retain_graph=True)[0].float()
+                    for column in results[:direction_count]
+                ]
+            parts.append((*(column.detach() for column in results), *directions))
+        logprobs, entropies, *directions = (torch.cat(columns) for columns in zip(*parts, strict=True))
+        ctx.save_for_backward(*directions)
+        ctx.dtype = hidden.dtype
+        if direction_count < 2:
+            ctx.mark_non_differentiable(entropies)
+        return logprobs, entropies
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        return _gradient(ctx, *grad_outputs), None, None, None
+
+
+def chosen_of(logits: Tensor, tokens: Tensor, *, entropy_trains: bool = True) -> Chosen:
+    """Compute log-probabilities and entropies from all logits at once.
+
+    Args:
+        logits: float32 ``[..., V]``, over the temperature.
+        tokens: ``[...]``.
+        entropy_trains: whether the entropy has a gradient.
+    """
+    normaliser = logits.logsumexp(-1)  # [...]
+    logprobs = logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - normaliser  # [...]
+    with torch.set_grad_enabled(entropy_trains and torch.is_grad_enabled()):
+        entropy = normaliser - (torch.softmax(logits, -1) * logits).sum(-1)  # [...]
+    return Chosen(logprobs, entropy)
+
+
+def _gradient(ctx: Any, of_logprobs: Tensor, of_entropy: Tensor) -> Tensor:
+    """Return the gradient with respect to the hidden states, ``[N, H]``, from those of both outputs, ``[N]`` each."""
+    directions = ctx.saved_tensors  # [N, H] each: ∂ log p_y / ∂h and, where the entropy trains, ∂ H / ∂h
+    gradient = of_logprobs.unsqueeze(-1) * directions[0]  # [N, H]
+    if len(directions) > 1:
+        gradient += of_entropy.unsqueeze(-1) * directions[1]
+    return gradient.to(ctx.dtype)
 
 
 def _chunk(

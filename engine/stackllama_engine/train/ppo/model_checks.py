@@ -1,7 +1,8 @@
 """Checks of PPO's assumptions about a model, measured once at load against the model's own forward pass.
 
 - Its logits are its output head times the hidden states of its trunk, which is how :class:`.shared_base.SharedBase`
-  computes every log-probability. Models that scale or cap their logits in between are refused.
+  computes every log-probability. Those of a model that projects, scales or caps in between are computed by its own
+  code; where even that does not agree, the model is refused.
 - A row in a padded batch has the log-probabilities that it has alone.
 - So it has while it is sampled: adapter merged, keys and states cached, finished rows removed. A shortcut that changes
   them is turned off.
@@ -13,7 +14,7 @@ over positions of Σ p · |Δ log p| over the vocabulary, in nats per token.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,14 +22,11 @@ from torch import Tensor
 from ...contract.errors import StageError
 from ...contract.recipe import PPORecipe
 from .. import models
-from ..encoding import encode_prompt
+from ..encoding import Encoder
 from ..faults import memory_that_ran_out
 from ..reporting import Reporter
 from .sampling import Decoder
 from .shared_base import POLICY, SharedBase
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 _TEXT = "How do I keep coffee beans fresh for longer than a week, and does it matter how I grind them?"
 _LENGTHS = ((13, 6), (5, 9), (9, 3))
@@ -58,13 +56,13 @@ class Difference(NamedTuple):
         return f"fails ({self.error})" if self.error else f"is off by {self.nats:.2g} nats per token"
 
 
-def check_policy(recipe: PPORecipe, base: SharedBase, tokenizer: "PreTrainedTokenizerBase", reporter: Reporter) -> None:
+def check_policy(recipe: PPORecipe, base: SharedBase, encoder: Encoder, reporter: Reporter) -> None:
     """Measure the policy; turn off the shortcuts of sampling that do not agree, and report it.
 
     Raises:
         StageError: PPO cannot compute this model's log-probabilities.
     """
-    rows, limit = _rows(tokenizer), _limit(recipe, base)
+    rows, limit = _rows(encoder), _limit(recipe, base)
     batch = max(recipe.local_rollout_forward_batch_size, recipe.per_device_train_batch_size)
     with _moved_adapter(base), torch.no_grad():
         own = [_own(base, [*prompt, *response]) for prompt, response in rows]
@@ -73,16 +71,28 @@ def check_policy(recipe: PPORecipe, base: SharedBase, tokenizer: "PreTrainedToke
             _check_padding(recipe, base, rows, own, limit)
         if not recipe.use_vllm or recipe.eval_temperatures or recipe.eval_best_of:  # which vLLM does not sample
             groups = [rows] if recipe.local_rollout_forward_batch_size > 1 else [[row] for row in rows]
-            _choose_decoding(base, groups, own, models.pad_id(tokenizer), limit, reporter)
+            _choose_decoding(base, groups, own, models.pad_id(encoder.tokenizer), limit, reporter)
 
 
 def _check_head(recipe: PPORecipe, base: SharedBase, rows: Sequence[Row], own: Sequence[Tensor], limit: float) -> None:
-    difference = _measure(own, lambda: [_alone(base, [*prompt, *response]) for prompt, response in rows])
-    if difference.nats > limit:
+    for base.plain_head in (True, False):
+        difference = _measure(own, lambda: [_alone(base, [*prompt, *response]) for prompt, response in rows])
+        if difference.nats <= limit:
+            return _check_width(recipe, base)
+    raise StageError(
+        f"`model_name_or_path={recipe.model_name_or_path}`: {_kind(base)} computes its logits from more than its last "
+        f"hidden states, and PPO, which computes them from these, {difference}; use another model."
+    )
+
+
+def _check_width(recipe: PPORecipe, base: SharedBase) -> None:
+    first = torch.zeros(1, 1, dtype=torch.int64, device=base.device)
+    width = base.hidden(first, None, first).shape[-1]
+    if width != base.value_head.in_features:
         raise StageError(
-            f"`model_name_or_path={recipe.model_name_or_path}`: {_kind(base)} computes its logits not from its "
-            f"output head alone, and PPO, which multiplies hidden states with the head, {difference}; use a model "
-            "that neither scales nor caps its logits, such as Llama, Mistral or Qwen."
+            f"`model_name_or_path={recipe.model_name_or_path}`: hidden states of {_kind(base)} are {width} wide, and "
+            f"its output head reads {base.value_head.in_features}, so that PPO's value head does not fit; use another "
+            "model."
         )
 
 
@@ -208,8 +218,8 @@ def _decoded_together(base: SharedBase, rows: Sequence[Row], pad: int) -> list[T
     return [torch.log_softmax(base.logits(torch.stack(row)), -1) for row in states]
 
 
-def _rows(tokenizer: "PreTrainedTokenizerBase") -> list[Row]:
-    ids = encode_prompt(tokenizer, _TEXT)
+def _rows(encoder: Encoder) -> list[Row]:
+    ids = encoder.prompt(_TEXT)
     longest = max(prompt + response for prompt, response in _LENGTHS)
     ids = (ids * longest)[:longest]
     return [(ids[:prompt], ids[prompt : prompt + response]) for prompt, response in _LENGTHS]

@@ -1,27 +1,35 @@
 """Prompts of PPO, in an order that depends on the seed and the step alone."""
 
 from array import array  # 4 bytes per token; a list of ints takes 36
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
+import msgspec
 import torch
 
 from ...contract.errors import DataError
+from ...contract.prompt_format import Message
 from ...contract.recipe import PPORecipe
-from ...data.sources import unique_questions
-from ..encoding import encode_prompt, report_columns, source_rows
+from ...data.columns import ALL_SCALARS, MESSAGES, TEXT_COLUMNS
+from ...data.splits import same_text, stable_hash
+from ..encoding import Encoder, report_columns, source_rows
 from ..overlap import overlap_notice
 from ..reporting import Reporter
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+Row = dict[str, Any]
 
 
 class Prompt(NamedTuple):
-    """A question and its tokens in the template."""
+    """A prompt and its tokens in the run's format."""
 
     question: str
     ids: "array[int]"
+    messages: list[Message] | None = None
+    """The conversation, where the source has one."""
+    columns: Mapping[str, Any] = MappingProxyType({})
+    """Further columns of its row, for reward functions; the same names in every prompt."""
 
 
 class Prompts:
@@ -51,31 +59,102 @@ class Prompts:
 
 
 def load_prompts(
-    recipe: PPORecipe, split: str, limit: int | None, tokenizer: "PreTrainedTokenizerBase", reporter: Reporter
+    recipe: PPORecipe,
+    split: str,
+    limit: int | None,
+    encoder: Encoder,
+    reporter: Reporter,
+    read: Collection[str] | None = None,
 ) -> list[Prompt]:
-    """Load the distinct questions of a split whose prompt is shorter than ``max_prompt_length``.
+    """Load the distinct prompts of a split (:func:`distinct`) that are shorter than ``max_prompt_length``.
+
+    Args:
+        recipe: the PPO recipe.
+        split: of its data set.
+        limit: maximum number.
+        encoder: of the run's prompt format.
+        reporter: gets the numbers of prompts left out.
+        read: columns that reward functions read; None: all.
 
     Raises:
-        DataError: there is none.
+        DataError: there is none, or a column cannot be recorded.
     """
     prompts: list[Prompt] = []
     too_long = 0
-    for question in _questions(recipe, split):
-        ids = encode_prompt(tokenizer, question)
+    repeats: Counter[str] = Counter()
+    for row in distinct(source_rows(recipe, split, ("question",), None, wanted_columns(recipe)), recipe, repeats, read):
+        question, messages = row["question"], row.get("messages")
+        ids = encoder.prompt(question, messages)
         if len(ids) >= recipe.max_prompt_length:
             too_long += 1
             continue
-        prompts.append(Prompt(question, array("I", ids)))
+        prompts.append(Prompt(question, array("I", ids), messages, _columns(row, recipe)))
         if len(prompts) == limit:
             break
     if too_long:
         reporter.health(f"{too_long} prompts of {split} dropped: they have {recipe.max_prompt_length} tokens or more")
+    for reason, number in repeats.items():
+        reporter.health(f"{number} rows of {split} dropped: {reason}")
     if not prompts:
         raise DataError(
             f"{recipe.dataset_name}: no prompt of split `{split}` is shorter than `max_prompt_length: "
             f"{recipe.max_prompt_length}` tokens; raise it."
         )
     return prompts
+
+
+def wanted_columns(recipe: PPORecipe) -> Collection[str]:
+    """Return the further columns to read, as :func:`.data.sources.open_rows` takes them."""
+    return ALL_SCALARS if recipe.reward_columns is None else recipe.reward_columns
+
+
+def distinct(
+    rows: Iterable[Row], recipe: PPORecipe, repeats: Counter[str], read: Collection[str] | None = None
+) -> Iterator[Row]:
+    """Yield the first row of every prompt; where reward functions read columns, of every prompt with these.
+
+    Args:
+        rows: with :func:`wanted_columns`.
+        recipe: says whether there are functions.
+        repeats: counts the other rows, by reason.
+        read: columns that the functions read; None: all.
+
+    Raises:
+        DataError: a column cannot be recorded.
+    """
+    apart = bool(recipe.reward_funcs) and recipe.reward_columns != [] and (read is None or bool(read))
+    same = "prompt and columns" if apart else "prompt"
+    digests: set[int] = set()
+    for row in rows:
+        values = _columns(row, recipe) if apart else {}
+        columns = msgspec.json.encode(
+            {name: value for name, value in values.items() if read is None or name in read}, order="sorted"
+        )
+        digest = stable_hash(same_text(row["question"]), columns.decode())
+        if digest in digests:
+            repeats[f"{same} of an earlier row"] += 1
+        else:
+            digests.add(digest)
+            yield row
+
+
+def _columns(row: Mapping[str, Any], recipe: PPORecipe) -> dict[str, Any]:
+    """Return the columns of a row besides its prompt, and where none are named besides a pair of responses.
+
+    Raises:
+        DataError: one holds something that ``samples.jsonl`` cannot, such as an image.
+    """
+    left_out = ["question", MESSAGES] if recipe.reward_columns else [*TEXT_COLUMNS, MESSAGES]
+    columns = {name: value for name, value in row.items() if name not in left_out}
+    for name, value in columns.items():
+        try:
+            msgspec.json.encode(value)
+        except (TypeError, ValueError):
+            raise DataError(
+                f"{recipe.dataset_name}: column {name} holds {type(value).__name__}, which `samples.jsonl` cannot "
+                "hold; leave it out of `reward_columns`."
+            ) from None
+    return columns
 
 
 def report_prompts(recipe: PPORecipe, training: list[Prompt], held_out: list[Prompt], reporter: Reporter) -> None:
@@ -85,8 +164,3 @@ def report_prompts(recipe: PPORecipe, training: list[Prompt], held_out: list[Pro
     shared = sum(prompt.question in trained for prompt in held_out)
     if notice := overlap_notice(recipe, shared, len(held_out), "prompts"):
         reporter.health(notice)
-
-
-def _questions(recipe: PPORecipe, split: str) -> Iterator[str]:
-    rows: Iterator[dict[str, Any]] = source_rows(recipe, split, ("question",), None)
-    yield from (row["question"] for row in unique_questions(rows))

@@ -1,66 +1,43 @@
 """2 score: reward components of a response, each kept apart, and their weighted sum.
 
-score = ``reward_model_weight`` · reward model + ``reward_fn_weight`` · function
+score = ``reward_model_weight`` · reward model + Σ ``reward_weights`` · functions
 − ``length_penalty`` · tokens beyond ``length_penalty_start`` − ``repetition_penalty`` · share of repeated n-grams.
 
-A function may abstain from a response: its component is then NaN, and left out of the sum. Where there is no reward
-model either, the score is the mean of the other responses' (:func:`fill_abstained`), which favours it neither way.
+A function may abstain from a response: its component is then NaN, and left out of the sum. Where all do and there is no
+reward model either, the score is the mean of the other responses' (:func:`fill_abstained`), which favours it neither
+way.
 
 After the sum come normalisation and clipping (:class:`RewardScaling`), then the baseline and the penalty of a missing
 end (:func:`final_scores`).
 
-The reward model is the reward stage's adapter on the shared base, or a model of its own. It reads prompt and response
-as text, in the template and encoding of its training.
-
-Shapes: ``B`` responses, ``b`` of a micro-batch, ``T`` tokens of a text, ``H`` hidden width.
+Shapes: ``B`` responses.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ...contract.base import find_base, read_identity
 from ...contract.errors import StageError
-from ...contract.recipe import PPORecipe
-from ...data.template import text
-from .. import limits, models
-from ..encoding import encode_text
-from ..models import eos_id
+from ...contract.recipe import OWN_COMPONENTS, REWARD_ARGUMENTS, PPORecipe
+from ..encoding import Encoder
 from ..reporting import Reporter
-from ..sharing import own_base
 from . import losses
 from .losses import Moments
-from .packing import longest_first
-from .reward_function import RewardFunction
-from .shared_base import REWARD, SharedBase, score_weight
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from .response_text import ResponseText
+from .reward_function import RewardFunction, score_all
+from .scorers import load_scorer
+from .shared_base import SharedBase
 
 PREFIX = "reward/"
 MODEL = f"{PREFIX}model"
-FUNCTION = f"{PREFIX}function"
-ABSTAINED = f"{PREFIX}function_abstained"
-"""Share of the responses that the function abstained from."""
 LENGTH = f"{PREFIX}length_penalty"
 REPETITION = f"{PREFIX}repetition_penalty"
 
 
 class Unscored(StageError):
     """A rollout could not be scored; the policy is as sound as it was, and worth saving."""
-
-
-class ResponseText(NamedTuple):
-    """A response as text, as reward model and function read it."""
-
-    question: str
-    text: str
-    ended: bool
-    """True: it ended with the end token."""
 
 
 @dataclass(frozen=True)
@@ -81,23 +58,29 @@ class Rewards:
     Args:
         recipe: the PPO recipe.
         base: where the reward model's adapter goes, when it belongs to the same base.
-        tokenizer: the policy's.
+        encoder: of the run's prompt format, with the policy's tokenizer.
         reporter: gets a notice of a second model in memory.
 
     Raises:
         StageError: reward model or function cannot be had.
     """
 
-    def __init__(
-        self, recipe: PPORecipe, base: SharedBase, tokenizer: "PreTrainedTokenizerBase", reporter: Reporter
-    ) -> None:
+    def __init__(self, recipe: PPORecipe, base: SharedBase, encoder: Encoder, reporter: Reporter) -> None:
         self._recipe = recipe
         self._device = base.device
-        self._eos = eos_id(tokenizer)
-        self._model = load_scorer(recipe, base, tokenizer, reporter) if recipe.reward_model_path else None
-        self._function = (
-            RewardFunction(recipe.reward_fn, recipe.reward_fn_path, reporter.health) if recipe.reward_fn else None
-        )
+        self._stops = encoder.stop_ids
+        self._model = load_scorer(recipe, base, encoder, reporter) if recipe.reward_model_path else None
+        self._functions = [
+            RewardFunction(function, recipe.reward_kwargs, recipe.reward_timeout, reporter.health)
+            for function in recipe.functions
+        ]
+        check_options(self._functions, recipe.reward_kwargs)
+
+    @property
+    def columns_read(self) -> set[str]:
+        """Columns that the reward functions name as parameters, and those that the recipe names."""
+        named = {name for function in self._functions for name in function.parameters}
+        return named - {*REWARD_ARGUMENTS} | set(self._recipe.reward_columns or ())
 
     def check_length(self, tokens: int, keys: str, reporter: Reporter) -> None:
         """Compare the longest text with what a reward model of its own takes; see :func:`..limits.check_length`."""
@@ -109,7 +92,7 @@ class Rewards:
     ) -> dict[str, Tensor]:
         """Compute each component under its metric's name, float32 ``[B]``.
 
-        The model's and the function's are as they returned them, penalties at most 0.
+        The model's and the functions' are as they returned them, NaN where a function abstained; penalties at most 0.
 
         Args:
             texts: responses as text, ``B`` of them.
@@ -117,46 +100,64 @@ class Rewards:
             micro_batch_size: responses that the reward model reads at once.
 
         Raises:
-            StageError: the function failed.
+            StageError: a function failed.
         """
         recipe = self._recipe
         components: dict[str, Tensor] = {}
         if self._model:
             components[MODEL] = self._model(texts, micro_batch_size)
-        if self._function:
-            components[FUNCTION] = self._column(
-                self._function([response.question for response in texts], [response.text for response in texts])
-            )
+        for name, values in score_all(self._functions, texts).items():
+            components[f"{PREFIX}{name}"] = self._column(values)
         if recipe.length_penalty:
             excess = [excess_length(len(ids), recipe.length_penalty_start) for ids in responses]
             components[LENGTH] = -recipe.length_penalty * self._column(excess)
         if recipe.repetition_penalty:
-            without_end = [ids[:-1] if ids[-1] == self._eos else ids for ids in responses]
+            without_end = [ids[:-1] if ids[-1] in self._stops else ids for ids in responses]
             shares = [repeated_share(ids, recipe.repetition_n_grams) for ids in without_end]
             components[REPETITION] = -recipe.repetition_penalty * self._column(shares)
         return components
 
     def total(self, components: Mapping[str, Tensor]) -> Tensor:
-        """Compute the weighted sum of :meth:`components`, float32 ``[B]``; NaN where :func:`abstained`."""
-        weights = {MODEL: self._recipe.reward_model_weight, FUNCTION: self._recipe.reward_fn_weight}
+        """Compute the weighted sum of :meth:`components`, float32 ``[B]``; NaN where :meth:`abstained`."""
+        weights = {MODEL: self._recipe.reward_model_weight}
+        weights |= {f"{PREFIX}{function.name}": function.weight for function in self._functions}
+        functions = functions_of(components)
         weighted = [
-            weights.get(name, 1.0) * (values.nan_to_num(0) if name == FUNCTION else values)  # an abstention adds 0
+            weights.get(name, 1.0) * (values.nan_to_num(0) if name in functions else values)  # an abstention adds 0
             for name, values in components.items()
         ]
-        return torch.stack(weighted).sum(0).masked_fill(abstained(components), torch.nan)  # [B]
+        return torch.stack(weighted).sum(0).masked_fill(self.abstained(components), torch.nan)  # [B]
+
+    def abstained(self, components: Mapping[str, Tensor]) -> Tensor:
+        """Return which responses have no score, because all functions abstained and there is no model; bool ``[B]``.
+
+        A reward model abstains from none. A function whose weight is 0 only watches, unless there are no others.
+        """
+        counting = [f"{PREFIX}{function.name}" for function in self._functions if function.weight]
+        counting = counting or functions_of(components)
+        if MODEL in components or not counting:
+            return torch.zeros_like(next(iter(components.values())), dtype=torch.bool)
+        return torch.stack([components[name].isnan() for name in counting]).all(0)
 
     def _column(self, values: Sequence[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float32, device=self._device)
 
 
-def abstained(components: Mapping[str, Tensor]) -> Tensor:
-    """Return which responses have no score, because the function abstained and there is no reward model; bool ``[B]``.
+def functions_of(components: Iterable[str]) -> list[str]:
+    """Return those of components, by their metrics' names, that are functions'."""
+    own = {f"{PREFIX}{name}" for name in OWN_COMPONENTS}
+    return [name for name in components if name.startswith(PREFIX) and name not in own]
 
-    A reward model abstains from none.
+
+def check_options(functions: Sequence[RewardFunction], options: Iterable[str]) -> None:
+    """Check that every one of ``reward_kwargs`` is for some function.
+
+    Raises:
+        StageError: no function has such a parameter.
     """
-    if MODEL in components or FUNCTION not in components:
-        return torch.zeros_like(components[MODEL], dtype=torch.bool)
-    return components[FUNCTION].isnan()
+    for name in options:
+        if not any(function.takes(name) for function in functions):
+            raise StageError(f"`reward_kwargs` has `{name}`, and none of `reward_funcs` has such a parameter.")
 
 
 def fill_abstained(scores: Tensor, missing: Tensor, reduce: Callable[[Tensor], Tensor]) -> Tensor:
@@ -265,136 +266,3 @@ def repeated_share(ids: Sequence[int], n: int) -> float:
     """
     grams = [tuple(ids[start : start + n]) for start in range(len(ids) - n + 1)]
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
-
-
-def load_scorer(
-    recipe: PPORecipe, base: SharedBase, tokenizer: "PreTrainedTokenizerBase", reporter: Reporter
-) -> "SharedScorer | SeparateScorer":
-    """Load the reward model of the recipe; on the shared base when it was trained on that base.
-
-    Raises:
-        StageError: it cannot be loaded, or has no score head.
-    """
-    assert recipe.reward_model_path
-    path = Path(recipe.reward_model_path)
-    if base.reward_adapter:
-        return SharedScorer(base, base.reward_adapter, tokenizer)
-    if (path / "adapter_config.json").is_file():
-        changed = own_base(path)
-        why = f"its base is {read_identity(path)['name']}, the policy's {recipe.model_name_or_path}"
-        why = f"its `{changed}` changes the base that it would share" if changed else why
-        reporter.health(f"the reward model: {why}; a second model is held in memory")
-    return SeparateScorer(recipe, base.device)
-
-
-class SharedScorer:
-    """The reward adapter and score head on the policy's own base: no second model in memory."""
-
-    def __init__(self, base: SharedBase, path: Path, tokenizer: "PreTrainedTokenizerBase") -> None:
-        base.add_adapter_from(path, REWARD)
-        self._base = base
-        self._tokenizer = tokenizer
-        weight = score_weight(path).to(base.device, torch.float32)
-        self.head = nn.Linear(weight.shape[1], 1, bias=False, device=base.device, dtype=torch.float32)
-        self.head.weight = nn.Parameter(weight, requires_grad=False)
-
-    def check_length(self, tokens: int, keys: str, reporter: Reporter) -> None:
-        """Do nothing: the policy's own check holds for this model, which is the policy's base."""
-
-    @torch.no_grad()
-    def __call__(self, texts: Sequence[ResponseText], micro_batch_size: int) -> Tensor:
-        """Compute scores, float32 ``[B]``."""
-        scores = torch.empty(len(texts), device=self._base.device)
-        device = self._base.device
-        with self._base.adapter(REWARD):
-            for indices, input_ids, mask in _micro_batches(self._tokenizer, texts, micro_batch_size, device):
-                # the score is the head's product with the hidden state of the last token
-                hidden = self._base.hidden(input_ids, mask, (mask.cumsum(1) - 1).clamp(min=0))  # [b, T, H]
-                last = last_token(input_ids, models.pad_id(self._tokenizer))  # [b]
-                pooled = hidden[torch.arange(len(last), device=device), last]  # [b, H]
-                scores[indices] = self.head(pooled.float()).squeeze(-1)  # [b]
-        return scores
-
-
-class SeparateScorer:
-    """A sequence-classification model of its own, with its own tokenizer."""
-
-    def __init__(self, recipe: PPORecipe, device: torch.device) -> None:
-        assert recipe.reward_model_path
-        name = recipe.reward_model_path
-        self._device = device
-        self._name = name
-        self._tokenizer = models.load_tokenizer(name, must_end=False)
-        self.model = _load_separate(name, recipe, device)
-        limits.check_tokens(self.model, self._tokenizer, f"`reward_model_path={name}`")
-        most = limits.positions(self.model)
-        self._most = most.tokens if most and most.hard else None
-        self.model.config.get_text_config().pad_token_id = self._tokenizer.pad_token_id
-        self.model.eval().requires_grad_(False)
-
-    def check_length(self, tokens: int, keys: str, reporter: Reporter) -> None:
-        """Compare the longest text, counted in the policy's tokens, with what this model takes."""
-        limits.check_length(self.model, self._name, tokens, keys, reporter, "reward model")
-
-    @torch.no_grad()
-    def __call__(self, texts: Sequence[ResponseText], micro_batch_size: int) -> Tensor:
-        """Compute scores, float32 ``[B]``."""
-        scores = torch.empty(len(texts), device=self._device)
-        for indices, input_ids, mask in _micro_batches(self._tokenizer, texts, micro_batch_size, self._device):
-            if self._most is not None and input_ids.shape[1] > self._most:
-                raise StageError(
-                    f"`reward_model_path={self._name}`: a text has {input_ids.shape[1]} of its tokens, and it takes "
-                    f"{self._most}; lower `max_prompt_length` or `response_length`, or use another reward model."
-                )
-            scores[indices] = self.model(input_ids=input_ids, attention_mask=mask).logits.squeeze(-1).float()  # [b]
-        return scores
-
-
-def last_token(input_ids: Tensor, pad: int) -> Tensor:
-    """Find the index of the rightmost token that is not padding, as transformers' sequence classification does.
-
-    Args:
-        input_ids: ``[b, T]``.
-        pad: id of the padding token.
-
-    Returns:
-        int64 ``[b]``.
-    """
-    positions = torch.arange(input_ids.shape[1], device=input_ids.device)  # [T]
-    return (positions * (input_ids != pad)).argmax(1)
-
-
-def _encode(tokenizer: "PreTrainedTokenizerBase", response: ResponseText) -> list[int]:
-    """Encode prompt and response; a tokenizer without an end token (BERT's) wraps the text in its own."""
-    if tokenizer.eos_token_id is not None:
-        return encode_text(tokenizer, *response)
-    ids: Any = tokenizer(text(response.question, response.text.strip()), split_special_tokens=True)["input_ids"]
-    return ids
-
-
-def _load_separate(name: str, recipe: PPORecipe, device: torch.device) -> Any:
-    path = Path(name)
-    if not (path / "adapter_config.json").is_file():
-        return models.load_plain(name, None, recipe.dtype, device, reward=True)
-    source = find_base(path)
-    base = models.load_plain(source.name, source.revision, recipe.dtype, device, reward=True, new_head=True)
-    score_weight(path)  # a reward adapter without its head would score at random
-    return models.load_adapter(base, path).merge_and_unload()
-
-
-def _micro_batches(
-    tokenizer: "PreTrainedTokenizerBase", texts: Sequence[ResponseText], micro_batch_size: int, device: torch.device
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield micro-batches, longest first: indices ``[b]``, token ids and attention mask ``[b, T]``.
-
-    Texts are padded on the right.
-    """
-    encoded = [torch.tensor(_encode(tokenizer, response)) for response in texts]
-    for indices in longest_first(range(len(encoded)), lambda index: len(encoded[index]), micro_batch_size):
-        ids = [encoded[index] for index in indices]
-        mask = [torch.ones_like(row) for row in ids]
-        yield (
-            torch.tensor(indices, device=device),
-            nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=models.pad_id(tokenizer)).to(device),
-            nn.utils.rnn.pad_sequence(mask, batch_first=True).to(device),
-        )

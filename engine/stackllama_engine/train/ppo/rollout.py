@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,21 +18,21 @@ from ...contract.recipe import PPORecipe
 from ...data import demo_data
 from ...data.kinds import DEMO
 from .. import models
+from ..encoding import Encoder
 from ..faults import BatchSizes
 from ..session import Session
 from . import losses
 from .packing import Lengths, PackedBatch
 from .prompts import Prompt
-from .rewards import PREFIX, ResponseText, Rewards, Unscored, abstained, fill_abstained, with_ends
+from .response_text import ResponseText
+from .rewards import PREFIX, Rewards, Unscored, fill_abstained, with_ends
 from .sampling import Noise, Responses, sample
 from .shared_base import Outputs, SharedBase
+from .thoughts import Thought, thoughts_of
 from .vllm_sampler import VllmSampler
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-Sampler = Callable[[Sequence[Sequence[int]], Sequence[Noise], int], Responses]
-"""Prompts, their noise and the end token → responses."""
+Sampler = Callable[[Sequence[Sequence[int]], Sequence[Noise], Sequence[int]], Responses]
+"""Prompts, their noise and the tokens that end a response → responses."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,8 @@ class Rollout:
     """The weighted sum of the components, float32 ``[B]``."""
     components: dict[str, Tensor] = field(default_factory=dict)
     """Reward components, by their metric's name; float32 ``[B]`` each."""
+    thoughts: list[Thought] = field(default_factory=list)
+    """Thoughts of the responses, ``B`` of them."""
 
     @property
     def responses(self) -> int:
@@ -75,6 +77,7 @@ class Rollout:
             mask=batch.select_response(self.mask),  # [b, r]
             old=Outputs(*(batch.select_response(column) for column in self.old)),  # [b, r] each
             texts=[],
+            thoughts=[],
         )
 
 
@@ -171,7 +174,7 @@ class RolloutWorker:
         recipe: the PPO recipe.
         session: tells between two pieces of work whether a stop waits; sums over all ranks.
         base: policy and reference.
-        tokenizer: the policy's.
+        encoder: of the run's prompt format.
         rewards: scores responses.
         batch_sizes: micro-batch sizes.
     """
@@ -181,30 +184,35 @@ class RolloutWorker:
         recipe: PPORecipe,
         session: Session,
         base: SharedBase,
-        tokenizer: "PreTrainedTokenizerBase",
+        encoder: Encoder,
         rewards: Rewards,
         batch_sizes: BatchSizes,
     ) -> None:
         self._recipe = recipe
         self._base = base
-        self._tokenizer = tokenizer
+        self._encoder = encoder
+        self._tokenizer = encoder.tokenizer
         self._rewards = rewards
         self._batch_sizes = batch_sizes
         self._leave: Callable[[], None] = session.requests.leave_early
         self._reduce = session.reduce
         self._sample: Sampler = VllmSampler(recipe, session, base) if recipe.use_vllm else self._sample_here
 
-    def respond(self, prompts: Sequence[Prompt], noise: Sequence[Noise], eos: int) -> Responses:
+    def respond(self, prompts: Sequence[Prompt], noise: Sequence[Noise], stops: Sequence[int]) -> Responses:
         """1 sample: generate one response per prompt.
 
         Raises:
             LeftEarly: a stop waits.
             StageError: vLLM found no memory.
         """
-        return self._sample([prompt.ids for prompt in prompts], noise, eos)
+        return self._sample([prompt.ids for prompt in prompts], noise, stops)
 
     def respond_here(
-        self, prompts: Sequence[Prompt], noise: Sequence[Noise], eos: int, acting: AbstractContextManager[None]
+        self,
+        prompts: Sequence[Prompt],
+        noise: Sequence[Noise],
+        stops: Sequence[int],
+        acting: AbstractContextManager[None],
     ) -> Responses:
         """Generate as :meth:`respond`, but never through vLLM, with the model that ``acting`` makes active.
 
@@ -212,11 +220,11 @@ class RolloutWorker:
             LeftEarly: a stop waits.
         """
         with acting:
-            return self._sample_here([prompt.ids for prompt in prompts], noise, eos)
+            return self._sample_here([prompt.ids for prompt in prompts], noise, stops)
 
-    def _sample_here(self, prompts: Sequence[Sequence[int]], noise: Sequence[Noise], eos: int) -> Responses:
+    def _sample_here(self, prompts: Sequence[Sequence[int]], noise: Sequence[Noise], stops: Sequence[int]) -> Responses:
         pad, micro_batch_size = models.pad_id(self._tokenizer), self._batch_sizes.rollout_micro_batch_size
-        return sample(self._base, prompts, noise, eos, pad, self._leave, micro_batch_size)
+        return sample(self._base, prompts, noise, stops, pad, self._leave, micro_batch_size)
 
     @torch.no_grad()
     def score(
@@ -241,7 +249,7 @@ class RolloutWorker:
             [prompt.ids for prompt in prompts], responses, pad, self._base.device
         )  # [B, P + R], [B, P + R], [B, R]
         width = mask.shape[1]  # R
-        texts = [self._decode(prompt.question, response) for prompt, response in zip(prompts, responses, strict=True)]
+        texts = [self._decode(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
         self._leave()
         # score: the reward model reads the responses as text
         micro_batch_size = self._batch_sizes.rollout_micro_batch_size
@@ -271,18 +279,22 @@ class RolloutWorker:
             ref_logprobs=reference.logprobs,
             scores=self._rewards.total(components),
             components=components,
+            thoughts=thoughts_of(
+                self._tokenizer, [prompt.ids for prompt in prompts], responses, [text.ended for text in texts]
+            ),
         )
 
     def fill_abstained(self, rollout: Rollout) -> Rollout:
         """Give responses without a score the mean of the others; collective."""
-        if not self._recipe.reward_fn:
+        if not self._recipe.reward_funcs:
             return rollout
-        return replace(rollout, scores=fill_abstained(rollout.scores, abstained(rollout.components), self._reduce))
+        missing = self._rewards.abstained(rollout.components)  # bool [B]
+        return replace(rollout, scores=fill_abstained(rollout.scores, missing, self._reduce))
 
-    def _decode(self, question: str, response: Sequence[int]) -> ResponseText:
-        ended = response[-1] == models.eos_id(self._tokenizer)
+    def _decode(self, prompt: Prompt, response: Sequence[int]) -> ResponseText:
+        ended = response[-1] in self._encoder.stop_ids
         text = self._tokenizer.decode(list(response[:-1] if ended else response), skip_special_tokens=True)
-        return ResponseText(question, str(text).strip(), ended)
+        return ResponseText(prompt.question, self._encoder.trimmed(str(text)), ended, prompt.messages, prompt.columns)
 
     def rows(self, rollout: Rollout, kl: Tensor) -> list[dict[str, Any]]:
         """Make one row per response, as in ``samples.jsonl``; ``kl`` is ``[B]``."""
@@ -306,6 +318,8 @@ class RolloutWorker:
                     if not math.isnan(values[index])  # abstained
                 },
             }
+            if text.columns:
+                row["columns"] = dict(text.columns)
             if self._recipe.dataset_name == DEMO:
                 row["utility"] = demo_data.utility(text.question, text.text)
             rows.append(row)
@@ -319,10 +333,8 @@ class RolloutWorker:
         if not (scores or policy or reference):
             return None
         if self.nothing_scored(rollout) and not (policy or reference):
-            return (
-                f"`reward_fn: {self._recipe.reward_fn}` abstained from all {scores} responses, and there is no reward "
-                "model"
-            )
+            names = ", ".join(self._recipe.reward_funcs)
+            return f"`reward_funcs: {names}` abstained from all {scores} responses, and there is no reward model"
         return (
             f"NaN or infinity in {scores} scores, {policy} log-probabilities of the policy and {reference} of the "
             "reference"
@@ -349,5 +361,6 @@ class RolloutWorker:
 
         A mean of others fills a gap, so that gaps on all of a rank mean that there is no other on any rank.
         """
-        alone = self._recipe.reward_fn is not None and self._recipe.reward_model_path is None
-        return alone and bool((rollout.scores.isnan() & abstained(rollout.components)).all())
+        if not self._recipe.reward_funcs or self._recipe.reward_model_path is not None:
+            return False
+        return bool((rollout.scores.isnan() & self._rewards.abstained(rollout.components)).all())

@@ -7,11 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...contract.metrics import ABSTAINED
 from ...contract.recipe import PPORecipe
 from . import losses
-from .rewards import ABSTAINED, FUNCTION, PREFIX, Scores
+from .rewards import PREFIX, Scores, functions_of
 from .rollout import Rollout, sequence_sum
+from .thoughts import CUT
 from .update import Reduce
+
+_OPENED = "thoughts opened"
+"""Not a metric, but whether there is one: summed over all ranks with the others."""
 
 
 def objective(
@@ -52,18 +57,23 @@ def objective(
         "val/num_eos_tokens": penalty.new_tensor([float(text.ended) for text in rollout.texts]),
         **{name: values.nan_to_num(0) for name, values in rollout.components.items()},
     }
-    if FUNCTION in rollout.components:
-        columns[ABSTAINED] = rollout.components[FUNCTION].isnan().float()
+    functions = functions_of(rollout.components)
+    columns |= {f"{name}{ABSTAINED}": rollout.components[name].isnan().float() for name in functions}
     if recipe.kl_estimator != "k1":
         columns[f"objective/kl_{recipe.kl_estimator}"] = penalty
+    if rollout.thoughts:
+        opened, cut_off = penalty.new_tensor(rollout.thoughts).unbind(1)  # [B] each
+        columns |= {_OPENED: opened, CUT: cut_off}
     if "utility" in rows[0]:
         columns["demo/true_utility"] = penalty.new_tensor([row["utility"] for row in rows])
     *sums, count = reduce(torch.stack([*columns.values(), torch.ones_like(penalty)]).sum(1)).tolist()
     totals = dict(zip(columns, sums, strict=True))
     means = {name: total / count for name, total in totals.items()}
-    if ABSTAINED in means:  # the function's mean is over the responses that it scored
-        scored = count - totals[ABSTAINED]
-        means[FUNCTION] = totals[FUNCTION] / scored if scored else math.nan
+    if not means.pop(_OPENED, 0.0):  # of a model that does not think there is nothing to report
+        means.pop(CUT, None)
+    for name in functions:  # a function's mean is over the responses that it scored
+        scored = count - totals[f"{name}{ABSTAINED}"]
+        means[name] = totals[name] / scored if scored else math.nan
     counts = {name: totals[name] for name in ("val/num_eos_tokens", "val/num_prompt_tokens")}
     return means | counts | {"val/num_tokens": totals["response_length"]}, round(count)
 

@@ -61,7 +61,7 @@ def sample(
     base: SharedBase,
     prompts: Sequence[Sequence[int]],
     noise: Sequence[Noise],
-    eos: int,
+    stops: Sequence[int],
     pad: int,
     each_token: Callable[[], None] = lambda: None,
     micro_batch_size: int = 0,
@@ -72,7 +72,7 @@ def sample(
         base: the policy is the active adapter.
         prompts: token ids.
         noise: one per prompt.
-        eos: end token.
+        stops: tokens that end a response.
         pad: pads prompts on the left.
         each_token: called before each token; what it raises ends the sampling.
         micro_batch_size: responses at a time, those with the longest prompts first, so that prompts of one
@@ -88,7 +88,7 @@ def sample(
                 base,
                 [prompts[index] for index in micro_batch],
                 [noise[index] for index in micro_batch],
-                eos,
+                stops,
                 pad,
                 each_token,
             )
@@ -101,7 +101,7 @@ def _sample(
     base: SharedBase,
     prompts: Sequence[Sequence[int]],
     noise: Sequence[Noise],
-    eos: int,
+    stops: Sequence[int],
     pad: int,
     each_token: Callable[[], None],
 ) -> Responses:
@@ -116,7 +116,8 @@ def _sample(
     ends = torch.tensor(limits, device=device)  # [B], longest length of each row
     alive = torch.arange(len(prompts), device=device)  # [b], rows that are still sampled
     ended = torch.zeros_like(alive, dtype=torch.bool)  # [b]
-    sampled = torch.full((len(prompts), longest), eos, device=device)  # [B, R]
+    ending = torch.tensor(stops, dtype=torch.int64, device=device)
+    sampled = torch.zeros(len(prompts), longest, dtype=torch.int64, device=device)  # [B, R]
     logprobs = torch.zeros(len(prompts), longest, device=device)  # [B, R]
     decoder = Decoder(base, prompts, longest, pad)
     hidden = decoder.prefill()  # [B, P, H]
@@ -126,7 +127,7 @@ def _sample(
         tokens, token_logprobs = draw(base.logits(hidden[:, -1]), uniforms[alive, position])  # [b] each
         sampled[alive, position] = tokens
         logprobs[alive, position] = token_logprobs
-        ended |= tokens == eos
+        ended |= torch.isin(tokens, ending)
         if position + 1 == longest:
             break
         # let rows go that have drawn the end token or reached their length
@@ -138,13 +139,14 @@ def _sample(
                 alive, tokens, ended = (part[keep] for part in (alive, tokens, ended))
                 decoder.keep(keep)
         hidden = decoder.step(tokens)  # [b, …, H]
-    responses = [_until(row, eos, limit) for row, limit in zip(sampled.tolist(), limits, strict=True)]
+    responses = [_until(row, stops, limit) for row, limit in zip(sampled.tolist(), limits, strict=True)]
     return Responses(responses, (row[: len(r)] for row, r in zip(logprobs.tolist(), responses, strict=True)))
 
 
-def _until(tokens: list[int], eos: int, limit: int) -> list[int]:
-    """Cut after the end token, or at the limit."""
-    return tokens[: tokens.index(eos, 0, limit) + 1] if eos in tokens[:limit] else tokens[:limit]
+def _until(tokens: list[int], stops: Sequence[int], limit: int) -> list[int]:
+    """Cut after the first token that ends a response, or at the limit."""
+    end = next((index for index, token in enumerate(tokens[:limit]) if token in stops), limit - 1)
+    return tokens[: end + 1]
 
 
 def pick(logits: Tensor, uniforms: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from peft.tuners.lora import layer as lora
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutput
 
 from ...contract.base import read_identity
 from ...contract.errors import StageError
@@ -71,6 +72,9 @@ class SharedBase:
 
     decoding = DecodingMode()
     """Shortcuts that sampling uses."""
+    plain_head = True
+    """Whether logits are the output head times the hidden states; else the model's own code computes them, which may
+    project, scale or cap. :mod:`.model_checks` finds out which."""
 
     def __init__(self, recipe: PPORecipe, device: torch.device) -> None:
         continued = Path(recipe.policy_adapter_path) if recipe.policy_adapter_path else None
@@ -215,12 +219,22 @@ class SharedBase:
         """Compute next-token logits over the temperature, float32 ``[..., V]``, from hidden states ``[..., H]``."""
         module: Any = self.base.get_output_embeddings()
         hidden = hidden.to(module.weight.dtype)
-        if type(module) is nn.Linear and module.bias is None and not self._bf16 and _few_rows_on_a_cpu(hidden):
+        if not self.plain_head:
+            logits = self._own_logits(hidden)
+        elif type(module) is nn.Linear and module.bias is None and not self._bf16 and _few_rows_on_a_cpu(hidden):
             logits = (module.weight @ hidden.T).T.contiguous()
         else:
             with self.autocast():
                 logits = module(hidden)
         return logits.float() if self.temperature == 1.0 else logits.float() / self.temperature
+
+    def _own_logits(self, hidden: Tensor) -> Tensor:
+        """Compute logits by the model's own forward pass, ``[..., V]``, whose trunk returns the given hidden states."""
+        rows = hidden.reshape(1, -1, hidden.shape[-1])  # [1, N, H]
+        ids = torch.zeros(rows.shape[:2], dtype=torch.int64, device=hidden.device)  # read by nothing but the trunk
+        with _returns(self.trunk, rows), self.autocast():
+            logits = self.base(input_ids=ids, use_cache=False).logits
+        return logits.view(*hidden.shape[:-1], -1)
 
     def outputs(
         self,
@@ -245,7 +259,8 @@ class SharedBase:
         """
         before = self._before(input_ids, attention_mask, responses, padded)  # [B, R, H]
         tokens = input_ids[:, -responses:]  # [B, R]
-        chosen = self._chosen_by_frozen_head(before, tokens) or self._chosen(before, tokens)
+        by_frozen_head = self._chosen_by_frozen_matrix if self.plain_head else self._chosen_by_own_head
+        chosen = by_frozen_head(before, tokens) or self._chosen(before, tokens)
         if not self.has_separate_critic:
             values = self._valued(before.detach())  # [B, R]; the value loss stops at the detached states
         elif run_separate_critic and self._role == POLICY:
@@ -259,7 +274,7 @@ class SharedBase:
         """Apply the value head to the active adapter's hidden states, ``[B, R]``; arguments as :meth:`outputs`."""
         return self._valued(self._before(input_ids, attention_mask, responses, padded))
 
-    def _chosen_by_frozen_head(self, before: Tensor, tokens: Tensor) -> head.Chosen | None:
+    def _chosen_by_frozen_matrix(self, before: Tensor, tokens: Tensor) -> head.Chosen | None:
         """Compute them a few tokens at a time, for a head that is a plain frozen matrix; None for any other."""
         module: Any = self.base.get_output_embeddings()
         if type(module) is not nn.Linear or module.weight.requires_grad:
@@ -276,14 +291,18 @@ class SharedBase:
         )
         return head.Chosen(*(column.view(tokens.shape) for column in flat))
 
+    def _chosen_by_own_head(self, before: Tensor, tokens: Tensor) -> head.Chosen | None:
+        """Compute them a few tokens at a time by the model's own code; None where something behind the trunk trains."""
+        within = {id(parameter) for parameter in self.trunk.parameters()}
+        if any(parameter.requires_grad and id(parameter) not in within for parameter in self.base.parameters()):
+            return None
+        states = before.reshape(-1, before.shape[-1])  # [B · R, H]
+        flat = head.chosen_by(self.logits, states, tokens.reshape(-1), entropy_trains=self._entropy_trains)
+        return head.Chosen(*(column.view(tokens.shape) for column in flat))
+
     def _chosen(self, before: Tensor, tokens: Tensor) -> head.Chosen:
         """Compute them from all logits at once, for a head that is quantised or trained."""
-        logits = self.logits(before)  # [B, R, V]
-        normaliser = logits.logsumexp(-1)  # [B, R]
-        logprobs = logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - normaliser  # [B, R]
-        with torch.set_grad_enabled(self._entropy_trains and torch.is_grad_enabled()):
-            entropy = normaliser - (torch.softmax(logits, -1) * logits).sum(-1)  # [B, R]
-        return head.Chosen(logprobs, entropy)
+        return head.chosen_of(self.logits(before), tokens, entropy_trains=self._entropy_trains)
 
     def _before(self, input_ids: Tensor, attention_mask: Tensor, responses: int, padded: bool) -> Tensor:
         """Return the hidden states before each response token, ``[B, R, H]``: the last R + 1 but the very last."""
@@ -337,7 +356,7 @@ class SharedBase:
                 f"{recipe.reward_model_path} is not; use `value_head_init: auto`."
             )
         else:
-            self.model.add_adapter(CRITIC, models.lora_config(recipe, "CAUSAL_LM"))
+            self.model.add_adapter(CRITIC, models.lora_config(recipe, "CAUSAL_LM", self.base.config.model_type))
             self._activate(POLICY)
 
     def _continue_from(self, path: Path, recipe: PPORecipe) -> None:
@@ -373,6 +392,27 @@ def score_weight(adapter: Path) -> Tensor:
     if len(heads) != 1 or heads[0].shape[0] != 1:
         raise StageError(f"{adapter} holds no score head: it is not a reward model, and its reward would be random.")
     return heads[0]
+
+
+class _HiddenStates(BaseModelOutput):
+    """Output of a trunk with its last hidden states alone: whatever else a model asks for is None."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+
+@contextmanager
+def _returns(trunk: Any, hidden: Tensor) -> Iterator[None]:
+    """Let a trunk return these hidden states, ``[B, T, H]``, instead of computing any."""
+    own = vars(trunk).get("forward")  # accelerate puts one of its own there
+    trunk.forward = lambda *_, **__: _HiddenStates(last_hidden_state=hidden)  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        del trunk.forward
+        if own is not None:
+            trunk.forward = own
 
 
 def _few_rows_on_a_cpu(hidden: Tensor) -> bool:

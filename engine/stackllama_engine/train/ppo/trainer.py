@@ -16,6 +16,7 @@ from ...contract.stages import Split
 from .. import checkpoint, limits, models, optimizers, schedule, trackers, trial_save
 from ..disk_wait import Saved, until_saved, write_result
 from ..faults import BatchSizes, RollbackPolicy
+from ..prompt_formats import make_encoder
 from ..save_timer import SaveTimer
 from ..saving import Saver, newest_sealed
 from ..serving import Service, serve
@@ -77,11 +78,11 @@ class PPO:
         self.session = session
         self.reporter = session.reporter
         self.tokenizer = models.load_tokenizer(recipe.model_name_or_path, recipe.model_revision)
-        self.eos = models.eos_id(self.tokenizer)
+        self.encoder = make_encoder(recipe, session, self.tokenizer)
         self.base = SharedBase(recipe, session.device)
         limits.check_tokens(self.base.base, self.tokenizer, recipe.model_name_or_path)
-        check_policy(recipe, self.base, self.tokenizer, self.reporter)
-        self.rewards = Rewards(recipe, self.base, self.tokenizer, self.reporter)
+        check_policy(recipe, self.base, self.encoder, self.reporter)
+        self.rewards = Rewards(recipe, self.base, self.encoder, self.reporter)
         if notice := models.padding_notice(self.tokenizer):
             self.reporter.health(notice)
         training = self._load(recipe.dataset_train_split, recipe.max_train_samples)
@@ -98,7 +99,7 @@ class PPO:
         self.scaling = RewardScaling(recipe.normalize_reward, recipe.cliprange_reward, session.reduce)
         self.trainables = Trainables(self.base, optimizer, scheduler, self.controller, self.scaling)
         self.batch_sizes = BatchSizes(recipe, self.reporter, self._note)
-        self.worker = RolloutWorker(recipe, session, self.base, self.tokenizer, self.rewards, self.batch_sizes)
+        self.worker = RolloutWorker(recipe, session, self.base, self.encoder, self.rewards, self.batch_sizes)
         self.sampler_check = SamplerCheck(recipe, session, self.base)
         updater = Updater(recipe, self.base, optimizer, session.reduce, self.batch_sizes)
         run_on_all_ranks = RunOnAllRanks(session, self.batch_sizes)
@@ -106,7 +107,14 @@ class PPO:
             recipe, self.worker, self.scaling, self.controller, updater, run_on_all_ranks, session.reduce
         )
         self.evaluator = Evaluator(
-            recipe, session, self.base, self.tokenizer, self.algorithm, self.worker, run_on_all_ranks, self.held_out
+            recipe,
+            session,
+            self.base,
+            self.encoder.stop_ids,
+            self.algorithm,
+            self.worker,
+            run_on_all_ranks,
+            self.held_out,
         )
         self.best: Row | None = None
         """The evaluation during training with the best score − KL coefficient × KL."""
@@ -232,7 +240,7 @@ class PPO:
         started = time.perf_counter()
         self.reporter.phase("rollout")
         prompts, indices = self._batch(step)
-        responses = self.algorithm.sample(prompts, self._noise(step, indices), self.eos)
+        responses = self.algorithm.sample(prompts, self._noise(step, indices), self.encoder.stop_ids)
         sampled = time.perf_counter()
         self.reporter.phase("score")
         rollout = self.algorithm.score(prompts, responses)
@@ -356,7 +364,7 @@ class PPO:
         self.rewards.check_length(tokens, keys, self.reporter)
 
     def _load(self, split: str, limit: int | None) -> list[Prompt]:
-        return load_prompts(self.recipe, split, limit, self.tokenizer, self.reporter)
+        return load_prompts(self.recipe, split, limit, self.encoder, self.reporter, self.rewards.columns_read)
 
     def _batch(self, step: int) -> tuple[list[Prompt], range]:
         """Return this rank's prompts of a step, every world-size-th, and their positions over all ranks."""
@@ -531,7 +539,9 @@ class PPO:
                 self.tokenizer,
                 self.session.run.adapter,
                 self.recipe,
+                self.encoder.format,
                 self.base.saved,
+                self.encoder.stop_ids,
                 **{VALUE_FILE: critic},
             )
 

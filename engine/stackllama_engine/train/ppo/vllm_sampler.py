@@ -90,20 +90,20 @@ class VllmSampler:
             ) from error
         self._llm.sleep(level=1)
 
-    def __call__(self, prompts: Sequence[Sequence[int]], noise: Sequence[Noise], eos: int) -> Responses:
+    def __call__(self, prompts: Sequence[Sequence[int]], noise: Sequence[Noise], stops: Sequence[int]) -> Responses:
         """Sample one response per prompt, its end token included; it ends there or at its noise's length.
 
         Args:
             prompts: token ids.
             noise: one per prompt; gives length and seed.
-            eos: end token; a negative one ends nothing.
+            stops: tokens that end a response.
 
         Raises:
             LeftEarly: a stop waits.
             StageError: there is no memory to wake up in, or to sample in.
         """
         self._leave()
-        parameters = [self._sampling_parameters(one, eos) for one in noise]
+        parameters = [self._sampling_parameters(one, stops) for one in noise]
         texts = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
         with self._awake(), self._policy() as adapter:
             try:
@@ -119,14 +119,14 @@ class VllmSampler:
         samples = [output.outputs[0] for output in outputs]
         return Responses((list(one.token_ids) for one in samples), (_logprobs(one) for one in samples))
 
-    def _sampling_parameters(self, noise: Noise, eos: int) -> Any:
+    def _sampling_parameters(self, noise: Noise, stops: Sequence[int]) -> Any:
         """Make sampling parameters of the recipe's policy alone, ignoring end tokens that a model's own files name."""
         return self._vllm.SamplingParams(
             temperature=self._temperature,
             seed=seed_of(noise),
             max_tokens=noise.length,
             ignore_eos=True,
-            stop_token_ids=[eos] if eos >= 0 else [],
+            stop_token_ids=[*stops],
             detokenize=False,
             logprobs=0,  # those of the sampled tokens alone
         )

@@ -1,0 +1,106 @@
+"""Check at launch that a stage's prompt format goes with its model and with what it builds on, as far as files say.
+
+The stage checks again, with the tokenizer and with data that only it reads (a hub data set).
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from ..contract.errors import UsageError
+from ..contract.prompt_format import Kind, PromptFormat, check_same, is_older, read_prompt_format
+from ..contract.recipe import AnyRecipe, PPORecipe, RewardRecipe, SFTRecipe
+from ..contract.stages import Stage
+from ..contract.user_files import MOST_CONFIG, read_bytes, read_text
+from ..data.columns import Columns
+from ..data.kinds import DEMO
+from .data_check import check_data
+
+_INPUTS = ("model_name_or_path", "reward_model_path", "policy_adapter_path")
+_Recipe = SFTRecipe | RewardRecipe | PPORecipe
+
+
+def check_prompt_format(recipe: _Recipe, columns: Columns | None) -> None:
+    """Refuse a chat without a chat template, and a model, reward model or adapter of another format.
+
+    Args:
+        recipe: with its inputs resolved.
+        columns: of its data set; None where a launch does not read it.
+
+    Raises:
+        UsageError: there is no chat template.
+        StageError: an input was trained with another format.
+    """
+    kind = prompt_format_kind(recipe, columns)
+    if kind is None:
+        return
+    paths = [] if recipe.stage is Stage.SFT else [Path(v) for k in _INPUTS if (v := getattr(recipe, k, None))]
+    if kind == "none" and recipe.prompt_format == "auto" and any(map(is_older, paths)):
+        kind = "question_answer"  # which was the only one
+    if kind == "chat" and not recipe.chat_template and not has_chat_template(Path(recipe.model_name_or_path)):
+        raise UsageError(
+            f"`prompt_format: chat`: the tokenizer of {recipe.model_name_or_path} has no chat template; name one with "
+            "`chat_template: FILE` (Jinja), or set `prompt_format: question_answer`."
+        )
+    for key in () if recipe.stage is Stage.SFT else _INPUTS:
+        value: str | None = getattr(recipe, key, None)
+        if value and (before := read_prompt_format(Path(value))):
+            check_same(_as_far_as_known(recipe, kind, before), Path(value), key)
+
+
+def prompt_format_kind(recipe: _Recipe, columns: Columns | None) -> Kind | None:
+    """Return the kind that a recipe's `prompt_format` resolves to; None where the data set is not known yet."""
+    if recipe.prompt_format != "auto":
+        return recipe.prompt_format
+    if recipe.dataset_name == DEMO:
+        return "question_answer"
+    return columns.style if columns else None
+
+
+def check_one_kind(stages: Iterable[AnyRecipe]) -> None:
+    """Refuse a pipeline whose stages would train in several formats.
+
+    Raises:
+        UsageError: they would.
+        DataError: a stage's data cannot be read.
+    """
+    recipes = [stage for stage in stages if isinstance(stage, SFTRecipe | RewardRecipe | PPORecipe)]
+    kinds = {recipe.stage: prompt_format_kind(recipe, check_data(recipe)) for recipe in recipes}
+    known = {stage: kind for stage, kind in kinds.items() if kind}
+    if len(set(known.values())) > 1:
+        listed = ", ".join(f"{stage} {kind}" for stage, kind in known.items())
+        raise UsageError(
+            f"`prompt_format`: the stages of a pipeline train one model in one format, but here it is {listed}; set "
+            "`prompt_format` for all of them."
+        )
+
+
+def _as_far_as_known(recipe: _Recipe, kind: Kind, before: PromptFormat) -> PromptFormat:
+    """Return the stage's format; its tokenizer's template is taken to be that of what it builds on."""
+    if kind != "chat":
+        return PromptFormat(kind=kind)
+    template = before.chat_template
+    if recipe.chat_template:
+        try:
+            template = read_text(Path(recipe.chat_template), MOST_CONFIG)
+        except (OSError, ValueError) as error:
+            raise UsageError(f"`chat_template: {recipe.chat_template}` cannot be read: {error}.") from None
+    return PromptFormat(
+        kind=kind,
+        system_prompt=recipe.system_prompt,
+        chat_template=template,
+        enable_thinking=recipe.enable_thinking,
+    )
+
+
+def has_chat_template(directory: Path) -> bool:
+    """Look for the chat template beside a local model's tokenizer, in either of the places it is kept in.
+
+    True as well where that is not known, as for a hub model.
+    """
+    config = directory / "tokenizer_config.json"
+    if not config.is_file() or (directory / "chat_template.jinja").is_file():
+        return True
+    try:
+        return b'"chat_template"' in read_bytes(config, MOST_CONFIG)
+    except OSError:  # the stage reads it, and says what is wrong
+        return True

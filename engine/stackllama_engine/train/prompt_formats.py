@@ -1,0 +1,160 @@
+"""The prompt format of a run: found from recipe, data and tokenizer, recorded, and compared with what it builds on."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import GenerationConfig
+from transformers.utils import GENERATION_CONFIG_NAME
+from transformers.utils.hub import cached_file
+
+from ..contract.errors import StageError
+from ..contract.prompt_format import (
+    PROMPT_FORMAT_FILE,
+    PromptFormat,
+    check_same,
+    is_older,
+    read_prompt_format,
+    write_prompt_format,
+)
+from ..contract.recipe import PPORecipe, SFTRecipe, TrainRecipe
+from ..contract.user_files import MOST_CONFIG, read_text
+from ..data.columns import NEEDS
+from ..data.sources import read_columns
+from .encoding import Encoder
+from .loading import loading, one_line
+from .saving import newest_sealed
+from .session import Session
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def make_encoder(recipe: TrainRecipe, session: Session, tokenizer: "PreTrainedTokenizerBase") -> Encoder:
+    """Find the run's prompt format, record it in the run's directory and return its encoder.
+
+    Raises:
+        StackllamaError: the data cannot be read, there is no chat template, or an input has another format.
+    """
+    before = _begun_with(session)
+    prompt_format = find_prompt_format(recipe, tokenizer, before)
+    if before is not None and before.digest != prompt_format.digest:
+        raise StageError(
+            f"this run was trained with prompt format {before}, and now it would be {prompt_format}: set "
+            "`prompt_format`, `system_prompt`, `chat_template` and `enable_thinking` back, or start a new run."
+        )
+    for key in format_inputs(recipe):
+        check_same(prompt_format, Path(getattr(recipe, key)), key)
+    if session.is_main and not (session.run.path / PROMPT_FORMAT_FILE).exists():
+        write_prompt_format(session.run.path, prompt_format)
+        session.reporter.health(f"prompt format: {prompt_format}")
+    if before is not None and is_older(session.run.path):  # it continues with the one end token that it knew
+        return Encoder(tokenizer, prompt_format)
+    return Encoder(tokenizer, prompt_format, generation_stops(recipe.model_name_or_path, recipe.model_revision))
+
+
+def find_prompt_format(
+    recipe: TrainRecipe, tokenizer: "PreTrainedTokenizerBase", before: PromptFormat | None = None
+) -> PromptFormat:
+    """Resolve the recipe's keys; `auto` is decided by the data set's columns.
+
+    Args:
+        recipe: of a stage.
+        tokenizer: may bring the chat template.
+        before: format that the run was begun with, which `auto` keeps.
+
+    Raises:
+        StackllamaError: the data cannot be read, or the keys do not go together.
+    """
+    kind = recipe.prompt_format
+    if kind == "auto" and before is not None:
+        kind = before.kind
+    elif kind == "auto":
+        columns = read_columns(
+            recipe.dataset_name,
+            recipe.dataset_train_split,
+            NEEDS[recipe.stage],
+            config=recipe.dataset_config,
+            streaming=recipe.dataset_streaming,
+            names=recipe.dataset_columns,
+        )
+        kind = columns.style
+        if kind == "none" and any(is_older(Path(getattr(recipe, key))) for key in format_inputs(recipe)):
+            kind = "question_answer"  # which was the only one
+    if kind == "chat":
+        return PromptFormat(
+            kind="chat",
+            system_prompt=recipe.system_prompt,
+            chat_template=chat_template(recipe, tokenizer),
+            enable_thinking=recipe.enable_thinking,
+        )
+    chat_only = ("system_prompt", "chat_template", "enable_thinking")
+    if given := [name for name in chat_only if getattr(recipe, name) is not None]:
+        raise StageError(
+            f"`{given[0]}` needs `prompt_format: chat`, but the prompt format is {kind}"
+            + (f", as the columns of {recipe.dataset_name} say" if recipe.prompt_format == "auto" else "")
+            + f"; set `prompt_format: chat`, or leave `{given[0]}` empty."
+        )
+    return PromptFormat(kind=kind)
+
+
+def chat_template(recipe: TrainRecipe, tokenizer: "PreTrainedTokenizerBase") -> str:
+    """Return the source of the chat template: the recipe's file, or the tokenizer's own.
+
+    Raises:
+        StageError: there is none, or the file cannot be read.
+    """
+    if recipe.chat_template:
+        try:
+            return read_text(Path(recipe.chat_template), MOST_CONFIG)
+        except (OSError, ValueError) as error:
+            raise StageError(f"`chat_template: {recipe.chat_template}` cannot be read: {one_line(error)}.") from error
+    try:
+        own: Any = tokenizer.get_chat_template()
+        return str(own)
+    except ValueError as error:
+        raise StageError(
+            f"`prompt_format: chat`: the tokenizer of {recipe.model_name_or_path} has no chat template; name one with "
+            "`chat_template: FILE` (Jinja), or set `prompt_format: question_answer`."
+        ) from error
+
+
+def generation_stops(name: str, revision: str | None) -> tuple[int, ...]:
+    """Return the end tokens that a model's generation configuration names; Llama 3, Qwen and Gemma have several.
+
+    Raises:
+        StageError: it cannot be read.
+    """
+    if Path(name).is_file():  # .gguf
+        return ()
+    with loading(name, "generation configuration"):
+        file = cached_file(name, GENERATION_CONFIG_NAME, revision=revision, _raise_exceptions_for_missing_entries=False)
+        if file is None:  # many models come without one
+            return ()
+        ends = GenerationConfig.from_pretrained(str(Path(file).parent)).eos_token_id
+    return tuple(ends) if isinstance(ends, list) else () if ends is None else (int(ends),)
+
+
+def recorded_encoder(
+    directory: Path, tokenizer: "PreTrainedTokenizerBase", model: str, revision: str | None
+) -> Encoder:
+    """Return the encoder of what was trained in a run's directory; of an earlier version's, question and answer."""
+    prompt_format = read_prompt_format(directory) or PromptFormat()
+    return Encoder(tokenizer, prompt_format, generation_stops(model, revision))
+
+
+def format_inputs(recipe: TrainRecipe) -> list[str]:
+    """Return the keys whose value was trained with a prompt format that must be the same."""
+    if isinstance(recipe, SFTRecipe):  # may teach another format
+        return []
+    names = ["model_name_or_path"]
+    if isinstance(recipe, PPORecipe):
+        names += [name for name in ("reward_model_path", "policy_adapter_path") if getattr(recipe, name)]
+    return names
+
+
+def _begun_with(session: Session) -> PromptFormat | None:
+    """Return the format that an earlier attempt of the run trained with; None if nothing was trained yet."""
+    run = session.run
+    if not (run.path / PROMPT_FORMAT_FILE).exists() and newest_sealed(run.checkpoints) is None:
+        return None
+    return read_prompt_format(run.path)

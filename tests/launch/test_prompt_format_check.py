@@ -1,0 +1,73 @@
+"""Prompt formats at launch: what a stage builds on, and the stages of a pipeline, have one."""
+
+from pathlib import Path
+
+import pytest
+
+from stackllama_engine.contract.errors import StageError, UsageError
+from stackllama_engine.contract.prompt_format import PromptFormat, write_prompt_format
+from stackllama_engine.contract.recipe_io import build_recipe
+from stackllama_engine.contract.run_dir import Home
+from stackllama_engine.contract.stages import Stage
+from stackllama_engine.launch.inputs import resolve_inputs
+
+CHAT = PromptFormat(kind="chat", chat_template="{{ messages }}")
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    path = tmp_path / "model"
+    path.mkdir()
+    (path / "config.json").write_text("{}")
+    (path / "tokenizer_config.json").write_text("{}")
+    return path
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text('{"question": "q", "response_j": "a", "response_k": "b"}\n')
+    return path
+
+
+def resolve(home: Home, stage: Stage, model: Path, data: Path, **values: object) -> None:
+    base = {"model_name_or_path": str(model), "load_in_8bit": False, "dataset_name": str(data)}
+    resolve_inputs(home, build_recipe(stage, base | values))
+
+
+def test_a_parent_of_another_format_is_refused_before_anything_starts(home: Home, model: Path, data: Path) -> None:
+    write_prompt_format(model, CHAT)
+    with pytest.raises(StageError, match=r"`model_name_or_path`: prompt format question_answer, .*_format=chat`"):
+        resolve(home, Stage.REWARD, model, data)
+    (model / "chat_template.jinja").write_text("{{ messages }}")
+    resolve(home, Stage.REWARD, model, data, prompt_format="chat")
+    with pytest.raises(StageError, match=r"`system_prompt` differ"):
+        resolve(home, Stage.REWARD, model, data, prompt_format="chat", system_prompt="Be brief.")
+    resolve(home, Stage.SFT, model, data)  # teaches a format
+
+
+def test_a_reward_model_of_another_format_is_refused(home: Home, model: Path, data: Path, tmp_path: Path) -> None:
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text("{}")
+    keys = {"reward_model_path": str(adapter)}
+    resolve(home, Stage.PPO, model, data, **keys)  # nothing says what it was trained with
+    write_prompt_format(adapter, CHAT)
+    with pytest.raises(StageError, match=r"`reward_model_path`"):
+        resolve(home, Stage.PPO, model, data, **keys)
+
+
+def test_a_chat_needs_a_template(home: Home, model: Path, data: Path) -> None:
+    with pytest.raises(UsageError, match=r"has no chat template; name one with `chat_template: FILE`"):
+        resolve(home, Stage.SFT, model, data, prompt_format="chat")
+    (model / "tokenizer_config.json").write_text('{"chat_template": "{{ messages }}"}')
+    resolve(home, Stage.SFT, model, data, prompt_format="chat")
+
+
+def test_the_stages_of_a_pipeline_have_one_format(home: Home, model: Path, data: Path) -> None:
+    (model / "chat_template.jinja").write_text("{{ messages }}")
+    base = {"model_name_or_path": str(model), "dataset_name": str(data), "load_in_8bit": False}
+    mixed = base | {"sft": {"prompt_format": "chat"}}
+    with pytest.raises(UsageError, match=r"here it is sft chat, reward question_answer, ppo question_answer"):
+        resolve_inputs(home, build_recipe(Stage.PIPELINE, mixed))
+    resolve_inputs(home, build_recipe(Stage.PIPELINE, base | {"prompt_format": "chat"}))
