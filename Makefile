@@ -30,7 +30,7 @@ quick: $(VENV)/dev-installed
 
 # Tests that take minutes: outcomes over several seeds, many model families, whole benchmarks in their tiny form.
 slow: $(VENV)/dev-installed
-	$(BIN)/pytest -n 3 --dist loadgroup -m long
+	$(BIN)/pytest -n 2 --dist loadgroup -m long
 
 # Runs killed at random moments, some hundred times each; writes the counts into docs/reliability.md.
 torture: $(VENV)/dev-installed

@@ -39,6 +39,8 @@ LONG = (
     "scripts/ppo_flame.py --tiny",
 )
 
+_PATIENCE = 1500  # seconds; the demo, in its tiny form, takes several minutes on a busy machine
+
 ELSEWHERE = {
     "benchmarks/ppo_trl_0_11.py": "test_trl_0_11",
     "benchmarks/ppo_trl_1_12.py": "test_trl_1_12",
@@ -57,7 +59,7 @@ def run(command: str, python: Path | str = sys.executable) -> str:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=_PATIENCE,
     )
     assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
     return done.stdout
@@ -75,6 +77,7 @@ def test_quick_program_runs_and_prints(command: str) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(_PATIENCE + 100)
 @pytest.mark.parametrize("command", LONG)
 def test_long_program_runs_and_prints(command: str) -> None:
     before = tracked_state()
@@ -83,6 +86,7 @@ def test_long_program_runs_and_prints(command: str) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(_PATIENCE + 100)
 def test_trl_1_12() -> None:
     import environment  # pyright: ignore[reportMissingImports]
 
@@ -93,6 +97,7 @@ def test_trl_1_12() -> None:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(_PATIENCE + 100)
 def test_trl_0_11() -> None:
     import ppo_vs_trl  # pyright: ignore[reportMissingImports]
 
@@ -107,6 +112,7 @@ def _environments(module: ModuleType) -> Path:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(_PATIENCE + 100)
 def test_screenshots(tmp_path: Path) -> None:
     run(f"scripts/screenshots.py --tiny --out {tmp_path}")
     assert {path.suffix for path in tmp_path.iterdir()} == {".svg"}
