@@ -3,10 +3,10 @@
 import re
 
 from ..contract.recipe import TrainRecipe
+from ..contract.recipe_common import ALL_LINEAR
 from .architecture import Architecture, Linear
 from .optimizer import Trained
 
-ALL_LINEAR = "all-linear"
 FUSED = ("w1", "w2", "w3", "gate_up_proj", "experts")
 """Names of the experts of a mixture in PEFT and older checkpoints."""
 _PREFIXES = ("", "model.layers.0.self_attn.", "model.layers.0.mlp.", "transformer.h.0.", "gpt_neox.layers.0.attention.")

@@ -10,6 +10,7 @@ with the one recorded beside its inputs (:func:`check_same`).
 """
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +19,8 @@ from msgspec import Struct
 
 from .atomic_files import write_whole
 from .errors import StageError
+from .recipe_common import TrainRecipe
+from .stages import Stage
 from .user_files import read_json
 
 Kind = Literal["question_answer", "chat", "none"]
@@ -112,6 +115,25 @@ def read_prompt_format(directory: Path) -> PromptFormat | None:
 def is_older(directory: Path) -> bool:
     """Return whether a version before 0.3 trained what lies in a directory."""
     return not (directory / PROMPT_FORMAT_FILE).exists() and _is_ours(directory)
+
+
+def format_inputs(recipe: TrainRecipe) -> dict[str, Path]:
+    """Return what a stage builds on and shares its prompt format with, by recipe key; SFT may teach another format."""
+    keys = () if recipe.stage is Stage.SFT else ("model_name_or_path", "reward_model_path", "policy_adapter_path")
+    return {key: Path(value) for key in keys if (value := getattr(recipe, key, None))}
+
+
+def automatic_kind(style: Kind, inputs: Iterable[Path]) -> Kind:
+    """Return what `auto` resolves to: the data set's style; what an earlier version trained was question and answer."""
+    return "question_answer" if style == "none" and any(map(is_older, inputs)) else style
+
+
+def no_chat_template(model: str) -> str:
+    """Return the refusal of a chat whose tokenizer has no chat template, where the recipe names none."""
+    return (
+        f"`prompt_format: chat`: the tokenizer of {model} has no chat template; name one with `chat_template: FILE` "
+        "(Jinja), or set `prompt_format: question_answer`."
+    )
 
 
 def _is_ours(directory: Path) -> bool:

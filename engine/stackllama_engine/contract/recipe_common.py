@@ -12,6 +12,8 @@ from .stages import Split, Stage
 
 LORA = "https://thinkingmachines.ai/blog/lora"
 """Source of the rule for LoRA's learning rates."""
+ALL_LINEAR = "all-linear"
+"""PEFT's name for every matrix of the layers, in `lora_target_modules`."""
 AtLeastOne = Annotated[int, Meta(ge=1)]
 NotNegative = Annotated[float, Meta(ge=0)]
 Positive = Annotated[float, Meta(gt=0)]
@@ -113,7 +115,7 @@ class TrainRecipe(ModelRecipe, frozen=True, kw_only=True, forbid_unknown_fields=
             "expression over full names such as `.*(q|v)_proj`; empty: PEFT's default for the model (for Llama q_proj "
             "and v_proj), which learns worse (https://thinkingmachines.ai/blog/lora)."
         ),
-    ] = "all-linear"
+    ] = ALL_LINEAR
 
     # data
     dataset_name: Annotated[

@@ -15,6 +15,7 @@ from .errors import RecipeError
 from .findings import Findings
 from .foreign_keys import AXOLOTL, LLAMA_FACTORY, ForeignKey, format_of
 from .recipe import RECIPES
+from .recipe_common import ALL_LINEAR
 from .recipe_io import build_recipe, key_types, read_file, unknown_key
 from .stages import Stage
 from .translate import number, translate
@@ -85,7 +86,7 @@ DEFAULTS: dict[tuple[str, Stage], dict[str, Any]] = {
         "use_peft": True,
         "lora_r": 8,
         "lora_dropout": 0.0,
-        "lora_target_modules": "all-linear",
+        "lora_target_modules": ALL_LINEAR,
         "gradient_checkpointing": True,
     },
     ("axolotl", Stage.SFT): _TRAINER
@@ -247,7 +248,7 @@ def _axolotl(given: Mapping[str, Any], left: Findings) -> dict[str, dict[str, An
         "adapter": {"use_peft": bool(adapter)},
         "load_in_8bit": {"load_in_8bit": bool(given.get("load_in_8bit"))},
         "load_in_4bit": {"load_in_4bit": bool(given.get("load_in_4bit"))},
-        "lora_target_linear": {"lora_target_modules": "all-linear"} if given.get("lora_target_linear") else {},
+        "lora_target_linear": {"lora_target_modules": ALL_LINEAR} if given.get("lora_target_linear") else {},
         "datasets": _first_data_set("datasets", given.get("datasets"), "path", left),
         "reward_model": {},
         "gradient_checkpointing": {"gradient_checkpointing": bool(given.get("gradient_checkpointing"))},

@@ -10,12 +10,12 @@ from typing import Any, cast
 
 from .findings import Entry, Findings
 from .foreign_keys import ACCEPTED, IGNORED_KEYS, refusal
+from .recipe_common import ALL_LINEAR
 from .user_yaml import YamlError, load_yaml
 from .wording import echo
 
 _NAMES = re.compile(r"[\w.-]+(\s*[,\s]\s*[\w.-]+)*,?")
 _OUTSIDE_BRACES = re.compile(r"\{[^}]*\}|\[[^\]]*\]")
-ALL_LINEAR = "all-linear"
 
 Values = Mapping[str, Any]
 Read = tuple[dict[str, Any], str]

@@ -1,13 +1,12 @@
 """Command ``python -m stackllama_engine.data prepare|preview``: JSON on stdout, an error as one line on stderr."""
 
 import argparse
-import contextlib
 import sys
 from pathlib import Path
 
 import msgspec
 
-from ..contract.errors import StackllamaError
+from ..contract.document import print_document
 from ..contract.streams import open_standard_streams
 from .prepare import prepare
 from .preview import preview_here
@@ -16,16 +15,7 @@ from .preview import preview_here
 def main(argv: list[str] | None = None) -> int:
     """Run one command; return the exit code."""
     options = _parser().parse_args(argv)
-    try:
-        # Libraries print progress to stdout, which must carry the document alone.
-        with contextlib.redirect_stdout(sys.stderr):
-            result = options.run(options)
-    except StackllamaError as error:
-        sys.stderr.write(" ".join(str(error).split()) + "\n")
-        return int(error.exit_code)
-    sys.stdout.buffer.write(msgspec.json.encode(result) + b"\n")
-    sys.stdout.buffer.flush()
-    return 0
+    return print_document(lambda: options.run(options))
 
 
 def _print_notice(text: str) -> None:

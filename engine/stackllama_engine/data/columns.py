@@ -26,8 +26,9 @@ from typing import Any
 from msgspec import Struct
 
 from ..contract.errors import DataError
+from ..contract.prompt_format import Kind
 from ..contract.stages import Stage
-from .schemas import MESSAGES, Schema, Style, UnusableRowError, schema_of
+from .schemas import MESSAGES, Schema, UnusableRowError, schema_of
 
 Row = dict[str, Any]
 
@@ -89,7 +90,7 @@ class Columns(Struct, frozen=True):
     """Prompt columns after the question."""
     unread: tuple[str, ...] = ()
     """Columns with text that is not read; known after :func:`look_at`."""
-    style: Style = "question_answer"
+    style: Kind = "question_answer"
     """Prompt format that `auto` resolves to; final after :func:`look_at`."""
     schema: Schema | None = None
     """None: columns of text."""

@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Struct
 
 from ..contract.errors import DataError
+from ..contract.prompt_format import Kind as PromptKind
 from ..contract.prompt_format import PromptFormat
 from ..contract.stages import Split
 from .columns import NEEDS, Row, notices
@@ -24,7 +25,7 @@ from .kinds import PAIRED, Kind, has_known_columns, kind_of
 from .local import ALL
 from .manifest import read_manifest
 from .row_files import count_rows
-from .schemas import MESSAGES, Style, conversation_text
+from .schemas import MESSAGES, conversation_text
 from .sources import open_rows, read_columns, text_columns
 
 _LOOK_AT = 200  # rows
@@ -46,7 +47,7 @@ class Preview(Struct, frozen=True, kw_only=True):
     kind: Kind
     split: str
     columns: list[str]
-    style: Style = "question_answer"
+    style: PromptKind = "question_answer"
     """Prompt format that `prompt_format: auto` resolves to."""
     rows: list[dict[str, Any]]
     texts: list[str]
@@ -144,7 +145,7 @@ def preview_here(
     )
 
 
-def _as_text(row: Row, style: Style) -> str:
+def _as_text(row: Row, style: PromptKind) -> str:
     """Return prompt and response as text; of a conversation, whose template only a tokenizer has, its paragraphs."""
     response = row.get("response_j")
     if style != "chat":

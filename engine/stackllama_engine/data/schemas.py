@@ -18,17 +18,16 @@ thoughts in keys of their own is skipped and counted.
 
 from collections.abc import Callable, Collection, Mapping
 from os.path import commonprefix
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from msgspec import Struct
 
+from ..contract.prompt_format import Kind, Message
 from .pairs import Answer, make_pairs
 
 Row = Mapping[str, Any]
 Made = dict[str, Any]
 """A row of ours: ``question``, ``messages`` of a conversation, and the responses that are needed."""
-Message = dict[str, str]
-Style = Literal["question_answer", "chat", "none"]
 
 QUESTION, BETTER, WORSE = "question", "response_j", "response_k"
 MESSAGES = "messages"
@@ -80,7 +79,7 @@ class Schema(Struct, frozen=True):
     """
 
     name: str
-    style: Style
+    style: Kind
     gives: dict[str, tuple[str, ...]]
     reads: tuple[str, ...]
     matches: Callable[[Row], bool]

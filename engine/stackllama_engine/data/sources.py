@@ -19,10 +19,10 @@ which is skipped and counted; the counts are logged at the end. No row at all is
 
 import logging
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..contract.errors import DataError
 from .columns import (
@@ -43,6 +43,7 @@ from .local import ALL, local_rows
 from .splits import same_text, stable_hash
 
 _log = logging.getLogger(__name__)
+_Row = TypeVar("_Row", bound=Mapping[str, Any])
 
 
 def open_rows(
@@ -169,12 +170,22 @@ def stamp(name: str) -> str:
     return f"{stable_hash(kind, name if kind in ('hub', 'demo') else str(path), repr(facts)):016x}"
 
 
-def unique_questions(rows: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
-    """Yield the first row of every question, by :func:`.splits.same_text`. Memory: a 64-bit hash per question."""
+def unique_questions(
+    rows: Iterable[_Row], besides: Callable[[_Row], str] = lambda _: "", repeated: Callable[[], None] = lambda: None
+) -> Iterator[_Row]:
+    """Yield the first row of every question, by :func:`.splits.same_text`. Memory: a 64-bit hash per question.
+
+    Args:
+        rows: with a question each.
+        besides: what keeps rows of one question apart.
+        repeated: called for every other row.
+    """
     digests: set[int] = set()
     for row in rows:
-        digest = stable_hash(same_text(row["question"]))
-        if digest not in digests:
+        digest = stable_hash(same_text(row["question"]), besides(row))
+        if digest in digests:
+            repeated()
+        else:
             digests.add(digest)
             yield row
 

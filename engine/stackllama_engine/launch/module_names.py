@@ -2,8 +2,9 @@
 
 import re
 
-from ..budget.adapter import ALL_LINEAR, FUSED
+from ..budget.adapter import FUSED
 from ..budget.architecture import Architecture
+from ..contract.recipe_common import ALL_LINEAR
 from ..contract.stages import Stage
 
 _BODY = {"gpt2": "transformer.h", "neox": "gpt_neox.layers"}

@@ -7,15 +7,21 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..contract.errors import UsageError
-from ..contract.prompt_format import Kind, PromptFormat, check_same, is_older, read_prompt_format
+from ..contract.prompt_format import (
+    Kind,
+    PromptFormat,
+    automatic_kind,
+    check_same,
+    format_inputs,
+    no_chat_template,
+    read_prompt_format,
+)
 from ..contract.recipe import AnyRecipe, PPORecipe, RewardRecipe, SFTRecipe
-from ..contract.stages import Stage
 from ..contract.user_files import MOST_CONFIG, read_bytes, read_text
 from ..data.columns import Columns
 from ..data.kinds import DEMO
 from .data_check import check_data
 
-_INPUTS = ("model_name_or_path", "reward_model_path", "policy_adapter_path")
 _Recipe = SFTRecipe | RewardRecipe | PPORecipe
 
 
@@ -33,18 +39,14 @@ def check_prompt_format(recipe: _Recipe, columns: Columns | None) -> None:
     kind = prompt_format_kind(recipe, columns)
     if kind is None:
         return
-    paths = [] if recipe.stage is Stage.SFT else [Path(v) for k in _INPUTS if (v := getattr(recipe, k, None))]
-    if kind == "none" and recipe.prompt_format == "auto" and any(map(is_older, paths)):
-        kind = "question_answer"  # which was the only one
+    inputs = format_inputs(recipe)
+    if recipe.prompt_format == "auto":
+        kind = automatic_kind(kind, inputs.values())
     if kind == "chat" and not recipe.chat_template and not has_chat_template(Path(recipe.model_name_or_path)):
-        raise UsageError(
-            f"`prompt_format: chat`: the tokenizer of {recipe.model_name_or_path} has no chat template; name one with "
-            "`chat_template: FILE` (Jinja), or set `prompt_format: question_answer`."
-        )
-    for key in () if recipe.stage is Stage.SFT else _INPUTS:
-        value: str | None = getattr(recipe, key, None)
-        if value and (before := read_prompt_format(Path(value))):
-            check_same(_as_far_as_known(recipe, kind, before), Path(value), key)
+        raise UsageError(no_chat_template(recipe.model_name_or_path))
+    for key, path in inputs.items():
+        if before := read_prompt_format(path):
+            check_same(_as_far_as_known(recipe, kind, before), path, key)
 
 
 def prompt_format_kind(recipe: _Recipe, columns: Columns | None) -> Kind | None:

@@ -20,7 +20,7 @@ from ..contract.errors import DataError, StackllamaError
 from ..contract.prompt_format import Message, PromptFormat
 from ..contract.recipe import TrainRecipe
 from ..contract.run_dir import RunDir
-from ..data.columns import MESSAGES, notices
+from ..data.columns import MESSAGES, Columns, notices
 from ..data.kinds import has_known_columns, kind_of
 from ..data.sources import open_rows, read_columns, stamp
 from .loading import one_line
@@ -39,7 +39,9 @@ Messages = Sequence[Message]
 _HELD = "\ue000{}\ue001"
 """Stands for a special token that a text spells out while the chat template is rendered (private-use characters)."""
 _MARK = "\ue002"
+"""Stands for an answer while what a template writes behind it is looked up."""
 _PRIVATE = "[\ue000-\ue002]"
+"""The same characters in a text are held as well."""
 _HELD_PLACE = re.compile("\ue000([0-9]+)\ue001")
 
 
@@ -285,7 +287,17 @@ def report_columns(recipe: TrainRecipe, needs: tuple[str, ...], reporter: Report
     """
     if not reporter.is_main or has_known_columns(recipe.dataset_name):
         return
-    columns = read_columns(
+    for notice in notices(Path(recipe.dataset_name).name, source_columns(recipe, needs)):
+        reporter.health(notice)
+
+
+def source_columns(recipe: TrainRecipe, needs: Iterable[str]) -> Columns:
+    """Find how the columns of a recipe's training data are used, from its first rows.
+
+    Raises:
+        DataError: the source cannot be read or lacks a column.
+    """
+    return read_columns(
         recipe.dataset_name,
         recipe.dataset_train_split,
         needs,
@@ -293,8 +305,6 @@ def report_columns(recipe: TrainRecipe, needs: tuple[str, ...], reporter: Report
         streaming=recipe.dataset_streaming,
         names=recipe.dataset_columns,
     )
-    for notice in notices(Path(recipe.dataset_name).name, columns):
-        reporter.health(notice)
 
 
 def source_rows(

@@ -6,14 +6,21 @@ train on a question without an answer; it is dropped. ``bfd_split`` makes severa
 ``wrapped`` cuts everywhere by design: there nothing is lost.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from datasets import Dataset, IterableDataset
 
 from ..contract.errors import DataError
+from ..contract.recipe import SFTRecipe
 
 PROMPT = "prompt_length"
 """Column: tokens of the prompt."""
+
+
+def cuts_training_rows(recipe: SFTRecipe) -> bool:
+    """Return whether longer training rows are cut; otherwise they are split."""
+    return not recipe.packing or recipe.packing_strategy == "bfd"
 
 
 class LengthLimit:
@@ -42,8 +49,8 @@ class LengthLimit:
             DataError: no row has room.
         """
         if isinstance(rows, IterableDataset):
-            return rows.filter(self._keep).remove_columns(PROMPT)
-        usable = rows.filter(self._keep, load_from_cache_file=False)
+            return rows.filter(self.keeps).remove_columns(PROMPT)
+        usable = rows.filter(self.keeps, load_from_cache_file=False)
         if not len(usable):
             raise DataError(
                 f"`max_length={self.max_length}`: none of {len(rows)} {self._what} rows has a prompt that leaves "
@@ -63,7 +70,8 @@ class LengthLimit:
             parts.append(f"{self.dropped} {self._what} rows dropped: their prompt alone fills {self.max_length} tokens")
         return "; ".join(parts) or None
 
-    def _keep(self, row: dict[str, Any]) -> bool:
+    def keeps(self, row: Mapping[str, Any]) -> bool:
+        """Return whether a row has room for an answer, and count what becomes of it."""
         if not self._cuts:
             return True
         if row[PROMPT] >= self.max_length:

@@ -34,13 +34,13 @@ from transformers import (
     GenerationConfig,
 )
 
-from ..budget.adapter import ALL_LINEAR
 from ..contract.base import BASE_FILE as BASE_FILE
 from ..contract.base import base_identity as base_identity
 from ..contract.base import same_base as same_base
 from ..contract.errors import StageError
 from ..contract.prompt_format import PromptFormat, write_prompt_format
 from ..contract.recipe import ModelRecipe, TrainRecipe
+from ..contract.recipe_common import ALL_LINEAR
 from .faults import memory_that_ran_out
 from .loading import loading, one_line
 

@@ -5,6 +5,7 @@ evaluation it is a tie that says nothing. Two pairs that contradict each other (
 are kept, as votes that disagree are data, and counted.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from datasets import Dataset, IterableDataset
@@ -36,9 +37,9 @@ class PairFilter:
             DataError: there is none.
         """
         if isinstance(pairs, IterableDataset):
-            return pairs.filter(self._keep)
+            return pairs.filter(self.keeps)
         self._seen = set()
-        usable = pairs.filter(self._keep, load_from_cache_file=False)
+        usable = pairs.filter(self.keeps, load_from_cache_file=False)
         self._seen = None
         if not len(usable):
             raise DataError(
@@ -47,7 +48,8 @@ class PairFilter:
             )
         return usable
 
-    def _keep(self, row: dict[str, list[int]]) -> bool:
+    def keeps(self, row: Mapping[str, list[int]]) -> bool:
+        """Return whether a pair is one to learn from, and count it otherwise."""
         chosen, rejected = row["chosen_ids"], row["rejected_ids"]
         if max(len(chosen), len(rejected)) > self.max_length:
             self.too_long += 1

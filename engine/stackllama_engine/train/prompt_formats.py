@@ -11,16 +11,18 @@ from ..contract.errors import StageError
 from ..contract.prompt_format import (
     PROMPT_FORMAT_FILE,
     PromptFormat,
+    automatic_kind,
     check_same,
+    format_inputs,
     is_older,
+    no_chat_template,
     read_prompt_format,
     write_prompt_format,
 )
-from ..contract.recipe import PPORecipe, SFTRecipe, TrainRecipe
+from ..contract.recipe import TrainRecipe
 from ..contract.user_files import MOST_CONFIG, read_text
 from ..data.columns import NEEDS
-from ..data.sources import read_columns
-from .encoding import Encoder
+from .encoding import Encoder, source_columns
 from .loading import loading, one_line
 from .saving import newest_sealed
 from .session import Session
@@ -42,8 +44,8 @@ def make_encoder(recipe: TrainRecipe, session: Session, tokenizer: "PreTrainedTo
             f"this run was trained with prompt format {before}, and now it would be {prompt_format}: set "
             "`prompt_format`, `system_prompt`, `chat_template` and `enable_thinking` back, or start a new run."
         )
-    for key in format_inputs(recipe):
-        check_same(prompt_format, Path(getattr(recipe, key)), key)
+    for key, path in format_inputs(recipe).items():
+        check_same(prompt_format, path, key)
     if session.is_main and not (session.run.path / PROMPT_FORMAT_FILE).exists():
         write_prompt_format(session.run.path, prompt_format)
         session.reporter.health(f"prompt format: {prompt_format}")
@@ -69,17 +71,7 @@ def find_prompt_format(
     if kind == "auto" and before is not None:
         kind = before.kind
     elif kind == "auto":
-        columns = read_columns(
-            recipe.dataset_name,
-            recipe.dataset_train_split,
-            NEEDS[recipe.stage],
-            config=recipe.dataset_config,
-            streaming=recipe.dataset_streaming,
-            names=recipe.dataset_columns,
-        )
-        kind = columns.style
-        if kind == "none" and any(is_older(Path(getattr(recipe, key))) for key in format_inputs(recipe)):
-            kind = "question_answer"  # which was the only one
+        kind = automatic_kind(source_columns(recipe, NEEDS[recipe.stage]).style, format_inputs(recipe).values())
     if kind == "chat":
         return PromptFormat(
             kind="chat",
@@ -112,10 +104,7 @@ def chat_template(recipe: TrainRecipe, tokenizer: "PreTrainedTokenizerBase") -> 
         own: Any = tokenizer.get_chat_template()
         return str(own)
     except ValueError as error:
-        raise StageError(
-            f"`prompt_format: chat`: the tokenizer of {recipe.model_name_or_path} has no chat template; name one with "
-            "`chat_template: FILE` (Jinja), or set `prompt_format: question_answer`."
-        ) from error
+        raise StageError(no_chat_template(recipe.model_name_or_path)) from error
 
 
 def generation_stops(name: str, revision: str | None) -> tuple[int, ...]:
@@ -140,16 +129,6 @@ def recorded_encoder(
     """Return the encoder of what was trained in a run's directory; of an earlier version's, question and answer."""
     prompt_format = read_prompt_format(directory) or PromptFormat()
     return Encoder(tokenizer, prompt_format, generation_stops(model, revision))
-
-
-def format_inputs(recipe: TrainRecipe) -> list[str]:
-    """Return the keys whose value was trained with a prompt format that must be the same."""
-    if isinstance(recipe, SFTRecipe):  # may teach another format
-        return []
-    names = ["model_name_or_path"]
-    if isinstance(recipe, PPORecipe):
-        names += [name for name in ("reward_model_path", "policy_adapter_path") if getattr(recipe, name)]
-    return names
 
 
 def _begun_with(session: Session) -> PromptFormat | None:

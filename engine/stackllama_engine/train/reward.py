@@ -21,6 +21,7 @@ from .pair_filter import PairFilter, pair_notices
 from .prompt_formats import make_encoder
 from .run_callback import RunCallback
 from .session import Session
+from .stage_rows import pair
 
 _COLUMNS = ("question", "response_j", "response_k")
 
@@ -43,11 +44,8 @@ def run(recipe: RewardRecipe, session: Session) -> dict[str, Any]:
     encoder = make_encoder(recipe, session, tokenizer)
 
     def encode(row: dict[str, Any]) -> dict[str, Any]:
-        return {
-            "chosen_ids": encoder.text_ids(row["question"], row["response_j"], row.get("messages")),
-            "rejected_ids": encoder.text_ids(row["question"], row["response_k"], row.get("messages")),
-            COLUMN: question_hash(row["question"]),
-        }
+        chosen, rejected = pair(encoder, row)
+        return {"chosen_ids": chosen, "rejected_ids": rejected, COLUMN: question_hash(row["question"])}
 
     report_columns(recipe, _COLUMNS, reporter)
     with session.main_first():

@@ -18,12 +18,13 @@ from .encoding import evaluation_rows, report_columns, training_rows
 from .eval_metrics import TokenWeighted
 from .eval_sampler import EvalSampler
 from .guard import Guarded
-from .lengths import PROMPT, LengthLimit
+from .lengths import PROMPT, LengthLimit, cuts_training_rows
 from .overlap import COLUMN, Overlap, question_hash
 from .prompt_formats import make_encoder
 from .run_callback import RunCallback
 from .session import Session
 from .sft_packing import Collator, check_apart, keeps_apart
+from .stage_rows import supervised, trains_on_responses_alone
 
 _COLUMNS = ("question", "response_j")
 
@@ -54,17 +55,16 @@ def run(recipe: SFTRecipe, session: Session) -> dict[str, Any]:
     tokenizer = models.load_tokenizer(recipe.model_name_or_path, recipe.model_revision)
 
     encoder = make_encoder(recipe, session, tokenizer)
-    answers_alone = encoder.format.kind == "chat" if recipe.assistant_only_loss is None else recipe.assistant_only_loss
+    responses_alone = trains_on_responses_alone(recipe, encoder)
 
     def encode(row: dict[str, Any]) -> dict[str, Any]:
-        question, messages = row["question"], row.get("messages")
-        prompt = encoder.prompt(question, messages)
-        ids = prompt + encoder.answer(question, encoder.trimmed(row["response_j"]), messages)
-        labels = {"labels": [-100] * len(prompt) + ids[len(prompt) :]} if answers_alone else {}  # -100: no loss
-        return {"input_ids": ids, PROMPT: len(prompt), COLUMN: question_hash(question), **labels}
+        prompt, response = supervised(encoder, row)
+        labels = {"labels": [-100] * len(prompt) + response} if responses_alone else {}  # -100: no loss
+        lengths = {PROMPT: len(prompt), COLUMN: question_hash(row["question"])}
+        return {"input_ids": prompt + response, **lengths, **labels}
 
     report_columns(recipe, _COLUMNS, reporter)
-    training = LengthLimit(recipe.max_length, "training", cuts=not recipe.packing or recipe.packing_strategy == "bfd")
+    training = LengthLimit(recipe.max_length, "training", cuts=cuts_training_rows(recipe))
     held_out = LengthLimit(recipe.max_length, "evaluation", cuts=True)  # evaluation is never packed
     with session.main_first():
         eval_rows = held_out(evaluation_rows(recipe, session.run, _COLUMNS, encode))

@@ -5,7 +5,6 @@ or cut and why, which occur twice, and how many prompts of PPO's split occur in 
 JSON document; an error is one line on stderr.
 """
 
-import contextlib
 import sys
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
@@ -15,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from msgspec import Struct
 
-from ..contract.errors import DataError, StackllamaError
+from ..contract.document import print_document
+from ..contract.errors import DataError
 from ..contract.recipe import RECIPES, PPORecipe, RewardRecipe, SFTRecipe, TrainRecipe
 from ..contract.stages import Stage
 from ..contract.streams import open_standard_streams
@@ -24,9 +24,12 @@ from ..data.sources import open_rows
 from ..data.splits import stable_hash
 from . import models
 from .encoding import Encoder
+from .lengths import PROMPT, LengthLimit, cuts_training_rows
 from .overlap import question_hash
+from .pair_filter import PairFilter
 from .ppo.prompts import distinct, wanted_columns
 from .prompt_formats import find_prompt_format, generation_stops
+from .stage_rows import pair, supervised, trains_on_responses_alone
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -123,47 +126,60 @@ class _Rows:
     def __init__(self, recipe: TrainRecipe, encoder: Encoder) -> None:
         self._recipe = recipe
         self._encoder = encoder
+        self._pairs: PairFilter | None = None
+        self._texts: LengthLimit | None = None
+        if isinstance(recipe, RewardRecipe):
+            self._pairs = PairFilter(recipe.max_length, "training")
+        elif isinstance(recipe, SFTRecipe):
+            self._texts = LengthLimit(recipe.max_length, "training", cuts=cuts_training_rows(recipe))
+        self._long_prompts = 0
         self.lengths: dict[str, list[int]] = {}
-        self.changed: Counter[str] = Counter()
+
+    @property
+    def changed(self) -> dict[str, int]:
+        """Rows that the stage drops or cuts, by reason."""
+        counts: dict[str, int] = {}
+        if isinstance(self._recipe, PPORecipe):
+            limit = f"`max_prompt_length={self._recipe.max_prompt_length}`"
+            counts[f"dropped: the prompt has {limit} tokens or more"] = self._long_prompts
+        if self._pairs:
+            limit = f"`max_length={self._pairs.max_length}`"
+            counts[f"dropped: a text is longer than {limit} tokens"] = self._pairs.too_long
+            counts["dropped: both texts are the same"] = self._pairs.identical
+        if self._texts:
+            limit = f"`max_length={self._texts.max_length}`"
+            counts[f"cut at {limit} tokens: the end of the response is lost"] = self._texts.cut
+            counts[f"dropped: the prompt alone fills {limit} tokens"] = self._texts.dropped
+        return {reason: count for reason, count in counts.items() if count}
 
     def encode(self, row: dict[str, Any]) -> dict[str, tuple[list[int], list[bool]]]:
         """Return the row's sequences, ids and loss by name, as the stage makes them; counts what it changes."""
         recipe, encoder = self._recipe, self._encoder
-        question, messages = row["question"], row.get("messages")
-        prompt = encoder.prompt(question, messages)
+        if isinstance(recipe, SFTRecipe):
+            return {"text": self._text(recipe, row)}
+        prompt = encoder.prompt(row["question"], row.get("messages"))
         self._count("prompt", prompt)
         if isinstance(recipe, PPORecipe):
-            if len(prompt) >= recipe.max_prompt_length:
-                self.changed[
-                    f"dropped: the prompt has `max_prompt_length={recipe.max_prompt_length}` tokens or more"
-                ] += 1
+            self._long_prompts += len(prompt) >= recipe.max_prompt_length
             return {"prompt": (prompt, [False] * len(prompt))}
-        if isinstance(recipe, RewardRecipe):
-            ids = {
-                name: encoder.text_ids(question, row[need], messages)
-                for name, need in (("chosen", "response_j"), ("rejected", "response_k"))
-            }
-            for name, text in ids.items():
-                self._count(name, text)
-            if max(map(len, ids.values())) > recipe.max_length:
-                self.changed[f"dropped: a text is longer than `max_length={recipe.max_length}` tokens"] += 1
-            elif ids["chosen"] == ids["rejected"]:
-                self.changed["dropped: both texts are the same"] += 1
-            return {name: (text, [*([False] * (len(text) - 1)), True]) for name, text in ids.items()}
-        assert isinstance(recipe, SFTRecipe)
-        answer = encoder.answer(question, encoder.trimmed(row["response_j"]), messages)
-        self._count("response", answer)
-        ids = prompt + answer
-        self._count("text", ids)
-        alone = encoder.format.kind == "chat" if recipe.assistant_only_loss is None else recipe.assistant_only_loss
-        loss = [not alone] * len(prompt) + [True] * len(answer)
-        if not recipe.packing or recipe.packing_strategy == "bfd":
-            if len(prompt) >= recipe.max_length:
-                self.changed[f"dropped: the prompt alone fills `max_length={recipe.max_length}` tokens"] += 1
-            elif len(ids) > recipe.max_length:
-                self.changed[f"cut at `max_length={recipe.max_length}` tokens: the end of the response is lost"] += 1
-            ids, loss = ids[: recipe.max_length], loss[: recipe.max_length]
-        return {"text": (ids, loss)}
+        assert self._pairs
+        texts = pair(encoder, row)
+        self._pairs.keeps({"chosen_ids": texts.chosen, "rejected_ids": texts.rejected})
+        named: dict[str, list[int]] = texts._asdict()
+        for name, ids in named.items():
+            self._count(name, ids)
+        return {name: (ids, [*([False] * (len(ids) - 1)), True]) for name, ids in named.items()}
+
+    def _text(self, recipe: SFTRecipe, row: dict[str, Any]) -> tuple[list[int], list[bool]]:
+        assert self._texts
+        prompt, response = supervised(self._encoder, row)
+        ids = prompt + response
+        for name, part in (("prompt", prompt), ("response", response), ("text", ids)):
+            self._count(name, part)
+        loss = [not trains_on_responses_alone(recipe, self._encoder)] * len(prompt) + [True] * len(response)
+        self._texts.keeps({PROMPT: len(prompt), "input_ids": ids})
+        most = recipe.max_length if cuts_training_rows(recipe) else len(ids)
+        return ids[:most], loss[:most]
 
     def _count(self, name: str, ids: list[int]) -> None:
         self.lengths.setdefault(name, []).append(len(ids))
@@ -190,7 +206,6 @@ def preview(request: Request) -> TokenPreview:
     counts = _Rows(recipe, encoder)
     repeats: Counter[str] = Counter()
     used = list(distinct(rows, recipe, repeats)) if isinstance(recipe, PPORecipe) else rows
-    counts.changed.update({f"dropped: {reason}": number for reason, number in repeats.items()})
     examples: list[list[Sequence]] = []
     for row in used:
         sequences = counts.encode(row)
@@ -206,7 +221,9 @@ def preview(request: Request) -> TokenPreview:
         looked_at=len(rows),
         examples=examples,
         lengths={name: lengths_of(values) for name, values in counts.lengths.items()},
-        changed={f"skipped: {reason}": number for reason, number in skipped.items()} | dict(counts.changed),
+        changed={f"skipped: {reason}": number for reason, number in skipped.items()}
+        | {f"dropped: {reason}": number for reason, number in repeats.items()}
+        | counts.changed,
         duplicates=_duplicates(rows),
         overlaps=overlaps,
         not_compared=not_compared,
@@ -268,16 +285,7 @@ def _rows_of(
 def main() -> int:
     """Serve one request; return the exit code."""
     request = msgspec.json.decode(sys.stdin.buffer.read(), type=Request)
-    try:
-        # Libraries print progress to stdout, which must carry the document alone.
-        with contextlib.redirect_stdout(sys.stderr):
-            result = preview(request)
-    except StackllamaError as error:
-        sys.stderr.write(" ".join(str(error).split()) + "\n")
-        return int(error.exit_code)
-    sys.stdout.buffer.write(msgspec.json.encode(result) + b"\n")
-    sys.stdout.buffer.flush()
-    return 0
+    return print_document(lambda: preview(request))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ as often as by autograd, and never computed again. The head must not be trained 
 Shapes: ``N`` tokens, ``H`` hidden width, ``V`` vocabulary.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -80,10 +80,7 @@ class _Chosen(torch.autograd.Function):
             results = _chunk(hidden[part], weight, bias, tokens[part], temperature, direction_count, chunk_buffers)
             for column, values in zip((logprobs, entropies, *directions), results, strict=True):
                 column[part] = values
-        ctx.save_for_backward(*directions)
-        ctx.dtype = hidden.dtype
-        if direction_count < 2:
-            ctx.mark_non_differentiable(entropies)
+        _keep(ctx, directions, hidden.dtype, entropies)
         return logprobs, entropies
 
     @staticmethod
@@ -110,10 +107,7 @@ class _ChosenBy(torch.autograd.Function):
                 ]
             parts.append((*(column.detach() for column in results), *directions))
         logprobs, entropies, *directions = (torch.cat(columns) for columns in zip(*parts, strict=True))
-        ctx.save_for_backward(*directions)
-        ctx.dtype = hidden.dtype
-        if direction_count < 2:
-            ctx.mark_non_differentiable(entropies)
+        _keep(ctx, directions, hidden.dtype, entropies)
         return logprobs, entropies
 
     @staticmethod
@@ -134,6 +128,14 @@ def chosen_of(logits: Tensor, tokens: Tensor, *, entropy_trains: bool = True) ->
     with torch.set_grad_enabled(entropy_trains and torch.is_grad_enabled()):
         entropy = normaliser - (torch.softmax(logits, -1) * logits).sum(-1)  # [...]
     return Chosen(logprobs, entropy)
+
+
+def _keep(ctx: Any, directions: Sequence[Tensor], dtype: torch.dtype, entropies: Tensor) -> None:
+    """Keep for :func:`_gradient` the gradients with respect to the hidden states, ``[N, H]`` each, and their dtype."""
+    ctx.save_for_backward(*directions)
+    ctx.dtype = dtype
+    if len(directions) < 2:
+        ctx.mark_non_differentiable(entropies)
 
 
 def _gradient(ctx: Any, of_logprobs: Tensor, of_entropy: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from ...contract.errors import DataError
 from ...contract.prompt_format import Message
 from ...contract.recipe import PPORecipe
 from ...data.columns import ALL_SCALARS, MESSAGES, TEXT_COLUMNS
-from ...data.splits import same_text, stable_hash
+from ...data.sources import unique_questions
 from ..encoding import Encoder, report_columns, source_rows
 from ..overlap import overlap_notice
 from ..reporting import Reporter
@@ -124,18 +124,14 @@ def distinct(
     """
     apart = bool(recipe.reward_funcs) and recipe.reward_columns != [] and (read is None or bool(read))
     same = "prompt and columns" if apart else "prompt"
-    digests: set[int] = set()
-    for row in rows:
-        values = _columns(row, recipe) if apart else {}
-        columns = msgspec.json.encode(
-            {name: value for name, value in values.items() if read is None or name in read}, order="sorted"
-        )
-        digest = stable_hash(same_text(row["question"]), columns.decode())
-        if digest in digests:
-            repeats[f"{same} of an earlier row"] += 1
-        else:
-            digests.add(digest)
-            yield row
+    reason = f"{same} of an earlier row"
+
+    def read_columns(row: Row) -> str:
+        values = {name: value for name, value in _columns(row, recipe).items() if read is None or name in read}
+        return msgspec.json.encode(values, order="sorted").decode()
+
+    besides = read_columns if apart else lambda _: ""
+    return unique_questions(rows, besides, lambda: repeats.update([reason]))
 
 
 def _columns(row: Mapping[str, Any], recipe: PPORecipe) -> dict[str, Any]:
