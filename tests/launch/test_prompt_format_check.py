@@ -64,6 +64,15 @@ def test_a_chat_needs_a_template(home: Home, model: Path, data: Path) -> None:
     resolve(home, Stage.SFT, model, data, prompt_format="chat")
 
 
+def test_keys_of_chats_are_checked_before_anything_starts(home: Home, model: Path, data: Path) -> None:
+    missing = str(model / "none.jinja")
+    with pytest.raises(UsageError, match=r"`chat_template: .*none\.jinja` cannot be read"):
+        resolve(home, Stage.SFT, model, data, prompt_format="chat", chat_template=missing)
+    for key, value in (("system_prompt", "Be brief."), ("chat_template", missing), ("enable_thinking", False)):
+        with pytest.raises(UsageError, match=rf"`{key}` needs `prompt_format: chat`, but .* is question_answer, as"):
+            resolve(home, Stage.SFT, model, data, **{key: value})
+
+
 def test_the_stages_of_a_pipeline_have_one_format(home: Home, model: Path, data: Path) -> None:
     (model / "chat_template.jinja").write_text("{{ messages }}")
     base = {"model_name_or_path": str(model), "dataset_name": str(data), "load_in_8bit": False}

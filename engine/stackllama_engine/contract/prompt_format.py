@@ -10,7 +10,7 @@ with the one recorded beside its inputs (:func:`check_same`).
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -21,7 +21,7 @@ from .atomic_files import write_whole
 from .errors import StageError
 from .recipe_common import TrainRecipe
 from .stages import Stage
-from .user_files import read_json
+from .user_files import MOST_CONFIG, read_json, read_text
 
 Kind = Literal["question_answer", "chat", "none"]
 Message = dict[str, str]
@@ -126,6 +126,41 @@ def format_inputs(recipe: TrainRecipe) -> dict[str, Path]:
 def automatic_kind(style: Kind, inputs: Iterable[Path]) -> Kind:
     """Return what `auto` resolves to: the data set's style; what an earlier version trained was question and answer."""
     return "question_answer" if style == "none" and any(map(is_older, inputs)) else style
+
+
+def prompt_format_of(kind: Kind, recipe: TrainRecipe, own_template: Callable[[], str | None]) -> PromptFormat:
+    """Return the format of a recipe.
+
+    Args:
+        kind: what `prompt_format` resolved to.
+        recipe: of a stage.
+        own_template: returns the tokenizer's chat template; called for a chat whose recipe names none.
+
+    Raises:
+        StageError: a key needs a chat, or the file cannot be read; and what ``own_template`` raises.
+    """
+    if kind == "chat":
+        return PromptFormat(
+            kind="chat",
+            system_prompt=recipe.system_prompt,
+            chat_template=_read_template(recipe.chat_template) if recipe.chat_template else own_template(),
+            enable_thinking=recipe.enable_thinking,
+        )
+    chat_only = ("system_prompt", "chat_template", "enable_thinking")
+    if given := [name for name in chat_only if getattr(recipe, name) is not None]:
+        raise StageError(
+            f"`{given[0]}` needs `prompt_format: chat`, but the prompt format is {kind}"
+            + (f", as the columns of {recipe.dataset_name} say" if recipe.prompt_format == "auto" else "")
+            + f"; set `prompt_format: chat`, or leave `{given[0]}` empty."
+        )
+    return PromptFormat(kind=kind)
+
+
+def _read_template(file: str) -> str:
+    try:
+        return read_text(Path(file), MOST_CONFIG)
+    except (OSError, ValueError) as error:
+        raise StageError(f"`chat_template: {file}` cannot be read: {' '.join(str(error).split())}.") from error
 
 
 def no_chat_template(model: str) -> str:

@@ -6,18 +6,20 @@ The stage checks again, with the tokenizer and with data that only it reads (a h
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..contract.errors import UsageError
+import msgspec
+
+from ..contract.errors import StageError, UsageError
 from ..contract.prompt_format import (
     Kind,
-    PromptFormat,
     automatic_kind,
     check_same,
     format_inputs,
     no_chat_template,
+    prompt_format_of,
     read_prompt_format,
 )
 from ..contract.recipe import AnyRecipe, PPORecipe, RewardRecipe, SFTRecipe
-from ..contract.user_files import MOST_CONFIG, read_bytes, read_text
+from ..contract.user_files import MOST_CONFIG, read_bytes
 from ..data.columns import Columns
 from ..data.kinds import DEMO
 from .data_check import check_data
@@ -33,7 +35,7 @@ def check_prompt_format(recipe: _Recipe, columns: Columns | None) -> None:
         columns: of its data set; None where a launch does not read it.
 
     Raises:
-        UsageError: there is no chat template.
+        UsageError: there is no chat template, it cannot be read, or a key needs a chat.
         StageError: an input was trained with another format.
     """
     kind = prompt_format_kind(recipe, columns)
@@ -44,9 +46,15 @@ def check_prompt_format(recipe: _Recipe, columns: Columns | None) -> None:
         kind = automatic_kind(kind, inputs.values())
     if kind == "chat" and not recipe.chat_template and not has_chat_template(Path(recipe.model_name_or_path)):
         raise UsageError(no_chat_template(recipe.model_name_or_path))
+    try:
+        own = prompt_format_of(kind, recipe, lambda: None)
+    except StageError as error:
+        raise UsageError(str(error)) from None
     for key, path in inputs.items():
         if before := read_prompt_format(path):
-            check_same(_as_far_as_known(recipe, kind, before), path, key)
+            # the template of a tokenizer, which is not read here, is taken to be that of what the stage builds on
+            template = own.chat_template or (before.chat_template if kind == "chat" else None)
+            check_same(msgspec.structs.replace(own, chat_template=template), path, key)
 
 
 def prompt_format_kind(recipe: _Recipe, columns: Columns | None) -> Kind | None:
@@ -74,24 +82,6 @@ def check_one_kind(stages: Iterable[AnyRecipe]) -> None:
             f"`prompt_format`: the stages of a pipeline train one model in one format, but here it is {listed}; set "
             "`prompt_format` for all of them."
         )
-
-
-def _as_far_as_known(recipe: _Recipe, kind: Kind, before: PromptFormat) -> PromptFormat:
-    """Return the stage's format; its tokenizer's template is taken to be that of what it builds on."""
-    if kind != "chat":
-        return PromptFormat(kind=kind)
-    template = before.chat_template
-    if recipe.chat_template:
-        try:
-            template = read_text(Path(recipe.chat_template), MOST_CONFIG)
-        except (OSError, ValueError) as error:
-            raise UsageError(f"`chat_template: {recipe.chat_template}` cannot be read: {error}.") from None
-    return PromptFormat(
-        kind=kind,
-        system_prompt=recipe.system_prompt,
-        chat_template=template,
-        enable_thinking=recipe.enable_thinking,
-    )
 
 
 def has_chat_template(directory: Path) -> bool:

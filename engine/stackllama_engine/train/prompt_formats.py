@@ -16,14 +16,14 @@ from ..contract.prompt_format import (
     format_inputs,
     is_older,
     no_chat_template,
+    prompt_format_of,
     read_prompt_format,
     write_prompt_format,
 )
 from ..contract.recipe import TrainRecipe
-from ..contract.user_files import MOST_CONFIG, read_text
 from ..data.columns import NEEDS
 from .encoding import Encoder, source_columns
-from .loading import loading, one_line
+from .loading import loading
 from .saving import newest_sealed
 from .session import Session
 
@@ -72,34 +72,15 @@ def find_prompt_format(
         kind = before.kind
     elif kind == "auto":
         kind = automatic_kind(source_columns(recipe, NEEDS[recipe.stage]).style, format_inputs(recipe).values())
-    if kind == "chat":
-        return PromptFormat(
-            kind="chat",
-            system_prompt=recipe.system_prompt,
-            chat_template=chat_template(recipe, tokenizer),
-            enable_thinking=recipe.enable_thinking,
-        )
-    chat_only = ("system_prompt", "chat_template", "enable_thinking")
-    if given := [name for name in chat_only if getattr(recipe, name) is not None]:
-        raise StageError(
-            f"`{given[0]}` needs `prompt_format: chat`, but the prompt format is {kind}"
-            + (f", as the columns of {recipe.dataset_name} say" if recipe.prompt_format == "auto" else "")
-            + f"; set `prompt_format: chat`, or leave `{given[0]}` empty."
-        )
-    return PromptFormat(kind=kind)
+    return prompt_format_of(kind, recipe, lambda: _own_template(recipe, tokenizer))
 
 
-def chat_template(recipe: TrainRecipe, tokenizer: "PreTrainedTokenizerBase") -> str:
-    """Return the source of the chat template: the recipe's file, or the tokenizer's own.
+def _own_template(recipe: TrainRecipe, tokenizer: "PreTrainedTokenizerBase") -> str:
+    """Return the tokenizer's chat template.
 
     Raises:
-        StageError: there is none, or the file cannot be read.
+        StageError: there is none.
     """
-    if recipe.chat_template:
-        try:
-            return read_text(Path(recipe.chat_template), MOST_CONFIG)
-        except (OSError, ValueError) as error:
-            raise StageError(f"`chat_template: {recipe.chat_template}` cannot be read: {one_line(error)}.") from error
     try:
         own: Any = tokenizer.get_chat_template()
         return str(own)
