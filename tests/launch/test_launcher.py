@@ -262,6 +262,7 @@ def test_secrets_are_named_and_never_written(
     wait_for_phase(run, "finished")
     assert set(run.read_launch().secrets) >= {"HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "MY_PASSWORD"}
     assert "HF_HUB_OFFLINE" not in run.read_launch().secrets
+    wait_for(lambda: not run.lock_is_held())
     files = [path for path in home.path.rglob("*") if path.is_file()]
     assert len(files) >= 6
     assert [path for path in files if CANARY.encode() in path.read_bytes()] == []
