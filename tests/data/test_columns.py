@@ -86,7 +86,7 @@ def test_notices_name_unread_text(tmp_path: Path) -> None:
     name = write(tmp_path / "rows.jsonl", row, late)
     joined, unread = said(name, "question", "response_j").splitlines()
     assert joined == "rows: the prompt is instruction and input, joined by a blank line"
-    assert unread.startswith("rows: text in tags, history and category is not read")
+    assert unread.startswith("rows: the model does not see the text in tags, history and category")
     assert preview(name).notices[1].endswith(unread.removeprefix("rows"))
 
 

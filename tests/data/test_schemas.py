@@ -365,7 +365,7 @@ def test_named_columns(tmp_path: Path) -> None:
     assert source.rows(names=names) == [{"question": "q", "response_j": "j", "response_k": "k"}]
     assert source.rows(names=names, extra=["body", "note"])[0]["body"] == "q"
     columns = read_columns(source.name, "all", PAIRS, names=names)
-    assert notices("s", columns)[0].startswith("s: text in question, input and note is not read")
+    assert notices("s", columns)[0].startswith("s: the model does not see the text in question, input and note")
     assert columns.style == "none"
     with pytest.raises(DataError, match=r"no column topic, which `dataset_columns` names for prompt; its columns are"):
         source.rows(names={"prompt": "topic"})

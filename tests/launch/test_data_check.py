@@ -113,7 +113,7 @@ def test_what_nobody_reads_is_said_once_for_all_stages(tmp_path: Path) -> None:
     for stage in (Stage.PIPELINE, Stage.PPO):
         joined, unread = data_notices(build_recipe(stage, KEYS[stage] | {"dataset_name": str(path)}))
         assert joined.startswith("rows.jsonl: the prompt is question and input")
-        assert unread.startswith("rows.jsonl: text in note is not read")
+        assert unread.startswith("rows.jsonl: the model does not see the text in note")
     assert data_notices(build_recipe(Stage.SFT, KEYS[Stage.SFT] | {"dataset_name": "demo"})) == []
     assert data_notices(build_recipe(Stage.SFT, KEYS[Stage.SFT] | {"dataset_name": "owner/set"})) == []
 

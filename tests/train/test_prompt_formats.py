@@ -19,11 +19,13 @@ from stackllama_engine.contract.prompt_format import (
     read_prompt_format,
     write_prompt_format,
 )
+from stackllama_engine.contract.recipe import PPORecipe
+from stackllama_engine.contract.recipe_io import build_recipe
 from stackllama_engine.contract.run_dir import Home
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.train import hf_trainer, models
 from stackllama_engine.train.encoding import Encoder
-from stackllama_engine.train.prompt_formats import generation_stops
+from stackllama_engine.train.prompt_formats import generation_stops, input_directory
 
 from .in_process import PPO, attempt, finish
 from .toy import COMMON, SFT
@@ -175,6 +177,25 @@ def test_every_end_of_the_generation_configuration_ends_a_response(chat_base: Pa
     assert generation_stops(str(tmp_path), None) == ()
     with pytest.raises(StageError, match="generation configuration"):
         generation_stops(str(base / "missing"), None)
+
+
+def test_the_format_of_a_model_of_the_hub_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its cache is laid out as huggingface_hub's guide says (manage-cache); nothing is asked for over a network."""
+    repository, commit = tmp_path / "models--mine--model", "a" * 40
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    snapshot = repository / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{}")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("transformers.utils.hub.is_offline_mode", lambda: True)
+    recipe = build_recipe(Stage.PPO, {"model_name_or_path": "mine/model", "reward_model_path": "mine/model"})
+    assert isinstance(recipe, PPORecipe)
+    assert input_directory(Path("mine/model"), recipe) == Path("mine/model")  # not one of ours
+    write_prompt_format(snapshot, PromptFormat(kind="chat", chat_template=CHATML))
+    found = input_directory(Path("mine/model"), recipe)
+    with pytest.raises(StageError, match=r"^`model_name_or_path`: .*set `prompt_format=chat`"):
+        check_same(PromptFormat(), found, "model_name_or_path")
 
 
 def test_question_and_answer_as_a_chat_template_renders_the_same_text(chat_base: Path) -> None:

@@ -454,6 +454,22 @@ def test_action_in_a_pipeline_goes_to_the_right_run(whole: Home, asked: Asked) -
     watch(whole, "whole", script)
 
 
+def test_samples_of_a_finished_pipeline_are_those_of_its_ppo(stocked: Home) -> None:
+    make_run(stocked, Stage.PIPELINE, "whole")
+    for suffix, stage in (("sft", Stage.SFT), ("ppo", Stage.PPO), ("ppo-merged", Stage.MERGE)):
+        make_run(stocked, stage, f"whole-{suffix}", parents=["whole"])
+    add_samples(stocked.run("whole-ppo"), {"step": 1, "question": "q", "response": "of its PPO", "reward": 1.0})
+
+    async def script(shown: Shown) -> None:
+        line = shown.front.query_one(KeyLine)
+        await shown.until(lambda: "a samples" in line.plain)
+        await shown.press("a")
+        await shown.reaches("SamplesScreen")
+        await shown.shows("of its PPO")
+
+    watch(stocked, "whole", script)
+
+
 def test_only_a_pipeline_has_stages(stocked: Home) -> None:
     async def script(shown: Shown) -> None:
         await shown.press("full_stop")

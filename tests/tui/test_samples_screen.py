@@ -253,7 +253,7 @@ def test_from_120_columns_the_text_is_beside_the_list(run: RunDir) -> None:
         (Stage.SFT, "finished", "An SFT run has no samples"),
         (Stage.REWARD, "finished", "A reward run has no samples"),
         (Stage.MERGE, "finished", "A merge has no samples"),
-        (Stage.PIPELINE, "finished", "open its PPO run"),
+        (Stage.PIPELINE, "finished", "No stage of this pipeline has samples yet"),
         (Stage.PPO, "failed", "num_sample_generations: 0"),
     ],
 )

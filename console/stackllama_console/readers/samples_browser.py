@@ -27,7 +27,7 @@ _REASONS = {
     Stage.SFT: "An SFT run has no samples unless A asked for some while it ran. Chat (esc, then t) shows its answers.",
     Stage.REWARD: "A reward run has no samples: it scores responses and generates none. See the PPO run that uses it.",
     Stage.MERGE: "A merge has no samples: it generates nothing. Chat (esc, then t) shows the merged model's answers.",
-    Stage.PIPELINE: "A pipeline has no samples of its own: open its PPO run (its name ends in -ppo).",
+    Stage.PIPELINE: "No stage of this pipeline has samples yet: PPO writes them.",
 }
 
 

@@ -165,8 +165,16 @@ class RunActions:
         self.screen.console_app.open_launch(run_id)
 
     def samples(self, run_id: str) -> None:
-        """Open the browser of its samples."""
-        self._open(run_id, self.screen.console_app.open_samples)
+        """Open the browser of its samples, of a pipeline the newest that a stage wrote."""
+        self.screen.begin(self._samples(run_id), group="samples", exclusive=True)
+
+    async def _samples(self, run_id: str) -> None:
+        try:
+            run = await asyncio.to_thread(_run_with_samples, self.home.run(run_id))
+        except (StackllamaError, OSError, TimeoutError) as error:
+            self.screen.say(str(error), error=True)
+        else:
+            self.screen.console_app.open_samples(run)
 
     def chat(self, run_id: str) -> None:
         """Open a chat with what it trained."""
@@ -217,6 +225,11 @@ class RunActions:
             self.screen.say(one_line(message))
             if then:
                 then()
+
+
+def _run_with_samples(run: RunDir) -> RunDir:
+    """Return the newest stage of a pipeline that has samples; the run itself where there is none, or it is a stage."""
+    return next((stage for stage in reversed(children_of(run)) if stage.samples_file.exists()), run)
 
 
 def _why_unchangeable(run: RunDir) -> str:

@@ -27,7 +27,7 @@ def run_keys(stage: Stage | None, phase: str) -> frozenset[str]:
         keys |= {"stop", "save"}
     else:
         keys |= {"delete"} if phase == "finished" else {"delete", "resume"}
-    if stage is Stage.PPO:
+    if stage is Stage.PPO or (stage is Stage.PIPELINE and phase == "finished"):
         keys.add("samples")
     if stage is Stage.PIPELINE:
         keys.add("fold")

@@ -117,6 +117,11 @@ class Watched:
             not self.reader.series or (self.pipeline is not None and not self.pipeline.chosen)
         )
 
+    @property
+    def shows_whole_pipeline(self) -> bool:
+        """Whether what is shown is a finished pipeline's result rather than one of its stages."""
+        return self.pipeline is not None and not self.pipeline.chosen and self.shows_result
+
     def _read_result(self) -> list[str]:
         run, state = self.run, self.state
         if self.pipeline and not self.pipeline.chosen and run and state and state.phase == "finished":

@@ -348,8 +348,8 @@ def notices(name: str, columns: Columns) -> list[str]:
         lines.append(f"{name}: the prompt is {_list(columns.prompt)}, joined by a blank line")
     if columns.unread:
         lines.append(
-            f"{name}: text in {_list(columns.unread)} is not read; move it into the prompt or the response if the "
-            "model should see it"
+            f"{name}: the model does not see the text in {_list(columns.unread)}; move it into the prompt or the "
+            "response if it should"
         )
     return lines
 

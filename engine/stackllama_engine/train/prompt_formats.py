@@ -45,7 +45,7 @@ def make_encoder(recipe: TrainRecipe, session: Session, tokenizer: "PreTrainedTo
             "`prompt_format`, `system_prompt`, `chat_template` and `enable_thinking` back, or start a new run."
         )
     for key, path in format_inputs(recipe).items():
-        check_same(prompt_format, path, key)
+        check_same(prompt_format, input_directory(path, recipe), key)
     if session.is_main and not (session.run.path / PROMPT_FORMAT_FILE).exists():
         write_prompt_format(session.run.path, prompt_format)
         session.reporter.health(f"prompt format: {prompt_format}")
@@ -102,6 +102,21 @@ def generation_stops(name: str, revision: str | None) -> tuple[int, ...]:
             return ()
         ends = GenerationConfig.from_pretrained(str(Path(file).parent)).eos_token_id
     return tuple(ends) if isinstance(ends, list) else () if ends is None else (int(ends),)
+
+
+def input_directory(path: Path, recipe: TrainRecipe) -> Path:
+    """Return an input's directory; of a hub id that of its downloaded `prompt_format.json`, where it has one.
+
+    Raises:
+        StageError: the hub cannot be asked.
+    """
+    if path.exists() or path.suffix == ".gguf":
+        return path
+    name = path.as_posix()
+    revision = recipe.model_revision if name == recipe.model_name_or_path else None
+    with loading(name, "prompt format"):
+        file = cached_file(name, PROMPT_FORMAT_FILE, revision=revision, _raise_exceptions_for_missing_entries=False)
+    return path if file is None else Path(file).parent
 
 
 def recorded_encoder(

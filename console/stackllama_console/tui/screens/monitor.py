@@ -252,6 +252,8 @@ class MonitorScreen(ConsoleScreen):
             return frozenset()
         own = run_keys(watched.source.stage, watched.state.phase)
         shown = run_keys(watched.reader.stage, watched.reader.phase) if watched.shown_run else frozenset[str]()
+        if watched.shows_whole_pipeline:
+            shown |= own & {"samples"}
         return (own - _OF_STAGE) | (shown & _OF_STAGE)
 
     def _wrapped(self, lines: Sequence[Text]) -> list[Text]:
@@ -408,7 +410,8 @@ class MonitorScreen(ConsoleScreen):
             return
         if self._watched is None or self._watched.run is None:
             return
-        run = self._watched.shown_run if what in _OF_STAGE else self._watched.run
+        of_stage = what in _OF_STAGE and not (what == "samples" and self._watched.shows_whole_pipeline)
+        run = self._watched.shown_run if of_stage else self._watched.run
         if run is None:
             self.say("no stage has started yet")
         elif what == "delete":
