@@ -33,8 +33,7 @@ LONG = (
     "benchmarks/formula_vs_trace.py --tiny",
     "benchmarks/gpu_memory.py --tiny",
     "benchmarks/gpu_ppo.py --tiny",
-    "benchmarks/ppo_ours.py --tiny",
-    "benchmarks/ppo_vs_trl.py --tiny",
+    "benchmarks/ppo_vs_trl.py --tiny --sides ours",
     "scripts/demo_results.py record --tiny",
     "scripts/ppo_flame.py --tiny",
 )
@@ -42,6 +41,7 @@ LONG = (
 _PATIENCE = 1500  # seconds; the demo, in its tiny form, takes several minutes on a busy machine
 
 ELSEWHERE = {
+    "benchmarks/ppo_ours.py": "test_long_program_runs_and_prints",  # as a side of ppo_vs_trl
     "benchmarks/ppo_trl_0_11.py": "test_trl_0_11",
     "benchmarks/ppo_trl_1_12.py": "test_trl_1_12",
     "scripts/screenshots.py": "test_screenshots",
