@@ -229,7 +229,7 @@ class SamplesScreen(ConsoleScreen):
         if wanted.mode == "pairs":
             parts += [f"{len(listing)} prompt{'s' * (len(listing) != 1)} before and after PPO", listing.evaluation]
         elif wanted.mode == "prompt":
-            parts.append(f"one prompt, {len(listing):,} responses by step")
+            parts.append(f"one prompt, {len(listing):,} response{'s' * (len(listing) != 1)} by step")
         else:
             shown = f"{listing.total:,} samples"
             if wanted.text:
