@@ -29,7 +29,7 @@ PLAIN: dict[str, Any] = {"load_in_8bit": False, "dtype": "bfloat16"}
 NF4: dict[str, Any] = {"load_in_8bit": False, "load_in_4bit": True}
 BATCH: dict[str, Any] = {"per_device_train_batch_size": 4, "max_length": 512}
 KEPT: dict[str, Any] = {"gradient_checkpointing": False}
-ROLLOUT: dict[str, Any] = {"max_prompt_length": 128, "response_length": 63, "max_eval_samples": 8}
+ROLLOUT: dict[str, Any] = {"max_prompt_length": 128, "response_length": 15, "max_eval_samples": 8}
 
 
 def request(stage: Stage, config: dict[str, Any] = SMALL, **keys: Any) -> Request:
@@ -53,7 +53,7 @@ GEMMA: dict[str, Any] = SMALL | {
 def test_formula_and_trace_agree_on_capped_logits() -> None:
     from stackllama_engine.budget.trace.measure import measure
 
-    keys = PLAIN | ROLLOUT | {"per_device_train_batch_size": 2}
+    keys = PLAIN | ROLLOUT | {"per_device_train_batch_size": 2, "response_length": 39}
     asked = request(Stage.PPO, GEMMA, **keys)
     arch = architecture_of(GEMMA, "m", "config.json", frozenset())
     predicted = estimate(build_recipe(Stage.PPO, asked.recipe), arch, on_gpu=True)  # type: ignore[arg-type]
