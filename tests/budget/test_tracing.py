@@ -29,7 +29,12 @@ PLAIN: dict[str, Any] = {"load_in_8bit": False, "dtype": "bfloat16"}
 NF4: dict[str, Any] = {"load_in_8bit": False, "load_in_4bit": True}
 BATCH: dict[str, Any] = {"per_device_train_batch_size": 4, "max_length": 512}
 KEPT: dict[str, Any] = {"gradient_checkpointing": False}
-ROLLOUT: dict[str, Any] = {"max_prompt_length": 128, "response_length": 15, "max_eval_samples": 8}
+ROLLOUT: dict[str, Any] = {
+    "max_prompt_length": 128,
+    "response_length": 15,
+    "max_eval_samples": 8,
+    "gradient_accumulation_steps": 2,
+}
 
 
 def request(stage: Stage, config: dict[str, Any] = SMALL, **keys: Any) -> Request:
@@ -127,7 +132,7 @@ def test_a_reward_model_of_its_own_may_be_of_another_depth() -> None:
     from stackllama_engine.budget.trace.measure import measure
 
     policy = SMALL | {"num_hidden_layers": 5}
-    keys = PLAIN | ROLLOUT
+    keys = PLAIN | ROLLOUT | {"response_length": 3}
     sizes = [
         measure(
             Request(stage=Stage.PPO, recipe=request(Stage.PPO, **keys).recipe, config=policy, reward_model=reward_model)
