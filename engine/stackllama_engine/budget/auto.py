@@ -60,6 +60,16 @@ class Option(Struct, frozen=True, kw_only=True):
     fits: Fits
 
 
+class Price(Struct, frozen=True, kw_only=True):
+    """Memory of a run in one precision, at its neediest stage, with checkpointing where that stage needs it."""
+
+    precision: str
+    stage: str
+    checkpointing: bool
+    device: tuple[int, int]
+    fits: Fits
+
+
 def has_auto(recipe: TrainRecipe) -> list[str]:
     """List the keys that are still to be decided."""
     return [key for key in ("base_precision", "gradient_checkpointing") if getattr(recipe, key) == "auto"]
@@ -79,12 +89,38 @@ def resolve(cases: Sequence[Case]) -> list[Trained]:
     return [decide(case, level).recipe for case in cases]
 
 
-def options(case: Case) -> list[Option]:
-    """Return a stage in each precision that it can have, the most precise first; for a table of their prices."""
-    return [decide(as_auto(case), level) for level in range(len(precisions(case)))]
+def resolve_or_nearest(cases: Sequence[Case]) -> tuple[list[Trained], str]:
+    """Decide as :func:`resolve`; where that refuses, take the last precision, and return the reason as well."""
+    try:
+        return resolve(cases), ""
+    except RefusedError as error:
+        return [decide(case, len(QUANTISED)).recipe for case in cases], str(error)
 
 
-def as_auto(case: Case) -> Case:
+def prices(cases: Sequence[Case]) -> list[Price]:
+    """Return a run's memory in each precision that it can have, the most precise first; empty without a choice.
+
+    Keys that the recipe sets count too: this is what changing `base_precision` alone would do.
+    """
+    asking = [_open(case) for case in cases if len(precisions(case)) > 1]
+    made: list[Price] = []
+    for level in range(1 + len(QUANTISED)) if asking else ():
+        case, option = max(((case, decide(case, level)) for case in asking), key=_demand)
+        if option.estimate is None or option.estimate.unknown:
+            return []
+        made.append(
+            Price(
+                precision=option.recipe.base_precision,
+                stage=str(case.recipe.stage),
+                checkpointing=option.recipe.checkpointing,
+                device=option.estimate.device,
+                fits=option.fits,
+            )
+        )
+    return made
+
+
+def _open(case: Case) -> Case:
     """Return the case with `base_precision` open."""
     recipe = case.recipe
     dtype = "auto" if recipe.base_precision == "bf16" else recipe.dtype
