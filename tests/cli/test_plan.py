@@ -138,7 +138,7 @@ def test_an_unknown_stage_is_not_hidden_by_a_larger_one_that_fits(model: Path, r
     ("stage", "words", "said"),
     [
         ("sft", (*FULL, "--shard", "fsdp", "--gpu", "24GiB"), "--gpus 8"),
-        ("sft", ("--shard", "zero3", "--gpu", "24GiB", "--gpus", "2"), "load_in_8bit: false"),
+        ("sft", ("--shard", "zero3", "--gpu", "24GiB", "--gpus", "2", "base_precision=int8"), "base_precision: bf16"),
         ("ppo", ("reward_model_path=r", "--shard", "zero2", "--gpu", "24GiB", "--gpus", "2"), "Leave `--shard` out"),
     ],
 )

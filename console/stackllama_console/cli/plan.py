@@ -165,7 +165,7 @@ def _print_precisions(recipe: EstimatedRecipe, decided: Decided) -> None:
         )
         for price in decided.prices
     ]
-    columns = ("BASE PRECISION", "DEVICE", "THEN", "CHECKPOINTING", "SPEED")
+    columns = ("BASE PRECISION", "DEVICE", "VERDICT", "CHECKPOINTING", "SPEED")
     show_table(columns, rows, {text: hue for text, hue in _VERDICTS.values()}, 2)
     show(f"* in this plan. Speed: {MEASURED}.")
 
