@@ -183,7 +183,11 @@ def compare(model: str, stage: Stage, keys: Keys) -> dict[str, Any]:
     from stackllama_engine.budget.trace.measure import measure
 
     config = config_of(model)
-    needed = {"model_name_or_path": model} | FEW | ({"reward_model_path": "adapter"} if stage is Stage.PPO else {})
+    needed = (
+        {"model_name_or_path": model, "gradient_checkpointing": stage is Stage.SFT}
+        | FEW
+        | ({"reward_model_path": "adapter"} if stage is Stage.PPO else {})
+    )
     recipe = build_recipe(stage, needed | keys)
     arch = architecture_of(config, model, model, frozenset())
     predicted: Estimate = estimate(recipe, arch, on_gpu=True)  # type: ignore[arg-type]
@@ -207,7 +211,9 @@ def compare_pairs(model: str, keys: Keys) -> dict[str, Any]:
     import dpo
 
     config = config_of(model)
-    recipe = build_recipe(Stage.SFT, {"model_name_or_path": model} | FEW | PADDED | keys)
+    recipe = build_recipe(
+        Stage.SFT, {"model_name_or_path": model, "gradient_checkpointing": True} | FEW | PADDED | keys
+    )
     assert isinstance(recipe, SFTRecipe)
     arch = architecture_of(config, model, model, frozenset())
     start = time.monotonic()

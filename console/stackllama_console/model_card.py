@@ -32,8 +32,7 @@ _ALWAYS = (
     "dataset_train_split",
     "reward_model_path",
     "reward_funcs",
-    "load_in_8bit",
-    "load_in_4bit",
+    "base_precision",
     "seed",
 )
 """Keys of a recipe that are stated whether they are the default or not, unless they are empty or false."""

@@ -20,7 +20,9 @@ GPU = Kind(machine="here, A100", versions={"torch": "2.9"}, stage="sft", method=
 
 
 def recipe(*overrides: str) -> SFTRecipe:
-    found = load_recipe(Stage.SFT, None, ["model_name_or_path=x", "bf16=true", *overrides])
+    found = load_recipe(
+        Stage.SFT, None, ["model_name_or_path=x", "bf16=true", *(overrides or ("base_precision=int8",))]
+    )
     assert isinstance(found, SFTRecipe)
     return found
 

@@ -27,8 +27,19 @@ NEEDED: dict[Stage, dict[str, Any]] = {
 }
 
 
+DECIDED: dict[Stage, dict[str, Any]] = {
+    Stage.SFT: {"base_precision": "int8", "gradient_checkpointing": True},
+    Stage.REWARD: {"base_precision": "dtype", "gradient_checkpointing": False},
+    Stage.PPO: {"base_precision": "int8", "gradient_checkpointing": False},
+    Stage.MERGE: {},
+}
+"""Where a test says nothing else; `auto` is decided before anything is estimated."""
+
+
 def recipe(stage: Stage, **keys: Any) -> EstimatedRecipe:
-    return build_recipe(stage, NEEDED[stage] | keys)  # type: ignore[return-value]
+    said = {"base_precision"} if {"load_in_8bit", "load_in_4bit"} & set(keys) else set[str]()
+    decided = {key: value for key, value in DECIDED[stage].items() if key not in said}
+    return build_recipe(stage, NEEDED[stage] | decided | keys)  # type: ignore[return-value]
 
 
 def on_gpu(arch: Architecture, stage: Stage, gpus: int = 1, **keys: Any) -> Estimate:

@@ -101,7 +101,7 @@ def test_more_gpus_hold_less_each(llama_7b: Architecture) -> None:
 
 def test_int8_weights_cannot_be_sharded(llama_7b: Architecture) -> None:
     asked: Any = recipe(Stage.SFT, load_in_8bit=True)
-    with pytest.raises(UsageError, match="`load_in_8bit: false`"):
+    with pytest.raises(UsageError, match="`base_precision: bf16`"):
         estimate_sharded(asked, llama_7b, Sharding(kind="fsdp", ranks=2))
     assert estimate_sharded(asked, llama_7b, Sharding(kind="zero2", ranks=2))
 

@@ -38,7 +38,8 @@ ROLLOUT: dict[str, Any] = {
 
 
 def request(stage: Stage, config: dict[str, Any] = SMALL, **keys: Any) -> Request:
-    needed = {"model_name_or_path": "m"} | ({"reward_model_path": "a"} if stage is Stage.PPO else {})
+    needed: dict[str, Any] = {"model_name_or_path": "m", "gradient_checkpointing": stage is Stage.SFT}
+    needed |= {"reward_model_path": "a"} if stage is Stage.PPO else {}
     return Request(stage=stage, recipe=needed | keys, config=config)
 
 

@@ -98,11 +98,11 @@ MIXTRAL = {
 
 def test_what_nobody_knows_looks_like_no_success(model: Path, run_main: Callable[..., Any]) -> None:
     (model / "config.json").write_text(json.dumps(MIXTRAL))
-    words = ("plan", "sft", f"model_name_or_path={model}", "--gpu", "H200")
+    words = ("plan", "sft", f"model_name_or_path={model}", "base_precision=int8", "--gpu", "H200")
     result = run_main(*words)
     assert result.code == 1
     assert "unknown: at least 170.2 GiB, which is more than there is" in result.out
-    assert "`load_in_8bit: false`" in result.out and "allocated" not in result.out and "RULE" not in result.out
+    assert "`base_precision: bf16`" in result.out and "allocated" not in result.out and "RULE" not in result.out
     document = run_main(*words, "--json")
     found = document.json()
     assert (document.code, found["fits"], found["suggestions"]) == (1, "unknown", [])
@@ -113,7 +113,15 @@ def test_what_nobody_knows_looks_like_no_success(model: Path, run_main: Callable
 
 def test_an_unknown_stage_is_not_hidden_by_a_larger_one_that_fits(model: Path, run_main: Callable[..., Any]) -> None:
     (model / "config.json").write_text(json.dumps(MIXTRAL))
-    words = ("plan", "pipeline", f"model_name_or_path={model}", "merge.use_cpu=false", "--gpu", "100TB")
+    words = (
+        "plan",
+        "pipeline",
+        f"model_name_or_path={model}",
+        "sft.load_in_8bit=true",
+        "merge.use_cpu=false",
+        "--gpu",
+        "100TB",
+    )
     result = run_main(*words)
     assert result.code == 1
     assert "decides" in result.err and "unknown: at least 170.2 GiB\n" in result.out
@@ -130,7 +138,7 @@ def test_an_unknown_stage_is_not_hidden_by_a_larger_one_that_fits(model: Path, r
     ("stage", "words", "said"),
     [
         ("sft", (*FULL, "--shard", "fsdp", "--gpu", "24GiB"), "--gpus 8"),
-        ("sft", ("--shard", "zero3", "--gpu", "24GiB", "--gpus", "2"), "load_in_8bit: false"),
+        ("sft", ("--shard", "zero3", "--gpu", "24GiB", "--gpus", "2", "base_precision=int8"), "base_precision: bf16"),
         ("ppo", ("reward_model_path=r", "--shard", "zero2", "--gpu", "24GiB", "--gpus", "2"), "Leave `--shard` out"),
     ],
 )

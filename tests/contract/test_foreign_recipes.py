@@ -169,7 +169,7 @@ def test_a_handbook_recipe_is_accepted_with_notes(file: Path) -> None:
     said = "\n".join(reading.notes)
     assert "ignored `output_dir`, `overwrite_output_dir`: a run has its own directory" in said
     assert all(f"`{key}" in said for key in ("do_eval", "hub_model_id", "log_level", "eval_strategy", "save_strategy"))
-    assert "LoRA on an int8 base is trained here, where TRL would train every weight" in said
+    assert "LoRA is trained here, where TRL would train every weight" in said
     assert "push_to_hub" not in said and "deepspeed" not in said  # they ask for nothing
 
 

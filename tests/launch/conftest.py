@@ -69,7 +69,8 @@ class Runs:
         self.home = home
 
     def create(self, name: str | None = None) -> RunDir:
-        recipe = build_recipe(Stage.SFT, {"model_name_or_path": "gpt2", "use_cpu": True})
+        decided = {"base_precision": "dtype", "gradient_checkpointing": False}
+        recipe = build_recipe(Stage.SFT, {"model_name_or_path": "gpt2", "use_cpu": True} | decided)
         return self.home.create(Stage.SFT, dump_recipe(recipe), name)
 
     def start(self, mode: str, name: str | None = None) -> RunDir:

@@ -114,7 +114,7 @@ def test_explain_of_ppo_estimates_the_phase_that_died(make: Any, phase: str, cap
 def test_explain_of_loading_suggests_smaller_weights_only(make: Any) -> None:
     run = make(phase="load", per_device_train_batch_size=4, bf16=True, load_in_8bit=False)
     text = cause(run, f"Out of GPU memory in phase load. Halve it. {CUDA.format('12.00 GiB')}")
-    assert text is not None and "load_in_" in text and "per_device_train_batch_size" not in text
+    assert text is not None and "base_precision" in text and "per_device_train_batch_size" not in text
 
 
 def test_explain_suggests_a_certain_saving_where_the_estimate_fits(make: Any) -> None:

@@ -193,7 +193,7 @@ def test_experts_are_not_quantised(model: Callable[..., str], key: str, bits: in
     path = model({"model_type": "newest", **SIZES, key: 8})
     keys = {"load_in_8bit": bits == 8, "load_in_4bit": bits == 4, "lora_target_modules": ["q_proj"]}
     text = said(Stage.SFT, path, **keys)["experts"]
-    assert f"`load_in_{bits}bit=true`" in text and f"`load_in_{bits}bit: false` and `dtype: bfloat16`" in text
+    assert f"`base_precision: {'int8' if bits == 8 else 'nf4'}`" in text and "set `base_precision: bf16`" in text
     assert "experts" not in said(Stage.SFT, path, lora_target_modules=["q_proj"])
 
 

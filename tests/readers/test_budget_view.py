@@ -21,7 +21,7 @@ from stackllama_engine.budget.estimate import estimate
 from stackllama_engine.budget.shapes import architecture_of
 from stackllama_engine.contract.recipe import AnyRecipe
 from stackllama_engine.contract.recipe_io import load_recipe
-from stackllama_engine.contract.stages import Stage
+from stackllama_engine.contract.stages import TRAINING_STAGES, Stage
 
 GIB = 1 << 30
 CONFIG: dict[str, Any] = {
@@ -50,7 +50,15 @@ def llama() -> Architecture:
 
 
 def recipe(stage: Stage, *overrides: str) -> AnyRecipe:
-    return load_recipe(stage, None, [*REQUIRED[stage], *overrides])
+    """Make a recipe without an `auto`; every base is in 8 bits but the reward model's."""
+    words = [*REQUIRED[stage], *overrides]
+    if stage in TRAINING_STAGES or stage is Stage.PIPELINE:
+        said = [word for word in overrides if "load_in_" in word or "precision" in word]
+        words += [] if said else ["base_precision=dtype" if stage is Stage.REWARD else "base_precision=int8"]
+        words += [] if any("checkpointing" in word for word in overrides) else ["gradient_checkpointing=false"]
+    if stage is Stage.PIPELINE:
+        words += ["sft.gradient_checkpointing=true"]
+    return load_recipe(stage, None, words)
 
 
 def gpu(total: float, free: float | None = None, name: str = "A GPU") -> Memory:
@@ -214,7 +222,7 @@ def test_all_together_takes_of_two_changes_that_exclude_each_other_the_better(ll
     given = ["load_in_8bit=false", "per_device_train_batch_size=8"]
     view = build_view(recipe(Stage.SFT, *given), llama, [gpu(3)], RAM)
     keys = {key for offer in view.offers for key in offer.changes}
-    assert {"load_in_8bit", "load_in_4bit"} <= keys and view.together == "no"
+    assert "base_precision" in keys and view.together == "no"
 
 
 def test_all_together_may_do_what_none_does_alone(llama: Architecture, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,7 +249,7 @@ def test_a_mixture_in_8_bits_says_how_it_can_be_known() -> None:
     config = CONFIG | {"model_type": "mixtral", "num_local_experts": 8, "num_experts_per_tok": 2}
     mixture = architecture_of(config, "m", "config.json", frozenset())
     view = build_view(recipe(Stage.SFT), mixture, [gpu(80)], RAM)
-    assert view.verdict == "unknown" and "`load_in_8bit: false`" in view.caveat and not view.least
+    assert view.verdict == "unknown" and "`base_precision: bf16`" in view.caveat and not view.least
     known = build_view(recipe(Stage.SFT, "load_in_8bit=false", "dtype=bfloat16"), mixture, [gpu(40)], RAM)
     assert known.verdict in ("tight", "no")
-    assert not [one for one in known.offers if {"load_in_8bit", "load_in_4bit"} & set(one.changes)]
+    assert not [one for one in known.offers if "base_precision" in one.changes]

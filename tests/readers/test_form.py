@@ -113,7 +113,9 @@ def test_an_empty_form_says_what_is_needed_and_a_filled_one_is_the_default_recip
         ("learning_rate", "3e-5", "learning_rate=3e-5", 3e-5),
         ("max_eval_samples", "", "max_eval_samples=null", None),
         ("max_eval_samples", "none", "max_eval_samples=null", None),
-        ("load_in_8bit", "no", "load_in_8bit=no", False),
+        ("use_peft", "no", "use_peft=no", False),
+        ("gradient_checkpointing", "yes", "gradient_checkpointing=yes", True),
+        ("gradient_checkpointing", "off", "gradient_checkpointing=off", False),
         ("lora_target_modules", "q_proj, v_proj", "lora_target_modules=[q_proj, v_proj]", ["q_proj", "v_proj"]),
         ("lora_target_modules", "[q_proj]", "lora_target_modules=[q_proj]", ["q_proj"]),
         ("lora_target_modules", "", "lora_target_modules=null", None),
@@ -170,7 +172,8 @@ def test_what_says_the_default_is_not_kept() -> None:
         ("learning_rate", "0.0002"),
         ("learning_rate", "2e-4"),
         ("lora_r", " 16 "),
-        ("load_in_8bit", "yes"),
+        ("use_peft", "yes"),
+        ("gradient_checkpointing", "auto"),
         ("report_to", "[]"),
         ("lora_target_modules", "all-linear"),
         ("dtype", "auto"),
@@ -222,11 +225,9 @@ def test_the_words_for_a_wrong_value_are_wrong_on_the_command_line_too() -> None
 
 
 def test_keys_that_exclude_each_other_are_said_under_each_that_is_named() -> None:
-    form = filled(Stage.SFT, load_in_4bit="true")
-    assert form.errors() == dict.fromkeys(
-        ["load_in_8bit", "load_in_4bit"], "`load_in_8bit` and `load_in_4bit` are both true; choose one of them."
-    )
-    form.set("load_in_8bit", "false")
+    form = filled(Stage.SFT, bf16="true", fp16="true")
+    assert form.errors() == dict.fromkeys(["bf16", "fp16"], "`bf16` and `fp16` are both true; choose one of them.")
+    form.set("fp16", "false")
     assert form.errors() == {} and form.recipe() is not None
     form = filled(Stage.PPO, random_length_limits="128, 16")
     assert set(form.errors()) == {"random_length_limits"}
@@ -246,7 +247,7 @@ def test_keys_are_checked_together_before_the_needed_ones_are_there() -> None:
 
 
 def test_while_a_value_is_wrong_by_itself_nothing_is_said_about_pairs() -> None:
-    form = filled(Stage.SFT, load_in_4bit="true", lora_r="0")
+    form = filled(Stage.SFT, bf16="true", fp16="true", lora_r="0")
     assert set(form.errors()) == {"lora_r"}
 
 
@@ -275,9 +276,9 @@ def test_a_shared_key_whose_default_depends_on_the_stage_keeps_what_is_typed() -
 
 
 def test_a_pipelines_conflict_is_said_where_it_was_made() -> None:
-    form = filled(Stage.PIPELINE, sft__load_in_4bit="true")
-    assert set(form.errors()) == {"sft.load_in_8bit", "sft.load_in_4bit"}
-    assert (form.error("sft.load_in_4bit") or "").startswith("sft: `load_in_8bit` and")
+    form = filled(Stage.PIPELINE, sft__bf16="true", sft__fp16="true")
+    assert set(form.errors()) == {"sft.bf16", "sft.fp16"}
+    assert (form.error("sft.fp16") or "").startswith("sft: `bf16` and")
     form = filled(Stage.PIPELINE, use_peft="false")
     assert "use_peft" in form.errors() and "ppo: PPO needs" not in (form.error("use_peft") or "")
     assert form.recipe() is None

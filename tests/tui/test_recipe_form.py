@@ -159,7 +159,8 @@ def test_defaults_are_shown_and_what_differs_is_marked_without_colour() -> None:
     form.set("dtype", "float32")
 
     async def steps(app: FormApp, pilot: Pilot[None]) -> None:
-        assert app.line("load_in_8bit").startswith("   load_in_8bit") and app.line("load_in_8bit").endswith("  true")
+        assert app.line("base_precision").startswith("   base_precision")
+        assert app.line("base_precision").endswith("  auto")
         assert app.line("dtype").startswith(" ● dtype") and app.line("dtype").endswith("float32  default auto")
         assert app.line("model_revision").endswith("empty")
         assert "hub id, local directory" in app.help() and "needed" in app.help()
@@ -212,7 +213,7 @@ def test_keys_that_arrive_all_at_once_go_where_they_were_meant_for() -> None:
         "model_name_or_path": name,
         "model_revision": "main",
         "dtype": "float32",
-        "load_in_8bit": "false",
+        "base_precision": "dtype",
         "lora_r": "160",
     }
 
@@ -302,14 +303,15 @@ def test_d_resets_to_the_default() -> None:
 
 def test_keys_that_exclude_each_other_are_both_marked_and_said_once_where_it_was_done() -> None:
     form = sft()
+    form.set("bf16", "true")
 
     async def steps(app: FormApp, pilot: Pilot[None]) -> None:
-        app.widget.move_to("load_in_4bit")
+        app.widget.move_to("fp16")
         await press(pilot, "space")
         lines = app.lines()
         said = [index for index, line in enumerate(lines) if line.startswith("    ! ")]
-        assert len(said) == 1 and lines[said[0] - 1].startswith("›! load_in_4bit")
-        assert app.line("load_in_8bit").startswith(" ! load_in_8bit")
+        assert len(said) == 1 and lines[said[0] - 1].startswith("›! fp16")
+        assert app.line("bf16").startswith(" ! bf16")
         assert "both true; choose one" in " ".join(lines[said[0]].split())
         await press(pilot, "k", "space")
         assert not any("!" in line for line in app.lines())
@@ -368,14 +370,14 @@ def test_suggested_changes_are_applied_together() -> None:
     form = sft()
 
     async def steps(app: FormApp, pilot: Pilot[None]) -> None:
-        app.widget.apply({"load_in_8bit": "false", "load_in_4bit": "true"})
+        app.widget.apply({"base_precision": "nf4", "use_bnb_nested_quant": "true"})
         await pilot.pause()
         with pytest.raises(KeyError):
             app.widget.apply({"lora_r": "1", "no_such_key": "2"})
         assert not form.differs("lora_r")
 
     app = drive(form, steps)
-    assert len(app.changes) == 1 and form.errors() == {} and form.text("load_in_4bit") == "true"
+    assert len(app.changes) == 1 and form.errors() == {} and form.text("base_precision") == "nf4"
 
 
 def test_another_form_is_shown_from_its_beginning() -> None:
@@ -419,7 +421,7 @@ def test_a_click_moves_and_a_second_click_opens() -> None:
     async def steps(app: FormApp, pilot: Pilot[None]) -> None:
         await pilot.click(FormList, offset=(5, 4))
         await pilot.pause()
-        assert app.widget.cursor_key == "load_in_8bit"
+        assert app.widget.cursor_key == "dtype"
         app.widget.move_to("model_revision")
         await pilot.pause()
         y = app.widget.query_one(FormList).cursor_line
@@ -437,7 +439,8 @@ def test_a_click_moves_and_a_second_click_opens() -> None:
 @pytest.mark.parametrize("stage", [Stage.PPO, pytest.param(Stage.PIPELINE, marks=pytest.mark.slow)])
 def test_small_sizes_keep_the_cursor_in_sight_and_crash_nowhere(size: tuple[int, int], stage: Stage) -> None:
     form = Form(stage)
-    form.set("load_in_4bit", "true")
+    form.set("bf16", "true")
+    form.set("fp16", "true")
 
     async def steps(app: FormApp, pilot: Pilot[None]) -> None:
         rows = app.widget.query_one(FormList)
@@ -466,7 +469,8 @@ def test_resizing_while_editing_moves_the_input_along() -> None:
 
 def test_ascii_draws_with_ascii_alone_and_every_segment_has_a_style() -> None:
     form = sft()
-    form.set("load_in_4bit", "true")
+    form.set("bf16", "true")
+    form.set("fp16", "true")
     form.set("dataset_name", "x" * 300)
 
     async def steps(app: FormApp, pilot: Pilot[None]) -> None:

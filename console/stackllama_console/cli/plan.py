@@ -12,6 +12,7 @@ from stackllama_engine.budget.cards import device_memory
 from stackllama_engine.budget.estimate import EstimatedRecipe
 from stackllama_engine.budget.fit import at_least, severity
 from stackllama_engine.budget.sharding import Sharding
+from stackllama_engine.budget.speeds import MEASURED, TOKENS_PER_SECOND, speed_of
 from stackllama_engine.contract.errors import ExitCode, UsageError
 from stackllama_engine.contract.recipe import AnyRecipe, MergeRecipe, PipelineRecipe, PPORecipe, RewardRecipe, SFTRecipe
 from stackllama_engine.contract.recipe_io import read_recipe
@@ -19,7 +20,7 @@ from stackllama_engine.contract.run_dir import Home
 from stackllama_engine.contract.stages import TRAINING_STAGES, Stage
 from stackllama_engine.launch.sections import stage_recipe
 
-from ..readers.memory_plan import MemoryPlan, Place, make_plan
+from ..readers.memory_plan import Decided, MemoryPlan, Place, decide, make_plan
 from ..units import size
 from .output import paint, say, say_notes, show, show_fields, show_json, show_table
 from .recipe_args import split_words
@@ -51,7 +52,9 @@ def plan(arguments: argparse.Namespace) -> int:
     home = Home(arguments.home)
     memory = device_memory(arguments.gpu) if arguments.gpu else None
     calibration = _calibration(home) if memory is None else None  # another card: what was measured here says nothing
-    places = [(one, _place(one, memory, arguments)) for one in _stages(recipe)]
+    stages = [(one, _place(one, memory, arguments)) for one in _stages(recipe)]
+    decided = decide(home, stages)
+    places = list(zip(decided.recipes, (place for _, place in stages), strict=True))
     plans = [
         (one, where, make_plan(home, one, where, calibration, _sharding(where, arguments))) for one, where in places
     ]
@@ -65,7 +68,7 @@ def plan(arguments: argparse.Namespace) -> int:
     code = ExitCode.FAILED if worst.fits == "unknown" else ExitCode.DONE
     traced = _trace(home, largest) if arguments.trace else None
     if arguments.json:
-        document = as_document(worst, place)
+        document = as_document(worst, place) | _precisions_document(largest, decided)
         if isinstance(recipe, PipelineRecipe):
             stages = {str(one.stage): as_document(made, where) for one, where, made in plans}
             document |= {"stage": str(largest.stage), "stages": stages}
@@ -79,6 +82,7 @@ def plan(arguments: argparse.Namespace) -> int:
         reason = f"needs the most {of_kind} of" if needs_most else "decides the verdict of"
         say(f"{largest.stage} {reason} all pipeline stages.")
     _print(largest, worst, place)
+    _print_precisions(largest, decided)
     if traced:
         _print_trace(traced)
     return code
@@ -122,6 +126,48 @@ def as_document(made: MemoryPlan, place: Place) -> dict[str, Any]:
         "shard": msgspec.to_builtins(made.shard),
     }
     return document | dict.fromkeys(_ESTIMATED) if estimate.unknown else document
+
+
+def _precisions_document(recipe: EstimatedRecipe, decided: Decided) -> dict[str, Any]:
+    """Return the decided keys of a stage, and what each precision costs; bytes, and tokens per second or null."""
+    if isinstance(recipe, MergeRecipe):
+        return {"base_precision": None, "gradient_checkpointing": None, "precisions": [], "refused": None}
+    return {
+        "base_precision": recipe.base_precision,
+        "gradient_checkpointing": recipe.checkpointing,
+        "precisions": [
+            msgspec.to_builtins(price)
+            | {
+                "tokens_per_second": (speed := TOKENS_PER_SECOND.get(price.precision)),
+                "measured": MEASURED if speed else None,
+            }
+            for price in decided.prices
+        ],
+        "refused": decided.refused or None,
+    }
+
+
+def _print_precisions(recipe: EstimatedRecipe, decided: Decided) -> None:
+    """Print what each precision costs, in memory and in speed, and the one of this plan."""
+    if decided.refused:
+        show()
+        show(decided.refused)
+    if isinstance(recipe, MergeRecipe) or not decided.prices:
+        return
+    show()
+    rows = [
+        (
+            f"{price.precision}{' *' if price.precision == recipe.base_precision else ''}",
+            _interval(price.device),
+            _VERDICTS[price.fits][0],
+            "on" if price.checkpointing else "off",
+            speed_of(price.precision),
+        )
+        for price in decided.prices
+    ]
+    columns = ("BASE PRECISION", "DEVICE", "VERDICT", "CHECKPOINTING", "SPEED")
+    show_table(columns, rows, {text: hue for text, hue in _VERDICTS.values()}, 2)
+    show(f"* in this plan. Speed: {MEASURED}.")
 
 
 def _traced_document(traced: "Compared") -> dict[str, Any]:

@@ -12,9 +12,11 @@ from msgspec import Struct
 
 from stackllama_engine.budget import fit
 from stackllama_engine.budget.architecture import Architecture
+from stackllama_engine.budget.auto import Case, prices, resolve_or_nearest
 from stackllama_engine.budget.calibration import Calibration
 from stackllama_engine.budget.estimate import Estimate, EstimatedRecipe, estimate
 from stackllama_engine.budget.rules import Rule, rules_for
+from stackllama_engine.budget.speeds import MEASURED, speed_of
 from stackllama_engine.contract.errors import RecipeError
 from stackllama_engine.contract.recipe import AnyRecipe, MergeRecipe, PipelineRecipe
 from stackllama_engine.contract.recipe_io import build_recipe
@@ -58,6 +60,18 @@ class Offer(Struct, frozen=True):
     fits: Verdict = "unknown"
 
 
+class Precision(Struct, frozen=True):
+    """The price of one `base_precision`, in memory and in speed."""
+
+    name: str
+    device: tuple[int, int]
+    checkpointing: bool
+    fits: Verdict
+    speed: str
+    chosen: bool
+    """It is the one of this plan."""
+
+
 class BudgetView(Struct, frozen=True, kw_only=True):
     """Content of the panel; equal views look the same."""
 
@@ -84,6 +98,10 @@ class BudgetView(Struct, frozen=True, kw_only=True):
     offers: tuple[Offer, ...] = ()
     together: Verdict = "unknown"
     """The verdict with every offer applied; unknown while one of them alone makes it fit."""
+    precisions: tuple[Precision, ...] = ()
+    """What each precision of the base costs; empty where there is no choice."""
+    measured: str = ""
+    """Where the speeds come from."""
     caveat: str = ""
     """Why there is no estimate, or why it is rough."""
 
@@ -158,7 +176,16 @@ def build_view(
     name = one_line(model or (architecture.name if architecture else ""))
     if recipe is None or architecture is None:
         return _without_estimate(name, architecture, gpus, ram, one_line(error))
-    parts = [_part(stage, one, architecture, gpus, ram, reward, calibration) for stage, one in _stages(recipe)]
+    stages = list(_stages(recipe))
+    cases = {
+        number: _case(one, architecture, gpus, ram, reward)
+        for number, (_, one) in enumerate(stages)
+        if not isinstance(one, MergeRecipe)
+    }
+    resolved, refused = resolve_or_nearest(list(cases.values()))
+    for number, decided in zip(cases, resolved, strict=True):
+        stages[number] = (stages[number][0], decided)
+    parts = [_part(stage, one, architecture, gpus, ram, reward, calibration) for stage, one in stages]
     worst = max(parts, key=lambda part: part.rank)
     verdict, reason = _verdict(worst)
     if worst.estimate.unknown:
@@ -179,7 +206,9 @@ def build_view(
         rules=_rules(worst.estimate.rules, worst.recipe),
         offers=_offers(worst, suggestions),
         together=_together(worst, suggestions, architecture, reward),
-        caveat=one_line(worst.estimate.rough or error),
+        precisions=(priced := _precisions(worst, list(cases.values()))),
+        measured=MEASURED if priced else "",
+        caveat=one_line(worst.estimate.rough or refused or error),
     )
 
 
@@ -276,6 +305,42 @@ def _part(
     if calibration:
         estimated, calibrated = calibration.narrow(estimated, recipe, gpus=processes, on_gpu=on_gpu)
     return _Part(recipe, estimated, stage, on_gpu, processes, memories, calibration, calibrated)
+
+
+def _case(
+    recipe: EstimatedRecipe,
+    architecture: Architecture,
+    gpus: Sequence[Memory],
+    ram: Memory | None,
+    reward: Architecture | None,
+) -> Case:
+    """Return what `auto` is decided from at launch: whole cards, whatever else they hold now."""
+    assert not isinstance(recipe, MergeRecipe)
+    on_gpu = bool(gpus) and not recipe.use_cpu
+    processes = recipe.num_processes or (len(gpus) if on_gpu else 1)
+    if on_gpu:
+        smallest = min(gpus[:processes], key=lambda one: one.total)
+        size, place = smallest.total, one_line(smallest.name)
+    else:
+        size, place = (ram.total // processes if ram else None), "main memory"
+    return Case(recipe=recipe, arch=architecture, reward=reward, gpus=processes, on_gpu=on_gpu, bytes=size, place=place)
+
+
+def _precisions(worst: _Part, cases: list[Case]) -> tuple[Precision, ...]:
+    """Return what each precision costs; none where the stage that is shown has no base to choose one for."""
+    if isinstance(worst.recipe, MergeRecipe):
+        return ()
+    return tuple(
+        Precision(
+            name=price.precision,
+            device=price.device,
+            checkpointing=price.checkpointing,
+            fits=price.fits,
+            speed=speed_of(price.precision),
+            chosen=price.precision == worst.recipe.base_precision,
+        )
+        for price in prices(cases)
+    )
 
 
 def _shown(memories: Sequence[Memory]) -> tuple[Memory, ...]:

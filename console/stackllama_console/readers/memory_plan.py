@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Struct
 
 from stackllama_engine.budget.architecture import Architecture
+from stackllama_engine.budget.auto import Case, Price, prices, resolve_or_nearest
 from stackllama_engine.budget.estimate import Estimate, EstimatedRecipe, estimate, estimate_sharded
 from stackllama_engine.budget.fit import Fits, Suggestion, fits, suggestions
 from stackllama_engine.budget.model_files import read_architecture
@@ -102,6 +103,43 @@ def make_plan(
             reward=reward,
             adjust=lambda changed, one: adjusted(changed, one)[0],
         ),
+    )
+
+
+class Decided(Struct, frozen=True, kw_only=True):
+    """Recipes with every `auto` decided as a launch there would decide it."""
+
+    recipes: list[EstimatedRecipe]
+    prices: list[Price]
+    """Memory of the run in each precision; empty where there is no choice."""
+    refused: str
+    """Why a launch would refuse to decide; empty where it would not."""
+
+
+def decide(home: Home, stages: list[tuple[EstimatedRecipe, Place]]) -> Decided:
+    """Decide `base_precision: auto` and `gradient_checkpointing: auto` for the stages of one run.
+
+    Raises:
+        UsageError: the model's files are not on this machine, or not readable.
+    """
+    cases = {number: _case(home, *one) for number, one in enumerate(stages) if not isinstance(one[0], MergeRecipe)}
+    resolved, refused = resolve_or_nearest(list(cases.values()))
+    recipes = [recipe for recipe, _ in stages]
+    for number, recipe in zip(cases, resolved, strict=True):
+        recipes[number] = recipe
+    return Decided(recipes=recipes, prices=prices(list(cases.values())), refused=refused)
+
+
+def _case(home: Home, recipe: EstimatedRecipe, place: Place) -> Case:
+    assert not isinstance(recipe, MergeRecipe)
+    return Case(
+        recipe=recipe,
+        arch=read_architecture(model_files(home, recipe)),
+        reward=reward_architecture(home, recipe)[0] if isinstance(recipe, PPORecipe) else None,
+        gpus=place.gpus,
+        on_gpu=place.on_gpu,
+        bytes=place.bytes,
+        place=place.name,
     )
 
 

@@ -100,7 +100,7 @@ def method_of(recipe: EstimatedRecipe) -> str:
     """Return the training method as far as it changes the allocator's behaviour: ``lora int8 bf16``."""
     if isinstance(recipe, MergeRecipe):
         return recipe.dtype
-    base = "int8" if recipe.load_in_8bit else recipe.bnb_4bit_quant_type if recipe.load_in_4bit else recipe.dtype
+    base = recipe.base_precision if recipe.quantised else recipe.dtype
     autocast = "bf16" if recipe.bf16 else "fp16" if recipe.fp16 else "no autocast"
     return f"{'lora' if recipe.use_peft else 'full'} {base} {autocast}"
 

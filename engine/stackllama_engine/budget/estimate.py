@@ -94,7 +94,7 @@ def estimate_sharded(
     if recipe.quantised and shard.kind != "zero2":
         raise UsageError(
             f"{shard.kind} shards parameters, which int8 and 4-bit weights do not support; "
-            "set `load_in_8bit: false` and `load_in_4bit: false`, or use zero2."
+            "set `base_precision: bf16`, or use zero2."
         )
     work = workload(recipe, arch, gpus=1, on_gpu=on_gpu)
     phases = [sharding.sharded(one, work, shard) for one in training.phases(work)]
@@ -199,7 +199,7 @@ def _ppo(
     batch, held_out = recipe.local_rollout_forward_batch_size, recipe.max_eval_samples
     rows = min(batch, max(recipe.local_batch_size, batch if held_out is None else held_out))
     size = recipe.per_device_train_batch_size
-    kept_by_autocast = precision.native == 4 and not precision.quant and not recipe.gradient_checkpointing
+    kept_by_autocast = precision.native == 4 and not precision.quant and not recipe.checkpointing
     narrowed = 0 if kept_by_autocast else lm_head.narrowed(arch, precision)  # which then is among the layers' copies
     work = training.Workload(
         arch=arch,
@@ -266,6 +266,6 @@ def _mode(
 
 def _checkpointing(recipe: TrainRecipe) -> training.Checkpointing:
     """Return the kind of checkpointing: reentrant for int8, whose inputs would otherwise be kept (see ``train/``)."""
-    if not recipe.gradient_checkpointing:
+    if not recipe.checkpointing:
         return "none"
     return "reentrant" if recipe.load_in_8bit else "plain"

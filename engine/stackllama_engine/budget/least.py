@@ -34,10 +34,7 @@ def unknown(
     if reward and reward.unknown:
         reasons.append(f"reward model: {reward.unknown}")
     if not isinstance(recipe, MergeRecipe) and recipe.quantised and arch.expert:
-        reasons.append(
-            "the experts of a mixture are not quantised; set `load_in_8bit: false`, `load_in_4bit: false` and "
-            "`dtype: bfloat16`"
-        )
+        reasons.append("the experts of a mixture are not quantised; set `base_precision: bf16`")
     if (
         not isinstance(recipe, MergeRecipe)
         and recipe.use_peft

@@ -63,7 +63,7 @@ TRL_ONLY = frozenset(
 _DPO = "DPO and similar methods are not supported; train a reward model on the pairs, then PPO"
 _SPECIAL = "special tokens are the tokenizer's own; remove it"
 _SHARDED = (
-    "sharding is not supported: every GPU holds the whole model, in 8 or 4 bits if needed (`load_in_8bit`); remove it"
+    "sharding is not supported: every GPU holds the whole model, in 8 or 4 bits if needed (`base_precision`); remove it"
 )
 _MIXTURE = "a run has one data set; give it as `dataset_name`, its split as `dataset_train_split`"
 _ADAPTER = "only plain LoRA adapters are supported; remove it"
@@ -204,7 +204,6 @@ LLAMA_FACTORY: dict[str, ForeignKey] = {
         max_samples="max_train_samples",
         streaming="dataset_streaming",
         double_quantization="use_bnb_nested_quant",
-        quantization_type="bnb_4bit_quant_type",
         reward_model="reward_model_path",
         ppo_epochs="num_ppo_epochs",
         ppo_target="target",
@@ -220,7 +219,8 @@ LLAMA_FACTORY: dict[str, ForeignKey] = {
         "dataset_name",
         "one data set: a hub id, or the .jsonl or .parquet file of that name in dataset_info.json",
     ),
-    "quantization_bit": ForeignKey(why="8 is `load_in_8bit: true`, 4 is `load_in_4bit: true`"),
+    "quantization_bit": ForeignKey("base_precision", "8 is `int8`, 4 is `nf4` or `fp4`"),
+    "quantization_type": ForeignKey("base_precision", "the same word, where `quantization_bit` is 4"),
     "quantization_method": ForeignKey(why="quantisation is always by bitsandbytes"),
     "finetuning_type": ForeignKey(why="`lora` is `use_peft: true`, `full` is `use_peft: false`"),
     "stage": ForeignKey(why="the command sets the stage: `launch sft`, `launch reward`, `launch ppo`"),
@@ -342,7 +342,7 @@ _FAMILIES = (
     ("orpo_", _DPO),
     ("simpo_", _DPO),
     ("oft_", _ADAPTER),
-    ("fp8_", "8-bit weights are by bitsandbytes, `load_in_8bit`"),
+    ("fp8_", "8-bit weights are by bitsandbytes, `base_precision: int8`"),
     ("kt_", "KTransformers is not supported"),
     ("llama4_", "not supported"),
     ("gemma4_", "not supported"),

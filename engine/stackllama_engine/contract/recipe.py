@@ -9,12 +9,10 @@ from typing import Annotated, Any, ClassVar, Literal
 from msgspec import Struct
 
 from .recipe_common import (
-    CHECKPOINTING_HELP,
     DROPOUT_HELP,
     DTYPE_HELP,
     EVAL_HELP,
     EVAL_SAMPLES_HELP,
-    INT8_HELP,
     LEARNING_RATE_HELP,
     SPLIT_HELP,
     TRAIN_SAMPLES_HELP,
@@ -68,7 +66,6 @@ class SFTRecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     stage: ClassVar[Stage] = Stage.SFT
 
-    gradient_checkpointing: Annotated[bool, about(CHECKPOINTING_HELP)] = True
     dataset_train_split: Annotated[str, about(SPLIT_HELP, min_length=1)] = Split.FINETUNE.value
     max_train_samples: Annotated[AtLeastOne | None, about(TRAIN_SAMPLES_HELP)] = 100_000
     max_eval_samples: Annotated[AtLeastOne | None, about(EVAL_SAMPLES_HELP)] = 4000
@@ -104,7 +101,6 @@ class RewardRecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields
 
     stage: ClassVar[Stage] = Stage.REWARD
 
-    load_in_8bit: Annotated[bool, about(INT8_HELP)] = False
     dtype: Annotated[Dtype, about(DTYPE_HELP)] = "bfloat16"
     lora_r: Annotated[int, about("LoRA rank.", ge=1)] = 8
     lora_dropout: Annotated[float, about(DROPOUT_HELP, ge=0, lt=1)] = 0.1

@@ -6,6 +6,7 @@ Keys are those of TRL and transformers wherever they exist there, so that people
 import math
 from typing import Annotated, Any, ClassVar, Literal
 
+import msgspec
 from msgspec import Meta, Struct
 
 from .stages import Split, Stage
@@ -19,6 +20,7 @@ NotNegative = Annotated[float, Meta(ge=0)]
 Positive = Annotated[float, Meta(gt=0)]
 Share = Annotated[float, Meta(ge=0, lt=1)]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+BasePrecision = Literal["auto", "dtype", "bf16", "int8", "nf4", "fp4"]
 COLUMN_NAMES = ("prompt", "chosen", "rejected", "completion", "messages")
 """Names of `dataset_columns`; TRL's."""
 Steps = Annotated[int, Meta(ge=0)] | Share
@@ -48,7 +50,15 @@ OPTIM_HELP = (
     "(arXiv:1804.04235)."
 )
 
-CHECKPOINTING_HELP = "Recompute activations in the backward pass: less memory, but slower."
+CHECKPOINTING_HELP = (
+    "Recompute activations in the backward pass: less memory, about a third slower; `auto`: where the memory estimate "
+    "needs it, decided at launch."
+)
+PRECISION_HELP = (
+    "Precision of the frozen base: `dtype`: not quantised, as `dtype` says; `bf16`: the same in bfloat16; `int8`: "
+    "LLM.int8() (arXiv:2208.07339); `nf4`, `fp4`: 4 bits (arXiv:2305.14314); `auto`: the most precise of bf16, int8 "
+    "and nf4 that fits the GPU, decided at launch; on the CPU `dtype`."
+)
 TRAIN_SAMPLES_HELP = "Maximum number of training examples, taken from the start; empty: all."
 EVAL_SAMPLES_HELP = "Maximum number of evaluation examples, taken from the start; empty: all."
 SPLIT_HELP = "Split to train on."
@@ -56,7 +66,6 @@ LEARNING_RATE_HELP = f"Peak learning rate; LoRA needs about ten times that of fu
 ACCUMULATION_HELP = "Micro-batches accumulated per optimizer step."
 DROPOUT_HELP = "Dropout probability on the adapter's input."
 DTYPE_HELP = "Dtype of the weights that are not quantised; `auto` keeps the checkpoint's."
-INT8_HELP = "Load the frozen base in 8 bits (bitsandbytes LLM.int8())."
 WEIGHT_DECAY_HELP = "Decoupled weight decay."
 EVAL_HELP = "Evaluate every N optimizer steps; below 1: a share of all steps; 0: only at the end."
 WARMUP_HELP = "Number of linear warm-up steps; below 1: a share of all steps."
@@ -94,9 +103,7 @@ class TrainRecipe(ModelRecipe, frozen=True, kw_only=True, forbid_unknown_fields=
     stage: ClassVar[Stage]
 
     # base precision
-    load_in_8bit: Annotated[bool, about(INT8_HELP)] = True
-    load_in_4bit: Annotated[bool, about("Load the frozen base in 4 bits (bitsandbytes, QLoRA).")] = False
-    bnb_4bit_quant_type: Annotated[Literal["nf4", "fp4"], about("4-bit data type.")] = "nf4"
+    base_precision: Annotated[BasePrecision, about(PRECISION_HELP)] = "auto"
     use_bnb_nested_quant: Annotated[
         bool, about("Double quantisation: also quantise the scales of the 4-bit weights (arXiv:2305.14314).")
     ] = False
@@ -172,7 +179,7 @@ class TrainRecipe(ModelRecipe, frozen=True, kw_only=True, forbid_unknown_fields=
         float, about("Gradient clipping: maximum norm of the gradient (arXiv:1211.5063).", gt=0)
     ] = 1.0
     gradient_accumulation_steps: Annotated[int, about(ACCUMULATION_HELP, ge=1)] = 1
-    gradient_checkpointing: Annotated[bool, about(CHECKPOINTING_HELP)] = False
+    gradient_checkpointing: Annotated[bool | Literal["auto"], about(CHECKPOINTING_HELP)] = "auto"
     bf16: Annotated[bool, about("Run the forward pass under bfloat16 autocast.")] = False
     fp16: Annotated[bool, about("Run the forward pass under float16 autocast, with loss scaling (GPU only).")] = False
     seed: Annotated[int, about("Random seed, for everything that is random.", ge=0, lt=2**32)] = 0
@@ -251,24 +258,32 @@ class TrainRecipe(ModelRecipe, frozen=True, kw_only=True, forbid_unknown_fields=
                 "`trust_remote_code: true` is refused: code from a model repository is never executed. "
                 "Use a model whose architecture is part of transformers."
             )
-        if self.load_in_8bit and self.load_in_4bit:
-            raise ValueError("`load_in_8bit` and `load_in_4bit` are both true; choose one of them.")
+        self._check_precision()
         self._check_columns()
         self._check_optimisation()
         if getattr(self, "max_steps", -1) == 0:
             raise ValueError("`max_steps: 0` trains nothing; give a number of steps, or -1 for `num_train_epochs`.")
-        if self.quantised and self.model_name_or_path.endswith(".gguf"):
-            raise ValueError(
-                "a .gguf model is dequantised on loading and cannot be loaded in 8 or 4 bits; "
-                "set `load_in_8bit: false` and `load_in_4bit: false`."
-            )
         self._check_checkpoints()
         if self.bf16 and self.fp16:
             raise ValueError("`bf16` and `fp16` are both true; choose one of them.")
-        if not self.use_peft and (self.load_in_8bit or self.load_in_4bit):
+
+    def _check_precision(self) -> None:
+        if self.base_precision == "bf16":
+            if self.dtype not in ("auto", "bfloat16"):
+                raise ValueError(
+                    f"`base_precision: bf16` contradicts `dtype: {self.dtype}`; set `base_precision: dtype`, or leave "
+                    "`dtype` out."
+                )
+            msgspec.structs.force_setattr(self, "dtype", "bfloat16")  # so that one key says how weights are loaded
+        if self.quantised and self.model_name_or_path.endswith(".gguf"):
+            raise ValueError(
+                "a .gguf model is dequantised on loading and cannot be loaded in 8 or 4 bits; "
+                "set `base_precision: bf16` or `dtype`."
+            )
+        if self.quantised and not self.use_peft:
             raise ValueError(
                 "`use_peft: false` trains every weight, which quantised weights do not allow; "
-                "set `load_in_8bit: false` and `load_in_4bit: false`, or keep `use_peft: true`."
+                "set `base_precision: dtype`, or keep `use_peft: true`."
             )
 
     def _check_columns(self) -> None:
@@ -324,3 +339,18 @@ class TrainRecipe(ModelRecipe, frozen=True, kw_only=True, forbid_unknown_fields=
     def quantised(self) -> bool:
         """Whether the base is held in 8 or 4 bits."""
         return self.load_in_8bit or self.load_in_4bit
+
+    @property
+    def load_in_8bit(self) -> bool:
+        """Whether the base is held in 8 bits; transformers' name."""
+        return self.base_precision == "int8"
+
+    @property
+    def load_in_4bit(self) -> bool:
+        """Whether the base is held in 4 bits; transformers' name."""
+        return self.base_precision in ("nf4", "fp4")
+
+    @property
+    def checkpointing(self) -> bool:
+        """Whether activations are recomputed; false while `auto` is not decided."""
+        return self.gradient_checkpointing is True

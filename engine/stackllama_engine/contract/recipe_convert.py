@@ -14,6 +14,7 @@ from msgspec import Struct
 from .errors import RecipeError
 from .findings import Findings
 from .foreign_keys import AXOLOTL, LLAMA_FACTORY, ForeignKey, format_of
+from .precision_keys import FOUR_BITS, put_over, without_kind
 from .recipe import RECIPES
 from .recipe_common import ALL_LINEAR
 from .recipe_io import build_recipe, key_types, read_file, unknown_key
@@ -37,7 +38,7 @@ _STAGES = {"sft": Stage.SFT, "rm": Stage.REWARD, "ppo": Stage.PPO}
 
 _TRAINER: dict[str, Any] = {
     "use_peft": False,
-    "load_in_8bit": False,
+    "base_precision": "dtype",
     "dataset_streaming": False,
     "dataset_train_split": "train",
     "dataset_test_split": "test",
@@ -228,12 +229,14 @@ def _llama_factory(given: Mapping[str, Any], left: Findings) -> dict[str, dict[s
             f"{echo('dataset', given['dataset'])}: LLaMA-Factory looks names up in dataset_info.json; replace "
             f"`dataset_name: {names[0]}` by the file or hub id of one of them",
         )
+    precision = "int8" if bits == 8 else given.get("quantization_type", "nf4") if bits == 4 else "dtype"
     alpha = {} if given.get("lora_alpha") else {"lora_alpha": 2 * int(number(given.get("lora_rank")) or 8)}
     return {
         "stage": {},
         "finetuning_type": {"use_peft": kind != "full"} | alpha,
-        "quantization_bit": {"load_in_8bit": bits == 8, "load_in_4bit": bits == 4},
+        "quantization_bit": {"base_precision": precision},
         "quantization_method": {},
+        "quantization_type": {},
         "dataset": {"dataset_name": names[0]} if names else {},
     }
 
@@ -311,7 +314,7 @@ def _first_data_set(key: str, listed: Any, name: str, left: Findings) -> dict[st
 def _ours(stage: Stage, values: Mapping[str, Any], left: Findings) -> dict[str, Any]:
     """Return the values that the stage's recipe accepts; the rest is added to ``left``."""
     types = key_types(stage)
-    entries = translate(values, types, "", left)
+    entries = without_kind(put_over({}, translate(values, types, "", left), types, left), types)
     left.notes = {note.removeprefix(": "): None for note in left.notes}
     made: dict[str, Any] = {}
     for key, entry in entries.items():
@@ -334,9 +337,9 @@ def _consistent(stage: Stage, values: dict[str, Any], left: Findings) -> dict[st
             left.wrong("", "`use_peft=false`: PPO needs an adapter, so that policy and reference share one base")
         values |= {"use_peft": True, "lora_dropout": 0.0}
     if not values["use_peft"]:
-        if values.get("load_in_8bit") or values.get("load_in_4bit"):
+        if values.get("base_precision") in ("int8", *FOUR_BITS):
             left.wrong("", "a quantised base can only be trained with LoRA; the base is not quantised")
-        values |= {"load_in_8bit": False, "load_in_4bit": False}
+        values |= {"base_precision": "dtype"}
     if values.get("lr_scheduler_type") == "cosine_with_min_lr":
         values.setdefault("min_lr_rate", 0.0)
     if values.get("lr_scheduler_type") == "constant" and values.get("warmup_steps"):

@@ -21,6 +21,7 @@ from .errors import RecipeError
 from .findings import COMMAND_LINE, Entry, Findings
 from .foreign_keys import TRL_ONLY, format_of, meaning
 from .old_keys import is_old, read_old_keys
+from .precision_keys import is_former, put_over, without_kind
 from .recipe import RECIPES, WIRED, AnyRecipe, PipelineRecipe, TrainRecipe
 from .stages import TRAINING_STAGES, Stage
 from .translate import translate
@@ -205,7 +206,8 @@ def _assemble(stage: Stage, layers: Sequence[_Layer], where: str, texts: Mapping
     else:
         entries: dict[str, Entry] = {}
         for source, values in layers:
-            entries |= translate(values, key_types(stage), source, findings)
+            layer = translate(values, key_types(stage), source, findings)
+            entries = put_over(entries, layer, key_types(stage), findings)
         recipe = _build(stage, entries, where, findings)
     findings.check()
     assert recipe is not None
@@ -217,8 +219,7 @@ def _note_adapter(recipe: AnyRecipe, layers: Sequence[_Layer], findings: Finding
     """Note that an adapter is trained where a recipe from TRL, by its other keys, asks for none."""
     keys = {key for _, values in layers for key in values}
     if isinstance(recipe, TrainRecipe) and recipe.use_peft and "use_peft" not in keys and keys & TRL_ONLY:
-        base = " on an int8 base" if recipe.load_in_8bit and "load_in_8bit" not in keys else ""
-        findings.note(f"`use_peft` is not given: LoRA{base} is trained here, where TRL would train every weight.")
+        findings.note("`use_peft` is not given: LoRA is trained here, where TRL would train every weight.")
 
 
 def _build(stage: Stage, entries: dict[str, Entry], where: str, findings: Findings) -> AnyRecipe | None:
@@ -227,7 +228,7 @@ def _build(stage: Stage, entries: dict[str, Entry], where: str, findings: Findin
     types = key_types(stage)
     checked: dict[str, Any] = {}
     wrong = False
-    for key, entry in read_old_keys(entries, types, findings).items():
+    for key, entry in read_old_keys(without_kind(entries, types), types, findings).items():
         if key not in types:
             findings.wrong(
                 entry.source, unknown_key(key, entry.key, entry.value, f"{stage} recipe", types, entry.typed)
@@ -303,32 +304,39 @@ def _absolute(value: Any, find: Callable[[str], Path | None]) -> Any:
 def _build_pipeline(layers: Sequence[_Layer], where: str, findings: Findings) -> PipelineRecipe | None:
     """Give shared keys at the top to every training stage that has them; a stage's section overrides them."""
     types = {stage: key_types(stage) for stage in (*TRAINING_STAGES, Stage.MERGE)}
-    sections: dict[Stage, dict[str, Entry]] = {stage: {} for stage in types}
+    sections: dict[Stage, list[dict[str, Entry]]] = {stage: [] for stage in types}
     shared: dict[str, Entry] = {}
     shared_types = {key: wanted for stage in TRAINING_STAGES for key, wanted in types[stage].items()}
     for source, values in layers:
         top = {key: value for key, value in values.items() if key not in {str(stage) for stage in types}}
-        shared |= translate(top, shared_types, source, findings)
+        shared = put_over(shared, translate(top, shared_types, source, findings), shared_types, findings)
         for stage in types:
             section = _section(stage, values, source, findings)
             for key in set(WIRED[stage]) & set(section):
                 findings.wrong(source, f"`{stage}.{key}` is wired from the stage before; remove it")
                 del section[key]
-            sections[stage] |= translate(section, types[stage], source, findings, prefix=f"{stage}.")
+            sections[stage].append(translate(section, types[stage], source, findings, prefix=f"{stage}."))
     for key, entry in shared.items():
-        if key not in shared_types and not is_old(key, shared_types):
+        if key not in shared_types and not _is_read(key, shared_types):
             known = shared_types | dict.fromkeys(sections, dict[str, Any])
             findings.wrong(
                 entry.source, unknown_key(key, entry.key, entry.value, "pipeline recipe", known, entry.typed)
             )
     resolved: dict[str, dict[str, Any]] = {}
-    for stage, section in sections.items():
+    for stage, layers_of_stage in sections.items():
         inherited = shared if stage in TRAINING_STAGES else {}
-        own = {key: entry for key, entry in inherited.items() if key in types[stage] or is_old(key, types[stage])}
-        own |= section | {key: _wired(key) for key in WIRED[stage]}
+        own = {key: entry for key, entry in inherited.items() if key in types[stage] or _is_read(key, types[stage])}
+        for layer in layers_of_stage:
+            own = put_over(own, layer, types[stage], findings)
+        own |= {key: _wired(key) for key in WIRED[stage]}
         if recipe := _build(stage, own, where, findings):
             resolved[stage] = {k: v for k, v in msgspec.to_builtins(recipe).items() if k not in WIRED[stage]}
     return None if len(resolved) < len(sections) else PipelineRecipe(**resolved)
+
+
+def _is_read(key: str, known: Mapping[str, Any]) -> bool:
+    """Return whether a recipe with these keys reads a former one."""
+    return is_old(key, known) or is_former(key, known)
 
 
 def _wired(key: str) -> Entry:

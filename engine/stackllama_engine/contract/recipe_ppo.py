@@ -405,7 +405,7 @@ class PPORecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             base = "a .gguf base" if not self.quantised else f"a base in {8 if self.load_in_8bit else 4} bits"
             raise ValueError(
                 f"`use_vllm: true` cannot sample from {base}, which vLLM loads differently; use safetensors with "
-                "`load_in_8bit: false`, `load_in_4bit: false` and `dtype: bfloat16`, or `use_vllm: false`."
+                "`base_precision: bf16`, or `use_vllm: false`."
             )
         if self.dtype == "float32":
             raise ValueError(

@@ -36,7 +36,7 @@ _EXIT_FLUSH = 120  # Python could not flush its output at the end
 _SILENT_CODES = frozenset(
     {ExitCode.FAILED, _EXIT_FLUSH, _EXIT_SIGKILL, 128 + signal.SIGBUS}
 )  # a mapped file could not grow
-_WEIGHT_KEYS = {"load_in_8bit", "load_in_4bit", "dtype"}
+_WEIGHT_KEYS = {"base_precision", "dtype"}
 _NEAR = 0.8
 """Share of the memory limit from which on a killed process counts as one that exhausted it."""
 _UNITS = {"GiB": 1 << 30, "MiB": 1 << 20}

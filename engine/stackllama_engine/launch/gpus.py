@@ -73,6 +73,20 @@ def first_card(seconds: float = 2.0) -> Card | None:
         return None
 
 
+def smallest_card(names: list[str], seconds: float = PATIENCE) -> Card | None:
+    """Return the one of these GPUs with the least memory; None where the driver does not report one of them.
+
+    Raises:
+        RefusedError: NVML does not answer within so many seconds.
+    """
+    try:
+        cards = NVML.answer(lambda: [_card(name) for name in names], seconds)
+    except UnansweredError as error:
+        raise hung(error) from None
+    known = [card for card in cards if card]
+    return min(known, key=lambda card: card.memory) if known and len(known) == len(names) else None
+
+
 def _card(name: str) -> Card | None:
     nvml: Any = pynvml
     try:

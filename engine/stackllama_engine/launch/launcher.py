@@ -31,6 +31,7 @@ from ..contract.resuming import check_resume
 from ..contract.run_dir import FunctionFile, Home, Launch, RunDir, State, check_free, check_run_id
 from ..contract.stages import Stage
 from .argv import Command, build_command
+from .auto_precision import refuse_auto, resolve_auto
 from .data_check import data_notices
 from .function_hash import check_functions, reward_functions
 from .gpus import visible_gpus
@@ -112,7 +113,7 @@ def plan(
     gpus = _gpus(recipe)
     request = recipe
     recipe, inputs = prepare(home, request, name)
-    recipe = resolve_machine(recipe, gpus)
+    recipe = resolve_machine(resolve_auto(recipe, gpus), gpus)
     run_dir = home.runs_dir / (name or _ANY_RUN)
     return Plan(
         home=home,
@@ -181,7 +182,7 @@ def _check_still_holds(planned: Plan) -> None:
     if tuple(gpus) != planned.gpus:
         raise RefusedError("The visible GPUs have changed since this launch was planned. Launch it again.")
     recipe, _ = prepare(planned.home, planned.request, planned.name)
-    if resolve_machine(recipe, gpus) != planned.recipe:
+    if resolve_machine(resolve_auto(recipe, gpus), gpus) != planned.recipe:
         raise RefusedError("What the recipe's inputs name has changed since this launch was planned. Launch it again.")
     for function in reward_functions(planned.recipe):
         if function not in planned.functions:
@@ -249,6 +250,15 @@ def resume(
     return run
 
 
+def _decided(run: RunDir, recipe: AnyRecipe, gpus: list[str]) -> AnyRecipe:
+    """Decide every `auto`, and write the recipe again where there was one."""
+    decided = resolve_auto(recipe, gpus)
+    if decided != recipe:
+        write_whole(run.recipe_file, dump_recipe(decided).encode())
+        run.write_launch(msgspec.structs.replace(run.read_launch(), recipe_sha256=recipe_hash(run)))
+    return decided
+
+
 def _record_confirmed(run: RunDir, stage: Stage, *, function_changed: bool) -> None:
     """Write down the recipe and the code that a person has confirmed, for a job that begins where nobody is asked."""
     if not (run.path / "launch.json").is_file():
@@ -275,6 +285,9 @@ def begin(run: RunDir, *, canary: bool | None, holder_gone: bool = False, functi
             raise RefusedError(f"Processes of run `{run.id}` are still alive ({pids}); try again in a moment.")
         recipe = load_own_recipe(run, run.read_state().stage)
         gpus = _gpus(recipe)
+        if run.read_state().attempt == 0:  # a Slurm job's first: the GPU is known only here
+            recipe = _decided(run, recipe, gpus)
+        refuse_auto(recipe)
         recipe = resolve_machine(recipe, gpus)
         check_resume(run, recipe)
         functions = check_functions(run, recipe, accepted=function_changed)

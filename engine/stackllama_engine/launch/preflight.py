@@ -91,7 +91,7 @@ def find_problems(recipe: AnyRecipe) -> list[Problem]:
     Args:
         recipe: with its inputs resolved (:mod:`.inputs`).
     """
-    cases = [case for one in _stages(recipe) if (case := _case(one))]
+    cases = [case for one in training_stages(recipe) if (case := _case(one))]
     answers = ((case.recipe.stage, check, check.find(case)) for case in cases for check in CHECKS)
     return [Problem(stage, check, text) for stage, check, text in answers if text]
 
@@ -115,7 +115,7 @@ def preflight(recipe: AnyRecipe) -> None:
     raise error(" ".join(f"{', '.join(stages)}: {text}" for text, stages in by_text.items()))
 
 
-def _stages(recipe: AnyRecipe) -> list[TrainingRecipe]:
+def training_stages(recipe: AnyRecipe) -> list[TrainingRecipe]:
     """Return the stages that train, each with the model that it will have."""
     if isinstance(recipe, TrainingRecipe):
         return [recipe]
@@ -276,10 +276,9 @@ def _experts(case: Case) -> str | None:
     recipe = case.recipe
     if not recipe.quantised or not (count := known.experts_of(case.config)):
         return None
-    key = "load_in_8bit" if recipe.load_in_8bit else "load_in_4bit"
     return (
-        f"`{key}=true`: the {count} experts of each layer are one parameter, which bitsandbytes does not quantise, so "
-        f"they would take more than in 16 bits; set `{key}: false` and `dtype: bfloat16`."
+        f"`base_precision: {recipe.base_precision}`: the {count} experts of each layer are one parameter, which "
+        "bitsandbytes does not quantise, so they would take more than in 16 bits; set `base_precision: bf16`."
     )
 
 

@@ -173,7 +173,7 @@ def _cause(error: Exception, phase: str) -> str:
             "Halve `local_rollout_forward_batch_size` (PPO) or `per_device_eval_batch_size`"
             if forward
             else "Halve `per_device_train_batch_size` and double `gradient_accumulation_steps`, or use "
-            "`gradient_checkpointing: true` or `load_in_8bit: true` where they are off"
+            "`gradient_checkpointing: true` or `base_precision: nf4` where they are not set"
         )
         return f"Out of {memory} in phase {phase}. {lever}. ({reason})"
     if is_disk_full(error):

@@ -84,7 +84,7 @@ class BatchSizes:
         if self.micro_batch_size == 1:
             raise StageError(
                 f"Out of memory in phase {self._reporter.current_phase} with micro-batches of one response. Use "
-                "`gradient_checkpointing: true`, `load_in_8bit: true` or a smaller `response_length`."
+                "`gradient_checkpointing: true`, `base_precision: nf4` or a smaller `response_length`."
             )
         before = (self.micro_batch_size, self.accumulation)
         self.micro_batch_size, self.accumulation = smaller_micro_batch(*before)

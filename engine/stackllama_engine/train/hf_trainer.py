@@ -51,11 +51,9 @@ def training_arguments(recipe: SFTRecipe | RewardRecipe, output_dir: Path) -> di
         "per_device_train_batch_size": recipe.per_device_train_batch_size,
         "per_device_eval_batch_size": recipe.per_device_eval_batch_size,
         "gradient_accumulation_steps": recipe.gradient_accumulation_steps,
-        "gradient_checkpointing": recipe.gradient_checkpointing,
+        "gradient_checkpointing": recipe.checkpointing,
         # bitsandbytes keeps int8 inputs on its autograd context, which only reentrant checkpointing frees
-        "gradient_checkpointing_kwargs": {"use_reentrant": recipe.load_in_8bit}
-        if recipe.gradient_checkpointing
-        else None,
+        "gradient_checkpointing_kwargs": {"use_reentrant": recipe.load_in_8bit} if recipe.checkpointing else None,
         "ddp_find_unused_parameters": False,
         "max_steps": recipe.max_steps,
         "num_train_epochs": recipe.num_train_epochs,

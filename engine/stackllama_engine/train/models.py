@@ -180,7 +180,7 @@ def add_lora(
     if not recipe.use_peft:
         return model
     if recipe.quantised:
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=recipe.gradient_checkpointing)
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=recipe.checkpointing)
     try:
         peft_model = get_peft_model(model, config or lora_config(recipe, task_type, model.config.model_type))
     except ValueError as error:
@@ -410,7 +410,7 @@ def _quantization(recipe: TrainRecipe) -> BitsAndBytesConfig | None:
     return BitsAndBytesConfig(
         load_in_8bit=recipe.load_in_8bit,
         load_in_4bit=recipe.load_in_4bit,
-        bnb_4bit_quant_type=recipe.bnb_4bit_quant_type,
+        bnb_4bit_quant_type=recipe.base_precision if recipe.load_in_4bit else "nf4",
         bnb_4bit_use_double_quant=recipe.use_bnb_nested_quant,
         bnb_4bit_compute_dtype=torch.bfloat16 if recipe.dtype in ("auto", "bfloat16") else getattr(torch, recipe.dtype),
     )

@@ -7,7 +7,7 @@ from rich.cells import cell_len
 from rich.style import Style
 from textual.strip import Strip
 
-from ...readers.budget_view import BudgetView, Offer, billions, gib, gib_range
+from ...readers.budget_view import BudgetView, Offer, Precision, billions, gib, gib_range
 from ...sanitise import one_line
 from .budget_bar import (
     COLOURS,
@@ -27,7 +27,7 @@ Line = list[Piece]
 Block = list[Line]
 
 _VERDICTS = {"yes": "fits", "tight": "tight", "no": "does not fit", "unknown": "unknown"}
-_ORDER = ("head", "verdict", "caveat", "devices", "marks", "legend", "totals", "offers")
+_ORDER = ("head", "verdict", "caveat", "devices", "marks", "legend", "totals", "precisions", "offers")
 _GROWTH = (
     ("head", 1),
     ("verdict", 1),
@@ -43,11 +43,13 @@ _GROWTH = (
     ("totals", 1),
     ("legend", 2),
     ("offers", 3),
+    ("precisions", 1),
     ("devices", 3),
     ("marks", 3),
     ("caveat", 2),
     ("offers", 4),
     ("totals", 2),
+    ("precisions", 2),
 )
 _LONGEST_TITLE = 44
 _LEAST_MODEL = 12  # cells of a model's name that the longer way of saying its size leaves
@@ -73,6 +75,7 @@ def budget_lines(view: BudgetView, width: int, height: int, style: StyleOf, glyp
         "marks": _marks(view, width, style, glyphs),
         "legend": _legend(view, width, style, glyphs),
         "totals": _totals(view, width, style),
+        "precisions": _precisions(view, width, style, glyphs),
         "offers": _offers(view, width, style, glyphs),
     }
     chosen: dict[str, Block] = {name: [] for name in _ORDER}
@@ -198,6 +201,26 @@ def _totals(view: BudgetView, width: int, style: StyleOf) -> list[Block]:
     more = f"reserved {gib_range(view.reserved)}, on the device {gib_range(view.device)}"
     lines: Block = [[(line, style("dim"))] for text in (short, more) for line in wrap(text, width, 2)]
     return [[[(cut(short, width), style("dim"))]], lines]
+
+
+def _precisions(view: BudgetView, width: int, style: StyleOf, glyphs: Glyphs) -> list[Block]:
+    """List what each precision of the base costs; with more room where the speeds were measured."""
+    if not view.precisions:
+        return []
+    lines: Block = [[(cut("Base precision", width), style("title"))]]
+    lines += [_precision(one, width, style, glyphs) for one in view.precisions]
+    source: Block = [[(line, style("dim"))] for line in wrap(f"Speed: {one_line(view.measured)}.", width, 5)]
+    return [lines, [*lines, *source]]
+
+
+def _precision(one: Precision, width: int, style: StyleOf, glyphs: Glyphs) -> Line:
+    sign = glyphs.verdicts[list(_VERDICTS).index(one.fits)]
+    words = f"{gib_range(one.device)}{', checkpointing' if one.checkpointing else ''}; {one.speed}"
+    return [
+        (f" {'*' if one.chosen else ' '} {one.name:5}", style("mark" if one.chosen else "text")),
+        (f" {sign} ", style(one.fits)),
+        (cut(words, max(0, width - 11)), style("text")),
+    ]
 
 
 def _offers(view: BudgetView, width: int, style: StyleOf, glyphs: Glyphs) -> list[Block]:

@@ -239,7 +239,7 @@ class RecipeForm(Container):
             if direction > 0:
                 self.action_edit()
             return
-        choices = ["true", "false"] if field.kind == "flag" else list(field.choices)
+        choices = [*(["true", "false"] if field.kind == "flag" else []), *field.choices]
         if field.optional:
             choices.insert(0, "")
         text = self.form.text(field.key)

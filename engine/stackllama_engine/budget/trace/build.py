@@ -128,7 +128,7 @@ def _quantise(model: Any, recipe: TrainRecipe) -> None:
     quantisation = BitsAndBytesConfig(
         load_in_8bit=recipe.load_in_8bit,
         load_in_4bit=recipe.load_in_4bit,
-        bnb_4bit_quant_type=recipe.bnb_4bit_quant_type,
+        bnb_4bit_quant_type=recipe.base_precision if recipe.load_in_4bit else "nf4",
         bnb_4bit_use_double_quant=recipe.use_bnb_nested_quant,
         bnb_4bit_compute_dtype=dtype,
     )
@@ -141,7 +141,7 @@ def _quantise(model: Any, recipe: TrainRecipe) -> None:
         elif isinstance(module, Linear4bit):
             count = -(-module.in_features * module.out_features // 2)
             packed = torch.empty(count, 1, dtype=torch.uint8, device="meta")
-            marks = {"compress_statistics": recipe.use_bnb_nested_quant, "quant_type": recipe.bnb_4bit_quant_type}
+            marks = {"compress_statistics": recipe.use_bnb_nested_quant, "quant_type": recipe.base_precision}
             module.weight = _marked(packed, **marks, quant_state=None)
             module.compute_type_is_set = True
         else:

@@ -79,7 +79,7 @@ def _shared_base(recipe: PPORecipe, config: dict[str, Any], layers: int, *, adap
     base.model = adapted
     base.device = torch.device("cpu")
     base.temperature = recipe.temperature
-    base.checkpointing = recipe.gradient_checkpointing
+    base.checkpointing = recipe.checkpointing
     base._entropy_trains = recipe.ent_coef > 0
     base._bf16 = recipe.bf16
     base.plain_head = not architecture_of(config, "", "", frozenset()).logit_steps
@@ -91,7 +91,7 @@ def _shared_base(recipe: PPORecipe, config: dict[str, Any], layers: int, *, adap
         if wanted:
             base.model.add_adapter(name, models.lora_config(recipe, "CAUSAL_LM", model.config.model_type))
     base._activate(POLICY)
-    if recipe.gradient_checkpointing:
+    if recipe.checkpointing:
         build.checkpointing(model, recipe)
     base.model.eval()
     return base

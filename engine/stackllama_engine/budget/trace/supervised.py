@@ -21,7 +21,7 @@ def trace(recipe: SFTRecipe | RewardRecipe, config: dict[str, Any], layers: int,
         model: Any = models.add_lora(base, recipe, "SEQ_CLS" if pairs else "CAUSAL_LM")
         if recipe.use_peft:
             models.trainables_to_fp32(model)
-    if recipe.gradient_checkpointing:
+    if recipe.checkpointing:
         build.checkpointing(model, recipe)
     if not pairs:
         from trl.trainer.utils import add_fused_lm_head

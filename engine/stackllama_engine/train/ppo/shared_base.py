@@ -87,7 +87,7 @@ class SharedBase:
         self.model = peft_model
         self.device = device
         self.temperature = recipe.temperature
-        self.checkpointing = recipe.gradient_checkpointing
+        self.checkpointing = recipe.checkpointing
         self._entropy_trains = recipe.ent_coef > 0
         self._bf16 = recipe.bf16
         self.value_head = nn.Linear(models.head_hidden(base), 1, bias=False, device=device, dtype=torch.float32)
