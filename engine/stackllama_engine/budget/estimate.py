@@ -213,7 +213,9 @@ def _ppo(
         optimizer=kind,
         summed=True,
         accumulates=recipe.gradient_accumulation_steps > 1,
-        head_bytes=lm_head.update(arch, precision, size * response, directions=2 if recipe.ent_coef else 1)
+        head_bytes=lm_head.update(
+            arch, precision, size * response, directions=2 if recipe.ent_coef else 1, on_gpu=on_gpu
+        )
         + size * length * precision.residual * arch.hidden
         + narrowed,
         on_gpu=on_gpu,
@@ -228,7 +230,7 @@ def _ppo(
     rollout = inference.rollout(arch, mode, resident, rows, prompt, response)
     return [
         rollout if share is None else inference.vllm_rollout(resident, share),
-        inference.score(arch, mode, resident, rows, length, response, reward_forward),
+        inference.score(arch, mode, resident, rows, length, response, reward_forward, on_gpu=on_gpu),
         PhaseEstimate("update", (*update.components, *more)),
     ]
 

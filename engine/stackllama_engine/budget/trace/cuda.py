@@ -21,7 +21,9 @@ from bitsandbytes.optim.optimizer import Optimizer8bit
 from torch import Tensor
 from torch.nn import functional as F
 
+from ...train.ppo import head
 from ..activations import FUSED_4BIT_ROWS
+from ..lm_head import chunk_tokens
 from ..optimizer import LEAST_PAGED
 
 aten: Any = torch.ops.aten
@@ -81,6 +83,7 @@ def stand_ins(*, padded: bool) -> Iterator[None]:
             (chunked_logprob, "_backward_tile", nothing),
             (chunked_logprob, "_addmm_fp32", nothing),
             (utils, "_use_triton", lambda _: True),
+            (head, "chunk_tokens", lambda _, vocabulary: chunk_tokens(vocabulary, on_gpu=True)),
             (masking_utils, "is_tracing", lambda *_: False),
             (masking_utils, "fast_all", lambda _: not padded),
         ):

@@ -297,7 +297,8 @@ class SharedBase:
         if any(parameter.requires_grad and id(parameter) not in within for parameter in self.base.parameters()):
             return None
         states = before.reshape(-1, before.shape[-1])  # [B · R, H]
-        flat = head.chosen_by(self.logits, states, tokens.reshape(-1), entropy_trains=self._entropy_trains)
+        vocabulary = len(self.base.get_output_embeddings().weight)  # type: ignore[arg-type]
+        flat = head.chosen_by(self.logits, states, tokens.reshape(-1), vocabulary, entropy_trains=self._entropy_trains)
         return head.Chosen(*(column.view(tokens.shape) for column in flat))
 
     def _chosen(self, before: Tensor, tokens: Tensor) -> head.Chosen:
