@@ -114,6 +114,14 @@ class RewardRecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields
     learning_rate: Annotated[float, about(LEARNING_RATE_HELP, gt=0, le=1)] = 1e-4
     weight_decay: Annotated[float, about(WEIGHT_DECAY_HELP, ge=0, le=1)] = 0.001
     per_device_train_batch_size: Annotated[int, about("Micro-batch size per device, in pairs.", ge=1)] = 4
+    max_tokens_per_micro_batch: Annotated[
+        AtLeastOne | None,
+        about(
+            "Maximum number of tokens per micro-batch, padding included: the pairs of an optimizer step are sorted by "
+            "length and cut by tokens instead of by `per_device_train_batch_size`; empty: by pairs. The effective "
+            "batch stays."
+        ),
+    ] = None
     per_device_eval_batch_size: Annotated[int, about("Evaluation batch size per device, in pairs.", ge=1)] = 4
     max_steps: Annotated[int, about("Number of optimizer steps; -1: given by `num_train_epochs`.", ge=-1)] = -1
     num_train_epochs: Annotated[float, about("Number of epochs if `max_steps` is -1.", gt=0)] = 1.0
@@ -125,6 +133,15 @@ class RewardRecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields
             "Coefficient of the loss term that pulls the mean reward to zero; empty: none (arXiv:2312.09244, eq. 2)."
         ),
     ] = None
+
+    def __post_init__(self) -> None:
+        """Check the keys against each other; see :class:`TrainRecipe`."""
+        super().__post_init__()
+        if self.max_tokens_per_micro_batch is not None and self.max_tokens_per_micro_batch < 2 * self.max_length:
+            raise ValueError(
+                f"`max_tokens_per_micro_batch: {self.max_tokens_per_micro_batch}` holds no pair of full length: "
+                f"`max_length: {self.max_length}` makes up to {2 * self.max_length} tokens; raise it to at least that."
+            )
 
 
 class MergeRecipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

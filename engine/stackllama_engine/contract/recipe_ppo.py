@@ -172,6 +172,14 @@ class PPORecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             ge=1,
         ),
     ] = 16
+    max_tokens_per_micro_batch: Annotated[
+        AtLeastOne | None,
+        about(
+            "Maximum number of tokens per micro-batch, padding included, in PPO's update and in scoring: rows of like "
+            "length are cut by tokens instead of by `per_device_train_batch_size` and "
+            "`local_rollout_forward_batch_size` (which sampling keeps); empty: by rows. The effective batch stays."
+        ),
+    ] = None
     max_steps: Annotated[
         int, about("Number of PPO steps (rollout and update); -1: given by `num_train_epochs`.", ge=-1)
     ] = -1
@@ -364,6 +372,12 @@ class PPORecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=Tr
                 f"`random_length_limits: [{low}, {high}]`: the first must be below the second; the maximum length "
                 "is drawn from [low, high)."
             )
+        if self.max_tokens_per_micro_batch is not None and self.max_tokens_per_micro_batch < self.longest_sequence:
+            raise ValueError(
+                f"`max_tokens_per_micro_batch: {self.max_tokens_per_micro_batch}` holds no response of full length: "
+                f"`max_prompt_length: {self.max_prompt_length}` and {self.length_key} make up to "
+                f"{self.longest_sequence} tokens; raise it to at least that."
+            )
         if self.use_vllm:
             self._check_vllm()
 
@@ -453,6 +467,11 @@ class PPORecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def longest_response(self) -> int:
         """Tokens of the longest possible response."""
         return self.length_limits[1] - 1
+
+    @property
+    def longest_sequence(self) -> int:
+        """Tokens of the longest prompt, which is shorter than its limit, and response together."""
+        return max(1, self.max_prompt_length - 1) + self.longest_response
 
     @property
     def length_key(self) -> str:

@@ -86,6 +86,7 @@ def stand_ins(*, padded: bool) -> Iterator[None]:
             (head, "chunk_tokens", lambda _, vocabulary: chunk_tokens(vocabulary, on_gpu=True)),
             (masking_utils, "is_tracing", lambda *_: False),
             (masking_utils, "fast_all", lambda _: not padded),
+            (masking_utils, "find_packed_sequence_indices", lambda *_: None),  # positions have no values
         ):
             stack.enter_context(mock.patch.object(owner, name, stand_in))
         yield
