@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .faults import memory_that_ran_out
 from .left_out import left_out
 
 MOST_SEEN = 0.01
@@ -38,8 +39,8 @@ def keeps_mask(model: Any, device: torch.device, *, bf16: bool) -> bool:
     return device.type != "cpu" and grouped and not bf16 and model.dtype == torch.float32
 
 
-def drop_masks(model: Any, device: torch.device, autocast: AbstractContextManager[Any], *, bf16: bool) -> bool:
-    """Let a model's trunk read rows padded on the right without their masks; return whether it does.
+def needs_none(model: Any, device: torch.device, autocast: AbstractContextManager[Any], *, bf16: bool) -> bool:
+    """Return whether rows padded on the right are read the same, and faster, without a mask.
 
     Args:
         model: with or without adapters.
@@ -50,12 +51,23 @@ def drop_masks(model: Any, device: torch.device, autocast: AbstractContextManage
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     if keeps_mask(base, device, bf16=bf16):
         return False
-    trunk = base.get_decoder()
-    with autocast, torch.no_grad():
-        if not isinstance(trunk, nn.Module) or padding_seen(trunk, device) > MOST_SEEN:
-            return False
-    trunk.register_forward_pre_hook(_without_mask, with_kwargs=True)
-    return True
+    try:
+        with autocast, torch.no_grad():
+            return padding_seen(base.get_decoder(), device) <= MOST_SEEN
+    except Exception as error:  # a trunk that needs more than token ids, or returns no hidden states
+        if memory_that_ran_out(error) is not None:
+            raise
+        return False
+
+
+def drop_masks(model: Any, device: torch.device, autocast: AbstractContextManager[Any], *, bf16: bool) -> None:
+    """Keep the masks of rows padded on the right from a model's trunk where it needs none; see :func:`needs_none`.
+
+    Not for a model that also samples, whose prompts are padded on the left.
+    """
+    if needs_none(model, device, autocast, bf16=bf16):
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        base.get_decoder().register_forward_pre_hook(_without_mask, with_kwargs=True)
 
 
 def padding_seen(trunk: nn.Module, device: torch.device) -> float:

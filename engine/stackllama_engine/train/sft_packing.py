@@ -35,17 +35,22 @@ class Collator:
     Args:
         pad_token_id: fills up rows.
         flat: whether packed rows are laid end to end, for flash attention.
+        masks: whether padded rows get a mask; see :mod:`.right_padding`.
     """
 
-    def __init__(self, pad_token_id: int, *, flat: bool) -> None:
+    def __init__(self, pad_token_id: int, *, flat: bool, masks: bool = True) -> None:
         self._padded = DataCollatorForLanguageModeling(pad_token_id)
         self._packed = DataCollatorForLanguageModeling(pad_token_id, padding_free=flat, return_position_ids=not flat)
         self._flat = flat
+        self._masks = masks
 
     def __call__(self, rows: list[Batch]) -> Batch:
-        """Collate a batch; a packed one also has ``num_tokens``, ``[B]``, which the trainer removes again."""
+        """Collate a batch; one without a mask also has ``num_tokens``, ``[B]``, which the trainer removes again."""
         if "seq_lengths" not in rows[0]:
-            return self._padded(rows)
+            batch = self._padded(rows)
+            if not self._masks:
+                batch["num_tokens"] = batch.pop("attention_mask").sum(dim=1)  # [B]
+            return batch
         batch = self._packed(rows)
         if not self._flat:
             batch["num_tokens"] = batch.pop("attention_mask").sum(
