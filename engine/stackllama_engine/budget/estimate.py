@@ -6,6 +6,7 @@ The numbers follow what ``train/`` does with a recipe: how models are loaded, ba
 import msgspec
 from msgspec import Struct
 
+from ..contract.attention import is_flash
 from ..contract.errors import UsageError
 from ..contract.recipe import MergeRecipe, PPORecipe, RewardRecipe, SFTRecipe, TrainRecipe
 from . import adapter, device, inference, least, lm_head, merging, optimizer, sharding, training, weights
@@ -131,7 +132,7 @@ def attention_kind(recipe: TrainRecipe, arch: Architecture, precision: Precision
     """
     if recipe.attn_implementation == "eager" or arch.model_type == "gemma2":
         return "eager"
-    if recipe.attn_implementation == "flash_attention_2":
+    if is_flash(recipe.attn_implementation) or "/" in (recipe.attn_implementation or ""):  # or a kernel of the hub
         return "flash"
     if precision.attention == 2 and not masked:
         return "flash"

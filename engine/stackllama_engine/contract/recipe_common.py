@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta, Struct
 
+from .attention import check_attention
 from .stages import Split, Stage
 
 LORA = "https://thinkingmachines.ai/blog/lora"
@@ -82,8 +83,12 @@ class ModelRecipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     model_revision: Annotated[str | None, about("Hub revision of the model: branch, tag or commit.")] = None
     dtype: Annotated[Dtype, about(DTYPE_HELP)] = "auto"
     attn_implementation: Annotated[
-        Literal["eager", "sdpa", "flash_attention_2"] | None,
-        about("Attention implementation; empty: chosen by transformers."),
+        str | None,
+        about(
+            "Attention implementation: `eager`, `sdpa`, `flash_attention_2`, `_3` or `_4`, `flex_attention`, or a "
+            "kernel `kernels-community/NAME@COMMIT` that the environment variable `STACKLLAMA_ALLOWED_KERNELS` names, "
+            "as it is code from a hub; empty: chosen by transformers."
+        ),
     ] = None
     trust_remote_code: Annotated[bool, about("Must be false: code from a model repository is never executed.")] = False
 
@@ -251,6 +256,8 @@ class TrainRecipe(ModelRecipe, frozen=True, kw_only=True, forbid_unknown_fields=
                 "`trust_remote_code: true` is refused: code from a model repository is never executed. "
                 "Use a model whose architecture is part of transformers."
             )
+        if self.attn_implementation is not None:
+            check_attention(self.attn_implementation)
         if self.load_in_8bit and self.load_in_4bit:
             raise ValueError("`load_in_8bit` and `load_in_4bit` are both true; choose one of them.")
         self._check_columns()

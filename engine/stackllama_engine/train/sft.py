@@ -12,6 +12,7 @@ from datasets import Dataset, IterableDataset
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
+from ..contract.attention import is_flash
 from ..contract.recipe import SFTRecipe
 from . import checkpoint, hf_trainer, limits, models, right_padding
 from .encoding import evaluation_rows, report_columns, training_rows
@@ -105,7 +106,7 @@ def run(recipe: SFTRecipe, session: Session) -> dict[str, Any]:
     hf_trainer.try_save(trainer, tokenizer, recipe, session)
     bf16, autocast = recipe.bf16 or recipe.fp16, trainer.compute_loss_context_manager()
     masks = not right_padding.needs_none(trainer.model, session.device, autocast, bf16=bf16)
-    collator = Collator(models.pad_id(tokenizer), flat=recipe.attn_implementation == "flash_attention_2", masks=masks)
+    collator = Collator(models.pad_id(tokenizer), flat=is_flash(recipe.attn_implementation), masks=masks)
     trainer.data_collator = collator  # TRL refuses another one in its constructor when it packs
     if keeps_apart(recipe):
         check_apart(recipe, trainer.model, collator, trainer.compute_loss_context_manager())

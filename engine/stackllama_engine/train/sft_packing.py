@@ -3,7 +3,7 @@
 Positions restart with every document and no mask is passed; from both transformers derives a mask in which a token
 sees its own document alone (``masking_utils.find_packed_sequence_indices``). Rows stay ``[B, L]``. TRL's own collator
 lays the whole batch end to end instead, which flash attention's kernels for ragged batches need, but every other kernel
-would pay for with a mask of ``[B·L, B·L]``; it is used with ``flash_attention_2`` alone.
+would pay for with a mask of ``[B·L, B·L]``; it is used with ``flash_attention_2``, ``_3`` and ``_4`` alone.
 
 Not every model listens: some make their masks without positions (gpt-oss) and receive prebuilt masks, some take no
 positions, some mix tokens outside of attention. So it is measured (:func:`leak`).
