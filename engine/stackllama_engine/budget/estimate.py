@@ -152,7 +152,7 @@ def workload(recipe: SFTRecipe | RewardRecipe, arch: Architecture, *, gpus: int,
     pairs = isinstance(recipe, RewardRecipe)
     packed = isinstance(recipe, SFTRecipe) and recipe.packing
     masked = recipe.packing_strategy != "wrapped" if packed else keeps_mask(arch, precision)
-    sequences = recipe.per_device_train_batch_size * (2 if pairs else 1)
+    sequences = recipe.micro_batch_size * (2 if pairs else 1)
     accumulates = recipe.gradient_accumulation_steps > 1
     if isinstance(recipe, RewardRecipe) and recipe.max_tokens_per_micro_batch is not None:
         step = sequences * recipe.gradient_accumulation_steps
@@ -214,7 +214,7 @@ def _ppo(
     )
     batch, held_out = recipe.local_rollout_forward_batch_size, recipe.max_eval_samples
     rows = min(batch, max(recipe.local_batch_size, batch if held_out is None else held_out))
-    size, mini_batch = recipe.per_device_train_batch_size, recipe.local_batch_size // recipe.num_mini_batches
+    size, mini_batch = recipe.micro_batch_size, recipe.local_batch_size // recipe.num_mini_batches
     scored = rows
     if recipe.max_tokens_per_micro_batch is not None:
         scored = recipe.max_tokens_per_micro_batch // length

@@ -20,6 +20,13 @@ NotNegative = Annotated[float, Meta(ge=0)]
 Positive = Annotated[float, Meta(gt=0)]
 Share = Annotated[float, Meta(ge=0, lt=1)]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+BatchSize = AtLeastOne | Literal["auto"]
+AUTO_BATCH = 4
+"""Default micro-batch size, and the one that `auto` regroups."""
+AUTO_HELP = (
+    f"`auto`: the largest that fits, from the estimate at launch, with as much accumulation as keeps {AUTO_BATCH} × "
+    "`gradient_accumulation_steps` per optimizer step."
+)
 COLUMN_NAMES = ("prompt", "chosen", "rejected", "completion", "messages")
 """Names of `dataset_columns`; TRL's."""
 Steps = Annotated[int, Meta(ge=0)] | Share
@@ -66,6 +73,24 @@ WARMUP_HELP = "Number of linear warm-up steps; below 1: a share of all steps."
 def about(text: str, **bounds: Any) -> Meta:
     """Return a key's help, with the source of its formula or value, and its bounds (:class:`msgspec.Meta`)."""
     return Meta(description=text, **bounds)
+
+
+def micro_batch_of(size: BatchSize) -> int:
+    """Return a micro-batch size as a number; `auto` counts as what it regroups until a launch resolves it."""
+    return AUTO_BATCH if size == "auto" else size
+
+
+def check_one_limit(size: BatchSize, tokens: int | None) -> None:
+    """Refuse `auto` beside a limit in tokens.
+
+    Raises:
+        ValueError: both are given.
+    """
+    if size == "auto" and tokens is not None:
+        raise ValueError(
+            f"`per_device_train_batch_size: auto` and `max_tokens_per_micro_batch: {tokens}` both set the micro-batch; "
+            "leave one of them out."
+        )
 
 
 def steps_of(steps: float, total: int) -> int:

@@ -7,10 +7,13 @@ from msgspec import Meta, Struct
 
 from .recipe_common import (
     ACCUMULATION_HELP,
+    AUTO_BATCH,
+    AUTO_HELP,
     LEARNING_RATE_HELP,
     OPTIM_HELP,
     SPLIT_HELP,
     AtLeastOne,
+    BatchSize,
     NotNegative,
     Optim,
     Positive,
@@ -18,6 +21,8 @@ from .recipe_common import (
     Steps,
     TrainRecipe,
     about,
+    check_one_limit,
+    micro_batch_of,
 )
 from .stages import Split, Stage
 
@@ -152,8 +157,8 @@ class PPORecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     # batch: per_device_train_batch_size × gradient_accumulation_steps × num_mini_batches = responses per device
     per_device_train_batch_size: Annotated[
-        int, about("Micro-batch size per device for PPO updates, in responses.", ge=1)
-    ] = 4
+        BatchSize, about(f"Micro-batch size per device for PPO updates, in responses. {AUTO_HELP}")
+    ] = AUTO_BATCH
     gradient_accumulation_steps: Annotated[int, about(ACCUMULATION_HELP, ge=1)] = 8
     num_mini_batches: Annotated[
         int,
@@ -372,6 +377,7 @@ class PPORecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=Tr
                 f"`random_length_limits: [{low}, {high}]`: the first must be below the second; the maximum length "
                 "is drawn from [low, high)."
             )
+        check_one_limit(self.per_device_train_batch_size, self.max_tokens_per_micro_batch)
         if self.max_tokens_per_micro_batch is not None and self.max_tokens_per_micro_batch < self.longest_sequence:
             raise ValueError(
                 f"`max_tokens_per_micro_batch: {self.max_tokens_per_micro_batch}` holds no response of full length: "
@@ -488,6 +494,11 @@ class PPORecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         return _DEFAULT_EOS_PENALTY if self.reward_model_path and self.missing_eos_reward is None else 0.0
 
     @property
+    def micro_batch_size(self) -> int:
+        """`per_device_train_batch_size` as a number."""
+        return micro_batch_of(self.per_device_train_batch_size)
+
+    @property
     def local_batch_size(self) -> int:
         """Responses per device and PPO step."""
-        return self.per_device_train_batch_size * self.gradient_accumulation_steps * self.num_mini_batches
+        return self.micro_batch_size * self.gradient_accumulation_steps * self.num_mini_batches

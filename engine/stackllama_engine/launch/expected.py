@@ -46,14 +46,14 @@ def expected(run: RunDir, stage: Stage) -> Expected | None:
         return None
     recipe = load_recipe(stage, run.recipe_file)
     assert isinstance(recipe, SFTRecipe | RewardRecipe | PPORecipe)
-    files = _files(recipe.model_name_or_path)
+    files = model_files(recipe.model_name_or_path)
     if files is None:
         return None
     environment = run.read_launch().environment
     on_gpu = environment.get("ACCELERATE_USE_CPU") == "false"
     gpus = recipe.num_processes or 1
     architecture = read_architecture(files)
-    reward = _own_reward(recipe, files) if isinstance(recipe, PPORecipe) else None
+    reward = own_reward(recipe, files) if isinstance(recipe, PPORecipe) else None
     if least.unknown(recipe, architecture, reward):
         return None
     card = first_card() if on_gpu and isinstance(recipe, PPORecipe) and recipe.use_vllm else None
@@ -69,18 +69,18 @@ def expected(run: RunDir, stage: Stage) -> Expected | None:
     )
 
 
-def _own_reward(recipe: PPORecipe, base: Path) -> Architecture | None:
+def own_reward(recipe: PPORecipe, base: Path) -> Architecture | None:
     """Return the reward model's own architecture; None: there is none, or an adapter on the policy's base.
 
     A reward model that is not here is taken for an adapter.
     """
-    files = _files(recipe.reward_model_path)
+    files = model_files(recipe.reward_model_path)
     if files is None:
         return None
     named = _base_of(files)
     if named is None:
         return read_architecture(files)
-    other = _files(named)
+    other = model_files(named)
     return None if other in (None, base) else read_architecture(other)
 
 
@@ -104,6 +104,6 @@ def _base_of(adapter: Path) -> str | None:
     return ""
 
 
-def _files(name: str | None) -> Path | None:
+def model_files(name: str | None) -> Path | None:
     """Return the files of a resolved recipe's path or hub id."""
     return (existing(name) or cached_model(name)) if name else None

@@ -120,7 +120,7 @@ def _begin_again(error: Exception, recipe: SFTRecipe | RewardRecipe, session: "S
             message = f"{where} `max_tokens_per_micro_batch: {smaller}` on every rank (was {tokens}); the effective "
             session.restarts.again(max_tokens_per_micro_batch=smaller, message=f"{message}batch stays")
         return
-    micro_batch_size, accumulation = recipe.per_device_train_batch_size, recipe.gradient_accumulation_steps
+    micro_batch_size, accumulation = recipe.micro_batch_size, recipe.gradient_accumulation_steps
     if phase == "train" and micro_batch_size > 1:
         half, passes = smaller_micro_batch(micro_batch_size, accumulation)
         session.restarts.again(

@@ -72,7 +72,7 @@ class BatchSizes:
     """
 
     def __init__(self, recipe: PPORecipe, reporter: Reporter, note: Callable[..., None] = lambda **_: None) -> None:
-        self.micro_batch_size = recipe.per_device_train_batch_size
+        self.micro_batch_size = recipe.micro_batch_size
         """Responses per micro-batch of the update."""
         self.micro_batch_tokens = recipe.max_tokens_per_micro_batch
         """Most tokens per micro-batch of update and scoring, padding included, instead; None: they count responses."""

@@ -23,7 +23,7 @@ def whole_steps(recipe: RewardRecipe) -> dict[str, int]:
     """Return the Trainer's batch sizes: with micro-batches by tokens, one batch per optimizer step."""
     if recipe.max_tokens_per_micro_batch is None:
         return {}
-    total = recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps
+    total = recipe.micro_batch_size * recipe.gradient_accumulation_steps
     return {"per_device_train_batch_size": total, "gradient_accumulation_steps": 1}
 
 

@@ -112,7 +112,7 @@ def rows(recipe: PPORecipe) -> int:
 def micro_batch(recipe: PPORecipe) -> int:
     """Return the number of responses of maximum length per micro-batch of the update."""
     if recipe.max_tokens_per_micro_batch is None:
-        return recipe.per_device_train_batch_size
+        return recipe.micro_batch_size
     mini_batch = recipe.local_batch_size // recipe.num_mini_batches
     return min(mini_batch, recipe.max_tokens_per_micro_batch // sum(_lengths(recipe)))
 

@@ -42,7 +42,7 @@ def _steps(model: Any, recipe: SFTRecipe | RewardRecipe, storages: Storages, mas
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = cuda.as_on_cuda(optimizers.build(recipe, trained))
     size = micro_batch(recipe)
-    batches = min(2, -(-recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps // size))
+    batches = min(2, -(-recipe.micro_batch_size * recipe.gradient_accumulation_steps // size))
     for step in range(2):
         if step:
             storages.forget_peaks()
@@ -64,7 +64,7 @@ def _micro_batch(model: Any, recipe: SFTRecipe | RewardRecipe, batches: int, mas
 
 def micro_batch(recipe: SFTRecipe | RewardRecipe) -> int:
     """Return the number of sequences, or pairs, of maximum length per micro-batch."""
-    size = recipe.per_device_train_batch_size
+    size = recipe.micro_batch_size
     if isinstance(recipe, RewardRecipe) and recipe.max_tokens_per_micro_batch is not None:
         fitting = recipe.max_tokens_per_micro_batch // (2 * recipe.max_length)
         return min(size * recipe.gradient_accumulation_steps, fitting)

@@ -236,7 +236,7 @@ class Updater:
         self._base = base
         self._optimizer = optimizer
         self._reduce = reduce
-        sizes = recipe.per_device_train_batch_size, recipe.max_tokens_per_micro_batch
+        sizes = recipe.micro_batch_size, recipe.max_tokens_per_micro_batch
         self.gradients = Gradients(base, optimizer, reduce, *sizes, batch_sizes)
 
     def update(

@@ -63,7 +63,7 @@ def check_policy(recipe: PPORecipe, base: SharedBase, encoder: Encoder, reporter
         StageError: PPO cannot compute this model's log-probabilities.
     """
     rows, limit = _rows(encoder), _limit(recipe, base)
-    batch = max(recipe.local_rollout_forward_batch_size, recipe.per_device_train_batch_size)
+    batch = max(recipe.local_rollout_forward_batch_size, recipe.micro_batch_size)
     with _moved_adapter(base), torch.no_grad():
         own = [_own(base, [*prompt, *response]) for prompt, response in rows]
         _check_head(recipe, base, rows, own, _SAME * limit)
