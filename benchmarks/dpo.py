@@ -62,7 +62,7 @@ def _steps(model: Any, recipe: SFTRecipe, storages: Storages) -> None:
             storages.forget_peaks()
         storages.enter_phase(marks.FORWARD)
         with supervised.autocast(recipe):
-            loss = _loss(model, supervised.batch(pairs), storages)
+            loss = _loss(model, supervised.batch(pairs, masked=True), storages)
         loss.backward()
         storages.enter_phase(marks.STEP)
         nn.utils.clip_grad_norm_(trained, recipe.max_grad_norm)

@@ -247,7 +247,9 @@ def test_existing_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.Monk
         ("seed: 99999999999", ["expected a whole number of at most 4294967295"]),
         ("logging_steps: 0", ["expected a whole number of at least 1, or a share of all steps between 0 and 1"]),
         ("save_steps: -1", ["expected a whole number of at least 0, or a share of all steps between 0 and 1"]),
-        ("attn_implementation: fast", ["expected one of `eager`, `sdpa`, `flash_attention_2`, or null"]),
+        ("attn_implementation: fast", ["expected one of eager, sdpa, flash_attention_2,", "kernels-community/NAME@"]),
+        ("attn_implementation: kernels-community/flash-attn3@main", ["code from a hub; pin it by its commit"]),
+        ("attn_implementation: someone/flash-attn@" + "0" * 40, ["expected one of eager"]),
     ],
 )
 def test_mistake_in_a_file_is_named(file: Path, text: str, named: list[str]) -> None:

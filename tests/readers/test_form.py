@@ -86,7 +86,7 @@ def test_kinds_choices_and_bounds_are_read_off_the_struct() -> None:
     assert fields["max_train_samples"].bounds_text == "whole number, at least 1, or empty"
     assert fields["bf16"].kind == "flag" and fields["bf16"].bounds_text == "true or false"
     assert fields["dtype"].choices == ("auto", "float32", "bfloat16", "float16")  # in the recipe's order
-    assert fields["attn_implementation"].optional and fields["attn_implementation"].kind == "choice"
+    assert fields["attn_implementation"].optional and fields["attn_implementation"].kind == "text"
     assert fields["report_to"].kind == "list" and fields["report_to"].choices == ("tensorboard", "wandb", "trackio")
     assert fields["lora_target_modules"].kind == "list" and fields["lora_target_modules"].optional
     assert fields["dataset_columns"].kind == "mapping" and fields["dataset_columns"].default == {}

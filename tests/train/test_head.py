@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from stackllama_engine.budget import lm_head
 from stackllama_engine.train.ppo import head
 from stackllama_engine.train.ppo.shared_base import SharedBase
 
@@ -75,6 +76,32 @@ def test_logits_of_the_whole_batch_never_exist() -> None:
     with Largest() as largest:
         head.chosen(hidden, weight, bias, tokens, 1.0, entropy_trains=True).logprobs.sum().backward()
     assert largest.elements == head.CHUNK * VOCABULARY
+
+
+CARD = torch.device("cuda")  # a name: nothing is put there
+
+
+def test_a_chunk_is_as_large_as_the_device_likes(monkeypatch: pytest.MonkeyPatch) -> None:
+    vocabularies = {400: 1024, 32_000: 1024, 128_256: 512, 262_144: 256, 10**6: 128}
+    assert {size: head.chunk_tokens(CARD, size) for size in vocabularies} == vocabularies
+    assert head.chunk_tokens(torch.device("cpu"), 32_000) == 128
+    monkeypatch.setenv("STACKLLAMA_LEAVE_OUT", "head")
+    assert head.chunk_tokens(CARD, 32_000) == 128
+
+
+def test_the_memory_formula_counts_the_same_chunks() -> None:
+    for vocabulary in (400, 32_000, 128_256, 10**6):
+        for device in (CARD, torch.device("cpu")):
+            counted = lm_head.chunk_tokens(vocabulary, on_gpu=device == CARD)
+            assert counted == head.chunk_tokens(device, vocabulary)
+
+
+def test_chunks_of_any_size_say_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    hidden, weight, bias, tokens = inputs(torch.float64)
+    small = head.chosen(hidden, weight, bias, tokens, 0.7, entropy_trains=True)
+    monkeypatch.setattr(head, "chunk_tokens", lambda *_: 1024)
+    large = head.chosen(hidden, weight, bias, tokens, 0.7, entropy_trains=True)
+    torch.testing.assert_close(small, large)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -1,8 +1,9 @@
 """Padding never enters a number or a gradient, and micro-batches, whatever their size, add up to the same update."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from stackllama_engine.train.ppo import losses
 from stackllama_engine.train.ppo.rollout import policy_outputs, sequence_sum
+from stackllama_engine.train.ppo.shared_base import SharedBase
 from stackllama_engine.train.ppo.update import explained_variance, moments, whiten
 
 from .update_kit import Toy, alone, toy
@@ -98,15 +100,64 @@ def test_accumulation_changes_nothing(base: Path) -> None:
         torch.testing.assert_close(parts, gradient, rtol=1e-4, atol=1e-6)
 
 
-def test_positions_count_from_the_first_token_of_a_prompt(base: Path) -> None:
+@pytest.mark.parametrize("masks", [False, True])
+def test_every_row_begins_at_position_0_and_padding_follows_it(base: Path, masks: bool) -> None:
     """A model with rotary positions hides a shift; one with learned positions would not."""
     one = toy(base)
-    seen: list[tuple[Tensor, Tensor]] = []
+    one.base.masks_padding = masks
+    seen: list[tuple[Tensor, Tensor, Tensor | None]] = []
     one.base.trunk.register_forward_pre_hook(
-        lambda _, __, named: seen.append((named["position_ids"], named["attention_mask"])), with_kwargs=True
+        lambda _, __, named: seen.append((named["input_ids"], named["position_ids"], named["attention_mask"])),
+        with_kwargs=True,
     )
     one.update(one.advantages())
-    for positions, mask in seen:
-        for row, kept in zip(positions, mask.bool(), strict=True):
-            assert row[kept].tolist() == list(range(int(kept.sum())))
-    assert seen
+    ((ids, positions, mask),) = seen
+    longest_first = [[1, 5, 6, 9, 8, 9, 2], [1, 8, 30, 11, 40, 41, 42], [1, 7, 10, 2], [1, 9, 2]]
+    assert [row[: len(text)].tolist() for row, text in zip(ids, longest_first, strict=True)] == longest_first
+    assert ids.shape == (4, 7)  # not 4 + 4, the longest prompt and the longest response
+    assert all(row.tolist() == list(range(7)) for row in positions)
+    assert masks == (mask is not None)
+    if mask is not None:
+        assert mask.sum(1).tolist() == [len(text) for text in longest_first]
+
+
+def test_with_a_mask_and_without_one_an_update_is_the_same(base: Path) -> None:
+    keys = ("ent_coef=0.1", "value_adapter=true")
+    without, masked = toy(base, *keys), toy(base, *keys)
+    masked.base.masks_padding = True
+    facts, gradient = update_of(without)
+    again, other = update_of(masked)
+    assert again == pytest.approx(facts, rel=1e-4, abs=1e-6)
+    torch.testing.assert_close(other, gradient, rtol=1e-4, atol=1e-6)
+
+
+@pytest.fixture
+def float64(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Everything in float64, also what is computed in float32 on purpose; the head from all logits at once."""
+    monkeypatch.setattr(Tensor, "float", Tensor.double)
+    monkeypatch.setattr(SharedBase, "_chosen_by_frozen_matrix", lambda *_: None)
+    build = SharedBase.__init__
+
+    def build_in_float64(self: SharedBase, *inputs: Any) -> None:
+        build(self, *inputs)
+        self.model.double()
+        self.value_head.double()
+
+    monkeypatch.setattr(SharedBase, "__init__", build_in_float64)
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.usefixtures("float64")
+def test_micro_batches_by_tokens_are_the_same_update(base: Path) -> None:
+    keys = ("ent_coef=0.1", "value_adapter=true", "max_prompt_length=5", "random_length_limits=[4, 5]")
+    by_rows = update_of(toy(base, *keys))
+    for tokens, sizes in ((8, [1, 1, 2]), (14, [2, 2]), (28, [4])):
+        one = toy(base, *keys, f"max_tokens_per_micro_batch={tokens}")
+        batches = list(one.rollout.lengths.packed(range(4), 4, torch.device("cpu"), tokens))
+        assert [len(batch.indices) for batch in batches] == sizes
+        facts, gradient = update_of(one)
+        assert facts == pytest.approx(by_rows[0], rel=1e-12, abs=1e-12)
+        assert gradient.dtype == torch.float64
+        torch.testing.assert_close(gradient, by_rows[1], rtol=1e-10, atol=1e-14)

@@ -124,7 +124,8 @@ def test_reward_trains_its_head_and_counts_ties_apart(reward_run: RunDir) -> Non
 
 
 def test_reward_drops_and_counts_long_pairs(home: Home, base: Path) -> None:
-    run, facts = finish(home, base, Stage.REWARD, *REWARD, "max_steps=1", "max_length=70")
+    keys = ("max_steps=1", "max_length=70", "max_tokens_per_micro_batch=200")
+    run, facts = finish(home, base, Stage.REWARD, *REWARD, *keys)
     assert 0 < facts["dropped_too_long"] < 72
     assert any("70 tokens" in event.data["message"] for event in events(run) if event.kind == "health")
 

@@ -39,6 +39,7 @@ _VERDICTS = {
 _ESTIMATED = ("allocated", "reserved", "device", "phase", "components", "phases", "rule_of_thumb")
 """Keys of the document that are null where the verdict is unknown."""
 
+_BATCH_KEYS = ("per_device_train_batch_size", "gradient_accumulation_steps")
 _SHARDED = "sharded by {} across {} GPUs (estimate only; launch does not shard)"
 
 
@@ -118,6 +119,7 @@ def as_document(made: MemoryPlan, place: Place) -> dict[str, Any]:
         "fits": made.fits,
         "unknown": estimate.unknown,
         "at_least": estimate.least if estimate.unknown else None,
+        "batch": dict(zip(_BATCH_KEYS, made.batch, strict=True)) if made.batch else None,
         "suggestions": msgspec.to_builtins(made.suggestions),
         "rough": estimate.rough,
         "calibrated": made.calibrated,
@@ -272,6 +274,7 @@ def _print(recipe: EstimatedRecipe, made: MemoryPlan, place: Place) -> None:
             ("allocated", f"{size(estimate.allocated)} at its peak ({recipe.stage}, {estimate.peak})"),
             ("reserved", _interval(estimate.reserved)),
             ("device", f"{_interval(estimate.device)}, including {overhead}"),
+            *([("batch", f"largest that fits: {_batch(made.batch)}")] if made.batch else []),
             *([("measured", made.calibrated)] if made.calibrated else []),
             *([("rough", estimate.rough)] if estimate.rough else []),
         ]
@@ -290,6 +293,11 @@ def _print(recipe: EstimatedRecipe, made: MemoryPlan, place: Place) -> None:
             (_VERDICTS[one.fits][0], size(one.saving), one.title, _overrides(one.changes)) for one in made.suggestions
         ]
         show_table(("THEN", "SAVES", "CHANGE", "KEYS"), rows, {text: hue for text, hue in _VERDICTS.values()}, 0)
+
+
+def _batch(batch: tuple[int, int]) -> str:
+    size, accumulation = batch
+    return f"micro-batch {size} × {accumulation} accumulated ({_overrides(dict(zip(_BATCH_KEYS, batch, strict=True)))})"
 
 
 def _overrides(changes: dict[str, Any]) -> str:

@@ -25,8 +25,8 @@ _SECTIONS: dict[str, str] = {
         total_episodes num_train_epochs weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm
         max_skipped_steps max_rollbacks bf16 fp16 seed""",
     "Batch & length": """per_device_train_batch_size gradient_accumulation_steps num_mini_batches
-        local_rollout_forward_batch_size per_device_eval_batch_size gradient_checkpointing max_length
-        max_prompt_length packing packing_strategy assistant_only_loss""",
+        local_rollout_forward_batch_size max_tokens_per_micro_batch per_device_eval_batch_size gradient_checkpointing
+        max_length max_prompt_length packing packing_strategy assistant_only_loss""",
     "PPO": """num_ppo_epochs cliprange cliprange_value vf_coef ent_coef gamma lam whiten_rewards whiten_advantages
         early_stopping target_kl ratio_threshold value_adapter value_head_init""",
     "Sampling": """temperature response_length random_length_limits missing_eos_penalty missing_eos_reward use_vllm

@@ -3,6 +3,7 @@
 Loads nothing and uses no network; a plan takes milliseconds.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from msgspec import Struct
 
 from stackllama_engine.budget.architecture import Architecture
 from stackllama_engine.budget.auto import Case, Price, prices, resolve_or_nearest
+from stackllama_engine.budget.auto_batch import largest_micro_batch
 from stackllama_engine.budget.estimate import Estimate, EstimatedRecipe, estimate, estimate_sharded
 from stackllama_engine.budget.fit import Fits, Suggestion, fits, suggestions
 from stackllama_engine.budget.model_files import read_architecture
@@ -50,6 +52,9 @@ class MemoryPlan(Struct, frozen=True, kw_only=True):
     """A note that earlier runs gave the intervals; None: they are the formula's own."""
     fits: Fits
     suggestions: list[Suggestion]
+    batch: tuple[int, int] | None = None
+    """The largest micro-batch that fits, and the accumulation that keeps the effective batch; None: none fits, or
+    micro-batches are cut by tokens."""
     shard: Sharding | None = None
     """The estimate is of one GPU among several that each hold a share, which the engine does not launch."""
 
@@ -77,9 +82,14 @@ def make_plan(
     if shard:
         return _sharded(recipe, architecture, place, shard)
     reward, note = reward_architecture(home, recipe) if isinstance(recipe, PPORecipe) else (None, None)
-    estimated = estimate(
-        recipe, architecture, gpus=place.gpus, on_gpu=place.on_gpu, reward=reward, device_bytes=place.bytes
-    )
+
+    def measure(one: EstimatedRecipe) -> Estimate:
+        return estimate(
+            one, architecture, gpus=place.gpus, on_gpu=place.on_gpu, reward=reward, device_bytes=place.bytes
+        )
+
+    recipe, batch = _largest_batch(recipe, measure, place)
+    estimated = measure(recipe)
     if note:
         estimated = msgspec.structs.replace(
             estimated, rough="; ".join(part for part in (estimated.rough, note) if part)
@@ -103,6 +113,7 @@ def make_plan(
             reward=reward,
             adjust=lambda changed, one: adjusted(changed, one)[0],
         ),
+        batch=batch,
     )
 
 
@@ -141,6 +152,19 @@ def _case(home: Home, recipe: EstimatedRecipe, place: Place) -> Case:
         bytes=place.bytes,
         place=place.name,
     )
+
+
+def _largest_batch(
+    recipe: EstimatedRecipe, measure: Callable[[EstimatedRecipe], Estimate], place: Place
+) -> tuple[EstimatedRecipe, tuple[int, int] | None]:
+    """Return the recipe, with numbers in place of `auto` where some fit, and the largest micro-batch that fits."""
+    if isinstance(recipe, MergeRecipe) or getattr(recipe, "max_tokens_per_micro_batch", None) is not None:
+        return recipe, None
+    largest = largest_micro_batch(recipe, measure, place.bytes)
+    if largest is None:
+        return recipe, None
+    batch = (largest.micro_batch_size, largest.gradient_accumulation_steps)
+    return (largest if recipe.per_device_train_batch_size == "auto" else recipe), batch
 
 
 def _sharded(recipe: EstimatedRecipe, architecture: Architecture, place: Place, shard: Sharding) -> MemoryPlan:

@@ -18,8 +18,6 @@ from .estimate import Estimate, estimate
 from .fit import Fits, at_least, fits, severity
 
 QUANTISED = ("int8", "nf4")
-_USEFUL_BATCH = 4
-"""Sequences of a micro-batch that must fit where the recipe leaves their number open."""
 _GIB = 1 << 30
 Trained = SFTRecipe | RewardRecipe | PPORecipe
 
@@ -197,12 +195,7 @@ def _demand(made: tuple[Case, Option]) -> tuple[int, int]:
 def _measured(case: Case, recipe: Trained) -> Option:
     if case.arch is None or case.bytes is None:
         return Option(recipe=recipe, estimate=None, fits="unknown")
-    counted = recipe
-    if getattr(recipe, "per_device_train_batch_size") == "auto":  # noqa: B009 - a number where nobody leaves it open
-        counted = msgspec.structs.replace(recipe, per_device_train_batch_size=_USEFUL_BATCH)
-    found = estimate(
-        counted, case.arch, gpus=case.gpus, on_gpu=case.on_gpu, reward=case.reward, device_bytes=case.bytes
-    )
+    found = estimate(recipe, case.arch, gpus=case.gpus, on_gpu=case.on_gpu, reward=case.reward, device_bytes=case.bytes)
     return Option(recipe=recipe, estimate=found, fits=fits(found, case.bytes))
 
 

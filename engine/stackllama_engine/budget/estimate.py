@@ -6,6 +6,7 @@ The numbers follow what ``train/`` does with a recipe: how models are loaded, ba
 import msgspec
 from msgspec import Struct
 
+from ..contract.attention import is_flash
 from ..contract.errors import UsageError
 from ..contract.recipe import MergeRecipe, PPORecipe, RewardRecipe, SFTRecipe, TrainRecipe
 from . import adapter, device, inference, least, lm_head, merging, optimizer, sharding, training, weights
@@ -131,7 +132,7 @@ def attention_kind(recipe: TrainRecipe, arch: Architecture, precision: Precision
     """
     if recipe.attn_implementation == "eager" or arch.model_type == "gemma2":
         return "eager"
-    if recipe.attn_implementation == "flash_attention_2":
+    if is_flash(recipe.attn_implementation) or "/" in (recipe.attn_implementation or ""):  # or a kernel of the hub
         return "flash"
     if precision.attention == 2 and not masked:
         return "flash"
@@ -140,12 +141,23 @@ def attention_kind(recipe: TrainRecipe, arch: Architecture, precision: Precision
     return "efficient"
 
 
+def keeps_mask(arch: Architecture, precision: Precision) -> bool:
+    """Return whether rows that are padded on the right get a mask, as ``train/right_padding.py`` decides on a GPU."""
+    return precision.attention == 4 and arch.kv_heads != arch.heads
+
+
 def workload(recipe: SFTRecipe | RewardRecipe, arch: Architecture, *, gpus: int, on_gpu: bool) -> training.Workload:
     """Describe one training step of SFT or of a reward model; see :func:`estimate`."""
     precision = precision_of(recipe, arch)
     pairs = isinstance(recipe, RewardRecipe)
-    masked = pairs or not (recipe.packing and recipe.packing_strategy == "wrapped")
-    sequences = recipe.per_device_train_batch_size * (2 if pairs else 1)
+    packed = isinstance(recipe, SFTRecipe) and recipe.packing
+    masked = recipe.packing_strategy != "wrapped" if packed else keeps_mask(arch, precision)
+    sequences = recipe.micro_batch_size * (2 if pairs else 1)
+    accumulates = recipe.gradient_accumulation_steps > 1
+    if isinstance(recipe, RewardRecipe) and recipe.max_tokens_per_micro_batch is not None:
+        step = sequences * recipe.gradient_accumulation_steps
+        sequences = min(step, 2 * (recipe.max_tokens_per_micro_batch // (2 * recipe.max_length)))
+        accumulates = sequences < step
     width = _ADAPTER if recipe.use_peft else precision.native
     trained = adapter.trained_parameters(recipe, arch)
     if pairs:
@@ -160,7 +172,7 @@ def workload(recipe: SFTRecipe | RewardRecipe, arch: Architecture, *, gpus: int,
         width=width,
         checkpointing=_checkpointing(recipe),
         optimizer=optimizer.kind_of(recipe.optim, on_gpu=on_gpu),
-        accumulates=recipe.gradient_accumulation_steps > 1,
+        accumulates=accumulates,
         head="score" if pairs else "tiled",
         ddp=gpus > 1,
         on_gpu=on_gpu,
@@ -174,7 +186,8 @@ def _ppo(
     precision = precision_of(recipe, arch)
     prompt, response = max(1, recipe.max_prompt_length - 1), recipe.longest_response  # a longer prompt is dropped
     length = prompt + response
-    mode = _mode(recipe, arch, precision, masked=True, length=length, on_gpu=on_gpu)
+    left = _mode(recipe, arch, precision, masked=True, length=length, on_gpu=on_gpu)  # sampling pads prompts there
+    mode = _mode(recipe, arch, precision, masked=keeps_mask(arch, precision), length=length, on_gpu=on_gpu)
     one = adapter.trained_parameters(recipe, arch)
     adapters = 1 + recipe.value_adapter
     trained = adapters * one + arch.hidden  # and the value head
@@ -185,7 +198,10 @@ def _ppo(
     reward_bytes = _ADAPTER * (one + arch.hidden) if recipe.reward_model_path else 0
     if reward is not None:
         own = Precision(native=native_bytes(recipe, reward))
-        reward_forward = (reward, _mode(recipe, reward, own, masked=True, length=length, on_gpu=on_gpu))
+        reward_forward = (
+            reward,
+            _mode(recipe, reward, own, masked=keeps_mask(reward, own), length=length, on_gpu=on_gpu),
+        )
         reward_bytes = weights.base(reward, own, head=False)
     record = recipe.local_batch_size * (4 * _RECORD * response + 16 * length)
     resident = inference.Resident(
@@ -198,7 +214,11 @@ def _ppo(
     )
     batch, held_out = recipe.local_rollout_forward_batch_size, recipe.max_eval_samples
     rows = min(batch, max(recipe.local_batch_size, batch if held_out is None else held_out))
-    size = recipe.per_device_train_batch_size
+    size, mini_batch = recipe.micro_batch_size, recipe.local_batch_size // recipe.num_mini_batches
+    scored = rows
+    if recipe.max_tokens_per_micro_batch is not None:
+        scored = recipe.max_tokens_per_micro_batch // length
+        size = min(mini_batch, scored)
     kept_by_autocast = precision.native == 4 and not precision.quant and not recipe.checkpointing
     narrowed = 0 if kept_by_autocast else lm_head.narrowed(arch, precision)  # which then is among the layers' copies
     work = training.Workload(
@@ -212,8 +232,10 @@ def _ppo(
         checkpointing=_checkpointing(recipe),
         optimizer=kind,
         summed=True,
-        accumulates=recipe.gradient_accumulation_steps > 1,
-        head_bytes=lm_head.update(arch, precision, size * response, directions=2 if recipe.ent_coef else 1)
+        accumulates=size < mini_batch,
+        head_bytes=lm_head.update(
+            arch, precision, size * response, directions=2 if recipe.ent_coef else 1, on_gpu=on_gpu
+        )
         + size * length * precision.residual * arch.hidden
         + narrowed,
         on_gpu=on_gpu,
@@ -225,10 +247,10 @@ def _ppo(
     update = max(moments, key=lambda moment: moment.bytes)
     more = [Component("reward model", reward_bytes)] if reward_bytes else []
     more.append(Component("rollout record", record))
-    rollout = inference.rollout(arch, mode, resident, rows, prompt, response)
+    rollout = inference.rollout(arch, left, resident, rows, prompt, response)
     return [
         rollout if share is None else inference.vllm_rollout(resident, share),
-        inference.score(arch, mode, resident, rows, length, response, reward_forward),
+        inference.score(arch, mode, resident, scored, length, response, reward_forward, on_gpu=on_gpu),
         PhaseEstimate("update", (*update.components, *more)),
     ]
 

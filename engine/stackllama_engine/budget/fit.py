@@ -23,6 +23,7 @@ _WORTH_TOGETHER = 0.03
 """Minimum saving of each of several combined changes."""
 _MOST_TOGETHER = 8
 _SHORTEST = 64
+_TOKENS = "max_tokens_per_micro_batch"
 _ORDER: dict[Fits, int] = {"yes": 0, "tight": 1, "unknown": 2, "no": 3}
 
 
@@ -227,7 +228,10 @@ def _ladders(recipe: TrainRecipe, on_gpu: bool) -> Iterator[list[_Change]]:
 
 def _smaller_batches(recipe: TrainRecipe) -> list[_Change]:
     """List smaller micro-batches, with more accumulation so that an optimizer step has as many sequences."""
-    size: int = getattr(recipe, "per_device_train_batch_size", 1)
+    tokens: int | None = getattr(recipe, "max_tokens_per_micro_batch", None)
+    if tokens is not None:
+        return _fewer_tokens(recipe, tokens)
+    size: int = getattr(recipe, "micro_batch_size", 1)
     total = size * recipe.gradient_accumulation_steps
     return [
         _Change(
@@ -238,6 +242,15 @@ def _smaller_batches(recipe: TrainRecipe) -> list[_Change]:
         for smaller in range(size - 1, 0, -1)
         if total % smaller == 0
     ]
+
+
+def _fewer_tokens(recipe: TrainRecipe, tokens: int) -> list[_Change]:
+    """List smaller limits of tokens per micro-batch, none below the longest row or pair."""
+    options: list[_Change] = []
+    while (tokens := tokens // 2) and _apply(recipe, msgspec.to_builtins(recipe) | {_TOKENS: tokens}) is not None:
+        price = "the same result; slower if small batches leave the GPU idle"
+        options.append(_Change(f"{tokens} tokens per micro-batch", {_TOKENS: tokens}, price))
+    return options
 
 
 def _rollout_batches(recipe: TrainRecipe) -> list[_Change]:

@@ -65,6 +65,8 @@ def score(
     tokens: int,
     response: int,
     reward_model: tuple[Architecture, LayerMode] | None = None,
+    *,
+    on_gpu: bool,
 ) -> PhaseEstimate:
     """Return the scoring phase: log-probabilities of policy and reference, then the reward model's forward pass.
 
@@ -76,11 +78,12 @@ def score(
         tokens: P + R.
         response: R.
         reward_model: sizes and layer settings of a separate reward model; None: an adapter on the base.
+        on_gpu: on a GPU, or on the CPU.
     """
     forward = activations.forward_transient(arch, mode, rows * tokens)
     rewards = forward if reward_model is None else activations.forward_transient(*reward_model, rows * tokens)
     hidden = rows * tokens * mode.precision.residual * arch.hidden
-    logits = lm_head.scoring(arch, mode.precision, rows * response)
+    logits = lm_head.scoring(arch, mode.precision, rows * response, on_gpu=on_gpu)
     if logits + hidden >= max(forward, rewards):
         return phase("score", **_components(resident), activations=hidden, logits=logits)
     temporaries = max(forward, rewards) + resident.narrowed

@@ -15,7 +15,7 @@ Head = Literal["tiled", "plain", "chunked", "score"]
 TILE_TOKENS = 4096
 TILE_VOCABULARY = 32768
 CHUNKS = 8
-CHUNK_TOKENS = 128
+CHUNK_TOKENS, CUDA_CHUNK_TOKENS, CUDA_LOGITS = 128, 1024, 1 << 26
 """As in ``train/ppo/head.py``."""
 
 
@@ -85,7 +85,14 @@ def plain(vocabulary: int, tokens: int, width: int, *, kept: bool = False) -> in
     return (12 + outputs) * vocabulary * tokens
 
 
-def chunk(arch: Architecture, precision: Precision, tokens: int, *, trains: bool) -> int:
+def chunk_tokens(vocabulary: int, *, on_gpu: bool) -> int:
+    """Return the tokens of a chunk of ``train/ppo/head.py``."""
+    if not on_gpu:
+        return CHUNK_TOKENS
+    return max(CHUNK_TOKENS, min(CUDA_CHUNK_TOKENS, CUDA_LOGITS // vocabulary // CHUNK_TOKENS * CHUNK_TOKENS))
+
+
+def chunk(arch: Architecture, precision: Precision, tokens: int, *, trains: bool, on_gpu: bool) -> int:
     """Return what ``train/ppo/head.py`` holds per chunk of tokens.
 
     Log-probabilities and probabilities in float32, and the logits of a narrower head. Where the model's own code scales
@@ -95,10 +102,10 @@ def chunk(arch: Architecture, precision: Precision, tokens: int, *, trains: bool
     own = 0
     if arch.logit_steps:
         own = 12 + precision.head * arch.logit_steps if trains else precision.head
-    return (8 + narrow + own) * arch.vocab * min(tokens, CHUNK_TOKENS)
+    return (8 + narrow + own) * arch.vocab * min(tokens, chunk_tokens(arch.vocab, on_gpu=on_gpu))
 
 
-def update(arch: Architecture, precision: Precision, tokens: int, *, directions: int) -> int:
+def update(arch: Architecture, precision: Precision, tokens: int, *, directions: int, on_gpu: bool) -> int:
     """Return the peak of PPO's log-probabilities with gradients.
 
     Per token the hidden state in the head's dtype and one float32 vector per direction; beside them a chunk, or the
@@ -108,7 +115,7 @@ def update(arch: Architecture, precision: Precision, tokens: int, *, directions:
     taken = precision.head * arch.hidden * tokens
     kept = directions * hidden
     backward = hidden + (taken if precision.head < 4 else 0)
-    return max(taken + kept + chunk(arch, precision, tokens, trains=True), kept + backward)
+    return max(taken + kept + chunk(arch, precision, tokens, trains=True, on_gpu=on_gpu), kept + backward)
 
 
 def narrowed(arch: Architecture, precision: Precision) -> int:
@@ -116,10 +123,10 @@ def narrowed(arch: Architecture, precision: Precision) -> int:
     return 2 * arch.embedding if precision.amp and precision.other == 4 else 0
 
 
-def scoring(arch: Architecture, precision: Precision, tokens: int) -> int:
+def scoring(arch: Architecture, precision: Precision, tokens: int, *, on_gpu: bool) -> int:
     """Return the peak of PPO's log-probabilities without gradients: states, the head's 16-bit copy, and a chunk."""
     taken = precision.head * arch.hidden * tokens
-    return taken + narrowed(arch, precision) + chunk(arch, precision, tokens, trains=False)
+    return taken + narrowed(arch, precision) + chunk(arch, precision, tokens, trains=False, on_gpu=on_gpu)
 
 
 def sampling(arch: Architecture, precision: Precision, rows: int) -> int:

@@ -9,6 +9,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from msgspec import Struct
 
 from .recipe_common import (
+    AUTO_BATCH,
+    AUTO_HELP,
     DROPOUT_HELP,
     DTYPE_HELP,
     EVAL_HELP,
@@ -19,6 +21,7 @@ from .recipe_common import (
     WARMUP_HELP,
     WEIGHT_DECAY_HELP,
     AtLeastOne,
+    BatchSize,
     Dtype,
     ModelRecipe,
     NotNegative,
@@ -27,6 +30,8 @@ from .recipe_common import (
     Steps,
     TrainRecipe,
     about,
+    check_one_limit,
+    micro_batch_of,
 )
 from .recipe_ppo import (
     FUNCTION,
@@ -73,7 +78,9 @@ class SFTRecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     lr_scheduler_type: Annotated[Scheduler, about("Learning-rate schedule.")] = "cosine"
     warmup_steps: Annotated[Steps, about(WARMUP_HELP)] = 0.03
     weight_decay: Annotated[float, about(WEIGHT_DECAY_HELP, ge=0, le=1)] = 0.05
-    per_device_train_batch_size: Annotated[int, about("Micro-batch size per device, in sequences.", ge=1)] = 4
+    per_device_train_batch_size: Annotated[
+        BatchSize, about(f"Micro-batch size per device, in sequences. {AUTO_HELP}")
+    ] = AUTO_BATCH
     per_device_eval_batch_size: Annotated[int, about("Evaluation batch size per device, in sequences.", ge=1)] = 4
     max_steps: Annotated[int, about("Number of optimizer steps; -1: given by `num_train_epochs`.", ge=-1)] = -1
     num_train_epochs: Annotated[float, about("Number of epochs if `max_steps` is -1.", gt=0)] = 1.0
@@ -95,6 +102,11 @@ class SFTRecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ] = None
     eval_steps: Annotated[Steps, about(EVAL_HELP)] = 1000
 
+    @property
+    def micro_batch_size(self) -> int:
+        """`per_device_train_batch_size` as a number."""
+        return micro_batch_of(self.per_device_train_batch_size)
+
 
 class RewardRecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Reward model with one score per text, trained on pairs with the Bradley-Terry loss."""
@@ -109,7 +121,17 @@ class RewardRecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields
     max_eval_samples: Annotated[AtLeastOne | None, about(EVAL_SAMPLES_HELP)] = 4000
     learning_rate: Annotated[float, about(LEARNING_RATE_HELP, gt=0, le=1)] = 1e-4
     weight_decay: Annotated[float, about(WEIGHT_DECAY_HELP, ge=0, le=1)] = 0.001
-    per_device_train_batch_size: Annotated[int, about("Micro-batch size per device, in pairs.", ge=1)] = 4
+    per_device_train_batch_size: Annotated[BatchSize, about(f"Micro-batch size per device, in pairs. {AUTO_HELP}")] = (
+        AUTO_BATCH
+    )
+    max_tokens_per_micro_batch: Annotated[
+        AtLeastOne | None,
+        about(
+            "Maximum number of tokens per micro-batch, padding included: the pairs of an optimizer step are sorted by "
+            "length and cut by tokens instead of by `per_device_train_batch_size`; empty: by pairs. The effective "
+            "batch stays."
+        ),
+    ] = None
     per_device_eval_batch_size: Annotated[int, about("Evaluation batch size per device, in pairs.", ge=1)] = 4
     max_steps: Annotated[int, about("Number of optimizer steps; -1: given by `num_train_epochs`.", ge=-1)] = -1
     num_train_epochs: Annotated[float, about("Number of epochs if `max_steps` is -1.", gt=0)] = 1.0
@@ -121,6 +143,21 @@ class RewardRecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields
             "Coefficient of the loss term that pulls the mean reward to zero; empty: none (arXiv:2312.09244, eq. 2)."
         ),
     ] = None
+
+    def __post_init__(self) -> None:
+        """Check the keys against each other; see :class:`TrainRecipe`."""
+        super().__post_init__()
+        check_one_limit(self.per_device_train_batch_size, self.max_tokens_per_micro_batch)
+        if self.max_tokens_per_micro_batch is not None and self.max_tokens_per_micro_batch < 2 * self.max_length:
+            raise ValueError(
+                f"`max_tokens_per_micro_batch: {self.max_tokens_per_micro_batch}` holds no pair of full length: "
+                f"`max_length: {self.max_length}` makes up to {2 * self.max_length} tokens; raise it to at least that."
+            )
+
+    @property
+    def micro_batch_size(self) -> int:
+        """`per_device_train_batch_size` as a number."""
+        return micro_batch_of(self.per_device_train_batch_size)
 
 
 class MergeRecipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import msgspec
 from msgspec import Meta, Struct
 
+from .attention import check_attention
 from .stages import Split, Stage
 
 LORA = "https://thinkingmachines.ai/blog/lora"
@@ -21,6 +22,13 @@ Positive = Annotated[float, Meta(gt=0)]
 Share = Annotated[float, Meta(ge=0, lt=1)]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 BasePrecision = Literal["auto", "dtype", "bf16", "int8", "nf4", "fp4"]
+BatchSize = AtLeastOne | Literal["auto"]
+AUTO_BATCH = 4
+"""Default micro-batch size, and the one that `auto` regroups."""
+AUTO_HELP = (
+    f"`auto`: the largest that fits, from the estimate at launch, with as much accumulation as keeps {AUTO_BATCH} × "
+    "`gradient_accumulation_steps` per optimizer step."
+)
 COLUMN_NAMES = ("prompt", "chosen", "rejected", "completion", "messages")
 """Names of `dataset_columns`; TRL's."""
 Steps = Annotated[int, Meta(ge=0)] | Share
@@ -76,6 +84,24 @@ def about(text: str, **bounds: Any) -> Meta:
     return Meta(description=text, **bounds)
 
 
+def micro_batch_of(size: BatchSize) -> int:
+    """Return a micro-batch size as a number; `auto` counts as what it regroups until a launch resolves it."""
+    return AUTO_BATCH if size == "auto" else size
+
+
+def check_one_limit(size: BatchSize, tokens: int | None) -> None:
+    """Refuse `auto` beside a limit in tokens.
+
+    Raises:
+        ValueError: both are given.
+    """
+    if size == "auto" and tokens is not None:
+        raise ValueError(
+            f"`per_device_train_batch_size: auto` and `max_tokens_per_micro_batch: {tokens}` both set the micro-batch; "
+            "leave one of them out."
+        )
+
+
 def steps_of(steps: float, total: int) -> int:
     """Return a number of steps; ``steps`` below 1 is a share of ``total``, rounded up as in transformers."""
     return math.ceil(steps * total) if 0 < steps < 1 else int(steps)
@@ -91,8 +117,12 @@ class ModelRecipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     model_revision: Annotated[str | None, about("Hub revision of the model: branch, tag or commit.")] = None
     dtype: Annotated[Dtype, about(DTYPE_HELP)] = "auto"
     attn_implementation: Annotated[
-        Literal["eager", "sdpa", "flash_attention_2"] | None,
-        about("Attention implementation; empty: chosen by transformers."),
+        str | None,
+        about(
+            "Attention implementation: `eager`, `sdpa`, `flash_attention_2`, `_3` or `_4`, `flex_attention`, or a "
+            "kernel `kernels-community/NAME@COMMIT` that the environment variable `STACKLLAMA_ALLOWED_KERNELS` names, "
+            "as it is code from a hub; empty: chosen by transformers."
+        ),
     ] = None
     trust_remote_code: Annotated[bool, about("Must be false: code from a model repository is never executed.")] = False
 
@@ -259,6 +289,8 @@ class TrainRecipe(ModelRecipe, frozen=True, kw_only=True, forbid_unknown_fields=
                 "Use a model whose architecture is part of transformers."
             )
         self._check_precision()
+        if self.attn_implementation is not None:
+            check_attention(self.attn_implementation)
         self._check_columns()
         self._check_optimisation()
         if getattr(self, "max_steps", -1) == 0:

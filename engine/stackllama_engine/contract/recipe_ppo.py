@@ -7,10 +7,13 @@ from msgspec import Meta, Struct
 
 from .recipe_common import (
     ACCUMULATION_HELP,
+    AUTO_BATCH,
+    AUTO_HELP,
     LEARNING_RATE_HELP,
     OPTIM_HELP,
     SPLIT_HELP,
     AtLeastOne,
+    BatchSize,
     NotNegative,
     Optim,
     Positive,
@@ -18,6 +21,8 @@ from .recipe_common import (
     Steps,
     TrainRecipe,
     about,
+    check_one_limit,
+    micro_batch_of,
 )
 from .stages import Split, Stage
 
@@ -152,8 +157,8 @@ class PPORecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     # batch: per_device_train_batch_size × gradient_accumulation_steps × num_mini_batches = responses per device
     per_device_train_batch_size: Annotated[
-        int, about("Micro-batch size per device for PPO updates, in responses.", ge=1)
-    ] = 4
+        BatchSize, about(f"Micro-batch size per device for PPO updates, in responses. {AUTO_HELP}")
+    ] = AUTO_BATCH
     gradient_accumulation_steps: Annotated[int, about(ACCUMULATION_HELP, ge=1)] = 8
     num_mini_batches: Annotated[
         int,
@@ -172,6 +177,14 @@ class PPORecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             ge=1,
         ),
     ] = 16
+    max_tokens_per_micro_batch: Annotated[
+        AtLeastOne | None,
+        about(
+            "Maximum number of tokens per micro-batch, padding included, in PPO's update and in scoring: rows of like "
+            "length are cut by tokens instead of by `per_device_train_batch_size` and "
+            "`local_rollout_forward_batch_size` (which sampling keeps); empty: by rows. The effective batch stays."
+        ),
+    ] = None
     max_steps: Annotated[
         int, about("Number of PPO steps (rollout and update); -1: given by `num_train_epochs`.", ge=-1)
     ] = -1
@@ -364,6 +377,13 @@ class PPORecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=Tr
                 f"`random_length_limits: [{low}, {high}]`: the first must be below the second; the maximum length "
                 "is drawn from [low, high)."
             )
+        check_one_limit(self.per_device_train_batch_size, self.max_tokens_per_micro_batch)
+        if self.max_tokens_per_micro_batch is not None and self.max_tokens_per_micro_batch < self.longest_sequence:
+            raise ValueError(
+                f"`max_tokens_per_micro_batch: {self.max_tokens_per_micro_batch}` holds no response of full length: "
+                f"`max_prompt_length: {self.max_prompt_length}` and {self.length_key} make up to "
+                f"{self.longest_sequence} tokens; raise it to at least that."
+            )
         if self.use_vllm:
             self._check_vllm()
 
@@ -455,6 +475,11 @@ class PPORecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         return self.length_limits[1] - 1
 
     @property
+    def longest_sequence(self) -> int:
+        """Tokens of the longest prompt, which is shorter than its limit, and response together."""
+        return max(1, self.max_prompt_length - 1) + self.longest_response
+
+    @property
     def length_key(self) -> str:
         """Key that limits the length of a response, with its value, for messages."""
         if self.random_length_limits is not None:
@@ -469,6 +494,11 @@ class PPORecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         return _DEFAULT_EOS_PENALTY if self.reward_model_path and self.missing_eos_reward is None else 0.0
 
     @property
+    def micro_batch_size(self) -> int:
+        """`per_device_train_batch_size` as a number."""
+        return micro_batch_of(self.per_device_train_batch_size)
+
+    @property
     def local_batch_size(self) -> int:
         """Responses per device and PPO step."""
-        return self.per_device_train_batch_size * self.gradient_accumulation_steps * self.num_mini_batches
+        return self.micro_batch_size * self.gradient_accumulation_steps * self.num_mini_batches

@@ -52,6 +52,7 @@ _SIZES = frozenset(
         "gradient_accumulation_steps",
         "per_device_eval_batch_size",
         "local_rollout_forward_batch_size",
+        "max_tokens_per_micro_batch",
     }
 )
 _RESTART = "restart.json"

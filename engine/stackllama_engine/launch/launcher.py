@@ -31,6 +31,7 @@ from ..contract.resuming import check_resume
 from ..contract.run_dir import FunctionFile, Home, Launch, RunDir, State, check_free, check_run_id
 from ..contract.stages import Stage
 from .argv import Command, build_command
+from .auto_batch import batch_notices, refuse_open_batch, resolve_batch
 from .auto_precision import refuse_auto, resolve_auto
 from .data_check import data_notices
 from .function_hash import check_functions, reward_functions
@@ -113,7 +114,7 @@ def plan(
     gpus = _gpus(recipe)
     request = recipe
     recipe, inputs = prepare(home, request, name)
-    recipe = resolve_machine(resolve_auto(recipe, gpus), gpus)
+    recipe = resolve_batch(resolve_machine(resolve_auto(recipe, gpus), gpus), gpus)
     run_dir = home.runs_dir / (name or _ANY_RUN)
     return Plan(
         home=home,
@@ -126,7 +127,7 @@ def plan(
         gpus=tuple(gpus),
         parents=(*inputs, *parents),
         functions=tuple(reward_functions(recipe)),
-        notices=tuple(data_notices(recipe)),
+        notices=(*data_notices(recipe), *batch_notices(request, recipe)),
     )
 
 
@@ -182,7 +183,7 @@ def _check_still_holds(planned: Plan) -> None:
     if tuple(gpus) != planned.gpus:
         raise RefusedError("The visible GPUs have changed since this launch was planned. Launch it again.")
     recipe, _ = prepare(planned.home, planned.request, planned.name)
-    if resolve_machine(resolve_auto(recipe, gpus), gpus) != planned.recipe:
+    if resolve_batch(resolve_machine(resolve_auto(recipe, gpus), gpus), gpus) != planned.recipe:
         raise RefusedError("What the recipe's inputs name has changed since this launch was planned. Launch it again.")
     for function in reward_functions(planned.recipe):
         if function not in planned.functions:
@@ -284,6 +285,7 @@ def begin(run: RunDir, *, canary: bool | None, holder_gone: bool = False, functi
             pids = ", ".join(str(process.pid) for process in left)
             raise RefusedError(f"Processes of run `{run.id}` are still alive ({pids}); try again in a moment.")
         recipe = load_own_recipe(run, run.read_state().stage)
+        refuse_open_batch(recipe, "it is resolved once, at launch, and a run keeps its numbers")
         gpus = _gpus(recipe)
         if run.read_state().attempt == 0:  # a Slurm job's first: the GPU is known only here
             recipe = _decided(run, recipe, gpus)

@@ -11,6 +11,7 @@ import msgspec
 
 import stackllama_engine
 
+from ..contract.attention import FLASH_PACKAGES, check_allowed
 from ..contract.errors import RecipeError, RefusedError, how_to_install
 from ..contract.recipe import AnyRecipe, MergeRecipe, PipelineRecipe, PPORecipe, TrainRecipe
 from ..contract.stages import TRAINING_STAGES, Stage
@@ -110,10 +111,26 @@ def _check_packages(recipe: TrainRecipe | MergeRecipe) -> None:
     missing = [name for name in needed if not _installed(name)]
     if missing:
         raise RefusedError(f"Training needs {', '.join(missing)}, not installed here: {how_to_install('train')}.")
+    if isinstance(recipe, TrainRecipe):
+        _check_attention(recipe.attn_implementation)
     if isinstance(recipe, PPORecipe) and recipe.use_vllm and not _installed("vllm"):
         raise RefusedError(
             f"`use_vllm: true` needs vllm, not installed here: {how_to_install('vllm')}, or set `use_vllm: false`."
         )
+
+
+def _check_attention(implementation: str | None) -> None:
+    check_allowed(implementation)
+    needed = FLASH_PACKAGES.get(implementation or "") or ("kernels" if "/" in (implementation or "") else None)
+    if needed is None:
+        return
+    try:
+        importlib.metadata.version(needed)
+    except importlib.metadata.PackageNotFoundError:
+        raise RecipeError(
+            f"recipe: `attn_implementation: {implementation}` needs the package {needed}, which is not installed; "
+            "install it, or use `sdpa`."
+        ) from None
 
 
 def _installed(name: str) -> bool:

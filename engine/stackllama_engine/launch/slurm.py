@@ -34,6 +34,7 @@ from ..contract.redact import redact_output, secret_names
 from ..contract.run_dir import Home, Launch, RunDir, State
 from ..contract.stages import Stage
 from ..contract.streams import open_standard_streams
+from .auto_batch import refuse_open_batch
 from .function_hash import reward_functions
 from .launcher import begin, gone_unless_written, prepare
 from .machine_check import git_commit, package_versions
@@ -68,6 +69,7 @@ def submit(home: Home, recipe: AnyRecipe, name: str | None, words: Iterable[str]
     if recipe.stage is Stage.PIPELINE:
         raise RefusedError("A pipeline is not submitted as one job; submit its stages one after the other.")
     recipe, parents = prepare(home, recipe, name)
+    refuse_open_batch(recipe, "the card that Slurm will give is not known when a job is submitted")
     sbatch_argv(home.runs_dir / (name or "x"), options)
     if not tool("sbatch"):
         raise RefusedError("There is no `sbatch` here; --slurm is for a login node of a Slurm cluster.")

@@ -105,7 +105,7 @@ def _run_stage(stage: Stage, run: RunDir, reporter: "Reporter", signals: Signals
 
 def _begin_again(error: Exception, recipe: SFTRecipe | RewardRecipe, session: "Session") -> None:
     """Restart every rank with smaller batches when memory ran out, or when another rank restarts; else return."""
-    from .faults import memory_that_ran_out, smaller_micro_batch
+    from .faults import memory_that_ran_out, smaller_micro_batch, smaller_token_limit
 
     phase = session.reporter.current_phase
     memory = memory_that_ran_out(error)
@@ -114,7 +114,13 @@ def _begin_again(error: Exception, recipe: SFTRecipe | RewardRecipe, session: "S
             session.restarts.join_peer()
         return
     where = f"out of {memory} on rank {session.rank} in phase {phase}: from now on"
-    micro_batch_size, accumulation = recipe.per_device_train_batch_size, recipe.gradient_accumulation_steps
+    tokens = recipe.max_tokens_per_micro_batch if isinstance(recipe, RewardRecipe) else None
+    if phase == "train" and tokens is not None:
+        if (smaller := smaller_token_limit(tokens, 2 * recipe.max_length)) < tokens:
+            message = f"{where} `max_tokens_per_micro_batch: {smaller}` on every rank (was {tokens}); the effective "
+            session.restarts.again(max_tokens_per_micro_batch=smaller, message=f"{message}batch stays")
+        return
+    micro_batch_size, accumulation = recipe.micro_batch_size, recipe.gradient_accumulation_steps
     if phase == "train" and micro_batch_size > 1:
         half, passes = smaller_micro_batch(micro_batch_size, accumulation)
         session.restarts.again(

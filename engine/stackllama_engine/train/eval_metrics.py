@@ -32,6 +32,7 @@ class TokenWeighted(_Base):
     ) -> tuple[Tensor | None, None, None]:
         """Keep a batch's sums for :meth:`evaluation_loop`; return its mean loss."""
         inputs = self._prepare_inputs(inputs)
+        inputs.pop("num_tokens", None)
         with torch.no_grad(), self.compute_loss_context_manager():
             outputs = model(**inputs, use_cache=False, fused_lm_head=True)
         rows = torch.stack(

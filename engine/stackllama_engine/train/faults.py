@@ -23,6 +23,7 @@ __all__ = [
     "is_disk_full",
     "memory_that_ran_out",
     "smaller_micro_batch",
+    "smaller_token_limit",
 ]
 
 _GPU_FULL = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA out of memory")
@@ -56,6 +57,11 @@ def smaller_micro_batch(micro_batch_size: int, accumulation: int) -> tuple[int, 
     return half, total // half
 
 
+def smaller_token_limit(tokens: int, longest: int) -> int:
+    """Return half as many tokens per micro-batch, but no fewer than its longest row, or pair, has."""
+    return max(tokens // 2, min(tokens, longest))
+
+
 class BatchSizes:
     """Micro-batch sizes of PPO that fit into memory: the recipe's, until memory ran out.
 
@@ -66,12 +72,15 @@ class BatchSizes:
     """
 
     def __init__(self, recipe: PPORecipe, reporter: Reporter, note: Callable[..., None] = lambda **_: None) -> None:
-        self.micro_batch_size = recipe.per_device_train_batch_size
+        self.micro_batch_size = recipe.micro_batch_size
         """Responses per micro-batch of the update."""
+        self.micro_batch_tokens = recipe.max_tokens_per_micro_batch
+        """Most tokens per micro-batch of update and scoring, padding included, instead; None: they count responses."""
         self.accumulation = recipe.gradient_accumulation_steps
         """Micro-batches per optimizer step."""
         self.rollout_micro_batch_size = recipe.local_rollout_forward_batch_size
         """Responses per micro-batch of sampling and scoring."""
+        self._longest = recipe.longest_sequence
         self._reporter = reporter
         self._note = note
 
@@ -81,7 +90,9 @@ class BatchSizes:
         Raises:
             StageError: they hold one response already.
         """
-        if self.micro_batch_size == 1:
+        if self.micro_batch_tokens is not None and self._halve_tokens(self.micro_batch_tokens):
+            return
+        if self.micro_batch_tokens is not None or self.micro_batch_size == 1:
             raise StageError(
                 f"Out of memory in phase {self._reporter.current_phase} with micro-batches of one response. Use "
                 "`gradient_checkpointing: true`, `base_precision: nf4` or a smaller `response_length`."
@@ -103,8 +114,14 @@ class BatchSizes:
         Raises:
             StageError: both sizes are 1 already.
         """
-        if self.rollout_micro_batch_size == 1:  # scoring also runs the policy, in micro-batches of the update
+        tokens, phase = self.micro_batch_tokens, self._reporter.current_phase
+        if tokens is not None and phase == "score":
             self.halve_micro_batch()
+            return
+        halved = tokens is not None and phase == "evaluate" and self._halve_tokens(tokens)  # it samples and scores
+        if self.rollout_micro_batch_size == 1:  # scoring also runs the policy, in micro-batches of the update
+            if not halved:
+                self.halve_micro_batch()
             return
         before = self.rollout_micro_batch_size
         self.rollout_micro_batch_size = before // 2
@@ -114,6 +131,19 @@ class BatchSizes:
             f"`local_rollout_forward_batch_size: {self.rollout_micro_batch_size}` on every rank (was {before})"
         )
         free_memory()
+
+    def _halve_tokens(self, before: int) -> bool:
+        """Halve the tokens per micro-batch, to no less than the longest response needs; return whether that helps."""
+        self.micro_batch_tokens = smaller_token_limit(before, self._longest)
+        if self.micro_batch_tokens == before:
+            return False
+        self._note(max_tokens_per_micro_batch=self.micro_batch_tokens)
+        self._reporter.health(
+            f"out of memory in phase {self._reporter.current_phase}: from now on `max_tokens_per_micro_batch: "
+            f"{self.micro_batch_tokens}` on every rank (was {before}); the effective batch stays"
+        )
+        free_memory()
+        return True
 
 
 class RollbackPolicy:

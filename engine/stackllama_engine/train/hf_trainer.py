@@ -48,7 +48,7 @@ def training_arguments(recipe: SFTRecipe | RewardRecipe, output_dir: Path) -> di
         "adam_beta2": recipe.adam_beta2,
         "adam_epsilon": recipe.adam_epsilon,
         "max_grad_norm": recipe.max_grad_norm,
-        "per_device_train_batch_size": recipe.per_device_train_batch_size,
+        "per_device_train_batch_size": recipe.micro_batch_size,
         "per_device_eval_batch_size": recipe.per_device_eval_batch_size,
         "gradient_accumulation_steps": recipe.gradient_accumulation_steps,
         "gradient_checkpointing": recipe.checkpointing,

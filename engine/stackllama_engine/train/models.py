@@ -34,6 +34,7 @@ from transformers import (
     GenerationConfig,
 )
 
+from ..contract.attention import check_allowed
 from ..contract.base import BASE_FILE as BASE_FILE
 from ..contract.base import base_identity as base_identity
 from ..contract.base import same_base as same_base
@@ -376,6 +377,7 @@ def head_hidden(model: "PreTrainedModel") -> int:
 
 def _load(auto: Any, recipe: ModelRecipe, quantization: Any, device: torch.device, **more: Any) -> Any:
     name = recipe.model_name_or_path
+    check_allowed(recipe.attn_implementation)
     source, extra = _source(name)
     dtype = recipe.dtype if recipe.dtype == "auto" else getattr(torch, recipe.dtype)
     # straight to the GPU: loading every rank's copy through host memory first would need ranks × the model there

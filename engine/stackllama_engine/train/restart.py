@@ -45,6 +45,7 @@ class Restart(Struct, frozen=True, kw_only=True):
     gradient_accumulation_steps: int | None = None
     per_device_eval_batch_size: int | None = None
     local_rollout_forward_batch_size: int | None = None
+    max_tokens_per_micro_batch: int | None = None
     learning_rate: float | None = None
     """The schedule's peak, where training resumes from ``at_step``; later checkpoints hold it themselves."""
     at_step: int = 0
@@ -59,6 +60,7 @@ class Restart(Struct, frozen=True, kw_only=True):
             "gradient_accumulation_steps",
             "per_device_eval_batch_size",
             "local_rollout_forward_batch_size",
+            "max_tokens_per_micro_batch",
         )
         return {key: value for key in keys if (value := getattr(self, key)) is not None}
 

@@ -12,13 +12,14 @@ from trl.trainer.reward_config import RewardConfig
 from trl.trainer.reward_trainer import RewardTrainer
 
 from ..contract.recipe import RewardRecipe
-from . import checkpoint, hf_trainer, limits, models
+from . import checkpoint, hf_trainer, limits, models, right_padding
 from .encoding import evaluation_rows, report_columns, training_rows
 from .eval_metrics import PairWeighted, pair_metrics, pair_scores
 from .guard import Guarded
 from .overlap import COLUMN, Overlap, question_hash
 from .pair_filter import PairFilter, pair_notices
 from .prompt_formats import make_encoder
+from .reward_micro_batches import TokenMicroBatches, whole_steps
 from .run_callback import RunCallback
 from .session import Session
 from .stage_rows import pair
@@ -26,7 +27,7 @@ from .stage_rows import pair
 _COLUMNS = ("question", "response_j", "response_k")
 
 
-class GuardedRewardTrainer(Guarded, PairWeighted, RewardTrainer):
+class GuardedRewardTrainer(Guarded, PairWeighted, TokenMicroBatches, RewardTrainer):
     """TRL's, which survives a NaN and a full disk, and evaluates pair by pair."""
 
 
@@ -74,7 +75,7 @@ def run(recipe: RewardRecipe, session: Session) -> dict[str, Any]:
     trainer = GuardedRewardTrainer(
         model=models.add_lora(base, recipe, "SEQ_CLS"),
         args=RewardConfig(
-            **hf_trainer.training_arguments(recipe, hf_trainer.scratch_dir(session)),
+            **(hf_trainer.training_arguments(recipe, hf_trainer.scratch_dir(session)) | whole_steps(recipe)),
             center_rewards_coefficient=recipe.center_rewards_coefficient,
             disable_dropout=False,  # TRL's default would turn off the recipe's lora_dropout
         ),
@@ -83,6 +84,9 @@ def run(recipe: RewardRecipe, session: Session) -> dict[str, Any]:
         processing_class=tokenizer,
         callbacks=[callback],
     )
+    trainer.max_tokens = recipe.max_tokens_per_micro_batch
+    bf16, autocast = recipe.bf16 or recipe.fp16, trainer.compute_loss_context_manager()
+    right_padding.drop_masks(trainer.model, session.device, autocast, bf16=bf16)
     hf_trainer.try_save(trainer, tokenizer, recipe, session)
     with hf_trainer.saving_first(trainer, callback):
         hf_trainer.fit(trainer, callback, recipe, session)

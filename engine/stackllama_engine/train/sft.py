@@ -12,8 +12,9 @@ from datasets import Dataset, IterableDataset
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
+from ..contract.attention import is_flash
 from ..contract.recipe import SFTRecipe
-from . import checkpoint, hf_trainer, limits, models
+from . import checkpoint, hf_trainer, limits, models, right_padding
 from .encoding import evaluation_rows, report_columns, training_rows
 from .eval_metrics import TokenWeighted
 from .eval_sampler import EvalSampler
@@ -103,7 +104,9 @@ def run(recipe: SFTRecipe, session: Session) -> dict[str, Any]:
         callbacks=[callback],
     )
     hf_trainer.try_save(trainer, tokenizer, recipe, session)
-    collator = Collator(models.pad_id(tokenizer), flat=recipe.attn_implementation == "flash_attention_2")
+    bf16, autocast = recipe.bf16 or recipe.fp16, trainer.compute_loss_context_manager()
+    masks = not right_padding.needs_none(trainer.model, session.device, autocast, bf16=bf16)
+    collator = Collator(models.pad_id(tokenizer), flat=is_flash(recipe.attn_implementation), masks=masks)
     trainer.data_collator = collator  # TRL refuses another one in its constructor when it packs
     if keeps_apart(recipe):
         check_apart(recipe, trainer.model, collator, trainer.compute_loss_context_manager())

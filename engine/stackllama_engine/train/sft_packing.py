@@ -3,7 +3,7 @@
 Positions restart with every document and no mask is passed; from both transformers derives a mask in which a token
 sees its own document alone (``masking_utils.find_packed_sequence_indices``). Rows stay ``[B, L]``. TRL's own collator
 lays the whole batch end to end instead, which flash attention's kernels for ragged batches need, but every other kernel
-would pay for with a mask of ``[B·L, B·L]``; it is used with ``flash_attention_2`` alone.
+would pay for with a mask of ``[B·L, B·L]``; it is used with ``flash_attention_2``, ``_3`` and ``_4`` alone.
 
 Not every model listens: some make their masks without positions (gpt-oss) and receive prebuilt masks, some take no
 positions, some mix tokens outside of attention. So it is measured (:func:`leak`).
@@ -35,17 +35,22 @@ class Collator:
     Args:
         pad_token_id: fills up rows.
         flat: whether packed rows are laid end to end, for flash attention.
+        masks: whether padded rows get a mask; see :mod:`.right_padding`.
     """
 
-    def __init__(self, pad_token_id: int, *, flat: bool) -> None:
+    def __init__(self, pad_token_id: int, *, flat: bool, masks: bool = True) -> None:
         self._padded = DataCollatorForLanguageModeling(pad_token_id)
         self._packed = DataCollatorForLanguageModeling(pad_token_id, padding_free=flat, return_position_ids=not flat)
         self._flat = flat
+        self._masks = masks
 
     def __call__(self, rows: list[Batch]) -> Batch:
-        """Collate a batch; a packed one also has ``num_tokens``, ``[B]``, which the trainer removes again."""
+        """Collate a batch; one without a mask also has ``num_tokens``, ``[B]``, which the trainer removes again."""
         if "seq_lengths" not in rows[0]:
-            return self._padded(rows)
+            batch = self._padded(rows)
+            if not self._masks:
+                batch["num_tokens"] = batch.pop("attention_mask").sum(dim=1)  # [B]
+            return batch
         batch = self._packed(rows)
         if not self._flat:
             batch["num_tokens"] = batch.pop("attention_mask").sum(

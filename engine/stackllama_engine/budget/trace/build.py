@@ -119,7 +119,7 @@ def _attention(recipe: TrainRecipe) -> str | None:
 
     Flash attention is what transformers chooses for 16-bit sequences without padding; its own package is not needed.
     """
-    return None if recipe.attn_implementation == "flash_attention_2" else recipe.attn_implementation
+    return "eager" if recipe.attn_implementation == "eager" else None
 
 
 def _quantise(model: Any, recipe: TrainRecipe) -> None:

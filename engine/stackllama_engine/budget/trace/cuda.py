@@ -21,7 +21,9 @@ from bitsandbytes.optim.optimizer import Optimizer8bit
 from torch import Tensor
 from torch.nn import functional as F
 
+from ...train.ppo import head
 from ..activations import FUSED_4BIT_ROWS
+from ..lm_head import chunk_tokens
 from ..optimizer import LEAST_PAGED
 
 aten: Any = torch.ops.aten
@@ -81,8 +83,10 @@ def stand_ins(*, padded: bool) -> Iterator[None]:
             (chunked_logprob, "_backward_tile", nothing),
             (chunked_logprob, "_addmm_fp32", nothing),
             (utils, "_use_triton", lambda _: True),
+            (head, "chunk_tokens", lambda _, vocabulary: chunk_tokens(vocabulary, on_gpu=True)),
             (masking_utils, "is_tracing", lambda *_: False),
             (masking_utils, "fast_all", lambda _: not padded),
+            (masking_utils, "find_packed_sequence_indices", lambda *_: None),  # positions have no values
         ):
             stack.enter_context(mock.patch.object(owner, name, stand_in))
         yield

@@ -57,8 +57,7 @@ def peaks(
 ) -> dict[str, int]:
     """Measure the peak bytes of each phase of models of this depth."""
     storages = Storages(cuda.kernels(), cuda.momentary())
-    padded = isinstance(recipe, PPORecipe) or supervised.padded(recipe)
-    with cuda.stand_ins(padded=padded):
+    with cuda.stand_ins(padded=True):
         if isinstance(recipe, PPORecipe):
             from . import rl
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from ...contract.recipe import PPORecipe
-from ...train import models, optimizers
+from ...train import models, optimizers, right_padding
 from ...train.ppo.algorithm import Updater
 from ...train.ppo.packing import PackedBatch
 from ...train.ppo.rollout import Advantages, Rollout
@@ -82,6 +82,7 @@ def _shared_base(recipe: PPORecipe, config: dict[str, Any], layers: int, *, adap
     base.checkpointing = recipe.checkpointing
     base._entropy_trains = recipe.ent_coef > 0
     base._bf16 = recipe.bf16
+    base.masks_padding = right_padding.keeps_mask(model, torch.device("cuda"), bf16=recipe.bf16)
     base.plain_head = not architecture_of(config, "", "", frozenset()).logit_steps
     base._continues = recipe.policy_adapter_path is not None
     base.value_head = nn.Linear(models.head_hidden(model), 1, bias=False, dtype=torch.float32)
@@ -106,6 +107,14 @@ def rows(recipe: PPORecipe) -> int:
     """Return the maximum number of responses sampled or scored per batch, in a step or an evaluation."""
     batch, held_out = recipe.local_rollout_forward_batch_size, recipe.max_eval_samples
     return min(batch, max(recipe.local_batch_size, batch if held_out is None else held_out))
+
+
+def micro_batch(recipe: PPORecipe) -> int:
+    """Return the number of responses of maximum length per micro-batch of the update."""
+    if recipe.max_tokens_per_micro_batch is None:
+        return recipe.micro_batch_size
+    mini_batch = recipe.local_batch_size // recipe.num_mini_batches
+    return min(mini_batch, recipe.max_tokens_per_micro_batch // sum(_lengths(recipe)))
 
 
 @torch.no_grad()
@@ -155,14 +164,16 @@ def _score(recipe: PPORecipe, base: SharedBase, reward_model: Any) -> None:
     Whichever of the two has more responses.
     """
     _, response = _lengths(recipe)
-    size = rows(recipe)
+    size, update_size = rows(recipe), micro_batch(recipe)
+    if recipe.max_tokens_per_micro_batch is not None:
+        size = recipe.max_tokens_per_micro_batch // sum(_lengths(recipe))
     batch, _ = _rollout(recipe, max(size, recipe.local_batch_size))
     ids, attention = batch.input_ids, batch.attention_mask
     for piece, mask in zip(ids.split(size), attention.split(size), strict=True):
         _reward(base, reward_model, piece, mask)
     with base.reference():
         _outputs(base, ids, attention, response, size)
-    _outputs(base, ids, attention, response, recipe.per_device_train_batch_size)
+    _outputs(base, ids, attention, response, update_size)
 
 
 def _outputs(base: SharedBase, ids: Tensor, attention: Tensor, response: int, size: int) -> None:
@@ -175,12 +186,14 @@ def _outputs(base: SharedBase, ids: Tensor, attention: Tensor, response: int, si
 
 def _reward(base: SharedBase, reward_model: Any, ids: Tensor, mask: Tensor) -> None:
     if reward_model is not None:
-        reward_model(input_ids=ids, attention_mask=mask)
+        masked = right_padding.keeps_mask(reward_model, torch.device("cuda"), bf16=False)
+        reward_model(input_ids=ids, attention_mask=mask if masked else None)
         return
     if REWARD not in base.model.peft_config:  # the reward is a function
         return
     with base.adapter(REWARD):
-        base.hidden(ids, mask, (mask.cumsum(1) - 1).clamp(min=0))
+        seen = mask if base.masks_padding else None
+        base.hidden(ids, seen, torch.arange(ids.shape[1]).expand_as(ids))
 
 
 def _rollout(recipe: PPORecipe, count: int | None = None) -> tuple[Rollout, Advantages]:
@@ -216,8 +229,9 @@ def _mini_batch(
 ) -> None:
     """Run one optimizer step of at most two micro-batches."""
     base.model.train(base.checkpointing)
-    size = recipe.per_device_train_batch_size
-    for index in range(min(2, recipe.gradient_accumulation_steps)):
+    size = micro_batch(recipe)
+    count = -(-recipe.local_batch_size // recipe.num_mini_batches // size)
+    for index in range(min(2, count)):
         storages.enter_phase(marks.FORWARD)
         indices = torch.arange(index * size, (index + 1) * size)
         _backward(updater, rollout, advantages, indices)

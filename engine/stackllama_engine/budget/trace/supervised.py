@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ...contract.recipe import RewardRecipe, SFTRecipe, TrainRecipe
-from ...train import models, optimizers
+from ...train import models, optimizers, right_padding
 from . import build, cuda, marks
 from .storages import Storages
 
@@ -32,44 +32,57 @@ def trace(recipe: SFTRecipe | RewardRecipe, config: dict[str, Any], layers: int,
     with storages.following():
         build.fake(model)
         model.train()
-        _steps(model, recipe, storages)
+        masked = is_packed(recipe) or right_padding.keeps_mask(
+            base, torch.device("cuda"), bf16=recipe.bf16 or recipe.fp16
+        )
+        _steps(model, recipe, storages, masked)
 
 
-def _steps(model: Any, recipe: SFTRecipe | RewardRecipe, storages: Storages) -> None:
+def _steps(model: Any, recipe: SFTRecipe | RewardRecipe, storages: Storages, masked: bool) -> None:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = cuda.as_on_cuda(optimizers.build(recipe, trained))
-    batches = min(2, recipe.gradient_accumulation_steps)
+    size = micro_batch(recipe)
+    batches = min(2, -(-recipe.micro_batch_size * recipe.gradient_accumulation_steps // size))
     for step in range(2):
         if step:
             storages.forget_peaks()
         for _ in range(batches):
             storages.enter_phase(marks.FORWARD)
-            _micro_batch(model, recipe, batches)
+            _micro_batch(model, recipe, batches, masked)
         storages.enter_phase(marks.STEP)
         nn.utils.clip_grad_norm_(trained, recipe.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
 
-def _micro_batch(model: Any, recipe: SFTRecipe | RewardRecipe, batches: int) -> None:
-    inputs = batch(recipe)
+def _micro_batch(model: Any, recipe: SFTRecipe | RewardRecipe, batches: int, masked: bool) -> None:
+    inputs = batch(recipe, masked=masked)
     with autocast(recipe):
         loss = pair_loss(model, recipe, inputs) if isinstance(recipe, RewardRecipe) else sft_loss(model, inputs)
     (loss / batches).backward()
 
 
-def batch(recipe: SFTRecipe | RewardRecipe) -> dict[str, Tensor]:
+def micro_batch(recipe: SFTRecipe | RewardRecipe) -> int:
+    """Return the number of sequences, or pairs, of maximum length per micro-batch."""
+    size = recipe.micro_batch_size
+    if isinstance(recipe, RewardRecipe) and recipe.max_tokens_per_micro_batch is not None:
+        fitting = recipe.max_tokens_per_micro_batch // (2 * recipe.max_length)
+        return min(size * recipe.gradient_accumulation_steps, fitting)
+    return size
+
+
+def batch(recipe: SFTRecipe | RewardRecipe, *, masked: bool) -> dict[str, Tensor]:
     """Allocate the longest micro-batch."""
     pairs = isinstance(recipe, RewardRecipe)
-    rows = recipe.per_device_train_batch_size * (2 if pairs else 1)
+    rows = micro_batch(recipe) * (2 if pairs else 1)
     ids = torch.zeros(rows, recipe.max_length, dtype=torch.int64)
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    inputs = {"input_ids": ids} | ({"attention_mask": torch.ones_like(ids)} if masked else {})
     return inputs if pairs else inputs | {"labels": torch.zeros_like(ids)}
 
 
-def padded(recipe: SFTRecipe | RewardRecipe) -> bool:
-    """Return whether a batch contains padding: all except those of fixed chunks do."""
-    return isinstance(recipe, RewardRecipe) or not (recipe.packing and recipe.packing_strategy == "wrapped")
+def is_packed(recipe: SFTRecipe | RewardRecipe) -> bool:
+    """Return whether rows hold several documents, which a mask keeps apart."""
+    return isinstance(recipe, SFTRecipe) and recipe.packing and recipe.packing_strategy != "wrapped"
 
 
 def autocast(recipe: TrainRecipe) -> Any:

@@ -236,7 +236,8 @@ class Updater:
         self._base = base
         self._optimizer = optimizer
         self._reduce = reduce
-        self.gradients = Gradients(base, optimizer, reduce, recipe.per_device_train_batch_size, batch_sizes)
+        sizes = recipe.micro_batch_size, recipe.max_tokens_per_micro_batch
+        self.gradients = Gradients(base, optimizer, reduce, *sizes, batch_sizes)
 
     def update(
         self,
@@ -323,9 +324,10 @@ class Updater:
         rollout, advantages = rollout.select(batch), advantages.select(batch)  # the micro-batch's rows, [b, r] each
         mask, old = rollout.mask, rollout.old
         inputs = rollout.input_ids, rollout.attention_mask, batch.response  # the last one is r
+        shape = {"padded": batch.padded, "width": batch.width}
         # policy: −min(ratio · A, clip(ratio, 1 ± cliprange) · A), ratio = π_new / π_old; summed over the mask, as every
         # loss here is; an entropy bonus where the recipe has one
-        outputs = self._base.outputs(*inputs, run_separate_critic=False, padded=batch.padded)  # [b, r] each
+        outputs = self._base.outputs(*inputs, run_separate_critic=False, **shape)  # [b, r] each
         policy = losses.policy_loss(outputs.logprobs, old.logprobs, advantages.advantages, mask, recipe.cliprange)
         entropy = losses.masked(outputs.entropy, mask).sum()
         loss = policy.loss
@@ -343,7 +345,7 @@ class Updater:
             separate = self._base.has_separate_critic
             with self._base.adapter(CRITIC) if separate else nullcontext():
                 if separate:
-                    values = self._base.values(*inputs, padded=batch.padded)  # [b, r]
+                    values = self._base.values(*inputs, **shape)  # [b, r]
                 value = losses.value_loss(values, old.values, advantages.returns, mask, recipe.cliprange_value)
                 (recipe.vf_coef * value.loss / token_count).backward()
         return PPOStats(

@@ -1,4 +1,4 @@
-"""Log-probabilities of chosen tokens under a frozen head, a hundred tokens at a time.
+"""Log-probabilities of chosen tokens under a frozen head, a chunk of tokens at a time.
 
 A head is a matrix (:func:`chosen`), or the model's own code, which may scale or cap the logits (:func:`chosen_by`).
 
@@ -20,9 +20,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..left_out import left_out
+
 CHUNK = 128
 """Tokens whose logits exist at a time; two float32 arrays of ``[CHUNK, V]``, and a third in the head's own type where
 that is another. They are filled again for every chunk: on a CPU, fresh memory costs more than the work on it."""
+CUDA_CHUNK = 1024
+"""The same on a GPU, where every chunk costs about twenty kernel launches, whatever its size."""
+CUDA_LOGITS = 1 << 26
+"""Most logits of a chunk on a GPU: a larger vocabulary gets shorter chunks, which keep it as busy."""
 
 
 class Chosen(NamedTuple):
@@ -30,6 +36,13 @@ class Chosen(NamedTuple):
 
     logprobs: Tensor
     entropy: Tensor
+
+
+def chunk_tokens(device: torch.device, vocabulary: int) -> int:
+    """Return the tokens of a chunk, as ``budget/lm_head.py`` counts them."""
+    if device.type == "cpu" or left_out("head"):
+        return CHUNK
+    return max(CHUNK, min(CUDA_CHUNK, CUDA_LOGITS // vocabulary // CHUNK * CHUNK))
 
 
 def chosen(
@@ -48,16 +61,20 @@ def chosen(
     return Chosen(*_Chosen.apply(hidden, weight, bias, tokens, temperature, entropy_trains))  # type: ignore[arg-type]
 
 
-def chosen_by(logits_of: Callable[[Tensor], Tensor], hidden: Tensor, tokens: Tensor, *, entropy_trains: bool) -> Chosen:
+def chosen_by(
+    logits_of: Callable[[Tensor], Tensor], hidden: Tensor, tokens: Tensor, vocabulary: int, *, entropy_trains: bool
+) -> Chosen:
     """Compute what :func:`chosen` does under a head that is a function.
 
     Args:
         logits_of: ``[n, H]`` → float32 ``[n, V]``, over the temperature; each row by itself, nothing in it trained.
         hidden: the state before each token, ``[N, H]``.
         tokens: ``[N]``.
+        vocabulary: ``V``.
         entropy_trains: whether the entropy has a gradient, for another pass back through the head.
     """
-    return Chosen(*_ChosenBy.apply(hidden, logits_of, tokens, entropy_trains))  # type: ignore[arg-type]
+    size = chunk_tokens(hidden.device, vocabulary)
+    return Chosen(*_ChosenBy.apply(hidden, logits_of, tokens, size, entropy_trains))  # type: ignore[arg-type]
 
 
 class _Chosen(torch.autograd.Function):
@@ -70,12 +87,13 @@ class _Chosen(torch.autograd.Function):
         direction_count = 1 + entropy if ctx.needs_input_grad[0] else 0
         logprobs, entropies = hidden.new_empty(2, count, dtype=torch.float32).unbind()  # [N] each
         directions = [hidden.new_empty(hidden.shape, dtype=torch.float32) for _ in range(direction_count)]  # [N, H]
-        # buffers, [CHUNK, V] each, that every chunk writes over
-        logits = hidden.new_empty(min(CHUNK, count), len(weight))
+        # buffers, [n, V] each, that every chunk of n tokens writes over
+        size = chunk_tokens(hidden.device, len(weight))
+        logits = hidden.new_empty(min(size, count), len(weight))
         float32_buffers = 1 if logits.dtype == torch.float32 else 2
         buffers = (logits, *(torch.empty_like(logits, dtype=torch.float32) for _ in range(float32_buffers)))
-        for start in range(0, count, CHUNK):
-            part = slice(start, min(start + CHUNK, count))
+        for start in range(0, count, size):
+            part = slice(start, min(start + size, count))
             chunk_buffers = [buffer[: part.stop - start] for buffer in buffers]
             results = _chunk(hidden[part], weight, bias, tokens[part], temperature, direction_count, chunk_buffers)
             for column, values in zip((logprobs, entropies, *directions), results, strict=True):
@@ -91,12 +109,12 @@ class _Chosen(torch.autograd.Function):
 class _ChosenBy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, logits_of: Callable[[Tensor], Tensor], tokens: Tensor, entropy: bool
+        ctx: Any, hidden: Tensor, logits_of: Callable[[Tensor], Tensor], tokens: Tensor, size: int, entropy: bool
     ) -> tuple[Tensor, Tensor]:
         direction_count = 1 + entropy if ctx.needs_input_grad[0] else 0
         parts: list[tuple[Tensor, ...]] = []
-        for start in range(0, len(tokens), CHUNK):
-            part = slice(start, start + CHUNK)
+        for start in range(0, len(tokens), size):
+            part = slice(start, start + size)
             with torch.set_grad_enabled(direction_count > 0):
                 state = hidden[part].detach().requires_grad_(direction_count > 0)  # [n, H]
                 results = chosen_of(logits_of(state), tokens[part])
@@ -112,7 +130,7 @@ class _ChosenBy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        return _gradient(ctx, *grad_outputs), None, None, None
+        return _gradient(ctx, *grad_outputs), None, None, None, None
 
 
 def chosen_of(logits: Tensor, tokens: Tensor, *, entropy_trains: bool = True) -> Chosen:

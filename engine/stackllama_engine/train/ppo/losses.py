@@ -64,6 +64,8 @@ def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> T
 def gae(values: Tensor, rewards: Tensor, mask: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
     """Estimate advantages by GAE (arXiv:1506.02438, eq. 16), from the last token backwards.
 
+    On the CPU wherever the tensors are: a few additions per token are less work than their kernel launches.
+
     Args:
         values: value of the state before each response token, ``[B, R]``.
         rewards: per-token rewards, ``[B, R]``.
@@ -72,6 +74,8 @@ def gae(values: Tensor, rewards: Tensor, mask: Tensor, gamma: float, lam: float)
     Returns:
         ``advantages`` and ``returns`` (= advantages + values), each ``[B, R]`` and 0 outside the mask.
     """
+    device = values.device
+    values, rewards, mask = values.cpu(), rewards.cpu(), mask.cpu()  # [B, R]
     values, rewards = masked(values, mask), masked(rewards, mask)  # [B, R]
     advantage = torch.zeros_like(values[:, 0])  # [B], A_t+1
     next_value = torch.zeros_like(values[:, 0])  # [B], V_t+1: 0 after the last token
@@ -82,7 +86,7 @@ def gae(values: Tensor, rewards: Tensor, mask: Tensor, gamma: float, lam: float)
         next_value = values[:, position]
         columns.append(advantage)
     advantages = torch.stack(columns[::-1], dim=1)  # [B, R]
-    return advantages, advantages + values
+    return advantages.to(device), (advantages + values).to(device)
 
 
 class PolicyLoss(NamedTuple):

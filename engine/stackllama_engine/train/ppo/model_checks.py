@@ -63,7 +63,7 @@ def check_policy(recipe: PPORecipe, base: SharedBase, encoder: Encoder, reporter
         StageError: PPO cannot compute this model's log-probabilities.
     """
     rows, limit = _rows(encoder), _limit(recipe, base)
-    batch = max(recipe.local_rollout_forward_batch_size, recipe.per_device_train_batch_size)
+    batch = max(recipe.local_rollout_forward_batch_size, recipe.micro_batch_size)
     with _moved_adapter(base), torch.no_grad():
         own = [_own(base, [*prompt, *response]) for prompt, response in rows]
         _check_head(recipe, base, rows, own, _SAME * limit)
@@ -186,6 +186,15 @@ def _together(base: SharedBase, rows: Sequence[Row]) -> list[Tensor]:
         mask[index, span] = 1
     hidden = base.hidden(ids, mask, (mask.cumsum(1) - 1).clamp(min=0))
     return [torch.log_softmax(base.logits(hidden[index, span]), -1) for index, span in enumerate(spans)]
+
+
+def _padded_right(base: SharedBase, rows: Sequence[Row]) -> list[Tensor]:
+    """Compute PPO's log-probabilities of rows padded on the right without a mask, ``[T, V]`` per row."""
+    texts = [[*prompt, *response] for prompt, response in rows]
+    width = max(map(len, texts))
+    ids = torch.tensor([text + [0] * (width - len(text)) for text in texts], device=base.device)
+    hidden = base.hidden(ids, None, torch.arange(width, device=base.device).expand_as(ids))
+    return [torch.log_softmax(base.logits(hidden[index, : len(text)]), -1) for index, text in enumerate(texts)]
 
 
 def _inside_sampling(base: SharedBase, groups: Sequence[Sequence[Row]]) -> list[Tensor]:

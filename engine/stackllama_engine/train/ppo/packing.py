@@ -10,17 +10,25 @@ import torch
 from torch import Tensor
 
 
-def longest_first(indices: Iterable[int], length: Callable[[int], int], micro_batch_size: int) -> Iterator[list[int]]:
+def longest_first(
+    indices: Iterable[int], length: Callable[[int], int], micro_batch_size: int, tokens: int | None = None
+) -> Iterator[list[int]]:
     """Yield at most ``micro_batch_size`` indices at a time, longest rows first; equally long ones keep their order.
 
     Args:
         indices: of rows.
         length: tokens of the row at an index.
         micro_batch_size: rows per micro-batch.
+        tokens: most tokens of a micro-batch, padding included, which then decides instead; a row that has more is
+            alone.
     """
     order = sorted(indices, key=lambda index: -length(index))
-    for start in range(0, len(order), micro_batch_size):
-        yield order[start : start + micro_batch_size]
+    start = 0
+    while start < len(order):
+        width = max(1, length(order[start]))  # of the longest
+        rows = micro_batch_size if tokens is None else max(1, tokens // width)
+        yield order[start : start + rows]
+        start += rows
 
 
 class PackedBatch(NamedTuple):
@@ -33,7 +41,9 @@ class PackedBatch(NamedTuple):
     response: int
     """Tokens of their longest response."""
     padded: bool = True
-    """Whether any of them is shorter; without, no mask is needed."""
+    """Whether any of them is shorter; without, every row begins and ends where the others do."""
+    width: int | None = None
+    """Tokens of their longest prompt and response together; None: of longest prompt plus longest response."""
 
     def select_response(self, values: Tensor) -> Tensor:
         """Select their part of values per response token, ``[B, R]`` → ``[b, response]``."""
@@ -61,18 +71,27 @@ class Lengths:
     def __init__(self, prompts: Sequence[int], responses: Sequence[int]) -> None:
         self._prompts, self._responses = prompts, responses
 
-    def packed(self, indices: Sequence[int], micro_batch_size: int, device: torch.device) -> Iterator[PackedBatch]:
+    def packed(
+        self, indices: Sequence[int], micro_batch_size: int, device: torch.device, tokens: int | None = None
+    ) -> Iterator[PackedBatch]:
         """Yield ``micro_batch_size`` rows at a time, longest first, so that rows of one batch are about as long.
 
         What belongs to which batch follows from indices and lengths alone: two passes over the same indices see the
         same batches, and so the same numbers bit for bit.
+
+        Args:
+            indices: of rows.
+            micro_batch_size: rows per batch.
+            device: of the indices.
+            tokens: most tokens per batch, padding included, instead of so many rows.
         """
 
         def length(index: int) -> int:
             return self._prompts[index] + self._responses[index]
 
-        for batch in longest_first(indices, length, micro_batch_size):
+        for batch in longest_first(indices, length, micro_batch_size, tokens):
             prompts = [self._prompts[index] for index in batch]
             responses = [self._responses[index] for index in batch]
             padded = len({*prompts}) > 1 or len({*responses}) > 1
-            yield PackedBatch(torch.tensor(batch, device=device), max(prompts), max(responses), padded)
+            width = length(batch[0])
+            yield PackedBatch(torch.tensor(batch, device=device), max(prompts), max(responses), padded, width)

@@ -88,7 +88,11 @@ class Rewards:
             self._model.check_length(tokens, keys, reporter)
 
     def components(
-        self, texts: Sequence[ResponseText], responses: Sequence[Sequence[int]], micro_batch_size: int
+        self,
+        texts: Sequence[ResponseText],
+        responses: Sequence[Sequence[int]],
+        micro_batch_size: int,
+        tokens: int | None = None,
     ) -> dict[str, Tensor]:
         """Compute each component under its metric's name, float32 ``[B]``.
 
@@ -98,6 +102,7 @@ class Rewards:
             texts: responses as text, ``B`` of them.
             responses: their tokens, the end token included.
             micro_batch_size: responses that the reward model reads at once.
+            tokens: most tokens that it reads at once, padding included, instead of so many responses.
 
         Raises:
             StageError: a function failed.
@@ -105,7 +110,7 @@ class Rewards:
         recipe = self._recipe
         components: dict[str, Tensor] = {}
         if self._model:
-            components[MODEL] = self._model(texts, micro_batch_size)
+            components[MODEL] = self._model(texts, micro_batch_size, tokens)
         for name, values in score_all(self._functions, texts).items():
             components[f"{PREFIX}{name}"] = self._column(values)
         if recipe.length_penalty:

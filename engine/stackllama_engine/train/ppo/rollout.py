@@ -135,6 +135,7 @@ def policy_outputs(
     micro_batch_size: int,
     each_batch: Callable[[], None] = lambda: None,
     mini_batches: int = 1,
+    tokens: int | None = None,
 ) -> Outputs:
     """Compute outputs of the active adapter, one micro-batch at a time; 0 beyond a micro-batch's longest response.
 
@@ -148,15 +149,18 @@ def policy_outputs(
         micro_batch_size: responses per forward pass.
         each_batch: called before each micro-batch; what it raises ends the pass.
         mini_batches: number of consecutive parts that are cut into micro-batches separately.
+        tokens: most tokens per forward pass, padding included, instead of so many responses.
     """
     columns = [torch.zeros(len(input_ids), responses, device=input_ids.device) for _ in Outputs._fields]  # [B, R] each
     lengths = lengths_of(attention_mask, responses)
     for indices in torch.arange(len(input_ids)).chunk(mini_batches):
-        for batch in lengths.packed(indices.tolist(), micro_batch_size, input_ids.device):
+        for batch in lengths.packed(indices.tolist(), micro_batch_size, input_ids.device, tokens):
             each_batch()
             ids = batch.select_tokens(input_ids, responses)  # [b, p + r]
             attention = batch.select_tokens(attention_mask, responses)  # [b, p + r]
-            outputs = base.outputs(ids, attention, batch.response, padded=batch.padded)  # [b, r] each
+            outputs = base.outputs(
+                ids, attention, batch.response, padded=batch.padded, width=batch.width
+            )  # [b, r] each
             for column, values in zip(columns, outputs, strict=True):
                 column[batch.indices, : batch.response] = values
     return Outputs(*columns)
@@ -252,12 +256,12 @@ class RolloutWorker:
         texts = [self._decode(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
         self._leave()
         # score: the reward model reads the responses as text
-        micro_batch_size = self._batch_sizes.rollout_micro_batch_size
-        components = self._rewards.components(texts, responses, micro_batch_size)  # [B] each
+        micro_batch_size, tokens = self._batch_sizes.rollout_micro_batch_size, self._batch_sizes.micro_batch_tokens
+        components = self._rewards.components(texts, responses, micro_batch_size, tokens)  # [B] each
         # reference: log-probabilities without the policy's adapter
         with self._base.reference():
             reference = policy_outputs(
-                self._base, input_ids, attention_mask, width, micro_batch_size, self._leave
+                self._base, input_ids, attention_mask, width, micro_batch_size, self._leave, tokens=tokens
             )  # [B, R] each
         # old: those of the policy that sampled, in the update's micro-batches, so that its first ratio is exactly 1
         with acting or nullcontext():
@@ -269,6 +273,7 @@ class RolloutWorker:
                 self._batch_sizes.micro_batch_size,
                 self._leave,
                 self._recipe.num_mini_batches,
+                tokens,
             )  # [B, R] each
         return Rollout(
             input_ids=input_ids,

@@ -15,6 +15,7 @@ Shapes: ``B`` responses, ``b`` of a micro-batch, ``T`` tokens of a text, ``H`` h
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from ...contract.base import find_base, read_identity
 from ...contract.errors import StageError
 from ...contract.prompt_format import PromptFormat, read_prompt_format
 from ...contract.recipe import PPORecipe
-from .. import limits, models
+from .. import limits, models, right_padding
 from ..encoding import Encoder
 from ..reporting import Reporter
 from ..sharing import own_base
@@ -73,8 +74,8 @@ class SharedScorer:
         """Do nothing: the policy's own check holds for this model, which is the policy's base."""
 
     @torch.no_grad()
-    def __call__(self, texts: Sequence[ResponseText], micro_batch_size: int) -> Tensor:
-        """Compute scores, float32 ``[B]``."""
+    def __call__(self, texts: Sequence[ResponseText], micro_batch_size: int, tokens: int | None = None) -> Tensor:
+        """Compute scores, float32 ``[B]``; with ``tokens``, at most so many at a time, padding included."""
         device, pad = self._base.device, models.pad_id(self._encoder.tokenizer)
         scores = torch.empty(len(texts), device=device)
         encoded = [
@@ -82,9 +83,11 @@ class SharedScorer:
             for response in texts
         ]
         with self._base.adapter(REWARD):
-            for indices, input_ids, mask in _micro_batches(encoded, pad, micro_batch_size, device):
+            for indices, input_ids, mask in _micro_batches(encoded, pad, micro_batch_size, tokens, device):
                 # the score is the head's product with the hidden state of the last token
-                hidden = self._base.hidden(input_ids, mask, (mask.cumsum(1) - 1).clamp(min=0))  # [b, T, H]
+                positions = torch.arange(input_ids.shape[1], device=device).expand_as(input_ids)  # [b, T]
+                seen = mask if self._base.masks_padding else None  # padding follows every text
+                hidden = self._base.hidden(input_ids, seen, positions)  # [b, T, H]
                 last = last_token(input_ids, pad)  # [b]
                 pooled = hidden[torch.arange(len(last), device=device), last]  # [b, H]
                 scores[indices] = self.head(pooled.float()).squeeze(-1)  # [b]
@@ -135,6 +138,7 @@ class SeparateScorer:
         self._tell_at = 1
         self.model.config.get_text_config().pad_token_id = self._tokenizer.pad_token_id
         self.model.eval().requires_grad_(False)
+        right_padding.drop_masks(self.model, device, nullcontext(), bf16=False)
 
     def check_length(self, tokens: int, keys: str, reporter: Reporter) -> None:
         """Compare the longest text, counted in the policy's tokens, with what this model reads."""
@@ -145,13 +149,13 @@ class SeparateScorer:
             )
 
     @torch.no_grad()
-    def __call__(self, texts: Sequence[ResponseText], micro_batch_size: int) -> Tensor:
-        """Compute scores, float32 ``[B]``."""
+    def __call__(self, texts: Sequence[ResponseText], micro_batch_size: int, tokens: int | None = None) -> Tensor:
+        """Compute scores, float32 ``[B]``; with ``tokens``, at most so many at a time, padding included."""
         scores = torch.empty(len(texts), device=self._device)
         encoded = [self._shortened(self._encode(response)) for response in texts]
         pad = self._pad(encoded)
         self.model.config.get_text_config().pad_token_id = pad
-        for indices, input_ids, mask in _micro_batches(encoded, pad, micro_batch_size, self._device):
+        for indices, input_ids, mask in _micro_batches(encoded, pad, micro_batch_size, tokens, self._device):
             logits = self.model(input_ids=input_ids, attention_mask=mask).logits.float()  # [b, labels]
             scores[indices] = logits[:, 1] - logits[:, 0] if self._label is None else logits[:, self._label]  # [b]
         self._count(len(texts))
@@ -262,13 +266,13 @@ def _load_separate(name: str, recipe: PPORecipe, device: torch.device) -> Any:
 
 
 def _micro_batches(
-    encoded: Sequence[Sequence[int]], pad: int, micro_batch_size: int, device: torch.device
+    encoded: Sequence[Sequence[int]], pad: int, micro_batch_size: int, tokens: int | None, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield micro-batches, longest first: indices ``[b]``, token ids and attention mask ``[b, T]``.
 
     Texts are padded on the right.
     """
-    for indices in longest_first(range(len(encoded)), lambda index: len(encoded[index]), micro_batch_size):
+    for indices in longest_first(range(len(encoded)), lambda index: len(encoded[index]), micro_batch_size, tokens):
         ids = [torch.tensor(encoded[index]) for index in indices]
         mask = [torch.ones_like(row) for row in ids]
         yield (

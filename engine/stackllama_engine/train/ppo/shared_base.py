@@ -19,7 +19,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from ...contract.base import read_identity
 from ...contract.errors import StageError
 from ...contract.recipe import PPORecipe
-from .. import models
+from .. import models, right_padding
 from ..sharing import check_shares, own_base
 from . import head
 
@@ -75,6 +75,8 @@ class SharedBase:
     plain_head = True
     """Whether logits are the output head times the hidden states; else the model's own code computes them, which may
     project, scale or cap. :mod:`.model_checks` finds out which."""
+    masks_padding = False
+    """Whether rows of different lengths get a mask; see :mod:`..right_padding`."""
 
     def __init__(self, recipe: PPORecipe, device: torch.device) -> None:
         continued = Path(recipe.policy_adapter_path) if recipe.policy_adapter_path else None
@@ -90,6 +92,7 @@ class SharedBase:
         self.checkpointing = recipe.checkpointing
         self._entropy_trains = recipe.ent_coef > 0
         self._bf16 = recipe.bf16
+        self.masks_padding = right_padding.keeps_mask(base, device, bf16=recipe.bf16)
         self.value_head = nn.Linear(models.head_hidden(base), 1, bias=False, device=device, dtype=torch.float32)
         nn.init.zeros_(self.value_head.weight)
         self._continues = continued is not None
@@ -244,6 +247,7 @@ class SharedBase:
         *,
         run_separate_critic: bool = True,
         padded: bool = True,
+        width: int | None = None,
     ) -> Outputs:
         """Compute log-probabilities, values and entropy at the last ``responses`` positions.
 
@@ -256,8 +260,9 @@ class SharedBase:
             run_separate_critic: False leaves out the forward pass of a critic with an adapter of its own, and its
                 values are 0; so they are of the reference.
             padded: False: the mask is known to be all ones.
+            width: tokens of the longest row, if known.
         """
-        before = self._before(input_ids, attention_mask, responses, padded)  # [B, R, H]
+        before = self._before(input_ids, attention_mask, responses, padded, width)  # [B, R, H]
         tokens = input_ids[:, -responses:]  # [B, R]
         by_frozen_head = self._chosen_by_frozen_matrix if self.plain_head else self._chosen_by_own_head
         chosen = by_frozen_head(before, tokens) or self._chosen(before, tokens)
@@ -265,14 +270,22 @@ class SharedBase:
             values = self._valued(before.detach())  # [B, R]; the value loss stops at the detached states
         elif run_separate_critic and self._role == POLICY:
             with self.adapter(CRITIC):
-                values = self.values(input_ids, attention_mask, responses, padded=padded)
+                values = self.values(input_ids, attention_mask, responses, padded=padded, width=width)
         else:
             values = torch.zeros_like(chosen.logprobs)
         return Outputs(chosen.logprobs, values, chosen.entropy)
 
-    def values(self, input_ids: Tensor, attention_mask: Tensor, responses: int, *, padded: bool = True) -> Tensor:
+    def values(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        responses: int,
+        *,
+        padded: bool = True,
+        width: int | None = None,
+    ) -> Tensor:
         """Apply the value head to the active adapter's hidden states, ``[B, R]``; arguments as :meth:`outputs`."""
-        return self._valued(self._before(input_ids, attention_mask, responses, padded))
+        return self._valued(self._before(input_ids, attention_mask, responses, padded, width))
 
     def _chosen_by_frozen_matrix(self, before: Tensor, tokens: Tensor) -> head.Chosen | None:
         """Compute them a few tokens at a time, for a head that is a plain frozen matrix; None for any other."""
@@ -297,17 +310,37 @@ class SharedBase:
         if any(parameter.requires_grad and id(parameter) not in within for parameter in self.base.parameters()):
             return None
         states = before.reshape(-1, before.shape[-1])  # [B · R, H]
-        flat = head.chosen_by(self.logits, states, tokens.reshape(-1), entropy_trains=self._entropy_trains)
+        vocabulary = len(self.base.get_output_embeddings().weight)  # type: ignore[arg-type]
+        flat = head.chosen_by(self.logits, states, tokens.reshape(-1), vocabulary, entropy_trains=self._entropy_trains)
         return head.Chosen(*(column.view(tokens.shape) for column in flat))
 
     def _chosen(self, before: Tensor, tokens: Tensor) -> head.Chosen:
         """Compute them from all logits at once, for a head that is quantised or trained."""
         return head.chosen_of(self.logits(before), tokens, entropy_trains=self._entropy_trains)
 
-    def _before(self, input_ids: Tensor, attention_mask: Tensor, responses: int, padded: bool) -> Tensor:
-        """Return the hidden states before each response token, ``[B, R, H]``: the last R + 1 but the very last."""
-        positions = (attention_mask.cumsum(1) - 1).clamp(min=0)  # [B, P + R]; a prompt's first token is at 0
-        return self.hidden(input_ids, attention_mask if padded else None, positions)[:, -responses - 1 : -1]
+    def _before(
+        self, input_ids: Tensor, attention_mask: Tensor, responses: int, padded: bool, width: int | None
+    ) -> Tensor:
+        """Return the hidden states before each response token, ``[B, R, H]``: the last R + 1 but the very last.
+
+        Rows of different lengths are moved to the left first, so that all padding follows them. Causal attention then
+        never sees it, and needs no mask.
+        """
+        if not padded:
+            positions = attention_mask.cumsum(1) - 1  # [B, P + R]
+            return self.hidden(input_ids, None, positions)[:, -responses - 1 : -1]
+        split = input_ids.shape[1] - responses  # P
+        width = width or input_ids.shape[1]  # T, of the longest row
+        prompts = attention_mask[:, :split].sum(1, keepdim=True)  # [B, 1]
+        columns = torch.arange(width, device=input_ids.device).unsqueeze(0)  # [1, T]
+        source = (columns + split - prompts).clamp(max=input_ids.shape[1] - 1)  # [B, T]
+        mask = (columns < attention_mask.sum(1, keepdim=True)).long() if self.masks_padding else None  # [B, T]
+        hidden = self.hidden(input_ids.gather(1, source), mask, columns.expand(len(input_ids), -1))  # [B, T, H]
+        steps = torch.arange(-1, responses - 1, device=input_ids.device)  # [R]
+        before = (prompts + steps).clamp(max=width - 1)  # [B, R]; beyond a row's end any state will do
+        rows = width * torch.arange(len(input_ids), device=input_ids.device).unsqueeze(1)  # [B, 1]
+        states = hidden.flatten(0, 1).index_select(0, (rows + before).flatten())  # [B · R, H]
+        return states.view(*before.shape, -1)
 
     def _valued(self, before: Tensor) -> Tensor:
         return self.value_head(before.float()).squeeze(-1)

@@ -109,6 +109,7 @@ class Gradients:
         optimizer: over ``base.trainable()``.
         reduce: sum over all ranks.
         micro_batch_size: responses per micro-batch, where there are no ``batch_sizes``.
+        tokens: most tokens per micro-batch instead, likewise.
         batch_sizes: holds the micro-batch size and makes it smaller; without it a failed allocation ends the update.
     """
 
@@ -118,12 +119,13 @@ class Gradients:
         optimizer: torch.optim.Optimizer,
         reduce: Reduce,
         micro_batch_size: int,
+        tokens: int | None,
         batch_sizes: BatchSizes | None,
     ) -> None:
         self._base = base
         self._optimizer = optimizer
         self._reduce = reduce
-        self._micro_batch_size = micro_batch_size
+        self._micro_batch_size, self._tokens = micro_batch_size, tokens
         self._batch_sizes = batch_sizes
 
     def accumulate(
@@ -142,9 +144,11 @@ class Gradients:
         while True:
             sums = torch.zeros(len(PPOStats._fields), device=self._base.device)
             out_of_memory = torch.zeros(1, device=self._base.device)  # counts ranks
-            micro_batch_size = self._batch_sizes.micro_batch_size if self._batch_sizes else self._micro_batch_size
+            size, tokens = self._micro_batch_size, self._tokens
+            if self._batch_sizes:
+                size, tokens = self._batch_sizes.micro_batch_size, self._batch_sizes.micro_batch_tokens
             try:
-                for batch in rollout.lengths.packed(indices, micro_batch_size, self._base.device):
+                for batch in rollout.lengths.packed(indices, size, self._base.device, tokens):
                     sums += torch.stack(backward(batch)).detach()
             except Exception as error:
                 if self._batch_sizes is None or memory_that_ran_out(error) is None:
