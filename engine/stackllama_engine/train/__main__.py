@@ -26,6 +26,7 @@ from ..contract.stages import Stage
 from ..contract.streams import open_standard_streams
 from .restart import Restarts
 from .signals import Signals, Stopped
+from .unused import hide_unused
 
 if TYPE_CHECKING:
     from .reporting import Reporter
@@ -74,6 +75,7 @@ def _run_stage(stage: Stage, run: RunDir, reporter: "Reporter", signals: Signals
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     started = time.monotonic()
     recipe: Any = restarts.now.applied(load_recipe(stage, run.recipe_file))  # SFT, reward, PPO or merge
+    hide_unused(recipe)
     from transformers import set_seed
 
     from . import models

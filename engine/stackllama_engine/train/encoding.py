@@ -12,8 +12,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datasets import Dataset, IterableDataset, IterableDatasetDict
-from datasets.exceptions import DatasetGenerationError
 from jinja2 import TemplateError
 
 from ..contract.errors import DataError, StackllamaError
@@ -28,6 +26,7 @@ from .reporting import Reporter
 from .session import CACHE
 
 if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset  # which PPO, a merge and a chat do without
     from transformers import PreTrainedTokenizerBase
 
 SHUFFLE_BUFFER = 5000
@@ -249,12 +248,14 @@ def _single(question: str, messages: Messages | None, prompt_format: PromptForma
 
 def training_rows(
     recipe: TrainRecipe, run: RunDir, needs: tuple[str, ...], encode: Encode
-) -> Dataset | IterableDataset:
+) -> "Dataset | IterableDataset":
     """Load the stage's training rows, encoded; streamed only where the source is a hub stream of unknown length.
 
     Raises:
         DataError: the source cannot be read or lacks a column.
     """
+    from datasets import IterableDataset, IterableDatasetDict
+
     if recipe.dataset_streaming and recipe.max_train_samples is None and _is_hub(recipe.dataset_name):
         rows = IterableDataset.from_generator(
             _rows, gen_kwargs=_arguments(recipe, recipe.dataset_train_split, needs, None)
@@ -270,7 +271,7 @@ def training_rows(
     return _materialise(recipe, run, recipe.dataset_train_split, needs, encode, recipe.max_train_samples)
 
 
-def evaluation_rows(recipe: TrainRecipe, run: RunDir, needs: tuple[str, ...], encode: Encode) -> Dataset:
+def evaluation_rows(recipe: TrainRecipe, run: RunDir, needs: tuple[str, ...], encode: Encode) -> "Dataset":
     """Load the held-out rows, encoded.
 
     Raises:
@@ -320,7 +321,10 @@ def source_rows(
 
 def _materialise(
     recipe: TrainRecipe, run: RunDir, split: str, needs: tuple[str, ...], encode: Encode, limit: int | None
-) -> Dataset:
+) -> "Dataset":
+    from datasets import Dataset
+    from datasets.exceptions import DatasetGenerationError
+
     try:
         rows = Dataset.from_generator(
             _rows, gen_kwargs=_arguments(recipe, split, needs, limit), cache_dir=str(run.path / CACHE)
