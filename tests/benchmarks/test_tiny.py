@@ -35,6 +35,7 @@ LONG = (
     "benchmarks/gpu_ppo.py --tiny",
     "benchmarks/ppo_ours.py --tiny",
     "benchmarks/ppo_vs_trl.py --tiny",
+    "benchmarks/start.py --tiny",
     "benchmarks/threads.py --tiny",
     "scripts/demo_results.py record --tiny",
     "scripts/ppo_flame.py --tiny",
