@@ -74,7 +74,6 @@ def test_rows_in_batches_equal_rows_one_by_one(
     rows, encoder = rows_of(), encoder_of(base, prompt_format)
     for number, encode in enumerate(encodings(encoder)):
         alone = rows.map(encode, remove_columns=rows.column_names)
-        (tmp_path / "cache-of-run").mkdir(exist_ok=True)
         together = BatchTokenizing(encoder, RunDir(tmp_path / f"run{number}"), number)
         (tmp_path / f"run{number}" / "cache").mkdir(parents=True, exist_ok=True)
         first, second = together(rows, encode), together(rows, encode)
