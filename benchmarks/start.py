@@ -24,6 +24,7 @@ _STAGES = {
     "sft": ("max_train_samples=64", "max_eval_samples=4", "max_length=256", "eval_steps=0"),
     "ppo": (
         "reward_funcs=stackllama_engine.rewards:target_length",
+        "reward_kwargs.words=20",
         "max_train_samples=16",
         "max_eval_samples=2",
         "response_length=16",
