@@ -34,6 +34,8 @@ LONG = (
     "benchmarks/gpu_memory.py --tiny",
     "benchmarks/gpu_ppo.py --tiny",
     "benchmarks/ppo_vs_trl.py --tiny --sides ours",
+    "benchmarks/start.py --tiny",
+    "benchmarks/threads.py --tiny",
     "scripts/demo_results.py record --tiny",
     "scripts/ppo_flame.py --tiny",
 )

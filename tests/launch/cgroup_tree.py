@@ -28,20 +28,21 @@ class Tree:
             f"30 22 0:26 {shown} /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate\n",
         )
 
-    def version_1(self, path: str, *, shown: str = "/") -> None:
-        """Put the process into a cgroup of version 1, with version 2 mounted beside it for systemd alone."""
-        self._write("proc/self/cgroup", f"9:name=systemd:/x\n4:memory:{path}\n1:cpu:/elsewhere\n0::/x\n")
+    def version_1(self, path: str, *, shown: str = "/", cpu: str = "/elsewhere") -> None:
+        """Put the process into cgroups of version 1, with version 2 mounted beside it for systemd alone."""
+        self._write("proc/self/cgroup", f"9:name=systemd:/x\n4:memory:{path}\n1:cpu,cpuacct:{cpu}\n0::/x\n")
         self._write(
             "proc/self/mountinfo",
-            "31 22 0:27 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n"
+            "31 22 0:27 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu,cpuacct\n"
             f"32 22 0:28 {shown} /sys/fs/cgroup/memory rw shared:9 - cgroup cgroup rw,memory\n"
             "33 22 0:29 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n",
         )
 
     def put(self, folder: str, **files: object) -> None:
-        """Write files of a cgroup; ``memory_max`` is written as ``memory.max``."""
+        """Write files of a cgroup; ``memory_max`` is written as ``memory.max``, ``cpu_max`` as ``cpu.max``."""
         for name, value in files.items():
-            self._write(f"sys/fs/cgroup/{folder}/{name.replace('memory_', 'memory.').replace('__', '.')}", f"{value}\n")
+            controller, _, rest = name.partition("_")
+            self._write(f"sys/fs/cgroup/{folder}/{controller}.{rest.replace('__', '.')}", f"{value}\n")
 
     def killed(self, count: int) -> None:
         """Set how many processes the machine's out-of-memory killer has killed so far."""

@@ -14,7 +14,7 @@ from stackllama_engine.contract.errors import RecipeError, RefusedError
 from stackllama_engine.contract.recipe import AnyRecipe, SFTRecipe
 from stackllama_engine.contract.recipe_io import build_recipe
 from stackllama_engine.contract.stages import Stage
-from stackllama_engine.launch import argv, gpus, machine_check
+from stackllama_engine.launch import gpus, machine_check
 from stackllama_engine.launch.argv import (
     ACCELERATE_FILE,
     CPU_MEMORY,
@@ -112,15 +112,6 @@ def test_cpu_run_on_a_machine_with_gpus_sees_none() -> None:
     built = command(["0", "1"], use_cpu=True)
     assert option(built, "--num_processes") == "1"
     assert built.environment["CUDA_VISIBLE_DEVICES"] == ""
-
-
-def test_threads_are_shared_unless_the_person_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(argv.os, "sched_getaffinity", lambda _: set(range(6)))
-    assert option(command([], use_cpu=True, num_processes=4), "--num_cpu_threads_per_process") == "1"
-    assert option(command([]), "--num_cpu_threads_per_process") == "6"
-    monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert option(command([]), "--num_cpu_threads_per_process") == "3"
 
 
 def test_merge_is_one_process_without_precision() -> None:

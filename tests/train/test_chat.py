@@ -19,6 +19,7 @@ from peft import PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from stackllama_engine.contract import threads as contract_threads
 from stackllama_engine.contract.chat_messages import Ask, Delta, Done, Failure, Reply, Side
 from stackllama_engine.contract.errors import StackllamaError
 from stackllama_engine.contract.prompt_format import PromptFormat
@@ -155,6 +156,21 @@ def expected(base: Path, adapter: Path | None, count: int) -> str:
 def greedy(generator: Generator, question: int = 1, sides: tuple[str, ...] = ("base", "tuned")) -> list[str]:
     generator.send({"id": question, "prompt": QUESTION, "which": list(sides), "temperature": 0, "max_new_tokens": 24})
     return [generator.answer(question, side)[0] for side in sides]
+
+
+@pytest.mark.parametrize(("small_base", "threads"), [(contract_threads.SMALL_BASE, 1), (0, 8)])
+def test_a_chat_on_the_cpu_has_the_threads_of_its_base(
+    adapter: Path, make: Callable[..., RunDir], monkeypatch: pytest.MonkeyPatch, small_base: int, threads: int
+) -> None:
+    run = make(Stage.SFT)
+    shutil.copytree(adapter, run.adapter)
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr(contract_threads, "SMALL_BASE", small_base)
+    monkeypatch.setattr(contract_threads, "usable_cores", lambda _: 64)
+    given: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", given.append)
+    Here(run)
+    assert given == [threads]
 
 
 @pytest.mark.slow

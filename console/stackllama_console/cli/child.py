@@ -9,6 +9,7 @@ import msgspec
 
 from stackllama_engine.contract.child_environment import source_path
 from stackllama_engine.contract.errors import ExitCode, StackllamaError, UsageError
+from stackllama_engine.contract.threads import thread_environment, threads_per_process
 
 _TIMEOUT = 180.0  # seconds for a hub that does not answer
 
@@ -30,7 +31,8 @@ def document_of(
         StackllamaError: any other error, with its last line on stderr; or no answer in time.
     """
     argv = [sys.executable, "-P", "-m", module, *words]
-    environment = {**os.environ, **source_path(os.environ.get("PYTHONPATH", ""))}
+    threads = thread_environment(threads_per_process())
+    environment = {**os.environ, **source_path(os.environ.get("PYTHONPATH", "")), **threads}
     try:
         done = subprocess.run(argv, env=environment, input=request, capture_output=True, timeout=timeout, check=False)
     except subprocess.TimeoutExpired:

@@ -1,7 +1,6 @@
 """The largest micro-batch that fits, of those that keep the effective batch: size × accumulation stays what it is."""
 
 from collections.abc import Callable
-from typing import TypeVar
 
 import msgspec
 
@@ -9,10 +8,10 @@ from ..contract.recipe import PPORecipe, RewardRecipe, SFTRecipe
 from .estimate import Estimate
 from .fit import fits
 
-Recipe = TypeVar("Recipe", SFTRecipe, RewardRecipe, PPORecipe)
+Trained = SFTRecipe | RewardRecipe | PPORecipe
 
 
-def largest_micro_batch(recipe: Recipe, measure: Callable[[Recipe], Estimate], device_bytes: int) -> Recipe | None:
+def largest_micro_batch(recipe: Trained, measure: Callable[[Trained], Estimate], device_bytes: int) -> Trained | None:
     """Return the recipe with the largest micro-batch that fits; None if the smallest does not, or nothing is known.
 
     Args:

@@ -14,6 +14,7 @@ import msgspec
 from ..contract.child_environment import source_path
 from ..contract.errors import UsageError
 from ..contract.recipe import PPORecipe, RewardRecipe, SFTRecipe
+from ..contract.threads import thread_environment
 from . import gguf
 from .architecture import Architecture
 from .model_files import read_architecture, read_config
@@ -55,7 +56,8 @@ def ask(request: Request, *, timeout: float = TIMEOUT) -> Trace:
         UsageError: see :func:`trace`.
     """
     python_path = source_path(os.environ.get("PYTHONPATH", ""))
-    environment = os.environ | python_path | {"CUDA_VISIBLE_DEVICES": "", "PYTHONSAFEPATH": "1", "HF_HUB_OFFLINE": "1"}
+    alone = {"CUDA_VISIBLE_DEVICES": "", "PYTHONSAFEPATH": "1", "HF_HUB_OFFLINE": "1"}
+    environment = os.environ | python_path | alone | thread_environment(1)  # its tensors are fake: nothing is computed
     try:
         done = subprocess.run(
             [sys.executable, "-W", "ignore", "-m", _MODULE],

@@ -211,7 +211,11 @@ class PPORecipe(TrainRecipe, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         about(f"Sampling temperature; also divides the logits of every log-probability ({_N_DETAILS}).", gt=0),
     ] = 1.0
     use_vllm: Annotated[
-        bool, about(f"Sample with vLLM on the training GPU; needs the extra `[vllm]` ({_TRL_VLLM}).")
+        bool,
+        about(
+            "Sample with vLLM on the training GPU. vLLM itself has never been run here, only a stand-in. Needs the "
+            f"extra `[vllm]` ({_TRL_VLLM})."
+        ),
     ] = False
     vllm_gpu_memory_utilization: Annotated[
         float,

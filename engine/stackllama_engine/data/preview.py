@@ -20,6 +20,7 @@ from ..contract.errors import DataError
 from ..contract.prompt_format import Kind as PromptKind
 from ..contract.prompt_format import PromptFormat
 from ..contract.stages import Split
+from ..contract.threads import thread_environment, threads_per_process
 from .columns import NEEDS, Row, notices
 from .kinds import PAIRED, Kind, has_known_columns, kind_of
 from .local import ALL
@@ -182,7 +183,8 @@ def _in_process(
     root = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(part for part in (root, os.environ.get("PYTHONPATH")) if part)
     try:
-        done = subprocess.run(argv, env=os.environ | {"PYTHONPATH": path}, capture_output=True, timeout=patience)
+        environment = os.environ | {"PYTHONPATH": path} | thread_environment(threads_per_process())
+        done = subprocess.run(argv, env=environment, capture_output=True, timeout=patience)
     except subprocess.TimeoutExpired:
         raise DataError(
             f"Hub data set {name!r} did not answer within {patience:.0f} s. Check the network, or use a local file."

@@ -5,7 +5,8 @@ why each thing is spelled out here (``accelerate/commands/launch.py``):
 
 - A person's own ``default_config.yaml`` is read unless ``--config_file`` is given: the run gets a file of its own.
 - ``--cpu --num_processes 2`` starts one process; ``--multi_gpu`` with ``ACCELERATE_USE_CPU=true`` starts two (gloo).
-- Without ``--num_cpu_threads_per_process`` it divides by a core count that is unknown in some containers.
+- Without ``--num_cpu_threads_per_process`` it divides by a core count that is unknown in some containers
+  (:mod:`..contract.threads` knows how many cores there are, and what a stage gets of them).
 - ``--rdzv_backend c10d`` with ``store_type=file`` gives torchrun a file (:mod:`.rendezvous_dir`) instead of a server on
   all interfaces, which its own choice, ``static``, is. A sign of life every five seconds has no reader where it is
   alone.
@@ -25,6 +26,7 @@ from msgspec.structs import replace
 
 from ..contract.child_environment import source_path
 from ..contract.recipe import AnyRecipe, MergeRecipe, PipelineRecipe
+from ..contract.threads import stage_threads, thread_environment
 from .process_marks import RUN_MARK
 
 ACCELERATE_FILE = "accelerate.yaml"
@@ -88,6 +90,7 @@ def build_command(recipe: AnyRecipe, run_dir: Path, gpus: list[str]) -> Command:
     processes = recipe.num_processes or 1
     on_cpu = recipe.use_cpu or not gpus
     precision = _mixed_precision(recipe)
+    threads = stage_threads(recipe, on_cpu=on_cpu, processes=processes)
     argv = [
         sys.executable,
         "-m",
@@ -105,7 +108,7 @@ def build_command(recipe: AnyRecipe, run_dir: Path, gpus: list[str]) -> Command:
         "--main_process_port",
         "0",
         "--num_cpu_threads_per_process",
-        str(_threads(processes)),
+        str(threads),
         "-m",
         "stackllama_engine.train",
         str(recipe.stage),
@@ -120,6 +123,7 @@ def build_command(recipe: AnyRecipe, run_dir: Path, gpus: list[str]) -> Command:
     environment["ACCELERATE_USE_CPU"] = str(on_cpu).lower()
     if gpus:
         environment["CUDA_VISIBLE_DEVICES"] = "" if on_cpu else ",".join(gpus[:processes])
+    environment |= thread_environment(threads)
     if on_cpu:
         environment |= {name: value for name, value in CPU_MEMORY.items() if name not in os.environ}
     files = {ACCELERATE_FILE: _accelerate_yaml(processes, on_cpu, precision)}
@@ -130,14 +134,6 @@ def _mixed_precision(recipe: AnyRecipe) -> str:
     if isinstance(recipe, (MergeRecipe, PipelineRecipe)):
         return "no"
     return "bf16" if recipe.bf16 else "fp16" if recipe.fp16 else "no"
-
-
-def _threads(processes: int) -> int:
-    """Return the CPU threads per process: ``OMP_NUM_THREADS``, else an equal share of the usable cores."""
-    threads = os.environ.get("OMP_NUM_THREADS", "")
-    if threads.isdecimal() and int(threads) > 0:
-        return int(threads)
-    return max(1, len(os.sched_getaffinity(0)) // processes)
 
 
 def _accelerate_yaml(processes: int, on_cpu: bool, precision: str) -> str:

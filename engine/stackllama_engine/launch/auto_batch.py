@@ -5,7 +5,6 @@ resume keeps them. PPO's canary runs the worst case of them before training.
 """
 
 from collections.abc import Sequence
-from typing import TypeVar
 
 from ..budget.architecture import Architecture
 from ..budget.auto_batch import largest_micro_batch
@@ -17,7 +16,7 @@ from .expected import model_files, own_reward
 from .main_memory import main_memory
 from .nvml import known_gpus
 
-Trained = TypeVar("Trained", SFTRecipe, RewardRecipe, PPORecipe)
+Trained = SFTRecipe | RewardRecipe | PPORecipe
 _SET = "set `per_device_train_batch_size` to a number"
 
 

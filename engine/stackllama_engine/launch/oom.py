@@ -10,7 +10,8 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from .main_memory import ROOT, Cgroup, Limit, cgroups, limits, machine_memory, tightest
+from ..contract.cgroups import ROOT, Cgroup, cgroups
+from .main_memory import Limit, limits, machine_memory, tightest
 
 _SLURM_JOB = re.compile(r"/(?:slurm\w*(?:\.\w+)?)/(?:.*/)?job_(\d+)")
 

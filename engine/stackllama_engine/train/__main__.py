@@ -24,8 +24,10 @@ from ..contract.run_dir import RunDir
 from ..contract.stacks import offer_stacks
 from ..contract.stages import Stage
 from ..contract.streams import open_standard_streams
+from .read_ahead import read_ahead
 from .restart import Restarts
 from .signals import Signals, Stopped
+from .unused import hide_unused
 
 if TYPE_CHECKING:
     from .reporting import Reporter
@@ -38,9 +40,11 @@ _STAGE_MODULES = {Stage.SFT: ".sft", Stage.REWARD: ".reward", Stage.PPO: ".ppo",
 def main(argv: list[str]) -> int:
     """Run one stage; returns the exit code."""
     signals = Signals()
+    stage, run = Stage(argv[0]), RunDir(Path(argv[1]))
+    with contextlib.suppress(StackllamaError, OSError):  # a recipe that cannot be read is reported below
+        read_ahead(load_recipe(stage, run.recipe_file))
     from .reporting import Reporter  # and with it torch
 
-    stage, run = Stage(argv[0]), RunDir(Path(argv[1]))
     attempt = int(os.environ.get("STACKLLAMA_ATTEMPT", "1"))
     run.attempt_dir(attempt).mkdir(mode=0o700, parents=True, exist_ok=True)
     offer_stacks(run.attempt_dir(attempt))
@@ -74,6 +78,7 @@ def _run_stage(stage: Stage, run: RunDir, reporter: "Reporter", signals: Signals
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     started = time.monotonic()
     recipe: Any = restarts.now.applied(load_recipe(stage, run.recipe_file))  # SFT, reward, PPO or merge
+    hide_unused(recipe)
     from transformers import set_seed
 
     from . import models

@@ -7,13 +7,12 @@ own; so does every stage.) A special token spelled out in a text, such as ``</s>
 """
 
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datasets import Dataset, IterableDataset, IterableDatasetDict
-from datasets.exceptions import DatasetGenerationError
+import msgspec
 from jinja2 import TemplateError
 
 from ..contract.errors import DataError, StackllamaError
@@ -28,12 +27,15 @@ from .reporting import Reporter
 from .session import CACHE
 
 if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset  # which PPO, a merge and a chat do without
     from transformers import PreTrainedTokenizerBase
 
 SHUFFLE_BUFFER = 5000
 """Rows of a stream that are shuffled at a time, as in the published script."""
 
 Encode = Callable[[dict[str, Any]], dict[str, Any]]
+Tokenizing = Callable[["Dataset", Encode], "Dataset"]
+"""Encodes all rows; see :mod:`.tokenizing`."""
 Messages = Sequence[Message]
 
 _HELD = "\ue000{}\ue001"
@@ -43,6 +45,30 @@ _MARK = "\ue002"
 _PRIVATE = "[\ue000-\ue002]"
 """The same characters in a text are held as well."""
 _HELD_PLACE = re.compile("\ue000([0-9]+)\ue001")
+
+
+class TextBatch:
+    """Texts of some rows, tokenised together, by the tokenizer's own threads (``RAYON_NUM_THREADS``).
+
+    Args:
+        tokenizer: the encoder's.
+    """
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
+        self.rendered: dict[bytes, str] = {}
+        """What the chat template made of conversations."""
+        self._tokenizer = tokenizer
+        self._ids: dict[tuple[bool, bool], dict[str, list[int]]] = {}
+
+    def ids(self, text: str, add_special_tokens: bool, split_special_tokens: bool) -> list[int]:
+        """Return a text's tokens as a list of its own; before :meth:`tokenize` note the text and return none."""
+        return [*self._ids.setdefault((add_special_tokens, split_special_tokens), {}).setdefault(text, [])]
+
+    def tokenize(self) -> None:
+        """Tokenise all texts noted so far."""
+        for (add, split), texts in self._ids.items():
+            every: Any = self._tokenizer([*texts], add_special_tokens=add, split_special_tokens=split)["input_ids"]
+            texts.update(zip(texts, every, strict=True))
 
 
 class Encoder:
@@ -63,6 +89,7 @@ class Encoder:
     ) -> None:
         self.tokenizer = tokenizer
         self.format = prompt_format
+        self._texts: TextBatch | None = None
         self._tail, end = self._turn_end() if self._is_chat else ("", None)
         own = [int(one) for one in (tokenizer.eos_token_id, end) if one is not None]  # type: ignore[arg-type]
         self.stop_ids: tuple[int, ...] = tuple(dict.fromkeys([*own, *stops]))
@@ -86,7 +113,7 @@ class Encoder:
             turns, held = self._hold(self._conversation(question, messages))
             return self._tokens(self._render(turns, answered=False), held)
         text = self.format.render(_single(question, messages, self.format))
-        ids: list[int] = self.tokenizer(text, split_special_tokens=True)["input_ids"]  # type: ignore[assignment]
+        ids = self._ids(text, add_special_tokens=True, split_special_tokens=True)
         return ids[:-1] if ids and ids[-1] == self.tokenizer.eos_token_id else ids
 
     def answer(self, question: str, answer: str, messages: Messages | None = None, *, ended: bool = True) -> list[int]:
@@ -96,7 +123,7 @@ class Encoder:
             DataError: the chat template refuses the conversation.
         """
         if not self._is_chat:
-            ids: list[int] = self.tokenizer(answer, add_special_tokens=False, split_special_tokens=True)["input_ids"]  # type: ignore[assignment]
+            ids = self._ids(answer, add_special_tokens=False, split_special_tokens=True)
             return self._ended(ids) if ended else ids
         conversation = self._conversation(question, messages)
         turns, held = self._hold([*conversation, {"role": "assistant", "content": answer}])
@@ -165,6 +192,14 @@ class Encoder:
         return turns
 
     def _render(self, conversation: Messages, *, answered: bool) -> str:
+        if self._texts is None:
+            return self._rendered(conversation, answered=answered)
+        key = msgspec.json.encode((conversation, answered))
+        if key not in self._texts.rendered:  # both passes ask for it, and both responses of a pair for the prompt
+            self._texts.rendered[key] = self._rendered(conversation, answered=answered)
+        return self._texts.rendered[key]
+
+    def _rendered(self, conversation: Messages, *, answered: bool) -> str:
         thinking: dict[str, Any] = {}
         if self.format.enable_thinking is not None:
             thinking["enable_thinking"] = self.format.enable_thinking
@@ -196,10 +231,33 @@ class Encoder:
         ids: list[int] = []
         for index, part in enumerate(_HELD_PLACE.split(text) if held else [text]):
             spelled = index % 2 == 1
-            part_ids: Any = self.tokenizer(
-                held[int(part)] if spelled else part, add_special_tokens=False, split_special_tokens=spelled
-            )["input_ids"]
-            ids += part_ids
+            text = held[int(part)] if spelled else part
+            ids += self._ids(text, add_special_tokens=False, split_special_tokens=spelled)
+        return ids
+
+    def encode_together(self, encode: Encode, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Encode rows as ``encode`` does one by one with this encoder, and tokenise all of their texts at once.
+
+        ``encode`` runs twice: the first time says which texts there are, and gets no tokens.
+
+        Raises:
+            DataError: the chat template refuses a conversation.
+        """
+        self._texts = TextBatch(self.tokenizer)
+        try:
+            for row in rows:
+                encode(dict(row))
+            self._texts.tokenize()
+            return [encode(dict(row)) for row in rows]
+        finally:
+            self._texts = None
+
+    def _ids(self, text: str, *, add_special_tokens: bool, split_special_tokens: bool) -> list[int]:
+        if self._texts is not None:
+            return self._texts.ids(text, add_special_tokens, split_special_tokens)
+        ids: Any = self.tokenizer(
+            text, add_special_tokens=add_special_tokens, split_special_tokens=split_special_tokens
+        )["input_ids"]
         return ids
 
     @cached_property
@@ -248,13 +306,22 @@ def _single(question: str, messages: Messages | None, prompt_format: PromptForma
 
 
 def training_rows(
-    recipe: TrainRecipe, run: RunDir, needs: tuple[str, ...], encode: Encode
-) -> Dataset | IterableDataset:
+    recipe: TrainRecipe, run: RunDir, needs: tuple[str, ...], encode: Encode, together: Tokenizing | None = None
+) -> "Dataset | IterableDataset":
     """Load the stage's training rows, encoded; streamed only where the source is a hub stream of unknown length.
+
+    Args:
+        recipe: of the stage.
+        run: its directory.
+        needs: columns.
+        encode: of a row.
+        together: tokenises many rows at once with the same result; None: one by one.
 
     Raises:
         DataError: the source cannot be read or lacks a column.
     """
+    from datasets import IterableDataset, IterableDatasetDict
+
     if recipe.dataset_streaming and recipe.max_train_samples is None and _is_hub(recipe.dataset_name):
         rows = IterableDataset.from_generator(
             _rows, gen_kwargs=_arguments(recipe, recipe.dataset_train_split, needs, None)
@@ -267,16 +334,18 @@ def training_rows(
             )
         rows = rows.shuffle(seed=recipe.seed, buffer_size=SHUFFLE_BUFFER)  # pairs of one question lie side by side
         return rows.map(encode, remove_columns=[*needs, MESSAGES])
-    return _materialise(recipe, run, recipe.dataset_train_split, needs, encode, recipe.max_train_samples)
+    return _materialise(recipe, run, recipe.dataset_train_split, needs, encode, recipe.max_train_samples, together)
 
 
-def evaluation_rows(recipe: TrainRecipe, run: RunDir, needs: tuple[str, ...], encode: Encode) -> Dataset:
-    """Load the held-out rows, encoded.
+def evaluation_rows(
+    recipe: TrainRecipe, run: RunDir, needs: tuple[str, ...], encode: Encode, together: Tokenizing | None = None
+) -> "Dataset":
+    """Load the held-out rows, encoded; arguments as for :func:`training_rows`.
 
     Raises:
         DataError: the source cannot be read or lacks a column.
     """
-    return _materialise(recipe, run, recipe.dataset_test_split, needs, encode, recipe.max_eval_samples)
+    return _materialise(recipe, run, recipe.dataset_test_split, needs, encode, recipe.max_eval_samples, together)
 
 
 def report_columns(recipe: TrainRecipe, needs: tuple[str, ...], reporter: Reporter) -> None:
@@ -319,8 +388,17 @@ def source_rows(
 
 
 def _materialise(
-    recipe: TrainRecipe, run: RunDir, split: str, needs: tuple[str, ...], encode: Encode, limit: int | None
-) -> Dataset:
+    recipe: TrainRecipe,
+    run: RunDir,
+    split: str,
+    needs: tuple[str, ...],
+    encode: Encode,
+    limit: int | None,
+    together: Tokenizing | None,
+) -> "Dataset":
+    from datasets import Dataset
+    from datasets.exceptions import DatasetGenerationError
+
     try:
         rows = Dataset.from_generator(
             _rows, gen_kwargs=_arguments(recipe, split, needs, limit), cache_dir=str(run.path / CACHE)
@@ -328,7 +406,7 @@ def _materialise(
     except DatasetGenerationError as error:
         raise _own_error(error) from None
     assert isinstance(rows, Dataset)
-    return rows.map(encode, remove_columns=rows.column_names)
+    return rows.map(encode, remove_columns=rows.column_names) if together is None else together(rows, encode)
 
 
 def _own_error(error: BaseException) -> BaseException:

@@ -88,7 +88,7 @@ def fit(trainer: "Guarded", callback: RunCallback, recipe: SFTRecipe | RewardRec
     survive_trackers(trainer, reporter)
     if isinstance(_model(trainer), PeftModel):
         models.trainables_to_fp32(_model(trainer))
-    session.requests.signals.loaded()
+    session.loaded()
     callback.resumed_from = resume_from = checkpoint.to_resume(reporter, recipe)
     if session.restarts.now.message:
         reporter.health(session.restarts.now.message)

@@ -7,12 +7,13 @@ train on a question without an answer; it is dropped. ``bfd_split`` makes severa
 """
 
 from collections.abc import Mapping
-from typing import Any
-
-from datasets import Dataset, IterableDataset
+from typing import TYPE_CHECKING, Any
 
 from ..contract.errors import DataError
 from ..contract.recipe import SFTRecipe
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
 
 PROMPT = "prompt_length"
 """Column: tokens of the prompt."""
@@ -42,12 +43,14 @@ class LengthLimit:
         self._what = what
         self._cuts = cuts
 
-    def __call__(self, rows: Dataset | IterableDataset) -> Dataset | IterableDataset:
+    def __call__(self, rows: "Dataset | IterableDataset") -> "Dataset | IterableDataset":
         """Keep rows with room for an answer, without their prompt length; a stream's are counted as they come.
 
         Raises:
             DataError: no row has room.
         """
+        from datasets import IterableDataset
+
         if isinstance(rows, IterableDataset):
             return rows.filter(self.keeps).remove_columns(PROMPT)
         usable = rows.filter(self.keeps, load_from_cache_file=False)

@@ -5,6 +5,7 @@ repository is never executed, neither as Python nor out of a pickle: weights are
 """
 
 import json
+import os
 import shutil
 import warnings
 from collections.abc import Iterator, Sequence
@@ -12,7 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import datasets
 import torch
 import transformers
 from peft import (
@@ -435,5 +435,5 @@ def _cast_input(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[to
 def quiet_libraries() -> None:
     """Keep a log file readable: no progress bars, and no library's advice to its own callers per layer and step."""
     transformers.utils.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
+    os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"  # read when a stage imports it
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")

@@ -3,12 +3,13 @@
 It happens with one split named twice, with the split ``all``, and with data whose own splits share questions.
 """
 
-from typing import Any
-
-from datasets import Dataset, IterableDataset
+from typing import TYPE_CHECKING, Any
 
 from ..contract.recipe import TrainRecipe
 from ..data.splits import same_text, stable_hash
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
 
 COLUMN = "question_hash"
 
@@ -25,13 +26,15 @@ class Overlap:
         held_out: rows with the column :data:`COLUMN`.
     """
 
-    def __init__(self, held_out: Dataset) -> None:
+    def __init__(self, held_out: "Dataset") -> None:
         self._held_out: list[int] = list(held_out[COLUMN])
         self._wanted = frozenset(self._held_out)
         self._found: set[int] = set()
 
-    def watch(self, training: Dataset | IterableDataset) -> Dataset | IterableDataset:
+    def watch(self, training: "Dataset | IterableDataset") -> "Dataset | IterableDataset":
         """Compare the training rows, and return them without the column; a stream's are compared as they come."""
+        from datasets import IterableDataset
+
         if isinstance(training, IterableDataset):
             return training.filter(self._see).remove_columns(COLUMN)
         self._found |= self._wanted.intersection(training[COLUMN])

@@ -6,11 +6,12 @@ are kept, as votes that disagree are data, and counted.
 """
 
 from collections.abc import Mapping
-from typing import Any
-
-from datasets import Dataset, IterableDataset
+from typing import TYPE_CHECKING, Any
 
 from ..contract.errors import DataError
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
 
 
 class PairFilter:
@@ -30,12 +31,14 @@ class PairFilter:
         """Pairs that say the opposite of an earlier one; not counted in a stream, whose length has no bound."""
         self._seen: set[int] | None = None
 
-    def __call__(self, pairs: Dataset | IterableDataset) -> Dataset | IterableDataset:
+    def __call__(self, pairs: "Dataset | IterableDataset") -> "Dataset | IterableDataset":
         """Keep the pairs to learn from; a stream's are dropped and counted as they come.
 
         Raises:
             DataError: there is none.
         """
+        from datasets import IterableDataset
+
         if isinstance(pairs, IterableDataset):
             return pairs.filter(self.keeps)
         self._seen = set()

@@ -23,6 +23,7 @@ from .reward_micro_batches import TokenMicroBatches, whole_steps
 from .run_callback import RunCallback
 from .session import Session
 from .stage_rows import pair
+from .tokenizing import BatchTokenizing
 
 _COLUMNS = ("question", "response_j", "response_k")
 
@@ -48,13 +49,14 @@ def run(recipe: RewardRecipe, session: Session) -> dict[str, Any]:
         chosen, rejected = pair(encoder, row)
         return {"chosen_ids": chosen, "rejected_ids": rejected, COLUMN: question_hash(row["question"])}
 
+    together = BatchTokenizing(encoder, session.run, recipe.stage)
     report_columns(recipe, _COLUMNS, reporter)
     with session.main_first():
         training, held_out = (PairFilter(recipe.max_length, what) for what in ("training", "evaluation"))
-        eval_pairs = held_out(evaluation_rows(recipe, session.run, _COLUMNS, encode))
+        eval_pairs = held_out(evaluation_rows(recipe, session.run, _COLUMNS, encode, together))
         assert isinstance(eval_pairs, Dataset)
         overlap = Overlap(eval_pairs)
-        train_pairs = overlap.watch(training(training_rows(recipe, session.run, _COLUMNS, encode)))
+        train_pairs = overlap.watch(training(training_rows(recipe, session.run, _COLUMNS, encode, together)))
 
     def report_rows() -> None:
         for notice in (*pair_notices(training, held_out), overlap.notice(recipe)):

@@ -26,6 +26,7 @@ from .run_callback import RunCallback
 from .session import Session
 from .sft_packing import Collator, check_apart, keeps_apart
 from .stage_rows import supervised, trains_on_responses_alone
+from .tokenizing import BatchTokenizing
 
 _COLUMNS = ("question", "response_j")
 
@@ -64,14 +65,15 @@ def run(recipe: SFTRecipe, session: Session) -> dict[str, Any]:
         lengths = {PROMPT: len(prompt), COLUMN: question_hash(row["question"])}
         return {"input_ids": prompt + response, **lengths, **labels}
 
+    together = BatchTokenizing(encoder, session.run, recipe.stage, responses_alone)
     report_columns(recipe, _COLUMNS, reporter)
     training = LengthLimit(recipe.max_length, "training", cuts=cuts_training_rows(recipe))
     held_out = LengthLimit(recipe.max_length, "evaluation", cuts=True)  # evaluation is never packed
     with session.main_first():
-        eval_rows = held_out(evaluation_rows(recipe, session.run, _COLUMNS, encode))
+        eval_rows = held_out(evaluation_rows(recipe, session.run, _COLUMNS, encode, together))
         assert isinstance(eval_rows, Dataset)
         overlap = Overlap(eval_rows)
-        train_rows = overlap.watch(training(training_rows(recipe, session.run, _COLUMNS, encode)))
+        train_rows = overlap.watch(training(training_rows(recipe, session.run, _COLUMNS, encode, together)))
 
     def report_rows() -> None:
         for notice in (training.notice(), held_out.notice(), overlap.notice(recipe)):

@@ -22,6 +22,7 @@ from ...contract.recipe import MergeRecipe, PPORecipe, SFTRecipe
 from ...contract.recipe_io import load_recipe
 from ...contract.run_dir import RunDir
 from ...contract.stages import Stage
+from ...contract.threads import threads_per_process
 from .. import checkpoint, limits, models
 from ..encoding import Encoder
 from ..ppo.state import POLICY_FILE
@@ -102,6 +103,8 @@ def load_sides(run: RunDir, target: Target, *, cpu: bool) -> Sides:
     recipe: Any = load_recipe(target.stage, run.recipe_file)
     trained_on_cpu = target.stage is not Stage.MERGE and recipe.use_cpu  # a merge needs no GPU, a chat does
     device = torch.device("cpu" if cpu or trained_on_cpu or not torch.cuda.is_available() else "cuda")
+    weights = target.path if isinstance(recipe, MergeRecipe) else recipe.model_name_or_path
+    torch.set_num_threads(threads_per_process(weights, on_cpu=device.type == "cpu"))
     sides = _sides(run, recipe, target, device)
     limits.check_tokens(sides.tuned, sides.encoder.tokenizer, sides.name)
     return sides

@@ -134,7 +134,7 @@ class PPO:
         """
         recipe = self.recipe
         self.session.accelerator.init_trackers("stackllama")
-        self.session.requests.signals.loaded()
+        self.session.loaded()
         trial_save.try_save(self.base.model, self.tokenizer, recipe.model_name_or_path, self.session)
         done, before = self._begin()
         rolled_back = self.session.restarts.now
