@@ -1,4 +1,4 @@
-"""The least time that a card can take, from operations and bytes counted by hand: what measured times are compared with.
+"""The least time that a card can take, from operations and bytes counted by hand, beside which measured times stand.
 
 Counted is what no arrangement avoids. A pass over tokens multiplies with every weight of the trunk once, and with the
 output head where a token is scored; attention is causal, so half of its square. The base is frozen: its backward pass

@@ -63,17 +63,13 @@ def measure(folder: Path, batches: int, work: Work, *, value_lora: bool) -> None
     torch.set_num_threads(ppo_work.THREADS)
     meter = ppo_work.Meter()
     tokenizer = AutoTokenizer.from_pretrained(folder / "base", padding_side="left")
-    lora = LoraConfig(
-        r=ppo_work.RANK, lora_alpha=ppo_work.ALPHA, target_modules=ppo_work.TARGETS, task_type="CAUSAL_LM"
-    )
+    lora = LoraConfig(r=ppo_work.RANK, lora_alpha=ppo_work.ALPHA, target_modules=_targets(work), task_type="CAUSAL_LM")
     policy = AutoModelForCausalLM.from_pretrained(folder / "base")
     value = AutoModelForSequenceClassification.from_pretrained(folder / "reward")
     if value_lora:  # in place: PPOTrainer reads `base_model_prefix` and `score` of the model itself
         get_peft_model(
             value,
-            LoraConfig(
-                r=ppo_work.RANK, lora_alpha=ppo_work.ALPHA, target_modules=ppo_work.TARGETS, task_type="SEQ_CLS"
-            ),
+            LoraConfig(r=ppo_work.RANK, lora_alpha=ppo_work.ALPHA, target_modules=_targets(work), task_type="SEQ_CLS"),
         )
     reward_model = AutoModelForSequenceClassification.from_pretrained(folder / "reward")
     rows = json.loads((folder / "prompts.json").read_text())[: (batches + 1) * work.batch]
@@ -117,6 +113,10 @@ def measure(folder: Path, batches: int, work: Work, *, value_lora: bool) -> None
         )
         trainer.train()
     meter.report(versions=ppo_work.versions("trl", "torch", "transformers", "peft", "numpy"))
+
+
+def _targets(work: Work) -> str | list[str]:
+    return work.targets if isinstance(work.targets, str) else list(work.targets)
 
 
 if __name__ == "__main__":
