@@ -13,22 +13,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import ppo_work
-from ppo_work import FULL, TINY, Work
+from ppo_work import Work
 
 ppo_work.quiet()
 
-import torch  # noqa: E402
-from ppo_stage import Endless, opened, recipe_of, write_reward_adapter  # noqa: E402
+from ppo_stage import Endless, history, opened, recipe_of, write_reward_adapter  # noqa: E402
 
 from stackllama_engine.train import models  # noqa: E402
 
 __all__ = ["Endless", "main", "measure", "prepare"]
+_ON_GPU = {False: (), True: ("use_cpu=false", "dtype=bfloat16", "bf16=true")}
+_PHASES = ("rollout", "score", "update")
 
 
-def prepare(folder: Path, batches: int, work: Work) -> None:
+def prepare(folder: Path, batches: int, work: Work, model: str | None = None) -> None:
     """Write what all sides read, and the reward model as an adapter, which only this side can use."""
-    ppo_work.prepare(folder, batches, work)
-    write_reward_adapter(folder, work)
+    ppo_work.prepare(folder, batches, work, **ppo_work.placement(model))
+    write_reward_adapter(folder, work, **ppo_work.placement(model))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,12 +38,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("more", nargs="*", metavar="key=value", help="recipe keys")
     parser.add_argument("--prepare", action="store_true", help="write what all sides read")
     options = parser.parse_args(arguments)
-    work = TINY if options.tiny else FULL
+    work, on_gpu = ppo_work.work_of(options), ppo_work.placement(options.model)["device"] == "cuda"
     if options.folder is not None:
         if options.prepare:
-            prepare(options.folder, options.batches, work)
+            prepare(options.folder, options.batches, work, options.model)
         else:
-            measure(options.folder, options.batches, work, options.more)
+            measure(options.folder, options.batches, work, [*_ON_GPU[on_gpu], *options.more])
     elif options.tiny:
         with tempfile.TemporaryDirectory() as folder:
             prepare(Path(folder), options.batches + 1, work)
@@ -54,17 +55,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def measure(folder: Path, batches: int, work: Work, more: Sequence[str]) -> None:
     """Do the prepared work and report it."""
-    torch.set_num_threads(ppo_work.THREADS)
+    ppo_work.set_threads()
     meter = ppo_work.Meter()
     models.quiet_libraries()
     recipe = recipe_of(folder, batches, work, more)
     metrics: list[dict[str, float]] = []
     with opened(recipe, work) as stage:
         meter.run(lambda number: metrics.append(stage.step(number)[0]), batches)
+        stage.reporter.phase("end")  # which reports the last phase's memory
+        memory = history(stage).memory_by_phase
     assert all(row["val/num_tokens"] == work.batch * work.response for row in metrics)
     assert all(row["val/ratio_first"] == 1.0 for row in metrics)
-    phases = {name: [row[f"time/{name}"] for row in metrics[1:]] for name in ("rollout", "score", "update")}
-    meter.report(phases=phases, versions=ppo_work.versions("torch", "transformers", "peft", "numpy"))
+    phases = {name: [row[f"time/{name}"] for row in metrics[1:]] for name in _PHASES}
+    peaks = [memory[phase].get("allocated", 0.0) for phase in _PHASES]  # each phase resets the allocator's own
+    meter.report(
+        phases=phases,
+        allocated=max(peaks) or None,
+        versions=ppo_work.versions("torch", "transformers", "peft", "numpy"),
+    )
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "engine"))
 from peft import get_peft_model
 from transformers import AutoModelForSequenceClassification, set_seed
 
+from stackllama_engine.contract.history import History, read_history
 from stackllama_engine.contract.prompt_format import PromptFormat
 from stackllama_engine.contract.recipe import PPORecipe, RewardRecipe
 from stackllama_engine.contract.recipe_io import load_recipe
@@ -113,3 +114,8 @@ def opened(recipe: PPORecipe, work: Work) -> Iterator[Endless]:
 def _targets(work: Work) -> str:
     targets = work.targets if isinstance(work.targets, str) else f"[{', '.join(work.targets)}]"
     return f"lora_target_modules={targets}"
+
+
+def history(stage: Endless) -> History:
+    """Return what the stage has reported so far: memory per phase, notices."""
+    return read_history([stage.session.run.attempt_dir(1) / "events.jsonl"])

@@ -8,11 +8,12 @@ tokens, responses of 64 tokens whose end token is ignored, four epochs of mini-b
 import argparse
 import json
 import os
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 RANK, ALPHA = 16, 32
 LEARNING_RATE, KL, VALUE = 1.4e-5, 0.2, 0.1
@@ -69,12 +70,31 @@ GPU = {
 """The work of a GPU, by the model's size; ``tiny`` is for a CPU."""
 
 
+class Placement(TypedDict):
+    """Where weights are drawn, and in which dtype they are saved."""
+
+    device: str
+    dtype: str
+
+
+def placement(model: str | None) -> Placement:
+    """Return device and dtype of a model of `GPU`; ``tiny`` and the work of a CPU, None, are in float32 on the CPU."""
+    on_cpu = model in (None, "tiny")
+    return Placement(device="cpu", dtype="float32") if on_cpu else Placement(device="cuda", dtype="bfloat16")
+
+
+def work_of(options: argparse.Namespace) -> Work:
+    """Return the work that :func:`parser`'s options name."""
+    return GPU[options.model] if options.model else TINY if options.tiny else FULL
+
+
 def parser(description: str) -> argparse.ArgumentParser:
     """Return the parser of one side: the folder of the prepared work, how many batches count, ``--tiny``."""
     options = argparse.ArgumentParser(description=description)
     options.add_argument("folder", nargs="?", type=Path, help="the prepared work; --tiny prepares its own without it")
     options.add_argument("batches", nargs="?", type=int, default=1, help="batches that count, after one to warm up")
     options.add_argument("--tiny", action="store_true", help="a tiny model: whether it runs, not how fast")
+    options.add_argument("--model", choices=GPU, help="the work of a GPU, on it; `tiny`: its sizes, on the CPU")
     return options
 
 
@@ -129,7 +149,7 @@ def prepare(
         tie_word_embeddings=False,
     )
     with torch.device(device):
-        models_of = {"base": LlamaForCausalLM(config).to(getattr(torch, dtype))}
+        models_of: dict[str, Any] = {"base": LlamaForCausalLM(config).to(getattr(torch, dtype))}
         if reward_model:
             config.num_labels = 1
             models_of["reward"] = LlamaForSequenceClassification(config).to(getattr(torch, dtype))
@@ -185,6 +205,7 @@ class Meter:
                     "processor": [after[1] - before[1] for before, after in pairs],
                     "peak": _status("VmHWM"),
                     "baseline": self._baseline,
+                    "allocated": _peak_allocated(),
                     **more,
                 }
             ),
@@ -199,8 +220,23 @@ def versions(*names: str) -> dict[str, str]:
     return {name: version(name) for name in names}
 
 
-def quiet(*, on_gpu: bool = False) -> None:
-    """Set no network, no trackers and, on a CPU, two threads; before torch is imported."""
+def set_threads() -> None:
+    """Set the threads of a CPU; a GPU's host keeps torch's own choice."""
+    import torch
+
+    if not torch.cuda.is_available():
+        torch.set_num_threads(THREADS)
+
+
+def quiet(*, on_gpu: bool | None = None) -> None:
+    """Set no network, no trackers and, on a CPU, two threads; before torch is imported.
+
+    Args:
+        on_gpu: None: what :func:`parser` will read from the command line.
+    """
+    if on_gpu is None:
+        models = dict(zip(sys.argv, sys.argv[1:], strict=False))
+        on_gpu = placement(models.get("--model"))["device"] == "cuda"
     os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", TRANSFORMERS_VERBOSITY="error")
     if on_gpu:
         return
@@ -210,6 +246,13 @@ def quiet(*, on_gpu: bool = False) -> None:
         CUDA_VISIBLE_DEVICES="",
         ACCELERATE_USE_CPU="true",
     )
+
+
+def _peak_allocated() -> int | None:
+    """Return the most bytes that were allocated on the GPU at once; None without one."""
+    import torch
+
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
 
 
 def _status(key: str) -> int:
