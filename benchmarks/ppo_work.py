@@ -142,7 +142,7 @@ def prepare(
         num_hidden_layers=work.layers,
         num_attention_heads=work.heads,
         num_key_value_heads=work.kv_heads or work.heads,
-        max_position_embeddings=max(512, work.prompt + work.response + 2),
+        max_position_embeddings=1024,
         pad_token_id=PAD,
         bos_token_id=BEGIN,
         eos_token_id=END,
