@@ -19,7 +19,7 @@ from transformers import AutoModelForSequenceClassification, set_seed
 
 from stackllama_engine.contract.history import History, read_history
 from stackllama_engine.contract.prompt_format import PromptFormat
-from stackllama_engine.contract.recipe import PPORecipe, RewardRecipe
+from stackllama_engine.contract.recipe import PPORecipe, RewardRecipe, TrainRecipe
 from stackllama_engine.contract.recipe_io import load_recipe
 from stackllama_engine.contract.run_dir import RunDir
 from stackllama_engine.contract.stages import Stage
@@ -100,6 +100,13 @@ def recipe_of(folder: Path, batches: int, work: Work, more: Sequence[str]) -> PP
 @contextmanager
 def opened(recipe: PPORecipe, work: Work) -> Iterator[Endless]:
     """Load the stage in a run directory that is removed afterwards."""
+    with session_of(recipe) as session:
+        yield Endless(recipe, session, work.response)
+
+
+@contextmanager
+def session_of(recipe: TrainRecipe) -> Iterator[Session]:
+    """Make a run directory that is removed afterwards, and this process's session in it."""
     with tempfile.TemporaryDirectory() as scratch:
         run = RunDir(Path(scratch))
         run.attempt_dir(1).mkdir(parents=True)
@@ -107,8 +114,7 @@ def opened(recipe: PPORecipe, work: Work) -> Iterator[Endless]:
         set_seed(recipe.seed)
         reporter = Reporter(run, 1, is_main=True)
         signals = Signals()
-        session = Session(run, reporter, signals, Restarts(run, 1, signals), use_cpu=recipe.use_cpu)
-        yield Endless(recipe, session, work.response)
+        yield Session(run, reporter, signals, Restarts(run, 1, signals), use_cpu=recipe.use_cpu)
 
 
 def _targets(work: Work) -> str:
