@@ -122,11 +122,11 @@ def ppo_phases(shape: Shape, step: PPOStep, rates: Rates, precision: str = "bf16
     scored = rows * step.response
     prefill = forward(shape, rows, step.prompt, rows, precision)
     decoding = decode(shape, rows, step.prompt + 1, step.response - 1, precision)
-    judged = forward(shape, rows, tokens, scored, precision)
+    scored_pass = forward(shape, rows, tokens, scored, precision)
     plain = forward(shape, rows, tokens, 0, precision)
-    both_ways = judged + backward(shape, rows, tokens, scored, precision)
+    both_ways = scored_pass + backward(shape, rows, tokens, scored, precision)
     critic = plain + backward(shape, rows, tokens, 0, precision)
-    scoring = judged * 2 + plain * (2 if step.own_critic else 1)
+    scoring = scored_pass * 2 + plain * (2 if step.own_critic else 1)
     update = (both_ways + critic if step.own_critic else both_ways) * step.epochs
     return {
         "rollout": prefill.seconds(rates) + decoding.seconds(rates),

@@ -75,7 +75,7 @@ class BusyMeter(threading.Thread):
             phase = self._phase()
             try:
                 self._percents[phase].append(torch.cuda.utilization())
-            except Exception as error:  # noqa: BLE001 - NVML has many ways not to answer; the benchmark goes on
+            except Exception as error:  # noqa: BLE001 - NVML has many ways not to answer; the benchmark continues
                 print(f"NVML does not report how busy the card is: {error}", flush=True)
                 return
 
