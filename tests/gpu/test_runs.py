@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.train.test_resume_kills import by_step, in_phase, kill_when
+from tests.train.test_resume_kills import events, in_phase, kill_when
 from tests.train.toy import PPO, SFT, run_stage, wait_for
 
 from stackllama_engine.contract.history import read_history
@@ -88,13 +88,18 @@ def test_killed_and_resumed_continues_as_if_nothing_was(
     kill_when(broken, 1, in_phase("update", 4))
     resume(home, broken.id)
     assert wait_for(broken, lambda state: state.attempt == 2 and state.has_ended).phase == "finished"
-    expected, again = by_step(straight, 1), by_step(broken, 2)
-    trained = [rows[-1] for (step, evaluated), rows in sorted(again.items(), key=str) if step and not evaluated]
-    resumed = min(step for step, evaluated in again if step and not evaluated)
-    assert 1 < resumed <= 4 and len(trained) == STEPS - resumed + 1
-    first, before = again[resumed, False][-1], expected[resumed, False][0]
+    expected, again = _steps(straight, 1), _steps(broken, 2)
+    resumed = min(again)
+    assert resumed == 3 and [*again] == [*range(resumed, STEPS + 1)]
+    first, before = again[resumed], expected[resumed]
     assert first["val/ratio_first"] == 1.0 and first["policy/approxkl_first"] == 0.0
     assert _number(first["objective/kl"]) == pytest.approx(_number(before["objective/kl"]), abs=1e-3)
+
+
+def _steps(run: RunDir, attempt: int) -> dict[int, dict[str, float | None]]:
+    """Return the metrics of each training step of an attempt."""
+    trained = (event for event in events(run, attempt) if event.kind == "metrics" and "time/update" in event.metrics)
+    return {event.step or 0: event.metrics for event in trained}
 
 
 def _number(value: float | None) -> float:
