@@ -91,11 +91,11 @@ def _prepare(folder: Path, model: str, batches: int) -> None:
 
 def _turn(side: str, folder: Path, model: str, options: argparse.Namespace) -> dict[str, Any]:
     """Run a side, and return what it reports, or the end of what it printed."""
-    arguments = [folder, options.batches, "--model", model]
     if side == _TRL:
-        words = [options.trl_python, _HERE / "ppo_trl_1_12.py", *arguments]
+        words = [options.trl_python, _HERE / "ppo_trl_1_12.py", folder, options.batches]
     else:
-        words = [sys.executable, _HERE / "ppo_ours.py", *arguments, _OURS[side]]
+        words = [sys.executable, _HERE / "ppo_ours.py", folder, options.batches, _OURS[side]]
+    words += ["--model", model]
     done = subprocess.run([str(word) for word in words], capture_output=True, text=True)
     lines = done.stdout.strip().splitlines()
     if done.returncode or not lines:

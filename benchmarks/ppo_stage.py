@@ -79,6 +79,7 @@ def recipe_of(folder: Path, batches: int, work: Work, more: Sequence[str]) -> PP
         "dtype": "float32",
         "lora_r": ppo_work.RANK,
         "lora_alpha": ppo_work.ALPHA,
+        "gradient_checkpointing": False,
         "per_device_train_batch_size": micro,
         "gradient_accumulation_steps": work.mini // micro,
         "num_mini_batches": work.batch // work.mini,
