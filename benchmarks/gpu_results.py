@@ -32,9 +32,9 @@ class Results:
         self.rows = [row for row in read_rows(path) if self._is_of_today(row)]
 
     def find(self, cell: str) -> Row | None:
-        """Return a cell's row; None where it was not measured yet, or failed, which is tried again."""
+        """Return a cell's row; None where it was not measured yet, or failed or was skipped, which is tried again."""
         row = self.newest().get(cell)
-        return None if row is None or "failure" in row else row
+        return row if row is not None and _is_measured(row) else None
 
     def add(self, cell: str, values: Mapping[str, Any]) -> None:
         """Append a cell's row, and print it."""
@@ -51,8 +51,8 @@ class Results:
         """Return the newest row of each cell, in the order of first rows; a failure only where nothing was measured."""
         kept: dict[str, Row] = {}
         for row in self.rows:
-            before = kept.get(row["cell"], {"failure": ""})
-            if "failure" not in row or "failure" in before:
+            before = kept.get(row["cell"])
+            if before is None or _is_measured(row) or not _is_measured(before):
                 kept[row["cell"]] = row
         return kept
 
@@ -109,6 +109,10 @@ def write_table(path: Path, lines: list[str]) -> None:
 def number(value: float | None, digits: str = ".2f") -> str:
     """Format a cell of a table; a dash for what was not measured."""
     return "–" if value is None else format(value, digits)
+
+
+def _is_measured(row: Row) -> bool:
+    return "failure" not in row and "skipped" not in row
 
 
 def _end_last_line(path: Path) -> None:

@@ -110,12 +110,13 @@ def start(
     if options.tiny:
         options.seconds = _TINY_SECONDS
     with _directory(None if options.tiny else options.out) as options.out, _directory(options.work) as work:
+        succeeded = True
         for model in ["tiny"] if options.tiny else options.models:
             words = [sys.executable, program, "--worker", model, "--out", options.out, "--work", work]
             words += ["--seconds", options.seconds, *more, *(["--tiny"] if options.tiny else [])]
-            _run([str(word) for word in words], options.seconds, model)
+            succeeded &= _run([str(word) for word in words], options.seconds, model)
         failed = finish(options)
-    return 1 if failed else 0
+    return 1 if failed or not succeeded else 0
 
 
 @contextmanager
@@ -128,12 +129,8 @@ def _directory(path: Path | None) -> Iterator[Path]:
         yield Path(folder)
 
 
-def _run(words: list[str], seconds: float, model: str) -> None:
-    """Run a process and everything that it starts, until its time is over.
-
-    Raises:
-        SystemExit: it failed.
-    """
+def _run(words: list[str], seconds: float, model: str) -> bool:
+    """Run a process and everything that it starts, until its time is over; return whether it did not fail."""
     print(f"{model}: {seconds:.0f} s at most", flush=True)
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
     process = subprocess.Popen(words, env=environment, start_new_session=True)
@@ -141,11 +138,12 @@ def _run(words: list[str], seconds: float, model: str) -> None:
         code = process.wait(seconds)
     except subprocess.TimeoutExpired:
         print(f"{model}: the time is over; run it again to resume with the cell that was cut off", flush=True)
-        return
+        return True
     finally:  # also where a person interrupts
         _end(process)
     if code:
-        raise SystemExit(f"{' '.join(words)} failed with exit code {code}")
+        print(f"{' '.join(words)} failed with exit code {code}", file=sys.stderr, flush=True)
+    return not code
 
 
 def _end(process: subprocess.Popen[Any]) -> None:

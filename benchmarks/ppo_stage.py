@@ -3,6 +3,7 @@
 Import it after the environment is set (``ppo_work.quiet``): it imports torch.
 """
 
+import os
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -107,7 +108,11 @@ def opened(recipe: PPORecipe, work: Work) -> Iterator[Endless]:
 
 @contextmanager
 def session_of(recipe: TrainRecipe) -> Iterator[Session]:
-    """Make a run directory that is removed afterwards, and this process's session in it."""
+    """Make a run directory that is removed afterwards, and this process's session in it.
+
+    The first one decides the process's mixed precision, as `accelerate launch` does for a run.
+    """
+    os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16" if recipe.bf16 else "no"
     with tempfile.TemporaryDirectory() as scratch:
         run = RunDir(Path(scratch))
         run.attempt_dir(1).mkdir(parents=True)

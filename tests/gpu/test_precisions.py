@@ -2,10 +2,12 @@
 
 import importlib.util
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerate.state import AcceleratorState
 from tests.train import in_process, toy
 
 from stackllama_engine.contract.events import EventReader
@@ -31,6 +33,17 @@ STAGES = {
 OPTIONS = ("", *NAMES, ",".join(NAMES), "liger")
 
 
+@pytest.fixture(autouse=True)
+def mixed_precision(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Set the mixed precision of the process, as `accelerate launch` does for a run."""
+    precision = request.node.callspec.params.get("precision", "bf16")
+    mixed = "bf16" if "bf16=true" in PRECISIONS[precision] else "no"
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", mixed)
+    AcceleratorState._reset_state()
+    yield mixed
+    AcceleratorState._reset_state()
+
+
 def metrics_of(run: RunDir) -> list[dict[str, Any]]:
     events = list(EventReader(run.attempt_dir(1) / "events.jsonl").read())
     assert not any(event.nonfinite for event in events)
@@ -48,11 +61,19 @@ def assert_first_ratio_is_one(run: RunDir) -> None:
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("stage", STAGES, ids=str)
 def test_stage_trains_in_precision(
-    home: Home, base: Path, reward_model: Path, on_device: tuple[str, ...], device: str, stage: Stage, precision: str
+    home: Home,
+    base: Path,
+    reward_model: Path,
+    on_device: tuple[str, ...],
+    device: str,
+    mixed_precision: str,
+    stage: Stage,
+    precision: str,
 ) -> None:
     model = (f"reward_model_path={reward_model}",) if stage is Stage.PPO else ()
     run, facts = in_process.finish(home, base, stage, *STAGES[stage], *PRECISIONS[precision], *on_device, *model)
     assert facts["steps"] == 3
+    assert AcceleratorState().mixed_precision == mixed_precision
     losses = [row[name] for row in metrics_of(run) for name in ("loss", "loss/policy_avg") if name in row]
     assert len(losses) >= 3 and all(math.isfinite(loss) for loss in losses)
     if stage is Stage.PPO:
