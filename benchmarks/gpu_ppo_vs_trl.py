@@ -14,6 +14,7 @@ Results are ``docs/measurements/gpu-ppo-vs-trl.jsonl``, a line per turn, and a t
 
 import argparse
 import json
+import os
 import random
 import subprocess
 import sys
@@ -96,7 +97,9 @@ def _turn(side: str, folder: Path, model: str, options: argparse.Namespace) -> d
     else:
         words = [sys.executable, _HERE / "ppo_ours.py", folder, options.batches, _OURS[side]]
     words += ["--model", model]
-    done = subprocess.run([str(word) for word in words], capture_output=True, text=True)
+    # our packages are not TRL's: its interpreter finds its own
+    environment = {name: value for name, value in os.environ.items() if side != _TRL or name != "PYTHONPATH"}
+    done = subprocess.run([str(word) for word in words], capture_output=True, text=True, env=environment)
     lines = done.stdout.strip().splitlines()
     if done.returncode or not lines:
         return {"failure": " ".join(done.stderr.split())[-300:] or f"exit code {done.returncode}"}

@@ -132,12 +132,13 @@ def _directory(path: Path | None) -> Iterator[Path]:
 def _run(words: list[str], seconds: float, model: str) -> bool:
     """Run a process and everything that it starts, until its time is over; return whether it did not fail."""
     print(f"{model}: {seconds:.0f} s at most", flush=True)
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
-    process = subprocess.Popen(words, env=environment, start_new_session=True)
+    process = subprocess.Popen(words, start_new_session=True)
     try:
         code = process.wait(seconds)
     except subprocess.TimeoutExpired:
-        print(f"{model}: the time is over; run it again to resume with the cell that was cut off", flush=True)
+        print(
+            f"{model}: the time is over; run it again to resume with what was cut off, or raise `--seconds`", flush=True
+        )
         return True
     finally:  # also where a person interrupts
         _end(process)
