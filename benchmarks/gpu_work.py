@@ -109,6 +109,7 @@ def start(
         return 0
     if options.tiny:
         options.seconds = _TINY_SECONDS
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # which ends the worker as well
     with _directory(None if options.tiny else options.out) as options.out, _directory(options.work) as work:
         succeeded = True
         for model in ["tiny"] if options.tiny else options.models:
