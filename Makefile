@@ -8,7 +8,7 @@ LOCK ?= requirements.lock
 PIP := $(BIN)/python -m pip install --quiet
 HASHED := --require-hashes --no-deps --requirement
 
-.PHONY: run install dev test oracles quick slow torture check docs format lock audit release clean
+.PHONY: run install dev test oracles quick slow gpu torture check docs format lock audit release clean
 .DEFAULT_GOAL := run
 
 run: $(VENV)/installed
@@ -19,18 +19,22 @@ install: $(VENV)/installed
 dev: $(VENV)/dev-installed
 
 test: $(VENV)/dev-installed
-	$(BIN)/pytest -n 4 --dist worksteal -m "not long"
+	$(BIN)/pytest -n 4 --dist worksteal -m "not long and not gpu"
 
 # torchrl and trl 1.12.0, the references of tests/oracles; without them its tests are skipped
 oracles: $(VENV)/dev-installed
 	$(BIN)/python tests/oracles/environment.py
 
 quick: $(VENV)/dev-installed
-	$(BIN)/pytest -n 4 --dist worksteal -m "not slow and not long"
+	$(BIN)/pytest -n 4 --dist worksteal -m "not slow and not long and not gpu"
 
 # Tests that take minutes: outcomes over several seeds, many model families, whole benchmarks in their tiny form.
 slow: $(VENV)/dev-installed
 	$(BIN)/pytest -n 2 --dist loadgroup -m long
+
+# Tests on this machine's NVIDIA GPU, one after the other; without one they are skipped.
+gpu: $(VENV)/dev-installed
+	$(BIN)/pytest -m gpu tests/gpu
 
 # Runs killed at random moments, some hundred times each; writes the counts into docs/reliability.md.
 torture: $(VENV)/dev-installed

@@ -18,26 +18,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "engine"))
+from gpu_work import PRECISIONS, ROOT  # which finds the engine
 
-from stackllama_engine.contract.base import DEMO_BASE  # noqa: E402
-from stackllama_engine.contract.history import read_history  # noqa: E402
-from stackllama_engine.contract.recipe_io import load_recipe  # noqa: E402
-from stackllama_engine.contract.run_dir import Home, RunDir  # noqa: E402
-from stackllama_engine.contract.stages import Stage  # noqa: E402
-from stackllama_engine.launch.expected import Expected, expected  # noqa: E402
-from stackllama_engine.launch.gpus import first_card  # noqa: E402
-from stackllama_engine.launch.launcher import launch, plan  # noqa: E402
-from stackllama_engine.launch.reconcile import reconcile  # noqa: E402
-from stackllama_engine.launch.run_requests import stop  # noqa: E402
+from stackllama_engine.contract.base import DEMO_BASE
+from stackllama_engine.contract.history import read_history
+from stackllama_engine.contract.recipe_io import load_recipe
+from stackllama_engine.contract.run_dir import Home, RunDir
+from stackllama_engine.contract.stages import Stage
+from stackllama_engine.launch.expected import Expected, expected
+from stackllama_engine.launch.gpus import first_card
+from stackllama_engine.launch.launcher import launch, plan
+from stackllama_engine.launch.reconcile import reconcile
+from stackllama_engine.launch.run_requests import stop
 
-_PRECISIONS = {
-    "float32": ("load_in_8bit=false", "dtype=float32"),
-    "bf16": ("load_in_8bit=false", "dtype=bfloat16", "bf16=true"),
-    "int8": ("load_in_8bit=true", "bf16=true"),
-    "nf4": ("load_in_8bit=false", "load_in_4bit=true", "bf16=true"),
-}
 _LARGE = {
     "hidden_size": 2048,
     "intermediate_size": 5632,
@@ -159,7 +152,7 @@ class Grid:
             f"use_cpu={str(self.on_cpu).lower()}",
         ]
         words += [f"reward_model_path={reward_model}"] if stage is Stage.PPO else []
-        recipe = load_recipe(stage, None, [*words, *self.size.overrides(stage), *_PRECISIONS[precision]])
+        recipe = load_recipe(stage, None, [*words, *self.size.overrides(stage), *PRECISIONS[precision]])
         run = launch(plan(self.home, recipe))
         deadline = time.monotonic() + _PATIENCE
         while not reconcile(run).has_ended:
@@ -289,7 +282,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Predicted against measured memory of real steps.")
     parser.add_argument("--cpu", action="store_true", help="a tiny grid on the CPU")
     parser.add_argument("--stages", nargs="+", default=["sft", "reward", "ppo"], choices=["sft", "reward", "ppo"])
-    parser.add_argument("--precisions", nargs="+", choices=list(_PRECISIONS), help="default: bf16 int8 nf4")
+    parser.add_argument("--precisions", nargs="+", choices=list(PRECISIONS), help="default: bf16 int8 nf4")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "measurements", help="where tables go")
     parser.add_argument("--tiny", action="store_true", help="SFT of the tiny grid on the CPU: whether it runs")
     options = parser.parse_args(arguments)

@@ -49,7 +49,7 @@ def measure(folder: Path, batches: int, work: Work) -> None:
     # not AutoTokenizer: transformers 5 wrote a class name that this one does not know
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "base", padding_side="left")
     lora = LoraConfig(
-        r=ppo_work.RANK, lora_alpha=ppo_work.ALPHA, target_modules=ppo_work.TARGETS, task_type="CAUSAL_LM"
+        r=ppo_work.RANK, lora_alpha=ppo_work.ALPHA, target_modules=list(work.targets), task_type="CAUSAL_LM"
     )
     policy = AutoModelForCausalLMWithValueHead.from_pretrained(str(folder / "base"), peft_config=lora)
     reward_model = AutoModelForSequenceClassification.from_pretrained(folder / "reward").eval().requires_grad_(False)

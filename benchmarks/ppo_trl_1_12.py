@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import ppo_work
-from ppo_work import FULL, TINY, Work
+from ppo_work import Work
 
 ppo_work.quiet()
 warnings.filterwarnings("ignore")
@@ -38,6 +38,8 @@ class Marks(TrainerCallback):
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
         """Note the end of a batch that was rolled out and learned from."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         self._meter.mark()
 
 
@@ -46,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = ppo_work.parser("The work of ppo_work.py by trl 1.12.0.")
     parser.add_argument("--value-lora", action="store_true", help="train the value model through a LoRA")
     options = parser.parse_args(arguments)
-    work = TINY if options.tiny else FULL
+    work = ppo_work.work_of(options)
     if options.folder is not None:
         measure(options.folder, options.batches, work, value_lora=options.value_lora)
     elif options.tiny:
@@ -60,37 +62,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def measure(folder: Path, batches: int, work: Work, *, value_lora: bool) -> None:
     """Do the prepared work and report it."""
-    torch.set_num_threads(ppo_work.THREADS)
+    ppo_work.set_threads()
+    on_gpu = torch.cuda.is_available()
+    micro = work.micro or work.batch
     meter = ppo_work.Meter()
     tokenizer = AutoTokenizer.from_pretrained(folder / "base", padding_side="left")
-    lora = LoraConfig(
-        r=ppo_work.RANK, lora_alpha=ppo_work.ALPHA, target_modules=ppo_work.TARGETS, task_type="CAUSAL_LM"
-    )
-    policy = AutoModelForCausalLM.from_pretrained(folder / "base")
-    value = AutoModelForSequenceClassification.from_pretrained(folder / "reward")
+    lora = LoraConfig(r=ppo_work.RANK, lora_alpha=ppo_work.ALPHA, target_modules=_targets(work), task_type="CAUSAL_LM")
+    policy = AutoModelForCausalLM.from_pretrained(folder / "base", dtype="auto")
+    value = AutoModelForSequenceClassification.from_pretrained(folder / "reward", dtype="auto")
     if value_lora:  # in place: PPOTrainer reads `base_model_prefix` and `score` of the model itself
         get_peft_model(
             value,
-            LoraConfig(
-                r=ppo_work.RANK, lora_alpha=ppo_work.ALPHA, target_modules=ppo_work.TARGETS, task_type="SEQ_CLS"
-            ),
+            LoraConfig(r=ppo_work.RANK, lora_alpha=ppo_work.ALPHA, target_modules=_targets(work), task_type="SEQ_CLS"),
         )
-    reward_model = AutoModelForSequenceClassification.from_pretrained(folder / "reward")
+    reward_model = AutoModelForSequenceClassification.from_pretrained(folder / "reward", dtype="auto")
     rows = json.loads((folder / "prompts.json").read_text())[: (batches + 1) * work.batch]
     with tempfile.TemporaryDirectory() as scratch:
         config = PPOConfig(
             output_dir=scratch,
             report_to="none",
             save_strategy="no",
-            use_cpu=True,
-            bf16=False,
+            use_cpu=not on_gpu,
+            bf16=on_gpu,
             fp16=False,
             gradient_checkpointing=False,
             disable_tqdm=True,
             seed=0,
             learning_rate=ppo_work.LEARNING_RATE,
-            per_device_train_batch_size=work.batch,
-            gradient_accumulation_steps=1,
+            per_device_train_batch_size=micro,
+            gradient_accumulation_steps=work.batch // micro,
             num_mini_batches=work.batch // work.mini,
             num_ppo_epochs=work.epochs,
             total_episodes=(batches + 1) * work.batch,
@@ -117,6 +117,10 @@ def measure(folder: Path, batches: int, work: Work, *, value_lora: bool) -> None
         )
         trainer.train()
     meter.report(versions=ppo_work.versions("trl", "torch", "transformers", "peft", "numpy"))
+
+
+def _targets(work: Work) -> str | list[str]:
+    return work.targets if isinstance(work.targets, str) else list(work.targets)
 
 
 if __name__ == "__main__":

@@ -58,6 +58,8 @@ def fill_in(_app: Any, page: str, source: list[str]) -> None:
         text += "".join(_contents(*section.groups()) for section in _SECTION.finditer(text))
     elif page == "adr/README":
         text += _toctree("", ["0*"])
+    elif page == "performance":
+        text += _toctree("", ["measurements/gpu-*"])  # tables that the benchmarks of a GPU write
     source[0] = text
 
 

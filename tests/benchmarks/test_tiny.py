@@ -17,7 +17,10 @@ QUICK = (
     "benchmarks/console_bare.py --tiny",
     "benchmarks/console_writer.py --tiny",
     "benchmarks/gpu_memory.py",
+    "benchmarks/gpu_micro.py",
     "benchmarks/gpu_ppo.py",
+    "benchmarks/gpu_ppo_vs_trl.py",
+    "benchmarks/gpu_sft.py",
     "benchmarks/memory_accuracy.py --tiny",
     "scripts/demo_results.py write --tiny",
     "scripts/import_graph.py --tiny",
@@ -25,14 +28,17 @@ QUICK = (
     "scripts/reference_pages.py metrics",
     "scripts/torture_table.py --tiny",
 )
-"""Seconds altogether. gpu_memory and gpu_ppo find no GPU here, and say so."""
+"""Seconds altogether. Those of a GPU find none here, and say so."""
 
 LONG = (
     "benchmarks/console.py idle million charts log trainer hour --tiny",
     "benchmarks/arithmetic.py --tiny",
     "benchmarks/formula_vs_trace.py --tiny",
     "benchmarks/gpu_memory.py --tiny",
+    "benchmarks/gpu_micro.py --tiny",
     "benchmarks/gpu_ppo.py --tiny",
+    "benchmarks/gpu_ppo_vs_trl.py --tiny",
+    "benchmarks/gpu_sft.py --tiny",
     "benchmarks/ppo_vs_trl.py --tiny --sides ours",
     "benchmarks/start.py --tiny",
     "benchmarks/threads.py --tiny",
@@ -46,6 +52,7 @@ ELSEWHERE = {
     "benchmarks/ppo_ours.py": "test_long_program_runs_and_prints",  # as a side of ppo_vs_trl
     "benchmarks/ppo_trl_0_11.py": "test_trl_0_11",
     "benchmarks/ppo_trl_1_12.py": "test_trl_1_12",
+    "benchmarks/sft_side.py": "test_long_program_runs_and_prints",  # gpu_sft runs it, once per side
     "scripts/screenshots.py": "test_screenshots",
 }
 """Programs that need more than their own arguments, and the test here that runs them."""

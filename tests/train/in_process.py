@@ -108,7 +108,7 @@ def attempt(home: Home, base: Path, stage: Stage, *keys: str, of: RunDir | None 
     reporter = Reporter(run, number, is_main=True)
     try:
         restarts = Restarts(run, number, signals)
-        session = Session(run, reporter, signals, restarts, use_cpu=True)
+        session = Session(run, reporter, signals, restarts, use_cpu=recipe.use_cpu)
         yield Attempt(run, number, restarts.now.applied(recipe), session)
     finally:
         reporter.end(0)
