@@ -9,8 +9,8 @@ from peft import PeftModel
 from peft.tuners.lora import layer as lora
 from torch import nn
 
-_PRODUCTS = ("Linear", "Linear8bitLt", "Linear4bit")
-"""PEFT's layers that do nothing with an adapter's matrices but multiply."""
+_QUANTISED = ("Linear8bitLt", "Linear4bit")
+"""PEFT's layers over bitsandbytes, which is not there on every machine."""
 
 
 @contextmanager
@@ -36,8 +36,8 @@ def narrowed(model: PeftModel, adapter: str) -> Iterator[None]:
 
 
 def _linears(module: Any, adapter: str) -> list[nn.Linear]:
-    """Return an adapted layer's two matrices, where they are plain float32."""
-    if not isinstance(module, lora.LoraLayer) or type(module).__name__ not in _PRODUCTS:
+    """Return an adapted layer's two matrices, where they are plain float32 and only multiplied."""
+    if not isinstance(module, lora.Linear) and type(module).__name__ not in _QUANTISED:
         return []
     if adapter not in module.lora_A or adapter in module.lora_variant:
         return []
