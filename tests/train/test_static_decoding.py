@@ -24,6 +24,7 @@ from transformers import (
     Qwen3Config,
 )
 
+from stackllama_engine.budget.inference import ROOM_TILE
 from stackllama_engine.contract.prompt_format import PromptFormat
 from stackllama_engine.train import models
 from stackllama_engine.train.control import LeftEarly
@@ -38,6 +39,7 @@ from stackllama_engine.train.ppo.static_decoder import StaticLayer, obstacle, op
 from .test_model_checks import NoticeReporter, saved
 from .test_sampling import PROMPTS, policy
 from .toy import ppo_recipe
+from .update_kit import Waits
 
 CPU = torch.device("cpu")
 NOISE = [draw_noise(1, 0, index, (3, 24)) for index in range(len(PROMPTS))]
@@ -172,11 +174,33 @@ def test_static_step_computes_what_each_family_does(config: Any) -> None:
         wide[:, :4] = mask[:, :4]
         read(ids[:, :4], wide[:, :4], positions[:, :4], cache)
         step = static_decoder.StaticStep(read, cache, wide, positions[:, 4:5].clone(), Direct(), pytest.fail)
-        steps = [step(ids[:, 4]), step(ids[:, 5])]
+        with Waits() as waits:
+            steps = [step(ids[:, 4]), step(ids[:, 5])]
+        assert not waits.seen
         step.keep(torch.tensor([1]))
         steps += [step(ids[1:, 6]), step(ids[1:, 7])]
     torch.testing.assert_close(torch.cat(steps[:2], 1), whole[:, 4:6], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(torch.cat(steps[2:], 1), whole[1:, 6:], atol=1e-4, rtol=1e-4)
+
+
+def test_room_is_what_the_memory_estimate_counts() -> None:
+    assert [room_for(tokens) for tokens in (1, 16, 638)] == [ROOM_TILE, ROOM_TILE, 640]
+
+
+def test_a_static_step_never_waits_for_the_device(base: Path) -> None:
+    """What waits cannot be captured; a growing cache waits at every token of a padded batch."""
+    shared = policy(base)
+    seen: dict[bool, int] = {}
+    for static in (False, True):
+        shared.decoding = replace(shared.decoding, static=static)
+        decoder = open_decoder(shared, PROMPTS, 4, 0)
+        with torch.no_grad():
+            decoder.prefill()
+            with Waits() as waits:
+                decoder.step(torch.full((len(PROMPTS),), 7))
+                decoder.step(torch.full((len(PROMPTS),), 8))
+        seen[static] = sum(waits.seen.values())
+    assert seen == {False: 2, True: 0}
 
 
 @pytest.mark.parametrize(
