@@ -43,7 +43,9 @@ def test_static_steps_answer_the_same(model: Any, static: list[int], temperature
     question = ask(temperature=temperature)
     grown = list(tokens(model, PROMPT, (), question))
     assert list(tokens(model, PROMPT, (), question, GraphChoice(CPU, wanted=True))) == grown
-    assert list(tokens(model, PROMPT, (grown[3],), question, GraphChoice(CPU, wanted=True))) == grown[: grown.index(grown[3]) + 1]
+    stop = grown[3]
+    ended = list(tokens(model, PROMPT, (stop,), question, GraphChoice(CPU, wanted=True)))
+    assert ended == grown[: grown.index(stop) + 1]
     assert len(grown) == 20 and static == [32, 32]
 
 

@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from peft.tuners.lora.layer import LoraLayer
+from torch import Tensor, nn
 from transformers import DynamicCache
 
-from stackllama_engine.train.ppo import sampling
+from stackllama_engine.train.ppo import narrowed_adapter, sampling
 from stackllama_engine.train.ppo.decoder import key_value_cache
 from stackllama_engine.train.ppo.sampling import draw_noise, sample
 from stackllama_engine.train.ppo.shared_base import SharedBase
@@ -126,6 +127,18 @@ def test_a_layer_that_does_more_than_multiply_is_not_narrowed(base: Path) -> Non
     with shared.sampling():
         first, second = (layer.lora_A["default"].weight.dtype for layer in layers[:2])
     assert (first, second) == (torch.float32, torch.bfloat16)
+
+
+def test_a_quantised_base_layer_under_an_adapter_is_not_taken_for_one() -> None:
+    """bitsandbytes' layers and PEFT's around them have the same names."""
+    own = type("Linear8bitLt", (nn.Linear,), {})(4, 4)
+    lora: Any = type("Linear8bitLt", (nn.Module, LoraLayer), {})()
+    LoraLayer.__init__(lora, own)
+    for part, shape in ((lora.lora_A, (4, 2)), (lora.lora_B, (2, 4))):
+        part["default"] = nn.Linear(*shape, bias=False)
+    assert narrowed_adapter._linears(own, "default") == []
+    assert narrowed_adapter._linears(lora, "other") == []
+    assert narrowed_adapter._linears(lora, "default") == [lora.lora_A["default"], lora.lora_B["default"]]
 
 
 def test_the_cache_holds_what_transformers_would_and_copies_nothing(base: Path) -> None:

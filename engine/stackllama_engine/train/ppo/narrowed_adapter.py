@@ -37,9 +37,9 @@ def narrowed(model: PeftModel, adapter: str) -> Iterator[None]:
 
 def _linears(module: Any, adapter: str) -> list[nn.Linear]:
     """Return an adapted layer's two matrices, where they are plain float32 and only multiplied."""
-    if not isinstance(module, lora.Linear) and type(module).__name__ not in _QUANTISED:
+    if not isinstance(module, lora.LoraLayer) or adapter not in module.lora_A or adapter in module.lora_variant:
         return []
-    if adapter not in module.lora_A or adapter in module.lora_variant:
+    if not isinstance(module, lora.Linear) and type(module).__name__ not in _QUANTISED:
         return []
     linears: list[Any] = [part[adapter] for part in (module.lora_A, module.lora_B)]
     plain = all(type(linear) is nn.Linear and linear.weight.dtype == torch.float32 for linear in linears)
