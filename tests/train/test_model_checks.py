@@ -30,8 +30,9 @@ from stackllama_engine.contract.recipe import PPORecipe
 from stackllama_engine.train import models
 from stackllama_engine.train.encoding import Encoder
 from stackllama_engine.train.ppo import model_checks
+from stackllama_engine.train.ppo.decoder import key_value_cache
 from stackllama_engine.train.ppo.model_checks import check_policy
-from stackllama_engine.train.ppo.sampling import draw_noise, key_value_cache, sample
+from stackllama_engine.train.ppo.sampling import draw_noise, sample
 from stackllama_engine.train.ppo.shared_base import DecodingMode, SharedBase
 
 from .toy import ppo_recipe
@@ -233,7 +234,7 @@ def test_a_cache_that_does_not_agree_is_not_used(
             return super().update(key_states, worse, layer_idx, *args, **more)
 
     monkeypatch.setattr(
-        "stackllama_engine.train.ppo.sampling.key_value_cache", lambda config, room: Cache(config=config)
+        "stackllama_engine.train.ppo.decoder.key_value_cache", lambda config, room: Cache(config=config)
     )
     recipe = ppo_recipe(tied)
     shared = SharedBase(recipe, CPU)

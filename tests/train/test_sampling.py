@@ -5,11 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from peft.tuners.lora.layer import LoraLayer
+from torch import Tensor, nn
 from transformers import DynamicCache
 
-from stackllama_engine.train.ppo import sampling
-from stackllama_engine.train.ppo.sampling import draw_noise, key_value_cache, sample
+from stackllama_engine.train.ppo import narrowed_adapter, sampling
+from stackllama_engine.train.ppo.decoder import key_value_cache
+from stackllama_engine.train.ppo.sampling import draw_noise, sample
 from stackllama_engine.train.ppo.shared_base import SharedBase
 
 from .toy import ppo_recipe
@@ -93,12 +95,50 @@ def test_weights_come_back_when_sampling_fails(base: Path) -> None:
     assert_same(before, weights(shared))
 
 
-@pytest.mark.parametrize("keys", [("dtype=bfloat16",), ("bf16=true",)])
-def test_narrow_weights_are_left_alone(base: Path, keys: tuple[str, ...]) -> None:
-    shared = policy(base, *keys)
+def test_narrow_weights_are_left_alone(base: Path) -> None:
+    shared = policy(base, "dtype=bfloat16")
     before = weights(shared)
     with shared.sampling():
         assert_same(before, weights(shared))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_an_adapter_is_narrowed_once_to_what_autocast_makes_of_it_at_every_token(base: Path, dtype: str) -> None:
+    shared = policy(base, "bf16=true", f"dtype={dtype}")
+    ids = torch.tensor([[1, 5, 6, 7]])
+    before, positions = weights(shared), torch.arange(4).unsqueeze(0)
+    with torch.no_grad():
+        apart = shared.hidden(ids, None, positions)
+        with shared.sampling():
+            inside = shared.hidden(ids, None, positions)
+            narrow = {name for name, p in shared.model.named_parameters() if p.data_ptr() != before[name][0]}
+        with shared.acting(policy=False, temperature=1.0), shared.sampling():  # the base has no adapter to narrow
+            assert_same(before, weights(shared))
+    assert torch.equal(inside, apart)
+    assert narrow == {name for name in before if "lora_" in name and ".default." in name}
+    assert_same(before, weights(shared))
+    assert all(parameter.requires_grad for parameter in shared.trainable())
+
+
+def test_a_layer_that_does_more_than_multiply_is_not_narrowed(base: Path) -> None:
+    shared = policy(base, "bf16=true")
+    layers: Any = [module for module in shared.model.modules() if hasattr(module, "lora_variant")]
+    layers[0].lora_variant["default"] = object()  # as DoRA
+    with shared.sampling():
+        first, second = (layer.lora_A["default"].weight.dtype for layer in layers[:2])
+    assert (first, second) == (torch.float32, torch.bfloat16)
+
+
+def test_a_quantised_base_layer_under_an_adapter_is_not_taken_for_one() -> None:
+    """bitsandbytes' layers and PEFT's around them have the same names."""
+    own = type("Linear8bitLt", (nn.Linear,), {})(4, 4)
+    lora: Any = type("Linear8bitLt", (nn.Module, LoraLayer), {})()
+    LoraLayer.__init__(lora, own)
+    for part, shape in ((lora.lora_A, (4, 2)), (lora.lora_B, (2, 4))):
+        part["default"] = nn.Linear(*shape, bias=False)
+    assert narrowed_adapter._linears(own, "default") == []
+    assert narrowed_adapter._linears(lora, "other") == []
+    assert narrowed_adapter._linears(lora, "default") == [lora.lora_A["default"], lora.lora_B["default"]]
 
 
 def test_the_cache_holds_what_transformers_would_and_copies_nothing(base: Path) -> None:

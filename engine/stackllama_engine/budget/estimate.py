@@ -247,7 +247,7 @@ def _ppo(
     update = max(moments, key=lambda moment: moment.bytes)
     more = [Component("reward model", reward_bytes)] if reward_bytes else []
     more.append(Component("rollout record", record))
-    rollout = inference.rollout(arch, left, resident, rows, prompt, response)
+    rollout = inference.rollout(arch, left, resident, rows, prompt, response, on_gpu=on_gpu)
     return [
         rollout if share is None else inference.vllm_rollout(resident, share),
         inference.score(arch, mode, resident, scored, length, response, reward_forward, on_gpu=on_gpu),

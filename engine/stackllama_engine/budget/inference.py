@@ -10,6 +10,9 @@ from .activations import LayerMode
 from .architecture import Architecture
 from .parts import Component, PhaseEstimate, phase
 
+ROOM_TILE = 16
+"""Tokens, a multiple of which a GPU's cache has room for; as in ``train/ppo/static_decoder.py``."""
+
 
 class Resident(Struct, frozen=True, kw_only=True):
     """Memory that stays allocated through all of PPO, in bytes."""
@@ -32,16 +35,19 @@ def kv_cache(arch: Architecture, mode: LayerMode, rows: int, tokens: int) -> int
 
 
 def rollout(
-    arch: Architecture, mode: LayerMode, resident: Resident, rows: int, prompt: int, response: int
+    arch: Architecture, mode: LayerMode, resident: Resident, rows: int, prompt: int, response: int, *, on_gpu: bool
 ) -> PhaseEstimate:
     """Return the sampling phase: the longest cache and one decoding step, or the prompt's forward pass.
 
-    A decoding step holds one layer's keys twice, while they grow by one token, or the next token's distribution.
+    A decoding step holds one layer's keys twice, while finished rows leave (or, in layers with a sliding window, while
+    they grow by one token), or the next token's distribution. The adapter's 16-bit copies are kept from the first token
+    to the last. On a GPU there is room for whole tiles of tokens (``train/ppo/static_decoder.py``).
     """
-    cache = kv_cache(arch, mode, rows, prompt + response)
-    grown = arch.kv * max(mode.precision.compute, mode.precision.residual) * rows * (prompt + response)
+    room = -(-(prompt + response) // ROOM_TILE) * ROOM_TILE if on_gpu else prompt + response
+    cache = kv_cache(arch, mode, rows, room)
+    doubled = arch.kv * max(mode.precision.compute, mode.precision.residual) * rows * room
     logits = lm_head.sampling(arch, mode.precision, rows)
-    last = max(logits, resident.narrowed + grown) + activations.forward_transient(arch, mode, rows)
+    last = resident.narrowed + max(logits, doubled) + activations.forward_transient(arch, mode, rows)
     prefill = activations.forward_transient(arch, mode, rows * prompt) - kv_cache(arch, mode, rows, response)
     return phase(
         "rollout",

@@ -5,6 +5,7 @@
 (which fake tensors do not have) is left out: choosing rows, early stopping, statistics.
 """
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from transformers import DynamicCache
 from ...contract.recipe import PPORecipe
 from ...train import models, optimizers, right_padding
 from ...train.ppo.algorithm import Updater
+from ...train.ppo.narrowed_adapter import narrowed
 from ...train.ppo.packing import PackedBatch
 from ...train.ppo.rollout import Advantages, Rollout
 from ...train.ppo.sampling import pick
@@ -120,6 +122,11 @@ def micro_batch(recipe: PPORecipe) -> int:
 @torch.no_grad()
 def _sample(recipe: PPORecipe, base: SharedBase, storages: Storages) -> None:
     """Sample the prompt's first token, and the last tokens of a response of maximum length."""
+    with narrowed(base.model, POLICY) if recipe.bf16 else nullcontext():
+        _tokens(recipe, base, storages)
+
+
+def _tokens(recipe: PPORecipe, base: SharedBase, storages: Storages) -> None:
     prompt, response = _lengths(recipe)
     count = rows(recipe)
     uniforms = torch.zeros(count, response, dtype=torch.float64)

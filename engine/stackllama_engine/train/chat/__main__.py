@@ -84,7 +84,7 @@ def _one_side(sides: "Sides", side: str, ask: Ask, inbox: Inbox, outbox: Outbox)
     started = time.monotonic()
     with sides.use(side) as model:
         stops = sides.encoder.stop_ids
-        answer = tokens(model, sides.encoder.prompt(ask.prompt), stops, ask)
+        answer = tokens(model, sides.encoder.prompt(ask.prompt), stops, ask, sides.graphs)
         while not (cancelled := inbox.cancelled(ask.id)) and (token := next(answer, None)) is not None:
             count += 1
             ended = token in stops

@@ -3,18 +3,18 @@
 Shapes: ``P`` prompt tokens, ``V`` vocabulary.
 """
 
-import inspect
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import PeftModel
-from transformers import DynamicCache
 
 from ...contract.chat_messages import Ask
 from ...contract.errors import StageError
 from ..limits import positions
 from ..ppo.sampling import pick
+from .steps import GraphChoice, GrowingSteps, StaticSteps
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -25,7 +25,9 @@ _PARTIAL = "\ufffd"
 
 
 @torch.no_grad()
-def tokens(model: Any, prompt: Sequence[int], stops: Collection[int], ask: Ask) -> Iterator[int]:
+def tokens(
+    model: Any, prompt: Sequence[int], stops: Collection[int], ask: Ask, choice: GraphChoice | None = None
+) -> Iterator[int]:
     """Yield the response's tokens as they are sampled, the end token included.
 
     Args:
@@ -33,28 +35,29 @@ def tokens(model: Any, prompt: Sequence[int], stops: Collection[int], ask: Ask) 
         prompt: its tokens in the model's format.
         stops: tokens that end a response.
         ask: temperature, length and seed; the same seed draws the same noise for every model.
+        choice: whether CUDA graphs are used; None: they are not.
 
     Raises:
         StageError: the prompt leaves no room for a response.
     """
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     room = _room(base, len(prompt))
-    # only the last position's logits: [P, V] of a whole prompt would cost more than the model's own work
-    keep = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(base.forward).parameters else {}
+    longest = min(ask.max_new_tokens, room)
+    tokens_in_all = len(prompt) + longest
+    fits = choice is not None and choice.fits(base, tokens_in_all)
+    steps = StaticSteps(model, base, tokens_in_all, choice) if choice and fits else GrowingSteps(model, base)
     generator = torch.Generator().manual_seed(ask.seed)
-    cache = DynamicCache(config=base.config)
-    input_ids = torch.tensor([[*prompt]], device=base.device)  # [1, P], then [1, 1]
-    for _ in range(min(ask.max_new_tokens, room)):
-        logits = (
-            model(input_ids=input_ids, past_key_values=cache, use_cache=True, **keep).logits[:, -1].float()
-        )  # [1, V]
-        uniform = torch.rand(1, generator=generator, dtype=torch.float64).to(logits.device)
-        next_token = logits.argmax(-1) if ask.temperature < _GREEDY else pick(logits / ask.temperature, uniform)  # [1]
-        token = int(next_token)
-        yield token
-        if token in stops:
-            return
-        input_ids = next_token.unsqueeze(0)
+    with closing(steps):
+        logits = steps.prefill(torch.tensor([[*prompt]], device=base.device)).float()  # [1, V]
+        for left in reversed(range(longest)):
+            uniform = torch.rand(1, generator=generator, dtype=torch.float64).to(logits.device)
+            greedy = ask.temperature < _GREEDY
+            next_token = logits.argmax(-1) if greedy else pick(logits / ask.temperature, uniform)  # [1]
+            token = int(next_token)
+            yield token
+            if token in stops or not left:
+                return
+            logits = steps.step(next_token).float()  # [1, V]
 
 
 class Text:

@@ -27,6 +27,7 @@ from .. import checkpoint, limits, models
 from ..encoding import Encoder
 from ..ppo.state import POLICY_FILE
 from ..prompt_formats import recorded_encoder
+from .steps import GraphChoice
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -58,6 +59,8 @@ class Sides:
         self.name = name
         self.note = note
         self.device: torch.device = tuned.device
+        self.graphs = GraphChoice(self.device)
+        """Whether answers are decoded by CUDA graphs."""
         self.tuned = tuned.eval()
         self._base = base.eval() if base is not None else None
         self._bf16 = bf16

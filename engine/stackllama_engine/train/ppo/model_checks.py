@@ -4,15 +4,15 @@
   computes every log-probability. Those of a model that projects, scales or caps in between are computed by its own
   code; where even that does not agree, the model is refused.
 - A row in a padded batch has the log-probabilities that it has alone.
-- So it has while it is sampled: adapter merged, keys and states cached, finished rows removed. A shortcut that changes
-  them is turned off.
+- So it has while it is sampled: adapter merged, keys and states cached, finished rows removed, and, on a GPU, each
+  token's step a CUDA graph. A shortcut that changes them is turned off.
 
 A few short rows, with the policy's adapter moved at random so that it matters. The difference of two passes is the mean
 over positions of Σ p · |Δ log p| over the vocabulary, in nats per token.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -24,9 +24,10 @@ from ...contract.recipe import PPORecipe
 from .. import models
 from ..encoding import Encoder
 from ..faults import memory_that_ran_out
+from ..left_out import left_out
 from ..reporting import Reporter
-from .sampling import Decoder
 from .shared_base import POLICY, SharedBase
+from .static_decoder import obstacle, open_decoder
 
 _TEXT = "How do I keep coffee beans fresh for longer than a week, and does it matter how I grind them?"
 _LENGTHS = ((13, 6), (5, 9), (9, 3))
@@ -63,6 +64,7 @@ def check_policy(recipe: PPORecipe, base: SharedBase, encoder: Encoder, reporter
         StageError: PPO cannot compute this model's log-probabilities.
     """
     rows, limit = _rows(encoder), _limit(recipe, base)
+    base.report = reporter.health
     batch = max(recipe.local_rollout_forward_batch_size, recipe.micro_batch_size)
     with _moved_adapter(base), torch.no_grad():
         own = [_own(base, [*prompt, *response]) for prompt, response in rows]
@@ -128,11 +130,28 @@ def _choose_decoding(
         if difference.nats <= limit:
             if failures:
                 reporter.health(f"{'; '.join(failures)}: {loss}")
+            if base.device.type == "cuda" and not left_out("graph"):
+                _try_graph(base, groups, own, pad, limit)
             return
         failures.append(
             f"sampling from {_kind(base)} with a cache{'' if failures else ' and without finished rows'} {difference}"
         )
     raise StageError(f"{failures[-1]}, and so it does without a cache; use another model.")
+
+
+def _try_graph(
+    base: SharedBase, groups: Sequence[Sequence[Row]], own: Sequence[Tensor], pad: int, limit: float
+) -> None:
+    """Set ``base.decoding.static`` where a token's step can be captured and agrees; report why not."""
+    if not base.decoding.cache:  # which has been reported
+        return
+    if reason := obstacle(base.base):
+        base.decode_without_graph(reason)
+        return
+    base.decoding = replace(base.decoding, static=True)
+    difference = _measure(own, lambda: _decoded(base, groups, pad))
+    if difference.nats > limit:
+        base.decode_without_graph(f"with one, sampling from {_kind(base)} {difference}")
 
 
 def _measure(own: Sequence[Tensor], compute: Callable[[], Sequence[Tensor]]) -> Difference:
@@ -211,19 +230,19 @@ def _decoded(base: SharedBase, groups: Sequence[Sequence[Row]], pad: int) -> lis
 
 def _decoded_together(base: SharedBase, rows: Sequence[Row], pad: int) -> list[Tensor]:
     longest = max(len(response) for _, response in rows)
-    decoder = Decoder(base, [prompt for prompt, _ in rows], longest, pad)
-    hidden, alive = decoder.prefill(), list(range(len(rows)))
-    states = [list(hidden[index, -len(prompt) :].unbind()) for index, (prompt, _) in enumerate(rows)]
-    for position in range(longest):
-        keep = [row for row, index in enumerate(alive) if len(rows[index][1]) > position]
-        if len(keep) < len(alive) and decoder.drops_rows:
-            decoder.keep(torch.tensor(keep, device=base.device))
-            alive = [alive[row] for row in keep]
-        tokens = [(rows[index][1] + [pad] * longest)[position] for index in alive]
-        hidden = decoder.step(torch.tensor(tokens, device=base.device))
-        for row, index in enumerate(alive):
-            if position < len(rows[index][1]):
-                states[index].append(hidden[row, -1])
+    with closing(open_decoder(base, [prompt for prompt, _ in rows], longest, pad)) as decoder:
+        hidden, alive = decoder.prefill(), list(range(len(rows)))
+        states = [list(hidden[index, -len(prompt) :].unbind()) for index, (prompt, _) in enumerate(rows)]
+        for position in range(longest):
+            keep = [row for row, index in enumerate(alive) if len(rows[index][1]) > position]
+            if len(keep) < len(alive) and decoder.drops_rows:
+                decoder.keep(torch.tensor(keep, device=base.device))
+                alive = [alive[row] for row in keep]
+            tokens = [(rows[index][1] + [pad] * longest)[position] for index in alive]
+            hidden = decoder.step(torch.tensor(tokens, device=base.device))
+            for row, index in enumerate(alive):
+                if position < len(rows[index][1]):
+                    states[index].append(hidden[row, -1])
     return [torch.log_softmax(base.logits(torch.stack(row)), -1) for row in states]
 
 

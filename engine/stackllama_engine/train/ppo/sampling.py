@@ -5,16 +5,15 @@ Shapes: ``B`` prompts, ``b`` of them unfinished, ``P`` longest prompt, ``R`` lon
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
 
 from .packing import longest_first
 from .shared_base import SharedBase
+from .static_decoder import open_decoder
 
 _STRIDE = {"cpu": 1}
 """Tokens between two checks of which rows have ended, per device type; elsewhere 8."""
@@ -119,26 +118,27 @@ def _sample(
     ending = torch.tensor(stops, dtype=torch.int64, device=device)
     sampled = torch.zeros(len(prompts), longest, dtype=torch.int64, device=device)  # [B, R]
     logprobs = torch.zeros(len(prompts), longest, device=device)  # [B, R]
-    decoder = Decoder(base, prompts, longest, pad)
-    hidden = decoder.prefill()  # [B, P, H]
-    for position in range(longest):
-        each_token()
-        # draw the next token of every row from the logits of its last one, with the row's own random number
-        tokens, token_logprobs = draw(base.logits(hidden[:, -1]), uniforms[alive, position])  # [b] each
-        sampled[alive, position] = tokens
-        logprobs[alive, position] = token_logprobs
-        ended |= torch.isin(tokens, ending)
-        if position + 1 == longest:
-            break
-        # let rows go that have drawn the end token or reached their length
-        if (position + 1) % stride == 0:
-            keep = (~ended & (ends[alive] > position + 1)).nonzero().squeeze(1)  # indices into alive
-            if not len(keep):
+    with closing(open_decoder(base, prompts, longest, pad)) as decoder:
+        hidden = decoder.prefill()  # [B, P, H]
+        for position in range(longest):
+            each_token()
+            # draw the next token of every row from the logits of its last one, with the row's own random number
+            tokens, token_logprobs = draw(base.logits(hidden[:, -1]), uniforms[alive, position])  # [b] each
+            sampled[alive, position] = tokens
+            logprobs[alive, position] = token_logprobs
+            ended |= torch.isin(tokens, ending)
+            left = longest - position - 1
+            if not left:
                 break
-            if len(keep) < len(alive) and decoder.drops_rows:
-                alive, tokens, ended = (part[keep] for part in (alive, tokens, ended))
-                decoder.keep(keep)
-        hidden = decoder.step(tokens)  # [b, …, H]
+            # let rows go that have drawn the end token or reached their length
+            if (position + 1) % stride == 0:
+                keep = (~ended & (ends[alive] > position + 1)).nonzero().squeeze(1)  # indices into alive
+                if not len(keep):
+                    break
+                if decoder.is_worth_shrinking(len(keep), left):
+                    alive, tokens, ended = (part[keep] for part in (alive, tokens, ended))
+                    decoder.keep(keep)
+            hidden = decoder.step(tokens)  # [b, …, H]
     responses = [_until(row, stops, limit) for row, limit in zip(sampled.tolist(), limits, strict=True)]
     return Responses(responses, (row[: len(r)] for row, r in zip(logprobs.tolist(), responses, strict=True)))
 
@@ -177,107 +177,3 @@ def draw(logits: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
 
 def _pad_uniforms(noise: Sequence[Noise]) -> Tensor:
     return torch.nn.utils.rnn.pad_sequence([n.uniforms for n in noise], batch_first=True)
-
-
-class Decoder:
-    """A batch of texts that grow by one token at a time; prompts are padded on the left.
-
-    Args:
-        base: its active adapter reads; its ``decoding`` says how.
-        prompts: token ids.
-        room: most tokens that will follow a prompt.
-        pad: pads prompts on the left.
-    """
-
-    def __init__(self, base: SharedBase, prompts: Sequence[Sequence[int]], room: int, pad: int) -> None:
-        width, device = max(map(len, prompts)), base.device
-        self.drops_rows = base.decoding.drop_rows
-        self._base = base
-        # what the next forward pass reads: the prompts at first, then one token per row
-        self._ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=device)  # [B, P]
-        # 1 on tokens; as wide as the longest text can become, filled as it grows
-        self._mask = torch.zeros(len(prompts), width + room, dtype=torch.int64, device=device)
-        self._mask[:, :width] = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
-        self._positions = (self._mask[:, :width].cumsum(1) - 1).clamp(min=0)  # [B, P]; a prompt's first token is at 0
-        self._padded = any(len(prompt) < width for prompt in prompts)
-        self._length = width
-        self._cache = key_value_cache(base.base.config, width + room) if base.decoding.cache else None
-
-    def prefill(self) -> Tensor:
-        """Read the prompts; return their hidden states, ``[B, P, H]``."""
-        return self._read()
-
-    def step(self, tokens: Tensor) -> Tensor:
-        """Append one token per row, ``[B]``; return hidden states of at least the last position, ``[B, …, H]``."""
-        self._mask[:, self._length] = 1
-        self._length += 1
-        ids, positions = tokens.unsqueeze(1), self._positions[:, -1:] + 1  # [B, 1] each
-        if self._cache is None:  # the whole text is read again, [B, T]
-            ids, positions = torch.cat([self._ids, ids], 1), torch.cat([self._positions, positions], 1)
-        self._ids, self._positions = ids, positions
-        return self._read()
-
-    def keep(self, rows: Tensor) -> None:
-        """Continue with these rows only, int64 ``[b]``."""
-        self._ids, self._mask, self._positions = (part[rows] for part in (self._ids, self._mask, self._positions))
-        if self._cache is not None:
-            rows_kept: Any = rows  # annotated as a LongTensor, which no tensor of torch is
-            self._cache.reorder_cache(rows_kept)  # the one selection of rows that every kind of cache layer has
-
-    def _read(self) -> Tensor:
-        mask = self._mask[:, : self._length] if self._padded else None  # [B, T]
-        return self._base.hidden(self._ids, mask, self._positions, self._cache)
-
-
-class _Preallocated(DynamicLayer):
-    """One layer's keys and values, ``[B, heads, tokens, width]``, which are not copied at every token.
-
-    transformers' ``DynamicCache`` concatenates: at every token, all keys and values of before move to a new array. Here
-    an array for the longest possible text is made once, and what attention reads is a view of its filled part, so that
-    attention costs what the text so far costs (``StaticCache`` attends to the empty part as well, under a mask).
-
-    Args:
-        room: tokens, at most.
-    """
-
-    def __init__(self, room: int) -> None:
-        super().__init__()
-        self._room = room
-        self._arrays: list[Tensor] = []
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Append keys and values, ``[B, heads, tokens, width]`` each; return everything so far."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-            self._arrays = [self._array(states) for states in (key_states, value_states)]
-        start = self.get_seq_length()
-        for array, states in zip(self._arrays, (key_states, value_states), strict=True):
-            array[:, :, start : start + states.shape[2]] = states
-        self.keys, self.values = (array[:, :, : start + key_states.shape[2]] for array in self._arrays)
-        return self.keys, self.values
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Continue with these rows only."""
-        self.reorder_cache(indices)
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Reorder rows; some may be left out."""
-        length = self.get_seq_length()
-        self._arrays = [array[beam_idx] for array in self._arrays]
-        self.keys, self.values = (array[:, :, :length] for array in self._arrays)
-
-    def _array(self, states: Tensor) -> Tensor:
-        rows, heads, _, width = states.shape
-        return torch.empty(rows, heads, self._room, width, dtype=states.dtype, device=states.device)
-
-
-def key_value_cache(config: Any, room: int) -> DynamicCache:
-    """Make a cache for texts of at most ``room`` tokens; layers with a sliding window stay as they are.
-
-    Args:
-        config: the model's.
-        room: tokens of prompt and response.
-    """
-    cache = DynamicCache(config=config)
-    cache.layers = [_Preallocated(room) if type(layer) is DynamicLayer else layer for layer in cache.layers]
-    return cache

@@ -3,9 +3,9 @@
 Shapes: ``B`` sequences, ``T`` tokens, ``R`` response positions, ``V`` vocabulary, ``H`` hidden width.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -22,6 +22,7 @@ from ...contract.recipe import PPORecipe
 from .. import models, right_padding
 from ..sharing import check_shares, own_base
 from . import head
+from .narrowed_adapter import narrowed
 
 if TYPE_CHECKING:
     from transformers import DynamicCache, PreTrainedModel
@@ -53,6 +54,8 @@ class DecodingMode:
     """Keep keys, values and recurrent states from one token to the next; without, every token reads the whole text."""
     drop_rows: bool = True
     """Remove finished rows from the batch."""
+    static: bool = False
+    """Decode over buffers that stay where they are, as a CUDA graph where there is a GPU; needs ``cache``."""
 
 
 class SharedBase:
@@ -93,6 +96,8 @@ class SharedBase:
         self._entropy_trains = recipe.ent_coef > 0
         self._bf16 = recipe.bf16
         self.masks_padding = right_padding.keeps_mask(base, device, bf16=recipe.bf16)
+        self.report: Callable[[str], None] = print
+        """Receives notices for people."""
         self.value_head = nn.Linear(models.head_hidden(base), 1, bias=False, device=device, dtype=torch.float32)
         nn.init.zeros_(self.value_head.weight)
         self._continues = continued is not None
@@ -190,12 +195,19 @@ class SharedBase:
 
     @contextmanager
     def sampling(self) -> Iterator[None]:
-        """Prepare the active adapter for fast sampling without gradients; see :func:`merged`."""
+        """Prepare the active adapter for fast sampling without gradients; see :func:`merged` and :func:`narrowed`."""
         with ExitStack() as stack:
+            if self._bf16:
+                stack.enter_context(narrowed(self.model, self._role))
             merging = self.decoding.merge and self._role == POLICY and not self._bf16
             if merging and stack.enter_context(merged(self.model, POLICY)):
                 stack.enter_context(self._without_adapter())
             yield
+
+    def decode_without_graph(self, reason: str) -> None:
+        """Stop decoding by CUDA graphs, because of a reason that is reported."""
+        self.decoding = replace(self.decoding, static=False)
+        self.report(f"sampling goes on without a CUDA graph, which is slower: {reason}")
 
     def hidden(
         self,
