@@ -235,6 +235,23 @@ def test_pairs_without_a_prompt_or_a_marker_are_cut_at_a_space(tmp_path: Path) -
     assert source.skipped == {"chosen and rejected have no prompt in common": 1, "rejected is null": 1}
 
 
+@pytest.mark.parametrize("column", ["input", "query", "text"])
+@pytest.mark.parametrize("more", [{}, {"system": "Be kind.", "id": "7"}])
+def test_text_beside_a_pair_may_be_its_prompt(tmp_path: Path, column: str, more: Row) -> None:
+    pair = {"chosen": "The sky is blue", "rejected": "The sky is red"}
+    row = more | {column: "What colour is the sky?"} | pair
+    source = Source(tmp_path, row)
+    for needs in (PAIRS, SFT, PROMPTS):
+        with pytest.raises(DataError, match=rf"line 1: .* `dataset_columns\.prompt={column}`"):
+            source.rows(needs)
+    (read,) = source.rows(names={"prompt": column})
+    assert (read["question"], read["response_k"]) == ("What colour is the sky?", "The sky is red")
+    with pytest.raises(DataError, match=r"line 2: .* there is text in messages"):
+        Source(tmp_path, pair, pair | {"messages": HELLO, "turns": 2}).rows()
+    marked = {name: f"\n\nHuman: Why?\n\nAssistant: {name}" for name in pair}
+    assert len(Source(tmp_path, marked | {"source": "forum"}).rows()) == 1
+
+
 def answer(score: int, text: str, selected: bool = False) -> Row:
     return {"answer_id": 7, "author": "a", "pm_score": score, "selected": selected, "text": text}
 

@@ -309,7 +309,7 @@ def _read_implicit(row: Row, needs: Collection[str]) -> list[Made]:
     r"""Cut the prompt off two texts that begin alike.
 
     It ends with the last marker of an answer in what both have in common, such as ``\n\nAssistant:``; without one, at
-    the last space there, as in TRL's ``extract_prompt``.
+    the last space there, as in TRL's ``extract_prompt``, if no other column has text, which may be the prompt.
     """
     chosen, rejected = row.get("chosen"), row.get("rejected")
     for column, text in (("chosen", chosen), ("rejected", rejected)):
@@ -322,10 +322,30 @@ def _read_implicit(row: Row, needs: Collection[str]) -> list[Made]:
     chosen, rejected = cast("str", chosen), cast("str", rejected)
     common = commonprefix((chosen, rejected))  # noqa: RUF071 - of texts, not of paths
     end = max(common.rfind(marker) + len(marker) if marker in common else 0 for marker in _ANSWER_BEGINS)
+    if not end and (beside := longest_text(row, {"chosen", "rejected"})):
+        raise ValueError(
+            f"chosen and rejected hold no prompt that ends with a marker such as `Assistant:`, and there is text in "
+            f"{beside}. If that is the prompt, set `dataset_columns.prompt={beside}`; if the prompt is what chosen and "
+            "rejected begin with, remove the other columns"
+        )
     end = end or max(common.rfind(" "), common.rfind("\n"), 0)
     if not common[:end].strip():
         raise UnusableRowError("chosen and rejected have no prompt in common")
     return [{QUESTION: common[:end], BETTER: chosen[end:], WORSE: rejected[end:]}]
+
+
+def longest_text(row: Row, besides: Collection[str]) -> str | None:
+    """Return the column with the longest text, at any depth, which is the likeliest prompt; None if there is none."""
+    lengths = {column: text_length(value) for column, value in row.items() if column not in besides}
+    return max(lengths, key=lambda column: lengths[column]) if any(lengths.values()) else None
+
+
+def text_length(value: Any) -> int:
+    """Return how many characters of text a value has, at any depth."""
+    if isinstance(value, str):
+        return len(value.strip())
+    inner: Collection[Any] = cast("dict[str, Any]", value).values() if isinstance(value, dict) else _listed(value)
+    return sum(map(text_length, inner))
 
 
 def _has(*columns: str) -> Callable[[Row], bool]:
