@@ -28,7 +28,7 @@ from msgspec import Struct
 from ..contract.errors import DataError
 from ..contract.prompt_format import Kind
 from ..contract.stages import Stage
-from .schemas import MESSAGES, Schema, UnusableRowError, schema_of, text_length
+from .schemas import BEFORE_QUESTION, MESSAGES, Schema, UnusableRowError, schema_of, text_length
 
 Row = dict[str, Any]
 
@@ -38,7 +38,6 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "response_j": ("response_j", "chosen", "response", "answer", "completion", "output"),
     "response_k": ("response_k", "rejected"),
 }
-BEFORE_QUESTION = ("system", "system_prompt")
 AFTER_QUESTION = ("input", "context")
 LABEL = "label"
 ALL_SCALARS = ("*",)
@@ -268,6 +267,13 @@ def clean_rows(row: Mapping[str, Any], columns: Columns, where: str, bad: Counte
 
 def _made(view: Mapping[str, Any], columns: Columns, schema: Schema, where: str, bad: Counter[str]) -> list[Row]:
     rows: list[Row] = []
+    for need in columns.sources:
+        if not any(column in view for column in schema.gives[need]):
+            named = " (or ".join(columns.named(column) for column in schema.gives[need])
+            raise DataError(
+                f"{where}: column {named}{')' * (len(schema.gives[need]) - 1)} is missing, which other rows have. Rows "
+                f"are read as {schema.name}; keep rows of another schema apart."
+            )
     try:
         made = schema.read(view, columns.sources)
     except UnusableRowError as error:
