@@ -26,7 +26,7 @@ from stackllama_engine.contract.run_dir import Home
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.train import hf_trainer, models
 from stackllama_engine.train.encoding import Encoder
-from stackllama_engine.train.prompt_formats import generation_stops, input_directory
+from stackllama_engine.train.prompt_formats import generation_stops, input_directory, make_encoder
 
 from .in_process import PPO, attempt, finish
 from .toy import COMMON, SFT
@@ -387,6 +387,21 @@ def test_a_run_keeps_the_format_that_it_began_with(tmp_path: Path, chat_base: Pa
     older = attempt(home, chat_base, Stage.SFT, *SFT, "max_steps=4", "prompt_format=chat", of=run)
     with older as one, pytest.raises(StageError, match=r"was trained with prompt format question_answer"):
         one.train()
+
+
+def test_a_run_continues_with_its_template_once_the_file_is_gone(tmp_path: Path, chat_base: Path) -> None:
+    file = tmp_path / "template.jinja"
+    file.write_text(CHATML)
+    keys = (*SFT, "prompt_format=chat", f"chat_template={file}")
+    with attempt(Home(tmp_path / "home"), chat_base, Stage.SFT, *keys) as one:
+        tokenizer = models.load_tokenizer(str(chat_base))
+        first = make_encoder(one.recipe, one.session, tokenizer).format
+        file.write_text(LLAMA2)
+        with pytest.raises(StageError, match="this run was trained with prompt format chat"):
+            make_encoder(one.recipe, one.session, tokenizer)
+        file.unlink()
+        assert make_encoder(one.recipe, one.session, tokenizer).format == first
+        assert "cannot be read" in one.health and "continues with the template that it recorded" in one.health
 
 
 @pytest.mark.slow
