@@ -1,7 +1,6 @@
 """Syntax of a chat template, checked at launch where jinja2 is installed; it comes with torch and transformers."""
 
 from importlib.util import find_spec
-from typing import ClassVar
 
 from ..contract.prompt_format import syntax_error
 
@@ -19,14 +18,12 @@ def check_syntax(template: str) -> str | None:
     from jinja2.parser import Parser
 
     class Generation(Extension):
-        tags: ClassVar[set[str]] = {"generation"}
-
         def parse(self, parser: Parser) -> list[nodes.Node]:
             next(parser.stream)
             return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
+    Generation.tags = {"generation"}
     environment = Environment(autoescape=False, extensions=["jinja2.ext.loopcontrols", Generation])  # noqa: S701
-    environment.filters["tojson"] = str
     try:
         environment.compile(template)
     except TemplateSyntaxError as error:
