@@ -501,6 +501,7 @@ def test_columns_are_named_one_by_one_or_together(tmp_path: Path) -> None:
     [
         ("dataset_columns.question=body", "`question` is none of prompt, chosen, rejected, completion, messages"),
         ("dataset_columns={messages: m, prompt: p}", "`messages` is a whole conversation, prompt and response"),
+        ("dataset_columns={prompt: a, chosen: a}", "`prompt` and `chosen` are both the column a"),
         ("dataset_columns={chosen: a, completion: b}", "`chosen` and `completion` both name the response"),
         ("dataset_columns=title", "`dataset_columns=title`: expected a mapping"),
         ("dataset_columns.prompt=3", "expected text"),

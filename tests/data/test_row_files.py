@@ -166,3 +166,17 @@ def test_folders_without_data_are_refused(tmp_path: Path) -> None:
     assert "b.jsonl.xz: expected" in refusal(tmp_path)
     (tmp_path / "notes.txt").touch()
     assert "notes.txt: expected a .jsonl, .json, .csv, .tsv, .parquet or .arrow file" in refusal(tmp_path / "*.txt")
+
+
+@pytest.mark.parametrize("facts", ['{"_data_files": [{"x": 1}]}', '{"_data_files": 5}', "[1]"])
+def test_an_odd_state_of_a_saved_data_set_is_an_error(tmp_path: Path, facts: str) -> None:
+    (tmp_path / "state.json").write_text(facts)
+    with pytest.raises(DataError, match=r"state\.json cannot be read: "):
+        files_of(str(tmp_path))
+
+
+def test_somebody_elses_state_beside_data_is_no_saved_data_set(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"question": "q"}\n')
+    for name in ("state.json", "dataset_dict.json"):
+        (tmp_path / name).write_text('{"step": 3}')
+    assert files_of(str(tmp_path)) == [tmp_path / "rows.jsonl"]

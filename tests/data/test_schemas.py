@@ -156,7 +156,7 @@ def test_conversations(tmp_path: Path, row: Row, messages: list[Row], question: 
 def test_a_conversation_that_waits_for_an_answer_is_a_prompt_alone(tmp_path: Path) -> None:
     source = Source(tmp_path, {"messages": [user("Why?"), assistant("a")]}, {"messages": HELLO})
     assert [row["question"] for row in source.rows(PROMPTS)] == ["Why?", HELLO_TEXT]
-    assert len(source.rows(SFT)) == 1 and source.skipped == {"messages does not end with an assistant turn": 1}
+    assert len(source.rows(SFT)) == 1 and source.skipped == {"messages ends with a turn of user, not of assistant": 1}
     assert Source(tmp_path, {"prompt": [user("Why?")], "answer": "7"}).rows(PROMPTS, extra=["answer"]) == [
         {"question": "Why?", "messages": [user("Why?")], "answer": "7"}
     ]
@@ -208,6 +208,56 @@ def test_unusable_conversations_are_skipped_and_counted(tmp_path: Path) -> None:
     }
 
 
+def test_a_row_of_another_schema_is_an_error(tmp_path: Path) -> None:
+    conversation = {"messages": [user("Why?"), assistant("a")]}
+    other = {"prompt": "Why?", "completion": "a"}
+    for rows in ([conversation, other], [other, conversation]):
+        for needs in (SFT, PROMPTS):
+            with pytest.raises(DataError, match=r"messages \(or conversations\) is missing, which other rows have"):
+                Source(tmp_path, *rows).rows(needs)
+    pair = {name: [user("Why?"), assistant(name)] for name in ("chosen", "rejected")}
+    with pytest.raises(DataError, match=r"line 2: column rejected is missing, .* read as pairs of messages; keep"):
+        Source(tmp_path, pair, {"chosen": pair["chosen"]}).rows()
+
+
+@pytest.mark.parametrize("column", ["system", "system_prompt"])
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [user("Why?"), assistant("a")]},
+        {"prompt": [user("Why?")], "completion": [assistant("a")]},
+        {"prompt": "Why?", "completion": [assistant("a")]},
+        {"prompt": [user("Why?")]},
+        {"chosen": [user("Why?"), assistant("a")], "rejected": [user("Why?"), assistant("b")]},
+    ],
+)
+def test_a_system_column_opens_a_conversation_without_a_system_message(tmp_path: Path, column: str, row: Row) -> None:
+    source = Source(tmp_path, row | {column: "Be kind."})
+    (read,) = source.rows(PROMPTS)
+    assert read["messages"] == [system("Be kind."), user("Why?")]
+    assert not read_columns(source.name, "all", PROMPTS).unread
+    own = [system("Be loud."), user("Why?"), assistant("a")]
+    assert Source(tmp_path, {"messages": own, column: "Be kind."}).rows(PROMPTS)[0]["messages"] == own[:2]
+
+
+def test_roles_of_messages_have_other_names_in_any_case(tmp_path: Path) -> None:
+    def turns(*roles: str) -> Row:
+        return {"messages": [{"role": role, "content": role} for role in roles]}
+
+    named = [("human", "gpt"), ("User", "Assistant"), ("System", "developer", "USER", "model")]
+    source = Source(tmp_path, *(turns(*roles) for roles in named), turns("user", "bot"))
+    roles = [[message["role"] for message in row["messages"]] for row in source.rows(SFT)]
+    assert roles == [["user"], ["user"], ["system", "developer", "user"]]
+    assert source.skipped == {"messages ends with a turn of bot, not of assistant": 1}
+
+
+@pytest.mark.parametrize("role", ["user<|im_end|>\n<|im_start|>system", "user ", "<s>", "a b"])
+def test_a_role_that_is_not_one_word_is_an_error(tmp_path: Path, role: str) -> None:
+    row = {"messages": [{"role": role, "content": "Why?"}, assistant("a")]}
+    with pytest.raises(DataError, match=r"line 1: column messages, message 1: the role '.*' is not one word"):
+        Source(tmp_path, row).rows(SFT)
+
+
 def test_pairs_without_a_prompt_are_cut_where_the_answer_begins(tmp_path: Path) -> None:
     first = "\n\nHuman: Why?\n\nAssistant:"
     second = f"{first} It is so.\n\nHuman: Is it?\n\nAssistant:"
@@ -233,6 +283,24 @@ def test_pairs_without_a_prompt_or_a_marker_are_cut_at_a_space(tmp_path: Path) -
     )
     assert source.rows() == [{"question": "The sky is", "response_j": " blue.", "response_k": " black."}]
     assert source.skipped == {"chosen and rejected have no prompt in common": 1, "rejected is null": 1}
+
+
+@pytest.mark.parametrize("column", ["input", "query", "text"])
+@pytest.mark.parametrize("more", [{}, {"system": "Be kind.", "id": "7"}])
+def test_text_beside_a_pair_may_be_its_prompt(tmp_path: Path, column: str, more: Row) -> None:
+    pair = {"chosen": "The sky is blue", "rejected": "The sky is red"}
+    row = more | {column: "What colour is the sky?"} | pair
+    source = Source(tmp_path, row)
+    for needs in (PAIRS, SFT, PROMPTS):
+        for split in ("all", Split.REWARD):
+            with pytest.raises(DataError, match=rf"line 1: .* `dataset_columns\.prompt={column}`"):
+                source.rows(needs, split)
+    (read,) = source.rows(names={"prompt": column})
+    assert (read["question"], read["response_k"]) == ("What colour is the sky?", "The sky is red")
+    with pytest.raises(DataError, match=r"line 2: .* there is text in messages"):
+        Source(tmp_path, pair, pair | {"messages": HELLO, "turns": 2}).rows()
+    marked = {name: f"\n\nHuman: Why?\n\nAssistant: {name}" for name in pair}
+    assert len(Source(tmp_path, marked | {"source": "forum"}).rows()) == 1
 
 
 def answer(score: int, text: str, selected: bool = False) -> Row:

@@ -80,3 +80,60 @@ def test_the_stages_of_a_pipeline_have_one_format(home: Home, model: Path, data:
     with pytest.raises(UsageError, match=r"here it is sft chat, reward question_answer, ppo question_answer"):
         resolve_inputs(home, build_recipe(Stage.PIPELINE, mixed))
     resolve_inputs(home, build_recipe(Stage.PIPELINE, base | {"prompt_format": "chat"}))
+
+
+@pytest.fixture
+def chat(model: Path, data: Path) -> dict[str, object]:
+    """Keys of a pipeline of chats."""
+    (model / "chat_template.jinja").write_text("{{ messages }}")
+    base = {"model_name_or_path": str(model), "dataset_name": str(data), "load_in_8bit": False}
+    return base | {"prompt_format": "chat"}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "shown"),
+    [
+        (
+            "system_prompt",
+            "Be brief.",
+            "sft `system_prompt=null`, reward `system_prompt=Be brief.`, ppo `system_prompt=null`",
+        ),
+        (
+            "enable_thinking",
+            False,
+            "sft `enable_thinking=null`, reward `enable_thinking=false`, ppo `enable_thinking=null`",
+        ),
+    ],
+)
+def test_the_stages_of_a_pipeline_have_one_chat(
+    home: Home, chat: dict[str, object], key: str, value: object, shown: str
+) -> None:
+    with pytest.raises(UsageError, match=rf"^`{key}`: the stages of a pipeline .* here it is {shown}; set `{key}` for"):
+        resolve_inputs(home, build_recipe(Stage.PIPELINE, chat | {"reward": {key: value}}))
+    resolve_inputs(home, build_recipe(Stage.PIPELINE, chat | {key: value}))
+
+
+def test_the_stages_of_a_pipeline_have_one_template(home: Home, chat: dict[str, object], tmp_path: Path) -> None:
+    files = [tmp_path / f"{number}.jinja" for number in range(3)]
+    for file, text in zip(files, ("a {{ messages }}\n", "a {{ messages }}\r\n", "b {{ messages }}\n"), strict=True):
+        file.write_bytes(text.encode())
+    same, again, other = ({"chat_template": str(file)} for file in files)
+    for stages in ({"sft": same}, {"sft": same, "ppo": again}, same):
+        resolve_inputs(home, build_recipe(Stage.PIPELINE, chat | stages))
+    with pytest.raises(UsageError, match=r"^`ppo.chat_template: .*2.jinja`: .* sft uses `.*0.jinja`"):
+        resolve_inputs(home, build_recipe(Stage.PIPELINE, chat | {"sft": same, "ppo": other}))
+    with pytest.raises(UsageError, match=r"^`reward.chat_template: .*0.jinja`: .* sft uses the tokenizer's template"):
+        resolve_inputs(home, build_recipe(Stage.PIPELINE, chat | {"reward": same}))
+
+
+def test_a_syntax_error_of_a_template_is_found_at_launch(home: Home, model: Path, data: Path, tmp_path: Path) -> None:
+    file = tmp_path / "template.jinja"
+    keys = {"prompt_format": "chat", "chat_template": str(file)}
+    file.write_text("\n{% if %}")
+    with pytest.raises(UsageError, match=r"`chat_template: .*jinja`: syntax error in line 2: Expected an expression"):
+        resolve(home, Stage.SFT, model, data, **keys)
+    file.write_text(
+        "{% for m in messages %}{% if loop.index > 9 %}{% break %}{% endif %}"
+        "{% generation %}{{ m | tojson(ensure_ascii=False) }}{% endgeneration %}{% endfor %}"
+    )
+    resolve(home, Stage.SFT, model, data, **keys)

@@ -17,6 +17,7 @@ from stackllama_engine.contract.prompt_format import (
     check_same,
     is_older,
     read_prompt_format,
+    read_template,
     write_prompt_format,
 )
 from stackllama_engine.contract.recipe import PPORecipe
@@ -25,7 +26,7 @@ from stackllama_engine.contract.run_dir import Home
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.train import hf_trainer, models
 from stackllama_engine.train.encoding import Encoder
-from stackllama_engine.train.prompt_formats import generation_stops, input_directory
+from stackllama_engine.train.prompt_formats import generation_stops, input_directory, make_encoder
 
 from .in_process import PPO, attempt, finish
 from .toy import COMMON, SFT
@@ -151,8 +152,50 @@ def test_special_tokens_spelled_out_in_messages_stay_text(make: Callable[..., En
 
 def test_a_conversation_that_the_template_refuses_is_one_sentence(make: Callable[..., Encoder]) -> None:
     encoder = make("gemma", system_prompt="Be brief.")
-    with pytest.raises(DataError, match=r"refuses a conversation of system, user: System role not supported"):
+    with pytest.raises(DataError, match=r"conversation of system, user \('Why\?'\): System role not supported"):
         encoder.prompt("Why?")
+
+
+@pytest.mark.parametrize(
+    ("template", "left_out"),
+    [
+        ("", "user"),
+        ("You help.</s>", "user"),
+        ("{% for m in messages %}{% if m['role'] == 'user' %}{{ m['content'] }}{% endif %}{% endfor %}", "assistant"),
+        ("{{ messages[-1]['content'] }}", "user"),
+    ],
+)
+def test_a_template_that_leaves_messages_out_is_refused(chat_base: Path, template: str, left_out: str) -> None:
+    with pytest.raises(StageError, match=rf"^The chat template leaves out what the {left_out} says"):
+        Encoder(models.load_tokenizer(str(chat_base)), PromptFormat(kind="chat", chat_template=template))
+
+
+@pytest.mark.parametrize(
+    ("computed", "error"),
+    [
+        ("1/0", "ZeroDivisionError: division by zero"),
+        ("'%c' % -1", "OverflowError: %c arg not in range"),
+        ("2.0 ** 5000", "OverflowError: "),
+    ],
+)
+def test_a_template_that_fails_is_one_sentence(chat_base: Path, computed: str, error: str) -> None:
+    template = CHATML + "{% if messages[0]['content'].startswith('Why') %}{{ " + computed + " }}{% endif %}"
+    encoder = Encoder(
+        models.load_tokenizer(str(chat_base)),
+        PromptFormat(kind="chat", chat_template=template),
+        whose="the reward model",
+    )
+    question = "Why </s> is it so? " + "Because. " * 20
+    with pytest.raises(StageError) as raised:
+        encoder.prompt(question)
+    sentence = "The chat template of the reward model fails on a conversation of user "
+    assert str(raised.value).startswith(f"{sentence}('Why … is it so? Because. ") and error in str(raised.value)
+    assert len(str(raised.value)) < len(sentence) + 80 + 80
+
+
+def test_a_syntax_error_of_a_template_is_named(chat_base: Path) -> None:
+    with pytest.raises(StageError, match=r"^The chat template: syntax error in line 2: Expected an expression"):
+        Encoder(models.load_tokenizer(str(chat_base)), PromptFormat(kind="chat", chat_template="\n{% if %}"))
 
 
 def test_several_turns_need_a_chat_template(chat_base: Path) -> None:
@@ -244,6 +287,12 @@ def test_a_format_is_read_back_and_older_runs_had_question_and_answer(tmp_path: 
     (tmp_path / PROMPT_FORMAT_FILE).write_text("{")
     with pytest.raises(StageError, match=PROMPT_FORMAT_FILE):
         read_prompt_format(tmp_path)
+
+
+def test_a_template_file_is_read_as_transformers_reads_it(tmp_path: Path) -> None:
+    file = tmp_path / "template.jinja"
+    file.write_bytes(b"\xef\xbb\xbf{{ messages }}\r\n\xc3\xa9\n")
+    assert read_template(str(file)) == "{{ messages }}\n\u00e9\n"
 
 
 def test_an_input_of_another_format_is_refused_with_the_way_out(tmp_path: Path) -> None:
@@ -338,6 +387,21 @@ def test_a_run_keeps_the_format_that_it_began_with(tmp_path: Path, chat_base: Pa
     older = attempt(home, chat_base, Stage.SFT, *SFT, "max_steps=4", "prompt_format=chat", of=run)
     with older as one, pytest.raises(StageError, match=r"was trained with prompt format question_answer"):
         one.train()
+
+
+def test_a_run_continues_with_its_template_once_the_file_is_gone(tmp_path: Path, chat_base: Path) -> None:
+    file = tmp_path / "template.jinja"
+    file.write_text(CHATML)
+    keys = (*SFT, "prompt_format=chat", f"chat_template={file}")
+    with attempt(Home(tmp_path / "home"), chat_base, Stage.SFT, *keys) as one:
+        tokenizer = models.load_tokenizer(str(chat_base))
+        first = make_encoder(one.recipe, one.session, tokenizer).format
+        file.write_text(LLAMA2)
+        with pytest.raises(StageError, match="this run was trained with prompt format chat"):
+            make_encoder(one.recipe, one.session, tokenizer)
+        file.unlink()
+        assert make_encoder(one.recipe, one.session, tokenizer).format == first
+        assert "cannot be read" in one.health and "continues with the template that it recorded" in one.health
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ with the one recorded beside its inputs (:func:`check_same`).
 import hashlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 from msgspec import Struct
@@ -143,7 +143,7 @@ def prompt_format_of(kind: Kind, recipe: TrainRecipe, own_template: Callable[[],
         return PromptFormat(
             kind="chat",
             system_prompt=recipe.system_prompt,
-            chat_template=_read_template(recipe.chat_template) if recipe.chat_template else own_template(),
+            chat_template=read_template(recipe.chat_template) if recipe.chat_template else own_template(),
             enable_thinking=recipe.enable_thinking,
         )
     chat_only = ("system_prompt", "chat_template", "enable_thinking")
@@ -156,11 +156,22 @@ def prompt_format_of(kind: Kind, recipe: TrainRecipe, own_template: Callable[[],
     return PromptFormat(kind=kind)
 
 
-def _read_template(file: str) -> str:
+def read_template(file: str) -> str:
+    """Read a chat template, with line ends and without a byte-order mark as transformers reads it.
+
+    Raises:
+        StageError: it cannot be read.
+    """
     try:
-        return read_text(Path(file), MOST_CONFIG)
+        text = read_text(Path(file), MOST_CONFIG)
     except (OSError, ValueError) as error:
         raise StageError(f"`chat_template: {file}` cannot be read: {' '.join(str(error).split())}.") from error
+    return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+
+
+def syntax_error(error: Any) -> str:
+    """Describe jinja2's TemplateSyntaxError."""
+    return f"syntax error in line {error.lineno}: {error.message}"
 
 
 def no_chat_template(model: str) -> str:

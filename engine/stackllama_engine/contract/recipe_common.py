@@ -325,6 +325,11 @@ class TrainRecipe(ModelRecipe, frozen=True, kw_only=True, forbid_unknown_fields=
                 f"`dataset_columns`: `{unknown[0]}` is none of {', '.join(COLUMN_NAMES)}; write `name: column of the "
                 "data set`."
             )
+        for name, column in columns.items():
+            if twice := [other for other in columns if other != name and columns[other] == column]:
+                raise ValueError(
+                    f"`dataset_columns`: `{name}` and `{twice[0]}` are both the column {column}; a column has one role."
+                )
         if "messages" in columns and len(columns) > 1:
             raise ValueError(
                 "`dataset_columns`: `messages` is a whole conversation, prompt and response; keep it or the others."

@@ -28,7 +28,7 @@ from msgspec import Struct
 from ..contract.errors import DataError
 from ..contract.prompt_format import Kind
 from ..contract.stages import Stage
-from .schemas import MESSAGES, Schema, UnusableRowError, schema_of
+from .schemas import BEFORE_QUESTION, MESSAGES, Schema, UnusableRowError, schema_of, text_length
 
 Row = dict[str, Any]
 
@@ -38,7 +38,6 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "response_j": ("response_j", "chosen", "response", "answer", "completion", "output"),
     "response_k": ("response_k", "rejected"),
 }
-BEFORE_QUESTION = ("system", "system_prompt")
 AFTER_QUESTION = ("input", "context")
 LABEL = "label"
 ALL_SCALARS = ("*",)
@@ -268,6 +267,13 @@ def clean_rows(row: Mapping[str, Any], columns: Columns, where: str, bad: Counte
 
 def _made(view: Mapping[str, Any], columns: Columns, schema: Schema, where: str, bad: Counter[str]) -> list[Row]:
     rows: list[Row] = []
+    for need in columns.sources:
+        if not any(column in view for column in schema.gives[need]):
+            named = " (or ".join(columns.named(column) for column in schema.gives[need])
+            raise DataError(
+                f"{where}: column {named}{')' * (len(schema.gives[need]) - 1)} is missing, which other rows have. Rows "
+                f"are read as {schema.name}; keep rows of another schema apart."
+            )
     try:
         made = schema.read(view, columns.sources)
     except UnusableRowError as error:
@@ -442,7 +448,7 @@ def _unread(row: Mapping[str, Any], columns: Columns, companions: set[str]) -> l
         return []
     others = {columns.named(column) for need in TEXT_COLUMNS if need not in columns.sources for column in ALIASES[need]}
     used = columns.read | companions | others
-    return [column for column, value in row.items() if column not in used and _has_text(value)]
+    return [column for column, value in row.items() if column not in used and text_length(value)]
 
 
 def _joined(row: Mapping[str, Any], question: str, before: tuple[str, ...], after: tuple[str, ...]) -> str:
@@ -473,12 +479,3 @@ def _bad_text(text: str | None) -> str | None:
     if not text or text.isspace():
         return "is blank"
     return "has a NUL byte" if "\0" in text else None
-
-
-def _has_text(value: Any) -> bool:
-    """Return whether the value contains text, at any depth."""
-    if isinstance(value, str):
-        return bool(value.strip())
-    if isinstance(value, dict):
-        return any(_has_text(one) for one in value.values())  # type: ignore[reportUnknownVariableType]
-    return isinstance(value, list) and any(_has_text(one) for one in value)  # type: ignore[reportUnknownVariableType]

@@ -7,7 +7,9 @@ folder that ``datasets`` saved. They are read in the order of their names.
 import re
 import shlex
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
+
+from msgspec import Struct, convert
 
 from ..contract.atomic_files import PATTERN, existing
 from ..contract.errors import DataError
@@ -15,6 +17,7 @@ from ..contract.user_dirs import expanded
 from ..contract.user_files import read_json
 from .manifest import MANIFEST
 
+_T = TypeVar("_T")
 Kind = Literal["demo", "prepared", "file", "files", "hub"]
 
 DEMO = "demo"
@@ -101,12 +104,13 @@ def _files_in(folder: Path) -> list[Path]:
             f"{folder} is an unpacked Stack Exchange dump: run `stackllama-console data prepare {folder / _POSTS} "
             "--out DIR` and give DIR."
         )
-    if (folder / _SAVED_SPLITS).is_file():
-        splits = ", ".join(str(folder / split) for split in _facts(folder / _SAVED_SPLITS).get("splits", []))
+    if (folder / _SAVED_SPLITS).is_file() and (
+        names := _saved(folder / _SAVED_SPLITS, "splits", list[str])
+    ) is not None:
+        splits = ", ".join(str(folder / split) for split in names)
         raise DataError(f"{folder} holds several saved data sets; give one of {splits}.")
-    if (folder / _SAVED).is_file():
-        facts = _facts(folder / _SAVED).get("_data_files", [])
-        return [folder / file["filename"] for file in facts]
+    if (folder / _SAVED).is_file() and (saved := _saved(folder / _SAVED, "_data_files", list[_SavedFile])) is not None:
+        return [folder / file.filename for file in saved]
     inside = sorted(file for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
     files = [file for file in inside if _is_readable(file) and file.name not in _NO_ROWS]
     if packed := [file for file in inside if file.suffix in _PACKED and file not in files]:
@@ -119,9 +123,15 @@ def _files_in(folder: Path) -> list[Path]:
     return files
 
 
-def _facts(path: Path) -> dict[str, Any]:
+class _SavedFile(Struct):
+    filename: str
+
+
+def _saved(path: Path, key: str, kind: type[_T]) -> _T | None:
+    """Return what ``datasets`` wrote under a key; None: the file is somebody else's."""
     try:
-        return read_json(path, dict[str, Any])
+        facts = read_json(path, dict[str, Any])
+        return convert(facts[key], kind) if key in facts else None
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read: {error}.") from None
 

@@ -48,7 +48,7 @@ def local_rows(
         files = files_of(name)
         for file in files:
             for number, row in read_file(file):
-                if split == ALL or _split_of_row(row, names) in splits:
+                if split == ALL or _is_in(row, names, splits):
                     where = position_of(file, number)
                     yield where if len(files) == 1 else f"{file.name}, {where}", row
 
@@ -61,7 +61,7 @@ def _splits(name: str, split: str) -> tuple[Split, ...]:
     raise DataError(f"{name} has no split {split!r}; choose one of {', '.join(Split)} or {ALL}.")
 
 
-def _split_of_row(row: Mapping[str, Any], names: Mapping[str, str] | None) -> Split:
-    """Return the split of the prompt's text; a row without one is in the first split, where reading it fails."""
+def _is_in(row: Mapping[str, Any], names: Mapping[str, str] | None, splits: tuple[Split, ...]) -> bool:
+    """Return whether a row's prompt is in one of the splits; a row without one is in each, where reading it fails."""
     text = prompt_of(row, names)
-    return Split.FINETUNE if text is None else split_of(same_text(text))
+    return text is None or split_of(same_text(text)) in splits

@@ -16,6 +16,7 @@ text without its message. ``from`` and ``value`` are read like ``role`` and ``co
 thoughts in keys of their own is skipped and counted.
 """
 
+import re
 from collections.abc import Callable, Collection, Mapping
 from os.path import commonprefix
 from typing import Any, cast
@@ -30,9 +31,11 @@ Made = dict[str, Any]
 """A row of ours: ``question``, ``messages`` of a conversation, and the responses that are needed."""
 
 QUESTION, BETTER, WORSE = "question", "response_j", "response_k"
+BEFORE_QUESTION = ("system", "system_prompt")
+"""Columns of text before the question; in conversations they are the system message."""
 MESSAGES = "messages"
 
-_SHAREGPT_ROLES = {
+_CHAT_ROLES = {
     "human": "user",
     "user": "user",
     "gpt": "assistant",
@@ -40,11 +43,12 @@ _SHAREGPT_ROLES = {
     "assistant": "assistant",
     "model": "assistant",
     "system": "system",
-    "tool": "tool",
-    "function": "tool",
-    "observation": "tool",
 }
+"""Other names of the roles that every template knows, in lower case."""
+_SHAREGPT_ROLES = _CHAT_ROLES | {"tool": "tool", "function": "tool", "observation": "tool"}
 """Roles of ShareGPT, in lower case; rows with others, such as ``function_call``, are skipped and counted."""
+_PLAIN_ROLE = re.compile(r"[\w-]+")
+"""Templates write a role as it is, so one with special tokens or line breaks would write turns of its own."""
 _UNREAD = ("tool_calls", "function_call", "thinking", "reasoning_content", "reasoning")
 """Keys of a message that carry part of it; without them it would be another message."""
 _ANSWER_BEGINS = (
@@ -149,6 +153,10 @@ def _message(value: Any, column: str, number: int) -> Message:
         if role.casefold() not in _SHAREGPT_ROLES:
             raise UnusableRowError(f"{column} has a message from {role!r}, which is not read")
         role = _SHAREGPT_ROLES[role.casefold()]
+    elif not _PLAIN_ROLE.fullmatch(role):
+        raise ValueError(f"{what}: the role {role!r} is not one word")
+    else:
+        role = _CHAT_ROLES.get(role.casefold(), role)
     if unread := next((key for key in _UNREAD if message.get(key)), None):
         raise UnusableRowError(f"{column} has a message with {unread}, which is not read")
     if content is None:
@@ -172,27 +180,30 @@ def _parts(content: Any, what: str) -> str:
 
 def _answered(turns: list[Message], column: str) -> tuple[list[Message], str]:
     """Split a conversation into the prompt and the last assistant turn."""
-    if turns[-1:] == [] or turns[-1]["role"] != "assistant":
-        raise UnusableRowError(f"{column} does not end with an assistant turn")
+    if not turns:
+        raise UnusableRowError(f"{column} has no turn")
+    if (last := turns[-1]["role"]) != "assistant":
+        raise UnusableRowError(f"{column} ends with a turn of {last}, not of assistant")
     return turns[:-1], turns[-1]["content"]
 
 
-def _row(prompt: list[Message], column: str) -> Made:
+def _row(row: Row, prompt: list[Message], column: str) -> Made:
+    """Make the prompt's columns; text in the row's system columns opens a conversation that has no system message."""
     if not prompt:
         raise UnusableRowError(f"{column} has nothing before the assistant turn")
+    texts = [text for name in BEFORE_QUESTION if isinstance(text := row.get(name), str) and text.strip()]
+    if texts and prompt[0]["role"] != "system":
+        prompt = [{"role": "system", "content": "\n\n".join(dict.fromkeys(texts))}, *prompt]
     return {QUESTION: conversation_text(prompt), MESSAGES: prompt}
 
 
 def _read_messages(row: Row, needs: Collection[str]) -> list[Made]:
     column = _first_conversation(row)
     turns = _turns(row, column)
-    system = row.get("system")
-    if isinstance(system, str) and system.strip() and turns and turns[0]["role"] != "system":
-        turns = [{"role": "system", "content": system}, *turns]
     if BETTER not in needs and turns and turns[-1]["role"] != "assistant":
-        return [_row(turns, column)]
+        return [_row(row, turns, column)]
     prompt, answer = _answered(turns, column)
-    return [_row(prompt, column) | {BETTER: answer}]
+    return [_row(row, prompt, column) | {BETTER: answer}]
 
 
 def _first_conversation(row: Row) -> str:
@@ -200,19 +211,19 @@ def _first_conversation(row: Row) -> str:
 
 
 def _read_prompt(row: Row, needs: Collection[str]) -> list[Made]:
-    return [_row(_turns(row, "prompt"), "prompt")]
+    return [_row(row, _turns(row, "prompt"), "prompt")]
 
 
 def _read_completion(row: Row, needs: Collection[str]) -> list[Made]:
     if BETTER not in needs:
         return _read_prompt(row, needs)
     prompt, answer = _answered(_whole(row, "completion"), "completion")
-    return [_row(prompt, "completion") | {BETTER: answer}]
+    return [_row(row, prompt, "completion") | {BETTER: answer}]
 
 
 def _read_pairs(row: Row, needs: Collection[str]) -> list[Made]:
     prompt, better = _answered(_whole(row, "chosen"), "chosen")
-    made = _row(prompt, "chosen") | {BETTER: better}
+    made = _row(row, prompt, "chosen") | {BETTER: better}
     if WORSE in needs:
         other, made[WORSE] = _answered(_whole(row, "rejected"), "rejected")
         if other != prompt:
@@ -309,7 +320,7 @@ def _read_implicit(row: Row, needs: Collection[str]) -> list[Made]:
     r"""Cut the prompt off two texts that begin alike.
 
     It ends with the last marker of an answer in what both have in common, such as ``\n\nAssistant:``; without one, at
-    the last space there, as in TRL's ``extract_prompt``.
+    the last space there, as in TRL's ``extract_prompt``, if no other column has text, which may be the prompt.
     """
     chosen, rejected = row.get("chosen"), row.get("rejected")
     for column, text in (("chosen", chosen), ("rejected", rejected)):
@@ -322,10 +333,30 @@ def _read_implicit(row: Row, needs: Collection[str]) -> list[Made]:
     chosen, rejected = cast("str", chosen), cast("str", rejected)
     common = commonprefix((chosen, rejected))  # noqa: RUF071 - of texts, not of paths
     end = max(common.rfind(marker) + len(marker) if marker in common else 0 for marker in _ANSWER_BEGINS)
+    if not end and (beside := longest_text(row, {"chosen", "rejected"})):
+        raise ValueError(
+            f"chosen and rejected hold no prompt that ends with a marker such as `Assistant:`, and there is text in "
+            f"{beside}. If that is the prompt, set `dataset_columns.prompt={beside}`; if the prompt is what chosen and "
+            "rejected begin with, remove the other columns"
+        )
     end = end or max(common.rfind(" "), common.rfind("\n"), 0)
     if not common[:end].strip():
         raise UnusableRowError("chosen and rejected have no prompt in common")
     return [{QUESTION: common[:end], BETTER: chosen[end:], WORSE: rejected[end:]}]
+
+
+def longest_text(row: Row, besides: Collection[str]) -> str | None:
+    """Return the column with the longest text, at any depth, which is the likeliest prompt; None if there is none."""
+    lengths = {column: text_length(value) for column, value in row.items() if column not in besides}
+    return max(lengths, key=lambda column: lengths[column]) if any(lengths.values()) else None
+
+
+def text_length(value: Any) -> int:
+    """Return how many characters of text a value has, at any depth."""
+    if isinstance(value, str):
+        return len(value.strip())
+    inner: Collection[Any] = cast("dict[str, Any]", value).values() if isinstance(value, dict) else _listed(value)
+    return sum(map(text_length, inner))
 
 
 def _has(*columns: str) -> Callable[[Row], bool]:
@@ -383,7 +414,7 @@ SCHEMAS: tuple[Schema, ...] = (
         "pairs of messages",
         "chat",
         {QUESTION: ("chosen",)} | _PAIR,
-        ("prompt", "conversations", MESSAGES),
+        ("prompt", "conversations", MESSAGES, *BEFORE_QUESTION),
         _holds_messages("chosen", with_prompt=True),
         _read_pairs,
     ),
@@ -391,7 +422,7 @@ SCHEMAS: tuple[Schema, ...] = (
         "prompt and completion of messages",
         "chat",
         {QUESTION: ("prompt",), BETTER: ("completion",)},
-        (),
+        BEFORE_QUESTION,
         _holds_messages("completion", with_prompt=True),
         _read_completion,
     ),
@@ -399,11 +430,13 @@ SCHEMAS: tuple[Schema, ...] = (
         "messages",
         "chat",
         {QUESTION: (MESSAGES, "conversations"), BETTER: (MESSAGES, "conversations")},
-        ("system",),
+        BEFORE_QUESTION,
         _holds_messages(MESSAGES, "conversations"),
         _read_messages,
     ),
-    Schema("prompt of messages", "chat", {QUESTION: ("prompt",)}, (), _holds_messages("prompt"), _read_prompt),
+    Schema(
+        "prompt of messages", "chat", {QUESTION: ("prompt",)}, BEFORE_QUESTION, _holds_messages("prompt"), _read_prompt
+    ),
     Schema(
         "pairs without a prompt",
         "none",

@@ -3,7 +3,7 @@
 The stage checks again, with the tokenizer and with data that only it reads (a hub data set).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -17,13 +17,17 @@ from ..contract.prompt_format import (
     no_chat_template,
     prompt_format_of,
     read_prompt_format,
+    read_template,
 )
 from ..contract.recipe import AnyRecipe, PPORecipe, RewardRecipe, SFTRecipe
 from ..contract.user_files import MOST_CONFIG, read_bytes
+from ..contract.wording import echo
 from ..data.columns import Columns
 from ..data.kinds import DEMO
 from .data_check import check_data
+from .template_syntax import check_syntax
 
+_ONE_CHAT = "the stages of a pipeline train one model in one format"
 _Recipe = SFTRecipe | RewardRecipe | PPORecipe
 
 
@@ -35,7 +39,7 @@ def check_prompt_format(recipe: _Recipe, columns: Columns | None) -> None:
         columns: of its data set; None where a launch does not read it.
 
     Raises:
-        UsageError: there is no chat template, it cannot be read, or a key needs a chat.
+        UsageError: there is no chat template, it cannot be read or parsed, or a key needs a chat.
         StageError: an input was trained with another format.
     """
     kind = prompt_format_kind(recipe, columns)
@@ -50,6 +54,8 @@ def check_prompt_format(recipe: _Recipe, columns: Columns | None) -> None:
         own = prompt_format_of(kind, recipe, lambda: None)
     except StageError as error:
         raise UsageError(str(error)) from None
+    if recipe.chat_template and (wrong := check_syntax(own.chat_template or "")):
+        raise UsageError(f"`chat_template: {recipe.chat_template}`: {wrong}.")
     for key, path in inputs.items():
         if before := read_prompt_format(path):
             # the template of a tokenizer, which is not read here, is taken to be that of what the stage builds on
@@ -70,7 +76,7 @@ def check_one_kind(stages: Iterable[AnyRecipe]) -> None:
     """Refuse a pipeline whose stages would train in several formats.
 
     Raises:
-        UsageError: they would.
+        UsageError: they would, or a template cannot be read.
         DataError: a stage's data cannot be read.
     """
     recipes = [stage for stage in stages if isinstance(stage, SFTRecipe | RewardRecipe | PPORecipe)]
@@ -82,6 +88,32 @@ def check_one_kind(stages: Iterable[AnyRecipe]) -> None:
             f"`prompt_format`: the stages of a pipeline train one model in one format, but here it is {listed}; set "
             "`prompt_format` for all of them."
         )
+    if "question_answer" not in known.values() and "none" not in known.values():
+        _check_one_chat(recipes)
+
+
+def _check_one_chat(recipes: Sequence[_Recipe]) -> None:
+    """Refuse stages whose chats would be rendered differently; a later stage's tokenizer has SFT's template."""
+    for key in ("system_prompt", "enable_thinking"):
+        values = {recipe.stage: getattr(recipe, key) for recipe in recipes}
+        if len(set(values.values())) > 1:
+            listed = ", ".join(f"{stage} {echo(key, value)}" for stage, value in values.items())
+            raise UsageError(f"`{key}`: {_ONE_CHAT}, but here it is {listed}; set `{key}` for all of them.")
+    first, *later = recipes
+    for recipe in later:
+        if recipe.chat_template and _template(recipe) != _template(first):
+            taught = f"`{first.chat_template}`" if first.chat_template else "the tokenizer's template"
+            raise UsageError(
+                f"`{recipe.stage}.chat_template: {recipe.chat_template}`: {_ONE_CHAT}, but {first.stage} uses "
+                f"{taught}; set `chat_template` for all of them, or for none."
+            )
+
+
+def _template(recipe: _Recipe) -> str | None:
+    try:
+        return read_template(recipe.chat_template) if recipe.chat_template else None
+    except StageError as error:
+        raise UsageError(str(error)) from None
 
 
 def has_chat_template(directory: Path) -> bool:

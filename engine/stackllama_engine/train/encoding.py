@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from jinja2 import TemplateError
+from jinja2 import TemplateError, TemplateSyntaxError
 
-from ..contract.errors import DataError, StackllamaError
-from ..contract.prompt_format import Message, PromptFormat
+from ..contract.errors import DataError, StackllamaError, StageError
+from ..contract.prompt_format import Message, PromptFormat, syntax_error
 from ..contract.recipe import TrainRecipe
 from ..contract.run_dir import RunDir
 from ..data.columns import MESSAGES, Columns, notices
@@ -42,8 +42,12 @@ _HELD = "\ue000{}\ue001"
 """Stands for a special token that a text spells out while the chat template is rendered (private-use characters)."""
 _MARK = "\ue002"
 """Stands for an answer while what a template writes behind it is looked up."""
-_PRIVATE = "[\ue000-\ue002]"
+_USER_MARK = "\ue003"
+"""Stands for a question, likewise."""
+_PRIVATE = "[\ue000-\ue003]"
 """The same characters in a text are held as well."""
+_QUOTED = 80
+"""Characters of a question that stand for it in an error."""
 _HELD_PLACE = re.compile("\ue000([0-9]+)\ue001")
 
 
@@ -78,6 +82,10 @@ class Encoder:
         tokenizer: the model's.
         prompt_format: of the stage.
         stops: tokens of the model's generation configuration that end a response, besides those found here.
+        whose: whose chat template it is, for errors.
+
+    Raises:
+        StageError: the chat template is not one: it fails, or leaves a question or an answer out.
 
     Attributes:
         stop_ids: tokens that end a response: the tokenizer's end token first, then that of the chat template's turns,
@@ -85,9 +93,15 @@ class Encoder:
     """
 
     def __init__(
-        self, tokenizer: "PreTrainedTokenizerBase", prompt_format: PromptFormat, stops: Iterable[int] = ()
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        prompt_format: PromptFormat,
+        stops: Iterable[int] = (),
+        *,
+        whose: str = "",
     ) -> None:
         self.tokenizer = tokenizer
+        self._name = f"The chat template{whose and f' of {whose}'}"
         self.format = prompt_format
         self._texts: TextBatch | None = None
         self._tail, end = self._turn_end() if self._is_chat else ("", None)
@@ -211,9 +225,13 @@ class Encoder:
                 tokenize=False,
                 **thinking,
             )
-        except (TemplateError, TypeError, ValueError) as error:
-            roles = ", ".join(message["role"] for message in conversation)
-            raise DataError(f"The chat template refuses a conversation of {roles}: {one_line(error)}.") from error
+        except TemplateSyntaxError as error:
+            raise StageError(f"{self._name}: {syntax_error(error)}.") from error
+        except Exception as error:  # whatever a template computes
+            of = _described(conversation)
+            if isinstance(error, TemplateError | TypeError | ValueError):
+                raise DataError(f"{self._name} refuses {of}: {one_line(error)}.") from error
+            raise StageError(f"{self._name} fails on {of}: {type(error).__name__}: {one_line(error)}.") from error
         return str(rendered)
 
     def _hold(self, conversation: Messages) -> tuple[list[Message], list[str]]:
@@ -269,8 +287,15 @@ class Encoder:
 
     def _turn_end(self) -> tuple[str, int | None]:
         """Return what the template writes behind an answer, and the first special token there, if any."""
-        turns = [{"role": "user", "content": "u"}, {"role": "assistant", "content": _MARK}]
-        tail = self._render(turns, answered=True).rpartition(_MARK)[2]
+        turns = [{"role": "user", "content": _USER_MARK}, {"role": "assistant", "content": _MARK}]
+        rendered = self._render(turns, answered=True)
+        for mark, role in ((_USER_MARK, "user"), (_MARK, "assistant")):
+            if mark not in rendered:
+                raise StageError(
+                    f"{self._name} leaves out what the {role} says, and it has to write the content of every message; "
+                    "use another one (`chat_template`)."
+                )
+        tail = rendered.rpartition(_MARK)[2]
         special = set(self.tokenizer.all_special_ids)
         special |= {index for index, token in self.tokenizer.added_tokens_decoder.items() if token.special}
         ids: Any = self.tokenizer(tail, add_special_tokens=False)["input_ids"]
@@ -289,6 +314,14 @@ class Encoder:
             return rendered.removesuffix(self._tail)
         place = rendered.rfind(content.strip())
         return rendered[: place + len(content.strip())] if place >= 0 else rendered
+
+
+def _described(conversation: Messages) -> str:
+    """Describe a conversation for an error: its roles, and the beginning of its last question."""
+    roles = ", ".join(message["role"] for message in conversation)
+    asked = next((turn["content"] for turn in reversed(conversation) if turn["role"] == "user"), "")
+    quoted = " ".join(re.sub(_PRIVATE, "", _HELD_PLACE.sub("…", asked)).split())[:_QUOTED]
+    return f"a conversation of {roles}" + (f" ({quoted!r})" if quoted else "")
 
 
 def _single(question: str, messages: Messages | None, prompt_format: PromptFormat) -> str:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from transformers import GenerationConfig
 from transformers.utils import GENERATION_CONFIG_NAME
 from transformers.utils.hub import cached_file
@@ -18,12 +19,14 @@ from ..contract.prompt_format import (
     no_chat_template,
     prompt_format_of,
     read_prompt_format,
+    read_template,
     write_prompt_format,
 )
 from ..contract.recipe import TrainRecipe
 from ..data.columns import NEEDS
 from .encoding import Encoder, source_columns
 from .loading import loading
+from .reporting import Reporter
 from .saving import newest_sealed
 from .session import Session
 
@@ -38,7 +41,8 @@ def make_encoder(recipe: TrainRecipe, session: Session, tokenizer: "PreTrainedTo
         StackllamaError: the data cannot be read, there is no chat template, or an input has another format.
     """
     before = _begun_with(session)
-    prompt_format = find_prompt_format(recipe, tokenizer, before)
+    recorded = _recorded_template(recipe, before, session.reporter)
+    prompt_format = find_prompt_format(recipe, tokenizer, before, recorded)
     if before is not None and before.digest != prompt_format.digest:
         raise StageError(
             f"this run was trained with prompt format {before}, and now it would be {prompt_format}: set "
@@ -55,7 +59,10 @@ def make_encoder(recipe: TrainRecipe, session: Session, tokenizer: "PreTrainedTo
 
 
 def find_prompt_format(
-    recipe: TrainRecipe, tokenizer: "PreTrainedTokenizerBase", before: PromptFormat | None = None
+    recipe: TrainRecipe,
+    tokenizer: "PreTrainedTokenizerBase",
+    before: PromptFormat | None = None,
+    recorded: str | None = None,
 ) -> PromptFormat:
     """Resolve the recipe's keys; `auto` is decided by the data set's columns.
 
@@ -63,6 +70,7 @@ def find_prompt_format(
         recipe: of a stage.
         tokenizer: may bring the chat template.
         before: format that the run was begun with, which `auto` keeps.
+        recorded: template to use in place of the recipe's file.
 
     Raises:
         StackllamaError: the data cannot be read, or the keys do not go together.
@@ -72,7 +80,21 @@ def find_prompt_format(
         kind = before.kind
     elif kind == "auto":
         kind = automatic_kind(source_columns(recipe, NEEDS[recipe.stage]).style, format_inputs(recipe).values())
+    if recorded is not None:
+        return prompt_format_of(kind, msgspec.structs.replace(recipe, chat_template=None), lambda: recorded)
     return prompt_format_of(kind, recipe, lambda: _own_template(recipe, tokenizer))
+
+
+def _recorded_template(recipe: TrainRecipe, before: PromptFormat | None, reporter: Reporter) -> str | None:
+    """Return the template that a run was begun with if the file that it came from cannot be read any more."""
+    if recipe.chat_template is None or before is None or before.chat_template is None:
+        return None
+    try:
+        read_template(recipe.chat_template)
+    except StageError as error:
+        reporter.health(f"{error} The run continues with the template that it recorded ({PROMPT_FORMAT_FILE}).")
+        return before.chat_template
+    return None
 
 
 def _own_template(recipe: TrainRecipe, tokenizer: "PreTrainedTokenizerBase") -> str:

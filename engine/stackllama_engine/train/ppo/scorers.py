@@ -129,7 +129,8 @@ class SeparateScorer:
                 f"`reward_model_path={name}`: its tokenizer has no chat template, so nothing says how it reads a "
                 "conversation; use a reward model that has one, or set `prompt_format` to another one than chat."
             )
-        self._encoder = Encoder(self._tokenizer, PromptFormat(kind="chat") if self._whole else prompt_format)
+        own = PromptFormat(kind="chat") if self._whole else prompt_format
+        self._encoder = Encoder(self._tokenizer, own, whose=f"the reward model {name}")
         self.model = _load_separate(name, recipe, device)
         limits.check_tokens(self.model, self._tokenizer, f"`reward_model_path={name}`")
         self._label = _checked_label(recipe, self.model)
