@@ -33,10 +33,12 @@ from typing import Any
 
 from ...contract.errors import StageError
 from ...contract.recipe import FUNCTION, PROMPT_COLUMNS, REWARD_ARGUMENTS, RewardFunc
+from ...contract.reward_parameters import Parameters
 from .response_text import ResponseText
 from .time_limit import TimeLimitError, interruptible, run_limited, time_limit
 
 _MOST_SHOWN = 80
+_BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 _WAITS = (1.0, 5.0, 25.0)
 """Seconds before the function is called again, after its first, second and third failure."""
 _MISTAKES = (
@@ -107,10 +109,12 @@ class RewardFunction:
         function: Any = self._function
         return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
 
-    def takes(self, name: str) -> bool:
-        """Return whether it has such a parameter, or takes any."""
+    @property
+    def keywords(self) -> Parameters:
+        """Names that it may be called with."""
         parameters = self.parameters
-        return name in parameters or any(one.kind is one.VAR_KEYWORD for one in parameters.values())
+        takes_any = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
+        return Parameters(frozenset(name for name, one in parameters.items() if one.kind in _BY_NAME), takes_any)
 
     def __call__(self, texts: Sequence[ResponseText]) -> list[float]:
         """Compute one finite number per response; NaN where the function returned None.
@@ -189,8 +193,8 @@ class RewardFunction:
         Raises:
             StageError: it takes no responses, or needs something that there is not.
         """
-        parameters = self.parameters
-        takes_all = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
+        parameters, keywords = self.parameters, self.keywords
+        named, takes_all = keywords.names, keywords.takes_any
         if not takes_all and not parameters.keys() & {"completions", "responses"}:
             raise StageError(f"{self._what} takes neither `completions` nor `responses`.")
         columns = {name: [text.columns[name] for text in texts] for name in texts[0].columns}
@@ -204,7 +208,6 @@ class RewardFunction:
             "prompts": [text.question if as_texts else _prompt(text) for text in texts],
             "completions": [_completion(text) for text in texts],
         }
-        named = {name for name, one in parameters.items() if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)}
         needed = {
             name
             for name, one in parameters.items()
