@@ -26,7 +26,7 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,7 @@ _MISTAKES = (
     SystemExit,
 )
 """Errors of the code itself: the same call would raise them again."""
+_CANCELLED = "asyncio.CancelledError, which nobody asked for"
 _FAILURES = (Exception, SystemExit, TimeLimitError)
 _LARGEST = 3.4028234663852886e38
 """Largest float32, the dtype of scores."""
@@ -168,9 +169,12 @@ class RewardFunction:
     def _called(self, arguments: Mapping[str, Any]) -> Any:
         if self.is_async:
             return run_limited(self._awaited(arguments), self.timeout)
-        with time_limit(self.timeout):
-            values = self._function(**arguments)
-            return _as_list(asyncio.run(values) if inspect.iscoroutine(values) else values)  # a decorated `async def`
+        try:
+            with time_limit(self.timeout):
+                values = self._function(**arguments)
+                return _as_list(asyncio.run(values) if inspect.iscoroutine(values) else values)  # a decorated `async`
+        except asyncio.CancelledError as error:
+            raise RuntimeError(_CANCELLED) from error
 
     async def _awaited(self, arguments: Mapping[str, Any]) -> Any:
         limit = asyncio.timeout(None if math.isinf(self.timeout) else self.timeout)
@@ -182,6 +186,11 @@ class RewardFunction:
             if limit.expired():
                 raise TimeLimitError(self.timeout) from error
             raise
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task and task.cancelling():  # the call itself: its event loop is closed
+                raise
+            raise RuntimeError(_CANCELLED) from error
 
     def _note(self, error: BaseException, seconds: float) -> None:
         traceback.print_exception(error)  # into the log: where in the function it was
@@ -242,7 +251,7 @@ class RewardFunction:
         except Exception:  # noqa: BLE001 - `float` of an unknown object may raise anything
             number = math.nan
         if not abs(number) <= _LARGEST:
-            kind = _line(value) if isinstance(value, int | float | str) else f"a {type(value).__name__}"
+            kind = _line(repr(value)) if isinstance(value, int | float | str) else f"a {type(value).__name__}"
             raise StageError(f"{self._what} returned {kind}, not a finite number, for {_shown(texts, index)}.")
         return number
 
@@ -325,10 +334,11 @@ def _completion(text: ResponseText) -> Any:
 
 
 def _as_list(values: Any) -> list[Any] | None:
-    """Convert what was returned into a list; None for what is not a sequence."""
-    if isinstance(values, str | bytes | dict) or not hasattr(values, "__iter__"):
+    """Convert what was returned into a list; None for what has no order or is one number."""
+    dimensions = getattr(values, "ndim", 1)
+    if isinstance(values, str | bytes | Mapping | Set) or not hasattr(values, "__iter__") or dimensions == 0:
         return None
-    if getattr(values, "ndim", 1) == 2 and values.shape[1] == 1:  # a model's logits, as they come
+    if dimensions == 2 and values.shape[1] == 1:  # a model's logits, as they come
         values = values.reshape(-1)
     return values.tolist() if hasattr(values, "tolist") else list(values)
 
