@@ -22,6 +22,7 @@ from stackllama_engine.launch.ownership import trust
 
 from .cli.output import PROGRAM, say
 from .cli.parser import handler, parse
+from .file_modes import make_private
 from .sanitise import one_line
 
 _ENVIRONMENT = frozenset(
@@ -47,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code of ``contract/errors.py``; 130 after Ctrl-C, 141 when the reader of stdout went away.
     """
     open_standard_streams()  # first: what is opened next may not be number 0, 1 or 2
-    os.umask(0o077)  # whatever is made from here on is its owner's alone
+    make_private()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that cannot show a character shows `?`

@@ -25,6 +25,7 @@ from .units import number
 
 TITLES = {Stage.SFT: "supervised fine-tuning", Stage.REWARD: "reward modelling", Stage.PPO: "PPO"}
 _TASKS = {False: "CausalLM", True: "SequenceClassification"}
+_ELSEWHERE = "By another program; here it was only merged."
 _MOST_RUNS = 30
 _ALWAYS = (
     "dataset_name",
@@ -141,7 +142,8 @@ def _prompts(prompt_format: PromptFormat | None) -> list[str]:
 def _training(home: Home, card: Card) -> list[str]:
     run = card.result.trained
     if run is None:
-        return ["By another program; here it was only merged."]
+        parents = known_parents(card.result.run)[:1]
+        return [f"By run `{parents[0]}`, which was deleted here." if parents else _ELSEWHERE]
     recipe = _whole_recipe(card.result)
     facts = [(name, _recipe_value(home, name, recipe[name])) for name in _ALWAYS if _is_given(recipe.get(name))]
     result = read_result(run)[0]

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import yaml
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 from tests.old_runs import lay_out
 
+from stackllama_console import file_modes
 from stackllama_engine.contract.disk_space import Free
 from stackllama_engine.contract.prompt_format import PromptFormat, write_prompt_format
 from stackllama_engine.contract.run_dir import Home, RunDir
@@ -125,6 +127,14 @@ def test_merged_model_is_that_of_the_merge_run(old: Home, tmp_path: Path, run_ex
     assert "trained by PPO" in (tmp_path / "out" / "README.md").read_text()
 
 
+def test_card_of_a_merge_names_the_run_that_was_deleted(tmp_path: Path, run_main: Callable[..., Any]) -> None:
+    home = Home(lay_out(tmp_path / "old"))
+    shutil.rmtree(home.runs_dir / "pipeline-sft")
+    out = tmp_path / "out"
+    assert run_main("--home", str(home.path), "export", "pipeline-sft-merged", "--to", str(out)).code == 0
+    assert "By run `pipeline-sft`, which was deleted here." in (out / "README.md").read_text()
+
+
 def test_reward_model_has_no_generation_config(tmp_path: Path, run_export: Callable[..., Any]) -> None:
     assert run_export("reward").code == 0
     assert not (tmp_path / "out" / "generation_config.json").exists()
@@ -168,6 +178,36 @@ def test_existing_folder_is_not_touched_unless_it_is_empty(tmp_path: Path, run_e
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".out")] == []
 
 
+def test_folder_that_a_link_names_is_written(tmp_path: Path, run_export: Callable[..., Any]) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "there")
+    assert run_export("sft").code == 0
+    assert (tmp_path / "out").is_symlink() and (tmp_path / "there" / "README.md").is_file()
+
+
+def test_directory_of_the_runs_is_refused(old: Home, run_main: Callable[..., Any]) -> None:
+    to = old.runs_dir / "shared"
+    done = run_main("--home", str(old.path), "export", "sft", "--to", str(to))
+    assert done.code == 2 and "which is for runs alone; name a folder elsewhere" in done.err
+    assert not to.exists()
+
+
+def test_modes_are_those_of_the_person_s_umask_and_folder(
+    old: Home, tmp_path: Path, run_export: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file_modes, "_users", 0o027)
+    out = tmp_path / "out"
+    assert run_export("sft").code == 0
+    assert {path.stat().st_mode & 0o777 for path in out.iterdir()} == {0o640}
+    assert out.stat().st_mode & 0o777 == 0o750
+    shared = tmp_path / "new"
+    shared.mkdir()
+    shared.chmod(0o2775)
+    result = export.find_result(old, old.run("sft"), merged=False)
+    export.write_folder(result, {}, shared, old)
+    assert shared.stat().st_mode & 0o7777 == 0o2775
+
+
 def test_full_disk_is_a_sentence_and_leaves_nothing(
     tmp_path: Path, run_export: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,7 +242,7 @@ def test_failed_upload_keeps_the_folder_and_says_how_to_go_on(
     monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", refuse)
     done = run_export("pipeline-ppo", "--merged", "--push", "me/model")
     assert done.code == 1 and f"Not uploaded: {reason}" in done.err
-    assert f"`hf upload me/model {tmp_path / 'out'}`" in done.err
+    assert f"`hf upload --private me/model {tmp_path / 'out'}`" in done.err
     assert (tmp_path / "out" / "README.md").is_file()
 
 

@@ -21,7 +21,7 @@ ANSWER = engine.TokenPreview(
     prompt_format="chat (1f)",
     looked_at=3,
     examples=[[engine.Sequence("text", [1, 2, 3], ["Hi\n", " \x1b[2Jyou", "</s>"], [False, True, True])]],
-    lengths={"text": engine.Lengths({"median": 3}, 2, [0, 3])},
+    lengths={"text": engine.Lengths({"median": 3}, 2, [0, 3], 2)},
     changed={"dropped: both texts are the same": 1},
     duplicates={"prompt": 1, "whole row": 0},
     overlaps=[engine.Overlap(engine.Stage.REWARD, 2, 5)],
@@ -56,6 +56,7 @@ def test_tokens_are_printed_with_those_that_bear_loss(
     assert "example 1, text: 3 tokens, 2 with loss\n        Hi\\n\n  loss   " in out and "·</s>\n" in out
     assert "\x1b" not in out
     assert "dropped: both texts are the same: 1" in out
+    assert "        4 – 5             3 ####" in out
     assert "2 of 5 prompts of ppo occur in the data of reward" in out
     assert run_main("data", "preview", str(rows), "--model", "demo", "--json").json() == msgspec.to_builtins(ANSWER)
 
@@ -73,6 +74,30 @@ def test_the_request_of_one_stage(run_main: Callable[..., Any], requests: list[d
         ("ppo", "all"),
     ]
     assert all(part["columns"] == {"prompt": "title"} for part in request["parts"])
+
+
+@pytest.mark.parametrize(
+    ("head", "keys", "read"),
+    [
+        ("def judge(completions, answer):", (), ["answer"]),
+        ("def judge(completions, answer, **kwargs):", (), None),
+        ("def judge(completions, answer, **kwargs):", ("reward_columns=[level]",), ["answer", "level"]),
+        ("@made\ndef judge(completions, answer):", (), None),
+    ],
+)
+def test_columns_that_functions_read_are_found_in_their_source(
+    run_main: Callable[..., Any],
+    requests: list[dict[str, Any]],
+    rows: Path,
+    tmp_path: Path,
+    head: str,
+    keys: tuple[str, ...],
+    read: list[str] | None,
+) -> None:
+    (tmp_path / "judges.py").write_text(f"{head} ...\nraise SystemExit('it was run')\n")
+    words = ("reward_funcs=judges:judge", f"reward_func_paths=[{tmp_path}]", *keys)
+    assert run_main("data", "preview", str(rows), "--model", "demo", "--stage", "ppo", *words).code == 0
+    assert requests[0]["columns_read"] == read
 
 
 def test_the_request_of_a_pipelines_recipe(

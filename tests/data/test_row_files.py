@@ -134,7 +134,10 @@ def test_a_folder_and_a_pattern(tmp_path: Path) -> None:
     [
         ("a.csv", b"question,answer\nq,a\nq\n", "line 3 has 1 values, and the header 2 columns"),
         ("a.csv", b'question,answer\nq,a\n"q\n', "line 3: not CSV: unexpected end of data"),
-        ("a.tsv", b"question\tanswer\nq\t\xff\n", "not TSV: 'utf-8' codec can't decode"),
+        ("a.tsv", b"question\tanswer\nq\t\xff\n", "line 2: not UTF-8"),
+        ("a.csv", b"question,answer\n" + b"q,a\n" * 5000 + b"q,\xe9t\xe9\n", "line 5002: not UTF-8"),
+        ("a.csv", b"question,answer\rq,a\rq,\xe9\r", "line 3: not UTF-8"),
+        ("a.csv", "question,answer\n".encode("utf-16"), "line 1: not UTF-8"),
         ("a.csv", b"question,question\nq,a\n", "two columns are called 'question'"),
         ("a.csv", b"", "no row in split all"),
         ("a.jsonl", b'{"question": "q", "answer": "a"}\n\n{"question"\n', "line 3: not JSON"),

@@ -10,7 +10,7 @@ from stackllama_engine.contract.recipe import PPORecipe
 from stackllama_engine.contract.recipe_io import load_recipe
 from stackllama_engine.contract.run_dir import Home
 from stackllama_engine.contract.stages import Stage
-from stackllama_engine.launch.functions import find_function
+from stackllama_engine.launch.functions import check_options, find_function, parameters_of
 from stackllama_engine.launch.inputs import resolve_inputs
 
 GOOD = "def judge(*, questions, responses):\n    return [0.0 for _ in responses]\nraise SystemExit('it was run')\n"
@@ -110,6 +110,36 @@ def test_ready_functions_need_no_directory() -> None:
         UsageError, match=r"`exact_number` in .*exact_number.py needs `answer`, which is neither a column"
     ):
         find("stackllama_engine.rewards:exact_number", None, {"solution"})
+
+
+@pytest.mark.parametrize(
+    ("source", "refused"),
+    [
+        ("def judge(completions, scale=1): ...", True),
+        ("def judge(responses, *, skale=1): ...", False),
+        ("def judge(responses, **others): ...", False),
+        ("@anything\ndef judge(responses): ...", False),
+        ("from elsewhere import judge", False),
+    ],
+)
+def test_an_option_that_no_function_takes_is_refused_where_the_source_tells(
+    tmp_path: Path, source: str, refused: bool
+) -> None:
+    write(tmp_path / "judges.py", source)
+    keys = [f"reward_func_paths=[{tmp_path}]", "reward_funcs=judges:judge", "reward_kwargs.skale=2"]
+    recipe = load_recipe(Stage.PPO, None, ["model_name_or_path=demo", "dataset_name=demo", *keys])
+    if refused:
+        with pytest.raises(UsageError, match="`reward_kwargs` has `skale`, and none of `reward_funcs` has such a"):
+            resolve_inputs(Home(tmp_path / "home"), recipe)
+    else:
+        resolve_inputs(Home(tmp_path / "home"), recipe)
+
+
+def test_options_are_those_of_any_function() -> None:
+    ready = [parameters_of(f"stackllama_engine.rewards:{name}", None) for name in ("target_length", "valid_json")]
+    check_options(ready, ["words"])
+    with pytest.raises(UsageError, match="has `pattern`"):
+        check_options(ready, ["words", "pattern"])
 
 
 def test_a_launch_writes_down_where_the_function_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

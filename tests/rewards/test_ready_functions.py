@@ -68,8 +68,20 @@ def test_target_length_falls_to_both_sides() -> None:
     texts = ["a " * count for count in (0, 2, 4, 5, 8, 20)]
     assert target_length(texts, 4) == [0.0, 0.5, 1.0, 0.75, 0.0, 0.0]
     assert target_length(["a b", "a"], [2, None]) == [1.0, None]
-    with pytest.raises(ArithmeticError, match="must be above 0"):
-        target_length(["a"], 0)
+    for words, said in (
+        (0, "0, and must be above 0"),
+        ("-1", "must be above 0"),
+        ("two", "'two', and must be a number"),
+    ):
+        with pytest.raises(ArithmeticError, match=said):
+            target_length(["a"], words)
+
+
+def test_columns_of_csv_files_are_texts_and_blank_where_there_is_no_value() -> None:
+    responses = ["a b", "a 2", "a", ""]
+    assert target_length(responses, ["2", " 4.0 ", "", " "]) == [1.0, 0.5, None, None]
+    assert matches(responses[:2], ["a", ""]) == [1.0, None]
+    assert exact_number(responses[:2], ["", " 2 "]) == [None, 1.0]
 
 
 def test_they_import_nothing_that_trains() -> None:

@@ -33,6 +33,8 @@ def test_a_reward_model_learns_from_pairs_of_conversations(shared_home: Home, ba
             }
             for n in range(8)
         ]
+        asked = [*turns, {"role": "user", "content": "And 0?"}]
+        rows.append(rows[0] | {"bad": [*asked, {"role": "assistant", "content": " "}]})
         lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
         (tmp_path / f"train-{part}.jsonl.gz").write_bytes(gzip.compress(lines))
     data = [value for value in REWARD if not value.startswith(("dataset_name", "max_steps", "save_steps"))]
@@ -52,4 +54,6 @@ def test_a_reward_model_learns_from_pairs_of_conversations(shared_home: Home, ba
     )
     prompt_format = read_prompt_format(run.adapter)
     assert prompt_format is not None and (prompt_format.kind, prompt_format.chat_template) == ("chat", TEMPLATE)
-    assert "read as pairs of messages" in (run.attempt_dir(1) / "events.jsonl").read_text()
+    events = (run.attempt_dir(1) / "events.jsonl").read_text()
+    assert "read as pairs of messages" in events
+    assert events.count("2 rows of all skipped: 2 × response_k is blank") == 1

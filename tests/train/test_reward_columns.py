@@ -54,8 +54,14 @@ def test_prompts_are_apart_where_columns_differ_that_functions_read(tmp_path: Pa
         assert len(prompts_of(tmp_path, rows=rows, read=read)) == number
 
 
+def test_a_named_column_is_none_where_a_row_lacks_it(tmp_path: Path) -> None:
+    rows = [{"question": "a?"}, {"question": "b?", "answer": "2"}, {"question": "c?"}]
+    columns = [prompt.columns for prompt in prompts_of(tmp_path, "reward_columns=[answer]", rows=rows)]
+    assert columns == [{"answer": None}, {"answer": "2"}, {"answer": None}]
+
+
 def test_a_missing_column_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no column solution; its columns are question, answer"):
+    with pytest.raises(DataError, match=r"no column solution; its columns are question, answer, level, steps, hint"):
         prompts_of(tmp_path, "reward_columns=[solution]")
 
 
@@ -77,6 +83,12 @@ def test_rows_of_one_prompt_are_kept_where_functions_read_other_columns(
     assert capsys.readouterr().out == "1 rows of all dropped: prompt and columns of an earlier row\n"
     assert len(prompts_of(tmp_path, "reward_funcs=[]", "reward_model_path=m", rows=rows)) == 1
     assert capsys.readouterr().out == "2 rows of all dropped: prompt of an earlier row\n"
+
+
+def test_rows_that_are_skipped_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"question": "q?"}, {"question": None}, {"question": " "}, {"question": None}]
+    assert len(prompts_of(tmp_path, rows=rows)) == 1
+    assert capsys.readouterr().out == "3 rows of all skipped: 2 × question is null, 1 × question is blank\n"
 
 
 @pytest.mark.slow

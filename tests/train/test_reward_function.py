@@ -107,12 +107,20 @@ WRONG = [
     ("return [1.0, 2.0]", "returned 2 numbers for 3 responses. Without one: response 2 ('ccc ccc"),
     ("return [1.0] * 4", "returned 4 numbers for 3 responses."),
     ("return 1.0", "must return a list of numbers"),
+    ("import torch; return torch.tensor([1.0, 2.0]).mean()", "must return a list of numbers"),
+    ("import numpy; return numpy.array(1.0)", "must return a list of numbers"),
+    ("return {1.0, 2.0, 3.0}", "must return a list of numbers"),
+    ("return frozenset([1.0, 2.0, 3.0])", "must return a list of numbers"),
     ("return 'abc'", "must return a list of numbers"),
     ("return None", "must return a list of numbers"),
     ("return [1.0, math.nan, 1.0]", "returned nan, not a finite number, for response 1 ('bb [31m')"),
     ("return [1.0, 1.0, -math.inf]", "returned -inf, not a finite number, for response 2"),
     ("return [1e300, 1.0, 1.0]", "returned 1e+300, not a finite number, for response 0"),
-    ("return ['1', 1.0, 1.0]", "returned 1, not a finite number, for response 0"),
+    (
+        "raise asyncio.CancelledError",
+        "raised RuntimeError: asyncio.CancelledError, which nobody asked for, for response 0 ('a')",
+    ),
+    ("return ['1', 1.0, 1.0]", "returned '1', not a finite number, for response 0"),
     ("return [[1.0], 1.0, 1.0]", "returned a list, not a finite number, for response 0"),
 ]
 

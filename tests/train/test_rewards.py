@@ -154,3 +154,23 @@ def test_options_that_no_function_takes_are_refused(written: Any, monkeypatch: p
     recipe = recipe_of("reward_funcs=toy_rewards:score", "reward_kwargs.skale=2")
     with pytest.raises(StageError, match="`reward_kwargs` has `skale`, and none of `reward_funcs` has such a"):
         Rewards(recipe, base, SimpleNamespace(stop_ids=(EOS,)), SimpleNamespace(health=print))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("head", "keys", "read"),
+    [
+        ("responses, answer", (), {"answer"}),
+        ("completions, **kwargs", (), None),
+        ("completions, **kwargs", ("reward_columns=[answer]",), {"answer"}),
+        ("completions, level, **kwargs", ("reward_columns=[]",), {"level"}),
+    ],
+)
+def test_columns_read_are_all_where_a_function_takes_any(
+    written: Any, monkeypatch: pytest.MonkeyPatch, head: str, keys: tuple[str, ...], read: Any
+) -> None:
+    written(f"def score({head}): return []\n")
+    monkeypatch.setattr(rewards_module, "load_scorer", lambda *_: Judge(1.0))
+    base: Any = SimpleNamespace(device=torch.device("cpu"))
+    recipe = recipe_of("reward_funcs=toy_rewards:score", *keys)
+    rewards = Rewards(recipe, base, SimpleNamespace(stop_ids=(EOS,)), SimpleNamespace(health=print))  # type: ignore[arg-type]
+    assert rewards.columns_read == read

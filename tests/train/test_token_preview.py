@@ -19,13 +19,17 @@ TEMPLATE += "{% if add_generation_prompt %}assistant: {% endif %}"
 @pytest.fixture
 def look(base: Path, tmp_path: Path) -> Any:
     def preview_of(
-        stage: Stage, rows: list[dict[str, Any]], parts: list[Part] | None = None, **keys: Any
+        stage: Stage,
+        rows: list[dict[str, Any]],
+        parts: list[Part] | None = None,
+        columns_read: list[str] | None = None,
+        **keys: Any,
     ) -> TokenPreview:
         file = tmp_path / "rows.jsonl"
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
         values = {"model_name_or_path": str(base), "dataset_name": str(file), "dataset_train_split": "all"} | keys
         recipe = msgspec.to_builtins(build_recipe(stage, values))
-        return preview(Request(stage=stage, recipe=recipe, parts=parts or [], count=1))
+        return preview(Request(stage=stage, recipe=recipe, parts=parts or [], count=1, columns_read=columns_read))
 
     return preview_of
 
@@ -105,13 +109,19 @@ def test_prompts_that_repeat_are_counted_as_the_stage_does(look: Any) -> None:
     seen = look(Stage.PPO, rows, reward_funcs=["a:b"])
     assert seen.changed == {"dropped: prompt and columns of an earlier row": 1}
     assert seen.duplicates == {"prompt": 2, "whole row": 1}
+    assert look(Stage.PPO, rows, columns_read=["answer"], reward_funcs=["a:b"]).changed == seen.changed
+    unread = {"dropped: prompt of an earlier row": 2}
+    assert look(Stage.PPO, rows, columns_read=[], reward_funcs=["a:b"]).changed == unread
     assert look(Stage.PPO, rows, reward_model_path="x").changed == {"dropped: prompt of an earlier row": 2}
 
 
 def test_lengths_by_hand() -> None:
     lengths = lengths_of([1, 2, 3, 4, 20])
     assert lengths.percentiles == {"shortest": 1, "median": 3, "p90": 20, "p99": 20, "longest": 20}
-    assert (lengths.bin_width, lengths.histogram) == (3, [2, 2, 0, 0, 0, 0, 1])
+    assert (lengths.bin_width, lengths.histogram, lengths.start) == (2, [2, 2, 0, 0, 0, 0, 0, 0, 0, 1], 1)
+    even = lengths_of([500, 505, 519, 510])
+    assert (even.bin_width, even.histogram, even.start) == (2, [1, 0, 1, 0, 0, 1, 0, 0, 0, 1], 500)
+    assert lengths_of([7, 7]).histogram == [2]
 
 
 def test_named_columns_and_errors(look: Any) -> None:

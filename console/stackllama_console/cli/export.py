@@ -1,6 +1,7 @@
 """``export``: a run's adapter or merged model with a model card, in a folder and, when asked, on the hub."""
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from stackllama_engine.launch.export import (
     write_folder,
 )
 
+from ..file_modes import as_the_user_has_it
 from ..model_card import Card, write_card
 from ..sanitise import one_line
 from ..units import size
@@ -37,7 +39,7 @@ def export(arguments: argparse.Namespace) -> int:
         raise UsageError(f"`--push {repository}`: expected a repository of the hub, such as `name/{run.id}`.")
     result = find_result(home, run, merged=arguments.merged)
     to: Path = arguments.to or Path(result.run.id)
-    check_free(to)
+    check_free(to, home)
     base = find_base(home, result.folder) if result.is_adapter else None
     if repository is not None and base is not None and base.is_local:
         raise _not_for_others(base, repository)
@@ -49,7 +51,8 @@ def export(arguments: argparse.Namespace) -> int:
         origin=base.origin if base else origin(home, str(result.folder)),
     )
     files = rewritten(result, base) | {CARD: redactor().text(write_card(home, card)).encode()}
-    written = write_folder(result, files, to)
+    with as_the_user_has_it():
+        written = write_folder(result, files, to, home)
     notices = _notices(result, card)
     url = _push(to, repository) if repository else None
     if arguments.json:
@@ -122,5 +125,5 @@ def _push(folder: Path, repository: str) -> str:
         return str(created)
     raise StackllamaError(
         f"Not uploaded: {redactor().text(reason)}. The export is complete in {folder}; upload it later with "
-        f"`hf upload {repository} {folder}`."
+        f"`hf upload --private {repository} {shlex.quote(str(folder))}`."
     )

@@ -14,11 +14,13 @@ import msgspec
 
 from stackllama_engine.contract.atomic_files import existing_files
 from stackllama_engine.contract.old_keys import is_old
-from stackllama_engine.contract.recipe import PipelineRecipe, TrainRecipe
+from stackllama_engine.contract.recipe import PipelineRecipe, PPORecipe, TrainRecipe
 from stackllama_engine.contract.recipe_io import key_types, load_recipe, read_file
+from stackllama_engine.contract.reward_parameters import columns_read
 from stackllama_engine.contract.run_dir import Home
 from stackllama_engine.contract.stages import TRAINING_STAGES, Split, Stage
 from stackllama_engine.data.kinds import kind_of
+from stackllama_engine.launch.functions import find_function, parameters_of
 from stackllama_engine.launch.inputs import INPUTS
 from stackllama_engine.launch.sections import PLACEHOLDER, stage_recipe
 
@@ -61,9 +63,23 @@ def read(arguments: argparse.Namespace) -> dict[str, Any]:
         "recipe": msgspec.to_builtins(msgspec.structs.replace(own, model_name_or_path=path)),
         "parts": _parts(sections),
         "count": arguments.rows,
+        "columns_read": _columns_read(own),
     }
     module = "stackllama_engine.train.token_preview"
     return document_of(module, [], arguments.source, msgspec.json.encode(request), _TIMEOUT)
+
+
+def _columns_read(recipe: TrainRecipe) -> list[str] | None:
+    """Return the columns that reward functions read, by their sources; None: all, as far as these tell.
+
+    Raises:
+        UsageError: there is no such function.
+    """
+    if not isinstance(recipe, PPORecipe):
+        return None
+    paths = [find_function(function.reference, function.directory, None) for function in recipe.functions]
+    read = columns_read(recipe, list(map(parameters_of, recipe.reward_funcs, paths)))
+    return None if read is None else sorted(read)
 
 
 def _sections(arguments: argparse.Namespace) -> dict[Stage, TrainRecipe]:
@@ -156,7 +172,7 @@ def _show_histogram(name: str, lengths: dict[str, Any]) -> None:
     _heading(f"{name}: rows by tokens")
     most, bin_width = max(lengths["histogram"]), lengths["bin_width"]
     for index, count in enumerate(lengths["histogram"]):
-        first = index * bin_width
+        first = lengths["start"] + index * bin_width
         bar = "#" * -(-count * _BAR // most)
         show(f"  {first:>7,} – {first + bin_width - 1:<7,} {count:>7,} {bar}".rstrip())
 

@@ -370,12 +370,13 @@ def extra_columns(rows: Iterable[Mapping[str, Any]], columns: Columns, extra: Co
         name: name of the source, for errors.
 
     Raises:
-        DataError: a named column is missing from the first row.
+        DataError: a named column is in none of the rows.
     """
     rows = list(rows)
     if tuple(extra) != ALL_SCALARS:
-        if missing := [column for row in rows[:1] for column in extra if column not in row]:
-            own = ", ".join(map(str, rows[0]))
+        there = dict.fromkeys(column for row in rows for column in row)
+        if missing := [column for column in extra if rows and column not in there]:
+            own = ", ".join(map(str, there))
             raise DataError(f"{name}: no column {missing[0]}; its columns are {own}.")
         return list(extra)
     values: dict[str, list[Any]] = {}

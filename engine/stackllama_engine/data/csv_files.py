@@ -29,12 +29,12 @@ def read_csv(path: Path, file: BinaryIO, delimiter: str) -> Iterator[tuple[int, 
     kind = "TSV" if delimiter == "\t" else "CSV"
     header: list[str] | None = None
     number = 1
-    with io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
-        lines = csv.reader(text, delimiter=delimiter, strict=True)
+    with file:
+        lines = csv.reader(_decoded(path, file), delimiter=delimiter, strict=True)
         while True:
             try:
                 values = next(lines, None)
-            except (csv.Error, UnicodeDecodeError) as error:
+            except csv.Error as error:
                 raise DataError(f"{path}: line {number}: not {kind}: {error}.") from None
             if values is None:
                 return
@@ -47,6 +47,24 @@ def read_csv(path: Path, file: BinaryIO, delimiter: str) -> Iterator[tuple[int, 
                     )
                 yield number, dict(zip(header, values, strict=True))
             number = lines.line_num + 1
+
+
+def _decoded(path: Path, file: BinaryIO) -> Iterator[str]:
+    """Yield lines with their ends; decoded one by one, so that an error names its line.
+
+    Raises:
+        DataError: one is not UTF-8.
+    """
+    line = 1
+    for block in file:
+        try:
+            text = block.decode("utf-8-sig" if line == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            line += block[: error.start].count(b"\r")
+            raise DataError(f"{path}: line {line}: not UTF-8: {error.reason}; save the file as UTF-8.") from None
+        for part in io.StringIO(text, newline=""):  # a line may also end in "\r" alone
+            yield part
+            line += 1
 
 
 def _checked(path: Path, header: list[str]) -> list[str]:

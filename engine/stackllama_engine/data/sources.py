@@ -71,8 +71,8 @@ def open_rows(
         limit: maximum number of rows.
         needs: of question, response_j and response_k.
         names: `dataset_columns`: our name → the source's column.
-        extra: further columns of the source, as they are; :data:`.columns.ALL_SCALARS`: all of text and numbers, None
-            where a row lacks one.
+        extra: further columns of the source, as they are, None where a row lacks one; :data:`.columns.ALL_SCALARS`:
+            all of text and numbers.
         seed: seed of the demo's generator. It does not change any question's split.
         skipped: counts bad rows by reason.
 
@@ -92,8 +92,6 @@ def open_rows(
     columns = columns_of(row, wanted, name, names)
     added = extra_columns((row for _, row in first), columns, extra, name)
     for where, row in chain(first, raw):
-        if missing := [column for column in extra if column in added and column not in row]:
-            raise DataError(f"{name}: {where}: column {missing[0]} is missing, which earlier rows have.")
         for clean in clean_rows(row, columns, f"{name}: {where}", bad):
             kept += 1
             yield {column: row.get(column) for column in added} | clean
@@ -105,6 +103,11 @@ def open_rows(
         _log.warning("%s, split %s: skipped %s", name, split, _reasons(bad))
     if kept == 0:
         raise DataError(_nothing(name, split, bad))
+
+
+def skip_notice(split: str, skipped: Counter[str]) -> str | None:
+    """Return a notice of the rows that :func:`open_rows` skipped, by reason; None: it skipped none."""
+    return f"{skipped.total()} rows of {split} skipped: {_reasons(skipped)}" if skipped else None
 
 
 def read_columns(

@@ -173,23 +173,25 @@ def rewritten(result: Result, base: Base | None) -> dict[str, bytes]:
     return files
 
 
-def write_folder(result: Result, files: Mapping[str, bytes], to: Path) -> dict[str, int]:
+def write_folder(result: Result, files: Mapping[str, bytes], to: Path, home: Home) -> dict[str, int]:
     """Write the folder, whole or not at all; return its files and their sizes.
 
     Args:
         result: what is copied.
         files: written in place of those of the same name, and in addition.
-        to: a path that does not exist, or an empty folder.
+        to: as :func:`check_free` takes it.
+        home: holds the run.
 
     Raises:
         UsageError: there is something already, or it cannot be written there.
         StackllamaError: the disk is full; nothing is left behind.
     """
-    check_free(to)
+    check_free(to, home)
+    to = to.resolve()  # of a link to an empty folder, the folder
     copied = [path for path in sorted(result.folder.iterdir()) if path.is_file() and _belongs(path.name)]
     copied = [path for path in copied if path.name not in files]
     size = sum(path.stat().st_size for path in copied) + sum(map(len, files.values()))
-    parent = to.absolute().parent
+    parent = to.parent
     try:
         parent.mkdir(parents=True, exist_ok=True)
         if not free(parent).holds(size, len(copied) + len(files) + 2):
@@ -197,6 +199,8 @@ def write_folder(result: Result, files: Mapping[str, bytes], to: Path) -> dict[s
         with tempfile.TemporaryDirectory(prefix=f".{to.name}.", dir=parent) as temporary:
             staging = Path(temporary) / "export"  # the temporary folder itself is private
             staging.mkdir()
+            if to.exists():
+                shutil.copymode(to, staging)
             for path in copied:
                 shutil.copyfile(path, staging / path.name)
             for name, content in files.items():
@@ -210,17 +214,23 @@ def write_folder(result: Result, files: Mapping[str, bytes], to: Path) -> dict[s
     return sizes
 
 
-def check_free(to: Path) -> None:
-    """Refuse a path that holds something.
+def check_free(to: Path, home: Home) -> None:
+    """Refuse a path that holds something, or is among the runs, where what is no run is removed as a leftover.
+
+    Args:
+        to: a path that does not exist, or an empty folder.
+        home: holds the runs.
 
     Raises:
-        UsageError: a file, or a folder that is not empty.
+        UsageError: a file, a folder that is not empty, or in the directory of the runs.
     """
     try:
+        if to.resolve().is_relative_to(home.runs_dir.resolve()):
+            raise UsageError(f"{to} is in {home.runs_dir}, which is for runs alone; name a folder elsewhere with --to.")
         if os.path.lexists(to) and (not to.is_dir() or any(to.iterdir())):
             raise UsageError(f"{to} exists already and is not an empty folder; name another one with --to.")
-    except OSError as error:
-        raise UsageError(f"{to} cannot be read: {error.strerror}.") from None
+    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, before Python 3.13
+        raise UsageError(f"{to} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
 
 
 def _no_room(to: Path, size: int) -> StackllamaError:

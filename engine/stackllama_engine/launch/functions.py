@@ -6,12 +6,13 @@ import importlib.machinery
 import importlib.util
 import os
 import sysconfig
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ..contract.atomic_files import existing
 from ..contract.errors import UsageError
 from ..contract.recipe import FUNCTION, PROMPT_COLUMNS, REWARD_ARGUMENTS
+from ..contract.reward_parameters import Parameters, unused_option
 from ..contract.user_files import read_bytes
 
 KEY = "reward_funcs"
@@ -41,7 +42,8 @@ def find_function(reference: str, directory: str | None, given: Collection[str] 
     roots = [Path(directory)] if directory else [*_given(), *_installed(module.partition(".")[0])]
     for root in roots:
         if file := _file(root, module):
-            _check(what, file, name, given)
+            if found := _definition(what, file, name):
+                _check_arguments(f"{what}: `{found[1].name}` in {found[0]}", found[1].args, given)
             absolute = root.resolve()
             return None if absolute in _installed_places() else str(absolute)
     where = directory or f"{Path.cwd()}, in PYTHONPATH or among the installed packages"
@@ -75,6 +77,35 @@ def imported_file(reference: str, directory: str | None) -> Path:
     raise UsageError(f"`{KEY}: {reference}`: its module `{module}` is no longer in {directory or 'what is installed'}.")
 
 
+def parameters_of(reference: str, directory: str | None) -> Parameters | None:
+    """Return the parameters of a function; None where its source does not tell, as behind a decorator.
+
+    Args:
+        reference: ``package.module:function``.
+        directory: as :func:`find_function` returned it.
+
+    Raises:
+        UsageError: its module or its source cannot be had.
+    """
+    named = FUNCTION.fullmatch(reference)
+    found = _definition(f"`{KEY}: {reference}`", imported_file(reference, directory), named["name"]) if named else None
+    if found is None:
+        return None
+    signature = found[1].args
+    names = frozenset(one.arg for one in (*signature.args, *signature.kwonlyargs))
+    return Parameters(names, signature.kwarg is not None)
+
+
+def check_options(functions: Sequence[Parameters | None], options: Iterable[str]) -> None:
+    """Check that every one of ``reward_kwargs`` is for some function, as far as their parameters are known.
+
+    Raises:
+        UsageError: no function has such a parameter.
+    """
+    if message := unused_option(functions, options):
+        raise UsageError(message)
+
+
 def _given() -> list[Path]:
     """Return the working directory and the entries of PYTHONPATH."""
     parts = os.environ.get("PYTHONPATH", "").split(os.pathsep)
@@ -106,9 +137,14 @@ def _file(root: Path, module: str) -> Path | None:
     return next((file for name in names if existing(str(file := folder / name)) and file.is_file()), None)
 
 
-def _check(what: str, file: Path, name: str, given: Collection[str] | None) -> None:
+def _definition(what: str, file: Path, name: str) -> tuple[Path, ast.FunctionDef | ast.AsyncFunctionDef] | None:
+    """Return a plain function's definition and its file; None where the source does not tell.
+
+    Raises:
+        UsageError: the source cannot be read, is no Python, or binds no such name.
+    """
     if file.suffix != ".py":  # compiled: seen when the stage imports it
-        return
+        return None
     try:
         tree = ast.parse(read_bytes(file, _MOST_SOURCE))
     except (SyntaxError, ValueError, RecursionError) as error:
@@ -124,10 +160,11 @@ def _check(what: str, file: Path, name: str, given: Collection[str] | None) -> N
     node = bound.get(name)
     if isinstance(node, ast.ImportFrom) and node.level == 1 and node.module and file.name == "__init__.py":
         own = next(alias.name for alias in node.names if (alias.asname or alias.name) == name)
-        if beside := _file(file.parent, node.module):
-            _check(what, beside, own, given)
+        beside = _file(file.parent, node.module)
+        return _definition(what, beside, own) if beside else None
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not node.decorator_list:
-        _check_arguments(f"{what}: `{name}` in {file}", node.args, given)
+        return file, node
+    return None
 
 
 def _check_arguments(what: str, signature: ast.arguments, given: Collection[str] | None) -> None:

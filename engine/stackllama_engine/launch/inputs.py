@@ -27,7 +27,7 @@ from ..data.columns import Columns
 from ..data.kinds import DEMO, FILE_SUFFIXES, kind_of
 from ..data.local import ALL
 from .data_check import check_data, function_arguments
-from .functions import find_function
+from .functions import check_options, find_function, parameters_of
 from .prompt_format_check import check_one_kind, check_prompt_format, prompt_format_kind
 from .reward_model_check import check_reward_model
 from .sections import PLACEHOLDER, map_sections, stage_recipe
@@ -127,9 +127,12 @@ def _model(home: Home, key: str, value: str, parents: list[str]) -> str:
 def _function_paths(recipe: PPORecipe, columns: Columns | None) -> list[str | None]:
     """Return the directory of each reward function; None: it is installed."""
     if not recipe.reward_funcs:
+        check_options([], recipe.reward_kwargs)
         return []
     given = function_arguments(recipe, columns)
-    return [find_function(function.reference, function.directory, given) for function in recipe.functions]
+    paths = [find_function(function.reference, function.directory, given) for function in recipe.functions]
+    check_options(list(map(parameters_of, recipe.reward_funcs, paths)), recipe.reward_kwargs)
+    return paths
 
 
 def _dataset(home: Home, key: str, value: str, parents: list[str]) -> str:

@@ -7,6 +7,7 @@ own; so does every stage.) A special token spelled out in a text, such as ``</s>
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +22,7 @@ from ..contract.recipe import TrainRecipe
 from ..contract.run_dir import RunDir
 from ..data.columns import MESSAGES, Columns, notices
 from ..data.kinds import has_known_columns, kind_of
-from ..data.sources import open_rows, read_columns, stamp
+from ..data.sources import open_rows, read_columns, skip_notice, stamp
 from .loading import one_line
 from .reporting import Reporter
 from .session import CACHE
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 
 SHUFFLE_BUFFER = 5000
 """Rows of a stream that are shuffled at a time, as in the published script."""
+
+_SKIPPED: dict[str, Counter[str]] = {}
+"""Rows that were skipped while a data set was made, by split and reason; datasets copies what a generator is given."""
 
 Encode = Callable[[dict[str, Any]], dict[str, Any]]
 Tokenizing = Callable[["Dataset", Encode], "Dataset"]
@@ -357,7 +361,7 @@ def training_rows(
 
     if recipe.dataset_streaming and recipe.max_train_samples is None and _is_hub(recipe.dataset_name):
         rows = IterableDataset.from_generator(
-            _rows, gen_kwargs=_arguments(recipe, recipe.dataset_train_split, needs, None)
+            _counted_rows, gen_kwargs=_arguments(recipe, recipe.dataset_train_split, needs, None)
         )
         assert isinstance(rows, IterableDataset) and not isinstance(rows, IterableDatasetDict)
         if getattr(recipe, "max_steps", -1) < 0:
@@ -393,6 +397,13 @@ def report_columns(recipe: TrainRecipe, needs: tuple[str, ...], reporter: Report
         reporter.health(notice)
 
 
+def report_skipped(reporter: Reporter) -> None:
+    """Report the rows that were skipped while :func:`training_rows` and :func:`evaluation_rows` were read."""
+    for split in list(_SKIPPED):
+        if notice := skip_notice(split, _SKIPPED.pop(split)):
+            reporter.health(notice)
+
+
 def source_columns(recipe: TrainRecipe, needs: Iterable[str]) -> Columns:
     """Find how the columns of a recipe's training data are used, from its first rows.
 
@@ -410,14 +421,19 @@ def source_columns(recipe: TrainRecipe, needs: Iterable[str]) -> Columns:
 
 
 def source_rows(
-    recipe: TrainRecipe, split: str, needs: tuple[str, ...], limit: int | None, extra: Collection[str] = ()
+    recipe: TrainRecipe,
+    split: str,
+    needs: tuple[str, ...],
+    limit: int | None,
+    extra: Collection[str] = (),
+    skipped: Counter[str] | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Yield rows as text, straight from the source; with further columns as for :func:`.data.sources.open_rows`.
+    """Yield rows as text, straight from the source; with further columns and counts as :func:`.data.sources.open_rows`.
 
     Raises:
         DataError: the source cannot be read or lacks a column.
     """
-    yield from _rows(**_arguments(recipe, split, needs, limit), extra=extra)
+    yield from _rows(**_arguments(recipe, split, needs, limit), extra=extra, skipped=skipped)
 
 
 def _materialise(
@@ -434,7 +450,7 @@ def _materialise(
 
     try:
         rows = Dataset.from_generator(
-            _rows, gen_kwargs=_arguments(recipe, split, needs, limit), cache_dir=str(run.path / CACHE)
+            _counted_rows, gen_kwargs=_arguments(recipe, split, needs, limit), cache_dir=str(run.path / CACHE)
         )
     except DatasetGenerationError as error:
         raise _own_error(error) from None
@@ -467,6 +483,12 @@ def _arguments(recipe: TrainRecipe, split: str, needs: tuple[str, ...], limit: i
 def _rows(name: str, split: str, identity: str, needs: Iterable[str], **options: Any) -> Iterator[dict[str, Any]]:
     """Yield rows; ``identity`` is an argument so that a changed file is never served from a cache."""
     yield from open_rows(name, split, needs=tuple(needs), **options)
+
+
+def _counted_rows(split: str, **options: Any) -> Iterator[dict[str, Any]]:
+    """Yield rows, and count those that are skipped for :func:`report_skipped`."""
+    skipped = _SKIPPED[split] = Counter[str]()
+    yield from _rows(split=split, skipped=skipped, **options)
 
 
 def _is_hub(name: str) -> bool:

@@ -13,7 +13,7 @@ from trl.trainer.reward_trainer import RewardTrainer
 
 from ..contract.recipe import RewardRecipe
 from . import checkpoint, hf_trainer, limits, models, right_padding
-from .encoding import evaluation_rows, report_columns, training_rows
+from .encoding import evaluation_rows, report_columns, report_skipped, training_rows
 from .eval_metrics import PairWeighted, pair_metrics, pair_scores
 from .guard import Guarded
 from .overlap import COLUMN, Overlap, question_hash
@@ -59,6 +59,7 @@ def run(recipe: RewardRecipe, session: Session) -> dict[str, Any]:
         train_pairs = overlap.watch(training(training_rows(recipe, session.run, _COLUMNS, encode, together)))
 
     def report_rows() -> None:
+        report_skipped(reporter)
         for notice in (*pair_notices(training, held_out), overlap.notice(recipe)):
             if notice:
                 reporter.health(notice)

@@ -15,7 +15,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 from ..contract.attention import is_flash
 from ..contract.recipe import SFTRecipe
 from . import checkpoint, hf_trainer, limits, models, right_padding
-from .encoding import evaluation_rows, report_columns, training_rows
+from .encoding import evaluation_rows, report_columns, report_skipped, training_rows
 from .eval_metrics import TokenWeighted
 from .eval_sampler import EvalSampler
 from .guard import Guarded
@@ -76,6 +76,7 @@ def run(recipe: SFTRecipe, session: Session) -> dict[str, Any]:
         train_rows = overlap.watch(training(training_rows(recipe, session.run, _COLUMNS, encode, together)))
 
     def report_rows() -> None:
+        report_skipped(reporter)
         for notice in (training.notice(), held_out.notice(), overlap.notice(recipe)):
             if notice:
                 reporter.health(notice)

@@ -62,6 +62,8 @@ class Request(Struct, frozen=True, kw_only=True):
     """Of every stage, to compare prompts; may be empty."""
     count: int = 3
     """Number of examples."""
+    columns_read: list[str] | None = None
+    """Columns that PPO's reward functions read; None: all."""
 
 
 class Sequence(Struct, frozen=True):
@@ -82,7 +84,9 @@ class Lengths(Struct, frozen=True):
     percentiles: dict[str, int]
     bin_width: int
     histogram: list[int]
-    """Number of sequences by length; the first bin begins at 0."""
+    """Number of sequences by length."""
+    start: int
+    """Length at which the first bin begins."""
 
 
 class Overlap(Struct, frozen=True):
@@ -205,7 +209,7 @@ def preview(request: Request) -> TokenPreview:
     rows = list(islice(_rows_of(own, NEEDS[request.stage], skipped, extra), limit))
     counts = _Rows(recipe, encoder)
     repeats: Counter[str] = Counter()
-    used = list(distinct(rows, recipe, repeats)) if isinstance(recipe, PPORecipe) else rows
+    used = list(distinct(rows, recipe, repeats, request.columns_read)) if isinstance(recipe, PPORecipe) else rows
     examples: list[list[Sequence]] = []
     for row in used:
         sequences = counts.encode(row)
@@ -236,9 +240,10 @@ def lengths_of(values: list[int]) -> Lengths:
     percentiles = {
         name: ordered[min(int(share * len(ordered)), len(ordered) - 1)] for name, share in _PERCENTILES.items()
     }
-    width = ordered[-1] // _BINS + 1
-    bins = Counter(value // width for value in values)
-    return Lengths(percentiles, width, [bins[index] for index in range(max(bins) + 1)])
+    start = ordered[0]  # lengths are often even, and far from 0
+    width = (ordered[-1] - start) // _BINS + 1
+    bins = Counter((value - start) // width for value in values)
+    return Lengths(percentiles, width, [bins[index] for index in range(max(bins) + 1)], start)
 
 
 def _sequence(tokenizer: "PreTrainedTokenizerBase", name: str, ids: list[int], loss: list[bool]) -> Sequence:

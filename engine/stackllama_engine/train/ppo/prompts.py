@@ -13,7 +13,7 @@ from ...contract.errors import DataError
 from ...contract.prompt_format import Message
 from ...contract.recipe import PPORecipe
 from ...data.columns import ALL_SCALARS, MESSAGES, TEXT_COLUMNS
-from ...data.sources import unique_questions
+from ...data.sources import skip_notice, unique_questions
 from ..encoding import Encoder, report_columns, source_rows
 from ..overlap import overlap_notice
 from ..reporting import Reporter
@@ -82,7 +82,9 @@ def load_prompts(
     prompts: list[Prompt] = []
     too_long = 0
     repeats: Counter[str] = Counter()
-    for row in distinct(source_rows(recipe, split, ("question",), None, wanted_columns(recipe)), recipe, repeats, read):
+    skipped: Counter[str] = Counter()
+    rows = source_rows(recipe, split, ("question",), None, wanted_columns(recipe), skipped)
+    for row in distinct(rows, recipe, repeats, read):
         question, messages = row["question"], row.get("messages")
         ids = encoder.prompt(question, messages)
         if len(ids) >= recipe.max_prompt_length:
@@ -91,6 +93,8 @@ def load_prompts(
         prompts.append(Prompt(question, array("I", ids), messages, _columns(row, recipe)))
         if len(prompts) == limit:
             break
+    if notice := skip_notice(split, skipped):
+        reporter.health(notice)
     if too_long:
         reporter.health(f"{too_long} prompts of {split} dropped: they have {recipe.max_prompt_length} tokens or more")
     for reason, number in repeats.items():

@@ -26,17 +26,19 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ...contract.errors import StageError
 from ...contract.recipe import FUNCTION, PROMPT_COLUMNS, REWARD_ARGUMENTS, RewardFunc
+from ...contract.reward_parameters import Parameters
 from .response_text import ResponseText
 from .time_limit import TimeLimitError, interruptible, run_limited, time_limit
 
 _MOST_SHOWN = 80
+_BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 _WAITS = (1.0, 5.0, 25.0)
 """Seconds before the function is called again, after its first, second and third failure."""
 _MISTAKES = (
@@ -52,6 +54,7 @@ _MISTAKES = (
     SystemExit,
 )
 """Errors of the code itself: the same call would raise them again."""
+_CANCELLED = "asyncio.CancelledError, which nobody asked for"
 _FAILURES = (Exception, SystemExit, TimeLimitError)
 _LARGEST = 3.4028234663852886e38
 """Largest float32, the dtype of scores."""
@@ -107,10 +110,12 @@ class RewardFunction:
         function: Any = self._function
         return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
 
-    def takes(self, name: str) -> bool:
-        """Return whether it has such a parameter, or takes any."""
+    @property
+    def keywords(self) -> Parameters:
+        """Names that it may be called with."""
         parameters = self.parameters
-        return name in parameters or any(one.kind is one.VAR_KEYWORD for one in parameters.values())
+        takes_any = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
+        return Parameters(frozenset(name for name, one in parameters.items() if one.kind in _BY_NAME), takes_any)
 
     def __call__(self, texts: Sequence[ResponseText]) -> list[float]:
         """Compute one finite number per response; NaN where the function returned None.
@@ -164,9 +169,12 @@ class RewardFunction:
     def _called(self, arguments: Mapping[str, Any]) -> Any:
         if self.is_async:
             return run_limited(self._awaited(arguments), self.timeout)
-        with time_limit(self.timeout):
-            values = self._function(**arguments)
-            return _as_list(asyncio.run(values) if inspect.iscoroutine(values) else values)  # a decorated `async def`
+        try:
+            with time_limit(self.timeout):
+                values = self._function(**arguments)
+                return _as_list(asyncio.run(values) if inspect.iscoroutine(values) else values)  # a decorated `async`
+        except asyncio.CancelledError as error:
+            raise RuntimeError(_CANCELLED) from error
 
     async def _awaited(self, arguments: Mapping[str, Any]) -> Any:
         limit = asyncio.timeout(None if math.isinf(self.timeout) else self.timeout)
@@ -178,6 +186,11 @@ class RewardFunction:
             if limit.expired():
                 raise TimeLimitError(self.timeout) from error
             raise
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task and task.cancelling():  # the call itself: its event loop is closed
+                raise
+            raise RuntimeError(_CANCELLED) from error
 
     def _note(self, error: BaseException, seconds: float) -> None:
         traceback.print_exception(error)  # into the log: where in the function it was
@@ -189,8 +202,8 @@ class RewardFunction:
         Raises:
             StageError: it takes no responses, or needs something that there is not.
         """
-        parameters = self.parameters
-        takes_all = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
+        parameters, keywords = self.parameters, self.keywords
+        named, takes_all = keywords.names, keywords.takes_any
         if not takes_all and not parameters.keys() & {"completions", "responses"}:
             raise StageError(f"{self._what} takes neither `completions` nor `responses`.")
         columns = {name: [text.columns[name] for text in texts] for name in texts[0].columns}
@@ -204,7 +217,6 @@ class RewardFunction:
             "prompts": [text.question if as_texts else _prompt(text) for text in texts],
             "completions": [_completion(text) for text in texts],
         }
-        named = {name for name, one in parameters.items() if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)}
         needed = {
             name
             for name, one in parameters.items()
@@ -239,7 +251,7 @@ class RewardFunction:
         except Exception:  # noqa: BLE001 - `float` of an unknown object may raise anything
             number = math.nan
         if not abs(number) <= _LARGEST:
-            kind = _line(value) if isinstance(value, int | float | str) else f"a {type(value).__name__}"
+            kind = _line(repr(value)) if isinstance(value, int | float | str) else f"a {type(value).__name__}"
             raise StageError(f"{self._what} returned {kind}, not a finite number, for {_shown(texts, index)}.")
         return number
 
@@ -322,10 +334,11 @@ def _completion(text: ResponseText) -> Any:
 
 
 def _as_list(values: Any) -> list[Any] | None:
-    """Convert what was returned into a list; None for what is not a sequence."""
-    if isinstance(values, str | bytes | dict) or not hasattr(values, "__iter__"):
+    """Convert what was returned into a list; None for what has no order or is one number."""
+    dimensions = getattr(values, "ndim", 1)
+    if isinstance(values, str | bytes | Mapping | Set) or not hasattr(values, "__iter__") or dimensions == 0:
         return None
-    if getattr(values, "ndim", 1) == 2 and values.shape[1] == 1:  # a model's logits, as they come
+    if dimensions == 2 and values.shape[1] == 1:  # a model's logits, as they come
         values = values.reshape(-1)
     return values.tolist() if hasattr(values, "tolist") else list(values)
 

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from ...contract.errors import StageError
-from ...contract.recipe import OWN_COMPONENTS, REWARD_ARGUMENTS, PPORecipe
+from ...contract.recipe import OWN_COMPONENTS, PPORecipe
+from ...contract.reward_parameters import columns_read, unused_option
 from ..encoding import Encoder
 from ..reporting import Reporter
 from . import losses
@@ -74,13 +75,13 @@ class Rewards:
             RewardFunction(function, recipe.reward_kwargs, recipe.reward_timeout, reporter.health)
             for function in recipe.functions
         ]
-        check_options(self._functions, recipe.reward_kwargs)
+        if message := unused_option([function.keywords for function in self._functions], recipe.reward_kwargs):
+            raise StageError(message)
 
     @property
-    def columns_read(self) -> set[str]:
-        """Columns that the reward functions name as parameters, and those that the recipe names."""
-        named = {name for function in self._functions for name in function.parameters}
-        return named - {*REWARD_ARGUMENTS} | set(self._recipe.reward_columns or ())
+    def columns_read(self) -> set[str] | None:
+        """Columns that the reward functions read; None: all, because one has ``**kwargs``."""
+        return columns_read(self._recipe, [function.keywords for function in self._functions])
 
     def check_length(self, tokens: int, keys: str, reporter: Reporter) -> None:
         """Compare the longest text with what a reward model of its own takes; see :func:`..limits.check_length`."""
@@ -152,17 +153,6 @@ def functions_of(components: Iterable[str]) -> list[str]:
     """Return those of components, by their metrics' names, that are functions'."""
     own = {f"{PREFIX}{name}" for name in OWN_COMPONENTS}
     return [name for name in components if name.startswith(PREFIX) and name not in own]
-
-
-def check_options(functions: Sequence[RewardFunction], options: Iterable[str]) -> None:
-    """Check that every one of ``reward_kwargs`` is for some function.
-
-    Raises:
-        StageError: no function has such a parameter.
-    """
-    for name in options:
-        if not any(function.takes(name) for function in functions):
-            raise StageError(f"`reward_kwargs` has `{name}`, and none of `reward_funcs` has such a parameter.")
 
 
 def fill_abstained(scores: Tensor, missing: Tensor, reduce: Callable[[Tensor], Tensor]) -> Tensor:
