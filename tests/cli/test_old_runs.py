@@ -9,7 +9,11 @@ from tests.old_runs import lay_out
 from stackllama_console.readers.comparison import Comparison
 from stackllama_console.readers.run_reader import RunReader
 from stackllama_engine.contract.checkpoints import newest
+from stackllama_engine.contract.recipe import TrainRecipe
+from stackllama_engine.contract.recipe_io import load_recipe
 from stackllama_engine.contract.run_dir import Home
+from stackllama_engine.contract.stages import TRAINING_STAGES, Stage
+from stackllama_engine.launch.auto_precision import refuse_auto
 
 ENDS = {
     "sft": "finished",
@@ -58,3 +62,16 @@ def test_old_runs_compare(old: Home) -> None:
     assert compared.poll() and compared.errors == []
     assert "objective/kl" in compared.metrics()
     assert [side.facts.values["max_steps"] for side in compared.sides] == ["3", "8"]
+
+
+def test_old_runs_keep_their_precision(old: Home) -> None:
+    for run in old.runs():
+        stage = run.read_state().stage
+        if stage not in TRAINING_STAGES:
+            continue
+        recipe = load_recipe(stage, run.recipe_file)
+        assert isinstance(recipe, TrainRecipe)
+        assert (recipe.base_precision, recipe.checkpointing) == ("dtype", stage is Stage.SFT), run.id
+        refuse_auto(recipe)  # nothing is left to decide
+    pipeline = load_recipe(Stage.PIPELINE, old.run("pipeline").recipe_file)
+    refuse_auto(pipeline)

@@ -9,7 +9,7 @@ import pytest
 
 from stackllama_engine.contract.errors import RecipeError, RefusedError
 from stackllama_engine.contract.recipe import AnyRecipe, PipelineRecipe, SFTRecipe
-from stackllama_engine.contract.recipe_io import load_recipe
+from stackllama_engine.contract.recipe_io import dump_recipe, load_recipe
 from stackllama_engine.contract.run_dir import Home
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.launch import auto_precision, launcher
@@ -102,3 +102,18 @@ def test_a_run_that_has_begun_is_not_decided_again(model: str) -> None:
     refuse_auto(begun)
     with pytest.raises(RecipeError, match="`base_precision: auto` is decided at launch, and this run has begun"):
         refuse_auto(msgspec.structs.replace(begun, base_precision="auto"))
+
+
+def test_a_jobs_first_attempt_decides_and_writes_it_down(
+    model: str, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpus = on_cards(monkeypatch, 24)
+    run = home.create(Stage.SFT, dump_recipe(sft(model)), "job")
+    assert decided(launcher._decided(run, sft(model), gpus)) == ("bf16", True)
+    assert decided(load_recipe(Stage.SFT, run.recipe_file)) == ("bf16", True)
+    monkeypatch.setattr(launcher, "sealed", lambda _folder: ["step-00000001"])
+    with pytest.raises(RecipeError, match="this run has begun"):
+        launcher._decided(run, sft(model), gpus)
+    smaller = on_cards(monkeypatch, 8)
+    written = load_recipe(Stage.SFT, run.recipe_file)
+    assert launcher._decided(run, written, smaller) == written, "a resume on a smaller card keeps what was decided"

@@ -279,7 +279,7 @@ def test_a_pipelines_conflict_is_said_where_it_was_made() -> None:
     form = filled(Stage.PIPELINE, sft__bf16="true", sft__fp16="true")
     assert set(form.errors()) == {"sft.bf16", "sft.fp16"}
     assert (form.error("sft.fp16") or "").startswith("sft: `bf16` and")
-    form = filled(Stage.PIPELINE, use_peft="false")
+    form = filled(Stage.PIPELINE, use_peft="false", base_precision="nf4")
     assert "use_peft" in form.errors() and "ppo: PPO needs" not in (form.error("use_peft") or "")
     assert form.recipe() is None
 

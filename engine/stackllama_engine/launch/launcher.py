@@ -18,6 +18,7 @@ import msgspec
 from msgspec import Struct
 
 from ..contract.atomic_files import make_private_dir, open_private, write_whole
+from ..contract.checkpoints import sealed
 from ..contract.child_environment import inherited_environment, source_path
 from ..contract.children import CHILDREN, child_id, parents_of
 from ..contract.env_settings import check_settings
@@ -252,11 +253,20 @@ def resume(
 
 
 def _decided(run: RunDir, recipe: AnyRecipe, gpus: list[str]) -> AnyRecipe:
-    """Decide every `auto`, and write the recipe again where there was one."""
+    """Decide every `auto` of a run that has nothing to resume yet, such as a Slurm job's, and write its recipe again.
+
+    Raises:
+        RecipeError: it has, so that nothing can be decided any more.
+        RefusedError: as :func:`.auto_precision.resolve_auto`.
+    """
+    if sealed(run.checkpoints) or (isinstance(recipe, PipelineRecipe) and run.read_state().attempt):
+        refuse_auto(recipe)
+        return recipe
     decided = resolve_auto(recipe, gpus)
     if decided != recipe:
         write_whole(run.recipe_file, dump_recipe(decided).encode())
-        run.write_launch(msgspec.structs.replace(run.read_launch(), recipe_sha256=recipe_hash(run)))
+        if (run.path / "launch.json").is_file():
+            run.write_launch(msgspec.structs.replace(run.read_launch(), recipe_sha256=recipe_hash(run)))
     return decided
 
 
@@ -287,9 +297,7 @@ def begin(run: RunDir, *, canary: bool | None, holder_gone: bool = False, functi
         recipe = load_own_recipe(run, run.read_state().stage)
         refuse_open_batch(recipe, "it is resolved once, at launch, and a run keeps its numbers")
         gpus = _gpus(recipe)
-        if run.read_state().attempt == 0:  # a Slurm job's first: the GPU is known only here
-            recipe = _decided(run, recipe, gpus)
-        refuse_auto(recipe)
+        recipe = _decided(run, recipe, gpus)
         recipe = resolve_machine(recipe, gpus)
         check_resume(run, recipe)
         functions = check_functions(run, recipe, accepted=function_changed)
