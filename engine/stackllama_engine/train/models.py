@@ -41,6 +41,7 @@ from ..contract.errors import StageError
 from ..contract.prompt_format import PromptFormat, write_prompt_format
 from ..contract.recipe import ModelRecipe, TrainRecipe
 from ..contract.recipe_common import ALL_LINEAR
+from .fast_lora import speed_up_lora
 from .faults import memory_that_ran_out
 from .loading import loading, one_line
 
@@ -185,6 +186,7 @@ def add_lora(
         peft_model = get_peft_model(model, config or lora_config(recipe, task_type, model.config.model_type))
     except ValueError as error:
         raise StageError(f"LoRA does not fit {recipe.model_name_or_path}: {error} Set `lora_target_modules`.") from None
+    speed_up_lora(peft_model)
     return peft_model
 
 
