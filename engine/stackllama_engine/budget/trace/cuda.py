@@ -21,6 +21,7 @@ from bitsandbytes.optim.optimizer import Optimizer8bit
 from torch import Tensor
 from torch.nn import functional as F
 
+from ...train import fast_lora
 from ..activations import FUSED_4BIT_ROWS
 from ..optimizer import LEAST_PAGED
 
@@ -82,6 +83,7 @@ def stand_ins(*, padded: bool) -> Iterator[None]:
             (chunked_logprob, "_addmm_fp32", nothing),
             (utils, "_use_triton", lambda _: True),
             (masking_utils, "is_tracing", lambda *_: False),
+            (fast_lora, "drops_in_float32", lambda _: True),
             (masking_utils, "fast_all", lambda _: not padded),
         ):
             stack.enter_context(mock.patch.object(owner, name, stand_in))
