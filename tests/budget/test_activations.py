@@ -26,6 +26,18 @@ def test_an_adapter_on_queries_and_values(llama_7b: Architecture) -> None:
     assert activations.layer(llama_7b, dropped) - activations.layer(llama_7b, adapted) == 2 * H
 
 
+def test_a_fused_adapter_shares_the_inputs_of_16_bit_matrices(llama_7b: Architecture) -> None:
+    """Queries and values read one tensor, which is kept as it is; in float32 either keeps a 16-bit copy of its own."""
+    amp = LayerMode(precision=Precision(native=2, amp=True))
+    adapted = msgspec.structs.replace(amp, targets=adapter.targets(llama_7b, None), rank=16, fused=True)
+    assert activations.layer(llama_7b, adapted) - activations.layer(llama_7b, amp) == 2 * H + 2 * 2 * 16
+    wide = msgspec.structs.replace(adapted, precision=Precision(native=4, amp=True))
+    assert activations.lora(llama_7b, wide) == 2 * (2 * H + 2 * 16)
+    every = msgspec.structs.replace(adapted, targets=adapter.targets(llama_7b, "all-linear"))
+    assert activations.lora(llama_7b, every) == 2 * (2 * H + INNER) + 7 * 2 * 16  # attention's output is there anyway
+    assert activations.adapters_forward(llama_7b, every) == 4 * 2 * H
+
+
 def test_a_layer_that_is_trained_in_bf16(llama_7b: Architecture) -> None:
     full = LayerMode(precision=BF16, full=True)
     assert activations.layer(llama_7b, full) == 16 * H + 4 * H + 4 * H + 4 * HEADS + 8 * INNER + 8

@@ -79,6 +79,8 @@ def test_formula_and_trace_agree_on_capped_logits() -> None:
         (Stage.SFT, BATCH | KEPT),
         (Stage.SFT, NF4 | BATCH | {"bf16": True, "use_bnb_nested_quant": True}),
         (Stage.REWARD, PLAIN | BATCH),
+        (Stage.REWARD, PLAIN | BATCH | {"bf16": True}),
+        (Stage.SFT, PLAIN | BATCH | KEPT | {"bf16": True, "lora_dropout": 0.0}),
         (Stage.PPO, PLAIN | ROLLOUT),
         (Stage.PPO, ROLLOUT | {"bf16": True, "value_adapter": True}),
     ],

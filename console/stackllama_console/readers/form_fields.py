@@ -17,7 +17,7 @@ Kind = Literal["text", "whole", "number", "flag", "choice", "list", "mapping"]
 _SECTIONS: dict[str, str] = {
     "Model": """model_name_or_path adapter_path reward_model_path policy_adapter_path base_model_name_or_path
         model_revision
-        base_precision dtype use_bnb_nested_quant attn_implementation trust_remote_code""",
+        base_precision dtype use_bnb_nested_quant attn_implementation use_liger_kernel trust_remote_code""",
     "Data": """dataset_name dataset_config dataset_columns dataset_train_split dataset_test_split dataset_streaming
         max_train_samples max_eval_samples prompt_format system_prompt chat_template enable_thinking""",
     "Adapter": "use_peft lora_r lora_alpha lora_dropout lora_target_modules",

@@ -32,6 +32,8 @@ class LayerMode(Struct, frozen=True, kw_only=True):
     """Bytes per element of dropout's mask: bool on a GPU, float32 on a CPU."""
     adapter: int = 4
     """Bytes per element of an adapter."""
+    fused: bool = False
+    """Adapters run in ``train/fast_lora.py``: inputs keep their width, and the sum is part of the second product."""
     attention: Attention = "flash"
     masked: bool = False
     """Padded sequences: the kernel gets a mask, and keys and values repeated over groups."""
@@ -109,6 +111,15 @@ def lora(arch: Architecture, mode: LayerMode) -> int:
         if mode.dropout:
             total += used * ((mode.dropout_mask + wide) * target.inputs + inner)
             continue
+        if mode.fused:
+            total += used * inner
+            given = _input_width(mode, target.source)
+            if wide != given:  # cast for this target alone
+                total += used * wide * target.inputs
+            elif target.source != "out" and target.source not in shared:
+                shared.add(target.source)
+                total += used * wide * target.inputs
+            continue
         saved_by_int8 = mode.precision.quant == "int8" and not amp
         same_tensor = wide == mode.precision.compute and not amp
         if same_tensor and (saved_by_int8 or target.source in shared or target.source == "out"):
@@ -159,8 +170,10 @@ def backward_transient(arch: Architecture, mode: LayerMode, tokens: int) -> int:
     width = mode.precision.compute * arch.intermediate * arch.experts_used
     inner = (3 if arch.gated else 2) * width - _last_input(arch, mode)
     narrow = 2 * arch.intermediate if mode.precision.quant == "4bit" and mode.precision.compute == 4 else 0
-    gradients = 2 if _adapted(mode, "down") else 1  # an adapter's gradient beside the matrix's
-    matrix = tokens * (gradients * width + narrow - _last_input(arch, mode)) + dequantised(arch, mode.precision)
+    apart = _adapted(mode, "down") and not (mode.fused and not mode.dropout)
+    gradients = 2 if apart else 1  # an adapter's gradient beside the matrix's
+    freed = 0 if mode.fused else _last_input(arch, mode)  # a fused product frees its input when it is done
+    matrix = tokens * (gradients * width + narrow - freed) + dequantised(arch, mode.precision)
     scores = _score_gradients(arch, mode) - mlp(arch, mode)
     return tokens * mode.precision.residual * arch.hidden + max(tokens * inner, matrix, tokens * scores)
 
@@ -180,9 +193,10 @@ def adapters_forward(arch: Architecture, mode: LayerMode) -> int:
     if _adapted(mode, "mlp"):
         peak = _scaled(arch, mode) - _last_input(arch, mode)
     if _adapted(mode, "down"):
-        matrix_input = 0 if precision.quant == "int8" else width
-        adapter_input = wide if width < wide and (mode.dropout or precision.amp) else 0
-        after_dropout = wide if mode.dropout and precision.amp else 0
+        saved = precision.quant == "int8" or (mode.fused and not mode.dropout)
+        matrix_input = 0 if saved else width
+        adapter_input = wide if width < wide and (mode.dropout or precision.amp) and not mode.fused else 0
+        after_dropout = wide if mode.dropout and precision.amp and not mode.fused else 0
         peak = max(peak, matrix_input + adapter_input + after_dropout + stream)
     if peak <= 0:
         return 0
@@ -238,11 +252,18 @@ def _adapted(mode: LayerMode, source: str) -> bool:
     return any(one.source == source for one in mode.targets)
 
 
+def _input_width(mode: LayerMode, source: str) -> int:
+    """Return the bytes per element of what the matrices read: a norm's output, attention's, or the MLP's product."""
+    return {"out": mode.precision.attention, "down": mode.precision.compute}.get(source, _stream(mode))
+
+
 def _scaled(arch: Architecture, mode: LayerMode) -> int:
     """Return the size of an adapter's product on one of the MLP's first matrices, before and after it is scaled.
 
-    PEFT also clones the output of a 4-bit matrix.
+    PEFT also clones the output of a 4-bit matrix. A fused product is added as it is computed.
     """
+    if mode.fused:
+        return 0
     cloned = mode.precision.compute if mode.precision.quant == "4bit" else 0
     return (2 * (2 if mode.precision.amp else mode.adapter) + cloned) * arch.intermediate
 

@@ -6,6 +6,7 @@ from ..contract.recipe import TrainRecipe
 from ..contract.recipe_common import ALL_LINEAR
 from .architecture import Architecture, Linear
 from .optimizer import Trained
+from .precision import Precision
 
 FUSED = ("w1", "w2", "w3", "gate_up_proj", "experts")
 """Names of the experts of a mixture in PEFT and older checkpoints."""
@@ -39,6 +40,12 @@ def names_experts(arch: Architecture, modules: list[str] | str | None) -> bool:
     if isinstance(modules, str):
         return any(_matches(modules, name) for name in names)
     return any(one.rpartition(".")[2] in names for one in modules)
+
+
+def fused(recipe: TrainRecipe, arch: Architecture, precision: Precision) -> bool:
+    """Return whether adapters run in ``train/fast_lora.py``: on plain linears, all numbers of one width or autocast."""
+    plain = precision.quant is None and arch.family != "gpt2"  # whose matrices are convolutions
+    return recipe.use_peft and plain and (precision.amp or precision.native == 4)
 
 
 def parameters(chosen: tuple[Linear, ...], rank: int, layers: int) -> int:

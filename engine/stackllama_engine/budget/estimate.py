@@ -280,6 +280,7 @@ def _mode(
         dropout=recipe.lora_dropout > 0,
         dropout_mask=1 if on_gpu else _ADAPTER,
         adapter=_ADAPTER,
+        fused=adapter.fused(recipe, arch, precision),
         attention=attention_kind(recipe, arch, precision, masked=masked),
         masked=masked,
         length=length,

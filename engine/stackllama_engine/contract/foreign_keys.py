@@ -36,7 +36,7 @@ IGNORED: dict[str, str] = {
         save_safetensors save_on_each_node save_only_model prediction_loss_only eval_accumulation_steps eval_packing
         eval_on_start eval_delay bf16_full_eval fp16_full_eval bnb_4bit_compute_dtype bnb_4bit_quant_storage
         overwrite_cache skip_memory_metrics use_fast_tokenizer""",
-    "results do not depend on it": """use_liger_kernel liger_kernel_config activation_offloading padding_free
+    "results do not depend on it": """liger_kernel_config activation_offloading padding_free
         pad_to_multiple_of tf32 torch_compile torch_compile_backend torch_compile_mode""",
 }
 """Keys that do not apply here and change no result: accepted with one note. Reason → keys."""

@@ -138,6 +138,14 @@ class TrainRecipe(ModelRecipe, frozen=True, kw_only=True, forbid_unknown_fields=
         bool, about("Double quantisation: also quantise the scales of the 4-bit weights (arXiv:2305.14314).")
     ] = False
 
+    use_liger_kernel: Annotated[
+        bool,
+        about(
+            "Compute norms, SwiGLU and rotary embeddings by Liger's Triton kernels: faster on a GPU, numbers differ in "
+            "rounding. Needs the extra `[fast]` and a model family that Liger knows. `plan` counts the memory without."
+        ),
+    ] = False
+
     # adapter
     use_peft: Annotated[bool, about("Train LoRA adapters on a frozen base; false: train all weights.")] = True
     lora_r: Annotated[int, about("LoRA rank.", ge=1)] = 16
@@ -291,6 +299,10 @@ class TrainRecipe(ModelRecipe, frozen=True, kw_only=True, forbid_unknown_fields=
         self._check_precision()
         if self.attn_implementation is not None:
             check_attention(self.attn_implementation)
+        if self.use_liger_kernel and self.use_cpu:
+            raise ValueError(
+                "`use_liger_kernel: true` needs a GPU, but `use_cpu: true` is set; set one of them to false."
+            )
         self._check_columns()
         self._check_optimisation()
         if getattr(self, "max_steps", -1) == 0:

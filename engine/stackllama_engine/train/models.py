@@ -42,7 +42,9 @@ from ..contract.errors import StageError
 from ..contract.prompt_format import PromptFormat, write_prompt_format
 from ..contract.recipe import ModelRecipe, TrainRecipe
 from ..contract.recipe_common import ALL_LINEAR
+from .fast_lora import speed_up_lora
 from .faults import memory_that_ran_out
+from .liger import use_liger_kernels
 from .loading import loading, one_line
 
 if TYPE_CHECKING:
@@ -97,7 +99,10 @@ def load_causal_lm(recipe: TrainRecipe, device: torch.device) -> "PreTrainedMode
     Raises:
         StageError: it cannot be loaded.
     """
-    return _load(AutoModelForCausalLM, recipe, _quantization(recipe), device)
+    model = _load(AutoModelForCausalLM, recipe, _quantization(recipe), device)
+    if recipe.use_liger_kernel:
+        use_liger_kernels(model, device)
+    return model
 
 
 def load_reward_base(recipe: TrainRecipe, pad_token_id: int, device: torch.device) -> "PreTrainedModel":
@@ -109,6 +114,8 @@ def load_reward_base(recipe: TrainRecipe, pad_token_id: int, device: torch.devic
     model = _load(AutoModelForSequenceClassification, recipe, _quantization(recipe), device, num_labels=1)
     model.config.get_text_config().pad_token_id = pad_token_id
     score_in_head_dtype(model)
+    if recipe.use_liger_kernel:
+        use_liger_kernels(model, device)
     return model
 
 
@@ -186,6 +193,7 @@ def add_lora(
         peft_model = get_peft_model(model, config or lora_config(recipe, task_type, model.config.model_type))
     except ValueError as error:
         raise StageError(f"LoRA does not fit {recipe.model_name_or_path}: {error} Set `lora_target_modules`.") from None
+    speed_up_lora(peft_model)
     return peft_model
 
 

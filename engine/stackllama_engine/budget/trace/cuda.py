@@ -21,6 +21,7 @@ from bitsandbytes.optim.optimizer import Optimizer8bit
 from torch import Tensor
 from torch.nn import functional as F
 
+from ...train import fast_lora
 from ...train.ppo import head
 from ..activations import FUSED_4BIT_ROWS
 from ..lm_head import chunk_tokens
@@ -85,6 +86,7 @@ def stand_ins(*, padded: bool) -> Iterator[None]:
             (utils, "_use_triton", lambda _: True),
             (head, "chunk_tokens", lambda _, vocabulary: chunk_tokens(vocabulary, on_gpu=True)),
             (masking_utils, "is_tracing", lambda *_: False),
+            (fast_lora, "drops_in_float32", lambda _: True),
             (masking_utils, "fast_all", lambda _: not padded),
             (masking_utils, "find_packed_sequence_indices", lambda *_: None),  # positions have no values
         ):

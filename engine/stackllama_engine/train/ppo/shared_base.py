@@ -20,6 +20,7 @@ from ...contract.base import read_identity
 from ...contract.errors import StageError
 from ...contract.recipe import PPORecipe
 from .. import models, right_padding
+from ..fast_lora import FastLoraLinear, speed_up_lora
 from ..sharing import check_shares, own_base
 from . import head
 from .narrowed_adapter import narrowed
@@ -377,6 +378,7 @@ class SharedBase:
         """
         state = models.adapter_weights(path, self.device)
         self.model.add_adapter(name, _config_of(path))
+        speed_up_lora(self.model)
         self.load_policy_state({key: value for key, value in state.items() if "lora_" in key}, name)
         self._activate(POLICY)
 
@@ -402,6 +404,7 @@ class SharedBase:
             )
         else:
             self.model.add_adapter(CRITIC, models.lora_config(recipe, "CAUSAL_LM", self.base.config.model_type))
+            speed_up_lora(self.model)
             self._activate(POLICY)
 
     def _continue_from(self, path: Path, recipe: PPORecipe) -> None:
@@ -525,4 +528,5 @@ def _plain_layers(model: PeftModel, adapter: str) -> list[Any]:
 def _is_plain(layer: Any, adapter: str) -> bool:
     base = layer.get_base_layer()
     special = adapter in layer.lora_variant or layer.lora_bias.get(adapter, False)
-    return type(layer) is lora.Linear and type(base) is nn.Linear and base.weight.dtype == torch.float32 and not special
+    plain = type(layer) in (lora.Linear, FastLoraLinear) and type(base) is nn.Linear
+    return plain and base.weight.dtype == torch.float32 and not special
