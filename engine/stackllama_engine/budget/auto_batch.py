@@ -9,7 +9,7 @@ from ..contract.recipe import PPORecipe, RewardRecipe, SFTRecipe
 from .estimate import Estimate
 from .fit import fits
 
-Recipe = TypeVar("Recipe", SFTRecipe, RewardRecipe, PPORecipe)
+Recipe = TypeVar("Recipe", bound=SFTRecipe | RewardRecipe | PPORecipe)
 
 
 def largest_micro_batch(recipe: Recipe, measure: Callable[[Recipe], Estimate], device_bytes: int) -> Recipe | None:

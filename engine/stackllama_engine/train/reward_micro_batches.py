@@ -19,7 +19,7 @@ from .ppo.packing import longest_first
 _Base: Any = object  # TRL's RewardTrainer comes after it
 
 
-def whole_steps(recipe: RewardRecipe) -> dict[str, int]:
+def whole_steps(recipe: RewardRecipe) -> dict[str, Any]:
     """Return the Trainer's batch sizes: with micro-batches by tokens, one batch per optimizer step."""
     if recipe.max_tokens_per_micro_batch is None:
         return {}
