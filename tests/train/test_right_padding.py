@@ -52,6 +52,7 @@ def test_masks_stay_where_a_gpu_has_no_kernel_without_them(monkeypatch: pytest.M
 def test_rows_of_sft_are_collated_without_a_mask() -> None:
     rows: list[Any] = [{"input_ids": row} for row in ROWS]
     batch = Collator(0, flat=False, masks=False)(rows)
-    assert batch.keys() == {"input_ids", "labels", "num_tokens"}
+    assert batch.keys() == {"input_ids", "labels", "num_tokens", "position_ids"}  # TRL wants one of mask or positions
+    assert batch["position_ids"].tolist() == [list(range(6))] * 2
     assert batch["num_tokens"].tolist() == [6, 3] and batch["labels"][1].tolist() == [6, 7, 2, -100, -100, -100]
     assert "attention_mask" in Collator(0, flat=False)(rows)

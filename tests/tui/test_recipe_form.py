@@ -270,7 +270,7 @@ def test_flags_toggle_and_choices_cycle_both_ways() -> None:
         await press(pilot, "space")
         assert not form.differs("lora_r") and app.widget.editing
 
-    assert len(drive(form, steps).changes) == 7
+    assert len(drive(form, steps).changes) == 6
 
 
 def test_a_wrong_choice_in_a_loaded_form_cycles_to_the_first() -> None:

@@ -1,6 +1,7 @@
 """The largest micro-batch that fits, of those that keep the effective batch: size × accumulation stays what it is."""
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import msgspec
 
@@ -8,10 +9,10 @@ from ..contract.recipe import PPORecipe, RewardRecipe, SFTRecipe
 from .estimate import Estimate
 from .fit import fits
 
-Trained = SFTRecipe | RewardRecipe | PPORecipe
+Recipe = TypeVar("Recipe", bound=SFTRecipe | RewardRecipe | PPORecipe)
 
 
-def largest_micro_batch(recipe: Trained, measure: Callable[[Trained], Estimate], device_bytes: int) -> Trained | None:
+def largest_micro_batch(recipe: Recipe, measure: Callable[[Recipe], Estimate], device_bytes: int) -> Recipe | None:
     """Return the recipe with the largest micro-batch that fits; None if the smallest does not, or nothing is known.
 
     Args:

@@ -150,8 +150,9 @@ def workload(recipe: SFTRecipe | RewardRecipe, arch: Architecture, *, gpus: int,
     """Describe one training step of SFT or of a reward model; see :func:`estimate`."""
     precision = precision_of(recipe, arch)
     pairs = isinstance(recipe, RewardRecipe)
-    packed = isinstance(recipe, SFTRecipe) and recipe.packing
-    masked = recipe.packing_strategy != "wrapped" if packed else keeps_mask(arch, precision)
+    masked = keeps_mask(arch, precision)
+    if isinstance(recipe, SFTRecipe) and recipe.packing:  # a mask keeps the documents of a row apart
+        masked = recipe.packing_strategy != "wrapped"
     sequences = recipe.micro_batch_size * (2 if pairs else 1)
     accumulates = recipe.gradient_accumulation_steps > 1
     if isinstance(recipe, RewardRecipe) and recipe.max_tokens_per_micro_batch is not None:

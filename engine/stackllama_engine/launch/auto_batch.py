@@ -12,11 +12,10 @@ from ..budget.estimate import Estimate, estimate
 from ..budget.model_files import read_architecture
 from ..contract.errors import RecipeError
 from ..contract.recipe import AnyRecipe, PPORecipe, RewardRecipe, SFTRecipe
-from .expected import model_files, own_reward
+from .expected import TrainedRecipe, model_files, own_reward
 from .main_memory import main_memory
 from .nvml import known_gpus
 
-Trained = SFTRecipe | RewardRecipe | PPORecipe
 _SET = "set `per_device_train_batch_size` to a number"
 
 
@@ -67,7 +66,7 @@ def batch_notices(request: AnyRecipe, recipe: AnyRecipe) -> list[str]:
     ]
 
 
-def _resolve(recipe: Trained, *, on_gpu: bool) -> Trained:
+def _resolve(recipe: TrainedRecipe, *, on_gpu: bool) -> TrainedRecipe:
     processes = recipe.num_processes or 1
     cards = known_gpus() if on_gpu else []
     if on_gpu and not cards:
@@ -80,7 +79,7 @@ def _resolve(recipe: Trained, *, on_gpu: bool) -> Trained:
     architecture = read_architecture(files)
     reward: Architecture | None = own_reward(recipe, files) if isinstance(recipe, PPORecipe) else None
 
-    def measure(one: Trained) -> Estimate:
+    def measure(one: TrainedRecipe) -> Estimate:
         return estimate(
             one, architecture, gpus=processes, on_gpu=on_gpu, reward=reward, device_bytes=memory if on_gpu else None
         )

@@ -87,7 +87,9 @@ def padding_seen(trunk: nn.Module, device: torch.device) -> float:
 
 
 def _states(trunk: nn.Module, device: torch.device, ids: list[int]) -> Tensor:
-    return trunk(input_ids=torch.tensor([ids], device=device), use_cache=False).last_hidden_state[0, :_ROW].float()
+    tokens, positions = torch.tensor([ids], device=device), torch.arange(len(ids), device=device).unsqueeze(0)
+    output = trunk(input_ids=tokens, position_ids=positions, use_cache=False)
+    return output.last_hidden_state[0, :_ROW].float()
 
 
 def _without_mask(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

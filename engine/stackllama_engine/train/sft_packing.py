@@ -50,6 +50,8 @@ class Collator:
             batch = self._padded(rows)
             if not self._masks:
                 batch["num_tokens"] = batch.pop("attention_mask").sum(dim=1)  # [B]
+                length = batch["input_ids"].shape[1]  # L; TRL looks for a mask or positions
+                batch["position_ids"] = torch.arange(length).expand(len(rows), length)  # [B, L]
             return batch
         batch = self._packed(rows)
         if not self._flat:
