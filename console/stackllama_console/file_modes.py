@@ -1,7 +1,7 @@
 """Modes of what a command makes: its owner's alone, except what a person asked for in a place of their own."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 _PRIVATE = 0o077
@@ -16,7 +16,7 @@ def make_private() -> None:
 
 
 @contextmanager
-def as_the_user_has_it() -> Iterator[None]:
+def as_the_user_has_it() -> Generator[None]:
     """Apply the umask that the process was started with."""
     before = os.umask(_PRIVATE if _users is None else _users)
     try:

@@ -135,7 +135,7 @@ def test_a_reward_model_of_its_own_may_be_of_another_depth() -> None:
     from stackllama_engine.budget.trace.measure import measure
 
     policy = SMALL | {"num_hidden_layers": 5}
-    keys = PLAIN | ROLLOUT | {"response_length": 3}
+    keys: dict[str, Any] = PLAIN | ROLLOUT | {"response_length": 3}
     sizes = [
         measure(
             Request(stage=Stage.PPO, recipe=request(Stage.PPO, **keys).recipe, config=policy, reward_model=reward_model)

@@ -1,6 +1,7 @@
 """Prompt formats at launch: what a stage builds on, and the stages of a pipeline, have one."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -83,10 +84,10 @@ def test_the_stages_of_a_pipeline_have_one_format(home: Home, model: Path, data:
 
 
 @pytest.fixture
-def chat(model: Path, data: Path) -> dict[str, object]:
+def chat(model: Path, data: Path) -> dict[str, Any]:
     """Keys of a pipeline of chats."""
     (model / "chat_template.jinja").write_text("{{ messages }}")
-    base = {"model_name_or_path": str(model), "dataset_name": str(data), "load_in_8bit": False}
+    base: dict[str, Any] = {"model_name_or_path": str(model), "dataset_name": str(data), "load_in_8bit": False}
     return base | {"prompt_format": "chat"}
 
 

@@ -18,7 +18,7 @@ from stackllama_engine.contract.recipe_io import load_recipe
 from stackllama_engine.contract.stages import Stage
 from stackllama_engine.train import models
 from stackllama_engine.train.left_out import VARIABLE
-from stackllama_engine.train.ppo.sampling import key_value_cache
+from stackllama_engine.train.ppo.decoder import key_value_cache
 
 from .launches import Launches
 

@@ -45,7 +45,8 @@ class Trainer(TokenMicroBatches, Trl):
 def trainer(request: pytest.FixtureRequest) -> Trainer:
     torch.manual_seed(0)
     sizes: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": 40}
-    config = LlamaConfig(num_attention_heads=4, num_key_value_heads=2, pad_token_id=0, num_labels=1, **sizes)
+    sizes |= {"num_labels": 1}
+    config = LlamaConfig(num_attention_heads=4, num_key_value_heads=2, pad_token_id=0, **sizes)
     return Trainer(LlamaForSequenceClassification(config).double(), request.param)
 
 

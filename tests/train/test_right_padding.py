@@ -17,7 +17,8 @@ ROWS = [[5, 6, 7, 9, 8, 2], [6, 7, 2]]
 
 def llama(**more: Any) -> Any:
     torch.manual_seed(0)
-    config = LlamaConfig(num_attention_heads=4, num_key_value_heads=2, pad_token_id=0, num_labels=1, **SIZES, **more)
+    more |= SIZES | {"num_labels": 1}
+    config = LlamaConfig(num_attention_heads=4, num_key_value_heads=2, pad_token_id=0, **more)
     return LlamaForSequenceClassification(config).eval()
 
 

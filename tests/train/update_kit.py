@@ -96,7 +96,7 @@ def toy(path: Path, *keys: str) -> Toy:
     for parameter in base.trainable():
         parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
     ids, attention, mask = pad_tokens(PROMPTS, RESPONSES, 0, CPU)
-    old = policy_outputs(base, ids, attention, mask.shape[1], recipe.per_device_train_batch_size)
+    old = policy_outputs(base, ids, attention, mask.shape[1], recipe.micro_batch_size)
     with base.reference():
         reference = policy_outputs(base, ids, attention, mask.shape[1], 4).logprobs
     texts = [ResponseText("", "", response[-1] == 2) for response in RESPONSES]
