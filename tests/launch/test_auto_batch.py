@@ -39,19 +39,21 @@ def test_the_largest_micro_batch_that_fits_keeps_the_effective_batch(
     needs = [upper_bound(recipe) for recipe in numbers]
     assert needs == sorted(needs)
     memory = needs[4]
-    cards = [SimpleNamespace(memory=memory, name="A"), SimpleNamespace(memory=memory + 1, name="B")]
-    monkeypatch.setattr(auto_batch, "known_gpus", lambda: cards)
-    resolved: Any = auto_batch.resolve_batch(recipe_of(stage, "auto", "num_processes=1"), ["0"])
+    card = SimpleNamespace(memory=memory, name="A")
+    asked: list[list[str]] = []
+    monkeypatch.setattr(auto_batch, "smallest_card", lambda names: asked.append(names) or card)
+    resolved: Any = auto_batch.resolve_batch(recipe_of(stage, "auto", "num_processes=1"), ["3", "4"])
+    assert asked == [["3"]], "the cards that it uses decide, not all of the machine"
     size, accumulation = resolved.per_device_train_batch_size, resolved.gradient_accumulation_steps
     assert size * accumulation == 4 * 6 and upper_bound(resolved) <= memory
     assert not [one for one in numbers if one.per_device_train_batch_size > size and upper_bound(one) <= memory]
-    cards[0].memory = 1
+    card.memory = 1
     with pytest.raises(RecipeError, match="not even a micro-batch of 1 fits into"):
         auto_batch.resolve_batch(recipe_of(stage, "auto", "num_processes=1"), ["0"])
 
 
 def test_an_unknown_budget_is_refused_in_a_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(auto_batch, "known_gpus", list)
+    monkeypatch.setattr(auto_batch, "smallest_card", lambda _: None)
     with pytest.raises(RecipeError, match="the GPU's memory is not known here; set `per_device_train_batch_size`"):
         auto_batch.resolve_batch(recipe_of(Stage.SFT, "auto"), ["0"])
     monkeypatch.setattr(auto_batch, "model_files", lambda _: None)

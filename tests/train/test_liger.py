@@ -9,9 +9,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from stackllama_engine.contract.errors import StageError, UsageError
+from stackllama_engine.contract.errors import RefusedError, StageError, UsageError
+from stackllama_engine.contract.recipe import SFTRecipe
 from stackllama_engine.contract.recipe_io import load_recipe
 from stackllama_engine.contract.stages import Stage
+from stackllama_engine.launch import machine_check
 from stackllama_engine.train.liger import use_liger_kernels
 
 GPU = torch.device("cuda")
@@ -43,6 +45,11 @@ def test_a_missing_package_is_one_sentence(model: Any, monkeypatch: pytest.Monke
     installed(monkeypatch, None)
     with pytest.raises(StageError, match=r"install the extra `\[fast\]`"):
         use_liger_kernels(model, GPU)
+    recipe = load_recipe(Stage.SFT, None, ("model_name_or_path=m", "use_liger_kernel=true"))
+    assert isinstance(recipe, SFTRecipe)
+    monkeypatch.setattr(machine_check, "_installed", lambda name: name != "liger_kernel")
+    with pytest.raises(RefusedError, match=r"needs liger-kernel, not installed here: `pip install '\.\[fast\]'`"):
+        machine_check._check_packages(recipe)
 
 
 def test_a_family_without_kernels_is_refused(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:

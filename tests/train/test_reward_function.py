@@ -44,6 +44,7 @@ def written(tmp_path: Path) -> Iterator[Any]:
 TRL = {"prompts": ["q"], "completions": ["a"]}
 TRL_CHAT = {"prompts": [CHAT[0].messages], "completions": [[{"role": "assistant", "content": "hello"}]]}
 OWN_CHAT = {"questions": ["hi"], "prompts": ["hi"], "responses": ["hello"]}
+EVERYTHING = OWN_CHAT | TRL_CHAT | {"completion_ids": [[]], "answer": [7], "scale": 2}
 
 
 @pytest.mark.parametrize(
@@ -57,9 +58,14 @@ OWN_CHAT = {"questions": ["hi"], "prompts": ["hi"], "responses": ["hello"]}
             {"completions": ["a"], "question": ["q"], "prompt": ["q"]},
         ),
         ("async def score(completions, prompts):", CHAT, TRL_CHAT),
+        (
+            "def score(completions, completion_ids):",
+            [TEXTS[0]._replace(ids=(5, 2))],
+            {"completions": ["a"], "completion_ids": [[5, 2]]},
+        ),
         ("def score(questions, prompts, responses):", CHAT, OWN_CHAT),
-        ("def score(responses, **kwargs):", CHAT, OWN_CHAT | TRL_CHAT | {"prompts": ["hi"], "answer": [7], "scale": 2}),
-        ("def score(**kwargs):", CHAT, OWN_CHAT | TRL_CHAT | {"answer": [7], "scale": 2}),
+        ("def score(responses, **kwargs):", CHAT, EVERYTHING | {"prompts": ["hi"]}),
+        ("def score(**kwargs):", CHAT, EVERYTHING),
     ],
 )
 def test_a_function_gets_what_its_parameters_name(written: Any, head: str, texts: Any, given: dict[str, Any]) -> None:

@@ -33,7 +33,7 @@ _N_DETAILS = "https://huggingface.co/blog/the_n_implementation_details_of_rlhf_w
 _DEFAULT_EOS_PENALTY = 1.0  # as TRL's PPO scripts have it
 FUNCTION = re.compile(r"(?P<module>[^\W\d]\w*(\.[^\W\d]\w*)*):(?P<name>[^\W\d]\w*)")
 """``package.module:function``."""
-REWARD_ARGUMENTS = frozenset({"prompts", "completions", "questions", "responses"})
+REWARD_ARGUMENTS = frozenset({"prompts", "completions", "completion_ids", "questions", "responses"})
 """Keyword arguments of a reward function besides columns and ``reward_kwargs``, a list each."""
 PROMPT_COLUMNS = ("question", "prompt", "instruction")
 """Names of a data set's prompt column; a reward function that has such a parameter gets the questions."""

@@ -13,8 +13,8 @@ from ..budget.model_files import read_architecture
 from ..contract.errors import RecipeError
 from ..contract.recipe import AnyRecipe, PPORecipe, RewardRecipe, SFTRecipe
 from .expected import TrainedRecipe, model_files, own_reward
+from .gpus import smallest_card
 from .main_memory import main_memory
-from .nvml import known_gpus
 
 _SET = "set `per_device_train_batch_size` to a number"
 
@@ -31,7 +31,7 @@ def resolve_batch(recipe: AnyRecipe, gpus: Sequence[str]) -> AnyRecipe:
     """
     match recipe:
         case SFTRecipe() | RewardRecipe() | PPORecipe() if recipe.per_device_train_batch_size == "auto":
-            return _resolve(recipe, on_gpu=bool(gpus) and not recipe.use_cpu)
+            return _resolve(recipe, [] if recipe.use_cpu else gpus)
         case _:
             return recipe
 
@@ -66,12 +66,12 @@ def batch_notices(request: AnyRecipe, recipe: AnyRecipe) -> list[str]:
     ]
 
 
-def _resolve(recipe: TrainedRecipe, *, on_gpu: bool) -> TrainedRecipe:
-    processes = recipe.num_processes or 1
-    cards = known_gpus() if on_gpu else []
-    if on_gpu and not cards:
+def _resolve(recipe: TrainedRecipe, gpus: Sequence[str]) -> TrainedRecipe:
+    processes, on_gpu = recipe.num_processes or 1, bool(gpus)
+    card = smallest_card([*gpus[:processes]]) if on_gpu else None
+    if on_gpu and card is None:
         refuse_open_batch(recipe, "the GPU's memory is not known here")
-    memory = min(card.memory for card in cards) if cards else main_memory().total // processes
+    memory = card.memory if card else main_memory().total // processes
     files = model_files(recipe.model_name_or_path)
     if files is None:
         refuse_open_batch(recipe, f"the files of {recipe.model_name_or_path} are not on this machine to be measured")
@@ -88,7 +88,7 @@ def _resolve(recipe: TrainedRecipe, *, on_gpu: bool) -> TrainedRecipe:
         refuse_open_batch(recipe, f"the memory that this run needs is unknown ({why})")
     chosen = largest_micro_batch(recipe, measure, memory)
     if chosen is None:
-        where = cards[0].name if cards else "main memory"
+        where = card.name if card else "main memory"
         refuse_open_batch(
             recipe, f"not even a micro-batch of 1 fits into {memory / (1 << 30):.1f} GiB ({where}); see `plan`"
         )

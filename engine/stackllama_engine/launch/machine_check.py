@@ -113,6 +113,11 @@ def _check_packages(recipe: TrainRecipe | MergeRecipe) -> None:
         raise RefusedError(f"Training needs {', '.join(missing)}, not installed here: {how_to_install('train')}.")
     if isinstance(recipe, TrainRecipe):
         _check_attention(recipe.attn_implementation)
+        if recipe.use_liger_kernel and not _installed("liger_kernel"):
+            raise RefusedError(
+                f"`use_liger_kernel: true` needs liger-kernel, not installed here: {how_to_install('fast')}, or set "
+                "`use_liger_kernel: false`."
+            )
     if isinstance(recipe, PPORecipe) and recipe.use_vllm and not _installed("vllm"):
         raise RefusedError(
             f"`use_vllm: true` needs vllm, not installed here: {how_to_install('vllm')}, or set `use_vllm: false`."

@@ -1,6 +1,6 @@
 """A response as text."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -18,3 +18,5 @@ class ResponseText(NamedTuple):
     """The conversation that is the prompt, where the source has one."""
     columns: Mapping[str, Any] = MappingProxyType({})
     """Further columns of the prompt's row."""
+    ids: Sequence[int] = ()
+    """Its tokens, with the end token if it has one."""

@@ -216,6 +216,7 @@ class RewardFunction:
             "responses": [text.text for text in texts],
             "prompts": [text.question if as_texts else _prompt(text) for text in texts],
             "completions": [_completion(text) for text in texts],
+            "completion_ids": [[*text.ids] for text in texts],
         }
         needed = {
             name

@@ -299,7 +299,8 @@ class RolloutWorker:
     def _decode(self, prompt: Prompt, response: Sequence[int]) -> ResponseText:
         ended = response[-1] in self._encoder.stop_ids
         text = self._tokenizer.decode(list(response[:-1] if ended else response), skip_special_tokens=True)
-        return ResponseText(prompt.question, self._encoder.trimmed(str(text)), ended, prompt.messages, prompt.columns)
+        own = self._encoder.trimmed(str(text))
+        return ResponseText(prompt.question, own, ended, prompt.messages, prompt.columns, ids=response)
 
     def rows(self, rollout: Rollout, kl: Tensor) -> list[dict[str, Any]]:
         """Make one row per response, as in ``samples.jsonl``; ``kl`` is ``[B]``."""
